@@ -1,0 +1,36 @@
+# `make demo` and `make test` need python3 (3.11 or newer) and make, and set up the rest in .venv.
+PYTHON ?= python3
+BIN := .venv/bin
+RANKS ?= 2
+# Two ranks on one machine: gloo over loopback, one thread a rank.
+export OMP_NUM_THREADS ?= 1
+export GLOO_SOCKET_IFNAME ?= lo
+
+.PHONY: demo test test-all lint clean
+
+demo: .venv/core  ## Draw faces, train Ada-DF on two processes, test once.
+	$(BIN)/torchrun --standalone --nproc_per_node $(RANKS) -m adadf_dist.train --preset demo
+
+test: .venv/all  ## Everything but the slow tests.
+	$(BIN)/python -m pytest -m "not slow and not gpu"
+
+test-all: .venv/all  ## The slow tests too; those marked gpu run where there is one.
+	$(BIN)/python -m pytest
+
+lint: .venv/all
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy --strict adadf_dist
+
+.venv/core: pyproject.toml constraints.txt
+	test -d .venv || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable .
+	touch $@
+
+.venv/all: pyproject.toml constraints.txt
+	test -d .venv || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[all,dev]'
+	touch $@
+
+clean:
+	rm -rf .venv build dist *.egg-info

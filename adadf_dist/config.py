@@ -1,0 +1,246 @@
+"""Everything a run can be told: one frozen dataclass a concern, every key documented where it is declared.
+
+A configuration is built from layers, later ones winning: the defaults below (the paper's RAF-DB recipe),
+a preset, a user's file (TOML or YAML), the command line. `build_config` is the only way in: the command
+line, files, tests and searches all hand it dotted keys. What a run resolved to is written to
+`config.yaml` in its folder and into every checkpoint, and reads back through the same function.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from adadf_dist.errors import UserError
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    """Which faces, in which order, and who decodes them."""
+
+    shards: str = ""
+    """Dataset folder, as `python -m shards.build` writes it."""
+    embedded_faces: tuple[int, ...] = ()
+    """Train, validation and test faces to draw into data.shards when that folder is missing; empty: none."""
+    loader: Literal["auto", "torch"] = "auto"
+    """Who decodes and augments: `torch` is torchvision in worker processes; `auto` picks for the machine."""
+    workers: int = 2
+    """Decoding processes a rank; 0 decodes in the training process."""
+    prefetch: int = 4
+    """Batches each worker decodes ahead."""
+    sampler: Literal["all", "balanced", "oversample", "sqrt"] = "all"
+    """`all`: every face once an epoch; `balanced`: each class cut to the rarest (the paper on AffectNet);
+    `oversample`: each class repeated to the largest; `sqrt`: class shares by the root of their counts."""
+    validation_fraction: float = 0.1
+    """Share of train, stratified by class, set aside for selection when the dataset has no validation split."""
+    image_size: int = 224
+    """Side in pixels to which stored faces are resized for the network."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class AugmentConfig:
+    """What may happen to a training face. All draws are a pure function of (seed, epoch, sample)."""
+
+    policy: Literal["none", "published", "standard"] = "published"
+    """RandAugment: `published` as in the paper's code, `standard` as in torchvision, `none` to leave it out."""
+    operations: int = 3
+    """Operations drawn a face."""
+    magnitude: float = 5.0
+    """Strength: 0 to 10 for `published`, 0 to 30 for `standard`."""
+    flip: float = 0.5
+    """Probability of a horizontal flip."""
+    erase: float = 0.5
+    """Probability of random erasing, after normalisation."""
+    erase_scale: tuple[float, float] = (0.02, 0.25)
+    """Smallest and largest share of the area that erasing removes."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    """The two-branch network (section 3 of the paper)."""
+
+    backbone: Literal["resnet18", "resnet50"] = "resnet18"
+    """Layers up to the first stage are the shared extractor, the last three stages are doubled."""
+    pretrained: str = ""
+    """Weights to start from: a file, `imagenet` (torchvision's), or empty for none."""
+    freeze: Literal["auto", "always", "never"] = "auto"
+    """Keep the extractor as loaded, its BatchNorm included; `auto`: when pretrained weights are loaded."""
+    attention_on: Literal["logits", "features"] = "logits"
+    """What a branch's attention weight multiplies: the paper's code scales logits, its text features."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LossConfig:
+    """Equations 3 and 8 to 16."""
+
+    lambda_min: float = 0.2
+    """Lower limit of the normalised attention weights (eq 11)."""
+    epoch_threshold: int = 3
+    """Epoch at which the target branch's loss is fully in and the auxiliary one's begins to fade (eq 15, 16)."""
+    rank_ratio: float = 0.7
+    """Share of a batch in the high-attention group (beta of eq 10)."""
+    rank_margin: float = 0.07
+    """Margin between the mean attention of the two groups (delta of eq 9)."""
+    supervision: Literal["fused", "label", "class", "one_hot"] = "fused"
+    """Target branch learns from: the fused distribution (eq 12), the label distribution alone, the class
+    distribution alone, or the annotated label by cross entropy without an auxiliary branch (baseline)."""
+    detach: bool = False
+    """Stop the gradient that reaches the auxiliary branch and attention through the fused distribution."""
+    scope: Literal["global", "local"] = "global"
+    """Whose batch equations 9 to 11 see: all ranks' (any number of ranks is one run), or a rank's own (faster)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClassDistributionConfig:
+    """Equations 4 to 7."""
+
+    threshold: float = 0.7
+    """t: a class mean whose own description degree is below it gives way to the threshold distribution."""
+    off_diagonal: Literal["normalised", "published"] = "normalised"
+    """Rest of the threshold distribution: (1-t)/(C-1), or the paper's code's 0.4/(C-1), which sums to 1 at t=.6 only."""
+    source: Literal["running", "pass"] = "running"
+    """Label distributions averaged: those seen while training, or those of a second pass in evaluation mode."""
+    sharpen: float = 0.0
+    """Temperature T in (0, 1) that sharpens the class distributions to p^(1/T), normalised; 0: off."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimizerConfig:
+    """Adam, its schedule, and the average of the weights."""
+
+    lr: float = 1e-3
+    """Learning rate of the first epoch."""
+    schedule: Literal["exponential", "cosine"] = "exponential"
+    """Exponential: lr * gamma^epoch. Cosine: to zero over the run, by epoch."""
+    gamma: float = 0.9
+    """Factor an epoch of the exponential schedule."""
+    weight_decay: float = 0.0
+    """L2 term of Adam."""
+    ema: float = 0.0
+    """Decay a step of an average of the weights that is evaluated instead of them; 0: off."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluationConfig:
+    """What is measured, and when the test split is looked at."""
+
+    protocol: Literal["clean", "published"] = "clean"
+    """`clean`: select on validation, test once at the end. `published`: also test every epoch and name the best
+    epoch on test, labelled as such."""
+    test: bool = True
+    """Test the selected model at the end of the run."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckpointConfig:
+    """When everything is saved, besides each epoch's end."""
+
+    every_steps: int = 0
+    """Save every so many steps; 0: not by steps."""
+    every_minutes: float = 10.0
+    """Save when so many minutes have gone by since the last one; 0: not by time."""
+    keep: int = 2
+    """Newest checkpoints to keep, besides the selected one."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RuntimeConfig:
+    """How the machine is used; none of it changes the method."""
+
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    """bf16 autocast (heads, attention and losses stay fp32) where `auto` finds the device fast at it."""
+    timeout_s: float = 300.0
+    """A rank that waits longer than this for another gives up, in seconds."""
+    stop_every: int = 4
+    """Steps between two agreements of the ranks on whether to stop."""
+    log_every: int = 10
+    """Steps between two looks of the host at the losses (finite?) and two lines of metrics."""
+    tensorboard: bool = True
+    """Write TensorBoard events into the run folder."""
+    history_samples: tuple[str, ...] = ()
+    """Keys of training faces whose full distributions are kept every epoch."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """A run of Ada-DF. The defaults are the paper's recipe for RAF-DB."""
+
+    out: str = ""
+    """Run folder; empty: runs/PRESET-SEED."""
+    resume: str = "auto"
+    """`auto`: go on from the newest whole checkpoint in the run folder; `never`: refuse if there is one; or a
+    checkpoint's path to start from."""
+    seed: int = 0
+    """Fixes weights, order and augmentation."""
+    epochs: int = 75
+    """Passes over the training split."""
+    batch_size: int = 64
+    """Global batch: faces a step over all ranks."""
+    data: DataConfig = field(default_factory=DataConfig)
+    augment: AugmentConfig = field(default_factory=AugmentConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    loss: LossConfig = field(default_factory=LossConfig)
+    class_distributions: ClassDistributionConfig = field(default_factory=ClassDistributionConfig)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    runtime: RuntimeConfig = field(default_factory=RuntimeConfig)
+
+    def __post_init__(self) -> None:
+        check_ranges(self)
+
+
+def check_ranges(config: Config) -> None:
+    """Every value a key may take beyond its type. Raises `UserError` naming the first key that is out of range."""
+    data, augment, loss = config.data, config.augment, config.loss
+    classes, optimizer, runtime = config.class_distributions, config.optimizer, config.runtime
+    magnitudes = 30 if augment.policy == "standard" else 10
+    low, high = augment.erase_scale
+    rules: list[tuple[str, object, bool, str]] = [
+        ("epochs", config.epochs, config.epochs >= 1, "at least 1"),
+        ("seed", config.seed, config.seed >= 0, "0 or more"),
+        ("batch_size", config.batch_size, config.batch_size >= 2, "at least 2"),
+        ("data.workers", data.workers, data.workers >= 0, "0 or more"),
+        ("data.prefetch", data.prefetch, data.prefetch >= 1, "at least 1"),
+        ("data.image_size", data.image_size, 32 <= data.image_size <= 1024, "from 32 to 1024"),
+        (
+            "data.embedded_faces",
+            data.embedded_faces,
+            not data.embedded_faces or (len(data.embedded_faces) == 3 and min(data.embedded_faces) >= 1),
+            "three numbers of faces, for train, validation and test",
+        ),
+        within("data.validation_fraction", data.validation_fraction, 0, 0.9, ends="()"),
+        ("augment.operations", augment.operations, augment.operations >= 0, "0 or more"),
+        within("augment.magnitude", augment.magnitude, 0, magnitudes),
+        within("augment.flip", augment.flip, 0, 1),
+        within("augment.erase", augment.erase, 0, 1),
+        ("augment.erase_scale", augment.erase_scale, 0 < low <= high < 1, "two shares, 0 < low <= high < 1"),
+        within("loss.lambda_min", loss.lambda_min, 0, 1),
+        ("loss.epoch_threshold", loss.epoch_threshold, loss.epoch_threshold >= 1, "at least 1"),
+        within("loss.rank_ratio", loss.rank_ratio, 0, 1),
+        within("loss.rank_margin", loss.rank_margin, 0, 1),
+        within("class_distributions.threshold", classes.threshold, 0, 1, ends="()"),
+        within("class_distributions.sharpen", classes.sharpen, 0, 1, ends="[)"),
+        within("optimizer.lr", optimizer.lr, 0, 10, ends="(]"),
+        within("optimizer.gamma", optimizer.gamma, 0, 1, ends="(]"),
+        ("optimizer.weight_decay", optimizer.weight_decay, optimizer.weight_decay >= 0, "0 or more"),
+        within("optimizer.ema", optimizer.ema, 0, 1, ends="[)"),
+        ("checkpoint.every_steps", config.checkpoint.every_steps, config.checkpoint.every_steps >= 0, "0 or more"),
+        ("checkpoint.every_minutes", config.checkpoint.every_minutes, config.checkpoint.every_minutes >= 0, "0 or more"),
+        ("checkpoint.keep", config.checkpoint.keep, config.checkpoint.keep >= 1, "at least 1"),
+        ("runtime.timeout_s", runtime.timeout_s, runtime.timeout_s > 0, "above 0 seconds"),
+        ("runtime.stop_every", runtime.stop_every, runtime.stop_every >= 1, "at least 1"),
+        ("runtime.log_every", runtime.log_every, runtime.log_every >= 1, "at least 1"),
+    ]
+    for key, value, holds, allowed in rules:
+        if not holds:
+            raise UserError(f"{key} is {value!r}; allowed: {allowed}")
+
+
+def within(
+    key: str, value: float, low: float, high: float, ends: str = "[]"
+) -> tuple[str, object, bool, str]:
+    """A rule that `value` lies between the limits; `ends` says with brackets which of them are allowed."""
+    above = value >= low if ends[0] == "[" else value > low
+    below = value <= high if ends[1] == "]" else value < high
+    return key, value, above and below, f"{ends[0]}{low:g}, {high:g}{ends[1]}"

@@ -1,0 +1,39 @@
+"""What a user did wrong, told in one line instead of a traceback."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+
+class UserError(ValueError):
+    """A mistake in the user's input: its message is one line naming what, where and the mend."""
+
+
+@contextmanager
+def one_line_errors(program: str, rank: int = 0) -> Iterator[None]:
+    """Turn a `UserError` or an operating-system error into one line on stderr and exit status 2.
+
+    `rank` tells the lines of several processes apart.
+
+    Anything else is our own fault and keeps its traceback.
+    """
+    program = f"{program}[rank {rank}]" if rank else program
+    try:
+        yield
+    except UserError as error:
+        fail(program, str(error))
+    except BrokenPipeError:  # `... | head` closed our output: not worth a word
+        sys.stderr.close()
+        raise SystemExit(1) from None
+    except OSError as error:
+        if error.filename is None:
+            raise
+        fail(program, f"{os.fspath(error.filename)}: {error.strerror}")
+
+
+def fail(program: str, message: str) -> None:
+    print(f"{program}: error: {message}", file=sys.stderr, flush=True)
+    raise SystemExit(2)

@@ -1,0 +1,82 @@
+"""A split seen once by the model as it is used: target branch, evaluation mode, every sample counted once."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Protocol
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from adadf_dist.data.batch import Batch
+from adadf_dist.data.format import Split
+from adadf_dist.metrics import Metrics, class_recalls, wilson_interval
+from adadf_dist.world import World
+
+
+class Predictor(Protocol):
+    def predict(self, images: Tensor) -> Tensor: ...
+
+
+class Totals:
+    """Sums over a split that add up over ranks."""
+
+    def __init__(self, num_classes: int, world: World) -> None:
+        self.world = world
+        self.num_classes = num_classes
+        self.confusion = torch.zeros(num_classes * num_classes, dtype=torch.float64, device=world.device)
+        self.sums = torch.zeros(4, dtype=torch.float64, device=world.device)
+        """Samples, cross entropy, KL of the votes, samples with votes."""
+
+    def add(self, logits: Tensor, labels: Tensor, votes: Tensor | None) -> None:
+        """Rows [n, C] with labels [n] and vote counts [n, C]."""
+        log_p = F.log_softmax(logits.double(), dim=1)
+        cells = labels * self.num_classes + logits.argmax(dim=1)
+        self.confusion.index_add_(0, cells, torch.ones_like(log_p[:, 0]))
+        entropy = F.nll_loss(log_p, labels, reduction="sum")
+        divergence = voted = log_p.new_zeros(())
+        if votes is not None:
+            counts = votes.sum(dim=1, keepdim=True)
+            shares = votes.double() / counts.clamp_min(1)
+            terms = torch.xlogy(shares, shares) - shares * log_p
+            divergence, voted = terms.sum(), (counts > 0).sum().double()
+        self.sums += torch.stack([log_p.new_tensor(len(labels)), entropy, divergence, voted])
+
+    def metrics(self, split: Split) -> Metrics:
+        """Sum over ranks. A collective."""
+        everything = self.world.sum_(torch.cat([self.sums, self.confusion])).cpu().numpy()
+        samples, entropy, divergence, voted = everything[:4]
+        confusion = everything[4:].reshape(self.num_classes, self.num_classes).astype(np.int64)
+        assert samples == len(split) == confusion.sum(), "a sample was missed or counted twice"
+        recalls = class_recalls(confusion)
+        correct = int(np.trace(confusion))
+        return Metrics(
+            samples=len(split),
+            accuracy=correct / len(split),
+            accuracy_interval=wilson_interval(correct, len(split)),
+            mean_class_accuracy=float(np.nanmean(recalls)),
+            class_accuracy=tuple(recalls.tolist()),
+            confusion=tuple(tuple(row) for row in confusion.tolist()),
+            cross_entropy=float(entropy / samples),
+            vote_divergence=float(divergence / voted) if voted else None,
+            ceiling=bayes_ceiling(split),
+        )
+
+
+def evaluate(predictor: Predictor, batches: Iterable[Batch], split: Split, world: World) -> Metrics:
+    """Metrics of a split whose samples `batches` hold, each rank its own share. A collective."""
+    totals = Totals(len(split.classes), world)
+    votes = None if split.votes is None else torch.from_numpy(split.votes).to(world.device)
+    for batch in batches:
+        logits = predictor.predict(batch.images)
+        totals.add(logits, batch.labels, None if votes is None else votes[batch.samples])
+    return totals.metrics(split)
+
+
+def bayes_ceiling(split: Split) -> float | None:
+    """Share of samples whose label is the likeliest class of their true distribution, where that is known."""
+    if split.distributions is None:
+        return None
+    return float(np.mean(split.distributions.argmax(axis=1) == split.labels))

@@ -1,0 +1,161 @@
+"""Equations 3 and 8 to 16: from a batch's output to its loss. Pure: no state, no host synchronisation."""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple, Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from adadf_dist.config import LossConfig
+from adadf_dist.method.model import Output
+
+
+class Ramp(NamedTuple):
+    """Weights of the two branches' losses in an epoch."""
+
+    kl: float
+    """w_kl(e), eq 15."""
+    ce: float
+    """w_ce(e), eq 16."""
+
+
+class Losses(NamedTuple):
+    """One rank's share of a step. The *mean over ranks* of each scalar is its value for the global batch."""
+
+    total: Tensor
+    """[], eq 14."""
+    kl_divergence: Tensor
+    """[], eq 13."""
+    cross_entropy: Tensor
+    """[], eq 3."""
+    rank_regularization: Tensor
+    """[], eq 9."""
+    attention_weights: Tensor
+    """[n], w' of eq 11, in [lambda_min, 1]."""
+    fused_distributions: Tensor
+    """[n, C], what the target branch learned from (eq 12, or the variant of `loss.supervision`)."""
+    per_sample: Tensor
+    """[n], each sample's term of the target branch's loss, detached."""
+
+
+class Gather(Protocol):
+    """What the losses need of a world: its size, and the global batch of a rank's rows."""
+
+    @property
+    def size(self) -> int: ...
+
+    def gather(self, values: Tensor, first: int, total: int) -> Tensor: ...
+
+
+class Place(NamedTuple):
+    """Where a rank's rows stand in the global batch."""
+
+    first: int
+    total: int
+
+
+def ramp_weights(epoch: int, epoch_threshold: int) -> Ramp:
+    """Equations 15 and 16.
+
+    Args:
+        epoch: counted from 1.
+        epoch_threshold: E, the epoch from which the target branch's loss counts in full.
+    """
+    if epoch <= epoch_threshold:
+        return Ramp(kl=math.exp(-((1 - epoch / epoch_threshold) ** 2)), ce=1.0)
+    return Ramp(kl=1.0, ce=math.exp(-((1 - epoch_threshold / epoch) ** 2)))
+
+
+def rank_regularization(attention: Tensor, ratio: float, margin: float) -> Tensor:
+    """Equations 9 and 10: the mean attention of the upper group leads that of the lower one by `margin`.
+
+    Args:
+        attention: [N], mean attention of the two branches (eq 8), of the global batch.
+        ratio: beta; the upper group has M = floor(beta N) samples. Ties go to the earlier place.
+
+    Returns:
+        [], zero when one of the groups is empty.
+    """
+    upper = math.floor(ratio * len(attention) + 1e-9)
+    if upper in (0, len(attention)):
+        return attention.sum() * 0.0  # stays in the graph: every parameter has a gradient in every step
+    ordered = attention.sort(descending=True, stable=True).values
+    return (margin - (ordered[:upper].mean() - ordered[upper:].mean())).clamp_min(0.0)
+
+
+def normalize_attention(attention: Tensor, batch: Tensor, lambda_min: float) -> Tensor:
+    """Equation 11: attention of some samples, scaled by the extremes of `batch` to [lambda_min, 1].
+
+    All weights equal leave nothing to tell samples apart: w' is 1 for each, with zero gradient (0/0 otherwise).
+    """
+    ordered = batch.sort(stable=True).values
+    lowest, spread = ordered[0], ordered[-1] - ordered[0]
+    equal = spread == 0
+    scaled = (attention - lowest) / torch.where(equal, 1.0, spread)
+    return torch.where(equal, 1.0, scaled * (1 - lambda_min) + lambda_min)
+
+
+def supervise(
+    label_distributions: Tensor, class_distributions: Tensor, weights: Tensor, config: LossConfig
+) -> Tensor:
+    """Equation 12, or one of its two parts (`loss.supervision`): [n, C], the target branch's targets."""
+    if config.supervision == "label":
+        fused = label_distributions
+    elif config.supervision == "class":
+        fused = class_distributions
+    else:
+        fused = torch.lerp(label_distributions, class_distributions, weights.unsqueeze(1))
+    return fused.detach() if config.detach else fused
+
+
+def kl_divergence(fused: Tensor, target_logits: Tensor) -> Tensor:
+    """Equation 13 before its mean: [n], KL of the prediction from `fused`, both [n, C]."""
+    # a probability that underflowed to zero has an infinite log: floor it, with zero gradient
+    safe = fused.clamp_min(torch.finfo(fused.dtype).tiny)
+    return (fused * (safe.log() - F.log_softmax(target_logits, dim=1))).sum(dim=1)
+
+
+def adadf_loss(
+    output: Output,
+    labels: Tensor,
+    class_distributions: Tensor,
+    ramp: Ramp,
+    config: LossConfig,
+    ranks: tuple[Gather, Place],
+) -> Losses:
+    """Equation 14 for one rank's rows of a global batch.
+
+    Args:
+        output: the two branches on this rank's n rows; attention already applied to the logits.
+        labels: [n] int64, annotated classes.
+        class_distributions: [C, C], row c is D_c of eq 5.
+        ramp: the epoch's weights.
+        ranks: the world and where our rows stand in the global batch of N.
+
+    Returns:
+        Losses whose mean over ranks is the global loss: sums over our rows times W / N, and L_rr computed whole
+        on every rank from the gathered attention.
+    """
+    world, place = ranks
+    share = world.size / place.total
+    auxiliary, target = output.auxiliary_logits, output.target_logits
+    cross_entropy = F.cross_entropy(auxiliary, labels, reduction="sum") * share
+    zero = torch.zeros_like(cross_entropy)
+    if config.supervision == "one_hot":
+        per_sample = F.cross_entropy(auxiliary.detach(), labels, reduction="none")
+        one_hot = (labels.unsqueeze(1) == torch.arange(target.shape[1], device=labels.device)).to(target.dtype)
+        weights = torch.ones_like(per_sample)
+        return Losses(cross_entropy, zero, cross_entropy, zero, weights, one_hot, per_sample)
+
+    attention = (output.auxiliary_attention + output.target_attention) / 2  # eq 8
+    batch = world.gather(attention, *place) if config.scope == "global" else attention
+    rank_loss = rank_regularization(batch, config.rank_ratio, config.rank_margin)
+    weights = normalize_attention(attention, batch, config.lambda_min)
+    fused = supervise(F.softmax(auxiliary, dim=1), class_distributions[labels].to(target.dtype), weights, config)
+    per_sample = kl_divergence(fused, target)
+    divergence = per_sample.sum() * share
+    total = ramp.kl * divergence + ramp.ce * cross_entropy + rank_loss
+    return Losses(total, divergence, cross_entropy, rank_loss, weights, fused, per_sample.detach())

@@ -1,0 +1,129 @@
+"""The dual-branch network (section 3.1): a shared extractor and two branches with attention, on a ResNet."""
+
+from __future__ import annotations
+
+import copy
+from collections import OrderedDict
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+import torchvision
+from torch import Tensor, nn
+
+from adadf_dist.config import ModelConfig
+
+
+class Output(NamedTuple):
+    """What the two branches say of n faces. All float32 or wider."""
+
+    auxiliary_logits: Tensor
+    """[n, C]; their softmax is the label distribution (eq 1, 2)."""
+    target_logits: Tensor
+    """[n, C]; the prediction."""
+    auxiliary_attention: Tensor
+    """[n], in (0, 1)."""
+    target_attention: Tensor
+    """[n], in (0, 1)."""
+
+
+class Branch(nn.Module):
+    """The backbone's last three stages, an attention head and a classifier."""
+
+    def __init__(self, stages: nn.Module, num_features: int, num_classes: int, attention_on: str) -> None:
+        super().__init__()
+        self.stages = stages
+        self.attention = nn.Linear(num_features, 1)
+        self.classifier = nn.Linear(num_features, num_classes)
+        self.attention_on = attention_on
+
+    def features(self, maps: Tensor) -> Tensor:
+        """[n, F] from the extractor's feature maps [n, K, h, w]; at least float32."""
+        features: Tensor = self.stages(maps).mean(dim=(2, 3))
+        return features.float() if features.dtype in (torch.bfloat16, torch.float16) else features
+
+    def forward(self, maps: Tensor) -> tuple[Tensor, Tensor]:
+        """Logits [n, C] with attention applied, and attention [n].
+
+        Heads run outside autocast: in bf16 the attention weights of a batch would tie.
+        """
+        features = self.features(maps)
+        with torch.autocast(features.device.type, enabled=False):
+            attention = torch.sigmoid(self.attention(features))
+            if self.attention_on == "features":
+                logits = self.classifier(attention * features)
+            else:
+                logits = attention * self.classifier(features)
+        return logits, attention.squeeze(1)
+
+
+class DualBranch(nn.Module):
+    """Shared extractor, auxiliary branch, target branch.
+
+    The auxiliary branch starts as a copy of the target branch. The baseline (`auxiliary=False`) has the target
+    branch alone; it then plays both parts in the output, with attention 1.
+    """
+
+    auxiliary: Branch | None
+
+    def __init__(self, config: ModelConfig, num_classes: int, auxiliary: bool = True) -> None:
+        super().__init__()
+        backbone = torchvision.models.get_model(config.backbone, weights=None)
+        self.extractor = nn.Sequential(
+            OrderedDict(
+                conv1=backbone.conv1,
+                bn1=backbone.bn1,
+                relu=backbone.relu,
+                maxpool=backbone.maxpool,
+                layer1=backbone.layer1,
+            )
+        )
+        stages = nn.Sequential(
+            OrderedDict(layer2=backbone.layer2, layer3=backbone.layer3, layer4=backbone.layer4)
+        )
+        self.target = Branch(stages, backbone.fc.in_features, num_classes, config.attention_on)
+        self.auxiliary = copy.deepcopy(self.target) if auxiliary else None
+        if not auxiliary:
+            self.target.attention.requires_grad_(False)
+        self.num_classes = num_classes
+        self.extractor_frozen = False
+
+    def freeze_extractor(self) -> None:
+        """Keep the extractor as it is: neither its weights nor its BatchNorm statistics move again."""
+        self.extractor_frozen = True
+        self.extractor.requires_grad_(False)
+        self.extractor.eval()
+
+    def copy_target_to_auxiliary(self) -> None:
+        """Start the auxiliary branch from the target branch's weights, as after loading pretrained ones."""
+        if self.auxiliary is not None:
+            self.auxiliary.load_state_dict(self.target.state_dict())
+
+    def train(self, mode: bool = True) -> DualBranch:
+        super().train(mode)
+        if self.extractor_frozen:
+            self.extractor.eval()
+        return self
+
+    def forward(self, images: Tensor) -> Output:
+        """Both branches on images [n, 3, H, W]."""
+        maps = self.extractor(images)
+        if self.auxiliary is None:
+            logits = self.predict_from_maps(maps)
+            ones = torch.ones(len(logits), device=logits.device, dtype=logits.dtype)
+            return Output(logits, logits, ones, ones)
+        auxiliary_logits, auxiliary_attention = self.auxiliary(maps)
+        target_logits, target_attention = self.target(maps)
+        return Output(auxiliary_logits, target_logits, auxiliary_attention, target_attention)
+
+    def predict(self, images: Tensor) -> Tensor:
+        """Target logits [n, C] alone: all that inference needs."""
+        return self.predict_from_maps(self.extractor(images))
+
+    def predict_from_maps(self, maps: Tensor) -> Tensor:
+        if self.auxiliary is not None:
+            logits: Tensor = self.target(maps)[0]
+            return logits
+        features = self.target.features(maps)  # the baseline is a plain classifier: its attention head rests
+        with torch.autocast(features.device.type, enabled=False):
+            return F.linear(features, self.target.classifier.weight, self.target.classifier.bias)

@@ -1,0 +1,96 @@
+"""The end of a run: the test split is looked at once, and the answer kept."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import NamedTuple
+
+from adadf_dist.data import Data
+from adadf_dist.evaluate import evaluate
+from adadf_dist.runtime.checkpoint import Checkpoints, read_checkpoint
+from adadf_dist.runtime.engine import Engine
+from adadf_dist.runtime.log import Log, write_json
+from adadf_dist.world import World
+
+
+class Result(NamedTuple):
+    """What a run comes to. Accuracies in [0, 1]."""
+
+    selected_epoch: int
+    """Epoch (from 1) with the best validation accuracy."""
+    validation_accuracy: float
+    """Of the selected epoch."""
+    test: dict[str, object]
+    """Metrics of the selected epoch's model on test; empty when the run does not test."""
+    last_test: dict[str, object]
+    """The same of the last epoch's model."""
+    best_on_test: dict[str, object]
+    """Under `evaluation.protocol = published` alone: the best epoch on test and its accuracy there."""
+
+
+def finish(engine: Engine, data: Data, log: Log, checkpoints: Checkpoints, world: World) -> Result:
+    """Test the last and the selected model, once, and write `result.json`. A collective.
+
+    A run that has its result already only prints it.
+    """
+    path = Path(log.config.out) / "result.json"
+    progress = checkpoints.progress
+    kept = world.share(read_result(path) if world.is_main else None)
+    if isinstance(kept, dict) and kept["epochs"] == progress.epoch:
+        result = Result(**{name: kept[name] for name in Result._fields})
+        log.say(f"this run was finished before; its result, from {path}:")
+    else:
+        result = measure(engine, data, checkpoints, world)
+        if world.is_main:
+            write_json(path, {"epochs": progress.epoch, **result._asdict()})
+    log.status("finished", progress)
+    for line in describe(result):
+        log.say(line)
+    log.say(f"run folder: {log.config.out}")
+    return result
+
+
+def measure(engine: Engine, data: Data, checkpoints: Checkpoints, world: World) -> Result:
+    config, progress = checkpoints.config, checkpoints.progress
+    selected: dict[str, object] = {}
+    last: dict[str, object] = {}
+    if config.evaluation.test and data.test_split is not None:
+        last = evaluate(engine, data.test(), data.test_split, world).to_dict()
+        if progress.best_epoch == progress.epoch:
+            selected = last
+        else:
+            engine.load_state_dict(read_checkpoint(checkpoints.selected)["engine"])  # type: ignore[arg-type]
+            selected = evaluate(engine, data.test(), data.test_split, world).to_dict()
+    best_on_test: dict[str, object] = {}
+    if config.evaluation.protocol == "published":
+        best = max(progress.epochs, key=lambda record: record["test_accuracy"])  # type: ignore[arg-type, return-value]
+        best_on_test = {"epoch": best["epoch"], "accuracy": best["test_accuracy"]}
+    return Result(progress.best_epoch, progress.best_accuracy, selected, last, best_on_test)
+
+
+def read_result(path: Path) -> dict[str, object] | None:
+    if not path.exists():
+        return None
+    result: dict[str, object] = json.loads(path.read_text())
+    return result
+
+
+def describe(result: Result) -> list[str]:
+    lines = [f"selected: epoch {result.selected_epoch}, validation accuracy {result.validation_accuracy:.2%}"]
+    for name, test in (("selected", result.test), ("last", result.last_test)):
+        if test:
+            low, high = test["accuracy_interval"]  # type: ignore[misc]
+            line = f"test accuracy, {name} epoch: {test['accuracy']:.2%} (95 % interval {low:.2%} to {high:.2%}, "
+            line += f"{test['samples']} faces), mean class accuracy {test['mean_class_accuracy']:.2%}"
+            if test["vote_divergence"] is not None:
+                line += f", KL(votes || prediction) {test['vote_divergence']:.3f} nats"
+            lines.append(line)
+    if result.test and result.test["ceiling"] is not None:
+        ceiling, accuracy = result.test["ceiling"], result.test["accuracy"]
+        share = accuracy / ceiling  # type: ignore[operator]
+        lines.append(f"ceiling: the best possible guess reaches {ceiling:.2%}; the selected epoch has {share:.1%} of it")
+    if result.best_on_test:
+        best = result.best_on_test
+        lines.append(f"best on test (published protocol, chosen on the test split): {best['accuracy']:.2%}, epoch {best['epoch']}")
+    return lines

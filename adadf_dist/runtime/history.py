@@ -1,0 +1,138 @@
+"""What training learned of each single face: its attention, its loss, whether it was right."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from adadf_dist.errors import UserError
+from adadf_dist.method.class_distributions import Commit
+from adadf_dist.method.losses import Losses
+from adadf_dist.method.model import Output
+from adadf_dist.world import World
+
+ATTENTION, LOSS, CORRECT, SEEN = range(4)
+
+
+class SampleHistory(NamedTuple):
+    """One epoch of every training face, in the order of the split."""
+
+    attention: NDArray[np.float32]
+    """[S], mean w' of eq 11; NaN for faces that the epoch's sampler left out."""
+    loss: NDArray[np.float32]
+    """[S], mean of the target branch's loss; NaN likewise."""
+    correct: NDArray[np.float32]
+    """[S], share of its appearances at which the target branch was right; NaN likewise."""
+    seen: NDArray[np.int64]
+    """[S], appearances."""
+
+
+class History:
+    """Collects on the device during an epoch and writes one file at its end."""
+
+    def __init__(self, num_samples: int, num_classes: int, world: World, listed: Sequence[int] = ()) -> None:
+        """`listed`: sample numbers of faces whose full distributions are kept too."""
+        self.world = world
+        self.listed = list(listed)
+        self._sums = torch.zeros(num_samples, 4, device=world.device)
+        self._distributions = torch.zeros(len(self.listed), 3, num_classes, device=world.device)
+        self._row = torch.full((num_samples,), -1, dtype=torch.int64, device=world.device)
+        self._row[torch.tensor(self.listed, dtype=torch.int64)] = torch.arange(
+            len(self.listed), device=world.device
+        )
+
+    @torch.no_grad()
+    def observe(self, samples: Tensor, labels: Tensor, output: Output, losses: Losses) -> None:
+        """Add a rank's rows; samples and labels [n]. Stays on the device."""
+        correct = output.target_logits.argmax(dim=1) == labels
+        rows = torch.stack(
+            [losses.attention_weights, losses.per_sample, correct.to(losses.per_sample.dtype), torch.ones_like(losses.per_sample)],
+            dim=1,
+        )
+        self._sums.index_add_(0, samples, rows.to(self._sums.dtype))
+        if self.listed:
+            self._observe_listed(samples, output, losses)
+
+    def _observe_listed(self, samples: Tensor, output: Output, losses: Losses) -> None:
+        distributions = torch.stack(
+            [
+                output.auxiliary_logits.softmax(dim=1),
+                losses.fused_distributions,
+                output.target_logits.softmax(dim=1),
+            ],
+            dim=1,
+        ).to(self._distributions.dtype)
+        rows = self._row[samples]
+        # rows of other faces add zero to row 0: no boolean mask, which would make the host wait for its size
+        weight = (rows >= 0).to(distributions.dtype).view(-1, 1, 1)
+        self._distributions.index_add_(0, rows.clamp_min(0), distributions * weight)
+
+    def finish_epoch(self, run_folder: str, epoch: int, commit: Commit) -> SampleHistory:
+        """Sum over ranks, write `history/epoch-NNNN.npz` (rank 0) and start anew. A collective.
+
+        The file holds the sample history (float16), the class distributions of the epoch (eq 4 to 7) and, for
+        listed faces, auxiliary, fused and target distributions [L, 3, C].
+        """
+        sums = self.world.sum_(self._sums.clone()).cpu().numpy()
+        listed = self.world.sum_(self._distributions.clone()).cpu().numpy()
+        self._sums.zero_()
+        self._distributions.zero_()
+        seen = sums[:, SEEN].astype(np.int64)
+        means = np.where(seen[:, None] > 0, sums / np.maximum(seen, 1)[:, None], np.nan).astype(np.float32)
+        history = SampleHistory(means[:, ATTENTION], means[:, LOSS], means[:, CORRECT], seen)
+        if self.world.is_main:
+            path = Path(run_folder) / "history" / f"epoch-{epoch:04d}.npz"
+            path.parent.mkdir(exist_ok=True)
+            partial = path.with_suffix(".partial.npz")
+            appearances = np.maximum(seen[self.listed], 1).reshape(-1, 1, 1)
+            np.savez_compressed(
+                partial,
+                attention=history.attention.astype(np.float16),
+                loss=history.loss.astype(np.float16),
+                correct=history.correct.astype(np.float16),
+                seen=seen.astype(np.uint16),
+                class_means=commit.means.numpy(),
+                class_counts=commit.counts.numpy(),
+                class_threshold_met=commit.threshold_met.numpy(),
+                class_distributions=commit.distributions.numpy(),
+                listed=np.array(self.listed, dtype=np.int64),
+                listed_distributions=listed / appearances,
+            )
+            partial.replace(path)
+        return history
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """The epoch so far, over all ranks. A collective."""
+        return {
+            "sums": self.world.sum_(self._sums.clone()).cpu(),
+            "distributions": self.world.sum_(self._distributions.clone()).cpu(),
+        }
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        """The sums go to rank 0 alone, as the class distributions' do."""
+        for mine, saved in ((self._sums, state["sums"]), (self._distributions, state["distributions"])):
+            if mine.shape != saved.shape:
+                raise UserError(
+                    f"the checkpoint has a history of shape {list(saved.shape)}, this run {list(mine.shape)}: "
+                    "the training split or runtime.history_samples changed; start a new run with --out"
+                )
+            mine.zero_()
+            if self.world.is_main:
+                mine.copy_(saved)
+
+
+def find_listed(keys: Sequence[str], wanted: Sequence[str]) -> list[int]:
+    """Sample numbers of the faces that `runtime.history_samples` names."""
+    if not wanted:
+        return []
+    places = {str(key): number for number, key in enumerate(keys)}
+    for key in wanted:
+        if key not in places:
+            raise UserError(f"runtime.history_samples: no training face has the key {key}")
+    return [places[key] for key in wanted]

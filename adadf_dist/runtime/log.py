@@ -1,0 +1,278 @@
+"""What a run says while it goes: console, metrics.jsonl, TensorBoard, status.json. Rank 0 writes, all ranks count."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import platform
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+import yaml
+from tqdm import tqdm
+
+from adadf_dist.config import Config
+from adadf_dist.errors import UserError
+from adadf_dist.method.losses import Losses
+from adadf_dist.runtime.checkpoint import Progress
+from adadf_dist.settings import to_dict
+from adadf_dist.world import World
+
+if TYPE_CHECKING:
+    from torch.utils.tensorboard import SummaryWriter
+
+LOSS_NAMES = ("total", "kl_divergence", "cross_entropy", "rank_regularization")
+LINE_EVERY_S = 20.0
+"""Without a terminal: seconds between two lines of progress within an epoch."""
+
+
+class Log:
+    """Losses wait on the device and reach the host every `runtime.log_every` steps, all ranks together."""
+
+    def __init__(self, config: Config, world: World) -> None:
+        self.config = config
+        self.world = world
+        self.folder = Path(config.out)
+        self._losses: list[torch.Tensor] = []
+        self._epoch_sums = torch.zeros(len(LOSS_NAMES), dtype=torch.float64)
+        self._epoch_steps = 0
+        self._images = 0
+        self._since = time.monotonic()
+        self._epoch_began = self._since
+        self._line_at = self._since
+        self._bar: tqdm[None] | None = None
+        self._board: SummaryWriter | None = None
+        self._learning_rate = config.optimizer.lr
+        self._num_batches = 0
+
+    def start(self, progress: Progress, facts: Mapping[str, object], resumed: Path | None) -> None:
+        """Open the run folder: configuration, facts of the run, and the metrics up to where it goes on."""
+        if not self.world.is_main:
+            return
+        write_text(self.folder / "config.yaml", yaml.safe_dump(to_dict(self.config), sort_keys=False))
+        write_json(self.folder / "run.json", {**environment(self.world), **facts})
+        self._rewind(progress)
+        if self.config.runtime.tensorboard:
+            from torch.utils.tensorboard import SummaryWriter  # slow to import: only where it is used
+
+            self._board = SummaryWriter(str(self.folder / "tensorboard"), purge_step=progress.step)
+        self.say(f"run folder: {self.folder}")
+        for name, value in facts.items():
+            self.say(f"  {name}: {describe(value)}")
+        if resumed is not None:
+            self.say(f"  goes on from {resumed} (epoch {progress.epoch + 1}, batch {progress.batch})")
+
+    def start_epoch(self, progress: Progress, num_batches: int, lr: float) -> None:
+        self._epoch_began = self._since = self._line_at = time.monotonic()
+        self._images = 0
+        self._learning_rate = lr
+        self._num_batches = num_batches
+        self.status("running", progress)
+        if self.world.is_main and sys.stderr.isatty():
+            self._bar = tqdm(
+                total=num_batches,
+                initial=progress.batch,
+                desc=f"epoch {progress.epoch + 1}/{self.config.epochs}",
+                unit="batch",
+                leave=False,
+                dynamic_ncols=True,
+            )
+
+    def step(self, progress: Progress, losses: Losses, global_size: int) -> None:
+        """Note a step's losses; `progress` already counts it."""
+        self._losses.append(torch.stack([getattr(losses, name).detach() for name in LOSS_NAMES]))
+        self._images += global_size
+        if progress.step % self.config.runtime.log_every == 0 or progress.batch == self._num_batches:
+            self.flush(progress)
+        if self._bar is not None:
+            self._bar.update()
+
+    def flush(self, progress: Progress) -> None:
+        """Bring the waiting losses to the host, averaged over ranks. A collective.
+
+        Raises `UserError` naming the first step whose loss is not finite, before any checkpoint holds its weights.
+        """
+        if not self._losses:
+            return
+        steps = torch.stack(self._losses).double()
+        steps = (self.world.sum_(steps) / self.world.size).cpu()
+        first = progress.step - len(steps) + 1
+        self._losses.clear()
+        for number, row in enumerate(steps, start=first):
+            if not torch.isfinite(row).all():
+                named = ", ".join(f"{n} {v:g}" for n, v in zip(LOSS_NAMES, row.tolist(), strict=True))
+                raise UserError(
+                    f"step {number} (epoch {progress.epoch + 1}): the loss is not finite ({named}); the last checkpoint "
+                    f"in {self.folder / 'checkpoints'} is good: go on from it with a lower optimizer.lr (now "
+                    f"{self._learning_rate:g}) under another --out"
+                )
+            self._epoch_sums += row  # one by one: the same bits wherever a flush cuts the epoch
+        self._epoch_steps += len(steps)
+        if self.world.is_main:
+            self._write_steps(progress, first, steps)
+
+    def _write_steps(self, progress: Progress, first: int, steps: torch.Tensor) -> None:
+        now = time.monotonic()
+        rate = self._images / max(now - self._epoch_began, 1e-9)
+        mean = dict(zip(LOSS_NAMES, steps.mean(dim=0).tolist(), strict=True))
+        record = {"kind": "steps", "step": progress.step, "from_step": first, "epoch": progress.epoch + 1}
+        self._append({**record, **mean, "learning_rate": self._learning_rate, "images_per_s": rate})
+        if self._board is not None:
+            for name, value in mean.items():
+                self._board.add_scalar(f"train/{name}", value, progress.step)
+            self._board.add_scalar("train/images_per_s", rate, progress.step)
+        left = duration((self._num_batches - progress.batch) * (now - self._epoch_began) / max(self._done(progress), 1))
+        text = f"loss {mean['total']:.4f} | kl {mean['kl_divergence']:.4f} | ce {mean['cross_entropy']:.4f} | "
+        text += f"{rate:.0f} images/s"
+        if self._bar is not None:
+            self._bar.set_postfix_str(text)
+        elif now - self._line_at > LINE_EVERY_S:
+            self._line_at = now
+            where = f"epoch {progress.epoch + 1}/{self.config.epochs} batch {progress.batch}/{self._num_batches}"
+            self.say(f"{where} | {text} | lr {self._learning_rate:.2g} | epoch ends in {left}")
+
+    def _done(self, progress: Progress) -> int:
+        """Batches of this epoch that this session trained."""
+        return math.ceil(self._images / self.config.batch_size) if self._images else progress.batch
+
+    def end_training(self, progress: Progress) -> dict[str, float]:
+        """Close the epoch's training pass: its mean losses and rate. A collective."""
+        self.flush(progress)
+        seconds = time.monotonic() - self._epoch_began
+        progress.seconds += seconds
+        means = (self._epoch_sums / max(self._epoch_steps, 1)).tolist()
+        self._epoch_sums.zero_()
+        self._epoch_steps = 0
+        if self._bar is not None:
+            self._bar.close()
+            self._bar = None
+        return {**dict(zip(LOSS_NAMES, means, strict=True)), "images_per_s": self._images / max(seconds, 1e-9)}
+
+    def epoch(self, progress: Progress, record: Mapping[str, object]) -> None:
+        """One finished epoch: a table row, a line of metrics, TensorBoard."""
+        if not self.world.is_main:
+            return
+        self._append(record)
+        if progress.epoch == 1 or len(progress.epochs) % 20 == 1:
+            self.say("epoch    loss      kl      ce     val acc  mean class  classes>=t      lr  images/s  time left")
+        left = progress.seconds / progress.epoch * (self.config.epochs - progress.epoch)
+        mark = "*" if progress.best_epoch == progress.epoch else " "
+        self.say(
+            f"{progress.epoch:5d} {record['total']:7.4f} {record['kl_divergence']:7.4f} {record['cross_entropy']:7.4f}   "
+            f"{record['accuracy']:8.2%}{mark}   {record['mean_class_accuracy']:8.2%}  {record['classes_at_threshold']:>10} "
+            f"{record['learning_rate']:7.1e}  {record['images_per_s']:8.0f}  {duration(left):>9}"
+        )
+        if self._board is not None:
+            for name, value in record.items():
+                if isinstance(value, float):
+                    self._board.add_scalar(f"epoch/{name}", value, progress.epoch)
+            self._board.flush()
+
+    def stopped(self, progress: Progress) -> None:
+        """The last word of a run that was asked to stop."""
+        self.status("stopped", progress)
+        where = f"epoch {progress.epoch + 1}, batch {progress.batch}"
+        self.say(f"stopped at {where}, all saved in {self.folder}; the same command goes on from there")
+
+    def state_dict(self) -> dict[str, object]:
+        return {"sums": self._epoch_sums, "steps": self._epoch_steps}
+
+    def load_state_dict(self, state: Mapping[str, object]) -> None:
+        self._epoch_sums.copy_(state["sums"])  # type: ignore[arg-type]
+        self._epoch_steps = state["steps"]  # type: ignore[assignment]
+
+    def status(self, state: str, progress: Progress, **more: object) -> None:
+        """`status.json`, for launchers: running, stopped, finished or failed, and where."""
+        if self.world.is_main:
+            where = {"state": state, "epoch": progress.epoch, "batch": progress.batch, "step": progress.step}
+            write_json(self.folder / "status.json", {**where, "epochs": self.config.epochs, **more})
+
+    def say(self, text: str) -> None:
+        if self.world.is_main:
+            tqdm.write(text, file=sys.stdout)
+            sys.stdout.flush()
+
+    def close(self) -> None:
+        if self._bar is not None:
+            self._bar.close()
+        if self._board is not None:
+            self._board.close()
+
+    def _append(self, record: Mapping[str, object]) -> None:
+        with (self.folder / "metrics.jsonl").open("a") as file:
+            file.write(json.dumps(record) + "\n")
+
+    def _rewind(self, progress: Progress) -> None:
+        """Drop the lines that the checkpoint does not know, and add the epochs that it knows and the file lacks."""
+        path = self.folder / "metrics.jsonl"
+        steps = []
+        for line in path.read_text().splitlines() if path.exists() else []:
+            try:
+                record = json.loads(line)
+            except json.JSONDecodeError:  # torn by a kill: its step comes again
+                continue
+            if record["kind"] == "steps" and record["step"] <= progress.step:
+                steps.append(record)
+        records = sorted([*steps, *progress.epochs], key=lambda r: (r["step"], r["kind"] == "epoch"))
+        write_text(path, "".join(json.dumps(record) + "\n" for record in records))
+
+
+@contextmanager
+def open_log(config: Config, world: World) -> Iterator[Log]:
+    """A log on the run folder. Raises `UserError` when the folder cannot be written."""
+    folder = Path(config.out)
+    if world.is_main:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            write_text(folder / ".writable", "")
+            (folder / ".writable").unlink()
+        except OSError as error:
+            raise UserError(f"out: {folder} cannot be written ({error.strerror}); give another --out") from None
+    log = Log(config, world)
+    try:
+        yield log
+    finally:
+        log.close()
+
+
+def environment(world: World) -> dict[str, object]:
+    packages = ("adadf_dist", "torch", "torchvision", "numpy")
+    device = torch.cuda.get_device_name(world.device) if world.device.type == "cuda" else "cpu"
+    return {
+        "ranks": world.size,
+        "device": f"{device}, {torch.get_num_threads()} threads a rank" if device == "cpu" else device,
+        "python": platform.python_version(),
+        "packages": {name: version(name) for name in packages},
+    }
+
+
+def write_json(path: Path, value: object) -> None:
+    write_text(path, json.dumps(value, indent=2) + "\n")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Whole or not at all."""
+    partial = path.with_name(path.name + ".partial")
+    partial.write_text(text)
+    os.replace(partial, path)
+
+
+def describe(value: object) -> str:
+    if isinstance(value, Mapping):
+        return ", ".join(f"{key} {describe(v)}" for key, v in value.items())
+    if isinstance(value, (list, tuple)):
+        return ", ".join(describe(v) for v in value)
+    return f"{value}"
+
+
+def duration(seconds: float) -> str:
+    minutes, s = divmod(round(seconds), 60)
+    hours, m = divmod(minutes, 60)
+    return f"{hours}h{m:02d}m" if hours else f"{m}m{s:02d}s"

@@ -1,0 +1,204 @@
+"""From layers of dotted keys to one checked `Config`, and back."""
+
+from __future__ import annotations
+
+import difflib
+import sys
+import tomllib
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, fields, is_dataclass, replace
+from functools import cache
+from importlib import resources
+from pathlib import Path
+from typing import NamedTuple, get_type_hints
+
+import yaml
+from jsonargparse import ArgumentError, ArgumentParser, set_parsing_settings
+
+from adadf_dist.config import Config
+from adadf_dist.errors import UserError
+
+DEFAULT_PRESET = "demo"
+
+EPILOG = """\
+examples:
+  python -m adadf_dist.train                                    the demo: faces drawn on the spot
+  torchrun --standalone --nproc_per_node 8 -m adadf_dist.train --preset affectnet7 --data.shards DIR
+  python -m adadf_dist.train --config my.toml --loss.lambda_min 0.3 --out runs/lambda-0.3
+A file holds the same keys, nested (TOML or YAML). Later wins: preset, file, command line.
+Runs in an existing run folder go on where they stopped."""
+
+
+class Layer(NamedTuple):
+    """Some keys and where they came from, for the error messages."""
+
+    origin: str
+    """A file's path, or `command line`, `preset demo`, ..."""
+    values: Mapping[str, object]
+    """Nested or dotted keys."""
+
+
+def presets() -> dict[str, Path]:
+    """The presets that come with the package, by name."""
+    folder = Path(str(resources.files("adadf_dist") / "presets"))
+    return {path.stem: path for path in sorted(folder.glob("*.toml"))}
+
+
+def preset_layer(name: str) -> Layer:
+    known = presets()
+    if name not in known:
+        raise UserError(f"--preset {name}: no such preset{nearest(name, known)}; there are {', '.join(known)}")
+    return Layer(f"preset {name}", read_settings(known[name]).values)
+
+
+def read_settings(path: str | Path) -> Layer:
+    """A user's TOML or YAML file. Raises `UserError` naming the file, and the line where the parser knows it."""
+    path = Path(path)
+    if not path.is_file():
+        raise UserError(f"{path}: no such configuration file")
+    try:
+        if path.suffix == ".toml":
+            values = tomllib.loads(path.read_text())
+        elif path.suffix in {".yaml", ".yml", ".json"}:
+            values = yaml.safe_load(path.read_text()) or {}
+        else:
+            raise UserError(f"{path}: configuration files end in .toml, .yaml or .json")
+    except (tomllib.TOMLDecodeError, yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: does not parse: {' '.join(str(error).split())}") from None
+    if not isinstance(values, dict):
+        raise UserError(f"{path}: must hold keys and values, not a {type(values).__name__}")
+    return Layer(str(path), values)
+
+
+def build_config(layers: Iterable[Layer]) -> Config:
+    """Merge layers, later ones winning, and check every key, type and range.
+
+    Raises `UserError` naming the key, its origin and, for an unknown key, the nearest known one.
+    """
+    config: dict[str, object] = {}
+    origins: dict[str, str] = {}
+    for layer in layers:
+        for key, value in flatten(layer.values):
+            if key not in known_keys():
+                raise UserError(f"{layer.origin}: unknown key {key}{nearest(key, known_keys())}")
+            config[key], origins[key] = value, layer.origin
+    for key, value in config.items():  # one at a time: the message then names the key's own origin
+        check_type(key, value, origins[key])
+    parsed = make_parser().parse_object(nest(config))
+    return Config(**vars(make_parser().instantiate(parsed)))
+
+
+def override(config: Config, values: Mapping[str, object], origin: str = "override") -> Config:
+    """A copy of `config` with some dotted keys changed, checked like any other layer."""
+    return build_config([Layer("config", to_dict(config)), Layer(origin, values)])
+
+
+def to_dict(config: Config) -> dict[str, object]:
+    """Nested plain values (lists for tuples), as `build_config` takes them back."""
+    return nest({key: list(v) if isinstance(v, tuple) else v for key, v in flatten(asdict(config))})
+
+
+def config_from_command_line(argv: Sequence[str]) -> Config:
+    """`--preset NAME`, `--config FILE` and `--any.key VALUE`; `--help` prints every key and leaves."""
+    if any(word in ("-h", "--help") for word in argv):
+        print_help()
+        raise SystemExit(0)
+    words = command_line_words(argv)
+    file = words.pop("config", None)
+    preset = words.pop("preset", None)
+    layers = []
+    if file is None or preset is not None:
+        layers.append(preset_layer(preset or DEFAULT_PRESET))
+    if file is not None:
+        layers.append(read_settings(file))
+    config = build_config([*layers, Layer("command line", words)])
+    if config.out:
+        return config
+    name = preset or (Path(file).stem if file else DEFAULT_PRESET)
+    return replace(config, out=f"runs/{name}-seed{config.seed}")
+
+
+def command_line_words(argv: Sequence[str]) -> dict[str, str]:
+    """`--key value` and `--key=value` as a mapping; values stay text until the key's type reads them."""
+    words: dict[str, str] = {}
+    rest = list(argv)
+    while rest:
+        word = rest.pop(0)
+        if not word.startswith("--"):
+            raise UserError(f"command line: {word!r} is no option; write --key value (see --help)")
+        key, has_value, value = word[2:].partition("=")
+        key = key.replace("-", "_")
+        if key not in known_keys() and key not in ("config", "preset"):
+            raise UserError(f"command line: unknown option --{key}{nearest(key, known_keys())}")
+        if not has_value:
+            if not rest:
+                raise UserError(f"command line: --{key} needs a value")
+            value = rest.pop(0)
+        words[key] = value
+    return words
+
+
+@cache
+def known_keys() -> frozenset[str]:
+    return frozenset(key for key, _ in flatten(asdict(Config())))
+
+
+@cache
+def make_parser() -> ArgumentParser:
+    set_parsing_settings(docstring_parse_attribute_docstrings=True)
+    parser = ArgumentParser(
+        prog="python -m adadf_dist.train",
+        usage="%(prog)s [--preset NAME] [--config FILE] [--key VALUE ...]",
+        epilog=EPILOG,
+        exit_on_error=False,
+    )
+    parser.add_class_arguments(Config)
+    return parser
+
+
+def print_help() -> None:
+    parser = make_parser()
+    known = ", ".join(presets())
+    parser.description = (
+        "Train Ada-DF, resuming when the run folder holds a checkpoint.\n\n"
+        f"--preset NAME    recipe to start from: {known} (default: {DEFAULT_PRESET})\n"
+        "--config FILE    TOML or YAML file of keys"
+    )
+    parser.print_help()
+
+
+def check_type(key: str, value: object, origin: str) -> None:
+    try:
+        make_parser().parse_object(nest({key: value}))
+    except ArgumentError as error:
+        reason = " ".join(str(error).split()).partition(":")[2].strip() or str(error)
+        raise UserError(f"{origin}: {key}: {reason}") from None
+
+
+def flatten(values: Mapping[str, object], prefix: str = "") -> Iterable[tuple[str, object]]:
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            yield from flatten(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def nest(values: Mapping[str, object]) -> dict[str, object]:
+    nested: dict[str, object] = {}
+    for key, value in values.items():
+        *path, name = key.split(".")
+        place = nested
+        for part in path:
+            place = place.setdefault(part, {})  # type: ignore[assignment]
+        place[name] = value
+    return nested
+
+
+def nearest(word: str, known: Iterable[str]) -> str:
+    """`; did you mean X?`, comparing whole keys first and then their last parts."""
+    known = list(known)
+    close = difflib.get_close_matches(word, known, n=1, cutoff=0.6)
+    if not close:
+        tails = {key.rpartition(".")[2]: key for key in known}
+        close = [tails[t] for t in difflib.get_close_matches(word.rpartition(".")[2], tails, n=1)]
+    return f"; did you mean {close[0]}?" if close else ""

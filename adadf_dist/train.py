@@ -1,0 +1,141 @@
+"""Train Ada-DF: the story of a run, from shards to a result.
+
+    python -m adadf_dist.train --help
+    torchrun --standalone --nproc_per_node 8 -m adadf_dist.train --preset affectnet7 --data.shards DIR
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+from adadf_dist.config import Config
+from adadf_dist.data import Data, open_data
+from adadf_dist.data.batch import Batch
+from adadf_dist.errors import one_line_errors
+from adadf_dist.evaluate import evaluate
+from adadf_dist.method.class_distributions import ClassDistributions
+from adadf_dist.method.losses import Losses, Place, adadf_loss, ramp_weights
+from adadf_dist.method.model import Output
+from adadf_dist.result import Result, finish
+from adadf_dist.runtime.checkpoint import Checkpoints, Progress
+from adadf_dist.runtime.engine import Engine, build_engine
+from adadf_dist.runtime.history import History, find_listed
+from adadf_dist.runtime.log import Log, open_log
+from adadf_dist.settings import config_from_command_line
+from adadf_dist.setup import facts, resolve
+from adadf_dist.world import World, open_world, rank_in_environment
+
+Record = Mapping[str, object]
+"""One epoch, as in metrics.jsonl."""
+
+
+@dataclass(frozen=True)
+class TrainState:
+    """Everything that training changes."""
+
+    engine: Engine
+    classes: ClassDistributions
+    history: History
+    progress: Progress
+
+    def observe(self, batch: Batch, output: Output, losses: Losses) -> None:
+        """Count a step: class sums, history, progress. Nothing leaves the device."""
+        if not self.classes.needs_pass:
+            self.classes.observe(output.auxiliary_logits, batch.labels)
+        self.history.observe(batch.samples, batch.labels, output, losses)
+        self.progress.batch += 1
+        self.progress.step += 1
+
+
+def ignore(record: Record) -> None:
+    pass
+
+
+def run(config: Config, on_epoch: Callable[[Record], None] = ignore) -> Result | None:
+    """Train from `config`, going on from `config.out` when it holds a checkpoint.
+
+    `on_epoch` is called with each epoch's record, on every rank. Returns the result, on every rank, or None when
+    the run was asked to stop. Raises `UserError` for a mistake in the configuration or the data.
+    """
+    with open_world(config.runtime.timeout_s) as world:
+        config = resolve(config, world)
+        with open_log(config, world) as log, open_data(config, world.rank, world.size, world.device) as data:
+            engine = build_engine(config, len(data.classes), world)
+            classes = ClassDistributions(len(data.classes), config.class_distributions, world)
+            listed = find_listed(data.train_split.keys, config.runtime.history_samples)
+            history = History(len(data.train_split), len(data.classes), world, listed)
+            state = TrainState(engine, classes, history, Progress())
+            parts = {"engine": engine, "class_distributions": classes, "history": history, "log": log}
+            checkpoints = Checkpoints(config, world, parts, state.progress, data.preprocessing)
+            resumed = checkpoints.restore()
+            log.start(state.progress, facts(data, engine, world), resumed)
+            while state.progress.epoch < config.epochs:
+                training = train_epoch(state, data, log, checkpoints, world)
+                if training is None:
+                    return log.stopped(state.progress)
+                if classes.needs_pass:
+                    measure_classes(state, data)
+                record = finish_epoch(state, data, training, config, world)
+                checkpoints.save()
+                log.epoch(state.progress, record)
+                on_epoch(record)
+            return finish(engine, data, log, checkpoints, world)
+
+
+def train_epoch(
+    state: TrainState, data: Data, log: Log, checkpoints: Checkpoints, world: World
+) -> dict[str, float] | None:
+    """Train from the batch where the epoch stands. Returns its mean losses, or None when the ranks agreed to stop."""
+    engine, progress, config = state.engine, state.progress, log.config
+    ramp = ramp_weights(progress.epoch + 1, config.loss.epoch_threshold)
+    engine.start_epoch(progress.epoch)
+    log.start_epoch(progress, data.num_batches(progress.epoch), engine.learning_rate)
+    for batch in data.train(progress.epoch, progress.batch):
+        output = engine.forward(batch.images)
+        ranks = (world, Place(batch.first, batch.global_size))
+        losses = adadf_loss(output, batch.labels, state.classes.current, ramp, config.loss, ranks)
+        engine.step(losses.total)
+        state.observe(batch, output, losses)
+        log.step(progress, losses, batch.global_size)
+        stop = progress.step % config.runtime.stop_every == 0 and world.stop_agreed()
+        if stop or checkpoints.due():
+            log.flush(progress)  # no checkpoint ever holds weights behind a loss that is not finite
+            checkpoints.save()
+        if stop:
+            return None
+    return log.end_training(progress)
+
+
+def measure_classes(state: TrainState, data: Data) -> None:
+    """Equation 4 in a pass of its own: the epoch's faces once more, augmented as published, in evaluation mode."""
+    for batch in data.measure(state.progress.epoch):
+        state.classes.observe(state.engine.infer(batch.images).auxiliary_logits, batch.labels)
+
+
+def finish_epoch(
+    state: TrainState, data: Data, training: Mapping[str, float], config: Config, world: World
+) -> dict[str, object]:
+    """Make the epoch's class distributions the next one's targets, evaluate, and count the epoch. A collective."""
+    engine, progress = state.engine, state.progress
+    commit = state.classes.commit()
+    metrics = evaluate(engine, data.validation(), data.validation_split, world)
+    record: dict[str, object] = {"kind": "epoch", "epoch": progress.epoch + 1, "step": progress.step}
+    record |= {**training, "learning_rate": engine.learning_rate}
+    record |= {"classes_at_threshold": int(commit.threshold_met.sum()), **metrics.to_dict()}
+    if config.evaluation.protocol == "published":
+        assert data.test_split is not None
+        record["test_accuracy"] = evaluate(engine, data.test(), data.test_split, world).accuracy
+    state.history.finish_epoch(config.out, progress.epoch + 1, commit)
+    progress.finish_epoch(metrics.accuracy, record)
+    return record
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    with one_line_errors("adadf_dist.train", rank_in_environment()):
+        run(config_from_command_line(sys.argv[1:] if argv is None else argv))
+
+
+if __name__ == "__main__":
+    main()

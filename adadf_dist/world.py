@@ -1,0 +1,206 @@
+"""The processes of a run: who we are, what we exchange, and how we stop together.
+
+Every use of `torch.distributed`, of signals and of the environment is in this file. One process without
+torchrun is a world of size 1 in which every collective is the identity.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+from types import FrameType
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from adadf_dist.errors import UserError
+
+SAME_SIGNAL_S = 2.0
+"""Ctrl-C reaches a rank twice, from the terminal and through torchrun: signals this close count as one."""
+
+MIN_SAMPLES_A_RANK = 2
+"""BatchNorm and the two attention groups of eq 10 need at least two samples."""
+
+
+class World:
+    """Rank `rank` of `size` on `device`. Collectives must be called by every rank in the same order."""
+
+    def __init__(self, device: torch.device, rank: int = 0, size: int = 1) -> None:
+        self.device = device
+        self.rank = rank
+        self.size = size
+        self.stopping = False
+        self._stop_requested = False
+        self._control: dist.ProcessGroup | None = None
+        """Gloo, on the CPU: decisions never wait behind, or on, the accelerator's queue."""
+
+    @property
+    def is_main(self) -> bool:
+        return self.rank == 0
+
+    def sum_(self, tensor: Tensor) -> Tensor:
+        """Sum over ranks, in place. Returns the same tensor."""
+        if self.size > 1:
+            dist.all_reduce(tensor)
+        return tensor
+
+    def gather(self, values: Tensor, first: int, total: int) -> Tensor:
+        """Each rank's rows of a global batch, in order of place, differentiably.
+
+        Args:
+            values: [n, ...], this rank's slice.
+            first: place of its first row in the global batch.
+            total: rows of the global batch, N.
+
+        Returns:
+            [N, ...] on every rank. Backward sums over ranks and hands each its own slice: with losses that the
+            engine averages over ranks, a loss computed whole on every rank counts once.
+        """
+        if self.size == 1:
+            return values
+        gathered: Tensor = _Gather.apply(values, first, total)  # type: ignore[no-untyped-call]
+        return gathered
+
+    def barrier(self) -> None:
+        if self._control is not None:
+            dist.barrier(group=self._control)
+
+    def share(self, value: object) -> object:
+        """Rank 0's value on every rank (plain Python data)."""
+        if self._control is None:
+            return value
+        box = [value]
+        dist.broadcast_object_list(box, src=0, group=self._control)
+        return box[0]
+
+    def collect(self, value: object) -> list[object]:
+        """Every rank's value, in rank order, on every rank."""
+        if self._control is None:
+            return [value]
+        values: list[object] = [None] * self.size
+        dist.all_gather_object(values, value, group=self._control)
+        return values
+
+    def request_stop(self) -> None:
+        """Ask that all ranks stop at the next agreement, as a first SIGTERM or SIGINT does."""
+        self._stop_requested = True
+
+    def stop_agreed(self) -> bool:
+        """Whether any rank was asked to stop, the same answer on all. A collective: call it at fixed steps."""
+        asked = torch.tensor([int(self._stop_requested)])
+        if self._control is not None:
+            dist.all_reduce(asked, op=dist.ReduceOp.MAX, group=self._control)
+        self.stopping = bool(asked.item())
+        return self.stopping
+
+    def open_control(self, timeout_s: float) -> None:
+        """The group for decisions. A dead peer is noticed after `timeout_s` at most."""
+        if self.size > 1:
+            self._control = dist.new_group(backend="gloo", timeout=timedelta(seconds=timeout_s))
+
+
+class _Gather(torch.autograd.Function):
+    """All-reduce of a buffer that is zero outside our slice: exact, no host sync, slices of any size."""
+
+    @staticmethod
+    def forward(  # type: ignore[override]
+        ctx: torch.autograd.function.FunctionCtx, values: Tensor, first: int, total: int
+    ) -> Tensor:
+        ctx.place = slice(first, first + len(values))  # type: ignore[attr-defined]
+        gathered = values.new_zeros(total, *values.shape[1:])
+        gathered[ctx.place] = values  # type: ignore[attr-defined]
+        dist.all_reduce(gathered)
+        return gathered
+
+    @staticmethod
+    def backward(  # type: ignore[override]
+        ctx: torch.autograd.function.FunctionCtx, gradient: Tensor
+    ) -> tuple[Tensor, None, None]:
+        gradient = gradient.contiguous().clone()
+        dist.all_reduce(gradient)
+        return gradient[ctx.place], None, None  # type: ignore[attr-defined]
+
+
+@contextmanager
+def open_world(timeout_s: float = 300.0) -> Iterator[World]:
+    """The world that torchrun's environment describes, a group somebody else opened, or a single process.
+
+    A group that was open before (Ray's, a test's) is adopted and left open.
+    """
+    adopted = dist.is_initialized()
+    launched = "WORLD_SIZE" in os.environ and int(os.environ["WORLD_SIZE"]) > 1
+    device = pick_device()
+    if launched and not adopted:
+        backend = "nccl" if device.type == "cuda" else "gloo"
+        dist.init_process_group(backend, timeout=timedelta(seconds=timeout_s), device_id=None)
+    if dist.is_initialized():
+        world = World(device, dist.get_rank(), dist.get_world_size())
+    else:
+        world = World(device)
+    world.open_control(timeout_s)
+    with stop_signals(world):
+        try:
+            yield world
+        finally:
+            if dist.is_initialized() and not adopted:
+                dist.destroy_process_group()
+
+
+def pick_device() -> torch.device:
+    """This rank's GPU, or the CPU. Raises `UserError` when there are more ranks on the node than GPUs."""
+    if not torch.cuda.is_available():
+        return torch.device("cpu")
+    local_rank = int(os.environ.get("LOCAL_RANK", "0"))
+    if local_rank >= torch.cuda.device_count():
+        raise UserError(
+            f"--nproc_per_node: local rank {local_rank} has no GPU, this node has {torch.cuda.device_count()}; "
+            "start one rank a GPU, or hide the GPUs with CUDA_VISIBLE_DEVICES= to train on the CPU"
+        )
+    device = torch.device("cuda", local_rank)
+    torch.cuda.set_device(device)
+    return device
+
+
+@contextmanager
+def stop_signals(world: World) -> Iterator[None]:
+    """SIGTERM or SIGINT asks the world to stop; a second one, later than `SAME_SIGNAL_S`, stops at once."""
+    asked_at = 0.0
+
+    def on_signal(number: int, frame: FrameType | None) -> None:
+        nonlocal asked_at
+        now = time.monotonic()
+        if asked_at and now - asked_at > SAME_SIGNAL_S:
+            os._exit(128 + number)
+        asked_at = asked_at or now
+        world.request_stop()
+
+    try:
+        previous = {n: signal.signal(n, on_signal) for n in (signal.SIGTERM, signal.SIGINT)}
+    except ValueError:  # not the main thread: whoever runs us there owns the signals
+        yield
+        return
+    try:
+        yield
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+
+def rank_in_environment() -> int:
+    """Our rank before the world is open, for messages."""
+    return int(os.environ.get("RANK", "0"))
+
+
+def check_batch_size(batch_size: int, world: World) -> None:
+    """Raises `UserError` when a global batch leaves some rank fewer samples than a step needs."""
+    if batch_size < MIN_SAMPLES_A_RANK * world.size:
+        raise UserError(
+            f"batch_size is {batch_size} over {world.size} ranks; a step needs {MIN_SAMPLES_A_RANK} samples a rank: "
+            f"raise batch_size to {MIN_SAMPLES_A_RANK * world.size} or start at most "
+            f"{batch_size // MIN_SAMPLES_A_RANK} ranks"
+        )
