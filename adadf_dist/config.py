@@ -97,7 +97,7 @@ class ClassDistributionConfig:
     threshold: float = 0.7
     """t: a class mean whose own description degree is below it gives way to the threshold distribution."""
     off_diagonal: Literal["normalised", "published"] = "normalised"
-    """Rest of the threshold distribution: (1-t)/(C-1), or the paper's code's 0.4/(C-1), which sums to 1 at t=.6 only."""
+    """Rest of the threshold distribution: (1-t)/(C-1), or 0.4/(C-1) as in the paper's code (sums to 1 at t=.6 only)."""
     source: Literal["running", "pass"] = "running"
     """Label distributions averaged: those seen while training, or those of a second pass in evaluation mode."""
     sharpen: float = 0.0
@@ -114,6 +114,9 @@ class OptimizerConfig:
     """Exponential: lr * gamma^epoch. Cosine: to zero over the run, by epoch."""
     gamma: float = 0.9
     """Factor an epoch of the exponential schedule."""
+    warmup_steps: int = 0
+    """Steps over which the rate rises from zero; 0: none. From scratch the attention heads need it: a full rate
+    makes early logits confidently wrong, and attention then learns to silence them for good."""
     weight_decay: float = 0.0
     """L2 term of Adam."""
     ema: float = 0.0
@@ -223,10 +226,21 @@ def check_ranges(config: Config) -> None:
         within("class_distributions.sharpen", classes.sharpen, 0, 1, ends="[)"),
         within("optimizer.lr", optimizer.lr, 0, 10, ends="(]"),
         within("optimizer.gamma", optimizer.gamma, 0, 1, ends="(]"),
+        ("optimizer.warmup_steps", optimizer.warmup_steps, optimizer.warmup_steps >= 0, "0 or more"),
         ("optimizer.weight_decay", optimizer.weight_decay, optimizer.weight_decay >= 0, "0 or more"),
         within("optimizer.ema", optimizer.ema, 0, 1, ends="[)"),
-        ("checkpoint.every_steps", config.checkpoint.every_steps, config.checkpoint.every_steps >= 0, "0 or more"),
-        ("checkpoint.every_minutes", config.checkpoint.every_minutes, config.checkpoint.every_minutes >= 0, "0 or more"),
+        (
+            "checkpoint.every_steps",
+            config.checkpoint.every_steps,
+            config.checkpoint.every_steps >= 0,
+            "0 or more",
+        ),
+        (
+            "checkpoint.every_minutes",
+            config.checkpoint.every_minutes,
+            config.checkpoint.every_minutes >= 0,
+            "0 or more",
+        ),
         ("checkpoint.keep", config.checkpoint.keep, config.checkpoint.keep >= 1, "at least 1"),
         ("runtime.timeout_s", runtime.timeout_s, runtime.timeout_s > 0, "above 0 seconds"),
         ("runtime.stop_every", runtime.stop_every, runtime.stop_every >= 1, "at least 1"),
@@ -237,9 +251,7 @@ def check_ranges(config: Config) -> None:
             raise UserError(f"{key} is {value!r}; allowed: {allowed}")
 
 
-def within(
-    key: str, value: float, low: float, high: float, ends: str = "[]"
-) -> tuple[str, object, bool, str]:
+def within(key: str, value: float, low: float, high: float, ends: str = "[]") -> tuple[str, object, bool, str]:
     """A rule that `value` lies between the limits; `ends` says with brackets which of them are allowed."""
     above = value >= low if ends[0] == "[" else value > low
     below = value <= high if ends[1] == "]" else value < high

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from adadf_dist.data import Data
 from adadf_dist.evaluate import evaluate
@@ -21,11 +21,11 @@ class Result(NamedTuple):
     """Epoch (from 1) with the best validation accuracy."""
     validation_accuracy: float
     """Of the selected epoch."""
-    test: dict[str, object]
+    test: dict[str, Any]
     """Metrics of the selected epoch's model on test; empty when the run does not test."""
-    last_test: dict[str, object]
+    last_test: dict[str, Any]
     """The same of the last epoch's model."""
-    best_on_test: dict[str, object]
+    best_on_test: dict[str, Any]
     """Under `evaluation.protocol = published` alone: the best epoch on test and its accuracy there."""
 
 
@@ -53,16 +53,16 @@ def finish(engine: Engine, data: Data, log: Log, checkpoints: Checkpoints, world
 
 def measure(engine: Engine, data: Data, checkpoints: Checkpoints, world: World) -> Result:
     config, progress = checkpoints.config, checkpoints.progress
-    selected: dict[str, object] = {}
-    last: dict[str, object] = {}
+    selected: dict[str, Any] = {}
+    last: dict[str, Any] = {}
     if config.evaluation.test and data.test_split is not None:
         last = evaluate(engine, data.test(), data.test_split, world).to_dict()
         if progress.best_epoch == progress.epoch:
             selected = last
         else:
-            engine.load_state_dict(read_checkpoint(checkpoints.selected)["engine"])  # type: ignore[arg-type]
+            engine.load_state_dict(read_checkpoint(checkpoints.selected)["engine"])
             selected = evaluate(engine, data.test(), data.test_split, world).to_dict()
-    best_on_test: dict[str, object] = {}
+    best_on_test: dict[str, Any] = {}
     if config.evaluation.protocol == "published":
         best = max(progress.epochs, key=lambda record: record["test_accuracy"])  # type: ignore[arg-type, return-value]
         best_on_test = {"epoch": best["epoch"], "accuracy": best["test_accuracy"]}
@@ -80,7 +80,7 @@ def describe(result: Result) -> list[str]:
     lines = [f"selected: epoch {result.selected_epoch}, validation accuracy {result.validation_accuracy:.2%}"]
     for name, test in (("selected", result.test), ("last", result.last_test)):
         if test:
-            low, high = test["accuracy_interval"]  # type: ignore[misc]
+            low, high = test["accuracy_interval"]
             line = f"test accuracy, {name} epoch: {test['accuracy']:.2%} (95 % interval {low:.2%} to {high:.2%}, "
             line += f"{test['samples']} faces), mean class accuracy {test['mean_class_accuracy']:.2%}"
             if test["vote_divergence"] is not None:
@@ -88,9 +88,12 @@ def describe(result: Result) -> list[str]:
             lines.append(line)
     if result.test and result.test["ceiling"] is not None:
         ceiling, accuracy = result.test["ceiling"], result.test["accuracy"]
-        share = accuracy / ceiling  # type: ignore[operator]
-        lines.append(f"ceiling: the best possible guess reaches {ceiling:.2%}; the selected epoch has {share:.1%} of it")
+        share = accuracy / ceiling
+        lines.append(
+            f"ceiling: the best possible guess reaches {ceiling:.2%}; the selected epoch has {share:.1%} of it"
+        )
     if result.best_on_test:
         best = result.best_on_test
-        lines.append(f"best on test (published protocol, chosen on the test split): {best['accuracy']:.2%}, epoch {best['epoch']}")
+        label = "best on test (published protocol: chosen on the test split)"
+        lines.append(f"{label}: {best['accuracy']:.2%}, epoch {best['epoch']}")
     return lines

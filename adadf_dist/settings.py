@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import difflib
-import sys
 import tomllib
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, fields, is_dataclass, replace
+from dataclasses import asdict, replace
 from functools import cache
 from importlib import resources
 from pathlib import Path
-from typing import NamedTuple, get_type_hints
+from typing import NamedTuple
 
 import yaml
 from jsonargparse import ArgumentError, ArgumentParser, set_parsing_settings

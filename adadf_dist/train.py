@@ -1,7 +1,7 @@
 """Train Ada-DF: the story of a run, from shards to a result.
 
-    python -m adadf_dist.train --help
-    torchrun --standalone --nproc_per_node 8 -m adadf_dist.train --preset affectnet7 --data.shards DIR
+python -m adadf_dist.train --help
+torchrun --standalone --nproc_per_node 8 -m adadf_dist.train --preset affectnet7 --data.shards DIR
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from adadf_dist.method.class_distributions import ClassDistributions
 from adadf_dist.method.losses import Losses, Place, adadf_loss, ramp_weights
 from adadf_dist.method.model import Output
 from adadf_dist.result import Result, finish
-from adadf_dist.runtime.checkpoint import Checkpoints, Progress
+from adadf_dist.runtime.checkpoint import Checkpoints, Progress, Stateful
 from adadf_dist.runtime.engine import Engine, build_engine
 from adadf_dist.runtime.history import History, find_listed
 from adadf_dist.runtime.log import Log, open_log
@@ -67,14 +67,20 @@ def run(config: Config, on_epoch: Callable[[Record], None] = ignore) -> Result |
             listed = find_listed(data.train_split.keys, config.runtime.history_samples)
             history = History(len(data.train_split), len(data.classes), world, listed)
             state = TrainState(engine, classes, history, Progress())
-            parts = {"engine": engine, "class_distributions": classes, "history": history, "log": log}
+            parts: Mapping[str, Stateful] = {
+                "engine": engine,
+                "class_distributions": classes,
+                "history": history,
+                "log": log,
+            }
             checkpoints = Checkpoints(config, world, parts, state.progress, data.preprocessing)
             resumed = checkpoints.restore()
             log.start(state.progress, facts(data, engine, world), resumed)
             while state.progress.epoch < config.epochs:
                 training = train_epoch(state, data, log, checkpoints, world)
                 if training is None:
-                    return log.stopped(state.progress)
+                    log.stopped(state.progress)
+                    return None
                 if classes.needs_pass:
                     measure_classes(state, data)
                 record = finish_epoch(state, data, training, config, world)
@@ -90,15 +96,15 @@ def train_epoch(
     """Train from the batch where the epoch stands. Returns its mean losses, or None when the ranks agreed to stop."""
     engine, progress, config = state.engine, state.progress, log.config
     ramp = ramp_weights(progress.epoch + 1, config.loss.epoch_threshold)
-    engine.start_epoch(progress.epoch)
-    log.start_epoch(progress, data.num_batches(progress.epoch), engine.learning_rate)
+    log.start_epoch(progress, data.num_batches(progress.epoch))
     for batch in data.train(progress.epoch, progress.batch):
+        engine.schedule(progress.epoch, progress.step)
         output = engine.forward(batch.images)
         ranks = (world, Place(batch.first, batch.global_size))
         losses = adadf_loss(output, batch.labels, state.classes.current, ramp, config.loss, ranks)
         engine.step(losses.total)
         state.observe(batch, output, losses)
-        log.step(progress, losses, batch.global_size)
+        log.step(progress, losses, batch.global_size, engine.learning_rate)
         stop = progress.step % config.runtime.stop_every == 0 and world.stop_agreed()
         if stop or checkpoints.due():
             log.flush(progress)  # no checkpoint ever holds weights behind a loss that is not finite

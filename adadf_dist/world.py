@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 from types import FrameType
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -63,7 +64,7 @@ class World:
         """
         if self.size == 1:
             return values
-        gathered: Tensor = _Gather.apply(values, first, total)  # type: ignore[no-untyped-call]
+        gathered: Tensor = _Gather.apply(values, first, total)
         return gathered
 
     def barrier(self) -> None:
@@ -101,29 +102,27 @@ class World:
     def open_control(self, timeout_s: float) -> None:
         """The group for decisions. A dead peer is noticed after `timeout_s` at most."""
         if self.size > 1:
-            self._control = dist.new_group(backend="gloo", timeout=timedelta(seconds=timeout_s))
+            group = dist.new_group(backend="gloo", timeout=timedelta(seconds=timeout_s))
+            assert isinstance(group, dist.ProcessGroup)
+            self._control = group
 
 
 class _Gather(torch.autograd.Function):
     """All-reduce of a buffer that is zero outside our slice: exact, no host sync, slices of any size."""
 
     @staticmethod
-    def forward(  # type: ignore[override]
-        ctx: torch.autograd.function.FunctionCtx, values: Tensor, first: int, total: int
-    ) -> Tensor:
-        ctx.place = slice(first, first + len(values))  # type: ignore[attr-defined]
+    def forward(ctx: Any, values: Tensor, first: int, total: int) -> Tensor:
+        ctx.place = slice(first, first + len(values))
         gathered = values.new_zeros(total, *values.shape[1:])
-        gathered[ctx.place] = values  # type: ignore[attr-defined]
+        gathered[ctx.place] = values
         dist.all_reduce(gathered)
         return gathered
 
     @staticmethod
-    def backward(  # type: ignore[override]
-        ctx: torch.autograd.function.FunctionCtx, gradient: Tensor
-    ) -> tuple[Tensor, None, None]:
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
         gradient = gradient.contiguous().clone()
         dist.all_reduce(gradient)
-        return gradient[ctx.place], None, None  # type: ignore[attr-defined]
+        return gradient[ctx.place], None, None
 
 
 @contextmanager
@@ -137,18 +136,33 @@ def open_world(timeout_s: float = 300.0) -> Iterator[World]:
     device = pick_device()
     if launched and not adopted:
         backend = "nccl" if device.type == "cuda" else "gloo"
-        dist.init_process_group(backend, timeout=timedelta(seconds=timeout_s), device_id=None)
+        dist.init_process_group(backend, timeout=timedelta(seconds=timeout_s))
+    world = World(device)
     if dist.is_initialized():
         world = World(device, dist.get_rank(), dist.get_world_size())
-    else:
-        world = World(device)
     world.open_control(timeout_s)
     with stop_signals(world):
         try:
             yield world
+        except RuntimeError as error:
+            if world.size == 1 or not lost_contact(error):
+                raise
+            reason = " ".join(str(error).split())[-160:]
+            raise UserError(
+                "lost contact with another rank, whose own message says why; the same command goes on from the "
+                f"last checkpoint ({reason})"
+            ) from None
         finally:
             if dist.is_initialized() and not adopted:
                 dist.destroy_process_group()
+
+
+def lost_contact(error: RuntimeError) -> bool:
+    """Whether a collective failed because a peer is gone or silent, rather than through a fault of our own."""
+    if isinstance(error, (dist.DistBackendError, dist.DistNetworkError)):
+        return True
+    signs = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "Timed out waiting")
+    return any(sign in str(error) for sign in signs)
 
 
 def pick_device() -> torch.device:
@@ -158,8 +172,9 @@ def pick_device() -> torch.device:
     local_rank = int(os.environ.get("LOCAL_RANK", "0"))
     if local_rank >= torch.cuda.device_count():
         raise UserError(
-            f"--nproc_per_node: local rank {local_rank} has no GPU, this node has {torch.cuda.device_count()}; "
-            "start one rank a GPU, or hide the GPUs with CUDA_VISIBLE_DEVICES= to train on the CPU"
+            f"--nproc_per_node: local rank {local_rank} has no GPU, this node has "
+            f"{torch.cuda.device_count()}; start one rank a GPU, or hide the GPUs with CUDA_VISIBLE_DEVICES= "
+            "to train on the CPU"
         )
     device = torch.device("cuda", local_rank)
     torch.cuda.set_device(device)
@@ -200,7 +215,7 @@ def check_batch_size(batch_size: int, world: World) -> None:
     """Raises `UserError` when a global batch leaves some rank fewer samples than a step needs."""
     if batch_size < MIN_SAMPLES_A_RANK * world.size:
         raise UserError(
-            f"batch_size is {batch_size} over {world.size} ranks; a step needs {MIN_SAMPLES_A_RANK} samples a rank: "
-            f"raise batch_size to {MIN_SAMPLES_A_RANK * world.size} or start at most "
+            f"batch_size is {batch_size} over {world.size} ranks; a step needs {MIN_SAMPLES_A_RANK} samples "
+            f"a rank: raise batch_size to {MIN_SAMPLES_A_RANK * world.size} or start at most "
             f"{batch_size // MIN_SAMPLES_A_RANK} ranks"
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import NamedTuple, Protocol
 
 import torch
@@ -98,7 +99,7 @@ class ClassDistributions:
         """Targets and the sums so far over all ranks. A collective."""
         return {"pending": self.world.sum_(self._pending.clone()).cpu(), **self.last._asdict()}
 
-    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         """The pending sums go to rank 0 alone: on every rank they would count once a rank."""
         self.last = Commit(**{name: state[name] for name in Commit._fields})
         self.current = self._as_targets()

@@ -98,9 +98,7 @@ def normalize_attention(attention: Tensor, batch: Tensor, lambda_min: float) -> 
     return torch.where(equal, 1.0, scaled * (1 - lambda_min) + lambda_min)
 
 
-def supervise(
-    label_distributions: Tensor, class_distributions: Tensor, weights: Tensor, config: LossConfig
-) -> Tensor:
+def supervise(label_distributions: Tensor, class_distributions: Tensor, weights: Tensor, config: LossConfig) -> Tensor:
     """Equation 12, or one of its two parts (`loss.supervision`): [n, C], the target branch's targets."""
     if config.supervision == "label":
         fused = label_distributions

@@ -78,9 +78,7 @@ class DualBranch(nn.Module):
                 layer1=backbone.layer1,
             )
         )
-        stages = nn.Sequential(
-            OrderedDict(layer2=backbone.layer2, layer3=backbone.layer3, layer4=backbone.layer4)
-        )
+        stages = nn.Sequential(OrderedDict(layer2=backbone.layer2, layer3=backbone.layer3, layer4=backbone.layer4))
         self.target = Branch(stages, backbone.fc.in_features, num_classes, config.attention_on)
         self.auxiliary = copy.deepcopy(self.target) if auxiliary else None
         if not auxiliary:

@@ -91,7 +91,9 @@ def read_weights(path: Path) -> tuple[dict[str, Tensor], str]:
         if isinstance(content, Mapping) and isinstance(content.get(container), Mapping):
             content = content[container]
     if not isinstance(content, Mapping) or not any(isinstance(v, Tensor) for v in content.values()):
-        raise UserError(f"model.pretrained: {path}: holds no state dict; save one as torch.save(model.state_dict(), path)")
+        raise UserError(
+            f"model.pretrained: {path}: holds no state dict; save one as torch.save(model.state_dict(), path)"
+        )
     return {plain_name(key): v for key, v in content.items() if isinstance(v, Tensor)}, digest
 
 
@@ -108,14 +110,18 @@ def plain_name(key: str) -> str:
 
 def adopt_backbone(model: DualBranch, tensors: Mapping[str, Tensor], config: ModelConfig) -> tuple[str, ...]:
     """Copy `tensors` into extractor and target branch. Returns the names of the old classifier's tensors."""
-    wanted = {key: t for key, t in model.extractor.state_dict().items()}
-    wanted |= {key: t for key, t in model.target.stages.state_dict().items()}
+    wanted = dict(model.extractor.state_dict())
+    wanted |= dict(model.target.stages.state_dict())
     ignored = tuple(sorted(key for key in tensors if key.split(".")[0] in ("fc", "classifier", "head")))
     counters = {key for key in wanted if key.endswith("num_batches_tracked")}  # absent from old files
     missing = sorted(wanted.keys() - tensors.keys() - counters)
     unexpected = sorted(tensors.keys() - wanted.keys() - set(ignored))
     misshapen = sorted(k for k in wanted.keys() & tensors.keys() if wanted[k].shape != tensors[k].shape)
-    for problem, names in (("lacks", missing), ("has unknown", unexpected), ("has another shape for", misshapen)):
+    for problem, names in (
+        ("lacks", missing),
+        ("has unknown", unexpected),
+        ("has another shape for", misshapen),
+    ):
         if names:
             more = f" and {len(names) - 3} more" if len(names) > 3 else ""
             raise UserError(

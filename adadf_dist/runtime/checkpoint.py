@@ -10,7 +10,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 
@@ -74,7 +74,7 @@ class Stateful(Protocol):
 
     def state_dict(self) -> Mapping[str, object]: ...
 
-    def load_state_dict(self, state: Mapping[str, object]) -> None: ...
+    def load_state_dict(self, state: Mapping[str, Any]) -> None: ...
 
 
 class Checkpoints:
@@ -135,10 +135,10 @@ class Checkpoints:
 
         Raises `UserError` when the run folder holds another run, naming the key that differs.
         """
-        found = self.world.share(self._find_for_resume() if self.world.is_main else None)
+        found: Any = self.world.share(self._find_for_resume() if self.world.is_main else None)
         if found is None:
             return None
-        path, message = found  # type: ignore[misc]
+        path, message = found
         if message:
             raise UserError(message)
         self.load(path)
@@ -146,13 +146,13 @@ class Checkpoints:
 
     def load(self, path: Path | str) -> None:
         content = read_checkpoint(path)
-        check_same_run(content["config"], to_dict(self.config), path)  # type: ignore[arg-type]
-        check_same_classes(content["preprocessing"], self.preprocessing, path)  # type: ignore[arg-type]
+        check_same_run(content["config"], to_dict(self.config), path)
+        check_same_classes(content["preprocessing"], self.preprocessing, path)
         for name, part in self.parts.items():
-            part.load_state_dict(content[name])  # type: ignore[arg-type]
-        for key, value in content["progress"].items():  # type: ignore[attr-defined]
+            part.load_state_dict(content[name])
+        for key, value in content["progress"].items():
             setattr(self.progress, key, value)
-        torch.set_rng_state(content["rng"])  # type: ignore[arg-type]
+        torch.set_rng_state(content["rng"])
 
     def saved(self) -> list[Path]:
         """Checkpoints in the run folder, newest first."""
@@ -168,8 +168,7 @@ class Checkpoints:
         saved = self.saved()
         if resume == "never" and saved:
             return "", (
-                f"{self.config.out} already holds a run; give --out another folder, "
-                "or --resume auto to go on with it"
+                f"{self.config.out} already holds a run; give --out another folder, or --resume auto to go on with it"
             )
         problems = []
         for path in saved:
@@ -180,7 +179,10 @@ class Checkpoints:
                 problems.append(str(error))
                 print(f"warning: {error}; trying the one before it", file=sys.stderr, flush=True)
         if problems:
-            return "", f"{self.config.out}: no whole checkpoint is left ({problems[0]}); start again with --out"
+            return (
+                "",
+                f"{self.config.out}: no whole checkpoint is left ({problems[0]}); start again with --out",
+            )
         return None
 
     def _prune(self) -> None:
@@ -232,7 +234,7 @@ def sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
-def read_checkpoint(path: Path | str) -> dict[str, object]:
+def read_checkpoint(path: Path | str) -> dict[str, Any]:
     """A checkpoint's content: plain data and tensors only. Raises `UserError` for anything else."""
     try:
         content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
@@ -241,7 +243,9 @@ def read_checkpoint(path: Path | str) -> dict[str, object]:
     except IsADirectoryError:
         raise UserError(f"{path}: is a folder; name a checkpoint file in it") from None
     except pickle.UnpicklingError:
-        raise UserError(f"{path}: holds more than tensors and plain data, which is never loaded; not a checkpoint") from None
+        raise UserError(
+            f"{path}: holds more than tensors and plain data, which is never loaded; not a checkpoint"
+        ) from None
     except (RuntimeError, EOFError, ValueError, KeyError, OSError) as error:
         raise UserError(f"{path}: torn or not a checkpoint ({' '.join(str(error).split())[:120]})") from None
     if not isinstance(content, dict) or "version" not in content or "progress" not in content:
@@ -265,8 +269,8 @@ def check_same_run(saved: Mapping[str, object], now: Mapping[str, object], path:
             )
 
 
-def check_same_classes(saved: Mapping[str, object], now: Preprocessing, path: Path | str) -> None:
-    classes = tuple(saved["classes"])  # type: ignore[arg-type, var-annotated]
+def check_same_classes(saved: Mapping[str, Any], now: Preprocessing, path: Path | str) -> None:
+    classes = tuple(saved["classes"])
     if classes != now.classes:
         raise UserError(
             f"{path}: was trained on the classes {', '.join(classes)}; the dataset has {', '.join(now.classes)}: "

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -43,16 +43,19 @@ class History:
         self._sums = torch.zeros(num_samples, 4, device=world.device)
         self._distributions = torch.zeros(len(self.listed), 3, num_classes, device=world.device)
         self._row = torch.full((num_samples,), -1, dtype=torch.int64, device=world.device)
-        self._row[torch.tensor(self.listed, dtype=torch.int64)] = torch.arange(
-            len(self.listed), device=world.device
-        )
+        self._row[torch.tensor(self.listed, dtype=torch.int64)] = torch.arange(len(self.listed), device=world.device)
 
     @torch.no_grad()
     def observe(self, samples: Tensor, labels: Tensor, output: Output, losses: Losses) -> None:
         """Add a rank's rows; samples and labels [n]. Stays on the device."""
         correct = output.target_logits.argmax(dim=1) == labels
         rows = torch.stack(
-            [losses.attention_weights, losses.per_sample, correct.to(losses.per_sample.dtype), torch.ones_like(losses.per_sample)],
+            [
+                losses.attention_weights,
+                losses.per_sample,
+                correct.to(losses.per_sample.dtype),
+                torch.ones_like(losses.per_sample),
+            ],
             dim=1,
         )
         self._sums.index_add_(0, samples, rows.to(self._sums.dtype))
@@ -114,7 +117,7 @@ class History:
             "distributions": self.world.sum_(self._distributions.clone()).cpu(),
         }
 
-    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         """The sums go to rank 0 alone, as the class distributions' do."""
         for mine, saved in ((self._sums, state["sums"]), (self._distributions, state["distributions"])):
             if mine.shape != saved.shape:

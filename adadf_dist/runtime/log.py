@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Never
 
 import torch
 import yaml
@@ -47,7 +47,7 @@ class Log:
         self._since = time.monotonic()
         self._epoch_began = self._since
         self._line_at = self._since
-        self._bar: tqdm[None] | None = None
+        self._bar: tqdm[Never] | None = None
         self._board: SummaryWriter | None = None
         self._learning_rate = config.optimizer.lr
         self._num_batches = 0
@@ -69,10 +69,9 @@ class Log:
         if resumed is not None:
             self.say(f"  goes on from {resumed} (epoch {progress.epoch + 1}, batch {progress.batch})")
 
-    def start_epoch(self, progress: Progress, num_batches: int, lr: float) -> None:
+    def start_epoch(self, progress: Progress, num_batches: int) -> None:
         self._epoch_began = self._since = self._line_at = time.monotonic()
         self._images = 0
-        self._learning_rate = lr
         self._num_batches = num_batches
         self.status("running", progress)
         if self.world.is_main and sys.stderr.isatty():
@@ -85,8 +84,9 @@ class Log:
                 dynamic_ncols=True,
             )
 
-    def step(self, progress: Progress, losses: Losses, global_size: int) -> None:
+    def step(self, progress: Progress, losses: Losses, global_size: int, learning_rate: float) -> None:
         """Note a step's losses; `progress` already counts it."""
+        self._learning_rate = learning_rate
         self._losses.append(torch.stack([getattr(losses, name).detach() for name in LOSS_NAMES]))
         self._images += global_size
         if progress.step % self.config.runtime.log_every == 0 or progress.batch == self._num_batches:
@@ -109,8 +109,8 @@ class Log:
             if not torch.isfinite(row).all():
                 named = ", ".join(f"{n} {v:g}" for n, v in zip(LOSS_NAMES, row.tolist(), strict=True))
                 raise UserError(
-                    f"step {number} (epoch {progress.epoch + 1}): the loss is not finite ({named}); the last checkpoint "
-                    f"in {self.folder / 'checkpoints'} is good: go on from it with a lower optimizer.lr (now "
+                    f"step {number} (epoch {progress.epoch + 1}): the loss is not finite ({named}); "
+                    f"the last checkpoint in {self.folder / 'checkpoints'} is good: go on from it with a lower optimizer.lr (now "
                     f"{self._learning_rate:g}) under another --out"
                 )
             self._epoch_sums += row  # one by one: the same bits wherever a flush cuts the epoch
@@ -153,7 +153,10 @@ class Log:
         if self._bar is not None:
             self._bar.close()
             self._bar = None
-        return {**dict(zip(LOSS_NAMES, means, strict=True)), "images_per_s": self._images / max(seconds, 1e-9)}
+        return {
+            **dict(zip(LOSS_NAMES, means, strict=True)),
+            "images_per_s": self._images / max(seconds, 1e-9),
+        }
 
     def epoch(self, progress: Progress, record: Mapping[str, object]) -> None:
         """One finished epoch: a table row, a line of metrics, TensorBoard."""
@@ -165,8 +168,9 @@ class Log:
         left = progress.seconds / progress.epoch * (self.config.epochs - progress.epoch)
         mark = "*" if progress.best_epoch == progress.epoch else " "
         self.say(
-            f"{progress.epoch:5d} {record['total']:7.4f} {record['kl_divergence']:7.4f} {record['cross_entropy']:7.4f}   "
-            f"{record['accuracy']:8.2%}{mark}   {record['mean_class_accuracy']:8.2%}  {record['classes_at_threshold']:>10} "
+            f"{progress.epoch:5d} {record['total']:7.4f} {record['kl_divergence']:7.4f} "
+            f"{record['cross_entropy']:7.4f}   {record['accuracy']:8.2%}{mark}   "
+            f"{record['mean_class_accuracy']:8.2%}  {record['classes_at_threshold']:>10} "
             f"{record['learning_rate']:7.1e}  {record['images_per_s']:8.0f}  {duration(left):>9}"
         )
         if self._board is not None:
@@ -184,9 +188,9 @@ class Log:
     def state_dict(self) -> dict[str, object]:
         return {"sums": self._epoch_sums, "steps": self._epoch_steps}
 
-    def load_state_dict(self, state: Mapping[str, object]) -> None:
-        self._epoch_sums.copy_(state["sums"])  # type: ignore[arg-type]
-        self._epoch_steps = state["steps"]  # type: ignore[assignment]
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self._epoch_sums.copy_(state["sums"])
+        self._epoch_steps = state["steps"]
 
     def status(self, state: str, progress: Progress, **more: object) -> None:
         """`status.json`, for launchers: running, stopped, finished or failed, and where."""

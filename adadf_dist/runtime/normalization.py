@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -14,7 +16,8 @@ def synchronize_batch_norm(model: nn.Module, world: World) -> nn.Module:
     if world.size == 1:
         return model
     if world.device.type == "cuda":
-        synchronized: nn.Module = nn.SyncBatchNorm.convert_sync_batchnorm(model)
+        convert = nn.SyncBatchNorm.convert_sync_batchnorm
+        synchronized: nn.Module = convert(model)  # type: ignore[no-untyped-call]
         return synchronized
     for name, child in model.named_children():
         if isinstance(child, nn.BatchNorm2d):
@@ -45,9 +48,7 @@ class CrossRankBatchNorm(nn.BatchNorm2d):
             return super().forward(input)
         assert self.running_mean is not None and self.running_var is not None
         assert self.num_batches_tracked is not None and self.momentum is not None
-        output, mean, variance, count = _CrossRankNorm.apply(  # type: ignore[no-untyped-call]
-            input, self.weight, self.bias, self.eps, self.world
-        )
+        output, mean, variance, count = _CrossRankNorm.apply(input, self.weight, self.bias, self.eps, self.world)
         with torch.no_grad():
             self.num_batches_tracked += 1
             self.running_mean.lerp_(mean.to(self.running_mean.dtype), self.momentum)
@@ -65,8 +66,8 @@ class _CrossRankNorm(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(  # type: ignore[override]
-        ctx: torch.autograd.function.FunctionCtx,
+    def forward(
+        ctx: Any,
         input: Tensor,
         weight: Tensor,
         bias: Tensor,
@@ -80,26 +81,33 @@ class _CrossRankNorm(torch.autograd.Function):
         everyone = torch.zeros(world.size, len(local), dtype=torch.float64, device=local.device)
         everyone[world.rank] = local
         world.sum_(everyone)
-        counts, means, squares = everyone.split([1, len(mean), len(mean)], dim=1)
+        counts, means, squares = torch.split(everyone, [1, len(mean), len(mean)], dim=1)
         count = counts.sum()
         global_mean = (counts * means).sum(dim=0) / count
         square = squares.sum(dim=0) + (counts * (means - global_mean).square()).sum(dim=0)
         mean, variance = global_mean.to(wide), (square / count).to(wide)
         inverse_std = (variance + eps).rsqrt()
         ctx.save_for_backward(input, weight, mean, inverse_std, count)
-        ctx.eps, ctx.world = eps, world  # type: ignore[attr-defined]
+        ctx.eps, ctx.world = eps, world
         output = F.batch_norm(input, mean, variance, weight, bias, training=False, eps=eps)
         ctx.mark_non_differentiable(mean, variance, count)
         return output, mean, variance, count
 
     @staticmethod
-    def backward(  # type: ignore[override]
-        ctx: torch.autograd.function.FunctionCtx, gradient: Tensor, *unused: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor, None, None]:
-        input, weight, mean, inverse_std, count = ctx.saved_tensors  # type: ignore[attr-defined]
-        world: World = ctx.world  # type: ignore[attr-defined]
+    def backward(ctx: Any, gradient: Tensor, *unused: Tensor) -> tuple[Tensor, Tensor, Tensor, None, None]:
+        input, weight, mean, inverse_std, count = ctx.saved_tensors
+        world: World = ctx.world
         _, grad_weight, grad_bias = torch.ops.aten.native_batch_norm_backward(
-            gradient, input, weight, None, None, mean, inverse_std, True, ctx.eps, [False, True, True]  # type: ignore[attr-defined]
+            gradient,
+            input,
+            weight,
+            None,
+            None,
+            mean,
+            inverse_std,
+            True,
+            ctx.eps,
+            [False, True, True],
         )
         sums = world.sum_(torch.cat([grad_bias, grad_weight]).double())
         mean_grad, mean_grad_x = (sums / count).to(mean.dtype).chunk(2)

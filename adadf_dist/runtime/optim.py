@@ -13,11 +13,12 @@ Moments = dict[str, dict[str, Tensor]]
 """Parameter name -> `step`, `exp_avg`, `exp_avg_sq`; what every engine's checkpoint holds."""
 
 
-def learning_rate(config: OptimizerConfig, epoch: int, epochs: int) -> float:
-    """The rate of an epoch, counted from 0, of a run of `epochs`. Pure: nothing to save or restore."""
+def learning_rate(config: OptimizerConfig, epochs: int, epoch: int, step: int) -> float:
+    """The rate of a step of a run of `epochs`; epoch and step counted from 0. Pure: nothing to save or restore."""
+    warmup = min(1.0, (step + 1) / config.warmup_steps) if config.warmup_steps else 1.0
     if config.schedule == "cosine":
-        return config.lr * (1 + math.cos(math.pi * epoch / epochs)) / 2
-    return config.lr * config.gamma**epoch
+        return config.lr * warmup * (1 + math.cos(math.pi * epoch / epochs)) / 2
+    return config.lr * warmup * config.gamma**epoch
 
 
 def build_optimizer(model: nn.Module, config: OptimizerConfig, device: torch.device) -> torch.optim.Adam:

@@ -1,0 +1,271 @@
+"""From a source of faces to a dataset folder: plan the shards, let processes write them, put the folder together.
+
+A source first yields light items (split, key, number), so that the whole is planned before an image is touched;
+a shard is then one task for one process, which makes the bytes independent of how many processes there are.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import NamedTuple, Protocol
+
+import PIL
+import pyarrow as pa
+from PIL import features
+
+from adadf_dist.data.crew import run_tasks
+from adadf_dist.data.format import Dataset, open_dataset
+from adadf_dist.data.jpeg import BadImage
+from adadf_dist.data.manifest import MANIFEST, SPLITS, Manifest, SplitInfo
+from adadf_dist.data.staging import staged
+from adadf_dist.data.writer import (
+    Rows,
+    Sample,
+    WrittenShard,
+    can_write,
+    write_card,
+    write_index,
+    write_shard,
+    write_table,
+)
+from adadf_dist.errors import UserError
+
+MAX_KEY = 90
+"""Longest key, in characters: with its extension it must fit the 100 of a USTAR name."""
+
+
+class Item(NamedTuple):
+    """A face before its image is touched."""
+
+    split: str
+    key: str
+    """Unique over the dataset; letters, digits, `-` and `_`."""
+    number: int
+    """Its place in the source."""
+
+
+class Table(NamedTuple):
+    """A list for people, written into the dataset folder as csv."""
+
+    header: tuple[str, ...]
+    lines: Sequence[Sequence[object]]
+
+
+@dataclass(frozen=True)
+class Provenance:
+    """What `dataset.json` says of how the dataset came to be. No path of this machine: a rebuild elsewhere is equal."""
+
+    source: str
+    options: Mapping[str, object]
+    findings: Mapping[str, object] = field(default_factory=dict)
+    """What was dropped, doubled or in doubt, counted."""
+    tables: Mapping[str, Table] = field(default_factory=dict)
+    """File name -> the findings one by one."""
+
+
+class Source(Protocol):
+    """Where faces come from. Pickled into every worker process."""
+
+    @property
+    def classes(self) -> tuple[str, ...]: ...
+
+    @property
+    def provenance(self) -> Provenance: ...
+
+    def items(self) -> Sequence[Item]:
+        """Every face, in any order."""
+
+    def locate(self, number: int) -> str:
+        """Where face `number` is in the source, for people."""
+
+    def load(self, number: int) -> Sample:
+        """Read, check and encode face `number`. Raises `BadImage`, also when its file cannot be read."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class BuildOptions:
+    """How a dataset is cut and written. Only `name`, `seed` and `samples_per_shard` change a byte of it."""
+
+    name: str
+    seed: int = 0
+    """Fixes the order in which samples are stored."""
+    samples_per_shard: int = 4096
+    max_bad: int = 0
+    """Images that may be left out because they cannot be stored."""
+    workers: int = 1
+    overwrite: bool = False
+
+
+class Bad(NamedTuple):
+    """A line of quarantine.csv."""
+
+    split: str
+    key: str
+    source: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Task:
+    """One shard to be written."""
+
+    split: str
+    path: Path
+    items: Sequence[Item]
+
+
+class Outcome(NamedTuple):
+    shard: WrittenShard | None
+    """None when not one image could be stored."""
+    bad: list[Bad]
+
+
+def build_dataset(
+    source: Source, out: Path, options: BuildOptions, on_samples: Callable[[int], object] = lambda count: None
+) -> Dataset:
+    """Write `source` as the dataset folder `out` and open it. `on_samples(n)` is told when n more are done.
+
+    Images that cannot be stored are left out and listed in quarantine.csv; more of them than `options.max_bad` is an
+    error, with the list beside `out`. Raises `UserError`; then there is no `out`, and an older one stands untouched.
+    """
+    out = out.resolve()
+    with staged(out, options.overwrite) as folder:
+        tasks = plan_shards(source, folder, options)
+        outcomes = run_tasks(build_shard, source, tasks, options.workers, on_samples)
+        bad = [line for outcome in outcomes for line in outcome.bad]
+        if len(bad) > options.max_bad:
+            raise too_many_bad(out, bad, sum(len(task.items) for task in tasks))
+        assemble(folder, source, options, list(zip(tasks, outcomes, strict=True)))
+    return open_dataset(out)
+
+
+def plan_shards(source: Source, folder: Path, options: BuildOptions) -> list[Task]:
+    """Cut every split, in a global order drawn from the seed, into shards of even size."""
+    items = source.items()
+    check_items(items)
+    tasks = []
+    for split in SPLITS:
+        mine = sorted((item for item in items if item.split == split), key=lambda item: draw(options.seed, item.key))
+        count = -(-len(mine) // options.samples_per_shard)
+        for shard in range(count):
+            first, last = shard * len(mine) // count, (shard + 1) * len(mine) // count
+            tasks.append(Task(split, folder / f"{split}-{shard:06d}.tar", mine[first:last]))
+    return tasks
+
+
+def draw(seed: int, key: str) -> bytes:
+    """A random number as bytes, fixed by seed and key: a hash, so that no library's generator can change the order."""
+    return hashlib.blake2b(f"{seed}/{key}".encode(), digest_size=16).digest()
+
+
+def check_items(items: Sequence[Item]) -> None:
+    """What every source must hold to."""
+    if not any(item.split == "train" for item in items):
+        raise UserError("the source has no training face; check --root and the split options")
+    keys = Counter(item.key for item in items)
+    assert len(keys) == len(items), f"key {keys.most_common(1)[0][0]} is not unique"
+    for item in items:
+        plain = item.key.isascii() and item.key.replace("-", "").replace("_", "").isalnum()
+        assert item.split in SPLITS and plain and len(item.key) <= MAX_KEY, item
+
+
+def build_shard(source: Source, task: Task, on_sample: Callable[[], object]) -> Outcome:
+    """Load, encode and write the samples of one shard, in a worker process."""
+    bad: list[Bad] = []
+
+    def samples() -> Iterator[tuple[str, Sample]]:
+        for item in task.items:
+            try:
+                sample = source.load(item.number)
+            except BadImage as error:
+                bad.append(Bad(item.split, item.key, source.locate(item.number), str(error)))
+            else:
+                yield item.key, sample
+            on_sample()
+
+    return Outcome(write_shard(task.path, samples(), source.classes), bad)
+
+
+def too_many_bad(out: Path, bad: Sequence[Bad], samples: int) -> UserError:
+    """Keep the list, and say how to go on."""
+    path = out.with_name(out.name + ".quarantine.csv")
+    write_table(path, Bad._fields, bad)
+    return UserError(
+        f"{len(bad):,} of {samples:,} images cannot be stored, the first: {bad[0].source}: {bad[0].reason}; "
+        f"all are listed in {path}; mend them, or leave them out with --max-bad {len(bad)}"
+    )
+
+
+def assemble(folder: Path, source: Source, options: BuildOptions, written: Iterable[tuple[Task, Outcome]]) -> None:
+    """Add to the tars what makes them a dataset: indexes, lists and, last, `dataset.json`."""
+    bad: list[Bad] = []
+    shards: dict[str, list[WrittenShard]] = {}
+    for task, outcome in written:
+        bad += outcome.bad
+        mine = shards.setdefault(task.split, [])
+        if outcome.shard is not None:
+            mine.append(rename_shard(folder, outcome.shard, f"{task.split}-{len(mine):06d}.tar"))
+    for split, found in shards.items():
+        if not found:
+            raise UserError(f"split {split}: not one image can be stored, the first: {bad[0].source}: {bad[0].reason}")
+    made = source.provenance
+    tables = {**made.tables, **({"quarantine.csv": Table(Bad._fields, bad)} if bad else {})}
+    for name, table in tables.items():
+        write_table(folder / name, table.header, table.lines)
+    whole = [shard for found in shards.values() for shard in found]
+    manifest = Manifest(
+        name=options.name,
+        classes=source.classes,
+        smallest_image=(min(s.smallest_image[0] for s in whole), min(s.smallest_image[1] for s in whole)),
+        largest_image=(max(s.largest_image[0] for s in whole), max(s.largest_image[1] for s in whole)),
+        built={
+            "source": made.source,
+            "options": {**made.options, "seed": options.seed, "samples_per_shard": options.samples_per_shard},
+            "findings": {**made.findings, "quarantined": len(bad)},
+            "versions": versions(),
+        },
+        splits={split: finish_split(folder, split, found) for split, found in shards.items()},
+    )
+    write_card(folder / "README.md", manifest)
+    with can_write(folder / MANIFEST):
+        (folder / MANIFEST).write_text(manifest.to_json(), encoding="utf-8")
+
+
+def rename_shard(folder: Path, shard: WrittenShard, file: str) -> WrittenShard:
+    """Close the gap that a shard without a single good image left in the numbers."""
+    if shard.info.file == file:
+        return shard
+    for suffix in (".tar", ".idx"):
+        old = (folder / shard.info.file).with_suffix(suffix)
+        old.rename((folder / file).with_suffix(suffix))
+    return shard._replace(info=replace(shard.info, file=file))
+
+
+def finish_split(folder: Path, split: str, shards: Sequence[WrittenShard]) -> SplitInfo:
+    """Write the split's index and count its classes."""
+    rows = Rows()
+    for number, shard in enumerate(shards):
+        shard.rows.shard = [number] * len(shard.rows)
+        rows.extend(shard.rows)
+    index = f"{split}.parquet"
+    counts = [sum(column) for column in zip(*(shard.info.class_counts for shard in shards), strict=True)]
+    return SplitInfo(
+        samples=len(rows),
+        class_counts=tuple(counts),
+        index=index,
+        index_sha256=write_index(folder / index, rows),
+        shards=tuple(shard.info for shard in shards),
+    )
+
+
+def versions() -> dict[str, str]:
+    """The libraries whose encoders decide the bytes."""
+    return {
+        "libjpeg-turbo": str(features.version("libjpeg_turbo")),
+        "pillow": PIL.__version__,
+        "pyarrow": pa.__version__,
+    }

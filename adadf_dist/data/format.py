@@ -1,0 +1,225 @@
+"""A dataset folder, opened: labels, votes and keys in memory, image bytes read from mapped tars.
+
+The folder is plain WebDataset (`train-000000.tar` with KEY.jpg, KEY.cls, KEY.json), DALI's index beside each tar,
+one Parquet index a split, and `dataset.json`. docs/data.md describes it file by file; `writer.py` writes it.
+"""
+
+from __future__ import annotations
+
+import mmap
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from adadf_dist.data.manifest import FORMAT_VERSION, Manifest, SplitInfo, read_manifest
+from adadf_dist.errors import UserError
+
+__all__ = ["FORMAT_VERSION", "Dataset", "Split", "check_files", "check_trainable", "open_dataset", "open_split"]
+
+Keys: TypeAlias = NDArray[Any]  # of np.dtypes.StringDType: variable width, no Python object a key
+
+MAX_MAPS = 512
+"""Tars that one split keeps mapped in a process: each mapping holds a file descriptor, and 1,024 is a usual limit."""
+
+
+@dataclass(frozen=True, eq=False)
+class Split:
+    """One split, opened. Sample numbers run from 0 to S - 1 in stored order; C is the number of classes.
+
+    Cheap to pickle into worker processes, and safe to use after a fork: tars are mapped at the first read.
+    """
+
+    name: str
+    folder: Path
+    classes: tuple[str, ...]
+    keys: Keys
+    """[S], unique over the dataset."""
+    labels: NDArray[np.int64]
+    """[S]"""
+    votes: NDArray[np.float32] | None
+    """[S, C] annotators a class, all zero for a face without votes; None when no face of the split has any."""
+    distributions: NDArray[np.float32] | None
+    """[S, C] true label distributions, where the source knows them (drawn faces); None otherwise."""
+    shards: tuple[str, ...]
+    """File names of the tars."""
+    places: NDArray[np.int64]
+    """[S, 3]: number of the tar, offset and size of the encoded image in it, in bytes."""
+    _maps: dict[str, mmap.mmap] = field(default_factory=dict, repr=False)
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def read(self, sample: int) -> memoryview:
+        """The encoded image (JPEG) of a sample: a read-only view into the mapped tar."""
+        shard, offset, size = self.places[sample].tolist()
+        return memoryview(self._map(self.shards[shard]))[offset : offset + size]
+
+    def subset(self, samples: NDArray[np.int64], name: str) -> Split:
+        """The given samples, in the given order, as a split of their own; its sample k is our `samples[k]`."""
+        return replace(
+            self,
+            name=name,
+            keys=self.keys[samples],
+            labels=self.labels[samples],
+            votes=None if self.votes is None else self.votes[samples],
+            distributions=None if self.distributions is None else self.distributions[samples],
+            places=self.places[samples],
+        )
+
+    def class_counts(self) -> NDArray[np.int64]:
+        """[C] samples a class."""
+        return np.bincount(self.labels, minlength=len(self.classes))
+
+    def _map(self, file: str) -> mmap.mmap:
+        mapped = self._maps.get(file)
+        if mapped is None:
+            with (self.folder / file).open("rb") as stream:
+                mapped = mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)
+            if len(self._maps) >= MAX_MAPS:
+                self._maps.pop(next(iter(self._maps)))  # closed by its last view, not under a reader's hands
+            self._maps[file] = mapped
+        return mapped
+
+    def __getstate__(self) -> dict[str, object]:
+        return {**self.__dict__, "_maps": {}}
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """An open dataset folder."""
+
+    folder: Path
+    manifest: Manifest
+
+    @property
+    def name(self) -> str:
+        return self.manifest.name
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Class names; a label is a place in this tuple."""
+        return self.manifest.classes
+
+    @property
+    def splits(self) -> Mapping[str, SplitInfo]:
+        return self.manifest.splits
+
+    def split(self, name: str) -> Split:
+        """Open a split by its name. Raises `UserError`."""
+        if name not in self.splits:
+            raise UserError(f"{self.folder}: no {name} split; it has {', '.join(self.splits)}")
+        return open_split(self.folder, self.manifest, name)
+
+
+def open_dataset(folder: str | Path) -> Dataset:
+    """Open a dataset folder: reads `dataset.json` and checks that every file it names is there, at its full size.
+
+    Hashes and images are `python -m shards.verify`'s to check. Raises `UserError`.
+    """
+    dataset = Dataset(Path(folder), read_manifest(Path(folder)))
+    problem = next(check_files(dataset.folder, dataset.manifest), None)
+    if problem is not None:
+        raise UserError(problem)
+    return dataset
+
+
+def check_files(folder: Path, manifest: Manifest) -> Iterator[str]:
+    """A line for each file that is missing or not of the size that `dataset.json` gives."""
+    for split in manifest.splits.values():
+        if not (folder / split.index).is_file():
+            yield f"{folder / split.index}: missing; copy the dataset again or rebuild it"
+        for shard in split.shards:
+            path = folder / shard.file
+            if not path.is_file():
+                yield f"{path}: missing; copy the dataset again or rebuild it"
+            elif (size := path.stat().st_size) != shard.bytes:
+                state = "truncated" if size < shard.bytes else "changed"
+                yield f"{path}: {state}: {size:,} bytes where dataset.json has {shard.bytes:,}; copy or build it again"
+
+
+def open_split(folder: Path, manifest: Manifest, name: str) -> Split:
+    """Read a split's Parquet index and check it against `dataset.json`. Raises `UserError`."""
+    info, path = manifest.splits[name], folder / manifest.splits[name].index
+    num_classes = len(manifest.classes)
+    table = _read_table(path)
+    try:
+        labels = _column(table, "label")
+        places = np.stack([_column(table, key) for key in ("shard", "offset", "size")], axis=1)
+        keys = np.array(table["key"].to_pylist(), dtype=np.dtypes.StringDType())
+        votes = _rows(table, "votes", num_classes)
+        distributions = _rows(table, "distribution", num_classes) if "distribution" in table.column_names else None
+    except (KeyError, ValueError, TypeError, pa.ArrowException) as error:
+        reason = " ".join(str(error).split())[:120]
+        raise UserError(f"{path}: not an index of this dataset ({reason}); rebuild the dataset") from None
+    if len(labels) != info.samples:
+        raise UserError(f"{path}: {len(labels):,} rows where dataset.json has {info.samples:,}; rebuild the dataset")
+    split = Split(
+        name=name,
+        folder=folder,
+        classes=manifest.classes,
+        keys=keys,
+        labels=labels,
+        votes=votes,
+        distributions=distributions,
+        shards=tuple(shard.file for shard in info.shards),
+        places=places,
+    )
+    _check_rows(split, info, path)
+    return split
+
+
+def check_trainable(split: Split) -> None:
+    """Raise `UserError` when there is nothing to tell apart: faces of one class only."""
+    present = np.flatnonzero(split.class_counts())
+    if len(present) < 2:
+        only = split.classes[int(present[0])] if len(present) else "no class"
+        raise UserError(f"{split.folder}: split {split.name} holds {only} only; training needs two classes or more")
+
+
+def _read_table(path: Path) -> pa.Table:
+    try:
+        return pq.read_table(path, memory_map=False)
+    except (pa.ArrowException, OSError) as error:
+        reason = " ".join(str(error).split())[:120]
+        raise UserError(f"{path}: damaged ({reason}); copy the dataset again or rebuild it") from None
+
+
+def _column(table: pa.Table, name: str) -> NDArray[np.int64]:
+    column = table[name]
+    if column.null_count:
+        raise ValueError(f"column {name} has empty cells")
+    return np.asarray(column.to_numpy(), dtype=np.int64)
+
+
+def _rows(table: pa.Table, name: str, width: int) -> NDArray[np.float32] | None:
+    """A column of lists as [S, width]; zeros where there is no list, None when there is none at all."""
+    column = table[name].combine_chunks()
+    present = np.asarray(column.is_valid())
+    if not present.any():
+        return None
+    rows = np.zeros((len(column), width), dtype=np.float32)
+    rows[present] = column.drop_null().flatten().to_numpy().reshape(-1, width)
+    return rows
+
+
+def _check_rows(split: Split, info: SplitInfo, path: Path) -> None:
+    """Labels within the classes and as `dataset.json` counts them, images within their tars."""
+    labels, (shard, offset, size) = split.labels, split.places.T
+
+    def refuse_any(wrong: NDArray[np.bool_], what: str) -> None:
+        if wrong.any():
+            sample = int(wrong.argmax())
+            raise UserError(f"{path}: row {sample} (key {split.keys[sample]}): {what}; rebuild the dataset")
+
+    refuse_any((labels < 0) | (labels >= len(split.classes)), f"label outside the {len(split.classes)} classes")
+    refuse_any((shard < 0) | (shard >= len(info.shards)), f"shard number outside the {len(info.shards)} tars")
+    ends = np.array([entry.bytes for entry in info.shards], dtype=np.int64)
+    refuse_any((offset < 0) | (size < 1) | (offset + size > ends[shard]), "image bytes outside its tar")
+    if split.class_counts().tolist() != list(info.class_counts):
+        raise UserError(f"{path}: its labels are not counted as in dataset.json; rebuild the dataset")

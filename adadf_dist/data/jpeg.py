@@ -1,0 +1,101 @@
+"""Images in, JPEGs out: what a stored face may be, and the one decoding that checks it."""
+
+from __future__ import annotations
+
+import io
+import warnings
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageOps
+
+MAX_PIXELS = 2**26
+"""Largest image that is ever decoded, in pixels (67 million: 8,192 x 8,192). Beyond it lie decompression bombs."""
+MIN_SIDE = 8
+"""Shortest side of a stored face, in pixels: below it there is no face to see."""
+QUALITY = 95
+"""JPEG quality of what is encoded here unless told otherwise, with full-resolution chroma."""
+FORMATS = ("BMP", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP")
+"""Formats accepted. Pillow knows more, but some of them (EPS) run a program to decode."""
+
+_ORIENTATION = 0x0112  # EXIF tag
+
+
+class BadImage(ValueError):  # noqa: N818  (a finding about the data, which the builder counts)
+    """An image that cannot be stored. The message is the reason; whoever knows the file's name adds it."""
+
+
+class Jpeg(NamedTuple):
+    """An encoded image."""
+
+    data: bytes
+    width: int
+    height: int
+
+
+def decode(data: bytes) -> Image.Image:
+    """Decode an image of any accepted format whole, in its own mode. Raises `BadImage`."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Pillow warns of large images and odd metadata; we judge them ourselves
+        try:
+            image = Image.open(io.BytesIO(data), formats=FORMATS)
+            check_size(*image.size)
+            image.load()
+        except BadImage:
+            raise
+        except Image.DecompressionBombError:
+            raise BadImage(f"more pixels than the limit of {MAX_PIXELS:,}") from None
+        except Exception as error:  # decoders raise whatever their parsing trips over
+            raise BadImage(f"does not decode ({type(error).__name__}: {' '.join(str(error).split())[:100]})") from None
+    return image
+
+
+def check_size(width: int, height: int) -> None:
+    """Raise `BadImage` for an image too small to be a face or too large to decode."""
+    if width * height > MAX_PIXELS:
+        raise BadImage(f"{width:,} x {height:,} pixels, more than the limit of {MAX_PIXELS:,}")
+    if min(width, height) < MIN_SIDE:
+        raise BadImage(f"{width} x {height} pixels; a side needs at least {MIN_SIDE}")
+
+
+def to_jpeg(data: bytes, side: int | None = None) -> Jpeg:
+    """The image as a JPEG, grey or RGB, upright, its shorter side at most `side` pixels.
+
+    A JPEG that is so already is passed through, byte for byte. Raises `BadImage`.
+    """
+    image = decode(data)
+    upright = image.getexif().get(_ORIENTATION, 1) == 1
+    small = side is None or min(image.size) <= side
+    if image.format == "JPEG" and image.mode in ("L", "RGB") and upright and small:
+        return Jpeg(data, *image.size)
+    image = to_grey_or_rgb(image if upright else ImageOps.exif_transpose(image))
+    if side is not None and not small:
+        scale = side / min(image.size)
+        width, height = (max(side, round(length * scale)) for length in image.size)
+        image = image.resize((width, height), Image.Resampling.LANCZOS)
+    return encode(image)
+
+
+def to_grey_or_rgb(image: Image.Image) -> Image.Image:
+    """8-bit grey stays grey, everything else becomes RGB; transparency is dropped. Raises `BadImage`."""
+    match image.mode:
+        case "L" | "RGB":
+            return image
+        case "1" | "LA" | "La":
+            return image.convert("L")
+        case "I;16" | "I;16B" | "I;16L" | "I;16N":  # Pillow's own conversion would clip, not scale
+            return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+        case "I" | "F":
+            raise BadImage(f"pixels of mode {image.mode} have no fixed range; store 8 or 16 bits a channel")
+        case _:
+            return image.convert("RGB")
+
+
+def encode(image: Image.Image | NDArray[np.uint8], quality: int = QUALITY) -> Jpeg:
+    """JPEG of a grey or RGB image, or of pixels [H, W] or [H, W, 3]. Metadata is left behind."""
+    if not isinstance(image, Image.Image):
+        image = Image.fromarray(image)
+    stream = io.BytesIO()
+    image.save(stream, "JPEG", quality=quality, subsampling=0, exif=b"", icc_profile=None)
+    return Jpeg(stream.getvalue(), *image.size)

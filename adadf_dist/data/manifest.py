@@ -1,0 +1,172 @@
+"""`dataset.json`: what a dataset folder holds and how it was built."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TypeVar
+
+from adadf_dist.errors import UserError
+
+FORMAT_VERSION = 1
+MANIFEST = "dataset.json"
+SPLITS = ("train", "validation", "test")
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class ShardInfo:
+    """One tar."""
+
+    file: str
+    samples: int
+    bytes: int
+    sha256: str
+    class_counts: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class SplitInfo:
+    """One split: its columnar index and its tars."""
+
+    samples: int
+    class_counts: tuple[int, ...]
+    index: str
+    index_sha256: str
+    shards: tuple[ShardInfo, ...]
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """The content of `dataset.json`."""
+
+    name: str
+    classes: tuple[str, ...]
+    smallest_image: tuple[int, int]
+    """Least width and least height over all images, in pixels."""
+    largest_image: tuple[int, int]
+    built: Mapping[str, object]
+    """Source, options, versions and what the builder found; for people, not read by programs."""
+    splits: Mapping[str, SplitInfo]
+
+    def to_json(self) -> str:
+        return json.dumps({"format_version": FORMAT_VERSION, **asdict(self)}, indent=1) + "\n"
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """Read and check `dataset.json`, and nothing else of the folder. Raises `UserError`."""
+    path = folder / MANIFEST
+    if not folder.is_dir():
+        raise UserError(f"{folder}: no such dataset folder; build it with `python -m shards.build`")
+    if not path.is_file():
+        raise UserError(f"{folder}: no {MANIFEST} in it, so not a dataset folder; `python -m shards.build` writes one")
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UserError(f"{path}: damaged ({error}); copy it again or rebuild the dataset") from None
+    table = _Table(path, "", content)
+    version = table.get("format_version", int)
+    if version != FORMAT_VERSION:
+        mend = "update adadf_dist" if version > FORMAT_VERSION else "rebuild the dataset"
+        raise UserError(f"{path}: format version {version}, but this program reads {FORMAT_VERSION}; {mend}")
+    classes = _read_classes(table)
+    splits = table.get("splits", dict)
+    for name in splits:
+        if name not in SPLITS:
+            raise UserError(f"{path}: splits: {name!r} is not one of {', '.join(SPLITS)}; rebuild the dataset")
+    return Manifest(
+        name=table.get("name", str),
+        classes=classes,
+        smallest_image=table.pair("smallest_image"),
+        largest_image=table.pair("largest_image"),
+        built=table.get("built", dict),
+        splits={name: _read_split(path, name, splits[name], len(classes)) for name in SPLITS if name in splits},
+    )
+
+
+def _read_classes(table: _Table) -> tuple[str, ...]:
+    classes = table.get("classes", list)
+    if not classes or not all(isinstance(name, str) and name for name in classes):
+        raise UserError(f"{table.path}: classes must be a list of names; rebuild the dataset")
+    repeated = [name for name, count in Counter(classes).items() if count > 1]
+    if repeated:
+        raise UserError(f"{table.path}: classes: {repeated[0]!r} stands there twice; give each class its own name")
+    return tuple(classes)
+
+
+def _read_split(path: Path, name: str, content: object, num_classes: int) -> SplitInfo:
+    where = f"splits.{name}"
+    table = _Table(path, where, content)
+    shards = []
+    for number, entry in enumerate(table.get("shards", list)):
+        shard = _Table(path, f"{where}.shards[{number}]", entry)
+        samples = shard.get("samples", int)
+        shards.append(
+            ShardInfo(
+                file=shard.file("file"),
+                samples=samples,
+                bytes=shard.get("bytes", int),
+                sha256=shard.get("sha256", str),
+                class_counts=shard.counts(num_classes, samples),
+            )
+        )
+    samples = table.get("samples", int)
+    if samples < 1:
+        raise UserError(f"{path}: {where} has no samples; rebuild the dataset with a source that holds some")
+    if samples != sum(shard.samples for shard in shards):
+        raise UserError(f"{path}: {where}: its shards do not add up to {samples:,} samples; rebuild the dataset")
+    return SplitInfo(
+        samples=samples,
+        class_counts=table.counts(num_classes, samples),
+        index=table.file("index"),
+        index_sha256=table.get("index_sha256", str),
+        shards=tuple(shards),
+    )
+
+
+@dataclass(frozen=True)
+class _Table:
+    """A JSON object read field by field; what is missing or of another type is told by its name."""
+
+    path: Path
+    where: str
+    content: object
+
+    def get(self, key: str, kind: type[T]) -> T:
+        if not isinstance(self.content, dict):
+            raise UserError(f"{self.path}: {self.where or 'the whole'} is no JSON object; rebuild the dataset")
+        name = f"{self.where}.{key}".lstrip(".")
+        if key not in self.content:
+            raise UserError(f"{self.path}: {name} is missing; copy the file again or rebuild the dataset")
+        value = self.content[key]
+        if not isinstance(value, kind):
+            raise UserError(f"{self.path}: {name} is {str(value)[:40]!r}, not of type {kind.__name__}")
+        return value
+
+    def file(self, key: str) -> str:
+        """A file name that stays within the folder."""
+        name = self.get(key, str)
+        if name != Path(name).name or name in ("", ".", ".."):
+            raise UserError(f"{self.path}: {self.where}.{key} is {name!r}, not a plain file name")
+        return name
+
+    def pair(self, key: str) -> tuple[int, int]:
+        match self.get(key, list):
+            case [int(width), int(height)]:
+                return width, height
+            case value:
+                raise UserError(f"{self.path}: {key} is {value!r}, not [width, height]")
+
+    def counts(self, num_classes: int, samples: int) -> tuple[int, ...]:
+        counts = self.get("class_counts", list)
+        whole = all(isinstance(count, int) and count >= 0 for count in counts)
+        if not whole or len(counts) != num_classes or sum(counts) != samples:
+            raise UserError(
+                f"{self.path}: {self.where}.class_counts must be {num_classes} counts that add up to {samples:,}; "
+                "rebuild the dataset"
+            )
+        return tuple(counts)

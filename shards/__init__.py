@@ -1,0 +1,1 @@
+"""Programs that make and check dataset folders: `python -m shards.build --help`, `python -m shards.verify --help`."""

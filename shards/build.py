@@ -1,0 +1,149 @@
+"""Build a dataset folder (WebDataset tars, DALI and Parquet indexes, dataset.json) from a source of faces.
+
+python -m shards.build --help
+python -m shards.build fer2013 --help
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import ModuleType
+
+from adadf_dist.data.builder import BuildOptions, build_dataset
+from adadf_dist.data.format import Dataset
+from adadf_dist.data.staging import check_replaceable
+from adadf_dist.errors import UserError, one_line_errors
+from shards.progress import Progress
+from shards.sources import fer2013, folder, synthetic
+
+SOURCES: dict[str, ModuleType] = {"fer2013": fer2013, "folder": folder, "synthetic": synthetic}
+
+DESCRIPTION = """\
+Build a dataset folder for training: WebDataset tars with an index for DALI beside each, one Parquet index a split, and
+dataset.json. The folder appears whole or not at all; the same input, options and library versions give the same bytes,
+whatever the number of workers. Check a folder with `python -m shards.verify DIR`.
+"""
+
+
+def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
+    formatter = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(
+        prog="python -m shards.build",
+        description=DESCRIPTION,
+        epilog="`python -m shards.build SOURCE --help` explains a source and its options.",
+        formatter_class=formatter,
+    )
+    sources = parser.add_subparsers(dest="source", metavar="SOURCE", required=True)
+    for name, source in SOURCES.items():
+        command = sources.add_parser(
+            name,
+            help=source.HELP,
+            description=source.DESCRIPTION,
+            epilog=source.EPILOG,
+            formatter_class=formatter,
+        )
+        source.add_arguments(command.add_argument_group("source"))
+        add_common_arguments(command.add_argument_group("dataset"))
+    return parser.parse_args(argv)
+
+
+def add_common_arguments(parser: argparse._ArgumentGroup) -> None:
+    cores = len(os.sched_getaffinity(0))
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="dataset folder to write")
+    parser.add_argument("--name", help="name of the dataset (default: that of --out)")
+    parser.add_argument(
+        "--samples-per-shard", type=positive, default=4096, metavar="N", help="at most (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--seed",
+        type=int,
+        default=0,
+        metavar="N",
+        help="of the stored order and of carved splits (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--max-bad",
+        type=at_least_0,
+        default=0,
+        metavar="N",
+        help="images that may be left out because they do not decode; they are listed in quarantine.csv "
+        "(default: none, the first count is an error that lists them)",
+    )
+    parser.add_argument(
+        "--workers", type=positive, default=cores, metavar="N", help="processes (default: one a core, here %(default)s)"
+    )
+    parser.add_argument("--overwrite", action="store_true", help="replace a dataset that stands at --out")
+
+
+def positive(text: str) -> int:
+    if int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text}: at least 1")
+    return int(text)
+
+
+def at_least_0(text: str) -> int:
+    if int(text) < 0:
+        raise argparse.ArgumentTypeError(f"{text}: at least 0")
+    return int(text)
+
+
+def build(args: argparse.Namespace) -> Dataset:
+    """What the command line asks for. Raises `UserError`."""
+    out = args.out.resolve()
+    root = getattr(args, "root", None)
+    if root is not None and root.resolve().is_relative_to(out):
+        raise UserError(f"--out {args.out}: holds the source; write the dataset elsewhere")
+    check_replaceable(out, args.overwrite)  # now, not after minutes of reading
+    source = SOURCES[args.source].open_source(args)
+    options = BuildOptions(
+        name=args.name or out.name,
+        seed=args.seed,
+        samples_per_shard=args.samples_per_shard,
+        max_bad=args.max_bad,
+        workers=args.workers,
+        overwrite=args.overwrite,
+    )
+    with Progress("writing", len(source.items())) as progress:
+        return build_dataset(source, out, options, progress.update)
+
+
+def summary(dataset: Dataset) -> str:
+    """What was built: faces a split and class, and everything that was dropped or doubled."""
+    splits = dataset.splits
+    width = max(len("class"), *map(len, dataset.classes))
+    lines = [f"{dataset.name}: {sum(info.samples for info in splits.values()):,} faces in {dataset.folder}", ""]
+    lines.append(f"  {'class':<{width}}" + "".join(f"{split:>12}" for split in splits))
+    for label, name in enumerate(dataset.classes):
+        lines.append(f"  {name:<{width}}" + "".join(f"{info.class_counts[label]:>12,}" for info in splits.values()))
+    lines.append(f"  {'all':<{width}}" + "".join(f"{info.samples:>12,}" for info in splits.values()))
+    lines.append(f"  {'shards':<{width}}" + "".join(f"{len(info.shards):>12,}" for info in splits.values()))
+    findings = dataset.manifest.built.get("findings")
+    assert isinstance(findings, Mapping)
+    lines += ["", *describe(findings)]
+    return "\n".join(lines)
+
+
+def describe(findings: Mapping[str, object], prefix: str = "") -> list[str]:
+    """A line for each finding, nested ones with their keys joined and left out where there was nothing to find."""
+    lines = []
+    for key, value in findings.items():
+        name = f"{prefix}{key.replace('_', ' ')}"
+        if isinstance(value, Mapping):
+            lines += describe(value, f"{name}: ")
+        elif value or not prefix:
+            lines.append(f"  {name}: {value:,}")
+    return lines
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    args = parse_arguments(sys.argv[1:] if argv is None else argv)
+    with one_line_errors("shards.build"):
+        print(summary(build(args)))
+
+
+if __name__ == "__main__":
+    main()

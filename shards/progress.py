@@ -1,0 +1,60 @@
+"""How far a long job is: a bar on a terminal, a line now and then in a log."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Iterable, Iterator
+from types import TracebackType
+from typing import TypeVar
+
+from tqdm import tqdm
+
+T = TypeVar("T")
+
+_LINE_EVERY_S = 10.0
+
+
+class Progress:
+    """Counts towards `total`; a context manager, whose end says how many and how fast. Writes to stderr."""
+
+    def __init__(self, what: str, total: int | None, unit: str = "face") -> None:
+        self.what, self.total, self.unit = what, total, unit
+        self.done = 0
+        self.started = self.spoke = time.monotonic()
+        self.bar = (
+            tqdm(total=total, desc=what, unit=unit, unit_scale=True, leave=False) if sys.stderr.isatty() else None
+        )
+
+    def update(self, count: int) -> None:
+        self.done += count
+        if self.bar is not None:
+            self.bar.update(count)
+        elif time.monotonic() - self.spoke > _LINE_EVERY_S:
+            self.spoke = time.monotonic()
+            self._speak()
+
+    def _speak(self) -> None:
+        seconds = time.monotonic() - self.started
+        of = "" if self.total is None or self.done == self.total else f" of {self.total:,}"
+        rate = self.done / max(seconds, 1e-9)
+        print(
+            f"{self.what}: {self.done:,}{of} {self.unit}s, {rate:,.0f}/s, {seconds:.1f} s", file=sys.stderr, flush=True
+        )
+
+    def __enter__(self) -> Progress:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: object, trace: TracebackType | None) -> None:
+        if self.bar is not None:
+            self.bar.close()
+        if kind is None:
+            self._speak()
+
+
+def watched(things: Iterable[T], what: str, total: int | None = None, unit: str = "face") -> Iterator[T]:
+    """The same things, counted as they go by."""
+    with Progress(what, total, unit) as progress:
+        for thing in things:
+            yield thing
+            progress.update(1)

@@ -1,0 +1,30 @@
+"""Faces drawn on the spot: nothing to download, and each one's true label distribution is known."""
+
+from __future__ import annotations
+
+import argparse
+
+from adadf_dist.data.embedded import EmbeddedFaces, open_embedded
+from adadf_dist.errors import UserError
+
+HELP = "drawn faces with known label distributions, for demos and tests; needs no data"
+DESCRIPTION = """\
+Draws faces of 7 emotions with seeded nuisance and annotators' votes. The true label distribution of each goes into its
+KEY.json and into the column `distribution` of the Parquet index.
+"""
+EPILOG = """\
+example:
+  python -m shards.build synthetic --out data/drawn --train 4000 --validation 500 --test 1000
+"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    for split, count in (("train", 4000), ("validation", 500), ("test", 1000)):
+        parser.add_argument(f"--{split}", type=int, default=count, metavar="N", help="faces (default: %(default)s)")
+    parser.add_argument("--size", type=int, default=64, metavar="PIXELS", help="side of a face (default: %(default)s)")
+
+
+def open_source(args: argparse.Namespace) -> EmbeddedFaces:
+    if args.train < 1:
+        raise UserError(f"--train {args.train}: at least one face")
+    return open_embedded({"train": args.train, "validation": args.validation, "test": args.test}, args.size, args.seed)

@@ -1,0 +1,235 @@
+"""Check a dataset folder to the last byte: hashes, indexes, labels, and that every image decodes.
+
+    python -m shards.verify DIR
+
+Exit status 0 and a table when all is well; 1 and a line for each finding otherwise.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import os
+import sys
+import tarfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from adadf_dist.data.crew import run_tasks
+from adadf_dist.data.format import Split, check_files, open_split
+from adadf_dist.data.jpeg import BadImage, decode
+from adadf_dist.data.manifest import Manifest, ShardInfo, read_manifest
+from adadf_dist.errors import UserError, one_line_errors
+from shards.progress import Progress
+
+DESCRIPTION = """\
+Re-reads every tar of a dataset folder: its SHA-256 against dataset.json, DALI's index and the Parquet index against
+the members, KEY.cls and KEY.json against the index, and every image is decoded. Prints a table and exits with 0, or
+prints a line for each finding and exits with 1.
+"""
+
+
+@dataclass(frozen=True)
+class Folder:
+    """What every worker needs."""
+
+    path: Path
+    splits: Mapping[str, Split]
+
+
+class Task(NamedTuple):
+    """One tar to be checked."""
+
+    split: str
+    number: int
+    info: ShardInfo
+
+
+class Member(NamedTuple):
+    """A file in a tar."""
+
+    name: str
+    offset: int
+    data: bytes
+
+
+def verify(path: Path, workers: int) -> tuple[Manifest, list[str]]:
+    """Every finding about a dataset folder. Raises `UserError` when `dataset.json` itself cannot be read."""
+    manifest = read_manifest(path)
+    findings = list(check_files(path, manifest))
+    splits: dict[str, Split] = {}
+    for name, info in manifest.splits.items():
+        if not (path / info.index).is_file():
+            continue
+        if hashlib.sha256((path / info.index).read_bytes()).hexdigest() != info.index_sha256:
+            findings.append(f"{path / info.index}: not the bytes that dataset.json has the SHA-256 of")
+        try:
+            splits[name] = open_split(path, manifest, name)
+        except UserError as error:
+            findings.append(str(error))
+    findings += twice_used_keys(splits)
+    tasks = [
+        Task(name, number, shard)
+        for name, info in manifest.splits.items()
+        for number, shard in enumerate(info.shards)
+        if name in splits and (path / shard.file).is_file()
+    ]
+    with Progress("verifying", sum(task.info.samples for task in tasks)) as progress:
+        found = run_tasks(check_shard, Folder(path, splits), tasks, workers, progress.update)
+    return manifest, findings + [finding for lines in found for finding in lines]
+
+
+def twice_used_keys(splits: Mapping[str, Split]) -> Iterator[str]:
+    seen: dict[str, str] = {}
+    for name, split in splits.items():
+        for key in split.keys.tolist():
+            if key in seen:
+                yield f"{split.folder}: key {key} stands in {seen[key]} and again in {name}"
+            seen[key] = name
+
+
+def check_shard(folder: Folder, task: Task, on_sample: Callable[[], object]) -> list[str]:
+    """Findings about one tar, in a worker process."""
+    path, split = folder.path / task.info.file, folder.splits[task.split]
+    findings = []
+    with path.open("rb") as stream:
+        if hashlib.file_digest(stream, "sha256").hexdigest() != task.info.sha256:
+            findings.append(f"{path}: not the bytes that dataset.json has the SHA-256 of")
+    rows = np.flatnonzero(split.places[:, 0] == task.number)
+    lines: list[str] = []
+    counts = [0] * len(split.classes)
+    samples = 0
+    try:
+        for members in group_samples(path):
+            key = members[0].name.partition(".")[0]
+            lines.append(" ".join(f"{extension(m)} {m.offset} {len(m.data)} {m.name}" for m in members))
+            row = int(rows[samples]) if samples < len(rows) else None
+            findings += [f"{path}: {key}: {what}" for what in check_sample(key, members, split, row)]
+            if row is not None:
+                counts[split.labels[row]] += 1
+            samples += 1
+            on_sample()
+    except (tarfile.TarError, EOFError) as error:
+        findings.append(f"{path}: damaged after {samples:,} samples ({error})")
+    if samples != len(rows):
+        findings.append(f"{path}: {samples:,} samples where {task.split}.parquet has {len(rows):,}")
+    if (samples, tuple(counts)) != (task.info.samples, task.info.class_counts):
+        findings.append(f"{path}: its samples are not counted as in dataset.json")
+    return findings + check_dali_index(path.with_suffix(".idx"), lines)
+
+
+def group_samples(path: Path) -> Iterator[list[Member]]:
+    """Neighbouring members with the same key, as WebDataset reads them. One sample in memory at a time."""
+    group: list[Member] = []
+    with tarfile.open(path, "r:") as tar:
+        for info in tar:
+            stream = tar.extractfile(info)
+            member = Member(info.name, info.offset_data, b"" if stream is None else stream.read())
+            if group and group[0].name.partition(".")[0] != member.name.partition(".")[0]:
+                yield group
+                group = []
+            group.append(member)
+    if group:
+        yield group
+
+
+def extension(member: Member) -> str:
+    return member.name.partition(".")[2]
+
+
+def check_sample(key: str, members: Sequence[Member], split: Split, row: int | None) -> Iterator[str]:
+    """What is wrong with one sample; `row` is its place in the index, None when the index ended before it."""
+    if [extension(member) for member in members] != ["jpg", "cls", "json"]:
+        yield f"holds {', '.join(member.name for member in members)} where jpg, cls and json are due"
+        return
+    image, label, facts = members
+    size: tuple[int, int] | None = None
+    try:
+        decoded = decode(image.data)
+        size = decoded.size
+        if decoded.format != "JPEG":
+            yield f"its image is {decoded.format}, not JPEG"
+    except BadImage as error:
+        yield f"its image {error}"
+    if row is None:
+        yield "not in the Parquet index"
+        return
+    if str(split.keys[row]) != key:
+        yield f"the Parquet index has {split.keys[row]} in its place"
+    if split.places[row, 1:].tolist() != [image.offset, len(image.data)]:
+        yield "its image is not where the Parquet index says"
+    known = int(split.labels[row])
+    if not label.data.isdigit() or int(label.data) != known:
+        yield f"KEY.cls is {label.data[:12]!r} where the Parquet index has {known}"
+    yield from check_facts(facts.data, split, row, size)
+
+
+def check_facts(data: bytes, split: Split, row: int, size: tuple[int, int] | None) -> Iterator[str]:
+    """KEY.json against the index and the image."""
+    try:
+        facts = json.loads(data)
+        told = (facts["label"], facts["class"])
+        votes, share = facts["votes"], facts.get("distribution")
+        told_size = (facts["width"], facts["height"])
+    except (ValueError, KeyError, TypeError) as error:
+        yield f"KEY.json is damaged ({type(error).__name__}: {error})"
+        return
+    label = int(split.labels[row])
+    if told != (label, split.classes[label]):
+        yield f"KEY.json has class {told} where the Parquet index has {(label, split.classes[label])}"
+    if size is not None and told_size != size:
+        yield f"KEY.json has {told_size} pixels where the image has {size}"
+    for name, value, rows in (("votes", votes, split.votes), ("distribution", share, split.distributions)):
+        indexed = None if rows is None else rows[row]
+        if value is None and (indexed is None or not indexed.any()):
+            continue
+        if value is None or indexed is None or not np.array_equal(np.asarray(value, dtype=np.float32), indexed):
+            yield f"KEY.json has {name} {value} where the Parquet index has {indexed}"
+
+
+def check_dali_index(path: Path, lines: Sequence[str]) -> list[str]:
+    """DALI's index against the members of the tar."""
+    if not path.is_file():
+        return [f"{path}: missing; DALI would have to scan the tar"]
+    found = path.read_text(encoding="utf-8", errors="replace").splitlines()
+    if found != [f"v1.2 {len(lines)}", *lines]:
+        return [f"{path}: does not list the members of its tar; rebuild the dataset"]
+    return []
+
+
+def table(manifest: Manifest) -> str:
+    """Faces and bytes a split."""
+    lines = [f"{'split':<12}{'faces':>12}{'shards':>8}{'MB':>10}"]
+    for name, info in manifest.splits.items():
+        megabytes = sum(shard.bytes for shard in info.shards) / 1e6
+        lines.append(f"{name:<12}{info.samples:>12,}{len(info.shards):>8}{megabytes:>10,.1f}")
+    return "\n".join(lines)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(
+        prog="python -m shards.verify",
+        description=DESCRIPTION,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("folder", type=Path, metavar="DIR", help="dataset folder")
+    cores = len(os.sched_getaffinity(0))
+    parser.add_argument("--workers", type=int, default=cores, metavar="N", help="processes (default: %(default)s)")
+    args = parser.parse_args(sys.argv[1:] if argv is None else argv)
+    with one_line_errors("shards.verify"):
+        manifest, findings = verify(args.folder, args.workers)
+        if findings:
+            print("\n".join(findings))
+            print(f"{args.folder}: {len(findings):,} finding{'s' if len(findings) > 1 else ''}")
+            raise SystemExit(1)
+        print(table(manifest))
+        print(f"{args.folder}: every byte, label and image is as dataset.json says")
+
+
+if __name__ == "__main__":
+    main()

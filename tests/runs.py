@@ -1,0 +1,75 @@
+"""Start the trainer as a user does, and read what it leaves behind."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+
+SMALL = {
+    "epochs": "2",
+    "batch_size": "16",
+    "data.image_size": "32",
+    "data.workers": "0",
+    "runtime.tensorboard": "false",
+    "runtime.log_every": "1",
+    "runtime.stop_every": "1",
+    "runtime.timeout_s": "60",
+}
+
+
+def settings(faces: Path, out: Path, **changed: str) -> dict[str, str]:
+    """A small run on `faces`; keyword arguments write `__` for the dot."""
+    more = {key.replace("__", "."): value for key, value in changed.items()}
+    return {**SMALL, "data.shards": str(faces), "out": str(out), **more}
+
+
+def command(values: Mapping[str, str], ranks: int = 1, script: Sequence[str] = ("-m", "adadf_dist.train")) -> list[str]:
+    words = [word for key, value in values.items() for word in (f"--{key}", value)]
+    if ranks == 1:
+        return [sys.executable, *script, "--preset", "rafdb", *words]
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(ranks)]
+    return [*launcher, *script, "--preset", "rafdb", *words]
+
+
+def environment() -> dict[str, str]:
+    return {**os.environ, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo", "PYTHONPATH": str(ROOT)}
+
+
+def start(arguments: Sequence[str], **more: str) -> subprocess.Popen[str]:
+    pipe = subprocess.PIPE
+    return subprocess.Popen(arguments, cwd=ROOT, env={**environment(), **more}, stdout=pipe, stderr=pipe, text=True)
+
+
+def finish(arguments: Sequence[str], timeout: float = 120, **more: str) -> subprocess.CompletedProcess[str]:
+    """Run to the end within a time limit; nothing is left running after it."""
+    process = start(arguments, **more)
+    try:
+        out, err = process.communicate(timeout=timeout)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        out, err = process.communicate()
+        raise AssertionError(f"still running after {timeout} s:\n{out}\n{err}") from None
+    return subprocess.CompletedProcess(arguments, process.returncode, out, err)
+
+
+def records(out: Path, kind: str) -> list[dict[str, object]]:
+    path = out / "metrics.jsonl"
+    lines = path.read_text().splitlines() if path.exists() else []
+    whole = [line for line in lines if line.endswith("}")]
+    return [record for record in map(json.loads, whole) if record["kind"] == kind]
+
+
+def numbers(out: Path, kind: str) -> list[dict[str, object]]:
+    """Records without what a clock measured."""
+    return [{k: v for k, v in record.items() if k != "images_per_s"} for record in records(out, kind)]
+
+
+def status(out: Path) -> dict[str, object]:
+    content: dict[str, object] = json.loads((out / "status.json").read_text())
+    return content

@@ -1,0 +1,217 @@
+"""Whole runs: from shards to a result, stopped, killed, resumed, on one rank and on two."""
+
+from __future__ import annotations
+
+import json
+import random
+import signal
+import time
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+from adadf_dist import train
+from adadf_dist.errors import UserError
+from adadf_dist.runtime.checkpoint import read_checkpoint
+from adadf_dist.settings import Layer, build_config
+from tests.runs import command, finish, numbers, records, settings, start, status
+
+
+@pytest.fixture(scope="module")
+def reference(faces: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The run folder of an uninterrupted run on one rank."""
+    out = tmp_path_factory.mktemp("runs") / "reference"
+    done = finish(command(settings(faces, out)))
+    assert done.returncode == 0, done.stderr
+    return out
+
+
+def final_weights(out: Path) -> dict[str, torch.Tensor]:
+    newest = sorted((out / "checkpoints").glob("checkpoint-*.pt"))[-1]
+    weights: dict[str, torch.Tensor] = read_checkpoint(newest)["engine"]["model"]
+    return weights
+
+
+def assert_same_run(out: Path, reference: Path) -> None:
+    """Every step's losses, every epoch's record and the weights at the end, bit for bit."""
+    assert numbers(out, "steps") == numbers(reference, "steps")
+    assert numbers(out, "epoch") == numbers(reference, "epoch")
+    mine, theirs = final_weights(out), final_weights(reference)
+    assert mine.keys() == theirs.keys()
+    assert all(torch.equal(mine[name], theirs[name]) for name in mine)
+
+
+def wait_for_steps(out: Path, steps: int, timeout: float = 60) -> None:
+    until = time.monotonic() + timeout
+    while len(records(out, "steps")) < steps:
+        assert time.monotonic() < until, "the run did not get that far"
+        time.sleep(0.02)
+
+
+def test_a_run_leaves_what_it_promises(reference: Path) -> None:
+    assert [record["epoch"] for record in records(reference, "epoch")] == [1, 2]
+    assert [record["step"] for record in records(reference, "steps")] == list(range(1, 13))  # 96 / 16 batches, twice
+    assert status(reference)["state"] == "finished"
+    result = json.loads((reference / "result.json").read_text())
+    assert result["test"]["samples"] == 50
+    assert sum(map(sum, result["test"]["confusion"])) == 50
+    assert {p.name for p in (reference / "history").iterdir()} == {"epoch-0001.npz", "epoch-0002.npz"}
+    best = max(records(reference, "epoch"), key=lambda r: r["accuracy"])  # type: ignore[arg-type, return-value]
+    assert result["selected_epoch"] == best["epoch"]
+
+
+def test_the_written_configuration_starts_the_same_run(reference: Path, tmp_path: Path) -> None:
+    values = yaml.safe_load((reference / "config.yaml").read_text())
+    config = build_config([Layer("config.yaml", values), Layer("test", {"out": str(tmp_path / "again")})])
+    assert config.runtime.precision in ("fp32", "bf16")  # what `auto` came to
+    train.run(config)
+    assert_same_run(tmp_path / "again", reference)
+
+
+def test_a_finished_run_prints_its_result_again(reference: Path, faces: Path) -> None:
+    before = (reference / "result.json").stat().st_mtime_ns
+    again = finish(command(settings(faces, reference)))
+    assert again.returncode == 0
+    assert "finished before" in again.stdout
+    assert (reference / "result.json").stat().st_mtime_ns == before
+
+
+def test_sigterm_stops_in_mid_epoch_and_the_same_command_goes_on(reference: Path, faces: Path, tmp_path: Path) -> None:
+    out = tmp_path / "stopped"
+    process = start(command(settings(faces, out)))
+    wait_for_steps(out, 2)
+    process.send_signal(signal.SIGTERM)
+    stdout, stderr = process.communicate(timeout=60)
+    assert process.returncode == 0, stderr
+    assert status(out)["state"] == "stopped"
+    assert "goes on from there" in stdout
+    assert len(records(out, "steps")) < 12
+    done = finish(command(settings(faces, out)))
+    assert done.returncode == 0, done.stderr
+    assert_same_run(out, reference)
+
+
+def test_sigkill_at_random_moments(reference: Path, faces: Path, tmp_path: Path) -> None:
+    out, moments = tmp_path / "killed", random.Random(0)
+    values = settings(faces, out, checkpoint__every_steps="1")
+    for _ in range(3):
+        process = start(command(values))
+        wait_for_steps(out, len(records(out, "steps")) + 1)
+        time.sleep(moments.uniform(0, 0.6))
+        process.kill()
+        process.communicate(timeout=60)
+    done = finish(command(values))
+    assert done.returncode == 0, done.stderr
+    assert_same_run(out, reference)
+
+
+@pytest.mark.parametrize("write", [1, 7])
+def test_sigkill_inside_a_checkpoint_write(write: int, reference: Path, faces: Path, tmp_path: Path) -> None:
+    """The process dies with half a checkpoint on the disk: the first one, or the seventh (the end of epoch 1)."""
+    out = tmp_path / "torn"
+    script = Path(__file__).with_name("killed_in_write.py")
+    values = settings(faces, out, checkpoint__every_steps="1")
+    died = finish(command(values, script=[str(script), str(write)]))
+    assert died.returncode == -signal.SIGKILL, died.stderr
+    assert list((out / "checkpoints").glob("*.partial"))
+    done = finish(command(values))
+    assert done.returncode == 0, done.stderr
+    assert_same_run(out, reference)
+    assert not list((out / "checkpoints").glob("*.partial"))
+
+
+def test_a_torn_checkpoint_is_passed_over_and_said_so(reference: Path, faces: Path, tmp_path: Path) -> None:
+    out = tmp_path / "damaged"
+    finish(command(settings(faces, out, epochs="1", checkpoint__every_steps="4")))
+    newest = sorted((out / "checkpoints").glob("checkpoint-*.pt"))[-1]
+    with newest.open("r+b") as file:
+        file.truncate(newest.stat().st_size // 2)
+    (out / "result.json").unlink()
+    done = finish(command(settings(faces, out, checkpoint__every_steps="4")))
+    assert done.returncode == 0, done.stderr
+    assert f"{newest.name}: torn" in done.stderr
+    assert_same_run(out, reference)
+
+
+@pytest.mark.parametrize(("before", "after"), [(2, 1), (1, 2)])
+def test_a_run_goes_on_with_another_number_of_ranks(
+    before: int, after: int, reference: Path, faces: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "ranks"
+    process = start(command(settings(faces, out), ranks=before))
+    wait_for_steps(out, 8)
+    process.send_signal(signal.SIGTERM)
+    process.communicate(timeout=90)
+    assert status(out)["state"] == "stopped"
+    done = finish(command(settings(faces, out), ranks=after), timeout=180)
+    assert done.returncode == 0, done.stderr
+    assert [r["epoch"] for r in records(out, "epoch")] == [1, 2]
+    mine, theirs = records(out, "steps"), records(reference, "steps")
+    assert [r["step"] for r in mine] == [r["step"] for r in theirs]
+    # the first step starts from the same weights; later ones drift apart as rounding does
+    assert mine[0]["total"] == pytest.approx(theirs[0]["total"], rel=1e-5)
+    assert mine[-1]["total"] == pytest.approx(theirs[-1]["total"], rel=0.25)
+
+
+def test_two_ranks_train_and_agree_on_stopping(reference: Path, faces: Path, tmp_path: Path) -> None:
+    out = tmp_path / "two"
+    done = finish(command(settings(faces, out), ranks=2), timeout=180)
+    assert done.returncode == 0, done.stderr
+    assert status(out)["state"] == "finished"
+    assert done.stdout.count("run folder:") == 2  # rank 0 alone speaks: at the start and at the end
+    first = records(out, "steps")[0]
+    assert first["total"] == pytest.approx(records(reference, "steps")[0]["total"], rel=1e-5)
+
+
+def test_a_changed_setting_is_not_the_same_run(reference: Path, faces: Path) -> None:
+    done = finish(command(settings(faces, reference, loss__lambda_min="0.3")))
+    assert done.returncode == 2
+    assert "loss.lambda_min" in done.stderr
+    assert "--loss.lambda_min 0.2" in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1
+
+
+def test_resume_never_refuses_a_run_folder_in_use(reference: Path, faces: Path) -> None:
+    done = finish(command(settings(faces, reference, resume="never")))
+    assert done.returncode == 2
+    assert "already holds a run" in done.stderr
+
+
+def test_a_loss_that_is_not_finite_names_its_step(faces: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    out, calls, real = tmp_path / "nan", [], train.adadf_loss
+
+    def poisoned(*args: object) -> object:
+        calls.append(1)
+        losses = real(*args)  # type: ignore[arg-type]
+        return losses._replace(total=losses.total * float("nan")) if len(calls) == 9 else losses
+
+    monkeypatch.setattr(train, "adadf_loss", poisoned)
+    config = build_config([Layer("test", settings(faces, out, runtime__log_every="4"))])
+    with pytest.raises(UserError, match=r"step 9 \(epoch 2\): the loss is not finite"):
+        train.run(config)
+    kept = sorted((out / "checkpoints").glob("checkpoint-*.pt"))
+    assert [p.name for p in kept] == ["checkpoint-0001-000000.pt"]
+    weights = read_checkpoint(kept[0])["engine"]["model"]
+    assert all(torch.isfinite(v).all() for v in weights.values())
+
+
+def test_on_epoch_and_the_published_protocol(faces: Path, tmp_path: Path) -> None:
+    seen: list[object] = []
+    values = settings(
+        faces, tmp_path / "published", evaluation__protocol="published", class_distributions__source="pass"
+    )
+    result = train.run(build_config([Layer("test", values)]), on_epoch=lambda record: seen.append(record["epoch"]))
+    assert seen == [1, 2]
+    assert result is not None
+    tested = {r["epoch"]: r["test_accuracy"] for r in records(tmp_path / "published", "epoch")}
+    assert result.best_on_test["accuracy"] == max(tested.values())  # type: ignore[type-var]
+
+
+@pytest.mark.parametrize("supervision", ["label", "class", "one_hot"])
+def test_ablations_train(supervision: str, faces: Path, tmp_path: Path) -> None:
+    values = settings(faces, tmp_path / supervision, loss__supervision=supervision, epochs="1")
+    result = train.run(build_config([Layer("test", values)]))
+    assert result is not None
+    assert result.test["samples"] == 50
