@@ -63,7 +63,7 @@ def bench_epoch(options: argparse.Namespace) -> None:
             if options.only != "ours":
                 seconds["conventional"].append(conventional_epoch(work))
     figures = {name: values for name, values in seconds.items() if values}
-    report = {
+    report: dict[str, object] = {
         "faces": {"train": options.train, "test": options.test},
         "machine": f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads, "
         f"{torch.cuda.get_device_name() if torch.cuda.is_available() else 'no GPU'}, torch {torch.__version__}",
@@ -72,8 +72,9 @@ def bench_epoch(options: argparse.Namespace) -> None:
     for name, values in figures.items():
         print(f"{name:13s} {median(values):8.1f} s  (rounds: {', '.join(f'{v:.1f}' for v in values)})")
     if options.only == "both":
-        report["ratio"] = median(seconds["conventional"]) / median(seconds["ours"])
-        print(f"ours is {report['ratio']:.2f} times as fast; {report['machine']}")
+        ratio = median(seconds["conventional"]) / median(seconds["ours"])
+        report["ratio"] = ratio
+        print(f"ours is {ratio:.2f} times as fast; {report['machine']}")
     if options.json is not None:
         options.json.write_text(json.dumps(report, indent=2) + "\n")
 

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from adadf_dist.data import Data
+from adadf_dist.data.open import Data
 from adadf_dist.evaluate import evaluate
 from adadf_dist.runtime.checkpoint import Checkpoints, read_checkpoint
 from adadf_dist.runtime.engine import Engine

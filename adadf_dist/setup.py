@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from adadf_dist.config import Config
-from adadf_dist.data import Data
 from adadf_dist.data.embedded import build_embedded
+from adadf_dist.data.open import Data
 from adadf_dist.errors import UserError
 from adadf_dist.runtime.engine import Engine, resolve_precision
 from adadf_dist.settings import override

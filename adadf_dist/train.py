@@ -11,8 +11,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from adadf_dist.config import Config
-from adadf_dist.data import Data, open_data
 from adadf_dist.data.batch import Batch
+from adadf_dist.data.open import Data, open_data
 from adadf_dist.errors import one_line_errors
 from adadf_dist.evaluate import evaluate
 from adadf_dist.method.class_distributions import ClassDistributions

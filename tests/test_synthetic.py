@@ -17,9 +17,9 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import nn
 
+from adadf_dist.data.portrait import APPEARANCE, Portrait
 from adadf_dist.data.synthetic import (
     ACTION_UNITS,
-    APPEARANCE,
     CONFUSIONS,
     EMOTIONS,
     PROTOTYPES,
@@ -179,12 +179,18 @@ def chi_squared_tail(statistic: float, freedom: int) -> float:
 
 
 def independence_tail(values: NDArray[np.float64], labels: NDArray[np.int64]) -> float:
-    """Pearson's test of a value cut at its quintiles against the label: the chance of as much association by luck."""
+    """The chance of as much association by luck, the smaller of two tests (so doubled): Pearson's of the value cut at
+    its quintiles against the label, for any dependence, and Kruskal and Wallis's of ranks, keen on shifts."""
     bins = np.searchsorted(np.quantile(values, [0.2, 0.4, 0.6, 0.8]), values)
     table = np.zeros((5, 7))
     np.add.at(table, (bins, labels), 1)
     expected = table.sum(1, keepdims=True) * table.sum(0) / table.sum()
-    return chi_squared_tail(float(((table - expected) ** 2 / expected).sum()), 4 * 6)
+    pearson = float(((table - expected) ** 2 / expected).sum())
+    ranks = values.argsort().argsort() + 1
+    sizes, sums = np.bincount(labels, minlength=7), np.bincount(labels, ranks, 7)
+    n = len(values)
+    kruskal = float(12 / (n * (n + 1)) * (sums**2 / sizes).sum() - 3 * (n + 1))
+    return 2 * min(chi_squared_tail(pearson, 4 * 6), chi_squared_tail(kruskal, 6))
 
 
 def test_no_nuisance_tells_the_label(mixed: list[Face], clear: list[Face]) -> None:
@@ -197,9 +203,25 @@ def test_no_nuisance_tells_the_label(mixed: list[Face], clear: list[Face]) -> No
     tails = {name: independence_tail(values, labels) for name, values in columns.items()}
     assert {name: tail for name, tail in tails.items() if tail < bound} == {}
 
-    for name, (low, high) in APPEARANCE.items():  # planted: for one emotion in seven
-        planted = columns[name] + 0.15 * (high - low) * (labels == EMOTIONS.index("anger"))
-        assert independence_tail(planted, labels) < bound, f"a dependence planted in {name} goes unseen"
+    angry = labels == EMOTIONS.index("anger")
+    for name, (low, high) in APPEARANCE.items():  # planted in one emotion of seven: a shift, and a narrower spread
+        middle = (low + high) / 2
+        shifted = columns[name] + 0.15 * (high - low) * angry
+        narrow = np.where(angry, middle + 0.6 * (columns[name] - middle), columns[name])
+        assert independence_tail(shifted, labels) < bound, f"a shift planted in {name} goes unseen"
+        assert independence_tail(narrow, labels) < bound, f"a spread planted in {name} goes unseen"
+
+
+def test_every_action_unit_shows_and_nothing_else_moves() -> None:
+    """Else no observer could read the true distribution off the picture."""
+    for index in range(20):
+        look = draw_face(7, index, size=16).nuisance
+        rest = dict.fromkeys(ACTION_UNITS, 0.0)
+        calm = Portrait(rest, look, 64).picture
+        for unit in ACTION_UNITS:
+            change = np.abs(Portrait({**rest, unit: 1.0}, look, 64).picture - calm).max(axis=0)
+            assert (change > 0.06).sum() >= 10, f"action unit {unit} is all but invisible on face {index}"
+            assert max(change[:4, :4].max(), change[:4, -4:].max()) == 0, f"action unit {unit} changes the backdrop"
 
 
 def test_all_nuisances_together_tell_nothing(mixed: list[Face], clear: list[Face]) -> None:

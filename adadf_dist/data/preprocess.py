@@ -1,1 +1,33 @@
-class Preprocessing: pass
+"""From a stored face to the network's input: one value that checkpoint and export carry along."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """Resize to `image_size` square (bilinear, antialiased), scale to [0, 1], subtract mean, divide by std (RGB)."""
+
+    image_size: int
+    classes: tuple[str, ...]
+    """Names in the order of the logits."""
+    loader: str
+    """Which loader decoded and resized in training."""
+    mean: tuple[float, float, float] = IMAGENET_MEAN
+    std: tuple[float, float, float] = IMAGENET_STD
+    kernel: str = "bilinear, antialiased"
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain lists and numbers."""
+        return {key: list(v) if isinstance(v, tuple) else v for key, v in asdict(self).items()}
+
+    @staticmethod
+    def from_dict(values: Mapping[str, Any]) -> Preprocessing:
+        fields: dict[str, Any] = {key: tuple(v) if isinstance(v, list) else v for key, v in values.items()}
+        return Preprocessing(**fields)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -130,7 +130,7 @@ class History:
                 mine.copy_(saved)
 
 
-def find_listed(keys: Sequence[str], wanted: Sequence[str]) -> list[int]:
+def find_listed(keys: Iterable[str], wanted: Sequence[str]) -> list[int]:
     """Sample numbers of the faces that `runtime.history_samples` names."""
     if not wanted:
         return []

@@ -110,8 +110,8 @@ class Log:
                 named = ", ".join(f"{n} {v:g}" for n, v in zip(LOSS_NAMES, row.tolist(), strict=True))
                 raise UserError(
                     f"step {number} (epoch {progress.epoch + 1}): the loss is not finite ({named}); "
-                    f"the last checkpoint in {self.folder / 'checkpoints'} is good: go on from it with a lower optimizer.lr (now "
-                    f"{self._learning_rate:g}) under another --out"
+                    f"the last checkpoint in {self.folder / 'checkpoints'} is good: start again under another --out "
+                    f"with a lower optimizer.lr (now {self._learning_rate:g}) or more optimizer.warmup_steps"
                 )
             self._epoch_sums += row  # one by one: the same bits wherever a flush cuts the epoch
         self._epoch_steps += len(steps)

@@ -1,0 +1,104 @@
+"""A run's faces: its splits, its plan, and the loader that turns them into batches."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from adadf_dist.config import Config
+from adadf_dist.data.batch import Batch
+from adadf_dist.data.format import Split, check_trainable, open_dataset
+from adadf_dist.data.plan import carve, cut, epoch_batches
+from adadf_dist.data.preprocess import Preprocessing
+from adadf_dist.data.torch_loader import Faces, TorchLoader
+from adadf_dist.errors import UserError
+
+MIN_ROWS_A_RANK = 2
+"""BatchNorm and the two groups of eq 10 need at least two rows."""
+
+
+@dataclass(frozen=True)
+class Data:
+    """One rank's view of a dataset. Every iterator yields this rank's slices of global batches."""
+
+    name: str
+    config: Config
+    preprocessing: Preprocessing
+    train_split: Split
+    validation_split: Split
+    test_split: Split | None
+    loader: TorchLoader
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        return self.train_split.classes
+
+    def num_batches(self, epoch: int) -> int:
+        """Global batches of a training epoch, counted from 0."""
+        return len(self._plan(epoch))
+
+    def train(self, epoch: int, first_batch: int = 0) -> Iterator[Batch]:
+        """A training epoch, from a batch on: what was trained before a stop is not trained again."""
+        return self.loader.batches("train", self._plan(epoch)[first_batch:], epoch)
+
+    def measure(self, epoch: int) -> Iterator[Batch]:
+        """The faces of a training epoch once more, with the same augmentation (the second pass of eq 4)."""
+        return self.loader.batches("train", self._plan(epoch), epoch)
+
+    def validation(self) -> Iterator[Batch]:
+        return self._evaluation(self.validation_split)
+
+    def test(self) -> Iterator[Batch]:
+        assert self.test_split is not None
+        return self._evaluation(self.test_split)
+
+    def _evaluation(self, split: Split) -> Iterator[Batch]:
+        return self.loader.batches(split.name, cut(np.arange(len(split)), self.config.batch_size))
+
+    def _plan(self, epoch: int) -> list[np.ndarray[tuple[int, ...], np.dtype[np.int64]]]:
+        config = self.config
+        return epoch_batches(self.train_split.labels, config.data.sampler, config.batch_size, config.seed, epoch)
+
+
+@contextmanager
+def open_data(config: Config, rank: int, ranks: int, device: torch.device) -> Iterator[Data]:
+    """Open `data.shards` for one rank of several. Raises `UserError` for data that cannot be trained on."""
+    dataset = open_dataset(config.data.shards)
+    if "train" not in dataset.splits:
+        raise UserError(f"{config.data.shards}: has no train split; build one with python -m shards.build")
+    train = dataset.split("train")
+    check_trainable(train)
+    if "validation" in dataset.splits:
+        validation = dataset.split("validation")
+    else:
+        kept, held_out = carve(train.labels, config.data.validation_fraction, config.seed)
+        train, validation = train.subset(kept, "train"), train.subset(held_out, "validation")
+    test = dataset.split("test") if "test" in dataset.splits else None
+    if test is None and config.evaluation.protocol == "published":
+        raise UserError(f"evaluation.protocol is published, but {config.data.shards} has no test split")
+    preprocessing = Preprocessing(config.data.image_size, train.classes, config.data.loader)
+    splits = {split.name: split for split in (train, validation, test) if split is not None}
+    faces = Faces(splits, preprocessing, config.augment, config.seed)
+    loader = TorchLoader(faces, preprocessing, device, (rank, ranks))
+    loader.start(config.data.workers, config.data.prefetch)
+    data = Data(dataset.name, config, preprocessing, train, validation, test, loader)
+    check_ranks(data, ranks)
+    try:
+        yield data
+    finally:
+        loader.close()
+
+
+def check_ranks(data: Data, ranks: int) -> None:
+    """Raise `UserError` when some batch would leave a rank fewer rows than a step needs."""
+    plan = data._plan(0)
+    smallest = min(len(batch) for batch in plan)
+    if smallest < MIN_ROWS_A_RANK * ranks:
+        raise UserError(
+            f"batch_size: {ranks} ranks need batches of {MIN_ROWS_A_RANK * ranks} faces or more, but the "
+            f"{sum(map(len, plan))} faces of an epoch make batches of {smallest}; start fewer ranks"
+        )
