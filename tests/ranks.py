@@ -1,0 +1,79 @@
+"""Run a function on several ranks, with a time limit and the failing rank's traceback."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+import traceback
+from collections.abc import Callable
+from datetime import timedelta
+from multiprocessing.connection import Connection, wait
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+
+from adadf_dist.world import World, open_world
+
+
+def run_ranks(function: Callable[..., Any], ranks: int, *args: object, timeout: float = 120) -> list[Any]:
+    """`function(world, *args)` on each of `ranks` spawned processes; their results in rank order.
+
+    Fails with the first failing rank's traceback, or after `timeout` seconds naming the ranks still running.
+    """
+    context = mp.get_context("spawn")
+    results: dict[int, Any] = {}
+    with tempfile.TemporaryDirectory() as folder:
+        pipes = [context.Pipe(duplex=False) for _ in range(ranks)]
+        processes = [
+            context.Process(target=one_rank, args=(function, rank, ranks, folder, pipes[rank][1], args), daemon=True)
+            for rank in range(ranks)
+        ]
+        try:
+            for process, (_, sender) in zip(processes, pipes, strict=True):
+                process.start()
+                sender.close()
+            waiting = {receiver: rank for rank, (receiver, _) in enumerate(pipes)}
+            while waiting:
+                ready = wait(list(waiting), timeout)
+                assert ready, f"ranks {sorted(waiting.values())} still running after {timeout} s"
+                for receiver in ready:
+                    assert isinstance(receiver, Connection)
+                    rank = waiting.pop(receiver)
+                    try:
+                        failure = receiver.recv()
+                    except EOFError:
+                        raise AssertionError(f"rank {rank} died without a word") from None
+                    assert not failure, f"rank {rank} failed:\n{failure}"
+                    results[rank] = torch.load(Path(folder) / f"{rank}.pt", weights_only=False)
+        finally:
+            for process in processes:
+                process.kill()
+                process.join()
+    return [results[rank] for rank in range(ranks)]
+
+
+def one_rank(
+    function: Callable[..., Any], rank: int, ranks: int, folder: str, sender: Connection, args: tuple[object, ...]
+) -> None:
+    os.environ["GLOO_SOCKET_IFNAME"] = "lo"
+    torch.set_num_threads(1)
+    try:
+        store = dist.FileStore(str(Path(folder) / "store"), ranks)
+        dist.init_process_group("gloo", store=store, rank=rank, world_size=ranks, timeout=timedelta(seconds=60))
+        with open_world(60) as world:  # adopts the group
+            assert (world.rank, world.size) == (rank, ranks)
+            result = function(world, *args)
+        dist.barrier()
+        torch.save(result, Path(folder) / f"{rank}.pt")
+        sender.send("")
+    except BaseException:
+        sender.send(traceback.format_exc())
+        raise
+
+
+def alone() -> World:
+    """The world of one process."""
+    return World(torch.device("cpu"))

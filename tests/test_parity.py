@@ -1,0 +1,220 @@
+"""The number of ranks is a deployment detail: n ranks equal one, with even slices and uneven ones."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from adadf_dist.data.plan import cut, rank_bounds
+from adadf_dist.method.class_distributions import ClassDistributions
+from adadf_dist.method.losses import Place, adadf_loss, ramp_weights
+from adadf_dist.runtime.engine import DDPEngine
+from adadf_dist.runtime.history import History
+from adadf_dist.runtime.normalization import CrossRankBatchNorm
+from adadf_dist.settings import Layer, build_config
+from adadf_dist.world import World
+from tests.ranks import alone, run_ranks
+
+CLASSES = 7
+CONFIG = build_config([Layer("test", {"loss.rank_margin": 1.0, "runtime.precision": "fp32"})])
+"""With the margin at its widest the rank regularisation is always active."""
+
+
+def batch_of(rows: int, seed: int) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    images = torch.randn(rows, 3, 32, 32, generator=generator, dtype=torch.float64)
+    return images, torch.randint(CLASSES, (rows,), generator=generator)
+
+
+def bounds(slices: tuple[int, ...], rank: int) -> tuple[int, int]:
+    first = sum(slices[:rank])
+    return first, first + slices[rank]
+
+
+def train_steps(world: World, slices: tuple[int, ...], steps: int) -> dict[str, Any]:
+    """`steps` steps in float64 on this rank's slice of each batch; what must not depend on the ranks."""
+    torch.set_default_dtype(torch.float64)
+    try:
+        engine = DDPEngine(CONFIG, CLASSES, world)
+        classes = ClassDistributions(CLASSES, CONFIG.class_distributions, world)
+        total = sum(slices)
+        history = History(total, CLASSES, world, listed=[0, total - 1])
+        losses_seen, gradients = [], {}
+        for step in range(steps):
+            images, labels = batch_of(total, step)
+            first, end = bounds(slices, world.rank) if world.size > 1 else (0, total)
+            images, labels = images[first:end], labels[first:end]
+            output = engine.forward(images)
+            place = (world, Place(first, total))
+            losses = adadf_loss(output, labels, classes.current, ramp_weights(2, 3), CONFIG.loss, place)
+            engine.step(losses.total)
+            if step == 0:
+                gradients = {n: p.grad.clone() for n, p in engine.model.named_parameters() if p.grad is not None}
+            classes.observe(output.auxiliary_logits, labels)
+            history.observe(torch.arange(first, end), labels, output, losses)
+            scalars = torch.stack(
+                [losses.total, losses.kl_divergence, losses.cross_entropy, losses.rank_regularization]
+            )
+            losses_seen.append((world.sum_(scalars.detach().clone()) / world.size).tolist())
+        commit = classes.commit()
+        return {
+            "losses": losses_seen,
+            "gradients": gradients,
+            "model": engine.state_dict()["model"],
+            "distributions": commit.distributions,
+            "means": commit.means,
+            "history": history.state_dict(),
+        }
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
+def assert_close(mine: dict[str, Tensor], theirs: dict[str, Tensor], tolerance: float) -> None:
+    assert mine.keys() == theirs.keys()
+    for name in mine:
+        torch.testing.assert_close(
+            mine[name], theirs[name], rtol=tolerance, atol=tolerance, msg=lambda m, n=name: n + m
+        )
+
+
+@pytest.mark.parametrize("slices", [(8, 8), (9, 4), (5, 4, 4)])
+def test_a_step_of_n_ranks_is_the_step_of_one(slices: tuple[int, ...]) -> None:
+    """Losses, gradients (BatchNorm's included), Adam's step, class distributions, history."""
+    one = train_steps(alone(), slices, 1)
+    assert one["losses"][0][3] > 0.5  # the rank regularisation takes part
+    for many in run_ranks(train_steps, len(slices), slices, 1):
+        torch.testing.assert_close(many["losses"], one["losses"], rtol=1e-9, atol=1e-9)
+        assert_close(many["gradients"], one["gradients"], 1e-9)
+        assert_close(
+            {"d": many["distributions"], "m": many["means"]}, {"d": one["distributions"], "m": one["means"]}, 1e-9
+        )
+        # the history is kept in float32
+        assert_close(many["history"], one["history"], 1e-6)
+
+
+def test_five_steps_stay_together() -> None:
+    one = train_steps(alone(), (9, 4), 5)
+    ranks = run_ranks(train_steps, 2, (9, 4), 5)
+    for many in ranks:
+        torch.testing.assert_close(many["losses"], one["losses"], rtol=1e-7, atol=1e-7)
+    assert all(torch.equal(ranks[0]["model"][n], ranks[1]["model"][n]) for n in ranks[0]["model"]), "ranks differ"
+
+
+def local_gradients(world: World, slices: tuple[int, ...]) -> float:
+    first, end = bounds(slices, world.rank) if world.size > 1 else (0, sum(slices))
+    weights = torch.linspace(0.1, 0.9, sum(slices), dtype=torch.float64)
+    mine = weights[first:end].clone().requires_grad_()
+    gathered = world.gather(mine, first, sum(slices))
+    assert torch.equal(gathered.detach(), weights)
+    # a loss computed whole on every rank: its gradient, averaged over ranks, is that of one rank
+    (gathered.pow(3).sum()).backward()
+    assert mine.grad is not None
+    torch.testing.assert_close(mine.grad / world.size, 3 * weights[first:end] ** 2, rtol=1e-12, atol=1e-12)
+    return float(gathered.sum())
+
+
+@pytest.mark.parametrize("slices", [(3, 3), (9, 4), (1, 0, 4)])
+def test_gather_sums_gradients_and_hands_out_slices(slices: tuple[int, ...]) -> None:
+    run_ranks(local_gradients, len(slices), slices)
+
+
+def normalize(world: World, slices: tuple[int, ...], dtype: torch.dtype, channels_last: bool) -> list[Tensor]:
+    total = sum(slices)
+    first, end = bounds(slices, world.rank) if world.size > 1 else (0, total)
+    generator = torch.Generator().manual_seed(0)
+    data = 5 + 2 * torch.randn(total, 6, 4, 5, generator=generator, dtype=torch.float64)
+    upstream = torch.randn(total, 6, 4, 5, generator=generator, dtype=torch.float64)
+    layer = nn.BatchNorm2d(6, dtype=torch.float64)
+    with torch.no_grad():
+        layer.weight.copy_(torch.linspace(0.5, 1.5, 6))
+        layer.bias.copy_(torch.linspace(-1, 1, 6))
+    if world.size > 1:
+        layer = CrossRankBatchNorm.adopt(layer, world)
+    layer = layer.to(torch.float32 if dtype == torch.bfloat16 else dtype)
+    rows = data[first:end].to(dtype)
+    if channels_last:
+        rows = rows.contiguous(memory_format=torch.channels_last)
+    rows.requires_grad_()
+    output = layer(rows)
+    output.backward(upstream[first:end].to(output.dtype))
+    assert rows.grad is not None
+    assert layer.weight.grad is not None
+    assert layer.bias.grad is not None
+    weight_grad, bias_grad = world.sum_(layer.weight.grad.clone()), world.sum_(layer.bias.grad.clone())
+    assert layer.running_mean is not None
+    assert layer.running_var is not None
+    shared = [weight_grad, bias_grad, layer.running_mean, layer.running_var]
+    return [output.detach().double(), rows.grad.double(), *(t.detach().double() for t in shared)]
+
+
+@pytest.mark.parametrize("slices", [(8, 8), (9, 4), (2, 3, 8)])
+@pytest.mark.parametrize("channels_last", [False, True])
+def test_batch_norm_over_ranks_is_batch_norm_of_the_whole(slices: tuple[int, ...], channels_last: bool) -> None:
+    one = normalize(alone(), slices, torch.float64, channels_last)
+    ranks = run_ranks(normalize, len(slices), slices, torch.float64, channels_last)
+    for place in (0, 1):  # outputs and input gradients: the ranks' rows, joined
+        torch.testing.assert_close(torch.cat([r[place] for r in ranks]), one[place], rtol=1e-10, atol=1e-10)
+    for many in ranks:
+        for place in range(2, 6):
+            torch.testing.assert_close(many[place], one[place], rtol=1e-10, atol=1e-10)
+
+
+def test_batch_norm_over_ranks_in_bf16() -> None:
+    one = normalize(alone(), (8, 8), torch.float64, True)
+    ranks = run_ranks(normalize, 2, (8, 8), torch.bfloat16, True)
+    torch.testing.assert_close(torch.cat([r[0] for r in ranks]), one[0], rtol=0.02, atol=0.05)
+    torch.testing.assert_close(torch.cat([r[1] for r in ranks]), one[1], rtol=0.05, atol=0.05)
+
+
+def control(world: World) -> dict[str, object]:
+    shared = world.share({"from": world.rank})
+    collected = world.collect(world.rank * 10)
+    before = world.stop_agreed()
+    if world.rank == 1:
+        world.request_stop()
+    return {"shared": shared, "collected": collected, "before": before, "after": world.stop_agreed()}
+
+
+def test_decisions_are_the_same_on_every_rank() -> None:
+    for result in run_ranks(control, 2):
+        assert result == {"shared": {"from": 0}, "collected": [0, 10], "before": False, "after": True}
+
+
+def class_state(world: World, state: dict[str, Tensor] | None, rows: int) -> dict[str, Tensor]:
+    generator = torch.Generator().manual_seed(1)
+    logits = torch.randn(rows, CLASSES, generator=generator, dtype=torch.float64)
+    labels = torch.randint(CLASSES, (rows,), generator=generator)
+    classes = ClassDistributions(CLASSES, CONFIG.class_distributions, world)
+    if state is not None:
+        classes.load_state_dict(state)
+    first, end = rank_bounds(rows, world.rank, world.size)
+    classes.observe(logits[first:end], labels[first:end])
+    return classes.state_dict()
+
+
+@pytest.mark.parametrize(("before", "after"), [(1, 2), (2, 1), (3, 2)])
+def test_class_sums_survive_another_number_of_ranks(before: int, after: int) -> None:
+    """Half an epoch on some ranks, the other half on others: what was seen counts once."""
+    whole = class_state(alone(), class_state(alone(), None, 13), 13)
+    first = run_ranks(class_state, before, None, 13) if before > 1 else [class_state(alone(), None, 13)]
+    second = run_ranks(class_state, after, first[0], 13) if after > 1 else [class_state(alone(), first[0], 13)]
+    for state in second:
+        torch.testing.assert_close(state["pending"], whole["pending"], rtol=1e-12, atol=1e-12)
+    assert whole["pending"][:, -1].sum() == 26
+
+
+def evaluation_rows(world: World) -> list[int]:
+    rows = []
+    for batch in cut(torch.arange(29).numpy(), 8):
+        first, end = rank_bounds(len(batch), world.rank, world.size)
+        rows += batch[first:end].tolist()
+    return rows
+
+
+@pytest.mark.parametrize("ranks", [2, 3])
+def test_evaluation_counts_each_sample_once(ranks: int) -> None:
+    shares = run_ranks(evaluation_rows, ranks)
+    assert sorted(row for share in shares for row in share) == list(range(29))
