@@ -59,8 +59,9 @@ class AugmentConfig:
 class ModelConfig:
     """The two-branch network (section 3 of the paper)."""
 
-    backbone: Literal["resnet18", "resnet50"] = "resnet18"
-    """Layers up to the first stage are the shared extractor, the last three stages are doubled."""
+    backbone: Literal["resnet10", "resnet18", "resnet50"] = "resnet18"
+    """Layers up to the first stage are the shared extractor, the last three stages are doubled. `resnet10` is
+    ResNet18 with one block a stage, for demos and tests on a CPU."""
     pretrained: str = ""
     """Weights to start from: a file, `imagenet` (torchvision's), or empty for none."""
     freeze: Literal["auto", "always", "never"] = "auto"
@@ -115,8 +116,10 @@ class OptimizerConfig:
     gamma: float = 0.9
     """Factor an epoch of the exponential schedule."""
     warmup_steps: int = 0
-    """Steps over which the rate rises from zero; 0: none. From scratch the attention heads need it: a full rate
-    makes early logits confidently wrong, and attention then learns to silence them for good."""
+    """Steps over which the rate rises from zero; 0: none."""
+    attention_lr_factor: float = 1.0
+    """The attention heads' rate over the others'. From scratch 1 is too much: while logits are still confidently wrong
+    the heads learn to silence them, and a silenced branch hardly learns. 0.02 keeps them behind the features."""
     weight_decay: float = 0.0
     """L2 term of Adam."""
     ema: float = 0.0
@@ -226,6 +229,7 @@ def check_ranges(config: Config) -> None:
         within("class_distributions.sharpen", classes.sharpen, 0, 1, ends="[)"),
         within("optimizer.lr", optimizer.lr, 0, 10, ends="(]"),
         within("optimizer.gamma", optimizer.gamma, 0, 1, ends="(]"),
+        within("optimizer.attention_lr_factor", optimizer.attention_lr_factor, 0, 1),
         ("optimizer.warmup_steps", optimizer.warmup_steps, optimizer.warmup_steps >= 0, "0 or more"),
         ("optimizer.weight_decay", optimizer.weight_decay, optimizer.weight_decay >= 0, "0 or more"),
         within("optimizer.ema", optimizer.ema, 0, 1, ends="[)"),

@@ -52,7 +52,8 @@ def wilson_interval(correct: int, total: int) -> Interval:
     share, z2 = correct / total, Z95**2
     centre = (share + z2 / (2 * total)) / (1 + z2 / total)
     half = Z95 / (1 + z2 / total) * math.sqrt(share * (1 - share) / total + z2 / (4 * total**2))
-    return Interval(max(0.0, centre - half), min(1.0, centre + half))
+    # rounding would leave the ends of 0 and all a hair short of where they lie exactly
+    return Interval(0.0 if correct == 0 else centre - half, 1.0 if correct == total else centre + half)
 
 
 def class_recalls(confusion: NDArray[np.int64]) -> NDArray[np.float64]:

@@ -36,7 +36,7 @@ def draw_missing_faces(config: Config, world: World) -> None:
         return
     if world.is_main:
         train, validation, test = config.data.embedded_faces
-        build_embedded(folder, {"train": train, "validation": validation, "test": test})
+        build_embedded(folder, {"train": train, "validation": validation, "test": test}, workers=2)
     world.barrier()
 
 

@@ -147,10 +147,10 @@ def open_world(timeout_s: float = 300.0) -> Iterator[World]:
         except RuntimeError as error:
             if world.size == 1 or not lost_contact(error):
                 raise
-            reason = " ".join(str(error).split())[-160:]
+            how = "no answer within runtime.timeout_s" if "Timed out" in str(error) else "connection closed"
             raise UserError(
-                "lost contact with another rank, whose own message says why; the same command goes on from the "
-                f"last checkpoint ({reason})"
+                f"lost contact with another rank ({how}), whose own message says why; the same command goes on "
+                "from the last checkpoint"
             ) from None
         finally:
             if dist.is_initialized() and not adopted:

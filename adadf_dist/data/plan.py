@@ -62,7 +62,7 @@ def take(members: Samples, number: int, random: np.random.Generator) -> Samples:
 def apportion(total: int, weights: NDArray[np.float64]) -> NDArray[np.int64]:
     """Whole numbers proportional to `weights` that sum to `total` (largest remainders)."""
     shares = total * weights / weights.sum()
-    whole = np.floor(shares).astype(np.int64)
+    whole: NDArray[np.int64] = np.floor(shares).astype(np.int64)
     order = np.argsort(whole - shares, kind="stable")
     whole[order[: total - whole.sum()]] += 1
     return whole

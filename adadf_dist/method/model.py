@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 import torchvision
 from torch import Tensor, nn
+from torchvision.models.resnet import BasicBlock, ResNet
 
 from adadf_dist.config import ModelConfig
 
@@ -57,6 +58,15 @@ class Branch(nn.Module):
         return logits, attention.squeeze(1)
 
 
+def build_backbone(name: str) -> ResNet:
+    """A torchvision ResNet with random weights."""
+    if name == "resnet10":
+        return ResNet(BasicBlock, [1, 1, 1, 1])
+    backbone = torchvision.models.get_model(name, weights=None)
+    assert isinstance(backbone, ResNet)
+    return backbone
+
+
 class DualBranch(nn.Module):
     """Shared extractor, auxiliary branch, target branch.
 
@@ -68,7 +78,7 @@ class DualBranch(nn.Module):
 
     def __init__(self, config: ModelConfig, num_classes: int, auxiliary: bool = True) -> None:
         super().__init__()
-        backbone = torchvision.models.get_model(config.backbone, weights=None)
+        backbone = build_backbone(config.backbone)
         self.extractor = nn.Sequential(
             OrderedDict(
                 conv1=backbone.conv1,

@@ -65,6 +65,8 @@ def load_pretrained(model: DualBranch, config: ModelConfig) -> LoadedWeights:
 
 
 def imagenet_weights(backbone: str) -> dict[str, Tensor]:
+    if backbone == "resnet10":
+        raise UserError("model.pretrained imagenet: torchvision has no resnet10 weights; use model.backbone resnet18")
     try:
         weights = torchvision.models.get_model_weights(backbone)["IMAGENET1K_V1"]
         return dict(weights.get_state_dict(progress=True, check_hash=True))

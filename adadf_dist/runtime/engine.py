@@ -22,6 +22,7 @@ from adadf_dist.runtime.optim import (
     learning_rate,
     load_moments,
     moments_by_name,
+    set_learning_rate,
 )
 from adadf_dist.world import World
 
@@ -110,8 +111,7 @@ class DDPEngine:
 
     def schedule(self, epoch: int, step: int) -> None:
         self.learning_rate = learning_rate(self.config.optimizer, self.config.epochs, epoch, step)
-        for group in self.optimizer.param_groups:
-            group["lr"] = self.learning_rate
+        set_learning_rate(self.optimizer, self.learning_rate)
 
     def forward(self, images: Tensor) -> Output:
         if not self.model.training:

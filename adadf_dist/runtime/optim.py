@@ -23,9 +23,19 @@ def learning_rate(config: OptimizerConfig, epochs: int, epoch: int, step: int) -
 
 def build_optimizer(model: nn.Module, config: OptimizerConfig, device: torch.device) -> torch.optim.Adam:
     """Adam over what is trained, in one fused kernel: fast, and free of host synchronisation."""
-    trained = [p for p in model.parameters() if p.requires_grad]
+    heads: list[nn.Parameter] = []
+    others: list[nn.Parameter] = []
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            (heads if ".attention." in name else others).append(parameter)
+    groups = [{"params": others, "factor": 1.0}, {"params": heads, "factor": config.attention_lr_factor}]
     fused = device.type in ("cuda", "cpu")
-    return torch.optim.Adam(trained, lr=config.lr, weight_decay=config.weight_decay, fused=fused)
+    return torch.optim.Adam([g for g in groups if g["params"]], weight_decay=config.weight_decay, fused=fused)
+
+
+def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
+    for group in optimizer.param_groups:
+        group["lr"] = rate * group["factor"]
 
 
 def moments_by_name(model: nn.Module, optimizer: torch.optim.Optimizer) -> Moments:

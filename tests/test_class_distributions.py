@@ -1,0 +1,91 @@
+"""Equations 4 to 7 against golden vectors and a plain recomputation."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+
+from adadf_dist.config import ClassDistributionConfig
+from adadf_dist.method.class_distributions import ClassDistributions, threshold_distributions
+from tests.ranks import alone
+from tests.test_losses import GOLDEN, needs_golden
+
+
+@needs_golden
+@pytest.mark.parametrize("number", range(3))
+@pytest.mark.parametrize("off_diagonal", ["normalised", "published"])
+def test_golden(number: int, off_diagonal: str) -> None:
+    case = json.loads(GOLDEN.read_text())["class_distributions"][number]
+    config = ClassDistributionConfig(threshold=case["threshold"], off_diagonal=off_diagonal)  # type: ignore[arg-type]
+    classes = ClassDistributions(case["num_classes"], config, alone())
+    logits = torch.tensor(case["auxiliary_logits"], dtype=torch.float64)
+    labels = torch.tensor(case["labels"])
+    for rows in torch.arange(len(labels)).split(50):  # in several batches, the last one smaller
+        classes.observe(logits[rows], labels[rows])
+    commit = classes.commit()
+    expected = case["expected"]
+    wanted = "class_distributions" if off_diagonal == "normalised" else "published_code_class_distributions"
+    for value, name in ((commit.means, "class_means"), (commit.distributions, wanted)):
+        truth = torch.tensor(expected[name], dtype=torch.float64)
+        torch.testing.assert_close(value, truth, rtol=0, atol=1e-9)
+    assert commit.threshold_met.tolist() == expected["threshold_met"]
+    torch.testing.assert_close(classes.current, commit.distributions, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize(("threshold", "rest", "row_sum"), [(0.7, 0.4, 1.1), (0.5, 0.4, 0.9), (0.6, 0.4, 1.0)])
+def test_the_published_threshold_distribution_does_not_sum_to_one(
+    threshold: float, rest: float, row_sum: float
+) -> None:
+    published = ClassDistributionConfig(threshold=threshold, off_diagonal="published")
+    rows = threshold_distributions(7, published)
+    assert rows.sum(dim=1).tolist() == pytest.approx([row_sum] * 7)
+    assert rows[0, 1].item() == pytest.approx(rest / 6)
+    ours = threshold_distributions(7, ClassDistributionConfig(threshold=threshold))
+    assert ours.sum(dim=1).tolist() == pytest.approx([1.0] * 7)
+    assert ours.diagonal().tolist() == [threshold] * 7
+
+
+def test_before_the_first_commit_and_for_unseen_classes() -> None:
+    config = ClassDistributionConfig(threshold=0.5)
+    classes = ClassDistributions(3, config, alone())
+    assert classes.current[1].tolist() == [0.25, 0.5, 0.25]
+    classes.observe(torch.tensor([[5.0, 0.0, 0.0]]), torch.tensor([0]))
+    commit = classes.commit()
+    assert commit.threshold_met.tolist() == [True, False, False]
+    assert commit.counts.tolist() == [1, 0, 0]
+    assert commit.distributions[2].tolist() == [0.25, 0.25, 0.5]
+
+
+def test_the_threshold_itself_is_enough() -> None:
+    """Equation 5 says at least t."""
+    classes = ClassDistributions(2, ClassDistributionConfig(threshold=0.5), alone())
+    classes.observe(torch.zeros(1, 2), torch.tensor([0]))
+    assert classes.commit().threshold_met.tolist() == [True, False]
+
+
+def test_sharpening_normalises_rows() -> None:
+    config = ClassDistributionConfig(threshold=0.6, sharpen=0.5)
+    rows = ClassDistributions(3, config, alone()).current
+    squares = [0.2**2, 0.6**2, 0.2**2]
+    assert rows[1].tolist() == pytest.approx([v / sum(squares) for v in squares])
+    assert rows.sum(dim=1).tolist() == pytest.approx([1.0] * 3)
+
+
+def test_each_commit_starts_anew() -> None:
+    classes = ClassDistributions(2, ClassDistributionConfig(threshold=0.6), alone())
+    classes.observe(torch.tensor([[9.0, 0.0]]), torch.tensor([0]))
+    assert classes.commit().threshold_met[0]
+    classes.observe(torch.tensor([[0.0, 9.0]]), torch.tensor([0]))
+    assert not classes.commit().threshold_met[0]
+
+
+def test_half_precision_logits_are_averaged_in_double() -> None:
+    logits = torch.randn(400, 5, generator=torch.Generator().manual_seed(0)).bfloat16()
+    labels = torch.zeros(400, dtype=torch.int64)
+    classes = ClassDistributions(5, ClassDistributionConfig(), alone())
+    for i in range(400):
+        classes.observe(logits[i : i + 1], labels[i : i + 1])
+    wanted = logits.double().softmax(dim=1).mean(dim=0)
+    torch.testing.assert_close(classes.commit().means[0], wanted, rtol=0, atol=1e-14)

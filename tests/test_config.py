@@ -1,0 +1,128 @@
+"""One way in for presets, files, the command line and programs: dotted keys, typed and checked."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from adadf_dist.config import Config
+from adadf_dist.errors import UserError
+from adadf_dist.settings import (
+    Layer,
+    build_config,
+    config_from_command_line,
+    known_keys,
+    override,
+    presets,
+    to_dict,
+)
+
+
+def test_later_layers_win(tmp_path: Path) -> None:
+    file = tmp_path / "mine.toml"
+    file.write_text("epochs = 40\n[loss]\nlambda_min = 0.1\nepoch_threshold = 9\n")
+    words = ["--preset", "affectnet7", "--config", str(file), "--loss.lambda_min", "0.3"]
+    config = config_from_command_line(words)
+    assert config.data.sampler == "balanced"  # the preset's
+    assert (config.epochs, config.loss.epoch_threshold) == (40, 9)  # the file's
+    assert config.loss.lambda_min == 0.3  # the command line's
+    assert config.out == "runs/affectnet7-seed0"
+
+
+def test_yaml_and_toml_are_one(tmp_path: Path) -> None:
+    (tmp_path / "a.toml").write_text("seed = 3\n[augment]\nerase_scale = [0.1, 0.2]\n")
+    (tmp_path / "a.yaml").write_text("seed: 3\naugment:\n  erase_scale: [0.1, 0.2]\n")
+    toml, yml = (
+        config_from_command_line(["--config", str(tmp_path / f"a.{s}"), "--out", "x"]) for s in ("toml", "yaml")
+    )
+    assert toml == yml
+    assert toml.augment.erase_scale == (0.1, 0.2)
+
+
+def test_words_are_read_by_their_type() -> None:
+    words = ["--evaluation.test=false", "--data.embedded_faces", "[3,2,1]", "--optimizer.lr", "1e-4", "--out", "o"]
+    config = config_from_command_line(words)
+    assert config.evaluation.test is False
+    assert config.data.embedded_faces == (3, 2, 1)
+    assert config.optimizer.lr == 1e-4
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--loss.lamda_min", "0.1"], r"unknown option --loss\.lamda_min; did you mean loss\.lambda_min\?"),
+        (["--epoch", "3"], r"did you mean epochs\?"),
+        (["--epochs", "3.5"], "command line: epochs: "),
+        (["--loss.lambda_min", "much"], r"command line: loss\.lambda_min: "),
+        (["--loss.scope", "galactic"], r"loss\.scope: .*galactic"),
+        (["--epochs"], "--epochs needs a value"),
+        (["epochs", "3"], "'epochs' is no option"),
+        (["--preset", "rafd"], r"no such preset; did you mean rafdb\?"),
+        (["--config", "nowhere.toml"], "nowhere.toml: no such configuration file"),
+        (["--loss.lambda_min", "1.5"], r"loss\.lambda_min is 1\.5; allowed: \[0, 1\]"),
+        (["--batch_size", "1"], "batch_size is 1; allowed: at least 2"),
+        (["--augment.erase_scale", "[0.3,0.2]"], r"augment\.erase_scale"),
+        (["--class_distributions.threshold", "1"], r"class_distributions\.threshold is 1\.0; allowed: \(0, 1\)"),
+        (["--augment.magnitude", "11"], r"augment\.magnitude is 11\.0; allowed: \[0, 10\]"),
+    ],
+)
+def test_mistakes_on_the_command_line(words: list[str], message: str) -> None:
+    with pytest.raises(UserError, match=message) as caught:
+        config_from_command_line(words)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("a.toml", "[loss]\nlambda = 1\n", r"a\.toml: unknown key loss\.lambda; did you mean loss\.lambda_min\?"),
+        ("a.toml", "epochs = [", r"a\.toml: does not parse"),
+        ("a.yaml", "a: [", r"a\.yaml: does not parse"),
+        ("a.yaml", "- 1\n", "must hold keys and values"),
+        ("a.toml", 'epochs = "many"\n', r"a\.toml: epochs: "),
+        ("a.ini", "", r"end in \.toml, \.yaml or \.json"),
+    ],
+)
+def test_mistakes_in_a_file(name: str, text: str, message: str, tmp_path: Path) -> None:
+    (tmp_path / name).write_text(text)
+    with pytest.raises(UserError, match=message) as caught:
+        config_from_command_line(["--config", str(tmp_path / name)])
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["demo", "fer2013", "rafdb", "affectnet7", "affectnet8", "sfew"])
+def test_presets_build_and_read_back(name: str) -> None:
+    assert name in presets()
+    config = config_from_command_line(["--preset", name])
+    text = yaml.safe_dump(to_dict(config))
+    assert build_config([Layer("config.yaml", yaml.safe_load(text))]) == config
+
+
+def test_the_papers_constants() -> None:
+    """lambda_min .2; t .7/.5/.5; E 3/5/5; batch 64/64/16; 75 epochs; Adam 1e-3, gamma .9."""
+    rafdb, affectnet, sfew = (config_from_command_line(["--preset", p]) for p in ("rafdb", "affectnet7", "sfew"))
+    assert [c.class_distributions.threshold for c in (rafdb, affectnet, sfew)] == [0.7, 0.5, 0.5]
+    assert [c.loss.epoch_threshold for c in (rafdb, affectnet, sfew)] == [3, 5, 5]
+    assert [c.batch_size for c in (rafdb, affectnet, sfew)] == [64, 64, 16]
+    assert {c.loss.lambda_min for c in (rafdb, affectnet, sfew)} == {0.2}
+    assert {(c.epochs, c.optimizer.lr, c.optimizer.gamma) for c in (rafdb, affectnet, sfew)} == {(75, 1e-3, 0.9)}
+    assert (sfew.augment.operations, sfew.augment.magnitude) == (5, 3.0)
+
+
+def test_override_takes_dotted_keys_and_types() -> None:
+    changed = override(Config(), {"loss.lambda_min": 0.05, "loss.detach": True, "data.image_size": "100"})
+    assert (changed.loss.lambda_min, changed.loss.detach, changed.data.image_size) == (0.05, True, 100)
+    assert changed.epochs == Config().epochs
+    with pytest.raises(UserError, match="trial: unknown key"):
+        override(Config(), {"loss.lambda": 0.1}, "trial")
+
+
+def test_help_teaches_every_key(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as done:
+        config_from_command_line(["--help"])
+    assert done.value.code == 0
+    text = capsys.readouterr().out
+    assert all(f"--{key}" in text for key in known_keys())
+    assert all(name in text for name in ("demo", "rafdb", "torchrun"))

@@ -1,0 +1,166 @@
+"""The two-branch network against torchvision's own, and pretrained weights in the layouts people have."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from pathlib import Path
+
+import pytest
+import torch
+import torchvision
+from torch import Tensor
+
+from adadf_dist.config import ModelConfig
+from adadf_dist.errors import UserError
+from adadf_dist.method.model import DualBranch
+from adadf_dist.method.weights import load_pretrained
+
+
+def images(rows: int = 3) -> Tensor:
+    return torch.randn(rows, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+
+
+def count(module: torch.nn.Module) -> int:
+    return sum(p.numel() for p in module.parameters())
+
+
+@pytest.mark.parametrize("backbone", ["resnet18", "resnet50"])
+def test_split_of_the_backbone(backbone: str) -> None:
+    model = DualBranch(ModelConfig(backbone=backbone), 7)  # type: ignore[arg-type]
+    whole = torchvision.models.get_model(backbone, weights=None)
+    features = whole.fc.in_features
+    heads = (features + 1) + (features + 1) * 7
+    assert count(model.extractor) + count(model.target) == count(whole) - count(whole.fc) + heads
+    assert model.auxiliary is not None
+    assert count(model.auxiliary) == count(model.target)
+    if backbone == "resnet18":
+        assert count(model.extractor) == 157_504
+
+
+def test_the_auxiliary_branch_starts_as_a_copy_and_shares_nothing() -> None:
+    model = DualBranch(ModelConfig(backbone="resnet10"), 7)
+    assert model.auxiliary is not None
+    pairs = list(zip(model.auxiliary.parameters(), model.target.parameters(), strict=True))
+    assert all(torch.equal(a, b) and a.data_ptr() != b.data_ptr() for a, b in pairs)
+
+
+@pytest.mark.parametrize("attention_on", ["logits", "features"])
+def test_where_attention_acts(attention_on: str) -> None:
+    model = DualBranch(ModelConfig(backbone="resnet10", attention_on=attention_on), 5).eval()  # type: ignore[arg-type]
+    with torch.no_grad():
+        output = model(images())
+        features = model.target.stages(model.extractor(images())).mean(dim=(2, 3))
+        w, b = model.target.classifier.weight, model.target.classifier.bias
+        attention = torch.sigmoid(features @ model.target.attention.weight.T + model.target.attention.bias)
+        scaled = attention * (features @ w.T + b) if attention_on == "logits" else (attention * features) @ w.T + b
+    torch.testing.assert_close(output.target_logits, scaled, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(output.target_attention, attention.squeeze(1), rtol=1e-4, atol=1e-5)
+
+
+def test_predicting_is_the_target_branch() -> None:
+    model = DualBranch(ModelConfig(backbone="resnet10"), 7).eval()
+    with torch.no_grad():
+        torch.testing.assert_close(model.predict(images()), model(images()).target_logits)
+
+
+@pytest.mark.parametrize("backbone", ["resnet18", "resnet50"])
+def test_the_baseline_is_torchvisions_network(backbone: str, tmp_path: Path) -> None:
+    """Same weights, same logits: extractor, branch and pooling are wired as the backbone was."""
+    whole = torchvision.models.get_model(backbone, weights=None, num_classes=7).eval()
+    torch.save(whole.state_dict(), tmp_path / "w.pt")
+    config = ModelConfig(backbone=backbone, pretrained=str(tmp_path / "w.pt"))  # type: ignore[arg-type]
+    model = DualBranch(config, 7, auxiliary=False)
+    load_pretrained(model, config)
+    model.target.classifier.load_state_dict(whole.fc.state_dict())
+    model.eval()
+    with torch.no_grad():
+        torch.testing.assert_close(model(images()).target_logits, whole(images()), rtol=1e-4, atol=1e-4)
+
+
+def test_a_frozen_extractor_stays_as_it_is() -> None:
+    model = DualBranch(ModelConfig(backbone="resnet10"), 7)
+    model.freeze_extractor()
+    model.train()
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.1)
+    model(images()).target_logits.square().sum().backward()
+    optimizer.step()
+    after = model.state_dict()
+    assert all(torch.equal(before[k], after[k]) for k in before if k.startswith("extractor."))
+    assert not torch.equal(
+        before["target.stages.layer2.0.bn1.running_mean"], after["target.stages.layer2.0.bn1.running_mean"]
+    )
+
+
+def state() -> dict[str, Tensor]:
+    return torchvision.models.resnet18(weights=None).state_dict()
+
+
+LAYOUTS = {
+    "plain": lambda s: s,
+    "state_dict": lambda s: {"state_dict": s, "epoch": 3},
+    "module": lambda s: {"model_state_dict": {f"module.{k}": v for k, v in s.items()}},
+    "backbone": lambda s: {f"module.backbone.{k}": v for k, v in s.items()},
+    "headless": lambda s: {k: v for k, v in s.items() if not k.startswith("fc.")},
+    "without counters": lambda s: {k: v for k, v in s.items() if "num_batches" not in k},
+}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_pretrained_layouts(layout: str, tmp_path: Path) -> None:
+    weights, path = state(), tmp_path / "weights.pt"
+    torch.save(LAYOUTS[layout](weights), path)
+    config = ModelConfig(pretrained=str(path))
+    model = DualBranch(config, 7)
+    loaded = load_pretrained(model, config)
+    assert model.auxiliary is not None
+    assert torch.equal(model.extractor.conv1.weight, weights["conv1.weight"])  # type: ignore[union-attr]
+    for branch in (model.target, model.auxiliary):
+        assert torch.equal(branch.stages.layer4[1].conv2.weight, weights["layer4.1.conv2.weight"])  # type: ignore[index, union-attr]
+    assert loaded.sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
+    assert set(loaded.ignored) == (set() if layout == "headless" else {"fc.bias", "fc.weight"})
+    assert model.extractor_frozen
+    assert not any(p.requires_grad for p in model.extractor.parameters())
+
+
+class Payload:
+    def __reduce__(self) -> tuple[object, ...]:
+        return os.mkdir, ("pwned",)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (lambda: {k: v for k, v in state().items() if k != "layer3.0.conv1.weight"}, r"lacks layer3\.0\.conv1\.weight"),
+        (lambda: {**state(), "extra.weight": torch.ones(1)}, r"has unknown extra\.weight"),
+        (lambda: {**state(), "conv1.weight": torch.ones(1)}, r"another shape for conv1\.weight"),
+        (lambda: torchvision.models.resnet50(weights=None).state_dict(), "is it a resnet18"),
+        (lambda: {"conv1.weight": torch.ones(1), "x": Payload()}, "not a file of plain tensors"),
+        (lambda: [1, 2], "holds no state dict"),
+    ],
+)
+def test_weights_that_do_not_fit(
+    content: object, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    torch.save(content(), tmp_path / "w.pt")  # type: ignore[operator]
+    config = ModelConfig(pretrained=str(tmp_path / "w.pt"))
+    with pytest.raises(UserError, match=message) as caught:
+        load_pretrained(DualBranch(config, 7), config)
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "pwned").exists()
+
+
+def test_missing_and_needless_weights() -> None:
+    with pytest.raises(UserError, match="no such file"):
+        load_pretrained(DualBranch(ModelConfig(), 7), ModelConfig(pretrained="nowhere.pt"))
+    with pytest.raises(UserError, match="random filters would stay random"):
+        load_pretrained(DualBranch(ModelConfig(), 7), ModelConfig(freeze="always"))
+
+
+def test_heads_stay_wide_under_autocast() -> None:
+    model = DualBranch(ModelConfig(backbone="resnet10"), 7)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        output = model(images())
+    assert {t.dtype for t in output} == {torch.float32}

@@ -1,0 +1,105 @@
+"""Order is a pure function of seed, epoch, labels, sampler and batch size; ranks only cut it."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+
+import numpy as np
+import pytest
+
+from adadf_dist.data.plan import apportion, carve, cut, epoch_batches, rank_bounds
+
+LABELS = np.repeat([0, 1, 2, 3], [50, 30, 7, 13])
+
+
+def epoch(sampler: str, number: int = 0, seed: int = 0, batch_size: int = 16) -> list[int]:
+    return np.concatenate(epoch_batches(LABELS, sampler, batch_size, seed, number)).tolist()
+
+
+def test_all_sees_each_face_once_in_another_order_each_epoch() -> None:
+    first, second = epoch("all"), epoch("all", 1)
+    assert sorted(first) == sorted(second) == list(range(100))
+    assert first != second
+    assert first == epoch("all")
+    assert first != epoch("all", seed=1)
+    assert first != list(range(100))
+
+
+@pytest.mark.parametrize(("sampler", "counts"), [("balanced", [7, 7, 7, 7]), ("oversample", [50, 50, 50, 50])])
+def test_class_counts_of_an_epoch(sampler: str, counts: list[int]) -> None:
+    drawn = epoch(sampler)
+    assert np.bincount(LABELS[drawn]).tolist() == counts
+
+
+def test_balanced_draws_afresh_without_repeating() -> None:
+    first, second = epoch("balanced"), epoch("balanced", 1)
+    assert len(set(first)) == len(first)
+    assert set(first) != set(second)
+
+
+def test_oversample_repeats_each_face_as_often_as_any_other() -> None:
+    times = Counter(epoch("oversample"))
+    rare = [times[i] for i in range(80, 87)]  # 7 faces for 50 places
+    assert sum(rare) == 50
+    assert set(rare) == {7, 8}
+    assert {times[i] for i in range(50)} == {1}
+
+
+def test_sqrt_shares() -> None:
+    drawn = epoch("sqrt")
+    assert len(drawn) == 100
+    roots = np.sqrt([50, 30, 7, 13])
+    wanted = 100 * roots / roots.sum()
+    assert np.abs(np.bincount(LABELS[drawn]) - wanted).max() < 1
+    common = [i for i in drawn if i < 50]
+    assert len(set(common)) == len(common)  # no face twice while its class lasts
+
+
+def test_apportion_sums_to_its_total() -> None:
+    for total in range(1, 50):
+        shares = apportion(total, np.array([1.0, 2.0, 4.5]))
+        assert shares.sum() == total
+        assert np.abs(shares - total * np.array([1, 2, 4.5]) / 7.5).max() < 1
+
+
+@pytest.mark.parametrize(("samples", "batch_size"), [(100, 16), (100, 100), (101, 100), (7, 64), (64, 64), (1, 2)])
+def test_batches_differ_by_one_at_most(samples: int, batch_size: int) -> None:
+    sizes = [len(b) for b in epoch_batches(np.zeros(samples, dtype=np.int64), "all", batch_size, 0, 0)]
+    assert len(sizes) == -(-samples // batch_size)
+    assert sum(sizes) == samples
+    assert max(sizes) - min(sizes) <= 1
+    assert max(sizes) <= batch_size
+
+
+@pytest.mark.parametrize("ranks", [1, 2, 3, 5, 8])
+def test_slices_of_the_ranks_are_the_batch(ranks: int) -> None:
+    for size in range(1, 40):
+        pieces = [range(*rank_bounds(size, rank, ranks)) for rank in range(ranks)]
+        assert [i for piece in pieces for i in piece] == list(range(size))
+        assert max(map(len, pieces)) - min(map(len, pieces)) <= 1
+
+
+def test_carving_is_stratified_and_seeded() -> None:
+    train, validation = carve(LABELS, 0.1, 0)
+    assert sorted([*train, *validation]) == list(range(100))
+    assert np.bincount(LABELS[validation]).tolist() == [5, 3, 1, 1]
+    assert not np.array_equal(validation, carve(LABELS, 0.1, 1)[1])
+    assert np.array_equal(validation, carve(LABELS, 0.1, 0)[1])
+
+
+def test_carving_leaves_both_sides_a_face_of_each_class_of_two() -> None:
+    train, validation = carve(np.array([0, 0, 1, 1, 1]), 0.9, 0)
+    assert set(np.array([0, 0, 1, 1, 1])[train]) == {0, 1}
+    assert set(np.array([0, 0, 1, 1, 1])[validation]) == {0, 1}
+
+
+def test_evaluation_batches_hold_each_sample_once() -> None:
+    assert np.concatenate(cut(np.arange(29), 8)).tolist() == list(range(29))
+
+
+def test_an_epoch_of_affectnet_is_planned_in_well_under_a_second() -> None:
+    labels = np.random.default_rng(0).choice(7, 283_901, p=[0.26, 0.47, 0.09, 0.05, 0.02, 0.02, 0.09])
+    began = time.perf_counter()
+    epoch_batches(labels, "balanced", 64, 0, 0)
+    assert time.perf_counter() - began < 5  # generous: a guard against a loop over samples, not a benchmark
