@@ -6,6 +6,7 @@ import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import NoReturn
 
 
 class UserError(ValueError):
@@ -14,17 +15,17 @@ class UserError(ValueError):
 
 @contextmanager
 def one_line_errors(program: str, rank: int = 0) -> Iterator[None]:
-    """Turn a `UserError` or an operating-system error into one line on stderr and exit status 2.
+    """Turn a `UserError` or an operating-system error into one line on stderr and exit status 2 (Ctrl-C: 130).
 
-    `rank` tells the lines of several processes apart.
-
-    Anything else is our own fault and keeps its traceback.
+    `rank` tells the lines of several processes apart. Anything else is our own fault and keeps its traceback.
     """
     program = f"{program}[rank {rank}]" if rank else program
     try:
         yield
     except UserError as error:
         fail(program, str(error))
+    except KeyboardInterrupt:
+        fail(program, "interrupted", status=130)
     except BrokenPipeError:  # `... | head` closed our output: not worth a word
         sys.stderr.close()
         raise SystemExit(1) from None
@@ -34,6 +35,6 @@ def one_line_errors(program: str, rank: int = 0) -> Iterator[None]:
         fail(program, f"{os.fspath(error.filename)}: {error.strerror}")
 
 
-def fail(program: str, message: str) -> None:
+def fail(program: str, message: str, status: int = 2) -> NoReturn:
     print(f"{program}: error: {message}", file=sys.stderr, flush=True)
-    raise SystemExit(2)
+    raise SystemExit(status) from None

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import difflib
+import re
 import tomllib
+from argparse import RawDescriptionHelpFormatter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, replace
 from functools import cache
@@ -12,7 +14,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import yaml
-from jsonargparse import ArgumentError, ArgumentParser, set_parsing_settings
+from jsonargparse import ArgumentError, ArgumentParser, DefaultHelpFormatter, set_parsing_settings
 
 from adadf_dist.config import Config
 from adadf_dist.errors import UserError
@@ -26,6 +28,10 @@ examples:
   python -m adadf_dist.train --config my.toml --loss.lambda_min 0.3 --out runs/lambda-0.3
 A file holds the same keys, nested (TOML or YAML). Later wins: preset, file, command line.
 Runs in an existing run folder go on where they stopped."""
+
+
+class HelpFormatter(DefaultHelpFormatter, RawDescriptionHelpFormatter):
+    """Description and examples keep their lines."""
 
 
 class Layer(NamedTuple):
@@ -150,6 +156,7 @@ def make_parser() -> ArgumentParser:
         usage="%(prog)s [--preset NAME] [--config FILE] [--key VALUE ...]",
         epilog=EPILOG,
         exit_on_error=False,
+        formatter_class=HelpFormatter,
     )
     parser.add_class_arguments(Config)
     return parser
@@ -157,13 +164,14 @@ def make_parser() -> ArgumentParser:
 
 def print_help() -> None:
     parser = make_parser()
-    known = ", ".join(presets())
     parser.description = (
-        "Train Ada-DF, resuming when the run folder holds a checkpoint.\n\n"
-        f"--preset NAME    recipe to start from: {known} (default: {DEFAULT_PRESET})\n"
-        "--config FILE    TOML or YAML file of keys"
+        "Train Ada-DF, going on where the run stopped when its folder holds a checkpoint.\n\n"
+        f"  --preset NAME         Recipe to start from: {', '.join(presets())}\n"
+        f"                        (default: {DEFAULT_PRESET}).\n"
+        "  --config FILE         TOML or YAML file of the keys below."
     )
-    parser.print_help()
+    # jsonargparse offers a file for every group of keys; ours come whole, by --config
+    print(re.sub(r"^  --\w+ CONFIG +Path to a configuration file\.\n", "", parser.format_help(), flags=re.MULTILINE))
 
 
 def check_type(key: str, value: object, origin: str) -> None:

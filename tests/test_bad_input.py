@@ -107,6 +107,26 @@ def test_hostile_checkpoint_is_refused_unopened(faces: Path, tmp_path: Path, mon
     assert not (tmp_path / "pwned").exists()
 
 
+def test_two_runs_in_one_folder(faces: Path, tmp_path: Path) -> None:
+    script = (
+        "import sys\n"
+        "from pathlib import Path\n"
+        "from adadf_dist.runtime.log import sole_writer\n"
+        "with sole_writer(Path(sys.argv[1])):\n"
+        "    print('held', flush=True)\n"
+        "    sys.stdin.read()\n"
+    )
+    arguments = [sys.executable, "-c", script, str(tmp_path / "out")]
+    pipe = subprocess.PIPE
+    with subprocess.Popen(arguments, env=environment(), stdin=pipe, stdout=pipe, text=True) as holder:
+        assert holder.stdout is not None
+        assert holder.stdout.readline() == "held\n"
+        with pytest.raises(UserError, match="another run is writing"):
+            run(settings(faces, tmp_path / "out"))
+        holder.kill()
+    run(settings(faces, tmp_path / "out", epochs="1"))  # a killed run holds nothing
+
+
 @pytest.mark.parametrize("content", [b"", b"not a checkpoint", pickle.dumps({"version": 1})])
 def test_file_that_is_no_checkpoint(content: bytes, tmp_path: Path) -> None:
     (tmp_path / "x.pt").write_bytes(content)

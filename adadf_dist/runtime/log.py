@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import math
 import os
@@ -9,7 +10,7 @@ import platform
 import sys
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Never
@@ -173,11 +174,22 @@ class Log:
             f"{record['mean_class_accuracy']:8.2%}  {record['classes_at_threshold']:>10} "
             f"{record['learning_rate']:7.1e}  {record['images_per_s']:8.0f}  {duration(left):>9}"
         )
+        self._warn_of_collapse(progress, record)
         if self._board is not None:
             for name, value in record.items():
                 if isinstance(value, float):
                     self._board.add_scalar(f"epoch/{name}", value, progress.epoch)
             self._board.flush()
+
+    def _warn_of_collapse(self, progress: Progress, record: Mapping[str, Any]) -> None:
+        """A run can settle at chance for good, attention near zero; nothing else would tell its user why."""
+        classes = len(record["class_accuracy"])
+        if progress.epoch > self.config.loss.epoch_threshold and record["mean_class_accuracy"] < 1.5 / classes:
+            self.say(
+                f"  warning: mean class accuracy {record['mean_class_accuracy']:.1%} is hardly above the chance of "
+                f"{1 / classes:.1%}: training may have collapsed; start from model.pretrained weights or, from scratch, "
+                "with optimizer.attention_lr_factor 0.02 and some hundred optimizer.warmup_steps"
+            )
 
     def stopped(self, progress: Progress) -> None:
         """The last word of a run that was asked to stop."""
@@ -231,19 +243,29 @@ class Log:
 @contextmanager
 def open_log(config: Config, world: World) -> Iterator[Log]:
     """A log on the run folder. Raises `UserError` when the folder cannot be written."""
-    folder = Path(config.out)
-    if world.is_main:
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            write_text(folder / ".writable", "")
-            (folder / ".writable").unlink()
-        except OSError as error:
-            raise UserError(f"out: {folder} cannot be written ({error.strerror}); give another --out") from None
-    log = Log(config, world)
-    try:
+    with ExitStack() as stack:
+        if world.is_main:
+            stack.enter_context(sole_writer(Path(config.out)))
+        log = Log(config, world)
+        stack.callback(log.close)
         yield log
-    finally:
-        log.close()
+
+
+@contextmanager
+def sole_writer(folder: Path) -> Iterator[None]:
+    """Make the run folder and keep other runs out of it. Raises `UserError`."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = (folder / ".lock").open("w")
+    except OSError as error:
+        raise UserError(f"out: {folder} cannot be written ({error.strerror}); give another --out") from None
+    with lock:
+        try:
+            # of this process alone: a lock that loader processes inherit would outlive a killed run
+            fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise UserError(f"out: another run is writing into {folder}; stop it, or give another --out") from None
+        yield
 
 
 def environment(world: World) -> dict[str, object]:
