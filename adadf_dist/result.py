@@ -10,7 +10,8 @@ from adadf_dist.data.open import Data
 from adadf_dist.evaluate import evaluate
 from adadf_dist.runtime.checkpoint import Checkpoints, read_checkpoint
 from adadf_dist.runtime.engine import Engine
-from adadf_dist.runtime.log import Log, write_json
+from adadf_dist.runtime.folder import write_json
+from adadf_dist.runtime.log import Log
 from adadf_dist.world import World
 
 

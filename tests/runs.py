@@ -14,6 +14,7 @@ ROOT = Path(__file__).resolve().parents[1]
 SMALL = {
     "epochs": "2",
     "batch_size": "16",
+    "model.backbone": "resnet10",
     "data.image_size": "32",
     "data.workers": "0",
     "runtime.tensorboard": "false",

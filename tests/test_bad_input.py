@@ -111,7 +111,7 @@ def test_two_runs_in_one_folder(faces: Path, tmp_path: Path) -> None:
     script = (
         "import sys\n"
         "from pathlib import Path\n"
-        "from adadf_dist.runtime.log import sole_writer\n"
+        "from adadf_dist.runtime.folder import sole_writer\n"
         "with sole_writer(Path(sys.argv[1])):\n"
         "    print('held', flush=True)\n"
         "    sys.stdin.read()\n"

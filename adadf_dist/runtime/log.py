@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 import math
-import os
 import platform
 import sys
 import time
@@ -23,6 +21,7 @@ from adadf_dist.config import Config
 from adadf_dist.errors import UserError
 from adadf_dist.method.losses import Losses
 from adadf_dist.runtime.checkpoint import Progress
+from adadf_dist.runtime.folder import sole_writer, write_json, write_text
 from adadf_dist.settings import to_dict
 from adadf_dist.world import World
 
@@ -187,8 +186,8 @@ class Log:
         if progress.epoch > self.config.loss.epoch_threshold and record["mean_class_accuracy"] < 1.5 / classes:
             self.say(
                 f"  warning: mean class accuracy {record['mean_class_accuracy']:.1%} is hardly above the chance of "
-                f"{1 / classes:.1%}: training may have collapsed; start from model.pretrained weights or, from scratch, "
-                "with optimizer.attention_lr_factor 0.02 and some hundred optimizer.warmup_steps"
+                f"{1 / classes:.1%}: training may have collapsed; start from model.pretrained weights or, "
+                "from scratch, with optimizer.attention_lr_factor 0.02 and some hundred optimizer.warmup_steps"
             )
 
     def stopped(self, progress: Progress) -> None:
@@ -251,23 +250,6 @@ def open_log(config: Config, world: World) -> Iterator[Log]:
         yield log
 
 
-@contextmanager
-def sole_writer(folder: Path) -> Iterator[None]:
-    """Make the run folder and keep other runs out of it. Raises `UserError`."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        lock = (folder / ".lock").open("w")
-    except OSError as error:
-        raise UserError(f"out: {folder} cannot be written ({error.strerror}); give another --out") from None
-    with lock:
-        try:
-            # of this process alone: a lock that loader processes inherit would outlive a killed run
-            fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise UserError(f"out: another run is writing into {folder}; stop it, or give another --out") from None
-        yield
-
-
 def environment(world: World) -> dict[str, object]:
     packages = ("adadf_dist", "torch", "torchvision", "numpy")
     device = torch.cuda.get_device_name(world.device) if world.device.type == "cuda" else "cpu"
@@ -277,17 +259,6 @@ def environment(world: World) -> dict[str, object]:
         "python": platform.python_version(),
         "packages": {name: version(name) for name in packages},
     }
-
-
-def write_json(path: Path, value: object) -> None:
-    write_text(path, json.dumps(value, indent=2) + "\n")
-
-
-def write_text(path: Path, text: str) -> None:
-    """Whole or not at all."""
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(text)
-    os.replace(partial, path)
 
 
 def describe(value: object) -> str:
