@@ -14,10 +14,12 @@ from pathlib import Path
 from types import ModuleType
 
 from adadf_dist.data.builder import BuildOptions, build_dataset
+from adadf_dist.data.crew import Processes
 from adadf_dist.data.format import Dataset
 from adadf_dist.data.staging import check_replaceable
 from adadf_dist.errors import UserError, one_line_errors
 from shards.progress import Progress
+from shards.ray_crew import RayCrew
 from shards.sources import fer2013, folder, synthetic
 
 SOURCES: dict[str, ModuleType] = {"fer2013": fer2013, "folder": folder, "synthetic": synthetic}
@@ -25,7 +27,8 @@ SOURCES: dict[str, ModuleType] = {"fer2013": fer2013, "folder": folder, "synthet
 DESCRIPTION = """\
 Build a dataset folder for training: WebDataset tars with an index for DALI beside each, one Parquet index a split, and
 dataset.json. The folder appears whole or not at all; the same input, options and library versions give the same bytes,
-whatever the number of workers. Check a folder with `python -m shards.verify DIR`.
+whatever the number of workers. A build that was stopped goes on when the same command is given again. Check a folder
+with `python -m shards.verify DIR`.
 """
 
 
@@ -76,6 +79,18 @@ def add_common_arguments(parser: argparse._ArgumentGroup) -> None:
     parser.add_argument(
         "--workers", type=positive, default=cores, metavar="N", help="processes (default: one a core, here %(default)s)"
     )
+    parser.add_argument(
+        "--ray",
+        metavar="ADDRESS",
+        help="write the shards as tasks of a Ray cluster (`auto`: the one of this machine), the same bytes; source and "
+        "--out must lie on storage that every node sees",
+    )
+    parser.add_argument(
+        "--restart",
+        action="store_true",
+        help="throw away what an unfinished build left in OUT.partial (default: go on with it, checking that the "
+        "options are the same)",
+    )
     parser.add_argument("--overwrite", action="store_true", help="replace a dataset that stands at --out")
 
 
@@ -104,11 +119,15 @@ def build(args: argparse.Namespace) -> Dataset:
         seed=args.seed,
         samples_per_shard=args.samples_per_shard,
         max_bad=args.max_bad,
-        workers=args.workers,
         overwrite=args.overwrite,
+        restart=args.restart,
     )
+    crew = Processes(args.workers) if args.ray is None else RayCrew(args.ray)
     with Progress("writing", len(source.items())) as progress:
-        return build_dataset(source, out, options, progress.update)
+        try:
+            return build_dataset(source, out, options, crew, progress.update)
+        except KeyboardInterrupt:
+            raise UserError(f"interrupted; what is done stays in {out}.partial, the same command goes on") from None
 
 
 def summary(dataset: Dataset) -> str:

@@ -15,7 +15,7 @@ import subprocess
 import tarfile
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,7 @@ from PIL import Image
 
 from adadf_dist.data import format as dataset_format
 from adadf_dist.data.builder import BuildOptions, Item, Provenance, build_dataset
+from adadf_dist.data.crew import Processes
 from adadf_dist.data.embedded import build_embedded
 from adadf_dist.data.format import Dataset, Split, check_trainable, open_dataset
 from adadf_dist.data.jpeg import Jpeg
@@ -54,6 +55,7 @@ class Pictures:
     order: Sequence[int] = range(50)
     classes: tuple[str, ...] = CLASSES
     provenance: Provenance = PROVENANCE
+    image_bytes: int = 50_000
 
     def items(self) -> list[Item]:
         return [Item("train" if n < COUNTS["train"] else "test", f"face_{n}", n) for n in self.order]
@@ -364,14 +366,14 @@ class Failing(Pictures):
         return super().load(number)
 
 
-def test_failed_build_leaves_nothing_and_spares_the_old(copy: Path, tmp_path: Path) -> None:
+def test_failed_build_spares_the_old(copy: Path, tmp_path: Path) -> None:
     before = tree(copy)
     with pytest.raises(BreakOffError):
         build_dataset(Failing(), copy, replace(OPTIONS, overwrite=True))
     with pytest.raises(BreakOffError):
         build_dataset(Failing(), tmp_path / "new", OPTIONS)
     assert tree(copy) == before
-    assert [path.name for path in tmp_path.iterdir()] == ["copy"]
+    assert {path.name for path in tmp_path.iterdir()} <= {"copy", "copy.partial", "new.partial"}
 
 
 def test_existing_dataset_is_replaced_only_when_told(copy: Path, tmp_path: Path) -> None:
@@ -398,6 +400,63 @@ def test_what_a_killed_build_left_is_cleared_away(built: Dataset, tmp_path: Path
     new = build_dataset(Pictures(), tmp_path / "new", OPTIONS)
     assert tree(new.folder) == tree(built.folder)
     assert not partial.exists()
+
+
+@dataclass(frozen=True)
+class Stopping(Pictures):
+    """Is asked for at most so many faces, and breaks off then."""
+
+    asked: list[int] = field(default_factory=list)
+    limit: int = 20
+
+    def load(self, number: int) -> Sample:
+        self.asked.append(number)
+        if len(self.asked) > self.limit:
+            raise BreakOffError
+        return super().load(number)
+
+
+def test_an_unfinished_build_is_gone_on_with(built: Dataset, tmp_path: Path) -> None:
+    first, second = Stopping(), Stopping(limit=50)
+    with pytest.raises(BreakOffError):
+        build_dataset(first, tmp_path / "new", OPTIONS)
+    assert not (tmp_path / "new").exists()
+    told: list[int] = []
+    new = build_dataset(second, tmp_path / "new", OPTIONS, on_samples=told.append)
+    assert tree(new.folder) == tree(built.folder)
+    assert sum(told) == 50
+    done = (len(first.asked) - 1) // 7 * 7  # whole shards of 7 at most: 41 faces are 6 shards
+    assert len(second.asked) <= 50 - done + 7
+    assert len(second.asked) < 40
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["new"]
+
+
+def test_a_torn_tar_of_an_unfinished_build_is_written_again(built: Dataset, tmp_path: Path) -> None:
+    with pytest.raises(BreakOffError):
+        build_dataset(Stopping(), tmp_path / "new", OPTIONS)
+    with (tmp_path / "new.partial" / "train-000000.tar").open("r+b") as stream:
+        stream.truncate(1000)
+    assert tree(build_dataset(Pictures(), tmp_path / "new", OPTIONS).folder) == tree(built.folder)
+
+
+def test_an_unfinished_build_with_other_options_is_noticed(built: Dataset, tmp_path: Path) -> None:
+    with pytest.raises(BreakOffError):
+        build_dataset(Stopping(), tmp_path / "new", OPTIONS)
+    with pytest.raises(UserError, match=r"samples_per_shard was 7, is 9.*--restart"):
+        build_dataset(Pictures(), tmp_path / "new", replace(OPTIONS, samples_per_shard=9))
+    with pytest.raises(UserError, match="the list of faces changed"):
+        build_dataset(Pictures(range(49)), tmp_path / "new", OPTIONS)
+    new = build_dataset(Pictures(), tmp_path / "new", replace(OPTIONS, samples_per_shard=9, restart=True))
+    assert len(new.splits["train"].shards) == 5
+    assert tree(build_dataset(Pictures(), tmp_path / "again", OPTIONS).folder) == tree(built.folder)
+
+
+def test_a_disk_without_room_is_told_before_the_work(tmp_path: Path) -> None:
+    source = Stopping(image_bytes=10**18)
+    with pytest.raises(UserError, match=r"GB are free, but the dataset needs about 1000000000\.0 GB"):
+        build_dataset(source, tmp_path / "new", OPTIONS)
+    assert source.asked == []
+    assert list(tmp_path.iterdir()) == []
 
 
 @dataclass(frozen=True)
@@ -449,14 +508,14 @@ class Deadly(Pictures):
 
 def test_killed_worker_is_told_in_one_line(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="a worker process was killed"):
-        build_dataset(Deadly(), tmp_path / "new", replace(OPTIONS, workers=2))
+        build_dataset(Deadly(), tmp_path / "new", OPTIONS, Processes(2))
     assert list(tmp_path.iterdir()) == []
 
 
 def test_what_fails_in_a_worker_fails_the_build(tmp_path: Path) -> None:
     with pytest.raises(BreakOffError):
-        build_dataset(Failing(), tmp_path / "new", replace(OPTIONS, workers=2))
-    assert list(tmp_path.iterdir()) == []
+        build_dataset(Failing(), tmp_path / "new", OPTIONS, Processes(2))
+    assert not (tmp_path / "new").exists()
 
 
 # Drawn faces

@@ -25,7 +25,7 @@ LAYERS = [
 ]
 """Of adadf_dist: a module may import from layers above its own in this list, and from its own package."""
 
-ONLY_IN = {"ray": "tune/", "deepspeed": "deepspeed_engine.py", "nvidia": "dali_loader.py"}
+ONLY_IN = {"ray": ("tune/", "shards/ray_crew.py"), "deepspeed": ("deepspeed_engine.py",), "nvidia": ("dali_loader.py",)}
 
 
 def sources(*folders: str) -> list[Path]:
@@ -73,8 +73,8 @@ def test_the_package_imports_one_way(path: Path) -> None:
 @pytest.mark.parametrize("path", sources("adadf_dist", "shards", "tune"), ids=lambda p: str(p.relative_to(ROOT)))
 def test_heavy_packages_stay_in_their_files(path: Path) -> None:
     for name in imports(path):
-        place = ONLY_IN.get(name.split(".")[0])
-        assert place is None or place in str(path.relative_to(ROOT)), f"{path} imports {name}"
+        places = ONLY_IN.get(name.split(".")[0])
+        assert places is None or any(p in str(path.relative_to(ROOT)) for p in places), f"{path} imports {name}"
 
 
 def test_a_wrong_import_would_be_seen(tmp_path: Path) -> None:

@@ -682,9 +682,35 @@ def test_killed_build_leaves_no_dataset_and_no_process(tmp_path: Path) -> None:
         build.kill()
     wait_until(lambda: not any(Path(f"/proc/{worker}").exists() for worker in workers))
     assert not out.exists()
-    dataset = run_build("synthetic", out, "--train", 5, "--validation", 0, "--test", 0)
+    few = ("--train", 5, "--validation", 0, "--test", 0)
+    if list((partial / ".unfinished").glob("train-*.json")):
+        with pytest.raises(UserError, match="an unfinished build that differs"):
+            run_build("synthetic", out, *few)
+    dataset = run_build("synthetic", out, *few, "--restart")
     assert not partial.exists()
     assert sorted(path.name for path in dataset.folder.glob("*.tar")) == ["train-000000.tar"]
+
+
+def test_killed_build_goes_on_to_the_same_bytes(tmp_path: Path) -> None:
+    counts = ("--train", 600, "--validation", 50, "--test", 50, "--size", 32, "--samples-per-shard", 50)
+    whole = tree(run_build("synthetic", tmp_path / "whole", *counts, "--name", "faces").folder)
+    out, notes = tmp_path / "out", tmp_path / "out.partial" / ".unfinished"
+    words = ["shards.build", "synthetic", "--out", out, "--workers", 2, *counts, "--name", "faces"]
+    for number in (1, 3):
+        with subprocess.Popen([sys.executable, "-m", *map(str, words)], cwd=ROOT, stderr=subprocess.DEVNULL) as build:
+            wait_until(lambda wanted=number: len(list(notes.glob("train-*.json"))) >= wanted)  # type: ignore[misc]
+            build.kill()
+    kept = {path: path.stat().st_mtime_ns for path in (tmp_path / "out.partial").glob("*.tar")}
+    assert kept
+    assert tree(run_build("synthetic", out, *counts, "--name", "faces").folder) == whole
+
+
+@pytest.mark.slow
+def test_ray_builds_the_same_bytes(tmp_path: Path) -> None:
+    counts = ("--train", 40, "--validation", 5, "--test", 5, "--size", 32, "--samples-per-shard", 10, "--name", "faces")
+    plain = run_build("synthetic", tmp_path / "plain", *counts)
+    spread = run_build("synthetic", tmp_path / "spread", *counts, "--ray", "local")
+    assert tree(spread.folder) == tree(plain.folder)
 
 
 def wait_until(holds: Callable[[], bool], limit_s: float = 60) -> None:

@@ -7,6 +7,7 @@ a shard is then one task for one process, which makes the bytes independent of h
 from __future__ import annotations
 
 import hashlib
+import shutil
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -17,11 +18,12 @@ import PIL
 import pyarrow as pa
 from PIL import features
 
-from adadf_dist.data.crew import run_tasks
+from adadf_dist.data.crew import Processes
 from adadf_dist.data.format import Dataset, open_dataset
 from adadf_dist.data.jpeg import BadImage
 from adadf_dist.data.manifest import MANIFEST, SPLITS, Manifest, SplitInfo
-from adadf_dist.data.staging import staged
+from adadf_dist.data.outcome import Bad, Item, Outcome, Task, keep_outcome, read_outcome
+from adadf_dist.data.staging import UNFINISHED, staged
 from adadf_dist.data.writer import (
     Rows,
     Sample,
@@ -34,18 +36,11 @@ from adadf_dist.data.writer import (
 )
 from adadf_dist.errors import UserError
 
+__all__ = ["BuildOptions", "Item", "Provenance", "Source", "Table", "build_dataset"]
+
 MAX_KEY = 90
 """Longest key, in characters: with its extension it must fit the 100 of a USTAR name."""
-
-
-class Item(NamedTuple):
-    """A face before its image is touched."""
-
-    split: str
-    key: str
-    """Unique over the dataset; letters, digits, `-` and `_`."""
-    number: int
-    """Its place in the source."""
+ONE_PROCESS = Processes(1)
 
 
 class Table(NamedTuple):
@@ -76,6 +71,10 @@ class Source(Protocol):
     @property
     def provenance(self) -> Provenance: ...
 
+    @property
+    def image_bytes(self) -> int:
+        """About how many bytes the encoded images come to: room on the disk is checked by it."""
+
     def items(self) -> Sequence[Item]:
         """Every face, in any order."""
 
@@ -96,57 +95,85 @@ class BuildOptions:
     samples_per_shard: int = 4096
     max_bad: int = 0
     """Images that may be left out because they cannot be stored."""
-    workers: int = 1
     overwrite: bool = False
+    restart: bool = False
+    """Throw away what an unfinished build of the same folder left, instead of going on with it."""
 
 
-class Bad(NamedTuple):
-    """A line of quarantine.csv."""
+class Crew(Protocol):
+    """Who does the tasks: processes of this machine (`crew.Processes`), or a cluster's."""
 
-    split: str
-    key: str
-    source: str
-    reason: str
+    def run(
+        self,
+        work: Callable[[Source, Task, Callable[[], object]], Outcome],
+        source: Source,
+        tasks: Sequence[Task],
+        on_samples: Callable[[int], object],
+    ) -> list[Outcome]:
+        """`work(source, task, on_sample)` for every task, results in the order of the tasks.
 
-
-@dataclass(frozen=True)
-class Task:
-    """One shard to be written."""
-
-    split: str
-    path: Path
-    items: Sequence[Item]
-
-
-class Outcome(NamedTuple):
-    shard: WrittenShard | None
-    """None when not one image could be stored."""
-    bad: list[Bad]
+        `on_samples(n)` is told when n more samples are done. Raises `UserError`.
+        """
 
 
 def build_dataset(
-    source: Source, out: Path, options: BuildOptions, on_samples: Callable[[int], object] = lambda count: None
+    source: Source,
+    out: Path,
+    options: BuildOptions,
+    crew: Crew = ONE_PROCESS,
+    on_samples: Callable[[int], object] = lambda count: None,
 ) -> Dataset:
     """Write `source` as the dataset folder `out` and open it. `on_samples(n)` is told when n more are done.
 
     Images that cannot be stored are left out and listed in quarantine.csv; more of them than `options.max_bad` is an
-    error, with the list beside `out`. Raises `UserError`; then there is no `out`, and an older one stands untouched.
+    error, with the list beside `out`. Raises `UserError`; then there is no `out`, an older one stands untouched, and
+    the shards that are done stay in `OUT.partial` for the next try.
     """
     out = out.resolve()
-    with staged(out, options.overwrite) as folder:
-        tasks = plan_shards(source, folder, options)
-        outcomes = run_tasks(build_shard, source, tasks, options.workers, on_samples)
-        bad = [line for outcome in outcomes for line in outcome.bad]
+    items = source.items()
+    check_items(items)
+    with staged(out, options.overwrite, order(source, items, options), options.restart) as folder:
+        tasks = plan_shards(items, folder, options)
+        outcomes = {task.path: outcome for task in tasks if (outcome := read_outcome(task)) is not None}
+        missing = [task for task in tasks if task.path not in outcomes]
+        check_room(folder, source, sum(map(len, missing)) / len(items))
+        on_samples(len(items) - sum(map(len, missing)))
+        done = crew.run(build_shard, source, missing, on_samples)
+        outcomes |= {task.path: outcome for task, outcome in zip(missing, done, strict=True)}
+        bad = [line for task in tasks for line in outcomes[task.path].bad]
         if len(bad) > options.max_bad:
-            raise too_many_bad(out, bad, sum(len(task.items) for task in tasks))
-        assemble(folder, source, options, list(zip(tasks, outcomes, strict=True)))
+            raise too_many_bad(out, bad, len(items))
+        assemble(folder, source, options, [(task, outcomes[task.path]) for task in tasks])
     return open_dataset(out)
 
 
-def plan_shards(source: Source, folder: Path, options: BuildOptions) -> list[Task]:
+def order(source: Source, items: Sequence[Item], options: BuildOptions) -> dict[str, object]:
+    """Everything that decides a shard's bytes: an unfinished build is gone on with when all of it is the same."""
+    digest = hashlib.sha256()
+    for item in items:
+        digest.update(f"{item.split}/{item.key}/{item.number}\n".encode())
+    made = source.provenance
+    return {
+        "source": made.source,
+        "options": {**made.options, "seed": options.seed, "samples_per_shard": options.samples_per_shard},
+        "versions": versions(),
+        "the list of faces": digest.hexdigest(),
+    }
+
+
+def check_room(folder: Path, source: Source, share: float) -> None:
+    """Raise `UserError` when `share` of the dataset has no room on the disk."""
+    overhead = 2600 * len(source.items())  # headers, padding, label and json of a face, its rows in the indexes
+    need, free = round(share * (source.image_bytes + overhead)), shutil.disk_usage(folder).free
+    if need > free:
+        raise UserError(
+            f"{folder.parent}: {free / 1e9:.1f} GB are free, but the dataset needs about {need / 1e9:.1f} GB; "
+            "free some space, or write to another disk"
+        )
+
+
+def plan_shards(items: Sequence[Item], folder: Path, options: BuildOptions) -> list[Task]:
     """Cut every split, in a global order drawn from the seed, into shards of even size."""
-    items = source.items()
-    check_items(items)
     tasks = []
     for split in SPLITS:
         mine = sorted((item for item in items if item.split == split), key=lambda item: draw(options.seed, item.key))
@@ -187,7 +214,9 @@ def build_shard(source: Source, task: Task, on_sample: Callable[[], object]) -> 
                 yield item.key, sample
             on_sample()
 
-    return Outcome(write_shard(task.path, samples(), source.classes), bad)
+    outcome = Outcome(write_shard(task.path, samples(), source.classes), bad)
+    keep_outcome(task, outcome)
+    return outcome
 
 
 def too_many_bad(out: Path, bad: Sequence[Bad], samples: int) -> UserError:
@@ -239,6 +268,8 @@ def rename_shard(folder: Path, shard: WrittenShard, file: str) -> WrittenShard:
     """Close the gap that a shard without a single good image left in the numbers."""
     if shard.info.file == file:
         return shard
+    # were we killed from here on, the next build would find a tar that is not the one its note means
+    (folder / UNFINISHED / shard.info.file).with_suffix(".json").unlink()
     for suffix in (".tar", ".idx"):
         old = (folder / shard.info.file).with_suffix(suffix)
         old.rename((folder / file).with_suffix(suffix))

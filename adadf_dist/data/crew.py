@@ -9,6 +9,7 @@ import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
 from multiprocessing.sharedctypes import Synchronized
 from multiprocessing.synchronize import Event
 from typing import Any, NamedTuple, TypeAlias, TypeVar
@@ -73,6 +74,17 @@ def run_tasks(
         finally:
             orders.stop.set()
             pool.shutdown(cancel_futures=True)
+
+
+@dataclass(frozen=True)
+class Processes:
+    """A crew of processes on this machine."""
+
+    workers: int
+
+    def run(self, work: Work[S, T, R], shared: S, tasks: Sequence[T], on_samples: Callable[[int], object]) -> list[R]:
+        """As `run_tasks`."""
+        return run_tasks(work, shared, tasks, self.workers, on_samples)
 
 
 def _enlist(*orders: Any) -> None:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from adadf_dist.data.builder import BuildOptions, Item, Provenance, build_dataset
+from adadf_dist.data.crew import Processes
 from adadf_dist.data.format import Dataset
 from adadf_dist.data.jpeg import encode
 from adadf_dist.data.manifest import SPLITS
@@ -35,6 +36,10 @@ class EmbeddedFaces:
     @property
     def provenance(self) -> Provenance:
         return Provenance("synthetic", {"faces": dict(self.counts), "size": self.size})
+
+    @property
+    def image_bytes(self) -> int:
+        return sum(self.counts.values()) * self.size**2
 
     def items(self) -> Sequence[Item]:
         return [
@@ -69,8 +74,8 @@ def build_embedded(
 
     The same counts, size and seed give the same bytes. Raises `UserError`, also when `out` exists.
     """
-    options = BuildOptions(name="embedded-faces", seed=seed, workers=workers)
-    return build_dataset(open_embedded(counts, size, seed), out, options)
+    options = BuildOptions(name="embedded-faces", seed=seed)
+    return build_dataset(open_embedded(counts, size, seed), out, options, Processes(workers))
 
 
 def open_embedded(counts: Mapping[str, int], size: int, seed: int) -> EmbeddedFaces:

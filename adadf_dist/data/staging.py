@@ -1,11 +1,12 @@
-"""A folder that appears whole or not at all."""
+"""A folder that appears whole or not at all, and whose unfinished state is gone on with."""
 
 from __future__ import annotations
 
 import fcntl
+import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TextIO
@@ -14,29 +15,74 @@ from adadf_dist.data.manifest import MANIFEST
 from adadf_dist.data.writer import can_write
 from adadf_dist.errors import UserError
 
+UNFINISHED = ".unfinished"
+"""Below `OUT.partial`: what is known of the work so far. Gone in the finished folder."""
+
 _LOCK = ".lock"
+_ORDER = "order.json"
 
 
 @contextmanager
-def staged(out: Path, overwrite: bool) -> Iterator[Path]:
-    """Yield an empty `OUT.partial` beside `out`, which becomes `out` when the block ends well and is removed when not.
+def staged(out: Path, overwrite: bool, order: Mapping[str, object], restart: bool = False) -> Iterator[Path]:
+    """Yield `OUT.partial` beside `out`, which becomes `out` when the block ends well.
 
-    What a killed process left in `OUT.partial` is cleared away; another that is still writing there is an error.
-    An existing dataset is replaced only with `overwrite`, and only once the new one is whole. Raises `UserError`.
+    When it does not, or the process is killed, what stands there is kept, and found again by the next call with the
+    same `order`: everything that decides the bytes, as plain JSON values. Another order is an error that names what
+    changed, unless `restart` throws the unfinished work away. An existing dataset is replaced only with `overwrite`,
+    and only once the new one is whole. Raises `UserError`.
     """
     check_replaceable(out, overwrite)
     partial = out.with_name(out.name + ".partial")
     with lock_folder(partial):
+        with can_write(partial):
+            prepare(partial, json.loads(json.dumps(order)), restart)
         try:
-            with can_write(partial):
-                clear(partial)
             yield partial
-            with can_write(out):
-                (partial / _LOCK).unlink()
-                replace(partial, out)
         except BaseException:
-            shutil.rmtree(partial, ignore_errors=True)
+            if read_order(partial) is None:
+                shutil.rmtree(partial, ignore_errors=True)
             raise
+        with can_write(out):
+            shutil.rmtree(partial / UNFINISHED)
+            (partial / _LOCK).unlink()
+            replace(partial, out)
+
+
+def prepare(partial: Path, order: Mapping[str, object], restart: bool) -> None:
+    """Empty `partial` unless unfinished work of the same order stands there. Raises `UserError`."""
+    kept = None if restart else read_order(partial)
+    if kept is None:
+        clear(partial)
+        (partial / UNFINISHED).mkdir()
+        write_whole(partial / UNFINISHED / _ORDER, json.dumps(order))
+    else:
+        check_order(partial, kept, order)
+
+
+def read_order(partial: Path) -> dict[str, object] | None:
+    """What the unfinished work in `partial` was started with; None when there is none to go on with."""
+    folder = partial / UNFINISHED
+    try:
+        order: dict[str, object] = json.loads((folder / _ORDER).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return order if len(list(folder.glob("*.json"))) > 1 else None
+
+
+def check_order(partial: Path, kept: Mapping[str, object], wanted: Mapping[str, object]) -> None:
+    """Raise `UserError` naming what is asked for now and was not when the work in `partial` began."""
+    changes = []
+    for key in sorted({*kept, *wanted}):
+        before, now = kept.get(key), wanted.get(key)
+        if isinstance(before, Mapping) and isinstance(now, Mapping):
+            changes += [f"{k} was {before.get(k)}, is {now.get(k)}" for k in now if now[k] != before.get(k)]
+        elif before != now:
+            changes.append(f"{key} changed" if len(str(now)) > 40 else f"{key} was {before}, is {now}")
+    if changes:
+        raise UserError(
+            f"{partial}: an unfinished build that differs ({'; '.join(changes)}); "
+            "ask for the same again, or add --restart to throw it away"
+        )
 
 
 def lock_folder(folder: Path) -> TextIO:
@@ -69,6 +115,16 @@ def clear(folder: Path) -> None:
             shutil.rmtree(entry)
         elif entry.name != _LOCK:
             entry.unlink()
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Write a file that is there whole or not at all."""
+    half = path.with_name(path.name + ".half")
+    with half.open("w", encoding="utf-8") as stream:
+        stream.write(text)
+        stream.flush()
+        os.fsync(stream.fileno())
+    os.replace(half, path)
 
 
 def replace(new: Path, out: Path) -> None:

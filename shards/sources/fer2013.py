@@ -78,6 +78,10 @@ class Fer2013:
     def items(self) -> Sequence[Item]:
         return [Item(split, f"fer-{number:05d}", number) for number, split in self.splits.items()]
 
+    @property
+    def image_bytes(self) -> int:
+        return int(self.faces.pixels[0].size) * len(self.splits)
+
     def locate(self, number: int) -> str:
         return locate(self.faces, number)
 

@@ -83,6 +83,10 @@ class Folder:
     splits: dict[int, str]
     provenance: Provenance
 
+    @property
+    def image_bytes(self) -> int:
+        return sum(size_of(self.root / self.pictures[number].path) for number in self.splits)
+
     def items(self) -> Sequence[Item]:
         return [Item(split, self.keys[number], number) for number, split in self.splits.items()]
 
@@ -101,6 +105,14 @@ def read_bytes(path: Path) -> bytes:
         return path.read_bytes()
     except OSError as error:
         raise BadImage(f"cannot be read: {error.strerror}") from None
+
+
+def size_of(path: Path) -> int:
+    """In bytes; 0 for a file that cannot be read, which is quarantined later."""
+    try:
+        return path.stat().st_size
+    except OSError:
+        return 0
 
 
 def read_folder(options: FolderOptions) -> Folder:

@@ -1,0 +1,82 @@
+"""What became of one shard: kept beside unfinished work, so that a build that was killed need not do it again."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+from adadf_dist.data.manifest import ShardInfo
+from adadf_dist.data.staging import UNFINISHED, write_whole
+from adadf_dist.data.writer import Rows, WrittenShard, can_write
+
+
+class Item(NamedTuple):
+    """A face before its image is touched."""
+
+    split: str
+    key: str
+    """Unique over the dataset; letters, digits, `-` and `_`."""
+    number: int
+    """Its place in the source."""
+
+
+@dataclass(frozen=True)
+class Task:
+    """One shard to be written."""
+
+    split: str
+    path: Path
+    items: Sequence[Item]
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    @property
+    def outcome_path(self) -> Path:
+        return self.path.parent / UNFINISHED / f"{self.path.stem}.json"
+
+
+class Bad(NamedTuple):
+    """A line of quarantine.csv."""
+
+    split: str
+    key: str
+    source: str
+    reason: str
+
+
+class Outcome(NamedTuple):
+    shard: WrittenShard | None
+    """None when not one image could be stored."""
+    bad: list[Bad]
+
+
+def keep_outcome(task: Task, outcome: Outcome) -> None:
+    """Note that the task is done. The tar must be on the disk by then."""
+    shard = outcome.shard
+    values = {
+        "shard": None if shard is None else {**shard._asdict(), "info": asdict(shard.info), "rows": vars(shard.rows)},
+        "bad": outcome.bad,
+    }
+    with can_write(task.outcome_path):
+        write_whole(task.outcome_path, json.dumps(values))
+
+
+def read_outcome(task: Task) -> Outcome | None:
+    """What an earlier, unfinished build noted; None when the task is still to be done, or its tar is not as noted."""
+    try:
+        values = json.loads(task.outcome_path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+    bad = [Bad(*line) for line in values["bad"]]
+    kept = values["shard"]
+    if kept is None:
+        return Outcome(None, bad)
+    info = ShardInfo(**{**kept["info"], "class_counts": tuple(kept["info"]["class_counts"])})
+    if not task.path.is_file() or task.path.stat().st_size != info.bytes or not task.path.with_suffix(".idx").is_file():
+        return None
+    smallest, largest = (tuple(kept[name]) for name in ("smallest_image", "largest_image"))
+    return Outcome(WrittenShard(info, Rows(**kept["rows"]), smallest, largest), bad)
