@@ -34,7 +34,15 @@ class DataConfig:
     validation_fraction: float = 0.1
     """Share of train, stratified by class, set aside for selection when the dataset has no validation split."""
     image_size: int = 224
-    """Side in pixels to which stored faces are resized for the network."""
+    """Side in pixels of the network's input; stored faces are resized to it."""
+    ten_crop: int = 0
+    """Side to which faces are resized before ten crops of data.image_size are cut, corners and centre and the same
+    mirrored, in training and evaluation (the paper on SFEW: 256); 0: no crops."""
+    label_noise: float = 0.0
+    """Share of training faces whose label becomes another class, drawn evenly by the seed; validation and test stay."""
+    label_noise_file: str = ""
+    """Noise of another kind for train: a csv of class names and a row of probabilities for each true class, or a list
+    of `name label` lines as SCN and EAC publish them."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -214,6 +222,19 @@ def check_ranges(config: Config) -> None:
             data.embedded_faces,
             not data.embedded_faces or (len(data.embedded_faces) == 3 and min(data.embedded_faces) >= 1),
             "three numbers of faces, for train, validation and test",
+        ),
+        (
+            "data.ten_crop",
+            data.ten_crop,
+            data.ten_crop == 0 or data.image_size < data.ten_crop <= 1024,
+            "0, or above data.image_size and up to 1024",
+        ),
+        within("data.label_noise", data.label_noise, 0, 1),
+        (
+            "data.label_noise_file",
+            data.label_noise_file,
+            not (data.label_noise and data.label_noise_file),
+            "empty while data.label_noise is not 0",
         ),
         within("data.validation_fraction", data.validation_fraction, 0, 0.9, ends="()"),
         ("augment.operations", augment.operations, augment.operations >= 0, "0 or more"),

@@ -70,9 +70,15 @@ def evaluate(predictor: Predictor, batches: Iterable[Batch], split: Split, world
     totals = Totals(len(split.classes), world)
     votes = None if split.votes is None else torch.from_numpy(split.votes).to(world.device)
     for batch in batches:
-        logits = predictor.predict(batch.images)
+        logits = predict_faces(predictor, batch)
         totals.add(logits, batch.labels, None if votes is None else votes[batch.samples])
     return totals.metrics(split)
+
+
+def predict_faces(predictor: Predictor, batch: Batch) -> Tensor:
+    """Target logits [n, C], each face's the mean over its crops."""
+    logits = predictor.predict(batch.rows().images)
+    return logits.view(-1, batch.crops, logits.shape[1]).mean(dim=1) if batch.crops > 1 else logits
 
 
 def bayes_ceiling(split: Split) -> float | None:

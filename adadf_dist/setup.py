@@ -47,11 +47,13 @@ def facts(data: Data, engine: Engine, world: World) -> dict[str, object]:
         "validation": len(data.validation_split),
         "test": len(data.test_split) if data.test_split is not None else 0,
     }
+    noise = {} if data.noise is None else {"label noise": data.noise.describe()}
     weights = engine.weights._asdict() if engine.weights.source else "none: from scratch"
     return {
         "dataset": data.name,
         "faces": splits,
         "classes": list(data.classes),
+        **noise,
         "ranks": f"{world.size} on {world.device.type}",
         "pretrained weights": weights,
     }

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 from adadf_dist.config import Config
 from adadf_dist.data.batch import Batch
+from adadf_dist.data.noise import write_noise
 from adadf_dist.data.open import Data, open_data
 from adadf_dist.errors import one_line_errors
 from adadf_dist.evaluate import evaluate
@@ -42,9 +43,10 @@ class TrainState:
 
     def observe(self, batch: Batch, output: Output, losses: Losses) -> None:
         """Count a step: class sums, history, progress. Nothing leaves the device."""
+        rows = batch.rows()
         if not self.classes.needs_pass:
-            self.classes.observe(output.auxiliary_logits, batch.labels)
-        self.history.observe(batch.samples, batch.labels, output, losses)
+            self.classes.observe(output.auxiliary_logits, rows.labels, 1 / batch.crops)
+        self.history.observe(rows, output, losses, 1 / batch.crops)
         self.progress.batch += 1
         self.progress.step += 1
 
@@ -76,6 +78,8 @@ def run(config: Config, on_epoch: Callable[[Record], None] = ignore) -> Result |
             checkpoints = Checkpoints(config, world, parts, state.progress, data.preprocessing)
             resumed = checkpoints.restore()
             log.start(state.progress, facts(data, engine, world), resumed)
+            if data.noise is not None and world.is_main:
+                write_noise(log.folder / "noise.csv", data.train_split, data.noise)
             while state.progress.epoch < config.epochs:
                 training = train_epoch(state, data, log, checkpoints, world)
                 if training is None:
@@ -99,9 +103,10 @@ def train_epoch(
     log.start_epoch(progress, data.num_batches(progress.epoch))
     for batch in data.train(progress.epoch, progress.batch):
         engine.schedule(progress.epoch, progress.step)
-        output = engine.forward(batch.images)
-        ranks = (world, Place(batch.first, batch.global_size))
-        losses = adadf_loss(output, batch.labels, state.classes.current, ramp, config.loss, ranks)
+        rows = batch.rows()
+        output = engine.forward(rows.images)
+        ranks = (world, Place(rows.first, rows.global_size))
+        losses = adadf_loss(output, rows.labels, state.classes.current, ramp, config.loss, ranks)
         engine.step(losses.total)
         state.observe(batch, output, losses)
         log.step(progress, losses, batch.global_size, engine.learning_rate)
@@ -117,7 +122,8 @@ def train_epoch(
 def measure_classes(state: TrainState, data: Data) -> None:
     """Equation 4 in a pass of its own: the epoch's faces once more, augmented as published, in evaluation mode."""
     for batch in data.measure(state.progress.epoch):
-        state.classes.observe(state.engine.infer(batch.images).auxiliary_logits, batch.labels)
+        rows = batch.rows()
+        state.classes.observe(state.engine.infer(rows.images).auxiliary_logits, rows.labels, 1 / batch.crops)
 
 
 def finish_epoch(

@@ -155,6 +155,12 @@ def test_drawing_is_pure() -> None:
     assert sum(same(a, b) for a, b in zip(forward, seeded, strict=True)) < 10
 
 
+def test_no_number_of_operations_runs_a_stream_dry() -> None:
+    config = AugmentConfig(operations=100, erase=1.0)
+    assert len(draw(config, 64, 0, 0, 0).stages) > 10
+    assert draw(config, 64, 0, 0, 0).erase == draw(AugmentConfig(operations=0, erase=1.0), 64, 0, 0, 0).erase
+
+
 def test_streams_of_different_faces_do_not_meet() -> None:
     firsts = {Draws(0, epoch, sample).uniform() for epoch in range(20) for sample in range(200)}
     assert len(firsts) == 4000

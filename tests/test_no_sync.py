@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from adadf_dist.data.batch import Batch
 from adadf_dist.method.class_distributions import ClassDistributions
 from adadf_dist.method.losses import Place, adadf_loss, ramp_weights
 from adadf_dist.runtime.engine import DDPEngine
@@ -48,7 +49,7 @@ def test_no_operation_of_a_step_waits(supervision: str, precision: str) -> None:
         losses = adadf_loss(output, labels, classes.current, ramp_weights(1, 3), config.loss, (world, Place(0, 8)))
         engine.step(losses.total)
         classes.observe(output.auxiliary_logits, labels)
-        history.observe(samples, labels, output, losses)
+        history.observe(Batch(images, labels, samples, 0, 8), output, losses)
         for name in ("total", "kl_divergence", "cross_entropy", "rank_regularization"):
             assert getattr(losses, name).dtype == torch.float32  # bf16 ends at the heads
 

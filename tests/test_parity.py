@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from adadf_dist.data.batch import Batch
 from adadf_dist.data.plan import cut, rank_bounds
 from adadf_dist.method.class_distributions import ClassDistributions
 from adadf_dist.method.losses import Place, adadf_loss, ramp_weights
@@ -54,7 +55,7 @@ def train_steps(world: World, slices: tuple[int, ...], steps: int) -> dict[str, 
             if step == 0:
                 gradients = {n: p.grad.clone() for n, p in engine.model.named_parameters() if p.grad is not None}
             classes.observe(output.auxiliary_logits, labels)
-            history.observe(torch.arange(first, end), labels, output, losses)
+            history.observe(Batch(images, labels, torch.arange(first, end), first, total), output, losses)
             scalars = torch.stack(
                 [losses.total, losses.kl_divergence, losses.cross_entropy, losses.rank_regularization]
             )

@@ -108,10 +108,12 @@ class Draws:
     def __init__(self, seed: int, epoch: int, sample: int) -> None:
         key = np.array([seed, (epoch << 40) | sample], dtype=np.uint64)
         self._random = np.random.Generator(np.random.Philox(key=key))
-        self._uniform = iter(self._random.random(64).tolist())
+        self._ready: list[float] = []
 
     def uniform(self, low: float = 0.0, high: float = 1.0) -> float:
-        return low + (high - low) * float(next(self._uniform))
+        if not self._ready:  # many at once: a call into numpy costs more than the numbers
+            self._ready = self._random.random(64).tolist()[::-1]
+        return low + (high - low) * self._ready.pop()
 
     def below(self, number: int) -> int:
         """A whole number from 0 to `number` - 1."""
@@ -127,9 +129,10 @@ class Draws:
 
 
 def draw(config: AugmentConfig, size: int, seed: int, epoch: int, sample: int) -> Augmentation:
-    """The augmentation of a training face of size x size pixels. Pure.
+    """The augmentation of a training face. Pure.
 
     Args:
+        size: side of the network's input in pixels, in which the erasing box is given.
         epoch: counted from 0.
         sample: number within the split.
     """

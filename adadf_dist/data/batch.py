@@ -8,7 +8,7 @@ from torch import Tensor
 
 
 class Batch(NamedTuple):
-    """Rows `first` to `first + n` of a global batch of `global_size`, on the rank's device."""
+    """Faces `first` to `first + n` of a global batch of `global_size`, on the rank's device."""
 
     images: Tensor
     """[n, 3, H, W] (or [n, 10, 3, H, W] where each face is cropped ten times) float32, normalised."""
@@ -17,6 +17,20 @@ class Batch(NamedTuple):
     samples: Tensor
     """[n] int64, sample numbers within the split."""
     first: int
-    """Place of the first row in the global batch."""
+    """Place of the first face in the global batch."""
     global_size: int
-    """N: rows of the global batch over all ranks."""
+    """Faces of the global batch over all ranks."""
+
+    @property
+    def crops(self) -> int:
+        """Rows a face has in the network: 10 or 1."""
+        return self.images.shape[1] if self.images.ndim == 5 else 1
+
+    def rows(self) -> Batch:
+        """Each crop as a face of its own, as the network and the losses see it: N of eqs 9 to 13 counts crops."""
+        if self.images.ndim == 4:
+            return self
+        k = self.crops
+        images = self.images.flatten(0, 1)
+        labels, samples = (t.repeat_interleave(k, output_size=len(images)) for t in (self.labels, self.samples))
+        return Batch(images, labels, samples, self.first * k, self.global_size * k)

@@ -12,6 +12,7 @@ import torch
 from adadf_dist.config import Config
 from adadf_dist.data.batch import Batch
 from adadf_dist.data.format import Split, check_trainable, open_dataset
+from adadf_dist.data.noise import LabelNoise, disturb
 from adadf_dist.data.plan import carve, cut, epoch_batches
 from adadf_dist.data.preprocess import Preprocessing
 from adadf_dist.data.torch_loader import Faces, TorchLoader
@@ -32,6 +33,8 @@ class Data:
     validation_split: Split
     test_split: Split | None
     loader: TorchLoader
+    noise: LabelNoise | None = None
+    """What `data.label_noise` did to the labels of train."""
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -77,15 +80,18 @@ def open_data(config: Config, rank: int, ranks: int, device: torch.device) -> It
     else:
         kept, held_out = carve(train.labels, config.data.validation_fraction, config.seed)
         train, validation = train.subset(kept, "train"), train.subset(held_out, "validation")
+    train, noise = disturb(train, config.data, config.seed)
     test = dataset.split("test") if "test" in dataset.splits else None
     if test is None and config.evaluation.protocol == "published":
         raise UserError(f"evaluation.protocol is published, but {config.data.shards} has no test split")
-    preprocessing = Preprocessing(config.data.image_size, train.classes, config.data.loader)
+    preprocessing = Preprocessing(
+        config.data.image_size, train.classes, config.data.loader, ten_crop=config.data.ten_crop
+    )
     splits = {split.name: split for split in (train, validation, test) if split is not None}
     faces = Faces(splits, preprocessing, config.augment, config.seed)
     loader = TorchLoader(faces, preprocessing, device, (rank, ranks))
     loader.start(config.data.workers, config.data.prefetch)
-    data = Data(dataset.name, config, preprocessing, train, validation, test, loader)
+    data = Data(dataset.name, config, preprocessing, train, validation, test, loader, noise)
     check_ranks(data, ranks)
     try:
         yield data

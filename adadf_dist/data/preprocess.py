@@ -6,6 +6,9 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
+import torch
+from torch import Tensor
+
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
@@ -22,6 +25,13 @@ class Preprocessing:
     mean: tuple[float, float, float] = IMAGENET_MEAN
     std: tuple[float, float, float] = IMAGENET_STD
     kernel: str = "bilinear, antialiased"
+    ten_crop: int = 0
+    """Where not 0: the face is resized to this side, and ten crops of `image_size` are cut from it."""
+
+    @property
+    def resized(self) -> int:
+        """Side in pixels to which a stored face is resized."""
+        return self.ten_crop or self.image_size
 
     def to_dict(self) -> dict[str, Any]:
         """Plain lists and numbers."""
@@ -31,3 +41,12 @@ class Preprocessing:
     def from_dict(values: Mapping[str, Any]) -> Preprocessing:
         fields: dict[str, Any] = {key: tuple(v) if isinstance(v, list) else v for key, v in values.items()}
         return Preprocessing(**fields)
+
+
+def cut_ten(images: Tensor, size: int) -> Tensor:
+    """Four corners and the centre, and the same of the mirrored image: [n, 3, S, S] to [n, 10, 3, size, size]."""
+    end = images.shape[-1] - size
+    middle = round(end / 2)
+    places = [(0, 0), (0, end), (end, 0), (end, end), (middle, middle)]
+    both = (images, images.flip(-1))
+    return torch.stack([v[..., top : top + size, left : left + size] for v in both for top, left in places], dim=1)

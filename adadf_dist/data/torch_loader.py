@@ -24,7 +24,7 @@ from adadf_dist.data.batch import Batch
 from adadf_dist.data.format import Split
 from adadf_dist.data.jpeg import BadImage, decode
 from adadf_dist.data.plan import Samples, rank_bounds
-from adadf_dist.data.preprocess import Preprocessing
+from adadf_dist.data.preprocess import Preprocessing, cut_ten
 from adadf_dist.errors import UserError
 
 
@@ -61,7 +61,8 @@ class Faces(Dataset[Decoded]):
         self, splits: Mapping[str, Split], preprocessing: Preprocessing, augment: AugmentConfig, seed: int
     ) -> None:
         self.splits = splits
-        self.size = preprocessing.image_size
+        self.size = preprocessing.resized
+        self.cropped = preprocessing.image_size
         self.augment = augment
         self.seed = seed
 
@@ -89,7 +90,7 @@ class Faces(Dataset[Decoded]):
         image = decode(bytes(split.read(sample))).convert("RGB")
         if image.size != size:
             image = image.resize(size, Image.Resampling.BILINEAR)
-        augmentation = NO_AUGMENTATION if epoch < 0 else draw(self.augment, self.size, self.seed, epoch, sample)
+        augmentation = NO_AUGMENTATION if epoch < 0 else draw(self.augment, self.cropped, self.seed, epoch, sample)
         for stage in augmentation.stages:
             image = apply_stage(image, stage)
         pixels = np.asarray(image)
@@ -121,6 +122,7 @@ class TorchLoader:
         self.faces = faces
         self.device = device
         self.rank, self.ranks = ranks
+        self.preprocessing = preprocessing
         self.queue = JobQueue()
         self._loader: DataLoader[Decoded] | None = None
         shape = (1, 3, 1, 1)
@@ -163,15 +165,17 @@ class TorchLoader:
         return Job(split, epoch, samples[first:end], first, len(samples))
 
     def finish(self, decoded: Decoded) -> Batch:
-        """Normalise and erase on the device."""
+        """Normalise, cut crops and erase on the device."""
         images, boxes, labels, samples = (t.to(self.device, non_blocking=True) for t in decoded[:4])
         pixels = images.to(self._mean.dtype).sub_(self._mean).div_(self._std)
+        if self.preprocessing.ten_crop:
+            pixels = cut_ten(pixels, self.preprocessing.image_size)
         places = torch.arange(pixels.shape[-1], device=self.device)
         top, left, bottom, right = (boxes[:, i : i + 1] for i in range(4))
         rows = (places >= top) & (places < bottom)
         columns = (places >= left) & (places < right)
         erased = rows.unsqueeze(2) & columns.unsqueeze(1)
-        pixels.masked_fill_(erased.unsqueeze(1), 0.0)
+        pixels.masked_fill_(erased.view(len(pixels), *[1] * (pixels.ndim - 3), *erased.shape[1:]), 0.0)
         return Batch(pixels, labels, samples, decoded.first, decoded.global_size)
 
     def close(self) -> None:

@@ -79,13 +79,16 @@ class ClassDistributions:
         """Whether eq 4 wants its own pass over the training split instead of what training saw."""
         return self.config.source == "pass"
 
-    def observe(self, auxiliary_logits: Tensor, labels: Tensor) -> None:
-        """Add the label distributions (eq 1, 2) of rows [n, C] with labels [n]. Stays on the device."""
+    def observe(self, auxiliary_logits: Tensor, labels: Tensor, share: float = 1.0) -> None:
+        """Add the label distributions (eq 1, 2) of rows [n, C] with labels [n]. Stays on the device.
+
+        `share`: of a face in a row, 1 / 10 where each face has ten crops.
+        """
         distributions = auxiliary_logits.detach().double().softmax(dim=1)
         rows = torch.cat([distributions, torch.ones_like(distributions[:, :1])], dim=1)
         classes = torch.arange(len(self._pending), device=labels.device)
         # a matrix product, not index_add_: its order of summation is fixed on a GPU too
-        self._pending += (classes.unsqueeze(1) == labels).double() @ rows
+        self._pending += (classes.unsqueeze(1) == labels).double() @ (share * rows)
 
     def commit(self) -> Commit:
         """Sum over ranks, apply eq 4 to 7, make the result current, and start anew."""

@@ -11,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from adadf_dist.data.batch import Batch
 from adadf_dist.errors import UserError
 from adadf_dist.method.class_distributions import Commit
 from adadf_dist.method.losses import Losses
@@ -46,10 +47,10 @@ class History:
         self._row[torch.tensor(self.listed, dtype=torch.int64)] = torch.arange(len(self.listed), device=world.device)
 
     @torch.no_grad()
-    def observe(self, samples: Tensor, labels: Tensor, output: Output, losses: Losses) -> None:
-        """Add a rank's rows; samples and labels [n]. Stays on the device."""
-        correct = output.target_logits.argmax(dim=1) == labels
-        rows = torch.stack(
+    def observe(self, batch: Batch, output: Output, losses: Losses, share: float = 1.0) -> None:
+        """Add a rank's rows, each `share` of a face. Stays on the device."""
+        correct = output.target_logits.argmax(dim=1) == batch.labels
+        rows = share * torch.stack(
             [
                 losses.attention_weights,
                 losses.per_sample,
@@ -58,12 +59,12 @@ class History:
             ],
             dim=1,
         )
-        self._sums.index_add_(0, samples, rows.to(self._sums.dtype))
+        self._sums.index_add_(0, batch.samples, rows.to(self._sums.dtype))
         if self.listed:
-            self._observe_listed(samples, output, losses)
+            self._observe_listed(batch.samples, output, losses, share)
 
-    def _observe_listed(self, samples: Tensor, output: Output, losses: Losses) -> None:
-        distributions = torch.stack(
+    def _observe_listed(self, samples: Tensor, output: Output, losses: Losses, share: float) -> None:
+        distributions = share * torch.stack(
             [
                 output.auxiliary_logits.softmax(dim=1),
                 losses.fused_distributions,
@@ -86,7 +87,7 @@ class History:
         listed = self.world.sum_(self._distributions.clone()).cpu().numpy()
         self._sums.zero_()
         self._distributions.zero_()
-        seen = sums[:, SEEN].astype(np.int64)
+        seen = np.rint(sums[:, SEEN]).astype(np.int64)
         means = np.where(seen[:, None] > 0, sums / np.maximum(seen, 1)[:, None], np.nan).astype(np.float32)
         history = SampleHistory(means[:, ATTENTION], means[:, LOSS], means[:, CORRECT], seen)
         if self.world.is_main:
