@@ -31,7 +31,7 @@ from adadf_dist.data.crew import Processes
 from adadf_dist.data.embedded import build_embedded
 from adadf_dist.data.format import Dataset, Split, check_trainable, open_dataset
 from adadf_dist.data.jpeg import Jpeg
-from adadf_dist.data.writer import Sample
+from adadf_dist.data.writer import Sample, header
 from adadf_dist.errors import UserError
 
 CLASSES = ("calm", "glad", "cross")
@@ -91,6 +91,13 @@ def tree(folder: Path) -> dict[str, bytes]:
 
 
 # What was written is what is read
+
+
+@pytest.mark.parametrize(("name", "size"), [("a.jpg", 0), ("a" * 96 + ".jpg", 8**11 - 1), ("face_3.json", 12345)])
+def test_headers_are_tarfiles(name: str, size: int) -> None:
+    member = tarfile.TarInfo(name)
+    member.size = size
+    assert header(name, size) == member.tobuf(tarfile.USTAR_FORMAT)
 
 
 @pytest.mark.parametrize("name", ["train", "test"])

@@ -65,7 +65,7 @@ def to_jpeg(data: bytes, side: int | None = None) -> Jpeg:
     A JPEG that is so already is passed through, byte for byte. Raises `BadImage`.
     """
     image = decode(data)
-    upright = image.getexif().get(_ORIENTATION, 1) == 1
+    upright = "exif" not in image.info or image.getexif().get(_ORIENTATION, 1) == 1
     small = side is None or min(image.size) <= side
     if image.format == "JPEG" and image.mode in ("L", "RGB") and upright and small:
         return Jpeg(data, *image.size)

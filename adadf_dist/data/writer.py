@@ -27,6 +27,8 @@ LABEL_DIGITS = 4
 """Width of KEY.cls: always the same, so that readers of raw bytes can stack labels."""
 
 _BLOCK = tarfile.BLOCKSIZE
+_BLANK_HEADER = tarfile.TarInfo().tobuf(tarfile.USTAR_FORMAT)
+_BLANK_SUM = sum(_BLANK_HEADER) - sum(_BLANK_HEADER[148:156]) - sum(_BLANK_HEADER[124:136])
 
 
 class Sample(NamedTuple):
@@ -143,9 +145,7 @@ class _Tar:
 
     def add(self, name: str, data: bytes) -> int:
         """Append a member and return the offset of its data."""
-        member = tarfile.TarInfo(name)  # mode 0644, owner 0, time 0: nothing of this machine
-        member.size = len(data)
-        self._write(member.tobuf(tarfile.USTAR_FORMAT))
+        self._write(header(name, len(data)))
         offset = self.position
         self._write(data + bytes(-len(data) % _BLOCK))
         return offset
@@ -159,6 +159,27 @@ class _Tar:
         self.stream.write(data)
         self.digest.update(data)
         self.position += len(data)
+
+
+def header(name: str, size: int) -> bytes:
+    """A USTAR header of mode 0644, owner 0, time 0: nothing of this machine.
+
+    What `tarfile` would make, in a tenth of its time, which is that of a small JPEG's decoding.
+    """
+    named = name.encode("ascii")
+    assert 0 < len(named) <= 100, name
+    octal = b"%011o\0" % size
+    checksum = _BLANK_SUM + sum(named) + sum(octal)
+    return b"".join(
+        (
+            named.ljust(100, b"\0"),
+            _BLANK_HEADER[100:124],
+            octal,
+            _BLANK_HEADER[136:148],
+            b"%06o\0 " % (checksum + 8 * ord(" ")),
+            _BLANK_HEADER[156:],
+        )
+    )
 
 
 def write_index(path: Path, rows: Rows) -> str:

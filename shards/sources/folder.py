@@ -95,14 +95,15 @@ class Folder:
 
     def load(self, number: int) -> Sample:
         picture = self.pictures[number]
-        image = to_jpeg(read_bytes(self.root / picture.path), self.image_size)
+        image = to_jpeg(read_bytes(f"{self.root}/{picture.path}"), self.image_size)
         return Sample(image, picture.label, votes=None, distribution=None, source=picture.path, details={})
 
 
-def read_bytes(path: Path) -> bytes:
+def read_bytes(path: str) -> bytes:
     """The file's content. Raises `BadImage`: one unreadable file is a finding like another."""
     try:
-        return path.read_bytes()
+        with open(path, "rb") as stream:
+            return stream.read()
     except OSError as error:
         raise BadImage(f"cannot be read: {error.strerror}") from None
 
@@ -128,7 +129,7 @@ def read_folder(options: FolderOptions) -> Folder:
     fractions = wanted_fractions(options, trees)
     parting = part(
         {number: picture.split for number, picture in enumerate(pictures)},
-        [digest_file(options.root / picture.path) for picture in watched(pictures, "looking for copies")],
+        [digest_file(f"{options.root}/{picture.path}") for picture in watched(pictures, "looking for copies")],
         [picture.label for picture in pictures],
         fractions,
         options.seed,
@@ -201,12 +202,12 @@ def is_picture(path: str) -> bool:
     return Image.EXTENSION.get(Path(path).suffix.lower()) in FORMATS
 
 
-def digest_file(path: Path) -> bytes:
+def digest_file(path: str) -> bytes:
     """What the file's content is known by; a file that cannot be read has no twin, and is quarantined later."""
     try:
         return digest(read_bytes(path))
     except BadImage:
-        return digest(str(path).encode())
+        return digest(path.encode())
 
 
 def wanted_fractions(options: FolderOptions, trees: dict[str, Path]) -> dict[str, float]:
