@@ -20,9 +20,17 @@ from adadf_dist.data.staging import check_replaceable
 from adadf_dist.errors import UserError, one_line_errors
 from shards.progress import Progress
 from shards.ray_crew import RayCrew
-from shards.sources import fer2013, folder, synthetic
+from shards.sources import affectnet, fer2013, folder, listing, rafdb, sfew, synthetic
 
-SOURCES: dict[str, ModuleType] = {"fer2013": fer2013, "folder": folder, "synthetic": synthetic}
+SOURCES: dict[str, ModuleType] = {
+    "affectnet": affectnet,
+    "rafdb": rafdb,
+    "sfew": sfew,
+    "fer2013": fer2013,
+    "folder": folder,
+    "csv": listing,
+    "synthetic": synthetic,
+}
 
 DESCRIPTION = """\
 Build a dataset folder for training: WebDataset tars with an index for DALI beside each, one Parquet index a split, and

@@ -599,13 +599,13 @@ def test_not_one_good_image_is_an_error(tmp_path: Path) -> None:
 
 BAD_TREES: dict[str, tuple[list[str], tuple[object, ...], str]] = {
     "no folders": ([], (), "no folders in it"),
-    "empty class": (["glad/a.jpg", "cross/"], (), "cross: no pictures in it"),
+    "empty class": (["glad/a.jpg", "cross/"], (), "class cross has no picture in train"),
     "no train": (["val/glad/a.jpg"], (), "holds val but no train"),
     "two validations": (["train/glad/a.jpg", "val/glad/b.jpg", "valid/glad/c.jpg"], (), "holds both val and valid"),
     "stranger": (["train/glad/a.jpg", "extra/glad/b.jpg"], (), "extra: stands beside split folders"),
     "unknown class": (["train/glad/a.jpg", "test/Glad/b.jpg"], (), "test/Glad: a class that train does not have"),
     "no classes": (["train/"], (), "train: no folders in it"),
-    "carved twice": (["train/glad/a.jpg", "val/glad/b.jpg"], ("--validation-fraction", 0.1), "is that split already"),
+    "carved twice": (["train/glad/a.jpg", "val/glad/b.jpg"], ("--validation-fraction", 0.1), "has that split already"),
     "fraction": (["glad/a.jpg"], ("--test-fraction", 1.5), "--test-fraction 1.5: must be"),
     "nothing left": (["glad/a.jpg"], ("--test-fraction", 0.6, "--validation-fraction", 0.6), "nothing to train on"),
     "image size": (["glad/a.jpg"], ("--image-size", 3), "--image-size 3: at least 16"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 import warnings
 from typing import NamedTuple
 
@@ -34,6 +35,15 @@ class Jpeg(NamedTuple):
     height: int
 
 
+class Box(NamedTuple):
+    """Part of an upright image in pixels; what lies outside the image is cut off."""
+
+    left: int
+    top: int
+    right: int
+    bottom: int
+
+
 def decode(data: bytes) -> Image.Image:
     """Decode an image of any accepted format whole, in its own mode. Raises `BadImage`."""
     with warnings.catch_warnings():
@@ -47,7 +57,10 @@ def decode(data: bytes) -> Image.Image:
         except Image.DecompressionBombError:
             raise BadImage(f"more pixels than the limit of {MAX_PIXELS:,}") from None
         except Exception as error:  # decoders raise whatever their parsing trips over
-            raise BadImage(f"does not decode ({type(error).__name__}: {' '.join(str(error).split())[:100]})") from None
+            reason = " ".join(
+                re.sub(r" *<_io.BytesIO.*>", "", str(error)).split()
+            )  # an address would differ every time
+            raise BadImage(f"does not decode ({type(error).__name__}: {reason[:100]})") from None
     return image
 
 
@@ -59,22 +72,33 @@ def check_size(width: int, height: int) -> None:
         raise BadImage(f"{width} x {height} pixels; a side needs at least {MIN_SIDE}")
 
 
-def to_jpeg(data: bytes, side: int | None = None) -> Jpeg:
-    """The image as a JPEG, grey or RGB, upright, its shorter side at most `side` pixels.
+def to_jpeg(data: bytes, side: int | None = None, box: Box | None = None) -> Jpeg:
+    """The image, or what is in `box`, as a JPEG, grey or RGB, upright, its shorter side at most `side` pixels.
 
     A JPEG that is so already is passed through, byte for byte. Raises `BadImage`.
     """
     image = decode(data)
     upright = "exif" not in image.info or image.getexif().get(_ORIENTATION, 1) == 1
     small = side is None or min(image.size) <= side
-    if image.format == "JPEG" and image.mode in ("L", "RGB") and upright and small:
+    if image.format == "JPEG" and image.mode in ("L", "RGB") and upright and small and box is None:
         return Jpeg(data, *image.size)
     image = to_grey_or_rgb(image if upright else ImageOps.exif_transpose(image))
-    if side is not None and not small:
+    if box is not None:
+        image = cut(image, box)
+    if side is not None and min(image.size) > side:
         scale = side / min(image.size)
         width, height = (max(side, round(length * scale)) for length in image.size)
         image = image.resize((width, height), Image.Resampling.LANCZOS)
     return encode(image)
+
+
+def cut(image: Image.Image, box: Box) -> Image.Image:
+    """What is in `box`. Raises `BadImage` when that is too little to be a face."""
+    left, top = max(box.left, 0), max(box.top, 0)
+    right, bottom = min(box.right, image.width), min(box.bottom, image.height)
+    if right - left < MIN_SIDE or bottom - top < MIN_SIDE:
+        raise BadImage(f"face box {tuple(box)} leaves {right - left} x {bottom - top} of {image.size} pixels")
+    return image.crop((left, top, right, bottom))
 
 
 def to_grey_or_rgb(image: Image.Image) -> Image.Image:

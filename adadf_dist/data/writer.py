@@ -36,8 +36,8 @@ class Sample(NamedTuple):
 
     image: Jpeg
     label: int
-    votes: Sequence[int] | None
-    """Annotators a class, in class order."""
+    votes: Sequence[float] | None
+    """Annotators a class, or their shares, in class order."""
     distribution: Sequence[float] | None
     """True label distribution, where it is known."""
     source: str
@@ -55,7 +55,7 @@ class Rows:
     size: list[int] = field(default_factory=list)
     key: list[str] = field(default_factory=list)
     label: list[int] = field(default_factory=list)
-    votes: list[list[int] | None] = field(default_factory=list)
+    votes: list[list[float] | None] = field(default_factory=list)
     distribution: list[list[float] | None] = field(default_factory=list)
 
     def __len__(self) -> int:

@@ -1,0 +1,130 @@
+"""AffectNet in the layouts in which it goes about: the release of 2017, that of 2021, folders of classes."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from adadf_dist.errors import UserError
+from shards.sources import affectnet_2017, affectnet_2021
+from shards.sources.emotions import find_label
+from shards.sources.photos import (
+    SPLIT_FOLDERS,
+    Listing,
+    Photos,
+    Picture,
+    add_photo_arguments,
+    carve_validation,
+    is_picture,
+    list_files,
+    photo_options,
+    settle,
+    subfolders,
+)
+
+EXPRESSIONS = ("neutral", "happy", "sad", "surprise", "fear", "disgust", "anger", "contempt")
+"""In the official order; 8 to 10 (none, uncertain, no face) are no expression."""
+SIDE = 256
+"""Default shorter side of what is cut out of the photographs of 2017."""
+
+HELP = "AffectNet: release of 2017 (training.csv), of 2021 (train_set/), or folders of classes"
+DESCRIPTION = f"""\
+Recognises, and says which it found:
+
+2017      DIR/training.csv and DIR/validation.csv with the pictures in numbered folders, beside them or below
+          Manually_Annotated_Images/. Pictures are photographs: the annotated face box is cut out, its shorter side at
+          most {SIDE} pixels (--margin, --image-size, --whole). Expressions 8 to 10 are left out and counted.
+2021      DIR/train_set/images/N.jpg with annotations/N_exp.npy, N_aro.npy, N_val.npy, N_lnd.npy; DIR/val_set likewise
+folders   DIR/train/CLASS/*, DIR/val/CLASS/*, classes by number 0 to 7 or by name
+
+Labels are in the official order {", ".join(EXPRESSIONS)};
+--classes 7 leaves contempt out, as the paper does.
+
+splits    the published validation set is what everyone reports, test labels were never published: it becomes test, and
+          validation is carved out of train. Folders with val and test keep both.
+KEY.json  valence, arousal, landmarks and, of 2017, the box, as annotated: in pixels of the published picture
+"""
+EPILOG = """\
+examples:
+  python -m shards.build affectnet --root AffectNet --out data/affectnet7 --classes 7
+  python -m shards.build affectnet --root AffectNet --out data/affectnet8 --align landmarks --max-bad 100
+"""
+
+
+class Layout(NamedTuple):
+    """A form in which the dataset goes about."""
+
+    what: str
+    marks: Sequence[str]
+    """Paths that all stand below the root when it is this one."""
+    read: Callable[[Path, Sequence[str]], Listing]
+
+
+def list_folders(root: Path, classes: Sequence[str]) -> Listing:
+    """Folders of classes below train and val. Raises `UserError`."""
+    found = {SPLIT_FOLDERS[name.lower()]: root / name for name in subfolders(root) if name.lower() in SPLIT_FOLDERS}
+    if "test" not in found and "validation" in found:
+        found["test"] = found.pop("validation")
+    pictures, others, contempt = [], 0, 0
+    for split, tree in found.items():
+        for name in subfolders(tree):
+            label = find_label(name, EXPRESSIONS)
+            if label is None:
+                raise UserError(f"{tree / name}: no expression of AffectNet, by number or name; rename or remove it")
+            for path in list_files(root, (tree / name).relative_to(root).as_posix()):
+                if label >= len(classes):
+                    contempt += 1
+                elif is_picture(path):
+                    pictures.append(Picture(path, split, label))
+                else:
+                    others += 1
+    findings = {"other_files": others, "contempt_left_out": contempt}
+    return Listing("affectnet", tuple(classes), pictures, "folders of classes", findings)
+
+
+LAYOUTS = (
+    Layout("release of 2017", ("training.csv",), affectnet_2017.list_release),
+    Layout("release of 2021", ("train_set/images", "train_set/annotations"), affectnet_2021.list_release),
+    Layout("folders of classes", ("train",), list_folders),
+)
+
+
+def find_layout(root: Path) -> Layout:
+    """Raises `UserError` that says what was looked for and what was seen."""
+    if not root.is_dir():
+        raise UserError(f"{root}: no such folder; give AffectNet's as --root")
+    for layout in LAYOUTS:
+        if all((root / mark).exists() for mark in layout.marks):
+            return layout
+    looked = " or ".join(" and ".join(layout.marks) for layout in LAYOUTS)
+    seen = ", ".join(sorted(entry.name for entry in root.iterdir())[:8]) or "nothing"
+    raise UserError(f"{root}: looked for {looked}, saw {seen}; give the folder that holds one of them as --root")
+
+
+def add_arguments(parser: argparse._ArgumentGroup) -> None:
+    parser.add_argument("--root", type=Path, required=True, metavar="DIR", help="AffectNet's folder")
+    parser.add_argument("--classes", type=int, choices=(7, 8), default=8, help="default: %(default)s")
+    parser.add_argument(
+        "--margin",
+        type=float,
+        default=0.0,
+        metavar="F",
+        help="release of 2017: what to leave around the face box, as a share of its sides (default: %(default)s)",
+    )
+    parser.add_argument("--whole", action="store_true", help="release of 2017: store the whole photographs")
+    add_photo_arguments(parser, {"validation": "0.1 where the published validation set is test"})
+
+
+def open_source(args: argparse.Namespace) -> Photos:
+    if not 0 <= args.margin <= 2:
+        raise UserError(f"--margin {args.margin:g}: from 0 to 2")
+    layout = find_layout(args.root)
+    print(f"{args.root}: AffectNet, {layout.what}", file=sys.stderr)
+    listing = layout.read(args.root, EXPRESSIONS[: args.classes])
+    fractions = carve_validation(args, any(picture.split == "validation" for picture in listing.pictures))
+    boxed = layout is LAYOUTS[0] and not args.whole
+    options = photo_options(args, fractions, SIDE if boxed else None, args.margin if boxed else None)
+    return settle(listing, options)

@@ -1,0 +1,84 @@
+"""AffectNet's release of 2021: cropped faces with four small files of annotation each."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from adadf_dist.data.jpeg import BadImage
+from adadf_dist.errors import UserError
+from shards.progress import watched
+from shards.sources.photos import Listing, Picture, is_picture
+
+FOLDERS = {"train": "train_set", "test": "val_set"}
+
+
+@dataclass(frozen=True)
+class Facts:
+    """Annotations by picture."""
+
+    root: Path
+    pictures: Sequence[Picture]
+
+    def __call__(self, number: int) -> Mapping[str, object]:
+        folder, _, file = self.pictures[number].path.partition("/images/")
+        stem = self.root / folder / "annotations" / file.rpartition(".")[0]
+        return {
+            "landmarks": read_numbers(Path(f"{stem}_lnd.npy")).reshape(-1, 2).tolist(),
+            "valence": float(read_numbers(Path(f"{stem}_val.npy"))[0]),
+            "arousal": float(read_numbers(Path(f"{stem}_aro.npy"))[0]),
+        }
+
+
+def list_release(root: Path, classes: Sequence[str]) -> Listing:
+    """Every picture with one of the expressions. Raises `UserError`."""
+    pictures, contempt, orphans, unread = [], 0, 0, 0
+    for split, folder in FOLDERS.items():
+        images, annotations = root / folder / "images", root / folder / "annotations"
+        for needed in (images, annotations):
+            if not needed.is_dir():
+                raise UserError(f"{needed}: no such folder; AffectNet's release of 2021 has it")
+        files = sorted(entry.name for entry in images.iterdir() if not entry.name.startswith("."))
+        for name in watched(files, f"reading the labels of {folder}", len(files)):
+            stem = name.rpartition(".")[0]
+            if not is_picture(name) or not (annotations / f"{stem}_exp.npy").is_file():
+                orphans += 1
+                continue
+            label = read_expression(annotations / f"{stem}_exp.npy")
+            if label >= len(classes):
+                contempt += 1
+            else:
+                pictures.append(Picture(f"{folder}/images/{name}", split, label))
+        stems = {name.rpartition(".")[0] for name in files}
+        unread += sum(path.name.removesuffix("_exp.npy") not in stems for path in annotations.glob("*_exp.npy"))
+    findings = {
+        "contempt_left_out": contempt,
+        "images_without_annotation": orphans,
+        "annotations_without_image": unread,
+    }
+    return Listing("affectnet", tuple(classes), pictures, "release of 2021", findings, Facts(root, pictures))
+
+
+def read_expression(path: Path) -> int:
+    """Raises `UserError`: a label decides a face's place, so a bad one is no finding to be passed over."""
+    try:
+        value = read_numbers(path)[0]
+    except BadImage as error:
+        raise UserError(f"{path}: {error}") from None
+    if not (value == int(value) and 0 <= value <= 7):
+        raise UserError(f"{path}: expression {value:g}; AffectNet's release of 2021 has 0 to 7")
+    return int(value)
+
+
+def read_numbers(path: Path) -> np.ndarray[tuple[int], np.dtype[np.float64]]:
+    """A file's numbers, flat; some are stored as text. Raises `BadImage`."""
+    try:
+        values = np.atleast_1d(np.load(path, allow_pickle=False)).astype(np.float64).ravel()
+    except (OSError, ValueError, EOFError) as error:
+        raise BadImage(f"annotation {path.name} cannot be read ({type(error).__name__})") from None
+    if not values.size or not np.isfinite(values).all():
+        raise BadImage(f"annotation {path.name} holds no numbers")
+    return values

@@ -1,0 +1,137 @@
+"""RAF-DB: real-world faces, the part with one basic emotion each."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from adadf_dist.errors import UserError
+from shards.sources.photos import (
+    Listing,
+    Photos,
+    Picture,
+    add_photo_arguments,
+    carve_validation,
+    list_files,
+    photo_options,
+    settle,
+    stay_inside,
+)
+
+CLASSES = ("surprise", "fear", "disgust", "happiness", "sadness", "anger", "neutral")
+"""In the order of the labels, which count from 1."""
+LABELS = "EmoLabel/list_patition_label.txt"  # spelt so by its publishers
+VOTES = "EmoLabel/distribution.txt"
+IMAGES = {"aligned": "Image/aligned", "original": "Image/original"}
+
+HELP = "RAF-DB: EmoLabel/list_patition_label.txt and Image/aligned or Image/original"
+DESCRIPTION = f"""\
+Reads DIR/{LABELS} (labels 1 to 7: {", ".join(CLASSES)}) and
+DIR/Image/aligned/*_aligned.jpg, or with --images original DIR/Image/original/*. DIR may also be the folder `basic` or
+the one above it.
+
+splits      train_* is train, test_* is test; validation is carved out of train
+votes       {VOTES}, where it is there: a line `name share share ...` for each face, in label order, six or seven
+            shares (six: no neutral). Faces it does not name have no votes.
+"""
+EPILOG = """\
+examples:
+  python -m shards.build rafdb --root RAF-DB/basic --out data/rafdb
+  python -m shards.build rafdb --root RAF-DB/basic --out data/rafdb --images original --align detect
+"""
+
+
+def list_rafdb(root: Path, images: str) -> Listing:
+    """Every picture that is labelled. Raises `UserError`."""
+    base = find_base(root)
+    votes = read_votes(base / VOTES) if (base / VOTES).is_file() else {}
+    below = (base / IMAGES[images]).relative_to(root).as_posix()
+    if not (root / below).is_dir():
+        raise UserError(f"{root / below}: no such folder, but --images {images} reads the pictures there")
+    there = {path.rpartition("/")[2] for path in list_files(root, below)}
+    pictures: dict[str, Picture] = {}
+    for name, label, where in read_labels(base / LABELS):
+        stem, _, extension = name.rpartition(".")
+        file = f"{stem}_aligned.{extension}" if images == "aligned" else name
+        if name in pictures:
+            raise UserError(f"{where}: {name} a second time; keep one of its lines")
+        pictures[name] = Picture(f"{below}/{file}".removeprefix("./"), split_of(name, where), label, votes.get(stem))
+    extra = there - {picture.path.rpartition("/")[2] for picture in pictures.values()}
+    findings = {
+        "images_without_label": len(extra),
+        "faces_with_votes": sum(p.votes is not None for p in pictures.values()),
+    }
+    return Listing("rafdb", CLASSES, list(pictures.values()), f"single-label part, {images} images", findings)
+
+
+def find_base(root: Path) -> Path:
+    """The folder that holds EmoLabel. Raises `UserError`."""
+    if not root.is_dir():
+        raise UserError(f"{root}: no such folder; give the one that holds EmoLabel and Image as --root")
+    for base in (root, root / "basic"):
+        if (base / LABELS).is_file():
+            return base
+    seen = ", ".join(sorted(entry.name for entry in root.iterdir())[:8]) or "nothing"
+    raise UserError(f"{root}: looked for {LABELS} there and below basic/, saw {seen}; give RAF-DB's folder as --root")
+
+
+def read_labels(path: Path) -> list[tuple[str, int, str]]:
+    """(file name, label from 0, where it stands). Raises `UserError`."""
+    rows = []
+    for number, line in enumerate(read_lines(path), start=1):
+        where = f"{path} line {number}"
+        words = line.split()
+        if len(words) != 2 or "." not in words[0]:
+            raise UserError(f"{where}: {line.strip()[:60]!r} is no `name label`, like `train_00001.jpg 5`")
+        if not words[1].isdigit() or not 1 <= int(words[1]) <= len(CLASSES):
+            raise UserError(f"{where}: label {words[1]!r}; RAF-DB's are 1 to {len(CLASSES)}")
+        rows.append((stay_inside(words[0], where), int(words[1]) - 1, where))
+    if not rows:
+        raise UserError(f"{path}: no line in it; get the file again")
+    return rows
+
+
+def split_of(name: str, where: str) -> str:
+    for split in ("train", "test"):
+        if name.rpartition("/")[2].startswith(f"{split}_"):
+            return split
+    raise UserError(f"{where}: {name} begins neither with train_ nor with test_, so its split is not known")
+
+
+def read_votes(path: Path) -> Mapping[str, tuple[float, ...]]:
+    """Stem of a picture's name -> [C] shares. Raises `UserError`."""
+    votes = {}
+    for number, line in enumerate(read_lines(path), start=1):
+        name, *words = line.split()
+        shares = numbers(words)
+        if len(shares) not in (len(CLASSES) - 1, len(CLASSES)) or min(shares) < 0:
+            raise UserError(f"{path} line {number}: needs a name and 6 or 7 shares of 0 or more, in label order")
+        votes[name.rpartition(".")[0] or name] = (*shares, *[0.0] * (len(CLASSES) - len(shares)))
+    return votes
+
+
+def numbers(words: Sequence[str]) -> list[float]:
+    """Empty when one of the words is no number."""
+    try:
+        return [float(word) for word in words]
+    except ValueError:
+        return []
+
+
+def read_lines(path: Path) -> list[str]:
+    """The lines that are not empty. Raises `UserError`."""
+    try:
+        return [line for line in path.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
+    except UnicodeDecodeError:
+        raise UserError(f"{path}: is not text in UTF-8; get the file again") from None
+
+
+def add_arguments(parser: argparse._ArgumentGroup) -> None:
+    parser.add_argument("--root", type=Path, required=True, metavar="DIR", help="folder with EmoLabel and Image")
+    parser.add_argument("--images", choices=tuple(IMAGES), default="aligned", help="default: %(default)s")
+    add_photo_arguments(parser, {"validation": "0.1"})
+
+
+def open_source(args: argparse.Namespace) -> Photos:
+    return settle(list_rafdb(args.root, args.images), photo_options(args, carve_validation(args, present=False)))

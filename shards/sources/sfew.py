@@ -1,0 +1,82 @@
+"""SFEW 2.0: frames of films in folders of emotions."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from adadf_dist.errors import UserError
+from shards.sources.emotions import find_label
+from shards.sources.photos import (
+    Listing,
+    Photos,
+    Picture,
+    add_photo_arguments,
+    carve_validation,
+    is_picture,
+    list_files,
+    photo_options,
+    settle,
+    subfolders,
+)
+
+CLASSES = ("Angry", "Disgust", "Fear", "Happy", "Neutral", "Sad", "Surprise")
+HELP = "SFEW 2.0: Train/ and Val/ of folders named Angry ... Surprise"
+DESCRIPTION = f"""\
+Reads DIR/Train/EMOTION/* and DIR/Val/EMOTION/* (also Train/Train_Aligned_Faces/EMOTION/*), emotions
+{", ".join(CLASSES)}, labels in this order.
+
+splits      the test labels of SFEW were not published, and everyone reports Val: it becomes test, and validation is
+            carved out of Train. Where Test/ has folders of emotions too, Val is validation and Test is test.
+"""
+EPILOG = """\
+example:
+  python -m shards.build sfew --root SFEW_2 --out data/sfew --align detect
+"""
+
+
+def list_sfew(root: Path) -> Listing:
+    """Every picture. Raises `UserError`."""
+    if not root.is_dir():
+        raise UserError(f"{root}: no such folder; give the one that holds Train and Val as --root")
+    trees = {name.lower(): find_emotions(root / name) for name in subfolders(root)}
+    train, val, test = (trees.get(name) for name in ("train", "val", "test"))
+    if train is None or val is None:
+        raise UserError(
+            f"{root}: SFEW has Train and Val, each with folders {', '.join(CLASSES)}; "
+            f"here are {', '.join(subfolders(root)) or 'no folders'}"
+        )
+    splits = {"train": train, "test": val} if test is None else {"train": train, "validation": val, "test": test}
+    pictures, others = [], 0
+    for split, tree in splits.items():
+        for name in subfolders(tree):
+            label = find_label(name, tuple(c.lower() for c in CLASSES))
+            if label is None:
+                raise UserError(f"{tree / name}: none of {', '.join(CLASSES)}; rename or remove it")
+            for path in list_files(root, (tree / name).relative_to(root).as_posix()):
+                if is_picture(path):
+                    pictures.append(Picture(path, split, label))
+                else:
+                    others += 1
+    layout = "Train and Val, which is test" if test is None else "Train, Val and a labelled Test"
+    return Listing("sfew", CLASSES, pictures, layout, {"other_files": others})
+
+
+def find_emotions(folder: Path) -> Path | None:
+    """The folder itself, or the one below it, that holds folders of emotions."""
+    for candidate in (folder, *(folder / name for name in subfolders(folder))):
+        names = [name.lower() for name in subfolders(candidate)]
+        if sum(find_label(name, tuple(c.lower() for c in CLASSES)) is not None for name in names) >= 2:
+            return candidate
+    return None
+
+
+def add_arguments(parser: argparse._ArgumentGroup) -> None:
+    parser.add_argument("--root", type=Path, required=True, metavar="DIR", help="folder with Train and Val")
+    add_photo_arguments(parser, {"validation": "0.1 where Val is test"})
+
+
+def open_source(args: argparse.Namespace) -> Photos:
+    listing = list_sfew(args.root)
+    present = any(picture.split == "validation" for picture in listing.pictures)
+    return settle(listing, photo_options(args, carve_validation(args, present)))
