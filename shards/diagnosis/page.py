@@ -1,0 +1,5 @@
+from shards.diagnosis.report import Report
+
+
+def render(report: Report) -> str:
+    return ""
