@@ -180,9 +180,7 @@ def check_files(case: Case) -> Iterator[Verdict]:
         yield ok("suspicious", "no file odd in name or size")
 
 
-def odd_files(
-    case: Case, check: str, severity: Severity, what: str, mend: str, oddities: Sequence[Oddity]
-) -> Verdict:
+def odd_files(case: Case, check: str, severity: Severity, what: str, mend: str, oddities: Sequence[Oddity]) -> Verdict:
     where = case.per_split(np.array([oddity.face for oddity in oddities]))
     return Verdict(
         check, severity, what, where, mend, tuple(Exhibit((oddity.face,), oddity.reason) for oddity in oddities)

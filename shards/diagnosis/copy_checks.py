@@ -19,6 +19,7 @@ def check_leaks(case: Case) -> Iterator[Verdict]:
     """Faces of a split that also stand in a split by which it is judged. A face is told under its closest kind."""
     splits, split_of = case.material.splits, case.material.split_of
     told = np.zeros((len(split_of), len(splits)), np.bool_)
+    absent = []
     for kind, name in KINDS.items():
         reach = case.copies.reach(kind, split_of)
         groups = [group for group in case.copies.groups(kind) if len({int(split_of[face]) for face in group}) > 1]
@@ -34,13 +35,15 @@ def check_leaks(case: Case) -> Iterator[Verdict]:
             yield Verdict(
                 "leaks",
                 Severity.ERROR if kind == "exact" else Severity.WARNING,
-                f"{plural(len(leaks), 'face')} of {splits[low]} with {article(name)} in {splits[high]}",
-                f"{splits[low]}, {splits[high]}",
+                f"{plural(len(leaks), 'face')} with {article(name)} in {splits[high]}",
+                splits[low],
                 leak_mend(case, kind),
                 tuple(Exhibit(group, remark(case, group)) for group in shown),
             )
         if clean:
-            yield ok("leaks", f"no {name} across splits")
+            absent.append(name)
+    if absent:
+        yield ok("leaks", f"no {' and no '.join(absent)} across splits")
 
 
 def leak_mend(case: Case, kind: Kind) -> str:
@@ -62,6 +65,7 @@ def remark(case: Case, group: tuple[int, ...]) -> str:
 
 def check_twins(case: Case) -> Iterator[Verdict]:
     """Copies within one split."""
+    absent = []
     for kind, name in KINDS.items():
         reach = case.copies.reach(kind, case.material.split_of)
         clean = True
@@ -80,7 +84,9 @@ def check_twins(case: Case) -> Iterator[Verdict]:
                 tuple(Exhibit(group, remark(case, group)) for group in groups),
             )
         if clean:
-            yield ok("twins", f"no {name} within a split")
+            absent.append(name)
+    if absent:
+        yield ok("twins", f"no {' and no '.join(absent)} within a split")
 
 
 def within(case: Case, kind: Kind, split: int) -> list[tuple[int, ...]]:
@@ -92,13 +98,14 @@ def within(case: Case, kind: Kind, split: int) -> list[tuple[int, ...]]:
 def check_conflicts(case: Case) -> Iterator[Verdict]:
     """Copies of one picture whose labels disagree: noise that can be counted."""
     labels = case.looks.label
+    agreeing = []
     for kind, name in KINDS.items():
         groups = list(case.copies.groups(kind))
         if not groups:
             continue
         conflicts = [group for group in groups if len({int(labels[face]) for face in group}) > 1]
         if not conflicts:
-            yield ok("labels", f"{KINDS[kind].removesuffix('y')}ies agree in their labels")
+            agreeing.append(f"{name.removesuffix('y')}ies")
             continue
         faces = np.array(sorted({face for group in conflicts for face in group}))
         yield Verdict(
@@ -110,6 +117,8 @@ def check_conflicts(case: Case) -> Iterator[Verdict]:
             "settle them by hand or by vote; they bound the accuracy that can be reached",
             tuple(Exhibit(group, confusion(case, labels[list(group)])) for group in conflicts),
         )
+    if agreeing:
+        yield ok("labels", f"{' and '.join(agreeing)} agree in their labels")
 
 
 def share(part: int, whole: int) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -100,13 +101,18 @@ def look(faces: Faces, task: Task, on_sample: Callable[[], object]) -> Looks:
             data, label = faces.read(number)
             image = decode(data)
         except BadImage as error:
-            looks.oddities.append(Oddity(number, "; ".join([*reasons, str(error)]), unreadable=True))
+            looks.oddities.append(Oddity(number, "; ".join([*reasons, plain(error)]), unreadable=True))
         else:
             measure(looks, row, image)
             looks.label[row] = label
             looks.oddities += [Oddity(number, reason, unreadable=False) for reason in reasons]
         on_sample()
     return looks
+
+
+def plain(error: BadImage) -> str:
+    """The reason without the object's address, which Pillow puts into some of its messages."""
+    return re.sub(r" <_io\.\w+ object at 0x[0-9a-f]+>", "", str(error))
 
 
 def measure(looks: Looks, row: int, image: Image.Image) -> None:

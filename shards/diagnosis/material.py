@@ -189,7 +189,7 @@ def open_stored(dataset: Dataset) -> Material:
 
 
 def open_tree(root: Path, name: str, source: Source) -> Material:
-    items = source.items()
+    items = sorted(source.items(), key=lambda item: (SPLITS.index(item.split), item.number))
     splits = tuple(split for split in SPLITS if any(item.split == split for item in items))
     return Material(
         path=root,
