@@ -153,7 +153,7 @@ def check_colours(case: Case) -> Iterator[Verdict]:
     if max(shares.values()) - min(shares.values()) > 0.2:
         mend = "the splits differ in kind: train with grey pictures throughout, or find the colour originals"
         yield Verdict("colour", Severity.WARNING, f"grey share: {told}", mend=mend)
-    elif 0 < max(shares.values()) and min(shares.values()) < 1:
+    elif max(shares.values()) > 0 and min(shares.values()) < 1:
         yield Verdict("colour", Severity.NOTE, f"grey and colour mixed; grey share: {told}")
     else:
         yield ok("colour", "all grey" if max(shares.values()) == 1 else "all in colour")

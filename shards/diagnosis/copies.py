@@ -1,4 +1,4 @@
-"""Faces that stand in the data more than once: pixel for pixel, nearly, or mirrored; within a split and across splits."""
+"""Faces that stand in the data more than once: pixel for pixel, nearly, or mirrored; in one split or in several."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shards.diagnosis.examine import Looks
-from shards.diagnosis.fingerprint import LIKENESS, MIRROR_BITS, hashes, likeness, near_pairs
+from shards.diagnosis.fingerprint import AS_IS, LIKENESS, MIRROR_BITS, hashes, likeness, near_pairs
 
 Kind: TypeAlias = Literal["exact", "near", "mirrored"]
 
@@ -40,7 +40,7 @@ class Copies:
         return (tuple(faces) for faces in self.faces if len(faces) > 1)
 
     def groups(self, kind: Kind) -> Iterator[tuple[int, ...]]:
-        """Groups of faces joined by copies of that kind, directly or over others; `near` ones with their exact copies."""
+        """Groups of faces joined by copies of that kind, directly or over others, with the exact copies of each."""
         if kind == "exact":
             yield from self.exact()
             return
@@ -85,7 +85,7 @@ def find_copies(looks: Looks) -> Copies:
 
 def find_pairs(prints: NDArray[np.float16], mirrored: bool) -> NDArray[np.int64]:
     """[K, 2]: pairs of fingerprints alike enough to be copies, ordered."""
-    chunks = near_pairs(hashes(prints), MIRROR_BITS if mirrored else np.uint64(0))
+    chunks = near_pairs(hashes(prints), MIRROR_BITS if mirrored else AS_IS)
     found = [np.empty((0, 2), np.int64)]
     for chunk in chunks:
         for first in range(0, len(chunk), _BATCH):

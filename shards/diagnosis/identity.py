@@ -66,7 +66,7 @@ def check_identity(case: Case) -> Iterator[Verdict]:
     elif case.material.source == "synthetic":
         yield ok("dataset", f"drawn faces: {source}")
     else:
-        yield Verdict("dataset", Severity.NOTE, f"{source}; its counts are of no release that we know")
+        yield Verdict("dataset", Severity.NOTE, f"{source}; no published counts to compare with")
 
 
 def check_counts(case: Case) -> Iterator[Verdict]:
