@@ -24,6 +24,8 @@ HUGE_FILE = 20 * 2**20
 COLOUR = 8
 """Levels by which the channels of a colour picture differ somewhere; less is what JPEG does to grey."""
 
+EMPTY = "empty file"
+
 _TASK = 512  # faces
 
 
@@ -101,7 +103,8 @@ def look(faces: Faces, task: Task, on_sample: Callable[[], object]) -> Looks:
             data, label = faces.read(number)
             image = decode(data)
         except BadImage as error:
-            looks.oddities.append(Oddity(number, "; ".join([*reasons, plain(error)]), unreadable=True))
+            reason = EMPTY if EMPTY in reasons else "; ".join([*reasons, plain(error)])
+            looks.oddities.append(Oddity(number, reason, unreadable=True))
         else:
             measure(looks, row, image)
             looks.label[row] = label
@@ -137,7 +140,7 @@ def suspicions(path: Path) -> Sequence[str]:
     """What is odd about a file before its pixels are looked at."""
     size = path.stat().st_size
     if not size:
-        return ["empty file"]
+        return [EMPTY]
     found = []
     if size > HUGE_FILE:
         found.append(f"{size / 2**20:,.0f} MiB, far more than a face needs")

@@ -11,6 +11,7 @@ from pathlib import Path
 from PIL import Image
 
 from adadf_dist.data.jpeg import BadImage, decode, encode, to_grey_or_rgb
+from adadf_dist.data.manifest import SPLITS
 from shards.diagnosis.report import Report
 from shards.diagnosis.verdict import Exhibit, Severity, Verdict
 
@@ -82,6 +83,8 @@ def sections(report: Report) -> Iterator[str]:
 def section(report: Report, verdict: Verdict) -> Iterator[str]:
     yield f'<section class="verdict {verdict.severity.word}">'
     where = f' <span class="lead">({escape(verdict.where)})</span>' if verdict.where else ""
+    if verdict.where in SPLITS:
+        where = f' <span class="split {verdict.where}">{verdict.where}</span>'
     yield f'<header><span class="check">{escape(verdict.check)}</span><h3>{escape(verdict.what)}{where}</h3></header>'
     if verdict.mend:
         yield f'<p class="mend">{escape(verdict.mend)}</p>'
@@ -131,7 +134,7 @@ def figure(report: Report, face: int) -> str:
         shown = f'<img alt="{escape(name)}" src="data:image/jpeg;base64,{encoded}">'
     return (
         f'<figure>{shown}<figcaption><span class="split {told["split"]}">{told["split"]}</span>'
-        f"<b>{escape(told['class'] or 'no class')}</b>"
+        f"<b>{escape(told['class'] or 'class unknown')}</b>"
         f'<code title="{escape(name)}">{escape(short)}</code></figcaption></figure>'
     )
 

@@ -33,13 +33,13 @@ CHECKS: tuple[Callable[[Case], Iterator[Verdict]], ...] = (
     check_class_order,
     check_splits,
     check_balance,
+    check_leaks,
+    check_conflicts,
+    check_twins,
     check_files,
+    check_blanks,
     check_sizes,
     check_colours,
-    check_blanks,
-    check_leaks,
-    check_twins,
-    check_conflicts,
     check_builder,
 )
 
