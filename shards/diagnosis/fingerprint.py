@@ -1,0 +1,150 @@
+"""A picture in 143 numbers, by which copies are known after re-encoding, resizing, relighting and mirroring.
+
+The picture is made grey and 32 x 32, its discrete cosine transform is cut to 12 x 12, the mean is dropped and the
+rest is brought to length 1: the *fingerprint*. Two fingerprints' product is the *likeness* of two pictures, 1 for equal
+ones, and does not see brightness and contrast. The signs of its 64 lowest frequencies are the *hash* (the idea of
+pHash, Zauner 2010, without its median): copies differ in few bits of it, so candidates are found by hash and settled by
+likeness. Mirroring a picture turns the sign of its odd horizontal frequencies, so mirrored copies cost no second
+fingerprint.
+
+No library: `imagehash` 4.3 pulls in scipy and PyWavelets for what are ten lines of numpy here.
+
+How `RADIUS` and `LIKENESS` were chosen (measured, 2,000 drawn faces of 64 pixels, where every pair is of two faces, and
+FER2013's 32,138, whose exact copies were set aside; one face in 64 was altered, and compared with itself):
+
+| altered how | hash bits: median, 90 %, 99 % (FER2013) | likeness: median, 10 %, 1 % |
+|---|---|---|
+| JPEG quality 50 | 0, 1, 2 | 1.000, 1.000, 0.999 |
+| JPEG quality 20 | 1, 3, 5 | 0.999, 0.998, 0.995 |
+| twice the size | 0, 1, 1 | 1.000, 1.000, 1.000 |
+| half the size | 0, 1, 2 | 1.000, 1.000, 0.999 |
+| contrast x 1.4, clipped | 2, 5, 8 | 0.997, 0.987, 0.963 |
+| brightness x 1.25, clipped | 1, 5, 9 | 0.998, 0.981, 0.925 |
+| a column cut off | 3, 6, 8 | 0.991, 0.982, 0.968 |
+| 2 % cut off each side | 5, 9, 11 | 0.977, 0.959, 0.929 |
+| 5 % cut off each side | 10, 15, 19 | 0.913, 0.844, 0.756 |
+
+Of the 1,999,000 pairs of drawn faces, 483 lie within 7 bits and the most alike has likeness 0.968 (with one mirrored:
+490 and 0.975): at 0.98 none is accused. Of FER2013's 516 million pairs, 5,151 lie within 7 bits, and 3,327 of them have
+0.98 or more (exact copies included); of those that are not exact, 60 drawn by lot from 0.98 to 0.985, and 60 from 0.96
+to 0.97, were all the same photo to the eye; of 241 mirrored pairs 12 have 0.98 or more, all of them the same photo.
+Cuts of 5 % and turns of 3 degrees are not found, and not promised.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+RADIUS = 7
+"""Bits in which the hashes of candidates may differ."""
+LIKENESS = 0.98
+"""Least likeness of near copies."""
+
+_SIDE, _KEPT = 32, 12
+_BANDS, _BAND_BITS = 4, 16
+_CHUNK = 1 << 21  # candidate pairs looked at together: 50 MB of temporary arrays
+
+
+def _cosines() -> NDArray[np.float32]:
+    """[12, 32]: the lowest rows of the orthonormal discrete cosine transform (DCT-II)."""
+    frequency, place = np.mgrid[:_KEPT, :_SIDE]
+    rows = np.cos(np.pi * (2 * place + 1) * frequency / (2 * _SIDE))
+    unit: NDArray[np.float64] = rows / np.linalg.norm(rows, axis=1, keepdims=True)
+    return unit.astype(np.float32)
+
+
+def _low_first() -> NDArray[np.int64]:
+    """[143]: the places in a flat 12 x 12 block, lowest frequency first, the mean left out."""
+    down, across = np.mgrid[:_KEPT, :_KEPT]
+    return np.argsort((down**2 + across**2).ravel(), kind="stable")[1:]
+
+
+_COSINES = _cosines()
+_ORDER = _low_first()
+LENGTH = len(_ORDER)
+MIRROR: NDArray[np.float32] = np.where(_ORDER % _KEPT % 2 == 1, -1, 1).astype(np.float32)
+"""[143]: a fingerprint times this is that of the mirrored picture."""
+
+
+def fingerprint(grey: Image.Image) -> NDArray[np.float16]:
+    """[143], of length 1; all zero for a picture of one level. `grey` is of mode L, of any size."""
+    pixels = np.asarray(grey.resize((_SIDE, _SIDE), Image.Resampling.BILINEAR), dtype=np.float32)
+    low = (_COSINES @ pixels @ _COSINES.T).ravel()[_ORDER]
+    length = float(np.linalg.norm(low))
+    return (low / length if length > 1e-3 else np.zeros_like(low)).astype(np.float16)
+
+
+def hashes(fingerprints: NDArray[np.float16]) -> NDArray[np.uint64]:
+    """[N, 143] -> [N]: the signs of the 64 lowest frequencies."""
+    bits: NDArray[np.uint8] = np.packbits(fingerprints[:, :64] > 0, axis=1)
+    return np.ascontiguousarray(bits).view(np.uint64).ravel()
+
+
+AS_IS = np.uint64(0)
+MIRROR_BITS: np.uint64 = hashes(-MIRROR[None].astype(np.float16))[0]
+"""A hash XOR this is that of the mirrored picture."""
+
+
+def near_pairs(codes: NDArray[np.uint64], flip: np.uint64 = AS_IS) -> Iterator[NDArray[np.int64]]:
+    """Every pair i < j with at most `RADIUS` bits set in `codes[i] ^ codes[j] ^ flip`, once, as chunks [P, 2].
+
+    Multi-index hashing (Norouzi, Punjani and Fleet 2012): of four bands of 16 bits, one at least differs in one bit or
+    none when the whole differs in 7 or fewer, so 17 look-ups a band find all. A pair is told in its first such band.
+    """
+    bands = [(codes >> np.uint64(band * _BAND_BITS)).astype(np.uint16) for band in range(_BANDS)]
+    flips = [np.uint16(int(flip) >> band * _BAND_BITS & 0xFFFF) for band in range(_BANDS)]
+    masks = [np.uint16(0), *(np.uint16(1 << bit) for bit in range(_BAND_BITS))]
+    for number, values in enumerate(bands):
+        order = np.argsort(values, kind="stable")
+        starts = np.searchsorted(values[order], np.arange(2**_BAND_BITS + 1))
+        ranks = np.empty_like(order)
+        ranks[order] = np.arange(len(order))
+        for mask in masks:
+            change = flips[number] ^ mask
+            wanted = values ^ change
+            ends = starts[wanted.astype(np.int64) + 1]
+            # Each pair from one of its two sides: in the same bucket from the one before, else from the lower value.
+            begins = starts[wanted] if change else ranks + 1
+            ends = np.where(values <= wanted, ends, begins)
+            for pairs in _expand(order, begins, ends):
+                first, second = pairs.T
+                near = np.bitwise_count(codes[first] ^ codes[second] ^ flip) <= RADIUS
+                pairs = pairs[near]
+                first, second = pairs.T
+                for earlier in range(number):
+                    apart = np.bitwise_count(bands[earlier][first] ^ bands[earlier][second] ^ flips[earlier]) > 1
+                    pairs = pairs[apart]
+                    first, second = pairs.T
+                if len(pairs):
+                    yield pairs
+
+
+def _expand(
+    order: NDArray[np.int64], starts: NDArray[np.int64], ends: NDArray[np.int64]
+) -> Iterator[NDArray[np.int64]]:
+    """Each i with each of `order[starts[i]:ends[i]]`, as sorted pairs, in chunks of bounded size."""
+    counts = ends - starts
+    reach = np.cumsum(counts)
+    first = 0
+    while first < len(counts):
+        done = reach[first - 1] if first else 0
+        last = max(first + 1, int(np.searchsorted(reach, done + _CHUNK, side="right")))
+        mine = counts[first:last]
+        queries = np.repeat(np.arange(first, last), mine)
+        steps = np.arange(len(queries)) - np.repeat(np.cumsum(mine) - mine, mine)
+        found = order[np.repeat(starts[first:last], mine) + steps]
+        yield np.stack([np.minimum(queries, found), np.maximum(queries, found)], axis=1)
+        first = last
+
+
+def likeness(
+    fingerprints: NDArray[np.float16], pairs: NDArray[np.int64], mirrored: bool = False
+) -> NDArray[np.float32]:
+    """[P]: how alike the two pictures of each pair are, the second one mirrored first if need be."""
+    first, second = (fingerprints[column].astype(np.float32) for column in pairs.T)
+    product: NDArray[np.float32] = np.einsum("pk,pk->p", first, second * MIRROR if mirrored else second)
+    return product

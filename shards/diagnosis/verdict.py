@@ -1,0 +1,64 @@
+"""What a check says: one line for people, the same for programs, and the faces it is about."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import IntEnum
+from typing import NamedTuple
+
+
+class Severity(IntEnum):
+    """How bad; an exit status follows from the worst."""
+
+    OK = 0
+    NOTE = 1
+    WARNING = 2
+    ERROR = 3
+
+    @property
+    def word(self) -> str:
+        return self.name.lower()
+
+    @property
+    def exit_status(self) -> int:
+        return max(0, self - Severity.NOTE)
+
+
+class Exhibit(NamedTuple):
+    """Faces that belong together, for the eye: copies of one picture, or a single odd one."""
+
+    faces: tuple[int, ...]
+    remark: str = ""
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """The outcome of one check."""
+
+    check: str
+    """Short name: `leaks`, `sizes`, ..."""
+    severity: Severity
+    what: str
+    """What was found, with its count."""
+    where: str = ""
+    """Split, class or face."""
+    mend: str = ""
+    """What to do about it; empty when there is nothing to do."""
+    exhibits: tuple[Exhibit, ...] = ()
+
+    def __str__(self) -> str:
+        line = f"{self.severity.word:<8} {self.check:<14} {self.what}"
+        if self.where:
+            line += f" [{self.where}]"
+        return f"{line}; {self.mend}" if self.mend else line
+
+
+def ok(check: str, what: str, where: str = "") -> Verdict:
+    return Verdict(check, Severity.OK, what, where)
+
+
+def plural(count: int, noun: str) -> str:
+    """`1 face`, `2,000 faces`, `3 copies`, `7 classes`."""
+    if count != 1:
+        noun = noun[:-1] + "ies" if noun.endswith("y") else noun + ("es" if noun.endswith("s") else "s")
+    return f"{count:,} {noun}"
