@@ -233,6 +233,8 @@ def test_published_counts_add_up(release: Release) -> None:
     totals = {
         "fer2013": {"train": 28709, "validation": 3589, "test": 3589},
         "rafdb": {"train": 12271, "test": 3068},
+        "sfew": {"train": 958, "test": 436},
+        "affectnet": {"train": 287651 if len(release.classes) == 8 else 283901, "test": 500 * len(release.classes)},
     }[release.dataset]
     for split, counts in release.counts.items():
         assert sum(counts) == totals[split]
