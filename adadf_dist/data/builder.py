@@ -22,7 +22,7 @@ from adadf_dist.data.crew import Processes
 from adadf_dist.data.format import Dataset, open_dataset
 from adadf_dist.data.jpeg import BadImage
 from adadf_dist.data.manifest import MANIFEST, SPLITS, Manifest, SplitInfo
-from adadf_dist.data.outcome import Bad, Item, Outcome, Task, keep_outcome, read_outcome
+from adadf_dist.data.outcome import Item, Outcome, Remark, Task, keep_outcome, read_outcome
 from adadf_dist.data.staging import UNFINISHED, staged
 from adadf_dist.data.writer import (
     Rows,
@@ -202,27 +202,30 @@ def check_items(items: Sequence[Item]) -> None:
 
 def build_shard(source: Source, task: Task, on_sample: Callable[[], object]) -> Outcome:
     """Load, encode and write the samples of one shard, in a worker process."""
-    bad: list[Bad] = []
+    bad: list[Remark] = []
+    remarks: list[Remark] = []
 
     def samples() -> Iterator[tuple[str, Sample]]:
         for item in task.items:
             try:
                 sample = source.load(item.number)
             except BadImage as error:
-                bad.append(Bad(item.split, item.key, source.locate(item.number), str(error)))
+                bad.append(Remark(item.split, item.key, source.locate(item.number), str(error)))
             else:
+                if sample.remark:
+                    remarks.append(Remark(item.split, item.key, source.locate(item.number), sample.remark))
                 yield item.key, sample
             on_sample()
 
-    outcome = Outcome(write_shard(task.path, samples(), source.classes), bad)
+    outcome = Outcome(write_shard(task.path, samples(), source.classes), bad, remarks)
     keep_outcome(task, outcome)
     return outcome
 
 
-def too_many_bad(out: Path, bad: Sequence[Bad], samples: int) -> UserError:
+def too_many_bad(out: Path, bad: Sequence[Remark], samples: int) -> UserError:
     """Keep the list, and say how to go on."""
     path = out.with_name(out.name + ".quarantine.csv")
-    write_table(path, Bad._fields, bad)
+    write_table(path, Remark._fields, bad)
     return UserError(
         f"{len(bad):,} of {samples:,} images cannot be stored, the first: {bad[0].source}: {bad[0].reason}; "
         f"all are listed in {path}; mend them, or leave them out with --max-bad {len(bad)}"
@@ -231,10 +234,12 @@ def too_many_bad(out: Path, bad: Sequence[Bad], samples: int) -> UserError:
 
 def assemble(folder: Path, source: Source, options: BuildOptions, written: Iterable[tuple[Task, Outcome]]) -> None:
     """Add to the tars what makes them a dataset: indexes, lists and, last, `dataset.json`."""
-    bad: list[Bad] = []
+    bad: list[Remark] = []
+    remarks: list[Remark] = []
     shards: dict[str, list[WrittenShard]] = {}
     for task, outcome in written:
         bad += outcome.bad
+        remarks += outcome.remarks
         mine = shards.setdefault(task.split, [])
         if outcome.shard is not None:
             mine.append(rename_shard(folder, outcome.shard, f"{task.split}-{len(mine):06d}.tar"))
@@ -242,9 +247,10 @@ def assemble(folder: Path, source: Source, options: BuildOptions, written: Itera
         if not found:
             raise UserError(f"split {split}: not one image can be stored, the first: {bad[0].source}: {bad[0].reason}")
     made = source.provenance
-    tables = {**made.tables, **({"quarantine.csv": Table(Bad._fields, bad)} if bad else {})}
-    for name, table in tables.items():
-        write_table(folder / name, table.header, table.lines)
+    lists = {"quarantine.csv": Table(Remark._fields, bad), "remarks.csv": Table(Remark._fields, remarks)}
+    for name, table in {**made.tables, **lists}.items():
+        if table.lines:
+            write_table(folder / name, table.header, table.lines)
     whole = [shard for found in shards.values() for shard in found]
     manifest = Manifest(
         name=options.name,
@@ -254,7 +260,7 @@ def assemble(folder: Path, source: Source, options: BuildOptions, written: Itera
         built={
             "source": made.source,
             "options": {**made.options, "seed": options.seed, "samples_per_shard": options.samples_per_shard},
-            "findings": {**made.findings, "quarantined": len(bad)},
+            "findings": {**made.findings, "quarantined": len(bad), "remarks": len(remarks)},
             "versions": versions(),
         },
         splits={split: finish_split(folder, split, found) for split, found in shards.items()},

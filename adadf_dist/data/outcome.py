@@ -39,8 +39,8 @@ class Task:
         return self.path.parent / UNFINISHED / f"{self.path.stem}.json"
 
 
-class Bad(NamedTuple):
-    """A line of quarantine.csv."""
+class Remark(NamedTuple):
+    """A line of quarantine.csv or remarks.csv."""
 
     split: str
     key: str
@@ -51,7 +51,10 @@ class Bad(NamedTuple):
 class Outcome(NamedTuple):
     shard: WrittenShard | None
     """None when not one image could be stored."""
-    bad: list[Bad]
+    bad: list[Remark]
+    """Of images that cannot be stored."""
+    remarks: list[Remark]
+    """Of images that are stored."""
 
 
 def keep_outcome(task: Task, outcome: Outcome) -> None:
@@ -60,6 +63,7 @@ def keep_outcome(task: Task, outcome: Outcome) -> None:
     values = {
         "shard": None if shard is None else {**shard._asdict(), "info": asdict(shard.info), "rows": vars(shard.rows)},
         "bad": outcome.bad,
+        "remarks": outcome.remarks,
     }
     with can_write(task.outcome_path):
         write_whole(task.outcome_path, json.dumps(values))
@@ -71,12 +75,12 @@ def read_outcome(task: Task) -> Outcome | None:
         values = json.loads(task.outcome_path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return None
-    bad = [Bad(*line) for line in values["bad"]]
+    bad, remarks = ([Remark(*line) for line in values[name]] for name in ("bad", "remarks"))
     kept = values["shard"]
     if kept is None:
-        return Outcome(None, bad)
+        return Outcome(None, bad, remarks)
     info = ShardInfo(**{**kept["info"], "class_counts": tuple(kept["info"]["class_counts"])})
     if not task.path.is_file() or task.path.stat().st_size != info.bytes or not task.path.with_suffix(".idx").is_file():
         return None
     smallest, largest = (tuple(kept[name]) for name in ("smallest_image", "largest_image"))
-    return Outcome(WrittenShard(info, Rows(**kept["rows"]), smallest, largest), bad)
+    return Outcome(WrittenShard(info, Rows(**kept["rows"]), smallest, largest), bad, remarks)

@@ -44,6 +44,8 @@ class Sample(NamedTuple):
     """Where the face came from, for people: a path or row within the source."""
     details: Mapping[str, object]
     """What else goes into KEY.json."""
+    remark: str = ""
+    """What people should know of it: listed in remarks.csv."""
 
 
 @dataclass

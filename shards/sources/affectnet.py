@@ -8,20 +8,20 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from adadf_dist.data.builder import Source
 from adadf_dist.errors import UserError
+from shards.aligned import add_align_arguments, open_photos
 from shards.sources import affectnet_2017, affectnet_2021
 from shards.sources.emotions import find_label
 from shards.sources.photos import (
     SPLIT_FOLDERS,
     Listing,
-    Photos,
     Picture,
     add_photo_arguments,
     carve_validation,
     is_picture,
     list_files,
     photo_options,
-    settle,
     subfolders,
 )
 
@@ -116,9 +116,10 @@ def add_arguments(parser: argparse._ArgumentGroup) -> None:
     )
     parser.add_argument("--whole", action="store_true", help="release of 2017: store the whole photographs")
     add_photo_arguments(parser, {"validation": "0.1 where the published validation set is test"})
+    add_align_arguments(parser)
 
 
-def open_source(args: argparse.Namespace) -> Photos:
+def open_source(args: argparse.Namespace) -> Source:
     if not 0 <= args.margin <= 2:
         raise UserError(f"--margin {args.margin:g}: from 0 to 2")
     layout = find_layout(args.root)
@@ -127,4 +128,4 @@ def open_source(args: argparse.Namespace) -> Photos:
     fractions = carve_validation(args, any(picture.split == "validation" for picture in listing.pictures))
     boxed = layout is LAYOUTS[0] and not args.whole
     options = photo_options(args, fractions, SIDE if boxed else None, args.margin if boxed else None)
-    return settle(listing, options)
+    return open_photos(listing, options, args)

@@ -6,18 +6,18 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
+from adadf_dist.data.builder import Source
 from adadf_dist.data.jpeg import FORMATS
 from adadf_dist.errors import UserError
+from shards.aligned import add_align_arguments, open_photos
 from shards.sources.photos import (
     SPLIT_FOLDERS,
     Listing,
-    Photos,
     Picture,
     add_photo_arguments,
     is_picture,
     list_files,
     photo_options,
-    settle,
     subfolders,
 )
 
@@ -113,8 +113,9 @@ def add_arguments(parser: argparse._ArgumentGroup) -> None:
         "--root", type=Path, required=True, metavar="DIR", help="folder with the class or split folders"
     )
     add_photo_arguments(parser, {"validation": "0.1 where there is no such folder", "test": "none"})
+    add_align_arguments(parser)
 
 
-def open_source(args: argparse.Namespace) -> Photos:
+def open_source(args: argparse.Namespace) -> Source:
     options = photo_options(args, wanted_fractions(args, list(find_splits(args.root))))
-    return settle(list_folder(args.root), options)
+    return open_photos(list_folder(args.root), options, args)

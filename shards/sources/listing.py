@@ -8,16 +8,16 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from adadf_dist.data.builder import Source
 from adadf_dist.errors import UserError
+from shards.aligned import add_align_arguments, open_photos
 from shards.sources.folder import wanted_fractions
 from shards.sources.photos import (
     SPLIT_FOLDERS,
     Listing,
-    Photos,
     Picture,
     add_photo_arguments,
     photo_options,
-    settle,
     stay_inside,
 )
 from shards.sources.rafdb import numbers
@@ -120,13 +120,14 @@ def add_arguments(parser: argparse._ArgumentGroup) -> None:
     )
     parser.add_argument("--classes", metavar="A,B,...", help="names in label order")
     add_photo_arguments(parser, {"validation": "0.1 where the list has none", "test": "none"})
+    add_align_arguments(parser)
 
 
-def open_source(args: argparse.Namespace) -> Photos:
+def open_source(args: argparse.Namespace) -> Source:
     args.root = args.root or args.csv.parent
     if not args.root.is_dir():
         raise UserError(f"--root {args.root}: no such folder")
     classes = [name.strip() for name in args.classes.split(",")] if args.classes else None
     listing = list_csv(args.csv, classes)
     present = sorted({picture.split for picture in listing.pictures})
-    return settle(listing, photo_options(args, wanted_fractions(args, present)))
+    return open_photos(listing, photo_options(args, wanted_fractions(args, present)), args)

@@ -100,10 +100,14 @@ class Photos:
 
     def load(self, number: int) -> Sample:
         picture = self.listing.pictures[number]
-        facts = {} if self.listing.facts is None else self.listing.facts(number)
+        facts = self.facts(number)
         data, _ = read_bytes(f"{self.options.root}/{picture.path}")
         image = to_jpeg(data, self.options.image_size, self.cut_out(facts))
         return Sample(image, picture.label, picture.votes, None, picture.path, facts)
+
+    def facts(self, number: int) -> Mapping[str, object]:
+        """What is known of a picture beside its label. Raises `BadImage`."""
+        return {} if self.listing.facts is None else self.listing.facts(number)
 
     def cut_out(self, facts: Mapping[str, object]) -> Box | None:
         """The part of the picture to store; None for all of it."""

@@ -6,16 +6,16 @@ import argparse
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from adadf_dist.data.builder import Source
 from adadf_dist.errors import UserError
+from shards.aligned import add_align_arguments, open_photos
 from shards.sources.photos import (
     Listing,
-    Photos,
     Picture,
     add_photo_arguments,
     carve_validation,
     list_files,
     photo_options,
-    settle,
     stay_inside,
 )
 
@@ -131,7 +131,10 @@ def add_arguments(parser: argparse._ArgumentGroup) -> None:
     parser.add_argument("--root", type=Path, required=True, metavar="DIR", help="folder with EmoLabel and Image")
     parser.add_argument("--images", choices=tuple(IMAGES), default="aligned", help="default: %(default)s")
     add_photo_arguments(parser, {"validation": "0.1"})
+    add_align_arguments(parser)
 
 
-def open_source(args: argparse.Namespace) -> Photos:
-    return settle(list_rafdb(args.root, args.images), photo_options(args, carve_validation(args, present=False)))
+def open_source(args: argparse.Namespace) -> Source:
+    return open_photos(
+        list_rafdb(args.root, args.images), photo_options(args, carve_validation(args, present=False)), args
+    )

@@ -5,18 +5,18 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from adadf_dist.data.builder import Source
 from adadf_dist.errors import UserError
+from shards.aligned import add_align_arguments, open_photos
 from shards.sources.emotions import find_label
 from shards.sources.photos import (
     Listing,
-    Photos,
     Picture,
     add_photo_arguments,
     carve_validation,
     is_picture,
     list_files,
     photo_options,
-    settle,
     subfolders,
 )
 
@@ -74,9 +74,10 @@ def find_emotions(folder: Path) -> Path | None:
 def add_arguments(parser: argparse._ArgumentGroup) -> None:
     parser.add_argument("--root", type=Path, required=True, metavar="DIR", help="folder with Train and Val")
     add_photo_arguments(parser, {"validation": "0.1 where Val is test"})
+    add_align_arguments(parser)
 
 
-def open_source(args: argparse.Namespace) -> Photos:
+def open_source(args: argparse.Namespace) -> Source:
     listing = list_sfew(args.root)
     present = any(picture.split == "validation" for picture in listing.pictures)
-    return settle(listing, photo_options(args, carve_validation(args, present)))
+    return open_photos(listing, photo_options(args, carve_validation(args, present)), args)

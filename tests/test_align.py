@@ -1,0 +1,215 @@
+"""Alignment: the transform against linear algebra, the detector on a real, public-domain portrait."""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import skimage.data
+from PIL import Image, ImageOps
+
+from adadf_dist import detect
+from adadf_dist.align import align, centre_crop, choose, five_points, overlap, similarity, template
+from adadf_dist.detect import Detector, Face
+from adadf_dist.errors import UserError
+from tests import trees
+from tests.test_shards import facts, findings, pixels, run_build
+from tests.trees import write
+
+PUPILS = np.array([[204, 100.5], [246.5, 103]])
+"""Of the astronaut (Eileen Collins, NASA, public domain; in scikit-image's wheel), read off the picture by eye."""
+
+
+@pytest.fixture(scope="module")
+def portrait() -> Image.Image:
+    return Image.fromarray(skimage.data.astronaut())
+
+
+@pytest.fixture(scope="module")
+def detector() -> Detector:
+    return Detector()
+
+
+def naive_similarity(points: np.ndarray, size: int) -> np.ndarray:
+    """The four unknowns a, b, x, y of u = a x - b y + tx, v = b x + a y + ty, by numpy's least squares."""
+    rows, wanted = [], []
+    for (x, y), (u, v) in zip(points, template(size), strict=True):
+        rows += [[x, -y, 1, 0], [y, x, 0, 1]]
+        wanted += [u, v]
+    a, b, tx, ty = np.linalg.lstsq(np.array(rows), np.array(wanted), rcond=None)[0]
+    return np.array([[a, -b, tx], [b, a, ty]])
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_similarity_is_the_least_squares_one(seed: int) -> None:
+    points = np.random.default_rng(seed).normal(100, 40, (5, 2))
+    assert np.allclose(similarity(points, 100), naive_similarity(points, 100), atol=1e-9)
+
+
+def test_points_of_the_template_stay() -> None:
+    assert np.allclose(similarity(template(100), 100), [[1, 0, 0], [0, 1, 0]])
+
+
+def test_points_that_fall_together() -> None:
+    with pytest.raises(ValueError, match="fall together"):
+        similarity(np.full((5, 2), 30.0), 100)
+
+
+def test_five_of_68_points() -> None:
+    points = np.arange(136.0).reshape(68, 2)
+    assert five_points(points.tolist()).tolist() == [[77, 78], [89, 90], [60, 61], [96, 97], [108, 109]]
+    with pytest.raises(ValueError, match="5 or 68 points"):
+        five_points([[1, 2], [3, 4]])
+
+
+def test_the_portrait_has_one_face(detector: Detector, portrait: Image.Image) -> None:
+    (face,) = detector.detect([portrait])[0]
+    assert face.score > 0.99
+    assert np.abs(face.landmarks[:2] - PUPILS).max() < 3
+    left, top, right, bottom = face.box
+    assert all(left < x < right and top < y < bottom for x, y in face.landmarks)
+    assert face.landmarks[3, 0] < face.landmarks[2, 0] < face.landmarks[4, 0]
+
+
+def turned(points: np.ndarray, degrees: float, size: tuple[int, int]) -> np.ndarray:
+    """Where points go when Pillow rotates a picture about its centre."""
+    angle, centre = -math.radians(degrees), np.array(size) / 2
+    rotation = np.array([[math.cos(angle), -math.sin(angle)], [math.sin(angle), math.cos(angle)]])
+    return (points - centre) @ rotation.T + centre
+
+
+@pytest.mark.parametrize("degrees", [-30, -15, 15, 30])
+@pytest.mark.parametrize("scale", [1.0, 0.6])
+def test_turned_and_shrunk_portraits_align_alike(
+    degrees: float, scale: float, detector: Detector, portrait: Image.Image
+) -> None:
+    """The pupils, whose places in the turned picture are known, land within 3 of 100 pixels of where they did."""
+    side = round(512 * scale)
+    changed = portrait.resize((side, side), Image.Resampling.LANCZOS).rotate(degrees, Image.Resampling.BICUBIC)
+    (upright,), (face,) = detector.detect([portrait, changed])
+    pupils = turned(PUPILS * scale, degrees, (side, side))
+    landed = similarity(face.landmarks, 100) @ np.column_stack([pupils, [1, 1]]).T
+    before = similarity(upright.landmarks, 100) @ np.column_stack([PUPILS, [1, 1]]).T
+    assert np.abs(landed - before).max() < 3
+
+
+def test_the_mirrored_portrait(detector: Detector, portrait: Image.Image) -> None:
+    (face,) = detector.detect([ImageOps.mirror(portrait)])[0]
+    mirrored = np.array([511, 0]) + PUPILS[::-1] * [-1, 1]
+    assert np.abs(face.landmarks[:2] - mirrored).max() < 3
+
+
+def test_aligned_pupils_are_where_the_template_has_them(detector: Detector, portrait: Image.Image) -> None:
+    """Pupils are the darkest spots near the template's eyes."""
+    for size in (100, 224):
+        (face,) = detector.detect([portrait])[0]
+        out = np.asarray(align(portrait, face.landmarks, size).convert("L")).astype(float)
+        for x, y in template(size)[:2]:
+            reach = round(0.09 * size)
+            patch = out[round(y) - reach : round(y) + reach, round(x) - reach : round(x) + reach]
+            dark = np.argwhere(patch < np.quantile(patch, 0.03)).mean(axis=0) - reach
+            assert np.abs(dark).max() < 0.06 * size
+
+
+def test_shrinking_does_not_skip_pixels() -> None:
+    """A fine chequerboard, aligned to a tenth of its size, is grey."""
+    board = Image.fromarray((np.indices((1000, 1000)).sum(axis=0) % 2 * 255).astype(np.uint8))
+    out = np.asarray(align(board, template(1000), 100)).astype(int)
+    assert np.abs(out[5:-5, 5:-5] - 127).max() <= 2
+
+
+def test_pictures_of_several_sizes_in_one_call(detector: Detector, portrait: Image.Image) -> None:
+    blank = Image.new("RGB", (300, 80), (120, 130, 140))
+    small = portrait.crop((120, 20, 330, 240))
+    together = detector.detect([blank, portrait, small])
+    alone = [detector.detect([image])[0] for image in (blank, portrait, small)]
+    assert [len(faces) for faces in together] == [0, 1, 1]
+    for mine, theirs in zip(together, alone, strict=True):
+        assert all(np.allclose(a.landmarks, b.landmarks, atol=1e-2) for a, b in zip(mine, theirs, strict=True))
+
+
+def test_the_face_that_is_meant() -> None:
+    points = np.zeros((5, 2))
+    small, large = Face((0, 0, 10, 10), 0.99, points), Face((50, 50, 90, 90), 0.9, points)
+    assert choose([small, large]) is large
+    assert choose([small, large], [1, 1, 12, 12]) is small
+    assert overlap((0, 0, 10, 10), (5, 0, 15, 10)) == pytest.approx(1 / 3)
+
+
+def test_the_middle_of_a_picture() -> None:
+    picture = Image.new("RGB", (300, 100))
+    picture.paste((255, 0, 0), (100, 0, 200, 100))
+    assert np.asarray(centre_crop(picture, 50))[:, 2:-2].min(axis=(0, 1)).tolist() == pytest.approx([255, 0, 0], abs=2)
+
+
+def test_weights_that_are_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    def absent(name: str) -> None:
+        raise detect.PackageNotFoundError(name)
+
+    monkeypatch.setattr(detect, "distribution", absent)
+    with pytest.raises(UserError, match=r"pip install 'adadf_dist\[align\]'"):
+        Detector()
+
+
+# In the builder
+
+
+def save(path: Path, image: Image.Image) -> None:
+    stream = io.BytesIO()
+    image.save(stream, "JPEG", quality=95)
+    write(path, stream.getvalue())
+
+
+def test_a_build_aligns_what_it_stores(portrait: Image.Image, tmp_path: Path) -> None:
+    root = tmp_path / "faces"
+    save(root / "calm" / "one.jpg", portrait)
+    save(root / "glad" / "turned.jpg", portrait.rotate(20, Image.Resampling.BICUBIC))
+    save(root / "glad" / "wall.jpg", Image.new("RGB", (200, 150), (90, 120, 90)))
+    words = ("folder", tmp_path / "out", "--root", root, "--align", "detect", "--validation-fraction", 0)
+    with pytest.raises(UserError, match=r"glad/wall\.jpg: no face found.*--max-bad 1"):
+        run_build(*words)
+    kept = run_build(*words, "--no-face", "centre", "--restart")
+    assert findings(kept)["remarks"] == 1
+    with (kept.folder / "remarks.csv").open() as stream:
+        assert [row["source"] for row in csv.DictReader(stream)] == ["glad/wall.jpg"]
+    split, told = kept.split("train"), facts(kept, "train")
+    faces = {told[str(key)]["source"]: number for number, key in enumerate(split.keys)}
+    one, other = (pixels(split, faces[name]).astype(int) for name in ("calm/one.jpg", "glad/turned.jpg"))
+    assert one.shape == other.shape == (100, 100, 3)
+    assert np.abs(one[30:80, 25:75] - other[30:80, 25:75]).mean() < 12  # the same face in the same place
+    key = str(split.keys[faces["calm/one.jpg"]])
+    assert told[key]["faces"] == 1
+    assert np.abs(np.array(told[key]["aligned_by"])[:2] - PUPILS).max() < 3
+    again = run_build("folder", tmp_path / "again", *words[2:], "--no-face", "centre", "--name", "out")
+    assert {p.name: p.read_bytes() for p in again.folder.iterdir()} == {
+        p.name: p.read_bytes() for p in kept.folder.iterdir()
+    }
+
+
+def test_affectnets_own_landmarks(tmp_path: Path) -> None:
+    root = tmp_path / "A"
+    trees.affectnet_2021(root, list(range(8)), list(range(8)))
+    for folder in ("train_set", "val_set"):
+        for number in range(8):
+            points = np.zeros((68, 2)) + 30 * template(1)[2]
+            for (first, end), place in zip(
+                ((36, 42), (42, 48), (30, 31), (48, 49), (54, 55)), template(24), strict=True
+            ):
+                points[first:end] = place
+            np.save(root / folder / "annotations" / f"{number}_lnd.npy", points.ravel())
+    words = ("--root", root, "--align", "landmarks", "--aligned-size", 24, "--validation-fraction", 0)
+    dataset = run_build("affectnet", tmp_path / "out", *words)
+    split, told = dataset.split("train"), facts(dataset, "train")
+    source = root / told[str(split.keys[0])]["source"]
+    wanted = np.asarray(Image.open(source)).astype(int)  # 24 wide, 20 high: the points are the template's already
+    assert np.abs(pixels(split, 0).astype(int)[:20] - wanted).mean() < 6
+    np.save(root / "train_set" / "annotations" / "3_lnd.npy", np.full(136, 5.0))
+    with pytest.raises(UserError, match=r"3\.jpg: landmarks fall together"):
+        run_build("affectnet", tmp_path / "bad", *words)
+    trees.class_folders(tmp_path / "plain", {"train": ["a", "b"]})
+    with pytest.raises(UserError, match="has no landmarks for it; use --align detect"):
+        run_build("folder", tmp_path / "none", "--root", tmp_path / "plain", "--align", "landmarks")
