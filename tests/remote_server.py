@@ -1,4 +1,4 @@
-"""A web server on this machine that fails as it is told: for one request, some, or all, of the files whose names match."""
+"""A web server on this machine that fails as it is told: once, a few times or always, for files of some name."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def serve(folder: Path) -> Iterator[Site]:
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
 
-        def do_GET(self) -> None:  # noqa: N802
+        def do_GET(self) -> None:
             answer(self, site)
 
         def log_message(self, format: str, *words: object) -> None:
@@ -84,6 +84,7 @@ def answer(request: BaseHTTPRequestHandler, site: Site) -> None:
         site.asked.append((name, wanted))
     fault = site.fault_for(name)
     path = site.folder / name
+    request.close_connection = True  # or a closed site would go on answering
     status = fault.status if fault.status != 200 else 200 if path.is_file() else 404
     if status != 200:
         request.send_response(status)
@@ -108,5 +109,3 @@ def answer(request: BaseHTTPRequestHandler, site: Site) -> None:
         request.wfile.write(body[sent // 2 : sent])
     except OSError:  # the other side has had enough
         pass
-    if sent < len(body):
-        request.close_connection = True

@@ -154,7 +154,7 @@ def read_runs(remote: Remote, split: Split, runs: Sequence[Run]) -> Iterator[Fac
         found = group_by_keys(tar_file_expander(iter([{"url": file, "stream": pieces}]), select_files=is_image))
         for sample in run.samples.tolist():
             try:
-                record = next(found, {"__key__": "none"})
+                record: dict[str, Any] = next(found, {"__key__": "none"})
             except (OSError, tarfile.TarError, ValueError) as error:
                 if pieces.problem is not None:
                     raise pieces.problem from None
