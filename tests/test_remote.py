@@ -20,8 +20,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from adadf_dist.config import DataConfig
-from adadf_dist.data import cache, remote
+from adadf_dist.config import Config, DataConfig
+from adadf_dist.data.batch import Batch
 from adadf_dist.data.builder import BuildOptions, build_dataset
 from adadf_dist.data.cache import local_folder
 from adadf_dist.data.embedded import open_embedded
@@ -31,6 +31,9 @@ from adadf_dist.data.remote import Cancelled, Remote, Transfer
 from adadf_dist.data.stream import Epoch
 from adadf_dist.errors import UserError
 from adadf_dist.settings import Layer, build_config
+from adadf_dist.setup import shards_at_hand
+from adadf_dist.world import World
+from tests.ranks import run_ranks
 from tests.remote_server import Fault, Site, serve
 from tests.runs import ROOT, command, environment, finish, numbers, settings
 
@@ -126,7 +129,6 @@ def test_a_cut_is_resumed_not_begun_again(site: Site, original: Path, tmp_path: 
     size = (original / TAR).stat().st_size
     chunk = 2**14
     assert size > 3 * chunk
-    assert remote.QUICK_S > 0
     transfer = Transfer(attempts=1, first_wait_s=0.01, stall_s=0.5, chunk_bytes=chunk)
     broken = Fault("nothing", 0)
     site.faults = [broken]
@@ -192,7 +194,7 @@ def test_schemes(original: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert "without a query" in refused(data("https://x/faces?sign=1", tmp_path))
     assert fetch(data(f"file://{original}", tmp_path)) == original
     assert fetch(data(str(original), tmp_path)) == original
-    monkeypatch.setattr(remote.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     assert "pip install 'adadf_dist[remote]'" in refused(data("gs://bucket/faces", tmp_path))
 
 
@@ -219,7 +221,7 @@ def test_cache_that_cannot_be_written(site: Site, tmp_path: Path, monkeypatch: p
     assert "cannot be written" in refused(data(site, tmp_path))
     (tmp_path / "cache").unlink()
     full = shutil.disk_usage(tmp_path)._replace(free=1000)
-    monkeypatch.setattr(cache.shutil, "disk_usage", lambda path: full)
+    monkeypatch.setattr("shutil.disk_usage", lambda path: full)
     assert "are free; free some" in refused(data(site, tmp_path))
 
 
@@ -370,7 +372,7 @@ def test_s3(original: Path, tmp_path: Path, s3_endpoint: str, monkeypatch: pytes
     assert Counter(streamed(config, 0, 1)) == Counter(range(60))
 
 
-def run_config(shards: str, tmp_path: Path, **more: object):  # type: ignore[no-untyped-def]
+def run_config(shards: str, tmp_path: Path, **more: object) -> Config:
     values = {
         "data.shards": shards,
         "data.cache": str(tmp_path / "cache"),
@@ -381,7 +383,7 @@ def run_config(shards: str, tmp_path: Path, **more: object):  # type: ignore[no-
     return build_config([Layer("test", values | {k.replace("__", "."): v for k, v in more.items()})])
 
 
-def streamed(config, rank: int, ranks: int, epoch: int = 0, first: int = 0) -> list[int]:  # type: ignore[no-untyped-def]
+def streamed(config: Config, rank: int, ranks: int, epoch: int = 0, first: int = 0) -> list[int]:
     with open_data(config, rank, ranks, CPU) as opened:
         return [s for batch in opened.train(epoch, first) for s in batch.samples.tolist()]
 
@@ -393,7 +395,7 @@ def test_streaming_sees_each_face_once_in_equal_steps(
     """Three tars over so many workers: no one runs dry, every rank has its slice of every global batch."""
     config = run_config(site.url, tmp_path, data__access="stream", data__workers=workers)
     split = open_dataset(original).split("train")
-    everything: list[list] = []  # type: ignore[type-arg]
+    everything: list[list[Batch]] = []
     for rank in range(ranks):
         with open_data(config, rank, ranks, CPU) as opened:
             batches = list(opened.train(0))
@@ -442,7 +444,9 @@ def test_runs_cut_every_epoch_exactly(original: Path) -> None:
                 assert all(0 <= run.start < run.end <= size[run.shard] for run in runs)
 
 
-def test_streaming_bears_faults_and_names_what_stays(site: Site, tmp_path: Path, monkeypatch) -> None:  # type: ignore[no-untyped-def]
+def test_streaming_bears_faults_and_names_what_stays(
+    site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("adadf_dist.data.open.Remote", lambda url: Remote(url, QUICK))
     config = run_config(site.url, tmp_path, data__access="stream", data__workers=1)
     site.faults = [Fault("train-.*tar", 2, cut=0.5), Fault("train-.*tar", 1, status=500)]
@@ -464,6 +468,36 @@ def test_what_streaming_cannot_do_is_said(site: Site, tmp_path: Path) -> None:
         pass
 
 
+def at_hand(world: World, urls: list[str], folder: str) -> list[tuple[str, list[str]]]:
+    """For each URL: the message, or the tars at hand."""
+    os.environ["LOCAL_RANK"] = str(world.rank)
+    found = []
+    for url in urls:
+        config = build_config([Layer("test", {"data.shards": url, "data.cache": folder})])
+        try:
+            with shards_at_hand(config, world) as shards:
+                found.append(("", sorted(path.name for path in shards.iterdir() if path.suffix == ".tar")))
+        except UserError as error:
+            found.append((str(error), []))
+    return found
+
+
+def test_one_rank_fetches_for_all_and_fails_for_all(site: Site, tmp_path: Path) -> None:
+    site.faults = [Fault("train-.*tar", 3, stall_s=1.5)]
+    shutil.copytree(site.folder, tmp_path / "other")
+    (tmp_path / "other" / "dataset.json").write_text((site.folder / "dataset.json").read_text() + "\n")
+    with serve(tmp_path / "other") as forbidden:
+        forbidden.faults = [Fault(TAR, 999, status=403)]
+        one, two = run_ranks(at_hand, 2, [site.url, forbidden.url], str(tmp_path / "cache"))
+    assert one == two
+    (message, tars), (refusal, nothing) = one
+    assert message == "" and len(tars) == 5
+    assert set(site.count().values()) == {1}
+    assert TAR in refusal and "access refused (403)" in refusal and "\n" not in refusal
+    assert nothing == []
+
+
+@pytest.mark.slow
 def test_two_ranks_train_from_a_url(site: Site, original: Path, tmp_path: Path) -> None:
     """Each file once a node, also when fetching takes longer than the ranks' time limit; the run is the local one."""
     site.faults = [Fault("train-.*tar", 3, stall_s=8)]
