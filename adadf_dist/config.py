@@ -19,7 +19,18 @@ class DataConfig:
     """Which faces, in which order, and who decodes them."""
 
     shards: str = ""
-    """Dataset folder, as `python -m shards.build` writes it."""
+    """Dataset folder, as `python -m shards.build` writes it, or its URL: file://, http(s)://, s3:// or gs://."""
+    access: Literal["cache", "stream"] = "cache"
+    """`cache`: remote shards are fetched to this node once, checked, then read like local ones. `stream`: training
+    tars are read front to back from where they are, each face once an epoch. Streaming promises no exact order (it
+    depends on ranks and workers), no sampler but `all`, and no exact resume in mid-epoch."""
+    cache: str = "~/.cache/adadf_dist"
+    """Folder on this node into which remote shards are fetched; runs share it."""
+    cache_size_gb: float = 0.0
+    """Most that the cache may hold, in GB (10^9 bytes): datasets that no run has in use give way, the least recently
+    used first; 0: as much as the disk takes."""
+    shuffle_buffer: int = 1000
+    """Encoded faces among which each worker draws the next one when streaming."""
     embedded_faces: tuple[int, ...] = ()
     """Train, validation and test faces to draw into data.shards when that folder is missing; empty: none."""
     loader: Literal["auto", "torch"] = "auto"
@@ -216,6 +227,15 @@ def check_ranges(config: Config) -> None:
         ("batch_size", config.batch_size, config.batch_size >= 2, "at least 2"),
         ("data.workers", data.workers, data.workers >= 0, "0 or more"),
         ("data.prefetch", data.prefetch, data.prefetch >= 1, "at least 1"),
+        ("data.cache", data.cache, bool(data.cache), "a folder"),
+        ("data.cache_size_gb", data.cache_size_gb, data.cache_size_gb >= 0, "0 or more"),
+        ("data.shuffle_buffer", data.shuffle_buffer, data.shuffle_buffer >= 1, "at least 1"),
+        (
+            "data.sampler",
+            data.sampler,
+            data.sampler == "all" or data.access == "cache",
+            "all, as data.access is stream; or set data.access = cache",
+        ),
         ("data.image_size", data.image_size, 32 <= data.image_size <= 1024, "from 32 to 1024"),
         (
             "data.embedded_faces",

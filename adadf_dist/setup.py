@@ -2,15 +2,26 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from threading import Event
 
 from adadf_dist.config import Config
+from adadf_dist.data.cache import entry_folder, local_folder
 from adadf_dist.data.embedded import build_embedded
 from adadf_dist.data.open import Data
+from adadf_dist.data.remote import is_remote, local_path
+from adadf_dist.data.stream import LIMITS
 from adadf_dist.errors import UserError
 from adadf_dist.runtime.engine import Engine, resolve_precision
 from adadf_dist.settings import override
-from adadf_dist.world import World, check_batch_size
+from adadf_dist.world import World, check_batch_size, local_rank_in_environment
+
+POLL_S = 0.5
+"""Seconds between two looks of all ranks at whether the shards are fetched."""
 
 
 def resolve(config: Config, world: World) -> Config:
@@ -31,13 +42,65 @@ def resolve(config: Config, world: World) -> Config:
 
 def draw_missing_faces(config: Config, world: World) -> None:
     """Rank 0 draws `data.embedded_faces` into `data.shards`; the others wait."""
-    folder = Path(config.data.shards)
-    if not config.data.embedded_faces or folder.exists():
+    folder = local_path(config.data.shards)
+    if not config.data.embedded_faces or is_remote(config.data.shards) or folder.exists():
         return
     if world.is_main:
         train, validation, test = config.data.embedded_faces
         build_embedded(folder, {"train": train, "validation": validation, "test": test}, workers=2)
     world.barrier()
+
+
+@contextmanager
+def shards_at_hand(config: Config, world: World) -> Iterator[Path]:
+    """`data.shards` as a folder of this node: what is remote is fetched by each node's first rank. A collective.
+
+    The others wait however long it takes: they look each `POLL_S` whether it is done, so no time limit of the process
+    group counts it as silence, and a failure on one node ends all. Raises `UserError`.
+    """
+    if not is_remote(config.data.shards):
+        yield local_path(config.data.shards)
+        return
+    with ExitStack() as held, ThreadPoolExecutor(1) as thread:
+        cancelled = Event()
+        task: Future[Path] | None = None
+        if local_rank_in_environment() == 0:
+            task = thread.submit(held.enter_context, local_folder(config.data, world.is_main, cancelled))
+        try:
+            yield entry_folder(config.data, agree_on_entry(task, world))
+        finally:
+            cancelled.set()  # or the thread would be waited for, whatever ended us
+
+
+def agree_on_entry(task: Future[Path] | None, world: World) -> str:
+    """Wait for every node's fetch, and return the name of the entry that all of them found. A collective."""
+    while True:
+        reports = [report for r in world.collect(report_fetch(task)) if isinstance(report := r, tuple)]
+        problem = next((text for text, _ in reports if text), "")
+        if problem:
+            if task is not None and task.done() and not isinstance(task.exception(), (UserError, type(None))):
+                task.result()
+            raise UserError(problem)
+        if world.stop_agreed():
+            raise UserError("asked to stop while fetching shards; what was fetched is kept: start again to go on")
+        if len(reports) == world.size:
+            names = sorted({name for _, name in reports} - {""})
+            if len(names) > 1:
+                raise UserError("data.shards changed while the nodes were fetching it; start again")
+            return str(names[0])
+
+
+def report_fetch(task: Future[Path] | None) -> tuple[str, str] | None:
+    """(problem, name of the entry) of a fetch that is over, ("", "") where another rank fetches, None while it runs."""
+    if task is None:
+        time.sleep(POLL_S)
+        return "", ""
+    if not wait([task], POLL_S).done:
+        return None
+    error = task.exception()
+    if error is not None:
+        return str(error) or type(error).__name__, ""
+    return "", task.result().name
 
 
 def facts(data: Data, engine: Engine, world: World) -> dict[str, object]:
@@ -49,8 +112,10 @@ def facts(data: Data, engine: Engine, world: World) -> dict[str, object]:
     }
     noise = {} if data.noise is None else {"label noise": data.noise.describe()}
     weights = engine.weights._asdict() if engine.weights.source else "none: from scratch"
+    access = {"access": LIMITS} if data.stream is not None else {}
     return {
         "dataset": data.name,
+        **access,
         "faces": splits,
         "classes": list(data.classes),
         **noise,

@@ -25,7 +25,7 @@ from adadf_dist.runtime.engine import Engine, build_engine
 from adadf_dist.runtime.history import History, find_listed
 from adadf_dist.runtime.log import Log, open_log
 from adadf_dist.settings import config_from_command_line
-from adadf_dist.setup import facts, resolve
+from adadf_dist.setup import facts, resolve, shards_at_hand
 from adadf_dist.world import World, open_world, rank_in_environment
 
 Record = Mapping[str, object]
@@ -63,7 +63,11 @@ def run(config: Config, on_epoch: Callable[[Record], None] = ignore) -> Result |
     """
     with open_world(config.runtime.timeout_s) as world:
         config = resolve(config, world)
-        with open_log(config, world) as log, open_data(config, world.rank, world.size, world.device) as data:
+        with (
+            shards_at_hand(config, world) as folder,
+            open_log(config, world) as log,
+            open_data(config, world.rank, world.size, world.device, folder) as data,
+        ):
             engine = build_engine(config, len(data.classes), world)
             classes = ClassDistributions(len(data.classes), config.class_distributions, world)
             listed = find_listed(data.train_split.keys, config.runtime.history_samples)

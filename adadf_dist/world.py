@@ -169,7 +169,7 @@ def pick_device() -> torch.device:
     """This rank's GPU, or the CPU. Raises `UserError` when there are more ranks on the node than GPUs."""
     if not torch.cuda.is_available():
         return torch.device("cpu")
-    local_rank = int(os.environ.get("LOCAL_RANK", "0"))
+    local_rank = local_rank_in_environment()
     if local_rank >= torch.cuda.device_count():
         raise UserError(
             f"--nproc_per_node: local rank {local_rank} has no GPU, this node has "
@@ -209,6 +209,11 @@ def stop_signals(world: World) -> Iterator[None]:
 def rank_in_environment() -> int:
     """Our rank before the world is open, for messages."""
     return int(os.environ.get("RANK", "0"))
+
+
+def local_rank_in_environment() -> int:
+    """Our number on this node: what is done once a node is the first one's to do."""
+    return int(os.environ.get("LOCAL_RANK", "0"))
 
 
 def check_batch_size(batch_size: int, world: World) -> None:

@@ -7,7 +7,7 @@ one Parquet index a split, and `dataset.json`. docs/data.md describes it file by
 from __future__ import annotations
 
 import mmap
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -117,24 +117,25 @@ class Dataset:
         return open_split(self.folder, self.manifest, name)
 
 
-def open_dataset(folder: str | Path) -> Dataset:
+def open_dataset(folder: str | Path, streamed: Collection[str] = ()) -> Dataset:
     """Open a dataset folder: reads `dataset.json` and checks that every file it names is there, at its full size.
 
+    The tars of the splits named by `streamed` need not be there: they are read from elsewhere.
     Hashes and images are `python -m shards.verify`'s to check. Raises `UserError`.
     """
     dataset = Dataset(Path(folder), read_manifest(Path(folder)))
-    problem = next(check_files(dataset.folder, dataset.manifest), None)
+    problem = next(check_files(dataset.folder, dataset.manifest, streamed), None)
     if problem is not None:
         raise UserError(problem)
     return dataset
 
 
-def check_files(folder: Path, manifest: Manifest) -> Iterator[str]:
+def check_files(folder: Path, manifest: Manifest, streamed: Collection[str] = ()) -> Iterator[str]:
     """A line for each file that is missing or not of the size that `dataset.json` gives."""
-    for split in manifest.splits.values():
+    for name, split in manifest.splits.items():
         if not (folder / split.index).is_file():
             yield f"{folder / split.index}: missing; copy the dataset again or rebuild it"
-        for shard in split.shards:
+        for shard in () if name in streamed else split.shards:
             path = folder / shard.file
             if not path.is_file():
                 yield f"{path}: missing; copy the dataset again or rebuild it"

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
 import torch
 
 from adadf_dist.config import Config
 from adadf_dist.data.batch import Batch
+from adadf_dist.data.cache import local_folder, streamed_splits
 from adadf_dist.data.format import Split, check_trainable, open_dataset
 from adadf_dist.data.noise import LabelNoise, disturb
 from adadf_dist.data.plan import carve, cut, epoch_batches
 from adadf_dist.data.preprocess import Preprocessing
+from adadf_dist.data.remote import Remote
+from adadf_dist.data.stream import StreamLoader
 from adadf_dist.data.torch_loader import Faces, TorchLoader
 from adadf_dist.errors import UserError
 
@@ -35,6 +39,8 @@ class Data:
     loader: TorchLoader
     noise: LabelNoise | None = None
     """What `data.label_noise` did to the labels of train."""
+    stream: StreamLoader | None = None
+    """Who reads training faces where `data.access` is `stream`."""
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -46,11 +52,14 @@ class Data:
 
     def train(self, epoch: int, first_batch: int = 0) -> Iterator[Batch]:
         """A training epoch, from a batch on: what was trained before a stop is not trained again."""
-        return self.loader.batches("train", self._plan(epoch)[first_batch:], epoch)
+        plan = self._plan(epoch)
+        if self.stream is not None:
+            return self.stream.batches(plan, epoch, first_batch)
+        return self.loader.batches("train", plan[first_batch:], epoch)
 
     def measure(self, epoch: int) -> Iterator[Batch]:
         """The faces of a training epoch once more, with the same augmentation (the second pass of eq 4)."""
-        return self.loader.batches("train", self._plan(epoch), epoch)
+        return self.train(epoch)
 
     def validation(self) -> Iterator[Batch]:
         return self._evaluation(self.validation_split)
@@ -68,11 +77,33 @@ class Data:
 
 
 @contextmanager
-def open_data(config: Config, rank: int, ranks: int, device: torch.device) -> Iterator[Data]:
-    """Open `data.shards` for one rank of several. Raises `UserError` for data that cannot be trained on."""
-    dataset = open_dataset(config.data.shards)
+def open_data(
+    config: Config, rank: int, ranks: int, device: torch.device, folder: Path | None = None
+) -> Iterator[Data]:
+    """Open `data.shards` for one rank of several.
+
+    `folder` is where it is on this machine; None: find it, and fetch it if need be.
+    Raises `UserError` for data that cannot be trained on.
+    """
+    with ExitStack() as opened:
+        if folder is None:
+            folder = opened.enter_context(local_folder(config.data))
+        data = open_splits(config, folder, (rank, ranks), device)
+        opened.callback(data.loader.close)
+        check_ranks(data, ranks)
+        yield data
+
+
+def open_splits(config: Config, folder: Path, ranks: tuple[int, int], device: torch.device) -> Data:
+    """The splits of a dataset folder and their loaders; `ranks`: our rank and their number."""
+    dataset = open_dataset(folder, streamed_splits(config.data))
     if "train" not in dataset.splits:
         raise UserError(f"{config.data.shards}: has no train split; build one with python -m shards.build")
+    if config.data.access == "stream" and "validation" not in dataset.splits:
+        raise UserError(
+            f"data.access is stream, but {config.data.shards} has no validation split, and carving one needs the "
+            "training tars at hand: build the dataset with a validation split, or set data.access = cache"
+        )
     train = dataset.split("train")
     check_trainable(train)
     if "validation" in dataset.splits:
@@ -89,14 +120,16 @@ def open_data(config: Config, rank: int, ranks: int, device: torch.device) -> It
     )
     splits = {split.name: split for split in (train, validation, test) if split is not None}
     faces = Faces(splits, preprocessing, config.augment, config.seed)
-    loader = TorchLoader(faces, preprocessing, device, (rank, ranks))
+    loader = TorchLoader(faces, preprocessing, device, ranks)
     loader.start(config.data.workers, config.data.prefetch)
     data = Data(dataset.name, config, preprocessing, train, validation, test, loader, noise)
-    check_ranks(data, ranks)
-    try:
-        yield data
-    finally:
-        loader.close()
+    if config.data.access == "cache":
+        return data
+    remote = Remote(config.data.shards)
+    stream = StreamLoader(
+        remote, loader, config.seed, config.data.shuffle_buffer, config.data.workers, config.data.prefetch
+    )
+    return replace(data, stream=stream)
 
 
 def check_ranks(data: Data, ranks: int) -> None:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import multiprocessing
 import signal
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -67,6 +67,10 @@ class Faces(Dataset[Decoded]):
         self.seed = seed
 
     def __getitem__(self, job: Job) -> Decoded:
+        return self.decode(job, self.splits[job.split].read)
+
+    def decode(self, job: Job, read: Callable[[int], bytes | memoryview]) -> Decoded:
+        """The job's faces, whose encoded images `read` gives by sample number."""
         split = self.splits[job.split]
         samples = torch.from_numpy(job.samples)
         labels = torch.from_numpy(split.labels[job.samples])
@@ -75,7 +79,7 @@ class Faces(Dataset[Decoded]):
         problem = ""
         for row, sample in enumerate(job.samples.tolist()):
             try:
-                images[row], box = self.picture(split, sample, job.epoch)
+                images[row], box = self.picture(bytes(read(sample)), sample, job.epoch)
                 boxes[row] = torch.tensor(box)
             except BadImage as error:
                 shard = split.folder / split.shards[split.places[sample, 0]]
@@ -84,10 +88,10 @@ class Faces(Dataset[Decoded]):
                 break
         return Decoded(torch.from_numpy(images), boxes, labels, samples, job.first, job.global_size, problem)
 
-    def picture(self, split: Split, sample: int, epoch: int) -> tuple[NDArray[np.uint8], tuple[int, int, int, int]]:
+    def picture(self, encoded: bytes, sample: int, epoch: int) -> tuple[NDArray[np.uint8], tuple[int, int, int, int]]:
         """A face as the network sees it but for normalisation and erasing: [3, H, W], and the erasing box."""
         size = (self.size, self.size)
-        image = decode(bytes(split.read(sample))).convert("RGB")
+        image = decode(encoded).convert("RGB")
         if image.size != size:
             image = image.resize(size, Image.Resampling.BILINEAR)
         augmentation = NO_AUGMENTATION if epoch < 0 else draw(self.augment, self.cropped, self.seed, epoch, sample)

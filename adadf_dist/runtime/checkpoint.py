@@ -27,6 +27,8 @@ FREE_KEYS = (
     "resume",
     "epochs",
     "data.shards",
+    "data.cache",
+    "data.cache_size_gb",
     "data.embedded_faces",
     "data.workers",
     "data.prefetch",
