@@ -12,10 +12,10 @@ demo: .venv/core  ## Draw faces, train Ada-DF on two processes, test once.
 	$(BIN)/torchrun --standalone --nproc_per_node $(RANKS) -m adadf_dist.train --preset demo
 
 test: .venv/all  ## Everything but the slow tests.
-	$(BIN)/python -m pytest -m "not slow and not gpu"
+	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not slow and not gpu"
 
 test-all: .venv/all  ## The slow tests too; those marked gpu run where there is one.
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist worksteal
 
 lint: .venv/all
 	$(BIN)/ruff check .

@@ -12,7 +12,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
@@ -25,7 +24,7 @@ from adadf_dist.method.class_distributions import ClassDistributions
 from adadf_dist.method.losses import Place, adadf_loss, ramp_weights
 from adadf_dist.method.model import DualBranch
 from adadf_dist.method.weights import load_pretrained
-from adadf_dist.world import World
+from adadf_dist.world import World, pick_device
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
@@ -68,9 +67,9 @@ def conventional_epoch(work: Work) -> float:
     """Seconds of one epoch with class distributions and test."""
     began = time.perf_counter()
     dataset = open_dataset(work.shards)
-    world = World(torch.device("cpu"))
+    world = World(pick_device())
     config = ModelConfig(pretrained=str(work.weights))
-    model = DualBranch(config, len(dataset.classes))
+    model = DualBranch(config, len(dataset.classes)).to(world.device)
     load_pretrained(model, config)
     optimizer = torch.optim.Adam([p for p in model.parameters() if p.requires_grad], lr=1e-3)
     classes = ClassDistributions(len(dataset.classes), ClassDistributionConfig(), world)
@@ -79,7 +78,8 @@ def conventional_epoch(work: Work) -> float:
 
     def batches(split: str, train: bool) -> Iterator[tuple[Tensor, Tensor]]:
         faces = Faces(dataset.split(split), transforms(work.image_size, train))
-        return iter(DataLoader(faces, work.batch_size, shuffle=train, num_workers=2, drop_last=train))
+        loader = DataLoader(faces, work.batch_size, shuffle=train, num_workers=2, drop_last=train)
+        return ((images.to(world.device), labels.to(world.device)) for images, labels in loader)
 
     model.train()
     for images, labels in batches("train", train=True):
@@ -95,8 +95,9 @@ def conventional_epoch(work: Work) -> float:
         for images, labels in batches("train", train=True):
             classes.observe(model(images).auxiliary_logits, labels)
         classes.commit()
-        correct = [
-            (model(images).target_logits.argmax(dim=1) == labels).numpy() for images, labels in batches("test", False)
-        ]
-    assert len(np.concatenate(correct)) == len(dataset.split("test"))
+        tested = 0
+        for images, labels in batches("test", train=False):
+            tested += len(labels)
+            (model(images).target_logits.argmax(dim=1) == labels).sum().item()
+    assert tested == len(dataset.split("test"))
     return time.perf_counter() - began

@@ -191,7 +191,7 @@ class Config:
     """A run of Ada-DF. The defaults are the paper's recipe for RAF-DB."""
 
     out: str = ""
-    """Run folder; empty: runs/PRESET-SEED."""
+    """Run folder; empty: runs/PRESET-seedSEED, PRESET being the file's name where only --config is given."""
     resume: str = "auto"
     """`auto`: go on from the newest whole checkpoint in the run folder; `never`: refuse if there is one; or a
     checkpoint's path to start from."""
@@ -223,7 +223,7 @@ def check_ranges(config: Config) -> None:
     low, high = augment.erase_scale
     rules: list[tuple[str, object, bool, str]] = [
         ("epochs", config.epochs, config.epochs >= 1, "at least 1"),
-        ("seed", config.seed, config.seed >= 0, "0 or more"),
+        ("seed", config.seed, 0 <= config.seed < 2**63, "0 or more, below 2^63"),
         ("batch_size", config.batch_size, config.batch_size >= 2, "at least 2"),
         ("data.workers", data.workers, data.workers >= 0, "0 or more"),
         ("data.prefetch", data.prefetch, data.prefetch >= 1, "at least 1"),

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from adadf_dist.data.open import Data
+from adadf_dist.errors import UserError
 from adadf_dist.evaluate import evaluate
 from adadf_dist.runtime.checkpoint import Checkpoints, read_checkpoint
 from adadf_dist.runtime.engine import Engine
@@ -38,7 +39,8 @@ def finish(engine: Engine, data: Data, log: Log, checkpoints: Checkpoints, world
     path = Path(log.config.out) / "result.json"
     progress = checkpoints.progress
     kept = world.share(read_result(path) if world.is_main else None)
-    if isinstance(kept, dict) and kept["epochs"] == progress.epoch:
+    wanted = log.config.evaluation.test and data.test_split is not None
+    if isinstance(kept, dict) and kept["epochs"] == progress.epoch and (kept["test"] or not wanted):
         result = Result(**{name: kept[name] for name in Result._fields})
         log.say(f"this run was finished before; its result, from {path}:")
     else:
@@ -61,7 +63,10 @@ def measure(engine: Engine, data: Data, checkpoints: Checkpoints, world: World) 
         if progress.best_epoch == progress.epoch:
             selected = last
         else:
-            engine.load_state_dict(read_checkpoint(checkpoints.selected)["engine"])
+            kept = read_checkpoint(checkpoints.selected)
+            if kept["progress"]["epoch"] != progress.best_epoch:
+                raise UserError(f"{checkpoints.selected}: is not of the selected epoch {progress.best_epoch}")
+            engine.load_state_dict(kept["engine"])
             selected = evaluate(engine, data.test(), data.test_split, world).to_dict()
     best_on_test: dict[str, Any] = {}
     if config.evaluation.protocol == "published":

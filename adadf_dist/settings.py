@@ -112,10 +112,14 @@ def config_from_command_line(argv: Sequence[str]) -> Config:
     file = words.pop("config", None)
     preset = words.pop("preset", None)
     layers = []
-    if file is None or preset is not None:
+    preset_given = int(file is None or preset is not None)
+    if preset_given:
         layers.append(preset_layer(preset or DEFAULT_PRESET))
     if file is not None:
         layers.append(read_settings(file))
+    given = {key for layer in (*layers[preset_given:], Layer("", words)) for key, _ in flatten(layer.values)}
+    if "data.shards" in given and "data.embedded_faces" not in given:
+        layers.append(Layer("command line", {"data.embedded_faces": []}))  # whose own folder is missing wants no faces
     config = build_config([*layers, Layer("command line", words)])
     if config.out:
         return config

@@ -30,6 +30,8 @@ def resolve(config: Config, world: World) -> Config:
     A collective: the answer is rank 0's. Raises `UserError` for what no step could be run with.
     """
     check_batch_size(config.batch_size, world)
+    if not config.out:
+        raise UserError("out is empty: give the run folder")
     if not config.data.shards:
         raise UserError("data.shards is empty: give the folder that `python -m shards.build` wrote")
     draw_missing_faces(config, world)
@@ -43,7 +45,9 @@ def resolve(config: Config, world: World) -> Config:
 def draw_missing_faces(config: Config, world: World) -> None:
     """Rank 0 draws `data.embedded_faces` into `data.shards`; the others wait."""
     folder = local_path(config.data.shards)
-    if not config.data.embedded_faces or is_remote(config.data.shards) or folder.exists():
+    if not config.data.embedded_faces or is_remote(config.data.shards):
+        return
+    if world.share(folder.exists()):  # rank 0's look: it may be there a moment later
         return
     if world.is_main:
         train, validation, test = config.data.embedded_faces

@@ -120,6 +120,10 @@ def train_epoch(
             checkpoints.save()
         if stop:
             return None
+    if world.stop_agreed():  # before a long evaluation, which no checkpoint can interrupt
+        log.flush(progress)
+        checkpoints.save()
+        return None
     return log.end_training(progress)
 
 
@@ -139,7 +143,7 @@ def finish_epoch(
     metrics = evaluate(engine, data.validation(), data.validation_split, world)
     record: dict[str, object] = {"kind": "epoch", "epoch": progress.epoch + 1, "step": progress.step}
     record |= {**training, "learning_rate": engine.learning_rate}
-    record |= {"classes_at_threshold": int(commit.threshold_met.sum()), **metrics.to_dict()}
+    record |= {"classes_at_threshold": int(commit.threshold_met.sum()), "validation": metrics.to_dict()}
     if config.evaluation.protocol == "published":
         assert data.test_split is not None
         record["test_accuracy"] = evaluate(engine, data.test(), data.test_split, world).accuracy

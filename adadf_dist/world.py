@@ -35,10 +35,13 @@ class World:
         self.device = device
         self.rank = rank
         self.size = size
-        self.stopping = False
         self._stop_requested = False
         self._control: dist.ProcessGroup | None = None
         """Gloo, on the CPU: decisions never wait behind, or on, the accelerator's queue."""
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> World:
+        """The same world: a copied model (an average of the weights) trains among the same ranks."""
+        return self
 
     @property
     def is_main(self) -> bool:
@@ -96,8 +99,7 @@ class World:
         asked = torch.tensor([int(self._stop_requested)])
         if self._control is not None:
             dist.all_reduce(asked, op=dist.ReduceOp.MAX, group=self._control)
-        self.stopping = bool(asked.item())
-        return self.stopping
+        return bool(asked.item())
 
     def open_control(self, timeout_s: float) -> None:
         """The group for decisions. A dead peer is noticed after `timeout_s` at most."""

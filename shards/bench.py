@@ -18,8 +18,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-import psutil
-
 from adadf_dist.data.jpeg import encode
 from adadf_dist.data.synthetic import EMOTIONS, draw_face
 from adadf_dist.errors import UserError, one_line_errors
@@ -70,27 +68,31 @@ def cost(command: Sequence[str]) -> Cost:
     """Run a command. Raises `UserError` when it fails."""
     began = time.perf_counter()
     with subprocess.Popen(command, stdout=subprocess.DEVNULL) as process:
-        watched, peak = psutil.Process(process.pid), 0
+        peak = 0
         while process.poll() is None:
-            peak = max(peak, sum(own_memory(p) for p in [watched, *children(watched)]))
+            peak = max(peak, sum(map(own_memory, family(process.pid))))
             time.sleep(0.2)
     if process.returncode:
         raise UserError(f"{' '.join(command)} ended with status {process.returncode}")
     return Cost(time.perf_counter() - began, peak / 2**20)
 
 
-def children(process: psutil.Process) -> list[psutil.Process]:
+def family(process: int) -> list[int]:
+    """A process and all below it, of Linux."""
     try:
-        return process.children(recursive=True)
-    except psutil.NoSuchProcess:
+        children = Path(f"/proc/{process}/task/{process}/children").read_text().split()
+    except OSError:  # it ended while we looked
         return []
+    return [process, *(member for child in children for member in family(int(child)))]
 
 
-def own_memory(process: psutil.Process) -> int:
+def own_memory(process: int) -> int:
+    """Bytes that the process shares with no other."""
     try:
-        return int(process.memory_full_info().uss)
-    except (psutil.NoSuchProcess, psutil.AccessDenied):
+        lines = Path(f"/proc/{process}/smaps_rollup").read_text().splitlines()
+    except OSError:
         return 0
+    return 1024 * sum(int(line.split()[1]) for line in lines if line.startswith("Private_"))
 
 
 def main(argv: Sequence[str] | None = None) -> None:

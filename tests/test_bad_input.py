@@ -80,7 +80,7 @@ def test_a_full_disk_leaves_the_checkpoint_before(faces: Path, finished: Path) -
 def test_checkpoint_of_another_architecture(faces: Path, finished: Path, tmp_path: Path) -> None:
     newest = sorted((finished / "checkpoints").glob("checkpoint-*"))[-1]
     values = settings(faces, tmp_path, resume=str(newest), epochs="2")
-    with pytest.raises(UserError, match=r"model\.backbone = resnet18, now it is resnet50"):
+    with pytest.raises(UserError, match=r"model\.backbone = resnet10, now it is resnet50"):
         run({**values, "model.backbone": "resnet50"})
 
 

@@ -15,6 +15,7 @@ import subprocess
 import tarfile
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -482,17 +483,20 @@ def test_two_builds_of_one_folder_do_not_mix(tmp_path: Path) -> None:
         build_dataset(Meeting(out=tmp_path / "new"), tmp_path / "new", OPTIONS)
 
 
-@pytest.fixture
+@contextmanager
 def small_files() -> Iterator[None]:
-    """No file may grow beyond 8 KB, as on a disk that is full."""
+    """No file may grow beyond 8 KB, as on a disk that is full; pytest's own log must not be written meanwhile."""
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (8192, hard))
-    yield
-    resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
-def test_full_disk_is_told_in_one_line(small_files: None, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"train-000000\.tar: cannot be written: .*free some space") as error:
+def test_full_disk_is_told_in_one_line(tmp_path: Path) -> None:
+    full = r"train-000000\.tar: cannot be written: .*free some space"
+    with pytest.raises(UserError, match=full) as error, small_files():
         build_dataset(Pictures(), tmp_path / "new", OPTIONS)
     assert "\n" not in str(error.value)
     assert list(tmp_path.iterdir()) == []

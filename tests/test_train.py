@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import random
+import shutil
 import signal
 import time
 from pathlib import Path
@@ -15,6 +17,7 @@ import yaml
 from adadf_dist import train
 from adadf_dist.errors import UserError
 from adadf_dist.runtime.checkpoint import read_checkpoint
+from adadf_dist.runtime.engine import DDPEngine
 from adadf_dist.settings import Layer, build_config
 from tests.runs import command, finish, numbers, records, settings, start, status
 
@@ -58,7 +61,7 @@ def test_a_run_leaves_what_it_promises(reference: Path) -> None:
     assert result["test"]["samples"] == 30
     assert sum(map(sum, result["test"]["confusion"])) == 30
     assert {p.name for p in (reference / "history").iterdir()} == {"epoch-0001.npz", "epoch-0002.npz"}
-    best = max(records(reference, "epoch"), key=lambda r: r["accuracy"])  # type: ignore[arg-type, return-value]
+    best = max(records(reference, "epoch"), key=lambda r: r["validation"]["accuracy"])  # type: ignore[index]
     assert result["selected_epoch"] == best["epoch"]
 
 
@@ -96,7 +99,7 @@ def test_sigterm_stops_in_mid_epoch_and_the_same_command_goes_on(reference: Path
 def test_sigkill_at_random_moments(reference: Path, faces: Path, tmp_path: Path) -> None:
     out, moments = tmp_path / "killed", random.Random(0)
     values = settings(faces, out, checkpoint__every_steps="1")
-    for _ in range(3):
+    for _ in range(2):
         process = start(command(values))
         wait_for_steps(out, len(records(out, "steps")) + 1)
         time.sleep(moments.uniform(0, 0.6))
@@ -107,7 +110,7 @@ def test_sigkill_at_random_moments(reference: Path, faces: Path, tmp_path: Path)
     assert_same_run(out, reference)
 
 
-@pytest.mark.parametrize("write", [1, 5])
+@pytest.mark.parametrize("write", [pytest.param(1, marks=pytest.mark.slow), 5])
 def test_sigkill_inside_a_checkpoint_write(write: int, reference: Path, faces: Path, tmp_path: Path) -> None:
     """The process dies with half a checkpoint on the disk: the first one, or the fifth (the end of epoch 1)."""
     out = tmp_path / "torn"
@@ -135,7 +138,7 @@ def test_a_torn_checkpoint_is_passed_over_and_said_so(reference: Path, faces: Pa
     assert_same_run(out, reference)
 
 
-@pytest.mark.parametrize(("before", "after"), [(2, 1), (1, 2)])
+@pytest.mark.parametrize(("before", "after"), [(2, 1), pytest.param(1, 2, marks=pytest.mark.slow)])
 def test_a_run_goes_on_with_another_number_of_ranks(
     before: int, after: int, reference: Path, faces: Path, tmp_path: Path
 ) -> None:
@@ -152,7 +155,8 @@ def test_a_run_goes_on_with_another_number_of_ranks(
     assert [r["step"] for r in mine] == [r["step"] for r in theirs]
     # the first step starts from the same weights; later ones drift apart as rounding does
     assert mine[0]["total"] == pytest.approx(theirs[0]["total"], rel=1e-5)
-    assert mine[-1]["total"] == pytest.approx(theirs[-1]["total"], rel=0.25)
+    for step, (a, b) in enumerate(zip(mine, theirs, strict=True), start=1):
+        assert a["total"] == pytest.approx(b["total"], rel=0.03), f"step {step}"
 
 
 def test_two_ranks_train_and_agree_on_stopping(reference: Path, faces: Path, tmp_path: Path) -> None:
@@ -215,3 +219,82 @@ def test_ablations_train(supervision: str, faces: Path, tmp_path: Path) -> None:
     result = train.run(build_config([Layer("test", values)]))
     assert result is not None
     assert result.test["samples"] == 30
+
+
+def test_a_kill_between_checkpoint_and_selection(reference: Path, faces: Path, tmp_path: Path) -> None:
+    """The selected checkpoint is the best epoch's even when the run died before it was named."""
+    out = tmp_path / "out"
+    shutil.copytree(reference, out)
+    (out / "result.json").unlink()
+    best = json.loads((reference / "result.json").read_text())["selected_epoch"]
+    other = next(p for p in (out / "checkpoints").glob("checkpoint-*") if f"-{best:04d}-" not in p.name)
+    (out / "checkpoints" / "selected.pt").unlink()
+    newest = sorted((out / "checkpoints").glob("checkpoint-*"))[-1]
+    if f"-{best:04d}-" in newest.name:  # what a kill leaves: the new checkpoint, and the old selection
+        os.link(other, out / "checkpoints" / "selected.pt")
+        assert train.run(build_config([Layer("test", settings(faces, out))])) is not None
+        assert read_checkpoint(out / "checkpoints" / "selected.pt")["progress"]["epoch"] == best
+        assert (
+            json.loads((out / "result.json").read_text())["test"]
+            == json.loads((reference / "result.json").read_text())["test"]
+        )
+    else:  # the best epoch's is nowhere: said, not guessed
+        with pytest.raises(UserError, match=r"selected\.pt"):
+            train.run(build_config([Layer("test", settings(faces, out))]))
+
+
+def test_a_run_goes_on_in_another_folder(reference: Path, faces: Path, tmp_path: Path) -> None:
+    newest = sorted((reference / "checkpoints").glob("checkpoint-*"))[-1]
+    values = settings(faces, tmp_path / "new", resume=str(newest), epochs="3")
+    result = train.run(build_config([Layer("test", values)]))
+    assert result is not None
+    assert result.test["samples"] == 30
+    assert read_checkpoint(tmp_path / "new" / "checkpoints" / "selected.pt")["progress"]["epoch"] == (
+        result.selected_epoch
+    )
+
+
+def test_a_failed_run_says_so(faces: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*args: object) -> None:
+        raise RuntimeError("evaluation broke")
+
+    monkeypatch.setattr(train, "evaluate", broken)
+    with pytest.raises(RuntimeError, match="evaluation broke"):
+        train.run(build_config([Layer("test", settings(faces, tmp_path / "out"))]))
+    assert status(tmp_path / "out")["state"] == "failed"
+    assert status(tmp_path / "out")["error"] == "evaluation broke"
+
+
+def test_weights_spoilt_by_a_gradient_are_not_saved(
+    faces: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The loss of the last step is finite, what it does to the weights is not."""
+    real = DDPEngine.step
+    steps: list[int] = []
+
+    def spoil(self: DDPEngine, loss: torch.Tensor) -> None:
+        real(self, loss)
+        steps.append(1)
+        if len(steps) == 4:
+            next(self.model.parameters()).data[0] = float("nan")
+
+    monkeypatch.setattr(DDPEngine, "step", spoil)
+    with pytest.raises(UserError, match=r"weights extractor.* are not finite"):
+        train.run(build_config([Layer("test", settings(faces, tmp_path / "out"))]))
+    assert not list((tmp_path / "out" / "checkpoints").glob("*.pt"))
+
+
+def test_more_epochs_of_a_cosine_are_another_run(faces: Path, tmp_path: Path) -> None:
+    values = settings(faces, tmp_path / "out", optimizer__schedule="cosine", epochs="1")
+    train.run(build_config([Layer("test", values)]))
+    with pytest.raises(UserError, match="was trained with epochs = 1"):
+        train.run(build_config([Layer("test", {**values, "epochs": 2})]))
+
+
+def test_an_average_of_the_weights_over_two_ranks(faces: Path, tmp_path: Path) -> None:
+    out = tmp_path / "ema"
+    done = finish(command(settings(faces, out, optimizer__ema="0.9", epochs="1"), ranks=2), timeout=180)
+    assert done.returncode == 0, done.stderr
+    state = read_checkpoint(next((out / "checkpoints").glob("checkpoint-*")))["engine"]
+    assert state["average"].keys() == state["model"].keys()
+    assert not torch.equal(state["average"]["extractor.conv1.weight"], state["model"]["extractor.conv1.weight"])

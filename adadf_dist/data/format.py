@@ -6,6 +6,7 @@ one Parquet index a split, and `dataset.json`. docs/data.md describes it file by
 
 from __future__ import annotations
 
+import hashlib
 import mmap
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field, replace
@@ -114,7 +115,11 @@ class Dataset:
         """Open a split by its name. Raises `UserError`."""
         if name not in self.splits:
             raise UserError(f"{self.folder}: no {name} split; it has {', '.join(self.splits)}")
-        return open_split(self.folder, self.manifest, name)
+        split = open_split(self.folder, self.manifest, name)
+        index = self.folder / self.splits[name].index
+        if hashlib.sha256(index.read_bytes()).hexdigest() != self.splits[name].index_sha256:
+            raise UserError(f"{index}: not the file that dataset.json has the SHA-256 of; copy the dataset again")
+        return split
 
 
 def open_dataset(folder: str | Path, streamed: Collection[str] = ()) -> Dataset:

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from adadf_dist.config import DataConfig
 from adadf_dist.data.format import Split
+from adadf_dist.data.writer import can_write
 from adadf_dist.errors import UserError
 
 NOISE = 0x6E6F6973
@@ -179,7 +180,7 @@ def label_numbers(words: Sequence[str], classes: Sequence[str], path: Path) -> l
 
 def write_noise(path: Path, split: Split, noise: LabelNoise) -> None:
     """`noise.csv`: key, true and given class of every face whose label was changed."""
-    with path.open("w", newline="", encoding="utf-8") as stream:
+    with can_write(path), path.open("w", newline="", encoding="utf-8") as stream:
         writer = csv.writer(stream, lineterminator="\n")
         writer.writerow(("key", "true", "given"))
         for number in noise.changed.tolist():

@@ -21,9 +21,7 @@ from adadf_dist.data.remote import Remote
 from adadf_dist.data.stream import StreamLoader
 from adadf_dist.data.torch_loader import Faces, TorchLoader
 from adadf_dist.errors import UserError
-
-MIN_ROWS_A_RANK = 2
-"""BatchNorm and the two groups of eq 10 need at least two rows."""
+from adadf_dist.world import MIN_SAMPLES_A_RANK
 
 
 @dataclass(frozen=True)
@@ -110,6 +108,10 @@ def open_splits(config: Config, folder: Path, ranks: tuple[int, int], device: to
         validation = dataset.split("validation")
     else:
         kept, held_out = carve(train.labels, config.data.validation_fraction, config.seed)
+        if not len(held_out):
+            raise UserError(
+                f"{config.data.shards}: no class has two training faces, so none can be set aside to select by"
+            )
         train, validation = train.subset(kept, "train"), train.subset(held_out, "validation")
     train, noise = disturb(train, config.data, config.seed)
     test = dataset.split("test") if "test" in dataset.splits else None
@@ -136,8 +138,9 @@ def check_ranks(data: Data, ranks: int) -> None:
     """Raise `UserError` when some batch would leave a rank fewer rows than a step needs."""
     plan = data._plan(0)
     smallest = min(len(batch) for batch in plan)
-    if smallest < MIN_ROWS_A_RANK * ranks:
+    if smallest < MIN_SAMPLES_A_RANK * ranks:
+        faces = sum(map(len, plan))
         raise UserError(
-            f"batch_size: {ranks} ranks need batches of {MIN_ROWS_A_RANK * ranks} faces or more, but the "
-            f"{sum(map(len, plan))} faces of an epoch make batches of {smallest}; start fewer ranks"
+            f"batch_size: the {faces} faces of an epoch make batches of {smallest}, but {ranks} ranks need "
+            f"{MIN_SAMPLES_A_RANK * ranks} or more; raise batch_size" + (" or start fewer ranks" if ranks > 1 else "")
         )

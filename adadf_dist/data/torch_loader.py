@@ -91,7 +91,10 @@ class Faces(Dataset[Decoded]):
     def picture(self, encoded: bytes, sample: int, epoch: int) -> tuple[NDArray[np.uint8], tuple[int, int, int, int]]:
         """A face as the network sees it but for normalisation and erasing: [3, H, W], and the erasing box."""
         size = (self.size, self.size)
-        image = decode(encoded).convert("RGB")
+        stored = decode(encoded)
+        if stored.format != "JPEG":
+            raise BadImage(f"is a {stored.format}, but shards hold JPEGs")
+        image = stored.convert("RGB")
         if image.size != size:
             image = image.resize(size, Image.Resampling.BILINEAR)
         augmentation = NO_AUGMENTATION if epoch < 0 else draw(self.augment, self.cropped, self.seed, epoch, sample)

@@ -8,7 +8,7 @@ import re
 import sys
 import time
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -39,7 +39,8 @@ FREE_KEYS = (
     "runtime.log_every",
     "runtime.tensorboard",
 )
-"""Keys (or sections, ending in a dot) that may change when a run goes on: none of them changes its numbers."""
+"""Keys (or sections, ending in a dot) that may change when a run goes on: none of them changes its numbers, but for
+`epochs` under the cosine schedule."""
 
 NAME = re.compile(r"checkpoint-(\d{4})-(\d{6})\.pt")
 
@@ -58,7 +59,7 @@ class Progress:
     """Epoch (from 1) with the best validation accuracy so far; 0: none yet. Ties stay with the earlier one."""
     best_accuracy: float = -1.0
     seconds: float = 0.0
-    """Time spent training, over all the run's sessions."""
+    """Time spent in finished training passes, over all the run's sessions."""
     epochs: list[dict[str, object]] = field(default_factory=list)
     """One record a finished epoch, as in metrics.jsonl."""
 
@@ -97,7 +98,6 @@ class Checkpoints:
         self.preprocessing = preprocessing
         self.folder = Path(config.out) / "checkpoints"
         self._saved_at = time.monotonic()
-        self._saved_step = -1
 
     @property
     def selected(self) -> Path:
@@ -123,12 +123,13 @@ class Checkpoints:
             "rng": torch.get_rng_state(),
             **{name: dict(part.state_dict()) for name, part in self.parts.items()},
         }
+        self._check_finite(content["engine"]["model"])  # type: ignore[index]
         if self.world.is_main:
             write_whole(content, path)
             if self.progress.batch == 0 and self.progress.best_epoch == self.progress.epoch:
                 link_whole(path, self.selected)
             self._prune()
-        self._saved_at, self._saved_step = time.monotonic(), self.progress.step
+        self._saved_at = time.monotonic()
         self.world.barrier()
         return path
 
@@ -151,10 +152,44 @@ class Checkpoints:
         check_same_run(content["config"], to_dict(self.config), path)
         check_same_classes(content["preprocessing"], self.preprocessing, path)
         for name, part in self.parts.items():
+            if name not in content:
+                raise UserError(f"{path}: has no {name}; not a checkpoint of a run like this one")
             part.load_state_dict(content[name])
         for key, value in content["progress"].items():
             setattr(self.progress, key, value)
         torch.set_rng_state(content["rng"])
+        if self.world.is_main:
+            self._keep_selected(Path(path))
+        best = self.world.share((self.progress.best_epoch, self.progress.best_accuracy))
+        self.progress.best_epoch, self.progress.best_accuracy = best  # type: ignore[misc]
+
+    def _keep_selected(self, path: Path) -> None:
+        """Make sure that `selected.pt` is of the best epoch so far: a kill, a torn file, a start from another folder
+        can leave an older one, or none. Where the best epoch's is gone, selection goes on without it, and says so."""
+        best = self.progress.best_epoch
+        for candidate in (self.selected, path, path.with_name("selected.pt")):
+            if best and candidate.exists() and epoch_of(candidate) == best:
+                if candidate != self.selected:
+                    self.folder.mkdir(parents=True, exist_ok=True)
+                    link_whole(candidate, self.selected)
+                return
+        if best:
+            print(
+                f"warning: {self.selected}: the checkpoint of epoch {best}, the best so far, is gone; "
+                "the selected epoch will be one of those to come",
+                file=sys.stderr,
+                flush=True,
+            )
+            self.progress.best_epoch, self.progress.best_accuracy = 0, -1.0
+
+    def _check_finite(self, weights: Mapping[str, torch.Tensor]) -> None:
+        """Raises `UserError`: weights can be spoilt behind a loss that is finite, by its gradient."""
+        for name, weight in weights.items():
+            if not torch.isfinite(weight).all():
+                raise UserError(
+                    f"step {self.progress.step}: the weights {name} are not finite; the last checkpoint in "
+                    f"{self.folder} is good, but a new run under another --out needs a lower optimizer.lr"
+                )
 
     def saved(self) -> list[Path]:
         """Checkpoints in the run folder, newest first."""
@@ -250,20 +285,36 @@ def read_checkpoint(path: Path | str) -> dict[str, Any]:
         ) from None
     except (RuntimeError, EOFError, ValueError, KeyError, OSError) as error:
         raise UserError(f"{path}: torn or not a checkpoint ({' '.join(str(error).split())[:120]})") from None
-    if not isinstance(content, dict) or "version" not in content or "progress" not in content:
+    if not isinstance(content, dict) or not isinstance(content.get("version"), int):
         raise UserError(f"{path}: not a checkpoint of adadf_dist")
     if content["version"] > CHECKPOINT_VERSION:
         raise UserError(
             f"{path}: written by a newer version (format {content['version']}, this one reads "
             f"{CHECKPOINT_VERSION}); upgrade adadf_dist"
         )
+    parts = {"config", "preprocessing", "progress", "rng"}
+    if not parts <= content.keys() or set(content["progress"]) != {field.name for field in fields(Progress)}:
+        raise UserError(f"{path}: torn or not a checkpoint of adadf_dist")
     return content
 
 
+def epoch_of(path: Path) -> int:
+    """The epochs that the model in a checkpoint has finished; -1 for a file that is none."""
+    try:
+        progress = read_checkpoint(path)["progress"]
+    except UserError:
+        return -1
+    return int(progress["epoch"]) if progress["batch"] == 0 else -1
+
+
 def check_same_run(saved: Mapping[str, object], now: Mapping[str, object], path: Path | str) -> None:
-    before, after = dict(flatten(saved)), dict(flatten(now))
+    # a key that did not exist yet had, in effect, its default
+    before, after = {**dict(flatten(to_dict(Config()))), **dict(flatten(saved))}, dict(flatten(now))
+    cosine = after.get("optimizer.schedule") == "cosine"
     for key in sorted(before.keys() | after.keys()):
         free = any(key.startswith(free) if free.endswith(".") else key == free for free in FREE_KEYS)
+        if key == "epochs" and cosine:  # every epoch's rate depends on their number
+            free = False
         if not free and before.get(key) != after.get(key):
             raise UserError(
                 f"{path}: was trained with {key} = {before.get(key)}, now it is {after.get(key)}; "

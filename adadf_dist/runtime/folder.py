@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import json
 import os
@@ -9,6 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from adadf_dist.data.writer import can_write
 from adadf_dist.errors import UserError
 
 
@@ -24,7 +26,9 @@ def sole_writer(folder: Path) -> Iterator[None]:
         try:
             # of this process alone: a lock that loader processes inherit would outlive a killed run
             fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
+        except OSError as error:
+            if error.errno not in (errno.EACCES, errno.EAGAIN):  # a file system without locks: no protection there
+                raise UserError(f"out: {folder} cannot be locked ({error.strerror}); give another --out") from None
             raise UserError(f"out: another run is writing into {folder}; stop it, or give another --out") from None
         yield
 
@@ -36,5 +40,6 @@ def write_json(path: Path, value: object) -> None:
 def write_text(path: Path, text: str) -> None:
     """Whole or not at all."""
     partial = path.with_name(path.name + ".partial")
-    partial.write_text(text)
-    os.replace(partial, path)
+    with can_write(path):
+        partial.write_text(text)
+        os.replace(partial, path)

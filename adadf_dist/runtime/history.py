@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from adadf_dist.data.batch import Batch
+from adadf_dist.data.writer import can_write
 from adadf_dist.errors import UserError
 from adadf_dist.method.class_distributions import Commit
 from adadf_dist.method.losses import Losses
@@ -92,23 +93,24 @@ class History:
         history = SampleHistory(means[:, ATTENTION], means[:, LOSS], means[:, CORRECT], seen)
         if self.world.is_main:
             path = Path(run_folder) / "history" / f"epoch-{epoch:04d}.npz"
-            path.parent.mkdir(exist_ok=True)
             partial = path.with_suffix(".partial.npz")
             appearances = np.maximum(seen[self.listed], 1).reshape(-1, 1, 1)
-            np.savez_compressed(
-                partial,
-                attention=history.attention.astype(np.float16),
-                loss=history.loss.astype(np.float16),
-                correct=history.correct.astype(np.float16),
-                seen=seen.astype(np.uint16),
-                class_means=commit.means.numpy(),
-                class_counts=commit.counts.numpy(),
-                class_threshold_met=commit.threshold_met.numpy(),
-                class_distributions=commit.distributions.numpy(),
-                listed=np.array(self.listed, dtype=np.int64),
-                listed_distributions=listed / appearances,
-            )
-            partial.replace(path)
+            with can_write(path):
+                path.parent.mkdir(exist_ok=True)
+                np.savez_compressed(
+                    partial,
+                    attention=history.attention.astype(np.float16),
+                    loss=history.loss.astype(np.float16),
+                    correct=history.correct.astype(np.float16),
+                    seen=seen.astype(np.uint16),
+                    class_means=commit.means.numpy(),
+                    class_counts=commit.counts.numpy(),
+                    class_threshold_met=commit.threshold_met.numpy(),
+                    class_distributions=commit.distributions.numpy(),
+                    listed=np.array(self.listed, dtype=np.int64),
+                    listed_distributions=listed / appearances,
+                )
+                partial.replace(path)
         return history
 
     def state_dict(self) -> dict[str, Tensor]:

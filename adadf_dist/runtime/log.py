@@ -17,7 +17,9 @@ import torch
 import yaml
 from tqdm import tqdm
 
+from adadf_dist import __version__
 from adadf_dist.config import Config
+from adadf_dist.data.writer import can_write
 from adadf_dist.errors import UserError
 from adadf_dist.method.losses import Losses
 from adadf_dist.runtime.checkpoint import Progress
@@ -130,13 +132,13 @@ class Log:
             self._board.add_scalar("train/images_per_s", rate, progress.step)
         left = duration((self._num_batches - progress.batch) * (now - self._epoch_began) / max(self._done(progress), 1))
         text = f"loss {mean['total']:.4f} | kl {mean['kl_divergence']:.4f} | ce {mean['cross_entropy']:.4f} | "
-        text += f"{rate:.0f} images/s"
+        text += f"{rate:.0f} images/s | lr {self._learning_rate:.2g}"
         if self._bar is not None:
             self._bar.set_postfix_str(text)
         elif now - self._line_at > LINE_EVERY_S:
             self._line_at = now
             where = f"epoch {progress.epoch + 1}/{self.config.epochs} batch {progress.batch}/{self._num_batches}"
-            self.say(f"{where} | {text} | lr {self._learning_rate:.2g} | epoch ends in {left}")
+            self.say(f"{where} | {text} | epoch ends in {left}")
 
     def _done(self, progress: Progress) -> int:
         """Batches of this epoch that this session trained."""
@@ -165,27 +167,29 @@ class Log:
         self._append(record)
         if progress.epoch == 1 or len(progress.epochs) % 20 == 1:
             self.say("epoch    loss      kl      ce     val acc  mean class  classes>=t      lr  images/s  time left")
+        metrics: Any = record["validation"]
         left = progress.seconds / progress.epoch * (self.config.epochs - progress.epoch)
         mark = "*" if progress.best_epoch == progress.epoch else " "
         self.say(
             f"{progress.epoch:5d} {record['total']:7.4f} {record['kl_divergence']:7.4f} "
-            f"{record['cross_entropy']:7.4f}   {record['accuracy']:8.2%}{mark}   "
-            f"{record['mean_class_accuracy']:8.2%}  {record['classes_at_threshold']:>10} "
+            f"{record['cross_entropy']:7.4f}   {metrics['accuracy']:8.2%}{mark}   "
+            f"{metrics['mean_class_accuracy']:8.2%}  {record['classes_at_threshold']:>10} "
             f"{record['learning_rate']:7.1e}  {record['images_per_s']:8.0f}  {duration(left):>9}"
         )
-        self._warn_of_collapse(progress, record)
+        self._warn_of_collapse(progress, metrics)
         if self._board is not None:
-            for name, value in record.items():
+            validation = {f"validation_{name}": value for name, value in metrics.items()}
+            for name, value in {**record, **validation}.items():
                 if isinstance(value, float):
                     self._board.add_scalar(f"epoch/{name}", value, progress.epoch)
             self._board.flush()
 
-    def _warn_of_collapse(self, progress: Progress, record: Mapping[str, Any]) -> None:
+    def _warn_of_collapse(self, progress: Progress, metrics: Mapping[str, Any]) -> None:
         """A run can settle at chance for good, attention near zero; nothing else would tell its user why."""
-        classes = len(record["class_accuracy"])
-        if progress.epoch > self.config.loss.epoch_threshold and record["mean_class_accuracy"] < 1.5 / classes:
+        classes = len(metrics["class_accuracy"])
+        if progress.epoch > self.config.loss.epoch_threshold and metrics["mean_class_accuracy"] < 1.5 / classes:
             self.say(
-                f"  warning: mean class accuracy {record['mean_class_accuracy']:.1%} is hardly above the chance of "
+                f"  warning: mean class accuracy {metrics['mean_class_accuracy']:.1%} is hardly above the chance of "
                 f"{1 / classes:.1%}: training may have collapsed; start from model.pretrained weights or, "
                 "from scratch, with optimizer.attention_lr_factor 0.02 and some hundred optimizer.warmup_steps"
             )
@@ -214,6 +218,13 @@ class Log:
             tqdm.write(text, file=sys.stdout)
             sys.stdout.flush()
 
+    def failed(self, error: BaseException) -> None:
+        """Leave word for launchers that the run ended badly."""
+        path = self.folder / "status.json"
+        if self.world.is_main and path.exists():
+            known = json.loads(path.read_text())
+            write_json(path, {**known, "state": "failed", "error": str(error) or type(error).__name__})
+
     def close(self) -> None:
         if self._bar is not None:
             self._bar.close()
@@ -221,7 +232,8 @@ class Log:
             self._board.close()
 
     def _append(self, record: Mapping[str, object]) -> None:
-        with (self.folder / "metrics.jsonl").open("a") as file:
+        path = self.folder / "metrics.jsonl"
+        with can_write(path), path.open("a") as file:
             file.write(json.dumps(record) + "\n")
 
     def _rewind(self, progress: Progress) -> None:
@@ -243,21 +255,30 @@ class Log:
 def open_log(config: Config, world: World) -> Iterator[Log]:
     """A log on the run folder. Raises `UserError` when the folder cannot be written."""
     with ExitStack() as stack:
+        problem = ""
         if world.is_main:
-            stack.enter_context(sole_writer(Path(config.out)))
+            try:
+                stack.enter_context(sole_writer(Path(config.out)))
+            except UserError as error:
+                problem = str(error)
+        if told := world.share(problem):  # all ranks end now, not when they miss rank 0
+            raise UserError(str(told))
         log = Log(config, world)
         stack.callback(log.close)
-        yield log
+        try:
+            yield log
+        except BaseException as error:
+            log.failed(error)
+            raise
 
 
 def environment(world: World) -> dict[str, object]:
-    packages = ("adadf_dist", "torch", "torchvision", "numpy")
+    packages = ("torch", "torchvision", "numpy")
     device = torch.cuda.get_device_name(world.device) if world.device.type == "cuda" else "cpu"
     return {
-        "ranks": world.size,
         "device": f"{device}, {torch.get_num_threads()} threads a rank" if device == "cpu" else device,
         "python": platform.python_version(),
-        "packages": {name: version(name) for name in packages},
+        "packages": {"adadf_dist": __version__, **{name: version(name) for name in packages}},
     }
 
 
