@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 
 from adadf_dist.data.batch import Batch
+from adadf_dist.data.format import open_dataset
 from adadf_dist.data.plan import cut, rank_bounds
+from adadf_dist.evaluate import evaluate
 from adadf_dist.method.class_distributions import ClassDistributions
 from adadf_dist.method.losses import Place, adadf_loss, ramp_weights
 from adadf_dist.runtime.engine import DDPEngine
@@ -20,7 +25,9 @@ from adadf_dist.world import World
 from tests.ranks import alone, run_ranks
 
 CLASSES = 7
-CONFIG = build_config([Layer("test", {"loss.rank_margin": 1.0, "runtime.precision": "fp32"})])
+CONFIG = build_config(
+    [Layer("test", {"loss.rank_margin": 1.0, "runtime.precision": "fp32", "model.backbone": "resnet10"})]
+)
 """With the margin at its widest the rank regularisation is always active."""
 
 
@@ -207,15 +214,57 @@ def test_class_sums_survive_another_number_of_ranks(before: int, after: int) -> 
     assert whole["pending"][:, -1].sum() == 26
 
 
-def evaluation_rows(world: World) -> list[int]:
-    rows = []
-    for batch in cut(torch.arange(29).numpy(), 8):
-        first, end = rank_bounds(len(batch), world.rank, world.size)
-        rows += batch[first:end].tolist()
-    return rows
+class Table:
+    """Predicts fixed logits: an image's first pixel is its sample number."""
+
+    def __init__(self, samples: int) -> None:
+        self.logits = torch.randn(samples, CLASSES, generator=torch.Generator().manual_seed(3))
+
+    def predict(self, images: Tensor) -> Tensor:
+        return self.logits[images[:, 0, 0, 0].long()]
 
 
-@pytest.mark.parametrize("ranks", [2, 3])
-def test_evaluation_counts_each_sample_once(ranks: int) -> None:
-    shares = run_ranks(evaluation_rows, ranks)
-    assert sorted(row for share in shares for row in share) == list(range(29))
+def evaluation(world: World, folder: str) -> dict[str, object]:
+    split = open_dataset(folder).split("test")
+    labels = torch.from_numpy(split.labels)
+
+    def batches() -> Iterator[Batch]:
+        for members in map(torch.from_numpy, cut(torch.arange(len(split)).numpy(), 8)):
+            first, end = rank_bounds(len(members), world.rank, world.size)
+            samples = members[first:end]
+            images = samples.float().view(-1, 1, 1, 1).expand(-1, 3, 2, 2)
+            yield Batch(images, labels[samples], samples, first, len(members))
+
+    return evaluate(Table(len(split)), batches(), split, world).to_dict()
+
+
+def naive_evaluation(folder: str) -> dict[str, object]:
+    split = open_dataset(folder).split("test")
+    p = Table(len(split)).logits.double().softmax(dim=1).numpy()
+    confusion = [[0] * CLASSES for _ in range(CLASSES)]
+    divergence = []
+    assert split.votes is not None
+    for row, label in enumerate(split.labels.tolist()):
+        confusion[label][int(p[row].argmax())] += 1
+        q = split.votes[row] / split.votes[row].sum()
+        divergence.append(sum(float(a * np.log(a / b)) for a, b in zip(q, p[row], strict=True) if a > 0))
+    correct = sum(confusion[c][c] for c in range(CLASSES))
+    return {
+        "accuracy": correct / len(split),
+        "mean_class_accuracy": float(np.mean([confusion[c][c] / sum(confusion[c]) for c in range(CLASSES)])),
+        "cross_entropy": float(-np.mean([np.log(p[row, label]) for row, label in enumerate(split.labels)])),
+        "vote_divergence": float(np.mean(divergence)),
+        "confusion": confusion,
+    }
+
+
+@pytest.mark.parametrize("ranks", [1, 2, 3])
+def test_evaluation_counts_each_face_once(ranks: int, faces: Path) -> None:
+    """30 faces in batches of 8, 8, 7 and 7 over 1, 2 and 3 ranks, against a loop over the faces."""
+    wanted = naive_evaluation(str(faces))
+    found = run_ranks(evaluation, ranks, str(faces)) if ranks > 1 else [evaluation(alone(), str(faces))]
+    for result in found:
+        assert result["samples"] == 30
+        assert result["confusion"] == wanted["confusion"]
+        for name in ("accuracy", "mean_class_accuracy", "cross_entropy", "vote_divergence"):
+            assert result[name] == pytest.approx(wanted[name], rel=1e-6)
