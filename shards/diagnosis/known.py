@@ -29,7 +29,7 @@ _AFFECTNET = ("neutral", "happy", "sad", "surprise", "fear", "disgust", "anger",
 _AFFECTNET_TRAIN = (74874, 134415, 25459, 14090, 6378, 3803, 24882, 3750)
 
 # Class counts as commonly tabled. Their sums are the published totals: FER2013 28,709 / 3,589 / 3,589; RAF-DB 12,271 /
-# 3,068; AffectNet 287,651 (283,901 without contempt) / 4,000; SFEW 958 / 436.
+# 3,068; AffectNet 287,651 (283,901 without contempt) / 4,000 or 3,999; SFEW 958 / 436, aligned 891 / 431.
 RELEASES: tuple[Release, ...] = (
     Release(
         "fer2013",
@@ -55,6 +55,18 @@ RELEASES: tuple[Release, ...] = (
         "AffectNet, seven expressions (2017 without contempt)",
         _AFFECTNET[:7],
         {"train": _AFFECTNET_TRAIN[:7], "test": (500,) * 7},
+    ),
+    Release(
+        "affectnet",
+        "AffectNet, eight expressions (2021)",
+        _AFFECTNET,
+        {"train": _AFFECTNET_TRAIN, "test": (*(500,) * 7, 499)},
+    ),
+    Release(
+        "sfew",
+        "SFEW 2.0, its aligned faces",
+        ("Angry", "Disgust", "Fear", "Happy", "Neutral", "Sad", "Surprise"),
+        {"train": (178, 52, 78, 184, 144, 161, 94), "test": (77, 23, 46, 72, 84, 73, 56)},
     ),
     Release(
         "sfew",
