@@ -9,7 +9,8 @@ from typing import Any, NamedTuple
 from adadf_dist.data.open import Data
 from adadf_dist.errors import UserError
 from adadf_dist.evaluate import evaluate
-from adadf_dist.runtime.checkpoint import Checkpoints, read_checkpoint
+from adadf_dist.runtime.checkpoint import Checkpoints
+from adadf_dist.runtime.checkpoint_file import read_checkpoint
 from adadf_dist.runtime.engine import Engine
 from adadf_dist.runtime.folder import write_json
 from adadf_dist.runtime.log import Log

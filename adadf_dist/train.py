@@ -20,10 +20,11 @@ from adadf_dist.method.class_distributions import ClassDistributions
 from adadf_dist.method.losses import Losses, Place, adadf_loss, ramp_weights
 from adadf_dist.method.model import Output
 from adadf_dist.result import Result, finish
-from adadf_dist.runtime.checkpoint import Checkpoints, Progress, Stateful
+from adadf_dist.runtime.checkpoint import Checkpoints, Stateful
 from adadf_dist.runtime.engine import Engine, build_engine
 from adadf_dist.runtime.history import History, find_listed
 from adadf_dist.runtime.log import Log, open_log
+from adadf_dist.runtime.progress import Progress
 from adadf_dist.settings import config_from_command_line
 from adadf_dist.setup import facts, resolve, shards_at_hand
 from adadf_dist.world import World, open_world, rank_in_environment

@@ -16,7 +16,7 @@ import torch
 from adadf_dist import train
 from adadf_dist.data.format import open_dataset
 from adadf_dist.errors import UserError
-from adadf_dist.runtime.checkpoint import read_checkpoint, write_whole
+from adadf_dist.runtime.checkpoint_file import read_checkpoint, write_whole
 from adadf_dist.settings import Layer, build_config
 from tests.runs import ROOT, command, environment, finish, settings
 

@@ -16,7 +16,7 @@ import yaml
 
 from adadf_dist import train
 from adadf_dist.errors import UserError
-from adadf_dist.runtime.checkpoint import read_checkpoint
+from adadf_dist.runtime.checkpoint_file import read_checkpoint
 from adadf_dist.runtime.engine import DDPEngine
 from adadf_dist.settings import Layer, build_config
 from tests.runs import command, finish, numbers, records, settings, start, status

@@ -9,10 +9,10 @@ from __future__ import annotations
 import hashlib
 import shutil
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import Protocol
 
 import PIL
 import pyarrow as pa
@@ -23,6 +23,7 @@ from adadf_dist.data.format import Dataset, open_dataset
 from adadf_dist.data.jpeg import BadImage
 from adadf_dist.data.manifest import MANIFEST, SPLITS, Manifest, SplitInfo
 from adadf_dist.data.outcome import Item, Outcome, Remark, Task, keep_outcome, read_outcome
+from adadf_dist.data.source import Provenance, Source, Table
 from adadf_dist.data.staging import UNFINISHED, staged
 from adadf_dist.data.writer import (
     Rows,
@@ -41,48 +42,6 @@ __all__ = ["BuildOptions", "Item", "Provenance", "Source", "Table", "build_datas
 MAX_KEY = 90
 """Longest key, in characters: with its extension it must fit the 100 of a USTAR name."""
 ONE_PROCESS = Processes(1)
-
-
-class Table(NamedTuple):
-    """A list for people, written into the dataset folder as csv."""
-
-    header: tuple[str, ...]
-    lines: Sequence[Sequence[object]]
-
-
-@dataclass(frozen=True)
-class Provenance:
-    """What `dataset.json` says of how the dataset came to be. No path of this machine: a rebuild elsewhere is equal."""
-
-    source: str
-    options: Mapping[str, object]
-    findings: Mapping[str, object] = field(default_factory=dict)
-    """What was dropped, doubled or in doubt, counted."""
-    tables: Mapping[str, Table] = field(default_factory=dict)
-    """File name -> the findings one by one."""
-
-
-class Source(Protocol):
-    """Where faces come from. Pickled into every worker process."""
-
-    @property
-    def classes(self) -> tuple[str, ...]: ...
-
-    @property
-    def provenance(self) -> Provenance: ...
-
-    @property
-    def image_bytes(self) -> int:
-        """About how many bytes the encoded images come to: room on the disk is checked by it."""
-
-    def items(self) -> Sequence[Item]:
-        """Every face, in any order."""
-
-    def locate(self, number: int) -> str:
-        """Where face `number` is in the source, for people."""
-
-    def load(self, number: int) -> Sample:
-        """Read, check and encode face `number`. Raises `BadImage`, also when its file cannot be read."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import os
-import pickle
 import re
 import sys
 import time
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -17,10 +15,10 @@ import torch
 from adadf_dist.config import Config
 from adadf_dist.data.preprocess import Preprocessing
 from adadf_dist.errors import UserError
+from adadf_dist.runtime.checkpoint_file import CHECKPOINT_VERSION, epoch_of, link_whole, read_checkpoint, write_whole
+from adadf_dist.runtime.progress import Progress
 from adadf_dist.settings import flatten, to_dict
 from adadf_dist.world import World
-
-CHECKPOINT_VERSION = 1
 
 FREE_KEYS = (
     "out",
@@ -43,33 +41,6 @@ FREE_KEYS = (
 `epochs` under the cosine schedule."""
 
 NAME = re.compile(r"checkpoint-(\d{4})-(\d{6})\.pt")
-
-
-@dataclass
-class Progress:
-    """How far a run is, and what it has measured so far."""
-
-    epoch: int = 0
-    """Finished epochs."""
-    batch: int = 0
-    """Finished batches of the epoch under way."""
-    step: int = 0
-    """Finished steps of the run."""
-    best_epoch: int = 0
-    """Epoch (from 1) with the best validation accuracy so far; 0: none yet. Ties stay with the earlier one."""
-    best_accuracy: float = -1.0
-    seconds: float = 0.0
-    """Time spent in finished training passes, over all the run's sessions."""
-    epochs: list[dict[str, object]] = field(default_factory=list)
-    """One record a finished epoch, as in metrics.jsonl."""
-
-    def finish_epoch(self, accuracy: float, record: dict[str, object]) -> None:
-        """Count an epoch with its validation accuracy."""
-        self.epoch += 1
-        self.batch = 0
-        self.epochs.append(record)
-        if accuracy > self.best_accuracy:
-            self.best_epoch, self.best_accuracy = self.epoch, accuracy
 
 
 class Stateful(Protocol):
@@ -227,84 +198,6 @@ class Checkpoints:
             path.unlink()
         for path in self.folder.glob("*.partial"):  # what a kill inside a write left behind
             path.unlink()
-
-
-def write_whole(content: Mapping[str, object], path: Path) -> None:
-    """Write under a temporary name, sync, rename: the final name is never half a file.
-
-    A full or unwritable disk is a `UserError`; what was there before is still there.
-    """
-    partial = path.with_suffix(".partial")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with partial.open("wb") as file:
-            torch.save(dict(content), file)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)
-        sync_folder(path.parent)
-    except (OSError, RuntimeError) as error:
-        partial.unlink(missing_ok=True)
-        raise UserError(
-            f"{path}: could not be written ({error}); free some space or give another --out; "
-            "the run goes on from its last checkpoint when started again"
-        ) from None
-
-
-def link_whole(path: Path, name: Path) -> None:
-    """Give a finished file a second name, replacing what had it; a copy where links are not to be had."""
-    partial = name.with_suffix(".partial")
-    partial.unlink(missing_ok=True)
-    try:
-        os.link(path, partial)
-    except OSError:
-        partial.write_bytes(path.read_bytes())
-    partial.replace(name)
-
-
-def sync_folder(folder: Path) -> None:
-    """Make a rename last through a power cut."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def read_checkpoint(path: Path | str) -> dict[str, Any]:
-    """A checkpoint's content: plain data and tensors only. Raises `UserError` for anything else."""
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such checkpoint") from None
-    except IsADirectoryError:
-        raise UserError(f"{path}: is a folder; name a checkpoint file in it") from None
-    except pickle.UnpicklingError:
-        raise UserError(
-            f"{path}: holds more than tensors and plain data, which is never loaded; not a checkpoint"
-        ) from None
-    except (RuntimeError, EOFError, ValueError, KeyError, OSError) as error:
-        raise UserError(f"{path}: torn or not a checkpoint ({' '.join(str(error).split())[:120]})") from None
-    if not isinstance(content, dict) or not isinstance(content.get("version"), int):
-        raise UserError(f"{path}: not a checkpoint of adadf_dist")
-    if content["version"] > CHECKPOINT_VERSION:
-        raise UserError(
-            f"{path}: written by a newer version (format {content['version']}, this one reads "
-            f"{CHECKPOINT_VERSION}); upgrade adadf_dist"
-        )
-    parts = {"config", "preprocessing", "progress", "rng"}
-    if not parts <= content.keys() or set(content["progress"]) != {field.name for field in fields(Progress)}:
-        raise UserError(f"{path}: torn or not a checkpoint of adadf_dist")
-    return content
-
-
-def epoch_of(path: Path) -> int:
-    """The epochs that the model in a checkpoint has finished; -1 for a file that is none."""
-    try:
-        progress = read_checkpoint(path)["progress"]
-    except UserError:
-        return -1
-    return int(progress["epoch"]) if progress["batch"] == 0 else -1
 
 
 def check_same_run(saved: Mapping[str, object], now: Mapping[str, object], path: Path | str) -> None:

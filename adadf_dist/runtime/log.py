@@ -22,8 +22,8 @@ from adadf_dist.config import Config
 from adadf_dist.data.writer import can_write
 from adadf_dist.errors import UserError
 from adadf_dist.method.losses import Losses
-from adadf_dist.runtime.checkpoint import Progress
 from adadf_dist.runtime.folder import sole_writer, write_json, write_text
+from adadf_dist.runtime.progress import Progress
 from adadf_dist.settings import to_dict
 from adadf_dist.world import World
 

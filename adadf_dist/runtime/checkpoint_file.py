@@ -1,0 +1,95 @@
+"""A checkpoint as a file: written whole or not at all, read without running a word of it."""
+
+from __future__ import annotations
+
+import os
+import pickle
+from collections.abc import Mapping
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from adadf_dist.errors import UserError
+from adadf_dist.runtime.progress import Progress
+
+CHECKPOINT_VERSION = 1
+
+
+def write_whole(content: Mapping[str, object], path: Path) -> None:
+    """Write under a temporary name, sync, rename: the final name is never half a file.
+
+    A full or unwritable disk is a `UserError`; what was there before is still there.
+    """
+    partial = path.with_suffix(".partial")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with partial.open("wb") as file:
+            torch.save(dict(content), file)
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(path)
+        sync_folder(path.parent)
+    except (OSError, RuntimeError) as error:
+        partial.unlink(missing_ok=True)
+        raise UserError(
+            f"{path}: could not be written ({error}); free some space or give another --out; "
+            "the run goes on from its last checkpoint when started again"
+        ) from None
+
+
+def link_whole(path: Path, name: Path) -> None:
+    """Give a finished file a second name, replacing what had it; a copy where links are not to be had."""
+    partial = name.with_suffix(".partial")
+    partial.unlink(missing_ok=True)
+    try:
+        os.link(path, partial)
+    except OSError:
+        partial.write_bytes(path.read_bytes())
+    partial.replace(name)
+
+
+def sync_folder(folder: Path) -> None:
+    """Make a rename last through a power cut."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def read_checkpoint(path: Path | str) -> dict[str, Any]:
+    """A checkpoint's content: plain data and tensors only. Raises `UserError` for anything else."""
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such checkpoint") from None
+    except IsADirectoryError:
+        raise UserError(f"{path}: is a folder; name a checkpoint file in it") from None
+    except pickle.UnpicklingError:
+        raise UserError(
+            f"{path}: holds more than tensors and plain data, which is never loaded; not a checkpoint"
+        ) from None
+    except (RuntimeError, EOFError, ValueError, KeyError, OSError) as error:
+        raise UserError(f"{path}: torn or not a checkpoint ({' '.join(str(error).split())[:120]})") from None
+    if not isinstance(content, dict) or not isinstance(content.get("version"), int):
+        raise UserError(f"{path}: not a checkpoint of adadf_dist")
+    if content["version"] > CHECKPOINT_VERSION:
+        raise UserError(
+            f"{path}: written by a newer version (format {content['version']}, this one reads "
+            f"{CHECKPOINT_VERSION}); upgrade adadf_dist"
+        )
+    parts = {"config", "preprocessing", "progress", "rng"}
+    if not parts <= content.keys() or set(content["progress"]) != {field.name for field in fields(Progress)}:
+        raise UserError(f"{path}: torn or not a checkpoint of adadf_dist")
+    return content
+
+
+def epoch_of(path: Path) -> int:
+    """The epochs that the model in a checkpoint has finished; -1 for a file that is none."""
+    try:
+        progress = read_checkpoint(path)["progress"]
+    except UserError:
+        return -1
+    return int(progress["epoch"]) if progress["batch"] == 0 else -1
