@@ -57,8 +57,11 @@ def similarity(points: Points, size: int) -> NDArray[np.float64]:
 def align(image: Image.Image, points: Points, size: int = 100) -> Image.Image:
     """The face at the template's place in size x size pixels; what lies outside the picture is black.
 
-    Raises `ValueError` when the points fall together.
+    Raises `ValueError` when the points fall together, or lie so far outside that there is no face in the picture.
     """
+    x, y = points.mean(axis=0)
+    if not (0 <= x < image.width and 0 <= y < image.height):
+        raise ValueError(f"landmarks lie outside the picture, around ({x:.0f}, {y:.0f}) of {image.size}")
     forward = similarity(points, size)
     scale = math.hypot(forward[0, 0], forward[1, 0])
     factor = max(1, math.floor(1 / scale)) if scale < 1 else 1
@@ -77,11 +80,15 @@ def centre_crop(image: Image.Image, size: int = 100) -> Image.Image:
     return image.resize((size, size), Image.Resampling.LANCZOS, (left, top, left + side, top + side))
 
 
-def choose(faces: Sequence[Face], box: Sequence[float] | None = None) -> Face:
-    """The face meant: the one that overlaps an annotated box most, or the one of largest area times score."""
+def choose(faces: Sequence[Face], box: Sequence[float] | None = None) -> Face | None:
+    """The face meant: the one that overlaps an annotated box most, or the one of largest area times score.
+
+    None when there is no face, or none on the box: a face elsewhere is somebody else's, and the label is not theirs.
+    """
     if box is not None:
-        return max(faces, key=lambda face: overlap(face.box, box))
-    return max(faces, key=lambda face: area(face.box) * face.score)
+        faces = [face for face in faces if overlap(face.box, box) > 0]
+        return max(faces, key=lambda face: overlap(face.box, box), default=None)
+    return max(faces, key=lambda face: area(face.box) * face.score, default=None)
 
 
 def area(box: Sequence[float]) -> float:

@@ -124,10 +124,13 @@ class Detector:
     @torch.inference_mode()
     def detect(self, images: Sequence[Image.Image]) -> list[list[Face]]:
         """The faces of each picture, the surest first. Pictures need not be of one size; they are upright."""
+        if not images:
+            return []
         pixels, ratios = [], []
         for image in images:
             ratio = min(1.0, LARGEST / max(image.size))
-            small = image if ratio == 1 else image.resize((round(image.width * ratio), round(image.height * ratio)))
+            width, height = (max(1, round(side * ratio)) for side in image.size)
+            small = image if ratio == 1 else image.resize((width, height))
             array = torch.from_numpy(np.array(small.convert("RGB"))).to(self.device)
             pixels.append((array.permute(2, 0, 1).float() - 127.5) / 128)
             ratios.append(ratio)

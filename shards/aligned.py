@@ -6,6 +6,7 @@ import argparse
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
+from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 from PIL import Image, ImageOps
@@ -39,7 +40,10 @@ class Aligned:
     @property
     def provenance(self) -> Provenance:
         made = self.photos.provenance
-        options = {**made.options, "align": self.by, "aligned_size": self.size, "no_face": self.no_face}
+        options = {key: value for key, value in made.options.items() if key not in ("image_size", "margin")}
+        options |= {"align": self.by, "aligned_size": self.size, "no_face": self.no_face}
+        if self.by == "detect":  # another release may put a point elsewhere: shards of both are not to be mixed
+            options |= {name: version(name) for name in ("mtcnn", "torch")}
         return replace(made, options=options)
 
     @property
@@ -61,10 +65,10 @@ class Aligned:
         try:
             found = landmarks_of(facts) if self.by == "landmarks" else detected(image, facts)
             face, remark = align(image, found["points"], self.size), ""
-        except NoFaceError:
+        except NoFaceError as error:
             if self.no_face == "quarantine":
-                raise BadImage("no face found") from None
-            face, found, remark = centre_crop(image, self.size), {}, "no face found: centre of the picture"
+                raise BadImage(str(error)) from None
+            face, found, remark = centre_crop(image, self.size), {}, f"{error}: centre of the picture"
         except ValueError as error:
             raise BadImage(str(error)) from None
         details = {**facts, **{key: value for key, value in found.items() if key != "points"}}
@@ -72,7 +76,7 @@ class Aligned:
 
 
 class NoFaceError(Exception):
-    """The detector found nothing."""
+    """The detector found nothing, or nothing where the dataset says that the face is."""
 
 
 def upright(data: bytes) -> Image.Image:
@@ -94,9 +98,9 @@ def detected(image: Image.Image, facts: Mapping[str, Any]) -> dict[str, Any]:
     from adadf_dist.align import choose
 
     faces = open_detector().detect([image])[0]
-    if not faces:
-        raise NoFaceError
     face = choose(faces, facts.get("box"))
+    if face is None:
+        raise NoFaceError("no face found on the annotated box" if faces else "no face found")
     return {
         "points": face.landmarks,
         "aligned_by": [[round(float(x), 2) for x in point] for point in face.landmarks],
@@ -107,13 +111,13 @@ def detected(image: Image.Image, facts: Mapping[str, Any]) -> dict[str, Any]:
 
 @cache
 def open_detector() -> Detector:
-    """One a process, on one thread: there is a process a core."""
+    """One a process, on one thread of the CPU: there is a process a core, and a GPU would change the bytes."""
     import torch
 
     from adadf_dist.detect import Detector
 
     torch.set_num_threads(1)
-    return Detector("cuda" if torch.cuda.is_available() else "cpu")
+    return Detector("cpu")
 
 
 def add_align_arguments(parser: argparse._ArgumentGroup) -> None:
@@ -142,6 +146,8 @@ def open_photos(listing: Listing, options: PhotoOptions, args: argparse.Namespac
         return settle(listing, options)
     if not 16 <= args.aligned_size <= 1024:
         raise UserError(f"--aligned-size {args.aligned_size}: from 16 to 1024")
+    if args.image_size is not None:
+        raise UserError("--image-size: an aligned face is as large as --aligned-size says; leave --image-size out")
     if args.align == "detect":
         open_detector()  # now, not after minutes of reading, if its weights are not installed
     return Aligned(settle(listing, options), args.align, args.aligned_size, args.no_face)

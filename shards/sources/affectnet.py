@@ -122,6 +122,8 @@ def add_arguments(parser: argparse._ArgumentGroup) -> None:
 def open_source(args: argparse.Namespace) -> Source:
     if not 0 <= args.margin <= 2:
         raise UserError(f"--margin {args.margin:g}: from 0 to 2")
+    if args.align != "none" and (args.margin or args.whole):
+        raise UserError("--margin and --whole say how to cut the face out, which --align does; leave them out")
     layout = find_layout(args.root)
     print(f"{args.root}: AffectNet, {layout.what}", file=sys.stderr)
     listing = layout.read(args.root, EXPRESSIONS[: args.classes])

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from adadf_dist.data.builder import Source
+from adadf_dist.data.jpeg import BadImage
 from adadf_dist.errors import UserError
 from shards.aligned import add_align_arguments, open_photos
 from shards.sources.photos import (
@@ -16,6 +19,7 @@ from shards.sources.photos import (
     carve_validation,
     list_files,
     photo_options,
+    read_bytes,
     stay_inside,
 )
 
@@ -24,6 +28,10 @@ CLASSES = ("surprise", "fear", "disgust", "happiness", "sadness", "anger", "neut
 LABELS = "EmoLabel/list_patition_label.txt"  # spelt so by its publishers
 VOTES = "EmoLabel/distribution.txt"
 IMAGES = {"aligned": "Image/aligned", "original": "Image/original"}
+POINTS = "Annotation/manual"
+"""NAME_manu_attri.txt: five lines `x y` (eyes, nose, corners of the mouth), then gender, race and age."""
+BOXES = "Annotation/boundingbox"
+"""NAME_boundingbox.txt: left, top, right, bottom of the face that is meant; since version 1.1."""
 
 HELP = "RAF-DB: EmoLabel/list_patition_label.txt and Image/aligned or Image/original"
 DESCRIPTION = f"""\
@@ -34,11 +42,13 @@ the one above it.
 splits      train_* is train, test_* is test; validation is carved out of train
 votes       {VOTES}, where it is there: a line `name share share ...` for each face, in label order, six or seven
             shares (six: no neutral). Faces it does not name have no votes.
+KEY.json    with --images original, where they are there: the five points of {POINTS} (--align landmarks takes
+            them) and the box of {BOXES} (--align detect takes the face on it)
 """
 EPILOG = """\
 examples:
   python -m shards.build rafdb --root RAF-DB/basic --out data/rafdb
-  python -m shards.build rafdb --root RAF-DB/basic --out data/rafdb --images original --align detect
+  python -m shards.build rafdb --root RAF-DB/basic --out data/rafdb --images original --align landmarks
 """
 
 
@@ -62,7 +72,38 @@ def list_rafdb(root: Path, images: str) -> Listing:
         "images_without_label": len(extra),
         "faces_with_votes": sum(p.votes is not None for p in pictures.values()),
     }
-    return Listing("rafdb", CLASSES, list(pictures.values()), f"single-label part, {images} images", findings)
+    listed = list(pictures.values())
+    facts = Facts(base, listed) if images == "original" else None
+    return Listing("rafdb", CLASSES, listed, f"single-label part, {images} images", findings, facts)
+
+
+@dataclass(frozen=True)
+class Facts:
+    """Annotations of the original photographs, in their pixels."""
+
+    base: Path
+    pictures: Sequence[Picture]
+
+    def __call__(self, number: int) -> Mapping[str, object]:
+        stem = self.pictures[number].path.rpartition("/")[2].rpartition(".")[0]
+        facts: dict[str, object] = {}
+        points = read_annotation(self.base / POINTS / f"{stem}_manu_attri.txt", 10)
+        if points is not None:
+            facts["landmarks"] = [points[first : first + 2] for first in range(0, 10, 2)]
+        box = read_annotation(self.base / BOXES / f"{stem}_boundingbox.txt", 4)
+        if box is not None:
+            facts["box"] = box
+        return facts
+
+
+def read_annotation(path: Path, count: int) -> list[float] | None:
+    """The first `count` numbers of a file; None where there is no such file. Raises `BadImage`."""
+    if not path.is_file():
+        return None
+    values = numbers(read_bytes(str(path))[0].decode(errors="replace").split()[:count])
+    if len(values) != count or not all(map(math.isfinite, values)):
+        raise BadImage(f"annotation {path.name} does not begin with {count} numbers")
+    return values
 
 
 def find_base(root: Path) -> Path:
