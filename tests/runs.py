@@ -17,6 +17,7 @@ SMALL = {
     "model.backbone": "resnet10",
     "data.image_size": "32",
     "data.workers": "0",
+    "data.loader": "torch",
     "runtime.tensorboard": "false",
     "runtime.log_every": "1",
     "runtime.stop_every": "1",
