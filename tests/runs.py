@@ -69,7 +69,7 @@ def records(out: Path, kind: str) -> list[dict[str, object]]:
 
 def numbers(out: Path, kind: str) -> list[dict[str, object]]:
     """Records without what a clock measured."""
-    return [{k: v for k, v in record.items() if k != "images_per_s"} for record in records(out, kind)]
+    return [{k: v for k, v in record.items() if k not in ("images_per_s", "waiting")} for record in records(out, kind)]
 
 
 def status(out: Path) -> dict[str, object]:

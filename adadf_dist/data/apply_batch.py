@@ -19,6 +19,8 @@ from adadf_dist.data.operations import Kind
 SMOOTH_CENTRE, SMOOTH_SUM = 5, 13
 """Of sharpness's 3x3 mean: the weight of the centre, and of all nine."""
 
+ROUNDING = 2.0**-10
+"""More than single precision loses in a weighted mean of four 8-bit values."""
 BOTH_TRUE = 0x0101
 """Two neighbouring booleans, read as one number: a reduction over so short a dimension is slow."""
 
@@ -83,7 +85,9 @@ def warp(images: Tensor, matrices: Tensor) -> Tensor:
     seen = F.grid_sample(images.float(), looks, "bilinear", "border", align_corners=False)
     inside = (looks.abs() < 1).view(torch.int16) == BOTH_TRUE
     fill = torch.tensor(FILL, dtype=torch.uint8, device=images.device).view(3, 1, 1)
-    return torch.where(inside.view(-1, 1, height, width), seen.to(torch.uint8), fill)
+    # truncated as the reference does, but the mean of four equal values may have come out a hair below them
+    seen = seen.add_(ROUNDING).to(torch.uint8)
+    return torch.where(inside.view(-1, 1, height, width), seen, fill)
 
 
 def look_up(images: Tensor, tables: Tensor) -> Tensor:
