@@ -1,4 +1,4 @@
-"""Measure, side by side in one run: `python -m adadf_dist.bench data|step|epoch`.
+"""Measure, side by side in one run: `python -m adadf_dist.bench data|step|epoch|pictures`.
 
 Timings on shared machines wander, so what counts is the ratio of two measurements of the same work.
 """
@@ -9,7 +9,7 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from adadf_dist.bench import data, epoch, step
+from adadf_dist.bench import data, epoch, pictures, step
 from adadf_dist.errors import one_line_errors
 
 COMMANDS = {
@@ -32,6 +32,11 @@ COMMANDS = {
         "DataLoader, fp32, NCHW, a second full pass for the class distributions). Faces are stored 100x100 and trained "
         "at 224x224, batch 64, extractor frozen.",
     ),
+    "pictures": (
+        pictures,
+        "what both loaders make of the same faces, side by side in one picture",
+        "The first batch of a training epoch by both loaders, and their difference, as a PNG.",
+    ),
 }
 
 
@@ -41,8 +46,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     for name, (module, brief, description) in COMMANDS.items():
         command = commands.add_parser(name, help=brief, description=description)
         module.add_options(command)
-        command.add_argument("--repeat", type=int, default=1, help="rounds, interleaved (default: %(default)s)")
-        command.add_argument("--json", type=Path, help="also write the figures here")
+        if module is not pictures:
+            command.add_argument("--repeat", type=int, default=1, help="rounds, interleaved (default: %(default)s)")
+            command.add_argument("--json", type=Path, help="also write the figures here")
     options = parser.parse_args(argv)
     with one_line_errors("adadf_dist.bench"):
         options.run(options)

@@ -15,6 +15,7 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
+from importlib import import_module
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -33,7 +34,7 @@ from adadf_dist.data.builder import BuildOptions, build_dataset
 from adadf_dist.data.crew import Processes
 from adadf_dist.data.embedded import open_embedded
 from adadf_dist.data.format import open_dataset
-from adadf_dist.data.open import open_data
+from adadf_dist.data.open import DALI_LOADER, open_data
 from adadf_dist.errors import UserError
 from adadf_dist.settings import Layer, build_config
 from adadf_dist.world import pick_device
@@ -242,6 +243,9 @@ def measure_all(folder: Path, options: argparse.Namespace) -> dict[str, dict[str
 def measure(name: str, case: Case, seconds: float) -> Found:
     torch.set_num_threads(1)  # as a rank runs
     warnings.simplefilter("ignore")  # DALI's own augmentation uses names that DALI has since moved
+    if "dali" in name.lower():  # what an import takes is not the loader's
+        for module in (DALI_LOADER, "adadf_dist.bench.dali_own"):
+            import_module(module)
     before = memory_mb()
     counts = CANDIDATES[name](case)
     split = len(open_dataset(case.folder).split("train"))

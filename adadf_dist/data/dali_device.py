@@ -5,7 +5,7 @@ from __future__ import annotations
 import ctypes
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import torch
@@ -27,7 +27,14 @@ MALLOC_LIMIT = 2**31 - 1
 
 
 class Place(Protocol):
-    """Where decoded faces are augmented."""
+    """Where faces are decoded and augmented."""
+
+    decoder: Literal["cpu", "mixed"]
+    """DALI's decoder: `mixed` begins on the CPU and ends on the GPU."""
+    resizes: bool
+    """Whether DALI is to resize as well."""
+    device_id: int | None
+    """DALI's word for where it works; None: on the CPU."""
 
     def take(self, outputs: Any) -> Any:
         """DALI's decoded faces in memory of their own."""
@@ -53,6 +60,10 @@ def place_of(recipe: Recipe) -> Place:
 
 class OnCpu:
     """Resizing as torchvision does it, stages compiled by numba, blocks of faces side by side in threads."""
+
+    decoder: Literal["cpu", "mixed"] = "cpu"
+    resizes = False
+    device_id: int | None = None
 
     def __init__(self, recipe: Recipe) -> None:
         keep_freed_memory()
@@ -115,8 +126,12 @@ class OnCpu:
 class OnGpu:
     """All on a stream of the loader's own, so that it runs beside the training step."""
 
+    decoder: Literal["cpu", "mixed"] = "mixed"
+    resizes = True
+
     def __init__(self, recipe: Recipe) -> None:
         self._device = recipe.device
+        self.device_id: int | None = torch.cuda.current_device() if recipe.device.index is None else recipe.device.index
         self._finish = Finish(recipe.preprocessing, recipe.device)
         self._stream = torch.cuda.Stream(recipe.device)  # type: ignore[no-untyped-call]
 

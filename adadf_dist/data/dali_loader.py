@@ -188,14 +188,14 @@ class Decoder:
     def __init__(self, recipe: Recipe, place: Place) -> None:
         self.feed = Feed()
         self._place = place
-        build = decode_on_gpu if recipe.device.type == "cuda" else decode_on_cpu
         # the pipeline knows the feed and not us: it ends with us, not when a cycle is found, perhaps in a forked child
-        self._pipeline = build(
+        self._pipeline = decoding(
             self.feed,
-            recipe.preprocessing.resized,
+            place.decoder,
+            recipe.preprocessing.resized if place.resizes else 0,
             batch_size=max(CHUNK, math.ceil(recipe.batch_size / recipe.ranks)),
             num_threads=max(recipe.workers, 1),
-            device_id=recipe.device.index if recipe.device.type == "cuda" else None,
+            device_id=place.device_id,
             prefetch_queue_depth=CHUNKS_AHEAD,
         )
 
@@ -214,25 +214,16 @@ class Decoder:
             yield self.feed.in_flight.popleft(), taken
 
 
-@pipeline_def  # type: ignore[untyped-decorator]
-def decode_on_cpu(source: Any, size: int) -> Any:
-    """Decode; what is decoded keeps its size."""
-    return fn.decoders.image(encoded_faces(source), device="cpu", **DECODING)
-
-
 @pipeline_def(enable_conditionals=True)  # type: ignore[untyped-decorator]
-def decode_on_gpu(source: Any, size: int) -> Any:
-    """Decode and resize; a face that has the size already is left alone."""
-    encoded = encoded_faces(source)
-    shape = fn.peek_image_shape(encoded)
-    images = fn.decoders.image(encoded, device="mixed", **DECODING)
-    if shape[0] != size or shape[1] != size:
-        images = fn.resize(images, size=[size, size], interp_type=types.INTERP_LINEAR, antialias=True)
+def decoding(source: Any, decoder: str, size: int) -> Any:
+    """Decode, and resize what has another size; 0: what is decoded keeps its size."""
+    encoded = fn.external_source(source=source, batch=True, no_copy=True, dtype=types.UINT8, ndim=1)
+    images = fn.decoders.image(encoded, device=decoder, **DECODING)
+    if size:
+        shape = fn.peek_image_shape(encoded)
+        if shape[0] != size or shape[1] != size:
+            images = fn.resize(images, size=[size, size], interp_type=types.INTERP_LINEAR, antialias=True)
     return images
-
-
-def encoded_faces(source: Any) -> Any:
-    return fn.external_source(source=source, batch=True, no_copy=True, dtype=types.UINT8, ndim=1)
 
 
 def as_bitmap(image: Image.Image) -> NDArray[np.uint8]:
