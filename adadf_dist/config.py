@@ -33,12 +33,16 @@ class DataConfig:
     """Encoded faces among which each worker draws the next one when streaming."""
     embedded_faces: tuple[int, ...] = ()
     """Train, validation and test faces to draw into data.shards when that folder is missing; empty: none."""
-    loader: Literal["auto", "torch"] = "auto"
-    """Who decodes and augments: `torch` is torchvision in worker processes; `auto` picks for the machine."""
+    loader: Literal["auto", "dali", "torch"] = "auto"
+    """Who decodes and augments: `dali` is NVIDIA DALI, on the GPU where there is one; `torch` is Pillow in worker
+    processes; `auto` is dali where it imports and shards are not streamed. Both make the same pictures."""
     workers: int = 2
-    """Decoding processes a rank; 0 decodes in the training process."""
+    """Decoding processes a rank (0: decode in the training process), or for DALI its threads."""
     prefetch: int = 4
-    """Batches each worker decodes ahead."""
+    """Batches each worker decodes ahead, or for DALI the batches that wait ready on the device."""
+    max_bad_faces: int = 100
+    """Training faces a rank may find that no longer decode; each is named, and another of its class, drawn from (seed,
+    epoch, sample), takes its place. One more is an error; 0: the first is. In evaluation and streaming any is."""
     sampler: Literal["all", "balanced", "oversample", "sqrt"] = "all"
     """`all`: every face once an epoch; `balanced`: each class cut to the rarest (the paper on AffectNet);
     `oversample`: each class repeated to the largest; `sqrt`: class shares by the root of their counts."""
@@ -227,6 +231,13 @@ def check_ranges(config: Config) -> None:
         ("batch_size", config.batch_size, config.batch_size >= 2, "at least 2"),
         ("data.workers", data.workers, data.workers >= 0, "0 or more"),
         ("data.prefetch", data.prefetch, data.prefetch >= 1, "at least 1"),
+        ("data.max_bad_faces", data.max_bad_faces, data.max_bad_faces >= 0, "0 or more"),
+        (
+            "data.loader",
+            data.loader,
+            data.loader != "dali" or data.access == "cache",
+            "auto or torch, as data.access is stream; or set data.access = cache",
+        ),
         ("data.cache", data.cache, bool(data.cache), "a folder"),
         ("data.cache_size_gb", data.cache_size_gb, data.cache_size_gb >= 0, "0 or more"),
         ("data.shuffle_buffer", data.shuffle_buffer, data.shuffle_buffer >= 1, "at least 1"),

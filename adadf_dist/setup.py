@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor, wait
@@ -12,7 +13,7 @@ from threading import Event
 from adadf_dist.config import Config
 from adadf_dist.data.cache import entry_folder, local_folder
 from adadf_dist.data.embedded import build_embedded
-from adadf_dist.data.open import Data
+from adadf_dist.data.open import INSTALL_DALI, Data, dali_problem
 from adadf_dist.data.remote import is_remote, local_path
 from adadf_dist.data.stream import LIMITS
 from adadf_dist.errors import UserError
@@ -36,10 +37,23 @@ def resolve(config: Config, world: World) -> Config:
         raise UserError("data.shards is empty: give the folder that `python -m shards.build` wrote")
     draw_missing_faces(config, world)
     settled = {
-        "data.loader": "torch" if config.data.loader == "auto" else config.data.loader,
+        "data.loader": resolve_loader(config, world),
         "runtime.precision": resolve_precision(config, world.device),
     }
     return override(config, world.share(settled))  # type: ignore[arg-type]
+
+
+def resolve_loader(config: Config, world: World) -> str:
+    """What `auto` means here; said once, with what it costs, when it is not DALI for want of it."""
+    if config.data.loader != "auto":
+        return config.data.loader
+    if config.data.access == "stream":
+        return "torch"
+    problem = dali_problem() if world.is_main else ""
+    if problem:
+        told = f"data.loader is torch: DALI would be faster, but {problem}; {INSTALL_DALI}"
+        print(told, file=sys.stderr, flush=True)
+    return "torch" if problem else "dali"
 
 
 def draw_missing_faces(config: Config, world: World) -> None:

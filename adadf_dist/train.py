@@ -106,7 +106,7 @@ def train_epoch(
     engine, progress, config = state.engine, state.progress, log.config
     ramp = ramp_weights(progress.epoch + 1, config.loss.epoch_threshold)
     log.start_epoch(progress, data.num_batches(progress.epoch))
-    for batch in data.train(progress.epoch, progress.batch):
+    for batch in log.waiting_for(data.train(progress.epoch, progress.batch)):
         engine.schedule(progress.epoch, progress.step)
         rows = batch.rows()
         output = engine.forward(rows.images)
@@ -144,6 +144,7 @@ def finish_epoch(
     metrics = evaluate(engine, data.validation(), data.validation_split, world)
     record: dict[str, object] = {"kind": "epoch", "epoch": progress.epoch + 1, "step": progress.step}
     record |= {**training, "learning_rate": engine.learning_rate}
+    record["replaced_faces"] = sum(world.collect(data.take_replaced()))
     record |= {"classes_at_threshold": int(commit.threshold_met.sum()), "validation": metrics.to_dict()}
     if config.evaluation.protocol == "published":
         assert data.test_split is not None

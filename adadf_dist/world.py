@@ -13,13 +13,15 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 from types import FrameType
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
 from adadf_dist.errors import UserError
+
+T = TypeVar("T")
 
 SAME_SIGNAL_S = 2.0
 """Ctrl-C reaches a rank twice, from the terminal and through torchrun: signals this close count as one."""
@@ -82,11 +84,11 @@ class World:
         dist.broadcast_object_list(box, src=0, group=self._control)
         return box[0]
 
-    def collect(self, value: object) -> list[object]:
+    def collect(self, value: T) -> list[T]:
         """Every rank's value, in rank order, on every rank."""
         if self._control is None:
             return [value]
-        values: list[object] = [None] * self.size
+        values: list[Any] = [None] * self.size
         dist.all_gather_object(values, value, group=self._control)
         return values
 

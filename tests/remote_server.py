@@ -89,6 +89,7 @@ def answer(request: BaseHTTPRequestHandler, site: Site) -> None:
     if status != 200:
         request.send_response(status)
         request.send_header("Content-Length", "0")
+        request.send_header("Connection", "close")
         request.end_headers()
         return
     body = path.read_bytes()
@@ -100,6 +101,7 @@ def answer(request: BaseHTTPRequestHandler, site: Site) -> None:
         body = bytes(len(body))
     request.send_response(status)
     request.send_header("Content-Length", str(len(body)))
+    request.send_header("Connection", "close")  # else a client may ask again on a connection that we are closing
     request.end_headers()
     sent = int(fault.cut * len(body))
     try:

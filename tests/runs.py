@@ -17,6 +17,7 @@ SMALL = {
     "model.backbone": "resnet10",
     "data.image_size": "32",
     "data.workers": "0",
+    "data.loader": "torch",
     "runtime.tensorboard": "false",
     "runtime.log_every": "1",
     "runtime.stop_every": "1",
@@ -68,7 +69,7 @@ def records(out: Path, kind: str) -> list[dict[str, object]]:
 
 def numbers(out: Path, kind: str) -> list[dict[str, object]]:
     """Records without what a clock measured."""
-    return [{k: v for k, v in record.items() if k != "images_per_s"} for record in records(out, kind)]
+    return [{k: v for k, v in record.items() if k not in ("images_per_s", "waiting")} for record in records(out, kind)]
 
 
 def status(out: Path) -> dict[str, object]:

@@ -18,7 +18,7 @@ from adadf_dist.data.format import open_dataset
 from adadf_dist.errors import UserError
 from adadf_dist.runtime.checkpoint_file import read_checkpoint, write_whole
 from adadf_dist.settings import Layer, build_config
-from tests.runs import ROOT, command, environment, finish, settings
+from tests.runs import ROOT, command, environment, finish, records, settings
 
 
 def run(values: dict[str, str]) -> None:
@@ -145,8 +145,10 @@ def test_missing_checkpoint(faces: Path, tmp_path: Path) -> None:
         run(settings(faces, tmp_path / "out", resume=str(tmp_path / "nowhere.pt")))
 
 
-def test_one_rank_with_a_corrupt_face_ends_them_all(faces: Path, tmp_path: Path) -> None:
-    """The face stands in one rank's slice; the other rank ends too, soon, and says why."""
+@pytest.mark.parametrize("loader", ["torch", "dali"])
+def test_one_rank_with_a_corrupt_face_ends_them_all(faces: Path, tmp_path: Path, loader: str) -> None:
+    """The face stands in one rank's slice; the other rank ends too, soon, and says why. By choice: else it is replaced,
+    which the epoch's record counts."""
     folder = tmp_path / "faces"
     folder.mkdir()
     for path in faces.iterdir():
@@ -157,13 +159,19 @@ def test_one_rank_with_a_corrupt_face_ends_them_all(faces: Path, tmp_path: Path)
     content = tar.read_bytes()
     tar.write_bytes(content.replace(encoded, b"\xff" * len(encoded)))
     began = time.monotonic()
-    done = finish(command(settings(folder, tmp_path / "out"), ranks=2), timeout=60)
+    values = settings(folder, tmp_path / "out", data__loader=loader, data__max_bad_faces="0")
+    done = finish(command(values, ranks=2), timeout=60)
     assert done.returncode != 0
     assert str(split.keys[0]) in done.stderr
     assert "shards.verify" in done.stderr
     ours = [line for line in done.stderr.splitlines() if line.startswith(("adadf_dist.train:", "adadf_dist.train["))]
     assert len(ours) == 2, done.stderr
     assert time.monotonic() - began < 60
+    replacing = finish(command({**values, "data.max_bad_faces": "9", "epochs": "1"}, ranks=2), timeout=60)
+    assert replacing.returncode == 0, replacing.stderr
+    assert replacing.stderr.count(f"face {split.keys[0]} of split train") == 1
+    (record,) = records(tmp_path / "out", "epoch")
+    assert record["replaced_faces"] == 1
 
 
 def test_ctrl_c_twice_stops_at_once(faces: Path, tmp_path: Path) -> None:

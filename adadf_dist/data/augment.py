@@ -2,7 +2,7 @@
 
 The list is the whole specification; a loader only applies it. Stages are in normal form: neighbouring warps are one
 warp, neighbouring tables one table. They act on 8-bit RGB of the network's size, in order; then the flip; then, after
-normalisation, the erasing.
+normalisation, the erasing. A batch's lists are drawn together, as arrays; a face's own is a row of them.
 
 Coordinates: the image is the unit square, (0, 0) its top left corner, x to the right, y down; the centre of pixel
 (row i, column j) of an H x W image is ((j + 0.5) / W, (i + 0.5) / H).
@@ -11,13 +11,15 @@ Coordinates: the image is the unit square, (0, 0) its top left corner, x to the 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from adadf_dist.config import AugmentConfig
+from adadf_dist.data.draws import Draws, Numbers, Rows
+from adadf_dist.data.operations import PUBLISHED, STANDARD, Kind, Operation, compose
 
 FILL = (124, 116, 104)
 """RGB of what a warp brings in from outside the image: the mean of natural images."""
@@ -32,49 +34,6 @@ ERASE_TRIES = 10
 STANDARD_BINS = 31
 
 
-class Warp(NamedTuple):
-    """Bilinear warp: the output at p shows the input at `matrix` (p, 1); FILL outside the image."""
-
-    matrix: NDArray[np.float64]
-    """[2, 3], unit coordinates."""
-
-
-class Table(NamedTuple):
-    """Each channel's value v becomes values[v]."""
-
-    values: NDArray[np.uint8]
-    """[256]"""
-
-
-class Color(NamedTuple):
-    """Saturation: luma + factor (value - luma), rounded and clipped."""
-
-    factor: float
-
-
-class Contrast(NamedTuple):
-    """mean + factor (value - mean), clipped; `mean` is the image's mean luma, rounded."""
-
-    factor: float
-
-
-class AutoContrast(NamedTuple):
-    """Each channel's lowest value becomes 0 and its highest 255, linearly between."""
-
-
-class Equalize(NamedTuple):
-    """Each channel's histogram flattened."""
-
-
-class Sharpness(NamedTuple):
-    """smooth + factor (value - smooth), clipped; `smooth` is the 3x3 mean with the centre counted five times."""
-
-    factor: float
-
-
-Stage = Warp | Table | Color | Contrast | AutoContrast | Equalize | Sharpness
-
-
 class Box(NamedTuple):
     """Pixels rows top to bottom (excluded), columns left to right (excluded)."""
 
@@ -84,208 +43,137 @@ class Box(NamedTuple):
     right: int
 
 
-NO_BOX = Box(0, 0, 0, 0)
+class Augmentations(NamedTuple):
+    """Everything that happens to each of n faces in one epoch, in at most k stages."""
+
+    kinds: NDArray[np.int8]
+    """[n, k], `Kind`; a face's stages come first, in order."""
+    matrices: NDArray[np.float64]
+    """[n, k, 2, 3], unit coordinates."""
+    tables: NDArray[np.uint8]
+    """[n, k, 256]"""
+    factors: NDArray[np.float64]
+    """[n, k]"""
+    flips: NDArray[np.bool_]
+    """[n], mirrored left to right."""
+    boxes: NDArray[np.int64]
+    """[n, 4], `Box`: set to zero after normalisation; empty for none."""
+
+    @property
+    def faces(self) -> int:
+        return len(self.flips)
+
+    def rows(self, chosen: slice) -> Augmentations:
+        """Those of some of the faces."""
+        return Augmentations._make(values[chosen] for values in self)
 
 
-class Augmentation(NamedTuple):
-    """Everything that happens to one face in one epoch."""
-
-    stages: tuple[Stage, ...]
-    flip: bool
-    erase: Box
-    """Set to zero after normalisation; empty for none."""
-
-
-NO_AUGMENTATION = Augmentation((), False, NO_BOX)
-
-
-class Draws:
-    """A stream of random numbers that belongs to one (seed, epoch, sample) and nothing else.
-
-    Counter-based: no state is carried from face to face, whoever decodes it.
-    """
-
-    def __init__(self, seed: int, epoch: int, sample: int) -> None:
-        key = np.array([seed, (epoch << 40) | sample], dtype=np.uint64)
-        self._random = np.random.Generator(np.random.Philox(key=key))
-        self._ready: list[float] = []
-
-    def uniform(self, low: float = 0.0, high: float = 1.0) -> float:
-        if not self._ready:  # many at once: a call into numpy costs more than the numbers
-            self._ready = self._random.random(64).tolist()[::-1]
-        return low + (high - low) * self._ready.pop()
-
-    def below(self, number: int) -> int:
-        """A whole number from 0 to `number` - 1."""
-        return min(int(self.uniform() * number), number - 1)
-
-    def normal(self) -> float:
-        """Standard normal, by Box and Muller."""
-        radius = math.sqrt(-2 * math.log(1 - self.uniform()))
-        return radius * math.cos(2 * math.pi * self.uniform())
-
-    def sign(self, value: float) -> float:
-        return value if self.uniform() < 0.5 else -value
+def untouched(faces: int, stages: int = 0) -> Augmentations:
+    """Nothing happens to any of so many faces; there is room for so many stages."""
+    return Augmentations(
+        np.zeros((faces, stages), dtype=np.int8),
+        np.zeros((faces, stages, 2, 3)),
+        np.zeros((faces, stages, 256), dtype=np.uint8),
+        np.zeros((faces, stages)),
+        np.zeros(faces, dtype=np.bool_),
+        np.zeros((faces, 4), dtype=np.int64),
+    )
 
 
-def draw(config: AugmentConfig, size: int, seed: int, epoch: int, sample: int) -> Augmentation:
-    """The augmentation of a training face. Pure.
+def draw(
+    config: AugmentConfig, size: int, seed: int, epoch: int, samples: Sequence[int] | NDArray[np.int64]
+) -> Augmentations:
+    """The augmentations of training faces. Pure, and each face's own: the company it is drawn in changes nothing.
 
     Args:
-        size: side of the network's input in pixels, in which the erasing box is given.
-        epoch: counted from 0.
-        sample: number within the split.
+        size: side of the network's input in pixels, in which the erasing boxes are given.
+        epoch: counted from 0; -1: nothing happens.
+        samples: numbers within the split.
     """
-    draws = Draws(seed, epoch, sample)
-    flip = draws.uniform() < config.flip
-    erase = draw_box(config, size, draws)
-    operate = {"none": None, "published": draw_published, "standard": draw_standard}[config.policy]
-    stages = [] if operate is None else [s for _ in range(config.operations) for s in operate(config.magnitude, draws)]
-    return Augmentation(normal_form(stages), flip, erase)
-
-
-def draw_box(config: AugmentConfig, size: int, draws: Draws) -> Box:
-    """Random erasing (Zhong et al.): a box of random area and aspect, redrawn until it fits."""
-    if draws.uniform() >= config.erase:
-        return NO_BOX
-    for _ in range(ERASE_TRIES):
-        area = size * size * draws.uniform(*config.erase_scale)
-        ratio = math.exp(draws.uniform(math.log(ERASE_RATIO[0]), math.log(ERASE_RATIO[1])))
-        height, width = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
-        if 0 < height < size and 0 < width < size:
-            top, left = draws.below(size - height + 1), draws.below(size - width + 1)
-            return Box(top, left, top + height, left + width)
-    return NO_BOX
-
-
-def draw_published(magnitude: float, draws: Draws) -> list[Stage]:
-    """One draw of the paper's policy: one of 15 operations, applied with probability 0.5, its level wandering."""
-    operation = PUBLISHED[draws.below(len(PUBLISHED))]
-    applied = draws.uniform() < APPLY
-    level = min(max(magnitude + LEVEL_STD * draws.normal(), 0.0), MAX_LEVEL)
-    return [operation(level, draws)] if applied else []
-
-
-def draw_standard(magnitude: float, draws: Draws) -> list[Stage]:
-    """One draw of torchvision's RandAugment: one of 14 operations at bin `magnitude` of 31."""
-    operation = STANDARD[draws.below(len(STANDARD))]
-    stage = operation(min(int(magnitude), STANDARD_BINS - 1) / (STANDARD_BINS - 1), draws)
-    return [] if stage is None else [stage]
-
-
-def normal_form(stages: Sequence[Stage]) -> tuple[Stage, ...]:
-    """Join neighbours: warps to one warp (one interpolation), tables to one table, saturations to one."""
-    joined: list[Stage] = []
-    for stage in stages:
-        before = joined[-1] if joined else None
-        if isinstance(stage, Warp) and isinstance(before, Warp):
-            joined[-1] = Warp(compose(before.matrix, stage.matrix))
-        elif isinstance(stage, Table) and isinstance(before, Table):
-            joined[-1] = Table(stage.values[before.values])
-        elif isinstance(stage, Color) and isinstance(before, Color):
-            joined[-1] = Color(before.factor * stage.factor)
+    if epoch < 0:
+        return untouched(len(samples))
+    draws = Draws(seed, epoch, samples)
+    every = np.arange(len(samples))
+    stages = Stages(untouched(len(samples), 0 if config.policy == "none" else config.operations))
+    drawn = stages.drawn
+    drawn.flips[:] = draws.uniform(every) < config.flip
+    draw_boxes(config, size, draws, drawn.boxes)
+    for _ in range(drawn.kinds.shape[1]):
+        if config.policy == "published":
+            draw_published(config.magnitude, draws, stages)
         else:
-            joined.append(stage)
-    return tuple(joined)
+            draw_standard(config.magnitude, draws, stages)
+    return drawn
 
 
-def compose(first: NDArray[np.float64], then: NDArray[np.float64]) -> NDArray[np.float64]:
-    """The warp matrix [2, 3] of warping by `first` and the result by `then`: the output looks back through both."""
-    linear = first[:, :2] @ then[:, :2]
-    offset = first[:, :2] @ then[:, 2] + first[:, 2]
-    return np.column_stack([linear, offset])
+def draw_boxes(config: AugmentConfig, size: int, draws: Draws, boxes: NDArray[np.int64]) -> None:
+    """Random erasing (Zhong et al.): boxes of random area and aspect, each redrawn until it fits, some times."""
+    open_ = np.flatnonzero(draws.uniform(np.arange(len(boxes))) < config.erase)
+    for _ in range(ERASE_TRIES):
+        area = size * size * draws.uniform(open_, *config.erase_scale)
+        ratio = np.exp(draws.uniform(open_, math.log(ERASE_RATIO[0]), math.log(ERASE_RATIO[1])))
+        height, width = np.rint(np.sqrt(area * ratio)), np.rint(np.sqrt(area / ratio))
+        fits = (height > 0) & (height < size) & (width > 0) & (width < size)
+        rows, h, w = open_[fits], height[fits].astype(np.int64), width[fits].astype(np.int64)
+        top = draws.below(rows, size - h + 1)
+        left = draws.below(rows, size - w + 1)
+        boxes[rows] = np.stack([top, left, top + h, left + w], axis=1)
+        open_ = open_[~fits]
+        if not len(open_):
+            break
 
 
-def affine(a: float, b: float, c: float, d: float, e: float, f: float) -> Warp:
-    return Warp(np.array([[a, b, c], [d, e, f]]))
+def draw_published(magnitude: float, draws: Draws, stages: Stages) -> None:
+    """One draw of the paper's policy: one of 15 operations, applied with probability 0.5, its level wandering."""
+    every = np.arange(stages.drawn.faces)
+    chosen = draws.below(every, len(PUBLISHED))
+    applied = draws.uniform(every) < APPLY
+    levels = np.clip(magnitude + LEVEL_STD * draws.normal(every), 0.0, MAX_LEVEL)
+    for number, operation in enumerate(PUBLISHED):
+        rows = np.flatnonzero((chosen == number) & applied)
+        stages.add(operation, rows, levels[rows], draws)
 
 
-def rotation(degrees: float) -> Warp:
-    """Counter-clockwise about the centre."""
-    cos, sin = math.cos(math.radians(degrees)), math.sin(math.radians(degrees))
-    return affine(cos, -sin, 0.5 - 0.5 * cos + 0.5 * sin, sin, cos, 0.5 - 0.5 * sin - 0.5 * cos)
+def draw_standard(magnitude: float, draws: Draws, stages: Stages) -> None:
+    """One draw of torchvision's RandAugment: one of 14 operations at bin `magnitude` of 31."""
+    chosen = draws.below(np.arange(stages.drawn.faces), len(STANDARD))
+    strength = min(int(magnitude), STANDARD_BINS - 1) / (STANDARD_BINS - 1)
+    for number, operation in enumerate(STANDARD):
+        rows = np.flatnonzero(chosen == number)
+        stages.add(operation, rows, np.full(len(rows), strength), draws)
 
 
-def shear_x(factor: float) -> Warp:
-    return affine(1, factor, 0, 0, 1, 0)
+class Stages:
+    """Lists of stages in the making, kept in normal form: a warp after a warp makes one warp (one interpolation), a
+    table after a table one table, a saturation after a saturation one saturation."""
 
+    def __init__(self, drawn: Augmentations) -> None:
+        self.drawn = drawn
+        self._lengths = np.zeros(drawn.faces, dtype=np.int64)
 
-def shear_y(factor: float) -> Warp:
-    return affine(1, 0, 0, factor, 1, 0)
-
-
-def translate_x(share: float) -> Warp:
-    """The output shows what stood `share` of the side further right."""
-    return affine(1, 0, share, 0, 1, 0)
-
-
-def translate_y(share: float) -> Warp:
-    return affine(1, 0, 0, 0, 1, share)
-
-
-VALUES = np.arange(256)
-
-
-def table(values: NDArray[np.floating] | NDArray[np.integer]) -> Table:
-    return Table(np.clip(np.floor(values + 0.5), 0, 255).astype(np.uint8))
-
-
-def invert() -> Table:
-    return table(255 - VALUES)
-
-
-def posterize(bits: int) -> Table:
-    """Keep the highest `bits` bits."""
-    return table(VALUES & ~(2 ** (8 - bits) - 1))
-
-
-def solarize(threshold: float) -> Table:
-    """Invert values of at least `threshold`."""
-    return table(np.where(threshold <= VALUES, 255 - VALUES, VALUES))
-
-
-def solarize_add(addition: int) -> Table:
-    """Add to values below 128."""
-    return table(np.where(VALUES < 128, VALUES + addition, VALUES))
-
-
-def brightness(factor: float) -> Table:
-    return table(VALUES * factor)
-
-
-PUBLISHED: tuple[Callable[[float, Draws], Stage], ...] = (
-    lambda m, d: AutoContrast(),
-    lambda m, d: Equalize(),
-    lambda m, d: invert(),
-    lambda m, d: rotation(d.sign(3 * m)),
-    lambda m, d: posterize(math.floor(0.4 * m)),
-    lambda m, d: solarize(math.floor(25.6 * m)),
-    lambda m, d: solarize_add(math.floor(11 * m)),
-    lambda m, d: Color(0.1 + 0.18 * m),
-    lambda m, d: Contrast(0.1 + 0.18 * m),
-    lambda m, d: brightness(0.1 + 0.18 * m),
-    lambda m, d: Sharpness(0.1 + 0.18 * m),
-    lambda m, d: shear_x(d.sign(0.03 * m)),
-    lambda m, d: shear_y(d.sign(0.03 * m)),
-    lambda m, d: translate_x(d.sign(0.045 * m)),
-    lambda m, d: translate_y(d.sign(0.045 * m)),
-)
-"""By level m from 0 to 10."""
-
-STANDARD: tuple[Callable[[float, Draws], Stage | None], ...] = (
-    lambda s, d: None,
-    lambda s, d: shear_x(d.sign(0.3 * s)),
-    lambda s, d: shear_y(d.sign(0.3 * s)),
-    lambda s, d: translate_x(d.sign(150 / 331 * s)),
-    lambda s, d: translate_y(d.sign(150 / 331 * s)),
-    lambda s, d: rotation(d.sign(30 * s)),
-    lambda s, d: brightness(1 + d.sign(0.9 * s)),
-    lambda s, d: Color(1 + d.sign(0.9 * s)),
-    lambda s, d: Contrast(1 + d.sign(0.9 * s)),
-    lambda s, d: Sharpness(1 + d.sign(0.9 * s)),
-    lambda s, d: posterize(8 - round(4 * s)),
-    lambda s, d: solarize(255 * (1 - s)),
-    lambda s, d: AutoContrast(),
-    lambda s, d: Equalize(),
-)
-"""By strength s from 0 to 1: bin / 30."""
+    def add(self, operation: Operation, rows: Rows, levels: Numbers, draws: Draws) -> None:
+        """Append the operation to the lists of `rows`, at its level for each."""
+        if not len(rows) or operation.kind == Kind.NOTHING:
+            return
+        if operation.signed:
+            levels = draws.signed(rows, levels)
+        kind = operation.kind
+        made = operation.make(levels)
+        lengths = self._lengths[rows]
+        joins = np.zeros(len(rows), dtype=np.bool_)
+        if kind in (Kind.WARP, Kind.TABLE, Kind.COLOR):
+            joins = (lengths > 0) & (self.drawn.kinds[rows, lengths - 1] == kind)
+        places = rows, np.where(joins, lengths - 1, lengths)
+        self.drawn.kinds[places] = kind
+        self._lengths[rows] += ~joins
+        match kind:
+            case Kind.WARP:
+                joined = compose(self.drawn.matrices[places], made)
+                self.drawn.matrices[places] = np.where(joins[:, None, None], joined, made)
+            case Kind.TABLE:
+                joined = np.take_along_axis(made, self.drawn.tables[places].astype(np.int64), axis=1)
+                self.drawn.tables[places] = np.where(joins[:, None], joined, made)
+            case Kind.COLOR:
+                self.drawn.factors[places] = np.where(joins, self.drawn.factors[places], 1.0) * made
+            case Kind.CONTRAST | Kind.SHARPNESS:
+                self.drawn.factors[places] = made

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 
 import numpy as np
@@ -14,14 +15,19 @@ from adadf_dist.config import Config
 from adadf_dist.data.batch import Batch
 from adadf_dist.data.cache import local_folder, streamed_splits
 from adadf_dist.data.format import Split, check_trainable, open_dataset
+from adadf_dist.data.loader import Loader, Recipe
 from adadf_dist.data.noise import LabelNoise, disturb
 from adadf_dist.data.plan import carve, cut, epoch_batches
 from adadf_dist.data.preprocess import Preprocessing
 from adadf_dist.data.remote import Remote
 from adadf_dist.data.stream import StreamLoader
-from adadf_dist.data.torch_loader import Faces, TorchLoader
+from adadf_dist.data.torch_loader import TorchLoader
 from adadf_dist.errors import UserError
 from adadf_dist.world import MIN_SAMPLES_A_RANK
+
+DALI_LOADER = "adadf_dist.data.dali_loader"
+"""Imported where it is wanted: it takes DALI, which not everyone has."""
+INSTALL_DALI = "install it with pip install 'adadf_dist[dali]'"
 
 
 @dataclass(frozen=True)
@@ -34,7 +40,7 @@ class Data:
     train_split: Split
     validation_split: Split
     test_split: Split | None
-    loader: TorchLoader
+    loader: Loader
     noise: LabelNoise | None = None
     """What `data.label_noise` did to the labels of train."""
     stream: StreamLoader | None = None
@@ -58,6 +64,11 @@ class Data:
     def measure(self, epoch: int) -> Iterator[Batch]:
         """The faces of a training epoch once more, with the same augmentation (the second pass of eq 4)."""
         return self.train(epoch)
+
+    def take_replaced(self) -> int:
+        """Training faces of this rank that did not decode and were replaced, since the last call."""
+        replaced, self.loader.replaced = self.loader.replaced, 0
+        return replaced
 
     def validation(self) -> Iterator[Batch]:
         return self._evaluation(self.validation_split)
@@ -121,17 +132,43 @@ def open_splits(config: Config, folder: Path, ranks: tuple[int, int], device: to
         config.data.image_size, train.classes, config.data.loader, ten_crop=config.data.ten_crop
     )
     splits = {split.name: split for split in (train, validation, test) if split is not None}
-    faces = Faces(splits, preprocessing, config.augment, config.seed)
-    loader = TorchLoader(faces, preprocessing, device, ranks)
-    loader.start(config.data.workers, config.data.prefetch)
-    data = Data(dataset.name, config, preprocessing, train, validation, test, loader, noise)
-    if config.data.access == "cache":
-        return data
-    remote = Remote(config.data.shards)
-    stream = StreamLoader(
-        remote, loader, config.seed, config.data.shuffle_buffer, config.data.workers, config.data.prefetch
+    recipe = Recipe(
+        splits=splits,
+        preprocessing=preprocessing,
+        augment=config.augment,
+        seed=config.seed,
+        device=device,
+        rank=ranks[0],
+        ranks=ranks[1],
+        batch_size=config.batch_size,
+        workers=config.data.workers,
+        prefetch=config.data.prefetch,
+        max_bad_faces=config.data.max_bad_faces,
     )
-    return replace(data, stream=stream)
+    loader = make_loader(config.data.loader, recipe)
+    stream = None
+    if config.data.access == "stream":
+        assert isinstance(loader, TorchLoader), config.data.loader
+        stream = StreamLoader(Remote(config.data.shards), loader, config.data.shuffle_buffer)
+    return Data(dataset.name, config, preprocessing, train, validation, test, loader, noise, stream)
+
+
+def make_loader(name: str, recipe: Recipe) -> Loader:
+    """The loader called `torch` or `dali`. Raises `UserError` when DALI does not import."""
+    if name == "dali":
+        if problem := dali_problem():
+            raise UserError(f"data.loader is dali, but {problem}; {INSTALL_DALI}, or set data.loader = torch")
+        return import_module(DALI_LOADER).DaliLoader(recipe)  # type: ignore[no-any-return]
+    return TorchLoader(recipe)
+
+
+def dali_problem() -> str:
+    """Why DALI is of no use here; empty when it is."""
+    try:
+        import_module(DALI_LOADER)
+    except (ImportError, OSError) as error:  # OSError: a library that it needs
+        return f"it does not import ({' '.join(str(error).split())[:200]})"
+    return ""
 
 
 def check_ranks(data: Data, ranks: int) -> None:

@@ -7,6 +7,7 @@ batches, not what a resumed run sees next.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,8 +15,8 @@ from numpy.typing import NDArray
 Samples = NDArray[np.int64]
 """Sample numbers within a split."""
 
-ORDER, CARVE = 1, 2
-"""Streams of random numbers drawn from one seed."""
+ORDER, CARVE, SUBSTITUTE = 1, 2, 5
+"""Streams of random numbers drawn from one seed; 3 and 4 are stream.py's."""
 
 
 def epoch_batches(labels: NDArray[np.int64], sampler: str, batch_size: int, seed: int, epoch: int) -> list[Samples]:
@@ -95,3 +96,11 @@ def carve(labels: NDArray[np.int64], fraction: float, seed: int) -> tuple[Sample
     held_out = np.zeros(len(labels), dtype=bool)
     held_out[np.concatenate(validation)] = True
     return np.flatnonzero(~held_out), np.flatnonzero(held_out)
+
+
+def substitutes(labels: NDArray[np.int64], sample: int, seed: int, epoch: int) -> Iterator[int]:
+    """The other samples of a sample's class, in the order in which they may stand in for it in an epoch."""
+    others = np.flatnonzero(labels == labels[sample])
+    for other in np.random.default_rng((seed, SUBSTITUTE, epoch, sample)).permutation(others).tolist():
+        if other != sample:
+            yield other

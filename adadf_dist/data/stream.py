@@ -8,7 +8,6 @@ What a cache gives and this does not is told in `LIMITS`.
 
 from __future__ import annotations
 
-import multiprocessing
 import random
 import tarfile
 from collections.abc import Iterator, Sequence
@@ -25,9 +24,11 @@ from webdataset.tariterators import group_by_keys, tar_file_expander
 
 from adadf_dist.data.batch import Batch
 from adadf_dist.data.format import Split
+from adadf_dist.data.jpeg import BadImage
+from adadf_dist.data.loader import Job
 from adadf_dist.data.plan import Samples, rank_bounds
 from adadf_dist.data.remote import Remote
-from adadf_dist.data.torch_loader import Decoded, Faces, Job, TorchLoader, as_it_is, settle_worker
+from adadf_dist.data.torch_loader import Decoded, Faces, TorchLoader, worker_options
 from adadf_dist.errors import UserError
 
 LIMITS = (
@@ -209,13 +210,19 @@ class StreamedFaces(IterableDataset[Decoded]):
     def decode(self, share: Share, picked: dict[int, bytes]) -> Decoded:
         split, samples = self.epoch.split, np.fromiter(picked, dtype=np.int64)
         job = Job(split.name, self.epoch.number, samples, share.first, share.global_size)
-        decoded = self.faces.decode(job, picked.__getitem__)
+
+        def read(sample: int) -> bytes:
+            if sample not in picked:
+                raise BadImage("not at hand")  # so a bad face has no substitute here, and is an error
+            return picked[sample]
+
+        decoded = self.faces.decode(job, read)
         return decoded._replace(problem=decoded.problem.replace(str(split.folder), self.remote.url))
 
 
 def failed(problem: str) -> Decoded:
     nothing = torch.empty(0, dtype=torch.int64)
-    return Decoded(nothing, nothing, nothing, nothing, 0, 0, problem)
+    return Decoded(nothing, nothing, nothing, nothing, 0, 0, [], problem)
 
 
 @dataclass(frozen=True)
@@ -224,32 +231,17 @@ class StreamLoader:
 
     remote: Remote
     loader: TorchLoader
-    seed: int
     buffer: int
-    workers: int
-    prefetch: int
 
     def batches(self, plan: Sequence[NDArray[Any]], epoch: int, first_batch: int = 0) -> Iterator[Batch]:
         """This rank's slices of an epoch whose global batches have the sizes of `plan`'s.
 
         From `first_batch` on; what comes before is read and passed over. Raises `UserError`.
         """
-        faces = self.loader.faces
-        whole = Epoch(faces.splits["train"], [len(samples) for samples in plan], self.seed, epoch)
-        streamed = StreamedFaces(faces, self.remote, whole, (self.loader.rank, self.loader.ranks), self.buffer)
+        recipe = self.loader.recipe
+        whole = Epoch(recipe.splits["train"], [len(samples) for samples in plan], recipe.seed, epoch)
+        streamed = StreamedFaces(self.loader.faces, self.remote, whole, (recipe.rank, recipe.ranks), self.buffer)
         streamed.first_batch = first_batch
-        parallel = self.workers > 0
         # new workers each epoch: a fork is quick, and they need not be told which epoch it is
-        for decoded in DataLoader(
-            streamed,
-            batch_size=None,
-            num_workers=self.workers,
-            prefetch_factor=self.prefetch if parallel else None,
-            pin_memory=self.loader.device.type == "cuda",
-            collate_fn=as_it_is,
-            worker_init_fn=settle_worker,
-            multiprocessing_context=multiprocessing.get_context("fork") if parallel else None,
-        ):
-            if decoded.problem:
-                raise UserError(decoded.problem)
-            yield self.loader.finish(decoded)
+        for decoded in DataLoader(streamed, batch_size=None, **worker_options(recipe)):
+            yield self.loader.finish(decoded, "train")

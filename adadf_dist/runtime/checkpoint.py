@@ -30,6 +30,7 @@ FREE_KEYS = (
     "data.embedded_faces",
     "data.workers",
     "data.prefetch",
+    "data.max_bad_faces",
     "evaluation.test",
     "checkpoint.",
     "runtime.timeout_s",

@@ -19,6 +19,7 @@ from tqdm import tqdm
 
 from adadf_dist import __version__
 from adadf_dist.config import Config
+from adadf_dist.data.batch import Batch
 from adadf_dist.data.writer import can_write
 from adadf_dist.errors import UserError
 from adadf_dist.method.losses import Losses
@@ -46,6 +47,7 @@ class Log:
         self._epoch_sums = torch.zeros(len(LOSS_NAMES), dtype=torch.float64)
         self._epoch_steps = 0
         self._images = 0
+        self._waited = 0.0
         self._since = time.monotonic()
         self._epoch_began = self._since
         self._line_at = self._since
@@ -74,6 +76,7 @@ class Log:
     def start_epoch(self, progress: Progress, num_batches: int) -> None:
         self._epoch_began = self._since = self._line_at = time.monotonic()
         self._images = 0
+        self._waited = 0.0
         self._num_batches = num_batches
         self.status("running", progress)
         if self.world.is_main and sys.stderr.isatty():
@@ -85,6 +88,16 @@ class Log:
                 leave=False,
                 dynamic_ncols=True,
             )
+
+    def waiting_for(self, batches: Iterator[Batch]) -> Iterator[Batch]:
+        """The batches, while the time that training waits for them is taken."""
+        while True:
+            began = time.monotonic()
+            batch = next(batches, None)
+            self._waited += time.monotonic() - began
+            if batch is None:
+                return
+            yield batch
 
     def step(self, progress: Progress, losses: Losses, global_size: int, learning_rate: float) -> None:
         """Note a step's losses; `progress` already counts it."""
@@ -145,7 +158,10 @@ class Log:
         return math.ceil(self._images / self.config.batch_size) if self._images else progress.batch
 
     def end_training(self, progress: Progress) -> dict[str, float]:
-        """Close the epoch's training pass: its mean losses and rate. A collective."""
+        """Close the epoch's training pass: its mean losses, its rate, and the share of it spent waiting for faces.
+
+        A collective.
+        """
         self.flush(progress)
         seconds = time.monotonic() - self._epoch_began
         progress.seconds += seconds
@@ -158,6 +174,7 @@ class Log:
         return {
             **dict(zip(LOSS_NAMES, means, strict=True)),
             "images_per_s": self._images / max(seconds, 1e-9),
+            "waiting": self._waited / max(seconds, 1e-9),
         }
 
     def epoch(self, progress: Progress, record: Mapping[str, object]) -> None:

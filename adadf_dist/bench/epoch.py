@@ -1,48 +1,40 @@
-"""Measure, side by side in one run: `python -m adadf_dist.bench epoch`.
-
-Timings on shared machines wander, so what counts is the ratio of two measurements of the same work.
-"""
+"""One epoch, whole process, against the loop one would write without this package."""
 
 from __future__ import annotations
 
 import argparse
 import json
-import platform
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import torch
 import torchvision
 
-from adadf_dist.bench_conventional import Work, conventional_epoch
+from adadf_dist.bench.conventional import Work, conventional_epoch
+from adadf_dist.bench.machine import describe_machine, median
 from adadf_dist.data.embedded import build_embedded
-from adadf_dist.errors import one_line_errors
 
 STORED_SIZE, NETWORK_SIZE, BATCH = 100, 224, 64
 
 
-def main(argv: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(prog="python -m adadf_dist.bench", description=__doc__)
-    commands = parser.add_subparsers(dest="command", required=True)
-    epoch = commands.add_parser(
-        "epoch",
-        help="one whole training process of one epoch, against a conventional loop over the same faces",
-        description="Train one epoch and test, whole process: adadf_dist against a conventional loop (PIL decode and "
-        "transforms, DataLoader, fp32, NCHW, a second full pass for the class distributions). Faces are stored "
-        f"{STORED_SIZE}x{STORED_SIZE} and trained at {NETWORK_SIZE}x{NETWORK_SIZE}, batch {BATCH}, extractor frozen.",
-    )
+class Ours(NamedTuple):
+    """Of a whole `adadf_dist.train` process."""
+
+    seconds: float
+    waiting: float
+    """Share of the training pass in which the network waited for faces."""
+
+
+def add_options(epoch: argparse.ArgumentParser) -> None:
     epoch.add_argument("--train", type=int, default=2048, help="training faces (default: %(default)s)")
     epoch.add_argument("--test", type=int, default=512, help="test faces (default: %(default)s)")
-    epoch.add_argument("--repeat", type=int, default=1, help="rounds of both, interleaved (default: %(default)s)")
     epoch.add_argument("--only", choices=["both", "ours", "conventional"], default="both")
-    epoch.add_argument("--json", type=Path, help="also write the figures here")
-    options = parser.parse_args(argv)
-    with one_line_errors("adadf_dist.bench"):
-        bench_epoch(options)
+    epoch.set_defaults(run=bench_epoch)
 
 
 def bench_epoch(options: argparse.Namespace) -> None:
@@ -57,20 +49,25 @@ def bench_epoch(options: argparse.Namespace) -> None:
         torch.save(torchvision.models.resnet18(weights=None).state_dict(), weights)
         work = Work(shards, weights, NETWORK_SIZE, BATCH)
         seconds: dict[str, list[float]] = {"ours": [], "conventional": []}
+        waiting: list[float] = []
         for number in range(options.repeat):
             if options.only != "conventional":
-                seconds["ours"].append(time_ours(work, folder / f"run-{number}"))
+                ours = time_ours(work, folder / f"run-{number}")
+                seconds["ours"].append(ours.seconds)
+                waiting.append(ours.waiting)
             if options.only != "ours":
                 seconds["conventional"].append(conventional_epoch(work))
     figures = {name: values for name, values in seconds.items() if values}
     report: dict[str, object] = {
         "faces": {"train": options.train, "test": options.test},
-        "machine": f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads, "
-        f"{torch.cuda.get_device_name() if torch.cuda.is_available() else 'no GPU'}, torch {torch.__version__}",
+        "machine": describe_machine(),
         "seconds": figures,
     }
     for name, values in figures.items():
         print(f"{name:13s} {median(values):8.1f} s  (rounds: {', '.join(f'{v:.1f}' for v in values)})")
+    if waiting:
+        report["waiting"] = waiting
+        print(f"ours waited for faces {median(waiting):.1%} of the training pass")
     if options.only == "both":
         ratio = median(seconds["conventional"]) / median(seconds["ours"])
         report["ratio"] = ratio
@@ -79,22 +76,14 @@ def bench_epoch(options: argparse.Namespace) -> None:
         options.json.write_text(json.dumps(report, indent=2) + "\n")
 
 
-def time_ours(work: Work, out: Path) -> float:
-    """Seconds of a whole `adadf_dist.train` process: one epoch, class distributions and the test included."""
+def time_ours(work: Work, out: Path) -> Ours:
+    """One epoch, class distributions and the test included."""
     command = [sys.executable, "-m", "adadf_dist.train", "--preset", "rafdb", "--epochs", "1"]
     command += ["--data.shards", str(work.shards), "--model.pretrained", str(work.weights), "--out", str(out)]
     command += ["--data.image_size", str(work.image_size), "--batch_size", str(work.batch_size)]
     command += ["--runtime.tensorboard", "false"]
     began = time.perf_counter()
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
-    return time.perf_counter() - began
-
-
-def median(values: Sequence[float]) -> float:
-    ordered = sorted(values)
-    middle = len(ordered) // 2
-    return ordered[middle] if len(ordered) % 2 else (ordered[middle - 1] + ordered[middle]) / 2
-
-
-if __name__ == "__main__":
-    main()
+    seconds = time.perf_counter() - began
+    lines: Sequence[dict[str, Any]] = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    return Ours(seconds, next(line["waiting"] for line in lines if line["kind"] == "epoch"))

@@ -1,4 +1,4 @@
-"""The loop one would write without this package, for `adadf_dist.bench` to stand beside.
+"""The loop one would write without this package, for `bench epoch` to stand beside.
 
 One process, PIL decode and transforms in a DataLoader, fp32, NCHW, and a second full pass over the training faces
 for the class distributions. The method is the same; only the way it is run differs.

@@ -1,0 +1,271 @@
+"""Batches from tars by both loaders, against pictures made one by one; order, resume and slices; and bad faces."""
+
+from __future__ import annotations
+
+import io
+import shutil
+from pathlib import Path
+
+import numpy as np
+import psutil
+import pytest
+import torch
+from PIL import Image
+
+from adadf_dist.config import Config
+from adadf_dist.data.apply import apply_stages
+from adadf_dist.data.augment import draw
+from adadf_dist.data.batch import Batch
+from adadf_dist.data.format import open_dataset
+from adadf_dist.data.open import open_data
+from adadf_dist.data.plan import epoch_batches, substitutes
+from adadf_dist.errors import UserError
+from adadf_dist.settings import Layer, build_config
+
+CPU = torch.device("cpu")
+ROUNDING = 1.01 / 255 / 0.224
+"""One 8-bit level, normalised: DALI's faces are resized in another order of rounding."""
+
+
+@pytest.fixture(params=["torch", "dali"], autouse=True)
+def loader(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Every test here is run by both."""
+    name: str = request.param
+    if name == "dali":
+        pytest.importorskip("nvidia.dali", reason="DALI is not installed")
+    monkeypatch.setitem(DEFAULTS, "data.loader", name)
+    return name
+
+
+DEFAULTS: dict[str, object] = {"data.image_size": 48, "batch_size": 10, "data.workers": 0}
+
+
+def config_for(faces: Path, **changed: object) -> Config:
+    values = {**DEFAULTS, "data.shards": str(faces)}
+    return build_config([Layer("test", values | {k.replace("__", "."): v for k, v in changed.items()})])
+
+
+def batches(config: Config, rank: int = 0, ranks: int = 1, first: int = 0, epoch: int = 0) -> list[Batch]:
+    with open_data(config, rank, ranks, CPU) as data:
+        return list(data.train(epoch, first))
+
+
+def test_pictures_are_what_one_would_make_by_hand(faces: Path, loader: str) -> None:
+    config = config_for(faces)
+    split = open_dataset(faces).split("train")
+    batch = batches(config)[0]
+    assert batch.images.shape == (10, 3, 48, 48)
+    erased = 0
+    for row, sample in enumerate(batch.samples.tolist()):
+        image = Image.open(io.BytesIO(split.read(sample))).convert("RGB").resize((48, 48), Image.Resampling.BILINEAR)
+        drawn = draw(config.augment, 48, config.seed, 0, [sample])
+        pixels = np.asarray(apply_stages(image, drawn, 0)).astype(np.float64) / 255
+        if drawn.flips[0]:
+            pixels = pixels[:, ::-1]
+        wanted = (pixels - [0.485, 0.456, 0.406]) / [0.229, 0.224, 0.225]
+        top, left, bottom, right = drawn.boxes[0]
+        wanted[top:bottom, left:right] = 0
+        erased += bottom > top
+        difference = np.abs(batch.images[row].permute(1, 2, 0).numpy() - wanted)
+        assert difference.mean() < (1e-6 if loader == "torch" else ROUNDING / 4)
+        assert np.quantile(difference, 0.999) < (1e-5 if loader == "torch" else 4 * ROUNDING)
+        assert batch.labels[row] == split.labels[sample]
+    assert 0 < erased < 10
+
+
+def test_evaluation_pictures_are_plain(faces: Path, loader: str) -> None:
+    split = open_dataset(faces).split("validation")
+    with open_data(config_for(faces), 0, 1, CPU) as data:
+        seen = list(data.validation())
+    assert torch.cat([b.samples for b in seen]).tolist() == list(range(len(split)))
+    image = Image.open(io.BytesIO(split.read(3))).convert("RGB").resize((48, 48), Image.Resampling.BILINEAR)
+    wanted = (np.asarray(image) / 255 - [0.485, 0.456, 0.406]) / [0.229, 0.224, 0.225]
+    tolerance = 1e-5 if loader == "torch" else ROUNDING
+    np.testing.assert_allclose(seen[0].images[3].permute(1, 2, 0).numpy(), wanted, atol=tolerance)
+
+
+@pytest.mark.parametrize("ranks", [2, 3])
+def test_ranks_share_one_order_and_one_augmentation(faces: Path, ranks: int) -> None:
+    whole = batches(config_for(faces))
+    parts = [batches(config_for(faces), rank, ranks) for rank in range(ranks)]
+    for number, batch in enumerate(whole):
+        pieces = [part[number] for part in parts]
+        assert torch.equal(torch.cat([p.images for p in pieces]), batch.images)
+        assert torch.equal(torch.cat([p.samples for p in pieces]), batch.samples)
+        assert [p.first for p in pieces] == np.cumsum([0, *(len(p.labels) for p in pieces[:-1])]).tolist()
+        assert {p.global_size for p in pieces} == {len(batch.labels)}
+
+
+def test_workers_change_nothing_and_outlive_epochs(faces: Path, loader: str) -> None:
+    alone = [batches(config_for(faces), epoch=e) for e in (0, 1)]
+    others = {p.pid for p in psutil.Process().children()}  # of tests before this one
+    with open_data(config_for(faces, data__workers=2), 0, 1, CPU) as data:
+        together = [list(data.train(0))]
+        children = {p.pid for p in psutil.Process().children()} - others
+        assert len(children) == (2 if loader == "torch" else 0)
+        validation = list(data.validation())
+        together.append(list(data.train(1)))
+        assert {p.pid for p in psutil.Process().children()} - others == children
+    assert len(validation) == 2
+    for one, two in zip(alone, together, strict=True):
+        assert all(torch.equal(a.images, b.images) for a, b in zip(one, two, strict=True))
+    assert not children & {p.pid for p in psutil.Process().children() if p.status() != psutil.STATUS_ZOMBIE}
+
+
+def test_a_resumed_epoch_is_the_rest_of_it(faces: Path) -> None:
+    whole, rest = batches(config_for(faces)), batches(config_for(faces), first=4)
+    assert len(rest) == len(whole) - 4
+    assert all(torch.equal(a.images, b.images) for a, b in zip(whole[4:], rest, strict=True))
+
+
+def test_a_second_pass_sees_the_same_faces(faces: Path) -> None:
+    with open_data(config_for(faces), 0, 1, CPU) as data:
+        trained, measured = list(data.train(2)), list(data.measure(2))
+    assert all(torch.equal(a.images, b.images) for a, b in zip(trained, measured, strict=True))
+
+
+def spoil(faces: Path, folder: Path, split: str, spoilt: dict[int, bytes]) -> list[str]:
+    """A copy of the dataset some of whose faces hold other bytes. Returns these faces' keys."""
+    shutil.copytree(faces, folder)
+    opened = open_dataset(folder).split(split)
+    for number, content in spoilt.items():
+        shard, offset, size = opened.places[number].tolist()
+        with (folder / opened.shards[shard]).open("r+b") as tar:
+            tar.seek(offset)
+            tar.write(content[:size].ljust(size, b"\0"))
+    return [str(opened.keys[number]) for number in spoilt]
+
+
+def png(width: int, height: int) -> bytes:
+    stream = io.BytesIO()
+    Image.new("1", (width, height)).save(stream, "PNG")
+    return stream.getvalue()
+
+
+def cut_short(faces: Path, split: str, number: int) -> bytes:
+    """What looks like a JPEG until its pixels end."""
+    whole = bytes(open_dataset(faces).split(split).read(number))
+    return whole[: len(whole) // 3]
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (b"\xff" * 500, "does not decode"),
+        (b"hello", "does not decode"),
+        (png(1, 1), "1 x 1"),
+        (png(30, 30), "is a PNG"),
+        (png(30_000, 30_000), "67,108,864"),
+        (None, "does not decode"),
+    ],
+)
+def test_a_bad_face_is_named(faces: Path, tmp_path: Path, workers: int, content: bytes | None, reason: str) -> None:
+    (key,) = spoil(faces, tmp_path / "bad", "train", {0: content or cut_short(faces, "train", 0)})
+    config = config_for(tmp_path / "bad", data__workers=workers, data__max_bad_faces=0)
+    with pytest.raises(UserError, match=r"shards\.verify") as caught:
+        batches(config)
+    message = str(caught.value)
+    assert key in message
+    assert "train-000000.tar" in message
+    assert reason in message
+    assert "\n" not in message
+
+
+def test_a_bad_face_is_replaced(faces: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """By one of its class, another each epoch, the same for both loaders: a number of the plan decides."""
+    spoilt = {5: b"hello", 17: cut_short(faces, "train", 17), 40: b"\xff\xd8\xff" + b"\0" * 300}
+    keys = spoil(faces, tmp_path / "bad", "train", spoilt)
+    split = open_dataset(faces).split("train")
+    stand_ins = []
+    with open_data(config_for(tmp_path / "bad"), 0, 1, CPU) as data:
+        for epoch in range(3):
+            good, seen = batches(config_for(faces), epoch=epoch), list(data.train(epoch))
+            for whole, mended in zip(good, seen, strict=True):
+                assert torch.equal(whole.labels, mended.labels)
+                for row, sample in enumerate(whole.samples.tolist()):
+                    other = int(mended.samples[row])
+                    if sample not in spoilt:
+                        assert other == sample
+                        assert torch.equal(whole.images[row], mended.images[row])
+                        continue
+                    candidates = substitutes(split.labels, sample, 0, epoch)
+                    assert other == next(n for n in candidates if n not in spoilt)
+                    stand_ins.append(other)
+        assert data.take_replaced() == 9
+        assert data.take_replaced() == 0
+    assert len(stand_ins) == 9
+    assert len(set(stand_ins)) > 3
+    told = capsys.readouterr().err
+    assert all(told.count(f"face {key} of split train") == 1 for key in keys)
+
+
+def test_too_many_bad_faces_end_the_run(faces: Path, tmp_path: Path) -> None:
+    spoil(faces, tmp_path / "bad", "train", dict.fromkeys(range(4), b"hello"))
+    assert batches(config_for(tmp_path / "bad", data__max_bad_faces=4))
+    with pytest.raises(UserError, match=r"data\.max_bad_faces is 3"):
+        batches(config_for(tmp_path / "bad", data__max_bad_faces=3))
+
+
+def test_no_face_is_replaced_in_evaluation(faces: Path, tmp_path: Path) -> None:
+    (key,) = spoil(faces, tmp_path / "bad", "validation", {3: cut_short(faces, "validation", 3)})
+    with (
+        pytest.raises(UserError, match=f"face {key} of split validation"),
+        open_data(config_for(tmp_path / "bad"), 0, 1, CPU) as data,
+    ):
+        list(data.validation())
+
+
+def test_a_class_without_another_good_face(faces: Path, tmp_path: Path) -> None:
+    labels = open_dataset(faces).split("train").labels
+    spoil(faces, tmp_path / "bad", "train", dict.fromkeys(np.flatnonzero(labels == labels[0]).tolist(), b"hello"))
+    with pytest.raises(UserError, match="does not decode"):
+        batches(config_for(tmp_path / "bad"))
+
+
+@pytest.mark.parametrize("sampler", ["balanced", "oversample"])
+def test_samplers_take_what_the_plan_says(faces: Path, sampler: str) -> None:
+    labels = open_dataset(faces).split("train").labels
+    config = config_for(faces, data__sampler=sampler)
+    plan = epoch_batches(labels, sampler, 10, config.seed, 1)
+    seen = batches(config, epoch=1)
+    assert [b.samples.tolist() for b in seen] == [p.tolist() for p in plan]
+    counts = torch.bincount(torch.cat([b.labels for b in seen]))
+    assert len(set(counts[counts > 0].tolist())) == 1
+
+
+def test_a_pass_left_early_does_not_disturb_the_next(faces: Path) -> None:
+    with open_data(config_for(faces, data__workers=1, data__prefetch=1), 0, 1, CPU) as data:
+        for _ in range(3):
+            next(iter(data.train(0)))
+        after = list(data.train(1))
+    assert all(torch.equal(a.images, b.images) for a, b in zip(batches(config_for(faces), epoch=1), after, strict=True))
+
+
+def test_memory_does_not_grow(faces: Path) -> None:
+    """Resident memory over 20 epochs, the first ones left to warm up; 64 faces are 2 MB of floats an epoch."""
+    process = psutil.Process()
+    used = []
+    with open_data(config_for(faces), 0, 1, CPU) as data:
+        for epoch in range(20):
+            for _ in data.train(epoch):
+                pass
+            used.append(process.memory_info().rss / 2**20)
+    assert used[-1] - used[5] < 12, used
+
+
+def test_too_many_ranks_for_the_batches(faces: Path) -> None:
+    with pytest.raises(UserError, match="start fewer ranks"), open_data(config_for(faces), 0, 6, CPU):
+        pass
+
+
+def test_a_validation_split_is_carved_where_there_is_none(faces: Path, tmp_path: Path) -> None:
+    from adadf_dist.data.embedded import build_embedded
+
+    build_embedded(tmp_path / "two", {"train": 60, "test": 10}, size=32)
+    with open_data(config_for(tmp_path / "two", data__validation_fraction=0.2), 0, 1, CPU) as data:
+        train, validation = data.train_split, data.validation_split
+        assert not set(train.keys) & set(validation.keys)
+        assert len(train) + len(validation) == 60
+        seen = torch.cat([b.labels for b in data.validation()]).tolist()
+        assert seen == validation.labels.tolist()
