@@ -6,7 +6,7 @@ RANKS ?= 2
 export OMP_NUM_THREADS ?= 1
 export GLOO_SOCKET_IFNAME ?= lo
 
-.PHONY: demo test test-all lint clean
+.PHONY: demo test test-all gpu lint clean
 
 demo: .venv/core  ## Draw faces, train Ada-DF on two processes, test once.
 	$(BIN)/torchrun --standalone --nproc_per_node $(RANKS) -m adadf_dist.train --preset demo
@@ -16,6 +16,11 @@ test: .venv/all  ## Everything but the slow tests.
 
 test-all: .venv/all  ## The slow tests too; those marked gpu run where there is one.
 	$(BIN)/python -m pytest -n 2 --dist worksteal
+
+gpu: .venv/all  ## Where there is a GPU: its tests, and the figures of its loader and step.
+	$(BIN)/python -m pytest -m gpu
+	$(BIN)/python -m adadf_dist.bench data --batch-size 256 --workers 8
+	$(BIN)/python -m adadf_dist.bench step --batch-size 256
 
 lint: .venv/all
 	$(BIN)/ruff check .
