@@ -300,14 +300,30 @@ def test_a_killed_run_goes_on_as_if_nothing_had_been(faces: Path, tmp_path: Path
         assert numbers(tmp_path / "whole", kind) == numbers(tmp_path / "stopped", kind)
 
 
-@pytest.mark.parametrize("how", ["missing", "broken"])
+def test_who_asks_an_old_pass_does_not_wait(shards: Path) -> None:
+    values = {"data.shards": str(shards), "data.loader": "dali", "batch_size": 50, "data.workers": 0}
+    with open_data(build_config([Layer("test", values)]), 0, 1, torch.device("cpu")) as data:
+        old = data.train(0)
+        next(old)
+        next(data.train(1))
+        with pytest.raises(RuntimeError, match="a later pass has begun"):
+            list(old)
+
+
+HOW = {
+    "missing": "ModuleNotFoundError('no nvidia.dali')",
+    "broken": "OSError('libcuda: bad')",
+    "nowhere to write": "RuntimeError('cannot cache function')",
+}
+
+
+@pytest.mark.parametrize("how", HOW)
 def test_without_dali(faces: Path, tmp_path: Path, how: str) -> None:
     """`auto` says once what it uses instead; `dali` is an error with the install line."""
     stand_in = tmp_path / "path" / "nvidia" / "dali"
     stand_in.mkdir(parents=True)
     (stand_in.parent / "__init__.py").write_text("")
-    error = "ModuleNotFoundError('no nvidia.dali')" if how == "missing" else "OSError('libcuda: bad')"
-    (stand_in / "__init__.py").write_text(f"raise {error}")
+    (stand_in / "__init__.py").write_text(f"raise {HOW[how]}")
     path = os.pathsep.join([str(tmp_path / "path"), str(ROOT)])
     auto = finish(command(settings(faces, tmp_path / "auto", data__loader="auto", epochs="1")), PYTHONPATH=path)
     assert auto.returncode == 0, auto.stderr

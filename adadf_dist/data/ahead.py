@@ -44,6 +44,8 @@ class Ahead(Generic[T]):
         """End the thread; what it made is dropped. Returns when the maker has cleaned up."""
         self._closed.set()
         self._thread.join()
+        self._queue = queue.Queue()
+        self._queue.put(_End(RuntimeError("closed: a later pass has begun")))  # whoever still asks is not to wait
 
     def _run(self, maker: Iterator[T]) -> None:
         error: BaseException | None = None

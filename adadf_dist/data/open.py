@@ -166,7 +166,7 @@ def dali_problem() -> str:
     """Why DALI is of no use here; empty when it is."""
     try:
         import_module(DALI_LOADER)
-    except (ImportError, OSError) as error:  # OSError: a library that it needs
+    except (ImportError, OSError, RuntimeError) as error:  # a library that is missing; nowhere to keep compiled code
         return f"it does not import ({' '.join(str(error).split())[:200]})"
     return ""
 
