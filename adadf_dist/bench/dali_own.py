@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Iterator
+from contextlib import redirect_stderr
 from itertools import cycle
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -35,24 +36,25 @@ def reader_pipeline(tars: list[str], indexes: list[str], size: int, augment: boo
 
 
 def reader_epochs(
-    folder: Path, shards: list[str], size: int, augment: bool, batch: int, workers: int, device: torch.device
+    split: Split, size: int, augment: bool, batch: int, workers: int, device: torch.device
 ) -> Iterator[int]:
     """Numbers of images, batch by batch, without end."""
-    tars = [str(folder / shard) for shard in shards]
+    tars = [str(split.folder / shard) for shard in split.shards]
     gpu = device.type == "cuda"
-    pipeline = reader_pipeline(
-        tars,
-        [tar.removesuffix(".tar") + ".idx" for tar in tars],
-        size,
-        augment,
-        "gpu" if gpu else "cpu",
-        batch_size=batch,
-        num_threads=max(workers, 1),
-        device_id=(device.index or 0) if gpu else None,
-    )
-    batches = DALIGenericIterator(
-        [pipeline], ["images", "labels"], reader_name="reader", last_batch_policy=LastBatchPolicy.PARTIAL
-    )
+    with redirect_stderr(io.StringIO()):  # DALI's own augmentation uses names that DALI has since moved, and says so
+        pipeline = reader_pipeline(
+            tars,
+            [tar.removesuffix(".tar") + ".idx" for tar in tars],
+            size,
+            augment,
+            "gpu" if gpu else "cpu",
+            batch_size=batch,
+            num_threads=max(workers, 1),
+            device_id=(device.index or 0) if gpu else None,
+        )
+        batches = DALIGenericIterator(
+            [pipeline], ["images", "labels"], reader_name="reader", last_batch_policy=LastBatchPolicy.PARTIAL
+        )
     while True:
         for (made,) in batches:
             yield len(made["images"])

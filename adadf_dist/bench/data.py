@@ -11,7 +11,6 @@ import os
 import re
 import tempfile
 import time
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
@@ -127,8 +126,8 @@ def decode_one(transform: Callable[[Image.Image], torch.Tensor], encoded: bytes)
 def dali_reader(case: Case) -> Epochs:
     from adadf_dist.bench.dali_own import reader_epochs  # DALI is not everyone's
 
-    shards = open_dataset(case.folder).split("train").shards
-    return reader_epochs(case.folder, list(shards), case.size, case.augment, case.batch, case.workers, case.device)
+    split = open_dataset(case.folder).split("train")
+    return reader_epochs(split, case.size, case.augment, case.batch, case.workers, case.device)
 
 
 def bare_read(case: Case) -> Epochs:
@@ -242,7 +241,6 @@ def measure_all(folder: Path, options: argparse.Namespace) -> dict[str, dict[str
 
 def measure(name: str, case: Case, seconds: float) -> Found:
     torch.set_num_threads(1)  # as a rank runs
-    warnings.simplefilter("ignore")  # DALI's own augmentation uses names that DALI has since moved
     if "dali" in name.lower():  # what an import takes is not the loader's
         for module in (DALI_LOADER, "adadf_dist.bench.dali_own"):
             import_module(module)
