@@ -10,7 +10,6 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -25,7 +24,7 @@ from adadf_dist.config import AugmentConfig
 from adadf_dist.data import apply, apply_batch, apply_compiled, dali_loader
 from adadf_dist.data.augment import Augmentations, draw, untouched
 from adadf_dist.data.batch import Batch
-from adadf_dist.data.dali_device import OnGpu
+from adadf_dist.data.dali_device import OnCpu, OnGpu
 from adadf_dist.data.embedded import build_embedded
 from adadf_dist.data.format import open_dataset
 from adadf_dist.data.jpeg_header import is_plain_jpeg
@@ -175,14 +174,7 @@ class Rehearsal(OnGpu):
         self._device, self.device_id = recipe.device, None
         self._finish = Finish(recipe.preprocessing, recipe.device)
 
-    def work(self) -> AbstractContextManager[object]:
-        return nullcontext()
-
-    def settle(self) -> None:
-        pass
-
-    def hand_over(self, batch: Batch) -> Batch:
-        return batch
+    work, settle, hand_over = OnCpu.work, OnCpu.settle, OnCpu.hand_over  # type: ignore[assignment]
 
 
 @pytest.mark.parametrize("size", [48, 64, 100])

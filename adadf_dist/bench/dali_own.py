@@ -21,12 +21,19 @@ OPERATIONS, MAGNITUDE = 3, 15
 """Of 31 bins, as 5 is of 10."""
 
 
+def placed(batch: int, workers: int, device: torch.device) -> dict[str, Any]:
+    """How every pipeline here is built for a device."""
+    gpu = device.type == "cuda"
+    where = {"decoder": "mixed", "device_id": device.index or 0} if gpu else {"decoder": "cpu", "device_id": None}
+    return {"batch_size": batch, "num_threads": max(workers, 1), **where}
+
+
 @pipeline_def(enable_conditionals=True)  # type: ignore[untyped-decorator]
-def reader_pipeline(tars: list[str], indexes: list[str], size: int, augment: bool, device: str) -> Any:
+def reader_pipeline(tars: list[str], indexes: list[str], size: int, augment: bool, decoder: str) -> Any:
     encoded, label = fn.readers.webdataset(  # type: ignore[misc]
         paths=tars, index_paths=indexes, ext=["jpg", "cls"], random_shuffle=True, name="reader"
     )
-    images = fn.decoders.image(encoded, device="mixed" if device == "gpu" else "cpu", output_type=types.RGB)
+    images = fn.decoders.image(encoded, device=decoder, output_type=types.RGB)
     images = fn.resize(images, size=[size, size], antialias=True)
     if augment:
         images = rand_augment.rand_augment(images, n=OPERATIONS, m=MAGNITUDE, fill_value=116)
@@ -40,17 +47,13 @@ def reader_epochs(
 ) -> Iterator[int]:
     """Numbers of images, batch by batch, without end."""
     tars = [str(split.folder / shard) for shard in split.shards]
-    gpu = device.type == "cuda"
     with redirect_stderr(io.StringIO()):  # DALI's own augmentation uses names that DALI has since moved, and says so
         pipeline = reader_pipeline(
             tars,
             [tar.removesuffix(".tar") + ".idx" for tar in tars],
             size,
             augment,
-            "gpu" if gpu else "cpu",
-            batch_size=batch,
-            num_threads=max(workers, 1),
-            device_id=(device.index or 0) if gpu else None,
+            **placed(batch, workers, device),
         )
         batches = DALIGenericIterator(
             [pipeline], ["images", "labels"], reader_name="reader", last_batch_policy=LastBatchPolicy.PARTIAL
@@ -62,9 +65,9 @@ def reader_epochs(
 
 
 @pipeline_def  # type: ignore[untyped-decorator]
-def decode_pipeline(source: Any, warp: bool, device: str) -> Any:
+def decode_pipeline(source: Any, warp: bool, decoder: str) -> Any:
     encoded = fn.external_source(source=source, batch=True, no_copy=True, dtype=types.UINT8, ndim=1)
-    images = fn.decoders.image(encoded, device="mixed" if device == "gpu" else "cpu", output_type=types.RGB)
+    images = fn.decoders.image(encoded, device=decoder, output_type=types.RGB)
     if warp:
         angle = fn.random.uniform(range=[-30.0, 30.0])
         matrix = fn.transforms.rotation(angle=angle, center=[50.0, 50.0])
@@ -74,7 +77,6 @@ def decode_pipeline(source: Any, warp: bool, device: str) -> Any:
 
 def decode_epochs(split: Split, batch: int, workers: int, device: torch.device, warp: bool) -> Iterator[int]:
     """Decoded in the order of storage, batch by batch, without end."""
-    gpu = device.type == "cuda"
     starts = cycle(range(0, len(split) - batch + 1, batch))
 
     def source() -> list[Any]:
@@ -84,10 +86,7 @@ def decode_epochs(split: Split, batch: int, workers: int, device: torch.device, 
     pipeline = decode_pipeline(
         source,
         warp,
-        "gpu" if gpu else "cpu",
-        batch_size=batch,
-        num_threads=max(workers, 1),
-        device_id=(device.index or 0) if gpu else None,
+        **placed(batch, workers, device),
     )
     while True:
         yield len(pipeline.run()[0])

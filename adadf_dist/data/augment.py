@@ -34,15 +34,6 @@ ERASE_TRIES = 10
 STANDARD_BINS = 31
 
 
-class Box(NamedTuple):
-    """Pixels rows top to bottom (excluded), columns left to right (excluded)."""
-
-    top: int
-    left: int
-    bottom: int
-    right: int
-
-
 class Augmentations(NamedTuple):
     """Everything that happens to each of n faces in one epoch, in at most k stages."""
 
@@ -57,7 +48,7 @@ class Augmentations(NamedTuple):
     flips: NDArray[np.bool_]
     """[n], mirrored left to right."""
     boxes: NDArray[np.int64]
-    """[n, 4], `Box`: set to zero after normalisation; empty for none."""
+    """[n, 4], pixels set to zero after normalisation: top, left, and, excluded, bottom and right; empty for none."""
 
     @property
     def faces(self) -> int:
