@@ -1,7 +1,7 @@
 """Stages of `augment.py` applied to a batch at once, on any device, in 8 bits between stages as the reference does.
 
 Which faces a stage is for is known on the host, so nothing waits for the device. DALI has operators for most of these,
-but on a CPU its affine warp takes ten times as long as this one, none takes a table a face, and the rest would need a
+but on a CPU its affine warp takes longer than all stages here, none takes a table a face, and the rest would need a
 split and a merge of the batch for each kind and place in the list.
 """
 

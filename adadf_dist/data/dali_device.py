@@ -97,7 +97,7 @@ class OnCpu:
         return self._finish(torch.from_numpy(images).permute(0, 3, 1, 2), torch.from_numpy(drawn.boxes))
 
     def _resized(self, faces: list[NDArray[np.uint8]]) -> NDArray[np.uint8]:
-        """[n, S, S, 3], by Pillow's arithmetic on 8 bits; on a CPU it takes a fifth of the time of DALI's resize."""
+        """[n, S, S, 3], by Pillow's arithmetic on 8 bits: closer to the reference than DALI's resize, and faster."""
         size = (self._size, self._size)
         images = np.empty((len(faces), *size, 3), dtype=np.uint8)
         for shape in {face.shape for face in faces}:
