@@ -18,6 +18,7 @@ from jsonargparse import ArgumentError, ArgumentParser, DefaultHelpFormatter, se
 
 from adadf_dist.config import Config
 from adadf_dist.errors import UserError
+from adadf_dist.ranges import check_ranges
 
 DEFAULT_PRESET = "demo"
 
@@ -90,7 +91,9 @@ def build_config(layers: Iterable[Layer]) -> Config:
     for key, value in config.items():  # one at a time: the message then names the key's own origin
         check_type(key, value, origins[key])
     parsed = make_parser().parse_object(nest(config))
-    return Config(**vars(make_parser().instantiate(parsed)))
+    built = Config(**vars(make_parser().instantiate(parsed)))
+    check_ranges(built)
+    return built
 
 
 def override(config: Config, values: Mapping[str, object], origin: str = "override") -> Config:
