@@ -20,6 +20,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from adadf_dist.errors import UserError
+from adadf_dist.pulse import Pulse
 
 T = TypeVar("T")
 
@@ -37,6 +38,7 @@ class World:
         self.device = device
         self.rank = rank
         self.size = size
+        self.pulse = Pulse()
         self._stop_requested = False
         self._control: dist.ProcessGroup | None = None
         """Gloo, on the CPU: decisions never wait behind, or on, the accelerator's queue."""
