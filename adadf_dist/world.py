@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import signal
 import time
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
@@ -26,6 +27,9 @@ T = TypeVar("T")
 
 SAME_SIGNAL_S = 2.0
 """Ctrl-C reaches a rank twice, from the terminal and through torchrun: signals this close count as one."""
+
+MEET_EVERY_S = 0.05
+"""Seconds between two looks of rank 0 at who has come."""
 
 MIN_SAMPLES_A_RANK = 2
 """BatchNorm and the two attention groups of eq 10 need at least two samples."""
@@ -141,8 +145,7 @@ def open_world(timeout_s: float = 300.0) -> Iterator[World]:
     launched = "WORLD_SIZE" in os.environ and int(os.environ["WORLD_SIZE"]) > 1
     device = pick_device()
     if launched and not adopted:
-        backend = "nccl" if device.type == "cuda" else "gloo"
-        dist.init_process_group(backend, timeout=timedelta(seconds=timeout_s))
+        join_ranks("nccl" if device.type == "cuda" else "gloo", timeout_s)
     world = World(device)
     if dist.is_initialized():
         world = World(device, dist.get_rank(), dist.get_world_size())
@@ -161,6 +164,49 @@ def open_world(timeout_s: float = 300.0) -> Iterator[World]:
         finally:
             if dist.is_initialized() and not adopted:
                 dist.destroy_process_group()
+
+
+def join_ranks(backend: str, timeout_s: float) -> None:
+    """Open the process group that torchrun's environment describes. Raises `UserError` when the others do not come."""
+    limit = timedelta(seconds=timeout_s)
+    try:
+        if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
+            dist.init_process_group(backend, timeout=limit)
+            return
+        rank, size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+        store = dist.TCPStore(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), is_master=False, timeout=limit)
+        own = dist.PrefixStore(meet(store, rank, size, timeout_s), store)
+        dist.init_process_group(backend, store=own, rank=rank, world_size=size, timeout=limit)
+    except RuntimeError as error:
+        said = " ".join(str(error).split())[:160]
+        raise UserError(
+            f"the other ranks could not be reached ({said}); see that all of them started, that their ports are open "
+            "to each other, and that GLOO_SOCKET_IFNAME or NCCL_SOCKET_IFNAME names the network between them"
+        ) from None
+
+
+def meet(store: dist.Store, rank: int, size: int, timeout_s: float) -> str:
+    """A name for this start of all ranks, the same on each, that no start before had.
+
+    torchrun's agents keep their store over restarts, with the addresses of processes that are gone, and count their
+    restarts each for itself; so the ranks find each other without trusting anything that stands in the store. Each
+    says hello under a fresh name, and rank 0 answers whatever names it finds until all of its own time have thanked.
+    """
+    me, deadline = uuid.uuid4().hex, time.monotonic() + timeout_s
+    if rank:
+        store.set(f"adadf/hello/{rank}", me)
+        start: str = store.get(f"adadf/welcome/{me}").decode()
+        store.add(f"adadf/thanks/{start}", 1)
+        return start
+    hellos = [f"adadf/hello/{other}" for other in range(1, size)]
+    while store.add(f"adadf/thanks/{me}", 0) < size - 1:
+        for hello in hellos:
+            if store.check([hello]):
+                store.set(f"adadf/welcome/{store.get(hello).decode()}", me)
+        if time.monotonic() > deadline:
+            raise RuntimeError(f"{store.add(f'adadf/thanks/{me}', 0) + 1} of {size} ranks came in {timeout_s:g} s")
+        time.sleep(MEET_EVERY_S)
+    return me
 
 
 def lost_contact(error: RuntimeError) -> bool:

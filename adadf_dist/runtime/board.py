@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,30 +20,29 @@ class Board:
 
         self._folder = folder
         self._writer: SummaryWriter | None = None
-        self._try(lambda: self._open(SummaryWriter, purge_step))
+        with self._tolerant():
+            self._writer = SummaryWriter(str(folder), purge_step=purge_step)
 
     def add(self, section: str, values: Mapping[str, float], step: int) -> None:
         for name, value in values.items():
-            self._try(lambda name=name, value=value: self._add(f"{section}/{name}", value, step))  # type: ignore[misc]
+            with self._tolerant():
+                if self._writer is not None:
+                    self._writer.add_scalar(f"{section}/{name}", value, step)
 
     def flush(self) -> None:
-        if self._writer is not None:
-            self._try(self._writer.flush)
+        with self._tolerant():
+            if self._writer is not None:
+                self._writer.flush()
 
     def close(self) -> None:
-        if self._writer is not None:
-            self._try(self._writer.close)
+        with self._tolerant():
+            if self._writer is not None:
+                self._writer.close()
 
-    def _open(self, kind: type[SummaryWriter], purge_step: int) -> None:
-        self._writer = kind(str(self._folder), purge_step=purge_step)
-
-    def _add(self, tag: str, value: float, step: int) -> None:
-        if self._writer is not None:
-            self._writer.add_scalar(tag, value, step)
-
-    def _try(self, write: Callable[[], object]) -> None:
+    @contextmanager
+    def _tolerant(self) -> Iterator[None]:
         try:
-            write()
+            yield
         except OSError as error:
             self._writer = None
             told = f"warning: {self._folder}: {error.strerror or error}; no more TensorBoard events in this session"

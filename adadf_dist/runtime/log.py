@@ -196,8 +196,7 @@ class Log:
             self.say(f"  warning: {straggler}")
         if self._board is not None:
             everything = {**record, **{f"validation_{name}": value for name, value in metrics.items()}}
-            floats = {name: value for name, value in everything.items() if isinstance(value, float)}
-            self._board.add("epoch", floats, progress.epoch)
+            self._board.add("epoch", {k: v for k, v in everything.items() if isinstance(v, float)}, progress.epoch)
             self._board.flush()
 
     def _warn_of_collapse(self, progress: Progress, metrics: Mapping[str, Any]) -> None:

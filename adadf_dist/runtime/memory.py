@@ -46,7 +46,8 @@ def describe(config: Config, world: World, error: BaseException) -> str:
     said = " ".join(str(error).split())[:200]
     return (
         f"out of memory on rank {world.rank} ({world.device}), {world.pulse.last.doing}: "
-        f"batch_size {config.batch_size} over {world.size} ranks is {rows} faces{crops} a rank, data.image_size {config.data.image_size}, "
+        f"batch_size {config.batch_size} over {world.size} ranks is {rows} faces{crops} a rank, "
+        f"data.image_size {config.data.image_size}, "
         f"model.backbone {config.model.backbone}, runtime.precision {config.runtime.precision}; start more ranks, "
         f"which goes on with this run, or, under another --out, {', or '.join(lower)} ({said})"
     )
