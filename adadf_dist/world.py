@@ -19,6 +19,8 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.distributed.distributed_c10d import PrefixStore, Store
+from torch.distributed.rendezvous import TCPStore  # type: ignore[attr-defined]
 
 from adadf_dist.errors import UserError
 from adadf_dist.pulse import Pulse
@@ -174,8 +176,8 @@ def join_ranks(backend: str, timeout_s: float) -> None:
             dist.init_process_group(backend, timeout=limit)
             return
         rank, size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
-        store = dist.TCPStore(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), is_master=False, timeout=limit)
-        own = dist.PrefixStore(meet(store, rank, size, timeout_s), store)
+        store = TCPStore(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), is_master=False, timeout=limit)
+        own = PrefixStore(meet(store, rank, size, timeout_s), store)
         dist.init_process_group(backend, store=own, rank=rank, world_size=size, timeout=limit)
     except RuntimeError as error:
         said = " ".join(str(error).split())[:160]
@@ -185,7 +187,7 @@ def join_ranks(backend: str, timeout_s: float) -> None:
         ) from None
 
 
-def meet(store: dist.Store, rank: int, size: int, timeout_s: float) -> str:
+def meet(store: Store, rank: int, size: int, timeout_s: float) -> str:
     """A name for this start of all ranks, the same on each, that no start before had.
 
     torchrun's agents keep their store over restarts, with the addresses of processes that are gone, and count their

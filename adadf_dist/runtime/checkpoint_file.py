@@ -6,6 +6,7 @@ import errno
 import os
 import pickle
 import shutil
+import zipfile
 from collections.abc import Mapping
 from dataclasses import fields
 from pathlib import Path
@@ -94,8 +95,13 @@ def sync_folder(folder: Path) -> None:
 
 
 def read_checkpoint(path: Path | str) -> dict[str, Any]:
-    """A checkpoint's content: plain data and tensors only. Raises `UserError` for anything else."""
+    """A checkpoint's content: plain data and tensors only. Raises `UserError` for anything else.
+
+    Every byte is checked: torch itself would load a checkpoint in which the disk turned some over.
+    """
     try:
+        with zipfile.ZipFile(path) as archive:
+            damaged = archive.testzip()
         content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except FileNotFoundError:
         raise UserError(f"{path}: no such checkpoint") from None
@@ -105,8 +111,12 @@ def read_checkpoint(path: Path | str) -> dict[str, Any]:
         raise UserError(
             f"{path}: holds more than tensors and plain data, which is never loaded; not a checkpoint"
         ) from None
+    except zipfile.BadZipFile as error:
+        raise UserError(f"{path}: torn or not a checkpoint ({error})") from None
     except (RuntimeError, EOFError, ValueError, KeyError, OSError) as error:
         raise UserError(f"{path}: torn or not a checkpoint ({' '.join(str(error).split())[:120]})") from None
+    if damaged is not None:
+        raise UserError(f"{path}: torn or not a checkpoint (its part {damaged} is damaged)")
     if not isinstance(content, dict) or not isinstance(content.get("version"), int):
         raise UserError(f"{path}: not a checkpoint of adadf_dist")
     if content["version"] > CHECKPOINT_VERSION:
