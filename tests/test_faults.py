@@ -303,7 +303,7 @@ def test_out_of_memory_is_one_line(faces: Path, tmp_path: Path, monkeypatch: pyt
 @pytest.mark.slow
 def test_memory_that_is_really_not_there(faces: Path, tmp_path: Path) -> None:
     values = settings(faces, tmp_path / "out", data__image_size="128", batch_size="32", runtime__precision="fp32")
-    done = finish(command(values, script=[FAULTY, "tight", "1"]))
+    done = finish(command(values, script=[FAULTY, "tight", "2"]))
     assert done.returncode == 2, done.stderr
     assert "Traceback" not in done.stderr
     assert re.search(r"out of memory on rank 0 .*batch_size 32 over 1 ranks .*can't allocate memory", done.stderr)
@@ -376,7 +376,7 @@ def test_a_full_disk_is_waited_for(reference: Path, faces: Path, disk: Path) -> 
     """Room for one checkpoint of 117 MB: later saves in mid-epoch are warnings, the one at the epoch's end insists."""
     out, ballast = disk / "out", disk / "ballast"
     fill(ballast, 210)
-    values = settings(faces, out, checkpoint__every_steps="2", runtime__timeout_s="6")
+    values = settings(faces, out, checkpoint__every_steps="2", checkpoint__keep="1", runtime__timeout_s="6")
     ended = finish(command(values))
     assert ended.returncode == 2
     assert ended.stderr.count("training goes on without this checkpoint") == 1  # step 4, before the epoch's end
