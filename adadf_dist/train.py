@@ -119,6 +119,8 @@ def train_epoch(
     engine, progress, config = state.engine, state.progress, log.config
     ramp = ramp_weights(progress.epoch + 1, config.loss.epoch_threshold)
     log.start_epoch(progress, data.num_batches(progress.epoch))
+    if progress.batch:  # resumed, perhaps after the last batch: the epoch's record names the rate that was in force
+        engine.schedule(progress.epoch, progress.step - 1)
     for batch in log.waiting_for(data.train(progress.epoch, progress.batch)):
         engine.schedule(progress.epoch, progress.step)
         rows = batch.rows()
