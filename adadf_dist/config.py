@@ -204,7 +204,8 @@ class RuntimeConfig:
     """BatchNorm over the global batch; off: each rank's own rows while training, running statistics averaged over
     ranks before evaluation and checkpoints. Off is faster, and makes the run depend on the number of ranks."""
     timeout_s: float = 300.0
-    """A rank that waits longer than this for another gives up, in seconds."""
+    """A rank that waits longer than this for another gives up, in seconds. One that gives no sign of life for 0.9 times
+    as long prints the stacks of its threads, and for 1.5 times as long (4.5 before its first step) it ends."""
     stop_every: int = 4
     """Steps between two agreements of the ranks on whether to stop."""
     log_every: int = 10

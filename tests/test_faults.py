@@ -239,6 +239,17 @@ def test_twenty_four_kills_leave_no_trace(faces: Path, tmp_path: Path) -> None:
     assert_same_run(out, whole)
 
 
+def test_a_kill_between_the_last_batch_and_the_end_of_its_epoch(reference: Path, faces: Path, tmp_path: Path) -> None:
+    """No batch is left to set the learning rate that the epoch's record names."""
+    out = tmp_path / "out"
+    config = build_config([Layer("test", settings(faces, out, checkpoint__every_steps="1"))])
+    train.run(config)
+    (out / "checkpoints" / "checkpoint-0002-000000.pt").unlink()
+    (out / "result.json").unlink()
+    train.run(config)
+    assert_same_run(out, reference)
+
+
 @pytest.mark.slow
 def test_sigterm_of_two_ranks_saves_and_the_run_goes_on(faces: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
@@ -258,7 +269,7 @@ def test_sigterm_of_two_ranks_saves_and_the_run_goes_on(faces: Path, tmp_path: P
 # Damaged checkpoints
 
 
-@pytest.mark.parametrize("damage", ["cut off", "a byte turned over", "empty"])
+@pytest.mark.parametrize("damage", ["cut off", "a bit turned over", pytest.param("empty", marks=pytest.mark.slow)])
 def test_a_damaged_checkpoint_is_passed_over(
     damage: str, reference: Path, faces: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -268,7 +279,7 @@ def test_a_damaged_checkpoint_is_passed_over(
     newest = sorted((out / "checkpoints").glob("checkpoint-*.pt"))[-1]
     size = newest.stat().st_size
     with newest.open("r+b") as file:
-        if damage == "a byte turned over":
+        if damage == "a bit turned over":
             file.seek(size // 2)
             byte = file.read(1)[0]
             file.seek(size // 2)
@@ -444,8 +455,8 @@ def test_patience_ends(disk: Path) -> None:
             path.write_bytes(bytes(100_000))
 
     with pytest.raises(DiskFullError, match="free some space"):
-        insist(write, 2.0, Pulse())
+        insist(write, 6.0, Pulse())
     pauses = [after - before for before, after in pairwise(tries)]
     assert len(pauses) >= 3
-    assert pauses[1] > 1.5 * pauses[0]
-    assert 0.9 < tries[-1] - tries[0] < 1.5
+    assert max(pauses) > 2 * pauses[0]
+    assert 2.9 < tries[-1] - tries[0] < 6
