@@ -17,7 +17,8 @@ from adadf_dist.data.open import INSTALL_DALI, Data, dali_problem
 from adadf_dist.data.remote import is_remote, local_path
 from adadf_dist.data.stream import LIMITS
 from adadf_dist.errors import UserError
-from adadf_dist.runtime.engine import Engine, resolve_precision
+from adadf_dist.runtime.engine import Engine
+from adadf_dist.runtime.network import resolve_precision
 from adadf_dist.settings import override
 from adadf_dist.world import World, check_batch_size, local_rank_in_environment
 

@@ -105,9 +105,10 @@ def train_epoch(
     """Train from the batch where the epoch stands. Returns its mean losses, or None when the ranks agreed to stop."""
     engine, progress, config = state.engine, state.progress, log.config
     ramp = ramp_weights(progress.epoch + 1, config.loss.epoch_threshold)
-    log.start_epoch(progress, data.num_batches(progress.epoch))
+    num_batches = data.num_batches(progress.epoch)
+    log.start_epoch(progress, num_batches)
     for batch in log.waiting_for(data.train(progress.epoch, progress.batch)):
-        engine.schedule(progress.epoch, progress.step)
+        engine.schedule(progress.moment(num_batches))
         rows = batch.rows()
         output = engine.forward(rows.images)
         ranks = (world, Place(rows.first, rows.global_size))
@@ -130,6 +131,7 @@ def train_epoch(
 
 def measure_classes(state: TrainState, data: Data) -> None:
     """Equation 4 in a pass of its own: the epoch's faces once more, augmented as published, in evaluation mode."""
+    state.engine.consolidate()
     for batch in data.measure(state.progress.epoch):
         rows = batch.rows()
         state.classes.observe(state.engine.infer(rows.images).auxiliary_logits, rows.labels, 1 / batch.crops)
@@ -141,6 +143,7 @@ def finish_epoch(
     """Make the epoch's class distributions the next one's targets, evaluate, and count the epoch. A collective."""
     engine, progress = state.engine, state.progress
     commit = state.classes.commit()
+    engine.consolidate()
     metrics = evaluate(engine, data.validation(), data.validation_split, world)
     record: dict[str, object] = {"kind": "epoch", "epoch": progress.epoch + 1, "step": progress.step}
     record |= {**training, "learning_rate": engine.learning_rate}

@@ -103,6 +103,14 @@ class World:
             dist.all_reduce(asked, op=dist.ReduceOp.MAX, group=self._control)
         return bool(asked.item())
 
+    def prepare_deepspeed(self) -> None:
+        """What DeepSpeed looks for when it is imported and started: a process group, LOCAL_RANK, the kind of device."""
+        if not dist.is_initialized():
+            backend = "nccl" if self.device.type == "cuda" else "gloo"
+            dist.init_process_group(backend, store=torch._C._distributed_c10d.HashStore(), rank=0, world_size=1)
+        os.environ.setdefault("LOCAL_RANK", "0")
+        os.environ.setdefault("DS_ACCELERATOR", self.device.type)
+
     def open_control(self, timeout_s: float) -> None:
         """The group for decisions. A dead peer is noticed after `timeout_s` at most."""
         if self.size > 1:

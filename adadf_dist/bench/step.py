@@ -12,7 +12,8 @@ from adadf_dist.bench.machine import describe_machine, median
 from adadf_dist.config import Config
 from adadf_dist.method.class_distributions import ClassDistributions
 from adadf_dist.method.losses import Place, adadf_loss, ramp_weights
-from adadf_dist.runtime.engine import build_engine, resolve_precision
+from adadf_dist.runtime.engine import build_engine
+from adadf_dist.runtime.network import resolve_precision
 from adadf_dist.settings import Layer, build_config, override
 from adadf_dist.world import World, pick_device
 
