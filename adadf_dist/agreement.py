@@ -32,7 +32,7 @@ from adadf_dist.world import World, local_rank_in_environment, nodes_in_environm
 
 T = TypeVar("T")
 
-APPEARS_WITHIN_S = 10.0
+APPEARS_WITHIN_S = 6.0
 """A shared file system may show a new file to other nodes with a delay (NFS remembers attributes for 3 s or more)."""
 
 OWN_TO_A_NODE = ("out", "data.shards", "data.cache")

@@ -27,9 +27,9 @@ POLL_S = 0.5
 
 
 def resolve(config: Config, world: World) -> Config:
-    """Replace every `auto` by what it means on this machine, and draw the embedded faces where they are missing.
+    """Settle every `auto`, and draw the embedded faces where they are missing. A collective.
 
-    A collective: the answer is rank 0's. Raises `UserError` for what no step could be run with.
+    Raises `UserError` for what no step could be run with.
     """
     check_batch_size(config.batch_size, world)
     if not config.out:
@@ -37,6 +37,11 @@ def resolve(config: Config, world: World) -> Config:
     if not config.data.shards:
         raise UserError("data.shards is empty: give the folder that `python -m shards.build` wrote")
     draw_missing_faces(config, world)
+    return settle(config, world)
+
+
+def settle(config: Config, world: World) -> Config:
+    """Replace every `auto` by what it means on this machine. A collective: the answer is rank 0's."""
     settled = {
         "data.loader": resolve_loader(config, world),
         "runtime.precision": resolve_precision(config, world.device),

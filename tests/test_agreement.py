@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shutil
 import socket
-import subprocess
 import sys
 import time
 from collections.abc import Sequence
@@ -14,78 +13,15 @@ import pytest
 
 from adadf_dist import agreement
 from adadf_dist.world import World
+from tests.nodes import by_hand, finish_all, free_port, two_nodes, words
 from tests.ranks import run_ranks
-from tests.runs import ROOT, environment, settings
+from tests.runs import ROOT, settings
 
 HOST = socket.gethostname()
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
-def words(values: dict[str, str]) -> list[str]:
-    return ["--preset", "rafdb", *(word for key, value in values.items() for word in (f"--{key}", value))]
-
-
-def finish_all(
-    commands: Sequence[tuple[Path, list[str], dict[str, str]]], timeout: float = 120
-) -> list[tuple[int, str]]:
-    """Exit status and stderr of commands (folder, words, environment) that run side by side; none outlives this."""
-    processes = [
-        subprocess.Popen(
-            arguments,
-            cwd=folder,
-            env={**environment(), **more},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            start_new_session=True,
-        )
-        for folder, arguments, more in commands
-    ]
-    until = time.monotonic() + timeout
-    found = []
-    try:
-        for process in processes:
-            _, err = process.communicate(timeout=until - time.monotonic())
-            found.append((process.returncode, err))
-    finally:
-        for process in processes:
-            if process.poll() is None:
-                process.terminate()  # an agent takes its worker along
-                try:
-                    process.communicate(timeout=40)
-                except subprocess.TimeoutExpired:
-                    process.kill()
-    return found
-
-
-def two_nodes(
-    folders: tuple[Path, Path], values: dict[str, str], module: str = "adadf_dist.train"
-) -> list[tuple[int, str]]:
-    """A rank on each of two torchrun agents, which run in folders of their own."""
-    port = free_port()
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--nnodes", "2", "--nproc_per_node", "1"]
-    launcher += ["--master_addr", "127.0.0.1", "--master_port", str(port)]
-    return finish_all(
-        [
-            (folder, [*launcher, "--node_rank", str(number), "-m", module, *words(values)], {})
-            for number, folder in enumerate(folders)
-        ]
-    )
-
-
-def by_hand(rank: int, port: int, ranks: int = 2) -> dict[str, str]:
-    """What a launcher other than torchrun sets."""
-    numbers = {"RANK": str(rank), "WORLD_SIZE": str(ranks), "LOCAL_RANK": "0"}
-    return {**numbers, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-
-
-def our_lines(stderr: str) -> list[str]:
-    return [line for line in stderr.splitlines() if line.startswith(("adadf_dist.train:", "adadf_dist.train["))]
+def our_lines(output: str) -> list[str]:
+    return [line for line in output.splitlines() if line.startswith(("adadf_dist.train:", "adadf_dist.train["))]
 
 
 @pytest.fixture
@@ -99,9 +35,9 @@ def nodes(tmp_path: Path) -> tuple[Path, Path]:
 def test_a_run_folder_of_each_node_is_refused_by_every_rank(faces: Path, nodes: tuple[Path, Path]) -> None:
     values = settings(faces, Path("runs/mine"), epochs="1")
     ended = two_nodes(nodes, values)
-    for status, stderr in ended:
+    for status, output in ended:
         assert status != 0
-        (line,) = our_lines(stderr)
+        (line,) = our_lines(output)
         assert f"what {HOST} (rank 0) writes into {nodes[0] / 'runs/mine'} does not show on {HOST} (rank 1)" in line
         assert f"in {nodes[1] / 'runs/mine'}; give --out a folder that all nodes share" in line
     left = [path.name for node in nodes for path in (node / "runs/mine").glob("*")]
@@ -119,22 +55,23 @@ def test_shards_on_one_node_only(faces: Path, nodes: tuple[Path, Path], tmp_path
     shutil.copytree(faces, nodes[0] / "faces")
     began = time.monotonic()
     ended = two_nodes(nodes, settings(Path("faces"), tmp_path / "shared"))
-    for status, stderr in ended:
+    for status, output in ended:
         assert status != 0
-        (line,) = our_lines(stderr)
+        (line,) = our_lines(output)
         assert f"data.shards on {HOST} (rank 1): faces: no such dataset folder" in line
         assert f"it can be read on {HOST} (rank 0): copy the dataset to every node" in line
     assert time.monotonic() - began < 60  # runtime.timeout_s: nobody waited for the other
 
 
+@pytest.mark.slow
 def test_other_shards_on_another_node(faces: Path, nodes: tuple[Path, Path], tmp_path: Path) -> None:
     for node in nodes:
         shutil.copytree(faces, node / "faces")
     manifest = nodes[1] / "faces" / "dataset.json"
     manifest.write_text(manifest.read_text().replace("embedded-faces", "other-faces"))
-    for status, stderr in two_nodes(nodes, settings(Path("faces"), tmp_path / "shared")):
+    for status, output in two_nodes(nodes, settings(Path("faces"), tmp_path / "shared")):
         assert status != 0
-        (line,) = our_lines(stderr)
+        (line,) = our_lines(output)
         assert "data.shards: the digest of dataset.json is" in line
         assert "copy the same dataset to every node" in line
 
@@ -155,9 +92,9 @@ def test_two_checkouts_of_one_version(faces: Path, tmp_path: Path) -> None:
     )
     mine, theirs = agreement.source_digest(), agreement.source_digest(other / "adadf_dist")
     assert mine != theirs
-    for status, stderr in ended:
+    for status, output in ended:
         assert status == 2
-        (line,) = stderr.strip().splitlines()
+        (line,) = output.strip().splitlines()
         assert f"source files is {mine} on {HOST} (rank 0) and {theirs} on {HOST} (rank 1): all nodes must run" in line
 
 
@@ -167,9 +104,9 @@ def test_other_settings_on_another_node(faces: Path, tmp_path: Path) -> None:
     for rank, batch_size in enumerate(("16", "32")):
         values = settings(faces, tmp_path / "out", batch_size=batch_size)
         commands.append((ROOT, [sys.executable, "-m", "adadf_dist.train", *words(values)], by_hand(rank, port)))
-    for status, stderr in finish_all(commands):
+    for status, output in finish_all(commands):
         assert status == 2
-        (line,) = stderr.strip().splitlines()
+        (line,) = output.strip().splitlines()
         assert f"batch_size is 16 on {HOST} (rank 0) and 32 on {HOST} (rank 1): start every node with the" in line
 
 
@@ -178,30 +115,31 @@ def test_nobody_at_the_address(faces: Path, tmp_path: Path) -> None:
     port = free_port()
     values = settings(faces, tmp_path / "out", runtime__timeout_s="3")
     command = [sys.executable, "-m", "adadf_dist.train", *words(values)]
-    ((status, stderr),) = finish_all([(ROOT, command, by_hand(1, port))], timeout=60)
+    ((status, output),) = finish_all([(ROOT, command, by_hand(1, port))], timeout=60)
     assert status == 2
-    (line,) = stderr.strip().splitlines()
+    (line,) = output.strip().splitlines()
     assert line.startswith(f"adadf_dist.train[rank 1]: error: rank 0 cannot be reached at 127.0.0.1:{port}")
     assert "nothing in 3 s (runtime.timeout_s)" in line
 
 
+@pytest.mark.slow
 def test_ranks_that_do_not_come(faces: Path, tmp_path: Path) -> None:
     """Rank 0 listens, and rank 1 never starts."""
     port = free_port()
     values = settings(faces, tmp_path / "out", runtime__timeout_s="3")
     command = [sys.executable, "-m", "adadf_dist.train", *words(values)]
-    ((status, stderr),) = finish_all([(ROOT, command, by_hand(0, port))], timeout=60)
+    ((status, output),) = finish_all([(ROOT, command, by_hand(0, port))], timeout=60)
     assert status == 2
-    (line,) = stderr.strip().splitlines()
+    (line,) = output.strip().splitlines()
     assert f"the 2 ranks did not meet at 127.0.0.1:{port}" in line
     assert "within 3 s (runtime.timeout_s)" in line
 
 
 def test_a_launcher_that_names_no_address(faces: Path, tmp_path: Path) -> None:
     command = [sys.executable, "-m", "adadf_dist.train", *words(settings(faces, tmp_path / "out"))]
-    ((status, stderr),) = finish_all([(ROOT, command, {"RANK": "1", "WORLD_SIZE": "2"})], timeout=60)
+    ((status, output),) = finish_all([(ROOT, command, {"RANK": "1", "WORLD_SIZE": "2"})], timeout=60)
     assert status == 2
-    assert "WORLD_SIZE is 2, but MASTER_ADDR is not set: start the ranks with torchrun" in stderr
+    assert "WORLD_SIZE is 2, but MASTER_ADDR is not set: start the ranks with torchrun" in output
 
 
 def installation_of(world: World, versions: Sequence[str]) -> str:
