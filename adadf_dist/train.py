@@ -10,6 +10,7 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
+from adadf_dist.agreement import agree
 from adadf_dist.config import Config
 from adadf_dist.data.batch import Batch
 from adadf_dist.data.noise import write_noise
@@ -63,6 +64,7 @@ def run(config: Config, on_epoch: Callable[[Record], None] = ignore) -> Result |
     the run was asked to stop. Raises `UserError` for a mistake in the configuration or the data.
     """
     with open_world(config.runtime.timeout_s) as world:
+        agree(config, world)
         config = resolve(config, world)
         with (
             shards_at_hand(config, world) as folder,
