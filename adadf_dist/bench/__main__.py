@@ -42,8 +42,8 @@ COMMANDS = {
         "what more ranks cost and gain on this machine: compute, communication, waiting, bytes",
         "The same synthetic global batch on 1, 2 and more ranks of this machine, started here: gloo on the CPU, one "
         "NCCL rank a GPU where there are some. Communication: what a step's messages take when they are sent alone, "
-        "all ranks together. Waiting: what the step stood still beyond that. Compute: the rest. MB sent: by the counter of "
-        "the loopback device.",
+        "all ranks together. Waiting: what the step stood still beyond that. Compute: the rest. MB sent: by the "
+        "counter of the loopback device.",
     ),
     "cost": (
         cost,
