@@ -10,6 +10,7 @@ import torch
 
 from adadf_dist.bench.machine import describe_machine, median
 from adadf_dist.config import Config
+from adadf_dist.data.plan import rank_bounds
 from adadf_dist.method.class_distributions import ClassDistributions
 from adadf_dist.method.losses import Place, adadf_loss, ramp_weights
 from adadf_dist.runtime.engine import build_engine
@@ -18,6 +19,38 @@ from adadf_dist.settings import Layer, build_config, override
 from adadf_dist.world import World, pick_device
 
 CLASSES = 7
+WARM_UP = 3
+"""Steps before any is measured: memory is found, kernels are chosen, DDP has its final buckets."""
+
+
+class SyntheticSteps:
+    """Training steps on one random global batch, again and again; a rank holds its slice of it."""
+
+    def __init__(self, config: Config, world: World) -> None:
+        config = override(config, {"runtime.precision": resolve_precision(config, world.device)})
+        self.config = config
+        self.world = world
+        self.engine = build_engine(config, CLASSES, world)
+        self.classes = ClassDistributions(CLASSES, config.class_distributions, world)
+        first, end = rank_bounds(config.batch_size, world.rank, world.size)
+        self.place = Place(first, config.batch_size)
+        size = config.data.image_size
+        self.images = torch.randn(end - first, 3, size, size, device=world.device)
+        self.labels = torch.arange(first, end, device=world.device) % CLASSES
+        self._ramp = ramp_weights(1, config.loss.epoch_threshold)
+
+    def step(self) -> None:
+        """What `train.train_epoch` does with a batch, without log and history."""
+        output = self.engine.forward(self.images)
+        ranks = (self.world, self.place)
+        losses = adadf_loss(output, self.labels, self.classes.current, self._ramp, self.config.loss, ranks)
+        self.engine.step(losses.total)
+        self.classes.observe(output.auxiliary_logits, self.labels)
+
+    def warm_up(self) -> None:
+        for _ in range(WARM_UP):
+            self.step()
+        wait_for(self.world.device)
 
 
 def add_options(step: argparse.ArgumentParser) -> None:
@@ -48,28 +81,11 @@ def bench_step(options: argparse.Namespace) -> None:
 def rate(config: Config, steps: int) -> float:
     """Images/s of training steps on one batch."""
     world = World(pick_device())
-    precision = resolve_precision(config, world.device)
-    config = override(config, {"runtime.precision": precision})
-    engine = build_engine(config, CLASSES, world)
-    classes = ClassDistributions(CLASSES, config.class_distributions, world)
-    size = config.data.image_size
-    images = torch.randn(config.batch_size, 3, size, size, device=world.device)
-    labels = torch.arange(config.batch_size, device=world.device) % CLASSES
-    ramp = ramp_weights(1, config.loss.epoch_threshold)
-
-    def step() -> None:
-        output = engine.forward(images)
-        place = (world, Place(0, len(labels)))
-        losses = adadf_loss(output, labels, classes.current, ramp, config.loss, place)
-        engine.step(losses.total)
-        classes.observe(output.auxiliary_logits, labels)
-
-    for _ in range(3):
-        step()
-    wait_for(world.device)
+    work = SyntheticSteps(config, world)
+    work.warm_up()
     began = time.perf_counter()
     for _ in range(steps):
-        step()
+        work.step()
     wait_for(world.device)
     return steps * config.batch_size / (time.perf_counter() - began)
 
