@@ -19,7 +19,7 @@ LAYERS = [
     ["data", "method", "detect"],
     ["evaluate", "align", "agreement"],
     ["runtime"],
-    ["setup", "result"],
+    ["setup", "result", "rehearsal"],
     ["train"],
     ["bench", "check"],
 ]

@@ -24,7 +24,7 @@ from adadf_dist import train
 from adadf_dist.bench.__main__ import main
 from adadf_dist.bench.projection import Assumptions, Step, Work, measure_work, project, send_s
 from adadf_dist.bench.scaling_rank import loopback_bytes, split
-from adadf_dist.bench.step import SyntheticSteps
+from adadf_dist.bench.step import rehearse
 from adadf_dist.bench.tap import Tap, TappedStep, send_alone
 from adadf_dist.bench.traffic import Traffic, epoch_traffic, network, step_traffic
 from adadf_dist.config import Config
@@ -72,8 +72,7 @@ def record(calls: Sent, nbytes: Sent) -> None:
 
 
 def steps_of_a_rank(world: World, config: Config) -> dict[str, Any]:
-    work = SyntheticSteps(config, world)
-    work.warm_up()
+    work = rehearse(config, world)
     calls, nbytes, buckets = Counter[Any](), Counter[Any](), list[int]()
 
     def hook(state, bucket):  # type: ignore[no-untyped-def]

@@ -9,7 +9,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
-from adadf_dist.bench.step import SyntheticSteps
+from adadf_dist.bench.step import rehearse
 from adadf_dist.bench.traffic import Traffic, step_traffic
 from adadf_dist.config import Config
 from adadf_dist.method.model import DualBranch, build_backbone
@@ -119,10 +119,9 @@ def measure_work(config: Config, frozen: bool) -> Work:
     plain = build_backbone(config.model.backbone)
     with FlopCounterMode(display=False) as plain_flops:
         plain(torch.randn(2, 3, size, size)).sum().backward()
-    work = SyntheticSteps(override(config, {"batch_size": 2}), World(torch.device("cpu")))
+    work = rehearse(override(config, {"batch_size": 2}), World(torch.device("cpu")))
     if frozen:
         work.engine.model.freeze_extractor()
-    work.step()  # Adam makes its moments
     with OperationCounter() as operations, FlopCounterMode(display=False) as flops:
         work.step()
     return Work(flops.get_total_flops() / plain_flops.get_total_flops(), operations.count)

@@ -11,10 +11,11 @@ from pathlib import Path
 import torch
 
 from adadf_dist.bench.machine import median
-from adadf_dist.bench.step import SyntheticSteps, wait_for
+from adadf_dist.bench.step import rehearse
 from adadf_dist.bench.tap import Tap, TappedStep, send_alone
 from adadf_dist.config import Config
 from adadf_dist.errors import one_line_errors
+from adadf_dist.rehearsal import wait_for
 from adadf_dist.settings import Layer, build_config
 from adadf_dist.world import World, open_world, rank_in_environment
 
@@ -65,8 +66,7 @@ class Found:
 
 def measure(case: Case, world: World) -> Found:
     """A collective."""
-    work = SyntheticSteps(case.config(), world)
-    work.warm_up()
+    work = rehearse(case.config(), world)
     tap = Tap(work.engine, world)
     with tap.open():
         work.step()  # DDP now sends its buckets by way of the tap

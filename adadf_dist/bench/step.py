@@ -6,14 +6,9 @@ import argparse
 import json
 import time
 
-import torch
-
 from adadf_dist.bench.machine import describe_machine, median
 from adadf_dist.config import Config
-from adadf_dist.data.plan import rank_bounds
-from adadf_dist.method.class_distributions import ClassDistributions
-from adadf_dist.method.losses import Place, adadf_loss, ramp_weights
-from adadf_dist.runtime.engine import build_engine
+from adadf_dist.rehearsal import Rehearsal, wait_for
 from adadf_dist.runtime.network import resolve_precision
 from adadf_dist.settings import Layer, build_config, override
 from adadf_dist.world import World, pick_device
@@ -23,34 +18,14 @@ WARM_UP = 3
 """Steps before any is measured: memory is found, kernels are chosen, DDP has its final buckets."""
 
 
-class SyntheticSteps:
-    """Training steps on one random global batch, again and again; a rank holds its slice of it."""
-
-    def __init__(self, config: Config, world: World) -> None:
-        config = override(config, {"runtime.precision": resolve_precision(config, world.device)})
-        self.config = config
-        self.world = world
-        self.engine = build_engine(config, CLASSES, world)
-        self.classes = ClassDistributions(CLASSES, config.class_distributions, world)
-        first, end = rank_bounds(config.batch_size, world.rank, world.size)
-        self.place = Place(first, config.batch_size)
-        size = config.data.image_size
-        self.images = torch.randn(end - first, 3, size, size, device=world.device)
-        self.labels = torch.arange(first, end, device=world.device) % CLASSES
-        self._ramp = ramp_weights(1, config.loss.epoch_threshold)
-
-    def step(self) -> None:
-        """What `train.train_epoch` does with a batch, without log and history."""
-        output = self.engine.forward(self.images)
-        ranks = (self.world, self.place)
-        losses = adadf_loss(output, self.labels, self.classes.current, self._ramp, self.config.loss, ranks)
-        self.engine.step(losses.total)
-        self.classes.observe(output.auxiliary_logits, self.labels)
-
-    def warm_up(self) -> None:
-        for _ in range(WARM_UP):
-            self.step()
-        wait_for(self.world.device)
+def rehearse(config: Config, world: World) -> Rehearsal:
+    """Steps of a config whose precision may be `auto`, warmed up."""
+    config = override(config, {"runtime.precision": resolve_precision(config, world.device)})
+    rehearsal = Rehearsal(config, CLASSES, world)
+    for _ in range(WARM_UP):
+        rehearsal.step()
+    wait_for(world.device)
+    return rehearsal
 
 
 def add_options(step: argparse.ArgumentParser) -> None:
@@ -81,15 +56,9 @@ def bench_step(options: argparse.Namespace) -> None:
 def rate(config: Config, steps: int) -> float:
     """Images/s of training steps on one batch."""
     world = World(pick_device())
-    work = SyntheticSteps(config, world)
-    work.warm_up()
+    work = rehearse(config, world)
     began = time.perf_counter()
     for _ in range(steps):
         work.step()
     wait_for(world.device)
     return steps * config.batch_size / (time.perf_counter() - began)
-
-
-def wait_for(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)

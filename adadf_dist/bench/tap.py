@@ -20,7 +20,7 @@ from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
-from adadf_dist.bench.step import wait_for
+from adadf_dist.rehearsal import wait_for
 from adadf_dist.world import World
 
 OPERATIONS = ("all_reduce", "all_gather_into_tensor", "all_gather_single")

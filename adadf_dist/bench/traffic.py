@@ -10,7 +10,7 @@ from torch import nn
 
 from adadf_dist.config import Config
 from adadf_dist.method.model import DualBranch
-from adadf_dist.runtime.engine import build_model
+from adadf_dist.runtime.network import build_model
 
 FLOAT, DOUBLE, INTEGER = 4, 8, 8
 """Bytes."""

@@ -9,6 +9,7 @@ from statistics import median
 import torch
 
 from adadf_dist.check.page import Line, Mark
+from adadf_dist.rehearsal import wait_for
 from adadf_dist.world import World
 
 DECISIONS = 30
@@ -43,7 +44,7 @@ def all_reduce_seconds(world: World, size: int) -> float:
 
     def send() -> None:
         world.sum_(message)
-        settle_device(world.device)
+        wait_for(world.device)
 
     send()  # connections and buffers are made at the first
     first = world.share(seconds(send))
@@ -56,12 +57,6 @@ def seconds(work: Callable[[], object]) -> float:
     began = time.perf_counter()
     work()
     return time.perf_counter() - began
-
-
-def settle_device(device: torch.device) -> None:
-    """Wait until the device has done what it was told."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
 
 
 def milliseconds(value: float) -> str:

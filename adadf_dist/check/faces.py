@@ -13,7 +13,6 @@ from typing import NamedTuple
 import numpy as np
 
 from adadf_dist.agreement import at_nodes, name_places, unlike_shards
-from adadf_dist.check.exchange import settle_device
 from adadf_dist.check.page import Failed, Line, Mark, describe_error, failures, on_every_rank
 from adadf_dist.config import Config
 from adadf_dist.data.cache import streamed_splits
@@ -26,6 +25,7 @@ from adadf_dist.data.plan import epoch_batches
 from adadf_dist.data.remote import Remote, Transfer, is_remote, local_path
 from adadf_dist.data.synthetic import EMOTIONS
 from adadf_dist.errors import UserError
+from adadf_dist.rehearsal import wait_for
 from adadf_dist.world import World
 
 MOST_FACES = 512
@@ -203,11 +203,11 @@ def load_faces(config: Config, world: World) -> float:
         began = time.perf_counter()
         first = next(batches, None)
         count = 0 if first is None else len(first.labels)
-        settle_device(world.device)
+        wait_for(world.device)
         started, after = time.perf_counter(), 0
         for batch in batches:
             after += len(batch.labels)
-            settle_device(world.device)
+            wait_for(world.device)
             if time.perf_counter() - started > LOADER_S:
                 break
         ended = time.perf_counter()

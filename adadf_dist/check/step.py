@@ -10,16 +10,13 @@ from typing import NamedTuple
 import torch
 
 from adadf_dist.agreement import name_places
-from adadf_dist.check.exchange import settle_device
 from adadf_dist.check.faces import Faces, validation_batches
 from adadf_dist.check.page import Failed, Line, Mark, failures, on_every_rank
 from adadf_dist.check.ranks import Rank, nodes_of
 from adadf_dist.config import Config
 from adadf_dist.data.plan import rank_bounds
 from adadf_dist.errors import UserError
-from adadf_dist.method.class_distributions import ClassDistributions
-from adadf_dist.method.losses import Place, adadf_loss, ramp_weights
-from adadf_dist.runtime.engine import build_engine
+from adadf_dist.rehearsal import Rehearsal, wait_for
 from adadf_dist.runtime.log import duration
 from adadf_dist.settings import override
 from adadf_dist.world import MIN_SAMPLES_A_RANK, World, check_batch_size
@@ -46,52 +43,26 @@ class Measured(NamedTuple):
     """Bytes of the device, 0 for a CPU."""
 
 
-class Trial:
-    """Training steps on one random batch, of which a rank holds its slice."""
+def seconds(rehearsal: Rehearsal, work: Callable[[], None]) -> float:
+    """Of one go, after some to warm up; the number of goes is rank 0's. A collective of the rehearsal's world."""
+    world = rehearsal.world
+    first = world.share(timed(world, work, 1))
+    assert isinstance(first, float)
+    if first > LONG_S:
+        return first
+    more = world.share(timed(world, work, 2) / 2 if first < 1 else first)
+    assert isinstance(more, float)
+    goes = max(1, min(MOST_STEPS, int(BUDGET_S / max(more, 1e-6))))
+    return timed(world, work, goes) / goes
 
-    def __init__(self, config: Config, num_classes: int, world: World, place: tuple[int, int, int]) -> None:
-        """`place`: first and last-plus-one face of the slice, and faces of the whole batch."""
-        first, end, total = place
-        crops = 10 if config.data.ten_crop else 1
-        self.config = config
-        self.world = world
-        self.place = Place(first * crops, total * crops)
-        self.engine = build_engine(config, num_classes, world)
-        self.classes = ClassDistributions(num_classes, config.class_distributions, world)
-        side = config.data.image_size
-        self.images = torch.randn((end - first) * crops, 3, side, side, device=world.device)
-        self.labels = torch.arange(len(self.images), device=world.device) % num_classes
-        self._ramp = ramp_weights(1, config.loss.epoch_threshold)
 
-    def step(self) -> None:
-        """What training does with a batch, without its log and history."""
-        output = self.engine.forward(self.images)
-        ranks = (self.world, self.place)
-        losses = adadf_loss(output, self.labels, self.classes.current, self._ramp, self.config.loss, ranks)
-        self.engine.step(losses.total)
-        self.classes.observe(output.auxiliary_logits, self.labels)
-
-    def infer(self) -> None:
-        self.engine.infer(self.images)
-
-    def seconds(self, work: Callable[[], None]) -> float:
-        """Of one go, after some to warm up; the number of goes is rank 0's. A collective of the trial's world."""
-        first = self.world.share(self._timed(work, 1))
-        assert isinstance(first, float)
-        if first > LONG_S:
-            return first
-        more = self.world.share(self._timed(work, 2) / 2 if first < 1 else first)
-        assert isinstance(more, float)
-        goes = max(1, min(MOST_STEPS, int(BUDGET_S / max(more, 1e-6))))
-        return self._timed(work, goes) / goes
-
-    def _timed(self, work: Callable[[], None], goes: int) -> float:
-        settle_device(self.world.device)
-        began = time.perf_counter()
-        for _ in range(goes):
-            work()
-        settle_device(self.world.device)
-        return time.perf_counter() - began
+def timed(world: World, work: Callable[[], None], goes: int) -> float:
+    wait_for(world.device)
+    began = time.perf_counter()
+    for _ in range(goes):
+        work()
+    wait_for(world.device)
+    return time.perf_counter() - began
 
 
 def check_batch(config: Config, world: World, faces: Faces) -> Line:
@@ -123,10 +94,9 @@ def check_step(config: Config, world: World, ranks: Sequence[Rank], faces: Faces
     if world.size == 1 and config.engine == "ddp":
         together = alone
     else:
-        trial = Trial(config, faces.classes, world, (first, end, config.batch_size))
-        seconds = trial.seconds(trial.step)
-        own = alone[world.rank]
-        together = world.collect(own._replace(step_s=seconds, peak=max(own.peak, peak_memory(world.device))))
+        rehearsal = Rehearsal(config, faces.classes, world)
+        step_s, own = seconds(rehearsal, rehearsal.step), alone[world.rank]
+        together = world.collect(own._replace(step_s=step_s, peak=max(own.peak, peak_memory(world.device))))
     step_s, computing = max(m.step_s for m in together), max(m.step_s for m in alone)
     text = f"{step_s:.3g} s, {config.batch_size / step_s:,.0f} images/s, {config.runtime.precision}"
     line = Line("step", text)
@@ -144,8 +114,8 @@ def measure_alone(config: Config, num_classes: int, device: torch.device, rows: 
     """Without any exchange. Raises whatever a step raises."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
-    trial = Trial(override(config, {"engine": "ddp"}), num_classes, World(device), (0, rows, rows))
-    step_s, infer_s = trial.seconds(trial.step), trial.seconds(trial.infer)
+    rehearsal = Rehearsal(override(config, {"engine": "ddp", "batch_size": rows}), num_classes, World(device))
+    step_s, infer_s = seconds(rehearsal, rehearsal.step), seconds(rehearsal, rehearsal.infer)
     limit = torch.cuda.get_device_properties(device).total_memory if device.type == "cuda" else 0
     return Measured(step_s, infer_s, peak_memory(device), limit)
 
