@@ -16,7 +16,7 @@ LAYERS = [
     ["config", "rendezvous"],
     ["ranges"],
     ["settings", "world", "metrics"],
-    ["data", "method", "detect"],
+    ["data", "method", "detect", "comparison"],
     ["evaluate", "align", "agreement"],
     ["runtime"],
     ["setup", "result", "rehearsal"],

@@ -1,4 +1,4 @@
-"""Measure, side by side in one run: `python -m adadf_dist.bench data|step|epoch|pictures|scaling|cost`.
+"""Measure, side by side in one run: `python -m adadf_dist.bench data|step|epoch|pictures|scaling|cost|paired`.
 
 Timings on shared machines wander, so what counts is the ratio of two measurements of the same work.
 """
@@ -9,7 +9,7 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from adadf_dist.bench import cost, data, epoch, pictures, scaling, step
+from adadf_dist.bench import cost, data, epoch, paired, pictures, scaling, step
 from adadf_dist.errors import one_line_errors
 
 COMMANDS = {
@@ -51,6 +51,13 @@ COMMANDS = {
         "Messages of a step and an epoch counted from the network itself, and the time of a step on other machines "
         "from stated assumptions. As Markdown.",
     ),
+    "paired": (
+        paired,
+        "two ways of training on the same seeds: difference, interval, equivalence",
+        "Train both ways on each seed and compare the accuracies on validation after the last epoch. For instance:\n"
+        "paired --first '--batch_size 64' --second '--batch_size 512 --optimizer.lr_scaling sqrt' --out runs/large -- "
+        "--preset fer2013",
+    ),
 }
 
 
@@ -60,7 +67,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     for name, (module, brief, description) in COMMANDS.items():
         command = commands.add_parser(name, help=brief, description=description)
         module.add_options(command)
-        if module not in (pictures, cost):
+        if module not in (pictures, cost, paired):
             rounds = 3 if module is scaling else 1
             command.add_argument(
                 "--repeat", type=int, default=rounds, help="rounds, interleaved (default: %(default)s)"
