@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import time
 
@@ -34,19 +35,22 @@ def add_options(step: argparse.ArgumentParser) -> None:
     step.add_argument("--steps", type=int, default=10, help="steps a measurement (default: %(default)s)")
     step.add_argument("--backbone", default="resnet18", help="model.backbone (default: %(default)s)")
     step.add_argument("--precision", default="auto", help="runtime.precision (default: %(default)s)")
+    modes = ["off", "default", "cuda-graphs"]
+    step.add_argument("--compile", nargs="+", choices=modes, default=["off"], help="runtime.compile, side by side")
     step.set_defaults(run=bench_step)
 
 
 def bench_step(options: argparse.Namespace) -> None:
     figures: dict[str, list[float]] = {}
     for _ in range(options.repeat):
-        for size in options.sizes:
+        for size, compiled in itertools.product(options.sizes, options.compile):
             layer = {"model.backbone": options.backbone, "runtime.precision": options.precision}
-            layer |= {"data.image_size": size, "batch_size": options.batch_size}
-            figures.setdefault(str(size), []).append(rate(build_config([Layer("bench", layer)]), options.steps))
+            layer |= {"data.image_size": size, "batch_size": options.batch_size, "runtime.compile": compiled}
+            name = f"{size}x{size}" + (f", compile {compiled}" if options.compile != ["off"] else "")
+            figures.setdefault(name, []).append(rate(build_config([Layer("bench", layer)]), options.steps))
     machine = describe_machine()
-    for size, values in figures.items():
-        print(f"{options.backbone} at {size}x{size}, batch {options.batch_size}: {median(values):8.0f} images/s")
+    for name, values in figures.items():
+        print(f"{options.backbone} at {name}, batch {options.batch_size}: {median(values):8.0f} images/s")
     print(machine)
     if options.json is not None:
         report = {"machine": machine, "batch_size": options.batch_size, "images_per_s": figures}
