@@ -9,7 +9,6 @@ from __future__ import annotations
 import os
 import signal
 import time
-import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
@@ -19,19 +18,17 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.distributed.distributed_c10d import PrefixStore, Store
+from torch.distributed.distributed_c10d import PrefixStore
 from torch.distributed.rendezvous import TCPStore  # type: ignore[attr-defined]
 
 from adadf_dist.errors import UserError
 from adadf_dist.pulse import Pulse
+from adadf_dist.rendezvous import meet, wait_for_address
 
 T = TypeVar("T")
 
 SAME_SIGNAL_S = 2.0
 """Ctrl-C reaches a rank twice, from the terminal and through torchrun: signals this close count as one."""
-
-MEET_EVERY_S = 0.05
-"""Seconds between two looks of rank 0 at who has come."""
 
 MIN_SAMPLES_A_RANK = 2
 """BatchNorm and the two attention groups of eq 10 need at least two samples."""
@@ -111,6 +108,14 @@ class World:
             dist.all_reduce(asked, op=dist.ReduceOp.MAX, group=self._control)
         return bool(asked.item())
 
+    def prepare_deepspeed(self) -> None:
+        """What DeepSpeed looks for when it is imported and started: a process group, LOCAL_RANK, the kind of device."""
+        if not dist.is_initialized():
+            backend = "nccl" if self.device.type == "cuda" else "gloo"
+            dist.init_process_group(backend, store=torch._C._distributed_c10d.HashStore(), rank=0, world_size=1)
+        os.environ.setdefault("LOCAL_RANK", "0")
+        os.environ.setdefault("DS_ACCELERATOR", self.device.type)
+
     def open_control(self, timeout_s: float) -> None:
         """The group for decisions. A dead peer is noticed after `timeout_s` at most."""
         if self.size > 1:
@@ -147,7 +152,7 @@ def open_world(timeout_s: float = 300.0) -> Iterator[World]:
     launched = "WORLD_SIZE" in os.environ and int(os.environ["WORLD_SIZE"]) > 1
     device = pick_device()
     if launched and not adopted:
-        join_ranks("nccl" if device.type == "cuda" else "gloo", timeout_s)
+        join_group("nccl" if device.type == "cuda" else "gloo", timeout_s)
     world = World(device)
     if dist.is_initialized():
         world = World(device, dist.get_rank(), dist.get_world_size())
@@ -168,47 +173,37 @@ def open_world(timeout_s: float = 300.0) -> Iterator[World]:
                 dist.destroy_process_group()
 
 
-def join_ranks(backend: str, timeout_s: float) -> None:
-    """Open the process group that torchrun's environment describes. Raises `UserError` when the others do not come."""
+def join_group(backend: str, timeout_s: float) -> None:
+    """Meet the other ranks where the environment says. Raises `UserError` naming the address when that fails."""
+    size = os.environ["WORLD_SIZE"]
+    for name in ("RANK", "MASTER_ADDR", "MASTER_PORT"):
+        if name not in os.environ:
+            raise UserError(
+                f"WORLD_SIZE is {size}, but {name} is not set: start the ranks with torchrun, or set RANK, WORLD_SIZE, "
+                "LOCAL_RANK, MASTER_ADDR and MASTER_PORT for each"
+            )
+    host, port = os.environ["MASTER_ADDR"], os.environ["MASTER_PORT"]
+    if not port.isdigit():
+        raise UserError(f"MASTER_PORT is {port!r}: give the number of a free port on {host}")
+    # torchrun listens there itself; without it rank 0 will
+    if rank_in_environment() != 0 or os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
+        wait_for_address(host, int(port), timeout_s)
     limit = timedelta(seconds=timeout_s)
     try:
         if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
             dist.init_process_group(backend, timeout=limit)
             return
-        rank, size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
-        store = TCPStore(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), is_master=False, timeout=limit)
-        own = PrefixStore(meet(store, rank, size, timeout_s), store)
-        dist.init_process_group(backend, store=own, rank=rank, world_size=size, timeout=limit)
+        rank = rank_in_environment()
+        store = TCPStore(host, int(port), is_master=False, timeout=limit)
+        own = PrefixStore(meet(store, rank, int(size), timeout_s), store)
+        dist.init_process_group(backend, store=own, rank=rank, world_size=int(size), timeout=limit)
     except RuntimeError as error:
-        said = " ".join(str(error).split())[:160]
+        reason = str(error).partition("\n")[0][:200].rstrip(".")
         raise UserError(
-            f"the other ranks could not be reached ({said}); see that all of them started, that their ports are open "
-            "to each other, and that GLOO_SOCKET_IFNAME or NCCL_SOCKET_IFNAME names the network between them"
+            f"the {size} ranks did not meet at {host}:{port} (MASTER_ADDR, MASTER_PORT): {reason}; all must start "
+            f"within {timeout_s:g} s (runtime.timeout_s) of each other, on a network where each reaches each other one "
+            "(GLOO_SOCKET_IFNAME, NCCL_SOCKET_IFNAME)"
         ) from None
-
-
-def meet(store: Store, rank: int, size: int, timeout_s: float) -> str:
-    """A name for this start of all ranks, the same on each, that no start before had.
-
-    torchrun's agents keep their store over restarts, with the addresses of processes that are gone, and count their
-    restarts each for itself; so the ranks find each other without trusting anything that stands in the store. Each
-    says hello under a fresh name, and rank 0 answers whatever names it finds until all of its own time have thanked.
-    """
-    me, deadline = uuid.uuid4().hex, time.monotonic() + timeout_s
-    if rank:
-        store.set(f"adadf/hello/{rank}", me)
-        start: str = store.get(f"adadf/welcome/{me}").decode()
-        store.add(f"adadf/thanks/{start}", 1)
-        return start
-    hellos = [f"adadf/hello/{other}" for other in range(1, size)]
-    while store.add(f"adadf/thanks/{me}", 0) < size - 1:
-        for hello in hellos:
-            if store.check([hello]):
-                store.set(f"adadf/welcome/{store.get(hello).decode()}", me)
-        if time.monotonic() > deadline:
-            raise RuntimeError(f"{store.add(f'adadf/thanks/{me}', 0) + 1} of {size} ranks came in {timeout_s:g} s")
-        time.sleep(MEET_EVERY_S)
-    return me
 
 
 def lost_contact(error: RuntimeError) -> bool:
@@ -268,6 +263,13 @@ def rank_in_environment() -> int:
 def local_rank_in_environment() -> int:
     """Our number on this node: what is done once a node is the first one's to do."""
     return int(os.environ.get("LOCAL_RANK", "0"))
+
+
+def nodes_in_environment() -> int:
+    """Nodes of the run: torchrun's agents; each rank counts as one where the launcher does not say."""
+    if "GROUP_WORLD_SIZE" in os.environ:
+        return int(os.environ["GROUP_WORLD_SIZE"])
+    return -(-int(os.environ.get("WORLD_SIZE", "1")) // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
 
 
 def check_batch_size(batch_size: int, world: World) -> None:

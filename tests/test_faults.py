@@ -23,6 +23,7 @@ from adadf_dist import train
 from adadf_dist.data.writer import can_write
 from adadf_dist.errors import DiskFullError, UserError
 from adadf_dist.pulse import Pulse
+from adadf_dist.rendezvous import meet
 from adadf_dist.runtime.checkpoint_file import read_checkpoint
 from adadf_dist.runtime.engine import DDPEngine
 from adadf_dist.runtime.metrics_file import MetricsFile
@@ -30,7 +31,6 @@ from adadf_dist.runtime.room import insist
 from adadf_dist.runtime.straggler import describe_straggler
 from adadf_dist.runtime.watchdog import EXIT_HUNG
 from adadf_dist.settings import Layer, build_config
-from adadf_dist.world import meet
 from tests.runs import command, finish, numbers, records, settings, start, status
 
 FAULTY = str(Path(__file__).with_name("faulty.py"))
