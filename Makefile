@@ -20,7 +20,7 @@ test-all: .venv/all  ## The slow tests too; those marked gpu run where there is 
 gpu: .venv/all  ## Where there is a GPU: its tests, and the figures of its loader and step.
 	$(BIN)/python -m pytest -m gpu
 	$(BIN)/python -m adadf_dist.bench data --batch-size 256 --workers 8
-	$(BIN)/python -m adadf_dist.bench step --batch-size 256
+	$(BIN)/python -m adadf_dist.bench step --batch-size 256 --steps 30 --compile off default cuda-graphs
 
 lint: .venv/all
 	$(BIN)/ruff check .

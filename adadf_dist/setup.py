@@ -10,6 +10,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from threading import Event
 
+from adadf_dist.agreement import unlike_shards
 from adadf_dist.config import Config
 from adadf_dist.data.cache import entry_folder, local_folder
 from adadf_dist.data.embedded import build_embedded
@@ -17,7 +18,8 @@ from adadf_dist.data.open import INSTALL_DALI, Data, dali_problem
 from adadf_dist.data.remote import is_remote, local_path
 from adadf_dist.data.stream import LIMITS
 from adadf_dist.errors import UserError
-from adadf_dist.runtime.engine import Engine, resolve_precision
+from adadf_dist.runtime.engine import Engine
+from adadf_dist.runtime.network import resolve_precision
 from adadf_dist.settings import override
 from adadf_dist.world import World, check_batch_size, local_rank_in_environment
 
@@ -26,9 +28,9 @@ POLL_S = 0.5
 
 
 def resolve(config: Config, world: World) -> Config:
-    """Replace every `auto` by what it means on this machine, and draw the embedded faces where they are missing.
+    """Settle every `auto`, and draw the embedded faces where they are missing. A collective.
 
-    A collective: the answer is rank 0's. Raises `UserError` for what no step could be run with.
+    Raises `UserError` for what no step could be run with.
     """
     check_batch_size(config.batch_size, world)
     if not config.out:
@@ -36,6 +38,11 @@ def resolve(config: Config, world: World) -> Config:
     if not config.data.shards:
         raise UserError("data.shards is empty: give the folder that `python -m shards.build` wrote")
     draw_missing_faces(config, world)
+    return settle(config, world)
+
+
+def settle(config: Config, world: World) -> Config:
+    """Replace every `auto` by what it means on this machine. A collective: the answer is rank 0's."""
     settled = {
         "data.loader": resolve_loader(config, world),
         "runtime.precision": resolve_precision(config, world.device),
@@ -73,10 +80,13 @@ def draw_missing_faces(config: Config, world: World) -> None:
 def shards_at_hand(config: Config, world: World) -> Iterator[Path]:
     """`data.shards` as a folder of this node: what is remote is fetched by each node's first rank. A collective.
 
-    The others wait however long it takes: they look each `POLL_S` whether it is done, so no time limit of the process
-    group counts it as silence, and a failure on one node ends all. Raises `UserError`.
+    A folder that one node lacks ends all. What is fetched is waited for, however long it takes: the others look each
+    `POLL_S` whether it is done, so no time limit of the process group counts it as silence, and a failure on one node
+    ends all. Raises `UserError`.
     """
     if not is_remote(config.data.shards):
+        if problem := unlike_shards(config.data, world):
+            raise UserError(problem)
         yield local_path(config.data.shards)
         return
     with ExitStack() as held, ThreadPoolExecutor(1) as thread:

@@ -10,6 +10,7 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
+from adadf_dist.agreement import agree
 from adadf_dist.config import Config
 from adadf_dist.data.batch import Batch
 from adadf_dist.data.noise import write_noise
@@ -63,6 +64,7 @@ def run(config: Config, on_epoch: Callable[[Record], None] = ignore) -> Result |
     the run was asked to stop. Raises `UserError` for a mistake in the configuration or the data.
     """
     with open_world(config.runtime.timeout_s) as world:
+        agree(config, world)
         config = resolve(config, world)
         with (
             shards_at_hand(config, world) as folder,
@@ -105,9 +107,10 @@ def train_epoch(
     """Train from the batch where the epoch stands. Returns its mean losses, or None when the ranks agreed to stop."""
     engine, progress, config = state.engine, state.progress, log.config
     ramp = ramp_weights(progress.epoch + 1, config.loss.epoch_threshold)
-    log.start_epoch(progress, data.num_batches(progress.epoch))
+    num_batches = data.num_batches(progress.epoch)
+    log.start_epoch(progress, num_batches)
     for batch in log.waiting_for(data.train(progress.epoch, progress.batch)):
-        engine.schedule(progress.epoch, progress.step)
+        engine.schedule(progress.moment(num_batches))
         rows = batch.rows()
         output = engine.forward(rows.images)
         ranks = (world, Place(rows.first, rows.global_size))
@@ -130,6 +133,7 @@ def train_epoch(
 
 def measure_classes(state: TrainState, data: Data) -> None:
     """Equation 4 in a pass of its own: the epoch's faces once more, augmented as published, in evaluation mode."""
+    state.engine.consolidate()
     for batch in data.measure(state.progress.epoch):
         rows = batch.rows()
         state.classes.observe(state.engine.infer(rows.images).auxiliary_logits, rows.labels, 1 / batch.crops)
@@ -141,6 +145,7 @@ def finish_epoch(
     """Make the epoch's class distributions the next one's targets, evaluate, and count the epoch. A collective."""
     engine, progress = state.engine, state.progress
     commit = state.classes.commit()
+    engine.consolidate()
     metrics = evaluate(engine, data.validation(), data.validation_split, world)
     record: dict[str, object] = {"kind": "epoch", "epoch": progress.epoch + 1, "step": progress.step}
     record |= {**training, "learning_rate": engine.learning_rate}

@@ -20,6 +20,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from adadf_dist.errors import UserError
+from adadf_dist.rendezvous import wait_for_address
 
 T = TypeVar("T")
 
@@ -103,6 +104,14 @@ class World:
             dist.all_reduce(asked, op=dist.ReduceOp.MAX, group=self._control)
         return bool(asked.item())
 
+    def prepare_deepspeed(self) -> None:
+        """What DeepSpeed looks for when it is imported and started: a process group, LOCAL_RANK, the kind of device."""
+        if not dist.is_initialized():
+            backend = "nccl" if self.device.type == "cuda" else "gloo"
+            dist.init_process_group(backend, store=torch._C._distributed_c10d.HashStore(), rank=0, world_size=1)
+        os.environ.setdefault("LOCAL_RANK", "0")
+        os.environ.setdefault("DS_ACCELERATOR", self.device.type)
+
     def open_control(self, timeout_s: float) -> None:
         """The group for decisions. A dead peer is noticed after `timeout_s` at most."""
         if self.size > 1:
@@ -139,8 +148,7 @@ def open_world(timeout_s: float = 300.0) -> Iterator[World]:
     launched = "WORLD_SIZE" in os.environ and int(os.environ["WORLD_SIZE"]) > 1
     device = pick_device()
     if launched and not adopted:
-        backend = "nccl" if device.type == "cuda" else "gloo"
-        dist.init_process_group(backend, timeout=timedelta(seconds=timeout_s))
+        join_group("nccl" if device.type == "cuda" else "gloo", timeout_s)
     world = World(device)
     if dist.is_initialized():
         world = World(device, dist.get_rank(), dist.get_world_size())
@@ -159,6 +167,32 @@ def open_world(timeout_s: float = 300.0) -> Iterator[World]:
         finally:
             if dist.is_initialized() and not adopted:
                 dist.destroy_process_group()
+
+
+def join_group(backend: str, timeout_s: float) -> None:
+    """Meet the other ranks where the environment says. Raises `UserError` naming the address when that fails."""
+    size = os.environ["WORLD_SIZE"]
+    for name in ("RANK", "MASTER_ADDR", "MASTER_PORT"):
+        if name not in os.environ:
+            raise UserError(
+                f"WORLD_SIZE is {size}, but {name} is not set: start the ranks with torchrun, or set RANK, WORLD_SIZE, "
+                "LOCAL_RANK, MASTER_ADDR and MASTER_PORT for each"
+            )
+    host, port = os.environ["MASTER_ADDR"], os.environ["MASTER_PORT"]
+    if not port.isdigit():
+        raise UserError(f"MASTER_PORT is {port!r}: give the number of a free port on {host}")
+    # torchrun listens there itself; without it rank 0 will
+    if rank_in_environment() != 0 or os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
+        wait_for_address(host, int(port), timeout_s)
+    try:
+        dist.init_process_group(backend, timeout=timedelta(seconds=timeout_s))
+    except RuntimeError as error:
+        reason = str(error).partition("\n")[0][:200].rstrip(".")
+        raise UserError(
+            f"the {size} ranks did not meet at {host}:{port} (MASTER_ADDR, MASTER_PORT): {reason}; all must start "
+            f"within {timeout_s:g} s (runtime.timeout_s) of each other, on a network where each reaches each other one "
+            "(GLOO_SOCKET_IFNAME, NCCL_SOCKET_IFNAME)"
+        ) from None
 
 
 def lost_contact(error: RuntimeError) -> bool:
@@ -218,6 +252,13 @@ def rank_in_environment() -> int:
 def local_rank_in_environment() -> int:
     """Our number on this node: what is done once a node is the first one's to do."""
     return int(os.environ.get("LOCAL_RANK", "0"))
+
+
+def nodes_in_environment() -> int:
+    """Nodes of the run: torchrun's agents; each rank counts as one where the launcher does not say."""
+    if "GROUP_WORLD_SIZE" in os.environ:
+        return int(os.environ["GROUP_WORLD_SIZE"])
+    return -(-int(os.environ.get("WORLD_SIZE", "1")) // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
 
 
 def check_batch_size(batch_size: int, world: World) -> None:

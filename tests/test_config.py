@@ -92,7 +92,7 @@ def test_mistakes_in_a_file(name: str, text: str, message: str, tmp_path: Path) 
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("name", ["demo", "fer2013", "rafdb", "affectnet7", "affectnet8", "sfew"])
+@pytest.mark.parametrize("name", ["demo", "fer2013", "rafdb", "affectnet7", "affectnet7_large", "affectnet8", "sfew"])
 def test_presets_build_and_read_back(name: str) -> None:
     assert name in presets()
     config = config_from_command_line(["--preset", name])

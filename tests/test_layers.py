@@ -13,15 +13,15 @@ ROOT = Path(__file__).resolve().parents[1]
 
 LAYERS = [
     ["errors"],
-    ["config"],
+    ["config", "rendezvous"],
     ["ranges"],
     ["settings", "world", "metrics"],
-    ["data", "method", "detect"],
-    ["evaluate", "align"],
+    ["data", "method", "detect", "comparison"],
+    ["evaluate", "align", "agreement"],
     ["runtime"],
-    ["setup", "result"],
+    ["setup", "result", "rehearsal"],
     ["train"],
-    ["bench"],
+    ["bench", "check"],
 ]
 """Of adadf_dist: a module may import from layers above its own in this list, and from its own package."""
 

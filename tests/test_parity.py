@@ -20,7 +20,7 @@ from adadf_dist.method.losses import Place, adadf_loss, ramp_weights
 from adadf_dist.runtime.engine import DDPEngine
 from adadf_dist.runtime.history import History
 from adadf_dist.runtime.normalization import CrossRankBatchNorm
-from adadf_dist.settings import Layer, build_config
+from adadf_dist.settings import Layer, build_config, override
 from adadf_dist.world import World
 from tests.ranks import alone, run_ranks
 
@@ -103,12 +103,48 @@ def test_a_step_of_n_ranks_is_the_step_of_one(slices: tuple[int, ...]) -> None:
         assert_close(many["history"], one["history"], 1e-6)
 
 
-def test_five_steps_stay_together() -> None:
-    one = train_steps(alone(), (9, 4), 5)
-    ranks = run_ranks(train_steps, 2, (9, 4), 5)
+@pytest.mark.parametrize(
+    ("slices", "steps"),
+    [
+        ((9, 4), 5),
+        pytest.param((9, 4), 30, marks=pytest.mark.slow),
+        pytest.param((4, 3, 3, 3), 30, marks=pytest.mark.slow),
+    ],
+)
+def test_steps_stay_together(slices: tuple[int, ...], steps: int) -> None:
+    """The losses of each step, and the class distributions of all, in float64; weights the same bits on every rank."""
+    one = train_steps(alone(), slices, steps)
+    ranks = run_ranks(train_steps, len(slices), slices, steps, timeout=300)
     for many in ranks:
-        torch.testing.assert_close(many["losses"], one["losses"], rtol=1e-7, atol=1e-7)
-    assert all(torch.equal(ranks[0]["model"][n], ranks[1]["model"][n]) for n in ranks[0]["model"]), "ranks differ"
+        torch.testing.assert_close(many["losses"], one["losses"], rtol=1e-9, atol=1e-9)
+        for name in ("distributions", "means"):
+            torch.testing.assert_close(many[name], one[name], rtol=1e-9, atol=1e-9)
+        assert all(torch.equal(ranks[0]["model"][n], many["model"][n]) for n in many["model"]), "ranks differ"
+
+
+def normalizing_apart(world: World) -> dict[str, Any]:
+    """Two steps with each rank's own rows normalised, and the running statistics before and after `consolidate`."""
+    config = override(CONFIG, {"runtime.sync_batch_norm": False, "loss.supervision": "one_hot"})
+    engine = DDPEngine(config, CLASSES, world)
+    for number in range(2):
+        images, labels = (tensor[7 * world.rank :][:7] for tensor in batch_of(14, number))
+        output = engine.forward(images.float())
+        engine.step(nn.functional.cross_entropy(output.target_logits, labels))
+    before = engine.model.extractor.bn1.running_mean.clone()
+    engine.consolidate()
+    predicted = engine.predict(batch_of(4, 9)[0].float())
+    state = {**engine.state_dict()["model"]}
+    return {"before": before, "after": engine.model.extractor.bn1.running_mean, "predicted": predicted, "model": state}
+
+
+def test_statistics_kept_apart_are_averaged_before_they_are_used() -> None:
+    one, two = run_ranks(normalizing_apart, 2)
+    assert not torch.equal(one["before"], two["before"])
+    mean = (one["before"] + two["before"]) / 2
+    for rank in (one, two):
+        torch.testing.assert_close(rank["after"], mean)
+        torch.testing.assert_close(rank["model"]["extractor.bn1.running_mean"], mean)
+    assert torch.equal(one["predicted"], two["predicted"])
 
 
 def local_gradients(world: World, slices: tuple[int, ...]) -> float:

@@ -1,4 +1,4 @@
-"""Measure, side by side in one run: `python -m adadf_dist.bench data|step|epoch|pictures`.
+"""Measure, side by side in one run: `python -m adadf_dist.bench data|step|epoch|pictures|scaling|cost|paired`.
 
 Timings on shared machines wander, so what counts is the ratio of two measurements of the same work.
 """
@@ -9,7 +9,7 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from adadf_dist.bench import data, epoch, pictures, step
+from adadf_dist.bench import cost, data, epoch, paired, pictures, scaling, step
 from adadf_dist.errors import one_line_errors
 
 COMMANDS = {
@@ -37,6 +37,27 @@ COMMANDS = {
         "what both loaders make of the same faces, side by side in one picture",
         "The first batch of a training epoch by both loaders, and their difference, as a PNG.",
     ),
+    "scaling": (
+        scaling,
+        "what more ranks cost and gain on this machine: compute, communication, waiting, bytes",
+        "The same synthetic global batch on 1, 2 and more ranks of this machine, started here: gloo on the CPU, one "
+        "NCCL rank a GPU where there are some. Communication: what a step's messages take when they are sent alone, "
+        "all ranks together. Waiting: what the step stood still beyond that. Compute: the rest. MB sent: by the "
+        "counter of the loopback device.",
+    ),
+    "cost": (
+        cost,
+        "bytes of every message, and a projection to other machines; nothing is timed",
+        "Messages of a step and an epoch counted from the network itself, and the time of a step on other machines "
+        "from stated assumptions. As Markdown.",
+    ),
+    "paired": (
+        paired,
+        "two ways of training on the same seeds: difference, interval, equivalence",
+        "Train both ways on each seed and compare the accuracies on validation after the last epoch. For instance:\n"
+        "paired --first '--batch_size 64' --second '--batch_size 512 --optimizer.lr_scaling sqrt' --out runs/large -- "
+        "--preset fer2013",
+    ),
 }
 
 
@@ -46,8 +67,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     for name, (module, brief, description) in COMMANDS.items():
         command = commands.add_parser(name, help=brief, description=description)
         module.add_options(command)
+        if module not in (pictures, cost, paired):
+            rounds = 3 if module is scaling else 1
+            command.add_argument(
+                "--repeat", type=int, default=rounds, help="rounds, interleaved (default: %(default)s)"
+            )
         if module is not pictures:
-            command.add_argument("--repeat", type=int, default=1, help="rounds, interleaved (default: %(default)s)")
             command.add_argument("--json", type=Path, help="also write the figures here")
     options = parser.parse_args(argv)
     with one_line_errors("adadf_dist.bench"):

@@ -3,20 +3,30 @@
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import time
 
-import torch
-
 from adadf_dist.bench.machine import describe_machine, median
 from adadf_dist.config import Config
-from adadf_dist.method.class_distributions import ClassDistributions
-from adadf_dist.method.losses import Place, adadf_loss, ramp_weights
-from adadf_dist.runtime.engine import build_engine, resolve_precision
+from adadf_dist.rehearsal import Rehearsal, wait_for
+from adadf_dist.runtime.network import resolve_precision
 from adadf_dist.settings import Layer, build_config, override
 from adadf_dist.world import World, pick_device
 
 CLASSES = 7
+WARM_UP = 3
+"""Steps before any is measured: memory is found, kernels are chosen, DDP has its final buckets."""
+
+
+def rehearse(config: Config, world: World) -> Rehearsal:
+    """Steps of a config whose precision may be `auto`, warmed up."""
+    config = override(config, {"runtime.precision": resolve_precision(config, world.device)})
+    rehearsal = Rehearsal(config, CLASSES, world)
+    for _ in range(WARM_UP):
+        rehearsal.step()
+    wait_for(world.device)
+    return rehearsal
 
 
 def add_options(step: argparse.ArgumentParser) -> None:
@@ -25,19 +35,22 @@ def add_options(step: argparse.ArgumentParser) -> None:
     step.add_argument("--steps", type=int, default=10, help="steps a measurement (default: %(default)s)")
     step.add_argument("--backbone", default="resnet18", help="model.backbone (default: %(default)s)")
     step.add_argument("--precision", default="auto", help="runtime.precision (default: %(default)s)")
+    modes = ["off", "default", "cuda-graphs"]
+    step.add_argument("--compile", nargs="+", choices=modes, default=["off"], help="runtime.compile, side by side")
     step.set_defaults(run=bench_step)
 
 
 def bench_step(options: argparse.Namespace) -> None:
     figures: dict[str, list[float]] = {}
     for _ in range(options.repeat):
-        for size in options.sizes:
+        for size, compiled in itertools.product(options.sizes, options.compile):
             layer = {"model.backbone": options.backbone, "runtime.precision": options.precision}
-            layer |= {"data.image_size": size, "batch_size": options.batch_size}
-            figures.setdefault(str(size), []).append(rate(build_config([Layer("bench", layer)]), options.steps))
+            layer |= {"data.image_size": size, "batch_size": options.batch_size, "runtime.compile": compiled}
+            name = f"{size}x{size}" + (f", compile {compiled}" if options.compile != ["off"] else "")
+            figures.setdefault(name, []).append(rate(build_config([Layer("bench", layer)]), options.steps))
     machine = describe_machine()
-    for size, values in figures.items():
-        print(f"{options.backbone} at {size}x{size}, batch {options.batch_size}: {median(values):8.0f} images/s")
+    for name, values in figures.items():
+        print(f"{options.backbone} at {name}, batch {options.batch_size}: {median(values):8.0f} images/s")
     print(machine)
     if options.json is not None:
         report = {"machine": machine, "batch_size": options.batch_size, "images_per_s": figures}
@@ -47,32 +60,9 @@ def bench_step(options: argparse.Namespace) -> None:
 def rate(config: Config, steps: int) -> float:
     """Images/s of training steps on one batch."""
     world = World(pick_device())
-    precision = resolve_precision(config, world.device)
-    config = override(config, {"runtime.precision": precision})
-    engine = build_engine(config, CLASSES, world)
-    classes = ClassDistributions(CLASSES, config.class_distributions, world)
-    size = config.data.image_size
-    images = torch.randn(config.batch_size, 3, size, size, device=world.device)
-    labels = torch.arange(config.batch_size, device=world.device) % CLASSES
-    ramp = ramp_weights(1, config.loss.epoch_threshold)
-
-    def step() -> None:
-        output = engine.forward(images)
-        place = (world, Place(0, len(labels)))
-        losses = adadf_loss(output, labels, classes.current, ramp, config.loss, place)
-        engine.step(losses.total)
-        classes.observe(output.auxiliary_logits, labels)
-
-    for _ in range(3):
-        step()
-    wait_for(world.device)
+    work = rehearse(config, world)
     began = time.perf_counter()
     for _ in range(steps):
-        step()
+        work.step()
     wait_for(world.device)
     return steps * config.batch_size / (time.perf_counter() - began)
-
-
-def wait_for(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)

@@ -27,6 +27,21 @@ def synchronize_batch_norm(model: nn.Module, world: World) -> nn.Module:
     return model
 
 
+@torch.no_grad()
+def average_batch_norm(model: nn.Module, world: World) -> None:
+    """Make running statistics that each rank kept of its own rows their mean over ranks. A collective."""
+    kept = [
+        statistic
+        for module in model.modules()
+        if isinstance(module, nn.BatchNorm2d)
+        for statistic in (module.running_mean, module.running_var)
+        if statistic is not None
+    ]
+    together = world.sum_(torch.cat([statistic.double() for statistic in kept])) / world.size
+    for statistic, mean in zip(kept, torch.split(together, [len(statistic) for statistic in kept]), strict=True):
+        statistic.copy_(mean)
+
+
 class CrossRankBatchNorm(nn.BatchNorm2d):
     """BatchNorm2d whose training statistics are those of all ranks' rows together."""
 
@@ -43,6 +58,7 @@ class CrossRankBatchNorm(nn.BatchNorm2d):
         new.training, new.world = norm.training, world
         return new
 
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
     def forward(self, input: Tensor) -> Tensor:
         if not self.training:
             return super().forward(input)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from adadf_dist.runtime.optim import Moment
+
 
 @dataclass
 class Progress:
@@ -22,6 +24,10 @@ class Progress:
     """Time spent in finished training passes, over all the run's sessions."""
     epochs: list[dict[str, object]] = field(default_factory=list)
     """One record a finished epoch, as in metrics.jsonl."""
+
+    def moment(self, num_batches: int) -> Moment:
+        """When the next step is, in an epoch of so many batches."""
+        return Moment(self.epoch, self.step, self.epoch + self.batch / num_batches)
 
     def finish_epoch(self, accuracy: float, record: dict[str, object]) -> None:
         """Count an epoch with its validation accuracy."""

@@ -1,0 +1,126 @@
+"""Before a long run: `python -m adadf_dist.check`, with the options of the run. See --help."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+
+from adadf_dist.check.exchange import check_exchange
+from adadf_dist.check.faces import check_loader, check_reading, find_faces
+from adadf_dist.check.folder import check_folder
+from adadf_dist.check.page import Line, Mark, Page, describe_error
+from adadf_dist.check.ranks import check_alike, clock_offsets, judge_clocks, judge_ranks, judge_threads, survey
+from adadf_dist.check.step import check_batch, check_step, project
+from adadf_dist.config import Config
+from adadf_dist.errors import UserError, one_line_errors
+from adadf_dist.settings import config_from_command_line
+from adadf_dist.setup import settle
+from adadf_dist.world import World, open_world, rank_in_environment
+
+HELP = """\
+usage: python -m adadf_dist.check [any option of python -m adadf_dist.train]
+
+Before a long run: what this environment is, and whether that run would go well in it. One page, two minutes at most.
+Start it exactly as you will start the run, with check in the place of train:
+
+  python -m adadf_dist.check --preset rafdb --data.shards data/rafdb
+  torchrun --standalone --nproc_per_node 8 -m adadf_dist.check --preset affectnet7 --data.shards DIR --out runs/long
+  torchrun --nnodes 4 --nproc_per_node 8 --rdzv_backend c10d --rdzv_endpoint HOST:29500 -m adadf_dist.check ...
+
+What each line tells:
+  versions     the same code, torch and Python on every node; settings, where they differ
+  ranks        ranks, hosts and devices, and whether GPUs are left idle
+  threads      threads and data workers against the cores
+  clocks       how far the hosts' clocks are apart
+  control      how long all ranks take to agree on something
+  all-reduce   how fast gradients travel: a small and a large message
+  shards       every rank can read the dataset; of a remote one a few megabytes are fetched
+  reading      random faces, read and decoded by one process
+  loader       faces a second, as training will ask for them
+  batch        how the global batch is shared out, and how many ranks it allows
+  run folder   writable, seen by all nodes, with room for the checkpoints; what is in it already
+  step         one training step of the configured batch, without runtime.compile
+  memory       its peak
+  time         an epoch and the run, as the step and the loader make expect
+
+Each line begins with a verdict: ok, warning or error, and says how to mend what is not ok.
+Exit status: 0 all is ok, 1 warnings, 2 errors. (torchrun reports any status but 0 in its own way and exits with 1.)
+It trains nothing, draws no faces, and leaves nothing behind.
+Every key of a run and what it means: python -m adadf_dist.train --help"""
+
+TIMEOUT_S = 120.0
+"""A rank that does not answer for so long is lost: nobody wants to wait longer for a page."""
+
+
+def run(config: Config) -> Mark:
+    """Print the page on rank 0. Returns its worst verdict there, and `OK` on the others: one exit status is enough."""
+    page = Page(printed=rank_in_environment() == 0)
+    try:
+        with open_world(min(config.runtime.timeout_s, TIMEOUT_S)) as world:
+            examine(config, world, page)
+            page.close()
+            world.barrier()  # a launcher ends all ranks as soon as one fails: not before the page is out
+    except (
+        ValueError,
+        RuntimeError,
+        OSError,
+    ) as error:  # the ranks no longer walk in step: this is the end of the page
+        if not page.printed:
+            raise UserError(describe_error(error)) from None
+        page.add(Line(page.under_way, describe_error(error), Mark.ERROR))
+        page.close()
+    return page.worst if page.printed else Mark.OK
+
+
+def examine(config: Config, world: World, page: Page) -> None:
+    """Every look in turn. A collective: all ranks go the same way through it."""
+    page.under_way = "versions"
+    alike = list(check_alike(config, world))
+    page.add(*alike)
+    if any(line.mark is Mark.ERROR for line in alike):
+        return  # what follows is an exchange between equals
+    ranks = survey(world)
+    places = [rank.place for rank in ranks]
+    page.add(judge_ranks(ranks), judge_threads(ranks, config.data.workers))
+    if world.size > 1:
+        page.measuring("exchange", "clocks, decisions, and all-reduce of a small and a large message")
+        page.add(judge_clocks(clock_offsets(world), places))
+    page.add(*check_exchange(world))
+    config = settle(config, world)
+    page.under_way = "shards"
+    faces, line = find_faces(config, world)
+    page.add(line)
+    faces_per_s = 0.0
+    if faces is not None and faces.at_hand:
+        page.measuring("reading", "reading and decoding faces")
+        page.add(check_reading(config, world, places))
+        page.measuring("loader", f"the loader {config.data.loader}, at the run's batch and augmentation")
+        faces_per_s, line = check_loader(config, world, places)
+        page.add(line)
+    page.under_way = "run folder"
+    page.add(check_folder(config, world, faces.classes if faces else 7, faces.train if faces else 0))
+    if faces is None:
+        return
+    line = check_batch(config, world, faces)
+    page.add(line)
+    if line.mark is Mark.ERROR:
+        return
+    page.measuring("step", f"training steps of {config.batch_size} faces, first each rank alone")
+    measured, lines = check_step(config, world, ranks, faces)
+    page.add(*lines)
+    if measured is not None:
+        page.add(*project(config, faces, measured, faces_per_s))
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    words = sys.argv[1:] if argv is None else argv
+    if any(word in ("-h", "--help") for word in words):
+        print(HELP)
+        return
+    with one_line_errors("adadf_dist.check", rank_in_environment()):
+        worst = run(config_from_command_line(words))
+    raise SystemExit(int(worst))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,121 @@
+"""The network of a run as every engine holds it: on its device, synchronised, averaged, evaluated."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from adadf_dist.config import Config
+from adadf_dist.errors import UserError
+from adadf_dist.method.model import DualBranch, Output
+from adadf_dist.method.weights import LoadedWeights, load_pretrained
+from adadf_dist.runtime.normalization import average_batch_norm, synchronize_batch_norm
+from adadf_dist.world import World
+
+Precision = Literal["fp32", "bf16"]
+
+
+def resolve_precision(config: Config, device: torch.device) -> Precision:
+    """What `runtime.precision` auto means here: bf16 where the hardware multiplies it fast."""
+    if config.runtime.precision != "auto":
+        return config.runtime.precision
+    if device.type == "cuda":
+        return "bf16" if torch.cuda.get_device_capability(device) >= (8, 0) else "fp32"
+    has_amx = getattr(torch.cpu, "_is_amx_tile_supported", lambda: False)()
+    return "bf16" if has_amx else "fp32"
+
+
+def build_model(config: Config, num_classes: int) -> tuple[DualBranch, LoadedWeights]:
+    """The network as training starts it: seeded, then pretrained and frozen as the config says."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.seed)
+        model = DualBranch(config.model, num_classes, auxiliary=config.loss.supervision != "one_hot")
+    return model, load_pretrained(model, config.model)
+
+
+class Network:
+    """Model and average of its weights, with the forward passes that need no gradient."""
+
+    def __init__(self, config: Config, num_classes: int, world: World, weights_as_images: bool = True) -> None:
+        self.config = config
+        self.world = world
+        model, self.weights = build_model(config, num_classes)
+        # channels last is what bf16 units and GPUs multiply fastest; plain fp32 on a CPU is faster without
+        fast = config.runtime.precision == "bf16" or world.device.type == "cuda"
+        self._format = torch.channels_last if fast else torch.contiguous_format
+        layout = self._format if weights_as_images else torch.contiguous_format
+        self.model: DualBranch = model.to(world.device, memory_format=layout)  # type: ignore[call-overload]
+        if config.runtime.sync_batch_norm:
+            synchronize_batch_norm(self.model, world)
+        self.average = copy.deepcopy(self.model) if config.optimizer.ema else None
+        """Average of the weights (EMA), which evaluation then sees instead."""
+        self.learning_rate = config.optimizer.lr
+
+    @property
+    def evaluated(self) -> DualBranch:
+        """The model that evaluation, selection and export see."""
+        return self.average or self.model
+
+    def consolidate(self) -> None:
+        """Where each rank normalises its own rows, make the running statistics one. A collective."""
+        if self.config.runtime.sync_batch_norm or self.world.size == 1:
+            return
+        average_batch_norm(self.model, self.world)
+        if self.average is not None:
+            average_batch_norm(self.average, self.world)
+
+    @torch.no_grad()
+    def infer(self, images: Tensor) -> Output:
+        with self.autocast():
+            output: Output = self._evaluating()(self.arrange(images))
+        return output
+
+    @torch.no_grad()
+    def predict(self, images: Tensor) -> Tensor:
+        with self.autocast():
+            return self._evaluating().predict(self.arrange(images))
+
+    def arrange(self, images: Tensor) -> Tensor:
+        """The same images in the memory format that this device computes fastest in."""
+        return images.contiguous(memory_format=self._format)
+
+    def autocast(self) -> AbstractContextManager[None]:
+        bf16 = self.config.runtime.precision == "bf16"
+        return torch.autocast(self.world.device.type, dtype=torch.bfloat16, enabled=bf16)
+
+    def _evaluating(self) -> DualBranch:
+        model = self.evaluated
+        if model.training:
+            model.eval()
+        return model
+
+
+@torch.no_grad()
+def update_average(average: nn.Module, model: nn.Module, decay: float) -> None:
+    """Move the averaged weights towards the model's; BatchNorm statistics are taken over as they are."""
+    torch._foreach_lerp_(list(average.parameters()), list(model.parameters()), 1 - decay)
+    for kept, new in zip(average.buffers(), model.buffers(), strict=True):
+        kept.copy_(new)
+
+
+def on_cpu(model: nn.Module) -> dict[str, Tensor]:
+    """Parameters and buffers by name, as a checkpoint holds them."""
+    return {key: value.detach().cpu() for key, value in model.state_dict().items()}
+
+
+def load_model(model: DualBranch, state: object) -> None:
+    """Raises `UserError` naming the first tensor that shows another architecture."""
+    assert isinstance(state, Mapping)
+    own = model.state_dict()
+    for key in [*own, *state]:
+        if key not in state or key not in own or own[key].shape != state[key].shape:
+            raise UserError(
+                f"the checkpoint is of another architecture: {key} differs; "
+                "give the model.backbone and loss.supervision it was trained with"
+            )
+    model.load_state_dict(state)

@@ -1,0 +1,160 @@
+"""Ranks that are not one run: other code, other settings, another folder, nobody there. Real processes, two "nodes"."""
+
+from __future__ import annotations
+
+import shutil
+import socket
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+
+from adadf_dist import agreement
+from adadf_dist.world import World
+from tests.nodes import by_hand, finish_all, free_port, two_nodes, words
+from tests.ranks import run_ranks
+from tests.runs import ROOT, settings
+
+HOST = socket.gethostname()
+
+
+def our_lines(output: str) -> list[str]:
+    return [line for line in output.splitlines() if line.startswith(("adadf_dist.train:", "adadf_dist.train["))]
+
+
+@pytest.fixture
+def nodes(tmp_path: Path) -> tuple[Path, Path]:
+    folders = tmp_path / "node-a", tmp_path / "node-b"
+    for folder in folders:
+        folder.mkdir()
+    return folders
+
+
+def test_a_run_folder_of_each_node_is_refused_by_every_rank(faces: Path, nodes: tuple[Path, Path]) -> None:
+    values = settings(faces, Path("runs/mine"), epochs="1")
+    ended = two_nodes(nodes, values)
+    for status, output in ended:
+        assert status != 0
+        (line,) = our_lines(output)
+        assert f"what {HOST} (rank 0) writes into {nodes[0] / 'runs/mine'} does not show on {HOST} (rank 1)" in line
+        assert f"in {nodes[1] / 'runs/mine'}; give --out a folder that all nodes share" in line
+    left = [path.name for node in nodes for path in (node / "runs/mine").glob("*")]
+    assert left == []
+
+
+def test_one_run_folder_of_two_nodes(faces: Path, nodes: tuple[Path, Path], tmp_path: Path) -> None:
+    ended = two_nodes(nodes, settings(faces, tmp_path / "shared", epochs="1"))
+    assert [status for status, _ in ended] == [0, 0], ended
+    assert (tmp_path / "shared" / "result.json").exists()
+    assert not list((tmp_path / "shared").glob(".seen*"))
+
+
+def test_shards_on_one_node_only(faces: Path, nodes: tuple[Path, Path], tmp_path: Path) -> None:
+    shutil.copytree(faces, nodes[0] / "faces")
+    began = time.monotonic()
+    ended = two_nodes(nodes, settings(Path("faces"), tmp_path / "shared"))
+    for status, output in ended:
+        assert status != 0
+        (line,) = our_lines(output)
+        assert f"data.shards on {HOST} (rank 1): faces: no such dataset folder" in line
+        assert f"it can be read on {HOST} (rank 0): copy the dataset to every node" in line
+    assert time.monotonic() - began < 60  # runtime.timeout_s: nobody waited for the other
+
+
+@pytest.mark.slow
+def test_other_shards_on_another_node(faces: Path, nodes: tuple[Path, Path], tmp_path: Path) -> None:
+    for node in nodes:
+        shutil.copytree(faces, node / "faces")
+    manifest = nodes[1] / "faces" / "dataset.json"
+    manifest.write_text(manifest.read_text().replace("embedded-faces", "other-faces"))
+    for status, output in two_nodes(nodes, settings(Path("faces"), tmp_path / "shared")):
+        assert status != 0
+        (line,) = our_lines(output)
+        assert "data.shards: the digest of dataset.json is" in line
+        assert "copy the same dataset to every node" in line
+
+
+def test_two_checkouts_of_one_version(faces: Path, tmp_path: Path) -> None:
+    """They differ in a comment; each rank starts in its own."""
+    other = tmp_path / "checkout"
+    shutil.copytree(ROOT / "adadf_dist", other / "adadf_dist", ignore=shutil.ignore_patterns("__pycache__"))
+    with (other / "adadf_dist" / "metrics.py").open("a") as file:
+        file.write("# changed\n")
+    port = free_port()
+    command = [sys.executable, "-m", "adadf_dist.train", *words(settings(faces, tmp_path / "out"))]
+    ended = finish_all(
+        [
+            (ROOT, command, by_hand(0, port)),
+            (other, command, {**by_hand(1, port), "PYTHONPATH": str(other)}),
+        ]
+    )
+    mine, theirs = agreement.source_digest(), agreement.source_digest(other / "adadf_dist")
+    assert mine != theirs
+    for status, output in ended:
+        assert status == 2
+        (line,) = output.strip().splitlines()
+        assert f"source files is {mine} on {HOST} (rank 0) and {theirs} on {HOST} (rank 1): all nodes must run" in line
+
+
+def test_other_settings_on_another_node(faces: Path, tmp_path: Path) -> None:
+    port = free_port()
+    commands = []
+    for rank, batch_size in enumerate(("16", "32")):
+        values = settings(faces, tmp_path / "out", batch_size=batch_size)
+        commands.append((ROOT, [sys.executable, "-m", "adadf_dist.train", *words(values)], by_hand(rank, port)))
+    for status, output in finish_all(commands):
+        assert status == 2
+        (line,) = output.strip().splitlines()
+        assert f"batch_size is 16 on {HOST} (rank 0) and 32 on {HOST} (rank 1): start every node with the" in line
+
+
+def test_nobody_at_the_address(faces: Path, tmp_path: Path) -> None:
+    """A worker whose rank 0 never starts gives up after the stated time, with one line."""
+    port = free_port()
+    values = settings(faces, tmp_path / "out", runtime__timeout_s="3")
+    command = [sys.executable, "-m", "adadf_dist.train", *words(values)]
+    ((status, output),) = finish_all([(ROOT, command, by_hand(1, port))], timeout=60)
+    assert status == 2
+    (line,) = output.strip().splitlines()
+    assert line.startswith(f"adadf_dist.train[rank 1]: error: rank 0 cannot be reached at 127.0.0.1:{port}")
+    assert "nothing in 3 s (runtime.timeout_s)" in line
+
+
+@pytest.mark.slow
+def test_ranks_that_do_not_come(faces: Path, tmp_path: Path) -> None:
+    """Rank 0 listens, and rank 1 never starts."""
+    port = free_port()
+    values = settings(faces, tmp_path / "out", runtime__timeout_s="3")
+    command = [sys.executable, "-m", "adadf_dist.train", *words(values)]
+    ((status, output),) = finish_all([(ROOT, command, by_hand(0, port))], timeout=60)
+    assert status == 2
+    (line,) = output.strip().splitlines()
+    assert f"the 2 ranks did not meet at 127.0.0.1:{port}" in line
+    assert "within 3 s (runtime.timeout_s)" in line
+
+
+def test_a_launcher_that_names_no_address(faces: Path, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "adadf_dist.train", *words(settings(faces, tmp_path / "out"))]
+    ((status, output),) = finish_all([(ROOT, command, {"RANK": "1", "WORLD_SIZE": "2"})], timeout=60)
+    assert status == 2
+    assert "WORLD_SIZE is 2, but MASTER_ADDR is not set: start the ranks with torchrun" in output
+
+
+def installation_of(world: World, versions: Sequence[str]) -> str:
+    agreement.installation = lambda: {"adadf_dist": "1", "torch": versions[world.rank]}
+    return agreement.unlike_installations(world)
+
+
+def test_other_versions_of_torch_are_named_with_their_hosts() -> None:
+    told = run_ranks(installation_of, 2, ("2.14.0", "2.15.0"))
+    assert told[0] == told[1]
+    assert told[0].startswith(f"torch is 2.14.0 on {HOST} (rank 0) and 2.15.0 on {HOST} (rank 1): all nodes must run")
+    assert run_ranks(installation_of, 2, ("2.15.0", "2.15.0")) == ["", ""]
+
+
+def test_many_places_are_counted() -> None:
+    known = {f"node-{rank} (rank {rank})": {"torch": "a" if rank else "b"} for rank in range(7)}
+    named = "b on node-0 (rank 0) and a on node-1 (rank 1), node-2 (rank 2), node-3 (rank 3) and 3 more"
+    assert agreement.describe_unlike(known, "{name}: {values}") == f"torch: {named}"

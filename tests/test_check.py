@@ -1,0 +1,241 @@
+"""The page before a long run: what is well, what is not, and that nothing is left behind."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import time
+from collections.abc import Mapping
+from pathlib import Path
+
+import pytest
+
+from adadf_dist import train
+from adadf_dist.check import folder as folder_check
+from adadf_dist.check.__main__ import HELP, main
+from adadf_dist.check.page import Line, Mark
+from adadf_dist.check.ranks import Rank, clock_offsets, judge_clocks, judge_ranks, judge_threads
+from adadf_dist.data.format import open_dataset
+from adadf_dist.settings import Layer, build_config
+from adadf_dist.world import World
+from tests.nodes import two_nodes
+from tests.ranks import alone, run_ranks
+from tests.remote_server import serve
+from tests.runs import command, finish, settings
+
+CORES = len(os.sched_getaffinity(0))
+MODULE = ("-m", "adadf_dist.check")
+BY_THE_CLOCK = {"control", "step", "memory", "time"}
+"""Lines whose verdict rests on how busy this machine is."""
+
+
+def read_page(output: str) -> dict[str, tuple[str, str]]:
+    """Name -> (verdict, text) of each line of the page."""
+    lines = [line for line in output.splitlines() if line.split(" ")[0] in ("ok", "warning", "error")]
+    return {line[9:20].strip(): (line.split(" ")[0], line[21:]) for line in lines}
+
+
+def status_of(page: Mapping[str, tuple[str, str]]) -> int:
+    return max(["ok", "warning", "error"].index(verdict) for verdict, _ in page.values())
+
+
+def files_below(folder: Path) -> set[str]:
+    return {str(path.relative_to(folder)) for path in folder.rglob("*")}
+
+
+def check(values: dict[str, str], capsys: pytest.CaptureFixture[str]) -> tuple[int, dict[str, tuple[str, str]]]:
+    """Exit status and page of a check in this process."""
+    words = [word for key, value in values.items() for word in (f"--{key}", value)]
+    with pytest.raises(SystemExit) as ended:
+        main(["--preset", "rafdb", *words])
+    output = capsys.readouterr()
+    assert "Traceback" not in output.err
+    page = read_page(output.out)
+    assert ended.value.code == status_of(page)
+    return int(str(ended.value.code)), page
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_a_healthy_environment(ranks: int, faces: Path, tmp_path: Path) -> None:
+    before = files_below(faces)
+    values = settings(faces, tmp_path / "runs" / "long")
+    threads = str(max(1, CORES // ranks))
+    done = finish(command(values, ranks, MODULE), OMP_NUM_THREADS=threads)
+    page = read_page(done.stdout)
+    exchange = ["clocks", "control", "all-reduce"] if ranks > 1 else ["exchange"]
+    rest = ["shards", "reading", "loader", "run folder", "batch", "step", "memory", "time"]
+    assert list(page) == ["versions", "ranks", "threads", *exchange, *rest], done.stdout + done.stderr
+    assert {name for name, (verdict, _) in page.items() if verdict != "ok"} <= BY_THE_CLOCK, done.stdout
+    if ranks == 1:  # torchrun makes 1 of every status but 0, and tells of it at length
+        assert done.returncode == status_of(page)
+        assert "Traceback" not in done.stderr
+    else:
+        assert done.returncode == min(status_of(page), 1)
+    assert "64 training and 20 validation faces of 7 classes" in page["shards"][1]
+    shares = {1: "1 rank: 16 a rank; 8 ranks at most", 2: "2 ranks: 8 a rank; 8 ranks at most"}
+    assert page["batch"][1] == f"16 faces over {shares[ranks]}"
+    assert done.stdout.splitlines()[-1].startswith("a run can start")
+    assert all(f"\n  {name} " in HELP for name in page if name != "exchange")
+    assert not list(tmp_path.iterdir())
+    assert files_below(faces) == before
+
+
+def test_no_shards(faces: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    status, page = check(settings(tmp_path / "nowhere", tmp_path / "out"), capsys)
+    assert status == 2
+    assert page["shards"] == ("error", f"{tmp_path / 'nowhere'}: no such dataset folder")
+    assert page["run folder"][0] == "ok"  # the rest goes on where it can
+    assert not {"step", "time", "loader"} & page.keys()
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_run_folder_that_cannot_be_written(faces: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "file").write_text("")
+    status, page = check(settings(faces, tmp_path / "file" / "out"), capsys)
+    assert status == 2
+    assert page["run folder"] == ("error", f"{tmp_path / 'file' / 'out'} cannot be written (Not a directory)")
+    assert page["time"][0] in ("ok", "warning")
+
+
+def test_a_batch_too_small_for_the_ranks(faces: Path, tmp_path: Path) -> None:
+    done = finish(command(settings(faces, tmp_path / "out", batch_size="3"), 2, MODULE))
+    page = read_page(done.stdout)
+    assert done.returncode == 1  # torchrun's
+    assert page["batch"] == ("error", "batch_size is 3 over 2 ranks; a step needs 2 samples a rank")
+    assert "-> raise batch_size to 4" in done.stdout
+    assert done.stdout.splitlines()[-1].startswith("a run would not go well")
+    assert "step" not in page
+
+
+def test_a_face_that_does_not_decode(faces: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    shutil.copytree(faces, tmp_path / "faces")
+    split = open_dataset(tmp_path / "faces").split("train")
+    encoded = bytes(split.read(0))
+    tar = next((tmp_path / "faces").glob("train-*.tar"))
+    tar.write_bytes(tar.read_bytes().replace(encoded, b"\xff" * len(encoded)))
+    status, page = check(settings(tmp_path / "faces", tmp_path / "out"), capsys)
+    assert status == 2
+    assert page["reading"][0] == "error"
+    assert str(split.keys[0]) in page["reading"][1]
+    assert "shards.verify" in page["reading"][1]
+
+
+def test_demo_faces_are_not_drawn(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    values = settings(tmp_path / "faces", tmp_path / "out")
+    status, page = check({**values, "data.embedded_faces": "[48, 16, 8]"}, capsys)
+    assert status < 2
+    assert page["shards"][1].endswith("not there yet; a run begins by drawing 72 faces into it")
+    assert "an epoch of 48 faces" in page["time"][1]
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_remote_dataset_is_probed_and_not_fetched(
+    faces: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("aiohttp", reason="the remote extra is not installed")
+    with serve(faces) as site:
+        values = settings(Path("x"), tmp_path / "out", data__shards=site.url, data__cache=str(tmp_path / "cache"))
+        status, page = check(values, capsys)
+        asked = {name.strip("/") for name, _ in site.asked}
+    assert status < 2
+    assert "64 training and 20 validation faces of 7 classes" in page["shards"][1]
+    assert asked == {"dataset.json", "train-000000.tar"}
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_run_that_would_be_refused(faces: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The folder holds a run of another batch size; with its own it goes on, and is not touched."""
+    values = settings(faces, tmp_path / "out", epochs="1")
+    train.run(build_config([Layer("test", values)]))
+    config = build_config([Layer("preset", {}), Layer("test", values)])
+    newest = next((tmp_path / "out" / "checkpoints").glob("checkpoint-*"))
+    # the estimate against what a run wrote
+    assert folder_check.checkpoint_bytes(config, 7, 64) == pytest.approx(newest.stat().st_size, rel=0.05)
+    before = {path: path.read_bytes() for path in (tmp_path / "out").rglob("*") if path.is_file()}
+    capsys.readouterr()
+    status, page = check({**values, "epochs": "2", "batch_size": "32"}, capsys)
+    assert status == 2
+    assert "was trained with batch_size = 16, now it is 32" in page["run folder"][1]
+    status, page = check({**values, "epochs": "2"}, capsys)
+    assert status < 2
+    assert "holds a run of 1 finished epochs, which goes on" in page["run folder"][1]
+    assert {path: path.read_bytes() for path in (tmp_path / "out").rglob("*") if path.is_file()} == before
+
+
+def test_room_for_the_checkpoints(faces: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = build_config([Layer("test", settings(faces, tmp_path / "out"))])
+    one = folder_check.checkpoint_bytes(config, 7, 64)
+
+    def judged(free: float) -> Mark:
+        monkeypatch.setattr(folder_check.shutil, "disk_usage", lambda path: type("Usage", (), {"free": free}))
+        return folder_check.check_folder(config, alone(), 7, 64).mark
+
+    # two that are kept, the selected one, and the one being written
+    assert [judged(3.9 * one), judged(4.1 * one), judged(8.1 * one)] == [Mark.ERROR, Mark.WARNING, Mark.OK]
+
+
+@pytest.mark.slow
+def test_two_nodes_without_a_common_run_folder(faces: Path, tmp_path: Path) -> None:
+    nodes = tmp_path / "node-a", tmp_path / "node-b"
+    for node in nodes:
+        node.mkdir()
+    (status, output), _ = two_nodes(nodes, settings(faces, Path("runs/mine")), "adadf_dist.check")
+    page = read_page(output)
+    assert status != 0
+    assert page["ranks"][1].startswith("2 ranks on 2 nodes")
+    assert page["run folder"][0] == "error"
+    assert f"does not show on {page['ranks'][1].split(': ')[1].split(' ')[0]} (rank 1)" in page["run folder"][1]
+    assert [list(node.iterdir()) for node in nodes] == [[], []]
+
+
+def skewed(world: World, ahead_s: float) -> list[float]:
+    return clock_offsets(world, lambda: time.time() + ahead_s * world.rank)
+
+
+@pytest.mark.parametrize(("ahead_s", "told"), [(5.0, "b is 5.0 s ahead of"), (-3.0, "b is 3.0 s behind")])
+def test_a_clock_that_is_wrong(ahead_s: float, told: str) -> None:
+    for offsets in run_ranks(skewed, 2, ahead_s):
+        assert offsets == pytest.approx([0, ahead_s], abs=0.5)
+        line = judge_clocks(offsets, ["a", "b"])
+        assert line.mark is Mark.WARNING
+        assert line.text.startswith(told)
+    assert judge_clocks([0.0, 0.4], ["a", "b"]).mark is Mark.OK
+
+
+def ranks_on(nodes: int, each: int, **more: object) -> list[Rank]:
+    usual: dict[str, object] = {"device": "cpu", "gpus": 0, "unseen_gpu": False, "threads": 1, "cores": 8, "memory": 1}
+    return [
+        Rank(**{"place": f"n{n} (rank {n * each + i})", "host": f"n{n}", "local_rank": i, **usual, **more})  # type: ignore[arg-type]
+        for n in range(nodes)
+        for i in range(each)
+    ]
+
+
+def test_idle_gpus_and_cores_are_named() -> None:
+    line = judge_ranks(ranks_on(2, 4, device="H", gpus=8))
+    assert line == Line(
+        "ranks",
+        "8 ranks on 2 nodes: n0 4 x H, n1 4 x H; GPUs are idle on n0, n1",
+        Mark.WARNING,
+        "--nproc_per_node 8 uses them all",
+    )
+    assert judge_ranks(ranks_on(2, 8, device="H", gpus=8)).mark is Mark.OK
+    assert judge_ranks(ranks_on(1, 1, unseen_gpu=True)).mark is Mark.WARNING
+    assert judge_threads(ranks_on(1, 2), 2).mend.startswith("set OMP_NUM_THREADS=4 ")  # 2 of 8 cores compute
+    assert judge_threads(ranks_on(1, 2, threads=4), 2).mark is Mark.OK
+    assert judge_threads(ranks_on(1, 4, threads=4), 2).mend == "set OMP_NUM_THREADS=2"  # 16 threads on 8 cores
+    assert judge_threads(ranks_on(1, 8, device="H"), 2).mend == "--data.workers 1"
+
+
+def test_help_teaches(capsys: pytest.CaptureFixture[str]) -> None:
+    main(["--help"])
+    told = capsys.readouterr().out
+    assert "torchrun" in told
+    assert "Exit status: 0 all is ok, 1 warnings, 2 errors" in told
+
+
+def test_an_unknown_option(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(["--batch_sise", "3"])
+    assert ended.value.code == 2
+    assert "did you mean batch_size?" in capsys.readouterr().err
