@@ -34,7 +34,7 @@ fail() {
     exit 2
 }
 
-is_whole() { [[ $1 =~ ^[0-9]+$ ]]; }
+is_whole() { [[ $1 =~ ^(0|[1-9][0-9]*)$ ]]; }
 
 reach() { # wait until something listens at HOST PORT
     local until=$((SECONDS + RDZV_WAIT))
@@ -62,14 +62,14 @@ command -v "$PYTHON" >/dev/null || fail "PYTHON: $PYTHON is not found; activate 
 if [[ -z ${NPROC-} ]]; then
     NPROC=$("$PYTHON" -c 'import torch; print(torch.cuda.device_count() or 1)') || fail "PYTHON: $PYTHON has no torch"
 fi
-is_whole "$NPROC" || fail "NPROC is $NPROC; give the number of ranks on this node"
+is_whole "$NPROC" && ((NPROC)) || fail "NPROC is $NPROC; give the number of ranks on this node"
 if [[ -z ${OMP_NUM_THREADS-} ]]; then
     OMP_NUM_THREADS=$(($(nproc) / NPROC)) # torchrun itself would say 1
     export OMP_NUM_THREADS=$((OMP_NUM_THREADS ? OMP_NUM_THREADS : 1))
 fi
 
 if [[ $NNODES == 1 ]]; then
-    [[ -d /sys/class/net/lo ]] && export GLOO_SOCKET_IFNAME=${GLOO_SOCKET_IFNAME:-lo}
+    [[ ! -d /sys/class/net/lo ]] || export GLOO_SOCKET_IFNAME=${GLOO_SOCKET_IFNAME:-lo}
     where=(--standalone)
 else
     [[ ${RDZV_ENDPOINT-} =~ ^(.+):([0-9]+)$ ]] ||
@@ -85,6 +85,7 @@ else
     fi
 fi
 restarts=${MAX_RESTARTS:-$([[ $NNODES == 1 ]] && echo 0 || echo 3)}
+is_whole "$restarts" || fail "MAX_RESTARTS is $restarts; give a number of restarts, 0 for none"
 # exec: a signal to this process is one to torchrun, which hands it to its ranks
 exec "$PYTHON" -m torch.distributed.run "${where[@]}" --nproc-per-node "$NPROC" --max-restarts "$restarts" \
     -m adadf_dist.train "$@"
