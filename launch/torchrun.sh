@@ -62,7 +62,7 @@ command -v "$PYTHON" >/dev/null || fail "PYTHON: $PYTHON is not found; activate 
 if [[ -z ${NPROC-} ]]; then
     NPROC=$("$PYTHON" -c 'import torch; print(torch.cuda.device_count() or 1)') || fail "PYTHON: $PYTHON has no torch"
 fi
-is_whole "$NPROC" && ((NPROC)) || fail "NPROC is $NPROC; give the number of ranks on this node"
+[[ $NPROC =~ ^[1-9][0-9]*$ ]] || fail "NPROC is $NPROC; give the number of ranks on this node"
 if [[ -z ${OMP_NUM_THREADS-} ]]; then
     OMP_NUM_THREADS=$(($(nproc) / NPROC)) # torchrun itself would say 1
     export OMP_NUM_THREADS=$((OMP_NUM_THREADS ? OMP_NUM_THREADS : 1))
