@@ -1,135 +1,32 @@
-"""What the scripts in launch/ start, what they pass on, and when a SLURM job is requeued; stubs stand for a cluster."""
+"""The scripts and example files in launch/ (test_slurm has the SLURM script): what is started, and what is refused."""
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import shutil
-import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 import yaml
+from torch.distributed.run import get_args_parser
 
 from adadf_dist.runtime.deepspeed_settings import deepspeed_settings
 from adadf_dist.settings import Layer, build_config
 from tests.nodes import free_port
-from tests.runs import ROOT, environment, records, settings, status
+from tests.runs import records, settings, start, status
+from tests.stubs import LAUNCH, TIMEOUT_S, Cluster, wait_until
 
-LAUNCH = ROOT / "launch"
 SCRIPTS = sorted([*LAUNCH.glob("*.sh"), *LAUNCH.glob("*.sbatch")])
-TIMEOUT_S = 60
-
-STUBS = {
-    # answers questions by the real interpreter, and writes down what it was started with otherwise
-    "python": f"""
-if [[ $1 == -c ]]; then exec {sys.executable} "$@"; fi
-printf '%s\\n' "$@" >"$STUBS/words-${{RANK:-0}}"
-env >"$STUBS/env-${{RANK:-0}}"
-""",
-    "scontrol": """
-echo "scontrol $*" >>"$STUBS/calls"
-case "$1 $2" in
-    "show job") echo "JobId=$3 JobState=$(cat "$STUBS/job_state")"; echo "   PreemptTime=$(cat "$STUBS/preempt_time")" ;;
-    "show hostnames") printf 'node-1\\nnode-2\\n' ;;
-esac
-""",
-    "scancel": """
-echo "scancel $*" >>"$STUBS/calls"
-kill -TERM "$(cat "$STUBS/ranks_pid")"
-""",
-    "srun": """
-echo $$ >"$STUBS/ranks_pid"
-while [[ $1 == -* ]]; do shift; done
-source "$STUBS/ranks"
-""",
-}
-
-
-class Cluster:
-    """Stubs on PATH, and the run folder that the stub of srun writes into."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder / "stubs"
-        self.out = folder / "a run"
-        self.out.mkdir(parents=True)
-        self.folder.mkdir()
-        for name, text in STUBS.items():
-            path = self.folder / name
-            path.write_text("#!/usr/bin/env bash\n" + text)
-            path.chmod(0o755)
-        self.set("job_state", "RUNNING")
-        self.set("preempt_time", "None")
-        self.set("calls", "")
-
-    def set(self, name: str, text: str) -> None:
-        (self.folder / name).write_text(text)
-
-    def ranks(self, text: str) -> None:
-        """What the ranks do: bash, with the words of a task as its arguments."""
-        self.set("ranks", text)
-
-    def calls(self, start: str) -> list[str]:
-        return [line for line in (self.folder / "calls").read_text().splitlines() if line.startswith(start)]
-
-    def words(self, rank: int = 0) -> list[str]:
-        return (self.folder / f"words-{rank}").read_text().splitlines()
-
-    def variables(self, rank: int = 0) -> dict[str, str]:
-        lines = (self.folder / f"env-{rank}").read_text().splitlines()
-        return {name: value for line in lines for name, _, value in [line.partition("=")]}
-
-    def environment(self, **more: str) -> dict[str, str]:
-        of_others = ("SLURM", "RDZV", "CUDA", "MASTER")
-        plain = {k: v for k, v in environment().items() if not k.startswith(of_others) and k != "OMP_NUM_THREADS"}
-        path = f"{self.folder}:{os.environ['PATH']}"
-        return {**plain, "PATH": path, "STUBS": str(self.folder), **more}
-
-    def job(self, *words: str, **more: str) -> subprocess.Popen[str]:
-        slurm = {"SLURM_JOB_ID": "4242", "SLURM_JOB_NODELIST": "node-[1-2]", "SLURM_CPUS_PER_TASK": "3"}
-        return subprocess.Popen(
-            ["bash", str(LAUNCH / "slurm.sbatch"), "--preset", "rafdb", "--out", str(self.out), *words],
-            cwd=ROOT,
-            env=self.environment(**slurm, **more),
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-
-    def script(self, name: str, *words: str, **more: str) -> subprocess.CompletedProcess[str]:
-        command = ["bash", str(LAUNCH / name), *words]
-        env = self.environment(**more)
-        return subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=TIMEOUT_S)
 
 
 @pytest.fixture
 def cluster(tmp_path: Path) -> Cluster:
     return Cluster(tmp_path)
-
-
-def ended(job: subprocess.Popen[str]) -> tuple[int, str]:
-    try:
-        _, told = job.communicate(timeout=TIMEOUT_S)
-    finally:
-        job.kill()
-    return job.returncode, told
-
-
-def wait_until(found: Callable[[], object]) -> None:
-    until = time.monotonic() + TIMEOUT_S
-    while not found():
-        assert time.monotonic() < until
-        time.sleep(0.02)
-
-
-def writes(cluster: Cluster, state: str) -> str:
-    """Bash that leaves word as adadf_dist.runtime.log does: a new file, renamed."""
-    text = json.dumps({"state": state, "epoch": 1}, indent=2)
-    return f"printf '%s' '{text}' >'{cluster.out}/new'; mv '{cluster.out}/new' '{cluster.out}/status.json'\n"
 
 
 @pytest.mark.parametrize("path", SCRIPTS, ids=lambda p: p.name)
@@ -150,141 +47,164 @@ def test_help_needs_nothing(path: Path) -> None:
     assert f"launch/{path.name}" in done.stdout
 
 
+def test_torchrun_on_one_node(cluster: Cluster) -> None:
+    done = cluster.script("torchrun.sh", "--preset", "rafdb", "--out", "a run", NPROC="2")
+    assert done.returncode == 0, done.stderr
+    started = torchrun_reads(cluster.words())
+    assert (started.nproc_per_node, started.max_restarts, started.standalone) == ("2", 0, True)
+    assert (started.module, started.training_script) == (True, "adadf_dist.train")
+    assert started.training_script_args == ["--preset", "rafdb", "--out", "a run"]
+
+
+def test_torchrun_on_several_nodes(cluster: Cluster) -> None:
+    several = {
+        "NNODES": "2:4",
+        "NPROC": "8",
+        "RDZV_ENDPOINT": "localhost:29511",
+        "RDZV_ID": "mine",
+        "MAX_RESTARTS": "5",
+    }
+    done = cluster.script("torchrun.sh", "--seed", "3", NODE_RANK="0", **several)
+    assert done.returncode == 0, done.stderr
+    started = torchrun_reads(cluster.words())
+    assert (started.nnodes, started.rdzv_backend, started.rdzv_endpoint) == ("2:4", "c10d", "localhost:29511")
+    assert (started.rdzv_id, started.rdzv_conf, started.max_restarts) == ("mine", "is_host=1", 5)
+    assert started.training_script_args == ["--seed", "3"]
+
+
+def torchrun_reads(words: Sequence[str]) -> argparse.Namespace:
+    assert words[:2] == ["-m", "torch.distributed.run"]
+    return get_args_parser().parse_args(words[2:])
+
+
+def test_deepspeed_on_a_hostfile(cluster: Cluster) -> None:
+    runner = pytest.importorskip("deepspeed.launcher.runner")
+    hosts = LAUNCH / "hostfile.example"
+    done = cluster.script("deepspeed.sh", "--out", "a run", HOSTFILE=str(hosts), MASTER_PORT="29777")
+    assert done.returncode == 0, done.stderr
+    assert cluster.words()[:2] == ["-m", "deepspeed.launcher.runner"]
+    started = runner.parse_args(cluster.words()[2:])
+    assert (started.module, started.no_local_rank, started.master_port) == (True, True, 29777)
+    assert started.user_script == "adadf_dist.train"
+    assert started.user_args == ["--engine", "deepspeed", "--out", "a run"]
+    assert dict(runner.fetch_hostfile(started.hostfile)) == {"node-1": 8, "node-2": 8}
+
+
+def test_deepspeed_on_one_node(cluster: Cluster) -> None:
+    runner = pytest.importorskip("deepspeed.launcher.runner")
+    assert cluster.script("deepspeed.sh", NPROC="2").returncode == 0
+    started = runner.parse_args(cluster.words()[2:])
+    assert (started.num_gpus, started.user_args) == (2, ["--engine", "deepspeed"])
+
+
+SEVERAL = {"NNODES": "2", "NPROC": "1"}
+
+
 @pytest.mark.parametrize(
-    ("state", "code", "requeued", "status"),
+    ("script", "variables", "told"),
     [
-        ("stopped", 0, True, 0),
-        ("finished", 0, False, 0),
-        ("failed", 1, False, 1),
-        ("running", 137, False, 137),  # killed for its memory
-        ("", 2, False, 2),
-        ("", 0, False, 1),
-        ("", 143, True, 0),  # TERM before Python had a handler for it
+        ("torchrun.sh", {"NNODES": "two"}, "NNODES is two; give a number of nodes, or MIN:MAX"),
+        ("torchrun.sh", {"NPROC": "0"}, "NPROC is 0; give the number of ranks on this node"),
+        ("torchrun.sh", {"NPROC": "1", "MAX_RESTARTS": "no"}, "MAX_RESTARTS is no; give a number"),
+        ("torchrun.sh", {"PYTHON": "no-such-python"}, "PYTHON: no-such-python is not found; activate"),
+        ("torchrun.sh", SEVERAL, "RDZV_ENDPOINT is not set; NNODES=2 needs HOST:PORT"),
+        ("torchrun.sh", {**SEVERAL, "RDZV_ENDPOINT": "here"}, "RDZV_ENDPOINT is here; NNODES=2 needs HOST:PORT"),
+        ("torchrun.sh", {**SEVERAL, "RDZV_ENDPOINT": "h:1", "NODE_RANK": "x"}, "NODE_RANK is x; give 0 on h"),
+        ("deepspeed.sh", {"HOSTFILE": "no/such"}, "HOSTFILE: no/such: no such file; write a line 'HOST slots=GPUS'"),
+        ("deepspeed.sh", {"HOSTFILE": "LICENSE"}, "is not 'HOST slots=GPUS'"),
+        (
+            "deepspeed.sh",
+            {"HOSTFILE": "launch/hostfile.example", "NPROC": "2"},
+            "NPROC is 2, but the slots in",
+        ),
+        ("deepspeed.sh", {"NPROC": "2", "CUDA_VISIBLE_DEVICES": "1"}, "both choose GPUs; give one of them"),
+        ("deepspeed.sh", {"MASTER_PORT": "x"}, "MASTER_PORT is x; give the number of a free port"),
     ],
 )
-def test_a_job_is_requeued_by_what_the_run_left(
-    cluster: Cluster, state: str, code: int, requeued: bool, status: int
-) -> None:
-    cluster.ranks((writes(cluster, state) if state else "") + f"exit {code}")
-    done, told = ended(cluster.job())
-    assert done == status, told
-    assert cluster.calls("scontrol requeue") == (["scontrol requeue 4242"] if requeued else [])
-    assert ("not requeued" in told) is (not requeued and state != "finished")
+def test_a_mistake_is_one_line(cluster: Cluster, script: str, variables: dict[str, str], told: str) -> None:
+    done = cluster.script(script, **variables)
+    assert done.returncode == 2
+    assert told in done.stderr and done.stderr.startswith(f"{script}: error: ") and done.stderr.count("\n") == 1
+    assert not (cluster.folder / "words-0").exists()
 
 
-def test_an_earlier_starts_word_counts_for_nothing(cluster: Cluster) -> None:
-    subprocess.run(["bash", "-c", writes(cluster, "stopped")], check=True)
-    cluster.ranks("exit 1")
-    done, told = ended(cluster.job())
-    assert done == 1 and "no word of this start" in told
-    assert not cluster.calls("scontrol requeue")
+def test_a_hostfile_of_comments_names_no_node(cluster: Cluster, tmp_path: Path) -> None:
+    (tmp_path / "hosts").write_text("# nobody\n\n")
+    done = cluster.script("deepspeed.sh", HOSTFILE=str(tmp_path / "hosts"))
+    assert done.returncode == 2 and "names no node" in done.stderr
 
 
-def test_a_cancelled_job_is_left_alone(cluster: Cluster) -> None:
-    cluster.ranks('echo COMPLETING >"$STUBS/job_state"\n' + writes(cluster, "stopped"))
-    done, told = ended(cluster.job())
-    assert done == 0 and "COMPLETING: left to SLURM" in told
-    assert not cluster.calls("scontrol requeue")
+def test_an_endpoint_that_nobody_keeps_is_given_up(cluster: Cluster) -> None:
+    endpoint = f"127.0.0.1:{free_port()}"
+    done = cluster.script("torchrun.sh", **SEVERAL, RDZV_ENDPOINT=endpoint, NODE_RANK="1", RDZV_WAIT="1")
+    assert done.returncode == 2
+    assert f"{endpoint} was not reached after 1 s" in done.stderr and done.stderr.count("\n") == 1
 
 
-def saving_at_term(cluster: Cluster, code: int = 0) -> str:
-    """Ranks that take a while to save when they are told to stop."""
-    return f"""
-trap 'told=yes' TERM
-touch "$STUBS/started"
-until [[ ${{told-}} ]]; do sleep 0.05; done
-sleep 0.7
-{writes(cluster, "stopped")}
-exit {code}
-"""
+def test_the_example_settings_are_allowed_and_known_to_deepspeed() -> None:
+    path = LAUNCH / "deepspeed.json"
+    config = build_config([Layer("test", {"engine": "deepspeed", "deepspeed.config": str(path), "batch_size": 64})])
+    made = deepspeed_settings(config, ranks=2)
+    given = json.loads(path.read_text())
+    for section in ("zero_optimization", "comms_logger"):
+        assert given[section].items() <= made[section].items()
+    zero = pytest.importorskip("deepspeed.runtime.zero.config").DeepSpeedZeroConfig
+    comms = pytest.importorskip("deepspeed.comm.config").CommsLoggerConfig
+    assert given["zero_optimization"].keys() <= zero.model_fields.keys()
+    assert given["comms_logger"].keys() <= comms.model_fields.keys()
 
 
-@pytest.mark.parametrize("number", [signal.SIGUSR1, signal.SIGTERM])
-def test_a_signal_reaches_the_ranks_and_is_waited_for(cluster: Cluster, number: signal.Signals) -> None:
-    cluster.ranks(saving_at_term(cluster))
-    job = cluster.job()
-    wait_until((cluster.folder / "started").exists)
-    job.send_signal(number)
-    done, told = ended(job)
-    assert done == 0 and "stopped and saved" in told
-    assert cluster.calls("scancel") == ["scancel --signal=TERM 4242"]
-    assert cluster.calls("scontrol requeue") == ["scontrol requeue 4242"]
+def test_ray_takes_the_cluster_file() -> None:
+    cluster = yaml.safe_load((LAUNCH / "ray_cluster.yaml").read_text())
+    assert {"cluster_name", "provider", "auth"} <= cluster.keys()
+    assert cluster["provider"].keys() == {"type", "head_ip", "worker_ips"}
+    ray = pytest.importorskip("ray.autoscaler._private.util")
+    prepared = ray.prepare_config(cluster)
+    ray.validate_config(prepared)
+    assert prepared["max_workers"] == len(cluster["provider"]["worker_ips"])
+    with pytest.raises(Exception, match="Additional properties"):
+        ray.validate_config({**prepared, "workers": 3})
 
 
-@pytest.mark.parametrize(("name", "value"), [("preempt_time", "2030-01-01T00:00:00"), ("job_state", "COMPLETING")])
-def test_ranks_that_slurm_told_are_not_told_twice(cluster: Cluster, name: str, value: str) -> None:
-    """A second TERM, later than two seconds, ends a rank unsaved."""
-    cluster.ranks(saving_at_term(cluster))
-    job = cluster.job()
-    wait_until((cluster.folder / "started").exists)
-    cluster.set(name, value)
-    job.send_signal(signal.SIGTERM)
-    os.kill(int((cluster.folder / "ranks_pid").read_text()), signal.SIGTERM)
-    assert ended(job)[0] == 0
-    assert not cluster.calls("scancel")
-    assert cluster.calls("scontrol requeue") == (["scontrol requeue 4242"] if name == "preempt_time" else [])
+def test_two_ranks_by_torchrun(faces: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    done = run_for_real("torchrun.sh", settings(faces, out, epochs="1"))
+    assert done.returncode == 0, done.stderr
+    assert status(out)["state"] == "finished"
+    assert "2 on cpu" in done.stdout
 
 
-def test_ranks_that_a_preemption_ends_before_they_write_go_on(cluster: Cluster) -> None:
-    cluster.ranks('echo 2030-01-01T00:00:00 >"$STUBS/preempt_time"; exit 2')
-    done, told = ended(cluster.job())
-    assert done == 0 and "before they could save" in told
-    assert cluster.calls("scontrol requeue")
+@pytest.mark.slow
+def test_two_ranks_by_deepspeeds_launcher_stop_and_go_on(faces: Path, tmp_path: Path) -> None:
+    pytest.importorskip("deepspeed")
+    out = tmp_path / "run"
+    values = settings(faces, out, epochs="20", deepspeed__config=str(LAUNCH / "deepspeed.json"))
+    job = start_for_real("deepspeed.sh", values)
+    try:
+        wait_until(lambda: len(records(out, "steps")) >= 6)
+        job.terminate()
+        told = "".join(job.communicate(timeout=TIMEOUT_S))
+    finally:
+        job.kill()
+    assert status(out)["state"] == "stopped", told
+    stopped_at = status(out)["step"]
+    assert isinstance(stopped_at, int) and stopped_at < 80
+    done = run_for_real("deepspeed.sh", {**values, "epochs": "20"})
+    assert done.returncode == 0, done.stderr
+    assert "goes on from" in done.stdout
+    assert status(out) | {"state": "finished", "step": 80} == status(out)
 
 
-def test_a_status_behind_an_interrupted_wait_is_the_ranks(cluster: Cluster) -> None:
-    cluster.ranks(saving_at_term(cluster, 9).replace("stopped", "failed"))
-    job = cluster.job()
-    wait_until((cluster.folder / "started").exists)
-    job.send_signal(signal.SIGUSR1)
-    assert ended(job)[0] == 9
-    assert not cluster.calls("scontrol requeue")
+def start_for_real(script: str, values: dict[str, str]) -> subprocess.Popen[str]:
+    words = [word for key, value in values.items() for word in (f"--{key}", value)]
+    more = {"NPROC": "2", "PYTHON": sys.executable, "MASTER_PORT": str(free_port())}
+    return start(["bash", str(LAUNCH / script), "--preset", "rafdb", *words], **more)
 
 
-TWO_TASKS = """
-for number in 0 1; do
-    SLURM_PROCID=$((number + 2)) SLURM_LOCALID=$number SLURM_STEP_NUM_TASKS=4 SLURM_STEP_NUM_NODES=2 "$@"
-done
-"""
-
-
-def test_a_task_is_a_rank_with_the_users_words(cluster: Cluster, tmp_path: Path) -> None:
-    cluster.ranks(TWO_TASKS + writes(cluster, "finished"))
-    assert ended(cluster.job("--seed", "7", "--data.shards", "some where", TMPDIR=str(tmp_path)))[0] == 0
-    for rank in (2, 3):
-        words = ["-m", "adadf_dist.train", "--preset", "rafdb", "--out", str(cluster.out)]
-        words += ["--seed", "7", "--data.shards", "some where", "--data.cache", f"{tmp_path}/adadf_dist"]
-        assert cluster.words(rank) == words
-        expected = {"RANK": str(rank), "LOCAL_RANK": str(rank - 2), "WORLD_SIZE": "4", "LOCAL_WORLD_SIZE": "2"}
-        expected |= {"MASTER_ADDR": "node-1", "MASTER_PORT": "14242", "OMP_NUM_THREADS": "3"}
-        assert {name: cluster.variables(rank)[name] for name in expected} == expected
-
-
-def test_a_users_cache_stays(cluster: Cluster) -> None:
-    cluster.ranks(TWO_TASKS + writes(cluster, "finished"))
-    assert ended(cluster.job("--data.cache=mine"))[0] == 0
-    assert cluster.words(2)[-1] == "--data.cache=mine"
-
-
-def test_the_run_folder_is_read_from_a_file_too(cluster: Cluster, tmp_path: Path) -> None:
-    """status.json of the right folder: the one that the trainer takes."""
-    elsewhere = tmp_path / "elsewhere"
-    elsewhere.mkdir()
-    (tmp_path / "my.toml").write_text(f'out = "{elsewhere}"\n')
-    cluster.ranks(writes(cluster, "stopped").replace(str(cluster.out), str(elsewhere)))
-    job = subprocess.Popen(
-        ["bash", str(LAUNCH / "slurm.sbatch"), "--config", str(tmp_path / "my.toml")],
-        cwd=ROOT,
-        env=cluster.environment(SLURM_JOB_ID="4242", SLURM_JOB_NODELIST="node-1"),
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    assert ended(job)[0] == 0
-    assert cluster.calls("scontrol requeue")
-
-
-def test_a_wrong_setting_starts_no_rank(cluster: Cluster) -> None:
-    cluster.ranks('touch "$STUBS/started"')
-    done, told = ended(cluster.job("--batch-sise", "3"))
-    assert done == 2 and told.count("\n") == 1 and "did you mean batch_size?" in told
-    assert not (cluster.folder / "started").exists()
+def run_for_real(script: str, values: dict[str, str]) -> subprocess.CompletedProcess[str]:
+    job = start_for_real(script, values)
+    try:
+        out, err = job.communicate(timeout=200)
+    finally:
+        job.terminate()
+    return subprocess.CompletedProcess(job.args, job.returncode, out, err)
