@@ -23,6 +23,15 @@ TRY_S = 5.0
 """A try that nobody answers, not even with a refusal, is given up after this."""
 
 
+def check_own_address(host: str, port: int) -> None:
+    """Raises `UserError` where rank 0 itself does not know the name: torch would tell it by pages of C++ frames."""
+    try:
+        socket.getaddrinfo(host, port)
+    except (OSError, UnicodeError) as error:
+        reason = str(getattr(error, "strerror", None) or error)
+        raise UserError(f"MASTER_ADDR is {host!r}: {reason}; give a name or address of rank 0's node") from None
+
+
 def wait_for_address(host: str, port: int, timeout_s: float) -> None:
     """Return as soon as something listens there. Raises `UserError` when nothing did for `timeout_s`.
 
