@@ -1,7 +1,7 @@
 """Which configuration, and is it better than the default beyond noise?
 
-Finalists were found by their accuracy on one seed, which flatters them; so they and the default are trained on seeds that
-the search has not seen, and compared there, seed by seed.
+Finalists were found by their accuracy on one seed, which flatters them; so they and the default are trained on seeds
+that the search has not seen, and compared there, seed by seed.
 """
 
 from __future__ import annotations

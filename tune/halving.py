@@ -51,8 +51,8 @@ def plan_halving(space: Space, base: Config, grace: int | None, factor: int) -> 
         grace = least
     if grace < least:
         raise UserError(
-            f"--grace {grace}: loss.epoch_threshold goes up to {largest}, and before epoch {least} such a trial is still "
-            f"ramping its losses (eqs 15, 16), so it would be ended for being slow; give {least} or more"
+            f"--grace {grace}: loss.epoch_threshold goes up to {largest}, and before epoch {least} such a trial is "
+            f"still ramping its losses (eqs 15, 16) and would be ended for being slow; give {least} or more"
         )
     if factor < 2:
         raise UserError(f"--factor {factor}: give 2 or more, for one trial in so many passes a rung")

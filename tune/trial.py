@@ -95,8 +95,8 @@ class Folder:
             content: dict[str, Any] = json.loads((folder / TRIAL_FILE).read_text())
         except FileNotFoundError:
             return None
-        except json.JSONDecodeError as error:
-            raise UserError(f"{folder / TRIAL_FILE}: does not parse ({error}); remove the trial's folder") from None
+        except json.JSONDecodeError as problem:
+            raise UserError(f"{folder / TRIAL_FILE}: does not parse ({problem}); remove the trial's folder") from None
         end, error = content.pop("end"), content.pop("error")
         return Outcome(Trial(**content), end, error, read_accuracies(folder))
 
