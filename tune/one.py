@@ -1,0 +1,30 @@
+"""One trial in a process of its own, or on the ranks that torchrun starts: `python -m tune.one STUDY TRIAL`."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from adadf_dist.errors import UserError, one_line_errors
+from adadf_dist.world import rank_in_environment
+from tune.study import load
+from tune.trial import Trial, run_trial
+
+
+def run_one(study_folder: Path, name: str) -> None:
+    study = load(study_folder)
+    outcome = next((o for o in study.trials.outcomes() if o.trial.name == name), None)
+    if outcome is None:
+        raise UserError(f"{study.trials.path / name}: no such trial")
+    run_trial(study.base, outcome.trial, study.trials, study.halving_of(outcome.trial))
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    folder, name = sys.argv[1:] if argv is None else argv
+    with one_line_errors("tune.one", rank_in_environment()):
+        run_one(Path(folder), name)
+
+
+if __name__ == "__main__":
+    main()

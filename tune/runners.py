@@ -1,0 +1,65 @@
+"""Ways to get trials done."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
+from adadf_dist.errors import UserError
+from tune.study import Study
+from tune.trial import Outcome, Trial
+
+TRIES = 3
+"""Of a trial that crashes; each goes on from its last checkpoint."""
+
+
+class Runner(Protocol):
+    """Runs trials; those that have an end already are left alone. Every way leaves the same folders."""
+
+    def search(self, study: Study, told: Callable[[], None]) -> None:
+        """The default and `options.trials` configurations."""
+        ...
+
+    def run(self, study: Study, trials: Sequence[Trial], told: Callable[[], None]) -> None:
+        """These trials. `told` is called whenever something may have changed."""
+        ...
+
+
+class Local:
+    """One trial after another on this machine, each in a process of its own: a crash is the trial's, not the search's."""
+
+    def __init__(self, workers: int) -> None:
+        self.workers = workers
+        """Ranks of a trial."""
+
+    def search(self, study: Study, told: Callable[[], None]) -> None:
+        drawn = [study.drawn(number) for number in range(1, study.options.trials + 1)]
+        self.run(study, [study.default(), *drawn], told)
+
+    def run(self, study: Study, trials: Sequence[Trial], told: Callable[[], None]) -> None:
+        for trial in trials:
+            if study.trials.outcome(trial).end:
+                continue
+            self._finish(study, trial)
+            told()
+
+    def _finish(self, study: Study, trial: Trial) -> Outcome:
+        """Raises `UserError` when the trial was interrupted: so was the search."""
+        study.trials.begin(trial)
+        log = study.trials.of(trial) / "output.txt"
+        command = [sys.executable, "-m", "tune.one", str(study.folder), trial.name]
+        if self.workers > 1:
+            ranks = ["torch.distributed.run", "--standalone", "--nproc_per_node", str(self.workers)]
+            command = [sys.executable, "-m", *ranks, *command[1:]]
+        for _ in range(TRIES):
+            with log.open("ab") as output:
+                status = subprocess.run(command, stdout=output, stderr=subprocess.STDOUT, check=False).returncode
+            outcome = study.trials.outcome(trial)
+            if outcome.end:
+                return outcome
+            if status == 0:
+                raise UserError("interrupted; --resume goes on")
+        study.trials.end(trial, "failed", f"ended {TRIES} times with status {status}; {log} says why")
+        return study.trials.outcome(trial)
