@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import cache
+from importlib import metadata
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -25,7 +26,7 @@ from adadf_dist.config import Config, DataConfig
 from adadf_dist.data.cache import streamed_splits
 from adadf_dist.data.format import open_dataset
 from adadf_dist.data.manifest import MANIFEST
-from adadf_dist.data.remote import local_path
+from adadf_dist.data.remote import is_remote, local_path
 from adadf_dist.errors import UserError
 from adadf_dist.settings import flatten, to_dict
 from adadf_dist.world import World, local_rank_in_environment, nodes_in_environment
@@ -37,6 +38,12 @@ APPEARS_WITHIN_S = 6.0
 
 OWN_TO_A_NODE = ("out", "data.shards", "data.cache")
 """Keys that may differ: one folder can have other names on other nodes."""
+
+FILES = ("data.label_noise_file", "deepspeed.config", "model.pretrained")
+"""Keys whose value may be a file's path: what is in it must be the same too."""
+
+PACKAGES = ("torchvision", "numpy", "nvidia-dali-cuda120", "deepspeed")
+"""That, beside torch, decide what a step computes."""
 
 PLACES_NAMED = 3
 """Of the nodes that something is said about; the rest are counted."""
@@ -75,9 +82,27 @@ def unlike_installations(world: World) -> str:
 def unlike_settings(config: Config, world: World) -> str:
     """The line for the user when a key of the configuration is not the same everywhere; else empty. A collective."""
     settings = {key: value for key, value in flatten(to_dict(config)) if key not in OWN_TO_A_NODE}
+    settings["data.shards"] = kind_of_shards(config.data.shards)  # what is looked at next, together, depends on it
     return describe_unlike(
-        at_nodes(world, lambda: settings), "{name} is {values}: start every node with the same command and files"
+        at_nodes(world, lambda: {**settings, **file_digests(settings)}),
+        "{name} is {values}: start every node with the same command and files",
     )
+
+
+def kind_of_shards(shards: str) -> str:
+    return shards if is_remote(shards) else "a local folder" if shards else "empty"
+
+
+def file_digests(settings: Mapping[str, object]) -> dict[str, str]:
+    """Of the files that keys name; a file that cannot be read is told later, by whoever wants it."""
+    digests = {}
+    for key in FILES:
+        try:
+            content = Path(str(settings[key])).read_bytes()
+        except OSError:
+            continue
+        digests[f"the digest of {key}"] = hashlib.sha256(content).hexdigest()[:12]
+    return digests
 
 
 def installation() -> dict[str, str]:
@@ -86,8 +111,16 @@ def installation() -> dict[str, str]:
         "adadf_dist": adadf_dist.__version__,
         "the digest of adadf_dist's source files": source_digest(),
         "torch": torch.__version__,
+        **{package: version_of(package) for package in PACKAGES},
         "python": platform.python_version(),
     }
+
+
+def version_of(package: str) -> str:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return "not installed"
 
 
 @cache
@@ -160,11 +193,19 @@ def planted(folder: Path) -> Iterator[Path]:
 def appears(path: Path) -> bool:
     """Whether a file shows within `APPEARS_WITHIN_S`."""
     until = time.monotonic() + APPEARS_WITHIN_S
-    while not path.exists():
+    while not exists(path):
         if time.monotonic() > until:
             return False
         time.sleep(0.1)
     return True
+
+
+def exists(path: Path) -> bool:
+    """A folder that answers with an error (a stale mount, no permission) does not show the file."""
+    try:
+        return path.exists()
+    except OSError:
+        return False
 
 
 def unlike_shards(data: DataConfig, world: World) -> str:

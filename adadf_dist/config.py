@@ -193,18 +193,19 @@ class CheckpointConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class RuntimeConfig:
-    """How the machine is used; none of it changes the method."""
+    """How the machine is used. None of it changes the method, `sync_batch_norm` excepted."""
 
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """bf16 autocast (heads, attention and losses stay fp32) where `auto` finds the device fast at it."""
     compile: Literal["off", "default", "cuda-graphs"] = "off"
-    """torch.compile of extractor and branches (losses stay eager); `cuda-graphs` also replays their kernels as CUDA
-    graphs. Takes minutes at the start; pays on GPUs, in runs of many steps."""
+    """torch.compile of the extractor and the branches' stages (heads and losses stay eager); `cuda-graphs` also replays
+    their kernels as CUDA graphs. Takes a minute at the start; over several ranks it needs sync_batch_norm off."""
     sync_batch_norm: bool = True
     """BatchNorm over the global batch; off: each rank's own rows while training, running statistics averaged over
     ranks before evaluation and checkpoints. Off is faster, and makes the run depend on the number of ranks."""
     timeout_s: float = 300.0
-    """A rank that waits longer than this for another gives up, in seconds."""
+    """A rank that waits longer than this for another gives up, in seconds. One that gives no sign of life for 0.9 times
+    as long prints the stacks of its threads, and for 1.5 times as long (4.5 before its first step) it ends."""
     stop_every: int = 4
     """Steps between two agreements of the ranks on whether to stop."""
     log_every: int = 10

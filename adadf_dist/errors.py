@@ -13,6 +13,10 @@ class UserError(ValueError):
     """A mistake in the user's input: its message is one line naming what, where and the mend."""
 
 
+class DiskFullError(UserError):
+    """There is no room to write; there may be a moment later."""
+
+
 @contextmanager
 def one_line_errors(program: str, rank: int = 0) -> Iterator[None]:
     """Turn a `UserError` or an operating-system error into one line on stderr and exit status 2 (Ctrl-C: 130).

@@ -13,6 +13,7 @@ from torch import Tensor
 from adadf_dist.data.batch import Batch
 from adadf_dist.data.format import Split
 from adadf_dist.metrics import Metrics, class_recalls, wilson_interval
+from adadf_dist.pulse import EVALUATION
 from adadf_dist.world import World
 
 
@@ -70,9 +71,11 @@ def evaluate(predictor: Predictor, batches: Iterable[Batch], split: Split, world
     """Metrics of a split whose samples `batches` hold, each rank its own share. A collective."""
     totals = Totals(len(split.classes), world)
     votes = None if split.votes is None else torch.from_numpy(split.votes).to(world.device)
-    for batch in batches:
-        logits = predict_faces(predictor, batch)
-        totals.add(logits, batch.labels, None if votes is None else votes[batch.samples])
+    with world.pulse.own(EVALUATION):
+        for batch in world.pulse.over(batches, f"evaluating {split.name}"):
+            logits = predict_faces(predictor, batch)
+            totals.add(logits, batch.labels, None if votes is None else votes[batch.samples])
+        totals.sums.cpu()  # the device's work is done when its clock stops
     return totals.metrics(split)
 
 

@@ -9,6 +9,7 @@ from adadf_dist.data.plan import rank_bounds
 from adadf_dist.method.class_distributions import ClassDistributions
 from adadf_dist.method.losses import Place, adadf_loss, ramp_weights
 from adadf_dist.runtime.engine import build_engine
+from adadf_dist.runtime.optim import Moment
 from adadf_dist.world import World
 
 
@@ -26,10 +27,13 @@ class Rehearsal:
         size = config.data.image_size
         self.images = torch.randn((end - first) * crops, 3, size, size, device=world.device)
         self.labels = torch.arange(len(self.images), device=world.device) % num_classes
+        self._steps = 0
         self._ramp = ramp_weights(1, config.loss.epoch_threshold)
 
     def step(self) -> None:
         """What `train.train_epoch` does with a batch, without log and history."""
+        self.engine.schedule(Moment(0, self._steps, 0.0))
+        self._steps += 1
         output = self.engine.forward(self.images)
         ranks = (self.world, self.place)
         losses = adadf_loss(output, self.labels, self.classes.current, self._ramp, self.config.loss, ranks)

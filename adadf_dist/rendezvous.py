@@ -1,19 +1,35 @@
-"""The wait for the address at which the ranks of a run meet."""
+"""How the ranks of a run find each other: the wait for an address, and a name for this start alone."""
 
 from __future__ import annotations
 
 import socket
 import sys
 import time
+import uuid
+from typing import TYPE_CHECKING
 
 from adadf_dist.errors import UserError
+
+if TYPE_CHECKING:
+    from torch.distributed.distributed_c10d import Store
 
 SPEAK_AFTER_S = 10.0
 """A wait that is longer says what it waits for."""
 BETWEEN_S = 0.5
 """Between two tries."""
+MEET_EVERY_S = 0.05
+"""Between two looks of rank 0 at who has come."""
 TRY_S = 5.0
 """A try that nobody answers, not even with a refusal, is given up after this."""
+
+
+def check_own_address(host: str, port: int) -> None:
+    """Raises `UserError` where rank 0 itself does not know the name: torch would tell it by pages of C++ frames."""
+    try:
+        socket.getaddrinfo(host, port)
+    except (OSError, UnicodeError) as error:
+        reason = str(getattr(error, "strerror", None) or error)
+        raise UserError(f"MASTER_ADDR is {host!r}: {reason}; give a name or address of rank 0's node") from None
 
 
 def wait_for_address(host: str, port: int, timeout_s: float) -> None:
@@ -41,3 +57,27 @@ def wait_for_address(host: str, port: int, timeout_s: float) -> None:
             spoken = True
             print(f"waiting for rank 0 at {host}:{port}, {left:.0f} s more ({reason})", file=sys.stderr, flush=True)
         time.sleep(min(BETWEEN_S, left))
+
+
+def meet(store: Store, rank: int, size: int, timeout_s: float) -> str:
+    """A name for this start of all ranks, the same on each, that no start before had.
+
+    torchrun's agents keep their store over restarts, with the addresses of processes that are gone, and count their
+    restarts each for itself; so the ranks find each other without trusting anything that stands in the store. Each
+    says hello under a fresh name, and rank 0 answers whatever names it finds until all of its own time have thanked.
+    """
+    me, deadline = uuid.uuid4().hex, time.monotonic() + timeout_s
+    if rank:
+        store.set(f"adadf/hello/{rank}", me)
+        start: str = store.get(f"adadf/welcome/{me}").decode()
+        store.add(f"adadf/thanks/{start}", 1)
+        return start
+    hellos = [f"adadf/hello/{other}" for other in range(1, size)]
+    while store.add(f"adadf/thanks/{me}", 0) < size - 1:
+        for hello in hellos:
+            if store.check([hello]):
+                store.set(f"adadf/welcome/{store.get(hello).decode()}", me)
+        if time.monotonic() > deadline:
+            raise RuntimeError(f"{store.add(f'adadf/thanks/{me}', 0) + 1} of {size} ranks came in {timeout_s:g} s")
+        time.sleep(MEET_EVERY_S)
+    return me

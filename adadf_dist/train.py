@@ -25,7 +25,10 @@ from adadf_dist.runtime.checkpoint import Checkpoints, Stateful
 from adadf_dist.runtime.engine import Engine, build_engine
 from adadf_dist.runtime.history import History, find_listed
 from adadf_dist.runtime.log import Log, open_log
+from adadf_dist.runtime.memory import memory_told
 from adadf_dist.runtime.progress import Progress
+from adadf_dist.runtime.straggler import compare_ranks
+from adadf_dist.runtime.watchdog import watching
 from adadf_dist.settings import config_from_command_line
 from adadf_dist.setup import facts, resolve, shards_at_hand
 from adadf_dist.world import World, open_world, rank_in_environment
@@ -87,18 +90,28 @@ def run(config: Config, on_epoch: Callable[[Record], None] = ignore) -> Result |
             log.start(state.progress, facts(data, engine, world), resumed)
             if data.noise is not None and world.is_main:
                 write_noise(log.folder / "noise.csv", data.train_split, data.noise)
-            while state.progress.epoch < config.epochs:
-                training = train_epoch(state, data, log, checkpoints, world)
-                if training is None:
-                    log.stopped(state.progress)
-                    return None
-                if classes.needs_pass:
-                    measure_classes(state, data)
-                record = finish_epoch(state, data, training, config, world)
-                checkpoints.save()
-                log.epoch(state.progress, record)
-                on_epoch(record)
-            return finish(engine, data, log, checkpoints, world)
+            with watching(world, state.progress, config.runtime.timeout_s), memory_told(config, world):
+                return train_to_the_end(state, data, log, checkpoints, on_epoch)
+
+
+def train_to_the_end(
+    state: TrainState, data: Data, log: Log, checkpoints: Checkpoints, on_epoch: Callable[[Record], None]
+) -> Result | None:
+    """All epochs and the test, from where the state stands; None when the ranks agreed to stop."""
+    config, world = log.config, log.world
+    while state.progress.epoch < config.epochs:
+        training = train_epoch(state, data, log, checkpoints, world)
+        if training is None:
+            log.stopped(state.progress)
+            return None
+        if state.classes.needs_pass:
+            measure_classes(state, data, world)
+        record = finish_epoch(state, data, training, config, world)
+        checkpoints.save()
+        log.epoch(state.progress, record)
+        world.pulse.beat("in on_epoch")
+        on_epoch(record)
+    return finish(state.engine, data, log, checkpoints, world)
 
 
 def train_epoch(
@@ -109,6 +122,8 @@ def train_epoch(
     ramp = ramp_weights(progress.epoch + 1, config.loss.epoch_threshold)
     num_batches = data.num_batches(progress.epoch)
     log.start_epoch(progress, num_batches)
+    if progress.batch:  # resumed, perhaps after the last batch: the epoch's record names the rate that was in force
+        engine.schedule(progress.last_moment(num_batches))
     for batch in log.waiting_for(data.train(progress.epoch, progress.batch)):
         engine.schedule(progress.moment(num_batches))
         rows = batch.rows()
@@ -121,7 +136,7 @@ def train_epoch(
         stop = progress.step % config.runtime.stop_every == 0 and world.stop_agreed()
         if stop or checkpoints.due():
             log.flush(progress)  # no checkpoint ever holds weights behind a loss that is not finite
-            checkpoints.save()
+            checkpoints.save(skippable=not stop)
         if stop:
             return None
     if world.stop_agreed():  # before a long evaluation, which no checkpoint can interrupt
@@ -131,10 +146,10 @@ def train_epoch(
     return log.end_training(progress)
 
 
-def measure_classes(state: TrainState, data: Data) -> None:
+def measure_classes(state: TrainState, data: Data, world: World) -> None:
     """Equation 4 in a pass of its own: the epoch's faces once more, augmented as published, in evaluation mode."""
     state.engine.consolidate()
-    for batch in data.measure(state.progress.epoch):
+    for batch in world.pulse.over(data.measure(state.progress.epoch), "measuring the class distributions"):
         rows = batch.rows()
         state.classes.observe(state.engine.infer(rows.images).auxiliary_logits, rows.labels, 1 / batch.crops)
 
@@ -144,6 +159,7 @@ def finish_epoch(
 ) -> dict[str, object]:
     """Make the epoch's class distributions the next one's targets, evaluate, and count the epoch. A collective."""
     engine, progress = state.engine, state.progress
+    world.pulse.beat("adding up the class distributions")
     commit = state.classes.commit()
     engine.consolidate()
     metrics = evaluate(engine, data.validation(), data.validation_split, world)
@@ -154,7 +170,9 @@ def finish_epoch(
     if config.evaluation.protocol == "published":
         assert data.test_split is not None
         record["test_accuracy"] = evaluate(engine, data.test(), data.test_split, world).accuracy
-    state.history.finish_epoch(config.out, progress.epoch + 1, commit)
+    record["ranks"] = compare_ranks(world)
+    world.pulse.beat("writing the history of the faces")
+    state.history.finish_epoch(config.out, progress.epoch + 1, commit, config.runtime.timeout_s)
     progress.finish_epoch(metrics.accuracy, record)
     return record
 

@@ -1,7 +1,7 @@
 """The processes of a run: who we are, what we exchange, and how we stop together.
 
-Every use of `torch.distributed`, of signals and of the environment is in this file. One process without
-torchrun is a world of size 1 in which every collective is the identity.
+Every use of signals and of the environment is in this file, and every collective of ours (DDP, DeepSpeed and BatchNorm
+have their own). One process without torchrun is a world of size 1 in which every collective is the identity.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import os
 import signal
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from datetime import timedelta
 from types import FrameType
 from typing import Any, TypeVar
@@ -18,9 +18,12 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.distributed.distributed_c10d import PrefixStore
+from torch.distributed.rendezvous import TCPStore  # type: ignore[attr-defined]
 
 from adadf_dist.errors import UserError
-from adadf_dist.rendezvous import wait_for_address
+from adadf_dist.pulse import Pulse
+from adadf_dist.rendezvous import check_own_address, meet, wait_for_address
 
 T = TypeVar("T")
 
@@ -38,6 +41,7 @@ class World:
         self.device = device
         self.rank = rank
         self.size = size
+        self.pulse = Pulse()
         self._stop_requested = False
         self._control: dist.ProcessGroup | None = None
         """Gloo, on the CPU: decisions never wait behind, or on, the accelerator's queue."""
@@ -139,13 +143,14 @@ class _Gather(torch.autograd.Function):
 
 
 @contextmanager
-def open_world(timeout_s: float = 300.0) -> Iterator[World]:
+def open_world(timeout_s: float = 300.0, finish_steps: bool = True) -> Iterator[World]:
     """The world that torchrun's environment describes, a group somebody else opened, or a single process.
 
-    A group that was open before (Ray's, a test's) is adopted and left open.
+    A group that was open before (Ray's, a test's) is adopted and left open. `finish_steps` makes signals a question
+    that `stop_agreed` answers; without, they end the process as they always do.
     """
     adopted = dist.is_initialized()
-    launched = "WORLD_SIZE" in os.environ and int(os.environ["WORLD_SIZE"]) > 1
+    launched = ranks_in_environment() > 1
     device = pick_device()
     if launched and not adopted:
         join_group("nccl" if device.type == "cuda" else "gloo", timeout_s)
@@ -153,7 +158,7 @@ def open_world(timeout_s: float = 300.0) -> Iterator[World]:
     if dist.is_initialized():
         world = World(device, dist.get_rank(), dist.get_world_size())
     world.open_control(timeout_s)
-    with stop_signals(world):
+    with stop_signals(world) if finish_steps else nullcontext():
         try:
             yield world
         except RuntimeError as error:
@@ -178,14 +183,25 @@ def join_group(backend: str, timeout_s: float) -> None:
                 f"WORLD_SIZE is {size}, but {name} is not set: start the ranks with torchrun, or set RANK, WORLD_SIZE, "
                 "LOCAL_RANK, MASTER_ADDR and MASTER_PORT for each"
             )
-    host, port = os.environ["MASTER_ADDR"], os.environ["MASTER_PORT"]
-    if not port.isdigit():
+    host, port, own = os.environ["MASTER_ADDR"], os.environ["MASTER_PORT"], os.environ["RANK"]
+    if not own.isdigit() or int(own) >= int(size):
+        raise UserError(f"RANK is {own!r}: give each of the {size} ranks (WORLD_SIZE) a number from 0")
+    if not port.isdigit() or not 0 < int(port) < 2**16:
         raise UserError(f"MASTER_PORT is {port!r}: give the number of a free port on {host}")
     # torchrun listens there itself; without it rank 0 will
     if rank_in_environment() != 0 or os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
         wait_for_address(host, int(port), timeout_s)
+    else:
+        check_own_address(host, int(port))
+    limit = timedelta(seconds=timeout_s)
     try:
-        dist.init_process_group(backend, timeout=timedelta(seconds=timeout_s))
+        if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
+            dist.init_process_group(backend, timeout=limit)
+            return
+        rank = rank_in_environment()
+        store = TCPStore(host, int(port), is_master=False, timeout=limit)
+        fresh = PrefixStore(meet(store, rank, int(size), timeout_s), store)
+        dist.init_process_group(backend, store=fresh, rank=rank, world_size=int(size), timeout=limit)
     except RuntimeError as error:
         reason = str(error).partition("\n")[0][:200].rstrip(".")
         raise UserError(
@@ -244,9 +260,17 @@ def stop_signals(world: World) -> Iterator[None]:
             signal.signal(number, handler)
 
 
+def ranks_in_environment() -> int:
+    size = os.environ.get("WORLD_SIZE", "1")
+    if not size.isdigit():
+        raise UserError(f"WORLD_SIZE is {size!r}: give the number of ranks, or start them with torchrun")
+    return int(size)
+
+
 def rank_in_environment() -> int:
     """Our rank before the world is open, for messages."""
-    return int(os.environ.get("RANK", "0"))
+    rank = os.environ.get("RANK", "0")
+    return int(rank) if rank.isdigit() else 0
 
 
 def local_rank_in_environment() -> int:

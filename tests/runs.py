@@ -69,7 +69,10 @@ def records(out: Path, kind: str) -> list[dict[str, object]]:
 
 def numbers(out: Path, kind: str) -> list[dict[str, object]]:
     """Records without what a clock measured."""
-    return [{k: v for k, v in record.items() if k not in ("images_per_s", "waiting")} for record in records(out, kind)]
+    return [
+        {k: v for k, v in record.items() if k not in ("images_per_s", "waiting", "ranks")}
+        for record in records(out, kind)
+    ]
 
 
 def status(out: Path) -> dict[str, object]:

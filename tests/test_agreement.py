@@ -12,7 +12,9 @@ from pathlib import Path
 import pytest
 
 from adadf_dist import agreement
-from adadf_dist.world import World
+from adadf_dist.errors import UserError
+from adadf_dist.settings import Layer, build_config
+from adadf_dist.world import World, open_world
 from tests.nodes import by_hand, finish_all, free_port, two_nodes, words
 from tests.ranks import run_ranks
 from tests.runs import ROOT, settings
@@ -133,6 +135,58 @@ def test_ranks_that_do_not_come(faces: Path, tmp_path: Path) -> None:
     (line,) = output.strip().splitlines()
     assert f"the 2 ranks did not meet at 127.0.0.1:{port}" in line
     assert "within 3 s (runtime.timeout_s)" in line
+
+
+@pytest.mark.parametrize(
+    ("wrong", "words"),
+    [
+        ({"MASTER_PORT": "99999"}, "MASTER_PORT is '99999': give the number of a free port"),
+        ({"MASTER_ADDR": "no.such.host.invalid"}, "MASTER_ADDR is 'no.such.host.invalid'"),
+        ({"WORLD_SIZE": "two"}, "WORLD_SIZE is 'two'"),
+        ({"RANK": "5"}, "RANK is '5': give each of the 2 ranks"),
+    ],
+)
+def test_an_environment_that_cannot_be(wrong: dict[str, str], words: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in {**by_hand(0, free_port()), **wrong}.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(UserError) as caught, open_world(1.0):
+        pass
+    assert str(caught.value).startswith(words)
+
+
+def settings_of(world: World, values: Sequence[dict[str, object]]) -> str:
+    config = build_config([Layer("test", values[world.rank])])
+    return agreement.unlike_settings(config, world)
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "told"),
+    [("data/a", "data/b", ""), ("data/a", "", "a local folder"), ("data/a", "https://host/a", "https://host/a")],
+)
+def test_shards_may_differ_by_name_and_not_by_kind(first: str, second: str, told: str) -> None:
+    for found in run_ranks(settings_of, 2, ({"data.shards": first}, {"data.shards": second})):
+        assert bool(found) == bool(told)
+        assert told in found
+
+
+def test_files_of_one_name_must_hold_the_same(tmp_path: Path) -> None:
+    values = []
+    for number in range(2):
+        (tmp_path / str(number)).mkdir()
+        (tmp_path / str(number) / "labels.csv").write_text(f"sample,label\nface,{number}\n")
+    names = [str(tmp_path / str(number) / "labels.csv") for number in range(2)]
+    values = [{"data.label_noise_file": name} for name in names]
+    digests = [agreement.file_digests({**dict.fromkeys(agreement.FILES, ""), **value}) for value in values]
+    assert digests[0].keys() == {"the digest of data.label_noise_file"}
+    assert digests[0] != digests[1]
+
+
+def test_a_folder_that_answers_with_an_error_does_not_show(monkeypatch: pytest.MonkeyPatch) -> None:
+    def stale(path: Path) -> bool:
+        raise OSError(116, "Stale file handle")
+
+    monkeypatch.setattr(Path, "exists", stale)
+    assert not agreement.exists(Path("anything"))
 
 
 def test_a_launcher_that_names_no_address(faces: Path, tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -21,7 +22,7 @@ from adadf_dist.world import World
 from tests.nodes import two_nodes
 from tests.ranks import alone, run_ranks
 from tests.remote_server import serve
-from tests.runs import command, finish, settings
+from tests.runs import command, finish, settings, start
 
 CORES = len(os.sched_getaffinity(0))
 MODULE = ("-m", "adadf_dist.check")
@@ -78,6 +79,31 @@ def test_a_healthy_environment(ranks: int, faces: Path, tmp_path: Path) -> None:
     assert all(f"\n  {name} " in HELP for name in page if name != "exchange")
     assert not list(tmp_path.iterdir())
     assert files_below(faces) == before
+
+
+def test_ctrl_c_ends_it(faces: Path, tmp_path: Path) -> None:
+    process = start(command(settings(faces, tmp_path / "out"), 1, MODULE))
+    try:
+        assert process.stdout is not None
+        while "step" not in (line := process.stdout.readline()):
+            assert line, "the page ended early"
+        process.send_signal(signal.SIGINT)
+        _, errors = process.communicate(timeout=20)
+    finally:
+        process.kill()
+    assert process.returncode == 2
+    assert "error: interrupted" in errors
+    assert "Traceback" not in errors
+
+
+def test_a_run_by_deepspeed(faces: Path, tmp_path: Path) -> None:
+    own = tmp_path / "ds.json"
+    own.write_text('{"zero_optimization": {"overlap_comm": true}}')
+    values = settings(faces, tmp_path / "out", engine="deepspeed", deepspeed__config=str(own))
+    done = finish(command(values, 1, MODULE))
+    page = read_page(done.stdout)
+    assert page["step"][0] in ("ok", "warning"), done.stdout + done.stderr
+    assert "images/s" in page["step"][1]
 
 
 def test_no_shards(faces: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

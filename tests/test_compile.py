@@ -11,7 +11,7 @@ from adadf_dist.errors import UserError
 from adadf_dist.method.class_distributions import ClassDistributions
 from adadf_dist.method.losses import Place, adadf_loss, ramp_weights
 from adadf_dist.runtime.engine import DDPEngine
-from adadf_dist.settings import Layer, build_config
+from adadf_dist.settings import Layer, build_config, override
 from adadf_dist.world import World
 from tests.ranks import alone, run_ranks
 from tests.runs import command, finish, numbers, settings
@@ -20,7 +20,8 @@ CLASSES = 7
 
 
 def engine_of(compiled: str, world: World) -> DDPEngine:
-    values = {"model.backbone": "resnet10", "runtime.precision": "fp32", "runtime.compile": compiled}
+    values: dict[str, object] = {"model.backbone": "resnet10", "runtime.precision": "fp32", "runtime.compile": compiled}
+    values |= {"runtime.sync_batch_norm": world.size == 1}
     return DDPEngine(build_config([Layer("test", values)]), CLASSES, world)
 
 
@@ -42,11 +43,39 @@ def losses_of(world: World, compiled: str) -> list[float]:
     return losses
 
 
+def both(world: World) -> tuple[list[float], list[float]]:
+    return losses_of(world, "default"), losses_of(world, "off")
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("ranks", [1, 2])
 def test_compiled_steps_are_the_eager_ones(ranks: int) -> None:
-    for losses in run_ranks(losses_of, ranks, "default", timeout=400):
-        assert losses == pytest.approx(losses_of(alone(), "off"), rel=1e-3)
+    for compiled, eager in run_ranks(both, ranks, timeout=400):
+        assert compiled == pytest.approx(eager, rel=1e-3)
+
+
+@pytest.mark.parametrize("supervision", ["fused", "one_hot"])
+def test_nothing_breaks_the_graphs(supervision: str) -> None:
+    """One graph for the extractor and one for each branch: what would be left eager is not compiled at all."""
+    config = override(engine_of("off", alone()).config, {"loss.supervision": supervision})
+    engine = DDPEngine(config, CLASSES, alone())
+    parts = [engine.model.extractor, *(b.stages for b in (engine.model.auxiliary, engine.model.target) if b)]
+    maps = [torch.randn(4, 3, 32, 32), *[torch.randn(4, 64, 8, 8)] * 2]
+    for part, images in zip(parts, maps, strict=False):
+        assert torch._dynamo.explain(part)(images).graph_break_count == 0
+
+
+def refused(world: World) -> str:
+    config = override(engine_of("off", alone()).config, {"runtime.compile": "default", "runtime.sync_batch_norm": True})
+    with pytest.raises(UserError) as caught:
+        DDPEngine(config, CLASSES, world)
+    return str(caught.value)
+
+
+def test_batch_norm_over_ranks_is_not_compiled() -> None:
+    for message in run_ranks(refused, 2):
+        assert "runtime.compile is default" in message
+        assert "runtime.sync_batch_norm = false" in message
 
 
 @pytest.mark.slow

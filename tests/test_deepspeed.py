@@ -21,7 +21,7 @@ from adadf_dist.runtime.optim import Moment
 from adadf_dist.settings import Layer, build_config
 from adadf_dist.world import World
 from tests.ranks import alone, run_ranks
-from tests.runs import command, finish, records, settings
+from tests.runs import ROOT, command, finish, records, settings
 
 CLASSES = 7
 ROWS = 13
@@ -112,6 +112,25 @@ def compare(world: World, stage: int, steps: int, changed: dict[str, object]) ->
 
 def test_a_step_is_that_of_ddp() -> None:
     run_ranks(side_by_side, 2, STAGES, 3, {})
+
+
+def back_to_the_start(world: World, stages: list[int]) -> list[float]:
+    """Losses of two steps, the same again from the state before them, and what they differ by."""
+    differences = []
+    for config in (config_of(), *(deepspeed_config(stage) for stage in stages)):
+        engine = build_engine(config, CLASSES, world)
+        start = engine.state_dict()
+        first = [step(engine, config, world, number)["losses"] for number in range(2)]
+        engine.load_state_dict(start)
+        again = [step(engine, config, world, number)["losses"] for number in range(2)]
+        differences.append(float((torch.stack(first) - torch.stack(again)).abs().max()))
+    return differences
+
+
+def test_a_state_without_moments_takes_them_away() -> None:
+    """And a state that was taken does not change with the engine it was taken of."""
+    for differences in run_ranks(back_to_the_start, 2, [1, 3]):
+        assert max(differences) == 0
 
 
 @pytest.mark.slow
@@ -230,7 +249,10 @@ def test_a_json_of_ones_own_is_merged(tmp_path: Path) -> None:
         "zero_optimization": {"stage": 2, "reduce_bucket_size": 1000, "overlap_comm": True},
         "wall_clock_breakdown": True,
         "bf16": {"enabled": False},
+        "fp16": {"enabled": False, "loss_scale": 0},
+        "scheduler": None,
     }
+    own["zero_optimization"]["offload_optimizer"] = {"device": "none"}  # type: ignore[index]
     config = build_config(
         [
             Layer(
@@ -269,6 +291,11 @@ def test_a_json_of_ones_own_is_merged(tmp_path: Path) -> None:
         ({"scheduler": {"type": "WarmupLR"}}, ["scheduler.type"]),
         ({"gradient_predivide_factor": 2.0}, ["gradient_predivide_factor"]),
         ({"zero_optimization": {"offload_optimizer": {"device": "cpu"}}}, ["offload_optimizer.device"]),
+        ({"zero_optimization": {"round_robin_gradients": True}}, ["round_robin_gradients", "moments"]),
+        ({"zero_optimization": {"overlap_com": True}}, ["overlap_com", "zero_optimization.overlap_comm"]),
+        ({"zero_optimization": True}, ["zero_optimization cannot be set"]),
+        ({"gradient_clipping": {"x": 1}}, ["gradient_clipping.x"]),
+        ({"no_such_key": 1}, ["no_such_key", "allowed"]),
         ([1, 2], ["list"]),
         ("{not json", ["does not parse"]),
     ],
@@ -281,6 +308,21 @@ def test_a_json_that_says_otherwise_is_refused(tmp_path: Path, content: object, 
     assert "\n" not in str(caught.value)
     for word in [path, *words]:
         assert word in str(caught.value)
+
+
+def test_the_example_for_users_is_taken() -> None:
+    path = str(ROOT / "launch" / "deepspeed.json")
+    config = build_config([Layer("test", {"engine": "deepspeed", "deepspeed.config": path})])
+    assert deepspeed_settings(config, ranks=8)["zero_optimization"]["overlap_comm"] is True
+
+
+def test_a_value_that_deepspeed_refuses_is_one_line(faces: Path, tmp_path: Path) -> None:
+    path = write(tmp_path / "ds.json", {"zero_optimization": {"reduce_bucket_size": "many"}})
+    values = settings(faces, tmp_path / "run", engine="deepspeed", deepspeed__config=path)
+    done = finish(command(values))
+    assert done.returncode == 2
+    assert "Traceback" not in done.stderr
+    assert f"error: {path}: DeepSpeed does not take it" in done.stderr
 
 
 def test_a_missing_json_is_named(tmp_path: Path) -> None:

@@ -130,11 +130,17 @@ def normalizing_apart(world: World) -> dict[str, Any]:
         images, labels = (tensor[7 * world.rank :][:7] for tensor in batch_of(14, number))
         output = engine.forward(images.float())
         engine.step(nn.functional.cross_entropy(output.target_logits, labels))
-    before = engine.model.extractor.bn1.running_mean.clone()
+    norm = engine.model.extractor.bn1
+    before = torch.stack([norm.running_mean, norm.running_var])
     engine.consolidate()
     predicted = engine.predict(batch_of(4, 9)[0].float())
     state = {**engine.state_dict()["model"]}
-    return {"before": before, "after": engine.model.extractor.bn1.running_mean, "predicted": predicted, "model": state}
+    return {
+        "before": before,
+        "after": torch.stack([norm.running_mean, norm.running_var]),
+        "predicted": predicted,
+        "model": state,
+    }
 
 
 def test_statistics_kept_apart_are_averaged_before_they_are_used() -> None:
@@ -143,7 +149,8 @@ def test_statistics_kept_apart_are_averaged_before_they_are_used() -> None:
     mean = (one["before"] + two["before"]) / 2
     for rank in (one, two):
         torch.testing.assert_close(rank["after"], mean)
-        torch.testing.assert_close(rank["model"]["extractor.bn1.running_mean"], mean)
+        for row, name in enumerate(("running_mean", "running_var")):
+            torch.testing.assert_close(rank["model"][f"extractor.bn1.{name}"], mean[row])
     assert torch.equal(one["predicted"], two["predicted"])
 
 

@@ -248,7 +248,9 @@ def test_a_projected_step() -> None:
     assert alone.total == alone.arithmetic  # nobody to talk to
     eight = projected(config, 8)
     assert eight.arithmetic == pytest.approx(alone.arithmetic / 8)
-    assert eight.total == pytest.approx(eight.arithmetic + eight.batch_norm + eight.gradients + eight.attention)
+    messages = eight.batch_norm + eight.gradients + eight.attention
+    waiting = eight.launches / 3  # of the forward pass, in which SyncBatchNorm makes the host wait
+    assert eight.total == pytest.approx(eight.arithmetic + waiting + messages)
     assert project(small(batch_size=15), network(config, 7, False), Work(2, 100), 8, Assumptions()) is None
 
 

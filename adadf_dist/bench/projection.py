@@ -83,8 +83,10 @@ class Step(NamedTuple):
 
     @property
     def total(self) -> float:
-        messages = self.batch_norm + self.gradients + self.attention
-        return max(max(self.arithmetic, self.launches) + messages, self.decoding)
+        shorter, longer = sorted((self.arithmetic, self.launches))
+        if self.batch_norm:  # torch's SyncBatchNorm lets the host wait for the device in each layer of the forward pass
+            longer += (1 - BACKWARD) * shorter
+        return max(longer + self.batch_norm + self.gradients + self.attention, self.decoding)
 
     @property
     def bottleneck(self) -> str:

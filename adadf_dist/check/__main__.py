@@ -56,15 +56,11 @@ def run(config: Config) -> Mark:
     """Print the page on rank 0. Returns its worst verdict there, and `OK` on the others: one exit status is enough."""
     page = Page(printed=rank_in_environment() == 0)
     try:
-        with open_world(min(config.runtime.timeout_s, TIMEOUT_S)) as world:
+        with open_world(min(config.runtime.timeout_s, TIMEOUT_S), finish_steps=False) as world:
             examine(config, world, page)
             page.close()
             world.barrier()  # a launcher ends all ranks as soon as one fails: not before the page is out
-    except (
-        ValueError,
-        RuntimeError,
-        OSError,
-    ) as error:  # the ranks no longer walk in step: this is the end of the page
+    except (ValueError, RuntimeError, OSError) as error:  # the ranks no longer walk in step: the page ends here
         if not page.printed:
             raise UserError(describe_error(error)) from None
         page.add(Line(page.under_way, describe_error(error), Mark.ERROR))
@@ -118,7 +114,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         print(HELP)
         return
     with one_line_errors("adadf_dist.check", rank_in_environment()):
-        worst = run(config_from_command_line(words))
+        try:
+            worst = run(config_from_command_line(words))
+        except KeyboardInterrupt:
+            raise UserError("interrupted; nothing is left behind") from None
     raise SystemExit(int(worst))
 
 

@@ -114,7 +114,8 @@ def measure_alone(config: Config, num_classes: int, device: torch.device, rows: 
     """Without any exchange. Raises whatever a step raises."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
-    rehearsal = Rehearsal(override(config, {"engine": "ddp", "batch_size": rows}), num_classes, World(device))
+    config = override(config, {"engine": "ddp", "deepspeed.config": "", "batch_size": rows})
+    rehearsal = Rehearsal(config, num_classes, World(device))
     step_s, infer_s = seconds(rehearsal, rehearsal.step), seconds(rehearsal, rehearsal.infer)
     limit = torch.cuda.get_device_properties(device).total_memory if device.type == "cuda" else 0
     return Measured(step_s, infer_s, peak_memory(device), limit)

@@ -21,7 +21,7 @@ import pyarrow.parquet as pq
 
 from adadf_dist.data.jpeg import Jpeg
 from adadf_dist.data.manifest import Manifest, ShardInfo
-from adadf_dist.errors import UserError
+from adadf_dist.errors import DiskFullError, UserError
 
 LABEL_DIGITS = 4
 """Width of KEY.cls: always the same, so that readers of raw bytes can stack labels."""
@@ -232,4 +232,5 @@ def can_write(path: Path) -> Iterator[None]:
     except OSError as error:
         full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
         mend = "free some space there, or write to another disk" if full else "choose a folder that can be written"
-        raise UserError(f"{error.filename or path}: cannot be written: {error.strerror or error}; {mend}") from None
+        kind = DiskFullError if error.errno in (errno.ENOSPC, errno.EDQUOT) else UserError
+        raise kind(f"{error.filename or path}: cannot be written: {error.strerror or error}; {mend}") from None

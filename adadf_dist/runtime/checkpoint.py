@@ -14,9 +14,11 @@ import torch
 
 from adadf_dist.config import Config
 from adadf_dist.data.preprocess import Preprocessing
-from adadf_dist.errors import UserError
+from adadf_dist.data.writer import can_write
+from adadf_dist.errors import DiskFullError, UserError
 from adadf_dist.runtime.checkpoint_file import CHECKPOINT_VERSION, epoch_of, link_whole, read_checkpoint, write_whole
 from adadf_dist.runtime.progress import Progress
+from adadf_dist.runtime.room import insist
 from adadf_dist.settings import flatten, to_dict
 from adadf_dist.world import World
 
@@ -87,8 +89,13 @@ class Checkpoints:
         elapsed = time.monotonic() - self._saved_at
         return bool(self.world.share(elapsed >= rules.every_minutes * 60))
 
-    def save(self) -> Path:
-        """Write the run's state under its final name, whole or not at all. A collective."""
+    def save(self, skippable: bool = False) -> Path:
+        """Write the run's state under its final name, whole or not at all. A collective.
+
+        A full disk is waited for, then a `UserError`; where the save is `skippable` it is a warning, and the next one
+        is tried when it is due.
+        """
+        self.world.pulse.beat("saving a checkpoint")
         path = self.folder / f"checkpoint-{self.progress.epoch:04d}-{self.progress.batch:06d}.pt"
         content = {
             "version": CHECKPOINT_VERSION,
@@ -100,13 +107,26 @@ class Checkpoints:
         }
         self._check_finite(content["engine"]["model"])  # type: ignore[index]
         if self.world.is_main:
-            write_whole(content, path)
-            if self.progress.batch == 0 and self.progress.best_epoch == self.progress.epoch:
-                link_whole(path, self.selected)
-            self._prune()
+            self._write(content, path, skippable)
         self._saved_at = time.monotonic()
         self.world.barrier()
         return path
+
+    def _write(self, content: Mapping[str, object], path: Path, skippable: bool) -> None:
+        def write() -> None:
+            write_whole(content, path)
+            if self.progress.batch == 0 and self.progress.best_epoch == self.progress.epoch:
+                with can_write(self.selected):
+                    link_whole(path, self.selected)
+
+        try:
+            insist(write, 0.0 if skippable else self.config.runtime.timeout_s, self.world.pulse)
+        except DiskFullError as error:
+            if not skippable:
+                raise
+            print(f"warning: {error}; training goes on without this checkpoint", file=sys.stderr, flush=True)
+            return
+        self._prune()
 
     def restore(self) -> Path | None:
         """Load what `resume` asks for into every part. Returns the file, or None for a fresh start.

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import pickle
+import shutil
+import zipfile
 from collections.abc import Mapping
 from dataclasses import fields
 from pathlib import Path
@@ -11,7 +14,7 @@ from typing import Any
 
 import torch
 
-from adadf_dist.errors import UserError
+from adadf_dist.errors import DiskFullError, UserError
 from adadf_dist.runtime.progress import Progress
 
 CHECKPOINT_VERSION = 1
@@ -20,7 +23,7 @@ CHECKPOINT_VERSION = 1
 def write_whole(content: Mapping[str, object], path: Path) -> None:
     """Write under a temporary name, sync, rename: the final name is never half a file.
 
-    A full or unwritable disk is a `UserError`; what was there before is still there.
+    A full disk is a `DiskFullError`, an unwritable one a `UserError`; what was there before is still there.
     """
     partial = path.with_suffix(".partial")
     try:
@@ -33,10 +36,42 @@ def write_whole(content: Mapping[str, object], path: Path) -> None:
         sync_folder(path.parent)
     except (OSError, RuntimeError) as error:
         partial.unlink(missing_ok=True)
+        if disk_full(error):
+            needed, free = count_bytes(content), free_bytes(path.parent)
+            raise DiskFullError(
+                f"{path.parent}: no room for {path.name}, which needs {needed} bytes where {free} are free; "
+                "free some space, or start again with a lower checkpoint.keep"
+            ) from None
         raise UserError(
             f"{path}: could not be written ({error}); free some space or give another --out; "
             "the run goes on from its last checkpoint when started again"
         ) from None
+
+
+def disk_full(error: BaseException | None) -> bool:
+    """Whether a write failed for want of room; torch's writer raises an error of its own over the system's."""
+    while error is not None:
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
+
+
+def free_bytes(folder: Path) -> int:
+    """0 where nobody knows."""
+    try:
+        return shutil.disk_usage(folder).free
+    except OSError:
+        return 0
+
+
+def count_bytes(content: object) -> int:
+    """Of the tensors in nested content, which is all but a few kilobytes of a checkpoint."""
+    if isinstance(content, torch.Tensor):
+        return content.numel() * content.element_size()
+    if isinstance(content, Mapping):
+        return sum(count_bytes(value) for value in content.values())
+    return 0
 
 
 def link_whole(path: Path, name: Path) -> None:
@@ -60,8 +95,13 @@ def sync_folder(folder: Path) -> None:
 
 
 def read_checkpoint(path: Path | str) -> dict[str, Any]:
-    """A checkpoint's content: plain data and tensors only. Raises `UserError` for anything else."""
+    """A checkpoint's content: plain data and tensors only. Raises `UserError` for anything else.
+
+    Every byte is checked: torch itself would load a checkpoint in which the disk turned some over.
+    """
     try:
+        with zipfile.ZipFile(path) as archive:
+            damaged = archive.testzip()
         content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except FileNotFoundError:
         raise UserError(f"{path}: no such checkpoint") from None
@@ -71,8 +111,12 @@ def read_checkpoint(path: Path | str) -> dict[str, Any]:
         raise UserError(
             f"{path}: holds more than tensors and plain data, which is never loaded; not a checkpoint"
         ) from None
+    except zipfile.BadZipFile as error:
+        raise UserError(f"{path}: torn or not a checkpoint ({error})") from None
     except (RuntimeError, EOFError, ValueError, KeyError, OSError) as error:
         raise UserError(f"{path}: torn or not a checkpoint ({' '.join(str(error).split())[:120]})") from None
+    if damaged is not None:
+        raise UserError(f"{path}: torn or not a checkpoint (its part {damaged} is damaged)")
     if not isinstance(content, dict) or not isinstance(content.get("version"), int):
         raise UserError(f"{path}: not a checkpoint of adadf_dist")
     if content["version"] > CHECKPOINT_VERSION:

@@ -1,26 +1,40 @@
-"""torch.compile of what a step computes without other ranks: extractor and branches."""
+"""torch.compile of what a step computes without other ranks: the extractor and the branches' stages."""
 
 from __future__ import annotations
 
 import torch
 
+from adadf_dist.config import RuntimeConfig
 from adadf_dist.errors import UserError
 from adadf_dist.method.model import DualBranch
+from adadf_dist.world import World
+
+VARIANTS = 64
+"""Compiled versions of a piece of code: stages share theirs, each in training and evaluation, at two batch sizes."""
 
 
-def compile_parts(model: DualBranch, how: str, device: torch.device) -> None:
-    """Compile extractor and branches in place; names of parameters stay as they are.
+def compile_parts(model: DualBranch, config: RuntimeConfig, world: World) -> None:
+    """Compile the extractor and the branches' stages in place; names of parameters stay as they are.
 
-    The losses stay eager: their collectives would cut the graph to pieces. Raises `UserError`.
+    Heads and losses stay eager: collectives would cut the graph to pieces. Raises `UserError`.
     """
-    if how == "off":
+    if config.compile == "off":
         return
-    if how == "cuda-graphs" and device.type != "cuda":
-        raise UserError(f"runtime.compile is cuda-graphs, but the device is {device.type}; set it to default or off")
-    mode = "reduce-overhead" if how == "cuda-graphs" else None
-    for part in (model.extractor, model.auxiliary, model.target):
-        if part is not None:
-            part.compile(mode=mode)
+    if config.compile == "cuda-graphs" and world.device.type != "cuda":
+        raise UserError(
+            f"runtime.compile is cuda-graphs, but the device is {world.device.type}; set it to default or off"
+        )
+    if world.size > 1 and config.sync_batch_norm:
+        raise UserError(
+            f"runtime.compile is {config.compile}, but BatchNorm over {world.size} ranks sends messages in every "
+            "layer, which leaves nothing to compile; set runtime.sync_batch_norm = false, or runtime.compile = off"
+        )
+    torch._dynamo.config.recompile_limit = VARIANTS
+    mode = "reduce-overhead" if config.compile == "cuda-graphs" else None
+    for branch in (model.auxiliary, model.target):
+        if branch is not None:
+            branch.stages.compile(mode=mode)
+    model.extractor.compile(mode=mode)
 
 
 def new_step(how: str) -> None:

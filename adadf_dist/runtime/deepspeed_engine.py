@@ -23,6 +23,7 @@ from deepspeed.utils import (
 from torch import Tensor, nn
 
 from adadf_dist.config import Config
+from adadf_dist.errors import UserError
 from adadf_dist.method.model import DualBranch, Output
 from adadf_dist.runtime.network import Network, load_model, on_cpu, update_average
 from adadf_dist.runtime.optim import (
@@ -50,9 +51,15 @@ class DeepSpeedEngine(Network):
         """Under ZeRO 3: whole weights to evaluate with, as of the last `consolidate`."""
         quieten()
         self._optimizer = build_optimizer(self.model, config.optimizer, world.device)
-        self._engine, self._zero, _, _ = deepspeed.initialize(
-            model=_Autocast(self), optimizer=self._optimizer, config=settings, dist_init_required=False
-        )
+        try:
+            self._engine, self._zero, _, _ = deepspeed.initialize(
+                model=_Autocast(self), optimizer=self._optimizer, config=settings, dist_init_required=False
+            )
+        except (ValueError, TypeError, AssertionError, deepspeed.DeepSpeedConfigError) as error:
+            if not config.deepspeed.config:
+                raise
+            reason = " ".join(str(error).split())[:300]
+            raise UserError(f"{config.deepspeed.config}: DeepSpeed does not take it: {reason}") from None
 
     @property
     def evaluated(self) -> DualBranch:
@@ -84,7 +91,7 @@ class DeepSpeedEngine(Network):
     def state_dict(self) -> dict[str, object]:
         super().consolidate()
         with self._gathered():
-            state: dict[str, object] = {"model": {k: v.clone() for k, v in on_cpu(self.model).items()}}
+            state: dict[str, object] = {"model": on_cpu(self.model)}
         state["moments"] = self._moments()
         if self.average is not None:
             state["average"] = on_cpu(self.average)
@@ -97,8 +104,7 @@ class DeepSpeedEngine(Network):
             load_model(self.average, state["average"])
         if self.stage:
             self._zero.refresh_fp32_params()
-        if state["moments"]:
-            self._load_moments(state["moments"])
+        self._load_moments(state["moments"])
         self.consolidate()
 
     @contextmanager
@@ -135,6 +141,10 @@ class DeepSpeedEngine(Network):
     def _load_moments(self, moments: Moments) -> None:
         if not self.stage:
             load_moments(self.model, self._optimizer, moments)
+            return
+        if not moments:
+            for flat in self._flats():
+                self._optimizer.state.pop(flat, None)
             return
         steps = next(iter(moments.values()))["step"]
         for flat in self._flats():

@@ -15,20 +15,45 @@ from adadf_dist.config import Config
 from adadf_dist.errors import UserError
 from adadf_dist.settings import flatten, nest
 
-REFUSED = {
-    "fp16": "it casts weights and BatchNorm statistics to 16 bits; runtime.precision bf16 keeps both in fp32",
-    "bf16": "it casts weights and BatchNorm statistics to 16 bits; runtime.precision bf16 keeps both in fp32",
+ALLOWED = (
+    "zero_optimization.allgather_bucket_size",
+    "zero_optimization.allgather_partitions",
+    "zero_optimization.contiguous_gradients",
+    "zero_optimization.overlap_comm",
+    "zero_optimization.reduce_bucket_size",
+    "zero_optimization.reduce_scatter",
+    "zero_optimization.stage3_max_live_parameters",
+    "zero_optimization.stage3_max_reuse_distance",
+    "zero_optimization.stage3_param_persistence_threshold",
+    "zero_optimization.stage3_prefetch_bucket_size",
+    "comms_logger.",
+    "flops_profiler.",
+    "dump_state",
+    "memory_breakdown",
+    "steps_per_print",
+    "wall_clock_breakdown",
+)
+"""Keys, or up to a dot their beginnings, that change how fast a step is or what is told of it, and not the step."""
+
+CASTS = "it casts weights and BatchNorm statistics to 16 bits; runtime.precision bf16 keeps both in fp32"
+SAYS_ALL = "the optimizer section of this configuration says it all"
+FITS = "the network fits any GPU, and checkpoints hold it whole"
+REASONS = {
+    "fp16": CASTS,
+    "bf16": CASTS,
     "amp": "runtime.precision says how to compute",
     "torch_autocast": "runtime.precision says how to compute; this would also sum gradients in 16 bits",
     "communication_data_type": "gradients are summed in fp32, or n ranks would not be one run",
     "prescale_gradients": "gradients are averaged over the ranks after their sum",
     "gradient_predivide_factor": "gradients are averaged over the ranks after their sum",
-    "optimizer": "the optimizer section of this configuration says it all",
-    "scheduler": "the optimizer section of this configuration says it all",
-    "zero_optimization.offload_optimizer": "the network fits any GPU, and moments are saved whole",
-    "zero_optimization.offload_param": "the network fits any GPU, and weights are saved whole",
+    "optimizer": SAYS_ALL,
+    "scheduler": SAYS_ALL,
+    "zero_optimization.offload_optimizer": FITS,
+    "zero_optimization.offload_param": FITS,
+    "zero_optimization.round_robin_gradients": "moments would not be found by parameter, and checkpoints hold them so",
 }
-"""Keys and sections of a DeepSpeed JSON that would change what a run is, and why each is refused."""
+"""Why keys are refused that users are likely to have."""
+OTHERS = f"allowed beside what this configuration sets: {', '.join(ALLOWED)}"
 
 
 def deepspeed_settings(config: Config, ranks: int) -> dict[str, Any]:
@@ -53,13 +78,27 @@ def deepspeed_settings(config: Config, ranks: int) -> dict[str, Any]:
     }
     if config.deepspeed.config:
         path = Path(config.deepspeed.config)
-        for key, value in flatten(read_json(path)):
+        for key, value in flatten(without_what_is_off(read_json(path))):
             if key in owners:
                 check_agreement(path, (key, value), owners[key], ranks)
             else:
-                check_allowed(path, key, value)
+                check_allowed(path, key)
                 settings[key] = value
     return nest(settings)
+
+
+def without_what_is_off(content: Mapping[str, object]) -> dict[str, object]:
+    """The same without `auto` and null, sections whose `enabled` is false, and offloading to nowhere."""
+    kept: dict[str, object] = {}
+    for key, value in content.items():
+        if isinstance(value, Mapping):
+            off = value.get("enabled") is False or value.get("device", "") in ("none", None)
+            value = {} if off else without_what_is_off(value)
+            if value:
+                kept[key] = value
+        elif value not in ("auto", None):
+            kept[key] = value
+    return kept
 
 
 def read_json(path: Path) -> Mapping[str, object]:
@@ -75,9 +114,9 @@ def read_json(path: Path) -> Mapping[str, object]:
 
 
 def check_agreement(path: Path, theirs: tuple[str, object], ours: tuple[str, object], ranks: int) -> None:
-    """A key that this configuration sets too: the same value, or `auto`."""
+    """A key that this configuration sets too: the same value."""
     (key, value), (our_key, our_value) = theirs, ours
-    if value not in ("auto", our_value):
+    if value != our_value:
         over = f" over {ranks} ranks, which makes {our_value}" if key.startswith("train_micro") else ""
         raise UserError(
             f"{path}: {key} is {json.dumps(value)}, but {our_key} asks for {our_value}{over}; "
@@ -85,8 +124,8 @@ def check_agreement(path: Path, theirs: tuple[str, object], ours: tuple[str, obj
         )
 
 
-def check_allowed(path: Path, key: str, value: object) -> None:
-    for refused, reason in REFUSED.items():
-        harmless = (key == f"{refused}.enabled" and value is False) or value in (None, "auto")
-        if (key == refused or key.startswith(refused + ".")) and not harmless:
-            raise UserError(f"{path}: {key} cannot be set: {reason}; take it out of the file")
+def check_allowed(path: Path, key: str) -> None:
+    if any(key == allowed or (allowed.endswith(".") and key.startswith(allowed)) for allowed in ALLOWED):
+        return
+    reason = next((why for name, why in REASONS.items() if f"{key}.".startswith(f"{name}.")), OTHERS)
+    raise UserError(f"{path}: {key} cannot be set: {reason}; take it out of the file")

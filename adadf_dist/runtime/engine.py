@@ -97,7 +97,7 @@ class DDPEngine(Network):
     def __init__(self, config: Config, num_classes: int, world: World) -> None:
         super().__init__(config, num_classes, world)
         self.optimizer = build_optimizer(self.model, config.optimizer, world.device)
-        compile_parts(self.model, config.runtime.compile, world.device)
+        compile_parts(self.model, config.runtime, world)
         self._wrapped: nn.Module = self.model
         if world.size > 1:
             self._wrapped = wrap(self.model)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -17,6 +17,7 @@ from adadf_dist.errors import UserError
 from adadf_dist.method.class_distributions import Commit
 from adadf_dist.method.losses import Losses
 from adadf_dist.method.model import Output
+from adadf_dist.runtime.room import insist
 from adadf_dist.world import World
 
 ATTENTION, LOSS, CORRECT, SEEN = range(4)
@@ -78,8 +79,10 @@ class History:
         weight = (rows >= 0).to(distributions.dtype).view(-1, 1, 1)
         self._distributions.index_add_(0, rows.clamp_min(0), distributions * weight)
 
-    def finish_epoch(self, run_folder: str, epoch: int, commit: Commit) -> SampleHistory:
+    def finish_epoch(self, run_folder: str, epoch: int, commit: Commit, timeout_s: float = 0.0) -> SampleHistory:
         """Sum over ranks, write `history/epoch-NNNN.npz` (rank 0) and start anew. A collective.
+
+        A full disk is waited for, as `insist` does with the time limit of the ranks.
 
         The file holds the sample history (float16), the class distributions of the epoch (eq 4 to 7) and, for
         listed faces, auxiliary, fused and target distributions [L, 3, C].
@@ -93,24 +96,20 @@ class History:
         history = SampleHistory(means[:, ATTENTION], means[:, LOSS], means[:, CORRECT], seen)
         if self.world.is_main:
             path = Path(run_folder) / "history" / f"epoch-{epoch:04d}.npz"
-            partial = path.with_suffix(".partial.npz")
             appearances = np.maximum(seen[self.listed], 1).reshape(-1, 1, 1)
-            with can_write(path):
-                path.parent.mkdir(exist_ok=True)
-                np.savez_compressed(
-                    partial,
-                    attention=history.attention.astype(np.float16),
-                    loss=history.loss.astype(np.float16),
-                    correct=history.correct.astype(np.float16),
-                    seen=seen.astype(np.uint16),
-                    class_means=commit.means.numpy(),
-                    class_counts=commit.counts.numpy(),
-                    class_threshold_met=commit.threshold_met.numpy(),
-                    class_distributions=commit.distributions.numpy(),
-                    listed=np.array(self.listed, dtype=np.int64),
-                    listed_distributions=listed / appearances,
-                )
-                partial.replace(path)
+            arrays = {
+                "attention": history.attention.astype(np.float16),
+                "loss": history.loss.astype(np.float16),
+                "correct": history.correct.astype(np.float16),
+                "seen": seen.astype(np.uint16),
+                "class_means": commit.means.numpy(),
+                "class_counts": commit.counts.numpy(),
+                "class_threshold_met": commit.threshold_met.numpy(),
+                "class_distributions": commit.distributions.numpy(),
+                "listed": np.array(self.listed, dtype=np.int64),
+                "listed_distributions": listed / appearances,
+            }
+            insist(lambda: write_arrays(path, arrays), timeout_s, self.world.pulse)
         return history
 
     def state_dict(self) -> dict[str, Tensor]:
@@ -131,6 +130,19 @@ class History:
             mine.zero_()
             if self.world.is_main:
                 mine.copy_(saved)
+
+
+def write_arrays(path: Path, arrays: Mapping[str, NDArray[Any]]) -> None:
+    """Whole or not at all. Raises `UserError`, `DiskFullError` where there is no room."""
+    partial = path.with_suffix(".partial.npz")
+    try:
+        with can_write(path):
+            path.parent.mkdir(exist_ok=True)
+            np.savez_compressed(partial, allow_pickle=False, **arrays)
+            partial.replace(path)
+    except UserError:
+        partial.unlink(missing_ok=True)
+        raise
 
 
 def find_listed(keys: Iterable[str], wanted: Sequence[str]) -> list[int]:

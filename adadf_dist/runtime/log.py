@@ -8,10 +8,10 @@ import platform
 import sys
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Never
+from typing import Any, Never
 
 import torch
 import yaml
@@ -20,16 +20,16 @@ from tqdm import tqdm
 from adadf_dist import __version__
 from adadf_dist.config import Config
 from adadf_dist.data.batch import Batch
-from adadf_dist.data.writer import can_write
-from adadf_dist.errors import UserError
+from adadf_dist.errors import DiskFullError, UserError
 from adadf_dist.method.losses import Losses
+from adadf_dist.pulse import LOADING
+from adadf_dist.runtime.board import Board
 from adadf_dist.runtime.folder import sole_writer, write_json, write_text
+from adadf_dist.runtime.metrics_file import MetricsFile
 from adadf_dist.runtime.progress import Progress
+from adadf_dist.runtime.straggler import describe_straggler
 from adadf_dist.settings import to_dict
 from adadf_dist.world import World
-
-if TYPE_CHECKING:
-    from torch.utils.tensorboard import SummaryWriter
 
 LOSS_NAMES = ("total", "kl_divergence", "cross_entropy", "rank_regularization")
 LINE_EVERY_S = 20.0
@@ -47,12 +47,12 @@ class Log:
         self._epoch_sums = torch.zeros(len(LOSS_NAMES), dtype=torch.float64)
         self._epoch_steps = 0
         self._images = 0
-        self._waited = 0.0
         self._since = time.monotonic()
         self._epoch_began = self._since
         self._line_at = self._since
         self._bar: tqdm[Never] | None = None
-        self._board: SummaryWriter | None = None
+        self._metrics = MetricsFile(self.folder / "metrics.jsonl")
+        self._board: Board | None = None
         self._learning_rate = config.optimizer.lr
         self._num_batches = 0
 
@@ -62,11 +62,9 @@ class Log:
             return
         write_text(self.folder / "config.yaml", yaml.safe_dump(to_dict(self.config), sort_keys=False))
         write_json(self.folder / "run.json", {**environment(self.world), **facts})
-        self._rewind(progress)
+        self._metrics.rewind(progress)
         if self.config.runtime.tensorboard:
-            from torch.utils.tensorboard import SummaryWriter  # slow to import: only where it is used
-
-            self._board = SummaryWriter(str(self.folder / "tensorboard"), purge_step=progress.step)
+            self._board = Board(self.folder / "tensorboard", purge_step=progress.step)
         self.say(f"run folder: {self.folder}")
         for name, value in facts.items():
             self.say(f"  {name}: {describe(value)}")
@@ -76,7 +74,7 @@ class Log:
     def start_epoch(self, progress: Progress, num_batches: int) -> None:
         self._epoch_began = self._since = self._line_at = time.monotonic()
         self._images = 0
-        self._waited = 0.0
+        self.world.pulse.restart()
         self._num_batches = num_batches
         self.status("running", progress)
         if self.world.is_main and sys.stderr.isatty():
@@ -91,12 +89,14 @@ class Log:
 
     def waiting_for(self, batches: Iterator[Batch]) -> Iterator[Batch]:
         """The batches, while the time that training waits for them is taken."""
+        pulse = self.world.pulse
         while True:
-            began = time.monotonic()
-            batch = next(batches, None)
-            self._waited += time.monotonic() - began
+            pulse.beat("waiting for a batch of faces")
+            with pulse.own(LOADING):
+                batch = next(batches, None)
             if batch is None:
                 return
+            pulse.beat("training on a batch")
             yield batch
 
     def step(self, progress: Progress, losses: Losses, global_size: int, learning_rate: float) -> None:
@@ -138,11 +138,9 @@ class Log:
         rate = self._images / max(now - self._epoch_began, 1e-9)
         mean = dict(zip(LOSS_NAMES, steps.mean(dim=0).tolist(), strict=True))
         record = {"kind": "steps", "step": progress.step, "from_step": first, "epoch": progress.epoch + 1}
-        self._append({**record, **mean, "learning_rate": self._learning_rate, "images_per_s": rate})
+        self._metrics.append({**record, **mean, "learning_rate": self._learning_rate, "images_per_s": rate})
         if self._board is not None:
-            for name, value in mean.items():
-                self._board.add_scalar(f"train/{name}", value, progress.step)
-            self._board.add_scalar("train/images_per_s", rate, progress.step)
+            self._board.add("train", {**mean, "images_per_s": rate}, progress.step)
         left = duration((self._num_batches - progress.batch) * (now - self._epoch_began) / max(self._done(progress), 1))
         text = f"loss {mean['total']:.4f} | kl {mean['kl_divergence']:.4f} | ce {mean['cross_entropy']:.4f} | "
         text += f"{rate:.0f} images/s | lr {self._learning_rate:.2g}"
@@ -174,14 +172,14 @@ class Log:
         return {
             **dict(zip(LOSS_NAMES, means, strict=True)),
             "images_per_s": self._images / max(seconds, 1e-9),
-            "waiting": self._waited / max(seconds, 1e-9),
+            "waiting": self.world.pulse.spent(LOADING) / max(seconds, 1e-9),
         }
 
     def epoch(self, progress: Progress, record: Mapping[str, object]) -> None:
         """One finished epoch: a table row, a line of metrics, TensorBoard."""
         if not self.world.is_main:
             return
-        self._append(record)
+        self._metrics.append(record)
         if progress.epoch == 1 or len(progress.epochs) % 20 == 1:
             self.say("epoch    loss      kl      ce     val acc  mean class  classes>=t      lr  images/s  time left")
         metrics: Any = record["validation"]
@@ -194,11 +192,11 @@ class Log:
             f"{record['learning_rate']:7.1e}  {record['images_per_s']:8.0f}  {duration(left):>9}"
         )
         self._warn_of_collapse(progress, metrics)
+        if straggler := describe_straggler(record["ranks"]):  # type: ignore[arg-type]
+            self.say(f"  warning: {straggler}")
         if self._board is not None:
-            validation = {f"validation_{name}": value for name, value in metrics.items()}
-            for name, value in {**record, **validation}.items():
-                if isinstance(value, float):
-                    self._board.add_scalar(f"epoch/{name}", value, progress.epoch)
+            everything = {**record, **{f"validation_{name}": value for name, value in metrics.items()}}
+            self._board.add("epoch", {k: v for k, v in everything.items() if isinstance(v, float)}, progress.epoch)
             self._board.flush()
 
     def _warn_of_collapse(self, progress: Progress, metrics: Mapping[str, Any]) -> None:
@@ -228,7 +226,12 @@ class Log:
         """`status.json`, for launchers: running, stopped, finished or failed, and where."""
         if self.world.is_main:
             where = {"state": state, "epoch": progress.epoch, "batch": progress.batch, "step": progress.step}
-            write_json(self.folder / "status.json", {**where, "epochs": self.config.epochs, **more})
+            try:
+                write_json(self.folder / "status.json", {**where, "epochs": self.config.epochs, **more})
+            except DiskFullError as error:
+                if state != "running":  # how a run ended is what launchers ask for
+                    raise
+                print(f"warning: {error}; training goes on", file=sys.stderr, flush=True)
 
     def say(self, text: str) -> None:
         if self.world.is_main:
@@ -240,32 +243,15 @@ class Log:
         path = self.folder / "status.json"
         if self.world.is_main and path.exists():
             known = json.loads(path.read_text())
-            write_json(path, {**known, "state": "failed", "error": str(error) or type(error).__name__})
+            with suppress(UserError):  # a full disk: `error` itself is the one to be told
+                write_json(path, {**known, "state": "failed", "error": str(error) or type(error).__name__})
 
     def close(self) -> None:
         if self._bar is not None:
             self._bar.close()
         if self._board is not None:
             self._board.close()
-
-    def _append(self, record: Mapping[str, object]) -> None:
-        path = self.folder / "metrics.jsonl"
-        with can_write(path), path.open("a") as file:
-            file.write(json.dumps(record) + "\n")
-
-    def _rewind(self, progress: Progress) -> None:
-        """Drop the lines that the checkpoint does not know, and add the epochs that it knows and the file lacks."""
-        path = self.folder / "metrics.jsonl"
-        steps = []
-        for line in path.read_text().splitlines() if path.exists() else []:
-            try:
-                record = json.loads(line)
-            except json.JSONDecodeError:  # torn by a kill: its step comes again
-                continue
-            if record["kind"] == "steps" and record["step"] <= progress.step:
-                steps.append(record)
-        records = sorted([*steps, *progress.epochs], key=lambda r: (r["step"], r["kind"] == "epoch"))
-        write_text(path, "".join(json.dumps(record) + "\n" for record in records))
+        self._metrics.close()
 
 
 @contextmanager

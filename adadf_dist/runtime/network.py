@@ -104,8 +104,8 @@ def update_average(average: nn.Module, model: nn.Module, decay: float) -> None:
 
 
 def on_cpu(model: nn.Module) -> dict[str, Tensor]:
-    """Parameters and buffers by name, as a checkpoint holds them."""
-    return {key: value.detach().cpu() for key, value in model.state_dict().items()}
+    """Copies of parameters and buffers by name, as a checkpoint holds them."""
+    return {key: value.detach().to("cpu", copy=True) for key, value in model.state_dict().items()}
 
 
 def load_model(model: DualBranch, state: object) -> None:

@@ -58,7 +58,6 @@ class CrossRankBatchNorm(nn.BatchNorm2d):
         new.training, new.world = norm.training, world
         return new
 
-    @torch.compiler.disable  # type: ignore[untyped-decorator]
     def forward(self, input: Tensor) -> Tensor:
         if not self.training:
             return super().forward(input)

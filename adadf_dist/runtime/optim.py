@@ -59,7 +59,10 @@ def build_optimizer(model: nn.Module, config: OptimizerConfig, device: torch.dev
             (heads if ".attention." in name else others).append(parameter)
     groups = [{"params": others, "factor": 1.0}, {"params": heads, "factor": config.attention_lr_factor}]
     fused = device.type in ("cuda", "cpu")
-    return torch.optim.Adam([g for g in groups if g["params"]], weight_decay=config.weight_decay, fused=fused)
+    given = [group for group in groups if group["params"]]
+    optimizer = torch.optim.Adam(given, weight_decay=config.weight_decay, fused=fused)
+    set_learning_rate(optimizer, config.lr)
+    return optimizer
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
@@ -69,13 +72,14 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
 
 def moments_by_name(model: nn.Module, optimizer: torch.optim.Optimizer) -> Moments:
     return {
-        name: {key: value.detach().cpu() for key, value in optimizer.state[parameter].items()}
+        name: {key: value.detach().to("cpu", copy=True) for key, value in optimizer.state[parameter].items()}
         for name, parameter in model.named_parameters()
         if parameter in optimizer.state
     }
 
 
 def load_moments(model: nn.Module, optimizer: torch.optim.Optimizer, moments: Moments) -> None:
+    optimizer.state.clear()
     for name, parameter in model.named_parameters():
         if name in moments:
             state = {key: value.clone() for key, value in moments[name].items()}

@@ -29,6 +29,10 @@ class Progress:
         """When the next step is, in an epoch of so many batches."""
         return Moment(self.epoch, self.step, self.epoch + self.batch / num_batches)
 
+    def last_moment(self, num_batches: int) -> Moment:
+        """When the last step was, in an epoch of which some batch is finished."""
+        return Moment(self.epoch, self.step - 1, self.epoch + (self.batch - 1) / num_batches)
+
     def finish_epoch(self, accuracy: float, record: dict[str, object]) -> None:
         """Count an epoch with its validation accuracy."""
         self.epoch += 1

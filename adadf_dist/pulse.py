@@ -1,0 +1,62 @@
+"""What a rank is doing and since when, and how long its own work takes: what watchdogs and reports look at."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import NamedTuple, TypeVar
+
+T = TypeVar("T")
+
+LOADING, EVALUATION = "loading", "evaluation"
+"""Kinds of a rank's own work."""
+
+
+class Beat(NamedTuple):
+    """A sign of life."""
+
+    doing: str
+    at: float
+    """By the monotonic clock, in seconds."""
+
+
+class Pulse:
+    """Of one rank. A beat costs a microsecond: give one at each batch and each change of phase."""
+
+    def __init__(self) -> None:
+        self.last = Beat("starting", time.monotonic())
+        self._own: dict[str, float] = {}
+        self._since = self.last.at
+
+    def beat(self, doing: str) -> None:
+        self.last = Beat(doing, time.monotonic())
+
+    def over(self, things: Iterable[T], doing: str) -> Iterator[T]:
+        """The things, a beat before each."""
+        self.beat(doing)
+        for thing in things:
+            yield thing
+            self.beat(doing)
+
+    @contextmanager
+    def own(self, kind: str) -> Iterator[None]:
+        """Count what happens within as this rank's own work: it must hold no collective, which waits for others."""
+        began = time.monotonic()
+        try:
+            yield
+        finally:
+            self._own[kind] = self.spent(kind) + time.monotonic() - began
+
+    def spent(self, kind: str) -> float:
+        """Seconds of own work of a kind since the last `restart`."""
+        return self._own.get(kind, 0.0)
+
+    def elapsed(self) -> float:
+        """Seconds since the last `restart`."""
+        return time.monotonic() - self._since
+
+    def restart(self) -> None:
+        """Begin to count anew."""
+        self._own.clear()
+        self._since = time.monotonic()

@@ -1,0 +1,49 @@
+"""TensorBoard events: a convenience, so a disk that refuses them does not end a run."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from torch.utils.tensorboard import SummaryWriter
+
+
+class Board:
+    """Scalars of a run, until the disk refuses one."""
+
+    def __init__(self, folder: Path, purge_step: int) -> None:
+        from torch.utils.tensorboard import SummaryWriter  # slow to import: only where it is used
+
+        self._folder = folder
+        self._writer: SummaryWriter | None = None
+        with self._tolerant():
+            self._writer = SummaryWriter(str(folder), purge_step=purge_step)
+
+    def add(self, section: str, values: Mapping[str, float], step: int) -> None:
+        for name, value in values.items():
+            with self._tolerant():
+                if self._writer is not None:
+                    self._writer.add_scalar(f"{section}/{name}", value, step)
+
+    def flush(self) -> None:
+        with self._tolerant():
+            if self._writer is not None:
+                self._writer.flush()
+
+    def close(self) -> None:
+        with self._tolerant():
+            if self._writer is not None:
+                self._writer.close()
+
+    @contextmanager
+    def _tolerant(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            self._writer = None
+            told = f"warning: {self._folder}: {error.strerror or error}; no more TensorBoard events in this session"
+            print(told, file=sys.stderr, flush=True)

@@ -1,0 +1,61 @@
+"""Out of memory, told in one line that says what to lower."""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+
+from adadf_dist.config import Config
+from adadf_dist.errors import UserError
+from adadf_dist.world import World
+
+SIGNS = ("out of memory", "can't allocate memory", "CUBLAS_STATUS_ALLOC_FAILED", "CUDNN_STATUS_ALLOC_FAILED")
+DEAD_WORKER = "DataLoader worker"
+"""How torch's loader begins to say that a decoding process was killed."""
+
+
+@contextmanager
+def memory_told(config: Config, world: World) -> Iterator[None]:
+    """Turn running out of memory, on a GPU or a CPU, into a `UserError`."""
+    try:
+        yield
+    except (RuntimeError, MemoryError, OSError) as error:  # torch.OutOfMemoryError is a RuntimeError
+        if isinstance(error, RuntimeError) and str(error).startswith(DEAD_WORKER):
+            raise UserError(describe_dead_worker(config, str(error))) from None
+        if not out_of_memory(error):
+            raise
+        raise UserError(describe(config, world, error)) from None
+
+
+def out_of_memory(error: BaseException) -> bool:
+    if isinstance(error, OSError):
+        return error.errno == errno.ENOMEM
+    return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or any(sign in str(error) for sign in SIGNS)
+
+
+def describe(config: Config, world: World, error: BaseException) -> str:
+    """What was too much, and what to lower: first what goes on with this run, then what begins another."""
+    rows = -(-config.batch_size // world.size)
+    crops = " of 10 crops" if config.data.ten_crop else ""
+    lower = ["lower batch_size", "lower data.image_size"]
+    if config.runtime.precision == "fp32":
+        lower.insert(1, "set runtime.precision = bf16")
+    said = " ".join(str(error).split())[:200]
+    return (
+        f"out of memory on rank {world.rank} ({world.device}), {world.pulse.last.doing}: "
+        f"batch_size {config.batch_size} over {world.size} ranks is {rows} faces{crops} a rank, "
+        f"data.image_size {config.data.image_size}, "
+        f"model.backbone {config.model.backbone}, runtime.precision {config.runtime.precision}; start more ranks, "
+        f"which goes on with this run, or, under another --out, {', or '.join(lower)} ({said})"
+    )
+
+
+def describe_dead_worker(config: Config, said: str) -> str:
+    return (
+        f"a decoding process was killed, as a machine does whose memory or /dev/shm is full: lower data.workers (now "
+        f"{config.data.workers}) or data.prefetch (now {config.data.prefetch}); the same command goes on from the "
+        f"last checkpoint ({' '.join(said.split())[:120]})"
+    )
