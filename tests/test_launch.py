@@ -143,13 +143,16 @@ def test_an_endpoint_that_nobody_keeps_is_given_up(cluster: Cluster) -> None:
     assert f"{endpoint} was not reached after 1 s" in done.stderr and done.stderr.count("\n") == 1
 
 
-def test_the_example_settings_are_allowed_and_known_to_deepspeed() -> None:
-    path = LAUNCH / "deepspeed.json"
+@pytest.mark.parametrize("logged", [False, True], ids=["as it is", "logger on"])
+def test_the_example_settings_are_allowed_and_known_to_deepspeed(logged: bool, tmp_path: Path) -> None:
+    given = json.loads((LAUNCH / "deepspeed.json").read_text())
+    given["comms_logger"]["enabled"] = logged
+    path = tmp_path / "deepspeed.json"
+    path.write_text(json.dumps(given))
     config = build_config([Layer("test", {"engine": "deepspeed", "deepspeed.config": str(path), "batch_size": 64})])
     made = deepspeed_settings(config, ranks=2)
-    given = json.loads(path.read_text())
-    for section in ("zero_optimization", "comms_logger"):
-        assert given[section].items() <= made[section].items()
+    assert given["zero_optimization"].items() <= made["zero_optimization"].items()
+    assert made.get("comms_logger") == (given["comms_logger"] if logged else None)
     zero = pytest.importorskip("deepspeed.runtime.zero.config").DeepSpeedZeroConfig
     comms = pytest.importorskip("deepspeed.comm.config").CommsLoggerConfig
     assert given["zero_optimization"].keys() <= zero.model_fields.keys()
