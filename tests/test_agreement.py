@@ -165,9 +165,9 @@ def told_of_kinds(world: World) -> list[str]:
 
 def test_shards_may_differ_by_name_and_not_by_kind() -> None:
     for rank in run_ranks(told_of_kinds, 2):
-        for told, (_, _, words) in zip(rank, KINDS, strict=True):
-            assert bool(told) == bool(words)
-            assert words in told
+        for told, (_, _, wanted) in zip(rank, KINDS, strict=True):
+            assert bool(told) == bool(wanted)
+            assert wanted in told
 
 
 def test_files_of_one_name_must_hold_the_same(tmp_path: Path) -> None:
