@@ -75,6 +75,9 @@ else
     [[ ${RDZV_ENDPOINT-} =~ ^(.+):([0-9]+)$ ]] ||
         fail "RDZV_ENDPOINT is ${RDZV_ENDPOINT:-not set}; NNODES=$NNODES needs HOST:PORT, the same on every node"
     host=${BASH_REMATCH[1]} port=${BASH_REMATCH[2]}
+    # ranks meet at a store of their own each time: with the agents' one, a node that comes later waits for an address
+    # that nobody tells it, and takes the others along after a minute (torch 2.15)
+    export TORCH_DISABLE_SHARE_RDZV_TCP_STORE=${TORCH_DISABLE_SHARE_RDZV_TCP_STORE:-1}
     where=(--nnodes "$NNODES" --rdzv-backend c10d --rdzv-endpoint "$RDZV_ENDPOINT" --rdzv-id "${RDZV_ID:-adadf}")
     if [[ -n ${NODE_RANK-} ]]; then
         is_whole "$NODE_RANK" || fail "NODE_RANK is $NODE_RANK; give 0 on $host and other numbers elsewhere"

@@ -106,8 +106,8 @@ def ended(job: subprocess.Popen[str]) -> tuple[int, str]:
     return job.returncode, told
 
 
-def wait_until(found: Callable[[], object]) -> None:
-    until = time.monotonic() + TIMEOUT_S
+def wait_until(found: Callable[[], object], timeout: float = TIMEOUT_S) -> None:
+    until = time.monotonic() + timeout
     while not found():
         assert time.monotonic() < until
         time.sleep(0.02)

@@ -154,19 +154,20 @@ def test_an_environment_that_cannot_be(wrong: dict[str, str], words: str, monkey
     assert str(caught.value).startswith(words)
 
 
-def settings_of(world: World, values: Sequence[dict[str, object]]) -> str:
-    config = build_config([Layer("test", values[world.rank])])
-    return agreement.unlike_settings(config, world)
+KINDS = [("data/a", "data/b", ""), ("data/a", "", "a local folder"), ("data/a", "https://host/a", "https://host/a")]
+"""`data.shards` of two ranks, and what is told of it."""
 
 
-@pytest.mark.parametrize(
-    ("first", "second", "told"),
-    [("data/a", "data/b", ""), ("data/a", "", "a local folder"), ("data/a", "https://host/a", "https://host/a")],
-)
-def test_shards_may_differ_by_name_and_not_by_kind(first: str, second: str, told: str) -> None:
-    for found in run_ranks(settings_of, 2, ({"data.shards": first}, {"data.shards": second})):
-        assert bool(found) == bool(told)
-        assert told in found
+def told_of_kinds(world: World) -> list[str]:
+    configs = [build_config([Layer("test", {"data.shards": pair[world.rank]})]) for pair in KINDS]
+    return [agreement.unlike_settings(config, world) for config in configs]
+
+
+def test_shards_may_differ_by_name_and_not_by_kind() -> None:
+    for rank in run_ranks(told_of_kinds, 2):
+        for told, (_, _, wanted) in zip(rank, KINDS, strict=True):
+            assert bool(told) == bool(wanted)
+            assert wanted in told
 
 
 def test_files_of_one_name_must_hold_the_same(tmp_path: Path) -> None:

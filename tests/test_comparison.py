@@ -38,6 +38,7 @@ def test_one_pair_says_nothing() -> None:
         paired_difference([1.0], [2.0])
 
 
+@pytest.mark.slow
 def test_a_way_of_training_equals_itself(faces: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     small = settings(faces, tmp_path / "unused", epochs="1")
     common = [word for key, value in small.items() if key != "out" for word in (f"--{key}", value)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import shutil
@@ -11,6 +12,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+import psutil
 import pytest
 import yaml
 from torch.distributed.run import get_args_parser
@@ -18,7 +20,7 @@ from torch.distributed.run import get_args_parser
 from adadf_dist.runtime.deepspeed_settings import deepspeed_settings
 from adadf_dist.settings import Layer, build_config
 from tests.nodes import free_port
-from tests.runs import records, settings, start, status
+from tests.runs import ROOT, environment, records, settings, status
 from tests.stubs import LAUNCH, TIMEOUT_S, Cluster, wait_until
 
 SCRIPTS = sorted([*LAUNCH.glob("*.sh"), *LAUNCH.glob("*.sbatch")])
@@ -141,13 +143,16 @@ def test_an_endpoint_that_nobody_keeps_is_given_up(cluster: Cluster) -> None:
     assert f"{endpoint} was not reached after 1 s" in done.stderr and done.stderr.count("\n") == 1
 
 
-def test_the_example_settings_are_allowed_and_known_to_deepspeed() -> None:
-    path = LAUNCH / "deepspeed.json"
+@pytest.mark.parametrize("logged", [False, True], ids=["as it is", "logger on"])
+def test_the_example_settings_are_allowed_and_known_to_deepspeed(logged: bool, tmp_path: Path) -> None:
+    given = json.loads((LAUNCH / "deepspeed.json").read_text())
+    given["comms_logger"]["enabled"] = logged
+    path = tmp_path / "deepspeed.json"
+    path.write_text(json.dumps(given))
     config = build_config([Layer("test", {"engine": "deepspeed", "deepspeed.config": str(path), "batch_size": 64})])
     made = deepspeed_settings(config, ranks=2)
-    given = json.loads(path.read_text())
-    for section in ("zero_optimization", "comms_logger"):
-        assert given[section].items() <= made[section].items()
+    assert given["zero_optimization"].items() <= made["zero_optimization"].items()
+    assert made.get("comms_logger") == (given["comms_logger"] if logged else None)
     zero = pytest.importorskip("deepspeed.runtime.zero.config").DeepSpeedZeroConfig
     comms = pytest.importorskip("deepspeed.comm.config").CommsLoggerConfig
     assert given["zero_optimization"].keys() <= zero.model_fields.keys()
@@ -178,27 +183,70 @@ def test_two_ranks_by_torchrun(faces: Path, tmp_path: Path) -> None:
 def test_two_ranks_by_deepspeeds_launcher_stop_and_go_on(faces: Path, tmp_path: Path) -> None:
     pytest.importorskip("deepspeed")
     out = tmp_path / "run"
-    values = settings(faces, out, epochs="20", deepspeed__config=str(LAUNCH / "deepspeed.json"))
+    values = settings(faces, out, epochs="8", deepspeed__config=str(LAUNCH / "deepspeed.json"))
     job = start_for_real("deepspeed.sh", values)
     try:
-        wait_until(lambda: len(records(out, "steps")) >= 6)
+        wait_until(lambda: len(records(out, "steps")) >= 3)
         job.terminate()
         told = "".join(job.communicate(timeout=TIMEOUT_S))
     finally:
-        job.kill()
+        kill(job)
     assert status(out)["state"] == "stopped", told
     stopped_at = status(out)["step"]
-    assert isinstance(stopped_at, int) and stopped_at < 80
-    done = run_for_real("deepspeed.sh", {**values, "epochs": "20"})
+    assert isinstance(stopped_at, int) and stopped_at < 32
+    done = run_for_real("deepspeed.sh", values)
     assert done.returncode == 0, done.stderr
     assert "goes on from" in done.stdout
-    assert status(out) | {"state": "finished", "step": 80} == status(out)
+    assert status(out) | {"state": "finished", "step": 32} == status(out)
 
 
-def start_for_real(script: str, values: dict[str, str]) -> subprocess.Popen[str]:
+def ranks_of(out: Path) -> object:
+    path = out / "run.json"
+    return json.loads(path.read_text())["ranks"] if path.exists() else None
+
+
+@pytest.mark.slow
+def test_a_node_comes_later_and_another_is_lost(faces: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    values = settings(faces, out, epochs="1000", checkpoint__every_steps="5")
+    several = {"NNODES": "1:2", "NPROC": "1", "RDZV_ENDPOINT": f"localhost:{free_port()}"}
+    nodes = []
+    try:
+        for number, ranks in enumerate(("1 on cpu", "2 on cpu")):
+            nodes.append(start_for_real("torchrun.sh", values, NODE_RANK=str(number), **several))
+            wait_until(lambda: ranks_of(out) == ranks, 120)  # noqa: B023
+            seen = len(records(out, "steps"))
+            wait_until(lambda: len(records(out, "steps")) > seen + 5, 120)  # noqa: B023
+        kill(nodes[1])
+        wait_until(lambda: ranks_of(out) == "1 on cpu", 200)
+        nodes[0].terminate()
+        assert "stopped at" in nodes[0].communicate(timeout=120)[0]
+    finally:
+        for node in nodes:
+            kill(node)
+    assert status(out)["state"] == "stopped"
+
+
+def kill(job: subprocess.Popen[str]) -> None:
+    """With all that it started: ranks lead sessions of their own."""
+    if job.poll() is None:
+        for process in [*psutil.Process(job.pid).children(recursive=True), psutil.Process(job.pid)]:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.kill()
+
+
+def start_for_real(script: str, values: dict[str, str], **variables: str) -> subprocess.Popen[str]:
     words = [word for key, value in values.items() for word in (f"--{key}", value)]
-    more = {"NPROC": "2", "PYTHON": sys.executable, "MASTER_PORT": str(free_port())}
-    return start(["bash", str(LAUNCH / script), "--preset", "rafdb", *words], **more)
+    more = {"NPROC": "2", "PYTHON": sys.executable, "MASTER_PORT": str(free_port()), **variables}
+    pipe = subprocess.PIPE
+    return subprocess.Popen(
+        ["bash", str(LAUNCH / script), "--preset", "rafdb", *words],
+        cwd=ROOT,
+        env={**environment(), **more},
+        stdout=pipe,
+        stderr=pipe,
+        text=True,
+    )
 
 
 def run_for_real(script: str, values: dict[str, str]) -> subprocess.CompletedProcess[str]:
@@ -206,5 +254,5 @@ def run_for_real(script: str, values: dict[str, str]) -> subprocess.CompletedPro
     try:
         out, err = job.communicate(timeout=200)
     finally:
-        job.terminate()
+        kill(job)
     return subprocess.CompletedProcess(job.args, job.returncode, out, err)

@@ -89,7 +89,7 @@ def steps_of_a_rank(world: World, config: Config) -> dict[str, Any]:
     return {"calls": calls, "bytes": nbytes, "buckets": buckets, "frozen": work.engine.model.extractor_frozen}
 
 
-@pytest.mark.parametrize("case", ["plain", "frozen, local, three ranks"])
+@pytest.mark.parametrize("case", ["plain", pytest.param("frozen, local, three ranks", marks=pytest.mark.slow)])
 def test_a_step_on_paper_is_what_ranks_send(case: str, tmp_path: Path) -> None:
     config, ranks = small(), 2
     if case != "plain":

@@ -114,10 +114,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         print(HELP)
         return
     with one_line_errors("adadf_dist.check", rank_in_environment()):
-        try:
-            worst = run(config_from_command_line(words))
-        except KeyboardInterrupt:
-            raise UserError("interrupted; nothing is left behind") from None
+        worst = run(config_from_command_line(words))
     raise SystemExit(int(worst))
 
 
