@@ -9,7 +9,7 @@ from pathlib import Path
 from adadf_dist.errors import UserError, one_line_errors
 from adadf_dist.world import rank_in_environment
 from tune.study import load
-from tune.trial import Trial, run_trial
+from tune.trial import run_trial
 
 
 def run_one(study_folder: Path, name: str) -> None:

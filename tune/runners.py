@@ -28,7 +28,7 @@ class Runner(Protocol):
 
 
 class Local:
-    """One trial after another on this machine, each in a process of its own: a crash is the trial's, not the search's."""
+    """One trial after another on this machine, each in a process of its own: a crash is the trial's alone."""
 
     def __init__(self, workers: int) -> None:
         self.workers = workers

@@ -1,0 +1,140 @@
+"""Search the constants of a run, and say whether what was found is more than noise. See --help."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from adadf_dist.errors import UserError, one_line_errors
+from adadf_dist.runtime.folder import sole_writer
+from adadf_dist.settings import config_from_command_line, override
+from adadf_dist.train import run
+from tune.choice import DEFAULT, Choice, choose, finalists
+from tune.halving import plan_halving
+from tune.results import describe, write_best, write_trials
+from tune.runners import Local, Runner
+from tune.space import SPACES, open_space
+from tune.study import Options, Study, begin
+from tune.table import LiveTable
+from tune.trial import Outcome
+
+HELP = """\
+Many configurations on one seed, the best of them and the default on fresh seeds, compared pair by pair. The test split
+is not read; the winner alone is tested, once, at the end.
+
+  python -m tune.search --preset demo --trials 8 --local
+  python -m tune.search --preset affectnet7 --data.shards DIR --space paper --trials 64 --seeds 5 --address auto
+
+Every other --key VALUE is a key of the runs (python -m adadf_dist.train --help) and makes the default configuration.
+"""
+
+
+def make_parser() -> argparse.ArgumentParser:
+    formatter = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(prog="python -m tune.search", description=HELP, formatter_class=formatter)
+    spaces = ", ".join(SPACES)
+    parser.add_argument("--space", default="paper", help=f"{spaces}, or a TOML file (default: %(default)s)")
+    parser.add_argument(
+        "--trials", type=int, default=16, help="configurations beside the default (default: %(default)s)"
+    )
+    parser.add_argument("--seeds", type=int, default=3, help="fresh seeds of each finalist (default: %(default)s)")
+    parser.add_argument("--finalists", type=int, default=3, help="configurations that get them (default: %(default)s)")
+    parser.add_argument("--out", type=Path, help="folder of the search (default: runs/search-PRESET-SPACE)")
+    parser.add_argument("--resume", action="store_true", help="go on with the search in --out")
+    parser.add_argument("--scheduler", choices=["asha", "none"], default="asha", help="end poor trials early, or none")
+    parser.add_argument("--grace", type=int, help="epochs that every trial has (default: twice the largest E)")
+    parser.add_argument("--factor", type=int, default=3, help="one in so many passes a rung (default: %(default)s)")
+    parser.add_argument("--workers-per-trial", type=int, default=1, help="ranks of a trial (default: %(default)s)")
+    parser.add_argument("--local", action="store_true", help="one trial after another on this machine, without Ray")
+    return parser
+
+
+def plan(argv: Sequence[str]) -> tuple[Study, argparse.Namespace]:
+    """What the command line asks for, checked before anything starts."""
+    options, words = make_parser().parse_known_args(argv)
+    base = config_from_command_line(words)
+    name = Path(base.out).name.rpartition("-seed")[0]
+    space = open_space(options.space, base)
+    for key in ("trials", "seeds", "finalists", "workers_per_trial"):
+        least = 2 if key == "seeds" else 1
+        if getattr(options, key) < least:
+            raise UserError(f"--{key.replace('_', '-')} {getattr(options, key)}: give {least} or more")
+    if base.evaluation.protocol == "published":
+        raise UserError(
+            "evaluation.protocol is published, which looks at the test split every epoch: a search would choose by it; "
+            "set evaluation.protocol = clean"
+        )
+    halving = plan_halving(space, base, options.grace, options.factor)
+    chosen = Options(
+        trials=options.trials,
+        seeds=options.seeds,
+        finalists=options.finalists,
+        searcher="random",
+        halving=options.scheduler == "asha",
+        grace=halving.grace,
+        factor=halving.factor,
+    )
+    folder = options.out or Path("runs") / f"search-{name}-{Path(options.space).stem}"
+    base = override(replace(base, out=""), {"evaluation.test": False})
+    return Study(folder.absolute(), base, space, chosen), options
+
+
+def search(study: Study, runner: Runner) -> Choice:
+    """From where the study stands to its answer. Raises `UserError` when too little was left to choose from."""
+    table = LiveTable(study)
+
+    def told() -> None:
+        outcomes = study.trials.outcomes()
+        write_trials(study, outcomes)
+        table.show(outcomes)
+
+    runner.search(study, told)
+    searched = {o.trial.number: o.trial.values for o in study.trials.outcomes() if o.trial.stage == "search"}
+    best = finalists(study.trials.outcomes(), study.options.finalists)
+    values = {number: searched[number] for number in [DEFAULT, *best]}
+    finals = study.finals(values)
+    runner.run(study, finals, told)
+    told()
+    results = [study.trials.outcome(trial) for trial in finals]
+    choice = choose(accuracies_of(results, study))
+    winner = values[choice.winner]
+    print("\n".join(describe(choice)))
+    test_winner(study, choice, winner)
+    print(f"python -m adadf_dist.train --config {write_best(study, choice, winner)}")
+    return choice
+
+
+def accuracies_of(results: Sequence[Outcome], study: Study) -> dict[int, list[float]]:
+    """By number, in the order of the seeds; configurations that failed on a seed drop out."""
+    found: dict[int, list[float]] = {}
+    for outcome in results:
+        found.setdefault(outcome.trial.number, [])
+        if outcome.end == "finished":
+            found[outcome.trial.number].append(outcome.best)
+    whole = {number: values for number, values in found.items() if len(values) == study.options.seeds}
+    if DEFAULT not in whole:
+        failed = next(o for o in results if o.trial.number == DEFAULT and o.end != "finished")
+        raise UserError(f"the default configuration failed on seed {failed.trial.seed}: {failed.error}")
+    return whole
+
+
+def test_winner(study: Study, choice: Choice, values: dict[str, object]) -> None:
+    """The test split is read here, and nowhere else: by the winner's first final run."""
+    trial = next(t for t in study.finals({choice.winner: values}))
+    config = override(study.base, {**values, "seed": trial.seed, "out": str(study.trials.of(trial))})
+    run(override(config, {"checkpoint.keep": 1, "evaluation.test": True}))
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    with one_line_errors("tune.search"):
+        study, options = plan(sys.argv[1:] if argv is None else argv)
+        begun = begin(study, options.resume)
+        with sole_writer(study.folder):
+            search(begun, Local(options.workers_per_trial))
+
+
+if __name__ == "__main__":
+    main()
