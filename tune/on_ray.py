@@ -7,6 +7,7 @@ behind that would hold GPUs (a killed trial's inner placement group does), and a
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -30,26 +31,28 @@ ROOT = Path(__file__).resolve().parents[1]
 class OnRay:
     """A cluster that is there (`address`), or one that this process starts on its machine."""
 
-    def __init__(self, address: str, workers: int, gpus_per_worker: float, cpus_per_worker: float) -> None:
+    def __init__(self, address: str, workers: int, gpus_per_worker: float | None, cpus_per_worker: float) -> None:
         self.workers = workers
-        self.gpus = gpus_per_worker
         self.cpus = cpus_per_worker
         environment = {"env_vars": {"RAY_TRAIN_V2_ENABLED": "1", "PYTHONPATH": str(ROOT)}}
         try:
-            ray.init(address=address or "local", runtime_env=environment, log_to_driver=False, logging_level="ERROR")
+            ray.init(
+                address=address or "local", runtime_env=environment, log_to_driver=False, logging_level=logging.ERROR
+            )
         except ConnectionError as error:
             reason = " ".join(str(error).split())[:200]
             raise UserError(
                 f"--address {address}: no Ray cluster there ({reason}); start one or leave it out"
             ) from None
-        self.concurrent = self._fit()
+        held: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
+        self.gpus = (1.0 if held.get("GPU") else 0.0) if gpus_per_worker is None else gpus_per_worker
+        self.concurrent = self._fit(held)
 
     def close(self) -> None:
         ray.shutdown()
 
-    def _fit(self) -> int:
+    def _fit(self, held: dict[str, float]) -> int:
         """Trials that the cluster holds at once. Raises `UserError` when it holds none."""
-        held = ray.cluster_resources()
         wanted = {"CPU": self.cpus * self.workers, "GPU": self.gpus * self.workers}
         for name, amount in wanted.items():
             if amount > held.get(name, 0.0):
@@ -85,9 +88,10 @@ class OnRay:
             ),
         )
         results = tuner.fit()
-        for trial, result in zip(left, results, strict=True):
+        errors = {(r.config or {}).get("trial"): r.error for r in (results[i] for i in range(len(results)))}
+        for trial in left:
             if not study.trials.outcome(trial).end:
-                study.trials.end(trial, "failed", " ".join(str(result.error).split())[-300:])
+                study.trials.end(trial, "failed", " ".join(str(errors.get(trial.name)).split())[-300:])
 
 
 class Told(ray_tune.Callback):
@@ -125,9 +129,9 @@ def train_on_ranks(config: dict[str, Any], study_folder: str) -> None:
     gpus = config["gpus"]
     resources = {"CPU": config["cpus"], **({"GPU": gpus} if gpus else {})}
     scaling = ray_train.ScalingConfig(config["workers"], use_gpu=gpus > 0, resources_per_worker=resources)
-    storage = ray_train.RunConfig(
-        name=config["trial"], storage_path=str(Path(study_folder) / "ray-train"), callbacks=[TuneReportCallback()]
-    )
+    passed_on: Any = TuneReportCallback()  # type: ignore[no-untyped-call]
+    folder = str(Path(study_folder) / "ray-train")
+    storage = ray_train.RunConfig(name=config["trial"], storage_path=folder, callbacks=[passed_on])
     TorchTrainer(
         train_rank, train_loop_config={**config, "study": study_folder}, scaling_config=scaling, run_config=storage
     ).fit()

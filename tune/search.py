@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -48,6 +49,9 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--grace", type=int, help="epochs that every trial has (default: twice the largest E)")
     parser.add_argument("--factor", type=int, default=3, help="one in so many passes a rung (default: %(default)s)")
     parser.add_argument("--workers-per-trial", type=int, default=1, help="ranks of a trial (default: %(default)s)")
+    parser.add_argument("--address", default="", help="of a Ray cluster, or auto; empty: one is started here")
+    parser.add_argument("--cpus-per-worker", type=float, default=1.0, help="(default: %(default)s)")
+    parser.add_argument("--gpus-per-worker", type=float, help="a fraction is allowed (default: 1 if there are GPUs)")
     parser.add_argument("--local", action="store_true", help="one trial after another on this machine, without Ray")
     return parser
 
@@ -128,12 +132,31 @@ def test_winner(study: Study, choice: Choice, values: dict[str, object]) -> None
     run(override(config, {"checkpoint.keep": 1, "evaluation.test": True}))
 
 
+@contextmanager
+def runner_of(options: argparse.Namespace) -> Iterator[Runner]:
+    """Raises `UserError` where Ray is wanted and is not there, or holds no trial."""
+    if options.local:
+        yield Local(options.workers_per_trial)
+        return
+    try:
+        from tune.on_ray import OnRay  # seconds to import, and not everyone has Ray
+    except ImportError as error:
+        raise UserError(
+            f"Ray does not import ({error}); install it with pip install 'adadf_dist[tune]', or search with --local"
+        ) from None
+    runner = OnRay(options.address, options.workers_per_trial, options.gpus_per_worker, options.cpus_per_worker)
+    try:
+        yield runner
+    finally:
+        runner.close()
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     with one_line_errors("tune.search"):
         study, options = plan(sys.argv[1:] if argv is None else argv)
         begun = begin(study, options.resume)
-        with sole_writer(study.folder):
-            search(begun, Local(options.workers_per_trial))
+        with sole_writer(study.folder), runner_of(options) as runner:
+            search(begun, runner)
 
 
 if __name__ == "__main__":
