@@ -35,12 +35,13 @@ def config_of(**changed: object) -> Config:
         "loss.rank_margin": 1.0,  # the rank regularisation is always active
         "runtime.precision": "fp32",
         "model.backbone": "resnet10",
+        "batch_size": ROWS,
     }
     return build_config([Layer("test", base | {key.replace("__", "."): value for key, value in changed.items()})])
 
 
 def deepspeed_config(stage: int, **changed: object) -> Config:
-    return config_of(batch_size=ROWS, engine="deepspeed", deepspeed__zero_stage=stage, **changed)
+    return config_of(engine="deepspeed", deepspeed__zero_stage=stage, **changed)
 
 
 def batch_of(seed: int) -> tuple[Tensor, Tensor]:
@@ -206,7 +207,7 @@ def test_frozen_parameters_and_buffers_are_in_the_checkpoint(tmp_path: Path) -> 
 
 def learn(world: World, changed: dict[str, object], steps: int) -> float:
     """Mean cross entropy of the last 5 of `steps` steps in bf16 over three batches again and again."""
-    config = config_of(runtime__precision="bf16", batch_size=ROWS, **changed)
+    config = config_of(runtime__precision="bf16", **changed)
     engine = build_engine(config, CLASSES, world)
     seen = [float(step(engine, config, world, number % 3)["losses"][2]) for number in range(steps)]
     return sum(seen[-5:]) / 5
