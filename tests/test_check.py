@@ -82,7 +82,11 @@ def test_a_healthy_environment(ranks: int, faces: Path, tmp_path: Path) -> None:
 
 
 def test_ctrl_c_ends_it(faces: Path, tmp_path: Path) -> None:
-    process = start(command(settings(faces, tmp_path / "out"), 1, MODULE))
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs pass on to ignore it
+    try:
+        process = start(command(settings(faces, tmp_path / "out"), 1, MODULE))
+    finally:
+        signal.signal(signal.SIGINT, before)
     try:
         assert process.stdout is not None
         while " batch " not in (line := process.stdout.readline()):  # the steps are next
