@@ -17,7 +17,7 @@ from adadf_dist.method.class_distributions import ClassDistributions
 from adadf_dist.method.losses import Place, adadf_loss, ramp_weights
 from adadf_dist.runtime.deepspeed_settings import deepspeed_settings
 from adadf_dist.runtime.engine import Engine, build_engine
-from adadf_dist.runtime.optim import Moment
+from adadf_dist.runtime.optim import Position
 from adadf_dist.settings import Layer, build_config
 from adadf_dist.world import World
 from tests.ranks import alone, run_ranks
@@ -55,7 +55,7 @@ def step(engine: Engine, config: Config, world: World, number: int) -> dict[str,
     images, labels = batch_of(number)
     first, end = rank_bounds(ROWS, world.rank, world.size)
     images, labels = images[first:end], labels[first:end]
-    engine.schedule(Moment(0, number, number / 100))
+    engine.schedule(Position(0, number, number / 100))
     output = engine.forward(images)
     classes = ClassDistributions(CLASSES, config.class_distributions, world)
     place = (world, Place(first, ROWS))

@@ -11,7 +11,7 @@ from adadf_dist.config import Config
 from adadf_dist.method.class_distributions import ClassDistributions
 from adadf_dist.method.losses import Place, adadf_loss, ramp_weights
 from adadf_dist.runtime.engine import Engine, build_engine
-from adadf_dist.runtime.optim import Moment
+from adadf_dist.runtime.optim import Position
 from adadf_dist.settings import Layer, build_config
 from adadf_dist.world import World
 from tests.runs import command, finish, records, settings
@@ -35,7 +35,7 @@ def losses_of(engine: Engine, config: Config, world: World, steps: int = 6) -> l
         generator = torch.Generator().manual_seed(number)
         images = torch.randn(ROWS, 3, 64, 64, generator=generator).to(world.device)
         labels = (torch.arange(ROWS) % CLASSES).to(world.device)
-        engine.schedule(Moment(0, number, 0.0))
+        engine.schedule(Position(0, number, 0.0))
         output = engine.forward(images)
         place = (world, Place(0, ROWS))
         loss = adadf_loss(output, labels, classes.current, ramp_weights(1, 3), config.loss, place).total

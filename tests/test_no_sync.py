@@ -13,7 +13,7 @@ from adadf_dist.method.class_distributions import ClassDistributions
 from adadf_dist.method.losses import Place, adadf_loss, ramp_weights
 from adadf_dist.runtime.engine import DDPEngine
 from adadf_dist.runtime.history import History
-from adadf_dist.runtime.optim import Moment
+from adadf_dist.runtime.optim import Position
 from adadf_dist.settings import Layer, build_config
 from tests.ranks import alone
 
@@ -45,7 +45,7 @@ def test_no_operation_of_a_step_waits(supervision: str, precision: str) -> None:
     images, labels, samples = torch.randn(8, 3, 32, 32), torch.arange(8) % 7, torch.arange(8)
 
     def step(number: int) -> None:
-        engine.schedule(Moment(0, number, 0.0))
+        engine.schedule(Position(0, number, 0.0))
         output = engine.forward(images)
         losses = adadf_loss(output, labels, classes.current, ramp_weights(1, 3), config.loss, (world, Place(0, 8)))
         engine.step(losses.total)
