@@ -111,6 +111,13 @@ def test_a_run_by_deepspeed(faces: Path, tmp_path: Path) -> None:
     assert "images/s" in page["step"][1]
 
 
+def test_an_engine_that_would_be_refused(faces: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    status, page = check(settings(faces, tmp_path / "out", runtime__compile="cuda-graphs"), capsys)
+    assert status == 2
+    assert page["settings"][0] == "error"
+    assert "runtime.compile is cuda-graphs, but the device is cpu" in page["settings"][1]
+
+
 def test_no_shards(faces: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     status, page = check(settings(tmp_path / "nowhere", tmp_path / "out"), capsys)
     assert status == 2

@@ -14,7 +14,7 @@ from adadf_dist.config import Config
 from adadf_dist.data.plan import rank_bounds
 from adadf_dist.errors import UserError
 from adadf_dist.method.class_distributions import ClassDistributions
-from adadf_dist.method.losses import Place, adadf_loss, ramp_weights
+from adadf_dist.method.losses import Place
 from adadf_dist.runtime.deepspeed_settings import deepspeed_settings
 from adadf_dist.runtime.engine import Engine, build_engine
 from adadf_dist.runtime.optim import Position
@@ -22,6 +22,7 @@ from adadf_dist.settings import Layer, build_config
 from adadf_dist.world import World
 from tests.ranks import alone, run_ranks
 from tests.runs import ROOT, command, finish, records, settings
+from tests.steps import over_ranks, take_step
 
 CLASSES = 7
 ROWS = 13
@@ -54,19 +55,11 @@ def step(engine: Engine, config: Config, world: World, number: int) -> dict[str,
     """One step on this rank's slice of batch `number`: the global losses, and the sums behind class distributions."""
     images, labels = batch_of(number)
     first, end = rank_bounds(ROWS, world.rank, world.size)
-    images, labels = images[first:end], labels[first:end]
     engine.schedule(Position(0, number, number / 100))
-    output = engine.forward(images)
     classes = ClassDistributions(CLASSES, config.class_distributions, world)
-    place = (world, Place(first, ROWS))
-    losses = adadf_loss(output, labels, classes.current, ramp_weights(2, 3), config.loss, place)
-    engine.step(losses.total)
-    classes.observe(output.auxiliary_logits, labels)
-    scalars = torch.stack([losses.total, losses.kl_divergence, losses.cross_entropy, losses.rank_regularization])
-    return {
-        "losses": world.sum_(scalars.detach().clone()) / world.size,
-        "class sums": classes.state_dict()["pending"],
-    }
+    rows = (images[first:end], labels[first:end])
+    _, losses = take_step(engine, classes, rows, (world, Place(first, ROWS)), config.loss)
+    return {"losses": over_ranks(losses, world), "class sums": classes.state_dict()["pending"]}
 
 
 def flat(state: dict[str, Any]) -> dict[str, Tensor]:
@@ -324,6 +317,15 @@ def test_a_value_that_deepspeed_refuses_is_one_line(faces: Path, tmp_path: Path)
     assert done.returncode == 2
     assert "Traceback" not in done.stderr
     assert f"error: {path}: DeepSpeed does not take it" in done.stderr
+
+
+def test_a_json_is_looked_at_before_shards(tmp_path: Path) -> None:
+    """Which may take hours to fetch: here there are none, and the JSON is what is told."""
+    path = write(tmp_path / "ds.json", {"zero_optimization": {"stage": 3}})
+    values = settings(tmp_path / "nowhere", tmp_path / "run", engine="deepspeed", deepspeed__config=path)
+    done = finish(command(values))
+    assert done.returncode == 2
+    assert "zero_optimization.stage is 3, but deepspeed.zero_stage asks for 1" in done.stderr
 
 
 def test_a_missing_json_is_named(tmp_path: Path) -> None:
