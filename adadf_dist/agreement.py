@@ -60,6 +60,11 @@ def agree(config: Config, world: World) -> None:
         raise UserError(problem)
 
 
+def place_of(world: World) -> str:
+    """This rank, as people look for it."""
+    return f"{socket.gethostname()} (rank {world.rank})"
+
+
 def at_nodes(world: World, look: Callable[[], T]) -> dict[str, T]:
     """What `look` gives on each node's first rank, by its place, `HOST (rank R)`, in order of rank. A collective.
 
@@ -67,7 +72,7 @@ def at_nodes(world: World, look: Callable[[], T]) -> dict[str, T]:
     """
     report = None
     if local_rank_in_environment() == 0:
-        report = (f"{socket.gethostname()} (rank {world.rank})", look())
+        report = (place_of(world), look())
     return dict(found for found in world.collect(report) if found is not None)
 
 

@@ -17,6 +17,11 @@ class DiskFullError(UserError):
     """There is no room to write; there may be a moment later."""
 
 
+def one_line(error: object, most: int = 200) -> str:
+    """What an error of somebody else's says, fit for the middle of a line."""
+    return " ".join(str(error).split())[:most]
+
+
 @contextmanager
 def one_line_errors(program: str, rank: int = 0) -> Iterator[None]:
     """Turn a `UserError` or an operating-system error into one line on stderr and exit status 2 (Ctrl-C: 130).

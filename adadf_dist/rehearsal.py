@@ -9,7 +9,7 @@ from adadf_dist.data.plan import rank_bounds
 from adadf_dist.method.class_distributions import ClassDistributions
 from adadf_dist.method.losses import Place, adadf_loss, ramp_weights
 from adadf_dist.runtime.engine import build_engine
-from adadf_dist.runtime.optim import Moment
+from adadf_dist.runtime.optim import Position
 from adadf_dist.world import World
 
 
@@ -32,7 +32,7 @@ class Rehearsal:
 
     def step(self) -> None:
         """What `train.train_epoch` does with a batch, without log and history."""
-        self.engine.schedule(Moment(0, self._steps, 0.0))
+        self.engine.schedule(Position(0, self._steps, 0.0))
         self._steps += 1
         output = self.engine.forward(self.images)
         ranks = (self.world, self.place)

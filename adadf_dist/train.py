@@ -123,9 +123,9 @@ def train_epoch(
     num_batches = data.num_batches(progress.epoch)
     log.start_epoch(progress, num_batches)
     if progress.batch:  # resumed, perhaps after the last batch: the epoch's record names the rate that was in force
-        engine.schedule(progress.last_moment(num_batches))
+        engine.schedule(progress.last_position(num_batches))
     for batch in log.waiting_for(data.train(progress.epoch, progress.batch)):
-        engine.schedule(progress.moment(num_batches))
+        engine.schedule(progress.position(num_batches))
         rows = batch.rows()
         output = engine.forward(rows.images)
         ranks = (world, Place(rows.first, rows.global_size))

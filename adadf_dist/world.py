@@ -112,7 +112,7 @@ class World:
         """What DeepSpeed looks for when it is imported and started: a process group, LOCAL_RANK, the kind of device."""
         if not dist.is_initialized():
             backend = "nccl" if self.device.type == "cuda" else "gloo"
-            dist.init_process_group(backend, store=torch._C._distributed_c10d.HashStore(), rank=0, world_size=1)
+            dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)  # type: ignore[attr-defined]
         os.environ.setdefault("LOCAL_RANK", "0")
         os.environ.setdefault("DS_ACCELERATOR", self.device.type)
 

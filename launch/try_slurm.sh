@@ -99,8 +99,7 @@ cd "$(dirname "$0")/.."
 export GLOO_SOCKET_IFNAME=lo OMP_NUM_THREADS=1
 start_slurm
 
-
-echo "== the time limit nears, twice"
+echo "== the time limit nears"
 epochs=24
 export SAVE_S=40
 tell "$(submit limit --time 2)" limit

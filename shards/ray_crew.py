@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from adadf_dist.errors import UserError
+from adadf_dist.errors import UserError, one_line
 
 S = TypeVar("S")
 T = TypeVar("T")
@@ -39,7 +39,7 @@ class RayCrew:
         try:
             ray.init(self.address, runtime_env={"py_modules": packages}, log_to_driver=False, logging_level="error")
         except ConnectionError as error:
-            reason = " ".join(str(error).split())
+            reason = one_line(error, 1000)
             raise UserError(f"--ray {self.address}: no cluster there ({reason}); start one with ray start") from None
         try:
             remote = ray.remote(count_samples)

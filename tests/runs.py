@@ -9,6 +9,10 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import torch
+
+from adadf_dist.runtime.checkpoint_file import read_checkpoint
+
 ROOT = Path(__file__).resolve().parents[1]
 
 SMALL = {
@@ -78,3 +82,19 @@ def numbers(out: Path, kind: str) -> list[dict[str, object]]:
 def status(out: Path) -> dict[str, object]:
     content: dict[str, object] = json.loads((out / "status.json").read_text())
     return content
+
+
+def final_weights(out: Path) -> dict[str, torch.Tensor]:
+    """Parameters and buffers of a run's newest checkpoint."""
+    newest = sorted((out / "checkpoints").glob("checkpoint-*.pt"))[-1]
+    weights: dict[str, torch.Tensor] = read_checkpoint(newest)["engine"]["model"]
+    return weights
+
+
+def assert_same_run(out: Path, reference: Path) -> None:
+    """Every step's losses, every epoch's record and the weights at the end, bit for bit."""
+    assert numbers(out, "steps") == numbers(reference, "steps")
+    assert numbers(out, "epoch") == numbers(reference, "epoch")
+    mine, theirs = final_weights(out), final_weights(reference)
+    assert mine.keys() == theirs.keys()
+    assert all(torch.equal(mine[name], theirs[name]) for name in mine)

@@ -82,7 +82,11 @@ def test_a_healthy_environment(ranks: int, faces: Path, tmp_path: Path) -> None:
 
 
 def test_ctrl_c_ends_it(faces: Path, tmp_path: Path) -> None:
-    process = start(command(settings(faces, tmp_path / "out"), 1, MODULE))
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs pass on to ignore it
+    try:
+        process = start(command(settings(faces, tmp_path / "out"), 1, MODULE))
+    finally:
+        signal.signal(signal.SIGINT, before)
     try:
         assert process.stdout is not None
         while " batch " not in (line := process.stdout.readline()):  # the steps are next
@@ -105,6 +109,13 @@ def test_a_run_by_deepspeed(faces: Path, tmp_path: Path) -> None:
     page = read_page(done.stdout)
     assert page["step"][0] in ("ok", "warning"), done.stdout + done.stderr
     assert "images/s" in page["step"][1]
+
+
+def test_an_engine_that_would_be_refused(faces: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    status, page = check(settings(faces, tmp_path / "out", runtime__compile="cuda-graphs"), capsys)
+    assert status == 2
+    assert page["settings"][0] == "error"
+    assert "runtime.compile is cuda-graphs, but the device is cpu" in page["settings"][1]
 
 
 def test_no_shards(faces: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

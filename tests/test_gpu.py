@@ -9,12 +9,13 @@ import torch
 
 from adadf_dist.config import Config
 from adadf_dist.method.class_distributions import ClassDistributions
-from adadf_dist.method.losses import Place, adadf_loss, ramp_weights
+from adadf_dist.method.losses import Place
 from adadf_dist.runtime.engine import Engine, build_engine
-from adadf_dist.runtime.optim import Moment
+from adadf_dist.runtime.optim import Position
 from adadf_dist.settings import Layer, build_config
 from adadf_dist.world import World
 from tests.runs import command, finish, records, settings
+from tests.steps import take_step
 
 CLASSES = 7
 ROWS = 32
@@ -35,12 +36,9 @@ def losses_of(engine: Engine, config: Config, world: World, steps: int = 6) -> l
         generator = torch.Generator().manual_seed(number)
         images = torch.randn(ROWS, 3, 64, 64, generator=generator).to(world.device)
         labels = (torch.arange(ROWS) % CLASSES).to(world.device)
-        engine.schedule(Moment(0, number, 0.0))
-        output = engine.forward(images)
-        place = (world, Place(0, ROWS))
-        loss = adadf_loss(output, labels, classes.current, ramp_weights(1, 3), config.loss, place).total
-        engine.step(loss)
-        losses.append(float(loss))
+        engine.schedule(Position(0, number, 0.0))
+        _, found = take_step(engine, classes, (images, labels), (world, Place(0, ROWS)), config.loss)
+        losses.append(float(found.total))
     return losses
 
 

@@ -107,7 +107,10 @@ def hosts(tmp_path: Path) -> Iterator[Hosts]:
         made.close()
 
 
-def assert_finished(out: Path, epochs: int, hosts: Hosts) -> None:
+def finish(out: Path, epochs: int, hosts: Hosts, timeout: float = 240) -> None:
+    """Wait for both agents; each epoch and step of the run is recorded once."""
+    hosts.wait_for(hosts.ended, timeout)
+    assert [agent.returncode for agent in hosts.agents] == [0, 0], hosts.said()
     assert status(out)["state"] == "finished", hosts.said()
     assert [r["epoch"] for r in records(out, "epoch")] == list(range(1, epochs + 1))
     assert [r["step"] for r in records(out, "steps")] == list(range(1, 4 * epochs + 1))
@@ -117,10 +120,8 @@ def test_two_hosts_train_together(hosts: Hosts, faces: Path, tmp_path: Path) -> 
     out = tmp_path / "out"
     for host in (1, 2):
         hosts.agent(host, "2", settings(faces, out))
-    hosts.wait_for(hosts.ended)
-    assert [agent.returncode for agent in hosts.agents] == [0, 0], hosts.said()
+    finish(out, 2, hosts)
     assert "ranks: 2 on cpu" in hosts.said()
-    assert_finished(out, 2, hosts)
 
 
 def test_the_cable_is_pulled_and_put_back(hosts: Hosts, faces: Path, tmp_path: Path) -> None:
@@ -137,10 +138,8 @@ def test_the_cable_is_pulled_and_put_back(hosts: Hosts, faces: Path, tmp_path: P
     assert hosts.said().count("no progress for") == 2
     time.sleep(5)
     hosts.cable("up")
-    hosts.wait_for(hosts.ended)
-    assert [agent.returncode for agent in hosts.agents] == [0, 0], hosts.said()
+    finish(out, 3, hosts)
     assert "goes on from" in hosts.said()
-    assert_finished(out, 3, hosts)
 
 
 def test_a_second_host_joins(hosts: Hosts, faces: Path, tmp_path: Path) -> None:
@@ -152,6 +151,4 @@ def test_a_second_host_joins(hosts: Hosts, faces: Path, tmp_path: Path) -> None:
     hosts.agent(2, "1:2", values)
     hosts.wait_for(lambda: "ranks: 2 on cpu" in hosts.said())
     assert "ranks: 1 on cpu" in hosts.said()
-    hosts.wait_for(hosts.ended, timeout=400)
-    assert [agent.returncode for agent in hosts.agents] == [0, 0], hosts.said()
-    assert_finished(out, 20, hosts)
+    finish(out, 20, hosts, timeout=400)

@@ -10,12 +10,13 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from adadf_dist.data.batch import Batch
 from adadf_dist.method.class_distributions import ClassDistributions
-from adadf_dist.method.losses import Place, adadf_loss, ramp_weights
+from adadf_dist.method.losses import Place
 from adadf_dist.runtime.engine import DDPEngine
 from adadf_dist.runtime.history import History
-from adadf_dist.runtime.optim import Moment
+from adadf_dist.runtime.optim import Position
 from adadf_dist.settings import Layer, build_config
 from tests.ranks import alone
+from tests.steps import LOSSES, take_step
 
 WAITS = ("_local_scalar_dense", "nonzero", "masked_select", "unique", "equal.default", "is_nonzero")
 
@@ -45,13 +46,10 @@ def test_no_operation_of_a_step_waits(supervision: str, precision: str) -> None:
     images, labels, samples = torch.randn(8, 3, 32, 32), torch.arange(8) % 7, torch.arange(8)
 
     def step(number: int) -> None:
-        engine.schedule(Moment(0, number, 0.0))
-        output = engine.forward(images)
-        losses = adadf_loss(output, labels, classes.current, ramp_weights(1, 3), config.loss, (world, Place(0, 8)))
-        engine.step(losses.total)
-        classes.observe(output.auxiliary_logits, labels)
+        engine.schedule(Position(0, number, 0.0))
+        output, losses = take_step(engine, classes, (images, labels), (world, Place(0, 8)), config.loss)
         history.observe(Batch(images, labels, samples, 0, 8), output, losses)
-        for name in ("total", "kl_divergence", "cross_entropy", "rank_regularization"):
+        for name in LOSSES:
             assert getattr(losses, name).dtype == torch.float32  # bf16 ends at the heads
 
     step(0)

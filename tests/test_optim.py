@@ -11,24 +11,24 @@ from torch import nn
 
 from adadf_dist.config import Config, OptimizerConfig
 from adadf_dist.runtime.network import update_average
-from adadf_dist.runtime.optim import Moment, build_optimizer, learning_rate, set_learning_rate
+from adadf_dist.runtime.optim import Position, build_optimizer, learning_rate, set_learning_rate
 
 
 def test_exponential() -> None:
     config = Config(optimizer=OptimizerConfig(lr=1e-3, gamma=0.9))
-    rates = [learning_rate(config, Moment(epoch, 100, epoch + 0.5)) for epoch in (0, 1, 10)]
+    rates = [learning_rate(config, Position(epoch, 100, epoch + 0.5)) for epoch in (0, 1, 10)]
     assert rates == pytest.approx([1e-3, 9e-4, 1e-3 * 0.9**10])
 
 
 def test_cosine() -> None:
     config = Config(epochs=4, optimizer=OptimizerConfig(lr=2e-3, schedule="cosine"))
-    rates = [learning_rate(config, Moment(epoch, 100, epoch)) for epoch in range(4)]
+    rates = [learning_rate(config, Position(epoch, 100, epoch)) for epoch in range(4)]
     assert rates == pytest.approx([1e-3 * (1 + math.cos(math.pi * epoch / 4)) for epoch in range(4)])
 
 
 def test_warm_up_rises_evenly() -> None:
     config = Config(optimizer=OptimizerConfig(lr=1e-3, warmup_steps=10))
-    rates = [learning_rate(config, Moment(0, step, 0.0)) for step in (0, 4, 9, 10)]
+    rates = [learning_rate(config, Position(0, step, 0.0)) for step in (0, 4, 9, 10)]
     assert rates == pytest.approx([1e-4, 5e-4, 1e-3, 1e-3])
 
 
@@ -39,7 +39,7 @@ def test_a_large_batch_has_a_larger_rate_and_comes_to_it_evenly(
     """A batch of 1024 where the recipe has 64, warmed up over two epochs: 16 times the faces a step."""
     optimizer = OptimizerConfig(lr=1e-3, gamma=1.0, lr_scaling=scaling, scaling_warmup=2.0)
     config = Config(batch_size=1024, optimizer=optimizer)
-    rates = [learning_rate(config, Moment(int(passed), 0, passed)) for passed in (0.0, 0.5, 1.0, 2.0, 30.0)]
+    rates = [learning_rate(config, Position(int(passed), 0, passed)) for passed in (0.0, 0.5, 1.0, 2.0, 30.0)]
     quarter = 1 + (factor - 1) / 4
     half = 1 + (factor - 1) / 2
     assert rates == pytest.approx([1e-3, 1e-3 * quarter, 1e-3 * half, 1e-3 * factor, 1e-3 * factor])
@@ -47,7 +47,7 @@ def test_a_large_batch_has_a_larger_rate_and_comes_to_it_evenly(
 
 def test_a_smaller_batch_has_a_smaller_rate() -> None:
     optimizer = OptimizerConfig(lr=1e-3, lr_scaling="sqrt", scaling_from=64, scaling_warmup=0.0)
-    assert learning_rate(Config(batch_size=16, optimizer=optimizer), Moment(0, 0, 0.0)) == pytest.approx(5e-4)
+    assert learning_rate(Config(batch_size=16, optimizer=optimizer), Position(0, 0, 0.0)) == pytest.approx(5e-4)
 
 
 class Small(nn.Module):

@@ -16,13 +16,14 @@ from adadf_dist.data.format import open_dataset
 from adadf_dist.data.plan import cut, rank_bounds
 from adadf_dist.evaluate import evaluate
 from adadf_dist.method.class_distributions import ClassDistributions
-from adadf_dist.method.losses import Place, adadf_loss, ramp_weights
+from adadf_dist.method.losses import Place
 from adadf_dist.runtime.engine import DDPEngine
 from adadf_dist.runtime.history import History
 from adadf_dist.runtime.normalization import CrossRankBatchNorm
 from adadf_dist.settings import Layer, build_config, override
 from adadf_dist.world import World
 from tests.ranks import alone, run_ranks
+from tests.steps import over_ranks, take_step
 
 CLASSES = 7
 CONFIG = build_config(
@@ -55,18 +56,12 @@ def train_steps(world: World, slices: tuple[int, ...], steps: int) -> dict[str, 
             images, labels = batch_of(total, step)
             first, end = bounds(slices, world.rank) if world.size > 1 else (0, total)
             images, labels = images[first:end], labels[first:end]
-            output = engine.forward(images)
             place = (world, Place(first, total))
-            losses = adadf_loss(output, labels, classes.current, ramp_weights(2, 3), CONFIG.loss, place)
-            engine.step(losses.total)
+            output, losses = take_step(engine, classes, (images, labels), place, CONFIG.loss)
             if step == 0:
                 gradients = {n: p.grad.clone() for n, p in engine.model.named_parameters() if p.grad is not None}
-            classes.observe(output.auxiliary_logits, labels)
             history.observe(Batch(images, labels, torch.arange(first, end), first, total), output, losses)
-            scalars = torch.stack(
-                [losses.total, losses.kl_divergence, losses.cross_entropy, losses.rank_regularization]
-            )
-            losses_seen.append((world.sum_(scalars.detach().clone()) / world.size).tolist())
+            losses_seen.append(over_ranks(losses, world).tolist())
         commit = classes.commit()
         return {
             "losses": losses_seen,

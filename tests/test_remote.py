@@ -37,7 +37,8 @@ from tests.ranks import run_ranks
 from tests.remote_server import Fault, Site, serve
 from tests.runs import ROOT, command, environment, finish, numbers, settings
 
-QUICK = Transfer(attempts=4, first_wait_s=0.01, stall_s=0.5, chunk_bytes=4096)
+QUICK = Transfer(attempts=4, first_wait_s=0.01, stall_s=20, chunk_bytes=4096)
+HASTY = QUICK._replace(stall_s=0.3)  # only where the server stalls on purpose: a busy machine stalls too
 CPU = torch.device("cpu")
 TAR = "train-000001.tar"
 
@@ -120,7 +121,7 @@ def test_a_fetched_dataset_is_the_original_and_is_fetched_once(site: Site, origi
 )
 def test_what_passes_is_borne(site: Site, original: Path, tmp_path: Path, fault: Fault) -> None:
     site.faults = [fault]
-    same_files(fetch(data(site, tmp_path)), original)
+    same_files(fetch(data(site, tmp_path), HASTY if fault.stall_s else QUICK), original)
     assert fault.times == 0
 
 
@@ -129,7 +130,7 @@ def test_a_cut_is_resumed_not_begun_again(site: Site, original: Path, tmp_path: 
     size = (original / TAR).stat().st_size
     chunk = 2**14
     assert size > 3 * chunk
-    transfer = Transfer(attempts=1, first_wait_s=0.01, stall_s=0.5, chunk_bytes=chunk)
+    transfer = QUICK._replace(attempts=1, chunk_bytes=chunk)
     broken = Fault("nothing", 0)
     site.faults = [broken]
     original_chunks = Remote.chunks
@@ -174,7 +175,7 @@ def test_a_server_without_ranges(site: Site, original: Path, tmp_path: Path) -> 
 )
 def test_what_stays_is_one_line(site: Site, tmp_path: Path, fault: Fault, words: list[str]) -> None:
     site.faults = [fault]
-    message = refused(data(site, tmp_path), QUICK._replace(stall_s=0.3))
+    message = refused(data(site, tmp_path), HASTY if fault.stall_s else QUICK)
     assert site.url in message
     assert all(word in message for word in words), message
 
@@ -276,10 +277,10 @@ def test_cancel_ends_a_fetch_soon(site: Site, tmp_path: Path) -> None:
     cancelled = threading.Event()
     threading.Timer(0.3, cancelled.set).start()
     began = time.monotonic()
-    patient = QUICK._replace(attempts=50, first_wait_s=5)
+    patient = QUICK._replace(attempts=50, first_wait_s=60)
     with pytest.raises(Cancelled), local_folder(data(site, tmp_path), cancelled=cancelled, transfer=patient):
         pass
-    assert time.monotonic() - began < 3
+    assert time.monotonic() - began < 30
 
 
 def test_changed_dataset_is_another_entry(tmp_path: Path) -> None:

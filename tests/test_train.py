@@ -19,7 +19,7 @@ from adadf_dist.errors import UserError
 from adadf_dist.runtime.checkpoint_file import read_checkpoint
 from adadf_dist.runtime.engine import DDPEngine
 from adadf_dist.settings import Layer, build_config
-from tests.runs import command, finish, numbers, records, settings, start, status
+from tests.runs import assert_same_run, command, finish, records, settings, start, status
 
 
 @pytest.fixture(scope="module")
@@ -29,21 +29,6 @@ def reference(faces: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     done = finish(command(settings(faces, out)))
     assert done.returncode == 0, done.stderr
     return out
-
-
-def final_weights(out: Path) -> dict[str, torch.Tensor]:
-    newest = sorted((out / "checkpoints").glob("checkpoint-*.pt"))[-1]
-    weights: dict[str, torch.Tensor] = read_checkpoint(newest)["engine"]["model"]
-    return weights
-
-
-def assert_same_run(out: Path, reference: Path) -> None:
-    """Every step's losses, every epoch's record and the weights at the end, bit for bit."""
-    assert numbers(out, "steps") == numbers(reference, "steps")
-    assert numbers(out, "epoch") == numbers(reference, "epoch")
-    mine, theirs = final_weights(out), final_weights(reference)
-    assert mine.keys() == theirs.keys()
-    assert all(torch.equal(mine[name], theirs[name]) for name in mine)
 
 
 def wait_for_steps(out: Path, steps: int, timeout: float = 60) -> None:

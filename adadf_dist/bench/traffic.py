@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import pickle
-import platform
+import socket
 from typing import Literal, NamedTuple
 
 from torch import nn
@@ -108,7 +108,7 @@ def epoch_traffic(config: Config, num_classes: int, faces: int) -> list[Traffic]
         Traffic("losses, for the log", "all-reduce", reports, steps * LOSSES * DOUBLE),
         Traffic("agreements on stopping", "all-reduce", agreements + 1, (agreements + 1) * INTEGER),
         Traffic("faces replaced", "all-gather", 2, object_bytes(0)),
-        Traffic("which rank is slow", "all-gather", 2, object_bytes((platform.node(), 1.5, 1.5, 1.5))),
+        Traffic("which rank is slow", "all-gather", 2, object_bytes((socket.gethostname(), 1.5, 1.5, 1.5))),
     ]
     if config.checkpoint.every_minutes:  # asked of rank 0 where the ranks agree on stopping
         asked = Traffic("is a checkpoint due?", "broadcast", 2, object_bytes(False))

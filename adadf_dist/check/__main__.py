@@ -82,6 +82,7 @@ def examine(config: Config, world: World, page: Page) -> None:
         page.measuring("exchange", "clocks, decisions, and all-reduce of a small and a large message")
         page.add(judge_clocks(clock_offsets(world), places))
     page.add(*check_exchange(world))
+    page.under_way = "settings"
     config = settle(config, world)
     page.under_way = "shards"
     faces, line = find_faces(config, world)

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable
 from enum import IntEnum
 from typing import NamedTuple, TypeVar
 
-from adadf_dist.errors import UserError
+from adadf_dist.errors import UserError, one_line
 from adadf_dist.world import World
 
 T = TypeVar("T")
@@ -91,7 +91,7 @@ def on_every_rank(world: World, look: Callable[[], T]) -> list[T | Failed]:
 
 
 def describe_error(error: BaseException) -> str:
-    text = " ".join(str(error).split())[:300]
+    text = one_line(error, 300)
     return text if isinstance(error, UserError) else f"{type(error).__name__}: {text}"
 
 

@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import torch
 
-from adadf_dist.agreement import installation, name_places, unlike_installations, unlike_settings
+from adadf_dist.agreement import installation, name_places, place_of, unlike_installations, unlike_settings
 from adadf_dist.check.page import Line, Mark
 from adadf_dist.config import Config
 from adadf_dist.world import World, local_rank_in_environment
@@ -46,7 +46,7 @@ def survey(world: World) -> list[Rank]:
     device = torch.cuda.get_device_name(world.device) if world.device.type == "cuda" else world.device.type
     return world.collect(
         Rank(
-            place=f"{host} (rank {world.rank})",
+            place=place_of(world),
             host=host,
             local_rank=local_rank_in_environment(),
             device=device,

@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from adadf_dist.data.manifest import FORMAT_VERSION, Manifest, SplitInfo, read_manifest
-from adadf_dist.errors import UserError
+from adadf_dist.errors import UserError, one_line
 
 __all__ = ["FORMAT_VERSION", "Dataset", "Split", "check_files", "check_trainable", "open_dataset", "open_split"]
 
@@ -161,7 +161,7 @@ def open_split(folder: Path, manifest: Manifest, name: str) -> Split:
         votes = _rows(table, "votes", num_classes)
         distributions = _rows(table, "distribution", num_classes) if "distribution" in table.column_names else None
     except (KeyError, ValueError, TypeError, pa.ArrowException) as error:
-        reason = " ".join(str(error).split())[:120]
+        reason = one_line(error, 120)
         raise UserError(f"{path}: not an index of this dataset ({reason}); rebuild the dataset") from None
     if len(labels) != info.samples:
         raise UserError(f"{path}: {len(labels):,} rows where dataset.json has {info.samples:,}; rebuild the dataset")
@@ -192,7 +192,7 @@ def _read_table(path: Path) -> pa.Table:
     try:
         return pq.read_table(path, memory_map=False)
     except (pa.ArrowException, OSError) as error:
-        reason = " ".join(str(error).split())[:120]
+        reason = one_line(error, 120)
         raise UserError(f"{path}: damaged ({reason}); copy the dataset again or rebuild it") from None
 
 

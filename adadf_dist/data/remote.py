@@ -18,7 +18,7 @@ from typing import Any, NamedTuple, TypeVar
 
 import fsspec
 
-from adadf_dist.errors import UserError
+from adadf_dist.errors import UserError, one_line
 
 PACKAGES = {"http": "aiohttp", "https": "aiohttp", "s3": "s3fs", "gs": "gcsfs"}
 """Schemes that are fetched -> the package that fsspec needs for them; `file` and plain paths are read in place."""
@@ -205,7 +205,7 @@ PASSING = (408, 425, 429)
 def judge(error: Exception, name: str) -> _Trouble:
     """What an attempt ran into, and whether it may pass. Raises the error where the fault is our own."""
     status = next((s for key in ("status", "code") if isinstance(s := getattr(error, key, None), int)), 0)
-    text = " ".join(str(error).split())[:160] or type(error).__name__
+    text = one_line(error, 160) or type(error).__name__
     if isinstance(error, FileNotFoundError) or status == 404:
         if name == "dataset.json":
             mend = "data.shards must name the folder that `python -m shards.build` wrote, dataset.json in it"

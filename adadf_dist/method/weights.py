@@ -14,7 +14,7 @@ import torchvision
 from torch import Tensor
 
 from adadf_dist.config import ModelConfig
-from adadf_dist.errors import UserError
+from adadf_dist.errors import UserError, one_line
 from adadf_dist.method.model import DualBranch
 
 CONTAINERS = ("state_dict", "model_state_dict", "model", "net")
@@ -137,5 +137,5 @@ def adopt_backbone(model: DualBranch, tensors: Mapping[str, Tensor], config: Mod
 
 
 def first_sentence(error: BaseException) -> str:
-    words = " ".join(str(error).split())
+    words = one_line(error, 1000)
     return words.partition(". ")[0][:160] or type(error).__name__

@@ -45,5 +45,5 @@ class Board:
             yield
         except OSError as error:
             self._writer = None
-            told = f"warning: {self._folder}: {error.strerror or error}; no more TensorBoard events in this session"
+            told = f"warning: {self._folder}: {error.strerror or error}; no more TensorBoard events for now"
             print(told, file=sys.stderr, flush=True)

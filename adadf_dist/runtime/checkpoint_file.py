@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from adadf_dist.errors import DiskFullError, UserError
+from adadf_dist.errors import DiskFullError, UserError, one_line
 from adadf_dist.runtime.progress import Progress
 
 CHECKPOINT_VERSION = 1
@@ -114,7 +114,7 @@ def read_checkpoint(path: Path | str) -> dict[str, Any]:
     except zipfile.BadZipFile as error:
         raise UserError(f"{path}: torn or not a checkpoint ({error})") from None
     except (RuntimeError, EOFError, ValueError, KeyError, OSError) as error:
-        raise UserError(f"{path}: torn or not a checkpoint ({' '.join(str(error).split())[:120]})") from None
+        raise UserError(f"{path}: torn or not a checkpoint ({one_line(error, 120)})") from None
     if damaged is not None:
         raise UserError(f"{path}: torn or not a checkpoint (its part {damaged} is damaged)")
     if not isinstance(content, dict) or not isinstance(content.get("version"), int):

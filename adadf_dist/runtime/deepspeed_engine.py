@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -23,18 +23,10 @@ from deepspeed.utils import (
 from torch import Tensor, nn
 
 from adadf_dist.config import Config
-from adadf_dist.errors import UserError
+from adadf_dist.errors import UserError, one_line
 from adadf_dist.method.model import DualBranch, Output
-from adadf_dist.runtime.network import Network, load_model, on_cpu, update_average
-from adadf_dist.runtime.optim import (
-    Moment,
-    Moments,
-    build_optimizer,
-    learning_rate,
-    load_moments,
-    moments_by_name,
-    set_learning_rate,
-)
+from adadf_dist.runtime.network import Network
+from adadf_dist.runtime.optim import Moments
 from adadf_dist.world import World
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
@@ -47,27 +39,22 @@ class DeepSpeedEngine(Network):
         # ZeRO lays weights end to end and sends them as bytes: neither knows channels last
         super().__init__(config, num_classes, world, weights_as_images=False)
         self.stage = config.deepspeed.zero_stage
-        self._whole = copy.deepcopy(self.model) if self.stage == 3 and self.average is None else None
+        self._copy = copy.deepcopy(self.model) if self.stage == 3 and self.average is None else None
         """Under ZeRO 3: whole weights to evaluate with, as of the last `consolidate`."""
         quieten()
-        self._optimizer = build_optimizer(self.model, config.optimizer, world.device)
         try:
             self._engine, self._zero, _, _ = deepspeed.initialize(
-                model=_Autocast(self), optimizer=self._optimizer, config=settings, dist_init_required=False
+                model=_Autocast(self), optimizer=self.optimizer, config=settings, dist_init_required=False
             )
         except (ValueError, TypeError, AssertionError, deepspeed.DeepSpeedConfigError) as error:
             if not config.deepspeed.config:
                 raise
-            reason = " ".join(str(error).split())[:300]
+            reason = one_line(error, 300)
             raise UserError(f"{config.deepspeed.config}: DeepSpeed does not take it: {reason}") from None
 
     @property
     def evaluated(self) -> DualBranch:
-        return self._whole or super().evaluated
-
-    def schedule(self, moment: Moment) -> None:
-        self.learning_rate = learning_rate(self.config, moment)
-        set_learning_rate(self._optimizer, self.learning_rate)
+        return self._copy or super().evaluated
 
     def forward(self, images: Tensor) -> Output:
         if not self.model.training:
@@ -78,42 +65,21 @@ class DeepSpeedEngine(Network):
     def step(self, loss: Tensor) -> None:
         self._engine.backward(loss)
         self._engine.step()
-        if self.average is not None:
-            with self._gathered():
-                update_average(self.average, self.model, self.config.optimizer.ema)
+        self.update_average()
 
     def consolidate(self) -> None:
         super().consolidate()
-        if self._whole is not None:
-            with self._gathered():
-                self._whole.load_state_dict(self.model.state_dict())
-
-    def state_dict(self) -> dict[str, object]:
-        super().consolidate()
-        with self._gathered():
-            state: dict[str, object] = {"model": on_cpu(self.model)}
-        state["moments"] = self._moments()
-        if self.average is not None:
-            state["average"] = on_cpu(self.average)
-        return state
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        with self._gathered(modifier=0):
-            load_model(self.model, state["model"])
-        if self.average is not None:
-            load_model(self.average, state["average"])
-        if self.stage:
-            self._zero.refresh_fp32_params()
-        self._load_moments(state["moments"])
-        self.consolidate()
+        if self._copy is not None:
+            with self.whole():
+                self._copy.load_state_dict(self.model.state_dict())
 
     @contextmanager
-    def _gathered(self, modifier: int | None = None) -> Iterator[None]:
-        """Whole weights in the model for a while; what rank `modifier` made of them stays."""
-        with deepspeed.zero.GatheredParameters(
-            list(self.model.parameters()), modifier_rank=modifier, enabled=self.stage == 3
-        ):
+    def whole(self, changed_by: int | None = None) -> Iterator[None]:
+        parameters = list(self.model.parameters())
+        with deepspeed.zero.GatheredParameters(parameters, modifier_rank=changed_by, enabled=self.stage == 3):
             yield
+        if changed_by is not None and self.stage:
+            self._zero.refresh_fp32_params()
 
     def _flats(self) -> list[Tensor]:
         """What Adam steps on this rank: its parts of the parameters of a group, end to end."""
@@ -122,10 +88,10 @@ class DeepSpeedEngine(Network):
         )
         return flats
 
-    def _moments(self) -> Moments:
+    def moments(self) -> Moments:
         if not self.stage:
-            return moments_by_name(self.model, self._optimizer)
-        state = self._optimizer.state.get(self._flats()[0], {})
+            return super().moments()
+        state = self.optimizer.state.get(self._flats()[0], {})
         if "step" not in state:
             return {}
         self._link_moments()
@@ -138,18 +104,18 @@ class DeepSpeedEngine(Network):
             if parameter.requires_grad
         }
 
-    def _load_moments(self, moments: Moments) -> None:
+    def load_moments(self, moments: Moments) -> None:
         if not self.stage:
-            load_moments(self.model, self._optimizer, moments)
+            super().load_moments(moments)
             return
         if not moments:
             for flat in self._flats():
-                self._optimizer.state.pop(flat, None)
+                self.optimizer.state.pop(flat, None)
             return
         steps = next(iter(moments.values()))["step"]
         for flat in self._flats():
             empty = {key: torch.zeros_like(flat, requires_grad=False) for key in MOMENTS}
-            self._optimizer.state[flat] = {"step": steps.to(flat.device, copy=True), **empty}
+            self.optimizer.state[flat] = {"step": steps.to(flat.device, copy=True), **empty}
         self._link_moments()
         for name, parameter in self.model.named_parameters():
             if name in moments:
@@ -170,7 +136,7 @@ class DeepSpeedEngine(Network):
         """Show each parameter its part of the moments; DeepSpeed does so before it has stepped the second group."""
         if self.stage < 3:
             for parameters, flat in zip(self._zero.bit16_groups, self._flats(), strict=True):
-                lazy_init_hp_params_optimizer_state(parameters, flat, self._optimizer.state)
+                lazy_init_hp_params_optimizer_state(parameters, flat, self.optimizer.state)
 
 
 class _Autocast(nn.Module):

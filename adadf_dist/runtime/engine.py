@@ -11,20 +11,13 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from adadf_dist.config import Config
-from adadf_dist.errors import UserError
+from adadf_dist.errors import UserError, one_line
 from adadf_dist.method.model import DualBranch, Output
 from adadf_dist.method.weights import LoadedWeights
-from adadf_dist.runtime.compile import compile_parts, new_step
+from adadf_dist.runtime.compile import check_compile, compile_parts, new_step
 from adadf_dist.runtime.deepspeed_settings import deepspeed_settings
-from adadf_dist.runtime.network import Network, load_model, on_cpu, update_average
-from adadf_dist.runtime.optim import (
-    Moment,
-    build_optimizer,
-    learning_rate,
-    load_moments,
-    moments_by_name,
-    set_learning_rate,
-)
+from adadf_dist.runtime.network import Network
+from adadf_dist.runtime.optim import Position
 from adadf_dist.world import World
 
 DEEPSPEED_ENGINE = "adadf_dist.runtime.deepspeed_engine"
@@ -38,7 +31,7 @@ class Engine(Protocol):
     weights: LoadedWeights
     learning_rate: float
 
-    def schedule(self, moment: Moment) -> None:
+    def schedule(self, position: Position) -> None:
         """Set the learning rate of a step."""
         ...
 
@@ -71,6 +64,13 @@ class Engine(Protocol):
         ...
 
 
+def check_engine(config: Config, world: World) -> None:
+    """Raises `UserError` for what `build_engine` would refuse to build here, before anything is fetched or opened."""
+    check_compile(config.runtime, world)
+    if config.engine == "deepspeed":
+        deepspeed_settings(config, world.size)
+
+
 def build_engine(config: Config, num_classes: int, world: World) -> Engine:
     """The engine of a resolved config. Weights depend on the seed alone, not on rank or world.
 
@@ -83,7 +83,7 @@ def build_engine(config: Config, num_classes: int, world: World) -> Engine:
     try:
         module = import_module(DEEPSPEED_ENGINE)
     except (ImportError, OSError, RuntimeError) as error:
-        reason = " ".join(str(error).split())[:200]
+        reason = one_line(error)
         raise UserError(
             f"engine is deepspeed, but it does not import ({reason}); install it with "
             "pip install 'adadf_dist[deepspeed]', or set engine = ddp"
@@ -96,15 +96,10 @@ class DDPEngine(Network):
 
     def __init__(self, config: Config, num_classes: int, world: World) -> None:
         super().__init__(config, num_classes, world)
-        self.optimizer = build_optimizer(self.model, config.optimizer, world.device)
         compile_parts(self.model, config.runtime, world)
         self._wrapped: nn.Module = self.model
         if world.size > 1:
             self._wrapped = wrap(self.model)
-
-    def schedule(self, moment: Moment) -> None:
-        self.learning_rate = learning_rate(self.config, moment)
-        set_learning_rate(self.optimizer, self.learning_rate)
 
     def forward(self, images: Tensor) -> Output:
         if not self.model.training:
@@ -120,24 +115,7 @@ class DDPEngine(Network):
         if self.config.optimizer.clip_norm:
             nn.utils.clip_grad_norm_(self.model.parameters(), self.config.optimizer.clip_norm)
         self.optimizer.step()
-        if self.average is not None:
-            update_average(self.average, self.model, self.config.optimizer.ema)
-
-    def state_dict(self) -> dict[str, object]:
-        self.consolidate()
-        state: dict[str, object] = {
-            "model": on_cpu(self.model),
-            "moments": moments_by_name(self.model, self.optimizer),
-        }
-        if self.average is not None:
-            state["average"] = on_cpu(self.average)
-        return state
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        load_model(self.model, state["model"])
-        if self.average is not None:
-            load_model(self.average, state["average"])
-        load_moments(self.model, self.optimizer, state["moments"])
+        self.update_average()
 
 
 def wrap(model: nn.Module) -> DistributedDataParallel:

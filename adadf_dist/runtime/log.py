@@ -152,7 +152,7 @@ class Log:
             self.say(f"{where} | {text} | epoch ends in {left}")
 
     def _done(self, progress: Progress) -> int:
-        """Batches of this epoch that this session trained."""
+        """Batches of this epoch that this process trained."""
         return math.ceil(self._images / self.config.batch_size) if self._images else progress.batch
 
     def end_training(self, progress: Progress) -> dict[str, float]:

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 import torch
 
 from adadf_dist.config import Config
-from adadf_dist.errors import UserError
+from adadf_dist.errors import UserError, one_line
 from adadf_dist.world import World
 
 SIGNS = ("out of memory", "can't allocate memory", "CUBLAS_STATUS_ALLOC_FAILED", "CUDNN_STATUS_ALLOC_FAILED")
@@ -43,7 +43,7 @@ def describe(config: Config, world: World, error: BaseException) -> str:
     lower = ["lower batch_size", "lower data.image_size"]
     if config.runtime.precision == "fp32":
         lower.insert(1, "set runtime.precision = bf16")
-    said = " ".join(str(error).split())[:200]
+    said = one_line(error)
     return (
         f"out of memory on rank {world.rank} ({world.device}), {world.pulse.last.doing}: "
         f"batch_size {config.batch_size} over {world.size} ranks is {rows} faces{crops} a rank, "

@@ -1,11 +1,11 @@
-"""The network of a run as every engine holds it: on its device, synchronised, averaged, evaluated."""
+"""What every engine holds: the network on its device, its average, Adam, and the one format in which both are saved."""
 
 from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
-from contextlib import AbstractContextManager
-from typing import Literal
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +15,15 @@ from adadf_dist.errors import UserError
 from adadf_dist.method.model import DualBranch, Output
 from adadf_dist.method.weights import LoadedWeights, load_pretrained
 from adadf_dist.runtime.normalization import average_batch_norm, synchronize_batch_norm
+from adadf_dist.runtime.optim import (
+    Moments,
+    Position,
+    build_optimizer,
+    learning_rate,
+    load_moments,
+    moments_by_name,
+    set_learning_rate,
+)
 from adadf_dist.world import World
 
 Precision = Literal["fp32", "bf16"]
@@ -39,7 +48,7 @@ def build_model(config: Config, num_classes: int) -> tuple[DualBranch, LoadedWei
 
 
 class Network:
-    """Model and average of its weights, with the forward passes that need no gradient."""
+    """Model, average of its weights and Adam; an engine adds how a step runs over the ranks."""
 
     def __init__(self, config: Config, num_classes: int, world: World, weights_as_images: bool = True) -> None:
         self.config = config
@@ -54,6 +63,7 @@ class Network:
             synchronize_batch_norm(self.model, world)
         self.average = copy.deepcopy(self.model) if config.optimizer.ema else None
         """Average of the weights (EMA), which evaluation then sees instead."""
+        self.optimizer = build_optimizer(self.model, config.optimizer, world.device)
         self.learning_rate = config.optimizer.lr
 
     @property
@@ -61,13 +71,54 @@ class Network:
         """The model that evaluation, selection and export see."""
         return self.average or self.model
 
+    def schedule(self, position: Position) -> None:
+        self.learning_rate = learning_rate(self.config, position)
+        set_learning_rate(self.optimizer, self.learning_rate)
+
+    def update_average(self) -> None:
+        """Count a step's new weights into the average, where there is one."""
+        if self.average is not None:
+            with self.whole():
+                update_average(self.average, self.model, self.config.optimizer.ema)
+
     def consolidate(self) -> None:
+        self._agree_on_statistics()
+
+    def _agree_on_statistics(self) -> None:
         """Where each rank normalises its own rows, make the running statistics one. A collective."""
         if self.config.runtime.sync_batch_norm or self.world.size == 1:
             return
         average_batch_norm(self.model, self.world)
         if self.average is not None:
             average_batch_norm(self.average, self.world)
+
+    def whole(self, changed_by: int | None = None) -> AbstractContextManager[object]:
+        """The model holds all weights for a while; an engine that cuts them up keeps what rank `changed_by` made."""
+        return nullcontext()
+
+    def moments(self) -> Moments:
+        """Whole, by name. A collective where the ranks share them out."""
+        return moments_by_name(self.model, self.optimizer)
+
+    def load_moments(self, moments: Moments) -> None:
+        load_moments(self.model, self.optimizer, moments)
+
+    def state_dict(self) -> dict[str, object]:
+        self._agree_on_statistics()
+        with self.whole():
+            state: dict[str, object] = {"model": on_cpu(self.model)}
+        state["moments"] = self.moments()
+        if self.average is not None:
+            state["average"] = on_cpu(self.average)
+        return state
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        with self.whole(changed_by=0):
+            load_model(self.model, state["model"])
+        if self.average is not None:
+            load_model(self.average, state["average"])
+        self.load_moments(state["moments"])
+        self.consolidate()
 
     @torch.no_grad()
     def infer(self, images: Tensor) -> Output:

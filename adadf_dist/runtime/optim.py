@@ -14,7 +14,7 @@ Moments = dict[str, dict[str, Tensor]]
 """Parameter name -> `step`, `exp_avg`, `exp_avg_sq`; what every engine's checkpoint holds."""
 
 
-class Moment(NamedTuple):
+class Position(NamedTuple):
     """When a step is. All counted from 0."""
 
     epoch: int
@@ -28,15 +28,15 @@ SCALING = {"none": 0.0, "sqrt": 0.5, "linear": 1.0}
 """`optimizer.lr_scaling` -> power of the ratio of batches."""
 
 
-def learning_rate(config: Config, moment: Moment) -> float:
+def learning_rate(config: Config, position: Position) -> float:
     """The rate of a step of a run. Pure: nothing to save or restore."""
     optimizer = config.optimizer
-    rate = optimizer.lr * batch_factor(optimizer, config.batch_size, moment.passed)
+    rate = optimizer.lr * batch_factor(optimizer, config.batch_size, position.passed)
     if optimizer.warmup_steps:
-        rate *= min(1.0, (moment.step + 1) / optimizer.warmup_steps)
+        rate *= min(1.0, (position.step + 1) / optimizer.warmup_steps)
     if optimizer.schedule == "cosine":
-        return rate * (1 + math.cos(math.pi * moment.epoch / config.epochs)) / 2
-    return rate * optimizer.gamma**moment.epoch
+        return rate * (1 + math.cos(math.pi * position.epoch / config.epochs)) / 2
+    return rate * optimizer.gamma**position.epoch
 
 
 def batch_factor(config: OptimizerConfig, batch_size: int, passed: float) -> float:

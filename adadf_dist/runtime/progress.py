@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from adadf_dist.runtime.optim import Moment
+from adadf_dist.runtime.optim import Position
 
 
 @dataclass
@@ -25,13 +25,13 @@ class Progress:
     epochs: list[dict[str, object]] = field(default_factory=list)
     """One record a finished epoch, as in metrics.jsonl."""
 
-    def moment(self, num_batches: int) -> Moment:
+    def position(self, num_batches: int) -> Position:
         """When the next step is, in an epoch of so many batches."""
-        return Moment(self.epoch, self.step, self.epoch + self.batch / num_batches)
+        return Position(self.epoch, self.step, self.epoch + self.batch / num_batches)
 
-    def last_moment(self, num_batches: int) -> Moment:
+    def last_position(self, num_batches: int) -> Position:
         """When the last step was, in an epoch of which some batch is finished."""
-        return Moment(self.epoch, self.step - 1, self.epoch + (self.batch - 1) / num_batches)
+        return Position(self.epoch, self.step - 1, self.epoch + (self.batch - 1) / num_batches)
 
     def finish_epoch(self, accuracy: float, record: dict[str, object]) -> None:
         """Count an epoch with its validation accuracy."""

@@ -6,7 +6,7 @@ evaluation, which runs the same network over an equal share of faces and holds n
 
 from __future__ import annotations
 
-import platform
+import socket
 from collections.abc import Mapping
 from statistics import median
 from typing import Any
@@ -23,7 +23,7 @@ WORTH_A_WORD = 0.02
 def compare_ranks(world: World) -> dict[str, object]:
     """The slowest rank of the epoch, by seconds waiting for its loader plus seconds evaluating. A collective."""
     pulse = world.pulse
-    mine = (platform.node(), pulse.spent(LOADING), pulse.spent(EVALUATION), pulse.elapsed())
+    mine = (socket.gethostname(), pulse.spent(LOADING), pulse.spent(EVALUATION), pulse.elapsed())
     ranks = world.collect(mine)
     totals = [loading + evaluation for _, loading, evaluation, _ in ranks]
     slowest = max(range(len(totals)), key=totals.__getitem__)

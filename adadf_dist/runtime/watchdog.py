@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import faulthandler
 import os
-import platform
+import socket
 import tempfile
 import threading
 import time
@@ -76,7 +76,7 @@ class Watchdog:
 
     def _describe(self, beat: Beat, silent: float) -> str:
         place = f"epoch {self.progress.epoch + 1}, batch {self.progress.batch + 1}, after step {self.progress.step}"
-        who = f"rank {self.world.rank} on {platform.node()} (process {os.getpid()})"
+        who = f"rank {self.world.rank} on {socket.gethostname()} (process {os.getpid()})"
         return f"{who}: no progress for {silent:.0f} s, {beat.doing} ({place})"
 
 
