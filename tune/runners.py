@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import argparse
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Protocol
 
 from adadf_dist.errors import UserError
@@ -63,3 +65,36 @@ class Local:
                 raise UserError("interrupted; --resume goes on")
         study.trials.end(trial, "failed", f"ended {TRIES} times with status {status}; {log} says why")
         return study.trials.outcome(trial)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Where trials run."""
+    where = parser.add_argument_group("where trials run")
+    where.add_argument("--local", action="store_true", help="one after another on this machine, without Ray")
+    where.add_argument("--address", default="", help="of a Ray cluster, or auto; empty: one is started here")
+    where.add_argument("--workers-per-trial", type=int, default=1, help="ranks of a trial (default: %(default)s)")
+    where.add_argument("--cpus-per-worker", type=float, default=1.0, help="(default: %(default)s)")
+    where.add_argument(
+        "--gpus-per-worker", type=float, help="a fraction is allowed for one rank (default: 1 if there are GPUs)"
+    )
+
+
+@contextmanager
+def runner_of(options: argparse.Namespace) -> Iterator[Runner]:
+    """What `add_arguments` was told. Raises `UserError` where Ray is wanted and is not there, or holds no trial."""
+    if options.workers_per_trial < 1:
+        raise UserError(f"--workers-per-trial {options.workers_per_trial}: give 1 or more")
+    if options.local:
+        yield Local(options.workers_per_trial)
+        return
+    try:
+        from tune.on_ray import OnRay  # seconds to import, and not everyone has Ray
+    except ImportError as error:
+        raise UserError(
+            f"Ray does not import ({error}); install it with pip install 'adadf_dist[tune]', or give --local"
+        ) from None
+    runner = OnRay(options.address, options.workers_per_trial, options.gpus_per_worker, options.cpus_per_worker)
+    try:
+        yield runner
+    finally:
+        runner.close()

@@ -4,19 +4,17 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from adadf_dist.errors import UserError, one_line_errors
 from adadf_dist.runtime.folder import sole_writer
-from adadf_dist.settings import config_from_command_line, override
-from adadf_dist.train import run
+from adadf_dist.settings import config_from_command_line
 from tune.choice import DEFAULT, Choice, choose, finalists
 from tune.halving import plan_halving
 from tune.results import describe, write_best, write_trials
-from tune.runners import Local, Runner
+from tune.runners import Runner, add_arguments, runner_of
 from tune.space import SPACES, open_space
 from tune.study import Options, Study, begin
 from tune.table import LiveTable
@@ -48,11 +46,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--scheduler", choices=["asha", "none"], default="asha", help="end poor trials early, or none")
     parser.add_argument("--grace", type=int, help="epochs that every trial has (default: twice the largest E)")
     parser.add_argument("--factor", type=int, default=3, help="one in so many passes a rung (default: %(default)s)")
-    parser.add_argument("--workers-per-trial", type=int, default=1, help="ranks of a trial (default: %(default)s)")
-    parser.add_argument("--address", default="", help="of a Ray cluster, or auto; empty: one is started here")
-    parser.add_argument("--cpus-per-worker", type=float, default=1.0, help="(default: %(default)s)")
-    parser.add_argument("--gpus-per-worker", type=float, help="a fraction is allowed (default: 1 if there are GPUs)")
-    parser.add_argument("--local", action="store_true", help="one trial after another on this machine, without Ray")
+    add_arguments(parser)
     return parser
 
 
@@ -62,33 +56,30 @@ def plan(argv: Sequence[str]) -> tuple[Study, argparse.Namespace]:
     base = config_from_command_line(words)
     name = Path(base.out).name.rpartition("-seed")[0]
     space = open_space(options.space, base)
-    for key in ("trials", "seeds", "finalists", "workers_per_trial"):
-        least = 2 if key == "seeds" else 1
+    for key, least in (("trials", 1), ("seeds", 2), ("finalists", 1)):
         if getattr(options, key) < least:
-            raise UserError(f"--{key.replace('_', '-')} {getattr(options, key)}: give {least} or more")
+            raise UserError(f"--{key} {getattr(options, key)}: give {least} or more")
     if base.evaluation.protocol == "published":
         raise UserError(
             "evaluation.protocol is published, which looks at the test split every epoch: a search would choose by it; "
             "set evaluation.protocol = clean"
         )
-    halving = plan_halving(space, base, options.grace, options.factor)
+    asha = options.scheduler == "asha"
     chosen = Options(
-        trials=options.trials,
         seeds=options.seeds,
+        trials=options.trials,
         finalists=options.finalists,
-        searcher="random",
-        halving=options.scheduler == "asha",
-        grace=halving.grace,
-        factor=halving.factor,
+        halving=plan_halving(space, base, options.grace, options.factor) if asha else None,
     )
     folder = options.out or Path("runs") / f"search-{name}-{Path(options.space).stem}"
-    base = override(replace(base, out=""), {"evaluation.test": False})
-    return Study(folder.absolute(), base, space, chosen), options
+    return Study(folder.absolute(), replace(base, out=""), space, chosen), options
 
 
 def search(study: Study, runner: Runner) -> Choice:
     """From where the study stands to its answer. Raises `UserError` when too little was left to choose from."""
-    table = LiveTable(study)
+    options = study.options
+    most = 1 + options.trials + options.seeds * (1 + min(options.finalists, options.trials))
+    table = LiveTable(study.folder, most)
 
     def told() -> None:
         outcomes = study.trials.outcomes()
@@ -106,7 +97,9 @@ def search(study: Study, runner: Runner) -> Choice:
     choice = choose(accuracies_of(results, study))
     winner = values[choice.winner]
     print("\n".join(describe(choice)))
-    test_winner(study, choice, winner)
+    tested = replace(study.finals({choice.winner: winner})[0], test=True)  # the test split is read here alone
+    runner.run(study, [tested], told)
+    print(f"test accuracy of seed {tested.seed}: {test_of(study.trials.outcome(tested)):.2%}")
     print(f"python -m adadf_dist.train --config {write_best(study, choice, winner)}")
     return choice
 
@@ -125,30 +118,10 @@ def accuracies_of(results: Sequence[Outcome], study: Study) -> dict[int, list[fl
     return whole
 
 
-def test_winner(study: Study, choice: Choice, values: dict[str, object]) -> None:
-    """The test split is read here, and nowhere else: by the winner's first final run."""
-    trial = next(t for t in study.finals({choice.winner: values}))
-    config = override(study.base, {**values, "seed": trial.seed, "out": str(study.trials.of(trial))})
-    run(override(config, {"checkpoint.keep": 1, "evaluation.test": True}))
-
-
-@contextmanager
-def runner_of(options: argparse.Namespace) -> Iterator[Runner]:
-    """Raises `UserError` where Ray is wanted and is not there, or holds no trial."""
-    if options.local:
-        yield Local(options.workers_per_trial)
-        return
-    try:
-        from tune.on_ray import OnRay  # seconds to import, and not everyone has Ray
-    except ImportError as error:
-        raise UserError(
-            f"Ray does not import ({error}); install it with pip install 'adadf_dist[tune]', or search with --local"
-        ) from None
-    runner = OnRay(options.address, options.workers_per_trial, options.gpus_per_worker, options.cpus_per_worker)
-    try:
-        yield runner
-    finally:
-        runner.close()
+def test_of(outcome: Outcome) -> float:
+    if outcome.test is None:
+        raise UserError(f"{outcome.trial.name}: was not tested ({outcome.error or 'interrupted'}); --resume goes on")
+    return outcome.test
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -27,15 +27,14 @@ GROWS = ("options.trials", "options.seeds", "options.finalists")
 class Options:
     """How a space is searched."""
 
-    trials: int
-    """Configurations beside the default."""
     seeds: int
     """Of each finalist and the default, none of them the search's own."""
-    finalists: int
-    searcher: Literal["random", "tpe"]
-    halving: bool
-    grace: int
-    factor: int
+    trials: int = 0
+    """Configurations beside the default."""
+    finalists: int = 0
+    searcher: Literal["random", "tpe"] = "random"
+    halving: Halving | None = None
+    """None: every trial goes to the end."""
 
 
 @dataclass(frozen=True)
@@ -52,8 +51,8 @@ class Study:
 
     def halving_of(self, trial: Trial) -> Halving | None:
         """None for trials that go to the end: the default, which all are measured by, and finals."""
-        options, judged = self.options, trial.stage == "search" and trial.number != DEFAULT
-        return Halving(options.grace, options.factor, self.base.epochs) if options.halving and judged else None
+        judged = trial.stage == "search" and trial.number != DEFAULT
+        return self.options.halving if judged else None
 
     def default(self) -> Trial:
         return Trial(DEFAULT, self.base.seed, "search", {})
@@ -124,5 +123,7 @@ def load(folder: Path) -> Study:
     content = read(folder / STUDY_FILE)
     base = build_config([Layer(STUDY_FILE, content["base"])])
     space = read_space(content["space"]["name"], content["space"]["domains"], base)
-    options = Options(**{field.name: content["options"][field.name] for field in fields(Options)})
+    options = content["options"]
+    halving = Halving(**options["halving"]) if options["halving"] else None
+    options = Options(**{**options, "halving": halving})
     return Study(folder, base, space, options)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import TextIO
 
-from tune.study import Study
 from tune.trial import Outcome
 
 ROWS = 12
@@ -14,8 +14,11 @@ ROWS = 12
 
 
 class LiveTable:
-    def __init__(self, study: Study, stream: TextIO | None = None) -> None:
-        self.study = study
+    def __init__(self, folder: Path, most: int, stream: TextIO | None = None) -> None:
+        self.folder = folder
+        """Of the study."""
+        self.most = most
+        """Trials that there will be."""
         self.stream = stream or sys.stdout
         self._told: set[str] = set()
         self._drawn = 0
@@ -34,9 +37,7 @@ class LiveTable:
 
     def count(self, outcomes: Sequence[Outcome]) -> str:
         ended = sum(bool(outcome.end) for outcome in outcomes)
-        options = self.study.options
-        most = 1 + options.trials + options.seeds * (1 + min(options.finalists, options.trials))
-        return f"{ended} of {most} trials"
+        return f"{ended} of {self.most} trials"
 
     def table(self, outcomes: Sequence[Outcome]) -> Iterator[str]:
         """Running trials first, then the best."""
@@ -46,7 +47,7 @@ class LiveTable:
         yield self.count(outcomes)
         yield from (describe(outcome) for outcome in shown)
         if len(outcomes) > len(shown):
-            yield f"... and {len(outcomes) - len(shown)} more, all in {self.study.folder / 'trials.csv'}"
+            yield f"... and {len(outcomes) - len(shown)} more, all in {self.folder / 'trials.csv'}"
 
 
 def describe(outcome: Outcome) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -33,10 +33,16 @@ class Trial:
     seed: int
     stage: Stage
     values: Values
+    test: bool = False
+    """Whether the test split is read at its end."""
 
     @property
     def name(self) -> str:
         return f"{self.number:04d}-seed{self.seed}"
+
+    def covers(self, other: Trial) -> bool:
+        """Whether what this trial did is all that the other asks for."""
+        return replace(self, test=other.test) == other and self.test >= other.test
 
 
 @dataclass(frozen=True)
@@ -48,6 +54,8 @@ class Outcome:
     error: str
     accuracies: tuple[float, ...]
     """On validation, one an epoch."""
+    test: float | None = None
+    """Accuracy of the selected epoch on test, where the trial reads it."""
 
     @property
     def epochs(self) -> int:
@@ -74,16 +82,20 @@ class Folder:
 
     def begin(self, trial: Trial) -> None:
         """Write down what the trial is, once: a crash later leaves a trial that can be read."""
-        folder = self.of(trial)
-        folder.mkdir(parents=True, exist_ok=True)
-        if not (folder / TRIAL_FILE).exists():
-            write_json(folder / TRIAL_FILE, {**asdict(trial), "end": "", "error": ""})
+        outcome = self._read(self.of(trial))
+        if outcome is None or not outcome.trial.covers(trial):
+            self.end(trial, "")
 
     def end(self, trial: Trial, end: End, error: str = "") -> None:
+        self.of(trial).mkdir(parents=True, exist_ok=True)
         write_json(self.of(trial) / TRIAL_FILE, {**asdict(trial), "end": end, "error": error})
 
     def outcome(self, trial: Trial) -> Outcome:
-        return self._read(self.of(trial)) or Outcome(trial, "", "", ())
+        """Without an end when the folder is of a trial that did less, as one that is now to be tested."""
+        outcome = self._read(self.of(trial))
+        if outcome is None or not outcome.trial.covers(trial):
+            return Outcome(trial, "", "", () if outcome is None else outcome.accuracies)
+        return outcome
 
     def outcomes(self) -> list[Outcome]:
         """Of all trials that ever began, by number and seed."""
@@ -98,7 +110,8 @@ class Folder:
         except json.JSONDecodeError as problem:
             raise UserError(f"{folder / TRIAL_FILE}: does not parse ({problem}); remove the trial's folder") from None
         end, error = content.pop("end"), content.pop("error")
-        return Outcome(Trial(**content), end, error, read_accuracies(folder))
+        trial = Trial(**content)
+        return Outcome(trial, end, error, read_accuracies(folder), read_test(folder) if trial.test else None)
 
 
 def read_accuracies(folder: Path) -> tuple[float, ...]:
@@ -109,13 +122,19 @@ def read_accuracies(folder: Path) -> tuple[float, ...]:
     return tuple(float(record["validation"]["accuracy"]) for record in records)
 
 
+def read_test(folder: Path) -> float | None:
+    path = folder / "result.json"
+    test = json.loads(path.read_text())["test"] if path.exists() else {}
+    return float(test["accuracy"]) if test else None
+
+
 def ignore(record: Record) -> None:
     pass
 
 
 def config_of(base: Config, trial: Trial, out: Path) -> Config:
-    """The trial's configuration: validation alone decides, and nothing but the newest checkpoint is kept."""
-    fixed = {"seed": trial.seed, "out": str(out), "evaluation.test": False, "checkpoint.keep": 1}
+    """The trial's configuration. Of its checkpoints the newest and the selected one are kept."""
+    fixed = {"seed": trial.seed, "out": str(out), "evaluation.test": trial.test, "checkpoint.keep": 1}
     return override(base, {**trial.values, **fixed}, f"trial {trial.name}")
 
 
