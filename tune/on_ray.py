@@ -9,7 +9,10 @@ from __future__ import annotations
 
 import logging
 import math
+import os
+import time
 from collections.abc import Callable, Sequence
+from contextlib import redirect_stderr, redirect_stdout
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,15 +20,26 @@ from typing import Any
 import ray
 import ray.train as ray_train
 import ray.tune as ray_tune
-from ray.train.torch import TorchTrainer
+from ray.train.torch import TorchConfig, TorchTrainer
 from ray.tune.integration.ray_train import TuneReportCallback
+from ray.tune.search import Searcher
 
-from adadf_dist.errors import UserError
-from tune.runners import TRIES
+from adadf_dist.errors import UserError, one_line
+from tune.runners import TRIES, interrupted
+from tune.running import run_trial
 from tune.study import Study, load
-from tune.trial import Trial, run_trial
+from tune.trial import Outcome, Trial
 
 ROOT = Path(__file__).resolve().parents[1]
+METRIC = "accuracy"
+QUIET = {
+    "RAY_AIR_NEW_OUTPUT": "0",
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+}
+"""Of the driver: our table is the table, the trials' folders are the records."""
+TELL_S = 2.0
+"""Least seconds between two looks at how the trials stand."""
 
 
 class OnRay:
@@ -34,64 +48,105 @@ class OnRay:
     def __init__(self, address: str, workers: int, gpus_per_worker: float | None, cpus_per_worker: float) -> None:
         self.workers = workers
         self.cpus = cpus_per_worker
-        environment = {"env_vars": {"RAY_TRAIN_V2_ENABLED": "1", "PYTHONPATH": str(ROOT)}}
+        for name, value in QUIET.items():
+            os.environ.setdefault(name, value)
+        code = [str(ROOT / package) for package in ("adadf_dist", "tune")]  # so that every node runs this very code
+        environment = {"env_vars": {"RAY_TRAIN_V2_ENABLED": "1"}, "py_modules": code}
         try:
             ray.init(
-                address=address or "local", runtime_env=environment, log_to_driver=False, logging_level=logging.ERROR
+                address=address or "local",
+                runtime_env=environment,
+                log_to_driver=False,
+                logging_level=logging.ERROR,
+                include_dashboard=False if not address else None,
             )
-        except ConnectionError as error:
-            reason = " ".join(str(error).split())[:200]
+        except (ConnectionError, ValueError, TimeoutError, RuntimeError) as error:
+            reason = one_line(error, 200)
             raise UserError(
                 f"--address {address}: no Ray cluster there ({reason}); start one or leave it out"
             ) from None
         held: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
         self.gpus = (1.0 if held.get("GPU") else 0.0) if gpus_per_worker is None else gpus_per_worker
-        self.concurrent = self._fit(held)
+        try:
+            self.concurrent = self._fit(held)
+        except UserError:
+            self.close()
+            raise
 
     def close(self) -> None:
         ray.shutdown()
 
     def _fit(self, held: dict[str, float]) -> int:
         """Trials that the cluster holds at once. Raises `UserError` when it holds none."""
+        if self.workers > 1 and self.gpus % 1:
+            raise UserError(
+                f"--gpus-per-worker {self.gpus:g}: NCCL refuses two ranks on one GPU; a fraction is for trials of one "
+                "worker"
+            )
         wanted = {"CPU": self.cpus * self.workers, "GPU": self.gpus * self.workers}
         for name, amount in wanted.items():
             if amount > held.get(name, 0.0):
                 raise UserError(
-                    f"a trial of {self.workers} workers takes {amount:g} {name}s, the cluster has "
-                    f"{held.get(name, 0.0):g}; lower --workers-per-trial, or --{name.lower()}s-per-worker"
+                    f"--workers-per-trial {self.workers}: a trial takes {amount:g} {name}s, the cluster has "
+                    f"{held.get(name, 0.0):g}; lower it, or --{name.lower()}s-per-worker"
                 )
         return min(math.floor(held[name] / amount) for name, amount in wanted.items() if amount)
 
     def search(self, study: Study, told: Callable[[], None]) -> None:
+        if study.options.searcher == "tpe":
+            from tune.tpe import Drawing  # Optuna is asked for by name
+
+            self._tune(study, Drawing(study), 1 + study.options.trials, told)
+            return
         drawn = [study.drawn(number) for number in range(1, study.options.trials + 1)]
         self.run(study, [study.default(), *drawn], told)
 
     def run(self, study: Study, trials: Sequence[Trial], told: Callable[[], None]) -> None:
         left = [trial for trial in trials if not study.trials.outcome(trial).end]
-        if not left:
-            return
         for trial in left:
             study.trials.begin(trial)
+        if left:
+            self._tune(study, [trial.name for trial in left], 1, told)
+
+    def _tune(self, study: Study, source: Sequence[str] | Searcher, samples: int, told: Callable[[], None]) -> None:
+        """Have Tune run the trials named, or those that a searcher names. Raises `UserError` when interrupted."""
         trainable = partial(train_here if self.workers == 1 else train_on_ranks, study_folder=str(study.folder))
-        bundles = [{"CPU": self.cpus, "GPU": self.gpus}] if self.workers == 1 else [{"CPU": 0.0}]
-        placed = ray_tune.with_resources(trainable, ray_tune.PlacementGroupFactory(bundles))
-        scaling = {"workers": self.workers, "gpus": self.gpus, "cpus": self.cpus}
-        tuner = ray_tune.Tuner(
+        one: dict[str, float] = {"CPU": self.cpus, "GPU": self.gpus}
+        placed = ray_tune.with_resources(trainable, one if self.workers == 1 else {"CPU": 0.0})
+        resources = {"workers": self.workers, "gpus": self.gpus, "cpus": self.cpus}
+        searcher = source if isinstance(source, Searcher) else None
+        names = {} if searcher else {"trial": ray_tune.grid_search(list(source))}  # type: ignore[arg-type]
+        results = ray_tune.Tuner(
             placed,
-            param_space={"trial": ray_tune.grid_search([trial.name for trial in left]), **scaling},
-            tune_config=ray_tune.TuneConfig(max_concurrent_trials=self.concurrent),
+            param_space={**names, **resources},
+            tune_config=ray_tune.TuneConfig(
+                search_alg=searcher,
+                metric=METRIC if searcher else None,
+                mode="max" if searcher else None,
+                num_samples=samples,
+                max_concurrent_trials=self.concurrent,
+                reuse_actors=True,
+            ),
             run_config=ray_tune.RunConfig(
                 storage_path=str(study.folder / "ray"),
                 failure_config=ray_tune.FailureConfig(max_failures=TRIES - 1),
                 callbacks=[Told(told)],
                 verbose=0,
             ),
-        )
-        results = tuner.fit()
-        errors = {(r.config or {}).get("trial"): r.error for r in (results[i] for i in range(len(results)))}
-        for trial in left:
-            if not study.trials.outcome(trial).end:
-                study.trials.end(trial, "failed", " ".join(str(errors.get(trial.name)).split())[-300:])
+        ).fit()
+        told()
+        for result in (results[place] for place in range(len(results))):
+            settle(study, str((result.config or {})["trial"]), result.error)
+
+
+def settle(study: Study, name: str, error: BaseException | None) -> None:
+    """Write down the failure of a trial that has no end. Raises `UserError` where nothing failed either."""
+    outcome = find(study, name)
+    if outcome.end:
+        return
+    if error is None:
+        raise interrupted()
+    study.trials.end(outcome.trial, "failed", one_line(str(error).strip().splitlines()[-1], 300))
 
 
 class Told(ray_tune.Callback):
@@ -99,48 +154,62 @@ class Told(ray_tune.Callback):
 
     def __init__(self, told: Callable[[], None]) -> None:
         self._told = told
+        self._last = 0.0
 
     def on_trial_result(self, iteration: int, trials: list[Any], trial: Any, result: Any, **info: Any) -> None:
-        self._told()
+        if time.monotonic() - self._last > TELL_S:
+            self._told()
+            self._last = time.monotonic()
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         self._told()
 
 
 def report_of(record: Any) -> dict[str, float]:
-    return {"epoch": record["epoch"], "accuracy": record["validation"]["accuracy"]}
+    return {"epoch": record["epoch"], METRIC: record["validation"]["accuracy"]}
 
 
-def find(study: Study, name: str) -> Trial:
-    return next(outcome.trial for outcome in study.trials.outcomes() if outcome.trial.name == name)
+def find(study: Study, name: str) -> Outcome:
+    return next(outcome for outcome in study.trials.outcomes() if outcome.trial.name == name)
 
 
 def train_here(config: dict[str, Any], study_folder: str) -> None:
     """A trial of one process."""
-    study = load(Path(study_folder))
-    trial = find(study, config["trial"])
-    run_trial(
-        study.base, trial, study.trials, study.halving_of(trial), lambda record: ray_tune.report(report_of(record))
-    )
+    train(config["trial"], study_folder, lambda record: ray_tune.report(report_of(record)))
 
 
 def train_on_ranks(config: dict[str, Any], study_folder: str) -> None:
     """A trial of several ranks: a driver that starts them by Ray Train, and waits."""
+    study = load(Path(study_folder))
     gpus = config["gpus"]
     resources = {"CPU": config["cpus"], **({"GPU": gpus} if gpus else {})}
-    scaling = ray_train.ScalingConfig(config["workers"], use_gpu=gpus > 0, resources_per_worker=resources)
     passed_on: Any = TuneReportCallback()  # type: ignore[no-untyped-call]
-    folder = str(Path(study_folder) / "ray-train")
-    storage = ray_train.RunConfig(name=config["trial"], storage_path=folder, callbacks=[passed_on])
+    attempt = f"{config['trial']}-{time.time():.0f}"  # of a name of its own: Train would go on from another's state
     TorchTrainer(
-        train_rank, train_loop_config={**config, "study": study_folder}, scaling_config=scaling, run_config=storage
+        train_rank,
+        train_loop_config={**config, "study": study_folder},
+        torch_config=TorchConfig(timeout_s=round(study.base.runtime.timeout_s)),
+        scaling_config=ray_train.ScalingConfig(config["workers"], use_gpu=gpus > 0, resources_per_worker=resources),
+        run_config=ray_train.RunConfig(
+            name=attempt, storage_path=str(study.folder / "ray" / "train"), callbacks=[passed_on]
+        ),
     ).fit()
 
 
 def train_rank(config: dict[str, Any]) -> None:
     """One rank of a trial; the process group is Ray's."""
-    study = load(Path(config["study"]))
-    trial = find(study, config["trial"])
-    run_trial(
-        study.base, trial, study.trials, study.halving_of(trial), lambda record: ray_train.report(report_of(record))
-    )
+    train(config["trial"], config["study"], lambda record: ray_train.report(report_of(record)))
+
+
+def train(name: str, study_folder: str, report: Callable[[Any], None]) -> None:
+    """Raises `RuntimeError` for a trial that was told to stop, so that Tune starts it elsewhere."""
+    study = load(Path(study_folder))
+    trial = find(study, name).trial
+    with (
+        (study.trials.of(trial) / "output.txt").open("a") as output,
+        redirect_stdout(output),
+        redirect_stderr(output),
+    ):
+        outcome = run_trial(study, trial, report)
+    if not outcome.end:
+        raise RuntimeError(f"{name}: was told to stop before its end")

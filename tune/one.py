@@ -8,8 +8,8 @@ from pathlib import Path
 
 from adadf_dist.errors import UserError, one_line_errors
 from adadf_dist.world import rank_in_environment
+from tune.running import run_trial
 from tune.study import load
-from tune.trial import run_trial
 
 
 def run_one(study_folder: Path, name: str) -> None:
@@ -17,7 +17,7 @@ def run_one(study_folder: Path, name: str) -> None:
     outcome = next((o for o in study.trials.outcomes() if o.trial.name == name), None)
     if outcome is None:
         raise UserError(f"{study.trials.path / name}: no such trial")
-    run_trial(study.base, outcome.trial, study.trials, study.halving_of(outcome.trial))
+    run_trial(study, outcome.trial)
 
 
 def main(argv: Sequence[str] | None = None) -> None:

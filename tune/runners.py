@@ -29,6 +29,10 @@ class Runner(Protocol):
         ...
 
 
+def interrupted() -> UserError:
+    return UserError("interrupted; the trials' checkpoints are kept: the same command goes on (a search with --resume)")
+
+
 class Local:
     """One trial after another on this machine, each in a process of its own: a crash is the trial's alone."""
 
@@ -62,7 +66,7 @@ class Local:
             if outcome.end:
                 return outcome
             if status == 0:
-                raise UserError("interrupted; --resume goes on")
+                raise interrupted()
         study.trials.end(trial, "failed", f"ended {TRIES} times with status {status}; {log} says why")
         return study.trials.outcome(trial)
 

@@ -16,7 +16,7 @@ from tune.halving import plan_halving
 from tune.results import describe, write_best, write_trials
 from tune.runners import Runner, add_arguments, runner_of
 from tune.space import SPACES, open_space
-from tune.study import Options, Study, begin
+from tune.study import Options, Study, begin, on_any_node
 from tune.table import LiveTable
 from tune.trial import Outcome
 
@@ -43,9 +43,15 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--finalists", type=int, default=3, help="configurations that get them (default: %(default)s)")
     parser.add_argument("--out", type=Path, help="folder of the search (default: runs/search-PRESET-SPACE)")
     parser.add_argument("--resume", action="store_true", help="go on with the search in --out")
+    parser.add_argument(
+        "--searcher", choices=["random", "tpe"], default="random", help="tpe is Optuna's, and needs Ray"
+    )
     parser.add_argument("--scheduler", choices=["asha", "none"], default="asha", help="end poor trials early, or none")
     parser.add_argument("--grace", type=int, help="epochs that every trial has (default: twice the largest E)")
     parser.add_argument("--factor", type=int, default=3, help="one in so many passes a rung (default: %(default)s)")
+    parser.add_argument(
+        "--keep-checkpoints", choices=["winner", "all"], default="winner", help="of trials that ended (default: winner)"
+    )
     add_arguments(parser)
     return parser
 
@@ -59,6 +65,8 @@ def plan(argv: Sequence[str]) -> tuple[Study, argparse.Namespace]:
     for key, least in (("trials", 1), ("seeds", 2), ("finalists", 1)):
         if getattr(options, key) < least:
             raise UserError(f"--{key} {getattr(options, key)}: give {least} or more")
+    if options.searcher == "tpe" and options.local:
+        raise UserError("--searcher tpe: Optuna draws through Ray Tune, which --local leaves out; give one of the two")
     if base.evaluation.protocol == "published":
         raise UserError(
             "evaluation.protocol is published, which looks at the test split every epoch: a search would choose by it; "
@@ -69,10 +77,12 @@ def plan(argv: Sequence[str]) -> tuple[Study, argparse.Namespace]:
         seeds=options.seeds,
         trials=options.trials,
         finalists=options.finalists,
+        searcher=options.searcher,
+        keep=options.keep_checkpoints,
         halving=plan_halving(space, base, options.grace, options.factor) if asha else None,
     )
     folder = options.out or Path("runs") / f"search-{name}-{Path(options.space).stem}"
-    return Study(folder.absolute(), replace(base, out=""), space, chosen), options
+    return Study(folder.absolute(), on_any_node(base), space, chosen), options
 
 
 def search(study: Study, runner: Runner) -> Choice:
@@ -99,6 +109,10 @@ def search(study: Study, runner: Runner) -> Choice:
     print("\n".join(describe(choice)))
     tested = replace(study.finals({choice.winner: winner})[0], test=True)  # the test split is read here alone
     runner.run(study, [tested], told)
+    if study.options.keep != "all":
+        for trial in finals:
+            if trial.name != tested.name:
+                study.trials.drop_checkpoints(trial)
     print(f"test accuracy of seed {tested.seed}: {test_of(study.trials.outcome(tested)):.2%}")
     print(f"python -m adadf_dist.train --config {write_best(study, choice, winner)}")
     return choice

@@ -85,10 +85,13 @@ class Space:
 
         Grids are gone through in order, all else is drawn.
         """
-        generator = np.random.default_rng([seed, number])
-        drawn = {key: domain.at(generator.random()) for key, domain in self.domains.items() if domain.kind != "grid"}
         points = list(self.grid())
-        return self.settle({**drawn, **points[number % len(points)]})
+        return self.settle({**self.every(seed, number), **points[number % len(points)]})
+
+    def every(self, seed: int, number: int = 0) -> Values:
+        """A draw of every key, whatever its condition."""
+        generator = np.random.default_rng([seed, number])
+        return {key: domain.at(generator.random()) for key, domain in self.domains.items()}
 
     def grid(self) -> Iterator[Values]:
         """Every point of the grids together; one empty point where there are none."""

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
 from adadf_dist.config import Config
 from adadf_dist.errors import UserError
 from adadf_dist.runtime.folder import write_json
-from adadf_dist.settings import Layer, build_config, flatten, to_dict
+from adadf_dist.settings import Layer, build_config, flatten, override, to_dict
 from tune.choice import DEFAULT
 from tune.halving import Halving
 from tune.space import Space, read_space
@@ -19,6 +20,8 @@ from tune.trial import Folder, Trial
 
 STUDY_FILE = "study.json"
 VERSION = 1
+FREE = ("options.keep",)
+"""What may be changed when a search is gone on with."""
 GROWS = ("options.trials", "options.seeds", "options.finalists")
 """What may be raised when a search is gone on with: nothing that was done is in vain."""
 
@@ -35,6 +38,8 @@ class Options:
     searcher: Literal["random", "tpe"] = "random"
     halving: Halving | None = None
     """None: every trial goes to the end."""
+    keep: Literal["winner", "none", "all"] = "winner"
+    """Whose checkpoints stay when a trial has ended; all figures always do."""
 
 
 @dataclass(frozen=True)
@@ -45,7 +50,7 @@ class Study:
     space: Space
     options: Options
 
-    @property
+    @cached_property
     def trials(self) -> Folder:
         return Folder(self.folder / "trials")
 
@@ -53,6 +58,10 @@ class Study:
         """None for trials that go to the end: the default, which all are measured by, and finals."""
         judged = trial.stage == "search" and trial.number != DEFAULT
         return self.options.halving if judged else None
+
+    def keeps_checkpoints(self, trial: Trial) -> bool:
+        """After the trial's end; of finals the search drops the losers' when it has chosen."""
+        return self.options.keep == "all" or (self.options.keep == "winner" and trial.stage == "final")
 
     def default(self) -> Trial:
         return Trial(DEFAULT, self.base.seed, "search", {})
@@ -72,7 +81,10 @@ class Study:
 
 
 def begin(study: Study, resume: bool) -> Study:
-    """Write the study down, or find that its folder holds the same one. Raises `UserError`, with the difference."""
+    """Write the study down, or find that its folder holds the same one. Raises `UserError`, with the difference.
+
+    Trials of it that failed are tried again: a disk that was full may have room now.
+    """
     path = study.folder / STUDY_FILE
     if not path.exists():
         if resume:
@@ -87,12 +99,17 @@ def begin(study: Study, resume: bool) -> Study:
         raise UserError(f"--out: {study.folder} holds a search; go on with it by --resume, or give another --out")
     before, now = read(path), study.to_dict()
     for key, (old, new) in differences(before, now).items():
+        if key in FREE:
+            continue
         if key not in GROWS or not isinstance(old, int) or not isinstance(new, int) or new < old:
             raise UserError(
                 f"{path}: {key} was {json.dumps(old)} and is now {json.dumps(new)}; trials of both do not compare: "
                 "go on with what it was, or give another --out"
             )
     write_json(path, now)
+    for outcome in study.trials.outcomes():
+        if outcome.end == "failed":
+            study.trials.end(outcome.trial, "")
     return study
 
 
@@ -127,3 +144,15 @@ def load(folder: Path) -> Study:
     halving = Halving(**options["halving"]) if options["halving"] else None
     options = Options(**{**options, "halving": halving})
     return Study(folder, base, space, options)
+
+
+PATHS = ("data.shards", "data.cache", "data.label_noise_file", "model.pretrained", "deepspeed.config")
+NO_PATHS = ("", "imagenet")
+
+
+def on_any_node(base: Config) -> Config:
+    """With every path absolute, `~` apart: trials run in folders of their own, on nodes with homes of their own."""
+    values = {key: str(value) for key, value in flatten(to_dict(base)) if key in PATHS}
+    local = {key: value for key, value in values.items() if value not in NO_PATHS and "://" not in value}
+    absolute = {key: str(Path(value).absolute()) for key, value in local.items() if value[:1] != "~"}
+    return override(replace(base, out=""), absolute)

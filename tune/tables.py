@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from pathlib import Path
 
 from adadf_dist.config import Config
@@ -16,7 +15,7 @@ from tune.grids import GRIDS, configurations, number_of, rows_of
 from tune.results import write_trials
 from tune.runners import Runner, add_arguments, runner_of
 from tune.space import Domain, Space
-from tune.study import STUDY_FILE, Options, Study, begin
+from tune.study import STUDY_FILE, Options, Study, begin, on_any_node
 from tune.table import LiveTable
 from tune.table_files import table_of, write_table
 from tune.trial import Trial
@@ -42,6 +41,9 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("tables", nargs="+", metavar="TABLE", choices=list(GRIDS), help=", ".join(GRIDS))
     parser.add_argument("--seeds", type=int, default=3, help="of every row (default: %(default)s)")
     parser.add_argument("--out", type=Path, help="folder of runs and tables (default: runs/tables-PRESET)")
+    parser.add_argument(
+        "--keep-checkpoints", choices=["none", "all"], default="none", help="of runs that ended (default: none)"
+    )
     add_arguments(parser)
     return parser
 
@@ -65,7 +67,8 @@ def plan(argv: Sequence[str]) -> tuple[Study, argparse.Namespace, str]:
         )
     name = Path(base.out).name.rpartition("-seed")[0]
     folder = options.out or Path("runs") / f"tables-{name}"
-    return Study(folder.absolute(), replace(base, out=""), space_of(base), Options(options.seeds)), options, preset
+    chosen = Options(options.seeds, keep=options.keep_checkpoints)
+    return Study(folder.absolute(), on_any_node(base), space_of(base), chosen), options, preset
 
 
 def space_of(base: Config) -> Space:

@@ -3,19 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, replace
+import shutil
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
-import torch.distributed as dist
-
-from adadf_dist.config import Config
 from adadf_dist.errors import UserError
 from adadf_dist.runtime.folder import write_json
-from adadf_dist.settings import override
-from adadf_dist.train import Record, run
-from tune.halving import Halving
 from tune.space import Values
 
 TRIAL_FILE = "trial.json"
@@ -67,15 +61,13 @@ class Outcome:
         return max(self.accuracies, default=0.0)
 
 
-class Halt(Exception):  # noqa: N818 - not an error
-    """Raised in `on_epoch` on every rank: the trial is not worth going on with."""
-
-
 @dataclass(frozen=True)
 class Folder:
     """The folder of all trials of a search: each trial's is `NUMBER-seedSEED`, on storage that all nodes share."""
 
     path: Path
+    _ended: dict[str, Outcome] = field(default_factory=dict, compare=False, repr=False)
+    """Outcomes that will not change, so that a search of many trials does not read them all over and over."""
 
     def of(self, trial: Trial) -> Path:
         return self.path / trial.name
@@ -87,6 +79,7 @@ class Folder:
             self.end(trial, "")
 
     def end(self, trial: Trial, end: End, error: str = "") -> None:
+        self._ended.pop(trial.name, None)
         self.of(trial).mkdir(parents=True, exist_ok=True)
         write_json(self.of(trial) / TRIAL_FILE, {**asdict(trial), "end": end, "error": error})
 
@@ -97,12 +90,18 @@ class Folder:
             return Outcome(trial, "", "", () if outcome is None else outcome.accuracies)
         return outcome
 
+    def drop_checkpoints(self, trial: Trial) -> None:
+        """Of a trial whose end is written down: its figures are kept, its weights are not."""
+        shutil.rmtree(self.of(trial) / "checkpoints", ignore_errors=True)
+
     def outcomes(self) -> list[Outcome]:
         """Of all trials that ever began, by number and seed."""
         found = [self._read(folder) for folder in sorted(self.path.glob("*-seed*"))]
         return [outcome for outcome in found if outcome is not None]
 
     def _read(self, folder: Path) -> Outcome | None:
+        if folder.name in self._ended:
+            return self._ended[folder.name]
         try:
             content: dict[str, Any] = json.loads((folder / TRIAL_FILE).read_text())
         except FileNotFoundError:
@@ -111,7 +110,10 @@ class Folder:
             raise UserError(f"{folder / TRIAL_FILE}: does not parse ({problem}); remove the trial's folder") from None
         end, error = content.pop("end"), content.pop("error")
         trial = Trial(**content)
-        return Outcome(trial, end, error, read_accuracies(folder), read_test(folder) if trial.test else None)
+        outcome = Outcome(trial, end, error, read_accuracies(folder), read_test(folder) if trial.test else None)
+        if end:
+            self._ended[folder.name] = outcome
+        return outcome
 
 
 def read_accuracies(folder: Path) -> tuple[float, ...]:
@@ -126,62 +128,3 @@ def read_test(folder: Path) -> float | None:
     path = folder / "result.json"
     test = json.loads(path.read_text())["test"] if path.exists() else {}
     return float(test["accuracy"]) if test else None
-
-
-def ignore(record: Record) -> None:
-    pass
-
-
-def config_of(base: Config, trial: Trial, out: Path) -> Config:
-    """The trial's configuration. Of its checkpoints the newest and the selected one are kept."""
-    fixed = {"seed": trial.seed, "out": str(out), "evaluation.test": trial.test, "checkpoint.keep": 1}
-    return override(base, {**trial.values, **fixed}, f"trial {trial.name}")
-
-
-def run_trial(
-    base: Config, trial: Trial, folder: Folder, halving: Halving | None, report: Callable[[Record], None] = ignore
-) -> Outcome:
-    """Train, from where the trial's folder stands, until it is done or halving ends it.
-
-    A collective of the ranks that train it. A `UserError` of the run is the trial's failure and is written down; any
-    other error is raised, for the trial to be tried again. An interrupted trial has no end.
-    """
-    main = not dist.is_initialized() or dist.get_rank() == 0
-    if main:
-        folder.begin(trial)
-
-    def on_epoch(record: Record) -> None:
-        report(record)
-        if halving is not None and agree(main and halts(folder, trial, halving, record)):
-            raise Halt
-
-    end: End = "finished"
-    reason = ""
-    try:
-        if run(config_of(base, trial, folder.of(trial)), on_epoch) is None:
-            return folder.outcome(trial)
-    except Halt:
-        end = "halted"
-    except UserError as problem:
-        end, reason = "failed", str(problem)
-    if main:
-        folder.end(trial, end, reason)
-    return folder.outcome(trial)
-
-
-def halts(folder: Folder, trial: Trial, halving: Halving, record: Mapping[str, Any]) -> bool:
-    epoch = int(record["epoch"])
-    if epoch not in halving.rungs:
-        return False
-    reached = [outcome for outcome in folder.outcomes() if outcome.trial.stage == "search" and outcome.epochs >= epoch]
-    others = [outcome.accuracies[epoch - 1] for outcome in reached if outcome.trial.name != trial.name]
-    return not halving.passes(float(record["validation"]["accuracy"]), others)
-
-
-def agree(answer: bool) -> bool:
-    """Rank 0's answer on every rank: it alone looks at the others' folders, which change meanwhile."""
-    if not dist.is_initialized():
-        return answer
-    answers = [answer]
-    dist.broadcast_object_list(answers, src=0)
-    return answers[0]
