@@ -13,6 +13,10 @@ class UserError(ValueError):
     """A mistake in the user's input: its message is one line naming what, where and the mend."""
 
 
+class LostRank(UserError):
+    """Another rank is gone. Not this run's fault: the same command goes on from the last checkpoint."""
+
+
 class DiskFullError(UserError):
     """There is no room to write; there may be a moment later."""
 

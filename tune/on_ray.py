@@ -116,7 +116,7 @@ class OnRay:
         resources = {"workers": self.workers, "gpus": self.gpus, "cpus": self.cpus}
         searcher = source if isinstance(source, Searcher) else None
         names = {} if searcher else {"trial": ray_tune.grid_search(list(source))}  # type: ignore[arg-type]
-        results = ray_tune.Tuner(
+        tuner = ray_tune.Tuner(
             placed,
             param_space={**names, **resources},
             tune_config=ray_tune.TuneConfig(
@@ -133,7 +133,9 @@ class OnRay:
                 callbacks=[Told(told)],
                 verbose=0,
             ),
-        ).fit()
+        )
+        with (study.folder / "ray.txt").open("a") as log, redirect_stdout(log):  # the table is ours
+            results = tuner.fit()
         told()
         for result in (results[place] for place in range(len(results))):
             settle(study, str((result.config or {})["trial"]), result.error)

@@ -10,10 +10,11 @@ from typing import Any
 import torch.distributed as dist
 
 from adadf_dist.config import Config
-from adadf_dist.errors import UserError
+from adadf_dist.errors import LostRank, UserError
 from adadf_dist.runtime.folder import sole_writer
 from adadf_dist.settings import override
 from adadf_dist.train import Record, run
+from adadf_dist.world import rank_in_environment
 from tune.halving import Halving
 from tune.study import Study
 from tune.trial import End, Folder, Outcome, Trial
@@ -36,11 +37,13 @@ def config_of(base: Config, trial: Trial, out: Path) -> Config:
 
 
 def run_trial(study: Study, trial: Trial, report: Callable[[Record], None] = ignore) -> Outcome:
-    """A collective of the ranks that train it. A `UserError` of the run is the trial's failure and is written down; any
-    other error is raised, for the trial to be tried again. An interrupted trial has no end.
+    """Train, report each epoch, and write down how it ended. A collective of the ranks that train it.
+
+    A `UserError` of the run is the trial's failure. Any other error is raised, for the trial to be tried again, and so
+    is the loss of a rank. An interrupted trial has no end.
     """
     folder, halving = study.trials, study.halving_of(trial)
-    main = not dist.is_initialized() or dist.get_rank() == 0
+    main = (dist.get_rank() if dist.is_initialized() else rank_in_environment()) == 0
     if main:
         wait_for_the_last(folder.of(trial))
         folder.begin(trial)
@@ -59,6 +62,8 @@ def run_trial(study: Study, trial: Trial, report: Callable[[Record], None] = ign
             return folder.outcome(trial)
     except Halt:
         end = "halted"
+    except LostRank:
+        raise
     except UserError as problem:
         end, reason = "failed", str(problem)
     if main:
