@@ -38,6 +38,8 @@ QUIET = {
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
 }
 """Of the driver: our table is the table, the trials' folders are the records."""
+WAITING = {"memory": 1.0}
+"""What the driver of a trial of several ranks takes, in bytes: Tune asks for something, and CPUs are for the ranks."""
 TELL_S = 2.0
 """Least seconds between two looks at how the trials stand."""
 
@@ -50,6 +52,8 @@ class OnRay:
         self.cpus = cpus_per_worker
         for name, value in QUIET.items():
             os.environ.setdefault(name, value)
+        for name in ("ray.tune", "ray.train"):
+            logging.getLogger(name).setLevel(logging.CRITICAL)
         code = [str(ROOT / package) for package in ("adadf_dist", "tune")]  # so that every node runs this very code
         environment = {"env_vars": {"RAY_TRAIN_V2_ENABLED": "1"}, "py_modules": code}
         try:
@@ -112,7 +116,7 @@ class OnRay:
         """Have Tune run the trials named, or those that a searcher names. Raises `UserError` when interrupted."""
         trainable = partial(train_here if self.workers == 1 else train_on_ranks, study_folder=str(study.folder))
         one: dict[str, float] = {"CPU": self.cpus, "GPU": self.gpus}
-        placed = ray_tune.with_resources(trainable, one if self.workers == 1 else {"CPU": 0.0})
+        placed = ray_tune.with_resources(trainable, one if self.workers == 1 else WAITING)
         resources = {"workers": self.workers, "gpus": self.gpus, "cpus": self.cpus}
         searcher = source if isinstance(source, Searcher) else None
         names = {} if searcher else {"trial": ray_tune.grid_search(list(source))}  # type: ignore[arg-type]
@@ -191,7 +195,9 @@ def train_on_ranks(config: dict[str, Any], study_folder: str) -> None:
         train_rank,
         train_loop_config={**config, "study": study_folder},
         torch_config=TorchConfig(timeout_s=round(study.base.runtime.timeout_s)),
-        scaling_config=ray_train.ScalingConfig(config["workers"], use_gpu=gpus > 0, resources_per_worker=resources),
+        scaling_config=ray_train.ScalingConfig(
+            num_workers=config["workers"], use_gpu=gpus > 0, resources_per_worker=resources
+        ),
         run_config=ray_train.RunConfig(
             name=attempt, storage_path=str(study.folder / "ray" / "train"), callbacks=[passed_on]
         ),

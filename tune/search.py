@@ -97,6 +97,9 @@ def search(study: Study, runner: Runner) -> Choice:
         table.show(outcomes)
 
     runner.search(study, told)
+    default = study.trials.outcome(study.default())
+    if default.end == "failed":
+        raise UserError(f"the default configuration failed: {default.error}")
     searched = {o.trial.number: o.trial.values for o in study.trials.outcomes() if o.trial.stage == "search"}
     best = finalists(study.trials.outcomes(), study.options.finalists)
     values = {number: searched[number] for number in [DEFAULT, *best]}
