@@ -13,7 +13,7 @@ class UserError(ValueError):
     """A mistake in the user's input: its message is one line naming what, where and the mend."""
 
 
-class LostRank(UserError):
+class LostRankError(UserError):
     """Another rank is gone. Not this run's fault: the same command goes on from the last checkpoint."""
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -51,11 +51,11 @@ def row_of(study: Study, outcome: Outcome) -> dict[str, Any]:
 
 
 def write_best(study: Study, choice: Choice, values: Mapping[str, Any]) -> Path:
-    """The winner as a file that `adadf_dist.train --config` takes as it is: all that is not a package default."""
+    """The winner as a file that `adadf_dist.train --config` takes as it is: what was searched, and all else that is no default."""
     config = override(study.base, {**values, "evaluation.test": True})
     lines = [f"# {line}" for line in describe(choice)]
     path = study.folder / "best.toml"
-    write_text(path, "\n".join([*lines, *toml_of(config)]) + "\n")
+    write_text(path, "\n".join([*lines, *toml_of(config, study.space.domains)]) + "\n")
     return path
 
 
@@ -77,10 +77,12 @@ def describe_candidate(candidate: Candidate) -> str:
     return line
 
 
-def toml_of(config: Config) -> list[str]:
-    """Sections and keys that differ from the defaults, `out` and `seed` apart."""
+def toml_of(config: Config, keys: Collection[str] = ()) -> list[str]:
+    """Sections and keys that differ from the defaults, and `keys`; never `out` and `seed`."""
     defaults = dict(flatten(to_dict(Config())))
-    changed = {k: v for k, v in flatten(to_dict(config)) if v != defaults[k] and k not in ("out", "seed")}
+    changed = {
+        k: v for k, v in flatten(to_dict(config)) if (v != defaults[k] or k in keys) and k not in ("out", "seed")
+    }
     top = {key: value for key, value in changed.items() if "." not in key}
     lines = [f"{key} = {toml_value(value)}" for key, value in top.items()]
     for section in dict.fromkeys(key.partition(".")[0] for key in changed if "." in key):

@@ -10,7 +10,7 @@ from typing import Any
 import torch.distributed as dist
 
 from adadf_dist.config import Config
-from adadf_dist.errors import LostRank, UserError
+from adadf_dist.errors import LostRankError, UserError
 from adadf_dist.runtime.folder import sole_writer
 from adadf_dist.settings import override
 from adadf_dist.train import Record, run
@@ -62,7 +62,7 @@ def run_trial(study: Study, trial: Trial, report: Callable[[Record], None] = ign
             return folder.outcome(trial)
     except Halt:
         end = "halted"
-    except LostRank:
+    except LostRankError:
         raise
     except UserError as problem:
         end, reason = "failed", str(problem)

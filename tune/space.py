@@ -140,7 +140,7 @@ def open_space(name: str, base: Config) -> Space:
 
 
 def read_space(name: str, content: Mapping[str, object], base: Config) -> Space:
-    domains = {key: read_domain(name, key, value) for key, value in entries(content).items()}
+    domains = {key: read_domain(name, key, value) for key, value in entries(name, content).items()}
     if not domains:
         raise UserError(f"space {name}: is empty; give at least one key and its values")
     space = Space(name, domains)
@@ -157,17 +157,17 @@ def read_space(name: str, content: Mapping[str, object], base: Config) -> Space:
     return space
 
 
-def entries(content: Mapping[str, object], prefix: str = "") -> dict[str, Mapping[str, object]]:
+def entries(space: str, content: Mapping[str, object], prefix: str = "") -> dict[str, Mapping[str, object]]:
     """Dotted keys and what is said of each, whether the file quotes the keys or nests them."""
     found: dict[str, Mapping[str, object]] = {}
     for name, value in content.items():
         key = f"{prefix}{name}"
         if not isinstance(value, Mapping):
-            raise UserError(f"space: {key} = {value!r}; give {{ KIND = [...] }}, KIND one of {', '.join(KINDS)}")
+            raise UserError(f"space {space}: {key} = {value!r}; give {{ KIND = [...] }}, of {', '.join(KINDS)}")
         if key in known_keys() or not any(isinstance(inner, Mapping) for inner in value.values()):
             found[key] = value
         else:
-            found |= entries(value, f"{key}.")
+            found |= entries(space, value, f"{key}.")
     return found
 
 
