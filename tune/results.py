@@ -51,7 +51,7 @@ def row_of(study: Study, outcome: Outcome) -> dict[str, Any]:
 
 
 def write_best(study: Study, choice: Choice, values: Mapping[str, Any]) -> Path:
-    """The winner as a file that `adadf_dist.train --config` takes as it is: what was searched, and all else that is no default."""
+    """The winner as `adadf_dist.train --config` takes it: what was searched, and all else that is no default."""
     config = override(study.base, {**values, "evaluation.test": True})
     lines = [f"# {line}" for line in describe(choice)]
     path = study.folder / "best.toml"

@@ -143,10 +143,8 @@ def verdict(table: Table) -> list[str]:
     said = f"Beyond noise: {', '.join(beyond)}." if beyond else "No row differs beyond noise."
     how = f"Means over {table.seeds} seeds; the difference is to {table.reference}, pair by pair, with intervals that "
     how += f"hold together at 95 % ({len(compared)} comparisons)."
-    paper = [
-        f"The paper's figures are single runs, the best epoch on test chosen by test; {table.split} here is read once."
-    ]
-    return [said, how, *(paper if table.dataset else [])]
+    paper = f"The paper's figures are single runs, of the epoch that was best on test; here {table.split} is read once."
+    return [said, how, *([paper] if table.dataset else [])]
 
 
 def covers_zero(line: Line) -> bool:

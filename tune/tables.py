@@ -37,7 +37,8 @@ seeds may be asked for later. Every other --key VALUE is a key of the runs (pyth
 
 def make_parser() -> argparse.ArgumentParser:
     formatter = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser(prog="python -m tune.tables", description=HELP, formatter_class=formatter)
+    usage = "python -m tune.tables TABLE [TABLE ...] [options] [--preset NAME] [--key VALUE ...]"
+    parser = argparse.ArgumentParser("tune.tables", usage=usage, description=HELP, formatter_class=formatter)
     parser.add_argument("tables", nargs="+", metavar="TABLE", choices=list(GRIDS), help=", ".join(GRIDS))
     parser.add_argument("--seeds", type=int, default=3, help="of every row (default: %(default)s)")
     parser.add_argument("--out", type=Path, help="folder of runs and tables (default: runs/tables-PRESET)")
