@@ -13,6 +13,8 @@ from adadf_dist.runtime.folder import sole_writer
 from adadf_dist.settings import config_from_command_line
 from tune.choice import DEFAULT, Choice, choose, finalists
 from tune.halving import plan_halving
+from tune.hparams import write_hparams
+from tune.page import write_page
 from tune.results import describe, write_best, write_trials
 from tune.runners import Runner, add_arguments, runner_of
 from tune.space import SPACES, open_space
@@ -84,9 +86,13 @@ def search(study: Study, runner: Runner) -> Choice:
     def told() -> None:
         outcomes = study.trials.outcomes()
         write_trials(study, outcomes)
+        if study.base.runtime.tensorboard:
+            write_hparams(study, outcomes)
         table.show(outcomes)
 
     runner.search(study, told)
+    draw(study, None)
+    table.settle()
     searched = {o.trial.number: o.trial.values for o in study.trials.outcomes() if o.trial.stage == "search"}
     best = finalists(study.trials.outcomes(), study.options.finalists)
     values = {number: searched[number] for number in [DEFAULT, *best]}
@@ -97,11 +103,25 @@ def search(study: Study, runner: Runner) -> Choice:
     choice = choose(accuracies_of(results, study))
     winner = values[choice.winner]
     print("\n".join(describe(choice)))
+    table.settle()
     tested = replace(study.finals({choice.winner: winner})[0], test=True)  # the test split is read here alone
     runner.run(study, [tested], told)
     print(f"test accuracy of seed {tested.seed}: {test_of(study.trials.outcome(tested)):.2%}")
-    print(f"python -m adadf_dist.train --config {write_best(study, choice, winner)}")
+    best_file = write_best(study, choice, winner)
+    draw(study, choice)
+    print(f"python -m adadf_dist.train --config {best_file}")
     return choice
+
+
+def draw(study: Study, choice: Choice | None) -> None:
+    """The page of the search, at the end of each stage: it takes seconds, too long for the end of each trial.
+
+    Without the packages that draw it the search goes on, and says so.
+    """
+    try:
+        print(f"{write_page(study, study.trials.outcomes(), choice)} shows the search")
+    except UserError as error:
+        print(f"warning: {error}", file=sys.stderr, flush=True)
 
 
 def accuracies_of(results: Sequence[Outcome], study: Study) -> dict[int, list[float]]:
