@@ -18,7 +18,7 @@ from tune.study import Study
 LEAST = 10
 """Trials; with fewer, a forest of trees finds an order in noise."""
 FEW = 10
-"""Trials a constant below which the page says that it is a hint at most."""
+"""Trials a constant; with fewer, shares are a hint at most."""
 
 
 class Importance(NamedTuple):
@@ -28,6 +28,10 @@ class Importance(NamedTuple):
     """Of the variance that constants account for one by one, the largest first, 1 in all; empty when refused."""
     refused: str = ""
     """Why there are no shares."""
+
+    @property
+    def few(self) -> bool:
+        return self.trials < FEW * len(self.shares)
 
 
 def importance(study: Study, compared: Comparable) -> Importance:
@@ -56,7 +60,7 @@ def refusal(axes: Sequence[Axis], accuracies: Sequence[float]) -> str:
     if len(axes) == 1:
         return f"the space has one constant, {axes[0].key}: there is nothing to weigh it against"
     if len(accuracies) < LEAST:
-        return f"{len(accuracies)} trials compare, and fewer than {LEAST} say nothing of {len(axes)} constants"
+        return f"it takes {LEAST} trials that compare, and so far there are {len(accuracies)}"
     if max(accuracies) == min(accuracies):
         return "all trials have the same accuracy"
     return ""

@@ -53,7 +53,7 @@ td.wide { white-space: normal; max-width: 560px; }
 td.seeds { white-space: normal; width: 130px; }
 tr.winner td { background: #eef5fa; }
 .idle { color: #a3abb5; }
-.words { text-align: left; white-space: normal; min-width: 90px; }
+.words { text-align: left; white-space: normal; min-width: 70px; }
 @media print { body { max-width: none; padding: 0; } h2, figure { break-inside: avoid; } h2 { break-after: avoid; } }
 @media screen and (prefers-color-scheme: dark) {
   html { background: #fff; filter: invert(0.92) hue-rotate(180deg); }
@@ -119,13 +119,13 @@ def heading(study: Study, outcomes: Sequence[Outcome]) -> str:
     counted = ", ".join(f"{count} {end}" for end, count in ends.items()) or "none begun"
     lead = [
         f"{options.trials} configurations of the space <code>{space}</code> and the default, all on seed "
-        f"{study.base.seed} ({counted}). The best {options.finalists} and the default are trained again on "
-        f"{options.seeds} fresh seeds, and compared there."
+        f"{study.base.seed} ({counted}). The best {min(options.finalists, options.trials)} and the default are trained "
+        f"again on {options.seeds} fresh seeds, and compared there."
     ]
     if options.halving and options.halving.rungs:
-        rungs = " and ".join(map(str, options.halving.rungs))
+        rungs = ", ".join(map(str, options.halving.rungs))
         lead.append(
-            f"After epochs {rungs} of {options.halving.epochs}, a trial outside the best 1 in {options.halving.factor} "
+            f"After epoch {rungs} of {options.halving.epochs}, a trial outside the best 1 in {options.halving.factor} "
             "of those before it was halted."
         )
     return f"<h1>{escape(study.folder.name)}</h1>" + paragraph(" ".join(lead), "lead")
@@ -189,8 +189,10 @@ def about_importance(study: Study, compared: Comparable, weighed: Importance) ->
             f"Trials were halted at different epochs, and such accuracies do not compare; at epoch {compared.epochs} "
             "every trial was still there. What matters early need not be what matters at the end."
         )
-    few = " That is few: take this for a hint at most." if weighed.trials < 10 * constants else ""
+    few = " That is few: take this for a hint at most." if weighed.few else ""
     told.append(f"{weighed.trials} trials weigh {constants} constants, on one seed.{few}")
+    if study.options.searcher == "tpe":
+        told.append("Trials were proposed where earlier ones were good, so the poor parts of the space are known less.")
     return [paragraph(" ".join(told))]
 
 
@@ -205,10 +207,9 @@ def about_parallel(study: Study, compared: Comparable) -> str:
 
 
 def about_scatter(study: Study, outcomes: Sequence[Outcome], choice: Choice | None) -> str:
-    told = (
-        "A dot is a trial of the search at its best epoch on one seed; a halted one is hollow, had fewer epochs, and "
-        "does not compare with those that went on."
-    )
+    told = "A dot is a trial of the search at its best epoch, on one seed."
+    if any(outcome.end == "halted" for outcome in outcomes):
+        told += " A halted one is hollow: it had fewer epochs, and does not compare with those that went on."
     if choice is not None:
         told += (
             " Bars are 95 % intervals of means on fresh seeds. A finalist's own dot tends to lie above its mean: it "
@@ -254,5 +255,5 @@ def cell(text: str, kind: str = "") -> str:
 
 
 def table(kind: str, heads: Sequence[str], rows: Sequence[str]) -> str:
-    head = "".join(f"<th>{text}</th>" for text in heads)
+    head = "".join(f'<th class="words">{text}</th>' if text == "end" else f"<th>{text}</th>" for text in heads)
     return f'<div class="scroll"><table class="{kind}"><tr>{head}</tr>\n' + "\n".join(rows) + "</table></div>"
