@@ -205,7 +205,7 @@ def test_two_trials_weigh_nothing(tmp_path: Path) -> None:
     searched(study)
     page = Page(write_page(study, study.trials.outcomes(), None))
     assert "still under way" in page.text
-    assert "Not computed: it takes 10 trials that compare, and so far there are 2." in page.text
+    assert "Not computed: it takes 10 trials that compare, and there are 2." in page.text
     assert page.figure("importance") is None and page.figure("parallel") is not None
 
 

@@ -60,7 +60,7 @@ def refusal(axes: Sequence[Axis], accuracies: Sequence[float]) -> str:
     if len(axes) == 1:
         return f"the space has one constant, {axes[0].key}: there is nothing to weigh it against"
     if len(accuracies) < LEAST:
-        return f"it takes {LEAST} trials that compare, and so far there are {len(accuracies)}"
+        return f"it takes {LEAST} trials that compare, and there are {len(accuracies)}"
     if max(accuracies) == min(accuracies):
         return "all trials have the same accuracy"
     return ""
