@@ -19,7 +19,7 @@ from scipy import stats
 from adadf_dist.config import Config
 from adadf_dist.errors import DiskFullError, LostRankError, UserError
 from adadf_dist.settings import config_from_command_line
-from tests.studies import Here, Trainer, base, noise, study_of, train_by
+from tests.stand_in import Here, Trainer, base, noise, study_of, train_by
 from tune.choice import DEFAULT, choose
 from tune.halving import Halving
 from tune.results import toml_of

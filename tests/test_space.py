@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from adadf_dist.errors import UserError
-from tests.studies import base
+from tests.stand_in import base
 from tune.halving import plan_halving
 from tune.space import SPACES, open_space, read_space
 

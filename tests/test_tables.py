@@ -13,7 +13,7 @@ from scipy import stats
 
 from adadf_dist.config import Config
 from adadf_dist.errors import UserError
-from tests.studies import Here, base, noise, train_by
+from tests.stand_in import Here, base, noise, train_by
 from tune.choice import DEFAULT
 from tune.grids import GRIDS, configurations, number_of, rows_of
 from tune.published import PUBLISHED

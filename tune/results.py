@@ -33,14 +33,13 @@ def write_trials(study: Study, outcomes: Sequence[Outcome]) -> None:
 
 
 def row_of(study: Study, outcome: Outcome) -> dict[str, Any]:
-    trial, defaults = outcome.trial, dict(flatten(to_dict(study.base)))
-    values = {key: trial.values.get(key, defaults[key]) for key in study.space.domains}
+    trial = outcome.trial
     return {
         "trial": trial.name,
         "configuration": trial.number,
         "seed": trial.seed,
         "stage": trial.stage,
-        **values,
+        **study.values_of(trial),
         "end": outcome.end,
         "epochs": outcome.epochs,
         "accuracy": outcome.best if outcome.epochs else None,

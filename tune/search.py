@@ -13,11 +13,12 @@ from adadf_dist.runtime.folder import sole_writer
 from adadf_dist.settings import config_from_command_line
 from tune.choice import DEFAULT, Choice, choose, finalists
 from tune.halving import plan_halving
-from tune.results import describe, write_best, write_trials
+from tune.page import write_page
+from tune.results import describe, write_best
 from tune.runners import Runner, add_arguments, runner_of
-from tune.space import SPACES, open_space
+from tune.space import SPACES, Values, open_space
+from tune.standing import Standing
 from tune.study import Options, Study, begin, on_any_node
-from tune.table import LiveTable
 from tune.trial import Outcome
 
 HELP = """\
@@ -89,36 +90,49 @@ def search(study: Study, runner: Runner) -> Choice:
     """From where the study stands to its answer. Raises `UserError` when too little was left to choose from."""
     options = study.options
     most = 1 + options.trials + options.seeds * (1 + min(options.finalists, options.trials))
-    table = LiveTable(study.folder, most)
-
-    def told() -> None:
-        outcomes = study.trials.outcomes()
-        write_trials(study, outcomes)
-        table.show(outcomes)
-
+    told = Standing(study, most)
     runner.search(study, told)
-    default = study.trials.outcome(study.default())
-    if default.end == "failed":
-        raise UserError(f"the default configuration failed: {default.error}")
-    searched = {o.trial.number: o.trial.values for o in study.trials.outcomes() if o.trial.stage == "search"}
-    best = finalists(study.trials.outcomes(), study.options.finalists)
-    values = {number: searched[number] for number in [DEFAULT, *best]}
+    values = chosen_by_search(study)
+    draw(study, None)
+    told.settle()
     finals = study.finals(values)
     runner.run(study, finals, told)
-    told()
-    results = [study.trials.outcome(trial) for trial in finals]
-    choice = choose(accuracies_of(results, study))
-    winner = values[choice.winner]
+    choice = choose(accuracies_of([study.trials.outcome(trial) for trial in finals], study))
     print("\n".join(describe(choice)))
+    told.settle()
+    winner = values[choice.winner]
     tested = replace(study.finals({choice.winner: winner})[0], test=True)  # the test split is read here alone
     runner.run(study, [tested], told)
-    if study.options.keep != "all":
+    print(f"test accuracy of seed {tested.seed}: {test_of(study.trials.outcome(tested)):.2%}")
+    if options.keep != "all":
         for trial in finals:
             if trial.name != tested.name:
                 study.trials.drop_checkpoints(trial)
-    print(f"test accuracy of seed {tested.seed}: {test_of(study.trials.outcome(tested)):.2%}")
-    print(f"python -m adadf_dist.train --config {write_best(study, choice, winner)}")
+    best_file = write_best(study, choice, winner)
+    draw(study, choice)
+    print(f"python -m adadf_dist.train --config {best_file}")
     return choice
+
+
+def chosen_by_search(study: Study) -> dict[int, Values]:
+    """What the default and the finalists change, by number. Raises `UserError` when the default failed."""
+    default = study.trials.outcome(study.default())
+    if default.end == "failed":
+        raise UserError(f"the default configuration failed: {default.error}")
+    outcomes = study.trials.outcomes()
+    values = {outcome.trial.number: outcome.trial.values for outcome in outcomes if outcome.trial.stage == "search"}
+    return {number: values[number] for number in [DEFAULT, *finalists(outcomes, study.options.finalists)]}
+
+
+def draw(study: Study, choice: Choice | None) -> None:
+    """The page of the search, at the end of each stage: it takes seconds, too long for the end of each trial.
+
+    Without the packages that draw it the search goes on, and says so.
+    """
+    try:
+        print(f"{write_page(study, study.trials.outcomes(), choice)} shows the search")
+    except UserError as error:
+        print(f"warning: {error}", file=sys.stderr, flush=True)
 
 
 def accuracies_of(results: Sequence[Outcome], study: Study) -> dict[int, list[float]]:

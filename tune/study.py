@@ -75,6 +75,11 @@ class Study:
         seeds = range(self.base.seed + 1, self.base.seed + 1 + self.options.seeds)
         return [Trial(number, seed, "final", changed) for seed in seeds for number, changed in values.items()]
 
+    def values_of(self, trial: Trial) -> dict[str, Any]:
+        """Every key of the space and its value in the trial, the default's where the trial does not change it."""
+        defaults = dict(flatten(to_dict(self.base)))
+        return {key: trial.values.get(key, defaults[key]) for key in self.space.domains}
+
     def to_dict(self) -> dict[str, object]:
         space = {"name": self.space.name, "domains": self.space.to_dict()}
         return {"version": VERSION, "base": to_dict(self.base), "space": space, "options": asdict(self.options)}

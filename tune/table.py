@@ -35,6 +35,10 @@ class LiveTable:
                 self._told.add(outcome.trial.name)
                 print(f"{self.count(outcomes)}: {describe(outcome)}", file=self.stream, flush=True)
 
+    def settle(self) -> None:
+        """Something else was printed: what was drawn stays, and the next table goes below."""
+        self._drawn = 0
+
     def count(self, outcomes: Sequence[Outcome]) -> str:
         ended = sum(bool(outcome.end) for outcome in outcomes)
         return f"{ended} of {self.most} trials"

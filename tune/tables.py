@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from adadf_dist.config import Config
@@ -12,11 +12,10 @@ from adadf_dist.errors import UserError, one_line_errors
 from adadf_dist.runtime.folder import sole_writer
 from adadf_dist.settings import command_line_words, config_from_command_line
 from tune.grids import GRIDS, configurations, number_of, rows_of
-from tune.results import write_trials
 from tune.runners import Runner, add_arguments, runner_of
 from tune.space import Domain, Space
+from tune.standing import Standing
 from tune.study import STUDY_FILE, Options, Study, begin, on_any_node
-from tune.table import LiveTable
 from tune.table_files import table_of, write_table
 from tune.trial import Trial
 
@@ -90,20 +89,11 @@ def trials_of(study: Study, tables: Sequence[str]) -> list[Trial]:
 def make_tables(study: Study, names: Sequence[str], preset: str, runner: Runner) -> None:
     """From where the study stands to its tables. A row that failed is said to have failed."""
     trials = trials_of(study, names)
-    runner.run(study, trials, teller(study, len(trials)))
+    told = Standing(study, len(trials))
+    runner.run(study, trials, told)
+    told()  # where there was nothing left to run, too
     for name in names:
         print("\n" + write_table(study.folder, table_of(study, name, preset, study.trials.outcomes())))
-
-
-def teller(study: Study, most: int) -> Callable[[], None]:
-    table = LiveTable(study.folder, most)
-
-    def told() -> None:
-        outcomes = study.trials.outcomes()
-        write_trials(study, outcomes)
-        table.show(outcomes)
-
-    return told
 
 
 def main(argv: Sequence[str] | None = None) -> None:
