@@ -13,12 +13,13 @@ from adadf_dist.runtime.folder import sole_writer
 from adadf_dist.settings import config_from_command_line
 from tune.choice import DEFAULT, Choice, choose, finalists
 from tune.halving import plan_halving
+from tune.nodes import check_shards, on_any_node
 from tune.page import write_page
 from tune.results import describe, write_best
 from tune.runners import Runner, add_arguments, runner_of
 from tune.space import SPACES, Values, open_space
 from tune.standing import Standing
-from tune.study import Options, Study, begin, on_any_node
+from tune.study import Options, Study, begin
 from tune.trial import Outcome
 
 HELP = """\
@@ -159,6 +160,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     with one_line_errors("tune.search"):
         study, options = plan(sys.argv[1:] if argv is None else argv)
         begun = begin(study, options.resume)
+        check_shards(study.base)
         with sole_writer(study.folder), runner_of(options) as runner:
             search(begun, runner)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
@@ -12,7 +12,7 @@ from typing import Any, Literal
 from adadf_dist.config import Config
 from adadf_dist.errors import UserError
 from adadf_dist.runtime.folder import write_json
-from adadf_dist.settings import Layer, build_config, flatten, override, to_dict
+from adadf_dist.settings import Layer, build_config, flatten, to_dict
 from tune.choice import DEFAULT
 from tune.halving import Halving
 from tune.space import Space, read_space
@@ -149,15 +149,3 @@ def load(folder: Path) -> Study:
     halving = Halving(**options["halving"]) if options["halving"] else None
     options = Options(**{**options, "halving": halving})
     return Study(folder, base, space, options)
-
-
-PATHS = ("data.shards", "data.cache", "data.label_noise_file", "model.pretrained", "deepspeed.config")
-NO_PATHS = ("", "imagenet")
-
-
-def on_any_node(base: Config) -> Config:
-    """With every path absolute, `~` apart: trials run in folders of their own, on nodes with homes of their own."""
-    values = {key: str(value) for key, value in flatten(to_dict(base)) if key in PATHS}
-    local = {key: value for key, value in values.items() if value not in NO_PATHS and "://" not in value}
-    absolute = {key: str(Path(value).absolute()) for key, value in local.items() if value[:1] != "~"}
-    return override(replace(base, out=""), absolute)

@@ -12,10 +12,11 @@ from adadf_dist.errors import UserError, one_line_errors
 from adadf_dist.runtime.folder import sole_writer
 from adadf_dist.settings import command_line_words, config_from_command_line
 from tune.grids import GRIDS, configurations, number_of, rows_of
+from tune.nodes import check_shards, on_any_node
 from tune.runners import Runner, add_arguments, runner_of
 from tune.space import Domain, Space
 from tune.standing import Standing
-from tune.study import STUDY_FILE, Options, Study, begin, on_any_node
+from tune.study import STUDY_FILE, Options, Study, begin
 from tune.table_files import table_of, write_table
 from tune.trial import Trial
 
@@ -100,6 +101,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     with one_line_errors("tune.tables"):
         study, options, preset = plan(sys.argv[1:] if argv is None else argv)
         begin(study, resume=(study.folder / STUDY_FILE).exists())
+        check_shards(study.base)
         with sole_writer(study.folder), runner_of(options) as runner:
             make_tables(study, options.tables, preset, runner)
 
