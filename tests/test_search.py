@@ -23,7 +23,7 @@ from tests.stand_in import Here, Trainer, base, noise, study_of, train_by
 from tune.choice import DEFAULT, choose
 from tune.halving import Halving
 from tune.results import toml_of
-from tune.search import plan, search
+from tune.search import plan, repeat, search
 from tune.study import STUDY_FILE, Options, Study, begin
 from tune.trial import Trial
 
@@ -82,6 +82,18 @@ def test_noise_alone_chooses_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert "no configuration is better than the default beyond noise" in capsys.readouterr().out
     best = (tmp_path / "best.toml").read_text()
     assert tomllib.loads(best)["loss"]["lambda_min"] == 0.2 and "no configuration is better" in best
+
+
+def test_seeds_of_one_configuration(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    """Nothing is chosen, so every run is tested."""
+    trainer = train_by(monkeypatch, flat)
+    repeat(begun(tmp_path, Options(seeds=4)), Here())
+    accuracies = [flat(base(seed=seed), 6) for seed in range(1, 5)]
+    interval = stats.t.interval(0.95, 3, np.mean(accuracies), stats.sem(accuracies))
+    said = capsys.readouterr().out
+    told = f"{np.mean(accuracies):.2%} on 4 seeds (95 % interval {interval[0]:.2%} to {interval[1]:.2%})"
+    assert f"validation accuracy: {told}" in said and "test accuracy: 50.00% on 4 seeds" in said
+    assert len(trainer.tested) == 4
 
 
 def test_noise_wins_in_one_search_of_twenty() -> None:
@@ -264,7 +276,7 @@ def test_more_trials_go_on_from_those_that_are_there(tmp_path: Path, monkeypatch
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--trials", "0"], "--trials 0: give 1 or more"),
+        (["--trials", "-1"], "--trials -1: give 0 or more"),
         (["--seeds", "1"], "--seeds 1: give 2 or more"),
         (["--evaluation.protocol", "published"], "evaluation.protocol is published"),
         (["--searcher", "tpe", "--local"], "--searcher tpe"),

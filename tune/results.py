@@ -44,6 +44,7 @@ def row_of(study: Study, outcome: Outcome) -> dict[str, Any]:
         "epochs": outcome.epochs,
         "accuracy": outcome.best if outcome.epochs else None,
         "last_accuracy": outcome.accuracies[-1] if outcome.epochs else None,
+        "test_accuracy": outcome.test,
         "folder": str(study.trials.of(trial).relative_to(study.folder)),
         "error": outcome.error,
     }

@@ -7,7 +7,9 @@ import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from statistics import fmean
 
+from adadf_dist.comparison import mean_interval
 from adadf_dist.errors import UserError, one_line_errors
 from adadf_dist.runtime.folder import sole_writer
 from adadf_dist.settings import config_from_command_line
@@ -24,7 +26,7 @@ from tune.trial import Outcome
 
 HELP = """\
 Many configurations on one seed, the best of them and the default on fresh seeds, compared pair by pair. The test split
-is not read; the winner alone is tested, once, at the end.
+is not read; the winner alone is tested, once, at the end. With --trials 0, K seeds of one configuration and their mean.
 
   python -m tune.search --preset demo --trials 8 --local
   python -m tune.search --preset affectnet7 --data.shards DIR --space paper --trials 64 --seeds 5 --address auto
@@ -39,7 +41,10 @@ def make_parser() -> argparse.ArgumentParser:
     spaces = ", ".join(SPACES)
     parser.add_argument("--space", default="paper", help=f"{spaces}, or a TOML file (default: %(default)s)")
     parser.add_argument(
-        "--trials", type=int, default=16, help="configurations beside the default (default: %(default)s)"
+        "--trials",
+        type=int,
+        default=16,
+        help="beside the default; 0: the default's seeds alone (default: %(default)s)",
     )
     parser.add_argument("--seeds", type=int, default=3, help="fresh seeds of each finalist (default: %(default)s)")
     parser.add_argument("--finalists", type=int, default=3, help="configurations that get them (default: %(default)s)")
@@ -64,7 +69,7 @@ def plan(argv: Sequence[str]) -> tuple[Study, argparse.Namespace]:
     base = config_from_command_line(words)
     name = Path(base.out).name.rpartition("-seed")[0]
     space = open_space(options.space, base)
-    for key, least in (("trials", 1), ("seeds", 2), ("finalists", 1)):
+    for key, least in (("trials", 0), ("seeds", 2), ("finalists", 1)):
         if getattr(options, key) < least:
             raise UserError(f"--{key} {getattr(options, key)}: give {least} or more")
     if options.searcher == "tpe" and options.local:
@@ -85,6 +90,21 @@ def plan(argv: Sequence[str]) -> tuple[Study, argparse.Namespace]:
     )
     folder = options.out or Path("runs") / f"search-{name}-{Path(options.space).stem}"
     return Study(folder.absolute(), on_any_node(base), space, chosen), options
+
+
+def repeat(study: Study, runner: Runner) -> None:
+    """The default alone, on every final seed. Nothing is chosen, so each run is tested at its end."""
+    runs = [replace(trial, test=True) for trial in study.finals({DEFAULT: {}})]
+    told = Standing(study, len(runs))
+    runner.run(study, runs, told)
+    told()
+    outcomes = [study.trials.outcome(trial) for trial in runs]
+    accuracies_of(outcomes, study)  # or it says which seed failed
+    for name, values in (("validation", [o.best for o in outcomes]), ("test", [o.test for o in outcomes])):
+        known = [value for value in values if value is not None]  # a dataset may lack a test split
+        if known:
+            low, high = mean_interval(known)
+            print(f"{name} accuracy: {fmean(known):.2%} on {len(known)} seeds (95 % interval {low:.2%} to {high:.2%})")
 
 
 def search(study: Study, runner: Runner) -> Choice:
@@ -162,7 +182,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         begun = begin(study, options.resume)
         check_shards(study.base)
         with sole_writer(study.folder), runner_of(options) as runner:
-            search(begun, runner)
+            (search if begun.options.trials else repeat)(begun, runner)
 
 
 if __name__ == "__main__":
