@@ -84,7 +84,6 @@ class Nodes:
         found = [f"{name}: {amount:g}" for name, amount in held.items() if amount > 1e-6 and name[:5] != "node:"]
         return ", ".join([*found, *groups, *alive])
 
-
     def assert_free(self, within: float) -> None:
         until = time.monotonic() + within
         while held := self.busy():

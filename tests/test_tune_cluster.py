@@ -5,9 +5,11 @@ from __future__ import annotations
 import csv
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -15,7 +17,7 @@ pytest.importorskip("ray")
 
 import ray
 
-from adadf_dist.train import run
+from adadf_dist.train import Record, run
 from tests.ray_nodes import Nodes, search_command, started, two_nodes, wait_until
 from tests.runs import finish
 from tune.running import config_of
@@ -47,6 +49,11 @@ def space(tmp_path: Path, text: str) -> str:
     path = tmp_path / "space.toml"
     path.write_text(text + "\n")
     return str(path)
+
+
+def note(seen: list[float], record: Record) -> None:
+    validation: Any = record["validation"]
+    seen.append(validation["accuracy"])
 
 
 def assert_ended_once(out: Path, epochs: int) -> None:
@@ -90,7 +97,7 @@ def test_a_node_is_lost_in_mid_search(nodes: Nodes, faces: Path, tmp_path: Path)
         outcome = next(o for o in study.trials.outcomes() if o.trial.name == row["trial"])
         seen: list[float] = []
         config = config_of(study.base, replace(outcome.trial, test=False), tmp_path / "by hand" / row["trial"])
-        run(config, lambda record: seen.append(record["validation"]["accuracy"]))  # type: ignore[index]
+        run(config, partial(note, seen))
         assert list(outcome.accuracies) == seen, row["trial"]
     nodes.assert_free(within=10)
 
@@ -165,3 +172,25 @@ def test_our_code_is_shipped_to_nodes_that_lack_it(nodes: Nodes) -> None:
         runner.close()
     assert {node for node, *_ in found} == set(alive) and len(alive) == 2
     assert all("/runtime_resources/py_modules_files/" in path for _, *paths in found for path in paths), found
+
+
+def refusal(out: Path, values: Mapping[str, str]) -> str:
+    """The one line with which a search is refused before any trial."""
+    done = finish(search_command(out, {"epochs": "3", **values}, "--grace", "2"), timeout=90)
+    assert done.returncode == 2, done.stderr
+    assert done.stderr.count("\n") == 1 and done.stderr.startswith("tune.search: error: "), done.stderr
+    assert not (out / "trials").exists()
+    return done.stderr
+
+
+def test_no_cluster_there(faces: Path, tmp_path: Path) -> None:
+    told = refusal(tmp_path / "study", {"data.shards": str(faces), "address": "127.0.0.1:1", "space": "recipe"})
+    assert "--address 127.0.0.1:1" in told
+
+
+def test_what_the_cluster_cannot_hold(nodes: Nodes, faces: Path, tmp_path: Path) -> None:
+    values = {"data.shards": str(faces), "address": nodes.address, "space": "recipe"}
+    told = refusal(tmp_path / "workers", {**values, "workers-per-trial": "3"})
+    assert "--workers-per-trial 3: a trial takes 3 CPUs, the cluster has 2" in told
+    told = refusal(tmp_path / "gpus", {**values, "gpus-per-worker": "1"})
+    assert "a trial takes 1 GPUs, the cluster has 0; lower it, or --gpus-per-worker" in told

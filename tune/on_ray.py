@@ -15,12 +15,14 @@ from collections.abc import Callable, Sequence
 from contextlib import redirect_stderr, redirect_stdout
 from functools import partial
 from pathlib import Path
+from socket import create_connection
 from tempfile import TemporaryDirectory
 from typing import Any
 
 import ray
 import ray.train as ray_train
 import ray.tune as ray_tune
+import torch
 from ray.train.torch import TorchConfig, TorchTrainer
 from ray.tune.integration.ray_train import TuneReportCallback
 from ray.tune.search import Searcher
@@ -28,6 +30,8 @@ from ray.util.placement_group import PlacementGroup, get_current_placement_group
 
 from adadf_dist.errors import UserError, one_line
 from adadf_dist.runtime.folder import write_text
+from adadf_dist.setup import draw_missing_faces
+from adadf_dist.world import World
 from tune.runners import TRIES, interrupted
 from tune.running import run_trial
 from tune.study import Study, load
@@ -43,6 +47,7 @@ QUIET = {
 """Of the driver: our table is the table, the trials' folders are the records."""
 WAITING = {"memory": 1.0}
 """What the driver of a trial of several ranks takes, in bytes: Tune asks for something, and CPUs are for the ranks."""
+LOOK_S = 10.0
 PLACEMENT_FILE = "placement_group"
 TELL_S = 2.0
 """Least seconds between two looks at how the trials stand."""
@@ -61,6 +66,7 @@ class OnRay:
         code = [str(ROOT / package) for package in ("adadf_dist", "tune")]  # so that every node runs this very code
         environment = {"env_vars": {"RAY_TRAIN_V2_ENABLED": "1"}, "py_modules": code}
         try:
+            look_for(address)
             with TemporaryDirectory() as empty:  # else the nodes would look in this folder first, whatever lies there
                 ray.init(
                     address=address or "local",
@@ -69,11 +75,11 @@ class OnRay:
                     logging_level=logging.ERROR,
                     include_dashboard=False if not address else None,
                 )
-        except (ConnectionError, ValueError, TimeoutError, RuntimeError) as error:
-            reason = one_line(error, 200)
-            raise UserError(
-                f"--address {address}: no Ray cluster there ({reason}); start one or leave it out"
-            ) from None
+        except (OSError, ValueError, RuntimeError) as error:
+            mend = "start one or leave it out"
+            if "AuthToken" in str(error.__cause__):
+                mend = "it asks for a token: set RAY_AUTH_MODE=token here as it was set there"
+            raise UserError(f"--address {address}: no Ray cluster there ({one_line(error, 200)}); {mend}") from None
         held: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
         self.gpus = (1.0 if held.get("GPU") else 0.0) if gpus_per_worker is None else gpus_per_worker
         try:
@@ -119,6 +125,7 @@ class OnRay:
 
     def _tune(self, study: Study, source: Sequence[str] | Searcher, samples: int, told: Callable[[], None]) -> None:
         """Have Tune run the trials named, or those that a searcher names. Raises `UserError` when interrupted."""
+        draw_missing_faces(study.base, World(torch.device("cpu")))  # or all trials would, at once
         trainable = partial(train_here if self.workers == 1 else train_on_ranks, study_folder=str(study.folder))
         one: dict[str, float] = {"CPU": self.cpus, "GPU": self.gpus}
         placed = ray_tune.with_resources(trainable, one if self.workers == 1 else WAITING)
@@ -148,6 +155,14 @@ class OnRay:
         told()
         for result in (results[place] for place in range(len(results))):
             settle(study, str((result.config or {})["trial"]), result.error)
+
+
+def look_for(address: str) -> None:
+    """Raises `OSError` where nothing listens, which Ray would try to reach for long."""
+    host, _, port = address.rpartition(":")
+    if port.isdigit() and "/" not in host:
+        with create_connection((host, int(port)), timeout=LOOK_S):
+            pass
 
 
 def settle(study: Study, name: str, error: BaseException | None) -> None:
