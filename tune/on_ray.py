@@ -15,16 +15,23 @@ from collections.abc import Callable, Sequence
 from contextlib import redirect_stderr, redirect_stdout
 from functools import partial
 from pathlib import Path
+from socket import create_connection
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import ray
 import ray.train as ray_train
 import ray.tune as ray_tune
+import torch
 from ray.train.torch import TorchConfig, TorchTrainer
 from ray.tune.integration.ray_train import TuneReportCallback
 from ray.tune.search import Searcher
+from ray.util.placement_group import PlacementGroup, get_current_placement_group, remove_placement_group
 
 from adadf_dist.errors import UserError, one_line
+from adadf_dist.runtime.folder import write_text
+from adadf_dist.setup import draw_missing_faces
+from adadf_dist.world import World
 from tune.runners import TRIES, interrupted
 from tune.running import run_trial
 from tune.study import Study, load
@@ -40,6 +47,8 @@ QUIET = {
 """Of the driver: our table is the table, the trials' folders are the records."""
 WAITING = {"memory": 1.0}
 """What the driver of a trial of several ranks takes, in bytes: Tune asks for something, and CPUs are for the ranks."""
+LOOK_S = 10.0
+PLACEMENT_FILE = "placement_group"
 TELL_S = 2.0
 """Least seconds between two looks at how the trials stand."""
 
@@ -57,18 +66,20 @@ class OnRay:
         code = [str(ROOT / package) for package in ("adadf_dist", "tune")]  # so that every node runs this very code
         environment = {"env_vars": {"RAY_TRAIN_V2_ENABLED": "1"}, "py_modules": code}
         try:
-            ray.init(
-                address=address or "local",
-                runtime_env=environment,
-                log_to_driver=False,
-                logging_level=logging.ERROR,
-                include_dashboard=False if not address else None,
-            )
-        except (ConnectionError, ValueError, TimeoutError, RuntimeError) as error:
-            reason = one_line(error, 200)
-            raise UserError(
-                f"--address {address}: no Ray cluster there ({reason}); start one or leave it out"
-            ) from None
+            look_for(address)
+            with TemporaryDirectory() as empty:  # else the nodes would look in this folder first, whatever lies there
+                ray.init(
+                    address=address or "local",
+                    runtime_env={**environment, "working_dir": empty},
+                    log_to_driver=False,
+                    logging_level=logging.ERROR,
+                    include_dashboard=False if not address else None,
+                )
+        except (OSError, ValueError, RuntimeError) as error:
+            mend = "start one or leave it out"
+            if "AuthToken" in str(error.__cause__):
+                mend = "it asks for a token: set RAY_AUTH_MODE=token here as it was set there"
+            raise UserError(f"--address {address}: no Ray cluster there ({one_line(error, 200)}); {mend}") from None
         held: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
         self.gpus = (1.0 if held.get("GPU") else 0.0) if gpus_per_worker is None else gpus_per_worker
         try:
@@ -114,6 +125,7 @@ class OnRay:
 
     def _tune(self, study: Study, source: Sequence[str] | Searcher, samples: int, told: Callable[[], None]) -> None:
         """Have Tune run the trials named, or those that a searcher names. Raises `UserError` when interrupted."""
+        draw_missing_faces(study.base, World(torch.device("cpu")))  # or all trials would, at once
         trainable = partial(train_here if self.workers == 1 else train_on_ranks, study_folder=str(study.folder))
         one: dict[str, float] = {"CPU": self.cpus, "GPU": self.gpus}
         placed = ray_tune.with_resources(trainable, one if self.workers == 1 else WAITING)
@@ -143,6 +155,14 @@ class OnRay:
         told()
         for result in (results[place] for place in range(len(results))):
             settle(study, str((result.config or {})["trial"]), result.error)
+
+
+def look_for(address: str) -> None:
+    """Raises `OSError` where nothing listens, which Ray would try to reach for long."""
+    host, _, port = address.rpartition(":")
+    if port.isdigit() and "/" not in host:
+        with create_connection((host, int(port)), timeout=LOOK_S):
+            pass
 
 
 def settle(study: Study, name: str, error: BaseException | None) -> None:
@@ -184,14 +204,42 @@ def train_here(config: dict[str, Any], study_folder: str) -> None:
     train(config["trial"], study_folder, lambda record: ray_tune.report(report_of(record)))
 
 
+class Ranks(TorchTrainer):  # type: ignore[misc]
+    """Ray Train without its cleaner of placement groups, for which `free` stands in.
+
+    That one asks the dashboard whether a trial still lives. Where Ray came without the dashboard's packages it never
+    hears, so it never cleans, and stays as a process on the head.
+    """
+
+    def _create_default_callbacks(self) -> list[Any]:
+        callbacks = super()._create_default_callbacks()
+        return [callback for callback in callbacks if type(callback).__name__ != "PlacementGroupCleanerCallback"]
+
+
+def hold(folder: Path) -> None:
+    """Write down the placement group of the ranks, for the next try: it outlives a driver that died."""
+    group = get_current_placement_group()
+    assert group is not None
+    write_text(folder / PLACEMENT_FILE, group.id.hex())
+
+
+def free(folder: Path) -> None:
+    """Give back what an earlier try of the trial still holds, or this one would wait for it for ever."""
+    path = folder / PLACEMENT_FILE
+    if path.exists():
+        remove_placement_group(PlacementGroup(ray.PlacementGroupID(bytes.fromhex(path.read_text()))))
+        path.unlink()
+
+
 def train_on_ranks(config: dict[str, Any], study_folder: str) -> None:
     """A trial of several ranks: a driver that starts them by Ray Train, and waits."""
     study = load(Path(study_folder))
+    free(study.trials.path / config["trial"])
     gpus = config["gpus"]
     resources = {"CPU": config["cpus"], **({"GPU": gpus} if gpus else {})}
     passed_on: Any = TuneReportCallback()  # type: ignore[no-untyped-call]
     attempt = f"{config['trial']}-{time.time():.0f}"  # of a name of its own: Train would go on from another's state
-    TorchTrainer(
+    Ranks(
         train_rank,
         train_loop_config={**config, "study": study_folder},
         torch_config=TorchConfig(timeout_s=round(study.base.runtime.timeout_s)),
@@ -206,6 +254,9 @@ def train_on_ranks(config: dict[str, Any], study_folder: str) -> None:
 
 def train_rank(config: dict[str, Any]) -> None:
     """One rank of a trial; the process group is Ray's."""
+    logging.getLogger("ray.train").setLevel(logging.WARNING)  # the trial's output is the run's own
+    if ray_train.get_context().get_world_rank() == 0:
+        hold(load(Path(config["study"])).trials.path / config["trial"])
     train(config["trial"], config["study"], lambda record: ray_train.report(report_of(record)))
 
 
