@@ -21,6 +21,10 @@ class DiskFullError(UserError):
     """There is no room to write; there may be a moment later."""
 
 
+class TakenError(UserError):
+    """Another run is writing there; it may be over a moment later."""
+
+
 def one_line(error: object, most: int = 200) -> str:
     """What an error of somebody else's says, fit for the middle of a line."""
     return " ".join(str(error).split())[:most]

@@ -20,12 +20,12 @@ from adadf_dist.config import Config
 from adadf_dist.errors import DiskFullError, LostRankError, UserError
 from adadf_dist.settings import config_from_command_line
 from tests.stand_in import Here, Trainer, base, noise, study_of, train_by
-from tune.choice import DEFAULT, choose
+from tune.choice import choose
 from tune.halving import Halving
 from tune.results import toml_of
 from tune.search import plan, repeat, search
 from tune.study import STUDY_FILE, Options, Study, begin
-from tune.trial import Trial
+from tune.trial import DEFAULT, Trial
 
 SPACE: dict[str, object] = {"optimizer.lr": {"grid": [1e-3, 1e-1]}, "loss.lambda_min": {"uniform": [0.0, 0.5]}}
 OPTIONS = Options(seeds=3, trials=6, finalists=2)

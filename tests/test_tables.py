@@ -14,11 +14,11 @@ from scipy import stats
 from adadf_dist.config import Config
 from adadf_dist.errors import UserError
 from tests.stand_in import Here, base, noise, train_by
-from tune.choice import DEFAULT
 from tune.grids import GRIDS, configurations, number_of, rows_of
 from tune.published import PUBLISHED
 from tune.study import STUDY_FILE, begin
 from tune.tables import make_tables, plan
+from tune.trial import DEFAULT
 
 PAPER = Path(__file__).parents[2] / "shared" / "reference" / "paper.txt"
 SUPERVISION_POINTS = {"one_hot": 0, "label": 1, "class": 2, "fused": 3}

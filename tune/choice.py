@@ -12,10 +12,8 @@ from typing import NamedTuple
 
 from adadf_dist.comparison import Difference, mean_interval, paired_difference
 from adadf_dist.metrics import Interval
-from tune.trial import Outcome
-
-DEFAULT = 0
-"""The number of the default configuration."""
+from tune.study import Study
+from tune.trial import DEFAULT
 
 
 class Candidate(NamedTuple):
@@ -41,14 +39,22 @@ class Choice(NamedTuple):
         return self.winner != DEFAULT
 
 
-def finalists(outcomes: Sequence[Outcome], count: int) -> list[int]:
-    """Numbers of the best configurations of the search, the default apart: the furthest first, then the most accurate.
+def finalists(study: Study, count: int) -> list[int]:
+    """Numbers of the best configurations of the search: the furthest first, then the most accurate.
 
-    Accuracies of trials that were halted at different epochs do not compare, so epochs come first.
+    Accuracies of trials that were halted at different epochs do not compare, so epochs come first. The default is none
+    of them, nor is a configuration that is the default's or another finalist's under a second number.
     """
-    searched = [o for o in outcomes if o.trial.stage == "search" and o.trial.number != DEFAULT and o.end != "failed"]
+    searched = [o for o in study.trials.outcomes() if o.trial.stage == "search" and o.end != "failed" and o.epochs]
     ordered = sorted(searched, key=lambda outcome: (outcome.epochs, outcome.best), reverse=True)
-    return [outcome.trial.number for outcome in ordered[:count] if outcome.epochs]
+    found: list[int] = []
+    seen = [study.values_of(study.default())]
+    for outcome in ordered:
+        values = study.values_of(outcome.trial)
+        if outcome.trial.number != DEFAULT and values not in seen:
+            seen.append(values)
+            found.append(outcome.trial.number)
+    return found[:count]
 
 
 def choose(accuracies: Mapping[int, Sequence[float]]) -> Choice:

@@ -10,10 +10,10 @@ import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
 from tune.axes import Axis, axes_of, label
-from tune.choice import DEFAULT, Choice
+from tune.choice import Choice
 from tune.comparable import Comparable
 from tune.study import Study
-from tune.trial import Outcome, Trial
+from tune.trial import DEFAULT, Outcome, Trial
 
 COLUMNS = 3
 INK, GREY, RULE = "#1d2530", "#6b7280", "#e3e6ea"
@@ -54,7 +54,7 @@ def parallel(study: Study, compared: Comparable) -> go.Figure:
         if all(map(math.isfinite, positions)):
             lines.append((*positions, accuracy))
     lines.sort(key=lambda line: line[-1])  # the best are drawn last, on top
-    columns = list(zip(*lines, strict=True))
+    columns = list(zip(*lines, strict=True)) or [()] * (len(axes) + 1)
     accuracies = columns[-1]
     dimensions = [dimension(axis, column) for axis, column in zip(axes, columns, strict=False)]
     dimensions.append({"label": "accuracy", "values": accuracies, "tickformat": ".1%"})

@@ -7,8 +7,8 @@ from typing import Any, NamedTuple
 
 from adadf_dist.config import Config
 from adadf_dist.settings import flatten, to_dict
-from tune.choice import DEFAULT
 from tune.space import Values
+from tune.trial import DEFAULT
 
 
 class Row(NamedTuple):

@@ -11,9 +11,9 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution, Floa
 from optuna.importance import FanovaImportanceEvaluator, get_param_importances
 
 from tune.axes import Axis, axes_of
-from tune.choice import DEFAULT
 from tune.comparable import Comparable
 from tune.study import Study
+from tune.trial import DEFAULT
 
 LEAST = 10
 """Trials; with fewer, a forest of trees finds an order in noise."""

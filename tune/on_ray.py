@@ -8,104 +8,43 @@ behind that would hold GPUs (a killed trial's inner placement group does), and a
 from __future__ import annotations
 
 import logging
-import math
-import os
 import time
 from collections.abc import Callable, Sequence
 from contextlib import redirect_stderr, redirect_stdout
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
-from socket import create_connection
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import ray
 import ray.train as ray_train
 import ray.tune as ray_tune
-import torch
 from ray.train.torch import TorchConfig, TorchTrainer
 from ray.tune.integration.ray_train import TuneReportCallback
 from ray.tune.search import Searcher
 from ray.util.placement_group import PlacementGroup, get_current_placement_group, remove_placement_group
 
-from adadf_dist.errors import UserError, one_line
+from adadf_dist.errors import one_line
 from adadf_dist.runtime.folder import write_text
-from adadf_dist.setup import draw_missing_faces
-from adadf_dist.world import World
+from tune.cluster import Share, trials_at_once
 from tune.runners import TRIES, interrupted
 from tune.running import run_trial
 from tune.study import Study, load
-from tune.trial import Outcome, Trial
+from tune.trial import METRIC, Trial
 
-ROOT = Path(__file__).resolve().parents[1]
-METRIC = "accuracy"
-QUIET = {
-    "RAY_AIR_NEW_OUTPUT": "0",
-    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
-    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
-}
-"""Of the driver: our table is the table, the trials' folders are the records."""
 WAITING = {"memory": 1.0}
 """What the driver of a trial of several ranks takes, in bytes: Tune asks for something, and CPUs are for the ranks."""
-LOOK_S = 10.0
 PLACEMENT_FILE = "placement_group"
 TELL_S = 2.0
 """Least seconds between two looks at how the trials stand."""
 
 
 class OnRay:
-    """A cluster that is there (`address`), or one that this process starts on its machine."""
+    """A cluster that was joined, and what a trial takes of it."""
 
-    def __init__(self, address: str, workers: int, gpus_per_worker: float | None, cpus_per_worker: float) -> None:
-        self.workers = workers
-        self.cpus = cpus_per_worker
-        for name, value in QUIET.items():
-            os.environ.setdefault(name, value)
-        for name in ("ray.tune", "ray.train"):
-            logging.getLogger(name).setLevel(logging.CRITICAL)
-        code = [str(ROOT / package) for package in ("adadf_dist", "tune")]  # so that every node runs this very code
-        environment = {"env_vars": {"RAY_TRAIN_V2_ENABLED": "1"}, "py_modules": code}
-        try:
-            look_for(address)
-            with TemporaryDirectory() as empty:  # else the nodes would look in this folder first, whatever lies there
-                ray.init(
-                    address=address or "local",
-                    runtime_env={**environment, "working_dir": empty},
-                    log_to_driver=False,
-                    logging_level=logging.ERROR,
-                    include_dashboard=False if not address else None,
-                )
-        except (OSError, ValueError, RuntimeError) as error:
-            mend = "start one or leave it out"
-            if "AuthToken" in str(error.__cause__):
-                mend = "it asks for a token: set RAY_AUTH_MODE=token here as it was set there"
-            raise UserError(f"--address {address}: no Ray cluster there ({one_line(error, 200)}); {mend}") from None
-        held: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
-        self.gpus = (1.0 if held.get("GPU") else 0.0) if gpus_per_worker is None else gpus_per_worker
-        try:
-            self.concurrent = self._fit(held)
-        except UserError:
-            self.close()
-            raise
-
-    def close(self) -> None:
-        ray.shutdown()
-
-    def _fit(self, held: dict[str, float]) -> int:
-        """Trials that the cluster holds at once. Raises `UserError` when it holds none."""
-        if self.workers > 1 and self.gpus % 1:
-            raise UserError(
-                f"--gpus-per-worker {self.gpus:g}: NCCL refuses two ranks on one GPU; a fraction is for trials of one "
-                "worker"
-            )
-        wanted = {"CPU": self.cpus * self.workers, "GPU": self.gpus * self.workers}
-        for name, amount in wanted.items():
-            if amount > held.get(name, 0.0):
-                raise UserError(
-                    f"--workers-per-trial {self.workers}: a trial takes {amount:g} {name}s, the cluster has "
-                    f"{held.get(name, 0.0):g}; lower it, or --{name.lower()}s-per-worker"
-                )
-        return min(math.floor(held[name] / amount) for name, amount in wanted.items() if amount)
+    def __init__(self, share: Share) -> None:
+        self.share = share
+        self.concurrent = trials_at_once(share)
 
     def search(self, study: Study, told: Callable[[], None]) -> None:
         if study.options.searcher == "tpe":
@@ -113,8 +52,7 @@ class OnRay:
 
             self._tune(study, Drawing(study), 1 + study.options.trials, told)
             return
-        drawn = [study.drawn(number) for number in range(1, study.options.trials + 1)]
-        self.run(study, [study.default(), *drawn], told)
+        self.run(study, study.searched(), told)
 
     def run(self, study: Study, trials: Sequence[Trial], told: Callable[[], None]) -> None:
         left = [trial for trial in trials if not study.trials.outcome(trial).end]
@@ -125,16 +63,14 @@ class OnRay:
 
     def _tune(self, study: Study, source: Sequence[str] | Searcher, samples: int, told: Callable[[], None]) -> None:
         """Have Tune run the trials named, or those that a searcher names. Raises `UserError` when interrupted."""
-        draw_missing_faces(study.base, World(torch.device("cpu")))  # or all trials would, at once
-        trainable = partial(train_here if self.workers == 1 else train_on_ranks, study_folder=str(study.folder))
-        one: dict[str, float] = {"CPU": self.cpus, "GPU": self.gpus}
-        placed = ray_tune.with_resources(trainable, one if self.workers == 1 else WAITING)
-        resources = {"workers": self.workers, "gpus": self.gpus, "cpus": self.cpus}
+        alone = self.share.workers == 1
+        trainable = partial(train_here if alone else train_on_ranks, study_folder=str(study.folder))
+        placed = ray_tune.with_resources(trainable, self.share.of_worker() if alone else WAITING)
         searcher = source if isinstance(source, Searcher) else None
         names = {} if searcher else {"trial": ray_tune.grid_search(list(source))}  # type: ignore[arg-type]
         tuner = ray_tune.Tuner(
             placed,
-            param_space={**names, **resources},
+            param_space={**names, **asdict(self.share)},
             tune_config=ray_tune.TuneConfig(
                 search_alg=searcher,
                 metric=METRIC if searcher else None,
@@ -157,17 +93,9 @@ class OnRay:
             settle(study, str((result.config or {})["trial"]), result.error)
 
 
-def look_for(address: str) -> None:
-    """Raises `OSError` where nothing listens, which Ray would try to reach for long."""
-    host, _, port = address.rpartition(":")
-    if port.isdigit() and "/" not in host:
-        with create_connection((host, int(port)), timeout=LOOK_S):
-            pass
-
-
 def settle(study: Study, name: str, error: BaseException | None) -> None:
     """Write down the failure of a trial that has no end. Raises `UserError` where nothing failed either."""
-    outcome = find(study, name)
+    outcome = study.trials.named(name)
     if outcome.end:
         return
     if error is None:
@@ -195,16 +123,12 @@ def report_of(record: Any) -> dict[str, float]:
     return {"epoch": record["epoch"], METRIC: record["validation"]["accuracy"]}
 
 
-def find(study: Study, name: str) -> Outcome:
-    return next(outcome for outcome in study.trials.outcomes() if outcome.trial.name == name)
-
-
 def train_here(config: dict[str, Any], study_folder: str) -> None:
     """A trial of one process."""
     train(config["trial"], study_folder, lambda record: ray_tune.report(report_of(record)))
 
 
-class Ranks(TorchTrainer):  # type: ignore[misc]
+class Ranks(TorchTrainer):
     """Ray Train without its cleaner of placement groups, for which `free` stands in.
 
     That one asks the dashboard whether a trial still lives. Where Ray came without the dashboard's packages it never
@@ -212,7 +136,7 @@ class Ranks(TorchTrainer):  # type: ignore[misc]
     """
 
     def _create_default_callbacks(self) -> list[Any]:
-        callbacks = super()._create_default_callbacks()
+        callbacks = super()._create_default_callbacks()  # type: ignore[misc]
         return [callback for callback in callbacks if type(callback).__name__ != "PlacementGroupCleanerCallback"]
 
 
@@ -235,8 +159,7 @@ def train_on_ranks(config: dict[str, Any], study_folder: str) -> None:
     """A trial of several ranks: a driver that starts them by Ray Train, and waits."""
     study = load(Path(study_folder))
     free(study.trials.path / config["trial"])
-    gpus = config["gpus"]
-    resources = {"CPU": config["cpus"], **({"GPU": gpus} if gpus else {})}
+    share = Share(config["workers"], config["cpus"], config["gpus"])
     passed_on: Any = TuneReportCallback()  # type: ignore[no-untyped-call]
     attempt = f"{config['trial']}-{time.time():.0f}"  # of a name of its own: Train would go on from another's state
     Ranks(
@@ -244,7 +167,7 @@ def train_on_ranks(config: dict[str, Any], study_folder: str) -> None:
         train_loop_config={**config, "study": study_folder},
         torch_config=TorchConfig(timeout_s=round(study.base.runtime.timeout_s)),
         scaling_config=ray_train.ScalingConfig(
-            num_workers=config["workers"], use_gpu=gpus > 0, resources_per_worker=resources
+            num_workers=share.workers, use_gpu=share.gpus > 0, resources_per_worker=share.of_worker()
         ),
         run_config=ray_train.RunConfig(
             name=attempt, storage_path=str(study.folder / "ray" / "train"), callbacks=[passed_on]
@@ -263,7 +186,7 @@ def train_rank(config: dict[str, Any]) -> None:
 def train(name: str, study_folder: str, report: Callable[[Any], None]) -> None:
     """Raises `RuntimeError` for a trial that was told to stop, so that Tune starts it elsewhere."""
     study = load(Path(study_folder))
-    trial = find(study, name).trial
+    trial = study.trials.named(name).trial
     with (
         (study.trials.of(trial) / "output.txt").open("a") as output,
         redirect_stdout(output),

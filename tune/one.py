@@ -6,7 +6,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from adadf_dist.errors import UserError, one_line_errors
+from adadf_dist.errors import one_line_errors
 from adadf_dist.world import rank_in_environment
 from tune.running import run_trial
 from tune.study import load
@@ -14,10 +14,7 @@ from tune.study import load
 
 def run_one(study_folder: Path, name: str) -> None:
     study = load(study_folder)
-    outcome = next((o for o in study.trials.outcomes() if o.trial.name == name), None)
-    if outcome is None:
-        raise UserError(f"{study.trials.path / name}: no such trial")
-    run_trial(study, outcome.trial)
+    run_trial(study, study.trials.named(name).trial)
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -12,11 +12,11 @@ from adadf_dist.errors import UserError
 from adadf_dist.metrics import Interval
 from adadf_dist.runtime.folder import write_text
 from tune.axes import label
-from tune.choice import DEFAULT, Candidate, Choice
+from tune.choice import Candidate, Choice
 from tune.comparable import Comparable, comparable
 from tune.results import describe
 from tune.study import Study
-from tune.trial import Outcome, Trial
+from tune.trial import DEFAULT, Outcome, Trial
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,9 +15,9 @@ from adadf_dist.config import Config
 from adadf_dist.data.writer import can_write
 from adadf_dist.runtime.folder import write_text
 from adadf_dist.settings import flatten, override, to_dict
-from tune.choice import DEFAULT, Candidate, Choice
+from tune.choice import Candidate, Choice
 from tune.study import Study
-from tune.trial import Outcome
+from tune.trial import DEFAULT, Outcome
 
 
 def write_trials(study: Study, outcomes: Sequence[Outcome]) -> None:
@@ -39,7 +40,7 @@ def row_of(study: Study, outcome: Outcome) -> dict[str, Any]:
         "configuration": trial.number,
         "seed": trial.seed,
         "stage": trial.stage,
-        **study.values_of(trial),
+        **{key: column(value) for key, value in study.values_of(trial).items()},
         "end": outcome.end,
         "epochs": outcome.epochs,
         "accuracy": outcome.best if outcome.epochs else None,
@@ -48,6 +49,11 @@ def row_of(study: Study, outcome: Outcome) -> dict[str, Any]:
         "folder": str(study.trials.of(trial).relative_to(study.folder)),
         "error": outcome.error,
     }
+
+
+def column(value: Any) -> Any:
+    """A value as one column holds it: a list as text."""
+    return json.dumps(value) if isinstance(value, (list, tuple)) else value
 
 
 def write_best(study: Study, choice: Choice, values: Mapping[str, Any]) -> Path:

@@ -12,18 +12,19 @@ from statistics import fmean
 from adadf_dist.comparison import mean_interval
 from adadf_dist.errors import UserError, one_line_errors
 from adadf_dist.runtime.folder import sole_writer
-from adadf_dist.settings import config_from_command_line
-from tune.choice import DEFAULT, Choice, choose, finalists
+from adadf_dist.settings import config_from_command_line, override
+from tune.choice import Choice, choose, finalists
 from tune.halving import plan_halving
 from tune.nodes import check_shards, on_any_node
 from tune.page import write_page
 from tune.results import describe, write_best
 from tune.runners import Runner, add_arguments, runner_of
-from tune.space import SPACES, Values, open_space
+from tune.space import SPACES, Space, Values, open_space
 from tune.standing import Standing
 from tune.study import Options, Study, begin
-from tune.trial import Outcome
+from tune.trial import DEFAULT, Outcome, Trial
 
+DEFAULT_TRIALS = 16
 HELP = """\
 Many configurations on one seed, the best of them and the default on fresh seeds, compared pair by pair. The test split
 is not read; the winner alone is tested, once, at the end. With --trials 0, K seeds of one configuration and their mean.
@@ -37,7 +38,9 @@ Every other --key VALUE is a key of the runs (python -m adadf_dist.train --help)
 
 def make_parser() -> argparse.ArgumentParser:
     formatter = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser(prog="python -m tune.search", description=HELP, formatter_class=formatter)
+    parser = argparse.ArgumentParser(
+        allow_abbrev=False, prog="python -m tune.search", description=HELP, formatter_class=formatter
+    )
     spaces = ", ".join(SPACES)
     parser.add_argument("--space", default="paper", help=f"{spaces}, or a TOML file (default: %(default)s)")
     parser.add_argument(
@@ -70,8 +73,11 @@ def plan(argv: Sequence[str]) -> tuple[Study, argparse.Namespace]:
     name = Path(base.out).name.rpartition("-seed")[0]
     space = open_space(options.space, base)
     for key, least in (("trials", 0), ("seeds", 2), ("finalists", 1)):
-        if getattr(options, key) < least:
+        if getattr(options, key) is not None and getattr(options, key) < least:
             raise UserError(f"--{key} {getattr(options, key)}: give {least} or more")
+    trials = checked_trials(space, options)
+    for number in range(1, trials + 1) if options.searcher == "random" else ():
+        override(base, space.sample(base.seed, number), f"space {space.name}, trial {number}")
     if options.searcher == "tpe" and options.local:
         raise UserError("--searcher tpe: Optuna draws through Ray Tune, which --local leaves out; give one of the two")
     if base.evaluation.protocol == "published":
@@ -82,7 +88,7 @@ def plan(argv: Sequence[str]) -> tuple[Study, argparse.Namespace]:
     asha = options.scheduler == "asha"
     chosen = Options(
         seeds=options.seeds,
-        trials=options.trials,
+        trials=trials,
         finalists=options.finalists,
         searcher=options.searcher,
         keep=options.keep_checkpoints,
@@ -90,6 +96,20 @@ def plan(argv: Sequence[str]) -> tuple[Study, argparse.Namespace]:
     )
     folder = options.out or Path("runs") / f"search-{name}-{Path(options.space).stem}"
     return Study(folder.absolute(), on_any_node(base), space, chosen), options
+
+
+def checked_trials(space: Space, options: argparse.Namespace) -> int:
+    """How many, which for grids is settled. Raises `UserError`."""
+    grids = [key for key, domain in space.domains.items() if domain.kind == "grid"]
+    if options.searcher == "tpe" and grids:
+        raise UserError(
+            f"space {space.name}: {grids[0]} is a grid, to be gone through; --searcher tpe draws: give choice"
+        )
+    if space.points is None or options.trials == 0:
+        return DEFAULT_TRIALS if options.trials is None else int(options.trials)
+    if options.trials is not None and options.trials > space.points:
+        raise UserError(f"--trials {options.trials}: the grids of space {space.name} have {space.points} points")
+    return space.points if options.trials is None else int(options.trials)
 
 
 def repeat(study: Study, runner: Runner) -> None:
@@ -112,7 +132,9 @@ def search(study: Study, runner: Runner) -> Choice:
     options = study.options
     most = 1 + options.trials + options.seeds * (1 + min(options.finalists, options.trials))
     told = Standing(study, most)
+    print(describe_plan(study))
     runner.search(study, told)
+    told()  # where there was nothing left to run, too
     values = chosen_by_search(study)
     draw(study, None)
     told.settle()
@@ -122,17 +144,46 @@ def search(study: Study, runner: Runner) -> Choice:
     print("\n".join(describe(choice)))
     told.settle()
     winner = values[choice.winner]
+    best_file = write_best(study, choice, winner)
     tested = replace(study.finals({choice.winner: winner})[0], test=True)  # the test split is read here alone
     runner.run(study, [tested], told)
-    print(f"test accuracy of seed {tested.seed}: {test_of(study.trials.outcome(tested)):.2%}")
+    draw(study, choice)
+    print(describe_test(study, tested))
     if options.keep != "all":
         for trial in finals:
-            if trial.name != tested.name:
+            if trial.seed != tested.seed:  # a search that grows may find another winner, to be tested by this seed's
                 study.trials.drop_checkpoints(trial)
-    best_file = write_best(study, choice, winner)
-    draw(study, choice)
     print(f"python -m adadf_dist.train --config {best_file}")
     return choice
+
+
+def describe_plan(study: Study) -> str:
+    options, halving = study.options, study.options.halving
+    line = (
+        f"{options.trials} configurations and the default on seed {study.base.seed}, then the best {options.finalists} "
+    )
+    line += f"and the default on {options.seeds} other seeds; {study.folder}\n"
+    if halving is None:
+        return line + "every trial goes to its end"
+    if not halving.rungs:
+        return (
+            line
+            + f"no trial is ended early: a grace of {halving.grace} epochs is no less than the run's {halving.epochs}"
+        )
+    return line + f"poor trials end at epoch {', '.join(map(str, halving.rungs))} of {halving.epochs}"
+
+
+def describe_test(study: Study, tested: Trial) -> str:
+    outcome = study.trials.outcome(tested)
+    if outcome.end != "finished":
+        raise UserError(f"{tested.name}: was not tested ({outcome.error or 'interrupted'}); --resume goes on")
+    if outcome.test is None:
+        return "the dataset has no test split: the winner was not tested"
+    line = f"test accuracy of seed {tested.seed}: {outcome.test:.2%}"
+    others = [o.trial.name for o in study.trials.outcomes() if o.trial.test and o.trial.name != tested.name]
+    if others:
+        line += f"\nwarning: the test split has been read before, by {', '.join(others)}: it is no longer quite unseen"
+    return line
 
 
 def chosen_by_search(study: Study) -> dict[int, Values]:
@@ -142,7 +193,7 @@ def chosen_by_search(study: Study) -> dict[int, Values]:
         raise UserError(f"the default configuration failed: {default.error}")
     outcomes = study.trials.outcomes()
     values = {outcome.trial.number: outcome.trial.values for outcome in outcomes if outcome.trial.stage == "search"}
-    return {number: values[number] for number in [DEFAULT, *finalists(outcomes, study.options.finalists)]}
+    return {number: values[number] for number in [DEFAULT, *finalists(study, study.options.finalists)]}
 
 
 def draw(study: Study, choice: Choice | None) -> None:
@@ -170,19 +221,14 @@ def accuracies_of(results: Sequence[Outcome], study: Study) -> dict[int, list[fl
     return whole
 
 
-def test_of(outcome: Outcome) -> float:
-    if outcome.test is None:
-        raise UserError(f"{outcome.trial.name}: was not tested ({outcome.error or 'interrupted'}); --resume goes on")
-    return outcome.test
-
-
 def main(argv: Sequence[str] | None = None) -> None:
     with one_line_errors("tune.search"):
         study, options = plan(sys.argv[1:] if argv is None else argv)
-        begun = begin(study, options.resume)
         check_shards(study.base)
-        with sole_writer(study.folder), runner_of(options) as runner:
-            (search if begun.options.trials else repeat)(begun, runner)
+        with sole_writer(study.folder):
+            begin(study, options.resume)
+            with runner_of(options) as runner:
+                (search if study.options.trials else repeat)(study, runner)
 
 
 if __name__ == "__main__":

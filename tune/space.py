@@ -20,6 +20,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from zlib import crc32
 
 import numpy as np
 
@@ -30,6 +31,20 @@ from adadf_dist.settings import flatten, known_keys, nearest, override, to_dict
 Values = dict[str, Any]
 """Dotted keys and their values: what a trial changes."""
 
+RESERVED = (
+    "out",
+    "resume",
+    "seed",
+    "epochs",
+    "data.shards",
+    "data.access",
+    "data.cache",
+    "data.embedded_faces",
+    "data.validation_fraction",
+    "evaluation.",
+    "checkpoint.",
+)
+"""Not to be searched."""
 KINDS = ("uniform", "loguniform", "choice", "grid")
 
 PAPER: dict[str, object] = {
@@ -86,12 +101,14 @@ class Space:
         Grids are gone through in order, all else is drawn.
         """
         points = list(self.grid())
-        return self.settle({**self.every(seed, number), **points[number % len(points)]})
+        return self.settle({**self.every(seed, number), **points[(number - 1) % len(points)]})
 
     def every(self, seed: int, number: int = 0) -> Values:
         """A draw of every key, whatever its condition."""
-        generator = np.random.default_rng([seed, number])
-        return {key: domain.at(generator.random()) for key, domain in self.domains.items()}
+        return {
+            key: domain.at(np.random.default_rng([seed, number, crc32(key.encode())]).random())
+            for key, domain in self.domains.items()
+        }
 
     def grid(self) -> Iterator[Values]:
         """Every point of the grids together; one empty point where there are none."""
@@ -100,17 +117,27 @@ class Space:
             yield dict(zip(grids, point, strict=True))
 
     def settle(self, values: Values) -> Values:
-        """In the order of the space, without keys whose condition does not hold."""
-        settled: Values = {}
-        for key, domain in self.domains.items():
-            if key in values and all(values.get(other) == wanted for other, wanted in domain.when.items()):
-                settled[key] = values[key]
+        """In the order of the space, without keys whose condition does not hold, or hangs on one that does not."""
+        settled = {key: values[key] for key in self.domains if key in values}
+        while lost := [key for key in settled if not self._holds(key, settled)]:
+            settled = {key: value for key, value in settled.items() if key not in lost}
         return settled
 
+    def _holds(self, key: str, values: Values) -> bool:
+        return all(values.get(other) == wanted for other, wanted in self.domains[key].when.items())
+
+    @property
+    def points(self) -> int | None:
+        """How many there are; None where some key is drawn."""
+        if any(domain.kind != "grid" for domain in self.domains.values()):
+            return None
+        return len(list(self.grid()))
+
     def largest(self, key: str, base: Config) -> Any:
-        """The largest value that `key` takes in a trial."""
+        """The largest value that `key` takes in a trial or the default."""
         domain = self.domains.get(key)
-        return max(domain.values) if domain is not None else dict(flatten(to_dict(base)))[key]
+        default = dict(flatten(to_dict(base)))[key]
+        return default if domain is None else max(default, *domain.values)
 
     def to_dict(self) -> dict[str, object]:
         """The form in which a file holds it."""
@@ -175,6 +202,8 @@ def read_domain(name: str, key: str, content: Mapping[str, object]) -> Domain:
     where = f"space {name}: {key}"
     if key not in known_keys():
         raise UserError(f"{where}: unknown key{nearest(key, known_keys())}")
+    if any(key == reserved or (reserved.endswith(".") and key.startswith(reserved)) for reserved in RESERVED):
+        raise UserError(f"{where}: is the search's own, or changes what accuracies mean; give it on the command line")
     kinds = [kind for kind in content if kind in KINDS]
     others = [word for word in content if word not in (*KINDS, "when")]
     if len(kinds) != 1 or others:

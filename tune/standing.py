@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import sys
+
+from adadf_dist.errors import UserError
 from tune.hparams import write_hparams
 from tune.results import write_trials
 from tune.study import Study
@@ -9,17 +12,23 @@ from tune.table import LiveTable
 
 
 class Standing:
-    """Called whenever something may have changed."""
+    """Called whenever something may have changed. Files that cannot be written are told once, and trials go on."""
 
     def __init__(self, study: Study, most: int) -> None:
         self.study = study
         self.table = LiveTable(study.folder, most)
+        self._warned = ""
 
     def __call__(self) -> None:
         outcomes = self.study.trials.outcomes()
-        write_trials(self.study, outcomes)
-        if self.study.base.runtime.tensorboard:
-            write_hparams(self.study, outcomes)
+        try:
+            write_trials(self.study, outcomes)
+            if self.study.base.runtime.tensorboard:
+                write_hparams(self.study, outcomes)
+        except UserError as error:
+            if str(error) != self._warned:
+                self._warned = str(error)
+                print(f"warning: {error}", file=sys.stderr, flush=True)
         self.table.show(outcomes)
 
     def settle(self) -> None:

@@ -13,15 +13,28 @@ from adadf_dist.config import Config
 from adadf_dist.errors import UserError
 from adadf_dist.runtime.folder import write_json
 from adadf_dist.settings import Layer, build_config, flatten, to_dict
-from tune.choice import DEFAULT
 from tune.halving import Halving
 from tune.space import Space, read_space
-from tune.trial import Folder, Trial
+from tune.trial import DEFAULT, Folder, Trial
 
 STUDY_FILE = "study.json"
 VERSION = 1
-FREE = ("options.keep",)
-"""What may be changed when a search is gone on with."""
+FREE = (
+    "options.keep",
+    "space.name",
+    "base.data.shards",
+    "base.data.cache",
+    "base.data.cache_size_gb",
+    "base.data.workers",
+    "base.data.prefetch",
+    "base.data.max_bad_faces",
+    "base.checkpoint.",
+    "base.runtime.timeout_s",
+    "base.runtime.stop_every",
+    "base.runtime.log_every",
+    "base.runtime.tensorboard",
+)
+"""What may be changed when a search is gone on with: where things are, and what no accuracy depends on."""
 GROWS = ("options.trials", "options.seeds", "options.finalists")
 """What may be raised when a search is gone on with: nothing that was done is in vain."""
 
@@ -70,6 +83,10 @@ class Study:
         """The search's trial `number` (from 1) under the searcher `random`."""
         return Trial(number, self.base.seed, "search", self.space.sample(self.base.seed, number))
 
+    def searched(self) -> list[Trial]:
+        """The default and every trial under the searcher `random`."""
+        return [self.default(), *(self.drawn(number) for number in range(1, self.options.trials + 1))]
+
     def finals(self, values: Mapping[int, dict[str, Any]]) -> list[Trial]:
         """Every configuration of `values` (by number) on every final seed."""
         seeds = range(self.base.seed + 1, self.base.seed + 1 + self.options.seeds)
@@ -88,23 +105,20 @@ class Study:
 def begin(study: Study, resume: bool) -> Study:
     """Write the study down, or find that its folder holds the same one. Raises `UserError`, with the difference.
 
-    Trials of it that failed are tried again: a disk that was full may have room now.
+    Trials of it that failed are tried again: a disk that was full may have room now. A study of which no trial ever
+    began is as good as none. The folder is the caller's alone (`sole_writer`).
     """
     path = study.folder / STUDY_FILE
-    if not path.exists():
-        if resume:
-            raise UserError(f"--resume: {path}: no such file; leave --resume out to begin a search there")
-        try:
-            study.folder.mkdir(parents=True, exist_ok=True)
-            write_json(path, study.to_dict())
-        except OSError as error:
-            raise UserError(f"--out: {study.folder} cannot be written ({error.strerror}); give another") from None
+    if not path.exists() and resume:
+        raise UserError(f"--resume: {path}: no such file; leave --resume out to begin a search there")
+    if not path.exists() or not study.trials.outcomes():
+        write_json(path, study.to_dict())
         return study
     if not resume:
         raise UserError(f"--out: {study.folder} holds a search; go on with it by --resume, or give another --out")
     before, now = read(path), study.to_dict()
     for key, (old, new) in differences(before, now).items():
-        if key in FREE:
+        if any(key == free or (free.endswith(".") and key.startswith(free)) for free in FREE):
             continue
         if key not in GROWS or not isinstance(old, int) or not isinstance(new, int) or new < old:
             raise UserError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -25,7 +26,8 @@ class LiveTable:
 
     def show(self, outcomes: Sequence[Outcome]) -> None:
         if self.stream.isatty():
-            lines = list(self.table(outcomes))
+            width = shutil.get_terminal_size().columns - 1  # a line that wraps would be two to go back over
+            lines = [line[:width] for line in self.table(outcomes)]
             back = f"\x1b[{self._drawn}F\x1b[J" if self._drawn else ""
             print(back + "\n".join(lines), file=self.stream, flush=True)
             self._drawn = len(lines)

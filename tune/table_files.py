@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from statistics import fmean
@@ -102,7 +103,10 @@ def write_table(folder: Path, table: Table) -> str:
     text = markdown(table)
     write_text(folder / f"{table.name}.md", text)
     write_text(folder / f"{table.name}.csv", comma_separated(table))
-    plot(table, folder / f"{table.name}.svg")
+    try:
+        plot(table, folder / f"{table.name}.svg")
+    except UserError as error:
+        print(f"warning: {error}", file=sys.stderr, flush=True)
     return text
 
 

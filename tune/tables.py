@@ -38,7 +38,9 @@ seeds may be asked for later. Every other --key VALUE is a key of the runs (pyth
 def make_parser() -> argparse.ArgumentParser:
     formatter = argparse.RawDescriptionHelpFormatter
     usage = "python -m tune.tables TABLE [TABLE ...] [options] [--preset NAME] [--key VALUE ...]"
-    parser = argparse.ArgumentParser("tune.tables", usage=usage, description=HELP, formatter_class=formatter)
+    parser = argparse.ArgumentParser(
+        "tune.tables", allow_abbrev=False, usage=usage, description=HELP, formatter_class=formatter
+    )
     parser.add_argument("tables", nargs="+", metavar="TABLE", choices=list(GRIDS), help=", ".join(GRIDS))
     parser.add_argument("--seeds", type=int, default=3, help="of every row (default: %(default)s)")
     parser.add_argument("--out", type=Path, help="folder of runs and tables (default: runs/tables-PRESET)")
@@ -100,10 +102,11 @@ def make_tables(study: Study, names: Sequence[str], preset: str, runner: Runner)
 def main(argv: Sequence[str] | None = None) -> None:
     with one_line_errors("tune.tables"):
         study, options, preset = plan(sys.argv[1:] if argv is None else argv)
-        begin(study, resume=(study.folder / STUDY_FILE).exists())
         check_shards(study.base)
-        with sole_writer(study.folder), runner_of(options) as runner:
-            make_tables(study, options.tables, preset, runner)
+        with sole_writer(study.folder):
+            begin(study, resume=(study.folder / STUDY_FILE).exists())
+            with runner_of(options) as runner:
+                make_tables(study, options.tables, preset, runner)
 
 
 if __name__ == "__main__":

@@ -5,17 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import optuna
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 from ray.tune.search import Searcher
 from ray.tune.search.optuna import OptunaSearch
 
-from tune.choice import DEFAULT
 from tune.space import Domain, Space, Values
 from tune.study import Study
-from tune.trial import Outcome, Trial
-
-METRIC = "accuracy"
+from tune.trial import DEFAULT, METRIC, Outcome, Trial
 
 
 class Drawing(Searcher):
@@ -29,29 +27,38 @@ class Drawing(Searcher):
         self.study = study
         begun = {o.trial.number: o for o in study.trials.outcomes() if o.trial.stage == "search"}
         self._left = [outcome.trial for outcome in begun.values() if not outcome.end]
+        self._again: dict[str, Trial] = {}
+        """Trials left over, by the name that Tune gives them now."""
         if DEFAULT not in begun:
             study.trials.begin(study.default())
             self._left.insert(0, study.default())
         self._numbers = [number for number in range(1, study.options.trials + 1) if number not in begun]
         self._drawn: set[str] = set()
-        self._optuna = self._open([o for o in begun.values() if o.end in ("finished", "halted") and o.trial.number])
+        ended = [o for o in begun.values() if o.end in ("finished", "halted") and o.trial.number != DEFAULT]
+        self._optuna = self._open(ended, len(begun))
 
-    def _open(self, ended: Sequence[Outcome]) -> OptunaSearch:
+    def _open(self, ended: Sequence[Outcome], begun: int) -> OptunaSearch:
+        """The seed counts what began, or a search that goes on would draw the same again."""
         optuna.logging.set_verbosity(optuna.logging.WARNING)
-        space = self.study.space
-        fill = space.every(self.study.base.seed)
+        (seed,) = np.random.SeedSequence([self.study.base.seed, begun]).generate_state(1)
         return OptunaSearch(
-            space={key: distribution(domain) for key, domain in space.domains.items()},
+            space={key: distribution(domain) for key, domain in self.study.space.domains.items()},
             metric=METRIC,
             mode="max",
-            seed=1000 * self.study.base.seed + len(ended),  # else a search that goes on would draw the same again
-            points_to_evaluate=[encode(space, {**fill, **outcome.trial.values}) for outcome in ended],
+            seed=int(seed),
+            points_to_evaluate=[self._point(outcome.trial) for outcome in ended],
             evaluated_rewards=[outcome.accuracies[-1] for outcome in ended],
         )
 
+    def _point(self, trial: Trial) -> dict[str, Any]:
+        """A trial's values as Optuna takes them: whole, so keys whose condition does not hold get some value."""
+        space, seed = self.study.space, self.study.base.seed
+        return encode(space, {**space.every(seed, trial.number), **trial.values})
+
     def suggest(self, trial_id: str) -> Any:
         if self._left:
-            return {"trial": self._left.pop(0).name}
+            trial = self._again[trial_id] = self._left.pop(0)
+            return {"trial": trial.name}
         if not self._numbers:
             return Searcher.FINISHED
         values = decode(self.study.space, self._optuna.suggest(trial_id) or {})
@@ -67,6 +74,8 @@ class Drawing(Searcher):
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
         if trial_id in self._drawn:
             self._optuna.on_trial_complete(trial_id, result, error)
+        elif result and not error and (trial := self._again[trial_id]).number != DEFAULT:
+            self._optuna.add_evaluated_point(self._point(trial), result[METRIC])
 
     def save(self, checkpoint_path: str) -> None:
         """Nothing: what is known is in the trials' folders."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -13,6 +14,10 @@ from adadf_dist.runtime.folder import write_json
 from tune.space import Values
 
 TRIAL_FILE = "trial.json"
+DEFAULT = 0
+"""The number of the default configuration, which changes nothing."""
+METRIC = "accuracy"
+"""What trials report: of the epoch's model on validation."""
 Stage = Literal["search", "final"]
 End = Literal["", "finished", "halted", "failed"]
 """Empty: not yet."""
@@ -23,7 +28,7 @@ class Trial:
     """A configuration and a seed."""
 
     number: int
-    """Of the configuration; 0 is the default, with no values changed."""
+    """Of the configuration."""
     seed: int
     stage: Stage
     values: Values
@@ -75,6 +80,11 @@ class Folder:
     def begin(self, trial: Trial) -> None:
         """Write down what the trial is, once: a crash later leaves a trial that can be read."""
         outcome = self._read(self.of(trial))
+        if outcome is not None and replace(outcome.trial, test=trial.test) != trial:
+            raise UserError(
+                f"{self.of(trial)}: holds a trial of {outcome.trial.values}, not {trial.values}; the space has "
+                "changed: give another --out"
+            )
         if outcome is None or not outcome.trial.covers(trial):
             self.end(trial, "")
 
@@ -93,6 +103,13 @@ class Folder:
     def drop_checkpoints(self, trial: Trial) -> None:
         """Of a trial whose end is written down: its figures are kept, its weights are not."""
         shutil.rmtree(self.of(trial) / "checkpoints", ignore_errors=True)
+
+    def named(self, name: str) -> Outcome:
+        """Of a trial that began. Raises `UserError` where there is none: are nodes looking at different folders?"""
+        outcome = self._read(self.path / name)
+        if outcome is None:
+            raise UserError(f"{self.path / name}: no such trial here; --out must be a folder that all nodes share")
+        return outcome
 
     def outcomes(self) -> list[Outcome]:
         """Of all trials that ever began, by number and seed."""
@@ -120,8 +137,12 @@ def read_accuracies(folder: Path) -> tuple[float, ...]:
     """Validation accuracies of the epochs that a run folder has, in order."""
     path = folder / "metrics.jsonl"
     lines = path.read_text().splitlines() if path.exists() else []
-    records = [json.loads(line) for line in lines if line.startswith('{"kind": "epoch"') and line.endswith("}")]
-    return tuple(float(record["validation"]["accuracy"]) for record in records)
+    accuracies = []
+    for line in lines:
+        with suppress(json.JSONDecodeError):  # a line that a crash tore; the run that goes on writes it again
+            if line.startswith('{"kind": "epoch"'):
+                accuracies.append(float(json.loads(line)["validation"]["accuracy"]))
+    return tuple(accuracies)
 
 
 def read_test(folder: Path) -> float | None:
