@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import re
+import signal
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from functools import partial
@@ -132,7 +133,10 @@ def test_the_driver_of_a_trial_is_killed(nodes: Nodes, faces: Path, tmp_path: Pa
         assert search.poll() is None, search.communicate()
         for driver in nodes.drivers():
             driver.kill()
-        wait_until(lambda: json.loads((first / "trial.json").read_text())["end"], "it does not go on", 120)
+        wait_until(lambda: json.loads((first / "trial.json").read_text())["end"], "it does not go on", 200)
+        search.send_signal(signal.SIGINT)  # among trials that have not begun
+        _, errors = search.communicate(timeout=60)
+    assert search.returncode == 2 and errors.count("\n") == 1 and "interrupted; " in errors, errors
     assert json.loads((first / "trial.json").read_text())["end"] == "finished"
     assert "goes on from" in (first / "output.txt").read_text()
     assert epochs_of(first) == [1, 2, 3, 4]
