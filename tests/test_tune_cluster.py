@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import re
+import signal
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from functools import partial
@@ -20,6 +21,7 @@ import ray
 from adadf_dist.train import Record, run
 from tests.ray_nodes import Nodes, search_command, started, two_nodes, wait_until
 from tests.runs import finish
+from tune.cluster import joined
 from tune.running import config_of
 from tune.study import load
 
@@ -132,7 +134,10 @@ def test_the_driver_of_a_trial_is_killed(nodes: Nodes, faces: Path, tmp_path: Pa
         assert search.poll() is None, search.communicate()
         for driver in nodes.drivers():
             driver.kill()
-        wait_until(lambda: json.loads((first / "trial.json").read_text())["end"], "it does not go on", 120)
+        wait_until(lambda: json.loads((first / "trial.json").read_text())["end"], "it does not go on", 200)
+        search.send_signal(signal.SIGINT)  # among trials that have not begun
+        _, errors = search.communicate(timeout=60)
+    assert search.returncode == 2 and errors.count("\n") == 1 and "interrupted; " in errors, errors
     assert json.loads((first / "trial.json").read_text())["end"] == "finished"
     assert "goes on from" in (first / "output.txt").read_text()
     assert epochs_of(first) == [1, 2, 3, 4]
@@ -153,11 +158,8 @@ def test_trials_that_are_ended_early_leave_nothing(nodes: Nodes, faces: Path, tm
 
 
 def test_our_code_is_shipped_to_nodes_that_lack_it(nodes: Nodes) -> None:
-    """As `OnRay` starts a search, on both nodes."""
-    from tune.on_ray import OnRay
-
-    runner = OnRay(nodes.address, 1, None, 1.0)
-    try:
+    """As a search joins a cluster, on both nodes."""
+    with joined(nodes.address):
 
         @ray.remote(num_cpus=1)
         def where() -> tuple[str, str, str]:
@@ -168,8 +170,6 @@ def test_our_code_is_shipped_to_nodes_that_lack_it(nodes: Nodes) -> None:
 
         alive = [node["NodeID"] for node in ray.nodes() if node["Alive"]]
         found = ray.get([where.options(label_selector={"ray.io/node-id": node}).remote() for node in alive])
-    finally:
-        runner.close()
     assert {node for node, *_ in found} == set(alive) and len(alive) == 2
     assert all("/runtime_resources/py_modules_files/" in path for _, *paths in found for path in paths), found
 

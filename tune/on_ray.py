@@ -68,6 +68,7 @@ class OnRay:
         placed = ray_tune.with_resources(trainable, self.share.of_worker() if alone else WAITING)
         searcher = source if isinstance(source, Searcher) else None
         names = {} if searcher else {"trial": ray_tune.grid_search(list(source))}  # type: ignore[arg-type]
+        events = Events(told)
         tuner = ray_tune.Tuner(
             placed,
             param_space={**names, **asdict(self.share)},
@@ -82,33 +83,41 @@ class OnRay:
             run_config=ray_tune.RunConfig(
                 storage_path=str(study.folder / "ray"),
                 failure_config=ray_tune.FailureConfig(max_failures=TRIES - 1),
-                callbacks=[Told(told)],
+                callbacks=[events],
                 verbose=0,
             ),
         )
         with (study.folder / "ray.txt").open("a") as log, redirect_stdout(log):  # the table is ours
-            results = tuner.fit()
+            tuner.fit()
+        for name, error in events.failed.items():
+            settle(study, name, error)
         told()
-        for result in (results[place] for place in range(len(results))):
-            settle(study, str((result.config or {})["trial"]), result.error)
+        wanted = None if searcher else set(source)  # type: ignore[arg-type]
+        begun = study.trials.outcomes()
+        mine = [o for o in begun if (o.trial.stage == "search" if wanted is None else o.trial.name in wanted)]
+        if not all(outcome.end for outcome in mine):
+            raise interrupted()
 
 
-def settle(study: Study, name: str, error: BaseException | None) -> None:
-    """Write down the failure of a trial that has no end. Raises `UserError` where nothing failed either."""
+def settle(study: Study, name: str, error: str) -> None:
+    """Write down the failure of a trial that has not said itself how it ended."""
     outcome = study.trials.named(name)
-    if outcome.end:
-        return
-    if error is None:
-        raise interrupted()
-    study.trials.end(outcome.trial, "failed", one_line(str(error).strip().splitlines()[-1], 300))
+    if not outcome.end:
+        study.trials.end(outcome.trial, "failed", error)
 
 
-class Told(ray_tune.Callback):
-    """Passes on that something happened."""
+class Events(ray_tune.Callback):
+    """Passes on that something happened, and keeps what failed for good."""
 
     def __init__(self, told: Callable[[], None]) -> None:
+        self.failed: dict[str, str] = {}
+        """Why, by the trial's name."""
         self._told = told
         self._last = 0.0
+
+    def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        lines = str(trial.get_error() or "no word of why").strip().splitlines()
+        self.failed[trial.config["trial"]] = one_line(lines[-1], 300)
 
     def on_trial_result(self, iteration: int, trials: list[Any], trial: Any, result: Any, **info: Any) -> None:
         if time.monotonic() - self._last > TELL_S:
