@@ -36,8 +36,7 @@ class Here:
     """Trials one after another in this process."""
 
     def search(self, study: Study, told: Callable[[], None]) -> None:
-        drawn = [study.drawn(number) for number in range(1, study.options.trials + 1)]
-        self.run(study, [study.default(), *drawn], told)
+        self.run(study, study.searched(), told)
 
     def run(self, study: Study, trials: Sequence[Trial], told: Callable[[], None]) -> None:
         for trial in trials:
@@ -47,7 +46,7 @@ class Here:
 
 
 class Trainer:
-    """Stands in for `adadf_dist.train.run`: an epoch is a line, a run goes on after the lines that it has."""
+    """Stands in for `adadf_dist.train.run`: an epoch is a line and a checkpoint, from which a run goes on."""
 
     def __init__(self, curve: Curve, test: float = 0.5) -> None:
         self.curve = curve
@@ -61,11 +60,15 @@ class Trainer:
         out = Path(config.out)
         (out / "checkpoints").mkdir(parents=True, exist_ok=True)
         metrics = out / "metrics.jsonl"
-        begun = len(metrics.read_text().splitlines()) if metrics.exists() else 0
+        saved = out / "checkpoints" / "epoch"
+        begun = int(saved.read_text()) if saved.exists() else 0
+        lines = metrics.read_text().splitlines(keepends=True)[:begun] if metrics.exists() else []
+        metrics.write_text("".join(lines))
         for epoch in range(begun + 1, config.epochs + 1):
             record = {"kind": "epoch", "epoch": epoch, "validation": {"accuracy": self.curve(config, epoch)}}
             with metrics.open("a") as stream:
                 stream.write(json.dumps(record) + "\n")
+            saved.write_text(str(epoch))
             self.epochs.append((out.name, epoch))
             on_epoch(record)
         if config.evaluation.test:

@@ -19,10 +19,13 @@ from scipy import stats
 from adadf_dist.config import Config
 from adadf_dist.errors import DiskFullError, LostRankError, UserError
 from adadf_dist.settings import config_from_command_line
-from tests.stand_in import Here, Trainer, base, noise, study_of, train_by
+from adadf_dist.world import World
+from tests.ranks import run_ranks
+from tests.stand_in import Here, base, noise, study_of, train_by
 from tune.choice import choose
 from tune.halving import Halving
 from tune.results import toml_of
+from tune.running import run_trial
 from tune.search import plan, repeat, search
 from tune.study import STUDY_FILE, Options, Study, begin
 from tune.trial import DEFAULT, Trial
@@ -150,7 +153,7 @@ def test_halving_ends_what_is_poor(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     for number in range(1, 7):
         row = by_name[f"{number:04d}-seed0"]
         poor = row["optimizer.lr"] == 0.1
-        assert not poor or number == 2 or row["end"] == "halted", row
+        assert not poor or row["end"] == "halted", row
         assert row["end"] != "halted" or row["epochs"] in (2, 4)
     assert all(by_name[f"0000-seed{seed}"]["epochs"] == 6 for seed in range(4))
     assert all(row["end"] == "finished" for row in rows(study) if row["stage"] == "final")
@@ -191,7 +194,7 @@ def test_a_failed_trial_is_told_and_tried_again_on_resume(tmp_path: Path, monkey
     study = begun(tmp_path)
     choice = search(study, Here())
     assert all(row["error"] == "the loss is not finite" for row in rows(study) if row["optimizer.lr"] == 0.1)
-    assert {c.number for c in choice.candidates} <= {0, 2, 4, 6}
+    assert {c.number for c in choice.candidates} <= {0, 1, 3, 5}
     train_by(monkeypatch, planted)
     search(begun(tmp_path), Here())
     assert all(row["end"] == "finished" for row in rows(study))
@@ -234,8 +237,8 @@ def test_a_full_disk_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 def test_checkpoints_go_when_they_serve_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     train_by(monkeypatch, planted)
     choice = search(begun(tmp_path / "winner", optimizer__lr=0.1), Here())
-    kept = [path.parent.name for path in (tmp_path / "winner" / "trials").glob("*/checkpoints")]
-    assert kept == [f"{choice.winner:04d}-seed1"]
+    kept = {path.parent.name for path in (tmp_path / "winner" / "trials").glob("*/checkpoints")}
+    assert kept == {f"{candidate.number:04d}-seed1" for candidate in choice.candidates}
     search(begun(tmp_path / "all", replace(OPTIONS, keep="all"), optimizer__lr=0.1), Here())
     assert len(list((tmp_path / "all" / "trials").glob("*/checkpoints"))) == 16
 
@@ -250,7 +253,9 @@ def test_csv_and_parquet_say_the_same(tmp_path: Path, monkeypatch: pytest.Monkey
 
 
 def test_what_changed_since_is_named(tmp_path: Path) -> None:
-    begun(tmp_path)
+    first = begun(tmp_path, epochs=5)
+    first = begun(tmp_path)  # of the one before no trial ever began
+    first.trials.begin(first.default())
     with pytest.raises(UserError, match="holds a search; go on with it by --resume"):
         begin(study_of(tmp_path, SPACE, OPTIONS), resume=False)
     with pytest.raises(UserError, match=r"base\.epochs was 6 and is now 7"):
@@ -260,7 +265,7 @@ def test_what_changed_since_is_named(tmp_path: Path) -> None:
         begin(study_of(tmp_path, wider, OPTIONS), resume=True)
     with pytest.raises(UserError, match=r"options\.trials was 6 and is now 5"):
         begun(tmp_path, replace(OPTIONS, trials=5))
-    begun(tmp_path, replace(OPTIONS, trials=9, seeds=5, keep="all"))
+    begun(tmp_path, replace(OPTIONS, trials=9, seeds=5, keep="all"), data__workers=7, runtime__timeout_s=99)
     with pytest.raises(UserError, match=r"study\.json: no such file; leave --resume out"):
         begin(study_of(tmp_path / "none", SPACE, OPTIONS), resume=True)
 
@@ -319,10 +324,154 @@ def test_trials_that_do_less_are_covered() -> None:
 
 
 def test_a_torn_trial_file_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    trainer = Trainer(flat)
     study = begun(tmp_path)
     study.trials.begin(study.default())
     (tmp_path / "trials" / "0000-seed0" / "trial.json").write_text(json.dumps({})[:1])
     with pytest.raises(UserError, match=r"trial\.json: does not parse"):
         study.trials.outcomes()
-    assert trainer.epochs == []
+
+
+def test_seed_is_the_runs_and_not_seeds() -> None:
+    study, _ = plan(["--preset", "demo", "--seed", "7"])
+    assert (study.base.seed, study.options.seeds) == (7, 3)
+
+
+def test_grids_are_gone_through_once(tmp_path: Path) -> None:
+    space = tmp_path / "space.toml"
+    space.write_text('"optimizer.lr" = { grid = [1e-3, 1e-2, 1e-1] }')
+    study, _ = plan(["--preset", "demo", "--space", str(space)])
+    assert [trial.values.get("optimizer.lr") for trial in study.searched()] == [None, 1e-3, 1e-2, 1e-1]
+    with pytest.raises(UserError, match=r"--trials 4: the grids .* have 3 points"):
+        plan(["--preset", "demo", "--space", str(space), "--trials", "4"])
+    with pytest.raises(UserError, match=r"optimizer\.lr is a grid"):
+        plan(["--preset", "demo", "--space", str(space), "--searcher", "tpe"])
+
+
+def test_combinations_are_checked_before_any_trial(tmp_path: Path) -> None:
+    """Each value by itself is right; crops larger than the picture are not."""
+    space = tmp_path / "space.toml"
+    space.write_text('"data.image_size" = { grid = [64, 160] }\n"data.ten_crop" = { grid = [0, 120] }')
+    with pytest.raises(UserError, match=r"trial 4.*ten_crop"):
+        plan(["--preset", "demo", "--space", str(space)])
+
+
+def test_finalists_are_different(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """From each other and from the default, whatever their numbers."""
+    train_by(monkeypatch, planted)
+    space: dict[str, object] = {"optimizer.lr": {"choice": [1e-3, 1e-2, 1e-1]}}
+    study = begin(study_of(tmp_path, space, replace(OPTIONS, trials=9, finalists=4), optimizer__lr=0.1), resume=False)
+    choice = search(study, Here())
+    rates = [study.space.sample(0, c.number)["optimizer.lr"] for c in choice.candidates if c.number != DEFAULT]
+    assert sorted(rates) == [1e-3, 1e-2]
+
+
+def test_a_dataset_without_a_test_split_has_an_answer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    train_by(monkeypatch, planted)
+    monkeypatch.setattr("tune.trial.read_test", lambda folder: None)
+    assert search(begun(tmp_path, optimizer__lr=0.1), Here()).found
+    assert "no test split" in capsys.readouterr().out
+    assert (tmp_path / "best.toml").exists()
+
+
+def test_a_trial_that_dies_before_it_is_judged_is_judged_later(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Between the checkpoint of a rung's epoch and the decision."""
+    options = replace(OPTIONS, halving=Halving(2, 2, 6))
+    study = begun(tmp_path, options)
+    train_by(monkeypatch, planted)
+    run_trial(study, study.default())
+    poor = Trial(9, 0, "search", {"optimizer.lr": 0.1})
+    trainer = train_by(monkeypatch, planted)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("tune.running.halts", crash)
+        with pytest.raises(Stopped):
+            run_trial(study, poor)
+    assert trainer.epochs[-1] == ("0009-seed0", 2)
+    assert run_trial(study, poor).end == "halted"
+    assert trainer.epochs[-1] == ("0009-seed0", 2)
+
+
+def crash(folder: object, trial: object, halving: object, reached: tuple[int, float]) -> bool:
+    if reached[0] == 2:
+        raise Stopped
+    return False
+
+
+def test_a_trial_is_not_put_in_the_place_of_another(tmp_path: Path) -> None:
+    study = begun(tmp_path)
+    study.trials.begin(Trial(1, 0, "search", {"optimizer.lr": 0.1}))
+    with pytest.raises(UserError, match="holds a trial of"):
+        study.trials.begin(Trial(1, 0, "search", {"optimizer.lr": 0.2}))
+
+
+def test_a_search_that_grows_says_what_test_has_seen(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    """The second winner's run is tested from its checkpoint, not trained again, and the first's test is not hidden."""
+    trainer = train_by(monkeypatch, planted)
+    first = search(begun(tmp_path, optimizer__lr=0.1), Here())
+
+    def another(config: Config, epoch: int) -> float:
+        return planted(config, epoch) + (0.1 if config.seed > 3 and config.loss.lambda_min != lambda_of(first) else 0)
+
+    def lambda_of(choice: Any) -> float:
+        return float(study_of(tmp_path, SPACE, OPTIONS).space.sample(0, choice.winner)["loss.lambda_min"])
+
+    trainer.curve = another
+    second = search(begun(tmp_path, replace(OPTIONS, seeds=6), optimizer__lr=0.1), Here())
+    assert second.winner != first.winner and second.found
+    assert len(trainer.epochs) == len(set(trainer.epochs))
+    assert f"has been read before, by {first.winner:04d}-seed1" in capsys.readouterr().out
+
+
+def test_a_list_is_a_value(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    train_by(monkeypatch, flat)
+    space: dict[str, object] = {"augment.erase_scale": {"grid": [[0.02, 0.1], [0.02, 0.2]]}}
+    study = begin(study_of(tmp_path, space, replace(OPTIONS, trials=2)), resume=False)
+    search(study, Here())
+    assert {row["augment.erase_scale"] for row in rows(study)} == {"[0.02, 0.25]", "[0.02, 0.1]", "[0.02, 0.2]"}
+
+
+def of_two_ranks(world: World, folder: str, kind: str) -> tuple[str, str, list[int]]:
+    """What a rank is told of a trial's end, and the epochs that it reported."""
+    study = study_of(Path(folder), SPACE, replace(OPTIONS, halving=Halving(2, 2, 6)))
+    reported: list[int] = []
+
+    def curve(config: Config, epoch: int) -> float:
+        if kind == "failed" and epoch == 3:
+            raise UserError("the loss is not finite")
+        return planted(config, epoch)
+
+    def train(config: Config, on_epoch: Any) -> Any:
+        out = Path(config.out)
+        for epoch in range(1, 7):
+            record = {"kind": "epoch", "epoch": epoch, "validation": {"accuracy": curve(config, epoch)}}
+            if world.is_main:
+                with (out / "metrics.jsonl").open("a") as stream:
+                    stream.write(json.dumps(record) + "\n")
+            world.barrier()
+            on_epoch(record)
+        return object()
+
+    values = {"optimizer.lr": 0.1} if kind == "halted" else {}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("tune.running.run", train)
+        try:
+            outcome = run_trial(study, Trial(9, 0, "search", values), lambda record: reported.append(record["epoch"]))
+        except UserError as problem:
+            return "raised", str(problem), reported
+    return outcome.end, outcome.error, reported
+
+
+@pytest.mark.parametrize("kind", ["finished", "halted", "failed"])
+def test_ranks_agree_on_a_trials_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
+    """Every rank reports every epoch, and knows the end that rank 0 wrote down."""
+    study = begun(tmp_path, replace(OPTIONS, halving=Halving(2, 2, 6)))
+    train_by(monkeypatch, planted)
+    run_trial(study, study.default())
+    one, two = run_ranks(of_two_ranks, 2, str(tmp_path), kind)
+    epochs = {"finished": [1, 2, 3, 4, 5, 6], "halted": [1, 2], "failed": [1, 2]}[kind]
+    assert one == (kind, "the loss is not finite" if kind == "failed" else "", epochs)
+    assert two == (one if kind != "failed" else ("raised", "the loss is not finite", epochs))
+    assert study.trials.named("0009-seed0").end == kind

@@ -83,6 +83,8 @@ def test_a_file_may_nest_its_keys(tmp_path: Path) -> None:
             ["optimizer.gamma", "never comes"],
         ),
         ('"loss.lambda_min" = { uniform = [0, 1', ["does not parse"]),
+        ('"evaluation.protocol" = { choice = ["clean", "published"] }', ["evaluation.protocol", "the search's own"]),
+        ('"epochs" = { choice = [4, 8] }', ["epochs", "the search's own"]),
     ],
 )
 def test_a_wrong_space_is_one_line(tmp_path: Path, content: str, words: list[str]) -> None:
@@ -102,6 +104,25 @@ def test_a_space_that_is_not_there(tmp_path: Path) -> None:
         open_space(str(tmp_path / "none.toml"), base())
 
 
+def test_the_order_of_a_file_decides_nothing() -> None:
+    """A search that goes on draws what it drew, however its space is written down."""
+    turned = dict(reversed(MIXED.items()))
+    for number in range(1, 20):
+        assert read_space("a", MIXED, base()).sample(0, number) == read_space("b", turned, base()).sample(0, number)
+
+
+def test_a_condition_hangs_on_another() -> None:
+    chain: dict[str, object] = {
+        "optimizer.ema": {"choice": [0.9, 0.99], "when": {"optimizer.warmup_steps": 100}},
+        "optimizer.warmup_steps": {"choice": [0, 100], "when": {"optimizer.schedule": "cosine"}},
+        "optimizer.schedule": {"choice": ["exponential", "cosine"]},
+    }
+    space = read_space("chain", chain, base())
+    kinds = Counter(tuple(sorted(space.sample(0, number))) for number in range(200))
+    schedule, warmup, ema = "optimizer.schedule", "optimizer.warmup_steps", "optimizer.ema"
+    assert set(kinds) == {(schedule,), (schedule, warmup), (ema, schedule, warmup)}
+
+
 def test_grace_is_twice_the_largest_epoch_threshold() -> None:
     """A trial of E = 5 is still ramping its losses where one of E = 1 is done with it."""
     config = base(epochs=40)
@@ -110,6 +131,12 @@ def test_grace_is_twice_the_largest_epoch_threshold() -> None:
     assert plan_halving(space, config, 12, 2).rungs == [12, 24]
     with pytest.raises(UserError, match=r"--grace 9: loss\.epoch_threshold goes up to 5.*give 10 or more"):
         plan_halving(space, config, 9, 3)
+    conditional: dict[str, object] = {
+        "loss.epoch_threshold": {"choice": [1, 3], "when": {"optimizer.schedule": "cosine"}},
+        "optimizer.schedule": {"choice": ["exponential", "cosine"]},
+    }
+    ten = base(epochs=40, loss__epoch_threshold=10)
+    assert plan_halving(read_space("test", conditional, ten), ten, None, 3).grace == 20
     fixed = read_space("test", {"loss.lambda_min": {"uniform": [0.0, 0.5]}}, config)
     assert plan_halving(fixed, config, None, 3).grace == 2
     with pytest.raises(UserError, match="--factor 1"):

@@ -63,7 +63,6 @@ def run_trial(study: Study, trial: Trial, report: Callable[[Record], None] = ign
             raise Halt
 
     end: End = "finished"
-    reason = ""
     try:
         if run(config_of(study.base, trial, folder.of(trial)), on_epoch) is None:
             end = ""
@@ -74,13 +73,18 @@ def run_trial(study: Study, trial: Trial, report: Callable[[Record], None] = ign
     except UserError as problem:
         if not main:
             raise
-        end, reason = "failed", str(problem)
+        conclude(study, trial, "failed", str(problem))  # alone: who knows what became of the others
+        return folder.outcome(trial)
     if main and end:
-        folder.end(trial, end, reason)
-        if not study.keeps_checkpoints(trial):
-            folder.drop_checkpoints(trial)
-    outcome: Outcome = of_main(replace(folder.outcome(trial), trial=trial, end=end, error=reason))
+        conclude(study, trial, end)
+    outcome: Outcome = of_main(replace(folder.outcome(trial), trial=trial, end=end))
     return outcome
+
+
+def conclude(study: Study, trial: Trial, end: End, reason: str = "") -> None:
+    study.trials.end(trial, end, reason)
+    if not study.keeps_checkpoints(trial):
+        study.trials.drop_checkpoints(trial)
 
 
 def accuracy_of(record: Mapping[str, Any]) -> tuple[int, float]:

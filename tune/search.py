@@ -10,6 +10,7 @@ from pathlib import Path
 from statistics import fmean
 
 from adadf_dist.comparison import mean_interval
+from adadf_dist.config import Config
 from adadf_dist.errors import UserError, one_line_errors
 from adadf_dist.runtime.folder import sole_writer
 from adadf_dist.settings import config_from_command_line, override
@@ -46,8 +47,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--trials",
         type=int,
-        default=16,
-        help="beside the default; 0: the default's seeds alone (default: %(default)s)",
+        help=f"beside the default; 0: the default's seeds alone (default: {DEFAULT_TRIALS}, or all points of grids)",
     )
     parser.add_argument("--seeds", type=int, default=3, help="fresh seeds of each finalist (default: %(default)s)")
     parser.add_argument("--finalists", type=int, default=3, help="configurations that get them (default: %(default)s)")
@@ -76,8 +76,8 @@ def plan(argv: Sequence[str]) -> tuple[Study, argparse.Namespace]:
         if getattr(options, key) is not None and getattr(options, key) < least:
             raise UserError(f"--{key} {getattr(options, key)}: give {least} or more")
     trials = checked_trials(space, options)
-    for number in range(1, trials + 1) if options.searcher == "random" else ():
-        override(base, space.sample(base.seed, number), f"space {space.name}, trial {number}")
+    if options.searcher == "random":
+        check_draws(space, base, trials)
     if options.searcher == "tpe" and options.local:
         raise UserError("--searcher tpe: Optuna draws through Ray Tune, which --local leaves out; give one of the two")
     if base.evaluation.protocol == "published":
@@ -96,6 +96,16 @@ def plan(argv: Sequence[str]) -> tuple[Study, argparse.Namespace]:
     )
     folder = options.out or Path("runs") / f"search-{name}-{Path(options.space).stem}"
     return Study(folder.absolute(), on_any_node(base), space, chosen), options
+
+
+def check_draws(space: Space, base: Config, trials: int) -> None:
+    """Values that are right one by one may not go together. Raises `UserError`."""
+    for number in range(1, trials + 1):
+        values = space.sample(base.seed, number)
+        try:
+            override(base, values)
+        except UserError as error:
+            raise UserError(f"space {space.name}: trial {number} would have {values}: {error}") from None
 
 
 def checked_trials(space: Space, options: argparse.Namespace) -> int:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from adadf_dist.config import Config
+from adadf_dist.data.writer import can_write
 from adadf_dist.errors import UserError
 from adadf_dist.runtime.folder import write_json
 from adadf_dist.settings import Layer, build_config, flatten, to_dict
@@ -112,6 +113,8 @@ def begin(study: Study, resume: bool) -> Study:
     if not path.exists() and resume:
         raise UserError(f"--resume: {path}: no such file; leave --resume out to begin a search there")
     if not path.exists() or not study.trials.outcomes():
+        with can_write(path):
+            study.folder.mkdir(parents=True, exist_ok=True)
         write_json(path, study.to_dict())
         return study
     if not resume:
