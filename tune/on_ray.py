@@ -213,7 +213,7 @@ def train_here(config: dict[str, Any], study_folder: str) -> None:
     train(config["trial"], study_folder, lambda record: ray_tune.report(report_of(record)))
 
 
-class Ranks(TorchTrainer):  # type: ignore[misc]
+class Ranks(TorchTrainer):
     """Ray Train without its cleaner of placement groups, for which `free` stands in.
 
     That one asks the dashboard whether a trial still lives. Where Ray came without the dashboard's packages it never
@@ -221,7 +221,7 @@ class Ranks(TorchTrainer):  # type: ignore[misc]
     """
 
     def _create_default_callbacks(self) -> list[Any]:
-        callbacks = super()._create_default_callbacks()
+        callbacks = super()._create_default_callbacks()  # type: ignore[misc]
         return [callback for callback in callbacks if type(callback).__name__ != "PlacementGroupCleanerCallback"]
 
 
