@@ -82,10 +82,10 @@ trained() { # NAME STEPS
 }
 
 search() { # the job's number
-    sbatch --parsable --nodes 1 --cpus-per-task 2 --gpus-per-node 0 --time 2 --output "$folder/job-search.out" \
-        launch/ray_on_slurm.sbatch --preset demo --data.shards "$folder/faces" --data.embedded_faces '[400,100,100]' \
+    sbatch --parsable --nodes 1 --cpus-per-task 2 --gpus-per-node 0 --time 4 --output "$folder/job-search.out" \
+        launch/ray_on_slurm.sbatch --preset demo --data.shards "$folder/faces" --data.embedded_faces '[200,50,50]' \
         --data.image_size 32 --data.loader torch --data.workers 0 --epochs 4 --runtime.tensorboard false \
-        --trials 2 --seeds 2 --finalists 1 --scheduler none --out "$folder/search"
+        --trials 1 --seeds 2 --finalists 1 --scheduler none --out "$folder/search"
 }
 
 is_over() { [[ ! $(squeue --noheader --jobs "$1" 2>/dev/null) ]]; }

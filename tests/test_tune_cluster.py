@@ -25,7 +25,7 @@ from tune.cluster import joined
 from tune.running import config_of
 from tune.study import load
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
 
 
 @pytest.fixture
@@ -116,7 +116,7 @@ def test_the_driver_is_killed_in_mid_trial(nodes: Nodes, faces: Path, tmp_path: 
         assert nodes.busy()
         search.kill()
     nodes.assert_free(within=30)
-    done = finish(search_command(out, values, "--resume"), timeout=400)
+    done = finish(search_command(out, values, "--resume"), timeout=900)
     assert done.returncode == 0, done.stderr
     assert done.stderr == ""
     assert_ended_once(out, epochs=3)
@@ -149,7 +149,7 @@ def test_trials_that_are_ended_early_leave_nothing(nodes: Nodes, faces: Path, tm
     values = {"epochs": "4", "data.shards": str(faces), "address": nodes.address, "workers-per-trial": "2"}
     values |= {"space": space(tmp_path, '"optimizer.lr" = { grid = [1e-3, 1e-12] }')}
     values |= {"trials": "2", "seeds": "2", "finalists": "1", "grace": "2", "factor": "2"}
-    done = finish(search_command(out, values), timeout=500)
+    done = finish(search_command(out, values), timeout=900)
     assert done.returncode == 0, done.stderr
     assert done.stderr == ""
     assert_ended_once(out, epochs=4)

@@ -20,7 +20,8 @@ from tune.halving import Halving
 from tune.study import Study
 from tune.trial import End, Folder, Outcome, Trial
 
-LAST_WORDS_S = 60
+LAST_WORDS_S = 180
+"""As long as Ray takes to end a process, and NFS to drop the locks of a node that died (90 s on Linux)."""
 
 
 class Halt(Exception):  # noqa: N818 - not an error
@@ -100,7 +101,7 @@ def judge_again(study: Study, trial: Trial, halving: Halving | None) -> None:
 
 
 def wait_for_the_last(folder: Path) -> None:
-    """A search that was killed may leave a process that still writes into its trial's folder, for as long as Ray takes.
+    """A search that was killed may leave a process that still writes into its trial's folder, a dead node its lock.
 
     Where that is longer than `LAST_WORDS_S`, training itself says that the folder is taken.
     """
