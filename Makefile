@@ -25,7 +25,7 @@ gpu: .venv/all  ## Where there is a GPU: its tests, and the figures of its loade
 lint: .venv/all
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/mypy --strict adadf_dist
+	$(BIN)/mypy --strict adadf_dist tune
 
 .venv/core: pyproject.toml constraints.txt
 	test -d .venv || $(PYTHON) -m venv .venv

@@ -26,15 +26,20 @@ class Difference(NamedTuple):
         return -margin < self.equivalence.low and self.equivalence.high < margin
 
 
-def paired_difference(first: Sequence[float], second: Sequence[float]) -> Difference:
-    """At least two pairs of equal conditions (the same seed); raises `ValueError` for fewer."""
+def paired_difference(first: Sequence[float], second: Sequence[float], comparisons: int = 1) -> Difference:
+    """At least two pairs of equal conditions (the same seed); raises `ValueError` for fewer.
+
+    Of several `comparisons` made at once, all intervals hold together at their level (Bonferroni).
+    """
     if len(first) != len(second) or len(first) < 2:
         raise ValueError(f"{len(first)} and {len(second)} values make no pairs to compare; give two or more of each")
     differences = [b - a for a, b in zip(first, second, strict=True)]
-    mean, error = fmean(differences), stdev(differences) / math.sqrt(len(differences))
+    interval, equivalence = (mean_interval(differences, 1 - (1 - level) / comparisons) for level in (0.95, 0.9))
+    return Difference(fmean(differences), interval, equivalence)
 
-    def interval(level: float) -> Interval:
-        half = float(stats.t.ppf((1 + level) / 2, len(differences) - 1)) * error
-        return Interval(mean - half, mean + half)
 
-    return Difference(mean, interval(0.95), interval(0.9))
+def mean_interval(values: Sequence[float], level: float = 0.95) -> Interval:
+    """Of the mean of at least two values, by Student's t."""
+    mean, error = fmean(values), stdev(values) / math.sqrt(len(values))
+    half = float(stats.t.ppf((1 + level) / 2, len(values) - 1)) * error
+    return Interval(mean - half, mean + half)

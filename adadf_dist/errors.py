@@ -13,8 +13,16 @@ class UserError(ValueError):
     """A mistake in the user's input: its message is one line naming what, where and the mend."""
 
 
+class LostRankError(UserError):
+    """Another rank is gone. Not this run's fault: the same command goes on from the last checkpoint."""
+
+
 class DiskFullError(UserError):
     """There is no room to write; there may be a moment later."""
+
+
+class TakenError(UserError):
+    """Another run is writing there; it may be over a moment later."""
 
 
 def one_line(error: object, most: int = 200) -> str:

@@ -88,9 +88,12 @@ def build_config(layers: Iterable[Layer]) -> Config:
             if key not in known_keys():
                 raise UserError(f"{layer.origin}: unknown key {key}{nearest(key, known_keys())}")
             config[key], origins[key] = value, layer.origin
-    for key, value in config.items():  # one at a time: the message then names the key's own origin
-        check_type(key, value, origins[key])
-    parsed = make_parser().parse_object(nest(config))
+    try:
+        parsed = make_parser().parse_object(nest(config))
+    except ArgumentError:
+        for key, value in config.items():  # one at a time: the message then names the key's own origin
+            check_type(key, value, origins[key])
+        raise
     built = Config(**vars(make_parser().instantiate(parsed)))
     check_ranges(built)
     return built

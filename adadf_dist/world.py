@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.distributed.distributed_c10d import PrefixStore
 from torch.distributed.rendezvous import TCPStore  # type: ignore[attr-defined]
 
-from adadf_dist.errors import UserError
+from adadf_dist.errors import LostRankError, UserError
 from adadf_dist.pulse import Pulse
 from adadf_dist.rendezvous import check_own_address, meet, wait_for_address
 
@@ -165,7 +165,7 @@ def open_world(timeout_s: float = 300.0, finish_steps: bool = True) -> Iterator[
             if world.size == 1 or not lost_contact(error):
                 raise
             how = "no answer within runtime.timeout_s" if "Timed out" in str(error) else "connection closed"
-            raise UserError(
+            raise LostRankError(
                 f"lost contact with another rank ({how}), whose own message says why; the same command goes on "
                 "from the last checkpoint"
             ) from None

@@ -3,6 +3,7 @@
 #
 #   apt-get install slurm-wlm            # Debian, Ubuntu
 #   launch/try_slurm.sh FOLDER          # configuration, state, logs and runs lie there; about 6 minutes on two cores
+#   launch/try_slurm.sh FOLDER search   # ray_on_slurm.sbatch instead: a search that is longer than its time limit
 #
 # Two ranks on the CPU train on drawn faces. Four jobs: the time limit nears; somebody requeues it in mid-epoch; a job
 # of higher priority preempts it; the finished one is submitted again. FOLDER/job-*.out says what happened. Needs root
@@ -80,13 +81,24 @@ trained() { # NAME STEPS
     [[ -f $folder/runs/$1/metrics.jsonl ]] && (($(grep -c '"kind": "steps"' "$folder/runs/$1/metrics.jsonl") >= $2))
 }
 
+search() { # the job's number
+    sbatch --parsable --nodes 1 --cpus-per-task 2 --gpus-per-node 0 --time 4 --output "$folder/job-search.out" \
+        launch/ray_on_slurm.sbatch --preset demo --data.shards "$folder/faces" --data.embedded_faces '[200,50,50]' \
+        --data.image_size 32 --data.loader torch --data.workers 0 --epochs 4 --runtime.tensorboard false \
+        --trials 1 --seeds 2 --finalists 1 --scheduler none --out "$folder/search"
+}
+
 is_over() { [[ ! $(squeue --noheader --jobs "$1" 2>/dev/null) ]]; }
 
-tell() { # JOB NAME: how it went, once it is over
-    within 600 is_over "$1"
+tell_job() { # JOB NAME: what it said, once it is over
+    within 900 is_over "$1"
     cat "$folder/job-$2.out"
     scontrol show job "$1" | grep -oE '(JobId|JobState|Restarts|ExitCode)=[^ ]*' | tr '\n' ' '
     echo
+}
+
+tell() { # JOB NAME: how its run went
+    tell_job "$@"
     echo "status.json: $(tr -d '\n{}"' <"$folder/runs/$2/status.json")"
 }
 
@@ -98,6 +110,14 @@ cd "$(dirname "$0")/.."
 # this SLURM only: two ranks on one machine
 export GLOO_SOCKET_IFNAME=lo OMP_NUM_THREADS=1
 start_slurm
+
+if [[ ${2-} == search ]]; then
+    echo "== the time limit of a search nears"
+    export SAVE_S=40
+    tell_job "$(search)" search
+    cut -d , -f 1-4,6- "$folder/search/trials.csv"
+    exit 0
+fi
 
 echo "== the time limit nears"
 epochs=24

@@ -11,6 +11,7 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -159,16 +160,41 @@ def test_the_example_settings_are_allowed_and_known_to_deepspeed(logged: bool, t
     assert given["comms_logger"].keys() <= comms.model_fields.keys()
 
 
+def prepared_by_ray(name: str) -> dict[str, Any]:
+    """The cluster file with Ray's defaults filled in, as `ray up` checks it."""
+    cluster = yaml.safe_load((LAUNCH / name).read_text())
+    ray = pytest.importorskip("ray.autoscaler._private.util")
+    prepared: dict[str, Any] = ray.prepare_config(cluster)
+    ray.validate_config(prepared)
+    with pytest.raises(Exception, match="Additional properties"):
+        ray.validate_config({**prepared, "workers": 3})
+    return prepared
+
+
 def test_ray_takes_the_cluster_file() -> None:
     cluster = yaml.safe_load((LAUNCH / "ray_cluster.yaml").read_text())
     assert {"cluster_name", "provider", "auth"} <= cluster.keys()
     assert cluster["provider"].keys() == {"type", "head_ip", "worker_ips"}
-    ray = pytest.importorskip("ray.autoscaler._private.util")
-    prepared = ray.prepare_config(cluster)
-    ray.validate_config(prepared)
-    assert prepared["max_workers"] == len(cluster["provider"]["worker_ips"])
-    with pytest.raises(Exception, match="Additional properties"):
-        ray.validate_config({**prepared, "workers": 3})
+    assert prepared_by_ray("ray_cluster.yaml")["max_workers"] == len(cluster["provider"]["worker_ips"])
+
+
+def test_ray_and_aws_take_the_cloud_file() -> None:
+    """Ray's schema for the file, and EC2's own model of RunInstances for what each node is."""
+    prepared = prepared_by_ray("ray_cluster_aws.yaml")
+    types = prepared["available_node_types"]
+    assert prepared["head_node_type"] == "head" and types["head"]["max_workers"] == 0
+    assert types["gpu"]["node_config"]["InstanceMarketOptions"] == {"MarketType": "spot"}
+    assert "InstanceMarketOptions" not in types["head"]["node_config"]
+    model = pytest.importorskip("botocore.session").get_session().get_service_model("ec2")
+    validate = pytest.importorskip("botocore.validate").ParamValidator().validate
+    shape = model.operation_model("RunInstances").input_shape
+    for node in types.values():
+        asked = {**node["node_config"], "MinCount": 1, "MaxCount": 1}
+        assert not validate(asked, shape).has_errors()
+        assert validate({**asked, "Spot": True}, shape).has_errors()
+    for key in ("initialization_commands", "head_setup_commands", "head_start_ray_commands"):
+        for line in prepared[key]:
+            assert subprocess.run(["bash", "-n", "-c", line]).returncode == 0, line
 
 
 def test_two_ranks_by_torchrun(faces: Path, tmp_path: Path) -> None:

@@ -29,6 +29,8 @@ LAYERS = [
 ONLY_IN = {
     "ray": ("tune/", "shards/ray_crew.py"),
     "deepspeed": ("deepspeed_engine.py",),
+    "plotly": ("tune/figures.py", "tune/page.py"),
+    "optuna": ("tune/",),
     "nvidia": ("data/dali_loader.py", "bench/dali_own.py"),
 }
 

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from adadf_dist.data.writer import can_write
-from adadf_dist.errors import UserError
+from adadf_dist.errors import TakenError, UserError
 
 
 @contextmanager
@@ -29,7 +29,7 @@ def sole_writer(folder: Path) -> Iterator[None]:
         except OSError as error:
             if error.errno not in (errno.EACCES, errno.EAGAIN):  # a file system without locks: no protection there
                 raise UserError(f"out: {folder} cannot be locked ({error.strerror}); give another --out") from None
-            raise UserError(f"out: another run is writing into {folder}; stop it, or give another --out") from None
+            raise TakenError(f"out: another run is writing into {folder}; stop it, or give another --out") from None
         yield
 
 
@@ -41,5 +41,5 @@ def write_text(path: Path, text: str) -> None:
     """Whole or not at all."""
     partial = path.with_name(path.name + ".partial")
     with can_write(path):
-        partial.write_text(text)
+        partial.write_text(text, encoding="utf-8")
         os.replace(partial, path)

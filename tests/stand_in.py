@@ -1,0 +1,99 @@
+"""Searches without training: a stand-in for the trainer leaves what it leaves, at accuracies that a test plants."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import pytest
+
+from adadf_dist.config import Config
+from adadf_dist.result import Result
+from adadf_dist.settings import Layer, build_config, override
+from adadf_dist.train import Record
+from tune.running import run_trial
+from tune.space import read_space
+from tune.study import Options, Study
+from tune.trial import Trial
+
+Curve = Callable[[Config, int], float]
+"""Validation accuracy of a run after so many epochs."""
+
+
+def base(**changed: object) -> Config:
+    """A short run; keyword arguments write `__` for the dot."""
+    values = {key.replace("__", "."): value for key, value in changed.items()}
+    return override(build_config([Layer("test", {"epochs": 6, "loss.epoch_threshold": 1})]), values)
+
+
+def study_of(folder: Path, space: dict[str, object], options: Options, **changed: object) -> Study:
+    config = base(**changed)
+    return Study(folder, config, read_space("test", space, config), options)
+
+
+class Here:
+    """Trials one after another in this process."""
+
+    def search(self, study: Study, told: Callable[[], None]) -> None:
+        self.run(study, study.searched(), told)
+
+    def run(self, study: Study, trials: Sequence[Trial], told: Callable[[], None]) -> None:
+        for trial in trials:
+            if not study.trials.outcome(trial).end:
+                run_trial(study, trial)
+                told()
+
+
+class Trainer:
+    """Stands in for `adadf_dist.train.run`: an epoch is a line and a checkpoint, from which a run goes on."""
+
+    def __init__(self, curve: Curve, test: float = 0.5) -> None:
+        self.curve = curve
+        self.test = test
+        self.epochs: list[tuple[str, int]] = []
+        """Every epoch that was trained: name of the run folder, epoch."""
+        self.tested: list[str] = []
+        """Folders of the runs that looked at test."""
+
+    def __call__(self, config: Config, on_epoch: Callable[[Record], None]) -> Result | None:
+        out = Path(config.out)
+        (out / "checkpoints").mkdir(parents=True, exist_ok=True)
+        metrics = out / "metrics.jsonl"
+        saved = out / "checkpoints" / "epoch"
+        begun = int(saved.read_text()) if saved.exists() else 0
+        lines = metrics.read_text().splitlines(keepends=True)[:begun] if metrics.exists() else []
+        metrics.write_text("".join(lines))
+        for epoch in range(begun + 1, config.epochs + 1):
+            record = {"kind": "epoch", "epoch": epoch, "validation": {"accuracy": self.curve(config, epoch)}}
+            with metrics.open("a") as stream:
+                stream.write(json.dumps(record) + "\n")
+            saved.write_text(str(epoch))
+            self.epochs.append((out.name, epoch))
+            on_epoch(record)
+        if config.evaluation.test:
+            self.tested.append(out.name)
+        result = Result(1, 0.0, {"accuracy": self.test} if config.evaluation.test else {}, {}, {})
+        (out / "result.json").write_text(json.dumps({"epochs": config.epochs, **result._asdict()}))
+        return result
+
+
+def train_by(monkeypatch: pytest.MonkeyPatch, curve: Curve) -> Trainer:
+    """Trials train by the curve from here on; the page, which takes seconds to draw, is left out."""
+    trainer = Trainer(curve)
+    monkeypatch.setattr("tune.running.run", trainer)
+    monkeypatch.setattr("tune.search.write_page", lambda study, outcomes, choice: study.folder / "search.html")
+    return trainer
+
+
+def noise(config: Config) -> float:
+    """A number in [-1, 1) of the run's own."""
+    words = json.dumps([config.seed, config.loss.lambda_min, config.optimizer.lr, config.loss.supervision])
+    return (hash_of(words) % 2001 - 1000) / 1000
+
+
+def hash_of(words: str) -> int:
+    value = 0
+    for letter in words.encode():
+        value = (value * 131 + letter) % 1_000_003
+    return value

@@ -1,0 +1,74 @@
+"""Studies made by hand: folders as a search leaves them, without training."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from adadf_dist.config import Config
+from tune.halving import Halving
+from tune.space import Space, read_domain
+from tune.study import Options, Study, begin
+from tune.trial import End, Trial
+
+SPACE: dict[str, dict[str, object]] = {
+    "loss.lambda_min": {"uniform": [0.0, 0.5]},
+    "optimizer.lr": {"loguniform": [1e-4, 1e-2]},
+    "loss.epoch_threshold": {"choice": [10, 1, 5]},
+    "optimizer.schedule": {"choice": ["exponential", "cosine"]},
+    "optimizer.warmup_steps": {"choice": [10, 100], "when": {"optimizer.schedule": "cosine"}},
+}
+HALVING = Halving(grace=2, factor=3, epochs=4)
+
+
+def make_study(
+    folder: Path,
+    space: Mapping[str, Mapping[str, object]],
+    trials: int = 40,
+    seeds: int = 3,
+    halving: Halving | None = None,
+) -> Study:
+    base = replace(Config(), epochs=halving.epochs if halving else 4)
+    options = Options(seeds=seeds, trials=trials, finalists=2, halving=halving)
+    domains = {key: read_domain("by hand", key, content) for key, content in space.items()}
+    return begin(Study(folder, base, Space("by hand", domains), options), resume=False)
+
+
+def put(
+    study: Study,
+    trial: Trial,
+    accuracies: Sequence[float],
+    end: End = "finished",
+    error: str = "",
+    test: float | None = None,
+) -> None:
+    """Leave the trial's folder as one that had these accuracies, epoch by epoch."""
+    study.trials.end(trial, end, error)
+    folder = study.trials.of(trial)
+    lines = [
+        json.dumps({"kind": "epoch", "epoch": epoch, "validation": {"accuracy": accuracy}})
+        for epoch, accuracy in enumerate(accuracies, start=1)
+    ]
+    (folder / "metrics.jsonl").write_text("".join(f"{line}\n" for line in lines))
+    if test is not None:
+        (folder / "result.json").write_text(json.dumps({"test": {"accuracy": test}}))
+
+
+def searched(study: Study, halted: Sequence[int] = (), failed: Sequence[int] = ()) -> None:
+    """Trials of the search whose accuracy is decided by the learning rate alone; halted ones lack two epochs."""
+    noise = np.random.default_rng(5)
+    put(study, study.default(), [0.3, 0.4, 0.5, 0.6])
+    for number in range(1, study.options.trials + 1):
+        trial = study.drawn(number)
+        best = 0.8 - 0.1 * abs(math.log10(study.values_of(trial)["optimizer.lr"]) + 3) + 0.005 * noise.random()
+        if number in failed:
+            put(study, trial, [], "failed", "loss: is not finite <b>at</b> step 3")
+        elif number in halted:
+            put(study, trial, [best - 0.2, best - 0.1], "halted")
+        else:
+            put(study, trial, [best - 0.2, best - 0.1, best, best - 0.05])

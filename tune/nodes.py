@@ -1,0 +1,39 @@
+"""A configuration that means the same on every node, and faces that are there before any trial is."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from adadf_dist.config import Config
+from adadf_dist.data.format import open_dataset
+from adadf_dist.data.remote import is_remote, local_path
+from adadf_dist.errors import UserError
+from adadf_dist.settings import flatten, override, to_dict
+from adadf_dist.setup import draw_missing_faces
+from adadf_dist.world import World
+
+PATHS = ("data.shards", "data.cache", "data.label_noise_file", "model.pretrained", "deepspeed.config")
+NO_PATHS = ("", "imagenet")
+
+
+def on_any_node(base: Config) -> Config:
+    """With every path absolute, `~` apart: trials run in folders of their own, on nodes with homes of their own."""
+    values = {key: str(value) for key, value in flatten(to_dict(base)) if key in PATHS}
+    local = {key: value for key, value in values.items() if value not in NO_PATHS and "://" not in value}
+    absolute = {key: str(Path(value).absolute()) for key, value in local.items() if value[:1] != "~"}
+    return override(replace(base, out=""), absolute)
+
+
+def check_shards(base: Config) -> None:
+    """Draw embedded faces that are missing, once for all trials. Raises `UserError` for shards that do not open.
+
+    Those behind a URL are left to the nodes, each of which fetches them once.
+    """
+    if not base.data.shards:
+        raise UserError("data.shards is empty: give the folder that `python -m shards.build` wrote, or its URL")
+    if not is_remote(base.data.shards):
+        draw_missing_faces(base, World(torch.device("cpu")))
+        open_dataset(local_path(base.data.shards))

@@ -1,0 +1,108 @@
+"""What a search comes to, as files: trials.csv, trials.parquet, best.toml."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.csv
+import pyarrow.parquet
+
+from adadf_dist.config import Config
+from adadf_dist.data.writer import can_write
+from adadf_dist.runtime.folder import write_text
+from adadf_dist.settings import flatten, override, to_dict
+from tune.choice import Candidate, Choice
+from tune.study import Study
+from tune.trial import DEFAULT, Outcome
+
+
+def write_trials(study: Study, outcomes: Sequence[Outcome]) -> None:
+    """A row a trial: what it is, what it changed, how it ended."""
+    rows = [row_of(study, outcome) for outcome in outcomes]
+    if not rows:
+        return
+    table = pa.Table.from_pylist(rows)
+    for name, write in (("trials.csv", pyarrow.csv.write_csv), ("trials.parquet", pyarrow.parquet.write_table)):
+        path = study.folder / name
+        with can_write(path):
+            write(table, str(path) + ".partial")
+            Path(str(path) + ".partial").replace(path)
+
+
+def row_of(study: Study, outcome: Outcome) -> dict[str, Any]:
+    trial = outcome.trial
+    return {
+        "trial": trial.name,
+        "configuration": trial.number,
+        "seed": trial.seed,
+        "stage": trial.stage,
+        **{key: column(value) for key, value in study.values_of(trial).items()},
+        "end": outcome.end,
+        "epochs": outcome.epochs,
+        "accuracy": outcome.best if outcome.epochs else None,
+        "last_accuracy": outcome.accuracies[-1] if outcome.epochs else None,
+        "test_accuracy": outcome.test,
+        "folder": str(study.trials.of(trial).relative_to(study.folder)),
+        "error": outcome.error,
+    }
+
+
+def column(value: Any) -> Any:
+    """A value as one column holds it: a list as text."""
+    return json.dumps(value) if isinstance(value, (list, tuple)) else value
+
+
+def write_best(study: Study, choice: Choice, values: Mapping[str, Any]) -> Path:
+    """The winner as `adadf_dist.train --config` takes it: what was searched, and all else that is no default."""
+    config = override(study.base, {**values, "evaluation.test": True})
+    lines = [f"# {line}" for line in describe(choice)]
+    path = study.folder / "best.toml"
+    write_text(path, "\n".join([*lines, *toml_of(config, study.space.domains)]) + "\n")
+    return path
+
+
+def describe(choice: Choice) -> list[str]:
+    """The answer in words, as it is printed."""
+    table = [describe_candidate(candidate) for candidate in choice.candidates]
+    if choice.found:
+        return [f"configuration {choice.winner} is better than the default beyond noise", *table]
+    return ["no configuration is better than the default beyond noise: this is the default", *table]
+
+
+def describe_candidate(candidate: Candidate) -> str:
+    low, high = candidate.interval
+    name = "default" if candidate.number == DEFAULT else f"configuration {candidate.number}"
+    line = f"{name}: {candidate.mean:.2%} on {len(candidate.accuracies)} seeds (95 % interval {low:.2%} to {high:.2%})"
+    if candidate.difference is not None:
+        low, high = (100 * end for end in candidate.difference.interval)
+        line += f", {100 * candidate.difference.mean:+.2f} points to the default ({low:+.2f} to {high:+.2f})"
+    return line
+
+
+def toml_of(config: Config, keys: Collection[str] = ()) -> list[str]:
+    """Sections and keys that differ from the defaults, and `keys`; never `out` and `seed`."""
+    defaults = dict(flatten(to_dict(Config())))
+    changed = {
+        k: v for k, v in flatten(to_dict(config)) if (v != defaults[k] or k in keys) and k not in ("out", "seed")
+    }
+    top = {key: value for key, value in changed.items() if "." not in key}
+    lines = [f"{key} = {toml_value(value)}" for key, value in top.items()]
+    for section in dict.fromkeys(key.partition(".")[0] for key in changed if "." in key):
+        lines += ["", f"[{section}]"]
+        inner = {k.partition(".")[2]: v for k, v in changed.items() if k.startswith(f"{section}.")}
+        lines += [f"{key} = {toml_value(value)}" for key, value in inner.items()]
+    return lines
+
+
+def toml_value(value: object) -> str:
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, (list, tuple)):
+        return f"[{', '.join(map(toml_value, value))}]"
+    if isinstance(value, str):
+        return '"' + value.replace("\\", "\\\\").replace('"', '\\"') + '"'
+    return repr(value)

@@ -1,0 +1,132 @@
+"""How a trial is run: trained from where its folder stands, until it is done or halving ends it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch.distributed as dist
+
+from adadf_dist.config import Config
+from adadf_dist.errors import LostRankError, TakenError, UserError
+from adadf_dist.runtime.folder import sole_writer
+from adadf_dist.settings import override
+from adadf_dist.train import Record, run
+from adadf_dist.world import rank_in_environment
+from tune.halving import Halving
+from tune.study import Study
+from tune.trial import End, Folder, Outcome, Trial
+
+LAST_WORDS_S = 180
+"""As long as Ray takes to end a process, and NFS to drop the locks of a node that died (90 s on Linux)."""
+
+
+class Halt(Exception):  # noqa: N818 - not an error
+    """Raised in `on_epoch` on every rank: the trial is not worth going on with."""
+
+
+def ignore(record: Record) -> None:
+    pass
+
+
+def config_of(base: Config, trial: Trial, out: Path) -> Config:
+    """The trial's configuration. Of its checkpoints the newest and the selected one are kept."""
+    fixed = {"seed": trial.seed, "out": str(out), "resume": "auto", "evaluation.test": trial.test, "checkpoint.keep": 1}
+    return override(base, {**trial.values, **fixed}, f"trial {trial.name}")
+
+
+def run_trial(study: Study, trial: Trial, report: Callable[[Record], None] = ignore) -> Outcome:
+    """Train, report each epoch, and write down how it ended. A collective of the ranks that train it.
+
+    Rank 0's `UserError` is the trial's failure. Any other error is raised, for the trial to be tried again: so are
+    another rank's, the loss of a rank, and a folder that another process still writes into. An interrupted trial has
+    no end.
+    """
+    folder, halving = study.trials, study.halving_of(trial)
+    main = (dist.get_rank() if dist.is_initialized() else rank_in_environment()) == 0
+    if main:
+        wait_for_the_last(folder.of(trial))
+        folder.begin(trial)
+        judge_again(study, trial, halving)
+    known: Outcome = of_main(folder.outcome(trial) if main or not dist.is_initialized() else None)
+    if known.end:
+        return known
+
+    def on_epoch(record: Record) -> None:
+        halted = main and halving is not None and halts(folder, trial, halving, accuracy_of(record))
+        if halted:
+            folder.end(trial, "halted")  # before anything that may block or fail
+        report(record)
+        if of_main(halted):
+            raise Halt
+
+    end: End = "finished"
+    try:
+        if run(config_of(study.base, trial, folder.of(trial)), on_epoch) is None:
+            end = ""
+    except Halt:
+        end = "halted"
+    except (LostRankError, TakenError):
+        raise
+    except UserError as problem:
+        if not main:
+            raise
+        conclude(study, trial, "failed", str(problem))  # alone: who knows what became of the others
+        return folder.outcome(trial)
+    if main and end:
+        conclude(study, trial, end)
+    outcome: Outcome = of_main(replace(folder.outcome(trial), trial=trial, end=end))
+    return outcome
+
+
+def conclude(study: Study, trial: Trial, end: End, reason: str = "") -> None:
+    study.trials.end(trial, end, reason)
+    if not study.keeps_checkpoints(trial):
+        study.trials.drop_checkpoints(trial)
+
+
+def accuracy_of(record: Mapping[str, Any]) -> tuple[int, float]:
+    """Epoch, and accuracy on validation."""
+    return int(record["epoch"]), float(record["validation"]["accuracy"])
+
+
+def judge_again(study: Study, trial: Trial, halving: Halving | None) -> None:
+    """A trial that died after the last epoch's checkpoint and before it was judged at that rung."""
+    accuracies = study.trials.outcome(trial).accuracies
+    if halving is not None and accuracies and halts(study.trials, trial, halving, (len(accuracies), accuracies[-1])):
+        study.trials.end(trial, "halted")
+
+
+def wait_for_the_last(folder: Path) -> None:
+    """A search that was killed may leave a process that still writes into its trial's folder, a dead node its lock.
+
+    Where that is longer than `LAST_WORDS_S`, training itself says that the folder is taken.
+    """
+    until = time.monotonic() + LAST_WORDS_S
+    while time.monotonic() < until:
+        try:
+            with sole_writer(folder):
+                return
+        except TakenError:
+            time.sleep(1)
+
+
+def halts(folder: Folder, trial: Trial, halving: Halving, reached: tuple[int, float]) -> bool:
+    """Whether a trial that has `reached` an epoch and accuracy is to end there."""
+    epoch, accuracy = reached
+    if epoch not in halving.rungs:
+        return False
+    others = [o for o in folder.outcomes() if o.trial.stage == "search" and o.trial.name != trial.name]
+    return not halving.passes(accuracy, [o.accuracies[epoch - 1] for o in others if o.epochs >= epoch])
+
+
+def of_main(value: Any) -> Any:
+    """Rank 0's value on every rank: it alone looks at the others' folders, which change meanwhile."""
+    if not dist.is_initialized():
+        return value
+    values = [value]
+    dist.broadcast_object_list(values, src=0)
+    return values[0]

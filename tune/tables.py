@@ -1,0 +1,113 @@
+"""The paper's tables on your dataset, with seeds and intervals. See --help."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from adadf_dist.config import Config
+from adadf_dist.errors import UserError, one_line_errors
+from adadf_dist.runtime.folder import sole_writer
+from adadf_dist.settings import command_line_words, config_from_command_line
+from tune.grids import GRIDS, configurations, number_of, rows_of
+from tune.nodes import check_shards, on_any_node
+from tune.runners import Runner, add_arguments, runner_of
+from tune.space import Domain, Space
+from tune.standing import Standing
+from tune.study import STUDY_FILE, Options, Study, begin
+from tune.table_files import table_of, write_table
+from tune.trial import Trial
+
+HELP = """\
+Tables of the paper as grids of runs, each on the same seeds, tested once at its end:
+
+  lambda_min, threshold, epoch_threshold   Table 1: one constant changed, the others as the preset has them
+  ablation                                 Table 2: single label, label, class, or fused distributions
+  backbone                                 Table 3: ResNet18 and ResNet50
+  noise                                    Table 4: 0 to 30 % wrong labels, beside training on single labels
+
+  python -m tune.tables lambda_min ablation --preset rafdb --data.shards DIR --seeds 5 --address auto
+
+A run that is a row of several tables is trained once. The same command goes on where it was stopped, and more tables or
+seeds may be asked for later. Every other --key VALUE is a key of the runs (python -m adadf_dist.train --help).
+"""
+
+
+def make_parser() -> argparse.ArgumentParser:
+    formatter = argparse.RawDescriptionHelpFormatter
+    usage = "python -m tune.tables TABLE [TABLE ...] [options] [--preset NAME] [--key VALUE ...]"
+    parser = argparse.ArgumentParser(
+        "tune.tables", allow_abbrev=False, usage=usage, description=HELP, formatter_class=formatter
+    )
+    parser.add_argument("tables", nargs="+", metavar="TABLE", choices=list(GRIDS), help=", ".join(GRIDS))
+    parser.add_argument("--seeds", type=int, default=3, help="of every row (default: %(default)s)")
+    parser.add_argument("--out", type=Path, help="folder of runs and tables (default: runs/tables-PRESET)")
+    parser.add_argument(
+        "--keep-checkpoints", choices=["none", "all"], default="none", help="of runs that ended (default: none)"
+    )
+    add_arguments(parser)
+    return parser
+
+
+def plan(argv: Sequence[str]) -> tuple[Study, argparse.Namespace, str]:
+    """The study, the options, and the preset's name."""
+    options, words = make_parser().parse_known_args(argv)
+    base = config_from_command_line(words)
+    preset = command_line_words(words).get("preset", "")
+    if options.seeds < 2:
+        raise UserError(f"--seeds {options.seeds}: give 2 or more; one run of a row says nothing about noise")
+    if base.evaluation.protocol == "published":
+        raise UserError(
+            "evaluation.protocol is published, which picks the best epoch on test, so that noise alone lifts a row; "
+            "set evaluation.protocol = clean"
+        )
+    if "backbone" in options.tables and base.model.pretrained not in ("", "imagenet"):
+        raise UserError(
+            f"model.pretrained: {base.model.pretrained} holds weights of one backbone, the table trains two; "
+            "set model.pretrained = imagenet, or leave it out"
+        )
+    name = Path(base.out).name.rpartition("-seed")[0]
+    folder = options.out or Path("runs") / f"tables-{name}"
+    chosen = Options(options.seeds, keep=options.keep_checkpoints)
+    return Study(folder.absolute(), on_any_node(base), space_of(base), chosen), options, preset
+
+
+def space_of(base: Config) -> Space:
+    """Every key that some table changes, for the columns of trials.csv."""
+    changed = configurations(base)
+    keys = list(dict.fromkeys(key for values in changed for key in values))
+    return Space("tables", {key: Domain("grid", tuple(v[key] for v in changed if key in v)) for key in keys})
+
+
+def trials_of(study: Study, tables: Sequence[str]) -> list[Trial]:
+    """Of all rows and seeds: whole tables on the first seed, then on the next."""
+    numbers = dict.fromkeys(number_of(study.base, row) for name in tables for row in rows_of(study.base, name))
+    known = configurations(study.base)
+    seeds = range(study.base.seed, study.base.seed + study.options.seeds)
+    return [Trial(number, seed, "final", known[number], test=True) for seed in seeds for number in sorted(numbers)]
+
+
+def make_tables(study: Study, names: Sequence[str], preset: str, runner: Runner) -> None:
+    """From where the study stands to its tables. A row that failed is said to have failed."""
+    trials = trials_of(study, names)
+    told = Standing(study, len(trials))
+    runner.run(study, trials, told)
+    told()  # where there was nothing left to run, too
+    for name in names:
+        print("\n" + write_table(study.folder, table_of(study, name, preset, study.trials.outcomes())))
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    with one_line_errors("tune.tables"):
+        study, options, preset = plan(sys.argv[1:] if argv is None else argv)
+        check_shards(study.base)
+        with sole_writer(study.folder):
+            begin(study, resume=(study.folder / STUDY_FILE).exists())
+            with runner_of(options) as runner:
+                make_tables(study, options.tables, preset, runner)
+
+
+if __name__ == "__main__":
+    main()
