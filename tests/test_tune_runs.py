@@ -140,7 +140,7 @@ def test_a_trial_that_crashes_on_ray_goes_on(tiny: Path, tmp_path: Path) -> None
     assert process.returncode == 0, err
     each_epoch_once(tmp_path / "search")
     assert {row["end"] for row in rows(tmp_path / "search")} == {"finished"}
-    assert "resum" in (trial / "output.txt").read_text()
+    assert "goes on from" in (trial / "output.txt").read_text()
 
 
 @pytest.mark.slow
