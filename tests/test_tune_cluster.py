@@ -147,7 +147,7 @@ def test_the_driver_of_a_trial_is_killed(nodes: Nodes, faces: Path, tmp_path: Pa
 def test_trials_that_are_ended_early_leave_nothing(nodes: Nodes, faces: Path, tmp_path: Path) -> None:
     out = tmp_path / "study"
     values = {"epochs": "4", "data.shards": str(faces), "address": nodes.address, "workers-per-trial": "2"}
-    values |= {"space": space(tmp_path, '"optimizer.lr" = { grid = [1e-3, 1e-12] }')}
+    values |= {"space": space(tmp_path, '"optimizer.lr" = { grid = [1e-2, 1e-12] }')}
     values |= {"trials": "2", "seeds": "2", "finalists": "1", "grace": "2", "factor": "2"}
     done = finish(search_command(out, values), timeout=900)
     assert done.returncode == 0, done.stderr
