@@ -211,6 +211,11 @@ def nest(values: Mapping[str, object]) -> dict[str, object]:
     return nested
 
 
+def listed(key: str, keys: Iterable[str]) -> bool:
+    """Whether a dotted key is among `keys`, by itself or by its section: one that ends in a dot names all below it."""
+    return any(key.startswith(known) if known.endswith(".") else key == known for known in keys)
+
+
 def nearest(word: str, known: Iterable[str]) -> str:
     """`; did you mean X?`, comparing whole keys first and then their last parts."""
     known = list(known)

@@ -392,7 +392,7 @@ def test_a_trial_that_dies_before_it_is_judged_is_judged_later(tmp_path: Path, m
     assert trainer.epochs[-1] == ("0009-seed0", 2)
 
 
-def crash(folder: object, trial: object, halving: object, reached: tuple[int, float]) -> bool:
+def crash(study: object, trial: object, reached: tuple[int, float]) -> bool:
     if reached[0] == 2:
         raise Stopped
     return False

@@ -4,22 +4,19 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import replace
 from pathlib import Path
-from typing import Any
-
-import torch.distributed as dist
+from typing import Any, TypeVar, cast
 
 from adadf_dist.config import Config
 from adadf_dist.errors import LostRankError, TakenError, UserError
 from adadf_dist.runtime.folder import sole_writer
 from adadf_dist.settings import override
 from adadf_dist.train import Record, run
-from adadf_dist.world import rank_in_environment
-from tune.halving import Halving
+from adadf_dist.world import World, open_world
 from tune.study import Study
-from tune.trial import End, Folder, Outcome, Trial
+from tune.trial import End, Outcome, Trial
 
+T = TypeVar("T")
 LAST_WORDS_S = 180
 """As long as Ray takes to end a process, and NFS to drop the locks of a node that died (90 s on Linux)."""
 
@@ -45,41 +42,43 @@ def run_trial(study: Study, trial: Trial, report: Callable[[Record], None] = ign
     another rank's, the loss of a rank, and a folder that another process still writes into. An interrupted trial has
     no end.
     """
-    folder, halving = study.trials, study.halving_of(trial)
-    main = (dist.get_rank() if dist.is_initialized() else rank_in_environment()) == 0
-    if main:
-        wait_for_the_last(folder.of(trial))
-        folder.begin(trial)
-        judge_again(study, trial, halving)
-    known: Outcome = of_main(folder.outcome(trial) if main or not dist.is_initialized() else None)
-    if known.end:
-        return known
+    with open_world(study.base.runtime.timeout_s, finish_steps=False) as world:
+        if world.is_main:
+            wait_for_the_last(study.trials.of(trial))
+            study.trials.begin(trial)
+            judge_again(study, trial)
+        if of_main(world, bool(study.trials.outcome(trial).end)):
+            return of_main(world, study.trials.outcome(trial))
+        return train(study, trial, report, world)
+
+
+def train(study: Study, trial: Trial, report: Callable[[Record], None], world: World) -> Outcome:
+    """A trial that has no end yet, from its last checkpoint."""
 
     def on_epoch(record: Record) -> None:
-        halted = main and halving is not None and halts(folder, trial, halving, accuracy_of(record))
+        halted = world.is_main and halts(study, trial, accuracy_of(record))
         if halted:
-            folder.end(trial, "halted")  # before anything that may block or fail
+            study.trials.end(trial, "halted")  # before anything that may block or fail
         report(record)
-        if of_main(halted):
+        if of_main(world, halted):
             raise Halt
 
     end: End = "finished"
     try:
-        if run(config_of(study.base, trial, folder.of(trial)), on_epoch) is None:
+        if run(config_of(study.base, trial, study.trials.of(trial)), on_epoch) is None:
             end = ""
     except Halt:
         end = "halted"
     except (LostRankError, TakenError):
         raise
     except UserError as problem:
-        if not main:
+        if not world.is_main:
             raise
         conclude(study, trial, "failed", str(problem))  # alone: who knows what became of the others
-        return folder.outcome(trial)
-    if main and end:
+        return study.trials.outcome(trial)
+    if world.is_main and end:
         conclude(study, trial, end)
-    outcome: Outcome = of_main(replace(folder.outcome(trial), trial=trial, end=end))
-    return outcome
+    return of_main(world, study.trials.outcome(trial))
 
 
 def conclude(study: Study, trial: Trial, end: End, reason: str = "") -> None:
@@ -93,10 +92,10 @@ def accuracy_of(record: Mapping[str, Any]) -> tuple[int, float]:
     return int(record["epoch"]), float(record["validation"]["accuracy"])
 
 
-def judge_again(study: Study, trial: Trial, halving: Halving | None) -> None:
+def judge_again(study: Study, trial: Trial) -> None:
     """A trial that died after the last epoch's checkpoint and before it was judged at that rung."""
     accuracies = study.trials.outcome(trial).accuracies
-    if halving is not None and accuracies and halts(study.trials, trial, halving, (len(accuracies), accuracies[-1])):
+    if accuracies and halts(study, trial, (len(accuracies), accuracies[-1])):
         study.trials.end(trial, "halted")
 
 
@@ -114,19 +113,16 @@ def wait_for_the_last(folder: Path) -> None:
             time.sleep(1)
 
 
-def halts(folder: Folder, trial: Trial, halving: Halving, reached: tuple[int, float]) -> bool:
+def halts(study: Study, trial: Trial, reached: tuple[int, float]) -> bool:
     """Whether a trial that has `reached` an epoch and accuracy is to end there."""
-    epoch, accuracy = reached
-    if epoch not in halving.rungs:
+    (epoch, accuracy), halving = reached, study.halving_of(trial)
+    if halving is None or epoch not in halving.rungs:
         return False
-    others = [o for o in folder.outcomes() if o.trial.stage == "search" and o.trial.name != trial.name]
+    others = [o for o in study.trials.outcomes() if o.trial.stage == "search" and o.trial.name != trial.name]
     return not halving.passes(accuracy, [o.accuracies[epoch - 1] for o in others if o.epochs >= epoch])
 
 
-def of_main(value: Any) -> Any:
+def of_main(world: World, value: T) -> T:
     """Rank 0's value on every rank: it alone looks at the others' folders, which change meanwhile."""
-    if not dist.is_initialized():
-        return value
-    values = [value]
-    dist.broadcast_object_list(values, src=0)
-    return values[0]
+    shared: Any = world.share(value)
+    return cast(T, shared)

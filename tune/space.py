@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import itertools
 import math
-import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -26,7 +25,7 @@ import numpy as np
 
 from adadf_dist.config import Config
 from adadf_dist.errors import UserError
-from adadf_dist.settings import flatten, known_keys, nearest, override, to_dict
+from adadf_dist.settings import flatten, known_keys, listed, nearest, override, read_settings, to_dict
 
 Values = dict[str, Any]
 """Dotted keys and their values: what a trial changes."""
@@ -157,13 +156,9 @@ def open_space(name: str, base: Config) -> Space:
     path = Path(name)
     if path.suffix != ".toml":
         raise UserError(f"--space {name}: give {', '.join(SPACES)}, or a TOML file{nearest(name, SPACES)}")
-    try:
-        content = tomllib.loads(path.read_text())
-    except FileNotFoundError:
-        raise UserError(f"--space {path}: no such file") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError, OSError) as error:
-        raise UserError(f"--space {path}: does not parse: {error}") from None
-    return read_space(str(path), content, base)
+    if not path.is_file():
+        raise UserError(f"--space {path}: no such file")
+    return read_space(name, read_settings(path).values, base)
 
 
 def read_space(name: str, content: Mapping[str, object], base: Config) -> Space:
@@ -202,7 +197,7 @@ def read_domain(name: str, key: str, content: Mapping[str, object]) -> Domain:
     where = f"space {name}: {key}"
     if key not in known_keys():
         raise UserError(f"{where}: unknown key{nearest(key, known_keys())}")
-    if any(key == reserved or (reserved.endswith(".") and key.startswith(reserved)) for reserved in RESERVED):
+    if listed(key, RESERVED):
         raise UserError(f"{where}: is the search's own, or changes what accuracies mean; give it on the command line")
     kinds = [kind for kind in content if kind in KINDS]
     others = [word for word in content if word not in (*KINDS, "when")]

@@ -13,7 +13,7 @@ from adadf_dist.config import Config
 from adadf_dist.data.writer import can_write
 from adadf_dist.errors import UserError
 from adadf_dist.runtime.folder import write_json
-from adadf_dist.settings import Layer, build_config, flatten, to_dict
+from adadf_dist.settings import Layer, build_config, flatten, listed, to_dict
 from tune.halving import Halving
 from tune.space import Space, read_space
 from tune.trial import DEFAULT, Folder, Trial
@@ -121,7 +121,7 @@ def begin(study: Study, resume: bool) -> Study:
         raise UserError(f"--out: {study.folder} holds a search; go on with it by --resume, or give another --out")
     before, now = read(path), study.to_dict()
     for key, (old, new) in differences(before, now).items():
-        if any(key == free or (free.endswith(".") and key.startswith(free)) for free in FREE):
+        if listed(key, FREE):
             continue
         if key not in GROWS or not isinstance(old, int) or not isinstance(new, int) or new < old:
             raise UserError(

@@ -19,7 +19,7 @@ from adadf_dist.errors import DiskFullError, UserError
 from adadf_dist.runtime.checkpoint_file import CHECKPOINT_VERSION, epoch_of, link_whole, read_checkpoint, write_whole
 from adadf_dist.runtime.progress import Progress
 from adadf_dist.runtime.room import insist
-from adadf_dist.settings import flatten, to_dict
+from adadf_dist.settings import flatten, listed, to_dict
 from adadf_dist.world import World
 
 FREE_KEYS = (
@@ -229,7 +229,7 @@ def check_same_run(saved: Mapping[str, object], now: Mapping[str, object], path:
     before, after = {**dict(flatten(to_dict(Config()))), **dict(flatten(saved))}, dict(flatten(now))
     cosine = after.get("optimizer.schedule") == "cosine"
     for key in sorted(before.keys() | after.keys()):
-        free = any(key.startswith(free) if free.endswith(".") else key == free for free in FREE_KEYS)
+        free = listed(key, FREE_KEYS)
         if key == "epochs" and cosine:  # every epoch's rate depends on their number
             free = False
         if not free and before.get(key) != after.get(key):

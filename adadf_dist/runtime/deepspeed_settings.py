@@ -13,7 +13,7 @@ from typing import Any
 
 from adadf_dist.config import Config
 from adadf_dist.errors import UserError
-from adadf_dist.settings import flatten, nest
+from adadf_dist.settings import flatten, listed, nest
 
 ALLOWED = (
     "zero_optimization.allgather_bucket_size",
@@ -125,7 +125,7 @@ def check_agreement(path: Path, theirs: tuple[str, object], ours: tuple[str, obj
 
 
 def check_allowed(path: Path, key: str) -> None:
-    if any(key == allowed or (allowed.endswith(".") and key.startswith(allowed)) for allowed in ALLOWED):
+    if listed(key, ALLOWED):
         return
     reason = next((why for name, why in REASONS.items() if f"{key}.".startswith(f"{name}.")), OTHERS)
     raise UserError(f"{path}: {key} cannot be set: {reason}; take it out of the file")
