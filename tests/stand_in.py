@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
+import pyarrow.csv
 import pytest
 
 from adadf_dist.config import Config
@@ -14,7 +16,7 @@ from adadf_dist.settings import Layer, build_config, override
 from adadf_dist.train import Record
 from tune.running import run_trial
 from tune.space import read_space
-from tune.study import Options, Study
+from tune.study import STUDY_FILE, Options, Study, begin
 from tune.trial import Trial
 
 Curve = Callable[[Config, int], float]
@@ -97,3 +99,31 @@ def hash_of(words: str) -> int:
     for letter in words.encode():
         value = (value * 131 + letter) % 1_000_003
     return value
+
+
+SPACE: dict[str, object] = {"optimizer.lr": {"grid": [1e-3, 1e-1]}, "loss.lambda_min": {"uniform": [0.0, 0.5]}}
+OPTIONS = Options(seeds=3, trials=6, finalists=2)
+
+
+def planted(config: Config, epoch: int) -> float:
+    """A learning rate of 0.001 is worth 20 points, all else is noise."""
+    good = 0.7 if config.optimizer.lr == 1e-3 else 0.5
+    return good + 0.01 * epoch + 0.005 * noise(config)
+
+
+def flat(config: Config, epoch: int) -> float:
+    """Nothing matters."""
+    return 0.6 + 0.02 * noise(config)
+
+
+def begun(folder: Path, options: Options = OPTIONS, **changed: object) -> Study:
+    return begin(study_of(folder, SPACE, options, **changed), resume=(folder / STUDY_FILE).exists())
+
+
+def rows(study: Study) -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = pyarrow.csv.read_csv(study.folder / "trials.csv").to_pylist()
+    return found
+
+
+class Stopped(Exception):  # noqa: N818 - stands for a signal
+    """The machine is gone."""

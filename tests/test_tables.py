@@ -13,7 +13,7 @@ from scipy import stats
 
 from adadf_dist.config import Config
 from adadf_dist.errors import UserError
-from tests.stand_in import Here, base, noise, train_by
+from tests.stand_in import Here, Stopped, base, noise, train_by
 from tune.grids import GRIDS, configurations, number_of, rows_of
 from tune.published import PUBLISHED
 from tune.study import STUDY_FILE, begin
@@ -137,10 +137,6 @@ def test_every_run_is_tested_once_and_no_row_twice(tmp_path: Path, monkeypatch: 
     assert len(trainer.tested) == len(set(trainer.tested)) == 27 + 9
     assert len(trainer.epochs) == len(set(trainer.epochs)) == 36 * 2
     assert not list(tmp_path.glob("trials/*/checkpoints"))
-
-
-class Stopped(Exception):  # noqa: N818 - stands for a signal
-    """The machine is gone."""
 
 
 def test_stopped_tables_go_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,11 +13,12 @@ import pyarrow.parquet
 
 from adadf_dist.config import Config
 from adadf_dist.data.writer import can_write
+from adadf_dist.errors import UserError
 from adadf_dist.runtime.folder import write_text
 from adadf_dist.settings import flatten, override, to_dict
 from tune.choice import Candidate, Choice
 from tune.study import Study
-from tune.trial import DEFAULT, Outcome
+from tune.trial import DEFAULT, Outcome, Trial
 
 
 def write_trials(study: Study, outcomes: Sequence[Outcome]) -> None:
@@ -71,6 +72,30 @@ def describe(choice: Choice) -> list[str]:
     if choice.found:
         return [f"configuration {choice.winner} is better than the default beyond noise", *table]
     return ["no configuration is better than the default beyond noise: this is the default", *table]
+
+
+def describe_plan(study: Study) -> str:
+    options, halving = study.options, study.options.halving
+    line = f"{study.folder}: {options.trials} configurations and the default on seed {study.base.seed}, "
+    line += f"then the best {options.finalists} and the default on {options.seeds} other seeds; "
+    if halving is None:
+        return line + "every trial goes to its end"
+    if not halving.rungs:
+        return line + f"none ends early: the grace of {halving.grace} epochs is no less than a run's {halving.epochs}"
+    return line + f"poor trials end at epoch {', '.join(map(str, halving.rungs))} of {halving.epochs}"
+
+
+def describe_test(study: Study, tested: Trial) -> str:
+    outcome = study.trials.outcome(tested)
+    if outcome.end != "finished":
+        raise UserError(f"{tested.name}: was not tested ({outcome.error or 'interrupted'}); --resume goes on")
+    if outcome.test is None:
+        return "the dataset has no test split: the winner was not tested"
+    line = f"test accuracy of seed {tested.seed}: {outcome.test:.2%}"
+    others = [o.trial.name for o in study.trials.outcomes() if o.trial.test and o.trial.name != tested.name]
+    if others:
+        line += f"\nwarning: the test split has been read before, by {', '.join(others)}: it is no longer quite unseen"
+    return line
 
 
 def describe_candidate(candidate: Candidate) -> str:

@@ -48,6 +48,8 @@ class Table(NamedTuple):
     numeric: bool
     lines: tuple[Line, ...]
     seeds: int
+    comparisons: int
+    """Rows that are compared with another: for so many the intervals of the differences are widened."""
     dataset: str
     """The paper's name of it, where it is one of the paper's."""
     reference: str
@@ -78,7 +80,7 @@ def table_of(study: Study, name: str, preset: str, outcomes: Sequence[Outcome]) 
         lines.append(Line(row.label, tested(runs), validated(runs), difference, published.get(row.label), failed))
     against = "the row that it is set against" if any(row.against for row in rows) else "the preset's own value"
     dataset = DATASETS.get(preset, "") if published else ""
-    return Table(name, grid.title, grid.axis, grid.numeric, tuple(lines), len(seeds), dataset, against)
+    return Table(name, grid.title, grid.axis, grid.numeric, tuple(lines), len(seeds), comparisons, dataset, against)
 
 
 def tested(runs: Sequence[Outcome]) -> dict[int, float]:
@@ -115,8 +117,11 @@ def markdown(table: Table) -> str:
     head += [f"paper ({table.dataset}), %"] if table.dataset else []
     rows = [cells_of(line, bool(table.dataset)) for line in table.lines]
     lines = ["| " + " | ".join(cells) + " |" for cells in (head, ["---"] * len(head), *rows)]
-    failed = [f"- {line.label}: {error}" for line in table.lines for error in line.failed]
-    notes = [*verdict(table), *(["", "Runs that failed:", "", *failed] if failed else [])]
+    notes = verdict(table)
+    if short := [line.label for line in table.lines if len(line.measured) < table.seeds]:
+        notes.append(f"Not on every seed: {', '.join(short)}.")
+    if failed := [f"- {line.label}: {error}" for line in table.lines for error in line.failed]:
+        notes += ["", "Runs that failed:", "", *failed]
     return "\n".join([f"### {table.title}", "", *lines, "", *notes]) + "\n"
 
 
@@ -146,7 +151,7 @@ def verdict(table: Table) -> list[str]:
     beyond = [line.label for line in compared if not covers_zero(line)]
     said = f"Beyond noise: {', '.join(beyond)}." if beyond else "No row differs beyond noise."
     how = f"Means over {table.seeds} seeds; the difference is to {table.reference}, pair by pair, with intervals that "
-    how += f"hold together at 95 % ({len(compared)} comparisons)."
+    how += f"hold together at 95 % ({table.comparisons} comparisons)."
     paper = f"The paper's figures are single runs, of the epoch that was best on test; here {table.split} is read once."
     return [said, how, *([paper] if table.dataset else [])]
 
@@ -192,7 +197,9 @@ def plot(table: Table, path: Path) -> None:
     places = [float(line.label) for line in lines] if table.numeric else [float(n) for n in range(len(lines))]
     for place, line in zip(places, lines, strict=True):
         values = list(line.measured.values())
-        axes.plot([place] * len(values), values, ".", color="0.6", label="a seed" if line is lines[0] else None)
+        axes.plot(
+            [place] * len(values), values, ".", color="0.2", zorder=3, label="a seed" if line is lines[0] else None
+        )
         interval, mean = interval_of(line), fmean(values)
         half = 0.0 if interval is None else (interval.high - interval.low) / 2
         label = "mean, 95 %" if line is lines[0] else None

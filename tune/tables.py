@@ -9,14 +9,13 @@ from pathlib import Path
 
 from adadf_dist.config import Config
 from adadf_dist.errors import UserError, one_line_errors
-from adadf_dist.runtime.folder import sole_writer
 from adadf_dist.settings import command_line_words, config_from_command_line
 from tune.grids import GRIDS, configurations, number_of, rows_of
-from tune.nodes import check_shards, on_any_node
-from tune.runners import Runner, add_arguments, runner_of
+from tune.opening import check_protocol, name_of, on_any_node, opened
+from tune.runners import Runner, add_arguments
 from tune.space import Domain, Space
 from tune.standing import Standing
-from tune.study import STUDY_FILE, Options, Study, begin
+from tune.study import STUDY_FILE, Options, Study
 from tune.table_files import table_of, write_table
 from tune.trial import Trial
 
@@ -58,18 +57,13 @@ def plan(argv: Sequence[str]) -> tuple[Study, argparse.Namespace, str]:
     preset = command_line_words(words).get("preset", "")
     if options.seeds < 2:
         raise UserError(f"--seeds {options.seeds}: give 2 or more; one run of a row says nothing about noise")
-    if base.evaluation.protocol == "published":
-        raise UserError(
-            "evaluation.protocol is published, which picks the best epoch on test, so that noise alone lifts a row; "
-            "set evaluation.protocol = clean"
-        )
+    check_protocol(base)
     if "backbone" in options.tables and base.model.pretrained not in ("", "imagenet"):
         raise UserError(
             f"model.pretrained: {base.model.pretrained} holds weights of one backbone, the table trains two; "
             "set model.pretrained = imagenet, or leave it out"
         )
-    name = Path(base.out).name.rpartition("-seed")[0]
-    folder = options.out or Path("runs") / f"tables-{name}"
+    folder = options.out or Path("runs") / f"tables-{name_of(base)}"
     chosen = Options(options.seeds, keep=options.keep_checkpoints)
     return Study(folder.absolute(), on_any_node(base), space_of(base), chosen), options, preset
 
@@ -102,11 +96,9 @@ def make_tables(study: Study, names: Sequence[str], preset: str, runner: Runner)
 def main(argv: Sequence[str] | None = None) -> None:
     with one_line_errors("tune.tables"):
         study, options, preset = plan(sys.argv[1:] if argv is None else argv)
-        check_shards(study.base)
-        with sole_writer(study.folder):
-            begin(study, resume=(study.folder / STUDY_FILE).exists())
-            with runner_of(options) as runner:
-                make_tables(study, options.tables, preset, runner)
+        resume = (study.folder / STUDY_FILE).exists()
+        with opened(study, resume, options) as runner:
+            make_tables(study, options.tables, preset, runner)
 
 
 if __name__ == "__main__":

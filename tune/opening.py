@@ -1,7 +1,10 @@
-"""A configuration that means the same on every node, and faces that are there before any trial is."""
+"""What a study needs before its trials: a configuration for any node, faces, its folder, somebody to run them."""
 
 from __future__ import annotations
 
+import argparse
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,9 +14,12 @@ from adadf_dist.config import Config
 from adadf_dist.data.format import open_dataset
 from adadf_dist.data.remote import is_remote, local_path
 from adadf_dist.errors import UserError
+from adadf_dist.runtime.folder import sole_writer
 from adadf_dist.settings import flatten, override, to_dict
 from adadf_dist.setup import draw_missing_faces
 from adadf_dist.world import World
+from tune.runners import Runner, runner_of
+from tune.study import Study, begin
 
 PATHS = ("data.shards", "data.cache", "data.label_noise_file", "model.pretrained", "deepspeed.config")
 NO_PATHS = ("", "imagenet")
@@ -37,3 +43,27 @@ def check_shards(base: Config) -> None:
     if not is_remote(base.data.shards):
         draw_missing_faces(base, World(torch.device("cpu")))
         open_dataset(local_path(base.data.shards))
+
+
+def check_protocol(base: Config) -> None:
+    """Raises `UserError` for the one that picks an epoch by test: what is compared then would be picked by it too."""
+    if base.evaluation.protocol == "published":
+        raise UserError(
+            "evaluation.protocol is published, which looks at the test split every epoch and picks by it, noise and "
+            "all; set evaluation.protocol = clean"
+        )
+
+
+def name_of(base: Config) -> str:
+    """Of the preset or file that `base` comes from."""
+    return Path(base.out).name.rpartition("-seed")[0]
+
+
+@contextmanager
+def opened(study: Study, resume: bool, options: argparse.Namespace) -> Iterator[Runner]:
+    """The study's folder, begun or gone on with and ours alone, and who runs its trials. Raises `UserError`."""
+    check_shards(study.base)
+    with sole_writer(study.folder):
+        begin(study, resume)
+        with runner_of(options) as runner:
+            yield runner
