@@ -6,7 +6,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -123,10 +123,3 @@ def started(command: list[str]) -> Iterator[subprocess.Popen[str]]:
     finally:
         process.kill()
         process.communicate()
-
-
-def wait_until(found: Callable[[], object], what: str, timeout: float) -> None:
-    until = time.monotonic() + timeout
-    while not found():
-        assert time.monotonic() < until, f"waited {timeout:g} s: {what}"
-        time.sleep(0.1)

@@ -6,7 +6,8 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -98,3 +99,10 @@ def assert_same_run(out: Path, reference: Path) -> None:
     mine, theirs = final_weights(out), final_weights(reference)
     assert mine.keys() == theirs.keys()
     assert all(torch.equal(mine[name], theirs[name]) for name in mine)
+
+
+def wait_until(found: Callable[[], object], what: str, timeout: float) -> None:
+    until = time.monotonic() + timeout
+    while not found():
+        assert time.monotonic() < until, f"waited {timeout:g} s: {what}"
+        time.sleep(0.1)

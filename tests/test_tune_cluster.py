@@ -19,8 +19,8 @@ pytest.importorskip("ray")
 import ray
 
 from adadf_dist.train import Record, run
-from tests.ray_nodes import Nodes, search_command, started, two_nodes, wait_until
-from tests.runs import finish
+from tests.ray_nodes import Nodes, search_command, started, two_nodes
+from tests.runs import finish, wait_until
 from tune.cluster import joined
 from tune.running import config_of
 from tune.study import load

@@ -6,7 +6,6 @@ import json
 import os
 import signal
 import sys
-import time
 import tomllib
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,7 @@ import pytest
 
 from adadf_dist.data.builder import BuildOptions, build_dataset
 from adadf_dist.data.embedded import open_embedded
-from tests.runs import SMALL, finish, records, start
+from tests.runs import SMALL, finish, records, start, wait_until
 
 BROKEN = 1e-12
 """A learning rate that learns nothing."""
@@ -109,9 +108,11 @@ def test_a_killed_search_goes_on_and_ray_or_not_is_one_answer(tiny: Path, tmp_pa
     cut = command(tmp_path / "cut", space, *SIZE, "--local", data__shards=str(tiny))
     process = start(cut)
     trial = tmp_path / "cut" / "trials" / "0001-seed0"
-    wait_for(lambda: len(records(trial, "epoch")) >= 1)
+    wait_until(lambda: len(records(trial, "epoch")) >= 1, "no epoch, or no trial", 120)
     kill(child_of(process.pid, "tune.one"))  # a crash: the trial goes on from its checkpoint
-    wait_for(lambda: (tmp_path / "cut" / "trials" / "0002-seed0" / "metrics.jsonl").exists())
+    wait_until(
+        lambda: (tmp_path / "cut" / "trials" / "0002-seed0" / "metrics.jsonl").exists(), "no epoch, or no trial", 120
+    )
     for victim in [process.pid, child_of(process.pid, "tune.one")]:  # the machine goes down
         kill(victim)
     process.communicate(timeout=60)
@@ -134,7 +135,7 @@ def test_a_trial_that_crashes_on_ray_goes_on(tiny: Path, tmp_path: Path) -> None
     space = space_in(tmp_path, SPACE)
     process = start(command(tmp_path / "search", space, *SIZE, data__shards=str(tiny), epochs="5"))
     trial = tmp_path / "search" / "trials" / "0001-seed0"
-    wait_for(lambda: len(records(trial, "epoch")) >= 1)
+    wait_until(lambda: len(records(trial, "epoch")) >= 1, "no epoch, or no trial", 120)
     kill(holder_of(trial / ".lock"))
     _, err = process.communicate(timeout=280)
     assert process.returncode == 0, err
@@ -148,7 +149,9 @@ def test_ctrl_c_stops_a_search_that_goes_on(tiny: Path, tmp_path: Path) -> None:
     space = space_in(tmp_path, SPACE)
     search = command(tmp_path / "search", space, *SIZE, data__shards=str(tiny), epochs="5")
     process = start(search)
-    wait_for(lambda: len(records(tmp_path / "search" / "trials" / "0001-seed0", "epoch")) >= 1)
+    wait_until(
+        lambda: len(records(tmp_path / "search" / "trials" / "0001-seed0", "epoch")) >= 1, "no epoch, or no trial", 120
+    )
     process.send_signal(signal.SIGINT)
     out, err = process.communicate(timeout=120)
     assert process.returncode in (2, 130), (out, err)
@@ -178,13 +181,6 @@ def test_optuna_draws_from_what_is_known(tiny: Path, tmp_path: Path) -> None:
     for row in searched[1:]:
         values = json.loads((tmp_path / "search" / row["folder"] / "trial.json").read_text())["values"]
         assert ("optimizer.gamma" in values) == (values["optimizer.schedule"] == "exponential")
-
-
-def wait_for(condition: Any, seconds: float = 120) -> None:
-    until = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < until, "waited in vain"
-        time.sleep(0.05)
 
 
 def child_of(pid: int, word: str) -> int:
