@@ -213,7 +213,9 @@ class RuntimeConfig:
     tensorboard: bool = True
     """Write TensorBoard events into the run folder."""
     history_samples: tuple[str, ...] = ()
-    """Keys of training faces whose full distributions are kept every epoch."""
+    """Keys of training faces whose full distributions are kept every epoch, for the report."""
+    history_faces: int = 32
+    """More such faces: half of them those that annotators disagree on most, where there are votes, the others drawn."""
 
 
 @dataclass(frozen=True, kw_only=True)

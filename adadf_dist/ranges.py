@@ -103,6 +103,7 @@ def check_ranges(config: Config) -> None:
         ("runtime.timeout_s", runtime.timeout_s, runtime.timeout_s > 0, "above 0 seconds"),
         ("runtime.stop_every", runtime.stop_every, runtime.stop_every >= 1, "at least 1"),
         ("runtime.log_every", runtime.log_every, runtime.log_every >= 1, "at least 1"),
+        ("runtime.history_faces", runtime.history_faces, runtime.history_faces >= 0, "0 or more"),
     ]
     for key, value, holds, allowed in rules:
         if not holds:

@@ -8,7 +8,8 @@ from typing import Any, NamedTuple
 
 from adadf_dist.data.open import Data
 from adadf_dist.errors import UserError
-from adadf_dist.evaluate import evaluate
+from adadf_dist.evaluation import evaluate
+from adadf_dist.records import featured, record_answers
 from adadf_dist.runtime.checkpoint import Checkpoints
 from adadf_dist.runtime.checkpoint_file import read_checkpoint
 from adadf_dist.runtime.engine import Engine
@@ -48,6 +49,7 @@ def finish(engine: Engine, data: Data, log: Log, checkpoints: Checkpoints, world
         result = measure(engine, data, checkpoints, world)
         if world.is_main:
             write_json(path, {"epochs": progress.epoch, **result._asdict()})
+        keep_answers(engine, data, checkpoints, world)
     log.status("finished", progress)
     for line in describe(result):
         log.say(line)
@@ -56,24 +58,39 @@ def finish(engine: Engine, data: Data, log: Log, checkpoints: Checkpoints, world
 
 
 def measure(engine: Engine, data: Data, checkpoints: Checkpoints, world: World) -> Result:
+    """Test the last and the selected weights. A collective."""
     config, progress = checkpoints.config, checkpoints.progress
     selected: dict[str, Any] = {}
     last: dict[str, Any] = {}
     if config.evaluation.test and data.test_split is not None:
-        last = evaluate(engine, data.test(), data.test_split, world).to_dict()
-        if progress.best_epoch == progress.epoch:
-            selected = last
-        else:
-            kept = read_checkpoint(checkpoints.selected)
-            if kept["progress"]["epoch"] != progress.best_epoch:
-                raise UserError(f"{checkpoints.selected}: is not of the selected epoch {progress.best_epoch}")
-            engine.load_state_dict(kept["engine"])
+        last = selected = evaluate(engine, data.test(), data.test_split, world).to_dict()
+        if progress.best_epoch != progress.epoch:
+            load_selected(engine, checkpoints)
             selected = evaluate(engine, data.test(), data.test_split, world).to_dict()
     best_on_test: dict[str, Any] = {}
     if config.evaluation.protocol == "published":
         best = max(progress.epochs, key=lambda record: record["test_accuracy"])  # type: ignore[arg-type, return-value]
         best_on_test = {"epoch": best["epoch"], "accuracy": best["test_accuracy"]}
     return Result(progress.best_epoch, progress.best_accuracy, selected, last, best_on_test)
+
+
+def keep_answers(engine: Engine, data: Data, checkpoints: Checkpoints, world: World) -> None:
+    """Write what the selected weights say of validation and, where it was tested, of test. A collective."""
+    config, progress = checkpoints.config, checkpoints.progress
+    if progress.best_epoch != progress.epoch:
+        load_selected(engine, checkpoints)
+    for split in (data.validation_split, data.test_split if config.evaluation.test else None):
+        if split is not None:
+            batches = data.evaluation(split), data.evaluation(split, featured(len(split)))
+            record_answers(Path(config.out), split, engine, batches, world)
+
+
+def load_selected(engine: Engine, checkpoints: Checkpoints) -> None:
+    """A collective. Raises `UserError` when `selected.pt` is of another epoch."""
+    kept = read_checkpoint(checkpoints.selected)
+    if kept["progress"]["epoch"] != checkpoints.progress.best_epoch:
+        raise UserError(f"{checkpoints.selected}: is not of the selected epoch {checkpoints.progress.best_epoch}")
+    engine.load_state_dict(kept["engine"])
 
 
 def read_result(path: Path) -> dict[str, object] | None:

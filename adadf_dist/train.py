@@ -16,10 +16,11 @@ from adadf_dist.data.batch import Batch
 from adadf_dist.data.noise import write_noise
 from adadf_dist.data.open import Data, open_data
 from adadf_dist.errors import one_line_errors
-from adadf_dist.evaluate import evaluate
+from adadf_dist.evaluation import evaluate
 from adadf_dist.method.class_distributions import ClassDistributions
 from adadf_dist.method.losses import Losses, Place, adadf_loss, ramp_weights
 from adadf_dist.method.model import Output
+from adadf_dist.records import record_faces
 from adadf_dist.result import Result, finish
 from adadf_dist.runtime.checkpoint import Checkpoints, Stateful
 from adadf_dist.runtime.engine import Engine, build_engine
@@ -76,7 +77,7 @@ def run(config: Config, on_epoch: Callable[[Record], None] = ignore) -> Result |
         ):
             engine = build_engine(config, len(data.classes), world)
             classes = ClassDistributions(len(data.classes), config.class_distributions, world)
-            listed = find_listed(data.train_split.keys, config.runtime.history_samples)
+            listed = find_listed(data.train_split, config.runtime, config.seed)
             history = History(len(data.train_split), len(data.classes), world, listed)
             state = TrainState(engine, classes, history, Progress())
             parts: Mapping[str, Stateful] = {
@@ -88,8 +89,10 @@ def run(config: Config, on_epoch: Callable[[Record], None] = ignore) -> Result |
             checkpoints = Checkpoints(config, world, parts, state.progress, data.preprocessing)
             resumed = checkpoints.restore()
             log.start(state.progress, facts(data, engine, world), resumed)
-            if data.noise is not None and world.is_main:
-                write_noise(log.folder / "noise.csv", data.train_split, data.noise)
+            if world.is_main:
+                record_faces(log.folder, data.train_split, data.noise)
+                if data.noise is not None:
+                    write_noise(log.folder / "noise.csv", data.train_split, data.noise)
             with watching(world, state.progress, config.runtime.timeout_s), memory_told(config, world):
                 return train_to_the_end(state, data, log, checkpoints, on_epoch)
 

@@ -18,11 +18,13 @@ LAYERS = [
     ["ranges"],
     ["settings", "world", "metrics"],
     ["data", "method", "detect", "comparison"],
-    ["evaluate", "align", "agreement"],
+    ["evaluation", "answers", "health", "align", "agreement"],
     ["runtime"],
-    ["setup", "result", "rehearsal"],
+    ["setup", "rehearsal", "trained", "records"],
+    ["report"],
+    ["result"],
     ["train"],
-    ["bench", "check"],
+    ["evaluate", "predict", "export", "audit", "bench", "check"],
 ]
 """Of adadf_dist: a module may import from layers above its own in this list, and from its own package."""
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from adadf_dist.data.batch import Batch
 from adadf_dist.data.format import open_dataset
 from adadf_dist.data.plan import cut, rank_bounds
-from adadf_dist.evaluate import evaluate
+from adadf_dist.evaluation import evaluate
 from adadf_dist.method.class_distributions import ClassDistributions
 from adadf_dist.method.losses import Place
 from adadf_dist.runtime.engine import DDPEngine

@@ -16,7 +16,7 @@ from adadf_dist.data.batch import Batch
 from adadf_dist.data.open import open_data
 from adadf_dist.data.preprocess import cut_ten
 from adadf_dist.errors import UserError
-from adadf_dist.evaluate import predict_faces
+from adadf_dist.evaluation import predict_faces
 from adadf_dist.settings import Layer, build_config
 from tests.runs import settings
 

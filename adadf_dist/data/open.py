@@ -17,7 +17,7 @@ from adadf_dist.data.cache import local_folder, streamed_splits
 from adadf_dist.data.format import Split, check_trainable, open_dataset
 from adadf_dist.data.loader import Loader, Recipe
 from adadf_dist.data.noise import LabelNoise, disturb
-from adadf_dist.data.plan import carve, cut, epoch_batches
+from adadf_dist.data.plan import Samples, carve, cut, epoch_batches
 from adadf_dist.data.preprocess import Preprocessing
 from adadf_dist.data.remote import Remote
 from adadf_dist.data.stream import StreamLoader
@@ -71,14 +71,16 @@ class Data:
         return replaced
 
     def validation(self) -> Iterator[Batch]:
-        return self._evaluation(self.validation_split)
+        return self.evaluation(self.validation_split)
 
     def test(self) -> Iterator[Batch]:
         assert self.test_split is not None
-        return self._evaluation(self.test_split)
+        return self.evaluation(self.test_split)
 
-    def _evaluation(self, split: Split) -> Iterator[Batch]:
-        return self.loader.batches(split.name, cut(np.arange(len(split)), self.config.batch_size))
+    def evaluation(self, split: Split, only: Samples | None = None) -> Iterator[Batch]:
+        """The faces of a split, or some of them, as they are: no augmentation, each once."""
+        samples = np.arange(len(split)) if only is None else only
+        return self.loader.batches(split.name, cut(samples, self.config.batch_size))
 
     def _plan(self, epoch: int) -> list[np.ndarray[tuple[int, ...], np.dtype[np.int64]]]:
         config = self.config

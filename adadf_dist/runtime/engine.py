@@ -55,6 +55,10 @@ class Engine(Protocol):
         """Target logits [n, C] in evaluation mode; no collective."""
         ...
 
+    def features(self, images: Tensor) -> Tensor:
+        """[n, F] of the target branch before its classifier, in evaluation mode; no collective."""
+        ...
+
     def state_dict(self) -> dict[str, object]:
         """Whole weights, buffers and Adam moments by name, the same of every engine. A collective."""
         ...

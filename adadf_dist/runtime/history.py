@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -11,7 +11,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from adadf_dist.config import RuntimeConfig
 from adadf_dist.data.batch import Batch
+from adadf_dist.data.format import Split
 from adadf_dist.data.writer import can_write
 from adadf_dist.errors import UserError
 from adadf_dist.method.class_distributions import Commit
@@ -21,6 +23,9 @@ from adadf_dist.runtime.room import insist
 from adadf_dist.world import World
 
 ATTENTION, LOSS, CORRECT, SEEN = range(4)
+
+DRAWN_FACES = 0x66616365
+"""Sets the generator that draws listed faces apart from the others that the seed feeds."""
 
 
 class SampleHistory(NamedTuple):
@@ -145,12 +150,27 @@ def write_arrays(path: Path, arrays: Mapping[str, NDArray[Any]]) -> None:
         raise
 
 
-def find_listed(keys: Iterable[str], wanted: Sequence[str]) -> list[int]:
-    """Sample numbers of the faces that `runtime.history_samples` names."""
-    if not wanted:
-        return []
-    places = {str(key): number for number, key in enumerate(keys)}
-    for key in wanted:
-        if key not in places:
-            raise UserError(f"runtime.history_samples: no training face has the key {key}")
-    return [places[key] for key in wanted]
+def find_listed(split: Split, config: RuntimeConfig, seed: int) -> list[int]:
+    """Sample numbers of the faces whose distributions are kept: those of `runtime.history_samples`, and
+    `runtime.history_faces` more, half of them (where there are votes) the ones that annotators disagree on most.
+
+    Raises `UserError` for a key that no face has.
+    """
+    listed = []
+    if config.history_samples:
+        places = {str(key): number for number, key in enumerate(split.keys)}
+        for key in config.history_samples:
+            if key not in places:
+                raise UserError(f"runtime.history_samples: no training face has the key {key}")
+            listed.append(places[key])
+    drawn = np.random.default_rng((seed, DRAWN_FACES)).permutation(len(split)).tolist()
+    disputed = [] if split.votes is None else most_disputed(split.votes, config.history_faces // 2)
+    more = [number for number in dict.fromkeys([*disputed, *drawn]) if number not in set(listed)]
+    return listed + more[: config.history_faces]
+
+
+def most_disputed(votes: NDArray[np.float32], most: int) -> list[int]:
+    """Numbers of the faces whose votes [S, C] have the highest entropy; ties go to the earlier face."""
+    shares = votes / np.maximum(votes.sum(axis=1, keepdims=True), 1)
+    entropy = -(shares * np.log(np.where(shares > 0, shares, 1))).sum(axis=1)
+    return [int(number) for number in np.argsort(-entropy, kind="stable")[:most]]

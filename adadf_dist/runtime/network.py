@@ -131,6 +131,12 @@ class Network:
         with self.autocast():
             return self._evaluating().predict(self.arrange(images))
 
+    @torch.no_grad()
+    def features(self, images: Tensor) -> Tensor:
+        with self.autocast():
+            model = self._evaluating()
+            return model.target.features(model.extractor(self.arrange(images)))
+
     def arrange(self, images: Tensor) -> Tensor:
         """The same images in the memory format that this device computes fastest in."""
         return images.contiguous(memory_format=self._format)

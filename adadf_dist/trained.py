@@ -1,0 +1,106 @@
+"""A trained network, opened again: from a run folder or a checkpoint, with all that its use needs."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+from adadf_dist.config import Config
+from adadf_dist.data.preprocess import Preprocessing
+from adadf_dist.errors import UserError
+from adadf_dist.method.model import DualBranch, Output
+from adadf_dist.runtime.checkpoint import NAME
+from adadf_dist.runtime.checkpoint_file import read_checkpoint
+from adadf_dist.runtime.network import load_model
+from adadf_dist.settings import Layer, build_config
+
+Which = Literal["selected", "last"]
+
+
+class Trained(NamedTuple):
+    """What a checkpoint says of the network that evaluation, selection and export see."""
+
+    model: DualBranch
+    """In evaluation mode, on the CPU; the average of the weights where the run kept one."""
+    preprocessing: Preprocessing
+    """From a stored face to the network's input; the class names in the order of the logits."""
+    config: Config
+    """The run's, its `auto` settled."""
+    class_distributions: Tensor
+    """[C, C] float64, D of eq 5 as the epoch left it; row c is class c's."""
+    path: Path
+    """The checkpoint."""
+    epoch: int
+    """Epochs that it has been trained."""
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        return self.preprocessing.classes
+
+
+def open_trained(path: Path | str, which: Which = "selected") -> Trained:
+    """The network of a checkpoint file, or of a run folder's selected or last checkpoint. Raises `UserError`."""
+    file = find_checkpoint(Path(path), which)
+    content = read_checkpoint(file)
+    config = build_config([Layer(str(file), content["config"])])
+    preprocessing = Preprocessing.from_dict(content["preprocessing"])
+    with torch.random.fork_rng(devices=[]):  # the weights drawn here are replaced at once; nobody's draws are moved
+        model = DualBranch(config.model, len(preprocessing.classes), config.loss.supervision != "one_hot")
+    load_model(model, content["engine"].get("average", content["engine"]["model"]))
+    distributions = content["class_distributions"]["distributions"]
+    return Trained(model.eval(), preprocessing, config, distributions, file, content["progress"]["epoch"])
+
+
+def find_checkpoint(path: Path, which: Which) -> Path:
+    """The checkpoint that a path means. Raises `UserError` where there is none, saying what there is."""
+    if path.is_file():
+        return path
+    if not path.exists():
+        raise UserError(f"{path}: no such run folder or checkpoint")
+    folder = path / "checkpoints"
+    saved = sorted(file for file in folder.glob("checkpoint-*.pt") if NAME.fullmatch(file.name))
+    found = saved[-1:] if which == "last" else [file for file in (folder / "selected.pt",) if file.is_file()]
+    if found:
+        return found[0]
+    if saved:
+        raise UserError(f"{path}: no epoch is finished yet, so none is selected; wait for it, or name {saved[-1]}")
+    raise UserError(f"{path}: holds no checkpoint, so is no run folder of adadf_dist.train, or has only begun")
+
+
+class Inference:
+    """A trained network at work on a device, in the precision that its run evaluated in unless told otherwise."""
+
+    def __init__(self, trained: Trained, device: torch.device, precision: Literal["fp32", "bf16"] | None = None):
+        self.trained = trained
+        self.device = device
+        self._bf16 = (precision or trained.config.runtime.precision) == "bf16"
+        fast = self._bf16 or device.type == "cuda"
+        self._format = torch.channels_last if fast else torch.contiguous_format
+        self.model: DualBranch = trained.model.to(device, memory_format=self._format)  # type: ignore[call-overload]
+
+    @torch.no_grad()
+    def infer(self, images: Tensor) -> Output:
+        """Both branches on images [n, 3, H, W] as a loader makes them."""
+        with self._autocast():
+            output: Output = self.model(images.contiguous(memory_format=self._format))
+        return output
+
+    @torch.no_grad()
+    def predict(self, images: Tensor) -> Tensor:
+        """Target logits [n, C] alone."""
+        with self._autocast():
+            return self.model.predict(images.contiguous(memory_format=self._format))
+
+    @torch.no_grad()
+    def features(self, images: Tensor) -> Tensor:
+        """[n, F], what the target branch makes of the faces before its classifier."""
+        with self._autocast():
+            maps = self.model.extractor(images.contiguous(memory_format=self._format))
+            return self.model.target.features(maps)
+
+    def _autocast(self) -> AbstractContextManager[None]:
+        return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self._bf16)
