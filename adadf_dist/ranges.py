@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from adadf_dist.backbone_names import check_backbone
 from adadf_dist.config import Config
 from adadf_dist.errors import UserError
 
@@ -107,6 +108,7 @@ def check_ranges(config: Config) -> None:
     for key, value, holds, allowed in rules:
         if not holds:
             raise UserError(f"{key} is {value!r}; allowed: {allowed}")
+    check_backbone(config.model.backbone)
 
 
 def within(key: str, value: float, low: float, high: float, ends: str = "[]") -> tuple[str, object, bool, str]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import re
 import tomllib
 from argparse import RawDescriptionHelpFormatter
@@ -17,7 +16,7 @@ import yaml
 from jsonargparse import ArgumentError, ArgumentParser, DefaultHelpFormatter, set_parsing_settings
 
 from adadf_dist.config import Config
-from adadf_dist.errors import UserError
+from adadf_dist.errors import UserError, nearest
 from adadf_dist.ranges import check_ranges
 
 DEFAULT_PRESET = "demo"
@@ -214,13 +213,3 @@ def nest(values: Mapping[str, object]) -> dict[str, object]:
 def listed(key: str, keys: Iterable[str]) -> bool:
     """Whether a dotted key is among `keys`, by itself or by its section: one that ends in a dot names all below it."""
     return any(key.startswith(known) if known.endswith(".") else key == known for known in keys)
-
-
-def nearest(word: str, known: Iterable[str]) -> str:
-    """`; did you mean X?`, comparing whole keys first and then their last parts."""
-    known = list(known)
-    close = difflib.get_close_matches(word, known, n=1, cutoff=0.6)
-    if not close:
-        tails = {key.rpartition(".")[2]: key for key in known}
-        close = [tails[t] for t in difflib.get_close_matches(word.rpartition(".")[2], tails, n=1)]
-    return f"; did you mean {close[0]}?" if close else ""

@@ -14,7 +14,7 @@ ROOT = Path(__file__).resolve().parents[1]
 LAYERS = [
     ["errors"],
     ["pulse"],
-    ["config", "rendezvous"],
+    ["config", "rendezvous", "backbone_names"],
     ["ranges"],
     ["settings", "world", "metrics"],
     ["data", "method", "detect", "comparison"],
@@ -28,6 +28,7 @@ LAYERS = [
 
 ONLY_IN = {
     "ray": ("tune/", "shards/ray_crew.py"),
+    "timm": ("method/timm_backbones.py", "backbone_names.py"),
     "deepspeed": ("deepspeed_engine.py",),
     "plotly": ("tune/figures.py", "tune/page.py"),
     "optuna": ("tune/",),
