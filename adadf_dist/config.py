@@ -215,6 +215,12 @@ class RuntimeConfig:
     """Steps between two looks of the host at the losses (finite?) and two lines of metrics."""
     tensorboard: bool = True
     """Write TensorBoard events into the run folder."""
+    loggers: tuple[Literal["wandb", "mlflow"], ...] = ()
+    """Trackers that get what TensorBoard gets, the configuration and the result; server, project and offline mode are
+    set by their own environment variables. A resumed run goes on in its run there."""
+    profile: int = 0
+    """Steps whose profile rank 0 writes, after a few to warm up, into trace/ of the run folder for Perfetto and
+    TensorBoard; 0: none."""
     history_samples: tuple[str, ...] = ()
     """Keys of training faces whose full distributions are kept every epoch."""
 

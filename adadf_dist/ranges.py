@@ -103,6 +103,7 @@ def check_ranges(config: Config) -> None:
         ("checkpoint.keep", config.checkpoint.keep, config.checkpoint.keep >= 1, "at least 1"),
         ("runtime.timeout_s", runtime.timeout_s, runtime.timeout_s > 0, "above 0 seconds"),
         ("runtime.stop_every", runtime.stop_every, runtime.stop_every >= 1, "at least 1"),
+        ("runtime.profile", runtime.profile, runtime.profile >= 0, "0 or more steps"),
         ("runtime.log_every", runtime.log_every, runtime.log_every >= 1, "at least 1"),
     ]
     for key, value, holds, allowed in rules:

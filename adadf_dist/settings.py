@@ -132,6 +132,15 @@ def config_from_command_line(argv: Sequence[str]) -> Config:
     return replace(config, out=f"runs/{name}-seed{config.seed}")
 
 
+def command_line_base(argv: Sequence[str]) -> tuple[str, Config]:
+    """What a command line starts from, before its file and its own keys: its preset, or the defaults."""
+    words = command_line_words(argv)
+    preset = words.get("preset", None if "config" in words else DEFAULT_PRESET)
+    if preset is None:
+        return "the defaults", Config()
+    return f"preset {preset}", build_config([preset_layer(preset)])
+
+
 def command_line_words(argv: Sequence[str]) -> dict[str, str]:
     """`--key value` and `--key=value` as a mapping; values stay text until the key's type reads them."""
     words: dict[str, str] = {}
@@ -177,7 +186,8 @@ def print_help() -> None:
         "Train Ada-DF, going on where the run stopped when its folder holds a checkpoint.\n\n"
         f"  --preset NAME         Recipe to start from: {', '.join(presets())}\n"
         f"                        (default: {DEFAULT_PRESET}).\n"
-        "  --config FILE         TOML or YAML file of the keys below."
+        "  --config FILE         TOML or YAML file of the keys below.\n"
+        "  --dry-run             Print what the run would be, from one rehearsed step; train and write nothing."
     )
     # jsonargparse offers a file for every group of keys; ours come whole, by --config
     print(re.sub(r"^  --\w+ CONFIG +Path to a configuration file\.\n", "", parser.format_help(), flags=re.MULTILINE))
