@@ -36,12 +36,18 @@ class Trace:
 
     def close(self) -> None:
         """Write what there is of a trace under way."""
-        if self._profile is not None:
-            ending, self._profile = self._profile, None
-            ending.stop()
+        if self._profile is None:
+            return
+        ending, self._profile = self._profile, None
+        ending.stop()
+        if ending.step_num <= PASSED + WARM:
+            told = f"no profile: runtime.profile passes over {PASSED + WARM} steps first, and there were no more"
+            print(f"warning: {told}", file=sys.stderr, flush=True)
 
     def _write(self, found: profile) -> None:
         first, last = self._before + PASSED + WARM + 1, self._before + found.step_num
+        if last < first:
+            return
         path = self._folder / f"steps-{first:06d}-{last:06d}.pt.trace.json.gz"
         try:
             path.parent.mkdir(exist_ok=True)
