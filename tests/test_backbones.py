@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -244,6 +245,65 @@ def refuse_one_dimension(world: World) -> str:
 def test_a_batch_norm_that_cannot_be_synchronised_is_told() -> None:
     for said in run_ranks(refuse_one_dimension, 2):
         assert said.startswith("the backbone's BatchNorm1d cannot be synchronised over ranks on cpu")
+
+
+def test_on_gpus_it_is_torchs_synchronised_batch_norm() -> None:
+    """Converted layers keep names and activation; in evaluation they need no GPU to be asked."""
+    whole, faces = timms_own("efficientnet_b0", 32), images(2, 32)
+    with torch.no_grad():
+        before, names = whole(faces), list(whole.state_dict())
+        synchronize_batch_norm(whole, World(torch.device("cuda"), 0, 2))
+        assert not any(type(module).__name__ == "BatchNormAct2d" for module in whole.modules())
+        assert any(isinstance(module, nn.SyncBatchNorm) for module in whole.modules())
+        assert list(whole.state_dict()) == names
+        torch.testing.assert_close(whole(faces), before)
+
+
+@pytest.mark.parametrize("name", ["convnext_atto", "efficientnet_b0", "vit_tiny_patch16_224"])
+def test_parts_are_plain_modules(name: str) -> None:
+    """torch.export takes the target branch whole, and torch.compile each part in one graph."""
+    side = FAMILIES[name]
+    model = DualBranch(ModelConfig(backbone=f"timm:{name}"), CLASSES, image_size=side).eval()
+    faces = images(2, side)
+    exported = torch.export.export(Predicting(model), (faces,)).module()
+    torch.testing.assert_close(exported(faces), model.predict(faces))
+    maps = model.extractor(faces)
+    for part, given in ((model.extractor, faces), (model.target.stages, maps)):
+        assert torch._dynamo.explain(part)(given).graph_break_count == 0
+
+
+class Predicting(nn.Module):
+    def __init__(self, model: DualBranch) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, faces: Tensor) -> Tensor:
+        return self.model.predict(faces)
+
+
+def test_timms_own_weights(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`imagenet` asks timm for them at the image size; here a stand-in for the network gives them."""
+    trained, asked = timms_own("vit_tiny_patch16_224", 48), []
+    own = timm.create_model
+
+    def fetch(name: str, pretrained: bool = False, **more: Any) -> nn.Module:
+        asked.append((name, pretrained, more.get("img_size")))
+        model: nn.Module = own(name, **more)
+        if pretrained:
+            model.load_state_dict({k: v for k, v in trained.state_dict().items() if not k.startswith("head.")})
+        return model
+
+    monkeypatch.setattr(timm, "create_model", fetch)
+    config = ModelConfig(backbone="timm:vit_tiny_patch16_224", pretrained="imagenet")
+    model = DualBranch(config, CLASSES, image_size=48)
+    loaded = load_pretrained(model, config)
+    assert asked == [("vit_tiny_patch16_224", False, 48), ("vit_tiny_patch16_224", True, 48)]
+    assert loaded.source == "imagenet"
+    assert torch.equal(model.extractor.pos_embed, trained.pos_embed)  # type: ignore[arg-type]
+    assert model.extractor_frozen
+    assert model.auxiliary is not None
+    for branch in (model.target, model.auxiliary):
+        assert torch.equal(branch.stages.norm.weight, trained.norm.weight)  # type: ignore[union-attr, arg-type]
 
 
 def test_weights_that_cannot_be_fetched(faces: Path, tmp_path: Path) -> None:

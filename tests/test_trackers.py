@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 import torch
 
+from adadf_dist import train
 from adadf_dist.config import Config
 from adadf_dist.errors import UserError
 from adadf_dist.runtime import trackers
@@ -135,12 +136,13 @@ def test_a_run_too_short_for_a_profile(tmp_path: Path, capsys: pytest.CaptureFix
     assert [path.name for path in (tmp_path / "trace").iterdir()] == ["steps-000015-000016.pt.trace.json.gz"]
 
 
-def test_a_server_that_does_not_answer(faces: Path, tmp_path: Path) -> None:
-    values = settings(faces, tmp_path / "run", epochs="1", runtime__loggers="[mlflow]")
-    dead = {"MLFLOW_TRACKING_URI": "http://127.0.0.1:9", "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0"}
-    done = finish(command(values), **dead)
-    assert done.returncode == 0, done.stderr
-    assert done.stderr.count("warning: mlflow: ") == 1
+def test_a_server_that_does_not_answer(
+    faces: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    train.main(command(settings(faces, tmp_path / "run", epochs="1", runtime__loggers="[mlflow]"))[3:])
+    assert capsys.readouterr().err.count("warning: mlflow: ") == 1
     assert json.loads((tmp_path / "run" / "result.json").read_text())["test"]["samples"] == 30
 
 

@@ -33,8 +33,8 @@ def dry_run(argv: Sequence[str]) -> None:
         check_batch_size(config.batch_size, world)
         resolved = settle(config, world)
         say(world, "a dry run: nothing is trained, and nothing written", "")
-        for difference in differences(resolved, base):
-            say(world, f"not {origin}'s", difference)
+        for name, text in (("settings", origin), *differences(resolved, base, origin)):
+            say(world, name, text)
         faces, line = find_faces(resolved, world)
         if faces is None:
             raise UserError(": ".join(part for part in (line.text, line.mend) if part))
@@ -50,12 +50,12 @@ def say(world: World, name: str, text: str) -> None:
         print(f"{name:<14} {text}".rstrip(), flush=True)
 
 
-def differences(config: Config, base: Config) -> Iterator[str]:
-    """`key = value, not VALUE` for what is otherwise than in `base`."""
+def differences(config: Config, base: Config, origin: str) -> Iterator[tuple[str, str]]:
+    """Keys whose value is another than in `base`, which is called `origin`."""
     usual = dict(flatten(to_dict(base)))
     for key, value in flatten(to_dict(config)):
         if value != usual[key] and key != "out":
-            yield f"{key} = {value!r}, there {usual[key]!r}"
+            yield "", f"{key} = {value} ({origin}: {usual[key]})"
 
 
 def describe_faces(config: Config, faces: Faces, found: str) -> Iterator[tuple[str, str]]:
