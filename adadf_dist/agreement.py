@@ -42,7 +42,7 @@ OWN_TO_A_NODE = ("out", "data.shards", "data.cache")
 FILES = ("data.label_noise_file", "deepspeed.config", "model.pretrained")
 """Keys whose value may be a file's path: what is in it must be the same too."""
 
-PACKAGES = ("torchvision", "numpy", "nvidia-dali-cuda120", "deepspeed")
+PACKAGES = ("torchvision", "numpy", "nvidia-dali-cuda120", "deepspeed", "timm")
 """That, beside torch, decide what a step computes."""
 
 PLACES_NAMED = 3

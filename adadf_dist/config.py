@@ -80,11 +80,14 @@ class AugmentConfig:
 class ModelConfig:
     """The two-branch network (section 3 of the paper)."""
 
-    backbone: Literal["resnet10", "resnet18", "resnet50"] = "resnet18"
-    """Layers up to the first stage are the shared extractor, the last three stages are doubled. `resnet10` is
-    ResNet18 with one block a stage, for demos and tests on a CPU."""
+    backbone: str = "resnet18"
+    """resnet10, 18, 34, 50 or 101 (`resnet10` is ResNet18 with one block a stage, for demos and tests on a CPU), or
+    `timm:NAME` with a name of timm's, such as timm:convnext_tiny: docs/backbones.md."""
+    split: str = ""
+    """The backbone's last stage in the shared extractor; those after it are doubled. Empty: its first at a quarter of
+    the image's side (`layer1` of a ResNet, as in the paper), of a vision transformer a quarter of the blocks."""
     pretrained: str = ""
-    """Weights to start from: a file, `imagenet` (torchvision's), or empty for none."""
+    """Weights to start from: a file, `imagenet` (torchvision's, or timm's), or empty for none."""
     freeze: Literal["auto", "always", "never"] = "auto"
     """Keep the extractor as loaded, its BatchNorm included; `auto`: when pretrained weights are loaded."""
     attention_on: Literal["logits", "features"] = "logits"
@@ -212,6 +215,12 @@ class RuntimeConfig:
     """Steps between two looks of the host at the losses (finite?) and two lines of metrics."""
     tensorboard: bool = True
     """Write TensorBoard events into the run folder."""
+    loggers: tuple[Literal["wandb", "mlflow"], ...] = ()
+    """Trackers that get what TensorBoard gets, the configuration and the result; server, project and offline mode are
+    set by their own environment variables. A resumed run goes on in its run there."""
+    profile: int = 0
+    """Steps whose profile rank 0 writes, after a few to warm up, into trace/ of the run folder for Perfetto and
+    TensorBoard; 0: none."""
     history_samples: tuple[str, ...] = ()
     """Keys of training faces whose full distributions are kept every epoch, for the report."""
     history_faces: int = 32

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import difflib
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import NoReturn
 
@@ -28,6 +29,16 @@ class TakenError(UserError):
 def one_line(error: object, most: int = 200) -> str:
     """What an error of somebody else's says, fit for the middle of a line."""
     return " ".join(str(error).split())[:most]
+
+
+def nearest(word: str, known: Iterable[str]) -> str:
+    """`; did you mean X?`, comparing whole keys first and then their last parts."""
+    known = list(known)
+    close = difflib.get_close_matches(word, known, n=1, cutoff=0.6)
+    if not close:
+        tails = {key.rpartition(".")[2]: key for key in known}
+        close = [tails[t] for t in difflib.get_close_matches(word.rpartition(".")[2], tails, n=1)]
+    return f"; did you mean {close[0]}?" if close else ""
 
 
 @contextmanager

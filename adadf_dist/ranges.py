@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from adadf_dist.backbone_names import check_backbone
 from adadf_dist.config import Config
 from adadf_dist.errors import UserError
 
@@ -102,12 +103,14 @@ def check_ranges(config: Config) -> None:
         ("checkpoint.keep", config.checkpoint.keep, config.checkpoint.keep >= 1, "at least 1"),
         ("runtime.timeout_s", runtime.timeout_s, runtime.timeout_s > 0, "above 0 seconds"),
         ("runtime.stop_every", runtime.stop_every, runtime.stop_every >= 1, "at least 1"),
+        ("runtime.profile", runtime.profile, runtime.profile >= 0, "0 or more steps"),
         ("runtime.log_every", runtime.log_every, runtime.log_every >= 1, "at least 1"),
         ("runtime.history_faces", runtime.history_faces, runtime.history_faces >= 0, "0 or more"),
     ]
     for key, value, holds, allowed in rules:
         if not holds:
             raise UserError(f"{key} is {value!r}; allowed: {allowed}")
+    check_backbone(config.model.backbone)
 
 
 def within(key: str, value: float, low: float, high: float, ends: str = "[]") -> tuple[str, object, bool, str]:

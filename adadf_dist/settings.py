@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import re
 import tomllib
 from argparse import RawDescriptionHelpFormatter
@@ -17,7 +16,7 @@ import yaml
 from jsonargparse import ArgumentError, ArgumentParser, DefaultHelpFormatter, set_parsing_settings
 
 from adadf_dist.config import Config
-from adadf_dist.errors import UserError
+from adadf_dist.errors import UserError, nearest
 from adadf_dist.ranges import check_ranges
 
 DEFAULT_PRESET = "demo"
@@ -133,6 +132,15 @@ def config_from_command_line(argv: Sequence[str]) -> Config:
     return replace(config, out=f"runs/{name}-seed{config.seed}")
 
 
+def command_line_base(argv: Sequence[str]) -> tuple[str, Config]:
+    """What a command line starts from, before its file and its own keys: its preset, or the defaults."""
+    words = command_line_words(argv)
+    preset = words.get("preset", None if "config" in words else DEFAULT_PRESET)
+    if preset is None:
+        return "the defaults", Config()
+    return f"preset {preset}", build_config([preset_layer(preset)])
+
+
 def command_line_words(argv: Sequence[str]) -> dict[str, str]:
     """`--key value` and `--key=value` as a mapping; values stay text until the key's type reads them."""
     words: dict[str, str] = {}
@@ -178,7 +186,8 @@ def print_help() -> None:
         "Train Ada-DF, going on where the run stopped when its folder holds a checkpoint.\n\n"
         f"  --preset NAME         Recipe to start from: {', '.join(presets())}\n"
         f"                        (default: {DEFAULT_PRESET}).\n"
-        "  --config FILE         TOML or YAML file of the keys below."
+        "  --config FILE         TOML or YAML file of the keys below.\n"
+        "  --dry-run             Print what the run would be, from one rehearsed step; train and write nothing."
     )
     # jsonargparse offers a file for every group of keys; ours come whole, by --config
     print(re.sub(r"^  --\w+ CONFIG +Path to a configuration file\.\n", "", parser.format_help(), flags=re.MULTILINE))
@@ -214,13 +223,3 @@ def nest(values: Mapping[str, object]) -> dict[str, object]:
 def listed(key: str, keys: Iterable[str]) -> bool:
     """Whether a dotted key is among `keys`, by itself or by its section: one that ends in a dot names all below it."""
     return any(key.startswith(known) if known.endswith(".") else key == known for known in keys)
-
-
-def nearest(word: str, known: Iterable[str]) -> str:
-    """`; did you mean X?`, comparing whole keys first and then their last parts."""
-    known = list(known)
-    close = difflib.get_close_matches(word, known, n=1, cutoff=0.6)
-    if not close:
-        tails = {key.rpartition(".")[2]: key for key in known}
-        close = [tails[t] for t in difflib.get_close_matches(word.rpartition(".")[2], tails, n=1)]
-    return f"; did you mean {close[0]}?" if close else ""

@@ -20,6 +20,7 @@ from adadf_dist.data.stream import LIMITS
 from adadf_dist.errors import UserError
 from adadf_dist.runtime.engine import Engine, check_engine
 from adadf_dist.runtime.network import resolve_precision
+from adadf_dist.runtime.trackers import check_trackers
 from adadf_dist.settings import override
 from adadf_dist.world import World, check_batch_size, local_rank_in_environment
 
@@ -44,9 +45,10 @@ def resolve(config: Config, world: World) -> Config:
 def settle(config: Config, world: World) -> Config:
     """Replace every `auto` by what it means on this machine. A collective: the answer is rank 0's.
 
-    Raises `UserError` for an engine that cannot be had here.
+    Raises `UserError` for an engine or a tracker that cannot be had here.
     """
     check_engine(config, world)
+    check_trackers(config.runtime)
     settled = {
         "data.loader": resolve_loader(config, world),
         "runtime.precision": resolve_precision(config, world.device),

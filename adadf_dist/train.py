@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from adadf_dist.agreement import agree
+from adadf_dist.check.dry_run import dry_run
 from adadf_dist.config import Config
 from adadf_dist.data.batch import Batch
 from adadf_dist.data.noise import write_noise
@@ -181,8 +182,12 @@ def finish_epoch(
 
 
 def main(argv: Sequence[str] | None = None) -> None:
+    words = list(sys.argv[1:] if argv is None else argv)
     with one_line_errors("adadf_dist.train", rank_in_environment()):
-        run(config_from_command_line(sys.argv[1:] if argv is None else argv))
+        if "--dry-run" in words:
+            dry_run([word for word in words if word != "--dry-run"])
+        else:
+            run(config_from_command_line(words))
 
 
 if __name__ == "__main__":

@@ -49,7 +49,8 @@ def open_trained(path: Path | str, which: Which = "selected") -> Trained:
     config = build_config([Layer(str(file), content["config"])])
     preprocessing = Preprocessing.from_dict(content["preprocessing"])
     with torch.random.fork_rng(devices=[]):  # the weights drawn here are replaced at once; nobody's draws are moved
-        model = DualBranch(config.model, len(preprocessing.classes), config.loss.supervision != "one_hot")
+        branches = config.loss.supervision != "one_hot"
+        model = DualBranch(config.model, len(preprocessing.classes), branches, config.data.image_size)
     load_model(model, content["engine"].get("average", content["engine"]["model"]))
     distributions = content["class_distributions"]["distributions"]
     return Trained(model.eval(), preprocessing, config, distributions, file, content["progress"]["epoch"])

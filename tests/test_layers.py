@@ -14,7 +14,7 @@ ROOT = Path(__file__).resolve().parents[1]
 LAYERS = [
     ["errors"],
     ["pulse"],
-    ["config", "rendezvous"],
+    ["config", "rendezvous", "backbone_names"],
     ["ranges"],
     ["settings", "world", "metrics"],
     ["data", "method", "detect", "comparison"],
@@ -22,14 +22,17 @@ LAYERS = [
     ["runtime"],
     ["setup", "rehearsal", "trained", "records"],
     ["report"],
-    ["result"],
+    ["result", "check"],
     ["train"],
-    ["evaluate", "predict", "export", "audit", "bench", "check"],
+    ["evaluate", "predict", "export", "audit", "bench"],
 ]
 """Of adadf_dist: a module may import from layers above its own in this list, and from its own package."""
 
 ONLY_IN = {
     "ray": ("tune/", "shards/ray_crew.py"),
+    "wandb": ("runtime/wandb_tracker.py",),
+    "mlflow": ("runtime/mlflow_tracker.py",),
+    "timm": ("method/timm_backbones.py", "backbone_names.py"),
     "deepspeed": ("deepspeed_engine.py",),
     "plotly": ("tune/figures.py", "tune/page.py"),
     "optuna": ("tune/",),

@@ -28,7 +28,7 @@ from adadf_dist.bench.step import rehearse
 from adadf_dist.bench.tap import Tap, TappedStep, send_alone
 from adadf_dist.bench.traffic import Traffic, epoch_traffic, network, step_traffic
 from adadf_dist.config import Config
-from adadf_dist.method.model import build_backbone
+from adadf_dist.method.backbones import build_resnet
 from adadf_dist.settings import Layer, build_config
 from adadf_dist.world import World
 from tests.ranks import run_ranks
@@ -93,7 +93,7 @@ def steps_of_a_rank(world: World, config: Config) -> dict[str, Any]:
 def test_a_step_on_paper_is_what_ranks_send(case: str, tmp_path: Path) -> None:
     config, ranks = small(), 2
     if case != "plain":
-        torch.save(build_backbone("resnet10").state_dict(), tmp_path / "weights.pt")
+        torch.save(build_resnet("resnet10").state_dict(), tmp_path / "weights.pt")
         config, ranks = small(model__pretrained=str(tmp_path / "weights.pt"), loss__scope="local"), 3
     found = run_ranks(steps_of_a_rank, ranks, config)
     model = network(small(), 7, frozen=found[0]["frozen"])
@@ -272,7 +272,7 @@ def test_the_first_bottleneck(first: str, synchronized: bool, changed: dict[str,
 @pytest.mark.parametrize("frozen", [False, True])
 def test_arithmetic_by_hand(frozen: bool) -> None:
     """Convolutions take it nearly all: one pass forward, two backward, none backward where nothing trains."""
-    model, macs = build_backbone("resnet10"), Counter[str]()
+    model, macs = build_resnet("resnet10"), Counter[str]()
     for name, module in model.named_modules():
         if isinstance(module, nn.Conv2d):
 

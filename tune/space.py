@@ -24,8 +24,8 @@ from zlib import crc32
 import numpy as np
 
 from adadf_dist.config import Config
-from adadf_dist.errors import UserError
-from adadf_dist.settings import flatten, known_keys, listed, nearest, override, read_settings, to_dict
+from adadf_dist.errors import UserError, nearest
+from adadf_dist.settings import flatten, known_keys, listed, override, read_settings, to_dict
 
 Values = dict[str, Any]
 """Dotted keys and their values: what a trial changes."""

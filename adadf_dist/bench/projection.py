@@ -9,10 +9,13 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
+from adadf_dist.backbone_names import RESNETS
 from adadf_dist.bench.step import rehearse
 from adadf_dist.bench.traffic import Traffic, step_traffic
 from adadf_dist.config import Config
-from adadf_dist.method.model import DualBranch, build_backbone
+from adadf_dist.errors import UserError
+from adadf_dist.method.backbones import build_resnet
+from adadf_dist.method.model import DualBranch
 from adadf_dist.settings import override
 from adadf_dist.world import MIN_SAMPLES_A_RANK, World
 
@@ -118,7 +121,9 @@ class OperationCounter(TorchDispatchMode):  # type: ignore[no-untyped-call]
 def measure_work(config: Config, frozen: bool) -> Work:
     """Run one step of two faces on the CPU and count."""
     size = config.data.image_size
-    plain = build_backbone(config.model.backbone)
+    if config.model.backbone not in RESNETS:
+        raise UserError(f"model.backbone {config.model.backbone}: what is counted are {', '.join(RESNETS)}")
+    plain = build_resnet(config.model.backbone)
     with FlopCounterMode(display=False) as plain_flops:
         plain(torch.randn(2, 3, size, size)).sum().backward()
     work = rehearse(override(config, {"batch_size": 2}), World(torch.device("cpu")))

@@ -46,6 +46,8 @@ class Faces(NamedTuple):
     """Sizes of the first epoch's global batches."""
     at_hand: bool = False
     """On this node's disk."""
+    test: int | None = None
+    """Faces of the test split, where it is known yet."""
 
 
 class ReadRate(NamedTuple):
@@ -68,8 +70,9 @@ def find_faces(config: Config, world: World) -> tuple[Faces | None, Line]:
     if remote:
         return find_remote(config, world)
     if config.data.embedded_faces and not world.share(local_path(shards).exists()):
-        train, validation, _ = config.data.embedded_faces
-        faces = Faces(len(EMOTIONS), train, validation, tuple(batch_sizes(config, np.zeros(train, dtype=np.int64))))
+        train, validation, test = config.data.embedded_faces
+        sizes = tuple(batch_sizes(config, np.zeros(train, dtype=np.int64)))
+        faces = Faces(len(EMOTIONS), train, validation, sizes, test=test)
         drawn = f"{sum(config.data.embedded_faces):,} faces"
         return faces, Line("shards", f"{shards}: not there yet; a run begins by drawing {drawn} into it")
     if problem := unlike_shards(config.data, world):
@@ -88,7 +91,8 @@ def open_faces(config: Config, world: World) -> Faces:
     data = open_splits(config, local_path(config.data.shards), (world.rank, world.size), world.device)
     with closing(data.loader):
         sizes = tuple(batch_sizes(config, data.train_split.labels))
-        return Faces(len(data.classes), len(data.train_split), len(data.validation_split), sizes, at_hand=True)
+        test = len(data.test_split) if data.test_split is not None else 0
+        return Faces(len(data.classes), len(data.train_split), len(data.validation_split), sizes, True, test)
 
 
 def batch_sizes(config: Config, labels: np.ndarray[tuple[int, ...], np.dtype[np.int64]]) -> Iterator[int]:

@@ -78,7 +78,8 @@ def what_is_there(config: Config, folder: Path) -> str:
 def checkpoint_bytes(config: Config, num_classes: int, train_faces: int) -> int:
     """About: weights (and their average), Adam's two moments of what is trained, sums of each face."""
     with torch.device("meta"):
-        model = DualBranch(config.model, num_classes, auxiliary=config.loss.supervision != "one_hot")
+        branches = config.loss.supervision != "one_hot"
+        model = DualBranch(config.model, num_classes, auxiliary=branches, image_size=config.data.image_size)
     weights = sum(int(tensor.nbytes) for tensor in model.state_dict().values())
     trained = sum(int(parameter.nbytes) for parameter in model.parameters())
     return weights * (2 if config.optimizer.ema else 1) + 2 * trained + 16 * train_faces

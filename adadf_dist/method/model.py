@@ -1,18 +1,16 @@
-"""The dual-branch network (section 3.1): a shared extractor and two branches with attention, on a ResNet."""
+"""The dual-branch network (section 3.1): a shared extractor and two branches with attention, on any backbone."""
 
 from __future__ import annotations
 
 import copy
-from collections import OrderedDict
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
-import torchvision
 from torch import Tensor, nn
-from torchvision.models.resnet import BasicBlock, ResNet
 
 from adadf_dist.config import ModelConfig
+from adadf_dist.method.backbones import Backbone, build_backbone
 
 
 class Output(NamedTuple):
@@ -29,18 +27,19 @@ class Output(NamedTuple):
 
 
 class Branch(nn.Module):
-    """The backbone's last three stages, an attention head and a classifier."""
+    """The backbone's stages after the extractor, an attention head and a classifier."""
 
-    def __init__(self, stages: nn.Module, num_features: int, num_classes: int, attention_on: str) -> None:
+    def __init__(self, backbone: Backbone, num_classes: int, attention_on: str) -> None:
         super().__init__()
-        self.stages = stages
-        self.attention = nn.Linear(num_features, 1)
-        self.classifier = nn.Linear(num_features, num_classes)
+        self.stages = backbone.stages
+        self.pool = backbone.pool
+        self.attention = nn.Linear(backbone.num_features, 1)
+        self.classifier = nn.Linear(backbone.num_features, num_classes)
         self.attention_on = attention_on
 
     def features(self, maps: Tensor) -> Tensor:
-        """[n, F] from the extractor's feature maps [n, K, h, w]; at least float32."""
-        features: Tensor = self.stages(maps).mean(dim=(2, 3))
+        """[n, F] from the extractor's feature maps [n, K, h, w] (or tokens); at least float32."""
+        features: Tensor = self.pool(self.stages(maps))
         return features.float() if features.dtype in (torch.bfloat16, torch.float16) else features
 
     def forward(self, maps: Tensor) -> tuple[Tensor, Tensor]:
@@ -58,15 +57,6 @@ class Branch(nn.Module):
         return logits, attention.squeeze(1)
 
 
-def build_backbone(name: str) -> ResNet:
-    """A torchvision ResNet with random weights."""
-    if name == "resnet10":
-        return ResNet(BasicBlock, [1, 1, 1, 1])
-    backbone = torchvision.models.get_model(name, weights=None)
-    assert isinstance(backbone, ResNet)
-    return backbone
-
-
 class DualBranch(nn.Module):
     """Shared extractor, auxiliary branch, target branch.
 
@@ -76,24 +66,16 @@ class DualBranch(nn.Module):
 
     auxiliary: Branch | None
 
-    def __init__(self, config: ModelConfig, num_classes: int, auxiliary: bool = True) -> None:
+    def __init__(self, config: ModelConfig, num_classes: int, auxiliary: bool = True, image_size: int = 224) -> None:
         super().__init__()
-        backbone = build_backbone(config.backbone)
-        self.extractor = nn.Sequential(
-            OrderedDict(
-                conv1=backbone.conv1,
-                bn1=backbone.bn1,
-                relu=backbone.relu,
-                maxpool=backbone.maxpool,
-                layer1=backbone.layer1,
-            )
-        )
-        stages = nn.Sequential(OrderedDict(layer2=backbone.layer2, layer3=backbone.layer3, layer4=backbone.layer4))
-        self.target = Branch(stages, backbone.fc.in_features, num_classes, config.attention_on)
+        backbone = build_backbone(config, image_size)
+        self.extractor = backbone.extractor
+        self.target = Branch(backbone, num_classes, config.attention_on)
         self.auxiliary = copy.deepcopy(self.target) if auxiliary else None
         if not auxiliary:
             self.target.attention.requires_grad_(False)
         self.num_classes = num_classes
+        self.image_size = image_size
         self.extractor_frozen = False
 
     def freeze_extractor(self) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import pickle
 from collections.abc import Mapping
+from importlib import import_module
 from pathlib import Path
 from typing import NamedTuple
 from urllib.error import URLError
@@ -13,8 +14,10 @@ import torch
 import torchvision
 from torch import Tensor
 
+from adadf_dist.backbone_names import TIMM
 from adadf_dist.config import ModelConfig
 from adadf_dist.errors import UserError, one_line
+from adadf_dist.method.backbones import TIMM_BACKBONES
 from adadf_dist.method.model import DualBranch
 
 CONTAINERS = ("state_dict", "model_state_dict", "model", "net")
@@ -53,7 +56,7 @@ def load_pretrained(model: DualBranch, config: ModelConfig) -> LoadedWeights:
             )
         return NO_WEIGHTS
     if config.pretrained == "imagenet":
-        tensors, digest = imagenet_weights(config.backbone), ""
+        tensors, digest = imagenet_weights(config.backbone, model.image_size), ""
     else:
         tensors, digest = read_weights(Path(config.pretrained))
     ignored = adopt_backbone(model, tensors, config)
@@ -64,7 +67,10 @@ def load_pretrained(model: DualBranch, config: ModelConfig) -> LoadedWeights:
     return LoadedWeights(name, digest, len(tensors) - len(ignored), ignored)
 
 
-def imagenet_weights(backbone: str) -> dict[str, Tensor]:
+def imagenet_weights(backbone: str, image_size: int) -> dict[str, Tensor]:
+    if backbone.startswith(TIMM):
+        fetched: dict[str, Tensor] = import_module(TIMM_BACKBONES).pretrained_weights(backbone, image_size)
+        return fetched
     if backbone == "resnet10":
         raise UserError("model.pretrained imagenet: torchvision has no resnet10 weights; use model.backbone resnet18")
     try:
@@ -113,8 +119,9 @@ def plain_name(key: str) -> str:
 def adopt_backbone(model: DualBranch, tensors: Mapping[str, Tensor], config: ModelConfig) -> tuple[str, ...]:
     """Copy `tensors` into extractor and target branch. Returns the names of the old classifier's tensors."""
     wanted = dict(model.extractor.state_dict())
-    wanted |= dict(model.target.stages.state_dict())
-    ignored = tuple(sorted(key for key in tensors if key.split(".")[0] in ("fc", "classifier", "head")))
+    wanted |= model.target.stages.state_dict() | model.target.pool.state_dict()
+    classifiers = ("fc", "classifier", "head")
+    ignored = tuple(sorted(key for key in tensors if key.split(".")[0] in classifiers and key not in wanted))
     counters = {key for key in wanted if key.endswith("num_batches_tracked")}  # absent from old files
     missing = sorted(wanted.keys() - tensors.keys() - counters)
     unexpected = sorted(tensors.keys() - wanted.keys() - set(ignored))

@@ -42,6 +42,8 @@ FREE_KEYS = (
     "runtime.stop_every",
     "runtime.log_every",
     "runtime.tensorboard",
+    "runtime.loggers",
+    "runtime.profile",
 )
 """Keys (or sections, ending in a dot) that may change when a run goes on: none of them changes its numbers, but for
 `epochs` under the cosine schedule."""

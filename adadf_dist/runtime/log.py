@@ -23,7 +23,7 @@ from adadf_dist.data.batch import Batch
 from adadf_dist.errors import DiskFullError, UserError
 from adadf_dist.method.losses import Losses
 from adadf_dist.pulse import LOADING
-from adadf_dist.runtime.board import Board
+from adadf_dist.runtime.boards import Boards
 from adadf_dist.runtime.folder import sole_writer, write_json, write_text
 from adadf_dist.runtime.metrics_file import MetricsFile
 from adadf_dist.runtime.progress import Progress
@@ -52,7 +52,7 @@ class Log:
         self._line_at = self._since
         self._bar: tqdm[Never] | None = None
         self._metrics = MetricsFile(self.folder / "metrics.jsonl")
-        self._board: Board | None = None
+        self._boards = Boards(config)
         self._learning_rate = config.optimizer.lr
         self._num_batches = 0
 
@@ -63,8 +63,7 @@ class Log:
         write_text(self.folder / "config.yaml", yaml.safe_dump(to_dict(self.config), sort_keys=False))
         write_json(self.folder / "run.json", {**environment(self.world), **facts})
         self._metrics.rewind(progress)
-        if self.config.runtime.tensorboard:
-            self._board = Board(self.folder / "tensorboard", purge_step=progress.step)
+        self._boards.start(progress.step, self.world.device)
         self.say(f"run folder: {self.folder}")
         for name, value in facts.items():
             self.say(f"  {name}: {describe(value)}")
@@ -106,6 +105,7 @@ class Log:
         self._images += global_size
         if progress.step % self.config.runtime.log_every == 0 or progress.batch == self._num_batches:
             self.flush(progress)
+        self._boards.step()
         if self._bar is not None:
             self._bar.update()
 
@@ -139,8 +139,7 @@ class Log:
         mean = dict(zip(LOSS_NAMES, steps.mean(dim=0).tolist(), strict=True))
         record = {"kind": "steps", "step": progress.step, "from_step": first, "epoch": progress.epoch + 1}
         self._metrics.append({**record, **mean, "learning_rate": self._learning_rate, "images_per_s": rate})
-        if self._board is not None:
-            self._board.add("train", {**mean, "images_per_s": rate}, progress.step)
+        self._boards.add("train", {**mean, "images_per_s": rate}, progress.step)
         left = duration((self._num_batches - progress.batch) * (now - self._epoch_began) / max(self._done(progress), 1))
         text = f"loss {mean['total']:.4f} | kl {mean['kl_divergence']:.4f} | ce {mean['cross_entropy']:.4f} | "
         text += f"{rate:.0f} images/s | lr {self._learning_rate:.2g}"
@@ -194,10 +193,9 @@ class Log:
         self._warn_of_collapse(progress, metrics)
         if straggler := describe_straggler(record["ranks"]):  # type: ignore[arg-type]
             self.say(f"  warning: {straggler}")
-        if self._board is not None:
-            everything = {**record, **{f"validation_{name}": value for name, value in metrics.items()}}
-            self._board.add("epoch", {k: v for k, v in everything.items() if isinstance(v, float)}, progress.epoch)
-            self._board.flush()
+        everything = {**record, **{f"validation_{name}": value for name, value in metrics.items()}}
+        self._boards.add("epoch", {k: v for k, v in everything.items() if isinstance(v, float)}, progress.epoch)
+        self._boards.flush()
 
     def _warn_of_collapse(self, progress: Progress, metrics: Mapping[str, Any]) -> None:
         """A run can settle at chance for good, attention near zero; nothing else would tell its user why."""
@@ -228,6 +226,7 @@ class Log:
             where = {"state": state, "epoch": progress.epoch, "batch": progress.batch, "step": progress.step}
             try:
                 write_json(self.folder / "status.json", {**where, "epochs": self.config.epochs, **more})
+                self._boards.state(state)
             except DiskFullError as error:
                 if state != "running":  # how a run ended is what launchers ask for
                     raise
@@ -249,8 +248,7 @@ class Log:
     def close(self) -> None:
         if self._bar is not None:
             self._bar.close()
-        if self._board is not None:
-            self._board.close()
+        self._boards.close()
         self._metrics.close()
 
 

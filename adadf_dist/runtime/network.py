@@ -43,7 +43,8 @@ def build_model(config: Config, num_classes: int) -> tuple[DualBranch, LoadedWei
     """The network as training starts it: seeded, then pretrained and frozen as the config says."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
-        model = DualBranch(config.model, num_classes, auxiliary=config.loss.supervision != "one_hot")
+        branches = config.loss.supervision != "one_hot"
+        model = DualBranch(config.model, num_classes, auxiliary=branches, image_size=config.data.image_size)
     return model, load_pretrained(model, config.model)
 
 

@@ -7,24 +7,52 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
+from adadf_dist.errors import UserError
 from adadf_dist.world import World
 
 
 def synchronize_batch_norm(model: nn.Module, world: World) -> nn.Module:
-    """Replace each BatchNorm2d so that n ranks normalise as one would. At one rank the model is left as it is."""
+    """Replace each BatchNorm so that n ranks normalise as one would. At one rank the model is left as it is.
+
+    Raises `UserError` for a kind of BatchNorm that this cannot be done for.
+    """
     if world.size == 1:
         return model
-    if world.device.type == "cuda":
-        convert = nn.SyncBatchNorm.convert_sync_batchnorm
-        synchronized: nn.Module = convert(model)  # type: ignore[no-untyped-call]
-        return synchronized
     for name, child in model.named_children():
-        if isinstance(child, nn.BatchNorm2d):
-            setattr(model, name, CrossRankBatchNorm.adopt(child, world))
+        if isinstance(child, _BatchNorm):
+            setattr(model, name, synchronized(child, world))
         else:
             synchronize_batch_norm(child, world)
     return model
+
+
+def synchronized(norm: _BatchNorm, world: World) -> nn.Module:
+    """One layer over all ranks, with the same parameters and, where it is timm's, the activation that it ends with."""
+    active = isinstance(getattr(norm, "act", None), nn.Module) and isinstance(getattr(norm, "drop", None), nn.Module)
+    plain = type(norm) in (nn.BatchNorm1d, nn.BatchNorm2d) or (active and isinstance(norm, nn.BatchNorm2d))
+    if not plain or (world.device.type == "cpu" and not isinstance(norm, nn.BatchNorm2d)):
+        raise UserError(
+            f"the backbone's {type(norm).__name__} cannot be synchronised over ranks on {world.device.type}; give "
+            "another model.backbone, start one rank, or set runtime.sync_batch_norm = false"
+        )
+    new: nn.Module
+    if world.device.type == "cuda":
+        new = nn.SyncBatchNorm.convert_sync_batchnorm(norm)  # type: ignore[no-untyped-call]
+    else:
+        assert isinstance(norm, nn.BatchNorm2d)
+        new = CrossRankBatchNorm.adopt(norm, world)
+    if active:
+        new.drop, new.act = norm.drop, norm.act
+        new.register_forward_hook(activate)
+    return new
+
+
+def activate(norm: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
+    """What timm's BatchNorm layers do with their output."""
+    activated: Tensor = norm.act(norm.drop(output))  # type: ignore[operator]
+    return activated
 
 
 @torch.no_grad()
@@ -33,10 +61,12 @@ def average_batch_norm(model: nn.Module, world: World) -> None:
     kept = [
         statistic
         for module in model.modules()
-        if isinstance(module, nn.BatchNorm2d)
+        if isinstance(module, _BatchNorm)
         for statistic in (module.running_mean, module.running_var)
         if statistic is not None
     ]
+    if not kept:  # a transformer, or ConvNeXt
+        return
     together = world.sum_(torch.cat([statistic.double() for statistic in kept])) / world.size
     for statistic, mean in zip(kept, torch.split(together, [len(statistic) for statistic in kept]), strict=True):
         statistic.copy_(mean)

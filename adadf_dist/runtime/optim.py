@@ -24,6 +24,8 @@ class Position(NamedTuple):
     """Epochs gone by, fractions included."""
 
 
+HEADS = ("auxiliary.attention.", "target.attention.")
+"""Names of the attention heads' parameters begin so; a transformer's own attention is another thing."""
 SCALING = {"none": 0.0, "sqrt": 0.5, "linear": 1.0}
 """`optimizer.lr_scaling` -> power of the ratio of batches."""
 
@@ -56,7 +58,7 @@ def build_optimizer(model: nn.Module, config: OptimizerConfig, device: torch.dev
     others: list[nn.Parameter] = []
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
-            (heads if ".attention." in name else others).append(parameter)
+            (heads if name.startswith(HEADS) else others).append(parameter)
     groups = [{"params": others, "factor": 1.0}, {"params": heads, "factor": config.attention_lr_factor}]
     fused = device.type in ("cuda", "cpu")
     given = [group for group in groups if group["params"]]

@@ -1,0 +1,56 @@
+"""A profiler's trace of a few steps, for Perfetto (ui.perfetto.dev) and TensorBoard."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import torch
+from torch.profiler import ProfilerActivity, profile, schedule
+
+PASSED = 3
+"""Steps left out first: compilation, caches, the allocator."""
+WARM = 1
+"""Steps that the profiler itself runs warm, and throws away."""
+
+
+class Trace:
+    """Of `count` steps of this process, after the first few, as `steps-FIRST-LAST.pt.trace.json.gz`."""
+
+    def __init__(self, folder: Path, count: int, step: int, device: torch.device) -> None:
+        """`step`: finished steps of the run so far."""
+        self._folder = folder
+        self._before = step
+        self._end = PASSED + WARM + count
+        activities = [ProfilerActivity.CPU, *[ProfilerActivity.CUDA] * (device.type == "cuda")]
+        plan = schedule(wait=PASSED, warmup=WARM, active=count, repeat=1)
+        self._profile: profile | None = profile(activities=activities, schedule=plan, on_trace_ready=self._write)
+        self._profile.start()
+
+    def step(self) -> None:
+        """A step is over."""
+        if self._profile is not None:
+            self._profile.step()
+            if self._profile.step_num == self._end:
+                self.close()
+
+    def close(self) -> None:
+        """Write what there is of a trace under way."""
+        if self._profile is None:
+            return
+        ending, self._profile = self._profile, None
+        ending.stop()
+        if ending.step_num <= PASSED + WARM:
+            told = f"no profile: runtime.profile passes over {PASSED + WARM} steps first, and there were no more"
+            print(f"warning: {told}", file=sys.stderr, flush=True)
+
+    def _write(self, found: profile) -> None:
+        first, last = self._before + PASSED + WARM + 1, self._before + found.step_num
+        if last < first:
+            return
+        path = self._folder / f"steps-{first:06d}-{last:06d}.pt.trace.json.gz"
+        try:
+            path.parent.mkdir(exist_ok=True)
+            found.export_chrome_trace(str(path))
+        except (OSError, RuntimeError) as error:
+            print(f"warning: {path}: no trace ({error})", file=sys.stderr, flush=True)
