@@ -16,7 +16,9 @@ from adadf_dist.errors import UserError, one_line
 from adadf_dist.evaluate.measures import Measured, share
 
 MOST_GROUPS = 50
-"""A field of more values, such as a file's name, tells faces apart rather than grouping them."""
+"""A field of more values tells faces apart rather than grouping them."""
+NO_GROUPS = ("class", "label", "source")
+"""The face's label, which has tables of its own, and its place."""
 UNKNOWN = "not given"
 """The group of faces without the field."""
 
@@ -35,7 +37,7 @@ def read_groups(split: Split, fields: Sequence[str]) -> dict[str, list[str]]:
     values: dict[str, list[str]] = {}
     for row, known in enumerate(facts):
         for field, value in known.items():
-            if isinstance(value, (str, int)):  # a bool too; a number with a fraction is no group
+            if field not in NO_GROUPS and isinstance(value, (str, int)):  # a bool is; a measured number is no group
                 values.setdefault(field, [UNKNOWN] * len(facts))[row] = str(value)
     usable = {field: groups for field, groups in values.items() if len(set(groups)) <= MOST_GROUPS}
     missing = [field for field in fields if field not in usable]
