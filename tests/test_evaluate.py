@@ -5,8 +5,9 @@ from __future__ import annotations
 import io
 import json
 import math
+import shutil
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,11 +28,18 @@ from adadf_dist.data.format import Split, open_dataset
 from adadf_dist.data.plan import carve
 from adadf_dist.data.preprocess import cut_ten
 from adadf_dist.data.writer import Sample
-from adadf_dist.evaluate.__main__ import main
+from adadf_dist.errors import UserError
+from adadf_dist.evaluate.__main__ import main, open_alike
+from adadf_dist.evaluate.faces import preprocessing_for
 from adadf_dist.evaluate.measures import bootstrap_means, calibrate, score
 from adadf_dist.evaluate.names import translate
+from adadf_dist.evaluate.options import parse_options
+from adadf_dist.evaluate.votes import distributions
+from adadf_dist.method.model import DualBranch
 from adadf_dist.records import read_answers
 from adadf_dist.trained import Inference, open_trained
+from adadf_dist.world import World
+from tests.remote_server import serve
 from tests.runs import command, finish, settings
 
 MODULE = ("-m", "adadf_dist.evaluate")
@@ -144,6 +152,22 @@ def test_other_checkpoints_and_splits(run: Path) -> None:
     assert last["scores"]["accuracy"]["value"] == result["last_test"]["accuracy"]
     validation = evaluate(run / "checkpoints" / "selected.pt", "--split", "validation")
     assert validation["scores"]["accuracy"]["value"] == result["validation_accuracy"]
+
+
+def test_a_run_in_progress_answers_with_what_is_selected(run: Path, tmp_path: Path) -> None:
+    """All that such a run surely has is its selected checkpoint; another may be selected between two ranks' looks."""
+    (tmp_path / "begun" / "checkpoints").mkdir(parents=True)
+    shutil.copy(run / "checkpoints" / "selected.pt", tmp_path / "begun" / "checkpoints")
+    assert evaluate(tmp_path / "begun")["scores"] == evaluate(run)["scores"]
+
+    class Behind(World):
+        """Two ranks, of which the other opened the checkpoint an epoch later."""
+
+        def collect(self, value: Any) -> list[Any]:
+            return [value, (value[0], value[1] + 1)]
+
+    with pytest.raises(UserError, match="another checkpoint while the ranks opened it; start again"):
+        open_alike(parse_options([str(tmp_path / "begun")]), Behind(torch.device("cpu")))
 
 
 def naive_scores(logits: NDArray[np.float32], labels: NDArray[np.int64], classes: int) -> dict[str, float]:
@@ -261,6 +285,7 @@ def test_votes_of_joined_classes_add_up(faces: Path) -> None:
     joined = translate(split, mapping, ours)
     kept = [i for i in range(len(split)) if split.classes[split.labels[i]] != "neutral"]
     assert joined.keys.tolist() == split.keys[kept].tolist()
+    assert joined.distributions is None
     assert split.votes is not None and joined.votes is not None
     for row, face in enumerate(kept):
         assert joined.labels[row] == (split.classes[split.labels[face]] == "happy")
@@ -293,18 +318,23 @@ def test_tta_against_pictures_mirrored_and_cut_by_hand(run: Path, faces: Path) -
 
 
 def test_distances_by_hand(run: Path, faces: Path) -> None:
-    """Two of the measures on two of the distributions, face by face."""
+    """Some of the measures on some of the distributions, face by face."""
     found = evaluate(run)["distances"]["measures"]
     split = open_dataset(faces).split("test")
     answers = read_answers(run, "test").answers
     trained = open_trained(run)
     assert split.votes is not None
-    kl, smooth = [], []
+    kl, smooth, common = [], [], []
     for face in range(len(split)):
+        near = answers.attention[:15] if face < 15 else answers.attention[15:]  # batches of 16 make two of 15
+        w = (answers.attention[face] - near.min()) / (near.max() - near.min()) * 0.8 + 0.2
+        rows = trained.class_distributions.numpy()[split.labels[face]], softmax(answers.auxiliary_logits[face])
         votes = split.votes[face].astype(float) / split.votes[face].sum()
         kl.append(entropy(votes, trained.class_distributions.numpy()[split.labels[face]]))
         smoothed = [0.1 / 7 + 0.9 * (c == split.labels[face]) for c in range(7)]
         smooth.append(max(abs(votes - smoothed)))
+        common.append(np.minimum(votes, w * rows[0] + (1 - w) * rows[1]).sum())
+    assert found["fused"]["intersection"]["value"] == pytest.approx(np.mean(common), abs=1e-5)
     assert found["class distribution"]["kl"]["value"] == pytest.approx(np.mean(kl), abs=1e-9)
     assert found["label-smoothed"]["chebyshev"]["value"] == pytest.approx(np.mean(smooth), abs=1e-9)
     mine = [entropy(v / v.sum(), softmax(z)) for v, z in zip(split.votes, answers.auxiliary_logits, strict=True)]
@@ -334,6 +364,53 @@ def test_groups(run: Path, faces: Path, tmp_path: Path, capsys: pytest.CaptureFi
     assert "there are glasses, height, side, width" in line
     line = refused(capsys, run, "--data.shards", other, "--require-votes")
     assert "--require-votes: nobody voted" in line
+
+
+def test_of_a_remote_dataset_only_the_split_is_fetched(run: Path, faces: Path, tmp_path: Path) -> None:
+    with serve(faces) as site:
+        found = evaluate(run, "--data.shards", site.url, "--data.cache", tmp_path / "cache")
+        assert not [name for name in site.count() if name.startswith("train") and name.endswith(".tar")]
+        evaluate(run, "--data.shards", site.url, "--data.cache", tmp_path / "cache", "--split", "train")
+        assert site.count()["train-000000.tar"] == 1
+    assert found["scores"] == evaluate(run)["scores"]
+
+
+def test_another_loader_is_said(run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    own = evaluate(run)["scores"]["calibration"]["nll"]
+    assert capsys.readouterr().err == ""
+    trained = open_trained(run)
+    by_dali = trained._replace(preprocessing=replace(trained.preprocessing, loader="dali"))
+    monkeypatch.setattr("adadf_dist.evaluate.__main__.open_trained", lambda path, which: by_dali)
+    monkeypatch.setattr("adadf_dist.evaluate.faces.dali_problem", lambda: "it does not import (not there)")
+    assert "the run's loader is dali, but it does not import" in refused(capsys, run)
+    found = evaluate(run, "--loader", "torch", "--precision", "bf16")
+    assert capsys.readouterr().err.startswith("note: the loader is torch, the run's was dali")
+    assert (found["asked"]["loader"], found["asked"]["precision"]) == ("torch", "bf16")
+    assert found["scores"]["calibration"]["nll"] == pytest.approx(own, abs=0.05)
+    assert found["scores"]["calibration"]["nll"] != own  # bf16 rounds
+
+
+def test_ten_crops_are_taken_once(run: Path) -> None:
+    plain = open_trained(run).preprocessing
+    cropped = replace(plain, ten_crop=40)
+    assert preprocessing_for(plain, "flip") == plain
+    assert preprocessing_for(cropped, "tencrop") == preprocessing_for(cropped, "none") == cropped
+    with pytest.raises(UserError, match="--tta flip: the run takes ten crops"):
+        preprocessing_for(cropped, "flip")
+
+
+def test_the_baseline_has_no_auxiliary_branch(run: Path, faces: Path) -> None:
+    trained = open_trained(run)
+    labels = open_dataset(faces).split("test").labels
+    answers = read_answers(run, "test").answers
+    assert list(distributions(trained, answers, labels))[:3] == ["predicted", "auxiliary", "fused"]
+    baseline = trained._replace(model=DualBranch(trained.config.model, 7, auxiliary=False))
+    assert list(distributions(baseline, answers, labels)) == [
+        "predicted",
+        "class distribution",
+        "one-hot",
+        "label-smoothed",
+    ]
 
 
 def test_a_carved_validation_split_is_the_runs(run: Path, tmp_path: Path) -> None:

@@ -50,7 +50,8 @@ def quoted(names: Iterable[object]) -> str:
 def translate(split: Split, mapping: Mapping[str, str], ours: tuple[str, ...]) -> Split:
     """The split's faces with the network's labels; votes and true distributions of joined classes add up.
 
-    Raises `UserError` where no face is left.
+    Votes for a class that is left out go with it; true distributions are then known no longer. Raises `UserError` where
+    no face is left.
     """
     targets = np.array([ours.index(mapping[name]) if mapping[name] else -1 for name in split.classes])
     kept = np.flatnonzero(targets[split.labels] >= 0)
@@ -70,11 +71,11 @@ def translate(split: Split, mapping: Mapping[str, str], ours: tuple[str, ...]) -
                 columns[:, target] += rows[:, column]
         return columns
 
-    votes = joined(chosen.votes)
+    whole = bool((targets >= 0).all())
     return replace(
         chosen,
         classes=ours,
         labels=targets[chosen.labels],
-        votes=votes,
-        distributions=joined(chosen.distributions),
+        votes=joined(chosen.votes),
+        distributions=joined(chosen.distributions) if whole else None,
     )

@@ -40,7 +40,8 @@ examples:
   python -m adadf_dist.evaluate runs/rafdb-seed0 --tta flip --json rafdb.json
   python -m adadf_dist.evaluate runs/rafdb-seed0 --data.shards data/sfew --mapping sfew.toml
   python -m adadf_dist.evaluate runs/ferplus-seed0 --split validation --which last --require-votes
-  python -m adadf_dist.evaluate selected.pt --data.shards https://HOST/affectnet7 --groups gender --groups age
+  python -m adadf_dist.evaluate runs/rafdb-seed0 --groups gender --groups age
+  python -m adadf_dist.evaluate selected.pt --data.shards https://HOST/affectnet7 --data.cache /scratch/faces
   torchrun --standalone --nproc_per_node 8 -m adadf_dist.evaluate runs/affectnet7-seed0
 
 A run in progress can be asked too: its checkpoint selected so far answers. Definitions and how to read the tables:
@@ -77,6 +78,7 @@ def parse_options(argv: Sequence[str]) -> Options:
         prog="python -m adadf_dist.evaluate",
         description=DESCRIPTION,
         epilog=EPILOG,
+        allow_abbrev=False,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = parser.add_argument
