@@ -309,7 +309,9 @@ def test_tta_against_pictures_mirrored_and_cut_by_hand(run: Path, faces: Path) -
     likelihoods = set()
     for name, pictures in views.items():
         logits = torch.stack([network.predict(view) for view in pictures]).double().mean(dim=0)
-        found = evaluate(run, "--tta", name)["scores"]
+        report = evaluate(run, "--tta", name)
+        assert report["asked"]["ten_crop"] == (37 if name == "tencrop" else 0)
+        found = report["scores"]
         expected = torch.nn.functional.cross_entropy(logits, labels).item()
         assert found["calibration"]["nll"] == pytest.approx(expected, abs=1e-5), name
         assert found["accuracy"]["value"] == float((logits.argmax(dim=1) == labels).double().mean()), name
@@ -427,11 +429,11 @@ def test_a_carved_validation_split_is_the_runs(run: Path, tmp_path: Path) -> Non
 
 
 def test_two_ranks_are_one(run: Path, faces: Path, tmp_path: Path) -> None:
-    """Batches of 7 and one of 2 faces: uneven slices, and one rank with none at the end of a batch of one."""
-    own = evaluate(run, "--batch-size", "7", "--tta", "flip")
+    """Batches of 4 and 3 faces: the ranks' slices are uneven."""
+    own = evaluate(run, "--batch-size", "4", "--tta", "flip")
     file = tmp_path / "two.json"
     launcher = ["torch.distributed.run", "--standalone", "--nproc_per_node", "2", *MODULE]
-    words = [str(run), "--batch-size", "7", "--tta", "flip", "--json", str(file)]
+    words = [str(run), "--batch-size", "4", "--tta", "flip", "--json", str(file)]
     done = finish([command({})[0], "-m", *launcher, *words])
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("macro F1") == 1

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from adadf_dist.answers import Answers, ask
 from adadf_dist.data.format import Split
 from adadf_dist.errors import UserError, one_line_errors
-from adadf_dist.evaluate.faces import loader_for, split_at_hand, views
+from adadf_dist.evaluate.faces import loader_for, preprocessing_for, split_at_hand, views
 from adadf_dist.evaluate.groups import read_groups, score_groups
 from adadf_dist.evaluate.measures import score
 from adadf_dist.evaluate.names import match_classes, translate
@@ -65,6 +65,7 @@ def describe(
         left_out=left_out,
         mapping=mapping,
         tta=options.tta,
+        ten_crop=preprocessing_for(trained.preprocessing, options.tta).ten_crop,
         loader=options.loader,
         precision=str(options.precision),
         batch_size=options.batch_size,

@@ -31,6 +31,8 @@ class Asked(NamedTuple):
     mapping: Mapping[str, str]
     """Dataset class -> network class."""
     tta: str
+    ten_crop: int
+    """Side from which ten crops of each face were cut, by the run's setting or by tta; 0: none."""
     loader: str
     precision: str
     batch_size: int
@@ -69,10 +71,10 @@ class Report(NamedTuple):
     def asked_of(self) -> str:
         asked = self.asked
         out = f" ({asked.left_out:,} more left out by the mapping)" if asked.left_out else ""
-        tta = "" if asked.tta == "none" else f", tta {asked.tta}"
+        seen = f", ten crops from {asked.ten_crop}" if asked.ten_crop else ", and mirrored" * (asked.tta == "flip")
         return (
             f"{asked.checkpoint}, epoch {asked.epoch}\n"
-            f"{asked.dataset}, {asked.split}: {asked.faces:,} faces{out}; {asked.loader}, {asked.precision}{tta}"
+            f"{asked.dataset}, {asked.split}: {asked.faces:,} faces{out}; {asked.loader}, {asked.precision}{seen}"
         )
 
     def summary(self) -> str:
