@@ -31,10 +31,11 @@ from adadf_dist.data.writer import Sample
 from adadf_dist.errors import UserError
 from adadf_dist.evaluate.__main__ import main, open_alike
 from adadf_dist.evaluate.faces import preprocessing_for
+from adadf_dist.evaluate.groups import read_groups
 from adadf_dist.evaluate.measures import bootstrap_means, calibrate, score
 from adadf_dist.evaluate.names import translate
 from adadf_dist.evaluate.options import parse_options
-from adadf_dist.evaluate.votes import distributions
+from adadf_dist.evaluate.votes import compare_with_votes, distributions
 from adadf_dist.method.model import DualBranch
 from adadf_dist.records import read_answers
 from adadf_dist.trained import Inference, open_trained
@@ -202,6 +203,8 @@ def test_scores_against_scikit_learn_and_loops(missing: bool) -> None:
     assert scores.accuracy.value == pytest.approx(naive["accuracy"])
     assert scores.mean_class_accuracy.value == pytest.approx(naive["mean_class_accuracy"])
     assert scores.macro_f1.value == pytest.approx(naive["macro_f1"])
+    for measured in scores[:3]:
+        assert measured.interval.low < measured.value < measured.interval.high
     assert scores.calibration.ece == pytest.approx(naive["ece"])
     assert scores.calibration.nll == pytest.approx(naive["nll"], abs=1e-9)
     assert scores.calibration.brier == pytest.approx(naive["brier"])
@@ -361,6 +364,9 @@ def test_groups(run: Path, faces: Path, tmp_path: Path, capsys: pytest.CaptureFi
             assert group["faces"] == len(members)
             assert group["accuracy"]["value"] == np.mean(right[members])
         assert sum(group["faces"] for group in told.values()) == 30
+    renamed = open_dataset(other).split("test")
+    sides = ["left" if int(str(key).rpartition("-")[2]) % 2 else "not given" for key in renamed.keys]
+    assert read_groups(renamed, ["side"]) == {"side": sides}
     line = refused(capsys, run, "--data.shards", other, "--groups", "hat", "--groups", "weight")
     assert "--groups hat, weight: KEY.json" in line
     assert "there are glasses, height, side, width" in line
@@ -399,6 +405,21 @@ def test_ten_crops_are_taken_once(run: Path) -> None:
     assert preprocessing_for(cropped, "tencrop") == preprocessing_for(cropped, "none") == cropped
     with pytest.raises(UserError, match="--tta flip: the run takes ten crops"):
         preprocessing_for(cropped, "flip")
+
+
+def test_faces_without_votes_are_left_out_of_the_distances(run: Path, faces: Path) -> None:
+    """Also: the row of D is the label's, which a matrix that is not symmetric shows."""
+    split = open_dataset(faces).split("test")
+    rows = np.random.default_rng(0).dirichlet(np.ones(7), size=7)
+    trained = open_trained(run)._replace(class_distributions=torch.from_numpy(rows))
+    answers = read_answers(run, "test").answers
+    voted = np.arange(30) % 3 == 1
+    assert split.votes is not None
+    found = compare_with_votes(trained, answers, replace(split, votes=split.votes * voted[:, None]))
+    assert found is not None and found.faces == 10
+    own = [entropy(split.votes[face], rows[split.labels[face]]) for face in np.flatnonzero(voted)]
+    assert found.measures["class distribution"]["kl"].value == pytest.approx(np.mean(own), abs=1e-9)
+    assert compare_with_votes(trained, answers, replace(split, votes=split.votes * 0)) is None
 
 
 def test_the_baseline_has_no_auxiliary_branch(run: Path, faces: Path) -> None:
