@@ -178,6 +178,24 @@ def test_rafdb_originals(tmp_path: Path) -> None:
     assert labels(dataset)["Image/original/train_00001.jpg"] == ("train", "happiness")
 
 
+@pytest.mark.parametrize("images", ["aligned", "original"])
+def test_rafdbs_people(images: str, tmp_path: Path) -> None:
+    """Gender, race and age as RAF-DB's readme lists them, of either pictures; points alone, or an unknown number."""
+    root = tmp_path / "basic"
+    trees.rafdb(root, {f"train_{n}.jpg": n for n in range(1, 8)}, images)
+    points = "1.5\t2\n" * 5
+    for number, codes in {1: "0\n0\n0\n", 2: "1\n2\n4\n", 3: "2\n1\n7\n", 4: ""}.items():
+        write(root / "Annotation" / "manual" / f"train_{number}_manu_attri.txt", points + codes)
+    dataset = run_build("rafdb", tmp_path / "out", "--root", root, "--images", images, *NO_CARVING)
+    told = {f["label"] + 1: [f.get(k) for k in ("gender", "race", "age")] for f in facts(dataset, "train").values()}
+    assert told == {
+        1: ["male", "Caucasian", "0-3"],
+        2: ["female", "Asian", "70+"],
+        3: ["unsure", "African-American", None],
+        **{label: [None, None, None] for label in (4, 5, 6, 7)},
+    }
+
+
 # SFEW
 
 

@@ -11,7 +11,8 @@ class Batch(NamedTuple):
     """Faces `first` to `first + n` of a global batch of `global_size`, on the rank's device."""
 
     images: Tensor
-    """[n, 3, H, W] (or [n, 10, 3, H, W] where each face is cropped ten times) float32, normalised."""
+    """[n, 3, H, W] (or [n, K, 3, H, W] where each face is seen K times: ten crops, or two mirror images) float32,
+    normalised."""
     labels: Tensor
     """[n] int64."""
     samples: Tensor
@@ -23,7 +24,7 @@ class Batch(NamedTuple):
 
     @property
     def crops(self) -> int:
-        """Rows a face has in the network: 10 or 1."""
+        """Rows a face has in the network: 1, or as many as it has crops."""
         return self.images.shape[1] if self.images.ndim == 5 else 1
 
     def rows(self) -> Batch:

@@ -30,6 +30,12 @@ VOTES = "EmoLabel/distribution.txt"
 IMAGES = {"aligned": "Image/aligned", "original": "Image/original"}
 POINTS = "Annotation/manual"
 """NAME_manu_attri.txt: five lines `x y` (eyes, nose, corners of the mouth), then gender, race and age."""
+PEOPLE = {
+    "gender": ("male", "female", "unsure"),
+    "race": ("Caucasian", "African-American", "Asian"),
+    "age": ("0-3", "4-19", "20-39", "40-69", "70+"),
+}
+"""What the three numbers after the points mean, counted from 0."""
 BOXES = "Annotation/boundingbox"
 """NAME_boundingbox.txt: left, top, right, bottom of the face that is meant; since version 1.1."""
 
@@ -42,8 +48,9 @@ the one above it.
 splits      train_* is train, test_* is test; validation is carved out of train
 votes       {VOTES}, where it is there: a line `name share share ...` for each face, in label order, six or seven
             shares (six: no neutral). Faces it does not name have no votes.
-KEY.json    with --images original, where they are there: the five points of {POINTS} (--align landmarks takes
-            them) and the box of {BOXES} (--align detect takes the face on it)
+KEY.json    where they are there: gender, race and age (in years, from-to) of {POINTS}; with --images original
+            also its five points (--align landmarks takes them) and the box of {BOXES} (--align
+            detect takes the face on it)
 """
 EPILOG = """\
 examples:
@@ -73,27 +80,40 @@ def list_rafdb(root: Path, images: str) -> Listing:
         "faces_with_votes": sum(p.votes is not None for p in pictures.values()),
     }
     listed = list(pictures.values())
-    facts = Facts(base, listed) if images == "original" else None
+    facts = Facts(base, listed, images == "original")
     return Listing("rafdb", CLASSES, listed, f"single-label part, {images} images", findings, facts)
 
 
 @dataclass(frozen=True)
 class Facts:
-    """Annotations of the original photographs, in their pixels."""
+    """Annotations of a face; its places, which are in pixels of the original photograph, only for that."""
 
     base: Path
     pictures: Sequence[Picture]
+    original: bool
 
     def __call__(self, number: int) -> Mapping[str, object]:
         stem = self.pictures[number].path.rpartition("/")[2].rpartition(".")[0]
-        facts: dict[str, object] = {}
-        points = read_annotation(self.base / POINTS / f"{stem}_manu_attri.txt", 10)
+        if not self.original:
+            return read_person(self.base / POINTS / f"{stem.removesuffix('_aligned')}_manu_attri.txt")
+        attributes = self.base / POINTS / f"{stem}_manu_attri.txt"
+        facts = read_person(attributes)
+        points = read_annotation(attributes, 10)
         if points is not None:
             facts["landmarks"] = [points[first : first + 2] for first in range(0, 10, 2)]
         box = read_annotation(self.base / BOXES / f"{stem}_boundingbox.txt", 4)
         if box is not None:
             facts["box"] = box
         return facts
+
+
+def read_person(path: Path) -> dict[str, object]:
+    """Gender, race and age by the words of `PEOPLE`; what the file does not say, or by no known number, is left out."""
+    if not path.is_file():
+        return {}
+    codes = read_bytes(str(path))[0].decode(errors="replace").split()[10:13]
+    known = zip(PEOPLE.items(), codes, strict=False)  # a file of points alone ends there
+    return {name: words[int(code)] for (name, words), code in known if code.isdecimal() and int(code) < len(words)}
 
 
 def read_annotation(path: Path, count: int) -> list[float] | None:

@@ -1,0 +1,106 @@
+"""The faces that are asked about: one split of any dataset folder or URL, and the loader that shows them."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from adadf_dist.config import Config
+from adadf_dist.data.batch import Batch
+from adadf_dist.data.format import Split, open_dataset
+from adadf_dist.data.loader import Loader, Recipe
+from adadf_dist.data.manifest import read_manifest
+from adadf_dist.data.open import INSTALL_DALI, dali_problem, make_loader
+from adadf_dist.data.plan import carve, cut
+from adadf_dist.data.preprocess import Preprocessing
+from adadf_dist.errors import UserError
+from adadf_dist.evaluate.options import Options
+from adadf_dist.setup import shards_at_hand
+from adadf_dist.trained import Trained
+from adadf_dist.world import World
+
+
+@contextmanager
+def split_at_hand(options: Options, run: Config, world: World) -> Iterator[Split]:
+    """The split to look at, as the dataset has it. A collective. Raises `UserError`.
+
+    Of a dataset elsewhere the training tars are fetched only where the split's faces stand in them.
+    """
+    data = replace(run.data, shards=options.shards, cache=options.cache)
+    with shards_at_hand(replace(run, data=replace(data, access="stream")), world) as folder:
+        there = tuple(read_manifest(folder).splits)
+        name = options.split or next((name for name in ("test", "validation") if name in there), "validation")
+        if name in there and name != "train":
+            yield open_dataset(folder, ["train"]).split(name)
+            return
+    if name == "test" or "train" not in there:
+        raise UserError(f"{data.shards}: has no {name} split; it has {', '.join(there)}: give one of them as --split")
+    with shards_at_hand(replace(run, data=replace(data, access="cache")), world) as folder:
+        yield part_of_train(open_dataset(folder).split("train"), name, run, carved="validation" not in there)
+
+
+def part_of_train(train: Split, name: str, run: Config, carved: bool) -> Split:
+    """Train or validation as the run told them apart. Raises `UserError` where validation has no faces."""
+    if not carved:
+        return train
+    kept, held_out = carve(train.labels, run.data.validation_fraction, run.seed)
+    samples = held_out if name == "validation" else kept
+    if not len(samples):
+        raise UserError(f"{train.folder}: no class has two training faces, so none can be set aside for validation")
+    return train.subset(samples, name)
+
+
+@contextmanager
+def loader_for(split: Split, trained: Trained, options: Options, world: World) -> Iterator[Loader]:
+    """A loader of one split. Raises `UserError` where it cannot be had."""
+    name, own, run = options.loader, trained.preprocessing, trained.config
+    if name == "dali" and (problem := dali_problem()):
+        whose = "the run's loader" if own.loader == name else "--loader"
+        raise UserError(f"{whose} is dali, but {problem}; {INSTALL_DALI}, or give --loader torch")
+    if name != own.loader and world.is_main:
+        told = f"note: the loader is {name}, the run's was {own.loader}: a pixel may differ by a level"
+        print(told, file=sys.stderr, flush=True)
+    recipe = Recipe(
+        splits={split.name: split},
+        preprocessing=preprocessing_for(own, options.tta),
+        augment=run.augment,
+        seed=run.seed,
+        device=world.device,
+        rank=world.rank,
+        ranks=world.size,
+        batch_size=options.batch_size,
+        workers=options.workers or 0,
+        prefetch=run.data.prefetch,
+        max_bad_faces=0,
+    )
+    loader = make_loader(name, recipe)
+    try:
+        yield loader
+    finally:
+        loader.close()
+
+
+def preprocessing_for(own: Preprocessing, tta: str) -> Preprocessing:
+    """The run's own, with ten crops where they are wanted and the run took none. Raises `UserError`."""
+    if tta == "flip" and own.ten_crop:
+        raise UserError("--tta flip: the run takes ten crops of each face, five of them mirrored; leave --tta out")
+    if tta == "tencrop" and not own.ten_crop:
+        return replace(own, ten_crop=round(256 / 224 * own.image_size))
+    return own
+
+
+def views(loader: Loader, split: Split, options: Options, world: World) -> Iterator[Batch]:
+    """This rank's batches of all faces, each once; with --tta flip as two rows: as it is, and mirrored."""
+    plan = cut(np.arange(len(split)), options.batch_size)
+    batches: Iterable[Batch] = loader.batches(split.name, plan)
+    silent = None if world.is_main else True  # None: a bar where somebody watches
+    for batch in tqdm(batches, desc=split.name, total=len(plan), unit="batch", leave=False, disable=silent):
+        if options.tta == "flip":
+            batch = batch._replace(images=torch.stack([batch.images, batch.images.flip(-1)], dim=1))
+        yield batch
