@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from enum import IntEnum
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -27,7 +28,7 @@ ENOUGH_FACES = 10
 FLAT = 0.05
 """Attention weights whose standard deviation is a smaller share of their range [lambda_min, 1] tell no faces apart."""
 AFTER = 3
-"""Epochs beyond the epoch threshold before the class means are judged."""
+"""Epochs beyond the epoch threshold before the class means are judged, and without a class before it is called dead."""
 STILL = 0.01
 """Degrees by which the best class mean must have risen over as many epochs to be on its way."""
 WAITING, WAITING_LONG = 0.1, 0.3
@@ -152,17 +153,20 @@ def collapse(records: Sequence[Record], config: Config, classes: Sequence[str]) 
 
 def dead_class(records: Sequence[Record], config: Config, classes: Sequence[str]) -> Iterator[Finding]:
     """A class that is never predicted, though validation has it."""
-    confusion = np.array(records[-1]["validation"]["confusion"])
-    if records[-1]["epoch"] <= config.loss.epoch_threshold:
+    late = [record for record in records if record["epoch"] > config.loss.epoch_threshold]
+    if len(late) < AFTER:
         return
-    faces, predicted = confusion.sum(axis=1), confusion.sum(axis=0)
+    confusions = np.array([record["validation"]["confusion"] for record in late[-AFTER:]])
+    faces, predicted = confusions[-1].sum(axis=1), confusions.sum(axis=(0, 1))
     dead = [number for number in range(len(classes)) if predicted[number] == 0 and faces[number] >= ENOUGH_FACES]
     if dead:
         told = ", ".join(f"{classes[number]} ({faces[number]} faces)" for number in dead)
         better = {"all": "sqrt", "sqrt": "oversample"}.get(config.data.sampler)
         mend = f"try data.sampler = {better}" if better else "look at its faces with python -m shards.doctor"
         subject = ", ".join(classes[number] for number in dead)
-        yield Finding("dead class", Severity.WARNING, f"never predicted on validation: {told}", mend, subject)
+        yield Finding(
+            "dead class", Severity.WARNING, f"never predicted on validation in {AFTER} epochs: {told}", mend, subject
+        )
 
 
 def flat_attention(records: Sequence[Record], config: Config, classes: Sequence[str]) -> Iterator[Finding]:
@@ -227,7 +231,7 @@ def diverging(records: Sequence[Record], config: Config, classes: Sequence[str])
     """Cross entropy of the auxiliary branch, which gives the label distributions, rising over epochs."""
     losses = [record["cross_entropy"] for record in records]
     lowest, tail = min(losses), losses[-RISING - 1 :]
-    rising = len(tail) > RISING and all(a < b for a, b in zip(tail, tail[1:], strict=False))
+    rising = len(tail) > RISING and all(a < b for a, b in pairwise(tail))
     if config.loss.supervision == "one_hot" or not rising or tail[-1] < RISE * lowest:
         return
     yield Finding(

@@ -9,18 +9,16 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.patches import Patch
+from matplotlib.patches import Patch, Rectangle
 from numpy.typing import NDArray
 
 from adadf_dist.report.drawing import (
     ACCENT,
-    DASHES,
     INK,
     LINE,
     SOFT,
     WIDTH,
     colour,
-    dash,
     mark,
     new_figure,
     over_epochs,
@@ -55,18 +53,12 @@ def cells(axes: Any, shares: NDArray[np.float64]) -> None:
     """[R, K] in [0, 1] as squares of one colour, the more opaque the larger."""
     rows, columns = shares.shape
     for row, column in np.ndindex(rows, columns):
-        patch = axes.add_patch(matplotlib_rectangle(column, row))
+        patch = axes.add_patch(Rectangle((column - 0.5, row - 0.5), 1, 1))
         patch.set(facecolor=ACCENT, alpha=float(np.clip(shares[row, column], 0, 1)), linewidth=0)
     axes.set(xlim=(-0.5, columns - 0.5), ylim=(rows - 0.5, -0.5))
     axes.tick_params(length=0)
     for spine in axes.spines.values():
         spine.set(visible=True, color=LINE)
-
-
-def matplotlib_rectangle(column: int, row: int) -> Any:
-    from matplotlib.patches import Rectangle
-
-    return Rectangle((column - 0.5, row - 0.5), 1, 1)
 
 
 def distributions(run: Run) -> Figure:
@@ -75,7 +67,7 @@ def distributions(run: Run) -> Figure:
     columns = min(4, len(classes))
     rows = math.ceil(len(classes) / columns)
     figure = new_figure(1.55 * rows + 0.3)
-    panels = figure.subplots(rows, columns, sharey=True, sharex=True, squeeze=False)
+    panels = figure.subplots(rows, columns, sharey=True, squeeze=False)
     places = np.arange(len(classes))
     for number, axes in enumerate(panels.ravel()):
         if number >= len(classes):
@@ -90,16 +82,18 @@ def distributions(run: Run) -> Figure:
         axes.set_title(classes[number])
         axes.set(ylim=(0, 1))
         axes.set_xticks(places, classes, rotation=50, ha="right", rotation_mode="anchor")
-        axes.tick_params(axis="x", labelbottom=number + columns >= len(classes), length=0)
+        axes.tick_params(axis="x", length=0)
+        axes.plot(places, last["class_means"][number], "o", color=INK, markersize=2.4)
         axes.grid(axis="y")
         if number % columns == 0:
             axes.set_ylabel("description degree")
     handles = [
-        Patch(facecolor=SOFT, label="class mean (4)"),
-        Patch(fill=False, edgecolor=SOFT, hatch="/////", label="threshold distribution (7): the mean stayed below t"),
+        Patch(facecolor=SOFT, label="class mean taken"),
+        Patch(fill=False, edgecolor=SOFT, hatch="/////", label="threshold distribution (7) taken"),
+        Line2D([], [], color=INK, marker="o", linestyle="", markersize=2.4, label="class mean (4)"),
         Line2D([], [], color=INK, linestyle=":", linewidth=0.7, label="threshold t"),
     ]
-    figure.legend(handles=handles, loc="outside lower center", ncols=3)
+    figure.legend(handles=handles, loc="outside lower center", ncols=4)
     return figure
 
 
@@ -113,21 +107,29 @@ def thresholds(run: Run) -> Figure:
         style = {"color": colour(number), "marker": mark(number), "label": name}
         left.plot(run.numbers, own[:, number], **style, markevery=max(1, len(run.epochs) // 12), linewidth=1.2)
     left.axhline(run.config.class_distributions.threshold, color=INK, linewidth=0.8, linestyle=":")
-    left.annotate("t", (1, run.config.class_distributions.threshold), xycoords=("axes fraction", "data"),
-                  xytext=(2, 0), textcoords="offset points", va="center", style="italic")
+    left.annotate(
+        "t",
+        (1, run.config.class_distributions.threshold),
+        xycoords=("axes fraction", "data"),
+        xytext=(2, 0),
+        textcoords="offset points",
+        va="center",
+        style="italic",
+    )
     left.set(title="Own degree of the class mean (4)", ylabel="description degree", ylim=(0, 1))
     over_epochs(left, run.numbers)
-    for row, column in zip(*np.nonzero(met.T), strict=True):
-        style = {"facecolor": colour(int(row)), "linewidth": 0}
-        right.barh(row, 1, left=run.numbers[column] - 0.5, height=0.78, **style)
+    for row, column in np.ndindex(*met.T.shape):
+        tone = colour(row) if met[column, row] else LINE
+        right.add_patch(
+            Rectangle((float(run.numbers[column]) - 0.46, row - 0.4), 0.92, 0.8, facecolor=tone, linewidth=0)
+        )
     right.set_yticks(range(len(classes)), classes)
     right.set(title="Threshold met", ylim=(len(classes) - 0.5, -0.5))
     over_epochs(right, run.numbers)
     right.set_xlim(run.numbers[0] - 0.5, run.numbers[-1] + 0.5)
     right.grid(visible=False)
     right.tick_params(axis="y", length=0)
-    if not met.any():
-        right.text(0.5, 0.5, "by no class in any epoch", transform=right.transAxes, ha="center", color=SOFT)
+    right.spines["left"].set_visible(False)
     handles, labels = left.get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=min(len(classes), 8), columnspacing=1.2)
     return figure
@@ -155,7 +157,9 @@ def attention(run: Run) -> Figure:
     left.set(title=f"Epoch {run.numbers[-1]}: faces, quartiles, median", ylabel="attention weight w'", ylim=(0, 1.03))
     left.tick_params(axis="x", length=0)
     left.grid(axis="y")
-    means = np.array([class_means(epoch["attention"].astype(np.float64), labels, len(classes)) for epoch in run.history])
+    means = np.array(
+        [class_means(epoch["attention"].astype(np.float64), labels, len(classes)) for epoch in run.history]
+    )
     for number, name in enumerate(classes):
         style = {"color": colour(number), "marker": mark(number), "label": name}
         right.plot(run.numbers, means[:, number], **style, markevery=max(1, len(run.epochs) // 12), linewidth=1.2)

@@ -9,8 +9,20 @@ from adadf_dist.comparison import Difference, paired_difference
 from adadf_dist.report.run import Run
 from adadf_dist.settings import flatten, listed, to_dict
 
-UNLIKE = ("out", "resume", "seed", "checkpoint.", "evaluation.report", "data.shards", "data.cache", "data.cache_size_gb",
-          "data.workers", "data.prefetch", "data.embedded_faces", "runtime.")
+UNLIKE = (
+    "out",
+    "resume",
+    "seed",
+    "checkpoint.",
+    "evaluation.report",
+    "data.shards",
+    "data.cache",
+    "data.cache_size_gb",
+    "data.workers",
+    "data.prefetch",
+    "data.embedded_faces",
+    "runtime.",
+)
 """Keys that do not make two runs two ways of training."""
 
 

@@ -15,7 +15,7 @@ from adadf_dist.report.run import Run
 
 def curves(run: Run) -> Figure:
     """The course of one run."""
-    figure = new_figure(3.9)
+    figure = new_figure(4.7)
     panels = figure.subplots(2, 3).ravel()
     accuracies(panels[0], run)
     losses(panels[1], run)
@@ -38,7 +38,7 @@ def accuracies(axes: Any, run: Run) -> None:
     axes.plot(*where, "o", markersize=7, markerfacecolor="none", markeredgecolor=INK, label="selected epoch")
     axes.set(title="Validation", ylabel="accuracy (%)")
     over_epochs(axes, run.numbers)
-    axes.legend(loc="lower right", handlelength=1.8)
+    below(axes)
 
 
 def losses(axes: Any, run: Run) -> None:
@@ -52,7 +52,7 @@ def losses(axes: Any, run: Run) -> None:
     axes.set(title="Training losses", ylabel="loss (nats)")
     axes.set_ylim(bottom=0)
     over_epochs(axes, run.numbers)
-    axes.legend(loc="best", handlelength=1.8)
+    below(axes)
 
 
 def ramps(axes: Any, run: Run) -> None:
@@ -67,7 +67,7 @@ def ramps(axes: Any, run: Run) -> None:
     axes.axvline(run.config.loss.epoch_threshold, color=SOFT, linewidth=0.8, linestyle=":")
     axes.set(title="Weights of the losses", ylabel="weight", ylim=(0, 1.06))
     over_epochs(axes, epochs)
-    axes.legend(loc="lower right", handlelength=1.8)
+    below(axes)
 
 
 def line(axes: Any, run: Run, values: Any, title: str, unit: str) -> None:
@@ -81,8 +81,11 @@ def overlay(runs: Sequence[Run]) -> Figure:
     """Several runs in the same axes."""
     figure = new_figure(2.7)
     panels = figure.subplots(1, 3)
-    shown = (("Validation accuracy", "accuracy (%)", "accuracy", 100), ("Mean class accuracy", "accuracy (%)",
-             "mean_class_accuracy", 100), ("Validation cross entropy", "nats", "cross_entropy", 1))
+    shown = (
+        ("Validation accuracy", "accuracy (%)", "accuracy", 100),
+        ("Mean class accuracy", "accuracy (%)", "mean_class_accuracy", 100),
+        ("Validation cross entropy", "nats", "cross_entropy", 1),
+    )
     longest = max((run.numbers for run in runs), key=len)
     for axes, (title, unit, name, factor) in zip(panels, shown, strict=True):
         for number, run in enumerate(runs):
@@ -94,6 +97,12 @@ def overlay(runs: Sequence[Run]) -> Figure:
     handles, labels = panels[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=min(len(runs), 3), handlelength=2.4)
     return figure
+
+
+def below(axes: Any) -> None:
+    """The legend, where no curve can ever run through it."""
+    place = {"loc": "upper left", "bbox_to_anchor": (-0.02, -0.27)}
+    axes.legend(**place, handlelength=1.8, borderaxespad=0, labelspacing=0.35)
 
 
 def points(run: Run) -> dict[str, Any]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -13,22 +13,24 @@ import matplotlib
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+from numpy.typing import NDArray
 
 from adadf_dist.data.writer import can_write
 
 WIDTH = 7.16
 """Inches: both columns of a journal's page."""
 DPI = 300
-INK, SOFT, LINE, PAPER, ACCENT = "#1d2430", "#5b6675", "#dfe3e9", "#fefefe", "#0072b2"
-TONES = {INK: "--ink", SOFT: "--soft", LINE: "--line", PAPER: "--paper", ACCENT: "--accent"}
+INK, SOFT, LINE, ACCENT, FIRST = "#1d2430", "#5b6675", "#dfe3e9", "#0072b2", "#0173b2"
+TONES = {INK: "--ink", SOFT: "--soft", LINE: "--line", ACCENT: "--accent", FIRST: "--first"}
 """Colours that the page gives its own value, light or dark. No other colour may be equal to one of them."""
 
-COLOURS = ("#0173b2", "#de8f05", "#029e73", "#cc78bc", "#d55e00", "#56b4e9", "#949449", "#8a8a8a")
+COLOURS = (FIRST, "#de8f05", "#029e73", "#cc78bc", "#d55e00", "#56b4e9", "#949449", "#8a8a8a")
 """Of classes and of runs: told apart by the colour-blind too, on white and on black."""
 MARKS = ("o", "s", "^", "D", "v", "P", "X", "*")
 DASHES: tuple[Any, ...] = ("-", (0, (5, 1.5)), (0, (1.2, 1.2)), (0, (6, 1.5, 1.2, 1.5)))
 
-STYLE = {
+STYLE: Any = {
     "font.family": "sans-serif",
     "font.sans-serif": ["Arial", "Liberation Sans", "Helvetica", "DejaVu Sans"],
     "font.size": 8,
@@ -88,14 +90,13 @@ def dash(number: int) -> Any:
     return DASHES[number % len(DASHES)]
 
 
-def over_epochs(axes: Any, epochs: Sequence[int], label: bool = True) -> None:
+def over_epochs(axes: Any, epochs: NDArray[Any]) -> None:
     """The x axis of epochs: whole numbers."""
-    axes.xaxis.set_major_locator(matplotlib.ticker.MaxNLocator(integer=True, nbins=6, min_n_ticks=1))
-    room = max(0.5, 0.03 * len(epochs)) if len(epochs) < 2 else 0.03 * (epochs[-1] - epochs[0])
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=6, min_n_ticks=1))
+    room = 0.03 * (epochs[-1] - epochs[0]) or 0.5
     axes.set_xlim(epochs[0] - room, epochs[-1] + room)
     axes.grid(axis="y")
-    if label:
-        axes.set_xlabel("epoch")
+    axes.set_xlabel("epoch")
 
 
 def inline(figure: Figure, name: str, alt: str) -> str:
@@ -108,7 +109,9 @@ def inline(figure: Figure, name: str, alt: str) -> str:
     text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
     text = re.sub(r'\bid="', f'id="{name}-', text)
     text = re.sub(r'(xlink:href="#|url\(#)', rf"\1{name}-", text)
-    text = re.sub(r'<svg [^>]*?(viewBox="[^"]*")[^>]*>', rf'<svg class="drawing" \1 role="img" aria-label="{alt}">', text)
+    text = re.sub(
+        r'<svg [^>]*?(viewBox="[^"]*")[^>]*>', rf'<svg class="drawing" \1 role="img" aria-label="{alt}">', text
+    )
     text = text.replace("xlink:href", "href")
     for value, variable in TONES.items():
         text = text.replace(value, f"var({variable})")

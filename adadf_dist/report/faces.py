@@ -12,7 +12,7 @@ from adadf_dist.report.listed import entropy
 from adadf_dist.report.pictures import Pictures
 from adadf_dist.report.run import Run
 
-SHOWN = 12
+SHOWN = 14
 
 
 def face_sections(run: Run, pictures: Pictures) -> Iterator[str]:
@@ -55,4 +55,4 @@ def face(recorded: Recorded, number: int, pictures: Pictures) -> str:
         votes = recorded.faces.votes[number]
         most = [c for c in np.argsort(-votes, kind="stable")[:3] if votes[c]]
         lines.append("votes " + ", ".join(f"{escape(classes[c])} {votes[c]:g}" for c in most))
-    return f'<figure>{shown}<figcaption>{"<br>".join(lines)}<code>{escape(key)}</code></figcaption></figure>'
+    return f"<figure>{shown}<figcaption>{'<br>'.join(lines)}<code>{escape(key)}</code></figcaption></figure>"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from functools import cache, partial
 from typing import NamedTuple
 
 import numpy as np
@@ -23,7 +24,7 @@ class Drawn(NamedTuple):
     caption: str
 
 
-def figures(runs: Sequence[Run], face: Listed | None) -> Iterator[Drawn]:
+def figures_of(runs: Sequence[Run], face: Listed | None) -> Iterator[Drawn]:
     """Of the first run, and of all laid over each other where there are several."""
     run = runs[0]
     if len(runs) > 1:
@@ -42,7 +43,7 @@ def figures(runs: Sequence[Run], face: Listed | None) -> Iterator[Drawn]:
             "class_distributions",
             "Class distributions",
             lambda: distributions(run),
-            f"As epoch {run.numbers[-1]} left them (eq 5; the paper's Figure 4). Below the figure, epoch by epoch.",
+            f"As epoch {run.numbers[-1]} left them (eq 5; the paper's Figure 4). In the page, below: epoch by epoch.",
         )
         yield Drawn(
             "thresholds",
@@ -93,7 +94,7 @@ def maps(runs: Sequence[Run]) -> Iterator[Drawn]:
         yield Drawn(
             "features",
             "Features",
-            lambda: feature_map(shown),
+            cache(partial(feature_map, shown)),  # it takes seconds: the page and the folder of figures share it
             f"t-SNE of the target branch's features of {faces:,} {split} faces, from their principal components, "
             "seeded (the paper's Figure 3). Distances between clusters, and their sizes, mean little.",
         )

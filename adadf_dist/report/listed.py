@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -43,7 +43,9 @@ def find_listed_face(run: Run, key: str = "") -> Listed | None:
     numbers = run.history[-1]["listed"] if run.history and run.faces is not None else np.zeros(0, np.int64)
     if not len(numbers) or run.faces is None:
         if key:
-            raise UserError(f"--face {key}: {run.folder} kept no face's distributions; train with runtime.history_faces")
+            raise UserError(
+                f"--face {key}: {run.folder} kept no face's distributions; train with runtime.history_faces"
+            )
         return None
     keys = [str(run.faces.keys[number]) for number in numbers]
     if key:
@@ -106,8 +108,8 @@ def class_distribution(run: Run, place: int, label: int) -> NDArray[np.float64]:
         left: NDArray[np.float64] = run.history[place - 1]["class_distributions"][label].astype(np.float64)
         return left
     nothing = torch.zeros(len(run.classes), len(run.classes), dtype=torch.float64)
-    at_first: NDArray[np.float64] = class_distributions(nothing, nothing[0], run.config.class_distributions)[-1].numpy()
-    return at_first[label]
+    commit = class_distributions(nothing, nothing[0], run.config.class_distributions)
+    return np.asarray(commit.distributions[label], dtype=np.float64)
 
 
 def face_figure(run: Run, face: Listed) -> Figure:
@@ -117,26 +119,33 @@ def face_figure(run: Run, face: Listed) -> Figure:
     if run.config.loss.supervision == "one_hot":
         moving = {"Target (prediction)": TARGET}
     figure = new_figure(4.2)
-    upper, lower = figure.subfigures(2, 1, height_ratios=(1, 1.15))
-    for parts in (upper, lower):
-        parts.set_facecolor("none")
+    parts: Any = figure.subfigures(2, 1, height_ratios=(1, 1.15))
+    upper, lower = parts
+    for part in parts:
+        part.set_facecolor("none")
     places = np.arange(len(classes))
     for axes, (title, row) in zip(upper.subplots(1, len(shown), sharey=True), shown.items(), strict=True):
-        axes.barh(places, row, color=[colour(number) for number in places], height=0.72)
-        for place, value in zip(places, row, strict=True):
-            axes.text(min(value, 0.86) + 0.03 if value < 0.8 else value - 0.03, place, f"{value:.2f}".lstrip("0"),
-                      va="center", ha="left" if value < 0.8 else "right", fontsize=6.5,
-                      color="white" if value >= 0.8 else SOFT)
+        axes.barh(places, row, color=[colour(number) for number in range(len(classes))], height=0.72)
+        for place, value in enumerate(row):
+            axes.text(
+                min(value, 0.86) + 0.03 if value < 0.8 else value - 0.03,
+                place,
+                f"{value:.2f}".lstrip("0"),
+                va="center",
+                ha="left" if value < 0.8 else "right",
+                fontsize=6.5,
+                color="white" if value >= 0.8 else SOFT,
+            )
         axes.set(title=title, xlim=(0, 1), ylim=(len(classes) - 0.5, -0.5))
         axes.set_xticks([0, 0.5, 1], ["0", ".5", "1"])
         axes.set_yticks(places, classes)
         axes.tick_params(axis="y", length=0)
     panels = np.atleast_1d(lower.subplots(1, len(moving), sharey=True))
-    for axes, (title, place) in zip(panels, moving.items(), strict=True):
+    for axes, (title, stage) in zip(panels, moving.items(), strict=True):
         for number, name in enumerate(classes):
             style = {"color": colour(number), "marker": mark(number), "label": name, "linewidth": 1.2}
             every = max(1, len(run.epochs) // 12)
-            axes.plot(run.numbers, face.distributions[:, place, number], **style, markevery=every)
+            axes.plot(run.numbers, face.distributions[:, stage, number], **style, markevery=every)
         axes.set(title=title, ylim=(0, 1.02))
         over_epochs(axes, run.numbers)
     panels[0].set_ylabel("description degree")

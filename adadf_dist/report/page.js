@@ -17,8 +17,8 @@
     const bars = data.classes.map((other, column) => {
       const bar = make(card, "div", column === row ? "bar own" : "bar");
       make(bar, "span").textContent = other;
-      const fill = make(make(bar, "div"), "i");
-      return { fill, value: make(bar, "div") };
+      const track = make(bar, "div");
+      return { fill: make(track, "i"), mean: make(track, "b"), value: make(bar, "div") };
     });
     return { how, bars };
   });
@@ -27,8 +27,9 @@
     out.textContent = `epoch ${data.epochs[place]}`;
     cards.forEach(({ how, bars }, row) => {
       how.textContent = data.met[place][row] ? "class mean" : "threshold distribution";
-      bars.forEach(({ fill, value }, column) => {
+      bars.forEach(({ fill, mean, value }, column) => {
         const degree = data.rows[place][row][column];
+        mean.style.left = `${100 * data.means[place][row][column]}%`;
         fill.style.width = `${100 * degree}%`;
         value.textContent = degree.toFixed(2);
       });

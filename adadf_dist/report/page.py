@@ -7,19 +7,17 @@ from collections.abc import Iterator, Sequence
 from html import escape
 from pathlib import Path
 
-import numpy as np
-
 from adadf_dist.health import Episode, Severity, episodes, examine
 from adadf_dist.report.compared import Pairs, differing, pair_up, tested
 from adadf_dist.report.drawing import inline, styled
 from adadf_dist.report.faces import face_sections
-from adadf_dist.report.figures import Drawn, figures
+from adadf_dist.report.figures import Drawn
 from adadf_dist.report.listed import Listed
 from adadf_dist.report.pictures import Pictures
 from adadf_dist.report.run import Run
 
 
-def render(runs: Sequence[Run], face: Listed | None) -> str:
+def render(runs: Sequence[Run], face: Listed | None, drawings: Sequence[Drawn]) -> str:
     """The page as HTML; every string that comes from a run is escaped."""
     here = Path(__file__)
     css, script = (here.with_name(f"page.{kind}").read_text(encoding="utf-8") for kind in ("css", "js"))
@@ -36,7 +34,7 @@ def render(runs: Sequence[Run], face: Listed | None) -> str:
             *heading(runs),
             *comparison(runs),
             *(line for run in runs for line in health(run, len(runs) > 1)),
-            *drawings(runs, face, pictures),
+            *drawn_sections(runs[0], face, drawings, pictures),
             *face_sections(runs[0], pictures),
             *settings(runs[0]),
             f"<footer>python -m adadf_dist.report {escape(' '.join(str(run.folder) for run in runs))}</footer>",
@@ -51,14 +49,14 @@ def heading(runs: Sequence[Run]) -> Iterator[str]:
     faces = ", ".join(f"{count:,} {split}" for split, count in run.facts["faces"].items() if count)
     yield f'<p class="lead">{escape(str(run.facts["dataset"]))} &middot; {escape(faces)} faces &middot; '
     yield f"{len(run.classes)} classes &middot; {escape(run.config.model.backbone)} &middot; "
-    yield f"seed {run.config.seed} &middot; {escape(str(run.facts['ranks']))}</p>"
+    yield f"seed {run.config.seed} &middot; ranks: {escape(str(run.facts['ranks']))}</p>"
     if not run.finished:
         yield f'<p class="progress">In progress: this report covers epochs 1 to {run.numbers[-1]} of '
         yield f"{run.config.epochs}.</p>"
     elif run.result is not None and not run.result["test"]:
         yield '<p class="lead">This run did not look at a test split.</p>'
     yield '<ul class="tally">'
-    for number, word in figures_of(run):
+    for number, word in headline(run):
         yield f"<li><b>{number}</b><span>{word}</span></li>"
     yield "</ul>"
     if len(runs) > 1:
@@ -66,7 +64,7 @@ def heading(runs: Sequence[Run]) -> Iterator[str]:
         yield "say otherwise.</p>"
 
 
-def figures_of(run: Run) -> Iterator[tuple[str, str]]:
+def headline(run: Run) -> Iterator[tuple[str, str]]:
     validation = run.best["validation"]
     yield percent(validation["accuracy"], validation["accuracy_interval"]), f"validation, epoch {run.best['epoch']}"
     if tested(run) and run.result is not None:
@@ -160,15 +158,15 @@ def of_the_auxiliary(run: Run) -> Iterator[Episode]:
             yield Episode(finding, run.best["epoch"], int(run.numbers[-1]))
 
 
-def drawings(runs: Sequence[Run], face: Listed | None, pictures: Pictures) -> Iterator[str]:
+def drawn_sections(run: Run, face: Listed | None, drawings: Sequence[Drawn], pictures: Pictures) -> Iterator[str]:
     with styled():
-        for drawn in figures(runs, face):
+        for drawn in drawings:
             yield f"<h2>{escape(drawn.title)}</h2>"
             extra = picture_of(face, pictures) if drawn.name == "face" and face is not None else ""
             svg = inline(drawn.make(), drawn.name, escape(drawn.title))
             yield f'<figure class="card" id="{drawn.name}">{extra}<div class="scroll">{svg}</div>'
             yield f"<figcaption>{escape(drawn.caption)}</figcaption>"
-            yield from slider(runs[0]) if drawn.name == "class_distributions" else ()
+            yield from slider(run) if drawn.name == "class_distributions" else ()
             yield "</figure>"
 
 
@@ -179,19 +177,21 @@ def picture_of(face: Listed, pictures: Pictures) -> str:
     return f'<img class="portrait" alt="{escape(face.key)}" src="{url}">'
 
 
-def slider(run: Run, drawn: Drawn | None = None) -> Iterator[str]:
+def slider(run: Run) -> Iterator[str]:
     """The class distributions of every epoch, for the script to show one."""
-    values = np.stack([epoch["class_distributions"] for epoch in run.history]).round(4).tolist()
-    met = np.stack([epoch["class_threshold_met"] for epoch in run.history]).astype(int).tolist()
+    values = run.stacked("class_distributions").round(4).tolist()
+    met = run.stacked("class_threshold_met").astype(int).tolist()
     data = {"classes": run.classes, "epochs": run.numbers.tolist(), "rows": values, "met": met}
-    data["threshold"] = run.config.class_distributions.threshold
+    data["means"] = run.stacked("class_means").round(4).tolist()
     text = json.dumps(data).replace("<", "\\u003c")
     last = len(run.epochs) - 1
     yield '<div id="forming"><div class="control"><button type="button" aria-label="play">&#9654;</button>'
     yield f'<input type="range" min="0" max="{last}" value="{last}" aria-label="epoch"><output></output></div>'
+    yield '<p class="note">Bar: the class distribution; mark: the class mean.</p>'
     yield f'<div class="rows"></div><script type="application/json">{text}</script></div>'
 
 
 def settings(run: Run) -> Iterator[str]:
     text = (run.folder / "config.yaml").read_text(encoding="utf-8")
-    yield f'<h2>Configuration</h2><details class="card"><summary>config.yaml</summary><pre>{escape(text)}</pre></details>'
+    yield '<h2>Configuration</h2><details class="card"><summary>config.yaml</summary>'
+    yield f"<pre>{escape(text)}</pre></details>"
