@@ -14,14 +14,19 @@ UNLIKE = (
     "resume",
     "seed",
     "checkpoint.",
-    "evaluation.report",
+    "evaluation.",
     "data.shards",
     "data.cache",
     "data.cache_size_gb",
     "data.workers",
     "data.prefetch",
     "data.embedded_faces",
-    "runtime.",
+    "runtime.timeout_s",
+    "runtime.stop_every",
+    "runtime.log_every",
+    "runtime.tensorboard",
+    "runtime.history_samples",
+    "runtime.history_faces",
 )
 """Keys that do not make two runs two ways of training."""
 
@@ -40,9 +45,10 @@ class Pairs(NamedTuple):
 
 
 def values_of(run: Run) -> dict[str, Any]:
-    """What the run was told, of what makes a way of training."""
+    """The dataset, and what the run was told of what makes a way of training."""
     flat = {key: tuple(v) if isinstance(v, list) else v for key, v in flatten(to_dict(run.config))}
-    return {key: value for key, value in flat.items() if not listed(key, UNLIKE)}
+    told = {key: value for key, value in flat.items() if not listed(key, UNLIKE)}
+    return {"dataset": run.facts["dataset"], **told}
 
 
 def differing(runs: Sequence[Run]) -> dict[str, list[Any]]:

@@ -109,9 +109,9 @@ def inline(figure: Figure, name: str, alt: str) -> str:
     text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
     text = re.sub(r'\bid="', f'id="{name}-', text)
     text = re.sub(r'(xlink:href="#|url\(#)', rf"\1{name}-", text)
-    text = re.sub(
-        r'<svg [^>]*?(viewBox="[^"]*")[^>]*>', rf'<svg class="drawing" \1 role="img" aria-label="{alt}">', text
-    )
+    share = figure.get_figwidth() / WIDTH
+    head = rf'<svg class="drawing" style="--share: {share:.3f}" \1 role="img" aria-label="{alt}">'
+    text = re.sub(r'<svg [^>]*?(viewBox="[^"]*")[^>]*>', head, text)
     text = text.replace("xlink:href", "href")
     for value, variable in TONES.items():
         text = text.replace(value, f"var({variable})")

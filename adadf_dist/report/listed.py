@@ -47,15 +47,20 @@ def find_listed_face(run: Run, key: str = "") -> Listed | None:
                 f"--face {key}: {run.folder} kept no face's distributions; train with runtime.history_faces"
             )
         return None
-    keys = [str(run.faces.keys[number]) for number in numbers]
+    seen = np.sum([epoch["seen"][numbers] for epoch in run.history], axis=0) > 0
     if key:
-        return listed_face(run, place_of(run, key, keys))
+        place = place_of(run, key, [str(run.faces.keys[number]) for number in numbers])
+        if not seen[place]:
+            raise UserError(
+                f"--face {key}: no finished epoch has had it yet (data.sampler = {run.config.data.sampler})"
+            )
+        return listed_face(run, place)
     votes = None if run.faces.votes is None else run.faces.votes[numbers]
     if votes is None or not votes.any():
         ambiguity = entropy(np.nan_to_num(run.history[-1]["listed_distributions"][:, FUSED].astype(np.float64)))
     else:
         ambiguity = entropy(votes.astype(np.float64))
-    return listed_face(run, int(np.argmax(ambiguity)))
+    return listed_face(run, int(np.argmax(np.where(seen, ambiguity, -1)))) if seen.any() else None
 
 
 def place_of(run: Run, key: str, keys: Sequence[str]) -> int:
@@ -74,11 +79,11 @@ def place_of(run: Run, key: str, keys: Sequence[str]) -> int:
 def listed_face(run: Run, place: int) -> Listed:
     assert run.faces is not None
     number = int(run.history[-1]["listed"][place])
-    seen = run.stacked("seen")[:, number] > 0
+    seen = np.array([epoch["seen"][number] > 0 for epoch in run.history])
     rows = np.where(seen[:, None, None], run.stacked("listed_distributions")[:, place], np.nan)
     votes = None if run.faces.votes is None else run.faces.votes[number].astype(np.float64)
     shares = votes / votes.sum() if votes is not None and votes.any() else None
-    weights = run.stacked("attention")[:, number]
+    weights = np.array([epoch["attention"][number] for epoch in run.history], dtype=np.float64)
     return Listed(str(run.faces.keys[number]), int(run.faces.labels[number]), rows, weights, shares)
 
 

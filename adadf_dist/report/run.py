@@ -20,6 +20,8 @@ from adadf_dist.settings import Layer, build_config, read_settings
 
 Record = Mapping[str, Any]
 Arrays = Mapping[str, NDArray[Any]]
+NOT_SHOWN = ("loss", "correct")
+"""Of the history, which of a large dataset takes room."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,7 +68,9 @@ class Run:
     def history(self) -> tuple[Arrays, ...]:
         """What each finished epoch left of faces and classes; empty where the files are not all there."""
         paths = [self.folder / "history" / f"epoch-{number:04d}.npz" for number in self.numbers]
-        return tuple(map(read_arrays, paths)) if all(path.is_file() for path in paths) else ()
+        if not all(path.is_file() for path in paths):
+            return ()
+        return tuple({name: a for name, a in read_arrays(path).items() if name not in NOT_SHOWN} for path in paths)
 
     @cached_property
     def faces(self) -> Faces | None:
