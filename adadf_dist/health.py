@@ -37,6 +37,7 @@ RISING, RISE = 3, 1.1
 """The auxiliary branch diverges: so many epochs in a row its cross entropy rose, to so many times its lowest."""
 BEHIND = 0.1
 """An auxiliary branch whose accuracy is so far below the target branch's teaches little that is true."""
+BEHIND_TARGET = "auxiliary branch behind"
 BAD_SHARE = 0.1
 """Of `data.max_bad_faces`: replaced faces of an epoch that are worth a warning."""
 FALLEN = 2.0
@@ -245,7 +246,7 @@ def diverging(records: Sequence[Record], config: Config, classes: Sequence[str])
 def behind(target: float, auxiliary: float) -> Iterator[Finding]:
     if auxiliary < target - BEHIND:
         yield Finding(
-            "auxiliary branch behind",
+            BEHIND_TARGET,
             Severity.WARNING,
             f"it is right for {auxiliary:.1%} of the validation faces, the target branch for {target:.1%}",
             "raise loss.epoch_threshold, or set loss.detach = true",

@@ -9,6 +9,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from adadf_dist.method.losses import ramp_weights
+from adadf_dist.report.compared import ways
 from adadf_dist.report.drawing import ACCENT, INK, SOFT, colour, dash, new_figure, over_epochs
 from adadf_dist.report.run import Run
 
@@ -78,7 +79,7 @@ def line(axes: Any, run: Run, values: Any, title: str, unit: str) -> None:
 
 
 def overlay(runs: Sequence[Run]) -> Figure:
-    """Several runs in the same axes."""
+    """Several runs in the same axes: a colour a way of training, a dash a run of it."""
     figure = new_figure(2.7)
     panels = figure.subplots(1, 3)
     shown = (
@@ -88,10 +89,11 @@ def overlay(runs: Sequence[Run]) -> Figure:
     )
     longest = max((run.numbers for run in runs), key=len)
     for axes, (title, unit, name, factor) in zip(panels, shown, strict=True):
-        for number, run in enumerate(runs):
-            values = [factor * record["validation"][name] for record in run.epochs]
-            style = {"color": colour(number), "linestyle": dash(number), "label": run.name}
-            axes.plot(run.numbers, values, **style, **points(run))
+        for number, way in enumerate(ways(runs)):
+            for seed, run in enumerate(way):
+                values = [factor * record["validation"][name] for record in run.epochs]
+                style = {"color": colour(number), "linestyle": dash(seed), "label": run.name}
+                axes.plot(run.numbers, values, **style, **points(run))
         axes.set(title=title, ylabel=unit)
         over_epochs(axes, longest)
     handles, labels = panels[0].get_legend_handles_labels()

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from html import escape
 from pathlib import Path
 
-from adadf_dist.health import Episode, Severity, episodes, examine
+from adadf_dist.health import BEHIND_TARGET, Episode, episodes, examine
 from adadf_dist.report.compared import Pairs, differing, pair_up, tested
 from adadf_dist.report.drawing import inline, styled
 from adadf_dist.report.faces import face_sections
@@ -33,7 +33,7 @@ def render(runs: Sequence[Run], face: Listed | None, drawings: Sequence[Drawn]) 
             "<body><main>",
             *heading(runs),
             *comparison(runs),
-            *(line for run in runs for line in health(run, len(runs) > 1)),
+            *health(runs),
             *drawn_sections(runs[0], face, drawings, pictures),
             *face_sections(runs[0], pictures),
             *settings(runs[0]),
@@ -129,21 +129,33 @@ def about_pair(pair: Pairs) -> str:
     )
 
 
-def health(run: Run, named: bool) -> Iterator[str]:
-    """What was wrong over the run, what still is first."""
-    yield f"<h2>Health{f' of {escape(run.name)}' if named else ''}</h2>"
-    found = [*of_the_auxiliary(run), *episodes(run.epochs, run.config, run.classes)]
-    if not found:
-        yield '<p class="fine ok">Nothing found: no collapse, no class left out, thresholds, attention, loader, '
-        yield "auxiliary branch and validation as they should be.</p>"
-    for episode in found:
-        finding = episode.finding
-        held = f"epochs {episode.first} to {episode.last}" if episode.first != episode.last else f"epoch {episode.last}"
-        over = episode.last != run.numbers[-1]
-        kind = "ok" if over else finding.severity.word
-        yield f'<section class="finding {kind}"><header><span class="check">{"over" if over else kind}</span>'
-        yield f"<h3>{escape(finding.name)}</h3><span class=when>{held}</span></header>"
-        yield f'<p>{escape(finding.seen)}.</p><p class="mend">{escape(finding.mend)}</p></section>'
+def health(runs: Sequence[Run]) -> Iterator[str]:
+    """What was wrong over each run, what still is first."""
+    yield "<h2>Health</h2>"
+    well = []
+    for run in runs:
+        found = [*of_the_auxiliary(run), *episodes(run.epochs, run.config, run.classes)]
+        if not found:
+            well.append(escape(run.name))
+        elif len(runs) > 1:
+            yield f"<h3>{escape(run.name)}</h3>"
+        for episode in found:
+            yield from finding(episode, int(run.numbers[-1]))
+    if well:
+        named = f" in {', '.join(well)}" if len(runs) > 1 else ""
+        yield f'<p class="fine ok">Nothing found{named}: no collapse, no class left out; thresholds, attention, '
+        yield "loader, auxiliary branch and validation as they should be.</p>"
+
+
+def finding(episode: Episode, newest: int) -> Iterator[str]:
+    """What is over is told in the past's colour."""
+    found = episode.finding
+    held = f"epochs {episode.first} to {episode.last}" if episode.first != episode.last else f"epoch {episode.last}"
+    kind = found.severity.word if episode.last == newest else "ok"
+    word = found.severity.word if episode.last == newest else "over"
+    yield f'<section class="finding {kind}"><header><span class="check">{word}</span>'
+    yield f'<h3>{escape(found.name)}</h3><span class="when">{held}</span></header>'
+    yield f'<p>{escape(found.seen)}.</p><p class="mend">{escape(found.mend)}</p></section>'
 
 
 def of_the_auxiliary(run: Run) -> Iterator[Episode]:
@@ -153,9 +165,9 @@ def of_the_auxiliary(run: Run) -> Iterator[Episode]:
         return
     right = float((recorded.answers.auxiliary.argmax(axis=1) == recorded.faces.labels).mean())
     upto = [record for record in run.epochs if record["epoch"] <= run.best["epoch"]]
-    for finding in examine(upto, run.config, run.classes, right):
-        if finding.name == "auxiliary branch behind" and finding.severity is Severity.WARNING:
-            yield Episode(finding, run.best["epoch"], int(run.numbers[-1]))
+    for found in examine(upto, run.config, run.classes, right):
+        if found.name == BEHIND_TARGET:
+            yield Episode(found, run.best["epoch"], int(run.numbers[-1]))
 
 
 def drawn_sections(run: Run, face: Listed | None, drawings: Sequence[Drawn], pictures: Pictures) -> Iterator[str]:
