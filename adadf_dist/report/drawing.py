@@ -94,7 +94,7 @@ def over_epochs(axes: Any, epochs: NDArray[Any]) -> None:
     """The x axis of epochs: whole numbers."""
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=6, min_n_ticks=1))
     room = 0.03 * (epochs[-1] - epochs[0]) or 0.5
-    axes.set_xlim(epochs[0] - room, epochs[-1] + room)
+    axes.set_xlim(max(epochs[0] - room, 0.5), epochs[-1] + room)
     axes.grid(axis="y")
     axes.set_xlabel("epoch")
 
