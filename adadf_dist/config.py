@@ -180,6 +180,8 @@ class EvaluationConfig:
     epoch on test, labelled as such."""
     test: bool = True
     """Test the selected model at the end of the run."""
+    report: bool = True
+    """Write report.html into the run folder at the end."""
 
 
 @dataclass(frozen=True, kw_only=True)

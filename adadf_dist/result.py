@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from adadf_dist.data.open import Data
-from adadf_dist.errors import UserError
+from adadf_dist.errors import UserError, one_line
 from adadf_dist.evaluation import evaluate
 from adadf_dist.records import featured, record_answers
+from adadf_dist.report.writing import PAGE, report
 from adadf_dist.runtime.checkpoint import Checkpoints
 from adadf_dist.runtime.checkpoint_file import read_checkpoint
 from adadf_dist.runtime.engine import Engine
@@ -54,6 +55,8 @@ def finish(engine: Engine, data: Data, log: Log, checkpoints: Checkpoints, world
     for line in describe(result):
         log.say(line)
     log.say(f"run folder: {log.config.out}")
+    if log.config.evaluation.report and world.is_main:
+        draw_report(log)
     return result
 
 
@@ -83,6 +86,19 @@ def keep_answers(engine: Engine, data: Data, checkpoints: Checkpoints, world: Wo
         if split is not None:
             batches = data.evaluation(split), data.evaluation(split, featured(len(split)))
             record_answers(Path(config.out), split, engine, batches, world)
+
+
+def draw_report(log: Log) -> None:
+    """A convenience: whatever it trips over is told, and the run is finished all the same."""
+    page = log.folder / PAGE
+    log.world.pulse.beat("drawing the report")
+    try:
+        report([log.folder], page)
+    except Exception as error:
+        again = f"python -m adadf_dist.report {log.folder}"
+        log.say(f"warning: no report ({type(error).__name__}: {one_line(error)}); {again} tries again")
+    else:
+        log.say(f"report: {page}")
 
 
 def load_selected(engine: Engine, checkpoints: Checkpoints) -> None:

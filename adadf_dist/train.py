@@ -18,6 +18,7 @@ from adadf_dist.data.noise import write_noise
 from adadf_dist.data.open import Data, open_data
 from adadf_dist.errors import one_line_errors
 from adadf_dist.evaluation import evaluate
+from adadf_dist.health import attention_spread
 from adadf_dist.method.class_distributions import ClassDistributions
 from adadf_dist.method.losses import Losses, Place, adadf_loss, ramp_weights
 from adadf_dist.method.model import Output
@@ -170,13 +171,15 @@ def finish_epoch(
     record: dict[str, object] = {"kind": "epoch", "epoch": progress.epoch + 1, "step": progress.step}
     record |= {**training, "learning_rate": engine.learning_rate}
     record["replaced_faces"] = sum(world.collect(data.take_replaced()))
-    record |= {"classes_at_threshold": int(commit.threshold_met.sum()), "validation": metrics.to_dict()}
+    record |= {"classes_at_threshold": int(commit.threshold_met.sum())}
+    record |= {"class_degrees": commit.means.diagonal().tolist(), "validation": metrics.to_dict()}
     if config.evaluation.protocol == "published":
         assert data.test_split is not None
         record["test_accuracy"] = evaluate(engine, data.test(), data.test_split, world).accuracy
     record["ranks"] = compare_ranks(world)
     world.pulse.beat("writing the history of the faces")
-    state.history.finish_epoch(config.out, progress.epoch + 1, commit, config.runtime.timeout_s)
+    faces = state.history.finish_epoch(config.out, progress.epoch + 1, commit, config.runtime.timeout_s)
+    record["attention"] = attention_spread(faces.attention)
     progress.finish_epoch(metrics.accuracy, record)
     return record
 

@@ -23,6 +23,7 @@ SMALL = {
     "data.image_size": "32",
     "data.workers": "0",
     "data.loader": "torch",
+    "evaluation.report": "false",
     "runtime.tensorboard": "false",
     "runtime.log_every": "1",
     "runtime.stop_every": "1",

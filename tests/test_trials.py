@@ -15,7 +15,7 @@ from adadf_dist.world import World
 from tests.ranks import run_ranks
 from tests.stand_in import OPTIONS, SPACE, Here, Stopped, begun, planted, study_of, train_by
 from tune.halving import Halving
-from tune.running import run_trial
+from tune.running import config_of, run_trial
 from tune.search import search
 from tune.trial import Trial
 
@@ -118,3 +118,10 @@ def test_a_lost_rank_is_no_failure_of_the_trial(tmp_path: Path, monkeypatch: pyt
     with pytest.raises(LostRankError):
         search(study, Here())
     assert study.trials.outcome(study.default()).end == ""
+
+
+def test_a_trial_writes_no_report(tmp_path: Path) -> None:
+    """The search has a page of its own, and drawing takes seconds a trial."""
+    base = Config()
+    assert base.evaluation.report
+    assert not config_of(base, Trial(1, 0, "search", {"optimizer.lr": 0.1}), tmp_path).evaluation.report

@@ -32,6 +32,7 @@ def ignore(record: Record) -> None:
 def config_of(base: Config, trial: Trial, out: Path) -> Config:
     """The trial's configuration. Of its checkpoints the newest and the selected one are kept."""
     fixed = {"seed": trial.seed, "out": str(out), "resume": "auto", "evaluation.test": trial.test, "checkpoint.keep": 1}
+    fixed["evaluation.report"] = False  # the search's own page tells of all trials
     return override(base, {**trial.values, **fixed}, f"trial {trial.name}")
 
 

@@ -29,6 +29,7 @@ FREE = (
     "base.data.workers",
     "base.data.prefetch",
     "base.data.max_bad_faces",
+    "base.evaluation.report",
     "base.checkpoint.",
     "base.runtime.timeout_s",
     "base.runtime.stop_every",

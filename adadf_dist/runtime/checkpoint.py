@@ -36,6 +36,7 @@ FREE_KEYS = (
     "data.prefetch",
     "data.max_bad_faces",
     "evaluation.test",
+    "evaluation.report",
     "checkpoint.",
     "runtime.compile",
     "runtime.timeout_s",

@@ -21,6 +21,7 @@ from adadf_dist import __version__
 from adadf_dist.config import Config
 from adadf_dist.data.batch import Batch
 from adadf_dist.errors import DiskFullError, UserError
+from adadf_dist.health import news
 from adadf_dist.method.losses import Losses
 from adadf_dist.pulse import LOADING
 from adadf_dist.runtime.boards import Boards
@@ -55,11 +56,13 @@ class Log:
         self._boards = Boards(config)
         self._learning_rate = config.optimizer.lr
         self._num_batches = 0
+        self._classes: list[str] = []
 
     def start(self, progress: Progress, facts: Mapping[str, object], resumed: Path | None) -> None:
         """Open the run folder: configuration, facts of the run, and the metrics up to where it goes on."""
         if not self.world.is_main:
             return
+        self._classes = list(facts["classes"])  # type: ignore[call-overload]
         write_text(self.folder / "config.yaml", yaml.safe_dump(to_dict(self.config), sort_keys=False))
         write_json(self.folder / "run.json", {**environment(self.world), **facts})
         self._metrics.rewind(progress)
@@ -190,22 +193,13 @@ class Log:
             f"{metrics['mean_class_accuracy']:8.2%}  {record['classes_at_threshold']:>10} "
             f"{record['learning_rate']:7.1e}  {record['images_per_s']:8.0f}  {duration(left):>9}"
         )
-        self._warn_of_collapse(progress, metrics)
+        for finding in news(progress.epochs, self.config, self._classes):
+            self.say(f"  {finding}")
         if straggler := describe_straggler(record["ranks"]):  # type: ignore[arg-type]
             self.say(f"  warning: {straggler}")
         everything = {**record, **{f"validation_{name}": value for name, value in metrics.items()}}
         self._boards.add("epoch", {k: v for k, v in everything.items() if isinstance(v, float)}, progress.epoch)
         self._boards.flush()
-
-    def _warn_of_collapse(self, progress: Progress, metrics: Mapping[str, Any]) -> None:
-        """A run can settle at chance for good, attention near zero; nothing else would tell its user why."""
-        classes = len(metrics["class_accuracy"])
-        if progress.epoch > self.config.loss.epoch_threshold and metrics["mean_class_accuracy"] < 1.5 / classes:
-            self.say(
-                f"  warning: mean class accuracy {metrics['mean_class_accuracy']:.1%} is hardly above the chance of "
-                f"{1 / classes:.1%}: training may have collapsed; start from model.pretrained weights or, "
-                "from scratch, with optimizer.attention_lr_factor 0.02 and some hundred optimizer.warmup_steps"
-            )
 
     def stopped(self, progress: Progress) -> None:
         """The last word of a run that was asked to stop."""

@@ -1,0 +1,67 @@
+"""A report of one run or of several, finished or in progress: a page, and its figures for a paper.
+
+python -m adadf_dist.report RUN [RUN ...] [--out FILE] [--figures DIR] [--face KEY]
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from adadf_dist.errors import UserError, one_line_errors
+from adadf_dist.report.writing import PAGE, report
+
+DESCRIPTION = f"""\
+One self-contained page about a run: result, curves, confusion, class distributions, thresholds, attention, features,
+an ambiguous face, most and least certain faces, and what was wrong on the way. Of several runs the first is told in
+full, and all are compared. Training itself writes {PAGE} into the run folder when it ends.
+"""
+EPILOG = """\
+examples:
+  python -m adadf_dist.report runs/rafdb-seed0
+  python -m adadf_dist.report runs/rafdb-seed0 runs/one_hot-seed0 --out compared.html --figures figures
+"""
+
+
+def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m adadf_dist.report",
+        description=DESCRIPTION,
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="run folder, as training wrote it")
+    parser.add_argument("--out", type=Path, metavar="FILE", help=f"the page (default: {PAGE} in the first run folder)")
+    parser.add_argument("--figures", type=Path, metavar="DIR", help="write each figure as PNG (300 dpi) and SVG too")
+    parser.add_argument("--face", default="", metavar="KEY", help="training face to show (default: the most ambiguous)")
+    parser.add_argument("--force", action="store_true", help="replace --out where it exists")
+    return parser.parse_args(argv)
+
+
+def page_of(args: argparse.Namespace) -> Path:
+    """Where the page goes. Raises `UserError` for a file that may be somebody's."""
+    own: Path = args.runs[0] / PAGE
+    if args.out is None or args.out.resolve() == own.resolve():
+        return own
+    out: Path = args.out
+    if out.is_dir():
+        raise UserError(f"--out {out}: is a folder; give the file to write")
+    if not out.parent.is_dir():
+        raise UserError(f"--out {out}: there is no folder {out.parent}; make it, or write elsewhere")
+    if out.exists() and not args.force:
+        raise UserError(f"--out {out}: exists; give another file, or --force to replace it")
+    return out
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    args = parse_arguments(sys.argv[1:] if argv is None else argv)
+    with one_line_errors("adadf_dist.report"):
+        page = page_of(args)
+        report(args.runs, page, args.face, args.figures)
+        print(f"report: {page}")
+
+
+if __name__ == "__main__":
+    main()

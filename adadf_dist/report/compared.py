@@ -1,0 +1,98 @@
+"""Several runs beside each other: what was set differently, and what it made, seed by seed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+from adadf_dist.comparison import Difference, paired_difference
+from adadf_dist.report.run import Run
+from adadf_dist.settings import flatten, listed, to_dict
+
+UNLIKE = (
+    "out",
+    "resume",
+    "seed",
+    "checkpoint.",
+    "evaluation.",
+    "data.shards",
+    "data.cache",
+    "data.cache_size_gb",
+    "data.workers",
+    "data.prefetch",
+    "data.embedded_faces",
+    "runtime.timeout_s",
+    "runtime.stop_every",
+    "runtime.log_every",
+    "runtime.tensorboard",
+    "runtime.history_samples",
+    "runtime.history_faces",
+)
+"""Keys that do not make two runs two ways of training."""
+
+
+class Pairs(NamedTuple):
+    """One way of training against the first, on the seeds that both have."""
+
+    name: str
+    measure: str
+    """`test` where every run of the pairs has one, else `validation`."""
+    seeds: tuple[int, ...]
+    first: tuple[float, ...]
+    second: tuple[float, ...]
+    difference: Difference | None
+    """None for fewer than two pairs."""
+
+
+def values_of(run: Run) -> dict[str, Any]:
+    """The dataset, and what the run was told of what makes a way of training."""
+    flat = {key: tuple(v) if isinstance(v, list) else v for key, v in flatten(to_dict(run.config))}
+    told = {key: value for key, value in flat.items() if not listed(key, UNLIKE)}
+    return {"dataset": run.facts["dataset"], **told}
+
+
+def differing(runs: Sequence[Run]) -> dict[str, list[Any]]:
+    """Keys whose values differ between runs, and each run's."""
+    values = [values_of(run) for run in runs]
+    return {key: [v[key] for v in values] for key in values[0] if len({repr(v[key]) for v in values}) > 1}
+
+
+def ways(runs: Sequence[Run]) -> list[list[Run]]:
+    """The runs that differ by nothing but their seed together, in the order given."""
+    groups: dict[str, list[Run]] = {}
+    for run in runs:
+        groups.setdefault(repr(sorted(values_of(run).items())), []).append(run)
+    return list(groups.values())
+
+
+def accuracy(run: Run, measure: str) -> float:
+    if measure == "validation" or run.result is None:
+        return float(run.best["validation"]["accuracy"])
+    return float(run.result["test"]["accuracy"])
+
+
+def tested(run: Run) -> bool:
+    return run.finished and run.result is not None and bool(run.result["test"])
+
+
+def pair_up(runs: Sequence[Run]) -> list[Pairs]:
+    """Every other way of training against the first, where they share seeds."""
+    groups = ways(runs)
+    found = []
+    first = {run.config.seed: run for run in groups[0]}
+    others = [({run.config.seed: run for run in group}, group[0]) for group in groups[1:]]
+    for second, run in others:
+        seeds = tuple(sorted(first.keys() & second.keys()))
+        if not seeds:
+            continue
+        both = [way[seed] for way in (first, second) for seed in seeds]
+        measure = "test" if all(map(tested, both)) else "validation"
+        before, after = (tuple(accuracy(way[seed], measure) for seed in seeds) for way in (first, second))
+        difference = paired_difference(before, after, len(others)) if len(seeds) > 1 else None
+        found.append(Pairs(told(groups[0][0], run), measure, seeds, before, after, difference))
+    return found
+
+
+def told(first: Run, second: Run) -> str:
+    """How the second was told otherwise than the first."""
+    return ", ".join(f"{key} = {values[1]} (was {values[0]})" for key, values in differing([first, second]).items())

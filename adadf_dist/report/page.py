@@ -1,0 +1,209 @@
+"""The report as one page: figures and pictures inside, nothing loaded from elsewhere."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from html import escape
+from pathlib import Path
+
+from adadf_dist.health import BEHIND_TARGET, Episode, episodes, examine
+from adadf_dist.report.compared import Pairs, differing, pair_up, tested
+from adadf_dist.report.drawing import inline, styled
+from adadf_dist.report.faces import face_sections
+from adadf_dist.report.figures import Drawn
+from adadf_dist.report.listed import Listed
+from adadf_dist.report.pictures import Pictures
+from adadf_dist.report.run import Run
+
+
+def render(runs: Sequence[Run], face: Listed | None, drawings: Sequence[Drawn]) -> str:
+    """The page as HTML; every string that comes from a run is escaped."""
+    here = Path(__file__)
+    css, script = (here.with_name(f"page.{kind}").read_text(encoding="utf-8") for kind in ("css", "js"))
+    title = escape(", ".join(run.name for run in runs[:3]))
+    pictures = Pictures(runs[0].config.data.shards)
+    return "\n".join(
+        [
+            "<!doctype html>",
+            '<html lang="en">',
+            '<head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">',
+            f'<title>Report: {title}</title><link rel="icon" href="data:,">',
+            f"<style>\n{css}</style></head>",
+            "<body><main>",
+            *heading(runs),
+            *comparison(runs),
+            *health(runs),
+            *drawn_sections(runs[0], face, drawings, pictures),
+            *face_sections(runs[0], pictures),
+            *settings(runs[0]),
+            f"<footer>python -m adadf_dist.report {escape(' '.join(str(run.folder) for run in runs))}</footer>",
+            f"</main><script>\n{script}</script></body></html>\n",
+        ]
+    )
+
+
+def heading(runs: Sequence[Run]) -> Iterator[str]:
+    run = runs[0]
+    yield f"<h1>{escape(run.name)}</h1>"
+    faces = ", ".join(f"{count:,} {split}" for split, count in run.facts["faces"].items() if count)
+    yield f'<p class="lead">{escape(str(run.facts["dataset"]))} &middot; {escape(faces)} faces &middot; '
+    yield f"{len(run.classes)} classes &middot; {escape(run.config.model.backbone)} &middot; "
+    yield f"seed {run.config.seed} &middot; ranks: {escape(str(run.facts['ranks']))}</p>"
+    if not run.finished:
+        yield f'<p class="progress">In progress: this report covers epochs 1 to {run.numbers[-1]} of '
+        yield f"{run.config.epochs}.</p>"
+    elif run.result is not None and not run.result["test"]:
+        yield '<p class="lead">This run did not look at a test split.</p>'
+    yield '<ul class="tally">'
+    for number, word in headline(run):
+        yield f"<li><b>{number}</b><span>{word}</span></li>"
+    yield "</ul>"
+    if len(runs) > 1:
+        yield f'<p class="note">Figures and faces below are of {escape(run.name)}, the first run named, unless they '
+        yield "say otherwise.</p>"
+
+
+def headline(run: Run) -> Iterator[tuple[str, str]]:
+    validation = run.best["validation"]
+    yield percent(validation["accuracy"], validation["accuracy_interval"]), f"validation, epoch {run.best['epoch']}"
+    if tested(run) and run.result is not None:
+        test = run.result["test"]
+        yield percent(test["accuracy"], test["accuracy_interval"]), f"test ({test['samples']:,} faces, selected epoch)"
+        yield f"{test['mean_class_accuracy']:.2%}", "test, mean class accuracy"
+        if test["vote_divergence"] is not None:
+            yield f"{test['vote_divergence']:.3f}", "nats, KL(votes || prediction) on test"
+        if test["ceiling"] is not None:
+            yield f"{test['ceiling']:.2%}", "best possible guess on test"
+        if run.result["best_on_test"]:
+            best = run.result["best_on_test"]
+            yield f"{best['accuracy']:.2%}", f"best on test, epoch {best['epoch']}: chosen by it"
+
+
+def percent(share: float, interval: Sequence[float]) -> str:
+    low, high = interval
+    return f"{share:.2%} <small>{100 * low:.2f} to {100 * high:.2f}</small>"
+
+
+def comparison(runs: Sequence[Run]) -> Iterator[str]:
+    """A row a run, what they were told otherwise, and differences by seed."""
+    if len(runs) < 2:
+        return
+    keys = differing(runs)
+    heads = ["run", "seed", *keys, "epochs", "validation, %", "test, %", "mean class, %"]
+    yield "<h2>Comparison</h2>"
+    yield '<div class="card scroll"><table><thead><tr>' + "".join(f"<th>{escape(head)}</th>" for head in heads)
+    yield "</tr></thead><tbody>"
+    for number, run in enumerate(runs):
+        cells = [escape(run.name), str(run.config.seed), *(escape(str(values[number])) for values in keys.values())]
+        cells.append(f"{len(run.epochs)} of {run.config.epochs}")
+        cells.append(in_points(run.best["validation"]))
+        test = run.result["test"] if tested(run) and run.result is not None else None
+        cells += ["", ""] if test is None else [in_points(test), f"{100 * test['mean_class_accuracy']:.2f}"]
+        yield f"<tr>{''.join(f'<td>{cell}</td>' for cell in cells)}</tr>"
+    yield "</tbody></table></div>"
+    yield '<p class="note">Selected epoch, and its 95 % interval over faces (Wilson).</p>'
+    pairs = pair_up(runs)
+    for pair in pairs:
+        yield f'<p class="pair">{about_pair(pair)}</p>'
+    if len(pairs) > 1 and any(pair.difference for pair in pairs):
+        yield f'<p class="note">Intervals are widened for {len(pairs)} comparisons at once (Bonferroni).</p>'
+
+
+def in_points(metrics: dict[str, object]) -> str:
+    low, high = metrics["accuracy_interval"]  # type: ignore[misc]
+    return f"{100 * float(metrics['accuracy']):.2f} <small>{100 * low:.2f} to {100 * high:.2f}</small>"  # type: ignore
+
+
+def about_pair(pair: Pairs) -> str:
+    what = f"<b>{escape(pair.name)}</b>, {pair.measure} accuracy against the first run's way of training: "
+    if pair.difference is None:
+        points = 100 * (pair.second[0] - pair.first[0])
+        return f"{what}{points:+.2f} points on seed {pair.seeds[0]}. One seed says nothing of the spread between seeds."
+    low, high = (100 * end for end in pair.difference.interval)
+    beyond = "beyond" if low > 0 or high < 0 else "within"
+    seeds = ", ".join(map(str, pair.seeds))
+    return (
+        f"{what}{100 * pair.difference.mean:+.2f} points, 95 % interval {low:+.2f} to {high:+.2f}, paired over seeds "
+        f"{seeds}: {beyond} noise."
+    )
+
+
+def health(runs: Sequence[Run]) -> Iterator[str]:
+    """What was wrong over each run, what still is first."""
+    yield "<h2>Health</h2>"
+    well = []
+    for run in runs:
+        found = [*of_the_auxiliary(run), *episodes(run.epochs, run.config, run.classes)]
+        if not found:
+            well.append(escape(run.name))
+        elif len(runs) > 1:
+            yield f"<h3>{escape(run.name)}</h3>"
+        for episode in found:
+            yield from finding(episode, int(run.numbers[-1]))
+    if well:
+        named = f" in {', '.join(well)}" if len(runs) > 1 else ""
+        yield f'<p class="fine ok">Nothing found{named}: no collapse, no class left out; thresholds, attention, '
+        yield "loader, auxiliary branch and validation as they should be.</p>"
+
+
+def finding(episode: Episode, newest: int) -> Iterator[str]:
+    """What is over is told in the past's colour."""
+    found = episode.finding
+    held = f"epochs {episode.first} to {episode.last}" if episode.first != episode.last else f"epoch {episode.last}"
+    kind = found.severity.word if episode.last == newest else "ok"
+    word = found.severity.word if episode.last == newest else "over"
+    yield f'<section class="finding {kind}"><header><span class="check">{word}</span>'
+    yield f'<h3>{escape(found.name)}</h3><span class="when">{held}</span></header>'
+    yield f'<p>{escape(found.seen)}.</p><p class="mend">{escape(found.mend)}</p></section>'
+
+
+def of_the_auxiliary(run: Run) -> Iterator[Episode]:
+    """What only the answers of a finished run can tell."""
+    recorded = run.answers("validation")
+    if recorded is None or run.config.loss.supervision == "one_hot":
+        return
+    right = float((recorded.answers.auxiliary.argmax(axis=1) == recorded.faces.labels).mean())
+    upto = [record for record in run.epochs if record["epoch"] <= run.best["epoch"]]
+    for found in examine(upto, run.config, run.classes, right):
+        if found.name == BEHIND_TARGET:
+            yield Episode(found, run.best["epoch"], int(run.numbers[-1]))
+
+
+def drawn_sections(run: Run, face: Listed | None, drawings: Sequence[Drawn], pictures: Pictures) -> Iterator[str]:
+    with styled():
+        for drawn in drawings:
+            yield f"<h2>{escape(drawn.title)}</h2>"
+            extra = picture_of(face, pictures) if drawn.name == "face" and face is not None else ""
+            svg = inline(drawn.make(), drawn.name, escape(drawn.title))
+            yield f'<figure class="card" id="{drawn.name}">{extra}<div class="scroll">{svg}</div>'
+            yield f"<figcaption>{escape(drawn.caption)}</figcaption>"
+            yield from slider(run) if drawn.name == "class_distributions" else ()
+            yield "</figure>"
+
+
+def picture_of(face: Listed, pictures: Pictures) -> str:
+    url = pictures.find(face.key, "train")
+    if url is None:
+        return f'<p class="note">{escape(pictures.missing or "its picture cannot be read")}</p>'
+    return f'<img class="portrait" alt="{escape(face.key)}" src="{url}">'
+
+
+def slider(run: Run) -> Iterator[str]:
+    """The class distributions of every epoch, for the script to show one."""
+    values = run.stacked("class_distributions").round(4).tolist()
+    met = run.stacked("class_threshold_met").astype(int).tolist()
+    data = {"classes": run.classes, "epochs": run.numbers.tolist(), "rows": values, "met": met}
+    data["means"] = run.stacked("class_means").round(4).tolist()
+    text = json.dumps(data).replace("<", "\\u003c")
+    last = len(run.epochs) - 1
+    yield '<div id="forming"><div class="control"><button type="button" aria-label="play">&#9654;</button>'
+    yield f'<input type="range" min="0" max="{last}" value="{last}" aria-label="epoch"><output></output></div>'
+    yield '<p class="note">Bar: the class distribution; mark: the class mean.</p>'
+    yield f'<div class="rows"></div><script type="application/json">{text}</script></div>'
+
+
+def settings(run: Run) -> Iterator[str]:
+    text = (run.folder / "config.yaml").read_text(encoding="utf-8")
+    yield '<h2>Configuration</h2><details class="card"><summary>config.yaml</summary>'
+    yield f"<pre>{escape(text)}</pre></details>"

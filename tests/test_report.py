@@ -1,0 +1,381 @@
+"""The report of a run: its numbers against the run's files, its page in a browser."""
+
+from __future__ import annotations
+
+import html.parser
+import json
+import re
+import shutil
+import subprocess
+import sys
+import xml.etree.ElementTree as ElementTree
+from collections import Counter
+from pathlib import Path
+from statistics import fmean
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from adadf_dist.data.format import open_dataset
+from adadf_dist.report.__main__ import main
+from adadf_dist.report.classes import class_means
+from adadf_dist.report.compared import pair_up
+from adadf_dist.report.feature_map import embed
+from adadf_dist.report.listed import AUXILIARY, FUSED, find_listed_face, stages
+from adadf_dist.report.run import open_run
+from adadf_dist.report.writing import report
+from tests.runs import ROOT, command, finish, records, settings
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+
+
+@pytest.fixture(scope="module")
+def run(faces: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run of three epochs, its report written by training."""
+    out = tmp_path_factory.mktemp("runs") / "run"
+    more = {"class_distributions__threshold": "0.15", "evaluation__report": "true"}
+    done = finish(command(settings(faces, out, epochs="3", **more)))
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1] == f"report: {out / 'report.html'}"
+    return out
+
+
+@pytest.fixture(scope="module")
+def copies(run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder for runs that are like `run` but for what a test changes."""
+    return tmp_path_factory.mktemp("copies")
+
+
+@pytest.fixture(scope="module")
+def baseline(faces: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run with single labels, whose report failed, and harmed nothing."""
+    out = tmp_path_factory.mktemp("runs") / "baseline"
+    (out / "report.html").mkdir(parents=True)  # where the page should go
+    more = {"loss__supervision": "one_hot", "evaluation__report": "true"}
+    done = finish(command(settings(faces, out, epochs="1", **more)))
+    assert done.returncode == 0, done.stderr
+    last = done.stdout.splitlines()[-1]
+    assert last.startswith("warning: no report (UserError: ") and "python -m adadf_dist.report" in last
+    assert json.loads((out / "status.json").read_text())["state"] == "finished"
+    return out
+
+
+def copy_of(run: Path, folder: Path, accuracy: float | None = None, **changed: str) -> Path:
+    """The run under another name and settings (`__` for the dot), and with another test accuracy."""
+    shutil.copytree(run, folder, ignore=shutil.ignore_patterns("checkpoints"))
+    text = (folder / "config.yaml").read_text()
+    for key, value in changed.items():
+        text, count = re.subn(
+            rf"(?m)^(\s*){key.rpartition('__')[2]}: .*$", rf"\g<1>{key.rpartition('__')[2]}: {value}", text
+        )
+        assert count == 1, key
+    (folder / "config.yaml").write_text(text)
+    if accuracy is not None:
+        result = json.loads((folder / "result.json").read_text())
+        result["test"]["accuracy"] = accuracy
+        (folder / "result.json").write_text(json.dumps(result))
+    return folder
+
+
+class Page(html.parser.HTMLParser):
+    """What a browser would load, the ids it would meet, and the text it would show."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self.loads: list[str] = []
+        self.ids: list[str] = []
+        self.refers: list[str] = []
+        self.data: list[str] = []
+        self.text = ""
+        self._inside = ""
+        self.source = path.read_text(encoding="utf-8")
+        self.feed(self.source)
+        self.text = " ".join(self.text.split())
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self._inside = "data" if ("type", "application/json") in attrs else tag if tag in ("script", "style") else ""
+        for name, value in attrs:
+            if name == "id" and value:
+                self.ids.append(value)
+            self.refers += re.findall(r"url\(#([^)]+)\)", value or "")
+            if name in ("src", "href", "data", "action", "srcset", "xlink:href") and value:
+                (self.refers if value.startswith("#") else self.loads).append(value.removeprefix("#"))
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        inside = self._inside
+        self.handle_starttag(tag, attrs)
+        self._inside = inside
+
+    def handle_endtag(self, tag: str) -> None:
+        self._inside = ""
+
+    def handle_data(self, data: str) -> None:
+        if self._inside == "data":
+            self.data.append(data)
+        elif not self._inside:
+            self.text += data + " "
+
+
+def test_the_page_loads_nothing_and_its_ids_are_its_own(run: Path) -> None:
+    page = Page(run / "report.html")
+    assert all(value.startswith("data:") for value in page.loads), [v[:80] for v in page.loads]
+    assert "@import" not in page.source and not re.search(r"url\((?!#)", page.source)
+    assert [name for name, count in Counter(page.ids).items() if count > 1] == []
+    assert len(page.refers) > 50 and set(page.refers) <= set(page.ids)
+    for figure in ("curves", "confusion", "class_distributions", "thresholds", "attention", "features", "face"):
+        assert figure in page.ids
+    assert not list(run.glob("*.partial"))
+
+
+def test_the_figures_of_the_result_are_those_of_the_files(run: Path) -> None:
+    page = Page(run / "report.html")
+    result = json.loads((run / "result.json").read_text())
+    epochs = records(run, "epoch")
+    accuracies = [epoch["validation"]["accuracy"] for epoch in epochs]  # type: ignore[index]
+    assert f"{max(accuracies):.2%}" in page.text
+    assert f"validation, epoch {accuracies.index(max(accuracies)) + 1}" in page.text
+    low, high = result["test"]["accuracy_interval"]
+    assert f"{result['test']['accuracy']:.2%} {100 * low:.2f} to {100 * high:.2f}" in page.text
+    assert "test (30 faces, selected epoch)" in page.text
+    assert "In progress" not in page.text
+
+
+def test_the_confusion_is_what_the_selected_model_answers(run: Path) -> None:
+    svg = Page(run / "report.html").source
+    with np.load(run / "answers-test.npz") as answers:
+        labels, predicted = answers["labels"], answers["target_logits"].argmax(axis=1)
+    totals = Counter(labels.tolist())
+    classes = open_run(run).classes
+    for number, name in enumerate(classes):
+        assert f"<!-- {name} ({totals[number]}) -->" in svg  # matplotlib notes each text that it draws
+    drawn = svg[svg.index('id="confusion"') : svg.index('id="class_distributions"')]
+    assert "<!-- Test, same epoch -->" in drawn
+    cells = re.findall(r"<!-- (\d+|·) -->", drawn)
+    size = len(classes) ** 2
+    assert len(cells) == 2 * size
+    for row in range(len(classes)):
+        for column in range(len(classes)):
+            count = int(((labels == row) & (predicted == column)).sum())
+            expected = f"{100 * count / totals[row]:.0f}" if count else "·"
+            assert cells[size + row * len(classes) + column] == expected
+
+
+def test_the_slider_has_every_epochs_class_distributions(run: Path) -> None:
+    (data,) = map(json.loads, Page(run / "report.html").data)
+    assert data["epochs"] == [1, 2, 3]
+    for place, path in enumerate(sorted((run / "history").glob("epoch-*.npz"))):
+        with np.load(path) as epoch:
+            np.testing.assert_allclose(data["rows"][place], epoch["class_distributions"], atol=5e-5)
+            assert data["met"][place] == epoch["class_threshold_met"].astype(int).tolist()
+    assert any(map(any, data["met"]))
+
+
+def test_the_faces_are_ranked_and_pictured(run: Path, faces: Path) -> None:
+    page = Page(run / "report.html")
+    with np.load(run / "answers-validation.npz") as answers:
+        logits = answers["target_logits"].astype(np.float64)
+        keys = answers["keys"]
+    shares = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
+    unsure = -(shares * np.log(shares)).sum(axis=1)
+    section = page.text[page.text.index("Most certain") :]
+    certain, least = section[: section.index("Least certain")], section[section.index("Least certain") :]
+    named = re.findall(r"validation-\d+", certain)
+    assert named == [str(key) for key in keys[np.argsort(unsure)][: len(named)]] and len(named) == 14
+    assert str(keys[unsure.argmax()]) in re.findall(r"validation-\d+", least)[0]
+    pictures = [value for value in page.loads if value.startswith("data:image/jpeg")]
+    assert len(pictures) > 28
+    assert "no pictures" not in page.text
+
+
+def test_an_ambiguous_face_is_found_and_told(run: Path, faces: Path) -> None:
+    opened = open_run(run)
+    face = find_listed_face(opened)
+    assert face is not None and face.votes is not None
+    split = open_dataset(faces).split("train")
+    with np.load(run / "history" / "epoch-0003.npz") as epoch:
+        listed, rows = epoch["listed"], epoch["listed_distributions"]
+    assert split.votes is not None
+    votes = split.votes[listed] / split.votes[listed].sum(axis=1, keepdims=True)
+    entropies = -(votes * np.log(np.where(votes > 0, votes, 1))).sum(axis=1)
+    place = int(entropies.argmax())
+    assert face.key == str(split.keys[listed[place]]) and f"Training face {face.key}" in Page(run / "report.html").text
+    np.testing.assert_allclose(face.distributions[-1], rows[place])
+    shown = stages(opened, face)
+    with np.load(run / "history" / "epoch-0002.npz") as before:
+        np.testing.assert_allclose(shown["class (5)"], before["class_distributions"][face.label])
+    # equation 12: the fused distribution lies between its two parts, by w'
+    weight = face.weights[-1]
+    mixed = weight * shown["class (5)"] + (1 - weight) * face.distributions[-1, AUXILIARY]
+    np.testing.assert_allclose(face.distributions[-1, FUSED], mixed, atol=2e-3)  # w' is kept as float16
+
+
+def test_attention_by_class() -> None:
+    values = np.array([0.2, 0.4, np.nan, 1.0])
+    means = class_means(values, np.array([0, 0, 1, 2]), 4)
+    np.testing.assert_allclose(means, [0.3, np.nan, 1.0, np.nan])
+
+
+def test_figures_for_a_paper(run: Path, tmp_path: Path) -> None:
+    main([str(run), "--out", str(tmp_path / "page.html"), "--figures", str(tmp_path / "figures")])
+    names = {path.stem for path in (tmp_path / "figures").iterdir()}
+    assert {"curves", "confusion", "class_distributions", "thresholds", "attention", "features", "face"} == names
+    for name in names:
+        with Image.open(tmp_path / "figures" / f"{name}.png") as image:
+            assert image.info["dpi"] == pytest.approx((300, 300), abs=0.1)
+            assert image.width <= 7.2 * 300
+        root = ElementTree.parse(tmp_path / "figures" / f"{name}.svg").getroot()
+        assert root.tag.endswith("svg")
+
+
+def test_the_same_run_gives_the_same_page(run: Path, tmp_path: Path) -> None:
+    report([run], tmp_path / "again.html")
+    assert (tmp_path / "again.html").read_bytes() == (run / "report.html").read_bytes()
+
+
+def test_a_map_keeps_neighbours_together() -> None:
+    random = np.random.default_rng(0)
+    centres = 8 * random.normal(size=(3, 16))
+    labels = np.arange(90) % 3
+    points = embed((centres[labels] + random.normal(size=(90, 16))).astype(np.float32))
+    distances = np.linalg.norm(points[:, None] - points[None], axis=2) + 1e9 * np.eye(90)
+    assert (labels[distances.argmin(axis=1)] == labels).all()
+
+
+def test_several_runs_are_paired_by_seed(run: Path, copies: Path, tmp_path: Path) -> None:
+    first, second = [0.50, 0.60, 0.70], [0.52, 0.65, 0.71]
+    mine = [copy_of(run, copies / f"mine{seed}", value, seed=str(seed)) for seed, value in enumerate(first)]
+    theirs = [
+        copy_of(run, copies / f"theirs{seed}", value, seed=str(seed), loss__lambda_min="0.4")
+        for seed, value in enumerate(second)
+    ]
+    (pair,) = pair_up([open_run(folder) for folder in (*mine, *theirs)])
+    assert (pair.name, pair.measure, pair.seeds) == ("loss.lambda_min = 0.4 (was 0.2)", "test", (0, 1, 2))
+    assert pair.difference is not None
+    assert pair.difference.mean == pytest.approx(fmean([0.02, 0.05, 0.01]))
+    report([*mine, *theirs], tmp_path / "page.html")
+    page = Page(tmp_path / "page.html")
+    # t(0.975, 2) = 4.3027; the differences' standard deviation is 2.0817 points
+    assert "+2.67 points, 95 % interval -2.50 to +7.84, paired over seeds 0, 1, 2: within noise" in page.text
+    assert "loss.lambda_min" in page.text and "theirs2" in page.text
+    assert [name for name, count in Counter(page.ids).items() if count > 1] == []
+
+    (alone,) = pair_up([open_run(mine[0]), open_run(theirs[0])])
+    assert alone.difference is None
+    assert pair_up([open_run(mine[0]), open_run(theirs[1])]) == [], "no seed in common"
+    assert pair_up([open_run(mine[0]), open_run(mine[1])]) == [], "one way of training"
+
+
+def test_a_run_in_progress(run: Path, tmp_path: Path) -> None:
+    begun = copy_of(run, tmp_path / "begun")
+    for name in ("result.json", "answers-validation.npz", "answers-test.npz", "report.html"):
+        (begun / name).unlink()
+    lines = (begun / "metrics.jsonl").read_text().splitlines(keepends=True)
+    second = next(n for n, line in enumerate(lines) if '"kind": "epoch"' in line and '"epoch": 2' in line)
+    (begun / "metrics.jsonl").write_text("".join(lines[: second + 1]) + lines[second + 1][:40])
+    main([str(begun)])
+    page = Page(begun / "report.html")
+    assert "In progress: this report covers epochs 1 to 2 of 3" in page.text
+    assert "kept when the run ends" in page.text
+    assert "features" not in page.ids and "confusion" in page.ids and "face" in page.ids
+
+
+def test_faces_that_are_not_at_hand(run: Path, tmp_path: Path) -> None:
+    moved = copy_of(run, tmp_path / "moved", data__shards="elsewhere/faces")
+    main([str(moved)])
+    assert "no pictures: elsewhere/faces is not here" in Page(moved / "report.html").text
+
+
+def test_the_baseline_has_no_distributions_to_show(baseline: Path, run: Path, tmp_path: Path) -> None:
+    report([run, baseline], tmp_path / "both.html")
+    page = Page(tmp_path / "both.html")
+    assert "<!-- single-label baseline: baseline -->" in page.source
+    main([str(baseline), "--out", str(tmp_path / "alone.html")])
+    alone = Page(tmp_path / "alone.html")
+    assert "class_distributions" not in alone.ids and "attention" not in alone.ids and "curves" in alone.ids
+
+
+def wrong(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
+    with pytest.raises(SystemExit) as left:
+        main(arguments)
+    assert left.value.code == 2
+    told = capsys.readouterr().err
+    assert told.count("\n") == 1
+    return told
+
+
+def test_mistakes_are_told_in_a_line(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert "no such run folder" in wrong([str(tmp_path / "nowhere")], capsys)
+    assert "is no run folder of adadf_dist.train" in wrong([str(tmp_path)], capsys)
+    assert "named twice" in wrong([str(run), f"{run}/", "--out", str(tmp_path / "x.html")], capsys)
+    begun = copy_of(run, tmp_path / "begun")
+    (begun / "metrics.jsonl").write_text("")
+    assert "no epoch is finished yet" in wrong([str(begun)], capsys)
+    face = find_listed_face(open_run(run))
+    assert face is not None
+    assert f"did you mean {face.key}?" in wrong([str(run), "--face", f"{face.key}x"], capsys)
+    with np.load(run / "history" / "epoch-0001.npz") as epoch, np.load(run / "faces.npz") as columns:
+        other = next(str(key) for n, key in enumerate(columns["keys"]) if n not in epoch["listed"].tolist())
+    assert f"runtime.history_samples {other}" in wrong([str(run), "--face", other], capsys)
+    for path in (begun / "history").glob("*.npz"):  # as a sampler that left the face out
+        with np.load(path) as arrays:
+            columns = dict(arrays)
+        columns["seen"][columns["listed"]] = 0
+        np.savez(path, **columns)
+    shutil.copy(run / "metrics.jsonl", begun)
+    assert "no finished epoch has had it yet" in wrong([str(begun), "--face", face.key], capsys)
+    assert find_listed_face(open_run(begun)) is None
+    there = tmp_path / "mine.html"
+    there.write_text("mine")
+    assert "--force to replace it" in wrong([str(run), "--out", str(there)], capsys)
+    assert there.read_text() == "mine"
+    assert "is a folder" in wrong([str(run), "--out", str(tmp_path)], capsys)
+    assert "there is no folder" in wrong([str(run), "--out", str(tmp_path / "no" / "x.html")], capsys)
+    main([str(run), "--out", str(there), "--force", "--face", face.key])
+    assert there.read_text().startswith("<!doctype html>")
+
+
+def test_training_does_not_load_what_draws() -> None:
+    script = "import sys, adadf_dist.train; sys.exit(any(m in sys.modules for m in ('matplotlib', 'sklearn')))"
+    assert finish([sys.executable, "-c", script]).returncode == 0
+
+
+def browse(page: Path, folder: Path, *more: str) -> tuple[str, str]:
+    """The page's DOM after its scripts, and what went to the console."""
+    assert CHROMIUM is not None
+    flags = ["--headless=new", "--no-sandbox", "--disable-gpu", "--enable-logging=stderr", f"--user-data-dir={folder}"]
+    done = subprocess.run(
+        [CHROMIUM, *flags, *more, "--virtual-time-budget=8000", "--dump-dom", page.as_uri()],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    return done.stdout, "\n".join(line for line in done.stderr.splitlines() if "CONSOLE" in line)
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="no chromium to look at the page with")
+def test_the_page_in_a_browser(run: Path, tmp_path: Path) -> None:
+    """The slider goes to the first epoch; played from the end, it starts there and goes on to the end."""
+    clicks = """<script>
+      const box = document.getElementById("forming"), range = box.querySelector("input");
+      const seen = [];
+      const note = () => seen.push(box.querySelector("output").textContent + " "
+        + [...box.querySelectorAll(".bar > div:last-child")].slice(0, 3).map((e) => e.textContent).join(" "));
+      note();
+      range.value = 0; range.dispatchEvent(new Event("input")); note();
+      range.value = 2; range.dispatchEvent(new Event("input"));
+      box.querySelector("button").click(); note();
+      setTimeout(() => { note(); document.body.dataset.seen = seen.join("|");
+        document.body.dataset.wide = document.documentElement.scrollWidth > window.innerWidth; }, 4000);
+    </script>"""
+    page = tmp_path / "clicked.html"
+    page.write_text((run / "report.html").read_text().replace("</body>", clicks + "</body>"))
+    (data,) = map(json.loads, Page(run / "report.html").data)
+    first, last = (f"epoch {e} " + " ".join(f"{v:.2f}" for v in data["rows"][e - 1][0][:3]) for e in (1, 3))
+    for window in ("--window-size=1200,900", "--window-size=500,900"):
+        dom, console = browse(page, tmp_path / "profile", window)
+        assert console == ""
+        found = re.search(r'data-seen="([^"]*)"', dom)
+        assert found is not None and found[1].split("|") == [last, first, first, last]
+        assert 'data-wide="false"' in dom
