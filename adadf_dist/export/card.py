@@ -114,9 +114,9 @@ def usage(facts: Facts, files: Sequence[Path]) -> list[str]:
             "import json, numpy as np, onnxruntime; from PIL import Image",
             f'session = onnxruntime.InferenceSession("{onnx}")',
             f'face = Image.open("FACE.jpg").convert("RGB").resize(({size}, {size}), Image.BILINEAR)',
-            f'images = ((np.asarray(face) / 255 - {list(mean)}) / {list(std)}).transpose(2, 0, 1)[None].astype("float32")',
+            f"pixels = np.float32((np.asarray(face) / 255 - {list(mean)}) / {list(std)})",
             'print(json.loads(session.get_modelmeta().custom_metadata_map["classes"])'
-            '[session.run(None, {"images": images})[0][0].argmax()])',
+            '[session.run(None, {"images": pixels.transpose(2, 0, 1)[None]})[0][0].argmax()])',
             "```",
         ]
     return lines

@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 from torch.export import Dim, ExportedProgram
+from torch.export.passes import move_to_device_pass
 from torch.fx import GraphModule
 
 from adadf_dist.errors import UserError, one_line
@@ -52,5 +53,5 @@ def read(path: Path, device: torch.device) -> tuple[Callable[[Tensor], Tensor], 
     except ValueError as error:
         raise UserError(f"{path}: its metadata is damaged ({error}); export it again") from None
     if device.type != "cpu":
-        program = torch.export.passes.move_to_device_pass(program, device)
+        program = move_to_device_pass(program, device)
     return program.module(), Facts.from_metadata(metadata, path)
