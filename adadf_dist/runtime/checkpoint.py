@@ -151,9 +151,9 @@ class Checkpoints:
         check_same_run(content["config"], to_dict(self.config), path, () if begun else NETWORK_KEYS)
         check_same_classes(content["preprocessing"], self.preprocessing, path)
         for name, part in self.parts.items():
+            if not begun and name != "engine":  # weights to start from: all else starts as this run is told
+                continue
             if name not in content:
-                if not begun and name in ("history", "log"):  # weights to start from, that nobody has trained here yet
-                    continue
                 raise UserError(f"{path}: has no {name}; not a checkpoint of a run like this one")
             part.load_state_dict(content[name])
         for key, value in content["progress"].items():
