@@ -148,6 +148,8 @@ def describe_data(dataset: Dataset | None, config: Config) -> list[str]:
 
 
 def describe_training(config: Config, epoch: int) -> list[str]:
+    if not epoch:
+        return ["Not known: these weights were imported, not trained by adadf_dist, and their file says nothing of it."]
     optimizer, loss, start = config.optimizer, config.loss, "random weights"
     if config.model.pretrained:
         start = f"pretrained weights `{Path(config.model.pretrained).name}`"
