@@ -48,12 +48,17 @@ def open_trained(path: Path | str, which: Which = "selected") -> Trained:
     content = read_checkpoint(file)
     config = build_config([Layer(str(file), content["config"])])
     preprocessing = Preprocessing.from_dict(content["preprocessing"])
-    with torch.random.fork_rng(devices=[]):  # the weights drawn here are replaced at once; nobody's draws are moved
-        branches = config.loss.supervision != "one_hot"
-        model = DualBranch(config.model, len(preprocessing.classes), branches, config.data.image_size)
+    model = build_network(config, len(preprocessing.classes))
     load_model(model, content["engine"].get("average", content["engine"]["model"]))
     distributions = content["class_distributions"]["distributions"]
     return Trained(model.eval(), preprocessing, config, distributions, file, content["progress"]["epoch"])
+
+
+def build_network(config: Config, num_classes: int) -> DualBranch:
+    """The network that a run's config describes; its weights, drawn at random, are to be replaced."""
+    with torch.random.fork_rng(devices=[]):  # nobody's draws are moved
+        branches = config.loss.supervision != "one_hot"
+        return DualBranch(config.model, num_classes, auxiliary=branches, image_size=config.data.image_size)
 
 
 def find_checkpoint(path: Path, which: Which) -> Path:

@@ -21,10 +21,11 @@ LAYERS = [
     ["evaluation", "answers", "health", "align", "agreement"],
     ["runtime"],
     ["setup", "rehearsal", "trained", "records"],
+    ["portable"],
     ["report"],
     ["result", "check"],
     ["train"],
-    ["evaluate", "predict", "export", "audit", "bench"],
+    ["evaluate", "predict", "export", "import_published", "audit", "bench"],
 ]
 """Of adadf_dist: a module may import from layers above its own in this list, and from its own package."""
 
@@ -36,6 +37,9 @@ ONLY_IN = {
     "deepspeed": ("deepspeed_engine.py",),
     "plotly": ("tune/figures.py", "tune/page.py"),
     "optuna": ("tune/",),
+    "onnx": ("portable/onnx_file.py",),
+    "onnxruntime": ("portable/onnx_file.py",),
+    "onnxscript": ("portable/onnx_file.py",),
     "nvidia": ("data/dali_loader.py", "bench/dali_own.py"),
 }
 

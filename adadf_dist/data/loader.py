@@ -7,7 +7,9 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
@@ -93,6 +95,12 @@ def decode_stored(encoded: bytes | memoryview) -> Image.Image:
     if image.format != "JPEG":
         raise BadImage(f"is a {image.format}, but shards hold JPEGs")
     return image.convert("RGB")
+
+
+def resize_face(image: Image.Image, size: int) -> NDArray[np.uint8]:
+    """An RGB face at the size in which it is augmented, or cropped and normalised: [size, size, 3]."""
+    wanted = (size, size)
+    return np.asarray(image if image.size == wanted else image.resize(wanted, Image.Resampling.BILINEAR))
 
 
 def replace(split: Split, read: Read, seed: int, epoch: int, bad: tuple[int, BadImage]) -> Replaced:

@@ -21,7 +21,17 @@ from adadf_dist.data.apply import apply_stages
 from adadf_dist.data.augment import draw
 from adadf_dist.data.batch import Batch
 from adadf_dist.data.jpeg import BadImage
-from adadf_dist.data.loader import Finish, Job, Read, Recipe, Replaced, Replacements, decode_stored, replace
+from adadf_dist.data.loader import (
+    Finish,
+    Job,
+    Read,
+    Recipe,
+    Replaced,
+    Replacements,
+    decode_stored,
+    replace,
+    resize_face,
+)
 from adadf_dist.data.plan import Samples
 from adadf_dist.errors import UserError
 
@@ -85,9 +95,7 @@ class Faces(Dataset[Decoded]):
 
     def picture(self, encoded: bytes | memoryview) -> NDArray[np.uint8]:
         """A stored face at the size it is augmented in: [H, W, 3]. Raises `BadImage`."""
-        size = (self.size, self.size)
-        image = decode_stored(encoded)
-        return np.asarray(image if image.size == size else image.resize(size, Image.Resampling.BILINEAR))
+        return resize_face(decode_stored(encoded), self.size)
 
     def augmented(self, images: NDArray[np.uint8], samples: Samples, epoch: int) -> NDArray[np.int64]:
         """Apply stages and flips to images [n, H, W, 3] in place. Returns the erasing boxes [n, 4]."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Protocol
@@ -48,6 +48,9 @@ FREE_KEYS = (
 )
 """Keys (or sections, ending in a dot) that may change when a run goes on: none of them changes its numbers, but for
 `epochs` under the cosine schedule."""
+
+NETWORK_KEYS = ("model.backbone", "model.attention_on")
+"""All that a run must have alike with a checkpoint of one that had not begun: imported weights."""
 
 NAME = re.compile(r"checkpoint-(\d{4})-(\d{6})\.pt")
 
@@ -147,9 +150,12 @@ class Checkpoints:
 
     def load(self, path: Path | str) -> None:
         content = read_checkpoint(path)
-        check_same_run(content["config"], to_dict(self.config), path)
+        begun = content["progress"]["step"] > 0
+        check_same_run(content["config"], to_dict(self.config), path, () if begun else NETWORK_KEYS)
         check_same_classes(content["preprocessing"], self.preprocessing, path)
         for name, part in self.parts.items():
+            if not begun and name != "engine":  # weights to start from: all else starts as this run is told
+                continue
             if name not in content:
                 raise UserError(f"{path}: has no {name}; not a checkpoint of a run like this one")
             part.load_state_dict(content[name])
@@ -227,13 +233,18 @@ class Checkpoints:
             path.unlink()
 
 
-def check_same_run(saved: Mapping[str, object], now: Mapping[str, object], path: Path | str) -> None:
+def check_same_run(
+    saved: Mapping[str, object], now: Mapping[str, object], path: Path | str, only: Collection[str] = ()
+) -> None:
+    """Raise `UserError` naming the first key that differs and must not; `only`: those to compare, where not all."""
     # a key that did not exist yet had, in effect, its default
     before, after = {**dict(flatten(to_dict(Config()))), **dict(flatten(saved))}, dict(flatten(now))
     cosine = after.get("optimizer.schedule") == "cosine"
     for key in sorted(before.keys() | after.keys()):
         free = listed(key, FREE_KEYS)
-        if key == "epochs" and cosine:  # every epoch's rate depends on their number
+        if only and key not in only:
+            free = True
+        elif key == "epochs" and cosine:  # every epoch's rate depends on their number
             free = False
         if not free and before.get(key) != after.get(key):
             raise UserError(

@@ -1,0 +1,161 @@
+"""Export a trained network for others, each file checked against the checkpoint, a model card beside.
+
+python -m adadf_dist.export RUN --onnx model.onnx --safetensors model.safetensors
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from importlib import import_module
+from pathlib import Path
+
+from adadf_dist.data.writer import can_write
+from adadf_dist.errors import UserError, one_line_errors
+from adadf_dist.export.card import write_card
+from adadf_dist.export.check import BATCHES, Checked, check_file, seconds_an_image
+from adadf_dist.export.faces import find_probes
+from adadf_dist.portable import safetensors_file, torch_export_file
+from adadf_dist.portable.facts import Facts, facts_of
+from adadf_dist.portable.model import ONNX_FILE
+from adadf_dist.portable.network import TargetNetwork
+from adadf_dist.trained import Trained, open_trained
+
+Write = Callable[[TargetNetwork, Facts, Path], None]
+
+DESCRIPTION = """\
+Write the target branch of a trained network, all that inference needs, as ONNX, safetensors or a torch.export program:
+normalised images [n, 3, H, W] to logits [n, C] (softmax gives probabilities), for batches of any size. Class names,
+preprocessing and provenance go into each file's metadata. A file gets its name once it answered as the checkpoint does,
+on random images and on faces. A model card is written beside.
+"""
+EPILOG = """\
+RUN is a run folder (its selected epoch) or a checkpoint; the single-label baseline exports too.
+
+examples:
+  python -m adadf_dist.export runs/demo-seed0 --onnx demo.onnx
+  python -m adadf_dist.export runs/rafdb-seed0/checkpoints/selected.pt --safetensors rafdb.safetensors
+  python -m adadf_dist.predict demo.onnx photo.jpg
+"""
+ENDINGS = {"onnx": ".onnx", "safetensors": ".safetensors", "torch_export": ".pt2"}
+"""Option -> how its file's name ends, by which `adadf_dist.predict` knows it."""
+
+
+def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m adadf_dist.export",
+        description=DESCRIPTION,
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("run", type=Path, metavar="RUN", help="run folder or checkpoint")
+    for option, ending in ENDINGS.items():
+        flag = f"--{option.replace('_', '-')}"
+        parser.add_argument(flag, type=Path, metavar="FILE", help=f"write this file, which ends in {ending}")
+    parser.add_argument(
+        "--opset", type=int, metavar="N", help="of the ONNX file (default: 18, which most runtimes read)"
+    )
+    parser.add_argument(
+        "--card", type=Path, metavar="FILE", help="model card (default: the first file's name with .md)"
+    )
+    parser.add_argument("--data-licence", default="", metavar="TEXT", help="what the card says of the data's licence")
+    parser.add_argument("--force", action="store_true", help="replace files that exist")
+    args = parser.parse_args(argv)
+    if not any(getattr(args, option) for option in ENDINGS):
+        parser.error("give --onnx, --safetensors or --torch-export")
+    if args.opset is not None and args.onnx is None:
+        parser.error("--opset is for --onnx")
+    return args
+
+
+def find_writers(args: argparse.Namespace) -> dict[Path, Write]:
+    """The files wanted, and who writes each. Raises `UserError` for what cannot be written, before any work."""
+    writers: dict[Path, Write] = {}
+    for option, ending in ENDINGS.items():
+        path: Path | None = getattr(args, option)
+        if path is None:
+            continue
+        if path.suffix != ending:
+            raise UserError(
+                f"--{option.replace('_', '-')} {path}: name it to end in {ending}, by which it is known later"
+            )
+        writers[path] = find_writer(option, args.opset)
+    return writers
+
+
+def find_writer(option: str, opset: int | None) -> Write:
+    if option == "safetensors":
+        return safetensors_file.write
+    if option == "torch_export":
+        return torch_export_file.write
+    onnx_file = import_module(ONNX_FILE)
+    chosen = onnx_file.OPSET if opset is None else opset
+    onnx_file.check_opset(chosen)
+    return lambda network, facts, path: onnx_file.write(network, facts, path, chosen)
+
+
+def check_place(path: Path, force: bool) -> None:
+    """Raises `UserError` for a path that is taken, or in no folder."""
+    if path.is_dir():
+        raise UserError(f"{path}: is a folder; give the file to write")
+    if path.exists() and not force:
+        raise UserError(f"{path}: is there already; give another name, or --force to replace it")
+    if not path.parent.is_dir():
+        raise UserError(f"{path}: there is no folder {path.parent}; make it, or write elsewhere")
+
+
+@contextmanager
+def kept_when_good(path: Path) -> Iterator[Path]:
+    """A temporary name beside `path`, which becomes `path` when all went well, and is removed otherwise."""
+    partial = path.with_name(f".{path.stem}.partial{path.suffix}")
+    try:
+        with can_write(path):
+            yield partial
+            partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def export(trained: Trained, writers: dict[Path, Write]) -> Facts:
+    """Write, check and name each file, with a line for each. Raises `UserError`."""
+    facts, probes = facts_of(trained), find_probes(trained, max(BATCHES))
+    network = TargetNetwork(trained.model)
+    whole = sum(tensor.nbytes for tensor in trained.model.state_dict().values())
+    pace = seconds_an_image(trained.model, probes.random)
+    branches = "target branch alone (the baseline)" if trained.model.auxiliary is None else "both branches"
+    size_and_pace = f"weights of {whole / 1e6:.1f} MB, {pace * 1e3:.1f} ms an image"
+    print(f"{trained.path}: epoch {trained.epoch}, {branches}, {size_and_pace}")
+    print(f"checked on random images and on {probes.whose}, in batches of {', '.join(map(str, BATCHES))}")
+    for path, write in writers.items():
+        with kept_when_good(path) as partial:
+            write(network, facts, partial)
+            found = check_file(partial, trained, probes)
+        print(describe(path, found, pace), flush=True)
+    return facts
+
+
+def describe(path: Path, found: Checked, pace: float) -> str:
+    speed = f"{found.seconds * 1e3:.1f} ms an image ({pace / found.seconds:.1f} times as fast)"
+    off = f"logits off by {found.on_random:.1e} on random images and {found.on_faces:.1e} on faces"
+    return f"{path}: {found.bytes / 1e6:.1f} MB, {speed}, {off}"
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    args = parse_arguments(sys.argv[1:] if argv is None else argv)
+    with one_line_errors("adadf_dist.export"):
+        writers = find_writers(args)
+        card: Path = args.card or next(iter(writers)).with_suffix(".md")
+        for path in (*writers, card):
+            check_place(path, args.force)
+        trained = open_trained(args.run)
+        facts = export(trained, writers)
+        text = write_card(trained, facts, list(writers), args.data_licence)
+        with kept_when_good(card) as partial:
+            partial.write_text(text, encoding="utf-8")
+        print(f"{card}: model card")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,36 @@
+"""Weights as safetensors: data only, safe to open from anyone; adadf_dist rebuilds the network around them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
+from adadf_dist.errors import UserError, one_line
+from adadf_dist.portable.facts import Facts
+from adadf_dist.portable.network import TargetNetwork
+from adadf_dist.trained import build_network
+
+
+def write(network: TargetNetwork, facts: Facts, path: Path) -> None:
+    tensors = {name: tensor.contiguous() for name, tensor in network.state_dict().items()}
+    save_file(tensors, path, metadata={"format": "pt", **facts.to_metadata()})
+
+
+def read(path: Path) -> tuple[TargetNetwork, Facts]:
+    """Raises `UserError` for a file that is damaged, or that `write` did not make."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except (SafetensorError, OSError) as error:
+        raise UserError(f"{path}: torn or not a safetensors file ({one_line(error, 120)})") from None
+    facts = Facts.from_metadata(metadata, path)
+    network = TargetNetwork(build_network(facts.config(path), len(facts.classes)))
+    own = network.state_dict()
+    for name in [*own, *tensors]:
+        if name not in own or name not in tensors or own[name].shape != tensors[name].shape:
+            raise UserError(f"{path}: its tensor {name} does not fit the network its metadata describes; export again")
+    network.load_state_dict(tensors)
+    return network, facts

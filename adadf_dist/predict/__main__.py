@@ -1,0 +1,157 @@
+"""Say what expression pictures show: files, folders, datasets, or paths as they come.
+
+python -m adadf_dist.predict MODEL photo.jpg more/ --align --format csv
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from io import TextIOWrapper
+from pathlib import Path
+from typing import TextIO
+
+import torch
+from tqdm import tqdm
+
+from adadf_dist.data.writer import can_write
+from adadf_dist.errors import UserError, one_line_errors
+from adadf_dist.portable.model import Model, open_model
+from adadf_dist.predict.faces import LARGE, Aligner
+from adadf_dist.predict.formats import Format, make_format
+from adadf_dist.predict.inputs import Inputs, find_pictures
+from adadf_dist.predict.stream import Predictor
+
+DESCRIPTION = """\
+Predict the expression of faces. Class names and preprocessing come from MODEL, the pictures are prepared as in the
+run's evaluation, and everything is computed in fp32. Rows come in the order of the pictures, as soon as they are known:
+path, label, confidence, a probability a class, and what was wrong with a picture.
+"""
+EPILOG = """\
+MODEL    a run folder (its selected epoch), a checkpoint, or a .safetensors, .onnx or .pt2 file of adadf_dist.export
+PATH     a picture; a folder, searched with all below it; a dataset folder (dataset.json; its test split, or --split);
+         or - for one path a line on standard input, each answered as it comes
+
+A picture is taken for a face cut out as those of training were. --align is for photographs: the face is found and put
+to the five-point template. Needs pip install 'adadf_dist[align]'.
+
+exit status: 0, also when some pictures could not be read (their number goes to stderr); 1 when none could;
+2 for a mistake on the command line
+
+examples:
+  python -m adadf_dist.predict runs/demo-seed0 faces/ --format csv --out predictions.csv
+  python -m adadf_dist.predict rafdb.onnx party.jpg --align
+  find photos -name '*.jpg' | python -m adadf_dist.predict rafdb.safetensors - --format jsonl
+"""
+
+
+def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m adadf_dist.predict",
+        description=DESCRIPTION,
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("model", type=Path, metavar="MODEL", help="what predicts")
+    parser.add_argument("paths", nargs="+", metavar="PATH", help="what it looks at; - reads paths from stdin")
+    parser.add_argument("--split", choices=("train", "validation", "test"), help="of dataset folders (default: test)")
+    parser.add_argument("--align", action="store_true", help="find the face in each photograph and align it")
+    parser.add_argument(
+        "--aligned-size", type=int, default=100, metavar="N", help="side of an aligned face (default: %(default)s)"
+    )
+    parser.add_argument("--batch-size", type=int, default=64, metavar="N", help="default: %(default)s")
+    cores = len(os.sched_getaffinity(0))
+    parser.add_argument(
+        "--workers", type=int, default=cores, metavar="N", help="threads that read pictures (default: %(default)s)"
+    )
+    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="default: a GPU if usable")
+    parser.add_argument(
+        "--format", choices=("csv", "jsonl", "table"), help="default: table on a terminal, csv otherwise"
+    )
+    parser.add_argument("--out", type=Path, metavar="FILE", help="write the rows there instead of to stdout")
+    parser.add_argument("--force", action="store_true", help="replace FILE if it exists")
+    args = parser.parse_args(argv)
+    for option, lowest, highest in (("batch_size", 1, 65536), ("workers", 1, 1024), ("aligned_size", 16, 1024)):
+        if not lowest <= getattr(args, option) <= highest:
+            parser.error(f"--{option.replace('_', '-')} {getattr(args, option)}: from {lowest} to {highest}")
+    if args.paths.count("-") > 1:
+        parser.error("- is given twice: there is one standard input")
+    return args
+
+
+@contextmanager
+def open_output(path: Path | None, force: bool) -> Iterator[TextIO]:
+    """Where rows go. Raises `UserError` for a file that is there already, or cannot be written."""
+    if path is None:
+        if isinstance(sys.stdout, TextIOWrapper):
+            sys.stdout.reconfigure(errors="surrogateescape")  # a path may hold bytes that are no text
+        yield sys.stdout
+        return
+    if path.is_file() and not force:
+        raise UserError(f"--out {path}: is there already; give another name, or --force to replace it")
+    with can_write(path), path.open("w", encoding="utf-8", errors="surrogateescape", newline="") as file:
+        yield file
+
+
+class Tally:
+    """How many pictures were judged, and how many could not be."""
+
+    def __init__(self) -> None:
+        self.rows = self.failed = self.large = 0
+
+    def told(self) -> Iterator[str]:
+        """Lines for stderr."""
+        if self.failed:
+            yield f"{self.failed:,} of {self.rows:,} pictures could not be judged; their rows say why"
+        if self.large:
+            yield (
+                f"{self.large:,} pictures have more than {LARGE} pixels a side and were taken as they are; if they are "
+                "photographs and not faces cut out, --align finds the faces"
+            )
+
+
+def predict(predictor: Predictor, inputs: Inputs, form: Format, out: TextIO) -> Tally:
+    """Write a row a picture, a batch at a time."""
+    tally = Tally()
+    out.write(form.head())
+    with tqdm(total=inputs.total, unit="picture", leave=False, disable=not sys.stderr.isatty()) as bar:
+        for rows in predictor.rows(inputs.pictures):
+            out.writelines(form.line(row) for row in rows)
+            out.flush()
+            tally.rows += len(rows)
+            tally.failed += sum(row.probabilities is None for row in rows)
+            tally.large += sum(row.face.large for row in rows)
+            bar.update(len(rows))
+    return tally
+
+
+def make_predictor(args: argparse.Namespace, model: Model) -> Predictor:
+    aligner = None
+    if args.align:
+        on_gpu = args.device != "cpu" and torch.cuda.is_available()
+        aligner = Aligner(torch.device("cuda" if on_gpu else "cpu"), args.aligned_size)
+    return Predictor(model, args.batch_size, args.workers, aligner)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    args = parse_arguments(sys.argv[1:] if argv is None else argv)
+    with one_line_errors("adadf_dist.predict"):
+        inputs = find_pictures(args.paths, args.split)
+        model = open_model(args.model, args.device)
+        predictor = make_predictor(args, model)
+        for_eyes = args.out is None and sys.stdout.isatty()
+        form = make_format(args.format or ("table" if for_eyes else "csv"), model.classes, args.align)
+        with open_output(args.out, args.force) as out:
+            tally = predict(predictor, inputs, form, out)
+        if not tally.rows:
+            raise UserError("no pictures found: standard input named none")
+    for line in tally.told():
+        print(f"adadf_dist.predict: {line}", file=sys.stderr, flush=True)
+    raise SystemExit(int(tally.failed == tally.rows))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,112 @@
+"""Which pictures are meant, in order: files, folders, dataset folders, and lines of standard input."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from pathlib import Path
+from typing import NamedTuple
+
+from PIL import Image, ImageOps
+
+from adadf_dist.data.format import Split, open_dataset
+from adadf_dist.data.jpeg import BadImage, decode, to_grey_or_rgb
+from adadf_dist.data.loader import decode_stored
+from adadf_dist.data.manifest import MANIFEST
+from adadf_dist.errors import UserError
+
+ENDINGS = (".bmp", ".gif", ".jp2", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
+"""Of the files that are taken for pictures in a folder. A file given by its name may be called anything."""
+STDIN = "-"
+
+
+class Picture(NamedTuple):
+    """A picture to be read when its turn comes."""
+
+    name: str
+    """What its row is called: a path, or SPLIT/KEY of a dataset."""
+    load: Callable[[], Image.Image]
+    """Grey or RGB, and upright. Raises `BadImage`, `OSError`."""
+
+
+class Inputs(NamedTuple):
+    pictures: Iterator[Picture]
+    total: int | None
+    """None where paths come from standard input."""
+
+
+def find_pictures(paths: Sequence[str], split: str | None) -> Inputs:
+    """All pictures that the command line names. Raises `UserError` for what is not there, or holds no picture."""
+    found: list[Iterator[Picture]] = []
+    total: int | None = 0
+    datasets = 0
+    for path in paths:
+        if path == STDIN:
+            found.append(lines_of_stdin())
+            total = None
+            continue
+        if os.path.isfile(os.path.join(path, MANIFEST)):
+            pictures, count = stored(Path(path), split)
+            datasets += 1
+        elif os.path.isdir(path):
+            files = list(files_below(path))
+            pictures, count = map(file_picture, files), len(files)
+        elif os.path.exists(path):
+            pictures, count = iter([file_picture(path)]), 1
+        else:
+            raise UserError(f"{path}: no such file or folder")
+        found.append(pictures)
+        total = None if total is None else total + count
+    if split is not None and not datasets:
+        raise UserError(f"--split {split}: none of the paths is a dataset folder (one with a {MANIFEST})")
+    if total == 0:
+        raise UserError(f"no pictures found in {', '.join(paths)}; their names would end in {', '.join(ENDINGS)}")
+    return Inputs((picture for pictures in found for picture in pictures), total)
+
+
+def files_below(folder: str) -> Iterator[str]:
+    """Paths of pictures in a folder and those below it, sorted within each. Raises `OSError`."""
+
+    def refuse(error: OSError) -> None:
+        raise error
+
+    for place, folders, files in os.walk(folder, onerror=refuse):
+        folders.sort()
+        yield from (os.path.join(place, file) for file in sorted(files) if file.lower().endswith(ENDINGS))
+
+
+def lines_of_stdin() -> Iterator[Picture]:
+    """A picture a line, each as soon as the line is there."""
+    # not sys.stdin: a thread that waits in it would hold up the end of the program
+    with open(sys.stdin.fileno(), encoding="utf-8", errors="surrogateescape", closefd=False) as stream:
+        for line in iter(stream.readline, ""):
+            if path := line.rstrip("\r\n"):
+                yield file_picture(path)
+
+
+def file_picture(path: str) -> Picture:
+    return Picture(path, partial(load_file, path))
+
+
+def load_file(path: str) -> Image.Image:
+    """As the builder reads a source's pictures. Raises `BadImage`, `OSError`."""
+    with open(path, "rb") as file:
+        data = file.read()
+    if not data:
+        raise BadImage("empty file")
+    return to_grey_or_rgb(ImageOps.exif_transpose(decode(data)))
+
+
+def stored(folder: Path, name: str | None) -> tuple[Iterator[Picture], int]:
+    """The faces of a split of a dataset, in their order; `test` unless told otherwise. Raises `UserError`."""
+    dataset = open_dataset(folder)
+    if name is None and "test" not in dataset.splits:
+        raise UserError(f"{folder}: has no test split; give --split, one of {', '.join(dataset.splits)}")
+    split = dataset.split(name or "test")
+    return (stored_picture(split, sample) for sample in range(len(split))), len(split)
+
+
+def stored_picture(split: Split, sample: int) -> Picture:
+    return Picture(f"{split.name}/{split.keys[sample]}", lambda: decode_stored(split.read(sample)))
