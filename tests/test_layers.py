@@ -33,6 +33,7 @@ ONLY_IN = {
     "deepspeed": ("deepspeed_engine.py",),
     "plotly": ("tune/figures.py", "tune/page.py"),
     "optuna": ("tune/",),
+    "cleanlab": ("audit/confident.py",),
     "nvidia": ("data/dali_loader.py", "bench/dali_own.py"),
 }
 
