@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import shutil
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -63,7 +62,7 @@ def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
         "--true-labels",
         type=Path,
         metavar="DIR",
-        help="dataset folder with other labels of the same photos, taken for true",
+        help="dataset with other labels of the same photos, taken for true",
     )
     parser.add_argument("--force", action="store_true", help="replace an audit that RUN has already")
     args = parser.parse_args(argv)
@@ -74,9 +73,9 @@ def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
 
 def audit(args: argparse.Namespace) -> None:
     """Judge, write, tell. Raises `UserError`."""
-    out = args.run / FOLDER
-    if out.exists() and not args.force:
-        raise UserError(f"{out}: holds an audit already; add --force to replace it")
+    table, page, scores = (args.run / FOLDER / name for name in ("audit.csv", "audit.html", "scores.json"))
+    if not args.force and any(file.exists() for file in (table, page, scores)):
+        raise UserError(f"{table.parent}: holds an audit already; add --force to replace it")
     with (
         open_world(finish_steps=False) as world,
         open_run(args.run, args.checkpoint, args.shards, world.device) as material,
@@ -84,18 +83,16 @@ def audit(args: argparse.Namespace) -> None:
         truths = find_truths(args, material)
         findings = judge(material, truths[0] if truths else None)
         scorecards = [score(findings, truth) for truth in truths]
-        partial = out.with_name(f"{FOLDER}.partial")
-        with can_write(partial):
-            shutil.rmtree(partial, ignore_errors=True)
-            partial.mkdir()
-        write_table(partial / "audit.csv", findings)
-        write_text(partial / "audit.html", render(findings, args.gallery))
+        content = render(findings, args.gallery)
+        with can_write(table):  # file by file: a relabel.csv may have been saved beside them
+            table.parent.mkdir(exist_ok=True)
+            scores.unlink(missing_ok=True)
+        write_table(table, findings)
+        write_text(page, content)
         if scorecards:
-            write_json(partial / "scores.json", [card.to_dict() for card in scorecards])
-        with can_write(out):
-            shutil.rmtree(out, ignore_errors=True)
-            partial.rename(out)
-        tell(findings, scorecards, out)
+            write_json(scores, [card.to_dict() for card in scorecards])
+        tell(findings, scorecards)
+        print(f"written: {table}, {page}" + (f", {scores}" if scorecards else ""))
 
 
 def find_truths(args: argparse.Namespace, material: Material) -> list[Truth]:
@@ -107,7 +104,7 @@ def find_truths(args: argparse.Namespace, material: Material) -> list[Truth]:
     return truths if noise is None else [*truths, noise]
 
 
-def tell(findings: Findings, scorecards: Sequence[Scorecard], out: Path) -> None:
+def tell(findings: Findings, scorecards: Sequence[Scorecard]) -> None:
     for card in scorecards:
         print(card.to_markdown(), end="\n\n")
     material = findings.material
@@ -120,7 +117,6 @@ def tell(findings: Findings, scorecards: Sequence[Scorecard], out: Path) -> None
     for face in findings.ranked[:5].tolist():
         label, proposed = material.classes[material.labels[face]], material.classes[findings.proposed[face]]
         print(f"  {findings.suspicion[face]:.3f}  {material.split.keys[face]}  {label} -> {proposed}")
-    print(f"written: {out / 'audit.csv'}, {out / 'audit.html'}")
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -216,3 +216,4 @@ for (const id of ["label", "pair", "which"]) {
 byId("export").addEventListener("click", download);
 document.addEventListener("keydown", onKey);
 refresh();
+if (shown.length) cards[shown[0]].focus({ preventScroll: true });

@@ -68,10 +68,8 @@ def render(findings: Findings, most: int) -> str:
 def lead(findings: Findings, shown: int) -> Iterator[str]:
     material = findings.material
     yield f"<h1>{escape(material.run.resolve().name)}: labels in doubt</h1>"
-    told = (
-        f"The {shown:,} most suspicious of {len(material.labels):,} training faces, as epoch {material.trained.epoch} "
-    )
-    told += f"and the history of {material.traces.epochs} epochs have it. Suspicion: "
+    told = f"The {shown:,} most suspicious of {len(material.labels):,} training faces. Answers are those of epoch "
+    told += f"{material.trained.epoch}, attention and loss are means over {material.traces.epochs} epochs. Suspicion: "
     told += "what auxiliary and target branch together give to other classes than the annotated one."
     yield f'<p class="lead">{escape(told)}</p>'
     if material.under_way:

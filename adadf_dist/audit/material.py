@@ -80,7 +80,7 @@ def open_run(run: Path, which: Which, shards: str, device: torch.device) -> Iter
 
 
 def as_audited(config: Config, shards: str, world: World) -> Config:
-    """The run's, but for who decodes where DALI is missing, and streamed tars, which are fetched: they are read twice."""
+    """The run's, but for who decodes where DALI is missing, and for streamed tars, which are fetched."""
     changed: dict[str, object] = {"data.access": "cache"}
     if shards:
         changed["data.shards"] = shards
@@ -98,11 +98,9 @@ def check_same_faces(data: Data, faces: Faces, trained: Trained) -> None:
             f"{', '.join(trained.classes)}; give the run's own dataset as --shards"
         )
     if not np.array_equal(names(data.train_split), faces.keys):
-        raise UserError(
-            f"{shards}: its training faces are not those of the run; give the run's own dataset as --shards"
-        )
+        raise UserError(f"{shards}: has other training faces than the run; give the run's own dataset as --shards")
     if not np.array_equal(data.train_split.labels, faces.labels):
         raise UserError(
-            f"{shards}: its training labels are not those of the run; give the run's own dataset as --shards, and what "
+            f"{shards}: has other training labels than the run; give the run's own dataset as --shards, and what "
             "data.relabel and data.label_noise_file named as it was"
         )

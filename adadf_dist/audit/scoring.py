@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from scipy.stats import rankdata
 
 from adadf_dist.audit.findings import Findings
-from adadf_dist.audit.suspicion import SINGLE, settled
+from adadf_dist.audit.suspicion import RIVALS, settled
 from adadf_dist.audit.truth import Truth
 
 Floats = NDArray[np.float64]
@@ -55,19 +55,17 @@ class Scorecard(NamedTuple):
         lines = [self.truth.source, "", f"| {' | '.join(heads)} |", "|---|--:|--:|--:|--:|"]
         for name, area, *shares in self.rows:
             lines.append(f"| {name} | {area:.3f} | {' | '.join(f'{share:.1%}' for share in shares)} |")
-        told = (
-            f"Of the wrong labels among the {self.wrong:,} most suspicious, {self.proposals:.1%} are proposed rightly."
-        )
+        told = f"Of the wrong labels among the {self.wrong:,} most suspicious, {self.proposals:.1%} are proposed right."
         return "\n".join([*lines, "", told, *self.remarks])
 
 
 def score(findings: Findings, truth: Truth) -> Scorecard:
-    """The audit's suspicion beside each single kind of evidence and confident learning, on the faces that count."""
+    """The audit's suspicion beside its rivals and confident learning, on the faces that count."""
     known = truth.known
     wrong = truth.labels[known] != findings.material.labels[known]
     rivals, remarks = confident_rivals(findings)
     scores = {"**suspicion**": findings.suspicion}
-    scores |= {name: settled(look(findings.evidence)) for name, look in SINGLE.items()}
+    scores |= {name: settled(look(findings.evidence)) for name, look in RIVALS.items()}
     rows = [rate(name, values[known], wrong) for name, values in {**scores, **rivals}.items()]
     count = int(wrong.sum())
     first = known[np.argsort(-findings.suspicion[known], kind="stable")[:count]]

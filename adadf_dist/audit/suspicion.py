@@ -58,10 +58,11 @@ def suspicion(evidence: Evidence) -> Floats:
 
 def propose(evidence: Evidence) -> NDArray[np.int64]:
     """[S], the likeliest class to the two branches together; the label itself where they agree with it."""
-    return evidence.both.argmax(axis=1).astype(np.int64)
+    best: NDArray[np.int64] = evidence.both.argmax(axis=1).astype(np.int64)
+    return best
 
 
-SINGLE: Mapping[str, Callable[[Evidence], Floats]] = {
+RIVALS: Mapping[str, Callable[[Evidence], Floats]] = {
     "attention, mean": lambda e: -e.traces.attention_mean,
     "attention, last epoch": lambda e: -e.traces.attention_last,
     "loss, mean": lambda e: e.traces.loss_mean,
@@ -70,11 +71,15 @@ SINGLE: Mapping[str, Callable[[Evidence], Floats]] = {
     "share of epochs wrong": lambda e: e.traces.wrong,
     "1 - target": lambda e: 1 - e.of_label(e.target),
     "1 - auxiliary": lambda e: 1 - e.of_label(e.auxiliary),
-    "KL(label || fused)": lambda e: -np.log(np.maximum(e.of_label(e.fused), 1e-12)),
+    "KL of the label to fused": lambda e: -np.log(np.maximum(e.of_label(e.fused), 1e-12)),
     "margin of target": lambda e: e.margin(e.target),
     "margin of auxiliary": lambda e: e.margin(e.auxiliary),
+    "auxiliary disagrees": lambda e: (e.auxiliary.argmax(axis=1) != e.labels).astype(np.float64),
+    "rank average of loss, mean and suspicion": lambda e: rank_average(e.traces.loss_mean, suspicion(e)),
+    "rank average of share wrong and suspicion": lambda e: rank_average(e.traces.wrong, suspicion(e)),
+    "rank average of attention, mean and suspicion": lambda e: rank_average(-e.traces.attention_mean, suspicion(e)),
 }
-"""Higher is more suspicious. (KL(fused || label) would be infinite: the label has no other class.)"""
+"""Higher is more suspicious. (The KL of fused to the label would be infinite: the label has no other class.)"""
 
 
 def rank_average(*scores: Floats) -> Floats:

@@ -62,15 +62,12 @@ def summarise(attention: Floats, loss: Floats, correct: Floats) -> Traces:
     times = seen.sum(axis=0)
     never_learnt = (times > 0) & ~right.any(axis=0)
     wrong = (seen & ~right).sum(axis=0) / np.where(times > 0, times, np.nan)
-    means, lasts = zip(
-        *((mean_seen(values, times), last_seen(values, seen)) for values in (attention, loss)), strict=True
-    )
     return Traces(
         epochs=len(correct),
-        attention_mean=means[0],
-        attention_last=lasts[0],
-        loss_mean=means[1],
-        loss_last=lasts[1],
+        attention_mean=mean_seen(attention, times),
+        attention_last=last_seen(attention, seen),
+        loss_mean=mean_seen(loss, times),
+        loss_last=last_seen(loss, seen),
         forgotten=count_forgetting(right, seen),
         never_learnt=never_learnt,
         wrong=wrong,
@@ -89,10 +86,12 @@ def count_forgetting(right: NDArray[np.bool_], seen: NDArray[np.bool_]) -> NDArr
 
 def mean_seen(values: Floats, times: NDArray[np.int64]) -> Floats:
     """[S], NaN for a face that was never seen."""
-    return np.nansum(values, axis=0) / np.where(times > 0, times, np.nan)
+    means: Floats = np.nansum(values, axis=0) / np.where(times > 0, times, np.nan)
+    return means
 
 
 def last_seen(values: Floats, seen: NDArray[np.bool_]) -> Floats:
     """[S], of the last epoch that saw the face."""
     last = len(seen) - 1 - seen[::-1].argmax(axis=0)
-    return np.take_along_axis(values, last[None], axis=0)[0]
+    found: Floats = np.take_along_axis(values, last[None], axis=0)[0]
+    return found

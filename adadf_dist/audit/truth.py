@@ -43,7 +43,7 @@ class Truth(NamedTuple):
 
 
 def planted(faces: Faces, data: DataConfig) -> Truth | None:
-    """What was put in by `data.label_noise` or `data.label_noise_file`; None where every label is as the dataset has it."""
+    """What `data.label_noise` or `data.label_noise_file` put in; None where every label is as the dataset has it."""
     kind = f"data.label_noise {data.label_noise:g}" if data.label_noise else "data.label_noise_file"
     changed = int((faces.labels != faces.true_labels).sum())
     if not changed:
