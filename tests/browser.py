@@ -79,8 +79,9 @@ class Page:
         """The mouse on the middle of the first element that the selector finds."""
         place = f"document.querySelector({json.dumps(selector)})"
         self.run(f"{place}.scrollIntoView({{block: 'center'}})")
-        box = self.run(f"(({{left, top, width, height}}) => [left + width / 2, top + height / 2])"
-                       f"({place}.getBoundingClientRect())")
+        box = self.run(
+            f"(({{left, top, width, height}}) => [left + width / 2, top + height / 2])({place}.getBoundingClientRect())"
+        )
         for kind in ("mousePressed", "mouseReleased"):
             self.call("Input.dispatchMouseEvent", type=kind, x=box[0], y=box[1], button="left", clickCount=1)
 
