@@ -10,12 +10,10 @@ from collections.abc import Iterator
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from numpy.typing import NDArray
 from sklearn.metrics import roc_auc_score
 
 from adadf_dist.audit.__main__ import main
@@ -351,8 +349,8 @@ def test_a_run_in_progress_is_judged_by_the_epochs_there_are(
 
 def test_a_history_of_other_faces(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     copy = copy_of(run, tmp_path)
-    wrong: dict[str, NDArray[Any]] = {name: np.zeros(3) for name in ("attention", "loss", "correct")}
-    np.savez(copy / "history" / "epoch-0002.npz", **wrong)
+    three = np.zeros(3)
+    np.savez(copy / "history" / "epoch-0002.npz", attention=three, loss=three, correct=three)
     assert "epoch-0002.npz: is not of this run's" in problem(capsys, str(copy))
 
 

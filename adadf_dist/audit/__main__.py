@@ -15,7 +15,7 @@ from adadf_dist.audit.truth import Truth, another_labelling, planted
 from adadf_dist.data.writer import can_write
 from adadf_dist.errors import UserError, one_line_errors
 from adadf_dist.runtime.folder import write_json, write_text
-from adadf_dist.world import open_world
+from adadf_dist.world import pick_device, ranks_in_environment
 
 FOLDER = "audit"
 
@@ -76,10 +76,9 @@ def audit(args: argparse.Namespace) -> None:
     table, page, scores = (args.run / FOLDER / name for name in ("audit.csv", "audit.html", "scores.json"))
     if not args.force and any(file.exists() for file in (table, page, scores)):
         raise UserError(f"{table.parent}: holds an audit already; add --force to replace it")
-    with (
-        open_world(finish_steps=False) as world,
-        open_run(args.run, args.checkpoint, args.shards, world.device) as material,
-    ):
+    if ranks_in_environment() > 1:
+        raise UserError("an audit is the work of one process: start it without torchrun")
+    with open_run(args.run, args.checkpoint, args.shards, pick_device()) as material:
         truths = find_truths(args, material)
         findings = judge(material, truths[0] if truths else None)
         scorecards = [score(findings, truth) for truth in truths]

@@ -42,7 +42,8 @@ function candidate(face) {
 
 function bars(face) {
   const kinds = ["votes", "auxiliary", "target", "fused"].filter((kind) => face[kind]);
-  const head = element("tr", {}, element("th"), ...kinds.map((kind) => element("th", { class: kind }, kind)));
+  const heads = kinds.map((kind) => element("th", { class: kind, title: kind }, kind.replace("iliary", ".")));
+  const head = element("tr", {}, element("th"), ...heads);
   const rows = data.classes.map((name, c) => {
     const cells = kinds.map((kind) => {
       const share = `${(100 * face[kind][c]).toFixed(1)}%`;
@@ -68,7 +69,7 @@ function decideRow(face) {
   data.classes.forEach((name, c) => choice.append(element("option", { value: c }, name)));
   choice.value = candidate(face);
   const buttons = [button("keep", "Keep", "K"), button("drop", "Drop", "D"), button("relabel", "Relabel to", "R"), choice];
-  return element("div", { class: "decide" }, ...buttons, element("span", { class: "verdict" }));
+  return element("div", { class: "decide" }, ...buttons);
 }
 
 function card(face, place) {
@@ -76,7 +77,7 @@ function card(face, place) {
   const agreed = face.proposed === face.label;
   const title = element("h2", {}, label, element("span", { class: "to" }, agreed ? "the network agrees" : "→"));
   if (!agreed) title.append(data.classes[face.proposed]);
-  title.append(element("span", { class: "rank" }, `${face.rank}.`));
+  title.append(element("span", { class: "verdict" }), element("span", { class: "rank" }, `${face.rank}.`));
   const picture = face.picture
     ? element("img", { alt: face.key, src: `data:image/jpeg;base64,${face.picture}` })
     : element("div", { class: "lost" }, "unreadable");
