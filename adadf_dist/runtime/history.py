@@ -50,7 +50,7 @@ class History:
         """`listed`: sample numbers of faces whose full distributions are kept too. `digest`: of the training split, by
         which a run that goes on knows that it is the same."""
         self.world = world
-        self.digest = digest
+        self.digest = torch.tensor(list(digest.encode()), dtype=torch.uint8)
         self.listed = list(listed)
         self._sums = torch.zeros(num_samples, 4, device=world.device)
         self._distributions = torch.zeros(len(self.listed), 3, num_classes, device=world.device)
@@ -121,7 +121,7 @@ class History:
             insist(lambda: write_arrays(path, arrays), timeout_s, self.world.pulse)
         return history
 
-    def state_dict(self) -> dict[str, Tensor | str]:
+    def state_dict(self) -> dict[str, Tensor]:
         """The epoch so far, over all ranks. A collective."""
         return {
             "digest": self.digest,
@@ -129,9 +129,9 @@ class History:
             "distributions": self.world.sum_(self._distributions.clone()).cpu(),
         }
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         """The sums go to rank 0 alone, as the class distributions' do. Raises `UserError` for other faces or labels."""
-        if state.get("digest", self.digest) != self.digest:  # an older checkpoint has none
+        if not torch.equal(state.get("digest", self.digest), self.digest):  # an older checkpoint has none
             raise UserError(
                 "the checkpoint was trained on other faces or labels: what data.shards, data.relabel or "
                 "data.label_noise_file holds has changed since; put it back, or start a new run with --out"
