@@ -39,7 +39,7 @@ APPEARS_WITHIN_S = 6.0
 OWN_TO_A_NODE = ("out", "data.shards", "data.cache")
 """Keys that may differ: one folder can have other names on other nodes."""
 
-FILES = ("data.label_noise_file", "deepspeed.config", "model.pretrained")
+FILES = ("data.label_noise_file", "data.relabel", "deepspeed.config", "model.pretrained")
 """Keys whose value may be a file's path: what is in it must be the same too."""
 
 PACKAGES = ("torchvision", "numpy", "nvidia-dali-cuda120", "deepspeed", "timm")

@@ -145,6 +145,7 @@ def facts(data: Data, engine: Engine, world: World) -> dict[str, object]:
         "test": len(data.test_split) if data.test_split is not None else 0,
     }
     noise = {} if data.noise is None else {"label noise": data.noise.describe()}
+    relabelling = {} if data.relabelling is None else {"relabelling": data.relabelling.describe()}
     weights = engine.weights._asdict() if engine.weights.source else "none: from scratch"
     access = {"access": LIMITS} if data.stream is not None else {}
     return {
@@ -152,6 +153,7 @@ def facts(data: Data, engine: Engine, world: World) -> dict[str, object]:
         **access,
         "faces": splits,
         "classes": list(data.classes),
+        **relabelling,
         **noise,
         "ranks": f"{world.size} on {world.device.type}",
         "pretrained weights": weights,

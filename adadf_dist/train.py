@@ -80,7 +80,7 @@ def run(config: Config, on_epoch: Callable[[Record], None] = ignore) -> Result |
             engine = build_engine(config, len(data.classes), world)
             classes = ClassDistributions(len(data.classes), config.class_distributions, world)
             listed = find_listed(data.train_split, config.runtime, config.seed)
-            history = History(len(data.train_split), len(data.classes), world, listed)
+            history = History(len(data.train_split), len(data.classes), world, listed, data.train_split.digest())
             state = TrainState(engine, classes, history, Progress())
             parts: Mapping[str, Stateful] = {
                 "engine": engine,

@@ -20,6 +20,7 @@ from adadf_dist.data.staging import check_replaceable
 from adadf_dist.errors import UserError, one_line_errors
 from shards.progress import Progress
 from shards.ray_crew import RayCrew
+from shards.relabelled import relabel_source
 from shards.sources import affectnet, fer2013, folder, listing, rafdb, sfew, synthetic
 
 SOURCES: dict[str, ModuleType] = {
@@ -85,6 +86,13 @@ def add_common_arguments(parser: argparse._ArgumentGroup) -> None:
         "(default: none, the first count is an error that lists them)",
     )
     parser.add_argument(
+        "--relabel",
+        type=Path,
+        metavar="FILE",
+        help="decisions on training faces (key,decision,label), as the page of adadf_dist.audit exports them: another "
+        "class, or left out; validation and test stay as they are",
+    )
+    parser.add_argument(
         "--workers", type=positive, default=cores, metavar="N", help="processes (default: one a core, here %(default)s)"
     )
     parser.add_argument(
@@ -122,6 +130,8 @@ def build(args: argparse.Namespace) -> Dataset:
         raise UserError(f"--out {args.out}: holds the source; write the dataset elsewhere")
     check_replaceable(out, args.overwrite)  # now, not after minutes of reading
     source = SOURCES[args.source].open_source(args)
+    if args.relabel is not None:
+        source = relabel_source(source, args.relabel)
     options = BuildOptions(
         name=args.name or out.name,
         seed=args.seed,

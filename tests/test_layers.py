@@ -40,6 +40,7 @@ ONLY_IN = {
     "onnx": ("portable/onnx_file.py",),
     "onnxruntime": ("portable/onnx_file.py",),
     "onnxscript": ("portable/onnx_file.py",),
+    "cleanlab": ("audit/confident.py",),
     "nvidia": ("data/dali_loader.py", "bench/dali_own.py"),
 }
 

@@ -21,7 +21,14 @@ from adadf_dist.world import World
 from tune.runners import Runner, runner_of
 from tune.study import Study, begin
 
-PATHS = ("data.shards", "data.cache", "data.label_noise_file", "model.pretrained", "deepspeed.config")
+PATHS = (
+    "data.shards",
+    "data.cache",
+    "data.label_noise_file",
+    "data.relabel",
+    "model.pretrained",
+    "deepspeed.config",
+)
 NO_PATHS = ("", "imagenet")
 
 

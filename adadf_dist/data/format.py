@@ -73,6 +73,12 @@ class Split:
             places=self.places[samples],
         )
 
+    def digest(self) -> str:
+        """Of keys and labels, in their order."""
+        digest = hashlib.sha256("\n".join(self.keys.tolist()).encode())
+        digest.update(self.labels.astype("<i8").tobytes())
+        return digest.hexdigest()
+
     def class_counts(self) -> NDArray[np.int64]:
         """[C] samples a class."""
         return np.bincount(self.labels, minlength=len(self.classes))

@@ -14,11 +14,12 @@ import torch
 from adadf_dist.config import Config
 from adadf_dist.data.batch import Batch
 from adadf_dist.data.cache import local_folder, streamed_splits
-from adadf_dist.data.format import Split, check_trainable, open_dataset
+from adadf_dist.data.format import Dataset, Split, check_trainable, open_dataset
 from adadf_dist.data.loader import Loader, Recipe
 from adadf_dist.data.noise import LabelNoise, disturb
 from adadf_dist.data.plan import Samples, carve, cut, epoch_batches
 from adadf_dist.data.preprocess import Preprocessing
+from adadf_dist.data.relabel import Relabelling, read_decisions, relabel
 from adadf_dist.data.remote import Remote
 from adadf_dist.data.stream import StreamLoader
 from adadf_dist.data.torch_loader import TorchLoader
@@ -43,6 +44,8 @@ class Data:
     loader: Loader
     noise: LabelNoise | None = None
     """What `data.label_noise` did to the labels of train."""
+    relabelling: Relabelling | None = None
+    """What `data.relabel` did to train before that."""
     stream: StreamLoader | None = None
     """Who reads training faces where `data.access` is `stream`."""
 
@@ -115,19 +118,10 @@ def open_splits(config: Config, folder: Path, ranks: tuple[int, int], device: to
             f"data.access is stream, but {config.data.shards} has no validation split, and carving one needs the "
             "training tars at hand: build the dataset with a validation split, or set data.access = cache"
         )
-    train = dataset.split("train")
-    check_trainable(train)
-    if "validation" in dataset.splits:
-        validation = dataset.split("validation")
-    else:
-        kept, held_out = carve(train.labels, config.data.validation_fraction, config.seed)
-        if not len(held_out):
-            raise UserError(
-                f"{config.data.shards}: no class has two training faces, so none can be set aside to select by"
-            )
-        train, validation = train.subset(kept, "train"), train.subset(held_out, "validation")
-    train, noise = disturb(train, config.data, config.seed)
+    train, validation = train_and_validation(dataset, config)
     test = dataset.split("test") if "test" in dataset.splits else None
+    train, relabelling = carry_out(dataset, train, (validation, test), config)
+    train, noise = disturb(train, config.data, config.seed)
     if test is None and config.evaluation.protocol == "published":
         raise UserError(f"evaluation.protocol is published, but {config.data.shards} has no test split")
     preprocessing = Preprocessing(
@@ -152,7 +146,54 @@ def open_splits(config: Config, folder: Path, ranks: tuple[int, int], device: to
     if config.data.access == "stream":
         assert isinstance(loader, TorchLoader), config.data.loader
         stream = StreamLoader(Remote(config.data.shards), loader, config.data.shuffle_buffer)
-    return Data(dataset.name, config, preprocessing, train, validation, test, loader, noise, stream)
+    return Data(
+        name=dataset.name,
+        config=config,
+        preprocessing=preprocessing,
+        train_split=train,
+        validation_split=validation,
+        test_split=test,
+        loader=loader,
+        noise=noise,
+        relabelling=relabelling,
+        stream=stream,
+    )
+
+
+def train_and_validation(dataset: Dataset, config: Config) -> tuple[Split, Split]:
+    """The dataset's own, or validation carved out of train by the labels that the dataset has: neither noise nor
+    decisions move it. Raises `UserError`."""
+    train = dataset.split("train")
+    check_trainable(train)
+    if "validation" in dataset.splits:
+        return train, dataset.split("validation")
+    kept, held_out = carve(train.labels, config.data.validation_fraction, config.seed)
+    if not len(held_out):
+        raise UserError(f"{config.data.shards}: no class has two training faces, so none can be set aside to select by")
+    return train.subset(kept, "train"), train.subset(held_out, "validation")
+
+
+def carry_out(
+    dataset: Dataset, train: Split, others: tuple[Split | None, ...], config: Config
+) -> tuple[Split, Relabelling | None]:
+    """`train` with the decisions of `data.relabel`. Raises `UserError`."""
+    if not config.data.relabel:
+        return train, None
+    decisions = read_decisions(Path(config.data.relabel), dataset.classes, "data.relabel")
+    own = [split for split in others if split is not None and split.name in dataset.splits]
+    carved = [split for split in others if split is not None and split.name not in dataset.splits]
+    decisions.check_keys(
+        {str(key) for split in (train, *carved) for key in split.keys},
+        {str(key): split.name for split in own for key in split.keys},
+    )
+    train, done = relabel(train, decisions)
+    if done.dropped and config.data.access == "stream":
+        raise UserError(
+            f"{decisions.where}: drops {done.dropped:,} faces, but data.access is stream, which reads whole tars; set "
+            "data.access = cache, or leave them out of the dataset by python -m shards.build ... --relabel"
+        )
+    check_trainable(train)
+    return train, done
 
 
 def make_loader(name: str, recipe: Recipe) -> Loader:

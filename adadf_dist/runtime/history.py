@@ -44,9 +44,13 @@ class SampleHistory(NamedTuple):
 class History:
     """Collects on the device during an epoch and writes one file at its end."""
 
-    def __init__(self, num_samples: int, num_classes: int, world: World, listed: Sequence[int] = ()) -> None:
-        """`listed`: sample numbers of faces whose full distributions are kept too."""
+    def __init__(
+        self, num_samples: int, num_classes: int, world: World, listed: Sequence[int] = (), digest: str = ""
+    ) -> None:
+        """`listed`: sample numbers of faces whose full distributions are kept too. `digest`: of the training split, by
+        which a run that goes on knows that it is the same."""
         self.world = world
+        self.digest = torch.tensor(list(digest.encode()), dtype=torch.uint8)
         self.listed = list(listed)
         self._sums = torch.zeros(num_samples, 4, device=world.device)
         self._distributions = torch.zeros(len(self.listed), 3, num_classes, device=world.device)
@@ -120,12 +124,18 @@ class History:
     def state_dict(self) -> dict[str, Tensor]:
         """The epoch so far, over all ranks. A collective."""
         return {
+            "digest": self.digest,
             "sums": self.world.sum_(self._sums.clone()).cpu(),
             "distributions": self.world.sum_(self._distributions.clone()).cpu(),
         }
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        """The sums go to rank 0 alone, as the class distributions' do."""
+        """The sums go to rank 0 alone, as the class distributions' do. Raises `UserError` for other faces or labels."""
+        if not torch.equal(state.get("digest", self.digest), self.digest):  # an older checkpoint has none
+            raise UserError(
+                "the checkpoint was trained on other faces or labels: what data.shards, data.relabel or "
+                "data.label_noise_file holds has changed since; put it back, or start a new run with --out"
+            )
         for mine, saved in ((self._sums, state["sums"]), (self._distributions, state["distributions"])):
             if mine.shape != saved.shape:
                 raise UserError(

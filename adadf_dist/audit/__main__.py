@@ -1,0 +1,128 @@
+"""Find training faces that are likely to be mislabelled: `python -m adadf_dist.audit RUN`. See --help."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from adadf_dist.audit.findings import Findings, judge, write_table
+from adadf_dist.audit.gallery import render
+from adadf_dist.audit.material import Material, open_run
+from adadf_dist.audit.scoring import Scorecard, score
+from adadf_dist.audit.truth import Truth, another_labelling, planted
+from adadf_dist.data.writer import can_write
+from adadf_dist.errors import UserError, one_line_errors
+from adadf_dist.runtime.folder import write_json, write_text
+from adadf_dist.world import pick_device, ranks_in_environment
+
+FOLDER = "audit"
+
+DESCRIPTION = """\
+Rank the training faces of a run by how suspicious their labels are, from what the run has learned of them: one pass of
+the trained network over the training split as it was trained on, and the history of its epochs. RUN/audit gets:
+
+  audit.csv    every training face, the most suspicious first: label, proposed label, suspicion, attention and loss over
+               the epochs and in the last, how often it was forgotten, auxiliary, target and fused distribution
+  audit.html   the most suspicious faces to leaf through; keep, relabel or drop them and export relabel.csv, which
+               `--data.relabel` of the trainer and `--relabel` of shards.build carry out
+  scores.json  how well this and other scores find labels that are known to be wrong, where any are
+
+Labels are known to be wrong where the run was trained with data.label_noise or data.label_noise_file, and where
+--true-labels gives another labelling of the same photos (FER+'s for FER2013's). A run that is not over is judged by
+the epochs that there are.
+"""
+EPILOG = """\
+examples:
+  python -m adadf_dist.audit runs/rafdb-seed0
+  python -m adadf_dist.audit runs/fer2013-seed0 --true-labels data/ferplus --gallery 1000 --force
+"""
+
+
+def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m adadf_dist.audit",
+        description=DESCRIPTION,
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("run", type=Path, metavar="RUN", help="run folder of adadf_dist.train")
+    parser.add_argument(
+        "--gallery", type=int, default=500, metavar="N", help="faces in audit.html (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--checkpoint",
+        choices=("selected", "last"),
+        default="selected",
+        help="whose answers are taken (default: %(default)s)",
+    )
+    parser.add_argument("--shards", default="", metavar="DIR", help="the run's dataset, where it has moved")
+    parser.add_argument(
+        "--true-labels",
+        type=Path,
+        metavar="DIR",
+        help="dataset with other labels of the same photos, taken for true",
+    )
+    parser.add_argument("--force", action="store_true", help="replace an audit that RUN has already")
+    args = parser.parse_args(argv)
+    if args.gallery < 1:
+        parser.error(f"--gallery {args.gallery}: at least 1")
+    return args
+
+
+def audit(args: argparse.Namespace) -> None:
+    """Judge, write, tell. Raises `UserError`."""
+    table, page, scores = (args.run / FOLDER / name for name in ("audit.csv", "audit.html", "scores.json"))
+    if not args.force and any(file.exists() for file in (table, page, scores)):
+        raise UserError(f"{table.parent}: holds an audit already; add --force to replace it")
+    if ranks_in_environment() > 1:
+        raise UserError("an audit is the work of one process: start it without torchrun")
+    with open_run(args.run, args.checkpoint, args.shards, pick_device()) as material:
+        truths = find_truths(args, material)
+        findings = judge(material, truths[0] if truths else None)
+        scorecards = [score(findings, truth) for truth in truths]
+        content = render(findings, args.gallery)
+        with can_write(table):  # file by file: a relabel.csv may have been saved beside them
+            table.parent.mkdir(exist_ok=True)
+            scores.unlink(missing_ok=True)
+        write_table(table, findings)
+        write_text(page, content)
+        if scorecards:
+            write_json(scores, [card.to_dict() for card in scorecards])
+        tell(findings, scorecards)
+        print(f"written: {table}, {page}" + (f", {scores}" if scorecards else ""))
+
+
+def find_truths(args: argparse.Namespace, material: Material) -> list[Truth]:
+    """What is known of true labels: by --true-labels, by noise that was put in on purpose."""
+    truths = []
+    if args.true_labels is not None:
+        truths.append(another_labelling(material.split, args.true_labels))
+    noise = planted(material.faces, material.trained.config.data)
+    return truths if noise is None else [*truths, noise]
+
+
+def tell(findings: Findings, scorecards: Sequence[Scorecard]) -> None:
+    for card in scorecards:
+        print(card.to_markdown(), end="\n\n")
+    material = findings.material
+    if material.under_way:
+        print(material.under_way)
+    doubted = int((findings.proposed != material.labels).sum())
+    print(
+        f"{len(material.labels):,} training faces, {doubted:,} of which the network labels otherwise; most suspicious:"
+    )
+    for face in findings.ranked[:5].tolist():
+        label, proposed = material.classes[material.labels[face]], material.classes[findings.proposed[face]]
+        print(f"  {findings.suspicion[face]:.3f}  {material.split.keys[face]}  {label} -> {proposed}")
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    args = parse_arguments(sys.argv[1:] if argv is None else argv)
+    with one_line_errors("adadf_dist.audit"):
+        audit(args)
+
+
+if __name__ == "__main__":
+    main()

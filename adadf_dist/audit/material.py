@@ -1,0 +1,106 @@
+"""A run opened for an audit: its training faces as it trained on them, and what it has to say of each."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from adadf_dist.answers import Answers, ask, fuse
+from adadf_dist.audit.traces import Traces, read_traces
+from adadf_dist.config import Config
+from adadf_dist.data.format import Split
+from adadf_dist.data.open import Data, open_data
+from adadf_dist.errors import UserError
+from adadf_dist.records import Faces, names, read_faces
+from adadf_dist.settings import override
+from adadf_dist.setup import resolve_loader
+from adadf_dist.trained import Inference, Trained, Which, open_trained
+from adadf_dist.world import World
+
+
+class Material(NamedTuple):
+    """S training faces of a run, in the order of its training split; C classes."""
+
+    run: Path
+    split: Split
+    """Labels as trained; `split.read` has the pictures while the run is open."""
+    faces: Faces
+    trained: Trained
+    traces: Traces
+    answers: Answers
+    """Of the faces as they are, without augmentation."""
+    weights: NDArray[np.float64]
+    """[S], w' of eq 11 from these answers."""
+    fused: NDArray[np.float64]
+    """[S, C], eq 12."""
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        return self.split.classes
+
+    @property
+    def labels(self) -> NDArray[np.int64]:
+        """[S], as trained."""
+        return self.split.labels
+
+    @property
+    def under_way(self) -> str:
+        """What there is of a run that is not over; empty for one that is."""
+        planned = self.trained.config.epochs
+        if self.traces.epochs >= planned:
+            return ""
+        return f"the run is at {self.traces.epochs} of {planned} epochs; these are judged"
+
+
+@contextmanager
+def open_run(run: Path, which: Which, shards: str, device: torch.device) -> Iterator[Material]:
+    """One pass of the trained network over the training split, carved, relabelled and disturbed as in the run.
+
+    `shards`: where the dataset is now; empty: where the run found it. Raises `UserError`.
+    """
+    if run.is_file():
+        raise UserError(f"{run}: is a file; give the run folder, whose history is needed too")
+    trained = open_trained(run, which)
+    faces = read_faces(run)
+    traces = read_traces(run, len(faces.labels))
+    world = World(device)
+    with open_data(as_audited(trained.config, shards, world), 0, 1, device) as data:
+        check_same_faces(data, faces, trained)
+        split = data.train_split
+        answers = ask(Inference(trained, device), data.evaluation(split), len(split), world)
+        config = trained.config
+        weights, fused = fuse(answers, split.labels, trained.class_distributions, config.loss, config.batch_size)
+        yield Material(run, split, faces, trained, traces, answers, weights, fused)
+
+
+def as_audited(config: Config, shards: str, world: World) -> Config:
+    """The run's, but for who decodes where DALI is missing, and for streamed tars, which are fetched."""
+    changed: dict[str, object] = {"data.access": "cache"}
+    if shards:
+        changed["data.shards"] = shards
+    if config.data.loader == "dali":
+        changed["data.loader"] = resolve_loader(override(config, {"data.loader": "auto"}), world)
+    return override(config, changed)
+
+
+def check_same_faces(data: Data, faces: Faces, trained: Trained) -> None:
+    """Raise `UserError` unless the dataset gives the training split that the run wrote down."""
+    shards = data.config.data.shards
+    if data.classes != trained.classes:
+        raise UserError(
+            f"{shards}: has the classes {', '.join(data.classes)}, but {trained.path} was trained on "
+            f"{', '.join(trained.classes)}; give the run's own dataset as --shards"
+        )
+    if not np.array_equal(names(data.train_split), faces.keys):
+        raise UserError(f"{shards}: has other training faces than the run; give the run's own dataset as --shards")
+    if not np.array_equal(data.train_split.labels, faces.labels):
+        raise UserError(
+            f"{shards}: has other training labels than the run; give the run's own dataset as --shards, and what "
+            "data.relabel and data.label_noise_file named as it was"
+        )

@@ -1,0 +1,129 @@
+"""Decisions about training faces, made by looking at them: another class, out, or as it is.
+
+`relabel.csv` has the columns key, decision, label; a line is one of
+
+    KEY,relabel,CLASS    the face is of this class
+    KEY,drop,            the face leaves the training split
+    KEY,keep,            looked at, and nothing is wrong
+
+The trainer (`data.relabel`) and the builder (`--relabel`) read it; the audit's gallery writes it.
+"""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from adadf_dist.data.format import Split
+from adadf_dist.errors import UserError
+
+COLUMNS = ("key", "decision", "label")
+DECISIONS = ("relabel", "drop", "keep")
+
+
+class Decision(NamedTuple):
+    kind: str
+    """One of `DECISIONS`."""
+    label: int
+    """The class, of `relabel`; -1 otherwise."""
+    line: int
+    """Of the file, for people."""
+
+
+@dataclass(frozen=True)
+class Decisions:
+    """A file of decisions, read and checked against the classes."""
+
+    where: str
+    """The option and the file, for the error messages."""
+    file: str
+    """Its name without folders."""
+    sha256: str
+    by_key: Mapping[str, Decision]
+
+    def refuse(self, line: int, problem: str) -> UserError:
+        return UserError(f"{self.where}: line {line}: {problem}")
+
+    def check_keys(self, train: Collection[str], others: Mapping[str, str]) -> None:
+        """Raise `UserError` for a key that is no training face's.
+
+        `others`: the split of every other face, by key.
+        """
+        for key, decision in self.by_key.items():
+            if key in others:
+                problem = f"face {key} is of split {others[key]}, and only training faces change; remove the line"
+                raise self.refuse(decision.line, problem)
+            if key not in train:
+                problem = f"no face has the key {key}; is this file of another dataset? Mend the key or remove the line"
+                raise self.refuse(decision.line, problem)
+
+
+class Relabelling(NamedTuple):
+    """What decisions did to a training split."""
+
+    relabelled: int
+    """Faces that have another class now."""
+    dropped: int
+    passed_over: int
+    """Decisions on faces that were carved out of train for validation: these keep their labels."""
+    file: str
+
+    def describe(self) -> str:
+        told = f"{self.file}: {self.relabelled:,} training faces relabelled, {self.dropped:,} dropped"
+        return told + (f", {self.passed_over:,} decisions not used: carved for validation" if self.passed_over else "")
+
+
+def read_decisions(path: Path, classes: Sequence[str], option: str) -> Decisions:
+    """Raises `UserError` naming the option, the file, the line and the mend."""
+    where = f"{option}: {path}"
+    try:
+        content = path.read_bytes()
+        lines = content.decode("utf-8-sig").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or "is not text"
+        raise UserError(f"{where}: cannot be read ({reason})") from None
+    known: dict[str, Decision] = {}
+    decisions = Decisions(where, path.name, hashlib.sha256(content).hexdigest(), known)
+    if not lines or [cell.strip() for cell in lines[0].split(",")] != list(COLUMNS):
+        raise decisions.refuse(1, f"must be {','.join(COLUMNS)}; export the file from the audit's page again")
+    for number, cells in enumerate(csv.reader(lines[1:]), start=2):
+        if not cells:
+            continue
+        if len(cells) != len(COLUMNS):
+            raise decisions.refuse(number, f"{len(cells)} cells where {','.join(COLUMNS)} are needed")
+        key, kind, name = (cell.strip() for cell in cells)
+        if kind not in DECISIONS:
+            raise decisions.refuse(number, f"decision {kind!r} is none of {', '.join(DECISIONS)}")
+        if kind == "relabel" and name not in classes:
+            raise decisions.refuse(number, f"label {name!r} is no class; the classes are {', '.join(classes)}")
+        if kind != "relabel" and name:
+            raise decisions.refuse(number, f"{kind} takes no label, but {name!r} stands there; empty the cell")
+        if key in known:
+            raise decisions.refuse(number, f"face {key} was decided in line {known[key].line}; keep one of the two")
+        known[key] = Decision(kind, classes.index(name) if kind == "relabel" else -1, number)
+    return decisions
+
+
+def relabel(split: Split, decisions: Decisions) -> tuple[Split, Relabelling]:
+    """The training split with the decisions carried out; those on faces that it has not are counted."""
+    places = {str(key): place for place, key in enumerate(split.keys)}
+    labels = split.labels.copy()
+    kept = np.ones(len(split), dtype=bool)
+    passed_over = 0
+    for key, decision in decisions.by_key.items():
+        place = places.get(key)
+        if place is None:
+            passed_over += 1
+        elif decision.kind == "drop":
+            kept[place] = False
+        elif decision.kind == "relabel":
+            labels[place] = decision.label
+    changed = int((labels != split.labels)[kept].sum())
+    done = Relabelling(changed, int((~kept).sum()), passed_over, decisions.file)
+    return replace(split, labels=labels).subset(np.flatnonzero(kept), split.name), done
