@@ -80,7 +80,9 @@ def find_checkpoint(path: Path, which: Which) -> Path:
 class Inference:
     """A trained network at work on a device, in the precision that its run evaluated in unless told otherwise."""
 
-    def __init__(self, trained: Trained, device: torch.device, precision: Literal["fp32", "bf16"] | None = None):
+    def __init__(
+        self, trained: Trained, device: torch.device, precision: Literal["fp32", "bf16"] | None = None
+    ) -> None:
         self.trained = trained
         self.device = device
         self._bf16 = (precision or trained.config.runtime.precision) == "bf16"
