@@ -97,7 +97,8 @@ def epoch_traffic(config: Config, num_classes: int, faces: int) -> list[Traffic]
     steps = math.ceil(faces / config.batch_size)
     agreements, reports = steps // config.runtime.stop_every, math.ceil(steps / config.runtime.log_every)
     classes = num_classes * (num_classes + 1) * DOUBLE
-    history, listed = faces * HISTORY * FLOAT, len(config.runtime.history_samples) * 3 * num_classes * FLOAT
+    kept = min(len(config.runtime.history_samples) + config.runtime.history_faces, faces)
+    history, listed = faces * HISTORY * FLOAT, kept * 3 * num_classes * FLOAT
     tests = 1 + (config.evaluation.protocol == "published")
     totals = (EVALUATION_SUMS + num_classes**2) * DOUBLE
     found = [
