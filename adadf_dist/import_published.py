@@ -27,9 +27,9 @@ from adadf_dist.method.class_distributions import ClassDistributions
 from adadf_dist.method.model import DualBranch
 from adadf_dist.method.weights import read_weights
 from adadf_dist.runtime.checkpoint_file import CHECKPOINT_VERSION, write_whole
+from adadf_dist.runtime.network import draw_model
 from adadf_dist.runtime.progress import Progress
 from adadf_dist.settings import Layer, build_config, to_dict
-from adadf_dist.trained import build_network
 from adadf_dist.world import World
 
 Tensors = Mapping[str, Tensor]
@@ -215,7 +215,7 @@ def import_file(path: Path, classes: tuple[str, ...], image_size: int) -> tuple[
     if outputs != len(classes):
         raise UserError(f"--classes: {len(classes)} names, but {path} tells {outputs} classes apart")
     config = settings_of(backbone, image_size)
-    model = build_network(config, len(classes))
+    model = draw_model(config, len(classes))
     fill(model, ours, path)
     account = f"{len(tensors)} tensors: {len(ours)} taken over, {len(tensors) - len(ours)} equal to one of these"
     return content_of(model, config, classes), f"{backbone}, {len(classes)} classes, {account}"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -12,10 +11,11 @@ from torch import Tensor
 from adadf_dist.config import Config
 from adadf_dist.data.preprocess import Preprocessing
 from adadf_dist.errors import UserError
-from adadf_dist.method.model import DualBranch, Output
+from adadf_dist.method.model import DualBranch
 from adadf_dist.runtime.checkpoint import NAME
 from adadf_dist.runtime.checkpoint_file import read_checkpoint
-from adadf_dist.runtime.network import load_model
+from adadf_dist.runtime.inference import Inference
+from adadf_dist.runtime.network import draw_model, load_model
 from adadf_dist.settings import Layer, build_config
 
 Which = Literal["selected", "last"]
@@ -48,17 +48,10 @@ def open_trained(path: Path | str, which: Which = "selected") -> Trained:
     content = read_checkpoint(file)
     config = build_config([Layer(str(file), content["config"])])
     preprocessing = Preprocessing.from_dict(content["preprocessing"])
-    model = build_network(config, len(preprocessing.classes))
+    model = draw_model(config, len(preprocessing.classes))
     load_model(model, content["engine"].get("average", content["engine"]["model"]))
     distributions = content["class_distributions"]["distributions"]
     return Trained(model.eval(), preprocessing, config, distributions, file, content["progress"]["epoch"])
-
-
-def build_network(config: Config, num_classes: int) -> DualBranch:
-    """The network that a run's config describes; its weights, drawn at random, are to be replaced."""
-    with torch.random.fork_rng(devices=[]):  # nobody's draws are moved
-        branches = config.loss.supervision != "one_hot"
-        return DualBranch(config.model, num_classes, auxiliary=branches, image_size=config.data.image_size)
 
 
 def find_checkpoint(path: Path, which: Which) -> Path:
@@ -77,38 +70,15 @@ def find_checkpoint(path: Path, which: Which) -> Path:
     raise UserError(f"{path}: holds no checkpoint, so is no run folder of adadf_dist.train, or has only begun")
 
 
-class Inference:
+class TrainedNetwork(Inference):
     """A trained network at work on a device, in the precision that its run evaluated in unless told otherwise."""
 
     def __init__(
         self, trained: Trained, device: torch.device, precision: Literal["fp32", "bf16"] | None = None
     ) -> None:
-        self.trained = trained
-        self.device = device
-        self._bf16 = (precision or trained.config.runtime.precision) == "bf16"
-        fast = self._bf16 or device.type == "cuda"
-        self._format = torch.channels_last if fast else torch.contiguous_format
-        self.model: DualBranch = trained.model.to(device, memory_format=self._format)  # type: ignore[call-overload]
+        super().__init__(device, (precision or trained.config.runtime.precision) == "bf16")
+        self.model: DualBranch = trained.model.to(device, memory_format=self.memory_format)  # type: ignore[call-overload]
 
-    @torch.no_grad()
-    def infer(self, images: Tensor) -> Output:
-        """Both branches on images [n, 3, H, W] as a loader makes them."""
-        with self._autocast():
-            output: Output = self.model(images.contiguous(memory_format=self._format))
-        return output
-
-    @torch.no_grad()
-    def predict(self, images: Tensor) -> Tensor:
-        """Target logits [n, C] alone."""
-        with self._autocast():
-            return self.model.predict(images.contiguous(memory_format=self._format))
-
-    @torch.no_grad()
-    def features(self, images: Tensor) -> Tensor:
-        """[n, F], what the target branch makes of the faces before its classifier."""
-        with self._autocast():
-            maps = self.model.extractor(images.contiguous(memory_format=self._format))
-            return self.model.target.features(maps)
-
-    def _autocast(self) -> AbstractContextManager[None]:
-        return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self._bf16)
+    @property
+    def evaluated(self) -> DualBranch:
+        return self.model

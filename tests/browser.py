@@ -90,11 +90,19 @@ class Page:
         place = f"document.querySelector({json.dumps(selector)})"
         self.run(f"{place}.value = {json.dumps(value)}; {place}.dispatchEvent(new Event('change', {{bubbles: true}}))")
 
+    def slide(self, selector: str, value: int) -> None:
+        """A range to a value, as a user's drag."""
+        place = f"document.querySelector({json.dumps(selector)})"
+        self.run(f"{place}.value = {value}; {place}.dispatchEvent(new Event('input', {{bubbles: true}}))")
+
     def downloads_to(self, folder: Path) -> None:
         self.call("Browser.setDownloadBehavior", behavior="allow", downloadPath=str(folder.resolve()))
 
-    def screenshot(self, path: Path, width: int = 1280, height: int = 900) -> None:
+    def resize(self, width: int, height: int) -> None:
         self.call("Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=False)
+
+    def screenshot(self, path: Path, width: int = 1280, height: int = 900) -> None:
+        self.resize(width, height)
         path.write_bytes(base64.b64decode(self.call("Page.captureScreenshot")["data"]))
 
     def _note(self, event: dict[str, Any]) -> None:

@@ -10,6 +10,7 @@ import torch
 from adadf_dist.config import Config
 from adadf_dist.data.preprocess import Preprocessing
 from adadf_dist.method.model import DualBranch
+from adadf_dist.runtime.network import draw_model
 from adadf_dist.settings import Layer, build_config, to_dict
 
 SMALL = {"model.backbone": "resnet10", "data.image_size": 32, "data.loader": "torch", "runtime.precision": "fp32"}
@@ -22,8 +23,7 @@ def small_config(values: Mapping[str, object]) -> Config:
 def drawn_network(config: Config, num_classes: int, seed: int = 0) -> DualBranch:
     """In evaluation mode; logits of order 1."""
     torch.manual_seed(seed)
-    branches = config.loss.supervision != "one_hot"
-    model = DualBranch(config.model, num_classes, auxiliary=branches, image_size=config.data.image_size)
+    model = draw_model(config, num_classes)
     with torch.no_grad():
         for name, value in model.state_dict().items():
             if name.endswith("running_var"):

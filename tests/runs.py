@@ -102,8 +102,8 @@ def assert_same_run(out: Path, reference: Path) -> None:
     assert all(torch.equal(mine[name], theirs[name]) for name in mine)
 
 
-def wait_until(found: Callable[[], object], what: str, timeout: float) -> None:
+def wait_until(found: Callable[[], object], what: str = "in vain", timeout: float = 60) -> None:
     until = time.monotonic() + timeout
     while not found():
         assert time.monotonic() < until, f"waited {timeout:g} s: {what}"
-        time.sleep(0.1)
+        time.sleep(0.02)

@@ -5,8 +5,6 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
 
 from tests.runs import ROOT, environment
@@ -104,10 +102,3 @@ def ended(job: subprocess.Popen[str]) -> tuple[int, str]:
     finally:
         job.kill()
     return job.returncode, told
-
-
-def wait_until(found: Callable[[], object], timeout: float = TIMEOUT_S) -> None:
-    until = time.monotonic() + timeout
-    while not found():
-        assert time.monotonic() < until
-        time.sleep(0.02)

@@ -30,7 +30,7 @@ from adadf_dist.data.jpeg import decode
 from adadf_dist.errors import UserError
 from adadf_dist.records import read_faces
 from tests.browser import Page, chromium_page, needs_chromium
-from tests.runs import command, finish, settings
+from tests.runs import command, finish, settings, wait_until
 from tests.test_shards import run_build
 
 CPU = torch.device("cpu")
@@ -426,7 +426,7 @@ def test_the_page_shows_filters_decides_remembers_and_exports(page: Page, audite
 
     page.click("#export")
     file = tmp_path / "relabel.csv"
-    page.run("new Promise((done) => setTimeout(done, 1500))")
+    wait_until(lambda: file.exists() and file.stat().st_size)
     with file.open(newline="") as stream:
         header, *lines = csv.reader(stream)
     assert header == ["key", "decision", "label"]

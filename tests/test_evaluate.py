@@ -38,7 +38,7 @@ from adadf_dist.evaluate.options import parse_options
 from adadf_dist.evaluate.votes import compare_with_votes, distributions
 from adadf_dist.method.model import DualBranch
 from adadf_dist.records import read_answers
-from adadf_dist.trained import Inference, open_trained
+from adadf_dist.trained import TrainedNetwork, open_trained
 from adadf_dist.world import World
 from tests.remote_server import serve
 from tests.runs import command, finish, settings
@@ -299,7 +299,7 @@ def test_votes_of_joined_classes_add_up(faces: Path) -> None:
 
 def test_tta_against_pictures_mirrored_and_cut_by_hand(run: Path, faces: Path) -> None:
     split = open_dataset(faces).split("test")
-    network = Inference(open_trained(run), torch.device("cpu"))
+    network = TrainedNetwork(open_trained(run), torch.device("cpu"))
     images = decoded(split, 32)
     flipped = torch.from_numpy(images.numpy()[:, :, :, ::-1].copy())
     large = decoded(split, 37)  # round(256 / 224 * 32)

@@ -21,8 +21,8 @@ from torch.distributed.run import get_args_parser
 from adadf_dist.runtime.deepspeed_settings import deepspeed_settings
 from adadf_dist.settings import Layer, build_config
 from tests.nodes import free_port
-from tests.runs import ROOT, environment, records, settings, status
-from tests.stubs import LAUNCH, TIMEOUT_S, Cluster, wait_until
+from tests.runs import ROOT, environment, records, settings, status, wait_until
+from tests.stubs import LAUNCH, TIMEOUT_S, Cluster
 
 SCRIPTS = sorted([*LAUNCH.glob("*.sh"), *LAUNCH.glob("*.sbatch")])
 
@@ -240,11 +240,11 @@ def test_a_node_comes_later_and_another_is_lost(faces: Path, tmp_path: Path) -> 
     try:
         for number, ranks in enumerate(("1 on cpu", "2 on cpu")):
             nodes.append(start_for_real("torchrun.sh", values, NODE_RANK=str(number), **several))
-            wait_until(lambda: ranks_of(out) == ranks, 120)  # noqa: B023
+            wait_until(lambda: ranks_of(out) == ranks, timeout=120)  # noqa: B023
             seen = len(records(out, "steps"))
-            wait_until(lambda: len(records(out, "steps")) > seen + 5, 120)  # noqa: B023
+            wait_until(lambda: len(records(out, "steps")) > seen + 5, timeout=120)  # noqa: B023
         kill(nodes[1])
-        wait_until(lambda: ranks_of(out) == "1 on cpu", 200)
+        wait_until(lambda: ranks_of(out) == "1 on cpu", timeout=200)
         nodes[0].terminate()
         assert "stopped at" in nodes[0].communicate(timeout=120)[0]
     finally:

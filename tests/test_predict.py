@@ -25,7 +25,7 @@ from adadf_dist.portable.model import open_model
 from adadf_dist.predict.__main__ import main
 from adadf_dist.predict.inputs import Picture, file_picture
 from adadf_dist.predict.stream import Predictor
-from adadf_dist.trained import Inference, open_trained
+from adadf_dist.trained import TrainedNetwork, open_trained
 from adadf_dist.world import World
 from tests.networks import drawn_network, save_checkpoint, small_config
 from tests.runs import start
@@ -93,7 +93,7 @@ def evaluation(checkpoint: Path, config: Config, split: str) -> np.ndarray:
     """[S, C]: what evaluation finds of a split, through the torch loader."""
     with open_data(config, 0, 1, CPU) as data:
         chosen = {"test": data.test_split, "train": data.train_split}[split]
-        network = Inference(open_trained(checkpoint), CPU, "fp32")
+        network = TrainedNetwork(open_trained(checkpoint), CPU, "fp32")
         return ask(network, data.evaluation(chosen), len(chosen), World(CPU)).target
 
 

@@ -6,7 +6,6 @@ import html.parser
 import json
 import re
 import shutil
-import subprocess
 import sys
 import xml.etree.ElementTree as ElementTree
 from collections import Counter
@@ -25,9 +24,8 @@ from adadf_dist.report.feature_map import embed
 from adadf_dist.report.listed import AUXILIARY, FUSED, find_listed_face, stages
 from adadf_dist.report.run import open_run
 from adadf_dist.report.writing import report
-from tests.runs import ROOT, command, finish, records, settings
-
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+from tests import browser
+from tests.runs import command, finish, records, settings, wait_until
 
 
 @pytest.fixture(scope="module")
@@ -340,42 +338,28 @@ def test_training_does_not_load_what_draws() -> None:
     assert finish([sys.executable, "-c", script]).returncode == 0
 
 
-def browse(page: Path, folder: Path, *more: str) -> tuple[str, str]:
-    """The page's DOM after its scripts, and what went to the console."""
-    assert CHROMIUM is not None
-    flags = ["--headless=new", "--no-sandbox", "--disable-gpu", "--enable-logging=stderr", f"--user-data-dir={folder}"]
-    done = subprocess.run(
-        [CHROMIUM, *flags, *more, "--virtual-time-budget=8000", "--dump-dom", page.as_uri()],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
-    return done.stdout, "\n".join(line for line in done.stderr.splitlines() if "CONSOLE" in line)
+def shown(page: browser.Page) -> str:
+    """The epoch of the class distributions on show, and the first class's first three shares."""
+    bars = "[...document.querySelectorAll('#forming .bar > div:last-child')].slice(0, 3).map((e) => e.textContent)"
+    text: str = page.run(f"[document.querySelector('#forming output').textContent, ...{bars}].join(' ')")
+    return text
 
 
-@pytest.mark.skipif(CHROMIUM is None, reason="no chromium to look at the page with")
-def test_the_page_in_a_browser(run: Path, tmp_path: Path) -> None:
+@browser.needs_chromium
+def test_the_page_in_a_browser(run: Path) -> None:
     """The slider goes to the first epoch; played from the end, it starts there and goes on to the end."""
-    clicks = """<script>
-      const box = document.getElementById("forming"), range = box.querySelector("input");
-      const seen = [];
-      const note = () => seen.push(box.querySelector("output").textContent + " "
-        + [...box.querySelectorAll(".bar > div:last-child")].slice(0, 3).map((e) => e.textContent).join(" "));
-      note();
-      range.value = 0; range.dispatchEvent(new Event("input")); note();
-      range.value = 2; range.dispatchEvent(new Event("input"));
-      box.querySelector("button").click(); note();
-      setTimeout(() => { note(); document.body.dataset.seen = seen.join("|");
-        document.body.dataset.wide = document.documentElement.scrollWidth > window.innerWidth; }, 4000);
-    </script>"""
-    page = tmp_path / "clicked.html"
-    page.write_text((run / "report.html").read_text().replace("</body>", clicks + "</body>"))
     (data,) = map(json.loads, Page(run / "report.html").data)
     first, last = (f"epoch {e} " + " ".join(f"{v:.2f}" for v in data["rows"][e - 1][0][:3]) for e in (1, 3))
-    for window in ("--window-size=1200,900", "--window-size=500,900"):
-        dom, console = browse(page, tmp_path / "profile", window)
-        assert console == ""
-        found = re.search(r'data-seen="([^"]*)"', dom)
-        assert found is not None and found[1].split("|") == [last, first, first, last]
-        assert 'data-wide="false"' in dom
+    with browser.chromium_page() as page:
+        for width in (1200, 500):
+            page.resize(width, 900)
+            page.open(run / "report.html")
+            assert shown(page) == last
+            page.slide("#forming input", 0)
+            assert shown(page) == first
+            page.slide("#forming input", 2)
+            page.click("#forming button")
+            assert shown(page) == first
+            wait_until(lambda: shown(page) == last)
+            assert not page.run("document.documentElement.scrollWidth > window.innerWidth")
+        assert page.problems == []

@@ -13,7 +13,6 @@ import struct
 import subprocess
 import sys
 import tarfile
-import time
 import zlib
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -34,6 +33,7 @@ from shards.build import main as build_main
 from shards.twins import carve
 from shards.verify import main as verify_main
 from shards.verify import verify
+from tests.runs import wait_until
 
 ROOT = Path(__file__).parents[1]
 FER2013 = ROOT.parent / "shared" / "data" / "fer2013"
@@ -711,13 +711,6 @@ def test_ray_builds_the_same_bytes(tmp_path: Path) -> None:
     plain = run_build("synthetic", tmp_path / "plain", *counts)
     spread = run_build("synthetic", tmp_path / "spread", *counts, "--ray", "local")
     assert tree(spread.folder) == tree(plain.folder)
-
-
-def wait_until(holds: Callable[[], bool], limit_s: float = 60) -> None:
-    end = time.monotonic() + limit_s
-    while not holds():
-        assert time.monotonic() < end, "waited in vain"
-        time.sleep(0.05)
 
 
 def test_help_explains(capsys: pytest.CaptureFixture[str]) -> None:

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.runs import ROOT
-from tests.stubs import LAUNCH, Cluster, ended, wait_until
+from tests.runs import ROOT, wait_until
+from tests.stubs import LAUNCH, Cluster, ended
 
 
 @pytest.fixture

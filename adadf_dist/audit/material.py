@@ -20,7 +20,7 @@ from adadf_dist.errors import UserError
 from adadf_dist.records import Faces, names, read_faces
 from adadf_dist.settings import override
 from adadf_dist.setup import resolve_loader
-from adadf_dist.trained import Inference, Trained, Which, open_trained
+from adadf_dist.trained import Trained, TrainedNetwork, Which, open_trained
 from adadf_dist.world import World
 
 
@@ -73,7 +73,7 @@ def open_run(run: Path, which: Which, shards: str, device: torch.device) -> Iter
     with open_data(as_audited(trained.config, shards, world), 0, 1, device) as data:
         check_same_faces(data, faces, trained)
         split = data.train_split
-        answers = ask(Inference(trained, device), data.evaluation(split), len(split), world)
+        answers = ask(TrainedNetwork(trained, device), data.evaluation(split), len(split), world)
         config = trained.config
         weights, fused = fuse(answers, split.labels, trained.class_distributions, config.loss, config.batch_size)
         yield Material(run, split, faces, trained, traces, answers, weights, fused)

@@ -13,10 +13,10 @@ import torch
 from adadf_dist.agreement import unshared_folder
 from adadf_dist.check.page import Line, Mark, describe_error
 from adadf_dist.config import Config
-from adadf_dist.method.model import DualBranch
 from adadf_dist.runtime.checkpoint import NAME, check_same_run
 from adadf_dist.runtime.checkpoint_file import read_checkpoint
 from adadf_dist.runtime.folder import sole_writer
+from adadf_dist.runtime.network import draw_model
 from adadf_dist.settings import to_dict
 from adadf_dist.world import World
 
@@ -78,8 +78,7 @@ def what_is_there(config: Config, folder: Path) -> str:
 def checkpoint_bytes(config: Config, num_classes: int, train_faces: int) -> int:
     """About: weights (and their average), Adam's two moments of what is trained, sums of each face."""
     with torch.device("meta"):
-        branches = config.loss.supervision != "one_hot"
-        model = DualBranch(config.model, num_classes, auxiliary=branches, image_size=config.data.image_size)
+        model = draw_model(config, num_classes)
     weights = sum(int(tensor.nbytes) for tensor in model.state_dict().values())
     trained = sum(int(parameter.nbytes) for parameter in model.parameters())
     return weights * (2 if config.optimizer.ema else 1) + 2 * trained + 16 * train_faces

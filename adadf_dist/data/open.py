@@ -167,9 +167,14 @@ def train_and_validation(dataset: Dataset, config: Config) -> tuple[Split, Split
     check_trainable(train)
     if "validation" in dataset.splits:
         return train, dataset.split("validation")
+    return set_aside(train, config)
+
+
+def set_aside(train: Split, config: Config) -> tuple[Split, Split]:
+    """Train and validation, carved out of `train` as the config says. Raises `UserError` where nothing is left."""
     kept, held_out = carve(train.labels, config.data.validation_fraction, config.seed)
     if not len(held_out):
-        raise UserError(f"{config.data.shards}: no class has two training faces, so none can be set aside to select by")
+        raise UserError(f"{train.folder}: no class has two training faces, so none can be set aside for validation")
     return train.subset(kept, "train"), train.subset(held_out, "validation")
 
 

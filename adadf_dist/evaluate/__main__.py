@@ -17,7 +17,7 @@ from adadf_dist.evaluate.report import Asked, Report
 from adadf_dist.evaluate.votes import compare_with_votes
 from adadf_dist.evaluation import bayes_ceiling
 from adadf_dist.runtime.folder import write_json
-from adadf_dist.trained import Inference, Trained, open_trained
+from adadf_dist.trained import Trained, TrainedNetwork, open_trained
 from adadf_dist.world import World, open_world, rank_in_environment
 
 
@@ -33,7 +33,7 @@ def run(options: Options) -> None:
             split = translate(found, mapping, trained.classes)
             check_votes(split, options)
             groups = read_groups(split, options.groups)
-            network = Inference(trained, world.device, options.precision)
+            network = TrainedNetwork(trained, world.device, options.precision)
             with loader_for(split, trained, options, world) as loader:
                 answers = ask(network, views(loader, split, options, world), len(split), world)
             if world.is_main:

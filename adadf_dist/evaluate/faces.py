@@ -16,8 +16,8 @@ from adadf_dist.data.batch import Batch
 from adadf_dist.data.format import Split, open_dataset
 from adadf_dist.data.loader import Loader, Recipe
 from adadf_dist.data.manifest import read_manifest
-from adadf_dist.data.open import INSTALL_DALI, dali_problem, make_loader
-from adadf_dist.data.plan import carve, cut
+from adadf_dist.data.open import INSTALL_DALI, dali_problem, make_loader, set_aside
+from adadf_dist.data.plan import cut
 from adadf_dist.data.preprocess import Preprocessing
 from adadf_dist.errors import UserError
 from adadf_dist.evaluate.options import Options
@@ -42,18 +42,8 @@ def split_at_hand(options: Options, run: Config, world: World) -> Iterator[Split
     if name == "test" or "train" not in there:
         raise UserError(f"{data.shards}: has no {name} split; it has {', '.join(there)}: give one of them as --split")
     with shards_at_hand(replace(run, data=replace(data, access="cache")), world) as folder:
-        yield part_of_train(open_dataset(folder).split("train"), name, run, carved="validation" not in there)
-
-
-def part_of_train(train: Split, name: str, run: Config, carved: bool) -> Split:
-    """Train or validation as the run told them apart. Raises `UserError` where validation has no faces."""
-    if not carved:
-        return train
-    kept, held_out = carve(train.labels, run.data.validation_fraction, run.seed)
-    samples = held_out if name == "validation" else kept
-    if not len(samples):
-        raise UserError(f"{train.folder}: no class has two training faces, so none can be set aside for validation")
-    return train.subset(samples, name)
+        whole = open_dataset(folder).split("train")
+        yield whole if "validation" in there else {part.name: part for part in set_aside(whole, run)}[name]
 
 
 @contextmanager

@@ -33,7 +33,7 @@ CLASSES OF ANOTHER DATASET
 SPLITS
   test unless --split says otherwise, and validation where there is no test. Where the run carved its validation split
   out of train, --split validation and --split train are those same parts, of the dataset given. Labels are the
-  dataset's own: data.label_noise is not applied.
+  dataset's own: neither data.label_noise nor data.relabel is applied.
 
 examples:
   python -m adadf_dist.evaluate runs/rafdb-seed0

@@ -144,7 +144,10 @@ class Tokens(nn.Module):
             tokens = tokens.flatten(1, 2)
         if self.positions_of_patches_alone and self.pos_embed is not None:
             tokens = tokens + self.pos_embed
-        prefix = [token.expand(len(tokens), -1, -1) for token in (self.cls_token, self.reg_token) if token is not None]
+        # not len(tokens), which torch.export would take for a constant
+        prefix = [
+            token.expand(tokens.shape[0], -1, -1) for token in (self.cls_token, self.reg_token) if token is not None
+        ]
         tokens = torch.cat([*prefix, tokens], dim=1)
         if not self.positions_of_patches_alone and self.pos_embed is not None:
             tokens = tokens + self.pos_embed

@@ -10,7 +10,7 @@ from safetensors.torch import save_file
 from adadf_dist.errors import UserError, one_line
 from adadf_dist.portable.facts import Facts
 from adadf_dist.portable.network import TargetNetwork
-from adadf_dist.trained import build_network
+from adadf_dist.runtime.network import draw_model
 
 
 def write(network: TargetNetwork, facts: Facts, path: Path) -> None:
@@ -27,7 +27,7 @@ def read(path: Path) -> tuple[TargetNetwork, Facts]:
     except (SafetensorError, OSError) as error:
         raise UserError(f"{path}: torn or not a safetensors file ({one_line(error, 120)})") from None
     facts = Facts.from_metadata(metadata, path)
-    network = TargetNetwork(build_network(facts.config(path), len(facts.classes)))
+    network = TargetNetwork(draw_model(facts.config(path), len(facts.classes)))
     own = network.state_dict()
     for name in [*own, *tensors]:
         if name not in own or name not in tensors or own[name].shape != tensors[name].shape:

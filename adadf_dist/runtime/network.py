@@ -12,8 +12,9 @@ from torch import Tensor, nn
 
 from adadf_dist.config import Config
 from adadf_dist.errors import UserError
-from adadf_dist.method.model import DualBranch, Output
+from adadf_dist.method.model import DualBranch
 from adadf_dist.method.weights import LoadedWeights, load_pretrained
+from adadf_dist.runtime.inference import Inference
 from adadf_dist.runtime.normalization import average_batch_norm, synchronize_batch_norm
 from adadf_dist.runtime.optim import (
     Moments,
@@ -39,26 +40,29 @@ def resolve_precision(config: Config, device: torch.device) -> Precision:
     return "bf16" if has_amx else "fp32"
 
 
-def build_model(config: Config, num_classes: int) -> tuple[DualBranch, LoadedWeights]:
-    """The network as training starts it: seeded, then pretrained and frozen as the config says."""
+def draw_model(config: Config, num_classes: int) -> DualBranch:
+    """The network that a config describes, its weights drawn by the seed. Nobody else's draws are moved."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
         branches = config.loss.supervision != "one_hot"
-        model = DualBranch(config.model, num_classes, auxiliary=branches, image_size=config.data.image_size)
+        return DualBranch(config.model, num_classes, auxiliary=branches, image_size=config.data.image_size)
+
+
+def build_model(config: Config, num_classes: int) -> tuple[DualBranch, LoadedWeights]:
+    """The network as training starts it: drawn, then pretrained and frozen as the config says."""
+    model = draw_model(config, num_classes)
     return model, load_pretrained(model, config.model)
 
 
-class Network:
+class Network(Inference):
     """Model, average of its weights and Adam; an engine adds how a step runs over the ranks."""
 
     def __init__(self, config: Config, num_classes: int, world: World, weights_as_images: bool = True) -> None:
         self.config = config
         self.world = world
         model, self.weights = build_model(config, num_classes)
-        # channels last is what bf16 units and GPUs multiply fastest; plain fp32 on a CPU is faster without
-        fast = config.runtime.precision == "bf16" or world.device.type == "cuda"
-        self._format = torch.channels_last if fast else torch.contiguous_format
-        layout = self._format if weights_as_images else torch.contiguous_format
+        super().__init__(world.device, config.runtime.precision == "bf16")
+        layout = self.memory_format if weights_as_images else torch.contiguous_format
         self.model: DualBranch = model.to(world.device, memory_format=layout)  # type: ignore[call-overload]
         if config.runtime.sync_batch_norm:
             synchronize_batch_norm(self.model, world)
@@ -120,37 +124,6 @@ class Network:
             load_model(self.average, state["average"])
         self.load_moments(state["moments"])
         self.consolidate()
-
-    @torch.no_grad()
-    def infer(self, images: Tensor) -> Output:
-        with self.autocast():
-            output: Output = self._evaluating()(self.arrange(images))
-        return output
-
-    @torch.no_grad()
-    def predict(self, images: Tensor) -> Tensor:
-        with self.autocast():
-            return self._evaluating().predict(self.arrange(images))
-
-    @torch.no_grad()
-    def features(self, images: Tensor) -> Tensor:
-        with self.autocast():
-            model = self._evaluating()
-            return model.target.features(model.extractor(self.arrange(images)))
-
-    def arrange(self, images: Tensor) -> Tensor:
-        """The same images in the memory format that this device computes fastest in."""
-        return images.contiguous(memory_format=self._format)
-
-    def autocast(self) -> AbstractContextManager[None]:
-        bf16 = self.config.runtime.precision == "bf16"
-        return torch.autocast(self.world.device.type, dtype=torch.bfloat16, enabled=bf16)
-
-    def _evaluating(self) -> DualBranch:
-        model = self.evaluated
-        if model.training:
-            model.eval()
-        return model
 
 
 @torch.no_grad()
