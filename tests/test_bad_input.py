@@ -145,7 +145,7 @@ def test_missing_checkpoint(faces: Path, tmp_path: Path) -> None:
         run(settings(faces, tmp_path / "out", resume=str(tmp_path / "nowhere.pt")))
 
 
-@pytest.mark.parametrize("loader", ["torch", "dali"])
+@pytest.mark.parametrize("loader", [pytest.param("torch", marks=pytest.mark.slow), "dali"])
 def test_one_rank_with_a_corrupt_face_ends_them_all(faces: Path, tmp_path: Path, loader: str) -> None:
     """The face stands in one rank's slice; the other rank ends too, soon, and says why. By choice: else it is replaced,
     which the epoch's record counts."""

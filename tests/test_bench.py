@@ -11,6 +11,7 @@ from PIL import Image
 from adadf_dist.bench.__main__ import main
 
 
+@pytest.mark.slow
 def test_data(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     names = ["adadf_dist torch", "files + torchvision", "limit: read"]
     words = ["--faces", "64", "--sizes", "32", "--seconds", "0.2", "--batch-size", "16", "--workers", "1"]

@@ -309,7 +309,7 @@ HOW = {
 }
 
 
-@pytest.mark.parametrize("how", HOW)
+@pytest.mark.parametrize("how", [h if h == "missing" else pytest.param(h, marks=pytest.mark.slow) for h in HOW])
 def test_without_dali(faces: Path, tmp_path: Path, how: str) -> None:
     """`auto` says once what it uses instead; `dali` is an error with the install line."""
     stand_in = tmp_path / "path" / "nvidia" / "dali"

@@ -118,6 +118,7 @@ def back_to_the_start(world: World, stages: list[int]) -> list[float]:
     return differences
 
 
+@pytest.mark.slow
 def test_a_state_without_moments_takes_them_away() -> None:
     """And a state that was taken does not change with the engine it was taken of."""
     for differences in run_ranks(back_to_the_start, 2, [1, 3]):
@@ -157,6 +158,7 @@ def clipped_norms(world: World, stages: list[int]) -> list[tuple[float, float]]:
     return [(norm(stage, 0.0), norm(stage, 0.1)) for stage in stages]
 
 
+@pytest.mark.slow
 def test_clipping_is_of_the_whole_gradient() -> None:
     """Of all parameters over all ranks, not of what one rank holds."""
     for rank in run_ranks(clipped_norms, 2, [1, 3]):
@@ -178,6 +180,7 @@ def frozen(world: World, stages: list[int], weights: str) -> list[tuple[dict[str
     return states
 
 
+@pytest.mark.slow
 def test_frozen_parameters_and_buffers_are_in_the_checkpoint(tmp_path: Path) -> None:
     """Every tensor that DDP saves, under the same name; frozen ones as loaded, BatchNorm's statistics as counted."""
     source = build_engine(config_of(), CLASSES, alone())
@@ -203,7 +206,8 @@ def learn(world: World, changed: dict[str, object], steps: int) -> float:
     return sum(seen[-5:]) / 5
 
 
-@pytest.mark.parametrize("ranks", [2, pytest.param(4, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("ranks", [2, 4])
 def test_more_ranks_learn_no_worse_in_bf16(ranks: int) -> None:
     """Known of DeepSpeed's own bf16 mode: accuracy falls as ranks are added (its issue 3979)."""
     zero = {"engine": "deepspeed", "deepspeed__zero_stage": 1}

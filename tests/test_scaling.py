@@ -290,6 +290,7 @@ def test_arithmetic_by_hand(frozen: bool) -> None:
 # --- the commands
 
 
+@pytest.mark.slow
 def test_scaling(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words = ["--ranks", "1", "2", "--backbone", "resnet10", "--size", "32", "--batch-size", "9", "--steps", "2"]
     words += ["--repeat", "1", "--sync-batch-norm", "on", "--timeout", "120", "--json", str(tmp_path / "out.json")]

@@ -107,8 +107,9 @@ def test_a_space_that_is_not_there(tmp_path: Path) -> None:
 def test_the_order_of_a_file_decides_nothing() -> None:
     """A search that goes on draws what it drew, however its space is written down."""
     turned = dict(reversed(MIXED.items()))
+    one, other = read_space("a", MIXED, base()), read_space("b", turned, base())
     for number in range(1, 20):
-        assert read_space("a", MIXED, base()).sample(0, number) == read_space("b", turned, base()).sample(0, number)
+        assert one.sample(0, number) == other.sample(0, number)
 
 
 def test_a_condition_hangs_on_another() -> None:
