@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import errno
 import os
 import sys
 from collections.abc import Iterable, Iterator
@@ -58,6 +59,8 @@ def one_line_errors(program: str, rank: int = 0) -> Iterator[None]:
         sys.stderr.close()
         raise SystemExit(1) from None
     except OSError as error:
+        if error.filename is None and error.errno == errno.ENOSPC:
+            fail(program, "no space left where the output goes; free some, or write elsewhere")
         if error.filename is None:
             raise
         fail(program, f"{os.fspath(error.filename)}: {error.strerror}")

@@ -121,5 +121,5 @@ def read_arrays(path: Path) -> dict[str, NDArray[Any]]:
             return {name: file[name] for name in file.files}
     except FileNotFoundError:
         raise UserError(f"{path}: missing; the run has not come so far, or was made by an older version") from None
-    except (OSError, ValueError, zipfile.BadZipFile, KeyError) as error:
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile, KeyError) as error:
         raise UserError(f"{path}: damaged ({error}); copy it again") from None

@@ -222,6 +222,10 @@ def test_mistakes_are_one_line(drawn: Path, capsys: pytest.CaptureFixture[str]) 
     folder = drawn.parent
     assert "name it to end in .onnx" in refused(capsys, drawn, "--onnx", folder / "x.bin")
     assert "there is no folder" in refused(capsys, drawn, "--safetensors", folder / "no" / "x.safetensors")
+    card = refused(capsys, drawn, "--safetensors", folder / "x.safetensors", "--card", folder / "x.safetensors")
+    assert "--card" in card and "end in .md" in card
+    nowhere = refused(capsys, drawn, "--safetensors", "/proc/x.safetensors", "--card", folder / "x.md")
+    assert "/proc" in nowhere and "written" in nowhere
     assert "no such run folder" in refused(capsys, folder / "no", "--safetensors", folder / "x.safetensors")
     for opset in (17, 999):
         line = refused(capsys, drawn, "--onnx", folder / "x.onnx", "--opset", opset)

@@ -238,8 +238,9 @@ def test_no_pictures(
     (tmp_path / "lines").write_text("\n")
     with (tmp_path / "lines").open() as lines:
         monkeypatch.setattr(sys, "stdin", lines)
-        _, said = predict(capsys, model, "-", status=2)
+        _, said = predict(capsys, model, "-", "--out", tmp_path / "rows.csv", status=2)
     assert [line for line in said if "no pictures found" in line] == said
+    assert not (tmp_path / "rows.csv").exists()
 
 
 def test_mistakes_are_one_line(

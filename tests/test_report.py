@@ -14,14 +14,16 @@ from statistics import fmean
 
 import numpy as np
 import pytest
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from PIL import Image
 
 from adadf_dist.data.format import open_dataset
 from adadf_dist.report.__main__ import main
 from adadf_dist.report.classes import class_means
 from adadf_dist.report.compared import pair_up
+from adadf_dist.report.drawing import styled
 from adadf_dist.report.feature_map import embed
-from adadf_dist.report.listed import AUXILIARY, FUSED, find_listed_face, stages
+from adadf_dist.report.listed import AUXILIARY, FUSED, face_figure, find_listed_face, stages
 from adadf_dist.report.run import open_run
 from adadf_dist.report.writing import report
 from tests import browser
@@ -214,7 +216,7 @@ def test_attention_by_class() -> None:
     np.testing.assert_allclose(means, [0.3, np.nan, 1.0, np.nan])
 
 
-def test_figures_for_a_paper(run: Path, tmp_path: Path) -> None:
+def test_figures_for_a_paper(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     main([str(run), "--out", str(tmp_path / "page.html"), "--figures", str(tmp_path / "figures")])
     names = {path.stem for path in (tmp_path / "figures").iterdir()}
     assert {"curves", "confusion", "class_distributions", "thresholds", "attention", "features", "face"} == names
@@ -224,6 +226,9 @@ def test_figures_for_a_paper(run: Path, tmp_path: Path) -> None:
             assert image.width <= 7.2 * 300
         root = ElementTree.parse(tmp_path / "figures" / f"{name}.svg").getroot()
         assert root.tag.endswith("svg")
+    again = [str(run), "--out", str(tmp_path / "other.html"), "--figures", str(tmp_path / "figures")]
+    assert "figures: is not empty" in wrong(again, capsys)
+    assert "page.html: is a file" in wrong([*again[:-1], str(tmp_path / "page.html")], capsys)
 
 
 def test_the_same_run_gives_the_same_page(run: Path, tmp_path: Path) -> None:
@@ -261,7 +266,46 @@ def test_several_runs_are_paired_by_seed(run: Path, copies: Path, tmp_path: Path
     (alone,) = pair_up([open_run(mine[0]), open_run(theirs[0])])
     assert alone.difference is None
     assert pair_up([open_run(mine[0]), open_run(theirs[1])]) == [], "no seed in common"
+    watched = copy_of(theirs[0], copies / "watched", runtime__profile="5")
+    assert len(pair_up([open_run(mine[0]), open_run(watched)])) == 1, "a profile is no other way of training"
     assert pair_up([open_run(mine[0]), open_run(mine[1])]) == [], "one way of training"
+
+
+def test_runs_that_do_not_compare(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Another task, or a seed that one way of training has twice: no difference is made of them."""
+    twin = copy_of(run, tmp_path / "twin", 0.1)
+    other = copy_of(run, tmp_path / "other")
+    facts = json.loads((other / "run.json").read_text())
+    (other / "run.json").write_text(json.dumps({**facts, "dataset": "other-faces"}))
+    cleaned = copy_of(run, tmp_path / "cleaned", loss__lambda_min="0.4")
+    (cleaned / "run.json").write_text(json.dumps({**facts, "faces": {**facts["faces"], "train": 60}}))
+    page = str(tmp_path / "page.html")
+    assert "has the settings and the seed of" in wrong([str(run), str(twin), "--out", page], capsys)
+    assert "is judged on other faces than" in wrong([str(run), str(other), "--out", page], capsys)
+    assert not Path(page).exists()
+    main([str(run), str(cleaned), "--out", page])
+
+
+def test_torn_files_of_a_run(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    torn = copy_of(run, tmp_path / "torn")
+    with (torn / "metrics.jsonl").open("ab") as file:
+        file.write(b'{"kind": "epoch", "\xff\xfe')
+    assert len(open_run(torn).epochs) == 3
+    (torn / "history" / "epoch-0002.npz").write_bytes(b"")
+    assert "epoch-0002.npz: damaged" in wrong([str(torn)], capsys)
+
+
+def test_titles_do_not_touch(run: Path) -> None:
+    opened = open_run(run)
+    face = find_listed_face(opened, "")
+    assert face is not None and face.votes is not None  # so there are most panels
+    with styled():
+        figure = face_figure(opened, face)
+        FigureCanvasAgg(figure).draw()
+        boxes = [axes.title.get_window_extent() for axes in figure.axes]
+    assert len(boxes) == 9
+    for number, box in enumerate(boxes):
+        assert not any(box.overlaps(other) for other in boxes[:number])
 
 
 def test_a_run_in_progress(run: Path, tmp_path: Path) -> None:

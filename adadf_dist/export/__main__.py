@@ -147,6 +147,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     with one_line_errors("adadf_dist.export"):
         writers = find_writers(args)
         card: Path = args.card or next(iter(writers)).with_suffix(".md")
+        if card.suffix in ENDINGS.values():
+            raise UserError(f"--card {card}: ends as a model file does; name the card to end in .md")
         for path in (*writers, card):
             check_place(path, args.force)
         trained = open_trained(args.run)

@@ -15,7 +15,10 @@ from adadf_dist.runtime.network import draw_model
 
 def write(network: TargetNetwork, facts: Facts, path: Path) -> None:
     tensors = {name: tensor.contiguous() for name, tensor in network.state_dict().items()}
-    save_file(tensors, path, metadata={"format": "pt", **facts.to_metadata()})
+    try:
+        save_file(tensors, path, metadata={"format": "pt", **facts.to_metadata()})
+    except SafetensorError as error:  # also for a folder that cannot be written
+        raise UserError(f"{path}: cannot be written ({one_line(error, 120)}); write elsewhere") from None
 
 
 def read(path: Path) -> tuple[TargetNetwork, Facts]:

@@ -11,6 +11,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from io import TextIOWrapper
+from itertools import chain
 from pathlib import Path
 from typing import TextIO
 
@@ -142,12 +143,16 @@ def main(argv: Sequence[str] | None = None) -> None:
         inputs = find_pictures(args.paths, args.split)
         model = open_model(args.model, args.device)
         predictor = make_predictor(args, model)
+        if args.out is None and sys.stdout is None:
+            raise UserError("standard output is closed; give --out FILE")
+        first = next(inputs.pictures, None)  # known before a file is begun, or replaced
+        if first is None:
+            raise UserError("no pictures found: standard input named none")
+        inputs = inputs._replace(pictures=chain([first], inputs.pictures))
         for_eyes = args.out is None and sys.stdout.isatty()
         form = make_format(args.format or ("table" if for_eyes else "csv"), model.classes, args.align)
         with open_output(args.out, args.force) as out:
             tally = predict(predictor, inputs, form, out)
-        if not tally.rows:
-            raise UserError("no pictures found: standard input named none")
     for line in tally.told():
         print(f"adadf_dist.predict: {line}", file=sys.stderr, flush=True)
     raise SystemExit(int(tally.failed == tally.rows))

@@ -79,6 +79,8 @@ def files_below(folder: str) -> Iterator[str]:
 
 def lines_of_stdin() -> Iterator[Picture]:
     """A picture a line, each as soon as the line is there."""
+    if sys.stdin is None:
+        raise UserError("standard input is closed, so it names no pictures")
     # not sys.stdin: a thread that waits in it would hold up the end of the program
     with open(sys.stdin.fileno(), encoding="utf-8", errors="surrogateescape", closefd=False) as stream:
         for line in iter(stream.readline, ""):

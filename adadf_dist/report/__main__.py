@@ -36,7 +36,7 @@ def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--out", type=Path, metavar="FILE", help=f"the page (default: {PAGE} in the first run folder)")
     parser.add_argument("--figures", type=Path, metavar="DIR", help="write each figure as PNG (300 dpi) and SVG too")
     parser.add_argument("--face", default="", metavar="KEY", help="training face to show (default: the most ambiguous)")
-    parser.add_argument("--force", action="store_true", help="replace --out where it exists")
+    parser.add_argument("--force", action="store_true", help="replace --out and figures where they exist")
     return parser.parse_args(argv)
 
 
@@ -55,10 +55,21 @@ def page_of(args: argparse.Namespace) -> Path:
     return out
 
 
+def check_figures(folder: Path | None, force: bool) -> None:
+    """Raises `UserError` for a folder whose figures may be somebody's, and for what is no folder."""
+    if folder is None or not folder.exists():
+        return
+    if not folder.is_dir():
+        raise UserError(f"--figures {folder}: is a file; give a folder for the figures")
+    if any(folder.iterdir()) and not force:
+        raise UserError(f"--figures {folder}: is not empty; give another folder, or --force to replace what is there")
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     args = parse_arguments(sys.argv[1:] if argv is None else argv)
     with one_line_errors("adadf_dist.report"):
         page = page_of(args)
+        check_figures(args.figures, args.force)
         report(args.runs, page, args.face, args.figures)
         print(f"report: {page}")
 

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from adadf_dist.comparison import Difference, paired_difference
+from adadf_dist.errors import UserError
 from adadf_dist.report.run import Run
 from adadf_dist.settings import flatten, listed, to_dict
 
@@ -21,10 +22,13 @@ UNLIKE = (
     "data.workers",
     "data.prefetch",
     "data.embedded_faces",
+    "data.max_bad_faces",
     "runtime.timeout_s",
     "runtime.stop_every",
     "runtime.log_every",
     "runtime.tensorboard",
+    "runtime.loggers",
+    "runtime.profile",
     "runtime.history_samples",
     "runtime.history_faces",
 )
@@ -75,8 +79,34 @@ def tested(run: Run) -> bool:
     return run.finished and run.result is not None and bool(run.result["test"])
 
 
+def faces_of(run: Run) -> tuple[object, ...]:
+    """What two runs must have in common for their accuracies to be of one task. Training faces may be dropped."""
+    judged = (count for split, count in run.facts["faces"].items() if split != "train")
+    return run.facts["dataset"], run.classes, *judged
+
+
+def check_comparable(runs: Sequence[Run]) -> None:
+    """Raises `UserError` for runs of other faces than the first's, and for a seed that one way has twice."""
+    for run in runs:
+        if faces_of(run) != faces_of(runs[0]):
+            what = "counts of faces" if run.facts["dataset"] == runs[0].facts["dataset"] else "faces"
+            raise UserError(
+                f"{run.folder}: is judged on other {what} than {runs[0].folder}, so their numbers do not compare; "
+                "give each a report of its own"
+            )
+    for group in ways(runs):
+        by_seed: dict[int, Run] = {}
+        for run in group:
+            other = by_seed.setdefault(run.config.seed, run)
+            if other is not run:
+                raise UserError(
+                    f"{run.folder}: has the settings and the seed of {other.folder}; name one of the two, or pairs by "
+                    "seed would be of either"
+                )
+
+
 def pair_up(runs: Sequence[Run]) -> list[Pairs]:
-    """Every other way of training against the first, where they share seeds."""
+    """Every other way of training against the first, where they share seeds. Of runs that compare."""
     groups = ways(runs)
     found = []
     first = {run.config.seed: run for run in groups[0]}

@@ -97,8 +97,8 @@ def entropy(rows: NDArray[np.float64]) -> NDArray[np.float64]:
 def stages(run: Run, face: Listed) -> dict[str, NDArray[np.float64]]:
     """By title: what the face was called, thought to be, taught and predicted, in the last epoch that saw it."""
     last = int(np.flatnonzero(~np.isnan(face.distributions[:, 0, 0]))[-1])
-    found = {"annotators' votes": face.votes} if face.votes is not None else {}
-    found["label (one-hot)"] = np.eye(len(run.classes))[face.label]
+    found = {"votes": face.votes} if face.votes is not None else {}
+    found["label"] = np.eye(len(run.classes))[face.label]
     if run.config.loss.supervision != "one_hot":
         found["auxiliary (1)"] = face.distributions[last, AUXILIARY]
         found["class (5)"] = class_distribution(run, last, face.label)

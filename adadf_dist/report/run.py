@@ -110,8 +110,8 @@ def open_run(folder: Path) -> Run:
 
 def read_epochs(path: Path) -> Iterator[Record]:
     """Records of whole epochs, in order; a line that a crash tore, or that is just being written, is passed over."""
-    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
-        with suppress(json.JSONDecodeError):
+    for line in path.read_bytes().splitlines() if path.exists() else []:
+        with suppress(json.JSONDecodeError, UnicodeDecodeError):
             record = json.loads(line)
             if record["kind"] == "epoch":
                 yield record

@@ -13,6 +13,7 @@ PAGE = "report.html"
 
 def report(folders: Sequence[Path], page: Path, face: str = "", figures: Path | None = None) -> None:
     """Write the page about some runs, and their figures into a folder. Raises `UserError`."""
+    from adadf_dist.report.compared import check_comparable
     from adadf_dist.report.drawing import save, styled
     from adadf_dist.report.figures import figures_of
     from adadf_dist.report.listed import find_listed_face
@@ -23,11 +24,13 @@ def report(folders: Sequence[Path], page: Path, face: str = "", figures: Path | 
     twice = next((folder for folder in folders if sum(folder.resolve() == f.resolve() for f in folders) > 1), None)
     if twice is not None:
         raise UserError(f"{twice}: named twice; name each run once")
+    check_comparable(runs)
     listed = find_listed_face(runs[0], face)
     drawings = list(figures_of(runs, listed))
+    if figures is not None and not figures.is_dir():  # before the work: it may not be possible
+        figures.mkdir(parents=True)
     write_text(page, render(runs, listed, drawings))
     if figures is not None:
-        figures.mkdir(parents=True, exist_ok=True)
         with styled():
             for drawn in drawings:
                 save(drawn.make(), figures, drawn.name)

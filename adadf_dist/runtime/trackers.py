@@ -42,7 +42,8 @@ class Tracker(Protocol):
 def check_trackers(config: RuntimeConfig) -> None:
     """Raises `UserError` for a tracker whose package is not installed."""
     for name in config.loggers:
-        if find_spec(name) is None:
+        spec = find_spec(name)
+        if spec is None or spec.origin is None:  # without: a plain folder of that name, as W&B leaves one behind
             raise UserError(
                 f"runtime.loggers has {name}, but {name} is not installed; install it with "
                 f"pip install 'adadf_dist[{name}]'"
@@ -75,6 +76,8 @@ class Background:
         """Nothing to do: records are sent as they come."""
 
     def close(self) -> None:
+        if self._lost:
+            return
         self._put(None)
         self._thread.join(PATIENCE_S)
         if self._thread.is_alive():
@@ -83,9 +86,10 @@ class Background:
     def _serve(self, open_tracker: Callable[[], Tracker]) -> None:
         try:
             tracker = open_tracker()
-            while (call := self._waiting.get()) is not None:
+            while not self._lost and (call := self._waiting.get()) is not None:
                 call(tracker)
-            tracker.close(self.state if self.state in ("finished", "stopped") else "failed")
+            if not self._lost:
+                tracker.close(self.state if self.state in ("finished", "stopped") else "failed")
         except Exception as error:  # whatever a server or its client does, it is not worth a training
             self._lose(one_line(error) or type(error).__name__)
 
