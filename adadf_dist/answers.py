@@ -13,6 +13,7 @@ from torch import Tensor
 from adadf_dist.config import LossConfig
 from adadf_dist.data.batch import Batch
 from adadf_dist.data.plan import cut
+from adadf_dist.errors import UserError
 from adadf_dist.method.losses import normalize_attention, supervise
 from adadf_dist.method.model import Output
 from adadf_dist.world import World
@@ -64,6 +65,16 @@ def ask(network: Infers, batches: Iterable[Batch], samples: int, world: World) -
     rows = gather_rows(both, batches, samples, world)
     classes = rows.shape[1] // 2
     return Answers(rows[:, :classes], rows[:, classes:-1], rows[:, -1])
+
+
+def check_finite(answers: Answers, whose: object) -> None:
+    """Raises `UserError` for answers that are no numbers: the likeliest of them would be the first class."""
+    bad = ~np.isfinite(np.column_stack(answers)).all(axis=1)
+    if bad.any():
+        raise UserError(
+            f"{whose}: answers {int(bad.sum()):,} of {len(bad):,} faces with no finite numbers; its training has "
+            "diverged: take an earlier checkpoint, or train again with a lower optimizer.lr"
+        )
 
 
 def gather_rows(

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from adadf_dist.answers import Answers, ask, fuse, gather_rows
+from adadf_dist.answers import Answers, ask, check_finite, fuse, gather_rows
 from adadf_dist.config import LossConfig, RuntimeConfig
 from adadf_dist.data.batch import Batch
 from adadf_dist.data.format import open_dataset
@@ -65,6 +65,16 @@ def test_the_answer_to_ten_crops_is_their_mean() -> None:
     images = torch.randn(2, 10, 3, 6, 6)
     answers = ask(Echo(), [batch_of(images, [1, 0])], 2, ALONE)
     assert answers.target_logits[1].tolist() == pytest.approx(images[0, :, 0, 0, 2:4].mean(dim=0).tolist(), abs=1e-6)
+
+
+def test_answers_that_are_no_numbers_are_refused() -> None:
+    """The likeliest class of NaN would be the first one."""
+    images = torch.randn(3, 3, 6, 6)
+    images[1] = torch.nan
+    answers = ask(Echo(), [batch_of(images, [0, 1, 2])], 3, ALONE)
+    with pytest.raises(UserError, match=r"some\.pt: answers 1 of 3 faces"):
+        check_finite(answers, "some.pt")
+    check_finite(Answers(*(rows[[0, 2]] for rows in answers)), "some.pt")
 
 
 def test_a_face_seen_twice_or_never_is_noticed() -> None:

@@ -147,6 +147,7 @@ def test_precision_is_the_mean_over_all_orders_of_ties() -> None:
     for _ in range(4000):
         order = random.permutation(200)
         drawn.append(wrong[order[np.argsort(-tied[order], kind="stable")][:30]].mean())
+    assert np.isnan(precision_at(tied, wrong, 0))
     assert precision_at(tied, wrong, 30) == pytest.approx(np.mean(drawn), abs=4 * np.std(drawn) / 4000**0.5)
 
 
@@ -350,6 +351,15 @@ def test_a_run_in_progress_is_judged_by_the_epochs_there_are(
     assert "the run is at 2 of 3 epochs" in capsys.readouterr().out
     assert read_traces(copy, len(read_faces(copy).labels)).epochs == 2
     assert "2 of 3 epochs" in (copy / "audit" / "audit.html").read_text()
+
+
+def test_a_dataset_that_has_moved(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    copy = copy_of(run, tmp_path)
+    selected = copy / "checkpoints" / "selected.pt"
+    content = torch.load(selected, weights_only=True)
+    content["config"]["data"]["shards"] = "gone/faces"
+    torch.save(content, selected)
+    assert "gone/faces: the run's dataset is not there; give where it is now as --shards" in problem(capsys, str(copy))
 
 
 def test_a_history_of_other_faces(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

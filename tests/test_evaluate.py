@@ -492,11 +492,18 @@ def test_mistakes_are_one_line(run: Path, faces: Path, tmp_path: Path, capsys: p
     line = refused(capsys, run, "--data.shards", other)
     assert "glad" in line and "happy" in line and "--mapping FILE" in line
     assert "has no train split; it has test" in refused(capsys, run, "--data.shards", other, "--split", "train")
+    copied = tmp_path / "moved.pt"
+    content = torch.load(run / "checkpoints" / "selected.pt", weights_only=True)
+    content["config"]["data"]["shards"] = "gone/faces"
+    torch.save(content, copied)
+    assert "gone/faces: the run's dataset is not there; give where it is now as --data.shards" in refused(
+        capsys, copied
+    )
     mapping = tmp_path / "mapping.toml"
     mapping.write_text('glad = "hapy"\nsad = "sad"\nSurprise = "surprise"\n')
     line = refused(capsys, run, "--data.shards", other, "--mapping", mapping)
     assert "'Surprise': no class of the dataset" in line
-    assert "'hapy': no class of the network" in line
+    assert "hapy': no class of the network" in line
     assert "'anger', 'disgust', 'fear', 'neutral', 'surprise': not mapped" in line
     mapping.write_text("".join(f'{name} = ""\n' for name in names))
     assert "every class is left out" in refused(capsys, run, "--data.shards", other, "--mapping", mapping)

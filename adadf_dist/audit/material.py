@@ -11,11 +11,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from adadf_dist.answers import Answers, ask, fuse
+from adadf_dist.answers import Answers, ask, check_finite, fuse
 from adadf_dist.audit.traces import Traces, read_traces
 from adadf_dist.config import Config
 from adadf_dist.data.format import Split
 from adadf_dist.data.open import Data, open_data
+from adadf_dist.data.remote import scheme_of
 from adadf_dist.errors import UserError
 from adadf_dist.records import Faces, names, read_faces
 from adadf_dist.settings import override
@@ -67,6 +68,10 @@ def open_run(run: Path, which: Which, shards: str, device: torch.device) -> Iter
     if run.is_file():
         raise UserError(f"{run}: is a file; give the run folder, whose history is needed too")
     trained = open_trained(run, which)
+    if not shards and not scheme_of(trained.config.data.shards) and not Path(trained.config.data.shards).is_dir():
+        raise UserError(
+            f"{trained.config.data.shards}: the run's dataset is not there; give where it is now as --shards DIR"
+        )
     faces = read_faces(run)
     traces = read_traces(run, len(faces.labels))
     world = World(device)
@@ -74,6 +79,7 @@ def open_run(run: Path, which: Which, shards: str, device: torch.device) -> Iter
         check_same_faces(data, faces, trained)
         split = data.train_split
         answers = ask(TrainedNetwork(trained, device), data.evaluation(split), len(split), world)
+        check_finite(answers, trained.path)
         config = trained.config
         weights, fused = fuse(answers, split.labels, trained.class_distributions, config.loss, config.batch_size)
         yield Material(run, split, faces, trained, traces, answers, weights, fused)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
@@ -41,7 +42,8 @@ class Scorecard(NamedTuple):
     wrong: int
     rows: Sequence[Row]
     proposals: float
-    """Of the wrong labels among the `wrong` most suspicious faces, the share whose proposed label is the true one."""
+    """Of the wrong labels among the `wrong` most suspicious faces, the share whose proposed label is the true one. Of
+    faces that tie for the last places the earlier in the split count."""
     remarks: Sequence[str]
 
     def to_dict(self) -> dict[str, object]:
@@ -54,8 +56,13 @@ class Scorecard(NamedTuple):
         heads = ("score", "AUC", f"precision at {self.wrong:,}", "at 1 %", "at 5 %")
         lines = [self.truth.source, "", f"| {' | '.join(heads)} |", "|---|--:|--:|--:|--:|"]
         for name, area, *shares in self.rows:
-            lines.append(f"| {name} | {area:.3f} | {' | '.join(f'{share:.1%}' for share in shares)} |")
+            cells = [f"{area:.3f}", *(f"{share:.1%}" for share in shares)]
+            lines.append(f"| {' | '.join([name, *('-' if 'nan' in cell else cell for cell in cells)])} |")
         told = f"Of the wrong labels among the {self.wrong:,} most suspicious, {self.proposals:.1%} are proposed right."
+        if not self.wrong:
+            told = "No label is known to be wrong, so there is nothing to find."
+        elif math.isnan(self.proposals):
+            told = f"No wrong label is among the {self.wrong:,} most suspicious."
         return "\n".join([*lines, "", told, *self.remarks])
 
 
@@ -89,8 +96,8 @@ def confident_rivals(findings: Findings) -> tuple[Mapping[str, Floats], list[str
 
 
 def rate(name: str, values: Floats, wrong: NDArray[np.bool_]) -> Row:
-    counts = (int(wrong.sum()), *(round(share * len(wrong)) for share in (0.01, 0.05)))
-    return Row(name, auc(values, wrong), *(precision_at(values, wrong, max(k, 1)) for k in counts))
+    counts = (int(wrong.sum()), *(max(1, round(share * len(wrong))) for share in (0.01, 0.05)))
+    return Row(name, auc(values, wrong), *(precision_at(values, wrong, k) for k in counts))
 
 
 def auc(score: Floats, wrong: NDArray[np.bool_]) -> float:
@@ -105,8 +112,8 @@ def auc(score: Floats, wrong: NDArray[np.bool_]) -> float:
 
 def precision_at(score: Floats, wrong: NDArray[np.bool_], k: int) -> float:
     """Share of wrong labels among the k highest scores; of faces that tie for the last places, as many as would be
-    expected of a draw. NaN without faces."""
-    if not len(score):
+    expected of a draw. NaN without faces, and of none."""
+    if not len(score) or not k:
         return float("nan")
     threshold = np.partition(score, len(score) - k)[len(score) - k]
     above, tied = score > threshold, score == threshold

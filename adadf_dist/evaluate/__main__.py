@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Mapping, Sequence
 
-from adadf_dist.answers import Answers, ask
+from adadf_dist.answers import Answers, ask, check_finite
 from adadf_dist.data.format import Split
 from adadf_dist.errors import UserError, one_line_errors
 from adadf_dist.evaluate.faces import loader_for, preprocessing_for, split_at_hand, views
@@ -36,6 +36,7 @@ def run(options: Options) -> None:
             network = TrainedNetwork(trained, world.device, options.precision)
             with loader_for(split, trained, options, world) as loader:
                 answers = ask(network, views(loader, split, options, world), len(split), world)
+            check_finite(answers, trained.path)
             if world.is_main:
                 asked = describe(options, trained, (split, len(found) - len(split)), mapping, world)
                 publish(judge(trained, answers, split, groups, asked), options)

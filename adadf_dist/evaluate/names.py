@@ -31,7 +31,7 @@ def read_mapping(file: Path, theirs: tuple[str, ...], ours: tuple[str, ...]) -> 
     values = read_settings(file).values
     problems = {
         f"{quoted(name for name in values if name not in theirs)}: no class of the dataset ({', '.join(theirs)})",
-        f"{quoted(to for to in values.values() if to != '' and to not in ours)}: "
+        f"{quoted(f'{name} = {to}' for name, to in values.items() if to != '' and to not in ours)}: "
         f"no class of the network ({', '.join(ours)})",
         f'{quoted(name for name in theirs if name not in values)}: not mapped; "" leaves a class out',
     }

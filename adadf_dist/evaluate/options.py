@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Literal, cast
 
 from adadf_dist.data.manifest import SPLITS
+from adadf_dist.data.remote import scheme_of
 from adadf_dist.errors import UserError
 from adadf_dist.trained import Trained, Which
 
@@ -123,6 +124,9 @@ def fill_in(options: Options, trained: Trained) -> Options:
     shards = options.shards or run.data.shards
     if not shards:
         raise UserError(f"{trained.path}: names no dataset; give --data.shards DIR")
+    drawn = run.data.embedded_faces and shards == run.data.shards  # these are made where they are missing
+    if not options.shards and not drawn and not scheme_of(shards) and not Path(shards).is_dir():
+        raise UserError(f"{shards}: the run's dataset is not there; give where it is now as --data.shards DIR")
     return replace(
         options,
         shards=shards,
