@@ -69,7 +69,7 @@ def ask(network: Infers, batches: Iterable[Batch], samples: int, world: World) -
 
 def check_finite(answers: Answers, whose: object) -> None:
     """Raises `UserError` for answers that are no numbers: the likeliest of them would be the first class."""
-    bad = ~np.isfinite(np.column_stack(answers)).all(axis=1)
+    bad: NDArray[np.bool_] = ~np.isfinite(np.column_stack(answers)).all(axis=1)
     if bad.any():
         raise UserError(
             f"{whose}: answers {int(bad.sum()):,} of {len(bad):,} faces with no finite numbers; its training has "
