@@ -69,10 +69,11 @@ def ask(network: Infers, batches: Iterable[Batch], samples: int, world: World) -
 
 def check_finite(answers: Answers, whose: object) -> None:
     """Raises `UserError` for answers that are no numbers: the likeliest of them would be the first class."""
-    bad: NDArray[np.bool_] = ~np.isfinite(np.column_stack(answers)).all(axis=1)
-    if bad.any():
+    finite = np.isfinite(np.column_stack(answers))
+    bad = np.flatnonzero(~finite.all(axis=1))
+    if len(bad):
         raise UserError(
-            f"{whose}: answers {int(bad.sum()):,} of {len(bad):,} faces with no finite numbers; its training has "
+            f"{whose}: answers {len(bad):,} of {len(finite):,} faces with no finite numbers; its training has "
             "diverged: take an earlier checkpoint, or train again with a lower optimizer.lr"
         )
 
