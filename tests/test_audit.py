@@ -263,6 +263,8 @@ def test_true_labels_of_another_folder_by_key_and_by_picture(material: Material,
     by_key = another_labelling(material.split, drawn)
     assert by_key.labels.tolist() == material.faces.true_labels.tolist()
     assert f"{int(noisy.sum()):,} are labelled otherwise" in by_key.source
+    looked = min(100, len(noisy))
+    assert f"of {looked} found by key {looked} have the very same picture" in by_key.source
     by_picture = another_labelling(renamed(material), drawn)
     assert by_picture.labels.tolist() == by_key.labels.tolist()
     assert f"0 of {len(noisy):,} faces found by key, {len(noisy):,} by picture" in by_picture.source
@@ -276,6 +278,13 @@ def test_names_of_one_emotion_and_classes_of_one_side(material: Material, drawn:
     unknown = (material.labels == fear) | (material.faces.true_labels == fear)
     assert other.labels[~unknown].tolist() == material.faces.true_labels[~unknown].tolist()
     assert (other.labels[unknown] == -1).all()
+
+
+def test_other_faces_under_the_same_keys_are_seen(material: Material, tmp_path: Path) -> None:
+    strange = build_embedded(tmp_path / "strange", {"train": 8}, size=32, seed=9)
+    keys = strange.split("train").keys
+    counted = replace(material.split.subset(np.arange(8), "train"), keys=keys)
+    assert "of 8 found by key 0 have the very same picture" in another_labelling(counted, strange.folder).source
 
 
 def test_folders_that_share_nothing(material: Material, tmp_path: Path) -> None:
@@ -367,6 +376,8 @@ def test_a_history_of_other_faces(run: Path, tmp_path: Path, capsys: pytest.Capt
     three = np.zeros(3)
     np.savez(copy / "history" / "epoch-0002.npz", attention=three, loss=three, correct=three)
     assert "epoch-0002.npz: is not of this run's" in problem(capsys, str(copy))
+    (copy / "history" / "epoch-0002.npz").unlink()
+    assert "history/epoch-0002.npz is missing" in problem(capsys, str(copy))
 
 
 # The page

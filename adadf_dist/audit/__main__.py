@@ -85,11 +85,12 @@ def audit(args: argparse.Namespace) -> None:
         content = render(findings, args.gallery)
         with can_write(table):  # file by file: a relabel.csv may have been saved beside them
             table.parent.mkdir(exist_ok=True)
-            scores.unlink(missing_ok=True)
         write_table(table, findings)
         write_text(page, content)
         if scorecards:
             write_json(scores, [card.to_dict() for card in scorecards])
+        else:
+            scores.unlink(missing_ok=True)
         tell(findings, scorecards)
         print(f"written: {table}, {page}" + (f", {scores}" if scorecards else ""))
 

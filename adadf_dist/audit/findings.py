@@ -45,9 +45,13 @@ def judge(material: Material, truth: Truth | None) -> Findings:
 
 
 def write_table(path: Path, findings: Findings) -> None:
-    """`audit.csv`: every face and all that is known of it, the most suspicious first. Raises `UserError`."""
+    """`audit.csv`: every face and all that is known of it, the most suspicious first; whole or not at all.
+
+    Raises `UserError`.
+    """
     classes = findings.material.classes
-    with can_write(path), path.open("w", newline="", encoding="utf-8") as stream:
+    partial = path.with_suffix(".partial.csv")
+    with can_write(path), partial.open("w", newline="", encoding="utf-8") as stream:
         writer = csv.writer(stream, lineterminator="\n")
         traces = ("attention_mean", "attention_last", "loss_mean", "loss_last", "forgotten", "never_learnt")
         kinds = [f"{kind}_{name}" for kind in ("auxiliary", "target", "fused") for name in classes]
@@ -55,6 +59,7 @@ def write_table(path: Path, findings: Findings) -> None:
         writer.writerow(["rank", "key", "label", "proposed", "suspicion", *traces, *known, *kinds])
         for rank, face in enumerate(findings.ranked.tolist(), start=1):
             writer.writerow([rank, *row(findings, face)])
+    partial.replace(path)
 
 
 def row(findings: Findings, face: int) -> Iterator[object]:

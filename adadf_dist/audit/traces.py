@@ -14,7 +14,7 @@ from adadf_dist.records import read_arrays
 
 Floats = NDArray[np.float64]
 
-NAME = re.compile(r"epoch-\d{4,}\.npz")
+NAME = re.compile(r"epoch-(\d{4,})\.npz")
 
 
 class Traces(NamedTuple):
@@ -39,15 +39,20 @@ class Traces(NamedTuple):
 
 def read_traces(run: Path, samples: int) -> Traces:
     """From `history/epoch-NNNN.npz`, as many as there are. Raises `UserError`."""
-    files = sorted(file for file in (run / "history").glob("epoch-*.npz") if NAME.fullmatch(file.name))
+    there = {
+        int(found[1]): file for file in (run / "history").glob("epoch-*.npz") if (found := NAME.fullmatch(file.name))
+    }
+    files = [there[number] for number in sorted(there)]
     if not files:
         raise UserError(f"{run}: holds no history/epoch-0001.npz; wait until the run's first epoch is finished")
+    if missing := set(range(1, max(there) + 1)) - there.keys():
+        raise UserError(f"{run}: history/epoch-{min(missing):04d}.npz is missing; copy the run folder again")
     epochs: dict[str, list[Floats]] = {"attention": [], "loss": [], "correct": []}
     for file in files:
         arrays = read_arrays(file)
         for name, rows in epochs.items():
             if name not in arrays or arrays[name].shape != (samples,):
-                raise UserError(f"{file}: is not of this run's {samples:,} training faces; remove it, or train again")
+                raise UserError(f"{file}: is not of this run's {samples:,} training faces; copy the run again")
             rows.append(arrays[name].astype(np.float64))
     return summarise(*(np.stack(rows) for rows in epochs.values()))
 

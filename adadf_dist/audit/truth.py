@@ -26,6 +26,8 @@ SYNONYMS = (
     ("contempt", "contemptuous"),
 )
 """Names that datasets give to one emotion."""
+LOOKED_AT = 100
+"""Faces found by key whose pictures are compared."""
 
 
 class Truth(NamedTuple):
@@ -65,7 +67,8 @@ def another_labelling(split: Split, folder: Path) -> Truth:
             f"--true-labels {folder}: its classes {', '.join(other.classes)} are none of the run's "
             f"{', '.join(split.classes)}; give a dataset that names the same emotions"
         )
-    found, by_key, by_picture = match(split, [other.split(name) for name in other.splits])
+    others = [other.split(name) for name in other.splits]
+    found, by_key, by_picture = match(split, others)
     if not by_key + by_picture:
         theirs = example_key(other)
         raise UserError(
@@ -77,7 +80,9 @@ def another_labelling(split: Split, folder: Path) -> Truth:
     labels = np.where(in_both, table[found], -1)
     counted = int((labels >= 0).sum())
     wrong = int((labels[labels >= 0] != split.labels[labels >= 0]).sum())
-    told = f"labels of {other.name}: {by_key:,} of {len(split):,} faces found by key, {by_picture:,} by picture; of "
+    told = f"labels of {other.name}: {by_key:,} of {len(split):,} faces found by key, {by_picture:,} by picture; "
+    same, looked = alike(split, others)
+    told += f"of {looked:,} found by key {same:,} have the very same picture; of "
     told += f"{counted:,} in classes that both have, {wrong:,} are labelled otherwise ({wrong / max(counted, 1):.1%})"
     return Truth(labels, told)
 
@@ -105,6 +110,21 @@ def match(split: Split, others: Sequence[Split]) -> tuple[NDArray[np.int64], int
                     of_picture[mark] = -1
         found[rest] = [of_picture.get(mark, -1) for mark in digests(split, rest.tolist())]
     return found, by_key, int((found >= 0).sum()) - by_key
+
+
+def alike(split: Split, others: Sequence[Split]) -> tuple[int, int]:
+    """Of the first `LOOKED_AT` faces found by key, those whose pictures are the same bytes; and their number.
+
+    Datasets may count their faces alike and hold others: the user should see it. (Cut out otherwise, the same photos
+    have other bytes.)
+    """
+    place = {str(key): (other, row) for other in others for row, key in enumerate(other.keys)}
+    found = [row for row, key in enumerate(split.keys) if str(key) in place][:LOOKED_AT]
+    same = 0
+    for row in found:
+        other, theirs = place[str(split.keys[row])]
+        same += split.read(row) == other.read(theirs)
+    return same, len(found)
 
 
 def digests(split: Split, samples: Sequence[int]) -> Iterator[bytes]:

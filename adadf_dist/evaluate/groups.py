@@ -59,7 +59,10 @@ def read_facts(split: Split) -> list[dict[str, object]]:
             with tarfile.open(path, "r:") as tar:
                 for member in tar:
                     if member.name in rows and (stream := tar.extractfile(member)) is not None:
-                        facts[rows[member.name]] = json.loads(stream.read())
+                        known = json.loads(stream.read())
+                        if not isinstance(known, dict):
+                            raise ValueError(f"{member.name} holds no JSON object")
+                        facts[rows[member.name]] = known
         except (tarfile.TarError, ValueError, EOFError) as error:
             raise UserError(f"{path}: damaged ({one_line(error, 120)}); copy or build it again") from None
     return facts
