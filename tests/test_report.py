@@ -15,6 +15,7 @@ from statistics import fmean
 import numpy as np
 import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.text import Text
 from PIL import Image
 
 from adadf_dist.data.format import open_dataset
@@ -23,6 +24,7 @@ from adadf_dist.report.classes import class_means
 from adadf_dist.report.compared import pair_up
 from adadf_dist.report.drawing import styled
 from adadf_dist.report.feature_map import embed
+from adadf_dist.report.figures import maps
 from adadf_dist.report.listed import AUXILIARY, FUSED, face_figure, find_listed_face, stages
 from adadf_dist.report.run import open_run
 from adadf_dist.report.writing import report
@@ -245,6 +247,16 @@ def test_a_map_keeps_neighbours_together() -> None:
     assert (labels[distances.argmin(axis=1)] == labels).all()
 
 
+def test_the_map_is_beside_a_run_that_was_taught_otherwise(run: Path, baseline: Path, tmp_path: Path) -> None:
+    again = copy_of(baseline, tmp_path / "again", seed="7")
+    twin = copy_of(run, tmp_path / "twin", seed="7")
+    for first, others, second in ((baseline, (again, run), run), (run, (twin, again), again)):
+        (drawn,) = maps([open_run(folder) for folder in (first, *others)])
+        with styled():
+            titles = [axes.get_title("left") for axes in drawn.make().axes]
+        assert [title.rpartition(": ")[2] for title in titles] == [first.name, second.name]
+
+
 def test_several_runs_are_paired_by_seed(run: Path, copies: Path, tmp_path: Path) -> None:
     first, second = [0.50, 0.60, 0.70], [0.52, 0.65, 0.71]
     mine = [copy_of(run, copies / f"mine{seed}", value, seed=str(seed)) for seed, value in enumerate(first)]
@@ -302,8 +314,9 @@ def test_titles_do_not_touch(run: Path) -> None:
     with styled():
         figure = face_figure(opened, face)
         FigureCanvasAgg(figure).draw()
-        boxes = [axes.title.get_window_extent() for axes in figure.axes]
-    assert len(boxes) == 9
+        titles = [(axes, axes.get_title("left")) for axes in figure.axes]
+        boxes = [t.get_window_extent() for axes, title in titles for t in axes.findobj(Text) if t.get_text() == title]
+    assert len(boxes) == 9 and all(box.width > 10 for box in boxes)
     for number, box in enumerate(boxes):
         assert not any(box.overlaps(other) for other in boxes[:number])
 

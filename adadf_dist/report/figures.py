@@ -79,8 +79,13 @@ def about_confusion(run: Run) -> str:
 
 
 def maps(runs: Sequence[Run]) -> Iterator[Drawn]:
-    """Features of the first run, beside those of a baseline or else the first other run, where they are kept."""
-    others = sorted(runs[1:], key=lambda run: run.config.loss.supervision != "one_hot")
+    """Features of the first run, beside those of one that was taught otherwise: a baseline, where there is one."""
+
+    def kinship(run: Run) -> tuple[bool, bool]:
+        taught = run.config.loss.supervision
+        return taught == runs[0].config.loss.supervision, taught != "one_hot"
+
+    others = sorted(runs[1:], key=kinship)
     for split in ("test", "validation"):
         recorded = runs[0].answers(split)
         if recorded is None or len(recorded.features) < FEWEST_POINTS:
