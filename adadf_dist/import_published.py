@@ -22,6 +22,7 @@ from torch import Tensor
 
 from adadf_dist.config import Config
 from adadf_dist.data.preprocess import Preprocessing
+from adadf_dist.data.writer import check_output
 from adadf_dist.errors import UserError, one_line_errors
 from adadf_dist.method.class_distributions import ClassDistributions
 from adadf_dist.method.model import DualBranch
@@ -242,6 +243,7 @@ def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument(
         "--image-size", type=int, default=224, metavar="N", help="side of the network's input (default: %(default)s)"
     )
+    parser.add_argument("--force", action="store_true", help="replace MODEL.pt where it exists")
     return parser.parse_args(argv)
 
 
@@ -249,8 +251,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parse_arguments(sys.argv[1:] if argv is None else argv)
     with one_line_errors("adadf_dist.import_published"):
         classes = parse_classes(args.classes)
-        if args.out.exists():
-            raise UserError(f"--out {args.out}: is there already; give another name")
+        check_output(args.out, args.force, "--out")
         content, account = import_file(args.file, classes, args.image_size)
         write_whole(content, args.out)
         print(f"{args.out}: {account}")

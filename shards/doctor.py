@@ -27,8 +27,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from adadf_dist.data.writer import can_write
-from adadf_dist.errors import UserError, one_line_errors
+from adadf_dist.data.writer import can_write, check_output
+from adadf_dist.errors import one_line_errors
 from shards.diagnosis.material import TREES
 from shards.diagnosis.page import render
 from shards.diagnosis.report import Report, diagnose
@@ -69,18 +69,6 @@ def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
     return args
 
 
-def check_writable(option: str, path: Path | None) -> None:
-    """Now, not after minutes of decoding. Raises `UserError`."""
-    if path is None:
-        return
-    if path.is_dir():
-        raise UserError(f"{option} {path}: is a folder; give the file to write")
-    if not path.parent.is_dir():
-        raise UserError(f"{option} {path}: there is no folder {path.parent}; make it, or write elsewhere")
-    if not os.access(path if path.exists() else path.parent, os.W_OK):
-        raise UserError(f"{option} {path}: cannot be written; choose a place that can")
-
-
 def write(path: Path, text: str) -> None:
     with can_write(path):
         path.write_text(text, encoding="utf-8")
@@ -95,8 +83,9 @@ def summary(report: Report) -> str:
 def main(argv: Sequence[str] | None = None) -> None:
     args = parse_arguments(sys.argv[1:] if argv is None else argv)
     with one_line_errors("shards.doctor"):
-        check_writable("--json", args.json)
-        check_writable("--html", args.html)
+        for option, path in (("--json", args.json), ("--html", args.html)):
+            if path is not None:
+                check_output(path, True, option)
         report = diagnose(args.folder, args.workers)
         if args.json is not None:
             write(args.json, report.to_json())

@@ -224,6 +224,22 @@ def write_card(path: Path, manifest: Manifest) -> None:
         path.write_text("\n".join([*head, *body]) + "\n", encoding="utf-8")
 
 
+def check_output(path: Path, force: bool, option: str = "") -> None:
+    """A file that a user wants written: what is wrong with its place is told before the work, not after it.
+
+    Raises `UserError` for a file that is there already, unless `force`; for a folder, and for a place in none.
+    """
+    named = f"{option} {path}".lstrip()
+    if path.is_dir():
+        raise UserError(f"{named}: is a folder; give the file to write")
+    if path.is_file() and not force:
+        raise UserError(f"{named}: is there already; give another name, or --force to replace it")
+    if not path.parent.is_dir():
+        raise UserError(f"{named}: there is no folder {path.parent}; make it, or write elsewhere")
+    if not os.access(path if path.exists() else path.parent, os.W_OK):
+        raise UserError(f"{named}: cannot be written; choose a place that can")
+
+
 @contextmanager
 def can_write(path: Path) -> Iterator[None]:
     """Turn what the disk refuses into a `UserError` that names the file."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Literal, cast
 
 from adadf_dist.data.manifest import SPLITS
 from adadf_dist.data.remote import scheme_of
+from adadf_dist.data.writer import check_output
 from adadf_dist.errors import UserError
 from adadf_dist.trained import Trained, Which
 
@@ -139,16 +139,10 @@ def fill_in(options: Options, trained: Trained) -> Options:
 
 
 def json_problem(options: Options) -> str:
-    """Why `--json FILE` cannot be written, told before anything is computed; empty when it can."""
-    path = options.json
-    if path is None:
-        return ""
-    if path.is_dir():
-        return f"--json {path}: is a folder; give the file to write"
-    if path.exists() and not options.force:
-        return f"--json {path}: is there already; give another name, or --force to overwrite it"
-    if not path.parent.is_dir():
-        return f"--json {path}: there is no folder {path.parent}; make it, or write elsewhere"
-    if not os.access(path.parent, os.W_OK):
-        return f"--json {path}: {path.parent} cannot be written; choose a folder that can"
+    """Why `--json FILE` cannot be written, for rank 0 to tell the others; empty when it can."""
+    try:
+        if options.json is not None:
+            check_output(options.json, options.force, "--json")
+    except UserError as error:
+        return str(error)
     return ""

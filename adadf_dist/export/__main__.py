@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
 
-from adadf_dist.data.writer import can_write
+from adadf_dist.data.writer import can_write, check_output
 from adadf_dist.errors import UserError, one_line_errors
 from adadf_dist.export.card import write_card
 from adadf_dist.export.check import BATCHES, Checked, check_file, seconds_an_image
@@ -96,16 +96,6 @@ def find_writer(option: str, opset: int | None) -> Write:
     return lambda network, facts, path: onnx_file.write(network, facts, path, chosen)
 
 
-def check_place(path: Path, force: bool) -> None:
-    """Raises `UserError` for a path that is taken, or in no folder."""
-    if path.is_dir():
-        raise UserError(f"{path}: is a folder; give the file to write")
-    if path.exists() and not force:
-        raise UserError(f"{path}: is there already; give another name, or --force to replace it")
-    if not path.parent.is_dir():
-        raise UserError(f"{path}: there is no folder {path.parent}; make it, or write elsewhere")
-
-
 @contextmanager
 def kept_when_good(path: Path) -> Iterator[Path]:
     """A temporary name beside `path`, which becomes `path` when all went well, and is removed otherwise."""
@@ -150,7 +140,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         if card.suffix in ENDINGS.values():
             raise UserError(f"--card {card}: ends as a model file does; name the card to end in .md")
         for path in (*writers, card):
-            check_place(path, args.force)
+            check_output(path, args.force)
         trained = open_trained(args.run)
         facts = export(trained, writers)
         text = write_card(trained, facts, list(writers), args.data_licence)

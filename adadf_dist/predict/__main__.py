@@ -18,7 +18,7 @@ from typing import TextIO
 import torch
 from tqdm import tqdm
 
-from adadf_dist.data.writer import can_write
+from adadf_dist.data.writer import can_write, check_output
 from adadf_dist.errors import UserError, one_line_errors
 from adadf_dist.portable.model import Model, open_model
 from adadf_dist.predict.faces import LARGE, Aligner
@@ -91,8 +91,7 @@ def open_output(path: Path | None, force: bool) -> Iterator[TextIO]:
             sys.stdout.reconfigure(errors="surrogateescape")  # a path may hold bytes that are no text
         yield sys.stdout
         return
-    if path.is_file() and not force:
-        raise UserError(f"--out {path}: is there already; give another name, or --force to replace it")
+    check_output(path, force, "--out")
     with can_write(path), path.open("w", encoding="utf-8", errors="surrogateescape", newline="") as file:
         yield file
 

@@ -10,6 +10,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from adadf_dist.data.writer import check_output
 from adadf_dist.errors import UserError, one_line_errors
 from adadf_dist.report.writing import PAGE, report
 
@@ -46,12 +47,7 @@ def page_of(args: argparse.Namespace) -> Path:
     if args.out is None or args.out.resolve() == own.resolve():
         return own
     out: Path = args.out
-    if out.is_dir():
-        raise UserError(f"--out {out}: is a folder; give the file to write")
-    if not out.parent.is_dir():
-        raise UserError(f"--out {out}: there is no folder {out.parent}; make it, or write elsewhere")
-    if out.exists() and not args.force:
-        raise UserError(f"--out {out}: exists; give another file, or --force to replace it")
+    check_output(out, args.force, "--out")
     return out
 
 
