@@ -143,8 +143,9 @@ class OptimizerConfig:
     """Exponential: lr * gamma^epoch. Cosine: to zero over the run, by epoch."""
     gamma: float = 0.9
     """Factor an epoch of the exponential schedule."""
-    warmup_steps: int = 0
-    """Steps over which the rate rises from zero; 0: none."""
+    warmup_steps: int | float = 0
+    """Steps over which the rate rises from zero: a whole number of them, or a fraction of the run in (0, 1), such as
+    0.05; 0: none."""
     attention_lr_factor: float = 1.0
     """The attention heads' rate over the others'. From scratch 1 is too much: while logits are still confidently wrong
     the heads learn to silence them, and a silenced branch hardly learns. 0.02 keeps them behind the features."""

@@ -70,7 +70,12 @@ def check_ranges(config: Config) -> None:
         within("optimizer.lr", optimizer.lr, 0, 10, ends="(]"),
         within("optimizer.gamma", optimizer.gamma, 0, 1, ends="(]"),
         within("optimizer.attention_lr_factor", optimizer.attention_lr_factor, 0, 1),
-        ("optimizer.warmup_steps", optimizer.warmup_steps, optimizer.warmup_steps >= 0, "0 or more"),
+        (
+            "optimizer.warmup_steps",
+            optimizer.warmup_steps,
+            optimizer.warmup_steps >= 0 if isinstance(optimizer.warmup_steps, int) else 0 <= optimizer.warmup_steps < 1,
+            "0, a whole number of steps, or a fraction of the run between 0 and 1",
+        ),
         ("optimizer.weight_decay", optimizer.weight_decay, optimizer.weight_decay >= 0, "0 or more"),
         within("optimizer.ema", optimizer.ema, 0, 1, ends="[)"),
         ("optimizer.clip_norm", optimizer.clip_norm, optimizer.clip_norm >= 0, "0 or more"),

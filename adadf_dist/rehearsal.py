@@ -6,10 +6,10 @@ import torch
 
 from adadf_dist.config import Config
 from adadf_dist.data.plan import rank_bounds
+from adadf_dist.learning_rate import Position
 from adadf_dist.method.class_distributions import ClassDistributions
 from adadf_dist.method.losses import Place, adadf_loss, ramp_weights
 from adadf_dist.runtime.engine import build_engine
-from adadf_dist.runtime.optim import Position
 from adadf_dist.world import World
 
 

@@ -8,10 +8,10 @@ import pytest
 import torch
 
 from adadf_dist.config import Config
+from adadf_dist.learning_rate import Position
 from adadf_dist.method.class_distributions import ClassDistributions
 from adadf_dist.method.losses import Place
 from adadf_dist.runtime.engine import Engine, build_engine
-from adadf_dist.runtime.optim import Position
 from adadf_dist.settings import Layer, build_config
 from adadf_dist.world import World
 from tests.runs import command, finish, records, settings

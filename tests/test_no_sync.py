@@ -9,11 +9,11 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from adadf_dist.data.batch import Batch
+from adadf_dist.learning_rate import Position
 from adadf_dist.method.class_distributions import ClassDistributions
 from adadf_dist.method.losses import Place
 from adadf_dist.runtime.engine import DDPEngine
 from adadf_dist.runtime.history import History
-from adadf_dist.runtime.optim import Position
 from adadf_dist.settings import Layer, build_config
 from tests.ranks import alone
 from tests.steps import LOSSES, take_step

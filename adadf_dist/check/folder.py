@@ -71,7 +71,7 @@ def what_is_there(config: Config, folder: Path) -> str:
         raise ValueError(f"{folder} already holds a run, and resume is never; give another --out")
     content = read_checkpoint(saved[-1])
     if config.resume == "auto":
-        check_same_run(content["config"], to_dict(config), saved[-1])
+        check_same_run(content["config"], to_dict(config), saved[-1], content["progress"]["epoch"])
     return f"holds a run of {content['progress']['epoch']} finished epochs, which goes on"
 
 

@@ -46,8 +46,8 @@ FREE_KEYS = (
     "runtime.loggers",
     "runtime.profile",
 )
-"""Keys (or sections, ending in a dot) that may change when a run goes on: none of them changes its numbers, but for
-`epochs` under the cosine schedule."""
+"""Keys (or sections, ending in a dot) that may change when a run resumes: none of them changes its numbers, but for
+`epochs` where learning rates depend on it (`rates_follow_epochs`)."""
 
 NETWORK_KEYS = ("model.backbone", "model.attention_on")
 """All that a run must have alike with a checkpoint of one that had not begun: imported weights."""
@@ -151,7 +151,8 @@ class Checkpoints:
     def load(self, path: Path | str) -> None:
         content = read_checkpoint(path)
         begun = content["progress"]["step"] > 0
-        check_same_run(content["config"], to_dict(self.config), path, () if begun else NETWORK_KEYS)
+        finished = content["progress"]["epoch"]
+        check_same_run(content["config"], to_dict(self.config), path, finished, () if begun else NETWORK_KEYS)
         check_same_classes(content["preprocessing"], self.preprocessing, path)
         for name, part in self.parts.items():
             if not begun and name != "engine":  # weights to start from: all else starts as this run is told
@@ -234,23 +235,37 @@ class Checkpoints:
 
 
 def check_same_run(
-    saved: Mapping[str, object], now: Mapping[str, object], path: Path | str, only: Collection[str] = ()
+    saved: Mapping[str, object],
+    now: Mapping[str, object],
+    path: Path | str,
+    finished: int,
+    only: Collection[str] = (),
 ) -> None:
-    """Raise `UserError` naming the first key that differs and must not; `only`: those to compare, where not all."""
+    """Raise `UserError` naming the first key that differs and must not.
+
+    `finished`: epochs that the checkpoint has finished. `only`: the keys to compare, where not all.
+    """
     # a key that did not exist yet had, in effect, its default
     before, after = {**dict(flatten(to_dict(Config()))), **dict(flatten(saved))}, dict(flatten(now))
-    cosine = after.get("optimizer.schedule") == "cosine"
     for key in sorted(before.keys() | after.keys()):
         free = listed(key, FREE_KEYS)
         if only and key not in only:
             free = True
-        elif key == "epochs" and cosine:  # every epoch's rate depends on their number
+        elif key == "epochs" and rates_follow_epochs(before, after, finished):
             free = False
         if not free and before.get(key) != after.get(key):
             raise UserError(
                 f"{path}: was trained with {key} = {before.get(key)}, now it is {after.get(key)}; "
                 f"give --{key} {before.get(key)} to go on, or --out another folder for a new run"
             )
+
+
+def rates_follow_epochs(before: Mapping[str, Any], after: Mapping[str, Any], finished: int) -> bool:
+    """Whether another number of epochs would change learning rates: the cosine schedule, or a warm-up that is a
+    fraction of the run and not over yet after `finished` epochs."""
+    warmup = after["optimizer.warmup_steps"]
+    under_way = isinstance(warmup, float) and finished < warmup * max(before["epochs"], after["epochs"])
+    return after["optimizer.schedule"] == "cosine" or under_way
 
 
 def check_same_classes(saved: Mapping[str, Any], now: Preprocessing, path: Path | str) -> None:

@@ -12,12 +12,12 @@ from torch.nn.parallel import DistributedDataParallel
 
 from adadf_dist.config import Config
 from adadf_dist.errors import UserError, one_line
+from adadf_dist.learning_rate import Position
 from adadf_dist.method.model import DualBranch, Output
 from adadf_dist.method.weights import LoadedWeights
 from adadf_dist.runtime.compile import check_compile, compile_parts, new_step
 from adadf_dist.runtime.deepspeed_settings import deepspeed_settings
 from adadf_dist.runtime.network import Network
-from adadf_dist.runtime.optim import Position
 from adadf_dist.world import World
 
 DEEPSPEED_ENGINE = "adadf_dist.runtime.deepspeed_engine"

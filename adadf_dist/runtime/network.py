@@ -12,15 +12,14 @@ from torch import Tensor, nn
 
 from adadf_dist.config import Config
 from adadf_dist.errors import UserError
+from adadf_dist.learning_rate import Position, learning_rate
 from adadf_dist.method.model import DualBranch
 from adadf_dist.method.weights import LoadedWeights, load_pretrained
 from adadf_dist.runtime.inference import Inference
 from adadf_dist.runtime.normalization import average_batch_norm, synchronize_batch_norm
 from adadf_dist.runtime.optim import (
     Moments,
-    Position,
     build_optimizer,
-    learning_rate,
     load_moments,
     moments_by_name,
     set_learning_rate,

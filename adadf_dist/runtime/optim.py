@@ -1,55 +1,18 @@
-"""Adam, its learning rate by epoch and batch size, and its moments by parameter name."""
+"""Adam: its parameter groups, and its moments by parameter name."""
 
 from __future__ import annotations
-
-import math
-from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from adadf_dist.config import Config, OptimizerConfig
+from adadf_dist.config import OptimizerConfig
 
 Moments = dict[str, dict[str, Tensor]]
 """Parameter name -> `step`, `exp_avg`, `exp_avg_sq`; what every engine's checkpoint holds."""
 
 
-class Position(NamedTuple):
-    """When a step is. All counted from 0."""
-
-    epoch: int
-    step: int
-    """Over the whole run."""
-    passed: float
-    """Epochs gone by, fractions included."""
-
-
 HEADS = ("auxiliary.attention.", "target.attention.")
 """Names of the attention heads' parameters begin so; a transformer's own attention is another thing."""
-SCALING = {"none": 0.0, "sqrt": 0.5, "linear": 1.0}
-"""`optimizer.lr_scaling` -> power of the ratio of batches."""
-
-
-def learning_rate(config: Config, position: Position) -> float:
-    """The rate of a step of a run. Pure: nothing to save or restore."""
-    optimizer = config.optimizer
-    rate = optimizer.lr * batch_factor(optimizer, config.batch_size, position.passed)
-    if optimizer.warmup_steps:
-        rate *= min(1.0, (position.step + 1) / optimizer.warmup_steps)
-    if optimizer.schedule == "cosine":
-        return rate * (1 + math.cos(math.pi * position.epoch / config.epochs)) / 2
-    return rate * optimizer.gamma**position.epoch
-
-
-def batch_factor(config: OptimizerConfig, batch_size: int, passed: float) -> float:
-    """What a global batch makes of the rate: from 1 in a straight line to its full factor in `scaling_warmup` epochs.
-
-    Linear: Goyal et al. 2017, with their gradual warm-up. Root: the rule for Adam of Malladi et al. 2022.
-    """
-    full = math.pow(batch_size / config.scaling_from, SCALING[config.lr_scaling])
-    if passed >= config.scaling_warmup:
-        return full
-    return 1 + (full - 1) * passed / config.scaling_warmup
 
 
 def build_optimizer(model: nn.Module, config: OptimizerConfig, device: torch.device) -> torch.optim.Adam:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from adadf_dist.runtime.optim import Position
+from adadf_dist.learning_rate import Position
 
 
 @dataclass
@@ -27,11 +27,11 @@ class Progress:
 
     def position(self, num_batches: int) -> Position:
         """When the next step is, in an epoch of so many batches."""
-        return Position(self.epoch, self.step, self.epoch + self.batch / num_batches)
+        return Position(self.epoch, self.step, self.epoch + self.batch / num_batches, num_batches)
 
     def last_position(self, num_batches: int) -> Position:
         """When the last step was, in an epoch of which some batch is finished."""
-        return Position(self.epoch, self.step - 1, self.epoch + (self.batch - 1) / num_batches)
+        return Position(self.epoch, self.step - 1, self.epoch + (self.batch - 1) / num_batches, num_batches)
 
     def finish_epoch(self, accuracy: float, record: dict[str, object]) -> None:
         """Count an epoch with its validation accuracy."""
