@@ -1,6 +1,6 @@
 """How often do searches call equal configurations different, and how large must a true gain be to be found?
 
-    python -m benchmarks.simulate_verdicts        # about ten minutes on one core; prints the tables of docs/statistics.md
+    python -m benchmarks.simulate_verdicts    # about 15 minutes on one core; prints the tables of docs/statistics.md
 
 A simulated search has a default and finalists, each trained on the same seeds and evaluated on the same samples. A run
 classifies a sample correctly when the sum of these is positive: the sample's ease, the configuration's habit with that
@@ -23,7 +23,7 @@ EASE = (1.0, 2.2)
 SEED_SD = (0.0, 0.05, 0.15)
 """Spread of skill over seeds; 0.15 is about 2 points of accuracy."""
 NOISE_SD = (0.3, 1.0)
-"""Spread of habits and noise on single samples: two runs differ on about 4 or 13 % of the samples."""
+"""Spread of habits and noise on single samples: two configurations differ on about 5 or 17 % of the samples."""
 SIZES = (69, 400, 4000)
 SEEDS = (2, 3, 5)
 GAINS = {"+2 points": 0.14, "+4 points": 0.28, "+8 points": 0.58}

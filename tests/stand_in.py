@@ -15,6 +15,7 @@ from adadf_dist.config import Config
 from adadf_dist.result import Result
 from adadf_dist.settings import Layer, build_config, override
 from adadf_dist.train import Record
+from tests.studies import metrics_of
 from tune.running import run_trial
 from tune.space import read_space
 from tune.study import STUDY_FILE, Options, Study, begin
@@ -68,7 +69,7 @@ class Trainer:
         lines = metrics.read_text().splitlines(keepends=True)[:begun] if metrics.exists() else []
         metrics.write_text("".join(lines))
         for epoch in range(begun + 1, config.epochs + 1):
-            record = {"kind": "epoch", "epoch": epoch, "validation": {"accuracy": self.curve(config, epoch)}}
+            record = {"kind": "epoch", "epoch": epoch, "validation": metrics_of(self.curve(config, epoch))}
             with metrics.open("a") as stream:
                 stream.write(json.dumps(record) + "\n")
             saved.write_text(str(epoch))
@@ -76,7 +77,7 @@ class Trainer:
             on_epoch(record)
         if config.evaluation.test:
             self.tested.append(out.name)
-        result = Result(1, 0.0, {"accuracy": self.test} if config.evaluation.test else {}, {}, {})
+        result = Result(1, 0.0, metrics_of(self.test) if config.evaluation.test else {}, {}, {})
         (out / "result.json").write_text(json.dumps({"epochs": config.epochs, **result._asdict()}))
         return result
 

@@ -51,12 +51,17 @@ def put(
     study.trials.end(trial, end, error)
     folder = study.trials.of(trial)
     lines = [
-        json.dumps({"kind": "epoch", "epoch": epoch, "validation": {"accuracy": accuracy}})
+        json.dumps({"kind": "epoch", "epoch": epoch, "validation": metrics_of(accuracy)})
         for epoch, accuracy in enumerate(accuracies, start=1)
     ]
     (folder / "metrics.jsonl").write_text("".join(f"{line}\n" for line in lines))
     if test is not None:
-        (folder / "result.json").write_text(json.dumps({"test": {"accuracy": test}}))
+        (folder / "result.json").write_text(json.dumps({"test": metrics_of(test)}))
+
+
+def metrics_of(accuracy: float) -> dict[str, object]:
+    """Metrics of a split so large that only the seeds make noise."""
+    return {"accuracy": accuracy, "mean_class_accuracy": accuracy - 0.01, "samples": 10**13}
 
 
 def searched(study: Study, halted: Sequence[int] = (), failed: Sequence[int] = ()) -> None:

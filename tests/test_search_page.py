@@ -101,7 +101,7 @@ def test_the_page_holds_all_of_the_search_and_loads_nothing(tmp_path: Path) -> N
     assert "font" in page.style and "url(" not in page.style and "@import" not in page.style
     assert not [s for s in page.scripts if not s.strip()], "a script from elsewhere"
     assert {o.trial.name for o in outcomes} <= set(page.cells) and len(outcomes) == 50
-    assert "Configuration 4 is better than the default beyond noise." in page.text
+    assert "Configuration 4 is significantly better than the default (95 %, seeds and samples)." in page.text
     assert "51.50%" in page.text
     assert "failed: loss: is not finite <b>at</b> step 3" in page.text
     assert not list(study.folder.glob("*.partial"))
@@ -267,6 +267,6 @@ def test_a_search_draws_itself_after_each_stage(tmp_path: Path, capsys: pytest.C
     before, while_finals, _ = runner.pages
     assert before == "" and "still under way" in while_finals
     text = Page(study.folder / "search.html").text
-    assert "Configuration 3 is better than the default beyond noise." in text and "61.23%" in text
+    assert "Configuration 3 is significantly better than the default (95 %, seeds and samples)." in text and "61.23%" in text
     assert len(list(study.trials.path.glob("*/*tfevents*"))) == 13 + 9
     assert capsys.readouterr().out.splitlines()[-1].startswith("python -m adadf_dist.train --config ")

@@ -1,7 +1,8 @@
-"""Which configuration, and is it better than the default beyond noise?
+"""Which configuration wins, and is it significantly better than the default?
 
-Finalists were found by their accuracy on one seed, which flatters them; so they and the default are trained on seeds
-that the search has not seen, and compared there, seed by seed.
+Finalists were picked by their accuracy on one seed, which flatters them. So they and the default are trained on seeds
+that the search has not used, and compared there, seed by seed and sample by sample. A configuration whose network
+collapsed on any of these seeds cannot win.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from statistics import fmean
 from typing import NamedTuple
 
-from adadf_dist.comparison import Difference, mean_interval, paired_difference
+from adadf_dist.comparison import Difference, Score, accuracy_interval, paired_difference
 from adadf_dist.metrics import Interval
 from tune.study import Study
 from tune.trial import DEFAULT
@@ -23,20 +24,30 @@ class Candidate(NamedTuple):
     accuracies: tuple[float, ...]
     mean: float
     interval: Interval
-    """95 %, of the mean, by Student's t."""
+    """95 %, of the mean, for new seeds and new samples."""
     difference: Difference | None
     """To the default, paired by seed; None for the default itself."""
+    mean_class_accuracy: float | None = None
+    """Mean over the seeds; None where it was not recorded."""
+    collapse: str = ""
+    """On which seed the network collapsed, and how; empty where none did."""
 
 
 class Choice(NamedTuple):
     candidates: tuple[Candidate, ...]
     """The default and the finalists that trained on every seed, best mean first."""
     winner: int
-    """The best finalist where it is better than the default beyond noise, else the default."""
+    """The best finalist where it is significantly better than the default, else the default."""
 
     @property
     def found(self) -> bool:
         return self.winner != DEFAULT
+
+    @property
+    def too_few(self) -> bool:
+        """Whether nothing was found, and no comparison was precise enough to find much."""
+        verdicts = [c.difference.verdict for c in self.candidates if c.difference is not None and not c.collapse]
+        return not self.found and bool(verdicts) and all(verdict == "too few to tell" for verdict in verdicts)
 
 
 def finalists(study: Study, count: int) -> list[int]:
@@ -57,18 +68,30 @@ def finalists(study: Study, count: int) -> list[int]:
     return found[:count]
 
 
-def choose(accuracies: Mapping[int, Sequence[float]]) -> Choice:
-    """From the accuracies of each number on the same seeds in the same order.
+def choose(
+    scores: Mapping[int, Sequence[Score]],
+    collapses: Mapping[int, str] | None = None,
+    class_accuracies: Mapping[int, float | None] | None = None,
+) -> Choice:
+    """Choose between configurations by their validation scores on the same seeds in the same order.
 
-    A finalist is better when the interval of its paired difference to the default is above 0; the intervals are widened
-    for the number of comparisons (Bonferroni), so that noise wins in one search of twenty at most.
+    A finalist is better when the interval of its difference to the default is above 0. The intervals account for seeds
+    and samples and are widened for the number of comparisons (Bonferroni): at most one search in twenty finds a
+    better configuration among equal ones.
     """
-    default = accuracies[DEFAULT]
-    comparisons = max(1, len(accuracies) - 1)
+    collapses, class_accuracies = collapses or {}, class_accuracies or {}
+    default = scores[DEFAULT]
+    comparisons = max(1, len(scores) - 1)
     candidates = []
-    for number, values in accuracies.items():
-        difference = None if number == DEFAULT else paired_difference(default, values, comparisons)
-        candidates.append(Candidate(number, tuple(values), fmean(values), mean_interval(values), difference))
+    for number, runs in scores.items():
+        difference = None if number == DEFAULT else paired_difference(default, runs, comparisons)
+        accuracies = tuple(score.accuracy for score in runs)
+        about = class_accuracies.get(number), collapses.get(number, "")
+        candidates.append(Candidate(number, accuracies, fmean(accuracies), accuracy_interval(runs), difference, *about))
     candidates.sort(key=lambda candidate: candidate.mean, reverse=True)
-    better = [c.number for c in candidates if c.difference is not None and c.difference.interval.low > 0]
+    better = [
+        candidate.number
+        for candidate in candidates
+        if candidate.difference is not None and candidate.difference.verdict == "better" and not candidate.collapse
+    ]
     return Choice(tuple(candidates), better[0] if better else DEFAULT)

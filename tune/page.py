@@ -14,7 +14,7 @@ from adadf_dist.runtime.folder import write_text
 from tune.axes import label
 from tune.choice import Candidate, Choice
 from tune.comparable import Comparable, comparable
-from tune.results import describe
+from tune.results import describe, name_of
 from tune.study import Study
 from tune.trial import DEFAULT, Outcome, Trial
 
@@ -138,32 +138,43 @@ def answer(study: Study, outcomes: Sequence[Outcome], choice: Choice | None) -> 
     parts = [paragraph(escape(f"{told[0].upper()}{told[1:]}."), "answer")]
     trials = {o.trial.number: o.trial for o in outcomes if o.trial.stage == "search"}
     parts += [
-        f"<p>Test accuracy of seed {o.trial.seed}, read once: <b>{o.test:.2%}</b>. "
+        f"<p>Test accuracy of seed {o.trial.seed}, read once: <b>{o.test:.2%}</b>{mean_class(o)}. "
         "<code>best.toml</code> beside this page trains this configuration.</p>"
         for o in outcomes
         if o.test is not None and o.trial.number == choice.winner
     ]
-    heads = ["", "mean", "95 % interval", "to the default", "95 % interval", "each seed, %"]
+    parts += [
+        paragraph(escape(f"{name_of(c.number)} collapsed ({c.collapse})."), "answer")
+        for c in choice.candidates
+        if c.collapse
+    ]
+    heads = ["", "mean", "95 % interval", "mean class", "to the default", "95 % interval", "each seed, %"]
     rows = [candidate_row(study, c, trials[c.number], c.number == choice.winner) for c in choice.candidates]
     parts.append(table("candidates", heads, rows))
     comparisons = sum(c.difference is not None for c in choice.candidates)
     parts.append(
         paragraph(
-            "Validation accuracy of the selected epoch on seeds that the search has not seen; differences in points, "
-            "paired by seed. Intervals are Student's t over seeds"
+            "Validation accuracy of the selected epoch on seeds that the search has not used; differences in points, "
+            "paired by seed and by sample. Intervals cover the spread over seeds and the finite number of samples"
             + (f"; those of differences are widened for {comparisons} comparisons at once." if comparisons > 1 else ".")
         )
     )
     return "\n".join(parts)
 
 
+def mean_class(outcome: Outcome) -> str:
+    value = outcome.tested.get("mean_class_accuracy")
+    return "" if value is None else f", mean class accuracy <b>{value:.2%}</b>"
+
+
 def candidate_row(study: Study, candidate: Candidate, trial: Trial, winner: bool) -> str:
     default = candidate.number == DEFAULT
     values = study.values_of(trial) if default else trial.values
     told = " ".join(f"<span>{escape(f'{key} = {label(value)}')}</span>" for key, value in values.items())
-    name = "default" if default else f"configuration {candidate.number}"
+    name = name_of(candidate.number)
     cells = [f'<td class="wide">{name}<div class="values">{told}</div></td>', cell(f"{candidate.mean:.2%}")]
     cells.append(cell(span(candidate.interval, "{:.2%}")))
+    cells.append(cell("" if candidate.mean_class_accuracy is None else f"{candidate.mean_class_accuracy:.2%}"))
     difference = candidate.difference
     cells.append(cell("" if difference is None else f"{100 * difference.mean:+.2f}"))
     points = None if difference is None else Interval(*(100 * end for end in difference.interval))
@@ -227,7 +238,16 @@ def trials_tables(study: Study, outcomes: Sequence[Outcome]) -> list[str]:
     for stage, title in (("search", "Trials of the search"), ("final", "Trials on fresh seeds")):
         inside = [outcome for outcome in outcomes if outcome.trial.stage == stage]
         if inside:
-            heads = ["trial", *keys, "epochs", "best", "last", *(["test"] if stage == "final" else []), "end"]
+            heads = [
+                "trial",
+                *keys,
+                "epochs",
+                "best",
+                "mean class",
+                "last",
+                *(["test"] if stage == "final" else []),
+                "end",
+            ]
             inside.sort(key=lambda o: (-o.epochs, -o.best, o.trial.name))
             parts += [f"<h2>{title}</h2>", table("trials", heads, [trial_row(study, outcome) for outcome in inside])]
     about = (
@@ -242,7 +262,7 @@ def trial_row(study: Study, outcome: Outcome) -> str:
     cells = [cell(trial.name)]
     for key, value in study.values_of(trial).items():
         cells.append(cell(escape(label(value)), "" if key in trial.values else "idle"))
-    accuracies = [outcome.best, outcome.accuracies[-1]] if outcome.epochs else [None, None]
+    accuracies = [outcome.best, outcome.mean_class_accuracy, outcome.accuracies[-1]] if outcome.epochs else [None] * 3
     tested = [outcome.test] if trial.stage == "final" else []
     cells.append(cell(str(outcome.epochs)))
     cells += [cell("" if value is None else f"{value:.2%}") for value in (*accuracies, *tested)]

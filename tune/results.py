@@ -45,8 +45,10 @@ def row_of(study: Study, outcome: Outcome) -> dict[str, Any]:
         "end": outcome.end,
         "epochs": outcome.epochs,
         "accuracy": outcome.best if outcome.epochs else None,
+        "mean_class_accuracy": outcome.mean_class_accuracy,
         "last_accuracy": outcome.accuracies[-1] if outcome.epochs else None,
         "test_accuracy": outcome.test,
+        "test_mean_class_accuracy": outcome.tested.get("mean_class_accuracy"),
         "folder": str(study.trials.of(trial).relative_to(study.folder)),
         "error": outcome.error,
     }
@@ -67,11 +69,35 @@ def write_best(study: Study, choice: Choice, values: Mapping[str, Any]) -> Path:
 
 
 def describe(choice: Choice) -> list[str]:
-    """The answer in words, as it is printed."""
+    """The verdict and its evidence, as printed."""
     table = [describe_candidate(candidate) for candidate in choice.candidates]
+    collapsed = [
+        f"{name_of(candidate.number)} collapsed ({candidate.collapse})"
+        + ("" if candidate.number == DEFAULT else ", so it cannot win")
+        for candidate in choice.candidates
+        if candidate.collapse
+    ]
     if choice.found:
-        return [f"configuration {choice.winner} is better than the default beyond noise", *table]
-    return ["no configuration is better than the default beyond noise: this is the default", *table]
+        verdict = f"configuration {choice.winner} is significantly better than the default (95 %, seeds and samples)"
+    elif choice.too_few:
+        verdict = "too few seeds or samples to tell whether a configuration is better than the default: "
+        verdict += f"{describe_precision(choice)}; keeping the default"
+    else:
+        verdict = "no configuration is significantly better than the default; keeping the default"
+    return [verdict, *collapsed, *table]
+
+
+def describe_precision(choice: Choice) -> str:
+    """What a comparison could have found, and what would make it finer."""
+    found = [c.difference for c in choice.candidates if c.difference is not None and not c.collapse]
+    best = min(found, key=lambda difference: difference.interval.high - difference.interval.low)
+    points = 50 * (best.interval.high - best.interval.low)
+    text = f"with {best.seeds} seeds and {best.samples:,} validation samples, differences below {points:.0f} points "
+    return text + "go unnoticed; raise --seeds, or use a larger validation split"
+
+
+def name_of(number: int) -> str:
+    return "default" if number == DEFAULT else f"configuration {number}"
 
 
 def describe_plan(study: Study) -> str:
@@ -92,6 +118,8 @@ def describe_test(study: Study, tested: Trial) -> str:
     if outcome.test is None:
         return "the dataset has no test split: the winner was not tested"
     line = f"test accuracy of seed {tested.seed}: {outcome.test:.2%}"
+    if (mean := outcome.tested.get("mean_class_accuracy")) is not None:
+        line += f", mean class accuracy {mean:.2%}"
     others = [o.trial.name for o in study.trials.outcomes() if o.trial.test and o.trial.name != tested.name]
     if others:
         line += f"\nwarning: the test split has been read before, by {', '.join(others)}: it is no longer quite unseen"
@@ -100,11 +128,15 @@ def describe_test(study: Study, tested: Trial) -> str:
 
 def describe_candidate(candidate: Candidate) -> str:
     low, high = candidate.interval
-    name = "default" if candidate.number == DEFAULT else f"configuration {candidate.number}"
-    line = f"{name}: {candidate.mean:.2%} on {len(candidate.accuracies)} seeds (95 % interval {low:.2%} to {high:.2%})"
+    line = f"{name_of(candidate.number)}: {candidate.mean:.2%} on {len(candidate.accuracies)} seeds "
+    line += f"(95 % interval {low:.2%} to {high:.2%})"
+    if candidate.mean_class_accuracy is not None:
+        line += f", mean class accuracy {candidate.mean_class_accuracy:.2%}"
     if candidate.difference is not None:
         low, high = (100 * end for end in candidate.difference.interval)
         line += f", {100 * candidate.difference.mean:+.2f} points to the default ({low:+.2f} to {high:+.2f})"
+        if not candidate.difference.paired:
+            line += ", samples not paired: predictions are missing"
     return line
 
 

@@ -1,4 +1,4 @@
-"""Search the constants of a run, and say whether what was found is more than noise. See --help (tune/plan.py)."""
+"""Search the constants of a run, and report whether what was found is significant. See --help (tune/plan.py)."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from statistics import fmean
 
-from adadf_dist.comparison import mean_interval
+from adadf_dist.comparison import accuracy_interval
 from adadf_dist.errors import UserError, one_line_errors
 from tune.choice import Choice, choose, finalists
 from tune.opening import opened
@@ -15,6 +15,7 @@ from tune.page import write_page
 from tune.plan import plan
 from tune.results import describe, describe_plan, describe_test, write_best
 from tune.runners import Runner
+from tune.scores import Split, find_collapse, read_score
 from tune.space import Values
 from tune.standing import Standing
 from tune.study import Study
@@ -28,12 +29,22 @@ def repeat(study: Study, runner: Runner) -> None:
     runner.run(study, runs, told)
     told()
     outcomes = [study.trials.outcome(trial) for trial in runs]
-    accuracies_of(outcomes, study)  # or it says which seed failed
-    for name, values in (("validation", [o.best for o in outcomes]), ("test", [o.test for o in outcomes])):
-        known = [value for value in values if value is not None]  # a dataset may lack a test split
-        if known:
-            low, high = mean_interval(known)
-            print(f"{name} accuracy: {fmean(known):.2%} on {len(known)} seeds (95 % interval {low:.2%} to {high:.2%})")
+    finished_on_every_seed(outcomes, study)  # raises where one failed
+    splits: tuple[Split, ...] = ("validation", "test")
+    for name in splits:
+        tested = [outcome for outcome in outcomes if name == "validation" or outcome.tested]
+        if tested:  # a dataset may lack a test split
+            print(describe_repeats(name, tested, study))
+
+
+def describe_repeats(split: Split, outcomes: Sequence[Outcome], study: Study) -> str:
+    """Mean accuracy of one configuration over its seeds."""
+    scores = [read_score(study, outcome, split) for outcome in outcomes]
+    metrics = [outcome.selected if split == "validation" else outcome.tested for outcome in outcomes]
+    low, high = accuracy_interval(scores)
+    mean, mean_class = fmean(s.accuracy for s in scores), fmean(m["mean_class_accuracy"] for m in metrics)
+    interval = f"95 % interval for new seeds and samples {low:.2%} to {high:.2%}"
+    return f"{split} accuracy: {mean:.2%} on {len(scores)} seeds ({interval}), mean class accuracy {mean_class:.2%}"
 
 
 def search(study: Study, runner: Runner) -> Choice:
@@ -49,7 +60,7 @@ def search(study: Study, runner: Runner) -> Choice:
     told.settle()
     finals = study.finals(values)
     runner.run(study, finals, told)
-    choice = choose(accuracies_of([study.trials.outcome(trial) for trial in finals], study))
+    choice = choose_finalist(study, [study.trials.outcome(trial) for trial in finals])
     print("\n".join(describe(choice)))
     told.settle()
     winner = values[choice.winner]
@@ -87,14 +98,27 @@ def draw(study: Study, choice: Choice | None) -> None:
         print(f"warning: {error}", file=sys.stderr, flush=True)
 
 
-def accuracies_of(results: Sequence[Outcome], study: Study) -> dict[int, list[float]]:
+def choose_finalist(study: Study, outcomes: Sequence[Outcome]) -> Choice:
+    """Compare the finalists that finished on every seed. Raises `UserError` when the default failed on one."""
+    runs = finished_on_every_seed(outcomes, study)
+    classes = study.trials.classes(outcomes[0].trial)
+    means, collapses = {}, {}
+    for number, finished in runs.items():
+        known = [o.mean_class_accuracy for o in finished if o.mean_class_accuracy is not None]
+        means[number] = fmean(known) if len(known) == len(finished) else None
+        collapses[number] = "; ".join(filter(None, (find_collapse(outcome, classes) for outcome in finished)))
+    scores = {number: [read_score(study, outcome) for outcome in finished] for number, finished in runs.items()}
+    return choose(scores, collapses, means)
+
+
+def finished_on_every_seed(results: Sequence[Outcome], study: Study) -> dict[int, list[Outcome]]:
     """By number, in the order of the seeds; configurations that failed on a seed drop out."""
-    found: dict[int, list[float]] = {}
+    found: dict[int, list[Outcome]] = {}
     for outcome in results:
         found.setdefault(outcome.trial.number, [])
         if outcome.end == "finished":
-            found[outcome.trial.number].append(outcome.best)
-    whole = {number: values for number, values in found.items() if len(values) == study.options.seeds}
+            found[outcome.trial.number].append(outcome)
+    whole = {number: outcomes for number, outcomes in found.items() if len(outcomes) == study.options.seeds}
     if DEFAULT not in whole:
         failed = next(o for o in results if o.trial.number == DEFAULT and o.end != "finished")
         raise UserError(f"the default configuration failed on seed {failed.trial.seed}: {failed.error}")

@@ -62,7 +62,8 @@ def describe(outcome: Outcome) -> str:
     accuracy = f"{outcome.best:.2%}" if outcome.epochs else "-"
     state = outcome.end or "running"
     reason = f" ({outcome.error})" if outcome.error else ""
-    return f"{trial.name}  {state:8}  epoch {outcome.epochs:3}  {accuracy:>7}  {values}{reason}"
+    mean = "-" if outcome.mean_class_accuracy is None else f"{outcome.mean_class_accuracy:.2%}"
+    return f"{trial.name}  {state:8}  epoch {outcome.epochs:3}  {accuracy:>7}  mean class {mean:>7}  {values}{reason}"
 
 
 def short(value: object) -> str:

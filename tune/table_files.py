@@ -10,12 +10,13 @@ from pathlib import Path
 from statistics import fmean
 from typing import NamedTuple
 
-from adadf_dist.comparison import Difference, mean_interval, paired_difference
+from adadf_dist.comparison import Difference, accuracy_interval, paired_difference
 from adadf_dist.errors import UserError
 from adadf_dist.metrics import Interval
 from adadf_dist.runtime.folder import write_text
 from tune.grids import GRIDS, number_of, reference_of, rows_of
 from tune.published import DATASETS, PUBLISHED
+from tune.scores import Split, read_score
 from tune.study import Study
 from tune.trial import Outcome
 
@@ -30,8 +31,12 @@ class Line(NamedTuple):
     """By seed, of the selected epoch; empty where the dataset has no test split. Failed runs are left out."""
     validation: dict[int, float]
     """By seed, of the selected epoch."""
+    mean_class: dict[int, float]
+    """By seed, mean class accuracy on the same split as `measured`."""
+    interval: Interval | None
+    """95 %, of the mean of `measured` for new seeds and new samples; None with fewer than two seeds."""
     difference: Difference | None
-    """To the row that it is compared with, pair by pair, in points; None for that row itself, or without two pairs."""
+    """To the row that it is compared with, in fractions; None for that row itself, or without two pairs."""
     published: float | None
     failed: tuple[str, ...]
     """What went wrong on the other seeds."""
@@ -75,25 +80,46 @@ def table_of(study: Study, name: str, preset: str, outcomes: Sequence[Outcome]) 
     for row in rows:
         runs = found.get(number_of(base, row), [])
         reference = reference_of(base, name, row)
-        difference = None if reference is None else difference_of(found.get(reference, []), runs, comparisons)
+        difference = None if reference is None else difference_of(study, found.get(reference, []), runs, comparisons)
         failed = tuple(run.error for run in runs if run.error)
-        lines.append(Line(row.label, tested(runs), validated(runs), difference, published.get(row.label), failed))
+        measured = [read_score(study, run, measured_split(runs)) for run in finished(runs)]
+        interval = accuracy_interval(measured) if len(measured) > 1 else None
+        figures = (tested(runs), validated(runs), class_accuracies(runs), interval, difference)
+        lines.append(Line(row.label, *figures, published.get(row.label), failed))
     against = "the row that it is set against" if any(row.against for row in rows) else "the preset's own value"
     dataset = DATASETS.get(preset, "") if published else ""
     return Table(name, grid.title, grid.axis, grid.numeric, tuple(lines), len(seeds), comparisons, dataset, against)
 
 
+def finished(runs: Sequence[Outcome]) -> list[Outcome]:
+    return [run for run in runs if run.end == "finished"]
+
+
+def measured_split(runs: Sequence[Outcome]) -> Split:
+    return "test" if any(run.tested for run in finished(runs)) else "validation"
+
+
 def tested(runs: Sequence[Outcome]) -> dict[int, float]:
-    return {run.trial.seed: POINTS * run.test for run in runs if run.end == "finished" and run.test is not None}
+    return {run.trial.seed: POINTS * run.test for run in finished(runs) if run.test is not None}
 
 
 def validated(runs: Sequence[Outcome]) -> dict[int, float]:
-    return {run.trial.seed: POINTS * run.best for run in runs if run.end == "finished"}
+    return {run.trial.seed: POINTS * run.best for run in finished(runs)}
 
 
-def difference_of(first: Sequence[Outcome], second: Sequence[Outcome], comparisons: int) -> Difference | None:
-    """Second less first on the seeds that both have; on test, where they were tested."""
-    before, after = tested(first) or validated(first), tested(second) or validated(second)
+def class_accuracies(runs: Sequence[Outcome]) -> dict[int, float]:
+    metrics = {run.trial.seed: run.tested or run.selected for run in finished(runs)}
+    return {seed: POINTS * found["mean_class_accuracy"] for seed, found in metrics.items()}
+
+
+def difference_of(
+    study: Study, first: Sequence[Outcome], second: Sequence[Outcome], comparisons: int
+) -> Difference | None:
+    """Second minus first on the seeds that both have; on test where both were tested."""
+    split: Split = "test" if measured_split(first) == measured_split(second) == "test" else "validation"
+    before, after = (
+        {run.trial.seed: read_score(study, run, split) for run in finished(runs)} for runs in (first, second)
+    )
     both = sorted(before.keys() & after.keys())
     if len(both) < 2:
         return None
@@ -113,7 +139,8 @@ def write_table(folder: Path, table: Table) -> str:
 
 
 def markdown(table: Table) -> str:
-    head = [table.axis, f"{table.split} accuracy, %", "95 % interval", "validation, %", "difference, points"]
+    head = [table.axis, f"{table.split} accuracy, %", "95 % interval", "mean class, %", "validation, %"]
+    head += ["difference, points"]
     head += [f"paper ({table.dataset}), %"] if table.dataset else []
     rows = [cells_of(line, bool(table.dataset)) for line in table.lines]
     lines = ["| " + " | ".join(cells) + " |" for cells in (head, ["---"] * len(head), *rows)]
@@ -128,38 +155,31 @@ def markdown(table: Table) -> str:
 def cells_of(line: Line, with_published: bool) -> list[str]:
     published = [f"{line.published:.2f}" if line.published is not None else "-"] if with_published else []
     if not line.measured:
-        return [line.label, "-", "-", "-", "-", *published]
-    interval = interval_of(line)
+        return [line.label, "-", "-", "-", "-", "-", *published]
     difference = "-"
     if line.difference is not None:
-        low, high = line.difference.interval
-        difference = f"{line.difference.mean:+.2f} ({low:+.2f} to {high:+.2f})"
-    between = "-" if interval is None else f"{interval.low:.2f} to {interval.high:.2f}"
-    means = [f"{fmean(values.values()):.2f}" for values in (line.measured, line.validation)]
-    return [line.label, means[0], between, means[1], difference, *published]
-
-
-def interval_of(line: Line) -> Interval | None:
-    """95 %, of the mean over seeds, by Student's t."""
-    values = list(line.measured.values())
-    return mean_interval(values) if len(values) > 1 else None
+        low, high = (POINTS * end for end in line.difference.interval)
+        difference = f"{POINTS * line.difference.mean:+.2f} ({low:+.2f} to {high:+.2f})"
+    between = "-"
+    if line.interval is not None:
+        between = f"{POINTS * line.interval.low:.2f} to {POINTS * line.interval.high:.2f}"
+    means = [f"{fmean(values.values()):.2f}" for values in (line.measured, line.mean_class, line.validation)]
+    return [line.label, means[0], between, *means[1:], difference, *published]
 
 
 def verdict(table: Table) -> list[str]:
-    """What the table says, and how it was made."""
-    compared = [line for line in table.lines if line.difference is not None]
-    beyond = [line.label for line in compared if not covers_zero(line)]
-    said = f"Beyond noise: {', '.join(beyond)}." if beyond else "No row differs beyond noise."
-    how = f"Means over {table.seeds} seeds; the difference is to {table.reference}, pair by pair, with intervals that "
+    """What the table shows, and how it was made."""
+    verdicts = {line.label: line.difference.verdict for line in table.lines if line.difference is not None}
+    significant = [label for label, found in verdicts.items() if found in ("better", "worse")]
+    unclear = [label for label, found in verdicts.items() if found == "too few to tell"]
+    notes = [f"Significantly different: {', '.join(significant)}." if significant else "No significant difference."]
+    if unclear:
+        notes.append(f"Too few seeds or samples to tell: {', '.join(unclear)}.")
+    how = f"Means over {table.seeds} seeds; the difference is to {table.reference}, paired by seed and by sample. "
+    how += "Intervals cover the spread over seeds and the finite number of samples; those of the differences "
     how += f"hold together at 95 % ({table.comparisons} comparisons)."
     paper = f"The paper's figures are single runs, of the epoch that was best on test; here {table.split} is read once."
-    return [said, how, *([paper] if table.dataset else [])]
-
-
-def covers_zero(line: Line) -> bool:
-    assert line.difference is not None
-    low, high = line.difference.interval
-    return low <= 0 <= high
+    return [*notes, how, *([paper] if table.dataset else [])]
 
 
 def comma_separated(table: Table) -> str:
@@ -167,16 +187,27 @@ def comma_separated(table: Table) -> str:
     seeds = sorted({seed for line in table.lines for seed in line.validation})
     stream = io.StringIO()
     writer = csv.writer(stream, lineterminator="\n")
-    columns = ["mean", "low", "high", "validation", "difference", "difference_low", "difference_high", "published"]
+    columns = [
+        "mean",
+        "low",
+        "high",
+        "mean_class",
+        "validation",
+        "difference",
+        "difference_low",
+        "difference_high",
+        "published",
+    ]
     writer.writerow([table.axis, *columns, *(f"{split}_seed{s}" for split in ("test", "validation") for s in seeds)])
     for line in table.lines:
-        interval, difference = interval_of(line), line.difference
-        between = [None, None] if difference is None else list(difference.interval)
+        interval, difference = line.interval, line.difference
+        between = [None, None] if difference is None else [POINTS * end for end in difference.interval]
         figures = [
             fmean(line.measured.values()) if line.measured else None,
-            *([None, None] if interval is None else interval),
+            *([None, None] if interval is None else (POINTS * end for end in interval)),
+            fmean(line.mean_class.values()) if line.mean_class else None,
             fmean(line.validation.values()) if line.validation else None,
-            None if difference is None else difference.mean,
+            None if difference is None else POINTS * difference.mean,
             *between,
             line.published,
             *(split.get(seed) for split in (line.test, line.validation) for seed in seeds),
@@ -200,8 +231,8 @@ def plot(table: Table, path: Path) -> None:
         axes.plot(
             [place] * len(values), values, ".", color="0.2", zorder=3, label="a seed" if line is lines[0] else None
         )
-        interval, mean = interval_of(line), fmean(values)
-        half = 0.0 if interval is None else (interval.high - interval.low) / 2
+        interval, mean = line.interval, fmean(values)
+        half = 0.0 if interval is None else POINTS * (interval.high - interval.low) / 2
         label = "mean, 95 %" if line is lines[0] else None
         axes.errorbar([place], [mean], yerr=[half], fmt="o", color="C0", capsize=3, label=label)
     drawn = [(place, line.published) for place, line in zip(places, lines, strict=True) if line.published is not None]

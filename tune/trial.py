@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -51,10 +52,12 @@ class Outcome:
     trial: Trial
     end: End
     error: str
-    accuracies: tuple[float, ...]
-    """On validation, one an epoch."""
-    test: float | None = None
-    """Accuracy of the selected epoch on test, where the trial reads it."""
+    accuracies: tuple[float, ...] = ()
+    """On validation, one per epoch."""
+    selected: Mapping[str, Any] = field(default_factory=dict)
+    """Validation metrics of the selected epoch, as in metrics.jsonl."""
+    tested: Mapping[str, Any] = field(default_factory=dict)
+    """Metrics of the selected epoch on test, as in result.json; empty where the trial does not read it."""
 
     @property
     def epochs(self) -> int:
@@ -64,6 +67,17 @@ class Outcome:
     def best(self) -> float:
         """Of the epoch that selection on validation takes; 0 before the first."""
         return max(self.accuracies, default=0.0)
+
+    @property
+    def test(self) -> float | None:
+        """Accuracy of the selected epoch on test; None where the trial does not read it."""
+        return float(self.tested["accuracy"]) if self.tested else None
+
+    @property
+    def mean_class_accuracy(self) -> float | None:
+        """Of the selected epoch on validation; None before the first."""
+        value = self.selected.get("mean_class_accuracy")
+        return None if value is None else float(value)
 
 
 @dataclass(frozen=True)
@@ -97,8 +111,13 @@ class Folder:
         """Without an end when the folder is of a trial that did less, as one that is now to be tested."""
         outcome = self._read(self.of(trial))
         if outcome is None or not outcome.trial.covers(trial):
-            return Outcome(trial, "", "", () if outcome is None else outcome.accuracies)
+            return Outcome(trial, "", "") if outcome is None else replace(outcome, trial=trial, end="", error="")
         return outcome
+
+    def classes(self, trial: Trial) -> tuple[str, ...]:
+        """Names of the classes that a trial was trained on; empty before it has started."""
+        path = self.of(trial) / "run.json"
+        return tuple(json.loads(path.read_text(encoding="utf-8"))["classes"]) if path.exists() else ()
 
     def drop_checkpoints(self, trial: Trial) -> None:
         """Of a trial whose end is written down: its figures are kept, its weights are not."""
@@ -127,25 +146,30 @@ class Folder:
             raise UserError(f"{folder / TRIAL_FILE}: does not parse ({problem}); remove the trial's folder") from None
         end, error = content.pop("end"), content.pop("error")
         trial = Trial(**content)
-        outcome = Outcome(trial, end, error, read_accuracies(folder), read_test(folder) if trial.test else None)
+        tested = read_test(folder) if trial.test else {}
+        outcome = Outcome(trial, end, error, *read_validation(folder), tested)
         if end:
             self._ended[folder.name] = outcome
         return outcome
 
 
-def read_accuracies(folder: Path) -> tuple[float, ...]:
-    """Validation accuracies of the epochs that a run folder has, in order."""
+def read_validation(folder: Path) -> tuple[tuple[float, ...], Mapping[str, Any]]:
+    """Validation accuracies of the epochs that a run folder has, in order, and all metrics of the best of them."""
     path = folder / "metrics.jsonl"
-    lines = path.read_text().splitlines() if path.exists() else []
-    accuracies = []
+    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+    accuracies: list[float] = []
+    selected: Mapping[str, Any] = {}
     for line in lines:
-        with suppress(json.JSONDecodeError):  # a line that a crash tore; the run that goes on writes it again
+        with suppress(json.JSONDecodeError):  # a line that a crash cut short; the resumed run writes it again
             if line.startswith('{"kind": "epoch"'):
-                accuracies.append(float(json.loads(line)["validation"]["accuracy"]))
-    return tuple(accuracies)
+                validation = json.loads(line)["validation"]
+                if not accuracies or validation["accuracy"] > max(accuracies):
+                    selected = validation
+                accuracies.append(float(validation["accuracy"]))
+    return tuple(accuracies), selected
 
 
-def read_test(folder: Path) -> float | None:
+def read_test(folder: Path) -> Mapping[str, Any]:
     path = folder / "result.json"
-    test = json.loads(path.read_text())["test"] if path.exists() else {}
-    return float(test["accuracy"]) if test else None
+    test: Mapping[str, Any] = json.loads(path.read_text(encoding="utf-8"))["test"] if path.exists() else {}
+    return test

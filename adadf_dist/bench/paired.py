@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from adadf_dist.bench.machine import describe_machine
-from adadf_dist.comparison import paired_difference
+from adadf_dist.comparison import Score, paired_difference
 from adadf_dist.config import Config
 from adadf_dist.errors import UserError
 from adadf_dist.settings import config_from_command_line
@@ -37,18 +37,19 @@ def bench_paired(options: argparse.Namespace) -> None:
     ways = {name: [*common, *shlex.split(getattr(options, name))] for name in ("first", "second")}
     for words in ways.values():
         plan(words, 0, options.out)  # a wrong key is told before anything starts
-    accuracies: dict[str, list[float]] = {name: [] for name in ways}
+    scores: dict[str, list[Score]] = {name: [] for name in ways}
     for seed in options.seeds:
         for name, words in ways.items():
-            accuracies[name].append(POINTS * train(plan(words, seed, options.out / f"{name}-seed{seed}")))
-    difference = paired_difference(accuracies["first"], accuracies["second"])
+            scores[name].append(train(plan(words, seed, options.out / f"{name}-seed{seed}")))
+    difference = paired_difference(scores["first"], scores["second"])
+    accuracies = {name: [POINTS * score.accuracy for score in found] for name, found in scores.items()}
     for name in ways:
         told = ", ".join(f"{value:.2f}" for value in accuracies[name])
         print(f"{name}: {getattr(options, name)}: {told} % on validation after the last epoch")
-    low, high = difference.interval
-    print(f"second - first: {difference.mean:+.2f} points, 95 % interval {low:+.2f} to {high:+.2f}")
-    low, high = difference.equivalence
-    verdict = "equivalent" if difference.within(options.margin) else "equivalence not shown"
+    low, high = (POINTS * end for end in difference.interval)
+    print(f"second - first: {POINTS * difference.mean:+.2f} points, 95 % interval {low:+.2f} to {high:+.2f}")
+    low, high = (POINTS * end for end in difference.equivalence)
+    verdict = "equivalent" if difference.within(options.margin / POINTS) else "equivalence not shown"
     print(f"margin {options.margin:g} points: {verdict} (90 % interval {low:+.2f} to {high:+.2f})")
     print(describe_machine())
     if options.json is not None:
@@ -61,10 +62,10 @@ def plan(words: Sequence[str], seed: int, out: Path) -> Config:
     return config_from_command_line([*words, *given])
 
 
-def train(config: Config) -> float:
-    """Accuracy in [0, 1] on validation after the last epoch. Raises `UserError` when the run was asked to stop."""
+def train(config: Config) -> Score:
+    """The last epoch on validation. Raises `UserError` when the run was asked to stop."""
     if run(config) is None:
         raise UserError("stopped; the same command goes on from where it was")
     records = [json.loads(line) for line in (Path(config.out) / "metrics.jsonl").read_text().splitlines()]
     last = [record for record in records if record["kind"] == "epoch"][-1]
-    return float(last["validation"]["accuracy"])
+    return Score(float(last["validation"]["accuracy"]), int(last["validation"]["samples"]))

@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from adadf_dist.comparison import Difference, paired_difference
+import numpy as np
+
+from adadf_dist.comparison import Difference, Score, paired_difference
 from adadf_dist.errors import UserError
 from adadf_dist.report.run import Run
 from adadf_dist.settings import flatten, listed, to_dict
@@ -69,10 +71,21 @@ def ways(runs: Sequence[Run]) -> list[list[Run]]:
     return list(groups.values())
 
 
-def accuracy(run: Run, measure: str) -> float:
-    if measure == "validation" or run.result is None:
-        return float(run.best["validation"]["accuracy"])
-    return float(run.result["test"]["accuracy"])
+def score(run: Run, measure: str) -> Score:
+    """The selected epoch on `measure`, sample by sample where the run kept its predictions."""
+    metrics = run.best["validation"] if measure == "validation" or run.result is None else run.result["test"]
+    kept, correct = run.answers(measure), None
+    if kept is not None:
+        right = kept.answers.predicted == kept.faces.labels
+        correct = right if abs(float(right.mean()) - metrics["accuracy"]) < 1e-6 else None  # else of another epoch
+    return Score(float(metrics["accuracy"]), int(metrics["samples"]), correct)
+
+
+def same_samples(runs: Sequence[Run], measure: str) -> bool:
+    """Whether the runs' stored predictions are of the same samples in the same order."""
+    kept = [run.answers(measure) for run in runs]
+    keys = [answers.faces.keys for answers in kept if answers is not None]
+    return len(keys) == len(runs) and all(np.array_equal(other, keys[0]) for other in keys)
 
 
 def tested(run: Run) -> bool:
@@ -117,9 +130,12 @@ def pair_up(runs: Sequence[Run]) -> list[Pairs]:
             continue
         both = [way[seed] for way in (first, second) for seed in seeds]
         measure = "test" if all(map(tested, both)) else "validation"
-        before, after = (tuple(accuracy(way[seed], measure) for seed in seeds) for way in (first, second))
+        before, after = ([score(way[seed], measure) for seed in seeds] for way in (first, second))
+        if not same_samples(both, measure):
+            before, after = ([one._replace(correct=None) for one in scores] for scores in (before, after))
         difference = paired_difference(before, after, len(others)) if len(seeds) > 1 else None
-        found.append(Pairs(told(groups[0][0], run), measure, seeds, before, after, difference))
+        first_values, second_values = (tuple(one.accuracy for one in scores) for scores in (before, after))
+        found.append(Pairs(told(groups[0][0], run), measure, seeds, first_values, second_values, difference))
     return found
 
 

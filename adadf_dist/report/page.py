@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from html import escape
 from pathlib import Path
 
+from adadf_dist.comparison import Verdict
 from adadf_dist.health import BEHIND_TARGET, Episode, episodes, examine
 from adadf_dist.report.compared import Pairs, differing, pair_up, tested
 from adadf_dist.report.drawing import inline, styled
@@ -67,6 +68,7 @@ def heading(runs: Sequence[Run]) -> Iterator[str]:
 def headline(run: Run) -> Iterator[tuple[str, str]]:
     validation = run.best["validation"]
     yield percent(validation["accuracy"], validation["accuracy_interval"]), f"validation, epoch {run.best['epoch']}"
+    yield f"{validation['mean_class_accuracy']:.2%}", "validation, mean class accuracy"
     if tested(run) and run.result is not None:
         test = run.result["test"]
         yield percent(test["accuracy"], test["accuracy_interval"]), f"test ({test['samples']:,} faces, selected epoch)"
@@ -90,19 +92,20 @@ def comparison(runs: Sequence[Run]) -> Iterator[str]:
     if len(runs) < 2:
         return
     keys = differing(runs)
-    heads = ["run", "seed", *keys, "epochs", "validation, %", "test, %", "mean class, %"]
+    heads = ["run", "seed", *keys, "epochs", "validation, %", "mean class, %", "test, %", "mean class, %"]
     yield "<h2>Comparison</h2>"
     yield '<div class="card scroll"><table><thead><tr>' + "".join(f"<th>{escape(head)}</th>" for head in heads)
     yield "</tr></thead><tbody>"
     for number, run in enumerate(runs):
         cells = [escape(run.name), str(run.config.seed), *(escape(str(values[number])) for values in keys.values())]
         cells.append(f"{len(run.epochs)} of {run.config.epochs}")
-        cells.append(in_points(run.best["validation"]))
+        cells += [in_points(run.best["validation"]), f"{100 * run.best['validation']['mean_class_accuracy']:.2f}"]
         test = run.result["test"] if tested(run) and run.result is not None else None
         cells += ["", ""] if test is None else [in_points(test), f"{100 * test['mean_class_accuracy']:.2f}"]
         yield f"<tr>{''.join(f'<td>{cell}</td>' for cell in cells)}</tr>"
     yield "</tbody></table></div>"
-    yield '<p class="note">Selected epoch, and its 95 % interval over faces (Wilson).</p>'
+    yield '<p class="note">Selected epoch, and its 95 % interval over samples (Wilson), which leaves out the spread '
+    yield "over seeds.</p>"
     pairs = pair_up(runs)
     for pair in pairs:
         yield f'<p class="pair">{about_pair(pair)}</p>'
@@ -115,18 +118,25 @@ def in_points(metrics: dict[str, object]) -> str:
     return f"{100 * float(metrics['accuracy']):.2f} <small>{100 * low:.2f} to {100 * high:.2f}</small>"  # type: ignore
 
 
+VERDICTS: dict[Verdict, str] = {
+    "better": "significantly better",
+    "worse": "significantly worse",
+    "not significant": "not significant",
+    "too few to tell": "too few seeds or samples to tell",
+}
+
+
 def about_pair(pair: Pairs) -> str:
     what = f"<b>{escape(pair.name)}</b>, {pair.measure} accuracy against the first run's way of training: "
-    if pair.difference is None:
+    difference = pair.difference
+    if difference is None:
         points = 100 * (pair.second[0] - pair.first[0])
-        return f"{what}{points:+.2f} points on seed {pair.seeds[0]}. One seed says nothing of the spread between seeds."
-    low, high = (100 * end for end in pair.difference.interval)
-    beyond = "beyond" if low > 0 or high < 0 else "within"
+        return f"{what}{points:+.2f} points on seed {pair.seeds[0]}. Too few seeds to tell: give two or more of each."
+    low, high = (100 * end for end in difference.interval)
     seeds = ", ".join(map(str, pair.seeds))
-    return (
-        f"{what}{100 * pair.difference.mean:+.2f} points, 95 % interval {low:+.2f} to {high:+.2f}, paired over seeds "
-        f"{seeds}: {beyond} noise."
-    )
+    text = f"{what}{100 * difference.mean:+.2f} points, 95 % interval {low:+.2f} to {high:+.2f} over seeds {seeds} and "
+    text += f"{difference.samples:,} samples: {VERDICTS[difference.verdict]}."
+    return text if difference.paired else f"{text} The samples are not paired, as predictions of a run are missing."
 
 
 def health(runs: Sequence[Run]) -> Iterator[str]:
