@@ -59,12 +59,12 @@ def check(values: dict[str, str], capsys: pytest.CaptureFixture[str]) -> tuple[i
 @pytest.mark.parametrize("ranks", [pytest.param(1, marks=pytest.mark.slow), 2])
 def test_a_healthy_environment(ranks: int, faces: Path, tmp_path: Path) -> None:
     before = files_below(faces)
-    values = settings(faces, tmp_path / "runs" / "long")
+    values = settings(faces, tmp_path / "runs" / "long", loss__epoch_threshold="2")
     threads = str(max(1, CORES // ranks))
     done = finish(command(values, ranks, MODULE), OMP_NUM_THREADS=threads)
     page = read_page(done.stdout)
     exchange = ["clocks", "control", "all-reduce"] if ranks > 1 else ["exchange"]
-    rest = ["shards", "reading", "loader", "run folder", "batch", "step", "memory", "time"]
+    rest = ["shards", "schedule", "reading", "loader", "run folder", "batch", "step", "memory", "time"]
     assert list(page) == ["versions", "ranks", "threads", *exchange, *rest], done.stdout + done.stderr
     assert {name for name, (verdict, _) in page.items() if verdict != "ok"} <= BY_THE_CLOCK, done.stdout
     if ranks == 1:  # torchrun makes 1 of every status but 0, and tells of it at length
@@ -73,6 +73,7 @@ def test_a_healthy_environment(ranks: int, faces: Path, tmp_path: Path) -> None:
     else:
         assert done.returncode == min(status_of(page), 1)
     assert "64 training and 20 validation faces of 7 classes" in page["shards"][1]
+    assert page["schedule"] == ("ok", "8 steps (2 x 4)")
     shares = {1: "1 rank: 16 a rank; 8 ranks at most", 2: "2 ranks: 8 a rank; 8 ranks at most"}
     assert page["batch"][1] == f"16 faces over {shares[ranks]}"
     assert done.stdout.splitlines()[-1].startswith("a run can start")

@@ -157,7 +157,8 @@ def project(config: Config, faces: Faces, measured: Measured, faces_per_s: float
         text += ", if the loader keeps up (not measured)"
     if loading > computing:
         text += f"; the network waits for faces {1 - computing / loading:.0%} of the time"
-        mend = "raise data.workers where cores are idle, install DALI, or train on a machine with more cores"
+        dali = "" if config.data.loader == "dali" or config.data.access == "stream" else "install DALI, "
+        mend = f"raise data.workers where cores are idle, {dali}or train on a machine with more cores"
         yield Line("time", text, Mark.WARNING, mend)
     else:
         yield Line("time", text)
