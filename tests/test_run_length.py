@@ -103,7 +103,7 @@ def test_the_presets_suit_their_datasets(name: str, samples: int, ranks: int) ->
 def test_the_presets_warm_up_as_they_did(name: str, steps_per_epoch: int, warmup: int) -> None:
     """Of 25,398 and 2,400 samples, where the presets had these numbers of steps; and a small dataset has its share."""
     assert warmup_steps(preset(name), steps_per_epoch) == warmup
-    small = preset(name, epochs=2)
+    small = preset(name, epochs=2, loss__epoch_threshold=2)
     assert warmup_steps(small, 10) == 1 and find_problems(small, 10) == []
 
 

@@ -77,7 +77,8 @@ def check_batch(config: Config, world: World, faces: Faces) -> Line:
     text = f"{config.batch_size} faces over {world.size} rank{'s' * (world.size > 1)}"
     if most < world.size:
         text += f", but the {faces.train:,} faces make batches of {smallest}, too few for {MIN_SAMPLES_A_RANK} a rank"
-        return Line("batch", text, Mark.ERROR, "raise batch_size or start fewer ranks")
+        raised = "raise batch_size or " if sum(faces.batches) >= MIN_SAMPLES_A_RANK * world.size else ""
+        return Line("batch", text, Mark.ERROR, f"{raised}start fewer ranks")
     shares = sorted({smallest // world.size, -(-max(faces.batches) // world.size)})
     return Line("batch", f"{text}: {' to '.join(map(str, shares))} a rank; {most:,} ranks at most")
 
