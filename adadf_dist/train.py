@@ -16,6 +16,7 @@ from adadf_dist.config import Config
 from adadf_dist.data.batch import Batch
 from adadf_dist.data.noise import write_noise
 from adadf_dist.data.open import Data, open_data
+from adadf_dist.diagnosis.run_length import find_problems
 from adadf_dist.errors import one_line_errors
 from adadf_dist.evaluation import evaluate
 from adadf_dist.health import attention_spread
@@ -91,6 +92,8 @@ def run(config: Config, on_epoch: Callable[[Record], None] = ignore) -> Result |
             checkpoints = Checkpoints(config, world, parts, state.progress, data.preprocessing)
             resumed = checkpoints.restore()
             log.start(state.progress, facts(data, engine, world), resumed)
+            for problem in find_problems(config, data.num_batches(0)):
+                log.say(f"  warning: {problem}")
             if world.is_main:
                 record_faces(log.folder, data.train_split, data.noise)
                 if data.noise is not None:

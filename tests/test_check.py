@@ -8,15 +8,23 @@ import signal
 import time
 from collections.abc import Mapping
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
+import numpy as np
 import pytest
 
 from adadf_dist import train
 from adadf_dist.check import folder as folder_check
 from adadf_dist.check.__main__ import HELP, main
+from adadf_dist.check.faces import Faces
 from adadf_dist.check.page import Line, Mark
 from adadf_dist.check.ranks import Rank, clock_offsets, judge_clocks, judge_ranks, judge_threads
+from adadf_dist.check.step import check_batch
 from adadf_dist.data.format import open_dataset
+from adadf_dist.data.open import check_ranks
+from adadf_dist.data.plan import cut
+from adadf_dist.errors import UserError
 from adadf_dist.settings import Layer, build_config
 from adadf_dist.world import World
 from tests.nodes import two_nodes
@@ -59,12 +67,12 @@ def check(values: dict[str, str], capsys: pytest.CaptureFixture[str]) -> tuple[i
 @pytest.mark.parametrize("ranks", [pytest.param(1, marks=pytest.mark.slow), 2])
 def test_a_healthy_environment(ranks: int, faces: Path, tmp_path: Path) -> None:
     before = files_below(faces)
-    values = settings(faces, tmp_path / "runs" / "long")
+    values = settings(faces, tmp_path / "runs" / "long", loss__epoch_threshold="2")
     threads = str(max(1, CORES // ranks))
     done = finish(command(values, ranks, MODULE), OMP_NUM_THREADS=threads)
     page = read_page(done.stdout)
     exchange = ["clocks", "control", "all-reduce"] if ranks > 1 else ["exchange"]
-    rest = ["shards", "reading", "loader", "run folder", "batch", "step", "memory", "time"]
+    rest = ["shards", "schedule", "reading", "loader", "run folder", "batch", "step", "memory", "time"]
     assert list(page) == ["versions", "ranks", "threads", *exchange, *rest], done.stdout + done.stderr
     assert {name for name, (verdict, _) in page.items() if verdict != "ok"} <= BY_THE_CLOCK, done.stdout
     if ranks == 1:  # torchrun makes 1 of every status but 0, and tells of it at length
@@ -73,6 +81,7 @@ def test_a_healthy_environment(ranks: int, faces: Path, tmp_path: Path) -> None:
     else:
         assert done.returncode == min(status_of(page), 1)
     assert "64 training and 20 validation faces of 7 classes" in page["shards"][1]
+    assert page["schedule"] == ("ok", "8 steps (2 x 4)")
     shares = {1: "1 rank: 16 a rank; 8 ranks at most", 2: "2 ranks: 8 a rank; 8 ranks at most"}
     assert page["batch"][1] == f"16 faces over {shares[ranks]}"
     assert done.stdout.splitlines()[-1].startswith("a run can start")
@@ -143,6 +152,30 @@ def test_a_batch_too_small_for_the_ranks(faces: Path, tmp_path: Path) -> None:
     assert "-> raise batch_size to 4" in done.stdout
     assert done.stdout.splitlines()[-1].startswith("a run would not go well")
     assert "step" not in page
+
+
+@pytest.mark.parametrize(("samples", "raised"), [(7, False), (65, True)])
+def test_a_larger_batch_is_advised_only_where_it_helps(samples: int, raised: bool) -> None:
+    """Four ranks need batches of 8: of 7 samples no batch size makes one; 65 in batches of 6 are 11 of 5 or 6."""
+    batches = cut(np.arange(samples), 16 if samples < 8 else 6)
+    config = build_config([Layer("test", {"batch_size": 16})])
+    world: Any = SimpleNamespace(size=4)
+    line = check_batch(config, world, Faces(7, samples, 0, tuple(map(len, batches))))
+    assert line.mark is Mark.ERROR and ("raise batch_size" in line.mend) is raised
+    data: Any = SimpleNamespace(_plan=lambda epoch: batches)
+    with pytest.raises(UserError) as told:
+        check_ranks(data, 4)
+    assert ("raise batch_size" in str(told.value)) is raised and "start fewer ranks" in str(told.value)
+
+
+@pytest.mark.parametrize(("keep", "lowered"), [(1, False), (2, True)])
+def test_fewer_checkpoints_are_advised_only_where_there_are_some(
+    keep: int, lowered: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shutil, "disk_usage", lambda folder: SimpleNamespace(free=1))
+    values = {"checkpoint.keep": keep, "model.backbone": "resnet10", "out": str(tmp_path)}
+    line = folder_check.judge_folder(build_config([Layer("test", values)]), tmp_path, 7, 64)
+    assert line.mark is Mark.ERROR and ("checkpoint.keep" in line.mend) is lowered
 
 
 def test_a_face_that_does_not_decode(faces: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

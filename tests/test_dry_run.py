@@ -44,6 +44,7 @@ def test_the_plan_of_a_new_run(faces: Path, tmp_path: Path, capsys: pytest.Captu
     assert f"gradients {8 * branch / 2**20:,.1f} MiB, Adam's moments {16 * branch / 2**20:,.1f} MiB" in told
     assert "train 64, validation 20, test 30" in told
     assert "4 an epoch (64 faces, sampler all), 8 in 2 epochs" in told
+    assert "warning        loss.epoch_threshold = 3 is beyond the run's 2 epochs" in told
     assert "batch_size = 16 (preset rafdb: 64)" in told
     assert "no run in it yet" in told
     assert re.search(r"measured: [\d.]+ s, \d+ images/s on 1 rank on cpu", told)
@@ -52,6 +53,7 @@ def test_the_plan_of_a_new_run(faces: Path, tmp_path: Path, capsys: pytest.Captu
 def test_the_plan_of_a_run_that_goes_on(faces: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     values = settings(faces, tmp_path / "run", epochs="1")
     train.main(command(values)[3:])
+    assert capsys.readouterr().out.count("warning: loss.epoch_threshold = 3 is beyond the run's 1 epochs") == 1
     before = content(tmp_path)
     assert "holds a run of 1 finished epochs, which goes on" in planned({**values, "epochs": "3"}, capsys)
     assert "would be refused" in planned({**values, "optimizer.lr": "0.5"}, capsys)

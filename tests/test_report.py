@@ -26,10 +26,13 @@ from adadf_dist.report.drawing import styled
 from adadf_dist.report.feature_map import embed
 from adadf_dist.report.figures import maps
 from adadf_dist.report.listed import AUXILIARY, FUSED, face_figure, find_listed_face, stages
-from adadf_dist.report.run import open_run
+from adadf_dist.report.page import health
+from adadf_dist.report.run import Run, open_run
 from adadf_dist.report.writing import report
+from adadf_dist.settings import Layer, build_config, override
 from tests import browser
 from tests.runs import command, finish, records, settings, wait_until
+from tests.test_health import confusion, record
 
 
 @pytest.fixture(scope="module")
@@ -128,6 +131,30 @@ def test_the_page_loads_nothing_and_its_ids_are_its_own(run: Path) -> None:
     for figure in ("curves", "confusion", "class_distributions", "thresholds", "attention", "features", "face"):
         assert figure in page.ids
     assert not list(run.glob("*.partial"))
+
+
+def test_only_what_was_judged_is_said_to_be_well(tmp_path: Path) -> None:
+    """A run of 2 epochs of 10 steps, too short for nearly every rule, with a warm-up ten times longer than itself."""
+    few = confusion([3, 3, 3], [4, 30, 6], [3, 7, 30])
+    epochs = tuple(record(epoch, few, step=10 * epoch) for epoch in (1, 2))
+    values = {"epochs": 2, "loss.epoch_threshold": 1, "optimizer.gamma": 1.0}
+    config = build_config([Layer("test", values)])
+    facts = {"classes": ["fear", "happy", "sad"]}
+    text = " ".join(health([Run(tmp_path, config, facts, epochs, None)]))
+    judged, _, not_judged = text.partition("Not judged: ")
+    assert (
+        "Nothing found. Judged: settings against the length of the run, loader, samples that do not decode." in judged
+    )
+    for reason in (
+        "collapse (judged from epoch 3 on)",
+        "attention (20 steps after the warm-up of 0, 200 needed)",
+        "classes with fewer than 10 validation samples: fear (9)",
+        "auxiliary branch against target branch (needs the predictions of a finished run)",
+    ):
+        assert reason in not_judged
+    slow = override(config, {"optimizer.warmup_steps": 200})
+    text = " ".join(health([Run(tmp_path, slow, facts, epochs, None)]))
+    assert "the learning rate reaches at most 10% of optimizer.lr" in text and "Nothing found" not in text
 
 
 def test_the_figures_of_the_result_are_those_of_the_files(run: Path) -> None:

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Sequence
 
 from adadf_dist.check.exchange import check_exchange
-from adadf_dist.check.faces import check_loader, check_reading, find_faces
+from adadf_dist.check.faces import check_loader, check_reading, check_schedule, find_faces
 from adadf_dist.check.folder import check_folder
 from adadf_dist.check.page import Line, Mark, Page, describe_error
 from adadf_dist.check.ranks import check_alike, clock_offsets, judge_clocks, judge_ranks, judge_threads, survey
@@ -35,6 +35,7 @@ What each line tells:
   control      how long all ranks take to agree on something
   all-reduce   how fast gradients travel: a small and a large message
   shards       every rank can read the dataset; of a remote one a few megabytes are fetched
+  schedule     steps of the run, and settings that make no sense for so many
   reading      random faces, read and decoded by one process
   loader       faces a second, as training will ask for them
   batch        how the global batch is shared out, and how many ranks it allows
@@ -87,6 +88,8 @@ def examine(config: Config, world: World, page: Page) -> None:
     page.under_way = "shards"
     faces, line = find_faces(config, world)
     page.add(line)
+    if faces is not None:
+        page.add(*check_schedule(config, faces))
     faces_per_s = 0.0
     if faces is not None and faces.at_hand:
         page.measuring("reading", "reading and decoding faces")

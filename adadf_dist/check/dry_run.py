@@ -14,6 +14,7 @@ from adadf_dist.check.folder import what_is_there
 from adadf_dist.check.page import describe_error
 from adadf_dist.check.step import Measured, peak_memory, project, seconds
 from adadf_dist.config import Config
+from adadf_dist.diagnosis.run_length import find_problems
 from adadf_dist.errors import UserError
 from adadf_dist.rehearsal import Rehearsal
 from adadf_dist.runtime.memory import memory_told
@@ -65,6 +66,8 @@ def describe_faces(config: Config, faces: Faces, found: str) -> Iterator[tuple[s
     steps, trained = len(faces.batches), sum(faces.batches)
     text = f"{steps:,} an epoch ({trained:,} faces, sampler {config.data.sampler}), {steps * config.epochs:,} in "
     yield "steps", text + f"{config.epochs} epochs"
+    for problem in find_problems(config, steps):
+        yield "warning", str(problem)
 
 
 def describe_folder(config: Config) -> Iterator[tuple[str, str]]:

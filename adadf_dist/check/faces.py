@@ -24,6 +24,7 @@ from adadf_dist.data.open import open_splits
 from adadf_dist.data.plan import epoch_batches
 from adadf_dist.data.remote import Remote, Transfer, is_remote, local_path
 from adadf_dist.data.synthetic import EMOTIONS
+from adadf_dist.diagnosis.run_length import Length, find_problems
 from adadf_dist.errors import UserError
 from adadf_dist.rehearsal import wait_for
 from adadf_dist.world import World
@@ -147,6 +148,15 @@ def parse_manifest(content: bytes) -> Manifest:
     with tempfile.TemporaryDirectory() as name:
         (Path(name) / MANIFEST).write_bytes(content)
         return read_manifest(Path(name))
+
+
+def check_schedule(config: Config, faces: Faces) -> list[Line]:
+    """One line for each setting that makes no sense for the run's number of steps, or one that all is well."""
+    steps_per_epoch = len(faces.batches)
+    problems = find_problems(config, steps_per_epoch)
+    if not problems:
+        return [Line("schedule", f"{Length(config.epochs, steps_per_epoch)}")]
+    return [Line("schedule", problem.text, Mark.WARNING, problem.fix) for problem in problems]
 
 
 def check_reading(config: Config, world: World, places: Sequence[str]) -> Line:

@@ -52,7 +52,8 @@ def judge_folder(config: Config, folder: Path, num_classes: int, train_faces: in
     missing, free = max(needed - there, checkpoint), shutil.disk_usage(folder).free
     text = f"{folder}: writable, seen by all nodes; {held}; takes about {size(needed)} (a checkpoint "
     text += f"{size(checkpoint)}), {size(free)} free"
-    mend = "free some space, lower checkpoint.keep, or give another --out"
+    fewer = "lower checkpoint.keep, " if config.checkpoint.keep > 1 else ""
+    mend = f"free some space, {fewer}or give another --out"
     if missing > free:
         return Line("run folder", text, Mark.ERROR, mend)
     return Line("run folder", text, Mark.WARNING, mend) if 2 * missing > free else Line("run folder", text)

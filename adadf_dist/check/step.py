@@ -77,7 +77,8 @@ def check_batch(config: Config, world: World, faces: Faces) -> Line:
     text = f"{config.batch_size} faces over {world.size} rank{'s' * (world.size > 1)}"
     if most < world.size:
         text += f", but the {faces.train:,} faces make batches of {smallest}, too few for {MIN_SAMPLES_A_RANK} a rank"
-        return Line("batch", text, Mark.ERROR, "raise batch_size or start fewer ranks")
+        raised = "raise batch_size or " if sum(faces.batches) >= MIN_SAMPLES_A_RANK * world.size else ""
+        return Line("batch", text, Mark.ERROR, f"{raised}start fewer ranks")
     shares = sorted({smallest // world.size, -(-max(faces.batches) // world.size)})
     return Line("batch", f"{text}: {' to '.join(map(str, shares))} a rank; {most:,} ranks at most")
 
@@ -157,7 +158,8 @@ def project(config: Config, faces: Faces, measured: Measured, faces_per_s: float
         text += ", if the loader keeps up (not measured)"
     if loading > computing:
         text += f"; the network waits for faces {1 - computing / loading:.0%} of the time"
-        mend = "raise data.workers where cores are idle, install DALI, or train on a machine with more cores"
+        dali = "" if config.data.loader == "dali" or config.data.access == "stream" else "install DALI, "
+        mend = f"raise data.workers where cores are idle, {dali}or train on a machine with more cores"
         yield Line("time", text, Mark.WARNING, mend)
     else:
         yield Line("time", text)

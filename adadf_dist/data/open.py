@@ -224,8 +224,9 @@ def check_ranks(data: Data, ranks: int) -> None:
     plan = data._plan(0)
     smallest = min(len(batch) for batch in plan)
     if smallest < MIN_SAMPLES_A_RANK * ranks:
-        faces = sum(map(len, plan))
+        samples, needed = sum(map(len, plan)), MIN_SAMPLES_A_RANK * ranks
+        advice = ["raise batch_size"] * (samples >= needed) + ["start fewer ranks"] * (ranks > 1)
         raise UserError(
-            f"batch_size: the {faces} faces of an epoch make batches of {smallest}, but {ranks} ranks need "
-            f"{MIN_SAMPLES_A_RANK * ranks} or more; raise batch_size" + (" or start fewer ranks" if ranks > 1 else "")
+            f"batch_size: the {samples} samples of an epoch make batches of {smallest}, but {ranks} ranks need "
+            f"{needed} or more; {' or '.join(advice) or 'give more training samples'}"
         )

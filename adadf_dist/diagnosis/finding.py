@@ -86,7 +86,7 @@ class RunRecords:
     @property
     def steps_per_epoch(self) -> int:
         """0 where the records do not tell."""
-        return round(self.newest.get("step", 0) / self.epoch)
+        return round(int(self.newest.get("step", 0)) / self.epoch)
 
     @property
     def too_early(self) -> str:

@@ -153,6 +153,13 @@ def peak_learning_rate(config: Config, steps_per_epoch: int) -> float:
     return max(learning_rate(config, position) for position in positions)
 
 
+def fix_divergence(config: Config, steps_per_epoch: int) -> str:
+    """A longer warm-up, to follow the advice of a lower rate where the loss is not finite; empty where it is long."""
+    if warmup_steps(config, steps_per_epoch) >= WARMUP * config.epochs * steps_per_epoch:
+        return ""
+    return f", or optimizer.warmup_steps = {2 * WARMUP:g} (a fraction of the run)"
+
+
 RULES: tuple[Callable[[Config, Length], Iterator[Problem]], ...] = (
     find_long_warmup,
     find_long_scaling,

@@ -61,9 +61,9 @@ def fix_attention(config: Config) -> str:
         return "lower loss.lambda_min (now 1), which leaves the weights no range"
     if loss.rank_ratio in (0, 1):
         return f"set loss.rank_ratio = 0.7: at {loss.rank_ratio:g} rank regularization (eq 9) is always 0"
-    lower = f"lower optimizer.attention_lr_factor (now {factor:g}) to {factor / 10:g}"
+    lower = f"set optimizer.attention_lr_factor = {factor / 10:g} (now {factor:g})"
     margin = min(1.0, 2 * loss.rank_margin or 0.07)
-    raised = f"raise loss.rank_margin (now {loss.rank_margin:g}) to {margin:g}" if loss.rank_margin < 1 else ""
+    raised = f"set loss.rank_margin = {margin:g} (now {loss.rank_margin:g})" if loss.rank_margin < 1 else ""
     return (
         either(lower if factor > LOWEST_FACTOR else "", raised) or f"lower optimizer.lr (now {config.optimizer.lr:g})"
     )
@@ -124,7 +124,7 @@ def find_behind(config: Config, target: float, auxiliary: float, samples: int) -
     if target - auxiliary <= max(BEHIND, FALLEN * error):
         return
     threshold = config.loss.epoch_threshold
-    later = f"raise loss.epoch_threshold (now {threshold}) to {min(2 * threshold, config.epochs)}"
+    later = f"set loss.epoch_threshold = {min(2 * threshold, config.epochs)} (now {threshold})"
     yield Finding(
         BEHIND_TARGET,
         Severity.WARNING,

@@ -8,7 +8,8 @@ from html import escape
 from pathlib import Path
 
 from adadf_dist.comparison import Verdict
-from adadf_dist.health import BEHIND_TARGET, Episode, episodes, examine
+from adadf_dist.diagnosis.run_length import find_problems
+from adadf_dist.health import BEHIND_TARGET, Episode, Finding, Severity, assess, episodes, examine
 from adadf_dist.report.compared import Pairs, differing, pair_up, tested
 from adadf_dist.report.drawing import inline, styled
 from adadf_dist.report.faces import face_sections
@@ -140,21 +141,41 @@ def about_pair(pair: Pairs) -> str:
 
 
 def health(runs: Sequence[Run]) -> Iterator[str]:
-    """What was wrong over each run, what still is first."""
+    """What was wrong over each run, what still is first; and what was judged at all."""
     yield "<h2>Health</h2>"
-    well = []
     for run in runs:
-        found = [*of_the_auxiliary(run), *episodes(run.epochs, run.config, run.classes)]
-        if not found:
-            well.append(escape(run.name))
-        elif len(runs) > 1:
+        found = [*of_the_length(run), *of_the_auxiliary(run), *episodes(run.epochs, run.config, run.classes)]
+        if len(runs) > 1:
             yield f"<h3>{escape(run.name)}</h3>"
         for episode in found:
             yield from finding(episode, int(run.numbers[-1]))
-    if well:
-        named = f" in {', '.join(well)}" if len(runs) > 1 else ""
-        yield f'<p class="fine ok">Nothing found{named}: no collapse, no class left out; thresholds, attention, '
-        yield "loader, auxiliary branch and validation as they should be.</p>"
+        yield from what_was_judged(run, bool(found))
+
+
+def what_was_judged(run: Run, found: bool) -> Iterator[str]:
+    """Only what had enough data counts as judged; the rest is listed with the reason."""
+    judged, not_judged = assess(run.epochs, run.config, run.classes)
+    judged.insert(0, "settings against the length of the run")
+    if run.config.loss.supervision != "one_hot":
+        if run.answers("validation") is not None:
+            judged.append("auxiliary branch against target branch")
+        else:
+            not_judged.append("auxiliary branch against target branch (needs the predictions of a finished run)")
+    if found:
+        yield f'<p class="note">Judged: {escape(", ".join(judged))}.</p>'
+    else:
+        yield f'<p class="fine ok">Nothing found. Judged: {escape(", ".join(judged))}.</p>'
+    if not_judged:
+        yield f'<p class="note">Not judged: {escape("; ".join(not_judged))}.</p>'
+
+
+def of_the_length(run: Run) -> Iterator[Episode]:
+    """Settings that make no sense for so many steps."""
+    newest = run.epochs[-1]
+    steps_per_epoch = round(newest.get("step", 0) / newest["epoch"])
+    for problem in find_problems(run.config, steps_per_epoch) if steps_per_epoch else ():
+        found = Finding(problem.key, Severity.WARNING, problem.text, problem.fix)
+        yield Episode(found, 1, int(run.numbers[-1]))
 
 
 def finding(episode: Episode, newest: int) -> Iterator[str]:

@@ -20,6 +20,7 @@ from tqdm import tqdm
 from adadf_dist import __version__
 from adadf_dist.config import Config
 from adadf_dist.data.batch import Batch
+from adadf_dist.diagnosis.run_length import fix_divergence
 from adadf_dist.errors import DiskFullError, UserError
 from adadf_dist.health import news
 from adadf_dist.method.losses import Losses
@@ -129,7 +130,8 @@ class Log:
                 raise UserError(
                     f"step {number} (epoch {progress.epoch + 1}): the loss is not finite ({named}); "
                     f"the last checkpoint in {self.folder / 'checkpoints'} is good: start again under another --out "
-                    f"with a lower optimizer.lr (now {self._learning_rate:g}) or more optimizer.warmup_steps"
+                    f"with a lower optimizer.lr (now {self.config.optimizer.lr:g})"
+                    + fix_divergence(self.config, self._num_batches)
                 )
             self._epoch_sums += row  # one by one: the same bits wherever a flush cuts the epoch
         self._epoch_steps += len(steps)

@@ -1,0 +1,178 @@
+"""Settings against the length of a run: what makes no sense is found, and its fix is one."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import pytest
+import yaml
+
+from adadf_dist.check.faces import Faces, check_schedule
+from adadf_dist.check.page import Mark
+from adadf_dist.config import Config
+from adadf_dist.diagnosis.run_length import find_problems, fix_divergence, peak_learning_rate
+from adadf_dist.errors import UserError
+from adadf_dist.learning_rate import Position, learning_rate, warmup_steps
+from adadf_dist.runtime.checkpoint import check_same_run
+from adadf_dist.settings import Layer, build_config, preset_layer, to_dict
+
+
+def preset(name: str, **changed: object) -> Config:
+    """A preset with some keys changed; keyword arguments write `__` for the dot."""
+    values = {key.replace("__", "."): value for key, value in changed.items()}
+    return build_config([preset_layer(name), Layer("test", values)])
+
+
+SENSELESS: dict[str, tuple[dict[str, Any], int, str]] = {
+    "optimizer.warmup_steps": (
+        {"optimizer.warmup_steps": 200, "epochs": 2, "loss.epoch_threshold": 1, "optimizer.gamma": 1.0},
+        10,
+        "10%",
+    ),
+    "optimizer.scaling_warmup": (
+        {
+            "batch_size": 1024,
+            "optimizer.lr_scaling": "sqrt",
+            "epochs": 4,
+            "loss.epoch_threshold": 1,
+            "optimizer.scaling_warmup": 5.0,
+        },
+        10,
+        "4.00",
+    ),
+    "loss.epoch_threshold": ({"loss.epoch_threshold": 9, "epochs": 8}, 100, "8 epochs"),
+    "optimizer.ema": ({"optimizer.ema": 0.999, "epochs": 10}, 40, "1,000 steps"),
+    "checkpoint.every_steps": ({"checkpoint.every_steps": 500, "epochs": 4}, 100, "500"),
+    "runtime.stop_every": ({"runtime.stop_every": 500, "epochs": 4}, 100, "500"),
+    "runtime.log_every": ({"runtime.log_every": 500, "epochs": 4}, 100, "500"),
+    "optimizer.gamma": ({"optimizer.gamma": 0.5}, 100, "epoch 11 of 75"),
+}
+"""Key -> settings that make no sense, steps in an epoch, and a figure of the message, worked out by hand."""
+
+
+@pytest.mark.parametrize("key", SENSELESS)
+def test_what_makes_no_sense_is_found_and_its_fix_is_one(key: str) -> None:
+    values, steps, figure = SENSELESS[key]
+    config = build_config([Layer("test", values)])
+    (problem,) = find_problems(config, steps)
+    assert problem.key == key and key in problem.text and figure in problem.text
+    assert "\n" not in str(problem)
+    advised = re.search(rf"set {re.escape(key)} (?:=|to) ([\d.]*\d)", problem.fix)
+    assert advised, problem.fix
+    fixed = build_config([Layer("test", values), Layer("fix", {key: yaml.safe_load(advised[1])})])
+    assert find_problems(fixed, steps) == []
+
+
+@pytest.mark.parametrize(
+    ("values", "steps"),
+    [
+        ({"optimizer.warmup_steps": 100, "epochs": 3}, 100),  # a third
+        ({"optimizer.warmup_steps": 0.33, "epochs": 3}, 100),
+        ({"optimizer.lr_scaling": "sqrt", "epochs": 3, "optimizer.scaling_warmup": 2.0}, 100),  # the batch is the usual
+        ({"loss.epoch_threshold": 8, "epochs": 8}, 100),
+        ({"loss.epoch_threshold": 9, "epochs": 8, "loss.supervision": "one_hot"}, 100),  # no such loss
+        ({"optimizer.ema": 0.99, "epochs": 3}, 100),
+        ({"checkpoint.every_steps": 400, "epochs": 4}, 100),
+        ({"epochs": 1, "loss.epoch_threshold": 1}, 2),  # the default intervals do no harm
+        ({"optimizer.gamma": 0.5, "optimizer.schedule": "cosine"}, 100),
+    ],
+)
+def test_what_makes_sense_is_not_found(values: dict[str, Any], steps: int) -> None:
+    assert find_problems(build_config([Layer("test", values)]), steps) == []
+
+
+@pytest.mark.parametrize(
+    ("name", "samples", "ranks"),
+    [
+        ("demo", 2400, 1),
+        ("fer2013", 25398, 1),
+        ("rafdb", 12271 * 9 // 10, 1),
+        ("affectnet7", 26621, 1),
+        ("affectnet7_large", 26621, 1),
+        ("affectnet8", 8 * 3750, 1),
+        ("sfew", 891 * 9 // 10, 1),
+    ],
+)
+def test_the_presets_suit_their_datasets(name: str, samples: int, ranks: int) -> None:
+    config = preset(name)
+    assert find_problems(config, -(-samples // config.batch_size)) == []
+
+
+@pytest.mark.parametrize(("name", "steps_per_epoch", "warmup"), [("fer2013", 397, 200), ("demo", 50, 20)])
+def test_the_presets_warm_up_as_they_did(name: str, steps_per_epoch: int, warmup: int) -> None:
+    """Of 25,398 and 2,400 samples, where the presets had these numbers of steps; and a small dataset has its share."""
+    assert warmup_steps(preset(name), steps_per_epoch) == warmup
+    small = preset(name, epochs=2, loss__epoch_threshold=2)
+    assert warmup_steps(small, 10) == 1 and find_problems(small, 10) == []
+
+
+def test_a_fraction_is_of_the_run() -> None:
+    """A tenth of 5 epochs of 40 steps: 20 steps, in equal rises."""
+    config = build_config([Layer("test", {"optimizer.warmup_steps": "0.1", "epochs": 5, "optimizer.gamma": 1.0})])
+    rates = [learning_rate(config, Position(step // 40, step, step / 40, 40)) for step in range(200)]
+    expected = [1e-3 * (step + 1) / 20 if step < 20 else 1e-3 for step in range(200)]
+    assert rates == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"optimizer.warmup_steps": 300, "epochs": 4, "optimizer.gamma": 0.7},
+        {"optimizer.warmup_steps": 0.9, "epochs": 4, "optimizer.schedule": "cosine"},
+        {"batch_size": 16, "optimizer.lr_scaling": "linear", "epochs": 4, "optimizer.scaling_warmup": 3.0},
+        {"batch_size": 256, "optimizer.lr_scaling": "sqrt", "epochs": 4, "optimizer.scaling_warmup": 3.5},
+    ],
+)
+def test_the_highest_rate_is_that_of_some_step(values: dict[str, Any]) -> None:
+    config = build_config([Layer("test", values)])
+    rates = [learning_rate(config, Position(step // 25, step, step / 25, 25)) for step in range(100)]
+    assert peak_learning_rate(config, 25) == max(rates)
+
+
+@pytest.mark.parametrize("value", [200, "200", 0, 0.05, "0.05"])
+def test_steps_and_fractions_are_read_and_written(value: object) -> None:
+    config = build_config([Layer("test", {"optimizer.warmup_steps": value})])
+    assert config.optimizer.warmup_steps == float(str(value))
+    assert isinstance(config.optimizer.warmup_steps, float) is ("." in str(value))
+    again = build_config([Layer("again", yaml.safe_load(yaml.safe_dump(to_dict(config))))])
+    assert again == config and type(again.optimizer.warmup_steps) is type(config.optimizer.warmup_steps)
+
+
+@pytest.mark.parametrize("value", [1.0, 1.5, -1, -0.1, "20%"])
+def test_what_is_neither_is_refused(value: object) -> None:
+    with pytest.raises(UserError, match=r"optimizer\.warmup_steps"):
+        build_config([Layer("test", {"optimizer.warmup_steps": value})])
+
+
+@pytest.mark.parametrize(("finished", "refused"), [(1, True), (2, False)])
+def test_a_run_is_extended_once_its_warm_up_is_over(finished: int, refused: bool) -> None:
+    """A fifth of 5 or 8 epochs is 1 or 1.6 of them: after two, no rate of either run depends on their number."""
+    saved, now = (
+        to_dict(build_config([Layer("test", {"optimizer.warmup_steps": 0.2, "epochs": epochs})])) for epochs in (5, 8)
+    )
+    if refused:
+        with pytest.raises(UserError, match="epochs = 5"):
+            check_same_run(saved, now, "x.pt", finished)
+    else:
+        check_same_run(saved, now, "x.pt", finished)
+
+
+def test_a_checkpoint_from_before_fractions_still_resumes() -> None:
+    saved = to_dict(preset("fer2013", optimizer__warmup_steps=200))
+    check_same_run(saved, to_dict(preset("fer2013", optimizer__warmup_steps="200")), "x.pt", 1)
+
+
+def test_check_warns_of_each(capsys: pytest.CaptureFixture[str]) -> None:
+    faces = Faces(7, 640, 64, batches=(64,) * 10)
+    config = preset("fer2013", epochs=2, optimizer__warmup_steps=200, loss__epoch_threshold=5)
+    lines = check_schedule(config, faces)
+    assert [(line.name, line.mark) for line in lines] == [("schedule", Mark.WARNING)] * 2
+    assert "more than the run's 20 steps" in lines[0].text and "at most 5% of optimizer.lr" in lines[0].text
+    (line,) = check_schedule(preset("fer2013"), faces)
+    assert (line.mark, line.text) == (Mark.OK, "100 steps (10 x 10)")
+
+
+def test_a_loss_that_is_not_finite_is_not_blamed_on_a_warm_up_that_is_long() -> None:
+    assert "optimizer.warmup_steps" in fix_divergence(Config(), 100)
+    assert fix_divergence(preset("fer2013"), 397) == ""
