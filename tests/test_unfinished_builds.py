@@ -90,9 +90,7 @@ CHANGES = (fix_image, add_image, remove_bad_image, remove_a_shard, change_image,
 
 
 @pytest.mark.parametrize("change", CHANGES)
-def test_a_changed_source_builds_as_a_fresh_build(
-    root: Path, tmp_path: Path, change: Callable[[Path], None]
-) -> None:
+def test_a_changed_source_builds_as_a_fresh_build(root: Path, tmp_path: Path, change: Callable[[Path], None]) -> None:
     with pytest.raises(UserError, match="1 of 30 images cannot be stored"):
         build_csv(root, tmp_path / "out")
     assert list((tmp_path / "out.partial").glob("*.tar"))

@@ -214,7 +214,7 @@ def too_many_bad(out: Path, bad: Sequence[Remark], samples: int) -> UserError:
     write_table(path, Remark._fields, bad)
     return UserError(
         f"{len(bad):,} of {samples:,} images cannot be stored, the first: {bad[0].source}: {bad[0].reason}; "
-        f"all are listed in {path}; fix them and run the same command again, or leave them out with --max-bad {len(bad)}"
+        f"all are listed in {path}; fix them and run the command again, or leave them out with --max-bad {len(bad)}"
     )
 
 

@@ -51,7 +51,7 @@ def staged(out: Path, overwrite: bool, order: Mapping[str, object], restart: boo
 
 
 def check_readable(partial: Path, out: Path) -> None:
-    """Open the finished dataset in `partial` with the readers' own code. Raises `UserError`; then `out` is unchanged."""
+    """Open the new dataset in `partial` as its readers will. Raises `UserError`; then `out` is unchanged."""
     try:
         dataset = open_dataset(partial)
         for name, info in dataset.splits.items():
