@@ -2,8 +2,8 @@
 
     python -m shards.doctor PATH [--json FILE] [--html FILE]
 
-PATH is a dataset folder, a raw tree or a csv list that the builder can read. A line for each verdict goes to stdout, the worst last,
-and the exit status says how bad it is (see --help). `--json FILE` writes the same for programs:
+PATH is a dataset folder, a raw tree or a csv list that the builder can read. A line for each verdict goes to stdout,
+the worst last, and the exit status says how bad it is (see --help). `--json FILE` writes the same for programs:
 
     schema_version  1
     path            PATH as given
