@@ -22,8 +22,8 @@ from torch import Tensor
 
 from adadf_dist.config import Config
 from adadf_dist.data.preprocess import Preprocessing
-from adadf_dist.data.writer import check_output
 from adadf_dist.errors import UserError, one_line_errors
+from adadf_dist.files import add_force_option, check_output
 from adadf_dist.method.class_distributions import ClassDistributions
 from adadf_dist.method.model import DualBranch
 from adadf_dist.method.weights import read_weights
@@ -243,7 +243,7 @@ def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument(
         "--image-size", type=int, default=224, metavar="N", help="side of the network's input (default: %(default)s)"
     )
-    parser.add_argument("--force", action="store_true", help="replace MODEL.pt where it exists")
+    add_force_option(parser, "MODEL.pt")
     return parser.parse_args(argv)
 
 

@@ -56,6 +56,9 @@ class Aligned:
     def locate(self, number: int) -> str:
         return self.photos.locate(number)
 
+    def fingerprint(self, number: int) -> bytes:
+        return self.photos.fingerprint(number)
+
     def load(self, number: int) -> Sample:
         from adadf_dist.align import align, centre_crop
 

@@ -18,6 +18,7 @@ from adadf_dist.data.crew import Processes
 from adadf_dist.data.format import Dataset
 from adadf_dist.data.staging import check_replaceable
 from adadf_dist.errors import UserError, one_line_errors
+from adadf_dist.files import add_force_option
 from shards.progress import Progress
 from shards.ray_crew import RayCrew
 from shards.relabelled import relabel_source
@@ -107,7 +108,7 @@ def add_common_arguments(parser: argparse._ArgumentGroup) -> None:
         help="throw away what an unfinished build left in OUT.partial (default: go on with it, checking that the "
         "options are the same)",
     )
-    parser.add_argument("--overwrite", action="store_true", help="replace a dataset that stands at --out")
+    add_force_option(parser, "the dataset at --out")
 
 
 def positive(text: str) -> int:
@@ -128,7 +129,7 @@ def build(args: argparse.Namespace) -> Dataset:
     root = getattr(args, "root", None)
     if root is not None and root.resolve().is_relative_to(out):
         raise UserError(f"--out {args.out}: holds the source; write the dataset elsewhere")
-    check_replaceable(out, args.overwrite)  # now, not after minutes of reading
+    check_replaceable(out, args.force)  # now, not after minutes of reading
     source = SOURCES[args.source].open_source(args)
     if args.relabel is not None:
         source = relabel_source(source, args.relabel)
@@ -137,7 +138,7 @@ def build(args: argparse.Namespace) -> Dataset:
         seed=args.seed,
         samples_per_shard=args.samples_per_shard,
         max_bad=args.max_bad,
-        overwrite=args.overwrite,
+        overwrite=args.force,
         restart=args.restart,
     )
     crew = Processes(args.workers) if args.ray is None else RayCrew(args.ray)

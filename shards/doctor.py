@@ -1,12 +1,12 @@
 """What is wrong with a dataset of faces, told before a GPU hour is spent on it.
 
-    python -m shards.doctor DIR [--json FILE] [--html FILE]
+    python -m shards.doctor PATH [--json FILE] [--html FILE]
 
-DIR is a dataset folder or a raw tree that the builder can read. A line for each verdict goes to stdout, the worst last,
-and the exit status says how bad it is (see --help). `--json FILE` writes the same for programs:
+PATH is a dataset folder, a raw tree or a csv list that the builder can read. A line for each verdict goes to stdout,
+the worst last, and the exit status says how bad it is (see --help). `--json FILE` writes the same for programs:
 
     schema_version  1
-    path            DIR as given
+    path            PATH as given
     kind            "dataset folder" or "raw tree"
     source          the builder's source that made or reads it
     classes         names in label order
@@ -25,13 +25,15 @@ import argparse
 import os
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
-from adadf_dist.data.writer import can_write, check_output
 from adadf_dist.errors import one_line_errors
-from shards.diagnosis.material import TREES
+from adadf_dist.files import add_force_option, check_output, write_output
+from shards.diagnosis.material import TREES, Material, open_material, open_tree
 from shards.diagnosis.page import render
 from shards.diagnosis.report import Report, diagnose
+from shards.sources import listing
 
 DESCRIPTION = """\
 Examine a dataset of faces: which one it is, counts a split and class against the published ones, missing splits and
@@ -40,14 +42,15 @@ there more than once: leaks between splits, twins within one, labels that disagr
 pixel for pixel, and when they were encoded again, resized, relit, cut by a column or mirrored. Nothing is changed.
 """
 EPILOG = f"""\
-DIR is a dataset folder (dataset.json), or a raw tree:
+PATH is a dataset folder (dataset.json), a csv list with the options of `shards.build csv`, or a raw tree:
 {chr(10).join(f"  {name:<11} {tree.looks_for}" for name, tree in TREES.items())}
 
-exit status: 0 all is well, or notes only; 1 warnings; 2 errors, also when DIR cannot be examined
+exit status: 0 all is well, or notes only; 1 warnings; 2 errors, also when PATH cannot be examined
 
 examples:
   python -m shards.doctor data/ferplus
   python -m shards.doctor FER2013 --json doctor.json --html doctor.html
+  python -m shards.doctor faces.csv --root pictures --classes neutral,happy,sad
 """
 
 
@@ -58,9 +61,12 @@ def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("folder", type=Path, metavar="DIR", help="dataset folder or root of a raw tree")
+    parser.add_argument("folder", type=Path, metavar="PATH", help="dataset folder, root of a raw tree, or a csv list")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write every verdict and face for programs")
     parser.add_argument("--html", type=Path, metavar="FILE", help="write one page with the pictures in question")
+    add_force_option(parser, "a FILE")
+    listing.add_arguments(parser.add_argument_group("csv list, as `shards.build csv` takes them"), csv_option=False)
+    parser.set_defaults(seed=0)
     cores = len(os.sched_getaffinity(0))
     parser.add_argument("--workers", type=int, default=cores, metavar="N", help="processes (default: %(default)s)")
     args = parser.parse_args(argv)
@@ -69,9 +75,13 @@ def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
     return args
 
 
-def write(path: Path, text: str) -> None:
-    with can_write(path):
-        path.write_text(text, encoding="utf-8")
+def open_path(args: argparse.Namespace) -> Material:
+    """Open a folder, or a csv list just as `shards.build csv` does. Raises `UserError`."""
+    if not args.folder.is_file():
+        return open_material(args.folder)
+    args.csv, args.keep_leaks = args.folder, True  # leaks are findings here
+    source = listing.open_source(args)
+    return replace(open_tree(args.root, "csv", source), path=args.folder)
 
 
 def summary(report: Report) -> str:
@@ -85,12 +95,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     with one_line_errors("shards.doctor"):
         for option, path in (("--json", args.json), ("--html", args.html)):
             if path is not None:
-                check_output(path, True, option)
-        report = diagnose(args.folder, args.workers)
+                check_output(path, args.force, option)
+        report = diagnose(open_path(args), args.workers)
         if args.json is not None:
-            write(args.json, report.to_json())
+            write_output(args.json, report.to_json())
         if args.html is not None:
-            write(args.html, render(report))
+            write_output(args.html, render(report))
         print(summary(report))
     raise SystemExit(report.worst.exit_status)
 

@@ -37,6 +37,9 @@ class Relabelled:
     def locate(self, number: int) -> str:
         return self.source.locate(number)
 
+    def fingerprint(self, number: int) -> bytes:
+        return f"{self.labels.get(number)} ".encode() + self.source.fingerprint(number)
+
     def load(self, number: int) -> Sample:
         """KEY.json says which class a relabelled face had."""
         sample = self.source.load(number)

@@ -484,9 +484,9 @@ def test_mistakes_are_one_line(run: Path, faces: Path, tmp_path: Path, capsys: p
     assert "no such dataset folder" in refused(capsys, run, "--data.shards", tmp_path / "nowhere")
     file = tmp_path / "there.json"
     file.write_text("kept")
-    assert "is there already" in refused(capsys, run, "--json", file)
+    assert "already exists" in refused(capsys, run, "--json", file)
     assert file.read_text() == "kept"
-    assert "there is no folder" in refused(capsys, run, "--json", tmp_path / "no" / "x.json")
+    assert "is no folder" in refused(capsys, run, "--json", file / "x.json")
     names = ["neutral", "glad", "sad", "surprise", "fear", "disgust", "anger"]
     other = build_renamed(tmp_path / "other", test=8, names=names)
     line = refused(capsys, run, "--data.shards", other)

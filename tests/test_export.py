@@ -211,7 +211,8 @@ def test_what_is_there_is_kept(drawn: Path, capsys: pytest.CaptureFixture[str]) 
     there.write_text("mine")
     assert "--force" in refused(capsys, drawn, "--safetensors", there)
     (drawn.parent / "new.md").write_text("my card")
-    assert "new.md: is there already" in refused(capsys, drawn, "--safetensors", drawn.parent / "new.safetensors")
+    card = ("--card", drawn.parent / "new.md")
+    assert "new.md: already exists" in refused(capsys, drawn, "--safetensors", drawn.parent / "new.safetensors", *card)
     assert there.read_text() == "mine"
     main([str(drawn), "--safetensors", str(there), "--force", "--data-licence", "CC0"])
     assert open_model(there, "cpu").classes == CLASSES
@@ -221,7 +222,8 @@ def test_what_is_there_is_kept(drawn: Path, capsys: pytest.CaptureFixture[str]) 
 def test_mistakes_are_one_line(drawn: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = drawn.parent
     assert "name it to end in .onnx" in refused(capsys, drawn, "--onnx", folder / "x.bin")
-    assert "there is no folder" in refused(capsys, drawn, "--safetensors", folder / "no" / "x.safetensors")
+    (folder / "file").write_text("mine")
+    assert "is no folder" in refused(capsys, drawn, "--safetensors", folder / "file" / "x.safetensors")
     card = refused(capsys, drawn, "--safetensors", folder / "x.safetensors", "--card", folder / "x.safetensors")
     assert "--card" in card and "end in .md" in card
     nowhere = refused(capsys, drawn, "--safetensors", "/proc/x.safetensors", "--card", folder / "x.md")

@@ -64,6 +64,9 @@ class Pictures:
     def locate(self, number: int) -> str:
         return f"picture {number}"
 
+    def fingerprint(self, number: int) -> bytes:
+        return str(number).encode()
+
     def load(self, number: int) -> Sample:
         votes = None if number == 5 else [number % 4, number % 7, 1]
         return Sample(jpeg(number), number % 3, votes, [0.5, 0.25, 0.25], self.locate(number), {"room": number % 2})
@@ -385,7 +388,7 @@ def test_failed_build_spares_the_old(copy: Path, tmp_path: Path) -> None:
 
 
 def test_existing_dataset_is_replaced_only_when_told(copy: Path, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="holds a dataset already; add --overwrite"):
+    with pytest.raises(UserError, match="holds a dataset already; add --force"):
         build_dataset(Pictures(), copy, OPTIONS)
     new = build_dataset(Pictures(), copy, replace(OPTIONS, samples_per_shard=50, overwrite=True))
     assert len(new.splits["train"].shards) == 1

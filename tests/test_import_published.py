@@ -143,7 +143,7 @@ def test_mistakes_are_one_line(network: DualBranch, tmp_path: Path, capsys: pyte
     (tmp_path / "there.pt").touch()
     with pytest.raises(SystemExit):
         run_import(file, tmp_path / "there.pt")
-    assert "is there already" in capsys.readouterr().err
+    assert "already exists" in capsys.readouterr().err
 
 
 def test_training_goes_on_from_it(network: DualBranch, faces: Path, tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ ROOT = Path(__file__).resolve().parents[1]
 
 LAYERS = [
     ["errors"],
+    ["files"],
     ["pulse"],
     ["config", "rendezvous", "backbone_names"],
     ["ranges", "learning_rate"],

@@ -412,7 +412,7 @@ def test_mistakes_are_told_in_a_line(run: Path, tmp_path: Path, capsys: pytest.C
     assert "--force to replace it" in wrong([str(run), "--out", str(there)], capsys)
     assert there.read_text() == "mine"
     assert "is a folder" in wrong([str(run), "--out", str(tmp_path)], capsys)
-    assert "there is no folder" in wrong([str(run), "--out", str(tmp_path / "no" / "x.html")], capsys)
+    assert "is no folder" in wrong([str(run), "--out", str(there / "x.html")], capsys)
     main([str(run), "--out", str(there), "--force", "--face", face.key])
     assert there.read_text().startswith("<!doctype html>")
 

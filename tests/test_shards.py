@@ -652,7 +652,7 @@ def test_programs_fail_with_a_line(faces: Path, capsys: pytest.CaptureFixture[st
         build_main(["folder", "--root", str(faces), "--out", str(out)])
     assert stop.value.code == 2
     assert capsys.readouterr().err.splitlines() == [
-        f"shards.build: error: {out}: holds a dataset already; add --overwrite to replace it, or choose another --out"
+        f"shards.build: error: {out}: holds a dataset already; add --force to replace it, or choose another --out"
     ]
     (out / "train-000000.idx").unlink()
     with pytest.raises(SystemExit) as stop:

@@ -19,7 +19,7 @@ from adadf_dist.settings import flatten, override, to_dict
 from adadf_dist.setup import draw_missing_faces
 from adadf_dist.world import World
 from tune.runners import Runner, runner_of
-from tune.study import Study, begin
+from tune.study import STUDY_FILE, Study, begin
 
 PATHS = (
     "data.shards",
@@ -66,9 +66,20 @@ def name_of(base: Config) -> str:
     return Path(base.out).name.rpartition("-seed")[0]
 
 
+def check_folder(folder: Path) -> None:
+    """Raise `UserError` for a folder that holds other files and no study."""
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"--out {folder}: is a file; give a folder")
+    if not folder.is_dir() or (folder / STUDY_FILE).exists():
+        return
+    if any(entry.name != ".lock" for entry in folder.iterdir()):
+        raise UserError(f"--out {folder}: is not empty and holds no search; give another folder")
+
+
 @contextmanager
 def opened(study: Study, resume: bool, options: argparse.Namespace) -> Iterator[Runner]:
     """The study's folder, begun or gone on with and ours alone, and who runs its trials. Raises `UserError`."""
+    check_folder(study.folder)
     check_shards(study.base)
     with sole_writer(study.folder):
         begin(study, resume)

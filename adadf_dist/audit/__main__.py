@@ -12,8 +12,8 @@ from adadf_dist.audit.gallery import render
 from adadf_dist.audit.material import Material, open_run
 from adadf_dist.audit.scoring import Scorecard, score
 from adadf_dist.audit.truth import Truth, another_labelling, planted
-from adadf_dist.data.writer import can_write
 from adadf_dist.errors import UserError, one_line_errors
+from adadf_dist.files import add_force_option, can_write
 from adadf_dist.runtime.folder import write_json, write_text
 from adadf_dist.world import pick_device, ranks_in_environment
 
@@ -64,7 +64,7 @@ def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
         metavar="DIR",
         help="dataset with other labels of the same photos, taken for true",
     )
-    parser.add_argument("--force", action="store_true", help="replace an audit that RUN has already")
+    add_force_option(parser, "an audit of RUN")
     args = parser.parse_args(argv)
     if args.gallery < 1:
         parser.error(f"--gallery {args.gallery}: at least 1")

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from adadf_dist.bench import cost, data, epoch, paired, pictures, scaling, step
 from adadf_dist.errors import one_line_errors
+from adadf_dist.files import add_force_option, check_output
 
 COMMANDS = {
     "data": (
@@ -74,8 +75,13 @@ def main(argv: Sequence[str] | None = None) -> None:
             )
         if module is not pictures:
             command.add_argument("--json", type=Path, help="also write the figures here")
+        add_force_option(command, "an output file")
     options = parser.parse_args(argv)
     with one_line_errors("adadf_dist.bench"):
+        image = options.out if options.command == "pictures" else None  # --out of paired is a folder of resumed runs
+        for option, path in (("--json", getattr(options, "json", None)), ("--out", image)):
+            if path is not None:
+                check_output(path, options.force, option)
         options.run(options)
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, fields, replace
@@ -13,6 +12,7 @@ from adadf_dist.bench.step import CLASSES
 from adadf_dist.bench.traffic import Device, Traffic, epoch_traffic, network, step_traffic
 from adadf_dist.config import Config
 from adadf_dist.errors import UserError
+from adadf_dist.files import write_output
 from adadf_dist.method.model import DualBranch
 from adadf_dist.settings import Layer, build_config, override
 from adadf_dist.world import MIN_SAMPLES_A_RANK
@@ -63,7 +63,7 @@ def bench_cost(options: argparse.Namespace) -> None:
             if step is not None
         ]
         report = {"backbone": options.backbone, "frozen": options.frozen, "assumptions": asdict(assumptions)}
-        options.json.write_text(json.dumps({**report, "work": work._asdict(), "steps_ms": steps}, indent=2) + "\n")
+        write_output(options.json, {**report, "work": work._asdict(), "steps_ms": steps})
 
 
 def check(options: argparse.Namespace, assumptions: Assumptions) -> Assumptions:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import io
 import itertools
-import json
 import multiprocessing
 import os
 import re
@@ -35,6 +34,7 @@ from adadf_dist.data.embedded import open_embedded
 from adadf_dist.data.format import open_dataset
 from adadf_dist.data.open import DALI_LOADER, open_data
 from adadf_dist.errors import UserError
+from adadf_dist.files import write_output
 from adadf_dist.settings import Layer, build_config
 from adadf_dist.world import pick_device
 
@@ -198,7 +198,7 @@ def bench_data(options: argparse.Namespace) -> None:
     print(f"{options.workers} workers or threads each, batch {options.batch_size}; {machine}")
     if options.json is not None:
         report = {"machine": machine, "workers": options.workers, "batch_size": options.batch_size, "figures": figures}
-        options.json.write_text(json.dumps(report, indent=2) + "\n")
+        write_output(options.json, report)
 
 
 def link_dataset(shards: Path, folder: Path) -> None:

@@ -18,6 +18,7 @@ import torchvision
 from adadf_dist.bench.conventional import Work, conventional_epoch
 from adadf_dist.bench.machine import describe_machine, median
 from adadf_dist.data.embedded import build_embedded
+from adadf_dist.files import write_output
 
 STORED_SIZE, NETWORK_SIZE, BATCH = 100, 224, 64
 
@@ -73,7 +74,7 @@ def bench_epoch(options: argparse.Namespace) -> None:
         report["ratio"] = ratio
         print(f"ours is {ratio:.2f} times as fast; {report['machine']}")
     if options.json is not None:
-        options.json.write_text(json.dumps(report, indent=2) + "\n")
+        write_output(options.json, report)
 
 
 def time_ours(work: Work, out: Path) -> Ours:

@@ -12,6 +12,7 @@ from adadf_dist.bench.machine import describe_machine
 from adadf_dist.comparison import Score, paired_difference
 from adadf_dist.config import Config
 from adadf_dist.errors import UserError
+from adadf_dist.files import write_output
 from adadf_dist.settings import config_from_command_line
 from adadf_dist.train import run
 
@@ -54,7 +55,7 @@ def bench_paired(options: argparse.Namespace) -> None:
     print(describe_machine())
     if options.json is not None:
         report = {"seeds": options.seeds, "accuracy": accuracies, "difference": difference._asdict()}
-        options.json.write_text(json.dumps(report, indent=2) + "\n")
+        write_output(options.json, report)
 
 
 def plan(words: Sequence[str], seed: int, out: Path) -> Config:

@@ -14,6 +14,7 @@ from PIL import Image
 from adadf_dist.data.embedded import build_embedded
 from adadf_dist.data.open import open_data
 from adadf_dist.data.preprocess import IMAGENET_MEAN, IMAGENET_STD
+from adadf_dist.files import atomic_file
 from adadf_dist.settings import Layer, build_config
 from adadf_dist.world import pick_device
 
@@ -40,7 +41,8 @@ def show_pictures(options: argparse.Namespace) -> None:
     difference = np.abs(torch_made.astype(int) - dali_made.astype(int))
     largest = np.clip(AMPLIFIED * difference, 0, 255).astype(np.uint8)
     triples = [np.concatenate(triple, axis=1) for triple in zip(torch_made, dali_made, largest, strict=True)]
-    Image.fromarray(sheet(triples)).save(options.out)
+    with atomic_file(options.out) as partial:
+        Image.fromarray(sheet(triples)).save(partial)
     print(f"{options.out}: torch | dali | difference x {AMPLIFIED}, {len(triples)} faces at {options.size} pixels")
     print(f"mean difference {difference.mean():.4f} levels, {(difference <= 4).mean():.4%} of the values within 4")
 

@@ -21,6 +21,7 @@ from adadf_dist.bench.scaling_rank import Case, Found
 from adadf_dist.bench.step import CLASSES
 from adadf_dist.bench.traffic import Device, network, step_traffic
 from adadf_dist.errors import UserError
+from adadf_dist.files import write_output
 from adadf_dist.world import MIN_SAMPLES_A_RANK
 
 USER_ERROR = 2
@@ -69,7 +70,7 @@ def bench_scaling(options: argparse.Namespace) -> None:
         print(line)
     if options.json is not None:
         figures = [{**asdict(case), "rounds": [asdict(found) for found in rounds[case]]} for case in cases]
-        options.json.write_text(json.dumps({"machine": machine, "cases": figures}, indent=2) + "\n")
+        write_output(options.json, {"machine": machine, "cases": figures})
 
 
 def check(options: argparse.Namespace) -> None:

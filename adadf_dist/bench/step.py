@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import argparse
 import itertools
-import json
 import time
 
 from adadf_dist.bench.machine import describe_machine, median
 from adadf_dist.config import Config
+from adadf_dist.files import write_output
 from adadf_dist.rehearsal import Rehearsal, wait_for
 from adadf_dist.runtime.network import resolve_precision
 from adadf_dist.settings import Layer, build_config, override
@@ -54,7 +54,7 @@ def bench_step(options: argparse.Namespace) -> None:
     print(machine)
     if options.json is not None:
         report = {"machine": machine, "batch_size": options.batch_size, "images_per_s": figures}
-        options.json.write_text(json.dumps(report, indent=2) + "\n")
+        write_output(options.json, report)
 
 
 def rate(config: Config, steps: int) -> float:

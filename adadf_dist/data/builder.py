@@ -7,10 +7,12 @@ a shard is then one task for one process, which makes the bytes independent of h
 from __future__ import annotations
 
 import hashlib
+import json
 import shutil
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Protocol
 
@@ -21,10 +23,10 @@ from PIL import features
 from adadf_dist.data.crew import Processes
 from adadf_dist.data.format import Dataset, open_dataset
 from adadf_dist.data.jpeg import BadImage
-from adadf_dist.data.manifest import MANIFEST, SPLITS, Manifest, SplitInfo
+from adadf_dist.data.manifest import MANIFEST, SPLITS, Manifest, SplitInfo, check_classes
 from adadf_dist.data.outcome import Item, Outcome, Remark, Task, keep_outcome, read_outcome
 from adadf_dist.data.source import Provenance, Source, Table
-from adadf_dist.data.staging import UNFINISHED, staged
+from adadf_dist.data.staging import UNFINISHED, remove_others, staged
 from adadf_dist.data.writer import (
     Rows,
     Sample,
@@ -85,15 +87,16 @@ def build_dataset(
     """Write `source` as the dataset folder `out` and open it. `on_samples(n)` is told when n more are done.
 
     Images that cannot be stored are left out and listed in quarantine.csv; more of them than `options.max_bad` is an
-    error, with the list beside `out`. Raises `UserError`; then there is no `out`, an older one stands untouched, and
-    the shards that are done stay in `OUT.partial` for the next try.
+    error, with the list beside `out`. Raises `UserError`; then there is no `out`, an older one is unchanged, and the
+    finished shards stay in `OUT.partial`: the next build keeps those whose samples are the same, and writes the rest.
     """
     out = out.resolve()
     items = source.items()
     check_items(items)
-    with staged(out, options.overwrite, order(source, items, options), options.restart) as folder:
+    check_classes(source.classes, f"source {source.provenance.source}", "fix the labels")
+    with staged(out, options.overwrite, order(source, options), options.restart) as folder:
         tasks = plan_shards(items, folder, options)
-        outcomes = {task.path: outcome for task in tasks if (outcome := read_outcome(task)) is not None}
+        outcomes = find_finished(folder, source, tasks)
         missing = [task for task in tasks if task.path not in outcomes]
         check_room(folder, source, sum(map(len, missing)) / len(items))
         on_samples(len(items) - sum(map(len, missing)))
@@ -106,18 +109,41 @@ def build_dataset(
     return open_dataset(out)
 
 
-def order(source: Source, items: Sequence[Item], options: BuildOptions) -> dict[str, object]:
-    """Everything that decides a shard's bytes: an unfinished build is gone on with when all of it is the same."""
-    digest = hashlib.sha256()
-    for item in items:
-        digest.update(f"{item.split}/{item.key}/{item.number}\n".encode())
+def order(source: Source, options: BuildOptions) -> dict[str, object]:
+    """Settings that decide the bytes of all shards: an unfinished build is resumed only with the same ones.
+
+    The samples are compared shard by shard (`fingerprint`): a source that was fixed meanwhile is no other build.
+    """
     made = source.provenance
     return {
         "source": made.source,
         "options": {**made.options, "seed": options.seed, "samples_per_shard": options.samples_per_shard},
         "versions": versions(),
-        "the list of faces": digest.hexdigest(),
     }
+
+
+def find_finished(folder: Path, source: Source, tasks: Sequence[Task]) -> dict[Path, Outcome]:
+    """Shards of an unfinished build that are still as `source` has them. All other files in `folder` are removed."""
+    found: dict[Path, Outcome] = {}
+    files: set[Path] = set()
+    for task in tasks:
+        outcome = read_outcome(task, partial(fingerprint, source, task))
+        if outcome is not None:
+            found[task.path] = outcome
+            files.add(task.outcome_path)
+            if outcome.shard is not None:
+                files |= {task.path, task.path.with_suffix(".idx")}
+    remove_others(folder, files)
+    return found
+
+
+def fingerprint(source: Source, task: Task) -> str:
+    """Digest of what is read to write a shard: its classes and samples, in order."""
+    digest = hashlib.sha256(json.dumps(source.classes).encode())
+    for item in task.items:
+        name = json.dumps([item.split, item.key, source.locate(item.number)])
+        digest.update(hashlib.sha256(name.encode() + source.fingerprint(item.number)).digest())
+    return digest.hexdigest()
 
 
 def check_room(folder: Path, source: Source, share: float) -> None:
@@ -176,8 +202,9 @@ def build_shard(source: Source, task: Task, on_sample: Callable[[], object]) -> 
                 yield item.key, sample
             on_sample()
 
+    known = fingerprint(source, task)
     outcome = Outcome(write_shard(task.path, samples(), source.classes), bad, remarks)
-    keep_outcome(task, outcome)
+    keep_outcome(task, outcome, known)
     return outcome
 
 
@@ -187,7 +214,7 @@ def too_many_bad(out: Path, bad: Sequence[Remark], samples: int) -> UserError:
     write_table(path, Remark._fields, bad)
     return UserError(
         f"{len(bad):,} of {samples:,} images cannot be stored, the first: {bad[0].source}: {bad[0].reason}; "
-        f"all are listed in {path}; mend them, or leave them out with --max-bad {len(bad)}"
+        f"all are listed in {path}; fix them and run the command again, or leave them out with --max-bad {len(bad)}"
     )
 
 

@@ -58,6 +58,7 @@ def local_folder(
         fcntl.flock(use, fcntl.LOCK_SH)
         if content is not None:
             complete_entry(remote, entry, content, data, bar)
+            remember_entry(remote, cache, entry)  # not earlier: it replaces the copy that an offline start uses
         with can_write(entry):
             os.utime(entry)  # the time of the last use, by which eviction goes
         yield entry
@@ -78,7 +79,7 @@ def find_entry(remote: Remote, cache: Path, data: DataConfig) -> tuple[bytes | N
 
     None for the content when the server cannot be reached and a whole copy is at hand. Raises `UserError`.
     """
-    source = cache / "sources" / f"{hashlib.sha256(remote.url.encode()).hexdigest()[:16]}.json"
+    source = source_file(remote, cache)
     try:
         content = remote.read(MANIFEST)
     except Unreachable as error:
@@ -88,11 +89,20 @@ def find_entry(remote: Remote, cache: Path, data: DataConfig) -> tuple[bytes | N
             raise
         say(f"{error.args[0].partition(' (')[0]}; offline: using the copy fetched on {known['seen']}")
         return None, entry
-    entry = cache / "entries" / hashlib.sha256(content).hexdigest()[:16]
+    return content, cache / "entries" / hashlib.sha256(content).hexdigest()[:16]
+
+
+def source_file(remote: Remote, cache: Path) -> Path:
+    """File that names the URL's last complete entry."""
+    return cache / "sources" / f"{hashlib.sha256(remote.url.encode()).hexdigest()[:16]}.json"
+
+
+def remember_entry(remote: Remote, cache: Path, entry: Path) -> None:
+    """Record the URL's complete entry, for offline starts."""
+    source = source_file(remote, cache)
     with can_write(source):
         known = {"url": remote.url, "entry": entry.name, "seen": time.strftime("%Y-%m-%d")}
         write_whole(source, json.dumps(known).encode())
-    return content, entry
 
 
 def is_whole(entry: Path, data: DataConfig) -> bool:

@@ -51,6 +51,9 @@ class EmbeddedFaces:
     def locate(self, number: int) -> str:
         return f"drawn face {number}"
 
+    def fingerprint(self, number: int) -> bytes:
+        return f"{self.seed} {number} {self.size}".encode()
+
     def load(self, number: int) -> Sample:
         face = draw_face(self.seed, number, self.size)
         return Sample(

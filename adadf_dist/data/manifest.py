@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TypeVar
@@ -90,12 +90,17 @@ def read_manifest(folder: Path) -> Manifest:
 
 def _read_classes(table: _Table) -> tuple[str, ...]:
     classes = table.get("classes", list)
+    check_classes(classes, str(table.path), "rebuild the dataset")
+    return tuple(classes)
+
+
+def check_classes(classes: Sequence[object], where: str, hint: str) -> None:
+    """Raise `UserError` for class names that `read_manifest` does not accept."""
     if not classes or not all(isinstance(name, str) and name for name in classes):
-        raise UserError(f"{table.path}: classes must be a list of names; rebuild the dataset")
+        raise UserError(f"{where}: classes must be a list of names; {hint}")
     repeated = [name for name, count in Counter(classes).items() if count > 1]
     if repeated:
-        raise UserError(f"{table.path}: classes: {repeated[0]!r} stands there twice; give each class its own name")
-    return tuple(classes)
+        raise UserError(f"{where}: classes: {repeated[0]!r} is listed twice; give each class its own name")
 
 
 def _read_split(path: Path, name: str, content: object, num_classes: int) -> SplitInfo:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -57,10 +57,11 @@ class Outcome(NamedTuple):
     """Of images that are stored."""
 
 
-def keep_outcome(task: Task, outcome: Outcome) -> None:
-    """Note that the task is done. The tar must be on the disk by then."""
+def keep_outcome(task: Task, outcome: Outcome, fingerprint: str) -> None:
+    """Record a finished shard and the fingerprint of its samples. The tar must be on the disk by then."""
     shard = outcome.shard
     values = {
+        "fingerprint": fingerprint,
         "shard": None if shard is None else {**shard._asdict(), "info": asdict(shard.info), "rows": vars(shard.rows)},
         "bad": outcome.bad,
         "remarks": outcome.remarks,
@@ -69,11 +70,16 @@ def keep_outcome(task: Task, outcome: Outcome) -> None:
         write_whole(task.outcome_path, json.dumps(values))
 
 
-def read_outcome(task: Task) -> Outcome | None:
-    """What an earlier, unfinished build noted; None when the task is still to be done, or its tar is not as noted."""
+def read_outcome(task: Task, fingerprint: Callable[[], str]) -> Outcome | None:
+    """Result of a shard that an earlier, unfinished build wrote.
+
+    None when there is none, when its samples no longer have the same fingerprint, or when its tar is not as recorded.
+    """
     try:
         values = json.loads(task.outcome_path.read_text(encoding="utf-8"))
     except FileNotFoundError:
+        return None
+    if values.get("fingerprint") != fingerprint():
         return None
     bad, remarks = ([Remark(*line) for line in values[name]] for name in ("bad", "remarks"))
     kept = values["shard"]

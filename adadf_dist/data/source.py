@@ -48,5 +48,11 @@ class Source(Protocol):
     def locate(self, number: int) -> str:
         """Where face `number` is in the source, for people."""
 
+    def fingerprint(self, number: int) -> bytes:
+        """Digest of everything that `load(number)` reads: image file, label, votes and annotations.
+
+        An interrupted build keeps a stored sample only while its fingerprint is unchanged.
+        """
+
     def load(self, number: int) -> Sample:
         """Read, check and encode face `number`. Raises `BadImage`, also when its file cannot be read."""

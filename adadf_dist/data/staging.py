@@ -6,11 +6,12 @@ import fcntl
 import json
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TextIO
 
+from adadf_dist.data.format import open_dataset
 from adadf_dist.data.manifest import MANIFEST
 from adadf_dist.data.writer import can_write
 from adadf_dist.errors import UserError
@@ -29,7 +30,7 @@ def staged(out: Path, overwrite: bool, order: Mapping[str, object], restart: boo
     When it does not, or the process is killed, what stands there is kept, and found again by the next call with the
     same `order`: everything that decides the bytes, as plain JSON values. Another order is an error that names what
     changed, unless `restart` throws the unfinished work away. An existing dataset is replaced only with `overwrite`,
-    and only once the new one is whole. Raises `UserError`.
+    and only after the new one was opened as its readers will open it. Raises `UserError`.
     """
     check_replaceable(out, overwrite)
     partial = out.with_name(out.name + ".partial")
@@ -42,10 +43,28 @@ def staged(out: Path, overwrite: bool, order: Mapping[str, object], restart: boo
             if read_order(partial) is None:
                 shutil.rmtree(partial, ignore_errors=True)
             raise
+        check_readable(partial, out)
         with can_write(out):
             shutil.rmtree(partial / UNFINISHED)
             (partial / _LOCK).unlink()
             replace(partial, out)
+
+
+def check_readable(partial: Path, out: Path) -> None:
+    """Open the new dataset in `partial` as its readers will. Raises `UserError`; then `out` is unchanged."""
+    try:
+        dataset = open_dataset(partial)
+        for name, info in dataset.splits.items():
+            dataset.split(name)
+            for shard in info.shards:
+                if not (partial / shard.file).with_suffix(".idx").is_file():
+                    raise UserError(f"{partial / shard.file}: has no index for DALI beside it")
+    except UserError as error:
+        problem = str(error).replace(str(partial), out.name)
+        raise UserError(
+            f"{out}: not written, because the new dataset could not be opened ({problem}); fix the source and build "
+            "again; what was there before is unchanged"
+        ) from None
 
 
 def prepare(partial: Path, order: Mapping[str, object], restart: bool) -> None:
@@ -72,7 +91,7 @@ def read_order(partial: Path) -> dict[str, object] | None:
 def check_order(partial: Path, kept: Mapping[str, object], wanted: Mapping[str, object]) -> None:
     """Raise `UserError` naming what is asked for now and was not when the work in `partial` began."""
     changes = []
-    for key in sorted({*kept, *wanted}):
+    for key in sorted(wanted):
         before, now = kept.get(key), wanted.get(key)
         if isinstance(before, Mapping) and isinstance(now, Mapping):
             changes += [f"{k} was {before.get(k)}, is {now.get(k)}" for k in now if now[k] != before.get(k)]
@@ -105,7 +124,7 @@ def check_replaceable(out: Path, overwrite: bool) -> None:
     if not (out / MANIFEST).is_file():
         raise UserError(f"{out}: exists and is no dataset folder; choose another --out")
     if not overwrite:
-        raise UserError(f"{out}: holds a dataset already; add --overwrite to replace it, or choose another --out")
+        raise UserError(f"{out}: holds a dataset already; add --force to replace it, or choose another --out")
 
 
 def clear(folder: Path) -> None:
@@ -114,6 +133,14 @@ def clear(folder: Path) -> None:
         if entry.is_dir() and not entry.is_symlink():
             shutil.rmtree(entry)
         elif entry.name != _LOCK:
+            entry.unlink()
+
+
+def remove_others(partial: Path, kept: Collection[Path]) -> None:
+    """Remove every file of unfinished work but `kept` and what this module keeps there."""
+    own = {partial / _LOCK, partial / UNFINISHED / _ORDER}
+    for entry in (*partial.iterdir(), *(partial / UNFINISHED).iterdir()):
+        if entry.is_file() and entry not in own and entry not in kept:
             entry.unlink()
 
 
@@ -128,11 +155,17 @@ def write_whole(path: Path, text: str) -> None:
 
 
 def replace(new: Path, out: Path) -> None:
-    """Rename `new` to `out`, and only then remove what stood there."""
+    """Rename `new` to `out`, and only then remove the folder that it replaces."""
     old = out.with_name(out.name + ".replaced")
-    if out.exists() and any(out.iterdir()):
+    replaced = out.exists() and any(out.iterdir())
+    if replaced:
         if old.exists():
             shutil.rmtree(old)
         os.rename(out, old)
-    os.rename(new, out)
+    try:
+        os.rename(new, out)
+    except OSError:
+        if replaced:
+            os.rename(old, out)
+        raise
     shutil.rmtree(old, ignore_errors=True)

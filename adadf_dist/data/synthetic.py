@@ -20,6 +20,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from adadf_dist.data.portrait import APPEARANCE, Portrait, ease, photograph
 from adadf_dist.errors import UserError, one_line_errors
+from adadf_dist.files import add_force_option, atomic_file, check_output
 
 EMOTIONS: tuple[str, ...] = ("neutral", "happy", "sad", "surprise", "fear", "disgust", "anger")
 """The classes, in order."""
@@ -163,11 +164,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, required=True, help="image file to write")
     parser.add_argument("--size", type=int, default=96, help="side of a face in pixels (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="which faces (default: %(default)s)")
+    add_force_option(parser, "the image")
     options = parser.parse_args(argv)
     with one_line_errors("adadf_dist.data.synthetic"):
         if options.out.suffix.lower() not in Image.registered_extensions():
             raise UserError(f"--out {options.out}: no image format of this name; end it in .png")
-        contact_sheet(options.seed, options.size).save(options.out)
+        check_output(options.out, options.force, "--out")
+        with atomic_file(options.out) as partial:
+            contact_sheet(options.seed, options.size).save(partial)
 
 
 if __name__ == "__main__":

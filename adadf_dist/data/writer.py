@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import csv
-import errno
 import hashlib
 import json
 import os
 import tarfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from io import BufferedWriter
 from pathlib import Path
@@ -21,7 +19,7 @@ import pyarrow.parquet as pq
 
 from adadf_dist.data.jpeg import Jpeg
 from adadf_dist.data.manifest import Manifest, ShardInfo
-from adadf_dist.errors import DiskFullError, UserError
+from adadf_dist.files import can_write as can_write
 
 LABEL_DIGITS = 4
 """Width of KEY.cls: always the same, so that readers of raw bytes can stack labels."""
@@ -222,31 +220,3 @@ def write_card(path: Path, manifest: Manifest) -> None:
     ]
     with can_write(path):
         path.write_text("\n".join([*head, *body]) + "\n", encoding="utf-8")
-
-
-def check_output(path: Path, force: bool, option: str = "") -> None:
-    """A file that a user wants written: what is wrong with its place is told before the work, not after it.
-
-    Raises `UserError` for a file that is there already, unless `force`; for a folder, and for a place in none.
-    """
-    named = f"{option} {path}".lstrip()
-    if path.is_dir():
-        raise UserError(f"{named}: is a folder; give the file to write")
-    if path.is_file() and not force:
-        raise UserError(f"{named}: is there already; give another name, or --force to replace it")
-    if not path.parent.is_dir():
-        raise UserError(f"{named}: there is no folder {path.parent}; make it, or write elsewhere")
-    if not os.access(path if path.exists() else path.parent, os.W_OK):
-        raise UserError(f"{named}: cannot be written; choose a place that can")
-
-
-@contextmanager
-def can_write(path: Path) -> Iterator[None]:
-    """Turn what the disk refuses into a `UserError` that names the file."""
-    try:
-        yield
-    except OSError as error:
-        full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-        mend = "free some space there, or write to another disk" if full else "choose a folder that can be written"
-        kind = DiskFullError if error.errno in (errno.ENOSPC, errno.EDQUOT) else UserError
-        raise kind(f"{error.filename or path}: cannot be written: {error.strerror or error}; {mend}") from None

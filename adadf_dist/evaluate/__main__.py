@@ -16,7 +16,7 @@ from adadf_dist.evaluate.options import Options, fill_in, json_problem, parse_op
 from adadf_dist.evaluate.report import Asked, Report
 from adadf_dist.evaluate.votes import compare_with_votes
 from adadf_dist.evaluation import bayes_ceiling
-from adadf_dist.runtime.folder import write_json
+from adadf_dist.files import write_output
 from adadf_dist.trained import Trained, TrainedNetwork, open_trained
 from adadf_dist.world import World, open_world, rank_in_environment
 
@@ -99,7 +99,7 @@ def judge(
 def publish(report: Report, options: Options) -> None:
     print(report, flush=True)
     if options.json is not None:
-        write_json(options.json, report.to_dict())
+        write_output(options.json, report.to_dict())
 
 
 def main(argv: Sequence[str] | None = None) -> None:

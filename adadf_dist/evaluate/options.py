@@ -10,8 +10,8 @@ from typing import Literal, cast
 
 from adadf_dist.data.manifest import SPLITS
 from adadf_dist.data.remote import scheme_of
-from adadf_dist.data.writer import check_output
 from adadf_dist.errors import UserError
+from adadf_dist.files import add_force_option, check_output
 from adadf_dist.trained import Trained, Which
 
 DESCRIPTION = """\
@@ -109,7 +109,7 @@ def parse_options(argv: Sequence[str]) -> Options:
     add("--workers", type=int, metavar="N", help="decoding processes a rank, or DALI's threads (the run's)")
     add("--precision", choices=("fp32", "bf16"), help="of the arithmetic (the run's)")
     add("--json", type=Path, metavar="FILE", help="write everything for programs")
-    add("--force", action="store_true", help="overwrite FILE")
+    add_force_option(parser, "FILE")
     args = parser.parse_args(argv)
     if args.batch_size < 0:
         parser.error(f"--batch-size {args.batch_size}: at least 1")

@@ -7,16 +7,15 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from importlib import import_module
 from pathlib import Path
 
-from adadf_dist.data.writer import can_write, check_output
 from adadf_dist.errors import UserError, one_line_errors
 from adadf_dist.export.card import write_card
 from adadf_dist.export.check import BATCHES, Checked, check_file, seconds_an_image
 from adadf_dist.export.faces import find_probes
+from adadf_dist.files import add_force_option, atomic_file, check_output, write_output
 from adadf_dist.portable import safetensors_file, torch_export_file
 from adadf_dist.portable.facts import Facts, facts_of
 from adadf_dist.portable.model import ONNX_FILE
@@ -58,10 +57,14 @@ def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
         "--opset", type=int, metavar="N", help="of the ONNX file (default: 18, which most runtimes read)"
     )
     parser.add_argument(
-        "--card", type=Path, metavar="FILE", help="model card (default: the first file's name with .md)"
+        "--card",
+        type=Path,
+        metavar="FILE",
+        help="model card (default: the first file's name with .md in place of its ending, or after its ending where "
+        "that card already exists)",
     )
     parser.add_argument("--data-licence", default="", metavar="TEXT", help="what the card says of the data's licence")
-    parser.add_argument("--force", action="store_true", help="replace files that exist")
+    add_force_option(parser, "a file")
     args = parser.parse_args(argv)
     if not any(getattr(args, option) for option in ENDINGS):
         parser.error("give --onnx, --safetensors or --torch-export")
@@ -85,6 +88,14 @@ def find_writers(args: argparse.Namespace) -> dict[Path, Write]:
     return writers
 
 
+def find_card(args: argparse.Namespace, first: Path) -> Path:
+    """Where the model card goes. The card of an export in another format is left alone."""
+    if args.card is not None:
+        return Path(args.card)
+    card = first.with_suffix(".md")
+    return card if args.force or not card.exists() else first.with_name(f"{first.name}.md")
+
+
 def find_writer(option: str, opset: int | None) -> Write:
     if option == "safetensors":
         return safetensors_file.write
@@ -94,18 +105,6 @@ def find_writer(option: str, opset: int | None) -> Write:
     chosen = onnx_file.OPSET if opset is None else opset
     onnx_file.check_opset(chosen)
     return lambda network, facts, path: onnx_file.write(network, facts, path, chosen)
-
-
-@contextmanager
-def kept_when_good(path: Path) -> Iterator[Path]:
-    """A temporary name beside `path`, which becomes `path` when all went well, and is removed otherwise."""
-    partial = path.with_name(f".{path.stem}.partial{path.suffix}")
-    try:
-        with can_write(path):
-            yield partial
-            partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def export(trained: Trained, writers: dict[Path, Write]) -> Facts:
@@ -119,7 +118,7 @@ def export(trained: Trained, writers: dict[Path, Write]) -> Facts:
     print(f"{trained.path}: epoch {trained.epoch}, {branches}, {size_and_pace}")
     print(f"checked on random images and on {probes.whose}, in batches of {', '.join(map(str, BATCHES))}")
     for path, write in writers.items():
-        with kept_when_good(path) as partial:
+        with atomic_file(path) as partial:
             write(network, facts, partial)
             found = check_file(partial, trained, probes)
         print(describe(path, found, pace), flush=True)
@@ -136,7 +135,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parse_arguments(sys.argv[1:] if argv is None else argv)
     with one_line_errors("adadf_dist.export"):
         writers = find_writers(args)
-        card: Path = args.card or next(iter(writers)).with_suffix(".md")
+        card = find_card(args, next(iter(writers)))
         if card.suffix in ENDINGS.values():
             raise UserError(f"--card {card}: ends as a model file does; name the card to end in .md")
         for path in (*writers, card):
@@ -144,8 +143,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         trained = open_trained(args.run)
         facts = export(trained, writers)
         text = write_card(trained, facts, list(writers), args.data_licence)
-        with kept_when_good(card) as partial:
-            partial.write_text(text, encoding="utf-8")
+        write_output(card, text)
         print(f"{card}: model card")
 
 

@@ -18,8 +18,8 @@ from typing import TextIO
 import torch
 from tqdm import tqdm
 
-from adadf_dist.data.writer import can_write, check_output
 from adadf_dist.errors import UserError, one_line_errors
+from adadf_dist.files import add_force_option, atomic_file, check_output
 from adadf_dist.portable.model import Model, open_model
 from adadf_dist.predict.faces import LARGE, Aligner
 from adadf_dist.predict.formats import Format, make_format
@@ -73,7 +73,7 @@ def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
         "--format", choices=("csv", "jsonl", "table"), help="default: table on a terminal, csv otherwise"
     )
     parser.add_argument("--out", type=Path, metavar="FILE", help="write the rows there instead of to stdout")
-    parser.add_argument("--force", action="store_true", help="replace FILE if it exists")
+    add_force_option(parser, "FILE")
     args = parser.parse_args(argv)
     for option, lowest, highest in (("batch_size", 1, 65536), ("workers", 1, 1024), ("aligned_size", 16, 1024)):
         if not lowest <= getattr(args, option) <= highest:
@@ -84,15 +84,17 @@ def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
 
 
 @contextmanager
-def open_output(path: Path | None, force: bool) -> Iterator[TextIO]:
-    """Where rows go. Raises `UserError` for a file that is there already, or cannot be written."""
+def open_output(path: Path | None) -> Iterator[TextIO]:
+    """Where rows go. Raises `UserError` for a file that cannot be written."""
     if path is None:
         if isinstance(sys.stdout, TextIOWrapper):
             sys.stdout.reconfigure(errors="surrogateescape")  # a path may hold bytes that are no text
         yield sys.stdout
         return
-    check_output(path, force, "--out")
-    with can_write(path), path.open("w", encoding="utf-8", errors="surrogateescape", newline="") as file:
+    with (
+        atomic_file(path) as partial,
+        partial.open("w", encoding="utf-8", errors="surrogateescape", newline="") as file,
+    ):
         yield file
 
 
@@ -139,6 +141,8 @@ def make_predictor(args: argparse.Namespace, model: Model) -> Predictor:
 def main(argv: Sequence[str] | None = None) -> None:
     args = parse_arguments(sys.argv[1:] if argv is None else argv)
     with one_line_errors("adadf_dist.predict"):
+        if args.out is not None:
+            check_output(args.out, args.force, "--out")
         inputs = find_pictures(args.paths, args.split)
         model = open_model(args.model, args.device)
         predictor = make_predictor(args, model)
@@ -150,7 +154,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         inputs = inputs._replace(pictures=chain([first], inputs.pictures))
         for_eyes = args.out is None and sys.stdout.isatty()
         form = make_format(args.format or ("table" if for_eyes else "csv"), model.classes, args.align)
-        with open_output(args.out, args.force) as out:
+        with open_output(args.out) as out:
             tally = predict(predictor, inputs, form, out)
     for line in tally.told():
         print(f"adadf_dist.predict: {line}", file=sys.stderr, flush=True)

@@ -10,14 +10,18 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from adadf_dist.data.writer import check_output
-from adadf_dist.errors import UserError, one_line_errors
+from adadf_dist.errors import one_line_errors
+from adadf_dist.files import add_force_option, check_output, check_output_folder
 from adadf_dist.report.writing import PAGE, report
+
+COMPARISON = "comparison.html"
+"""Page about several runs, in the current folder."""
 
 DESCRIPTION = f"""\
 One self-contained page about a run: result, curves, confusion, class distributions, thresholds, attention, features,
-an ambiguous face, most and least certain faces, and what was wrong on the way. Of several runs the first is told in
-full, and all are compared. Training itself writes {PAGE} into the run folder when it ends.
+an ambiguous face, most and least certain faces, and what was wrong on the way. Of several runs the first is described
+in full, and all are compared. Training itself writes {PAGE} into the run folder when it ends; a comparison never
+replaces it.
 """
 EPILOG = """\
 examples:
@@ -34,38 +38,34 @@ def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="run folder, as training wrote it")
-    parser.add_argument("--out", type=Path, metavar="FILE", help=f"the page (default: {PAGE} in the first run folder)")
+    parser.add_argument(
+        "--out",
+        type=Path,
+        metavar="FILE",
+        help=f"the page (default: {PAGE} in the run folder; of several runs {COMPARISON} in the current folder)",
+    )
     parser.add_argument("--figures", type=Path, metavar="DIR", help="write each figure as PNG (300 dpi) and SVG too")
     parser.add_argument("--face", default="", metavar="KEY", help="training face to show (default: the most ambiguous)")
-    parser.add_argument("--force", action="store_true", help="replace --out and figures where they exist")
+    add_force_option(parser, "the page or a figure")
     return parser.parse_args(argv)
 
 
 def page_of(args: argparse.Namespace) -> Path:
-    """Where the page goes. Raises `UserError` for a file that may be somebody's."""
+    """Where the page goes: a run's own page is replaced by a new one. Raises `UserError` for any other file."""
     own: Path = args.runs[0] / PAGE
-    if args.out is None or args.out.resolve() == own.resolve():
+    if len(args.runs) == 1 and (args.out is None or args.out.resolve() == own.resolve()):
         return own
-    out: Path = args.out
+    out: Path = args.out or Path(COMPARISON)
     check_output(out, args.force, "--out")
     return out
-
-
-def check_figures(folder: Path | None, force: bool) -> None:
-    """Raises `UserError` for a folder whose figures may be somebody's, and for what is no folder."""
-    if folder is None or not folder.exists():
-        return
-    if not folder.is_dir():
-        raise UserError(f"--figures {folder}: is a file; give a folder for the figures")
-    if any(folder.iterdir()) and not force:
-        raise UserError(f"--figures {folder}: is not empty; give another folder, or --force to replace what is there")
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     args = parse_arguments(sys.argv[1:] if argv is None else argv)
     with one_line_errors("adadf_dist.report"):
         page = page_of(args)
-        check_figures(args.figures, args.force)
+        if args.figures is not None:
+            check_output_folder(args.figures, args.force, "--figures")
         report(args.runs, page, args.face, args.figures)
         print(f"report: {page}")
 

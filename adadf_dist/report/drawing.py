@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
-from adadf_dist.data.writer import can_write
+from adadf_dist.files import atomic_file
 
 WIDTH = 7.16
 """Inches: both columns of a journal's page."""
@@ -124,5 +124,5 @@ def save(figure: Figure, folder: Path, name: str) -> None:
         path = folder / f"{name}.{kind}"
         canvas(figure)
         metadata = {"Date": None} if kind == "svg" else {}
-        with can_write(path):
-            figure.savefig(path, format=kind, dpi=DPI, facecolor="white", metadata=metadata)
+        with atomic_file(path) as partial:
+            figure.savefig(partial, format=kind, dpi=DPI, facecolor="white", metadata=metadata)

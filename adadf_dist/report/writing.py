@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from adadf_dist.errors import UserError
-from adadf_dist.runtime.folder import write_text
+from adadf_dist.files import can_write, write_output
 
 PAGE = "report.html"
 
@@ -27,9 +27,10 @@ def report(folders: Sequence[Path], page: Path, face: str = "", figures: Path | 
     check_comparable(runs)
     listed = find_listed_face(runs[0], face)
     drawings = list(figures_of(runs, listed))
-    if figures is not None and not figures.is_dir():  # before the work: it may not be possible
-        figures.mkdir(parents=True)
-    write_text(page, render(runs, listed, drawings))
+    if figures is not None:  # before the work: it may not be possible
+        with can_write(figures):
+            figures.mkdir(parents=True, exist_ok=True)
+    write_output(page, render(runs, listed, drawings))
     if figures is not None:
         with styled():
             for drawn in drawings:

@@ -10,8 +10,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from adadf_dist.data.writer import can_write
 from adadf_dist.errors import TakenError, UserError
+from adadf_dist.files import can_write
 
 
 @contextmanager

@@ -6,7 +6,6 @@ import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain
-from pathlib import Path
 
 from shards.diagnosis.checks import (
     Case,
@@ -22,7 +21,7 @@ from shards.diagnosis.copies import find_copies
 from shards.diagnosis.copy_checks import check_conflicts, check_leaks, check_twins
 from shards.diagnosis.examine import examine
 from shards.diagnosis.identity import check_class_order, check_counts, check_identity
-from shards.diagnosis.material import UNKNOWN, open_material
+from shards.diagnosis.material import UNKNOWN, Material
 from shards.diagnosis.verdict import Severity, Verdict
 
 SCHEMA_VERSION = 1
@@ -105,9 +104,8 @@ class Report:
         }
 
 
-def diagnose(path: Path, workers: int) -> Report:
-    """Open, examine and judge. Raises `UserError` when there is nothing to judge."""
-    material = open_material(path)
+def diagnose(material: Material, workers: int) -> Report:
+    """Examine and assess. Raises `UserError` when there is nothing to assess."""
     looks = examine(material.faces, len(material), workers)
     case = Case(material, looks, find_copies(looks))
     return Report(case, list(chain.from_iterable(check(case) for check in CHECKS)))

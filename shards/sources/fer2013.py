@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -84,6 +85,11 @@ class Fer2013:
 
     def locate(self, number: int) -> str:
         return locate(self.faces, number)
+
+    def fingerprint(self, number: int) -> bytes:
+        votes = None if self.all_votes is None else self.all_votes[number].tolist()
+        known = [self.faces.usages[number], int(self.faces.emotions[number]), int(self.labels[number]), votes]
+        return json.dumps(known).encode() + self.faces.pixels[number].tobytes()
 
     def load(self, number: int) -> Sample:
         details: dict[str, object] = {

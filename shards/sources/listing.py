@@ -113,8 +113,9 @@ def class_names(labels: Sequence[str]) -> list[str]:
     return sorted(found)
 
 
-def add_arguments(parser: argparse._ArgumentGroup) -> None:
-    parser.add_argument("--csv", type=Path, required=True, metavar="FILE", help="the list")
+def add_arguments(parser: argparse._ArgumentGroup, csv_option: bool = True) -> None:
+    if csv_option:
+        parser.add_argument("--csv", type=Path, required=True, metavar="FILE", help="the list")
     parser.add_argument(
         "--root", type=Path, metavar="DIR", help="folder that the paths start from (default: the csv's)"
     )

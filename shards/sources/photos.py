@@ -87,6 +87,8 @@ class Photos:
     splits: Mapping[int, str]
     image_bytes: int
     provenance: Provenance
+    marks: Sequence[bytes] = ()
+    """Digest of each picture's file."""
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -97,6 +99,14 @@ class Photos:
 
     def locate(self, number: int) -> str:
         return self.listing.pictures[number].path
+
+    def fingerprint(self, number: int) -> bytes:
+        picture = self.listing.pictures[number]
+        try:
+            facts: object = self.facts(number)
+        except BadImage as error:
+            facts = str(error)
+        return self.marks[number] + repr((picture.label, picture.votes, facts)).encode()
 
     def load(self, number: int) -> Sample:
         picture = self.listing.pictures[number]
@@ -124,11 +134,13 @@ def settle(listing: Listing, options: PhotoOptions) -> Photos:
     pictures, classes = listing.pictures, listing.classes
     check_classes(listing, options.root)
     labels = [picture.label for picture in pictures]
-    marks, sizes = [], []
+    marks, sizes, stamps = [], [], []
     for picture in watched(pictures, "looking for copies", len(pictures)):
-        mark, size = digest_file(f"{options.root}/{picture.path}")
+        path = f"{options.root}/{picture.path}"
+        mark, size = digest_file(path)
         marks.append(mark)
         sizes.append(size)
+        stamps.append(mark + modified(path) if size > 2 * ENDS else mark)  # the middle of the file was not read
     splits = {number: picture.split for number, picture in enumerate(pictures)}
     parting = part(splits, marks, labels, options.fractions, options.seed, options.keep_leaks)
     leaks = parting.table(lambda number: pictures[number].path, labels, classes)
@@ -147,7 +159,7 @@ def settle(listing: Listing, options: PhotoOptions) -> Photos:
     most = float("inf") if options.image_size is None else options.image_size**2
     need = round(sum(min(sizes[number], most) for number in parting.splits))
     keys = make_keys([picture.path for picture in pictures])
-    return Photos(options, listing, keys, dict(parting.splits), need, provenance)
+    return Photos(options, listing, keys, dict(parting.splits), need, provenance, stamps)
 
 
 def check_classes(listing: Listing, root: Path) -> None:
@@ -182,6 +194,14 @@ def digest_file(path: str) -> tuple[bytes, int]:
     except BadImage:
         return digest(path.encode()), 0
     return digest(size.to_bytes(8, "big") + ends), size
+
+
+def modified(path: str) -> bytes:
+    """When the file was last changed; empty when it cannot be read."""
+    try:
+        return str(os.stat(path).st_mtime_ns).encode()
+    except OSError:
+        return b""
 
 
 def is_picture(path: str) -> bool:
