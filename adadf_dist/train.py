@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from adadf_dist.agreement import agree
 from adadf_dist.check.dry_run import dry_run
 from adadf_dist.config import Config
 from adadf_dist.data.batch import Batch
+from adadf_dist.data.identity import DATA_FILE, DataRecord, digest_files
 from adadf_dist.data.noise import write_noise
 from adadf_dist.data.open import Data, open_data
 from adadf_dist.errors import one_line_errors
@@ -26,13 +27,14 @@ from adadf_dist.records import record_faces
 from adadf_dist.result import Result, finish
 from adadf_dist.runtime.checkpoint import Checkpoints, Stateful
 from adadf_dist.runtime.engine import Engine, build_engine
+from adadf_dist.runtime.folder import write_json
 from adadf_dist.runtime.history import History, find_listed
 from adadf_dist.runtime.log import Log, open_log
 from adadf_dist.runtime.memory import memory_told
 from adadf_dist.runtime.progress import Progress
 from adadf_dist.runtime.straggler import compare_ranks
 from adadf_dist.runtime.watchdog import watching
-from adadf_dist.settings import config_from_command_line
+from adadf_dist.settings import config_from_command_line, flatten, to_dict
 from adadf_dist.setup import facts, resolve, shards_at_hand
 from adadf_dist.world import World, open_world, rank_in_environment
 
@@ -71,7 +73,8 @@ def run(config: Config, on_epoch: Callable[[Record], None] = ignore) -> Result |
     """
     with open_world(config.runtime.timeout_s) as world:
         agree(config, world)
-        config = resolve(config, world)
+        allow_other_data = config.allow_other_data
+        config = resolve(replace(config, allow_other_data=False), world)
         with (
             shards_at_hand(config, world) as folder,
             open_log(config, world) as log,
@@ -82,7 +85,10 @@ def run(config: Config, on_epoch: Callable[[Record], None] = ignore) -> Result |
             listed = find_listed(data.train_split, config.runtime, config.seed)
             history = History(len(data.train_split), len(data.classes), world, listed, data.train_split.digest())
             state = TrainState(engine, classes, history, Progress())
+            files = digest_files(dict(flatten(to_dict(config))))
+            record = DataRecord(data.source, data.train_split, files, allow_other_data, world.is_main)
             parts: Mapping[str, Stateful] = {
+                "data": record,
                 "engine": engine,
                 "class_distributions": classes,
                 "history": history,
@@ -92,6 +98,7 @@ def run(config: Config, on_epoch: Callable[[Record], None] = ignore) -> Result |
             resumed = checkpoints.restore()
             log.start(state.progress, facts(data, engine, world), resumed)
             if world.is_main:
+                write_json(log.folder / DATA_FILE, record.to_dict())
                 record_faces(log.folder, data.train_split, data.noise)
                 if data.noise is not None:
                     write_noise(log.folder / "noise.csv", data.train_split, data.noise)

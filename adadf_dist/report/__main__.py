@@ -10,6 +10,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from adadf_dist.data.identity import ALLOW_OTHER_DATA
 from adadf_dist.data.writer import check_output
 from adadf_dist.errors import UserError, one_line_errors
 from adadf_dist.report.writing import PAGE, report
@@ -37,6 +38,14 @@ def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--out", type=Path, metavar="FILE", help=f"the page (default: {PAGE} in the first run folder)")
     parser.add_argument("--figures", type=Path, metavar="DIR", help="write each figure as PNG (300 dpi) and SVG too")
     parser.add_argument("--face", default="", metavar="KEY", help="training face to show (default: the most ambiguous)")
+    parser.add_argument(
+        "--data.shards", dest="shards", default="", metavar="DIR", help="the first run's dataset, if it moved"
+    )
+    parser.add_argument(
+        ALLOW_OTHER_DATA,
+        action="store_true",
+        help="show images, and compare runs, although the dataset is not the one of the run (its digest differs)",
+    )
     parser.add_argument("--force", action="store_true", help="replace --out and figures where they exist")
     return parser.parse_args(argv)
 
@@ -66,7 +75,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     with one_line_errors("adadf_dist.report"):
         page = page_of(args)
         check_figures(args.figures, args.force)
-        report(args.runs, page, args.face, args.figures)
+        report(args.runs, page, args.face, args.figures, args.shards, args.allow_other_data)
         print(f"report: {page}")
 
 
