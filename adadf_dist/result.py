@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from adadf_dist.data.identity import DataRecord
 from adadf_dist.data.open import Data
 from adadf_dist.errors import UserError, one_line
 from adadf_dist.evaluation import evaluate
@@ -56,7 +57,7 @@ def finish(
         if world.is_main:
             write_json(path, {"epochs": progress.epoch, **result._asdict()})
     log.status("finished", progress)
-    for line in describe(result, progress.epoch):
+    for line in (*describe(result, progress.epoch), *other_data_of(checkpoints)):
         log.say(line)
     log.say(f"run folder: {log.config.out}")
     if log.config.evaluation.report and world.is_main:
@@ -96,6 +97,13 @@ def keep_answers(folder: Path, passes: Sequence[SplitPass], world: World) -> Non
         answers, features = done.answers(), done.featured()
         if world.is_main:
             record_answers(folder, done.split, answers, features)
+
+
+def other_data_of(checkpoints: Checkpoints) -> list[str]:
+    """A line for each dataset that the run was trained on before it was resumed on another, which the user allowed."""
+    record = checkpoints.parts.get("data")
+    earlier = record.earlier if isinstance(record, DataRecord) else []
+    return [f"warning: trained on {source.shards} before it was resumed on other data" for source in earlier]
 
 
 def draw_report(log: Log) -> None:
