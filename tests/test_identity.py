@@ -32,7 +32,6 @@ from tests.runs import settings
 from tests.studies import SPACE, make_study, put
 from tune.study import STUDY_FILE, begin
 
-
 FIXED = {"epochs": "1", "runtime__precision": "fp32"}
 
 
