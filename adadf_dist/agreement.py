@@ -25,10 +25,11 @@ import adadf_dist
 from adadf_dist.config import Config, DataConfig
 from adadf_dist.data.cache import streamed_splits
 from adadf_dist.data.format import open_dataset
+from adadf_dist.data.identity import digest_files
 from adadf_dist.data.manifest import MANIFEST
 from adadf_dist.data.remote import is_remote, local_path
 from adadf_dist.errors import UserError
-from adadf_dist.settings import flatten, to_dict
+from adadf_dist.settings import INPUT_FILES, flatten, to_dict
 from adadf_dist.world import World, local_rank_in_environment, nodes_in_environment
 
 T = TypeVar("T")
@@ -39,8 +40,8 @@ APPEARS_WITHIN_S = 6.0
 OWN_TO_A_NODE = ("out", "data.shards", "data.cache")
 """Keys that may differ: one folder can have other names on other nodes."""
 
-FILES = ("data.label_noise_file", "data.relabel", "deepspeed.config", "model.pretrained")
-"""Keys whose value may be a file's path: what is in it must be the same too."""
+FILES = INPUT_FILES
+"""What is in the files that these keys name must be the same too."""
 
 PACKAGES = ("torchvision", "numpy", "nvidia-dali-cuda120", "deepspeed", "timm")
 """That, beside torch, decide what a step computes."""
@@ -100,14 +101,7 @@ def kind_of_shards(shards: str) -> str:
 
 def file_digests(settings: Mapping[str, object]) -> dict[str, str]:
     """Of the files that keys name; a file that cannot be read is told later, by whoever wants it."""
-    digests = {}
-    for key in FILES:
-        try:
-            content = Path(str(settings[key])).read_bytes()
-        except OSError:
-            continue
-        digests[f"the digest of {key}"] = hashlib.sha256(content).hexdigest()[:12]
-    return digests
+    return {f"the digest of {key}": digest[:12] for key, digest in digest_files(settings).items()}
 
 
 def installation() -> dict[str, str]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -56,13 +56,35 @@ class Answers(NamedTuple):
 
 def ask(network: Infers, batches: Iterable[Batch], samples: int, world: World) -> Answers:
     """Both branches on `batches`, which hold each of the split's `samples` faces on one rank once. A collective."""
+    return gather_answers(
+        [both_branches(network.infer(batch.rows().images), batch) for batch in batches], samples, world
+    )
 
-    def both(batch: Batch) -> Tensor:
-        output = network.infer(batch.rows().images)
-        attention = (output.auxiliary_attention + output.target_attention) / 2
-        return torch.cat([output.target_logits, output.auxiliary_logits, attention.unsqueeze(1)], dim=1)
 
-    rows = gather_rows(both, batches, samples, world)
+class Rows(NamedTuple):
+    """What was found of some samples on one rank's device."""
+
+    samples: Tensor
+    """[n] int64, sample numbers."""
+    values: Tensor
+    """[n, K] float32."""
+
+
+def mean_rows(values: Tensor, batch: Batch) -> Rows:
+    """The samples' rows, each the mean over its crops, of what was found of the batch's rows [rows, K]."""
+    return Rows(batch.samples, values.float().view(len(batch.samples), batch.crops, -1).mean(dim=1))
+
+
+def both_branches(output: Output, batch: Batch) -> Rows:
+    """A row of `Answers` a sample: K = 2 C + 1."""
+    attention = (output.auxiliary_attention + output.target_attention) / 2
+    columns = [output.target_logits, output.auxiliary_logits, attention.unsqueeze(1)]
+    return mean_rows(torch.cat(columns, dim=1), batch)
+
+
+def gather_answers(found: Sequence[Rows], samples: int, world: World) -> Answers:
+    """From all ranks' `both_branches`. A collective."""
+    rows = gather_rows(found, samples, world)
     classes = rows.shape[1] // 2
     return Answers(rows[:, :classes], rows[:, classes:-1], rows[:, -1])
 
@@ -78,27 +100,16 @@ def check_finite(answers: Answers, whose: object) -> None:
         )
 
 
-def gather_rows(
-    look: Callable[[Batch], Tensor],
-    batches: Iterable[Batch],
-    samples: int,
-    world: World,
-    only: NDArray[np.int64] | None = None,
-) -> Floats:
-    """[samples, K] on every rank, of what `look` finds [rows, K] on each rank's batches. A collective.
+def gather_rows(found: Sequence[Rows], samples: int, world: World, only: NDArray[np.int64] | None = None) -> Floats:
+    """[samples, K] on every rank, from the rows that each rank found. A collective.
 
-    A face's row is the mean over its crops. `only`: the faces that the batches hold and whose rows are wanted, where
-    it is not the whole split. Raises `RuntimeError` unless each was seen exactly once.
+    `only`: the samples whose rows were found, where it is not the whole split. Raises `RuntimeError` unless each was
+    found exactly once.
     """
     wanted = np.arange(samples) if only is None else only
     rows_of = torch.full((samples,), -1, dtype=torch.int64, device=world.device)
     rows_of[torch.from_numpy(wanted).to(world.device)] = torch.arange(len(wanted), device=world.device)
-    found: list[tuple[Tensor, Tensor]] = []
-    for batch in batches:
-        rows = look(batch).float()
-        rows = rows.view(len(batch.samples), batch.crops, -1).mean(dim=1)
-        found.append((batch.samples, rows))
-    width = max(world.collect(found[0][1].shape[1] if found else 0))
+    width = max(world.collect(found[0].values.shape[1] if found else 0))
     everything = torch.zeros(len(wanted), width + 1, device=world.device)
     for places, rows in found:
         seen = torch.ones(len(rows), 1, device=rows.device)

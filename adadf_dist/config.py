@@ -243,6 +243,9 @@ class Config:
     resume: str = "auto"
     """`auto`: go on from the newest whole checkpoint in the run folder; `never`: refuse if there is one; or a
     checkpoint's path to start from."""
+    allow_other_data: bool = False
+    """Resume although the dataset is not the one that the checkpoint was trained on (its digest differs); the keys and
+    labels of the training split must still be the same. It counts for one start and is not stored with the run."""
     seed: int = 0
     """Fixes weights, order and augmentation."""
     epochs: int = 75

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Protocol
 
 import numpy as np
@@ -69,19 +69,27 @@ class Totals:
 
 def evaluate(predictor: Predictor, batches: Iterable[Batch], split: Split, world: World) -> Metrics:
     """Metrics of a split whose samples `batches` hold, each rank its own share. A collective."""
+    return count(lambda batch: predict_faces(predictor, batch), batches, split, world).metrics(split)
+
+
+def count(predict: Callable[[Batch], Tensor], batches: Iterable[Batch], split: Split, world: World) -> Totals:
+    """This rank's sums over `batches`, of which `predict` gives the target logits [n, C]. No collective."""
     totals = Totals(len(split.classes), world)
     votes = None if split.votes is None else torch.from_numpy(split.votes).to(world.device)
     with world.pulse.own(EVALUATION):
         for batch in world.pulse.over(batches, f"evaluating {split.name}"):
-            logits = predict_faces(predictor, batch)
-            totals.add(logits, batch.labels, None if votes is None else votes[batch.samples])
+            totals.add(predict(batch), batch.labels, None if votes is None else votes[batch.samples])
         totals.sums.cpu()  # the device's work is done when its clock stops
-    return totals.metrics(split)
+    return totals
 
 
 def predict_faces(predictor: Predictor, batch: Batch) -> Tensor:
     """Target logits [n, C], each face's the mean over its crops."""
-    logits = predictor.predict(batch.rows().images)
+    return mean_of_crops(predictor.predict(batch.rows().images), batch)
+
+
+def mean_of_crops(logits: Tensor, batch: Batch) -> Tensor:
+    """[n, C] of the rows of `batch`, which are several a sample where it is cropped."""
     return logits.view(-1, batch.crops, logits.shape[1]).mean(dim=1) if batch.crops > 1 else logits
 
 

@@ -8,21 +8,17 @@ answers-SPLIT.npz         what the selected model says of validation, and of tes
 from __future__ import annotations
 
 import zipfile
-from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from torch import Tensor
 
-from adadf_dist.answers import Answers, ask, gather_rows
-from adadf_dist.data.batch import Batch
+from adadf_dist.answers import Answers
 from adadf_dist.data.format import Split
 from adadf_dist.data.noise import LabelNoise
 from adadf_dist.errors import UserError
 from adadf_dist.runtime.history import write_arrays
-from adadf_dist.world import World
 
 FACES = "faces.npz"
 MOST_FEATURES = 2000
@@ -54,12 +50,6 @@ class Recorded(NamedTuple):
     """[M, F], before the classifier of the target branch (stored as float16)."""
 
 
-class Network(Protocol):
-    def infer(self, images: Tensor) -> Any: ...
-
-    def features(self, images: Tensor) -> Tensor: ...
-
-
 def record_faces(folder: Path, split: Split, noise: LabelNoise | None) -> None:
     """Write `faces.npz` of a training split. Raises `UserError`."""
     true = split.labels if noise is None else noise.true
@@ -71,20 +61,15 @@ def read_faces(folder: Path) -> Faces:
     return faces_of(read_arrays(folder / FACES))
 
 
-def record_answers(
-    folder: Path, split: Split, network: Network, batches: tuple[Iterable[Batch], Iterable[Batch]], world: World
-) -> None:
-    """Ask the network of a whole split, and of some faces for their features; rank 0 writes. A collective.
+def record_answers(folder: Path, split: Split, answers: Answers, features: NDArray[np.float32]) -> None:
+    """Write what the selected model predicts of a split, and the features [M, F] of the samples `featured` names.
 
-    `batches`: the whole split's, and those of `featured(split)`.
+    Raises `UserError`.
     """
-    answers = ask(network, batches[0], len(split), world)
-    chosen = featured(len(split))
-    rows = gather_rows(lambda batch: network.features(batch.rows().images), batches[1], len(split), world, chosen)
-    if world.is_main:
-        faces = Faces(split.classes, names(split), split.labels, split.labels, split.votes)
-        arrays = {**columns_of(faces), **answers._asdict(), "featured": chosen, "features": rows.astype(np.float16)}
-        write_arrays(folder / f"answers-{split.name}.npz", arrays)
+    faces = Faces(split.classes, names(split), split.labels, split.labels, split.votes)
+    arrays = {**columns_of(faces), **answers._asdict(), "featured": featured(len(split))}
+    arrays["features"] = features.astype(np.float16)
+    write_arrays(folder / f"answers-{split.name}.npz", arrays)
 
 
 def read_answers(folder: Path, split: str) -> Recorded:

@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from adadf_dist.data.identity import DataRecord
 from adadf_dist.data.open import Data
 from adadf_dist.errors import UserError, one_line
 from adadf_dist.evaluation import evaluate
-from adadf_dist.records import featured, record_answers
+from adadf_dist.records import record_answers
 from adadf_dist.report.writing import PAGE, report
 from adadf_dist.runtime.checkpoint import Checkpoints
 from adadf_dist.runtime.checkpoint_file import read_checkpoint
 from adadf_dist.runtime.engine import Engine
 from adadf_dist.runtime.folder import write_json
 from adadf_dist.runtime.log import Log
+from adadf_dist.split_pass import SplitPass, pass_over
 from adadf_dist.world import World
 
 
@@ -34,10 +37,13 @@ class Result(NamedTuple):
     """Under `evaluation.protocol = published` alone: the best epoch on test and its accuracy there."""
 
 
-def finish(engine: Engine, data: Data, log: Log, checkpoints: Checkpoints, world: World) -> Result:
-    """Test the last and the selected model, once, and write `result.json`. A collective.
+def finish(
+    engine: Engine, data: Data, log: Log, checkpoints: Checkpoints, world: World, last: Mapping[str, SplitPass]
+) -> Result:
+    """Test the last and the selected model, once, and write their predictions and `result.json`. A collective.
 
-    A run that has its result already only prints it.
+    `last`: passes of the last epoch's model over splits, by their name, which are not made again. A run that has its
+    result already only prints it.
     """
     path = Path(log.config.out) / "result.json"
     progress = checkpoints.progress
@@ -47,12 +53,11 @@ def finish(engine: Engine, data: Data, log: Log, checkpoints: Checkpoints, world
         result = Result(**{name: kept[name] for name in Result._fields})
         log.say(f"this run was finished before; its result, from {path}:")
     else:
-        result = measure(engine, data, checkpoints, world)
+        result = measure(engine, data, checkpoints, world, dict(last))
         if world.is_main:
             write_json(path, {"epochs": progress.epoch, **result._asdict()})
-        keep_answers(engine, data, checkpoints, world)
     log.status("finished", progress)
-    for line in describe(result):
+    for line in (*describe(result, progress.epoch), *other_data_of(checkpoints)):
         log.say(line)
     log.say(f"run folder: {log.config.out}")
     if log.config.evaluation.report and world.is_main:
@@ -60,32 +65,45 @@ def finish(engine: Engine, data: Data, log: Log, checkpoints: Checkpoints, world
     return result
 
 
-def measure(engine: Engine, data: Data, checkpoints: Checkpoints, world: World) -> Result:
-    """Test the last and the selected weights. A collective."""
+def measure(engine: Engine, data: Data, checkpoints: Checkpoints, world: World, passes: dict[str, SplitPass]) -> Result:
+    """Test the last and the selected weights, and write what the selected ones predict. A collective.
+
+    `passes` of the last weights, by split: those that are there already.
+    """
     config, progress = checkpoints.config, checkpoints.progress
-    selected: dict[str, Any] = {}
+    test = data.test_split if config.evaluation.test else None
     last: dict[str, Any] = {}
-    if config.evaluation.test and data.test_split is not None:
-        last = selected = evaluate(engine, data.test(), data.test_split, world).to_dict()
-        if progress.best_epoch != progress.epoch:
-            load_selected(engine, checkpoints)
-            selected = evaluate(engine, data.test(), data.test_split, world).to_dict()
+    if progress.best_epoch != progress.epoch:
+        if test is not None:
+            known = passes.get(test.name)
+            last = (evaluate(engine, data.test(), test, world) if known is None else known.metrics()).to_dict()
+        load_selected(engine, checkpoints)
+        passes = {}
+    for split in (data.validation_split, test):
+        if split is not None and split.name not in passes:
+            passes[split.name] = pass_over(engine, data.evaluation(split), split, world)
+    selected = {} if test is None else passes[test.name].metrics().to_dict()
+    keep_answers(Path(config.out), [passes[split.name] for split in (data.validation_split, test) if split], world)
     best_on_test: dict[str, Any] = {}
     if config.evaluation.protocol == "published":
         best = max(progress.epochs, key=lambda record: record["test_accuracy"])  # type: ignore[arg-type, return-value]
         best_on_test = {"epoch": best["epoch"], "accuracy": best["test_accuracy"]}
-    return Result(progress.best_epoch, progress.best_accuracy, selected, last, best_on_test)
+    return Result(progress.best_epoch, progress.best_accuracy, selected, last or selected, best_on_test)
 
 
-def keep_answers(engine: Engine, data: Data, checkpoints: Checkpoints, world: World) -> None:
-    """Write what the selected weights say of validation and, where it was tested, of test. A collective."""
-    config, progress = checkpoints.config, checkpoints.progress
-    if progress.best_epoch != progress.epoch:
-        load_selected(engine, checkpoints)
-    for split in (data.validation_split, data.test_split if config.evaluation.test else None):
-        if split is not None:
-            batches = data.evaluation(split), data.evaluation(split, featured(len(split)))
-            record_answers(Path(config.out), split, engine, batches, world)
+def keep_answers(folder: Path, passes: Sequence[SplitPass], world: World) -> None:
+    """Write what the selected weights predict of validation and, where it was tested, of test. A collective."""
+    for done in passes:
+        answers, features = done.answers(), done.featured()
+        if world.is_main:
+            record_answers(folder, done.split, answers, features)
+
+
+def other_data_of(checkpoints: Checkpoints) -> list[str]:
+    """A line for each dataset that the run was trained on before it was resumed on another, which the user allowed."""
+    record = checkpoints.parts.get("data")
+    earlier = record.earlier if isinstance(record, DataRecord) else []
+    return [f"warning: trained on {source.shards} before it was resumed on other data" for source in earlier]
 
 
 def draw_report(log: Log) -> None:
@@ -116,9 +134,13 @@ def read_result(path: Path) -> dict[str, object] | None:
     return result
 
 
-def describe(result: Result) -> list[str]:
+def describe(result: Result, epochs: int) -> list[str]:
+    """Lines to print; `epochs`: of the run. One line for the test where the last epoch is the selected one."""
     lines = [f"selected: epoch {result.selected_epoch}, validation accuracy {result.validation_accuracy:.2%}"]
-    for name, test in (("selected", result.test), ("last", result.last_test)):
+    tested = {"selected": result.test, "last": result.last_test}
+    if result.selected_epoch == epochs:
+        tested = {"selected and last": result.test}
+    for name, test in tested.items():
         if test:
             low, high = test["accuracy_interval"]
             line = f"test accuracy, {name} epoch: {test['accuracy']:.2%} (95 % interval {low:.2%} to {high:.2%}, "

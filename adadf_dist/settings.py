@@ -21,6 +21,12 @@ from adadf_dist.ranges import check_ranges
 
 DEFAULT_PRESET = "demo"
 
+INPUT_FILES = ("data.label_noise_file", "data.relabel", "deepspeed.config", "model.pretrained")
+"""Keys whose value may be the path of a file to read."""
+PATHS = ("data.shards", "data.cache", "resume", *INPUT_FILES)
+"""Keys whose value may be a path, but for `out`."""
+NO_PATHS = ("", "imagenet", "auto", "never")
+
 EPILOG = """\
 examples:
   python -m adadf_dist.train                                    the demo: faces drawn on the spot
@@ -103,6 +109,19 @@ def override(config: Config, values: Mapping[str, object], origin: str = "overri
     return build_config([Layer("config", to_dict(config)), Layer(origin, values)])
 
 
+def with_absolute_paths(config: Config) -> Config:
+    """The same inputs from whatever folder the configuration is read again. URLs and paths in `~` stay as they are."""
+    values = {key: str(value) for key, value in flatten(to_dict(config)) if key in PATHS}
+    relative = {
+        key: value
+        for key, value in values.items()
+        if value not in NO_PATHS and "://" not in value and value[0] != "~" and not Path(value).is_absolute()
+    }
+    return (
+        override(config, {key: str(Path(value).absolute()) for key, value in relative.items()}) if relative else config
+    )
+
+
 def to_dict(config: Config) -> dict[str, object]:
     """Nested plain values (lists for tuples), as `build_config` takes them back."""
     return nest({key: list(v) if isinstance(v, tuple) else v for key, v in flatten(asdict(config))})
@@ -153,7 +172,9 @@ def command_line_words(argv: Sequence[str]) -> dict[str, str]:
         key = key.replace("-", "_")
         if key not in known_keys() and key not in ("config", "preset"):
             raise UserError(f"command line: unknown option --{key}{nearest(key, known_keys())}")
-        if not has_value:
+        if not has_value and key in flags() and (not rest or rest[0].startswith("--")):
+            value = "true"
+        elif not has_value:
             if not rest:
                 raise UserError(f"command line: --{key} needs a value")
             value = rest.pop(0)
@@ -164,6 +185,12 @@ def command_line_words(argv: Sequence[str]) -> dict[str, str]:
 @cache
 def known_keys() -> frozenset[str]:
     return frozenset(key for key, _ in flatten(asdict(Config())))
+
+
+@cache
+def flags() -> frozenset[str]:
+    """Keys that are on or off: such an option without a value means true."""
+    return frozenset(key for key, value in flatten(asdict(Config())) if isinstance(value, bool))
 
 
 @cache

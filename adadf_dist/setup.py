@@ -21,7 +21,7 @@ from adadf_dist.errors import UserError
 from adadf_dist.runtime.engine import Engine, check_engine
 from adadf_dist.runtime.network import resolve_precision
 from adadf_dist.runtime.trackers import check_trackers
-from adadf_dist.settings import override
+from adadf_dist.settings import override, with_absolute_paths
 from adadf_dist.world import World, check_batch_size, local_rank_in_environment
 
 POLL_S = 0.5
@@ -29,7 +29,7 @@ POLL_S = 0.5
 
 
 def resolve(config: Config, world: World) -> Config:
-    """Settle every `auto`, and draw the embedded faces where they are missing. A collective.
+    """Settle every `auto`, make paths absolute, and draw the embedded faces where they are missing. A collective.
 
     Raises `UserError` for what no step could be run with.
     """
@@ -38,6 +38,7 @@ def resolve(config: Config, world: World) -> Config:
         raise UserError("out is empty: give the run folder")
     if not config.data.shards:
         raise UserError("data.shards is empty: give the folder that `python -m shards.build` wrote")
+    config = with_absolute_paths(config)
     draw_missing_faces(config, world)
     return settle(config, world)
 
@@ -150,6 +151,7 @@ def facts(data: Data, engine: Engine, world: World) -> dict[str, object]:
     access = {"access": LIMITS} if data.stream is not None else {}
     return {
         "dataset": data.name,
+        "shards": data.source.shards,
         **access,
         "faces": splits,
         "classes": list(data.classes),

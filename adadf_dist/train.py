@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 from adadf_dist.agreement import agree
 from adadf_dist.check.dry_run import dry_run
 from adadf_dist.config import Config
 from adadf_dist.data.batch import Batch
+from adadf_dist.data.format import Split
+from adadf_dist.data.identity import DATA_FILE, DataRecord, digest_files
 from adadf_dist.data.noise import write_noise
 from adadf_dist.data.open import Data, open_data
 from adadf_dist.diagnosis.run_length import find_problems
@@ -23,18 +25,21 @@ from adadf_dist.health import attention_spread
 from adadf_dist.method.class_distributions import ClassDistributions
 from adadf_dist.method.losses import Losses, Place, adadf_loss, ramp_weights
 from adadf_dist.method.model import Output
+from adadf_dist.metrics import Metrics
 from adadf_dist.records import record_faces
 from adadf_dist.result import Result, finish
 from adadf_dist.runtime.checkpoint import Checkpoints, Stateful
 from adadf_dist.runtime.engine import Engine, build_engine
+from adadf_dist.runtime.folder import write_json
 from adadf_dist.runtime.history import History, find_listed
 from adadf_dist.runtime.log import Log, open_log
 from adadf_dist.runtime.memory import memory_told
 from adadf_dist.runtime.progress import Progress
 from adadf_dist.runtime.straggler import compare_ranks
 from adadf_dist.runtime.watchdog import watching
-from adadf_dist.settings import config_from_command_line
+from adadf_dist.settings import config_from_command_line, flatten, to_dict
 from adadf_dist.setup import facts, resolve, shards_at_hand
+from adadf_dist.split_pass import SplitPass, pass_over
 from adadf_dist.world import World, open_world, rank_in_environment
 
 Record = Mapping[str, object]
@@ -49,6 +54,8 @@ class TrainState:
     classes: ClassDistributions
     history: History
     progress: Progress
+    passes: dict[str, SplitPass] = field(default_factory=dict)
+    """What the last epoch's model predicts, by split: evaluated once, and kept for the end of the run."""
 
     def observe(self, batch: Batch, output: Output, losses: Losses) -> None:
         """Count a step: class sums, history, progress. Nothing leaves the device."""
@@ -72,7 +79,8 @@ def run(config: Config, on_epoch: Callable[[Record], None] = ignore) -> Result |
     """
     with open_world(config.runtime.timeout_s) as world:
         agree(config, world)
-        config = resolve(config, world)
+        allow_other_data = config.allow_other_data
+        config = resolve(replace(config, allow_other_data=False), world)
         with (
             shards_at_hand(config, world) as folder,
             open_log(config, world) as log,
@@ -83,7 +91,10 @@ def run(config: Config, on_epoch: Callable[[Record], None] = ignore) -> Result |
             listed = find_listed(data.train_split, config.runtime, config.seed)
             history = History(len(data.train_split), len(data.classes), world, listed, data.train_split.digest())
             state = TrainState(engine, classes, history, Progress())
+            files = digest_files(dict(flatten(to_dict(config))))
+            record = DataRecord(data.source, data.train_split, files, allow_other_data, world.is_main)
             parts: Mapping[str, Stateful] = {
+                "data": record,
                 "engine": engine,
                 "class_distributions": classes,
                 "history": history,
@@ -95,6 +106,7 @@ def run(config: Config, on_epoch: Callable[[Record], None] = ignore) -> Result |
             for problem in find_problems(config, data.num_batches(0)):
                 log.say(f"  warning: {problem}")
             if world.is_main:
+                write_json(log.folder / DATA_FILE, record.to_dict())
                 record_faces(log.folder, data.train_split, data.noise)
                 if data.noise is not None:
                     write_noise(log.folder / "noise.csv", data.train_split, data.noise)
@@ -119,7 +131,7 @@ def train_to_the_end(
         log.epoch(state.progress, record)
         world.pulse.beat("in on_epoch")
         on_epoch(record)
-    return finish(state.engine, data, log, checkpoints, world)
+    return finish(state.engine, data, log, checkpoints, world, state.passes)
 
 
 def train_epoch(
@@ -170,7 +182,7 @@ def finish_epoch(
     world.pulse.beat("adding up the class distributions")
     commit = state.classes.commit()
     engine.consolidate()
-    metrics = evaluate(engine, data.validation(), data.validation_split, world)
+    metrics = evaluate_epoch(state, data, data.validation_split, world)
     record: dict[str, object] = {"kind": "epoch", "epoch": progress.epoch + 1, "step": progress.step}
     record |= {**training, "learning_rate": engine.learning_rate}
     record["replaced_faces"] = sum(world.collect(data.take_replaced()))
@@ -178,13 +190,21 @@ def finish_epoch(
     record |= {"class_degrees": commit.means.diagonal().tolist(), "validation": metrics.to_dict()}
     if config.evaluation.protocol == "published":
         assert data.test_split is not None
-        record["test_accuracy"] = evaluate(engine, data.test(), data.test_split, world).accuracy
+        record["test_accuracy"] = evaluate_epoch(state, data, data.test_split, world).accuracy
     record["ranks"] = compare_ranks(world)
     world.pulse.beat("writing the history of the faces")
     faces = state.history.finish_epoch(config.out, progress.epoch + 1, commit, config.runtime.timeout_s)
     record["attention"] = attention_spread(faces.attention)
     progress.finish_epoch(metrics.accuracy, record)
     return record
+
+
+def evaluate_epoch(state: TrainState, data: Data, split: Split, world: World) -> Metrics:
+    """Metrics of the epoch's model; of the last epoch's the predictions are kept too. A collective."""
+    if state.progress.epoch + 1 < data.config.epochs:
+        return evaluate(state.engine, data.evaluation(split), split, world)
+    state.passes[split.name] = pass_over(state.engine, data.evaluation(split), split, world)
+    return state.passes[split.name].metrics()
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
 from adadf_dist.config import Config
+from adadf_dist.data.identity import TrainedOn
 from adadf_dist.data.preprocess import Preprocessing
 from adadf_dist.errors import UserError
 from adadf_dist.method.model import DualBranch
@@ -36,6 +38,10 @@ class Trained(NamedTuple):
     """The checkpoint."""
     epoch: int
     """Epochs that it has been trained."""
+    records: tuple[Mapping[str, Any], ...] = ()
+    """What was measured of each of these epochs, as in metrics.jsonl."""
+    data: TrainedOn | None = None
+    """None where an older version, or an import, recorded none."""
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -51,7 +57,17 @@ def open_trained(path: Path | str, which: Which = "selected") -> Trained:
     model = draw_model(config, len(preprocessing.classes))
     load_model(model, content["engine"].get("average", content["engine"]["model"]))
     distributions = content["class_distributions"]["distributions"]
-    return Trained(model.eval(), preprocessing, config, distributions, file, content["progress"]["epoch"])
+    progress = content["progress"]
+    return Trained(
+        model=model.eval(),
+        preprocessing=preprocessing,
+        config=config,
+        class_distributions=distributions,
+        path=file,
+        epoch=progress["epoch"],
+        records=tuple(progress["epochs"]),
+        data=TrainedOn.from_state(content["data"]) if "data" in content else None,
+    )
 
 
 def find_checkpoint(path: Path, which: Which) -> Path:

@@ -60,7 +60,7 @@ def test_shards_on_one_node_only(faces: Path, nodes: tuple[Path, Path], tmp_path
     for status, output in ended:
         assert status != 0
         (line,) = our_lines(output)
-        assert f"data.shards on {HOST} (rank 1): faces: no such dataset folder" in line
+        assert f"data.shards on {HOST} (rank 1): {nodes[1] / 'faces'}: no such dataset folder" in line
         assert f"it can be read on {HOST} (rank 0): copy the dataset to every node" in line
     assert time.monotonic() - began < 60  # runtime.timeout_s: nobody waited for the other
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from adadf_dist.answers import Answers, ask, check_finite, fuse, gather_rows
+from adadf_dist.answers import Answers, Rows, ask, check_finite, fuse, gather_rows
 from adadf_dist.config import LossConfig, RuntimeConfig
 from adadf_dist.data.batch import Batch
 from adadf_dist.data.format import open_dataset
@@ -81,12 +81,12 @@ def test_a_face_seen_twice_or_never_is_noticed() -> None:
     images = torch.randn(2, 3, 6, 6)
     for samples in ([0, 0], [0, 2]):
         with pytest.raises(RuntimeError, match="of 3 faces"):
-            gather_rows(lambda batch: batch.images[:, 0, 0], [batch_of(images, samples)], 3, ALONE)
+            gather_rows([Rows(torch.tensor(samples), images[:, 0, 0])], 3, ALONE)
 
 
 def test_some_faces_alone() -> None:
     images = torch.randn(2, 3, 6, 6)
-    rows = gather_rows(lambda b: b.images[:, 0, 0], [batch_of(images, [7, 2])], 9, ALONE, np.array([2, 7]))
+    rows = gather_rows([Rows(torch.tensor([7, 2]), images[:, 0, 0])], 9, ALONE, np.array([2, 7]))
     np.testing.assert_allclose(rows, images[[1, 0], 0, 0])
 
 

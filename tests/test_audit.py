@@ -368,7 +368,9 @@ def test_a_dataset_that_has_moved(run: Path, tmp_path: Path, capsys: pytest.Capt
     content = torch.load(selected, weights_only=True)
     content["config"]["data"]["shards"] = "gone/faces"
     torch.save(content, selected)
-    assert "gone/faces: the run's dataset is not there; give where it is now as --shards" in problem(capsys, str(copy))
+    assert "gone/faces: the run's dataset is not there; give where it is now as --data.shards" in problem(
+        capsys, str(copy)
+    )
 
 
 def test_a_history_of_other_faces(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

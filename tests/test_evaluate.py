@@ -442,11 +442,12 @@ def test_a_carved_validation_split_is_the_runs(run: Path, tmp_path: Path) -> Non
     build_embedded(folder, {"train": 64}, size=32, workers=1)
     train = open_dataset(folder).split("train")
     kept, held_out = carve(train.labels, 0.1, 0)
-    found = evaluate(run, "--data.shards", folder)
+    found = evaluate(run, "--data.shards", folder, "--allow-training-samples")  # the run held nothing out of them
     assert (found["asked"]["split"], found["asked"]["faces"]) == ("validation", len(held_out))
+    assert found["asked"]["training_samples"] == len(held_out)
     counts = np.bincount(train.labels[held_out], minlength=7)
     assert [row["faces"] for row in found["scores"]["classes"]] == counts.tolist()
-    assert evaluate(run, "--data.shards", folder, "--split", "train")["asked"]["faces"] == len(kept)
+    assert evaluate(run, "--data.shards", folder, "--split", "train")["asked"]["faces"] == len(kept)  # its own train
 
 
 def test_two_ranks_are_one(run: Path, faces: Path, tmp_path: Path) -> None:

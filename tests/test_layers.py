@@ -22,7 +22,7 @@ LAYERS = [
     ["evaluation", "answers", "health", "align", "agreement"],
     ["runtime"],
     ["setup", "rehearsal", "trained", "records"],
-    ["portable"],
+    ["portable", "split_pass"],
     ["report"],
     ["result", "check"],
     ["train"],

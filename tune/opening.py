@@ -3,53 +3,59 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import torch
 
 from adadf_dist.config import Config
 from adadf_dist.data.format import open_dataset
-from adadf_dist.data.remote import is_remote, local_path
+from adadf_dist.data.identity import Source
+from adadf_dist.data.manifest import MANIFEST, read_manifest
+from adadf_dist.data.remote import Remote, Unreachable, is_remote, local_path
 from adadf_dist.errors import UserError
 from adadf_dist.runtime.folder import sole_writer
-from adadf_dist.settings import flatten, override, to_dict
+from adadf_dist.settings import with_absolute_paths
 from adadf_dist.setup import draw_missing_faces
 from adadf_dist.world import World
 from tune.runners import Runner, runner_of
 from tune.study import STUDY_FILE, Study, begin
 
-PATHS = (
-    "data.shards",
-    "data.cache",
-    "data.label_noise_file",
-    "data.relabel",
-    "model.pretrained",
-    "deepspeed.config",
-)
-NO_PATHS = ("", "imagenet")
-
 
 def on_any_node(base: Config) -> Config:
     """With every path absolute, `~` apart: trials run in folders of their own, on nodes with homes of their own."""
-    values = {key: str(value) for key, value in flatten(to_dict(base)) if key in PATHS}
-    local = {key: value for key, value in values.items() if value not in NO_PATHS and "://" not in value}
-    absolute = {key: str(Path(value).absolute()) for key, value in local.items() if value[:1] != "~"}
-    return override(replace(base, out=""), absolute)
+    return with_absolute_paths(replace(base, out=""))
 
 
-def check_shards(base: Config) -> None:
+def check_shards(base: Config) -> Source:
     """Draw embedded faces that are missing, once for all trials. Raises `UserError` for shards that do not open.
 
-    Those behind a URL are left to the nodes, each of which fetches them once.
+    Those behind a URL are left to the nodes, each of which fetches them once; here their manifest alone is read.
     """
     if not base.data.shards:
         raise UserError("data.shards is empty: give the folder that `python -m shards.build` wrote, or its URL")
-    if not is_remote(base.data.shards):
-        draw_missing_faces(base, World(torch.device("cpu")))
-        open_dataset(local_path(base.data.shards))
+    if is_remote(base.data.shards):
+        return Source(base.data.shards, remote_digests(base.data.shards))
+    draw_missing_faces(base, World(torch.device("cpu")))
+    dataset = open_dataset(local_path(base.data.shards))
+    return Source(base.data.shards, dataset.manifest.digests())
+
+
+def remote_digests(url: str) -> dict[str, str]:
+    """Of a dataset behind a URL; empty where it cannot be reached from here. Raises `UserError`."""
+    remote = Remote(url.rstrip("/"))
+    try:
+        content = remote.read(MANIFEST)
+    except Unreachable as error:
+        print(f"warning: {error}; whether the data is the same as before is not checked", file=sys.stderr, flush=True)
+        return {}
+    with TemporaryDirectory() as folder:
+        (Path(folder) / MANIFEST).write_bytes(content)
+        return read_manifest(Path(folder)).digests()
 
 
 def check_protocol(base: Config) -> None:
@@ -80,8 +86,8 @@ def check_folder(folder: Path) -> None:
 def opened(study: Study, resume: bool, options: argparse.Namespace) -> Iterator[Runner]:
     """The study's folder, begun or gone on with and ours alone, and who runs its trials. Raises `UserError`."""
     check_folder(study.folder)
-    check_shards(study.base)
+    source = check_shards(study.base)
     with sole_writer(study.folder):
-        begin(study, resume)
+        begin(study, resume, source)
         with runner_of(options) as runner:
             yield runner

@@ -33,6 +33,7 @@ Values = dict[str, Any]
 RESERVED = (
     "out",
     "resume",
+    "allow_other_data",
     "seed",
     "epochs",
     "data.shards",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from functools import cached_property
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from adadf_dist.config import Config
+from adadf_dist.data.identity import Source, how_to_fix, other_data
 from adadf_dist.data.writer import can_write
 from adadf_dist.errors import UserError
 from adadf_dist.runtime.folder import write_json
@@ -23,6 +25,7 @@ VERSION = 1
 FREE = (
     "options.keep",
     "space.name",
+    "base.allow_other_data",
     "base.data.shards",
     "base.data.cache",
     "base.data.cache_size_gb",
@@ -104,9 +107,10 @@ class Study:
         return {"version": VERSION, "base": to_dict(self.base), "space": space, "options": asdict(self.options)}
 
 
-def begin(study: Study, resume: bool) -> Study:
+def begin(study: Study, resume: bool, source: Source | None = None) -> Study:
     """Write the study down, or find that its folder holds the same one. Raises `UserError`, with the difference.
 
+    `source`: the data of its trials, which must be that of the trials before unless `allow_other_data` is set.
     Trials of it that failed are tried again: a disk that was full may have room now. A study of which no trial ever
     began is as good as none. The folder is the caller's alone (`sole_writer`).
     """
@@ -116,12 +120,12 @@ def begin(study: Study, resume: bool) -> Study:
     if not path.exists() or not study.trials.outcomes():
         with can_write(path):
             study.folder.mkdir(parents=True, exist_ok=True)
-        write_json(path, study.to_dict())
+        write_json(path, {**study.to_dict(), **data_of({}, source, study)})
         return study
     if not resume:
         raise UserError(f"--out: {study.folder} holds a search; go on with it by --resume, or give another --out")
     before, now = read(path), study.to_dict()
-    for key, (old, new) in differences(before, now).items():
+    for key, (old, new) in differences({key: before.get(key) for key in now}, now).items():
         if listed(key, FREE):
             continue
         if key not in GROWS or not isinstance(old, int) or not isinstance(new, int) or new < old:
@@ -129,11 +133,29 @@ def begin(study: Study, resume: bool) -> Study:
                 f"{path}: {key} was {json.dumps(old)} and is now {json.dumps(new)}; trials of both do not compare: "
                 "go on with what it was, or give another --out"
             )
-    write_json(path, now)
+    write_json(path, {**now, **data_of(before, source, study)})
     for outcome in study.trials.outcomes():
         if outcome.end == "failed":
             study.trials.end(outcome.trial, "")
     return study
+
+
+def data_of(before: Mapping[str, Any], source: Source | None, study: Study) -> dict[str, object]:
+    """What `study.json` says of the data: now, and earlier where the user allowed other data. Raises `UserError`."""
+    recorded = Source.from_dict(before["data"]) if before.get("data") else None
+    earlier = list(before.get("earlier_data", ()))
+    if source is None or not source.digests:
+        source = recorded or source
+    elif recorded is not None and (problem := other_data(recorded, source, recorded.digests)):
+        if not study.base.allow_other_data:
+            raise UserError(
+                f"{study.folder}: its trials {problem.replace('was trained', 'were trained')}; {how_to_fix()}"
+            )
+        earlier.append(recorded.to_dict())
+    for other in earlier:
+        told = f"warning: {study.folder}: holds trials on other data, {other['shards']}; their numbers may not compare"
+        print(told, file=sys.stderr, flush=True)
+    return {"data": None if source is None else source.to_dict(), "earlier_data": earlier}
 
 
 def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:

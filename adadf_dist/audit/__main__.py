@@ -12,6 +12,7 @@ from adadf_dist.audit.gallery import render
 from adadf_dist.audit.material import Material, open_run
 from adadf_dist.audit.scoring import Scorecard, score
 from adadf_dist.audit.truth import Truth, another_labelling, planted
+from adadf_dist.data.identity import ALLOW_OTHER_DATA
 from adadf_dist.errors import UserError, one_line_errors
 from adadf_dist.files import add_force_option, can_write
 from adadf_dist.runtime.folder import write_json, write_text
@@ -57,7 +58,19 @@ def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
         default="selected",
         help="whose answers are taken (default: %(default)s)",
     )
-    parser.add_argument("--shards", default="", metavar="DIR", help="the run's dataset, where it has moved")
+    parser.add_argument(
+        "--data.shards",
+        "--shards",
+        dest="shards",
+        default="",
+        metavar="DIR",
+        help="the run's dataset, if it moved",
+    )
+    parser.add_argument(
+        ALLOW_OTHER_DATA,
+        action="store_true",
+        help="audit although the images are not those that the run was trained on (the dataset's digest differs)",
+    )
     parser.add_argument(
         "--true-labels",
         type=Path,
@@ -78,7 +91,7 @@ def audit(args: argparse.Namespace) -> None:
         raise UserError(f"{table.parent}: holds an audit already; add --force to replace it")
     if ranks_in_environment() > 1:
         raise UserError("an audit is the work of one process: start it without torchrun")
-    with open_run(args.run, args.checkpoint, args.shards, pick_device()) as material:
+    with open_run(args.run, args.checkpoint, args.shards, pick_device(), args.allow_other_data) as material:
         truths = find_truths(args, material)
         findings = judge(material, truths[0] if truths else None)
         scorecards = [score(findings, truth) for truth in truths]
@@ -108,6 +121,8 @@ def tell(findings: Findings, scorecards: Sequence[Scorecard]) -> None:
     for card in scorecards:
         print(card.to_markdown(), end="\n\n")
     material = findings.material
+    if material.other_data:
+        print(f"warning: the run {material.other_data} ({ALLOW_OTHER_DATA})")
     if material.under_way:
         print(material.under_way)
     doubted = int((findings.proposed != material.labels).sum())

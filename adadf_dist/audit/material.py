@@ -15,11 +15,12 @@ from adadf_dist.answers import Answers, ask, check_finite, fuse
 from adadf_dist.audit.traces import Traces, read_traces
 from adadf_dist.config import Config
 from adadf_dist.data.format import Split
+from adadf_dist.data.identity import how_to_fix, other_data
 from adadf_dist.data.open import Data, open_data
 from adadf_dist.data.remote import scheme_of
 from adadf_dist.errors import UserError
 from adadf_dist.records import Faces, names, read_faces
-from adadf_dist.settings import override
+from adadf_dist.settings import override, with_absolute_paths
 from adadf_dist.setup import resolve_loader
 from adadf_dist.trained import Trained, TrainedNetwork, Which, open_trained
 from adadf_dist.world import World
@@ -40,6 +41,8 @@ class Material(NamedTuple):
     """[S], w' of eq 11 from these answers."""
     fused: NDArray[np.float64]
     """[S, C], eq 12."""
+    other_data: str = ""
+    """How the dataset differs from the one that the run was trained on, where the user allowed it."""
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -60,29 +63,33 @@ class Material(NamedTuple):
 
 
 @contextmanager
-def open_run(run: Path, which: Which, shards: str, device: torch.device) -> Iterator[Material]:
+def open_run(
+    run: Path, which: Which, shards: str, device: torch.device, allow_other_data: bool = False
+) -> Iterator[Material]:
     """One pass of the trained network over the training split, carved, relabelled and disturbed as in the run.
 
-    `shards`: where the dataset is now; empty: where the run found it. Raises `UserError`.
+    `shards`: where the dataset is now; empty: where the run found it. `allow_other_data`: audit other images under the
+    same keys and labels. Raises `UserError`.
     """
     if run.is_file():
         raise UserError(f"{run}: is a file; give the run folder, whose history is needed too")
     trained = open_trained(run, which)
     if not shards and not scheme_of(trained.config.data.shards) and not Path(trained.config.data.shards).is_dir():
         raise UserError(
-            f"{trained.config.data.shards}: the run's dataset is not there; give where it is now as --shards DIR"
+            f"{trained.config.data.shards}: the run's dataset is not there; give where it is now as --data.shards DIR"
         )
     faces = read_faces(run)
     traces = read_traces(run, len(faces.labels))
     world = World(device)
     with open_data(as_audited(trained.config, shards, world), 0, 1, device) as data:
         check_same_faces(data, faces, trained)
+        difference = check_same_images(data, trained, allow_other_data)
         split = data.train_split
         answers = ask(TrainedNetwork(trained, device), data.evaluation(split), len(split), world)
         check_finite(answers, trained.path)
         config = trained.config
         weights, fused = fuse(answers, split.labels, trained.class_distributions, config.loss, config.batch_size)
-        yield Material(run, split, faces, trained, traces, answers, weights, fused)
+        yield Material(run, split, faces, trained, traces, answers, weights, fused, difference)
 
 
 def as_audited(config: Config, shards: str, world: World) -> Config:
@@ -92,7 +99,17 @@ def as_audited(config: Config, shards: str, world: World) -> Config:
         changed["data.shards"] = shards
     if config.data.loader == "dali":
         changed["data.loader"] = resolve_loader(override(config, {"data.loader": "auto"}), world)
-    return override(config, changed)
+    return with_absolute_paths(override(config, changed))
+
+
+def check_same_images(data: Data, trained: Trained, allow_other_data: bool) -> str:
+    """How the dataset differs from the run's, which is an error unless the user allows it. Raises `UserError`."""
+    if trained.data is None:
+        return ""  # of an older version: keys and labels have been compared
+    difference = other_data(trained.data.source, data.source, ["train"])
+    if difference and not allow_other_data:
+        raise UserError(f"{trained.path}: {difference}; {how_to_fix()}")
+    return difference
 
 
 def check_same_faces(data: Data, faces: Faces, trained: Trained) -> None:
@@ -101,12 +118,12 @@ def check_same_faces(data: Data, faces: Faces, trained: Trained) -> None:
     if data.classes != trained.classes:
         raise UserError(
             f"{shards}: has the classes {', '.join(data.classes)}, but {trained.path} was trained on "
-            f"{', '.join(trained.classes)}; give the run's own dataset as --shards"
+            f"{', '.join(trained.classes)}; give the run's own dataset as --data.shards"
         )
     if not np.array_equal(names(data.train_split), faces.keys):
-        raise UserError(f"{shards}: has other training faces than the run; give the run's own dataset as --shards")
+        raise UserError(f"{shards}: has other training faces than the run; give the run's own dataset as --data.shards")
     if not np.array_equal(data.train_split.labels, faces.labels):
         raise UserError(
-            f"{shards}: has other training labels than the run; give the run's own dataset as --shards, and what "
+            f"{shards}: has other training labels than the run; give the run's own dataset as --data.shards, and what "
             "data.relabel and data.label_noise_file named as it was"
         )

@@ -4,20 +4,25 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from adadf_dist.agreement import unshared_folder
 from adadf_dist.check.page import Line, Mark, describe_error
 from adadf_dist.config import Config
+from adadf_dist.data.identity import Source, TrainedOn, how_to_fix, moved_files, other_data
+from adadf_dist.data.manifest import read_manifest
+from adadf_dist.data.remote import is_remote, local_path
+from adadf_dist.errors import UserError
 from adadf_dist.runtime.checkpoint import NAME, check_same_run
 from adadf_dist.runtime.checkpoint_file import read_checkpoint
 from adadf_dist.runtime.folder import sole_writer
 from adadf_dist.runtime.network import draw_model
-from adadf_dist.settings import to_dict
+from adadf_dist.settings import flatten, to_dict, with_absolute_paths
 from adadf_dist.world import World
 
 GB = 1e9
@@ -61,6 +66,7 @@ def judge_folder(config: Config, folder: Path, num_classes: int, train_faces: in
 
 def what_is_there(config: Config, folder: Path) -> str:
     """In a few words. Raises `UserError` where a run of this configuration would be refused."""
+    config = with_absolute_paths(config)
     if (folder / ".lock").exists():
         with sole_writer(folder):
             pass
@@ -72,8 +78,22 @@ def what_is_there(config: Config, folder: Path) -> str:
         raise ValueError(f"{folder} already holds a run, and resume is never; give another --out")
     content = read_checkpoint(saved[-1])
     if config.resume == "auto":
-        check_same_run(content["config"], to_dict(config), saved[-1], content["progress"]["epoch"])
+        now, finished = to_dict(config), content["progress"]["epoch"]
+        moved = moved_files(content.get("data"), dict(flatten(now)))
+        check_same_run(content["config"], now, saved[-1], finished, moved=moved)
+        check_same_data(config, content)
     return f"holds a run of {content['progress']['epoch']} finished epochs, which goes on"
+
+
+def check_same_data(config: Config, content: Mapping[str, Any]) -> None:
+    """Raises `UserError` where the local dataset is not what the checkpoint was trained on, as resuming would."""
+    folder = local_path(config.data.shards)
+    if "data" not in content or config.allow_other_data or is_remote(config.data.shards) or not folder.is_dir():
+        return
+    recorded = TrainedOn.from_state(content["data"]).source
+    found = Source(config.data.shards, read_manifest(folder).digests())
+    if problem := other_data(recorded, found, recorded.digests):
+        raise UserError(f"the checkpoint {problem}; {how_to_fix()}")
 
 
 def checkpoint_bytes(config: Config, num_classes: int, train_faces: int) -> int:

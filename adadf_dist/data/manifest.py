@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -52,6 +53,18 @@ class Manifest:
     built: Mapping[str, object]
     """Source, options, versions and what the builder found; for people, not read by programs."""
     splits: Mapping[str, SplitInfo]
+
+    def digests(self) -> dict[str, str]:
+        """The SHA-256 of each split's content, by the split's name, from what the manifest records.
+
+        It covers class names, keys, labels and votes (by the index's SHA-256) and images (by that of each shard), in
+        their order; neither the name of the dataset nor where it is.
+        """
+        return {name: self._digest(split) for name, split in self.splits.items()}
+
+    def _digest(self, split: SplitInfo) -> str:
+        shards = [[shard.bytes, shard.sha256] for shard in split.shards]
+        return hashlib.sha256(json.dumps([self.classes, split.index_sha256, shards]).encode()).hexdigest()
 
     def to_json(self) -> str:
         return json.dumps({"format_version": FORMAT_VERSION, **asdict(self)}, indent=1) + "\n"

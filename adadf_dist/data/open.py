@@ -15,6 +15,7 @@ from adadf_dist.config import Config
 from adadf_dist.data.batch import Batch
 from adadf_dist.data.cache import local_folder, streamed_splits
 from adadf_dist.data.format import Dataset, Split, check_trainable, open_dataset
+from adadf_dist.data.identity import Source
 from adadf_dist.data.loader import Loader, Recipe
 from adadf_dist.data.noise import LabelNoise, disturb
 from adadf_dist.data.plan import Samples, carve, cut, epoch_batches
@@ -42,6 +43,7 @@ class Data:
     validation_split: Split
     test_split: Split | None
     loader: Loader
+    source: Source
     noise: LabelNoise | None = None
     """What `data.label_noise` did to the labels of train."""
     relabelling: Relabelling | None = None
@@ -154,6 +156,7 @@ def open_splits(config: Config, folder: Path, ranks: tuple[int, int], device: to
         validation_split=validation,
         test_split=test,
         loader=loader,
+        source=Source(config.data.shards, dataset.manifest.digests()),
         noise=noise,
         relabelling=relabelling,
         stream=stream,

@@ -13,6 +13,7 @@ from adadf_dist.evaluate.groups import read_groups, score_groups
 from adadf_dist.evaluate.measures import score
 from adadf_dist.evaluate.names import match_classes, translate
 from adadf_dist.evaluate.options import Options, fill_in, json_problem, parse_options
+from adadf_dist.evaluate.origin import Found, Origin, check_origin
 from adadf_dist.evaluate.report import Asked, Report
 from adadf_dist.evaluate.votes import compare_with_votes
 from adadf_dist.evaluation import bayes_ceiling
@@ -29,8 +30,9 @@ def run(options: Options) -> None:
         trained = open_alike(options, world)
         options = fill_in(options, trained)
         with split_at_hand(options, trained.config, world) as found:
-            mapping = match_classes(found.classes, trained.classes, options.mapping)
-            split = translate(found, mapping, trained.classes)
+            mapping = match_classes(found.split.classes, trained.classes, options.mapping)
+            split = translate(found.split, mapping, trained.classes)
+            origin = origin_of(trained, found._replace(split=split), options, world)
             check_votes(split, options)
             groups = read_groups(split, options.groups)
             network = TrainedNetwork(trained, world.device, options.precision)
@@ -38,7 +40,8 @@ def run(options: Options) -> None:
                 answers = ask(network, views(loader, split, options, world), len(split), world)
             check_finite(answers, trained.path)
             if world.is_main:
-                asked = describe(options, trained, (split, len(found) - len(split)), mapping, world)
+                asked = describe(options, trained, (split, len(found.split) - len(split)), mapping, world)
+                asked = asked._replace(other_data=origin.other_data, training_samples=origin.training_samples)
                 publish(judge(trained, answers, split, groups, asked), options)
         world.barrier()
 
@@ -50,6 +53,20 @@ def open_alike(options: Options, world: World) -> Trained:
     if len(opened) > 1:
         raise UserError(f"{options.path}: the run wrote another checkpoint while the ranks opened it; start again")
     return trained
+
+
+def origin_of(trained: Trained, found: Found, options: Options, world: World) -> Origin:
+    """`check_origin` by rank 0. A collective: all ranks raise its `UserError`."""
+    shared: object = None
+    if world.is_main:
+        try:
+            shared = check_origin(trained, found, options)
+        except UserError as error:
+            shared = str(error)
+    shared = world.share(shared)
+    if not isinstance(shared, Origin):
+        raise UserError(str(shared))
+    return shared
 
 
 def describe(

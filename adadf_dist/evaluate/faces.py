@@ -6,6 +6,7 @@ import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -14,36 +15,46 @@ from tqdm import tqdm
 from adadf_dist.config import Config
 from adadf_dist.data.batch import Batch
 from adadf_dist.data.format import Split, open_dataset
+from adadf_dist.data.identity import Source
 from adadf_dist.data.loader import Loader, Recipe
 from adadf_dist.data.manifest import read_manifest
 from adadf_dist.data.open import INSTALL_DALI, dali_problem, make_loader, set_aside
 from adadf_dist.data.plan import cut
 from adadf_dist.data.preprocess import Preprocessing
+from adadf_dist.data.remote import scheme_of
 from adadf_dist.errors import UserError
 from adadf_dist.evaluate.options import Options
+from adadf_dist.evaluate.origin import Found
 from adadf_dist.setup import shards_at_hand
 from adadf_dist.trained import Trained
 from adadf_dist.world import World
 
 
 @contextmanager
-def split_at_hand(options: Options, run: Config, world: World) -> Iterator[Split]:
+def split_at_hand(options: Options, run: Config, world: World) -> Iterator[Found]:
     """The split to look at, as the dataset has it. A collective. Raises `UserError`.
 
     Of a dataset elsewhere the training tars are fetched only where the split's faces stand in them.
     """
     data = replace(run.data, shards=options.shards, cache=options.cache)
     with shards_at_hand(replace(run, data=replace(data, access="stream")), world) as folder:
-        there = tuple(read_manifest(folder).splits)
+        manifest = read_manifest(folder)
+        there, source = tuple(manifest.splits), Source(absolute(options.shards), manifest.digests())
         name = options.split or next((name for name in ("test", "validation") if name in there), "validation")
         if name in there and name != "train":
-            yield open_dataset(folder, ["train"]).split(name)
+            yield Found(open_dataset(folder, ["train"]).split(name), source, name)
             return
     if name == "test" or "train" not in there:
         raise UserError(f"{data.shards}: has no {name} split; it has {', '.join(there)}: give one of them as --split")
     with shards_at_hand(replace(run, data=replace(data, access="cache")), world) as folder:
         whole = open_dataset(folder).split("train")
-        yield whole if "validation" in there else {part.name: part for part in set_aside(whole, run)}[name]
+        split = whole if "validation" in there else {part.name: part for part in set_aside(whole, run)}[name]
+        yield Found(split, source, "train")
+
+
+def absolute(shards: str) -> str:
+    """A folder's full path; a URL as it is."""
+    return shards if scheme_of(shards) else str(Path(shards).absolute())
 
 
 @contextmanager

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, cast
 
+from adadf_dist.data.identity import ALLOW_OTHER_DATA, ALLOW_TRAINING_SAMPLES
 from adadf_dist.data.manifest import SPLITS
 from adadf_dist.data.remote import scheme_of
 from adadf_dist.errors import UserError
@@ -36,6 +37,12 @@ SPLITS
   out of train, --split validation and --split train are those same parts, of the dataset given. Labels are the
   dataset's own: neither data.label_noise nor data.relabel is applied.
 
+OTHER DATA AND TRAINING SAMPLES
+  A run records where its dataset was and digests of its content. Without --data.shards it is an error when the dataset
+  there is not the same any more; one that has moved is given as --data.shards DIR. Whatever the dataset, a split that
+  holds samples on which the run was trained (found by their keys) is an error, but for --split train of the run's own
+  dataset. --allow-other-data and --allow-training-samples make the two a line of the report.
+
 examples:
   python -m adadf_dist.evaluate runs/rafdb-seed0
   python -m adadf_dist.evaluate runs/rafdb-seed0 --tta flip --json rafdb.json
@@ -60,6 +67,8 @@ class Options:
     path: Path
     which: Which
     shards: str
+    shards_given: bool
+    """Whether the user named the dataset, which then need not be the run's."""
     cache: str
     split: str
     mapping: Path | None
@@ -72,6 +81,8 @@ class Options:
     precision: Precision | None
     json: Path | None
     force: bool
+    allow_other_data: bool
+    allow_training_samples: bool
 
 
 def parse_options(argv: Sequence[str]) -> Options:
@@ -110,12 +121,22 @@ def parse_options(argv: Sequence[str]) -> Options:
     add("--precision", choices=("fp32", "bf16"), help="of the arithmetic (the run's)")
     add("--json", type=Path, metavar="FILE", help="write everything for programs")
     add_force_option(parser, "FILE")
+    add(
+        ALLOW_OTHER_DATA,
+        action="store_true",
+        help="evaluate although the run's dataset is not the one that it was trained on (its digest differs)",
+    )
+    add(
+        ALLOW_TRAINING_SAMPLES,
+        action="store_true",
+        help="evaluate although the split holds samples that the run was trained on",
+    )
     args = parser.parse_args(argv)
     if args.batch_size < 0:
         parser.error(f"--batch-size {args.batch_size}: at least 1")
     if args.workers is not None and args.workers < 0:
         parser.error(f"--workers {args.workers}: at least 0 (0: decode in this process)")
-    return Options(**{**vars(args), "groups": tuple(dict.fromkeys(args.groups))})
+    return Options(**{**vars(args), "groups": tuple(dict.fromkeys(args.groups)), "shards_given": bool(args.shards)})
 
 
 def fill_in(options: Options, trained: Trained) -> Options:

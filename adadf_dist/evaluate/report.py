@@ -12,6 +12,7 @@ import numpy as np
 from adadf_dist.evaluate.distances import FLOOR, SIMILARITIES
 from adadf_dist.evaluate.groups import Group
 from adadf_dist.evaluate.measures import BINS, Calibration, ClassScore, Measured, Scores
+from adadf_dist.evaluate.origin import Origin, describe_origin
 from adadf_dist.evaluate.votes import Distances
 
 SCHEMA_VERSION = 1
@@ -38,6 +39,10 @@ class Asked(NamedTuple):
     batch_size: int
     ranks: int
     device: str
+    other_data: str = ""
+    """How the dataset differs from the one that the run was trained on, where the user allowed it."""
+    training_samples: int = 0
+    """Evaluated samples that the run was trained on."""
 
 
 class Report(NamedTuple):
@@ -72,10 +77,12 @@ class Report(NamedTuple):
         asked = self.asked
         out = f" ({asked.left_out:,} more left out by the mapping)" if asked.left_out else ""
         seen = f", ten crops from {asked.ten_crop}" if asked.ten_crop else ", and mirrored" * (asked.tta == "flip")
-        return (
-            f"{asked.checkpoint}, epoch {asked.epoch}\n"
-            f"{asked.dataset}, {asked.split}: {asked.faces:,} faces{out}; {asked.loader}, {asked.precision}{seen}"
-        )
+        lines = [
+            f"{asked.checkpoint}, epoch {asked.epoch}",
+            f"{asked.dataset}, {asked.split}: {asked.faces:,} faces{out}; {asked.loader}, {asked.precision}{seen}",
+            *describe_origin(Origin(asked.other_data, asked.training_samples), asked.faces),
+        ]
+        return "\n".join(lines)
 
     def summary(self) -> str:
         scores = self.scores

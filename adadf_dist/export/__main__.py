@@ -11,10 +11,12 @@ from collections.abc import Callable, Sequence
 from importlib import import_module
 from pathlib import Path
 
+from adadf_dist.data.format import Dataset
+from adadf_dist.data.identity import ALLOW_OTHER_DATA, how_to_fix
 from adadf_dist.errors import UserError, one_line_errors
 from adadf_dist.export.card import write_card
 from adadf_dist.export.check import BATCHES, Checked, check_file, seconds_an_image
-from adadf_dist.export.faces import find_probes
+from adadf_dist.export.faces import difference_of, find_dataset, find_probes
 from adadf_dist.files import add_force_option, atomic_file, check_output, write_output
 from adadf_dist.portable import safetensors_file, torch_export_file
 from adadf_dist.portable.facts import Facts, facts_of
@@ -63,6 +65,14 @@ def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
         help="model card (default: the first file's name with .md in place of its ending, or after its ending where "
         "that card already exists)",
     )
+    parser.add_argument(
+        "--data.shards", dest="shards", default="", metavar="DIR", help="the run's dataset, if it moved"
+    )
+    parser.add_argument(
+        ALLOW_OTHER_DATA,
+        action="store_true",
+        help="describe the dataset that is there although the run was trained on another one (its digest differs)",
+    )
     parser.add_argument("--data-licence", default="", metavar="TEXT", help="what the card says of the data's licence")
     add_force_option(parser, "a file")
     args = parser.parse_args(argv)
@@ -107,9 +117,24 @@ def find_writer(option: str, opset: int | None) -> Write:
     return lambda network, facts, path: onnx_file.write(network, facts, path, chosen)
 
 
-def export(trained: Trained, writers: dict[Path, Write]) -> Facts:
+def open_data_of(trained: Trained, shards: str, allow_other_data: bool) -> tuple[Dataset | None, str]:
+    """The run's dataset, where it is available, and how it differs from the one recorded, where that is allowed.
+
+    Raises `UserError` where it is not.
+    """
+    dataset = find_dataset(trained, shards)
+    difference = difference_of(trained, dataset)
+    if difference and not allow_other_data:
+        raise UserError(f"{trained.path}: {difference}; {how_to_fix()}")
+    if dataset is not None and trained.data is None and not shards:
+        told = f"{trained.path}: written by an older version, which recorded no digest of its data"
+        print(f"warning: {told}: is {dataset.folder} the same?", file=sys.stderr, flush=True)
+    return dataset, difference
+
+
+def export(trained: Trained, dataset: Dataset | None, writers: dict[Path, Write]) -> Facts:
     """Write, check and name each file, with a line for each. Raises `UserError`."""
-    facts, probes = facts_of(trained), find_probes(trained, max(BATCHES))
+    facts, probes = facts_of(trained), find_probes(trained, dataset, max(BATCHES))
     network = TargetNetwork(trained.model)
     whole = sum(tensor.nbytes for tensor in trained.model.state_dict().values())
     pace = seconds_an_image(trained.model, probes.random)
@@ -141,8 +166,11 @@ def main(argv: Sequence[str] | None = None) -> None:
         for path in (*writers, card):
             check_output(path, args.force)
         trained = open_trained(args.run)
-        facts = export(trained, writers)
-        text = write_card(trained, facts, list(writers), args.data_licence)
+        dataset, difference = open_data_of(trained, args.shards, args.allow_other_data)
+        if difference:
+            print(f"warning: the run {difference} ({ALLOW_OTHER_DATA})", file=sys.stderr, flush=True)
+        facts = export(trained, dataset, writers)
+        text = write_card(trained, facts, list(writers), (dataset, difference), args.data_licence)
         write_output(card, text)
         print(f"{card}: model card")
 

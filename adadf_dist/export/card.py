@@ -12,10 +12,8 @@ import yaml
 from adadf_dist.config import Config
 from adadf_dist.data.format import Dataset
 from adadf_dist.errors import UserError
-from adadf_dist.export.faces import find_dataset
 from adadf_dist.export.licences import data_licence
 from adadf_dist.portable.facts import Facts
-from adadf_dist.runtime.checkpoint_file import read_checkpoint
 from adadf_dist.trained import Trained
 
 LIMITS = """\
@@ -38,12 +36,15 @@ class Measured(NamedTuple):
     metrics: Mapping[str, Any]
 
 
-def write_card(trained: Trained, facts: Facts, files: Sequence[Path], licence: str) -> str:
-    """The card's text; `files` are those it stands beside. What is not at hand is said to be unknown."""
-    try:
-        dataset = find_dataset(trained)
-    except (UserError, OSError):
-        dataset = None
+def write_card(
+    trained: Trained, facts: Facts, files: Sequence[Path], data: tuple[Dataset | None, str], licence: str
+) -> str:
+    """The card's text.
+
+    `files` are those that it accompanies. `data`: the dataset, None where it is not available, and how it differs from
+    the one that the run was trained on.
+    """
+    dataset, difference = data
     source = str(dataset.manifest.built.get("source", "")) if dataset is not None else ""
     measured = find_metrics(trained)
     name = dataset.name if dataset is not None else "an unknown dataset"
@@ -53,7 +54,12 @@ def write_card(trained: Trained, facts: Facts, files: Sequence[Path], licence: s
         ("Intended use and limits", LIMITS),
         (
             "Data",
-            [*describe_data(dataset, trained.config), "", f"Licence of the data: {data_licence(source, licence)}."],
+            [
+                *([f"**The checkpoint {difference}.** What follows describes the latter.", ""] if difference else []),
+                *describe_data(dataset, trained.config),
+                "",
+                f"Licence of the data: {data_licence(source, licence)}.",
+            ],
         ),
         ("Training", describe_training(trained.config, trained.epoch)),
         ("Metrics", describe_metrics(measured, trained.classes)),
@@ -167,8 +173,7 @@ def describe_training(config: Config, epoch: int) -> list[str]:
 
 def find_metrics(trained: Trained) -> list[Measured]:
     """What the run measured of the very epoch that is exported: validation in the checkpoint, test in `result.json`."""
-    progress = read_checkpoint(trained.path)["progress"]
-    records = [record for record in progress["epochs"] if record["epoch"] == trained.epoch]
+    records = [record for record in trained.records if record["epoch"] == trained.epoch]
     found = [Measured("validation", record["validation"]) for record in records]
     path = trained.path.parent.parent / "result.json"
     try:

@@ -10,9 +10,11 @@ from PIL import Image
 from torch import Tensor
 
 from adadf_dist.data.format import Dataset, open_dataset
+from adadf_dist.data.identity import Source, other_data
 from adadf_dist.data.jpeg import BadImage
 from adadf_dist.data.loader import Finish, decode_stored, resize_face
 from adadf_dist.data.preprocess import Preprocessing
+from adadf_dist.data.remote import is_remote, local_path
 from adadf_dist.data.synthetic import draw_face
 from adadf_dist.errors import UserError
 from adadf_dist.trained import Trained
@@ -29,27 +31,42 @@ class Probes(NamedTuple):
     """Where the faces are from."""
 
 
-def find_probes(trained: Trained, count: int) -> Probes:
-    """`count` of each kind: faces of the run's own dataset where it is at hand, drawn ones otherwise."""
+def find_probes(trained: Trained, dataset: Dataset | None, count: int) -> Probes:
+    """`count` of each kind: samples of the run's own dataset where it is available, synthetic ones otherwise."""
     size = trained.preprocessing.image_size
     random = torch.randn(count, 3, size, size, generator=torch.Generator().manual_seed(0))
     try:
-        faces, whose = stored_faces(find_dataset(trained), count)
+        if dataset is None:
+            raise UserError("no dataset")
+        faces, whose = stored_faces(dataset, count)
     except (UserError, OSError, BadImage):
         faces = [Image.fromarray(draw_face(0, number).image) for number in range(count)]
         whose = "drawn faces, for the run's own are not at hand"
     return Probes(random, prepare(faces, trained.preprocessing)[:count], whose)
 
 
-def find_dataset(trained: Trained) -> Dataset:
-    """The dataset that a run was trained on. Raises `UserError` where it is not at hand, or has other classes now."""
-    shards = trained.config.data.shards
-    if not shards:
-        raise UserError("data.shards is empty")
-    dataset = open_dataset(shards)
-    if dataset.classes != trained.classes:
-        raise UserError(f"{shards}: has other classes than the checkpoint")
-    return dataset
+def find_dataset(trained: Trained, shards: str) -> Dataset | None:
+    """The dataset that a run was trained on; None where it is not a folder of this machine, or has other classes.
+
+    `shards`: where it is now; empty: where the run found it. Raises `UserError` where the user named one that does not
+    open.
+    """
+    place = shards or trained.config.data.shards
+    try:
+        dataset = open_dataset(local_path(place)) if place and not is_remote(place) else None
+    except (UserError, OSError):
+        if shards:
+            raise
+        return None
+    return dataset if dataset is not None and dataset.classes == trained.classes else None
+
+
+def difference_of(trained: Trained, dataset: Dataset | None) -> str:
+    """How a dataset differs from the one that the run was trained on; empty where it does not, or nothing is known."""
+    if dataset is None or trained.data is None:
+        return ""
+    found = Source(str(dataset.folder.absolute()), dataset.manifest.digests())
+    return other_data(trained.data.source, found, found.digests)
 
 
 def stored_faces(dataset: Dataset, count: int) -> tuple[list[Image.Image], str]:

@@ -43,11 +43,14 @@ class Branch(nn.Module):
         return features.float() if features.dtype in (torch.bfloat16, torch.float16) else features
 
     def forward(self, maps: Tensor) -> tuple[Tensor, Tensor]:
-        """Logits [n, C] with attention applied, and attention [n].
+        """Logits [n, C] with attention applied, and attention [n]."""
+        return self.heads(self.features(maps))
+
+    def heads(self, features: Tensor) -> tuple[Tensor, Tensor]:
+        """The same from `features` [n, F].
 
         Heads run outside autocast: in bf16 the attention weights of a batch would tie.
         """
-        features = self.features(maps)
         with torch.autocast(features.device.type, enabled=False):
             attention = torch.sigmoid(self.attention(features))
             if self.attention_on == "features":
@@ -97,14 +100,20 @@ class DualBranch(nn.Module):
 
     def forward(self, images: Tensor) -> Output:
         """Both branches on images [n, 3, H, W]."""
+        return self.forward_with_features(images)[0]
+
+    def forward_with_features(self, images: Tensor) -> tuple[Output, Tensor]:
+        """Both branches on images [n, 3, H, W], and the target branch's features [n, F]."""
         maps = self.extractor(images)
         if self.auxiliary is None:
-            logits = self.predict_from_maps(maps)
+            features = self.target.features(maps)
+            logits = self._classify(features)
             ones = torch.ones(len(logits), device=logits.device, dtype=logits.dtype)
-            return Output(logits, logits, ones, ones)
+            return Output(logits, logits, ones, ones), features
         auxiliary_logits, auxiliary_attention = self.auxiliary(maps)
-        target_logits, target_attention = self.target(maps)
-        return Output(auxiliary_logits, target_logits, auxiliary_attention, target_attention)
+        features = self.target.features(maps)
+        target_logits, target_attention = self.target.heads(features)
+        return Output(auxiliary_logits, target_logits, auxiliary_attention, target_attention), features
 
     def predict(self, images: Tensor) -> Tensor:
         """Target logits [n, C] alone: all that inference needs."""
@@ -114,6 +123,9 @@ class DualBranch(nn.Module):
         if self.auxiliary is not None:
             logits: Tensor = self.target(maps)[0]
             return logits
-        features = self.target.features(maps)  # the baseline is a plain classifier: its attention head rests
+        return self._classify(self.target.features(maps))
+
+    def _classify(self, features: Tensor) -> Tensor:
+        """The baseline's logits: it is a plain classifier, whose attention head is unused."""
         with torch.autocast(features.device.type, enabled=False):
             return F.linear(features, self.target.classifier.weight, self.target.classifier.bias)

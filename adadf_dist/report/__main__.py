@@ -10,6 +10,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from adadf_dist.data.identity import ALLOW_OTHER_DATA
 from adadf_dist.errors import one_line_errors
 from adadf_dist.files import add_force_option, check_output, check_output_folder
 from adadf_dist.report.writing import PAGE, report
@@ -46,6 +47,14 @@ def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
     )
     parser.add_argument("--figures", type=Path, metavar="DIR", help="write each figure as PNG (300 dpi) and SVG too")
     parser.add_argument("--face", default="", metavar="KEY", help="training face to show (default: the most ambiguous)")
+    parser.add_argument(
+        "--data.shards", dest="shards", default="", metavar="DIR", help="the first run's dataset, if it moved"
+    )
+    parser.add_argument(
+        ALLOW_OTHER_DATA,
+        action="store_true",
+        help="show images, and compare runs, although the dataset is not the one of the run (its digest differs)",
+    )
     add_force_option(parser, "the page or a figure")
     return parser.parse_args(argv)
 
@@ -66,7 +75,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         page = page_of(args)
         if args.figures is not None:
             check_output_folder(args.figures, args.force, "--figures")
-        report(args.runs, page, args.face, args.figures)
+        report(args.runs, page, args.face, args.figures, args.shards, args.allow_other_data)
         print(f"report: {page}")
 
 

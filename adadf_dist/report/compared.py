@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from adadf_dist.comparison import Difference, Score, paired_difference
+from adadf_dist.data.identity import ALLOW_OTHER_DATA, SHOWN_DIGITS
 from adadf_dist.errors import UserError
 from adadf_dist.report.run import Run
 from adadf_dist.settings import flatten, listed, to_dict
@@ -15,6 +17,7 @@ from adadf_dist.settings import flatten, listed, to_dict
 UNLIKE = (
     "out",
     "resume",
+    "allow_other_data",
     "seed",
     "checkpoint.",
     "evaluation.",
@@ -53,6 +56,10 @@ class Pairs(NamedTuple):
 def values_of(run: Run) -> dict[str, Any]:
     """The dataset, and what the run was told of what makes a way of training."""
     flat = {key: tuple(v) if isinstance(v, list) else v for key, v in flatten(to_dict(run.config))}
+    for key, digest in (run.data["files"] if run.data is not None else {}).items():
+        flat[key] = (
+            f"{Path(str(flat[key])).name} ({digest[:SHOWN_DIGITS]})"  # the same file in another folder is the same
+        )
     told = {key: value for key, value in flat.items() if not listed(key, UNLIKE)}
     return {"dataset": run.facts["dataset"], **told}
 
@@ -98,7 +105,23 @@ def faces_of(run: Run) -> tuple[object, ...]:
     return run.facts["dataset"], run.classes, *judged
 
 
-def check_comparable(runs: Sequence[Run]) -> None:
+def differently_evaluated(runs: Sequence[Run]) -> str:
+    """How the data that a run was evaluated on differs from the first run's, by digests; empty where none does."""
+    for run in runs[1:]:
+        if run.source is None or runs[0].source is None:
+            continue
+        for split in ("validation", "test"):
+            first, second = (r.source.digests.get(split) for r in (runs[0], run) if r.source is not None)
+            if first is not None and second is not None and first != second:
+                return (
+                    f"{run.folder}: was evaluated on {run.source.shards}, split {split} with digest "
+                    f"{second[:SHOWN_DIGITS]}; {runs[0].folder} on {runs[0].source.shards} with digest "
+                    f"{first[:SHOWN_DIGITS]}"
+                )
+    return ""
+
+
+def check_comparable(runs: Sequence[Run], allow_other_data: bool = False) -> None:
     """Raises `UserError` for runs of other faces than the first's, and for a seed that one way has twice."""
     for run in runs:
         if faces_of(run) != faces_of(runs[0]):
@@ -107,6 +130,10 @@ def check_comparable(runs: Sequence[Run]) -> None:
                 f"{run.folder}: is judged on other {what} than {runs[0].folder}, so their numbers do not compare; "
                 "give each a report of its own"
             )
+    if not allow_other_data and (difference := differently_evaluated(runs)):
+        raise UserError(
+            f"{difference}: their numbers do not compare; give each a report of its own, or {ALLOW_OTHER_DATA}"
+        )
     for group in ways(runs):
         by_seed: dict[int, Run] = {}
         for run in group:

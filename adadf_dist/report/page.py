@@ -10,7 +10,7 @@ from pathlib import Path
 from adadf_dist.comparison import Verdict
 from adadf_dist.diagnosis.run_length import find_problems
 from adadf_dist.health import BEHIND_TARGET, Episode, Finding, Severity, assess, episodes, examine
-from adadf_dist.report.compared import Pairs, differing, pair_up, tested
+from adadf_dist.report.compared import Pairs, differently_evaluated, differing, pair_up, tested
 from adadf_dist.report.drawing import inline, styled
 from adadf_dist.report.faces import face_sections
 from adadf_dist.report.figures import Drawn
@@ -19,12 +19,11 @@ from adadf_dist.report.pictures import Pictures
 from adadf_dist.report.run import Run
 
 
-def render(runs: Sequence[Run], face: Listed | None, drawings: Sequence[Drawn]) -> str:
+def render(runs: Sequence[Run], face: Listed | None, drawings: Sequence[Drawn], pictures: Pictures) -> str:
     """The page as HTML; every string that comes from a run is escaped."""
     here = Path(__file__)
     css, script = (here.with_name(f"page.{kind}").read_text(encoding="utf-8") for kind in ("css", "js"))
     title = escape(", ".join(run.name for run in runs[:3]))
-    pictures = Pictures(runs[0].config.data.shards)
     return "\n".join(
         [
             "<!doctype html>",
@@ -33,7 +32,7 @@ def render(runs: Sequence[Run], face: Listed | None, drawings: Sequence[Drawn]) 
             f'<title>Report: {title}</title><link rel="icon" href="data:,">',
             f"<style>\n{css}</style></head>",
             "<body><main>",
-            *heading(runs),
+            *heading(runs, pictures),
             *comparison(runs),
             *health(runs),
             *drawn_sections(runs[0], face, drawings, pictures),
@@ -45,13 +44,15 @@ def render(runs: Sequence[Run], face: Listed | None, drawings: Sequence[Drawn]) 
     )
 
 
-def heading(runs: Sequence[Run]) -> Iterator[str]:
+def heading(runs: Sequence[Run], pictures: Pictures) -> Iterator[str]:
     run = runs[0]
     yield f"<h1>{escape(run.name)}</h1>"
     faces = ", ".join(f"{count:,} {split}" for split, count in run.facts["faces"].items() if count)
     yield f'<p class="lead">{escape(str(run.facts["dataset"]))} &middot; {escape(faces)} faces &middot; '
     yield f"{len(run.classes)} classes &middot; {escape(run.config.model.backbone)} &middot; "
     yield f"seed {run.config.seed} &middot; ranks: {escape(str(run.facts['ranks']))}</p>"
+    for text in other_data_notes(runs, pictures):
+        yield f'<p class="progress">Warning: {escape(text)}.</p>'
     if not run.finished:
         yield f'<p class="progress">In progress: this report covers epochs 1 to {run.numbers[-1]} of '
         yield f"{run.config.epochs}.</p>"
@@ -64,6 +65,17 @@ def heading(runs: Sequence[Run]) -> Iterator[str]:
     if len(runs) > 1:
         yield f'<p class="note">Figures and faces below are of {escape(run.name)}, the first run named, unless they '
         yield "say otherwise.</p>"
+
+
+def other_data_notes(runs: Sequence[Run], pictures: Pictures) -> Iterator[str]:
+    """What the reader must know where data was replaced, which the user allowed."""
+    if pictures.other_data:
+        yield f"the images are not the run's: it {pictures.other_data}"
+    if difference := differently_evaluated(runs):
+        yield difference
+    for run in runs:
+        for source in run.data["earlier"] if run.data is not None else ():
+            yield f"{run.name} was trained on {source['shards']} before it was resumed on other data"
 
 
 def headline(run: Run) -> Iterator[tuple[str, str]]:

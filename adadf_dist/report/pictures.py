@@ -8,9 +8,11 @@ from pathlib import Path
 from PIL import Image
 
 from adadf_dist.data.format import Dataset, Split, open_dataset
+from adadf_dist.data.identity import Source, how_to_fix, other_data
 from adadf_dist.data.jpeg import BadImage, decode, encode, to_grey_or_rgb
 from adadf_dist.data.remote import is_remote, local_path
 from adadf_dist.errors import UserError
+from adadf_dist.report.run import Run
 
 SIDE = 112
 """Longest side of an embedded picture, in pixels; smaller ones are embedded as they are."""
@@ -19,8 +21,15 @@ SIDE = 112
 class Pictures:
     """Faces of a run's `data.shards`. Where they are not at hand there are none, and `missing` says why."""
 
-    def __init__(self, shards: str) -> None:
+    def __init__(self, run: Run, shards: str = "", allow_other_data: bool = False) -> None:
+        """`shards`: where the dataset is now; empty: where the run found it.
+
+        Raises `UserError` for another dataset than the run's, unless the user allows it.
+        """
+        shards = shards or run.config.data.shards
         self.missing = ""
+        self.other_data = ""
+        """How the dataset differs from the run's, where that is allowed."""
         self._dataset: Dataset | None = None
         self._splits: dict[str, tuple[Split, dict[str, int]]] = {}
         if not shards or is_remote(shards):
@@ -30,6 +39,12 @@ class Pictures:
             self._dataset = open_dataset(local_path(shards))
         except (UserError, OSError) as error:
             self.missing = f"no pictures: {error}" if Path(shards).exists() else f"no pictures: {shards} is not here"
+            return
+        if run.source is not None:
+            found = Source(shards, self._dataset.manifest.digests())
+            self.other_data = other_data(run.source, found, found.digests)
+        if self.other_data and not allow_other_data:
+            raise UserError(f"{run.folder}: {self.other_data}; {how_to_fix()}")
 
     def find(self, key: str, split: str) -> str | None:
         """A face as a data URL; None where it cannot be had. A validation face may stem from train."""

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from adadf_dist.config import Config
+from adadf_dist.data.identity import DATA_FILE, Source
 from adadf_dist.errors import UserError
 from adadf_dist.records import FACES, Faces, Recorded, read_answers, read_arrays, read_faces
 from adadf_dist.settings import Layer, build_config, read_settings
@@ -36,10 +37,17 @@ class Run:
     """[E], at least one."""
     result: Record | None
     """result.json, once the run is finished."""
+    data: Record | None = None
+    """data.json; None of a run of an older version."""
 
     @property
     def name(self) -> str:
         return self.folder.resolve().name
+
+    @property
+    def source(self) -> Source | None:
+        """The dataset that the run was trained on."""
+        return None if self.data is None else Source.from_dict(self.data["source"])
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -102,10 +110,10 @@ def open_run(folder: Path) -> Run:
     epochs = tuple(read_epochs(folder / "metrics.jsonl"))
     if not epochs:
         raise UserError(f"{folder}: no epoch is finished yet, so there is nothing to report; wait for the first")
-    facts, result = (read_json(folder / name) for name in ("run.json", "result.json"))
+    facts, result, data = (read_json(folder / name) for name in ("run.json", "result.json", DATA_FILE))
     if facts is None:
         raise UserError(f"{folder / 'run.json'}: missing; copy the run folder again")
-    return Run(folder, config, facts, epochs, result)
+    return Run(folder, config, facts, epochs, result, data)
 
 
 def read_epochs(path: Path) -> Iterator[Record]:

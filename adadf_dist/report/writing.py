@@ -11,26 +11,39 @@ from adadf_dist.files import can_write, write_output
 PAGE = "report.html"
 
 
-def report(folders: Sequence[Path], page: Path, face: str = "", figures: Path | None = None) -> None:
-    """Write the page about some runs, and their figures into a folder. Raises `UserError`."""
+def report(
+    folders: Sequence[Path],
+    page: Path,
+    face: str = "",
+    figures: Path | None = None,
+    shards: str = "",
+    allow_other_data: bool = False,
+) -> None:
+    """Write the page about some runs, and their figures into a folder. `shards`: the first run's dataset, if it moved.
+
+    Raises `UserError`, also where the images are not those of the first run's data, or the runs were not evaluated on
+    the same data, unless `allow_other_data`.
+    """
     from adadf_dist.report.compared import check_comparable
     from adadf_dist.report.drawing import save, styled
     from adadf_dist.report.figures import figures_of
     from adadf_dist.report.listed import find_listed_face
     from adadf_dist.report.page import render
+    from adadf_dist.report.pictures import Pictures
     from adadf_dist.report.run import open_run
 
     runs = [open_run(folder) for folder in folders]
     twice = next((folder for folder in folders if sum(folder.resolve() == f.resolve() for f in folders) > 1), None)
     if twice is not None:
         raise UserError(f"{twice}: named twice; name each run once")
-    check_comparable(runs)
+    check_comparable(runs, allow_other_data)
+    pictures = Pictures(runs[0], shards, allow_other_data)
     listed = find_listed_face(runs[0], face)
     drawings = list(figures_of(runs, listed))
     if figures is not None:  # before the work: it may not be possible
         with can_write(figures):
             figures.mkdir(parents=True, exist_ok=True)
-    write_output(page, render(runs, listed, drawings))
+    write_output(page, render(runs, listed, drawings, pictures))
     if figures is not None:
         with styled():
             for drawn in drawings:

@@ -7,24 +7,26 @@ import sys
 import time
 from collections.abc import Collection, Mapping
 from dataclasses import asdict
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any, Protocol
 
 import torch
 
 from adadf_dist.config import Config
+from adadf_dist.data.identity import moved_files
 from adadf_dist.data.preprocess import Preprocessing
 from adadf_dist.data.writer import can_write
 from adadf_dist.errors import DiskFullError, UserError
 from adadf_dist.runtime.checkpoint_file import CHECKPOINT_VERSION, epoch_of, link_whole, read_checkpoint, write_whole
 from adadf_dist.runtime.progress import Progress
 from adadf_dist.runtime.room import insist
-from adadf_dist.settings import flatten, listed, to_dict
+from adadf_dist.settings import INPUT_FILES, NO_PATHS, flatten, listed, to_dict
 from adadf_dist.world import World
 
 FREE_KEYS = (
     "out",
     "resume",
+    "allow_other_data",
     "epochs",
     "engine",
     "deepspeed.",
@@ -48,6 +50,9 @@ FREE_KEYS = (
 )
 """Keys (or sections, ending in a dot) that may change when a run resumes: none of them changes its numbers, but for
 `epochs` where learning rates depend on it (`rates_follow_epochs`)."""
+
+ADDED_PARTS = ("data",)
+"""Parts that checkpoints of older versions lack; a run resumes without what they would have checked."""
 
 NETWORK_KEYS = ("model.backbone", "model.attention_on")
 """All that a run must have alike with a checkpoint of one that had not begun: imported weights."""
@@ -151,11 +156,17 @@ class Checkpoints:
     def load(self, path: Path | str) -> None:
         content = read_checkpoint(path)
         begun = content["progress"]["step"] > 0
-        finished = content["progress"]["epoch"]
-        check_same_run(content["config"], to_dict(self.config), path, finished, () if begun else NETWORK_KEYS)
+        now, finished = to_dict(self.config), content["progress"]["epoch"]
+        moved = moved_files(content.get("data"), dict(flatten(now)))
+        check_same_run(content["config"], now, path, finished, () if begun else NETWORK_KEYS, moved)
         check_same_classes(content["preprocessing"], self.preprocessing, path)
         for name, part in self.parts.items():
             if not begun and name != "engine":  # weights to start from: all else starts as this run is told
+                continue
+            if name not in content and name in ADDED_PARTS:
+                self._warn(
+                    f"{path}: written by an older version, which recorded no digest of the data: is it the same?"
+                )
                 continue
             if name not in content:
                 raise UserError(f"{path}: has no {name}; not a checkpoint of a run like this one")
@@ -179,13 +190,15 @@ class Checkpoints:
                     link_whole(candidate, self.selected)
                 return
         if best:
-            print(
-                f"warning: {self.selected}: the checkpoint of epoch {best}, the best so far, is gone; "
-                "the selected epoch will be one of those to come",
-                file=sys.stderr,
-                flush=True,
+            self._warn(
+                f"{self.selected}: the checkpoint of epoch {best}, the best so far, is gone; "
+                "the selected epoch will be one of those to come"
             )
             self.progress.best_epoch, self.progress.best_accuracy = 0, -1.0
+
+    def _warn(self, text: str) -> None:
+        if self.world.is_main:
+            print(f"warning: {text}", file=sys.stderr, flush=True)
 
     def _check_finite(self, weights: Mapping[str, torch.Tensor]) -> None:
         """Raises `UserError`: weights can be spoilt behind a loss that is finite, by its gradient."""
@@ -240,16 +253,18 @@ def check_same_run(
     path: Path | str,
     finished: int,
     only: Collection[str] = (),
+    moved: Collection[str] = (),
 ) -> None:
     """Raise `UserError` naming the first key that differs and must not.
 
-    `finished`: epochs that the checkpoint has finished. `only`: the keys to compare, where not all.
+    `finished`: epochs that the checkpoint has finished. `only`: the keys to compare, where not all. `moved`: keys of
+    input files that have the same content as before.
     """
     # a key that did not exist yet had, in effect, its default
     before, after = {**dict(flatten(to_dict(Config()))), **dict(flatten(saved))}, dict(flatten(now))
     for key in sorted(before.keys() | after.keys()):
         free = listed(key, FREE_KEYS)
-        if only and key not in only:
+        if (only and key not in only) or key in moved or (key in INPUT_FILES and same_path(before[key], after[key])):
             free = True
         elif key == "epochs" and rates_follow_epochs(before, after, finished):
             free = False
@@ -266,6 +281,14 @@ def rates_follow_epochs(before: Mapping[str, Any], after: Mapping[str, Any], fin
     warmup = after["optimizer.warmup_steps"]
     under_way = isinstance(warmup, float) and finished < warmup * max(before["epochs"], after["epochs"])
     return after["optimizer.schedule"] == "cosine" or under_way
+
+
+def same_path(saved: object, now: object) -> bool:
+    """Whether two paths may be of one file: an older version saved them as they were given, relative ones too."""
+    before, after = PurePath(str(saved)), PurePath(str(now))
+    if saved in NO_PATHS or before.is_absolute():
+        return saved == now
+    return after.parts[-len(before.parts) :] == before.parts
 
 
 def check_same_classes(saved: Mapping[str, Any], now: Preprocessing, path: Path | str) -> None:

@@ -55,8 +55,8 @@ class Engine(Protocol):
         """Target logits [n, C] in evaluation mode; no collective."""
         ...
 
-    def features(self, images: Tensor) -> Tensor:
-        """[n, F] of the target branch before its classifier, in evaluation mode; no collective."""
+    def infer_with_features(self, images: Tensor) -> tuple[Output, Tensor]:
+        """Both branches, and the target branch's features [n, F] before its classifier; likewise."""
         ...
 
     def state_dict(self) -> dict[str, object]:

@@ -40,11 +40,10 @@ class Inference(ABC):
             return self._evaluating().predict(self.arrange(images))
 
     @torch.no_grad()
-    def features(self, images: Tensor) -> Tensor:
-        """[n, F], what the target branch makes of the faces before its classifier."""
+    def infer_with_features(self, images: Tensor) -> tuple[Output, Tensor]:
+        """Both branches, and the target branch's features [n, F] before its classifier."""
         with self.autocast():
-            model = self._evaluating()
-            return model.target.features(model.extractor(self.arrange(images)))
+            return self._evaluating().forward_with_features(self.arrange(images))
 
     def arrange(self, images: Tensor) -> Tensor:
         """The same images in the memory format that this device computes fastest in."""
