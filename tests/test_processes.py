@@ -5,7 +5,6 @@ from __future__ import annotations
 import ast
 import ctypes
 import gc
-import multiprocessing
 import os
 import shutil
 import signal
@@ -174,6 +173,13 @@ def test_pipelines_end_without_the_garbage_collector(faces: Path, end: str, monk
         gc.enable()
 
 
-def test_the_server_is_not_a_fork_of_us() -> None:
-    assert worker_context(__name__).get_start_method() == "forkserver"
-    assert multiprocessing.get_context("forkserver") is worker_context(__name__)
+def test_a_stuck_worker_can_be_terminated() -> None:
+    """It holds the interpreter lock and ignores SIGTERM; a `DataLoader` that closes calls `terminate`."""
+    context = worker_context("adadf_dist.data.processes")
+    here, there = context.Pipe()
+    worker = context.Process(target=hold_the_lock, args=(there,), daemon=True)
+    worker.start()
+    here.recv()
+    worker.terminate()
+    worker.join(BOUND_S)
+    assert worker.exitcode == -signal.SIGKILL

@@ -13,7 +13,7 @@ import signal
 import sys
 import tempfile
 import threading
-from multiprocessing.context import ForkServerContext
+from multiprocessing.context import ForkServerContext, ForkServerProcess
 
 from adadf_dist.errors import UserError
 
@@ -25,6 +25,19 @@ F_SETSIG = 10
 """Of fcntl.h on Linux: which signal a file descriptor's owner gets."""
 
 
+class WorkerProcess(ForkServerProcess):
+    """A process whose `terminate` works on a stuck worker, too: workers ignore SIGTERM, which their parent answers."""
+
+    def terminate(self) -> None:
+        self.kill()
+
+
+class WorkerContext(ForkServerContext):
+    """A context whose processes are `WorkerProcess`es."""
+
+    Process = WorkerProcess
+
+
 def worker_context(module: str) -> ForkServerContext:
     """The context in which worker processes start. Raises `UserError` where none can start.
 
@@ -32,7 +45,7 @@ def worker_context(module: str) -> ForkServerContext:
     import for itself.
     """
     check_socket_path()
-    context = multiprocessing.get_context("forkserver")
+    context = WorkerContext()
     spec = getattr(sys.modules["__main__"], "__spec__", None)
     context.set_forkserver_preload([module] if spec is None else [module, spec.name])
     try:
@@ -67,9 +80,8 @@ def end_with_parent() -> None:
     fcntl.fcntl(parent.sentinel, fcntl.F_SETOWN, os.getpid())
     fcntl.fcntl(parent.sentinel, F_SETSIG, signal.SIGKILL)
     fcntl.fcntl(parent.sentinel, fcntl.F_SETFL, fcntl.fcntl(parent.sentinel, fcntl.F_GETFL) | os.O_ASYNC)
-    threading.Thread(
-        target=_exit_after_parent, name="parent watch", daemon=True
-    ).start()  # also: it may be gone already
+    # the parent may be gone already: the kernel signals a change only
+    threading.Thread(target=_exit_after_parent, name="parent watch", daemon=True).start()
 
 
 def _exit_after_parent() -> None:
