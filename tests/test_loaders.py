@@ -98,18 +98,25 @@ def test_ranks_share_one_order_and_one_augmentation(faces: Path, ranks: int) -> 
 
 def test_workers_change_nothing_and_outlive_epochs(faces: Path, loader: str) -> None:
     alone = [batches(config_for(faces), epoch=e) for e in (0, 1)]
-    others = {p.pid for p in psutil.Process().children()}  # of tests before this one
+    others = workers_of_this_process()  # of tests before this one
     with open_data(config_for(faces, data__workers=2), 0, 1, CPU) as data:
         together = [list(data.train(0))]
-        children = {p.pid for p in psutil.Process().children()} - others
+        children = workers_of_this_process() - others
         assert len(children) == (2 if loader == "torch" else 0)
         validation = list(data.validation())
         together.append(list(data.train(1)))
-        assert {p.pid for p in psutil.Process().children()} - others == children
+        assert workers_of_this_process() - others == children
     assert len(validation) == 2
     for one, two in zip(alone, together, strict=True):
         assert all(torch.equal(a.images, b.images) for a, b in zip(one, two, strict=True))
-    assert not children & {p.pid for p in psutil.Process().children() if p.status() != psutil.STATUS_ZOMBIE}
+    assert not children & workers_of_this_process()
+
+
+def workers_of_this_process() -> set[int]:
+    """Running workers are children of the server that they were forked from, which is a child of ours."""
+    servers = psutil.Process().children()
+    workers = [process for server in servers for process in server.children()]
+    return {process.pid for process in workers if process.status() != psutil.STATUS_ZOMBIE}
 
 
 def test_a_resumed_epoch_is_the_rest_of_it(faces: Path) -> None:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import ctypes
-import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -36,8 +34,13 @@ LOOK_S = 2.0
 """Seconds between two looks at a trial."""
 SAVE_S = 120.0
 """Seconds in which a trial that was told to stop may save."""
-PR_SET_PDEATHSIG = 1
-"""Of Linux's prctl.h."""
+STOP_WITH_PARENT = """
+import ctypes, os, signal, sys
+PR_SET_PDEATHSIG = 1  # of Linux's prctl.h
+ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+os.execv(sys.argv[1], sys.argv[1:])
+"""
+"""Starts a command that gets SIGTERM when the thread that started it ends; not a fork of ours that runs Python code."""
 
 
 def interrupted() -> UserError:
@@ -82,7 +85,10 @@ def run_child(command: Sequence[str], log: Path, told: Callable[[], None]) -> in
     with log.open("ab") as output:
         # in a session of its own, so that Ctrl-C comes to us, and once; told to stop by the kernel when we are killed
         child = subprocess.Popen(
-            command, stdout=output, stderr=subprocess.STDOUT, start_new_session=True, preexec_fn=stop_with_parent
+            [sys.executable, "-c", STOP_WITH_PARENT, *command],
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
         )
         try:
             while True:
@@ -99,11 +105,6 @@ def run_child(command: Sequence[str], log: Path, told: Callable[[], None]) -> in
             if isinstance(problem, KeyboardInterrupt):
                 raise interrupted() from None
             raise
-
-
-def stop_with_parent() -> None:
-    """In a child that has just begun, on Linux: SIGTERM when the thread that started it is gone."""
-    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -78,7 +78,9 @@ def conventional_epoch(work: Work) -> float:
 
     def batches(split: str, train: bool) -> Iterator[tuple[Tensor, Tensor]]:
         faces = Faces(dataset.split(split), transforms(work.image_size, train))
-        loader = DataLoader(faces, work.batch_size, shuffle=train, num_workers=2, drop_last=train)
+        loader = DataLoader(
+            faces, work.batch_size, shuffle=train, num_workers=2, drop_last=train, multiprocessing_context="forkserver"
+        )
         return ((images.to(world.device), labels.to(world.device)) for images, labels in loader)
 
     model.train()

@@ -94,7 +94,7 @@ def image_files(case: Case) -> Epochs:
         shuffle=True,
         num_workers=case.workers,
         persistent_workers=True,
-        multiprocessing_context="fork",
+        multiprocessing_context="forkserver",
         pin_memory=case.device.type == "cuda",
     )
     while True:
@@ -112,7 +112,7 @@ def webdataset_torchvision(case: Case) -> Epochs:
         batch_size=None,
         num_workers=min(case.workers, len(tars)),
         persistent_workers=True,
-        multiprocessing_context="fork",
+        multiprocessing_context="forkserver",
     )
     while True:
         for (images,) in loader:

@@ -9,7 +9,15 @@ from adadf_dist.check.exchange import check_exchange
 from adadf_dist.check.faces import check_loader, check_reading, check_schedule, find_faces
 from adadf_dist.check.folder import check_folder
 from adadf_dist.check.page import Line, Mark, Page, describe_error
-from adadf_dist.check.ranks import check_alike, clock_offsets, judge_clocks, judge_ranks, judge_threads, survey
+from adadf_dist.check.ranks import (
+    check_alike,
+    clock_offsets,
+    judge_clocks,
+    judge_ranks,
+    judge_threads,
+    judge_workers,
+    survey,
+)
 from adadf_dist.check.step import check_batch, check_step, project
 from adadf_dist.config import Config
 from adadf_dist.errors import UserError, one_line_errors
@@ -31,6 +39,7 @@ What each line tells:
   versions     the same code, torch and Python on every node; settings, where they differ
   ranks        ranks, hosts and devices, and whether GPUs are left idle
   threads      threads and data workers against the cores
+  workers      whether data workers can start: shared memory, temporary folder
   clocks       how far the hosts' clocks are apart
   control      how long all ranks take to agree on something
   all-reduce   how fast gradients travel: a small and a large message
@@ -85,6 +94,7 @@ def examine(config: Config, world: World, page: Page) -> None:
     page.add(*check_exchange(world))
     page.under_way = "settings"
     config = settle(config, world)
+    page.add(judge_workers(ranks, config))
     page.under_way = "shards"
     faces, line = find_faces(config, world)
     page.add(line)

@@ -15,6 +15,8 @@ import torch
 from adadf_dist.agreement import installation, name_places, place_of, unlike_installations, unlike_settings
 from adadf_dist.check.page import Line, Mark
 from adadf_dist.config import Config
+from adadf_dist.data.processes import worker_context
+from adadf_dist.errors import UserError
 from adadf_dist.world import World, local_rank_in_environment
 
 CLOCK_ROUNDS = 5
@@ -38,6 +40,8 @@ class Rank(NamedTuple):
     """That this process may run on."""
     memory: int
     """Of its node, in bytes."""
+    no_workers: str = ""
+    """Why worker processes cannot start here; empty where they can."""
 
 
 def survey(world: World) -> list[Rank]:
@@ -55,8 +59,18 @@ def survey(world: World) -> list[Rank]:
             threads=torch.get_num_threads(),
             cores=len(os.sched_getaffinity(0)),
             memory=os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
+            no_workers=why_no_workers(),
         )
     )
+
+
+def why_no_workers() -> str:
+    """Why worker processes cannot start on this node; empty where they can."""
+    try:
+        worker_context(__name__)
+    except UserError as error:
+        return str(error)
+    return ""
 
 
 def nodes_of(ranks: Sequence[Rank]) -> list[list[Rank]]:
@@ -103,6 +117,17 @@ def judge_ranks(ranks: Sequence[Rank]) -> Line:
         mend = "look at CUDA_VISIBLE_DEVICES, nvidia-smi, and whether this torch is built for CUDA"
         return Line("ranks", f"{text}; torch does not see the GPU of {name_places(unseen)}", Mark.WARNING, mend)
     return Line("ranks", text)
+
+
+def judge_workers(ranks: Sequence[Rank], config: Config) -> Line:
+    """Whether data workers can start where the loader needs them. DALI decodes in threads of its own."""
+    if config.data.loader == "dali" or config.data.workers == 0:
+        return Line("workers", "not needed: data is decoded in the rank's own process")
+    for rank in ranks:
+        if rank.no_workers:
+            problem, _, fix = rank.no_workers.rpartition(": " if ";" not in rank.no_workers else "; ")
+            return Line("workers", f"{problem} (on {rank.host})", Mark.ERROR, fix)
+    return Line("workers", f"{counted(config.data.workers, 'data worker')} per rank can start")
 
 
 def judge_threads(ranks: Sequence[Rank], workers: int) -> Line:

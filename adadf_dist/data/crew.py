@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import multiprocessing
-import os
 import signal
-import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
@@ -14,6 +11,7 @@ from multiprocessing.sharedctypes import Synchronized
 from multiprocessing.synchronize import Event
 from typing import Any, NamedTuple, TypeAlias, TypeVar
 
+from adadf_dist.data.processes import end_with_parent, worker_context
 from adadf_dist.errors import UserError
 
 S = TypeVar("S")
@@ -53,9 +51,7 @@ def run_tasks(
     workers = min(workers, len(tasks))
     if workers <= 1:
         return [work(shared, task, lambda: on_samples(1)) for task in tasks]
-    # Not a fork of this process, which would copy its threads' locks and its CUDA; of a server that imports us once.
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([__name__])
+    context = worker_context(__name__)
     orders = _Orders(work, shared, context.Value("q", 0), context.Event())
     with ProcessPoolExecutor(workers, context, _enlist, orders) as pool:
         futures = [pool.submit(_work, task) for task in tasks]
@@ -91,15 +87,7 @@ def _enlist(*orders: Any) -> None:
     global _orders
     _orders = _Orders(*orders)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches us all; the parent alone answers it
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-
-
-def _end_with_parent() -> None:
-    """A worker whose parent was killed must not go on writing where the next build may already be."""
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-    parent.join()
-    os._exit(1)
+    end_with_parent()  # a worker must not keep writing where the next build may already be
 
 
 def _work(task: T) -> Any:

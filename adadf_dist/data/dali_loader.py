@@ -71,8 +71,13 @@ class DaliLoader:
 
     def close(self) -> None:
         self._stop()
-        self._decoder = None
+        self._drop_decoder()
         self._place.close()
+
+    def _drop_decoder(self) -> None:
+        if self._decoder is not None:
+            self._decoder.close()
+            self._decoder = None
 
     def _stop(self) -> None:
         """End a pass that was left early."""
@@ -121,11 +126,11 @@ class DaliLoader:
                 yield from decoder.run(feed)
                 return
             except (GeneratorExit, UserError):
-                self._decoder = None  # with chunks in flight that nobody will fetch
+                self._drop_decoder()  # with chunks in flight that no one will fetch
                 raise
             except RuntimeError as error:
-                self._decoder = None
-                in_flight = decoder.feed.in_flight
+                in_flight = tuple(decoder.feed.in_flight)
+                self._drop_decoder()
                 if is_out_of_memory(error) or all(chunk.by_pillow for chunk in in_flight):
                     raise
                 for chunk in in_flight:
@@ -183,12 +188,15 @@ class Feed:
 
 
 class Decoder:
-    """A DALI pipeline and the chunks that are in it."""
+    """A DALI pipeline and the chunks that are in it.
+
+    The pipeline knows the feed, and the feed knows the loader through the chunks to come: `run` and `close` break that
+    cycle, so a pipeline ends when the last reference goes and never waits for the garbage collector.
+    """
 
     def __init__(self, recipe: Recipe, place: Place) -> None:
         self.feed = Feed()
         self._place = place
-        # the pipeline knows the feed and not us: it ends with us, not when a cycle is found, perhaps in a forked child
         self._pipeline = decoding(
             self.feed,
             place.decoder,
@@ -201,6 +209,7 @@ class Decoder:
 
     def run(self, chunks: Iterator[Chunk]) -> Iterator[tuple[Chunk, Any]]:
         """Each chunk and its faces, as `Place.take` gives them. Raises `RuntimeError` for one that does not decode."""
+        assert self._pipeline is not None
         self.feed.to_come = chunks
         while True:
             try:
@@ -208,10 +217,17 @@ class Decoder:
                 (outputs,) = self._pipeline.share_outputs()
             except StopIteration:
                 self._pipeline.reset()
+                self.feed.to_come = iter(())
                 return
             taken = self._place.take(outputs)
             self._pipeline.release_outputs()
             yield self.feed.in_flight.popleft(), taken
+
+    def close(self) -> None:
+        """End the pipeline here and now."""
+        self._pipeline = None
+        self.feed.to_come = iter(())
+        self.feed.in_flight.clear()
 
 
 @pipeline_def(enable_conditionals=True)  # type: ignore[untyped-decorator]

@@ -16,7 +16,6 @@ from itertools import islice
 from typing import Any, NamedTuple
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 from webdataset.filters import _shuffle as shuffle_in_buffer
@@ -221,8 +220,8 @@ class StreamedFaces(IterableDataset[Decoded]):
 
 
 def failed(problem: str) -> Decoded:
-    nothing = torch.empty(0, dtype=torch.int64)
-    return Decoded(nothing, nothing, nothing, nothing, 0, 0, [], problem)
+    nothing = np.empty(0, dtype=np.int64)
+    return Decoded(nothing.astype(np.uint8), nothing, nothing, nothing, 0, 0, [], problem)
 
 
 @dataclass(frozen=True)
@@ -242,6 +241,6 @@ class StreamLoader:
         whole = Epoch(recipe.splits["train"], [len(samples) for samples in plan], recipe.seed, epoch)
         streamed = StreamedFaces(self.loader.faces, self.remote, whole, (recipe.rank, recipe.ranks), self.buffer)
         streamed.first_batch = first_batch
-        # new workers each epoch: a fork is quick, and they need not be told which epoch it is
+        # new workers each epoch: the server forks them quickly, and they need not be told which epoch it is
         for decoded in DataLoader(streamed, batch_size=None, **worker_options(recipe)):
             yield self.loader.finish(decoded, "train")

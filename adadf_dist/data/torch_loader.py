@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import signal
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
@@ -33,18 +32,23 @@ from adadf_dist.data.loader import (
     resize_face,
 )
 from adadf_dist.data.plan import Samples
+from adadf_dist.data.processes import end_with_parent, worker_context
 from adadf_dist.errors import UserError
 
 
 class Decoded(NamedTuple):
-    """A job's faces, or why there are none."""
+    """A job's faces, or why there are none.
 
-    images: Tensor
-    """[n, 3, H, W] uint8."""
-    boxes: Tensor
-    """[n, 4] int64, erasing boxes: top, left, bottom, right."""
-    labels: Tensor
-    samples: Tensor
+    Arrays, not tensors: torch sends tensors between processes through /dev/shm and a socket in TMPDIR, either of which
+    may be too small or missing; arrays go through a pipe.
+    """
+
+    images: NDArray[np.uint8]
+    """[n, 3, H, W]"""
+    boxes: NDArray[np.int64]
+    """[n, 4], erasing boxes: top, left, bottom, right."""
+    labels: NDArray[np.int64]
+    samples: NDArray[np.int64]
     first: int
     global_size: int
     replaced: list[Replaced]
@@ -83,10 +87,10 @@ class Faces(Dataset[Decoded]):
             problem = str(error)
         boxes = self.augmented(images, samples, job.epoch)
         return Decoded(
-            torch.from_numpy(images).permute(0, 3, 1, 2).contiguous(),
-            torch.from_numpy(boxes),
-            torch.from_numpy(split.labels[samples]),
-            torch.from_numpy(samples),
+            np.ascontiguousarray(images.transpose(0, 3, 1, 2)),
+            boxes,
+            split.labels[samples],
+            samples,
             job.first,
             job.global_size,
             replaced,
@@ -123,10 +127,7 @@ class TorchLoader:
     """Batches of a dataset's splits for one rank, by worker processes that live as long as the loader."""
 
     def __init__(self, recipe: Recipe) -> None:
-        """The workers start at the first pass.
-
-        They are forked: it takes no second, shares the index, and they touch neither CUDA nor the process group.
-        """
+        """The workers start at the first pass. Raises `UserError` where none can start."""
         self.recipe = recipe
         self.faces = Faces(recipe)
         self.queue = JobQueue()
@@ -152,8 +153,14 @@ class TorchLoader:
         if decoded.problem:
             raise UserError(decoded.problem)
         self.replaced += self._replacements.note(self.recipe.splits[split], decoded.replaced)
-        images, boxes, labels, samples = (t.to(self.recipe.device, non_blocking=True) for t in decoded[:4])
+        images, boxes, labels, samples = (self.to_device(array) for array in decoded[:4])
         return Batch(self._finish(images, boxes), labels, samples, decoded.first, decoded.global_size)
+
+    def to_device(self, array: NDArray[Any]) -> Tensor:
+        tensor = torch.from_numpy(array)
+        if self.recipe.device.type == "cuda":
+            return tensor.pin_memory().to(self.recipe.device, non_blocking=True)
+        return tensor
 
     def close(self) -> None:
         self._loader = None
@@ -165,10 +172,9 @@ def worker_options(recipe: Recipe) -> dict[str, Any]:
     return {
         "num_workers": recipe.workers,
         "prefetch_factor": recipe.prefetch if parallel else None,
-        "pin_memory": recipe.device.type == "cuda",
         "collate_fn": as_it_is,
         "worker_init_fn": settle_worker,
-        "multiprocessing_context": multiprocessing.get_context("fork") if parallel else None,
+        "multiprocessing_context": worker_context(__name__) if parallel else None,
     }
 
 
@@ -177,7 +183,8 @@ def as_it_is(decoded: Any) -> Any:
 
 
 def settle_worker(number: int) -> None:
-    """A worker computes on one thread, and leaves stop signals to its rank: it ends when the rank does."""
+    """A worker computes on one thread and leaves stop signals to its rank: it ends when the rank does."""
+    end_with_parent()
     torch.set_num_threads(1)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)

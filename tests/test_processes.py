@@ -1,0 +1,185 @@
+"""Worker processes: never forked from this one, ended with their parent, refused in one line where none can start."""
+
+from __future__ import annotations
+
+import ast
+import ctypes
+import gc
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import textwrap
+import weakref
+from multiprocessing.connection import Connection
+from pathlib import Path
+
+import psutil
+import pytest
+import torch
+
+from adadf_dist.data.open import open_data
+from adadf_dist.data.processes import end_with_parent, worker_context
+from adadf_dist.errors import UserError
+from tests.runs import ROOT, environment, finish, records, settings, start, wait_until
+from tests.runs import command as train_command
+from tests.test_loaders import config_for
+
+CPU = torch.device("cpu")
+BOUND_S = 60
+"""Far more than a worker takes to end, even on a loaded machine."""
+
+
+def test_product_code_never_forks() -> None:
+    """No start method but forkserver or spawn, no Python code between fork and exec, no default context."""
+    found = []
+    for folder in ("adadf_dist", "shards", "tune"):
+        for path in sorted((ROOT / folder).rglob("*.py")):
+            for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+                if isinstance(node, ast.Call):
+                    found += [f"{path}:{node.lineno}: {problem}" for problem in forks(node)]
+    assert not found, "\n".join(found)
+
+
+def forks(call: ast.Call) -> list[str]:
+    name = ast.unparse(call.func)
+    keywords = {keyword.arg: ast.unparse(keyword.value) for keyword in call.keywords}
+    problems = [f"{name} with preexec_fn"] if "preexec_fn" in keywords else []
+    if name in ("os.fork", "multiprocessing.Process", "multiprocessing.Pool", "mp.Process", "mp.Pool"):
+        problems.append(name)
+    methods = ("get_context", "set_start_method")
+    if name.rpartition(".")[2] in methods and not name.startswith("ray"):
+        chosen = [ast.unparse(argument) for argument in call.args]
+        if chosen not in (["'forkserver'"], ["'spawn'"]):
+            problems.append(f"{name}({', '.join(chosen)})")
+    if name == "DataLoader" and "multiprocessing_context" not in keywords and None not in keywords:
+        problems.append("DataLoader without multiprocessing_context")
+    if name == "ProcessPoolExecutor" and len(call.args) < 2 and "mp_context" not in keywords:
+        problems.append("ProcessPoolExecutor without a context")
+    return problems
+
+
+def hold_the_lock(pipe: Connection) -> None:
+    """A worker that is stuck in native code with the interpreter lock, deaf to SIGTERM."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    end_with_parent()
+    pipe.send(os.getpid())
+    ctypes.PyDLL(None).pause()
+
+
+PARENT = """
+    import multiprocessing
+    from adadf_dist.data.processes import worker_context
+    from tests.test_processes import hold_the_lock
+
+    if __name__ == "__main__":
+        context = worker_context("adadf_dist.data.processes")
+        here, there = context.Pipe()
+        context.Process(target=hold_the_lock, args=(there,)).start()
+        print(here.recv(), flush=True)
+        input()
+"""
+
+
+def test_a_stuck_worker_ends_when_its_parent_is_killed(tmp_path: Path) -> None:
+    script = tmp_path / "parent.py"
+    script.write_text(textwrap.dedent(PARENT))
+    parent = subprocess.Popen(
+        [sys.executable, str(script)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment(), text=True
+    )
+    assert parent.stdout is not None
+    worker = psutil.Process(int(parent.stdout.readline()))
+    parent.kill()
+    parent.wait()
+    wait_until(lambda: has_ended(worker), "the worker outlives its parent", BOUND_S)
+
+
+def has_ended(process: psutil.Process) -> bool:
+    try:
+        return process.status() == psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return True
+
+
+def test_a_killed_rank_leaves_no_worker(faces: Path, tmp_path: Path) -> None:
+    values = settings(faces, tmp_path / "run", data__workers="2", epochs="200")
+    rank = start(train_command(values))
+    wait_until(lambda: records(tmp_path / "run", "steps"), "no training", 2 * BOUND_S)
+    started = psutil.Process(rank.pid).children(recursive=True)
+    assert len(started) >= 3, started  # the server and its workers
+    rank.kill()
+    rank.communicate()
+    wait_until(lambda: all(map(has_ended, started)), "workers outlive their rank", BOUND_S)
+
+
+def test_a_long_temporary_folder_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / ("x" * 126)))
+    with pytest.raises(UserError, match=r"TMPDIR: .* too long .* shorter path"):
+        worker_context(__name__)
+
+
+def test_missing_shared_memory_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(self: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("multiprocessing.context.ForkServerContext.Lock", refuse)
+    with pytest.raises(UserError, match=r"/dev/shm: .*No space left.*--shm-size"):
+        worker_context(__name__)
+
+
+@pytest.mark.skipif(
+    shutil.which("unshare") is None or os.geteuid() != 0, reason="needs root and unshare to mount a small /dev/shm"
+)
+def test_training_needs_no_room_in_shared_memory(faces: Path, tmp_path: Path) -> None:
+    """Docker's 64 MB, and less than that: pictures do not pass through /dev/shm."""
+    values = settings(faces, tmp_path / "run", data__workers="2", epochs="1")
+    mount = 'mount -t tmpfs -o size=64k tmpfs /dev/shm && exec "$@"'
+    if subprocess.run(["unshare", "-m", "bash", "-c", mount, "_", "true"], capture_output=True).returncode:
+        pytest.skip("this machine does not let us mount a small /dev/shm")
+    done = finish(["unshare", "-m", "bash", "-c", mount, "_", *train_command(values)], timeout=240)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("end", ["left early", "at the end", "closed in mid-pass"])
+def test_pipelines_end_without_the_garbage_collector(faces: Path, end: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A pipeline in a reference cycle is destroyed by whoever collects garbage, in whatever thread or process."""
+    dali_loader = pytest.importorskip("adadf_dist.data.dali_loader", reason="DALI is not installed")
+    alive: list[weakref.ref[object]] = []
+    build = dali_loader.decoding
+
+    def watched(*args: object, **options: object) -> object:
+        pipeline = build(*args, **options)
+        alive.append(weakref.ref(pipeline))
+        return pipeline
+
+    monkeypatch.setattr(dali_loader, "decoding", watched)
+    gc.collect()
+    gc.disable()
+    try:
+        with open_data(config_for(faces, data__loader="dali", data__prefetch=1), 0, 1, CPU) as data:
+            batches = iter(data.train(0))
+            next(batches)
+            if end == "left early":
+                del batches
+                next(iter(data.train(1)))
+            elif end == "at the end":
+                list(batches)
+        if end == "closed in mid-pass":
+            del batches
+        del data
+        assert alive and all(reference() is None for reference in alive)
+    finally:
+        gc.enable()
+
+
+def test_a_stuck_worker_can_be_terminated() -> None:
+    """It holds the interpreter lock and ignores SIGTERM; a `DataLoader` that closes calls `terminate`."""
+    context = worker_context("adadf_dist.data.processes")
+    here, there = context.Pipe()
+    worker = context.Process(target=hold_the_lock, args=(there,), daemon=True)
+    worker.start()
+    here.recv()
+    worker.terminate()
+    worker.join(BOUND_S)
+    assert worker.exitcode == -signal.SIGKILL
