@@ -18,6 +18,7 @@ from jsonargparse import ArgumentError, ArgumentParser, DefaultHelpFormatter, se
 from adadf_dist.config import Config
 from adadf_dist.errors import UserError, nearest
 from adadf_dist.ranges import check_ranges
+from adadf_dist.text_files import read_text
 
 DEFAULT_PRESET = "demo"
 
@@ -61,14 +62,13 @@ def read_settings(path: str | Path) -> Layer:
     path = Path(path)
     if not path.is_file():
         raise UserError(f"{path}: no such configuration file")
+    suffix = path.suffix.lower()
+    if suffix not in {".toml", ".yaml", ".yml", ".json"}:
+        raise UserError(f"{path}: configuration files end in .toml, .yaml or .json")
+    text = read_text(path)
     try:
-        if path.suffix == ".toml":
-            values = tomllib.loads(path.read_text())
-        elif path.suffix in {".yaml", ".yml", ".json"}:
-            values = yaml.safe_load(path.read_text()) or {}
-        else:
-            raise UserError(f"{path}: configuration files end in .toml, .yaml or .json")
-    except (tomllib.TOMLDecodeError, yaml.YAMLError, UnicodeDecodeError) as error:
+        values = tomllib.loads(text) if suffix == ".toml" else yaml.safe_load(text) or {}
+    except (tomllib.TOMLDecodeError, yaml.YAMLError, RecursionError) as error:
         raise UserError(f"{path}: does not parse: {' '.join(str(error).split())}") from None
     if not isinstance(values, dict):
         raise UserError(f"{path}: must hold keys and values, not a {type(values).__name__}")

@@ -120,7 +120,7 @@ class Folder:
         if folder.name in self._ended:
             return self._ended[folder.name]
         try:
-            content: dict[str, Any] = json.loads((folder / TRIAL_FILE).read_text())
+            content: dict[str, Any] = json.loads((folder / TRIAL_FILE).read_text(encoding="utf-8"))
         except FileNotFoundError:
             return None
         except json.JSONDecodeError as problem:
@@ -136,7 +136,7 @@ class Folder:
 def read_accuracies(folder: Path) -> tuple[float, ...]:
     """Validation accuracies of the epochs that a run folder has, in order."""
     path = folder / "metrics.jsonl"
-    lines = path.read_text().splitlines() if path.exists() else []
+    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
     accuracies = []
     for line in lines:
         with suppress(json.JSONDecodeError):  # a line that a crash tore; the run that goes on writes it again
@@ -147,5 +147,5 @@ def read_accuracies(folder: Path) -> tuple[float, ...]:
 
 def read_test(folder: Path) -> float | None:
     path = folder / "result.json"
-    test = json.loads(path.read_text())["test"] if path.exists() else {}
+    test = json.loads(path.read_text(encoding="utf-8"))["test"] if path.exists() else {}
     return float(test["accuracy"]) if test else None

@@ -63,7 +63,9 @@ def bench_cost(options: argparse.Namespace) -> None:
             if step is not None
         ]
         report = {"backbone": options.backbone, "frozen": options.frozen, "assumptions": asdict(assumptions)}
-        options.json.write_text(json.dumps({**report, "work": work._asdict(), "steps_ms": steps}, indent=2) + "\n")
+        options.json.write_text(
+            json.dumps({**report, "work": work._asdict(), "steps_ms": steps}, indent=2) + "\n", encoding="utf-8"
+        )
 
 
 def check(options: argparse.Namespace, assumptions: Assumptions) -> Assumptions:

@@ -73,7 +73,7 @@ def bench_epoch(options: argparse.Namespace) -> None:
         report["ratio"] = ratio
         print(f"ours is {ratio:.2f} times as fast; {report['machine']}")
     if options.json is not None:
-        options.json.write_text(json.dumps(report, indent=2) + "\n")
+        options.json.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
 
 
 def time_ours(work: Work, out: Path) -> Ours:
@@ -85,5 +85,7 @@ def time_ours(work: Work, out: Path) -> Ours:
     began = time.perf_counter()
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
     seconds = time.perf_counter() - began
-    lines: Sequence[dict[str, Any]] = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    lines: Sequence[dict[str, Any]] = [
+        json.loads(line) for line in (out / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    ]
     return Ours(seconds, next(line["waiting"] for line in lines if line["kind"] == "epoch"))

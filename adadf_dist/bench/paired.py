@@ -53,7 +53,7 @@ def bench_paired(options: argparse.Namespace) -> None:
     print(describe_machine())
     if options.json is not None:
         report = {"seeds": options.seeds, "accuracy": accuracies, "difference": difference._asdict()}
-        options.json.write_text(json.dumps(report, indent=2) + "\n")
+        options.json.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
 
 
 def plan(words: Sequence[str], seed: int, out: Path) -> Config:
@@ -65,6 +65,8 @@ def train(config: Config) -> float:
     """Accuracy in [0, 1] on validation after the last epoch. Raises `UserError` when the run was asked to stop."""
     if run(config) is None:
         raise UserError("stopped; the same command goes on from where it was")
-    records = [json.loads(line) for line in (Path(config.out) / "metrics.jsonl").read_text().splitlines()]
+    records = [
+        json.loads(line) for line in (Path(config.out) / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    ]
     last = [record for record in records if record["kind"] == "epoch"][-1]
     return float(last["validation"]["accuracy"])

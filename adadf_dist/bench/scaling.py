@@ -69,7 +69,7 @@ def bench_scaling(options: argparse.Namespace) -> None:
         print(line)
     if options.json is not None:
         figures = [{**asdict(case), "rounds": [asdict(found) for found in rounds[case]]} for case in cases]
-        options.json.write_text(json.dumps({"machine": machine, "cases": figures}, indent=2) + "\n")
+        options.json.write_text(json.dumps({"machine": machine, "cases": figures}, indent=2) + "\n", encoding="utf-8")
 
 
 def check(options: argparse.Namespace) -> None:
@@ -120,7 +120,7 @@ def run_case(case: Case) -> list[Found]:
             for process in processes:
                 process.kill()
                 process.wait()
-        return [Found(**json.loads((folder / f"{rank}.out").read_text())) for rank in range(case.ranks)]
+        return [Found(**json.loads((folder / f"{rank}.out").read_text(encoding="utf-8"))) for rank in range(case.ranks)]
 
 
 def start_rank(case: Case, rank: int, port: int, folder: Path) -> subprocess.Popen[bytes]:
@@ -142,7 +142,7 @@ def wait_for_all(case: Case, processes: Sequence[subprocess.Popen[bytes]], folde
         time.sleep(0.05)
     for rank, process in enumerate(processes):
         if process.poll():
-            told = (folder / f"{rank}.err").read_text().strip()
+            told = (folder / f"{rank}.err").read_text(encoding="utf-8").strip()
             if process.returncode == USER_ERROR:
                 raise UserError(f"{case.name}: {told.splitlines()[-1]}")
             raise RuntimeError(f"{case.name}: rank {rank} ended with {process.returncode}:\n{told}")

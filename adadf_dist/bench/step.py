@@ -54,7 +54,7 @@ def bench_step(options: argparse.Namespace) -> None:
     print(machine)
     if options.json is not None:
         report = {"machine": machine, "batch_size": options.batch_size, "images_per_s": figures}
-        options.json.write_text(json.dumps(report, indent=2) + "\n")
+        options.json.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
 
 
 def rate(config: Config, steps: int) -> float:

@@ -14,6 +14,7 @@ from typing import Any
 from adadf_dist.config import Config
 from adadf_dist.errors import UserError
 from adadf_dist.settings import flatten, listed, nest
+from adadf_dist.text_files import read_text
 
 ALLOWED = (
     "zero_optimization.allgather_bucket_size",
@@ -102,11 +103,10 @@ def without_what_is_off(content: Mapping[str, object]) -> dict[str, object]:
 
 
 def read_json(path: Path) -> Mapping[str, object]:
+    text = read_text(path, "deepspeed.config")
     try:
-        content = json.loads(path.read_text())
-    except FileNotFoundError:
-        raise UserError(f"deepspeed.config: {path}: no such file") from None
-    except (json.JSONDecodeError, UnicodeDecodeError, OSError) as error:
+        content = json.loads(text)
+    except (json.JSONDecodeError, RecursionError) as error:
         raise UserError(f"deepspeed.config: {path}: does not parse: {error}") from None
     if not isinstance(content, dict):
         raise UserError(f"deepspeed.config: {path}: must hold keys and values, not a {type(content).__name__}")
