@@ -118,6 +118,15 @@ def read_rows(lines: Iterable[str], where: str, separator: str, first: int = 1) 
             yield Row(place, start, [cell.strip() for cell in cells])
 
 
+def read_list(lines: Iterable[str], where: str) -> Iterator[Row]:
+    """Rows of a list or matrix whose separator the first line with a word tells. Raises `UserError`."""
+    lines = iter(lines)
+    for number, line in enumerate(lines, start=1):
+        if line.strip():
+            separator = detect_separator(line, blanks=True)
+            yield from read_rows(chain([line], lines), where, separator, number)
+
+
 def detect_separator(line: str, columns: Sequence[str] = (), blanks: bool = False) -> str:
     """The separator of a line: the one that makes most of the expected columns of it, or else most cells.
 

@@ -18,7 +18,7 @@ from jsonargparse import ArgumentError, ArgumentParser, DefaultHelpFormatter, se
 from adadf_dist.config import Config
 from adadf_dist.errors import UserError, nearest
 from adadf_dist.ranges import check_ranges
-from adadf_dist.text_files import read_text
+from adadf_dist.text_files import is_text, read_text
 
 DEFAULT_PRESET = "demo"
 
@@ -86,6 +86,7 @@ def build_config(layers: Iterable[Layer]) -> Config:
         for key, value in flatten(layer.values):
             if key not in known_keys():
                 raise UserError(f"{layer.origin}: unknown key {key}{nearest(key, known_keys())}")
+            check_text(key, value, layer.origin)
             config[key], origins[key] = value, layer.origin
     try:
         parsed = make_parser().parse_object(nest(config))
@@ -191,6 +192,14 @@ def print_help() -> None:
     )
     # jsonargparse offers a file for every group of keys; ours come whole, by --config
     print(re.sub(r"^  --\w+ CONFIG +Path to a configuration file\.\n", "", parser.format_help(), flags=re.MULTILINE))
+
+
+def check_text(key: str, value: object, origin: str) -> None:
+    """Raise `UserError` for bytes that are not UTF-8: no file of a run could hold them."""
+    if isinstance(value, str) and not is_text(value):
+        raise UserError(
+            f"{origin}: {key}: {value!a} is not UTF-8 text; rename it, or set PYTHONUTF8=1 if your locale is not UTF-8"
+        )
 
 
 def check_type(key: str, value: object, origin: str) -> None:

@@ -1,8 +1,8 @@
 """Read the text files that users write, the same way on every machine.
 
 Text is UTF-8, with or without a byte order mark, whatever the locale says; UTF-16 and UTF-32 are recognized by their
-byte order mark. The line endings of Unix, Windows and old Macs become newlines. Anything else is a `UserError` that names
-the file, the line and the byte.
+byte order mark. The line endings of Unix, Windows and old Macs become newlines. Anything else is a `UserError` that
+names the file, the line and the byte.
 """
 
 from __future__ import annotations
@@ -37,6 +37,8 @@ _BINARY_FILES = (
     (b"\x89PNG\r\n\x1a\n", "a PNG image"),
     (b"%PDF-", "a PDF document"),
 )
+TAR_MARK_END = 262
+"""A tar archive has its mark in the five bytes before this offset."""
 _SURROGATE = re.compile("[\udc80-\udcff]")
 """What `surrogateescape` makes of a byte that is not UTF-8."""
 
@@ -60,15 +62,18 @@ def open_bytes(path: Path | str, option: str = "") -> Iterator[io.BufferedReader
     """The bytes of a file. Raises `UserError` where it cannot be read."""
     where = located(path, option)
     try:
-        with open(path, "rb") as stream:
-            yield stream
+        stream = open(path, "rb")  # noqa: SIM115 - what fails to open is not what fails inside
+    except FileNotFoundError:
+        raise UserError(f"{where}: no such file; check the path") from None
     except (OSError, ValueError) as error:  # ValueError: a NUL in the path, or a name that the locale cannot encode
-        if isinstance(error, UserError):
-            raise
-        if isinstance(error, FileNotFoundError):
-            raise UserError(f"{where}: no such file; check the path") from None
-        reason = getattr(error, "strerror", None) or one_line(error)
-        raise UserError(f"{where}: cannot be read ({reason})") from None
+        raise UserError(f"{where}: cannot be read ({getattr(error, 'strerror', None) or one_line(error)})") from None
+    with stream:
+        try:
+            yield stream
+        except OSError as error:
+            if error.errno is None or error.filename is not None:  # of something else than this stream
+                raise
+            raise UserError(f"{where}: cannot be read ({error.strerror})") from None
 
 
 def located(path: Path | str, option: str = "") -> str:
@@ -81,10 +86,13 @@ def decode_text(content: bytes, where: str) -> str:
     return "".join(decode_lines(io.BytesIO(content), where))
 
 
-def decode_lines(stream: io.BufferedReader | io.BytesIO, where: str) -> Generator[str]:
-    """Text lines of a binary stream, each with its `\\n`, as they come. Raises `UserError` saying `where`."""
+def decode_lines(stream: io.BufferedReader | io.BytesIO, where: str, any_bytes: bool = False) -> Generator[str]:
+    """Text lines of a binary stream, each with its `\\n`, as they come. Raises `UserError` saying `where`.
+
+    `any_bytes`: lines are names of files, which may hold bytes that are not UTF-8; `surrogateescape` keeps them.
+    """
     buffered = stream if isinstance(stream, io.BufferedReader) else io.BufferedReader(stream)
-    start = buffered.peek(8)[:8]
+    start = buffered.peek(TAR_MARK_END)[:TAR_MARK_END]
     refuse_binary(start, where)
     encoding = encoding_of(start)
     text = io.TextIOWrapper(buffered, encoding, errors="surrogateescape" if encoding == "utf-8-sig" else "strict")
@@ -92,7 +100,8 @@ def decode_lines(stream: io.BufferedReader | io.BytesIO, where: str) -> Generato
     try:
         for line in text:
             number += 1
-            check_line(line, f"{where}: line {number}")
+            if not any_bytes:
+                check_line(line, f"{where}: line {number}")
             yield line.removeprefix("\ufeff")  # files joined by `cat` have their marks inside
     except UnicodeDecodeError as error:
         raise UserError(
@@ -110,10 +119,12 @@ def encoding_of(start: bytes) -> str:
 
 def refuse_binary(start: bytes, where: str) -> None:
     """Raise `UserError` when a file begins like an archive or an image."""
-    for mark, what in _BINARY_FILES:
-        if start.startswith(mark):
-            fix = "give the file inside (unpack it first)" if what.split()[-1] in ("file", "archive") else "give a text"
-            raise UserError(f"{where}: is {what}, not text; {fix}")
+    what = next((what for mark, what in _BINARY_FILES if start.startswith(mark)), "")
+    if start[257:TAR_MARK_END] == b"ustar":
+        what = "a tar archive"
+    if what:
+        fix = "unpack it and give the file inside" if what.endswith(("file", "archive")) else "give a text file"
+        raise UserError(f"{where}: is {what}, not text; {fix}")
 
 
 def check_line(line: str, where: str) -> None:
@@ -125,6 +136,11 @@ def check_line(line: str, where: str) -> None:
         raise UserError(
             f"{where}: byte 0x{byte:02x} at column {wrong.start() + 1} is not UTF-8; save the file as UTF-8"
         )
+
+
+def is_text(value: str) -> bool:
+    """Whether a string has no bytes in it that are not text: those of a file's name that is not UTF-8."""
+    return value.isascii() or not _SURROGATE.search(value)
 
 
 def escape_name(name: str) -> str:

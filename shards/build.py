@@ -18,6 +18,7 @@ from adadf_dist.data.crew import Processes
 from adadf_dist.data.format import Dataset
 from adadf_dist.data.staging import check_replaceable
 from adadf_dist.errors import UserError, one_line_errors
+from adadf_dist.text_files import escape_name
 from shards.progress import Progress
 from shards.ray_crew import RayCrew
 from shards.relabelled import relabel_source
@@ -133,7 +134,7 @@ def build(args: argparse.Namespace) -> Dataset:
     if args.relabel is not None:
         source = relabel_source(source, args.relabel)
     options = BuildOptions(
-        name=args.name or out.name,
+        name=escape_name(args.name or out.name),
         seed=args.seed,
         samples_per_shard=args.samples_per_shard,
         max_bad=args.max_bad,

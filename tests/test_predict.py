@@ -144,7 +144,10 @@ def test_a_folder_is_searched_in_order_and_bad_pictures_are_rows(
     assert not any(errors[:3] + errors[5:])
     assert rows[3]["label"] == rows[3]["p_happy"] == ""
     assert shares([rows[1]]) == pytest.approx(shares([rows[6]]), abs=2e-6)
-    assert lines == ["adadf_dist.predict: 2 of 7 pictures could not be judged; their rows say why"]
+    assert lines == [
+        "adadf_dist.predict: skipped 1 other files",
+        "adadf_dist.predict: 2 of 7 pictures could not be judged; their rows say why",
+    ]
 
 
 def test_when_every_picture_failed(model: Path, pictures: Path, capsys: pytest.CaptureFixture[str]) -> None:

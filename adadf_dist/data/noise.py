@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
-from itertools import chain
 from pathlib import Path
 from typing import NamedTuple
 
@@ -13,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from adadf_dist.config import DataConfig
-from adadf_dist.csv_tables import Row, detect_separator, find_class, parse_number, read_rows
+from adadf_dist.csv_tables import Row, find_class, parse_number, read_list
 from adadf_dist.data.format import Split
 from adadf_dist.data.label_list import Entry, NameIndex, first_number, is_header, label_numbers, left_out, read_entry
 from adadf_dist.data.writer import can_write
@@ -79,15 +78,6 @@ def read_noise(split: Split, path: Path, seed: int, others: Iterable[str] = ()) 
     if is_matrix(rows[0].cells, split.classes):
         return by_matrix(split, read_matrix(rows, split.classes), seed)
     return by_list(split, rows, path, others)
-
-
-def read_list(lines: Iterable[str], where: str) -> Iterator[Row]:
-    """Rows of a list or matrix whose separator the first line with a word tells. Raises `UserError`."""
-    lines = iter(lines)
-    for number, line in enumerate(lines, start=1):
-        if line.strip():
-            separator = detect_separator(line, blanks=True)
-            yield from read_rows(chain([line], lines), where, separator, number)
 
 
 def is_matrix(first: Sequence[str], classes: Sequence[str]) -> bool:

@@ -23,7 +23,7 @@ import numpy as np
 from adadf_dist.csv_tables import NoColumnError, find_class, open_table
 from adadf_dist.data.format import Split
 from adadf_dist.errors import UserError
-from adadf_dist.text_files import decode_lines, located, open_bytes
+from adadf_dist.text_files import decode_lines, escape_name, located, open_bytes
 
 COLUMNS = ("key", "decision", "label")
 DECISIONS = ("relabel", "drop", "keep")
@@ -87,7 +87,7 @@ def read_decisions(path: Path, classes: Sequence[str], option: str) -> Decisions
     with open_bytes(path, option) as stream:
         content = stream.read()
     known: dict[str, Decision] = {}
-    decisions = Decisions(where, path.name, hashlib.sha256(content).hexdigest(), known)
+    decisions = Decisions(where, escape_name(path.name), hashlib.sha256(content).hexdigest(), known)
     lines = decode_lines(io.BytesIO(content), where)
     try:
         table = open_table(lines, where, COLUMNS)
