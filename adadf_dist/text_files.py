@@ -28,6 +28,7 @@ _BINARY_FILES = (
     (b"\x1f\x8b", "a gzip file"),
     (b"PK\x03\x04", "a zip archive"),
     (b"PK\x05\x06", "an empty zip archive"),
+    (b"\xd0\xcf\x11\xe0", "an old Office document"),
     (b"BZh", "a bzip2 file"),
     (b"\xfd7zXZ\0", "an xz file"),
     (b"7z\xbc\xaf\x27\x1c", "a 7z archive"),
@@ -124,6 +125,7 @@ def refuse_binary(start: bytes, where: str) -> None:
         what = "a tar archive"
     if what:
         fix = "unpack it and give the file inside" if what.endswith(("file", "archive")) else "give a text file"
+        fix += " (a spreadsheet: save it as csv)" if what == "a zip archive" else ""
         raise UserError(f"{where}: is {what}, not text; {fix}")
 
 

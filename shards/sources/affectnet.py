@@ -134,6 +134,8 @@ def open_source(args: argparse.Namespace) -> Source:
     layout = find_layout(args.root)
     print(f"{args.root}: AffectNet, {layout.what}", file=sys.stderr)
     listing = layout.read(args.root, EXPRESSIONS[: args.classes])
+    if args.align == "landmarks" and listing.findings.get("images_without_landmarks") == len(listing.pictures) > 0:
+        raise UserError(f"{args.root}: no image has landmarks (N_lnd.npy); align with --align detect")
     fractions = carve_validation(args, any(picture.split == "validation" for picture in listing.pictures))
     boxed = layout is LAYOUTS[0] and not args.whole
     options = photo_options(args, fractions, SIDE if boxed else None, args.margin if boxed else None)

@@ -55,7 +55,9 @@ class Line(NamedTuple):
 def list_csv(path: Path, classes: Sequence[str] | None, root: Path | None = None, first_label: int = 0) -> Listing:
     """Every picture. `root`: where paths start; `first_label`: the number of the first class. Raises `UserError`."""
     lines, voted = read_lines(path, path.parent if root is None else root)
-    names = tuple(classes or voted or class_names(path, lines, first_label))
+    if not first_label:
+        check_first_label(path, [line.label for line in lines], (*(classes or ()), *voted))
+    names = tuple(classes or voted or class_names(lines, first_label))
     if voted and sorted(voted) != sorted(names):
         raise UserError(f"{path}: votes of {', '.join(voted)}, but the classes are {', '.join(names)}")
     order = [voted.index(name) for name in names] if voted else []
@@ -103,13 +105,20 @@ def label_of(line: Line, names: Sequence[str], first_label: int) -> int:
     number = parse_whole(line.label)
     if number is not None and 0 <= number - first_label < len(names):
         return number - first_label
-    hint = "name them with --classes"
-    if number == len(names) and not first_label:
-        hint = "if the labels count from 1, give --first-label 1"
-    raise UserError(f"{line.where}: label {line.label!r} is none of {', '.join(names)}; {hint}")
+    raise UserError(f"{line.where}: label {line.label!r} is none of {', '.join(names)}; name them with --classes")
 
 
-def class_names(path: Path, lines: Sequence[Line], first_label: int) -> list[str]:
+def check_first_label(path: Path, labels: Sequence[str], names: Sequence[str]) -> None:
+    """Raise `UserError` when all labels are numbers, none of them a name, and they seem to count from 1."""
+    numbers = [number for label in labels if (number := parse_whole(label)) is not None]
+    if len(numbers) == len(labels) and min(numbers) == 1 and not set(labels) & set(names):
+        raise UserError(
+            f"{path}: labels are 1 to {max(numbers)} and none is 0, so they seem to count from 1; give --first-label 1"
+            + ("" if names else " (and --classes A,B,... to name the classes)")
+        )
+
+
+def class_names(lines: Sequence[Line], first_label: int) -> list[str]:
     """Names for the classes when nothing else gives them: the labels themselves, sorted. Raises `UserError`."""
     numbers = [parse_whole(line.label) for line in lines]
     known = [number for number in numbers if number is not None]
@@ -118,11 +127,6 @@ def class_names(path: Path, lines: Sequence[Line], first_label: int) -> list[str
             line = lines[numbers.index(known[0])]
             print(f"{line.where}: warning: label {line.label!r} is a number, others are names", file=sys.stderr)
         return sorted({line.label for line in lines})
-    if min(known) == 1 and first_label == 0:
-        raise UserError(
-            f"{path}: labels are {min(known)} to {max(known)}, so they seem to count from 1; give --first-label 1 "
-            "(and --classes A,B,... to name the classes)"
-        )
     if min(known) < first_label:
         line = lines[known.index(min(known))]
         raise UserError(f"{line.where}: label {line.label} is below --first-label {first_label}")
