@@ -22,7 +22,7 @@ SEPARATORS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "vertical bar
 MAX_CELL = csv.field_size_limit()
 """Longest cell in characters."""
 
-_WHOLE = re.compile(r"\s*([+-]?[0-9]+)(?:[.,]0*)?\s*", re.ASCII)
+_WHOLE = re.compile(r"\s*([+-]?[0-9]+)(?:\.0*|,0)?\s*", re.ASCII)
 _DECIMAL_COMMA = re.compile(r"[+-]?[0-9]*,[0-9]+", re.ASCII)
 _THOUSANDS = re.compile(r"[+-]?[0-9]{1,3}(,[0-9]{3})+", re.ASCII)
 

@@ -27,5 +27,5 @@ def class_name_warnings(classes: Sequence[str]) -> Iterator[str]:
 
 def plain_name(name: str) -> str:
     """A name without letter case, blanks and accents' forms; synonyms of an emotion have the same one."""
-    plain = re.sub(r"[\\s_-]+", "", unicodedata.normalize("NFKC", name).casefold())
+    plain = re.sub(r"[\s_-]+", "", unicodedata.normalize("NFKC", name).casefold())
     return next((main for main, others in SYNONYMS.items() if plain in (main, *others)), plain)
