@@ -145,6 +145,14 @@ def is_text(value: str) -> bool:
     return value.isascii() or not _SURROGATE.search(value)
 
 
+def check_path(path: Path | str, option: str = "") -> None:
+    """Raise `UserError` for a path that is not text: libraries that want UTF-8 could not open it."""
+    if not is_text(str(path)):
+        raise UserError(
+            f"{located(path, option)}: the path is not UTF-8 text; rename it (or set PYTHONUTF8=1 if your locale is not)"
+        )
+
+
 def escape_name(name: str) -> str:
     """A file's name as plain text on one line, and different for different names.
 

@@ -18,7 +18,7 @@ from adadf_dist.data.crew import Processes
 from adadf_dist.data.format import Dataset
 from adadf_dist.data.staging import check_replaceable
 from adadf_dist.errors import UserError, one_line_errors
-from adadf_dist.text_files import escape_name
+from adadf_dist.text_files import check_path, escape_name
 from shards.progress import Progress
 from shards.ray_crew import RayCrew
 from shards.relabelled import relabel_source
@@ -126,6 +126,7 @@ def at_least_0(text: str) -> int:
 def build(args: argparse.Namespace) -> Dataset:
     """What the command line asks for. Raises `UserError`."""
     out = args.out.resolve()
+    check_path(out, "--out")
     root = getattr(args, "root", None)
     if root is not None and root.resolve().is_relative_to(out):
         raise UserError(f"--out {args.out}: holds the source; write the dataset elsewhere")

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from adadf_dist.errors import UserError
+from adadf_dist.text_files import check_path
 
 FORMAT_VERSION = 1
 MANIFEST = "dataset.json"
@@ -60,6 +61,7 @@ class Manifest:
 def read_manifest(folder: Path) -> Manifest:
     """Read and check `dataset.json`, and nothing else of the folder. Raises `UserError`."""
     path = folder / MANIFEST
+    check_path(folder)
     if not folder.is_dir():
         raise UserError(f"{folder}: no such dataset folder; build it with `python -m shards.build`")
     if not path.is_file():
