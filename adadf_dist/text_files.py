@@ -149,7 +149,7 @@ def check_path(path: Path | str, option: str = "") -> None:
     """Raise `UserError` for a path that is not text: libraries that want UTF-8 could not open it."""
     if not is_text(str(path)):
         raise UserError(
-            f"{located(path, option)}: the path is not UTF-8 text; rename it (or set PYTHONUTF8=1 if your locale is not)"
+            f"{located(path, option)}: the path is not UTF-8 text; rename it, or set PYTHONUTF8=1 if the locale is not"
         )
 
 
