@@ -16,6 +16,7 @@ from itertools import chain
 from typing import NamedTuple
 
 from adadf_dist.errors import UserError, nearest
+from adadf_dist.text_files import plain_form
 
 SEPARATORS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "vertical bars", " ": "blanks"}
 """What may separate cells, and how messages call it; blanks only where a list allows them."""
@@ -174,10 +175,11 @@ def parse_whole(text: str) -> int | None:
 
 
 def find_class(word: str, classes: Sequence[str]) -> int | None:
-    """The place of a class by its name, in any letter case where only one class matches."""
+    """The place of a class by its name, in any letter case and form of accents where only one class matches."""
     if word in classes:
         return classes.index(word)
-    found = [label for label, name in enumerate(classes) if name.casefold() == word.casefold()]
+    plain = plain_form(word)
+    found = [label for label, name in enumerate(classes) if plain_form(name) == plain]
     return found[0] if len(found) == 1 else None
 
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 import re
 import tomllib
 from argparse import RawDescriptionHelpFormatter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import asdict, replace
 from functools import cache
 from importlib import resources
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import yaml
 from jsonargparse import ArgumentError, ArgumentParser, DefaultHelpFormatter, set_parsing_settings
@@ -67,12 +67,25 @@ def read_settings(path: str | Path) -> Layer:
         raise UserError(f"{path}: configuration files end in .toml, .yaml or .json")
     text = read_text(path)
     try:
-        values = tomllib.loads(text) if suffix == ".toml" else yaml.safe_load(text) or {}
+        values = tomllib.loads(text) if suffix == ".toml" else yaml.load(text, UniqueKeyLoader) or {}
     except (tomllib.TOMLDecodeError, yaml.YAMLError, RecursionError) as error:
         raise UserError(f"{path}: does not parse: {' '.join(str(error).split())}") from None
     if not isinstance(values, dict):
         raise UserError(f"{path}: must hold keys and values, not a {type(values).__name__}")
     return Layer(str(path), values)
+
+
+class UniqueKeyLoader(yaml.SafeLoader):
+    """YAML in which a key that appears twice is an error, as in TOML, and not the last one silently taken."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
+        seen: set[str] = set()
+        for key, _ in node.value:
+            if key.value in seen and key.tag != "tag:yaml.org,2002:merge":
+                raise yaml.constructor.ConstructorError(None, None, f"key {key.value!r} appears twice", key.start_mark)
+            if isinstance(key.value, str):
+                seen.add(key.value)
+        return super().construct_mapping(node, deep)
 
 
 def build_config(layers: Iterable[Layer]) -> Config:

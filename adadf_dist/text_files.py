@@ -171,6 +171,11 @@ def _escaped(character: str) -> str:
     return "".join(f"\\x{byte:02x}" for byte in character.encode("utf-8", "surrogateescape"))
 
 
+def plain_form(name: str) -> str:
+    """A name as file systems compare it that ignore letter case and forms of accents."""
+    return unicodedata.normalize("NFC", name).casefold()
+
+
 def unescape_name(text: str) -> str:
     """The name that `escape_name` made `text` of, fit for `open`."""
     content = re.sub(rb"\\x([0-9a-f]{2})", lambda found: bytes.fromhex(found[1].decode()), text.encode())

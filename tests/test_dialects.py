@@ -228,6 +228,7 @@ NOISE_LISTS: dict[str, Callable[[list[tuple[str, str]]], str | bytes]] = {
     "semicolons and a header": lambda rows: "name;label\n" + "".join(f"{n} ; {label}\n" for n, label in rows),
     "old mac": lambda rows: "".join(f"{name} {label}\r" for name, label in rows),
     "paths of Windows": lambda rows: "".join(f"D:\\x\\train\\{name} {label}\n" for name, label in rows),
+    "no extensions": lambda rows: "".join(f"{name[:-4]} {label}\n" for name, label in rows),
     "letter case": lambda rows: "".join(f"{name} {label.title()}\n" for name, label in rows),
     "numbers from 0": lambda rows: "".join(f"{name} {CLASSES.index(label)}.0\n" for name, label in rows),
     "numbers from 1": lambda rows: "".join(f"{name} {CLASSES.index(label) + 1}\n" for name, label in rows),
@@ -496,3 +497,18 @@ def test_archives_of_fer2013_are_called_so(name: str, kind: str, tmp_path: Path)
     write(path.parent / "fer2013" / "fer2013.csv", fer_csv())
     deeper = refused("fer2013", tmp_path, "--root", path.parent, "--labels", "fer")
     assert deeper.endswith(f"give --root {path.parent / 'fer2013'}")
+
+
+def test_names_with_dots_and_forms_of_accents(tmp_path: Path) -> None:
+    """Keys have no dots; macOS writes accents as two characters."""
+    for number, name in enumerate(("fröhlich/a.1.jpg", "fröhlich/a.2.jpg", "sad/b.3.jpg")):
+        write(tmp_path / "tree" / name, jpeg(number))
+    dataset = run_build("folder", tmp_path / "out", "--root", tmp_path / "tree", "--validation-fraction", 0)
+    decomposed = "fro\u0308hlich"
+    path = write(tmp_path / "noise.txt", f"sad/b.3.jpg {decomposed}\na.1 sad\na.2.jpg sad\n")
+    noise = read_noise(dataset.split("train"), path, 0)
+    assert len(noise.changed) == 3
+    split = tmp_path / "splits"
+    for number, name in enumerate(("train/fröhlich/1.jpg", "train/sad/2.jpg", f"test/{decomposed}/3.jpg")):
+        write(split / name, jpeg(number))
+    assert "(train has fröhlich)" in refused("folder", tmp_path, "--root", split)

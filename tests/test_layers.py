@@ -13,7 +13,8 @@ ROOT = Path(__file__).resolve().parents[1]
 
 LAYERS = [
     ["errors"],
-    ["pulse", "text_files", "csv_tables"],
+    ["pulse", "text_files"],
+    ["csv_tables"],
     ["config", "rendezvous", "backbone_names"],
     ["ranges"],
     ["settings", "world", "metrics"],

@@ -152,6 +152,24 @@ def test_an_ascii_locale_changes_nothing(tmp_path: Path) -> None:
     assert json.loads(found[0]["dataset.json"])["classes"] == ["fröhlich", "traurig"]
 
 
+@pytest.mark.parametrize("name", ["x.toml", "x.yaml", "x.json"])
+def test_a_key_that_appears_twice_is_an_error(name: str, tmp_path: Path) -> None:
+    content = {"x.toml": "seed = 1\nseed = 2\n", "x.yaml": "seed: 1\nseed: 2\n", "x.json": '{"seed": 1, "seed": 2}'}
+    (tmp_path / name).write_text(content[name], encoding="utf-8")
+    with pytest.raises(UserError, match=rf"{name}: does not parse: .*line") as caught:
+        read_settings(tmp_path / name)
+    assert "\n" not in str(caught.value)
+    if name == "x.json":
+        with pytest.raises(UserError, match=r"deepspeed\.config: .*key 'seed' appears twice"):
+            read_json(tmp_path / name)
+
+
+def test_yaml_keeps_its_merge_keys(tmp_path: Path) -> None:
+    text = "a: &a {x: 1}\nb: &b {y: 2}\nc:\n  <<: *a\n  <<: *b\n  x: 3\n"
+    (tmp_path / "x.yaml").write_text(text, encoding="utf-8")
+    assert read_settings(tmp_path / "x.yaml").values["c"] == {"x": 3, "y": 2}
+
+
 # Names of files
 
 
@@ -185,7 +203,6 @@ OWN_FILES = {
     "adadf_dist/bench/scaling.py",
     "adadf_dist/bench/scaling_rank.py",
     "adadf_dist/data/cache.py",
-    "adadf_dist/data/manifest.py",
     "adadf_dist/data/outcome.py",
     "adadf_dist/data/staging.py",
     "adadf_dist/export/card.py",

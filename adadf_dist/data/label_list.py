@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -30,25 +29,42 @@ class NameIndex:
 
     def __init__(self, keys: Sequence[str]) -> None:
         self.keys = keys
-        self.by_key = {without_suffix(key): number for number, key in enumerate(keys)}
-        tails = [without_suffix(key.rpartition("-")[2]) for key in keys]
-        self.by_tail = {tail: number for number, tail in enumerate(tails)}
-        self.ambiguous = {tail for tail, count in Counter(tails).items() if count > 1}
+        self.by_key: dict[str, int] = {}
+        self.by_ending: dict[str, int] = {}
+        """What keys end in, from a `-` on: a key is a path, and lists may know the file alone. -1: several do."""
+        for number, key in enumerate(map(without_suffix, keys)):
+            self.by_key[key] = number
+            parts = key.split("-")
+            for first in range(1, len(parts)):
+                ending = "-".join(parts[first:])
+                self.by_ending[ending] = -1 if ending in self.by_ending else number
 
     def find(self, entry: Entry) -> int | None:
         """The sample that a line means: its path as keys have it, or its file name alone. Raises `UserError`."""
-        parts = [without_suffix(part) for part in key_form(entry.name).split("/") if part not in ("", ".")]
+        names = list(name_forms(entry.name))
+        for table in (self.by_key, self.by_ending):
+            for name in names:
+                sample = table.get(name)
+                if sample == -1:
+                    same = [key for key in self.keys if without_suffix(key).endswith(f"-{name}")]
+                    raise UserError(
+                        f"{entry.where}: {entry.name} may be {' or '.join(same[:3])}; give the path below "
+                        "the root of the images"
+                    )
+                if sample is not None:
+                    return sample
+        return None
+
+
+def name_forms(name: str) -> Iterator[str]:
+    """What a key may be or end in for a name of a list, the longest first: without its first folders, one by one.
+
+    With an extension; then as a name that has a dot and no extension.
+    """
+    for text in (name, f"{name}."):
+        parts = [without_suffix(part) for part in key_form(text).split("/") if part not in ("", ".")]
         for first in range(len(parts)):
-            sample = self.by_key.get("-".join(parts[first:]))
-            if sample is not None:
-                return sample
-        tail = parts[-1] if parts else ""
-        if tail in self.ambiguous:
-            same = [key for key in self.keys if without_suffix(key.rpartition("-")[2]) == tail]
-            raise UserError(
-                f"{entry.where}: {entry.name} may be {' or '.join(same[:3])}; give the path below the dataset's root"
-            )
-        return self.by_tail.get(tail)
+            yield "-".join(parts[first:])
 
 
 def read_entry(row: Row) -> Entry:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -102,11 +102,21 @@ def without_what_is_off(content: Mapping[str, object]) -> dict[str, object]:
     return kept
 
 
+def unique_keys(pairs: Sequence[tuple[str, object]]) -> dict[str, object]:
+    """A JSON object. Raises `ValueError` for a key that appears twice: the last one would silently win."""
+    found: dict[str, object] = {}
+    for key, value in pairs:
+        if key in found:
+            raise ValueError(f"key {key!r} appears twice")
+        found[key] = value
+    return found
+
+
 def read_json(path: Path) -> Mapping[str, object]:
     text = read_text(path, "deepspeed.config")
     try:
-        content = json.loads(text)
-    except (json.JSONDecodeError, RecursionError) as error:
+        content = json.loads(text, object_pairs_hook=unique_keys)
+    except (ValueError, RecursionError) as error:
         raise UserError(f"deepspeed.config: {path}: does not parse: {error}") from None
     if not isinstance(content, dict):
         raise UserError(f"deepspeed.config: {path}: must hold keys and values, not a {type(content).__name__}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -228,6 +229,8 @@ def open_stored(dataset: Dataset) -> Material:
 
 
 def open_tree(root: Path, name: str, source: Source) -> Material:
+    if others := source.provenance.findings.get("other_files"):
+        print(f"note: {others:,} other files skipped, by their suffixes no images", file=sys.stderr)
     items = sorted(source.items(), key=lambda item: (SPLITS.index(item.split), item.number))
     splits = tuple(split for split in SPLITS if any(item.split == split for item in items))
     return Material(

@@ -26,6 +26,6 @@ def class_name_warnings(classes: Sequence[str]) -> Iterator[str]:
 
 
 def plain_name(name: str) -> str:
-    """A name without letter case, blanks and accents' forms; synonyms of an emotion have the same one."""
-    plain = re.sub(r"[\s_-]+", "", unicodedata.normalize("NFKC", name).casefold())
+    """A name without letter case, blanks and invisible characters; synonyms of an emotion have the same one."""
+    plain = re.sub(r"[\s_\u200b-\u200f\ufeff-]+", "", unicodedata.normalize("NFKC", name).casefold())
     return next((main for main, others in SYNONYMS.items() if plain in (main, *others)), plain)

@@ -10,7 +10,7 @@ from adadf_dist.data.builder import Source
 from adadf_dist.data.folder_tree import Skipped, list_entries, readable_name, subfolders
 from adadf_dist.data.jpeg import FORMATS, is_image_name
 from adadf_dist.errors import UserError
-from adadf_dist.text_files import escape_name, native_name
+from adadf_dist.text_files import escape_name, native_name, plain_form
 from shards.aligned import add_align_arguments, open_photos
 from shards.sources.photos import (
     Listing,
@@ -103,7 +103,7 @@ def find_classes(trees: dict[str, Path], skipped: Skipped) -> tuple[str, ...]:
     for tree in trees.values():
         for name in subfolders(tree, skipped):
             if name not in map(native_name, classes):
-                alike = [known for known in classes if known.casefold() == name.casefold()]
+                alike = [known for known in classes if plain_form(known) == plain_form(name)]
                 hint = f" (train has {alike[0]})" if alike else ""
                 raise UserError(
                     f"{escape_name(str(tree / name))}: a class that train does not have{hint}; rename or remove it"

@@ -6,7 +6,6 @@ import argparse
 import os
 import re
 import sys
-import unicodedata
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -19,7 +18,7 @@ from adadf_dist.data.folder_tree import Skipped, walk_files
 from adadf_dist.data.jpeg import BadImage, Box, to_jpeg
 from adadf_dist.data.writer import Sample
 from adadf_dist.errors import UserError
-from adadf_dist.text_files import escape_name, native_name
+from adadf_dist.text_files import escape_name, native_name, plain_form
 from shards.progress import watched
 from shards.sources.class_names import class_name_warnings
 from shards.twins import digest, part
@@ -207,11 +206,6 @@ def names_by_form(folder: str) -> Mapping[str, str]:
         return {plain_form(name): name for name in sorted(os.listdir(folder))}
     except OSError:
         return {}
-
-
-def plain_form(name: str) -> str:
-    """A name as file systems compare it that ignore letter case and forms of accents."""
-    return unicodedata.normalize("NFC", name).casefold()
 
 
 def list_files(root: Path, below: str, skipped: Skipped) -> list[str]:
