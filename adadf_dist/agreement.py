@@ -183,7 +183,7 @@ def planted(folder: Path) -> Iterator[Path]:
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f".seen-by-all-{secrets.token_hex(8)}"
     try:
-        path.write_text("whether all nodes see this folder\n")
+        path.write_text("whether all nodes see this folder\n", encoding="utf-8")
         yield path
     finally:
         path.unlink(missing_ok=True)

@@ -55,7 +55,7 @@ class DataConfig:
     """Share of training faces whose label becomes another class, drawn evenly by the seed; validation and test stay."""
     label_noise_file: str = ""
     """Noise of another kind for train: a csv of class names and a row of probabilities for each true class, or a list
-    of `name label` lines as SCN and EAC publish them."""
+    of `name label` lines as SCN and EAC publish them. A name that no sample of the dataset has is an error."""
     relabel: str = ""
     """Decisions on training faces (csv: key,decision,label), as the page of `python -m adadf_dist.audit` exports them:
     another class, or out of train. Carried out after validation is carved and before label noise; validation and test

@@ -8,6 +8,7 @@ import os
 import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from io import TextIOWrapper
 from typing import NoReturn
 
 
@@ -49,10 +50,16 @@ def one_line_errors(program: str, rank: int = 0) -> Iterator[None]:
     `rank` tells the lines of several processes apart. Anything else is our own fault and keeps its traceback.
     """
     program = f"{program}[rank {rank}]" if rank else program
+    if isinstance(sys.stdout, TextIOWrapper):  # no class name or path can fail to print, whatever the locale
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         yield
     except UserError as error:
         fail(program, str(error))
+    except UnicodeEncodeError as error:
+        if error.encoding.replace("-", "") == "utf8":
+            raise
+        fail(program, f"this locale cannot write {ascii(error.object)[:200]}; set PYTHONUTF8=1 or LC_ALL=C.UTF-8")
     except KeyboardInterrupt:
         fail(program, "interrupted", status=130)
     except BrokenPipeError:  # `... | head` closed our output: not worth a word

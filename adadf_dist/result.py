@@ -130,7 +130,7 @@ def load_selected(engine: Engine, checkpoints: Checkpoints) -> None:
 def read_result(path: Path) -> dict[str, object] | None:
     if not path.exists():
         return None
-    result: dict[str, object] = json.loads(path.read_text())
+    result: dict[str, object] = json.loads(path.read_text(encoding="utf-8"))
     return result
 
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 import re
 import tomllib
 from argparse import RawDescriptionHelpFormatter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import asdict, replace
 from functools import cache
 from importlib import resources
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import yaml
 from jsonargparse import ArgumentError, ArgumentParser, DefaultHelpFormatter, set_parsing_settings
@@ -18,6 +18,7 @@ from jsonargparse import ArgumentError, ArgumentParser, DefaultHelpFormatter, se
 from adadf_dist.config import Config
 from adadf_dist.errors import UserError, nearest
 from adadf_dist.ranges import check_ranges
+from adadf_dist.text_files import is_text, read_text
 
 DEFAULT_PRESET = "demo"
 
@@ -67,18 +68,30 @@ def read_settings(path: str | Path) -> Layer:
     path = Path(path)
     if not path.is_file():
         raise UserError(f"{path}: no such configuration file")
+    suffix = path.suffix.lower()
+    if suffix not in {".toml", ".yaml", ".yml", ".json"}:
+        raise UserError(f"{path}: configuration files end in .toml, .yaml or .json")
+    text = read_text(path)
     try:
-        if path.suffix == ".toml":
-            values = tomllib.loads(path.read_text())
-        elif path.suffix in {".yaml", ".yml", ".json"}:
-            values = yaml.safe_load(path.read_text()) or {}
-        else:
-            raise UserError(f"{path}: configuration files end in .toml, .yaml or .json")
-    except (tomllib.TOMLDecodeError, yaml.YAMLError, UnicodeDecodeError) as error:
+        values = tomllib.loads(text) if suffix == ".toml" else yaml.load(text, UniqueKeyLoader) or {}
+    except (tomllib.TOMLDecodeError, yaml.YAMLError, RecursionError) as error:
         raise UserError(f"{path}: does not parse: {' '.join(str(error).split())}") from None
     if not isinstance(values, dict):
         raise UserError(f"{path}: must hold keys and values, not a {type(values).__name__}")
     return Layer(str(path), values)
+
+
+class UniqueKeyLoader(yaml.SafeLoader):
+    """YAML in which a key that appears twice is an error, as in TOML, and not the last one silently taken."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
+        seen: set[str] = set()
+        for key, _ in node.value:
+            if key.value in seen and key.tag != "tag:yaml.org,2002:merge":
+                raise yaml.constructor.ConstructorError(None, None, f"key {key.value!r} appears twice", key.start_mark)
+            if isinstance(key.value, str):
+                seen.add(key.value)
+        return super().construct_mapping(node, deep)
 
 
 def build_config(layers: Iterable[Layer]) -> Config:
@@ -92,6 +105,7 @@ def build_config(layers: Iterable[Layer]) -> Config:
         for key, value in flatten(layer.values):
             if key not in known_keys():
                 raise UserError(f"{layer.origin}: unknown key {key}{nearest(key, known_keys())}")
+            check_text(key, value, layer.origin)
             config[key], origins[key] = value, layer.origin
     try:
         parsed = make_parser().parse_object(nest(config))
@@ -218,6 +232,14 @@ def print_help() -> None:
     )
     # jsonargparse offers a file for every group of keys; ours come whole, by --config
     print(re.sub(r"^  --\w+ CONFIG +Path to a configuration file\.\n", "", parser.format_help(), flags=re.MULTILINE))
+
+
+def check_text(key: str, value: object, origin: str) -> None:
+    """Raise `UserError` for bytes that are not UTF-8: no file of a run could hold them."""
+    if isinstance(value, str) and not is_text(value):
+        raise UserError(
+            f"{origin}: {key}: {value!a} is not UTF-8 text; rename it, or set PYTHONUTF8=1 if your locale is not UTF-8"
+        )
 
 
 def check_type(key: str, value: object, origin: str) -> None:

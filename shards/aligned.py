@@ -75,7 +75,7 @@ class Aligned:
         except ValueError as error:
             raise BadImage(str(error)) from None
         details = {**facts, **{key: value for key, value in found.items() if key != "points"}}
-        return Sample(encode(face), picture.label, picture.votes, None, picture.path, details, remark)
+        return Sample(encode(face), picture.label, picture.votes, None, self.locate(number), details, remark)
 
 
 class NoFaceError(Exception):

@@ -80,7 +80,7 @@ def cost(command: Sequence[str]) -> Cost:
 def family(process: int) -> list[int]:
     """A process and all below it, of Linux."""
     try:
-        children = Path(f"/proc/{process}/task/{process}/children").read_text().split()
+        children = Path(f"/proc/{process}/task/{process}/children").read_text(encoding="utf-8").split()
     except OSError:  # it ended while we looked
         return []
     return [process, *(member for child in children for member in family(int(child)))]
@@ -89,7 +89,7 @@ def family(process: int) -> list[int]:
 def own_memory(process: int) -> int:
     """Bytes that the process shares with no other."""
     try:
-        lines = Path(f"/proc/{process}/smaps_rollup").read_text().splitlines()
+        lines = Path(f"/proc/{process}/smaps_rollup").read_text(encoding="utf-8").splitlines()
     except OSError:
         return 0
     return 1024 * sum(int(line.split()[1]) for line in lines if line.startswith("Private_"))

@@ -19,6 +19,7 @@ from adadf_dist.data.format import Dataset
 from adadf_dist.data.staging import check_replaceable
 from adadf_dist.errors import UserError, one_line_errors
 from adadf_dist.files import add_force_option
+from adadf_dist.text_files import check_path, escape_name
 from shards.progress import Progress
 from shards.ray_crew import RayCrew
 from shards.relabelled import relabel_source
@@ -126,6 +127,7 @@ def at_least_0(text: str) -> int:
 def build(args: argparse.Namespace) -> Dataset:
     """What the command line asks for. Raises `UserError`."""
     out = args.out.resolve()
+    check_path(out, "--out")
     root = getattr(args, "root", None)
     if root is not None and root.resolve().is_relative_to(out):
         raise UserError(f"--out {args.out}: holds the source; write the dataset elsewhere")
@@ -134,7 +136,7 @@ def build(args: argparse.Namespace) -> Dataset:
     if args.relabel is not None:
         source = relabel_source(source, args.relabel)
     options = BuildOptions(
-        name=args.name or out.name,
+        name=escape_name(args.name or out.name),
         seed=args.seed,
         samples_per_shard=args.samples_per_shard,
         max_bad=args.max_bad,

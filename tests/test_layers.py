@@ -14,7 +14,8 @@ ROOT = Path(__file__).resolve().parents[1]
 LAYERS = [
     ["errors"],
     ["files"],
-    ["pulse"],
+    ["pulse", "text_files"],
+    ["csv_tables"],
     ["config", "rendezvous", "backbone_names"],
     ["ranges", "learning_rate"],
     ["settings", "world", "metrics"],

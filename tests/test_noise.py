@@ -64,7 +64,9 @@ def write(path: Path, text: str) -> Path:
 
 
 def noise_of(faces: Path, path: Path) -> LabelNoise:
-    return read_noise(open_dataset(faces).split("train"), path, seed=0)
+    dataset = open_dataset(faces)
+    others = [str(key) for name in dataset.splits for key in dataset.split(name).keys]
+    return read_noise(dataset.split("train"), path, 0, others)
 
 
 def test_a_confusion_matrix_in_any_order_of_classes(faces: Path, tmp_path: Path) -> None:
@@ -91,11 +93,12 @@ def test_a_confusion_matrix_is_drawn_from(tmp_path: Path) -> None:
 
 
 def test_a_list_as_scn_and_eac_publish_it(faces: Path, tmp_path: Path) -> None:
-    split = open_dataset(faces).split("train")
+    dataset = open_dataset(faces)
+    split = dataset.split("train")
     lines = [
         f"{key}_aligned.jpg {(int(label) + 1) % 7 + 1}" for key, label in zip(split.keys, split.labels, strict=True)
     ]
-    lines.append("test_0001_aligned.jpg 7")
+    lines.append(f"{dataset.split('test').keys[0]}_aligned.jpg 7")
     noise = noise_of(faces, write(tmp_path / "list.txt", "\n".join(lines) + "\n"))
     assert np.array_equal(noise.given, (split.labels + 1) % 7)
     some = noise_of(faces, write(tmp_path / "some.txt", f"train/{split.keys[4]}.jpg anger\n"))
@@ -107,7 +110,7 @@ def test_a_list_as_scn_and_eac_publish_it(faces: Path, tmp_path: Path) -> None:
     ("content", "reason"),
     [
         ("", "is empty"),
-        ("someone.jpg 3\n", "none of its 1 names is a training face's"),
+        ("someone.jpg 3\n", "line 1: no sample is called someone.jpg"),
         ("a.jpg 3\nb.jpg\n", "line 2 is no `name label`"),
         ("a.jpg 8\n", "label 8, but the 7 classes count from 1 to 7"),
         ("a.jpg 0\nb.jpg 7\n", "label 7, but the 7 classes count from 0 to 6"),
@@ -129,7 +132,7 @@ def test_a_file_that_is_none(content: str, reason: str, faces: Path, tmp_path: P
 
 def test_a_file_that_is_missing(faces: Path, tmp_path: Path) -> None:
     config = DataConfig(label_noise_file=str(tmp_path / "nowhere.txt"))
-    with pytest.raises(UserError, match=r"data\.label_noise_file: .*nowhere\.txt: cannot be read"):
+    with pytest.raises(UserError, match=r"data\.label_noise_file: .*nowhere\.txt: no such file"):
         disturb(open_dataset(faces).split("train"), config, 0)
 
 

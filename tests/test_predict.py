@@ -5,10 +5,11 @@ from __future__ import annotations
 import csv
 import io
 import json
+import os
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -25,6 +26,7 @@ from adadf_dist.portable.model import open_model
 from adadf_dist.predict.__main__ import main
 from adadf_dist.predict.inputs import Picture, file_picture
 from adadf_dist.predict.stream import Predictor
+from adadf_dist.text_files import unescape_name
 from adadf_dist.trained import TrainedNetwork, open_trained
 from adadf_dist.world import World
 from tests.networks import drawn_network, save_checkpoint, small_config
@@ -144,7 +146,10 @@ def test_a_folder_is_searched_in_order_and_bad_pictures_are_rows(
     assert not any(errors[:3] + errors[5:])
     assert rows[3]["label"] == rows[3]["p_happy"] == ""
     assert shares([rows[1]]) == pytest.approx(shares([rows[6]]), abs=2e-6)
-    assert lines == ["adadf_dist.predict: 2 of 7 pictures could not be judged; their rows say why"]
+    assert lines == [
+        "adadf_dist.predict: skipped 1 other files",
+        "adadf_dist.predict: 2 of 7 pictures could not be judged; their rows say why",
+    ]
 
 
 def test_when_every_picture_failed(model: Path, pictures: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -202,6 +207,55 @@ def test_odd_names(model: Path, pictures: Path, tmp_path: Path, capsys: pytest.C
     process = subprocess.run(words, capture_output=True, timeout=60)
     assert process.returncode == 0, process.stderr
     assert latin in process.stdout
+
+
+def test_every_suffix_that_the_builder_takes(
+    model: Path, pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = (pictures / "a.jpg").read_bytes()
+    for name in ("a.jfif", "b.JPE", "c.jpg", "notes.txt", "Thumbs.db", "@eaDir/c.jpg", ".hidden/d.jpg"):
+        (tmp_path / "x" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "x" / name).write_bytes(data)
+    rows, said = predict(capsys, model, tmp_path / "x")
+    assert [Path(row["path"]).name for row in read_csv(rows)] == ["a.jfif", "b.JPE", "c.jpg"]
+    assert said == ["adadf_dist.predict: skipped 1 @eaDir, 1 Thumbs.db, 1 hidden, 1 other files"]
+
+
+@pytest.mark.parametrize(
+    "encode",
+    [
+        lambda text: b"\xef\xbb\xbf" + text.encode(),
+        lambda text: text.replace("\n", "\r\n").encode("utf-16"),
+        lambda text: text.replace("\n", "\r").encode(),
+    ],
+)
+def test_stdin_in_every_encoding(
+    encode: Callable[[str], bytes],
+    model: Path,
+    pictures: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    (pictures / "ä.jpg").write_bytes((pictures / "a.jpg").read_bytes())
+    names = [str(pictures / name) for name in ("ä.jpg", "a.jpg")]
+    (tmp_path / "lines").write_bytes(encode("".join(f"{name}\n" for name in names)))
+    with (tmp_path / "lines").open(encoding="utf-8") as lines:
+        monkeypatch.setattr(sys, "stdin", lines)
+        rows, _ = predict(capsys, model, "-", "--format", "csv")
+    assert [(row["path"], row["error"]) for row in read_csv(rows)] == [(name, "") for name in names]
+
+
+def test_json_holds_names_of_any_bytes_as_text(
+    model: Path, pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / os.fsdecode(b"caf\xe9.jpg")
+    path.write_bytes((pictures / "a.jpg").read_bytes())
+    rows, _ = predict(capsys, model, path, "--format", "jsonl")
+    assert "\\ud" not in rows
+    told = json.loads(rows)["path"]
+    assert told == f"{tmp_path}/caf\\xe9.jpg"
+    assert unescape_name(told) == str(path)
 
 
 def test_paths_from_stdin_are_answered_as_they_come(model: Path, pictures: Path) -> None:

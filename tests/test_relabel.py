@@ -113,7 +113,7 @@ def test_a_line_that_is_wrong(carved: Path, tmp_path: Path, lines: list[str], re
 
 
 def test_files_that_are_none(carved: Path, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"data\.relabel: .*nowhere\.csv: cannot be read"):
+    with pytest.raises(UserError, match=r"data\.relabel: .*nowhere\.csv: no such file"):
         opened(carved, data__relabel=str(tmp_path / "nowhere.csv"))
     (tmp_path / "bare.csv").write_text("train-0000001,drop,\n")
     with pytest.raises(UserError, match=r"line 1: must be key,decision,label"):

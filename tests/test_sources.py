@@ -402,7 +402,7 @@ def test_bad_labels_of_rafdb(text: str, reason: str, tmp_path: Path) -> None:
 def test_bad_votes_of_rafdb(tmp_path: Path) -> None:
     trees.rafdb(tmp_path / "raf", {f"train_{n}.jpg": n for n in range(1, 8)})
     write(tmp_path / "raf" / "EmoLabel" / "distribution.txt", "train_1.jpg 0.5 0.5\n")
-    assert "distribution.txt line 1: needs a name and 6 or 7 shares" in told(
+    assert "distribution.txt: line 1: needs a name and 6 or 7 shares" in told(
         tmp_path, "rafdb", "--root", tmp_path / "raf"
     )
 
@@ -411,8 +411,8 @@ BAD_CSV: list[tuple[str, str]] = [
     ("file,label\na.jpg,x\n", "line 1: no column path; the header has file, label"),
     ("path,label\n", "no line below the header"),
     ("path,label\na.jpg,x\na.jpg,x\n", "line 3: a.jpg a second time"),
-    ("path,label\na.jpg,x,y\n", "line 2: not as many cells"),
-    ("path,label\na.jpg\n", "line 2: not as many cells"),
+    ("path,label\na.jpg,x,y\n", "line 2: 3 cells where the header has 2 columns"),
+    ("path,label\na.jpg\n", "line 2: 1 cells where the header has 2 columns"),
     ("path,label,split\na.jpg,x,dev\n", "line 2: split 'dev'"),
     ("path,label,votes_x,votes_y\na.jpg,x,3,many\n", "line 2: votes must be numbers"),
     ("path,label,votes_x,votes_y\na.jpg,z,3,1\n", "line 2: label 'z' is none of x, y"),

@@ -87,7 +87,7 @@ class OnRay:
                 verbose=0,
             ),
         )
-        with (study.folder / "ray.txt").open("a") as log, redirect_stdout(log):  # the table is ours
+        with (study.folder / "ray.txt").open("a", encoding="utf-8") as log, redirect_stdout(log):  # the table is ours
             tuner.fit()
         for name, error in events.failed.items():
             settle(study, name, error)
@@ -160,7 +160,7 @@ def free(folder: Path) -> None:
     """Give back what an earlier try of the trial still holds, or this one would wait for it for ever."""
     path = folder / PLACEMENT_FILE
     if path.exists():
-        remove_placement_group(PlacementGroup(ray.PlacementGroupID(bytes.fromhex(path.read_text()))))
+        remove_placement_group(PlacementGroup(ray.PlacementGroupID(bytes.fromhex(path.read_text(encoding="utf-8")))))
         path.unlink()
 
 
@@ -197,7 +197,7 @@ def train(name: str, study_folder: str, report: Callable[[Any], None]) -> None:
     study = load(Path(study_folder))
     trial = study.trials.named(name).trial
     with (
-        (study.trials.of(trial) / "output.txt").open("a") as output,
+        (study.trials.of(trial) / "output.txt").open("a", encoding="utf-8") as output,
         redirect_stdout(output),
         redirect_stderr(output),
     ):

@@ -139,7 +139,7 @@ class Folder:
         if folder.name in self._ended:
             return self._ended[folder.name]
         try:
-            content: dict[str, Any] = json.loads((folder / TRIAL_FILE).read_text())
+            content: dict[str, Any] = json.loads((folder / TRIAL_FILE).read_text(encoding="utf-8"))
         except FileNotFoundError:
             return None
         except json.JSONDecodeError as problem:

@@ -263,7 +263,7 @@ def measure(name: str, case: Case, seconds: float) -> Found:
 def memory_mb() -> float:
     """Of this process and its workers; what several share is counted once."""
     pids = [os.getpid(), *(child.pid for child in multiprocessing.active_children())]
-    rollups = [Path(f"/proc/{pid}/smaps_rollup").read_text() for pid in pids]
+    rollups = [Path(f"/proc/{pid}/smaps_rollup").read_text(encoding="utf-8") for pid in pids]
     return sum(int(re.findall(r"^Pss: +(\d+) kB", rollup, re.MULTILINE)[0]) for rollup in rollups) / 1024
 
 

@@ -86,5 +86,7 @@ def time_ours(work: Work, out: Path) -> Ours:
     began = time.perf_counter()
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
     seconds = time.perf_counter() - began
-    lines: Sequence[dict[str, Any]] = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    lines: Sequence[dict[str, Any]] = [
+        json.loads(line) for line in (out / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    ]
     return Ours(seconds, next(line["waiting"] for line in lines if line["kind"] == "epoch"))

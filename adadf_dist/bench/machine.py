@@ -20,7 +20,7 @@ def describe_machine() -> str:
 def processor() -> str:
     """The processor's name, as Linux knows it."""
     known = Path("/proc/cpuinfo")
-    for line in known.read_text().splitlines() if known.exists() else []:
+    for line in known.read_text(encoding="utf-8").splitlines() if known.exists() else []:
         if line.startswith("model name"):
             return line.split(":", 1)[1].strip()
     return platform.processor() or platform.machine()

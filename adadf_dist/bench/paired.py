@@ -67,6 +67,8 @@ def train(config: Config) -> Score:
     """The last epoch on validation. Raises `UserError` when the run was asked to stop."""
     if run(config) is None:
         raise UserError("stopped; the same command goes on from where it was")
-    records = [json.loads(line) for line in (Path(config.out) / "metrics.jsonl").read_text().splitlines()]
+    records = [
+        json.loads(line) for line in (Path(config.out) / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    ]
     last = [record for record in records if record["kind"] == "epoch"][-1]
     return Score(float(last["validation"]["accuracy"]), int(last["validation"]["samples"]))

@@ -121,7 +121,7 @@ def run_case(case: Case) -> list[Found]:
             for process in processes:
                 process.kill()
                 process.wait()
-        return [Found(**json.loads((folder / f"{rank}.out").read_text())) for rank in range(case.ranks)]
+        return [Found(**json.loads((folder / f"{rank}.out").read_text(encoding="utf-8"))) for rank in range(case.ranks)]
 
 
 def start_rank(case: Case, rank: int, port: int, folder: Path) -> subprocess.Popen[bytes]:
@@ -143,7 +143,7 @@ def wait_for_all(case: Case, processes: Sequence[subprocess.Popen[bytes]], folde
         time.sleep(0.05)
     for rank, process in enumerate(processes):
         if process.poll():
-            told = (folder / f"{rank}.err").read_text().strip()
+            told = (folder / f"{rank}.err").read_text(encoding="utf-8").strip()
             if process.returncode == USER_ERROR:
                 raise UserError(f"{case.name}: {told.splitlines()[-1]}")
             raise RuntimeError(f"{case.name}: rank {rank} ended with {process.returncode}:\n{told}")

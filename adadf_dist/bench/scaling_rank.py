@@ -111,7 +111,7 @@ def split(step: TappedStep, alone: Sequence[float]) -> tuple[float, float]:
 def loopback_bytes() -> int | None:
     """Bytes that left over Linux's loopback device so far, whoever sent them."""
     counters = Path("/proc/net/dev")
-    for line in counters.read_text().splitlines() if counters.exists() else []:
+    for line in counters.read_text(encoding="utf-8").splitlines() if counters.exists() else []:
         name, _, figures = line.partition(":")
         if name.strip() == "lo":
             return int(figures.split()[8])

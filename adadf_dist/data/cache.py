@@ -83,7 +83,7 @@ def find_entry(remote: Remote, cache: Path, data: DataConfig) -> tuple[bytes | N
     try:
         content = remote.read(MANIFEST)
     except Unreachable as error:
-        known = json.loads(source.read_text()) if source.is_file() else {}
+        known = json.loads(source.read_text(encoding="utf-8")) if source.is_file() else {}
         entry = cache / "entries" / str(known.get("entry"))
         if not known or not is_whole(entry, data):
             raise
@@ -173,12 +173,12 @@ def make_room(entry: Path, size: int, missing: int, data: DataConfig) -> None:
                 "what was not used lately is removed"
             )
         with can_write(entry):
-            (entry / ROOM).write_text(str(size))
+            (entry / ROOM).write_text(str(size), encoding="utf-8")
 
 
 def entry_bytes(entry: Path) -> int:
     room = entry / ROOM
-    reserved = int(room.read_text() or 0) if room.is_file() else 0
+    reserved = int(room.read_text(encoding="utf-8") or 0) if room.is_file() else 0
     return max(reserved, sum(path.stat().st_size for path in entry.iterdir()))
 
 
@@ -201,7 +201,7 @@ def open_lock(cache: Path, name: str, kind: str) -> TextIO:
     """The lock file, which is never removed: a lock on a removed file holds nobody off."""
     path = cache / "locks" / f"{name}.{kind}"
     with can_write(path):
-        return path.open("a")
+        return path.open("a", encoding="utf-8")
 
 
 def lock_when_free(lock: TextIO, remote: Remote, message: str) -> None:

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import io
+import os
 import re
+import struct
 import warnings
+from collections.abc import Iterator
+from functools import cache
 from typing import NamedTuple
 
 import numpy as np
@@ -21,6 +25,19 @@ FORMATS = ("BMP", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP")
 """Formats accepted. Pillow knows more, but some of them (EPS) run a program to decode."""
 
 _ORIENTATION = 0x0112  # EXIF tag
+_PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
+_PNG_METADATA = (b"tEXt", b"zTXt", b"iTXt", b"iCCP")
+
+
+@cache
+def image_suffixes() -> frozenset[str]:
+    """What the names of images end in, in small letters: every suffix that Pillow knows of the accepted formats."""
+    return frozenset(suffix for suffix, name in Image.registered_extensions().items() if name in FORMATS)
+
+
+def is_image_name(path: str) -> bool:
+    """Whether a file is taken for an image by its name."""
+    return os.path.splitext(path)[1].lower() in image_suffixes()
 
 
 class BadImage(ValueError):  # noqa: N818  (a finding about the data, which the builder counts)
@@ -45,23 +62,53 @@ class Box(NamedTuple):
 
 
 def decode(data: bytes) -> Image.Image:
-    """Decode an image of any accepted format whole, in its own mode. Raises `BadImage`."""
+    """Decode an image of any accepted format completely, in its own mode. Raises `BadImage`."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Pillow warns of large images and odd metadata; we judge them ourselves
         try:
-            image = Image.open(io.BytesIO(data), formats=FORMATS)
-            check_size(*image.size)
-            image.load()
+            return load(data)
         except BadImage:
             raise
         except Image.DecompressionBombError:
             raise BadImage(f"more pixels than the limit of {MAX_PIXELS:,}") from None
         except Exception as error:  # decoders raise whatever their parsing trips over
+            pixels = png_without_metadata(data)
+            if pixels is not None:
+                return decode(pixels)
             reason = " ".join(
                 re.sub(r" *<_io.BytesIO.*>", "", str(error)).split()
             )  # an address would differ every time
             raise BadImage(f"does not decode ({type(error).__name__}: {reason[:100]})") from None
+
+
+def load(data: bytes) -> Image.Image:
+    """Decode, raising whatever the decoder raises."""
+    image = Image.open(io.BytesIO(data), formats=FORMATS)
+    check_size(*image.size)
+    image.load()
     return image
+
+
+def png_without_metadata(data: bytes) -> bytes | None:
+    """A PNG without its texts and color profile, which Pillow refuses above a size; None where there are none.
+
+    The orientation in an EXIF chunk stays.
+    """
+    if not data.startswith(_PNG_SIGNATURE):
+        return None
+    kept = [data[start:end] for kind, start, end in png_chunks(data) if kind not in _PNG_METADATA]
+    pixels = b"".join([_PNG_SIGNATURE, *kept])
+    return pixels if len(pixels) < len(data) else None
+
+
+def png_chunks(data: bytes) -> Iterator[tuple[bytes, int, int]]:
+    """Type, beginning and end of each chunk; the last one may be cut off."""
+    start = len(_PNG_SIGNATURE)
+    while start + 8 <= len(data):
+        length, kind = struct.unpack_from(">I4s", data, start)
+        end = min(start + 12 + length, len(data))
+        yield kind, start, end
+        start = end
 
 
 def check_size(width: int, height: int) -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from adadf_dist.errors import UserError
+from adadf_dist.text_files import check_path, read_text
 
 FORMAT_VERSION = 1
 MANIFEST = "dataset.json"
@@ -73,12 +74,13 @@ class Manifest:
 def read_manifest(folder: Path) -> Manifest:
     """Read and check `dataset.json`, and nothing else of the folder. Raises `UserError`."""
     path = folder / MANIFEST
+    check_path(folder)
     if not folder.is_dir():
         raise UserError(f"{folder}: no such dataset folder; build it with `python -m shards.build`")
     if not path.is_file():
         raise UserError(f"{folder}: no {MANIFEST} in it, so not a dataset folder; `python -m shards.build` writes one")
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(read_text(path))
     except ValueError as error:
         raise UserError(f"{path}: damaged ({error}); copy it again or rebuild the dataset") from None
     table = _Table(path, "", content)

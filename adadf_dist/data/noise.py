@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import csv
-import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
@@ -13,10 +12,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from adadf_dist.config import DataConfig
+from adadf_dist.csv_tables import Row, find_class, parse_number, read_list
 from adadf_dist.data.format import Split
+from adadf_dist.data.label_list import Entry, NameIndex, first_number, is_header, label_numbers, left_out, read_entry
 from adadf_dist.data.writer import can_write
 from adadf_dist.errors import UserError
+from adadf_dist.text_files import located, open_text
 
+OPTION = "data.label_noise_file"
 NOISE = 0x6E6F6973
 """Sets the generator of label noise apart from the others that the seed feeds."""
 
@@ -43,14 +46,17 @@ class LabelNoise(NamedTuple):
         return f"{self.kind}: {changed:,} of {faces:,} training labels changed ({changed / faces:.1%})"
 
 
-def disturb(split: Split, config: DataConfig, seed: int) -> tuple[Split, LabelNoise | None]:
-    """The training split with the noise that the config asks for; None when it asks for none. Raises `UserError`."""
+def disturb(split: Split, config: DataConfig, seed: int, others: Iterable[str] = ()) -> tuple[Split, LabelNoise | None]:
+    """The training split with the noise that the config asks for; None when it asks for none.
+
+    `others` are keys of the dataset's other samples: a list may name them too. Raises `UserError`.
+    """
     if not config.label_noise and not config.label_noise_file:
         return split, None
     if config.label_noise:
         noise = symmetric(split.labels, len(split.classes), config.label_noise, seed)
     else:
-        noise = read_noise(split, Path(config.label_noise_file), seed)
+        noise = read_noise(split, Path(config.label_noise_file), seed, others)
     return replace(split, labels=noise.given), noise
 
 
@@ -63,47 +69,50 @@ def symmetric(labels: Labels, num_classes: int, rate: float, seed: int) -> Label
     return LabelNoise(given, labels, f"symmetric noise of {rate:.0%}")
 
 
-def read_noise(split: Split, path: Path, seed: int) -> LabelNoise:
+def read_noise(split: Split, path: Path, seed: int, others: Iterable[str] = ()) -> LabelNoise:
     """Noise by a file: a matrix of probabilities or a list of labels, as its first line tells. Raises `UserError`."""
-    try:
-        lines = [line for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
-    except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or "is not text"
-        raise UserError(f"data.label_noise_file: {path}: cannot be read ({reason})") from None
-    if not lines:
-        raise UserError(f"data.label_noise_file: {path}: is empty")
-    if "," in lines[0]:
-        return by_matrix(split, read_matrix(lines, split.classes, path), seed)
-    return by_list(split, lines, path)
+    with open_text(path, OPTION) as lines:
+        rows = list(read_list(lines, located(path, OPTION)))
+    if not rows:
+        raise UserError(f"{OPTION}: {path}: is empty")
+    if is_matrix(rows[0].cells, split.classes):
+        return by_matrix(split, read_matrix(rows, split.classes), seed)
+    return by_list(split, rows, path, others)
 
 
-def read_matrix(lines: Sequence[str], classes: Sequence[str], path: Path) -> NDArray[np.float64]:
+def is_matrix(first: Sequence[str], classes: Sequence[str]) -> bool:
+    """Whether the first row of a file is the header of a matrix: a list has a name and a label."""
+    return len(first) > 2 or (len(first) == 2 and all(find_class(cell, classes) is not None for cell in first))
+
+
+def read_matrix(rows: Sequence[Row], classes: Sequence[str]) -> NDArray[np.float64]:
     """[C, C], rows of the true class that sum to 1, in class order. Raises `UserError`."""
-    header, *rows = csv.reader(lines)
-    names = [name.strip() for name in header]
-    names = names[1:] if len(names) == len(classes) + 1 else names  # a column of row names is welcome
-    if sorted(names) != sorted(classes):
-        raise UserError(f"data.label_noise_file: {path}: line 1 must name the classes {', '.join(classes)}")
-    if len(rows) != len(classes):
-        raise UserError(f"data.label_noise_file: {path}: {len(rows)} rows of numbers; one a class is needed")
-    matrix = np.empty((len(classes), len(classes)))
-    order = [names.index(name) for name in classes]
-    for number, row in enumerate(rows):
-        cells = row[-len(classes) :]
-        label = (
-            classes.index(row[0].strip())
-            if len(row) > len(classes) and row[0].strip() in classes
-            else classes.index(names[number])
+    header, *body = rows
+    names = header.cells[-len(classes) :]  # a column of row names is welcome
+    order = [label for name in names if (label := find_class(name, classes)) is not None]
+    if len(header.cells) > len(classes) + 1 or sorted(order) != [*range(len(classes))]:
+        raise UserError(
+            f"{header.where} must name the classes {', '.join(classes)}, each once, or be `name label` for a list"
         )
-        try:
-            values = np.array([float(cell) for cell in cells])
-        except ValueError:
-            values = np.array([])
-        if len(values) != len(classes) or not np.isfinite(values).all() or (values < 0).any() or not values.sum():
-            raise UserError(
-                f"data.label_noise_file: {path}: line {number + 2} must hold {len(classes)} numbers of 0 or more"
-            )
-        matrix[label] = values[order] / values.sum()
+    if len(body) != len(classes):
+        raise UserError(
+            f"{body[-1].where if body else header.where}: {len(body)} rows of numbers; one per class is needed"
+        )
+    matrix = np.full((len(classes), len(classes)), np.nan)
+    for row, own in zip(body, order, strict=True):
+        place = own
+        if len(row.cells) == len(classes) + 1:
+            label = find_class(row.cells[0], classes)
+            if label is None and len(header.cells) == len(classes) + 1:
+                raise UserError(f"{row.where}: {row.cells[0]!r} is none of the classes {', '.join(classes)}")
+            place = own if label is None else label
+        values = np.array([parse_number(cell) for cell in row.cells[-len(classes) :]])
+        usable = len(values) == len(classes) and len(row.cells) <= len(classes) + 1
+        if not usable or not np.isfinite(values).all() or (values < 0).any() or not values.sum():
+            raise UserError(f"{row.where} must hold {len(classes)} numbers of 0 or more")
+        if not np.isnan(matrix[place]).all():
+            raise UserError(f"{row.where}: a second row for class {classes[place]}; one per class is needed")
+        matrix[place, order] = values / values.sum()
     return matrix
 
 
@@ -115,67 +124,38 @@ def by_matrix(split: Split, matrix: NDArray[np.float64], seed: int) -> LabelNois
     return LabelNoise(given.astype(np.int64), split.labels, "noise by a confusion matrix")
 
 
-def by_list(split: Split, lines: Sequence[str], path: Path) -> LabelNoise:
-    """Labels by name. Faces that the list does not name keep theirs; names of other splits are passed over.
+def by_list(split: Split, rows: Sequence[Row], path: Path, others: Iterable[str]) -> LabelNoise:
+    """Labels by name. Samples that the list does not name keep theirs; those of `others` are counted.
 
-    Raises `UserError` for a line that is none, and when no name is a training face's.
+    Raises `UserError` for a line that is no `name label`, and for a name that no sample of the dataset has.
     """
-    entries = [parse_line(line, number, path) for number, line in enumerate(lines, start=1)]
-    labels = label_numbers([label for _, label in entries], split.classes, path)
-    places = find_names(split)
-    given = split.labels.copy()
-    found = 0
-    for (name, _), label in zip(entries, labels, strict=True):
-        place = places.get(name)
-        if place is not None:
-            given[place] = label
-            found += 1
-    if not found:
+    entries = [read_entry(row) for row in rows if not is_header(row, rows[0], split.classes)]
+    labels = label_numbers(entries, split.classes)
+    train, known = NameIndex(split.keys.tolist()), NameIndex([*others, *left_out(split.folder)])
+    given, lines, unused = split.labels.copy(), dict[int, Entry](), 0
+    for entry, label in zip(entries, labels, strict=True):
+        sample = train.find(entry)
+        if sample is None:
+            unused += 1
+            if known.find(entry) is not None:
+                continue
+            raise UserError(
+                f"{entry.where}: no sample is called {entry.name}; a key of this dataset is {split.keys[0]}. Is the "
+                "list of another dataset? Correct the name or remove the line"
+            )
+        if sample in lines and given[sample] != label:
+            raise UserError(f"{entry.where}: {entry.name} has another label in {lines[sample].where}; keep one of them")
+        given[sample], lines[sample] = label, entry
+    if not lines:
         raise UserError(
-            f"data.label_noise_file: {path}: none of its {len(entries):,} names is a training face's "
-            f"(the first is {entries[0][0]}, a face's key here is {split.keys[0]})"
+            f"{OPTION}: {path}: none of its {len(entries):,} names is a training sample's (the first is "
+            f"{entries[0].name if entries else 'missing'}, a training sample here is {split.keys[0]})"
         )
-    return LabelNoise(given, split.labels, f"labels of {path.name} for {found:,} faces")
-
-
-def parse_line(line: str, number: int, path: Path) -> tuple[str, str]:
-    words = line.split()
-    if len(words) != 2:
-        raise UserError(f"data.label_noise_file: {path}: line {number} is no `name label`: {line.strip()[:60]!r}")
-    return bare(words[0]), words[1]
-
-
-def bare(name: str) -> str:
-    """A file's name as keys have it: without folder, extension and `_aligned`."""
-    stem = name.rpartition("/")[2].rpartition(".")[0] or name
-    return re.sub(r"[^A-Za-z0-9_-]+", "-", stem.removesuffix("_aligned"))
-
-
-def find_names(split: Split) -> Mapping[str, int]:
-    """Every name by which a list may mean a face: its key, and the key's last part where that is unique."""
-    names: dict[str, int | None] = {}
-    for number, key in enumerate(map(str, split.keys)):
-        for name in {key.removesuffix("_aligned"), key.rpartition("-")[2].removesuffix("_aligned")}:
-            names[name] = None if name in names else number
-    return {name: number for name, number in names.items() if number is not None}
-
-
-def label_numbers(words: Sequence[str], classes: Sequence[str], path: Path) -> list[int]:
-    """Class names, or numbers from 1 as RAF-DB counts; numbers from 0 where a 0 stands among them."""
-    names = {name: label for label, name in enumerate(classes)}
-    if all(word in names for word in words):
-        return [names[word] for word in words]
-    if not all(word.isdigit() for word in words):
-        wrong = next(word for word in words if not word.isdigit() and word not in names)
-        raise UserError(f"data.label_noise_file: {path}: label {wrong!r} is neither a number nor a class")
-    numbers = [int(word) for word in words]
-    first = 0 if 0 in numbers else 1
-    if max(numbers) - first >= len(classes):
-        raise UserError(
-            f"data.label_noise_file: {path}: label {max(numbers)}, but the {len(classes)} classes count "
-            f"from {first} to {first + len(classes) - 1}"
-        )
-    return [number - first for number in numbers]
+    counted = (
+        "" if find_class(entries[0].label, split.classes) is not None else f", numbers from {first_number(entries)}"
+    )
+    note = f", {unused:,} lines for samples that are not trained on" if unused else ""
+    return LabelNoise(given, split.labels, f"labels of {path.name} for {len(lines):,} samples{counted}{note}")
 
 
 def write_noise(path: Path, split: Split, noise: LabelNoise) -> None:

@@ -122,8 +122,9 @@ def open_splits(config: Config, folder: Path, ranks: tuple[int, int], device: to
         )
     train, validation = train_and_validation(dataset, config)
     test = dataset.split("test") if "test" in dataset.splits else None
+    others = [key for split in (train, validation, test) if split is not None for key in split.keys.tolist()]
     train, relabelling = carry_out(dataset, train, (validation, test), config)
-    train, noise = disturb(train, config.data, config.seed)
+    train, noise = disturb(train, config.data, config.seed, others)
     if test is None and config.evaluation.protocol == "published":
         raise UserError(f"evaluation.protocol is published, but {config.data.shards} has no test split")
     preprocessing = Preprocessing(

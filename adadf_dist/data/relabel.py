@@ -11,8 +11,8 @@ The trainer (`data.relabel`) and the builder (`--relabel`) read it; the audit's 
 
 from __future__ import annotations
 
-import csv
 import hashlib
+import io
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -20,8 +20,10 @@ from typing import NamedTuple
 
 import numpy as np
 
+from adadf_dist.csv_tables import NoColumnError, find_class, open_table
 from adadf_dist.data.format import Split
 from adadf_dist.errors import UserError
+from adadf_dist.text_files import decode_lines, escape_name, located, open_bytes
 
 COLUMNS = ("key", "decision", "label")
 DECISIONS = ("relabel", "drop", "keep")
@@ -80,33 +82,32 @@ class Relabelling(NamedTuple):
 
 
 def read_decisions(path: Path, classes: Sequence[str], option: str) -> Decisions:
-    """Raises `UserError` naming the option, the file, the line and the mend."""
-    where = f"{option}: {path}"
-    try:
-        content = path.read_bytes()
-        lines = content.decode("utf-8-sig").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or "is not text"
-        raise UserError(f"{where}: cannot be read ({reason})") from None
+    """Raises `UserError` naming the option, the file, the line and the fix."""
+    where = located(path, option)
+    with open_bytes(path, option) as stream:
+        content = stream.read()
     known: dict[str, Decision] = {}
-    decisions = Decisions(where, path.name, hashlib.sha256(content).hexdigest(), known)
-    if not lines or [cell.strip() for cell in lines[0].split(",")] != list(COLUMNS):
-        raise decisions.refuse(1, f"must be {','.join(COLUMNS)}; export the file from the audit's page again")
-    for number, cells in enumerate(csv.reader(lines[1:]), start=2):
-        if not cells:
-            continue
-        if len(cells) != len(COLUMNS):
-            raise decisions.refuse(number, f"{len(cells)} cells where {','.join(COLUMNS)} are needed")
-        key, kind, name = (cell.strip() for cell in cells)
+    decisions = Decisions(where, escape_name(path.name), hashlib.sha256(content).hexdigest(), known)
+    lines = decode_lines(io.BytesIO(content), where)
+    try:
+        table = open_table(lines, where, COLUMNS)
+    except NoColumnError as error:
+        raise decisions.refuse(
+            error.line, f"must be {','.join(COLUMNS)}; export the file from the audit's page again"
+        ) from None
+    for row, (key, kind, name) in table.select(COLUMNS):
+        label = find_class(name, classes)
+        if not key:
+            raise decisions.refuse(row.line, "the key is empty; give the key of a training face or remove the line")
         if kind not in DECISIONS:
-            raise decisions.refuse(number, f"decision {kind!r} is none of {', '.join(DECISIONS)}")
-        if kind == "relabel" and name not in classes:
-            raise decisions.refuse(number, f"label {name!r} is no class; the classes are {', '.join(classes)}")
+            raise decisions.refuse(row.line, f"decision {kind!r} is none of {', '.join(DECISIONS)}")
+        if kind == "relabel" and label is None:
+            raise decisions.refuse(row.line, f"label {name!r} is no class; the classes are {', '.join(classes)}")
         if kind != "relabel" and name:
-            raise decisions.refuse(number, f"{kind} takes no label, but {name!r} stands there; empty the cell")
+            raise decisions.refuse(row.line, f"{kind} takes no label, but {name!r} is given; empty the cell")
         if key in known:
-            raise decisions.refuse(number, f"face {key} was decided in line {known[key].line}; keep one of the two")
-        known[key] = Decision(kind, classes.index(name) if kind == "relabel" else -1, number)
+            raise decisions.refuse(row.line, f"face {key} was decided in line {known[key].line}; keep one of the two")
+        known[key] = Decision(kind, label if kind == "relabel" and label is not None else -1, row.line)
     return decisions
 
 

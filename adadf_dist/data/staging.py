@@ -108,7 +108,7 @@ def lock_folder(folder: Path) -> TextIO:
     """Make the folder if need be and hold it until the returned file is closed. Raises `UserError`."""
     with can_write(folder):
         folder.mkdir(parents=True, exist_ok=True)
-        lock = (folder / _LOCK).open("w")
+        lock = (folder / _LOCK).open("w", encoding="utf-8")
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

@@ -88,7 +88,9 @@ def open_output(path: Path | None) -> Iterator[TextIO]:
     """Where rows go. Raises `UserError` for a file that cannot be written."""
     if path is None:
         if isinstance(sys.stdout, TextIOWrapper):
-            sys.stdout.reconfigure(errors="surrogateescape")  # a path may hold bytes that are no text
+            # a path may hold bytes that are not text; what a program reads is UTF-8 in every locale
+            encoding = sys.stdout.encoding if sys.stdout.isatty() else "utf-8"
+            sys.stdout.reconfigure(encoding=encoding, errors="surrogateescape")
         yield sys.stdout
         return
     with (
@@ -152,6 +154,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         if first is None:
             raise UserError("no pictures found: standard input named none")
         inputs = inputs._replace(pictures=chain([first], inputs.pictures))
+        if inputs.skipped.kinds:
+            print(f"adadf_dist.predict: {inputs.skipped.describe()}", file=sys.stderr, flush=True)
         for_eyes = args.out is None and sys.stdout.isatty()
         form = make_format(args.format or ("table" if for_eyes else "csv"), model.classes, args.align)
         with open_output(args.out) as out:

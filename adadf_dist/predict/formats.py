@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from typing import Literal, Protocol
 
 from adadf_dist.predict.stream import Row
+from adadf_dist.text_files import escape_name
 
 FormatName = Literal["csv", "jsonl", "table"]
 DIGITS = 6
@@ -54,7 +55,10 @@ def as_csv(cells: Sequence[str]) -> str:
 
 
 class JsonLines:
-    """An object a line: path, label, confidence, probabilities by class, faces (when aligned), error; or null."""
+    """An object a line: path, label, confidence, probabilities by class, faces (when aligned), error; or null.
+
+    Bytes of a path that are not UTF-8, control characters and backslashes are written as `\\xNN`.
+    """
 
     def __init__(self, classes: Sequence[str], aligned: bool) -> None:
         self.classes, self.aligned = classes, aligned
@@ -64,7 +68,12 @@ class JsonLines:
 
     def line(self, row: Row) -> str:
         face, p = row
-        values: dict[str, object] = {"path": face.name, "label": None, "confidence": None, "probabilities": None}
+        values: dict[str, object] = {
+            "path": escape_name(face.name),
+            "label": None,
+            "confidence": None,
+            "probabilities": None,
+        }
         if p is not None:
             shares = {name: round(float(share), DIGITS) for name, share in zip(self.classes, p, strict=True)}
             values |= {

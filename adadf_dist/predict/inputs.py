@@ -11,14 +11,14 @@ from typing import NamedTuple
 
 from PIL import Image, ImageOps
 
+from adadf_dist.data.folder_tree import Skipped, walk_files
 from adadf_dist.data.format import Split, open_dataset
-from adadf_dist.data.jpeg import BadImage, decode, to_grey_or_rgb
+from adadf_dist.data.jpeg import BadImage, decode, image_suffixes, is_image_name, to_grey_or_rgb
 from adadf_dist.data.loader import decode_stored
 from adadf_dist.data.manifest import MANIFEST
 from adadf_dist.errors import UserError
+from adadf_dist.text_files import decode_lines, escape_name, native_name
 
-ENDINGS = (".bmp", ".gif", ".jp2", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
-"""Of the files that are taken for pictures in a folder. A file given by its name may be called anything."""
 STDIN = "-"
 
 
@@ -35,6 +35,8 @@ class Inputs(NamedTuple):
     pictures: Iterator[Picture]
     total: int | None
     """None where paths come from standard input."""
+    skipped: Skipped
+    """What was left out in folders. A file given by its name may be called anything."""
 
 
 def find_pictures(paths: Sequence[str], split: str | None) -> Inputs:
@@ -42,6 +44,7 @@ def find_pictures(paths: Sequence[str], split: str | None) -> Inputs:
     found: list[Iterator[Picture]] = []
     total: int | None = 0
     datasets = 0
+    skipped = Skipped()
     for path in paths:
         if path == STDIN:
             found.append(lines_of_stdin())
@@ -51,30 +54,32 @@ def find_pictures(paths: Sequence[str], split: str | None) -> Inputs:
             pictures, count = stored(Path(path), split)
             datasets += 1
         elif os.path.isdir(path):
-            files = list(files_below(path))
+            files = list(images_below(path, skipped))
             pictures, count = map(file_picture, files), len(files)
         elif os.path.exists(path):
             pictures, count = iter([file_picture(path)]), 1
         else:
-            raise UserError(f"{path}: no such file or folder")
+            raise UserError(f"{escape_name(path)}: no such file or folder")
         found.append(pictures)
         total = None if total is None else total + count
     if split is not None and not datasets:
         raise UserError(f"--split {split}: none of the paths is a dataset folder (one with a {MANIFEST})")
     if total == 0:
-        raise UserError(f"no pictures found in {', '.join(paths)}; their names would end in {', '.join(ENDINGS)}")
-    return Inputs((picture for pictures in found for picture in pictures), total)
+        note = f"; {skipped.describe()}" if skipped.kinds else ""
+        raise UserError(
+            f"no pictures found in {', '.join(map(escape_name, paths))}; their names would end in "
+            f"{', '.join(sorted(image_suffixes()))}{note}"
+        )
+    return Inputs((picture for pictures in found for picture in pictures), total, skipped)
 
 
-def files_below(folder: str) -> Iterator[str]:
-    """Paths of pictures in a folder and those below it, sorted within each. Raises `OSError`."""
-
-    def refuse(error: OSError) -> None:
-        raise error
-
-    for place, folders, files in os.walk(folder, onerror=refuse):
-        folders.sort()
-        yield from (os.path.join(place, file) for file in sorted(files) if file.lower().endswith(ENDINGS))
+def images_below(folder: str, skipped: Skipped) -> Iterator[str]:
+    """Paths of images in a folder and those below it, sorted within each. Raises `UserError`."""
+    for path in walk_files(folder, skipped):
+        if is_image_name(path):
+            yield path
+        else:
+            skipped.add(path, "other files")
 
 
 def lines_of_stdin() -> Iterator[Picture]:
@@ -82,10 +87,10 @@ def lines_of_stdin() -> Iterator[Picture]:
     if sys.stdin is None:
         raise UserError("standard input is closed, so it names no pictures")
     # not sys.stdin: a thread that waits in it would hold up the end of the program
-    with open(sys.stdin.fileno(), encoding="utf-8", errors="surrogateescape", closefd=False) as stream:
-        for line in iter(stream.readline, ""):
-            if path := line.rstrip("\r\n"):
-                yield file_picture(path)
+    with open(sys.stdin.fileno(), "rb", closefd=False) as stream:
+        for line in decode_lines(stream, "standard input", any_bytes=True):
+            if path := line.rstrip("\n"):
+                yield file_picture(native_name(path))
 
 
 def file_picture(path: str) -> Picture:

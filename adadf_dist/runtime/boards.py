@@ -52,7 +52,7 @@ class Boards:
         for tracker in self._trackers:
             tracker.state = state
             if state == "finished":
-                tracker.finish(json.loads((self._folder / "result.json").read_text()))
+                tracker.finish(json.loads((self._folder / "result.json").read_text(encoding="utf-8")))
 
     def close(self) -> None:
         if self._trace is not None:

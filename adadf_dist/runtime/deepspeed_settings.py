@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from adadf_dist.config import Config
 from adadf_dist.errors import UserError
 from adadf_dist.settings import flatten, listed, nest
+from adadf_dist.text_files import read_text
 
 ALLOWED = (
     "zero_optimization.allgather_bucket_size",
@@ -101,12 +102,21 @@ def without_what_is_off(content: Mapping[str, object]) -> dict[str, object]:
     return kept
 
 
+def unique_keys(pairs: Sequence[tuple[str, object]]) -> dict[str, object]:
+    """A JSON object. Raises `ValueError` for a key that appears twice: the last one would silently win."""
+    found: dict[str, object] = {}
+    for key, value in pairs:
+        if key in found:
+            raise ValueError(f"key {key!r} appears twice")
+        found[key] = value
+    return found
+
+
 def read_json(path: Path) -> Mapping[str, object]:
+    text = read_text(path, "deepspeed.config")
     try:
-        content = json.loads(path.read_text())
-    except FileNotFoundError:
-        raise UserError(f"deepspeed.config: {path}: no such file") from None
-    except (json.JSONDecodeError, UnicodeDecodeError, OSError) as error:
+        content = json.loads(text, object_pairs_hook=unique_keys)
+    except (ValueError, RecursionError) as error:
         raise UserError(f"deepspeed.config: {path}: does not parse: {error}") from None
     if not isinstance(content, dict):
         raise UserError(f"deepspeed.config: {path}: must hold keys and values, not a {type(content).__name__}")

@@ -19,7 +19,7 @@ def sole_writer(folder: Path) -> Iterator[None]:
     """Make the run folder and keep other runs out of it. Raises `UserError`."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        lock = (folder / ".lock").open("w")
+        lock = (folder / ".lock").open("w", encoding="utf-8")
     except OSError as error:
         raise UserError(f"out: {folder} cannot be written ({error.strerror}); give another --out") from None
     with lock:

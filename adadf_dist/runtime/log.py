@@ -237,7 +237,7 @@ class Log:
         """Leave word for launchers that the run ended badly."""
         path = self.folder / "status.json"
         if self.world.is_main and path.exists():
-            known = json.loads(path.read_text())
+            known = json.loads(path.read_text(encoding="utf-8"))
             with suppress(UserError):  # a full disk: `error` itself is the one to be told
                 write_json(path, {**known, "state": "failed", "error": str(error) or type(error).__name__})
 

@@ -33,7 +33,7 @@ class MetricsFile:
     def rewind(self, progress: Progress) -> None:
         """Drop the lines that the checkpoint does not know, and add the epochs that it knows and the file lacks."""
         steps = []
-        for line in self.path.read_text().splitlines() if self.path.exists() else []:
+        for line in self.path.read_text(encoding="utf-8").splitlines() if self.path.exists() else []:
             try:
                 record = json.loads(line)
             except json.JSONDecodeError:  # torn by a kill: its step comes again
@@ -56,7 +56,7 @@ class MetricsFile:
             return
         before = self.path.stat().st_size if self.path.exists() else 0
         try:
-            with can_write(self.path), self.path.open("a") as file:
+            with can_write(self.path), self.path.open("a", encoding="utf-8") as file:
                 file.write("".join(self._held))
         except DiskFullError:
             if self.path.exists():

@@ -28,7 +28,7 @@ class Tracker:
         self._client = MlflowClient()
         known = folder / "mlflow.id"
         if known.exists():
-            self._id = known.read_text()
+            self._id = known.read_text(encoding="utf-8")
             self._client.update_run(self._id, status="RUNNING")
             return
         self._id = self._client.create_run(self._experiment(), run_name=folder.name).info.run_id

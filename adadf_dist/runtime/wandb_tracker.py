@@ -27,7 +27,7 @@ class Tracker:
         if not known.exists():
             write_text(known, secrets.token_hex(4))
         self._run = wandb.init(
-            id=known.read_text(),
+            id=known.read_text(encoding="utf-8"),
             resume="allow",
             project=wandb.setup().settings.project or PROJECT,
             name=folder.name,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,12 +12,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from adadf_dist.data.builder import Source
+from adadf_dist.data.folder_tree import is_system_name, list_entries, subfolders
 from adadf_dist.data.format import Dataset, Split, open_dataset
+from adadf_dist.data.jpeg import is_image_name
 from adadf_dist.data.manifest import MANIFEST, SPLITS
 from adadf_dist.errors import UserError
+from adadf_dist.text_files import escape_name, unescape_name
 from shards.sources import affectnet, fer2013, folder, rafdb, sfew
 from shards.sources.fer2013_csv import CSV_NAMES, find_csv
-from shards.sources.photos import SPLIT_FOLDERS, Listing, PhotoOptions, is_picture, settle, subfolders
+from shards.sources.photos import Listing, PhotoOptions, settle
+from shards.sources.splits import check_class_folders, split_names
 
 UNKNOWN = -1
 """Label of a face that could not be read."""
@@ -107,7 +112,7 @@ class SourceFaces:
         return self.source.locate(self.numbers[number])
 
     def file(self, number: int) -> Path | None:
-        path = self.root / self.name(number)
+        path = self.root / unescape_name(self.name(number))
         return path if path.is_file() else None
 
 
@@ -153,12 +158,12 @@ def has_sfew(root: Path) -> bool:
 
 def has_class_folders(root: Path) -> bool:
     """Pictures two folders deep (class), or three (split, class)."""
-    splits = [root / name for name in subfolders(root) if name.lower() in SPLIT_FOLDERS]
+    splits = [root / name for name, split in split_names(subfolders(root)).items() if split is not None]
     return any(
-        is_picture(entry.name)
+        is_image_name(entry.name) and not is_system_name(entry.name)
         for top in splits or [root]
         for name in subfolders(top)
-        for entry in (top / name).iterdir()
+        for entry in list_entries(top / name)
     )
 
 
@@ -197,7 +202,8 @@ def open_material(path: Path) -> Material:
         if tree.recognise(path):
             return open_tree(path, name, tree.open(path))
     looked = "; ".join(f"{tree.looks_for} ({name})" for name, tree in TREES.items())
-    entries = sorted(entry.name + "/" * entry.is_dir() for entry in path.iterdir())
+    check_class_folders(path, subfolders(path))
+    entries = [escape_name(entry.name) + "/" * entry.is_dir() for entry in list_entries(path)]
     saw = ", ".join(entries[:6]) + (f" and {len(entries) - 6:,} more" if len(entries) > 6 else "")
     raise UserError(
         f"{path}: neither a dataset folder nor a tree we know; looked for {MANIFEST} (dataset folder); {looked}; "
@@ -223,6 +229,8 @@ def open_stored(dataset: Dataset) -> Material:
 
 
 def open_tree(root: Path, name: str, source: Source) -> Material:
+    if others := source.provenance.findings.get("other_files"):
+        print(f"note: {others:,} other files skipped, by their suffixes no images", file=sys.stderr)
     items = sorted(source.items(), key=lambda item: (SPLITS.index(item.split), item.number))
     splits = tuple(split for split in SPLITS if any(item.split == split for item in items))
     return Material(

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain
 
+from adadf_dist.text_files import escape_name
 from shards.diagnosis.checks import (
     Case,
     check_balance,
@@ -70,7 +71,7 @@ class Report:
         }
         content = {
             "schema_version": SCHEMA_VERSION,
-            "path": str(material.path),
+            "path": escape_name(str(material.path)),
             "kind": material.kind,
             "source": material.source,
             "classes": material.classes,

@@ -9,21 +9,23 @@ from pathlib import Path
 from typing import NamedTuple
 
 from adadf_dist.data.builder import Source
+from adadf_dist.data.folder_tree import Skipped, subfolders
+from adadf_dist.data.jpeg import is_image_name
 from adadf_dist.errors import UserError
+from adadf_dist.text_files import escape_name
 from shards.aligned import add_align_arguments, open_photos
 from shards.sources import affectnet_2017, affectnet_2021
 from shards.sources.emotions import find_label
 from shards.sources.photos import (
-    SPLIT_FOLDERS,
     Listing,
     Picture,
     add_photo_arguments,
     carve_validation,
-    is_picture,
     list_files,
     photo_options,
-    subfolders,
+    skipped_findings,
 )
+from shards.sources.splits import split_names
 
 EXPRESSIONS = ("neutral", "happy", "sad", "surprise", "fear", "disgust", "anger", "contempt")
 """In the official order; 8 to 10 (none, uncertain, no face) are no expression."""
@@ -65,23 +67,28 @@ class Layout(NamedTuple):
 
 def list_folders(root: Path, classes: Sequence[str]) -> Listing:
     """Folders of classes below train and val. Raises `UserError`."""
-    found = {SPLIT_FOLDERS[name.lower()]: root / name for name in subfolders(root) if name.lower() in SPLIT_FOLDERS}
+    skipped = Skipped()
+    splits = split_names(subfolders(root, skipped))
+    found = {split: root / name for name, split in splits.items() if split is not None}
     if "test" not in found and "validation" in found:
         found["test"] = found.pop("validation")
     pictures, others, contempt = [], 0, 0
     for split, tree in found.items():
-        for name in subfolders(tree):
+        for name in subfolders(tree, skipped):
             label = find_label(name, EXPRESSIONS)
             if label is None:
-                raise UserError(f"{tree / name}: no expression of AffectNet, by number or name; rename or remove it")
-            for path in list_files(root, (tree / name).relative_to(root).as_posix()):
+                raise UserError(
+                    f"{escape_name(str(tree / name))}: no expression of AffectNet, by number or name; "
+                    "rename or remove it"
+                )
+            for path in list_files(root, (tree / name).relative_to(root).as_posix(), skipped):
                 if label >= len(classes):
                     contempt += 1
-                elif is_picture(path):
+                elif is_image_name(path):
                     pictures.append(Picture(path, split, label))
                 else:
                     others += 1
-    findings = {"other_files": others, "contempt_left_out": contempt}
+    findings = {"other_files": others, "contempt_left_out": contempt, **skipped_findings(skipped)}
     return Listing("affectnet", tuple(classes), pictures, "folders of classes", findings)
 
 
@@ -127,6 +134,8 @@ def open_source(args: argparse.Namespace) -> Source:
     layout = find_layout(args.root)
     print(f"{args.root}: AffectNet, {layout.what}", file=sys.stderr)
     listing = layout.read(args.root, EXPRESSIONS[: args.classes])
+    if args.align == "landmarks" and listing.findings.get("images_without_landmarks") == len(listing.pictures) > 0:
+        raise UserError(f"{args.root}: no image has landmarks (N_lnd.npy); align with --align detect")
     fractions = carve_validation(args, any(picture.split == "validation" for picture in listing.pictures))
     boxed = layout is LAYOUTS[0] and not args.whole
     options = photo_options(args, fractions, SIDE if boxed else None, args.margin if boxed else None)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import csv
+import io
+import math
 from array import array
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -10,10 +12,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
+from adadf_dist.csv_tables import detect_separator, parse_whole
+from adadf_dist.data.folder_tree import Skipped
 from adadf_dist.data.jpeg import BadImage
 from adadf_dist.errors import UserError
+from adadf_dist.text_files import decode_text, encoding_of, open_bytes
 from shards.progress import watched
-from shards.sources.photos import Listing, Picture, list_files, stay_inside
+from shards.sources.photos import Listing, Picture, list_files, skipped_findings, stay_inside
 
 FILES = {"train": "training.csv", "test": "validation.csv"}
 IMAGES = (
@@ -54,6 +59,7 @@ class Facts:
 
     files: Sequence[Path]
     columns: Sequence[Sequence[str]]
+    separators: Sequence[str]
     file_of: array[int]
     start_of: array[int]
 
@@ -61,14 +67,16 @@ class Facts:
         file = self.file_of[number]
         with self.files[file].open("rb") as stream:
             stream.seek(self.start_of[number])
-            cells = next(csv.reader([stream.readline().decode("utf-8")]))
+            cells = split_cells(stream.readline().decode("utf-8"), self.separators[file])
         row = dict(zip(self.columns[file], cells, strict=True))
         try:
             left, top, width, height = (int(float(row[name])) for name in COLUMNS[1:5])
             points = [float(word) for word in row["facial_landmarks"].split(";")]
             valence, arousal = float(row["valence"]), float(row["arousal"])
-        except ValueError as error:
+        except (ValueError, OverflowError) as error:
             raise BadImage(f"{self.files[file].name}: {error}") from None
+        if not all(map(math.isfinite, (*points, valence, arousal))):
+            raise BadImage(f"{self.files[file].name}: landmarks, valence and arousal must be finite numbers")
         return {
             "box": [left, top, left + width, top + height],
             "landmarks": [points[i : i + 2] for i in range(0, len(points) - 1, 2)],
@@ -83,13 +91,15 @@ def list_release(root: Path, classes: Sequence[str]) -> Listing:
     left_out: Counter[str] = Counter()
     files: list[Path] = []
     columns: list[list[str]] = []
+    separators: list[str] = []
+    skipped = Skipped()
     file_of, start_of = array("b"), array("q")
     named: set[str] = set()
     for split, name in FILES.items():
         path = root / name
         if not path.is_file():
             raise UserError(f"{path}: missing; AffectNet's release of 2017 has training.csv and validation.csv")
-        header, rows = read_rows(path)
+        header, separator, rows = read_rows(path)
         base = find_images(root, path, rows)
         for row in rows:
             place = row.path if base == "." else f"{base}/{row.path}"
@@ -105,44 +115,69 @@ def list_release(root: Path, classes: Sequence[str]) -> Listing:
                 start_of.append(row.start)
         files.append(path)
         columns.append(header)
+        separators.append(separator)
     folders = {place.partition("/")[0] for place in pictures}
-    extra = sum(path not in named for folder in sorted(folders) for path in list_files(root, folder))
-    findings = {**left_out, "images_without_annotation": extra}
-    facts = Facts(files, columns, file_of, start_of)
+    extra = sum(path not in named for folder in sorted(folders) for path in list_files(root, folder, skipped))
+    findings = {**left_out, "images_without_annotation": extra, **skipped_findings(skipped)}
+    facts = Facts(files, columns, separators, file_of, start_of)
     return Listing("affectnet", tuple(classes), list(pictures.values()), "release of 2017", findings, facts)
 
 
-def read_rows(path: Path) -> tuple[list[str], list[Row]]:
-    """The header and every line. Raises `UserError`."""
-    with path.open("rb") as stream:
-        header = [name.strip() for name in next(csv.reader([stream.readline().decode("utf-8-sig", "replace")]), [])]
-        for column in COLUMNS:
-            if column not in header:
-                raise UserError(f"{path} line 1: no column {column}; AffectNet's are {', '.join(COLUMNS)}")
+def read_rows(path: Path) -> tuple[list[str], str, list[Row]]:
+    """The header, the separator and every line. Raises `UserError`."""
+    with open_bytes(path) as stream:
+        header, separator = read_header(path, stream)
         place = header.index("subDirectory_filePath"), header.index("expression")
-        rows = list(watched(parse_rows(path, stream, len(header), place), f"reading {path.name}", unit="row"))
+        found = parse_rows(path, stream, (len(header), separator), place)
+        rows = list(watched(found, f"reading {path.name}", unit="row"))
     if not rows:
         raise UserError(f"{path}: no line below the header; get the file again")
-    return header, rows
+    return header, separator, rows
 
 
-def parse_rows(path: Path, lines: Iterator[bytes], width: int, place: tuple[int, int]) -> Iterator[Row]:
-    start = lines.tell()  # type: ignore[attr-defined]
-    for number, line in enumerate(iter(lines.readline, b""), start=2):  # type: ignore[attr-defined]
+def read_header(path: Path, stream: io.BufferedReader) -> tuple[list[str], str]:
+    """The names of the columns, and their separator. Raises `UserError`.
+
+    Lines are found again by their offset in bytes, so the file must be UTF-8 with the line ends of Unix or Windows.
+    """
+    start = stream.readline()
+    if encoding_of(start) != "utf-8-sig":
+        raise UserError(f"{path}: is text in UTF-16 or UTF-32; save it as UTF-8")
+    text = decode_text(start, str(path))
+    if "\n" in text.rstrip("\n"):
+        raise UserError(f"{path}: its lines end as those of old Macs do; save it with line ends of Unix or Windows")
+    separator = detect_separator(text, COLUMNS)
+    header = split_cells(text, separator)
+    for column in COLUMNS:
+        if column not in header:
+            raise UserError(f"{path} line 1: no column {column}; AffectNet's are {', '.join(COLUMNS)}")
+    return header, separator
+
+
+def split_cells(line: str, separator: str) -> list[str]:
+    """Stripped cells of one line. Raises `csv.Error`."""
+    return [cell.strip() for cell in next(csv.reader([line], delimiter=separator), [])]
+
+
+def parse_rows(path: Path, lines: io.BufferedReader, form: tuple[int, str], place: tuple[int, int]) -> Iterator[Row]:
+    """`form`: the number of columns and their separator; `place`: the columns of path and expression."""
+    width, separator = form
+    start = lines.tell()
+    for number, line in enumerate(iter(lines.readline, b""), start=2):
         where, begun = f"{path} line {number}", start
         start += len(line)
         if not line.strip():
             continue
         try:
-            cells = next(csv.reader([line.decode("utf-8")]))
-        except UnicodeDecodeError:
-            raise UserError(f"{where}: is not text in UTF-8; get the file again") from None
+            cells = split_cells(line.decode("utf-8"), separator)
+        except (UnicodeDecodeError, csv.Error) as error:
+            raise UserError(f"{where}: is not csv text in UTF-8 ({error}); get the file again") from None
         if len(cells) != width:
             raise UserError(f"{where}: {len(cells)} cells where the header has {width}")
-        name, expression = cells[place[0]].strip(), cells[place[1]].strip()
-        if not expression.isdigit() or int(expression) >= EXPRESSIONS:
-            raise UserError(f"{where}: expression {expression!r}; AffectNet's are 0 to {EXPRESSIONS - 1}")
-        yield Row(stay_inside(name, where), int(expression), begun)
+        name, expression = cells[place[0]], parse_whole(cells[place[1]])
+        if expression is None or not 0 <= expression < EXPRESSIONS:
+            raise UserError(f"{where}: expression {cells[place[1]]!r}; AffectNet's are 0 to {EXPRESSIONS - 1}")
+        yield Row(stay_inside(name, where), expression, begun)
 
 
 def find_images(root: Path, file: Path, rows: Sequence[Row]) -> str:

@@ -8,17 +8,18 @@ from pathlib import Path
 
 import numpy as np
 
-from adadf_dist.data.jpeg import BadImage
+from adadf_dist.data.folder_tree import Skipped, file_names, list_entries
+from adadf_dist.data.jpeg import BadImage, is_image_name
 from adadf_dist.errors import UserError
 from shards.progress import watched
-from shards.sources.photos import Listing, Picture, is_picture
+from shards.sources.photos import Listing, Picture, skipped_findings
 
 FOLDERS = {"train": "train_set", "test": "val_set"}
 
 
 @dataclass(frozen=True)
 class Facts:
-    """Annotations by picture."""
+    """Annotations by image: those that have a file. Landmarks are needed by `--align landmarks` only."""
 
     root: Path
     pictures: Sequence[Picture]
@@ -26,25 +27,32 @@ class Facts:
     def __call__(self, number: int) -> Mapping[str, object]:
         folder, _, file = self.pictures[number].path.partition("/images/")
         stem = self.root / folder / "annotations" / file.rpartition(".")[0]
-        return {
-            "landmarks": read_numbers(Path(f"{stem}_lnd.npy")).reshape(-1, 2).tolist(),
-            "valence": float(read_numbers(Path(f"{stem}_val.npy"))[0]),
-            "arousal": float(read_numbers(Path(f"{stem}_aro.npy"))[0]),
-        }
+        facts: dict[str, object] = {}
+        if (landmarks := Path(f"{stem}_lnd.npy")).exists():
+            points = read_numbers(landmarks)
+            if points.size % 2:
+                raise BadImage(f"annotation {landmarks.name} has {points.size} numbers, which are no pairs")
+            facts["landmarks"] = points.reshape(-1, 2).tolist()
+        for name, ending in (("valence", "val"), ("arousal", "aro")):
+            if (annotation := Path(f"{stem}_{ending}.npy")).exists():
+                facts[name] = float(read_numbers(annotation)[0])
+        return facts
 
 
 def list_release(root: Path, classes: Sequence[str]) -> Listing:
     """Every picture with one of the expressions. Raises `UserError`."""
-    pictures, contempt, orphans, unread = [], 0, 0, 0
+    pictures, contempt, orphans, unread, without = [], 0, 0, 0, 0
+    skipped = Skipped()
     for split, folder in FOLDERS.items():
         images, annotations = root / folder / "images", root / folder / "annotations"
         for needed in (images, annotations):
             if not needed.is_dir():
                 raise UserError(f"{needed}: no such folder; AffectNet's release of 2021 has it")
-        files = sorted(entry.name for entry in images.iterdir() if not entry.name.startswith("."))
+        files = file_names(images, skipped)
+        notes = {entry.name for entry in list_entries(annotations)}
         for name in watched(files, f"reading the labels of {folder}", len(files)):
             stem = name.rpartition(".")[0]
-            if not is_picture(name) or not (annotations / f"{stem}_exp.npy").is_file():
+            if not is_image_name(name) or f"{stem}_exp.npy" not in notes:
                 orphans += 1
                 continue
             label = read_expression(annotations / f"{stem}_exp.npy")
@@ -52,12 +60,15 @@ def list_release(root: Path, classes: Sequence[str]) -> Listing:
                 contempt += 1
             else:
                 pictures.append(Picture(f"{folder}/images/{name}", split, label))
+                without += f"{stem}_lnd.npy" not in notes
         stems = {name.rpartition(".")[0] for name in files}
-        unread += sum(path.name.removesuffix("_exp.npy") not in stems for path in annotations.glob("*_exp.npy"))
+        unread += sum(n.endswith("_exp.npy") and n.removesuffix("_exp.npy") not in stems for n in notes)
     findings = {
         "contempt_left_out": contempt,
         "images_without_annotation": orphans,
         "annotations_without_image": unread,
+        **({"images_without_landmarks": without} if without else {}),
+        **skipped_findings(skipped),
     }
     return Listing("affectnet", tuple(classes), pictures, "release of 2021", findings, Facts(root, pictures))
 

@@ -16,6 +16,7 @@ from adadf_dist.data.builder import Item, Provenance
 from adadf_dist.data.jpeg import encode
 from adadf_dist.data.writer import Sample
 from adadf_dist.errors import UserError
+from adadf_dist.text_files import escape_name
 from shards.sources.fer2013_csv import EMOTIONS, VOTE_COLUMNS, VOTES_NAME, Faces, find_csv, read_faces, read_votes
 from shards.twins import digest, part
 
@@ -144,8 +145,8 @@ def read_fer2013(options: Fer2013Options) -> Fer2013:
     provenance = Provenance(
         source="fer2013",
         options={
-            "csv": options.csv.name,
-            "ferplus": None if options.ferplus is None else options.ferplus.name,
+            "csv": escape_name(options.csv.name),
+            "ferplus": None if options.ferplus is None else escape_name(options.ferplus.name),
             "labels": options.labels,
             "validation_fraction": carved.get("validation"),
             "keep_leaks": options.keep_leaks,

@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-import csv
 import gzip
 import io
+import sys
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TextIO
 
 import numpy as np
 from numpy.typing import NDArray
 
+from adadf_dist.csv_tables import NoColumnError, open_table, parse_whole
+from adadf_dist.data.folder_tree import list_entries, subfolders
 from adadf_dist.errors import UserError
+from adadf_dist.text_files import decode_lines, escape_name, located, open_bytes
 from shards.progress import watched
 
 SIDE = 48
@@ -28,6 +30,7 @@ VOTE_COLUMNS = (
 )
 CSV_NAMES = ("fer2013.csv", "fer2013.csv.gz", "icml_face_data.csv", "icml_face_data.csv.gz")
 VOTES_NAME = "fer2013new.csv"
+ARCHIVES = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".7z", ".rar")
 
 
 @dataclass(frozen=True)
@@ -47,31 +50,38 @@ def find_csv(root: Path) -> Path:
     if not root.is_dir():
         raise UserError(f"{root}: no such folder; give the one with fer2013.csv as --root")
     found = [root / name for name in CSV_NAMES if (root / name).is_file()]
-    if not found:
-        seen = sorted(path.name for path in root.iterdir())[:8]
-        raise UserError(
-            f"{root}: looked for {', '.join(CSV_NAMES)}, saw {', '.join(seen) or 'an empty folder'}; name it with --csv"
-        )
     if len(found) > 1:
         raise UserError(f"{root}: holds {' and '.join(path.name for path in found)}; say which with --csv")
-    return found[0]
+    if found:
+        return found[0]
+    seen = [entry.name for entry in list_entries(root)]
+    archives = [name for name in seen if name.lower().endswith(ARCHIVES)]
+    below = [f"{name}/{file}" for name in subfolders(root) for file in CSV_NAMES if (root / name / file).is_file()]
+    if below:
+        raise UserError(f"{root}: the csv is in a folder below, {below[0]}; give --root {(root / below[0]).parent}")
+    if archives:
+        raise UserError(f"{root}: {archives[0]} is an archive; unpack it, and give the folder of fer2013.csv as --root")
+    raise UserError(
+        f"{root}: looked for {', '.join(CSV_NAMES)}, saw {', '.join(seen[:8]) or 'an empty folder'}; name it with --csv"
+    )
 
 
 def read_faces(path: Path) -> Faces:
     """Read `emotion,pixels,Usage` (in any order, plain or gzip). Raises `UserError`, naming the line."""
     pixels, emotions, usages = bytearray(), [], []
     with open_rows(path, ("emotion", "pixels", "Usage")) as rows:
-        for line, (emotion, text, usage) in watched(rows, f"reading {path.name}"):
-            if emotion not in ("0", "1", "2", "3", "4", "5", "6"):
+        for where, (emotion, text, usage) in watched(rows, f"reading {path.name}"):
+            number = parse_whole(emotion)
+            if number is None or not 0 <= number < len(EMOTIONS):
                 known = ", ".join(f"{number} {name}" for number, name in enumerate(EMOTIONS))
-                raise UserError(f"{path}: line {line}: emotion {emotion!r} is unknown; known: {known}")
+                raise UserError(f"{where}: emotion {emotion!r} is unknown; known: {known}")
             if usage not in USAGES:
-                raise UserError(f"{path}: line {line}: Usage {usage!r} is unknown; known: {', '.join(USAGES)}")
-            pixels += parse_pixels(text, f"{path}: line {line}")
-            emotions.append(int(emotion))
+                raise UserError(f"{where}: Usage {usage!r} is unknown; known: {', '.join(USAGES)}")
+            pixels += parse_pixels(text, where)
+            emotions.append(number)
             usages.append(usage)
     faces = np.frombuffer(pixels, dtype=np.uint8).reshape(-1, SIDE, SIDE)
-    return Faces(path.name, faces, np.array(emotions, dtype=np.int64), tuple(usages))
+    return Faces(escape_name(path.name), faces, np.array(emotions, dtype=np.int64), tuple(usages))
 
 
 def parse_pixels(text: str, where: str) -> bytes:
@@ -92,17 +102,16 @@ def read_votes(path: Path, faces: Faces) -> NDArray[np.int64]:
     """
     votes: list[list[int]] = []
     with open_rows(path, ("Usage", *VOTE_COLUMNS)) as rows:
-        for line, (usage, *counts) in rows:
-            try:
-                row = [int(count) for count in counts]
-            except ValueError:
-                raise UserError(f"{path}: line {line}: votes must be whole numbers, not {','.join(counts)}") from None
+        for where, (usage, *counts) in rows:
+            row = [number for count in counts if (number := parse_whole(count)) is not None]
+            if len(row) < len(counts):
+                raise UserError(f"{where}: votes must be whole numbers, not {','.join(counts)}")
             if min(row) < 0:
-                raise UserError(f"{path}: line {line}: a negative number of votes")
+                raise UserError(f"{where}: a negative number of votes")
             number = len(votes)
             if number < len(faces.usages) and usage != faces.usages[number]:
                 raise UserError(
-                    f"{path}: line {line}: Usage {usage!r} where {faces.file} has {faces.usages[number]!r}; "
+                    f"{where}: Usage {usage!r} where {faces.file} has {faces.usages[number]!r}; "
                     "the two are joined row by row and must list the same faces"
                 )
             votes.append(row)
@@ -115,36 +124,21 @@ def read_votes(path: Path, faces: Faces) -> NDArray[np.int64]:
 
 
 @contextmanager
-def open_rows(path: Path, columns: tuple[str, ...]) -> Iterator[Iterator[tuple[int, list[str]]]]:
-    """Yield an iterator over (line number, cells of `columns`). What is wrong with the file becomes a `UserError`."""
+def open_rows(path: Path, columns: tuple[str, ...]) -> Iterator[Iterator[tuple[str, list[str]]]]:
+    """Yield an iterator over (file and line, cells of `columns`), of a plain or gzip file whatever its name.
+
+    What is wrong with the file becomes a `UserError`.
+    """
+    where = located(path)
     try:
-        with open_text(path) as stream:
-            yield select_columns(path, stream, columns)
+        with open_bytes(path) as raw:
+            packed = path.suffix.lower() == ".gz" or raw.peek(2)[:2] == b"\x1f\x8b"
+            lines = decode_lines(io.BufferedReader(gzip.GzipFile(fileobj=raw)) if packed else raw, where)
+            table = open_table(lines, where, columns)
+            if note := table.note():
+                print(f"note: {note}", file=sys.stderr)
+            yield ((row.where, cells) for row, cells in table.select(columns))
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-        raise UserError(f"{path}: damaged gzip file ({error}); get it again") from None
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise UserError(f"{path}: no csv text ({error}); get it again") from None
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such file") from None
-
-
-def open_text(path: Path) -> TextIO:
-    if path.suffix == ".gz":
-        return io.TextIOWrapper(gzip.open(path), encoding="utf-8-sig", newline="")
-    return path.open(encoding="utf-8-sig", newline="")
-
-
-def select_columns(path: Path, stream: TextIO, columns: tuple[str, ...]) -> Iterator[tuple[int, list[str]]]:
-    reader = csv.reader(stream)
-    header = [name.strip() for name in next(reader, [])]  # one published copy of FER2013 has " Usage", " pixels"
-    missing = [name for name in columns if name not in header]
-    if missing:
-        saw = ", ".join(header)[:80] or "an empty file"
-        raise UserError(f"{path}: no column {', '.join(missing)} (saw {saw}); is this the right file?")
-    places = [header.index(name) for name in columns]
-    for cells in reader:
-        if not cells:
-            continue
-        if len(cells) != len(header):
-            raise UserError(f"{path}: line {reader.line_num}: {len(cells)} cells where the header has {len(header)}")
-        yield reader.line_num, [cells[place].strip() for place in places]
+        raise UserError(f"{where}: damaged gzip file ({error}); get it again") from None
+    except NoColumnError as error:
+        raise UserError(f"{error}; is this the right file?") from None

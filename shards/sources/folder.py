@@ -7,25 +7,27 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from adadf_dist.data.builder import Source
-from adadf_dist.data.jpeg import FORMATS
+from adadf_dist.data.folder_tree import Skipped, list_entries, readable_name, subfolders
+from adadf_dist.data.jpeg import FORMATS, is_image_name
 from adadf_dist.errors import UserError
+from adadf_dist.text_files import escape_name, native_name, plain_form
 from shards.aligned import add_align_arguments, open_photos
 from shards.sources.photos import (
-    SPLIT_FOLDERS,
     Listing,
     Picture,
     add_photo_arguments,
-    is_picture,
     list_files,
     photo_options,
-    subfolders,
+    skipped_findings,
 )
+from shards.sources.splits import check_class_folders, count_images, split_names
 
 HELP = "one folder a class, with or without train/, validation/ and test/ above them"
 DESCRIPTION = f"""\
-Reads DIR/train/CLASS/*, DIR/validation/CLASS/* (or val, valid) and DIR/test/CLASS/*, or DIR/CLASS/*. A split that has
-no folder can be carved out of train, class by class. Classes are the folders' names, sorted;
-pictures may lie in folders below.
+Reads DIR/train/CLASS/*, DIR/validation/CLASS/* (or val, valid) and DIR/test/CLASS/*, or DIR/CLASS/*. Training,
+PublicTest and PrivateTest are read as in FER2013. A split that has no folder can be held out from train, class by
+class. Classes are the folders' names, sorted; images may be in folders below. Hidden files, and those of operating
+systems and NAS boxes (@eaDir, __MACOSX, Thumbs.db, ...), are skipped and counted.
 
 images      a JPEG is stored as it is; another format ({", ".join(f for f in FORMATS if f != "JPEG")}), a JPEG with
             rotation in its EXIF and one that is neither grey nor RGB are encoded anew at quality 95; files with other
@@ -42,34 +44,41 @@ examples:
 
 def list_folder(root: Path) -> Listing:
     """Every picture of the tree. Raises `UserError`."""
-    trees = find_splits(root)
-    classes = find_classes(trees)
+    skipped = Skipped()
+    trees = find_splits(root, skipped)
+    classes = find_classes(trees, skipped)
     pictures, others = [], 0
     for split, tree in trees.items():
         for label, name in enumerate(classes):
-            for path in list_files(root, (tree / name).relative_to(root).as_posix()):
-                if is_picture(path):
+            folder = tree / native_name(name)
+            for path in list_files(root, folder.relative_to(root).as_posix(), skipped) if folder.is_dir() else []:
+                if is_image_name(path):
                     pictures.append(Picture(path, split, label))
                 else:
                     others += 1
     layout = "class folders below split folders" if root not in trees.values() else "class folders"
-    return Listing("folder", classes, pictures, layout, {"other_files": others})
+    outside = sum(count_images(folder) for folder in {root, *trees.values()})
+    findings: dict[str, object] = {"other_files": others}
+    if outside:
+        findings["images_outside_class_folders"] = outside
+    return Listing("folder", classes, pictures, layout, {**findings, **skipped_findings(skipped)})
 
 
-def find_splits(root: Path) -> dict[str, Path]:
+def find_splits(root: Path, skipped: Skipped | None = None) -> dict[str, Path]:
     """Split -> the folder that holds its classes. Raises `UserError`."""
     if not root.is_dir():
         raise UserError(f"{root}: no such folder; give the one that holds the class folders as --root")
-    folders = subfolders(root)
+    folders = subfolders(root, skipped)
     if not folders:
-        raise UserError(f"{root}: no folders in it; one folder a class is needed")
-    if not any(name.lower() in SPLIT_FOLDERS for name in folders):
+        raise UserError(f"{root}: no folders in it; one folder per class is needed")
+    splits = split_names(folders)
+    if not any(splits.values()):
+        check_class_folders(root, folders)
         return {"train": root}
     trees: dict[str, Path] = {}
-    for name in folders:
-        split = SPLIT_FOLDERS.get(name.lower())
+    for name, split in splits.items():
         if split is None:
-            raise UserError(f"{root / name}: stands beside split folders but is none; move it away")
+            raise UserError(f"{root / name}: is beside split folders but is none; move it away")
         if split in trees:
             raise UserError(f"{root}: holds both {trees[split].name} and {name}; keep one of them")
         trees[split] = root / name
@@ -80,16 +89,31 @@ def find_splits(root: Path) -> dict[str, Path]:
     return trees
 
 
-def find_classes(trees: dict[str, Path]) -> tuple[str, ...]:
+def find_classes(trees: dict[str, Path], skipped: Skipped) -> tuple[str, ...]:
     """The class names, which are those of train. Raises `UserError`."""
-    classes = tuple(subfolders(trees["train"]))
+    train = trees["train"]
+    classes = tuple(readable_name(train, name) for name in subfolders(train, skipped))
     if not classes:
-        raise UserError(f"{trees['train']}: no folders in it; one folder a class is needed")
+        images = count_images(train)
+        raise UserError(
+            f"{train}: no folders in it; one folder per class is needed"
+            + (f", and its {images:,} images are in none" if images else "")
+            + ("; FER+'s folders are read by `python -m shards.build fer2013`" if images and has_list(train) else "")
+        )
     for tree in trees.values():
-        for name in subfolders(tree):
-            if name not in classes:
-                raise UserError(f"{tree / name}: a class that train does not have; rename or remove it")
+        for name in subfolders(tree, skipped):
+            if name not in map(native_name, classes):
+                alike = [known for known in classes if plain_form(known) == plain_form(name)]
+                hint = f" (train has {alike[0]})" if alike else ""
+                raise UserError(
+                    f"{escape_name(str(tree / name))}: a class that train does not have{hint}; rename or remove it"
+                )
     return classes
+
+
+def has_list(folder: Path) -> bool:
+    """Whether a csv of labels is beside the images, as in FER+'s folders."""
+    return any(entry.name.lower().endswith(".csv") for entry in list_entries(folder))
 
 
 def wanted_fractions(args: argparse.Namespace, present: Sequence[str]) -> dict[str, float]:

@@ -3,32 +3,34 @@
 from __future__ import annotations
 
 import argparse
-import csv
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from adadf_dist.csv_tables import Row, find_class, open_table, parse_whole, read_votes
 from adadf_dist.data.builder import Source
 from adadf_dist.errors import UserError
+from adadf_dist.text_files import escape_name, located, open_text
 from shards.aligned import add_align_arguments, open_photos
 from shards.sources.folder import wanted_fractions
 from shards.sources.photos import (
-    SPLIT_FOLDERS,
     Listing,
     Picture,
     add_photo_arguments,
     photo_options,
     stay_inside,
 )
-from shards.sources.rafdb import numbers
+from shards.sources.splits import split_names
 
 VOTES = "votes_"
 HELP = "any list `path,label[,split][,votes_CLASS ...]`"
 DESCRIPTION = """\
-Reads a csv with a header. Columns, in any order; others are left alone:
+Reads a csv with a header; cells are separated by commas, semicolons, tabs or vertical bars, text is UTF-8 (or UTF-16
+with a byte order mark). Columns, in any order; others are left alone:
 
-path          of the picture, relative to --root (default: the csv's folder)
-label         a class's name, or its number from 0
+path          of the image, relative to --root (default: the csv's folder)
+label         a class's name, or its number from 0 (or --first-label)
 split         train, validation (val, valid) or test; without the column all is train
 votes_CLASS   annotators (or shares) who chose CLASS, one column for each class
 
@@ -40,8 +42,8 @@ example:
 """
 
 
-class Row(NamedTuple):
-    """A line of the csv."""
+class Line(NamedTuple):
+    """A row of the csv."""
 
     where: str
     path: str
@@ -50,67 +52,85 @@ class Row(NamedTuple):
     votes: tuple[float, ...] | None
 
 
-def list_csv(path: Path, classes: Sequence[str] | None) -> Listing:
-    """Every picture. Raises `UserError`."""
-    rows, voted = read_rows(path)
-    names = tuple(classes or voted or class_names([row.label for row in rows]))
+def list_csv(path: Path, classes: Sequence[str] | None, root: Path | None = None, first_label: int = 0) -> Listing:
+    """Every picture. `root`: where paths start; `first_label`: the number of the first class. Raises `UserError`."""
+    lines, voted = read_lines(path, path.parent if root is None else root)
+    if not first_label:
+        check_first_label(path, [line.label for line in lines], (*(classes or ()), *voted))
+    names = tuple(classes or voted or class_names(lines, first_label))
     if voted and sorted(voted) != sorted(names):
         raise UserError(f"{path}: votes of {', '.join(voted)}, but the classes are {', '.join(names)}")
     order = [voted.index(name) for name in names] if voted else []
     pictures: dict[str, Picture] = {}
-    for row in rows:
-        label = names.index(row.label) if row.label in names else int(row.label) if row.label.isdigit() else -1
-        if not 0 <= label < len(names):
-            raise UserError(f"{row.where}: label {row.label!r} is none of {', '.join(names)}; name them with --classes")
-        if row.path in pictures:
-            raise UserError(f"{row.where}: {row.path} a second time; keep one of its lines")
-        votes = None if row.votes is None else tuple(row.votes[column] for column in order)
-        pictures[row.path] = Picture(row.path, row.split, label, votes)
-    return Listing("csv", names, list(pictures.values()), f"list {path.name}")
+    for line in lines:
+        if line.path in pictures:
+            raise UserError(f"{line.where}: {escape_name(line.path)} a second time; keep one of its lines")
+        label = label_of(line, names, first_label)
+        votes = None if line.votes is None else tuple(line.votes[column] for column in order)
+        pictures[line.path] = Picture(line.path, line.split, label, votes)
+    return Listing("csv", names, list(pictures.values()), f"list {escape_name(path.name)}")
 
 
-def read_rows(path: Path) -> tuple[list[Row], list[str]]:
-    """The lines, and the classes that have a column of votes. Raises `UserError`."""
-    try:
-        with path.open(encoding="utf-8-sig", newline="") as stream:
-            reader = csv.DictReader(stream)
-            header = [name.strip() for name in reader.fieldnames or []]
-            reader.fieldnames = header
-            for column in ("path", "label"):
-                if column not in header:
-                    raise UserError(
-                        f"{path} line 1: no column {column}; the header has {', '.join(header) or 'nothing'}"
-                    )
-            voted = [name.removeprefix(VOTES) for name in header if name.startswith(VOTES)]
-            rows = [read_row(row, f"{path} line {reader.line_num}", voted) for row in reader]
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such file; give the list as --csv") from None
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise UserError(f"{path}: is no csv in UTF-8 ({error})") from None
-    if not rows:
+def read_lines(path: Path, root: Path) -> tuple[list[Line], list[str]]:
+    """The rows, and the classes that have a column of votes. Raises `UserError`."""
+    with open_text(path) as text:
+        table = open_table(text, located(path), ("path", "label"), ("split",))
+        if note := table.note():
+            print(f"note: {note}", file=sys.stderr)
+        voted = [name.removeprefix(VOTES).strip() for name in table.header if name.startswith(VOTES)]
+        found = [read_line(row, cells, root) for row, cells in table.records()]
+    if not found:
         raise UserError(f"{path}: no line below the header")
-    return rows, voted
+    splits = split_names({split for _, split in found})
+    for line, word in found:
+        if splits[word] is None:
+            raise UserError(f"{line.where}: split {word!r}; write train, validation or test")
+    return [line._replace(split=splits[word] or "train") for line, word in found], voted
 
 
-def read_row(row: Mapping[str, str | None], where: str, voted: Sequence[str]) -> Row:
-    cells = {name: (value or "").strip() for name, value in row.items() if name is not None}
-    if None in row.values() or None in row:
-        raise UserError(f"{where}: not as many cells as the header has columns")
-    split = SPLIT_FOLDERS.get(cells["split"].lower()) if "split" in cells else "train"
-    if split is None:
-        raise UserError(f"{where}: split {cells['split']!r}; write train, validation or test")
-    votes = numbers([cells[VOTES + name] or "0" for name in voted])
-    if len(votes) != len(voted) or any(vote < 0 for vote in votes):
-        raise UserError(f"{where}: votes must be numbers of 0 or more")
-    path = stay_inside(cells["path"], where)
-    return Row(where, path, cells["label"], split, tuple(votes) if any(votes) else None)
+def read_line(row: Row, cells: Mapping[str, str], root: Path) -> tuple[Line, str]:
+    """A row, and the word of its split, which is not known before all are read. Raises `UserError`."""
+    if not cells["label"]:
+        raise UserError(f"{row.where}: the label is empty; fill it in or remove the line")
+    votes = read_votes([cell for name, cell in cells.items() if name.startswith(VOTES)], row.where)
+    path = stay_inside(cells["path"], row.where, root)
+    return Line(row.where, path, cells["label"], "", votes if any(votes) else None), cells.get("split", "train")
 
 
-def class_names(labels: Sequence[str]) -> list[str]:
-    found = set(labels)
-    if all(label.isdigit() and len(label) < 4 for label in found):
-        return [str(number) for number in range(max(map(int, found)) + 1)]
-    return sorted(found)
+def label_of(line: Line, names: Sequence[str], first_label: int) -> int:
+    """The class of a row, by name or number. Raises `UserError`."""
+    label = find_class(line.label, names)
+    if label is not None:
+        return label
+    number = parse_whole(line.label)
+    if number is not None and 0 <= number - first_label < len(names):
+        return number - first_label
+    raise UserError(f"{line.where}: label {line.label!r} is none of {', '.join(names)}; name them with --classes")
+
+
+def check_first_label(path: Path, labels: Sequence[str], names: Sequence[str]) -> None:
+    """Raise `UserError` when all labels are numbers, none of them a name, and they seem to count from 1."""
+    numbers = [number for label in labels if (number := parse_whole(label)) is not None]
+    if len(numbers) == len(labels) and min(numbers) == 1 and not set(labels) & set(names):
+        raise UserError(
+            f"{path}: labels are 1 to {max(numbers)} and none is 0, so they seem to count from 1; give --first-label 1"
+            + ("" if names else " (and --classes A,B,... to name the classes)")
+        )
+
+
+def class_names(lines: Sequence[Line], first_label: int) -> list[str]:
+    """Names for the classes when nothing else gives them: the labels themselves, sorted. Raises `UserError`."""
+    numbers = [parse_whole(line.label) for line in lines]
+    known = [number for number in numbers if number is not None]
+    if len(known) < len(lines) or max(known) > 999:
+        if known:
+            line = lines[numbers.index(known[0])]
+            print(f"{line.where}: warning: label {line.label!r} is a number, others are names", file=sys.stderr)
+        return sorted({line.label for line in lines})
+    if min(known) < first_label:
+        line = lines[known.index(min(known))]
+        raise UserError(f"{line.where}: label {line.label} is below --first-label {first_label}")
+    return [str(number) for number in range(first_label, max(known) + 1)]
 
 
 def add_arguments(parser: argparse._ArgumentGroup, csv_option: bool = True) -> None:
@@ -120,6 +140,9 @@ def add_arguments(parser: argparse._ArgumentGroup, csv_option: bool = True) -> N
         "--root", type=Path, metavar="DIR", help="folder that the paths start from (default: the csv's)"
     )
     parser.add_argument("--classes", metavar="A,B,...", help="names in label order")
+    parser.add_argument(
+        "--first-label", type=int, choices=(0, 1), default=0, help="number of the first class (default: %(default)s)"
+    )
     add_photo_arguments(parser, {"validation": "0.1 where the list has none", "test": "none"})
     add_align_arguments(parser)
 
@@ -129,6 +152,8 @@ def open_source(args: argparse.Namespace) -> Source:
     if not args.root.is_dir():
         raise UserError(f"--root {args.root}: no such folder")
     classes = [name.strip() for name in args.classes.split(",")] if args.classes else None
-    listing = list_csv(args.csv, classes)
+    if classes and (not all(classes) or len(set(classes)) < len(classes)):
+        raise UserError(f"--classes {args.classes}: each class needs a name of its own")
+    listing = list_csv(args.csv, classes, args.root, args.first_label)
     present = sorted({picture.split for picture in listing.pictures})
     return open_photos(listing, photo_options(args, wanted_fractions(args, present)), args)

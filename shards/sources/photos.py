@@ -5,30 +5,24 @@ from __future__ import annotations
 import argparse
 import os
 import re
+import sys
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple, TypeAlias
 
-from PIL import Image
-
 from adadf_dist.data.builder import MAX_KEY, Item, Provenance
-from adadf_dist.data.jpeg import FORMATS, BadImage, Box, to_jpeg
+from adadf_dist.data.folder_tree import Skipped, walk_files
+from adadf_dist.data.jpeg import BadImage, Box, to_jpeg
 from adadf_dist.data.writer import Sample
 from adadf_dist.errors import UserError
+from adadf_dist.text_files import escape_name, native_name, plain_form
 from shards.progress import watched
+from shards.sources.class_names import class_name_warnings
 from shards.twins import digest, part
 
-SPLIT_FOLDERS = {
-    "train": "train",
-    "training": "train",
-    "val": "validation",
-    "valid": "validation",
-    "validation": "validation",
-    "test": "test",
-}
-"""What splits are called, in small letters."""
 ENDS = 2**16
 """Bytes at either end by which long files are compared: a release of photographs need not be read twice."""
 
@@ -42,7 +36,7 @@ class Picture(NamedTuple):
     """A file of the tree."""
 
     path: str
-    """Below the root, with `/`."""
+    """Below the root, with `/`, as `open` takes it."""
     split: str
     label: int
     votes: tuple[float, ...] | None = None
@@ -98,7 +92,7 @@ class Photos:
         return [Item(split, self.keys[number], number) for number, split in self.splits.items()]
 
     def locate(self, number: int) -> str:
-        return self.listing.pictures[number].path
+        return escape_name(self.listing.pictures[number].path)
 
     def fingerprint(self, number: int) -> bytes:
         picture = self.listing.pictures[number]
@@ -113,7 +107,7 @@ class Photos:
         facts = self.facts(number)
         data, _ = read_bytes(f"{self.options.root}/{picture.path}")
         image = to_jpeg(data, self.options.image_size, self.cut_out(facts))
-        return Sample(image, picture.label, picture.votes, None, picture.path, facts)
+        return Sample(image, picture.label, picture.votes, None, self.locate(number), facts)
 
     def facts(self, number: int) -> Mapping[str, object]:
         """What is known of a picture beside its label. Raises `BadImage`."""
@@ -134,16 +128,14 @@ def settle(listing: Listing, options: PhotoOptions) -> Photos:
     pictures, classes = listing.pictures, listing.classes
     check_classes(listing, options.root)
     labels = [picture.label for picture in pictures]
-    marks, sizes, stamps = [], [], []
-    for picture in watched(pictures, "looking for copies", len(pictures)):
-        path = f"{options.root}/{picture.path}"
-        mark, size = digest_file(path)
-        marks.append(mark)
-        sizes.append(size)
-        stamps.append(mark + modified(path) if size > 2 * ENDS else mark)  # the middle of the file was not read
+    marks, sizes = digest_all(pictures, options.root)
+    stamps = [  # of a long file the middle was not read
+        mark + modified(f"{options.root}/{picture.path}") if size > 2 * ENDS else mark
+        for picture, mark, size in zip(pictures, marks, sizes, strict=True)
+    ]
     splits = {number: picture.split for number, picture in enumerate(pictures)}
     parting = part(splits, marks, labels, options.fractions, options.seed, options.keep_leaks)
-    leaks = parting.table(lambda number: pictures[number].path, labels, classes)
+    leaks = parting.table(lambda number: escape_name(pictures[number].path), labels, classes)
     provenance = Provenance(
         source=listing.name,
         options={
@@ -162,8 +154,33 @@ def settle(listing: Listing, options: PhotoOptions) -> Photos:
     return Photos(options, listing, keys, dict(parting.splits), need, provenance, stamps)
 
 
+def digest_all(pictures: Sequence[Picture], root: Path) -> tuple[list[bytes], list[int]]:
+    """The digest and size of every file. Raises `UserError` when not one of them can be read."""
+    marks, sizes, problem, unreadable = [], [], "", 0
+    for picture in watched(pictures, "looking for copies", len(pictures)):
+        path = f"{root}/{picture.path}"
+        try:
+            ends, size = read_bytes(path, ENDS)
+            mark = digest(size.to_bytes(8, "big") + ends)
+        except BadImage as error:  # it has no twin, and is quarantined later
+            mark, size = digest(os.fsencode(path)), 0
+            problem, unreadable = problem or f"{escape_name(picture.path)} {error}", unreadable + 1
+        marks.append(mark)
+        sizes.append(size)
+    if pictures and unreadable == len(pictures):
+        raise UserError(f"{root}: none of the {unreadable:,} images can be read, the first: {problem}; check --root")
+    return marks, sizes
+
+
 def check_classes(listing: Listing, root: Path) -> None:
-    """Raise `UserError` when a class has no picture to train on."""
+    """Raise `UserError` when there is one class only, or one has no picture to train on. Warns of doubtful names."""
+    if len(listing.classes) < 2:
+        raise UserError(
+            f"{root}: one class only ({', '.join(listing.classes)}); at least two are needed. Is this the folder above "
+            "the class folders, or the right column of the list?"
+        )
+    for warning in class_name_warnings(listing.classes):
+        print(f"{root}: warning: {warning}", file=sys.stderr)
     counts = Counter(picture.label for picture in listing.pictures if picture.split == "train")
     for label, name in enumerate(listing.classes):
         if not counts[label]:
@@ -184,16 +201,25 @@ def read_bytes(path: str, limit: int | None = None) -> tuple[bytes, int]:
             stream.seek(-limit, os.SEEK_END)
             return head + stream.read(), size
     except OSError as error:
-        raise BadImage(f"cannot be read: {error.strerror}") from None
+        raise BadImage(f"cannot be read: {error.strerror}{similar_name(path)}") from None
+    except ValueError as error:  # a NUL in the path
+        raise BadImage(f"cannot be read: {error}") from None
 
 
-def digest_file(path: str) -> tuple[bytes, int]:
-    """What the file's content is known by, and its size; what cannot be read has no twin and is quarantined later."""
+def similar_name(path: str) -> str:
+    """`; the folder has IMG.JPG`: the file that a missing one may mean, when names differ in letter case or accents."""
+    folder, name = os.path.split(path)
+    found = names_by_form(folder).get(plain_form(name))
+    return f"; the folder has {escape_name(found)}" if found is not None and found != name else ""
+
+
+@lru_cache(maxsize=64)
+def names_by_form(folder: str) -> Mapping[str, str]:
+    """Names in a folder by their plain form; none where it cannot be read."""
     try:
-        ends, size = read_bytes(path, ENDS)
-    except BadImage:
-        return digest(path.encode()), 0
-    return digest(size.to_bytes(8, "big") + ends), size
+        return {plain_form(name): name for name in sorted(os.listdir(folder))}
+    except OSError:
+        return {}
 
 
 def modified(path: str) -> bytes:
@@ -204,33 +230,34 @@ def modified(path: str) -> bytes:
         return b""
 
 
-def is_picture(path: str) -> bool:
-    Image.init()
-    return Image.EXTENSION.get(Path(path).suffix.lower()) in FORMATS
+def list_files(root: Path, below: str, skipped: Skipped) -> list[str]:
+    """Every file under `root/below`, relative to the root, without those of the system. Raises `UserError`."""
+    return [os.path.relpath(path, root) for path in walk_files(root / below, skipped)]
 
 
-def list_files(root: Path, below: str) -> list[str]:
-    """Every file under `root/below` that is not hidden, sorted, relative to the root.
+def skipped_findings(skipped: Skipped) -> dict[str, object]:
+    """For a listing's findings, and printed at once: what the walk left out."""
+    if not skipped.kinds:
+        return {}
+    print(f"note: {skipped.describe()}", file=sys.stderr)
+    return {"skipped": skipped.counts()}
 
-    Links to folders are not followed: they may lead round in circles.
+
+def stay_inside(path: str, where: str, root: Path | None = None) -> str:
+    """The path below the root, as `open` takes it. Raises `UserError` saying `where` it is.
+
+    Backslashes of Windows become `/`, and an absolute path below the root becomes relative to it.
     """
-    found = []
-    for folder, folders, files in os.walk(root / below):
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        inner = Path(folder).relative_to(root).as_posix()
-        found += [f"{inner}/{name}".removeprefix("./") for name in sorted(files) if not name.startswith(".")]
-    return found
-
-
-def subfolders(folder: Path) -> list[str]:
-    return sorted(entry.name for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith("."))
-
-
-def stay_inside(path: str, where: str) -> str:
-    """The path as it was, when it stays below the root. Raises `UserError` saying `where` it stands."""
-    if not path or path.startswith("/") or ".." in path.split("/") or "\\" in path:
+    plain = native_name(path)
+    if "\\" in plain and not (root is not None and (root / plain).exists()):
+        plain = plain.replace("\\", "/")
+    if root is not None and plain.startswith("/"):
+        for base in (os.path.abspath(root), os.path.realpath(root)):
+            plain = plain.removeprefix(base.rstrip("/") + "/")
+    parts = [part for part in plain.split("/") if part not in ("", ".")]
+    if not parts or plain.startswith("/") or ".." in parts or re.match(r"[A-Za-z]:$", parts[0]) or "\0" in plain:
         raise UserError(f"{where}: path {path!r} does not stay below the folder; write it relative to it, with /")
-    return path
+    return "/".join(parts)
 
 
 def make_keys(paths: Sequence[str]) -> list[str]:

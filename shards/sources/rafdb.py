@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import argparse
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from adadf_dist.csv_tables import Row, parse_number, parse_whole, read_list, read_number
 from adadf_dist.data.builder import Source
+from adadf_dist.data.folder_tree import Skipped
 from adadf_dist.data.jpeg import BadImage
 from adadf_dist.errors import UserError
+from adadf_dist.text_files import open_text
 from shards.aligned import add_align_arguments, open_photos
+from shards.sources.emotions import find_label
 from shards.sources.photos import (
     Listing,
     Picture,
@@ -20,6 +24,7 @@ from shards.sources.photos import (
     list_files,
     photo_options,
     read_bytes,
+    skipped_findings,
     stay_inside,
 )
 
@@ -47,7 +52,8 @@ the one above it.
 
 splits      train_* is train, test_* is test; validation is carved out of train
 votes       {VOTES}, where it is there: a line `name share share ...` for each face, in label order, six or seven
-            shares (six: no neutral). Faces it does not name have no votes.
+            shares (six: no neutral), or a header that names the columns. Images it does not name have no votes; a
+            name that no label has is an error. Names may end in _aligned, in both lists.
 KEY.json    where they are there: gender, race and age (in years, from-to) of {POINTS}; with --images original
             also its five points (--align landmarks takes them) and the box of {BOXES} (--align
             detect takes the face on it)
@@ -62,26 +68,46 @@ examples:
 def list_rafdb(root: Path, images: str) -> Listing:
     """Every picture that is labelled. Raises `UserError`."""
     base = find_base(root)
-    votes = read_votes(base / VOTES) if (base / VOTES).is_file() else {}
     below = (base / IMAGES[images]).relative_to(root).as_posix()
     if not (root / below).is_dir():
         raise UserError(f"{root / below}: no such folder, but --images {images} reads the pictures there")
-    there = {path.rpartition("/")[2] for path in list_files(root, below)}
+    skipped = Skipped()
+    there = {path.rpartition("/")[2] for path in list_files(root, below, skipped)}
     pictures: dict[str, Picture] = {}
     for name, label, where in read_labels(base / LABELS):
-        stem, _, extension = name.rpartition(".")
-        file = f"{stem}_aligned.{extension}" if images == "aligned" else name
-        if name in pictures:
+        file = file_of(name, images, there)
+        stem = stem_of(name)
+        if stem in pictures:
             raise UserError(f"{where}: {name} a second time; keep one of its lines")
-        pictures[name] = Picture(f"{below}/{file}".removeprefix("./"), split_of(name, where), label, votes.get(stem))
+        pictures[stem] = Picture(f"{below}/{file}".removeprefix("./"), split_of(name, where), label)
+    if (base / VOTES).is_file():
+        for stem, votes in read_votes(base / VOTES, pictures).items():
+            pictures[stem] = pictures[stem]._replace(votes=votes)
     extra = there - {picture.path.rpartition("/")[2] for picture in pictures.values()}
     findings = {
+        **skipped_findings(skipped),
         "images_without_label": len(extra),
         "faces_with_votes": sum(p.votes is not None for p in pictures.values()),
     }
     listed = list(pictures.values())
     facts = Facts(base, listed, images == "original")
     return Listing("rafdb", CLASSES, listed, f"single-label part, {images} images", findings, facts)
+
+
+def stem_of(name: str) -> str:
+    """What labels and votes know an image by: its name without extension and `_aligned`, which lists may have."""
+    stem, dot, extension = name.rpartition(".")
+    if not dot or not extension.isalpha():  # some lists of votes have no extension
+        stem = name
+    return stem.removesuffix("_aligned")
+
+
+def file_of(name: str, images: str, there: Collection[str]) -> str:
+    """The file that a list's name means: aligned images are called so, whether the list says it or not."""
+    extension = name.rpartition(".")[2]
+    plain, aligned = f"{stem_of(name)}.{extension}", f"{stem_of(name)}_aligned.{extension}"
+    wanted, other = (aligned, plain) if images == "aligned" else (plain, aligned)
+    return other if images == "aligned" and other in there and wanted not in there else wanted
 
 
 @dataclass(frozen=True)
@@ -138,19 +164,25 @@ def find_base(root: Path) -> Path:
 
 
 def read_labels(path: Path) -> list[tuple[str, int, str]]:
-    """(file name, label from 0, where it stands). Raises `UserError`."""
+    """(file name, label from 0, where it is). Raises `UserError`."""
     rows = []
-    for number, line in enumerate(read_lines(path), start=1):
-        where = f"{path} line {number}"
-        words = line.split()
-        if len(words) != 2 or "." not in words[0]:
-            raise UserError(f"{where}: {line.strip()[:60]!r} is no `name label`, like `train_00001.jpg 5`")
-        if not words[1].isdigit() or not 1 <= int(words[1]) <= len(CLASSES):
-            raise UserError(f"{where}: label {words[1]!r}; RAF-DB's are 1 to {len(CLASSES)}")
-        rows.append((stay_inside(words[0], where), int(words[1]) - 1, where))
+    for row in read_rows_of(path):
+        if len(row.cells) != 2 or "." not in row.cells[0]:
+            raise UserError(f"{row.where}: {' '.join(row.cells)[:60]!r} is no `name label`, like `train_00001.jpg 5`")
+        name, label = row.cells[0], parse_whole(row.cells[1])
+        if label is None or not 1 <= label <= len(CLASSES):
+            hint = "; this list seems to count from 0, the published one from 1" if label == 0 else ""
+            raise UserError(f"{row.where}: label {row.cells[1]!r}; RAF-DB's are 1 to {len(CLASSES)}{hint}")
+        rows.append((stay_inside(name, row.where), label - 1, row.where))
     if not rows:
         raise UserError(f"{path}: no line in it; get the file again")
     return rows
+
+
+def read_rows_of(path: Path) -> list[Row]:
+    """The rows of a list whose cells are separated by blanks, or by what its first line has. Raises `UserError`."""
+    with open_text(path) as lines:
+        return list(read_list(lines, str(path)))
 
 
 def split_of(name: str, where: str) -> str:
@@ -160,16 +192,36 @@ def split_of(name: str, where: str) -> str:
     raise UserError(f"{where}: {name} begins neither with train_ nor with test_, so its split is not known")
 
 
-def read_votes(path: Path) -> Mapping[str, tuple[float, ...]]:
-    """Stem of a picture's name -> [C] shares. Raises `UserError`."""
-    votes = {}
-    for number, line in enumerate(read_lines(path), start=1):
-        name, *words = line.split()
-        shares = numbers(words)
-        if len(shares) not in (len(CLASSES) - 1, len(CLASSES)) or min(shares) < 0:
-            raise UserError(f"{path} line {number}: needs a name and 6 or 7 shares of 0 or more, in label order")
-        votes[name.rpartition(".")[0] or name] = (*shares, *[0.0] * (len(CLASSES) - len(shares)))
+def read_votes(path: Path, known: Collection[str]) -> Mapping[str, tuple[float, ...]]:
+    """Stem of an image's name -> [C] shares; `known` are the stems that are labeled. Raises `UserError`."""
+    rows = read_rows_of(path)
+    order: Sequence[int] = range(len(CLASSES))
+    if rows and len(rows[0].cells) > 1 and not any(math.isfinite(parse_number(cell)) for cell in rows[0].cells[1:]):
+        order = column_order(rows.pop(0))
+    votes: dict[str, tuple[float, ...]] = {}
+    for row in rows:
+        name, *cells = row.cells
+        if len(cells) not in (len(CLASSES) - 1, len(CLASSES)) or len(cells) > len(order):
+            raise UserError(f"{row.where}: needs a name and 6 or 7 shares of 0 or more, in label order")
+        shares = [0.0] * len(CLASSES)
+        for label, cell in zip(order, cells, strict=False):
+            shares[label] = read_number(cell, row.where, "shares")
+        stem = stem_of(name.replace("\\", "/").rpartition("/")[2])
+        if stem not in known:
+            raise UserError(f"{row.where}: votes for {name}, which {LABELS} does not list; correct or remove the line")
+        if stem in votes:
+            raise UserError(f"{row.where}: {name} a second time; keep one of its lines")
+        votes[stem] = tuple(shares)
     return votes
+
+
+def column_order(header: Row) -> list[int]:
+    """The class of each column of votes. Raises `UserError`."""
+    order = [find_label(cell, CLASSES) for cell in header.cells[1:]]
+    found = [label for label in order if label is not None]
+    if len(found) < len(order) or len(set(found)) < len(found):
+        raise UserError(f"{header.where}: the columns {', '.join(header.cells[1:])} are not {', '.join(CLASSES)}")
+    return found
 
 
 def numbers(words: Sequence[str]) -> list[float]:
@@ -178,14 +230,6 @@ def numbers(words: Sequence[str]) -> list[float]:
         return [float(word) for word in words]
     except ValueError:
         return []
-
-
-def read_lines(path: Path) -> list[str]:
-    """The lines that are not empty. Raises `UserError`."""
-    try:
-        return [line for line in path.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
-    except UnicodeDecodeError:
-        raise UserError(f"{path}: is not text in UTF-8; get the file again") from None
 
 
 def add_arguments(parser: argparse._ArgumentGroup) -> None:

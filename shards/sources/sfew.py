@@ -6,7 +6,10 @@ import argparse
 from pathlib import Path
 
 from adadf_dist.data.builder import Source
+from adadf_dist.data.folder_tree import Skipped, subfolders
+from adadf_dist.data.jpeg import is_image_name
 from adadf_dist.errors import UserError
+from adadf_dist.text_files import escape_name
 from shards.aligned import add_align_arguments, open_photos
 from shards.sources.emotions import find_label
 from shards.sources.photos import (
@@ -14,10 +17,9 @@ from shards.sources.photos import (
     Picture,
     add_photo_arguments,
     carve_validation,
-    is_picture,
     list_files,
     photo_options,
-    subfolders,
+    skipped_findings,
 )
 
 CLASSES = ("Angry", "Disgust", "Fear", "Happy", "Neutral", "Sad", "Surprise")
@@ -39,7 +41,8 @@ def list_sfew(root: Path) -> Listing:
     """Every picture. Raises `UserError`."""
     if not root.is_dir():
         raise UserError(f"{root}: no such folder; give the one that holds Train and Val as --root")
-    trees = {name.lower(): find_emotions(root / name) for name in subfolders(root)}
+    skipped = Skipped()
+    trees = {name.lower(): find_emotions(root / name) for name in subfolders(root, skipped)}
     train, val, test = (trees.get(name) for name in ("train", "val", "test"))
     if train is None or val is None:
         raise UserError(
@@ -49,17 +52,17 @@ def list_sfew(root: Path) -> Listing:
     splits = {"train": train, "test": val} if test is None else {"train": train, "validation": val, "test": test}
     pictures, others = [], 0
     for split, tree in splits.items():
-        for name in subfolders(tree):
+        for name in subfolders(tree, skipped):
             label = find_label(name, tuple(c.lower() for c in CLASSES))
             if label is None:
-                raise UserError(f"{tree / name}: none of {', '.join(CLASSES)}; rename or remove it")
-            for path in list_files(root, (tree / name).relative_to(root).as_posix()):
-                if is_picture(path):
+                raise UserError(f"{escape_name(str(tree / name))}: none of {', '.join(CLASSES)}; rename or remove it")
+            for path in list_files(root, (tree / name).relative_to(root).as_posix(), skipped):
+                if is_image_name(path):
                     pictures.append(Picture(path, split, label))
                 else:
                     others += 1
     layout = "Train and Val, which is test" if test is None else "Train, Val and a labelled Test"
-    return Listing("sfew", CLASSES, pictures, layout, {"other_files": others})
+    return Listing("sfew", CLASSES, pictures, layout, {"other_files": others, **skipped_findings(skipped)})
 
 
 def find_emotions(folder: Path) -> Path | None:

@@ -1,0 +1,187 @@
+"""Read the text files that users write, the same way on every machine.
+
+Text is UTF-8, with or without a byte order mark, whatever the locale says; UTF-16 and UTF-32 are recognized by their
+byte order mark. The line endings of Unix, Windows and old Macs become newlines. Anything else is a `UserError` that
+names the file, the line and the byte.
+"""
+
+from __future__ import annotations
+
+import codecs
+import io
+import os
+import re
+import unicodedata
+from collections.abc import Generator, Iterator
+from contextlib import closing, contextmanager, suppress
+from pathlib import Path
+
+from adadf_dist.errors import UserError, one_line
+
+_BYTE_ORDER_MARKS = (  # UTF-32 first: its mark begins with that of UTF-16
+    (codecs.BOM_UTF32_LE, "utf-32"),
+    (codecs.BOM_UTF32_BE, "utf-32"),
+    (codecs.BOM_UTF16_LE, "utf-16"),
+    (codecs.BOM_UTF16_BE, "utf-16"),
+)
+_BINARY_FILES = (
+    (b"\x1f\x8b", "a gzip file"),
+    (b"PK\x03\x04", "a zip archive"),
+    (b"PK\x05\x06", "an empty zip archive"),
+    (b"\xd0\xcf\x11\xe0", "an old Office document"),
+    (b"BZh", "a bzip2 file"),
+    (b"\xfd7zXZ\0", "an xz file"),
+    (b"7z\xbc\xaf\x27\x1c", "a 7z archive"),
+    (b"Rar!\x1a\x07", "a rar archive"),
+    (b"\x28\xb5\x2f\xfd", "a zstd file"),
+    (b"\xff\xd8\xff", "a JPEG image"),
+    (b"\x89PNG\r\n\x1a\n", "a PNG image"),
+    (b"%PDF-", "a PDF document"),
+)
+TAR_MARK_END = 262
+"""A tar archive has its mark in the five bytes before this offset."""
+_SURROGATE = re.compile("[\udc80-\udcff]")
+"""What `surrogateescape` makes of a byte that is not UTF-8."""
+
+
+def read_text(path: Path | str, option: str = "") -> str:
+    """A complete file. Raises `UserError` that names the option, the file and what is wrong with it."""
+    with open_text(path, option) as lines:
+        return "".join(lines)
+
+
+@contextmanager
+def open_text(path: Path | str, option: str = "") -> Iterator[Iterator[str]]:
+    """The lines of a file, each with its `\\n`, in bounded memory. Raises `UserError` as `read_text` does."""
+    where = located(path, option)
+    with open_bytes(path, option) as stream, closing(decode_lines(stream, where)) as lines:
+        yield lines
+
+
+@contextmanager
+def open_bytes(path: Path | str, option: str = "") -> Iterator[io.BufferedReader]:
+    """The bytes of a file. Raises `UserError` where it cannot be read."""
+    where = located(path, option)
+    try:
+        stream = open(path, "rb")  # noqa: SIM115 - what fails to open is not what fails inside
+    except FileNotFoundError:
+        raise UserError(f"{where}: no such file; check the path") from None
+    except (OSError, ValueError) as error:  # ValueError: a NUL in the path, or a name that the locale cannot encode
+        raise UserError(f"{where}: cannot be read ({getattr(error, 'strerror', None) or one_line(error)})") from None
+    with stream:
+        try:
+            yield stream
+        except OSError as error:
+            if error.errno is None or error.filename is not None:  # of something else than this stream
+                raise
+            raise UserError(f"{where}: cannot be read ({error.strerror})") from None
+
+
+def located(path: Path | str, option: str = "") -> str:
+    """How messages name a file: the option that gave it, and its path."""
+    return f"{option}: {escape_name(str(path))}" if option else escape_name(str(path))
+
+
+def decode_text(content: bytes, where: str) -> str:
+    """The text of a file's bytes. Raises `UserError` saying `where`."""
+    return "".join(decode_lines(io.BytesIO(content), where))
+
+
+def decode_lines(stream: io.BufferedReader | io.BytesIO, where: str, any_bytes: bool = False) -> Generator[str]:
+    """Text lines of a binary stream, each with its `\\n`, as they come. Raises `UserError` saying `where`.
+
+    `any_bytes`: lines are names of files, which may hold bytes that are not UTF-8; `surrogateescape` keeps them.
+    """
+    buffered = stream if isinstance(stream, io.BufferedReader) else io.BufferedReader(stream)
+    start = buffered.peek(TAR_MARK_END)[:TAR_MARK_END]
+    refuse_binary(start, where)
+    encoding = encoding_of(start)
+    text = io.TextIOWrapper(buffered, encoding, errors="surrogateescape" if encoding == "utf-8-sig" else "strict")
+    number = 0
+    try:
+        for line in text:
+            number += 1
+            if not any_bytes:
+                check_line(line, f"{where}: line {number}")
+            yield line.removeprefix("\ufeff")  # files joined by `cat` have their marks inside
+    except UnicodeDecodeError as error:
+        raise UserError(
+            f"{where}: line {number + 1}: incomplete {encoding.upper()} ({error.reason}); save it as UTF-8"
+        ) from None
+    finally:
+        with suppress(ValueError):  # the stream belongs to the caller, who may have closed it
+            text.detach()
+
+
+def encoding_of(start: bytes) -> str:
+    """The encoding of a text by its first bytes."""
+    return next((name for mark, name in _BYTE_ORDER_MARKS if start.startswith(mark)), "utf-8-sig")
+
+
+def refuse_binary(start: bytes, where: str) -> None:
+    """Raise `UserError` when a file begins like an archive or an image."""
+    what = next((what for mark, what in _BINARY_FILES if start.startswith(mark)), "")
+    if start[257:TAR_MARK_END] == b"ustar":
+        what = "a tar archive"
+    if what:
+        fix = "unpack it and give the file inside" if what.endswith(("file", "archive")) else "give a text file"
+        fix += " (a spreadsheet: save it as csv)" if what == "a zip archive" else ""
+        raise UserError(f"{where}: is {what}, not text; {fix}")
+
+
+def check_line(line: str, where: str) -> None:
+    """Raise `UserError` for a byte that is not UTF-8, and for a NUL."""
+    if "\0" in line:
+        raise UserError(f"{where}: holds a NUL byte, so this is not text in UTF-8; save it as UTF-8")
+    if not line.isascii() and (wrong := _SURROGATE.search(line)):
+        byte = ord(wrong[0]) - 0xDC00
+        raise UserError(
+            f"{where}: byte 0x{byte:02x} at column {wrong.start() + 1} is not UTF-8; save the file as UTF-8"
+        )
+
+
+def is_text(value: str) -> bool:
+    """Whether a string has no bytes in it that are not text: those of a file's name that is not UTF-8."""
+    return value.isascii() or not _SURROGATE.search(value)
+
+
+def check_path(path: Path | str, option: str = "") -> None:
+    """Raise `UserError` for a path that is not text: libraries that want UTF-8 could not open it."""
+    if not is_text(str(path)):
+        raise UserError(
+            f"{located(path, option)}: the path is not UTF-8 text; rename it, or set PYTHONUTF8=1 if the locale is not"
+        )
+
+
+def escape_name(name: str) -> str:
+    """A file's name as plain text on one line, and different for different names.
+
+    File names may hold any bytes. Those that are not UTF-8, control characters and the backslash itself become `\\xNN`;
+    `unescape_name` reverses it. Other names stay as they are, whatever the locale.
+    """
+    text = os.fsencode(name).decode("utf-8", "surrogateescape")
+    if text.isprintable() and "\\" not in text:
+        return text
+    return "".join(_escaped(character) for character in text)
+
+
+def _escaped(character: str) -> str:
+    if character != "\\" and unicodedata.category(character) not in ("Cc", "Cs", "Zl", "Zp"):
+        return character
+    return "".join(f"\\x{byte:02x}" for byte in character.encode("utf-8", "surrogateescape"))
+
+
+def plain_form(name: str) -> str:
+    """A name as file systems compare it that ignore letter case and forms of accents."""
+    return unicodedata.normalize("NFC", name).casefold()
+
+
+def unescape_name(text: str) -> str:
+    """The name that `escape_name` made `text` of, fit for `open`."""
+    content = re.sub(rb"\\x([0-9a-f]{2})", lambda found: bytes.fromhex(found[1].decode()), text.encode())
+    return os.fsdecode(content)
+
+
+def native_name(text: str) -> str:
+    """A file name from a text file as `open` takes it: of the same bytes, whatever the locale."""
+    return os.fsdecode(text.encode("utf-8", "surrogateescape"))

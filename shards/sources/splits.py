@@ -1,0 +1,77 @@
+"""Which split a folder or a word of a list means, and layouts that are not what `folder` reads."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from adadf_dist.data.folder_tree import list_entries, subfolders
+from adadf_dist.data.jpeg import is_image_name
+from adadf_dist.errors import UserError
+from adadf_dist.text_files import escape_name
+
+_SPLIT = re.compile(
+    r"(?:fer2013)?[ _-]*(train|training|val|valid|validation|validate|test|testing|public[ _-]?test|private[ _-]?test)"
+    r"[ _-]*(?:set|split|data|images|faces)?",
+    re.IGNORECASE,
+)
+_SPLITS = {"train": "train", "val": "validation", "test": "test", "private": "test"}
+
+
+def split_names(words: Iterable[str]) -> dict[str, str | None]:
+    """For each word, the split that it means; None where it means none.
+
+    FER2013's PublicTest is test, or validation where there is a PrivateTest.
+    """
+    words = list(words)
+    found = {word: match[1].lower() if (match := _SPLIT.fullmatch(word.strip())) else None for word in words}
+    private = any(name is not None and name.startswith("private") for name in found.values())
+    public = "validation" if private else "test"
+    return {
+        word: None
+        if name is None
+        else public
+        if name.startswith("public")
+        else next(split for start, split in _SPLITS.items() if name.startswith(start))
+        for word, name in found.items()
+    }
+
+
+def check_class_folders(root: Path, folders: Sequence[str]) -> None:
+    """Raise `UserError` when what would be class folders is another layout, saying which and what to do."""
+    names = {name.lower() for name in folders}
+    shown = escape_name(str(root))
+    if names & {"images", "imgs", "jpegimages"} and names & {"labels", "annotations", "annotation", "label"}:
+        raise UserError(
+            f"{shown}: holds {', '.join(folders)}, as datasets for detection (YOLO, VOC) do, and no class folders; "
+            "sort the images into one folder per class, or list them in a csv for `python -m shards.build csv`"
+        )
+    holders = {name: inner for name in folders if (inner := split_folders(root / name))}
+    if len(holders) == len(folders) > 1 and not any(name.lower().startswith(("fold", "split")) for name in folders):
+        first, inner = next(iter(holders.items()))
+        raise UserError(
+            f"{shown}: {escape_name(first)} holds {', '.join(inner)}, but splits belong above classes: "
+            f"{inner[0]}/{escape_name(first)}, not {escape_name(first)}/{inner[0]}"
+        )
+    for name, inner in holders.items():
+        raise UserError(
+            f"{shown}: {escape_name(name)} is no class but holds the splits {', '.join(inner)}; "
+            f"give --root {escape_name(str(root / name))}"
+        )
+    if len(folders) == 1 and len(inner := subfolders(root / folders[0])) > 1:
+        raise UserError(
+            f"{shown}: its only folder {escape_name(folders[0])} holds {', '.join(map(escape_name, inner[:8]))}; if "
+            f"these are the classes, give --root {escape_name(str(root / folders[0]))}"
+        )
+
+
+def split_folders(folder: Path) -> list[str]:
+    """Folders below that are called like splits, when there are two or one is train."""
+    found = {name: split for name, split in split_names(subfolders(folder)).items() if split is not None}
+    return list(found) if len(found) > 1 or "train" in found.values() else []
+
+
+def count_images(folder: Path) -> int:
+    """Images directly in a folder."""
+    return sum(is_image_name(entry.name) and not entry.name.startswith(".") for entry in list_entries(folder))
