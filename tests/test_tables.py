@@ -117,7 +117,10 @@ def test_the_table_says_what_the_runs_say(tmp_path: Path, monkeypatch: pytest.Mo
         assert [float(row[f"validation_seed{seed}"]) for seed in range(3)] == pytest.approx(values, abs=1e-4)
         assert float(row["mean"]) == pytest.approx(fmean(values), abs=1e-4)
         assert (float(row["low"]), float(row["high"])) == pytest.approx(interval, abs=1e-4)
-        assert f"| {label} | {fmean(values):.2f} | {interval[0]:.2f} to {interval[1]:.2f} | {fmean(values) - 1:.2f} |" in text
+        assert (
+            f"| {label} | {fmean(values):.2f} | {interval[0]:.2f} to {interval[1]:.2f} | {fmean(values) - 1:.2f} |"
+            in text
+        )
         if name != "one_hot":
             paired = stats.ttest_rel(values, accuracies["one_hot"]).confidence_interval(1 - 0.05 / 3)
             assert float(row["difference_low"]) == pytest.approx(paired.low, abs=1e-4)
