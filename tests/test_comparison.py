@@ -80,7 +80,7 @@ def test_samples_are_paired_where_predictions_are_known() -> None:
 
 @pytest.mark.parametrize(("samples", "seeds"), [(69, 2), (69, 5), (400, 3)])
 def test_equal_configurations_are_rarely_called_better(samples: int, seeds: int) -> None:
-    """In at most one simulated search of twenty; docs/statistics.md has all sizes, with 2,000 searches each."""
+    """In at most one simulated search of twenty; docs/statistics.md has more sizes."""
     for case in equal_configurations(samples, seeds):
         rates = measure_rates(case, 150, seed=1)
         assert max(rates) <= 0.05, case
