@@ -90,7 +90,8 @@ class Fer2013:
     def fingerprint(self, number: int) -> bytes:
         votes = None if self.all_votes is None else self.all_votes[number].tolist()
         known = [self.faces.usages[number], int(self.faces.emotions[number]), int(self.labels[number]), votes]
-        return json.dumps(known).encode() + self.faces.pixels[number].tobytes()
+        pixels: bytes = self.faces.pixels[number].tobytes()
+        return json.dumps(known).encode() + pixels
 
     def load(self, number: int) -> Sample:
         details: dict[str, object] = {
