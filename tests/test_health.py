@@ -342,6 +342,15 @@ def test_a_network_that_still_learns_is_no_collapse() -> None:
     assert "collapse" not in found([*run_of(5, early), record(6, now)])
 
 
+def test_a_class_may_come_late_while_accuracy_rises() -> None:
+    """Fear is never predicted, and the mean accuracy of classes rose from a third to 0.58 in three epochs."""
+    early, now = confusion([0, 40, 0], [0, 40, 0], [0, 40, 0]), confusion([0, 20, 20], [0, 35, 5], [0, 5, 35])
+    records = [*run_of(3, early), *(record(epoch, now) for epoch in (4, 5, 6))]
+    assert "dead class" not in found(records)
+    assert "dead class" in found(records, override(CONFIG, {"epochs": 6})), "there are no more epochs"
+    assert "dead class" in found([*records, *(record(epoch, now) for epoch in (7, 8, 9))])
+
+
 @pytest.mark.parametrize(
     ("warmup", "step", "judged"), [(0, 199, False), (0, 200, True), (100, 299, False), (100, 300, True)]
 )

@@ -115,7 +115,7 @@ def find_dead_class(run: RunRecords) -> Iterator[Finding]:
     confusions = np.array([record["validation"]["confusion"] for record in run.late[-AFTER:]])
     samples, predicted = confusions[-1].sum(axis=1), confusions.sum(axis=(0, 1))
     dead = np.flatnonzero((predicted == 0) & run.is_judged()).tolist()
-    if not dead:
+    if not dead or (is_rising(run) and not run.is_last):  # a class may still come
         return
     subject = ", ".join(run.classes[number] for number in dead)
     counted = ", ".join(f"{run.classes[number]} ({samples[number]} samples)" for number in dead)
