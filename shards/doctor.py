@@ -27,6 +27,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from adadf_dist.console import Parser
 from adadf_dist.data.writer import can_write, check_output
 from adadf_dist.errors import one_line_errors
 from shards.diagnosis.material import TREES
@@ -52,11 +53,10 @@ examples:
 
 
 def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m shards.doctor",
         description=DESCRIPTION,
         epilog=EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("folder", type=Path, metavar="DIR", help="dataset folder or root of a raw tree")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write every verdict and face for programs")

@@ -13,9 +13,9 @@ ROOT = Path(__file__).resolve().parents[1]
 
 LAYERS = [
     ["errors"],
-    ["pulse"],
+    ["pulse", "console", "emotion_names"],
     ["config", "rendezvous", "backbone_names"],
-    ["ranges"],
+    ["ranges", "expected_types"],
     ["settings", "world", "metrics"],
     ["data", "method", "detect", "comparison"],
     ["evaluation", "answers", "health", "align", "agreement"],
@@ -26,6 +26,7 @@ LAYERS = [
     ["result", "check"],
     ["train"],
     ["evaluate", "predict", "export", "import_published", "audit", "bench"],
+    ["__main__"],
 ]
 """Of adadf_dist: a module may import from layers above its own in this list, and from its own package."""
 

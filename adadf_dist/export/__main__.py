@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
 
+from adadf_dist.console import Parser
 from adadf_dist.data.writer import can_write, check_output
 from adadf_dist.errors import UserError, one_line_errors
 from adadf_dist.export.card import write_card
@@ -44,11 +45,10 @@ ENDINGS = {"onnx": ".onnx", "safetensors": ".safetensors", "torch_export": ".pt2
 
 
 def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m adadf_dist.export",
         description=DESCRIPTION,
         epilog=EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("run", type=Path, metavar="RUN", help="run folder or checkpoint")
     for option, ending in ENDINGS.items():

@@ -10,6 +10,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from adadf_dist.console import Parser
 from adadf_dist.data.writer import check_output
 from adadf_dist.errors import UserError, one_line_errors
 from adadf_dist.report.writing import PAGE, report
@@ -27,11 +28,10 @@ examples:
 
 
 def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m adadf_dist.report",
         description=DESCRIPTION,
         epilog=EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="run folder, as training wrote it")
     parser.add_argument("--out", type=Path, metavar="FILE", help=f"the page (default: {PAGE} in the first run folder)")
