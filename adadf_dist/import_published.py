@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from adadf_dist.config import Config
+from adadf_dist.console import Parser
 from adadf_dist.data.preprocess import Preprocessing
 from adadf_dist.errors import UserError, one_line_errors
 from adadf_dist.files import add_force_option, check_output
@@ -231,11 +232,10 @@ def parse_classes(text: str) -> tuple[str, ...]:
 
 
 def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m adadf_dist.import_published",
         description=DESCRIPTION,
         epilog=EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("file", type=Path, metavar="FILE", help="checkpoint of the published code")
     parser.add_argument("--classes", required=True, metavar="NAMES", help="class names in the order of the logits")

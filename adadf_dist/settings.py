@@ -16,7 +16,9 @@ import yaml
 from jsonargparse import ArgumentError, ArgumentParser, DefaultHelpFormatter, set_parsing_settings
 
 from adadf_dist.config import Config
+from adadf_dist.console import VERSION
 from adadf_dist.errors import UserError, nearest
+from adadf_dist.expected_types import describe_mismatch, type_hints
 from adadf_dist.ranges import check_ranges
 from adadf_dist.text_files import is_text, read_text
 
@@ -103,8 +105,7 @@ def build_config(layers: Iterable[Layer]) -> Config:
     origins: dict[str, str] = {}
     for layer in layers:
         for key, value in flatten(layer.values):
-            if key not in known_keys():
-                raise UserError(f"{layer.origin}: unknown key {key}{nearest(key, known_keys())}")
+            check_key(key, value, layer.origin)
             check_text(key, value, layer.origin)
             config[key], origins[key] = value, layer.origin
     try:
@@ -141,12 +142,18 @@ def to_dict(config: Config) -> dict[str, object]:
     return nest({key: list(v) if isinstance(v, tuple) else v for key, v in flatten(asdict(config))})
 
 
-def config_from_command_line(argv: Sequence[str]) -> Config:
-    """`--preset NAME`, `--config FILE` and `--any.key VALUE`; `--help` prints every key and leaves."""
+def config_from_command_line(argv: Sequence[str], own_options: Sequence[str] = ()) -> Config:
+    """`--preset NAME`, `--config FILE` and `--any.key VALUE`; `--help` and `--version` print and exit.
+
+    `own_options`: options that a command has beside these, for the hints to misspelled ones.
+    """
+    if "--version" in argv:
+        print(VERSION)
+        raise SystemExit(0)
     if any(word in ("-h", "--help") for word in argv):
         print_help()
         raise SystemExit(0)
-    words = command_line_words(argv)
+    words = command_line_words(argv, own_options)
     file = words.pop("config", None)
     preset = words.pop("preset", None)
     layers = []
@@ -174,7 +181,7 @@ def command_line_base(argv: Sequence[str]) -> tuple[str, Config]:
     return f"preset {preset}", build_config([preset_layer(preset)])
 
 
-def command_line_words(argv: Sequence[str]) -> dict[str, str]:
+def command_line_words(argv: Sequence[str], own_options: Sequence[str] = ()) -> dict[str, str]:
     """`--key value` and `--key=value` as a mapping; values stay text until the key's type reads them."""
     words: dict[str, str] = {}
     rest = list(argv)
@@ -185,7 +192,12 @@ def command_line_words(argv: Sequence[str]) -> dict[str, str]:
         key, has_value, value = word[2:].partition("=")
         key = key.replace("-", "_")
         if key not in known_keys() and key not in ("config", "preset"):
-            raise UserError(f"command line: unknown option --{key}{nearest(key, known_keys())}")
+            others = {option.removeprefix("--").replace("-", "_"): option for option in own_options}
+            known = {**{name: f"--{name}" for name in (*sorted(known_keys()), "config", "preset")}, **others}
+            hint = nearest(key, known)
+            for name in known:
+                hint = known[name].join(hint.split(name)) if hint == f"; did you mean {name}?" else hint
+            raise UserError(f"command line: unknown option --{key}{hint}")
         if not has_value and key in flags() and (not rest or rest[0].startswith("--")):
             value = "true"
         elif not has_value:
@@ -228,7 +240,8 @@ def print_help() -> None:
         f"  --preset NAME         Recipe to start from: {', '.join(presets())}\n"
         f"                        (default: {DEFAULT_PRESET}).\n"
         "  --config FILE         TOML or YAML file of the keys below.\n"
-        "  --dry-run             Print what the run would be, from one rehearsed step; train and write nothing."
+        "  --dry-run             Print what the run would be, from one rehearsed step; train and write nothing.\n"
+        "  --version             Print the version."
     )
     # jsonargparse offers a file for every group of keys; ours come whole, by --config
     print(re.sub(r"^  --\w+ CONFIG +Path to a configuration file\.\n", "", parser.format_help(), flags=re.MULTILINE))
@@ -242,12 +255,22 @@ def check_text(key: str, value: object, origin: str) -> None:
         )
 
 
+def check_key(key: str, value: object, origin: str) -> None:
+    """Raises `UserError` for an unknown key, a section given as a value, and a key without a value."""
+    if key not in known_keys():
+        below = sorted(known for known in known_keys() if known.startswith(f"{key}."))
+        if below:
+            raise UserError(f"{origin}: {key} is a section, give its keys, as {below[0]}; got {value!r}")
+        raise UserError(f"{origin}: unknown key {key}{nearest(key, known_keys())}")
+    if value is None or (isinstance(value, str) and value in ("null", "~") and type_hints()[key] is not str):
+        raise UserError(f"{origin}: {describe_mismatch(key, value)}")
+
+
 def check_type(key: str, value: object, origin: str) -> None:
     try:
         make_parser().parse_object(nest({key: value}))
-    except ArgumentError as error:
-        reason = " ".join(str(error).split()).partition(":")[2].strip() or str(error)
-        raise UserError(f"{origin}: {key}: {reason}") from None
+    except ArgumentError:
+        raise UserError(f"{origin}: {describe_mismatch(key, value)}") from None
 
 
 def flatten(values: Mapping[str, object], prefix: str = "") -> Iterable[tuple[str, object]]:

@@ -213,7 +213,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         if "--dry-run" in words:
             dry_run([word for word in words if word != "--dry-run"])
         else:
-            run(config_from_command_line(words))
+            run(config_from_command_line(words, ["--dry-run"]))
 
 
 if __name__ == "__main__":

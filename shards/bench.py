@@ -6,7 +6,6 @@ of its own behind the JPEG's header: other bytes, so another face to everything 
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import platform
@@ -18,6 +17,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from adadf_dist.console import Parser
 from adadf_dist.data.jpeg import encode
 from adadf_dist.data.synthetic import EMOTIONS, draw_face
 from adadf_dist.errors import UserError, one_line_errors
@@ -96,7 +96,7 @@ def own_memory(process: int) -> int:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(prog="python -m shards.bench", description=__doc__)
+    parser = Parser(prog="python -m shards.bench", description=__doc__)
     parser.add_argument("--faces", type=int, default=280_000, help="JPEGs of 100x100 (default: %(default)s)")
     parser.add_argument("--workers", type=int, default=len(os.sched_getaffinity(0)), help="default: one a core")
     parser.add_argument("--dir", type=Path, help="where to work; 3 KB a face are needed (default: a temporary folder)")

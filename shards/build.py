@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
 
+from adadf_dist.console import Parser
 from adadf_dist.data.builder import BuildOptions, build_dataset
 from adadf_dist.data.crew import Processes
 from adadf_dist.data.format import Dataset
@@ -44,12 +45,10 @@ with `python -m shards.verify DIR`.
 
 
 def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
-    formatter = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m shards.build",
         description=DESCRIPTION,
         epilog="`python -m shards.build SOURCE --help` explains a source and its options.",
-        formatter_class=formatter,
     )
     sources = parser.add_subparsers(dest="source", metavar="SOURCE", required=True)
     for name, source in SOURCES.items():
@@ -58,7 +57,6 @@ def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
             help=source.HELP,
             description=source.DESCRIPTION,
             epilog=source.EPILOG,
-            formatter_class=formatter,
         )
         source.add_arguments(command.add_argument_group("source"))
         add_common_arguments(command.add_argument_group("dataset"))

@@ -28,6 +28,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from adadf_dist.console import Parser
 from adadf_dist.errors import one_line_errors
 from adadf_dist.files import add_force_option, check_output, write_output
 from shards.diagnosis.material import TREES, Material, open_material, open_tree
@@ -55,11 +56,10 @@ examples:
 
 
 def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m shards.doctor",
         description=DESCRIPTION,
         epilog=EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("folder", type=Path, metavar="PATH", help="dataset folder, root of a raw tree, or a csv list")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write every verdict and face for programs")

@@ -7,7 +7,6 @@ Exit status 0 and a table when all is well; 1 and a line for each finding otherw
 
 from __future__ import annotations
 
-import argparse
 import hashlib
 import json
 import os
@@ -20,6 +19,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from adadf_dist.console import Parser
 from adadf_dist.data.crew import run_tasks
 from adadf_dist.data.format import Split, check_files, open_split
 from adadf_dist.data.jpeg import BadImage, decode
@@ -212,10 +212,9 @@ def table(manifest: Manifest) -> str:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m shards.verify",
         description=DESCRIPTION,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("folder", type=Path, metavar="DIR", help="dataset folder")
     cores = len(os.sched_getaffinity(0))

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from adadf_dist.config import ClassDistributionConfig
-from adadf_dist.method.class_distributions import ClassDistributions, threshold_distributions
+from adadf_dist.method.class_distributions import ClassDistributions, sharpen, threshold_distributions
 from tests.ranks import alone
 from tests.test_losses import GOLDEN, needs_golden
 
@@ -65,20 +65,38 @@ def test_the_threshold_itself_is_enough() -> None:
     assert classes.commit().threshold_met.tolist() == [True, False]
 
 
-def test_sharpening_normalises_rows() -> None:
+@pytest.mark.parametrize("temperature", [0.5, 2.0])
+def test_sharpening_normalises_rows(temperature: float) -> None:
+    """A matrix that is not symmetric, so that rows and columns have different sums."""
+    rows = [[0.7, 0.2, 0.1], [0.25, 0.6, 0.15], [0.05, 0.05, 0.9]]
+    expected = []
+    for row in rows:
+        powered = [value ** (1 / temperature) for value in row]
+        expected += [value / sum(powered) for value in powered]
+    sharpened = sharpen(torch.tensor(rows, dtype=torch.float64), temperature)
+    assert sharpened.flatten().tolist() == pytest.approx(expected, abs=1e-14)
+
+
+def test_committed_distributions_are_sharpened() -> None:
     config = ClassDistributionConfig(threshold=0.6, sharpen=0.5)
-    rows = ClassDistributions(3, config, alone()).current
-    squares = [0.2**2, 0.6**2, 0.2**2]
-    assert rows[1].tolist() == pytest.approx([v / sum(squares) for v in squares])
-    assert rows.sum(dim=1).tolist() == pytest.approx([1.0] * 3)
+    classes = ClassDistributions(3, config, alone())
+    classes.observe(torch.tensor([[0.8, 0.15, 0.05]], dtype=torch.float64).log(), torch.tensor([0]))
+    rows = classes.commit().distributions
+    for row, before in ((0, [0.8, 0.15, 0.05]), (1, [0.2, 0.6, 0.2])):  # the class mean, and a threshold row
+        squares = [value**2 for value in before]
+        assert rows[row].tolist() == pytest.approx([v / sum(squares) for v in squares])
 
 
 def test_each_commit_starts_anew() -> None:
+    """Each epoch's means and counts are its own samples', whatever earlier epochs saw."""
     classes = ClassDistributions(2, ClassDistributionConfig(threshold=0.6), alone())
-    classes.observe(torch.tensor([[9.0, 0.0]]), torch.tensor([0]))
-    assert classes.commit().threshold_met[0]
-    classes.observe(torch.tensor([[0.0, 9.0]]), torch.tensor([0]))
-    assert not classes.commit().threshold_met[0]
+    for epoch in ([[0.9, 0.1], [0.7, 0.3]], [[0.2, 0.8]], [[0.5, 0.5], [0.1, 0.9], [0.3, 0.7]]):
+        classes.observe(torch.tensor(epoch, dtype=torch.float64).log(), torch.zeros(len(epoch), dtype=torch.int64))
+        commit = classes.commit()
+        means = [sum(row[k] for row in epoch) / len(epoch) for k in range(2)]
+        assert commit.counts.tolist() == [len(epoch), 0]
+        assert commit.means[0].tolist() == pytest.approx(means, abs=1e-14)
+        assert commit.threshold_met[0].item() == (means[0] >= 0.6)
 
 
 def test_half_precision_logits_are_averaged_in_double() -> None:

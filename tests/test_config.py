@@ -52,11 +52,11 @@ def test_words_are_read_by_their_type() -> None:
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--loss.lamda_min", "0.1"], r"unknown option --loss\.lamda_min; did you mean loss\.lambda_min\?"),
-        (["--epoch", "3"], r"did you mean epochs\?"),
-        (["--epochs", "3.5"], "command line: epochs: "),
-        (["--loss.lambda_min", "much"], r"command line: loss\.lambda_min: "),
-        (["--loss.scope", "galactic"], r"loss\.scope: .*galactic"),
+        (["--loss.lamda_min", "0.1"], r"unknown option --loss\.lamda_min; did you mean --loss\.lambda_min\?"),
+        (["--epoch", "3"], r"did you mean --epochs\?"),
+        (["--epochs", "3.5"], r"^command line: epochs must be an integer, got '3\.5'$"),
+        (["--loss.lambda_min", "much"], r"^command line: loss\.lambda_min must be a number, got 'much'$"),
+        (["--loss.scope", "galactic"], r"loss\.scope must be one of global, local, got 'galactic'"),
         (["--epochs"], "--epochs needs a value"),
         (["epochs", "3"], "'epochs' is no option"),
         (["--preset", "rafd"], r"no such preset; did you mean rafdb\?"),
@@ -81,7 +81,7 @@ def test_mistakes_on_the_command_line(words: list[str], message: str) -> None:
         ("a.toml", "epochs = [", r"a\.toml: does not parse"),
         ("a.yaml", "a: [", r"a\.yaml: does not parse"),
         ("a.yaml", "- 1\n", "must hold keys and values"),
-        ("a.toml", 'epochs = "many"\n', r"a\.toml: epochs: "),
+        ("a.toml", 'epochs = "many"\n', r"a\.toml: epochs must be an integer, got 'many'"),
         ("a.ini", "", r"end in \.toml, \.yaml or \.json"),
     ],
 )

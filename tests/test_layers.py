@@ -14,10 +14,10 @@ ROOT = Path(__file__).resolve().parents[1]
 LAYERS = [
     ["errors"],
     ["files"],
-    ["pulse", "text_files"],
+    ["pulse", "text_files", "console", "emotion_names"],
     ["csv_tables"],
     ["config", "rendezvous", "backbone_names"],
-    ["ranges", "learning_rate"],
+    ["ranges", "learning_rate", "expected_types"],
     ["settings", "world", "metrics"],
     ["data", "method", "detect", "comparison", "diagnosis"],
     ["evaluation", "answers", "health", "align", "agreement"],
@@ -28,6 +28,7 @@ LAYERS = [
     ["result", "check"],
     ["train"],
     ["evaluate", "predict", "export", "import_published", "audit", "bench"],
+    ["__main__"],
 ]
 """Of adadf_dist: a module may import from layers above its own in this list, and from its own package."""
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from fractions import Fraction
 from typing import Any
 
 import pytest
@@ -56,7 +57,7 @@ def naive_loss(output: Output, labels: Tensor, classes: Tensor, ramp: Ramp, conf
 
     w = [(a[i] + b[i]) / 2 for i in range(n)]
     ce = sum(-math.log(softmax(auxiliary[i])[y[i]]) for i in range(n)) / n
-    m = math.floor(config.rank_ratio * n + 1e-9)
+    m = math.floor(Fraction(str(config.rank_ratio)) * n)
     ordered = sorted(w, reverse=True)
     rr = 0.0
     if 0 < m < n:
@@ -71,7 +72,10 @@ def naive_loss(output: Output, labels: Tensor, classes: Tensor, ramp: Ramp, conf
         kl += sum(f[k] * math.log(f[k] / softmax(target[i])[k]) for k in range(len(d))) / n
         fused.append(f)
     total = ramp.kl * kl + ramp.ce * ce + rr
-    return {"total": total, "ce": ce, "kl": kl, "rr": rr, "weights": scaled, "fused": fused}
+    each = [
+        sum(f[k] * math.log(f[k] / softmax(z)[k]) for k in range(len(d))) for f, z in zip(fused, target, strict=True)
+    ]
+    return {"total": total, "ce": ce, "kl": kl, "rr": rr, "weights": scaled, "fused": fused, "per_sample": each}
 
 
 @needs_golden
@@ -119,6 +123,7 @@ def test_naive_recomputation(supervision: str, rows: int, classes: int, margin: 
         assert losses.kl_divergence.item() == pytest.approx(naive["kl"], abs=1e-12)
         assert losses.rank_regularization.item() == pytest.approx(naive["rr"], abs=1e-12)
         assert losses.attention_weights.tolist() == pytest.approx(naive["weights"], abs=1e-12)
+        assert losses.per_sample.tolist() == pytest.approx(naive["per_sample"], abs=1e-12)
         assert losses.fused_distributions.flatten().tolist() == pytest.approx(
             [v for row in naive["fused"] for v in row], abs=1e-12
         )
@@ -148,13 +153,20 @@ def test_detach_stops_the_gradient_through_the_fused_distribution() -> None:
 
 
 def test_one_hot_is_cross_entropy_of_the_only_branch() -> None:
-    logits = torch.randn(6, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-    labels = torch.tensor([0, 1, 2, 3, 0, 1])
+    logits = torch.randn(6, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    labels = [0, 1, 2, 3, 0, 1]
     ones = torch.ones(6, dtype=torch.float64)
     config = LossConfig(supervision="one_hot")
-    losses = loss_of(Output(logits, logits, ones, ones), labels, torch.eye(4), Ramp(0.2, 0.3), config)
-    naive = -sum(logits.softmax(1)[i, y].log().item() for i, y in enumerate(labels.tolist())) / 6
+    output = Output(logits, logits, ones, ones)
+    losses = loss_of(output, torch.tensor(labels), torch.eye(4), Ramp(0.2, 0.3), config)
+    naive = -sum(logits.softmax(1)[i, y].log().item() for i, y in enumerate(labels)) / 6
     assert losses.total.item() == pytest.approx(naive, abs=1e-12)  # no ramp: there is one branch
+    each = [-math.log(math.exp(z[y]) / sum(map(math.exp, z))) for z, y in zip(logits.tolist(), labels, strict=True)]
+    assert losses.per_sample.tolist() == pytest.approx(each, abs=1e-12)
+    assert losses.fused_distributions.tolist() == [[float(k == y) for k in range(4)] for y in labels]
+    assert losses.attention_weights.tolist() == [1.0] * 6
+    assert losses.kl_divergence.item() == losses.rank_regularization.item() == 0.0
+    assert not losses.per_sample.requires_grad
 
 
 def test_equal_weights_give_one_and_finite_gradients() -> None:
@@ -195,10 +207,31 @@ def test_no_rank_regularization_when_a_group_is_empty(rows: int, ratio: float) -
     assert attention.grad.abs().max() == 0
 
 
-def test_upper_group_counts_as_written() -> None:
-    """floor(0.7 x 10) is 7, although 0.7 * 10 is 6.999... in binary."""
-    attention = torch.tensor([1.0] * 7 + [0.0] * 3, dtype=torch.float64)
-    assert rank_regularization(attention, 0.7, 1.0).item() == pytest.approx(0.0, abs=1e-12)
+def exact_floor(ratio: str, rows: int) -> int:
+    """floor(beta N) in exact decimal arithmetic."""
+    return math.floor(Fraction(ratio) * rows)
+
+
+@pytest.mark.parametrize(("ratio", "rows"), [("0.7", 10), ("0.7", 70), ("0.7", 190), ("0.29", 100), ("0.57", 100)])
+def test_upper_group_counts_as_written(ratio: str, rows: int) -> None:
+    """floor(0.7 x 70) is 49, although 0.7 * 70 is 48.999... in binary."""
+    upper = exact_floor(ratio, rows)
+    assert upper == float(ratio) * rows or math.floor(float(ratio) * rows) == upper - 1  # binary falls short in most
+    attention = torch.zeros(rows, dtype=torch.float64)
+    attention[:upper] = 1.0
+    # margin - (1 - 0) is exactly 0 only where both groups are cut at `upper`
+    assert rank_regularization(attention, float(ratio), 1.0).item() == 0.0
+
+
+@pytest.mark.parametrize("ratio", ["0.1", "0.3", "0.5", "0.7", "0.9"])
+def test_group_sizes_are_those_of_exact_arithmetic(ratio: str) -> None:
+    for rows in range(1, 300):
+        upper = exact_floor(ratio, rows)
+        attention = torch.arange(rows, 0, -1, dtype=torch.float64)
+        expected = 0.0
+        if 0 < upper < rows:  # means of rows .. rows-upper+1, and of rows-upper .. 1
+            expected = 1000 - ((2 * rows - upper + 1) / 2 - (rows - upper + 1) / 2)
+        assert rank_regularization(attention, float(ratio), 1000.0).item() == pytest.approx(expected, abs=1e-9)
 
 
 def test_extreme_logits_stay_finite_in_float32() -> None:

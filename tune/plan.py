@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from adadf_dist.config import Config
+from adadf_dist.console import Parser
 from adadf_dist.errors import UserError
 from adadf_dist.settings import config_from_command_line, override
 from tune.halving import plan_halving
@@ -27,11 +28,8 @@ Every other --key VALUE is a key of the runs (python -m adadf_dist.train --help)
 """
 
 
-def make_parser() -> argparse.ArgumentParser:
-    formatter = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser(
-        allow_abbrev=False, prog="python -m tune.search", description=HELP, formatter_class=formatter
-    )
+def make_parser() -> Parser:
+    parser = Parser(prog="python -m tune.search", description=HELP)
     spaces = ", ".join(SPACES)
     parser.add_argument("--space", default="paper", help=f"{spaces}, or a TOML file (default: %(default)s)")
     parser.add_argument(
@@ -58,8 +56,9 @@ def make_parser() -> argparse.ArgumentParser:
 
 def plan(argv: Sequence[str]) -> tuple[Study, argparse.Namespace]:
     """What the command line asks for, checked before anything starts."""
-    options, words = make_parser().parse_known_args(argv)
-    base = config_from_command_line(words)
+    parser = make_parser()
+    options, words = parser.parse_known_args(argv)
+    base = config_from_command_line(words, parser.option_names())
     space = open_space(options.space, base)
     for key, least in (("trials", 0), ("seeds", 2), ("finalists", 1)):
         if getattr(options, key) is not None and getattr(options, key) < least:

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from adadf_dist.config import Config
+from adadf_dist.console import Parser
 from adadf_dist.errors import UserError, one_line_errors
 from adadf_dist.settings import command_line_words, config_from_command_line
 from tune.grids import GRIDS, configurations, number_of, rows_of
@@ -34,12 +35,9 @@ seeds may be asked for later. Every other --key VALUE is a key of the runs (pyth
 """
 
 
-def make_parser() -> argparse.ArgumentParser:
-    formatter = argparse.RawDescriptionHelpFormatter
+def make_parser() -> Parser:
     usage = "python -m tune.tables TABLE [TABLE ...] [options] [--preset NAME] [--key VALUE ...]"
-    parser = argparse.ArgumentParser(
-        "tune.tables", allow_abbrev=False, usage=usage, description=HELP, formatter_class=formatter
-    )
+    parser = Parser(prog="python -m tune.tables", usage=usage, description=HELP)
     parser.add_argument("tables", nargs="+", metavar="TABLE", choices=list(GRIDS), help=", ".join(GRIDS))
     parser.add_argument("--seeds", type=int, default=3, help="of every row (default: %(default)s)")
     parser.add_argument("--out", type=Path, help="folder of runs and tables (default: runs/tables-PRESET)")
@@ -52,8 +50,9 @@ def make_parser() -> argparse.ArgumentParser:
 
 def plan(argv: Sequence[str]) -> tuple[Study, argparse.Namespace, str]:
     """The study, the options, and the preset's name."""
-    options, words = make_parser().parse_known_args(argv)
-    base = config_from_command_line(words)
+    parser = make_parser()
+    options, words = parser.parse_known_args(argv)
+    base = config_from_command_line(words, parser.option_names())
     preset = command_line_words(words).get("preset", "")
     if options.seeds < 2:
         raise UserError(f"--seeds {options.seeds}: give 2 or more; one run of a row says nothing about noise")

@@ -12,6 +12,7 @@ from adadf_dist.audit.gallery import render
 from adadf_dist.audit.material import Material, open_run
 from adadf_dist.audit.scoring import Scorecard, score
 from adadf_dist.audit.truth import Truth, another_labelling, planted
+from adadf_dist.console import Parser
 from adadf_dist.data.identity import ALLOW_OTHER_DATA
 from adadf_dist.errors import UserError, one_line_errors
 from adadf_dist.files import add_force_option, can_write
@@ -42,11 +43,10 @@ examples:
 
 
 def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m adadf_dist.audit",
         description=DESCRIPTION,
         epilog=EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("run", type=Path, metavar="RUN", help="run folder of adadf_dist.train")
     parser.add_argument(

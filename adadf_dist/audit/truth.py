@@ -12,20 +12,10 @@ from numpy.typing import NDArray
 
 from adadf_dist.config import DataConfig
 from adadf_dist.data.format import Dataset, Split, open_dataset
+from adadf_dist.emotion_names import find_class
 from adadf_dist.errors import UserError
 from adadf_dist.records import Faces
 
-SYNONYMS = (
-    ("neutral", "neutrality"),
-    ("happy", "happiness", "joy"),
-    ("sad", "sadness"),
-    ("surprise", "surprised"),
-    ("fear", "fearful", "afraid"),
-    ("disgust", "disgusted"),
-    ("anger", "angry"),
-    ("contempt", "contemptuous"),
-)
-"""Names that datasets give to one emotion."""
 LOOKED_AT = 100
 """Faces found by key whose pictures are compared."""
 
@@ -61,7 +51,8 @@ def another_labelling(split: Split, folder: Path) -> Truth:
     the other do not count. Raises `UserError` where no face is found, or no class is known to both.
     """
     other = open_dataset(folder)
-    to_ours = [find_class(name, split.classes) for name in other.classes]
+    places = [find_class(name, split.classes) for name in other.classes]
+    to_ours = [-1 if place is None else place for place in places]
     if not any(ours >= 0 for ours in to_ours):
         raise UserError(
             f"--true-labels {folder}: its classes {', '.join(other.classes)} are none of the run's "
@@ -85,12 +76,6 @@ def another_labelling(split: Split, folder: Path) -> Truth:
     told += f"of {looked:,} found by key {same:,} have the very same picture; of "
     told += f"{counted:,} in classes that both have, {wrong:,} are labelled otherwise ({wrong / max(counted, 1):.1%})"
     return Truth(labels, told)
-
-
-def find_class(name: str, classes: Sequence[str]) -> int:
-    """The place of an emotion among `classes`, under any of its names; -1: unknown."""
-    names = next((known for known in SYNONYMS if name.lower() in known), (name.lower(),))
-    return next((label for label, mine in enumerate(classes) if mine.lower() in names), -1)
 
 
 def match(split: Split, others: Sequence[Split]) -> tuple[NDArray[np.int64], int, int]:

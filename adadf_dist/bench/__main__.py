@@ -5,11 +5,11 @@ Timings on shared machines wander, so what counts is the ratio of two measuremen
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
 from adadf_dist.bench import cost, data, epoch, paired, pictures, scaling, step
+from adadf_dist.console import Parser
 from adadf_dist.errors import one_line_errors
 from adadf_dist.files import add_force_option, check_output
 
@@ -63,7 +63,7 @@ COMMANDS = {
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(prog="python -m adadf_dist.bench", description=__doc__)
+    parser = Parser(prog="python -m adadf_dist.bench", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
     for name, (module, brief, description) in COMMANDS.items():
         command = commands.add_parser(name, help=brief, description=description)

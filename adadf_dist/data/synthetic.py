@@ -9,7 +9,6 @@ label. Whatever else is seen (identity, skin, pose, light, glasses, hair, blur, 
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -18,6 +17,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from PIL import Image, ImageDraw, ImageFont
 
+from adadf_dist.console import Parser
 from adadf_dist.data.portrait import APPEARANCE, Portrait, ease, photograph
 from adadf_dist.errors import UserError, one_line_errors
 from adadf_dist.files import add_force_option, atomic_file, check_output
@@ -160,7 +160,7 @@ def contact_sheet(seed: int = 0, size: int = 96, columns: int = 10) -> Image.Ima
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(prog="python -m adadf_dist.data.synthetic", description="Draw a sheet of faces.")
+    parser = Parser(prog="python -m adadf_dist.data.synthetic", description="Draw a sheet of faces.")
     parser.add_argument("--out", type=Path, required=True, help="image file to write")
     parser.add_argument("--size", type=int, default=96, help="side of a face in pixels (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="which faces (default: %(default)s)")

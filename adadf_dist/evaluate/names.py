@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from adadf_dist.data.format import Split
+from adadf_dist.emotion_names import find_class
 from adadf_dist.errors import UserError
 from adadf_dist.settings import read_settings
 
@@ -28,7 +29,14 @@ def match_classes(theirs: tuple[str, ...], ours: tuple[str, ...], file: Path | N
 
 def read_mapping(file: Path, theirs: tuple[str, ...], ours: tuple[str, ...]) -> dict[str, str]:
     """A TOML file of lines `"dataset class" = "network class"`. Raises `UserError`, naming every wrong name."""
-    values = read_settings(file).values
+    given = read_settings(file).values
+    values: dict[str, object] = {}
+    for name, to in given.items():
+        place, target = find_class(name, theirs), find_class(str(to), ours) if to else None
+        name = name if place is None else theirs[place]
+        if name in values:
+            raise UserError(f"--mapping {file}: {name} is mapped twice, once under another name; keep one line")
+        values[name] = to if target is None else ours[target]
     problems = {
         f"{quoted(name for name in values if name not in theirs)}: no class of the dataset ({', '.join(theirs)})",
         f"{quoted(f'{name} = {to}' for name, to in values.items() if to != '' and to not in ours)}: "

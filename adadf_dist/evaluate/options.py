@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, cast
 
+from adadf_dist.console import Parser
 from adadf_dist.data.identity import ALLOW_OTHER_DATA, ALLOW_TRAINING_SAMPLES
 from adadf_dist.data.manifest import SPLITS
 from adadf_dist.data.remote import scheme_of
@@ -86,12 +86,10 @@ class Options:
 
 
 def parse_options(argv: Sequence[str]) -> Options:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m adadf_dist.evaluate",
         description=DESCRIPTION,
         epilog=EPILOG,
-        allow_abbrev=False,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = parser.add_argument
     add("path", type=Path, metavar="RUN|CHECKPOINT", help="a run folder, or one checkpoint of it")

@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from importlib import import_module
 from pathlib import Path
 
+from adadf_dist.console import Parser
 from adadf_dist.data.format import Dataset
 from adadf_dist.data.identity import ALLOW_OTHER_DATA, how_to_fix
 from adadf_dist.errors import UserError, one_line_errors
@@ -45,11 +46,10 @@ ENDINGS = {"onnx": ".onnx", "safetensors": ".safetensors", "torch_export": ".pt2
 
 
 def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m adadf_dist.export",
         description=DESCRIPTION,
         epilog=EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("run", type=Path, metavar="RUN", help="run folder or checkpoint")
     for option, ending in ENDINGS.items():

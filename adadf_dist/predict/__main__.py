@@ -18,6 +18,7 @@ from typing import TextIO
 import torch
 from tqdm import tqdm
 
+from adadf_dist.console import Parser
 from adadf_dist.errors import UserError, one_line_errors
 from adadf_dist.files import add_force_option, atomic_file, check_output
 from adadf_dist.portable.model import Model, open_model
@@ -50,11 +51,10 @@ examples:
 
 
 def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m adadf_dist.predict",
         description=DESCRIPTION,
         epilog=EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("model", type=Path, metavar="MODEL", help="what predicts")
     parser.add_argument("paths", nargs="+", metavar="PATH", help="what it looks at; - reads paths from stdin")

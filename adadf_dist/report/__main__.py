@@ -10,6 +10,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from adadf_dist.console import Parser
 from adadf_dist.data.identity import ALLOW_OTHER_DATA
 from adadf_dist.errors import one_line_errors
 from adadf_dist.files import add_force_option, check_output, check_output_folder
@@ -32,11 +33,10 @@ examples:
 
 
 def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m adadf_dist.report",
         description=DESCRIPTION,
         epilog=EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="run folder, as training wrote it")
     parser.add_argument(

@@ -8,6 +8,8 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from adadf_dist.emotion_names import plain_name
+
 
 class Release(NamedTuple):
     """One published release of a dataset."""
@@ -75,22 +77,6 @@ RELEASES: tuple[Release, ...] = (
         {"train": (178, 66, 98, 198, 150, 172, 96), "test": (77, 23, 47, 73, 86, 73, 57)},
     ),
 )
-
-_ALIASES = {
-    "angry": "anger",
-    "disgusted": "disgust",
-    "fearful": "fear",
-    "happiness": "happy",
-    "sadness": "sad",
-    "surprised": "surprise",
-    "neutrality": "neutral",
-}
-
-
-def plain_name(name: str) -> str:
-    """One spelling for each emotion."""
-    name = name.strip().lower()
-    return _ALIASES.get(name, name)
 
 
 def align(classes: Sequence[str], release: Release) -> list[int] | None:
