@@ -8,7 +8,9 @@ import os
 import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from typing import NoReturn
+from typing import Literal, NoReturn
+
+from adadf_dist.console import tolerant_console, write_error
 
 
 class UserError(ValueError):
@@ -43,27 +45,49 @@ def nearest(word: str, known: Iterable[str]) -> str:
 
 
 @contextmanager
-def one_line_errors(program: str, rank: int = 0) -> Iterator[None]:
+def one_line_errors(program: str, rank: int = 0, prints: Literal["log", "report", "data"] = "log") -> Iterator[None]:
     """Turn a `UserError` or an operating-system error into one line on stderr and exit status 2 (Ctrl-C: 130).
 
-    `rank` tells the lines of several processes apart. Anything else is our own fault and keeps its traceback.
+    `rank` tells the lines of several processes apart. `prints` says what standard output is: a `log` may get lost
+    without a word, a lost `report` is an error at the end, and `data` must not be lost at all. Any other exception is
+    a bug and keeps its traceback.
     """
     program = f"{program}[rank {rank}]" if rank else program
-    try:
-        yield
-    except UserError as error:
-        fail(program, str(error))
-    except KeyboardInterrupt:
-        fail(program, "interrupted", status=130)
-    except BrokenPipeError:  # `... | head` closed our output: not worth a word
-        sys.stderr.close()
-        raise SystemExit(1) from None
-    except OSError as error:
-        if error.filename is None and error.errno == errno.ENOSPC:
-            fail(program, "no space left where the output goes; free some, or write elsewhere")
-        if error.filename is None:
-            raise
-        fail(program, f"{os.fspath(error.filename)}: {error.strerror}")
+    with tolerant_console(("stderr",) if prints == "data" else ("stdout", "stderr")):
+        try:
+            yield
+            if prints == "report" and (lost := flush_error()):
+                raise lost
+        except UserError as error:
+            fail(program, str(error))
+        except KeyboardInterrupt:
+            fail(program, "interrupted", status=130)
+        except BrokenPipeError:  # `... | head` closed our output: not worth a message
+            silence()
+            raise SystemExit(1) from None
+        except OSError as error:
+            if error.filename is None and error.errno == errno.ENOSPC:
+                fail(program, "no space left where the output goes; free some, or write elsewhere")
+            if error.filename is None and error.errno == errno.EIO:
+                silence()
+                fail(program, "input/output error: the terminal is gone, or a disk does not answer")
+            if error.filename is None:
+                raise
+            fail(program, f"{os.fspath(error.filename)}: {error.strerror}")
+
+
+def flush_error() -> OSError | None:
+    """Why standard output lacks text that was printed."""
+    sys.stdout.flush()
+    return write_error(sys.stdout)
+
+
+def silence() -> None:
+    """Send what is still in the buffer of standard output nowhere, or Python complains about it when it exits."""
+    if sys.stdout is sys.__stdout__ and sys.stdout is not None:
+        null = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(null, sys.stdout.fileno())
+        os.close(null)
 
 
 def fail(program: str, message: str, status: int = 2) -> NoReturn:

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from adadf_dist.agreement import agree
 from adadf_dist.check.dry_run import dry_run
 from adadf_dist.config import Config
+from adadf_dist.console import tolerant_console
 from adadf_dist.data.batch import Batch
 from adadf_dist.data.noise import write_noise
 from adadf_dist.data.open import Data, open_data
@@ -69,7 +70,7 @@ def run(config: Config, on_epoch: Callable[[Record], None] = ignore) -> Result |
     `on_epoch` is called with each epoch's record, on every rank. Returns the result, on every rank, or None when
     the run was asked to stop. Raises `UserError` for a mistake in the configuration or the data.
     """
-    with open_world(config.runtime.timeout_s) as world:
+    with tolerant_console(), open_world(config.runtime.timeout_s) as world:
         agree(config, world)
         config = resolve(config, world)
         with (

@@ -98,7 +98,7 @@ class World:
         return values
 
     def request_stop(self) -> None:
-        """Ask that all ranks stop at the next agreement, as a first SIGTERM or SIGINT does."""
+        """Ask that all ranks stop at the next agreement, as a first SIGTERM, SIGINT or SIGHUP does."""
         self._stop_requested = True
 
     def stop_agreed(self) -> bool:
@@ -237,7 +237,10 @@ def pick_device() -> torch.device:
 
 @contextmanager
 def stop_signals(world: World) -> Iterator[None]:
-    """SIGTERM or SIGINT asks the world to stop; a second one, later than `SAME_SIGNAL_S`, stops at once."""
+    """SIGTERM, SIGINT or SIGHUP (the terminal is gone) asks the world to stop.
+
+    A second one, later than `SAME_SIGNAL_S`, stops at once. Where `nohup` has SIGHUP ignored, it stays ignored.
+    """
     asked_at = 0.0
 
     def on_signal(number: int, frame: FrameType | None) -> None:
@@ -248,8 +251,11 @@ def stop_signals(world: World) -> Iterator[None]:
         asked_at = asked_at or now
         world.request_stop()
 
+    handled = [signal.SIGTERM, signal.SIGINT]
+    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
+        handled.append(signal.SIGHUP)
     try:
-        previous = {n: signal.signal(n, on_signal) for n in (signal.SIGTERM, signal.SIGINT)}
+        previous = {n: signal.signal(n, on_signal) for n in handled}
     except ValueError:  # not the main thread: whoever runs us there owns the signals
         yield
         return

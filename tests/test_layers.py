@@ -12,8 +12,9 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 
 LAYERS = [
+    ["console"],
     ["errors"],
-    ["pulse"],
+    ["pulse", "locks"],
     ["config", "rendezvous", "backbone_names"],
     ["ranges"],
     ["settings", "world", "metrics"],

@@ -24,6 +24,7 @@ from ray.tune.integration.ray_train import TuneReportCallback
 from ray.tune.search import Searcher
 from ray.util.placement_group import PlacementGroup, get_current_placement_group, remove_placement_group
 
+from adadf_dist.console import tolerant
 from adadf_dist.errors import one_line
 from adadf_dist.runtime.folder import write_text
 from tune.cluster import Share, trials_at_once
@@ -198,8 +199,8 @@ def train(name: str, study_folder: str, report: Callable[[Any], None]) -> None:
     trial = study.trials.named(name).trial
     with (
         (study.trials.of(trial) / "output.txt").open("a") as output,
-        redirect_stdout(output),
-        redirect_stderr(output),
+        redirect_stdout(tolerant(output)),
+        redirect_stderr(tolerant(output)),
     ):
         outcome = run_trial(study, trial, report)
     if not outcome.end:

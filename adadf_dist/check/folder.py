@@ -13,6 +13,7 @@ import torch
 from adadf_dist.agreement import unshared_folder
 from adadf_dist.check.page import Line, Mark, describe_error
 from adadf_dist.config import Config
+from adadf_dist.locks import Owner, probe
 from adadf_dist.runtime.checkpoint import NAME, check_same_run
 from adadf_dist.runtime.checkpoint_file import read_checkpoint
 from adadf_dist.runtime.folder import sole_writer
@@ -43,6 +44,7 @@ def check_folder(config: Config, world: World, num_classes: int, train_faces: in
 def judge_folder(config: Config, folder: Path, num_classes: int, train_faces: int) -> Line:
     try:
         held = what_is_there(config, folder)
+        probe(folder, Owner.PROCESS, "out")
     except (ValueError, OSError) as error:
         return Line("run folder", describe_error(error), Mark.ERROR, "")
     checkpoint = checkpoint_bytes(config, num_classes, train_faces)

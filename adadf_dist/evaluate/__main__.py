@@ -104,7 +104,7 @@ def publish(report: Report, options: Options) -> None:
 
 def main(argv: Sequence[str] | None = None) -> None:
     options = parse_options(sys.argv[1:] if argv is None else argv)
-    with one_line_errors("adadf_dist.evaluate", rank_in_environment()):
+    with one_line_errors("adadf_dist.evaluate", rank_in_environment(), "report"):
         run(options)
 
 
