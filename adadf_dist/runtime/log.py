@@ -37,6 +37,10 @@ LINE_EVERY_S = 20.0
 """Without a terminal: seconds between two lines of progress within an epoch."""
 
 
+MOST_NAMED = 20
+"""Of a long list, on the console."""
+
+
 class Log:
     """Losses wait on the device and reach the host every `runtime.log_every` steps, all ranks together."""
 
@@ -281,7 +285,8 @@ def describe(value: object) -> str:
     if isinstance(value, Mapping):
         return ", ".join(f"{key} {describe(v)}" for key, v in value.items())
     if isinstance(value, (list, tuple)):
-        return ", ".join(describe(v) for v in value)
+        more = [f"and {len(value) - MOST_NAMED} more"] if len(value) > MOST_NAMED else []
+        return ", ".join([*map(describe, value[:MOST_NAMED]), *more])
     return f"{value}"
 
 
