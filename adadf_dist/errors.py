@@ -34,6 +34,13 @@ def one_line(error: object, most: int = 200) -> str:
     return " ".join(str(error).split())[:most]
 
 
+def install_or_repair(error: BaseException, extra: str) -> str:
+    """What to do about a package of an extra that did not import: install it only where it is not installed."""
+    if isinstance(error, ModuleNotFoundError):
+        return f"install it with pip install 'adadf_dist[{extra}]'"
+    return f"it is installed but broken: pip install --force-reinstall 'adadf_dist[{extra}]', or repair what it names"
+
+
 def nearest(word: str, known: Iterable[str]) -> str:
     """`; did you mean X?`, comparing whole keys first and then their last parts."""
     known = list(known)

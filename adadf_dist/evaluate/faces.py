@@ -16,7 +16,7 @@ from adadf_dist.data.batch import Batch
 from adadf_dist.data.format import Split, open_dataset
 from adadf_dist.data.loader import Loader, Recipe
 from adadf_dist.data.manifest import read_manifest
-from adadf_dist.data.open import INSTALL_DALI, dali_problem, make_loader, set_aside
+from adadf_dist.data.open import dali_problem, make_loader, set_aside
 from adadf_dist.data.plan import cut
 from adadf_dist.data.preprocess import Preprocessing
 from adadf_dist.errors import UserError
@@ -52,7 +52,7 @@ def loader_for(split: Split, trained: Trained, options: Options, world: World) -
     name, own, run = options.loader, trained.preprocessing, trained.config
     if name == "dali" and (problem := dali_problem()):
         whose = "the run's loader" if own.loader == name else "--loader"
-        raise UserError(f"{whose} is dali, but {problem}; {INSTALL_DALI}, or give --loader torch")
+        raise UserError(f"{whose} is dali, but {problem}, or give --loader torch")
     if name != own.loader and world.is_main:
         told = f"note: the loader is {name}, the run's was {own.loader}: a pixel may differ by a level"
         print(told, file=sys.stderr, flush=True)
