@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from operator import attrgetter
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -94,7 +95,7 @@ def gather_rows(
     rows_of = torch.full((samples,), -1, dtype=torch.int64, device=world.device)
     rows_of[torch.from_numpy(wanted).to(world.device)] = torch.arange(len(wanted), device=world.device)
     found: list[tuple[Tensor, Tensor]] = []
-    for batch in batches:
+    for batch in world.pulse.over(batches, "predicting", len(wanted), "samples", attrgetter("global_size")):
         rows = look(batch).float()
         rows = rows.view(len(batch.samples), batch.crops, -1).mean(dim=1)
         found.append((batch.samples, rows))

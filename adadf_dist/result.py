@@ -92,6 +92,7 @@ def draw_report(log: Log) -> None:
     """A convenience: whatever it trips over is told, and the run is finished all the same."""
     page = log.folder / PAGE
     log.world.pulse.beat("drawing the report")
+    log.say("drawing the report ...")
     try:
         report([log.folder], page)
     except Exception as error:
@@ -118,7 +119,10 @@ def read_result(path: Path) -> dict[str, object] | None:
 
 def describe(result: Result) -> list[str]:
     lines = [f"selected: epoch {result.selected_epoch}, validation accuracy {result.validation_accuracy:.2%}"]
-    for name, test in (("selected", result.test), ("last", result.last_test)):
+    tests = {"selected": result.test, "last": result.last_test}
+    if result.test == result.last_test:
+        tests = {"selected and last": result.test}
+    for name, test in tests.items():
         if test:
             low, high = test["accuracy_interval"]
             line = f"test accuracy, {name} epoch: {test['accuracy']:.2%} (95 % interval {low:.2%} to {high:.2%}, "

@@ -155,7 +155,9 @@ def train_epoch(
 def measure_classes(state: TrainState, data: Data, world: World) -> None:
     """Equation 4 in a pass of its own: the epoch's faces once more, augmented as published, in evaluation mode."""
     state.engine.consolidate()
-    for batch in world.pulse.over(data.measure(state.progress.epoch), "measuring the class distributions"):
+    epoch = state.progress.epoch
+    batches = data.measure(epoch)
+    for batch in world.pulse.over(batches, "measuring the class distributions", data.num_batches(epoch)):
         rows = batch.rows()
         state.classes.observe(state.engine.infer(rows.images).auxiliary_logits, rows.labels, 1 / batch.crops)
 

@@ -41,7 +41,7 @@ class World:
         self.device = device
         self.rank = rank
         self.size = size
-        self.pulse = Pulse()
+        self.pulse = Pulse(visible=rank == 0)
         self._stop_requested = False
         self._control: dist.ProcessGroup | None = None
         """Gloo, on the CPU: decisions never wait behind, or on, the accelerator's queue."""

@@ -14,7 +14,8 @@ ROOT = Path(__file__).resolve().parents[1]
 LAYERS = [
     ["console"],
     ["errors"],
-    ["pulse", "locks"],
+    ["progress_display", "locks"],
+    ["pulse"],
     ["config", "rendezvous", "backbone_names"],
     ["ranges"],
     ["settings", "world", "metrics"],

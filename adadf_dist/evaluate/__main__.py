@@ -35,7 +35,7 @@ def run(options: Options) -> None:
             groups = read_groups(split, options.groups)
             network = TrainedNetwork(trained, world.device, options.precision)
             with loader_for(split, trained, options, world) as loader:
-                answers = ask(network, views(loader, split, options, world), len(split), world)
+                answers = ask(network, views(loader, split, options), len(split), world)
             check_finite(answers, trained.path)
             if world.is_main:
                 asked = describe(options, trained, (split, len(found) - len(split)), mapping, world)

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 
 import numpy as np
 import torch
-from tqdm import tqdm
 
 from adadf_dist.config import Config
 from adadf_dist.data.batch import Batch
@@ -85,12 +84,10 @@ def preprocessing_for(own: Preprocessing, tta: str) -> Preprocessing:
     return own
 
 
-def views(loader: Loader, split: Split, options: Options, world: World) -> Iterator[Batch]:
+def views(loader: Loader, split: Split, options: Options) -> Iterator[Batch]:
     """This rank's batches of all faces, each once; with --tta flip as two rows: as it is, and mirrored."""
     plan = cut(np.arange(len(split)), options.batch_size)
-    batches: Iterable[Batch] = loader.batches(split.name, plan)
-    silent = None if world.is_main else True  # None: a bar where somebody watches
-    for batch in tqdm(batches, desc=split.name, total=len(plan), unit="batch", leave=False, disable=silent):
+    for batch in loader.batches(split.name, plan):
         if options.tta == "flip":
             batch = batch._replace(images=torch.stack([batch.images, batch.images.flip(-1)], dim=1))
         yield batch
