@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Literal, NoReturn
 
-from adadf_dist.console import tolerant_console, write_error
+from adadf_dist.terminal import tolerant_console, write_error
 
 
 class UserError(ValueError):

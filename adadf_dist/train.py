@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from adadf_dist.agreement import agree
 from adadf_dist.check.dry_run import dry_run
 from adadf_dist.config import Config
-from adadf_dist.console import tolerant_console
+from adadf_dist.terminal import tolerant_console
 from adadf_dist.data.batch import Batch
 from adadf_dist.data.noise import write_noise
 from adadf_dist.data.open import Data, open_data

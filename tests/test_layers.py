@@ -12,7 +12,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 
 LAYERS = [
-    ["console"],
+    ["terminal"],
     ["errors"],
     ["progress_display", "locks"],
     ["pulse"],

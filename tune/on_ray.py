@@ -24,7 +24,7 @@ from ray.tune.integration.ray_train import TuneReportCallback
 from ray.tune.search import Searcher
 from ray.util.placement_group import PlacementGroup, get_current_placement_group, remove_placement_group
 
-from adadf_dist.console import tolerant
+from adadf_dist.terminal import tolerant
 from adadf_dist.errors import one_line
 from adadf_dist.runtime.folder import write_text
 from tune.cluster import Share, trials_at_once

@@ -20,9 +20,9 @@ from typing import TextIO
 
 import pytest
 
-from adadf_dist import console, train
+from adadf_dist import terminal, train
 from adadf_dist.audit.__main__ import main as audit
-from adadf_dist.console import tolerant, tolerant_console, write_error
+from adadf_dist.terminal import tolerant, tolerant_console, write_error
 from adadf_dist.errors import one_line_errors
 from adadf_dist.evaluate.__main__ import main as evaluate
 from adadf_dist.runtime.watchdog import tell
@@ -146,7 +146,7 @@ def test_closed_streams_take_text(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_closed_descriptors_are_not_given_to_files() -> None:
     script = (
-        "import os; from adadf_dist.console import *\nwith tolerant_console(): print(os.open('/', 0) > 2, flush=True)"
+        "import os; from adadf_dist.terminal import *\nwith tolerant_console(): print(os.open('/', 0) > 2, flush=True)"
     )
     script += "\nos.fstat(1), os.fstat(2)"
     closing = f'exec {sys.executable} -c "{script}" >&- 2>&-'
