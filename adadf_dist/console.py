@@ -6,7 +6,7 @@ import argparse
 import re
 import sys
 from collections.abc import Iterator
-from typing import Any, NoReturn
+from typing import Any, NoReturn, cast
 
 from adadf_dist import __version__
 from adadf_dist.errors import fail, nearest
@@ -32,12 +32,12 @@ class Parser(argparse.ArgumentParser):
         self._words = list(sys.argv[1:] if args is None else args)
         return super().parse_known_args(args, namespace)
 
-    def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
+    def parse_args(self, args: Any = None, namespace: Any = None) -> argparse.Namespace:  # type: ignore[override]
         parsed, unknown = self.parse_known_args(args, namespace)
         if unknown:
             option = next((word for word in unknown if word.startswith("-")), None)
             self.error(f"unexpected argument {unknown[0]!r}" if option is None else self.describe_unknown(option))
-        return parsed
+        return cast(argparse.Namespace, parsed)
 
     def error(self, message: str) -> NoReturn:
         """Print one line and exit with status 2.

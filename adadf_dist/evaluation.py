@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from operator import attrgetter
 from typing import Protocol
 
 import numpy as np
@@ -77,7 +78,8 @@ def count(predict: Callable[[Batch], Tensor], batches: Iterable[Batch], split: S
     totals = Totals(len(split.classes), world)
     votes = None if split.votes is None else torch.from_numpy(split.votes).to(world.device)
     with world.pulse.own(EVALUATION):
-        for batch in world.pulse.over(batches, f"evaluating {split.name}"):
+        size = attrgetter("global_size")  # all ranks together are that far
+        for batch in world.pulse.over(batches, f"evaluating {split.name}", len(split), "samples", size):
             totals.add(predict(batch), batch.labels, None if votes is None else votes[batch.samples])
         totals.sums.cpu()  # the device's work is done when its clock stops
     return totals

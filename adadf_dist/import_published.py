@@ -27,7 +27,7 @@ from adadf_dist.errors import UserError, one_line_errors
 from adadf_dist.files import add_force_option, check_output
 from adadf_dist.method.class_distributions import ClassDistributions
 from adadf_dist.method.model import DualBranch
-from adadf_dist.method.weights import read_weights
+from adadf_dist.method.weight_files import plain_name, read_weights
 from adadf_dist.runtime.checkpoint_file import CHECKPOINT_VERSION, write_whole
 from adadf_dist.runtime.network import draw_model
 from adadf_dist.runtime.progress import Progress
@@ -140,7 +140,7 @@ def read_published(path: Path) -> dict[str, Tensor]:
         tensors, _ = read_weights(path)
     except UserError as error:
         raise UserError(str(error).removeprefix("model.pretrained: ")) from None
-    return tensors
+    return {plain_name(name): tensor for name, tensor in tensors.items()}
 
 
 def find_backbone(tensors: Tensors, path: Path) -> str:

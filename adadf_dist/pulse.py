@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import NamedTuple, TypeVar
+
+from adadf_dist.progress_display import Display
 
 T = TypeVar("T")
 
 LOADING, EVALUATION = "loading", "evaluation"
 """Kinds of a rank's own work."""
+
+
+def one(thing: object) -> int:
+    return 1
 
 
 class Beat(NamedTuple):
@@ -24,7 +30,9 @@ class Beat(NamedTuple):
 class Pulse:
     """Of one rank. A beat costs a microsecond: give one at each batch and each change of phase."""
 
-    def __init__(self) -> None:
+    def __init__(self, visible: bool = False) -> None:
+        """`visible`: phases show their progress, as those of rank 0 do."""
+        self._visible = visible
         self.last = Beat("starting", time.monotonic())
         self._own: dict[str, float] = {}
         self._since = self.last.at
@@ -32,12 +40,19 @@ class Pulse:
     def beat(self, doing: str) -> None:
         self.last = Beat(doing, time.monotonic())
 
-    def over(self, things: Iterable[T], doing: str) -> Iterator[T]:
-        """The things, a beat before each."""
+    def over(
+        self, things: Iterable[T], doing: str, total: int = 0, unit: str = "batches", count: Callable[[T], int] = one
+    ) -> Iterator[T]:
+        """The things, a beat before each, with a display of how many of `total` units (0: not known) are done.
+
+        `count` gives the units of a thing.
+        """
         self.beat(doing)
-        for thing in things:
-            yield thing
-            self.beat(doing)
+        with Display(doing, total, unit, self._visible) as display:
+            for thing in things:
+                yield thing
+                self.beat(doing)
+                display.update(count(thing))
 
     @contextmanager
     def own(self, kind: str) -> Iterator[None]:

@@ -110,6 +110,7 @@ def draw_report(log: Log) -> None:
     """A convenience: whatever it trips over is told, and the run is finished all the same."""
     page = log.folder / PAGE
     log.world.pulse.beat("drawing the report")
+    log.say("drawing the report ...")
     try:
         report([log.folder], page)
     except Exception as error:

@@ -14,7 +14,7 @@ from adadf_dist.agreement import unlike_shards
 from adadf_dist.config import Config
 from adadf_dist.data.cache import entry_folder, local_folder
 from adadf_dist.data.embedded import build_embedded
-from adadf_dist.data.open import INSTALL_DALI, Data, dali_problem
+from adadf_dist.data.open import Data, dali_problem
 from adadf_dist.data.remote import is_remote, local_path
 from adadf_dist.data.stream import LIMITS
 from adadf_dist.errors import UserError
@@ -65,7 +65,7 @@ def resolve_loader(config: Config, world: World) -> str:
         return "torch"
     problem = dali_problem() if world.is_main else ""
     if problem:
-        told = f"data.loader is torch: DALI would be faster, but {problem}; {INSTALL_DALI}"
+        told = f"data.loader is torch: DALI would be faster, but {problem}"
         print(told, file=sys.stderr, flush=True)
     return "torch" if problem else "dali"
 

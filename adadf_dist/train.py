@@ -40,6 +40,7 @@ from adadf_dist.runtime.watchdog import watching
 from adadf_dist.settings import config_from_command_line, flatten, to_dict
 from adadf_dist.setup import facts, resolve, shards_at_hand
 from adadf_dist.split_pass import SplitPass, pass_over
+from adadf_dist.terminal import tolerant_console
 from adadf_dist.world import World, open_world, rank_in_environment
 
 Record = Mapping[str, object]
@@ -77,7 +78,7 @@ def run(config: Config, on_epoch: Callable[[Record], None] = ignore) -> Result |
     `on_epoch` is called with each epoch's record, on every rank. Returns the result, on every rank, or None when
     the run was asked to stop. Raises `UserError` for a mistake in the configuration or the data.
     """
-    with open_world(config.runtime.timeout_s) as world:
+    with tolerant_console(), open_world(config.runtime.timeout_s) as world:
         agree(config, world)
         allow_other_data = config.allow_other_data
         config = resolve(replace(config, allow_other_data=False), world)
@@ -169,7 +170,9 @@ def train_epoch(
 def measure_classes(state: TrainState, data: Data, world: World) -> None:
     """Equation 4 in a pass of its own: the epoch's faces once more, augmented as published, in evaluation mode."""
     state.engine.consolidate()
-    for batch in world.pulse.over(data.measure(state.progress.epoch), "measuring the class distributions"):
+    epoch = state.progress.epoch
+    batches = data.measure(epoch)
+    for batch in world.pulse.over(batches, "measuring the class distributions", data.num_batches(epoch)):
         rows = batch.rows()
         state.classes.observe(state.engine.infer(rows.images).auxiliary_logits, rows.labels, 1 / batch.crops)
 

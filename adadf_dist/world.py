@@ -41,7 +41,7 @@ class World:
         self.device = device
         self.rank = rank
         self.size = size
-        self.pulse = Pulse()
+        self.pulse = Pulse(visible=rank == 0)
         self._stop_requested = False
         self._control: dist.ProcessGroup | None = None
         """Gloo, on the CPU: decisions never wait behind, or on, the accelerator's queue."""
@@ -98,7 +98,7 @@ class World:
         return values
 
     def request_stop(self) -> None:
-        """Ask that all ranks stop at the next agreement, as a first SIGTERM or SIGINT does."""
+        """Ask that all ranks stop at the next agreement, as a first SIGTERM, SIGINT or SIGHUP does."""
         self._stop_requested = True
 
     def stop_agreed(self) -> bool:
@@ -113,7 +113,7 @@ class World:
         if not dist.is_initialized():
             backend = "nccl" if self.device.type == "cuda" else "gloo"
             dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)  # type: ignore[attr-defined]
-        os.environ.setdefault("LOCAL_RANK", "0")
+        os.environ["LOCAL_RANK"] = str(local_rank_in_environment())
         os.environ.setdefault("DS_ACCELERATOR", self.device.type)
 
     def open_control(self, timeout_s: float) -> None:
@@ -176,17 +176,17 @@ def open_world(timeout_s: float = 300.0, finish_steps: bool = True) -> Iterator[
 
 def join_group(backend: str, timeout_s: float) -> None:
     """Meet the other ranks where the environment says. Raises `UserError` naming the address when that fails."""
-    size = os.environ["WORLD_SIZE"]
+    size = ranks_in_environment()
     for name in ("RANK", "MASTER_ADDR", "MASTER_PORT"):
-        if name not in os.environ:
+        if not os.environ.get(name):
             raise UserError(
                 f"WORLD_SIZE is {size}, but {name} is not set: start the ranks with torchrun, or set RANK, WORLD_SIZE, "
                 "LOCAL_RANK, MASTER_ADDR and MASTER_PORT for each"
             )
     host, port, own = os.environ["MASTER_ADDR"], os.environ["MASTER_PORT"], os.environ["RANK"]
-    if not own.isdigit() or int(own) >= int(size):
+    if not (own.isascii() and own.isdigit()) or int(own) >= size:
         raise UserError(f"RANK is {own!r}: give each of the {size} ranks (WORLD_SIZE) a number from 0")
-    if not port.isdigit() or not 0 < int(port) < 2**16:
+    if not (port.isascii() and port.isdigit()) or not 0 < int(port) < 2**16:
         raise UserError(f"MASTER_PORT is {port!r}: give the number of a free port on {host}")
     # torchrun listens there itself; without it rank 0 will
     if rank_in_environment() != 0 or os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
@@ -200,8 +200,8 @@ def join_group(backend: str, timeout_s: float) -> None:
             return
         rank = rank_in_environment()
         store = TCPStore(host, int(port), is_master=False, timeout=limit)
-        fresh = PrefixStore(meet(store, rank, int(size), timeout_s), store)
-        dist.init_process_group(backend, store=fresh, rank=rank, world_size=int(size), timeout=limit)
+        fresh = PrefixStore(meet(store, rank, size, timeout_s), store)
+        dist.init_process_group(backend, store=fresh, rank=rank, world_size=size, timeout=limit)
     except RuntimeError as error:
         reason = str(error).partition("\n")[0][:200].rstrip(".")
         raise UserError(
@@ -237,7 +237,10 @@ def pick_device() -> torch.device:
 
 @contextmanager
 def stop_signals(world: World) -> Iterator[None]:
-    """SIGTERM or SIGINT asks the world to stop; a second one, later than `SAME_SIGNAL_S`, stops at once."""
+    """SIGTERM, SIGINT or SIGHUP (the terminal is gone) asks the world to stop.
+
+    A second one, later than `SAME_SIGNAL_S`, stops at once. Where `nohup` has SIGHUP ignored, it stays ignored.
+    """
     asked_at = 0.0
 
     def on_signal(number: int, frame: FrameType | None) -> None:
@@ -248,8 +251,11 @@ def stop_signals(world: World) -> Iterator[None]:
         asked_at = asked_at or now
         world.request_stop()
 
+    handled = [signal.SIGTERM, signal.SIGINT]
+    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
+        handled.append(signal.SIGHUP)
     try:
-        previous = {n: signal.signal(n, on_signal) for n in (signal.SIGTERM, signal.SIGINT)}
+        previous = {n: signal.signal(n, on_signal) for n in handled}
     except ValueError:  # not the main thread: whoever runs us there owns the signals
         yield
         return
@@ -261,28 +267,45 @@ def stop_signals(world: World) -> Iterator[None]:
 
 
 def ranks_in_environment() -> int:
-    size = os.environ.get("WORLD_SIZE", "1")
-    if not size.isdigit():
-        raise UserError(f"WORLD_SIZE is {size!r}: give the number of ranks, or start them with torchrun")
-    return int(size)
+    """Raises `UserError` for a WORLD_SIZE that is no number of ranks."""
+    return max(number_in_environment("WORLD_SIZE", 1), 1)
 
 
 def rank_in_environment() -> int:
-    """Our rank before the world is open, for messages."""
-    rank = os.environ.get("RANK", "0")
-    return int(rank) if rank.isdigit() else 0
+    """Our rank before the world is open, for messages: 0 where the environment does not say."""
+    try:
+        return number_in_environment("RANK", 0) if ranks_in_environment() > 1 else 0
+    except UserError:
+        return 0
 
 
 def local_rank_in_environment() -> int:
-    """Our number on this node: what is done once a node is the first one's to do."""
-    return int(os.environ.get("LOCAL_RANK", "0"))
+    """Our number on this node: what is done once per node is done by the first one."""
+    return number_in_environment("LOCAL_RANK", 0) if is_one_of_several() else 0
 
 
 def nodes_in_environment() -> int:
     """Nodes of the run: torchrun's agents; each rank counts as one where the launcher does not say."""
-    if "GROUP_WORLD_SIZE" in os.environ:
-        return int(os.environ["GROUP_WORLD_SIZE"])
-    return -(-int(os.environ.get("WORLD_SIZE", "1")) // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+    if not is_one_of_several():
+        return 1
+    each = max(number_in_environment("LOCAL_WORLD_SIZE", 1), 1)
+    return number_in_environment("GROUP_WORLD_SIZE", 0) or -(-ranks_in_environment() // each)
+
+
+def is_one_of_several() -> bool:
+    """Whether a launcher's variables are about this process: alone, it ignores those that an earlier one left."""
+    return ranks_in_environment() > 1 or dist.is_initialized()
+
+
+def number_in_environment(name: str, default: int) -> int:
+    """A launcher's variable; an empty one counts as not set. Raises `UserError` for what is not a whole number."""
+    text = os.environ.get(name, "").strip()
+    if text and not (text.isascii() and text.isdigit()):
+        raise UserError(
+            f"{name} is {text!r}, which is not a whole number: unset {name}, or start the ranks with torchrun, which "
+            "sets it"
+        )
+    return int(text or default)
 
 
 def check_batch_size(batch_size: int, world: World) -> None:

@@ -92,7 +92,7 @@ def summary(report: Report) -> str:
 
 def main(argv: Sequence[str] | None = None) -> None:
     args = parse_arguments(sys.argv[1:] if argv is None else argv)
-    with one_line_errors("shards.doctor"):
+    with one_line_errors("shards.doctor", prints="report"):
         for option, path in (("--json", args.json), ("--html", args.html)):
             if path is not None:
                 check_output(path, args.force, option)

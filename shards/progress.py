@@ -12,6 +12,7 @@ from tqdm import tqdm
 
 T = TypeVar("T")
 
+_FIRST_LINE_S = 3.0
 _LINE_EVERY_S = 10.0
 
 
@@ -21,7 +22,8 @@ class Progress:
     def __init__(self, what: str, total: int | None, unit: str = "face") -> None:
         self.what, self.total, self.unit = what, total, unit
         self.done = 0
-        self.started = self.spoke = time.monotonic()
+        self.started = time.monotonic()
+        self.next_line = self.started + _FIRST_LINE_S
         self.bar = (
             tqdm(total=total, desc=what, unit=unit, unit_scale=True, leave=False) if sys.stderr.isatty() else None
         )
@@ -30,8 +32,8 @@ class Progress:
         self.done += count
         if self.bar is not None:
             self.bar.update(count)
-        elif time.monotonic() - self.spoke > _LINE_EVERY_S:
-            self.spoke = time.monotonic()
+        elif time.monotonic() > self.next_line:
+            self.next_line = time.monotonic() + _LINE_EVERY_S
             self._speak()
 
     def _speak(self) -> None:

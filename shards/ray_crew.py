@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from adadf_dist.errors import UserError, one_line
+from adadf_dist.errors import UserError, install_or_repair, one_line
 
 S = TypeVar("S")
 T = TypeVar("T")
@@ -69,6 +69,6 @@ def import_ray() -> Any:
     """Raises `UserError` naming the extra when Ray is not installed."""
     try:
         import ray
-    except ImportError:
-        raise UserError("--ray needs Ray: pip install 'adadf_dist[tune]'") from None
+    except ImportError as error:
+        raise UserError(f"--ray needs Ray ({one_line(error)}): {install_or_repair(error, 'tune')}") from None
     return ray

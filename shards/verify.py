@@ -220,7 +220,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     cores = len(os.sched_getaffinity(0))
     parser.add_argument("--workers", type=int, default=cores, metavar="N", help="processes (default: %(default)s)")
     args = parser.parse_args(sys.argv[1:] if argv is None else argv)
-    with one_line_errors("shards.verify"):
+    with one_line_errors("shards.verify", prints="report"):
         manifest, findings = verify(args.folder, args.workers)
         if findings:
             print("\n".join(findings))

@@ -389,7 +389,10 @@ def test_another_loader_is_said(run: Path, monkeypatch: pytest.MonkeyPatch, caps
     trained = open_trained(run)
     by_dali = trained._replace(preprocessing=replace(trained.preprocessing, loader="dali"))
     monkeypatch.setattr("adadf_dist.evaluate.__main__.open_trained", lambda path, which: by_dali)
-    monkeypatch.setattr("adadf_dist.evaluate.faces.dali_problem", lambda: "it does not import (not there)")
+    monkeypatch.setattr(
+        "adadf_dist.evaluate.faces.dali_problem",
+        lambda: "it does not import (not there); install it with pip install 'adadf_dist[dali]'",
+    )
     assert "the run's loader is dali, but it does not import" in refused(capsys, run)
     found = evaluate(run, "--loader", "torch", "--precision", "bf16")
     assert capsys.readouterr().err.startswith("note: the loader is torch, the run's was dali")

@@ -12,8 +12,9 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 
 LAYERS = [
+    ["terminal"],
     ["errors"],
-    ["files"],
+    ["files", "progress_display", "locks"],
     ["pulse", "text_files", "console", "emotion_names"],
     ["csv_tables"],
     ["config", "rendezvous", "backbone_names"],

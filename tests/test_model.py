@@ -9,11 +9,13 @@ from pathlib import Path
 import pytest
 import torch
 import torchvision
+from safetensors.torch import save_file
 from torch import Tensor
 
 from adadf_dist.config import ModelConfig
 from adadf_dist.errors import UserError
 from adadf_dist.method.model import DualBranch
+from adadf_dist.method.weight_files import read_weights
 from adadf_dist.method.weights import load_pretrained
 
 
@@ -97,7 +99,43 @@ def state() -> dict[str, Tensor]:
     return torchvision.models.resnet18(weights=None).state_dict()
 
 
+def sequential(s: dict[str, Tensor]) -> dict[str, Tensor]:
+    """As `nn.Sequential(*resnet.children())` names them: torchvision's own modules say in what order."""
+    children = dict(torchvision.models.resnet18(weights=None).named_children())
+    return {".".join([str(list(children).index(k.split(".")[0])), *k.split(".")[1:]]): v for k, v in s.items()}
+
+
+def features(s: dict[str, Tensor]) -> dict[str, Tensor]:
+    """SCN's: no classifier in the sequence, an attention and a classifier beside it."""
+    kept = {f"module.features.{k}": v for k, v in sequential(s).items() if not k.startswith("9.")}
+    return {**kept, "module.fc.weight": torch.ones(7, 512), "module.alpha.0.weight": torch.ones(1, 512)}
+
+
+def moco(s: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Two encoders, of which the momentum one is not the one that was trained, and the queue."""
+    other = {f"module.encoder_k.{k}": torch.zeros_like(v) for k, v in s.items()}
+    return {**other, **{f"module.encoder_q.{k}": v for k, v in s.items()}, "module.queue": torch.ones(128, 16)}
+
+
+OUTSIDE = {
+    "SCN": {"module.fc.weight", "module.alpha.0.weight"},
+    "MoCo": {"fc.bias", "fc.weight", "module.queue", *(f"module.encoder_k.{k}" for k in state())},
+    "average": {"fc.bias", "fc.weight", "n_averaged"},
+    "sequential": {"9.weight", "9.bias"},
+    "headless": set(),
+}
+"""What is left of a file, where it is not just the classifier."""
 LAYOUTS = {
+    "torch.compile": lambda s: {f"_orig_mod.{k}": v for k, v in s.items()},
+    "DDP of torch.compile": lambda s: {"model": {f"module._orig_mod.{k}": v for k, v in s.items()}},
+    "any wrapper": lambda s: {f"net.face_encoder.cnn.{k}": v for k, v in s.items()},
+    "MoCo": lambda s: {"state_dict": moco(s), "epoch": 200},
+    "SCN": lambda s: {"model_state_dict": features(s)},
+    "sequential": sequential,
+    "EMA": lambda s: {"ema_state_dict": s},
+    "average": lambda s: {"model_ema": {**{f"module.{k}": v for k, v in s.items()}, "n_averaged": torch.ones(())}},
+    "params": lambda s: {"params": s},
+    "nested": lambda s: {"model": {"state_dict": {"params": s}}},
     "plain": lambda s: s,
     "state_dict": lambda s: {"state_dict": s, "epoch": 3},
     "module": lambda s: {"model_state_dict": {f"module.{k}": v for k, v in s.items()}},
@@ -119,7 +157,8 @@ def test_pretrained_layouts(layout: str, tmp_path: Path) -> None:
     for branch in (model.target, model.auxiliary):
         assert torch.equal(branch.stages.layer4[1].conv2.weight, weights["layer4.1.conv2.weight"])  # type: ignore[index, union-attr]
     assert loaded.sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
-    assert set(loaded.ignored) == (set() if layout == "headless" else {"fc.bias", "fc.weight"})
+    assert set(loaded.ignored) == OUTSIDE.get(layout, {"fc.bias", "fc.weight"})
+    assert loaded.matched == len([k for k in weights if k[:3] != "fc."]) - 20 * (layout == "without counters")
     assert model.extractor_frozen
     assert not any(p.requires_grad for p in model.extractor.parameters())
 
@@ -138,6 +177,10 @@ class Payload:
         (lambda: torchvision.models.resnet50(weights=None).state_dict(), "is it a resnet18"),
         (lambda: {"conv1.weight": torch.ones(1), "x": Payload()}, "not a file of plain tensors"),
         (lambda: [1, 2], "holds no state dict"),
+        (lambda: {**state(), "layer2.0.bn1.bias": torch.full((128,), torch.nan)}, r"NaN .* in layer2\.0\.bn1\.bias"),
+        (lambda: {**state(), "conv1.weight": torch.full((64, 3, 7, 7), torch.inf)}, r"infinite .* in conv1\.weight"),
+        (lambda: {f"{n}.{k}": v for n in "ab" for k, v in state().items()}, r"the same network 2 times \(a\., b\.\)"),
+        (lambda: torchvision.models.resnet18(weights=None), r"it holds torchvision\.models\.resnet\.ResNet"),
     ],
 )
 def test_weights_that_do_not_fit(
@@ -150,6 +193,46 @@ def test_weights_that_do_not_fit(
         load_pretrained(DualBranch(config, 7), config)
     assert "\n" not in str(caught.value)
     assert not (tmp_path / "pwned").exists()
+
+
+FILES = {
+    "page": (b"\xef\xbb\xbf\n<!DOCTYPE html>\n<html><title>Sign in</title></html>", r"is a web page \(HTML\)"),
+    "pointer": (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 46830571\n", "is a Git LFS pointer"),
+    "empty": (b"", "is empty"),
+    "text": (b"404: Not Found", "not a file of plain tensors"),
+}
+
+
+@pytest.mark.parametrize("kind", FILES)
+def test_files_that_are_no_weights(kind: str, tmp_path: Path) -> None:
+    content, message = FILES[kind]
+    (tmp_path / "w.pt").write_bytes(content)
+    with pytest.raises(UserError, match=message) as caught:
+        read_weights(tmp_path / "w.pt")
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+@pytest.mark.parametrize("share", [0.001, 0.1, 0.5, 0.999])
+def test_files_that_are_cut_short(zipped: bool, share: float, tmp_path: Path) -> None:
+    path = tmp_path / "w.pt"
+    torch.save(state(), path, _use_new_zipfile_serialization=zipped)
+    os.truncate(path, round(share * path.stat().st_size))
+    with pytest.raises(UserError, match="is cut short or damaged") as caught:
+        read_weights(path)
+    assert "\n" not in str(caught.value)
+
+
+def test_weights_in_safetensors(tmp_path: Path) -> None:
+    path, weights = tmp_path / "w.safetensors", state()
+    save_file(weights, path)
+    config = ModelConfig(pretrained=str(path))
+    model = DualBranch(config, 7)
+    assert load_pretrained(model, config).matched == len(weights) - 2
+    assert torch.equal(model.extractor.conv1.weight, weights["conv1.weight"])  # type: ignore[union-attr]
+    os.truncate(path, 1000)
+    with pytest.raises(UserError, match="is cut short or damaged"):
+        load_pretrained(model, config)
 
 
 def test_missing_and_needless_weights() -> None:

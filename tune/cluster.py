@@ -57,6 +57,8 @@ def joined(address: str) -> Iterator[None]:
                 include_dashboard=False if not address else None,
             )
     except (OSError, ValueError, RuntimeError) as error:
+        if not address:
+            raise UserError(f"Ray could not be started here: {why_not_started(error)}") from None
         mend = "start one or leave it out"
         if "AuthToken" in str(error.__cause__):
             mend = "it asks for a token: set RAY_AUTH_MODE=token here as it was set there"
@@ -65,6 +67,17 @@ def joined(address: str) -> Iterator[None]:
         yield
     finally:
         ray.shutdown()
+
+
+def why_not_started(error: Exception) -> str:
+    """In one line, with what to do about it."""
+    reason = one_line(error, 200)
+    if "AF_UNIX" in reason:
+        return (
+            f"the path of its sockets is too long ({reason}); shorten TMPDIR (or RAY_TMPDIR), for example to /tmp, or "
+            "give --local"
+        )
+    return f"{reason}; join a cluster with --address, or give --local"
 
 
 def look_for(address: str) -> None:

@@ -26,6 +26,7 @@ from ray.util.placement_group import PlacementGroup, get_current_placement_group
 
 from adadf_dist.errors import one_line
 from adadf_dist.runtime.folder import write_text
+from adadf_dist.terminal import tolerant
 from tune.cluster import Share, trials_at_once
 from tune.runners import TRIES, interrupted
 from tune.running import run_trial
@@ -198,8 +199,8 @@ def train(name: str, study_folder: str, report: Callable[[Any], None]) -> None:
     trial = study.trials.named(name).trial
     with (
         (study.trials.of(trial) / "output.txt").open("a", encoding="utf-8") as output,
-        redirect_stdout(output),
-        redirect_stderr(output),
+        redirect_stdout(tolerant(output)),
+        redirect_stderr(tolerant(output)),
     ):
         outcome = run_trial(study, trial, report)
     if not outcome.end:

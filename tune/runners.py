@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Protocol
 
-from adadf_dist.errors import UserError
+from adadf_dist.errors import UserError, install_or_repair, one_line
 from tune.study import Study
 from tune.trial import Trial
 
@@ -134,7 +134,7 @@ def runner_of(options: argparse.Namespace) -> Iterator[Runner]:
         from tune.on_ray import OnRay
     except ImportError as error:
         raise UserError(
-            f"Ray does not import ({error}); install it with pip install 'adadf_dist[tune]', or give --local"
+            f"Ray does not import ({one_line(error)}); {install_or_repair(error, 'tune')}, or give --local"
         ) from None
     with joined(options.address):
         yield OnRay(share_of(options.workers_per_trial, options.cpus_per_worker, options.gpus_per_worker))

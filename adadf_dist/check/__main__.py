@@ -127,7 +127,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     if any(word in ("-h", "--help") for word in words):
         print(HELP)
         return
-    with one_line_errors("adadf_dist.check", rank_in_environment()):
+    with one_line_errors("adadf_dist.check", rank_in_environment(), "report"):
         worst = run(config_from_command_line(words))
     raise SystemExit(int(worst))
 

@@ -87,7 +87,7 @@ def rehearse(config: Config, faces: Faces, world: World) -> Iterator[tuple[str, 
     parameters = list(rehearsal.engine.model.parameters())
     trained = sum(p.numel() for p in parameters if p.requires_grad)
     frozen = sum(p.numel() for p in parameters) - trained
-    weights = rehearsal.engine.weights.source or "random weights"
+    weights = rehearsal.engine.weights.describe()
     yield "model", f"{config.model.backbone} from {weights}: {trained:,} parameters are trained, {frozen:,} are frozen"
     kept = count_kept(rehearsal)
     size = parameters[0].element_size()

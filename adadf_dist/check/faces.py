@@ -13,9 +13,10 @@ from typing import NamedTuple
 import numpy as np
 
 from adadf_dist.agreement import at_nodes, name_places, unlike_shards
+from adadf_dist.check.folder import as_it_was
 from adadf_dist.check.page import Failed, Line, Mark, describe_error, failures, on_every_rank
 from adadf_dist.config import Config
-from adadf_dist.data.cache import streamed_splits
+from adadf_dist.data.cache import cache_folder, check_cache, streamed_splits
 from adadf_dist.data.format import open_dataset
 from adadf_dist.data.jpeg import BadImage
 from adadf_dist.data.loader import decode_stored
@@ -137,6 +138,8 @@ def probe(config: Config) -> tuple[tuple[int, ...], int, int, float] | str:
         began = time.perf_counter()
         got = sum(map(len, remote.chunks(first.file, 0, min(first.bytes, PROBE_BYTES))))
         rate = got / 1e6 / max(time.perf_counter() - began, 1e-9)
+        with as_it_was(cache_folder(config.data) / "locks"):
+            check_cache(config.data)
     except (UserError, OSError) as error:
         return describe_error(error)
     whole = sum(shard.bytes for split in manifest.splits.values() for shard in split.shards)

@@ -18,6 +18,7 @@ from adadf_dist.data.identity import Source, TrainedOn, how_to_fix, moved_files,
 from adadf_dist.data.manifest import read_manifest
 from adadf_dist.data.remote import is_remote, local_path
 from adadf_dist.errors import UserError
+from adadf_dist.locks import Owner, probe
 from adadf_dist.runtime.checkpoint import NAME, check_same_run
 from adadf_dist.runtime.checkpoint_file import read_checkpoint
 from adadf_dist.runtime.folder import sole_writer
@@ -48,6 +49,7 @@ def check_folder(config: Config, world: World, num_classes: int, train_faces: in
 def judge_folder(config: Config, folder: Path, num_classes: int, train_faces: int) -> Line:
     try:
         held = what_is_there(config, folder)
+        probe(folder, Owner.PROCESS, "out")
     except (ValueError, OSError) as error:
         return Line("run folder", describe_error(error), Mark.ERROR, "")
     checkpoint = checkpoint_bytes(config, num_classes, train_faces)

@@ -16,8 +16,8 @@ from adadf_dist.check.ranks import Rank, nodes_of
 from adadf_dist.config import Config
 from adadf_dist.data.plan import rank_bounds
 from adadf_dist.errors import UserError
+from adadf_dist.progress_display import duration
 from adadf_dist.rehearsal import Rehearsal, wait_for
-from adadf_dist.runtime.log import duration
 from adadf_dist.settings import override
 from adadf_dist.world import MIN_SAMPLES_A_RANK, World, check_batch_size
 

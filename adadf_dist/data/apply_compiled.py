@@ -9,10 +9,10 @@ import math
 from typing import Any
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
 
 from adadf_dist.data.augment import FILL, LUMA, Augmentations
+from adadf_dist.data.compiled import compiled
 from adadf_dist.data.operations import Kind
 
 Image = NDArray[np.uint8]
@@ -23,11 +23,6 @@ AUTO_CONTRAST, EQUALIZE, SHARPNESS = int(Kind.AUTO_CONTRAST), int(Kind.EQUALIZE)
 RED, GREEN, BLUE = LUMA
 LUMA_16 = (19595, 38470, 7471)
 """LUMA in 65,536ths, as Pillow makes grey of RGB."""
-
-
-def compiled(function: Any) -> Any:
-    """Compiled at its first call, kept on the disk for the next process."""
-    return njit(nogil=True, cache=True, error_model="numpy")(function)
 
 
 def apply_stages(images: NDArray[np.uint8], drawn: Augmentations) -> None:

@@ -4,12 +4,11 @@
     CACHE/sources/        for each URL, the entry that it last was: for starting offline
     CACHE/locks/          HASH.use, held shared by whoever reads the entry; HASH.fetch, held by who fetches; room
 
-Locks are flock's, which the kernel drops with the process: nothing is left behind by a kill.
+Locks end with the process that holds them.
 """
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
 import os
@@ -28,8 +27,11 @@ from adadf_dist.data.manifest import MANIFEST, Manifest, read_manifest
 from adadf_dist.data.remote import PATIENT, Cancelled, Remote, Transfer, Unreachable, is_remote, local_path
 from adadf_dist.data.writer import can_write
 from adadf_dist.errors import UserError
+from adadf_dist.locks import Owner, lock, probe
 
 GB = 10**9
+SETTING = "data.cache"
+"""Chose the folder, for messages."""
 LOOK_EVERY_S = 0.2
 """Seconds between two looks at a lock that another process holds."""
 ROOM = ".room"
@@ -49,13 +51,13 @@ def local_folder(
         yield local_path(data.shards)
         return
     remote = Remote(data.shards.rstrip("/"), transfer, cancelled or Event())
-    cache = Path(data.cache).expanduser()
+    cache = cache_folder(data)
     for name in ("entries", "sources", "locks"):
         with can_write(cache / name):
             (cache / name).mkdir(parents=True, exist_ok=True)
     content, entry = find_entry(remote, cache, data)
     with open_lock(cache, entry.name, "use") as use:
-        fcntl.flock(use, fcntl.LOCK_SH)
+        lock(use, Owner.FILE, SETTING, shared=True, wait=True)
         if content is not None:
             complete_entry(remote, entry, content, data, bar)
             remember_entry(remote, cache, entry)  # not earlier: it replaces the copy that an offline start uses
@@ -64,9 +66,25 @@ def local_folder(
         yield entry
 
 
+def check_cache(data: DataConfig) -> None:
+    """Raises `UserError` where the cache cannot be written or locked. Leaves nothing behind but the folder itself."""
+    locks = cache_folder(data) / "locks"
+    with can_write(locks):
+        locks.mkdir(parents=True, exist_ok=True)
+        probe(locks, Owner.FILE, SETTING)
+
+
 def entry_folder(data: DataConfig, name: str) -> Path:
     """Where an entry stands on this machine."""
-    return Path(data.cache).expanduser() / "entries" / name
+    return cache_folder(data) / "entries" / name
+
+
+def cache_folder(data: DataConfig) -> Path:
+    """Raises `UserError` for `~` where the user has no home folder, as in a container without a passwd entry."""
+    try:
+        return Path(data.cache).expanduser()
+    except RuntimeError:
+        raise UserError(f"{SETTING} is {data.cache}, but this user has no home folder; set HOME or {SETTING}") from None
 
 
 def streamed_splits(data: DataConfig) -> tuple[str, ...]:
@@ -115,8 +133,8 @@ def complete_entry(remote: Remote, entry: Path, content: bytes, data: DataConfig
     """Fetch what the entry lacks; one process at a time, the others find it done. The caller holds it in use."""
     if is_whole(entry, data):
         return
-    with open_lock(entry.parent.parent, entry.name, "fetch") as lock:
-        lock_when_free(lock, remote, f"waiting for another process that fetches {remote.url}")
+    with open_lock(entry.parent.parent, entry.name, "fetch") as file:
+        lock_when_free(file, remote, f"waiting for another process that fetches {remote.url}")
         manifest = begin_entry(remote, entry, content)
         wanted = files_of(manifest, streamed_splits(data))
         missing = missing_files(wanted, entry)
@@ -147,8 +165,8 @@ def make_room(entry: Path, size: int, missing: int, data: DataConfig) -> None:
     What a living process has in use stays. Raises `UserError` when it does not fit, or the disk is too full.
     """
     entries, limit = entry.parent, data.cache_size_gb * GB
-    with open_lock(entries.parent, "room", "lock") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with open_lock(entries.parent, "room", "lock") as file:
+        lock(file, Owner.FILE, SETTING, wait=True)
         if limit:
             if size > limit:
                 raise UserError(
@@ -184,10 +202,8 @@ def entry_bytes(entry: Path) -> int:
 
 def evict(entry: Path) -> bool:
     """Remove an entry that nobody has in use. Returns whether it is gone."""
-    with open_lock(entry.parent.parent, entry.name, "use") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+    with open_lock(entry.parent.parent, entry.name, "use") as file:
+        if not lock(file, Owner.FILE, SETTING):
             return False
         say(
             f"removing {entry}, not used since {time.strftime('%Y-%m-%d %H:%M', time.localtime(entry.stat().st_mtime))}"
@@ -204,16 +220,12 @@ def open_lock(cache: Path, name: str, kind: str) -> TextIO:
         return path.open("a", encoding="utf-8")
 
 
-def lock_when_free(lock: TextIO, remote: Remote, message: str) -> None:
+def lock_when_free(file: TextIO, remote: Remote, message: str) -> None:
     """Take an exclusive lock, saying once that we wait for it."""
-    while True:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            return
-        except BlockingIOError:
-            if message:
-                say(message)
-                message = ""
+    while not lock(file, Owner.FILE, SETTING):
+        if message:
+            say(message)
+            message = ""
         if remote.cancelled.wait(LOOK_EVERY_S):
             raise Cancelled
 

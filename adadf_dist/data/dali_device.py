@@ -17,6 +17,7 @@ from torch.utils.dlpack import from_dlpack
 from adadf_dist.data import apply_batch, apply_compiled
 from adadf_dist.data.augment import Augmentations
 from adadf_dist.data.batch import Batch
+from adadf_dist.data.compiled import report_uncached
 from adadf_dist.data.loader import Finish, Recipe
 
 BLOCK = 16
@@ -67,6 +68,8 @@ class OnCpu:
 
     def __init__(self, recipe: Recipe) -> None:
         keep_freed_memory()
+        if recipe.rank == 0:
+            report_uncached()
         self._size = recipe.preprocessing.resized
         self._finish = Finish(recipe.preprocessing, recipe.device)
         self._ten_crop = recipe.preprocessing.ten_crop > 0

@@ -10,9 +10,9 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
 
+from adadf_dist.data.compiled import compiled
 from adadf_dist.data.jpeg import MAX_PIXELS, MIN_SIDE
 
 START, END, SCAN, HUFFMAN = 0xD8, 0xD9, 0xDA, 0xC4
@@ -22,7 +22,7 @@ LUMA_FACTORS, CHROMA_FACTOR = (0x11, 0x21, 0x12, 0x22, 0x41), 0x11
 LAST_FRAME, RESTART, FIRST, LAST = 0xCF, 0xD0, 0xC0, 0xFE
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def is_plain_jpeg(data: NDArray[np.uint8]) -> bool:
     """Whether the markers up to the first scan are well formed: one frame of 8 bits, of one or three components in a
     usual subsampling, of a size that we decode."""
@@ -48,7 +48,7 @@ def is_plain_jpeg(data: NDArray[np.uint8]) -> bool:
     return False
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def is_plain_frame(frame: NDArray[np.uint8]) -> bool:
     """Of a frame's marker segment."""
     if len(frame) < 13:
@@ -63,6 +63,6 @@ def is_plain_frame(frame: NDArray[np.uint8]) -> bool:
     return components == 1 or bool(frame[14] == CHROMA_FACTOR and frame[17] == CHROMA_FACTOR)
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def word(data: NDArray[np.uint8], place: int) -> Any:
     return np.int64(data[place]) * 256 + data[place + 1]

@@ -24,12 +24,11 @@ from adadf_dist.data.relabel import Relabelling, read_decisions, relabel
 from adadf_dist.data.remote import Remote
 from adadf_dist.data.stream import StreamLoader
 from adadf_dist.data.torch_loader import TorchLoader
-from adadf_dist.errors import UserError
+from adadf_dist.errors import UserError, install_or_repair, one_line
 from adadf_dist.world import MIN_SAMPLES_A_RANK
 
 DALI_LOADER = "adadf_dist.data.dali_loader"
 """Imported where it is wanted: it takes DALI, which not everyone has."""
-INSTALL_DALI = "install it with pip install 'adadf_dist[dali]'"
 
 
 @dataclass(frozen=True)
@@ -209,17 +208,17 @@ def make_loader(name: str, recipe: Recipe) -> Loader:
     """The loader called `torch` or `dali`. Raises `UserError` when DALI does not import."""
     if name == "dali":
         if problem := dali_problem():
-            raise UserError(f"data.loader is dali, but {problem}; {INSTALL_DALI}, or set data.loader = torch")
+            raise UserError(f"data.loader is dali, but {problem}, or set data.loader = torch")
         return import_module(DALI_LOADER).DaliLoader(recipe)  # type: ignore[no-any-return]
     return TorchLoader(recipe)
 
 
 def dali_problem() -> str:
-    """Why DALI is of no use here; empty when it is."""
+    """Why DALI is of no use here, and what to do about it; empty when it works."""
     try:
         import_module(DALI_LOADER)
-    except (ImportError, OSError, RuntimeError) as error:  # a library that is missing; nowhere to keep compiled code
-        return f"it does not import ({' '.join(str(error).split())[:200]})"
+    except Exception as error:  # a missing library, or whatever a broken one raises
+        return f"it does not import ({one_line(error)}); {install_or_repair(error, 'dali')}"
     return ""
 
 

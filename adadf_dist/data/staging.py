@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import shutil
 from collections.abc import Collection, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TextIO
 
@@ -15,6 +14,7 @@ from adadf_dist.data.format import open_dataset
 from adadf_dist.data.manifest import MANIFEST
 from adadf_dist.data.writer import can_write
 from adadf_dist.errors import UserError
+from adadf_dist.locks import Owner, lock
 
 UNFINISHED = ".unfinished"
 """Below `OUT.partial`: what is known of the work so far. Gone in the finished folder."""
@@ -108,13 +108,13 @@ def lock_folder(folder: Path) -> TextIO:
     """Make the folder if need be and hold it until the returned file is closed. Raises `UserError`."""
     with can_write(folder):
         folder.mkdir(parents=True, exist_ok=True)
-        lock = (folder / _LOCK).open("w", encoding="utf-8")
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            lock.close()
-            raise UserError(f"{folder}: another process is building there; wait, or choose another folder") from None
-        return lock
+        file = (folder / _LOCK).open("w", encoding="utf-8")
+    with ExitStack() as opened:
+        opened.enter_context(file)
+        if not lock(file, Owner.FILE, "--out"):
+            raise UserError(f"{folder}: another process is building there; wait, or choose another folder")
+        opened.pop_all()
+    return file
 
 
 def check_replaceable(out: Path, overwrite: bool) -> None:

@@ -186,5 +186,5 @@ def settle_worker(number: int) -> None:
     """A worker computes on one thread and leaves stop signals to its rank: it ends when the rank does."""
     end_with_parent()
     torch.set_num_threads(1)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)

@@ -37,7 +37,7 @@ def run(options: Options) -> None:
             groups = read_groups(split, options.groups)
             network = TrainedNetwork(trained, world.device, options.precision)
             with loader_for(split, trained, options, world) as loader:
-                answers = ask(network, views(loader, split, options, world), len(split), world)
+                answers = ask(network, views(loader, split, options), len(split), world)
             check_finite(answers, trained.path)
             if world.is_main:
                 asked = describe(options, trained, (split, len(found.split) - len(split)), mapping, world)
@@ -121,7 +121,7 @@ def publish(report: Report, options: Options) -> None:
 
 def main(argv: Sequence[str] | None = None) -> None:
     options = parse_options(sys.argv[1:] if argv is None else argv)
-    with one_line_errors("adadf_dist.evaluate", rank_in_environment()):
+    with one_line_errors("adadf_dist.evaluate", rank_in_environment(), "report"):
         run(options)
 
 

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import torch
-from tqdm import tqdm
 
 from adadf_dist.config import Config
 from adadf_dist.data.batch import Batch
@@ -18,7 +17,7 @@ from adadf_dist.data.format import Split, open_dataset
 from adadf_dist.data.identity import Source
 from adadf_dist.data.loader import Loader, Recipe
 from adadf_dist.data.manifest import read_manifest
-from adadf_dist.data.open import INSTALL_DALI, dali_problem, make_loader, set_aside
+from adadf_dist.data.open import dali_problem, make_loader, set_aside
 from adadf_dist.data.plan import cut
 from adadf_dist.data.preprocess import Preprocessing
 from adadf_dist.data.remote import scheme_of
@@ -63,7 +62,7 @@ def loader_for(split: Split, trained: Trained, options: Options, world: World) -
     name, own, run = options.loader, trained.preprocessing, trained.config
     if name == "dali" and (problem := dali_problem()):
         whose = "the run's loader" if own.loader == name else "--loader"
-        raise UserError(f"{whose} is dali, but {problem}; {INSTALL_DALI}, or give --loader torch")
+        raise UserError(f"{whose} is dali, but {problem}, or give --loader torch")
     if name != own.loader and world.is_main:
         told = f"note: the loader is {name}, the run's was {own.loader}: a pixel may differ by a level"
         print(told, file=sys.stderr, flush=True)
@@ -96,12 +95,10 @@ def preprocessing_for(own: Preprocessing, tta: str) -> Preprocessing:
     return own
 
 
-def views(loader: Loader, split: Split, options: Options, world: World) -> Iterator[Batch]:
+def views(loader: Loader, split: Split, options: Options) -> Iterator[Batch]:
     """This rank's batches of all faces, each once; with --tta flip as two rows: as it is, and mirrored."""
     plan = cut(np.arange(len(split)), options.batch_size)
-    batches: Iterable[Batch] = loader.batches(split.name, plan)
-    silent = None if world.is_main else True  # None: a bar where somebody watches
-    for batch in tqdm(batches, desc=split.name, total=len(plan), unit="batch", leave=False, disable=silent):
+    for batch in loader.batches(split.name, plan):
         if options.tta == "flip":
             batch = batch._replace(images=torch.stack([batch.images, batch.images.flip(-1)], dim=1))
         yield batch

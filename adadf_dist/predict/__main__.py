@@ -142,7 +142,7 @@ def make_predictor(args: argparse.Namespace, model: Model) -> Predictor:
 
 def main(argv: Sequence[str] | None = None) -> None:
     args = parse_arguments(sys.argv[1:] if argv is None else argv)
-    with one_line_errors("adadf_dist.predict"):
+    with one_line_errors("adadf_dist.predict", prints="data"):
         if args.out is not None:
             check_output(args.out, args.force, "--out")
         inputs = find_pictures(args.paths, args.split)

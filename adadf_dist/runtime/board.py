@@ -1,4 +1,4 @@
-"""TensorBoard events: a convenience, so a disk that refuses them does not end a run."""
+"""TensorBoard events: a convenience, so neither a full disk nor a broken installation ends a run."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from adadf_dist.errors import one_line
+
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
 
@@ -16,11 +18,11 @@ class Board:
     """Scalars of a run, until the disk refuses one."""
 
     def __init__(self, folder: Path, purge_step: int) -> None:
-        from torch.utils.tensorboard import SummaryWriter  # slow to import: only where it is used
-
         self._folder = folder
         self._writer: SummaryWriter | None = None
         with self._tolerant():
+            from torch.utils.tensorboard import SummaryWriter  # slow to import: only where it is used
+
             self._writer = SummaryWriter(str(folder), purge_step=purge_step)
 
     def add(self, section: str, values: Mapping[str, float], step: int) -> None:
@@ -44,6 +46,14 @@ class Board:
         try:
             yield
         except OSError as error:
-            self._writer = None
-            told = f"warning: {self._folder}: {error.strerror or error}; no more TensorBoard events for now"
-            print(told, file=sys.stderr, flush=True)
+            self._lose(f"{self._folder}: {error.strerror or error}; no more TensorBoard events for now")
+        except Exception as error:  # a broken installation
+            reason = one_line(error) or type(error).__name__
+            self._lose(
+                f"TensorBoard does not work here ({reason}); training goes on without it: repair it, or set "
+                "runtime.tensorboard = false"
+            )
+
+    def _lose(self, warning: str) -> None:
+        self._writer = None
+        print(f"warning: {warning}", file=sys.stderr, flush=True)

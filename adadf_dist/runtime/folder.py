@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import errno
-import fcntl
 import json
 import os
 from collections.abc import Iterator
@@ -12,6 +10,7 @@ from pathlib import Path
 
 from adadf_dist.errors import TakenError, UserError
 from adadf_dist.files import can_write
+from adadf_dist.locks import Owner, lock
 
 
 @contextmanager
@@ -19,17 +18,12 @@ def sole_writer(folder: Path) -> Iterator[None]:
     """Make the run folder and keep other runs out of it. Raises `UserError`."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        lock = (folder / ".lock").open("w", encoding="utf-8")
+        file = (folder / ".lock").open("w", encoding="utf-8")
     except OSError as error:
         raise UserError(f"out: {folder} cannot be written ({error.strerror}); give another --out") from None
-    with lock:
-        try:
-            # of this process alone: a lock that loader processes inherit would outlive a killed run
-            fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            if error.errno not in (errno.EACCES, errno.EAGAIN):  # a file system without locks: no protection there
-                raise UserError(f"out: {folder} cannot be locked ({error.strerror}); give another --out") from None
-            raise TakenError(f"out: another run is writing into {folder}; stop it, or give another --out") from None
+    with file:
+        if not lock(file, Owner.PROCESS, "out"):
+            raise TakenError(f"out: another run is writing into {folder}; stop it, or give another --out")
         yield
 
 

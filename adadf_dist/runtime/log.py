@@ -24,8 +24,10 @@ from adadf_dist.diagnosis.run_length import fix_divergence
 from adadf_dist.errors import DiskFullError, UserError
 from adadf_dist.health import news
 from adadf_dist.method.losses import Losses
+from adadf_dist.progress_display import Pace, duration
 from adadf_dist.pulse import LOADING
 from adadf_dist.runtime.boards import Boards
+from adadf_dist.runtime.epoch_table import describe_epoch, heading
 from adadf_dist.runtime.folder import sole_writer, write_json, write_text
 from adadf_dist.runtime.metrics_file import MetricsFile
 from adadf_dist.runtime.progress import Progress
@@ -34,8 +36,10 @@ from adadf_dist.settings import to_dict
 from adadf_dist.world import World
 
 LOSS_NAMES = ("total", "kl_divergence", "cross_entropy", "rank_regularization")
-LINE_EVERY_S = 20.0
-"""Without a terminal: seconds between two lines of progress within an epoch."""
+
+
+MOST_NAMED = 20
+"""Of a long list, on the console."""
 
 
 class Log:
@@ -49,9 +53,11 @@ class Log:
         self._epoch_sums = torch.zeros(len(LOSS_NAMES), dtype=torch.float64)
         self._epoch_steps = 0
         self._images = 0
-        self._since = time.monotonic()
-        self._epoch_began = self._since
-        self._line_at = self._since
+        self._epoch_began = time.monotonic()
+        self._pace = Pace()
+        self._losses_text = ""
+        """Of the last flush."""
+        self._session_epochs = 0
         self._bar: tqdm[Never] | None = None
         self._metrics = MetricsFile(self.folder / "metrics.jsonl")
         self._boards = Boards(config)
@@ -75,7 +81,8 @@ class Log:
             self.say(f"  goes on from {resumed} (epoch {progress.epoch + 1}, batch {progress.batch})")
 
     def start_epoch(self, progress: Progress, num_batches: int) -> None:
-        self._epoch_began = self._since = self._line_at = time.monotonic()
+        self._epoch_began = time.monotonic()
+        self._pace = Pace()
         self._images = 0
         self.world.pulse.restart()
         self._num_batches = num_batches
@@ -89,6 +96,8 @@ class Log:
                 leave=False,
                 dynamic_ncols=True,
             )
+        elif not self._session_epochs:
+            self.say(f"training: epoch {progress.epoch + 1}/{self.config.epochs}, {num_batches} batches an epoch")
 
     def waiting_for(self, batches: Iterator[Batch]) -> Iterator[Batch]:
         """The batches, while the time that training waits for them is taken."""
@@ -110,8 +119,7 @@ class Log:
         if progress.step % self.config.runtime.log_every == 0 or progress.batch == self._num_batches:
             self.flush(progress)
         self._boards.step()
-        if self._bar is not None:
-            self._bar.update()
+        self._show(progress)
 
     def flush(self, progress: Progress) -> None:
         """Bring the waiting losses to the host, averaged over ranks. A collective.
@@ -145,15 +153,22 @@ class Log:
         record = {"kind": "steps", "step": progress.step, "from_step": first, "epoch": progress.epoch + 1}
         self._metrics.append({**record, **mean, "learning_rate": self._learning_rate, "images_per_s": rate})
         self._boards.add("train", {**mean, "images_per_s": rate}, progress.step)
-        left = duration((self._num_batches - progress.batch) * (now - self._epoch_began) / max(self._done(progress), 1))
         text = f"loss {mean['total']:.4f} | kl {mean['kl_divergence']:.4f} | ce {mean['cross_entropy']:.4f} | "
-        text += f"{rate:.0f} images/s | lr {self._learning_rate:.2g}"
+        self._losses_text = f"{text}lr {self._learning_rate:.2g} | "
+
+    def _show(self, progress: Progress) -> None:
+        """Progress within the epoch: losses of the last flush, and what the host counts. Waits for no device."""
+        if not self.world.is_main or (self._bar is None and not self._pace.due()):
+            return
+        seconds = time.monotonic() - self._epoch_began
+        rate = f"{self._losses_text}{self._images / max(seconds, 1e-9):.0f} images/s"
         if self._bar is not None:
-            self._bar.set_postfix_str(text)
-        elif now - self._line_at > LINE_EVERY_S:
-            self._line_at = now
-            where = f"epoch {progress.epoch + 1}/{self.config.epochs} batch {progress.batch}/{self._num_batches}"
-            self.say(f"{where} | {text} | epoch ends in {left}")
+            self._bar.set_postfix_str(rate, refresh=False)
+            self._bar.update()
+            return
+        left = (self._num_batches - progress.batch) * seconds / max(self._done(progress), 1)
+        where = f"epoch {progress.epoch + 1}/{self.config.epochs} batch {progress.batch}/{self._num_batches}"
+        self.say(f"{where} | {rate} | epoch ends in {duration(left)}")
 
     def _done(self, progress: Progress) -> int:
         """Batches of this epoch that this process trained."""
@@ -184,17 +199,11 @@ class Log:
         if not self.world.is_main:
             return
         self._metrics.append(record)
-        if progress.epoch == 1 or len(progress.epochs) % 20 == 1:
-            self.say("epoch    loss      kl      ce     val acc  mean class  classes>=t      lr  images/s  time left")
+        self._session_epochs += 1
+        for line in heading(progress, self._session_epochs == 1, len(self._classes)):
+            self.say(line)
+        self.say(describe_epoch(progress, record, self.config.epochs))
         metrics: Any = record["validation"]
-        left = progress.seconds / progress.epoch * (self.config.epochs - progress.epoch)
-        mark = "*" if progress.best_epoch == progress.epoch else " "
-        self.say(
-            f"{progress.epoch:5d} {record['total']:7.4f} {record['kl_divergence']:7.4f} "
-            f"{record['cross_entropy']:7.4f}   {metrics['accuracy']:8.2%}{mark}   "
-            f"{metrics['mean_class_accuracy']:8.2%}  {record['classes_at_threshold']:>10} "
-            f"{record['learning_rate']:7.1e}  {record['images_per_s']:8.0f}  {duration(left):>9}"
-        )
         for finding in news(progress.epochs, self.config, self._classes):
             self.say(f"  {finding}")
         if straggler := describe_straggler(record["ranks"]):  # type: ignore[arg-type]
@@ -283,11 +292,6 @@ def describe(value: object) -> str:
     if isinstance(value, Mapping):
         return ", ".join(f"{key} {describe(v)}" for key, v in value.items())
     if isinstance(value, (list, tuple)):
-        return ", ".join(describe(v) for v in value)
+        more = [f"and {len(value) - MOST_NAMED} more"] if len(value) > MOST_NAMED else []
+        return ", ".join([*map(describe, value[:MOST_NAMED]), *more])
     return f"{value}"
-
-
-def duration(seconds: float) -> str:
-    minutes, s = divmod(round(seconds), 60)
-    hours, m = divmod(minutes, 60)
-    return f"{hours}h{m:02d}m" if hours else f"{m}m{s:02d}s"

@@ -59,7 +59,11 @@ class Background:
         """What the run says of itself."""
         self._waiting: Queue[Call | None] = Queue(MOST_WAITING)
         self._lost = False
-        module = import_module(MODULES[name])
+        try:
+            module = import_module(MODULES[name])
+        except Exception as error:  # installed, but broken
+            self._lose(f"does not import ({one_line(error) or type(error).__name__})")
+            return
         self._thread = threading.Thread(
             target=self._serve, args=(lambda: module.Tracker(config),), daemon=True, name=name
         )

@@ -13,7 +13,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 from adadf_dist.pulse import Beat
 from adadf_dist.runtime.progress import Progress
@@ -90,11 +90,17 @@ def tell(line: str, stacks: bool = False) -> None:
                 file.seek(0)
                 text += b"".join(b"    " + row for row in file)
         except OSError:  # no room for a temporary file: in pieces, then
-            os.write(STDERR, text)
+            write(text)
             faulthandler.dump_traceback(STDERR)
             return
-    while text:
-        text = text[os.write(STDERR, text) :]
+    write(text)
+
+
+def write(text: bytes) -> None:
+    """To standard error, if it still exists: a hung rank must end even where its terminal is gone."""
+    with suppress(OSError):
+        while text:
+            text = text[os.write(STDERR, text) :]
 
 
 @contextmanager
