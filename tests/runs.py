@@ -46,7 +46,9 @@ def command(values: Mapping[str, str], ranks: int = 1, script: Sequence[str] = (
 
 
 def environment() -> dict[str, str]:
-    return {**os.environ, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo", "PYTHONPATH": str(ROOT)}
+    # Ray runs its workers at nice 15, so on a loaded machine they would hardly run at all
+    usual = {"OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo", "RAY_worker_niceness": "0"}
+    return {**os.environ, **usual, "PYTHONPATH": str(ROOT)}
 
 
 def start(arguments: Sequence[str], **more: str) -> subprocess.Popen[str]:

@@ -102,7 +102,7 @@ def compare(world: World, stage: int, steps: int, changed: dict[str, object]) ->
 
 
 def test_a_step_is_that_of_ddp() -> None:
-    run_ranks(side_by_side, 2, STAGES, 3, {})
+    run_ranks(side_by_side, 2, STAGES, 2, {})
 
 
 def back_to_the_start(world: World, stages: list[int]) -> list[float]:

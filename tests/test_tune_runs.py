@@ -18,6 +18,8 @@ from adadf_dist.data.builder import BuildOptions, build_dataset
 from adadf_dist.data.embedded import open_embedded
 from tests.runs import SMALL, finish, records, start, wait_until
 
+SPACE = '"loss.lambda_min" = { uniform = [0.0, 0.5] }\n'
+SIZE = ("--trials", "2", "--seeds", "2", "--finalists", "1", "--scheduler", "none")
 BROKEN = 1e-12
 """A learning rate that learns nothing."""
 
@@ -59,6 +61,21 @@ def each_epoch_once(out: Path) -> None:
         assert epochs == list(range(1, row["epochs"] + 1)), row
 
 
+def test_a_search_runs_on_ray(tiny: Path, tmp_path: Path) -> None:
+    """Few samples and one epoch: every trial finishes, the winner alone is tested, and the verdict knows its limits."""
+    space = space_in(tmp_path, SPACE)
+    size = ("--trials", "1", "--seeds", "2", "--finalists", "1", "--scheduler", "none")
+    done = finish(command(tmp_path / "search", space, *size, data__shards=str(tiny), epochs="1"), timeout=280)
+    assert done.returncode == 0, done.stderr
+    assert "too few seeds or samples to tell" in done.stdout
+    ends = {row["trial"]: row["end"] for row in rows(tmp_path / "search")}
+    assert len(ends) == 2 + 2 * 2 and set(ends.values()) == {"finished"}
+    each_epoch_once(tmp_path / "search")
+    tested = [row["trial"] for row in rows(tmp_path / "search") if has_test(tmp_path / "search" / row["folder"])]
+    assert tested == ["0000-seed1"]
+
+
+@pytest.mark.slow
 def test_a_small_search_finds_a_planted_optimum(tmp_path: Path) -> None:
     """On drawn faces, by Ray on two CPUs: the default does not learn, one of two settings does."""
     space = space_in(tmp_path, f'"optimizer.lr" = {{ grid = [{BROKEN}, 1e-3] }}\n')
@@ -92,10 +109,6 @@ def test_a_small_search_finds_a_planted_optimum(tmp_path: Path) -> None:
 def has_test(folder: Path) -> bool:
     path = folder / "result.json"
     return path.exists() and bool(json.loads(path.read_text())["test"])
-
-
-SPACE = '"loss.lambda_min" = { uniform = [0.0, 0.5] }\n'
-SIZE = ("--trials", "2", "--seeds", "2", "--finalists", "1", "--scheduler", "none")
 
 
 @pytest.mark.slow

@@ -20,9 +20,14 @@ class LiveTable:
         """Of the study."""
         self.most = most
         """Trials that there will be."""
-        self.stream = stream or sys.stdout
+        self._stream = stream
         self._told: set[str] = set()
         self._drawn = 0
+
+    @property
+    def stream(self) -> TextIO:
+        """Looked up each time: Ray pickles the table into its processes, where standard output is another."""
+        return self._stream or sys.stdout
 
     def show(self, outcomes: Sequence[Outcome]) -> None:
         if self.stream.isatty():

@@ -13,10 +13,13 @@ import signal
 import sys
 import tempfile
 import threading
+import warnings
 from multiprocessing.context import ForkServerContext, ForkServerProcess
 
 from adadf_dist.errors import UserError
 
+warnings.filterwarnings("ignore", ".*found in sys.modules after import of package", RuntimeWarning)
+"""Of runpy in workers: the server has imported the main module already, which is what it is for."""
 SOCKET_PATH = 107
 """Bytes of a Unix socket's path on Linux."""
 SOCKET_NAME = len("/pymp-01234567/listener-01234567")
