@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 from collections.abc import Callable, Iterator
 from importlib import import_module
 from pathlib import Path
@@ -136,7 +137,7 @@ def test_every_command_is_walked() -> None:
         ".".join(path.relative_to(root).with_suffix("").parts)
         for package in ("adadf_dist", "shards", "tune")
         for path in (root / package).rglob("*.py")
-        if "ArgumentParser(" in path.read_text(encoding="utf-8")
+        if re.search(r"= (argparse\.Argument)?Parser\(", path.read_text(encoding="utf-8"))
     }
     parsers = {"adadf_dist.evaluate.options": "adadf_dist.evaluate.__main__", "tune.plan": "tune.search"}
     found = {parsers.get(name, name) for name in users}
