@@ -162,7 +162,7 @@ def test_the_run_folder_is_read_from_a_file_too(cluster: Cluster, tmp_path: Path
 def test_a_wrong_setting_starts_no_rank(cluster: Cluster) -> None:
     cluster.ranks('touch "$STUBS/started"')
     done, told = ended(cluster.job("--batch-sise", "3"))
-    assert done == 2 and told.count("\n") == 1 and "did you mean batch_size?" in told
+    assert done == 2 and told.count("\n") == 1 and "did you mean --batch_size?" in told
     assert not (cluster.folder / "started").exists()
 
 
