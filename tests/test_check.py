@@ -311,4 +311,4 @@ def test_an_unknown_option(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as ended:
         main(["--batch_sise", "3"])
     assert ended.value.code == 2
-    assert "did you mean batch_size?" in capsys.readouterr().err
+    assert "did you mean --batch_size?" in capsys.readouterr().err
