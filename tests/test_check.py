@@ -72,7 +72,7 @@ def test_a_healthy_environment(ranks: int, faces: Path, tmp_path: Path) -> None:
     done = finish(command(values, ranks, MODULE), OMP_NUM_THREADS=threads)
     page = read_page(done.stdout)
     exchange = ["clocks", "control", "all-reduce"] if ranks > 1 else ["exchange"]
-    rest = ["shards", "schedule", "reading", "loader", "run folder", "batch", "step", "memory", "time"]
+    rest = ["workers", "shards", "schedule", "reading", "loader", "run folder", "batch", "step", "memory", "time"]
     assert list(page) == ["versions", "ranks", "threads", *exchange, *rest], done.stdout + done.stderr
     assert {name for name, (verdict, _) in page.items() if verdict != "ok"} <= BY_THE_CLOCK, done.stdout
     if ranks == 1:  # torchrun makes 1 of every status but 0, and tells of it at length

@@ -11,7 +11,7 @@ from multiprocessing.sharedctypes import Synchronized
 from multiprocessing.synchronize import Event
 from typing import Any, NamedTuple, TypeAlias, TypeVar
 
-from adadf_dist.data.processes import end_with_parent, worker_context
+from adadf_dist.data.processes import check_semaphores, end_with_parent, worker_context
 from adadf_dist.errors import UserError
 
 S = TypeVar("S")
@@ -52,6 +52,7 @@ def run_tasks(
     if workers <= 1:
         return [work(shared, task, lambda: on_samples(1)) for task in tasks]
     context = worker_context(__name__)
+    check_semaphores(context)
     orders = _Orders(work, shared, context.Value("q", 0), context.Event())
     with ProcessPoolExecutor(workers, context, _enlist, orders) as pool:
         futures = [pool.submit(_work, task) for task in tasks]

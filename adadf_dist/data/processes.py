@@ -9,12 +9,15 @@ from __future__ import annotations
 import fcntl
 import multiprocessing
 import os
+import resource
+import shutil
 import signal
 import sys
 import tempfile
 import threading
 import warnings
 from multiprocessing.context import ForkServerContext, ForkServerProcess
+from pathlib import Path
 
 from adadf_dist.errors import UserError
 
@@ -24,6 +27,8 @@ SOCKET_PATH = 107
 """Bytes of a Unix socket's path on Linux."""
 SOCKET_NAME = len("/pymp-01234567/listener-01234567")
 """What multiprocessing appends to the temporary folder."""
+SEMAPHORES = 16
+"""That the processes of a `ProcessPoolExecutor`, a counter and an event need at most, each a page of /dev/shm."""
 F_SETSIG = 10
 """Of fcntl.h on Linux: which signal a file descriptor's owner gets."""
 
@@ -51,13 +56,6 @@ def worker_context(module: str) -> ForkServerContext:
     context = WorkerContext()
     spec = getattr(sys.modules["__main__"], "__spec__", None)
     context.set_forkserver_preload([module] if spec is None else [module, spec.name])
-    try:
-        context.Lock()
-    except OSError as error:
-        raise UserError(
-            f"/dev/shm: cannot hold a semaphore ({error.strerror}); worker processes need a few KB there: make it "
-            "writable (docker run --shm-size 64m), or use 0 workers"
-        ) from None
     return context
 
 
@@ -70,6 +68,23 @@ def check_socket_path() -> None:
             f"TMPDIR: {folder} is {length - SOCKET_PATH} bytes too long for the sockets of worker processes; "
             "set TMPDIR to a shorter path, such as /tmp"
         )
+
+
+def check_semaphores(context: ForkServerContext) -> None:
+    """Raises `UserError` where this machine cannot hold the semaphores of a `ProcessPoolExecutor`."""
+    folder = Path("/dev/shm")
+    try:
+        semaphores = [context.Lock() for _ in range(SEMAPHORES)]
+    except OSError as error:
+        found = "there is none"
+        if folder.is_dir():
+            found = f"{shutil.disk_usage(folder).free // 1024} KB are free"
+        raise UserError(
+            f"{folder}: cannot hold the semaphores of worker processes ({error.strerror}): {found}, and "
+            f"{SEMAPHORES * resource.getpagesize() // 1024} KB are needed; make it larger and writable "
+            "(docker run --shm-size 64m), or use 1 worker"
+        ) from None
+    del semaphores
 
 
 def end_with_parent() -> None:

@@ -88,7 +88,7 @@ def local_path(shards: str) -> Path:
 
 @dataclass(frozen=True)
 class Remote:
-    """A dataset folder by its URL (or path). Safe to use from several threads, and after a fork."""
+    """A dataset folder by its URL (or path). Safe to use from several threads; a worker process gets a copy."""
 
     url: str
     transfer: Transfer = PATIENT
@@ -105,6 +105,10 @@ class Remote:
             )
         if scheme.startswith("http") and "?" in self.url:
             raise UserError(f"data.shards is {self.url}: give the folder's URL without a query (?...)")
+
+    def __reduce__(self) -> tuple[type[Remote], tuple[str, Transfer]]:
+        """For worker processes. The copy is cancelled by nobody: a worker ends with its rank."""
+        return Remote, (self.url, self.transfer)
 
     def locate(self, name: str) -> str:
         """URL or path of a file of the folder."""

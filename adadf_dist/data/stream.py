@@ -17,7 +17,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 from webdataset.filters import _shuffle as shuffle_in_buffer
 from webdataset.tariterators import group_by_keys, tar_file_expander
 
@@ -27,7 +26,7 @@ from adadf_dist.data.jpeg import BadImage
 from adadf_dist.data.loader import Job
 from adadf_dist.data.plan import Samples, rank_bounds
 from adadf_dist.data.remote import Remote
-from adadf_dist.data.torch_loader import Decoded, Faces, TorchLoader, worker_options
+from adadf_dist.data.torch_loader import Decoded, Faces, TorchLoader
 from adadf_dist.errors import UserError
 
 LIMITS = (
@@ -172,21 +171,21 @@ def is_image(name: str) -> bool:
     return name.endswith(".jpg")
 
 
-class StreamedFaces(IterableDataset[Decoded]):
-    """One pass of one rank over an epoch, split among its workers."""
+@dataclass(frozen=True)
+class DecodeStream:
+    """A worker's part of one pass of one rank over an epoch."""
 
-    def __init__(self, faces: Faces, remote: Remote, epoch: Epoch, ranks: tuple[int, int], buffer: int) -> None:
-        """`ranks`: our rank and their number."""
-        self.faces = faces
-        self.remote = remote
-        self.epoch = epoch
-        self.ranks = ranks
-        self.buffer = buffer
-        self.first_batch = 0
+    remote: Remote
+    epoch: Epoch
+    ranks: tuple[int, int]
+    """Our rank and their number."""
+    lanes: tuple[int, int]
+    """Which part, of how many."""
+    buffer: int
+    first_batch: int
 
-    def __iter__(self) -> Iterator[Decoded]:
-        worker = get_worker_info()
-        lane, lanes = (0, 1) if worker is None else (worker.id, worker.num_workers)
+    def __call__(self, faces: Faces) -> Iterator[Decoded]:
+        lane, lanes = self.lanes
         stream = self.shuffled(lane, lanes)
         for share in self.epoch.shares(*self.ranks)[lane::lanes]:
             try:
@@ -196,7 +195,7 @@ class StreamedFaces(IterableDataset[Decoded]):
                 return
             assert len(picked) == share.rows, "a worker ran dry"
             if share.number >= self.first_batch:
-                yield self.decode(share, picked)
+                yield self.decode(faces, share, picked)
 
     def shuffled(self, lane: int, lanes: int) -> Iterator[Face]:
         runs = self.epoch.runs(*self.ranks, lane, lanes)
@@ -206,7 +205,7 @@ class StreamedFaces(IterableDataset[Decoded]):
         shuffled: Iterator[Face] = shuffle_in_buffer(faces, self.buffer, self.buffer, rng=draws)
         return shuffled
 
-    def decode(self, share: Share, picked: dict[int, bytes]) -> Decoded:
+    def decode(self, faces: Faces, share: Share, picked: dict[int, bytes]) -> Decoded:
         split, samples = self.epoch.split, np.fromiter(picked, dtype=np.int64)
         job = Job(split.name, self.epoch.number, samples, share.first, share.global_size)
 
@@ -215,7 +214,7 @@ class StreamedFaces(IterableDataset[Decoded]):
                 raise BadImage("not at hand")  # so a bad face has no substitute here, and is an error
             return picked[sample]
 
-        decoded = self.faces.decode(job, read)
+        decoded = faces.decode(job, read)
         return decoded._replace(problem=decoded.problem.replace(str(split.folder), self.remote.url))
 
 
@@ -239,8 +238,10 @@ class StreamLoader:
         """
         recipe = self.loader.recipe
         whole = Epoch(recipe.splits["train"], [len(samples) for samples in plan], recipe.seed, epoch)
-        streamed = StreamedFaces(self.loader.faces, self.remote, whole, (recipe.rank, recipe.ranks), self.buffer)
-        streamed.first_batch = first_batch
-        # new workers each epoch: the server forks them quickly, and they need not be told which epoch it is
-        for decoded in DataLoader(streamed, batch_size=None, **worker_options(recipe)):
+        lanes = max(recipe.workers, 1)
+        ranks = (recipe.rank, recipe.ranks)
+        order = [(first_batch + turn) % lanes for turn in range(lanes)]
+        """Workers take turns, and the first turn is the first batch's."""
+        tasks = [DecodeStream(self.remote, whole, ranks, (lane, lanes), self.buffer, first_batch) for lane in order]
+        for decoded in self.loader.run(tasks):
             yield self.loader.finish(decoded, "train")

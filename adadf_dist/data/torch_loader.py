@@ -5,8 +5,8 @@
 
 from __future__ import annotations
 
-import signal
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -14,7 +14,6 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Sampler
 
 from adadf_dist.data.apply import apply_stages
 from adadf_dist.data.augment import draw
@@ -32,15 +31,15 @@ from adadf_dist.data.loader import (
     resize_face,
 )
 from adadf_dist.data.plan import Samples
-from adadf_dist.data.processes import end_with_parent, worker_context
+from adadf_dist.data.worker_pool import DeadWorkerError, WorkerPool
 from adadf_dist.errors import UserError
 
 
 class Decoded(NamedTuple):
     """A job's faces, or why there are none.
 
-    Arrays, not tensors: torch sends tensors between processes through /dev/shm and a socket in TMPDIR, either of which
-    may be too small or missing; arrays go through a pipe.
+    Arrays, not tensors: torch sends tensors between processes through /dev/shm, which may be too small; arrays go
+    through a pipe.
     """
 
     images: NDArray[np.uint8]
@@ -56,7 +55,7 @@ class Decoded(NamedTuple):
     """Empty, or the one line for the user: raised in a worker it would come out as a traceback."""
 
 
-class Faces(Dataset[Decoded]):
+class Faces:
     """What a worker process holds: the splits, and how to make pictures of them."""
 
     def __init__(self, recipe: Recipe) -> None:
@@ -65,9 +64,6 @@ class Faces(Dataset[Decoded]):
         self.cropped = recipe.preprocessing.image_size
         self.augment = recipe.augment
         self.seed = recipe.seed
-
-    def __getitem__(self, job: Job) -> Decoded:
-        return self.decode(job, self.splits[job.split].read)
 
     def decode(self, job: Job, read: Read) -> Decoded:
         """The job's faces, whose encoded images `read` gives by sample number."""
@@ -110,43 +106,52 @@ class Faces(Dataset[Decoded]):
         return drawn.boxes
 
 
-class JobQueue(Sampler[Job]):
-    """The jobs that the loader's next pass hands out; workers outlive the pass, so nothing of it lives in them."""
+Task = Callable[[Faces], Iterator[Decoded]]
+"""What a worker does in a pass."""
 
-    def __init__(self) -> None:
-        self.jobs: Sequence[Job] = ()
 
-    def __iter__(self) -> Iterator[Job]:
-        return iter(self.jobs)
+@dataclass(frozen=True)
+class DecodeJobs:
+    """A worker's part of a pass over the stored faces."""
 
-    def __len__(self) -> int:
-        return len(self.jobs)
+    jobs: Sequence[Job]
+
+    def __call__(self, faces: Faces) -> Iterator[Decoded]:
+        return (faces.decode(job, faces.splits[job.split].read) for job in self.jobs)
 
 
 class TorchLoader:
     """Batches of a dataset's splits for one rank, by worker processes that live as long as the loader."""
 
     def __init__(self, recipe: Recipe) -> None:
-        """The workers start at the first pass. Raises `UserError` where none can start."""
+        """Start the workers. Raises `UserError` where none can start."""
         self.recipe = recipe
         self.faces = Faces(recipe)
-        self.queue = JobQueue()
         self.replaced = 0
         self._replacements = Replacements(recipe.max_bad_faces)
         self._finish = Finish(recipe.preprocessing, recipe.device)
-        self._loader: DataLoader[Decoded] | None = DataLoader(
-            self.faces,
-            batch_size=None,
-            sampler=self.queue,
-            persistent_workers=recipe.workers > 0,
-            **worker_options(recipe),
-        )
+        self._workers: WorkerPool[Faces, Decoded] | None = None
+        if recipe.workers:
+            self._workers = WorkerPool(self.faces, recipe.workers, recipe.prefetch, __name__)
 
     def batches(self, split: str, plan: Sequence[Samples], epoch: int = -1) -> Iterator[Batch]:
-        assert self._loader is not None
-        self.queue.jobs = self.recipe.jobs(split, plan, epoch)
-        for decoded in self._loader:
+        jobs, lanes = self.recipe.jobs(split, plan, epoch), max(self.recipe.workers, 1)
+        for decoded in self.run([DecodeJobs(jobs[lane::lanes]) for lane in range(lanes)]):
             yield self.finish(decoded, split)
+
+    def run(self, tasks: Sequence[Task]) -> Iterator[Decoded]:
+        """The results of one task per worker, one from each in turn. Raises `DeadWorkerError`."""
+        if self._workers is None:
+            (task,) = tasks
+            yield from task(self.faces)
+            return
+        try:
+            yield from self._workers.run(tasks)
+        except DeadWorkerError as error:
+            raise DeadWorkerError(
+                f"{error}, as a machine does whose memory is full: lower data.workers (now {self.recipe.workers}) or "
+                f"data.prefetch (now {self.recipe.prefetch})"
+            ) from None
 
     def finish(self, decoded: Decoded, split: str) -> Batch:
         """Move to the device and do the last steps there. Raises `UserError` for what a worker could not do."""
@@ -163,28 +168,5 @@ class TorchLoader:
         return tensor
 
     def close(self) -> None:
-        self._loader = None
-
-
-def worker_options(recipe: Recipe) -> dict[str, Any]:
-    """How a `DataLoader` decodes for this rank."""
-    parallel = recipe.workers > 0
-    return {
-        "num_workers": recipe.workers,
-        "prefetch_factor": recipe.prefetch if parallel else None,
-        "collate_fn": as_it_is,
-        "worker_init_fn": settle_worker,
-        "multiprocessing_context": worker_context(__name__) if parallel else None,
-    }
-
-
-def as_it_is(decoded: Any) -> Any:
-    return decoded
-
-
-def settle_worker(number: int) -> None:
-    """A worker computes on one thread and leaves stop signals to its rank: it ends when the rank does."""
-    end_with_parent()
-    torch.set_num_threads(1)
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, signal.SIG_IGN)
+        if self._workers is not None:
+            self._workers.close()

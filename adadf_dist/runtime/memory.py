@@ -9,12 +9,11 @@ from contextlib import contextmanager
 import torch
 
 from adadf_dist.config import Config
+from adadf_dist.data.worker_pool import DeadWorkerError
 from adadf_dist.errors import UserError, one_line
 from adadf_dist.world import World
 
 SIGNS = ("out of memory", "can't allocate memory", "CUBLAS_STATUS_ALLOC_FAILED", "CUDNN_STATUS_ALLOC_FAILED")
-DEAD_WORKER = "DataLoader worker"
-"""How torch's loader begins to say that a decoding process was killed."""
 
 
 @contextmanager
@@ -22,9 +21,9 @@ def memory_told(config: Config, world: World) -> Iterator[None]:
     """Turn running out of memory, on a GPU or a CPU, into a `UserError`."""
     try:
         yield
+    except DeadWorkerError as error:
+        raise UserError(f"{error}; the same command resumes from the last checkpoint") from None
     except (RuntimeError, MemoryError, OSError) as error:  # torch.OutOfMemoryError is a RuntimeError
-        if isinstance(error, RuntimeError) and str(error).startswith(DEAD_WORKER):
-            raise UserError(describe_dead_worker(config, str(error))) from None
         if not out_of_memory(error):
             raise
         raise UserError(describe(config, world, error)) from None
@@ -50,12 +49,4 @@ def describe(config: Config, world: World, error: BaseException) -> str:
         f"data.image_size {config.data.image_size}, "
         f"model.backbone {config.model.backbone}, runtime.precision {config.runtime.precision}; start more ranks, "
         f"which goes on with this run, or, under another --out, {', or '.join(lower)} ({said})"
-    )
-
-
-def describe_dead_worker(config: Config, said: str) -> str:
-    return (
-        f"a decoding process was killed, as a machine does whose memory or /dev/shm is full: lower data.workers (now "
-        f"{config.data.workers}) or data.prefetch (now {config.data.prefetch}); the same command goes on from the "
-        f"last checkpoint ({' '.join(said.split())[:120]})"
     )
