@@ -107,3 +107,37 @@ def test_half_precision_logits_are_averaged_in_double() -> None:
         classes.observe(logits[i : i + 1], labels[i : i + 1])
     wanted = logits.double().softmax(dim=1).mean(dim=0)
     torch.testing.assert_close(classes.commit().means[0], wanted, rtol=0, atol=1e-14)
+
+
+class Rank:
+    """A rank of several, of which only its own sums are looked at."""
+
+    def __init__(self, rank: int, device: str = "cpu") -> None:
+        self.rank = rank
+        self.device = torch.device(device)
+
+    def sum_(self, tensor: torch.Tensor) -> torch.Tensor:
+        return tensor
+
+
+@pytest.mark.parametrize("ranks", [1, 2, 3])
+def test_restored_sums_count_once_over_ranks(ranks: int) -> None:
+    """Four samples before the checkpoint, then one on each rank: the sums over ranks have each sample once."""
+    config = ClassDistributionConfig(threshold=0.6)
+    before = ClassDistributions(2, config, alone())
+    before.observe(torch.tensor([[0.9, 0.1]] * 4, dtype=torch.float64).log(), torch.tensor([0, 0, 0, 1]))
+    total = torch.zeros(2, 3, dtype=torch.float64)
+    for rank in range(ranks):
+        classes = ClassDistributions(2, config, Rank(rank))
+        classes.observe(torch.zeros(5, 2), torch.zeros(5, dtype=torch.int64))  # forgotten: a restored state replaces it
+        classes.load_state_dict(before.state_dict())
+        classes.observe(torch.tensor([[0.3, 0.7]], dtype=torch.float64).log(), torch.tensor([1]))
+        total += classes.state_dict()["pending"]
+    wanted = [2.7, 0.3, 3, 0.9 + 0.3 * ranks, 0.1 + 0.7 * ranks, 1 + ranks]
+    assert total.flatten().tolist() == pytest.approx(wanted, abs=1e-12)
+
+
+def test_observed_sums_stay_on_their_device() -> None:
+    classes = ClassDistributions(3, ClassDistributionConfig(), Rank(0, "meta"))
+    classes.observe(torch.zeros(4, 3, device="meta"), torch.zeros(4, dtype=torch.int64, device="meta"))
+    assert classes.current.device.type == "meta"

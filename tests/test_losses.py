@@ -249,3 +249,44 @@ def test_ramps_by_hand() -> None:
     assert ramp_weights(10, 5) == pytest.approx((1.0, math.exp(-0.25)))
     assert ramp_weights(75, 3) == pytest.approx((1.0, math.exp(-0.9216)))
     assert ramp_weights(1, 1) == (1.0, 1.0)
+
+
+class Rank:
+    """A rank whose peers' rows are known beforehand."""
+
+    def __init__(self, size: int, everyone: Tensor) -> None:
+        self.size = size
+        self.everyone = everyone
+
+    def gather(self, values: Tensor, first: int, total: int) -> Tensor:
+        assert total == len(self.everyone) and torch.equal(values, self.everyone[first : first + len(values)])
+        return self.everyone
+
+
+@pytest.mark.parametrize("scope", ["global", "local"])
+def test_the_scope_of_a_step_over_ranks(scope: str) -> None:
+    """Global: attention is compared over the batch, so ranks change nothing. Local: within each rank's rows."""
+    config = LossConfig(scope=scope, rank_margin=0.9)  # type: ignore[arg-type]
+    ramp, (output, labels, classes) = Ramp(0.3, 0.8), random_case(13, 5, 4)
+    attention = ((output.auxiliary_attention + output.target_attention) / 2).detach()
+    whole = naive_loss(output, labels, classes, ramp, config)
+    ranks, parts = [], []
+    for rows in (slice(0, 8), slice(8, 13)):
+        mine = Output(*(t[rows].detach() for t in output))
+        place = Place(rows.start, 13)
+        ranks.append(adadf_loss(mine, labels[rows], classes, ramp, config, (Rank(2, attention), place)))
+        parts.append(naive_loss(mine, labels[rows], classes, ramp, config))
+    means = {name: sum(getattr(r, name).item() for r in ranks) / 2 for name in ("total", "cross_entropy")}
+    assert means["cross_entropy"] == pytest.approx(whole["ce"], abs=1e-12)
+    if scope == "global":
+        assert [r.rank_regularization.item() for r in ranks] == pytest.approx([whole["rr"]] * 2, abs=1e-12)
+        assert [w for r in ranks for w in r.attention_weights.tolist()] == pytest.approx(whole["weights"], abs=1e-12)
+        assert means["total"] == pytest.approx(whole["total"], abs=1e-12)
+        return
+    assert [r.rank_regularization.item() for r in ranks] == pytest.approx([p["rr"] for p in parts], abs=1e-12)
+    for rank, part in zip(ranks, parts, strict=True):
+        assert rank.attention_weights.tolist() == pytest.approx(part["weights"], abs=1e-12)
+    divergence = sum(sum(part["per_sample"]) for part in parts) / 13
+    regularization = (parts[0]["rr"] + parts[1]["rr"]) / 2
+    assert means["total"] == pytest.approx(0.3 * divergence + 0.8 * whole["ce"] + regularization, abs=1e-12)
+    assert abs(means["total"] - whole["total"]) > 1e-3, "the case does not tell the scopes apart"

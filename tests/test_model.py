@@ -95,6 +95,17 @@ def test_a_frozen_extractor_stays_as_it_is() -> None:
     )
 
 
+@pytest.mark.parametrize("auxiliary", [True, False])
+def test_what_is_trained_has_a_gradient(auxiliary: bool) -> None:
+    """DDP waits for the gradient of each parameter that is trained; the baseline uses no attention head."""
+    model = DualBranch(ModelConfig(backbone="resnet10"), 7, auxiliary=auxiliary)
+    output = model(images())
+    torch.stack([t.sum() for t in output]).sum().backward()
+    frozen = {name for name, p in model.named_parameters() if not p.requires_grad}
+    assert frozen == (set() if auxiliary else {"target.attention.weight", "target.attention.bias"})
+    assert {name for name, p in model.named_parameters() if p.grad is None} == frozen
+
+
 def state() -> dict[str, Tensor]:
     return torchvision.models.resnet18(weights=None).state_dict()
 

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import time
 from collections import Counter
+from fractions import Fraction
 
 import numpy as np
 import pytest
 
-from adadf_dist.data.plan import apportion, carve, cut, epoch_batches, rank_bounds
+from adadf_dist.data.plan import apportion, carve, cut, epoch_batches, rank_bounds, substitutes
 
 LABELS = np.repeat([0, 1, 2, 3], [50, 30, 7, 13])
 
@@ -63,6 +64,18 @@ def test_apportion_sums_to_its_total() -> None:
         assert np.abs(shares - total * np.array([1, 2, 4.5]) / 7.5).max() < 1
 
 
+@pytest.mark.parametrize("weights", [[1, 2, 5, 8], [3, 3, 9, 1], [1] * 32, [4, 1, 1, 1, 1] * 4])
+def test_apportion_gives_the_largest_remainders_one_more(weights: list[int]) -> None:
+    """Hamilton's method in exact arithmetic; of equal remainders the earlier class comes first."""
+    for total in range(1, 70):
+        exact = [Fraction(total * weight, sum(weights)) for weight in weights]
+        wanted = [int(share) for share in exact]
+        ranking = sorted(range(len(weights)), key=lambda c: (wanted[c] - exact[c], c))
+        for c in ranking[: total - sum(wanted)]:
+            wanted[c] += 1
+        assert apportion(total, np.array(weights, dtype=np.float64)).tolist() == wanted
+
+
 @pytest.mark.parametrize(("samples", "batch_size"), [(100, 16), (100, 100), (101, 100), (7, 64), (64, 64), (1, 2)])
 def test_batches_differ_by_one_at_most(samples: int, batch_size: int) -> None:
     sizes = [len(b) for b in epoch_batches(np.zeros(samples, dtype=np.int64), "all", batch_size, 0, 0)]
@@ -92,6 +105,27 @@ def test_carving_leaves_both_sides_a_face_of_each_class_of_two() -> None:
     train, validation = carve(np.array([0, 0, 1, 1, 1]), 0.9, 0)
     assert set(np.array([0, 0, 1, 1, 1])[train]) == {0, 1}
     assert set(np.array([0, 0, 1, 1, 1])[validation]) == {0, 1}
+
+
+@pytest.mark.parametrize("sample", [0, 49, 83, 99])
+def test_a_substitute_is_another_sample_of_the_class(sample: int) -> None:
+    others = [i for i in range(100) if LABELS[i] == LABELS[sample] and i != sample]
+    orders = [list(substitutes(LABELS, sample, 0, number)) for number in range(3)]
+    assert all(sorted(order) == others for order in orders)
+    assert orders[0] != orders[1] != orders[2]
+    assert list(substitutes(LABELS, sample, 1, 0)) != orders[0]
+
+
+def test_random_numbers_are_those_of_earlier_versions() -> None:
+    """A run resumes in mid-epoch after an upgrade, so the numbers of the streams are part of a checkpoint's meaning."""
+    for seed, number in ((0, 0), (7, 3)):
+        order = np.arange(100)
+        np.random.default_rng((seed, 1, number)).shuffle(order)
+        assert epoch("all", number, seed) == order.tolist()
+        row = np.random.default_rng((seed, 5, number, 82)).permutation(np.arange(80, 87)).tolist()
+        assert list(substitutes(LABELS, 82, seed, number)) == [i for i in row if i != 82]
+        first = np.random.default_rng((seed, 2)).permutation(np.arange(50))[:5]
+        assert carve(LABELS, 0.1, seed)[1][:5].tolist() == sorted(first.tolist())
 
 
 def test_evaluation_batches_hold_each_sample_once() -> None:
