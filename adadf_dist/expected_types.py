@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import is_dataclass
 from functools import cache
+from types import UnionType
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from adadf_dist.config import Config
@@ -27,6 +28,8 @@ def describe_type(hint: Any) -> str:
     """`an integer`, `one of a, b`, `a list of 2 numbers`."""
     if get_origin(hint) is Literal:
         return f"one of {', '.join(map(str, get_args(hint)))}"
+    if get_origin(hint) is UnionType:
+        return " or ".join(describe_type(kind) for kind in get_args(hint))
     if get_origin(hint) is not tuple:
         return SINGULAR[hint]
     first, *others = get_args(hint)

@@ -44,7 +44,15 @@ class Told:
     """What a run of the doctor left behind."""
 
     def __init__(self, folder: Path, out: Path, *options: str) -> None:
-        words = [str(folder), "--json", str(out / "doctor.json"), "--html", str(out / "doctor.html"), *options]
+        words = [
+            str(folder),
+            "--json",
+            str(out / "doctor.json"),
+            "--html",
+            str(out / "doctor.html"),
+            "--force",
+            *options,
+        ]
         with pytest.raises(SystemExit) as ended:
             main([*words, "--workers", "1"] if "--workers" not in options else words)
         self.status = ended.value.code
@@ -369,7 +377,7 @@ def fails(capsys: pytest.CaptureFixture[str], *words: object) -> str:
 def test_bad_input_is_one_line(clean: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "no such folder" in fails(capsys, tmp_path / "nowhere")
     (tmp_path / "file").write_text("")
-    assert "is a file" in fails(capsys, tmp_path / "file")
+    assert "line 1: no column" in fails(capsys, tmp_path / "file")  # read as a csv list
     (tmp_path / "odd" / "deep").mkdir(parents=True)
     (tmp_path / "odd" / "notes.txt").write_text("")
     line = fails(capsys, tmp_path / "odd")
@@ -378,7 +386,7 @@ def test_bad_input_is_one_line(clean: Path, tmp_path: Path, capsys: pytest.Captu
     assert "saw deep/, notes.txt" in line
     (tmp_path / "empty").mkdir()
     assert "an empty folder" in fails(capsys, tmp_path / "empty")
-    assert "no folder" in fails(capsys, clean, "--html", tmp_path / "nowhere" / "x.html")
+    assert str(tmp_path / "file") in fails(capsys, clean, "--html", tmp_path / "file" / "x.html")
     assert "is a folder" in fails(capsys, clean, "--html", tmp_path)
     assert "no folder" in fails(capsys, clean, "--json", tmp_path / "file" / "x.json")
 

@@ -61,5 +61,5 @@ def test_mistakes_are_those_of_the_build(
         main([str(table), *options])
     assert stop.value.code == 2
     (line,) = capsys.readouterr().err.strip().splitlines()
-    assert f"{table} line 3" in line
+    assert f"{table}: line 3" in line
     assert reason in line

@@ -267,7 +267,7 @@ def test_the_doctor_tells_names_of_any_bytes(tmp_path: Path) -> None:
     root = tmp_path / "x"
     tree_of_names(root)
     write(root / "train" / "b" / os.fsdecode(b"b\xe4d.jpg"), b"no image")
-    text = diagnose(root, 1).to_json()
+    text = diagnose(open_material(root), 1).to_json()
     assert "\\udc" not in text
     names = {face["name"] for v in json.loads(text)["verdicts"] for group in v["groups"] for face in group["faces"]}
     assert "train/b/b\\xe4d.jpg" in names

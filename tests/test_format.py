@@ -330,7 +330,7 @@ BREAKS: dict[str, tuple[Callable[[Path], object], str]] = {
     "votes too short": (lambda f: edit_index(f, "votes", put("0", [1.0])), "train.parquet: not an index"),
     "no samples": (lambda f: edit_json(f, put("splits.test.samples", 0)), "splits.test has no samples"),
     "samples miscounted": (lambda f: edit_json(f, put("splits.test.shards.0.samples", 3)), "add up"),
-    "class twice": (lambda f: edit_json(f, put("classes", ["calm", "glad", "calm"])), "'calm' stands there twice"),
+    "class twice": (lambda f: edit_json(f, put("classes", ["calm", "glad", "calm"])), "'calm' is listed twice"),
     "no classes": (lambda f: edit_json(f, put("classes", [])), "classes must be a list of names"),
     "unknown split": (lambda f: edit_json(f, put("splits.dev", {})), "'dev' is not one of"),
     "wrong type": (lambda f: edit_json(f, put("name", 5)), "name is '5', not of type str"),
@@ -455,8 +455,6 @@ def test_an_unfinished_build_with_other_options_is_noticed(built: Dataset, tmp_p
         build_dataset(Stopping(), tmp_path / "new", OPTIONS)
     with pytest.raises(UserError, match=r"samples_per_shard was 7, is 9.*--restart"):
         build_dataset(Pictures(), tmp_path / "new", replace(OPTIONS, samples_per_shard=9))
-    with pytest.raises(UserError, match="the list of faces changed"):
-        build_dataset(Pictures(range(49)), tmp_path / "new", OPTIONS)
     new = build_dataset(Pictures(), tmp_path / "new", replace(OPTIONS, samples_per_shard=9, restart=True))
     assert len(new.splits["train"].shards) == 5
     assert tree(build_dataset(Pictures(), tmp_path / "again", OPTIONS).folder) == tree(built.folder)

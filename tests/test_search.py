@@ -52,9 +52,10 @@ def test_noise_alone_chooses_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyP
     train_by(monkeypatch, flat)
     choice = search(begun(tmp_path), Here())
     assert not choice.found
-    assert "no configuration is significantly better than the default" in capsys.readouterr().out
+    told = "too few seeds or samples to tell whether a configuration is better than the default"  # of three seeds
+    assert told in capsys.readouterr().out
     best = (tmp_path / "best.toml").read_text()
-    assert tomllib.loads(best)["loss"]["lambda_min"] == 0.2 and "no configuration is better" in best
+    assert tomllib.loads(best)["loss"]["lambda_min"] == 0.2 and told in best
 
 
 def test_seeds_of_one_configuration(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
@@ -64,7 +65,8 @@ def test_seeds_of_one_configuration(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     accuracies = [flat(base(seed=seed), 6) for seed in range(1, 5)]
     interval = stats.t.interval(0.95, 3, np.mean(accuracies), stats.sem(accuracies))
     said = capsys.readouterr().out
-    told = f"{np.mean(accuracies):.2%} on 4 seeds (95 % interval {interval[0]:.2%} to {interval[1]:.2%})"
+    low, high = interval  # the stand-in's split is so large that the interval is Student's
+    told = f"{np.mean(accuracies):.2%} on 4 seeds (95 % interval for new seeds and samples {low:.2%} to {high:.2%})"
     assert f"validation accuracy: {told}" in said and "test accuracy: 50.00% on 4 seeds" in said
     assert len(trainer.tested) == 4
 
@@ -184,7 +186,7 @@ def test_a_dataset_without_a_test_split_has_an_answer(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
 ) -> None:
     train_by(monkeypatch, planted)
-    monkeypatch.setattr("tune.trial.read_test", lambda folder: None)
+    monkeypatch.setattr("tune.trial.read_test", lambda folder: {})
     assert search(begun(tmp_path, optimizer__lr=0.1), Here()).found
     assert "no test split" in capsys.readouterr().out
     assert (tmp_path / "best.toml").exists()

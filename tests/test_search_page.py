@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from adadf_dist.comparison import Score
 from adadf_dist.errors import UserError
 from tests.studies import HALVING, SPACE, make_study, put, searched
 from tune.choice import Choice, choose
@@ -87,7 +88,7 @@ def final(study: Study, accuracies: dict[int, list[float]]) -> Choice:
     for trial in study.finals(values):
         put(study, trial, [accuracies[trial.number][trial.seed - study.base.seed - 1]])
     put(study, replace(study.finals({0: {}})[0], test=True), [accuracies[0][0]], test=0.515)
-    return choose(accuracies)
+    return choose({number: [Score(value, 10**13) for value in values] for number, values in accuracies.items()})
 
 
 def test_the_page_holds_all_of_the_search_and_loads_nothing(tmp_path: Path) -> None:

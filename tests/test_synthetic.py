@@ -315,7 +315,7 @@ def test_the_sheet_has_a_row_for_each_emotion(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("arguments", "named"),
-    [(["--out", "sheet.nope"], "sheet.nope"), (["--out", "no/such/sheet.png", "--size", "16"], "no/such")],
+    [(["--out", "sheet.nope"], "sheet.nope"), (["--out", "file/sheet.png", "--size", "16"], "file")],
 )
 def test_a_bad_sheet_is_one_line(
     arguments: list[str],
@@ -325,6 +325,7 @@ def test_a_bad_sheet_is_one_line(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.chdir(tmp_path)
+    (tmp_path / "file").touch()
     with pytest.raises(SystemExit) as stop:
         main(arguments)
     assert stop.value.code == 2
