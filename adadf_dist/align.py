@@ -88,7 +88,12 @@ def choose(faces: Sequence[Face], box: Sequence[float] | None = None) -> Face | 
     if box is not None:
         faces = [face for face in faces if overlap(face.box, box) > 0]
         return max(faces, key=lambda face: overlap(face.box, box), default=None)
-    return max(faces, key=lambda face: area(face.box) * face.score, default=None)
+    return next(iter(sort_by_size(faces)), None)
+
+
+def sort_by_size(faces: Sequence[Face]) -> list[Face]:
+    """The faces by area times score, largest first."""
+    return sorted(faces, key=lambda face: -area(face.box) * face.score)
 
 
 def area(box: Sequence[float]) -> float:

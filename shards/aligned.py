@@ -9,10 +9,10 @@ from functools import cache
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
-from PIL import Image, ImageOps
+from PIL import Image
 
 from adadf_dist.data.builder import Item, Provenance, Source
-from adadf_dist.data.jpeg import BadImage, decode, encode, to_grey_or_rgb
+from adadf_dist.data.jpeg import BadImage, decode, encode, make_upright, to_grey_or_rgb
 from adadf_dist.data.writer import Sample
 from adadf_dist.errors import UserError
 from shards.sources.photos import Listing, PhotoOptions, Photos, read_bytes, settle
@@ -84,7 +84,7 @@ class NoFaceError(Exception):
 
 def upright(data: bytes) -> Image.Image:
     """The picture, grey or RGB, as it is meant to be seen. Raises `BadImage`."""
-    return to_grey_or_rgb(ImageOps.exif_transpose(decode(data)))
+    return to_grey_or_rgb(make_upright(decode(data)))
 
 
 def landmarks_of(facts: Mapping[str, Any]) -> dict[str, Any]:

@@ -80,7 +80,7 @@ def test_a_family_goes_all_the_way(
         rows = {row["path"]: row for row in csv.DictReader(stream)}
     labels = {f"test/{key}": split.classes[label] for key, label in zip(split.keys, split.labels, strict=True)}
     assert rows.keys() == labels.keys()
-    right = sum(row["label"] == labels[path] for path, row in rows.items()) / len(rows)
+    right = sum(row["prediction"] == labels[path] for path, row in rows.items()) / len(rows)
     nll = -sum(math.log(float(row[f"p_{labels[path]}"])) for path, row in rows.items()) / len(rows)
     assert found["accuracy"]["value"] == pytest.approx(right)
     assert found["calibration"]["nll"] == pytest.approx(nll, rel=1e-3)

@@ -19,8 +19,10 @@ from PIL import Image
 
 from adadf_dist.answers import ask
 from adadf_dist.config import Config
+from adadf_dist.data.format import open_dataset
 from adadf_dist.data.open import open_data
 from adadf_dist.data.synthetic import draw_face
+from adadf_dist.detect import Face
 from adadf_dist.export.__main__ import main as export
 from adadf_dist.portable.model import open_model
 from adadf_dist.predict.__main__ import main
@@ -107,7 +109,7 @@ def test_a_dataset_is_answered_as_in_evaluation(
     wanted = evaluation(models / "model.pt", open_trained(models / "model.pt").config, "test")
     rows = read_csv(out)
     np.testing.assert_allclose(shares(rows), wanted, atol=1e-5)
-    assert [row["label"] for row in rows] == [CLASSES[best] for best in wanted.argmax(axis=1)]
+    assert [row["prediction"] for row in rows] == [CLASSES[best] for best in wanted.argmax(axis=1)]
     np.testing.assert_allclose([float(row["confidence"]) for row in rows], wanted.max(axis=1), atol=1e-5)
     assert not lines
     assert wanted.std(axis=0).max() > 1e-3  # faces are told apart, or all of this would say little
@@ -136,7 +138,7 @@ def test_the_split_is_the_one_asked_for(models: Path, faces: Path, capsys: pytes
 def test_a_folder_is_searched_in_order_and_bad_pictures_are_rows(
     model: Path, pictures: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    out, lines = predict(capsys, model, pictures, pictures / "b.png", "--batch-size", 2, "--workers", 3)
+    out, lines = predict(capsys, model, pictures, pictures / "b.png", "--batch-size", 2, "--workers", 3, status=1)
     rows = read_csv(out)
     names = ["a.jpg", "b.png", "d.webp", "e.jpg", "f.png", "below/c.JPEG", "b.png"]
     assert [row["path"] for row in rows] == [str(pictures / name) for name in names]
@@ -144,11 +146,11 @@ def test_a_folder_is_searched_in_order_and_bad_pictures_are_rows(
     assert "does not decode" in errors[3]
     assert "30 x 7 pixels" in errors[4]
     assert not any(errors[:3] + errors[5:])
-    assert rows[3]["label"] == rows[3]["p_happy"] == ""
+    assert rows[3]["prediction"] == rows[3]["confidence"] == rows[3]["p_happy"] == ""
     assert shares([rows[1]]) == pytest.approx(shares([rows[6]]), abs=2e-6)
     assert lines == [
         "adadf_dist.predict: skipped 1 other files",
-        "adadf_dist.predict: 2 of 7 pictures could not be judged; their rows say why",
+        "adadf_dist.predict: 2 of 7 rows have no prediction; their column error has the reason",
     ]
 
 
@@ -177,19 +179,22 @@ def test_pixels_are_what_a_viewer_shows(model: Path, tmp_path: Path, capsys: pyt
 
 
 def test_json_lines_and_the_table_say_the_same(model: Path, pictures: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    rows = read_csv(predict(capsys, model, pictures)[0])
-    objects = [json.loads(line) for line in predict(capsys, model, pictures, "--format", "jsonl")[0].splitlines()]
-    head, *lines = predict(capsys, model, pictures, "--format", "table")[0].splitlines()
-    assert head.split() == ["label", "confidence", *CLASSES, "path"]
+    rows = read_csv(predict(capsys, model, pictures, status=1)[0])
+    text, _ = predict(capsys, model, pictures, "--format", "jsonl", status=1)
+    objects = [json.loads(line) for line in text.splitlines()]
+    head, *lines = predict(capsys, model, pictures, "--format", "table", status=1)[0].splitlines()
+    assert head.split() == ["prediction", "confidence", *CLASSES, "path"]
     for row, value, line in zip(rows, objects, lines, strict=True):
-        assert (value["path"], value["label"] or "", value["error"] or "") == (row["path"], row["label"], row["error"])
+        assert [value[name] or "" for name in ("path", "prediction", "error")] == [
+            row[name] for name in ("path", "prediction", "error")
+        ]
         if row["error"]:
             assert value["probabilities"] is None
             assert line.endswith(f"{row['path']}: {row['error']}")
         else:
             assert [f"{value['probabilities'][name]:.6f}" for name in CLASSES] == [row[f"p_{n}"] for n in CLASSES]
             assert f"{value['confidence']:.6f}" == row["confidence"]
-            assert line.split()[0] == row["label"]
+            assert line.split()[0] == row["prediction"]
             assert line.endswith(row["path"])
 
 
@@ -277,7 +282,7 @@ def test_paths_from_stdin_are_answered_as_they_come(model: Path, pictures: Path)
             value = json.loads(process.stdout.readline())  # before the next line goes in
             assert (value["path"], value["error"]) == (str(pictures / name), error)
         _, err = process.communicate(timeout=60)
-        assert (process.returncode, len(err.splitlines())) == (0, 1)
+        assert (process.returncode, len(err.splitlines())) == (1, 1)
     finally:
         watchdog.cancel()
         process.kill()
@@ -301,7 +306,6 @@ def test_mistakes_are_one_line(
     models: Path, model: Path, pictures: Path, faces: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     face = pictures / "a.jpg"
-    assert "nowhere.png: no such file or folder" in refused(capsys, model, face, pictures / "nowhere.png")
     assert "none of the paths is a dataset" in refused(capsys, model, face, "--split", "test")
     assert "--force" in refused(capsys, model, face, "--out", pictures / "notes.txt")
     for name in ("x.onnx", "x.pt2", "x.safetensors", "x.pt"):
@@ -315,8 +319,8 @@ def test_mistakes_are_one_line(
 
 
 def test_rows_go_to_a_file(model: Path, pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    wanted, _ = predict(capsys, model, pictures)
-    out, _ = predict(capsys, model, pictures, "--out", tmp_path / "rows.csv")
+    wanted, _ = predict(capsys, model, pictures, status=1)
+    out, _ = predict(capsys, model, pictures, "--out", tmp_path / "rows.csv", status=1)
     assert not out
     assert (tmp_path / "rows.csv").read_text() == wanted
 
@@ -382,7 +386,7 @@ def test_faces_of_photographs_are_aligned_as_the_builder_aligns_them(
     model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     photographs = Photographs(tmp_path)
-    out, lines = predict(capsys, model, photographs.folder, "--align")
+    out, lines = predict(capsys, model, photographs.folder, "--align", status=1)
     rows = read_csv(out)
     assert [row["faces"] for row in rows] == ["1", "2", "0"]
     assert rows[2]["error"] == "no face found"
@@ -410,5 +414,50 @@ def test_a_photograph_taken_for_a_face_is_remarked_on(
     Image.new("RGB", (300, 300)).save(tmp_path / "small.png")
     _, lines = predict(capsys, model, tmp_path)
     assert len(lines) == 1
-    assert "1 pictures have more than 512 pixels" in lines[0]
+    assert "1 images have more than 512 pixels" in lines[0]
     assert "--align" in lines[0]
+
+
+def test_a_missing_path_is_a_row(model: Path, pictures: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """What comes after it is still predicted, and the exit status says that something failed."""
+    out, lines = predict(capsys, model, pictures / "nowhere.png", pictures / "b.png", status=1)
+    missing, fine = read_csv(out)
+    assert missing["path"].endswith("nowhere.png") and missing["error"] == "No such file or directory"
+    assert missing["prediction"] == "" and fine["prediction"] in CLASSES
+    assert lines == ["adadf_dist.predict: 1 of 2 rows have no prediction; their column error has the reason"]
+
+
+def test_dataset_rows_carry_the_true_label(models: Path, faces: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    split = open_dataset(faces).split("validation")
+    out, _ = predict(capsys, models / "model.safetensors", faces, "--split", "validation")
+    rows = read_csv(out)
+    assert [row["label"] for row in rows] == [split.classes[label] for label in split.labels]
+    assert split.votes is not None
+    for row, votes in zip(rows, split.votes, strict=True):
+        assert [float(row[f"votes_{name}"]) for name in split.classes] == votes.tolist()
+
+
+def test_all_faces_have_a_row_and_a_box(
+    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The largest first, whatever the detector's order."""
+    template = np.array([[30, 40], [70, 40], [50, 60], [35, 80], [65, 80]], dtype=np.float64)
+    places = ((150.0, 40), (10.0, 90))
+    small, large = (Face((x, 5.0, x + s, 5.0 + s), 0.9, template * s / 100 + (x, 5)) for x, s in places)
+
+    class TwoFaces:
+        def __init__(self, device: object) -> None:
+            pass
+
+        def detect(self, photos: list[Image.Image]) -> list[list[Face]]:
+            return [[small, large] for _ in photos]
+
+    monkeypatch.setattr("adadf_dist.predict.faces.Detector", TwoFaces)
+    photo = tmp_path / "photo.png"
+    Image.fromarray(np.random.default_rng(0).integers(0, 255, (100, 200, 3), dtype=np.uint8)).save(photo)
+    rows = read_csv(predict(capsys, model, photo, "--align", "--all-faces")[0])
+    assert [row["face"] for row in rows] == ["1", "2"] and {row["faces"] for row in rows} == {"2"}
+    boxes = [[float(row[f"box_{side}"]) for side in ("left", "top", "right", "bottom")] for row in rows]
+    assert boxes == [[10, 5, 100, 95], [150, 5, 190, 45]]
+    (alone,) = read_csv(predict(capsys, model, photo, "--align")[0])
+    assert alone["prediction"] == rows[0]["prediction"] and "box_left" not in alone

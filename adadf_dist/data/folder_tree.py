@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -69,14 +69,23 @@ def system_kind(name: str) -> str:
     return name.strip() if known else "hidden"
 
 
-def walk_files(folder: Path | str, skipped: Skipped) -> Iterator[str]:
-    """Paths of all files in a folder and those below it, files first, sorted within each folder.
+def walk_files(
+    folder: Path | str, skipped: Skipped, on_unreadable: Callable[[str, UserError], None] | None = None
+) -> Iterator[str]:
+    """Paths of all files in a folder and its subfolders, files first, sorted within each folder.
 
-    Links to folders are not followed (they may lead round in circles), but counted. Raises `UserError` where a folder
-    cannot be read.
+    Links to folders are counted, not followed: they may form a cycle. A folder that cannot be read is passed to
+    `on_unreadable` with its error; without one, the `UserError` is raised.
     """
     folders = []
-    for entry in list_entries(folder):
+    try:
+        entries = list_entries(folder)
+    except UserError as error:
+        if on_unreadable is None:
+            raise
+        on_unreadable(str(folder), error)
+        return
+    for entry in entries:
         kind = kind_of(entry)
         if kind == "folder":
             folders.append(entry.path)
@@ -85,7 +94,7 @@ def walk_files(folder: Path | str, skipped: Skipped) -> Iterator[str]:
         else:
             skipped.add(entry.path, kind)
     for path in folders:
-        yield from walk_files(path, skipped)
+        yield from walk_files(path, skipped, on_unreadable)
 
 
 def file_names(folder: Path, skipped: Skipped) -> list[str]:

@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
+from PIL import Image
 
 MAX_PIXELS = 2**26
 """Largest image that is ever decoded, in pixels (67 million: 8,192 x 8,192). Beyond it lie decompression bombs."""
@@ -25,6 +25,16 @@ FORMATS = ("BMP", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP")
 """Formats accepted. Pillow knows more, but some of them (EPS) run a program to decode."""
 
 _ORIENTATION = 0x0112  # EXIF tag
+_TRANSPOSITIONS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+"""EXIF orientation -> what makes the image upright. Every other value means upright, or nothing."""
 _PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _PNG_METADATA = (b"tEXt", b"zTXt", b"iTXt", b"iCCP")
 
@@ -119,17 +129,35 @@ def check_size(width: int, height: int) -> None:
         raise BadImage(f"{width} x {height} pixels; a side needs at least {MIN_SIDE}")
 
 
+def read_orientation(image: Image.Image) -> int:
+    """The EXIF orientation if the image is not upright, 1 otherwise. Metadata that cannot be parsed means upright."""
+    try:
+        orientation = image.getexif().get(_ORIENTATION)
+    except Exception:  # the parser raises various errors for corrupt metadata
+        return 1
+    return orientation if orientation in _TRANSPOSITIONS else 1
+
+
+def make_upright(image: Image.Image) -> Image.Image:
+    """The image as a viewer shows it.
+
+    `ImageOps.exif_transpose` also writes the metadata anew, which fails where other tags are corrupt.
+    """
+    orientation = read_orientation(image)
+    return image if orientation == 1 else image.transpose(_TRANSPOSITIONS[orientation])
+
+
 def to_jpeg(data: bytes, side: int | None = None, box: Box | None = None) -> Jpeg:
     """The image, or what is in `box`, as a JPEG, grey or RGB, upright, its shorter side at most `side` pixels.
 
     A JPEG that is so already is passed through, byte for byte. Raises `BadImage`.
     """
     image = decode(data)
-    upright = "exif" not in image.info or image.getexif().get(_ORIENTATION, 1) == 1
+    upright = "exif" not in image.info or read_orientation(image) == 1
     small = side is None or min(image.size) <= side
     if image.format == "JPEG" and image.mode in ("L", "RGB") and upright and small and box is None:
         return Jpeg(data, *image.size)
-    image = to_grey_or_rgb(image if upright else ImageOps.exif_transpose(image))
+    image = to_grey_or_rgb(image if upright else make_upright(image))
     if box is not None:
         image = cut(image, box)
     if side is not None and min(image.size) > side:

@@ -1,4 +1,4 @@
-"""Say what expression pictures show: files, folders, datasets, or paths as they come.
+"""Predict the expressions in image files, folders and datasets, or in the paths on standard input.
 
 python -m adadf_dist.predict MODEL photo.jpg more/ --align --format csv
 """
@@ -23,29 +23,31 @@ from adadf_dist.errors import UserError, one_line_errors
 from adadf_dist.files import add_force_option, atomic_file, check_output
 from adadf_dist.portable.model import Model, open_model
 from adadf_dist.predict.faces import LARGE, Aligner
-from adadf_dist.predict.formats import Format, make_format
+from adadf_dist.predict.formats import Columns, Format, make_format
 from adadf_dist.predict.inputs import Inputs, find_pictures
 from adadf_dist.predict.stream import Predictor
 
 DESCRIPTION = """\
-Predict the expression of faces. Class names and preprocessing come from MODEL, the pictures are prepared as in the
-run's evaluation, and everything is computed in fp32. Rows come in the order of the pictures, as soon as they are known:
-path, label, confidence, a probability a class, and what was wrong with a picture.
+Predict the expression of faces. Class names and preprocessing come from MODEL, images are preprocessed as in the run's
+evaluation, and everything is computed in fp32. Rows are written in the order of the images, as soon as they are known:
+path, prediction, confidence, a probability per class, and the error of an image that failed. Samples of a dataset also
+have their true label (as the dataset names it), and their votes where there are any.
 """
 EPILOG = """\
 MODEL    a run folder (its selected epoch), a checkpoint, or a .safetensors, .onnx or .pt2 file of adadf_dist.export
-PATH     a picture; a folder, searched with all below it; a dataset folder (dataset.json; its test split, or --split);
-         or - for one path a line on standard input, each answered as it comes
+PATH     an image; a folder with its subfolders; a dataset folder (dataset.json; its test split, or --split);
+         or - for one path per line on standard input, each predicted as it arrives
 
-A picture is taken for a face cut out as those of training were. --align is for photographs: the face is found and put
-to the five-point template. Needs pip install 'adadf_dist[align]'.
+Images are expected to be cropped like the training samples. --align is for photos: it finds the largest face and aligns
+it to the five-point template. With --all-faces, every face has a row: its number (1 is the largest) and its box in
+pixels of the upright image. Needs pip install 'adadf_dist[align]'.
 
-exit status: 0, also when some pictures could not be read (their number goes to stderr); 1 when none could;
-2 for a mistake on the command line
+exit status: 0 when every row has a prediction; 1 when some have an error instead (a path that is missing or cannot be
+read, an image without a face; stderr has their number); 2 for a mistake on the command line
 
 examples:
   python -m adadf_dist.predict runs/demo-seed0 faces/ --format csv --out predictions.csv
-  python -m adadf_dist.predict rafdb.onnx party.jpg --align
+  python -m adadf_dist.predict rafdb.onnx party.jpg --align --all-faces
   find photos -name '*.jpg' | python -m adadf_dist.predict rafdb.safetensors - --format jsonl
 """
 
@@ -56,10 +58,11 @@ def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
         description=DESCRIPTION,
         epilog=EPILOG,
     )
-    parser.add_argument("model", type=Path, metavar="MODEL", help="what predicts")
-    parser.add_argument("paths", nargs="+", metavar="PATH", help="what it looks at; - reads paths from stdin")
+    parser.add_argument("model", type=Path, metavar="MODEL", help="the trained network")
+    parser.add_argument("paths", nargs="+", metavar="PATH", help="images to predict; - reads paths from stdin")
     parser.add_argument("--split", choices=("train", "validation", "test"), help="of dataset folders (default: test)")
-    parser.add_argument("--align", action="store_true", help="find the face in each photograph and align it")
+    parser.add_argument("--align", action="store_true", help="find the largest face in each photo and align it")
+    parser.add_argument("--all-faces", action="store_true", help="one row per face found; needs --align")
     parser.add_argument(
         "--aligned-size", type=int, default=100, metavar="N", help="side of an aligned face (default: %(default)s)"
     )
@@ -78,6 +81,8 @@ def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
     for option, lowest, highest in (("batch_size", 1, 65536), ("workers", 1, 1024), ("aligned_size", 16, 1024)):
         if not lowest <= getattr(args, option) <= highest:
             parser.error(f"--{option.replace('_', '-')} {getattr(args, option)}: from {lowest} to {highest}")
+    if args.all_faces and not args.align:
+        parser.error("--all-faces needs --align, which finds the faces")
     if args.paths.count("-") > 1:
         parser.error("- is given twice: there is one standard input")
     return args
@@ -101,34 +106,34 @@ def open_output(path: Path | None) -> Iterator[TextIO]:
 
 
 class Tally:
-    """How many pictures were judged, and how many could not be."""
+    """Counts of rows, of rows without a prediction, and of images that look like photos."""
 
     def __init__(self) -> None:
         self.rows = self.failed = self.large = 0
 
-    def told(self) -> Iterator[str]:
+    def messages(self) -> Iterator[str]:
         """Lines for stderr."""
         if self.failed:
-            yield f"{self.failed:,} of {self.rows:,} pictures could not be judged; their rows say why"
+            yield f"{self.failed:,} of {self.rows:,} rows have no prediction; their column error has the reason"
         if self.large:
             yield (
-                f"{self.large:,} pictures have more than {LARGE} pixels a side and were taken as they are; if they are "
-                "photographs and not faces cut out, --align finds the faces"
+                f"{self.large:,} images have more than {LARGE} pixels per side and were not cropped; if they are "
+                "photos and not faces, --align finds the faces"
             )
 
 
 def predict(predictor: Predictor, inputs: Inputs, form: Format, out: TextIO) -> Tally:
-    """Write a row a picture, a batch at a time."""
+    """Write the rows of all images, one batch at a time."""
     tally = Tally()
     out.write(form.head())
-    with tqdm(total=inputs.total, unit="picture", leave=False, disable=not sys.stderr.isatty()) as bar:
+    with tqdm(total=inputs.total, unit="image", leave=False, disable=not sys.stderr.isatty()) as bar:
         for rows in predictor.rows(inputs.pictures):
             out.writelines(form.line(row) for row in rows)
             out.flush()
             tally.rows += len(rows)
             tally.failed += sum(row.probabilities is None for row in rows)
-            tally.large += sum(row.face.large for row in rows)
-            bar.update(len(rows))
+            tally.large += sum(row.face.is_large for row in rows)
+            bar.update(sum(row.face.number in (None, 1) for row in rows))
     return tally
 
 
@@ -136,7 +141,7 @@ def make_predictor(args: argparse.Namespace, model: Model) -> Predictor:
     aligner = None
     if args.align:
         on_gpu = args.device != "cpu" and torch.cuda.is_available()
-        aligner = Aligner(torch.device("cuda" if on_gpu else "cpu"), args.aligned_size)
+        aligner = Aligner(torch.device("cuda" if on_gpu else "cpu"), args.aligned_size, args.all_faces)
     return Predictor(model, args.batch_size, args.workers, aligner)
 
 
@@ -157,12 +162,13 @@ def main(argv: Sequence[str] | None = None) -> None:
         if inputs.skipped.kinds:
             print(f"adadf_dist.predict: {inputs.skipped.describe()}", file=sys.stderr, flush=True)
         for_eyes = args.out is None and sys.stdout.isatty()
-        form = make_format(args.format or ("table" if for_eyes else "csv"), model.classes, args.align)
+        columns = Columns(model.classes, inputs.label_classes, inputs.vote_classes, args.align, args.all_faces)
+        form = make_format(args.format or ("table" if for_eyes else "csv"), columns)
         with open_output(args.out) as out:
             tally = predict(predictor, inputs, form, out)
-    for line in tally.told():
+    for line in tally.messages():
         print(f"adadf_dist.predict: {line}", file=sys.stderr, flush=True)
-    raise SystemExit(int(tally.failed == tally.rows))
+    raise SystemExit(int(tally.failed > 0))
 
 
 if __name__ == "__main__":

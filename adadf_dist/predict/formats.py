@@ -1,4 +1,4 @@
-"""Rows as text: csv, JSON lines, or a table for the eye."""
+"""Rows as text: csv, JSON Lines, or a table to read. All three have the same columns."""
 
 from __future__ import annotations
 
@@ -6,46 +6,122 @@ import csv
 import io
 import json
 from collections.abc import Sequence
-from typing import Literal, Protocol
+from typing import Literal, NamedTuple, Protocol, TypeAlias
 
+from adadf_dist.data.jpeg import Box
 from adadf_dist.predict.stream import Row
 from adadf_dist.text_files import escape_name
 
 FormatName = Literal["csv", "jsonl", "table"]
 DIGITS = 6
 """Decimals of a probability."""
+Value: TypeAlias = str | int | float | None
+
+
+class Columns(NamedTuple):
+    """Which columns there are beside `path`, `prediction`, `confidence` and `error`."""
+
+    classes: tuple[str, ...]
+    """The model's classes: a probability each."""
+    label_classes: tuple[str, ...] = ()
+    """Values of the column `label` (true classes of a dataset); no such column where empty."""
+    vote_classes: tuple[str, ...] = ()
+    """Classes with a number of votes each."""
+    has_faces: bool = False
+    """`faces`: number of faces found in the image."""
+    has_boxes: bool = False
+    """`face` and `box_*`: which of the faces it is, and where it is in the image."""
+
+
+class Record(NamedTuple):
+    """The values of a row by column, in groups; None for an empty cell."""
+
+    result: dict[str, Value]
+    """`path`, `prediction` and `confidence`."""
+    probabilities: dict[str, float] | None
+    """Model class -> probability."""
+    annotation: dict[str, Value]
+    """`label`, where there is such a column."""
+    votes: dict[str, Value] | None
+    """Dataset class -> number of votes; not of other datasets' classes."""
+    detection: dict[str, Value]
+    """`faces`, `face` and `box_*`, where there are such columns."""
+    error: str
+
+
+def make_record(row: Row, columns: Columns) -> Record:
+    face, p = row
+    picture = face.picture
+    probabilities = None if p is None else dict(zip(columns.classes, map(float, p), strict=True))
+    best = None if p is None else int(p.argmax())
+    detection: dict[str, Value] = {}
+    if columns.has_faces:
+        detection["faces"] = face.found
+    if columns.has_boxes:
+        box = face.box or (None,) * len(Box._fields)
+        detection |= {"face": face.number, **dict(zip(box_columns(), box, strict=True))}
+    return Record(
+        result={
+            "path": picture.name,
+            "prediction": None if best is None else columns.classes[best],
+            "confidence": None if p is None else float(p.max()),
+        },
+        probabilities=probabilities,
+        annotation={"label": picture.label} if columns.label_classes else {},
+        votes=None if picture.votes is None else {name: as_count(votes) for name, votes in picture.votes.items()},
+        detection=detection,
+        error=face.error,
+    )
+
+
+def box_columns() -> list[str]:
+    return [f"box_{side}" for side in Box._fields]
+
+
+def detection_columns(columns: Columns) -> list[str]:
+    return ["faces"] * columns.has_faces + ["face", *box_columns()] * columns.has_boxes
+
+
+def as_count(votes: float) -> int | float:
+    """A whole number where it is one; some datasets weight their votes."""
+    return int(votes) if votes == int(votes) else round(votes, DIGITS)
 
 
 class Format(Protocol):
     def head(self) -> str:
-        """What stands before the rows, with its line end."""
+        """The text before the rows, with its newline."""
 
     def line(self, row: Row) -> str: ...
 
 
-def make_format(name: FormatName, classes: Sequence[str], aligned: bool) -> Format:
-    """`aligned`: the number of faces found in each picture is told too."""
+def make_format(name: FormatName, columns: Columns) -> Format:
     kinds: dict[str, type[Csv | JsonLines | Table]] = {"csv": Csv, "jsonl": JsonLines, "table": Table}
-    return kinds[name](classes, aligned)
+    return kinds[name](columns)
 
 
 class Csv:
-    """path, label, confidence, p_CLASS for each class, faces (when aligned), error."""
+    """path, prediction, confidence, p_CLASS per class, label, votes_CLASS per class, faces, face, box_*, error."""
 
-    def __init__(self, classes: Sequence[str], aligned: bool) -> None:
-        self.classes, self.aligned = classes, aligned
+    def __init__(self, columns: Columns) -> None:
+        self.columns = columns
 
     def head(self) -> str:
-        faces = ["faces"] * self.aligned
-        return as_csv(["path", "label", "confidence", *(f"p_{name}" for name in self.classes), *faces, "error"])
+        names = ["path", "prediction", "confidence", *(f"p_{name}" for name in self.columns.classes)]
+        names += ["label"] * bool(self.columns.label_classes)
+        names += [f"votes_{name}" for name in self.columns.vote_classes]
+        return as_csv([*names, *detection_columns(self.columns), "error"])
 
     def line(self, row: Row) -> str:
-        face, p = row
-        values = [""] * (2 + len(self.classes))
-        if p is not None:
-            values = [self.classes[int(p.argmax())], *(f"{share:.{DIGITS}f}" for share in (p.max(), *p))]
-        faces = ["" if face.found is None else str(face.found)] * self.aligned
-        return as_csv([face.name, *values, *faces, face.error])
+        record = make_record(row, self.columns)
+        shares, votes = record.probabilities or {}, record.votes or {}
+        predicted = [*record.result.values(), *(shares.get(name) for name in self.columns.classes)]
+        cells = [f"{value:.{DIGITS}f}" if isinstance(value, float) else as_text(value) for value in predicted]
+        given = [*record.annotation.values(), *(votes.get(name) for name in self.columns.vote_classes)]
+        return as_csv([*cells, *map(as_text, (*given, *record.detection.values())), record.error])
+
+
+def as_text(value: Value) -> str:
+    return "" if value is None else str(value)
 
 
 def as_csv(cells: Sequence[str]) -> str:
@@ -55,54 +131,54 @@ def as_csv(cells: Sequence[str]) -> str:
 
 
 class JsonLines:
-    """An object a line: path, label, confidence, probabilities by class, faces (when aligned), error; or null.
+    """One object per line; `probabilities` and `votes` are objects by class, and what is empty in csv is null.
 
     Bytes of a path that are not UTF-8, control characters and backslashes are written as `\\xNN`.
     """
 
-    def __init__(self, classes: Sequence[str], aligned: bool) -> None:
-        self.classes, self.aligned = classes, aligned
+    def __init__(self, columns: Columns) -> None:
+        self.columns = columns
 
     def head(self) -> str:
         return ""
 
     def line(self, row: Row) -> str:
-        face, p = row
-        values: dict[str, object] = {
-            "path": escape_name(face.name),
-            "label": None,
-            "confidence": None,
-            "probabilities": None,
-        }
-        if p is not None:
-            shares = {name: round(float(share), DIGITS) for name, share in zip(self.classes, p, strict=True)}
-            values |= {
-                "label": self.classes[int(p.argmax())],
-                "confidence": max(shares.values()),
-                "probabilities": shares,
-            }
-        if self.aligned:
-            values["faces"] = face.found
-        return json.dumps({**values, "error": face.error or None}) + "\n"
+        record = make_record(row, self.columns)
+        values: dict[str, object] = {**record.result, "path": escape_name(row.face.picture.name)}
+        values["probabilities"] = None
+        if record.probabilities is not None:
+            shares = {name: round(share, DIGITS) for name, share in record.probabilities.items()}
+            values |= {"confidence": max(shares.values()), "probabilities": shares}
+        values |= record.annotation
+        if self.columns.vote_classes:
+            values["votes"] = record.votes
+        return json.dumps({**values, **record.detection, "error": record.error or None}) + "\n"
 
 
 class Table:
-    """Fixed columns, the path last, for it may be of any length."""
+    """Aligned columns; the path, of any length, is last, with the error if any."""
 
-    def __init__(self, classes: Sequence[str], aligned: bool) -> None:
-        self.classes, self.aligned = classes, aligned
-        self.width = max(len("label"), *map(len, classes))
+    def __init__(self, columns: Columns) -> None:
+        self.columns = columns
+        self.width = max(len("prediction"), *map(len, columns.classes))
+        self.label_width = max(map(len, ("label", *columns.label_classes)))
 
     def head(self) -> str:
-        cells = ["label".ljust(self.width), "confidence", *(name.rjust(7) for name in self.classes)]
-        return "  ".join([*cells, *["faces"] * self.aligned, "path"]) + "\n"
+        cells = ["prediction".ljust(self.width), "confidence", *(name.rjust(7) for name in self.columns.classes)]
+        cells += ["label".ljust(self.label_width)] * bool(self.columns.label_classes)
+        cells += [f"votes_{name}" for name in self.columns.vote_classes]
+        return "  ".join([*cells, *(name.rjust(5) for name in detection_columns(self.columns)), "path"]) + "\n"
 
     def line(self, row: Row) -> str:
-        face, p = row
-        names = ["-".ljust(self.width), "-".rjust(10), *("-".rjust(max(7, len(name))) for name in self.classes)]
-        if p is not None:
-            names = [self.classes[int(p.argmax())].ljust(self.width), f"{p.max():10.1%}"]
-            names += [f"{share:{max(7, len(name))}.1%}" for name, share in zip(self.classes, p, strict=True)]
-        faces = [("-" if face.found is None else str(face.found)).rjust(5)] * self.aligned
-        path = face.name if face.name.isprintable() else ascii(face.name)[1:-1]  # no name moves the terminal's cursor
-        return "  ".join([*names, *faces, path + (f": {face.error}" if face.error else "")]) + "\n"
+        record = make_record(row, self.columns)
+        shares, votes = record.probabilities or {}, record.votes or {}
+        confidence = "-" if row.probabilities is None else f"{row.probabilities.max():.1%}"
+        cells = [(as_text(record.result["prediction"]) or "-").ljust(self.width), confidence.rjust(10)]
+        for name in self.columns.classes:
+            cells.append((f"{shares[name]:.1%}" if shares else "-").rjust(max(7, len(name))))
+        cells += [(as_text(label) or "-").ljust(self.label_width) for label in record.annotation.values()]
+        cells += [(as_text(votes.get(name)) or "-").rjust(len(f"votes_{name}")) for name in self.columns.vote_classes]
+        cells += [(as_text(value) or "-").rjust(max(5, len(name))) for name, value in record.detection.items()]
+        path = row.face.picture.name
+        path = path if path.isprintable() else ascii(path)[1:-1]  # no name moves the terminal's cursor
+        return "  ".join([*cells, path + (f": {record.error}" if record.error else "")]) + "\n"

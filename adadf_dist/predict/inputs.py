@@ -1,34 +1,38 @@
-"""Which pictures are meant, in order: files, folders, dataset folders, and lines of standard input."""
+"""Find the input images, in order: files, folders, dataset folders, and lines of standard input."""
 
 from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
-from pathlib import Path
-from typing import NamedTuple
+from itertools import chain
+from typing import NamedTuple, NoReturn
 
-from PIL import Image, ImageOps
+from PIL import Image
 
 from adadf_dist.data.folder_tree import Skipped, walk_files
 from adadf_dist.data.format import Split, open_dataset
-from adadf_dist.data.jpeg import BadImage, decode, image_suffixes, is_image_name, to_grey_or_rgb
+from adadf_dist.data.jpeg import BadImage, decode, image_suffixes, is_image_name, make_upright, to_grey_or_rgb
 from adadf_dist.data.loader import decode_stored
 from adadf_dist.data.manifest import MANIFEST
-from adadf_dist.errors import UserError
+from adadf_dist.errors import UserError, one_line
 from adadf_dist.text_files import decode_lines, escape_name, native_name
 
 STDIN = "-"
 
 
 class Picture(NamedTuple):
-    """A picture to be read when its turn comes."""
+    """An input image, read when its turn comes."""
 
     name: str
     """What its row is called: a path, or SPLIT/KEY of a dataset."""
     load: Callable[[], Image.Image]
-    """Grey or RGB, and upright. Raises `BadImage`, `OSError`."""
+    """Gray or RGB, and upright. Raises `BadImage`, `OSError`."""
+    label: str | None = None
+    """True class of a dataset's sample, as the dataset names it."""
+    votes: Mapping[str, float] | None = None
+    """Class -> number of annotators who chose it; None for a sample without votes."""
 
 
 class Inputs(NamedTuple):
@@ -37,53 +41,85 @@ class Inputs(NamedTuple):
     """None where paths come from standard input."""
     skipped: Skipped
     """What was left out in folders. A file given by its name may be called anything."""
+    label_classes: tuple[str, ...]
+    """Class names of all datasets; empty without a dataset."""
+    vote_classes: tuple[str, ...]
+    """Class names of the datasets with votes."""
+
+
+class Source(NamedTuple):
+    """The images of one path of the command line."""
+
+    pictures: Iterable[Picture]
+    total: int | None
+    """None where it is not known in advance."""
+    split: Split | None = None
+    """Of a dataset folder."""
+    is_missing: bool = False
+    """The path does not exist, or is a dataset folder that does not open."""
 
 
 def find_pictures(paths: Sequence[str], split: str | None) -> Inputs:
-    """All pictures that the command line names. Raises `UserError` for what is not there, or holds no picture."""
-    found: list[Iterator[Picture]] = []
-    total: int | None = 0
-    datasets = 0
+    """All images that the command line names; a path that cannot be read counts as an image that fails to load.
+
+    Raises `UserError` where there is no image at all, or a dataset lacks the split.
+    """
     skipped = Skipped()
-    for path in paths:
-        if path == STDIN:
-            found.append(lines_of_stdin())
-            total = None
-            continue
-        if os.path.isfile(os.path.join(path, MANIFEST)):
-            pictures, count = stored(Path(path), split)
-            datasets += 1
-        elif os.path.isdir(path):
-            files = list(images_below(path, skipped))
-            pictures, count = map(file_picture, files), len(files)
-        elif os.path.exists(path):
-            pictures, count = iter([file_picture(path)]), 1
-        else:
-            raise UserError(f"{escape_name(path)}: no such file or folder")
-        found.append(pictures)
-        total = None if total is None else total + count
-    if split is not None and not datasets:
+    sources = [open_path(path, split, skipped) for path in paths]
+    splits = [source.split for source in sources if source.split is not None]
+    if split is not None and not splits and not any(source.is_missing for source in sources):
         raise UserError(f"--split {split}: none of the paths is a dataset folder (one with a {MANIFEST})")
+    counts = [source.total for source in sources if source.total is not None]
+    total = sum(counts) if len(counts) == len(sources) else None
     if total == 0:
         note = f"; {skipped.describe()}" if skipped.kinds else ""
         raise UserError(
             f"no pictures found in {', '.join(map(escape_name, paths))}; their names would end in "
             f"{', '.join(sorted(image_suffixes()))}{note}"
         )
-    return Inputs((picture for pictures in found for picture in pictures), total, skipped)
+    return Inputs(
+        pictures=chain.from_iterable(source.pictures for source in sources),
+        total=total,
+        skipped=skipped,
+        label_classes=merge_classes(splits),
+        vote_classes=merge_classes(split for split in splits if split.votes is not None),
+    )
 
 
-def images_below(folder: str, skipped: Skipped) -> Iterator[str]:
-    """Paths of images in a folder and those below it, sorted within each. Raises `UserError`."""
-    for path in walk_files(folder, skipped):
+def merge_classes(splits: Iterable[Split]) -> tuple[str, ...]:
+    """Class names of all splits, each once, in the order of their first occurrence."""
+    return tuple(dict.fromkeys(name for split in splits for name in split.classes))
+
+
+def open_path(path: str, split: str | None, skipped: Skipped) -> Source:
+    """The images that one argument names. Raises `UserError` for a dataset without the split."""
+    if path == STDIN:
+        return Source(read_stdin_paths(), None)
+    if os.path.isfile(os.path.join(path, MANIFEST)):
+        return open_dataset_path(path, split)
+    if os.path.isdir(path):
+        pictures = list_folder(path, skipped)
+        return Source(pictures, len(pictures))
+    return Source([file_picture(path)], 1, is_missing=not os.path.exists(path))
+
+
+def list_folder(folder: str, skipped: Skipped) -> list[Picture]:
+    """The images in a folder and its subfolders, sorted; a subfolder that cannot be read is an image that fails."""
+    found: list[Picture] = []
+
+    def add_unreadable(path: str, error: UserError) -> None:
+        found.append(failed_picture(path, str(error)))
+
+    for path in walk_files(folder, skipped, add_unreadable):
         if is_image_name(path):
-            yield path
+            found.append(file_picture(path))
         else:
             skipped.add(path, "other files")
+    return found
 
 
-def lines_of_stdin() -> Iterator[Picture]:
-    """A picture a line, each as soon as the line is there."""
+def read_stdin_paths() -> Iterator[Picture]:
+    """One image per line, each as soon as the line arrives."""
     if sys.stdin is None:
         raise UserError("standard input is closed, so it names no pictures")
     # not sys.stdin: a thread that waits in it would hold up the end of the program
@@ -98,22 +134,49 @@ def file_picture(path: str) -> Picture:
 
 
 def load_file(path: str) -> Image.Image:
-    """As the builder reads a source's pictures. Raises `BadImage`, `OSError`."""
+    """Read an image file as the builder does. Raises `BadImage`, `OSError`."""
     with open(path, "rb") as file:
         data = file.read()
     if not data:
         raise BadImage("empty file")
-    return to_grey_or_rgb(ImageOps.exif_transpose(decode(data)))
+    return to_grey_or_rgb(make_upright(decode(data)))
 
 
-def stored(folder: Path, name: str | None) -> tuple[Iterator[Picture], int]:
-    """The faces of a split of a dataset, in their order; `test` unless told otherwise. Raises `UserError`."""
-    dataset = open_dataset(folder)
-    if name is None and "test" not in dataset.splits:
-        raise UserError(f"{folder}: has no test split; give --split, one of {', '.join(dataset.splits)}")
-    split = dataset.split(name or "test")
-    return (stored_picture(split, sample) for sample in range(len(split))), len(split)
+def failed_picture(path: str, reason: str) -> Picture:
+    """Stands for a folder that cannot be read: loading it raises `BadImage` with the reason."""
+    return Picture(path, partial(raise_bad_image, reason.removeprefix(f"{escape_name(path)}: ")))
 
 
-def stored_picture(split: Split, sample: int) -> Picture:
-    return Picture(f"{split.name}/{split.keys[sample]}", lambda: decode_stored(split.read(sample)))
+def raise_bad_image(reason: str) -> NoReturn:
+    raise BadImage(reason)
+
+
+def open_dataset_path(path: str, name: str | None) -> Source:
+    """The samples of a dataset's split (default: test), in their order. Raises `UserError` if it lacks the split."""
+    try:
+        dataset = open_dataset(path)
+        name_or_test = name or "test"
+        if name_or_test in dataset.splits:
+            split = dataset.split(name_or_test)
+            return Source(stored_pictures(split), len(split), split)
+    except (UserError, OSError) as error:
+        reason = str(error) if isinstance(error, UserError) else one_line(error)
+        return Source([failed_picture(path, reason)], 1, is_missing=True)
+    problem = f"no {name} split; it has" if name else "has no test split; give --split, one of"
+    raise UserError(f"{escape_name(path)}: {problem} {', '.join(dataset.splits)}")
+
+
+def stored_pictures(split: Split) -> Iterator[Picture]:
+    """The samples of a split with their labels, and votes where there are any."""
+    for sample, (key, label) in enumerate(zip(split.keys, split.labels.tolist(), strict=True)):
+        votes = [] if split.votes is None else split.votes[sample].tolist()
+        yield Picture(
+            f"{split.name}/{key}",
+            partial(load_stored, split, sample),
+            split.classes[label],
+            dict(zip(split.classes, votes, strict=True)) if any(votes) else None,
+        )
+
+
+def load_stored(split: Split, sample: int) -> Image.Image:
+    return decode_stored(split.read(sample))

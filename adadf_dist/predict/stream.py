@@ -1,4 +1,4 @@
-"""Pictures in, rows out, in order and as they come: threads decode ahead while the network works on a batch."""
+"""Predict images in order, as they arrive: threads decode ahead while the network computes a batch."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from numpy.typing import NDArray
 
 from adadf_dist.data.loader import Finish
 from adadf_dist.portable.model import Model
-from adadf_dist.predict.faces import Aligner, Face, see
+from adadf_dist.predict.faces import Aligner, Face, load_faces
 from adadf_dist.predict.inputs import Picture
 
 LINGER_S = 0.05
 """A batch waits no longer than this for its next picture: paths may come one by one, by hand."""
 
-Seen = Future[Face]
+Seen = Future[list[Face]]
 
 
 class Row(NamedTuple):
-    """What is said of a picture."""
+    """The result for an image, or for one of its faces."""
 
     face: Face
     probabilities: NDArray[np.float64] | None
@@ -42,7 +42,7 @@ class Predictor:
         self._finish = Finish(model.preprocessing, model.device)
 
     def rows(self, pictures: Iterable[Picture]) -> Iterator[list[Row]]:
-        """A list a batch. Raises what iterating over `pictures` raises, after the rows of those before."""
+        """One list per batch of images. Raises what iterating over `pictures` raises, after the earlier rows."""
         ahead: Queue[Seen | BaseException | None] = Queue(2 * self.batch_size + self.workers)
         with ThreadPoolExecutor(self.workers, "decode") as pool:
             Thread(target=self._read_ahead, args=(pictures, pool, ahead), daemon=True).start()
@@ -50,7 +50,7 @@ class Predictor:
             while not ended:
                 batch, end = take_batch(ahead, self.batch_size)
                 if batch:
-                    yield self.judge([seen.result() for seen in batch])
+                    yield self.judge([face for seen in batch for face in seen.result()])
                 if isinstance(end, BaseException):
                     raise end
                 ended = end is None
@@ -60,7 +60,7 @@ class Predictor:
     ) -> None:
         try:
             for picture in pictures:
-                ahead.put(pool.submit(see, picture, self.model.preprocessing.resized, self.aligner))
+                ahead.put(pool.submit(load_faces, picture, self.model.preprocessing.resized, self.aligner))
         except BaseException as error:
             ahead.put(error)
         else:
@@ -69,7 +69,10 @@ class Predictor:
     def judge(self, faces: Sequence[Face]) -> list[Row]:
         """Rows in the order of `faces`; those with an error are left out of the network's batch."""
         good = [face.pixels for face in faces if face.pixels is not None]
-        probabilities = iter(self.probabilities(np.stack(good)) if good else ())
+        starts = range(0, len(good), self.batch_size)  # images may have several faces each
+        probabilities = (
+            row for start in starts for row in self.probabilities(np.stack(good[start : start + self.batch_size]))
+        )
         return [Row(face, None if face.pixels is None else next(probabilities)) for face in faces]
 
     def probabilities(self, pixels: NDArray[np.uint8]) -> NDArray[np.float64]:
