@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ast
-import ctypes
 import gc
 import os
 import shutil
@@ -12,19 +11,20 @@ import subprocess
 import sys
 import textwrap
 import weakref
-from multiprocessing.connection import Connection
 from pathlib import Path
+from types import SimpleNamespace
 
 import psutil
 import pytest
 import torch
 
 from adadf_dist.data.open import open_data
-from adadf_dist.data.processes import end_with_parent, worker_context
+from adadf_dist.data.processes import check_semaphores, worker_context
 from adadf_dist.errors import UserError
 from tests.runs import ROOT, environment, finish, records, settings, start, wait_until
 from tests.runs import command as train_command
-from tests.test_loaders import config_for
+from tests.test_loaders import config_for, cut_short, spoil
+from tests.worker_tasks import hold_the_lock
 
 CPU = torch.device("cpu")
 BOUND_S = 60
@@ -60,18 +60,10 @@ def forks(call: ast.Call) -> list[str]:
     return problems
 
 
-def hold_the_lock(pipe: Connection) -> None:
-    """A worker that is stuck in native code with the interpreter lock, deaf to SIGTERM."""
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    end_with_parent()
-    pipe.send(os.getpid())
-    ctypes.PyDLL(None).pause()
-
-
 PARENT = """
     import multiprocessing
     from adadf_dist.data.processes import worker_context
-    from tests.test_processes import hold_the_lock
+    from tests.worker_tasks import hold_the_lock
 
     if __name__ == "__main__":
         context = worker_context("adadf_dist.data.processes")
@@ -102,6 +94,7 @@ def has_ended(process: psutil.Process) -> bool:
         return True
 
 
+@pytest.mark.slow
 def test_a_killed_rank_leaves_no_worker(faces: Path, tmp_path: Path) -> None:
     values = settings(faces, tmp_path / "run", data__workers="2", epochs="200")
     rank = start(train_command(values))
@@ -119,30 +112,45 @@ def test_a_long_temporary_folder_is_named(tmp_path: Path, monkeypatch: pytest.Mo
         worker_context(__name__)
 
 
+def refuse(*args: object, **options: object) -> None:
+    raise OSError(28, "No space left on device")
+
+
 def test_missing_shared_memory_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(self: object) -> None:
-        raise OSError(28, "No space left on device")
+    """With what there is and what is needed."""
+    context = worker_context("adadf_dist.data.processes")
+    check_semaphores(context)
+    monkeypatch.setattr("multiprocessing.synchronize.SemLock.__init__", refuse)
+    free = SimpleNamespace(free=8 * 1024)
+    monkeypatch.setattr("shutil.disk_usage", lambda folder: free)
+    with pytest.raises(UserError, match=r"/dev/shm: .*No space left.*: 8 KB are free, and 64 KB are .*--shm-size"):
+        check_semaphores(context)
 
-    monkeypatch.setattr("multiprocessing.context.ForkServerContext.Lock", refuse)
-    with pytest.raises(UserError, match=r"/dev/shm: .*No space left.*--shm-size"):
-        worker_context(__name__)
+
+def test_the_torch_loader_needs_no_semaphore(faces: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("multiprocessing.synchronize.SemLock.__init__", refuse)
+    with open_data(config_for(faces, data__loader="torch", data__workers=1), 0, 1, CPU) as data:
+        assert sum(len(batch.labels) for batch in data.train(0)) == 64
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(
-    shutil.which("unshare") is None or os.geteuid() != 0, reason="needs root and unshare to mount a small /dev/shm"
+    shutil.which("unshare") is None or os.geteuid() != 0, reason="needs root and unshare to mount /dev/shm"
 )
 def test_training_needs_no_room_in_shared_memory(faces: Path, tmp_path: Path) -> None:
-    """Docker's 64 MB, and less than that: pictures do not pass through /dev/shm."""
+    """Not a byte of it: /dev/shm is mounted read-only."""
     values = settings(faces, tmp_path / "run", data__workers="2", epochs="1")
-    mount = 'mount -t tmpfs -o size=64k tmpfs /dev/shm && exec "$@"'
+    mount = 'mount -t tmpfs -o ro tmpfs /dev/shm && exec "$@"'
     if subprocess.run(["unshare", "-m", "bash", "-c", mount, "_", "true"], capture_output=True).returncode:
-        pytest.skip("this machine does not let us mount a small /dev/shm")
+        pytest.skip("this machine does not let us mount /dev/shm")
     done = finish(["unshare", "-m", "bash", "-c", mount, "_", *train_command(values)], timeout=240)
     assert done.returncode == 0, done.stderr
 
 
-@pytest.mark.parametrize("end", ["left early", "at the end", "closed in mid-pass"])
-def test_pipelines_end_without_the_garbage_collector(faces: Path, end: str, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("end", ["left early", "at the end", "closed in mid-pass", "a bad face"])
+def test_pipelines_end_without_the_garbage_collector(
+    faces: Path, tmp_path: Path, end: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A pipeline in a reference cycle is destroyed by whoever collects garbage, in whatever thread or process."""
     dali_loader = pytest.importorskip("adadf_dist.data.dali_loader", reason="DALI is not installed")
     alive: list[weakref.ref[object]] = []
@@ -157,6 +165,10 @@ def test_pipelines_end_without_the_garbage_collector(faces: Path, end: str, monk
     gc.collect()
     gc.disable()
     try:
+        if end == "a bad face":
+            end_by_a_bad_face(faces, tmp_path / "bad")
+            assert alive and all(reference() is None for reference in alive)
+            return
         with open_data(config_for(faces, data__loader="dali", data__prefetch=1), 0, 1, CPU) as data:
             batches = iter(data.train(0))
             next(batches)
@@ -173,8 +185,16 @@ def test_pipelines_end_without_the_garbage_collector(faces: Path, end: str, monk
         gc.enable()
 
 
+def end_by_a_bad_face(faces: Path, folder: Path) -> None:
+    """A JPEG that looks whole until its pixels end, which DALI reports when the pipeline is at work."""
+    spoil(faces, folder, "train", {0: cut_short(faces, "train", 0)})
+    config = config_for(folder, data__loader="dali", data__prefetch=1, data__max_bad_faces=0)
+    with pytest.raises(UserError, match=r"shards\.verify"), open_data(config, 0, 1, CPU) as data:
+        list(data.train(0))
+
+
 def test_a_stuck_worker_can_be_terminated() -> None:
-    """It holds the interpreter lock and ignores SIGTERM; a `DataLoader` that closes calls `terminate`."""
+    """It holds the interpreter lock and ignores SIGTERM; multiprocessing calls `terminate` at exit."""
     context = worker_context("adadf_dist.data.processes")
     here, there = context.Pipe()
     worker = context.Process(target=hold_the_lock, args=(there,), daemon=True)

@@ -35,9 +35,12 @@ class Ahead(Generic[T]):
             made = self._queue.get()
             if isinstance(made, _End):
                 self._thread.join()
-                if made.error is not None:
+                if made.error is None:
+                    return
+                try:
                     raise made.error
-                return
+                finally:
+                    del made  # the error's traceback holds this frame: no reference cycle
             yield made
 
     def close(self) -> None:
@@ -59,6 +62,7 @@ class Ahead(Generic[T]):
             if hasattr(maker, "close"):
                 maker.close()
         self._put(_End(error))
+        del error, maker  # the error's traceback holds this frame: no reference cycle
 
     def _put(self, made: T | _End) -> bool:
         """False when nobody wants it any more."""

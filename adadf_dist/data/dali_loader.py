@@ -133,10 +133,11 @@ class DaliLoader:
                 self._drop_decoder()
                 if is_out_of_memory(error) or all(chunk.by_pillow for chunk in in_flight):
                     raise
-                for chunk in in_flight:
-                    self._mend(chunk, range(len(chunk.samples)))
-                    chunk.by_pillow = True
-                feed = chain(in_flight, feed)
+            # out of the handler: an error raised in it would hold DALI's, whose traceback holds the pipeline
+            for chunk in in_flight:
+                self._mend(chunk, range(len(chunk.samples)))
+                chunk.by_pillow = True
+            feed = chain(in_flight, feed)
 
     def _mend(self, chunk: Chunk, rows: Iterable[int]) -> None:
         """Decode some faces with Pillow, the judge of both loaders, and replace those that it cannot decode.

@@ -73,6 +73,8 @@ class WorkerPool(Generic[S, R]):
         if not self._processes:
             self._start()
         for number, task in enumerate(tasks):
+            if not self._processes[number].is_alive():  # its pipe may still hold the end of an earlier pass
+                raise self._describe_death(number)
             try:
                 self._pipes[number].send(task)
             except OSError:
@@ -133,6 +135,7 @@ class WorkerPool(Generic[S, R]):
             raise self._describe_death(number) from None
         except BaseException:  # a result that cannot be unpickled, no memory for it: the pipe is out of step
             self._processes[number].kill()
+            self._processes[number].join()
             raise
 
     def _describe_death(self, number: int) -> DeadWorkerError:
