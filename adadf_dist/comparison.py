@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import cache
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -135,5 +136,11 @@ def unpaired_variance(scores: Sequence[Score]) -> float:
 
 def half_width(seed_variance: float, sample_variance: float, seeds: int, level: float) -> float:
     """Half the width of a two-sided interval: Student's t for the seeds, the normal quantile for the samples."""
-    t, z = (float(quantile) for quantile in (stats.t.ppf((1 + level) / 2, seeds - 1), stats.norm.ppf((1 + level) / 2)))
+    t, z = two_sided_quantiles(seeds - 1, level)
     return math.sqrt(t**2 * seed_variance + z**2 * sample_variance)
+
+
+@cache
+def two_sided_quantiles(degrees: int, level: float) -> tuple[float, float]:
+    """Of Student's t and of the normal distribution. Kept: scipy takes longer for them than all else here takes."""
+    return float(stats.t.ppf((1 + level) / 2, degrees)), float(stats.norm.ppf((1 + level) / 2))

@@ -16,7 +16,7 @@ from adadf_dist.config import ModelConfig
 from adadf_dist.errors import UserError
 from adadf_dist.method.model import DualBranch
 from adadf_dist.method.weight_files import read_weights
-from adadf_dist.method.weights import load_pretrained
+from adadf_dist.method.weights import NO_WEIGHTS, LoadedWeights, load_pretrained
 
 
 def images(rows: int = 3) -> Tensor:
@@ -38,6 +38,15 @@ def test_split_of_the_backbone(backbone: str) -> None:
     assert count(model.auxiliary) == count(model.target)
     if backbone == "resnet18":
         assert count(model.extractor) == 157_504
+
+
+@pytest.mark.parametrize("depth", [10, 18, 50])
+def test_a_resnet_is_as_deep_as_its_name_says(depth: int) -> None:
+    """He et al. count the layers with weights on the way through: convolutions, but for shortcuts, and classifier."""
+    model = DualBranch(ModelConfig(backbone=f"resnet{depth}"), 7, auxiliary=False)  # type: ignore[arg-type]
+    modules = model.named_modules()
+    convolutions = [n for n, m in modules if isinstance(m, torch.nn.Conv2d) and "downsample" not in n]
+    assert len(convolutions) + 1 == depth
 
 
 def test_the_auxiliary_branch_starts_as_a_copy_and_shares_nothing() -> None:
@@ -251,6 +260,25 @@ def test_missing_and_needless_weights() -> None:
         load_pretrained(DualBranch(ModelConfig(), 7), ModelConfig(pretrained="nowhere.pt"))
     with pytest.raises(UserError, match="random filters would stay random"):
         load_pretrained(DualBranch(ModelConfig(), 7), ModelConfig(freeze="always"))
+
+
+def test_there_are_no_imagenet_weights_of_resnet10() -> None:
+    config = ModelConfig(backbone="resnet10", pretrained="imagenet")
+    with pytest.raises(UserError, match=r"no resnet10 weights; use model\.backbone resnet18"):
+        load_pretrained(DualBranch(config, 7), config)
+
+
+def test_what_a_run_starts_from_is_described() -> None:
+    model = DualBranch(ModelConfig(backbone="resnet10"), 7)
+    assert load_pretrained(model, ModelConfig(backbone="resnet10")) == NO_WEIGHTS == LoadedWeights("", "", 0, ())
+    assert NO_WEIGHTS.describe() == "random weights"
+    described = {
+        (): "w.pt (5 tensors matched)",
+        ("a", "b", "c"): "w.pt (5 tensors matched; left out: a, b, c)",
+        ("a", "b", "c", "d", "e"): "w.pt (5 tensors matched; left out: a, b, c and 2 more)",
+    }
+    for ignored, text in described.items():
+        assert LoadedWeights("w.pt", "0", 5, ignored).describe() == text
 
 
 def test_heads_stay_wide_under_autocast() -> None:
