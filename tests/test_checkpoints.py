@@ -1,4 +1,4 @@
-"""When checkpoints are saved, what is kept of them, and what resuming finds: in one process, with parts of a few numbers."""
+"""When checkpoints are saved, what is kept of them, and what resuming finds: in one process, with a few numbers."""
 
 from __future__ import annotations
 
@@ -265,7 +265,7 @@ def test_a_full_disk_stops_only_what_must_be_saved(
     (line,) = capsys.readouterr().err.splitlines()
     needed = 3 * 3 * 4 + len(torch.get_rng_state())  # three parts of three float32
     assert "training goes on without this checkpoint" in line and f"needs {needed} bytes" in line
-    with pytest.raises(DiskFullError, match="no room for checkpoint-0001-000001.pt"):
+    with pytest.raises(DiskFullError, match=r"no room for checkpoint-0001-000001\.pt"):
         run.checkpoints.save()
     assert {name: (run.checkpoints.folder / name).read_bytes() for name in run.names()} == before
 
