@@ -245,12 +245,12 @@ def test_what_may_change_when_a_run_resumes(changed: dict[str, Any], refused: st
     check_same_run(saved, now, "x.pt", 1, moved=[refused])
 
 
-@pytest.mark.parametrize("saved", ["list.csv", "data/list.csv", "/home/data/list.csv"])
+@pytest.mark.parametrize("saved", ["list.csv", "data/list.csv", "/srv/data/list.csv"])
 def test_a_relative_path_of_an_older_version_is_the_same_file(saved: str) -> None:
     before = to_dict(override(Config(), {"data.relabel": saved}))
-    check_same_run(before, to_dict(override(Config(), {"data.relabel": "/home/data/list.csv"})), "x.pt", 1)
+    check_same_run(before, to_dict(override(Config(), {"data.relabel": "/srv/data/list.csv"})), "x.pt", 1)
     with pytest.raises(UserError, match=r"data\.relabel"):
-        check_same_run(before, to_dict(override(Config(), {"data.relabel": "/home/other/lists.csv"})), "x.pt", 1)
+        check_same_run(before, to_dict(override(Config(), {"data.relabel": "/srv/other/lists.csv"})), "x.pt", 1)
 
 
 def test_a_full_disk_stops_only_what_must_be_saved(
