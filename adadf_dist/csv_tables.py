@@ -120,7 +120,7 @@ def read_rows(lines: Iterable[str], where: str, separator: str, first: int = 1) 
 
 
 def read_list(lines: Iterable[str], where: str) -> Iterator[Row]:
-    """Rows of a list or matrix whose separator the first line with a word tells. Raises `UserError`."""
+    """Rows of a list or matrix; the first line that is not empty decides the separator. Raises `UserError`."""
     lines = iter(lines)
     for number, line in enumerate(lines, start=1):
         if line.strip():

@@ -56,7 +56,7 @@ def nearest(word: str, known: Iterable[str]) -> str:
 def one_line_errors(program: str, rank: int = 0, prints: Literal["log", "report", "data"] = "log") -> Iterator[None]:
     """Turn a `UserError` or an operating-system error into one line on stderr and exit status 2 (Ctrl-C: 130).
 
-    `rank` tells the lines of several processes apart. `prints` says what standard output is: a `log` may get lost
+    `rank` labels the lines of each process. `prints` says what standard output is: a `log` may get lost
     without a word, a lost `report` is an error at the end, and `data` must not be lost at all. Any other exception is
     a bug and keeps its traceback.
     """

@@ -22,7 +22,7 @@ class Owner(Enum):
     PROCESS = "process"
     """This process alone (POSIX): child processes that inherit the file do not keep it after a kill."""
     FILE = "file"
-    """Whoever has the file open (flock): two locks of one process exclude each other, and it may be shared."""
+    """The open file (flock): two locks of one process exclude each other, and it may be shared."""
 
 
 def lock(file: IO[Any], owner: Owner, setting: str, shared: bool = False, wait: bool = False) -> bool:

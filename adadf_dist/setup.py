@@ -65,8 +65,7 @@ def resolve_loader(config: Config, world: World) -> str:
         return "torch"
     problem = dali_problem() if world.is_main else ""
     if problem:
-        told = f"data.loader is torch: DALI would be faster, but {problem}"
-        print(told, file=sys.stderr, flush=True)
+        print(f"data.loader is torch: DALI would be faster, but {problem}", file=sys.stderr, flush=True)
     return "torch" if problem else "dali"
 
 

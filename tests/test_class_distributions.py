@@ -141,3 +141,9 @@ def test_observed_sums_stay_on_their_device() -> None:
     classes = ClassDistributions(3, ClassDistributionConfig(), Rank(0, "meta"))
     classes.observe(torch.zeros(4, 3, device="meta"), torch.zeros(4, dtype=torch.int64, device="meta"))
     assert classes.current.device.type == "meta"
+
+
+@pytest.mark.parametrize(("source", "own_pass"), [("running", False), ("pass", True)])
+def test_only_the_source_pass_takes_a_pass_of_its_own(source: str, own_pass: bool) -> None:
+    config = ClassDistributionConfig(source=source)  # type: ignore[arg-type]
+    assert ClassDistributions(7, config, alone()).needs_pass is own_pass

@@ -153,8 +153,10 @@ def data_of(before: Mapping[str, Any], source: Source | None, study: Study) -> d
             )
         earlier.append(recorded.to_dict())
     for other in earlier:
-        told = f"warning: {study.folder}: holds trials on other data, {other['shards']}; their numbers may not compare"
-        print(told, file=sys.stderr, flush=True)
+        warning = (
+            f"warning: {study.folder}: holds trials on other data, {other['shards']}; their numbers may not compare"
+        )
+        print(warning, file=sys.stderr, flush=True)
     return {"data": None if source is None else source.to_dict(), "earlier_data": earlier}
 
 

@@ -107,7 +107,7 @@ class Remote:
             raise UserError(f"data.shards is {self.url}: give the folder's URL without a query (?...)")
 
     def __reduce__(self) -> tuple[type[Remote], tuple[str, Transfer]]:
-        """For worker processes. The copy is cancelled by nobody: a worker ends with its rank."""
+        """For worker processes. Nothing cancels the copy: a worker ends with its rank."""
         return Remote, (self.url, self.transfer)
 
     def locate(self, name: str) -> str:

@@ -127,8 +127,8 @@ def open_data_of(trained: Trained, shards: str, allow_other_data: bool) -> tuple
     if difference and not allow_other_data:
         raise UserError(f"{trained.path}: {difference}; {how_to_fix()}")
     if dataset is not None and trained.data is None and not shards:
-        told = f"{trained.path}: written by an older version, which recorded no digest of its data"
-        print(f"warning: {told}: is {dataset.folder} the same?", file=sys.stderr, flush=True)
+        warning = f"{trained.path}: written by an older version, which recorded no digest of its data"
+        print(f"warning: {warning}: is {dataset.folder} the same?", file=sys.stderr, flush=True)
     return dataset, difference
 
 

@@ -20,7 +20,7 @@ FIRST_AFTER = 8
 
 
 class Found(NamedTuple):
-    """A file's tensors, told apart."""
+    """A file's tensors, by where they belong."""
 
     inside: dict[str, Tensor]
     """Below the backbone's prefix, by the backbone's own names."""

@@ -50,7 +50,7 @@ class Board:
         except Exception as error:  # a broken installation
             reason = one_line(error) or type(error).__name__
             self._lose(
-                f"TensorBoard does not work here ({reason}); training goes on without it: repair it, or set "
+                f"TensorBoard does not work here ({reason}); training continues without it: repair it, or set "
                 "runtime.tensorboard = false"
             )
 
