@@ -24,7 +24,7 @@ from adadf_dist.errors import UserError
 from tests.runs import ROOT, environment, finish, records, settings, start, wait_until
 from tests.runs import command as train_command
 from tests.test_loaders import config_for, cut_short, spoil
-from tests.worker_tasks import hold_the_lock
+from tests.worker_tasks import hold_the_lock, send_environment
 
 CPU = torch.device("cpu")
 BOUND_S = 60
@@ -191,6 +191,20 @@ def end_by_a_bad_face(faces: Path, folder: Path) -> None:
     config = config_for(folder, data__loader="dali", data__prefetch=1, data__max_bad_faces=0)
     with pytest.raises(UserError, match=r"shards\.verify"), open_data(config, 0, 1, CPU) as data:
         list(data.train(0))
+
+
+def test_workers_have_the_environment_of_their_parent(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The present one: credentials and proxies may be set after the server of the workers has started."""
+    context = worker_context("adadf_dist.data.processes")
+    here, there = context.Pipe()
+    for changes in ({"ADADF_TEST_ONE": "1"}, {"ADADF_TEST_TWO": "2"}):
+        with monkeypatch.context() as patch:
+            for name, value in changes.items():
+                patch.setenv(name, value)
+            worker = context.Process(target=send_environment, args=(there,), daemon=True)
+            worker.start()
+            assert here.recv() == dict(os.environ)
+        worker.join(BOUND_S)
 
 
 def test_a_stuck_worker_can_be_terminated() -> None:

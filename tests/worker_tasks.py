@@ -52,3 +52,8 @@ class Task:
             os._exit(3)
         elif self.what == "hold the lock":
             ctypes.PyDLL(None).pause()
+
+
+def send_environment(pipe: Connection) -> None:
+    """Send the environment variables that this process has."""
+    pipe.send(dict(os.environ))

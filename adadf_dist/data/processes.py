@@ -18,6 +18,7 @@ import threading
 import warnings
 from multiprocessing.context import ForkServerContext, ForkServerProcess
 from pathlib import Path
+from typing import Any
 
 from adadf_dist.errors import UserError
 
@@ -34,9 +35,20 @@ F_SETSIG = 10
 
 
 class WorkerProcess(ForkServerProcess):
-    """A process whose `terminate` works on a stuck worker, too: workers ignore SIGTERM, which their parent answers."""
+    """A process with its parent's environment variables of now, which the server does not know: it started earlier."""
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self._environment = dict(os.environ)
+
+    def run(self) -> None:
+        """Compute in the parent's environment."""
+        os.environ.clear()
+        os.environ.update(self._environment)
+        super().run()
 
     def terminate(self) -> None:
+        """End the process, also a stuck one: workers ignore SIGTERM, which their parent answers."""
         self.kill()
 
 
