@@ -94,6 +94,44 @@ def has_ended(process: psutil.Process) -> bool:
         return True
 
 
+LEFTOVER_PIPELINE = """
+    import gc, os, sys
+    import numpy as np
+    import torch
+    from nvidia.dali import fn, pipeline_def, types
+    from adadf_dist.data.open import open_data
+    from adadf_dist.settings import Layer, build_config
+
+    @pipeline_def(batch_size=2, num_threads=2, device_id=None)
+    def decoding():
+        return fn.external_source(source=lambda: [np.zeros(4, np.uint8)] * 2, dtype=types.UINT8, ndim=1, batch=True)
+
+    class Cycle:
+        pass
+
+    if __name__ == "__main__":
+        gc.disable()
+        cycle = Cycle()
+        cycle.itself, cycle.pipeline = cycle, decoding()
+        cycle.pipeline.build()
+        cycle.pipeline.run()
+        del cycle
+        os.register_at_fork(after_in_child=gc.collect)
+        values = {"data.shards": sys.argv[1], "data.loader": "torch", "data.workers": 2, "batch_size": 10}
+        with open_data(build_config([Layer("test", values)]), 0, 1, torch.device("cpu")) as data:
+            print(sum(len(batch.labels) for batch in data.train(0)))
+"""
+
+
+def test_workers_inherit_no_pipeline(faces: Path, tmp_path: Path) -> None:
+    """A forked worker that collects a DALI pipeline of its parent, whose threads it lacks, waits forever or crashes."""
+    pytest.importorskip("nvidia.dali", reason="DALI is not installed")
+    script = tmp_path / "script.py"
+    script.write_text(textwrap.dedent(LEFTOVER_PIPELINE))
+    done = finish([sys.executable, str(script), str(faces)])
+    assert done.stdout == "64\n", done.stderr
+
+
 @pytest.mark.slow
 def test_a_killed_rank_leaves_no_worker(faces: Path, tmp_path: Path) -> None:
     values = settings(faces, tmp_path / "run", data__workers="2", epochs="200")
