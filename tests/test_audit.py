@@ -30,7 +30,8 @@ from adadf_dist.data.jpeg import decode
 from adadf_dist.errors import UserError
 from adadf_dist.records import read_faces
 from tests.browser import Page, chromium_page, needs_chromium
-from tests.runs import command, finish, settings, wait_until
+from tests.patience import wait_until
+from tests.runs import command, finish, settings
 from tests.test_shards import run_build
 
 CPU = torch.device("cpu")

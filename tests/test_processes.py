@@ -21,7 +21,8 @@ import torch
 from adadf_dist.data.open import open_data
 from adadf_dist.data.processes import check_semaphores, worker_context
 from adadf_dist.errors import UserError
-from tests.runs import ROOT, environment, finish, records, settings, start, wait_until
+from tests.patience import wait_until
+from tests.runs import ROOT, environment, finish, records, settings, start
 from tests.runs import command as train_command
 from tests.test_loaders import config_for, cut_short, spoil
 from tests.worker_tasks import hold_the_lock, send_environment
