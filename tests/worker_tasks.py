@@ -95,6 +95,13 @@ def wait_for(path: Path) -> None:
         time.sleep(0.01)
 
 
+def note_process(path: Path) -> None:
+    """Write this process's id; the file appears only when it is complete."""
+    unfinished = path.with_suffix(".unfinished")
+    unfinished.write_text(str(os.getpid()))
+    unfinished.rename(path)
+
+
 def do_step(folder: Path, step: str | Fatal, on_sample: Callable[[], object]) -> object:
     """What a task of the worker pool's tests does: `step` is the name of a function below, or a number of samples."""
     if isinstance(step, str) and not step.isdigit():
@@ -137,7 +144,7 @@ def die_in_next_task(folder: Path, on_sample: Callable[[], object]) -> None:
 
 
 def be_stuck(folder: Path, on_sample: Callable[[], object]) -> None:
-    (folder / "stuck").write_text(str(os.getpid()))
+    note_process(folder / "stuck")
     time.sleep(1000)
 
 
@@ -163,7 +170,7 @@ def count_until_reported(folder: Path, on_sample: Callable[[], object]) -> None:
 
 
 def send_a_large_result(folder: Path, on_sample: Callable[[], object]) -> bytes:
-    (folder / "sender").write_text(str(os.getpid()))
+    note_process(folder / "sender")
     return bytes(LARGE)
 
 
