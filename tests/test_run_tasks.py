@@ -15,7 +15,8 @@ import pytest
 
 from adadf_dist.data.crew import run_tasks
 from adadf_dist.errors import UserError
-from tests.runs import environment, wait_until
+from tests.patience import communicate, wait_until
+from tests.runs import environment
 from tests.worker_tasks import Fatal, do_step
 
 pytestmark = pytest.mark.timeout(60)
@@ -160,7 +161,7 @@ def test_a_second_signal_ends_a_build_that_waits_for_its_workers(tmp_path: Path,
         wait_until(lambda: has_ended(other.pid), "the build does not stop")
         assert build.poll() is None
         os.killpg(build.pid, second)
-        _, errors = build.communicate(timeout=30)
+        _, errors = communicate(build)
     finally:
         build.kill()
     wait_until(lambda: has_ended(stuck.pid), "the worker outlives its parent")
