@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import multiprocessing
+from multiprocessing import forkserver
 from pathlib import Path
 
 import pytest
@@ -12,6 +14,10 @@ from adadf_dist.data.embedded import build_embedded
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 """Real faces and golden vectors, where there are some."""
 
+
+multiprocessing.set_forkserver_preload(["adadf_dist.train"])
+forkserver.ensure_running()
+"""The ranks and workers of tests are forked from a server that imports torch once."""
 
 torch.set_num_threads(1)
 """As every rank of a test runs: another number of threads sums in another order."""

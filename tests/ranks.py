@@ -9,7 +9,7 @@ from collections.abc import Callable
 from datetime import timedelta
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
@@ -19,19 +19,35 @@ from adadf_dist.world import World, open_world
 from tests.patience import Patience
 
 
-def run_ranks(function: Callable[..., Any], ranks: int, *args: object, timeout: float = 120) -> list[Any]:
-    """`function(world, *args)` on each of `ranks` spawned processes; their results in rank order.
+class Job(NamedTuple):
+    """What a rank computes."""
 
+    rank: int
+    ranks: int
+    folder: str
+    """Where the ranks meet and leave their results."""
+    function: Callable[..., Any]
+    arguments: tuple[object, ...]
+
+
+def run_ranks(function: Callable[..., Any], ranks: int, *args: object, timeout: float = 120) -> list[Any]:
+    """`function(world, *args)` on each of `ranks` processes; their results in rank order.
+
+    The processes are forked from a server that has imported the trainer already (tests/conftest.py).
     Fails with the first failing rank's traceback, or with the names of those that have not ended when all of them are
     idle for `timeout` seconds.
     """
-    context = mp.get_context("spawn")
+    context = mp.get_context("forkserver")
     results: dict[int, Any] = {}
     with tempfile.TemporaryDirectory() as folder:
         pipes = [context.Pipe(duplex=False) for _ in range(ranks)]
         processes = [
-            context.Process(target=one_rank, args=(function, rank, ranks, folder, pipes[rank][1], args), daemon=True)
-            for rank in range(ranks)
+            context.Process(
+                target=run_rank,
+                args=(sender, dict(os.environ), Job(rank, ranks, folder, function, args)),
+                daemon=True,
+            )
+            for rank, (_, sender) in enumerate(pipes)
         ]
         try:
             for process, (_, sender) in zip(processes, pipes, strict=True):
@@ -58,19 +74,19 @@ def run_ranks(function: Callable[..., Any], ranks: int, *args: object, timeout: 
     return [results[rank] for rank in range(ranks)]
 
 
-def one_rank(
-    function: Callable[..., Any], rank: int, ranks: int, folder: str, sender: Connection, args: tuple[object, ...]
-) -> None:
-    os.environ["GLOO_SOCKET_IFNAME"] = "lo"
+def run_rank(sender: Connection, environment: dict[str, str], job: Job) -> None:
+    """Save the function's result in the job's folder, and send an empty text or a traceback. Runs in a rank."""
+    os.environ.update(environment, GLOO_SOCKET_IFNAME="lo")
     torch.set_num_threads(1)
+    rank, ranks, folder = job.rank, job.ranks, Path(job.folder)
     try:
-        store = dist.FileStore(str(Path(folder) / "store"), ranks)
+        store = dist.FileStore(str(folder / "store"), ranks)
         dist.init_process_group("gloo", store=store, rank=rank, world_size=ranks, timeout=timedelta(seconds=60))
         with open_world(60) as world:  # adopts the group
             assert (world.rank, world.size) == (rank, ranks)
-            result = function(world, *args)
+            result = job.function(world, *job.arguments)
         dist.barrier()
-        torch.save(result, Path(folder) / f"{rank}.pt")
+        torch.save(result, folder / f"{rank}.pt")
         sender.send("")
     except BaseException:
         sender.send(traceback.format_exc())
