@@ -56,6 +56,8 @@ def relabel_source(source: Source, path: Path) -> Relabelled:
     items = source.items()
     train = {item.key: item.number for item in items if item.split == "train"}
     decisions.check_keys(train, {item.key: item.split for item in items if item.split != "train"})
+    decided = {key: number for key, number in train.items() if key in decisions.by_key}
+    decisions.check_labels({key: source.load(number).label for key, number in decided.items()}, source.classes)
     by_kind = {
         kind: {train[key]: decision for key, decision in decisions.by_key.items() if decision.kind == kind}
         for kind in ("relabel", "drop")

@@ -5,10 +5,10 @@ from __future__ import annotations
 import socket
 import subprocess
 import sys
-import time
 from collections.abc import Sequence
 from pathlib import Path
 
+from tests.patience import communicate
 from tests.runs import environment
 
 
@@ -38,11 +38,10 @@ def finish_all(
         )
         for folder, arguments, more in commands
     ]
-    until = time.monotonic() + timeout
     found = []
     try:
         for process in processes:
-            output, _ = process.communicate(timeout=until - time.monotonic())
+            output, _ = communicate(process, timeout)
             found.append((process.returncode, output))
     finally:
         for process in processes:

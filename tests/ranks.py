@@ -16,12 +16,14 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 
 from adadf_dist.world import World, open_world
+from tests.patience import Patience
 
 
 def run_ranks(function: Callable[..., Any], ranks: int, *args: object, timeout: float = 120) -> list[Any]:
     """`function(world, *args)` on each of `ranks` spawned processes; their results in rank order.
 
-    Fails with the first failing rank's traceback, or after `timeout` seconds naming the ranks still running.
+    Fails with the first failing rank's traceback, or with the names of those that have not ended when all of them are
+    idle for `timeout` seconds.
     """
     context = mp.get_context("spawn")
     results: dict[int, Any] = {}
@@ -36,9 +38,10 @@ def run_ranks(function: Callable[..., Any], ranks: int, *args: object, timeout: 
                 process.start()
                 sender.close()
             waiting = {receiver: rank for rank, (receiver, _) in enumerate(pipes)}
+            patience = Patience(timeout, [process.pid for process in processes if process.pid])
             while waiting:
-                ready = wait(list(waiting), timeout)
-                assert ready, f"ranks {sorted(waiting.values())} still running after {timeout} s"
+                while not (ready := wait(list(waiting), 1)):
+                    patience.check(f"ranks {sorted(waiting.values())} have not ended")
                 for receiver in ready:
                     assert isinstance(receiver, Connection)
                     rank = waiting.pop(receiver)

@@ -6,13 +6,13 @@ import json
 import os
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
 
 from adadf_dist.runtime.checkpoint_file import read_checkpoint
+from tests.patience import communicate
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -57,14 +57,14 @@ def start(arguments: Sequence[str], **more: str) -> subprocess.Popen[str]:
 
 
 def finish(arguments: Sequence[str], timeout: float = 120, **more: str) -> subprocess.CompletedProcess[str]:
-    """Run to the end within a time limit; nothing is left running after it."""
+    """Run to the end unless it is idle for `timeout` seconds; nothing is left running after it."""
     process = start(arguments, **more)
     try:
-        out, err = process.communicate(timeout=timeout)
-    except subprocess.TimeoutExpired:
+        out, err = communicate(process, timeout)
+    except BaseException:
         process.kill()
-        out, err = process.communicate()
-        raise AssertionError(f"still running after {timeout} s:\n{out}\n{err}") from None
+        print(*process.communicate(), sep="\n")  # pytest shows it with the failure
+        raise
     return subprocess.CompletedProcess(arguments, process.returncode, out, err)
 
 
@@ -102,10 +102,3 @@ def assert_same_run(out: Path, reference: Path) -> None:
     mine, theirs = final_weights(out), final_weights(reference)
     assert mine.keys() == theirs.keys()
     assert all(torch.equal(mine[name], theirs[name]) for name in mine)
-
-
-def wait_until(found: Callable[[], object], what: str = "in vain", timeout: float = 60) -> None:
-    until = time.monotonic() + timeout
-    while not found():
-        assert time.monotonic() < until, f"waited {timeout:g} s: {what}"
-        time.sleep(0.02)

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+from tests.patience import communicate
 from tests.runs import ROOT, environment
 
 LAUNCH = ROOT / "launch"
@@ -98,7 +99,7 @@ class Cluster:
 
 def ended(job: subprocess.Popen[str]) -> tuple[int, str]:
     try:
-        _, told = job.communicate(timeout=TIMEOUT_S)
+        _, told = communicate(job, TIMEOUT_S)
     finally:
         job.kill()
     return job.returncode, told

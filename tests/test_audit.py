@@ -30,7 +30,8 @@ from adadf_dist.data.jpeg import decode
 from adadf_dist.errors import UserError
 from adadf_dist.records import read_faces
 from tests.browser import Page, chromium_page, needs_chromium
-from tests.runs import command, finish, settings, wait_until
+from tests.patience import wait_until
+from tests.runs import command, finish, settings
 from tests.test_shards import run_build
 
 CPU = torch.device("cpu")
@@ -391,6 +392,20 @@ def test_the_page_needs_no_network(audited: Path) -> None:
     assert content.count("<script") == content.count("</script") == 2
 
 
+def dataset_classes(folder: Path) -> dict[str, str]:
+    split = open_dataset(folder).split("train")
+    return {key: split.classes[label] for key, label in zip(split.keys.tolist(), split.labels, strict=True)}
+
+
+def test_the_page_knows_the_labels_of_the_dataset(audited: Path, drawn: Path) -> None:
+    """Of which the run's label noise has changed a fifth."""
+    content = (audited / "audit.html").read_text(encoding="utf-8")
+    data = json.loads(re.search(r'<script type="application/json" id="data">(.*?)</script>', content)[1])  # type: ignore[index]
+    classes = dataset_classes(drawn)
+    assert all(data["classes"][face["stored"]] == classes[face["key"]] for face in data["faces"])
+    assert any(face["stored"] != face["label"] for face in data["faces"])
+
+
 @pytest.fixture
 def page(audited: Path, tmp_path: Path) -> Iterator[Page]:
     with chromium_page() as opened:
@@ -406,7 +421,10 @@ def shown(page: Page) -> list[str]:
 
 
 @needs_chromium
-def test_the_page_shows_filters_decides_remembers_and_exports(page: Page, audited: Path, tmp_path: Path) -> None:
+def test_the_page_shows_filters_decides_remembers_and_exports(
+    page: Page, audited: Path, drawn: Path, tmp_path: Path
+) -> None:
+    classes = dataset_classes(drawn)
     rows = table(audited)[:60]
     keys = [row["key"] for row in rows]
     assert shown(page) == keys
@@ -452,8 +470,9 @@ def test_the_page_shows_filters_decides_remembers_and_exports(page: Page, audite
     wait_until(lambda: file.exists() and file.stat().st_size)
     with file.open(newline="") as stream:
         header, *lines = csv.reader(stream)
-    assert header == ["key", "decision", "label"]
-    assert {key: (decision, name) for key, decision, name in lines} == wanted
+    assert header == ["key", "decision", "label", "old_label"]
+    assert {key: (decision, name) for key, decision, name, old in lines} == wanted
+    assert {key: old for key, _, _, old in lines} == {key: classes[key] for key in wanted}
     assert page.problems == []
 
 

@@ -28,6 +28,7 @@ from adadf_dist.errors import UserError
 from adadf_dist.settings import Layer, build_config
 from adadf_dist.world import World
 from tests.nodes import two_nodes
+from tests.patience import communicate
 from tests.ranks import alone, run_ranks
 from tests.remote_server import serve
 from tests.runs import command, finish, settings, start
@@ -101,7 +102,7 @@ def test_ctrl_c_ends_it(faces: Path, tmp_path: Path) -> None:
         while " batch " not in (line := process.stdout.readline()):  # the steps are next
             assert line, "the page ended early"
         process.send_signal(signal.SIGINT)
-        _, errors = process.communicate(timeout=20)
+        _, errors = communicate(process, 20)
     finally:
         process.kill()
     assert process.returncode == 130

@@ -30,6 +30,7 @@ from adadf_dist.runtime.room import insist
 from adadf_dist.runtime.straggler import describe_straggler
 from adadf_dist.runtime.watchdog import EXIT_HUNG
 from adadf_dist.settings import Layer, build_config
+from tests.patience import communicate
 from tests.runs import assert_same_run, command, finish, records, settings, start, status
 
 FAULTY = str(Path(__file__).with_name("faulty.py"))
@@ -83,7 +84,7 @@ def end(process: subprocess.Popen[str], timeout: float = 240) -> tuple[str, str]
     """Wait for a launcher and its ranks; nothing is left running."""
     family = psutil.Process(process.pid).children(recursive=True) if process.poll() is None else []
     try:
-        return process.communicate(timeout=timeout)
+        return communicate(process, timeout)
     finally:
         for one in [*family, process]:
             try:
@@ -100,7 +101,7 @@ def test_a_hung_rank_says_where(fault: str, faces: Path, tmp_path: Path) -> None
     values = settings(faces, tmp_path / "out", runtime__timeout_s="3", epochs="1")
     process = start(command(values, script=[FAULTY, fault, "3"]))
     if fault == "hang":
-        _, told = process.communicate(timeout=60)
+        _, told = communicate(process)
         assert process.returncode == EXIT_HUNG
         assert re.search(r"rank 0 on \S+ .*no progress for \d s, training on a batch \(epoch 1, batch 3, after", told)
         assert "ends with exit status 75" in told
@@ -122,7 +123,7 @@ def test_a_stopped_and_continued_run_goes_on(reference: Path, faces: Path, tmp_p
     process.send_signal(signal.SIGSTOP)
     time.sleep(8)
     process.send_signal(signal.SIGCONT)
-    _, told = process.communicate(timeout=60)
+    _, told = communicate(process)
     assert process.returncode == 0, told
     assert_same_result(out, reference)
 
@@ -221,7 +222,7 @@ def test_twenty_four_kills_leave_no_trace(faces: Path, tmp_path: Path) -> None:
         else:  # at any moment: while it imports, opens its data, restores
             time.sleep(chance.uniform(0.5, 6))
         process.kill()
-        process.communicate(timeout=60)
+        communicate(process)
         assert process.returncode == -signal.SIGKILL
     done = finish(command(values))
     assert done.returncode == 0, done.stderr
@@ -316,7 +317,7 @@ def test_a_killed_decoding_process_is_one_line(faces: Path, tmp_path: Path) -> N
     wait_for(lambda: len(records(out, "steps")) >= 2, process)
     (server,) = [child for child in psutil.Process(process.pid).children() if child.children()]
     server.children()[0].kill()
-    _, told = process.communicate(timeout=60)
+    _, told = communicate(process)
     assert process.returncode == 2, told
     assert "was killed by SIGKILL" in told.splitlines()[-1]
     assert "resumes from the last checkpoint" in told.splitlines()[-1]
@@ -402,7 +403,7 @@ def test_a_full_disk_is_waited_for(reference: Path, faces: Path, disk: Path) -> 
     assert "training goes on without this checkpoint" in told  # step 3
     assert (out / "checkpoints" / "checkpoint-0000-000002.pt").exists()
     ballast.unlink()
-    _, rest = process.communicate(timeout=90)
+    _, rest = communicate(process, 90)
     assert process.returncode == 0, rest
     assert_same_result(out, reference)
 

@@ -21,7 +21,8 @@ from torch.distributed.run import get_args_parser
 from adadf_dist.runtime.deepspeed_settings import deepspeed_settings
 from adadf_dist.settings import Layer, build_config
 from tests.nodes import free_port
-from tests.runs import ROOT, environment, records, settings, status, wait_until
+from tests.patience import communicate, wait_until
+from tests.runs import ROOT, environment, records, settings, status
 from tests.stubs import LAUNCH, TIMEOUT_S, Cluster
 
 SCRIPTS = sorted([*LAUNCH.glob("*.sh"), *LAUNCH.glob("*.sbatch")])
@@ -214,7 +215,7 @@ def test_two_ranks_by_deepspeeds_launcher_stop_and_go_on(faces: Path, tmp_path: 
     try:
         wait_until(lambda: len(records(out, "steps")) >= 3)
         job.terminate()
-        told = "".join(job.communicate(timeout=TIMEOUT_S))
+        told = "".join(communicate(job, TIMEOUT_S))
     finally:
         kill(job)
     assert status(out)["state"] == "stopped", told
@@ -240,13 +241,13 @@ def test_a_node_comes_later_and_another_is_lost(faces: Path, tmp_path: Path) -> 
     try:
         for number, ranks in enumerate(("1 on cpu", "2 on cpu")):
             nodes.append(start_for_real("torchrun.sh", values, NODE_RANK=str(number), **several))
-            wait_until(lambda: ranks_of(out) == ranks, timeout=120)  # noqa: B023
+            wait_until(lambda: ranks_of(out) == ranks, seconds=120)  # noqa: B023
             seen = len(records(out, "steps"))
-            wait_until(lambda: len(records(out, "steps")) > seen + 5, timeout=120)  # noqa: B023
+            wait_until(lambda: len(records(out, "steps")) > seen + 5, seconds=120)  # noqa: B023
         kill(nodes[1])
-        wait_until(lambda: ranks_of(out) == "1 on cpu", timeout=200)
+        wait_until(lambda: ranks_of(out) == "1 on cpu", seconds=200)
         nodes[0].terminate()
-        assert "stopped at" in nodes[0].communicate(timeout=120)[0]
+        assert "stopped at" in communicate(nodes[0], 120)[0]
     finally:
         for node in nodes:
             kill(node)
@@ -278,7 +279,7 @@ def start_for_real(script: str, values: dict[str, str], **variables: str) -> sub
 def run_for_real(script: str, values: dict[str, str]) -> subprocess.CompletedProcess[str]:
     job = start_for_real(script, values)
     try:
-        out, err = job.communicate(timeout=200)
+        out, err = communicate(job, 200)
     finally:
         kill(job)
     return subprocess.CompletedProcess(job.args, job.returncode, out, err)

@@ -32,6 +32,7 @@ from adadf_dist.text_files import unescape_name
 from adadf_dist.trained import TrainedNetwork, open_trained
 from adadf_dist.world import World
 from tests.networks import drawn_network, save_checkpoint, small_config
+from tests.patience import communicate
 from tests.runs import start
 from tests.test_shards import run_build
 
@@ -281,7 +282,7 @@ def test_paths_from_stdin_are_answered_as_they_come(model: Path, pictures: Path)
             process.stdin.flush()
             value = json.loads(process.stdout.readline())  # before the next line goes in
             assert (value["path"], value["error"]) == (str(pictures / name), error)
-        _, err = process.communicate(timeout=60)
+        _, err = communicate(process)
         assert (process.returncode, len(err.splitlines())) == (1, 1)
     finally:
         watchdog.cancel()

@@ -11,17 +11,18 @@ import subprocess
 import sys
 import textwrap
 import weakref
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from types import SimpleNamespace
 
 import psutil
 import pytest
 import torch
 
 from adadf_dist.data.open import open_data
-from adadf_dist.data.processes import check_semaphores, worker_context
+from adadf_dist.data.processes import worker_context
 from adadf_dist.errors import UserError
-from tests.runs import ROOT, environment, finish, records, settings, start, wait_until
+from tests.patience import wait_until
+from tests.runs import ROOT, environment, finish, records, settings, start
 from tests.runs import command as train_command
 from tests.test_loaders import config_for, cut_short, spoil
 from tests.worker_tasks import hold_the_lock, send_environment
@@ -31,14 +32,34 @@ BOUND_S = 60
 """Far more than a worker takes to end, even on a loaded machine."""
 
 
-def test_product_code_never_forks() -> None:
-    """No start method but forkserver or spawn, no Python code between fork and exec, no default context."""
-    found = []
-    for folder in ("adadf_dist", "shards", "tune"):
+def calls(*folders: str) -> Iterator[tuple[str, ast.Call]]:
+    """Every call in the Python files of these folders, and where it is."""
+    for folder in folders:
         for path in sorted((ROOT / folder).rglob("*.py")):
             for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
                 if isinstance(node, ast.Call):
-                    found += [f"{path}:{node.lineno}: {problem}" for problem in forks(node)]
+                    yield f"{path.relative_to(ROOT)}:{node.lineno}", node
+
+
+def test_product_code_never_forks() -> None:
+    """No start method but forkserver or spawn, no Python code between fork and exec, no default context."""
+    found = [f"{place}: {problem}" for place, call in calls("adadf_dist", "shards", "tune") for problem in forks(call)]
+    assert not found, "\n".join(found)
+
+
+def test_workers_share_no_queue() -> None:
+    """A worker that dies in the middle of a message leaves the reader of a shared queue waiting forever.
+
+    Benchmarks compare us with such queues.
+    """
+    shared = {"ProcessPoolExecutor", "Pool", "Queue", "SimpleQueue", "JoinableQueue", "Manager", "DataLoader"}
+    threads = {"Queue", "queue.Queue", "queue.SimpleQueue"}
+    found = [
+        f"{place}: {name}"
+        for place, call in calls("adadf_dist", "shards", "tune")
+        if (name := ast.unparse(call.func)).rpartition(".")[2] in shared
+        if name not in threads and not place.startswith("adadf_dist/bench/")
+    ]
     assert not found, "\n".join(found)
 
 
@@ -94,6 +115,44 @@ def has_ended(process: psutil.Process) -> bool:
         return True
 
 
+LEFTOVER_PIPELINE = """
+    import gc, os, sys
+    import numpy as np
+    import torch
+    from nvidia.dali import fn, pipeline_def, types
+    from adadf_dist.data.open import open_data
+    from adadf_dist.settings import Layer, build_config
+
+    @pipeline_def(batch_size=2, num_threads=2, device_id=None)
+    def decoding():
+        return fn.external_source(source=lambda: [np.zeros(4, np.uint8)] * 2, dtype=types.UINT8, ndim=1, batch=True)
+
+    class Cycle:
+        pass
+
+    if __name__ == "__main__":
+        gc.disable()
+        cycle = Cycle()
+        cycle.itself, cycle.pipeline = cycle, decoding()
+        cycle.pipeline.build()
+        cycle.pipeline.run()
+        del cycle
+        os.register_at_fork(after_in_child=gc.collect)
+        values = {"data.shards": sys.argv[1], "data.loader": "torch", "data.workers": 2, "batch_size": 10}
+        with open_data(build_config([Layer("test", values)]), 0, 1, torch.device("cpu")) as data:
+            print(sum(len(batch.labels) for batch in data.train(0)))
+"""
+
+
+def test_workers_inherit_no_pipeline(faces: Path, tmp_path: Path) -> None:
+    """A forked worker that collects a DALI pipeline of its parent, whose threads it lacks, waits forever or crashes."""
+    pytest.importorskip("nvidia.dali", reason="DALI is not installed")
+    script = tmp_path / "script.py"
+    script.write_text(textwrap.dedent(LEFTOVER_PIPELINE))
+    done = finish([sys.executable, str(script), str(faces)])
+    assert done.stdout == "64\n", done.stderr
+
+
 @pytest.mark.slow
 def test_a_killed_rank_leaves_no_worker(faces: Path, tmp_path: Path) -> None:
     values = settings(faces, tmp_path / "run", data__workers="2", epochs="200")
@@ -116,35 +175,34 @@ def refuse(*args: object, **options: object) -> None:
     raise OSError(28, "No space left on device")
 
 
-def test_missing_shared_memory_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    """With what there is and what is needed."""
-    context = worker_context("adadf_dist.data.processes")
-    check_semaphores(context)
-    monkeypatch.setattr("multiprocessing.synchronize.SemLock.__init__", refuse)
-    free = SimpleNamespace(free=8 * 1024)
-    monkeypatch.setattr("shutil.disk_usage", lambda folder: free)
-    with pytest.raises(UserError, match=r"/dev/shm: .*No space left.*: 8 KB are free, and 64 KB are .*--shm-size"):
-        check_semaphores(context)
-
-
 def test_the_torch_loader_needs_no_semaphore(faces: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("multiprocessing.synchronize.SemLock.__init__", refuse)
     with open_data(config_for(faces, data__loader="torch", data__workers=1), 0, 1, CPU) as data:
         assert sum(len(batch.labels) for batch in data.train(0)) == 64
 
 
-@pytest.mark.slow
-@pytest.mark.skipif(
-    shutil.which("unshare") is None or os.geteuid() != 0, reason="needs root and unshare to mount /dev/shm"
-)
-def test_training_needs_no_room_in_shared_memory(faces: Path, tmp_path: Path) -> None:
-    """Not a byte of it: /dev/shm is mounted read-only."""
-    values = settings(faces, tmp_path / "run", data__workers="2", epochs="1")
-    mount = 'mount -t tmpfs -o ro tmpfs /dev/shm && exec "$@"'
-    if subprocess.run(["unshare", "-m", "bash", "-c", mount, "_", "true"], capture_output=True).returncode:
+def finish_without_shared_memory(command: Sequence[str]) -> None:
+    """Run a command where /dev/shm is mounted read-only."""
+    if shutil.which("unshare") is None or os.geteuid() != 0:
+        pytest.skip("needs root and unshare to mount /dev/shm")
+    mount = ["unshare", "-m", "bash", "-c", 'mount -t tmpfs -o ro tmpfs /dev/shm && exec "$@"', "_"]
+    if subprocess.run([*mount, "true"], capture_output=True).returncode:
         pytest.skip("this machine does not let us mount /dev/shm")
-    done = finish(["unshare", "-m", "bash", "-c", mount, "_", *train_command(values)], timeout=240)
+    done = finish([*mount, *command], timeout=240)
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.slow
+def test_training_needs_no_room_in_shared_memory(faces: Path, tmp_path: Path) -> None:
+    values = settings(faces, tmp_path / "run", data__workers="2", epochs="1")
+    finish_without_shared_memory(train_command(values))
+
+
+def test_a_build_needs_no_room_in_shared_memory(tmp_path: Path) -> None:
+    words = ["--workers", "2", "--train", "20", "--validation", "5", "--test", "5", "--size", "32"]
+    finish_without_shared_memory(
+        [sys.executable, "-m", "shards.build", "synthetic", "--out", str(tmp_path / "out"), *words]
+    )
 
 
 @pytest.mark.parametrize("end", ["left early", "at the end", "closed in mid-pass", "a bad face"])

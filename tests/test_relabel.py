@@ -112,6 +112,31 @@ def test_a_line_that_is_wrong(carved: Path, tmp_path: Path, lines: list[str], re
     assert "\n" not in told
 
 
+def old_labels(path: Path, *lines: str) -> Path:
+    path.write_text("\n".join(["key,decision,label,old_label", *lines]) + "\n")
+    return path
+
+
+def test_a_file_of_another_dataset_with_the_same_keys(carved: Path, tmp_path: Path) -> None:
+    """Noticed by the class that a sample has, dropped and kept ones included; the class asked for is no difference."""
+    split = opened(carved).train_split
+    key, true, wrong = str(split.keys[3]), label_of(split, str(split.keys[3])), other(split, 3)
+    file = old_labels(tmp_path / "r.csv", f"{key},relabel,{wrong},{true}")
+    relabeled = opened(carved, data__relabel=str(file)).train_split
+    assert label_of(relabeled, key) == wrong
+    for line in (f"{key},drop,,{wrong}", f"{key},keep,,{wrong}"):
+        file = old_labels(tmp_path / "r.csv", line)
+        with pytest.raises(
+            UserError, match=rf"r\.csv: line 2: sample {key} is {true} in this dataset, but was {wrong}"
+        ):
+            opened(carved, data__relabel=str(file))
+    file = old_labels(tmp_path / "r.csv", f"{key},relabel,{true},{wrong}", f"{split.keys[4]},drop,,")
+    assert label_of(opened(carved, data__relabel=str(file)).train_split, key) == true
+    file = old_labels(tmp_path / "r.csv", f"{key},drop,,joyful")
+    with pytest.raises(UserError, match=r"line 2: old_label 'joyful' is no class; the classes are neutral"):
+        opened(carved, data__relabel=str(file))
+
+
 def test_files_that_are_none(carved: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"data\.relabel: .*nowhere\.csv: no such file"):
         opened(carved, data__relabel=str(tmp_path / "nowhere.csv"))
@@ -207,6 +232,15 @@ def test_the_builder_refuses_in_one_line(tmp_path: Path, capsys: pytest.CaptureF
     line = capsys.readouterr().err.splitlines()[-1]
     assert f"shards.build: error: --relabel: {file}: line 2: face {key} is of split validation" in line
     assert not (tmp_path / "out").exists()
+
+
+def test_the_builder_refuses_a_file_of_another_dataset(tmp_path: Path) -> None:
+    train = build_drawn(tmp_path / "plain").split("train")
+    key, true, wrong = str(train.keys[3]), label_of(train, str(train.keys[3])), other(train, 3)
+    fitting = old_labels(tmp_path / "a.csv", f"{key},relabel,{wrong},{true}")
+    assert label_of(build_drawn(tmp_path / "changed", "--relabel", fitting).split("train"), key) == wrong
+    with pytest.raises(UserError, match=rf"b\.csv: line 2: sample {key} is {true} in this dataset, but was {wrong}"):
+        build_drawn(tmp_path / "out", "--relabel", old_labels(tmp_path / "b.csv", f"{key},drop,,{wrong}"))
 
 
 def test_all_training_faces_dropped(tmp_path: Path) -> None:

@@ -33,6 +33,7 @@ from adadf_dist.errors import UserError
 from adadf_dist.settings import Layer, build_config
 from adadf_dist.setup import shards_at_hand
 from adadf_dist.world import World
+from tests.patience import communicate
 from tests.ranks import run_ranks
 from tests.remote_server import Fault, Site, serve
 from tests.runs import ROOT, command, environment, finish, numbers, settings
@@ -251,7 +252,7 @@ def test_two_processes_fetch_each_file_once(site: Site, original: Path, tmp_path
     arguments = [sys.executable, "-c", FETCH, site.url, str(tmp_path / "cache")]
     pipe = subprocess.PIPE
     both = [subprocess.Popen(arguments, cwd=ROOT, env=environment(), stdout=pipe, stderr=pipe) for _ in range(2)]
-    outputs = [process.communicate(timeout=60) for process in both]
+    outputs = [communicate(process) for process in both]
     assert [process.returncode for process in both] == [0, 0], outputs
     assert len({out for out, _ in outputs}) == 1
     same_files(Path(outputs[0][0].decode().strip()), original)

@@ -32,7 +32,8 @@ from adadf_dist.report.run import Run, open_run
 from adadf_dist.report.writing import report
 from adadf_dist.settings import Layer, build_config, override
 from tests import browser
-from tests.runs import command, finish, records, settings, wait_until
+from tests.patience import wait_until
+from tests.runs import command, finish, records, settings
 from tests.test_health import confusion, record
 
 

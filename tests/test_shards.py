@@ -33,7 +33,7 @@ from shards.build import main as build_main
 from shards.twins import carve
 from shards.verify import main as verify_main
 from shards.verify import verify
-from tests.runs import wait_until
+from tests.patience import wait_until
 
 ROOT = Path(__file__).parents[1]
 FER2013 = ROOT.parent / "shared" / "data" / "fer2013"

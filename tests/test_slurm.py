@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.runs import ROOT, wait_until
+from tests.patience import wait_until
+from tests.runs import ROOT
 from tests.stubs import LAUNCH, Cluster, ended
 
 

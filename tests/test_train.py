@@ -19,6 +19,7 @@ from adadf_dist.errors import UserError
 from adadf_dist.runtime.checkpoint_file import read_checkpoint
 from adadf_dist.runtime.engine import DDPEngine
 from adadf_dist.settings import Layer, build_config
+from tests.patience import communicate
 from tests.runs import assert_same_run, command, finish, records, settings, start, status
 
 
@@ -71,7 +72,7 @@ def test_sigterm_stops_in_mid_epoch_and_the_same_command_goes_on(reference: Path
     process = start(command(settings(faces, out)))
     wait_for_steps(out, 2)
     process.send_signal(signal.SIGTERM)
-    stdout, stderr = process.communicate(timeout=60)
+    stdout, stderr = communicate(process)
     assert process.returncode == 0, stderr
     assert status(out)["state"] == "stopped"
     assert "goes on from there" in stdout
@@ -89,7 +90,7 @@ def test_sigkill_at_random_moments(reference: Path, faces: Path, tmp_path: Path)
         wait_for_steps(out, len(records(out, "steps")) + 1)
         time.sleep(moments.uniform(0, 0.6))
         process.kill()
-        process.communicate(timeout=60)
+        communicate(process)
     done = finish(command(values))
     assert done.returncode == 0, done.stderr
     assert_same_run(out, reference)
@@ -131,7 +132,7 @@ def test_a_run_goes_on_with_another_number_of_ranks(
     process = start(command(settings(faces, out), ranks=before))
     wait_for_steps(out, 5)
     process.send_signal(signal.SIGTERM)
-    process.communicate(timeout=90)
+    communicate(process, 90)
     assert status(out)["state"] == "stopped"
     done = finish(command(settings(faces, out), ranks=after), timeout=180)
     assert done.returncode == 0, done.stderr

@@ -19,8 +19,9 @@ pytest.importorskip("ray")
 import ray
 
 from adadf_dist.train import Record, run
+from tests.patience import communicate, wait_until
 from tests.ray_nodes import Nodes, search_command, started, two_nodes
-from tests.runs import finish, wait_until
+from tests.runs import finish
 from tune.cluster import joined
 from tune.running import config_of
 from tune.study import load
@@ -87,7 +88,7 @@ def test_a_node_is_lost_in_mid_search(nodes: Nodes, faces: Path, tmp_path: Path)
         wait_until(lambda: in_the_middle() or search.poll() is not None, "no trial on the second node", 200)
         assert search.poll() is None, search.communicate()
         nodes.lose_worker()
-        _, errors = search.communicate(timeout=300)
+        _, errors = communicate(search, 300)
     assert search.returncode == 0, errors
     assert errors == ""
     assert_ended_once(out, epochs=6)
@@ -136,7 +137,7 @@ def test_the_driver_of_a_trial_is_killed(nodes: Nodes, faces: Path, tmp_path: Pa
             driver.kill()
         wait_until(lambda: json.loads((first / "trial.json").read_text())["end"], "it does not go on", 200)
         search.send_signal(signal.SIGINT)  # among trials that have not begun
-        _, errors = search.communicate(timeout=60)
+        _, errors = communicate(search)
     assert search.returncode == 2 and errors.count("\n") == 1 and "interrupted; " in errors, errors
     assert json.loads((first / "trial.json").read_text())["end"] == "finished"
     assert "goes on from" in (first / "output.txt").read_text()

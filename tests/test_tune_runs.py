@@ -16,7 +16,8 @@ import pytest
 
 from adadf_dist.data.builder import BuildOptions, build_dataset
 from adadf_dist.data.embedded import open_embedded
-from tests.runs import SMALL, finish, records, start, wait_until
+from tests.patience import communicate, wait_until
+from tests.runs import SMALL, finish, records, start
 
 SPACE = '"loss.lambda_min" = { uniform = [0.0, 0.5] }\n'
 SIZE = ("--trials", "2", "--seeds", "2", "--finalists", "1", "--scheduler", "none")
@@ -132,7 +133,7 @@ def test_a_killed_search_goes_on_and_ray_or_not_is_one_answer(tiny: Path, tmp_pa
     )
     for victim in [process.pid, child_of(process.pid, "tune.one")]:  # the machine goes down
         kill(victim)
-    process.communicate(timeout=60)
+    communicate(process)
     again = finish(cut, timeout=60)
     assert again.returncode == 2 and "go on with it by --resume" in again.stderr
     resumed = finish([*cut, "--resume"], timeout=280)
@@ -154,7 +155,7 @@ def test_a_trial_that_crashes_on_ray_goes_on(tiny: Path, tmp_path: Path) -> None
     trial = tmp_path / "search" / "trials" / "0001-seed0"
     wait_until(lambda: len(records(trial, "epoch")) >= 1, "no epoch, or no trial", 120)
     kill(holder_of(trial / ".lock"))
-    _, err = process.communicate(timeout=280)
+    _, err = communicate(process, 280)
     assert process.returncode == 0, err
     each_epoch_once(tmp_path / "search")
     assert {row["end"] for row in rows(tmp_path / "search")} == {"finished"}
@@ -170,7 +171,7 @@ def test_ctrl_c_stops_a_search_that_goes_on(tiny: Path, tmp_path: Path) -> None:
         lambda: len(records(tmp_path / "search" / "trials" / "0001-seed0", "epoch")) >= 1, "no epoch, or no trial", 120
     )
     process.send_signal(signal.SIGINT)
-    out, err = process.communicate(timeout=120)
+    out, err = communicate(process, 120)
     assert process.returncode in (2, 130), (out, err)
     assert "Traceback" not in err and err.splitlines()[-1].startswith("tune.search: error: interrupted")
     resumed = finish([*search, "--resume"], timeout=280)

@@ -14,10 +14,11 @@ import pytest
 import torch
 
 from adadf_dist.data.open import open_data
-from adadf_dist.data.worker_pool import DeadWorkerError, WorkerPool
+from adadf_dist.data.processes import DeadWorkerError
+from adadf_dist.data.worker_pool import WorkerPool
 from adadf_dist.errors import UserError
 from adadf_dist.world import World, stop_signals
-from tests.runs import wait_until
+from tests.patience import wait_until
 from tests.test_loaders import config_for
 from tests.worker_tasks import Task
 

@@ -143,9 +143,10 @@ function focus(place) {
 function decide(place, what, label) {
   const number = shown[place];
   if (number === undefined) return;
-  const key = data.faces[number].key;
+  const { key, stored } = data.faces[number];
+  const old = data.classes[stored];
   if (what === "undo") delete decisions[key];
-  else decisions[key] = { decision: what, label: what === "relabel" ? data.classes[label] : "" };
+  else decisions[key] = { decision: what, label: what === "relabel" ? data.classes[label] : "", old };
   store();
   mark(number);
   if (byId("which").value === "all") {
@@ -182,8 +183,9 @@ function quoted(cell) {
 function exported() {
   const places = new Map(data.faces.map((face) => [face.key, face.rank]));
   const keys = Object.keys(decisions).sort((a, b) => (places.get(a) ?? 1e9) - (places.get(b) ?? 1e9));
-  const rows = keys.map((key) => [key, decisions[key].decision, decisions[key].label].map(quoted).join(","));
-  return ["key,decision,label", ...rows].join("\n") + "\n";
+  const cells = (key) => [key, decisions[key].decision, decisions[key].label, decisions[key].old ?? ""];
+  const rows = keys.map((key) => cells(key).map(quoted).join(","));
+  return ["key,decision,label,old_label", ...rows].join("\n") + "\n";
 }
 
 function download() {

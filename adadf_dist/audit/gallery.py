@@ -85,6 +85,7 @@ def face_data(findings: Findings, face: int, rank: int) -> dict[str, object]:
         "key": str(material.split.keys[face]),
         "rank": rank,
         "label": int(material.labels[face]),
+        "stored": int(material.stored_labels[face]),
         "proposed": int(findings.proposed[face]),
         "suspicion": round(float(findings.suspicion[face]), 4),
         "attention": told(traces.attention_mean[face]),

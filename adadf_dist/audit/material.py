@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from adadf_dist.answers import Answers, ask, check_finite, fuse
 from adadf_dist.audit.traces import Traces, read_traces
 from adadf_dist.config import Config
-from adadf_dist.data.format import Split
+from adadf_dist.data.format import Split, open_dataset
 from adadf_dist.data.identity import how_to_fix, other_data
 from adadf_dist.data.open import Data, open_data
 from adadf_dist.data.remote import scheme_of
@@ -41,6 +41,8 @@ class Material(NamedTuple):
     """[S], w' of eq 11 from these answers."""
     fused: NDArray[np.float64]
     """[S, C], eq 12."""
+    stored_labels: NDArray[np.int64]
+    """[S], as the dataset has them: neither relabeled nor disturbed by label noise."""
     other_data: str = ""
     """How the dataset differs from the one that the run was trained on, where the user allowed it."""
 
@@ -89,7 +91,15 @@ def open_run(
         check_finite(answers, trained.path)
         config = trained.config
         weights, fused = fuse(answers, split.labels, trained.class_distributions, config.loss, config.batch_size)
-        yield Material(run, split, faces, trained, traces, answers, weights, fused, difference)
+        stored = read_stored_labels(split)
+        yield Material(run, split, faces, trained, traces, answers, weights, fused, stored, difference)
+
+
+def read_stored_labels(split: Split) -> NDArray[np.int64]:
+    """[S], the dataset's classes of a training split's samples."""
+    stored = open_dataset(split.folder).split("train")
+    labels = dict(zip(stored.keys.tolist(), stored.labels.tolist(), strict=True))
+    return np.array([labels[key] for key in split.keys.tolist()])
 
 
 def as_audited(config: Config, shards: str, world: World) -> Config:

@@ -39,7 +39,7 @@ What each line tells:
   versions     the same code, torch and Python on every node; settings, where they differ
   ranks        ranks, hosts and devices, and whether GPUs are left idle
   threads      threads and data workers against the cores
-  workers      whether data workers can start: shared memory, temporary folder
+  workers      whether data workers can start: temporary folder
   clocks       how far the hosts' clocks are apart
   control      how long all ranks take to agree on something
   all-reduce   how fast gradients travel: a small and a large message

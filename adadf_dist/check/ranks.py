@@ -125,7 +125,7 @@ def judge_workers(ranks: Sequence[Rank], config: Config) -> Line:
         return Line("workers", "not needed: data is decoded in the rank's own process")
     for rank in ranks:
         if rank.no_workers:
-            problem, _, fix = rank.no_workers.rpartition(": " if ";" not in rank.no_workers else "; ")
+            problem, _, fix = rank.no_workers.rpartition("; ")
             return Line("workers", f"{problem} (on {rank.host})", Mark.ERROR, fix)
     return Line("workers", f"{counted(config.data.workers, 'data worker')} per rank can start")
 

@@ -1,18 +1,23 @@
-"""Tasks for several processes, results in the order of the tasks."""
+"""Run tasks in several processes; results are in the order of the tasks.
+
+Each worker has a pipe of its own, so a worker that is killed ends its pipe at once, also in the middle of a result. The
+parent closes its ends of the pipes to stop the workers.
+"""
 
 from __future__ import annotations
 
-import signal
-from collections.abc import Callable, Sequence
-from concurrent.futures import FIRST_EXCEPTION, ProcessPoolExecutor, wait
-from concurrent.futures.process import BrokenProcessPool
+import pickle
+import select
+import time
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
-from multiprocessing.sharedctypes import Synchronized
-from multiprocessing.synchronize import Event
+from multiprocessing.connection import Connection, wait
+from multiprocessing.reduction import ForkingPickler
 from typing import Any, NamedTuple, TypeAlias, TypeVar
 
-from adadf_dist.data.processes import check_semaphores, end_with_parent, worker_context
-from adadf_dist.errors import UserError
+from adadf_dist.data.processes import DeadWorkerError, Worker, leave_signals_to_parent, start_worker, worker_context
 
 S = TypeVar("S")
 T = TypeVar("T")
@@ -21,23 +26,22 @@ R = TypeVar("R")
 Work: TypeAlias = Callable[[S, T, Callable[[], object]], R]
 """work(shared, task, on_sample) -> result"""
 
-_LOOK_S = 0.2  # seconds between two looks at the shared counter
+REPORT_S = 0.1
+"""Seconds between two reports of a worker about finished samples, at least."""
 
 
-class _Orders(NamedTuple):
-    """What a worker process needs for every task: sent once, not with each."""
+class Report(NamedTuple):
+    """What a worker sends: in the middle of a task, at its end, or when it failed."""
 
-    work: Work[Any, Any, Any]
-    shared: Any
-    done: Synchronized[int]
-    stop: Event
-
-
-class _StopError(Exception):
-    """Ends the task in hand of a worker whose siblings failed or whose user pressed Ctrl-C."""
+    samples: int
+    """Finished since the previous report."""
+    finished: bool = False
+    result: Any = None
+    error: BaseException | None = None
 
 
-_orders: _Orders
+class StopError(BaseException):
+    """Ends a worker's task because the parent has closed the pipe. No handler of `Exception` may swallow it."""
 
 
 def run_tasks(
@@ -45,37 +49,25 @@ def run_tasks(
 ) -> list[R]:
     """Run `work(shared, task, on_sample)` for every task, in this process when one worker is enough.
 
-    `on_samples(n)` is called here, as the workers call `on_sample()`. Raises `UserError` when a worker is killed,
-    and whatever `work` raises; the other workers then stop at their next `on_sample()`.
+    `on_samples(n)` is called here, as the workers call `on_sample()`. Raises whatever `work` raises; the other workers
+    then stop at their next `on_sample()`. Raises `UserError` when a worker is killed, and kills the others.
     """
     workers = min(workers, len(tasks))
     if workers <= 1:
         return [work(shared, task, lambda: on_samples(1)) for task in tasks]
-    context = worker_context(__name__)
-    check_semaphores(context)
-    orders = _Orders(work, shared, context.Value("q", 0), context.Event())
-    with ProcessPoolExecutor(workers, context, _enlist, orders) as pool:
-        futures = [pool.submit(_work, task) for task in tasks]
-        try:
-            told, pending = 0, set(futures)
-            while pending:
-                finished, pending = wait(pending, _LOOK_S, FIRST_EXCEPTION)
-                for future in finished:
-                    future.result()
-                count = orders.done.value
-                on_samples(count - told)
-                told = count
-            return [future.result() for future in futures]
-        except BrokenProcessPool:
-            raise UserError("a worker process was killed, perhaps for memory; try again with fewer --workers") from None
-        finally:
-            orders.stop.set()
-            pool.shutdown(cancel_futures=True)
+    orders = ForkingPickler.dumps((work, shared))
+    try:
+        with start_workers(workers) as pool:
+            for worker in pool:
+                worker.send(orders)
+            return distribute_tasks(pool, tasks, on_samples)
+    except DeadWorkerError as error:
+        raise DeadWorkerError(f"{error}; if memory was short, use fewer --workers (now {workers})") from None
 
 
 @dataclass(frozen=True)
 class Processes:
-    """A crew of processes on this machine."""
+    """Worker processes on this machine."""
 
     workers: int
 
@@ -84,18 +76,125 @@ class Processes:
         return run_tasks(work, shared, tasks, self.workers, on_samples)
 
 
-def _enlist(*orders: Any) -> None:
-    global _orders
-    _orders = _Orders(*orders)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches us all; the parent alone answers it
-    end_with_parent()  # a worker must not keep writing where the next build may already be
+@contextmanager
+def start_workers(count: int) -> Iterator[list[Worker]]:
+    """Start workers, and wait at the end of the block until they have ended.
+
+    A second Ctrl-C, while they finish the samples they are at, kills them.
+    """
+    context = worker_context(__name__)
+    pool: list[Worker] = []
+    try:
+        for number in range(count):
+            pool.append(start_worker(context, run_worker, (), f"worker {number}"))
+        yield pool
+    except DeadWorkerError:
+        for worker in pool:
+            worker.process.kill()
+        raise
+    finally:
+        try:
+            for worker in pool:
+                worker.pipe.close()
+            for worker in pool:
+                worker.process.join()
+        finally:
+            for worker in pool:
+                worker.process.kill()
+            for worker in pool:
+                worker.process.join()
 
 
-def _work(task: T) -> Any:
-    def on_sample() -> None:
-        with _orders.done.get_lock():
-            _orders.done.value += 1
-        if _orders.stop.is_set():
-            raise _StopError
+def distribute_tasks(pool: Sequence[Worker], tasks: Sequence[Any], on_samples: Callable[[int], object]) -> list[Any]:
+    """Give each worker its next task as soon as it has finished one. Returns the results in the order of the tasks."""
+    results: dict[int, Any] = {}
+    waiting = iter(range(len(tasks)))
+    busy: dict[Connection, tuple[Worker, int]] = {}
 
-    return _orders.work(_orders.shared, task, on_sample)
+    def assign(worker: Worker) -> None:
+        number = next(waiting, None)
+        if number is not None:
+            worker.send(ForkingPickler.dumps(tasks[number]))
+            busy[worker.pipe] = worker, number
+
+    for worker in pool:
+        assign(worker)
+    while busy:
+        for pipe in wait(list(busy)):
+            assert isinstance(pipe, Connection)
+            worker, number = busy[pipe]
+            report: Report = pickle.loads(worker.receive())
+            if report.samples:
+                on_samples(report.samples)
+            if report.error is not None:
+                raise report.error
+            if report.finished:
+                del busy[pipe]
+                results[number] = report.result
+                assign(worker)
+    return [results[number] for number in range(len(tasks))]
+
+
+def run_worker(pipe: Connection) -> None:
+    """Run tasks until the parent closes its end of the pipe. Runs in a worker."""
+    leave_signals_to_parent()
+    try:
+        runner = TaskRunner(pipe, pipe.recv_bytes())
+        while True:
+            pipe.send_bytes(runner.run(pipe.recv_bytes()))
+    except (EOFError, OSError, StopError):  # the pipe is closed: `runner.run` reports errors of the task
+        return
+
+
+class TaskRunner:
+    """Runs a worker's tasks and reports finished samples."""
+
+    def __init__(self, pipe: Connection, orders: bytes) -> None:
+        """`orders` are the pickled function and what all tasks share."""
+        self._pipe = pipe
+        self._orders = orders
+        self._function: Callable[[Any, Callable[[], object]], Any] | None = None
+        self._poll = select.poll()
+        self._poll.register(pipe, select.POLLIN)
+        self._samples = 0
+        self._next_report = time.monotonic() + REPORT_S
+
+    def run(self, task: bytes) -> memoryview:
+        """Run a pickled task. Returns the pickled report of its end. Raises `StopError` when the pipe is closed."""
+        try:
+            if self._function is None:
+                work, shared = pickle.loads(self._orders)
+                self._orders = b""
+                self._function = lambda task, on_sample: work(shared, task, on_sample)
+            result = self._function(pickle.loads(task), self.on_sample)
+            return ForkingPickler.dumps(Report(self._samples, finished=True, result=result))
+        except StopError:
+            raise
+        except BaseException as error:
+            return ForkingPickler.dumps(Report(self._samples, error=make_picklable(error)))
+        finally:
+            self._samples = 0
+
+    def on_sample(self) -> None:
+        """Count a sample. Raises `StopError` when the parent has closed the pipe."""
+        self._samples += 1
+        if self._poll.poll(0):  # during a task the parent sends nothing, so the pipe is readable only once it is closed
+            raise StopError
+        if time.monotonic() >= self._next_report:
+            try:
+                self._pipe.send(Report(self._samples))
+            except OSError:
+                raise StopError from None
+            self._samples = 0
+            self._next_report = time.monotonic() + REPORT_S
+
+
+def make_picklable(error: BaseException) -> BaseException:
+    """Add the worker's traceback to an error as a note. Returns a `RuntimeError` for one that cannot be pickled."""
+    text = "In a worker process:\n" + "".join(traceback.format_exception(error))
+    error.add_note(text)
+    try:
+        pickle.loads(pickle.dumps(error))
+    except Exception:
+        return RuntimeError(text)
+    return error

@@ -194,6 +194,8 @@ def carry_out(
         {str(key) for split in (train, *carved) for key in split.keys},
         {str(key): split.name for split in own for key in split.keys},
     )
+    labels = {str(key): int(n) for split in (train, *carved) for key, n in zip(split.keys, split.labels, strict=True)}
+    decisions.check_labels(labels, dataset.classes)
     train, done = relabel(train, decisions)
     if done.dropped and config.data.access == "stream":
         raise UserError(

@@ -9,18 +9,18 @@ from __future__ import annotations
 import fcntl
 import multiprocessing
 import os
-import resource
-import shutil
 import signal
 import sys
 import tempfile
 import threading
 import warnings
+from collections.abc import Callable
+from multiprocessing.connection import Connection
 from multiprocessing.context import ForkServerContext, ForkServerProcess
-from pathlib import Path
-from typing import Any
+from multiprocessing.process import BaseProcess
+from typing import Any, NamedTuple
 
-from adadf_dist.errors import UserError
+from adadf_dist.errors import UserError, one_line
 
 warnings.filterwarnings("ignore", ".*found in sys.modules after import of package", RuntimeWarning)
 """Of runpy in workers: the server has imported the main module already, which is what it is for."""
@@ -28,8 +28,6 @@ SOCKET_PATH = 107
 """Bytes of a Unix socket's path on Linux."""
 SOCKET_NAME = len("/pymp-01234567/listener-01234567")
 """What multiprocessing appends to the temporary folder."""
-SEMAPHORES = 16
-"""That the processes of a `ProcessPoolExecutor`, a counter and an event need at most, each a page of /dev/shm."""
 F_SETSIG = 10
 """Of fcntl.h on Linux: which signal a file descriptor's owner gets."""
 
@@ -82,21 +80,62 @@ def check_socket_path() -> None:
         )
 
 
-def check_semaphores(context: ForkServerContext) -> None:
-    """Raises `UserError` where this machine cannot hold the semaphores of a `ProcessPoolExecutor`."""
-    folder = Path("/dev/shm")
+class DeadWorkerError(UserError):
+    """A worker process was killed, perhaps for memory, or could not start."""
+
+
+class Worker(NamedTuple):
+    """A worker process and the parent's end of its pipe."""
+
+    process: BaseProcess
+    pipe: Connection
+
+    def send(self, message: bytes | memoryview) -> None:
+        """Send bytes. Raises `DeadWorkerError`."""
+        try:
+            self.pipe.send_bytes(message)
+        except OSError:
+            raise self.describe_death() from None
+
+    def receive(self) -> bytes:
+        """Receive bytes. Raises `DeadWorkerError`, also for a worker that died in the middle of them."""
+        try:
+            return self.pipe.recv_bytes()
+        except (EOFError, OSError):
+            raise self.describe_death() from None
+
+    def describe_death(self) -> DeadWorkerError:
+        """Return an error that says which worker died, and how."""
+        self.process.join(1)
+        code = self.process.exitcode or 0
+        how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit status {code}"
+        return DeadWorkerError(f"{self.process.name} (process {self.process.pid}) {how}")
+
+
+def start_worker(
+    context: ForkServerContext, target: Callable[..., object], arguments: tuple[object, ...], name: str
+) -> Worker:
+    """Start a process that runs `target(pipe, *arguments)`. Raises `DeadWorkerError` when it cannot start.
+
+    Only the worker holds the far end of its pipe, so its death ends the pipe at once, also in the middle of a message.
+    A queue that workers share (torch's `DataLoader`, `concurrent.futures`) stays open then, and its reader waits
+    forever.
+    """
     try:
-        semaphores = [context.Lock() for _ in range(SEMAPHORES)]
-    except OSError as error:
-        found = "there is none"
-        if folder.is_dir():
-            found = f"{shutil.disk_usage(folder).free // 1024} KB are free"
-        raise UserError(
-            f"{folder}: cannot hold the semaphores of worker processes ({error.strerror}): {found}, and "
-            f"{SEMAPHORES * resource.getpagesize() // 1024} KB are needed; make it larger and writable "
-            "(docker run --shm-size 64m), or use 1 worker"
-        ) from None
-    del semaphores
+        pipe, far_end = context.Pipe()
+        with far_end:
+            process = context.Process(target=target, args=(far_end, *arguments), name=name, daemon=True)
+            process.start()
+    except (EOFError, OSError) as error:
+        raise DeadWorkerError(f"{name} cannot start ({one_line(error)})") from None
+    return Worker(process, pipe)
+
+
+def leave_signals_to_parent() -> None:
+    """Ignore stop signals in this worker, which ends when its parent does."""
+    end_with_parent()
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
 
 
 def end_with_parent() -> None:

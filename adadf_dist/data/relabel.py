@@ -1,10 +1,13 @@
 """Decisions about training faces, made by looking at them: another class, out, or as it is.
 
-`relabel.csv` has the columns key, decision, label; a line is one of
+`relabel.csv` has the columns key, decision, label, old_label; a line is one of
 
-    KEY,relabel,CLASS    the face is of this class
-    KEY,drop,            the face leaves the training split
-    KEY,keep,            looked at, and nothing is wrong
+    KEY,relabel,CLASS,OLD    the face is of this class
+    KEY,drop,,OLD            the face leaves the training split
+    KEY,keep,,OLD            looked at, and nothing is wrong
+
+OLD is the class that the dataset gives the face, so that a file for another dataset with the same keys is noticed. The
+column may be missing, and its cells may be empty.
 
 The trainer (`data.relabel`) and the builder (`--relabel`) read it; the audit's gallery writes it.
 """
@@ -26,6 +29,7 @@ from adadf_dist.errors import UserError
 from adadf_dist.text_files import decode_lines, escape_name, located, open_bytes
 
 COLUMNS = ("key", "decision", "label")
+OLD_LABEL = "old_label"
 DECISIONS = ("relabel", "drop", "keep")
 
 
@@ -36,6 +40,8 @@ class Decision(NamedTuple):
     """The class, of `relabel`; -1 otherwise."""
     line: int
     """Of the file, for people."""
+    old_label: int
+    """The class that the file expects the dataset to give; -1 where it does not say."""
 
 
 @dataclass(frozen=True)
@@ -65,6 +71,21 @@ class Decisions:
                 problem = f"no face has the key {key}; is this file of another dataset? Mend the key or remove the line"
                 raise self.refuse(decision.line, problem)
 
+    def check_labels(self, labels: Mapping[str, int], classes: Sequence[str]) -> None:
+        """Raise `UserError` for a sample with another class than the one that it had when it was judged.
+
+        `labels`: the dataset's class of every sample that is decided here, by key. A class that the decision asks for
+        is no difference: the decision has been carried out already.
+        """
+        for key, decision in self.by_key.items():
+            if decision.old_label >= 0 and labels[key] not in (decision.old_label, decision.label):
+                found, expected = classes[labels[key]], classes[decision.old_label]
+                raise self.refuse(
+                    decision.line,
+                    f"sample {key} is {found} in this dataset, but was {expected} when it was judged; use the file "
+                    f"with the dataset that was audited, or empty the cell {OLD_LABEL}",
+                )
+
 
 class Relabelling(NamedTuple):
     """What decisions did to a training split."""
@@ -90,13 +111,15 @@ def read_decisions(path: Path, classes: Sequence[str], option: str) -> Decisions
     decisions = Decisions(where, escape_name(path.name), hashlib.sha256(content).hexdigest(), known)
     lines = decode_lines(io.BytesIO(content), where)
     try:
-        table = open_table(lines, where, COLUMNS)
+        table = open_table(lines, where, COLUMNS, (OLD_LABEL,))
     except NoColumnError as error:
         raise decisions.refuse(
             error.line, f"must be {','.join(COLUMNS)}; export the file from the audit's page again"
         ) from None
-    for row, (key, kind, name) in table.select(COLUMNS):
+    columns = (*COLUMNS, OLD_LABEL) if OLD_LABEL in table.header else COLUMNS
+    for row, (key, kind, name, *old) in table.select(columns):
         label = find_class(name, classes)
+        old_label = find_class(old[0], classes) if old and old[0] else -1
         if not key:
             raise decisions.refuse(row.line, "the key is empty; give the key of a training face or remove the line")
         if kind not in DECISIONS:
@@ -105,9 +128,13 @@ def read_decisions(path: Path, classes: Sequence[str], option: str) -> Decisions
             raise decisions.refuse(row.line, f"label {name!r} is no class; the classes are {', '.join(classes)}")
         if kind != "relabel" and name:
             raise decisions.refuse(row.line, f"{kind} takes no label, but {name!r} is given; empty the cell")
+        if old_label is None:
+            raise decisions.refuse(
+                row.line, f"{OLD_LABEL} {old[0]!r} is no class; the classes are {', '.join(classes)}"
+            )
         if key in known:
             raise decisions.refuse(row.line, f"face {key} was decided in line {known[key].line}; keep one of the two")
-        known[key] = Decision(kind, label if kind == "relabel" and label is not None else -1, row.line)
+        known[key] = Decision(kind, label if kind == "relabel" and label is not None else -1, row.line, old_label)
     return decisions
 
 

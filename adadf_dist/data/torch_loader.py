@@ -31,7 +31,8 @@ from adadf_dist.data.loader import (
     resize_face,
 )
 from adadf_dist.data.plan import Samples
-from adadf_dist.data.worker_pool import DeadWorkerError, WorkerPool
+from adadf_dist.data.processes import DeadWorkerError
+from adadf_dist.data.worker_pool import WorkerPool
 from adadf_dist.errors import UserError
 
 
@@ -149,8 +150,8 @@ class TorchLoader:
             yield from self._workers.run(tasks)
         except DeadWorkerError as error:
             raise DeadWorkerError(
-                f"{error}, as a machine does whose memory is full: lower data.workers (now {self.recipe.workers}) or "
-                f"data.prefetch (now {self.recipe.prefetch})"
+                f"{error}; if memory was short, lower data.workers (now {self.recipe.workers}) or data.prefetch "
+                f"(now {self.recipe.prefetch})"
             ) from None
 
     def finish(self, decoded: Decoded, split: str) -> Batch:

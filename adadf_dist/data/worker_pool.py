@@ -1,30 +1,21 @@
-"""Worker processes that share a pass, each with a pipe of its own.
-
-Only the worker holds the far end of its pipe, so its death ends the pipe at once, also in the middle of a result. A
-queue that workers share (torch's `DataLoader`, `concurrent.futures`) stays open then, and its reader waits forever.
-"""
+"""Worker processes that share a pass, each with a pipe of its own (`start_worker` says why)."""
 
 from __future__ import annotations
 
-import signal
+import pickle
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from multiprocessing.connection import Connection
-from multiprocessing.process import BaseProcess
+from multiprocessing.reduction import ForkingPickler
 from typing import Any, Generic, NamedTuple, TypeVar
 
 import torch
 
 from adadf_dist.data.ahead import Ahead
-from adadf_dist.data.processes import end_with_parent, worker_context
-from adadf_dist.errors import UserError
+from adadf_dist.data.processes import DeadWorkerError, Worker, leave_signals_to_parent, start_worker, worker_context
 
 S = TypeVar("S")
 R = TypeVar("R")
-
-
-class DeadWorkerError(UserError):
-    """A worker process was killed, perhaps for memory."""
 
 
 class PassEnd(NamedTuple):
@@ -48,21 +39,14 @@ class WorkerPool(Generic[S, R]):
         """
         self._context = worker_context(module)
         self._state = state
-        self._workers = workers
+        self._count = workers
         self._ahead = ahead
-        self._processes: list[BaseProcess] = []
-        self._pipes: list[Connection] = []
+        self._workers: list[Worker] = []
         self._streams: list[Ahead[R]] = []
 
     def _start(self) -> None:
-        for number in range(self._workers):
-            pipe, far_end = self._context.Pipe()
-            name = f"data worker {number}"
-            process = self._context.Process(target=serve, args=(far_end, self._state), name=name, daemon=True)
-            process.start()
-            far_end.close()
-            self._processes.append(process)
-            self._pipes.append(pipe)
+        for number in range(self._count):
+            self._workers.append(start_worker(self._context, serve, (self._state,), f"data worker {number}"))
 
     def run(self, tasks: Sequence[Callable[[S], Iterator[R]]]) -> Iterator[R]:
         """The results, one from each worker in turn, up to the first worker that has no more.
@@ -70,16 +54,13 @@ class WorkerPool(Generic[S, R]):
         Raises `DeadWorkerError` for a killed worker, and `RuntimeError` or `MemoryError` for a failed task.
         """
         self.stop()
-        if not self._processes:
+        if not self._workers:
             self._start()
-        for number, task in enumerate(tasks):
-            if not self._processes[number].is_alive():  # its pipe may still hold the end of an earlier pass
-                raise self._describe_death(number)
-            try:
-                self._pipes[number].send(task)
-            except OSError:
-                raise self._describe_death(number) from None
-        self._streams = [Ahead(self._receive(number), self._ahead) for number in range(len(tasks))]
+        for worker, task in zip(self._workers, tasks, strict=True):
+            if not worker.process.is_alive():  # its pipe may still hold the end of an earlier pass
+                raise worker.describe_death()
+            worker.send(ForkingPickler.dumps(task))
+        self._streams = [Ahead(receive(worker), self._ahead) for worker in self._workers]
         turns = [iter(stream) for stream in self._streams]
         while True:
             for turn in turns:
@@ -91,9 +72,9 @@ class WorkerPool(Generic[S, R]):
 
     def stop(self) -> None:
         """End a pass that was left early. Waits for the result that each worker is computing."""
-        for pipe in self._pipes if self._streams else ():
+        for worker in self._workers if self._streams else ():
             try:
-                pipe.send(None)
+                worker.pipe.send(None)
             except OSError:
                 continue  # a dead worker has stopped
         for stream in self._streams:
@@ -102,48 +83,44 @@ class WorkerPool(Generic[S, R]):
 
     def close(self) -> None:
         """End the workers, whatever they are doing."""
-        for process in self._processes:
-            process.kill()
-        for process in self._processes:
-            process.join()
+        for worker in self._workers:
+            worker.process.kill()
+        for worker in self._workers:
+            worker.process.join()
         self.stop()
-        for pipe in self._pipes:
-            pipe.close()
-        self._processes, self._pipes = [], []
+        for worker in self._workers:
+            worker.pipe.close()
+        self._workers = []
 
-    def _receive(self, number: int) -> Iterator[R]:
-        """A worker's results up to the end of the pass. Runs in a thread."""
-        message: Any = None
-        try:
-            while not isinstance(message := self._next_message(number), PassEnd):
-                yield message
-            if message.failure:
-                kind = MemoryError if message.out_of_memory else RuntimeError
-                raise kind(f"in data worker {number}:\n{message.failure}")
-        except GeneratorExit:  # the pass was left early: the pipe must be empty when the next one begins
-            while not isinstance(message, (PassEnd, DeadWorkerError)):
-                try:
-                    message = self._next_message(number)
-                except DeadWorkerError as error:
-                    message = error
-            raise
 
-    def _next_message(self, number: int) -> Any:
-        try:
-            return self._pipes[number].recv()
-        except (EOFError, OSError):
-            raise self._describe_death(number) from None
-        except BaseException:  # a result that cannot be unpickled, no memory for it: the pipe is out of step
-            self._processes[number].kill()
-            self._processes[number].join()
-            raise
+def receive(worker: Worker) -> Iterator[Any]:
+    """A worker's results up to the end of the pass. Runs in a thread."""
+    message: Any = None
+    try:
+        while not isinstance(message := receive_message(worker), PassEnd):
+            yield message
+        if message.failure:
+            kind = MemoryError if message.out_of_memory else RuntimeError
+            raise kind(f"in {worker.process.name}:\n{message.failure}")
+    except GeneratorExit:  # the pass was left early: the pipe must be empty when the next one begins
+        while not isinstance(message, (PassEnd, DeadWorkerError)):
+            try:
+                message = receive_message(worker)
+            except DeadWorkerError as error:
+                message = error
+        raise
 
-    def _describe_death(self, number: int) -> DeadWorkerError:
-        process = self._processes[number]
-        process.join(1)
-        code = process.exitcode or 0
-        how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit status {code}"
-        return DeadWorkerError(f"data worker {number} (process {process.pid}) {how}")
+
+def receive_message(worker: Worker) -> Any:
+    """What a worker has sent. A message that cannot be read ends the worker: its pipe is out of step."""
+    try:
+        return pickle.loads(worker.receive())
+    except DeadWorkerError:
+        raise
+    except BaseException:  # it cannot be unpickled, or there is no memory for it
+        worker.process.kill()
+        worker.process.join()
+        raise
 
 
 def serve(pipe: Connection, state: S) -> None:
@@ -170,7 +147,5 @@ def compute(pipe: Connection, task: Callable[[S], Iterator[R]], state: S) -> Pas
 
 def settle_worker() -> None:
     """Compute on one thread and leave stop signals to the rank: a worker ends when its rank does."""
-    end_with_parent()
+    leave_signals_to_parent()
     torch.set_num_threads(1)
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, signal.SIG_IGN)

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 import torch
 
 from adadf_dist.config import Config
-from adadf_dist.data.worker_pool import DeadWorkerError
+from adadf_dist.data.processes import DeadWorkerError
 from adadf_dist.errors import UserError, one_line
 from adadf_dist.world import World
 

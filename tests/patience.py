@@ -1,0 +1,70 @@
+"""Wait for processes on a machine of any load: a limit in seconds counts only while they do not compute."""
+
+from __future__ import annotations
+
+import subprocess
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import psutil
+
+IDLE = 0.03
+"""Share of a core below which processes are not computing. A crowded machine still gives them more."""
+
+
+class Patience:
+    """Runs out after `seconds` in which processes and their descendants were idle."""
+
+    def __init__(self, seconds: float, processes: Sequence[int] | None = None) -> None:
+        """`processes`: their IDs; by default whatever this process has started."""
+        self.seconds = seconds
+        self._processes = processes
+        self._since, self._cpu = time.monotonic(), self._cpu_seconds()
+
+    def check(self, message: str) -> None:
+        """Raise `AssertionError` with the message once the patience has run out."""
+        now, cpu = time.monotonic(), self._cpu_seconds()
+        if cpu - self._cpu > IDLE * self.seconds:
+            self._since, self._cpu = now, cpu
+        assert now - self._since < self.seconds, f"idle for {self.seconds:g} s: {message}"
+
+    def _cpu_seconds(self) -> float:
+        """Of ended children, too: their parent has counted them."""
+        total = 0.0
+        for process in self._alive():
+            try:
+                total += sum(process.cpu_times()[:4])
+            except psutil.Error:
+                continue
+        return total
+
+    def _alive(self) -> list[psutil.Process]:
+        if self._processes is None:
+            return psutil.Process().children(recursive=True)
+        alive = []
+        for number in self._processes:
+            try:
+                process = psutil.Process(number)
+                alive += [process, *process.children(recursive=True)]
+            except psutil.Error:
+                continue
+        return alive
+
+
+def communicate(process: subprocess.Popen[Any], seconds: float = 60, until: float = 1) -> tuple[Any, Any]:
+    """What a process wrote until its end. Raises `AssertionError` if it is idle for `seconds`."""
+    patience = Patience(seconds, [process.pid])
+    while True:
+        try:
+            return process.communicate(timeout=until)
+        except subprocess.TimeoutExpired:
+            patience.check(f"process {process.pid} has not ended")
+
+
+def wait_until(found: Callable[[], object], what: str = "in vain", seconds: float = 60) -> None:
+    """Wait for something that processes of ours bring about. Raises `AssertionError` if they are idle for `seconds`."""
+    patience = Patience(seconds)
+    while not found():
+        patience.check(what)
+        time.sleep(0.05)
