@@ -90,7 +90,7 @@ def paired_difference(first: Sequence[Score], second: Sequence[Score], compariso
         paired, sampling = False, unpaired_variance(first) + unpaired_variance(second)
     seed = float(differences.var(ddof=1)) / len(differences)
     interval, equivalence = (
-        Interval(mean - half, mean + half)
+        Interval(max(-1.0, mean - half), min(1.0, mean + half))
         for level in (0.95, 0.9)
         for half in [half_width(seed, sampling, len(differences), 1 - (1 - level) / comparisons)]
     )

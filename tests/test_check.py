@@ -145,6 +145,21 @@ def test_a_run_folder_that_cannot_be_written(faces: Path, tmp_path: Path, capsys
     assert page["time"][0] in ("ok", "warning")
 
 
+def test_a_run_replaces_no_file_of_a_user(faces: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A folder with a configuration written by hand, given as --out as well; and again once a run is in it."""
+    own = tmp_path / "experiment"
+    own.mkdir()
+    (own / "config.yaml").write_text("epochs: 1\n")
+    values = settings(faces, own)
+    status, page = check(values, capsys)
+    assert status == 2 and "would replace its config.yaml" in page["run folder"][1]
+    with pytest.raises(UserError, match="a run would replace its config"):
+        train.run(build_config([Layer("test", values)]))
+    assert {path.name: path.read_text() for path in own.iterdir()} == {"config.yaml": "epochs: 1\n"}
+    (own / "run.json").write_text("{}")  # now it is a run's
+    assert check(values, capsys)[1]["run folder"][0] == "ok"
+
+
 def test_a_batch_too_small_for_the_ranks(faces: Path, tmp_path: Path) -> None:
     done = finish(command(settings(faces, tmp_path / "out", batch_size="3"), 2, MODULE))
     page = read_page(done.stdout)

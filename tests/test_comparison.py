@@ -51,6 +51,12 @@ def test_equivalence_is_two_one_sided_tests() -> None:
         assert found.within(margin) == (above < 0.05 and below < 0.05)
 
 
+def test_a_difference_of_accuracies_is_at_most_one() -> None:
+    """Student's t of two seeds is 12.7: three comparisons of two noisy seeds reached 175 points."""
+    found = paired_difference(scores([0.1, 0.3], 70), scores([0.3, 0.1], 70), comparisons=3)
+    assert found.interval == (-1.0, 1.0) and found.verdict == "too few to tell"
+
+
 def test_tied_seeds_leave_the_sampling_noise() -> None:
     """Two seeds that agree to the sample, 3 of 69 samples apart: Student's t over seeds alone has width zero."""
     first, second = [0] * 50 + [1] * 19, [0] * 47 + [1] * 22

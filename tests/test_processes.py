@@ -108,6 +108,51 @@ def test_a_stuck_worker_ends_when_its_parent_is_killed(tmp_path: Path) -> None:
     wait_until(lambda: has_ended(worker), "the worker outlives its parent", BOUND_S)
 
 
+SIGNALED = """
+    import signal, sys
+    from adadf_dist.data.processes import worker_context
+    from tests.worker_tasks import echo
+
+    def start(context):
+        here, there = context.Pipe()
+        process = context.Process(target=echo, args=(there,), daemon=True)
+        process.start()
+        here.send("ready")
+        return process, here, here.recv()
+
+    if __name__ == "__main__":
+        for name in sys.argv[1:]:
+            signal.signal(getattr(signal, name), lambda number, frame: None)
+        context = worker_context("adadf_dist.data.processes")
+        first, pipe, word = start(context)
+        print(word, flush=True)
+        sys.stdin.readline()
+        start(context)  # a server that was killed is dead by now
+        pipe.send("again")
+        print(first.exitcode, pipe.recv(), flush=True)
+"""
+
+
+def test_workers_survive_stop_signals_to_the_process_group(tmp_path: Path) -> None:
+    """As torchrun, SLURM and a terminal send them; the run itself decides when it stops. Then it exits at once, too."""
+    names = ["SIGTERM", "SIGHUP", "SIGINT"]
+    script = tmp_path / "parent.py"
+    script.write_text(textwrap.dedent(SIGNALED))
+    parent = subprocess.Popen(
+        [sys.executable, str(script), *names],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        env=environment(),
+        text=True,
+        start_new_session=True,
+    )
+    assert parent.stdout is not None and parent.stdout.readline() == "ready\n"
+    for name in names:
+        os.killpg(parent.pid, getattr(signal, name))
+    told, _ = parent.communicate("\n", timeout=BOUND_S)
+    assert told == "None again\n"
+
+
 def has_ended(process: psutil.Process) -> bool:
     try:
         return process.status() == psutil.STATUS_ZOMBIE

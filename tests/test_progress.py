@@ -145,6 +145,15 @@ def test_an_epoch_of_slow_steps_shows_in_a_log_file(log: Log, clock: Clock, caps
     assert "loss 1.5000" in lines[-1]
 
 
+def test_an_epoch_shows_no_loss_of_the_one_before(log: Log, clock: Clock, capsys: pytest.CaptureFixture[str]) -> None:
+    """Epochs of 5 batches, losses that come to the host every 10 and at an epoch's end."""
+    epoch(log, clock, 5, 10.0)
+    assert "loss 1.5000" in capsys.readouterr().out
+    epoch(log, clock, 4, 20.0, more=1)
+    lines = capsys.readouterr().out
+    assert "batch 4/5" in lines and "loss" not in lines
+
+
 def test_a_terminal_shows_loss_rate_and_time_left(log: Log, clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
     terminal = Terminal()
     monkeypatch.setattr(sys, "stderr", terminal)

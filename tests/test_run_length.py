@@ -107,6 +107,33 @@ def test_the_presets_warm_up_as_they_did(name: str, steps_per_epoch: int, warmup
     assert warmup_steps(small, 10) == 1 and find_problems(small, 10) == []
 
 
+@pytest.mark.parametrize(
+    ("key", "values", "steps"),
+    [
+        ("loss.epoch_threshold", {"epochs": 1}, 10),
+        ("runtime.log_every", {"epochs": 1, "loss.epoch_threshold": 1, "runtime.log_every": 99}, 1),
+    ],
+)
+def test_no_advice_to_go_below_one(key: str, values: dict[str, Any], steps: int) -> None:
+    (problem,) = [p for p in find_problems(build_config([Layer("test", values)]), steps) if p.key == key]
+    assert f"set {key} to 1" in problem.fix and "or less" not in problem.fix
+
+
+def test_a_small_rate_is_not_rounded_to_zero() -> None:
+    """10 of 5,000 steps of a warm-up; in the second epoch, up to 20 of them, the cosine has halved the rate."""
+    config = preset("fer2013", epochs=2, loss__epoch_threshold=2, optimizer__warmup_steps=5000)
+    (problem,) = find_problems(config, 10)
+    assert "reaches at most 0.2%" in problem.text
+
+
+def test_a_batch_of_all_samples_is_found() -> None:
+    values = {"batch_size": 5000, "epochs": 20, "loss.epoch_threshold": 2, "optimizer.gamma": 1.0}
+    config = build_config([Layer("test", values)])
+    (problem,) = find_problems(config, 1)
+    assert problem.key == "batch_size" and "batch_size = 5000" in problem.text and "20" in problem.text
+    assert find_problems(config, 2) == []
+
+
 def test_a_fraction_is_of_the_run() -> None:
     """A tenth of 5 epochs of 40 steps: 20 steps, in equal rises."""
     config = build_config([Layer("test", {"optimizer.warmup_steps": "0.1", "epochs": 5, "optimizer.gamma": 1.0})])

@@ -15,7 +15,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
-from adadf_dist.data.processes import end_with_parent
+from adadf_dist.data.processes import end_with_parent, leave_signals_to_parent
 
 
 def hold_the_lock(pipe: Connection) -> None:
@@ -63,6 +63,14 @@ class Task:
 def send_environment(pipe: Connection) -> None:
     """Send the environment variables that this process has."""
     pipe.send(dict(os.environ))
+
+
+def echo(pipe: Connection) -> None:
+    """Send back what comes, as a worker that answers no stop signal."""
+    leave_signals_to_parent()
+    with suppress(EOFError):
+        while True:
+            pipe.send(pipe.recv())
 
 
 LARGE = 2**26

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
 
 from adadf_dist.agreement import agree
-from adadf_dist.check.faces import Faces, find_faces
+from adadf_dist.check.faces import Faces, find_faces, rehearsed
 from adadf_dist.check.folder import what_is_there
 from adadf_dist.check.page import describe_error
 from adadf_dist.check.step import Measured, peak_memory, project, seconds
@@ -18,7 +18,7 @@ from adadf_dist.diagnosis.run_length import find_problems
 from adadf_dist.errors import UserError
 from adadf_dist.rehearsal import Rehearsal
 from adadf_dist.runtime.memory import memory_told
-from adadf_dist.settings import command_line_base, config_from_command_line, flatten, override, to_dict
+from adadf_dist.settings import command_line_base, config_from_command_line, flatten, to_dict
 from adadf_dist.setup import settle
 from adadf_dist.world import World, check_batch_size, open_world
 
@@ -82,7 +82,7 @@ def describe_folder(config: Config) -> Iterator[tuple[str, str]]:
 
 def rehearse(config: Config, faces: Faces, world: World) -> Iterator[tuple[str, str]]:
     """Parameters, memory and time, from steps on random images. A collective."""
-    config = override(config, {"runtime.compile": "off"})
+    config = rehearsed(config, faces, world)
     rehearsal = Rehearsal(config, faces.classes, world)
     parameters = list(rehearsal.engine.model.parameters())
     trained = sum(p.numel() for p in parameters if p.requires_grad)

@@ -28,7 +28,8 @@ from adadf_dist.data.synthetic import EMOTIONS
 from adadf_dist.diagnosis.run_length import Length, find_problems
 from adadf_dist.errors import UserError
 from adadf_dist.rehearsal import wait_for
-from adadf_dist.world import World
+from adadf_dist.settings import override
+from adadf_dist.world import MIN_SAMPLES_A_RANK, World
 
 MOST_FACES = 512
 READ_S = 2.0
@@ -229,6 +230,12 @@ def load_faces(config: Config, world: World) -> float:
                 break
         ended = time.perf_counter()
     return after / (ended - started) if after else count / max(ended - began, 1e-9)
+
+
+def rehearsed(config: Config, faces: Faces, world: World) -> Config:
+    """`config` as its steps are measured: at the largest batch of an epoch, which a small dataset makes smaller."""
+    largest = max(*faces.batches, MIN_SAMPLES_A_RANK * world.size)
+    return override(config, {"runtime.compile": "off", "batch_size": largest})
 
 
 def validation_batches(faces: Faces, batch_size: int) -> int:

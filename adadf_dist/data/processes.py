@@ -15,6 +15,7 @@ import tempfile
 import threading
 import warnings
 from collections.abc import Callable
+from multiprocessing import popen_forkserver, resource_tracker
 from multiprocessing.connection import Connection
 from multiprocessing.context import ForkServerContext, ForkServerProcess
 from multiprocessing.process import BaseProcess
@@ -28,8 +29,21 @@ SOCKET_PATH = 107
 """Bytes of a Unix socket's path on Linux."""
 SOCKET_NAME = len("/pymp-01234567/listener-01234567")
 """What multiprocessing appends to the temporary folder."""
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+"""Answered by the process that was asked to stop, never by its workers or their server."""
 F_SETSIG = 10
 """Of fcntl.h on Linux: which signal a file descriptor's owner gets."""
+
+
+class WorkerHandle(popen_forkserver.Popen):
+    """What a process is ended by."""
+
+    def terminate(self) -> None:
+        """End the process, also a stuck one: workers ignore SIGTERM, which their parent answers.
+
+        The interpreter's exit comes here directly, and waits for the process then.
+        """
+        self.kill()
 
 
 class WorkerProcess(ForkServerProcess):
@@ -39,15 +53,29 @@ class WorkerProcess(ForkServerProcess):
         super().__init__(*args, **options)
         self._environment = dict(os.environ)
 
+    def start(self) -> None:
+        """Start the process, and the server where there is none, with stop signals blocked in them.
+
+        Launchers and terminals send these to the process group. Without its server a worker counts as dead, and the
+        run that was to stop fails. The tracker of resources comes first, for its start unblocks them in this thread.
+        """
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
+        try:
+            resource_tracker.ensure_running()
+            signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
+            super().start()
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
     def run(self) -> None:
         """Compute in the parent's environment."""
         os.environ.clear()
         os.environ.update(self._environment)
         super().run()
 
-    def terminate(self) -> None:
-        """End the process, also a stuck one: workers ignore SIGTERM, which their parent answers."""
-        self.kill()
+    @staticmethod
+    def _Popen(process_obj: BaseProcess) -> WorkerHandle:  # noqa: N802  (multiprocessing calls it)
+        return WorkerHandle(process_obj)
 
 
 class WorkerContext(ForkServerContext):
@@ -134,7 +162,7 @@ def start_worker(
 def leave_signals_to_parent() -> None:
     """Ignore stop signals in this worker, which ends when its parent does."""
     end_with_parent()
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+    for number in STOP_SIGNALS:
         signal.signal(number, signal.SIG_IGN)
 
 

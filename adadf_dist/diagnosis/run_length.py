@@ -67,7 +67,7 @@ def find_long_warmup(config: Config, length: Length) -> Iterator[Problem]:
     peak = peak_learning_rate(config, length.steps_per_epoch) / (config.optimizer.lr * full)
     yield Problem(
         "optimizer.warmup_steps",
-        f"{text}: the learning rate reaches at most {peak:.0%} of "
+        f"{text}: the learning rate reaches at most {100 * peak:.{0 if peak >= 0.01 else 1}f}% of "
         + ("optimizer.lr" if full == 1 else f"optimizer.lr times {full:.3g}, its factor for the batch"),
         f"set optimizer.warmup_steps = {WARMUP:g} (a fraction of the run), or train longer",
     )
@@ -97,7 +97,7 @@ def find_late_threshold(config: Config, length: Length) -> Iterator[Problem]:
         "loss.epoch_threshold",
         f"loss.epoch_threshold = {threshold} is beyond the run's {length.epochs} epochs: the target branch's loss "
         "never counts in full (eq 15), and the auxiliary branch's never fades (eq 16)",
-        f"set loss.epoch_threshold to {length.epochs} or less, or train longer",
+        f"set loss.epoch_threshold to {length.epochs}{' or less' if length.epochs > 1 else ''}, or train longer",
     )
 
 
@@ -115,6 +115,18 @@ def find_long_average(config: Config, length: Length) -> Iterator[Problem]:
     )
 
 
+def find_large_batch(config: Config, length: Length) -> Iterator[Problem]:
+    """A batch that takes the complete training split, so that an epoch is a single step."""
+    if length.steps_per_epoch > 1:
+        return
+    yield Problem(
+        "batch_size",
+        f"batch_size = {config.batch_size} is no less than the number of samples in an epoch, so an epoch is one step, "
+        f"and the run has {length.steps:,}",
+        "lower batch_size",
+    )
+
+
 def find_long_intervals(config: Config, length: Length) -> Iterator[Problem]:
     """Intervals that a user set and that are longer than the run. The defaults are harmless in a short run."""
     usual = Config()
@@ -122,7 +134,7 @@ def find_long_intervals(config: Config, length: Length) -> Iterator[Problem]:
         section, _, name = key.partition(".")
         steps = getattr(getattr(config, section), name)
         if steps != getattr(getattr(usual, section), name) and steps > length.steps:
-            fix = f"set {key} to {length.steps_per_epoch} or less"
+            fix = f"set {key} to {length.steps_per_epoch}{' or less' if length.steps_per_epoch > 1 else ''}"
             yield Problem(key, f"{key} = {steps} is more than the run's {length}: {effect}", fix)
 
 
@@ -161,6 +173,7 @@ def fix_divergence(config: Config, steps_per_epoch: int) -> str:
 
 
 RULES: tuple[Callable[[Config, Length], Iterator[Problem]], ...] = (
+    find_large_batch,
     find_long_warmup,
     find_long_scaling,
     find_late_threshold,

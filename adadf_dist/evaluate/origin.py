@@ -61,7 +61,10 @@ def check_origin(trained: Trained, found: Found, options: Options) -> Origin:
             f"a split that the run has not seen, or add {ALLOW_TRAINING_SAMPLES}"
         )
     if recorded is None and not options.shards_given:
-        warn(f"{trained.path}: written by an older version, which recorded no digest of its data: is it the same?")
+        warn(
+            f"{trained.path}: written by an older version, which recorded no digest of its data: is "
+            f"{found.source.shards} the same?"
+        )
     elif known is None and trained.epoch:
         warn(f"{trained.path}: written by an older version: whether it was trained on these samples is not known")
     return Origin("" if options.shards_given else difference, shared)

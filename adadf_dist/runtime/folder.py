@@ -12,10 +12,24 @@ from adadf_dist.errors import TakenError, UserError
 from adadf_dist.files import can_write
 from adadf_dist.locks import Owner, lock
 
+MARKS = (".lock", "run.json", "checkpoints")
+"""A folder with one of these is a run's."""
+WRITTEN = ("config.yaml", "metrics.jsonl", "data.json", "status.json", "result.json", "report.html")
+"""Files of a run folder that a user may have files of the same name beside."""
+
+
+def check_own(folder: Path) -> None:
+    """Raise `UserError` where a new run would replace files that no run wrote."""
+    found = [name for name in WRITTEN if (folder / name).exists()]
+    if found and not any((folder / mark).exists() for mark in MARKS):
+        files = ", ".join(found)
+        raise UserError(f"out: {folder} is no run folder, and a run would replace its {files}; give another --out")
+
 
 @contextmanager
 def sole_writer(folder: Path) -> Iterator[None]:
     """Make the run folder and keep other runs out of it. Raises `UserError`."""
+    check_own(folder)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         file = (folder / ".lock").open("w", encoding="utf-8")

@@ -84,6 +84,7 @@ class Log:
         self._epoch_began = time.monotonic()
         self._pace = Pace()
         self._images = 0
+        self._losses_text = ""  # those of the last epoch are not this one's
         self.world.pulse.restart()
         self._num_batches = num_batches
         self.status("running", progress)
