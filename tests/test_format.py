@@ -64,6 +64,9 @@ class Pictures:
     def locate(self, number: int) -> str:
         return f"picture {number}"
 
+    def label(self, number: int) -> int:
+        return number % 3
+
     def fingerprint(self, number: int) -> bytes:
         return str(number).encode()
 

@@ -87,8 +87,8 @@ def build_dataset(
     """Write `source` as the dataset folder `out` and open it. `on_samples(n)` is told when n more are done.
 
     Images that cannot be stored are left out and listed in quarantine.csv; more of them than `options.max_bad` is an
-    error, with the list beside `out`. Raises `UserError`; then there is no `out`, an older one is unchanged, and the
-    finished shards stay in `OUT.partial`: the next build keeps those whose samples are the same, and writes the rest.
+    error. Raises `UserError`; then there is no `out`, an older one is unchanged, and the list and the finished shards
+    stay in `OUT.partial`: the next build keeps those whose samples are the same, and writes the rest.
     """
     out = out.resolve()
     items = source.items()
@@ -104,7 +104,7 @@ def build_dataset(
         outcomes |= {task.path: outcome for task, outcome in zip(missing, done, strict=True)}
         bad = [line for task in tasks for line in outcomes[task.path].bad]
         if len(bad) > options.max_bad:
-            raise too_many_bad(out, bad, len(items))
+            raise too_many_bad(folder, bad, len(items))
         assemble(folder, source, options, [(task, outcomes[task.path]) for task in tasks])
     return open_dataset(out)
 
@@ -208,9 +208,9 @@ def build_shard(source: Source, task: Task, on_sample: Callable[[], object]) -> 
     return outcome
 
 
-def too_many_bad(out: Path, bad: Sequence[Remark], samples: int) -> UserError:
-    """Keep the list, and say how to go on."""
-    path = out.with_name(out.name + ".quarantine.csv")
+def too_many_bad(folder: Path, bad: Sequence[Remark], samples: int) -> UserError:
+    """Keep the list with the unfinished build, and say how to go on."""
+    path = folder / "quarantine.csv"
     write_table(path, Remark._fields, bad)
     return UserError(
         f"{len(bad):,} of {samples:,} images cannot be stored, the first: {bad[0].source}: {bad[0].reason}; "
@@ -232,6 +232,8 @@ def assemble(folder: Path, source: Source, options: BuildOptions, written: Itera
     for split, found in shards.items():
         if not found:
             raise UserError(f"split {split}: not one image can be stored, the first: {bad[0].source}: {bad[0].reason}")
+    if bad:
+        check_every_class(source.classes, shards["train"], bad)
     made = source.provenance
     lists = {"quarantine.csv": Table(Remark._fields, bad), "remarks.csv": Table(Remark._fields, remarks)}
     for name, table in {**made.tables, **lists}.items():
@@ -254,6 +256,17 @@ def assemble(folder: Path, source: Source, options: BuildOptions, written: Itera
     write_card(folder / "README.md", manifest)
     with can_write(folder / MANIFEST):
         (folder / MANIFEST).write_text(manifest.to_json(), encoding="utf-8")
+
+
+def check_every_class(classes: Sequence[str], train: Sequence[WrittenShard], bad: Sequence[Remark]) -> None:
+    """Raise `UserError` when the images that cannot be stored are all that a class has to train on."""
+    counts = [sum(column) for column in zip(*(shard.info.class_counts for shard in train), strict=True)]
+    for name, count in zip(classes, counts, strict=True):
+        if not count:
+            raise UserError(
+                f"class {name}: none of its training images can be stored; fix them, or leave the class out (of all "
+                f"{len(bad):,} that cannot be stored, the first: {bad[0].source}: {bad[0].reason})"
+            )
 
 
 def rename_shard(folder: Path, shard: WrittenShard, file: str) -> WrittenShard:

@@ -8,9 +8,30 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from adadf_dist.data.manifest import MANIFEST
 from adadf_dist.errors import TakenError, UserError
 from adadf_dist.files import can_write
 from adadf_dist.locks import Owner, lock
+
+RUN_FILES = ("config.yaml", "data.json", "metrics.jsonl", "noise.csv", "report.html", "result.json", "run.json")
+"""Files that a run writes, and that may be someone's own where there is no run."""
+
+
+def check_run_folder(folder: Path) -> None:
+    """Raise `UserError` when a run would replace files in a folder in which no run has been.
+
+    Other files are welcome there: logs of launchers, notes.
+    """
+    if (folder / ".lock").exists() or (folder / "checkpoints").exists():
+        return
+    found = [name for name in (MANIFEST, *RUN_FILES) if (folder / name).exists()]
+    if MANIFEST in found:
+        raise UserError(f"out: {folder} is a dataset folder ({MANIFEST}); give another --out")
+    if found:
+        raise UserError(
+            f"out: {folder} holds {', '.join(found)} but no run, and a run would replace that; give another --out, or "
+            "move it away"
+        )
 
 
 @contextmanager
