@@ -24,7 +24,7 @@ from adadf_dist.data.crew import Processes
 from adadf_dist.data.format import Dataset, open_dataset
 from adadf_dist.data.jpeg import BadImage
 from adadf_dist.data.manifest import MANIFEST, SPLITS, Manifest, SplitInfo, check_classes
-from adadf_dist.data.outcome import Item, Outcome, Remark, Task, keep_outcome, read_outcome
+from adadf_dist.data.outcome import Item, Outcome, Remark, Task, check_every_class, keep_outcome, read_outcome
 from adadf_dist.data.source import Provenance, Source, Table
 from adadf_dist.data.staging import UNFINISHED, remove_others, staged
 from adadf_dist.data.writer import (
@@ -151,9 +151,10 @@ def check_room(folder: Path, source: Source, share: float) -> None:
     overhead = 2600 * len(source.items())  # headers, padding, label and json of a face, its rows in the indexes
     need, free = round(share * (source.image_bytes + overhead)), shutil.disk_usage(folder).free
     if need > free:
+        unit, scale = ("GB", 1e9) if need >= 1e9 else ("MB", 1e6)
         raise UserError(
-            f"{folder.parent}: {free / 1e9:.1f} GB are free, but the dataset needs about {need / 1e9:.1f} GB; "
-            "free some space, or write to another disk"
+            f"{folder.parent}: {free / scale:.1f} {unit} are free, but the dataset needs about {need / scale:.1f} "
+            f"{unit}; free some space, or write to another disk"
         )
 
 
@@ -256,17 +257,6 @@ def assemble(folder: Path, source: Source, options: BuildOptions, written: Itera
     write_card(folder / "README.md", manifest)
     with can_write(folder / MANIFEST):
         (folder / MANIFEST).write_text(manifest.to_json(), encoding="utf-8")
-
-
-def check_every_class(classes: Sequence[str], train: Sequence[WrittenShard], bad: Sequence[Remark]) -> None:
-    """Raise `UserError` when the images that cannot be stored are all that a class has to train on."""
-    counts = [sum(column) for column in zip(*(shard.info.class_counts for shard in train), strict=True)]
-    for name, count in zip(classes, counts, strict=True):
-        if not count:
-            raise UserError(
-                f"class {name}: none of its training images can be stored; fix them, or leave the class out (of all "
-                f"{len(bad):,} that cannot be stored, the first: {bad[0].source}: {bad[0].reason})"
-            )
 
 
 def rename_shard(folder: Path, shard: WrittenShard, file: str) -> WrittenShard:
