@@ -24,7 +24,7 @@ def check_run_folder(folder: Path) -> None:
     """
     if (folder / ".lock").exists() or (folder / "checkpoints").exists():
         return
-    found = [name for name in (MANIFEST, *RUN_FILES) if (folder / name).exists()]
+    found = [name for name in (MANIFEST, *RUN_FILES) if (folder / name).is_file()]
     if MANIFEST in found:
         raise UserError(f"out: {folder} is a dataset folder ({MANIFEST}); give another --out")
     if found:
