@@ -23,6 +23,9 @@ SEPARATORS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "vertical bar
 MAX_CELL = csv.field_size_limit()
 """Longest cell in characters."""
 
+MAX_NUMBER = 2**24
+"""Largest vote or share: up to here single precision, in which they are stored, is exact."""
+
 _WHOLE = re.compile(r"\s*([+-]?[0-9]+)(?:\.0*|,0)?\s*", re.ASCII)
 _DECIMAL_COMMA = re.compile(r"[+-]?[0-9]*,[0-9]+", re.ASCII)
 _THOUSANDS = re.compile(r"[+-]?[0-9]{1,3}(,[0-9]{3})+", re.ASCII)
@@ -155,6 +158,8 @@ def read_number(text: str, where: str, what: str) -> float:
     value = parse_number(text)
     if not math.isfinite(value) or value < 0:
         raise UserError(f"{where}: {what} must be numbers of 0 or more, not {text[:40]!r}")
+    if value > MAX_NUMBER:
+        raise UserError(f"{where}: {what} must be at most {MAX_NUMBER:,}, not {text[:40]!r}")
     return value
 
 

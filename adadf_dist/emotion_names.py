@@ -33,6 +33,6 @@ def find_class(name: str, classes: Sequence[str]) -> int | None:
 def find_label(name: str, classes: Sequence[str]) -> int | None:
     """As `find_class`; a number is a place among `classes`."""
     name = name.strip()
-    if name.isdigit():
+    if name.isdecimal():  # isdigit() accepts superscripts, which int() does not
         return int(name) if int(name) < len(classes) else None
     return find_class(name, classes)

@@ -37,9 +37,16 @@ _BINARY_FILES = (
     (b"\xff\xd8\xff", "a JPEG image"),
     (b"\x89PNG\r\n\x1a\n", "a PNG image"),
     (b"%PDF-", "a PDF document"),
+    (b"{\\rtf", "a rich text document"),
+    (b"<!DOCTYPE html", "a web page"),
+    (b"<!doctype html", "a web page"),
+    (b"<html", "a web page"),
+    (b"version https://git-lfs.", "a Git LFS pointer"),
 )
 TAR_MARK_END = 262
 """A tar archive has its mark in the five bytes before this offset."""
+_UNPRINTABLE = ("Cc", "Cs", "Zl", "Zp")
+"""Unicode categories: control characters, surrogates, line and paragraph separators."""
 _SURROGATE = re.compile("[\udc80-\udcff]")
 """What `surrogateescape` makes of a byte that is not UTF-8."""
 
@@ -125,6 +132,7 @@ def refuse_binary(start: bytes, where: str) -> None:
         what = "a tar archive"
     if what:
         fix = "unpack it and give the file inside" if what.endswith(("file", "archive")) else "give a text file"
+        fix = "fetch the file itself with `git lfs pull`" if "LFS" in what else fix
         fix += " (a spreadsheet: save it as csv)" if what == "a zip archive" else ""
         raise UserError(f"{where}: is {what}, not text; {fix}")
 
@@ -165,8 +173,13 @@ def escape_name(name: str) -> str:
     return "".join(_escaped(character) for character in text)
 
 
+def is_printable_name(name: str) -> bool:
+    """Whether a name has no control characters, line ends or bytes that are not text."""
+    return all(unicodedata.category(character) not in _UNPRINTABLE for character in name)
+
+
 def _escaped(character: str) -> str:
-    if character != "\\" and unicodedata.category(character) not in ("Cc", "Cs", "Zl", "Zp"):
+    if character != "\\" and is_printable_name(character):
         return character
     return "".join(f"\\x{byte:02x}" for byte in character.encode("utf-8", "surrogateescape"))
 

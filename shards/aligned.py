@@ -56,6 +56,9 @@ class Aligned:
     def locate(self, number: int) -> str:
         return self.photos.locate(number)
 
+    def label(self, number: int) -> int:
+        return self.photos.label(number)
+
     def fingerprint(self, number: int) -> bytes:
         return self.photos.fingerprint(number)
 

@@ -37,6 +37,9 @@ class Relabelled:
     def locate(self, number: int) -> str:
         return self.source.locate(number)
 
+    def label(self, number: int) -> int:
+        return self.labels.get(number, self.source.label(number))
+
     def fingerprint(self, number: int) -> bytes:
         return f"{self.labels.get(number)} ".encode() + self.source.fingerprint(number)
 
@@ -57,7 +60,7 @@ def relabel_source(source: Source, path: Path) -> Relabelled:
     train = {item.key: item.number for item in items if item.split == "train"}
     decisions.check_keys(train, {item.key: item.split for item in items if item.split != "train"})
     decided = {key: number for key, number in train.items() if key in decisions.by_key}
-    decisions.check_labels({key: source.load(number).label for key, number in decided.items()}, source.classes)
+    decisions.check_labels({key: source.label(number) for key, number in decided.items()}, source.classes)
     by_kind = {
         kind: {train[key]: decision for key, decision in decisions.by_key.items() if decision.kind == kind}
         for kind in ("relabel", "drop")

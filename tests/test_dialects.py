@@ -63,6 +63,7 @@ DIALECTS: dict[str, str | bytes] = {
     "index of pandas": "\n".join(f"{n or ''},{line}" for n, line in enumerate(table().splitlines())),
     "empty columns": "\n".join(f"{line},," for line in table().splitlines()) + "\n,,,,,,,\n\n",
     "letter case of the header": table().replace("path,label,split", "Path, LABEL ,Split"),
+    "letter case of votes": table().replace("votes_glad,votes_sad", "Votes_glad,VOTES_sad"),
     "backslashes": table().replace("a.jpg", ".\\a.jpg").replace("d.jpg", "./d.jpg"),
     "synonyms of splits": table().replace(",train,", ",Training,").replace(",test,", ",PublicTest,"),
 }
@@ -107,6 +108,24 @@ REFUSED: dict[str, tuple[str | bytes, str]] = {
     "infinite votes": ("path,label,votes_x,votes_y\na.jpg,x,inf,0\n", "line 2: votes must be numbers of 0 or more"),
     "negative votes": ("path,label,votes_x,votes_y\na.jpg,x,-1,0\n", "line 2: votes must be numbers of 0 or more"),
     "thousands or a share": ('path,label,votes_x,votes_y\na.jpg,x,"1,000",0\n', "line 2: votes must be numbers"),
+    "votes beyond single precision": (
+        "path,label,votes_x,votes_y\na.jpg,x,1e39,0\n",
+        "line 2: votes must be at most 16,777,216, not '1e39'",
+    ),
+    "votes of a class twice": ("path,label,votes_x,votes_ x\na.jpg,x,1,0\n", "2 columns of votes for class x"),
+    "votes of no class": ("path,label,votes_x,Votes_\na.jpg,x,1,0\n", "column Votes_ names no class"),
+    "bell in a label": (
+        "path,label\na.jpg,x\nb.jpg,y\x07\n",
+        "line 3: 'y\\x07' is to be a class name, but has control",
+    ),
+    "line end in a label": ("path,label\na.jpg,x\nb.jpg,y\u2028z\n", "line 3: 'y\\u2028z' is to be a class name"),
+    "splits under another name": (
+        "path,label,Usage\na.jpg,x,Training\nb.jpg,y,Training\nc.jpg,y,PublicTest\n",
+        "column Usage holds PublicTest, Training; if these are the splits, call it split",
+    ),
+    "web page": ("<!DOCTYPE html><html>sign in", "is a web page, not text; give a text file"),
+    "rich text": ("{\\rtf1 path,label", "is a rich text document, not text"),
+    "Git LFS": ("version https://git-lfs.github.com/spec/v1\noid", "fetch the file itself with `git lfs pull`"),
     "from 1": ("path,label\na.jpg,1\nb.jpg,2\n", "labels are 1 to 2 and none is 0, so they seem to count from 1"),
     "the same path twice": ("path,label\na.jpg,x\n./a.jpg,y\n", "line 3: a.jpg a second time"),
     "drive of Windows": ("path,label\nC:\\x\\a.jpg,x\n", "line 2: path 'C:\\\\x\\\\a.jpg' does not stay below"),
@@ -171,6 +190,9 @@ def test_labels_that_count_from_1_are_never_shifted(tmp_path: Path) -> None:
         (("Angry", "angry", "sad"), "'Angry', 'angry' look like one"),
         (("happy", "happiness", "sad"), "'happiness', 'happy' look like one"),
         (("1", "2", "10"), "called by numbers (1, 10, 2), and their order is that of text"),
+        (("0.5", "1e3"), "called by numbers (0.5, 1e3)"),
+        (("NaN", "glad", "sad"), "class 'NaN' looks like a missing label"),
+        (("glad ", "sad"), "class 'glad ' has blanks at its ends"),
         (("glad", "sad"), ""),
     ],
 )
@@ -182,6 +204,14 @@ def test_doubtful_class_names_are_warned_about(
     warnings = [line for line in capsys.readouterr().err.splitlines() if "warning" in line]
     assert len(warnings) == bool(warning)
     assert warning in "".join(warnings)
+
+
+def test_columns_that_are_not_read_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for number in range(2):
+        write(tmp_path / f"{number}.jpg", jpeg(number))
+    path = write(tmp_path / "list.csv", "path,label,votes glad,,spilt\n0.jpg,glad,3,,train\n1.jpg,sad,0,,train\n")
+    run_build("csv", tmp_path / "out", "--csv", path, "--validation-fraction", 0)
+    assert f"note: {path}: columns not read: votes glad, spilt\n" in capsys.readouterr().err
 
 
 def test_absolute_paths_below_the_root(tmp_path: Path) -> None:
@@ -368,6 +398,7 @@ def test_aligned_images_of_rafdb_under_their_plain_names(tmp_path: Path) -> None
     [
         ("train_00001.jpg 1 0 0 0 0 0 0\nstranger.jpg 1 0 0 0 0 0 0\n", "line 2: votes for stranger.jpg, which"),
         ("train_00001.jpg 1 0 0 0 0 0 nan\n", "line 1: shares must be numbers of 0 or more, not 'nan'"),
+        ("train_00001.jpg 1 0 0 0 0 0 1e39\n", "line 1: shares must be at most 16,777,216, not '1e39'"),
         (
             "train_00001.jpg 1 0 0 0 0 0 0\ntrain_00001_aligned.jpg 1 0 0 0 0 0 0\n",
             "line 2: train_00001_aligned.jpg a sec",

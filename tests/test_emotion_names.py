@@ -32,6 +32,7 @@ def test_all_places_know_the_same_names(other: str, name: str, tmp_path: Path) -
 
 def test_names_of_no_emotion_keep_their_own() -> None:
     assert emotions.find_label("bored", OURS) is None
+    assert emotions.find_label("\u00b2", OURS) is None  # a superscript two: a digit, but no number
     assert truth.find_class("bored", ("Bored",)) == 0
 
 

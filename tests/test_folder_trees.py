@@ -44,6 +44,10 @@ JUNK = (
     "System Volume Information/x.jpg",
     ".Trash-1000/files/x.jpg",
     "@Recycle/x.jpg",
+    "@tmp/x.jpg",
+    "train/FOUND.000/x.jpg",
+    "RECYCLED/x.jpg",
+    "train/a/_vti_cnf/x.jpg",
 )
 FOLDERS = {"train": ["a", "b"] * 4, "test": ["a", "b"]}
 
@@ -120,6 +124,48 @@ def test_links_pipes_and_folders_that_cannot_be_read(tmp_path: Path, monkeypatch
         list(walk_files(root, Skipped()))
 
 
+def test_links_that_lead_back_are_no_classes_and_end_nothing(tmp_path: Path) -> None:
+    """Beside and in class folders; a link to another folder is one still, as collections made of links are."""
+    root = tmp_path / "faces"
+    trees.class_folders(root, {"": ["a", "b"] * 3})
+    os.symlink(root, root / "round")
+    os.symlink(".", root / "here")
+    os.symlink("me.jpg", root / "a" / "me.jpg")
+    os.symlink("me", root / "me")
+    (tmp_path / "elsewhere").mkdir()
+    (root / "b").rename(tmp_path / "elsewhere" / "b")
+    os.symlink(tmp_path / "elsewhere" / "b", root / "b")
+    dataset = run_build("folder", tmp_path / "out", "--root", root, "--validation-fraction", 0, "--max-bad", 1)
+    assert dataset.classes == ("a", "b")
+    assert dataset.splits["train"].class_counts == (3, 3)
+    assert findings(dataset)["skipped"] == {"links to folders": 2}
+
+
+def test_archives_beside_folders_are_warned_about(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    root = tmp_path / "faces"
+    trees.class_folders(root, FOLDERS)
+    write(root / "validation.zip", b"PK")
+    write(root / "train" / "c.tar.gz", b"")
+    run_build("folder", tmp_path / "out", "--root", root, "--validation-fraction", 0)
+    err = capsys.readouterr().err
+    assert f"{root}: warning: archives are not read: validation.zip;" in err
+    assert f"{root / 'train'}: warning: archives are not read: c.tar.gz;" in err
+
+
+@pytest.mark.parametrize("source", ["affectnet", "csv", "fer2013", "folder", "rafdb", "sfew"])
+def test_an_archive_or_a_file_as_root(source: str, tmp_path: Path) -> None:
+    csv = ("--csv", write(tmp_path / "list.csv", "path,label\n1.jpg,a\n")) if source == "csv" else ()
+    archive, file = write(tmp_path / "faces.tar.gz", b""), write(tmp_path / "faces", b"")
+    for root, reason in (
+        (archive, "is an archive; unpack it, and give the folder as --root"),
+        (file, "is a file; give a folder as --root"),
+        (tmp_path / "nowhere", "no such folder; give"),
+    ):
+        with pytest.raises(UserError) as caught:
+            run_build(source, tmp_path / "out", "--root", root, *csv)
+        assert f"{root}: {reason}" in str(caught.value)
+
+
 def test_walks_are_sorted_files_first(tmp_path: Path) -> None:
     for name in ("b/2.jpg", "b/1.jpg", "z.jpg", "a/x/1.jpg", "a/3.jpg"):
         write(tmp_path / name, b"")
@@ -163,6 +209,10 @@ LAYOUTS: dict[str, tuple[list[str], str]] = {
     "FER+": (
         ["FER2013Train/1.png", "FER2013Train/label.csv", "FER2013Valid/2.png", "FER2013Test/3.png"],
         "its 1 images are in none; FER+'s folders are read by `python -m shards.build fer2013`",
+    ),
+    "parts of a dataset": (
+        ["one/happy/1.jpg", "one/sadness/2.jpg", "two/happiness/3.jpg", "two/sad/4.jpg"],
+        "one, two hold the same classes (happy, sad), so they are no classes",
     ),
     "one class": (["a/1.jpg", "a/2.jpg"], "one class only (a)"),
     "letter case": (["train/Happy/1.jpg", "train/sad/2.jpg", "test/happy/3.jpg"], "(train has Happy)"),

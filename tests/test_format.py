@@ -18,6 +18,7 @@ from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -26,6 +27,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+from adadf_dist.data import builder
 from adadf_dist.data import format as dataset_format
 from adadf_dist.data.builder import BuildOptions, Item, Provenance, build_dataset
 from adadf_dist.data.crew import Processes
@@ -63,6 +65,9 @@ class Pictures:
 
     def locate(self, number: int) -> str:
         return f"picture {number}"
+
+    def label(self, number: int) -> int:
+        return number % 3
 
     def fingerprint(self, number: int) -> bytes:
         return str(number).encode()
@@ -465,6 +470,12 @@ def test_a_disk_without_room_is_told_before_the_work(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"GB are free, but the dataset needs about 1000000000\.0 GB"):
         build_dataset(source, tmp_path / "new", OPTIONS)
     assert source.asked == []
+
+
+def test_little_room_is_told_in_megabytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(builder.shutil, "disk_usage", lambda path: SimpleNamespace(free=7 * 10**4))
+    with pytest.raises(UserError, match=r"0\.1 MB are free, but the dataset needs about 0\.2 MB"):  # 50 kB and 50 x 2.6
+        build_dataset(Pictures(), tmp_path / "new", OPTIONS)
     assert list(tmp_path.iterdir()) == []
 
 

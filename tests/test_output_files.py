@@ -9,9 +9,16 @@ from importlib import import_module
 from pathlib import Path
 
 import pytest
+import torch
 
 from adadf_dist.errors import UserError
 from adadf_dist.files import atomic_file, check_output, check_output_folder
+from adadf_dist.runtime.folder import check_run_folder
+from adadf_dist.runtime.log import open_log
+from adadf_dist.settings import Layer, build_config
+from adadf_dist.world import World
+from tests import trees
+from tests.test_shards import run_build
 
 COMMANDS = (
     "adadf_dist.audit.__main__",
@@ -191,6 +198,41 @@ def test_a_comparison_is_not_written_over_the_report_of_its_first_run(
     line = refused(["adadf_dist.report.__main__", "a", "b", "--out", "a/report.html"], capsys)
     assert "a/report.html: already exists" in line
     assert (tmp_path / "a" / "report.html").read_text() == "mine"
+
+
+@pytest.mark.parametrize("name", ["config.yaml", "metrics.jsonl", "report.html", "result.json", "dataset.json"])
+def test_a_run_does_not_replace_files_where_no_run_has_been(name: str, tmp_path: Path) -> None:
+    folder = tmp_path / "mine"
+    folder.mkdir()
+    (folder / "slurm-17.out").write_text("")  # logs of launchers are welcome
+    check_run_folder(folder)
+    (folder / name).write_text("mine")
+    with pytest.raises(UserError, match=rf"out: {folder} .*{name}.*give another --out"):
+        check_run_folder(folder)
+    config = build_config([Layer("test", {"out": str(folder), "data.shards": "nowhere"})])
+    with pytest.raises(UserError, match=f"out: {folder} "), open_log(config, World(torch.device("cpu"))):
+        pass
+    assert sorted(path.name for path in folder.iterdir()) == sorted([name, "slurm-17.out"])
+    (folder / "checkpoints").mkdir()  # of a run, perhaps copied
+    if name != "dataset.json":
+        check_run_folder(folder)
+
+
+def test_a_failed_build_lists_bad_images_in_its_own_folder(tmp_path: Path) -> None:
+    trees.class_folders(tmp_path / "faces", {"train": ["a", "b"] * 2})
+    bad = trees.write(tmp_path / "faces" / "train" / "a" / "bad.jpg", b"broken")
+    mine = trees.write(tmp_path / "out.quarantine.csv", "mine")
+    words = ("--root", tmp_path / "faces", "--validation-fraction", 0)
+    with pytest.raises(UserError) as caught:
+        run_build("folder", tmp_path / "out", *words)
+    file = tmp_path / "out.partial" / "quarantine.csv"
+    assert str(file) in str(caught.value)
+    assert "train/a/bad.jpg" in file.read_text()
+    assert mine.read_text() == "mine"
+    bad.unlink()
+    dataset = run_build("folder", tmp_path / "out", *words)
+    assert not (dataset.folder / "quarantine.csv").exists()
+    assert not file.exists()
 
 
 CHECKS: dict[str, Callable[[Path, bool], None]] = {"file": check_output, "folder": check_output_folder}

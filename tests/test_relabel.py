@@ -19,6 +19,7 @@ from adadf_dist.errors import UserError
 from adadf_dist.records import read_faces
 from adadf_dist.settings import Layer, build_config
 from shards.build import main as build_main
+from tests import trees
 from tests.runs import settings
 from tests.test_shards import facts, run_build, tree
 
@@ -232,6 +233,20 @@ def test_the_builder_refuses_in_one_line(tmp_path: Path, capsys: pytest.CaptureF
     line = capsys.readouterr().err.splitlines()[-1]
     assert f"shards.build: error: --relabel: {file}: line 2: face {key} is of split validation" in line
     assert not (tmp_path / "out").exists()
+
+
+def test_a_decision_on_an_image_that_cannot_be_stored(tmp_path: Path) -> None:
+    """Dropped as any other; its class is known without it."""
+    root = tmp_path / "faces"
+    trees.class_folders(root, {"train": ["glad", "sad"] * 3})
+    trees.write(root / "train" / "glad" / "bad.jpg", b"broken")
+    words = ("--root", root, "--validation-fraction", 0)
+    file = old_labels(tmp_path / "r.csv", "train-glad-bad,drop,,glad")
+    dataset = run_build("folder", tmp_path / "out", *words, "--relabel", file)
+    assert dataset.splits["train"].class_counts == (3, 3)
+    file = old_labels(tmp_path / "other.csv", "train-glad-bad,drop,,sad")
+    with pytest.raises(UserError, match=r"line 2: sample train-glad-bad is glad in this dataset, but was sad"):
+        run_build("folder", tmp_path / "other", *words, "--relabel", file)
 
 
 def test_the_builder_refuses_a_file_of_another_dataset(tmp_path: Path) -> None:

@@ -546,6 +546,12 @@ def float_tiff() -> bytes:
     return stream.getvalue()
 
 
+def wide_png() -> bytes:
+    stream = io.BytesIO()
+    Image.new("L", (65_501, 8)).save(stream, "PNG")
+    return stream.getvalue()
+
+
 BAD_IMAGES: dict[str, tuple[bytes, str]] = {
     "empty": (b"", "does not decode"),
     "text": (b"hello, I am no picture", "does not decode"),
@@ -553,6 +559,7 @@ BAD_IMAGES: dict[str, tuple[bytes, str]] = {
     "one pixel": (one_pixel(), "1 x 1 pixels; a side needs at least 8"),
     "bomb": (png_header(30_000, 30_000), "more pixels than the limit of 67,108,864"),
     "below Pillow's limit": (png_header(9_000, 9_000), "9,000 x 9,000 pixels, more than the limit of 67,108,864"),
+    "wider than a JPEG": (wide_png(), "65,501 x 8 pixels; a JPEG has sides of at most 65,500"),
     "PostScript": (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 20 20\n%%EndComments\n", "does not decode"),
     "no range": (float_tiff(), "have no fixed range"),
 }
@@ -568,7 +575,7 @@ def test_bad_images_are_an_error_and_then_quarantined(faces: Path, data: bytes, 
     assert reason in str(error.value)
     assert "\n" not in str(error.value)
     assert not (faces.parent / "out").exists()
-    assert reason in (faces.parent / "out.quarantine.csv").read_text()
+    assert reason in (faces.parent / "out.partial" / "quarantine.csv").read_text()
     dataset = build_folder(faces, "--validation-fraction", 0, "--max-bad", 1)
     assert dataset.splits["train"].samples == 40
     assert findings(dataset)["quarantined"] == 1
@@ -588,6 +595,15 @@ def test_shard_without_a_good_image_leaves_no_gap(faces: Path) -> None:
     assert [shard.file for shard in dataset.splits["train"].shards] == [f"train-00000{n}.tar" for n in range(3)]
     assert sorted(path.name for path in dataset.folder.glob("*.idx")) == [f"train-00000{n}.idx" for n in range(3)]
     assert verify(dataset.folder, 1)[1] == []
+
+
+def test_a_class_without_a_good_image_is_an_error(faces: Path) -> None:
+    for path in (faces / "glad").iterdir():
+        path.write_bytes(b"broken")
+    count = len(list((faces / "glad").iterdir()))
+    with pytest.raises(UserError, match=rf"class glad: none of its training images can be stored.*\(of all {count} "):
+        build_folder(faces, "--validation-fraction", 0, "--max-bad", 99)
+    assert not (faces.parent / "out").exists()
 
 
 def test_not_one_good_image_is_an_error(tmp_path: Path) -> None:

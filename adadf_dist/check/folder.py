@@ -21,7 +21,7 @@ from adadf_dist.errors import UserError
 from adadf_dist.locks import Owner, probe
 from adadf_dist.runtime.checkpoint import NAME, check_same_run
 from adadf_dist.runtime.checkpoint_file import read_checkpoint
-from adadf_dist.runtime.folder import check_own, sole_writer
+from adadf_dist.runtime.folder import check_run_folder, sole_writer
 from adadf_dist.runtime.network import draw_model
 from adadf_dist.settings import flatten, to_dict, with_absolute_paths
 from adadf_dist.world import World
@@ -69,7 +69,7 @@ def judge_folder(config: Config, folder: Path, num_classes: int, train_faces: in
 def what_is_there(config: Config, folder: Path) -> str:
     """In a few words. Raises `UserError` where a run of this configuration would be refused."""
     config = with_absolute_paths(config)
-    check_own(folder)
+    check_run_folder(folder)
     if (folder / ".lock").exists():
         with sole_writer(folder):
             pass

@@ -24,7 +24,7 @@ from adadf_dist.data.crew import Processes
 from adadf_dist.data.format import Dataset, open_dataset
 from adadf_dist.data.jpeg import BadImage
 from adadf_dist.data.manifest import MANIFEST, SPLITS, Manifest, SplitInfo, check_classes
-from adadf_dist.data.outcome import Item, Outcome, Remark, Task, keep_outcome, read_outcome
+from adadf_dist.data.outcome import Item, Outcome, Remark, Task, check_every_class, keep_outcome, read_outcome
 from adadf_dist.data.source import Provenance, Source, Table
 from adadf_dist.data.staging import UNFINISHED, remove_others, staged
 from adadf_dist.data.writer import (
@@ -87,8 +87,8 @@ def build_dataset(
     """Write `source` as the dataset folder `out` and open it. `on_samples(n)` is told when n more are done.
 
     Images that cannot be stored are left out and listed in quarantine.csv; more of them than `options.max_bad` is an
-    error, with the list beside `out`. Raises `UserError`; then there is no `out`, an older one is unchanged, and the
-    finished shards stay in `OUT.partial`: the next build keeps those whose samples are the same, and writes the rest.
+    error. Raises `UserError`; then there is no `out`, an older one is unchanged, and the list and the finished shards
+    stay in `OUT.partial`: the next build keeps those whose samples are the same, and writes the rest.
     """
     out = out.resolve()
     items = source.items()
@@ -104,7 +104,7 @@ def build_dataset(
         outcomes |= {task.path: outcome for task, outcome in zip(missing, done, strict=True)}
         bad = [line for task in tasks for line in outcomes[task.path].bad]
         if len(bad) > options.max_bad:
-            raise too_many_bad(out, bad, len(items))
+            raise too_many_bad(folder, bad, len(items))
         assemble(folder, source, options, [(task, outcomes[task.path]) for task in tasks])
     return open_dataset(out)
 
@@ -151,9 +151,10 @@ def check_room(folder: Path, source: Source, share: float) -> None:
     overhead = 2600 * len(source.items())  # headers, padding, label and json of a face, its rows in the indexes
     need, free = round(share * (source.image_bytes + overhead)), shutil.disk_usage(folder).free
     if need > free:
+        unit, scale = ("GB", 1e9) if need >= 1e9 else ("MB", 1e6)
         raise UserError(
-            f"{folder.parent}: {free / 1e9:.1f} GB are free, but the dataset needs about {need / 1e9:.1f} GB; "
-            "free some space, or write to another disk"
+            f"{folder.parent}: {free / scale:.1f} {unit} are free, but the dataset needs about {need / scale:.1f} "
+            f"{unit}; free some space, or write to another disk"
         )
 
 
@@ -208,9 +209,9 @@ def build_shard(source: Source, task: Task, on_sample: Callable[[], object]) -> 
     return outcome
 
 
-def too_many_bad(out: Path, bad: Sequence[Remark], samples: int) -> UserError:
-    """Keep the list, and say how to go on."""
-    path = out.with_name(out.name + ".quarantine.csv")
+def too_many_bad(folder: Path, bad: Sequence[Remark], samples: int) -> UserError:
+    """Keep the list with the unfinished build, and say how to go on."""
+    path = folder / "quarantine.csv"
     write_table(path, Remark._fields, bad)
     return UserError(
         f"{len(bad):,} of {samples:,} images cannot be stored, the first: {bad[0].source}: {bad[0].reason}; "
@@ -232,6 +233,8 @@ def assemble(folder: Path, source: Source, options: BuildOptions, written: Itera
     for split, found in shards.items():
         if not found:
             raise UserError(f"split {split}: not one image can be stored, the first: {bad[0].source}: {bad[0].reason}")
+    if bad:
+        check_every_class(source.classes, shards["train"], bad)
     made = source.provenance
     lists = {"quarantine.csv": Table(Remark._fields, bad), "remarks.csv": Table(Remark._fields, remarks)}
     for name, table in {**made.tables, **lists}.items():

@@ -51,6 +51,9 @@ class EmbeddedFaces:
     def locate(self, number: int) -> str:
         return f"drawn face {number}"
 
+    def label(self, number: int) -> int:
+        return int(draw_face(self.seed, number, self.size).label)
+
     def fingerprint(self, number: int) -> bytes:
         return f"{self.seed} {number} {self.size}".encode()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -26,11 +27,16 @@ SYSTEM_FOLDERS = frozenset(
         "lost+found",
         "network trash folder",
         "temporary items",
+        "recycled",
+        "lost.dir",
+        "_vti_cnf",  # thumbnails of FrontPage
     )
 )
 """In small letters. Hidden folders (`.ipynb_checkpoints`, `.Trash-1000`, ...) need no entry."""
 SYSTEM_FILES = frozenset(("thumbs.db", "ehthumbs.db", "ehthumbs_vista.db", "desktop.ini", "icon\r", "folder.jpg.lnk"))
 """In small letters. Hidden files (`.DS_Store`, `._NAME`, ...) need no entry."""
+
+ARCHIVES = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".7z", ".rar")
 
 
 @dataclass
@@ -56,17 +62,25 @@ class Skipped:
 
 def is_system_name(name: str) -> bool:
     """Whether a file or folder is hidden, or one that an operating system, a NAS or an archiver adds."""
-    return name.startswith(".") or name.lower() in SYSTEM_FOLDERS or name.lower() in SYSTEM_FILES
+    return name.startswith(".") or is_known_name(name)
+
+
+def is_known_name(name: str) -> bool:
+    """Whether a name is listed, or of a family: `@...` of NAS boxes, and FOUND.000 of Windows' disk check."""
+    plain = name.lower()
+    return (
+        plain in SYSTEM_FOLDERS
+        or plain in SYSTEM_FILES
+        or plain.startswith("@")
+        or re.fullmatch(r"found\.[0-9]{3}", plain) is not None
+    )
 
 
 def system_kind(name: str) -> str:
     """What a system name is called in messages."""
     if name.startswith("._"):
         return "._* files"
-    known = (
-        name.lower() in SYSTEM_FOLDERS or name.lower() in SYSTEM_FILES or name in (".DS_Store", ".ipynb_checkpoints")
-    )
-    return name.strip() if known else "hidden"
+    return name.strip() if is_known_name(name) or name in (".DS_Store", ".ipynb_checkpoints") else "hidden"
 
 
 def walk_files(
@@ -113,12 +127,41 @@ def subfolders(folder: Path, skipped: Skipped | None = None) -> list[str]:
     """Names of the folders in a folder, sorted, without those of the system. Raises `UserError`."""
     found = []
     for entry in list_entries(folder):
-        if entry.is_dir():
-            if not is_system_name(entry.name):
-                found.append(entry.name)
-            elif skipped is not None:
-                skipped.add(entry.path, system_kind(entry.name))
+        if not is_folder(entry):
+            continue
+        if is_system_name(entry.name):
+            kind = system_kind(entry.name)
+        elif entry.is_symlink() and Path(folder).resolve().is_relative_to(Path(entry.path).resolve()):
+            kind = "links to folders"  # of this folder to itself, or to one above it
+        else:
+            found.append(entry.name)
+            continue
+        if skipped is not None:
+            skipped.add(entry.path, kind)
     return found
+
+
+def is_folder(entry: os.DirEntry[str]) -> bool:
+    """Whether it is a folder or a link to one; a link that leads to itself is none."""
+    try:
+        return entry.is_dir()
+    except OSError:
+        return False
+
+
+def check_root(root: Path, fix: str) -> None:
+    """Raise `UserError` unless the root of a tree is a folder. `fix`: what to do about one that is missing."""
+    if root.is_dir():
+        return
+    if root.exists():
+        kind = "an archive; unpack it, and give the folder" if is_archive(root.name) else "a file; give a folder"
+        raise UserError(f"{escape_name(str(root))}: is {kind} as --root")
+    raise UserError(f"{escape_name(str(root))}: no such folder; {fix}")
+
+
+def is_archive(name: str) -> bool:
+    """Whether a file is an archive, by its name."""
+    return name.lower().endswith(ARCHIVES)
 
 
 def list_entries(folder: Path | str) -> list[os.DirEntry[str]]:

@@ -24,6 +24,9 @@ QUALITY = 95
 FORMATS = ("BMP", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP")
 """Formats accepted. Pillow knows more, but some of them (EPS) run a program to decode."""
 
+MAX_JPEG_SIDE = 65_500
+"""Longest side in pixels that the JPEG library writes."""
+
 _ORIENTATION = 0x0112  # EXIF tag
 _TRANSPOSITIONS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -192,9 +195,11 @@ def to_grey_or_rgb(image: Image.Image) -> Image.Image:
 
 
 def encode(image: Image.Image | NDArray[np.uint8], quality: int = QUALITY) -> Jpeg:
-    """JPEG of a grey or RGB image, or of pixels [H, W] or [H, W, 3]. Metadata is left behind."""
+    """JPEG of a grey or RGB image, or of pixels [H, W] or [H, W, 3]. Metadata is left behind. Raises `BadImage`."""
     if not isinstance(image, Image.Image):
         image = Image.fromarray(image)
+    if max(image.size) > MAX_JPEG_SIDE:
+        raise BadImage(f"{image.width:,} x {image.height:,} pixels; a JPEG has sides of at most {MAX_JPEG_SIDE:,}")
     stream = io.BytesIO()
     image.save(stream, "JPEG", quality=quality, subsampling=0, exif=b"", icc_profile=None)
     return Jpeg(stream.getvalue(), *image.size)

@@ -11,6 +11,7 @@ from typing import NamedTuple
 from adadf_dist.data.manifest import ShardInfo
 from adadf_dist.data.staging import UNFINISHED, write_whole
 from adadf_dist.data.writer import Rows, WrittenShard, can_write
+from adadf_dist.errors import UserError
 
 
 class Item(NamedTuple):
@@ -90,3 +91,14 @@ def read_outcome(task: Task, fingerprint: Callable[[], str]) -> Outcome | None:
         return None
     smallest, largest = (tuple(kept[name]) for name in ("smallest_image", "largest_image"))
     return Outcome(WrittenShard(info, Rows(**kept["rows"]), smallest, largest), bad, remarks)
+
+
+def check_every_class(classes: Sequence[str], train: Sequence[WrittenShard], bad: Sequence[Remark]) -> None:
+    """Raise `UserError` when the images that cannot be stored are all that a class has to train on."""
+    counts = [sum(column) for column in zip(*(shard.info.class_counts for shard in train), strict=True)]
+    for name, count in zip(classes, counts, strict=True):
+        if not count:
+            raise UserError(
+                f"class {name}: none of its training images can be stored; fix them, or leave the class out (of all "
+                f"{len(bad):,} that cannot be stored, the first: {bad[0].source}: {bad[0].reason})"
+            )

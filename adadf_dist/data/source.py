@@ -48,6 +48,9 @@ class Source(Protocol):
     def locate(self, number: int) -> str:
         """Where face `number` is in the source, for people."""
 
+    def label(self, number: int) -> int:
+        """The class of face `number`, known without its image."""
+
     def fingerprint(self, number: int) -> bytes:
         """Digest of everything that `load(number)` reads: image file, label, votes and annotations.
 

@@ -8,28 +8,37 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from adadf_dist.data.manifest import MANIFEST
 from adadf_dist.errors import TakenError, UserError
 from adadf_dist.files import can_write
 from adadf_dist.locks import Owner, lock
 
-MARKS = (".lock", "run.json", "checkpoints")
+MARKS = (".lock", "checkpoints", "run.json")
 """A folder with one of these is a run's."""
-WRITTEN = ("config.yaml", "metrics.jsonl", "data.json", "status.json", "result.json", "report.html")
-"""Files of a run folder that a user may have files of the same name beside."""
+RUN_FILES = ("config.yaml", "data.json", "metrics.jsonl", "noise.csv", "report.html", "result.json", "status.json")
+"""Files that a run writes, and that may be a user's own where there is no run."""
 
 
-def check_own(folder: Path) -> None:
-    """Raise `UserError` where a new run would replace files that no run wrote."""
-    found = [name for name in WRITTEN if (folder / name).exists()]
-    if found and not any((folder / mark).exists() for mark in MARKS):
-        files = ", ".join(found)
-        raise UserError(f"out: {folder} is no run folder, and a run would replace its {files}; give another --out")
+def check_run_folder(folder: Path) -> None:
+    """Raise `UserError` when a run would replace files in a folder that is not a run's.
+
+    Other files are welcome there: logs of launchers, notes.
+    """
+    if any((folder / mark).exists() for mark in MARKS):
+        return
+    if (folder / MANIFEST).is_file():
+        raise UserError(f"out: {folder} is a dataset folder ({MANIFEST}); give another --out")
+    found = [name for name in RUN_FILES if (folder / name).is_file()]
+    if found:
+        raise UserError(
+            f"out: {folder} is no run folder, and a run would replace its {', '.join(found)}; give another --out, or "
+            "move what is there"
+        )
 
 
 @contextmanager
 def sole_writer(folder: Path) -> Iterator[None]:
     """Make the run folder and keep other runs out of it. Raises `UserError`."""
-    check_own(folder)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         file = (folder / ".lock").open("w", encoding="utf-8")

@@ -28,7 +28,7 @@ from adadf_dist.progress_display import Pace, duration
 from adadf_dist.pulse import LOADING
 from adadf_dist.runtime.boards import Boards
 from adadf_dist.runtime.epoch_table import describe_epoch, heading
-from adadf_dist.runtime.folder import sole_writer, write_json, write_text
+from adadf_dist.runtime.folder import check_run_folder, sole_writer, write_json, write_text
 from adadf_dist.runtime.metrics_file import MetricsFile
 from adadf_dist.runtime.progress import Progress
 from adadf_dist.runtime.straggler import describe_straggler
@@ -265,6 +265,7 @@ def open_log(config: Config, world: World) -> Iterator[Log]:
         problem = ""
         if world.is_main:
             try:
+                check_run_folder(Path(config.out))
                 stack.enter_context(sole_writer(Path(config.out)))
             except UserError as error:
                 problem = str(error)

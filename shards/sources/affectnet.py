@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from adadf_dist.data.builder import Source
-from adadf_dist.data.folder_tree import Skipped, subfolders
+from adadf_dist.data.folder_tree import Skipped, check_root, subfolders
 from adadf_dist.data.jpeg import is_image_name
 from adadf_dist.errors import UserError
 from adadf_dist.text_files import escape_name
@@ -101,8 +101,7 @@ LAYOUTS = (
 
 def find_layout(root: Path) -> Layout:
     """Raises `UserError` that says what was looked for and what was seen."""
-    if not root.is_dir():
-        raise UserError(f"{root}: no such folder; give AffectNet's as --root")
+    check_root(root, "give AffectNet's as --root")
     for layout in LAYOUTS:
         if all((root / mark).exists() for mark in layout.marks):
             return layout

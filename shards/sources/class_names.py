@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import math
 import re
 import unicodedata
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 
-from adadf_dist.csv_tables import parse_whole
+from adadf_dist.csv_tables import parse_number, parse_whole
 from shards.sources.emotions import SYNONYMS
+
+MISSING = ("nan", "null", "none", "n/a", "na", "#n/a", "<na>")
+"""What programs write for an empty cell."""
 
 
 def class_name_warnings(classes: Sequence[str]) -> Iterator[str]:
@@ -19,8 +23,13 @@ def class_name_warnings(classes: Sequence[str]) -> Iterator[str]:
     for names in alike.values():
         if len(names) > 1:
             yield f"classes {', '.join(map(repr, names))} look like one; if they are, give them one name"
+    for name in classes:
+        if name.casefold() in MISSING:
+            yield f"class {name!r} looks like a missing label; if it is, fill it in or remove its samples"
+        if name != name.strip():
+            yield f"class {name!r} has blanks at its ends; other datasets will not call it so"
     numbers = [parse_whole(name) for name in classes]
-    if all(number is not None for number in numbers):
+    if all(math.isfinite(parse_number(name)) for name in classes):
         order = "" if numbers == sorted(numbers, key=lambda n: n or 0) else ", and their order is that of text"
         yield f"classes are called by numbers ({', '.join(classes[:10])}){order}; names would be clearer in reports"
 

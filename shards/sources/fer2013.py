@@ -87,6 +87,9 @@ class Fer2013:
     def locate(self, number: int) -> str:
         return locate(self.faces, number)
 
+    def label(self, number: int) -> int:
+        return int(self.labels[number])
+
     def fingerprint(self, number: int) -> bytes:
         votes = None if self.all_votes is None else self.all_votes[number].tolist()
         known = [self.faces.usages[number], int(self.faces.emotions[number]), int(self.labels[number]), votes]

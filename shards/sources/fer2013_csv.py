@@ -14,8 +14,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from adadf_dist.csv_tables import NoColumnError, open_table, parse_whole
-from adadf_dist.data.folder_tree import list_entries, subfolders
+from adadf_dist.csv_tables import MAX_NUMBER, NoColumnError, open_table, parse_whole
+from adadf_dist.data.folder_tree import check_root, is_archive, list_entries, subfolders
 from adadf_dist.errors import UserError
 from adadf_dist.text_files import decode_lines, escape_name, located, open_bytes
 from shards.progress import watched
@@ -30,7 +30,6 @@ VOTE_COLUMNS = (
 )
 CSV_NAMES = ("fer2013.csv", "fer2013.csv.gz", "icml_face_data.csv", "icml_face_data.csv.gz")
 VOTES_NAME = "fer2013new.csv"
-ARCHIVES = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".7z", ".rar")
 
 
 @dataclass(frozen=True)
@@ -47,15 +46,14 @@ class Faces:
 
 def find_csv(root: Path) -> Path:
     """FER2013's csv in a folder. Raises `UserError` when there is none, or more than one."""
-    if not root.is_dir():
-        raise UserError(f"{root}: no such folder; give the one with fer2013.csv as --root")
+    check_root(root, "give the one with fer2013.csv as --root")
     found = [root / name for name in CSV_NAMES if (root / name).is_file()]
     if len(found) > 1:
         raise UserError(f"{root}: holds {' and '.join(path.name for path in found)}; say which with --csv")
     if found:
         return found[0]
     seen = [entry.name for entry in list_entries(root)]
-    archives = [name for name in seen if name.lower().endswith(ARCHIVES)]
+    archives = [name for name in seen if is_archive(name)]
     below = [f"{name}/{file}" for name in subfolders(root) for file in CSV_NAMES if (root / name / file).is_file()]
     if below:
         raise UserError(f"{root}: the csv is in a folder below, {below[0]}; give --root {(root / below[0]).parent}")
@@ -74,9 +72,9 @@ def read_faces(path: Path) -> Faces:
             number = parse_whole(emotion)
             if number is None or not 0 <= number < len(EMOTIONS):
                 known = ", ".join(f"{number} {name}" for number, name in enumerate(EMOTIONS))
-                raise UserError(f"{where}: emotion {emotion!r} is unknown; known: {known}")
+                raise UserError(f"{where}: emotion {emotion[:40]!r} is unknown; known: {known}")
             if usage not in USAGES:
-                raise UserError(f"{where}: Usage {usage!r} is unknown; known: {', '.join(USAGES)}")
+                raise UserError(f"{where}: Usage {usage[:40]!r} is unknown; known: {', '.join(USAGES)}")
             pixels += parse_pixels(text, where)
             emotions.append(number)
             usages.append(usage)
@@ -105,13 +103,15 @@ def read_votes(path: Path, faces: Faces) -> NDArray[np.int64]:
         for where, (usage, *counts) in rows:
             row = [number for count in counts if (number := parse_whole(count)) is not None]
             if len(row) < len(counts):
-                raise UserError(f"{where}: votes must be whole numbers, not {','.join(counts)}")
+                raise UserError(f"{where}: votes must be whole numbers, not {','.join(counts)[:80]}")
             if min(row) < 0:
                 raise UserError(f"{where}: a negative number of votes")
+            if max(row) > MAX_NUMBER:
+                raise UserError(f"{where}: {max(row):,} votes are more than {MAX_NUMBER:,}; get the file again")
             number = len(votes)
             if number < len(faces.usages) and usage != faces.usages[number]:
                 raise UserError(
-                    f"{where}: Usage {usage!r} where {faces.file} has {faces.usages[number]!r}; "
+                    f"{where}: Usage {usage[:40]!r} where {faces.file} has {faces.usages[number]!r}; "
                     "the two are joined row by row and must list the same faces"
                 )
             votes.append(row)

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+import sys
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from adadf_dist.data.builder import Source
-from adadf_dist.data.folder_tree import Skipped, list_entries, readable_name, subfolders
+from adadf_dist.data.folder_tree import Skipped, check_root, is_archive, list_entries, readable_name, subfolders
 from adadf_dist.data.jpeg import FORMATS, is_image_name
 from adadf_dist.errors import UserError
 from adadf_dist.text_files import escape_name, native_name, plain_form
@@ -58,6 +59,7 @@ def list_folder(root: Path) -> Listing:
                     others += 1
     layout = "class folders below split folders" if root not in trees.values() else "class folders"
     outside = sum(count_images(folder) for folder in {root, *trees.values()})
+    warn_of_archives({root, *trees.values()})
     findings: dict[str, object] = {"other_files": others}
     if outside:
         findings["images_outside_class_folders"] = outside
@@ -66,8 +68,7 @@ def list_folder(root: Path) -> Listing:
 
 def find_splits(root: Path, skipped: Skipped | None = None) -> dict[str, Path]:
     """Split -> the folder that holds its classes. Raises `UserError`."""
-    if not root.is_dir():
-        raise UserError(f"{root}: no such folder; give the one that holds the class folders as --root")
+    check_root(root, "give the one that holds the class folders as --root")
     folders = subfolders(root, skipped)
     if not folders:
         raise UserError(f"{root}: no folders in it; one folder per class is needed")
@@ -78,7 +79,9 @@ def find_splits(root: Path, skipped: Skipped | None = None) -> dict[str, Path]:
     trees: dict[str, Path] = {}
     for name, split in splits.items():
         if split is None:
-            raise UserError(f"{root / name}: is beside split folders but is none; move it away")
+            raise UserError(
+                f"{root / name}: is beside split folders but is none; move it away, or rename it if it is one"
+            )
         if split in trees:
             raise UserError(f"{root}: holds both {trees[split].name} and {name}; keep one of them")
         trees[split] = root / name
@@ -109,6 +112,17 @@ def find_classes(trees: dict[str, Path], skipped: Skipped) -> tuple[str, ...]:
                     f"{escape_name(str(tree / name))}: a class that train does not have{hint}; rename or remove it"
                 )
     return classes
+
+
+def warn_of_archives(folders: Iterable[Path]) -> None:
+    """Print a warning for each folder with archives beside the class or split folders: their images are not read."""
+    for folder in sorted(folders):
+        if names := [escape_name(entry.name) for entry in list_entries(folder) if is_archive(entry.name)]:
+            print(
+                f"{escape_name(str(folder))}: warning: archives are not read: {', '.join(names)}; unpack those of the "
+                "dataset",
+                file=sys.stderr,
+            )
 
 
 def has_list(folder: Path) -> bool:

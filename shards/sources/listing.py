@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 from adadf_dist.csv_tables import Row, find_class, open_table, parse_whole, read_votes
 from adadf_dist.data.builder import Source
+from adadf_dist.data.folder_tree import check_root
+from adadf_dist.data.manifest import SPLITS
 from adadf_dist.errors import UserError
-from adadf_dist.text_files import escape_name, located, open_text
+from adadf_dist.text_files import escape_name, is_printable_name, located, open_text
 from shards.aligned import add_align_arguments, open_photos
 from shards.sources.folder import wanted_fractions
 from shards.sources.photos import (
@@ -24,10 +27,11 @@ from shards.sources.photos import (
 from shards.sources.splits import split_names
 
 VOTES = "votes_"
+COLUMNS = ("path", "label", "split")
 HELP = "any list `path,label[,split][,votes_CLASS ...]`"
 DESCRIPTION = """\
 Reads a csv with a header; cells are separated by commas, semicolons, tabs or vertical bars, text is UTF-8 (or UTF-16
-with a byte order mark). Columns, in any order; others are left alone:
+with a byte order mark). Columns, in any order; others are not read, and named in a note:
 
 path          of the image, relative to --root (default: the csv's folder)
 label         a class's name, or its number from 0 (or --first-label)
@@ -77,22 +81,62 @@ def read_lines(path: Path, root: Path) -> tuple[list[Line], list[str]]:
         table = open_table(text, located(path), ("path", "label"), ("split",))
         if note := table.note():
             print(f"note: {note}", file=sys.stderr)
-        voted = [name.removeprefix(VOTES).strip() for name in table.header if name.startswith(VOTES)]
-        found = [read_line(row, cells, root) for row, cells in table.records()]
+        columns = vote_columns(table.header, located(path))
+        unread = [name for name in table.header if name and name not in (*COLUMNS, *columns)]
+        words: dict[str, set[str]] = {name: set() for name in unread}
+        found = []
+        for row, cells in table.records():
+            found.append(read_line(row, cells, list(columns), root))
+            for name, seen in words.items():
+                if len(seen) <= len(SPLITS):
+                    seen.add(cells[name])
     if not found:
         raise UserError(f"{path}: no line below the header")
+    check_unread(words, path, "split" in table.header)
     splits = split_names({split for _, split in found})
     for line, word in found:
         if splits[word] is None:
             raise UserError(f"{line.where}: split {word!r}; write train, validation or test")
-    return [line._replace(split=splits[word] or "train") for line, word in found], voted
+    return [line._replace(split=splits[word] or "train") for line, word in found], list(columns.values())
 
 
-def read_line(row: Row, cells: Mapping[str, str], root: Path) -> tuple[Line, str]:
+def vote_columns(header: Sequence[str], where: str) -> dict[str, str]:
+    """The columns of votes, in any letter case -> the class of each. Raises `UserError`."""
+    found = {name: name[len(VOTES) :].strip() for name in header if name.lower().startswith(VOTES)}
+    for name, of_class in found.items():
+        if not of_class:
+            raise UserError(f"{where}: column {name} names no class; call it {VOTES}CLASS")
+        check_class_name(of_class, where)
+    for of_class, count in Counter(found.values()).items():
+        if count > 1:
+            raise UserError(f"{where}: {count} columns of votes for class {of_class}; keep one")
+    return found
+
+
+def check_unread(words: Mapping[str, set[str]], path: Path, has_split: bool) -> None:
+    """Report columns that are not read; `words` are their values. Raises `UserError` when one holds the splits."""
+    for name, seen in words.items():
+        if not has_split and len(seen) > 1 and all(split_names(seen).values()):
+            raise UserError(
+                f"{path}: column {name} holds {', '.join(sorted(seen))}; if these are the splits, call it split, or "
+                "else remove it"
+            )
+    if words:
+        print(f"note: {path}: columns not read: {', '.join(map(escape_name, words))}", file=sys.stderr)
+
+
+def check_class_name(name: str, where: str) -> None:
+    """Raise `UserError` for a class name with characters that control a terminal or end a line."""
+    if not is_printable_name(name):
+        raise UserError(f"{where}: {name!r} is to be a class name, but has control characters; remove them")
+
+
+def read_line(row: Row, cells: Mapping[str, str], voted: Sequence[str], root: Path) -> tuple[Line, str]:
     """A row, and the word of its split, which is not known before all are read. Raises `UserError`."""
     if not cells["label"]:
         raise UserError(f"{row.where}: the label is empty; fill it in or remove the line")
-    votes = read_votes([cell for name, cell in cells.items() if name.startswith(VOTES)], row.where)
+    check_class_name(cells["label"], row.where)
+    votes = read_votes([cells[name] for name in voted], row.where)
     path = stay_inside(cells["path"], row.where, root)
     return Line(row.where, path, cells["label"], "", votes if any(votes) else None), cells.get("split", "train")
 
@@ -149,8 +193,7 @@ def add_arguments(parser: argparse._ArgumentGroup, csv_option: bool = True) -> N
 
 def open_source(args: argparse.Namespace) -> Source:
     args.root = args.root or args.csv.parent
-    if not args.root.is_dir():
-        raise UserError(f"--root {args.root}: no such folder")
+    check_root(args.root, "give the one that the paths of the csv start from as --root")
     classes = [name.strip() for name in args.classes.split(",")] if args.classes else None
     if classes and (not all(classes) or len(set(classes)) < len(classes)):
         raise UserError(f"--classes {args.classes}: each class needs a name of its own")

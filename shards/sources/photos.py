@@ -94,6 +94,9 @@ class Photos:
     def locate(self, number: int) -> str:
         return escape_name(self.listing.pictures[number].path)
 
+    def label(self, number: int) -> int:
+        return self.listing.pictures[number].label
+
     def fingerprint(self, number: int) -> bytes:
         picture = self.listing.pictures[number]
         try:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from adadf_dist.csv_tables import Row, parse_number, parse_whole, read_list, read_number
 from adadf_dist.data.builder import Source
-from adadf_dist.data.folder_tree import Skipped
+from adadf_dist.data.folder_tree import Skipped, check_root
 from adadf_dist.data.jpeg import BadImage
 from adadf_dist.errors import UserError
 from adadf_dist.text_files import open_text
@@ -82,7 +82,7 @@ def list_rafdb(root: Path, images: str) -> Listing:
         pictures[stem] = Picture(f"{below}/{file}".removeprefix("./"), split_of(name, where), label)
     if (base / VOTES).is_file():
         for stem, votes in read_votes(base / VOTES, pictures).items():
-            pictures[stem] = pictures[stem]._replace(votes=votes)
+            pictures[stem] = pictures[stem]._replace(votes=votes if any(votes) else None)
     extra = there - {picture.path.rpartition("/")[2] for picture in pictures.values()}
     findings = {
         **skipped_findings(skipped),
@@ -154,8 +154,7 @@ def read_annotation(path: Path, count: int) -> list[float] | None:
 
 def find_base(root: Path) -> Path:
     """The folder that holds EmoLabel. Raises `UserError`."""
-    if not root.is_dir():
-        raise UserError(f"{root}: no such folder; give the one that holds EmoLabel and Image as --root")
+    check_root(root, "give the one that holds EmoLabel and Image as --root")
     for base in (root, root / "basic"):
         if (base / LABELS).is_file():
             return base

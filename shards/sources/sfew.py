@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 
 from adadf_dist.data.builder import Source
-from adadf_dist.data.folder_tree import Skipped, subfolders
+from adadf_dist.data.folder_tree import Skipped, check_root, subfolders
 from adadf_dist.data.jpeg import is_image_name
 from adadf_dist.errors import UserError
 from adadf_dist.text_files import escape_name
@@ -39,8 +39,7 @@ example:
 
 def list_sfew(root: Path) -> Listing:
     """Every picture. Raises `UserError`."""
-    if not root.is_dir():
-        raise UserError(f"{root}: no such folder; give the one that holds Train and Val as --root")
+    check_root(root, "give the one that holds Train and Val as --root")
     skipped = Skipped()
     trees = {name.lower(): find_emotions(root / name) for name in subfolders(root, skipped)}
     train, val, test = (trees.get(name) for name in ("train", "val", "test"))

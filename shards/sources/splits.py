@@ -8,6 +8,7 @@ from pathlib import Path
 
 from adadf_dist.data.folder_tree import list_entries, subfolders
 from adadf_dist.data.jpeg import is_image_name
+from adadf_dist.emotion_names import SYNONYMS, plain_name
 from adadf_dist.errors import UserError
 from adadf_dist.text_files import escape_name
 
@@ -59,10 +60,24 @@ def check_class_folders(root: Path, folders: Sequence[str]) -> None:
             f"{shown}: {escape_name(name)} is no class but holds the splits {', '.join(inner)}; "
             f"give --root {escape_name(str(root / name))}"
         )
+    check_parts(root, folders)
     if len(folders) == 1 and len(inner := subfolders(root / folders[0])) > 1:
         raise UserError(
             f"{shown}: its only folder {escape_name(folders[0])} holds {', '.join(map(escape_name, inner[:8]))}; if "
             f"these are the classes, give --root {escape_name(str(root / folders[0]))}"
+        )
+
+
+def check_parts(root: Path, folders: Sequence[str]) -> None:
+    """Raise `UserError` when several folders hold the same emotions below: parts of a dataset, and no classes."""
+    emotions = [{plain_name(name) for name in subfolders(root / folder)} & SYNONYMS.keys() for folder in folders]
+    if len(folders) < 2 or any(plain_name(name) in SYNONYMS for name in folders):
+        return
+    if len(shared := set.intersection(*emotions)) > 1:
+        raise UserError(
+            f"{escape_name(str(root))}: {', '.join(map(escape_name, folders[:8]))} hold the same classes "
+            f"({', '.join(sorted(shared))}), so they are no classes; rename them to train, validation and test, or "
+            "merge them"
         )
 
 
