@@ -11,8 +11,8 @@ export GLOO_SOCKET_IFNAME ?= lo
 demo: .venv/core  ## Draw faces, train Ada-DF on two processes, test once.
 	$(BIN)/torchrun --standalone --nproc_per_node $(RANKS) -m adadf_dist.train --preset demo
 
-test: .venv/all  ## Everything but the slow tests.
-	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not slow and not gpu"
+test: .venv/all  ## Everything but the slow tests; 3 at a time, since a test of several processes often waits.
+	$(BIN)/python -m pytest -n 3 --dist worksteal -m "not slow and not gpu"
 
 test-all: .venv/all  ## The slow tests too; those marked gpu run where there is one.
 	$(BIN)/python -m pytest -n 2 --dist worksteal

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
 import os
 import subprocess
@@ -11,6 +13,7 @@ from pathlib import Path
 
 import torch
 
+from adadf_dist import train
 from adadf_dist.runtime.checkpoint_file import read_checkpoint
 from tests.patience import communicate
 
@@ -66,6 +69,13 @@ def finish(arguments: Sequence[str], timeout: float = 120, **more: str) -> subpr
         print(*process.communicate(), sep="\n")  # pytest shows it with the failure
         raise
     return subprocess.CompletedProcess(arguments, process.returncode, out, err)
+
+
+def train_here(values: Mapping[str, str]) -> str:
+    """Train in this process, which has imported torch already. Returns what was printed."""
+    with contextlib.redirect_stdout(io.StringIO()) as printed:
+        train.main(command(values)[3:])
+    return printed.getvalue()
 
 
 def records(out: Path, kind: str) -> list[dict[str, object]]:

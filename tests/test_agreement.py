@@ -5,7 +5,6 @@ from __future__ import annotations
 import shutil
 import socket
 import sys
-import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -55,14 +54,14 @@ def test_one_run_folder_of_two_nodes(faces: Path, nodes: tuple[Path, Path], tmp_
 
 def test_shards_on_one_node_only(faces: Path, nodes: tuple[Path, Path], tmp_path: Path) -> None:
     shutil.copytree(faces, nodes[0] / "faces")
-    began = time.monotonic()
-    ended = two_nodes(nodes, settings(Path("faces"), tmp_path / "shared"))
+    ended = two_nodes(
+        nodes, settings(Path("faces"), tmp_path / "shared", runtime__timeout_s="600")
+    )  # none waits so long
     for status, output in ended:
         assert status != 0
         (line,) = our_lines(output)
         assert f"data.shards on {HOST} (rank 1): {nodes[1] / 'faces'}: no such dataset folder" in line
         assert f"it can be read on {HOST} (rank 0): copy the dataset to every node" in line
-    assert time.monotonic() - began < 60  # runtime.timeout_s: nobody waited for the other
 
 
 @pytest.mark.slow

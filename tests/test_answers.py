@@ -22,7 +22,7 @@ from adadf_dist.runtime.checkpoint_file import read_checkpoint
 from adadf_dist.runtime.history import find_listed
 from adadf_dist.trained import open_trained
 from adadf_dist.world import World
-from tests.runs import command, finish, settings
+from tests.runs import settings, train_here
 
 ALONE = World(torch.device("cpu"))
 
@@ -31,8 +31,7 @@ ALONE = World(torch.device("cpu"))
 def run(faces: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished run of three epochs."""
     out = tmp_path_factory.mktemp("runs") / "run"
-    done = finish(command(settings(faces, out, epochs="3", data__label_noise="0.25")))
-    assert done.returncode == 0, done.stderr
+    train_here(settings(faces, out, epochs="3", data__label_noise="0.25"))
     return out
 
 

@@ -31,7 +31,7 @@ from adadf_dist.errors import UserError
 from adadf_dist.records import read_faces
 from tests.browser import Page, chromium_page, needs_chromium
 from tests.patience import wait_until
-from tests.runs import command, finish, settings
+from tests.runs import settings, train_here
 from tests.test_shards import run_build
 
 CPU = torch.device("cpu")
@@ -60,8 +60,7 @@ def run(drawn: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished run on labels a fifth of which are wrong."""
     out = tmp_path_factory.mktemp("runs") / "noisy"
     more = {"augment__policy": "none", "augment__erase": "0", "optimizer__attention_lr_factor": "0.02"}
-    done = finish(command(settings(drawn, out, epochs="3", data__label_noise="0.2", **more)), timeout=240)
-    assert done.returncode == 0, done.stderr
+    train_here(settings(drawn, out, epochs="3", data__label_noise="0.2", **more))
     return out
 
 

@@ -321,6 +321,7 @@ def finished(faces: Path, out: Path, ranks: int = 1, **changed: str) -> list[dic
     return records(out, "epoch")
 
 
+@pytest.mark.slow
 def test_a_run(faces: Path, tmp_path: Path) -> None:
     """Two epochs on two ranks, in bf16 and so channels last."""
     epochs = finished(

@@ -7,7 +7,6 @@ import pickle
 import resource
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -46,11 +45,10 @@ def test_no_shards_named(tmp_path: Path) -> None:
 
 
 def test_more_ranks_than_a_batch_holds(faces: Path, tmp_path: Path) -> None:
-    began = time.monotonic()
-    done = finish(command(settings(faces, tmp_path / "out", batch_size="2"), ranks=2), timeout=60)
+    values = settings(faces, tmp_path / "out", batch_size="2", runtime__timeout_s="600")  # neither rank waits so long
+    done = finish(command(values, ranks=2), timeout=60)
     assert done.returncode != 0
     assert "raise batch_size to 4 or start at most 1 ranks" in done.stderr
-    assert time.monotonic() - began < 60
 
 
 def test_run_folder_that_is_a_file(faces: Path, tmp_path: Path) -> None:
@@ -145,7 +143,7 @@ def test_missing_checkpoint(faces: Path, tmp_path: Path) -> None:
         run(settings(faces, tmp_path / "out", resume=str(tmp_path / "nowhere.pt")))
 
 
-@pytest.mark.parametrize("loader", [pytest.param("torch", marks=pytest.mark.slow), "dali"])
+@pytest.mark.parametrize("loader", ["torch", pytest.param("dali", marks=pytest.mark.slow)])
 def test_one_rank_with_a_corrupt_face_ends_them_all(faces: Path, tmp_path: Path, loader: str) -> None:
     """The face stands in one rank's slice; the other rank ends too, soon, and says why. By choice: else it is replaced,
     which the epoch's record counts."""
@@ -158,15 +156,18 @@ def test_one_rank_with_a_corrupt_face_ends_them_all(faces: Path, tmp_path: Path,
     tar = next(folder.glob("train-*.tar"))
     content = tar.read_bytes()
     tar.write_bytes(content.replace(encoded, b"\xff" * len(encoded)))
-    began = time.monotonic()
-    values = settings(folder, tmp_path / "out", data__loader=loader, data__max_bad_faces="0")
+    more = {
+        "data__loader": loader,
+        "data__max_bad_faces": "0",
+        "runtime__timeout_s": "600",
+    }  # neither rank waits so long
+    values = settings(folder, tmp_path / "out", **more)
     done = finish(command(values, ranks=2), timeout=60)
     assert done.returncode != 0
     assert str(split.keys[0]) in done.stderr
     assert "shards.verify" in done.stderr
     ours = [line for line in done.stderr.splitlines() if line.startswith(("adadf_dist.train:", "adadf_dist.train["))]
     assert len(ours) == 2, done.stderr
-    assert time.monotonic() - began < 60
     replacing = finish(command({**values, "data.max_bad_faces": "9", "epochs": "1"}, ranks=2), timeout=60)
     assert replacing.returncode == 0, replacing.stderr
     assert replacing.stderr.count(f"face {split.keys[0]} of split train") == 1

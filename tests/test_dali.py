@@ -280,6 +280,7 @@ def test_plain_headers(shards: Path) -> None:
         assert not plain(content)
 
 
+@pytest.mark.slow
 def test_a_killed_run_goes_on_as_if_nothing_had_been(faces: Path, tmp_path: Path) -> None:
     """Bit for bit on one CPU rank, stopped in mid-epoch."""
     whole = settings(faces, tmp_path / "whole", data__loader="dali", checkpoint__every_steps="3")

@@ -218,6 +218,7 @@ def test_more_ranks_learn_no_worse_in_bf16(ranks: int) -> None:
         assert learnt == pytest.approx(alone_learnt, rel=0.1)
 
 
+@pytest.mark.slow
 def test_a_run_goes_from_ddp_into_zero_and_back(faces: Path, tmp_path: Path) -> None:
     """An epoch on two ranks of DDP, one on two of ZeRO 3, one on one of DDP: the run that one rank does at once."""
     whole = settings(faces, tmp_path / "whole", epochs="3", runtime__precision="fp32")

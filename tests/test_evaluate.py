@@ -41,7 +41,7 @@ from adadf_dist.records import read_answers
 from adadf_dist.trained import TrainedNetwork, open_trained
 from adadf_dist.world import World
 from tests.remote_server import serve
-from tests.runs import command, finish, settings
+from tests.runs import command, finish, settings, train_here
 
 MODULE = ("-m", "adadf_dist.evaluate")
 
@@ -50,8 +50,7 @@ MODULE = ("-m", "adadf_dist.evaluate")
 def run(faces: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished run of two epochs."""
     out = tmp_path_factory.mktemp("runs") / "run"
-    done = finish(command(settings(faces, out, epochs="2")))
-    assert done.returncode == 0, done.stderr
+    train_here(settings(faces, out, epochs="2"))
     return out
 
 

@@ -31,7 +31,7 @@ from adadf_dist.predict.__main__ import main as predict
 from adadf_dist.runtime.checkpoint_file import read_checkpoint
 from adadf_dist.trained import open_trained
 from tests.networks import drawn_network, save_checkpoint, small_config
-from tests.runs import ROOT, command, finish, settings
+from tests.runs import ROOT, settings, train_here
 
 CLASSES = ("glad", "bad", 'älso "odd", quoted')
 KINDS = ("onnx", "safetensors", "pt2")
@@ -40,8 +40,7 @@ KINDS = ("onnx", "safetensors", "pt2")
 @pytest.fixture(scope="module")
 def run(faces: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("runs") / "run"
-    done = finish(command(settings(faces, out, model__attention_on="features")))
-    assert done.returncode == 0, done.stderr
+    train_here(settings(faces, out, model__attention_on="features"))
     return out
 
 

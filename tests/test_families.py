@@ -31,7 +31,7 @@ FAMILIES = {
     "timm:vit_tiny_patch16_224": 48,
 }
 """Backbone -> side in pixels."""
-SLOW = ("timm:efficientnet_b0", "timm:swin_tiny_patch4_window7_224")
+SLOW = ("timm:convnext_atto", "timm:efficientnet_b0", "timm:swin_tiny_patch4_window7_224")
 KINDS = ("onnx", "safetensors", "pt2")
 
 

@@ -134,6 +134,6 @@ def test_evaluation_batches_hold_each_sample_once() -> None:
 
 def test_an_epoch_of_affectnet_is_planned_in_well_under_a_second() -> None:
     labels = np.random.default_rng(0).choice(7, 283_901, p=[0.26, 0.47, 0.09, 0.05, 0.02, 0.02, 0.09])
-    began = time.perf_counter()
+    began = time.process_time()
     epoch_batches(labels, "balanced", 64, 0, 0)
-    assert time.perf_counter() - began < 5  # generous: a guard against a loop over samples, not a benchmark
+    assert time.process_time() - began < 5  # generous: a guard against a loop over samples, not a benchmark

@@ -12,7 +12,6 @@ import socket
 import subprocess
 import sys
 import threading
-import time
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -33,7 +32,7 @@ from adadf_dist.errors import UserError
 from adadf_dist.settings import Layer, build_config
 from adadf_dist.setup import shards_at_hand
 from adadf_dist.world import World
-from tests.patience import communicate
+from tests.patience import communicate, wait_until
 from tests.ranks import run_ranks
 from tests.remote_server import Fault, Site, serve
 from tests.runs import ROOT, command, environment, finish, numbers, settings
@@ -265,9 +264,7 @@ def test_a_killed_fetch_leaves_no_lock(site: Site, original: Path, tmp_path: Pat
     site.faults = [Fault(TAR, 1, stall_s=20)]
     arguments = [sys.executable, "-c", FETCH, site.url, str(tmp_path / "cache")]
     process = subprocess.Popen(arguments, cwd=ROOT, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-    deadline = time.monotonic() + 30
-    while site.faults[0].times and time.monotonic() < deadline:
-        time.sleep(0.05)
+    wait_until(lambda: not site.faults[0].times, "nothing is fetched")
     process.kill()
     process.communicate()
     same_files(fetch(data(site, tmp_path)), original)
@@ -277,11 +274,9 @@ def test_cancel_ends_a_fetch_soon(site: Site, tmp_path: Path) -> None:
     site.faults = [Fault("tar", 99, status=500)]
     cancelled = threading.Event()
     threading.Timer(0.3, cancelled.set).start()
-    began = time.monotonic()
-    patient = QUICK._replace(attempts=50, first_wait_s=60)
+    patient = QUICK._replace(attempts=50, first_wait_s=3600)
     with pytest.raises(Cancelled), local_folder(data(site, tmp_path), cancelled=cancelled, transfer=patient):
         pass
-    assert time.monotonic() - began < 30
 
 
 def test_changed_dataset_is_another_entry(tmp_path: Path) -> None:
@@ -515,11 +510,9 @@ def test_two_ranks_train_from_a_url(site: Site, original: Path, tmp_path: Path) 
 @pytest.mark.slow
 def test_two_ranks_end_soon_when_one_cannot_fetch(site: Site, tmp_path: Path) -> None:
     site.faults = [Fault(TAR, 999, status=403)]
-    began = time.monotonic()
-    values = settings(Path("x"), tmp_path / "run", data__cache=str(tmp_path / "c"))
+    values = settings(Path("x"), tmp_path / "run", data__cache=str(tmp_path / "c"), runtime__timeout_s="600")
     done = finish(command({**values, "data.shards": site.url}, ranks=2), timeout=60)
     assert done.returncode != 0
-    assert time.monotonic() - began < 60
     lines = [line for line in done.stderr.splitlines() if line.startswith(("adadf_dist.train:", "adadf_dist.train["))]
     assert lines and all("access refused (403)" in line and TAR in line for line in lines), done.stderr
 

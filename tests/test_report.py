@@ -33,7 +33,7 @@ from adadf_dist.report.writing import report
 from adadf_dist.settings import Layer, build_config, override
 from tests import browser
 from tests.patience import wait_until
-from tests.runs import command, finish, records, settings
+from tests.runs import finish, records, settings, train_here
 from tests.test_health import confusion, record
 
 
@@ -42,9 +42,8 @@ def run(faces: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished run of three epochs, its report written by training."""
     out = tmp_path_factory.mktemp("runs") / "run"
     more = {"class_distributions__threshold": "0.15", "evaluation__report": "true"}
-    done = finish(command(settings(faces, out, epochs="3", **more)))
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.splitlines()[-1] == f"report: {out / 'report.html'}"
+    printed = train_here(settings(faces, out, epochs="3", **more))
+    assert printed.splitlines()[-1] == f"report: {out / 'report.html'}"
     return out
 
 
@@ -60,9 +59,7 @@ def baseline(faces: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("runs") / "baseline"
     (out / "report.html").mkdir(parents=True)  # where the page should go
     more = {"loss__supervision": "one_hot", "evaluation__report": "true"}
-    done = finish(command(settings(faces, out, epochs="1", **more)))
-    assert done.returncode == 0, done.stderr
-    last = done.stdout.splitlines()[-1]
+    last = train_here(settings(faces, out, epochs="1", **more)).splitlines()[-1]
     assert last.startswith("warning: no report (UserError: ") and "python -m adadf_dist.report" in last
     assert json.loads((out / "status.json").read_text())["state"] == "finished"
     return out

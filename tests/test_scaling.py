@@ -117,6 +117,7 @@ def whole_run(world: World, values: dict[str, str]) -> tuple[Sent, Sent]:
     return calls, nbytes
 
 
+@pytest.mark.slow
 def test_an_epoch_on_paper_is_what_ranks_send(faces: Path, tmp_path: Path) -> None:
     """By the difference of a run of two epochs and a run of one, which is an epoch."""
     found = []

@@ -8,7 +8,6 @@ import json
 import struct
 import sys
 import threading
-import time
 import types
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -24,7 +23,7 @@ from adadf_dist.runtime import trackers
 from adadf_dist.runtime.trace import Trace
 from adadf_dist.runtime.trackers import Background, check_trackers
 from adadf_dist.settings import Layer, build_config, flatten, to_dict
-from tests.runs import assert_same_run, command, finish, records, settings
+from tests.runs import assert_same_run, command, finish, records, settings, train_here
 
 mlflow = pytest.importorskip("mlflow")
 pytest.importorskip("wandb")
@@ -55,8 +54,7 @@ def wandb_records(path: Path) -> Iterator[Any]:
 def tracked(faces: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run of two epochs in two sessions, with every tracker; `plain` beside it has none, in one."""
     folder = tmp_path_factory.mktemp("tracked")
-    plain = finish(command(settings(faces, folder / "plain")))
-    assert plain.returncode == 0, plain.stderr
+    train_here(settings(faces, folder / "plain"))
     more = {"WANDB_MODE": "offline", "MLFLOW_TRACKING_URI": f"sqlite:///{folder}/mlflow.db"}
     for epochs in ("1", "2"):
         values = settings(faces, folder / "run", epochs=epochs, runtime__loggers="[wandb,mlflow]")
@@ -164,13 +162,11 @@ def test_a_server_that_hangs(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Cap
     monkeypatch.setitem(trackers.MODULES, "slow", "slow_tracker")
     monkeypatch.setattr(trackers, "PATIENCE_S", 0.2)
     monkeypatch.setattr(trackers, "MOST_WAITING", 5)
-    began = time.monotonic()
     background = Background("slow", Config())
     try:
         for step in range(100):
             background.add("train", {"total": 1.0}, step)
-        background.close()
-        assert time.monotonic() - began < 5
+        background.close()  # although no call has returned
         assert capsys.readouterr().err.count("warning: slow: ") == 1
     finally:
         Slow.answered.set()

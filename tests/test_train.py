@@ -19,7 +19,7 @@ from adadf_dist.errors import UserError
 from adadf_dist.runtime.checkpoint_file import read_checkpoint
 from adadf_dist.runtime.engine import DDPEngine
 from adadf_dist.settings import Layer, build_config
-from tests.patience import communicate
+from tests.patience import communicate, wait_until
 from tests.runs import assert_same_run, command, finish, records, settings, start, status
 
 
@@ -33,10 +33,7 @@ def reference(faces: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def wait_for_steps(out: Path, steps: int, timeout: float = 60) -> None:
-    until = time.monotonic() + timeout
-    while len(records(out, "steps")) < steps:
-        assert time.monotonic() < until, "the run did not get that far"
-        time.sleep(0.02)
+    wait_until(lambda: len(records(out, "steps")) >= steps, "the run did not get that far", timeout)
 
 
 def test_a_run_leaves_what_it_promises(reference: Path) -> None:
@@ -82,6 +79,7 @@ def test_sigterm_stops_in_mid_epoch_and_the_same_command_goes_on(reference: Path
     assert_same_run(out, reference)
 
 
+@pytest.mark.slow
 def test_sigkill_at_random_moments(reference: Path, faces: Path, tmp_path: Path) -> None:
     out, moments = tmp_path / "killed", random.Random(0)
     values = settings(faces, out, checkpoint__every_steps="1")
