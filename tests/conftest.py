@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import multiprocessing
+import signal
 from multiprocessing import forkserver
 from pathlib import Path
 
@@ -14,6 +15,10 @@ from adadf_dist.data.embedded import build_embedded
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 """Real faces and golden vectors, where there are some."""
 
+
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+"""A job in the background of a script ignores Ctrl-C, and so would the programs that tests interrupt."""
 
 multiprocessing.set_forkserver_preload(["adadf_dist.train"])
 forkserver.ensure_running()
