@@ -16,13 +16,13 @@ SHARED = Path(__file__).resolve().parents[2] / "shared"
 """Real faces and golden vectors, where there are some."""
 
 
+# a background job of a script ignores Ctrl-C, and the programs that tests interrupt would inherit that
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
-"""A job in the background of a script ignores Ctrl-C, and so would the programs that tests interrupt."""
 
+# the ranks and workers of tests are forked from a server that imports torch once
 multiprocessing.set_forkserver_preload(["adadf_dist.train"])
 forkserver.ensure_running()
-"""The ranks and workers of tests are forked from a server that imports torch once."""
 
 torch.set_num_threads(1)
 """As every rank of a test runs: another number of threads sums in another order."""

@@ -54,9 +54,9 @@ def test_a_step_is_rehearsed_at_the_largest_batch_there_is(
     faces: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """64 samples make one batch of 64, whatever the batch size."""
-    told = planned({**settings(faces, tmp_path / "run"), "batch_size": "640"}, capsys)
-    assert "that a step on 64 images a rank keeps" in told
-    assert "batch_size = 640 is no less than the number of samples in an epoch" in told
+    plan = planned({**settings(faces, tmp_path / "run"), "batch_size": "640"}, capsys)
+    assert "that a step on 64 images a rank keeps" in plan
+    assert "batch_size = 640 is no less than the number of samples in an epoch" in plan
 
 
 def test_the_plan_of_a_run_that_goes_on(faces: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

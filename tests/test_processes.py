@@ -149,8 +149,8 @@ def test_workers_survive_stop_signals_to_the_process_group(tmp_path: Path) -> No
     assert parent.stdout is not None and parent.stdout.readline() == "ready\n"
     for name in names:
         os.killpg(parent.pid, getattr(signal, name))
-    told, _ = parent.communicate("\n", timeout=BOUND_S)
-    assert told == "None again\n"
+    output, _ = parent.communicate("\n", timeout=BOUND_S)
+    assert output == "None again\n"
 
 
 def has_ended(process: psutil.Process) -> bool:

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Sequence
 
 from adadf_dist.check.exchange import check_exchange
-from adadf_dist.check.faces import check_loader, check_reading, check_schedule, find_faces, rehearsed
+from adadf_dist.check.faces import check_loader, check_reading, check_schedule, find_faces, with_largest_batch
 from adadf_dist.check.folder import check_folder
 from adadf_dist.check.page import Line, Mark, Page, describe_error
 from adadf_dist.check.ranks import (
@@ -115,7 +115,7 @@ def examine(config: Config, world: World, page: Page) -> None:
     page.add(line)
     if line.mark is Mark.ERROR:
         return
-    config = rehearsed(config, faces, world)
+    config = with_largest_batch(config, faces, world)
     page.measuring("step", f"training steps of {config.batch_size} faces, first each rank alone")
     measured, lines = check_step(config, world, ranks, faces)
     page.add(*lines)

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
 
 from adadf_dist.agreement import agree
-from adadf_dist.check.faces import Faces, find_faces, rehearsed
+from adadf_dist.check.faces import Faces, find_faces, with_largest_batch
 from adadf_dist.check.folder import what_is_there
 from adadf_dist.check.page import describe_error
 from adadf_dist.check.step import Measured, peak_memory, project, seconds
@@ -82,7 +82,7 @@ def describe_folder(config: Config) -> Iterator[tuple[str, str]]:
 
 def rehearse(config: Config, faces: Faces, world: World) -> Iterator[tuple[str, str]]:
     """Parameters, memory and time, from steps on random images. A collective."""
-    config = rehearsed(config, faces, world)
+    config = with_largest_batch(config, faces, world)
     rehearsal = Rehearsal(config, faces.classes, world)
     parameters = list(rehearsal.engine.model.parameters())
     trained = sum(p.numel() for p in parameters if p.requires_grad)

@@ -232,8 +232,8 @@ def load_faces(config: Config, world: World) -> float:
     return after / (ended - started) if after else count / max(ended - began, 1e-9)
 
 
-def rehearsed(config: Config, faces: Faces, world: World) -> Config:
-    """`config` as its steps are measured: at the largest batch of an epoch, which a small dataset makes smaller."""
+def with_largest_batch(config: Config, faces: Faces, world: World) -> Config:
+    """The config to measure a step with: not compiled, and with the largest batch that an epoch of this dataset has."""
     largest = max(*faces.batches, MIN_SAMPLES_A_RANK * world.size)
     return override(config, {"runtime.compile": "off", "batch_size": largest})
 

@@ -86,7 +86,7 @@ def check_batch(config: Config, world: World, faces: Faces) -> Line:
 def check_step(config: Config, world: World, ranks: Sequence[Rank], faces: Faces) -> tuple[Measured | None, list[Line]]:
     """A step of this rank's rows alone, which may fail without anybody waiting, then with all ranks. A collective.
 
-    `config`: what `rehearsed` returns.
+    `config`: what `with_largest_batch` returns.
     """
     first, end = rank_bounds(config.batch_size, world.rank, world.size)
     found = on_every_rank(world, lambda: measure_alone(config, faces.classes, world.device, end - first))

@@ -116,10 +116,11 @@ def read_decisions(path: Path, classes: Sequence[str], option: str) -> Decisions
         raise decisions.refuse(
             error.line, f"must be {','.join(COLUMNS)}; export the file from the audit's page again"
         ) from None
-    columns = (*COLUMNS, OLD_LABEL) if OLD_LABEL in table.header else COLUMNS
-    for row, (key, kind, name, *old) in table.select(columns):
+    for row, cells in table.records():
+        key, kind, name = (cells[column] for column in COLUMNS)
+        old_name = cells.get(OLD_LABEL, "")
         label = find_class(name, classes)
-        old_label = find_class(old[0], classes) if old and old[0] else -1
+        old_label = find_class(old_name, classes) if old_name else -1
         if not key:
             raise decisions.refuse(row.line, "the key is empty; give the key of a training face or remove the line")
         if kind not in DECISIONS:
@@ -130,7 +131,7 @@ def read_decisions(path: Path, classes: Sequence[str], option: str) -> Decisions
             raise decisions.refuse(row.line, f"{kind} takes no label, but {name!r} is given; empty the cell")
         if old_label is None:
             raise decisions.refuse(
-                row.line, f"{OLD_LABEL} {old[0]!r} is no class; the classes are {', '.join(classes)}"
+                row.line, f"{OLD_LABEL} {old_name!r} is no class; the classes are {', '.join(classes)}"
             )
         if key in known:
             raise decisions.refuse(row.line, f"face {key} was decided in line {known[key].line}; keep one of the two")
