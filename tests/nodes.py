@@ -1,10 +1,9 @@
-"""Several nodes on one machine: torchrun agents in folders of their own, or ranks that a launcher started by hand."""
+"""Several nodes on one machine, as ranks that a launcher started by hand."""
 
 from __future__ import annotations
 
 import socket
 import subprocess
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -52,21 +51,6 @@ def finish_all(
                 except subprocess.TimeoutExpired:
                     process.kill()
     return found
-
-
-def two_nodes(
-    folders: tuple[Path, Path], values: dict[str, str], module: str = "adadf_dist.train"
-) -> list[tuple[int, str]]:
-    """A rank on each of two torchrun agents, which run in folders of their own."""
-    port = free_port()
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--nnodes", "2", "--nproc_per_node", "1"]
-    launcher += ["--master_addr", "127.0.0.1", "--master_port", str(port)]
-    return finish_all(
-        [
-            (folder, [*launcher, "--node_rank", str(number), "-m", module, *words(values)], {})
-            for number, folder in enumerate(folders)
-        ]
-    )
 
 
 def by_hand(rank: int, port: int, ranks: int = 2) -> dict[str, str]:

@@ -24,10 +24,14 @@ class Patience:
 
     def check(self, message: str) -> None:
         """Raise `AssertionError` with the message once the patience has run out."""
+        assert not self.is_over(), f"idle for {self.seconds:g} s: {message}"
+
+    def is_over(self) -> bool:
+        """Whether the processes were idle for `seconds`, up to now."""
         now, cpu = time.monotonic(), self._cpu_seconds()
         if cpu - self._cpu > IDLE * self.seconds:
             self._since, self._cpu = now, cpu
-        assert now - self._since < self.seconds, f"idle for {self.seconds:g} s: {message}"
+        return now - self._since >= self.seconds
 
     def _cpu_seconds(self) -> float:
         """Of ended children, too: their parent has counted them."""

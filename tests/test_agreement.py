@@ -14,7 +14,8 @@ from adadf_dist import agreement
 from adadf_dist.errors import UserError
 from adadf_dist.settings import Layer, build_config
 from adadf_dist.world import World, open_world
-from tests.nodes import by_hand, finish_all, free_port, two_nodes, words
+from tests.forked import Start, finish_forked, two_nodes
+from tests.nodes import by_hand, finish_all, free_port, words
 from tests.ranks import run_ranks
 from tests.runs import ROOT, settings
 
@@ -104,10 +105,10 @@ def test_other_settings_on_another_node(faces: Path, tmp_path: Path) -> None:
     commands = []
     for rank, batch_size in enumerate(("16", "32")):
         values = settings(faces, tmp_path / "out", batch_size=batch_size)
-        commands.append((ROOT, [sys.executable, "-m", "adadf_dist.train", *words(values)], by_hand(rank, port)))
-    for status, output in finish_all(commands):
-        assert status == 2
-        (line,) = output.strip().splitlines()
+        commands.append(Start(words(values), by_hand(rank, port)))
+    for done in finish_forked(commands):
+        assert done.returncode == 2
+        (line,) = done.stderr.strip().splitlines()
         assert f"batch_size is 16 on {HOST} (rank 0) and 32 on {HOST} (rank 1): start every node with the" in line
 
 
@@ -115,10 +116,9 @@ def test_nobody_at_the_address(faces: Path, tmp_path: Path) -> None:
     """A worker whose rank 0 never starts gives up after the stated time, with one line."""
     port = free_port()
     values = settings(faces, tmp_path / "out", runtime__timeout_s="3")
-    command = [sys.executable, "-m", "adadf_dist.train", *words(values)]
-    ((status, output),) = finish_all([(ROOT, command, by_hand(1, port))], timeout=60)
-    assert status == 2
-    (line,) = output.strip().splitlines()
+    (done,) = finish_forked([Start(words(values), by_hand(1, port))], timeout=60)
+    assert done.returncode == 2
+    (line,) = done.stderr.strip().splitlines()
     assert line.startswith(f"adadf_dist.train[rank 1]: error: rank 0 cannot be reached at 127.0.0.1:{port}")
     assert "nothing in 3 s (runtime.timeout_s)" in line
 
@@ -128,10 +128,9 @@ def test_ranks_that_do_not_come(faces: Path, tmp_path: Path) -> None:
     """Rank 0 listens, and rank 1 never starts."""
     port = free_port()
     values = settings(faces, tmp_path / "out", runtime__timeout_s="3")
-    command = [sys.executable, "-m", "adadf_dist.train", *words(values)]
-    ((status, output),) = finish_all([(ROOT, command, by_hand(0, port))], timeout=60)
-    assert status == 2
-    (line,) = output.strip().splitlines()
+    (done,) = finish_forked([Start(words(values), by_hand(0, port))], timeout=60)
+    assert done.returncode == 2
+    (line,) = done.stderr.strip().splitlines()
     assert f"the 2 ranks did not meet at 127.0.0.1:{port}" in line
     assert "within 3 s (runtime.timeout_s)" in line
 
@@ -190,10 +189,10 @@ def test_a_folder_that_answers_with_an_error_does_not_show(monkeypatch: pytest.M
 
 
 def test_a_launcher_that_names_no_address(faces: Path, tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "adadf_dist.train", *words(settings(faces, tmp_path / "out"))]
-    ((status, output),) = finish_all([(ROOT, command, {"RANK": "1", "WORLD_SIZE": "2"})], timeout=60)
-    assert status == 2
-    assert "WORLD_SIZE is 2, but MASTER_ADDR is not set: start the ranks with torchrun" in output
+    start = Start(words(settings(faces, tmp_path / "out")), {"RANK": "1", "WORLD_SIZE": "2"})
+    (done,) = finish_forked([start], timeout=60)
+    assert done.returncode == 2
+    assert "WORLD_SIZE is 2, but MASTER_ADDR is not set: start the ranks with torchrun" in done.stderr
 
 
 def installation_of(world: World, versions: Sequence[str]) -> str:

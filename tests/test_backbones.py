@@ -22,8 +22,9 @@ from adadf_dist.runtime.normalization import synchronize_batch_norm
 from adadf_dist.runtime.optim import build_optimizer
 from adadf_dist.settings import Layer, build_config
 from adadf_dist.world import World
+from tests.forked import train_forked
 from tests.ranks import alone, run_ranks
-from tests.runs import command, finish, records, settings
+from tests.runs import records, settings
 from tests.steps import over_ranks, take_step
 
 timm = pytest.importorskip("timm")
@@ -259,7 +260,9 @@ def test_on_gpus_it_is_torchs_synchronised_batch_norm() -> None:
         torch.testing.assert_close(whole(faces), before)
 
 
-@pytest.mark.parametrize("name", ["convnext_atto", "efficientnet_b0", "vit_tiny_patch16_224"])
+@pytest.mark.parametrize(
+    "name", ["convnext_atto", pytest.param("efficientnet_b0", marks=pytest.mark.slow), "vit_tiny_patch16_224"]
+)
 def test_parts_are_plain_modules(name: str) -> None:
     """torch.export takes the target branch whole, and torch.compile each part in one graph."""
     side = FAMILIES[name]
@@ -308,14 +311,14 @@ def test_timms_own_weights(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_weights_that_cannot_be_fetched(faces: Path, tmp_path: Path) -> None:
     values = settings(faces, tmp_path / "run", model__backbone="timm:convnext_atto", model__pretrained="imagenet")
-    done = finish(command(values), HF_HUB_OFFLINE="1", HF_HOME=str(tmp_path))
+    done = train_forked(values, HF_HUB_OFFLINE="1", HF_HOME=str(tmp_path))
     assert done.returncode == 2
     assert "model.pretrained imagenet: timm could not fetch the convnext_atto weights" in done.stderr
     assert "Traceback" not in done.stderr
 
 
 def finished(faces: Path, out: Path, ranks: int = 1, **changed: str) -> list[dict[str, object]]:
-    done = finish(command(settings(faces, out, **changed), ranks), timeout=280)
+    done = train_forked(settings(faces, out, **changed), ranks, timeout=280)
     assert done.returncode == 0, done.stderr
     assert json.loads((out / "result.json").read_text())["test"]["samples"] == 30
     return records(out, "epoch")

@@ -17,6 +17,7 @@ from adadf_dist.data.format import open_dataset
 from adadf_dist.errors import UserError
 from adadf_dist.runtime.checkpoint_file import read_checkpoint, write_whole
 from adadf_dist.settings import Layer, build_config
+from tests.forked import train_forked
 from tests.runs import ROOT, command, environment, finish, records, settings
 
 
@@ -32,7 +33,7 @@ def finished(faces: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_one_line_and_a_status_from_the_command_line(tmp_path: Path) -> None:
-    done = finish(command(settings(tmp_path / "nowhere", tmp_path / "out")))
+    done = train_forked(settings(tmp_path / "nowhere", tmp_path / "out"))
     assert done.returncode == 2
     assert done.stdout == ""
     assert len(done.stderr.strip().splitlines()) == 1
@@ -46,7 +47,7 @@ def test_no_shards_named(tmp_path: Path) -> None:
 
 def test_more_ranks_than_a_batch_holds(faces: Path, tmp_path: Path) -> None:
     values = settings(faces, tmp_path / "out", batch_size="2", runtime__timeout_s="600")  # neither rank waits so long
-    done = finish(command(values, ranks=2), timeout=60)
+    done = train_forked(values, 2, timeout=60)
     assert done.returncode != 0
     assert "raise batch_size to 4 or start at most 1 ranks" in done.stderr
 
@@ -162,13 +163,13 @@ def test_one_rank_with_a_corrupt_face_ends_them_all(faces: Path, tmp_path: Path,
         "runtime__timeout_s": "600",
     }  # neither rank waits so long
     values = settings(folder, tmp_path / "out", **more)
-    done = finish(command(values, ranks=2), timeout=60)
+    done = train_forked(values, 2, timeout=60)
     assert done.returncode != 0
     assert str(split.keys[0]) in done.stderr
     assert "shards.verify" in done.stderr
     ours = [line for line in done.stderr.splitlines() if line.startswith(("adadf_dist.train:", "adadf_dist.train["))]
     assert len(ours) == 2, done.stderr
-    replacing = finish(command({**values, "data.max_bad_faces": "9", "epochs": "1"}, ranks=2), timeout=60)
+    replacing = train_forked({**values, "data.max_bad_faces": "9", "epochs": "1"}, 2, timeout=60)
     assert replacing.returncode == 0, replacing.stderr
     assert replacing.stderr.count(f"face {split.keys[0]} of split train") == 1
     (record,) = records(tmp_path / "out", "epoch")

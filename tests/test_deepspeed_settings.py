@@ -10,7 +10,8 @@ import pytest
 from adadf_dist.errors import UserError
 from adadf_dist.runtime.deepspeed_settings import deepspeed_settings
 from adadf_dist.settings import Layer, build_config
-from tests.runs import ROOT, command, finish, settings
+from tests.forked import train_forked
+from tests.runs import ROOT, settings
 
 
 def write(path: Path, content: object) -> str:
@@ -94,7 +95,7 @@ def test_the_example_for_users_is_taken() -> None:
 def test_a_value_that_deepspeed_refuses_is_one_line(faces: Path, tmp_path: Path) -> None:
     path = write(tmp_path / "ds.json", {"zero_optimization": {"reduce_bucket_size": "many"}})
     values = settings(faces, tmp_path / "run", engine="deepspeed", deepspeed__config=path)
-    done = finish(command(values))
+    done = train_forked(values)
     assert done.returncode == 2
     assert "Traceback" not in done.stderr
     assert f"error: {path}: DeepSpeed does not take it" in done.stderr
@@ -104,7 +105,7 @@ def test_a_json_is_looked_at_before_shards(tmp_path: Path) -> None:
     """Which may take hours to fetch: here there are none, and the JSON is what is told."""
     path = write(tmp_path / "ds.json", {"zero_optimization": {"stage": 3}})
     values = settings(tmp_path / "nowhere", tmp_path / "run", engine="deepspeed", deepspeed__config=path)
-    done = finish(command(values))
+    done = train_forked(values)
     assert done.returncode == 2
     assert "zero_optimization.stage is 3, but deepspeed.zero_stage asks for 1" in done.stderr
 

@@ -30,6 +30,7 @@ from adadf_dist.runtime.room import insist
 from adadf_dist.runtime.straggler import describe_straggler
 from adadf_dist.runtime.watchdog import EXIT_HUNG
 from adadf_dist.settings import Layer, build_config
+from tests.forked import train_forked
 from tests.patience import communicate, wait_until
 from tests.runs import assert_same_run, command, finish, records, settings, start, status
 
@@ -185,7 +186,8 @@ def test_ranks_that_do_not_come_are_counted() -> None:
         meet(server, 0, 2, 0.3)
 
 
-@pytest.mark.parametrize("kills", [1, pytest.param(4, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("kills", [1, 4])
 def test_torchrun_starts_again_when_a_rank_is_killed(kills: int, faces: Path, tmp_path: Path) -> None:
     out, chance, epochs = tmp_path / "out", random.Random(kills), 2 if kills == 1 else 6
     values = settings(faces, out, checkpoint__every_steps="1", epochs=str(epochs))
@@ -227,7 +229,7 @@ def test_twenty_four_kills_leave_no_trace(faces: Path, tmp_path: Path) -> None:
         process.kill()
         communicate(process)
         assert process.returncode == -signal.SIGKILL
-    done = finish(command(values))
+    done = train_forked(values)
     assert done.returncode == 0, done.stderr
     assert_same_result(out, whole)
 
@@ -253,7 +255,7 @@ def test_sigterm_of_two_ranks_saves_and_the_run_goes_on(faces: Path, tmp_path: P
     assert status(out)["state"] == "stopped"
     stopped_at = len(records(out, "steps"))
     assert stopped_at < 8
-    done = finish(command(settings(faces, out), ranks=2), timeout=180)
+    done = train_forked(settings(faces, out), 2, timeout=180)
     assert done.returncode == 0, done.stderr
     assert "goes on from" in done.stdout
     assert [r["step"] for r in records(out, "steps")] == list(range(1, 9))
@@ -383,7 +385,7 @@ def test_a_full_disk_is_waited_for(reference: Path, faces: Path, disk: Path) -> 
     out, ballast = disk / "out", disk / "ballast"
     fill(ballast, 210)
     values = settings(faces, out, checkpoint__every_steps="2", checkpoint__keep="1", runtime__timeout_s="6")
-    ended = finish(command(values))
+    ended = train_forked(values)
     assert ended.returncode == 2
     assert ended.stderr.count("training goes on without this checkpoint") == 1  # step 4, before the epoch's end
     last = ended.stderr.splitlines()[-1]

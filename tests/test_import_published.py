@@ -14,8 +14,9 @@ from adadf_dist.method.model import DualBranch
 from adadf_dist.portable.model import open_model
 from adadf_dist.runtime.checkpoint_file import read_checkpoint
 from adadf_dist.trained import open_trained
+from tests.forked import train_forked
 from tests.networks import drawn_network, small_config
-from tests.runs import command, finish, records, settings
+from tests.runs import records, settings
 
 NAMES = "neutral,happy,sad,surprise,fear,disgust,anger"
 
@@ -151,7 +152,7 @@ def test_training_goes_on_from_it(network: DualBranch, faces: Path, tmp_path: Pa
     run_import(save(tmp_path / "theirs.pth", published(network, True, False)), tmp_path / "ours.pt")
     more = {"resume": str(tmp_path / "ours.pt"), "optimizer__lr": "1e-12", "class_distributions__threshold": "0.5"}
     out = tmp_path / "run"
-    done = finish(command(settings(faces, out, epochs="1", **more)))
+    done = train_forked(settings(faces, out, epochs="1", **more))
     assert done.returncode == 0, done.stderr
     weights = read_checkpoint(out / "checkpoints" / "selected.pt")["engine"]["model"]
     start = network.state_dict()
@@ -164,6 +165,6 @@ def test_training_goes_on_from_it(network: DualBranch, faces: Path, tmp_path: Pa
 def test_a_run_of_another_network_does_not_start_from_it(network: DualBranch, faces: Path, tmp_path: Path) -> None:
     run_import(save(tmp_path / "theirs.pth", published(network, True, False)), tmp_path / "ours.pt")
     more = {"resume": str(tmp_path / "ours.pt"), "model__attention_on": "features"}
-    done = finish(command(settings(faces, tmp_path / "run", epochs="1", **more)))
+    done = train_forked(settings(faces, tmp_path / "run", epochs="1", **more))
     assert done.returncode == 2
     assert "model.attention_on = logits" in done.stderr

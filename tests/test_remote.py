@@ -32,10 +32,11 @@ from adadf_dist.errors import UserError
 from adadf_dist.settings import Layer, build_config
 from adadf_dist.setup import shards_at_hand
 from adadf_dist.world import World
+from tests.forked import train_forked
 from tests.patience import communicate, wait_until
 from tests.ranks import run_ranks
 from tests.remote_server import Fault, Site, serve
-from tests.runs import ROOT, command, environment, finish, numbers, settings
+from tests.runs import ROOT, environment, finish, numbers, settings
 
 QUICK = Transfer(attempts=4, first_wait_s=0.01, stall_s=20, chunk_bytes=4096)
 HASTY = QUICK._replace(stall_s=0.3)  # only where the server stalls on purpose: a busy machine stalls too
@@ -499,10 +500,10 @@ def test_two_ranks_train_from_a_url(site: Site, original: Path, tmp_path: Path) 
     """Each file once a node, also when fetching takes longer than the ranks' time limit; the run is the local one."""
     site.faults = [Fault("train-.*tar", 3, stall_s=8)]
     values = settings(Path("x"), tmp_path / "run", epochs="1", runtime__timeout_s="6", data__cache=str(tmp_path / "c"))
-    done = finish(command({**values, "data.shards": site.url}, ranks=2), timeout=120)
+    done = train_forked({**values, "data.shards": site.url}, 2, timeout=120)
     assert done.returncode == 0, done.stderr
     assert set(site.count().values()) == {1}
-    local = finish(command(settings(original, tmp_path / "local", epochs="1"), ranks=2), timeout=120)
+    local = train_forked(settings(original, tmp_path / "local", epochs="1"), 2, timeout=120)
     assert local.returncode == 0, local.stderr
     assert numbers(tmp_path / "run", "step") == numbers(tmp_path / "local", "step")
 
@@ -511,7 +512,7 @@ def test_two_ranks_train_from_a_url(site: Site, original: Path, tmp_path: Path) 
 def test_two_ranks_end_soon_when_one_cannot_fetch(site: Site, tmp_path: Path) -> None:
     site.faults = [Fault(TAR, 999, status=403)]
     values = settings(Path("x"), tmp_path / "run", data__cache=str(tmp_path / "c"), runtime__timeout_s="600")
-    done = finish(command({**values, "data.shards": site.url}, ranks=2), timeout=60)
+    done = train_forked({**values, "data.shards": site.url}, 2, timeout=60)
     assert done.returncode != 0
     lines = [line for line in done.stderr.splitlines() if line.startswith(("adadf_dist.train:", "adadf_dist.train["))]
     assert lines and all("access refused (403)" in line and TAR in line for line in lines), done.stderr
@@ -521,7 +522,7 @@ def test_two_ranks_end_soon_when_one_cannot_fetch(site: Site, tmp_path: Path) ->
 def test_two_ranks_train_from_a_stream(site: Site, tmp_path: Path) -> None:
     values = settings(Path("x"), tmp_path / "run", data__cache=str(tmp_path / "c"), data__access="stream")
     values |= {"data.shards": site.url, "data.workers": "2"}
-    done = finish(command(values, ranks=2), timeout=120)
+    done = train_forked(values, 2, timeout=120)
     assert done.returncode == 0, done.stderr
     assert "training tars are streamed" in done.stdout
     assert json.loads((tmp_path / "run" / "run.json").read_text())["access"]

@@ -87,7 +87,16 @@ def test_halving_ends_what_is_poor(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert len(trainer.epochs) < 16 * 6
 
 
-@pytest.mark.parametrize("after", [1, 9, 40, 47, 95])
+@pytest.mark.parametrize(
+    "after",
+    [
+        1,
+        pytest.param(9, marks=pytest.mark.slow),
+        47,
+        pytest.param(40, marks=pytest.mark.slow),
+        pytest.param(95, marks=pytest.mark.slow),
+    ],
+)
 def test_a_stopped_search_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, after: int) -> None:
     """Wherever it was stopped: the same answer, and no epoch twice."""
     whole = train_by(monkeypatch, planted)

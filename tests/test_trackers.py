@@ -23,7 +23,8 @@ from adadf_dist.runtime import trackers
 from adadf_dist.runtime.trace import Trace
 from adadf_dist.runtime.trackers import Background, check_trackers
 from adadf_dist.settings import Layer, build_config, flatten, to_dict
-from tests.runs import assert_same_run, command, finish, records, settings, train_here
+from tests.forked import train_forked
+from tests.runs import assert_same_run, command, records, settings, train_here
 
 mlflow = pytest.importorskip("mlflow")
 pytest.importorskip("wandb")
@@ -58,7 +59,7 @@ def tracked(faces: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     more = {"WANDB_MODE": "offline", "MLFLOW_TRACKING_URI": f"sqlite:///{folder}/mlflow.db"}
     for epochs in ("1", "2"):
         values = settings(faces, folder / "run", epochs=epochs, runtime__loggers="[wandb,mlflow]")
-        done = finish(command(values), timeout=200, **more)
+        done = train_forked(values, timeout=200, **more)
         assert done.returncode == 0, done.stderr
         assert "warning" not in done.stderr
     return folder
@@ -109,7 +110,7 @@ def test_wandb_has_the_run(tracked: Path) -> None:
 def test_the_profile(tracked: Path, faces: Path) -> None:
     """Of two steps, after three that pass and one that warms up; and nothing else of the run changes."""
     out = tracked / "profiled"
-    done = finish(command(settings(faces, out, runtime__profile="2")))
+    done = train_forked(settings(faces, out, runtime__profile="2"))
     assert done.returncode == 0, done.stderr
     assert_same_run(out, tracked / "plain")
     (path,) = (out / "trace").iterdir()

@@ -19,6 +19,7 @@ from adadf_dist.errors import UserError
 from adadf_dist.runtime.checkpoint_file import read_checkpoint
 from adadf_dist.runtime.engine import DDPEngine
 from adadf_dist.settings import Layer, build_config
+from tests.forked import train_forked
 from tests.patience import communicate, wait_until
 from tests.runs import assert_same_run, command, finish, records, settings, start, status
 
@@ -27,7 +28,7 @@ from tests.runs import assert_same_run, command, finish, records, settings, star
 def reference(faces: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The run folder of an uninterrupted run on one rank."""
     out = tmp_path_factory.mktemp("runs") / "reference"
-    done = finish(command(settings(faces, out)))
+    done = train_forked(settings(faces, out))
     assert done.returncode == 0, done.stderr
     return out
 
@@ -58,7 +59,7 @@ def test_the_written_configuration_starts_the_same_run(reference: Path, tmp_path
 
 def test_a_finished_run_prints_its_result_again(reference: Path, faces: Path) -> None:
     before = (reference / "result.json").stat().st_mtime_ns
-    again = finish(command(settings(faces, reference)))
+    again = train_forked(settings(faces, reference))
     assert again.returncode == 0
     assert "finished before" in again.stdout
     assert (reference / "result.json").stat().st_mtime_ns == before
@@ -74,7 +75,7 @@ def test_sigterm_stops_in_mid_epoch_and_the_same_command_goes_on(reference: Path
     assert status(out)["state"] == "stopped"
     assert "goes on from there" in stdout
     assert len(records(out, "steps")) < 8
-    done = finish(command(settings(faces, out)))
+    done = train_forked(settings(faces, out))
     assert done.returncode == 0, done.stderr
     assert_same_run(out, reference)
 
@@ -89,7 +90,7 @@ def test_sigkill_at_random_moments(reference: Path, faces: Path, tmp_path: Path)
         time.sleep(moments.uniform(0, 0.6))
         process.kill()
         communicate(process)
-    done = finish(command(values))
+    done = train_forked(values)
     assert done.returncode == 0, done.stderr
     assert_same_run(out, reference)
 
@@ -103,7 +104,7 @@ def test_sigkill_inside_a_checkpoint_write(write: int, reference: Path, faces: P
     died = finish(command(values, script=[str(script), str(write)]))
     assert died.returncode == -signal.SIGKILL, died.stderr
     assert list((out / "checkpoints").glob("*.partial"))
-    done = finish(command(values))
+    done = train_forked(values)
     assert done.returncode == 0, done.stderr
     assert_same_run(out, reference)
     assert not list((out / "checkpoints").glob("*.partial"))
@@ -111,12 +112,12 @@ def test_sigkill_inside_a_checkpoint_write(write: int, reference: Path, faces: P
 
 def test_a_torn_checkpoint_is_passed_over_and_said_so(reference: Path, faces: Path, tmp_path: Path) -> None:
     out = tmp_path / "damaged"
-    finish(command(settings(faces, out, epochs="1", checkpoint__every_steps="3")))
+    train_forked(settings(faces, out, epochs="1", checkpoint__every_steps="3"))
     newest = sorted((out / "checkpoints").glob("checkpoint-*.pt"))[-1]
     with newest.open("r+b") as file:
         file.truncate(newest.stat().st_size // 2)
     (out / "result.json").unlink()
-    done = finish(command(settings(faces, out, checkpoint__every_steps="3")))
+    done = train_forked(settings(faces, out, checkpoint__every_steps="3"))
     assert done.returncode == 0, done.stderr
     assert f"{newest.name}: torn" in done.stderr
     assert_same_run(out, reference)
@@ -132,7 +133,7 @@ def test_a_run_goes_on_with_another_number_of_ranks(
     process.send_signal(signal.SIGTERM)
     communicate(process, 90)
     assert status(out)["state"] == "stopped"
-    done = finish(command(settings(faces, out), ranks=after), timeout=180)
+    done = train_forked(settings(faces, out), after, timeout=180)
     assert done.returncode == 0, done.stderr
     assert [r["epoch"] for r in records(out, "epoch")] == [1, 2]
     mine, theirs = records(out, "steps"), records(reference, "steps")
@@ -145,7 +146,7 @@ def test_a_run_goes_on_with_another_number_of_ranks(
 
 def test_two_ranks_train_and_agree_on_stopping(reference: Path, faces: Path, tmp_path: Path) -> None:
     out = tmp_path / "two"
-    done = finish(command(settings(faces, out), ranks=2), timeout=180)
+    done = train_forked(settings(faces, out), 2, timeout=180)
     assert done.returncode == 0, done.stderr
     assert status(out)["state"] == "finished"
     assert done.stdout.count("run folder:") == 2  # rank 0 alone speaks: at the start and at the end
@@ -154,7 +155,7 @@ def test_two_ranks_train_and_agree_on_stopping(reference: Path, faces: Path, tmp
 
 
 def test_a_changed_setting_is_not_the_same_run(reference: Path, faces: Path) -> None:
-    done = finish(command(settings(faces, reference, loss__lambda_min="0.3")))
+    done = train_forked(settings(faces, reference, loss__lambda_min="0.3"))
     assert done.returncode == 2
     assert "loss.lambda_min" in done.stderr
     assert "--loss.lambda_min 0.2" in done.stderr
@@ -162,7 +163,7 @@ def test_a_changed_setting_is_not_the_same_run(reference: Path, faces: Path) -> 
 
 
 def test_resume_never_refuses_a_run_folder_in_use(reference: Path, faces: Path) -> None:
-    done = finish(command(settings(faces, reference, resume="never")))
+    done = train_forked(settings(faces, reference, resume="never"))
     assert done.returncode == 2
     assert "already holds a run" in done.stderr
 
@@ -277,7 +278,7 @@ def test_more_epochs_of_a_cosine_are_another_run(faces: Path, tmp_path: Path) ->
 
 def test_an_average_of_the_weights_over_two_ranks(faces: Path, tmp_path: Path) -> None:
     out = tmp_path / "ema"
-    done = finish(command(settings(faces, out, optimizer__ema="0.9", epochs="1"), ranks=2), timeout=180)
+    done = train_forked(settings(faces, out, optimizer__ema="0.9", epochs="1"), 2, timeout=180)
     assert done.returncode == 0, done.stderr
     state = read_checkpoint(next((out / "checkpoints").glob("checkpoint-*")))["engine"]
     assert state["average"].keys() == state["model"].keys()
