@@ -19,13 +19,14 @@ test-all: .venv/all  ## The slow tests too; those marked gpu run where there is 
 
 gpu: .venv/all  ## Where there is a GPU: its tests, and the figures of its loader and step.
 	$(BIN)/python -m pytest -m gpu
-	$(BIN)/python -m adadf_dist.bench data --batch-size 256 --workers 8
-	$(BIN)/python -m adadf_dist.bench step --batch-size 256 --steps 30 --compile off default cuda-graphs
+	$(BIN)/python -m benchmarks data --batch-size 256 --workers 8
+	$(BIN)/python -m benchmarks step --batch-size 256 --steps 30 --compile off default cuda-graphs
 
 lint: .venv/all
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/mypy --strict adadf_dist tune
+	$(BIN)/lint-imports --no-cache --no-logo
+	$(BIN)/mypy --strict adadf_dist shards tune
 
 .venv/core: pyproject.toml constraints.txt
 	test -d .venv || $(PYTHON) -m venv .venv

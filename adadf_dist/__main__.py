@@ -6,8 +6,9 @@ import sys
 from collections.abc import Sequence
 from importlib import import_module
 
-from adadf_dist.console import VERSION
-from adadf_dist.errors import fail, nearest
+from adadf_dist.console.exit import fail
+from adadf_dist.console.parser import VERSION
+from adadf_dist.errors import nearest
 
 COMMANDS = {
     "train": ("adadf_dist.train", "train Ada-DF, or resume a run"),
@@ -17,8 +18,7 @@ COMMANDS = {
     "report": ("adadf_dist.report.__main__", "draw the report of one run or several"),
     "audit": ("adadf_dist.audit.__main__", "find training samples that are probably mislabeled"),
     "export": ("adadf_dist.export.__main__", "write ONNX, safetensors or torch.export files"),
-    "import_published": ("adadf_dist.import_published", "convert a checkpoint of the published code"),
-    "bench": ("adadf_dist.bench.__main__", "measure the speed of training and loading"),
+    "convert": ("adadf_dist.convert", "convert a checkpoint of the published code"),
 }
 
 

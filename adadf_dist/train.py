@@ -10,38 +10,38 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
-from adadf_dist.agreement import agree
 from adadf_dist.check.dry_run import dry_run
-from adadf_dist.config import Config
+from adadf_dist.checkpoint.manager import Checkpoints, Stateful
+from adadf_dist.checkpoint.progress import Progress
+from adadf_dist.config.load import config_from_command_line, flatten, to_dict
+from adadf_dist.config.schema import Config
+from adadf_dist.console.exit import one_line_errors
+from adadf_dist.console.terminal import tolerant_console
 from adadf_dist.data.batch import Batch
-from adadf_dist.data.format import Split
+from adadf_dist.data.datamodule import Data, open_data
+from adadf_dist.data.dataset import Split
 from adadf_dist.data.identity import DATA_FILE, DataRecord, digest_files
-from adadf_dist.data.noise import write_noise
-from adadf_dist.data.open import Data, open_data
-from adadf_dist.diagnosis.run_length import find_problems
-from adadf_dist.errors import one_line_errors
-from adadf_dist.evaluation import evaluate
-from adadf_dist.health import attention_spread
+from adadf_dist.data.label_noise import write_noise
+from adadf_dist.diagnostics.run import attention_spread
+from adadf_dist.diagnostics.run_length import find_problems
+from adadf_dist.distributed.stragglers import compare_ranks
+from adadf_dist.distributed.world import World, open_world, rank_in_environment
+from adadf_dist.engine.ddp import Engine, build_engine
+from adadf_dist.files.atomic import write_json
 from adadf_dist.method.class_distributions import ClassDistributions
 from adadf_dist.method.losses import Losses, Place, adadf_loss, ramp_weights
 from adadf_dist.method.model import Output
-from adadf_dist.metrics import Metrics
-from adadf_dist.records import record_faces
-from adadf_dist.result import Result, finish
-from adadf_dist.runtime.checkpoint import Checkpoints, Stateful
-from adadf_dist.runtime.engine import Engine, build_engine
-from adadf_dist.runtime.folder import write_json
-from adadf_dist.runtime.history import History, find_listed
-from adadf_dist.runtime.log import Log, open_log
-from adadf_dist.runtime.memory import memory_told
-from adadf_dist.runtime.progress import Progress
-from adadf_dist.runtime.straggler import compare_ranks
-from adadf_dist.runtime.watchdog import watching
-from adadf_dist.settings import config_from_command_line, flatten, to_dict
-from adadf_dist.setup import facts, resolve, shards_at_hand
-from adadf_dist.split_pass import SplitPass, pass_over
-from adadf_dist.terminal import tolerant_console
-from adadf_dist.world import World, open_world, rank_in_environment
+from adadf_dist.metrics.classification import Metrics
+from adadf_dist.metrics.evaluator import evaluate
+from adadf_dist.tracking.artifacts import record_faces
+from adadf_dist.tracking.logger import Log, open_log
+from adadf_dist.tracking.sample_history import History, find_listed
+from adadf_dist.training.consistency import agree
+from adadf_dist.training.evaluation_pass import SplitPass, pass_over
+from adadf_dist.training.final_test import Result, finish
+from adadf_dist.training.out_of_memory import memory_told
+from adadf_dist.training.setup import facts, resolve, shards_at_hand
+from adadf_dist.training.watchdog import watching
 
 Record = Mapping[str, object]
 """One epoch, as in metrics.jsonl."""

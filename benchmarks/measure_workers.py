@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 import psutil
 
-from adadf_dist.data.worker_pool import WorkerPool
+from adadf_dist.data.workers.pass_pool import WorkerPool
 
 COUNTS = (1, 2, 4)
 BATCH = (256, 3, 112, 112)
@@ -46,7 +46,7 @@ class SendBatches:
 def start(count: int) -> tuple[WorkerPool[None, Any], list[psutil.Process], float]:
     """Start workers. Returns them with the seconds until each has answered."""
     started = time.perf_counter()
-    pool: WorkerPool[None, Any] = WorkerPool(None, count, 1, "adadf_dist.data.torch_loader")
+    pool: WorkerPool[None, Any] = WorkerPool(None, count, 1, "adadf_dist.data.loaders.torch_loader")
     processes = [psutil.Process(number) for number in pool.run([SendBatches(0)] * count)]
     return pool, processes, time.perf_counter() - started
 

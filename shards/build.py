@@ -13,18 +13,20 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
 
-from adadf_dist.console import Parser
-from adadf_dist.data.builder import BuildOptions, build_dataset
-from adadf_dist.data.crew import Processes
-from adadf_dist.data.format import Dataset
-from adadf_dist.data.staging import check_replaceable
-from adadf_dist.errors import UserError, one_line_errors
-from adadf_dist.files import add_force_option
-from adadf_dist.text_files import check_path, escape_name
+from adadf_dist.console.exit import one_line_errors
+from adadf_dist.console.parser import Parser
+from adadf_dist.data.build.builder import BuildOptions, build_dataset
+from adadf_dist.data.build.staging import check_replaceable
+from adadf_dist.data.dataset import Dataset
+from adadf_dist.data.workers.task_pool import Processes
+from adadf_dist.errors import UserError
+from adadf_dist.files.outputs import add_force_option
+from adadf_dist.files.text import check_path, escape_name
 from shards.progress import Progress
-from shards.ray_crew import RayCrew
-from shards.relabelled import relabel_source
-from shards.sources import affectnet, fer2013, folder, listing, rafdb, sfew, synthetic
+from shards.ray_pool import RayCrew
+from shards.relabeling import relabel_source
+from shards.sources import affectnet, fer2013, folder, rafdb, sfew, synthetic
+from shards.sources import csv_list as listing
 
 SOURCES: dict[str, ModuleType] = {
     "affectnet": affectnet,

@@ -19,12 +19,13 @@ from typing import NamedTuple
 
 import numpy as np
 
-from adadf_dist.console import Parser
-from adadf_dist.data.crew import run_tasks
-from adadf_dist.data.format import Split, check_files, open_split
+from adadf_dist.console.exit import one_line_errors
+from adadf_dist.console.parser import Parser
+from adadf_dist.data.dataset import Split, check_files, open_split
 from adadf_dist.data.jpeg import BadImage, decode
 from adadf_dist.data.manifest import Manifest, ShardInfo, read_manifest
-from adadf_dist.errors import UserError, one_line_errors
+from adadf_dist.data.workers.task_pool import run_tasks
+from adadf_dist.errors import UserError
 from shards.progress import Progress
 
 DESCRIPTION = """\

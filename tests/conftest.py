@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from adadf_dist.data.embedded import build_embedded
+from adadf_dist.data.synthetic.dataset import build_embedded
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 """Real faces and golden vectors, where there are some."""

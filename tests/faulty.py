@@ -16,8 +16,8 @@ from pathlib import Path
 from torch import Tensor
 
 from adadf_dist import train
+from adadf_dist.engine.ddp import DDPEngine
 from adadf_dist.method.model import Output
-from adadf_dist.runtime.engine import DDPEngine
 
 FAULT, AT = sys.argv[1], int(sys.argv[2])
 forward, predict, steps = DDPEngine.forward, DDPEngine.predict, [0]

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from adadf_dist.config import AugmentConfig
+from adadf_dist.config.schema import AugmentConfig
 
 MAX_LEVEL = 10.0
 LEVEL_STD = 0.5

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import torch
 
-from adadf_dist.config import Config
-from adadf_dist.data.preprocess import Preprocessing
+from adadf_dist.config.load import Layer, build_config, to_dict
+from adadf_dist.config.schema import Config
+from adadf_dist.data.preprocessing import Preprocessing
+from adadf_dist.engine.base import draw_model
 from adadf_dist.method.model import DualBranch
-from adadf_dist.runtime.network import draw_model
-from adadf_dist.settings import Layer, build_config, to_dict
 
 SMALL = {"model.backbone": "resnet10", "data.image_size": 32, "data.loader": "torch", "runtime.precision": "fp32"}
 

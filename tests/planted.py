@@ -11,7 +11,7 @@ from pathlib import Path
 
 from PIL import Image, ImageOps
 
-from adadf_dist.data.synthetic import EMOTIONS, draw_face
+from adadf_dist.data.synthetic.faces import EMOTIONS, draw_face
 
 SIZE = 96
 

@@ -15,7 +15,7 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
-from adadf_dist.world import World, open_world
+from adadf_dist.distributed.world import World, open_world
 from tests.patience import Patience
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 
 from adadf_dist import train
-from adadf_dist.runtime.checkpoint_file import read_checkpoint
+from adadf_dist.checkpoint.storage import read_checkpoint
 from tests.patience import communicate
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -11,15 +11,15 @@ from zlib import crc32
 import pyarrow.csv
 import pytest
 
-from adadf_dist.config import Config
-from adadf_dist.result import Result
-from adadf_dist.settings import Layer, build_config, override
+from adadf_dist.config.load import Layer, build_config, override
+from adadf_dist.config.schema import Config
 from adadf_dist.train import Record
+from adadf_dist.training.final_test import Result
 from tests.studies import metrics_of
-from tune.running import run_trial
-from tune.space import read_space
-from tune.study import STUDY_FILE, Options, Study, begin
-from tune.trial import Trial
+from tune.runners.execute import run_trial
+from tune.study.space import read_space
+from tune.study.study import STUDY_FILE, Options, Study, begin
+from tune.study.trial import Trial
 
 Curve = Callable[[Config, int], float]
 """Validation accuracy of a run after so many epochs."""
@@ -85,7 +85,7 @@ class Trainer:
 def train_by(monkeypatch: pytest.MonkeyPatch, curve: Curve) -> Trainer:
     """Trials train by the curve from here on; the page, which takes seconds to draw, is left out."""
     trainer = Trainer(curve)
-    monkeypatch.setattr("tune.running.run", trainer)
+    monkeypatch.setattr("tune.runners.execute.run", trainer)
     monkeypatch.setattr("tune.search.write_page", lambda study, outcomes, choice: study.folder / "search.html")
     return trainer
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from adadf_dist.config import LossConfig
+from adadf_dist.config.schema import LossConfig
+from adadf_dist.distributed.world import World
+from adadf_dist.engine.ddp import Engine
 from adadf_dist.method.class_distributions import ClassDistributions
 from adadf_dist.method.losses import Losses, Place, adadf_loss, ramp_weights
 from adadf_dist.method.model import Output
-from adadf_dist.runtime.engine import Engine
-from adadf_dist.world import World
 
 LOSSES = ("total", "kl_divergence", "cross_entropy", "rank_regularization")
 

@@ -10,11 +10,11 @@ from pathlib import Path
 
 import numpy as np
 
-from adadf_dist.config import Config
-from tune.halving import Halving
-from tune.space import Space, read_domain
-from tune.study import Options, Study, begin
-from tune.trial import End, Trial
+from adadf_dist.config.schema import Config
+from tune.study.asha import Halving
+from tune.study.space import Space, read_domain
+from tune.study.study import Options, Study, begin
+from tune.study.trial import End, Trial
 
 SPACE: dict[str, dict[str, object]] = {
     "loss.lambda_min": {"uniform": [0.0, 0.5]},

@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from adadf_dist import agreement
+from adadf_dist.config.load import Layer, build_config
+from adadf_dist.distributed.world import World, open_world
 from adadf_dist.errors import UserError
-from adadf_dist.settings import Layer, build_config
-from adadf_dist.world import World, open_world
+from adadf_dist.training import consistency
 from tests.forked import Start, finish_forked, two_nodes
 from tests.nodes import by_hand, finish_all, free_port, words
 from tests.ranks import run_ranks
@@ -82,7 +82,7 @@ def test_two_checkouts_of_one_version(faces: Path, tmp_path: Path) -> None:
     """They differ in a comment; each rank starts in its own."""
     other = tmp_path / "checkout"
     shutil.copytree(ROOT / "adadf_dist", other / "adadf_dist", ignore=shutil.ignore_patterns("__pycache__"))
-    with (other / "adadf_dist" / "metrics.py").open("a") as file:
+    with (other / "adadf_dist" / "metrics" / "classification.py").open("a") as file:
         file.write("# changed\n")
     port = free_port()
     command = [sys.executable, "-m", "adadf_dist.train", *words(settings(faces, tmp_path / "out"))]
@@ -92,7 +92,7 @@ def test_two_checkouts_of_one_version(faces: Path, tmp_path: Path) -> None:
             (other, command, {**by_hand(1, port), "PYTHONPATH": str(other)}),
         ]
     )
-    mine, theirs = agreement.source_digest(), agreement.source_digest(other / "adadf_dist")
+    mine, theirs = consistency.source_digest(), consistency.source_digest(other / "adadf_dist")
     assert mine != theirs
     for status, output in ended:
         assert status == 2
@@ -158,7 +158,7 @@ KINDS = [("data/a", "data/b", ""), ("data/a", "", "a local folder"), ("data/a", 
 
 def told_of_kinds(world: World) -> list[str]:
     configs = [build_config([Layer("test", {"data.shards": pair[world.rank]})]) for pair in KINDS]
-    return [agreement.unlike_settings(config, world) for config in configs]
+    return [consistency.unlike_settings(config, world) for config in configs]
 
 
 def test_shards_may_differ_by_name_and_not_by_kind() -> None:
@@ -175,7 +175,7 @@ def test_files_of_one_name_must_hold_the_same(tmp_path: Path) -> None:
         (tmp_path / str(number) / "labels.csv").write_text(f"sample,label\nface,{number}\n")
     names = [str(tmp_path / str(number) / "labels.csv") for number in range(2)]
     values = [{"data.label_noise_file": name} for name in names]
-    digests = [agreement.file_digests({**dict.fromkeys(agreement.FILES, ""), **value}) for value in values]
+    digests = [consistency.file_digests({**dict.fromkeys(consistency.FILES, ""), **value}) for value in values]
     assert digests[0].keys() == {"the digest of data.label_noise_file"}
     assert digests[0] != digests[1]
 
@@ -185,7 +185,7 @@ def test_a_folder_that_answers_with_an_error_does_not_show(monkeypatch: pytest.M
         raise OSError(116, "Stale file handle")
 
     monkeypatch.setattr(Path, "exists", stale)
-    assert not agreement.exists(Path("anything"))
+    assert not consistency.exists(Path("anything"))
 
 
 def test_a_launcher_that_names_no_address(faces: Path, tmp_path: Path) -> None:
@@ -196,8 +196,8 @@ def test_a_launcher_that_names_no_address(faces: Path, tmp_path: Path) -> None:
 
 
 def installation_of(world: World, versions: Sequence[str]) -> str:
-    agreement.installation = lambda: {"adadf_dist": "1", "torch": versions[world.rank]}
-    return agreement.unlike_installations(world)
+    consistency.installation = lambda: {"adadf_dist": "1", "torch": versions[world.rank]}
+    return consistency.unlike_installations(world)
 
 
 def test_other_versions_of_torch_are_named_with_their_hosts() -> None:
@@ -210,4 +210,4 @@ def test_other_versions_of_torch_are_named_with_their_hosts() -> None:
 def test_many_places_are_counted() -> None:
     known = {f"node-{rank} (rank {rank})": {"torch": "a" if rank else "b"} for rank in range(7)}
     named = "b on node-0 (rank 0) and a on node-1 (rank 1), node-2 (rank 2), node-3 (rank 3) and 3 more"
-    assert agreement.describe_unlike(known, "{name}: {values}") == f"torch: {named}"
+    assert consistency.describe_unlike(known, "{name}: {values}") == f"torch: {named}"

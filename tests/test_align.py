@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 from PIL import Image, ImageOps
 
-from adadf_dist import detect
-from adadf_dist.align import align, centre_crop, choose, five_points, overlap, similarity, template
-from adadf_dist.detect import Detector, Face
+from adadf_dist.alignment import mtcnn
+from adadf_dist.alignment.mtcnn import Detector, Face
+from adadf_dist.alignment.similarity import align, centre_crop, choose, five_points, overlap, similarity, template
 from adadf_dist.errors import UserError
 from tests import trees
 from tests.test_shards import facts, findings, pixels, run_build
@@ -155,9 +155,9 @@ def test_the_middle_of_a_picture() -> None:
 
 def test_weights_that_are_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
     def absent(name: str) -> None:
-        raise detect.PackageNotFoundError(name)
+        raise mtcnn.PackageNotFoundError(name)
 
-    monkeypatch.setattr(detect, "distribution", absent)
+    monkeypatch.setattr(mtcnn, "distribution", absent)
     with pytest.raises(UserError, match=r"pip install 'adadf_dist\[align\]'"):
         Detector()
 

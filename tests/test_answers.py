@@ -11,17 +11,17 @@ import pytest
 import torch
 from torch import Tensor
 
-from adadf_dist.answers import Answers, Rows, ask, check_finite, fuse, gather_rows
-from adadf_dist.config import LossConfig, RuntimeConfig
+from adadf_dist.checkpoint.storage import read_checkpoint
+from adadf_dist.checkpoint.trained_model import open_trained
+from adadf_dist.config.schema import LossConfig, RuntimeConfig
 from adadf_dist.data.batch import Batch
-from adadf_dist.data.format import open_dataset
+from adadf_dist.data.dataset import open_dataset
+from adadf_dist.distributed.world import World
 from adadf_dist.errors import UserError
 from adadf_dist.method.model import Output
-from adadf_dist.records import read_answers, read_faces
-from adadf_dist.runtime.checkpoint_file import read_checkpoint
-from adadf_dist.runtime.history import find_listed
-from adadf_dist.trained import open_trained
-from adadf_dist.world import World
+from adadf_dist.metrics.predictions import Answers, Rows, ask, check_finite, fuse, gather_rows
+from adadf_dist.tracking.artifacts import read_answers, read_faces
+from adadf_dist.tracking.sample_history import find_listed
 from tests.runs import settings, train_here
 
 ALONE = World(torch.device("cpu"))

@@ -19,16 +19,16 @@ from PIL import Image, ImageColor
 from sklearn.metrics import roc_auc_score
 
 from adadf_dist.audit.__main__ import main
-from adadf_dist.audit.material import Material, open_run
-from adadf_dist.audit.scoring import auc, precision_at
-from adadf_dist.audit.suspicion import Evidence, forgetting, propose, rank_average, suspicion
-from adadf_dist.audit.traces import read_traces, summarise
-from adadf_dist.audit.truth import another_labelling
-from adadf_dist.data.embedded import build_embedded
-from adadf_dist.data.format import Split, open_dataset
+from adadf_dist.audit.reference_labels import another_labelling
+from adadf_dist.audit.run_data import Material, open_run
+from adadf_dist.audit.score_comparison import auc, precision_at
+from adadf_dist.audit.scores import Evidence, forgetting, propose, rank_average, suspicion
+from adadf_dist.audit.training_dynamics import read_traces, summarise
+from adadf_dist.data.dataset import Split, open_dataset
 from adadf_dist.data.jpeg import decode
+from adadf_dist.data.synthetic.dataset import build_embedded
 from adadf_dist.errors import UserError
-from adadf_dist.records import read_faces
+from adadf_dist.tracking.artifacts import read_faces
 from tests.browser import Page, chromium_page, needs_chromium
 from tests.patience import wait_until
 from tests.runs import settings, train_here
@@ -237,11 +237,11 @@ def test_it_is_told_as_markdown_and_replaced_by_force_alone(
 
 
 def test_cleanlab_missing_is_said(material: Material, monkeypatch: pytest.MonkeyPatch) -> None:
-    from adadf_dist.audit.findings import judge
-    from adadf_dist.audit.scoring import score
-    from adadf_dist.audit.truth import planted
+    from adadf_dist.audit.ranking import judge
+    from adadf_dist.audit.reference_labels import planted
+    from adadf_dist.audit.score_comparison import score
 
-    monkeypatch.setitem(sys.modules, "adadf_dist.audit.confident", None)
+    monkeypatch.setitem(sys.modules, "adadf_dist.audit.confident_learning", None)
     truth = planted(material.faces, material.trained.config.data)
     assert truth is not None
     told = score(judge(material, truth), truth).to_markdown()

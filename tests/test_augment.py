@@ -13,12 +13,13 @@ from PIL import Image, ImageEnhance, ImageOps
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional
 
-from adadf_dist.config import AugmentConfig
-from adadf_dist.data import apply, augment, operations
-from adadf_dist.data.apply import apply_stages
-from adadf_dist.data.augment import FILL, Augmentations, Stages, draw, untouched
-from adadf_dist.data.draws import Draws
-from adadf_dist.data.operations import PUBLISHED, STANDARD, Kind, Operation
+from adadf_dist.config.schema import AugmentConfig
+from adadf_dist.data.augment import apply_pillow, operations
+from adadf_dist.data.augment import policy as augment
+from adadf_dist.data.augment.apply_pillow import apply_stages
+from adadf_dist.data.augment.operations import PUBLISHED, STANDARD, Kind, Operation
+from adadf_dist.data.augment.policy import FILL, Augmentations, Stages, draw, untouched
+from adadf_dist.data.augment.rng import Draws
 from tests import naive_augment
 
 SIZE = 64
@@ -75,7 +76,7 @@ TABLES: list[tuple[NDArray[np.uint8], Callable[[Image.Image], Image.Image], int]
 def test_tables_against_pillow(number: int) -> None:
     ours, theirs, tolerance = TABLES[number]
     image = picture()
-    assert np.abs(array(apply.look_up(image, ours)) - array(theirs(image))).max() <= tolerance
+    assert np.abs(array(apply_pillow.look_up(image, ours)) - array(theirs(image))).max() <= tolerance
 
 
 def test_solarize_add_by_hand() -> None:
@@ -122,13 +123,13 @@ def test_warps_against_torchvision() -> None:
         (operations.translate_y(one(-0.125))[0], torch_shift(image, 0, 0.125)),
     ]
     for warp, wanted in pairs:
-        assert np.abs(inside(array(apply.warp(image, warp))) - inside(array(wanted))).max() <= 2
+        assert np.abs(inside(array(apply_pillow.warp(image, warp))) - inside(array(wanted))).max() <= 2
 
 
 @pytest.mark.parametrize("factor", [0.15, -0.3])
 def test_shear_by_a_naive_loop(factor: float) -> None:
     image = picture(4, 32)
-    ours = array(apply.warp(image, operations.shear_x(one(factor))[0]))
+    ours = array(apply_pillow.warp(image, operations.shear_x(one(factor))[0]))
     pixels = array(image)
     checked = 0
     for row in range(32):
@@ -144,7 +145,7 @@ def test_shear_by_a_naive_loop(factor: float) -> None:
 
 
 def test_outside_is_filled() -> None:
-    shifted = array(apply.warp(picture(), operations.translate_x(one(0.5))[0]))
+    shifted = array(apply_pillow.warp(picture(), operations.translate_x(one(0.5))[0]))
     assert (shifted[:, SIZE // 2 + 1 :] == FILL).all()
 
 

@@ -11,17 +11,17 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from adadf_dist.config import ModelConfig
+from adadf_dist.config.load import Layer, build_config
+from adadf_dist.config.schema import ModelConfig
+from adadf_dist.distributed.world import World
+from adadf_dist.engine.batch_norm import synchronize_batch_norm
+from adadf_dist.engine.ddp import DDPEngine
+from adadf_dist.engine.optimizer import build_optimizer
 from adadf_dist.errors import UserError
 from adadf_dist.method.class_distributions import ClassDistributions
 from adadf_dist.method.losses import Place
 from adadf_dist.method.model import DualBranch
-from adadf_dist.method.weights import load_pretrained
-from adadf_dist.runtime.engine import DDPEngine
-from adadf_dist.runtime.normalization import synchronize_batch_norm
-from adadf_dist.runtime.optim import build_optimizer
-from adadf_dist.settings import Layer, build_config
-from adadf_dist.world import World
+from adadf_dist.method.pretrained import load_pretrained
 from tests.forked import train_forked
 from tests.ranks import alone, run_ranks
 from tests.runs import records, settings

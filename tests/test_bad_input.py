@@ -13,10 +13,10 @@ import pytest
 import torch
 
 from adadf_dist import train
-from adadf_dist.data.format import open_dataset
+from adadf_dist.checkpoint.storage import read_checkpoint, write_whole
+from adadf_dist.config.load import Layer, build_config
+from adadf_dist.data.dataset import open_dataset
 from adadf_dist.errors import UserError
-from adadf_dist.runtime.checkpoint_file import read_checkpoint, write_whole
-from adadf_dist.settings import Layer, build_config
 from tests.forked import train_forked
 from tests.runs import ROOT, command, environment, finish, records, settings
 
@@ -110,7 +110,7 @@ def test_two_runs_in_one_folder(faces: Path, tmp_path: Path) -> None:
     script = (
         "import sys\n"
         "from pathlib import Path\n"
-        "from adadf_dist.runtime.folder import sole_writer\n"
+        "from adadf_dist.checkpoint.run_dir import sole_writer\n"
         "with sole_writer(Path(sys.argv[1])):\n"
         "    print('held', flush=True)\n"
         "    sys.stdin.read()\n"
@@ -180,7 +180,7 @@ def test_ctrl_c_twice_stops_at_once(faces: Path, tmp_path: Path) -> None:
     """The second signal, later than a launcher's echo of the first, does not wait for a step."""
     script = (
         "import os, signal, time\n"
-        "from adadf_dist.world import open_world\n"
+        "from adadf_dist.distributed.world import open_world\n"
         "with open_world() as world:\n"
         "    os.kill(os.getpid(), signal.SIGINT)\n"
         "    os.kill(os.getpid(), signal.SIGINT)\n"

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from adadf_dist.bench.__main__ import main
+from benchmarks.__main__ import main
 
 
 @pytest.mark.slow

@@ -15,20 +15,19 @@ import numpy as np
 import pytest
 
 from adadf_dist import train
-from adadf_dist.check import faces as check_faces
-from adadf_dist.check import folder as folder_check
-from adadf_dist.check import step as check_step
+from adadf_dist.check import dataset as check_dataset
+from adadf_dist.check import run_dir, throughput
 from adadf_dist.check.__main__ import HELP, main
-from adadf_dist.check.faces import Faces
-from adadf_dist.check.page import Line, Mark
-from adadf_dist.check.ranks import Rank, clock_offsets, judge_clocks, judge_ranks, judge_threads
-from adadf_dist.check.step import check_batch
-from adadf_dist.data.format import open_dataset
-from adadf_dist.data.open import check_ranks
-from adadf_dist.data.plan import cut
+from adadf_dist.check.dataset import Faces
+from adadf_dist.check.environment import Rank, clock_offsets, judge_clocks, judge_ranks, judge_threads
+from adadf_dist.check.results import Line, Mark
+from adadf_dist.check.throughput import check_batch
+from adadf_dist.config.load import Layer, build_config
+from adadf_dist.data.datamodule import check_ranks
+from adadf_dist.data.dataset import open_dataset
+from adadf_dist.data.sampling import cut
+from adadf_dist.distributed.world import World
 from adadf_dist.errors import UserError
-from adadf_dist.settings import Layer, build_config
-from adadf_dist.world import World
 from tests.forked import train_forked, two_nodes
 from tests.patience import communicate
 from tests.ranks import alone, run_ranks
@@ -44,9 +43,9 @@ BY_THE_CLOCK = {"control", "step", "memory", "time"}
 @pytest.fixture(autouse=True)
 def short_measurements(monkeypatch: pytest.MonkeyPatch) -> None:
     """Checks in this process measure for fractions of a second: no figure is judged here."""
-    monkeypatch.setattr(check_step, "BUDGET_S", 0.5)
-    monkeypatch.setattr(check_faces, "READ_S", 0.2)
-    monkeypatch.setattr(check_faces, "LOADER_S", 0.4)
+    monkeypatch.setattr(throughput, "BUDGET_S", 0.5)
+    monkeypatch.setattr(check_dataset, "READ_S", 0.2)
+    monkeypatch.setattr(check_dataset, "LOADER_S", 0.4)
 
 
 def read_page(output: str) -> dict[str, tuple[str, str]]:
@@ -197,7 +196,7 @@ def test_fewer_checkpoints_are_advised_only_where_there_are_some(
 ) -> None:
     monkeypatch.setattr(shutil, "disk_usage", lambda folder: SimpleNamespace(free=1))
     values = {"checkpoint.keep": keep, "model.backbone": "resnet10", "out": str(tmp_path)}
-    line = folder_check.judge_folder(build_config([Layer("test", values)]), tmp_path, 7, 64)
+    line = run_dir.judge_folder(build_config([Layer("test", values)]), tmp_path, 7, 64)
     assert line.mark is Mark.ERROR and ("checkpoint.keep" in line.mend) is lowered
 
 
@@ -244,7 +243,7 @@ def test_a_run_that_would_be_refused(faces: Path, tmp_path: Path, capsys: pytest
     config = build_config([Layer("preset", {}), Layer("test", values)])
     newest = next((tmp_path / "out" / "checkpoints").glob("checkpoint-*"))
     # the estimate against what a run wrote
-    assert folder_check.checkpoint_bytes(config, 7, 64) == pytest.approx(newest.stat().st_size, rel=0.05)
+    assert run_dir.checkpoint_bytes(config, 7, 64) == pytest.approx(newest.stat().st_size, rel=0.05)
     before = {path: path.read_bytes() for path in (tmp_path / "out").rglob("*") if path.is_file()}
     capsys.readouterr()
     status, page = check({**values, "epochs": "2", "batch_size": "32"}, capsys)
@@ -258,11 +257,11 @@ def test_a_run_that_would_be_refused(faces: Path, tmp_path: Path, capsys: pytest
 
 def test_room_for_the_checkpoints(faces: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config = build_config([Layer("test", settings(faces, tmp_path / "out"))])
-    one = folder_check.checkpoint_bytes(config, 7, 64)
+    one = run_dir.checkpoint_bytes(config, 7, 64)
 
     def judged(free: float) -> Mark:
-        monkeypatch.setattr(folder_check.shutil, "disk_usage", lambda path: type("Usage", (), {"free": free}))
-        return folder_check.check_folder(config, alone(), 7, 64).mark
+        monkeypatch.setattr(run_dir.shutil, "disk_usage", lambda path: type("Usage", (), {"free": free}))
+        return run_dir.check_folder(config, alone(), 7, 64).mark
 
     # two that are kept, the selected one, and the one being written
     assert [judged(3.9 * one), judged(4.1 * one), judged(8.1 * one)] == [Mark.ERROR, Mark.WARNING, Mark.OK]

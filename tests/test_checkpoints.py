@@ -12,14 +12,14 @@ from typing import Any
 import pytest
 import torch
 
-from adadf_dist.config import Config
-from adadf_dist.data.preprocess import Preprocessing
+from adadf_dist.checkpoint import storage
+from adadf_dist.checkpoint.manager import Checkpoints, check_same_run
+from adadf_dist.checkpoint.progress import Progress
+from adadf_dist.checkpoint.storage import count_bytes, epoch_of, link_whole, read_checkpoint, write_whole
+from adadf_dist.config.load import override, to_dict
+from adadf_dist.config.schema import Config
+from adadf_dist.data.preprocessing import Preprocessing
 from adadf_dist.errors import DiskFullError, UserError
-from adadf_dist.runtime import checkpoint_file
-from adadf_dist.runtime.checkpoint import Checkpoints, check_same_run
-from adadf_dist.runtime.checkpoint_file import count_bytes, epoch_of, link_whole, read_checkpoint, write_whole
-from adadf_dist.runtime.progress import Progress
-from adadf_dist.settings import override, to_dict
 from tests.ranks import alone
 
 
@@ -143,7 +143,7 @@ def test_a_save_is_due_by_steps(tmp_path: Path) -> None:
 def test_a_save_is_due_by_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Two minutes, asked at each second step, of 50 seconds each."""
     now = [1000.0]
-    monkeypatch.setattr("adadf_dist.runtime.checkpoint.time.monotonic", lambda: now[0])
+    monkeypatch.setattr("adadf_dist.checkpoint.manager.time.monotonic", lambda: now[0])
     run, due = Run(tmp_path, checkpoint__every_minutes=2.0, runtime__stop_every=2), []
     for step in range(1, 13):
         now[0] += 50.0
@@ -259,7 +259,7 @@ def test_a_full_disk_stops_only_what_must_be_saved(
     run = Run(tmp_path, runtime__timeout_s=0.1)
     run.epochs(0.3)
     before = {name: (run.checkpoints.folder / name).read_bytes() for name in run.names()}
-    monkeypatch.setattr(checkpoint_file.os, "fsync", full)
+    monkeypatch.setattr(storage.os, "fsync", full)
     run.progress.batch = 1
     run.checkpoints.save(skippable=True)
     (line,) = capsys.readouterr().err.splitlines()
@@ -296,7 +296,7 @@ def test_a_failed_write_leaves_what_was_there(
     def fail(*args: object) -> None:
         raise error
 
-    monkeypatch.setattr(checkpoint_file.torch, "save", fail)
+    monkeypatch.setattr(storage.torch, "save", fail)
     with pytest.raises(UserError, match=r"x\.pt") as caught:
         write_whole({"a": 2}, tmp_path / "x.pt")
     assert isinstance(caught.value, DiskFullError) is no_room
@@ -310,7 +310,7 @@ def test_a_second_name_replaces_what_had_it(links: bool, tmp_path: Path, monkeyp
     for name, text in {"new.pt": "new", "selected.pt": "old", "selected.partial": "left by a kill"}.items():
         (tmp_path / name).write_text(text)
     if not links:
-        monkeypatch.setattr(checkpoint_file.os, "link", full)
+        monkeypatch.setattr(storage.os, "link", full)
     link_whole(tmp_path / "new.pt", tmp_path / "selected.pt")
     assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {"new.pt": "new", "selected.pt": "new"}
     assert (tmp_path / "new.pt").samefile(tmp_path / "selected.pt") is links

@@ -9,12 +9,12 @@ import numpy as np
 from ray.tune.schedulers.async_hyperband import _Bracket
 from scipy import stats
 
-from adadf_dist.comparison import Score
-from tune.choice import choose
-from tune.halving import Halving
-from tune.results import describe
-from tune.scores import find_collapse
-from tune.trial import DEFAULT, Outcome, Trial
+from adadf_dist.metrics.comparison import Score
+from tune.report.results import describe
+from tune.study.asha import Halving
+from tune.study.scores import find_collapse
+from tune.study.selection import choose
+from tune.study.trial import DEFAULT, Outcome, Trial
 
 MANY = 10**12
 """Samples of which the sampling noise is nothing."""

@@ -7,7 +7,7 @@ import json
 import pytest
 import torch
 
-from adadf_dist.config import ClassDistributionConfig
+from adadf_dist.config.schema import ClassDistributionConfig
 from adadf_dist.method.class_distributions import ClassDistributions, sharpen, threshold_distributions
 from tests.ranks import alone
 from tests.test_losses import GOLDEN, needs_golden

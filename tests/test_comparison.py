@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from adadf_dist.bench.__main__ import main
-from adadf_dist.comparison import Score, accuracy_interval, paired_difference
+from adadf_dist.metrics.comparison import Score, accuracy_interval, paired_difference
+from benchmarks.__main__ import main
 from benchmarks.simulate_verdicts import Case, equal_configurations, measure_rates
 from tests.runs import settings
 

@@ -7,12 +7,12 @@ from pathlib import Path
 import pytest
 import torch
 
+from adadf_dist.config.load import Layer, build_config, override
+from adadf_dist.distributed.world import World
+from adadf_dist.engine.ddp import DDPEngine
 from adadf_dist.errors import UserError
 from adadf_dist.method.class_distributions import ClassDistributions
 from adadf_dist.method.losses import Place
-from adadf_dist.runtime.engine import DDPEngine
-from adadf_dist.settings import Layer, build_config, override
-from adadf_dist.world import World
 from tests.ranks import alone, run_ranks
 from tests.runs import command, finish, numbers, settings
 from tests.steps import over_ranks, take_step

@@ -7,9 +7,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from adadf_dist.config import Config
-from adadf_dist.errors import UserError
-from adadf_dist.settings import (
+from adadf_dist.config.load import (
     Layer,
     build_config,
     config_from_command_line,
@@ -18,6 +16,8 @@ from adadf_dist.settings import (
     presets,
     to_dict,
 )
+from adadf_dist.config.schema import Config
+from adadf_dist.errors import UserError
 
 
 def test_later_layers_win(tmp_path: Path) -> None:

@@ -11,9 +11,9 @@ import pytest
 
 from adadf_dist import __main__ as commands
 from adadf_dist import __version__
+from adadf_dist.config.load import Layer, build_config, config_from_command_line
 from adadf_dist.errors import UserError
-from adadf_dist.settings import Layer, build_config, config_from_command_line
-from tune import plan, tables
+from tune import search_options, tables
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -85,7 +85,7 @@ def test_the_commands_are_listed_quickly() -> None:
 
 
 def test_options_of_searches_do_not_become_keys_of_runs() -> None:
-    assert "--trials" in plan.make_parser().option_names()
+    assert "--trials" in search_options.make_parser().option_names()
     assert "--seeds" in tables.make_parser().option_names()
     with pytest.raises(UserError, match=r"unknown option --trails$"):
         config_from_command_line(["--trails", "3"])

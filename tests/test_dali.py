@@ -20,19 +20,20 @@ from PIL import Image
 
 pytest.importorskip("nvidia.dali", reason="DALI is not installed")
 
-from adadf_dist.config import AugmentConfig
-from adadf_dist.data import apply, apply_batch, apply_compiled, dali_loader
-from adadf_dist.data.augment import Augmentations, draw, untouched
+from adadf_dist.config.load import Layer, build_config
+from adadf_dist.config.schema import AugmentConfig
+from adadf_dist.data.augment import apply_numba, apply_pillow, apply_torch
+from adadf_dist.data.augment.operations import Kind
+from adadf_dist.data.augment.policy import Augmentations, draw, untouched
 from adadf_dist.data.batch import Batch
-from adadf_dist.data.dali_device import OnCpu, OnGpu
-from adadf_dist.data.embedded import build_embedded
-from adadf_dist.data.format import open_dataset
-from adadf_dist.data.jpeg_header import is_plain_jpeg
-from adadf_dist.data.loader import Finish, Recipe
-from adadf_dist.data.open import open_data
-from adadf_dist.data.operations import Kind
-from adadf_dist.data.synthetic import draw_face
-from adadf_dist.settings import Layer, build_config
+from adadf_dist.data.datamodule import open_data
+from adadf_dist.data.dataset import open_dataset
+from adadf_dist.data.loaders import dali_loader
+from adadf_dist.data.loaders.base import Finish, Recipe
+from adadf_dist.data.loaders.dali_backends import OnCpu, OnGpu
+from adadf_dist.data.loaders.jpeg_header import is_plain_jpeg
+from adadf_dist.data.synthetic.dataset import build_embedded
+from adadf_dist.data.synthetic.faces import draw_face
 from tests.runs import ROOT, SMALL, command, finish, numbers, settings
 
 GPU = pytest.param("cuda", marks=[pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")])
@@ -43,20 +44,22 @@ Apply = Callable[[NDArray[np.uint8], Augmentations], NDArray[np.uint8]]
 
 
 def by_pillow(images: NDArray[np.uint8], drawn: Augmentations) -> NDArray[np.uint8]:
-    out = [np.asarray(apply.apply_stages(Image.fromarray(image), drawn, row)) for row, image in enumerate(images)]
+    out = [
+        np.asarray(apply_pillow.apply_stages(Image.fromarray(image), drawn, row)) for row, image in enumerate(images)
+    ]
     return np.stack([image[:, ::-1] if flip else image for image, flip in zip(out, drawn.flips, strict=True)])
 
 
 def by_numba(images: NDArray[np.uint8], drawn: Augmentations) -> NDArray[np.uint8]:
     out = images.copy()
-    apply_compiled.apply_stages(out, drawn)
+    apply_numba.apply_stages(out, drawn)
     return out
 
 
 def by_torch(device: str) -> Apply:
     def run(images: NDArray[np.uint8], drawn: Augmentations) -> NDArray[np.uint8]:
         tensor = torch.from_numpy(images.copy()).permute(0, 3, 1, 2).contiguous().to(device)
-        return apply_batch.apply_stages(tensor, drawn).permute(0, 2, 3, 1).cpu().numpy()
+        return apply_torch.apply_stages(tensor, drawn).permute(0, 2, 3, 1).cpu().numpy()
 
     return run
 

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from adadf_dist.config.load import Layer, build_config
+from adadf_dist.engine.deepspeed_config import deepspeed_settings
 from adadf_dist.errors import UserError
-from adadf_dist.runtime.deepspeed_settings import deepspeed_settings
-from adadf_dist.settings import Layer, build_config
 from tests.forked import train_forked
 from tests.runs import ROOT, settings
 

@@ -13,11 +13,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from adadf_dist.csv_tables import parse_number, parse_whole
-from adadf_dist.data.format import open_dataset
-from adadf_dist.data.noise import read_noise
+from adadf_dist.data.dataset import open_dataset
+from adadf_dist.data.label_noise import read_noise
 from adadf_dist.data.relabel import read_decisions
 from adadf_dist.errors import UserError
+from adadf_dist.files.csv_tables import parse_number, parse_whole
 from tests import trees
 from tests.test_shards import facts, findings, places, run_build
 from tests.trees import jpeg, write

@@ -9,7 +9,7 @@ import pytest
 from numpy.typing import NDArray
 from scipy.spatial import distance
 
-from adadf_dist.evaluate.distances import FLOOR, MEASURES, jensen_shannon, kl
+from adadf_dist.metrics.distances import FLOOR, MEASURES, jensen_shannon, kl
 
 Row = list[float]
 

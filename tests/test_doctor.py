@@ -16,12 +16,14 @@ import numpy as np
 import pytest
 from PIL import Image, ImageOps
 
-from adadf_dist.data.format import open_dataset
-from adadf_dist.data.synthetic import EMOTIONS, draw_face
+from adadf_dist.data.dataset import open_dataset
+from adadf_dist.data.synthetic.faces import EMOTIONS, draw_face
 from shards.build import build, parse_arguments
-from shards.diagnosis import identity
-from shards.diagnosis.copies import join
-from shards.diagnosis.fingerprint import (
+from shards.doctor import release_checks
+from shards.doctor.__main__ import main
+from shards.doctor.dataset_view import open_material
+from shards.doctor.duplicates import join
+from shards.doctor.fingerprint import (
     AS_IS,
     LIKENESS,
     MIRROR,
@@ -32,9 +34,7 @@ from shards.diagnosis.fingerprint import (
     likeness,
     near_pairs,
 )
-from shards.diagnosis.known import RELEASES, Release
-from shards.diagnosis.material import open_material
-from shards.doctor import main
+from shards.doctor.releases import RELEASES, Release
 from tests import trees
 from tests.conftest import SHARED
 from tests.planted import draw_tree, plant
@@ -218,7 +218,7 @@ def test_published_counts_and_swapped_names(clean: Path, tmp_path: Path, monkeyp
     }
     counts = {split: tuple(found[name] for name in classes) for split, found in files.items()}
     assert counts["train"] == (10, 9, 8, 7, 6, 5, 4)
-    monkeypatch.setattr(identity, "RELEASES", (Release("drawn", "Drawn Faces 1", classes, counts),))
+    monkeypatch.setattr(release_checks, "RELEASES", (Release("drawn", "Drawn Faces 1", classes, counts),))
     told = Told(root, tmp_path)
     assert [verdict["severity"] for verdict in told.json["verdicts"] if verdict["check"] == "counts"] == ["ok"] * 3
     assert [verdict["severity"] for verdict in told.verdicts("class order")] == ["note"], "sorted, so in another order"

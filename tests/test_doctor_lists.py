@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from shards.build import build, parse_arguments
-from shards.doctor import main
+from shards.doctor.__main__ import main
 from tests.trees import jpeg
 
 OPTIONS = ("--validation-fraction", "0", "--classes", "cross,glad", "--image-size", "16")

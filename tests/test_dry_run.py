@@ -12,16 +12,16 @@ import torchvision
 from torch import nn
 
 from adadf_dist import train
-from adadf_dist.check import step as check_step
+from adadf_dist.check import throughput
 from adadf_dist.check.dry_run import count_kept
-from adadf_dist.settings import command_line_base
+from adadf_dist.config.load import command_line_base
 from tests.runs import command, finish, settings
 
 
 @pytest.fixture(autouse=True)
 def short_measurements(monkeypatch: pytest.MonkeyPatch) -> None:
     """A step is measured for a fraction of a second: its speed is not judged here."""
-    monkeypatch.setattr(check_step, "BUDGET_S", 0.5)
+    monkeypatch.setattr(throughput, "BUDGET_S", 0.5)
 
 
 def planned(values: dict[str, str], told: pytest.CaptureFixture[str]) -> str:

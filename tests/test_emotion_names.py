@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from adadf_dist.audit import truth
+from adadf_dist.audit import reference_labels
 from adadf_dist.errors import UserError
-from adadf_dist.evaluate.names import read_mapping
-from shards.diagnosis import known
+from adadf_dist.evaluate.class_mapping import read_mapping
+from shards.doctor import releases
 from shards.sources import emotions
 
 PAIRS = [
@@ -24,8 +24,8 @@ OURS = ("neutral", "happy", "sad", "surprise", "fear", "disgust", "anger", "cont
 def test_all_places_know_the_same_names(other: str, name: str, tmp_path: Path) -> None:
     place = OURS.index(name)
     assert emotions.find_label(other, OURS) == place
-    assert truth.find_class(other, OURS) == place
-    assert known.plain_name(other) == known.plain_name(name)
+    assert reference_labels.find_class(other, OURS) == place
+    assert releases.plain_name(other) == releases.plain_name(name)
     (tmp_path / "m.toml").write_text(f'{name} = "{other}"\n')
     assert read_mapping(tmp_path / "m.toml", (other,), OURS) == {other: name}
 
@@ -33,7 +33,7 @@ def test_all_places_know_the_same_names(other: str, name: str, tmp_path: Path) -
 def test_names_of_no_emotion_keep_their_own() -> None:
     assert emotions.find_label("bored", OURS) is None
     assert emotions.find_label("\u00b2", OURS) is None  # a superscript two: a digit, but no number
-    assert truth.find_class("bored", ("Bored",)) == 0
+    assert reference_labels.find_class("bored", ("Bored",)) == 0
 
 
 def test_a_class_mapped_twice_under_two_names(tmp_path: Path) -> None:

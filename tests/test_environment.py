@@ -13,21 +13,21 @@ import numpy as np
 import pytest
 import torchvision
 
-from adadf_dist.config import ModelConfig
-from adadf_dist.data import compiled
-from adadf_dist.data import open as opening
-from adadf_dist.errors import UserError, install_or_repair
-from adadf_dist.method.weights import imagenet_weights
-from adadf_dist.runtime.board import Board
-from adadf_dist.runtime.trackers import Background
-from adadf_dist.settings import Layer, build_config
-from adadf_dist.world import (
+from adadf_dist.config.load import Layer, build_config
+from adadf_dist.config.schema import ModelConfig
+from adadf_dist.data import datamodule
+from adadf_dist.data.augment import compiled
+from adadf_dist.distributed.world import (
     local_rank_in_environment,
     nodes_in_environment,
     open_world,
     rank_in_environment,
     ranks_in_environment,
 )
+from adadf_dist.errors import UserError, install_or_repair
+from adadf_dist.method.pretrained import imagenet_weights
+from adadf_dist.tracking.async_tracker import Background
+from adadf_dist.tracking.tensorboard import Board
 from tests.runs import settings
 
 LAUNCHER = ("WORLD_SIZE", "RANK", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "GROUP_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
@@ -81,7 +81,7 @@ def test_an_empty_variable_is_one_that_is_not_set(name: str, monkeypatch: pytest
 
 
 def test_sockets_of_ray_in_a_long_folder() -> None:
-    cluster = pytest.importorskip("tune.cluster")
+    cluster = pytest.importorskip("tune.runners.ray_cluster")
     error = OSError(f"validate_socket_filename failed: AF_UNIX path length cannot exceed 107 bytes: /{'x' * 120}/s")
     told = cluster.why_not_started(error)
     assert "shorten TMPDIR" in told
@@ -89,7 +89,7 @@ def test_sockets_of_ray_in_a_long_folder() -> None:
 
 
 def test_a_cluster_that_is_not_started_is_not_looked_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    cluster = pytest.importorskip("tune.cluster")
+    cluster = pytest.importorskip("tune.runners.ray_cluster")
 
     def fail(**more: Any) -> None:
         raise OSError("AF_UNIX path length cannot exceed 107 bytes")
@@ -124,7 +124,7 @@ def test_a_broken_tensorboard(
 def test_a_broken_tracker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "broken_tracker.py").write_text("raise TypeError('Descriptors cannot be created')\n")
     monkeypatch.syspath_prepend(tmp_path)
-    monkeypatch.setattr("adadf_dist.runtime.trackers.MODULES", {"wandb": "broken_tracker"})
+    monkeypatch.setattr("adadf_dist.tracking.async_tracker.MODULES", {"wandb": "broken_tracker"})
     tracker = Background("wandb", build_config([Layer("test", settings(tmp_path, tmp_path / "out"))]))
     tracker.add("train", {"total": 1.0}, 1)
     tracker.close()
@@ -153,12 +153,12 @@ def test_installation_is_advised_where_something_is_not_installed(monkeypatch: p
     own = importlib.import_module
 
     def broken(name: str) -> Any:
-        if name == opening.DALI_LOADER:
+        if name == datamodule.DALI_LOADER:
             raise OSError("libcuda.so.1: cannot open shared object file")
         return own(name)
 
-    monkeypatch.setattr(opening, "import_module", broken)
-    told = opening.dali_problem()
+    monkeypatch.setattr(datamodule, "import_module", broken)
+    told = datamodule.dali_problem()
     assert "libcuda.so.1" in told
     assert "it is installed but broken" in told
 

@@ -20,26 +20,26 @@ from scipy.special import softmax
 from scipy.stats import entropy
 from sklearn import metrics as sk
 
-from adadf_dist.data import embedded
-from adadf_dist.data.builder import BuildOptions, build_dataset
-from adadf_dist.data.crew import Processes
-from adadf_dist.data.embedded import EmbeddedFaces, build_embedded
-from adadf_dist.data.format import Split, open_dataset
-from adadf_dist.data.plan import carve
-from adadf_dist.data.preprocess import cut_ten
-from adadf_dist.data.writer import Sample
+from adadf_dist.checkpoint.trained_model import TrainedNetwork, open_trained
+from adadf_dist.data.build.builder import BuildOptions, build_dataset
+from adadf_dist.data.build.writer import Sample
+from adadf_dist.data.dataset import Split, open_dataset
+from adadf_dist.data.preprocessing import cut_ten
+from adadf_dist.data.sampling import carve
+from adadf_dist.data.synthetic import dataset
+from adadf_dist.data.synthetic.dataset import EmbeddedFaces, build_embedded
+from adadf_dist.data.workers.task_pool import Processes
+from adadf_dist.distributed.world import World
 from adadf_dist.errors import UserError
 from adadf_dist.evaluate.__main__ import main, open_alike
-from adadf_dist.evaluate.faces import preprocessing_for
-from adadf_dist.evaluate.groups import read_groups
-from adadf_dist.evaluate.measures import bootstrap_means, calibrate, score
-from adadf_dist.evaluate.names import translate
-from adadf_dist.evaluate.options import parse_options
-from adadf_dist.evaluate.votes import compare_with_votes, distributions
+from adadf_dist.evaluate.annotators import compare_with_votes, distributions
+from adadf_dist.evaluate.class_mapping import translate
+from adadf_dist.evaluate.cli import parse_options
+from adadf_dist.evaluate.data import preprocessing_for
+from adadf_dist.evaluate.subgroups import read_groups
 from adadf_dist.method.model import DualBranch
-from adadf_dist.records import read_answers
-from adadf_dist.trained import TrainedNetwork, open_trained
-from adadf_dist.world import World
+from adadf_dist.metrics.scores import bootstrap_means, calibrate, score
+from adadf_dist.tracking.artifacts import read_answers
 from tests.remote_server import serve
 from tests.runs import command, finish, settings, train_here
 
@@ -82,7 +82,7 @@ class Renamed(EmbeddedFaces):
 
 def build_renamed(out: Path, test: int, names: Sequence[str] = (), voted: bool = True) -> Path:
     """A dataset of test faces alone, the first `test` that `faces` tests on, its classes in another order."""
-    names = tuple(names) or tuple(embedded.EMOTIONS)
+    names = tuple(names) or tuple(dataset.EMOTIONS)
     order = (3, 0, 6, 1, 5, 2, 4)
     source = Renamed({"train": 2, "test": test}, 32, 0, names=names, order=order, voted=voted)
     build_dataset(source, out, BuildOptions(name="renamed", seed=0), Processes(1))
@@ -389,7 +389,7 @@ def test_another_loader_is_said(run: Path, monkeypatch: pytest.MonkeyPatch, caps
     by_dali = trained._replace(preprocessing=replace(trained.preprocessing, loader="dali"))
     monkeypatch.setattr("adadf_dist.evaluate.__main__.open_trained", lambda path, which: by_dali)
     monkeypatch.setattr(
-        "adadf_dist.evaluate.faces.dali_problem",
+        "adadf_dist.evaluate.data.dali_problem",
         lambda: "it does not import (not there); install it with pip install 'adadf_dist[dali]'",
     )
     assert "the run's loader is dali, but it does not import" in refused(capsys, run)

@@ -19,17 +19,17 @@ import yaml
 from PIL import Image
 from safetensors import safe_open
 
-from adadf_dist.data.synthetic import draw_face
+from adadf_dist.checkpoint.storage import read_checkpoint
+from adadf_dist.checkpoint.trained_model import open_trained
+from adadf_dist.data.synthetic.faces import draw_face
+from adadf_dist.export import onnx_format, safetensors_format
 from adadf_dist.export.__main__ import main
-from adadf_dist.export.check import largest_difference
-from adadf_dist.export.licences import data_licence
-from adadf_dist.portable import onnx_file, safetensors_file
-from adadf_dist.portable.facts import Facts
-from adadf_dist.portable.model import open_model
-from adadf_dist.portable.network import TargetNetwork
+from adadf_dist.export.exported_model import open_model
+from adadf_dist.export.licenses import data_licence
+from adadf_dist.export.metadata import Facts
+from adadf_dist.export.target_network import TargetNetwork
+from adadf_dist.export.verify import largest_difference
 from adadf_dist.predict.__main__ import main as predict
-from adadf_dist.runtime.checkpoint_file import read_checkpoint
-from adadf_dist.trained import open_trained
 from tests.networks import drawn_network, save_checkpoint, small_config
 from tests.runs import ROOT, settings, train_here
 
@@ -182,7 +182,7 @@ def test_the_baseline_exports(tmp_path: Path) -> None:
 def test_a_file_that_answers_otherwise_is_not_kept(
     drawn: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    honest = safetensors_file.write
+    honest = safetensors_format.write
 
     def forgetful(network: TargetNetwork, facts: Facts, path: Path) -> None:
         with torch.no_grad():
@@ -191,7 +191,7 @@ def test_a_file_that_answers_otherwise_is_not_kept(
         with torch.no_grad():
             network.target.classifier.bias -= 1e-2
 
-    monkeypatch.setattr(safetensors_file, "write", forgetful)
+    monkeypatch.setattr(safetensors_format, "write", forgetful)
     before = sorted(drawn.parent.iterdir())
     assert "off by" in refused(capsys, drawn, "--safetensors", drawn.parent / "x.safetensors")
     assert sorted(drawn.parent.iterdir()) == before
@@ -238,11 +238,11 @@ def test_the_ends_of_the_range_of_opsets_work(drawn: Path, capsys: pytest.Captur
     highest = int(re.findall(r" to (\d+) ", line)[0])
     main([str(drawn), "--onnx", f"{drawn.parent}/x.onnx", "--opset", str(highest)])
     assert open_model(drawn.parent / "x.onnx", "cpu").classes == CLASSES
-    assert not onnx_file.runs(highest + 1) or highest == onnx_file.onnx.defs.onnx_opset_version()
+    assert not onnx_format.runs(highest + 1) or highest == onnx_format.onnx.defs.onnx_opset_version()
 
 
 def test_without_onnx(drawn: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    monkeypatch.delitem(sys.modules, "adadf_dist.portable.onnx_file")
+    monkeypatch.delitem(sys.modules, "adadf_dist.export.onnx_format")
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
     line = refused(capsys, drawn, "--onnx", drawn.parent / "x.onnx")
     assert "pip install 'adadf_dist[onnx]'" in line

@@ -12,14 +12,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from adadf_dist.config import Config
-from adadf_dist.data.format import open_dataset
+from adadf_dist.checkpoint.trained_model import open_trained
+from adadf_dist.config.schema import Config
+from adadf_dist.data.dataset import open_dataset
 from adadf_dist.evaluate.__main__ import main as evaluate
 from adadf_dist.export.__main__ import main as export
+from adadf_dist.export.exported_model import open_model
 from adadf_dist.method.model import DualBranch
-from adadf_dist.portable.model import open_model
 from adadf_dist.predict.__main__ import main as predict
-from adadf_dist.trained import open_trained
 from tests.networks import drawn_network, save_checkpoint, small_config
 
 pytest.importorskip("timm")

@@ -20,16 +20,16 @@ import torch
 from torch.distributed.rendezvous import TCPStore
 
 from adadf_dist import train
-from adadf_dist.data.writer import can_write
+from adadf_dist.config.load import Layer, build_config
+from adadf_dist.data.build.writer import can_write
+from adadf_dist.distributed.heartbeat import Pulse
+from adadf_dist.distributed.rendezvous import meet
+from adadf_dist.distributed.stragglers import describe_straggler
+from adadf_dist.engine.ddp import DDPEngine
 from adadf_dist.errors import DiskFullError, UserError
-from adadf_dist.pulse import Pulse
-from adadf_dist.rendezvous import meet
-from adadf_dist.runtime.engine import DDPEngine
-from adadf_dist.runtime.metrics_file import MetricsFile
-from adadf_dist.runtime.room import insist
-from adadf_dist.runtime.straggler import describe_straggler
-from adadf_dist.runtime.watchdog import EXIT_HUNG
-from adadf_dist.settings import Layer, build_config
+from adadf_dist.files.disk_space import retry_on_full_disk
+from adadf_dist.tracking.metrics_file import MetricsFile
+from adadf_dist.training.watchdog import EXIT_HUNG
 from tests.forked import train_forked
 from tests.patience import communicate, wait_until
 from tests.runs import assert_same_run, command, finish, records, settings, start, status
@@ -381,7 +381,7 @@ def fill(path: Path, megabytes: int) -> None:
 
 
 def test_a_full_disk_is_waited_for(reference: Path, faces: Path, disk: Path) -> None:
-    """Room for one checkpoint of 117 MB: later saves in mid-epoch are warnings, the one at the epoch's end insists."""
+    """Room for one checkpoint of 117 MB: later saves in mid-epoch are warnings, the one at the epoch's end retries."""
     out, ballast = disk / "out", disk / "ballast"
     fill(ballast, 210)
     values = settings(faces, out, checkpoint__every_steps="2", checkpoint__keep="1", runtime__timeout_s="6")
@@ -392,7 +392,7 @@ def test_a_full_disk_is_waited_for(reference: Path, faces: Path, disk: Path) -> 
     assert re.search(
         r"error: .*/out/checkpoints: no room for checkpoint-0001-000000\.pt, which needs 11\d{7} bytes", last
     )
-    assert ended.stderr.count("tries again in") >= 3
+    assert ended.stderr.count("retrying in") >= 3
     kept = [p.name for p in (out / "checkpoints").iterdir()]
     assert kept == ["checkpoint-0000-000002.pt"]
     assert status(out)["state"] == "failed"
@@ -401,7 +401,7 @@ def test_a_full_disk_is_waited_for(reference: Path, faces: Path, disk: Path) -> 
     process = start(command(values))
     assert process.stderr is not None
     told = ""
-    while "tries again in" not in told:
+    while "retrying in" not in told:
         line = process.stderr.readline()
         assert line, told
         told += line
@@ -429,7 +429,7 @@ def test_metrics_wait_for_room(disk: Path) -> None:
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")  # TensorBoard's writing thread
 def test_tensorboard_gives_way(disk: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    from adadf_dist.runtime.board import Board
+    from adadf_dist.tracking.tensorboard import Board
 
     with pytest.raises(OSError, match="No space left"):
         fill(disk / "ballast", 500)
@@ -452,7 +452,7 @@ def test_patience_ends(disk: Path) -> None:
             path.write_bytes(bytes(100_000))
 
     with pytest.raises(DiskFullError, match="free some space"):
-        insist(write, 6.0, Pulse())
+        retry_on_full_disk(write, 6.0, Pulse().wait_for_disk)
     pauses = [after - before for before, after in pairwise(tries)]
     assert len(pauses) >= 3
     assert max(pauses) > 2 * pauses[0]

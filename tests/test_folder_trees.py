@@ -13,13 +13,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from adadf_dist.data import folder_tree
-from adadf_dist.data.folder_tree import Skipped, walk_files
+from adadf_dist.data.build import folder_tree
+from adadf_dist.data.build.folder_tree import Skipped, walk_files
 from adadf_dist.data.jpeg import BadImage, decode, image_suffixes
 from adadf_dist.errors import UserError
-from adadf_dist.text_files import unescape_name
-from shards.diagnosis.material import open_material
-from shards.diagnosis.report import diagnose
+from adadf_dist.files.text import unescape_name
+from shards.doctor.dataset_view import open_material
+from shards.doctor.report import diagnose
 from shards.verify import verify
 from tests import trees
 from tests.test_shards import facts, findings, places, run_build

@@ -27,14 +27,14 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from adadf_dist.data import builder
-from adadf_dist.data import format as dataset_format
-from adadf_dist.data.builder import BuildOptions, Item, Provenance, build_dataset
-from adadf_dist.data.crew import Processes
-from adadf_dist.data.embedded import build_embedded
-from adadf_dist.data.format import Dataset, Split, check_trainable, open_dataset
+from adadf_dist.data import dataset as dataset_format
+from adadf_dist.data.build import builder
+from adadf_dist.data.build.builder import BuildOptions, Item, Provenance, build_dataset
+from adadf_dist.data.build.writer import Sample, header
+from adadf_dist.data.dataset import Dataset, Split, check_trainable, open_dataset
 from adadf_dist.data.jpeg import Jpeg
-from adadf_dist.data.writer import Sample, header
+from adadf_dist.data.synthetic.dataset import build_embedded
+from adadf_dist.data.workers.task_pool import Processes
 from adadf_dist.errors import UserError
 
 CLASSES = ("calm", "glad", "cross")

@@ -7,13 +7,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from adadf_dist.config import Config
-from adadf_dist.learning_rate import Position
+from adadf_dist.config.learning_rate import Position
+from adadf_dist.config.load import Layer, build_config
+from adadf_dist.config.schema import Config
+from adadf_dist.distributed.world import World
+from adadf_dist.engine.ddp import Engine, build_engine
 from adadf_dist.method.class_distributions import ClassDistributions
 from adadf_dist.method.losses import Place
-from adadf_dist.runtime.engine import Engine, build_engine
-from adadf_dist.settings import Layer, build_config
-from adadf_dist.world import World
 from tests.runs import command, finish, records, settings
 from tests.steps import take_step
 

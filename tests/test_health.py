@@ -13,15 +13,25 @@ import pytest
 import torch
 import yaml
 
-from adadf_dist import diagnosis as rules
-from adadf_dist.config import Config
-from adadf_dist.diagnosis.classes import describe_collapse
-from adadf_dist.health import Episode, Finding, Record, Severity, assess, attention_spread, episodes, examine, news
-from adadf_dist.ranges import check_ranges
-from adadf_dist.runtime.log import Log
-from adadf_dist.runtime.progress import Progress
-from adadf_dist.settings import flatten, override, to_dict
-from adadf_dist.world import World
+from adadf_dist import diagnostics
+from adadf_dist.checkpoint.progress import Progress
+from adadf_dist.config.load import flatten, override, to_dict
+from adadf_dist.config.schema import Config
+from adadf_dist.config.validate import check_ranges
+from adadf_dist.diagnostics.classes import describe_collapse
+from adadf_dist.diagnostics.run import (
+    Episode,
+    Finding,
+    Record,
+    Severity,
+    assess,
+    attention_spread,
+    episodes,
+    examine,
+    news,
+)
+from adadf_dist.distributed.world import World
+from adadf_dist.tracking.logger import Log
 
 CLASSES = ("fear", "happy", "sad")
 CONFIG = Config()
@@ -328,7 +338,7 @@ def test_every_finding_is_among_the_unwell() -> None:
     """So that a new rule is walked by the test above."""
     for name, records in UNWELL.items():
         assert name in found(records, auxiliary_accuracy=0.3)
-    source = Path(rules.__file__).parent.glob("*.py")
+    source = Path(diagnostics.__file__).parent.glob("*.py")
     named = {name for path in source for name in re.findall(r'Finding\(\s*f?"([^"]+)"', path.read_text())}
     varying = {"threshold {'hardly ever' if any(late) else 'never'} met"}
     assert named - varying - UNWELL.keys() <= {"replaced samples"}, "its advice has no value"

@@ -16,21 +16,21 @@ import yaml
 
 from adadf_dist import train
 from adadf_dist.audit.__main__ import main as audit
-from adadf_dist.check.folder import what_is_there
-from adadf_dist.config import Config
-from adadf_dist.data.embedded import build_embedded
-from adadf_dist.data.format import open_dataset
+from adadf_dist.check.run_dir import what_is_there
+from adadf_dist.checkpoint.storage import read_checkpoint
+from adadf_dist.config.load import Layer, build_config, config_from_command_line
+from adadf_dist.config.schema import Config
+from adadf_dist.data.dataset import open_dataset
 from adadf_dist.data.identity import Source
 from adadf_dist.data.manifest import read_manifest
+from adadf_dist.data.synthetic.dataset import build_embedded
 from adadf_dist.errors import UserError
 from adadf_dist.evaluate.__main__ import main as evaluate
 from adadf_dist.export.__main__ import main as export
 from adadf_dist.report.__main__ import main as report
-from adadf_dist.runtime.checkpoint_file import read_checkpoint
-from adadf_dist.settings import Layer, build_config, config_from_command_line
 from tests.runs import settings
 from tests.studies import SPACE, make_study, put
-from tune.study import STUDY_FILE, begin
+from tune.study.study import STUDY_FILE, begin
 
 FIXED = {"epochs": "1", "runtime__precision": "fp32"}
 

@@ -9,11 +9,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from adadf_dist.import_published import main
+from adadf_dist.checkpoint.storage import read_checkpoint
+from adadf_dist.checkpoint.trained_model import open_trained
+from adadf_dist.convert import main
+from adadf_dist.export.exported_model import open_model
 from adadf_dist.method.model import DualBranch
-from adadf_dist.portable.model import open_model
-from adadf_dist.runtime.checkpoint_file import read_checkpoint
-from adadf_dist.trained import open_trained
 from tests.forked import train_forked
 from tests.networks import drawn_network, small_config
 from tests.runs import records, settings

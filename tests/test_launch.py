@@ -18,8 +18,8 @@ import pytest
 import yaml
 from torch.distributed.run import get_args_parser
 
-from adadf_dist.runtime.deepspeed_settings import deepspeed_settings
-from adadf_dist.settings import Layer, build_config
+from adadf_dist.config.load import Layer, build_config
+from adadf_dist.engine.deepspeed_config import deepspeed_settings
 from tests.nodes import free_port
 from tests.patience import communicate, wait_until
 from tests.runs import ROOT, environment, records, settings, status

@@ -12,15 +12,15 @@ import pytest
 import torch
 from PIL import Image
 
-from adadf_dist.config import Config
-from adadf_dist.data.apply import apply_stages
-from adadf_dist.data.augment import draw
+from adadf_dist.config.load import Layer, build_config
+from adadf_dist.config.schema import Config
+from adadf_dist.data.augment.apply_pillow import apply_stages
+from adadf_dist.data.augment.policy import draw
 from adadf_dist.data.batch import Batch
-from adadf_dist.data.format import open_dataset
-from adadf_dist.data.open import open_data
-from adadf_dist.data.plan import epoch_batches, substitutes
+from adadf_dist.data.datamodule import open_data
+from adadf_dist.data.dataset import open_dataset
+from adadf_dist.data.sampling import epoch_batches, substitutes
 from adadf_dist.errors import UserError
-from adadf_dist.settings import Layer, build_config
 
 CPU = torch.device("cpu")
 ROUNDING = 1.01 / 255 / 0.224
@@ -267,7 +267,7 @@ def test_too_many_ranks_for_the_batches(faces: Path) -> None:
 
 
 def test_a_validation_split_is_carved_where_there_is_none(faces: Path, tmp_path: Path) -> None:
-    from adadf_dist.data.embedded import build_embedded
+    from adadf_dist.data.synthetic.dataset import build_embedded
 
     build_embedded(tmp_path / "two", {"train": 60, "test": 10}, size=32)
     with open_data(config_for(tmp_path / "two", data__validation_fraction=0.2), 0, 1, CPU) as data:

@@ -10,16 +10,16 @@ from pathlib import Path
 
 import pytest
 
-from adadf_dist.check.faces import find_remote
-from adadf_dist.check.folder import check_folder
-from adadf_dist.check.page import Mark
-from adadf_dist.config import DataConfig
-from adadf_dist.data.cache import local_folder
-from adadf_dist.data.staging import staged
+from adadf_dist.check.dataset import find_remote
+from adadf_dist.check.results import Mark
+from adadf_dist.check.run_dir import check_folder
+from adadf_dist.checkpoint.run_dir import sole_writer
+from adadf_dist.config.load import Layer, build_config
+from adadf_dist.config.schema import DataConfig
+from adadf_dist.data.build.staging import staged
+from adadf_dist.data.remote.cache import local_folder
 from adadf_dist.errors import TakenError, UserError
-from adadf_dist.locks import Owner, lock, probe
-from adadf_dist.runtime.folder import sole_writer
-from adadf_dist.settings import Layer, build_config
+from adadf_dist.files.locks import Owner, lock, probe
 from tests.ranks import alone
 from tests.remote_server import Site, serve
 from tests.runs import settings

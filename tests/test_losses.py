@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from adadf_dist.config import LossConfig
+from adadf_dist.config.schema import LossConfig
 from adadf_dist.method.losses import (
     Losses,
     Place,

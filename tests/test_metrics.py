@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 
-from adadf_dist.metrics import class_recalls, wilson_interval
+from adadf_dist.metrics.classification import class_recalls, wilson_interval
 
 
 @pytest.mark.parametrize(("correct", "total"), [(0, 10), (10, 10), (81, 263), (2790, 3579)])

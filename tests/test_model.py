@@ -12,11 +12,11 @@ import torchvision
 from safetensors.torch import save_file
 from torch import Tensor
 
-from adadf_dist.config import ModelConfig
+from adadf_dist.config.schema import ModelConfig
 from adadf_dist.errors import UserError
 from adadf_dist.method.model import DualBranch
+from adadf_dist.method.pretrained import NO_WEIGHTS, LoadedWeights, load_pretrained
 from adadf_dist.method.weight_files import read_weights
-from adadf_dist.method.weights import NO_WEIGHTS, LoadedWeights, load_pretrained
 
 
 def images(rows: int = 3) -> Tensor:

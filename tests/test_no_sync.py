@@ -8,13 +8,13 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from adadf_dist.config.learning_rate import Position
+from adadf_dist.config.load import Layer, build_config
 from adadf_dist.data.batch import Batch
-from adadf_dist.learning_rate import Position
+from adadf_dist.engine.ddp import DDPEngine
 from adadf_dist.method.class_distributions import ClassDistributions
 from adadf_dist.method.losses import Place
-from adadf_dist.runtime.engine import DDPEngine
-from adadf_dist.runtime.history import History
-from adadf_dist.settings import Layer, build_config
+from adadf_dist.tracking.sample_history import History
 from tests.ranks import alone
 from tests.steps import LOSSES, take_step
 

@@ -11,13 +11,13 @@ import pytest
 import torch
 
 from adadf_dist import train
-from adadf_dist.config import DataConfig
-from adadf_dist.data.embedded import build_embedded
-from adadf_dist.data.format import open_dataset
-from adadf_dist.data.noise import LabelNoise, disturb, read_noise, symmetric
-from adadf_dist.data.open import open_data
+from adadf_dist.config.load import Layer, build_config
+from adadf_dist.config.schema import DataConfig
+from adadf_dist.data.datamodule import open_data
+from adadf_dist.data.dataset import open_dataset
+from adadf_dist.data.label_noise import LabelNoise, disturb, read_noise, symmetric
+from adadf_dist.data.synthetic.dataset import build_embedded
 from adadf_dist.errors import UserError
-from adadf_dist.settings import Layer, build_config
 from tests.runs import settings
 
 CLASSES = ("neutral", "happy", "sad", "surprise", "fear", "disgust", "anger")

@@ -12,10 +12,10 @@ import torch
 import yaml
 
 from adadf_dist import train
-from adadf_dist.data.format import open_dataset
+from adadf_dist.checkpoint.trained_model import open_trained
+from adadf_dist.config.load import build_config, flatten, read_settings, to_dict
+from adadf_dist.data.dataset import open_dataset
 from adadf_dist.report.__main__ import main as report
-from adadf_dist.settings import build_config, flatten, read_settings, to_dict
-from adadf_dist.trained import open_trained
 from shards.verify import verify
 from tests.old_files import FOLDER, write_checkpoint
 from tests.runs import ROOT, numbers

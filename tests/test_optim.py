@@ -9,10 +9,10 @@ import pytest
 import torch
 from torch import nn
 
-from adadf_dist.config import Config, OptimizerConfig
-from adadf_dist.learning_rate import Position, learning_rate
-from adadf_dist.runtime.network import update_average
-from adadf_dist.runtime.optim import build_optimizer, set_learning_rate
+from adadf_dist.config.learning_rate import Position, learning_rate
+from adadf_dist.config.schema import Config, OptimizerConfig
+from adadf_dist.engine.base import update_average
+from adadf_dist.engine.optimizer import build_optimizer, set_learning_rate
 
 
 def test_exponential() -> None:

@@ -11,27 +11,27 @@ from pathlib import Path
 import pytest
 import torch
 
+from adadf_dist.checkpoint.run_dir import check_run_folder
+from adadf_dist.config.load import Layer, build_config
+from adadf_dist.distributed.world import World
 from adadf_dist.errors import UserError
-from adadf_dist.files import atomic_file, check_output, check_output_folder
-from adadf_dist.runtime.folder import check_run_folder
-from adadf_dist.runtime.log import open_log
-from adadf_dist.settings import Layer, build_config
-from adadf_dist.world import World
+from adadf_dist.files.outputs import atomic_file, check_output, check_output_folder
+from adadf_dist.tracking.logger import open_log
 from tests import trees
 from tests.test_shards import run_build
 
 COMMANDS = (
     "adadf_dist.audit.__main__",
-    "adadf_dist.bench.__main__",
-    "adadf_dist.data.synthetic",
+    "benchmarks.__main__",
+    "adadf_dist.data.synthetic.faces",
     "adadf_dist.evaluate.__main__",
     "adadf_dist.export.__main__",
-    "adadf_dist.import_published",
+    "adadf_dist.convert",
     "adadf_dist.predict.__main__",
     "adadf_dist.report.__main__",
-    "shards.bench",
+    "benchmarks.shard_build",
     "shards.build",
-    "shards.doctor",
+    "shards.doctor.__main__",
     "shards.verify",
     "tune.search",
     "tune.tables",
@@ -46,7 +46,7 @@ INPUTS = {
 
 FILES: dict[tuple[str, str], list[str]] = {
     **{
-        (f"adadf_dist.bench.__main__ {name}", "--json"): ["adadf_dist.bench.__main__", *words]
+        (f"benchmarks.__main__ {name}", "--json"): ["benchmarks.__main__", *words]
         for name, words in {
             "data": ["data"],
             "step": ["step"],
@@ -56,18 +56,18 @@ FILES: dict[tuple[str, str], list[str]] = {
             "paired": ["paired", "--first", "a", "--second", "b", "--out", "runs"],
         }.items()
     },
-    ("adadf_dist.bench.__main__ pictures", "--out"): ["adadf_dist.bench.__main__", "pictures"],
-    ("adadf_dist.data.synthetic", "--out"): ["adadf_dist.data.synthetic"],
+    ("benchmarks.__main__ pictures", "--out"): ["benchmarks.__main__", "pictures"],
+    ("adadf_dist.data.synthetic.faces", "--out"): ["adadf_dist.data.synthetic.faces"],
     ("adadf_dist.evaluate.__main__", "--json"): ["adadf_dist.evaluate.__main__", "nowhere"],
     ("adadf_dist.export.__main__", "--onnx"): ["adadf_dist.export.__main__", "nowhere"],
     ("adadf_dist.export.__main__", "--safetensors"): ["adadf_dist.export.__main__", "nowhere"],
     ("adadf_dist.export.__main__", "--torch-export"): ["adadf_dist.export.__main__", "nowhere"],
     ("adadf_dist.export.__main__", "--card"): ["adadf_dist.export.__main__", "nowhere", "--onnx", "x.onnx"],
-    ("adadf_dist.import_published", "--out"): ["adadf_dist.import_published", "nowhere", "--classes", "a,b"],
+    ("adadf_dist.convert", "--out"): ["adadf_dist.convert", "nowhere", "--classes", "a,b"],
     ("adadf_dist.predict.__main__", "--out"): ["adadf_dist.predict.__main__", "nowhere", "nothing"],
     ("adadf_dist.report.__main__", "--out"): ["adadf_dist.report.__main__", "nowhere"],
-    ("shards.doctor", "--json"): ["shards.doctor", "nowhere"],
-    ("shards.doctor", "--html"): ["shards.doctor", "nowhere"],
+    ("shards.doctor.__main__", "--json"): ["shards.doctor.__main__", "nowhere"],
+    ("shards.doctor.__main__", "--html"): ["shards.doctor.__main__", "nowhere"],
 }
 """(parser, option) that names a file -> a command line whose work would fail: the file is refused before that."""
 
@@ -89,7 +89,7 @@ FOLDERS: dict[tuple[str, str], list[str]] = {
     ("tune.tables", "--out"): ["tune.tables", "ablation", "--preset", "demo", "--local"],
 }
 
-RESUMED = {("adadf_dist.bench.__main__ paired", "--out")}
+RESUMED = {("benchmarks.__main__ paired", "--out")}
 """Folders of training runs, which the same command resumes."""
 
 ENDINGS = {"--onnx": ".onnx", "--safetensors": ".safetensors", "--torch-export": ".pt2", "--html": ".html"}
@@ -142,13 +142,15 @@ def test_every_command_is_walked() -> None:
     root = Path(__file__).parents[1]
     users = {
         ".".join(path.relative_to(root).with_suffix("").parts)
-        for package in ("adadf_dist", "shards", "tune")
+        for package in ("adadf_dist", "shards", "tune", "benchmarks")
         for path in (root / package).rglob("*.py")
         if re.search(r"= (argparse\.Argument)?Parser\(", path.read_text(encoding="utf-8"))
     }
-    parsers = {"adadf_dist.evaluate.options": "adadf_dist.evaluate.__main__", "tune.plan": "tune.search"}
+    parsers = {"adadf_dist.evaluate.cli": "adadf_dist.evaluate.__main__", "tune.search_options": "tune.search"}
     found = {parsers.get(name, name) for name in users}
-    assert found - {"adadf_dist.files", "adadf_dist.settings", "adadf_dist.bench.scaling_rank"} == set(COMMANDS)
+    others = {"adadf_dist.files.outputs", "adadf_dist.config.load", "benchmarks.scaling.worker"}
+    write_nothing = {"benchmarks.measure_workers", "benchmarks.simulate_verdicts"}
+    assert found - others - write_nothing == set(COMMANDS)
 
 
 def refused(words: list[str], capsys: pytest.CaptureFixture[str]) -> str:
@@ -247,7 +249,7 @@ def test_a_place_below_a_file_or_a_read_only_folder_is_refused(
         check(tmp_path / "file" / "below" / "x", True)
     check(tmp_path / "new" / "folders" / "x", False)
     assert not (tmp_path / "new").exists()
-    monkeypatch.setattr("adadf_dist.files.os.access", lambda path, mode: False)
+    monkeypatch.setattr("adadf_dist.files.outputs.os.access", lambda path, mode: False)
     with pytest.raises(UserError, match="cannot be written"):
         check(tmp_path / "new" / "x", True)
 

@@ -25,7 +25,7 @@ def test_the_wheel_holds_the_package_alone(tmp_path: Path) -> None:
     (wheel,) = tmp_path.glob("*.whl")
     names = zipfile.ZipFile(wheel).namelist()
     assert {name.split("/")[0] for name in names if ".dist-info" not in name} == {"adadf_dist"}
-    assert {"adadf_dist/train.py", "adadf_dist/presets/demo.toml", "adadf_dist/py.typed"} <= set(names)
+    assert {"adadf_dist/train.py", "adadf_dist/config/presets/demo.toml", "adadf_dist/py.typed"} <= set(names)
     assert any(name.endswith("LICENSE") for name in names)
 
 

@@ -11,17 +11,17 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from adadf_dist.config.load import Layer, build_config, override
 from adadf_dist.data.batch import Batch
-from adadf_dist.data.format import open_dataset
-from adadf_dist.data.plan import cut, rank_bounds
-from adadf_dist.evaluation import evaluate
+from adadf_dist.data.dataset import open_dataset
+from adadf_dist.data.sampling import cut, rank_bounds
+from adadf_dist.distributed.world import World
+from adadf_dist.engine.batch_norm import CrossRankBatchNorm
+from adadf_dist.engine.ddp import DDPEngine
 from adadf_dist.method.class_distributions import ClassDistributions
 from adadf_dist.method.losses import Place
-from adadf_dist.runtime.engine import DDPEngine
-from adadf_dist.runtime.history import History
-from adadf_dist.runtime.normalization import CrossRankBatchNorm
-from adadf_dist.settings import Layer, build_config, override
-from adadf_dist.world import World
+from adadf_dist.metrics.evaluator import evaluate
+from adadf_dist.tracking.sample_history import History
 from tests.ranks import alone, run_ranks
 from tests.steps import over_ranks, take_step
 

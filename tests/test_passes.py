@@ -12,17 +12,17 @@ import pytest
 import torch
 
 from adadf_dist import train
-from adadf_dist.answers import ask
-from adadf_dist.data.open import Data, open_data
-from adadf_dist.evaluation import evaluate
+from adadf_dist.checkpoint.manager import Checkpoints
+from adadf_dist.checkpoint.progress import Progress
+from adadf_dist.checkpoint.storage import read_checkpoint
+from adadf_dist.checkpoint.trained_model import TrainedNetwork, open_trained
+from adadf_dist.config.load import Layer, build_config
+from adadf_dist.data.datamodule import Data, open_data
+from adadf_dist.distributed.world import World
 from adadf_dist.method.model import Branch
-from adadf_dist.records import read_answers
-from adadf_dist.runtime.checkpoint import Checkpoints
-from adadf_dist.runtime.checkpoint_file import read_checkpoint
-from adadf_dist.runtime.progress import Progress
-from adadf_dist.settings import Layer, build_config
-from adadf_dist.trained import TrainedNetwork, open_trained
-from adadf_dist.world import World
+from adadf_dist.metrics.evaluator import evaluate
+from adadf_dist.metrics.predictions import ask
+from adadf_dist.tracking.artifacts import read_answers
 from tests.runs import records, settings
 
 ALONE = World(torch.device("cpu"))
@@ -77,7 +77,9 @@ def test_each_split_is_evaluated_once(
 
     monkeypatch.setattr(Progress, "finish_epoch", choose)
     real_read = read_checkpoint
-    monkeypatch.setattr("adadf_dist.result.read_checkpoint", lambda path: read.append(path) or real_read(path))
+    monkeypatch.setattr(
+        "adadf_dist.training.final_test.read_checkpoint", lambda path: read.append(path) or real_read(path)
+    )
     out = tmp_path / "run"
     config = build_config([Layer("test", settings(faces, out, data__ten_crop=str(ten_crop)))])
     assert train.run(config) is not None

@@ -9,7 +9,7 @@ from fractions import Fraction
 import numpy as np
 import pytest
 
-from adadf_dist.data.plan import apportion, carve, cut, epoch_batches, rank_bounds, substitutes
+from adadf_dist.data.sampling import apportion, carve, cut, epoch_batches, rank_bounds, substitutes
 
 LABELS = np.repeat([0, 1, 2, 3], [50, 30, 7, 13])
 

@@ -17,20 +17,20 @@ import pytest
 import torch
 from PIL import Image
 
-from adadf_dist.answers import ask
-from adadf_dist.config import Config
-from adadf_dist.data.format import open_dataset
-from adadf_dist.data.open import open_data
-from adadf_dist.data.synthetic import draw_face
-from adadf_dist.detect import Face
+from adadf_dist.alignment.mtcnn import Face
+from adadf_dist.checkpoint.trained_model import TrainedNetwork, open_trained
+from adadf_dist.config.schema import Config
+from adadf_dist.data.datamodule import open_data
+from adadf_dist.data.dataset import open_dataset
+from adadf_dist.data.synthetic.faces import draw_face
+from adadf_dist.distributed.world import World
 from adadf_dist.export.__main__ import main as export
-from adadf_dist.portable.model import open_model
+from adadf_dist.export.exported_model import open_model
+from adadf_dist.files.text import unescape_name
+from adadf_dist.metrics.predictions import ask
 from adadf_dist.predict.__main__ import main
 from adadf_dist.predict.inputs import Picture, file_picture
-from adadf_dist.predict.stream import Predictor
-from adadf_dist.text_files import unescape_name
-from adadf_dist.trained import TrainedNetwork, open_trained
-from adadf_dist.world import World
+from adadf_dist.predict.predictor import Predictor
 from tests.networks import drawn_network, save_checkpoint, small_config
 from tests.patience import communicate
 from tests.runs import start
@@ -453,7 +453,7 @@ def test_all_faces_have_a_row_and_a_box(
         def detect(self, photos: list[Image.Image]) -> list[list[Face]]:
             return [[small, large] for _ in photos]
 
-    monkeypatch.setattr("adadf_dist.predict.faces.Detector", TwoFaces)
+    monkeypatch.setattr("adadf_dist.predict.preprocess.Detector", TwoFaces)
     photo = tmp_path / "photo.png"
     Image.fromarray(np.random.default_rng(0).integers(0, 255, (100, 200, 3), dtype=np.uint8)).save(photo)
     rows = read_csv(predict(capsys, model, photo, "--align", "--all-faces")[0])

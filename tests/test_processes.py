@@ -18,8 +18,8 @@ import psutil
 import pytest
 import torch
 
-from adadf_dist.data.open import open_data
-from adadf_dist.data.processes import worker_context
+from adadf_dist.data.datamodule import open_data
+from adadf_dist.data.workers.process import worker_context
 from adadf_dist.errors import UserError
 from tests.patience import wait_until
 from tests.runs import ROOT, environment, finish, records, settings, start
@@ -58,7 +58,7 @@ def test_workers_share_no_queue() -> None:
         f"{place}: {name}"
         for place, call in calls("adadf_dist", "shards", "tune")
         if (name := ast.unparse(call.func)).rpartition(".")[2] in shared
-        if name not in threads and not place.startswith("adadf_dist/bench/")
+        if name not in threads and not place.startswith("benchmarks/")
     ]
     assert not found, "\n".join(found)
 
@@ -83,11 +83,11 @@ def forks(call: ast.Call) -> list[str]:
 
 PARENT = """
     import multiprocessing
-    from adadf_dist.data.processes import worker_context
+    from adadf_dist.data.workers.process import worker_context
     from tests.worker_tasks import hold_the_lock
 
     if __name__ == "__main__":
-        context = worker_context("adadf_dist.data.processes")
+        context = worker_context("adadf_dist.data.workers.process")
         here, there = context.Pipe()
         context.Process(target=hold_the_lock, args=(there,)).start()
         print(here.recv(), flush=True)
@@ -110,7 +110,7 @@ def test_a_stuck_worker_ends_when_its_parent_is_killed(tmp_path: Path) -> None:
 
 SIGNALED = """
     import signal, sys
-    from adadf_dist.data.processes import worker_context
+    from adadf_dist.data.workers.process import worker_context
     from tests.worker_tasks import echo
 
     def start(context):
@@ -123,7 +123,7 @@ SIGNALED = """
     if __name__ == "__main__":
         for name in sys.argv[1:]:
             signal.signal(getattr(signal, name), lambda number, frame: None)
-        context = worker_context("adadf_dist.data.processes")
+        context = worker_context("adadf_dist.data.workers.process")
         first, pipe, word = start(context)
         print(word, flush=True)
         sys.stdin.readline()
@@ -165,8 +165,8 @@ LEFTOVER_PIPELINE = """
     import numpy as np
     import torch
     from nvidia.dali import fn, pipeline_def, types
-    from adadf_dist.data.open import open_data
-    from adadf_dist.settings import Layer, build_config
+    from adadf_dist.data.datamodule import open_data
+    from adadf_dist.config.load import Layer, build_config
 
     @pipeline_def(batch_size=2, num_threads=2, device_id=None)
     def decoding():
@@ -255,7 +255,7 @@ def test_pipelines_end_without_the_garbage_collector(
     faces: Path, tmp_path: Path, end: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A pipeline in a reference cycle is destroyed by whoever collects garbage, in whatever thread or process."""
-    dali_loader = pytest.importorskip("adadf_dist.data.dali_loader", reason="DALI is not installed")
+    dali_loader = pytest.importorskip("adadf_dist.data.loaders.dali_loader", reason="DALI is not installed")
     alive: list[weakref.ref[object]] = []
     build = dali_loader.decoding
 
@@ -298,7 +298,7 @@ def end_by_a_bad_face(faces: Path, folder: Path) -> None:
 
 def test_workers_have_the_environment_of_their_parent(monkeypatch: pytest.MonkeyPatch) -> None:
     """The present one: credentials and proxies may be set after the server of the workers has started."""
-    context = worker_context("adadf_dist.data.processes")
+    context = worker_context("adadf_dist.data.workers.process")
     here, there = context.Pipe()
     for changes in ({"ADADF_TEST_ONE": "1"}, {"ADADF_TEST_TWO": "2"}):
         with monkeypatch.context() as patch:
@@ -312,7 +312,7 @@ def test_workers_have_the_environment_of_their_parent(monkeypatch: pytest.Monkey
 
 def test_a_stuck_worker_can_be_terminated() -> None:
     """It holds the interpreter lock and ignores SIGTERM; multiprocessing calls `terminate` at exit."""
-    context = worker_context("adadf_dist.data.processes")
+    context = worker_context("adadf_dist.data.workers.process")
     here, there = context.Pipe()
     worker = context.Process(target=hold_the_lock, args=(there,), daemon=True)
     worker.start()

@@ -16,13 +16,13 @@ import torch
 from tqdm import tqdm
 
 from adadf_dist import train
+from adadf_dist.checkpoint.progress import Progress
+from adadf_dist.config.load import Layer, build_config
+from adadf_dist.console.progress import Pace
+from adadf_dist.distributed.heartbeat import Pulse
 from adadf_dist.method.losses import Losses
-from adadf_dist.progress_display import Pace
-from adadf_dist.pulse import Pulse
-from adadf_dist.result import Result, describe
-from adadf_dist.runtime.log import Log
-from adadf_dist.runtime.progress import Progress
-from adadf_dist.settings import Layer, build_config
+from adadf_dist.tracking.logger import Log
+from adadf_dist.training.final_test import Result, describe
 from tests.ranks import alone
 from tests.runs import settings
 from tests.test_no_sync import Watch
@@ -41,7 +41,7 @@ class Clock:
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     clock = Clock()
-    for module in ("adadf_dist.progress_display", "adadf_dist.runtime.log", "adadf_dist.pulse"):
+    for module in ("adadf_dist.console.progress", "adadf_dist.tracking.logger", "adadf_dist.distributed.heartbeat"):
         monkeypatch.setattr(f"{module}.time", clock)
     return clock
 
@@ -157,7 +157,7 @@ def test_an_epoch_shows_no_loss_of_the_one_before(log: Log, clock: Clock, capsys
 def test_a_terminal_shows_loss_rate_and_time_left(log: Log, clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
     terminal = Terminal()
     monkeypatch.setattr(sys, "stderr", terminal)
-    monkeypatch.setattr("adadf_dist.runtime.log.tqdm", EagerBar)
+    monkeypatch.setattr("adadf_dist.tracking.logger.tqdm", EagerBar)
     epoch(log, clock, 20, 1.0)
     log.close()
     text = terminal.getvalue()

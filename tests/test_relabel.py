@@ -10,14 +10,14 @@ import pytest
 import torch
 
 from adadf_dist import train
-from adadf_dist.config import Config
-from adadf_dist.data.embedded import build_embedded
-from adadf_dist.data.format import Dataset, Split, open_dataset
-from adadf_dist.data.open import Data, open_data
+from adadf_dist.config.load import Layer, build_config
+from adadf_dist.config.schema import Config
+from adadf_dist.data.datamodule import Data, open_data
+from adadf_dist.data.dataset import Dataset, Split, open_dataset
 from adadf_dist.data.relabel import read_decisions
+from adadf_dist.data.synthetic.dataset import build_embedded
 from adadf_dist.errors import UserError
-from adadf_dist.records import read_faces
-from adadf_dist.settings import Layer, build_config
+from adadf_dist.tracking.artifacts import read_faces
 from shards.build import main as build_main
 from tests import trees
 from tests.runs import settings

@@ -19,19 +19,19 @@ from pathlib import Path
 import pytest
 import torch
 
-from adadf_dist.config import Config, DataConfig
+from adadf_dist.config.load import Layer, build_config
+from adadf_dist.config.schema import Config, DataConfig
 from adadf_dist.data.batch import Batch
-from adadf_dist.data.builder import BuildOptions, build_dataset
-from adadf_dist.data.cache import local_folder
-from adadf_dist.data.embedded import open_embedded
-from adadf_dist.data.format import open_dataset
-from adadf_dist.data.open import open_data
-from adadf_dist.data.remote import Cancelled, Remote, Transfer
-from adadf_dist.data.stream import Epoch
+from adadf_dist.data.build.builder import BuildOptions, build_dataset
+from adadf_dist.data.datamodule import open_data
+from adadf_dist.data.dataset import open_dataset
+from adadf_dist.data.loaders.streaming import Epoch
+from adadf_dist.data.remote.cache import local_folder
+from adadf_dist.data.remote.client import Cancelled, Remote, Transfer
+from adadf_dist.data.synthetic.dataset import open_embedded
+from adadf_dist.distributed.world import World
 from adadf_dist.errors import UserError
-from adadf_dist.settings import Layer, build_config
-from adadf_dist.setup import shards_at_hand
-from adadf_dist.world import World
+from adadf_dist.training.setup import shards_at_hand
 from tests.forked import train_forked
 from tests.patience import communicate, wait_until
 from tests.ranks import run_ranks
@@ -230,8 +230,8 @@ def test_cache_that_cannot_be_written(site: Site, tmp_path: Path, monkeypatch: p
 def test_disk_that_fills_up(site: Site, tmp_path: Path) -> None:
     """Files of this process may grow to 10 kB only: what the kernel then says is told as a full disk."""
     script = (
-        "import resource, signal, sys; from adadf_dist.data.cache import local_folder\n"
-        "from adadf_dist.config import DataConfig; from adadf_dist.errors import one_line_errors\n"
+        "import resource, signal, sys; from adadf_dist.data.remote.cache import local_folder\n"
+        "from adadf_dist.config.schema import DataConfig; from adadf_dist.console.exit import one_line_errors\n"
         "signal.signal(signal.SIGXFSZ, signal.SIG_IGN); resource.setrlimit(resource.RLIMIT_FSIZE, (10000, 10000))\n"
         "with one_line_errors('x'), local_folder(DataConfig(shards=sys.argv[1], cache=sys.argv[2])): pass\n"
     )
@@ -242,7 +242,8 @@ def test_disk_that_fills_up(site: Site, tmp_path: Path) -> None:
 
 
 FETCH = (
-    "import sys; from adadf_dist.data.cache import local_folder; from adadf_dist.config import DataConfig\n"
+    "import sys; from adadf_dist.data.remote.cache import local_folder\n"
+    "from adadf_dist.config.schema import DataConfig\n"
     "with local_folder(DataConfig(shards=sys.argv[1], cache=sys.argv[2])) as folder: print(folder)\n"
 )
 
@@ -445,7 +446,7 @@ def test_runs_cut_every_epoch_exactly(original: Path) -> None:
 def test_streaming_bears_faults_and_names_what_stays(
     site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("adadf_dist.data.open.Remote", lambda url: Remote(url, QUICK))
+    monkeypatch.setattr("adadf_dist.data.datamodule.Remote", lambda url: Remote(url, QUICK))
     config = run_config(site.url, tmp_path, data__access="stream", data__workers=1)
     site.faults = [Fault("train-.*tar", 2, cut=0.5), Fault("train-.*tar", 1, status=500)]
     assert sorted(streamed(config, 0, 1)) == list(range(60))

@@ -19,18 +19,18 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.text import Text
 from PIL import Image
 
-from adadf_dist.data.format import open_dataset
+from adadf_dist.config.load import Layer, build_config, override
+from adadf_dist.data.dataset import open_dataset
 from adadf_dist.report.__main__ import main
-from adadf_dist.report.classes import class_means
-from adadf_dist.report.compared import pair_up
-from adadf_dist.report.drawing import styled
-from adadf_dist.report.feature_map import embed
-from adadf_dist.report.figures import maps
-from adadf_dist.report.listed import AUXILIARY, FUSED, face_figure, find_listed_face, stages
+from adadf_dist.report.api import report
+from adadf_dist.report.comparison import pair_up
+from adadf_dist.report.figures.class_figures import class_means
+from adadf_dist.report.figures.index import maps
+from adadf_dist.report.figures.style import styled
+from adadf_dist.report.figures.tracked_sample import AUXILIARY, FUSED, face_figure, find_listed_face, stages
+from adadf_dist.report.figures.tsne import embed
 from adadf_dist.report.page import health
-from adadf_dist.report.run import Run, open_run
-from adadf_dist.report.writing import report
-from adadf_dist.settings import Layer, build_config, override
+from adadf_dist.report.run_reader import Run, open_run
 from tests import browser
 from tests.patience import wait_until
 from tests.runs import finish, records, settings, train_here

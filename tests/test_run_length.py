@@ -8,14 +8,14 @@ from typing import Any
 import pytest
 import yaml
 
-from adadf_dist.check.faces import Faces, check_schedule
-from adadf_dist.check.page import Mark
-from adadf_dist.config import Config
-from adadf_dist.diagnosis.run_length import find_problems, fix_divergence, peak_learning_rate
+from adadf_dist.check.dataset import Faces, check_schedule
+from adadf_dist.check.results import Mark
+from adadf_dist.checkpoint.manager import check_same_run
+from adadf_dist.config.learning_rate import Position, learning_rate, warmup_steps
+from adadf_dist.config.load import Layer, build_config, preset_layer, to_dict
+from adadf_dist.config.schema import Config
+from adadf_dist.diagnostics.run_length import find_problems, fix_divergence, peak_learning_rate
 from adadf_dist.errors import UserError
-from adadf_dist.learning_rate import Position, learning_rate, warmup_steps
-from adadf_dist.runtime.checkpoint import check_same_run
-from adadf_dist.settings import Layer, build_config, preset_layer, to_dict
 
 
 def preset(name: str, **changed: object) -> Config:

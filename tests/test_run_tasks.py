@@ -13,7 +13,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from adadf_dist.data.crew import run_tasks
+from adadf_dist.data.workers.task_pool import run_tasks
 from adadf_dist.errors import UserError
 from tests.patience import communicate, wait_until
 from tests.runs import environment

@@ -21,16 +21,16 @@ from torch.distributed import distributed_c10d
 from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
 
 from adadf_dist import train
-from adadf_dist.bench.__main__ import main
-from adadf_dist.bench.projection import Assumptions, Step, Work, measure_work, project, send_s
-from adadf_dist.bench.scaling_rank import loopback_bytes, split
-from adadf_dist.bench.step import rehearse
-from adadf_dist.bench.tap import Tap, TappedStep, send_alone
-from adadf_dist.bench.traffic import Traffic, epoch_traffic, network, step_traffic
-from adadf_dist.config import Config
+from adadf_dist.config.load import Layer, build_config
+from adadf_dist.config.schema import Config
+from adadf_dist.distributed.world import World
 from adadf_dist.method.backbones import build_resnet
-from adadf_dist.settings import Layer, build_config
-from adadf_dist.world import World
+from benchmarks.__main__ import main
+from benchmarks.scaling.collective_timer import Tap, TappedStep, send_alone
+from benchmarks.scaling.comm_volume import Traffic, epoch_traffic, network, step_traffic
+from benchmarks.scaling.cost_model import Assumptions, Step, Work, measure_work, project, send_s
+from benchmarks.scaling.worker import loopback_bytes, split
+from benchmarks.step import rehearse
 from tests.ranks import run_ranks
 from tests.runs import settings
 

@@ -14,14 +14,14 @@ import pyarrow.parquet
 import pytest
 from scipy import stats
 
-from adadf_dist.config import Config
+from adadf_dist.config.load import config_from_command_line
+from adadf_dist.config.schema import Config
 from adadf_dist.errors import DiskFullError, UserError
-from adadf_dist.settings import config_from_command_line
 from tests.stand_in import OPTIONS, SPACE, Here, Stopped, base, begun, flat, planted, rows, study_of, train_by
-from tune.halving import Halving
 from tune.search import repeat, search
-from tune.study import Options, begin
-from tune.trial import DEFAULT
+from tune.study.asha import Halving
+from tune.study.study import Options, begin
+from tune.study.trial import DEFAULT
 
 
 def test_a_planted_optimum_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -149,7 +149,7 @@ def test_a_full_disk_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         raise DiskFullError(f"{tmp_path}: no room left")
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("tune.trial.write_json", full)
+        patch.setattr("tune.study.trial.write_json", full)
         with pytest.raises(UserError, match="no room left"):
             search(study, Here())
     search(begun(tmp_path), Here())
@@ -195,7 +195,7 @@ def test_a_dataset_without_a_test_split_has_an_answer(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
 ) -> None:
     train_by(monkeypatch, planted)
-    monkeypatch.setattr("tune.trial.read_test", lambda folder: {})
+    monkeypatch.setattr("tune.study.trial.read_test", lambda folder: {})
     assert search(begun(tmp_path, optimizer__lr=0.1), Here()).found
     assert "no test split" in capsys.readouterr().out
     assert (tmp_path / "best.toml").exists()

@@ -15,8 +15,8 @@ from tensorboard.plugins.base_plugin import TBContext
 from tensorboard.plugins.hparams import api_pb2, backend_context, get_experiment, list_session_groups, metadata
 
 from tests.studies import HALVING, SPACE, make_study, put, searched
-from tune.hparams import write_hparams
-from tune.study import Study
+from tune.report.tensorboard_hparams import write_hparams
+from tune.study.study import Study
 
 
 def sessions(study: Study) -> tuple[Any, dict[str, Any]]:

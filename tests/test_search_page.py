@@ -18,16 +18,16 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from adadf_dist.comparison import Score
 from adadf_dist.errors import UserError
+from adadf_dist.metrics.comparison import Score
 from tests.studies import HALVING, SPACE, make_study, put, searched
-from tune.choice import Choice, choose
-from tune.comparable import comparable
-from tune.importance import importance
-from tune.page import write_page
+from tune.report.html_report import write_page
+from tune.report.importance import importance
 from tune.search import draw, search
-from tune.study import Study
-from tune.trial import Trial
+from tune.study.comparable import comparable
+from tune.study.selection import Choice, choose
+from tune.study.study import Study
+from tune.study.trial import Trial
 
 
 class Page(html.parser.HTMLParser):
@@ -232,7 +232,11 @@ def test_without_its_packages_the_page_is_told_of(
     missing: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     study = make_study(tmp_path / "study", SPACE)
-    for name in [m for m in sys.modules if m.partition(".")[0] == missing or m in ("tune.figures", "tune.importance")]:
+    for name in [
+        m
+        for m in sys.modules
+        if m.partition(".")[0] == missing or m in ("tune.report.figures", "tune.report.importance")
+    ]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, missing, None)
     with pytest.raises(UserError, match=rf"no search.html: .*{missing}.*pip install 'adadf_dist\[tune\]'"):

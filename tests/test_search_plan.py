@@ -10,9 +10,9 @@ import pytest
 
 from adadf_dist.errors import UserError
 from tests.stand_in import OPTIONS, SPACE, base, begun, study_of
-from tune.plan import plan
-from tune.results import toml_of
-from tune.study import begin
+from tune.report.results import toml_of
+from tune.search_options import plan
+from tune.study.study import begin
 
 
 def test_what_changed_since_is_named(tmp_path: Path) -> None:

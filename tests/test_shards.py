@@ -26,11 +26,11 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-from adadf_dist.data.format import Dataset, Split, open_dataset
+from adadf_dist.data.dataset import Dataset, Split, open_dataset
 from adadf_dist.errors import UserError
 from shards.build import build, parse_arguments, summary
 from shards.build import main as build_main
-from shards.twins import carve
+from shards.duplicates import carve
 from shards.verify import main as verify_main
 from shards.verify import verify
 from tests.patience import wait_until

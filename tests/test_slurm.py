@@ -22,7 +22,7 @@ def cluster(tmp_path: Path) -> Cluster:
 
 
 def writes(cluster: Cluster, state: str) -> str:
-    """Bash that leaves word as adadf_dist.runtime.log does: a new file, renamed."""
+    """Bash that leaves word as adadf_dist.tracking.logger does: a new file, renamed."""
     text = json.dumps({"state": state, "epoch": 1}, indent=2)
     return f"printf '%s' '{text}' >'{cluster.out}/new'; mv '{cluster.out}/new' '{cluster.out}/status.json'\n"
 

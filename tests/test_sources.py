@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from adadf_dist.data.format import Dataset
+from adadf_dist.data.dataset import Dataset
 from adadf_dist.errors import UserError
 from tests import trees
 from tests.test_shards import facts, findings, pixels, places, run_build

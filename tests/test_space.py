@@ -10,8 +10,8 @@ import pytest
 
 from adadf_dist.errors import UserError
 from tests.stand_in import base
-from tune.halving import plan_halving
-from tune.space import SPACES, open_space, read_space
+from tune.study.asha import plan_halving
+from tune.study.space import SPACES, open_space, read_space
 
 MIXED: dict[str, object] = {
     "loss.lambda_min": {"uniform": [0.1, 0.4]},

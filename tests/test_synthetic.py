@@ -17,8 +17,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import nn
 
-from adadf_dist.data.portrait import APPEARANCE, Portrait
-from adadf_dist.data.synthetic import (
+from adadf_dist.data.synthetic.faces import (
     ACTION_UNITS,
     CONFUSIONS,
     EMOTIONS,
@@ -30,6 +29,7 @@ from adadf_dist.data.synthetic import (
     main,
     perceive,
 )
+from adadf_dist.data.synthetic.renderer import APPEARANCE, Portrait
 from adadf_dist.errors import UserError
 
 TRAINING, HELD_OUT = 2000, 500
@@ -62,7 +62,7 @@ def test_a_face_depends_on_its_number_alone() -> None:
 
 def test_another_process_draws_the_same_face() -> None:
     code = (
-        "import hashlib; from adadf_dist.data.synthetic import draw_face; face = draw_face(2**40, 7)\n"
+        "import hashlib; from adadf_dist.data.synthetic.faces import draw_face; face = draw_face(2**40, 7)\n"
         "print(hashlib.sha256(face.image.tobytes() + face.votes.tobytes()).hexdigest())"
     )
     root, settings = Path(__file__).parents[1], {**os.environ, "PYTHONHASHSEED": "1"}  # ours is another

@@ -11,14 +11,14 @@ from typing import Any
 import pytest
 from scipy import stats
 
-from adadf_dist.config import Config
+from adadf_dist.config.schema import Config
 from adadf_dist.errors import UserError
 from tests.stand_in import Here, Stopped, base, noise, train_by
-from tune.grids import GRIDS, configurations, number_of, rows_of
-from tune.published import PUBLISHED
-from tune.study import STUDY_FILE, begin
+from tune.paper.grids import GRIDS, configurations, number_of, rows_of
+from tune.paper.published import PUBLISHED
+from tune.study.study import STUDY_FILE, begin
+from tune.study.trial import DEFAULT
 from tune.tables import make_tables, plan
-from tune.trial import DEFAULT
 
 PAPER = Path(__file__).parents[2] / "shared" / "reference" / "paper.txt"
 SUPERVISION_POINTS = {"one_hot": 0, "label": 1, "class": 2, "fused": 3}
@@ -99,7 +99,7 @@ def test_a_sweep_has_the_defaults_own_value_in_its_place() -> None:
 
 def test_the_table_says_what_the_runs_say(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     train_by(monkeypatch, better_fused)
-    monkeypatch.setattr("tune.trial.read_test", lambda folder: {})  # a dataset without a test split
+    monkeypatch.setattr("tune.study.trial.read_test", lambda folder: {})  # a dataset without a test split
     text = make(tmp_path, "ablation")
     accuracies: dict[str, list[float]] = {}
     for seed in range(3):

@@ -11,13 +11,13 @@ from torch import Tensor
 from torchvision.transforms.v2 import functional
 
 from adadf_dist import train
-from adadf_dist.config import Config
+from adadf_dist.config.load import Layer, build_config
+from adadf_dist.config.schema import Config
 from adadf_dist.data.batch import Batch
-from adadf_dist.data.open import open_data
-from adadf_dist.data.preprocess import cut_ten
+from adadf_dist.data.datamodule import open_data
+from adadf_dist.data.preprocessing import cut_ten
 from adadf_dist.errors import UserError
-from adadf_dist.evaluation import predict_faces
-from adadf_dist.settings import Layer, build_config
+from adadf_dist.metrics.evaluator import predict_faces
 from tests.runs import settings
 
 

@@ -20,13 +20,14 @@ from typing import TextIO
 
 import pytest
 
-from adadf_dist import terminal, train
+from adadf_dist import train
 from adadf_dist.audit.__main__ import main as audit
-from adadf_dist.errors import one_line_errors
+from adadf_dist.config.load import Layer, build_config
+from adadf_dist.console import terminal
+from adadf_dist.console.exit import one_line_errors
+from adadf_dist.console.terminal import tolerant, tolerant_console, write_error
 from adadf_dist.evaluate.__main__ import main as evaluate
-from adadf_dist.runtime.watchdog import tell
-from adadf_dist.settings import Layer, build_config
-from adadf_dist.terminal import tolerant, tolerant_console, write_error
+from adadf_dist.training.watchdog import tell
 from shards.build import main as build
 from tests.runs import ROOT, command, environment, records, settings, status
 
@@ -145,9 +146,8 @@ def test_closed_streams_take_text(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_closed_descriptors_are_not_given_to_files() -> None:
-    script = (
-        "import os; from adadf_dist.terminal import *\nwith tolerant_console(): print(os.open('/', 0) > 2, flush=True)"
-    )
+    script = "import os; from adadf_dist.console.terminal import *\n"
+    script += "with tolerant_console(): print(os.open('/', 0) > 2, flush=True)"
     script += "\nos.fstat(1), os.fstat(2)"
     closing = f'exec {sys.executable} -c "{script}" >&- 2>&-'
     assert subprocess.run(["sh", "-c", closing], cwd=ROOT, timeout=60).returncode == 0
@@ -168,7 +168,7 @@ def test_a_lost_report_is_an_error(kind: str) -> None:
 
 def test_a_watchdog_without_a_terminal_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
     descriptor = closed_terminal()
-    monkeypatch.setattr("adadf_dist.runtime.watchdog.STDERR", descriptor)
+    monkeypatch.setattr("adadf_dist.training.watchdog.STDERR", descriptor)
     tell("rank 0: no progress", stacks=True)
     os.close(descriptor)
 

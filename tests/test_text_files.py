@@ -17,13 +17,13 @@ from pathlib import Path
 
 import pytest
 
-from adadf_dist.config import Config
+from adadf_dist.config.load import Layer, build_config, read_settings
+from adadf_dist.config.schema import Config
+from adadf_dist.engine.deepspeed_config import read_json
 from adadf_dist.errors import UserError
-from adadf_dist.evaluate.names import read_mapping
-from adadf_dist.runtime.deepspeed_settings import read_json
-from adadf_dist.settings import Layer, build_config, read_settings
-from adadf_dist.text_files import decode_lines, escape_name, read_text, unescape_name
-from tune.space import open_space
+from adadf_dist.evaluate.class_mapping import read_mapping
+from adadf_dist.files.text import decode_lines, escape_name, read_text, unescape_name
+from tune.study.space import open_space
 
 ROOT = Path(__file__).resolve().parents[1]
 ENCODINGS: dict[str, Callable[[str], bytes]] = {
@@ -126,7 +126,7 @@ def test_an_ascii_locale_changes_nothing(tmp_path: Path) -> None:
     (tmp_path / "my.toml").write_bytes(TEXT.encode())
     script = (
         "import sys\n"
-        "from adadf_dist.settings import read_settings\n"
+        "from adadf_dist.config.load import read_settings\n"
         "from shards.build import main\n"
         "assert read_settings(sys.argv[1] + '/my.toml').values == {'seed': 3}\n"
         "main(['csv', '--csv', sys.argv[1] + '/list.csv', '--out', sys.argv[2], '--workers', '1',"
@@ -196,30 +196,23 @@ def test_settings_refuse_paths_that_no_file_can_hold() -> None:
 
 OWN_FILES = {
     "adadf_dist/audit/gallery.py",  # parts of our page
-    "adadf_dist/bench/data.py",  # /proc
-    "adadf_dist/bench/epoch.py",
-    "adadf_dist/bench/machine.py",
-    "adadf_dist/bench/paired.py",
-    "adadf_dist/bench/scaling.py",
-    "adadf_dist/bench/scaling_rank.py",
-    "adadf_dist/data/cache.py",
-    "adadf_dist/data/outcome.py",
-    "adadf_dist/data/staging.py",
-    "adadf_dist/export/card.py",
+    "adadf_dist/data/remote/cache.py",
+    "adadf_dist/data/build/shard_task.py",
+    "adadf_dist/data/build/staging.py",
+    "adadf_dist/export/model_card.py",
     "adadf_dist/report/page.py",
-    "adadf_dist/report/run.py",
-    "adadf_dist/result.py",
-    "adadf_dist/runtime/boards.py",
-    "adadf_dist/runtime/log.py",
-    "adadf_dist/runtime/metrics_file.py",
-    "adadf_dist/runtime/mlflow_tracker.py",
-    "adadf_dist/runtime/wandb_tracker.py",
-    "shards/bench.py",
-    "shards/diagnosis/page.py",
+    "adadf_dist/report/run_reader.py",
+    "adadf_dist/training/final_test.py",
+    "adadf_dist/tracking/sinks.py",
+    "adadf_dist/tracking/logger.py",
+    "adadf_dist/tracking/metrics_file.py",
+    "adadf_dist/tracking/mlflow_tracker.py",
+    "adadf_dist/tracking/wandb_tracker.py",
+    "shards/doctor/html_report.py",
     "shards/verify.py",
-    "tune/on_ray.py",
-    "tune/study.py",
-    "tune/trial.py",
+    "tune/runners/ray_runner.py",
+    "tune/study/study.py",
+    "tune/study/trial.py",
 }
 """Modules that read text without `text_files`: only what the product wrote itself, or the kernel."""
 NOT_FILES = ("Image", "tarfile", "gzip", "os", "webbrowser", "tap", "tree")
@@ -256,7 +249,7 @@ def test_text_is_opened_with_an_encoding_and_read_by_one_module() -> None:
             name = path.relative_to(ROOT).as_posix()
             for call, reads, encoded in text_calls(path.read_text(encoding="utf-8")):
                 assert encoded, f"{name}: {call} without encoding: the locale would decide"
-                if reads and name != "adadf_dist/text_files.py":
+                if reads and name != "adadf_dist/files/text.py":
                     readers.add(name)
     assert readers <= OWN_FILES, f"read what users write by text_files: {sorted(readers - OWN_FILES)}"
     assert readers == OWN_FILES, f"no longer needed here: {sorted(OWN_FILES - readers)}"

@@ -17,12 +17,12 @@ import pytest
 import torch
 
 from adadf_dist import train
-from adadf_dist.config import Config
+from adadf_dist.config.load import Layer, build_config, flatten, to_dict
+from adadf_dist.config.schema import Config
 from adadf_dist.errors import UserError
-from adadf_dist.runtime import trackers
-from adadf_dist.runtime.trace import Trace
-from adadf_dist.runtime.trackers import Background, check_trackers
-from adadf_dist.settings import Layer, build_config, flatten, to_dict
+from adadf_dist.tracking import async_tracker
+from adadf_dist.tracking.async_tracker import Background, check_trackers
+from adadf_dist.tracking.profiler import Trace
 from tests.forked import train_forked
 from tests.runs import assert_same_run, command, records, settings, train_here
 
@@ -160,9 +160,9 @@ def test_a_server_that_hangs(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Cap
     module = types.ModuleType("slow_tracker")
     module.Tracker = Slow  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "slow_tracker", module)
-    monkeypatch.setitem(trackers.MODULES, "slow", "slow_tracker")
-    monkeypatch.setattr(trackers, "PATIENCE_S", 0.2)
-    monkeypatch.setattr(trackers, "MOST_WAITING", 5)
+    monkeypatch.setitem(async_tracker.MODULES, "slow", "slow_tracker")
+    monkeypatch.setattr(async_tracker, "PATIENCE_S", 0.2)
+    monkeypatch.setattr(async_tracker, "MOST_WAITING", 5)
     background = Background("slow", Config())
     try:
         for step in range(100):
@@ -178,7 +178,7 @@ def test_a_package_that_is_missing(name: str, monkeypatch: pytest.MonkeyPatch) -
     config = build_config([Layer("test", {"runtime.loggers": [name]})])
     check_trackers(config.runtime)
     own = importlib.util.find_spec
-    monkeypatch.setattr(trackers, "find_spec", lambda wanted: None if wanted == name else own(wanted))
+    monkeypatch.setattr(async_tracker, "find_spec", lambda wanted: None if wanted == name else own(wanted))
     with pytest.raises(UserError, match=rf"pip install 'adadf_dist\[{name}\]'"):
         check_trackers(config.runtime)
 

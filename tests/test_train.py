@@ -15,10 +15,10 @@ import torch
 import yaml
 
 from adadf_dist import train
+from adadf_dist.checkpoint.storage import read_checkpoint
+from adadf_dist.config.load import Layer, build_config
+from adadf_dist.engine.ddp import DDPEngine
 from adadf_dist.errors import UserError
-from adadf_dist.runtime.checkpoint_file import read_checkpoint
-from adadf_dist.runtime.engine import DDPEngine
-from adadf_dist.settings import Layer, build_config
 from tests.forked import train_forked
 from tests.patience import communicate, wait_until
 from tests.runs import assert_same_run, command, finish, records, settings, start, status

@@ -9,15 +9,15 @@ from typing import Any
 
 import pytest
 
-from adadf_dist.config import Config
+from adadf_dist.config.schema import Config
+from adadf_dist.distributed.world import World
 from adadf_dist.errors import LostRankError, UserError
-from adadf_dist.world import World
 from tests.ranks import run_ranks
 from tests.stand_in import OPTIONS, SPACE, Here, Stopped, begun, planted, study_of, train_by
-from tune.halving import Halving
-from tune.running import config_of, run_trial
+from tune.runners.execute import config_of, run_trial
 from tune.search import search
-from tune.trial import Trial
+from tune.study.asha import Halving
+from tune.study.trial import Trial
 
 
 def crash(study: object, trial: object, reached: tuple[int, float]) -> bool:
@@ -35,7 +35,7 @@ def test_a_trial_that_dies_before_it_is_judged_is_judged_later(tmp_path: Path, m
     poor = Trial(9, 0, "search", {"optimizer.lr": 0.1})
     trainer = train_by(monkeypatch, planted)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("tune.running.halts", crash)
+        patch.setattr("tune.runners.execute.halts", crash)
         with pytest.raises(Stopped):
             run_trial(study, poor)
     assert trainer.epochs[-1] == ("0009-seed0", 2)
@@ -73,7 +73,7 @@ def of_two_ranks(world: World, folder: str, kind: str) -> tuple[str, str, list[i
 
     values = {"optimizer.lr": 0.1} if kind == "halted" else {}
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("tune.running.run", train)
+        patch.setattr("tune.runners.execute.run", train)
         try:
             outcome = run_trial(study, Trial(9, 0, "search", values), lambda record: reported.append(record["epoch"]))
         except UserError as problem:

@@ -22,9 +22,9 @@ from adadf_dist.train import Record, run
 from tests.patience import communicate, wait_until
 from tests.ray_nodes import Nodes, search_command, started, two_nodes
 from tests.runs import finish
-from tune.cluster import joined
-from tune.running import config_of
-from tune.study import load
+from tune.runners.execute import config_of
+from tune.runners.ray_cluster import joined
+from tune.study.study import load
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
 

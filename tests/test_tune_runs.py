@@ -14,8 +14,8 @@ import psutil
 import pyarrow.csv
 import pytest
 
-from adadf_dist.data.builder import BuildOptions, build_dataset
-from adadf_dist.data.embedded import open_embedded
+from adadf_dist.data.build.builder import BuildOptions, build_dataset
+from adadf_dist.data.synthetic.dataset import open_embedded
 from tests.patience import communicate, wait_until
 from tests.runs import SMALL, finish, records, start
 
@@ -127,11 +127,11 @@ def test_a_killed_search_goes_on_and_ray_or_not_is_one_answer(tiny: Path, tmp_pa
     process = start(cut)
     trial = tmp_path / "cut" / "trials" / "0001-seed0"
     wait_until(lambda: len(records(trial, "epoch")) >= 1, "no epoch, or no trial", 120)
-    kill(child_of(process.pid, "tune.one"))  # a crash: the trial goes on from its checkpoint
+    kill(child_of(process.pid, "tune.run_trial"))  # a crash: the trial goes on from its checkpoint
     wait_until(
         lambda: (tmp_path / "cut" / "trials" / "0002-seed0" / "metrics.jsonl").exists(), "no epoch, or no trial", 120
     )
-    for victim in [process.pid, child_of(process.pid, "tune.one")]:  # the machine goes down
+    for victim in [process.pid, child_of(process.pid, "tune.run_trial")]:  # the machine goes down
         kill(victim)
     communicate(process)
     again = finish(cut, timeout=60)

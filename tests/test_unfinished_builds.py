@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from adadf_dist.data import builder, staging
-from adadf_dist.data.builder import BuildOptions, build_dataset
-from adadf_dist.data.format import Dataset, open_dataset
+from adadf_dist.data.build import builder, staging
+from adadf_dist.data.build.builder import BuildOptions, build_dataset
+from adadf_dist.data.dataset import Dataset, open_dataset
 from adadf_dist.errors import UserError
 from shards.build import build, parse_arguments
 from tests.test_format import OPTIONS, Pictures

@@ -13,11 +13,11 @@ import psutil
 import pytest
 import torch
 
-from adadf_dist.data.open import open_data
-from adadf_dist.data.processes import DeadWorkerError
-from adadf_dist.data.worker_pool import WorkerPool
+from adadf_dist.data.datamodule import open_data
+from adadf_dist.data.workers.pass_pool import WorkerPool
+from adadf_dist.data.workers.process import DeadWorkerError
+from adadf_dist.distributed.world import World, stop_signals
 from adadf_dist.errors import UserError
-from adadf_dist.world import World, stop_signals
 from tests.patience import wait_until
 from tests.test_loaders import config_for
 from tests.worker_tasks import Task
@@ -28,7 +28,7 @@ pytestmark = pytest.mark.timeout(120)
 @pytest.fixture
 def pool() -> Iterator[WorkerPool[int, Any]]:
     """Two workers, one result ahead."""
-    opened: WorkerPool[int, Any] = WorkerPool(0, 2, 1, "adadf_dist.data.torch_loader")
+    opened: WorkerPool[int, Any] = WorkerPool(0, 2, 1, "adadf_dist.data.loaders.torch_loader")
     yield opened
     opened.close()
 

@@ -15,7 +15,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
-from adadf_dist.data.processes import end_with_parent, leave_signals_to_parent
+from adadf_dist.data.workers.process import end_with_parent, leave_signals_to_parent
 
 
 def hold_the_lock(pipe: Connection) -> None:

@@ -1,4 +1,4 @@
-"""Search the constants of a run, and report whether what was found is significant. See --help (tune/plan.py)."""
+"""Search the constants of a run, and report whether what was found is significant. See --help."""
 
 from __future__ import annotations
 
@@ -7,19 +7,20 @@ from collections.abc import Sequence
 from dataclasses import replace
 from statistics import fmean
 
-from adadf_dist.comparison import accuracy_interval
-from adadf_dist.errors import UserError, one_line_errors
-from tune.choice import Choice, choose, finalists
-from tune.opening import opened
-from tune.page import write_page
-from tune.plan import plan
-from tune.results import describe, describe_plan, describe_test, write_best
-from tune.runners import Runner
-from tune.scores import Split, find_collapse, read_score
-from tune.space import Values
-from tune.standing import Standing
-from tune.study import Study
-from tune.trial import DEFAULT, Outcome
+from adadf_dist.console.exit import one_line_errors
+from adadf_dist.errors import UserError
+from adadf_dist.metrics.comparison import accuracy_interval
+from tune.report.html_report import write_page
+from tune.report.progress import Standing
+from tune.report.results import describe, describe_plan, describe_test, write_best
+from tune.runners.local import Runner
+from tune.search_options import plan
+from tune.setup import opened
+from tune.study.scores import Split, find_collapse, read_score
+from tune.study.selection import Choice, choose, finalists
+from tune.study.space import Values
+from tune.study.study import Study
+from tune.study.trial import DEFAULT, Outcome
 
 
 def repeat(study: Study, runner: Runner) -> None:

@@ -7,18 +7,19 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from adadf_dist.config import Config
-from adadf_dist.console import Parser
-from adadf_dist.errors import UserError, one_line_errors
-from adadf_dist.settings import command_line_words, config_from_command_line
-from tune.grids import GRIDS, configurations, number_of, rows_of
-from tune.opening import check_protocol, name_of, on_any_node, opened
-from tune.runners import Runner, add_arguments
-from tune.space import Domain, Space
-from tune.standing import Standing
-from tune.study import STUDY_FILE, Options, Study
-from tune.table_files import table_of, write_table
-from tune.trial import Trial
+from adadf_dist.config.load import command_line_words, config_from_command_line
+from adadf_dist.config.schema import Config
+from adadf_dist.console.exit import one_line_errors
+from adadf_dist.console.parser import Parser
+from adadf_dist.errors import UserError
+from tune.paper.grids import GRIDS, configurations, number_of, rows_of
+from tune.paper.table_files import table_of, write_table
+from tune.report.progress import Standing
+from tune.runners.local import Runner, add_arguments
+from tune.setup import check_protocol, name_of, on_any_node, opened
+from tune.study.space import Domain, Space
+from tune.study.study import STUDY_FILE, Options, Study
+from tune.study.trial import Trial
 
 HELP = """\
 Tables of the paper as grids of runs, each on the same seeds, tested once at its end:

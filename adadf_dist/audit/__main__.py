@@ -7,17 +7,18 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from adadf_dist.audit.findings import Findings, judge, write_table
 from adadf_dist.audit.gallery import render
-from adadf_dist.audit.material import Material, open_run
-from adadf_dist.audit.scoring import Scorecard, score
-from adadf_dist.audit.truth import Truth, another_labelling, planted
-from adadf_dist.console import Parser
+from adadf_dist.audit.ranking import Findings, judge, write_table
+from adadf_dist.audit.reference_labels import Truth, another_labelling, planted
+from adadf_dist.audit.run_data import Material, open_run
+from adadf_dist.audit.score_comparison import Scorecard, score
+from adadf_dist.console.exit import one_line_errors
+from adadf_dist.console.parser import Parser
 from adadf_dist.data.identity import ALLOW_OTHER_DATA
-from adadf_dist.errors import UserError, one_line_errors
-from adadf_dist.files import add_force_option, can_write
-from adadf_dist.runtime.folder import write_json, write_text
-from adadf_dist.world import pick_device, ranks_in_environment
+from adadf_dist.distributed.world import pick_device, ranks_in_environment
+from adadf_dist.errors import UserError
+from adadf_dist.files.atomic import write_json, write_text
+from adadf_dist.files.outputs import add_force_option, can_write
 
 FOLDER = "audit"
 

@@ -13,8 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from adadf_dist.audit.findings import Findings
-from adadf_dist.data.format import Split
+from adadf_dist.audit.ranking import Findings
+from adadf_dist.data.dataset import Split
 from adadf_dist.data.jpeg import BadImage, decode, encode, to_grey_or_rgb
 
 SIDE = 160

@@ -5,11 +5,9 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
-from adadf_dist.check.exchange import check_exchange
-from adadf_dist.check.faces import check_loader, check_reading, check_schedule, find_faces, with_largest_batch
-from adadf_dist.check.folder import check_folder
-from adadf_dist.check.page import Line, Mark, Page, describe_error
-from adadf_dist.check.ranks import (
+from adadf_dist.check.communication import check_exchange
+from adadf_dist.check.dataset import check_loader, check_reading, check_schedule, find_faces, with_largest_batch
+from adadf_dist.check.environment import (
     check_alike,
     clock_offsets,
     judge_clocks,
@@ -18,12 +16,15 @@ from adadf_dist.check.ranks import (
     judge_workers,
     survey,
 )
-from adadf_dist.check.step import check_batch, check_step, project
-from adadf_dist.config import Config
-from adadf_dist.errors import UserError, one_line_errors
-from adadf_dist.settings import config_from_command_line
-from adadf_dist.setup import settle
-from adadf_dist.world import World, open_world, rank_in_environment
+from adadf_dist.check.results import Line, Mark, Page, describe_error
+from adadf_dist.check.run_dir import check_folder
+from adadf_dist.check.throughput import check_batch, check_step, project
+from adadf_dist.config.load import config_from_command_line
+from adadf_dist.config.schema import Config
+from adadf_dist.console.exit import one_line_errors
+from adadf_dist.distributed.world import World, open_world, rank_in_environment
+from adadf_dist.errors import UserError
+from adadf_dist.training.setup import settle
 
 HELP = """\
 usage: python -m adadf_dist.check [any option of python -m adadf_dist.train]

@@ -8,19 +8,19 @@ from pathlib import Path
 from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
 
-from adadf_dist.agreement import agree
-from adadf_dist.check.faces import Faces, find_faces, with_largest_batch
-from adadf_dist.check.folder import what_is_there
-from adadf_dist.check.page import describe_error
-from adadf_dist.check.step import Measured, peak_memory, project, seconds
-from adadf_dist.config import Config
-from adadf_dist.diagnosis.run_length import find_problems
+from adadf_dist.check.dataset import Faces, find_faces, with_largest_batch
+from adadf_dist.check.results import describe_error
+from adadf_dist.check.run_dir import what_is_there
+from adadf_dist.check.throughput import Measured, peak_memory, project, seconds
+from adadf_dist.config.load import command_line_base, config_from_command_line, flatten, to_dict
+from adadf_dist.config.schema import Config
+from adadf_dist.diagnostics.run_length import find_problems
+from adadf_dist.distributed.world import World, check_batch_size, open_world
 from adadf_dist.errors import UserError
-from adadf_dist.rehearsal import Rehearsal
-from adadf_dist.runtime.memory import memory_told
-from adadf_dist.settings import command_line_base, config_from_command_line, flatten, to_dict
-from adadf_dist.setup import settle
-from adadf_dist.world import World, check_batch_size, open_world
+from adadf_dist.training.consistency import agree
+from adadf_dist.training.out_of_memory import memory_told
+from adadf_dist.training.setup import settle
+from adadf_dist.training.synthetic_step import Rehearsal
 
 MIB = 2**20
 

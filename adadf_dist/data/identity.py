@@ -12,9 +12,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from adadf_dist.data.format import Split
+from adadf_dist.config.load import INPUT_FILES
+from adadf_dist.data.dataset import Split
 from adadf_dist.errors import UserError
-from adadf_dist.settings import INPUT_FILES
 
 DATA_FILE = "data.json"
 """In the run folder: a `Source` and the digests of the files that the configuration names."""

@@ -23,10 +23,10 @@ from typing import NamedTuple
 
 import numpy as np
 
-from adadf_dist.csv_tables import NoColumnError, find_class, open_table
-from adadf_dist.data.format import Split
+from adadf_dist.data.dataset import Split
 from adadf_dist.errors import UserError
-from adadf_dist.text_files import decode_lines, escape_name, located, open_bytes
+from adadf_dist.files.csv_tables import NoColumnError, find_class, open_table
+from adadf_dist.files.text import decode_lines, escape_name, located, open_bytes
 
 COLUMNS = ("key", "decision", "label")
 OLD_LABEL = "old_label"

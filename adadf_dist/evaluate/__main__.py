@@ -5,21 +5,22 @@ from __future__ import annotations
 import sys
 from collections.abc import Mapping, Sequence
 
-from adadf_dist.answers import Answers, ask, check_finite
-from adadf_dist.data.format import Split
-from adadf_dist.errors import UserError, one_line_errors
-from adadf_dist.evaluate.faces import loader_for, preprocessing_for, split_at_hand, views
-from adadf_dist.evaluate.groups import read_groups, score_groups
-from adadf_dist.evaluate.measures import score
-from adadf_dist.evaluate.names import match_classes, translate
-from adadf_dist.evaluate.options import Options, fill_in, json_problem, parse_options
+from adadf_dist.checkpoint.trained_model import Trained, TrainedNetwork, open_trained
+from adadf_dist.console.exit import one_line_errors
+from adadf_dist.data.dataset import Split
+from adadf_dist.distributed.world import World, open_world, rank_in_environment
+from adadf_dist.errors import UserError
+from adadf_dist.evaluate.annotators import compare_with_votes
+from adadf_dist.evaluate.class_mapping import match_classes, translate
+from adadf_dist.evaluate.cli import Options, fill_in, json_problem, parse_options
+from adadf_dist.evaluate.data import loader_for, preprocessing_for, split_at_hand, views
 from adadf_dist.evaluate.origin import Found, Origin, check_origin
 from adadf_dist.evaluate.report import Asked, Report
-from adadf_dist.evaluate.votes import compare_with_votes
-from adadf_dist.evaluation import bayes_ceiling
-from adadf_dist.files import write_output
-from adadf_dist.trained import Trained, TrainedNetwork, open_trained
-from adadf_dist.world import World, open_world, rank_in_environment
+from adadf_dist.evaluate.subgroups import read_groups, score_groups
+from adadf_dist.files.outputs import write_output
+from adadf_dist.metrics.evaluator import bayes_ceiling
+from adadf_dist.metrics.predictions import Answers, ask, check_finite
+from adadf_dist.metrics.scores import score
 
 
 def run(options: Options) -> None:

@@ -8,7 +8,8 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from adadf_dist.data.format import Split
+from adadf_dist.checkpoint.trained_model import Trained
+from adadf_dist.data.dataset import Split
 from adadf_dist.data.identity import (
     ALLOW_OTHER_DATA,
     ALLOW_TRAINING_SAMPLES,
@@ -19,9 +20,8 @@ from adadf_dist.data.identity import (
     other_data,
 )
 from adadf_dist.errors import UserError
-from adadf_dist.evaluate.options import Options
-from adadf_dist.records import FACES, read_faces
-from adadf_dist.trained import Trained
+from adadf_dist.evaluate.cli import Options
+from adadf_dist.tracking.artifacts import FACES, read_faces
 
 
 class Found(NamedTuple):

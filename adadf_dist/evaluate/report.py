@@ -9,11 +9,11 @@ from typing import NamedTuple
 
 import numpy as np
 
-from adadf_dist.evaluate.distances import FLOOR, SIMILARITIES
-from adadf_dist.evaluate.groups import Group
-from adadf_dist.evaluate.measures import BINS, Calibration, ClassScore, Measured, Scores
+from adadf_dist.evaluate.annotators import Distances
 from adadf_dist.evaluate.origin import Origin, describe_origin
-from adadf_dist.evaluate.votes import Distances
+from adadf_dist.evaluate.subgroups import Group
+from adadf_dist.metrics.distances import FLOOR, SIMILARITIES
+from adadf_dist.metrics.scores import BINS, Calibration, ClassScore, Measured, Scores
 
 SCHEMA_VERSION = 1
 

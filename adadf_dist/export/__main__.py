@@ -11,19 +11,20 @@ from collections.abc import Callable, Sequence
 from importlib import import_module
 from pathlib import Path
 
-from adadf_dist.console import Parser
-from adadf_dist.data.format import Dataset
+from adadf_dist.checkpoint.trained_model import Trained, open_trained
+from adadf_dist.console.exit import one_line_errors
+from adadf_dist.console.parser import Parser
+from adadf_dist.data.dataset import Dataset
 from adadf_dist.data.identity import ALLOW_OTHER_DATA, how_to_fix
-from adadf_dist.errors import UserError, one_line_errors
-from adadf_dist.export.card import write_card
-from adadf_dist.export.check import BATCHES, Checked, check_file, seconds_an_image
-from adadf_dist.export.faces import difference_of, find_dataset, find_probes
-from adadf_dist.files import add_force_option, atomic_file, check_output, write_output
-from adadf_dist.portable import safetensors_file, torch_export_file
-from adadf_dist.portable.facts import Facts, facts_of
-from adadf_dist.portable.model import ONNX_FILE
-from adadf_dist.portable.network import TargetNetwork
-from adadf_dist.trained import Trained, open_trained
+from adadf_dist.errors import UserError
+from adadf_dist.export import safetensors_format, torch_export_format
+from adadf_dist.export.exported_model import ONNX_FILE
+from adadf_dist.export.metadata import Facts, facts_of
+from adadf_dist.export.model_card import write_card
+from adadf_dist.export.sample_inputs import difference_of, find_dataset, find_probes
+from adadf_dist.export.target_network import TargetNetwork
+from adadf_dist.export.verify import BATCHES, Checked, check_file, seconds_an_image
+from adadf_dist.files.outputs import add_force_option, atomic_file, check_output, write_output
 
 Write = Callable[[TargetNetwork, Facts, Path], None]
 
@@ -108,9 +109,9 @@ def find_card(args: argparse.Namespace, first: Path) -> Path:
 
 def find_writer(option: str, opset: int | None) -> Write:
     if option == "safetensors":
-        return safetensors_file.write
+        return safetensors_format.write
     if option == "torch_export":
-        return torch_export_file.write
+        return torch_export_format.write
     onnx_file = import_module(ONNX_FILE)
     chosen = onnx_file.OPSET if opset is None else opset
     onnx_file.check_opset(chosen)

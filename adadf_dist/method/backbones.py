@@ -13,8 +13,8 @@ import torchvision
 from torch import Tensor, nn
 from torchvision.models.resnet import BasicBlock, ResNet
 
-from adadf_dist.backbone_names import TIMM
-from adadf_dist.config import ModelConfig
+from adadf_dist.config.backbone_names import TIMM
+from adadf_dist.config.schema import ModelConfig
 from adadf_dist.errors import UserError, nearest
 
 TIMM_BACKBONES = "adadf_dist.method.timm_backbones"

@@ -8,7 +8,7 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from adadf_dist.config import ClassDistributionConfig
+from adadf_dist.config.schema import ClassDistributionConfig
 
 
 class Summer(Protocol):

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from adadf_dist.config import LossConfig
+from adadf_dist.config.schema import LossConfig
 from adadf_dist.method.model import Output
 
 

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from adadf_dist.config import ModelConfig
+from adadf_dist.config.schema import ModelConfig
 from adadf_dist.method.backbones import Backbone, build_backbone
 
 

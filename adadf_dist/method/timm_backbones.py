@@ -15,8 +15,8 @@ from timm.layers import global_pool_nlc  # type: ignore[attr-defined]
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
-from adadf_dist.backbone_names import TIMM
-from adadf_dist.config import ModelConfig
+from adadf_dist.config.backbone_names import TIMM
+from adadf_dist.config.schema import ModelConfig
 from adadf_dist.errors import UserError, one_line
 from adadf_dist.method.backbones import Backbone, Units, chain, cut, find_split
 

@@ -18,14 +18,15 @@ from typing import TextIO
 import torch
 from tqdm import tqdm
 
-from adadf_dist.console import Parser
-from adadf_dist.errors import UserError, one_line_errors
-from adadf_dist.files import add_force_option, atomic_file, check_output
-from adadf_dist.portable.model import Model, open_model
-from adadf_dist.predict.faces import LARGE, Aligner
-from adadf_dist.predict.formats import Columns, Format, make_format
+from adadf_dist.console.exit import one_line_errors
+from adadf_dist.console.parser import Parser
+from adadf_dist.errors import UserError
+from adadf_dist.export.exported_model import Model, open_model
+from adadf_dist.files.outputs import add_force_option, atomic_file, check_output
 from adadf_dist.predict.inputs import Inputs, find_pictures
-from adadf_dist.predict.stream import Predictor
+from adadf_dist.predict.output_formats import Columns, Format, make_format
+from adadf_dist.predict.predictor import Predictor
+from adadf_dist.predict.preprocess import LARGE, Aligner
 
 DESCRIPTION = """\
 Predict the expression of faces. Class names and preprocessing come from MODEL, images are preprocessed as in the run's

@@ -11,13 +11,13 @@ from typing import NamedTuple, NoReturn
 
 from PIL import Image
 
-from adadf_dist.data.folder_tree import Skipped, walk_files
-from adadf_dist.data.format import Split, open_dataset
+from adadf_dist.data.build.folder_tree import Skipped, walk_files
+from adadf_dist.data.dataset import Split, open_dataset
 from adadf_dist.data.jpeg import BadImage, decode, image_suffixes, is_image_name, make_upright, to_grey_or_rgb
-from adadf_dist.data.loader import decode_stored
+from adadf_dist.data.loaders.base import decode_stored
 from adadf_dist.data.manifest import MANIFEST
 from adadf_dist.errors import UserError, one_line
-from adadf_dist.text_files import decode_lines, escape_name, native_name
+from adadf_dist.files.text import decode_lines, escape_name, native_name
 
 STDIN = "-"
 

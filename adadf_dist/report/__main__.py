@@ -10,11 +10,11 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from adadf_dist.console import Parser
+from adadf_dist.console.exit import one_line_errors
+from adadf_dist.console.parser import Parser
 from adadf_dist.data.identity import ALLOW_OTHER_DATA
-from adadf_dist.errors import one_line_errors
-from adadf_dist.files import add_force_option, check_output, check_output_folder
-from adadf_dist.report.writing import PAGE, report
+from adadf_dist.files.outputs import add_force_option, check_output, check_output_folder
+from adadf_dist.report.api import PAGE, report
 
 COMPARISON = "comparison.html"
 """Page about several runs, in the current folder."""

@@ -7,16 +7,16 @@ from collections.abc import Iterator, Sequence
 from html import escape
 from pathlib import Path
 
-from adadf_dist.comparison import Verdict
-from adadf_dist.diagnosis.run_length import find_problems
-from adadf_dist.health import BEHIND_TARGET, Episode, Finding, Severity, assess, episodes, examine
-from adadf_dist.report.compared import Pairs, differently_evaluated, differing, pair_up, tested
-from adadf_dist.report.drawing import inline, styled
-from adadf_dist.report.faces import face_sections
-from adadf_dist.report.figures import Drawn
-from adadf_dist.report.listed import Listed
-from adadf_dist.report.pictures import Pictures
-from adadf_dist.report.run import Run
+from adadf_dist.diagnostics.run import BEHIND_TARGET, Episode, Finding, Severity, assess, episodes, examine
+from adadf_dist.diagnostics.run_length import find_problems
+from adadf_dist.metrics.comparison import Verdict
+from adadf_dist.report.comparison import Pairs, differently_evaluated, differing, pair_up, tested
+from adadf_dist.report.face_gallery import face_sections
+from adadf_dist.report.figures.index import Drawn
+from adadf_dist.report.figures.style import inline, styled
+from adadf_dist.report.figures.tracked_sample import Listed
+from adadf_dist.report.run_reader import Run
+from adadf_dist.report.thumbnails import Pictures
 
 
 def render(runs: Sequence[Run], face: Listed | None, drawings: Sequence[Drawn], pictures: Pictures) -> str:

@@ -8,15 +8,13 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from adadf_dist.data.builder import Source
-from adadf_dist.data.folder_tree import Skipped, check_root, subfolders
+from adadf_dist.data.build.builder import Source
+from adadf_dist.data.build.folder_tree import Skipped, check_root, subfolders
 from adadf_dist.data.jpeg import is_image_name
 from adadf_dist.errors import UserError
-from adadf_dist.text_files import escape_name
-from shards.aligned import add_align_arguments, open_photos
-from shards.sources import affectnet_2017, affectnet_2021
-from shards.sources.emotions import find_label
-from shards.sources.photos import (
+from adadf_dist.files.text import escape_name
+from shards.alignment import add_align_arguments, open_photos
+from shards.image_files import (
     Listing,
     Picture,
     add_photo_arguments,
@@ -25,6 +23,8 @@ from shards.sources.photos import (
     photo_options,
     skipped_findings,
 )
+from shards.sources import affectnet_2017, affectnet_2021
+from shards.sources.emotions import find_label
 from shards.sources.splits import split_names
 
 EXPRESSIONS = ("neutral", "happy", "sad", "surprise", "fear", "disgust", "anger", "contempt")

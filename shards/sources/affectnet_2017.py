@@ -12,13 +12,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-from adadf_dist.csv_tables import detect_separator, parse_whole
-from adadf_dist.data.folder_tree import Skipped
+from adadf_dist.data.build.folder_tree import Skipped
 from adadf_dist.data.jpeg import BadImage
 from adadf_dist.errors import UserError
-from adadf_dist.text_files import decode_text, encoding_of, open_bytes
+from adadf_dist.files.csv_tables import detect_separator, parse_whole
+from adadf_dist.files.text import decode_text, encoding_of, open_bytes
+from shards.image_files import Listing, Picture, list_files, skipped_findings, stay_inside
 from shards.progress import watched
-from shards.sources.photos import Listing, Picture, list_files, skipped_findings, stay_inside
 
 FILES = {"train": "training.csv", "test": "validation.csv"}
 IMAGES = (

@@ -8,11 +8,11 @@ from pathlib import Path
 
 import numpy as np
 
-from adadf_dist.data.folder_tree import Skipped, file_names, list_entries
+from adadf_dist.data.build.folder_tree import Skipped, file_names, list_entries
 from adadf_dist.data.jpeg import BadImage, is_image_name
 from adadf_dist.errors import UserError
+from shards.image_files import Listing, Picture, skipped_findings
 from shards.progress import watched
-from shards.sources.photos import Listing, Picture, skipped_findings
 
 FOLDERS = {"train": "train_set", "test": "val_set"}
 

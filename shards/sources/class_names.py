@@ -8,7 +8,7 @@ import unicodedata
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 
-from adadf_dist.csv_tables import parse_number, parse_whole
+from adadf_dist.files.csv_tables import parse_number, parse_whole
 from shards.sources.emotions import SYNONYMS
 
 MISSING = ("nan", "null", "none", "n/a", "na", "#n/a", "<na>")

@@ -1,5 +1,5 @@
 """Emotion names, where the source readers import them from."""
 
-from adadf_dist.emotion_names import SYNONYMS, find_label
+from adadf_dist.data.emotions import SYNONYMS, find_label
 
 __all__ = ["SYNONYMS", "find_label"]

@@ -12,13 +12,13 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from adadf_dist.data.builder import Item, Provenance
+from adadf_dist.data.build.builder import Item, Provenance
+from adadf_dist.data.build.writer import Sample
 from adadf_dist.data.jpeg import encode
-from adadf_dist.data.writer import Sample
 from adadf_dist.errors import UserError
-from adadf_dist.text_files import escape_name
+from adadf_dist.files.text import escape_name
+from shards.duplicates import digest, part
 from shards.sources.fer2013_csv import EMOTIONS, VOTE_COLUMNS, VOTES_NAME, Faces, find_csv, read_faces, read_votes
-from shards.twins import digest, part
 
 HELP = "FER2013: 48 x 48 grey faces in a csv, with FER+'s votes where they are at hand"
 DESCRIPTION = """\

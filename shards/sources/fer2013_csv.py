@@ -14,10 +14,10 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from adadf_dist.csv_tables import MAX_NUMBER, NoColumnError, open_table, parse_whole
-from adadf_dist.data.folder_tree import check_root, is_archive, list_entries, subfolders
+from adadf_dist.data.build.folder_tree import check_root, is_archive, list_entries, subfolders
 from adadf_dist.errors import UserError
-from adadf_dist.text_files import decode_lines, escape_name, located, open_bytes
+from adadf_dist.files.csv_tables import MAX_NUMBER, NoColumnError, open_table, parse_whole
+from adadf_dist.files.text import decode_lines, escape_name, located, open_bytes
 from shards.progress import watched
 
 SIDE = 48

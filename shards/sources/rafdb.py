@@ -8,15 +8,14 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from adadf_dist.csv_tables import Row, parse_number, parse_whole, read_list, read_number
-from adadf_dist.data.builder import Source
-from adadf_dist.data.folder_tree import Skipped, check_root
+from adadf_dist.data.build.builder import Source
+from adadf_dist.data.build.folder_tree import Skipped, check_root
 from adadf_dist.data.jpeg import BadImage
 from adadf_dist.errors import UserError
-from adadf_dist.text_files import open_text
-from shards.aligned import add_align_arguments, open_photos
-from shards.sources.emotions import find_label
-from shards.sources.photos import (
+from adadf_dist.files.csv_tables import Row, parse_number, parse_whole, read_list, read_number
+from adadf_dist.files.text import open_text
+from shards.alignment import add_align_arguments, open_photos
+from shards.image_files import (
     Listing,
     Picture,
     add_photo_arguments,
@@ -27,6 +26,7 @@ from shards.sources.photos import (
     skipped_findings,
     stay_inside,
 )
+from shards.sources.emotions import find_label
 
 CLASSES = ("surprise", "fear", "disgust", "happiness", "sadness", "anger", "neutral")
 """In the order of the labels, which count from 1."""

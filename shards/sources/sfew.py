@@ -5,14 +5,13 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from adadf_dist.data.builder import Source
-from adadf_dist.data.folder_tree import Skipped, check_root, subfolders
+from adadf_dist.data.build.builder import Source
+from adadf_dist.data.build.folder_tree import Skipped, check_root, subfolders
 from adadf_dist.data.jpeg import is_image_name
 from adadf_dist.errors import UserError
-from adadf_dist.text_files import escape_name
-from shards.aligned import add_align_arguments, open_photos
-from shards.sources.emotions import find_label
-from shards.sources.photos import (
+from adadf_dist.files.text import escape_name
+from shards.alignment import add_align_arguments, open_photos
+from shards.image_files import (
     Listing,
     Picture,
     add_photo_arguments,
@@ -21,6 +20,7 @@ from shards.sources.photos import (
     photo_options,
     skipped_findings,
 )
+from shards.sources.emotions import find_label
 
 CLASSES = ("Angry", "Disgust", "Fear", "Happy", "Neutral", "Sad", "Surprise")
 HELP = "SFEW 2.0: Train/ and Val/ of folders named Angry ... Surprise"

@@ -6,11 +6,11 @@ import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from adadf_dist.data.folder_tree import list_entries, subfolders
+from adadf_dist.data.build.folder_tree import list_entries, subfolders
+from adadf_dist.data.emotions import SYNONYMS, plain_name
 from adadf_dist.data.jpeg import is_image_name
-from adadf_dist.emotion_names import SYNONYMS, plain_name
 from adadf_dist.errors import UserError
-from adadf_dist.text_files import escape_name
+from adadf_dist.files.text import escape_name
 
 _SPLIT = re.compile(
     r"(?:fer2013)?[ _-]*(train|training|val|valid|validation|validate|test|testing|public[ _-]?test|private[ _-]?test)"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from adadf_dist.data.embedded import EmbeddedFaces, open_embedded
+from adadf_dist.data.synthetic.dataset import EmbeddedFaces, open_embedded
 from adadf_dist.errors import UserError
 
 HELP = "drawn faces with known label distributions, for demos and tests; needs no data"

@@ -1,0 +1,86 @@
+"""What an audit comes to: each face's suspicion and proposed label, ranked, and as a table of all faces."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from adadf_dist.audit.reference_labels import Truth
+from adadf_dist.audit.run_data import Material
+from adadf_dist.audit.scores import Evidence, propose, suspicion
+from adadf_dist.data.build.writer import can_write
+
+Floats = NDArray[np.float64]
+
+
+class Findings(NamedTuple):
+    """Of S training faces, in the order of the split."""
+
+    material: Material
+    evidence: Evidence
+    suspicion: Floats
+    """[S] in [0, 1]"""
+    proposed: NDArray[np.int64]
+    """[S]; the label itself where the network agrees with it."""
+    ranked: NDArray[np.intp]
+    """[S], face numbers, the most suspicious first; ties go to the earlier face."""
+    truth: Truth | None
+    """What is known of the true labels: shown beside, and never looked at to judge."""
+
+    def truth_of(self, face: int) -> int:
+        """The true label, or -1 where it is not known."""
+        return -1 if self.truth is None else int(self.truth.labels[face])
+
+
+def judge(material: Material, truth: Truth | None) -> Findings:
+    answers = material.answers
+    evidence = Evidence(material.labels, material.traces, answers.target, answers.auxiliary, material.fused)
+    score = suspicion(evidence)
+    return Findings(material, evidence, score, propose(evidence), np.argsort(-score, kind="stable"), truth)
+
+
+def write_table(path: Path, findings: Findings) -> None:
+    """`audit.csv`: every face and all that is known of it, the most suspicious first; whole or not at all.
+
+    Raises `UserError`.
+    """
+    classes = findings.material.classes
+    partial = path.with_suffix(".partial.csv")
+    with can_write(path), partial.open("w", newline="", encoding="utf-8") as stream:
+        writer = csv.writer(stream, lineterminator="\n")
+        traces = ("attention_mean", "attention_last", "loss_mean", "loss_last", "forgotten", "never_learnt")
+        kinds = [f"{kind}_{name}" for kind in ("auxiliary", "target", "fused") for name in classes]
+        known = ["true_label"] if findings.truth is not None else []
+        writer.writerow(["rank", "key", "label", "proposed", "suspicion", *traces, *known, *kinds])
+        for rank, face in enumerate(findings.ranked.tolist(), start=1):
+            writer.writerow([rank, *row(findings, face)])
+    partial.replace(path)
+
+
+def row(findings: Findings, face: int) -> Iterator[object]:
+    """The cells of a face after its rank. What is not known is empty."""
+    material, traces = findings.material, findings.material.traces
+    classes = material.classes
+    yield material.split.keys[face]
+    yield classes[material.labels[face]]
+    yield classes[findings.proposed[face]]
+    yield number(findings.suspicion[face])
+    for column in (traces.attention_mean, traces.attention_last, traces.loss_mean, traces.loss_last):
+        yield number(column[face])
+    yield int(traces.forgotten[face])
+    yield int(traces.never_learnt[face])
+    if findings.truth is not None:
+        truth = findings.truth_of(face)
+        yield classes[truth] if truth >= 0 else ""
+    for distributions in (findings.evidence.auxiliary, findings.evidence.target, findings.evidence.fused):
+        for share in distributions[face]:
+            yield number(share)
+
+
+def number(value: float) -> str:
+    return "" if np.isnan(value) else f"{value:.6g}"

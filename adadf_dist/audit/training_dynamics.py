@@ -1,0 +1,102 @@
+"""What the epochs left behind of each training face, in a line a face."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from adadf_dist.errors import UserError
+from adadf_dist.tracking.artifacts import read_arrays
+
+Floats = NDArray[np.float64]
+
+NAME = re.compile(r"epoch-(\d{4,})\.npz")
+
+
+class Traces(NamedTuple):
+    """S training faces over E epochs. A face that no sampler ever drew has NaN, and counts as learnt."""
+
+    epochs: int
+    attention_mean: Floats
+    """[S], w' of eq 11, over the epochs that saw the face."""
+    attention_last: Floats
+    """[S], in the last of them."""
+    loss_mean: Floats
+    """[S], the target branch's loss (eq 13)."""
+    loss_last: Floats
+    """[S]"""
+    forgotten: NDArray[np.int64]
+    """[S], how often the face was right in one epoch and wrong in the next that saw it (Toneva et al., 2019)."""
+    never_learnt: NDArray[np.bool_]
+    """[S], seen, and right in no epoch."""
+    wrong: Floats
+    """[S], share of epochs in which it was wrong."""
+
+
+def read_traces(run: Path, samples: int) -> Traces:
+    """From `history/epoch-NNNN.npz`, as many as there are. Raises `UserError`."""
+    there = {
+        int(found[1]): file for file in (run / "history").glob("epoch-*.npz") if (found := NAME.fullmatch(file.name))
+    }
+    files = [there[number] for number in sorted(there)]
+    if not files:
+        raise UserError(f"{run}: holds no history/epoch-0001.npz; wait until the run's first epoch is finished")
+    if missing := set(range(1, max(there) + 1)) - there.keys():
+        raise UserError(f"{run}: history/epoch-{min(missing):04d}.npz is missing; copy the run folder again")
+    epochs: dict[str, list[Floats]] = {"attention": [], "loss": [], "correct": []}
+    for file in files:
+        arrays = read_arrays(file)
+        for name, rows in epochs.items():
+            if name not in arrays or arrays[name].shape != (samples,):
+                raise UserError(f"{file}: is not of this run's {samples:,} training faces; copy the run again")
+            rows.append(arrays[name].astype(np.float64))
+    return summarise(*(np.stack(rows) for rows in epochs.values()))
+
+
+def summarise(attention: Floats, loss: Floats, correct: Floats) -> Traces:
+    """From [E, S] each, NaN where an epoch left a face out.
+
+    A face that was augmented or cropped several times in an epoch was right in it when it was so more often than not.
+    """
+    seen = ~np.isnan(correct)
+    right = seen & (np.nan_to_num(correct) > 0.5)
+    times = seen.sum(axis=0)
+    never_learnt = (times > 0) & ~right.any(axis=0)
+    wrong = (seen & ~right).sum(axis=0) / np.where(times > 0, times, np.nan)
+    return Traces(
+        epochs=len(correct),
+        attention_mean=mean_seen(attention, times),
+        attention_last=last_seen(attention, seen),
+        loss_mean=mean_seen(loss, times),
+        loss_last=last_seen(loss, seen),
+        forgotten=count_forgetting(right, seen),
+        never_learnt=never_learnt,
+        wrong=wrong,
+    )
+
+
+def count_forgetting(right: NDArray[np.bool_], seen: NDArray[np.bool_]) -> NDArray[np.int64]:
+    """[S] falls from right to wrong between an epoch that saw a face and the next that did, from [E, S]."""
+    forgotten = np.zeros(right.shape[1], dtype=np.int64)
+    was_right = np.zeros(right.shape[1], dtype=bool)
+    for now, shown in zip(right, seen, strict=True):
+        forgotten += was_right & shown & ~now
+        was_right = np.where(shown, now, was_right)
+    return forgotten
+
+
+def mean_seen(values: Floats, times: NDArray[np.int64]) -> Floats:
+    """[S], NaN for a face that was never seen."""
+    means: Floats = np.nansum(values, axis=0) / np.where(times > 0, times, np.nan)
+    return means
+
+
+def last_seen(values: Floats, seen: NDArray[np.bool_]) -> Floats:
+    """[S], of the last epoch that saw the face."""
+    last = len(seen) - 1 - seen[::-1].argmax(axis=0)
+    found: Floats = np.take_along_axis(values, last[None], axis=0)[0]
+    return found

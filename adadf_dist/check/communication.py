@@ -1,0 +1,63 @@
+"""How fast ranks talk: decisions over the control group, gradients over the device's."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from statistics import median
+
+import torch
+
+from adadf_dist.check.results import Line, Mark
+from adadf_dist.distributed.world import World
+from adadf_dist.training.synthetic_step import wait_for
+
+DECISIONS = 30
+SLOW_DECISION_S = 0.02
+SMALL, LARGE = 2**12, 2**26
+"""Bytes of the two messages."""
+BUDGET_S = 3.0
+MOST_ROUNDS = 20
+
+
+def check_exchange(world: World) -> Iterator[Line]:
+    """A collective."""
+    if world.size == 1:
+        yield Line("exchange", "one rank: nothing to exchange")
+        return
+    latency = median(seconds(world.barrier) for _ in range(DECISIONS))
+    text = f"gloo: {milliseconds(latency)} a decision of all ranks"
+    if latency > SLOW_DECISION_S:
+        mend = "a slow network, or the wrong one: GLOO_SOCKET_IFNAME names the interface; or raise runtime.stop_every"
+        yield Line("control", text, Mark.WARNING, mend)
+    else:
+        yield Line("control", text)
+    small, large = (all_reduce_seconds(world, size) for size in (SMALL, LARGE))
+    backend = "nccl" if world.device.type == "cuda" else "gloo"
+    text = f"{backend}: {milliseconds(small)} at {SMALL // 1024} KB, {milliseconds(large)} at {LARGE >> 20} MB"
+    yield Line("all-reduce", f"{text} ({LARGE / large / 1e6:,.0f} MB/s)")
+
+
+def all_reduce_seconds(world: World, size: int) -> float:
+    """Median seconds of an all-reduce of `size` bytes, the slowest rank's. A collective."""
+    message = torch.zeros(size // 4, device=world.device)
+
+    def send() -> None:
+        world.sum_(message)
+        wait_for(world.device)
+
+    send()  # connections and buffers are made at the first
+    first = world.share(seconds(send))
+    assert isinstance(first, float)
+    rounds = max(1, min(MOST_ROUNDS, int(BUDGET_S / max(first, 1e-6))))
+    return max(world.collect(median(seconds(send) for _ in range(rounds))))
+
+
+def seconds(work: Callable[[], object]) -> float:
+    began = time.perf_counter()
+    work()
+    return time.perf_counter() - began
+
+
+def milliseconds(value: float) -> str:
+    return f"{value * 1000:.3g} ms"

@@ -1,0 +1,242 @@
+"""The dataset: is it there for every rank, and how fast do its faces come?"""
+
+from __future__ import annotations
+
+import math
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import closing
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from adadf_dist.check.results import Failed, Line, Mark, describe_error, failures, on_every_rank
+from adadf_dist.check.run_dir import as_it_was
+from adadf_dist.config.load import override
+from adadf_dist.config.schema import Config
+from adadf_dist.data.datamodule import open_splits
+from adadf_dist.data.dataset import open_dataset
+from adadf_dist.data.jpeg import BadImage
+from adadf_dist.data.loaders.base import decode_stored
+from adadf_dist.data.manifest import MANIFEST, Manifest, read_manifest
+from adadf_dist.data.remote.cache import cache_folder, check_cache, streamed_splits
+from adadf_dist.data.remote.client import Remote, Transfer, is_remote, local_path
+from adadf_dist.data.sampling import epoch_batches
+from adadf_dist.data.synthetic.faces import EMOTIONS
+from adadf_dist.diagnostics.run_length import Length, find_problems
+from adadf_dist.distributed.world import MIN_SAMPLES_A_RANK, World
+from adadf_dist.errors import UserError
+from adadf_dist.training.consistency import at_nodes, name_places, unlike_shards
+from adadf_dist.training.synthetic_step import wait_for
+
+MOST_FACES = 512
+READ_S = 2.0
+LOADER_S = 4.0
+HASTY = Transfer(attempts=2, stall_s=10.0)
+PROBE_BYTES = 2**23
+
+
+class Faces(NamedTuple):
+    """What a run would train on."""
+
+    classes: int
+    train: int
+    """Faces of the training split."""
+    validation: int
+    batches: tuple[int, ...]
+    """Sizes of the first epoch's global batches."""
+    at_hand: bool = False
+    """On this node's disk."""
+    test: int | None = None
+    """Faces of the test split, where it is known yet."""
+
+
+class ReadRate(NamedTuple):
+    faces: int
+    megabytes_per_s: float
+    faces_per_s: float
+    """Read and decoded, by one process."""
+
+
+def find_faces(config: Config, world: World) -> tuple[Faces | None, Line]:
+    """The dataset, or None, and what is to be said of it. A collective."""
+    shards = config.data.shards
+    if not shards:
+        mend = "give the folder that `python -m shards.build` wrote"
+        return None, Line("shards", "data.shards is empty", Mark.ERROR, mend)
+    try:
+        remote = is_remote(shards)
+    except UserError as error:
+        return None, Line("shards", str(error), Mark.ERROR)
+    if remote:
+        return find_remote(config, world)
+    if config.data.embedded_faces and not world.share(local_path(shards).exists()):
+        train, validation, test = config.data.embedded_faces
+        sizes = tuple(batch_sizes(config, np.zeros(train, dtype=np.int64)))
+        faces = Faces(len(EMOTIONS), train, validation, sizes, test=test)
+        drawn = f"{sum(config.data.embedded_faces):,} faces"
+        return faces, Line("shards", f"{shards}: not there yet; a run begins by drawing {drawn} into it")
+    if problem := unlike_shards(config.data, world):
+        what, _, mend = problem.rpartition("; ")
+        return None, Line("shards", what or problem, Mark.ERROR, mend if what else "")
+    found = on_every_rank(world, lambda: open_faces(config, world))
+    own = found[world.rank]
+    if wrong := next((f for f in found if isinstance(f, Failed)), None):
+        return None, Line("shards", wrong.reason, Mark.ERROR)
+    assert isinstance(own, Faces)
+    return own, Line("shards", f"{shards}: {describe(own)}, at hand on every rank")
+
+
+def open_faces(config: Config, world: World) -> Faces:
+    """As training opens them, on this rank. Raises `UserError`."""
+    data = open_splits(config, local_path(config.data.shards), (world.rank, world.size), world.device)
+    with closing(data.loader):
+        sizes = tuple(batch_sizes(config, data.train_split.labels))
+        test = len(data.test_split) if data.test_split is not None else 0
+        return Faces(len(data.classes), len(data.train_split), len(data.validation_split), sizes, True, test)
+
+
+def batch_sizes(config: Config, labels: np.ndarray[tuple[int, ...], np.dtype[np.int64]]) -> Iterator[int]:
+    """Faces of each global batch of the first epoch."""
+    plan = epoch_batches(labels, config.data.sampler, config.batch_size, config.seed, 0)
+    return map(len, plan)
+
+
+def describe(faces: Faces) -> str:
+    return f"{faces.train:,} training and {faces.validation:,} validation faces of {faces.classes} classes"
+
+
+def find_remote(config: Config, world: World) -> tuple[Faces | None, Line]:
+    """The dataset behind a URL: dataset.json and a few megabytes of a tar, on each node. A collective."""
+    found = at_nodes(world, lambda: probe(config))
+    problems = {place: report for place, report in found.items() if isinstance(report, str)}
+    if problems:
+        reason = next(iter(problems.values()))
+        return None, Line("shards", f"on {name_places(list(problems))}: {reason}", Mark.ERROR)
+    reports = [report for report in found.values() if not isinstance(report, str)]
+    counts, validation, whole = reports[0][:3]
+    rate = min(report[3] for report in reports)
+    labels = np.repeat(np.arange(len(counts)), counts)
+    if not validation:
+        validation = round(config.data.validation_fraction * len(labels))
+        labels = labels[validation:]
+    faces = Faces(len(counts), len(labels), validation, tuple(batch_sizes(config, labels)))
+    text = f"{config.data.shards}: {describe(faces)}; {whole / 1e9:.2f} GB at {rate:.1f} MB/s on the slowest node"
+    return faces, Line("shards", f"{text}: {whole / 1e6 / rate:,.0f} s to fetch, unless cached")
+
+
+def probe(config: Config) -> tuple[tuple[int, ...], int, int, float] | str:
+    """(training faces by class, validation faces, bytes of all tars, MB/s); or the problem in a line."""
+    try:
+        remote = Remote(config.data.shards.rstrip("/"), HASTY)
+        manifest = parse_manifest(remote.read(MANIFEST))
+        if "train" not in manifest.splits:
+            return f"{remote.url}: has no train split; build one with python -m shards.build"
+        train = manifest.splits["train"]
+        first = train.shards[0]
+        began = time.perf_counter()
+        got = sum(map(len, remote.chunks(first.file, 0, min(first.bytes, PROBE_BYTES))))
+        rate = got / 1e6 / max(time.perf_counter() - began, 1e-9)
+        with as_it_was(cache_folder(config.data) / "locks"):
+            check_cache(config.data)
+    except (UserError, OSError) as error:
+        return describe_error(error)
+    whole = sum(shard.bytes for split in manifest.splits.values() for shard in split.shards)
+    validation = manifest.splits["validation"].samples if "validation" in manifest.splits else 0
+    return tuple(train.class_counts), validation, whole, rate
+
+
+def parse_manifest(content: bytes) -> Manifest:
+    with tempfile.TemporaryDirectory() as name:
+        (Path(name) / MANIFEST).write_bytes(content)
+        return read_manifest(Path(name))
+
+
+def check_schedule(config: Config, faces: Faces) -> list[Line]:
+    """One line for each setting that makes no sense for the run's number of steps, or one that all is well."""
+    steps_per_epoch = len(faces.batches)
+    problems = find_problems(config, steps_per_epoch)
+    if not problems:
+        return [Line("schedule", f"{Length(config.epochs, steps_per_epoch)}")]
+    return [Line("schedule", problem.text, Mark.WARNING, problem.fix) for problem in problems]
+
+
+def check_reading(config: Config, world: World, places: Sequence[str]) -> Line:
+    """Faces from random places, read and decoded by one process on each rank at once. A collective."""
+    found = on_every_rank(world, lambda: read_faces(config, world.rank))
+    for reason, where in failures(found, places).items():
+        return Line("reading", f"on {name_places(where)}: {reason}", Mark.ERROR)
+    rates = [rate for rate in found if isinstance(rate, ReadRate)]
+    slowest = min(rates, key=lambda rate: rate.faces_per_s)
+    text = (
+        f"{slowest.faces} faces from random places: read at {slowest.megabytes_per_s:,.0f} MB/s (what the system has "
+    )
+    text += f"cached counts), read and decoded at {slowest.faces_per_s:,.0f} faces/s a process"
+    return Line("reading", text + (", on the slowest rank" if world.size > 1 else ""))
+
+
+def read_faces(config: Config, rank: int) -> ReadRate:
+    """Raises `UserError` naming a face that does not decode."""
+    split = open_dataset(local_path(config.data.shards), streamed_splits(config.data)).split("train")
+    chosen = np.random.default_rng().permutation(len(split))[:MOST_FACES].tolist()
+    count, size, reading, began = 0, 0, 0.0, time.perf_counter()
+    for sample in chosen:
+        start = time.perf_counter()
+        encoded = bytes(split.read(sample))
+        reading += time.perf_counter() - start
+        try:
+            decode_stored(encoded)
+        except BadImage as reason:
+            raise UserError(
+                f"face {split.keys[sample]} of {split.folder}: {reason}; python -m shards.verify finds every such face"
+            ) from None
+        count, size = count + 1, size + len(encoded)
+        if time.perf_counter() - began > READ_S:
+            break
+    whole = time.perf_counter() - began
+    return ReadRate(count, size / 1e6 / max(reading, 1e-9), count / max(whole, 1e-9))
+
+
+def check_loader(config: Config, world: World, places: Sequence[str]) -> tuple[float, Line]:
+    """Training faces a second that the configured loader gives all ranks together (0: none), and its line.
+
+    A collective.
+    """
+    found = on_every_rank(world, lambda: load_faces(config, world))
+    for reason, where in failures(found, places).items():
+        return 0.0, Line("loader", f"on {name_places(where)}: {reason}", Mark.ERROR)
+    rates = [rate for rate in found if not isinstance(rate, Failed)]
+    together = world.size * min(rates)  # the slowest is waited for
+    text = f"{config.data.loader}, {config.data.image_size}x{config.data.image_size}, augmented: "
+    return together, Line("loader", f"{text}{together:,.0f} faces/s for all ranks, the slowest taken as the measure")
+
+
+def load_faces(config: Config, world: World) -> float:
+    """Faces a second of this rank, after the first batch."""
+    data = open_splits(config, local_path(config.data.shards), (world.rank, world.size), world.device)
+    with closing(data.loader):
+        batches = data.train(0)
+        began = time.perf_counter()
+        first = next(batches, None)
+        count = 0 if first is None else len(first.labels)
+        wait_for(world.device)
+        started, after = time.perf_counter(), 0
+        for batch in batches:
+            after += len(batch.labels)
+            wait_for(world.device)
+            if time.perf_counter() - started > LOADER_S:
+                break
+        ended = time.perf_counter()
+    return after / (ended - started) if after else count / max(ended - began, 1e-9)
+
+
+def with_largest_batch(config: Config, faces: Faces, world: World) -> Config:
+    """The config to measure a step with: not compiled, and with the largest batch that an epoch of this dataset has."""
+    largest = max(*faces.batches, MIN_SAMPLES_A_RANK * world.size)
+    return override(config, {"runtime.compile": "off", "batch_size": largest})
+
+
+def validation_batches(faces: Faces, batch_size: int) -> int:
+    return math.ceil(faces.validation / batch_size)

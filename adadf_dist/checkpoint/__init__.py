@@ -1,0 +1,1 @@
+"""Checkpoints, run folders, and trained models read back from them."""

@@ -1,0 +1,301 @@
+"""Everything a run is, saved whole and found again: after a kill, on another number of ranks."""
+
+from __future__ import annotations
+
+import re
+import sys
+import time
+from collections.abc import Collection, Mapping
+from dataclasses import asdict
+from pathlib import Path, PurePath
+from typing import Any, Protocol
+
+import torch
+
+from adadf_dist.checkpoint.progress import Progress
+from adadf_dist.checkpoint.storage import CHECKPOINT_VERSION, epoch_of, link_whole, read_checkpoint, write_whole
+from adadf_dist.config.load import INPUT_FILES, NO_PATHS, flatten, listed, to_dict
+from adadf_dist.config.schema import Config
+from adadf_dist.data.build.writer import can_write
+from adadf_dist.data.identity import moved_files
+from adadf_dist.data.preprocessing import Preprocessing
+from adadf_dist.distributed.world import World
+from adadf_dist.errors import DiskFullError, UserError
+from adadf_dist.files.disk_space import retry_on_full_disk
+
+FREE_KEYS = (
+    "out",
+    "resume",
+    "allow_other_data",
+    "epochs",
+    "engine",
+    "deepspeed.",
+    "data.shards",
+    "data.cache",
+    "data.cache_size_gb",
+    "data.embedded_faces",
+    "data.workers",
+    "data.prefetch",
+    "data.max_bad_faces",
+    "evaluation.test",
+    "evaluation.report",
+    "checkpoint.",
+    "runtime.compile",
+    "runtime.timeout_s",
+    "runtime.stop_every",
+    "runtime.log_every",
+    "runtime.tensorboard",
+    "runtime.loggers",
+    "runtime.profile",
+)
+"""Keys (or sections, ending in a dot) that may change when a run resumes: none of them changes its numbers, but for
+`epochs` where learning rates depend on it (`rates_follow_epochs`)."""
+
+ADDED_PARTS = ("data",)
+"""Parts that checkpoints of older versions lack; a run resumes without what they would have checked."""
+
+NETWORK_KEYS = ("model.backbone", "model.attention_on")
+"""All that a run must have alike with a checkpoint of one that had not begun: imported weights."""
+
+NAME = re.compile(r"checkpoint-(\d{4})-(\d{6})\.pt")
+
+
+class Stateful(Protocol):
+    """State over all ranks: `state_dict` may be a collective, so every rank calls it."""
+
+    def state_dict(self) -> Mapping[str, object]: ...
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None: ...
+
+
+class Checkpoints:
+    """The checkpoints of a run folder: `checkpoint-EPOCH-BATCH.pt` and `selected.pt`."""
+
+    def __init__(
+        self,
+        config: Config,
+        world: World,
+        parts: Mapping[str, Stateful],
+        progress: Progress,
+        preprocessing: Preprocessing,
+    ) -> None:
+        self.config = config
+        self.world = world
+        self.parts = parts
+        self.progress = progress
+        self.preprocessing = preprocessing
+        self.folder = Path(config.out) / "checkpoints"
+        self._saved_at = time.monotonic()
+
+    @property
+    def selected(self) -> Path:
+        return self.folder / "selected.pt"
+
+    def due(self) -> bool:
+        """Whether a save in mid-epoch is due. Rank 0's clock decides, so all ranks call this together."""
+        rules = self.config.checkpoint
+        by_step = rules.every_steps > 0 and self.progress.step % rules.every_steps == 0
+        if by_step or not rules.every_minutes or self.progress.step % self.config.runtime.stop_every:
+            return by_step
+        elapsed = time.monotonic() - self._saved_at
+        return bool(self.world.share(elapsed >= rules.every_minutes * 60))
+
+    def save(self, skippable: bool = False) -> Path:
+        """Write the run's state under its final name, whole or not at all. A collective.
+
+        A full disk is waited for, then a `UserError`; where the save is `skippable` it is a warning, and the next one
+        is tried when it is due.
+        """
+        self.world.pulse.beat("saving a checkpoint")
+        path = self.folder / f"checkpoint-{self.progress.epoch:04d}-{self.progress.batch:06d}.pt"
+        content = {
+            "version": CHECKPOINT_VERSION,
+            "config": to_dict(self.config),
+            "preprocessing": self.preprocessing.to_dict(),
+            "progress": asdict(self.progress),
+            "rng": torch.get_rng_state(),
+            **{name: dict(part.state_dict()) for name, part in self.parts.items()},
+        }
+        self._check_finite(content["engine"]["model"])  # type: ignore[index]
+        if self.world.is_main:
+            self._write(content, path, skippable)
+        self._saved_at = time.monotonic()
+        self.world.barrier()
+        return path
+
+    def _write(self, content: Mapping[str, object], path: Path, skippable: bool) -> None:
+        def write() -> None:
+            write_whole(content, path)
+            if self.progress.batch == 0 and self.progress.best_epoch == self.progress.epoch:
+                with can_write(self.selected):
+                    link_whole(path, self.selected)
+
+        timeout_s = 0.0 if skippable else self.config.runtime.timeout_s
+        try:
+            retry_on_full_disk(write, timeout_s, self.world.pulse.wait_for_disk)
+        except DiskFullError as error:
+            if not skippable:
+                raise
+            print(f"warning: {error}; training goes on without this checkpoint", file=sys.stderr, flush=True)
+            return
+        self._prune()
+
+    def restore(self) -> Path | None:
+        """Load what `resume` asks for into every part. Returns the file, or None for a fresh start.
+
+        Raises `UserError` when the run folder holds another run, naming the key that differs.
+        """
+        found: Any = self.world.share(self._find_for_resume() if self.world.is_main else None)
+        if found is None:
+            return None
+        path, message = found
+        if message:
+            raise UserError(message)
+        self.load(path)
+        return Path(path)
+
+    def load(self, path: Path | str) -> None:
+        content = read_checkpoint(path)
+        begun = content["progress"]["step"] > 0
+        now, finished = to_dict(self.config), content["progress"]["epoch"]
+        moved = moved_files(content.get("data"), dict(flatten(now)))
+        check_same_run(content["config"], now, path, finished, () if begun else NETWORK_KEYS, moved)
+        check_same_classes(content["preprocessing"], self.preprocessing, path)
+        for name, part in self.parts.items():
+            if not begun and name != "engine":  # weights to start from: all else starts as this run is told
+                continue
+            if name not in content and name in ADDED_PARTS:
+                self._warn(
+                    f"{path}: written by an older version, which recorded no digest of the data: is it the same?"
+                )
+                continue
+            if name not in content:
+                raise UserError(f"{path}: has no {name}; not a checkpoint of a run like this one")
+            part.load_state_dict(content[name])
+        for key, value in content["progress"].items():
+            setattr(self.progress, key, value)
+        torch.set_rng_state(content["rng"])
+        if self.world.is_main:
+            self._keep_selected(Path(path))
+        best = self.world.share((self.progress.best_epoch, self.progress.best_accuracy))
+        self.progress.best_epoch, self.progress.best_accuracy = best  # type: ignore[misc]
+
+    def _keep_selected(self, path: Path) -> None:
+        """Make sure that `selected.pt` is of the best epoch so far: a kill, a torn file, a start from another folder
+        can leave an older one, or none. Where the best epoch's is gone, selection goes on without it, and says so."""
+        best = self.progress.best_epoch
+        for candidate in (self.selected, path, path.with_name("selected.pt")):
+            if best and candidate.exists() and epoch_of(candidate) == best:
+                if candidate != self.selected:
+                    self.folder.mkdir(parents=True, exist_ok=True)
+                    link_whole(candidate, self.selected)
+                return
+        if best:
+            self._warn(
+                f"{self.selected}: the checkpoint of epoch {best}, the best so far, is gone; "
+                "the selected epoch will be one of those to come"
+            )
+            self.progress.best_epoch, self.progress.best_accuracy = 0, -1.0
+
+    def _warn(self, text: str) -> None:
+        if self.world.is_main:
+            print(f"warning: {text}", file=sys.stderr, flush=True)
+
+    def _check_finite(self, weights: Mapping[str, torch.Tensor]) -> None:
+        """Raises `UserError`: weights can be spoilt behind a loss that is finite, by its gradient."""
+        for name, weight in weights.items():
+            if not torch.isfinite(weight).all():
+                raise UserError(
+                    f"step {self.progress.step}: the weights {name} are not finite; the last checkpoint in "
+                    f"{self.folder} is good, but a new run under another --out needs a lower optimizer.lr"
+                )
+
+    def saved(self) -> list[Path]:
+        """Checkpoints in the run folder, newest first."""
+        if not self.folder.is_dir():
+            return []
+        return sorted((p for p in self.folder.iterdir() if NAME.fullmatch(p.name)), reverse=True)
+
+    def _find_for_resume(self) -> tuple[str, str] | None:
+        """(path, "") to load, ("", message) for the user, None to start afresh. Rank 0 looks, all agree."""
+        resume = self.config.resume
+        if resume not in ("auto", "never"):
+            return resume, ""
+        saved = self.saved()
+        if resume == "never" and saved:
+            return "", (
+                f"{self.config.out} already holds a run; give --out another folder, or --resume auto to go on with it"
+            )
+        problems = []
+        for path in saved:
+            try:
+                read_checkpoint(path)
+                return str(path), ""
+            except UserError as error:
+                problems.append(str(error))
+                print(f"warning: {error}; trying the one before it", file=sys.stderr, flush=True)
+        if problems:
+            return (
+                "",
+                f"{self.config.out}: no whole checkpoint is left ({problems[0]}); start again with --out",
+            )
+        return None
+
+    def _prune(self) -> None:
+        for path in self.saved()[self.config.checkpoint.keep :]:
+            path.unlink()
+        for path in self.folder.glob("*.partial"):  # what a kill inside a write left behind
+            path.unlink()
+
+
+def check_same_run(
+    saved: Mapping[str, object],
+    now: Mapping[str, object],
+    path: Path | str,
+    finished: int,
+    only: Collection[str] = (),
+    moved: Collection[str] = (),
+) -> None:
+    """Raise `UserError` naming the first key that differs and must not.
+
+    `finished`: epochs that the checkpoint has finished. `only`: the keys to compare, where not all. `moved`: keys of
+    input files that have the same content as before.
+    """
+    # a key that did not exist yet had, in effect, its default
+    before, after = {**dict(flatten(to_dict(Config()))), **dict(flatten(saved))}, dict(flatten(now))
+    for key in sorted(before.keys() | after.keys()):
+        free = listed(key, FREE_KEYS)
+        if (only and key not in only) or key in moved or (key in INPUT_FILES and same_path(before[key], after[key])):
+            free = True
+        elif key == "epochs" and rates_follow_epochs(before, after, finished):
+            free = False
+        if not free and before.get(key) != after.get(key):
+            raise UserError(
+                f"{path}: was trained with {key} = {before.get(key)}, now it is {after.get(key)}; "
+                f"give --{key} {before.get(key)} to go on, or --out another folder for a new run"
+            )
+
+
+def rates_follow_epochs(before: Mapping[str, Any], after: Mapping[str, Any], finished: int) -> bool:
+    """Whether another number of epochs would change learning rates: the cosine schedule, or a warm-up that is a
+    fraction of the run and not over yet after `finished` epochs."""
+    warmup = after["optimizer.warmup_steps"]
+    under_way = isinstance(warmup, float) and finished < warmup * max(before["epochs"], after["epochs"])
+    return after["optimizer.schedule"] == "cosine" or under_way
+
+
+def same_path(saved: object, now: object) -> bool:
+    """Whether two paths may be of one file: an older version saved them as they were given, relative ones too."""
+    before, after = PurePath(str(saved)), PurePath(str(now))
+    if saved in NO_PATHS or before.is_absolute():
+        return saved == now
+    return after.parts[-len(before.parts) :] == before.parts
+
+
+def check_same_classes(saved: Mapping[str, Any], now: Preprocessing, path: Path | str) -> None:
+    classes = tuple(saved["classes"])
+    if classes != now.classes:
+        raise UserError(
+            f"{path}: was trained on the classes {', '.join(classes)}; the dataset has {', '.join(now.classes)}: "
+            "give the dataset it was trained on as data.shards"
+        )

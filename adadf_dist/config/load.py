@@ -1,0 +1,297 @@
+"""From layers of dotted keys to one checked `Config`, and back."""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from argparse import RawDescriptionHelpFormatter
+from collections.abc import Hashable, Iterable, Mapping, Sequence
+from dataclasses import asdict, replace
+from functools import cache
+from importlib import resources
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import yaml
+from jsonargparse import ArgumentError, ArgumentParser, DefaultHelpFormatter, set_parsing_settings
+
+from adadf_dist.config.schema import Config
+from adadf_dist.config.type_errors import describe_mismatch, type_hints
+from adadf_dist.config.validate import check_ranges
+from adadf_dist.console.parser import VERSION
+from adadf_dist.errors import UserError, nearest
+from adadf_dist.files.text import is_text, read_text
+
+DEFAULT_PRESET = "demo"
+
+INPUT_FILES = ("data.label_noise_file", "data.relabel", "deepspeed.config", "model.pretrained")
+"""Keys whose value may be the path of a file to read."""
+PATHS = ("data.shards", "data.cache", "resume", *INPUT_FILES)
+"""Keys whose value may be a path, but for `out`."""
+NO_PATHS = ("", "imagenet", "auto", "never")
+
+EPILOG = """\
+examples:
+  python -m adadf_dist.train                                    the demo: faces drawn on the spot
+  torchrun --standalone --nproc_per_node 8 -m adadf_dist.train --preset affectnet7 --data.shards DIR
+  python -m adadf_dist.train --config my.toml --loss.lambda_min 0.3 --out runs/lambda-0.3
+A file holds the same keys, nested (TOML or YAML). Later wins: preset, file, command line.
+Runs in an existing run folder go on where they stopped."""
+
+
+class HelpFormatter(DefaultHelpFormatter, RawDescriptionHelpFormatter):
+    """Description and examples keep their lines."""
+
+
+class Layer(NamedTuple):
+    """Some keys and where they came from, for the error messages."""
+
+    origin: str
+    """A file's path, or `command line`, `preset demo`, ..."""
+    values: Mapping[str, object]
+    """Nested or dotted keys."""
+
+
+def presets() -> dict[str, Path]:
+    """The presets that come with the package, by name."""
+    folder = Path(str(resources.files("adadf_dist.config") / "presets"))
+    return {path.stem: path for path in sorted(folder.glob("*.toml"))}
+
+
+def preset_layer(name: str) -> Layer:
+    known = presets()
+    if name not in known:
+        raise UserError(f"--preset {name}: no such preset{nearest(name, known)}; there are {', '.join(known)}")
+    return Layer(f"preset {name}", read_settings(known[name]).values)
+
+
+def read_settings(path: str | Path) -> Layer:
+    """A user's TOML or YAML file. Raises `UserError` naming the file, and the line where the parser knows it."""
+    path = Path(path)
+    if not path.is_file():
+        raise UserError(f"{path}: no such configuration file")
+    suffix = path.suffix.lower()
+    if suffix not in {".toml", ".yaml", ".yml", ".json"}:
+        raise UserError(f"{path}: configuration files end in .toml, .yaml or .json")
+    text = read_text(path)
+    try:
+        values = tomllib.loads(text) if suffix == ".toml" else yaml.load(text, UniqueKeyLoader) or {}
+    except (tomllib.TOMLDecodeError, yaml.YAMLError, RecursionError) as error:
+        raise UserError(f"{path}: does not parse: {' '.join(str(error).split())}") from None
+    if not isinstance(values, dict):
+        raise UserError(f"{path}: must hold keys and values, not a {type(values).__name__}")
+    return Layer(str(path), values)
+
+
+class UniqueKeyLoader(yaml.SafeLoader):
+    """YAML in which a key that appears twice is an error, as in TOML, and not the last one silently taken."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
+        seen: set[str] = set()
+        for key, _ in node.value:
+            if key.value in seen and key.tag != "tag:yaml.org,2002:merge":
+                raise yaml.constructor.ConstructorError(None, None, f"key {key.value!r} appears twice", key.start_mark)
+            if isinstance(key.value, str):
+                seen.add(key.value)
+        return super().construct_mapping(node, deep)
+
+
+def build_config(layers: Iterable[Layer]) -> Config:
+    """Merge layers, later ones winning, and check every key, type and range.
+
+    Raises `UserError` naming the key, its origin and, for an unknown key, the nearest known one.
+    """
+    config: dict[str, object] = {}
+    origins: dict[str, str] = {}
+    for layer in layers:
+        for key, value in flatten(layer.values):
+            check_key(key, value, layer.origin)
+            check_text(key, value, layer.origin)
+            config[key], origins[key] = value, layer.origin
+    try:
+        parsed = make_parser().parse_object(nest(config))
+    except ArgumentError:
+        for key, value in config.items():  # one at a time: the message then names the key's own origin
+            check_type(key, value, origins[key])
+        raise
+    built = Config(**vars(make_parser().instantiate(parsed)))
+    check_ranges(built)
+    return built
+
+
+def override(config: Config, values: Mapping[str, object], origin: str = "override") -> Config:
+    """A copy of `config` with some dotted keys changed, checked like any other layer."""
+    return build_config([Layer("config", to_dict(config)), Layer(origin, values)])
+
+
+def with_absolute_paths(config: Config) -> Config:
+    """The same inputs from whatever folder the configuration is read again. URLs and paths in `~` stay as they are."""
+    values = {key: str(value) for key, value in flatten(to_dict(config)) if key in PATHS}
+    relative = {
+        key: value
+        for key, value in values.items()
+        if value not in NO_PATHS and "://" not in value and value[0] != "~" and not Path(value).is_absolute()
+    }
+    return (
+        override(config, {key: str(Path(value).absolute()) for key, value in relative.items()}) if relative else config
+    )
+
+
+def to_dict(config: Config) -> dict[str, object]:
+    """Nested plain values (lists for tuples), as `build_config` takes them back."""
+    return nest({key: list(v) if isinstance(v, tuple) else v for key, v in flatten(asdict(config))})
+
+
+def config_from_command_line(argv: Sequence[str], own_options: Sequence[str] = ()) -> Config:
+    """`--preset NAME`, `--config FILE` and `--any.key VALUE`; `--help` and `--version` print and exit.
+
+    `own_options`: options that a command has beside these, for the hints to misspelled ones.
+    """
+    if "--version" in argv:
+        print(VERSION)
+        raise SystemExit(0)
+    if any(word in ("-h", "--help") for word in argv):
+        print_help()
+        raise SystemExit(0)
+    words = command_line_words(argv, own_options)
+    file = words.pop("config", None)
+    preset = words.pop("preset", None)
+    layers = []
+    preset_given = int(file is None or preset is not None)
+    if preset_given:
+        layers.append(preset_layer(preset or DEFAULT_PRESET))
+    if file is not None:
+        layers.append(read_settings(file))
+    given = {key for layer in (*layers[preset_given:], Layer("", words)) for key, _ in flatten(layer.values)}
+    if "data.shards" in given and "data.embedded_faces" not in given:
+        layers.append(Layer("command line", {"data.embedded_faces": []}))  # whose own folder is missing wants no faces
+    config = build_config([*layers, Layer("command line", words)])
+    if config.out:
+        return config
+    name = preset or (Path(file).stem if file else DEFAULT_PRESET)
+    return replace(config, out=f"runs/{name}-seed{config.seed}")
+
+
+def command_line_base(argv: Sequence[str]) -> tuple[str, Config]:
+    """What a command line starts from, before its file and its own keys: its preset, or the defaults."""
+    words = command_line_words(argv)
+    preset = words.get("preset", None if "config" in words else DEFAULT_PRESET)
+    if preset is None:
+        return "the defaults", Config()
+    return f"preset {preset}", build_config([preset_layer(preset)])
+
+
+def command_line_words(argv: Sequence[str], own_options: Sequence[str] = ()) -> dict[str, str]:
+    """`--key value` and `--key=value` as a mapping; values stay text until the key's type reads them."""
+    words: dict[str, str] = {}
+    rest = list(argv)
+    while rest:
+        word = rest.pop(0)
+        if not word.startswith("--"):
+            raise UserError(f"command line: {word!r} is no option; write --key value (see --help)")
+        key, has_value, value = word[2:].partition("=")
+        key = key.replace("-", "_")
+        if key not in known_keys() and key not in ("config", "preset"):
+            others = {option.removeprefix("--").replace("-", "_"): option for option in own_options}
+            known = {**{name: f"--{name}" for name in (*sorted(known_keys()), "config", "preset")}, **others}
+            hint = nearest(key, known)
+            for name in known:
+                hint = known[name].join(hint.split(name)) if hint == f"; did you mean {name}?" else hint
+            raise UserError(f"command line: unknown option --{key}{hint}")
+        if not has_value and key in flags() and (not rest or rest[0].startswith("--")):
+            value = "true"
+        elif not has_value:
+            if not rest:
+                raise UserError(f"command line: --{key} needs a value")
+            value = rest.pop(0)
+        words[key] = value
+    return words
+
+
+@cache
+def known_keys() -> frozenset[str]:
+    return frozenset(key for key, _ in flatten(asdict(Config())))
+
+
+@cache
+def flags() -> frozenset[str]:
+    """Keys that are on or off: such an option without a value means true."""
+    return frozenset(key for key, value in flatten(asdict(Config())) if isinstance(value, bool))
+
+
+@cache
+def make_parser() -> ArgumentParser:
+    set_parsing_settings(docstring_parse_attribute_docstrings=True)
+    parser = ArgumentParser(
+        prog="python -m adadf_dist.train",
+        usage="%(prog)s [--preset NAME] [--config FILE] [--key VALUE ...]",
+        epilog=EPILOG,
+        exit_on_error=False,
+        formatter_class=HelpFormatter,
+    )
+    parser.add_class_arguments(Config)
+    return parser
+
+
+def print_help() -> None:
+    parser = make_parser()
+    parser.description = (
+        "Train Ada-DF, going on where the run stopped when its folder holds a checkpoint.\n\n"
+        f"  --preset NAME         Recipe to start from: {', '.join(presets())}\n"
+        f"                        (default: {DEFAULT_PRESET}).\n"
+        "  --config FILE         TOML or YAML file of the keys below.\n"
+        "  --dry-run             Print what the run would be, from one rehearsed step; train and write nothing.\n"
+        "  --version             Print the version."
+    )
+    # jsonargparse offers a file for every group of keys; ours come whole, by --config
+    print(re.sub(r"^  --\w+ CONFIG +Path to a configuration file\.\n", "", parser.format_help(), flags=re.MULTILINE))
+
+
+def check_text(key: str, value: object, origin: str) -> None:
+    """Raise `UserError` for bytes that are not UTF-8: no file of a run could hold them."""
+    if isinstance(value, str) and not is_text(value):
+        raise UserError(
+            f"{origin}: {key}: {value!a} is not UTF-8 text; rename it, or set PYTHONUTF8=1 if your locale is not UTF-8"
+        )
+
+
+def check_key(key: str, value: object, origin: str) -> None:
+    """Raises `UserError` for an unknown key, a section given as a value, and a key without a value."""
+    if key not in known_keys():
+        below = sorted(known for known in known_keys() if known.startswith(f"{key}."))
+        if below:
+            raise UserError(f"{origin}: {key} is a section, give its keys, as {below[0]}; got {value!r}")
+        raise UserError(f"{origin}: unknown key {key}{nearest(key, known_keys())}")
+    if value is None or (isinstance(value, str) and value in ("null", "~") and type_hints()[key] is not str):
+        raise UserError(f"{origin}: {describe_mismatch(key, value)}")
+
+
+def check_type(key: str, value: object, origin: str) -> None:
+    try:
+        make_parser().parse_object(nest({key: value}))
+    except ArgumentError:
+        raise UserError(f"{origin}: {describe_mismatch(key, value)}") from None
+
+
+def flatten(values: Mapping[str, object], prefix: str = "") -> Iterable[tuple[str, object]]:
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            yield from flatten(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def nest(values: Mapping[str, object]) -> dict[str, object]:
+    nested: dict[str, object] = {}
+    for key, value in values.items():
+        *path, name = key.split(".")
+        place = nested
+        for part in path:
+            place = place.setdefault(part, {})  # type: ignore[assignment]
+        place[name] = value
+    return nested
+
+
+def listed(key: str, keys: Iterable[str]) -> bool:
+    """Whether a dotted key is among `keys`, by itself or by its section: one that ends in a dot names all below it."""
+    return any(key.startswith(known) if known.endswith(".") else key == known for known in keys)

@@ -1,0 +1,76 @@
+"""How a command ends on an error: one line on stderr and an exit status instead of a traceback."""
+
+from __future__ import annotations
+
+import errno
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from io import TextIOWrapper
+from typing import Literal, NoReturn
+
+from adadf_dist.console.terminal import tolerant_console, write_error
+from adadf_dist.errors import UserError
+
+
+@contextmanager
+def one_line_errors(program: str, rank: int = 0, prints: Literal["log", "report", "data"] = "log") -> Iterator[None]:
+    """Turn a `UserError` or an operating-system error into one line on stderr and exit status 2 (Ctrl-C: 130).
+
+    `rank` labels the lines of each process. `prints` says what standard output is: a `log` may get lost
+    without a word, a lost `report` is an error at the end, and `data` must not be lost at all. Any other exception is
+    a bug and keeps its traceback.
+    """
+    program = f"{program}[rank {rank}]" if rank else program
+    if isinstance(sys.stdout, TextIOWrapper):  # no class name or path can fail to print, whatever the locale
+        sys.stdout.reconfigure(errors="backslashreplace")
+    with tolerant_console(("stderr",) if prints == "data" else ("stdout", "stderr")):
+        try:
+            yield
+            if prints == "report" and (lost := flush_error()):
+                raise lost
+        except UserError as error:
+            fail(program, str(error))
+        except UnicodeEncodeError as error:
+            if error.encoding.replace("-", "") == "utf8":
+                raise
+            fail(program, f"this locale cannot write {ascii(error.object)[:200]}; set PYTHONUTF8=1 or LC_ALL=C.UTF-8")
+        except KeyboardInterrupt:
+            fail(program, "interrupted", status=130)
+        except BrokenPipeError:  # `... | head` closed our output: not worth a message
+            silence()
+            raise SystemExit(1) from None
+        except OSError as error:
+            fail_for_system(program, error)
+
+
+def fail_for_system(program: str, error: OSError) -> NoReturn:
+    """One line for what the system refused; an error that names no file and has no known reason is raised again."""
+    if error.filename is not None:
+        fail(program, f"{os.fspath(error.filename)}: {error.strerror}")
+    if error.errno == errno.ENOSPC:
+        fail(program, "no space left where the output goes; free some, or write elsewhere")
+    if error.errno == errno.EIO:
+        silence()
+        fail(program, "input/output error: the terminal is gone, or a disk does not answer")
+    raise error
+
+
+def flush_error() -> OSError | None:
+    """Why standard output lacks text that was printed."""
+    sys.stdout.flush()
+    return write_error(sys.stdout)
+
+
+def silence() -> None:
+    """Send what is still in the buffer of standard output nowhere, or Python complains about it when it exits."""
+    if sys.stdout is sys.__stdout__ and sys.stdout is not None:
+        null = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(null, sys.stdout.fileno())
+        os.close(null)
+
+
+def fail(program: str, message: str, status: int = 2) -> NoReturn:
+    print(f"{program}: error: {message}", file=sys.stderr, flush=True)
+    raise SystemExit(status) from None

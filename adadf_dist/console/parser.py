@@ -1,0 +1,82 @@
+"""The command line of every command: one look of errors, hints for misspelled options, and `--version`."""
+
+from __future__ import annotations
+
+import argparse
+import re
+import sys
+from collections.abc import Iterator
+from typing import Any, NoReturn, cast
+
+from adadf_dist import __version__
+from adadf_dist.console.exit import fail
+from adadf_dist.errors import nearest
+
+VERSION = f"adadf_dist {__version__}"
+TYPE_NAMES = {"int": "an integer", "float": "a number", "Path": "a path"}
+
+
+class Parser(argparse.ArgumentParser):
+    """An argument parser with `--version`, whose errors are one line with a hint, and exit status 2.
+
+    Options are not abbreviated. Description and epilog keep their lines. Subcommands' parsers are of this class too.
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        defaults = {"allow_abbrev": False, "formatter_class": argparse.RawDescriptionHelpFormatter}
+        super().__init__(*args, **{**defaults, **kwargs})
+        self.add_argument("--version", action="version", version=VERSION, help="print the version and exit")
+        self._words: list[str] = []
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """As argparse does; the words are kept for the hints of `error`."""
+        self._words = list(sys.argv[1:] if args is None else args)
+        return super().parse_known_args(args, namespace)
+
+    def parse_args(self, args: Any = None, namespace: Any = None) -> argparse.Namespace:  # type: ignore[override]
+        parsed, unknown = self.parse_known_args(args, namespace)
+        if unknown:
+            option = next((word for word in unknown if word.startswith("-")), None)
+            self.error(f"unexpected argument {unknown[0]!r}" if option is None else self.describe_unknown(option))
+        return cast(argparse.Namespace, parsed)
+
+    def error(self, message: str) -> NoReturn:
+        """Print one line and exit with status 2.
+
+        A missing argument is often a misspelled one, so an unknown option is reported first.
+        """
+        if "required" in message:
+            known = {"--", *self.option_names()}
+            unknown = [word for word in self._words if word.startswith("--") and word.partition("=")[0] not in known]
+            message = self.describe_unknown(unknown[0]) if unknown else message
+        fail(self.prog.removeprefix("python -m "), f"{plain_message(message)} (see --help)")
+
+    def describe_unknown(self, word: str) -> str:
+        option = word.partition("=")[0]
+        return f"unknown option {option}{nearest(option, self.option_names())}"
+
+    def option_names(self) -> list[str]:
+        """Long options, those of the chosen subcommands included."""
+        return list(dict.fromkeys(self._long_options()))
+
+    def _long_options(self) -> Iterator[str]:
+        for action in self._actions:
+            yield from (option for option in action.option_strings if option.startswith("--"))
+            if isinstance(action, argparse._SubParsersAction):
+                for name, parser in action.choices.items():
+                    if name in self._words and isinstance(parser, Parser):
+                        yield from parser._long_options()
+
+
+def plain_message(message: str) -> str:
+    """An argparse message in the words of the configuration's errors; other messages are returned unchanged."""
+    found = re.fullmatch(r"argument (\S+?)(?:/\S+)?: invalid (\w+) value: (.*)", message, re.DOTALL)
+    if found:
+        name, kind, value = found.groups()
+        return f"{name} must be {TYPE_NAMES.get(kind, kind)}, got {value}"
+    found = re.fullmatch(r"argument (\S+?)(?:/\S+)?: invalid choice: (.*?) \(choose from (.*)\)", message, re.DOTALL)
+    if found:
+        name, value, listed = found.groups()
+        choices = [choice.strip("'\"") for choice in listed.split(", ")]
+        return f"{name} must be one of {', '.join(choices)}, got {value}{nearest(value.strip(chr(39)), choices)}"
+    return message.removeprefix("argument ")

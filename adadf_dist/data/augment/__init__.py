@@ -1,0 +1,1 @@
+"""Augmentation: drawn as data, applied by Pillow, torch or numba."""

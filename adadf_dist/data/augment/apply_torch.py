@@ -1,0 +1,152 @@
+"""Stages of `augment.py` applied to a batch at once, on any device, in 8 bits between stages as the reference does.
+
+Which faces a stage is for is known on the host, so nothing waits for the device. DALI has operators for most of these,
+but on a CPU its affine warp takes longer than all stages here, none takes a table a face, and the rest would need a
+split and a merge of the batch for each kind and place in the list.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor
+
+from adadf_dist.data.augment.operations import Kind
+from adadf_dist.data.augment.policy import FILL, LUMA, Augmentations
+
+SMOOTH_CENTRE, SMOOTH_SUM = 5, 13
+"""Of sharpness's 3x3 mean: the weight of the centre, and of all nine."""
+
+ROUNDING = 2.0**-10
+"""More than single precision loses in a weighted mean of four 8-bit values."""
+BOTH_TRUE = 0x0101
+"""Two neighbouring booleans, read as one number: a reduction over so short a dimension is slow."""
+
+
+def apply_stages(images: Tensor, drawn: Augmentations) -> Tensor:
+    """The stages and flips of all faces on their images, uint8 [n, 3, H, W], which it overwrites and returns."""
+    for place in range(drawn.kinds.shape[1]):
+        kinds = drawn.kinds[:, place]
+        for kind in np.unique(kinds):
+            if kind == Kind.NOTHING:
+                continue
+            rows = np.flatnonzero(kinds == kind)
+            where = on_device(rows, images)
+            changed = apply_stage(images.index_select(0, where), Kind(kind), drawn, rows, place)
+            images.index_copy_(0, where, changed)
+    if drawn.flips.any():
+        where = on_device(np.flatnonzero(drawn.flips), images)
+        images.index_copy_(0, where, images.index_select(0, where).flip(-1))
+    return images
+
+
+def apply_stage(images: Tensor, kind: Kind, drawn: Augmentations, rows: NDArray[np.int64], place: int) -> Tensor:
+    """One kind of stage on images [m, 3, H, W], those of `rows` of `drawn`."""
+
+    def factors() -> Tensor:
+        return on_device(drawn.factors[rows, place], images).float().view(-1, 1, 1, 1)
+
+    match kind:
+        case Kind.WARP:
+            return warp(images, on_device(drawn.matrices[rows, place], images).float())
+        case Kind.TABLE:
+            return look_up(images, on_device(drawn.tables[rows, place], images)[:, None])
+        case Kind.COLOR:
+            return saturate(images, factors())
+        case Kind.CONTRAST:
+            return contrast(images, factors())
+        case Kind.AUTO_CONTRAST:
+            return auto_contrast(images)
+        case Kind.EQUALIZE:
+            return equalize(images)
+        case Kind.SHARPNESS:
+            return sharpen(images, factors())
+        case Kind.NOTHING:
+            return images
+
+
+def on_device(values: NDArray[np.generic], images: Tensor) -> Tensor:
+    return torch.from_numpy(values).to(images.device, non_blocking=True)
+
+
+def warp(images: Tensor, matrices: Tensor) -> Tensor:
+    """Bilinear, by `matrices` [m, 2, 3]; FILL where the output looks beyond the image."""
+    height, width = images.shape[2:]
+    # twice the unit coordinates, and less 1 below: grid_sample's image reaches from -1 to 1
+    x = (torch.arange(width, device=images.device) + 0.5) * (2 / width)
+    y = ((torch.arange(height, device=images.device) + 0.5) * (2 / height)).unsqueeze(1)
+    # elementwise, not affine_grid: its matrix product may run in TF32, which is half a pixel too coarse
+    a = matrices.view(-1, 6, 1, 1).unbind(1)
+    looks = images.new_empty(len(images), height, width, 2, dtype=torch.float32)
+    torch.add(a[0] * x, a[1] * y + (2 * a[2] - 1), out=looks[..., 0])
+    torch.add(a[3] * x, a[4] * y + (2 * a[5] - 1), out=looks[..., 1])
+    seen = F.grid_sample(images.float(), looks, "bilinear", "border", align_corners=False)
+    inside = (looks.abs() < 1).view(torch.int16) == BOTH_TRUE
+    fill = torch.tensor(FILL, dtype=torch.uint8, device=images.device).view(3, 1, 1)
+    # truncated as the reference does, but the mean of four equal values may have come out a hair below them
+    seen = seen.add_(ROUNDING).to(torch.uint8)
+    return torch.where(inside.view(-1, 1, height, width), seen, fill)
+
+
+def look_up(images: Tensor, tables: Tensor) -> Tensor:
+    """Values through `tables` uint8 [m, 1, 256], or [m, 3, 256] with one for each channel."""
+    m, channels = tables.shape[:2]
+    starts = torch.arange(0, m * channels * 256, 256, dtype=torch.int32, device=images.device)
+    places = images.view(m, channels, -1).int().add_(starts.view(m, channels, 1))
+    return tables.reshape(-1).index_select(0, places.view(-1)).view_as(images)
+
+
+def luma(images: Tensor) -> Tensor:
+    """[m, 1, H, W] float32."""
+    weights = [weight * images[:, channel].float() for channel, weight in enumerate(LUMA)]
+    return (weights[0] + weights[1] + weights[2]).unsqueeze(1)
+
+
+def saturate(images: Tensor, factor: Tensor) -> Tensor:
+    grey = luma(images)
+    return to_bytes(torch.lerp(grey, images.float(), factor).add_(0.5))
+
+
+def contrast(images: Tensor, factor: Tensor) -> Tensor:
+    mean = luma(images).add_(0.5).floor_().mean(dim=(1, 2, 3), keepdim=True).add_(0.5).floor_()
+    return to_bytes(torch.lerp(mean, images.float(), factor))
+
+
+def to_bytes(values: Tensor) -> Tensor:
+    return values.clamp_(0, 255).to(torch.uint8)
+
+
+def auto_contrast(images: Tensor) -> Tensor:
+    low, high = (extreme(images, dim=(2, 3)).double().unsqueeze(2) for extreme in (torch.amin, torch.amax))
+    scale = 255 / (high - low).clamp_min(1)
+    values = torch.arange(256, dtype=torch.float64, device=images.device)
+    # in double precision and in this order, as the reference: the highest value becomes 255 and not 254.99
+    stretched = (values * scale + -low * scale).clamp_(0, 255).to(torch.uint8)
+    return look_up(images, torch.where(high > low, stretched, values.to(torch.uint8)))
+
+
+def equalize(images: Tensor) -> Tensor:
+    """Cumulative histogram in steps of a 255th of the pixels, those of the highest value left out."""
+    m, channels = images.shape[:2]
+    flat = images.view(m * channels, -1).long()
+    counts = torch.zeros(m * channels, 256, dtype=torch.int64, device=images.device)
+    counts.scatter_add_(1, flat, torch.ones_like(flat))
+    highest = counts.gather(1, flat.amax(dim=1, keepdim=True))
+    step = (flat.shape[1] - highest) // 255
+    below = counts.cumsum(dim=1) - counts
+    flattened = ((step // 2 + below) // step.clamp_min(1)).clamp_(0, 255)
+    unchanged = torch.arange(256, device=images.device)
+    tables = torch.where(step > 0, flattened, unchanged).to(torch.uint8)
+    return look_up(images, tables.view(m, channels, 256))
+
+
+def sharpen(images: Tensor, factor: Tensor) -> Tensor:
+    values = images.to(torch.int16)
+    rows = values[:, :, :-2] + values[:, :, 1:-1] + values[:, :, 2:]
+    centre = values[:, :, 1:-1, 1:-1]
+    sums = rows[..., :-2] + rows[..., 1:-1] + rows[..., 2:] + (SMOOTH_CENTRE - 1) * centre
+    smooth = images.float()
+    smooth[:, :, 1:-1, 1:-1] = (sums.float() / SMOOTH_SUM).add_(0.5).floor_()
+    return to_bytes(torch.lerp(smooth, images.float(), factor))

@@ -1,0 +1,156 @@
+"""The operations of both RandAugment policies: what each makes of a level, for many faces at once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from enum import IntEnum
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from adadf_dist.data.augment.rng import Numbers
+
+Matrices = NDArray[np.float64]
+"""[n, 2, 3], unit coordinates: the output at p shows the input at matrix (p, 1)."""
+Tables = NDArray[np.uint8]
+"""[n, 256]"""
+
+VALUES = np.arange(256)
+
+
+class Kind(IntEnum):
+    """What a stage does; what it takes stands in the array of `Augmentations` named here."""
+
+    NOTHING = 0
+    WARP = 1
+    """`matrices`. Bilinear warp: the output at p shows the input at matrix (p, 1); FILL outside the image."""
+    TABLE = 2
+    """`tables`. Each channel's value v becomes table[v]."""
+    COLOR = 3
+    """`factors`. Saturation: luma + factor (value - luma), rounded and clipped."""
+    CONTRAST = 4
+    """`factors`. mean + factor (value - mean), clipped; mean is the image's mean luma, rounded."""
+    AUTO_CONTRAST = 5
+    """Each channel's lowest value becomes 0 and its highest 255, linearly between."""
+    EQUALIZE = 6
+    """Each channel's histogram flattened."""
+    SHARPNESS = 7
+    """`factors`. smooth + factor (value - smooth), clipped; smooth is the 3x3 mean with the centre counted five times,
+    and at the border the value itself."""
+
+
+class Operation(NamedTuple):
+    """One of a policy's operations."""
+
+    kind: Kind
+    make: Callable[[Numbers], NDArray[Any]] = lambda levels: levels
+    """Levels [n] to matrices, tables or factors, as the kind has it."""
+    signed: bool = False
+    """Half of the levels are made negative first."""
+
+
+def affine(a: Any, b: Any, c: Any, d: Any, e: Any, f: Any) -> Matrices:
+    """[[a, b, c], [d, e, f]], each a number or n of them."""
+    entries = np.broadcast_arrays(*(np.asarray(entry, dtype=np.float64) for entry in (a, b, c, d, e, f)))
+    return np.stack(entries, axis=-1).reshape(-1, 2, 3)
+
+
+def compose(first: Matrices, then: Matrices) -> Matrices:
+    """Warping by `first` and the result by `then`, as one: the output looks back through both."""
+    linear = first[:, :, :2] @ then[:, :, :2]
+    offset = first[:, :, :2] @ then[:, :, 2:] + first[:, :, 2:]
+    return np.concatenate([linear, offset], axis=2)
+
+
+def rotation(degrees: Numbers) -> Matrices:
+    """Counter-clockwise about the centre."""
+    cos, sin = np.cos(np.radians(degrees)), np.sin(np.radians(degrees))
+    return affine(cos, -sin, 0.5 - 0.5 * cos + 0.5 * sin, sin, cos, 0.5 - 0.5 * sin - 0.5 * cos)
+
+
+def shear_x(factor: Numbers) -> Matrices:
+    return affine(1, factor, 0, 0, 1, 0)
+
+
+def shear_y(factor: Numbers) -> Matrices:
+    return affine(1, 0, 0, factor, 1, 0)
+
+
+def translate_x(share: Numbers) -> Matrices:
+    """The output shows what stood `share` of the side further right."""
+    return affine(1, 0, share, 0, 1, 0)
+
+
+def translate_y(share: Numbers) -> Matrices:
+    return affine(1, 0, 0, 0, 1, share)
+
+
+def rounded(values: NDArray[Any]) -> Tables:
+    return np.clip(np.floor(values + 0.5), 0, 255).astype(np.uint8)
+
+
+def invert(levels: Numbers) -> Tables:
+    return rounded(np.broadcast_to(255 - VALUES, (len(levels), 256)))
+
+
+def posterize(bits: Numbers) -> Tables:
+    """Keep the highest `bits` bits."""
+    step = 2 ** (8 - bits.astype(np.int64))[:, None]
+    return rounded(VALUES // step * step)
+
+
+def solarize(threshold: Numbers) -> Tables:
+    """Invert values of at least `threshold`."""
+    return rounded(np.where(threshold[:, None] <= VALUES, 255 - VALUES, VALUES))
+
+
+def solarize_add(addition: Numbers) -> Tables:
+    """Add to values below 128."""
+    return rounded(np.where(VALUES < 128, VALUES + addition[:, None], VALUES))
+
+
+def brightness(factor: Numbers) -> Tables:
+    return rounded(VALUES * factor[:, None])
+
+
+def enhancement(level: Numbers) -> Numbers:
+    return 0.1 + 0.18 * level
+
+
+PUBLISHED = (
+    Operation(Kind.AUTO_CONTRAST),
+    Operation(Kind.EQUALIZE),
+    Operation(Kind.TABLE, invert),
+    Operation(Kind.WARP, lambda m: rotation(3 * m), signed=True),
+    Operation(Kind.TABLE, lambda m: posterize(np.floor(0.4 * m))),
+    Operation(Kind.TABLE, lambda m: solarize(np.floor(25.6 * m))),
+    Operation(Kind.TABLE, lambda m: solarize_add(np.floor(11 * m))),
+    Operation(Kind.COLOR, enhancement),
+    Operation(Kind.CONTRAST, enhancement),
+    Operation(Kind.TABLE, lambda m: brightness(enhancement(m))),
+    Operation(Kind.SHARPNESS, enhancement),
+    Operation(Kind.WARP, lambda m: shear_x(0.03 * m), signed=True),
+    Operation(Kind.WARP, lambda m: shear_y(0.03 * m), signed=True),
+    Operation(Kind.WARP, lambda m: translate_x(0.045 * m), signed=True),
+    Operation(Kind.WARP, lambda m: translate_y(0.045 * m), signed=True),
+)
+"""By level m from 0 to 10."""
+
+STANDARD = (
+    Operation(Kind.NOTHING),
+    Operation(Kind.WARP, lambda s: shear_x(0.3 * s), signed=True),
+    Operation(Kind.WARP, lambda s: shear_y(0.3 * s), signed=True),
+    Operation(Kind.WARP, lambda s: translate_x(150 / 331 * s), signed=True),
+    Operation(Kind.WARP, lambda s: translate_y(150 / 331 * s), signed=True),
+    Operation(Kind.WARP, lambda s: rotation(30 * s), signed=True),
+    Operation(Kind.TABLE, lambda s: brightness(1 + 0.9 * s), signed=True),
+    Operation(Kind.COLOR, lambda s: 1 + 0.9 * s, signed=True),
+    Operation(Kind.CONTRAST, lambda s: 1 + 0.9 * s, signed=True),
+    Operation(Kind.SHARPNESS, lambda s: 1 + 0.9 * s, signed=True),
+    Operation(Kind.TABLE, lambda s: posterize(8 - np.round(4 * s))),
+    Operation(Kind.TABLE, lambda s: solarize(255 * (1 - s))),
+    Operation(Kind.AUTO_CONTRAST),
+    Operation(Kind.EQUALIZE),
+)
+"""By strength s from 0 to 1: bin / 30."""

@@ -1,0 +1,1 @@
+"""Building dataset folders: samples to WebDataset tars with their indexes."""

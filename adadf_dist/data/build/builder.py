@@ -1,0 +1,297 @@
+"""From a source of faces to a dataset folder: plan the shards, let processes write them, put the folder together.
+
+A source first yields light items (split, key, number), so that the whole is planned before an image is touched;
+a shard is then one task for one process, which makes the bytes independent of how many processes there are.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Protocol
+
+import PIL
+import pyarrow as pa
+from PIL import features
+
+from adadf_dist.data.build.shard_task import Item, Outcome, Remark, Task, check_every_class, keep_outcome, read_outcome
+from adadf_dist.data.build.source import Provenance, Source, Table
+from adadf_dist.data.build.staging import UNFINISHED, remove_others, staged
+from adadf_dist.data.build.writer import (
+    Rows,
+    Sample,
+    WrittenShard,
+    can_write,
+    write_card,
+    write_index,
+    write_shard,
+    write_table,
+)
+from adadf_dist.data.dataset import Dataset, open_dataset
+from adadf_dist.data.jpeg import BadImage
+from adadf_dist.data.manifest import MANIFEST, SPLITS, Manifest, SplitInfo, check_classes
+from adadf_dist.data.workers.task_pool import Processes
+from adadf_dist.errors import UserError
+
+__all__ = ["BuildOptions", "Item", "Provenance", "Source", "Table", "build_dataset"]
+
+MAX_KEY = 90
+"""Longest key, in characters: with its extension it must fit the 100 of a USTAR name."""
+ONE_PROCESS = Processes(1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class BuildOptions:
+    """How a dataset is cut and written. Only `name`, `seed` and `samples_per_shard` change a byte of it."""
+
+    name: str
+    seed: int = 0
+    """Fixes the order in which samples are stored."""
+    samples_per_shard: int = 4096
+    max_bad: int = 0
+    """Images that may be left out because they cannot be stored."""
+    overwrite: bool = False
+    restart: bool = False
+    """Throw away what an unfinished build of the same folder left, instead of going on with it."""
+
+
+class Crew(Protocol):
+    """Who does the tasks: processes of this machine (`crew.Processes`), or a cluster's."""
+
+    def run(
+        self,
+        work: Callable[[Source, Task, Callable[[], object]], Outcome],
+        source: Source,
+        tasks: Sequence[Task],
+        on_samples: Callable[[int], object],
+    ) -> list[Outcome]:
+        """`work(source, task, on_sample)` for every task, results in the order of the tasks.
+
+        `on_samples(n)` is told when n more samples are done. Raises `UserError`.
+        """
+
+
+def build_dataset(
+    source: Source,
+    out: Path,
+    options: BuildOptions,
+    crew: Crew = ONE_PROCESS,
+    on_samples: Callable[[int], object] = lambda count: None,
+) -> Dataset:
+    """Write `source` as the dataset folder `out` and open it. `on_samples(n)` is told when n more are done.
+
+    Images that cannot be stored are left out and listed in quarantine.csv; more of them than `options.max_bad` is an
+    error. Raises `UserError`; then there is no `out`, an older one is unchanged, and the list and the finished shards
+    stay in `OUT.partial`: the next build keeps those whose samples are the same, and writes the rest.
+    """
+    out = out.resolve()
+    items = source.items()
+    check_items(items)
+    check_classes(source.classes, f"source {source.provenance.source}", "fix the labels")
+    with staged(out, options.overwrite, order(source, options), options.restart) as folder:
+        tasks = plan_shards(items, folder, options)
+        outcomes = find_finished(folder, source, tasks)
+        missing = [task for task in tasks if task.path not in outcomes]
+        check_room(folder, source, sum(map(len, missing)) / len(items))
+        on_samples(len(items) - sum(map(len, missing)))
+        done = crew.run(build_shard, source, missing, on_samples)
+        outcomes |= {task.path: outcome for task, outcome in zip(missing, done, strict=True)}
+        bad = [line for task in tasks for line in outcomes[task.path].bad]
+        if len(bad) > options.max_bad:
+            raise too_many_bad(folder, bad, len(items))
+        assemble(folder, source, options, [(task, outcomes[task.path]) for task in tasks])
+    return open_dataset(out)
+
+
+def order(source: Source, options: BuildOptions) -> dict[str, object]:
+    """Settings that decide the bytes of all shards: an unfinished build is resumed only with the same ones.
+
+    The samples are compared shard by shard (`fingerprint`): a source that was fixed meanwhile is no other build.
+    """
+    made = source.provenance
+    return {
+        "source": made.source,
+        "options": {**made.options, "seed": options.seed, "samples_per_shard": options.samples_per_shard},
+        "versions": versions(),
+    }
+
+
+def find_finished(folder: Path, source: Source, tasks: Sequence[Task]) -> dict[Path, Outcome]:
+    """Shards of an unfinished build that are still as `source` has them. All other files in `folder` are removed."""
+    found: dict[Path, Outcome] = {}
+    files: set[Path] = set()
+    for task in tasks:
+        outcome = read_outcome(task, partial(fingerprint, source, task))
+        if outcome is not None:
+            found[task.path] = outcome
+            files.add(task.outcome_path)
+            if outcome.shard is not None:
+                files |= {task.path, task.path.with_suffix(".idx")}
+    remove_others(folder, files)
+    return found
+
+
+def fingerprint(source: Source, task: Task) -> str:
+    """Digest of what is read to write a shard: its classes and samples, in order."""
+    digest = hashlib.sha256(json.dumps(source.classes).encode())
+    for item in task.items:
+        name = json.dumps([item.split, item.key, source.locate(item.number)])
+        digest.update(hashlib.sha256(name.encode() + source.fingerprint(item.number)).digest())
+    return digest.hexdigest()
+
+
+def check_room(folder: Path, source: Source, share: float) -> None:
+    """Raise `UserError` when `share` of the dataset has no room on the disk."""
+    overhead = 2600 * len(source.items())  # headers, padding, label and json of a face, its rows in the indexes
+    need, free = round(share * (source.image_bytes + overhead)), shutil.disk_usage(folder).free
+    if need > free:
+        unit, scale = ("GB", 1e9) if need >= 1e9 else ("MB", 1e6)
+        raise UserError(
+            f"{folder.parent}: {free / scale:.1f} {unit} are free, but the dataset needs about {need / scale:.1f} "
+            f"{unit}; free some space, or write to another disk"
+        )
+
+
+def plan_shards(items: Sequence[Item], folder: Path, options: BuildOptions) -> list[Task]:
+    """Cut every split, in a global order drawn from the seed, into shards of even size."""
+    tasks = []
+    for split in SPLITS:
+        mine = sorted((item for item in items if item.split == split), key=lambda item: draw(options.seed, item.key))
+        count = -(-len(mine) // options.samples_per_shard)
+        for shard in range(count):
+            first, last = shard * len(mine) // count, (shard + 1) * len(mine) // count
+            tasks.append(Task(split, folder / f"{split}-{shard:06d}.tar", mine[first:last]))
+    return tasks
+
+
+def draw(seed: int, key: str) -> bytes:
+    """A random number as bytes, fixed by seed and key: a hash, so that no library's generator can change the order."""
+    return hashlib.blake2b(f"{seed}/{key}".encode(), digest_size=16).digest()
+
+
+def check_items(items: Sequence[Item]) -> None:
+    """What every source must hold to."""
+    if not any(item.split == "train" for item in items):
+        raise UserError("the source has no training face; check --root and the split options")
+    keys = Counter(item.key for item in items)
+    assert len(keys) == len(items), f"key {keys.most_common(1)[0][0]} is not unique"
+    for item in items:
+        plain = item.key.isascii() and item.key.replace("-", "").replace("_", "").isalnum()
+        assert item.split in SPLITS and plain and len(item.key) <= MAX_KEY, item
+
+
+def build_shard(source: Source, task: Task, on_sample: Callable[[], object]) -> Outcome:
+    """Load, encode and write the samples of one shard, in a worker process."""
+    bad: list[Remark] = []
+    remarks: list[Remark] = []
+
+    def samples() -> Iterator[tuple[str, Sample]]:
+        for item in task.items:
+            try:
+                sample = source.load(item.number)
+            except BadImage as error:
+                bad.append(Remark(item.split, item.key, source.locate(item.number), str(error)))
+            else:
+                if sample.remark:
+                    remarks.append(Remark(item.split, item.key, source.locate(item.number), sample.remark))
+                yield item.key, sample
+            on_sample()
+
+    known = fingerprint(source, task)
+    outcome = Outcome(write_shard(task.path, samples(), source.classes), bad, remarks)
+    keep_outcome(task, outcome, known)
+    return outcome
+
+
+def too_many_bad(folder: Path, bad: Sequence[Remark], samples: int) -> UserError:
+    """Keep the list with the unfinished build, and say how to go on."""
+    path = folder / "quarantine.csv"
+    write_table(path, Remark._fields, bad)
+    return UserError(
+        f"{len(bad):,} of {samples:,} images cannot be stored, the first: {bad[0].source}: {bad[0].reason}; "
+        f"all are listed in {path}; fix them and run the command again, or leave them out with --max-bad {len(bad)}"
+    )
+
+
+def assemble(folder: Path, source: Source, options: BuildOptions, written: Iterable[tuple[Task, Outcome]]) -> None:
+    """Add to the tars what makes them a dataset: indexes, lists and, last, `dataset.json`."""
+    bad: list[Remark] = []
+    remarks: list[Remark] = []
+    shards: dict[str, list[WrittenShard]] = {}
+    for task, outcome in written:
+        bad += outcome.bad
+        remarks += outcome.remarks
+        mine = shards.setdefault(task.split, [])
+        if outcome.shard is not None:
+            mine.append(rename_shard(folder, outcome.shard, f"{task.split}-{len(mine):06d}.tar"))
+    for split, found in shards.items():
+        if not found:
+            raise UserError(f"split {split}: not one image can be stored, the first: {bad[0].source}: {bad[0].reason}")
+    if bad:
+        check_every_class(source.classes, shards["train"], bad)
+    made = source.provenance
+    lists = {"quarantine.csv": Table(Remark._fields, bad), "remarks.csv": Table(Remark._fields, remarks)}
+    for name, table in {**made.tables, **lists}.items():
+        if table.lines:
+            write_table(folder / name, table.header, table.lines)
+    whole = [shard for found in shards.values() for shard in found]
+    manifest = Manifest(
+        name=options.name,
+        classes=source.classes,
+        smallest_image=(min(s.smallest_image[0] for s in whole), min(s.smallest_image[1] for s in whole)),
+        largest_image=(max(s.largest_image[0] for s in whole), max(s.largest_image[1] for s in whole)),
+        built={
+            "source": made.source,
+            "options": {**made.options, "seed": options.seed, "samples_per_shard": options.samples_per_shard},
+            "findings": {**made.findings, "quarantined": len(bad), "remarks": len(remarks)},
+            "versions": versions(),
+        },
+        splits={split: finish_split(folder, split, found) for split, found in shards.items()},
+    )
+    write_card(folder / "README.md", manifest)
+    with can_write(folder / MANIFEST):
+        (folder / MANIFEST).write_text(manifest.to_json(), encoding="utf-8")
+
+
+def rename_shard(folder: Path, shard: WrittenShard, file: str) -> WrittenShard:
+    """Close the gap that a shard without a single good image left in the numbers."""
+    if shard.info.file == file:
+        return shard
+    # were we killed from here on, the next build would find a tar that is not the one its note means
+    (folder / UNFINISHED / shard.info.file).with_suffix(".json").unlink()
+    for suffix in (".tar", ".idx"):
+        old = (folder / shard.info.file).with_suffix(suffix)
+        old.rename((folder / file).with_suffix(suffix))
+    return shard._replace(info=replace(shard.info, file=file))
+
+
+def finish_split(folder: Path, split: str, shards: Sequence[WrittenShard]) -> SplitInfo:
+    """Write the split's index and count its classes."""
+    rows = Rows()
+    for number, shard in enumerate(shards):
+        shard.rows.shard = [number] * len(shard.rows)
+        rows.extend(shard.rows)
+    index = f"{split}.parquet"
+    counts = [sum(column) for column in zip(*(shard.info.class_counts for shard in shards), strict=True)]
+    return SplitInfo(
+        samples=len(rows),
+        class_counts=tuple(counts),
+        index=index,
+        index_sha256=write_index(folder / index, rows),
+        shards=tuple(shard.info for shard in shards),
+    )
+
+
+def versions() -> dict[str, str]:
+    """The libraries whose encoders decide the bytes."""
+    return {
+        "libjpeg-turbo": str(features.version("libjpeg_turbo")),
+        "pillow": PIL.__version__,
+        "pyarrow": pa.__version__,
+    }

@@ -1,0 +1,171 @@
+"""A folder that appears whole or not at all, and whose unfinished state is gone on with."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import TextIO
+
+from adadf_dist.data.build.writer import can_write
+from adadf_dist.data.dataset import open_dataset
+from adadf_dist.data.manifest import MANIFEST
+from adadf_dist.errors import UserError
+from adadf_dist.files.locks import Owner, lock
+
+UNFINISHED = ".unfinished"
+"""Below `OUT.partial`: what is known of the work so far. Gone in the finished folder."""
+
+_LOCK = ".lock"
+_ORDER = "order.json"
+
+
+@contextmanager
+def staged(out: Path, overwrite: bool, order: Mapping[str, object], restart: bool = False) -> Iterator[Path]:
+    """Yield `OUT.partial` beside `out`, which becomes `out` when the block ends well.
+
+    When it does not, or the process is killed, what stands there is kept, and found again by the next call with the
+    same `order`: everything that decides the bytes, as plain JSON values. Another order is an error that names what
+    changed, unless `restart` throws the unfinished work away. An existing dataset is replaced only with `overwrite`,
+    and only after the new one was opened as its readers will open it. Raises `UserError`.
+    """
+    check_replaceable(out, overwrite)
+    partial = out.with_name(out.name + ".partial")
+    with lock_folder(partial):
+        with can_write(partial):
+            prepare(partial, json.loads(json.dumps(order)), restart)
+        try:
+            yield partial
+        except BaseException:
+            if read_order(partial) is None:
+                shutil.rmtree(partial, ignore_errors=True)
+            raise
+        check_readable(partial, out)
+        with can_write(out):
+            shutil.rmtree(partial / UNFINISHED)
+            (partial / _LOCK).unlink()
+            replace(partial, out)
+
+
+def check_readable(partial: Path, out: Path) -> None:
+    """Open the new dataset in `partial` as its readers will. Raises `UserError`; then `out` is unchanged."""
+    try:
+        dataset = open_dataset(partial)
+        for name, info in dataset.splits.items():
+            dataset.split(name)
+            for shard in info.shards:
+                if not (partial / shard.file).with_suffix(".idx").is_file():
+                    raise UserError(f"{partial / shard.file}: has no index for DALI beside it")
+    except UserError as error:
+        problem = str(error).replace(str(partial), out.name)
+        raise UserError(
+            f"{out}: not written, because the new dataset could not be opened ({problem}); fix the source and build "
+            "again; what was there before is unchanged"
+        ) from None
+
+
+def prepare(partial: Path, order: Mapping[str, object], restart: bool) -> None:
+    """Empty `partial` unless unfinished work of the same order stands there. Raises `UserError`."""
+    kept = None if restart else read_order(partial)
+    if kept is None:
+        clear(partial)
+        (partial / UNFINISHED).mkdir()
+        write_whole(partial / UNFINISHED / _ORDER, json.dumps(order))
+    else:
+        check_order(partial, kept, order)
+
+
+def read_order(partial: Path) -> dict[str, object] | None:
+    """What the unfinished work in `partial` was started with; None when there is none to go on with."""
+    folder = partial / UNFINISHED
+    try:
+        order: dict[str, object] = json.loads((folder / _ORDER).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return order if len(list(folder.glob("*.json"))) > 1 else None
+
+
+def check_order(partial: Path, kept: Mapping[str, object], wanted: Mapping[str, object]) -> None:
+    """Raise `UserError` naming what is asked for now and was not when the work in `partial` began."""
+    changes = []
+    for key in sorted(wanted):
+        before, now = kept.get(key), wanted.get(key)
+        if isinstance(before, Mapping) and isinstance(now, Mapping):
+            changes += [f"{k} was {before.get(k)}, is {now.get(k)}" for k in now if now[k] != before.get(k)]
+        elif before != now:
+            changes.append(f"{key} changed" if len(str(now)) > 40 else f"{key} was {before}, is {now}")
+    if changes:
+        raise UserError(
+            f"{partial}: an unfinished build that differs ({'; '.join(changes)}); "
+            "ask for the same again, or add --restart to throw it away"
+        )
+
+
+def lock_folder(folder: Path) -> TextIO:
+    """Make the folder if need be and hold it until the returned file is closed. Raises `UserError`."""
+    with can_write(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        file = (folder / _LOCK).open("w", encoding="utf-8")
+    with ExitStack() as opened:
+        opened.enter_context(file)
+        if not lock(file, Owner.FILE, "--out"):
+            raise UserError(f"{folder}: another process is building there; wait, or choose another folder")
+        opened.pop_all()
+    return file
+
+
+def check_replaceable(out: Path, overwrite: bool) -> None:
+    """Raise `UserError` when something stands at `out` that must not be replaced."""
+    if not out.exists() or (out.is_dir() and not any(out.iterdir())):
+        return
+    if not (out / MANIFEST).is_file():
+        raise UserError(f"{out}: exists and is no dataset folder; choose another --out")
+    if not overwrite:
+        raise UserError(f"{out}: holds a dataset already; add --force to replace it, or choose another --out")
+
+
+def clear(folder: Path) -> None:
+    """Remove everything in a folder but its lock."""
+    for entry in folder.iterdir():
+        if entry.is_dir() and not entry.is_symlink():
+            shutil.rmtree(entry)
+        elif entry.name != _LOCK:
+            entry.unlink()
+
+
+def remove_others(partial: Path, kept: Collection[Path]) -> None:
+    """Remove every file of unfinished work but `kept` and what this module keeps there."""
+    own = {partial / _LOCK, partial / UNFINISHED / _ORDER}
+    for entry in (*partial.iterdir(), *(partial / UNFINISHED).iterdir()):
+        if entry.is_file() and entry not in own and entry not in kept:
+            entry.unlink()
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Write a file that is there whole or not at all."""
+    half = path.with_name(path.name + ".half")
+    with half.open("w", encoding="utf-8") as stream:
+        stream.write(text)
+        stream.flush()
+        os.fsync(stream.fileno())
+    os.replace(half, path)
+
+
+def replace(new: Path, out: Path) -> None:
+    """Rename `new` to `out`, and only then remove the folder that it replaces."""
+    old = out.with_name(out.name + ".replaced")
+    replaced = out.exists() and any(out.iterdir())
+    if replaced:
+        if old.exists():
+            shutil.rmtree(old)
+        os.rename(out, old)
+    try:
+        os.rename(new, out)
+    except OSError:
+        if replaced:
+            os.rename(old, out)
+        raise
+    shutil.rmtree(old, ignore_errors=True)

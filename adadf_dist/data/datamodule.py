@@ -1,0 +1,237 @@
+"""A run's faces: its splits, its plan, and the loader that turns them into batches."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from adadf_dist.config.schema import Config
+from adadf_dist.data.batch import Batch
+from adadf_dist.data.dataset import Dataset, Split, check_trainable, open_dataset
+from adadf_dist.data.identity import Source
+from adadf_dist.data.label_noise import LabelNoise, disturb
+from adadf_dist.data.loaders.base import Loader, Recipe
+from adadf_dist.data.loaders.streaming import StreamLoader
+from adadf_dist.data.loaders.torch_loader import TorchLoader
+from adadf_dist.data.preprocessing import Preprocessing
+from adadf_dist.data.relabel import Relabelling, read_decisions, relabel
+from adadf_dist.data.remote.cache import local_folder, streamed_splits
+from adadf_dist.data.remote.client import Remote
+from adadf_dist.data.sampling import Samples, carve, cut, epoch_batches
+from adadf_dist.distributed.world import MIN_SAMPLES_A_RANK
+from adadf_dist.errors import UserError, install_or_repair, one_line
+
+DALI_LOADER = "adadf_dist.data.loaders.dali_loader"
+"""Imported where it is wanted: it takes DALI, which not everyone has."""
+
+
+@dataclass(frozen=True)
+class Data:
+    """One rank's view of a dataset. Every iterator yields this rank's slices of global batches."""
+
+    name: str
+    config: Config
+    preprocessing: Preprocessing
+    train_split: Split
+    validation_split: Split
+    test_split: Split | None
+    loader: Loader
+    source: Source
+    noise: LabelNoise | None = None
+    """What `data.label_noise` did to the labels of train."""
+    relabelling: Relabelling | None = None
+    """What `data.relabel` did to train before that."""
+    stream: StreamLoader | None = None
+    """Who reads training faces where `data.access` is `stream`."""
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        return self.train_split.classes
+
+    def num_batches(self, epoch: int) -> int:
+        """Global batches of a training epoch, counted from 0."""
+        return len(self._plan(epoch))
+
+    def train(self, epoch: int, first_batch: int = 0) -> Iterator[Batch]:
+        """A training epoch, from a batch on: what was trained before a stop is not trained again."""
+        plan = self._plan(epoch)
+        if self.stream is not None:
+            return self.stream.batches(plan, epoch, first_batch)
+        return self.loader.batches("train", plan[first_batch:], epoch)
+
+    def measure(self, epoch: int) -> Iterator[Batch]:
+        """The faces of a training epoch once more, with the same augmentation (the second pass of eq 4)."""
+        return self.train(epoch)
+
+    def take_replaced(self) -> int:
+        """Training faces of this rank that did not decode and were replaced, since the last call."""
+        replaced, self.loader.replaced = self.loader.replaced, 0
+        return replaced
+
+    def validation(self) -> Iterator[Batch]:
+        return self.evaluation(self.validation_split)
+
+    def test(self) -> Iterator[Batch]:
+        assert self.test_split is not None
+        return self.evaluation(self.test_split)
+
+    def evaluation(self, split: Split, only: Samples | None = None) -> Iterator[Batch]:
+        """The faces of a split, or some of them, as they are: no augmentation, each once."""
+        samples = np.arange(len(split)) if only is None else only
+        return self.loader.batches(split.name, cut(samples, self.config.batch_size))
+
+    def _plan(self, epoch: int) -> list[np.ndarray[tuple[int, ...], np.dtype[np.int64]]]:
+        config = self.config
+        return epoch_batches(self.train_split.labels, config.data.sampler, config.batch_size, config.seed, epoch)
+
+
+@contextmanager
+def open_data(
+    config: Config, rank: int, ranks: int, device: torch.device, folder: Path | None = None
+) -> Iterator[Data]:
+    """Open `data.shards` for one rank of several.
+
+    `folder` is where it is on this machine; None: find it, and fetch it if need be.
+    Raises `UserError` for data that cannot be trained on.
+    """
+    with ExitStack() as opened:
+        if folder is None:
+            folder = opened.enter_context(local_folder(config.data))
+        data = open_splits(config, folder, (rank, ranks), device)
+        opened.callback(data.loader.close)
+        check_ranks(data, ranks)
+        yield data
+
+
+def open_splits(config: Config, folder: Path, ranks: tuple[int, int], device: torch.device) -> Data:
+    """The splits of a dataset folder and their loaders; `ranks`: our rank and their number."""
+    dataset = open_dataset(folder, streamed_splits(config.data))
+    if "train" not in dataset.splits:
+        raise UserError(f"{config.data.shards}: has no train split; build one with python -m shards.build")
+    if config.data.access == "stream" and "validation" not in dataset.splits:
+        raise UserError(
+            f"data.access is stream, but {config.data.shards} has no validation split, and carving one needs the "
+            "training tars at hand: build the dataset with a validation split, or set data.access = cache"
+        )
+    train, validation = train_and_validation(dataset, config)
+    test = dataset.split("test") if "test" in dataset.splits else None
+    others = [key for split in (train, validation, test) if split is not None for key in split.keys.tolist()]
+    train, relabelling = carry_out(dataset, train, (validation, test), config)
+    train, noise = disturb(train, config.data, config.seed, others)
+    if test is None and config.evaluation.protocol == "published":
+        raise UserError(f"evaluation.protocol is published, but {config.data.shards} has no test split")
+    preprocessing = Preprocessing(
+        config.data.image_size, train.classes, config.data.loader, ten_crop=config.data.ten_crop
+    )
+    splits = {split.name: split for split in (train, validation, test) if split is not None}
+    recipe = Recipe(
+        splits=splits,
+        preprocessing=preprocessing,
+        augment=config.augment,
+        seed=config.seed,
+        device=device,
+        rank=ranks[0],
+        ranks=ranks[1],
+        batch_size=config.batch_size,
+        workers=config.data.workers,
+        prefetch=config.data.prefetch,
+        max_bad_faces=config.data.max_bad_faces,
+    )
+    loader = make_loader(config.data.loader, recipe)
+    stream = None
+    if config.data.access == "stream":
+        assert isinstance(loader, TorchLoader), config.data.loader
+        stream = StreamLoader(Remote(config.data.shards), loader, config.data.shuffle_buffer)
+    return Data(
+        name=dataset.name,
+        config=config,
+        preprocessing=preprocessing,
+        train_split=train,
+        validation_split=validation,
+        test_split=test,
+        loader=loader,
+        source=Source(config.data.shards, dataset.manifest.digests()),
+        noise=noise,
+        relabelling=relabelling,
+        stream=stream,
+    )
+
+
+def train_and_validation(dataset: Dataset, config: Config) -> tuple[Split, Split]:
+    """The dataset's own, or validation carved out of train by the labels that the dataset has: neither noise nor
+    decisions move it. Raises `UserError`."""
+    train = dataset.split("train")
+    check_trainable(train)
+    if "validation" in dataset.splits:
+        return train, dataset.split("validation")
+    return set_aside(train, config)
+
+
+def set_aside(train: Split, config: Config) -> tuple[Split, Split]:
+    """Train and validation, carved out of `train` as the config says. Raises `UserError` where nothing is left."""
+    kept, held_out = carve(train.labels, config.data.validation_fraction, config.seed)
+    if not len(held_out):
+        raise UserError(f"{train.folder}: no class has two training faces, so none can be set aside for validation")
+    return train.subset(kept, "train"), train.subset(held_out, "validation")
+
+
+def carry_out(
+    dataset: Dataset, train: Split, others: tuple[Split | None, ...], config: Config
+) -> tuple[Split, Relabelling | None]:
+    """`train` with the decisions of `data.relabel`. Raises `UserError`."""
+    if not config.data.relabel:
+        return train, None
+    decisions = read_decisions(Path(config.data.relabel), dataset.classes, "data.relabel")
+    own = [split for split in others if split is not None and split.name in dataset.splits]
+    carved = [split for split in others if split is not None and split.name not in dataset.splits]
+    decisions.check_keys(
+        {str(key) for split in (train, *carved) for key in split.keys},
+        {str(key): split.name for split in own for key in split.keys},
+    )
+    labels = {str(key): int(n) for split in (train, *carved) for key, n in zip(split.keys, split.labels, strict=True)}
+    decisions.check_labels(labels, dataset.classes)
+    train, done = relabel(train, decisions)
+    if done.dropped and config.data.access == "stream":
+        raise UserError(
+            f"{decisions.where}: drops {done.dropped:,} faces, but data.access is stream, which reads whole tars; set "
+            "data.access = cache, or leave them out of the dataset by python -m shards.build ... --relabel"
+        )
+    check_trainable(train)
+    return train, done
+
+
+def make_loader(name: str, recipe: Recipe) -> Loader:
+    """The loader called `torch` or `dali`. Raises `UserError` when DALI does not import."""
+    if name == "dali":
+        if problem := dali_problem():
+            raise UserError(f"data.loader is dali, but {problem}, or set data.loader = torch")
+        return import_module(DALI_LOADER).DaliLoader(recipe)  # type: ignore[no-any-return]
+    return TorchLoader(recipe)
+
+
+def dali_problem() -> str:
+    """Why DALI is of no use here, and what to do about it; empty when it works."""
+    try:
+        import_module(DALI_LOADER)
+    except Exception as error:  # a missing library, or whatever a broken one raises
+        return f"it does not import ({one_line(error)}); {install_or_repair(error, 'dali')}"
+    return ""
+
+
+def check_ranks(data: Data, ranks: int) -> None:
+    """Raise `UserError` when some batch would leave a rank fewer rows than a step needs."""
+    plan = data._plan(0)
+    smallest = min(len(batch) for batch in plan)
+    if smallest < MIN_SAMPLES_A_RANK * ranks:
+        samples, needed = sum(map(len, plan)), MIN_SAMPLES_A_RANK * ranks
+        advice = ["raise batch_size"] * (samples >= needed) + ["start fewer ranks"] * (ranks > 1)
+        raise UserError(
+            f"batch_size: the {samples} samples of an epoch make batches of {smallest}, but {ranks} ranks need "
+            f"{needed} or more; {' or '.join(advice) or 'give more training samples'}"
+        )

@@ -1,0 +1,1 @@
+"""Loaders: batches of one rank from a split of a dataset."""

@@ -1,0 +1,175 @@
+"""The two places where the DALI loader works: what differs between a CPU and a GPU, and nothing else."""
+
+from __future__ import annotations
+
+import ctypes
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, Literal, Protocol
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.utils.dlpack import from_dlpack
+
+from adadf_dist.data.augment import apply_numba, apply_torch
+from adadf_dist.data.augment.compiled import report_uncached
+from adadf_dist.data.augment.policy import Augmentations
+from adadf_dist.data.batch import Batch
+from adadf_dist.data.loaders.base import Finish, Recipe
+
+BLOCK = 16
+"""Faces that a CPU thread augments at a time."""
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
+"""Of glibc's malloc.h."""
+MALLOC_LIMIT = 2**31 - 1
+
+
+class Place(Protocol):
+    """Where faces are decoded and augmented."""
+
+    decoder: Literal["cpu", "mixed"]
+    """DALI's decoder: `mixed` begins on the CPU and ends on the GPU."""
+    resizes: bool
+    """Whether DALI is to resize as well."""
+    device_id: int | None
+    """DALI's word for where it works; None: on the CPU."""
+
+    def take(self, outputs: Any) -> Any:
+        """DALI's decoded faces in memory of their own."""
+
+    def augment(self, taken: Any, drawn: Augmentations) -> Tensor:
+        """The network's input from what `take` gave, which it may overwrite."""
+
+    def work(self) -> AbstractContextManager[object]:
+        """Around all work of the loader's thread."""
+
+    def settle(self) -> None:
+        """Wait until what was asked for is done."""
+
+    def hand_over(self, batch: Batch) -> Batch:
+        """Make a batch safe to use on the caller's stream."""
+
+    def close(self) -> None: ...
+
+
+def place_of(recipe: Recipe) -> Place:
+    return OnGpu(recipe) if recipe.device.type == "cuda" else OnCpu(recipe)
+
+
+class OnCpu:
+    """Resizing as torchvision does it, stages compiled by numba, blocks of faces side by side in threads."""
+
+    decoder: Literal["cpu", "mixed"] = "cpu"
+    resizes = False
+    device_id: int | None = None
+
+    def __init__(self, recipe: Recipe) -> None:
+        keep_freed_memory()
+        if recipe.rank == 0:
+            report_uncached()
+        self._size = recipe.preprocessing.resized
+        self._finish = Finish(recipe.preprocessing, recipe.device)
+        self._ten_crop = recipe.preprocessing.ten_crop > 0
+        every_value = torch.arange(256, dtype=torch.uint8).expand(1, 3, 1, 256)
+        self._normalised = self._finish.normalise(every_value).view(3, 256).numpy()
+        self._workers = ThreadPoolExecutor(max(recipe.workers, 1), "augment")
+
+    def take(self, outputs: Any) -> list[NDArray[np.uint8]]:
+        return [np.array(output) for output in outputs]
+
+    def augment(self, taken: list[NDArray[np.uint8]], drawn: Augmentations) -> Tensor:
+        if self._ten_crop:
+            return self._augment_crops(taken, drawn)
+        pixels = torch.empty(len(taken), 3, self._size, self._size)
+
+        def work(start: int) -> None:
+            rows = slice(start, start + BLOCK)
+            images, part = self._resized(taken[rows]), drawn.rows(rows)
+            apply_numba.apply_stages(images, part)
+            apply_numba.finish(images, self._normalised, part.boxes, pixels[rows].numpy())
+
+        list(self._workers.map(work, range(0, len(taken), BLOCK)))
+        return pixels
+
+    def _augment_crops(self, taken: list[NDArray[np.uint8]], drawn: Augmentations) -> Tensor:
+        images = self._resized(taken)
+        apply_numba.apply_stages(images, drawn)
+        return self._finish(torch.from_numpy(images).permute(0, 3, 1, 2), torch.from_numpy(drawn.boxes))
+
+    def _resized(self, faces: list[NDArray[np.uint8]]) -> NDArray[np.uint8]:
+        """[n, S, S, 3], by Pillow's arithmetic on 8 bits: closer to the reference than DALI's resize, and faster."""
+        size = (self._size, self._size)
+        images = np.empty((len(faces), *size, 3), dtype=np.uint8)
+        for shape in {face.shape for face in faces}:
+            rows = [row for row, face in enumerate(faces) if face.shape == shape]
+            stored = np.stack([faces[row] for row in rows])
+            if shape[:2] != size:
+                pixels = torch.from_numpy(stored).permute(0, 3, 1, 2)
+                resized = F.interpolate(pixels, size=size, mode="bilinear", antialias=True)
+                stored = resized.permute(0, 2, 3, 1).numpy()
+            images[rows] = stored
+        return images
+
+    def work(self) -> AbstractContextManager[object]:
+        return nullcontext()
+
+    def settle(self) -> None:
+        pass
+
+    def hand_over(self, batch: Batch) -> Batch:
+        return batch
+
+    def close(self) -> None:
+        self._workers.shutdown()
+
+
+class OnGpu:
+    """All on a stream of the loader's own, so that it runs beside the training step."""
+
+    decoder: Literal["cpu", "mixed"] = "mixed"
+    resizes = True
+
+    def __init__(self, recipe: Recipe) -> None:
+        self._device = recipe.device
+        self.device_id: int | None = torch.cuda.current_device() if recipe.device.index is None else recipe.device.index
+        self._finish = Finish(recipe.preprocessing, recipe.device)
+        self._stream = torch.cuda.Stream(recipe.device)  # type: ignore[no-untyped-call]
+
+    def take(self, outputs: Any) -> Tensor:
+        return from_dlpack(outputs.as_tensor()).permute(0, 3, 1, 2).contiguous()
+
+    def augment(self, taken: Tensor, drawn: Augmentations) -> Tensor:
+        images = apply_torch.apply_stages(taken, drawn)
+        return self._finish(images, apply_torch.on_device(drawn.boxes, images))
+
+    def work(self) -> AbstractContextManager[object]:
+        return torch.cuda.stream(self._stream)
+
+    def settle(self) -> None:
+        self._stream.synchronize()
+
+    def hand_over(self, batch: Batch) -> Batch:
+        ours = torch.cuda.current_stream(self._device)
+        for tensor in (batch.images, batch.labels, batch.samples):
+            tensor.record_stream(ours)  # made on another stream: not to be reused before ours is done with it
+        return batch
+
+    def close(self) -> None:
+        pass
+
+
+def keep_freed_memory() -> None:
+    """Have the C library keep what is freed for the next use.
+
+    By default it hands large blocks back to the system at once, and a page fault for each 4 KiB of every intermediate
+    result costs more time than the arithmetic.
+    """
+    try:
+        mallopt = ctypes.CDLL("libc.so.6").mallopt
+    except (OSError, AttributeError):  # not glibc: its own allocator has its own ways
+        return
+    mallopt(M_MMAP_THRESHOLD, MALLOC_LIMIT)
+    mallopt(M_TRIM_THRESHOLD, MALLOC_LIMIT)

@@ -1,0 +1,68 @@
+"""Whether DALI may be given a JPEG.
+
+A face that does not decode ends a DALI pipeline with an error, which can be mended; one whose header cannot be parsed
+may end the process (DALI 2.4: a thread goes on working for a call that has already thrown). So headers that are not
+plain are kept from it.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from adadf_dist.data.augment.compiled import compiled
+from adadf_dist.data.jpeg import MAX_PIXELS, MIN_SIDE
+
+START, END, SCAN, HUFFMAN = 0xD8, 0xD9, 0xDA, 0xC4
+BASELINE, EXTENDED, PROGRESSIVE = 0xC0, 0xC1, 0xC2
+LUMA_FACTORS, CHROMA_FACTOR = (0x11, 0x21, 0x12, 0x22, 0x41), 0x11
+"""Sampling factors of the usual subsamplings: 4:4:4, 4:2:2, 4:4:0, 4:2:0, 4:1:1."""
+LAST_FRAME, RESTART, FIRST, LAST = 0xCF, 0xD0, 0xC0, 0xFE
+
+
+@compiled
+def is_plain_jpeg(data: NDArray[np.uint8]) -> bool:
+    """Whether the markers up to the first scan are well formed: one frame of 8 bits, of one or three components in a
+    usual subsampling, of a size that we decode."""
+    if len(data) < 4 or data[0] != 0xFF or data[1] != START:
+        return False
+    place, framed = 2, False
+    while place + 4 <= len(data):
+        marker = data[place + 1]
+        end = place + 2 + word(data, place + 2)
+        if data[place] != 0xFF or not FIRST <= marker <= LAST or RESTART <= marker <= END or end > len(data):
+            return False
+        if end < place + 4:
+            return False
+        if marker in (BASELINE, EXTENDED, PROGRESSIVE):
+            if framed or not is_plain_frame(data[place:end]):
+                return False
+            framed = True
+        elif marker <= LAST_FRAME and marker != HUFFMAN:
+            return False
+        if marker == SCAN:
+            return framed
+        place = end
+    return False
+
+
+@compiled
+def is_plain_frame(frame: NDArray[np.uint8]) -> bool:
+    """Of a frame's marker segment."""
+    if len(frame) < 13:
+        return False
+    height, width, components = word(frame, 5), word(frame, 7), frame[9]
+    if frame[4] != 8 or components not in (1, 3) or len(frame) != 10 + 3 * components:
+        return False
+    if min(height, width) < MIN_SIDE or height * width > MAX_PIXELS:
+        return False
+    if frame[11] not in LUMA_FACTORS:
+        return False
+    return components == 1 or bool(frame[14] == CHROMA_FACTOR and frame[17] == CHROMA_FACTOR)
+
+
+@compiled
+def word(data: NDArray[np.uint8], place: int) -> Any:
+    return np.int64(data[place]) * 256 + data[place + 1]

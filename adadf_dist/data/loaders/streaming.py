@@ -1,0 +1,247 @@
+"""Training faces read from the tars where they are, front to back, through `webdataset`: nothing is kept on the disk.
+
+An epoch's tars, in an order drawn from (seed, epoch), are one long row of faces. It is cut into runs of exact length,
+one for each worker of each rank, so every face is read once an epoch and every rank yields every global batch, however
+the tars are cut: a worker starts in mid-tar where its run does. Augmentation belongs to the sample's number, as ever.
+What a cache gives and this does not is told in `LIMITS`.
+"""
+
+from __future__ import annotations
+
+import random
+import tarfile
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from webdataset.filters import _shuffle as shuffle_in_buffer
+from webdataset.tariterators import group_by_keys, tar_file_expander
+
+from adadf_dist.data.batch import Batch
+from adadf_dist.data.dataset import Split
+from adadf_dist.data.jpeg import BadImage
+from adadf_dist.data.loaders.base import Job
+from adadf_dist.data.loaders.torch_loader import Decoded, Faces, TorchLoader
+from adadf_dist.data.remote.client import Remote
+from adadf_dist.data.sampling import Samples, rank_bounds
+from adadf_dist.errors import UserError
+
+LIMITS = (
+    "training tars are streamed: each face once an epoch, but the order depends on ranks and workers, the only sampler "
+    "is all, and a stop in mid-epoch is resumed exactly only with the same ranks and workers"
+)
+
+TARS, BUFFER = 3, 4
+"""Streams of random numbers, beside those of plan.py."""
+
+HEADER = tarfile.BLOCKSIZE
+"""A member's header stands right before its data (USTAR), and KEY.jpg is a face's first member."""
+
+
+class Run(NamedTuple):
+    """Neighbouring faces of one tar."""
+
+    shard: int
+    start: int
+    """First byte in the tar."""
+    end: int
+    samples: Samples
+    """Numbers within the split, in stored order."""
+
+
+class Share(NamedTuple):
+    """One rank's part of a global batch."""
+
+    number: int
+    """Of the batch in the epoch, from 0."""
+    first: int
+    rows: int
+    global_size: int
+
+
+@dataclass(frozen=True)
+class Epoch:
+    """Which faces each worker of each rank reads in an epoch. Pure: every rank computes the same."""
+
+    split: Split
+    sizes: Sequence[int]
+    """Rows of each global batch; they add up to the split."""
+    seed: int
+    number: int
+    """From 0."""
+
+    def shares(self, rank: int, ranks: int) -> list[Share]:
+        """The rank's part of each global batch."""
+        bounds = (rank_bounds(size, rank, ranks) for size in self.sizes)
+        return [
+            Share(number, first, end - first, size)
+            for number, ((first, end), size) in enumerate(zip(bounds, self.sizes, strict=True))
+        ]
+
+    def runs(self, rank: int, ranks: int, lane: int, lanes: int) -> list[Run]:
+        """What worker `lane` of `lanes` of a rank reads, in order: it fills each `lanes`-th share of its rank."""
+        lengths = [
+            sum(share.rows for share in self.shares(r, ranks)[n::lanes]) for r in range(ranks) for n in range(lanes)
+        ]
+        mine = rank * lanes + lane
+        start = sum(lengths[:mine])
+        return self.cut(start, start + lengths[mine])
+
+    def cut(self, start: int, end: int) -> list[Run]:
+        """Places `start` to `end` (excluded) of the epoch's row of faces."""
+        shards, offsets = self.split.places[:, 0], self.split.places[:, 1]
+        stored = np.lexsort((offsets, shards))
+        edges = np.searchsorted(shards[stored], np.arange(len(self.split.shards) + 1))
+        runs = []
+        place = 0
+        for shard in np.random.default_rng((self.seed, TARS, self.number)).permutation(len(self.split.shards)):
+            members = stored[edges[shard] : edges[shard + 1]]
+            first, last = max(start - place, 0), min(end - place, len(members))
+            if first < last:
+                begins = int(offsets[members[first]]) - HEADER
+                # what follows the last image (its label and facts) is not read
+                image = self.split.places[members[last - 1]]
+                ends = int(image[1] + image[2] + -image[2] % HEADER)
+                runs.append(Run(int(shard), begins, ends, members[first:last]))
+            place += len(members)
+        return runs
+
+
+class Pieces:
+    """A file object over pieces of bytes, as `tarfile` reads a stream."""
+
+    def __init__(self, pieces: Iterator[bytes]) -> None:
+        self._pieces = pieces
+        self._rest = memoryview(b"")
+        self.problem: UserError | None = None
+        """Why the bytes ended early. Kept here because webdataset appends to the message of what passes through it."""
+
+    def read(self, number: int) -> bytes:
+        found = []
+        while number > 0:
+            if not self._rest:
+                self._rest = memoryview(self._next())
+                if not self._rest:
+                    break
+            found.append(self._rest[:number])
+            number -= len(found[-1])
+            self._rest = self._rest[len(found[-1]) :]
+        return b"".join(found)
+
+    def _next(self) -> bytes:
+        try:
+            return next(self._pieces, b"")
+        except UserError as error:
+            self.problem = error
+            raise OSError from None
+
+
+class Face(NamedTuple):
+    sample: int
+    image: bytes
+    """Encoded."""
+
+
+def read_runs(remote: Remote, split: Split, runs: Sequence[Run]) -> Iterator[Face]:
+    """The faces of the runs, in order. Raises `UserError` when a tar is not what the index says."""
+    for run in runs:
+        file = split.shards[run.shard]
+        pieces = Pieces(remote.chunks(file, run.start, run.end))
+        found = group_by_keys(tar_file_expander(iter([{"url": file, "stream": pieces}]), select_files=is_image))
+        for sample in run.samples.tolist():
+            try:
+                record: dict[str, Any] = next(found, {"__key__": "none"})
+            except (OSError, tarfile.TarError, ValueError) as error:
+                if pieces.problem is not None:
+                    raise pieces.problem from None
+                record = {"__key__": type(error).__name__}
+            key = str(split.keys[sample])
+            if record["__key__"] != key:
+                raise UserError(
+                    f"{remote.locate(file)}: not the tar of which its index tells (found {record['__key__']} where "
+                    f"face {key} should stand); upload the dataset again, dataset.json last"
+                )
+            yield Face(sample, record["jpg"])
+
+
+def is_image(name: str) -> bool:
+    return name.endswith(".jpg")
+
+
+@dataclass(frozen=True)
+class DecodeStream:
+    """A worker's part of one pass of one rank over an epoch."""
+
+    remote: Remote
+    epoch: Epoch
+    ranks: tuple[int, int]
+    """Our rank and their number."""
+    lanes: tuple[int, int]
+    """Which part, of how many."""
+    buffer: int
+    first_batch: int
+
+    def __call__(self, faces: Faces) -> Iterator[Decoded]:
+        lane, lanes = self.lanes
+        stream = self.shuffled(lane, lanes)
+        for share in self.epoch.shares(*self.ranks)[lane::lanes]:
+            try:
+                picked = dict(islice(stream, share.rows))
+            except UserError as error:
+                yield failed(str(error))
+                return
+            assert len(picked) == share.rows, "a worker ran dry"
+            if share.number >= self.first_batch:
+                yield self.decode(faces, share, picked)
+
+    def shuffled(self, lane: int, lanes: int) -> Iterator[Face]:
+        runs = self.epoch.runs(*self.ranks, lane, lanes)
+        faces = read_runs(self.remote, self.epoch.split, runs)
+        key = (self.epoch.seed, BUFFER, self.epoch.number, self.ranks[0], lane)
+        draws = random.Random(int(np.random.default_rng(key).integers(2**63)))
+        shuffled: Iterator[Face] = shuffle_in_buffer(faces, self.buffer, self.buffer, rng=draws)
+        return shuffled
+
+    def decode(self, faces: Faces, share: Share, picked: dict[int, bytes]) -> Decoded:
+        split, samples = self.epoch.split, np.fromiter(picked, dtype=np.int64)
+        job = Job(split.name, self.epoch.number, samples, share.first, share.global_size)
+
+        def read(sample: int) -> bytes:
+            if sample not in picked:
+                raise BadImage("not at hand")  # so a bad face has no substitute here, and is an error
+            return picked[sample]
+
+        decoded = faces.decode(job, read)
+        return decoded._replace(problem=decoded.problem.replace(str(split.folder), self.remote.url))
+
+
+def failed(problem: str) -> Decoded:
+    nothing = np.empty(0, dtype=np.int64)
+    return Decoded(nothing.astype(np.uint8), nothing, nothing, nothing, 0, 0, [], problem)
+
+
+@dataclass(frozen=True)
+class StreamLoader:
+    """Training batches of one rank, streamed; the loader for the rest normalises and erases them."""
+
+    remote: Remote
+    loader: TorchLoader
+    buffer: int
+
+    def batches(self, plan: Sequence[NDArray[Any]], epoch: int, first_batch: int = 0) -> Iterator[Batch]:
+        """This rank's slices of an epoch whose global batches have the sizes of `plan`'s.
+
+        From `first_batch` on; what comes before is read and passed over. Raises `UserError`.
+        """
+        recipe = self.loader.recipe
+        whole = Epoch(recipe.splits["train"], [len(samples) for samples in plan], recipe.seed, epoch)
+        lanes = max(recipe.workers, 1)
+        ranks = (recipe.rank, recipe.ranks)
+        order = [(first_batch + turn) % lanes for turn in range(lanes)]
+        """Workers take turns, and the first turn is the first batch's."""
+        tasks = [DecodeStream(self.remote, whole, ranks, (lane, lanes), self.buffer, first_batch) for lane in order]
+        for decoded in self.loader.run(tasks):
+            yield self.loader.finish(decoded, "train")

@@ -1,0 +1,173 @@
+"""The torchvision loader: worker processes decode, resize and augment; the rank's device normalises and erases.
+
+8-bit pixels and erasing boxes cross from the workers, a quarter of the bytes of ready floats.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+
+from adadf_dist.data.augment.apply_pillow import apply_stages
+from adadf_dist.data.augment.policy import draw
+from adadf_dist.data.batch import Batch
+from adadf_dist.data.jpeg import BadImage
+from adadf_dist.data.loaders.base import (
+    Finish,
+    Job,
+    Read,
+    Recipe,
+    Replaced,
+    Replacements,
+    decode_stored,
+    replace,
+    resize_face,
+)
+from adadf_dist.data.sampling import Samples
+from adadf_dist.data.workers.pass_pool import WorkerPool
+from adadf_dist.data.workers.process import DeadWorkerError
+from adadf_dist.errors import UserError
+
+
+class Decoded(NamedTuple):
+    """A job's faces, or why there are none.
+
+    Arrays, not tensors: torch sends tensors between processes through /dev/shm, which may be too small; arrays go
+    through a pipe.
+    """
+
+    images: NDArray[np.uint8]
+    """[n, 3, H, W]"""
+    boxes: NDArray[np.int64]
+    """[n, 4], erasing boxes: top, left, bottom, right."""
+    labels: NDArray[np.int64]
+    samples: NDArray[np.int64]
+    first: int
+    global_size: int
+    replaced: list[Replaced]
+    problem: str
+    """Empty, or the one line for the user: raised in a worker it would come out as a traceback."""
+
+
+class Faces:
+    """What a worker process holds: the splits, and how to make pictures of them."""
+
+    def __init__(self, recipe: Recipe) -> None:
+        self.splits = recipe.splits
+        self.size = recipe.preprocessing.resized
+        self.cropped = recipe.preprocessing.image_size
+        self.augment = recipe.augment
+        self.seed = recipe.seed
+
+    def decode(self, job: Job, read: Read) -> Decoded:
+        """The job's faces, whose encoded images `read` gives by sample number."""
+        split = self.splits[job.split]
+        samples = job.samples.copy()
+        images = np.empty((len(samples), self.size, self.size, 3), dtype=np.uint8)
+        replaced, problem = [], ""
+        try:
+            for row, sample in enumerate(samples.tolist()):
+                try:
+                    images[row] = self.picture(read(sample))
+                except BadImage as reason:
+                    replaced.append(replace(split, read, self.seed, job.epoch, (sample, reason)))
+                    samples[row] = replaced[-1].substitute
+                    images[row] = self.picture(read(replaced[-1].substitute))
+        except UserError as error:
+            problem = str(error)
+        boxes = self.augmented(images, samples, job.epoch)
+        return Decoded(
+            np.ascontiguousarray(images.transpose(0, 3, 1, 2)),
+            boxes,
+            split.labels[samples],
+            samples,
+            job.first,
+            job.global_size,
+            replaced,
+            problem,
+        )
+
+    def picture(self, encoded: bytes | memoryview) -> NDArray[np.uint8]:
+        """A stored face at the size it is augmented in: [H, W, 3]. Raises `BadImage`."""
+        return resize_face(decode_stored(encoded), self.size)
+
+    def augmented(self, images: NDArray[np.uint8], samples: Samples, epoch: int) -> NDArray[np.int64]:
+        """Apply stages and flips to images [n, H, W, 3] in place. Returns the erasing boxes [n, 4]."""
+        drawn = draw(self.augment, self.cropped, self.seed, epoch, samples)
+        for row in np.flatnonzero(drawn.kinds.any(axis=1)).tolist():
+            images[row] = np.asarray(apply_stages(Image.fromarray(images[row]), drawn, row))
+        images[drawn.flips] = images[drawn.flips, :, ::-1]
+        return drawn.boxes
+
+
+Task = Callable[[Faces], Iterator[Decoded]]
+"""What a worker does in a pass."""
+
+
+@dataclass(frozen=True)
+class DecodeJobs:
+    """A worker's part of a pass over the stored faces."""
+
+    jobs: Sequence[Job]
+
+    def __call__(self, faces: Faces) -> Iterator[Decoded]:
+        return (faces.decode(job, faces.splits[job.split].read) for job in self.jobs)
+
+
+class TorchLoader:
+    """Batches of a dataset's splits for one rank, by worker processes that live as long as the loader."""
+
+    def __init__(self, recipe: Recipe) -> None:
+        """Start the workers. Raises `UserError` where none can start."""
+        self.recipe = recipe
+        self.faces = Faces(recipe)
+        self.replaced = 0
+        self._replacements = Replacements(recipe.max_bad_faces)
+        self._finish = Finish(recipe.preprocessing, recipe.device)
+        self._workers: WorkerPool[Faces, Decoded] | None = None
+        if recipe.workers:
+            self._workers = WorkerPool(self.faces, recipe.workers, recipe.prefetch, __name__)
+
+    def batches(self, split: str, plan: Sequence[Samples], epoch: int = -1) -> Iterator[Batch]:
+        jobs, lanes = self.recipe.jobs(split, plan, epoch), max(self.recipe.workers, 1)
+        for decoded in self.run([DecodeJobs(jobs[lane::lanes]) for lane in range(lanes)]):
+            yield self.finish(decoded, split)
+
+    def run(self, tasks: Sequence[Task]) -> Iterator[Decoded]:
+        """The results of one task per worker, one from each in turn. Raises `DeadWorkerError`."""
+        if self._workers is None:
+            (task,) = tasks
+            yield from task(self.faces)
+            return
+        try:
+            yield from self._workers.run(tasks)
+        except DeadWorkerError as error:
+            raise DeadWorkerError(
+                f"{error}; if memory was short, lower data.workers (now {self.recipe.workers}) or data.prefetch "
+                f"(now {self.recipe.prefetch})"
+            ) from None
+
+    def finish(self, decoded: Decoded, split: str) -> Batch:
+        """Move to the device and do the last steps there. Raises `UserError` for what a worker could not do."""
+        if decoded.problem:
+            raise UserError(decoded.problem)
+        self.replaced += self._replacements.note(self.recipe.splits[split], decoded.replaced)
+        images, boxes, labels, samples = (self.to_device(array) for array in decoded[:4])
+        return Batch(self._finish(images, boxes), labels, samples, decoded.first, decoded.global_size)
+
+    def to_device(self, array: NDArray[Any]) -> Tensor:
+        tensor = torch.from_numpy(array)
+        if self.recipe.device.type == "cuda":
+            return tensor.pin_memory().to(self.recipe.device, non_blocking=True)
+        return tensor
+
+    def close(self) -> None:
+        if self._workers is not None:
+            self._workers.close()

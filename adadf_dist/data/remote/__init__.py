@@ -1,0 +1,1 @@
+"""Datasets on object storage and web servers, and their local cache."""

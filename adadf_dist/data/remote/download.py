@@ -1,0 +1,142 @@
+"""Files of a remote dataset folder onto the disk: several at once, resumed where they stopped, checked by SHA-256."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import sys
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
+from contextlib import contextmanager
+from pathlib import Path
+from threading import Lock
+from typing import NamedTuple, Never
+
+from tqdm import tqdm
+
+from adadf_dist.data.build.writer import can_write
+from adadf_dist.data.manifest import Manifest
+from adadf_dist.data.remote.client import Cancelled, Remote
+from adadf_dist.errors import UserError
+
+THREADS = 8
+"""Files fetched at once."""
+WRONG_BYTES = 3
+"""Times that a file may arrive with another hash than `dataset.json` gives."""
+PARTIAL = ".partial"
+
+Advance = Callable[[int], None]
+
+
+class FileInfo(NamedTuple):
+    """A file that `dataset.json` names."""
+
+    name: str
+    sha256: str
+    bytes: int | None
+    """None where `dataset.json` does not say (the indexes: they are small, and fetched in one piece)."""
+
+
+def files_of(manifest: Manifest, streamed: Iterable[str] = ()) -> list[FileInfo]:
+    """Index and tars of every split; of the `streamed` splits the index alone."""
+    files = []
+    for name, split in manifest.splits.items():
+        files.append(FileInfo(split.index, split.index_sha256, None))
+        if name not in streamed:
+            files += [FileInfo(shard.file, shard.sha256, shard.bytes) for shard in split.shards]
+    return files
+
+
+def missing_files(files: Iterable[FileInfo], folder: Path) -> list[FileInfo]:
+    """Those that are not in the folder. A file has its name only once its hash was right, so sizes suffice."""
+
+    def there(file: FileInfo) -> bool:
+        path = folder / file.name
+        return path.is_file() and file.bytes in (None, path.stat().st_size)
+
+    return [file for file in files if not there(file)]
+
+
+def bytes_to_fetch(files: Iterable[FileInfo], folder: Path) -> int:
+    """Bytes still to come; the indexes, whose size is not known before, do not count."""
+    return sum(max(0, (file.bytes or 0) - size_of(folder / (file.name + PARTIAL))) for file in files)
+
+
+def size_of(path: Path) -> int:
+    return path.stat().st_size if path.is_file() else 0
+
+
+def fetch_files(remote: Remote, files: Sequence[FileInfo], folder: Path, bar: bool) -> None:
+    """Fetch `files` into `folder`. What was fetched before an error stays, and the next call goes on from there.
+
+    Raises `UserError` for the first file that fails, once the others have stopped; `Cancelled`.
+    """
+    with progress(bytes_to_fetch(files, folder), bar) as advance, ThreadPoolExecutor(THREADS) as pool:
+        tasks = [pool.submit(fetch_file, remote, file, folder, advance) for file in files]
+        try:
+            wait(tasks, return_when=FIRST_EXCEPTION)
+            if any(task.done() and task.exception() for task in tasks):
+                remote.cancelled.set()  # the others stop at their next piece
+        finally:
+            pool.shutdown(cancel_futures=True)
+    problems = [problem for task in tasks if not task.cancelled() and (problem := task.exception())]
+    for problem in sorted(problems, key=lambda p: isinstance(p, Cancelled)):
+        raise problem
+
+
+def fetch_file(remote: Remote, file: FileInfo, folder: Path, advance: Advance) -> None:
+    """Fetch one file under a temporary name, and give it its own when its hash is right."""
+    partial = folder / (file.name + PARTIAL)
+    for number in range(WRONG_BYTES):
+        with can_write(partial):
+            if file.bytes is None or size_of(partial) > file.bytes:
+                partial.unlink(missing_ok=True)
+            found = append_rest(remote, file, partial, advance)
+            if found == file.sha256:
+                partial.rename(folder / file.name)
+                return
+            advance(-size_of(partial))
+            partial.unlink()
+        if number + 1 < WRONG_BYTES:
+            remote.pause(number)
+    raise UserError(
+        f"{remote.locate(file.name)}: wrong bytes: SHA-256 {found[:12]}... where dataset.json has "
+        f"{file.sha256[:12]}... ({WRONG_BYTES} attempts); upload the dataset again, dataset.json last"
+    )
+
+
+def append_rest(remote: Remote, file: FileInfo, partial: Path, advance: Advance) -> str:
+    """Append to `partial` what it lacks, and return the SHA-256 of the whole."""
+    digest = hashlib.sha256()
+    with partial.open("a+b") as stream:
+        stream.seek(0)
+        while block := stream.read(2**20):
+            digest.update(block)
+        if file.bytes is None:
+            pieces: Iterator[bytes] = iter([remote.read(file.name)])
+        else:
+            pieces = remote.chunks(file.name, stream.tell(), file.bytes)
+        for piece in pieces:
+            stream.write(piece)
+            digest.update(piece)
+            advance(len(piece) if file.bytes is not None else 0)
+        stream.flush()
+        os.fsync(stream.fileno())
+    return digest.hexdigest()
+
+
+@contextmanager
+def progress(total: int, shown: bool) -> Iterator[Advance]:
+    """A bar of bytes; without a terminal a line now and then."""
+    every = 0.1 if sys.stderr.isatty() else 20.0
+    lock = Lock()
+    bar: tqdm[Never]
+    with tqdm(
+        total=total, desc="fetching shards", unit="B", unit_scale=True, disable=not shown, mininterval=every
+    ) as bar:
+
+        def advance(number: int) -> None:
+            with lock:
+                bar.update(number)
+
+        yield advance

@@ -1,0 +1,1 @@
+"""Synthetic faces with known label distributions, for demos and tests."""

@@ -1,0 +1,179 @@
+"""Embedded faces: drawn portraits whose true label distribution is known.
+
+The expression is a vector of action-unit intensities (the muscle movements of FACS, Ekman & Friesen 1978). `perceive`
+reads the seven emotions' shares off that vector, ten simulated annotators vote by those shares, and the majority is the
+label. Whatever else is seen (identity, skin, pose, light, glasses, hair, blur, noise) is drawn independently of it.
+
+    python -m adadf_dist.data.synthetic.faces --out sheet.png --size 96 --seed 0
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from PIL import Image, ImageDraw, ImageFont
+
+from adadf_dist.console.exit import one_line_errors
+from adadf_dist.console.parser import Parser
+from adadf_dist.data.synthetic.renderer import APPEARANCE, Portrait, ease, photograph
+from adadf_dist.errors import UserError
+from adadf_dist.files.outputs import add_force_option, atomic_file, check_output
+
+EMOTIONS: tuple[str, ...] = ("neutral", "happy", "sad", "surprise", "fear", "disgust", "anger")
+"""The classes, in order."""
+ANNOTATORS = 10
+"""Votes a face."""
+AMBIGUITY = 0.3
+"""Default share of faces that blend two emotions: the best possible accuracy is then near 90 %."""
+
+PROTOTYPES: dict[str, tuple[int, ...]] = {
+    "neutral": (),
+    "happy": (6, 12),
+    "sad": (1, 4, 15),
+    "surprise": (1, 2, 5, 26),
+    "fear": (1, 2, 4, 5, 7, 20, 26),
+    "disgust": (9, 10, 15, 16),
+    "anger": (4, 5, 7, 23),
+}
+"""The action units of each emotion: 1 inner and 2 outer brow raised, 4 brow lowered, 5 upper lid raised, 6 cheek
+raised, 7 lids tightened, 9 nose wrinkled, 10 upper lip raised, 12 lip corners pulled up, 15 and down, 16 lower lip
+lowered, 20 lips stretched, 23 lips tightened, 26 jaw dropped."""
+ACTION_UNITS: tuple[int, ...] = tuple(sorted(set().union(*PROTOTYPES.values())))
+
+CONFUSIONS: dict[str, dict[str, float]] = {
+    "neutral": {"sad": 0.03, "anger": 0.01},
+    "happy": {"neutral": 0.02, "surprise": 0.01},
+    "sad": {"neutral": 0.04, "fear": 0.01, "disgust": 0.01},
+    "surprise": {"fear": 0.05, "happy": 0.01},
+    "fear": {"surprise": 0.06, "sad": 0.01},
+    "disgust": {"anger": 0.05, "sad": 0.01},
+    "anger": {"disgust": 0.04, "neutral": 0.02},
+}
+"""Share of people who take the one emotion, shown plainly, for the other: our assumption, not a measurement."""
+
+_FULL = np.array([[float(unit in PROTOTYPES[name]) for unit in ACTION_UNITS] for name in EMOTIONS])
+_ACTIVATION = np.linalg.pinv(_FULL[1:])  # the six prototypes are linearly independent
+_CONFUSION = np.array([[CONFUSIONS[true].get(seen, 0.0) for seen in EMOTIONS] for true in EMOTIONS])
+_CONFUSION += np.diag(1 - _CONFUSION.sum(axis=1))
+_LOW, _HIGH = np.transpose(list(APPEARANCE.values()))
+
+
+class Face(NamedTuple):
+    """A drawn face and what is known of it."""
+
+    image: NDArray[np.uint8]
+    """[size, size, 3] RGB."""
+    label: int
+    """The emotion with most votes; of equal ones, the one voted for first."""
+    votes: NDArray[np.int64]
+    """[7], sums to `ANNOTATORS`."""
+    distribution: NDArray[np.float64]
+    """[7], sums to 1: the shares of the votes, were there infinitely many."""
+    units: NDArray[np.float64]
+    """[14], intensities from 0 to 1 of `ACTION_UNITS`: the whole expression."""
+    nuisance: dict[str, float]
+    """The values drawn for `APPEARANCE`."""
+
+
+def draw_face(seed: int, index: int, size: int = 64, ambiguity: float = AMBIGUITY) -> Face:
+    """Face number `index` of the endless sequence `seed`: a pure function, whatever else was drawn before.
+
+    Of the faces, the share `ambiguity` blends two emotions. Another `size` (pixels) gives the same face, votes
+    included. Raises `UserError`. Another processor's exponentials may round a pixel to the next level.
+    """
+    if not 16 <= size <= 1024:
+        raise UserError(f"size: {size} pixels; faces are drawn from 16 to 1,024 pixels a side")
+    if not 0 <= ambiguity <= 1:
+        raise UserError(f"ambiguity: {ambiguity}; it is a share of the faces, from 0 to 1")
+    if seed < 0 or index < 0:
+        raise UserError(f"seed {seed}, face {index}: neither can be negative")
+    rng = np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(index,)))
+    look = dict(zip(APPEARANCE, rng.uniform(_LOW, _HIGH).tolist(), strict=True))
+    units = _draw_units(rng, ambiguity)
+    distribution = perceive(units)
+    ballots = rng.choice(len(EMOTIONS), size=ANNOTATORS, p=distribution)
+    votes = np.bincount(ballots, minlength=len(EMOTIONS))
+    label = next(int(ballot) for ballot in ballots if votes[ballot] == votes.max())
+    portrait = Portrait(dict(zip(ACTION_UNITS, units.tolist(), strict=True)), look, size)
+    return Face(photograph(portrait.picture, look, rng), label, votes, distribution, units, look)
+
+
+def perceive(units: NDArray[np.float64]) -> NDArray[np.float64]:
+    """The share of people who see each emotion, [7], in an expression given as intensities of `ACTION_UNITS`, [14].
+
+    Least squares finds how far each prototype is activated. An expression too weak in sum to be noticed passes for
+    neutral, the emotions divide the rest by activation, and `CONFUSIONS` applies to each share.
+    """
+    activation = np.clip(units @ _ACTIVATION, 0, None)
+    strength = activation.sum()
+    noticed = ease((strength - 0.05) / 0.8)
+    shares = np.array([1 - noticed, *(noticed * activation / max(strength, 1e-9))])
+    distribution: NDArray[np.float64] = shares @ _CONFUSION
+    return distribution
+
+
+def bayes_accuracy(distributions: ArrayLike, labels: ArrayLike) -> float:
+    """Accuracy of an observer who sees all that can be seen: the share of `labels` [N] that are the argmax of the true
+    `distributions` [N, C]. No classifier does better, but by luck."""
+    return float(np.mean(np.argmax(np.asarray(distributions), axis=1) == np.asarray(labels)))
+
+
+def _draw_units(rng: np.random.Generator, ambiguity: float) -> NDArray[np.float64]:
+    """One emotion at 65 to 100 % of its prototype, or a blend of two; each muscle deviates by some 10 % of its own."""
+    first, second = rng.choice(len(EMOTIONS), size=2, replace=False)
+    weight, strength = rng.uniform([0.5, 0.65], [0.62, 1.0])
+    weight = weight if rng.random() < ambiguity else 1.0
+    muscles = rng.lognormal(0.0, 0.1, len(ACTION_UNITS))
+    units: NDArray[np.float64] = np.clip(
+        strength * muscles * (weight * _FULL[first] + (1 - weight) * _FULL[second]), 0, 1
+    )
+    return units
+
+
+def contact_sheet(seed: int = 0, size: int = 96, columns: int = 10) -> Image.Image:
+    """`columns` clear faces of each emotion, a row each, then two rows of blends with their true distributions."""
+    rows: list[list[Face]] = [[] for _ in EMOTIONS]
+    index = 0
+    while min(map(len, rows)) < columns:
+        face = draw_face(seed, index, size, ambiguity=0.0)
+        rows[int(face.distribution.argmax())].append(face)
+        index += 1
+    blends = [draw_face(seed, index + number, size, ambiguity=1.0) for number in range(2 * columns)]
+    rows = [row[:columns] for row in rows] + [blends[:columns], blends[columns:]]
+    names, caption, wide = 60, 40, max(size, 68) + 4  # pixels: the left margin, three lines of text, a column
+    tops = [(size + 4) * number + caption * max(0, number - len(EMOTIONS)) for number in range(len(rows))]
+    sheet = Image.new("RGB", (names + columns * wide, tops[-1] + size + caption), "white")
+    pen, font = ImageDraw.Draw(sheet), ImageFont.load_default(10)
+    for top, row, name in zip(tops, rows, [*EMOTIONS, "blends", "blends"], strict=True):
+        pen.text((4, top + size // 2 - 6), name, "black", font)
+        for column, face in enumerate(row):
+            left = names + column * wide
+            sheet.paste(Image.fromarray(face.image), (left, top))
+            if name == "blends":
+                best = np.argsort(-face.distribution)[:3]
+                shares = "\n".join(f"{EMOTIONS[emotion]} {face.distribution[emotion]:.2f}" for emotion in best)
+                pen.multiline_text((left, top + size), shares, "black", font, spacing=1)
+    return sheet
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = Parser(prog="python -m adadf_dist.data.synthetic.faces", description="Draw a sheet of faces.")
+    parser.add_argument("--out", type=Path, required=True, help="image file to write")
+    parser.add_argument("--size", type=int, default=96, help="side of a face in pixels (default: %(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help="which faces (default: %(default)s)")
+    add_force_option(parser, "the image")
+    options = parser.parse_args(argv)
+    with one_line_errors("adadf_dist.data.synthetic.faces"):
+        if options.out.suffix.lower() not in Image.registered_extensions():
+            raise UserError(f"--out {options.out}: no image format of this name; end it in .png")
+        check_output(options.out, options.force, "--out")
+        with atomic_file(options.out) as partial:
+            contact_sheet(options.seed, options.size).save(partial)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""Worker processes for loading and building."""

@@ -1,0 +1,157 @@
+"""Worker processes that share a pass, each with a pipe of its own (`start_worker` says why)."""
+
+from __future__ import annotations
+
+import pickle
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from multiprocessing.connection import Connection
+from multiprocessing.reduction import ForkingPickler
+from typing import Any, Generic, NamedTuple, TypeVar
+
+import torch
+
+from adadf_dist.data.loaders.prefetch import Ahead
+from adadf_dist.data.workers.process import (
+    DeadWorkerError,
+    Worker,
+    leave_signals_to_parent,
+    start_worker,
+    worker_context,
+)
+
+S = TypeVar("S")
+R = TypeVar("R")
+
+
+class PassEnd(NamedTuple):
+    """What a worker sends after a pass's last result."""
+
+    failure: str = ""
+    """The traceback of what ended the pass early; empty where nothing did."""
+    out_of_memory: bool = False
+
+
+class WorkerPool(Generic[S, R]):
+    """Processes that hold a copy of `state` and compute passes over it until the pool is closed.
+
+    A pass is one task per worker, a picklable function from the state to an iterator of results.
+    """
+
+    def __init__(self, state: S, workers: int, ahead: int, module: str) -> None:
+        """The workers start at the first pass; each has `ahead` results ready. Raises `UserError` where none can start.
+
+        `module` is where the tasks' code is.
+        """
+        self._context = worker_context(module)
+        self._state = state
+        self._count = workers
+        self._ahead = ahead
+        self._workers: list[Worker] = []
+        self._streams: list[Ahead[R]] = []
+
+    def _start(self) -> None:
+        for number in range(self._count):
+            self._workers.append(start_worker(self._context, serve, (self._state,), f"data worker {number}"))
+
+    def run(self, tasks: Sequence[Callable[[S], Iterator[R]]]) -> Iterator[R]:
+        """The results, one from each worker in turn, up to the first worker that has no more.
+
+        Raises `DeadWorkerError` for a killed worker, and `RuntimeError` or `MemoryError` for a failed task.
+        """
+        self.stop()
+        if not self._workers:
+            self._start()
+        for worker, task in zip(self._workers, tasks, strict=True):
+            if not worker.process.is_alive():  # its pipe may still hold the end of an earlier pass
+                raise worker.describe_death()
+            worker.send(ForkingPickler.dumps(task))
+        self._streams = [Ahead(receive(worker), self._ahead) for worker in self._workers]
+        turns = [iter(stream) for stream in self._streams]
+        while True:
+            for turn in turns:
+                try:
+                    result = next(turn)
+                except StopIteration:
+                    return
+                yield result
+
+    def stop(self) -> None:
+        """End a pass that was left early. Waits for the result that each worker is computing."""
+        for worker in self._workers if self._streams else ():
+            try:
+                worker.pipe.send(None)
+            except OSError:
+                continue  # a dead worker has stopped
+        for stream in self._streams:
+            stream.close()
+        self._streams = []
+
+    def close(self) -> None:
+        """End the workers, whatever they are doing."""
+        for worker in self._workers:
+            worker.process.kill()
+        for worker in self._workers:
+            worker.process.join()
+        self.stop()
+        for worker in self._workers:
+            worker.pipe.close()
+        self._workers = []
+
+
+def receive(worker: Worker) -> Iterator[Any]:
+    """A worker's results up to the end of the pass. Runs in a thread."""
+    message: Any = None
+    try:
+        while not isinstance(message := receive_message(worker), PassEnd):
+            yield message
+        if message.failure:
+            kind = MemoryError if message.out_of_memory else RuntimeError
+            raise kind(f"in {worker.process.name}:\n{message.failure}")
+    except GeneratorExit:  # the pass was left early: the pipe must be empty when the next one begins
+        while not isinstance(message, (PassEnd, DeadWorkerError)):
+            try:
+                message = receive_message(worker)
+            except DeadWorkerError as error:
+                message = error
+        raise
+
+
+def receive_message(worker: Worker) -> Any:
+    """What a worker has sent. A message that cannot be read ends the worker: its pipe is out of step."""
+    try:
+        return pickle.loads(worker.receive())
+    except DeadWorkerError:
+        raise
+    except BaseException:  # it cannot be unpickled, or there is no memory for it
+        worker.process.kill()
+        worker.process.join()
+        raise
+
+
+def serve(pipe: Connection, state: S) -> None:
+    """Compute passes for the rank at the other end of the pipe. Runs in a worker."""
+    settle_worker()
+    while True:
+        task = pipe.recv()
+        if task is not None:  # None: a request to stop the pass that had just ended
+            pipe.send(compute(pipe, task, state))
+
+
+def compute(pipe: Connection, task: Callable[[S], Iterator[R]], state: S) -> PassEnd:
+    """Send a pass's results until the rank asks to stop. Returns how the pass ended."""
+    try:
+        for result in task(state):
+            pipe.send(result)  # pickles in this thread, so a result that cannot be pickled is an error of the task
+            if pipe.poll():
+                pipe.recv()
+                break
+    except Exception as error:
+        return PassEnd(traceback.format_exc(), isinstance(error, MemoryError))
+    return PassEnd()
+
+
+def settle_worker() -> None:
+    """Compute on one thread and leave stop signals to the rank: a worker ends when its rank does."""
+    leave_signals_to_parent()
+    torch.set_num_threads(1)

@@ -1,0 +1,206 @@
+"""Run tasks in several processes; results are in the order of the tasks.
+
+Each worker has a pipe of its own, so a worker that is killed ends its pipe at once, also in the middle of a result. The
+parent closes its ends of the pipes to stop the workers.
+"""
+
+from __future__ import annotations
+
+import pickle
+import select
+import time
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from multiprocessing.connection import Connection, wait
+from multiprocessing.reduction import ForkingPickler
+from typing import Any, NamedTuple, TypeAlias, TypeVar
+
+from adadf_dist.data.workers.process import (
+    DeadWorkerError,
+    Worker,
+    leave_signals_to_parent,
+    start_worker,
+    worker_context,
+)
+
+S = TypeVar("S")
+T = TypeVar("T")
+R = TypeVar("R")
+
+Work: TypeAlias = Callable[[S, T, Callable[[], object]], R]
+"""work(shared, task, on_sample) -> result"""
+
+REPORT_S = 0.1
+"""Seconds between two reports of a worker about finished samples, at least."""
+
+
+class Report(NamedTuple):
+    """What a worker sends: in the middle of a task, at its end, or when it failed."""
+
+    samples: int
+    """Finished since the previous report."""
+    finished: bool = False
+    result: Any = None
+    error: BaseException | None = None
+
+
+class StopError(BaseException):
+    """Ends a worker's task because the parent has closed the pipe. No handler of `Exception` may swallow it."""
+
+
+def run_tasks(
+    work: Work[S, T, R], shared: S, tasks: Sequence[T], workers: int, on_samples: Callable[[int], object]
+) -> list[R]:
+    """Run `work(shared, task, on_sample)` for every task, in this process when one worker is enough.
+
+    `on_samples(n)` is called here, as the workers call `on_sample()`. Raises whatever `work` raises; the other workers
+    then stop at their next `on_sample()`. Raises `UserError` when a worker is killed, and kills the others.
+    """
+    workers = min(workers, len(tasks))
+    if workers <= 1:
+        return [work(shared, task, lambda: on_samples(1)) for task in tasks]
+    orders = ForkingPickler.dumps((work, shared))
+    try:
+        with start_workers(workers) as pool:
+            for worker in pool:
+                worker.send(orders)
+            return distribute_tasks(pool, tasks, on_samples)
+    except DeadWorkerError as error:
+        raise DeadWorkerError(f"{error}; if memory was short, use fewer --workers (now {workers})") from None
+
+
+@dataclass(frozen=True)
+class Processes:
+    """Worker processes on this machine."""
+
+    workers: int
+
+    def run(self, work: Work[S, T, R], shared: S, tasks: Sequence[T], on_samples: Callable[[int], object]) -> list[R]:
+        """As `run_tasks`."""
+        return run_tasks(work, shared, tasks, self.workers, on_samples)
+
+
+@contextmanager
+def start_workers(count: int) -> Iterator[list[Worker]]:
+    """Start workers, and wait at the end of the block until they have ended.
+
+    A second Ctrl-C, while they finish the samples they are at, kills them.
+    """
+    context = worker_context(__name__)
+    pool: list[Worker] = []
+    try:
+        for number in range(count):
+            pool.append(start_worker(context, run_worker, (), f"worker {number}"))
+        yield pool
+    except DeadWorkerError:
+        for worker in pool:
+            worker.process.kill()
+        raise
+    finally:
+        try:
+            for worker in pool:
+                worker.pipe.close()
+            for worker in pool:
+                worker.process.join()
+        finally:
+            for worker in pool:
+                worker.process.kill()
+            for worker in pool:
+                worker.process.join()
+
+
+def distribute_tasks(pool: Sequence[Worker], tasks: Sequence[Any], on_samples: Callable[[int], object]) -> list[Any]:
+    """Give each worker its next task as soon as it has finished one. Returns the results in the order of the tasks."""
+    results: dict[int, Any] = {}
+    waiting = iter(range(len(tasks)))
+    busy: dict[Connection, tuple[Worker, int]] = {}
+
+    def assign(worker: Worker) -> None:
+        number = next(waiting, None)
+        if number is not None:
+            worker.send(ForkingPickler.dumps(tasks[number]))
+            busy[worker.pipe] = worker, number
+
+    for worker in pool:
+        assign(worker)
+    while busy:
+        for pipe in wait(list(busy)):
+            assert isinstance(pipe, Connection)
+            worker, number = busy[pipe]
+            report: Report = pickle.loads(worker.receive())
+            if report.samples:
+                on_samples(report.samples)
+            if report.error is not None:
+                raise report.error
+            if report.finished:
+                del busy[pipe]
+                results[number] = report.result
+                assign(worker)
+    return [results[number] for number in range(len(tasks))]
+
+
+def run_worker(pipe: Connection) -> None:
+    """Run tasks until the parent closes its end of the pipe. Runs in a worker."""
+    leave_signals_to_parent()
+    try:
+        runner = TaskRunner(pipe, pipe.recv_bytes())
+        while True:
+            pipe.send_bytes(runner.run(pipe.recv_bytes()))
+    except (EOFError, OSError, StopError):  # the pipe is closed: `runner.run` reports errors of the task
+        return
+
+
+class TaskRunner:
+    """Runs a worker's tasks and reports finished samples."""
+
+    def __init__(self, pipe: Connection, orders: bytes) -> None:
+        """`orders` are the pickled function and what all tasks share."""
+        self._pipe = pipe
+        self._orders = orders
+        self._function: Callable[[Any, Callable[[], object]], Any] | None = None
+        self._poll = select.poll()
+        self._poll.register(pipe, select.POLLIN)
+        self._samples = 0
+        self._next_report = time.monotonic() + REPORT_S
+
+    def run(self, task: bytes) -> memoryview:
+        """Run a pickled task. Returns the pickled report of its end. Raises `StopError` when the pipe is closed."""
+        try:
+            if self._function is None:
+                work, shared = pickle.loads(self._orders)
+                self._orders = b""
+                self._function = lambda task, on_sample: work(shared, task, on_sample)
+            result = self._function(pickle.loads(task), self.on_sample)
+            return ForkingPickler.dumps(Report(self._samples, finished=True, result=result))
+        except StopError:
+            raise
+        except BaseException as error:
+            return ForkingPickler.dumps(Report(self._samples, error=make_picklable(error)))
+        finally:
+            self._samples = 0
+
+    def on_sample(self) -> None:
+        """Count a sample. Raises `StopError` when the parent has closed the pipe."""
+        self._samples += 1
+        if self._poll.poll(0):  # during a task the parent sends nothing, so the pipe is readable only once it is closed
+            raise StopError
+        if time.monotonic() >= self._next_report:
+            try:
+                self._pipe.send(Report(self._samples))
+            except OSError:
+                raise StopError from None
+            self._samples = 0
+            self._next_report = time.monotonic() + REPORT_S
+
+
+def make_picklable(error: BaseException) -> BaseException:
+    """Add the worker's traceback to an error as a note. Returns a `RuntimeError` for one that cannot be pickled."""
+    text = "In a worker process:\n" + "".join(traceback.format_exception(error))
+    error.add_note(text)
+    try:
+        pickle.loads(pickle.dumps(error))
+    except Exception:
+        return RuntimeError(text)
+    return error

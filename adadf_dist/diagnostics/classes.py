@@ -1,0 +1,208 @@
+"""Rules on classes: a collapse, classes that are never predicted, and the threshold of the class distributions."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from adadf_dist.config.learning_rate import warmup_steps
+from adadf_dist.config.schema import Config
+from adadf_dist.diagnostics.finding import MIN_SAMPLES, Finding, Record, RunRecords, Severity, either
+
+CHANCE = 0.08
+"""Fraction of the way from chance to 1: a mean class accuracy below it is chance. Of 7 classes 1.5 times chance."""
+ONE_CLASS = 0.95
+"""Fraction of the predictions that one class has in a collapse."""
+AFTER = 3
+"""Epochs beyond the epoch threshold before class means and unpredicted classes are judged."""
+NOISE = 2.0
+"""Standard errors by which an accuracy must have changed to be rising."""
+HARDLY = 0.1
+"""Fraction of class means, over the epochs after the epoch threshold, below which the threshold is hardly ever met."""
+HEAD_FACTOR = 0.02
+"""`optimizer.attention_lr_factor` that lets a network start from scratch."""
+WARMUP = 0.1
+"""Warm-up, as a fraction of the run, that is suggested after a collapse."""
+
+
+def describe_collapse(
+    predicted: NDArray[np.int64], labeled: NDArray[np.int64], mean_class_accuracy: float, classes: Sequence[str]
+) -> str:
+    """How predictions collapsed, to chance or to one class; empty where they did not.
+
+    Args:
+        predicted: [C], samples predicted as each class.
+        labeled: [C], samples labeled as each class.
+        mean_class_accuracy: over the classes that have enough samples.
+        classes: their C names.
+    """
+    most, chance = int(predicted.argmax()), 1 / len(classes)
+    share = predicted[most] / predicted.sum()
+    alone = share >= ONE_CLASS and labeled[most] / labeled.sum() < ONE_CLASS
+    if not alone and mean_class_accuracy >= chance + CHANCE * (1 - chance):
+        return ""
+    text = f"mean class accuracy {mean_class_accuracy:.1%} where chance is {chance:.1%}"
+    return f"{text}, {share:.0%} of the samples are predicted as {classes[most]}" if alone else text
+
+
+def why_no_collapse_rule(run: RunRecords) -> str:
+    """Why a collapse is not judged; empty where it is."""
+    first = run.config.loss.epoch_threshold + 2  # from scratch, the first epoch in full may be slow
+    if run.epoch < first:
+        return f"judged from epoch {first} on"
+    if run.is_judged().sum() < 2:
+        return f"fewer than two classes have {MIN_SAMPLES} validation samples"
+    return run.too_early
+
+
+def find_collapse(run: RunRecords) -> Iterator[Finding]:
+    """Predictions at chance, or of one class. A run can stay there for good, with attention near zero."""
+    confusion = run.confusion
+    accuracy, _ = class_accuracy(run.newest, run.is_judged())
+    text = describe_collapse(confusion.sum(axis=0), confusion.sum(axis=1), accuracy, run.classes)
+    if text and not is_rising(run):
+        yield Finding("collapse", Severity.ERROR, f"{text}, on validation", fix_collapse(run))
+
+
+def fix_collapse(run: RunRecords) -> str:
+    """Advice for a collapse that the configuration does not follow yet."""
+    config, optimizer = run.config, run.config.optimizer
+    heads = config.loss.supervision != "one_hot" and optimizer.attention_lr_factor > HEAD_FACTOR
+    longer = run.steps_per_epoch and warmup_steps(config, run.steps_per_epoch) < WARMUP / 2 * steps_of(run)
+    return either(
+        "" if config.model.pretrained else "start from model.pretrained weights",
+        f"set optimizer.attention_lr_factor = {HEAD_FACTOR:g}" if heads else "",
+        f"set optimizer.warmup_steps = {WARMUP:g} (a fraction of the run)" if longer else "",
+        f"lower optimizer.lr (now {optimizer.lr:g})",
+    )
+
+
+def steps_of(run: RunRecords) -> int:
+    """Steps of the complete run."""
+    return run.config.epochs * run.steps_per_epoch
+
+
+def class_accuracy(record: Record, judged: NDArray[np.bool_]) -> tuple[float, float]:
+    """Mean accuracy of the judged classes on validation, and its standard error."""
+    confusion = np.array(record["validation"]["confusion"])[judged]
+    samples = confusion.sum(axis=1)
+    right = np.array(record["validation"]["confusion"]).diagonal()[judged] / samples
+    return float(right.mean()), float(np.sqrt((right * (1 - right) / samples).sum()) / len(samples))
+
+
+def is_rising(run: RunRecords) -> bool:
+    """Whether mean class accuracy rose beyond noise over the last epochs."""
+    (now, error), (before, error_before) = (
+        class_accuracy(record, run.is_judged()) for record in (run.newest, run.records[-AFTER - 1 :][0])
+    )
+    return now - before > NOISE * math.hypot(error, error_before)
+
+
+def why_no_dead_class_rule(run: RunRecords) -> str:
+    """Why unpredicted classes are not judged; empty where they are."""
+    if len(run.late) < AFTER:
+        return f"judged from epoch {run.config.loss.epoch_threshold + AFTER} on"
+    if not run.is_judged().any():
+        return f"no class has {MIN_SAMPLES} validation samples"
+    return run.too_early
+
+
+def find_dead_class(run: RunRecords) -> Iterator[Finding]:
+    """Classes of validation that are never predicted."""
+    confusions = np.array([record["validation"]["confusion"] for record in run.late[-AFTER:]])
+    samples, predicted = confusions[-1].sum(axis=1), confusions.sum(axis=(0, 1))
+    dead = np.flatnonzero((predicted == 0) & run.is_judged()).tolist()
+    if not dead or (is_rising(run) and not run.is_last):  # a class may still come
+        return
+    subject = ", ".join(run.classes[number] for number in dead)
+    counted = ", ".join(f"{run.classes[number]} ({samples[number]} samples)" for number in dead)
+    text = f"never predicted on validation in {AFTER} epochs: {counted}"
+    yield Finding("dead class", Severity.WARNING, text, fix_dead_class(run.config), subject)
+
+
+def fix_dead_class(config: Config) -> str:
+    """Advice that the configuration allows: streaming reads every sample once."""
+    better = {"all": "sqrt", "sqrt": "oversample"}.get(config.data.sampler)
+    if better is None:
+        return "check its samples with python -m shards.doctor"
+    cached = " and data.access = cache" if config.data.access == "stream" else ""
+    return f"try data.sampler = {better}{cached}, which shows rare classes more often"
+
+
+def few_samples(run: RunRecords) -> str:
+    """Classes that are not judged for want of validation samples, with their numbers; empty: none."""
+    samples = run.confusion.sum(axis=1)
+    few = [f"{run.classes[number]} ({samples[number]})" for number in np.flatnonzero(~run.is_judged()).tolist()]
+    return ", ".join(few)
+
+
+def why_no_threshold_rule(run: RunRecords) -> str | None:
+    """Why the threshold is not judged; None where class distributions are not used, empty where it is judged."""
+    if run.config.loss.supervision not in ("fused", "class"):
+        return None
+    if len(run.late) < AFTER:
+        return f"judged from epoch {run.config.loss.epoch_threshold + AFTER} on"
+    return run.too_early
+
+
+def find_useless_threshold(run: RunRecords) -> Iterator[Finding]:
+    """A threshold that hardly any class mean meets (D_c is then the constant T_c), or that all always meet."""
+    threshold, count = run.config.class_distributions.threshold, len(run.classes)
+    met = [record["classes_at_threshold"] for record in run.records]
+    late = [record["classes_at_threshold"] for record in run.late]
+    if min(met) == count:
+        degrees = run.newest.get("class_degrees")
+        higher = f" above {min(degrees):.2f}, the lowest class mean now" if degrees and min(degrees) < 1 else ""
+        yield Finding(
+            "threshold always met",
+            Severity.NOTE,
+            f"all {count} class means were above {threshold:g} in each of {len(met)} epochs, the first included, so it "
+            "kept no early class mean out",
+            f"raise class_distributions.threshold{higher}, if that is not wanted",
+        )
+    elif sum(late) < HARDLY * count * len(late) and not will_meet(run):
+        yield Finding(
+            f"threshold {'hardly ever' if any(late) else 'never'} met",
+            Severity.WARNING,
+            describe_constant(met, count, threshold) + nearest_class(run),
+            fix_threshold(run),
+        )
+
+
+def describe_constant(met: Sequence[int], count: int, threshold: float) -> str:
+    """For how many epochs the class distributions were constant. The means of an epoch are the next one's targets."""
+    constant = 1 + sum(number == 0 for number in met[:-1])
+    text = f"the class distributions were the constant T_c for {constant} of {len(met)} epochs"
+    return f"{text}: a class mean reached {threshold:g} in {sum(met)} of {count * len(met)} cases (classes x epochs)"
+
+
+def nearest_class(run: RunRecords) -> str:
+    degrees = run.newest.get("class_degrees")
+    if not degrees:
+        return ""
+    return f"; the highest class mean is now {max(degrees):.2f}, of {run.classes[int(np.argmax(degrees))]}"
+
+
+def will_meet(run: RunRecords) -> bool:
+    """Whether some class mean meets the threshold by the end of the run, if it rises as over the last epochs."""
+    if run.is_last or len(run.records) < AFTER:
+        return False
+    now, before = (np.array(record.get("class_degrees") or [0.0]) for record in (run.newest, run.records[-AFTER]))
+    rise = (now - before) / (AFTER - 1) * (run.config.epochs - run.epoch)
+    return bool((now + rise.clip(0) >= run.config.class_distributions.threshold).any())
+
+
+def fix_threshold(run: RunRecords) -> str:
+    """A threshold that half of the class means of the newest epoch meet, where it still singles out the class."""
+    degrees, chance = run.newest.get("class_degrees"), 1 / len(run.classes)
+    if not degrees:
+        return "lower class_distributions.threshold to what half of the class means reach"
+    half = math.floor(20 * sorted(degrees, reverse=True)[(len(degrees) - 1) // 2] + 1e-9) / 20
+    if half < chance + CHANCE * (1 - chance):
+        return "train longer: most class means are near chance, where no class_distributions.threshold makes sense"
+    if half >= run.config.class_distributions.threshold:
+        return "train longer: half of the class means reach it now"
+    return f"set class_distributions.threshold = {half:g}, which half of the class means reach, or train longer"

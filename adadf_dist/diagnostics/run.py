@@ -1,0 +1,125 @@
+"""What is wrong with a run, from its epochs' records: pure rules, each with what was seen and what to try.
+
+The log prints a finding when it comes up or changes (`news`); the report shows how long each held (`episodes`), and
+what was judged at all (`assess`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from adadf_dist.config.schema import Config
+from adadf_dist.diagnostics import classes as on_classes
+from adadf_dist.diagnostics import training as on_training
+from adadf_dist.diagnostics.finding import MIN_SAMPLES, Finding, Record, RunRecords, Severity
+from adadf_dist.diagnostics.training import BEHIND_TARGET
+
+__all__ = ["BEHIND_TARGET", "Episode", "Finding", "Record", "Severity", "assess", "episodes", "examine", "news"]
+
+
+class Rule(NamedTuple):
+    subject: str
+    """What it judges, in a few words."""
+    why_not: Callable[[RunRecords], str | None]
+    """Why it does not judge these epochs; empty: it does; None: it does not apply to this configuration."""
+    find: Callable[[RunRecords], Iterator[Finding]]
+    """Called only where `why_not` is empty."""
+
+
+RULES = (
+    Rule("collapse", on_classes.why_no_collapse_rule, on_classes.find_collapse),
+    Rule("classes never predicted", on_classes.why_no_dead_class_rule, on_classes.find_dead_class),
+    Rule("attention", on_training.why_no_attention_rule, on_training.find_flat_attention),
+    Rule("class distribution threshold", on_classes.why_no_threshold_rule, on_classes.find_useless_threshold),
+    Rule("loader", on_training.why_no_waiting_rule, on_training.find_loader_waiting),
+    Rule("auxiliary branch's loss", on_training.why_no_diverging_rule, on_training.find_diverging),
+    Rule("samples that do not decode", on_training.why_no_replaced_rule, on_training.find_replaced),
+    Rule("overfitting", on_training.why_no_overfitting_rule, on_training.find_overfitting),
+)
+
+
+class Episode(NamedTuple):
+    """A finding over the epochs (from 1) in which it held, as it was last seen."""
+
+    finding: Finding
+    first: int
+    last: int
+
+
+class Assessment(NamedTuple):
+    """What the rules could judge of a run, findings or not."""
+
+    judged: list[str]
+    """Subjects of the rules that had enough data."""
+    not_judged: list[str]
+    """Subjects of those that had not, each with the reason."""
+
+
+def examine(
+    records: Sequence[Record], config: Config, classes: Sequence[str] = (), auxiliary_accuracy: float | None = None
+) -> list[Finding]:
+    """Everything that is wrong at the newest of a run's epochs, the worst first.
+
+    `classes`: their names, where they are known. `auxiliary_accuracy`: that of the auxiliary branch on validation,
+    where it was measured, with the weights of the newest epoch.
+    """
+    if not records:
+        return []
+    run = run_records(records, config, classes)
+    found = [finding for rule in RULES if rule.why_not(run) == "" for finding in rule.find(run)]
+    if auxiliary_accuracy is not None:
+        validation = run.newest["validation"]
+        samples = int(validation["samples"])
+        found += on_training.find_behind(config, validation["accuracy"], auxiliary_accuracy, samples)
+    if any(finding.name == "collapse" for finding in found):  # the cause; that classes are dead follows from it
+        found = [finding for finding in found if finding.name != "dead class"]
+    return sorted(found, key=lambda finding: -finding.severity)
+
+
+def assess(records: Sequence[Record], config: Config, classes: Sequence[str] = ()) -> Assessment:
+    """What the rules judge at the newest of a run's epochs, at least one, and what they cannot judge, and why."""
+    run = run_records(records, config, classes)
+    reasons = {rule.subject: rule.why_not(run) for rule in RULES}
+    judged = [subject for subject, reason in reasons.items() if reason == ""]
+    not_judged = [f"{subject} ({reason})" for subject, reason in reasons.items() if reason]
+    if few := on_classes.few_samples(run):
+        not_judged.append(f"classes with fewer than {MIN_SAMPLES} validation samples: {few}")
+    return Assessment(judged, not_judged)
+
+
+def run_records(records: Sequence[Record], config: Config, classes: Sequence[str]) -> RunRecords:
+    """The records with a name for each class."""
+    names = list(classes) or [f"class {number}" for number in range(len(records[-1]["validation"]["class_accuracy"]))]
+    return RunRecords(records, config, names)
+
+
+def news(records: Sequence[Record], config: Config, classes: Sequence[str] = ()) -> list[Finding]:
+    """Findings of the newest epoch that did not hold at the one before it."""
+    known = {finding.identity for finding in examine(records[:-1], config, classes)}
+    return [finding for finding in examine(records, config, classes) if finding.identity not in known]
+
+
+def episodes(records: Sequence[Record], config: Config, classes: Sequence[str] = ()) -> list[Episode]:
+    """Every finding of a run and when it held: those that hold to the end first, then by severity."""
+    found: list[Episode] = []
+    for end in range(1, len(records) + 1):
+        epoch = int(records[end - 1]["epoch"])
+        standing = {episode.finding.identity: place for place, episode in enumerate(found) if episode.last == epoch - 1}
+        for finding in examine(records[:end], config, classes):
+            place = standing.get(finding.identity)
+            if place is None:
+                found.append(Episode(finding, epoch, epoch))
+            else:
+                found[place] = Episode(finding, found[place].first, epoch)
+    newest = records[-1]["epoch"] if records else 0
+    return sorted(found, key=lambda episode: (episode.last != newest, -episode.finding.severity, episode.first))
+
+
+def attention_spread(attention: NDArray[np.float32]) -> dict[str, float] | None:
+    """Mean and standard deviation of w' over the samples [S] of an epoch (NaN: not seen), for its record."""
+    seen = attention[~np.isnan(attention)].astype(np.float64)
+    return {"mean": float(seen.mean()), "deviation": float(seen.std())} if len(seen) else None

@@ -1,0 +1,183 @@
+"""Settings that make no sense for a run of this many steps. Known before the first step."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
+from adadf_dist.config.learning_rate import Position, batch_factor, full_batch_factor, learning_rate, warmup_steps
+from adadf_dist.config.schema import Config
+
+MOST_WARMUP = 1 / 3
+"""Fraction of the run that a warm-up, or the horizon of the averaged weights, may take."""
+WARMUP = 0.05
+"""Fraction of the run that is suggested for a warm-up."""
+NEGLIGIBLE_RATE = 1e-3
+"""Fraction of optimizer.lr below which an epoch hardly trains."""
+INTERVALS = {
+    "checkpoint.every_steps": "no checkpoint is saved by steps, only at the end of each epoch and by time",
+    "runtime.stop_every": "a stop signal takes effect, and a checkpoint by time is saved, only at the end of an epoch",
+    "runtime.log_every": "losses are logged and checked only at the end of each epoch",
+}
+"""Key of a number of steps between two events -> what happens where the run is shorter than one interval."""
+
+
+class Length(NamedTuple):
+    """How long a run is."""
+
+    epochs: int
+    steps_per_epoch: int
+
+    @property
+    def steps(self) -> int:
+        return self.epochs * self.steps_per_epoch
+
+    def __str__(self) -> str:
+        return f"{self.steps:,} steps ({self.epochs:,} x {self.steps_per_epoch:,})"
+
+
+class Problem(NamedTuple):
+    """A setting that the length of the run makes useless."""
+
+    key: str
+    text: str
+    fix: str
+
+    def __str__(self) -> str:
+        return f"{self.text}; {self.fix}"
+
+
+def find_problems(config: Config, steps_per_epoch: int) -> list[Problem]:
+    """Settings of `config` that make no sense for a run of `config.epochs` times `steps_per_epoch` steps."""
+    length = Length(config.epochs, steps_per_epoch)
+    return [problem for rule in RULES for problem in rule(config, length)]
+
+
+def find_long_warmup(config: Config, length: Length) -> Iterator[Problem]:
+    """A warm-up that takes more than a third of the run."""
+    warmup = warmup_steps(config, length.steps_per_epoch)
+    if warmup <= MOST_WARMUP * length.steps:
+        return
+    key = f"optimizer.warmup_steps = {config.optimizer.warmup_steps:g}"
+    if warmup > length.steps:
+        text = f"{key} is more than the run's {length}"
+    else:
+        text = f"{key} takes {warmup / length.steps:.0%} of the run's {length}"
+    full = full_batch_factor(config.optimizer, config.batch_size)
+    peak = peak_learning_rate(config, length.steps_per_epoch) / (config.optimizer.lr * full)
+    yield Problem(
+        "optimizer.warmup_steps",
+        f"{text}: the learning rate reaches at most {100 * peak:.{0 if peak >= 0.01 else 1}f}% of "
+        + ("optimizer.lr" if full == 1 else f"optimizer.lr times {full:.3g}, its factor for the batch"),
+        f"set optimizer.warmup_steps = {WARMUP:g} (a fraction of the run), or train longer",
+    )
+
+
+def find_long_scaling(config: Config, length: Length) -> Iterator[Problem]:
+    """A warm-up of `optimizer.lr_scaling` that takes more than a third of the run."""
+    optimizer = config.optimizer
+    full = full_batch_factor(optimizer, config.batch_size)
+    if full == 1 or optimizer.scaling_warmup <= MOST_WARMUP * length.epochs:
+        return
+    reached = batch_factor(optimizer, config.batch_size, length.epochs - 1 / length.steps_per_epoch)
+    yield Problem(
+        "optimizer.scaling_warmup",
+        f"optimizer.scaling_warmup = {optimizer.scaling_warmup:g} epochs of {length.epochs}: the batch's factor on the "
+        f"learning rate is {reached:.2f} at the last step, and {full:.2f} is its full value",
+        f"set optimizer.scaling_warmup = {length.epochs / 10:g}, or train longer",
+    )
+
+
+def find_late_threshold(config: Config, length: Length) -> Iterator[Problem]:
+    """An epoch threshold E (eq 15, 16) that the run does not reach."""
+    threshold = config.loss.epoch_threshold
+    if threshold <= length.epochs or config.loss.supervision == "one_hot":
+        return
+    yield Problem(
+        "loss.epoch_threshold",
+        f"loss.epoch_threshold = {threshold} is beyond the run's {length.epochs} epochs: the target branch's loss "
+        "never counts in full (eq 15), and the auxiliary branch's never fades (eq 16)",
+        f"set loss.epoch_threshold to {length.epochs}{' or less' if length.epochs > 1 else ''}, or train longer",
+    )
+
+
+def find_long_average(config: Config, length: Length) -> Iterator[Problem]:
+    """Averaged weights whose horizon is more than a third of the run."""
+    decay = config.optimizer.ema
+    if not decay or 1 / (1 - decay) <= MOST_WARMUP * length.steps:
+        return
+    shorter = 1 - float(f"{10 / length.steps:.1g}")
+    yield Problem(
+        "optimizer.ema",
+        f"optimizer.ema = {decay:g} averages the weights over about {1 / (1 - decay):,.0f} steps, and the run has "
+        f"{length}: {decay**length.steps:.0%} of the evaluated weights are still the initial ones at the end",
+        f"set optimizer.ema = {shorter:g} or less" if shorter >= 0.5 else "set optimizer.ema = 0 (off)",
+    )
+
+
+def find_large_batch(config: Config, length: Length) -> Iterator[Problem]:
+    """A batch that takes the complete training split, so that an epoch is a single step."""
+    if length.steps_per_epoch > 1:
+        return
+    yield Problem(
+        "batch_size",
+        f"batch_size = {config.batch_size} is no less than the number of samples in an epoch, so an epoch is one step, "
+        f"and the run has {length.steps:,}",
+        "lower batch_size",
+    )
+
+
+def find_long_intervals(config: Config, length: Length) -> Iterator[Problem]:
+    """Intervals that a user set and that are longer than the run. The defaults are harmless in a short run."""
+    usual = Config()
+    for key, effect in INTERVALS.items():
+        section, _, name = key.partition(".")
+        steps = getattr(getattr(config, section), name)
+        if steps != getattr(getattr(usual, section), name) and steps > length.steps:
+            fix = f"set {key} to {length.steps_per_epoch}{' or less' if length.steps_per_epoch > 1 else ''}"
+            yield Problem(key, f"{key} = {steps} is more than the run's {length}: {effect}", fix)
+
+
+def find_vanishing_rate(config: Config, length: Length) -> Iterator[Problem]:
+    """An exponential schedule that leaves half of the run with a negligible rate."""
+    gamma = config.optimizer.gamma
+    if config.optimizer.schedule != "exponential":
+        return
+    first = next((epoch for epoch in range(length.epochs) if gamma**epoch < NEGLIGIBLE_RATE), length.epochs)
+    if first > length.epochs / 2:
+        return
+    enough = NEGLIGIBLE_RATE ** (1 / length.epochs)
+    yield Problem(
+        "optimizer.gamma",
+        f"optimizer.gamma = {gamma:g} takes the learning rate below {NEGLIGIBLE_RATE:.1%} of optimizer.lr from epoch "
+        f"{first + 1} of {length.epochs} on, which then hardly trains",
+        f"set optimizer.gamma = {enough:.2f} or optimizer.schedule = cosine, or train {2 * first - 1} epochs or fewer",
+    )
+
+
+def peak_learning_rate(config: Config, steps_per_epoch: int) -> float:
+    """Highest learning rate of any step: within an epoch the rate only rises or only falls."""
+    positions = (
+        Position(epoch, epoch * steps_per_epoch + batch, epoch + batch / steps_per_epoch, steps_per_epoch)
+        for epoch in range(config.epochs)
+        for batch in (0, steps_per_epoch - 1)
+    )
+    return max(learning_rate(config, position) for position in positions)
+
+
+def fix_divergence(config: Config, steps_per_epoch: int) -> str:
+    """A longer warm-up, to follow the advice of a lower rate where the loss is not finite; empty where it is long."""
+    if warmup_steps(config, steps_per_epoch) >= WARMUP * config.epochs * steps_per_epoch:
+        return ""
+    return f", or optimizer.warmup_steps = {2 * WARMUP:g} (a fraction of the run)"
+
+
+RULES: tuple[Callable[[Config, Length], Iterator[Problem]], ...] = (
+    find_large_batch,
+    find_long_warmup,
+    find_long_scaling,
+    find_late_threshold,
+    find_long_average,
+    find_long_intervals,
+    find_vanishing_rate,
+)

@@ -1,0 +1,1 @@
+"""Process groups: ranks, collectives, rendezvous, heartbeats."""

@@ -1,0 +1,1 @@
+"""Engines: one training step over all ranks, with DDP or DeepSpeed."""

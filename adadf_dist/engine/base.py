@@ -1,0 +1,151 @@
+"""What every engine holds: the network on its device, its average, Adam, and the one format in which both are saved."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from adadf_dist.config.learning_rate import Position, learning_rate
+from adadf_dist.config.schema import Config
+from adadf_dist.distributed.world import World
+from adadf_dist.engine.batch_norm import average_batch_norm, synchronize_batch_norm
+from adadf_dist.engine.inference import Inference
+from adadf_dist.engine.optimizer import (
+    Moments,
+    build_optimizer,
+    load_moments,
+    moments_by_name,
+    set_learning_rate,
+)
+from adadf_dist.errors import UserError
+from adadf_dist.method.model import DualBranch
+from adadf_dist.method.pretrained import LoadedWeights, load_pretrained
+
+Precision = Literal["fp32", "bf16"]
+
+
+def resolve_precision(config: Config, device: torch.device) -> Precision:
+    """What `runtime.precision` auto means here: bf16 where the hardware multiplies it fast."""
+    if config.runtime.precision != "auto":
+        return config.runtime.precision
+    if device.type == "cuda":
+        return "bf16" if torch.cuda.get_device_capability(device) >= (8, 0) else "fp32"
+    has_amx = getattr(torch.cpu, "_is_amx_tile_supported", lambda: False)()
+    return "bf16" if has_amx else "fp32"
+
+
+def draw_model(config: Config, num_classes: int) -> DualBranch:
+    """The network that a config describes, its weights drawn by the seed. Nobody else's draws are moved."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.seed)
+        branches = config.loss.supervision != "one_hot"
+        return DualBranch(config.model, num_classes, auxiliary=branches, image_size=config.data.image_size)
+
+
+def build_model(config: Config, num_classes: int) -> tuple[DualBranch, LoadedWeights]:
+    """The network as training starts it: drawn, then pretrained and frozen as the config says."""
+    model = draw_model(config, num_classes)
+    return model, load_pretrained(model, config.model)
+
+
+class Network(Inference):
+    """Model, average of its weights and Adam; an engine adds how a step runs over the ranks."""
+
+    def __init__(self, config: Config, num_classes: int, world: World, weights_as_images: bool = True) -> None:
+        self.config = config
+        self.world = world
+        model, self.weights = build_model(config, num_classes)
+        super().__init__(world.device, config.runtime.precision == "bf16")
+        layout = self.memory_format if weights_as_images else torch.contiguous_format
+        self.model: DualBranch = model.to(world.device, memory_format=layout)  # type: ignore[call-overload]
+        if config.runtime.sync_batch_norm:
+            synchronize_batch_norm(self.model, world)
+        self.average = copy.deepcopy(self.model) if config.optimizer.ema else None
+        """Average of the weights (EMA), which evaluation then sees instead."""
+        self.optimizer = build_optimizer(self.model, config.optimizer, world.device)
+        self.learning_rate = config.optimizer.lr
+
+    @property
+    def evaluated(self) -> DualBranch:
+        """The model that evaluation, selection and export see."""
+        return self.average or self.model
+
+    def schedule(self, position: Position) -> None:
+        self.learning_rate = learning_rate(self.config, position)
+        set_learning_rate(self.optimizer, self.learning_rate)
+
+    def update_average(self) -> None:
+        """Count a step's new weights into the average, where there is one."""
+        if self.average is not None:
+            with self.whole():
+                update_average(self.average, self.model, self.config.optimizer.ema)
+
+    def consolidate(self) -> None:
+        self._agree_on_statistics()
+
+    def _agree_on_statistics(self) -> None:
+        """Where each rank normalises its own rows, make the running statistics one. A collective."""
+        if self.config.runtime.sync_batch_norm or self.world.size == 1:
+            return
+        average_batch_norm(self.model, self.world)
+        if self.average is not None:
+            average_batch_norm(self.average, self.world)
+
+    def whole(self, changed_by: int | None = None) -> AbstractContextManager[object]:
+        """The model holds all weights for a while; an engine that cuts them up keeps what rank `changed_by` made."""
+        return nullcontext()
+
+    def moments(self) -> Moments:
+        """Whole, by name. A collective where the ranks share them out."""
+        return moments_by_name(self.model, self.optimizer)
+
+    def load_moments(self, moments: Moments) -> None:
+        load_moments(self.model, self.optimizer, moments)
+
+    def state_dict(self) -> dict[str, object]:
+        self._agree_on_statistics()
+        with self.whole():
+            state: dict[str, object] = {"model": on_cpu(self.model)}
+        state["moments"] = self.moments()
+        if self.average is not None:
+            state["average"] = on_cpu(self.average)
+        return state
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        with self.whole(changed_by=0):
+            load_model(self.model, state["model"])
+        if self.average is not None:
+            load_model(self.average, state["average"])
+        self.load_moments(state["moments"])
+        self.consolidate()
+
+
+@torch.no_grad()
+def update_average(average: nn.Module, model: nn.Module, decay: float) -> None:
+    """Move the averaged weights towards the model's; BatchNorm statistics are taken over as they are."""
+    torch._foreach_lerp_(list(average.parameters()), list(model.parameters()), 1 - decay)
+    for kept, new in zip(average.buffers(), model.buffers(), strict=True):
+        kept.copy_(new)
+
+
+def on_cpu(model: nn.Module) -> dict[str, Tensor]:
+    """Copies of parameters and buffers by name, as a checkpoint holds them."""
+    return {key: value.detach().to("cpu", copy=True) for key, value in model.state_dict().items()}
+
+
+def load_model(model: DualBranch, state: object) -> None:
+    """Raises `UserError` naming the first tensor that shows another architecture."""
+    assert isinstance(state, Mapping)
+    own = model.state_dict()
+    for key in [*own, *state]:
+        if key not in state or key not in own or own[key].shape != state[key].shape:
+            raise UserError(
+                f"the checkpoint is of another architecture: {key} differs; "
+                "give the model.backbone and loss.supervision it was trained with"
+            )
+    model.load_state_dict(state)

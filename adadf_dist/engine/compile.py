@@ -1,0 +1,48 @@
+"""torch.compile of what a step computes without other ranks: the extractor and the branches' stages."""
+
+from __future__ import annotations
+
+import torch
+
+from adadf_dist.config.schema import RuntimeConfig
+from adadf_dist.distributed.world import World
+from adadf_dist.errors import UserError
+from adadf_dist.method.model import DualBranch
+
+VARIANTS = 64
+"""Compiled versions of a piece of code: stages share theirs, each in training and evaluation, at two batch sizes."""
+
+
+def check_compile(config: RuntimeConfig, world: World) -> None:
+    """Raises `UserError` where `runtime.compile` cannot be had, or would compile nothing."""
+    if config.compile == "cuda-graphs" and world.device.type != "cuda":
+        raise UserError(
+            f"runtime.compile is cuda-graphs, but the device is {world.device.type}; set it to default or off"
+        )
+    if config.compile != "off" and world.size > 1 and config.sync_batch_norm:
+        raise UserError(
+            f"runtime.compile is {config.compile}, but BatchNorm over {world.size} ranks sends messages in every "
+            "layer, which leaves nothing to compile; set runtime.sync_batch_norm = false, or runtime.compile = off"
+        )
+
+
+def compile_parts(model: DualBranch, config: RuntimeConfig, world: World) -> None:
+    """Compile the extractor and the branches' stages in place; names of parameters stay as they are.
+
+    Heads and losses stay eager: collectives would cut the graph to pieces. Raises `UserError`.
+    """
+    check_compile(config, world)
+    if config.compile == "off":
+        return
+    torch._dynamo.config.recompile_limit = VARIANTS
+    mode = "reduce-overhead" if config.compile == "cuda-graphs" else None
+    for branch in (model.auxiliary, model.target):
+        if branch is not None:
+            branch.stages.compile(mode=mode)
+    model.extractor.compile(mode=mode)
+
+
+def new_step(how: str) -> None:
+    """Tell CUDA graphs that the outputs of the last step are no longer wanted."""
+    if how == "cuda-graphs":
+        torch.compiler.cudagraph_mark_step_begin()  # type: ignore[no-untyped-call]

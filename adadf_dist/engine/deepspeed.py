@@ -1,0 +1,159 @@
+"""A step by DeepSpeed's ZeRO: the ranks share out Adam's moments, gradients, weights.
+
+Weights, moments and sums stay in fp32; bf16 is autocast's, inside the model. DeepSpeed's own folders of checkpoints are
+not written: what is saved is whole and by name, as DDP saves it.
+"""
+
+from __future__ import annotations
+
+import copy
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import deepspeed
+import torch
+from deepspeed.utils import (
+    lazy_init_hp_params_optimizer_state,
+    safe_get_full_optimizer_state,
+    safe_set_full_optimizer_state,
+    safe_set_local_optimizer_state,
+)
+from torch import Tensor, nn
+
+from adadf_dist.config.schema import Config
+from adadf_dist.distributed.world import World
+from adadf_dist.engine.base import Network
+from adadf_dist.engine.optimizer import Moments
+from adadf_dist.errors import UserError, one_line
+from adadf_dist.method.model import DualBranch, Output
+
+MOMENTS = ("exp_avg", "exp_avg_sq")
+
+
+class DeepSpeedEngine(Network):
+    """DeepSpeed's engine around the network; `settings` from `deepspeed_settings`."""
+
+    def __init__(self, config: Config, num_classes: int, world: World, settings: dict[str, Any]) -> None:
+        # ZeRO lays weights end to end and sends them as bytes: neither knows channels last
+        super().__init__(config, num_classes, world, weights_as_images=False)
+        self.stage = config.deepspeed.zero_stage
+        self._copy = copy.deepcopy(self.model) if self.stage == 3 and self.average is None else None
+        """Under ZeRO 3: whole weights to evaluate with, as of the last `consolidate`."""
+        quieten()
+        try:
+            self._engine, self._zero, _, _ = deepspeed.initialize(
+                model=_Autocast(self), optimizer=self.optimizer, config=settings, dist_init_required=False
+            )
+        except (ValueError, TypeError, AssertionError, deepspeed.DeepSpeedConfigError) as error:
+            if not config.deepspeed.config:
+                raise
+            reason = one_line(error, 300)
+            raise UserError(f"{config.deepspeed.config}: DeepSpeed does not take it: {reason}") from None
+
+    @property
+    def evaluated(self) -> DualBranch:
+        return self._copy or super().evaluated
+
+    def forward(self, images: Tensor) -> Output:
+        if not self.model.training:
+            self.model.train()
+        output: Output = self._engine(self.arrange(images))
+        return output
+
+    def step(self, loss: Tensor) -> None:
+        self._engine.backward(loss)
+        self._engine.step()
+        self.update_average()
+
+    def consolidate(self) -> None:
+        super().consolidate()
+        if self._copy is not None:
+            with self.whole():
+                self._copy.load_state_dict(self.model.state_dict())
+
+    @contextmanager
+    def whole(self, changed_by: int | None = None) -> Iterator[None]:
+        parameters = list(self.model.parameters())
+        with deepspeed.zero.GatheredParameters(parameters, modifier_rank=changed_by, enabled=self.stage == 3):
+            yield
+        if changed_by is not None and self.stage:
+            self._zero.refresh_fp32_params()
+
+    def _flats(self) -> list[Tensor]:
+        """What Adam steps on this rank: its parts of the parameters of a group, end to end."""
+        flats: list[Tensor] = (
+            self._zero.fp32_partitioned_groups_flat if self.stage == 3 else self._zero.single_partition_of_fp32_groups
+        )
+        return flats
+
+    def moments(self) -> Moments:
+        if not self.stage:
+            return super().moments()
+        state = self.optimizer.state.get(self._flats()[0], {})
+        if "step" not in state:
+            return {}
+        self._link_moments()
+        return {
+            name: {
+                "step": state["step"].detach().cpu().clone(),
+                **{key: safe_get_full_optimizer_state(parameter, key).cpu() for key in MOMENTS},
+            }
+            for name, parameter in self.model.named_parameters()
+            if parameter.requires_grad
+        }
+
+    def load_moments(self, moments: Moments) -> None:
+        if not self.stage:
+            super().load_moments(moments)
+            return
+        if not moments:
+            for flat in self._flats():
+                self.optimizer.state.pop(flat, None)
+            return
+        steps = next(iter(moments.values()))["step"]
+        for flat in self._flats():
+            empty = {key: torch.zeros_like(flat, requires_grad=False) for key in MOMENTS}
+            self.optimizer.state[flat] = {"step": steps.to(flat.device, copy=True), **empty}
+        self._link_moments()
+        for name, parameter in self.model.named_parameters():
+            if name in moments:
+                for key in MOMENTS:
+                    self._set_moment(parameter, key, moments[name][key].to(self.world.device))
+
+    def _set_moment(self, parameter: nn.Parameter, key: str, value: Tensor) -> None:
+        """This rank's part of a whole moment."""
+        if self.stage < 3:
+            safe_set_full_optimizer_state(parameter, value.contiguous(), key)
+            return
+        # not `full`: it fails on the last rank where the ranks do not divide the elements
+        part = parameter.ds_tensor.numel()  # type: ignore[attr-defined]
+        padded = nn.functional.pad(value.flatten(), (0, part * self.world.size - value.numel()))
+        safe_set_local_optimizer_state(parameter, padded[part * self.world.rank :][:part], key)
+
+    def _link_moments(self) -> None:
+        """Show each parameter its part of the moments; DeepSpeed does so before it has stepped the second group."""
+        if self.stage < 3:
+            for parameters, flat in zip(self._zero.bit16_groups, self._flats(), strict=True):
+                lazy_init_hp_params_optimizer_state(parameters, flat, self.optimizer.state)
+
+
+class _Autocast(nn.Module):
+    """The model under our precision: DeepSpeed switches off an autocast that surrounds its own forward."""
+
+    def __init__(self, engine: Network) -> None:
+        super().__init__()
+        self.model = engine.model
+        self._autocast = engine.autocast
+
+    def forward(self, images: Tensor) -> Output:
+        with self._autocast():
+            output: Output = self.model(images)
+        return output
+
+
+def quieten() -> None:
+    """Warnings only, and no compiler at work for shared-memory collectives that training does not use."""
+    logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False

@@ -1,0 +1,141 @@
+"""What DeepSpeed is told: our configuration, and a user's own JSON where it says nothing else.
+
+Pure and free of DeepSpeed: a contradiction is found before anything starts.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from adadf_dist.config.load import flatten, listed, nest
+from adadf_dist.config.schema import Config
+from adadf_dist.errors import UserError
+from adadf_dist.files.text import read_text
+
+ALLOWED = (
+    "zero_optimization.allgather_bucket_size",
+    "zero_optimization.allgather_partitions",
+    "zero_optimization.contiguous_gradients",
+    "zero_optimization.overlap_comm",
+    "zero_optimization.reduce_bucket_size",
+    "zero_optimization.reduce_scatter",
+    "zero_optimization.stage3_max_live_parameters",
+    "zero_optimization.stage3_max_reuse_distance",
+    "zero_optimization.stage3_param_persistence_threshold",
+    "zero_optimization.stage3_prefetch_bucket_size",
+    "comms_logger.",
+    "flops_profiler.",
+    "dump_state",
+    "memory_breakdown",
+    "steps_per_print",
+    "wall_clock_breakdown",
+)
+"""Keys, or up to a dot their beginnings, that change how fast a step is or what is told of it, and not the step."""
+
+CASTS = "it casts weights and BatchNorm statistics to 16 bits; runtime.precision bf16 keeps both in fp32"
+SAYS_ALL = "the optimizer section of this configuration says it all"
+FITS = "the network fits any GPU, and checkpoints hold it whole"
+REASONS = {
+    "fp16": CASTS,
+    "bf16": CASTS,
+    "amp": "runtime.precision says how to compute",
+    "torch_autocast": "runtime.precision says how to compute; this would also sum gradients in 16 bits",
+    "communication_data_type": "gradients are summed in fp32, or n ranks would not be one run",
+    "prescale_gradients": "gradients are averaged over the ranks after their sum",
+    "gradient_predivide_factor": "gradients are averaged over the ranks after their sum",
+    "optimizer": SAYS_ALL,
+    "scheduler": SAYS_ALL,
+    "zero_optimization.offload_optimizer": FITS,
+    "zero_optimization.offload_param": FITS,
+    "zero_optimization.round_robin_gradients": "moments would not be found by parameter, and checkpoints hold them so",
+}
+"""Why keys are refused that users are likely to have."""
+OTHERS = f"allowed beside what this configuration sets: {', '.join(ALLOWED)}"
+
+
+def deepspeed_settings(config: Config, ranks: int) -> dict[str, Any]:
+    """DeepSpeed's configuration of a run over `ranks` ranks.
+
+    Raises `UserError` naming both keys where the file `deepspeed.config` contradicts ours.
+    """
+    rows = math.ceil(config.batch_size / ranks)
+    settings: dict[str, object] = {
+        "train_micro_batch_size_per_gpu": rows,
+        "gradient_accumulation_steps": 1,  # eqs 9 to 11 need the whole batch at once
+        "gradient_clipping": config.optimizer.clip_norm,
+        "zero_optimization.stage": config.deepspeed.zero_stage,
+        "steps_per_print": 2**31,
+    }
+    owners = {
+        "train_batch_size": ("batch_size", config.batch_size),
+        "train_micro_batch_size_per_gpu": ("batch_size", rows),
+        "gradient_accumulation_steps": ("batch_size", 1),
+        "gradient_clipping": ("optimizer.clip_norm", config.optimizer.clip_norm),
+        "zero_optimization.stage": ("deepspeed.zero_stage", config.deepspeed.zero_stage),
+    }
+    if config.deepspeed.config:
+        path = Path(config.deepspeed.config)
+        for key, value in flatten(without_what_is_off(read_json(path))):
+            if key in owners:
+                check_agreement(path, (key, value), owners[key], ranks)
+            else:
+                check_allowed(path, key)
+                settings[key] = value
+    return nest(settings)
+
+
+def without_what_is_off(content: Mapping[str, object]) -> dict[str, object]:
+    """The same without `auto` and null, sections whose `enabled` is false, and offloading to nowhere."""
+    kept: dict[str, object] = {}
+    for key, value in content.items():
+        if isinstance(value, Mapping):
+            off = value.get("enabled") is False or value.get("device", "") in ("none", None)
+            value = {} if off else without_what_is_off(value)
+            if value:
+                kept[key] = value
+        elif value not in ("auto", None):
+            kept[key] = value
+    return kept
+
+
+def unique_keys(pairs: Sequence[tuple[str, object]]) -> dict[str, object]:
+    """A JSON object. Raises `ValueError` for a key that appears twice: the last one would silently win."""
+    found: dict[str, object] = {}
+    for key, value in pairs:
+        if key in found:
+            raise ValueError(f"key {key!r} appears twice")
+        found[key] = value
+    return found
+
+
+def read_json(path: Path) -> Mapping[str, object]:
+    text = read_text(path, "deepspeed.config")
+    try:
+        content = json.loads(text, object_pairs_hook=unique_keys)
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"deepspeed.config: {path}: does not parse: {error}") from None
+    if not isinstance(content, dict):
+        raise UserError(f"deepspeed.config: {path}: must hold keys and values, not a {type(content).__name__}")
+    return content
+
+
+def check_agreement(path: Path, theirs: tuple[str, object], ours: tuple[str, object], ranks: int) -> None:
+    """A key that this configuration sets too: the same value."""
+    (key, value), (our_key, our_value) = theirs, ours
+    if value != our_value:
+        over = f" over {ranks} ranks, which makes {our_value}" if key.startswith("train_micro") else ""
+        raise UserError(
+            f"{path}: {key} is {json.dumps(value)}, but {our_key} asks for {our_value}{over}; "
+            f"take it out of the file, or change --{our_key}"
+        )
+
+
+def check_allowed(path: Path, key: str) -> None:
+    if listed(key, ALLOWED):
+        return
+    reason = next((why for name, why in REASONS.items() if f"{key}.".startswith(f"{name}.")), OTHERS)
+    raise UserError(f"{path}: {key} cannot be set: {reason}; take it out of the file")

@@ -1,0 +1,89 @@
+"""A dataset's classes in the network's words: the same names in any order, or a mapping."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from adadf_dist.config.load import read_settings
+from adadf_dist.data.dataset import Split
+from adadf_dist.data.emotions import find_class
+from adadf_dist.errors import UserError
+
+
+def match_classes(theirs: tuple[str, ...], ours: tuple[str, ...], file: Path | None) -> dict[str, str]:
+    """Dataset class -> network class, or "" where its faces are left out. Raises `UserError`."""
+    if file is not None:
+        return read_mapping(file, theirs, ours)
+    if set(theirs) != set(ours):
+        raise UserError(
+            f"the dataset's classes ({', '.join(theirs)}) are not the network's ({', '.join(ours)}); say with "
+            "--mapping FILE what each of them is (see --help)"
+        )
+    return {name: name for name in theirs}
+
+
+def read_mapping(file: Path, theirs: tuple[str, ...], ours: tuple[str, ...]) -> dict[str, str]:
+    """A TOML file of lines `"dataset class" = "network class"`. Raises `UserError`, naming every wrong name."""
+    given = read_settings(file).values
+    values: dict[str, object] = {}
+    for name, to in given.items():
+        place, target = find_class(name, theirs), find_class(str(to), ours) if to else None
+        name = name if place is None else theirs[place]
+        if name in values:
+            raise UserError(f"--mapping {file}: {name} is mapped twice, once under another name; keep one line")
+        values[name] = to if target is None else ours[target]
+    problems = {
+        f"{quoted(name for name in values if name not in theirs)}: no class of the dataset ({', '.join(theirs)})",
+        f"{quoted(f'{name} = {to}' for name, to in values.items() if to != '' and to not in ours)}: "
+        f"no class of the network ({', '.join(ours)})",
+        f'{quoted(name for name in theirs if name not in values)}: not mapped; "" leaves a class out',
+    }
+    told = sorted(problem for problem in problems if not problem.startswith(":"))
+    if told:
+        raise UserError(f"--mapping {file}: {'; '.join(told)}")
+    if not any(values.values()):
+        raise UserError(f"--mapping {file}: every class is left out; map one at least")
+    return {name: str(values[name]) for name in theirs}
+
+
+def quoted(names: Iterable[object]) -> str:
+    return ", ".join(sorted({repr(name) for name in names}))
+
+
+def translate(split: Split, mapping: Mapping[str, str], ours: tuple[str, ...]) -> Split:
+    """The split's faces with the network's labels; votes and true distributions of joined classes add up.
+
+    Votes for a class that is left out go with it; true distributions are then known no longer. Raises `UserError` where
+    no face is left.
+    """
+    targets = np.array([ours.index(mapping[name]) if mapping[name] else -1 for name in split.classes])
+    kept = np.flatnonzero(targets[split.labels] >= 0)
+    if not len(kept):
+        raise UserError(
+            f"{split.folder}: the mapping leaves out every face of split {split.name}; map one of: "
+            f"{', '.join(n for n, c in zip(split.classes, split.class_counts(), strict=True) if c)}"
+        )
+    chosen = split.subset(kept, split.name)
+
+    def joined(rows: NDArray[np.float32] | None) -> NDArray[np.float32] | None:
+        if rows is None:
+            return None
+        columns = np.zeros((len(rows), len(ours)), dtype=np.float32)
+        for column, target in enumerate(targets.tolist()):
+            if target >= 0:
+                columns[:, target] += rows[:, column]
+        return columns
+
+    whole = bool((targets >= 0).all())
+    return replace(
+        chosen,
+        classes=ours,
+        labels=targets[chosen.labels],
+        votes=joined(chosen.votes),
+        distributions=joined(chosen.distributions) if whole else None,
+    )

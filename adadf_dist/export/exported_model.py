@@ -1,0 +1,76 @@
+"""A trained network in whatever file it is, ready to answer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from importlib import import_module
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+from adadf_dist.checkpoint.trained_model import open_trained
+from adadf_dist.data.preprocessing import Preprocessing
+from adadf_dist.errors import UserError
+from adadf_dist.export import safetensors_format, torch_export_format
+from adadf_dist.export.metadata import Facts, facts_of
+from adadf_dist.export.target_network import TargetNetwork
+
+DeviceName = Literal["auto", "cpu", "cuda"]
+ONNX_FILE = "adadf_dist.export.onnx_format"
+"""Imported where it is wanted: it takes packages that not everyone has."""
+KINDS = (".safetensors", ".onnx", ".pt2")
+"""Endings of the files that are no checkpoints."""
+
+
+class Model(NamedTuple):
+    """A trained network on a device, in fp32 whatever its run computed in: every kind of file gives one answer."""
+
+    facts: Facts
+    device: torch.device
+    """Where images are prepared, and logits wanted."""
+    compute: Callable[[Tensor], Tensor]
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        return self.facts.classes
+
+    @property
+    def preprocessing(self) -> Preprocessing:
+        return self.facts.preprocessing
+
+    @torch.no_grad()
+    def logits(self, images: Tensor) -> Tensor:
+        """[n, C] of faces [n, 3, H, W], or [n, 10, 3, H, W] where each is cropped ten times: the mean over crops."""
+        crops = images.shape[1] if images.ndim == 5 else 1
+        logits = self.compute(images.flatten(0, 1) if crops > 1 else images)
+        return logits.view(-1, crops, logits.shape[1]).mean(dim=1)
+
+
+def open_model(path: Path, device_name: DeviceName = "auto") -> Model:
+    """A run folder (its selected epoch), a checkpoint, or a file of `adadf_dist.export`. Raises `UserError`."""
+    if path.suffix in KINDS and not path.is_file():
+        raise UserError(f"{path}: no such file")
+    if path.suffix == ".onnx":
+        onnx_file = import_module(ONNX_FILE)
+        device = pick_device(device_name, onnx_file.has_cuda())
+        network = onnx_file.OnnxNetwork(path, device)
+        return Model(network.facts, torch.device("cpu"), network)
+    device = pick_device(device_name, torch.cuda.is_available())
+    if path.suffix == ".pt2":
+        compute, facts = torch_export_format.read(path, device)
+        return Model(facts, device, compute)
+    if path.suffix == ".safetensors":
+        target, facts = safetensors_format.read(path)
+    else:
+        trained = open_trained(path)
+        target, facts = TargetNetwork(trained.model), facts_of(trained)
+    return Model(facts, device, target.to(device))
+
+
+def pick_device(name: DeviceName, has_cuda: bool) -> torch.device:
+    """Raises `UserError` for a GPU that is not there."""
+    if name == "cuda" and not has_cuda:
+        raise UserError("--device cuda: no GPU is usable here; give --device cpu, or auto")
+    return torch.device("cpu" if name == "cpu" or not has_cuda else "cuda")

@@ -1,0 +1,231 @@
+"""The model card: a Markdown page with a head that Hugging Face reads, beside the exported file."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import yaml
+
+from adadf_dist.checkpoint.trained_model import Trained
+from adadf_dist.config.schema import Config
+from adadf_dist.data.dataset import Dataset
+from adadf_dist.errors import UserError
+from adadf_dist.export.licenses import data_licence
+from adadf_dist.export.metadata import Facts
+
+LIMITS = """\
+Meant for research on facial expressions: what label people would give to a face, and how much they would disagree.
+
+- **An expression is not an emotion.** The network says what annotators called such a face, not what anybody feels.
+- **Not for decisions about persons**: hiring, teaching, policing, health, insurance, credit, or the watching of anybody
+  who did not agree to it. In several countries some of these uses are unlawful.
+- **Groups are unknown.** How accuracy differs by age, sex, skin colour or culture was not measured unless a table here
+  says so; the annotators' own culture and its errors were learned with the labels.
+- **Faces like those of training alone.** Other cameras, crops, alignments or poses lower accuracy by an unknown amount,
+  and every picture gets a class, one without a face too.
+- Probabilities are the network's shares of opinion; they are not calibrated unless it is said."""
+
+
+class Measured(NamedTuple):
+    """Metrics of the exported epoch on a split."""
+
+    split: str
+    metrics: Mapping[str, Any]
+
+
+def write_card(
+    trained: Trained, facts: Facts, files: Sequence[Path], data: tuple[Dataset | None, str], licence: str
+) -> str:
+    """The card's text.
+
+    `files` are those that it accompanies. `data`: the dataset, None where it is not available, and how it differs from
+    the one that the run was trained on.
+    """
+    dataset, difference = data
+    source = str(dataset.manifest.built.get("source", "")) if dataset is not None else ""
+    measured = find_metrics(trained)
+    name = dataset.name if dataset is not None else "an unknown dataset"
+    sections = [
+        (f"Ada-DF on {name}", opening(trained, facts, files)),
+        ("Use", usage(facts, files)),
+        ("Intended use and limits", LIMITS),
+        (
+            "Data",
+            [
+                *([f"**The checkpoint {difference}.** What follows describes the latter.", ""] if difference else []),
+                *describe_data(dataset, trained.config),
+                "",
+                f"Licence of the data: {data_licence(source, licence)}.",
+            ],
+        ),
+        ("Training", describe_training(trained.config, trained.epoch)),
+        ("Metrics", describe_metrics(measured, trained.classes)),
+        ("Preprocessing", describe_preprocessing(facts)),
+    ]
+    text = [f"---\n{yaml.safe_dump(head(name, measured, files), sort_keys=False, allow_unicode=True)}---"]
+    for number, (title, body) in enumerate(sections):
+        text += [f"{'#' if number == 0 else '##'} {title}", body if isinstance(body, str) else "\n".join(body)]
+    return "\n\n".join(text) + "\n"
+
+
+def head(name: str, measured: Sequence[Measured], files: Sequence[Path]) -> dict[str, object]:
+    """The front matter; results only where there are some, for Hugging Face refuses a model index without them."""
+    endings = {".onnx": "onnx", ".safetensors": "safetensors", ".pt2": "pytorch"}
+    tags = ["facial-expression-recognition", "ada-df", *(endings[file.suffix] for file in files)]
+    values: dict[str, object] = {"library_name": "adadf_dist", "pipeline_tag": "image-classification", "tags": tags}
+    results = [
+        {
+            "task": {"type": "image-classification"},
+            "dataset": {"name": name, "type": name, "split": split},
+            "metrics": [{"type": "accuracy", "value": round(metrics["accuracy"], 4)}],
+        }
+        for split, metrics in measured
+    ]
+    return {**values, "model-index": [{"name": f"Ada-DF on {name}", "results": results}]} if results else values
+
+
+def opening(trained: Trained, facts: Facts, files: Sequence[Path]) -> list[str]:
+    method = "its single-label baseline" if facts.supervision == "one_hot" else "the target branch of Ada-DF"
+    return [
+        f"Facial-expression classifier, {method} (Liu et al., ICASSP 2023): {trained.config.model.backbone}, "
+        f"{len(facts.classes)} classes, images of {facts.preprocessing.image_size} x {facts.preprocessing.image_size}.",
+        "",
+        f"- Files: {', '.join(f'`{file.name}`' for file in files)}",
+        f"- Written by adadf_dist {facts.version} from the checkpoint of epoch {facts.epoch}, "
+        f"SHA-256 `{facts.checkpoint_sha256}`",
+        f"- Classes, in the order of the logits: {', '.join(facts.classes)}",
+    ]
+
+
+def usage(facts: Facts, files: Sequence[Path]) -> list[str]:
+    """Each kind of file in five lines, in its own program."""
+    lines = [
+        "From a shell, any of the files:",
+        "",
+        "```",
+        f"python -m adadf_dist.predict {files[0].name} FACE.jpg",
+        "```",
+    ]
+    onnx = next((file.name for file in files if file.suffix == ".onnx"), None)
+    if onnx and not facts.preprocessing.ten_crop:
+        size, (mean, std) = facts.preprocessing.image_size, (facts.preprocessing.mean, facts.preprocessing.std)
+        lines += [
+            "",
+            "Without adadf_dist (numpy, Pillow, onnxruntime), for a picture that shows the face alone:",
+            "",
+            "```python",
+            "import json, numpy as np, onnxruntime; from PIL import Image",
+            f'session = onnxruntime.InferenceSession("{onnx}")',
+            f'face = Image.open("FACE.jpg").convert("RGB").resize(({size}, {size}), Image.BILINEAR)',
+            f"pixels = np.float32((np.asarray(face) / 255 - {list(mean)}) / {list(std)})",
+            'print(json.loads(session.get_modelmeta().custom_metadata_map["classes"])'
+            '[session.run(None, {"images": pixels.transpose(2, 0, 1)[None]})[0][0].argmax()])',
+            "```",
+        ]
+    return lines
+
+
+def describe_data(dataset: Dataset | None, config: Config) -> list[str]:
+    if dataset is None:
+        return ["Unknown: the dataset folder was not at hand when this card was written."]
+    built = dataset.manifest.built
+    counts = [
+        f"| {name} | " + " | ".join(f"{count:,}" for count in (info.samples, *info.class_counts)) + " |"
+        for name, info in dataset.splits.items()
+    ]
+    lines = [
+        f"`{dataset.name}`, built from the source `{built.get('source', 'unknown')}` with the options",
+        f"`{json.dumps(built.get('options', {}), ensure_ascii=False)}`; the builder found",
+        f"`{json.dumps(built.get('findings', {}), ensure_ascii=False)}`.",
+        "",
+        "| split | faces | " + " | ".join(dataset.classes) + " |",
+        "|---" + "|--:" * (len(dataset.classes) + 1) + "|",
+        *counts,
+    ]
+    if "validation" not in dataset.splits:
+        share = config.data.validation_fraction
+        lines += ["", f"Validation was carved from train: {share:.0%} of each class, by seed {config.seed}."]
+    if config.data.label_noise or config.data.label_noise_file:
+        lines += ["", "Training labels were disturbed on purpose (`data.label_noise`): this is an experiment on noise."]
+    return lines
+
+
+def describe_training(config: Config, epoch: int) -> list[str]:
+    if not epoch:
+        return ["Not known: these weights were imported, not trained by adadf_dist, and their file says nothing of it."]
+    optimizer, loss, start = config.optimizer, config.loss, "random weights"
+    if config.model.pretrained:
+        start = f"pretrained weights `{Path(config.model.pretrained).name}`"
+    average = f", weights averaged with decay {optimizer.ema}" if optimizer.ema else ""
+    return [
+        f"- {epoch} of {config.epochs} epochs with seed {config.seed}, from {start}",
+        f"- Adam, rate {optimizer.lr}, {optimizer.schedule} schedule, global batch {config.batch_size}{average}",
+        f"- Supervision {loss.supervision}; lambda_min {loss.lambda_min}, epoch threshold {loss.epoch_threshold}, "
+        f"class threshold {config.class_distributions.threshold}",
+        f"- Augmentation {config.augment.policy} ({config.augment.operations} operations, magnitude "
+        f"{config.augment.magnitude}), flip {config.augment.flip}, erasing {config.augment.erase}",
+        f"- Sampler {config.data.sampler}, precision {config.runtime.precision}",
+    ]
+
+
+def find_metrics(trained: Trained) -> list[Measured]:
+    """What the run measured of the very epoch that is exported: validation in the checkpoint, test in `result.json`."""
+    records = [record for record in trained.records if record["epoch"] == trained.epoch]
+    found = [Measured("validation", record["validation"]) for record in records]
+    path = trained.path.parent.parent / "result.json"
+    try:
+        result = json.loads(path.read_text(encoding="utf-8"))
+        by_epoch = {result["epochs"]: result["last_test"], result["selected_epoch"]: result["test"]}
+    except FileNotFoundError:
+        return found
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{path}: damaged ({error}); start the finished run again, which writes it anew") from None
+    test = by_epoch.get(trained.epoch)
+    return [*found, Measured("test", test)] if test else found
+
+
+def describe_metrics(measured: Sequence[Measured], classes: Sequence[str]) -> list[str]:
+    if not measured:
+        return ["Not known: neither the checkpoint nor a `result.json` of its run has measured this epoch."]
+    lines = ["| split | faces | accuracy | 95 % interval | mean class accuracy |", "|---|--:|--:|--:|--:|"]
+    for split, metrics in measured:
+        low, high = metrics["accuracy_interval"]
+        lines.append(
+            f"| {split} | {metrics['samples']:,} | {metrics['accuracy']:.2%} | {low:.2%} to {high:.2%} | "
+            f"{metrics['mean_class_accuracy']:.2%} |"
+        )
+    lines += [
+        "",
+        "Accuracy of each class:",
+        "",
+        "| split | " + " | ".join(classes) + " |",
+        "|---" + "|--:" * len(classes),
+    ]
+    lines[-1] += "|"
+    for split, metrics in measured:
+        cells = ("none there" if share is None else f"{share:.1%}" for share in metrics["class_accuracy"])
+        lines.append(f"| {split} | " + " | ".join(cells) + " |")
+    notes = ["", "Intervals are Wilson's. Where an epoch was chosen on validation, its figure there flatters."]
+    if all(split != "test" for split, _ in measured):
+        notes.append("This epoch was not tested.")
+    return [*lines, *notes]
+
+
+def describe_preprocessing(facts: Facts) -> list[str]:
+    values = facts.preprocessing
+    resized = f"Resized to {values.resized} x {values.resized} ({values.kernel}), RGB"
+    if values.ten_crop:
+        resized += f"; ten crops of {values.image_size} (corners, centre, mirrored), whose logits are averaged"
+    return [
+        f"{resized}; scaled to [0, 1], less {list(values.mean)}, divided by {list(values.std)} by channel. Faces were "
+        "cropped or aligned as the dataset's were.",
+        "",
+        "The same stands in each file's metadata, under `preprocessing` and `classes`:",
+        "",
+        "```json",
+        json.dumps(values.to_dict(), ensure_ascii=False),
+        "```",
+    ]

@@ -1,0 +1,39 @@
+"""Weights as safetensors: data only, safe to open from anyone; adadf_dist rebuilds the network around them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
+from adadf_dist.engine.base import draw_model
+from adadf_dist.errors import UserError, one_line
+from adadf_dist.export.metadata import Facts
+from adadf_dist.export.target_network import TargetNetwork
+
+
+def write(network: TargetNetwork, facts: Facts, path: Path) -> None:
+    tensors = {name: tensor.contiguous() for name, tensor in network.state_dict().items()}
+    try:
+        save_file(tensors, path, metadata={"format": "pt", **facts.to_metadata()})
+    except SafetensorError as error:  # also for a folder that cannot be written
+        raise UserError(f"{path}: cannot be written ({one_line(error, 120)}); write elsewhere") from None
+
+
+def read(path: Path) -> tuple[TargetNetwork, Facts]:
+    """Raises `UserError` for a file that is damaged, or that `write` did not make."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except (SafetensorError, OSError) as error:
+        raise UserError(f"{path}: torn or not a safetensors file ({one_line(error, 120)})") from None
+    facts = Facts.from_metadata(metadata, path)
+    network = TargetNetwork(draw_model(facts.config(path), len(facts.classes)))
+    own = network.state_dict()
+    for name in [*own, *tensors]:
+        if name not in own or name not in tensors or own[name].shape != tensors[name].shape:
+            raise UserError(f"{path}: its tensor {name} does not fit the network its metadata describes; export again")
+    network.load_state_dict(tensors)
+    return network, facts

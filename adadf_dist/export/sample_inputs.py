@@ -1,0 +1,85 @@
+"""Images to check an exported network with: random ones, and faces."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from adadf_dist.checkpoint.trained_model import Trained
+from adadf_dist.data.dataset import Dataset, open_dataset
+from adadf_dist.data.identity import Source, other_data
+from adadf_dist.data.jpeg import BadImage
+from adadf_dist.data.loaders.base import Finish, decode_stored, resize_face
+from adadf_dist.data.preprocessing import Preprocessing
+from adadf_dist.data.remote.client import is_remote, local_path
+from adadf_dist.data.synthetic.faces import draw_face
+from adadf_dist.errors import UserError
+
+CPU = torch.device("cpu")
+
+
+class Probes(NamedTuple):
+    """Images [n, 3, H, W] as the network takes them."""
+
+    random: Tensor
+    faces: Tensor
+    whose: str
+    """Where the faces are from."""
+
+
+def find_probes(trained: Trained, dataset: Dataset | None, count: int) -> Probes:
+    """`count` of each kind: samples of the run's own dataset where it is available, synthetic ones otherwise."""
+    size = trained.preprocessing.image_size
+    random = torch.randn(count, 3, size, size, generator=torch.Generator().manual_seed(0))
+    try:
+        if dataset is None:
+            raise UserError("no dataset")
+        faces, whose = stored_faces(dataset, count)
+    except (UserError, OSError, BadImage):
+        faces = [Image.fromarray(draw_face(0, number).image) for number in range(count)]
+        whose = "drawn faces, for the run's own are not at hand"
+    return Probes(random, prepare(faces, trained.preprocessing)[:count], whose)
+
+
+def find_dataset(trained: Trained, shards: str) -> Dataset | None:
+    """The dataset that a run was trained on; None where it is not a folder of this machine, or has other classes.
+
+    `shards`: where it is now; empty: where the run found it. Raises `UserError` where the user named one that does not
+    open.
+    """
+    place = shards or trained.config.data.shards
+    try:
+        dataset = open_dataset(local_path(place)) if place and not is_remote(place) else None
+    except (UserError, OSError):
+        if shards:
+            raise
+        return None
+    return dataset if dataset is not None and dataset.classes == trained.classes else None
+
+
+def difference_of(trained: Trained, dataset: Dataset | None) -> str:
+    """How a dataset differs from the one that the run was trained on; empty where it does not, or nothing is known."""
+    if dataset is None or trained.data is None:
+        return ""
+    found = Source(str(dataset.folder.absolute()), dataset.manifest.digests())
+    return other_data(trained.data.source, found, found.digests)
+
+
+def stored_faces(dataset: Dataset, count: int) -> tuple[list[Image.Image], str]:
+    """The first faces of a dataset's last split, test where there is one. Raises `UserError`, `OSError`, `BadImage`."""
+    name = list(dataset.splits)[-1]
+    split = dataset.split(name)
+    numbers = [number % len(split) for number in range(count)]
+    return [decode_stored(split.read(number)) for number in numbers], f"faces of {dataset.name}, {name}"
+
+
+def prepare(faces: list[Image.Image], preprocessing: Preprocessing) -> Tensor:
+    """As evaluation prepares them, each of ten crops a row: [rows, 3, H, W]."""
+    pixels = np.stack([resize_face(face, preprocessing.resized) for face in faces])
+    images = torch.from_numpy(pixels).permute(0, 3, 1, 2)
+    ready = Finish(preprocessing, CPU)(images, torch.zeros(len(faces), 4, dtype=torch.int64))
+    return ready.flatten(0, 1) if ready.ndim == 5 else ready

@@ -1,0 +1,69 @@
+"""Whether an exported file answers as its checkpoint does, how large it is, and how fast."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+from statistics import median
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from adadf_dist.checkpoint.trained_model import Trained
+from adadf_dist.errors import UserError
+from adadf_dist.export.exported_model import open_model
+from adadf_dist.export.sample_inputs import Probes
+
+BATCHES = (1, 2, 7)
+"""Sizes at which files are checked: one face, the size of tracing, and neither."""
+TOLERANCE = 1e-4
+"""Largest difference of a logit that passes."""
+TIMED_BATCH, TIMED_PASSES = 8, 5
+
+
+class Checked(NamedTuple):
+    """What the check of a file found."""
+
+    on_random: float
+    """Largest absolute difference of a logit on random images."""
+    on_faces: float
+    bytes: int
+    seconds: float
+    """An image, in batches of `TIMED_BATCH` on the CPU; the median of some passes."""
+
+
+def check_file(path: Path, trained: Trained, probes: Probes) -> Checked:
+    """Open a file as a user will, and compare. Raises `UserError` beyond the tolerance."""
+    model = open_model(path, "cpu")
+    on_random, on_faces = (largest_difference(model.logits, trained, images) for images in probes[:2])
+    for kind, difference in (("random images", on_random), (probes.whose, on_faces)):
+        if not difference <= TOLERANCE:  # a NaN does not pass either
+            raise UserError(
+                f"the exported network is off by {difference:.1e} on {kind}, more than {TOLERANCE:g}, so the file was "
+                "not kept; try another --opset, or report it with the versions of torch and onnxruntime"
+            )
+    return Checked(on_random, on_faces, path.stat().st_size, seconds_an_image(model.logits, probes.random))
+
+
+@torch.no_grad()
+def largest_difference(logits: Callable[[Tensor], Tensor], trained: Trained, images: Tensor) -> float:
+    """Against the training model's target branch in fp32, over all batch sizes."""
+    worst = torch.zeros(())
+    for size in BATCHES:
+        rows = images[:size]
+        worst = torch.maximum(worst, (logits(rows) - trained.model.predict(rows)).abs().max())
+    return float(worst)
+
+
+@torch.no_grad()
+def seconds_an_image(compute: Callable[[Tensor], object], images: Tensor) -> float:
+    rows = images[torch.arange(TIMED_BATCH) % len(images)]
+    compute(rows)
+    passes = []
+    for _ in range(TIMED_PASSES):
+        started = time.perf_counter()
+        compute(rows)
+        passes.append(time.perf_counter() - started)
+    return median(passes) / TIMED_BATCH

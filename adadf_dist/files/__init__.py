@@ -1,0 +1,1 @@
+"""Files: atomic writes, locks, tables, output checks, full disks."""

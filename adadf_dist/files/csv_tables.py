@@ -1,0 +1,239 @@
+"""Read the tables and lists that users write: csv in its dialects, and lists of a name and a label per line.
+
+Separators are detected (comma, semicolon, tab, vertical bar, and blanks where a list allows them), cells are stripped,
+and every error is a `UserError` that names the file and the line.
+"""
+
+from __future__ import annotations
+
+import csv
+import math
+import re
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import chain
+from typing import NamedTuple
+
+from adadf_dist.errors import UserError, nearest
+from adadf_dist.files.text import plain_form
+
+SEPARATORS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "vertical bars", " ": "blanks"}
+"""What may separate cells, and how messages call it; blanks only where a list allows them."""
+MAX_CELL = csv.field_size_limit()
+"""Longest cell in characters."""
+
+MAX_NUMBER = 2**24
+"""Largest vote or share: up to here single precision, in which they are stored, is exact."""
+
+_WHOLE = re.compile(r"\s*([+-]?[0-9]+)(?:\.0*|,0)?\s*", re.ASCII)
+_DECIMAL_COMMA = re.compile(r"[+-]?[0-9]*,[0-9]+", re.ASCII)
+_THOUSANDS = re.compile(r"[+-]?[0-9]{1,3}(,[0-9]{3})+", re.ASCII)
+
+
+class NoColumnError(UserError):
+    """The header of a csv lacks a column that is needed."""
+
+    def __init__(self, message: str, line: int) -> None:
+        super().__init__(message)
+        self.line = line
+
+
+class Row(NamedTuple):
+    """Stripped cells of a line."""
+
+    where: str
+    """The file and the line, for messages."""
+    line: int
+    cells: list[str]
+
+
+@dataclass(frozen=True)
+class Table:
+    """A csv with a header; its rows can be read once."""
+
+    where: str
+    separator: str
+    header: tuple[str, ...]
+    """Column names; a column that was asked for is spelled as it was asked for. Unnamed columns are empty."""
+    rows: Iterator[Row]
+    """Each with as many cells as the header has columns."""
+
+    def select(self, columns: Sequence[str]) -> Iterator[tuple[Row, list[str]]]:
+        """Each row with its cells of some columns."""
+        places = [self.header.index(name) for name in columns]
+        for row in self.rows:
+            yield row, [row.cells[place] for place in places]
+
+    def records(self) -> Iterator[tuple[Row, dict[str, str]]]:
+        """Each row with its cells by column name, without unnamed columns."""
+        for row in self.rows:
+            yield row, {name: cell for name, cell in zip(self.header, row.cells, strict=True) if name}
+
+    def note(self) -> str:
+        """What to tell the user about the separator; empty for commas."""
+        return separator_note(self.where, self.separator)
+
+
+def separator_note(where: str, separator: str) -> str:
+    """What to tell the user about a separator; empty for commas."""
+    return "" if separator == "," else f"{where}: cells are separated by {SEPARATORS[separator]}"
+
+
+def open_table(lines: Iterable[str], where: str, required: Sequence[str], optional: Sequence[str] = ()) -> Table:
+    """Read the header of a csv: it must have the required columns, in any order and letter case, each once.
+
+    Raises `UserError` here for the header, and while the rows are read for what is wrong with them.
+    """
+    lines = iter(lines)
+    number, header_line = _first_line(lines)
+    separator = None
+    if header_line.strip().lower().startswith("sep=") and len(header_line.strip()) == 5:  # a hint of spreadsheets
+        separator = header_line.strip()[4]
+        if separator not in SEPARATORS:
+            raise UserError(f"{where}: line {number}: separator {separator!r} is unknown; use a comma or a semicolon")
+        skipped, header_line = _first_line(lines)
+        number += skipped
+    separator = separator or detect_separator(header_line, (*required, *optional))
+    rows = read_rows(chain([header_line], lines), where, separator, number)
+    header_row = next(rows, Row(f"{where}: line 1", 1, []))
+    header = _name_columns(header_row, required, optional)
+    return Table(where, separator, header, (_fit(row, header) for row in rows))
+
+
+def read_rows(lines: Iterable[str], where: str, separator: str, first: int = 1) -> Iterator[Row]:
+    """Rows of text lines, of which the first has number `first`; empty ones are left out. Raises `UserError`."""
+    if separator == " ":
+        for number, line in enumerate(lines, start=first):
+            if line.strip():
+                yield Row(f"{where}: line {number}", number, line.split())
+        return
+    reader = csv.reader(lines, delimiter=separator, skipinitialspace=separator != "\t", strict=True)
+    while True:
+        start = first + reader.line_num
+        place = f"{where}: line {start}"
+        try:
+            cells = next(reader)
+        except StopIteration:
+            return
+        except csv.Error as error:
+            raise UserError(f"{place}: {_quoting_problem(str(error))}") from None
+        if any(map(str.strip, cells)):
+            yield Row(place, start, [cell.strip() for cell in cells])
+
+
+def read_list(lines: Iterable[str], where: str) -> Iterator[Row]:
+    """Rows of a list or matrix; the first line that is not empty decides the separator. Raises `UserError`."""
+    lines = iter(lines)
+    for number, line in enumerate(lines, start=1):
+        if line.strip():
+            separator = detect_separator(line, blanks=True)
+            yield from read_rows(chain([line], lines), where, separator, number)
+
+
+def detect_separator(line: str, columns: Sequence[str] = (), blanks: bool = False) -> str:
+    """The separator of a line: the one that makes most of the expected columns of it, or else most cells.
+
+    A comma where no separator appears, or a blank where `blanks` are allowed.
+    """
+    wanted = {name.casefold() for name in columns}
+    best, best_score = " " if blanks else ",", (0, 1)
+    for separator in SEPARATORS:
+        if separator == " ":
+            continue
+        cells = _split(line, separator)
+        score = (len(wanted & {cell.casefold() for cell in cells}), len(cells))
+        if score[1] > 1 and score > best_score:
+            best, best_score = separator, score
+    return best
+
+
+def read_votes(cells: Sequence[str], where: str) -> tuple[float, ...]:
+    """Annotators or shares per class; an empty cell is 0. Raises `UserError` for anything but finite numbers from 0."""
+    return tuple(read_number(cell, where, "votes") if cell else 0.0 for cell in cells)
+
+
+def read_number(text: str, where: str, what: str) -> float:
+    """A finite number of 0 or more, also with a decimal comma. Raises `UserError`."""
+    value = parse_number(text)
+    if not math.isfinite(value) or value < 0:
+        raise UserError(f"{where}: {what} must be numbers of 0 or more, not {text[:40]!r}")
+    if value > MAX_NUMBER:
+        raise UserError(f"{where}: {what} must be at most {MAX_NUMBER:,}, not {text[:40]!r}")
+    return value
+
+
+def parse_number(text: str) -> float:
+    """A number, also with a decimal comma; NaN for anything else, and for a comma that may group thousands."""
+    if _THOUSANDS.fullmatch(text):
+        return math.nan
+    try:
+        return float(text.replace(",", ".") if _DECIMAL_COMMA.fullmatch(text) else text)
+    except ValueError:
+        return math.nan
+
+
+def parse_whole(text: str) -> int | None:
+    """A whole number, also written as `3.0`; None for anything else."""
+    found = _WHOLE.fullmatch(text)
+    return int(found[1]) if found and len(found[1]) < 18 else None
+
+
+def find_class(word: str, classes: Sequence[str]) -> int | None:
+    """The place of a class by its name, in any letter case and form of accents where only one class matches."""
+    if word in classes:
+        return classes.index(word)
+    plain = plain_form(word)
+    found = [label for label, name in enumerate(classes) if plain_form(name) == plain]
+    return found[0] if len(found) == 1 else None
+
+
+def _first_line(lines: Iterator[str]) -> tuple[int, str]:
+    """The first line that is not empty, and its number; number 1 and an empty line at the end."""
+    for number, line in enumerate(lines, start=1):
+        if line.strip():
+            return number, line
+    return 1, ""
+
+
+def _split(line: str, separator: str) -> list[str]:
+    try:
+        return [cell.strip() for cell in next(csv.reader([line], delimiter=separator, skipinitialspace=True), [])]
+    except csv.Error:
+        return []
+
+
+def _quoting_problem(reason: str) -> str:
+    if "field larger" in reason:
+        return f"a cell of more than {MAX_CELL:,} characters; is a quotation mark not closed?"
+    if "unexpected end of data" in reason:
+        return "a quotation mark is not closed"
+    return f"a quotation mark in the wrong place ({reason}); double it inside a quoted cell"
+
+
+def _name_columns(row: Row, required: Sequence[str], optional: Sequence[str]) -> tuple[str, ...]:
+    asked = {name.casefold(): name for name in (*required, *optional)}
+    header = tuple(asked.get(cell.casefold(), cell) for cell in row.cells)
+    missing = [name for name in required if name not in header]
+    if missing:
+        seen = ", ".join(name for name in header if name)[:100] or "nothing"
+        close = nearest(missing[0], [name for name in header if name])
+        raise NoColumnError(
+            f"{row.where}: no column {', '.join(missing)}; the header has {seen}{close or '; name the columns there'}",
+            row.line,
+        )
+    twice = [name for name, count in Counter(header).items() if name and count > 1]
+    if twice:
+        raise UserError(f"{row.where}: column {twice[0]} appears twice; keep one, or rename the other")
+    return header
+
+
+def _fit(row: Row, header: Sequence[str]) -> Row:
+    """The row with as many cells as the header has columns; empty cells beyond them are dropped. Raises `UserError`."""
+    extra = row.cells[len(header) :]
+    if len(row.cells) < len(header) or any(extra):
+        raise UserError(
+            f"{row.where}: {len(row.cells)} cells where the header has {len(header)} columns; a cell that contains the "
+            "separator must be quoted"
+        )
+    return row._replace(cells=row.cells[: len(header)])

@@ -1,0 +1,33 @@
+"""A full disk: retries a write until there is space."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable
+
+from adadf_dist.errors import DiskFullError
+
+PATIENCE = 0.5
+"""Fraction of the ranks' timeout to wait for a full disk: the other ranks wait for this one meanwhile."""
+
+
+def retry_on_full_disk(write: Callable[[], None], timeout_s: float, on_wait: Callable[[], None]) -> None:
+    """Call `write`, retrying with backoff while the disk is full; re-raise its `DiskFullError` after the timeout.
+
+    `on_wait` is called before each pause.
+    """
+    began, pause = time.monotonic(), min(1.0, timeout_s / 20)
+    while True:
+        try:
+            write()
+            return
+        except DiskFullError as error:
+            left = PATIENCE * timeout_s - (time.monotonic() - began)
+            if left <= 0:
+                raise
+            pause = min(pause, left)
+            print(f"warning: {error}; retrying in {pause:.0f} s, for another {left:.0f} s", file=sys.stderr, flush=True)
+        on_wait()
+        time.sleep(pause)
+        pause *= 2

@@ -1,0 +1,135 @@
+"""Pretrained backbone weights: from a file or torchvision, and an exact account of what matched."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from importlib import import_module
+from pathlib import Path
+from typing import NamedTuple
+from urllib.error import URLError
+
+import torchvision
+from torch import Tensor
+
+from adadf_dist.config.backbone_names import TIMM
+from adadf_dist.config.schema import ModelConfig
+from adadf_dist.errors import UserError
+from adadf_dist.method.backbones import TIMM_BACKBONES
+from adadf_dist.method.model import DualBranch
+from adadf_dist.method.weight_files import read_weights
+from adadf_dist.method.weight_names import find_backbone
+
+CLASSIFIERS = ("fc", "classifier", "head")
+"""First parts of the names of a backbone's old classifier."""
+
+
+class LoadedWeights(NamedTuple):
+    """What a run starts from, for its records."""
+
+    source: str
+    """File name or `imagenet`; empty for none."""
+    sha256: str
+    """Of the file's bytes; empty where there is no file."""
+    matched: int
+    """Tensors taken over."""
+    ignored: tuple[str, ...]
+    """Tensors of the file with no place here: the old classifier, and what is no part of the backbone."""
+
+    def describe(self) -> str:
+        """One phrase for people."""
+        if not self.source:
+            return "random weights"
+        left = f"; left out: {first_few(self.ignored)}" if self.ignored else ""
+        return f"{self.source} ({self.matched} tensors matched{left})"
+
+
+NO_WEIGHTS = LoadedWeights("", "", 0, ())
+
+
+def load_pretrained(model: DualBranch, config: ModelConfig) -> LoadedWeights:
+    """Fill extractor and target branch from `model.pretrained` and copy the target branch to the auxiliary one.
+
+    Freezes the extractor as `model.freeze` says. Raises `UserError` when a tensor of the backbone is missing, has
+    another shape or is not finite, or when there are tensors among the backbone's that are not a classifier's.
+    """
+    if not config.pretrained:
+        if config.freeze == "always":
+            raise UserError(
+                "model.freeze is 'always' but model.pretrained is empty: random filters would stay random; "
+                "give model.pretrained, or use model.freeze auto"
+            )
+        return NO_WEIGHTS
+    if config.pretrained == "imagenet":
+        tensors, digest = imagenet_weights(config.backbone, model.image_size), ""
+    else:
+        tensors, digest = read_weights(Path(config.pretrained))
+    matched, ignored = adopt_backbone(model, tensors, config)
+    model.copy_target_to_auxiliary()
+    if config.freeze != "never":
+        model.freeze_extractor()
+    name = Path(config.pretrained).name
+    return LoadedWeights(name, digest, matched, ignored)
+
+
+def imagenet_weights(backbone: str, image_size: int) -> dict[str, Tensor]:
+    if backbone.startswith(TIMM):
+        fetched: dict[str, Tensor] = import_module(TIMM_BACKBONES).pretrained_weights(backbone, image_size)
+        return fetched
+    if backbone == "resnet10":
+        raise UserError("model.pretrained imagenet: torchvision has no resnet10 weights; use model.backbone resnet18")
+    try:
+        weights = torchvision.models.get_model_weights(backbone)["IMAGENET1K_V1"]
+        return dict(weights.get_state_dict(progress=True, check_hash=True))
+    except PermissionError as error:
+        raise UserError(
+            f"model.pretrained imagenet: the {backbone} weights cannot be kept in {error.filename} ({error.strerror}); "
+            "set TORCH_HOME to a folder that can be written"
+        ) from None
+    except (URLError, OSError) as error:
+        raise UserError(
+            f"model.pretrained imagenet: torchvision could not fetch the {backbone} weights ({error}); fetch them "
+            "where there is a network and give the file as model.pretrained"
+        ) from None
+
+
+def adopt_backbone(
+    model: DualBranch, tensors: Mapping[str, Tensor], config: ModelConfig
+) -> tuple[int, tuple[str, ...]]:
+    """Copy `tensors` into extractor and target branch. Returns how many were taken, and the names of those left."""
+    wanted = dict(model.extractor.state_dict())
+    wanted |= model.target.stages.state_dict() | model.target.pool.state_dict()
+    try:
+        found = find_backbone(tensors, wanted)
+    except UserError as error:
+        raise UserError(f"model.pretrained: {config.pretrained} {error}") from None
+    inside = found.inside
+    ignored = [key for key in inside if key.split(".")[0] in CLASSIFIERS and key not in wanted]
+    counters = {key for key in wanted if key.endswith("num_batches_tracked")}  # absent from old files
+    missing = sorted(wanted.keys() - inside.keys() - counters)
+    unexpected = sorted(inside.keys() - wanted.keys() - set(ignored))
+    matched = [key for key in wanted if key in inside]
+    misshapen = sorted(key for key in matched if wanted[key].shape != inside[key].shape)
+    for problem, names in (
+        ("lacks", missing),
+        ("has unknown", unexpected),
+        ("has another shape for", misshapen),
+    ):
+        if names:
+            raise UserError(
+                f"model.pretrained: {config.pretrained} {problem} {first_few(names)}; "
+                f"is it a {config.backbone}? (model.backbone)"
+            )
+    broken = [key for key in matched if inside[key].is_floating_point() and not inside[key].isfinite().all()]
+    if broken:
+        raise UserError(
+            f"model.pretrained: {config.pretrained} has NaN or infinite values in {first_few(broken)}; the training "
+            "that made it has diverged: take an earlier checkpoint of it, or other weights"
+        )
+    for key in matched:
+        wanted[key].copy_(inside[key])
+    return len(matched), (*sorted(ignored), *found.outside)
+
+
+def first_few(names: Sequence[str]) -> str:
+    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    return ", ".join(names[:3]) + more

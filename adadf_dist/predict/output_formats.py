@@ -1,0 +1,184 @@
+"""Rows as text: csv, JSON Lines, or a table to read. All three have the same columns."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Sequence
+from typing import Literal, NamedTuple, Protocol, TypeAlias
+
+from adadf_dist.data.jpeg import Box
+from adadf_dist.files.text import escape_name
+from adadf_dist.predict.predictor import Row
+
+FormatName = Literal["csv", "jsonl", "table"]
+DIGITS = 6
+"""Decimals of a probability."""
+Value: TypeAlias = str | int | float | None
+
+
+class Columns(NamedTuple):
+    """Which columns there are beside `path`, `prediction`, `confidence` and `error`."""
+
+    classes: tuple[str, ...]
+    """The model's classes: a probability each."""
+    label_classes: tuple[str, ...] = ()
+    """Values of the column `label` (true classes of a dataset); no such column where empty."""
+    vote_classes: tuple[str, ...] = ()
+    """Classes with a number of votes each."""
+    has_faces: bool = False
+    """`faces`: number of faces found in the image."""
+    has_boxes: bool = False
+    """`face` and `box_*`: which of the faces it is, and where it is in the image."""
+
+
+class Record(NamedTuple):
+    """The values of a row by column, in groups; None for an empty cell."""
+
+    result: dict[str, Value]
+    """`path`, `prediction` and `confidence`."""
+    probabilities: dict[str, float] | None
+    """Model class -> probability."""
+    annotation: dict[str, Value]
+    """`label`, where there is such a column."""
+    votes: dict[str, Value] | None
+    """Dataset class -> number of votes; not of other datasets' classes."""
+    detection: dict[str, Value]
+    """`faces`, `face` and `box_*`, where there are such columns."""
+    error: str
+
+
+def make_record(row: Row, columns: Columns) -> Record:
+    face, p = row
+    picture = face.picture
+    probabilities = None if p is None else dict(zip(columns.classes, map(float, p), strict=True))
+    best = None if p is None else int(p.argmax())
+    detection: dict[str, Value] = {}
+    if columns.has_faces:
+        detection["faces"] = face.found
+    if columns.has_boxes:
+        box = face.box or (None,) * len(Box._fields)
+        detection |= {"face": face.number, **dict(zip(box_columns(), box, strict=True))}
+    return Record(
+        result={
+            "path": picture.name,
+            "prediction": None if best is None else columns.classes[best],
+            "confidence": None if p is None else float(p.max()),
+        },
+        probabilities=probabilities,
+        annotation={"label": picture.label} if columns.label_classes else {},
+        votes=None if picture.votes is None else {name: as_count(votes) for name, votes in picture.votes.items()},
+        detection=detection,
+        error=face.error,
+    )
+
+
+def box_columns() -> list[str]:
+    return [f"box_{side}" for side in Box._fields]
+
+
+def detection_columns(columns: Columns) -> list[str]:
+    return ["faces"] * columns.has_faces + ["face", *box_columns()] * columns.has_boxes
+
+
+def as_count(votes: float) -> int | float:
+    """A whole number where it is one; some datasets weight their votes."""
+    return int(votes) if votes == int(votes) else round(votes, DIGITS)
+
+
+class Format(Protocol):
+    def head(self) -> str:
+        """The text before the rows, with its newline."""
+
+    def line(self, row: Row) -> str: ...
+
+
+def make_format(name: FormatName, columns: Columns) -> Format:
+    kinds: dict[str, type[Csv | JsonLines | Table]] = {"csv": Csv, "jsonl": JsonLines, "table": Table}
+    return kinds[name](columns)
+
+
+class Csv:
+    """path, prediction, confidence, p_CLASS per class, label, votes_CLASS per class, faces, face, box_*, error."""
+
+    def __init__(self, columns: Columns) -> None:
+        self.columns = columns
+
+    def head(self) -> str:
+        names = ["path", "prediction", "confidence", *(f"p_{name}" for name in self.columns.classes)]
+        names += ["label"] * bool(self.columns.label_classes)
+        names += [f"votes_{name}" for name in self.columns.vote_classes]
+        return as_csv([*names, *detection_columns(self.columns), "error"])
+
+    def line(self, row: Row) -> str:
+        record = make_record(row, self.columns)
+        shares, votes = record.probabilities or {}, record.votes or {}
+        predicted = [*record.result.values(), *(shares.get(name) for name in self.columns.classes)]
+        cells = [f"{value:.{DIGITS}f}" if isinstance(value, float) else as_text(value) for value in predicted]
+        given = [*record.annotation.values(), *(votes.get(name) for name in self.columns.vote_classes)]
+        return as_csv([*cells, *map(as_text, (*given, *record.detection.values())), record.error])
+
+
+def as_text(value: Value) -> str:
+    return "" if value is None else str(value)
+
+
+def as_csv(cells: Sequence[str]) -> str:
+    stream = io.StringIO()
+    csv.writer(stream, lineterminator="\n").writerow(cells)
+    return stream.getvalue()
+
+
+class JsonLines:
+    """One object per line; `probabilities` and `votes` are objects by class, and what is empty in csv is null.
+
+    Bytes of a path that are not UTF-8, control characters and backslashes are written as `\\xNN`.
+    """
+
+    def __init__(self, columns: Columns) -> None:
+        self.columns = columns
+
+    def head(self) -> str:
+        return ""
+
+    def line(self, row: Row) -> str:
+        record = make_record(row, self.columns)
+        values: dict[str, object] = {**record.result, "path": escape_name(row.face.picture.name)}
+        values["probabilities"] = None
+        if record.probabilities is not None:
+            shares = {name: round(share, DIGITS) for name, share in record.probabilities.items()}
+            values |= {"confidence": max(shares.values()), "probabilities": shares}
+        values |= record.annotation
+        if self.columns.vote_classes:
+            values["votes"] = record.votes
+        return json.dumps({**values, **record.detection, "error": record.error or None}) + "\n"
+
+
+class Table:
+    """Aligned columns; the path, of any length, is last, with the error if any."""
+
+    def __init__(self, columns: Columns) -> None:
+        self.columns = columns
+        self.width = max(len("prediction"), *map(len, columns.classes))
+        self.label_width = max(map(len, ("label", *columns.label_classes)))
+
+    def head(self) -> str:
+        cells = ["prediction".ljust(self.width), "confidence", *(name.rjust(7) for name in self.columns.classes)]
+        cells += ["label".ljust(self.label_width)] * bool(self.columns.label_classes)
+        cells += [f"votes_{name}" for name in self.columns.vote_classes]
+        return "  ".join([*cells, *(name.rjust(5) for name in detection_columns(self.columns)), "path"]) + "\n"
+
+    def line(self, row: Row) -> str:
+        record = make_record(row, self.columns)
+        shares, votes = record.probabilities or {}, record.votes or {}
+        confidence = "-" if row.probabilities is None else f"{row.probabilities.max():.1%}"
+        cells = [(as_text(record.result["prediction"]) or "-").ljust(self.width), confidence.rjust(10)]
+        for name in self.columns.classes:
+            cells.append((f"{shares[name]:.1%}" if shares else "-").rjust(max(7, len(name))))
+        cells += [(as_text(label) or "-").ljust(self.label_width) for label in record.annotation.values()]
+        cells += [(as_text(votes.get(name)) or "-").rjust(len(f"votes_{name}")) for name in self.columns.vote_classes]
+        cells += [(as_text(value) or "-").rjust(max(5, len(name))) for name, value in record.detection.items()]
+        path = row.face.picture.name
+        path = path if path.isprintable() else ascii(path)[1:-1]  # no name moves the terminal's cursor
+        return "  ".join([*cells, path + (f": {record.error}" if record.error else "")]) + "\n"

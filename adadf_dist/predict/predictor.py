@@ -1,0 +1,101 @@
+"""Predict images in order, as they arrive: threads decode ahead while the network computes a batch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from queue import Empty, Queue
+from threading import Thread
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from adadf_dist.data.loaders.base import Finish
+from adadf_dist.export.exported_model import Model
+from adadf_dist.predict.inputs import Picture
+from adadf_dist.predict.preprocess import Aligner, Face, load_faces
+
+LINGER_S = 0.05
+"""A batch waits no longer than this for its next picture: paths may come one by one, by hand."""
+
+Seen = Future[list[Face]]
+
+
+class Row(NamedTuple):
+    """The result for an image, or for one of its faces."""
+
+    face: Face
+    probabilities: NDArray[np.float64] | None
+    """[C]; None where the face has an error."""
+
+
+class Predictor:
+    """A model with the preprocessing that evaluation uses, around decoding threads."""
+
+    def __init__(self, model: Model, batch_size: int, workers: int, aligner: Aligner | None = None) -> None:
+        self.model = model
+        self.batch_size = batch_size
+        self.workers = workers
+        self.aligner = aligner
+        self._finish = Finish(model.preprocessing, model.device)
+
+    def rows(self, pictures: Iterable[Picture]) -> Iterator[list[Row]]:
+        """One list per batch of images. Raises what iterating over `pictures` raises, after the earlier rows."""
+        ahead: Queue[Seen | BaseException | None] = Queue(2 * self.batch_size + self.workers)
+        with ThreadPoolExecutor(self.workers, "decode") as pool:
+            Thread(target=self._read_ahead, args=(pictures, pool, ahead), daemon=True).start()
+            ended = False
+            while not ended:
+                batch, end = take_batch(ahead, self.batch_size)
+                if batch:
+                    yield self.judge([face for seen in batch for face in seen.result()])
+                if isinstance(end, BaseException):
+                    raise end
+                ended = end is None
+
+    def _read_ahead(
+        self, pictures: Iterable[Picture], pool: ThreadPoolExecutor, ahead: Queue[Seen | BaseException | None]
+    ) -> None:
+        try:
+            for picture in pictures:
+                ahead.put(pool.submit(load_faces, picture, self.model.preprocessing.resized, self.aligner))
+        except BaseException as error:
+            ahead.put(error)
+        else:
+            ahead.put(None)
+
+    def judge(self, faces: Sequence[Face]) -> list[Row]:
+        """Rows in the order of `faces`; those with an error are left out of the network's batch."""
+        good = [face.pixels for face in faces if face.pixels is not None]
+        starts = range(0, len(good), self.batch_size)  # images may have several faces each
+        probabilities = (
+            row for start in starts for row in self.probabilities(np.stack(good[start : start + self.batch_size]))
+        )
+        return [Row(face, None if face.pixels is None else next(probabilities)) for face in faces]
+
+    def probabilities(self, pixels: NDArray[np.uint8]) -> NDArray[np.float64]:
+        """[n, C] of faces [n, S, S, 3]."""
+        device = self.model.device
+        images = torch.from_numpy(pixels).to(device).permute(0, 3, 1, 2)
+        nothing_erased = torch.zeros(len(images), 4, dtype=torch.int64, device=device)
+        logits = self.model.logits(self._finish(images, nothing_erased))
+        return logits.double().softmax(dim=1).cpu().numpy()
+
+
+MORE = "more"
+
+
+def take_batch(ahead: Queue[Seen | BaseException | None], size: int) -> tuple[list[Seen], BaseException | str | None]:
+    """Up to `size` pictures, at least one unless the end is reached; and `MORE`, the error that ended them, or None."""
+    batch: list[Seen] = []
+    while len(batch) < size:
+        try:
+            item = ahead.get(timeout=LINGER_S if batch else None)
+        except Empty:
+            break
+        if not isinstance(item, Future):
+            return batch, item
+        batch.append(item)
+    return batch, MORE

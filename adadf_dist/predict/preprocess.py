@@ -1,0 +1,86 @@
+"""Load an input image, or each face found in it, at the size at which preprocessing starts (in a worker thread)."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+
+from adadf_dist.alignment import mtcnn
+from adadf_dist.alignment.mtcnn import Detector
+from adadf_dist.alignment.similarity import align, sort_by_size
+from adadf_dist.data.jpeg import BadImage, Box, encode
+from adadf_dist.data.loaders.base import decode_stored, resize_face
+from adadf_dist.errors import one_line
+from adadf_dist.predict.inputs import Picture
+
+LARGE = 512
+"""An image whose shorter side has more pixels than this is probably a photo and not a cropped face."""
+
+
+class Face(NamedTuple):
+    """The input of one prediction, or the reason why there is none."""
+
+    picture: Picture
+    pixels: NDArray[np.uint8] | None
+    """[S, S, 3] RGB at the size that preprocessing resizes to."""
+    error: str = ""
+    """Empty where there are pixels."""
+    found: int | None = None
+    """Number of faces that the detector found in the image; None without alignment."""
+    number: int | None = None
+    """1 for the largest face of the image, 2 for the next; None where no face was found, or none was looked for."""
+    box: Box | None = None
+    """Where the face is in the upright image, in pixels; it may extend beyond the image."""
+    is_large: bool = False
+    """Whether the image looks like a photo that was not cropped."""
+
+
+class Aligner:
+    """Finds faces in photos and aligns them to the template, as the builder's `--align detect` does."""
+
+    def __init__(self, device: torch.device, size: int, all_faces: bool = False) -> None:
+        """`size`: side of an aligned face in pixels. Raises `UserError` where the detector's weights are missing."""
+        self._detector = Detector(device)
+        self._size = size
+        self._all_faces = all_faces
+
+    def find(self, photo: Image.Image) -> tuple[list[mtcnn.Face], int]:
+        """The largest face, or all faces from the largest to the smallest; and how many there are."""
+        faces = sort_by_size(self._detector.detect([photo])[0])
+        return faces if self._all_faces else faces[:1], len(faces)
+
+    def align(self, photo: Image.Image, face: mtcnn.Face) -> Image.Image:
+        """A face at the template's position. Raises `BadImage`."""
+        try:
+            aligned = align(photo, face.landmarks, self._size)
+        except ValueError as error:
+            raise BadImage(str(error)) from None
+        return decode_stored(encode(aligned).data)  # through a JPEG, as the builder stores it
+
+
+def load_faces(picture: Picture, size: int, aligner: Aligner | None) -> list[Face]:
+    """Read an image and, with an aligner, find its faces. At least one item; errors are stored in it, never raised."""
+    try:
+        image = picture.load()
+        if aligner is None:
+            return [Face(picture, resize_face(image.convert("RGB"), size), is_large=min(image.size) > LARGE)]
+        faces, found = aligner.find(image)
+    except OSError as error:
+        return [Face(picture, None, error.strerror or one_line(error))]
+    except ValueError as error:  # `BadImage`, and a path with a zero byte
+        return [Face(picture, None, str(error) if isinstance(error, BadImage) else one_line(error))]
+    if not faces:
+        return [Face(picture, None, "no face found", found=0)]
+    loaded = []
+    for number, face in enumerate(faces, start=1):
+        pixels, error_text = None, ""
+        try:
+            pixels = resize_face(aligner.align(image, face), size)
+        except BadImage as error:
+            error_text = str(error)
+        loaded.append(Face(picture, pixels, error_text, found, number, Box(*map(round, face.box))))
+    return loaded

@@ -1,0 +1,50 @@
+"""Where a report begins: run folders in, a page and figures out. What draws is imported when something is drawn."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from adadf_dist.errors import UserError
+from adadf_dist.files.outputs import can_write, write_output
+
+PAGE = "report.html"
+
+
+def report(
+    folders: Sequence[Path],
+    page: Path,
+    face: str = "",
+    figures: Path | None = None,
+    shards: str = "",
+    allow_other_data: bool = False,
+) -> None:
+    """Write the page about some runs, and their figures into a folder. `shards`: the first run's dataset, if it moved.
+
+    Raises `UserError`, also where the images are not those of the first run's data, or the runs were not evaluated on
+    the same data, unless `allow_other_data`.
+    """
+    from adadf_dist.report.comparison import check_comparable
+    from adadf_dist.report.figures.index import figures_of
+    from adadf_dist.report.figures.style import save, styled
+    from adadf_dist.report.figures.tracked_sample import find_listed_face
+    from adadf_dist.report.page import render
+    from adadf_dist.report.run_reader import open_run
+    from adadf_dist.report.thumbnails import Pictures
+
+    runs = [open_run(folder) for folder in folders]
+    twice = next((folder for folder in folders if sum(folder.resolve() == f.resolve() for f in folders) > 1), None)
+    if twice is not None:
+        raise UserError(f"{twice}: named twice; name each run once")
+    check_comparable(runs, allow_other_data)
+    pictures = Pictures(runs[0], shards, allow_other_data)
+    listed = find_listed_face(runs[0], face)
+    drawings = list(figures_of(runs, listed))
+    if figures is not None:  # before the work: it may not be possible
+        with can_write(figures):
+            figures.mkdir(parents=True, exist_ok=True)
+    write_output(page, render(runs, listed, drawings, pictures))
+    if figures is not None:
+        with styled():
+            for drawn in drawings:
+                save(drawn.make(), figures, drawn.name)

@@ -1,0 +1,178 @@
+"""Figures of classes: confusion, class distributions, thresholds, attention."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.patches import Patch, Rectangle
+from numpy.typing import NDArray
+
+from adadf_dist.report.figures.style import (
+    ACCENT,
+    INK,
+    LINE,
+    SOFT,
+    WIDTH,
+    colour,
+    mark,
+    new_figure,
+    over_epochs,
+)
+from adadf_dist.report.run_reader import Run
+
+DEEP = 0.55
+"""Share from which a cell is dark enough for white letters."""
+
+
+def confusion(matrices: dict[str, NDArray[np.int64]], classes: Sequence[str]) -> Figure:
+    """Side by side: each row's share of the predictions, in per cent; faces of the class at its right."""
+    side = WIDTH / 2
+    figure = new_figure(side + 0.35, side * len(matrices) if len(matrices) > 1 else side + 0.9)
+    panels = np.atleast_1d(figure.subplots(1, len(matrices)))
+    for axes, (title, counts) in zip(panels, matrices.items(), strict=True):
+        totals = counts.sum(axis=1)
+        shares = counts / np.maximum(totals, 1)[:, None]
+        cells(axes, shares)
+        for row, column in np.ndindex(*shares.shape):
+            tone = "white" if shares[row, column] > DEEP else INK
+            text = f"{100 * shares[row, column]:.0f}" if counts[row, column] else "·"
+            axes.text(column, row, text, ha="center", va="center", fontsize=7.5, color=tone)
+        names = [f"{name} ({total})" for name, total in zip(classes, totals, strict=True)]
+        axes.set_xticks(range(len(classes)), classes, rotation=40, ha="right", rotation_mode="anchor")
+        axes.set_yticks(range(len(classes)), names)
+        axes.set(title=title, xlabel="predicted (% of the row)", ylabel="annotated (faces)")
+    return figure
+
+
+def cells(axes: Any, shares: NDArray[np.float64]) -> None:
+    """[R, K] in [0, 1] as squares of one colour, the more opaque the larger."""
+    rows, columns = shares.shape
+    for row, column in np.ndindex(rows, columns):
+        patch = axes.add_patch(Rectangle((column - 0.5, row - 0.5), 1, 1))
+        patch.set(facecolor=ACCENT, alpha=float(np.clip(shares[row, column], 0, 1)), linewidth=0)
+    axes.set(xlim=(-0.5, columns - 0.5), ylim=(rows - 0.5, -0.5))
+    axes.tick_params(length=0)
+    for spine in axes.spines.values():
+        spine.set(visible=True, color=LINE)
+
+
+def distributions(run: Run) -> Figure:
+    """The class distributions as the last epoch left them, one panel a class (the paper's Figure 4)."""
+    classes, last = run.classes, run.history[-1]
+    columns = min(4, len(classes))
+    rows = math.ceil(len(classes) / columns)
+    figure = new_figure(1.55 * rows + 0.3)
+    panels = figure.subplots(rows, columns, sharey=True, squeeze=False)
+    places = np.arange(len(classes))
+    for number, axes in enumerate(panels.ravel()):
+        if number >= len(classes):
+            axes.set_visible(False)
+            continue
+        met = bool(last["class_threshold_met"][number])
+        tones = [colour(number) if place == number else SOFT for place in places]
+        bars = axes.bar(places, last["class_distributions"][number], color=tones, width=0.72)
+        for bar in () if met else bars:
+            bar.set(fill=False, edgecolor=bar.get_facecolor(), linewidth=0.9, hatch="/////")
+        axes.axhline(run.config.class_distributions.threshold, color=INK, linewidth=0.7, linestyle=":")
+        axes.set_title(classes[number])
+        axes.set(ylim=(0, 1))
+        axes.set_xticks(places, classes, rotation=50, ha="right", rotation_mode="anchor")
+        axes.tick_params(axis="x", length=0)
+        axes.plot(places, last["class_means"][number], "o", color=INK, markersize=2.4)
+        axes.grid(axis="y")
+        if number % columns == 0:
+            axes.set_ylabel("description degree")
+    handles = [
+        Patch(facecolor=SOFT, label="class mean taken"),
+        Patch(fill=False, edgecolor=SOFT, hatch="/////", label="threshold distribution (7) taken"),
+        Line2D([], [], color=INK, marker="o", linestyle="", markersize=2.4, label="class mean (4)"),
+        Line2D([], [], color=INK, linestyle=":", linewidth=0.7, label="threshold t"),
+    ]
+    figure.legend(handles=handles, loc="outside lower center", ncols=4)
+    return figure
+
+
+def thresholds(run: Run) -> Figure:
+    """Each class's own description degree over epochs, and when it met the threshold."""
+    classes, met = run.classes, run.stacked("class_threshold_met") > 0
+    own = np.diagonal(run.stacked("class_means"), axis1=1, axis2=2)
+    figure = new_figure(2.7)
+    left, right = figure.subplots(1, 2, width_ratios=(1.25, 1))
+    for number, name in enumerate(classes):
+        style = {"color": colour(number), "marker": mark(number), "label": name}
+        left.plot(run.numbers, own[:, number], **style, markevery=max(1, len(run.epochs) // 12), linewidth=1.2)
+    left.axhline(run.config.class_distributions.threshold, color=INK, linewidth=0.8, linestyle=":")
+    left.annotate(
+        "t",
+        (1, run.config.class_distributions.threshold),
+        xycoords=("axes fraction", "data"),
+        xytext=(2, 0),
+        textcoords="offset points",
+        va="center",
+        style="italic",
+    )
+    left.set(title="Own degree of the class mean (4)", ylabel="description degree", ylim=(0, 1))
+    over_epochs(left, run.numbers)
+    for row, column in np.ndindex(*met.T.shape):
+        tone = colour(row) if met[column, row] else LINE
+        right.add_patch(
+            Rectangle((float(run.numbers[column]) - 0.46, row - 0.4), 0.92, 0.8, facecolor=tone, linewidth=0)
+        )
+    right.set_yticks(range(len(classes)), classes)
+    right.set(title="Threshold met", ylim=(len(classes) - 0.5, -0.5))
+    over_epochs(right, run.numbers)
+    right.set_xlim(run.numbers[0] - 0.5, run.numbers[-1] + 0.5)
+    right.grid(visible=False)
+    right.tick_params(axis="y", length=0)
+    right.spines["left"].set_visible(False)
+    handles, labels = left.get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=min(len(classes), 8), columnspacing=1.2)
+    return figure
+
+
+def attention(run: Run) -> Figure:
+    """w' of eq 11 by class: over faces in the last epoch, and its mean over epochs."""
+    assert run.faces is not None
+    classes, labels = run.classes, run.faces.labels
+    last = run.history[-1]["attention"].astype(np.float64)
+    figure = new_figure(2.7)
+    left, right = figure.subplots(1, 2, width_ratios=(1.15, 1))
+    groups = [last[(labels == number) & ~np.isnan(last)] for number in range(len(classes))]
+    for number, group in enumerate(groups):
+        if len(group) > 1 and group.std() > 0:
+            parts = left.violinplot([group], [number], widths=0.85, showextrema=False, points=60)
+            parts["bodies"][0].set(facecolor=colour(number), alpha=0.45, linewidth=0)
+        if len(group):
+            low, middle, high = np.quantile(group, (0.25, 0.5, 0.75))
+            left.vlines(number, low, high, color=colour(number), linewidth=3.5)
+            left.plot(number, middle, "o", color=INK, markersize=3.5)
+    left.set_xticks(range(len(classes)), classes, rotation=40, ha="right", rotation_mode="anchor")
+    low = run.config.loss.lambda_min
+    left.axhline(low, color=SOFT, linewidth=0.7, linestyle=":")
+    left.set(title=f"Epoch {run.numbers[-1]}: faces, quartiles, median", ylabel="attention weight w'", ylim=(0, 1.03))
+    left.tick_params(axis="x", length=0)
+    left.grid(axis="y")
+    means = np.array(
+        [class_means(epoch["attention"].astype(np.float64), labels, len(classes)) for epoch in run.history]
+    )
+    for number, name in enumerate(classes):
+        style = {"color": colour(number), "marker": mark(number), "label": name}
+        right.plot(run.numbers, means[:, number], **style, markevery=max(1, len(run.epochs) // 12), linewidth=1.2)
+    right.set(title="Mean over epochs", ylabel="mean attention weight w'")
+    over_epochs(right, run.numbers)
+    handles, names = right.get_legend_handles_labels()
+    figure.legend(handles, names, loc="outside lower center", ncols=min(len(classes), 8), columnspacing=1.2)
+    return figure
+
+
+def class_means(values: NDArray[np.float64], labels: NDArray[np.int64], classes: int) -> NDArray[np.float64]:
+    """[C], of values [S] that are not NaN; NaN for a class without any."""
+    seen = ~np.isnan(values)
+    counts = np.bincount(labels[seen], minlength=classes)
+    sums = np.bincount(labels[seen], weights=values[seen], minlength=classes)
+    return np.where(counts > 0, sums / np.maximum(counts, 1), np.nan)

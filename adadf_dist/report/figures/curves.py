@@ -1,0 +1,112 @@
+"""Figures over epochs: losses and ramps, accuracy, rate and speed; of one run, and of several laid over each other."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from adadf_dist.method.losses import ramp_weights
+from adadf_dist.report.comparison import ways
+from adadf_dist.report.figures.style import ACCENT, INK, SOFT, colour, dash, new_figure, over_epochs
+from adadf_dist.report.run_reader import Run
+
+
+def curves(run: Run) -> Figure:
+    """The course of one run."""
+    figure = new_figure(4.7)
+    panels = figure.subplots(2, 3).ravel()
+    accuracies(panels[0], run)
+    losses(panels[1], run)
+    ramps(panels[2], run)
+    line(panels[3], run, 1e3 * run.values("learning_rate"), "Learning rate", "rate (10$^{-3}$)")
+    line(panels[4], run, run.values("images_per_s"), "Speed of training", "images/s")
+    line(panels[5], run, 100 * run.values("waiting"), "Waiting for the loader", "% of the epoch")
+    return figure
+
+
+def accuracies(axes: Any, run: Run) -> None:
+    """With Wilson's interval, and the selected epoch marked."""
+    bands = np.array([record["validation"]["accuracy_interval"] for record in run.epochs])
+    axes.fill_between(run.numbers, *(100 * bands.T), color=colour(0), alpha=0.18, linewidth=0)
+    axes.plot(run.numbers, 100 * run.values("accuracy"), color=colour(0), **points(run), label="accuracy, 95 %")
+    mean = 100 * run.values("mean_class_accuracy")
+    axes.plot(run.numbers, mean, color=colour(1), linestyle=dash(1), **points(run), label="mean class accuracy")
+    best = run.best
+    where = (best["epoch"], 100 * best["validation"]["accuracy"])
+    axes.plot(*where, "o", markersize=7, markerfacecolor="none", markeredgecolor=INK, label="selected epoch")
+    axes.set(title="Validation", ylabel="accuracy (%)")
+    over_epochs(axes, run.numbers)
+    below(axes)
+
+
+def losses(axes: Any, run: Run) -> None:
+    shown = {"total": "total (14)", "kl_divergence": "KL divergence (13)", "cross_entropy": "cross entropy (3)"}
+    shown["rank_regularization"] = "rank regularisation (9)"
+    if run.config.loss.supervision == "one_hot":
+        shown = {"cross_entropy": "cross entropy"}
+    for number, (name, label) in enumerate(shown.items()):
+        style = {"color": colour(number), "linestyle": dash(number), "label": label}
+        axes.plot(run.numbers, run.values(name), **style, **points(run))
+    axes.set(title="Training losses", ylabel="loss (nats)")
+    axes.set_ylim(bottom=0)
+    over_epochs(axes, run.numbers)
+    below(axes)
+
+
+def ramps(axes: Any, run: Run) -> None:
+    """Equations 15 and 16 over all epochs that the run is to have; what is still to come is faint."""
+    epochs = np.arange(1, run.config.epochs + 1)
+    weights = [ramp_weights(int(epoch), run.config.loss.epoch_threshold) for epoch in epochs]
+    done = len(run.epochs)
+    for number, (name, label) in enumerate((("kl", "$w_{kl}$ (15), target"), ("ce", "$w_{ce}$ (16), auxiliary"))):
+        values = [getattr(weight, name) for weight in weights]
+        axes.plot(epochs, values, color=colour(number), linestyle=dash(number), alpha=0.35)
+        axes.plot(epochs[:done], values[:done], color=colour(number), linestyle=dash(number), label=label)
+    axes.axvline(run.config.loss.epoch_threshold, color=SOFT, linewidth=0.8, linestyle=":")
+    axes.set(title="Weights of the losses", ylabel="weight", ylim=(0, 1.06))
+    over_epochs(axes, epochs)
+    below(axes)
+
+
+def line(axes: Any, run: Run, values: Any, title: str, unit: str) -> None:
+    axes.plot(run.numbers, values, color=ACCENT, **points(run))
+    axes.set(title=title, ylabel=unit)
+    axes.set_ylim(0, 1.08 * max(float(np.nanmax(values)), 1e-9) if np.isfinite(values).any() else 1)
+    over_epochs(axes, run.numbers)
+
+
+def overlay(runs: Sequence[Run]) -> Figure:
+    """Several runs in the same axes: a colour a way of training, a dash a run of it."""
+    figure = new_figure(2.7)
+    panels = figure.subplots(1, 3)
+    shown = (
+        ("Validation accuracy", "accuracy (%)", "accuracy", 100),
+        ("Mean class accuracy", "accuracy (%)", "mean_class_accuracy", 100),
+        ("Validation cross entropy", "nats", "cross_entropy", 1),
+    )
+    longest = max((run.numbers for run in runs), key=len)
+    for axes, (title, unit, name, factor) in zip(panels, shown, strict=True):
+        for number, way in enumerate(ways(runs)):
+            for seed, run in enumerate(way):
+                values = [factor * record["validation"][name] for record in run.epochs]
+                style = {"color": colour(number), "linestyle": dash(seed), "label": run.name}
+                axes.plot(run.numbers, values, **style, **points(run))
+        axes.set(title=title, ylabel=unit)
+        over_epochs(axes, longest)
+    handles, labels = panels[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=min(len(runs), 3), handlelength=2.4)
+    return figure
+
+
+def below(axes: Any) -> None:
+    """The legend, where no curve can ever run through it."""
+    place = {"loc": "upper left", "bbox_to_anchor": (-0.02, -0.27)}
+    axes.legend(**place, handlelength=1.8, borderaxespad=0, labelspacing=0.35)
+
+
+def points(run: Run) -> dict[str, Any]:
+    """Epochs as dots while they are few."""
+    return {"marker": "o"} if len(run.epochs) <= 12 else {}

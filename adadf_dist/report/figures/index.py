@@ -1,0 +1,120 @@
+"""Every figure that a report has, with what is said below it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from functools import cache, partial
+from typing import NamedTuple
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from adadf_dist.report.figures.class_figures import attention, confusion, distributions, thresholds
+from adadf_dist.report.figures.curves import curves, overlay
+from adadf_dist.report.figures.tracked_sample import Listed, face_figure
+from adadf_dist.report.figures.tsne import FEWEST_POINTS, MOST_POINTS, feature_map
+from adadf_dist.report.run_reader import Run
+
+
+class Drawn(NamedTuple):
+    name: str
+    """Of its files, and its place in the page."""
+    title: str
+    make: Callable[[], Figure]
+    caption: str
+
+
+def figures_of(runs: Sequence[Run], face: Listed | None) -> Iterator[Drawn]:
+    """Of the first run, and of all laid over each other where there are several."""
+    run = runs[0]
+    if len(runs) > 1:
+        yield Drawn("runs", "Runs compared", lambda: overlay(runs), "Validation after each epoch.")
+    one_hot = run.config.loss.supervision == "one_hot"
+    yield Drawn(
+        "curves",
+        "Training",
+        lambda: curves(run),
+        "Mean of each epoch's steps, and validation after it; numbers in brackets are the paper's equations. "
+        f"Dotted: the epoch threshold ({run.config.loss.epoch_threshold}).",
+    )
+    yield Drawn("confusion", "Confusion", lambda: confusion(matrices(run), run.classes), about_confusion(run))
+    if run.history and not one_hot:
+        yield Drawn(
+            "class_distributions",
+            "Class distributions",
+            lambda: distributions(run),
+            f"As epoch {run.numbers[-1]} left them (eq 5; the paper's Figure 4). In the page, below: epoch by epoch.",
+        )
+        yield Drawn(
+            "thresholds",
+            "Thresholds",
+            lambda: thresholds(run),
+            f"t = {run.config.class_distributions.threshold:g}. A class whose mean is below it is taught by its "
+            "threshold distribution instead.",
+        )
+    if run.history and run.faces is not None and run.config.loss.supervision == "fused":
+        yield Drawn(
+            "attention",
+            "Attention weights",
+            lambda: attention(run),
+            "Each training face's mean w' (eq 11) over the epoch. High: it is taught more by its class, "
+            "less by its own label distribution (eq 12).",
+        )
+    yield from maps(runs)
+    if face is not None:
+        yield Drawn("face", "An ambiguous face", lambda: face_figure(run, face), about_face(run, face))
+
+
+def matrices(run: Run) -> dict[str, np.ndarray[tuple[int, ...], np.dtype[np.int64]]]:
+    """By title: validation of the selected epoch, and test where the run is tested."""
+    found = {f"Validation, epoch {run.best['epoch']}": np.array(run.best["validation"]["confusion"])}
+    if run.finished and run.result is not None and run.result["test"]:
+        found["Test, same epoch"] = np.array(run.result["test"]["confusion"])
+    return found
+
+
+def about_confusion(run: Run) -> str:
+    told = "The selected epoch's model, target branch."
+    return told if run.finished else f"{told} Test is looked at when the run ends."
+
+
+def maps(runs: Sequence[Run]) -> Iterator[Drawn]:
+    """Features of the first run, beside those of one that was taught otherwise: a baseline, where there is one."""
+
+    def kinship(run: Run) -> tuple[bool, bool]:
+        taught = run.config.loss.supervision
+        return taught == runs[0].config.loss.supervision, taught != "one_hot"
+
+    others = sorted(runs[1:], key=kinship)
+    for split in ("test", "validation"):
+        recorded = runs[0].answers(split)
+        if recorded is None or len(recorded.features) < FEWEST_POINTS:
+            continue
+        shown = {title_of(runs[0]): recorded}
+        for other in others:
+            second = other.answers(split)
+            if second is not None and len(second.features) >= FEWEST_POINTS:
+                shown[title_of(other)] = second
+                break
+        faces = min(len(recorded.features), MOST_POINTS)
+        yield Drawn(
+            "features",
+            "Features",
+            cache(partial(feature_map, shown)),  # it takes seconds: the page and the folder of figures share it
+            f"t-SNE of the target branch's features of {faces:,} {split} faces, from their principal components, "
+            "seeded (the paper's Figure 3). Distances between clusters, and their sizes, mean little.",
+        )
+        return
+
+
+def title_of(run: Run) -> str:
+    words = {"fused": "Ada-DF", "label": "label distributions only", "class": "class distributions only"}
+    return f"{words.get(run.config.loss.supervision, 'single-label baseline')}: {run.name}"
+
+
+def about_face(run: Run, face: Listed) -> str:
+    weights = face.weights[~np.isnan(face.weights)]
+    told = f"Training face {face.key}, labelled {run.classes[face.label]}"
+    if run.config.loss.supervision == "fused" and len(weights):
+        told += f"; w' = {weights[-1]:.2f} when last seen"
+    return f"{told}. Above: its distributions in the last epoch that saw it. Below: over epochs (Figures 1, 5, 6)."

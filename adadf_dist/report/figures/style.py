@@ -1,0 +1,128 @@
+"""How figures look, and how they get into the page and into a paper. Importing this needs matplotlib."""
+
+from __future__ import annotations
+
+import io
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.backends.backend_svg import FigureCanvasSVG
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+from numpy.typing import NDArray
+
+from adadf_dist.files.outputs import atomic_file
+
+WIDTH = 7.16
+"""Inches: both columns of a journal's page."""
+DPI = 300
+INK, SOFT, LINE, ACCENT, FIRST = "#1d2430", "#5b6675", "#dfe3e9", "#0072b2", "#0173b2"
+TONES = {INK: "--ink", SOFT: "--soft", LINE: "--line", ACCENT: "--accent", FIRST: "--first"}
+"""Colours that the page gives its own value, light or dark. No other colour may be equal to one of them."""
+
+COLOURS = (FIRST, "#de8f05", "#029e73", "#cc78bc", "#d55e00", "#56b4e9", "#949449", "#8a8a8a")
+"""Of classes and of runs: told apart by the colour-blind too, on white and on black."""
+MARKS = ("o", "s", "^", "D", "v", "P", "X", "*")
+DASHES: tuple[Any, ...] = ("-", (0, (5, 1.5)), (0, (1.2, 1.2)), (0, (6, 1.5, 1.2, 1.5)))
+
+STYLE: Any = {
+    "font.family": "sans-serif",
+    "font.sans-serif": ["Arial", "Liberation Sans", "Helvetica", "DejaVu Sans"],
+    "font.size": 8,
+    "axes.titlesize": 8.5,
+    "axes.titleweight": "bold",
+    "axes.titlelocation": "left",
+    "axes.labelsize": 8,
+    "xtick.labelsize": 7.5,
+    "ytick.labelsize": 7.5,
+    "legend.fontsize": 7.5,
+    "legend.frameon": False,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.linewidth": 0.7,
+    "axes.edgecolor": SOFT,
+    "axes.labelcolor": INK,
+    "axes.facecolor": "none",
+    "figure.facecolor": "none",
+    "text.color": INK,
+    "xtick.color": SOFT,
+    "ytick.color": SOFT,
+    "xtick.labelcolor": INK,
+    "ytick.labelcolor": INK,
+    "grid.color": LINE,
+    "grid.linewidth": 0.6,
+    "axes.axisbelow": True,
+    "lines.linewidth": 1.5,
+    "lines.markersize": 3.5,
+    "mathtext.default": "it",
+    "svg.fonttype": "path",  # the same letters on every machine
+    "svg.hashsalt": "adadf_dist",
+}
+
+
+@contextmanager
+def styled() -> Iterator[None]:
+    """Figures are made and saved within."""
+    with matplotlib.rc_context(STYLE):
+        yield
+
+
+def new_figure(height: float, width: float = WIDTH) -> Figure:
+    """Inches. No window, no pyplot: nothing of it stays behind in a training process."""
+    return Figure(figsize=(width, height), layout="constrained")
+
+
+def colour(number: int) -> str:
+    return COLOURS[number % len(COLOURS)]
+
+
+def mark(number: int) -> str:
+    return MARKS[(number + number // len(COLOURS)) % len(MARKS)]
+
+
+def dash(number: int) -> Any:
+    """Told apart without colour as well."""
+    return DASHES[number % len(DASHES)]
+
+
+def over_epochs(axes: Any, epochs: NDArray[Any]) -> None:
+    """The x axis of epochs: whole numbers."""
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=6, min_n_ticks=1))
+    room = 0.03 * (epochs[-1] - epochs[0]) or 0.5
+    axes.set_xlim(max(epochs[0] - room, 0.5), epochs[-1] + room)
+    axes.grid(axis="y")
+    axes.set_xlabel("epoch")
+
+
+def inline(figure: Figure, name: str, alt: str) -> str:
+    """The figure as an SVG element of the page: its ids its own, its greys the page's."""
+    out = io.StringIO()
+    FigureCanvasSVG(figure)
+    figure.savefig(out, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
+    text = out.getvalue()
+    text = text[text.index("<svg") :]
+    text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
+    text = re.sub(r'\bid="', f'id="{name}-', text)
+    text = re.sub(r'(xlink:href="#|url\(#)', rf"\1{name}-", text)
+    share = figure.get_figwidth() / WIDTH
+    head = rf'<svg class="drawing" style="--share: {share:.3f}" \1 role="img" aria-label="{alt}">'
+    text = re.sub(r'<svg [^>]*?(viewBox="[^"]*")[^>]*>', head, text)
+    text = text.replace("xlink:href", "href")
+    for value, variable in TONES.items():
+        text = text.replace(value, f"var({variable})")
+    return text
+
+
+def save(figure: Figure, folder: Path, name: str) -> None:
+    """NAME.png at 300 dpi and NAME.svg, on white."""
+    for kind, canvas in (("png", FigureCanvasAgg), ("svg", FigureCanvasSVG)):
+        path = folder / f"{name}.{kind}"
+        canvas(figure)
+        metadata = {"Date": None} if kind == "svg" else {}
+        with atomic_file(path) as partial:
+            figure.savefig(partial, format=kind, dpi=DPI, facecolor="white", metadata=metadata)

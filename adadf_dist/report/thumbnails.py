@@ -1,0 +1,76 @@
+"""Pictures of faces by their keys, from the dataset folder where it is at hand."""
+
+from __future__ import annotations
+
+import base64
+from pathlib import Path
+
+from PIL import Image
+
+from adadf_dist.data.dataset import Dataset, Split, open_dataset
+from adadf_dist.data.identity import Source, how_to_fix, other_data
+from adadf_dist.data.jpeg import BadImage, decode, encode, to_grey_or_rgb
+from adadf_dist.data.remote.client import is_remote, local_path
+from adadf_dist.errors import UserError
+from adadf_dist.report.run_reader import Run
+
+SIDE = 112
+"""Longest side of an embedded picture, in pixels; smaller ones are embedded as they are."""
+
+
+class Pictures:
+    """Faces of a run's `data.shards`. Where they are not at hand there are none, and `missing` says why."""
+
+    def __init__(self, run: Run, shards: str = "", allow_other_data: bool = False) -> None:
+        """`shards`: where the dataset is now; empty: where the run found it.
+
+        Raises `UserError` for another dataset than the run's, unless the user allows it.
+        """
+        shards = shards or run.config.data.shards
+        self.missing = ""
+        self.other_data = ""
+        """How the dataset differs from the run's, where that is allowed."""
+        self._dataset: Dataset | None = None
+        self._splits: dict[str, tuple[Split, dict[str, int]]] = {}
+        if not shards or is_remote(shards):
+            self.missing = f"no pictures: {shards or 'data.shards'} is not a folder of this machine"
+            return
+        try:
+            self._dataset = open_dataset(local_path(shards))
+        except (UserError, OSError) as error:
+            self.missing = f"no pictures: {error}" if Path(shards).exists() else f"no pictures: {shards} is not here"
+            return
+        if run.source is not None:
+            found = Source(shards, self._dataset.manifest.digests())
+            self.other_data = other_data(run.source, found, found.digests)
+        if self.other_data and not allow_other_data:
+            raise UserError(f"{run.folder}: {self.other_data}; {how_to_fix()}")
+
+    def find(self, key: str, split: str) -> str | None:
+        """A face as a data URL; None where it cannot be had. A validation face may stem from train."""
+        for name in (split, "train"):
+            if self._dataset is None or name not in self._dataset.splits:
+                continue
+            opened, places = self._open(self._dataset, name)
+            if key in places:
+                try:
+                    return data_url(opened.read(places[key]))
+                except (BadImage, OSError):
+                    return None
+        return None
+
+    def _open(self, dataset: Dataset, name: str) -> tuple[Split, dict[str, int]]:
+        if name not in self._splits:
+            split = dataset.split(name)
+            self._splits[name] = split, {str(key): number for number, key in enumerate(split.keys)}
+        return self._splits[name]
+
+
+def data_url(encoded: memoryview) -> str:
+    """Raises `BadImage`."""
+    data = bytes(encoded)
+    image: Image.Image = to_grey_or_rgb(decode(data))
+    if max(image.size) > SIDE or len(data) > 2**14:
+        image.thumbnail((SIDE, SIDE), Image.Resampling.LANCZOS)
+        data = encode(image, 88).data
+    return f"data:image/jpeg;base64,{base64.b64encode(data).decode('ascii')}"

@@ -1,0 +1,300 @@
+"""What a run says while it goes: console, metrics.jsonl, TensorBoard, status.json. Rank 0 writes, all ranks count."""
+
+from __future__ import annotations
+
+import json
+import math
+import platform
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Never
+
+import torch
+import yaml
+from tqdm import tqdm
+
+from adadf_dist import __version__
+from adadf_dist.checkpoint.progress import Progress
+from adadf_dist.checkpoint.run_dir import check_run_folder, sole_writer
+from adadf_dist.config.load import to_dict
+from adadf_dist.config.schema import Config
+from adadf_dist.console.progress import Pace, duration
+from adadf_dist.data.batch import Batch
+from adadf_dist.diagnostics.run import news
+from adadf_dist.diagnostics.run_length import fix_divergence
+from adadf_dist.distributed.heartbeat import LOADING
+from adadf_dist.distributed.stragglers import describe_straggler
+from adadf_dist.distributed.world import World
+from adadf_dist.errors import DiskFullError, UserError
+from adadf_dist.files.atomic import write_json, write_text
+from adadf_dist.method.losses import Losses
+from adadf_dist.tracking.epoch_table import describe_epoch, heading
+from adadf_dist.tracking.metrics_file import MetricsFile
+from adadf_dist.tracking.sinks import Boards
+
+LOSS_NAMES = ("total", "kl_divergence", "cross_entropy", "rank_regularization")
+
+
+MOST_NAMED = 20
+"""Of a long list, on the console."""
+
+
+class Log:
+    """Losses wait on the device and reach the host every `runtime.log_every` steps, all ranks together."""
+
+    def __init__(self, config: Config, world: World) -> None:
+        self.config = config
+        self.world = world
+        self.folder = Path(config.out)
+        self._losses: list[torch.Tensor] = []
+        self._epoch_sums = torch.zeros(len(LOSS_NAMES), dtype=torch.float64)
+        self._epoch_steps = 0
+        self._images = 0
+        self._epoch_began = time.monotonic()
+        self._pace = Pace()
+        self._losses_text = ""
+        """Of the last flush."""
+        self._session_epochs = 0
+        self._bar: tqdm[Never] | None = None
+        self._metrics = MetricsFile(self.folder / "metrics.jsonl")
+        self._boards = Boards(config)
+        self._learning_rate = config.optimizer.lr
+        self._num_batches = 0
+        self._classes: list[str] = []
+
+    def start(self, progress: Progress, facts: Mapping[str, object], resumed: Path | None) -> None:
+        """Open the run folder: configuration, facts of the run, and the metrics up to where it goes on."""
+        if not self.world.is_main:
+            return
+        self._classes = list(facts["classes"])  # type: ignore[call-overload]
+        write_text(self.folder / "config.yaml", yaml.safe_dump(to_dict(self.config), sort_keys=False))
+        write_json(self.folder / "run.json", {**environment(self.world), **facts})
+        self._metrics.rewind(progress)
+        self._boards.start(progress.step, self.world.device)
+        self.say(f"run folder: {self.folder}")
+        for name, value in facts.items():
+            self.say(f"  {name}: {describe(value)}")
+        if resumed is not None:
+            self.say(f"  goes on from {resumed} (epoch {progress.epoch + 1}, batch {progress.batch})")
+
+    def start_epoch(self, progress: Progress, num_batches: int) -> None:
+        self._epoch_began = time.monotonic()
+        self._pace = Pace()
+        self._images = 0
+        self._losses_text = ""  # those of the last epoch are not this one's
+        self.world.pulse.restart()
+        self._num_batches = num_batches
+        self.status("running", progress)
+        if self.world.is_main and sys.stderr.isatty():
+            self._bar = tqdm(
+                total=num_batches,
+                initial=progress.batch,
+                desc=f"epoch {progress.epoch + 1}/{self.config.epochs}",
+                unit="batch",
+                leave=False,
+                dynamic_ncols=True,
+            )
+        elif not self._session_epochs:
+            self.say(f"training: epoch {progress.epoch + 1}/{self.config.epochs}, {num_batches} batches an epoch")
+
+    def waiting_for(self, batches: Iterator[Batch]) -> Iterator[Batch]:
+        """The batches, while the time that training waits for them is taken."""
+        pulse = self.world.pulse
+        while True:
+            pulse.beat("waiting for a batch of faces")
+            with pulse.own(LOADING):
+                batch = next(batches, None)
+            if batch is None:
+                return
+            pulse.beat("training on a batch")
+            yield batch
+
+    def step(self, progress: Progress, losses: Losses, global_size: int, learning_rate: float) -> None:
+        """Note a step's losses; `progress` already counts it."""
+        self._learning_rate = learning_rate
+        self._losses.append(torch.stack([getattr(losses, name).detach() for name in LOSS_NAMES]))
+        self._images += global_size
+        if progress.step % self.config.runtime.log_every == 0 or progress.batch == self._num_batches:
+            self.flush(progress)
+        self._boards.step()
+        self._show(progress)
+
+    def flush(self, progress: Progress) -> None:
+        """Bring the waiting losses to the host, averaged over ranks. A collective.
+
+        Raises `UserError` naming the first step whose loss is not finite, before any checkpoint holds its weights.
+        """
+        if not self._losses:
+            return
+        steps = torch.stack(self._losses).double()
+        steps = (self.world.sum_(steps) / self.world.size).cpu()
+        first = progress.step - len(steps) + 1
+        self._losses.clear()
+        for number, row in enumerate(steps, start=first):
+            if not torch.isfinite(row).all():
+                named = ", ".join(f"{n} {v:g}" for n, v in zip(LOSS_NAMES, row.tolist(), strict=True))
+                raise UserError(
+                    f"step {number} (epoch {progress.epoch + 1}): the loss is not finite ({named}); "
+                    f"the last checkpoint in {self.folder / 'checkpoints'} is good: start again under another --out "
+                    f"with a lower optimizer.lr (now {self.config.optimizer.lr:g})"
+                    + fix_divergence(self.config, self._num_batches)
+                )
+            self._epoch_sums += row  # one by one: the same bits wherever a flush cuts the epoch
+        self._epoch_steps += len(steps)
+        if self.world.is_main:
+            self._write_steps(progress, first, steps)
+
+    def _write_steps(self, progress: Progress, first: int, steps: torch.Tensor) -> None:
+        now = time.monotonic()
+        rate = self._images / max(now - self._epoch_began, 1e-9)
+        mean = dict(zip(LOSS_NAMES, steps.mean(dim=0).tolist(), strict=True))
+        record = {"kind": "steps", "step": progress.step, "from_step": first, "epoch": progress.epoch + 1}
+        self._metrics.append({**record, **mean, "learning_rate": self._learning_rate, "images_per_s": rate})
+        self._boards.add("train", {**mean, "images_per_s": rate}, progress.step)
+        text = f"loss {mean['total']:.4f} | kl {mean['kl_divergence']:.4f} | ce {mean['cross_entropy']:.4f} | "
+        self._losses_text = f"{text}lr {self._learning_rate:.2g} | "
+
+    def _show(self, progress: Progress) -> None:
+        """Progress within the epoch: losses of the last flush, and what the host counts. Waits for no device."""
+        if not self.world.is_main or (self._bar is None and not self._pace.due()):
+            return
+        seconds = time.monotonic() - self._epoch_began
+        rate = f"{self._losses_text}{self._images / max(seconds, 1e-9):.0f} images/s"
+        if self._bar is not None:
+            self._bar.set_postfix_str(rate, refresh=False)
+            self._bar.update()
+            return
+        left = (self._num_batches - progress.batch) * seconds / max(self._done(progress), 1)
+        where = f"epoch {progress.epoch + 1}/{self.config.epochs} batch {progress.batch}/{self._num_batches}"
+        self.say(f"{where} | {rate} | epoch ends in {duration(left)}")
+
+    def _done(self, progress: Progress) -> int:
+        """Batches of this epoch that this process trained."""
+        return math.ceil(self._images / self.config.batch_size) if self._images else progress.batch
+
+    def end_training(self, progress: Progress) -> dict[str, float]:
+        """Close the epoch's training pass: its mean losses, its rate, and the share of it spent waiting for faces.
+
+        A collective.
+        """
+        self.flush(progress)
+        seconds = time.monotonic() - self._epoch_began
+        progress.seconds += seconds
+        means = (self._epoch_sums / max(self._epoch_steps, 1)).tolist()
+        self._epoch_sums.zero_()
+        self._epoch_steps = 0
+        if self._bar is not None:
+            self._bar.close()
+            self._bar = None
+        return {
+            **dict(zip(LOSS_NAMES, means, strict=True)),
+            "images_per_s": self._images / max(seconds, 1e-9),
+            "waiting": self.world.pulse.spent(LOADING) / max(seconds, 1e-9),
+        }
+
+    def epoch(self, progress: Progress, record: Mapping[str, object]) -> None:
+        """One finished epoch: a table row, a line of metrics, TensorBoard."""
+        if not self.world.is_main:
+            return
+        self._metrics.append(record)
+        self._session_epochs += 1
+        for line in heading(progress, self._session_epochs == 1, len(self._classes)):
+            self.say(line)
+        self.say(describe_epoch(progress, record, self.config.epochs))
+        metrics: Any = record["validation"]
+        for finding in news(progress.epochs, self.config, self._classes):
+            self.say(f"  {finding}")
+        if straggler := describe_straggler(record["ranks"]):  # type: ignore[arg-type]
+            self.say(f"  warning: {straggler}")
+        everything = {**record, **{f"validation_{name}": value for name, value in metrics.items()}}
+        self._boards.add("epoch", {k: v for k, v in everything.items() if isinstance(v, float)}, progress.epoch)
+        self._boards.flush()
+
+    def stopped(self, progress: Progress) -> None:
+        """The last word of a run that was asked to stop."""
+        self.status("stopped", progress)
+        where = f"epoch {progress.epoch + 1}, batch {progress.batch}"
+        self.say(f"stopped at {where}, all saved in {self.folder}; the same command goes on from there")
+
+    def state_dict(self) -> dict[str, object]:
+        return {"sums": self._epoch_sums, "steps": self._epoch_steps}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self._epoch_sums.copy_(state["sums"])
+        self._epoch_steps = state["steps"]
+
+    def status(self, state: str, progress: Progress, **more: object) -> None:
+        """`status.json`, for launchers: running, stopped, finished or failed, and where."""
+        if self.world.is_main:
+            where = {"state": state, "epoch": progress.epoch, "batch": progress.batch, "step": progress.step}
+            try:
+                write_json(self.folder / "status.json", {**where, "epochs": self.config.epochs, **more})
+                self._boards.state(state)
+            except DiskFullError as error:
+                if state != "running":  # how a run ended is what launchers ask for
+                    raise
+                print(f"warning: {error}; training goes on", file=sys.stderr, flush=True)
+
+    def say(self, text: str) -> None:
+        if self.world.is_main:
+            tqdm.write(text, file=sys.stdout)
+            sys.stdout.flush()
+
+    def failed(self, error: BaseException) -> None:
+        """Leave word for launchers that the run ended badly."""
+        path = self.folder / "status.json"
+        if self.world.is_main and path.exists():
+            known = json.loads(path.read_text(encoding="utf-8"))
+            with suppress(UserError):  # a full disk: `error` itself is the one to be told
+                write_json(path, {**known, "state": "failed", "error": str(error) or type(error).__name__})
+
+    def close(self) -> None:
+        if self._bar is not None:
+            self._bar.close()
+        self._boards.close()
+        self._metrics.close()
+
+
+@contextmanager
+def open_log(config: Config, world: World) -> Iterator[Log]:
+    """A log on the run folder. Raises `UserError` when the folder cannot be written."""
+    with ExitStack() as stack:
+        problem = ""
+        if world.is_main:
+            try:
+                check_run_folder(Path(config.out))
+                stack.enter_context(sole_writer(Path(config.out)))
+            except UserError as error:
+                problem = str(error)
+        if told := world.share(problem):  # all ranks end now, not when they miss rank 0
+            raise UserError(str(told))
+        log = Log(config, world)
+        stack.callback(log.close)
+        try:
+            yield log
+        except BaseException as error:
+            log.failed(error)
+            raise
+
+
+def environment(world: World) -> dict[str, object]:
+    packages = ("torch", "torchvision", "numpy")
+    device = torch.cuda.get_device_name(world.device) if world.device.type == "cuda" else "cpu"
+    return {
+        "device": f"{device}, {torch.get_num_threads()} threads a rank" if device == "cpu" else device,
+        "python": platform.python_version(),
+        "packages": {"adadf_dist": __version__, **{name: version(name) for name in packages}},
+    }
+
+
+def describe(value: object) -> str:
+    if isinstance(value, Mapping):
+        return ", ".join(f"{key} {describe(v)}" for key, v in value.items())
+    if isinstance(value, (list, tuple)):
+        more = [f"and {len(value) - MOST_NAMED} more"] if len(value) > MOST_NAMED else []
+        return ", ".join([*map(describe, value[:MOST_NAMED]), *more])
+    return f"{value}"

@@ -1,0 +1,58 @@
+"""MLflow. Server and experiment are set as everywhere: MLFLOW_TRACKING_URI, MLFLOW_EXPERIMENT_NAME."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from mlflow import MlflowClient
+from mlflow.entities import Metric, Param
+from mlflow.environment_variables import MLFLOW_EXPERIMENT_NAME
+
+from adadf_dist.config.load import flatten, to_dict
+from adadf_dist.config.schema import Config
+from adadf_dist.files.atomic import write_text
+
+EXPERIMENT = "adadf_dist"
+"""Where none is set."""
+STATUS = {"finished": "FINISHED", "stopped": "KILLED", "failed": "FAILED"}
+
+
+class Tracker:
+    """One MLflow run for a run folder, however often that is resumed."""
+
+    def __init__(self, config: Config) -> None:
+        folder = Path(config.out)
+        self._client = MlflowClient()
+        known = folder / "mlflow.id"
+        if known.exists():
+            self._id = known.read_text(encoding="utf-8")
+            self._client.update_run(self._id, status="RUNNING")
+            return
+        self._id = self._client.create_run(self._experiment(), run_name=folder.name).info.run_id
+        write_text(known, self._id)
+        values = [Param(key, str(value)) for key, value in flatten(to_dict(config))]
+        for first in range(0, len(values), 100):  # as many as the server takes at once
+            self._client.log_batch(self._id, params=values[first : first + 100])
+
+    def _experiment(self) -> str:
+        name = MLFLOW_EXPERIMENT_NAME.get() or EXPERIMENT  # type: ignore[no-untyped-call]
+        found = self._client.get_experiment_by_name(name)
+        return str(found.experiment_id if found is not None else self._client.create_experiment(name))
+
+    def add(self, section: str, values: Mapping[str, float], step: int) -> None:
+        now = int(1000 * time.time())
+        metrics = [Metric(f"{section}/{name}", value, now, step) for name, value in values.items()]
+        self._client.log_batch(self._id, metrics=metrics)
+
+    def finish(self, result: Mapping[str, Any]) -> None:
+        """Its numbers as metrics; the rest is in the run folder."""
+        now = int(1000 * time.time())
+        numbers = {key: v for key, v in flatten(result) if isinstance(v, (int, float)) and not isinstance(v, bool)}
+        metrics = [Metric(f"result/{key.replace('.', '/')}", float(v), now, 0) for key, v in numbers.items()]
+        self._client.log_batch(self._id, metrics=metrics)
+
+    def close(self, state: str) -> None:
+        self._client.set_terminated(self._id, STATUS[state])

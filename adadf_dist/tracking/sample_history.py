@@ -1,0 +1,186 @@
+"""What training learned of each single face: its attention, its loss, whether it was right."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from adadf_dist.config.schema import RuntimeConfig
+from adadf_dist.data.batch import Batch
+from adadf_dist.data.build.writer import can_write
+from adadf_dist.data.dataset import Split
+from adadf_dist.distributed.world import World
+from adadf_dist.errors import UserError
+from adadf_dist.files.disk_space import retry_on_full_disk
+from adadf_dist.method.class_distributions import Commit
+from adadf_dist.method.losses import Losses
+from adadf_dist.method.model import Output
+
+ATTENTION, LOSS, CORRECT, SEEN = range(4)
+
+DRAWN_FACES = 0x66616365
+"""Sets the generator that draws listed faces apart from the others that the seed feeds."""
+
+
+class SampleHistory(NamedTuple):
+    """One epoch of every training face, in the order of the split."""
+
+    attention: NDArray[np.float32]
+    """[S], mean w' of eq 11; NaN for faces that the epoch's sampler left out."""
+    loss: NDArray[np.float32]
+    """[S], mean of the target branch's loss; NaN likewise."""
+    correct: NDArray[np.float32]
+    """[S], share of its appearances at which the target branch was right; NaN likewise."""
+    seen: NDArray[np.int64]
+    """[S], appearances."""
+
+
+class History:
+    """Collects on the device during an epoch and writes one file at its end."""
+
+    def __init__(
+        self, num_samples: int, num_classes: int, world: World, listed: Sequence[int] = (), digest: str = ""
+    ) -> None:
+        """`listed`: sample numbers of faces whose full distributions are kept too. `digest`: of the training split, by
+        which a run that goes on knows that it is the same."""
+        self.world = world
+        self.digest = torch.tensor(list(digest.encode()), dtype=torch.uint8)
+        self.listed = list(listed)
+        self._sums = torch.zeros(num_samples, 4, device=world.device)
+        self._distributions = torch.zeros(len(self.listed), 3, num_classes, device=world.device)
+        self._row = torch.full((num_samples,), -1, dtype=torch.int64, device=world.device)
+        self._row[torch.tensor(self.listed, dtype=torch.int64)] = torch.arange(len(self.listed), device=world.device)
+
+    @torch.no_grad()
+    def observe(self, batch: Batch, output: Output, losses: Losses, share: float = 1.0) -> None:
+        """Add a rank's rows, each `share` of a face. Stays on the device."""
+        correct = output.target_logits.argmax(dim=1) == batch.labels
+        rows = share * torch.stack(
+            [
+                losses.attention_weights,
+                losses.per_sample,
+                correct.to(losses.per_sample.dtype),
+                torch.ones_like(losses.per_sample),
+            ],
+            dim=1,
+        )
+        self._sums.index_add_(0, batch.samples, rows.to(self._sums.dtype))
+        if self.listed:
+            self._observe_listed(batch.samples, output, losses, share)
+
+    def _observe_listed(self, samples: Tensor, output: Output, losses: Losses, share: float) -> None:
+        distributions = share * torch.stack(
+            [
+                output.auxiliary_logits.softmax(dim=1),
+                losses.fused_distributions,
+                output.target_logits.softmax(dim=1),
+            ],
+            dim=1,
+        ).to(self._distributions.dtype)
+        rows = self._row[samples]
+        # rows of other faces add zero to row 0: no boolean mask, which would make the host wait for its size
+        weight = (rows >= 0).to(distributions.dtype).view(-1, 1, 1)
+        self._distributions.index_add_(0, rows.clamp_min(0), distributions * weight)
+
+    def finish_epoch(self, run_folder: str, epoch: int, commit: Commit, timeout_s: float = 0.0) -> SampleHistory:
+        """Sum over ranks, write `history/epoch-NNNN.npz` (rank 0) and start anew. A collective.
+
+        A full disk is waited for, as `retry_on_full_disk` does with the time limit of the ranks.
+
+        The file holds the sample history (float16), the class distributions of the epoch (eq 4 to 7) and, for
+        listed faces, auxiliary, fused and target distributions [L, 3, C].
+        """
+        sums = self.world.sum_(self._sums.clone()).cpu().numpy()
+        listed = self.world.sum_(self._distributions.clone()).cpu().numpy()
+        self._sums.zero_()
+        self._distributions.zero_()
+        seen = np.rint(sums[:, SEEN]).astype(np.int64)
+        means = np.where(seen[:, None] > 0, sums / np.maximum(seen, 1)[:, None], np.nan).astype(np.float32)
+        history = SampleHistory(means[:, ATTENTION], means[:, LOSS], means[:, CORRECT], seen)
+        if self.world.is_main:
+            path = Path(run_folder) / "history" / f"epoch-{epoch:04d}.npz"
+            appearances = np.maximum(seen[self.listed], 1).reshape(-1, 1, 1)
+            arrays = {
+                "attention": history.attention.astype(np.float16),
+                "loss": history.loss.astype(np.float16),
+                "correct": history.correct.astype(np.float16),
+                "seen": seen.astype(np.uint16),
+                "class_means": commit.means.numpy(),
+                "class_counts": commit.counts.numpy(),
+                "class_threshold_met": commit.threshold_met.numpy(),
+                "class_distributions": commit.distributions.numpy(),
+                "listed": np.array(self.listed, dtype=np.int64),
+                "listed_distributions": listed / appearances,
+            }
+            retry_on_full_disk(lambda: write_arrays(path, arrays), timeout_s, self.world.pulse.wait_for_disk)
+        return history
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """The epoch so far, over all ranks. A collective."""
+        return {
+            "digest": self.digest,
+            "sums": self.world.sum_(self._sums.clone()).cpu(),
+            "distributions": self.world.sum_(self._distributions.clone()).cpu(),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """The sums go to rank 0 alone, as the class distributions' do. Raises `UserError` for other faces or labels."""
+        if not torch.equal(state.get("digest", self.digest), self.digest):  # an older checkpoint has none
+            raise UserError(
+                "the checkpoint was trained on other faces or labels: what data.shards, data.relabel or "
+                "data.label_noise_file holds has changed since; put it back, or start a new run with --out"
+            )
+        for mine, saved in ((self._sums, state["sums"]), (self._distributions, state["distributions"])):
+            if mine.shape != saved.shape:
+                raise UserError(
+                    f"the checkpoint has a history of shape {list(saved.shape)}, this run {list(mine.shape)}: "
+                    "the training split or runtime.history_samples changed; start a new run with --out"
+                )
+            mine.zero_()
+            if self.world.is_main:
+                mine.copy_(saved)
+
+
+def write_arrays(path: Path, arrays: Mapping[str, NDArray[Any]]) -> None:
+    """Whole or not at all. Raises `UserError`, `DiskFullError` where there is no room."""
+    partial = path.with_suffix(".partial.npz")
+    try:
+        with can_write(path):
+            path.parent.mkdir(exist_ok=True)
+            np.savez_compressed(partial, allow_pickle=False, **arrays)
+            partial.replace(path)
+    except UserError:
+        partial.unlink(missing_ok=True)
+        raise
+
+
+def find_listed(split: Split, config: RuntimeConfig, seed: int) -> list[int]:
+    """Sample numbers of the faces whose distributions are kept: those of `runtime.history_samples`, and
+    `runtime.history_faces` more, half of them (where there are votes) the ones that annotators disagree on most.
+
+    Raises `UserError` for a key that no face has.
+    """
+    listed = []
+    if config.history_samples:
+        places = {str(key): number for number, key in enumerate(split.keys)}
+        for key in config.history_samples:
+            if key not in places:
+                raise UserError(f"runtime.history_samples: no training face has the key {key}")
+            listed.append(places[key])
+    drawn = np.random.default_rng((seed, DRAWN_FACES)).permutation(len(split)).tolist()
+    disputed = [] if split.votes is None else most_disputed(split.votes, config.history_faces // 2)
+    more = [number for number in dict.fromkeys([*disputed, *drawn]) if number not in set(listed)]
+    return listed + more[: config.history_faces]
+
+
+def most_disputed(votes: NDArray[np.float32], most: int) -> list[int]:
+    """Numbers of the faces whose votes [S, C] have the highest entropy; ties go to the earlier face."""
+    shares = votes / np.maximum(votes.sum(axis=1, keepdims=True), 1)
+    entropy = -(shares * np.log(np.where(shares > 0, shares, 1))).sum(axis=1)
+    return [int(number) for number in np.argsort(-entropy, kind="stable")[:most]]

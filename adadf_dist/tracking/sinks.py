@@ -1,0 +1,61 @@
+"""What a run shows besides its own files: TensorBoard, the trackers of `runtime.loggers`, a profiler's trace."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+
+from adadf_dist.config.schema import Config
+from adadf_dist.tracking.async_tracker import Background
+from adadf_dist.tracking.profiler import Trace
+from adadf_dist.tracking.tensorboard import Board
+
+
+class Boards:
+    """All of them at once, where they are started: on rank 0."""
+
+    def __init__(self, config: Config) -> None:
+        self._config = config
+        self._folder = Path(config.out)
+        self._trackers: list[Background] = []
+        self._all: list[Board | Background] = []
+        self._trace: Trace | None = None
+
+    def start(self, step: int, device: torch.device) -> None:
+        """`step`: finished steps of the run so far."""
+        runtime = self._config.runtime
+        self._trackers = [Background(name, self._config) for name in runtime.loggers]
+        self._all = [*self._trackers]
+        if runtime.tensorboard:
+            self._all.append(Board(self._folder / "tensorboard", purge_step=step))
+        if runtime.profile:
+            self._trace = Trace(self._folder / "trace", runtime.profile, step, device)
+
+    def add(self, section: str, values: Mapping[str, float], step: int) -> None:
+        for board in self._all:
+            board.add(section, values, step)
+
+    def flush(self) -> None:
+        for board in self._all:
+            board.flush()
+
+    def step(self) -> None:
+        """A training step is over."""
+        if self._trace is not None:
+            self._trace.step()
+
+    def state(self, state: str) -> None:
+        """What `status.json` says now; of a `finished` run the result is written."""
+        for tracker in self._trackers:
+            tracker.state = state
+            if state == "finished":
+                tracker.finish(json.loads((self._folder / "result.json").read_text(encoding="utf-8")))
+
+    def close(self) -> None:
+        if self._trace is not None:
+            self._trace.close()
+        for board in self._all:
+            board.close()

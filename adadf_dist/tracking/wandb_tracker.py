@@ -1,0 +1,50 @@
+"""Weights & Biases. Project, entity, server and WANDB_MODE=offline are set as everywhere, by its own environment."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import wandb
+
+from adadf_dist.config.load import to_dict
+from adadf_dist.config.schema import Config
+from adadf_dist.files.atomic import write_text
+
+PROJECT = "adadf_dist"
+"""Where none is set."""
+LOGIN_S = 30.0
+
+
+class Tracker:
+    """One W&B run for a run folder, however often that is resumed."""
+
+    def __init__(self, config: Config) -> None:
+        folder = Path(config.out)
+        known = folder / "wandb.id"
+        if not known.exists():
+            write_text(known, secrets.token_hex(4))
+        self._run = wandb.init(
+            id=known.read_text(encoding="utf-8"),
+            resume="allow",
+            project=wandb.setup().settings.project or PROJECT,
+            name=folder.name,
+            dir=folder,
+            config=to_dict(config),
+            allow_val_change=True,
+            settings=wandb.Settings(console="off", init_timeout=LOGIN_S),
+        )
+        for section in ("train", "epoch"):  # W&B's own step may not go back, as a resumed run does
+            self._run.define_metric(f"{section}/*", step_metric=f"{section}/step")
+
+    def add(self, section: str, values: Mapping[str, float], step: int) -> None:
+        named = {f"{section}/{name}": value for name, value in values.items()}
+        self._run.log({**named, f"{section}/step": step})
+
+    def finish(self, result: Mapping[str, Any]) -> None:
+        self._run.summary.update({"result": dict(result)})
+
+    def close(self, state: str) -> None:
+        self._run.finish(exit_code=int(state == "failed"))

@@ -1,0 +1,241 @@
+"""Before a run of several ranks: is it one run? The same code and settings on all nodes, one run folder, one dataset.
+
+What differs between nodes shows late otherwise, or never: as other gradients, as a checkpoint that is not there when a
+run goes on, as a rank that ends while the rest wait for it. Each look here is a collective which gives every rank the
+same answer, so all end together, each with the line that names the node.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import platform
+import secrets
+import socket
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from functools import cache
+from importlib import metadata
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+
+import adadf_dist
+from adadf_dist.config.load import INPUT_FILES, flatten, to_dict
+from adadf_dist.config.schema import Config, DataConfig
+from adadf_dist.data.dataset import open_dataset
+from adadf_dist.data.identity import digest_files
+from adadf_dist.data.manifest import MANIFEST
+from adadf_dist.data.remote.cache import streamed_splits
+from adadf_dist.data.remote.client import is_remote, local_path
+from adadf_dist.distributed.world import World, local_rank_in_environment, nodes_in_environment
+from adadf_dist.errors import UserError
+
+T = TypeVar("T")
+
+APPEARS_WITHIN_S = 6.0
+"""A shared file system may show a new file to other nodes with a delay (NFS remembers attributes for 3 s or more)."""
+
+OWN_TO_A_NODE = ("out", "data.shards", "data.cache")
+"""Keys that may differ: one folder can have other names on other nodes."""
+
+FILES = INPUT_FILES
+"""What is in the files that these keys name must be the same too."""
+
+PACKAGES = ("torchvision", "numpy", "nvidia-dali-cuda120", "deepspeed", "timm")
+"""That, beside torch, decide what a step computes."""
+
+PLACES_NAMED = 3
+"""Of the nodes that something is said about; the rest are counted."""
+
+
+def agree(config: Config, world: World) -> None:
+    """Raise `UserError`, on every rank, unless all nodes hold the same code, settings and run folder. A collective."""
+    if world.size == 1:
+        return
+    problem = unlike_installations(world) or unlike_settings(config, world)
+    if not problem and config.out and nodes_in_environment() > 1:
+        problem = unshared_folder(Path(config.out), world)
+    if problem:
+        raise UserError(problem)
+
+
+def place_of(world: World) -> str:
+    """This rank, as people look for it."""
+    return f"{socket.gethostname()} (rank {world.rank})"
+
+
+def at_nodes(world: World, look: Callable[[], T]) -> dict[str, T]:
+    """What `look` gives on each node's first rank, by its place, `HOST (rank R)`, in order of rank. A collective.
+
+    Plain Python data only: nodes with other versions must be able to read it.
+    """
+    report = None
+    if local_rank_in_environment() == 0:
+        report = (place_of(world), look())
+    return dict(found for found in world.collect(report) if found is not None)
+
+
+def unlike_installations(world: World) -> str:
+    """The line for the user when nodes run other versions of what matters; empty when they do not. A collective."""
+    return describe_unlike(
+        at_nodes(world, installation),
+        "{name} is {values}: all nodes must run the same code; install the same versions and checkout on each",
+    )
+
+
+def unlike_settings(config: Config, world: World) -> str:
+    """The line for the user when a key of the configuration is not the same everywhere; else empty. A collective."""
+    settings = {key: value for key, value in flatten(to_dict(config)) if key not in OWN_TO_A_NODE}
+    settings["data.shards"] = kind_of_shards(config.data.shards)  # what is looked at next, together, depends on it
+    return describe_unlike(
+        at_nodes(world, lambda: {**settings, **file_digests(settings)}),
+        "{name} is {values}: start every node with the same command and files",
+    )
+
+
+def kind_of_shards(shards: str) -> str:
+    return shards if is_remote(shards) else "a local folder" if shards else "empty"
+
+
+def file_digests(settings: Mapping[str, object]) -> dict[str, str]:
+    """Of the files that keys name; a file that cannot be read is told later, by whoever wants it."""
+    return {f"the digest of {key}": digest[:12] for key, digest in digest_files(settings).items()}
+
+
+def installation() -> dict[str, str]:
+    """What must be the same on every node, by name."""
+    return {
+        "adadf_dist": adadf_dist.__version__,
+        "the digest of adadf_dist's source files": source_digest(),
+        "torch": torch.__version__,
+        **{package: version_of(package) for package in PACKAGES},
+        "python": platform.python_version(),
+    }
+
+
+def version_of(package: str) -> str:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return "not installed"
+
+
+@cache
+def source_digest(folder: Path = Path(adadf_dist.__file__).parent) -> str:
+    """First 12 digits of the SHA-256 of the package's source files: other checkouts of one version differ in it."""
+    digest = hashlib.sha256()
+    for path in sorted(path.relative_to(folder) for path in folder.rglob("*.py")):
+        content = (folder / path).read_bytes()
+        digest.update(f"{path.as_posix()} {len(content)}\n".encode() + content)
+    return digest.hexdigest()[:12]
+
+
+def describe_unlike(known: Mapping[str, Mapping[str, Any]], line: str) -> str:
+    """`line` with the first name whose value is not the same at every place, and who has which; empty: none is."""
+    for name in dict.fromkeys(name for values in known.values() for name in values):
+        held: dict[str, list[str]] = {}
+        for place, values in known.items():
+            held.setdefault(str(values.get(name, "unknown")), []).append(place)
+        if len(held) > 1:
+            return line.format(
+                name=name, values=" and ".join(f"{value} on {name_places(places)}" for value, places in held.items())
+            )
+    return ""
+
+
+def name_places(places: Sequence[str]) -> str:
+    more = len(places) - PLACES_NAMED
+    return ", ".join(places[:PLACES_NAMED]) + (f" and {more} more" if more > 0 else "")
+
+
+def unshared_folder(folder: Path, world: World) -> str:
+    """The line for the user when what rank 0 writes into the run folder does not show on every node; else empty.
+
+    A collective. The folder is made; the file that is looked for is gone afterwards.
+    """
+    with ExitStack() as stack:
+        token, problem = "", ""
+        if world.is_main:
+            try:
+                token = stack.enter_context(planted(folder)).name
+            except OSError as error:
+                problem = f"out: {folder} cannot be written ({error.strerror}); give another --out"
+        token, problem = world.share((token, problem))  # type: ignore[misc]
+        if problem:
+            return problem
+        seen = at_nodes(world, lambda: (appears(folder / token), str(folder.absolute())))
+    writer = next(iter(seen))
+    blind = [f"{place} in {path}" for place, (found, path) in seen.items() if not found]
+    if not blind:
+        return ""
+    return (
+        f"out: {folder} is not one folder: what {writer} writes into {seen[writer][1]} does not show on "
+        f"{name_places(blind)}; give --out a folder that all nodes share, from which each reads the checkpoint when "
+        "the run goes on"
+    )
+
+
+@contextmanager
+def planted(folder: Path) -> Iterator[Path]:
+    """A small file in `folder`, which is made where it is missing. Raises `OSError`."""
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f".seen-by-all-{secrets.token_hex(8)}"
+    try:
+        path.write_text("whether all nodes see this folder\n", encoding="utf-8")
+        yield path
+    finally:
+        path.unlink(missing_ok=True)
+
+
+def appears(path: Path) -> bool:
+    """Whether a file shows within `APPEARS_WITHIN_S`."""
+    until = time.monotonic() + APPEARS_WITHIN_S
+    while not exists(path):
+        if time.monotonic() > until:
+            return False
+        time.sleep(0.1)
+    return True
+
+
+def exists(path: Path) -> bool:
+    """A folder that answers with an error (a stale mount, no permission) does not show the file."""
+    try:
+        return path.exists()
+    except OSError:
+        return False
+
+
+def unlike_shards(data: DataConfig, world: World) -> str:
+    """The line for the user when a node cannot read `data.shards`, a local folder, or has another one; else empty.
+
+    A collective.
+    """
+    found = at_nodes(world, lambda: look_at_shards(data))
+    problems = {place: problem for place, (problem, _) in found.items() if problem}
+    if len(problems) == len(found):
+        return next(iter(problems.values()))
+    if problems:
+        problem = next(iter(problems.values()))
+        well = name_places([place for place in found if place not in problems])
+        return (
+            f"data.shards on {name_places(list(problems))}: {problem}; it can be read on {well}: copy the dataset to "
+            "every node, or name a folder that all nodes share"
+        )
+    return describe_unlike(
+        {place: {MANIFEST: digest} for place, (_, digest) in found.items()},
+        "data.shards: the digest of {name} is {values}: copy the same dataset to every node",
+    )
+
+
+def look_at_shards(data: DataConfig) -> tuple[str, str]:
+    """(problem or empty, digest of dataset.json) of the dataset folder on this node."""
+    folder = local_path(data.shards)
+    try:
+        open_dataset(folder, streamed_splits(data))
+        return "", hashlib.sha256((folder / MANIFEST).read_bytes()).hexdigest()[:12]
+    except UserError as error:
+        return str(error), ""
+    except OSError as error:
+        return f"{error.filename}: {error.strerror}", ""

@@ -1,0 +1,62 @@
+"""One pass of a network over a split, kept: its metrics, what both branches predict, and features of some samples."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+
+from adadf_dist.data.batch import Batch
+from adadf_dist.data.dataset import Split
+from adadf_dist.distributed.world import World
+from adadf_dist.method.model import Output
+from adadf_dist.metrics.classification import Metrics
+from adadf_dist.metrics.evaluator import Totals, count, mean_of_crops
+from adadf_dist.metrics.predictions import Answers, Floats, Rows, both_branches, gather_answers, gather_rows, mean_rows
+from adadf_dist.tracking.artifacts import featured
+
+
+class Network(Protocol):
+    def infer_with_features(self, images: Tensor) -> tuple[Output, Tensor]: ...
+
+
+class SplitPass(NamedTuple):
+    """This rank's part of a pass over all samples of a split; the methods are collectives that put it together."""
+
+    split: Split
+    totals: Totals
+    predictions: list[Rows]
+    features: list[Rows]
+    """Of the samples `featured` names."""
+
+    def metrics(self) -> Metrics:
+        return self.totals.metrics(self.split)
+
+    def answers(self) -> Answers:
+        return gather_answers(self.predictions, len(self.split), self.totals.world)
+
+    def featured(self) -> Floats:
+        """[M, F] float32, before the classifier of the target branch."""
+        samples = len(self.split)
+        return gather_rows(self.features, samples, self.totals.world, featured(samples))
+
+
+def pass_over(network: Network, batches: Iterable[Batch], split: Split, world: World) -> SplitPass:
+    """Run the network once on each of this rank's batches of a split. No collective."""
+    predictions: list[Rows] = []
+    features: list[Rows] = []
+    chosen = torch.zeros(len(split), dtype=torch.bool, device=world.device)
+    chosen[torch.from_numpy(featured(len(split))).to(world.device)] = True
+
+    def predict(batch: Batch) -> Tensor:
+        output, found = network.infer_with_features(batch.rows().images)
+        predictions.append(both_branches(output, batch))
+        samples, values = mean_rows(found, batch)
+        wanted = chosen[samples]
+        features.append(Rows(samples[wanted], values[wanted]))
+        return mean_of_crops(output.target_logits, batch)
+
+    totals = count(predict, batches, split, world)
+    return SplitPass(split, totals, predictions, features)

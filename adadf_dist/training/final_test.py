@@ -1,0 +1,162 @@
+"""The end of a run: the test split is looked at once, and the answer kept."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from adadf_dist.checkpoint.manager import Checkpoints
+from adadf_dist.checkpoint.storage import read_checkpoint
+from adadf_dist.data.datamodule import Data
+from adadf_dist.data.identity import DataRecord
+from adadf_dist.distributed.world import World
+from adadf_dist.engine.ddp import Engine
+from adadf_dist.errors import UserError, one_line
+from adadf_dist.files.atomic import write_json
+from adadf_dist.metrics.evaluator import evaluate
+from adadf_dist.report.api import PAGE, report
+from adadf_dist.tracking.artifacts import record_answers
+from adadf_dist.tracking.logger import Log
+from adadf_dist.training.evaluation_pass import SplitPass, pass_over
+
+
+class Result(NamedTuple):
+    """What a run comes to. Accuracies in [0, 1]."""
+
+    selected_epoch: int
+    """Epoch (from 1) with the best validation accuracy."""
+    validation_accuracy: float
+    """Of the selected epoch."""
+    test: dict[str, Any]
+    """Metrics of the selected epoch's model on test; empty when the run does not test."""
+    last_test: dict[str, Any]
+    """The same of the last epoch's model."""
+    best_on_test: dict[str, Any]
+    """Under `evaluation.protocol = published` alone: the best epoch on test and its accuracy there."""
+
+
+def finish(
+    engine: Engine, data: Data, log: Log, checkpoints: Checkpoints, world: World, last: Mapping[str, SplitPass]
+) -> Result:
+    """Test the last and the selected model, once, and write their predictions and `result.json`. A collective.
+
+    `last`: passes of the last epoch's model over splits, by their name, which are not made again. A run that has its
+    result already only prints it.
+    """
+    path = Path(log.config.out) / "result.json"
+    progress = checkpoints.progress
+    kept = world.share(read_result(path) if world.is_main else None)
+    wanted = log.config.evaluation.test and data.test_split is not None
+    if isinstance(kept, dict) and kept["epochs"] == progress.epoch and (kept["test"] or not wanted):
+        result = Result(**{name: kept[name] for name in Result._fields})
+        log.say(f"this run was finished before; its result, from {path}:")
+    else:
+        result = measure(engine, data, checkpoints, world, dict(last))
+        if world.is_main:
+            write_json(path, {"epochs": progress.epoch, **result._asdict()})
+    log.status("finished", progress)
+    for line in (*describe(result, progress.epoch), *other_data_of(checkpoints)):
+        log.say(line)
+    log.say(f"run folder: {log.config.out}")
+    if log.config.evaluation.report and world.is_main:
+        draw_report(log)
+    return result
+
+
+def measure(engine: Engine, data: Data, checkpoints: Checkpoints, world: World, passes: dict[str, SplitPass]) -> Result:
+    """Test the last and the selected weights, and write what the selected ones predict. A collective.
+
+    `passes` of the last weights, by split: those that are there already.
+    """
+    config, progress = checkpoints.config, checkpoints.progress
+    test = data.test_split if config.evaluation.test else None
+    last: dict[str, Any] = {}
+    if progress.best_epoch != progress.epoch:
+        if test is not None:
+            known = passes.get(test.name)
+            last = (evaluate(engine, data.test(), test, world) if known is None else known.metrics()).to_dict()
+        load_selected(engine, checkpoints)
+        passes = {}
+    for split in (data.validation_split, test):
+        if split is not None and split.name not in passes:
+            passes[split.name] = pass_over(engine, data.evaluation(split), split, world)
+    selected = {} if test is None else passes[test.name].metrics().to_dict()
+    keep_answers(Path(config.out), [passes[split.name] for split in (data.validation_split, test) if split], world)
+    best_on_test: dict[str, Any] = {}
+    if config.evaluation.protocol == "published":
+        best = max(progress.epochs, key=lambda record: record["test_accuracy"])  # type: ignore[arg-type, return-value]
+        best_on_test = {"epoch": best["epoch"], "accuracy": best["test_accuracy"]}
+    return Result(progress.best_epoch, progress.best_accuracy, selected, last or selected, best_on_test)
+
+
+def keep_answers(folder: Path, passes: Sequence[SplitPass], world: World) -> None:
+    """Write what the selected weights predict of validation and, where it was tested, of test. A collective."""
+    for done in passes:
+        answers, features = done.answers(), done.featured()
+        if world.is_main:
+            record_answers(folder, done.split, answers, features)
+
+
+def other_data_of(checkpoints: Checkpoints) -> list[str]:
+    """A line for each dataset that the run was trained on before it was resumed on another, which the user allowed."""
+    record = checkpoints.parts.get("data")
+    earlier = record.earlier if isinstance(record, DataRecord) else []
+    return [f"warning: trained on {source.shards} before it was resumed on other data" for source in earlier]
+
+
+def draw_report(log: Log) -> None:
+    """A convenience: whatever it trips over is told, and the run is finished all the same."""
+    page = log.folder / PAGE
+    log.world.pulse.beat("drawing the report")
+    log.say("drawing the report ...")
+    try:
+        report([log.folder], page)
+    except Exception as error:
+        again = f"python -m adadf_dist.report {log.folder}"
+        log.say(f"warning: no report ({type(error).__name__}: {one_line(error)}); {again} tries again")
+    else:
+        log.say(f"report: {page}")
+
+
+def load_selected(engine: Engine, checkpoints: Checkpoints) -> None:
+    """A collective. Raises `UserError` when `selected.pt` is of another epoch."""
+    kept = read_checkpoint(checkpoints.selected)
+    if kept["progress"]["epoch"] != checkpoints.progress.best_epoch:
+        raise UserError(f"{checkpoints.selected}: is not of the selected epoch {checkpoints.progress.best_epoch}")
+    engine.load_state_dict(kept["engine"])
+
+
+def read_result(path: Path) -> dict[str, object] | None:
+    if not path.exists():
+        return None
+    result: dict[str, object] = json.loads(path.read_text(encoding="utf-8"))
+    return result
+
+
+def describe(result: Result, epochs: int) -> list[str]:
+    """Lines to print; `epochs`: of the run. One line for the test where the last epoch is the selected one."""
+    lines = [f"selected: epoch {result.selected_epoch}, validation accuracy {result.validation_accuracy:.2%}"]
+    tested = {"selected": result.test, "last": result.last_test}
+    if result.selected_epoch == epochs:
+        tested = {"selected and last": result.test}
+    for name, test in tested.items():
+        if test:
+            low, high = test["accuracy_interval"]
+            line = f"test accuracy, {name} epoch: {test['accuracy']:.2%} (95 % interval {low:.2%} to {high:.2%}, "
+            line += f"{test['samples']} faces), mean class accuracy {test['mean_class_accuracy']:.2%}"
+            if test["vote_divergence"] is not None:
+                line += f", KL(votes || prediction) {test['vote_divergence']:.3f} nats"
+            lines.append(line)
+    if result.test and result.test["ceiling"] is not None:
+        ceiling, accuracy = result.test["ceiling"], result.test["accuracy"]
+        share = accuracy / ceiling
+        lines.append(
+            f"ceiling: the best possible guess reaches {ceiling:.2%}; the selected epoch has {share:.1%} of it"
+        )
+    if result.best_on_test:
+        best = result.best_on_test
+        label = "best on test (published protocol: chosen on the test split)"
+        lines.append(f"{label}: {best['accuracy']:.2%}, epoch {best['epoch']}")
+    return lines

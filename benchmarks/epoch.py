@@ -1,0 +1,92 @@
+"""One epoch, whole process, against the loop one would write without this package."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+import torchvision
+
+from adadf_dist.data.synthetic.dataset import build_embedded
+from adadf_dist.files.outputs import write_output
+from benchmarks.baseline_loop import Work, conventional_epoch
+from benchmarks.machine import describe_machine, median
+
+STORED_SIZE, NETWORK_SIZE, BATCH = 100, 224, 64
+
+
+class Ours(NamedTuple):
+    """Of a whole `adadf_dist.train` process."""
+
+    seconds: float
+    waiting: float
+    """Share of the training pass in which the network waited for faces."""
+
+
+def add_options(epoch: argparse.ArgumentParser) -> None:
+    epoch.add_argument("--train", type=int, default=2048, help="training faces (default: %(default)s)")
+    epoch.add_argument("--test", type=int, default=512, help="test faces (default: %(default)s)")
+    epoch.add_argument("--only", choices=["both", "ours", "conventional"], default="both")
+    epoch.set_defaults(run=bench_epoch)
+
+
+def bench_epoch(options: argparse.Namespace) -> None:
+    """Print seconds of both, the medians' ratio, and what machine this was."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        shards = folder / "faces"
+        # 16 validation faces: training needs some, and their cost vanishes beside the test's
+        counts = {"train": options.train, "validation": 16, "test": options.test}
+        build_embedded(shards, counts, size=STORED_SIZE)
+        weights = folder / "random-resnet18.pt"
+        torch.save(torchvision.models.resnet18(weights=None).state_dict(), weights)
+        work = Work(shards, weights, NETWORK_SIZE, BATCH)
+        seconds: dict[str, list[float]] = {"ours": [], "conventional": []}
+        waiting: list[float] = []
+        for number in range(options.repeat):
+            if options.only != "conventional":
+                ours = time_ours(work, folder / f"run-{number}")
+                seconds["ours"].append(ours.seconds)
+                waiting.append(ours.waiting)
+            if options.only != "ours":
+                seconds["conventional"].append(conventional_epoch(work))
+    figures = {name: values for name, values in seconds.items() if values}
+    report: dict[str, object] = {
+        "faces": {"train": options.train, "test": options.test},
+        "machine": describe_machine(),
+        "seconds": figures,
+    }
+    for name, values in figures.items():
+        print(f"{name:13s} {median(values):8.1f} s  (rounds: {', '.join(f'{v:.1f}' for v in values)})")
+    if waiting:
+        report["waiting"] = waiting
+        print(f"ours waited for faces {median(waiting):.1%} of the training pass")
+    if options.only == "both":
+        ratio = median(seconds["conventional"]) / median(seconds["ours"])
+        report["ratio"] = ratio
+        print(f"ours is {ratio:.2f} times as fast; {report['machine']}")
+    if options.json is not None:
+        write_output(options.json, report)
+
+
+def time_ours(work: Work, out: Path) -> Ours:
+    """One epoch, class distributions and the test included."""
+    command = [sys.executable, "-m", "adadf_dist.train", "--preset", "rafdb", "--epochs", "1"]
+    command += ["--data.shards", str(work.shards), "--model.pretrained", str(work.weights), "--out", str(out)]
+    command += ["--data.image_size", str(work.image_size), "--batch_size", str(work.batch_size)]
+    command += ["--runtime.tensorboard", "false", "--evaluation.report", "false"]
+    began = time.perf_counter()
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+    seconds = time.perf_counter() - began
+    lines: Sequence[dict[str, Any]] = [
+        json.loads(line) for line in (out / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    ]
+    return Ours(seconds, next(line["waiting"] for line in lines if line["kind"] == "epoch"))

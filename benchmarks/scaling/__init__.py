@@ -1,0 +1,1 @@
+"""Scaling over ranks: measured, and modeled from communication volume."""

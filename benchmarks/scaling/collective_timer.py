@@ -1,0 +1,174 @@
+"""What collectives cost a rank: a tap on torch's own functions, and the same messages sent alone.
+
+A tapped call is timed from where the rank enters it to where it may go on, so its time holds the message's own and the
+wait for whoever was late. Gradients travel while the backward pass still computes; what they cost a step is the time
+from the last bucket's departure to the end of the backward pass.
+"""
+
+from __future__ import annotations
+
+import itertools
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
+from torch.nn.parallel import DistributedDataParallel
+from torch.optim.optimizer import register_optimizer_step_pre_hook
+
+from adadf_dist.distributed.world import World
+from adadf_dist.training.synthetic_step import wait_for
+
+OPERATIONS = ("all_reduce", "all_gather_into_tensor", "all_gather_single")
+"""What a step calls: this package the first, torch's SyncBatchNorm the others too, by the release."""
+
+Mark = float | torch.cuda.Event
+
+
+class Clock:
+    """Moments of a rank's work: on a GPU those of its stream, which the host runs ahead of."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._on_stream = device.type == "cuda"
+
+    def mark(self) -> Mark:
+        if not self._on_stream:
+            return time.perf_counter()
+        event = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
+        event.record()
+        return event
+
+
+def seconds(began: Mark, ended: Mark) -> float:
+    """Between two marks; on a GPU only after a synchronisation."""
+    if isinstance(began, float):
+        assert isinstance(ended, float)
+        return ended - began
+    assert not isinstance(ended, float)
+    milliseconds: float = began.elapsed_time(ended)
+    return milliseconds / 1000
+
+
+class Message(NamedTuple):
+    """What it takes to send a collective's message again."""
+
+    operation: str
+    shapes: tuple[tuple[int, ...], ...]
+    """Of the tensor arguments, in their order."""
+    dtype: torch.dtype
+
+    @property
+    def nbytes(self) -> int:
+        """What this rank hands in: the last tensor (an all-gather's first one is its output)."""
+        return torch.Size(self.shapes[-1]).numel() * self.dtype.itemsize
+
+
+class TappedStep:
+    """One step's marks and messages."""
+
+    def __init__(self, began: Mark) -> None:
+        self.began = began
+        self.ended: Mark | None = None
+        self.messages: list[Message] = []
+        """Those that the rank waited for where it called them, in order."""
+        self.marks: list[tuple[Mark, Mark]] = []
+        """When each began and was over."""
+        self.buckets: list[Message] = []
+        """Gradients, by DDP's buckets."""
+        self.last_bucket: Mark | None = None
+        self.backward_ended: Mark | None = None
+
+    def seconds(self) -> float:
+        assert self.ended is not None
+        return seconds(self.began, self.ended)
+
+    def blocked(self) -> list[float]:
+        """Seconds in each of `messages`, then those at the end for the gradients, if there were any."""
+        times = [seconds(began, ended) for began, ended in self.marks]
+        if self.last_bucket is not None:
+            assert self.backward_ended is not None
+            times.append(seconds(self.last_bucket, self.backward_ended))
+        return times
+
+
+class Tap:
+    """Notes every collective of the steps taken under it. DDP's part stays: open one tap in a process, at its end."""
+
+    def __init__(self, engine: object, world: World) -> None:
+        self.world = world
+        self.clock = Clock(world.device)
+        self.steps: list[TappedStep] = []
+        for part in vars(engine).values():
+            if isinstance(part, DistributedDataParallel):
+                # DDP looks at a hook's annotations, and knows none that are postponed: a lambda has none
+                part.register_comm_hook(None, lambda state, bucket: self._send_bucket(bucket))
+
+    def take(self, step: Callable[[], None]) -> None:
+        """Run one step and note it."""
+        self.steps.append(TappedStep(self.clock.mark()))
+        step()
+        self.steps[-1].ended = self.clock.mark()
+
+    @contextmanager
+    def open(self) -> Iterator[None]:
+        originals = {name: getattr(dist, name) for name in OPERATIONS if hasattr(dist, name)}
+        for name, original in originals.items():
+            setattr(dist, name, self._timed(name, original))
+        update = register_optimizer_step_pre_hook(self._end_backward)
+        try:
+            yield
+        finally:
+            update.remove()
+            for name, original in originals.items():
+                setattr(dist, name, original)
+
+    def _timed(self, name: str, original: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*args: Any, **options: Any) -> Any:
+            if options.get("async_op") or not self.steps:  # a bucket, which `_send_bucket` notes
+                return original(*args, **options)
+            tensors = [arg for arg in args if isinstance(arg, Tensor)]
+            began = self.clock.mark()
+            result = original(*args, **options)
+            self.steps[-1].marks.append((began, self.clock.mark()))
+            shapes = tuple(tuple(tensor.shape) for tensor in tensors)
+            self.steps[-1].messages.append(Message(name, shapes, tensors[-1].dtype))
+            return result
+
+        return call
+
+    def _send_bucket(self, bucket: Any) -> torch.futures.Future[Tensor]:
+        """What DDP does with a `GradBucket` anyway, noted."""
+        if self.steps:
+            gradients = bucket.buffer()
+            self.steps[-1].buckets.append(Message("all_reduce", (tuple(gradients.shape),), gradients.dtype))
+            self.steps[-1].last_bucket = self.clock.mark()
+        assert dist.group.WORLD is not None
+        return allreduce_hook(dist.group.WORLD, bucket)
+
+    def _end_backward(self, *unused: object) -> None:
+        if self.steps:
+            self.steps[-1].backward_ended = self.clock.mark()
+
+
+def send_alone(messages: Sequence[Message], world: World, rounds: int) -> list[list[float]]:
+    """Seconds of each message with nothing else under way: `rounds` lists.
+
+    A round begins with a barrier, and then sends one message right after the other, so ranks arrive together.
+    """
+    clock = Clock(world.device)
+    found = []
+    for _ in range(rounds):
+        arguments = [[torch.zeros(s, dtype=m.dtype, device=world.device) for s in m.shapes] for m in messages]
+        wait_for(world.device)
+        world.barrier()
+        marks = [clock.mark()]
+        for message, tensors in zip(messages, arguments, strict=True):
+            getattr(dist, message.operation)(*tensors)
+            marks.append(clock.mark())
+        wait_for(world.device)
+        found.append([seconds(began, ended) for began, ended in itertools.pairwise(marks)])
+    return found

@@ -1,0 +1,181 @@
+"""A step's time on machines that were not there to measure: stated assumptions, counted messages, plain arithmetic."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import FlopCounterMode
+
+from adadf_dist.config.backbone_names import RESNETS
+from adadf_dist.config.load import override
+from adadf_dist.config.schema import Config
+from adadf_dist.distributed.world import MIN_SAMPLES_A_RANK, World
+from adadf_dist.errors import UserError
+from adadf_dist.method.backbones import build_resnet
+from adadf_dist.method.model import DualBranch
+from benchmarks.scaling.comm_volume import Traffic, step_traffic
+from benchmarks.step import rehearse
+
+PUBLISHED = {"resnet18": 10_032.0, "resnet50": 3_042.0}
+"""Images/s of plain training on one A100, from ffcv-imagenet's README: ResNet18, 88 epochs of ImageNet in 187.3 minutes
+on one GPU; ResNet50, 24,340 images/s on eight. Validation included."""
+BACKWARD = 2 / 3
+"""Share of the backward pass in a step's arithmetic."""
+
+
+def assumed(default: float, meaning: str) -> Any:
+    return field(default=default, metadata={"meaning": meaning})
+
+
+@dataclass(frozen=True)
+class Assumptions:
+    """None of these was measured here; `meaning` says whose figure it is. GB are 10^9 bytes."""
+
+    plain_images_per_s: float = assumed(
+        0.0,
+        "images/s of one GPU training the plain backbone (ffcv-imagenet's README, A100: ResNet18 10032, ResNet50 3042)",
+    )
+    plain_size: float = assumed(176.0, "side of those images in pixels (ffcv's: 160 rising to 192)")
+    launch_us: float = assumed(6.0, "us of the host for an operation of a step (assumed: eager PyTorch)")
+    gpus_a_node: int = assumed(8, "GPUs of a node")
+    node_latency_us: float = assumed(20.0, "us of a small collective in a node (assumed: NVLink)")
+    network_latency_us: float = assumed(
+        43.0, "us that nodes add to it (github.com/NVIDIA/nccl/issues/652: 63 us in all, 32 nodes of eight A100)"
+    )
+    node_gb_s: float = assumed(
+        200.0, "GB/s of a GPU's messages in a node (github.com/NVIDIA/nccl-tests/issues/149: eight A100)"
+    )
+    network_gb_s: float = assumed(
+        46.0, "GB/s of a GPU's own 400 Gbit/s link (github.com/NVIDIA/nccl-tests/issues/290: 46 to 48)"
+    )
+    sync_operations: int = assumed(
+        17, "operations of torch's SyncBatchNorm for a layer, beyond a plain one's (read in its source)"
+    )
+    decode_per_s: float = assumed(
+        7_000.0, "faces/s that a GPU decodes (github.com/NVIDIA/DALI/issues/5362: A100, ImageNet's larger pictures)"
+    )
+
+
+class Work(NamedTuple):
+    """What a step asks of a GPU."""
+
+    arithmetic: float
+    """Its multiplications for a face, over those of the plain backbone."""
+    operations: int
+    """What the host launches, about: operations that are not views."""
+
+
+class Step(NamedTuple):
+    """A projected step; times in milliseconds."""
+
+    gpus: int
+    batch_size: int
+    arithmetic: float
+    launches: float
+    """Of the host, ahead of the device: the step takes the longer of the two."""
+    batch_norm: float
+    """Its messages, and what torch's SyncBatchNorm launches around them."""
+    gradients: float
+    """What the backward pass does not hide; all, where BatchNorm's messages queue behind them."""
+    attention: float
+    decoding: float
+    """Beside the step: a longer one is the step."""
+
+    @property
+    def total(self) -> float:
+        shorter, longer = sorted((self.arithmetic, self.launches))
+        if self.batch_norm:  # torch's SyncBatchNorm lets the host wait for the device in each layer of the forward pass
+            longer += (1 - BACKWARD) * shorter
+        return max(longer + self.batch_norm + self.gradients + self.attention, self.decoding)
+
+    @property
+    def bottleneck(self) -> str:
+        """The part that takes longest."""
+        parts = {
+            "arithmetic": self.arithmetic,
+            "launches: too few faces a GPU": self.launches,
+            "BatchNorm over all ranks": self.batch_norm,
+            "gradients": self.gradients,
+            "attention's messages": self.attention,
+        }
+        return "decoding" if self.total == self.decoding else max(parts, key=lambda name: parts[name])
+
+
+class OperationCounter(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Counts what a GPU would be sent: all operations but views and allocations."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.count = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        aliases = [value.alias_info for value in func._schema.returns]
+        is_view = any(alias is not None and not alias.is_write for alias in aliases)
+        self.count += not is_view and "empty" not in str(func)
+        return func(*args, **(kwargs or {}))
+
+
+def measure_work(config: Config, frozen: bool) -> Work:
+    """Run one step of two faces on the CPU and count."""
+    size = config.data.image_size
+    if config.model.backbone not in RESNETS:
+        raise UserError(f"model.backbone {config.model.backbone}: what is counted are {', '.join(RESNETS)}")
+    plain = build_resnet(config.model.backbone)
+    with FlopCounterMode(display=False) as plain_flops:
+        plain(torch.randn(2, 3, size, size)).sum().backward()
+    work = rehearse(override(config, {"batch_size": 2}), World(torch.device("cpu")))
+    if frozen:
+        work.engine.model.freeze_extractor()
+    with OperationCounter() as operations, FlopCounterMode(display=False) as flops:
+        work.step()
+    return Work(flops.get_total_flops() / plain_flops.get_total_flops(), operations.count)
+
+
+def project(config: Config, model: DualBranch, work: Work, gpus: int, assumptions: Assumptions) -> Step | None:
+    """A step of `config.batch_size` faces over `gpus`; None where a rank would have too few.
+
+    Args:
+        model: as `traffic.network` makes it.
+    """
+    if config.batch_size < MIN_SAMPLES_A_RANK * gpus:
+        return None
+    face_s = work.arithmetic / assumptions.plain_images_per_s * (config.data.image_size / assumptions.plain_size) ** 2
+    arithmetic = config.batch_size / gpus * face_s
+    launches = work.operations * assumptions.launch_us / 1e6
+    batch_norm = gradients = attention = 0.0
+    for traffic in step_traffic(model, config, gpus, "cuda") if gpus > 1 else []:
+        spent = send_s(traffic, gpus, assumptions)
+        if traffic.part == "gradients":  # the last bucket never hides
+            hidden = min(spent * (1 - 1 / traffic.calls), BACKWARD * max(arithmetic, launches))
+            # BatchNorm's messages queue behind them in the same communicator: then the backward pass stands still
+            gradients = spent if config.runtime.sync_batch_norm else spent - hidden
+        elif traffic.part == "attention":
+            attention = spent
+        else:
+            batch_norm += spent
+            if traffic.operation == "all-gather":  # forward, where the rest of a layer's extra work is counted too
+                batch_norm += traffic.calls * assumptions.sync_operations * assumptions.launch_us / 1e6
+    decoding = config.batch_size / gpus / assumptions.decode_per_s
+    times = (arithmetic, launches, batch_norm, gradients, attention, decoding)
+    return Step(gpus, config.batch_size, *(1000 * seconds for seconds in times))
+
+
+def send_s(traffic: Traffic, gpus: int, assumptions: Assumptions) -> float:
+    """Seconds of messages one after the other.
+
+    Latency for each; then bytes within a node and, each GPU over its own link, a node's share of them between nodes.
+    """
+    local = min(gpus, assumptions.gpus_a_node)
+    nodes = gpus / local
+    latency_us = assumptions.node_latency_us + (assumptions.network_latency_us if nodes > 1 else 0)
+    if traffic.operation == "all-reduce":  # reduce-scatter in the node, all-reduce of the parts, all-gather
+        inside = 2 * (local - 1) / local * traffic.nbytes
+        between = 2 * (nodes - 1) / nodes * traffic.nbytes / local
+    else:
+        inside = (local - 1) * nodes * traffic.nbytes
+        between = (nodes - 1) * traffic.nbytes
+    sending = inside / (assumptions.node_gb_s * 1e9) + between / (assumptions.network_gb_s * 1e9)
+    return traffic.calls * latency_us / 1e6 + sending

@@ -1,0 +1,148 @@
+"""What distribution costs, on paper: bytes from the network itself, and a projection from stated assumptions."""
+
+from __future__ import annotations
+
+import argparse
+import math
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict, fields, replace
+
+from adadf_dist.config.load import Layer, build_config, override
+from adadf_dist.config.schema import Config
+from adadf_dist.distributed.world import MIN_SAMPLES_A_RANK
+from adadf_dist.errors import UserError
+from adadf_dist.files.outputs import write_output
+from adadf_dist.method.model import DualBranch
+from benchmarks.scaling.comm_volume import Device, Traffic, epoch_traffic, network, step_traffic
+from benchmarks.scaling.cost_model import PUBLISHED, Assumptions, Step, Work, measure_work, project
+from benchmarks.step import CLASSES
+
+
+def add_options(cost: argparse.ArgumentParser) -> None:
+    cost.add_argument("--backbone", default="resnet18", help="model.backbone (default: %(default)s)")
+    cost.add_argument("--size", type=int, default=224, help="side in pixels (default: %(default)s)")
+    cost.add_argument("--frozen", action="store_true", help="the extractor rests, as with pretrained weights")
+    cost.add_argument("--faces", type=int, default=283_901, help="of an epoch (default: %(default)s, AffectNet-7)")
+    cost.add_argument(
+        "--batch-sizes", type=int, nargs="+", default=[64, 512, 4096], help="global ones (default: 64 512 4096)"
+    )
+    cost.add_argument("--gpus", type=int, nargs="+", default=[1, 8, 64, 512], help="(default: 1 8 64 512)")
+    assumptions = cost.add_argument_group("assumptions of the projection")
+    for field in fields(Assumptions):
+        kind = type(field.default)
+        meaning = f"{field.metadata['meaning']} (default: %(default)s)"
+        assumptions.add_argument(f"--{field.name.replace('_', '-')}", type=kind, default=field.default, help=meaning)
+    cost.set_defaults(run=bench_cost)
+
+
+def bench_cost(options: argparse.Namespace) -> None:
+    """Print the tables of bytes and of the projection, in Markdown."""
+    assumptions = Assumptions(**{field.name: getattr(options, field.name) for field in fields(Assumptions)})
+    values = {"model.backbone": options.backbone, "data.image_size": options.size, "runtime.precision": "fp32"}
+    config = build_config([Layer("bench", {**values, "batch_size": options.batch_sizes[0]})])
+    assumptions = check(options, assumptions)
+    model = network(config, CLASSES, options.frozen)
+    work = measure_work(config, options.frozen)
+    projected = [
+        (case, gpus, project(case, model, work, gpus, assumptions))
+        for case in vary(config, options.batch_sizes)
+        for gpus in options.gpus
+    ]
+    extractor = "frozen" if options.frozen else "trained"
+    print(f"{options.backbone}, extractor {extractor}, global batch {config.batch_size}\n")
+    for text in (
+        *bytes_table(config, model, options.faces),
+        *stated(config, work, assumptions),
+        *projection_table(projected),
+    ):
+        print(text)
+    if options.json is not None:
+        steps = [
+            {"sync_batch_norm": case.runtime.sync_batch_norm, **step._asdict(), "total": step.total}
+            for case, _, step in projected
+            if step is not None
+        ]
+        report = {"backbone": options.backbone, "frozen": options.frozen, "assumptions": asdict(assumptions)}
+        write_output(options.json, {**report, "work": work._asdict(), "steps_ms": steps})
+
+
+def check(options: argparse.Namespace, assumptions: Assumptions) -> Assumptions:
+    """Fill in the published rate where none is given. Raises `UserError` for what cannot be counted or divided by."""
+    for name, values in {"gpus": options.gpus, "faces": [options.faces]}.items():
+        if min(values) < 1:
+            raise UserError(f"--{name} {min(values)}: give 1 or more")
+    for name, value in asdict(assumptions).items():
+        if value < 0 or (value == 0 and name not in ("plain_images_per_s", "sync_operations") and "_us" not in name):
+            raise UserError(f"--{name.replace('_', '-')} {value:g}: give more than 0")
+    if not assumptions.plain_images_per_s and options.backbone not in PUBLISHED:
+        raise UserError(f"--backbone {options.backbone}: no rate is published; give --plain-images-per-s")
+    for gpus in options.gpus:
+        if gpus > assumptions.gpus_a_node and gpus % assumptions.gpus_a_node:
+            raise UserError(f"--gpus {gpus}: no whole number of nodes of {assumptions.gpus_a_node}; see --gpus-a-node")
+    rate = assumptions.plain_images_per_s or PUBLISHED[options.backbone]
+    return replace(assumptions, plain_images_per_s=rate)
+
+
+def vary(config: Config, batch_sizes: Sequence[int]) -> Iterator[Config]:
+    """Each global batch, BatchNorm over all of it and over each rank's own."""
+    for batch_size in batch_sizes:
+        for synchronized in (True, False):
+            yield override(config, {"batch_size": batch_size, "runtime.sync_batch_norm": synchronized})
+
+
+def bytes_table(config: Config, model: DualBranch, faces: int) -> Iterator[str]:
+    """Messages of a step and of an epoch, and the bytes that a rank sends among 2, 8 and 512."""
+    worlds: list[tuple[int, Device]] = [(2, "cpu"), (8, "cuda"), (512, "cuda")]
+    steps = math.ceil(faces / config.batch_size)
+    columns = [step_traffic(model, config, ranks, device) for ranks, device in worlds]
+    yield "| a step; kB that a rank sends | messages | 2 CPU ranks | 8 GPUs | 512 GPUs |"
+    yield "|---|--:|--:|--:|--:|"
+    for row in zip(*columns, strict=True):
+        cells = [f"{traffic.sent(ranks) / 1e3:,.1f}" for traffic, (ranks, _) in zip(row, worlds, strict=True)]
+        yield f"| {row[0].part} | {row[0].calls} | {' | '.join(cells)} |"
+    yield ""
+    yield f"| an epoch of {faces:,} faces; kB that a rank sends | messages | 2 CPU ranks | 8 GPUs | 512 GPUs |"
+    yield "|---|--:|--:|--:|--:|"
+    whole = [sent(column, ranks) * steps / 1e3 for column, (ranks, _) in zip(columns, worlds, strict=True)]
+    calls = sum(traffic.calls for traffic in columns[0]) * steps
+    yield f"| {steps:,} steps as above | {calls:,} | {' | '.join(f'{kb:,.1f}' for kb in whole)} |"
+    for traffic in epoch_traffic(config, CLASSES, faces):
+        cells = [f"{traffic.sent(ranks) / 1e3:,.1f}" for ranks, _ in worlds]
+        yield f"| {traffic.part} | {traffic.calls:,} | {' | '.join(cells)} |"
+
+
+def stated(config: Config, work: Work, assumptions: Assumptions) -> Iterator[str]:
+    """What was counted and what is assumed."""
+    backbone, size = config.model.backbone, config.data.image_size
+    rate = assumptions.plain_images_per_s * (assumptions.plain_size / size) ** 2 / work.arithmetic
+    yield f"\nCounted: a step has {work.arithmetic:.2f} times the arithmetic of the plain {backbone}'s, and about"
+    yield f"{work.operations} operations. Assumed, hence {rate:,.0f} faces/s on one GPU at {size}x{size}:\n"
+    for field in fields(Assumptions):
+        yield f"- {field.name} {getattr(assumptions, field.name):g}: {field.metadata['meaning']}"
+    yield ""
+
+
+def sent(messages: Iterable[Traffic], ranks: int) -> float:
+    """Bytes that a rank sends."""
+    return sum(traffic.sent(ranks) for traffic in messages)
+
+
+def projection_table(projected: Sequence[tuple[Config, int, Step | None]]) -> Iterator[str]:
+    """Milliseconds, and the speed-up over one GPU with the same batch."""
+    yield "Milliseconds of a step, and its speed-up over one GPU with the same batch:\n"
+    yield (
+        "| batch | BatchNorm over | GPUs | arithmetic | launches | BatchNorm | gradients | attention | step | speed-up "
+        "| first bottleneck |"
+    )
+    yield "|--:|---|--:|--:|--:|--:|--:|--:|--:|--:|---|"
+    alone = {config.batch_size: step.total for config, gpus, step in projected if step is not None and gpus == 1}
+    for config, gpus, step in projected:
+        over = "all ranks" if config.runtime.sync_batch_norm else "its own"
+        head = f"| {config.batch_size:,} | {over} | {gpus} |"
+        if step is None:
+            most = config.batch_size // MIN_SAMPLES_A_RANK
+            yield f"{head} | | | | | | | refused: {MIN_SAMPLES_A_RANK} faces a rank at least, {most:,} GPUs at most |"
+            continue
+        parts = (step.arithmetic, step.launches, step.batch_norm, step.gradients, step.attention, step.total)
+        speed_up = f"{alone[config.batch_size] / step.total:.1f}" if config.batch_size in alone else ""
+        yield f"{head} {' | '.join(f'{part:.2f}' for part in parts)} | {speed_up} | {step.bottleneck} |"

@@ -1,0 +1,129 @@
+"""How fast a folder of AffectNet's size becomes shards, in how much memory: `python -m benchmarks.shard_build`.
+
+The tree is made of drawn faces; so that drawing takes seconds, a few hundred are drawn, and every file gets a comment
+of its own behind the JPEG's header: other bytes, so another face to everything that reads it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from adadf_dist.console.exit import one_line_errors
+from adadf_dist.console.parser import Parser
+from adadf_dist.data.jpeg import encode
+from adadf_dist.data.synthetic.faces import EMOTIONS, draw_face
+from adadf_dist.errors import UserError
+from shards.progress import Progress
+
+DRAWN = 512
+SIDE = 100
+FILES_A_FOLDER = 10_000
+
+PLAN = """
+import resource, sys, time
+import numpy as np, torch
+from adadf_dist.data.dataset import open_dataset
+from adadf_dist.data.sampling import epoch_batches
+resident = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+before, began = resident(), time.perf_counter()
+split = open_dataset(sys.argv[1]).split("train")
+opened = time.perf_counter()
+epoch_batches(split.labels, "balanced", 64, 0, 0)
+print(opened - began, time.perf_counter() - opened, resident() - before)
+"""
+
+
+class Cost(NamedTuple):
+    """Of a command and all its processes."""
+
+    seconds: float
+    memory_mb: float
+    """Highest sum of what its processes hold for themselves alone, sampled."""
+
+
+def make_tree(folder: Path, faces: int) -> None:
+    """`faces` JPEGs of 100x100 under CLASS/PART/NUMBER.jpg."""
+    drawn = [draw_face(0, number, SIDE) for number in range(min(DRAWN, faces))]
+    jpegs = [(face.label, encode(face.image).data) for face in drawn]
+    with Progress("files", faces, "file") as progress:
+        for number in range(faces):
+            label, data = jpegs[number % len(jpegs)]
+            part = folder / list(EMOTIONS)[label] / f"{number // FILES_A_FOLDER:03d}"
+            part.mkdir(parents=True, exist_ok=True)
+            comment = f"{number:08d}".encode()
+            segment = b"\xff\xfe" + (len(comment) + 2).to_bytes(2, "big") + comment
+            (part / f"{number:08d}.jpg").write_bytes(data[:2] + segment + data[2:])
+            progress.update(1)
+
+
+def cost(command: Sequence[str]) -> Cost:
+    """Run a command. Raises `UserError` when it fails."""
+    began = time.perf_counter()
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL) as process:
+        peak = 0
+        while process.poll() is None:
+            peak = max(peak, sum(map(own_memory, family(process.pid))))
+            time.sleep(0.2)
+    if process.returncode:
+        raise UserError(f"{' '.join(command)} ended with status {process.returncode}")
+    return Cost(time.perf_counter() - began, peak / 2**20)
+
+
+def family(process: int) -> list[int]:
+    """A process and all below it, of Linux."""
+    try:
+        children = Path(f"/proc/{process}/task/{process}/children").read_text(encoding="utf-8").split()
+    except OSError:  # it ended while we looked
+        return []
+    return [process, *(member for child in children for member in family(int(child)))]
+
+
+def own_memory(process: int) -> int:
+    """Bytes that the process shares with no other."""
+    try:
+        lines = Path(f"/proc/{process}/smaps_rollup").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return 0
+    return 1024 * sum(int(line.split()[1]) for line in lines if line.startswith("Private_"))
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = Parser(prog="python -m benchmarks.shard_build", description=__doc__)
+    parser.add_argument("--faces", type=int, default=280_000, help="JPEGs of 100x100 (default: %(default)s)")
+    parser.add_argument("--workers", type=int, default=len(os.sched_getaffinity(0)), help="default: one a core")
+    parser.add_argument("--dir", type=Path, help="where to work; 3 KB a face are needed (default: a temporary folder)")
+    options = parser.parse_args(argv)
+    with one_line_errors("benchmarks.shard_build"), tempfile.TemporaryDirectory(dir=options.dir) as name:
+        measure(Path(name), options.faces, options.workers)
+
+
+def measure(folder: Path, faces: int, workers: int) -> None:
+    make_tree(folder / "tree", faces)
+    out = str(folder / "shards")
+    source = ["folder", "--root", str(folder / "tree"), "--out", out]
+    build = cost([sys.executable, "-m", "shards.build", *source, "--workers", str(workers)])
+    verify = cost([sys.executable, "-m", "shards.verify", out, "--workers", str(workers)])
+    done = subprocess.run([sys.executable, "-c", PLAN, out], check=True, capture_output=True, text=True)
+    opened, planned, memory = map(float, done.stdout.split())
+    print(f"{faces:,} JPEGs of {SIDE}x{SIDE}, {workers} workers, {platform.processor() or platform.machine()}")
+    for name, spent in (("build", build), ("verify", verify)):
+        rate = faces / spent.seconds
+        print(
+            f"{name:7s} {spent.seconds:7.1f} s  {rate:8,.0f} faces/s  {rate / workers:7,.0f} a worker"
+            f"  {spent.memory_mb:6,.0f} MB at most"
+        )
+    print(f"open the index {opened:.2f} s, plan a balanced epoch {planned:.2f} s, {memory:.0f} MB above the imports")
+    print(json.dumps({"faces": faces, "build": build._asdict(), "verify": verify._asdict()}))
+
+
+if __name__ == "__main__":
+    main()

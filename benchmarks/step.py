@@ -1,0 +1,68 @@
+"""The network alone: how fast steps are when faces cost nothing."""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import time
+
+from adadf_dist.config.load import Layer, build_config, override
+from adadf_dist.config.schema import Config
+from adadf_dist.distributed.world import World, pick_device
+from adadf_dist.engine.base import resolve_precision
+from adadf_dist.files.outputs import write_output
+from adadf_dist.training.synthetic_step import Rehearsal, wait_for
+from benchmarks.machine import describe_machine, median
+
+CLASSES = 7
+WARM_UP = 3
+"""Steps before any is measured: memory is found, kernels are chosen, DDP has its final buckets."""
+
+
+def rehearse(config: Config, world: World) -> Rehearsal:
+    """Steps of a config whose precision may be `auto`, warmed up."""
+    config = override(config, {"runtime.precision": resolve_precision(config, world.device)})
+    rehearsal = Rehearsal(config, CLASSES, world)
+    for _ in range(WARM_UP):
+        rehearsal.step()
+    wait_for(world.device)
+    return rehearsal
+
+
+def add_options(step: argparse.ArgumentParser) -> None:
+    step.add_argument("--sizes", type=int, nargs="+", default=[100, 224], help="sides in pixels (default: 100 224)")
+    step.add_argument("--batch-size", type=int, default=64, help="faces a step (default: %(default)s)")
+    step.add_argument("--steps", type=int, default=10, help="steps a measurement (default: %(default)s)")
+    step.add_argument("--backbone", default="resnet18", help="model.backbone (default: %(default)s)")
+    step.add_argument("--precision", default="auto", help="runtime.precision (default: %(default)s)")
+    modes = ["off", "default", "cuda-graphs"]
+    step.add_argument("--compile", nargs="+", choices=modes, default=["off"], help="runtime.compile, side by side")
+    step.set_defaults(run=bench_step)
+
+
+def bench_step(options: argparse.Namespace) -> None:
+    figures: dict[str, list[float]] = {}
+    for _ in range(options.repeat):
+        for size, compiled in itertools.product(options.sizes, options.compile):
+            layer = {"model.backbone": options.backbone, "runtime.precision": options.precision}
+            layer |= {"data.image_size": size, "batch_size": options.batch_size, "runtime.compile": compiled}
+            name = f"{size}x{size}" + (f", compile {compiled}" if options.compile != ["off"] else "")
+            figures.setdefault(name, []).append(rate(build_config([Layer("bench", layer)]), options.steps))
+    machine = describe_machine()
+    for name, values in figures.items():
+        print(f"{options.backbone} at {name}, batch {options.batch_size}: {median(values):8.0f} images/s")
+    print(machine)
+    if options.json is not None:
+        report = {"machine": machine, "batch_size": options.batch_size, "images_per_s": figures}
+        write_output(options.json, report)
+
+
+def rate(config: Config, steps: int) -> float:
+    """Images/s of training steps on one batch."""
+    world = World(pick_device())
+    work = rehearse(config, world)
+    began = time.perf_counter()
+    for _ in range(steps):
+        work.step()
+    wait_for(world.device)
+    return steps * config.batch_size / (time.perf_counter() - began)

@@ -1,0 +1,159 @@
+"""Pictures of a source, aligned while they are stored."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cache
+from importlib.metadata import version
+from typing import TYPE_CHECKING, Any
+
+from PIL import Image
+
+from adadf_dist.data.build.builder import Item, Provenance, Source
+from adadf_dist.data.build.writer import Sample
+from adadf_dist.data.jpeg import BadImage, decode, encode, make_upright, to_grey_or_rgb
+from adadf_dist.errors import UserError
+from shards.image_files import Listing, PhotoOptions, Photos, read_bytes, settle
+
+if TYPE_CHECKING:
+    from adadf_dist.alignment.mtcnn import Detector
+
+
+@dataclass(frozen=True)
+class Aligned:
+    """A `Source` around `Photos` whose pictures are put to the five-point template."""
+
+    photos: Photos
+    by: str
+    """`detect`, or `landmarks`: those of the dataset."""
+    size: int
+    """Side of a stored face in pixels."""
+    no_face: str
+    """`quarantine`, or `centre`: keep the middle of the picture, and say so."""
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        return self.photos.classes
+
+    @property
+    def provenance(self) -> Provenance:
+        made = self.photos.provenance
+        options = {key: value for key, value in made.options.items() if key not in ("image_size", "margin")}
+        options |= {"align": self.by, "aligned_size": self.size, "no_face": self.no_face}
+        if self.by == "detect":  # another release may put a point elsewhere: shards of both are not to be mixed
+            options |= {name: version(name) for name in ("mtcnn", "torch")}
+        return replace(made, options=options)
+
+    @property
+    def image_bytes(self) -> int:
+        return self.size**2 * len(self.photos.splits)
+
+    def items(self) -> Sequence[Item]:
+        return self.photos.items()
+
+    def locate(self, number: int) -> str:
+        return self.photos.locate(number)
+
+    def label(self, number: int) -> int:
+        return self.photos.label(number)
+
+    def fingerprint(self, number: int) -> bytes:
+        return self.photos.fingerprint(number)
+
+    def load(self, number: int) -> Sample:
+        from adadf_dist.alignment.similarity import align, centre_crop
+
+        picture = self.photos.listing.pictures[number]
+        facts = self.photos.facts(number)
+        image = upright(read_bytes(f"{self.photos.options.root}/{picture.path}")[0])
+        try:
+            found = landmarks_of(facts) if self.by == "landmarks" else detected(image, facts)
+            face, remark = align(image, found["points"], self.size), ""
+        except NoFaceError as error:
+            if self.no_face == "quarantine":
+                raise BadImage(str(error)) from None
+            face, found, remark = centre_crop(image, self.size), {}, f"{error}: centre of the picture"
+        except ValueError as error:
+            raise BadImage(str(error)) from None
+        details = {**facts, **{key: value for key, value in found.items() if key != "points"}}
+        return Sample(encode(face), picture.label, picture.votes, None, self.locate(number), details, remark)
+
+
+class NoFaceError(Exception):
+    """The detector found nothing, or nothing where the dataset says that the face is."""
+
+
+def upright(data: bytes) -> Image.Image:
+    """The picture, grey or RGB, as it is meant to be seen. Raises `BadImage`."""
+    return to_grey_or_rgb(make_upright(decode(data)))
+
+
+def landmarks_of(facts: Mapping[str, Any]) -> dict[str, Any]:
+    """The dataset's own points. Raises `BadImage` or `ValueError`."""
+    from adadf_dist.alignment.similarity import five_points
+
+    if "landmarks" not in facts:
+        raise BadImage("the dataset has no landmarks for it; use --align detect")
+    return {"points": five_points(facts["landmarks"])}
+
+
+def detected(image: Image.Image, facts: Mapping[str, Any]) -> dict[str, Any]:
+    """The points of the face that is meant, and what KEY.json keeps of it. Raises `NoFaceError`."""
+    from adadf_dist.alignment.similarity import choose
+
+    faces = open_detector().detect([image])[0]
+    face = choose(faces, facts.get("box"))
+    if face is None:
+        raise NoFaceError("no face found on the annotated box" if faces else "no face found")
+    return {
+        "points": face.landmarks,
+        "aligned_by": [[round(float(x), 2) for x in point] for point in face.landmarks],
+        "score": round(face.score, 4),
+        "faces": len(faces),
+    }
+
+
+@cache
+def open_detector() -> Detector:
+    """One a process, on one thread of the CPU: there is a process a core, and a GPU would change the bytes."""
+    import torch
+
+    from adadf_dist.alignment.mtcnn import Detector
+
+    torch.set_num_threads(1)
+    return Detector("cpu")
+
+
+def add_align_arguments(parser: argparse._ArgumentGroup) -> None:
+    parser.add_argument(
+        "--align",
+        choices=("none", "detect", "landmarks"),
+        default="none",
+        help="put eyes, nose and mouth where the standard five-point template has them: by MTCNN (extra `align`), or "
+        "by the dataset's own landmarks (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--aligned-size", type=int, default=100, metavar="N", help="side of an aligned face (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--no-face",
+        choices=("quarantine", "centre"),
+        default="quarantine",
+        help="a picture in which no face is found counts as one that cannot be stored (see --max-bad), or its centre "
+        "is kept and listed in remarks.csv (default: %(default)s)",
+    )
+
+
+def open_photos(listing: Listing, options: PhotoOptions, args: argparse.Namespace) -> Source:
+    """The listing as a source, aligned when that is asked for. Raises `UserError`."""
+    if args.align == "none":
+        return settle(listing, options)
+    if not 16 <= args.aligned_size <= 1024:
+        raise UserError(f"--aligned-size {args.aligned_size}: from 16 to 1024")
+    if args.image_size is not None:
+        raise UserError("--image-size: an aligned face is as large as --aligned-size says; leave --image-size out")
+    if args.align == "detect":
+        open_detector()  # now, not after minutes of reading, if its weights are not installed
+    return Aligned(settle(listing, options), args.align, args.aligned_size, args.no_face)

@@ -1,0 +1,109 @@
+"""What is wrong with a dataset of faces, told before a GPU hour is spent on it.
+
+    python -m shards.doctor PATH [--json FILE] [--html FILE]
+
+PATH is a dataset folder, a raw tree or a csv list that the builder can read. A line for each verdict goes to stdout,
+the worst last, and the exit status says how bad it is (see --help). `--json FILE` writes the same for programs:
+
+    schema_version  1
+    path            PATH as given
+    kind            "dataset folder" or "raw tree"
+    source          the builder's source that made or reads it
+    classes         names in label order
+    splits          split -> {faces, class_counts}: faces that can be read, in all and in label order
+    worst           "ok", "note", "warning" or "error"
+    exit_status     0, 1 or 2
+    verdicts        list of {check, severity, what, where, mend, groups}; the strings as printed
+      groups        list of {faces, remark}: every face the verdict is about, copies of one picture together
+        faces       list of {split, name, class}: name is the key in a dataset folder, the place in a raw tree;
+                    class is null for a face that cannot be read
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from adadf_dist.console.exit import one_line_errors
+from adadf_dist.console.parser import Parser
+from adadf_dist.files.outputs import add_force_option, check_output, write_output
+from shards.doctor.dataset_view import TREES, Material, open_material, open_tree
+from shards.doctor.html_report import render
+from shards.doctor.report import Report, diagnose
+from shards.sources import csv_list as listing
+
+DESCRIPTION = """\
+Examine a dataset of faces: which one it is, counts a split and class against the published ones, missing splits and
+classes, image sizes and colours, files that do not decode or are not what they seem, blank faces, and faces that stand
+there more than once: leaks between splits, twins within one, labels that disagree. Copies are found when they are equal
+pixel for pixel, and when they were encoded again, resized, relit, cut by a column or mirrored. Nothing is changed.
+"""
+EPILOG = f"""\
+PATH is a dataset folder (dataset.json), a csv list with the options of `shards.build csv`, or a raw tree:
+{chr(10).join(f"  {name:<11} {tree.looks_for}" for name, tree in TREES.items())}
+
+exit status: 0 all is well, or notes only; 1 warnings; 2 errors, also when PATH cannot be examined
+
+examples:
+  python -m shards.doctor data/ferplus
+  python -m shards.doctor FER2013 --json doctor.json --html doctor.html
+  python -m shards.doctor faces.csv --root pictures --classes neutral,happy,sad
+"""
+
+
+def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
+    parser = Parser(
+        prog="python -m shards.doctor",
+        description=DESCRIPTION,
+        epilog=EPILOG,
+    )
+    parser.add_argument("folder", type=Path, metavar="PATH", help="dataset folder, root of a raw tree, or a csv list")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write every verdict and face for programs")
+    parser.add_argument("--html", type=Path, metavar="FILE", help="write one page with the pictures in question")
+    add_force_option(parser, "a FILE")
+    listing.add_arguments(parser.add_argument_group("csv list, as `shards.build csv` takes them"), csv_option=False)
+    parser.set_defaults(seed=0)
+    cores = len(os.sched_getaffinity(0))
+    parser.add_argument("--workers", type=int, default=cores, metavar="N", help="processes (default: %(default)s)")
+    args = parser.parse_args(argv)
+    if args.workers < 1:
+        parser.error(f"--workers {args.workers}: at least 1")
+    return args
+
+
+def open_path(args: argparse.Namespace) -> Material:
+    """Open a folder, or a csv list just as `shards.build csv` does. Raises `UserError`."""
+    if not args.folder.is_file():
+        return open_material(args.folder)
+    args.csv, args.keep_leaks = args.folder, True  # leaks are findings here
+    source = listing.open_source(args)
+    return replace(open_tree(args.root, "csv", source), path=args.folder)
+
+
+def summary(report: Report) -> str:
+    """The verdicts, the worst last, where a terminal shows it."""
+    lines = [str(verdict) for verdict in sorted(report.verdicts, key=lambda verdict: verdict.severity)]
+    return "\n".join([*lines, f"{report.case.material.path}: {report.tally()}"])
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    args = parse_arguments(sys.argv[1:] if argv is None else argv)
+    with one_line_errors("shards.doctor", prints="report"):
+        for option, path in (("--json", args.json), ("--html", args.html)):
+            if path is not None:
+                check_output(path, args.force, option)
+        report = diagnose(open_path(args), args.workers)
+        if args.json is not None:
+            write_output(args.json, report.to_json())
+        if args.html is not None:
+            write_output(args.html, render(report))
+        print(summary(report))
+    raise SystemExit(report.worst.exit_status)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,246 @@
+"""What the doctor looks at: a built dataset folder, or a raw tree read through a builder's source."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, NamedTuple, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from adadf_dist.data.build.builder import Source
+from adadf_dist.data.build.folder_tree import is_system_name, list_entries, subfolders
+from adadf_dist.data.dataset import Dataset, Split, open_dataset
+from adadf_dist.data.jpeg import is_image_name
+from adadf_dist.data.manifest import MANIFEST, SPLITS
+from adadf_dist.errors import UserError
+from adadf_dist.files.text import escape_name, unescape_name
+from shards.image_files import Listing, PhotoOptions, settle
+from shards.sources import affectnet, fer2013, folder, rafdb, sfew
+from shards.sources.fer2013_csv import CSV_NAMES, find_csv
+from shards.sources.splits import check_class_folders, split_names
+
+UNKNOWN = -1
+"""Label of a face that could not be read."""
+
+
+class Reading(NamedTuple):
+    """A face as it is stored or would be stored."""
+
+    data: bytes
+    """Encoded image."""
+    label: int
+
+
+class Faces(Protocol):
+    """N faces by number, 0 to N - 1. Pickled into every worker process."""
+
+    def read(self, number: int) -> Reading:
+        """Raises `BadImage`."""
+
+    def name(self, number: int) -> str:
+        """By which people find the face: its key, or its path in the tree."""
+
+    def file(self, number: int) -> Path | None:
+        """The file of its own in which the face came, where it has one."""
+
+
+@dataclass(frozen=True, eq=False)
+class Material:
+    """Data to be judged."""
+
+    path: Path
+    kind: Literal["dataset folder", "raw tree"]
+    source: str
+    """The builder's source that made it, or that reads it."""
+    options: Mapping[str, object]
+    """Of that source."""
+    findings: Mapping[str, object]
+    """What that source dropped, doubled or left in doubt, counted."""
+    classes: tuple[str, ...]
+    splits: tuple[str, ...]
+    """Those that are there, in the order of `SPLITS`."""
+    split_of: NDArray[np.int8]
+    """[N], places in `splits`."""
+    faces: Faces
+
+    def __len__(self) -> int:
+        return len(self.split_of)
+
+
+@dataclass(frozen=True)
+class StoredFaces:
+    """The faces of a dataset folder, split after split."""
+
+    splits: tuple[Split, ...]
+
+    def place(self, number: int) -> tuple[Split, int]:
+        for split in self.splits:
+            if number < len(split):
+                return split, number
+            number -= len(split)
+        raise IndexError(number)
+
+    def read(self, number: int) -> Reading:
+        split, sample = self.place(number)
+        return Reading(bytes(split.read(sample)), int(split.labels[sample]))
+
+    def name(self, number: int) -> str:
+        split, sample = self.place(number)
+        return str(split.keys[sample])
+
+    def file(self, number: int) -> Path | None:
+        return None
+
+
+@dataclass(frozen=True)
+class SourceFaces:
+    """The faces of a raw tree; `numbers` are the source's own."""
+
+    source: Source
+    root: Path
+    numbers: Sequence[int]
+
+    def read(self, number: int) -> Reading:
+        sample = self.source.load(self.numbers[number])
+        return Reading(sample.image.data, sample.label)
+
+    def name(self, number: int) -> str:
+        return self.source.locate(self.numbers[number])
+
+    def file(self, number: int) -> Path | None:
+        path = self.root / unescape_name(self.name(number))
+        return path if path.is_file() else None
+
+
+class Tree(NamedTuple):
+    """A raw tree that the doctor knows: how it is told from others, and how it is read whole, leaks and all."""
+
+    looks_for: str
+    recognise: Callable[[Path], bool]
+    open: Callable[[Path], Source]
+
+
+def has_fer2013(root: Path) -> bool:
+    return any((root / name).is_file() for name in CSV_NAMES)
+
+
+def open_fer2013(root: Path) -> Source:
+    csv = find_csv(root)
+    return fer2013.read_fer2013(fer2013.Fer2013Options(csv, None, "fer", validation_fraction=0, keep_leaks=True))
+
+
+def has_affectnet(root: Path) -> bool:
+    """The releases; folders of classes could be anything, and are compared by their counts."""
+    return any(all((root / mark).exists() for mark in layout.marks) for layout in affectnet.LAYOUTS[:2])
+
+
+def has_rafdb(root: Path) -> bool:
+    return any((root / below / rafdb.LABELS).is_file() for below in (".", "basic"))
+
+
+def open_rafdb(root: Path) -> Source:
+    images = "aligned" if any((root / b / rafdb.IMAGES["aligned"]).is_dir() for b in (".", "basic")) else "original"
+    return as_it_stands(rafdb.list_rafdb(root, images), root)
+
+
+def has_sfew(root: Path) -> bool:
+    """Train and Val of exactly SFEW's emotions."""
+    names = {name.lower(): name for name in subfolders(root)}
+    if not {"train", "val"} <= names.keys():
+        return False
+    trees = [sfew.find_emotions(root / names[split]) for split in ("train", "val")]
+    return all(tree is not None and set(subfolders(tree)) == set(sfew.CLASSES) for tree in trees)
+
+
+def has_class_folders(root: Path) -> bool:
+    """Pictures two folders deep (class), or three (split, class)."""
+    splits = [root / name for name, split in split_names(subfolders(root)).items() if split is not None]
+    return any(
+        is_image_name(entry.name) and not is_system_name(entry.name)
+        for top in splits or [root]
+        for name in subfolders(top)
+        for entry in list_entries(top / name)
+    )
+
+
+def as_it_stands(listing: Listing, root: Path, margin: float | None = None) -> Source:
+    """No face moves to another split, and no leak is dropped."""
+    return settle(listing, PhotoOptions(root, {}, margin=margin, keep_leaks=True))
+
+
+TREES: dict[str, Tree] = {
+    "fer2013": Tree(" or ".join(CSV_NAMES[:2]), has_fer2013, open_fer2013),
+    "affectnet": Tree(
+        "training.csv or train_set/",
+        has_affectnet,
+        lambda root: as_it_stands(affectnet.find_layout(root).read(root, affectnet.EXPRESSIONS), root, margin=0.0),
+    ),
+    "rafdb": Tree(rafdb.LABELS, has_rafdb, open_rafdb),
+    "sfew": Tree("Train/ and Val/ of emotions", has_sfew, lambda root: as_it_stands(sfew.list_sfew(root), root)),
+    "folder": Tree(
+        "CLASS/ or SPLIT/CLASS/ folders of pictures",
+        has_class_folders,
+        lambda root: as_it_stands(folder.list_folder(root), root),
+    ),
+}
+"""In the order in which they are tried."""
+
+
+def open_material(path: Path) -> Material:
+    """Open a dataset folder or a raw tree. Raises `UserError`."""
+    if not path.exists():
+        raise UserError(f"{path}: no such folder; give a dataset folder or the root of a raw tree")
+    if not path.is_dir():
+        raise UserError(f"{path}: is a file; give the folder that holds it")
+    if (path / MANIFEST).is_file():
+        return open_stored(open_dataset(path))
+    for name, tree in TREES.items():
+        if tree.recognise(path):
+            return open_tree(path, name, tree.open(path))
+    looked = "; ".join(f"{tree.looks_for} ({name})" for name, tree in TREES.items())
+    check_class_folders(path, subfolders(path))
+    entries = [escape_name(entry.name) + "/" * entry.is_dir() for entry in list_entries(path)]
+    saw = ", ".join(entries[:6]) + (f" and {len(entries) - 6:,} more" if len(entries) > 6 else "")
+    raise UserError(
+        f"{path}: neither a dataset folder nor a tree we know; looked for {MANIFEST} (dataset folder); {looked}; "
+        f"saw {saw or 'an empty folder'}; give the folder that holds one of these"
+    )
+
+
+def open_stored(dataset: Dataset) -> Material:
+    splits = tuple(dataset.split(name) for name in dataset.splits)
+    built = dataset.manifest.built
+    options, findings = built.get("options"), built.get("findings")
+    return Material(
+        path=dataset.folder,
+        kind="dataset folder",
+        source=str(built.get("source", "unknown")),
+        options=options if isinstance(options, Mapping) else {},
+        findings=findings if isinstance(findings, Mapping) else {},
+        classes=dataset.classes,
+        splits=tuple(split.name for split in splits),
+        split_of=np.repeat(np.arange(len(splits), dtype=np.int8), [len(split) for split in splits]),
+        faces=StoredFaces(splits),
+    )
+
+
+def open_tree(root: Path, name: str, source: Source) -> Material:
+    if others := source.provenance.findings.get("other_files"):
+        print(f"note: {others:,} other files skipped, by their suffixes no images", file=sys.stderr)
+    items = sorted(source.items(), key=lambda item: (SPLITS.index(item.split), item.number))
+    splits = tuple(split for split in SPLITS if any(item.split == split for item in items))
+    return Material(
+        path=root,
+        kind="raw tree",
+        source=name,
+        options=source.provenance.options,
+        findings=source.provenance.findings,
+        classes=source.classes,
+        splits=splits,
+        split_of=np.array([splits.index(item.split) for item in items], dtype=np.int8),
+        faces=SourceFaces(source, root, [item.number for item in items]),
+    )

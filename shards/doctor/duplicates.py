@@ -1,0 +1,114 @@
+"""Faces that stand in the data more than once: pixel for pixel, nearly, or mirrored; in one split or in several."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Literal, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from shards.doctor.fingerprint import AS_IS, LIKENESS, MIRROR_BITS, hashes, likeness, near_pairs
+from shards.doctor.image_stats import Looks
+
+Kind: TypeAlias = Literal["exact", "near", "mirrored"]
+
+FLAT = 2.0
+"""Contrast below which a picture is blank: it looks like every other blank one, so it is not compared."""
+
+_BATCH = 1 << 16  # pairs whose likeness is worked out together
+
+
+@dataclass(frozen=True, eq=False)
+class Copies:
+    """Pictures that stand in the data more than once. A *picture* is what faces of equal pixels share.
+
+    P pictures of N faces; faces that are blank or cannot be read have none.
+    """
+
+    picture: NDArray[np.int64]
+    """[N]: number of the face's picture, or -1."""
+    faces: Sequence[Sequence[int]]
+    """[P]: the faces of each picture, ascending."""
+    pairs: dict[Kind, NDArray[np.int64]]
+    """`near` and `mirrored`: pairs of pictures, [K, 2]."""
+
+    def exact(self) -> Iterator[tuple[int, ...]]:
+        """Groups of two faces or more with the same pixels."""
+        return (tuple(faces) for faces in self.faces if len(faces) > 1)
+
+    def groups(self, kind: Kind) -> Iterator[tuple[int, ...]]:
+        """Groups of faces joined by copies of that kind, directly or over others, with the exact copies of each."""
+        if kind == "exact":
+            yield from self.exact()
+            return
+        for pictures in join(self.pairs[kind].tolist()):
+            yield tuple(sorted(face for picture in pictures for face in self.faces[picture]))
+
+    def reach(self, kind: Kind, split_of: NDArray[np.int8]) -> NDArray[np.uint8]:
+        """[N]: bit s is set when the face has a copy of that kind in split s (itself is not one)."""
+        held = np.zeros(len(self.faces), np.uint8)
+        known = self.picture >= 0
+        if kind == "exact":
+            counts = np.zeros((len(self.faces), 8), np.int64)
+            np.add.at(counts, (self.picture[known], split_of[known]), 1)
+            mine = counts[self.picture[known]]
+            mine[np.arange(len(mine)), split_of[known]] -= 1
+            found = ((mine > 0) << np.arange(8)).sum(axis=1).astype(np.uint8)
+        else:
+            np.bitwise_or.at(held, self.picture[known], (1 << split_of[known]).astype(np.uint8))
+            reached = np.zeros_like(held)
+            first, second = self.pairs[kind].T
+            np.bitwise_or.at(reached, first, held[second])
+            np.bitwise_or.at(reached, second, held[first])
+            found = reached[self.picture[known]]
+        reach = np.zeros(len(self.picture), np.uint8)
+        reach[known] = found
+        return reach
+
+
+def find_copies(looks: Looks) -> Copies:
+    """Search all faces. Seconds for 30,000, under half a minute for 280,000."""
+    comparable = np.flatnonzero(looks.readable & (looks.contrast >= FLAT))
+    _, firsts, numbers = np.unique(looks.content[comparable], axis=0, return_index=True, return_inverse=True)
+    picture = np.full(len(looks.label), -1, np.int64)
+    picture[comparable] = numbers.ravel()
+    faces: list[list[int]] = [[] for _ in firsts]
+    for face in comparable.tolist():
+        faces[picture[face]].append(face)
+    prints = looks.fingerprint[comparable[firsts]]
+    near = find_pairs(prints, mirrored=False)
+    return Copies(picture, faces, {"near": near, "mirrored": find_pairs(prints, mirrored=True)})
+
+
+def find_pairs(prints: NDArray[np.float16], mirrored: bool) -> NDArray[np.int64]:
+    """[K, 2]: pairs of fingerprints alike enough to be copies, ordered."""
+    chunks = near_pairs(hashes(prints), MIRROR_BITS if mirrored else AS_IS)
+    found = [np.empty((0, 2), np.int64)]
+    for chunk in chunks:
+        for first in range(0, len(chunk), _BATCH):
+            pairs = chunk[first : first + _BATCH]
+            found.append(pairs[likeness(prints, pairs, mirrored) >= LIKENESS])
+    pairs = np.concatenate(found)
+    return pairs[np.lexsort((pairs[:, 1], pairs[:, 0]))]
+
+
+def join(pairs: Iterable[Sequence[int]]) -> list[list[int]]:
+    """Connected components, each sorted, in the order of their first members."""
+    leader: dict[int, int] = {}
+
+    def lead(member: int) -> int:
+        while leader.setdefault(member, member) != member:
+            leader[member] = leader[leader[member]]
+            member = leader[member]
+        return member
+
+    for first, second in pairs:
+        low, high = sorted((lead(first), lead(second)))
+        leader[high] = low
+    groups: dict[int, list[int]] = defaultdict(list)
+    for member in sorted(leader):
+        groups[lead(member)].append(member)
+    return list(groups.values())

@@ -1,0 +1,112 @@
+"""The doctor's report: every check's verdicts, and their form for programs."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import chain
+
+from adadf_dist.files.text import escape_name
+from shards.doctor.checks import (
+    Case,
+    check_balance,
+    check_blanks,
+    check_builder,
+    check_colours,
+    check_files,
+    check_sizes,
+    check_splits,
+)
+from shards.doctor.dataset_view import UNKNOWN, Material
+from shards.doctor.duplicate_checks import check_conflicts, check_leaks, check_twins
+from shards.doctor.duplicates import find_copies
+from shards.doctor.finding import Severity, Verdict
+from shards.doctor.image_stats import examine
+from shards.doctor.release_checks import check_class_order, check_counts, check_identity
+
+SCHEMA_VERSION = 1
+
+CHECKS: tuple[Callable[[Case], Iterator[Verdict]], ...] = (
+    check_identity,
+    check_counts,
+    check_class_order,
+    check_splits,
+    check_balance,
+    check_leaks,
+    check_conflicts,
+    check_twins,
+    check_files,
+    check_blanks,
+    check_sizes,
+    check_colours,
+    check_builder,
+)
+
+
+@dataclass(frozen=True, eq=False)
+class Report:
+    """What was looked at, and what every check said of it."""
+
+    case: Case
+    verdicts: Sequence[Verdict]
+
+    @property
+    def worst(self) -> Severity:
+        return max((verdict.severity for verdict in self.verdicts), default=Severity.OK)
+
+    def tally(self) -> str:
+        """`1 error, 3 warnings, 2 notes, 9 ok`."""
+        counts = {severity: sum(v.severity == severity for v in self.verdicts) for severity in reversed(Severity)}
+        words = [
+            f"{count} {severity.word}{'s' if count > 1 and severity else ''}" for severity, count in counts.items()
+        ]
+        return ", ".join(word for word in words if not word.startswith("0 "))
+
+    def to_json(self) -> str:
+        """As `shards.doctor` documents it."""
+        material, counts = self.case.material, self.case.counts().tolist()
+        splits = {
+            split: {"faces": sum(row), "class_counts": row} for split, row in zip(material.splits, counts, strict=True)
+        }
+        content = {
+            "schema_version": SCHEMA_VERSION,
+            "path": escape_name(str(material.path)),
+            "kind": material.kind,
+            "source": material.source,
+            "classes": material.classes,
+            "splits": splits,
+            "worst": self.worst.word,
+            "exit_status": self.worst.exit_status,
+            "verdicts": [self._verdict(verdict) for verdict in self.verdicts],
+        }
+        return json.dumps(content, indent=1) + "\n"
+
+    def _verdict(self, verdict: Verdict) -> dict[str, object]:
+        return {
+            "check": verdict.check,
+            "severity": verdict.severity.word,
+            "what": verdict.what,
+            "where": verdict.where,
+            "mend": verdict.mend,
+            "groups": [
+                {"faces": [self.describe(face) for face in exhibit.faces], "remark": exhibit.remark}
+                for exhibit in verdict.exhibits
+            ],
+        }
+
+    def describe(self, face: int) -> dict[str, str | None]:
+        """A face for people and programs: its split, name and class."""
+        material, label = self.case.material, int(self.case.looks.label[face])
+        return {
+            "split": material.splits[material.split_of[face]],
+            "name": material.faces.name(face),
+            "class": None if label == UNKNOWN else material.classes[label],
+        }
+
+
+def diagnose(material: Material, workers: int) -> Report:
+    """Examine and assess. Raises `UserError` when there is nothing to assess."""
+    looks = examine(material.faces, len(material), workers)
+    case = Case(material, looks, find_copies(looks))
+    return Report(case, list(chain.from_iterable(check(case) for check in CHECKS)))

@@ -1,0 +1,161 @@
+"""Faces that stand in a dataset more than once: leaks between splits, twins within one, splits that keep them apart.
+
+A face is known by a digest of its content, so twins here are exact copies; near-duplicates are not looked for.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter, defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import NamedTuple
+
+from adadf_dist.data.build.builder import Table
+from adadf_dist.data.manifest import SPLITS
+
+
+class Leak(NamedTuple):
+    """A face of `split` that also stands in a split by which it would be judged."""
+
+    number: int
+    split: str
+    twin: int
+    twin_split: str
+
+
+@dataclass(frozen=True)
+class Twins:
+    """Exact copies within one split."""
+
+    groups: int
+    """Faces that stand there more than once."""
+    faces: int
+    """Copies in these groups, all counted."""
+    conflicting_groups: int
+    """Groups whose copies do not all have the same label."""
+    conflicting_faces: int
+
+
+@dataclass(frozen=True)
+class Parting:
+    """Which face goes into which split, and what was found on the way."""
+
+    splits: Mapping[int, str]
+    """Face number -> split, for every face that is kept."""
+    leaks: Sequence[Leak]
+    twins: Mapping[str, Twins]
+    kept_leaks: bool
+
+    def findings(self) -> dict[str, object]:
+        """For `dataset.json`."""
+        pairs = Counter(f"{leak.split} face also in {leak.twin_split}" for leak in self.leaks)
+        return {
+            "leaks": dict(sorted(pairs.items())),
+            "leaks_dropped": 0 if self.kept_leaks else len(self.leaks),
+            "twins": {split: asdict(twins) for split, twins in self.twins.items()},
+        }
+
+    def table(self, locate: Callable[[int], str], labels: Sequence[int], classes: Sequence[str]) -> Table:
+        """The leaks one by one, for leaks.csv."""
+        header = ("split", "source", "class", "twin_split", "twin_source", "twin_class")
+        return Table(
+            header,
+            [
+                (
+                    *(leak.split, locate(leak.number), classes[labels[leak.number]]),
+                    *(leak.twin_split, locate(leak.twin), classes[labels[leak.twin]]),
+                )
+                for leak in self.leaks
+            ],
+        )
+
+
+def digest(data: bytes) -> bytes:
+    """What a face is known by."""
+    return hashlib.blake2b(data, digest_size=16).digest()
+
+
+def part(
+    splits: Mapping[int, str],
+    digests: Sequence[bytes],
+    labels: Sequence[int],
+    fractions: Mapping[str, float],
+    seed: int,
+    keep_leaks: bool = False,
+) -> Parting:
+    """Drop the leaks, carve the splits that `fractions` names out of train, and count the twins of each split.
+
+    `splits` has the given split of every face (by number) that is to be stored; `digests` and `labels` are of all
+    faces, by number.
+    """
+    leaks = find_leaks(splits, digests)
+    dropped = set() if keep_leaks else {leak.number for leak in leaks}
+    kept = {number: split for number, split in splits.items() if number not in dropped}
+    train = [number for number, split in kept.items() if split == "train"]
+    kept |= carve(train, digests, labels, fractions, seed)
+    twins = {
+        split: count_twins([number for number, mine in kept.items() if mine == split], digests, labels)
+        for split in SPLITS
+        if split in kept.values()
+    }
+    return Parting(kept, leaks, twins, keep_leaks)
+
+
+def find_leaks(splits: Mapping[int, str], digests: Sequence[bytes]) -> list[Leak]:
+    """Faces of train that also stand in validation or test, and faces of validation that also stand in test."""
+    rank = {split: place for place, split in enumerate(SPLITS)}
+    latest: dict[bytes, int] = {}
+    for number in sorted(splits):
+        holder = latest.get(digests[number])
+        if holder is None or rank[splits[number]] > rank[splits[holder]]:
+            latest[digests[number]] = number
+    return [
+        Leak(number, splits[number], latest[digests[number]], splits[latest[digests[number]]])
+        for number in sorted(splits)
+        if splits[number] != splits[latest[digests[number]]]
+    ]
+
+
+def carve(
+    numbers: Sequence[int],
+    digests: Sequence[bytes],
+    labels: Sequence[int],
+    fractions: Mapping[str, float],
+    seed: int,
+) -> dict[int, str]:
+    """Face number -> split for the share `fractions[split]` of each class, drawn from the seed; the rest stays out.
+
+    Twins go together, whatever their labels: a group counts for the class of its first face. Of each class one group
+    at least is left in train. A split gets as many faces as its share of the class, rounded, and at most one group's
+    twins more.
+    """
+    groups = group_by_digest(numbers, digests)
+    classes: dict[int, list[bytes]] = defaultdict(list)
+    for mark in sorted(groups, key=lambda mark: hashlib.blake2b(mark, key=str(seed).encode()).digest()):
+        classes[labels[groups[mark][0]]].append(mark)
+    carved: dict[int, str] = {}
+    for marks in classes.values():
+        faces = sum(len(groups[mark]) for mark in marks)
+        free = marks[1:]
+        for split, fraction in fractions.items():
+            wanted = round(fraction * faces)
+            while wanted > 0 and free:
+                twins = groups[free.pop()]
+                carved |= dict.fromkeys(twins, split)
+                wanted -= len(twins)
+    return carved
+
+
+def count_twins(numbers: Sequence[int], digests: Sequence[bytes], labels: Sequence[int]) -> Twins:
+    """Count the exact copies among the given faces."""
+    groups = [twins for twins in group_by_digest(numbers, digests).values() if len(twins) > 1]
+    conflicts = [twins for twins in groups if len({labels[number] for number in twins}) > 1]
+    return Twins(len(groups), sum(map(len, groups)), len(conflicts), sum(map(len, conflicts)))
+
+
+def group_by_digest(numbers: Sequence[int], digests: Sequence[bytes]) -> dict[bytes, list[int]]:
+    groups: dict[bytes, list[int]] = defaultdict(list)
+    for number in sorted(numbers):
+        groups[digests[number]].append(number)
+    return groups

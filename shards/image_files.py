@@ -1,0 +1,316 @@
+"""What all sources of picture files share: the list of pictures, leaks and carved splits, loading."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+import sys
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache
+from pathlib import Path
+from typing import NamedTuple, TypeAlias
+
+from adadf_dist.data.build.builder import MAX_KEY, Item, Provenance
+from adadf_dist.data.build.folder_tree import Skipped, walk_files
+from adadf_dist.data.build.writer import Sample
+from adadf_dist.data.jpeg import BadImage, Box, to_jpeg
+from adadf_dist.errors import UserError
+from adadf_dist.files.text import escape_name, native_name, plain_form
+from shards.duplicates import digest, part
+from shards.progress import watched
+from shards.sources.class_names import class_name_warnings
+
+ENDS = 2**16
+"""Bytes at either end by which long files are compared: a release of photographs need not be read twice."""
+
+Facts: TypeAlias = Callable[[int], Mapping[str, object]]
+"""What is known of a picture beside its label, read when it is stored; `box` (left, top, right, bottom) may be cut out.
+
+Pickled into worker processes; raises `BadImage`."""
+
+
+class Picture(NamedTuple):
+    """A file of the tree."""
+
+    path: str
+    """Below the root, with `/`, as `open` takes it."""
+    split: str
+    label: int
+    votes: tuple[float, ...] | None = None
+    """Annotators, or their shares, a class."""
+
+
+@dataclass(frozen=True)
+class PhotoOptions:
+    """What decides the content of a dataset of pictures, whatever its source."""
+
+    root: Path
+    fractions: Mapping[str, float]
+    """Share of each class to carve out of train, by split."""
+    image_size: int | None = None
+    """Longest allowed shorter side in pixels; larger images are made smaller."""
+    margin: float | None = None
+    """Where the facts have a box: what is left around it, as a share of its sides; None: the whole picture."""
+    seed: int = 0
+    keep_leaks: bool = False
+
+
+@dataclass(frozen=True)
+class Listing:
+    """What a source read: pictures, and how it came by them."""
+
+    name: str
+    classes: tuple[str, ...]
+    pictures: Sequence[Picture]
+    layout: str
+    """Which of the published layouts it is, for people."""
+    findings: Mapping[str, object] = field(default_factory=dict)
+    facts: Facts | None = None
+
+
+@dataclass(frozen=True)
+class Photos:
+    """A `Source`; face numbers are places in the list of pictures."""
+
+    options: PhotoOptions
+    listing: Listing
+    keys: Sequence[str]
+    splits: Mapping[int, str]
+    image_bytes: int
+    provenance: Provenance
+    marks: Sequence[bytes] = ()
+    """Digest of each picture's file."""
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        return self.listing.classes
+
+    def items(self) -> Sequence[Item]:
+        return [Item(split, self.keys[number], number) for number, split in self.splits.items()]
+
+    def locate(self, number: int) -> str:
+        return escape_name(self.listing.pictures[number].path)
+
+    def label(self, number: int) -> int:
+        return self.listing.pictures[number].label
+
+    def fingerprint(self, number: int) -> bytes:
+        picture = self.listing.pictures[number]
+        try:
+            facts: object = self.facts(number)
+        except BadImage as error:
+            facts = str(error)
+        return self.marks[number] + repr((picture.label, picture.votes, facts)).encode()
+
+    def load(self, number: int) -> Sample:
+        picture = self.listing.pictures[number]
+        facts = self.facts(number)
+        data, _ = read_bytes(f"{self.options.root}/{picture.path}")
+        image = to_jpeg(data, self.options.image_size, self.cut_out(facts))
+        return Sample(image, picture.label, picture.votes, None, self.locate(number), facts)
+
+    def facts(self, number: int) -> Mapping[str, object]:
+        """What is known of a picture beside its label. Raises `BadImage`."""
+        return {} if self.listing.facts is None else self.listing.facts(number)
+
+    def cut_out(self, facts: Mapping[str, object]) -> Box | None:
+        """The part of the picture to store; None for all of it."""
+        box, margin = facts.get("box"), self.options.margin
+        if margin is None or not isinstance(box, Sequence):
+            return None
+        left, top, right, bottom = box
+        more_x, more_y = margin * (right - left), margin * (bottom - top)
+        return Box(round(left - more_x), round(top - more_y), round(right + more_x), round(bottom + more_y))
+
+
+def settle(listing: Listing, options: PhotoOptions) -> Photos:
+    """Digest every file, drop leaks, carve splits, give keys. Raises `UserError`."""
+    pictures, classes = listing.pictures, listing.classes
+    check_classes(listing, options.root)
+    labels = [picture.label for picture in pictures]
+    marks, sizes = digest_all(pictures, options.root)
+    stamps = [  # of a long file the middle was not read
+        mark + modified(f"{options.root}/{picture.path}") if size > 2 * ENDS else mark
+        for picture, mark, size in zip(pictures, marks, sizes, strict=True)
+    ]
+    splits = {number: picture.split for number, picture in enumerate(pictures)}
+    parting = part(splits, marks, labels, options.fractions, options.seed, options.keep_leaks)
+    leaks = parting.table(lambda number: escape_name(pictures[number].path), labels, classes)
+    provenance = Provenance(
+        source=listing.name,
+        options={
+            "layout": listing.layout,
+            **options.fractions,
+            "image_size": options.image_size,
+            "margin": options.margin,
+            "keep_leaks": options.keep_leaks,
+        },
+        findings={"pictures": len(pictures), **listing.findings, **parting.findings()},
+        tables={"leaks.csv": leaks} if leaks.lines else {},
+    )
+    most = float("inf") if options.image_size is None else options.image_size**2
+    need = round(sum(min(sizes[number], most) for number in parting.splits))
+    keys = make_keys([picture.path for picture in pictures])
+    return Photos(options, listing, keys, dict(parting.splits), need, provenance, stamps)
+
+
+def digest_all(pictures: Sequence[Picture], root: Path) -> tuple[list[bytes], list[int]]:
+    """The digest and size of every file. Raises `UserError` when not one of them can be read."""
+    marks, sizes, problem, unreadable = [], [], "", 0
+    for picture in watched(pictures, "looking for copies", len(pictures)):
+        path = f"{root}/{picture.path}"
+        try:
+            ends, size = read_bytes(path, ENDS)
+            mark = digest(size.to_bytes(8, "big") + ends)
+        except BadImage as error:  # it has no twin, and is quarantined later
+            mark, size = digest(os.fsencode(path)), 0
+            problem, unreadable = problem or f"{escape_name(picture.path)} {error}", unreadable + 1
+        marks.append(mark)
+        sizes.append(size)
+    if pictures and unreadable == len(pictures):
+        raise UserError(f"{root}: none of the {unreadable:,} images can be read, the first: {problem}; check --root")
+    return marks, sizes
+
+
+def check_classes(listing: Listing, root: Path) -> None:
+    """Raise `UserError` when there is one class only, or one has no picture to train on. Warns of doubtful names."""
+    if len(listing.classes) < 2:
+        raise UserError(
+            f"{root}: one class only ({', '.join(listing.classes)}); at least two are needed. Is this the folder above "
+            "the class folders, or the right column of the list?"
+        )
+    for warning in class_name_warnings(listing.classes):
+        print(f"{root}: warning: {warning}", file=sys.stderr)
+    counts = Counter(picture.label for picture in listing.pictures if picture.split == "train")
+    for label, name in enumerate(listing.classes):
+        if not counts[label]:
+            raise UserError(f"{root}: class {name} has no picture in train; fill it, or leave the class out")
+
+
+def read_bytes(path: str, limit: int | None = None) -> tuple[bytes, int]:
+    """A file's content, and its size; beyond `limit` bytes only as many of its beginning and as many of its end.
+
+    Raises `BadImage`: one unreadable file is a finding like another.
+    """
+    try:
+        with open(path, "rb") as stream:
+            size = os.fstat(stream.fileno()).st_size
+            if limit is None or size <= 2 * limit:
+                return stream.read(), size
+            head = stream.read(limit)
+            stream.seek(-limit, os.SEEK_END)
+            return head + stream.read(), size
+    except OSError as error:
+        raise BadImage(f"cannot be read: {error.strerror}{similar_name(path)}") from None
+    except ValueError as error:  # a NUL in the path
+        raise BadImage(f"cannot be read: {error}") from None
+
+
+def similar_name(path: str) -> str:
+    """`; the folder has IMG.JPG`: the file that a missing one may mean, when names differ in letter case or accents."""
+    folder, name = os.path.split(path)
+    found = names_by_form(folder).get(plain_form(name))
+    return f"; the folder has {escape_name(found)}" if found is not None and found != name else ""
+
+
+@lru_cache(maxsize=64)
+def names_by_form(folder: str) -> Mapping[str, str]:
+    """Names in a folder by their plain form; none where it cannot be read."""
+    try:
+        return {plain_form(name): name for name in sorted(os.listdir(folder))}
+    except OSError:
+        return {}
+
+
+def modified(path: str) -> bytes:
+    """When the file was last changed; empty when it cannot be read."""
+    try:
+        return str(os.stat(path).st_mtime_ns).encode()
+    except OSError:
+        return b""
+
+
+def list_files(root: Path, below: str, skipped: Skipped) -> list[str]:
+    """Every file under `root/below`, relative to the root, without those of the system. Raises `UserError`."""
+    return [os.path.relpath(path, root) for path in walk_files(root / below, skipped)]
+
+
+def skipped_findings(skipped: Skipped) -> dict[str, object]:
+    """For a listing's findings, and printed at once: what the walk left out."""
+    if not skipped.kinds:
+        return {}
+    print(f"note: {skipped.describe()}", file=sys.stderr)
+    return {"skipped": skipped.counts()}
+
+
+def stay_inside(path: str, where: str, root: Path | None = None) -> str:
+    """The path below the root, as `open` takes it. Raises `UserError` saying `where` it is.
+
+    Backslashes of Windows become `/`, and an absolute path below the root becomes relative to it.
+    """
+    plain = native_name(path)
+    if "\\" in plain and not (root is not None and (root / plain).exists()):
+        plain = plain.replace("\\", "/")
+    if root is not None and plain.startswith("/"):
+        for base in (os.path.abspath(root), os.path.realpath(root)):
+            plain = plain.removeprefix(base.rstrip("/") + "/")
+    parts = [part for part in plain.split("/") if part not in ("", ".")]
+    if not parts or plain.startswith("/") or ".." in parts or re.match(r"[A-Za-z]:$", parts[0]) or "\0" in plain:
+        raise UserError(f"{where}: path {path!r} does not stay below the folder; write it relative to it, with /")
+    return "/".join(parts)
+
+
+def make_keys(paths: Sequence[str]) -> list[str]:
+    """A key for each path: plain characters, the end of the path where it is long, a number where two are alike."""
+    keys: list[str] = []
+    taken: set[str] = set()
+    for path in paths:
+        stem = re.sub(r"[^A-Za-z0-9_-]+", "-", path.rpartition(".")[0]).strip("-")[-(MAX_KEY - 10) :]
+        key, count = stem, 1
+        while key in taken or not key:
+            count += 1
+            key = f"{stem}-{count}"
+        taken.add(key)
+        keys.append(key)
+    return keys
+
+
+def add_photo_arguments(parser: argparse._ArgumentGroup, carved: Mapping[str, str]) -> None:
+    """`carved`: for each split that may be carved out of train, what happens without the option."""
+    for split, default in carved.items():
+        parser.add_argument(
+            f"--{split}-fraction",
+            type=float,
+            metavar="F",
+            help=f"share of each class to carve out of train for {split} (default: {default})",
+        )
+    parser.add_argument(
+        "--image-size", type=int, metavar="N", help="make larger images smaller: shorter side N pixels (default: leave)"
+    )
+    parser.add_argument(
+        "--keep-leaks", action="store_true", help="list leaks, but leave them in (as published figures do)"
+    )
+
+
+def photo_options(
+    args: argparse.Namespace, fractions: Mapping[str, float], image_size: int | None = None, margin: float | None = None
+) -> PhotoOptions:
+    """What the command line says. `image_size` is the default. Raises `UserError`."""
+    side = args.image_size if args.image_size is not None else image_size
+    if side is not None and side < 16:
+        raise UserError(f"--image-size {side}: at least 16 pixels")
+    return PhotoOptions(args.root, fractions, side, margin, args.seed, args.keep_leaks)
+
+
+def carve_validation(args: argparse.Namespace, present: bool) -> dict[str, float]:
+    """The share of train that becomes validation. Raises `UserError`."""
+    fraction = args.validation_fraction
+    if fraction is not None and present:
+        raise UserError("--validation-fraction: the source has a validation split already; leave the option out")
+    if fraction is not None and not 0 <= fraction < 1:
+        raise UserError(f"--validation-fraction {fraction:g}: must be at least 0 and below 1")
+    share = 0.0 if present else 0.1 if fraction is None else fraction
+    return {"validation": share} if share else {}

@@ -1,0 +1,74 @@
+"""A builder's tasks on a Ray cluster. The nodes must see the source and the output under the same paths."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from adadf_dist.errors import UserError, install_or_repair, one_line
+
+S = TypeVar("S")
+T = TypeVar("T")
+R = TypeVar("R")
+
+
+@dataclass(frozen=True)
+class RayCrew:
+    """A `Crew` of one Ray task per shard; a task whose node dies is done again."""
+
+    address: str
+    """Of the cluster, `auto` for the one that runs on this machine, `local` to start one in this process."""
+
+    def run(
+        self,
+        work: Callable[[S, T, Callable[[], object]], R],
+        shared: S,
+        tasks: Sequence[T],
+        on_samples: Callable[[int], object],
+    ) -> list[R]:
+        """`work(shared, task, on_sample)` for every task, results in the order of the tasks.
+
+        Raises `UserError` when there is no cluster, or what `work` raised.
+        """
+        import adadf_dist
+        import shards
+
+        ray = import_ray()
+        packages = [module.__path__[0] for module in (adadf_dist, shards)]
+        try:
+            ray.init(self.address, runtime_env={"py_modules": packages}, log_to_driver=False, logging_level="error")
+        except ConnectionError as error:
+            reason = one_line(error, 1000)
+            raise UserError(f"--ray {self.address}: no cluster there ({reason}); start one with ray start") from None
+        try:
+            remote = ray.remote(count_samples)
+            source, order = ray.put(shared), ray.put(work)
+            places = {remote.remote(order, source, task): number for number, task in enumerate(tasks)}
+            results: dict[int, R] = {}
+            pending = list(places)
+            while pending:
+                (ready,), pending = ray.wait(pending)
+                count, results[places[ready]] = ray.get(ready)
+                on_samples(count)
+            return [results[number] for number in range(len(tasks))]
+        except ray.exceptions.RayTaskError as error:
+            raise error.cause from None
+        finally:
+            ray.shutdown()
+
+
+def count_samples(work: Callable[[S, T, Callable[[], object]], R], shared: S, task: T) -> tuple[int, R]:
+    """Run a task on a worker, and count what it reports as done."""
+    counted: list[None] = []
+    result = work(shared, task, lambda: counted.append(None))
+    return len(counted), result
+
+
+def import_ray() -> Any:
+    """Raises `UserError` naming the extra when Ray is not installed."""
+    try:
+        import ray
+    except ImportError as error:
+        raise UserError(f"--ray needs Ray ({one_line(error)}): {install_or_repair(error, 'tune')}") from None
+    return ray

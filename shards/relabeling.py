@@ -1,0 +1,79 @@
+"""A source of faces with the decisions of a `relabel.csv` carried out: other labels, and faces left out, of train."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from adadf_dist.data.build.shard_task import Item
+from adadf_dist.data.build.source import Provenance, Source
+from adadf_dist.data.build.writer import Sample
+from adadf_dist.data.relabel import read_decisions
+from adadf_dist.errors import UserError
+
+
+@dataclass(frozen=True)
+class Relabelled:
+    """A `Source`. The faces that stay keep their keys, so those of every split are stored in the order they had."""
+
+    source: Source
+    kept: Sequence[Item]
+    labels: Mapping[int, int]
+    """Face number -> its class now."""
+    provenance: Provenance
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        return self.source.classes
+
+    @property
+    def image_bytes(self) -> int:
+        return self.source.image_bytes
+
+    def items(self) -> Sequence[Item]:
+        return self.kept
+
+    def locate(self, number: int) -> str:
+        return self.source.locate(number)
+
+    def label(self, number: int) -> int:
+        return self.labels.get(number, self.source.label(number))
+
+    def fingerprint(self, number: int) -> bytes:
+        return f"{self.labels.get(number)} ".encode() + self.source.fingerprint(number)
+
+    def load(self, number: int) -> Sample:
+        """KEY.json says which class a relabelled face had."""
+        sample = self.source.load(number)
+        label = self.labels.get(number, sample.label)
+        if label == sample.label:
+            return sample
+        details = {**sample.details, "relabelled_from": self.classes[sample.label]}
+        return sample._replace(label=label, details=details)
+
+
+def relabel_source(source: Source, path: Path) -> Relabelled:
+    """Raises `UserError` for a file that does not fit the source, naming the line."""
+    decisions = read_decisions(path, source.classes, "--relabel")
+    items = source.items()
+    train = {item.key: item.number for item in items if item.split == "train"}
+    decisions.check_keys(train, {item.key: item.split for item in items if item.split != "train"})
+    decided = {key: number for key, number in train.items() if key in decisions.by_key}
+    decisions.check_labels({key: source.label(number) for key, number in decided.items()}, source.classes)
+    by_kind = {
+        kind: {train[key]: decision for key, decision in decisions.by_key.items() if decision.kind == kind}
+        for kind in ("relabel", "drop")
+    }
+    kept = [item for item in items if item.number not in by_kind["drop"]]
+    if not any(item.split == "train" for item in kept):
+        raise UserError(f"{decisions.where}: drops every training face; leave some")
+    made = source.provenance
+    findings = {"relabelled": len(by_kind["relabel"]), "dropped_by_decision": len(by_kind["drop"])}
+    provenance = replace(
+        made,
+        options={**made.options, "relabel": {"file": decisions.file, "sha256": decisions.sha256}},
+        findings={**made.findings, **findings},
+    )
+    labels = {number: decision.label for number, decision in by_kind["relabel"].items()}
+    return Relabelled(source, kept, labels, provenance)

@@ -1,0 +1,1 @@
+"""The paper's tables: grids, published numbers, files."""

@@ -1,0 +1,121 @@
+"""The paper's Tables 1 to 4 as rows of settings."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+from adadf_dist.config.load import flatten, to_dict
+from adadf_dist.config.schema import Config
+from tune.study.space import Values
+from tune.study.trial import DEFAULT
+
+
+class Row(NamedTuple):
+    """A configuration in a table."""
+
+    label: str
+    values: Values
+    """Keys and values; those that the default has already do not count as changes."""
+    against: str = ""
+    """Label of the row that it is compared with, pair by pair: its own where with none, empty for the default."""
+
+
+class Grid(NamedTuple):
+    """A table."""
+
+    title: str
+    axis: str
+    """What the rows are."""
+    rows: tuple[Row, ...]
+    numeric: bool = False
+    """Whether the rows are numbers, in order."""
+
+
+def sweep(title: str, axis: str, key: str, *values: float) -> Grid:
+    return Grid(title, axis, tuple(Row(str(value), {key: value}) for value in values), numeric=True)
+
+
+SUPERVISION = {
+    "single label": "one_hot",
+    "label distributions": "label",
+    "class distributions": "class",
+    "fused distributions": "fused",
+}
+LEVELS = {"0 %": 0.0, "10 %": 0.1, "20 %": 0.2, "30 %": 0.3}
+
+GRIDS: Mapping[str, Grid] = {
+    "lambda_min": sweep("Table 1: minimum weight", "lambda_min", "loss.lambda_min", 0.0, 0.1, 0.2, 0.3, 0.4),
+    "threshold": sweep(
+        "Table 1: distribution threshold", "t", "class_distributions.threshold", 0.4, 0.5, 0.6, 0.7, 0.8
+    ),
+    "epoch_threshold": sweep("Table 1: epoch threshold", "E", "loss.epoch_threshold", 1, 3, 5, 7, 9),
+    "ablation": Grid(
+        "Table 2: what the target branch learns from",
+        "supervision",
+        tuple(Row(label, {"loss.supervision": name}, "single label") for label, name in SUPERVISION.items()),
+    ),
+    "backbone": Grid(
+        "Table 3: backbones",
+        "backbone",
+        (
+            Row("resnet18", {"model.backbone": "resnet18"}, "resnet18"),
+            Row("resnet50", {"model.backbone": "resnet50"}, "resnet18"),
+        ),
+    ),
+    "noise": Grid(
+        "Table 4: labels made wrong on purpose",
+        "method and share of wrong labels",
+        tuple(
+            Row(f"{method}, {label}", {"loss.supervision": name, "data.label_noise": share}, f"single label, {label}")
+            for label, share in LEVELS.items()
+            for method, name in (("single label", "one_hot"), ("Ada-DF", "fused"))
+        ),
+    ),
+}
+"""By the name that the command line takes."""
+
+
+def configurations(base: Config) -> list[Values]:
+    """Every configuration of every table, each once: what a row changes of `base`. The first changes nothing.
+
+    All tables share them, whichever are asked for, so that a run is a row of every table that it fits.
+    """
+    found: list[Values] = [{}]
+    for grid in GRIDS.values():
+        for row in grid.rows:
+            changed = changes(base, row.values)
+            if changed not in found:
+                found.append(changed)
+    return found
+
+
+def changes(base: Config, values: Values) -> Values:
+    before: dict[str, Any] = dict(flatten(to_dict(base)))
+    return {key: value for key, value in values.items() if before[key] != value}
+
+
+def number_of(base: Config, row: Row) -> int:
+    """Of a row's configuration; `DEFAULT` where it is the default."""
+    number = configurations(base).index(changes(base, row.values))
+    assert (number == DEFAULT) == (not changes(base, row.values))
+    return number
+
+
+def rows_of(base: Config, name: str) -> list[Row]:
+    """The table's rows; a sweep has the default's value too, in its place."""
+    grid = GRIDS[name]
+    rows = list(grid.rows)
+    if grid.numeric and all(changes(base, row.values) for row in rows):
+        ((key, _),) = rows[0].values.items()
+        value = dict(flatten(to_dict(base)))[key]
+        rows.append(Row(str(value), {key: value}))
+        rows.sort(key=lambda row: float(row.label))
+    return rows
+
+
+def reference_of(base: Config, name: str, row: Row) -> int | None:
+    """Number of the configuration that a row is compared with; None for the row that others are compared with."""
+    against = next((other for other in GRIDS[name].rows if other.label == row.against), None)
+    reference = DEFAULT if against is None else number_of(base, against)
+    return None if reference == number_of(base, row) else reference

@@ -1,0 +1,279 @@
+"""A search as one page, search.html: the answer, and the pictures and tables behind it. It needs no network."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from html import escape
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from adadf_dist.errors import UserError
+from adadf_dist.files.atomic import write_text
+from adadf_dist.metrics.classification import Interval
+from tune.report.axes import label
+from tune.report.results import describe, name_of
+from tune.study.comparable import Comparable, comparable
+from tune.study.selection import Candidate, Choice
+from tune.study.study import Study
+from tune.study.trial import DEFAULT, Outcome, Trial
+
+if TYPE_CHECKING:
+    import plotly.graph_objects as go
+
+    from tune.report.importance import Importance
+
+PAGE = "search.html"
+
+STYLE = """
+:root { color-scheme: light; }
+body { margin: 0 auto; max-width: 1120px; padding: 40px 32px 64px; background: #fff; color: #1d2530;
+  font: 15px/1.55 system-ui, -apple-system, "Segoe UI", Roboto, Helvetica, Arial, sans-serif; }
+h1 { font-size: 26px; margin: 0 0 4px; font-weight: 650; }
+h2 { font-size: 18px; margin: 44px 0 6px; font-weight: 650; }
+p { margin: 6px 0; max-width: 88ch; }
+.lead, .note, figcaption { color: #5b6470; }
+.note, figcaption { font-size: 13.5px; }
+.answer { font-size: 19px; font-weight: 600; border-left: 4px solid #0072b2; margin: 22px 0 14px;
+  padding: 4px 0 4px 14px; }
+.values { color: #5b6470; font-size: 12.5px; }
+.values span { white-space: nowrap; margin-right: 10px; }
+code { font: 13px ui-monospace, "SF Mono", Menlo, Consolas, monospace; background: #f3f5f7; padding: 1px 5px;
+  border-radius: 3px; }
+figure { margin: 12px 0 0; }
+.scroll { overflow-x: auto; margin-top: 12px; }
+table { border-collapse: collapse; width: 100%; font-size: 13.5px; font-variant-numeric: tabular-nums; }
+.trials { font-size: 12px; }
+th { text-align: right; vertical-align: bottom; font-weight: 600; padding: 5px 9px;
+  border-bottom: 1.5px solid #1d2530; }
+td { text-align: right; vertical-align: top; border-bottom: 1px solid #e3e6ea; padding: 5px 9px; white-space: nowrap; }
+.trials th, .trials td { padding: 3px 7px; }
+th:first-child, td:first-child { text-align: left; padding-left: 0; }
+td.wide { white-space: normal; max-width: 560px; }
+td.seeds { white-space: normal; width: 130px; }
+tr.winner td { background: #eef5fa; }
+.idle { color: #a3abb5; }
+.words { text-align: left; white-space: normal; min-width: 70px; }
+@media print { body { max-width: none; padding: 0; } h2, figure { break-inside: avoid; } h2 { break-after: avoid; } }
+@media screen and (prefers-color-scheme: dark) {
+  html { background: #fff; filter: invert(0.92) hue-rotate(180deg); }
+}
+"""
+"""A dark screen sees the same page, its lightness turned over."""
+
+
+def write_page(study: Study, outcomes: Sequence[Outcome], choice: Choice | None) -> Path:
+    """Write search.html into the study's folder, whole. `choice` is None while the search is under way.
+
+    Raises `UserError` where the packages that draw and weigh are not installed.
+    """
+    try:
+        from plotly.offline import get_plotlyjs  # these take seconds to import, and not everyone has them
+
+        from tune.report.figures import bars, parallel, scatter
+        from tune.report.importance import importance
+    except ImportError as error:
+        raise UserError(
+            f"no {PAGE}: {error}; install what draws it with pip install 'adadf_dist[tune]', and --resume writes it"
+        ) from None
+    compared = comparable(study, outcomes)
+    weighed = importance(study, compared)
+    sections = [heading(study, outcomes), answer(study, outcomes, choice)]
+    sections += ["<h2>Importance of the constants</h2>", *about_importance(study, compared, weighed)]
+    if weighed.shares:
+        sections.append(drawing("importance", bars(weighed.shares)))
+    if compared.outcomes:
+        sections += ["<h2>Trials across all constants</h2>", about_parallel(study, compared)]
+        sections.append(drawing("parallel", parallel(study, compared)))
+    if any(outcome.epochs for outcome in outcomes):
+        sections += ["<h2>Accuracy against each constant</h2>", about_scatter(study, outcomes, choice)]
+        sections.append(drawing("scatter", scatter(study, outcomes, choice)))
+    sections += trials_tables(study, outcomes)
+    path = study.folder / PAGE
+    write_text(path, whole(study.folder.name, get_plotlyjs(), sections))
+    return path
+
+
+def whole(title: str, script: str, sections: Iterable[str]) -> str:
+    head = (
+        f'<meta charset="utf-8">\n<meta name="viewport" content="width=device-width">\n<title>{escape(title)}</title>'
+    )
+    parts = [f"<style>{STYLE}</style>", f"<script>{script}</script>", "</head>", "<body>", *sections, "</body></html>"]
+    return "\n".join(["<!doctype html>", '<html lang="en"><head>', head, *parts]) + "\n"
+
+
+def drawing(name: str, figure: go.Figure) -> str:
+    config = {"displaylogo": False, "responsive": True, "displayModeBar": False}
+    drawn = figure.to_html(full_html=False, include_plotlyjs=False, include_mathjax=False, div_id=name, config=config)
+    return f"<figure>{drawn}</figure>"
+
+
+def paragraph(text: str, kind: str = "note") -> str:
+    return f'<p class="{kind}">{text}</p>'
+
+
+def heading(study: Study, outcomes: Sequence[Outcome]) -> str:
+    options = study.options
+    space = escape(Path(study.space.name).stem)
+    ends = Counter(o.end or "under way" for o in outcomes if o.trial.stage == "search")
+    counted = ", ".join(f"{count} {end}" for end, count in ends.items()) or "none begun"
+    lead = [
+        f"{options.trials} configurations of the space <code>{space}</code> and the default, all on seed "
+        f"{study.base.seed} ({counted}). The best {min(options.finalists, options.trials)} and the default are trained "
+        f"again on {options.seeds} fresh seeds, and compared there."
+    ]
+    if options.halving and options.halving.rungs:
+        rungs = ", ".join(map(str, options.halving.rungs))
+        lead.append(
+            f"After epoch {rungs} of {options.halving.epochs}, a trial outside the best 1 in {options.halving.factor} "
+            "of those before it was halted."
+        )
+    return f"<h1>{escape(study.folder.name)}</h1>" + paragraph(" ".join(lead), "lead")
+
+
+def answer(study: Study, outcomes: Sequence[Outcome], choice: Choice | None) -> str:
+    if choice is None:
+        return paragraph("The search is still under way.", "answer")
+    told = describe(choice)[0].partition(":")[0]  # what follows is said of best.toml
+    parts = [paragraph(escape(f"{told[0].upper()}{told[1:]}."), "answer")]
+    trials = {o.trial.number: o.trial for o in outcomes if o.trial.stage == "search"}
+    parts += [
+        f"<p>Test accuracy of seed {o.trial.seed}, read once: <b>{o.test:.2%}</b>{mean_class(o)}. "
+        "<code>best.toml</code> beside this page trains this configuration.</p>"
+        for o in outcomes
+        if o.test is not None and o.trial.number == choice.winner
+    ]
+    parts += [
+        paragraph(escape(f"{name_of(c.number)} collapsed ({c.collapse})."), "answer")
+        for c in choice.candidates
+        if c.collapse
+    ]
+    heads = ["", "mean", "95 % interval", "mean class", "to the default", "95 % interval", "each seed, %"]
+    rows = [candidate_row(study, c, trials[c.number], c.number == choice.winner) for c in choice.candidates]
+    parts.append(table("candidates", heads, rows))
+    comparisons = sum(c.difference is not None for c in choice.candidates)
+    parts.append(
+        paragraph(
+            "Validation accuracy of the selected epoch on seeds that the search has not used; differences in points, "
+            "paired by seed and by sample. Intervals cover the spread over seeds and the finite number of samples"
+            + (f"; those of differences are widened for {comparisons} comparisons at once." if comparisons > 1 else ".")
+        )
+    )
+    return "\n".join(parts)
+
+
+def mean_class(outcome: Outcome) -> str:
+    value = outcome.tested.get("mean_class_accuracy")
+    return "" if value is None else f", mean class accuracy <b>{value:.2%}</b>"
+
+
+def candidate_row(study: Study, candidate: Candidate, trial: Trial, winner: bool) -> str:
+    default = candidate.number == DEFAULT
+    values = study.values_of(trial) if default else trial.values
+    told = " ".join(f"<span>{escape(f'{key} = {label(value)}')}</span>" for key, value in values.items())
+    name = name_of(candidate.number)
+    cells = [f'<td class="wide">{name}<div class="values">{told}</div></td>', cell(f"{candidate.mean:.2%}")]
+    cells.append(cell(span(candidate.interval, "{:.2%}")))
+    cells.append(cell("" if candidate.mean_class_accuracy is None else f"{candidate.mean_class_accuracy:.2%}"))
+    difference = candidate.difference
+    cells.append(cell("" if difference is None else f"{100 * difference.mean:+.2f}"))
+    points = None if difference is None else Interval(*(100 * end for end in difference.interval))
+    cells.append(cell("" if points is None else span(points, "{:+.2f}")))
+    cells.append(cell(" ".join(f"{100 * accuracy:.2f}" for accuracy in candidate.accuracies), "seeds"))
+    return f"<tr{' class=winner' if winner else ''}>{''.join(cells)}</tr>"
+
+
+def span(interval: Interval, form: str) -> str:
+    return f"{form.format(interval.low)} to {form.format(interval.high)}"
+
+
+def about_importance(study: Study, compared: Comparable, weighed: Importance) -> list[str]:
+    if weighed.refused:
+        return [paragraph(f"Not computed: {escape(weighed.refused)}.")]
+    constants = len(study.space.domains)
+    told = [
+        f"How much of the variance of {compared.accuracy} each constant accounts for by itself (fANOVA: a random "
+        f"forest over {weighed.trials} trials; shares of main effects, what constants do only jointly is left out)."
+    ]
+    if compared.epochs is not None:
+        told.append(
+            f"Trials were halted at different epochs, and such accuracies do not compare; at epoch {compared.epochs} "
+            "every trial was still there. What matters early need not be what matters at the end."
+        )
+    few = " That is few: take this for a hint at most." if weighed.few else ""
+    told.append(f"{weighed.trials} trials weigh {constants} constants, on one seed.{few}")
+    if study.options.searcher == "tpe":
+        told.append("Trials were proposed where earlier ones were good, so the poor parts of the space are known less.")
+    return [paragraph(" ".join(told))]
+
+
+def about_parallel(study: Study, compared: Comparable) -> str:
+    told = (
+        f"A line is a trial of the search, its colour and last axis its {compared.accuracy}. Drag along an axis to "
+        "pick trials out, drag a name to move its axis."
+    )
+    if any(domain.when for domain in study.space.domains.values()):
+        told += " A constant whose condition does not hold is at its default."
+    return paragraph(told)
+
+
+def about_scatter(study: Study, outcomes: Sequence[Outcome], choice: Choice | None) -> str:
+    told = "A dot is a trial of the search at its best epoch, on one seed."
+    if any(outcome.end == "halted" for outcome in outcomes):
+        told += " A halted one is hollow: it had fewer epochs, and does not compare with those that went on."
+    if choice is not None:
+        told += (
+            " Bars are 95 % intervals of means on fresh seeds. A finalist's own dot tends to lie above its mean: it "
+            "was picked for being high."
+        )
+    lost = [o for o in outcomes if o.trial.stage == "search" and o.end == "failed" and not o.epochs]
+    if lost:
+        told += f" {len(lost)} failed before an epoch was done, and cannot be shown."
+    return paragraph(told)
+
+
+def trials_tables(study: Study, outcomes: Sequence[Outcome]) -> list[str]:
+    keys = [escape(key).replace(".", ".<wbr>").replace("_", "_<wbr>") for key in study.space.domains]
+    parts = []
+    for stage, title in (("search", "Trials of the search"), ("final", "Trials on fresh seeds")):
+        inside = [outcome for outcome in outcomes if outcome.trial.stage == stage]
+        if inside:
+            heads = [
+                "trial",
+                *keys,
+                "epochs",
+                "best",
+                "mean class",
+                "last",
+                *(["test"] if stage == "final" else []),
+                "end",
+            ]
+            inside.sort(key=lambda o: (-o.epochs, -o.best, o.trial.name))
+            parts += [f"<h2>{title}</h2>", table("trials", heads, [trial_row(study, outcome) for outcome in inside])]
+    about = (
+        "By epochs, then by accuracy, as finalists are picked. Values that a trial does not change are grey. "
+        "<code>trials.csv</code> has the same rows, unrounded."
+    )
+    return [*parts, paragraph(about)]
+
+
+def trial_row(study: Study, outcome: Outcome) -> str:
+    trial = outcome.trial
+    cells = [cell(trial.name)]
+    for key, value in study.values_of(trial).items():
+        cells.append(cell(escape(label(value)), "" if key in trial.values else "idle"))
+    accuracies = [outcome.best, outcome.mean_class_accuracy, outcome.accuracies[-1]] if outcome.epochs else [None] * 3
+    tested = [outcome.test] if trial.stage == "final" else []
+    cells.append(cell(str(outcome.epochs)))
+    cells += [cell("" if value is None else f"{value:.2%}") for value in (*accuracies, *tested)]
+    cells.append(cell(escape(": ".join(filter(None, (outcome.end or "under way", outcome.error)))), "words"))
+    return f"<tr>{''.join(cells)}</tr>"
+
+
+def cell(text: str, kind: str = "") -> str:
+    return f'<td class="{kind}">{text}</td>' if kind else f"<td>{text}</td>"
+
+
+def table(kind: str, heads: Sequence[str], rows: Sequence[str]) -> str:
+    head = "".join(f'<th class="words">{text}</th>' if text == "end" else f"<th>{text}</th>" for text in heads)
+    return f'<div class="scroll"><table class="{kind}"><tr>{head}</tr>\n' + "\n".join(rows) + "</table></div>"

@@ -1,0 +1,75 @@
+"""Where a search stands, told as it goes: a table redrawn on a terminal, a line for each trial that ends elsewhere."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TextIO
+
+from tune.study.trial import Outcome
+
+ROWS = 12
+"""Of the table; the best of the trials that are not shown is still the best shown."""
+
+
+class LiveTable:
+    def __init__(self, folder: Path, most: int, stream: TextIO | None = None) -> None:
+        self.folder = folder
+        """Of the study."""
+        self.most = most
+        """Trials that there will be."""
+        self._stream = stream
+        self._told: set[str] = set()
+        self._drawn = 0
+
+    @property
+    def stream(self) -> TextIO:
+        """Looked up each time: Ray pickles the table into its processes, where standard output is another."""
+        return self._stream or sys.stdout
+
+    def show(self, outcomes: Sequence[Outcome]) -> None:
+        if self.stream.isatty():
+            width = shutil.get_terminal_size().columns - 1  # a line that wraps would be two to go back over
+            lines = [line[:width] for line in self.table(outcomes)]
+            back = f"\x1b[{self._drawn}F\x1b[J" if self._drawn else ""
+            print(back + "\n".join(lines), file=self.stream, flush=True)
+            self._drawn = len(lines)
+            return
+        for outcome in outcomes:
+            if outcome.end and outcome.trial.name not in self._told:
+                self._told.add(outcome.trial.name)
+                print(f"{self.count(outcomes)}: {describe(outcome)}", file=self.stream, flush=True)
+
+    def settle(self) -> None:
+        """Something else was printed: what was drawn stays, and the next table goes below."""
+        self._drawn = 0
+
+    def count(self, outcomes: Sequence[Outcome]) -> str:
+        ended = sum(bool(outcome.end) for outcome in outcomes)
+        return f"{ended} of {self.most} trials"
+
+    def table(self, outcomes: Sequence[Outcome]) -> Iterator[str]:
+        """Running trials first, then the best."""
+        running = [outcome for outcome in outcomes if not outcome.end]
+        ended = sorted((o for o in outcomes if o.end), key=lambda o: (o.epochs, o.best), reverse=True)
+        shown = [*running, *ended][:ROWS]
+        yield self.count(outcomes)
+        yield from (describe(outcome) for outcome in shown)
+        if len(outcomes) > len(shown):
+            yield f"... and {len(outcomes) - len(shown)} more, all in {self.folder / 'trials.csv'}"
+
+
+def describe(outcome: Outcome) -> str:
+    trial = outcome.trial
+    values = ", ".join(f"{key} {short(value)}" for key, value in trial.values.items()) or "the default"
+    accuracy = f"{outcome.best:.2%}" if outcome.epochs else "-"
+    state = outcome.end or "running"
+    reason = f" ({outcome.error})" if outcome.error else ""
+    mean = "-" if outcome.mean_class_accuracy is None else f"{outcome.mean_class_accuracy:.2%}"
+    return f"{trial.name}  {state:8}  epoch {outcome.epochs:3}  {accuracy:>7}  mean class {mean:>7}  {values}{reason}"
+
+
+def short(value: object) -> str:
+    return f"{value:.3g}" if isinstance(value, float) else str(value)

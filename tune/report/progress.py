@@ -1,0 +1,36 @@
+"""Where a study stands, in its files and on the terminal."""
+
+from __future__ import annotations
+
+import sys
+
+from adadf_dist.errors import UserError
+from tune.report.live_table import LiveTable
+from tune.report.results import write_trials
+from tune.report.tensorboard_hparams import write_hparams
+from tune.study.study import Study
+
+
+class Standing:
+    """Called whenever something may have changed. Files that cannot be written are told once, and trials go on."""
+
+    def __init__(self, study: Study, most: int) -> None:
+        self.study = study
+        self.table = LiveTable(study.folder, most)
+        self._warned = ""
+
+    def __call__(self) -> None:
+        outcomes = self.study.trials.outcomes()
+        try:
+            write_trials(self.study, outcomes)
+            if self.study.base.runtime.tensorboard:
+                write_hparams(self.study, outcomes)
+        except UserError as error:
+            if str(error) != self._warned:
+                self._warned = str(error)
+                print(f"warning: {error}", file=sys.stderr, flush=True)
+        self.table.show(outcomes)
+
+    def settle(self) -> None:
+        """What is on the terminal stays; the next table is drawn below it."""
+        self.table.settle()

@@ -1,0 +1,27 @@
+"""One trial in a process of its own, or on the ranks that torchrun starts: `python -m tune.run_trial STUDY TRIAL`."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from adadf_dist.console.exit import one_line_errors
+from adadf_dist.distributed.world import rank_in_environment
+from tune.runners.execute import run_trial
+from tune.study.study import load
+
+
+def run_one(study_folder: Path, name: str) -> None:
+    study = load(study_folder)
+    run_trial(study, study.trials.named(name).trial)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    folder, name = sys.argv[1:] if argv is None else argv
+    with one_line_errors("tune.run_trial", rank_in_environment()):
+        run_one(Path(folder), name)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""Runners of trials: local processes or Ray."""

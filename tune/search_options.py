@@ -1,0 +1,106 @@
+"""What the command line of a search asks for, checked before anything starts."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+from adadf_dist.config.load import config_from_command_line, override
+from adadf_dist.config.schema import Config
+from adadf_dist.console.parser import Parser
+from adadf_dist.errors import UserError
+from tune.runners.local import add_arguments
+from tune.setup import check_protocol, name_of, on_any_node
+from tune.study.asha import plan_halving
+from tune.study.space import SPACES, Space, open_space
+from tune.study.study import Options, Study
+
+DEFAULT_TRIALS = 16
+HELP = """\
+Many configurations on one seed, the best of them and the default on fresh seeds, compared pair by pair. The test split
+is not read; the winner alone is tested, once, at the end. With --trials 0, K seeds of one configuration and their mean.
+
+  python -m tune.search --preset demo --trials 8 --local
+  python -m tune.search --preset affectnet7 --data.shards DIR --space paper --trials 64 --seeds 5 --address auto
+
+Every other --key VALUE is a key of the runs (python -m adadf_dist.train --help) and makes the default configuration.
+"""
+
+
+def make_parser() -> Parser:
+    parser = Parser(prog="python -m tune.search", description=HELP)
+    spaces = ", ".join(SPACES)
+    parser.add_argument("--space", default="paper", help=f"{spaces}, or a TOML file (default: %(default)s)")
+    parser.add_argument(
+        "--trials",
+        type=int,
+        help=f"beside the default; 0: the default's seeds alone (default: {DEFAULT_TRIALS}, or all points of grids)",
+    )
+    parser.add_argument("--seeds", type=int, default=3, help="fresh seeds of each finalist (default: %(default)s)")
+    parser.add_argument("--finalists", type=int, default=3, help="configurations that get them (default: %(default)s)")
+    parser.add_argument("--out", type=Path, help="folder of the search (default: runs/search-PRESET-SPACE)")
+    parser.add_argument("--resume", action="store_true", help="go on with the search in --out")
+    parser.add_argument(
+        "--searcher", choices=["random", "tpe"], default="random", help="tpe is Optuna's, and needs Ray"
+    )
+    parser.add_argument("--scheduler", choices=["asha", "none"], default="asha", help="end poor trials early, or none")
+    parser.add_argument("--grace", type=int, help="epochs that every trial has (default: twice the largest E)")
+    parser.add_argument("--factor", type=int, default=3, help="one in so many passes a rung (default: %(default)s)")
+    parser.add_argument(
+        "--keep-checkpoints", choices=["winner", "all"], default="winner", help="of trials that ended (default: winner)"
+    )
+    add_arguments(parser)
+    return parser
+
+
+def plan(argv: Sequence[str]) -> tuple[Study, argparse.Namespace]:
+    """What the command line asks for, checked before anything starts."""
+    parser = make_parser()
+    options, words = parser.parse_known_args(argv)
+    base = config_from_command_line(words, parser.option_names())
+    space = open_space(options.space, base)
+    for key, least in (("trials", 0), ("seeds", 2), ("finalists", 1)):
+        if getattr(options, key) is not None and getattr(options, key) < least:
+            raise UserError(f"--{key} {getattr(options, key)}: give {least} or more")
+    trials = checked_trials(space, options)
+    if options.searcher == "random":
+        check_draws(space, base, trials)
+    if options.searcher == "tpe" and options.local:
+        raise UserError("--searcher tpe: Optuna draws through Ray Tune, which --local leaves out; give one of the two")
+    check_protocol(base)
+    asha = options.scheduler == "asha"
+    chosen = Options(
+        seeds=options.seeds,
+        trials=trials,
+        finalists=options.finalists,
+        searcher=options.searcher,
+        keep=options.keep_checkpoints,
+        halving=plan_halving(space, base, options.grace, options.factor) if asha else None,
+    )
+    folder = options.out or Path("runs") / f"search-{name_of(base)}-{Path(options.space).stem}"
+    return Study(folder.absolute(), on_any_node(base), space, chosen), options
+
+
+def check_draws(space: Space, base: Config, trials: int) -> None:
+    """Values that are right one by one may not go together. Raises `UserError`."""
+    for number in range(1, trials + 1):
+        values = space.sample(base.seed, number)
+        try:
+            override(base, values)
+        except UserError as error:
+            raise UserError(f"space {space.name}: trial {number} would have {values}: {error}") from None
+
+
+def checked_trials(space: Space, options: argparse.Namespace) -> int:
+    """How many, which for grids is settled. Raises `UserError`."""
+    grids = [key for key, domain in space.domains.items() if domain.kind == "grid"]
+    if options.searcher == "tpe" and grids:
+        raise UserError(
+            f"space {space.name}: {grids[0]} is a grid, to be gone through; --searcher tpe draws: give choice"
+        )
+    if space.points is None or options.trials == 0:
+        return DEFAULT_TRIALS if options.trials is None else int(options.trials)
+    if options.trials is not None and options.trials > space.points:
+        raise UserError(f"--trials {options.trials}: the grids of space {space.name} have {space.points} points")
+    return space.points if options.trials is None else int(options.trials)

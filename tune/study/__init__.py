@@ -1,0 +1,1 @@
+"""A study: search space, trials, early stopping, selection."""

@@ -1,0 +1,223 @@
+"""What a search may change: dotted configuration keys, each with the values it may take.
+
+A space is data: one of `SPACES` below, or a user's TOML of the same form:
+
+    "loss.lambda_min" = { uniform = [0.0, 0.5] }
+    "optimizer.lr" = { loguniform = [1e-4, 1e-2] }
+    "loss.epoch_threshold" = { choice = [1, 3, 5, 10] }
+    "batch_size" = { grid = [32, 64] }
+    "optimizer.warmup_steps" = { choice = [0, 100], when = { "optimizer.schedule" = "cosine" } }
+
+`choice` is drawn from, `grid` is gone through. A key with `when` keeps its default unless the others have these values.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+from zlib import crc32
+
+import numpy as np
+
+from adadf_dist.config.load import flatten, known_keys, listed, override, read_settings, to_dict
+from adadf_dist.config.schema import Config
+from adadf_dist.errors import UserError, nearest
+
+Values = dict[str, Any]
+"""Dotted keys and their values: what a trial changes."""
+
+RESERVED = (
+    "out",
+    "resume",
+    "allow_other_data",
+    "seed",
+    "epochs",
+    "data.shards",
+    "data.access",
+    "data.cache",
+    "data.embedded_faces",
+    "data.validation_fraction",
+    "evaluation.",
+    "checkpoint.",
+)
+"""Not to be searched."""
+KINDS = ("uniform", "loguniform", "choice", "grid")
+
+PAPER: dict[str, object] = {
+    "loss.lambda_min": {"uniform": [0.0, 0.5]},
+    "class_distributions.threshold": {"uniform": [0.3, 0.95]},
+    "loss.epoch_threshold": {"choice": [1, 2, 3, 5, 8, 10]},
+}
+RECIPE: dict[str, object] = {
+    "optimizer.lr": {"loguniform": [1e-4, 1e-2]},
+    "batch_size": {"choice": [16, 32, 64, 128]},
+    "augment.operations": {"choice": [0, 1, 2, 3, 4]},
+    "augment.magnitude": {"uniform": [1.0, 9.0]},
+    "augment.erase": {"uniform": [0.0, 0.8]},
+}
+SPACES: dict[str, dict[str, object]] = {"paper": PAPER, "recipe": RECIPE, "full": {**PAPER, **RECIPE}}
+"""`paper`: the three constants that the paper tunes. `recipe`: learning rate, batch, augmentation. `full`: both."""
+
+
+@dataclass(frozen=True)
+class Domain:
+    """The values of one key."""
+
+    kind: str
+    """One of `KINDS`."""
+    values: tuple[Any, ...]
+    """Two limits of the continuous kinds; all values of the others."""
+    when: Mapping[str, Any] = field(default_factory=dict)
+    """Other keys and the values they must have."""
+
+    @property
+    def continuous(self) -> bool:
+        return self.kind.endswith("uniform")
+
+    def at(self, share: float) -> Any:
+        """The value at `share` in [0, 1) of the domain."""
+        if not self.continuous:
+            return self.values[int(share * len(self.values))]
+        low, high = self.values
+        if self.kind == "uniform":
+            return float(low + share * (high - low))
+        return float(math.exp(math.log(low) + share * (math.log(high) - math.log(low))))
+
+
+@dataclass(frozen=True)
+class Space:
+    """Keys and domains, checked."""
+
+    name: str
+    domains: Mapping[str, Domain]
+
+    def sample(self, seed: int, number: int) -> Values:
+        """The values of trial `number`: a pure function, so a search that goes on draws what it would have drawn.
+
+        Grids are gone through in order, all else is drawn.
+        """
+        points = list(self.grid())
+        return self.settle({**self.every(seed, number), **points[(number - 1) % len(points)]})
+
+    def every(self, seed: int, number: int = 0) -> Values:
+        """A draw of every key, whatever its condition."""
+        return {
+            key: domain.at(np.random.default_rng([seed, number, crc32(key.encode())]).random())
+            for key, domain in self.domains.items()
+        }
+
+    def grid(self) -> Iterator[Values]:
+        """Every point of the grids together; one empty point where there are none."""
+        grids = {key: domain.values for key, domain in self.domains.items() if domain.kind == "grid"}
+        for point in itertools.product(*grids.values()):
+            yield dict(zip(grids, point, strict=True))
+
+    def settle(self, values: Values) -> Values:
+        """In the order of the space, without keys whose condition does not hold, or hangs on one that does not."""
+        settled = {key: values[key] for key in self.domains if key in values}
+        while lost := [key for key in settled if not self._holds(key, settled)]:
+            settled = {key: value for key, value in settled.items() if key not in lost}
+        return settled
+
+    def _holds(self, key: str, values: Values) -> bool:
+        return all(values.get(other) == wanted for other, wanted in self.domains[key].when.items())
+
+    @property
+    def points(self) -> int | None:
+        """How many there are; None where some key is drawn."""
+        if any(domain.kind != "grid" for domain in self.domains.values()):
+            return None
+        return len(list(self.grid()))
+
+    def largest(self, key: str, base: Config) -> Any:
+        """The largest value that `key` takes in a trial or the default."""
+        domain = self.domains.get(key)
+        default = dict(flatten(to_dict(base)))[key]
+        return default if domain is None else max(default, *domain.values)
+
+    def to_dict(self) -> dict[str, object]:
+        """The form in which a file holds it."""
+        return {
+            key: {domain.kind: list(domain.values), **({"when": dict(domain.when)} if domain.when else {})}
+            for key, domain in self.domains.items()
+        }
+
+
+def open_space(name: str, base: Config) -> Space:
+    """A space by its name or its TOML file, checked against the configuration that it changes.
+
+    Raises `UserError` for an unknown or empty space, an unknown key, or a value that the configuration refuses.
+    """
+    if name in SPACES:
+        return read_space(name, SPACES[name], base)
+    path = Path(name)
+    if path.suffix != ".toml":
+        raise UserError(f"--space {name}: give {', '.join(SPACES)}, or a TOML file{nearest(name, SPACES)}")
+    if not path.is_file():
+        raise UserError(f"--space {path}: no such file")
+    return read_space(name, read_settings(path).values, base)
+
+
+def read_space(name: str, content: Mapping[str, object], base: Config) -> Space:
+    domains = {key: read_domain(name, key, value) for key, value in entries(name, content).items()}
+    if not domains:
+        raise UserError(f"space {name}: is empty; give at least one key and its values")
+    space = Space(name, domains)
+    for key, domain in domains.items():
+        for other, wanted in domain.when.items():
+            if other not in domains or (not domains[other].continuous and wanted not in domains[other].values):
+                raise UserError(f"space {name}: {key} is there when {other} is {wanted!r}, which never comes")
+        inside = [domain.at(0.37)] if domain.continuous else []  # a key of whole numbers takes the limits, and not this
+        for value in [*domain.values, *inside]:
+            try:
+                override(base, {**dict(domain.when), key: value}, f"space {name}")
+            except UserError as error:
+                raise UserError(f"space {name}: {key}: {error}") from None
+    return space
+
+
+def entries(space: str, content: Mapping[str, object], prefix: str = "") -> dict[str, Mapping[str, object]]:
+    """Dotted keys and what is said of each, whether the file quotes the keys or nests them."""
+    found: dict[str, Mapping[str, object]] = {}
+    for name, value in content.items():
+        key = f"{prefix}{name}"
+        if not isinstance(value, Mapping):
+            raise UserError(f"space {space}: {key} = {value!r}; give {{ KIND = [...] }}, of {', '.join(KINDS)}")
+        if key in known_keys() or not any(isinstance(inner, Mapping) for inner in value.values()):
+            found[key] = value
+        else:
+            found |= entries(space, value, f"{key}.")
+    return found
+
+
+def read_domain(name: str, key: str, content: Mapping[str, object]) -> Domain:
+    where = f"space {name}: {key}"
+    if key not in known_keys():
+        raise UserError(f"{where}: unknown key{nearest(key, known_keys())}")
+    if listed(key, RESERVED):
+        raise UserError(f"{where}: is the search's own, or changes what accuracies mean; give it on the command line")
+    kinds = [kind for kind in content if kind in KINDS]
+    others = [word for word in content if word not in (*KINDS, "when")]
+    if len(kinds) != 1 or others:
+        raise UserError(f"{where}: give one of {', '.join(KINDS)}, and `when` if need be; it has {', '.join(content)}")
+    (kind,), values, when = kinds, content[kinds[0]], content.get("when", {})
+    if not isinstance(values, Sequence) or isinstance(values, str) or not values:
+        raise UserError(f"{where}: {kind} needs a list, not {values!r}")
+    if not isinstance(when, Mapping):
+        raise UserError(f"{where}: when needs keys and values, not {when!r}")
+    domain = Domain(kind, tuple(values), dict(flatten(when)))
+    if domain.continuous and not is_range(values, logarithmic=kind == "loguniform"):
+        above = ", both above 0" if kind == "loguniform" else ""
+        raise UserError(f"{where}: {kind} needs [low, high], low below high{above}; it has {list(values)}")
+    return domain
+
+
+def is_range(values: Sequence[object], logarithmic: bool) -> bool:
+    if len(values) != 2 or not all(isinstance(v, (int, float)) and not isinstance(v, bool) for v in values):
+        return False
+    low, high = (float(v) for v in values)  # type: ignore[arg-type]
+    return low < high and (low > 0 or not logarithmic)
