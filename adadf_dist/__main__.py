@@ -6,9 +6,9 @@ import sys
 from collections.abc import Sequence
 from importlib import import_module
 
-from adadf_dist.console.exit import fail
+from adadf_dist.console.exit import exit_with_error
 from adadf_dist.console.parser import VERSION
-from adadf_dist.errors import nearest
+from adadf_dist.errors import did_you_mean
 
 COMMANDS = {
     "train": ("adadf_dist.train", "train Ada-DF, or resume a run"),
@@ -44,7 +44,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         return
     if words[0] not in COMMANDS:
         kind = "option" if words[0].startswith("-") else "command"
-        fail("adadf_dist", f"unknown {kind} {words[0]}{nearest(words[0], COMMANDS)}; there are {', '.join(COMMANDS)}")
+        exit_with_error(
+            "adadf_dist",
+            f"unknown {kind} {words[0]}{did_you_mean(words[0], COMMANDS)}; there are {', '.join(COMMANDS)}",
+        )
     import_module(COMMANDS[words[0]][0]).main(words[1:])
 
 

@@ -20,20 +20,20 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from adadf_dist.checkpoint.progress import Progress
-from adadf_dist.checkpoint.storage import CHECKPOINT_VERSION, write_whole
-from adadf_dist.config.load import Layer, build_config, to_dict
+from adadf_dist.checkpoint.progress import TrainingProgress
+from adadf_dist.checkpoint.storage import CHECKPOINT_VERSION, save_checkpoint
+from adadf_dist.config.load import ConfigLayer, build_config, to_dict
 from adadf_dist.config.schema import Config
-from adadf_dist.console.exit import one_line_errors
+from adadf_dist.console.exit import cli_errors
 from adadf_dist.console.parser import Parser
 from adadf_dist.data.preprocessing import Preprocessing
 from adadf_dist.distributed.world import World
-from adadf_dist.engine.base import draw_model
+from adadf_dist.engine.base import init_model
 from adadf_dist.errors import UserError
-from adadf_dist.files.outputs import add_force_option, check_output
+from adadf_dist.files.outputs import add_force_option, check_output_path
 from adadf_dist.method.class_distributions import ClassDistributions
 from adadf_dist.method.model import DualBranch
-from adadf_dist.method.weight_files import plain_name, read_weights
+from adadf_dist.method.weight_files import read_weights, strip_wrapper_prefix
 
 Tensors = Mapping[str, Tensor]
 
@@ -53,7 +53,7 @@ example:
   python -m adadf_dist.predict rafdb.pt FACE.jpg
 """
 
-PARTS = {
+NAME_MAP = {
     "feature": "extractor",
     "branch_1": "auxiliary.stages",
     "branch_2": "target.stages",
@@ -65,7 +65,7 @@ PARTS = {
     "alpha_2": "target.attention",
 }
 """First word of a published name -> our module."""
-NUMBERED = {
+SEQUENTIAL_NAMES = {
     "feature": ("conv1", "bn1", None, None, "layer1"),
     "branch": ("layer2", "layer3", "layer4", None, "classifier"),
 }
@@ -73,37 +73,37 @@ NUMBERED = {
 CLASSIFIERS = ("classifier", "fc", "head")
 
 
-def place_of(name: str, part_names: Sequence[str]) -> str | None:
+def map_name(name: str, part_names: Sequence[str]) -> str | None:
     """Our name of a published tensor; None for one that is not known.
 
     `part_names`: the first words below the same part, in the order of the file, which say how it is numbered.
     """
     part, _, rest = name.partition(".")
-    ours = PARTS.get(part)
+    ours = NAME_MAP.get(part)
     if ours is None or not rest:
         return None
     leaf = rest.rpartition(".")[2]
     if ours.endswith(("attention", "classifier")):  # a Linear by itself, or first of a Sequential
         return f"{ours}.{leaf}" if re.fullmatch(r"((0|1|fc|linear|classifier)\.)?(weight|bias)", rest) else None
     first, _, below = rest.partition(".")
-    first = unnumbered(part, first, part_names)
+    first = resolve_sequential_index(part, first, part_names)
     if ours != "extractor" and first in CLASSIFIERS:
         return f"{ours.partition('.')[0]}.classifier.{leaf}" if below in ("weight", "bias") else None
     return f"{ours}.{first}.{below}"
 
 
-def unnumbered(part: str, first: str, part_names: Sequence[str]) -> str:
+def resolve_sequential_index(part: str, first: str, part_names: Sequence[str]) -> str:
     """`layer2` for the `0` of a branch: what the place of a Sequential is called by us."""
     if not first.isdigit():
         return first
-    names = NUMBERED["feature" if part == "feature" else "branch"]
+    names = SEQUENTIAL_NAMES["feature" if part == "feature" else "branch"]
     if part != "feature" and first == part_names[-1] and len(part_names) == 4:
         return "classifier"  # wherever pooling and flattening left it
     number = int(first)
     return names[number] or first if number < len(names) else first
 
 
-def translate(tensors: Tensors, path: Path) -> dict[str, Tensor]:
+def remap_state_dict(tensors: Tensors, path: Path) -> dict[str, Tensor]:
     """The file's tensors by our names, each once. Raises `UserError` for one that is unknown, or unlike its double."""
     below: dict[str, list[str]] = {}
     for name in tensors:
@@ -114,37 +114,39 @@ def translate(tensors: Tensors, path: Path) -> dict[str, Tensor]:
     ours: dict[str, Tensor] = {}
     unknown = []
     for name, tensor in tensors.items():
-        place = place_of(name, below[name.partition(".")[0]])
+        place = map_name(name, below[name.partition(".")[0]])
         if place is None:
             unknown.append(name)
         elif place not in found:
             found[place], ours[place] = name, tensor
-        elif not same(ours[place], tensor):
+        elif not tensors_equal(ours[place], tensor):
             raise UserError(f"{path}: {name} should repeat {found[place]} but differs; the file is of another code")
     if unknown:
-        raise UserError(f"{path}: {listed(unknown)} {'has' if len(unknown) == 1 else 'have'} no place in this layout")
+        raise UserError(
+            f"{path}: {truncate_list(unknown)} {'has' if len(unknown) == 1 else 'have'} no place in this layout"
+        )
     return ours
 
 
-def same(a: Tensor, b: Tensor) -> bool:
+def tensors_equal(a: Tensor, b: Tensor) -> bool:
     return a.shape == b.shape and bool(torch.equal(a, b))
 
 
-def listed(names: Sequence[str]) -> str:
+def truncate_list(names: Sequence[str]) -> str:
     more = f" and {len(names) - 3} more" if len(names) > 3 else ""
     return ", ".join(names[:3]) + more
 
 
-def read_published(path: Path) -> dict[str, Tensor]:
+def load_published(path: Path) -> dict[str, Tensor]:
     """Raises `UserError`; the names are without what wrappers (`module.`) put before them."""
     try:
         tensors, _ = read_weights(path)
     except UserError as error:
         raise UserError(str(error).removeprefix("model.pretrained: ")) from None
-    return {plain_name(name): tensor for name, tensor in tensors.items()}
+    return {strip_wrapper_prefix(name): tensor for name, tensor in tensors.items()}
 
 
-def find_backbone(tensors: Tensors, path: Path) -> str:
+def infer_backbone(tensors: Tensors, path: Path) -> str:
     """The ResNet whose blocks these are. Raises `UserError`."""
     stage = "target.stages.layer3."
     blocks = {name.removeprefix(stage).partition(".")[0] for name in tensors if name.startswith(stage)}
@@ -166,7 +168,7 @@ def find_backbone(tensors: Tensors, path: Path) -> str:
     return name
 
 
-def fill(model: DualBranch, tensors: Tensors, path: Path) -> None:
+def load_strict(model: DualBranch, tensors: Tensors, path: Path) -> None:
     """Every tensor to its place. Raises `UserError` for those left over, missing or of another shape."""
     own = model.state_dict()
     counters = {name for name in own if name.endswith("num_batches_tracked")}  # old files have none
@@ -176,11 +178,11 @@ def fill(model: DualBranch, tensors: Tensors, path: Path) -> None:
         ("has another shape for", [name for name in tensors if name in own and own[name].shape != tensors[name].shape]),
     ):
         if names:
-            raise UserError(f"{path}: {problem} {listed(names)} (names as adadf_dist has them)")
+            raise UserError(f"{path}: {problem} {truncate_list(names)} (names as adadf_dist has them)")
     model.load_state_dict({**own, **tensors})
 
 
-def settings_of(backbone: str, image_size: int) -> Config:
+def default_config(backbone: str, image_size: int) -> Config:
     """The paper's recipe, with the choices of the published code that a network's use depends on."""
     values = {
         "model.backbone": backbone,
@@ -190,10 +192,10 @@ def settings_of(backbone: str, image_size: int) -> Config:
         "runtime.precision": "fp32",
         "epochs": 1,
     }
-    return build_config([Layer("the published layout", values)])
+    return build_config([ConfigLayer("the published layout", values)])
 
 
-def content_of(model: DualBranch, config: Config, classes: tuple[str, ...]) -> dict[str, object]:
+def make_checkpoint(model: DualBranch, config: Config, classes: tuple[str, ...]) -> dict[str, object]:
     """A checkpoint of a run that has not begun: weights, which are their own average, and the distributions of eq 7."""
     weights = model.state_dict()
     alone = World(torch.device("cpu"))
@@ -202,26 +204,26 @@ def content_of(model: DualBranch, config: Config, classes: tuple[str, ...]) -> d
         "version": CHECKPOINT_VERSION,
         "config": to_dict(config),
         "preprocessing": Preprocessing(config.data.image_size, classes, config.data.loader).to_dict(),
-        "progress": asdict(Progress()),
+        "progress": asdict(TrainingProgress()),
         "rng": torch.get_rng_state(),
         "engine": {"model": weights, "average": weights, "moments": {}},
         "class_distributions": distributions.state_dict(),
     }
 
 
-def import_file(path: Path, classes: tuple[str, ...], image_size: int) -> tuple[dict[str, object], str]:
+def convert_checkpoint(path: Path, classes: tuple[str, ...], image_size: int) -> tuple[dict[str, object], str]:
     """The content of our checkpoint, and a line that accounts for the file. Raises `UserError`."""
-    tensors = read_published(path)
-    ours = translate(tensors, path)
-    backbone = find_backbone(ours, path)
+    tensors = load_published(path)
+    ours = remap_state_dict(tensors, path)
+    backbone = infer_backbone(ours, path)
     outputs = len(ours["target.classifier.weight"]) if "target.classifier.weight" in ours else len(classes)
     if outputs != len(classes):
         raise UserError(f"--classes: {len(classes)} names, but {path} tells {outputs} classes apart")
-    config = settings_of(backbone, image_size)
-    model = draw_model(config, len(classes))
-    fill(model, ours, path)
+    config = default_config(backbone, image_size)
+    model = init_model(config, len(classes))
+    load_strict(model, ours, path)
     account = f"{len(tensors)} tensors: {len(ours)} taken over, {len(tensors) - len(ours)} equal to one of these"
-    return content_of(model, config, classes), f"{backbone}, {len(classes)} classes, {account}"
+    return make_checkpoint(model, config, classes), f"{backbone}, {len(classes)} classes, {account}"
 
 
 def parse_classes(text: str) -> tuple[str, ...]:
@@ -250,11 +252,11 @@ def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
 
 def main(argv: Sequence[str] | None = None) -> None:
     args = parse_arguments(sys.argv[1:] if argv is None else argv)
-    with one_line_errors("adadf_dist.convert"):
+    with cli_errors("adadf_dist.convert"):
         classes = parse_classes(args.classes)
-        check_output(args.out, args.force, "--out")
-        content, account = import_file(args.file, classes, args.image_size)
-        write_whole(content, args.out)
+        check_output_path(args.out, args.force, "--out")
+        content, account = convert_checkpoint(args.file, classes, args.image_size)
+        save_checkpoint(content, args.out)
         print(f"{args.out}: {account}")
 
 

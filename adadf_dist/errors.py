@@ -18,11 +18,11 @@ class DiskFullError(UserError):
     """There is no room to write; there may be a moment later."""
 
 
-class TakenError(UserError):
+class RunDirLockedError(UserError):
     """Another run is writing there; it may be over a moment later."""
 
 
-def one_line(error: object, most: int = 200) -> str:
+def single_line(error: object, most: int = 200) -> str:
     """What an error of somebody else's says, fit for the middle of a line."""
     return " ".join(str(error).split())[:most]
 
@@ -34,7 +34,7 @@ def install_or_repair(error: BaseException, extra: str) -> str:
     return f"it is installed but broken: pip install --force-reinstall 'adadf_dist[{extra}]', or repair what it names"
 
 
-def nearest(word: str, known: Iterable[str]) -> str:
+def did_you_mean(word: str, known: Iterable[str]) -> str:
     """`; did you mean X?`, comparing whole keys first and then their last parts."""
     known = list(known)
     close = difflib.get_close_matches(word, known, n=1, cutoff=0.6)

@@ -8,9 +8,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from adadf_dist.console.exit import one_line_errors
+from adadf_dist.console.exit import cli_errors
 from adadf_dist.console.parser import Parser
-from adadf_dist.files.outputs import add_force_option, check_output
+from adadf_dist.files.outputs import add_force_option, check_output_path
 from benchmarks import epoch, loader_images, loaders, paired, step
 from benchmarks.scaling import cost_tables
 from benchmarks.scaling import measure as scaling
@@ -79,11 +79,11 @@ def main(argv: Sequence[str] | None = None) -> None:
             command.add_argument("--json", type=Path, help="also write the figures here")
         add_force_option(command, "an output file")
     options = parser.parse_args(argv)
-    with one_line_errors("benchmarks"):
+    with cli_errors("benchmarks"):
         image = options.out if options.command == "pictures" else None  # --out of paired is a folder of resumed runs
         for option, path in (("--json", getattr(options, "json", None)), ("--out", image)):
             if path is not None:
-                check_output(path, options.force, option)
+                check_output_path(path, options.force, option)
         options.run(options)
 
 

@@ -22,7 +22,7 @@ from adadf_dist.config.schema import ClassDistributionConfig, LossConfig, ModelC
 from adadf_dist.data.dataset import Split, open_dataset
 from adadf_dist.distributed.world import World, pick_device
 from adadf_dist.method.class_distributions import ClassDistributions
-from adadf_dist.method.losses import Place, adadf_loss, ramp_weights
+from adadf_dist.method.losses import BatchSlice, adadf_loss, ramp_weights
 from adadf_dist.method.model import DualBranch
 from adadf_dist.method.pretrained import load_pretrained
 
@@ -63,7 +63,7 @@ def transforms(image_size: int, train: bool) -> v2.Compose:
     return v2.Compose(steps)
 
 
-def conventional_epoch(work: Work) -> float:
+def baseline_epoch(work: Work) -> float:
     """Seconds of one epoch with class distributions and test."""
     began = time.perf_counter()
     dataset = open_dataset(work.shards)
@@ -86,8 +86,8 @@ def conventional_epoch(work: Work) -> float:
     model.train()
     for images, labels in batches("train", train=True):
         output = model(images)
-        place = (world, Place(0, len(labels)))
-        losses = adadf_loss(output, labels, classes.current, ramp, loss_config, place)
+        place = (world, BatchSlice(0, len(labels)))
+        losses = adadf_loss(output, labels, classes.targets, ramp, loss_config, place)
         optimizer.zero_grad()
         losses.total.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
@@ -96,7 +96,7 @@ def conventional_epoch(work: Work) -> float:
     with torch.no_grad():
         for images, labels in batches("train", train=True):
             classes.observe(model(images).auxiliary_logits, labels)
-        classes.commit()
+        classes.finalize_epoch()
         tested = 0
         for images, labels in batches("test", train=False):
             tested += len(labels)

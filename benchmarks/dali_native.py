@@ -21,7 +21,7 @@ OPERATIONS, MAGNITUDE = 3, 15
 """Of 31 bins, as 5 is of 10."""
 
 
-def placed(batch: int, workers: int, device: torch.device) -> dict[str, Any]:
+def pipeline_kwargs(batch: int, workers: int, device: torch.device) -> dict[str, Any]:
     """How every pipeline here is built for a device."""
     gpu = device.type == "cuda"
     where = {"decoder": "mixed", "device_id": device.index or 0} if gpu else {"decoder": "cpu", "device_id": None}
@@ -53,7 +53,7 @@ def reader_epochs(
             [tar.removesuffix(".tar") + ".idx" for tar in tars],
             size,
             augment,
-            **placed(batch, workers, device),
+            **pipeline_kwargs(batch, workers, device),
         )
         batches = DALIGenericIterator(
             [pipeline], ["images", "labels"], reader_name="reader", last_batch_policy=LastBatchPolicy.PARTIAL
@@ -86,7 +86,7 @@ def decode_epochs(split: Split, batch: int, workers: int, device: torch.device, 
     pipeline = decode_pipeline(
         source,
         warp,
-        **placed(batch, workers, device),
+        **pipeline_kwargs(batch, workers, device),
     )
     while True:
         yield len(pipeline.run()[0])

@@ -15,9 +15,9 @@ from typing import Any, NamedTuple
 import torch
 import torchvision
 
-from adadf_dist.data.synthetic.dataset import build_embedded
+from adadf_dist.data.synthetic.dataset import build_synthetic_dataset
 from adadf_dist.files.outputs import write_output
-from benchmarks.baseline_loop import Work, conventional_epoch
+from benchmarks.baseline_loop import Work, baseline_epoch
 from benchmarks.machine import describe_machine, median
 
 STORED_SIZE, NETWORK_SIZE, BATCH = 100, 224, 64
@@ -45,7 +45,7 @@ def bench_epoch(options: argparse.Namespace) -> None:
         shards = folder / "faces"
         # 16 validation faces: training needs some, and their cost vanishes beside the test's
         counts = {"train": options.train, "validation": 16, "test": options.test}
-        build_embedded(shards, counts, size=STORED_SIZE)
+        build_synthetic_dataset(shards, counts, size=STORED_SIZE)
         weights = folder / "random-resnet18.pt"
         torch.save(torchvision.models.resnet18(weights=None).state_dict(), weights)
         work = Work(shards, weights, NETWORK_SIZE, BATCH)
@@ -57,7 +57,7 @@ def bench_epoch(options: argparse.Namespace) -> None:
                 seconds["ours"].append(ours.seconds)
                 waiting.append(ours.waiting)
             if options.only != "ours":
-                seconds["conventional"].append(conventional_epoch(work))
+                seconds["conventional"].append(baseline_epoch(work))
     figures = {name: values for name, values in seconds.items() if values}
     report: dict[str, object] = {
         "faces": {"train": options.train, "test": options.test},

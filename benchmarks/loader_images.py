@@ -11,10 +11,10 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from adadf_dist.config.load import Layer, build_config
+from adadf_dist.config.load import ConfigLayer, build_config
 from adadf_dist.data.datamodule import open_data
 from adadf_dist.data.preprocessing import IMAGENET_MEAN, IMAGENET_STD
-from adadf_dist.data.synthetic.dataset import build_embedded
+from adadf_dist.data.synthetic.dataset import build_synthetic_dataset
 from adadf_dist.distributed.world import pick_device
 from adadf_dist.files.outputs import atomic_file
 
@@ -28,37 +28,37 @@ def add_options(pictures: argparse.ArgumentParser) -> None:
     pictures.add_argument("--faces", type=int, default=32, help="default: %(default)s")
     pictures.add_argument("--size", type=int, default=128, help="side in pixels (default: %(default)s)")
     pictures.add_argument("--out", type=Path, default=Path("loaders.png"), help="default: %(default)s")
-    pictures.set_defaults(run=show_pictures)
+    pictures.set_defaults(run=write_loader_images)
 
 
-def show_pictures(options: argparse.Namespace) -> None:
+def write_loader_images(options: argparse.Namespace) -> None:
     with tempfile.TemporaryDirectory() as name:
         shards = options.shards
         if shards is None:
             shards = Path(name) / "faces"
-            build_embedded(shards, {"train": options.faces, "validation": 8, "test": 8}, size=STORED_SIZE)
-        torch_made, dali_made = (first_faces(shards, loader, options) for loader in ("torch", "dali"))
+            build_synthetic_dataset(shards, {"train": options.faces, "validation": 8, "test": 8}, size=STORED_SIZE)
+        torch_made, dali_made = (first_batch(shards, loader, options) for loader in ("torch", "dali"))
     difference = np.abs(torch_made.astype(int) - dali_made.astype(int))
     largest = np.clip(AMPLIFIED * difference, 0, 255).astype(np.uint8)
     triples = [np.concatenate(triple, axis=1) for triple in zip(torch_made, dali_made, largest, strict=True)]
     with atomic_file(options.out) as partial:
-        Image.fromarray(sheet(triples)).save(partial)
+        Image.fromarray(tile(triples)).save(partial)
     print(f"{options.out}: torch | dali | difference x {AMPLIFIED}, {len(triples)} faces at {options.size} pixels")
     print(f"mean difference {difference.mean():.4f} levels, {(difference <= 4).mean():.4%} of the values within 4")
 
 
-def first_faces(shards: Path, loader: str, options: argparse.Namespace) -> NDArray[np.uint8]:
+def first_batch(shards: Path, loader: str, options: argparse.Namespace) -> NDArray[np.uint8]:
     """[n, H, W, 3], the first batch of an epoch with the full recipe, as pixels again."""
     values = {"data.shards": str(shards), "data.loader": loader, "data.image_size": options.size}
-    config = build_config([Layer("pictures", {**values, "batch_size": options.faces})])
+    config = build_config([ConfigLayer("pictures", {**values, "batch_size": options.faces})])
     with open_data(config, 0, 1, pick_device()) as data:
-        images = next(iter(data.train(0))).images.cpu()
+        images = next(iter(data.train_batches(0))).images.cpu()
     mean, std = (torch.tensor(values).view(3, 1, 1) for values in (IMAGENET_MEAN, IMAGENET_STD))
     pixels = (images * std + mean).mul(255).round().clamp(0, 255).byte()
     return pixels.permute(0, 2, 3, 1).numpy()
 
 
-def sheet(tiles: list[NDArray[np.uint8]]) -> NDArray[np.uint8]:
+def tile(tiles: list[NDArray[np.uint8]]) -> NDArray[np.uint8]:
     """Tiles [H, W, 3] in rows, white between them."""
     height, width = tiles[0].shape[:2]
     rows = -(-len(tiles) // COLUMNS)

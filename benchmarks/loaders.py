@@ -25,13 +25,13 @@ from torch.utils.data import DataLoader
 from torchvision.datasets import ImageFolder
 from tqdm import tqdm
 
-from adadf_dist.config.load import Layer, build_config
+from adadf_dist.config.load import ConfigLayer, build_config
 from adadf_dist.config.schema import Config
 from adadf_dist.data.build.builder import BuildOptions, build_dataset
 from adadf_dist.data.datamodule import DALI_LOADER, open_data
 from adadf_dist.data.dataset import open_dataset
-from adadf_dist.data.synthetic.dataset import open_embedded
-from adadf_dist.data.workers.task_pool import Processes
+from adadf_dist.data.synthetic.dataset import make_synthetic_source
+from adadf_dist.data.workers.task_pool import ProcessPool
 from adadf_dist.distributed.world import pick_device
 from adadf_dist.errors import UserError
 from adadf_dist.files.outputs import write_output
@@ -73,15 +73,15 @@ Epochs = Iterator[int]
 """Numbers of images, batch by batch, epoch after epoch without end."""
 
 
-def ours(loader: str, case: Case) -> Epochs:
+def adadf_loader(loader: str, case: Case) -> Epochs:
     values: dict[str, object] = {"data.shards": str(case.folder), "data.image_size": case.size}
     values |= {"batch_size": case.batch, "data.workers": case.workers, "data.loader": loader}
     if not case.augment:
         values |= {"augment.policy": "none", "augment.flip": 0.0, "augment.erase": 0.0}
-    config: Config = build_config([Layer("bench", values)])
+    config: Config = build_config([ConfigLayer("bench", values)])
     with open_data(config, 0, 1, case.device) as data:
         for epoch in itertools.count():
-            for batch in data.train(epoch):
+            for batch in data.train_batches(epoch):
                 yield len(batch.labels)
 
 
@@ -130,7 +130,7 @@ def dali_reader(case: Case) -> Epochs:
     return reader_epochs(split, case.size, case.augment, case.batch, case.workers, case.device)
 
 
-def bare_read(case: Case) -> Epochs:
+def raw_read(case: Case) -> Epochs:
     """The encoded bytes, in an order that no disk likes."""
     split = open_dataset(case.folder).split("train")
     while True:
@@ -139,7 +139,7 @@ def bare_read(case: Case) -> Epochs:
             yield len([bytes(split.read(sample)) for sample in order[start : start + case.batch]])
 
 
-def bare_decode(case: Case) -> Epochs:
+def decode_only(case: Case) -> Epochs:
     """DALI's decoder, and nothing after it."""
     from benchmarks.dali_native import decode_epochs
 
@@ -156,13 +156,13 @@ def decode_and_warp(case: Case) -> Epochs:
 
 
 CANDIDATES: dict[str, Callable[[Case], Epochs]] = {
-    "adadf_dist dali": partial(ours, "dali"),
-    "adadf_dist torch": partial(ours, "torch"),
+    "adadf_dist dali": partial(adadf_loader, "dali"),
+    "adadf_dist torch": partial(adadf_loader, "torch"),
     "files + torchvision": image_files,
     "webdataset + torchvision": webdataset_torchvision,
     "DALI reader + rand_augment": dali_reader,
-    "limit: read": bare_read,
-    "limit: DALI decode": bare_decode,
+    "limit: read": raw_read,
+    "limit: DALI decode": decode_only,
     "DALI decode + one warp": decode_and_warp,
 }
 PLAIN = ("limit: read", "limit: DALI decode", "DALI decode + one warp")
@@ -186,9 +186,9 @@ def bench_data(options: argparse.Namespace) -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name) / "faces"
         if options.shards is None:
-            source = open_embedded({"train": options.faces, "validation": 64, "test": 64}, STORED_SIZE, seed=0)
+            source = make_synthetic_source({"train": options.faces, "validation": 64, "test": 64}, STORED_SIZE, seed=0)
             shards = BuildOptions(name="drawn faces", samples_per_shard=max(options.faces // SHARDS, 1))
-            build_dataset(source, folder, shards, Processes(1))
+            build_dataset(source, folder, shards, ProcessPool(1))
         else:
             link_dataset(options.shards, folder)
         write_files(folder)

@@ -8,7 +8,7 @@ import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
-from adadf_dist.config.load import config_from_command_line
+from adadf_dist.config.load import parse_cli
 from adadf_dist.config.schema import Config
 from adadf_dist.errors import UserError
 from adadf_dist.files.outputs import write_output
@@ -50,7 +50,7 @@ def bench_paired(options: argparse.Namespace) -> None:
     low, high = (POINTS * end for end in difference.interval)
     print(f"second - first: {POINTS * difference.mean:+.2f} points, 95 % interval {low:+.2f} to {high:+.2f}")
     low, high = (POINTS * end for end in difference.equivalence)
-    verdict = "equivalent" if difference.within(options.margin / POINTS) else "equivalence not shown"
+    verdict = "equivalent" if difference.is_equivalent(options.margin / POINTS) else "equivalence not shown"
     print(f"margin {options.margin:g} points: {verdict} (90 % interval {low:+.2f} to {high:+.2f})")
     print(describe_machine())
     if options.json is not None:
@@ -60,7 +60,7 @@ def bench_paired(options: argparse.Namespace) -> None:
 
 def plan(words: Sequence[str], seed: int, out: Path) -> Config:
     given = ["--seed", str(seed), "--out", str(out), "--evaluation.test", "false"]
-    return config_from_command_line([*words, *given])
+    return parse_cli([*words, *given])
 
 
 def train(config: Config) -> Score:

@@ -17,10 +17,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from adadf_dist.console.exit import one_line_errors
+from adadf_dist.console.exit import cli_errors
 from adadf_dist.console.parser import Parser
 from adadf_dist.data.jpeg import encode
-from adadf_dist.data.synthetic.faces import EMOTIONS, draw_face
+from adadf_dist.data.synthetic.faces import EMOTIONS, render_sample
 from adadf_dist.errors import UserError
 from shards.progress import Progress
 
@@ -42,7 +42,7 @@ print(opened - began, time.perf_counter() - opened, resident() - before)
 """
 
 
-class Cost(NamedTuple):
+class ResourceUsage(NamedTuple):
     """Of a command and all its processes."""
 
     seconds: float
@@ -52,7 +52,7 @@ class Cost(NamedTuple):
 
 def make_tree(folder: Path, faces: int) -> None:
     """`faces` JPEGs of 100x100 under CLASS/PART/NUMBER.jpg."""
-    drawn = [draw_face(0, number, SIDE) for number in range(min(DRAWN, faces))]
+    drawn = [render_sample(0, number, SIDE) for number in range(min(DRAWN, faces))]
     jpegs = [(face.label, encode(face.image).data) for face in drawn]
     with Progress("files", faces, "file") as progress:
         for number in range(faces):
@@ -65,29 +65,29 @@ def make_tree(folder: Path, faces: int) -> None:
             progress.update(1)
 
 
-def cost(command: Sequence[str]) -> Cost:
+def run_and_measure(command: Sequence[str]) -> ResourceUsage:
     """Run a command. Raises `UserError` when it fails."""
     began = time.perf_counter()
     with subprocess.Popen(command, stdout=subprocess.DEVNULL) as process:
         peak = 0
         while process.poll() is None:
-            peak = max(peak, sum(map(own_memory, family(process.pid))))
+            peak = max(peak, sum(map(unique_memory_bytes, process_tree(process.pid))))
             time.sleep(0.2)
     if process.returncode:
         raise UserError(f"{' '.join(command)} ended with status {process.returncode}")
-    return Cost(time.perf_counter() - began, peak / 2**20)
+    return ResourceUsage(time.perf_counter() - began, peak / 2**20)
 
 
-def family(process: int) -> list[int]:
+def process_tree(process: int) -> list[int]:
     """A process and all below it, of Linux."""
     try:
         children = Path(f"/proc/{process}/task/{process}/children").read_text(encoding="utf-8").split()
     except OSError:  # it ended while we looked
         return []
-    return [process, *(member for child in children for member in family(int(child)))]
+    return [process, *(member for child in children for member in process_tree(int(child)))]
 
 
-def own_memory(process: int) -> int:
+def unique_memory_bytes(process: int) -> int:
     """Bytes that the process shares with no other."""
     try:
         lines = Path(f"/proc/{process}/smaps_rollup").read_text(encoding="utf-8").splitlines()
@@ -102,7 +102,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--workers", type=int, default=len(os.sched_getaffinity(0)), help="default: one a core")
     parser.add_argument("--dir", type=Path, help="where to work; 3 KB a face are needed (default: a temporary folder)")
     options = parser.parse_args(argv)
-    with one_line_errors("benchmarks.shard_build"), tempfile.TemporaryDirectory(dir=options.dir) as name:
+    with cli_errors("benchmarks.shard_build"), tempfile.TemporaryDirectory(dir=options.dir) as name:
         measure(Path(name), options.faces, options.workers)
 
 
@@ -110,8 +110,8 @@ def measure(folder: Path, faces: int, workers: int) -> None:
     make_tree(folder / "tree", faces)
     out = str(folder / "shards")
     source = ["folder", "--root", str(folder / "tree"), "--out", out]
-    build = cost([sys.executable, "-m", "shards.build", *source, "--workers", str(workers)])
-    verify = cost([sys.executable, "-m", "shards.verify", out, "--workers", str(workers)])
+    build = run_and_measure([sys.executable, "-m", "shards.build", *source, "--workers", str(workers)])
+    verify = run_and_measure([sys.executable, "-m", "shards.verify", out, "--workers", str(workers)])
     done = subprocess.run([sys.executable, "-c", PLAN, out], check=True, capture_output=True, text=True)
     opened, planned, memory = map(float, done.stdout.split())
     print(f"{faces:,} JPEGs of {SIDE}x{SIDE}, {workers} workers, {platform.processor() or platform.machine()}")

@@ -6,12 +6,12 @@ import argparse
 import itertools
 import time
 
-from adadf_dist.config.load import Layer, build_config, override
+from adadf_dist.config.load import ConfigLayer, build_config, override
 from adadf_dist.config.schema import Config
 from adadf_dist.distributed.world import World, pick_device
 from adadf_dist.engine.base import resolve_precision
 from adadf_dist.files.outputs import write_output
-from adadf_dist.training.synthetic_step import Rehearsal, wait_for
+from adadf_dist.training.synthetic_step import SyntheticTrainer, synchronize
 from benchmarks.machine import describe_machine, median
 
 CLASSES = 7
@@ -19,13 +19,13 @@ WARM_UP = 3
 """Steps before any is measured: memory is found, kernels are chosen, DDP has its final buckets."""
 
 
-def rehearse(config: Config, world: World) -> Rehearsal:
+def rehearse(config: Config, world: World) -> SyntheticTrainer:
     """Steps of a config whose precision may be `auto`, warmed up."""
     config = override(config, {"runtime.precision": resolve_precision(config, world.device)})
-    rehearsal = Rehearsal(config, CLASSES, world)
+    rehearsal = SyntheticTrainer(config, CLASSES, world)
     for _ in range(WARM_UP):
         rehearsal.step()
-    wait_for(world.device)
+    synchronize(world.device)
     return rehearsal
 
 
@@ -47,7 +47,7 @@ def bench_step(options: argparse.Namespace) -> None:
             layer = {"model.backbone": options.backbone, "runtime.precision": options.precision}
             layer |= {"data.image_size": size, "batch_size": options.batch_size, "runtime.compile": compiled}
             name = f"{size}x{size}" + (f", compile {compiled}" if options.compile != ["off"] else "")
-            figures.setdefault(name, []).append(rate(build_config([Layer("bench", layer)]), options.steps))
+            figures.setdefault(name, []).append(rate(build_config([ConfigLayer("bench", layer)]), options.steps))
     machine = describe_machine()
     for name, values in figures.items():
         print(f"{options.backbone} at {name}, batch {options.batch_size}: {median(values):8.0f} images/s")
@@ -64,5 +64,5 @@ def rate(config: Config, steps: int) -> float:
     began = time.perf_counter()
     for _ in range(steps):
         work.step()
-    wait_for(world.device)
+    synchronize(world.device)
     return steps * config.batch_size / (time.perf_counter() - began)

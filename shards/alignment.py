@@ -11,21 +11,21 @@ from typing import TYPE_CHECKING, Any
 
 from PIL import Image
 
-from adadf_dist.data.build.builder import Item, Provenance, Source
+from adadf_dist.data.build.builder import Provenance, Source, SourceItem
 from adadf_dist.data.build.writer import Sample
-from adadf_dist.data.jpeg import BadImage, decode, encode, make_upright, to_grey_or_rgb
+from adadf_dist.data.jpeg import InvalidImageError, decode, encode, make_upright, to_gray_or_rgb
 from adadf_dist.errors import UserError
-from shards.image_files import Listing, PhotoOptions, Photos, read_bytes, settle
+from shards.image_files import ImageFileSource, ImageSourceOptions, SourceListing, make_image_source, read_bytes
 
 if TYPE_CHECKING:
     from adadf_dist.alignment.mtcnn import Detector
 
 
 @dataclass(frozen=True)
-class Aligned:
-    """A `Source` around `Photos` whose pictures are put to the five-point template."""
+class AlignedSource:
+    """A `Source` around `ImageFileSource` whose pictures are put to the five-point template."""
 
-    photos: Photos
+    photos: ImageFileSource
     by: str
     """`detect`, or `landmarks`: those of the dataset."""
     size: int
@@ -50,11 +50,11 @@ class Aligned:
     def image_bytes(self) -> int:
         return self.size**2 * len(self.photos.splits)
 
-    def items(self) -> Sequence[Item]:
+    def items(self) -> Sequence[SourceItem]:
         return self.photos.items()
 
-    def locate(self, number: int) -> str:
-        return self.photos.locate(number)
+    def describe_item(self, number: int) -> str:
+        return self.photos.describe_item(number)
 
     def label(self, number: int) -> int:
         return self.photos.label(number)
@@ -67,46 +67,46 @@ class Aligned:
 
         picture = self.photos.listing.pictures[number]
         facts = self.photos.facts(number)
-        image = upright(read_bytes(f"{self.photos.options.root}/{picture.path}")[0])
+        image = apply_exif_orientation(read_bytes(f"{self.photos.options.root}/{picture.path}")[0])
         try:
-            found = landmarks_of(facts) if self.by == "landmarks" else detected(image, facts)
+            found = dataset_landmarks(facts) if self.by == "landmarks" else detect_landmarks(image, facts)
             face, remark = align(image, found["points"], self.size), ""
-        except NoFaceError as error:
+        except NoFaceFoundError as error:
             if self.no_face == "quarantine":
-                raise BadImage(str(error)) from None
+                raise InvalidImageError(str(error)) from None
             face, found, remark = centre_crop(image, self.size), {}, f"{error}: centre of the picture"
         except ValueError as error:
-            raise BadImage(str(error)) from None
+            raise InvalidImageError(str(error)) from None
         details = {**facts, **{key: value for key, value in found.items() if key != "points"}}
-        return Sample(encode(face), picture.label, picture.votes, None, self.locate(number), details, remark)
+        return Sample(encode(face), picture.label, picture.votes, None, self.describe_item(number), details, remark)
 
 
-class NoFaceError(Exception):
+class NoFaceFoundError(Exception):
     """The detector found nothing, or nothing where the dataset says that the face is."""
 
 
-def upright(data: bytes) -> Image.Image:
-    """The picture, grey or RGB, as it is meant to be seen. Raises `BadImage`."""
-    return to_grey_or_rgb(make_upright(decode(data)))
+def apply_exif_orientation(data: bytes) -> Image.Image:
+    """The picture, grey or RGB, as it is meant to be seen. Raises `InvalidImageError`."""
+    return to_gray_or_rgb(make_upright(decode(data)))
 
 
-def landmarks_of(facts: Mapping[str, Any]) -> dict[str, Any]:
-    """The dataset's own points. Raises `BadImage` or `ValueError`."""
+def dataset_landmarks(facts: Mapping[str, Any]) -> dict[str, Any]:
+    """The dataset's own points. Raises `InvalidImageError` or `ValueError`."""
     from adadf_dist.alignment.similarity import five_points
 
     if "landmarks" not in facts:
-        raise BadImage("the dataset has no landmarks for it; use --align detect")
+        raise InvalidImageError("the dataset has no landmarks for it; use --align detect")
     return {"points": five_points(facts["landmarks"])}
 
 
-def detected(image: Image.Image, facts: Mapping[str, Any]) -> dict[str, Any]:
-    """The points of the face that is meant, and what KEY.json keeps of it. Raises `NoFaceError`."""
-    from adadf_dist.alignment.similarity import choose
+def detect_landmarks(image: Image.Image, facts: Mapping[str, Any]) -> dict[str, Any]:
+    """The points of the face that is meant, and what KEY.json keeps of it. Raises `NoFaceFoundError`."""
+    from adadf_dist.alignment.similarity import select_face
 
     faces = open_detector().detect([image])[0]
-    face = choose(faces, facts.get("box"))
+    face = select_face(faces, facts.get("box"))
     if face is None:
-        raise NoFaceError("no face found on the annotated box" if faces else "no face found")
+        raise NoFaceFoundError("no face found on the annotated box" if faces else "no face found")
     return {
         "points": face.landmarks,
         "aligned_by": [[round(float(x), 2) for x in point] for point in face.landmarks],
@@ -146,14 +146,14 @@ def add_align_arguments(parser: argparse._ArgumentGroup) -> None:
     )
 
 
-def open_photos(listing: Listing, options: PhotoOptions, args: argparse.Namespace) -> Source:
+def make_source(listing: SourceListing, options: ImageSourceOptions, args: argparse.Namespace) -> Source:
     """The listing as a source, aligned when that is asked for. Raises `UserError`."""
     if args.align == "none":
-        return settle(listing, options)
+        return make_image_source(listing, options)
     if not 16 <= args.aligned_size <= 1024:
         raise UserError(f"--aligned-size {args.aligned_size}: from 16 to 1024")
     if args.image_size is not None:
         raise UserError("--image-size: an aligned face is as large as --aligned-size says; leave --image-size out")
     if args.align == "detect":
         open_detector()  # now, not after minutes of reading, if its weights are not installed
-    return Aligned(settle(listing, options), args.align, args.aligned_size, args.no_face)
+    return AlignedSource(make_image_source(listing, options), args.align, args.aligned_size, args.no_face)

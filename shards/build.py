@@ -13,17 +13,17 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
 
-from adadf_dist.console.exit import one_line_errors
+from adadf_dist.console.exit import cli_errors
 from adadf_dist.console.parser import Parser
 from adadf_dist.data.build.builder import BuildOptions, build_dataset
-from adadf_dist.data.build.staging import check_replaceable
+from adadf_dist.data.build.staging import check_overwrite
 from adadf_dist.data.dataset import Dataset
-from adadf_dist.data.workers.task_pool import Processes
+from adadf_dist.data.workers.task_pool import ProcessPool
 from adadf_dist.errors import UserError
 from adadf_dist.files.outputs import add_force_option
 from adadf_dist.files.text import check_path, escape_name
 from shards.progress import Progress
-from shards.ray_pool import RayCrew
+from shards.ray_pool import RayPool
 from shards.relabeling import relabel_source
 from shards.sources import affectnet, fer2013, folder, rafdb, sfew, synthetic
 from shards.sources import csv_list as listing
@@ -70,7 +70,7 @@ def add_common_arguments(parser: argparse._ArgumentGroup) -> None:
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="dataset folder to write")
     parser.add_argument("--name", help="name of the dataset (default: that of --out)")
     parser.add_argument(
-        "--samples-per-shard", type=positive, default=4096, metavar="N", help="at most (default: %(default)s)"
+        "--samples-per-shard", type=positive_int, default=4096, metavar="N", help="at most (default: %(default)s)"
     )
     parser.add_argument(
         "--seed",
@@ -81,7 +81,7 @@ def add_common_arguments(parser: argparse._ArgumentGroup) -> None:
     )
     parser.add_argument(
         "--max-bad",
-        type=at_least_0,
+        type=non_negative_int,
         default=0,
         metavar="N",
         help="images that may be left out because they do not decode; they are listed in quarantine.csv "
@@ -95,7 +95,11 @@ def add_common_arguments(parser: argparse._ArgumentGroup) -> None:
         "class, or left out; validation and test stay as they are",
     )
     parser.add_argument(
-        "--workers", type=positive, default=cores, metavar="N", help="processes (default: one a core, here %(default)s)"
+        "--workers",
+        type=positive_int,
+        default=cores,
+        metavar="N",
+        help="processes (default: one a core, here %(default)s)",
     )
     parser.add_argument(
         "--ray",
@@ -112,13 +116,13 @@ def add_common_arguments(parser: argparse._ArgumentGroup) -> None:
     add_force_option(parser, "the dataset at --out")
 
 
-def positive(text: str) -> int:
+def positive_int(text: str) -> int:
     if int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text}: at least 1")
     return int(text)
 
 
-def at_least_0(text: str) -> int:
+def non_negative_int(text: str) -> int:
     if int(text) < 0:
         raise argparse.ArgumentTypeError(f"{text}: at least 0")
     return int(text)
@@ -131,7 +135,7 @@ def build(args: argparse.Namespace) -> Dataset:
     root = getattr(args, "root", None)
     if root is not None and root.resolve().is_relative_to(out):
         raise UserError(f"--out {args.out}: holds the source; write the dataset elsewhere")
-    check_replaceable(out, args.force)  # now, not after minutes of reading
+    check_overwrite(out, args.force)  # now, not after minutes of reading
     source = SOURCES[args.source].open_source(args)
     if args.relabel is not None:
         source = relabel_source(source, args.relabel)
@@ -143,7 +147,7 @@ def build(args: argparse.Namespace) -> Dataset:
         overwrite=args.force,
         restart=args.restart,
     )
-    crew = Processes(args.workers) if args.ray is None else RayCrew(args.ray)
+    crew = ProcessPool(args.workers) if args.ray is None else RayPool(args.ray)
     with Progress("writing", len(source.items())) as progress:
         try:
             return build_dataset(source, out, options, crew, progress.update)
@@ -181,7 +185,7 @@ def describe(findings: Mapping[str, object], prefix: str = "") -> list[str]:
 
 def main(argv: Sequence[str] | None = None) -> None:
     args = parse_arguments(sys.argv[1:] if argv is None else argv)
-    with one_line_errors("shards.build"):
+    with cli_errors("shards.build"):
         print(summary(build(args)))
 
 

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import NamedTuple
 
-from adadf_dist.data.build.builder import Table
+from adadf_dist.data.build.builder import CsvTable
 from adadf_dist.data.manifest import SPLITS
 
 
@@ -25,7 +25,7 @@ class Leak(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Twins:
+class DuplicateStats:
     """Exact copies within one split."""
 
     groups: int
@@ -38,13 +38,13 @@ class Twins:
 
 
 @dataclass(frozen=True)
-class Parting:
+class SplitAssignment:
     """Which face goes into which split, and what was found on the way."""
 
     splits: Mapping[int, str]
     """Face number -> split, for every face that is kept."""
     leaks: Sequence[Leak]
-    twins: Mapping[str, Twins]
+    twins: Mapping[str, DuplicateStats]
     kept_leaks: bool
 
     def findings(self) -> dict[str, object]:
@@ -56,10 +56,10 @@ class Parting:
             "twins": {split: asdict(twins) for split, twins in self.twins.items()},
         }
 
-    def table(self, locate: Callable[[int], str], labels: Sequence[int], classes: Sequence[str]) -> Table:
+    def table(self, locate: Callable[[int], str], labels: Sequence[int], classes: Sequence[str]) -> CsvTable:
         """The leaks one by one, for leaks.csv."""
         header = ("split", "source", "class", "twin_split", "twin_source", "twin_class")
-        return Table(
+        return CsvTable(
             header,
             [
                 (
@@ -76,14 +76,14 @@ def digest(data: bytes) -> bytes:
     return hashlib.blake2b(data, digest_size=16).digest()
 
 
-def part(
+def assign_splits(
     splits: Mapping[int, str],
     digests: Sequence[bytes],
     labels: Sequence[int],
     fractions: Mapping[str, float],
     seed: int,
     keep_leaks: bool = False,
-) -> Parting:
+) -> SplitAssignment:
     """Drop the leaks, carve the splits that `fractions` names out of train, and count the twins of each split.
 
     `splits` has the given split of every face (by number) that is to be stored; `digests` and `labels` are of all
@@ -93,13 +93,13 @@ def part(
     dropped = set() if keep_leaks else {leak.number for leak in leaks}
     kept = {number: split for number, split in splits.items() if number not in dropped}
     train = [number for number, split in kept.items() if split == "train"]
-    kept |= carve(train, digests, labels, fractions, seed)
+    kept |= hold_out_splits(train, digests, labels, fractions, seed)
     twins = {
-        split: count_twins([number for number, mine in kept.items() if mine == split], digests, labels)
+        split: count_duplicates([number for number, mine in kept.items() if mine == split], digests, labels)
         for split in SPLITS
         if split in kept.values()
     }
-    return Parting(kept, leaks, twins, keep_leaks)
+    return SplitAssignment(kept, leaks, twins, keep_leaks)
 
 
 def find_leaks(splits: Mapping[int, str], digests: Sequence[bytes]) -> list[Leak]:
@@ -117,7 +117,7 @@ def find_leaks(splits: Mapping[int, str], digests: Sequence[bytes]) -> list[Leak
     ]
 
 
-def carve(
+def hold_out_splits(
     numbers: Sequence[int],
     digests: Sequence[bytes],
     labels: Sequence[int],
@@ -147,11 +147,11 @@ def carve(
     return carved
 
 
-def count_twins(numbers: Sequence[int], digests: Sequence[bytes], labels: Sequence[int]) -> Twins:
+def count_duplicates(numbers: Sequence[int], digests: Sequence[bytes], labels: Sequence[int]) -> DuplicateStats:
     """Count the exact copies among the given faces."""
     groups = [twins for twins in group_by_digest(numbers, digests).values() if len(twins) > 1]
     conflicts = [twins for twins in groups if len({labels[number] for number in twins}) > 1]
-    return Twins(len(groups), sum(map(len, groups)), len(conflicts), sum(map(len, conflicts)))
+    return DuplicateStats(len(groups), sum(map(len, groups)), len(conflicts), sum(map(len, conflicts)))
 
 
 def group_by_digest(numbers: Sequence[int], digests: Sequence[bytes]) -> dict[bytes, list[int]]:

@@ -13,26 +13,26 @@ from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple, TypeAlias
 
-from adadf_dist.data.build.builder import MAX_KEY, Item, Provenance
+from adadf_dist.data.build.builder import MAX_KEY_LENGTH, Provenance, SourceItem
 from adadf_dist.data.build.folder_tree import Skipped, walk_files
 from adadf_dist.data.build.writer import Sample
-from adadf_dist.data.jpeg import BadImage, Box, to_jpeg
+from adadf_dist.data.jpeg import Box, InvalidImageError, to_jpeg
 from adadf_dist.errors import UserError
 from adadf_dist.files.text import escape_name, native_name, plain_form
-from shards.duplicates import digest, part
-from shards.progress import watched
+from shards.duplicates import assign_splits, digest
+from shards.progress import track
 from shards.sources.class_names import class_name_warnings
 
-ENDS = 2**16
+DIGEST_EDGE_BYTES = 2**16
 """Bytes at either end by which long files are compared: a release of photographs need not be read twice."""
 
 Facts: TypeAlias = Callable[[int], Mapping[str, object]]
 """What is known of a picture beside its label, read when it is stored; `box` (left, top, right, bottom) may be cut out.
 
-Pickled into worker processes; raises `BadImage`."""
+Pickled into worker processes; raises `InvalidImageError`."""
 
 
-class Picture(NamedTuple):
+class ImageEntry(NamedTuple):
     """A file of the tree."""
 
     path: str
@@ -44,7 +44,7 @@ class Picture(NamedTuple):
 
 
 @dataclass(frozen=True)
-class PhotoOptions:
+class ImageSourceOptions:
     """What decides the content of a dataset of pictures, whatever its source."""
 
     root: Path
@@ -59,12 +59,12 @@ class PhotoOptions:
 
 
 @dataclass(frozen=True)
-class Listing:
+class SourceListing:
     """What a source read: pictures, and how it came by them."""
 
     name: str
     classes: tuple[str, ...]
-    pictures: Sequence[Picture]
+    pictures: Sequence[ImageEntry]
     layout: str
     """Which of the published layouts it is, for people."""
     findings: Mapping[str, object] = field(default_factory=dict)
@@ -72,11 +72,11 @@ class Listing:
 
 
 @dataclass(frozen=True)
-class Photos:
+class ImageFileSource:
     """A `Source`; face numbers are places in the list of pictures."""
 
-    options: PhotoOptions
-    listing: Listing
+    options: ImageSourceOptions
+    listing: SourceListing
     keys: Sequence[str]
     splits: Mapping[int, str]
     image_bytes: int
@@ -88,10 +88,10 @@ class Photos:
     def classes(self) -> tuple[str, ...]:
         return self.listing.classes
 
-    def items(self) -> Sequence[Item]:
-        return [Item(split, self.keys[number], number) for number, split in self.splits.items()]
+    def items(self) -> Sequence[SourceItem]:
+        return [SourceItem(split, self.keys[number], number) for number, split in self.splits.items()]
 
-    def locate(self, number: int) -> str:
+    def describe_item(self, number: int) -> str:
         return escape_name(self.listing.pictures[number].path)
 
     def label(self, number: int) -> int:
@@ -101,7 +101,7 @@ class Photos:
         picture = self.listing.pictures[number]
         try:
             facts: object = self.facts(number)
-        except BadImage as error:
+        except InvalidImageError as error:
             facts = str(error)
         return self.marks[number] + repr((picture.label, picture.votes, facts)).encode()
 
@@ -110,10 +110,10 @@ class Photos:
         facts = self.facts(number)
         data, _ = read_bytes(f"{self.options.root}/{picture.path}")
         image = to_jpeg(data, self.options.image_size, self.cut_out(facts))
-        return Sample(image, picture.label, picture.votes, None, self.locate(number), facts)
+        return Sample(image, picture.label, picture.votes, None, self.describe_item(number), facts)
 
     def facts(self, number: int) -> Mapping[str, object]:
-        """What is known of a picture beside its label. Raises `BadImage`."""
+        """What is known of a picture beside its label. Raises `InvalidImageError`."""
         return {} if self.listing.facts is None else self.listing.facts(number)
 
     def cut_out(self, facts: Mapping[str, object]) -> Box | None:
@@ -126,18 +126,18 @@ class Photos:
         return Box(round(left - more_x), round(top - more_y), round(right + more_x), round(bottom + more_y))
 
 
-def settle(listing: Listing, options: PhotoOptions) -> Photos:
+def make_image_source(listing: SourceListing, options: ImageSourceOptions) -> ImageFileSource:
     """Digest every file, drop leaks, carve splits, give keys. Raises `UserError`."""
     pictures, classes = listing.pictures, listing.classes
     check_classes(listing, options.root)
     labels = [picture.label for picture in pictures]
     marks, sizes = digest_all(pictures, options.root)
     stamps = [  # of a long file the middle was not read
-        mark + modified(f"{options.root}/{picture.path}") if size > 2 * ENDS else mark
+        mark + modified(f"{options.root}/{picture.path}") if size > 2 * DIGEST_EDGE_BYTES else mark
         for picture, mark, size in zip(pictures, marks, sizes, strict=True)
     ]
     splits = {number: picture.split for number, picture in enumerate(pictures)}
-    parting = part(splits, marks, labels, options.fractions, options.seed, options.keep_leaks)
+    parting = assign_splits(splits, marks, labels, options.fractions, options.seed, options.keep_leaks)
     leaks = parting.table(lambda number: escape_name(pictures[number].path), labels, classes)
     provenance = Provenance(
         source=listing.name,
@@ -154,18 +154,18 @@ def settle(listing: Listing, options: PhotoOptions) -> Photos:
     most = float("inf") if options.image_size is None else options.image_size**2
     need = round(sum(min(sizes[number], most) for number in parting.splits))
     keys = make_keys([picture.path for picture in pictures])
-    return Photos(options, listing, keys, dict(parting.splits), need, provenance, stamps)
+    return ImageFileSource(options, listing, keys, dict(parting.splits), need, provenance, stamps)
 
 
-def digest_all(pictures: Sequence[Picture], root: Path) -> tuple[list[bytes], list[int]]:
+def digest_all(pictures: Sequence[ImageEntry], root: Path) -> tuple[list[bytes], list[int]]:
     """The digest and size of every file. Raises `UserError` when not one of them can be read."""
     marks, sizes, problem, unreadable = [], [], "", 0
-    for picture in watched(pictures, "looking for copies", len(pictures)):
+    for picture in track(pictures, "looking for copies", len(pictures)):
         path = f"{root}/{picture.path}"
         try:
-            ends, size = read_bytes(path, ENDS)
+            ends, size = read_bytes(path, DIGEST_EDGE_BYTES)
             mark = digest(size.to_bytes(8, "big") + ends)
-        except BadImage as error:  # it has no twin, and is quarantined later
+        except InvalidImageError as error:  # it has no twin, and is quarantined later
             mark, size = digest(os.fsencode(path)), 0
             problem, unreadable = problem or f"{escape_name(picture.path)} {error}", unreadable + 1
         marks.append(mark)
@@ -175,7 +175,7 @@ def digest_all(pictures: Sequence[Picture], root: Path) -> tuple[list[bytes], li
     return marks, sizes
 
 
-def check_classes(listing: Listing, root: Path) -> None:
+def check_classes(listing: SourceListing, root: Path) -> None:
     """Raise `UserError` when there is one class only, or one has no picture to train on. Warns of doubtful names."""
     if len(listing.classes) < 2:
         raise UserError(
@@ -193,7 +193,7 @@ def check_classes(listing: Listing, root: Path) -> None:
 def read_bytes(path: str, limit: int | None = None) -> tuple[bytes, int]:
     """A file's content, and its size; beyond `limit` bytes only as many of its beginning and as many of its end.
 
-    Raises `BadImage`: one unreadable file is a finding like another.
+    Raises `InvalidImageError`: one unreadable file is a finding like another.
     """
     try:
         with open(path, "rb") as stream:
@@ -204,9 +204,9 @@ def read_bytes(path: str, limit: int | None = None) -> tuple[bytes, int]:
             stream.seek(-limit, os.SEEK_END)
             return head + stream.read(), size
     except OSError as error:
-        raise BadImage(f"cannot be read: {error.strerror}{similar_name(path)}") from None
+        raise InvalidImageError(f"cannot be read: {error.strerror}{similar_name(path)}") from None
     except ValueError as error:  # a NUL in the path
-        raise BadImage(f"cannot be read: {error}") from None
+        raise InvalidImageError(f"cannot be read: {error}") from None
 
 
 def similar_name(path: str) -> str:
@@ -246,7 +246,7 @@ def skipped_findings(skipped: Skipped) -> dict[str, object]:
     return {"skipped": skipped.counts()}
 
 
-def stay_inside(path: str, where: str, root: Path | None = None) -> str:
+def check_relative_path(path: str, where: str, root: Path | None = None) -> str:
     """The path below the root, as `open` takes it. Raises `UserError` saying `where` it is.
 
     Backslashes of Windows become `/`, and an absolute path below the root becomes relative to it.
@@ -268,7 +268,7 @@ def make_keys(paths: Sequence[str]) -> list[str]:
     keys: list[str] = []
     taken: set[str] = set()
     for path in paths:
-        stem = re.sub(r"[^A-Za-z0-9_-]+", "-", path.rpartition(".")[0]).strip("-")[-(MAX_KEY - 10) :]
+        stem = re.sub(r"[^A-Za-z0-9_-]+", "-", path.rpartition(".")[0]).strip("-")[-(MAX_KEY_LENGTH - 10) :]
         key, count = stem, 1
         while key in taken or not key:
             count += 1
@@ -297,12 +297,12 @@ def add_photo_arguments(parser: argparse._ArgumentGroup, carved: Mapping[str, st
 
 def photo_options(
     args: argparse.Namespace, fractions: Mapping[str, float], image_size: int | None = None, margin: float | None = None
-) -> PhotoOptions:
+) -> ImageSourceOptions:
     """What the command line says. `image_size` is the default. Raises `UserError`."""
     side = args.image_size if args.image_size is not None else image_size
     if side is not None and side < 16:
         raise UserError(f"--image-size {side}: at least 16 pixels")
-    return PhotoOptions(args.root, fractions, side, margin, args.seed, args.keep_leaks)
+    return ImageSourceOptions(args.root, fractions, side, margin, args.seed, args.keep_leaks)
 
 
 def carve_validation(args: argparse.Namespace, present: bool) -> dict[str, float]:

@@ -54,7 +54,7 @@ class Progress:
             self._speak()
 
 
-def watched(things: Iterable[T], what: str, total: int | None = None, unit: str = "face") -> Iterator[T]:
+def track(things: Iterable[T], what: str, total: int | None = None, unit: str = "face") -> Iterator[T]:
     """The same things, counted as they go by."""
     with Progress(what, total, unit) as progress:
         for thing in things:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from adadf_dist.errors import UserError, install_or_repair, one_line
+from adadf_dist.errors import UserError, install_or_repair, single_line
 
 S = TypeVar("S")
 T = TypeVar("T")
@@ -14,7 +14,7 @@ R = TypeVar("R")
 
 
 @dataclass(frozen=True)
-class RayCrew:
+class RayPool:
     """A `Crew` of one Ray task per shard; a task whose node dies is done again."""
 
     address: str
@@ -39,10 +39,10 @@ class RayCrew:
         try:
             ray.init(self.address, runtime_env={"py_modules": packages}, log_to_driver=False, logging_level="error")
         except ConnectionError as error:
-            reason = one_line(error, 1000)
+            reason = single_line(error, 1000)
             raise UserError(f"--ray {self.address}: no cluster there ({reason}); start one with ray start") from None
         try:
-            remote = ray.remote(count_samples)
+            remote = ray.remote(run_and_count)
             source, order = ray.put(shared), ray.put(work)
             places = {remote.remote(order, source, task): number for number, task in enumerate(tasks)}
             results: dict[int, R] = {}
@@ -58,7 +58,7 @@ class RayCrew:
             ray.shutdown()
 
 
-def count_samples(work: Callable[[S, T, Callable[[], object]], R], shared: S, task: T) -> tuple[int, R]:
+def run_and_count(work: Callable[[S, T, Callable[[], object]], R], shared: S, task: T) -> tuple[int, R]:
     """Run a task on a worker, and count what it reports as done."""
     counted: list[None] = []
     result = work(shared, task, lambda: counted.append(None))
@@ -70,5 +70,5 @@ def import_ray() -> Any:
     try:
         import ray
     except ImportError as error:
-        raise UserError(f"--ray needs Ray ({one_line(error)}): {install_or_repair(error, 'tune')}") from None
+        raise UserError(f"--ray needs Ray ({single_line(error)}): {install_or_repair(error, 'tune')}") from None
     return ray

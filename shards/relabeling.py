@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from adadf_dist.data.build.shard_task import Item
+from adadf_dist.data.build.shard_task import SourceItem
 from adadf_dist.data.build.source import Provenance, Source
 from adadf_dist.data.build.writer import Sample
 from adadf_dist.data.relabel import read_decisions
@@ -14,11 +14,11 @@ from adadf_dist.errors import UserError
 
 
 @dataclass(frozen=True)
-class Relabelled:
+class RelabeledSource:
     """A `Source`. The faces that stay keep their keys, so those of every split are stored in the order they had."""
 
     source: Source
-    kept: Sequence[Item]
+    kept: Sequence[SourceItem]
     labels: Mapping[int, int]
     """Face number -> its class now."""
     provenance: Provenance
@@ -31,11 +31,11 @@ class Relabelled:
     def image_bytes(self) -> int:
         return self.source.image_bytes
 
-    def items(self) -> Sequence[Item]:
+    def items(self) -> Sequence[SourceItem]:
         return self.kept
 
-    def locate(self, number: int) -> str:
-        return self.source.locate(number)
+    def describe_item(self, number: int) -> str:
+        return self.source.describe_item(number)
 
     def label(self, number: int) -> int:
         return self.labels.get(number, self.source.label(number))
@@ -53,7 +53,7 @@ class Relabelled:
         return sample._replace(label=label, details=details)
 
 
-def relabel_source(source: Source, path: Path) -> Relabelled:
+def relabel_source(source: Source, path: Path) -> RelabeledSource:
     """Raises `UserError` for a file that does not fit the source, naming the line."""
     decisions = read_decisions(path, source.classes, "--relabel")
     items = source.items()
@@ -76,4 +76,4 @@ def relabel_source(source: Source, path: Path) -> Relabelled:
         findings={**made.findings, **findings},
     )
     labels = {number: decision.label for number, decision in by_kind["relabel"].items()}
-    return Relabelled(source, kept, labels, provenance)
+    return RelabeledSource(source, kept, labels, provenance)

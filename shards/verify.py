@@ -19,12 +19,12 @@ from typing import NamedTuple
 
 import numpy as np
 
-from adadf_dist.console.exit import one_line_errors
+from adadf_dist.console.exit import cli_errors
 from adadf_dist.console.parser import Parser
 from adadf_dist.data.dataset import Split, check_files, open_split
-from adadf_dist.data.jpeg import BadImage, decode
+from adadf_dist.data.jpeg import InvalidImageError, decode
 from adadf_dist.data.manifest import Manifest, ShardInfo, read_manifest
-from adadf_dist.data.workers.task_pool import run_tasks
+from adadf_dist.data.workers.task_pool import map_tasks
 from adadf_dist.errors import UserError
 from shards.progress import Progress
 
@@ -73,7 +73,7 @@ def verify(path: Path, workers: int) -> tuple[Manifest, list[str]]:
             splits[name] = open_split(path, manifest, name)
         except UserError as error:
             findings.append(str(error))
-    findings += twice_used_keys(splits)
+    findings += find_duplicate_keys(splits)
     tasks = [
         Task(name, number, shard)
         for name, info in manifest.splits.items()
@@ -81,11 +81,11 @@ def verify(path: Path, workers: int) -> tuple[Manifest, list[str]]:
         if name in splits and (path / shard.file).is_file()
     ]
     with Progress("verifying", sum(task.info.samples for task in tasks)) as progress:
-        found = run_tasks(check_shard, Folder(path, splits), tasks, workers, progress.update)
+        found = map_tasks(check_shard, Folder(path, splits), tasks, workers, progress.update)
     return manifest, findings + [finding for lines in found for finding in lines]
 
 
-def twice_used_keys(splits: Mapping[str, Split]) -> Iterator[str]:
+def find_duplicate_keys(splits: Mapping[str, Split]) -> Iterator[str]:
     seen: dict[str, str] = {}
     for name, split in splits.items():
         for key in split.keys.tolist():
@@ -101,7 +101,7 @@ def check_shard(folder: Folder, task: Task, on_sample: Callable[[], object]) -> 
     with path.open("rb") as stream:
         if hashlib.file_digest(stream, "sha256").hexdigest() != task.info.sha256:
             findings.append(f"{path}: not the bytes that dataset.json has the SHA-256 of")
-    rows = np.flatnonzero(split.places[:, 0] == task.number)
+    rows = np.flatnonzero(split.locations[:, 0] == task.number)
     lines: list[str] = []
     counts = [0] * len(split.classes)
     samples = 0
@@ -155,14 +155,14 @@ def check_sample(key: str, members: Sequence[Member], split: Split, row: int | N
         size = decoded.size
         if decoded.format != "JPEG":
             yield f"its image is {decoded.format}, not JPEG"
-    except BadImage as error:
+    except InvalidImageError as error:
         yield f"its image {error}"
     if row is None:
         yield "not in the Parquet index"
         return
     if str(split.keys[row]) != key:
         yield f"the Parquet index has {split.keys[row]} in its place"
-    if split.places[row, 1:].tolist() != [image.offset, len(image.data)]:
+    if split.locations[row, 1:].tolist() != [image.offset, len(image.data)]:
         yield "its image is not where the Parquet index says"
     known = int(split.labels[row])
     if not label.data.isdigit() or int(label.data) != known:
@@ -221,7 +221,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     cores = len(os.sched_getaffinity(0))
     parser.add_argument("--workers", type=int, default=cores, metavar="N", help="processes (default: %(default)s)")
     args = parser.parse_args(sys.argv[1:] if argv is None else argv)
-    with one_line_errors("shards.verify", prints="report"):
+    with cli_errors("shards.verify", prints="report"):
         manifest, findings = verify(args.folder, args.workers)
         if findings:
             print("\n".join(findings))

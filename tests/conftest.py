@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from adadf_dist.data.synthetic.dataset import build_embedded
+from adadf_dist.data.synthetic.dataset import build_synthetic_dataset
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 """Real faces and golden vectors, where there are some."""
@@ -32,5 +32,5 @@ torch.set_num_threads(1)
 def faces(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A dataset folder of 64 training, 20 validation and 30 test faces of 32x32."""
     folder = tmp_path_factory.mktemp("shards") / "faces"
-    build_embedded(folder, {"train": 64, "validation": 20, "test": 30}, size=32, workers=1)
+    build_synthetic_dataset(folder, {"train": 64, "validation": 20, "test": 30}, size=32, workers=1)
     return folder

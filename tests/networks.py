@@ -7,23 +7,23 @@ from pathlib import Path
 
 import torch
 
-from adadf_dist.config.load import Layer, build_config, to_dict
+from adadf_dist.config.load import ConfigLayer, build_config, to_dict
 from adadf_dist.config.schema import Config
 from adadf_dist.data.preprocessing import Preprocessing
-from adadf_dist.engine.base import draw_model
+from adadf_dist.engine.base import init_model
 from adadf_dist.method.model import DualBranch
 
 SMALL = {"model.backbone": "resnet10", "data.image_size": 32, "data.loader": "torch", "runtime.precision": "fp32"}
 
 
 def small_config(values: Mapping[str, object]) -> Config:
-    return build_config([Layer("test", {**SMALL, **values})])
+    return build_config([ConfigLayer("test", {**SMALL, **values})])
 
 
 def drawn_network(config: Config, num_classes: int, seed: int = 0) -> DualBranch:
     """In evaluation mode; logits of order 1."""
     torch.manual_seed(seed)
-    model = draw_model(config, num_classes)
+    model = init_model(config, num_classes)
     with torch.no_grad():
         for name, value in model.state_dict().items():
             if name.endswith("running_var"):

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from PIL import Image, ImageOps
 
-from adadf_dist.data.synthetic.faces import EMOTIONS, draw_face
+from adadf_dist.data.synthetic.faces import EMOTIONS, render_sample
 
 SIZE = 96
 
@@ -21,7 +21,7 @@ def draw_tree(root: Path, train: int = 120, validation: int = 30, test: int = 60
     number = 0
     for split, count in (("train", train), ("validation", validation), ("test", test)):
         for _ in range(count):
-            face = draw_face(seed=7, index=number, size=SIZE)
+            face = render_sample(seed=7, index=number, size=SIZE)
             save(Image.fromarray(face.image), root / split / EMOTIONS[face.label] / f"{number:04d}.png")
             number += 1
 

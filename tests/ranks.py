@@ -15,7 +15,7 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
-from adadf_dist.distributed.world import World, open_world
+from adadf_dist.distributed.world import World, init_world
 from tests.patience import Patience
 
 
@@ -82,7 +82,7 @@ def run_rank(sender: Connection, environment: dict[str, str], job: Job) -> None:
     try:
         store = dist.FileStore(str(folder / "store"), ranks)
         dist.init_process_group("gloo", store=store, rank=rank, world_size=ranks, timeout=timedelta(seconds=60))
-        with open_world(60) as world:  # adopts the group
+        with init_world(60) as world:  # adopts the group
             assert (world.rank, world.size) == (rank, ranks)
             result = job.function(world, *job.arguments)
         dist.barrier()

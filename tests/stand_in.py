@@ -11,14 +11,14 @@ from zlib import crc32
 import pyarrow.csv
 import pytest
 
-from adadf_dist.config.load import Layer, build_config, override
+from adadf_dist.config.load import ConfigLayer, build_config, override
 from adadf_dist.config.schema import Config
 from adadf_dist.train import Record
 from adadf_dist.training.final_test import Result
 from tests.studies import metrics_of
 from tune.runners.execute import run_trial
 from tune.study.space import read_space
-from tune.study.study import STUDY_FILE, Options, Study, begin
+from tune.study.study import STUDY_FILE, SearchOptions, Study, start
 from tune.study.trial import Trial
 
 Curve = Callable[[Config, int], float]
@@ -28,10 +28,10 @@ Curve = Callable[[Config, int], float]
 def base(**changed: object) -> Config:
     """A short run; keyword arguments write `__` for the dot."""
     values = {key.replace("__", "."): value for key, value in changed.items()}
-    return override(build_config([Layer("test", {"epochs": 6, "loss.epoch_threshold": 1})]), values)
+    return override(build_config([ConfigLayer("test", {"epochs": 6, "loss.epoch_threshold": 1})]), values)
 
 
-def study_of(folder: Path, space: dict[str, object], options: Options, **changed: object) -> Study:
+def study_of(folder: Path, space: dict[str, object], options: SearchOptions, **changed: object) -> Study:
     config = base(**changed)
     return Study(folder, config, read_space("test", space, config), options)
 
@@ -40,11 +40,11 @@ class Here:
     """Trials one after another in this process."""
 
     def search(self, study: Study, told: Callable[[], None]) -> None:
-        self.run(study, study.searched(), told)
+        self.run(study, study.search_trials(), told)
 
     def run(self, study: Study, trials: Sequence[Trial], told: Callable[[], None]) -> None:
         for trial in trials:
-            if not study.trials.outcome(trial).end:
+            if not study.trials.result(trial).end:
                 run_trial(study, trial)
                 told()
 
@@ -97,7 +97,7 @@ def noise(config: Config) -> float:
 
 
 SPACE: dict[str, object] = {"optimizer.lr": {"grid": [1e-3, 1e-1]}, "loss.lambda_min": {"uniform": [0.0, 0.5]}}
-OPTIONS = Options(seeds=3, trials=6, finalists=2)
+OPTIONS = SearchOptions(seeds=3, trials=6, finalists=2)
 
 
 def planted(config: Config, epoch: int) -> float:
@@ -111,8 +111,8 @@ def flat(config: Config, epoch: int) -> float:
     return 0.6 + 0.02 * noise(config)
 
 
-def begun(folder: Path, options: Options = OPTIONS, **changed: object) -> Study:
-    return begin(study_of(folder, SPACE, options, **changed), resume=(folder / STUDY_FILE).exists())
+def begun(folder: Path, options: SearchOptions = OPTIONS, **changed: object) -> Study:
+    return start(study_of(folder, SPACE, options, **changed), resume=(folder / STUDY_FILE).exists())
 
 
 def rows(study: Study) -> list[dict[str, Any]]:

@@ -11,10 +11,10 @@ from pathlib import Path
 import numpy as np
 
 from adadf_dist.config.schema import Config
-from tune.study.asha import Halving
+from tune.study.asha import AshaSchedule
 from tune.study.space import Space, read_domain
-from tune.study.study import Options, Study, begin
-from tune.study.trial import End, Trial
+from tune.study.study import SearchOptions, Study, start
+from tune.study.trial import Trial, status
 
 SPACE: dict[str, dict[str, object]] = {
     "loss.lambda_min": {"uniform": [0.0, 0.5]},
@@ -23,7 +23,7 @@ SPACE: dict[str, dict[str, object]] = {
     "optimizer.schedule": {"choice": ["exponential", "cosine"]},
     "optimizer.warmup_steps": {"choice": [10, 100], "when": {"optimizer.schedule": "cosine"}},
 }
-HALVING = Halving(grace=2, factor=3, epochs=4)
+HALVING = AshaSchedule(grace=2, factor=3, epochs=4)
 
 
 def make_study(
@@ -31,25 +31,25 @@ def make_study(
     space: Mapping[str, Mapping[str, object]],
     trials: int = 40,
     seeds: int = 3,
-    halving: Halving | None = None,
+    halving: AshaSchedule | None = None,
 ) -> Study:
     base = replace(Config(), epochs=halving.epochs if halving else 4)
-    options = Options(seeds=seeds, trials=trials, finalists=2, halving=halving)
+    options = SearchOptions(seeds=seeds, trials=trials, finalists=2, halving=halving)
     domains = {key: read_domain("by hand", key, content) for key, content in space.items()}
-    return begin(Study(folder, base, Space("by hand", domains), options), resume=False)
+    return start(Study(folder, base, Space("by hand", domains), options), resume=False)
 
 
 def put(
     study: Study,
     trial: Trial,
     accuracies: Sequence[float],
-    end: End = "finished",
+    end: status = "finished",
     error: str = "",
     test: float | None = None,
 ) -> None:
     """Leave the trial's folder as one that had these accuracies, epoch by epoch."""
-    study.trials.end(trial, end, error)
-    folder = study.trials.of(trial)
+    study.trials.finish(trial, end, error)
+    folder = study.trials.path_of(trial)
     lines = [
         json.dumps({"kind": "epoch", "epoch": epoch, "validation": metrics_of(accuracy)})
         for epoch, accuracy in enumerate(accuracies, start=1)
@@ -69,8 +69,8 @@ def searched(study: Study, halted: Sequence[int] = (), failed: Sequence[int] = (
     noise = np.random.default_rng(5)
     put(study, study.default(), [0.3, 0.4, 0.5, 0.6])
     for number in range(1, study.options.trials + 1):
-        trial = study.drawn(number)
-        best = 0.8 - 0.1 * abs(math.log10(study.values_of(trial)["optimizer.lr"]) + 3) + 0.005 * noise.random()
+        trial = study.sampled(number)
+        best = 0.8 - 0.1 * abs(math.log10(study.full_values(trial)["optimizer.lr"]) + 3) + 0.005 * noise.random()
         if number in failed:
             put(study, trial, [], "failed", "loss: is not finite <b>at</b> step 3")
         elif number in halted:

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from adadf_dist.config.load import Layer, build_config
-from adadf_dist.distributed.world import World, open_world
+from adadf_dist.config.load import ConfigLayer, build_config
+from adadf_dist.distributed.world import World, init_world
 from adadf_dist.errors import UserError
 from adadf_dist.training import consistency
 from tests.forked import Start, finish_forked, two_nodes
@@ -92,7 +92,7 @@ def test_two_checkouts_of_one_version(faces: Path, tmp_path: Path) -> None:
             (other, command, {**by_hand(1, port), "PYTHONPATH": str(other)}),
         ]
     )
-    mine, theirs = consistency.source_digest(), consistency.source_digest(other / "adadf_dist")
+    mine, theirs = consistency.source_hash(), consistency.source_hash(other / "adadf_dist")
     assert mine != theirs
     for status, output in ended:
         assert status == 2
@@ -147,7 +147,7 @@ def test_ranks_that_do_not_come(faces: Path, tmp_path: Path) -> None:
 def test_an_environment_that_cannot_be(wrong: dict[str, str], words: str, monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in {**by_hand(0, free_port()), **wrong}.items():
         monkeypatch.setenv(name, value)
-    with pytest.raises(UserError) as caught, open_world(1.0):
+    with pytest.raises(UserError) as caught, init_world(1.0):
         pass
     assert str(caught.value).startswith(words)
 
@@ -157,8 +157,8 @@ KINDS = [("data/a", "data/b", ""), ("data/a", "", "a local folder"), ("data/a", 
 
 
 def told_of_kinds(world: World) -> list[str]:
-    configs = [build_config([Layer("test", {"data.shards": pair[world.rank]})]) for pair in KINDS]
-    return [consistency.unlike_settings(config, world) for config in configs]
+    configs = [build_config([ConfigLayer("test", {"data.shards": pair[world.rank]})]) for pair in KINDS]
+    return [consistency.find_config_mismatch(config, world) for config in configs]
 
 
 def test_shards_may_differ_by_name_and_not_by_kind() -> None:
@@ -175,7 +175,7 @@ def test_files_of_one_name_must_hold_the_same(tmp_path: Path) -> None:
         (tmp_path / str(number) / "labels.csv").write_text(f"sample,label\nface,{number}\n")
     names = [str(tmp_path / str(number) / "labels.csv") for number in range(2)]
     values = [{"data.label_noise_file": name} for name in names]
-    digests = [consistency.file_digests({**dict.fromkeys(consistency.FILES, ""), **value}) for value in values]
+    digests = [consistency.hash_config_files({**dict.fromkeys(consistency.FILE_KEYS, ""), **value}) for value in values]
     assert digests[0].keys() == {"the digest of data.label_noise_file"}
     assert digests[0] != digests[1]
 
@@ -185,7 +185,7 @@ def test_a_folder_that_answers_with_an_error_does_not_show(monkeypatch: pytest.M
         raise OSError(116, "Stale file handle")
 
     monkeypatch.setattr(Path, "exists", stale)
-    assert not consistency.exists(Path("anything"))
+    assert not consistency.path_exists(Path("anything"))
 
 
 def test_a_launcher_that_names_no_address(faces: Path, tmp_path: Path) -> None:
@@ -196,8 +196,8 @@ def test_a_launcher_that_names_no_address(faces: Path, tmp_path: Path) -> None:
 
 
 def installation_of(world: World, versions: Sequence[str]) -> str:
-    consistency.installation = lambda: {"adadf_dist": "1", "torch": versions[world.rank]}
-    return consistency.unlike_installations(world)
+    consistency.installed_versions = lambda: {"adadf_dist": "1", "torch": versions[world.rank]}
+    return consistency.find_version_mismatch(world)
 
 
 def test_other_versions_of_torch_are_named_with_their_hosts() -> None:
@@ -210,4 +210,4 @@ def test_other_versions_of_torch_are_named_with_their_hosts() -> None:
 def test_many_places_are_counted() -> None:
     known = {f"node-{rank} (rank {rank})": {"torch": "a" if rank else "b"} for rank in range(7)}
     named = "b on node-0 (rank 0) and a on node-1 (rank 1), node-2 (rank 2), node-3 (rank 3) and 3 more"
-    assert consistency.describe_unlike(known, "{name}: {values}") == f"torch: {named}"
+    assert consistency.describe_mismatch(known, "{name}: {values}") == f"torch: {named}"

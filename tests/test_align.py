@@ -15,7 +15,15 @@ from PIL import Image, ImageOps
 
 from adadf_dist.alignment import mtcnn
 from adadf_dist.alignment.mtcnn import Detector, Face
-from adadf_dist.alignment.similarity import align, centre_crop, choose, five_points, overlap, similarity, template
+from adadf_dist.alignment.similarity import (
+    align,
+    centre_crop,
+    five_points,
+    iou,
+    select_face,
+    similarity_transform,
+    template,
+)
 from adadf_dist.errors import UserError
 from tests import trees
 from tests.test_shards import facts, findings, pixels, run_build
@@ -52,16 +60,16 @@ def naive_similarity(points: np.ndarray, size: int) -> np.ndarray:
 @pytest.mark.parametrize("seed", range(5))
 def test_similarity_is_the_least_squares_one(seed: int) -> None:
     points = np.random.default_rng(seed).normal(100, 40, (5, 2))
-    assert np.allclose(similarity(points, 100), naive_similarity(points, 100), atol=1e-9)
+    assert np.allclose(similarity_transform(points, 100), naive_similarity(points, 100), atol=1e-9)
 
 
 def test_points_of_the_template_stay() -> None:
-    assert np.allclose(similarity(template(100), 100), [[1, 0, 0], [0, 1, 0]])
+    assert np.allclose(similarity_transform(template(100), 100), [[1, 0, 0], [0, 1, 0]])
 
 
 def test_points_that_fall_together() -> None:
     with pytest.raises(ValueError, match="fall together"):
-        similarity(np.full((5, 2), 30.0), 100)
+        similarity_transform(np.full((5, 2), 30.0), 100)
 
 
 def test_five_of_68_points() -> None:
@@ -97,8 +105,8 @@ def test_turned_and_shrunk_portraits_align_alike(
     changed = portrait.resize((side, side), Image.Resampling.LANCZOS).rotate(degrees, Image.Resampling.BICUBIC)
     (upright,), (face,) = detector.detect([portrait, changed])
     pupils = turned(PUPILS * scale, degrees, (side, side))
-    landed = similarity(face.landmarks, 100) @ np.column_stack([pupils, [1, 1]]).T
-    before = similarity(upright.landmarks, 100) @ np.column_stack([PUPILS, [1, 1]]).T
+    landed = similarity_transform(face.landmarks, 100) @ np.column_stack([pupils, [1, 1]]).T
+    before = similarity_transform(upright.landmarks, 100) @ np.column_stack([PUPILS, [1, 1]]).T
     assert np.abs(landed - before).max() < 2
 
 
@@ -140,11 +148,11 @@ def test_pictures_of_several_sizes_in_one_call(detector: Detector, portrait: Ima
 def test_the_face_that_is_meant() -> None:
     points = np.zeros((5, 2))
     small, large = Face((0, 0, 10, 10), 0.99, points), Face((50, 50, 90, 90), 0.9, points)
-    assert choose([small, large]) is large
-    assert choose([small, large], [1, 1, 12, 12]) is small
-    assert choose([small, large], [200, 200, 240, 240]) is None  # somebody else's faces
-    assert choose([]) is None
-    assert overlap((0, 0, 10, 10), (5, 0, 15, 10)) == pytest.approx(1 / 3)
+    assert select_face([small, large]) is large
+    assert select_face([small, large], [1, 1, 12, 12]) is small
+    assert select_face([small, large], [200, 200, 240, 240]) is None  # somebody else's faces
+    assert select_face([]) is None
+    assert iou((0, 0, 10, 10), (5, 0, 15, 10)) == pytest.approx(1 / 3)
 
 
 def test_the_middle_of_a_picture() -> None:
@@ -278,7 +286,7 @@ def test_rafdbs_annotations_say_which_face(portrait: Image.Image, tmp_path: Path
         assert np.abs(np.array(told["aligned_by"])[:2] - pupils).max() < 3  # the smaller face
     own = run_build("rafdb", tmp_path / "own", *words, "--align", "landmarks")
     told = next(iter(facts(own, "train").values()))
-    landed = similarity(np.array(told["landmarks"]), 100) @ np.column_stack([pupils, [1, 1]]).T
+    landed = similarity_transform(np.array(told["landmarks"]), 100) @ np.column_stack([pupils, [1, 1]]).T
     assert np.abs(landed.T - template(100)[:2]).max() < 0.01
     boxes = root / "Annotation" / "boundingbox"
     write(boxes / "train_00003_boundingbox.txt", "400 400 450 450\n")

@@ -12,16 +12,23 @@ import torch
 from torch import Tensor
 
 from adadf_dist.checkpoint.storage import read_checkpoint
-from adadf_dist.checkpoint.trained_model import open_trained
+from adadf_dist.checkpoint.trained_model import load_trained_model
 from adadf_dist.config.schema import LossConfig, RuntimeConfig
 from adadf_dist.data.batch import Batch
 from adadf_dist.data.dataset import open_dataset
 from adadf_dist.distributed.world import World
 from adadf_dist.errors import UserError
 from adadf_dist.method.model import Output
-from adadf_dist.metrics.predictions import Answers, Rows, ask, check_finite, fuse, gather_rows
-from adadf_dist.tracking.artifacts import read_answers, read_faces
-from adadf_dist.tracking.sample_history import find_listed
+from adadf_dist.metrics.predictions import (
+    Predictions,
+    Rows,
+    check_finite,
+    fuse_distributions,
+    gather_outputs,
+    predict_split,
+)
+from adadf_dist.tracking.artifacts import load_predictions, load_samples
+from adadf_dist.tracking.sample_history import select_tracked_samples
 from tests.runs import settings, train_here
 
 ALONE = World(torch.device("cpu"))
@@ -38,7 +45,7 @@ def run(faces: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 class Echo:
     """A network whose answers are its images' first pixels."""
 
-    def infer(self, images: Tensor) -> Output:
+    def forward_eval(self, images: Tensor) -> Output:
         rows = images[:, 0, 0, :6]
         return Output(rows[:, :2], rows[:, 2:4], rows[:, 4], rows[:, 5])
 
@@ -50,19 +57,21 @@ def batch_of(images: Tensor, samples: list[int]) -> Batch:
 def test_answers_come_in_the_order_of_the_split() -> None:
     images = torch.randn(5, 3, 6, 6)
     batches = [batch_of(images[[3, 0]], [3, 0]), batch_of(images[[4, 1, 2]], [4, 1, 2])]
-    answers = ask(Echo(), batches, 5, ALONE)
+    answers = predict_split(Echo(), batches, 5, ALONE)
     for face in range(5):
         row = images[face, 0, 0].tolist()
         assert answers.auxiliary_logits[face].tolist() == pytest.approx(row[:2])
         assert answers.target_logits[face].tolist() == pytest.approx(row[2:4])
         assert answers.attention[face] == pytest.approx((row[4] + row[5]) / 2)
         total = math.exp(row[2]) + math.exp(row[3])
-        assert answers.target[face].tolist() == pytest.approx([math.exp(row[2]) / total, math.exp(row[3]) / total])
+        assert answers.target_probs[face].tolist() == pytest.approx(
+            [math.exp(row[2]) / total, math.exp(row[3]) / total]
+        )
 
 
 def test_the_answer_to_ten_crops_is_their_mean() -> None:
     images = torch.randn(2, 10, 3, 6, 6)
-    answers = ask(Echo(), [batch_of(images, [1, 0])], 2, ALONE)
+    answers = predict_split(Echo(), [batch_of(images, [1, 0])], 2, ALONE)
     assert answers.target_logits[1].tolist() == pytest.approx(images[0, :, 0, 0, 2:4].mean(dim=0).tolist(), abs=1e-6)
 
 
@@ -70,22 +79,22 @@ def test_answers_that_are_no_numbers_are_refused() -> None:
     """The likeliest class of NaN would be the first one."""
     images = torch.randn(3, 3, 6, 6)
     images[1] = torch.nan
-    answers = ask(Echo(), [batch_of(images, [0, 1, 2])], 3, ALONE)
+    answers = predict_split(Echo(), [batch_of(images, [0, 1, 2])], 3, ALONE)
     with pytest.raises(UserError, match=r"some\.pt: answers 1 of 3 faces"):
         check_finite(answers, "some.pt")
-    check_finite(Answers(*(rows[[0, 2]] for rows in answers)), "some.pt")
+    check_finite(Predictions(*(rows[[0, 2]] for rows in answers)), "some.pt")
 
 
 def test_a_face_seen_twice_or_never_is_noticed() -> None:
     images = torch.randn(2, 3, 6, 6)
     for samples in ([0, 0], [0, 2]):
         with pytest.raises(RuntimeError, match="of 3 faces"):
-            gather_rows([Rows(torch.tensor(samples), images[:, 0, 0])], 3, ALONE)
+            gather_outputs([Rows(torch.tensor(samples), images[:, 0, 0])], 3, ALONE)
 
 
 def test_some_faces_alone() -> None:
     images = torch.randn(2, 3, 6, 6)
-    rows = gather_rows([Rows(torch.tensor([7, 2]), images[:, 0, 0])], 9, ALONE, np.array([2, 7]))
+    rows = gather_outputs([Rows(torch.tensor([7, 2]), images[:, 0, 0])], 9, ALONE, np.array([2, 7]))
     np.testing.assert_allclose(rows, images[[1, 0], 0, 0])
 
 
@@ -93,7 +102,7 @@ def test_some_faces_alone() -> None:
 def test_fusion_after_the_fact_is_equations_11_and_12(supervision: str) -> None:
     random = np.random.default_rng(0)
     faces, classes, lowest = 11, 3, 0.2
-    answers = Answers(
+    answers = Predictions(
         random.normal(size=(faces, classes)).astype(np.float32),
         random.normal(size=(faces, classes)).astype(np.float32),
         random.random(faces).astype(np.float32),
@@ -101,7 +110,7 @@ def test_fusion_after_the_fact_is_equations_11_and_12(supervision: str) -> None:
     labels = random.integers(0, classes, faces)
     rows = torch.from_numpy(random.dirichlet(np.ones(classes), size=classes))
     loss = LossConfig(lambda_min=lowest, supervision=supervision)  # type: ignore[arg-type]
-    weights, fused = fuse(answers, labels, rows, loss, batch_size=6)
+    weights, fused = fuse_distributions(answers, labels, rows, loss, batch_size=6)
     for first, end in ((0, 6), (6, 11)):
         near = [float(a) for a in answers.attention[first:end]]
         for face in range(first, end):
@@ -122,14 +131,14 @@ def test_fusion_after_the_fact_is_equations_11_and_12(supervision: str) -> None:
 
 def test_a_run_keeps_its_faces_and_the_selected_answers(run: Path, faces: Path) -> None:
     split = open_dataset(faces).split("validation")
-    recorded = read_answers(run, "validation")
+    recorded = load_predictions(run, "validation")
     assert recorded.faces.keys.tolist() == [str(key) for key in split.keys]
     assert recorded.faces.labels.tolist() == split.labels.tolist()
-    correct = float((recorded.answers.predicted == split.labels).mean())
+    correct = float((recorded.answers.predicted_labels == split.labels).mean())
     best = read_checkpoint(run / "checkpoints" / "selected.pt")["progress"]
     assert correct == pytest.approx(best["best_accuracy"])
     assert recorded.features.shape == (len(split), 512)
-    trained = read_faces(run)
+    trained = load_samples(run)
     changed = (trained.labels != trained.true_labels).sum()
     assert changed == round(0.25 * len(trained.labels))
     assert trained.true_labels.tolist() == open_dataset(faces).split("train").labels.tolist()
@@ -137,27 +146,27 @@ def test_a_run_keeps_its_faces_and_the_selected_answers(run: Path, faces: Path) 
 
 def test_a_trained_network_opens_again(run: Path) -> None:
     saved = read_checkpoint(run / "checkpoints" / "selected.pt")
-    trained = open_trained(run)
+    trained = load_trained_model(run)
     assert trained.epoch == saved["progress"]["epoch"]
     assert trained.classes == tuple(saved["preprocessing"]["classes"])
     weights = saved["engine"]["model"]
     assert all(torch.equal(value, weights[name]) for name, value in trained.model.state_dict().items())
     assert torch.equal(trained.class_distributions, saved["class_distributions"]["distributions"])
-    assert open_trained(run, "last").epoch == 3
-    assert open_trained(run / "checkpoints" / "selected.pt").epoch == trained.epoch
+    assert load_trained_model(run, "last").epoch == 3
+    assert load_trained_model(run / "checkpoints" / "selected.pt").epoch == trained.epoch
 
 
 def test_what_is_no_run(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no such run folder or checkpoint"):
-        open_trained(tmp_path / "nowhere")
+        load_trained_model(tmp_path / "nowhere")
     with pytest.raises(UserError, match="holds no checkpoint"):
-        open_trained(tmp_path)
+        load_trained_model(tmp_path)
     (tmp_path / "checkpoints").mkdir()
     (tmp_path / "checkpoints" / "checkpoint-0000-000004.pt").touch()
     with pytest.raises(UserError, match="no epoch is finished yet"):
-        open_trained(tmp_path)
+        load_trained_model(tmp_path)
     with pytest.raises(UserError, match="missing; the run has not come so far"):
-        read_answers(tmp_path, "test")
+        load_predictions(tmp_path, "test")
 
 
 def test_disputed_faces_are_listed_first(faces: Path) -> None:
@@ -168,9 +177,9 @@ def test_disputed_faces_are_listed_first(faces: Path) -> None:
     votes[9, :2] = 7, 3
     voted = replace(split, votes=votes)
     config = RuntimeConfig(history_samples=(str(split.keys[3]),), history_faces=4)
-    listed = find_listed(voted, config, seed=0)
+    listed = select_tracked_samples(voted, config, seed=0)
     assert listed[:3] == [3, 5, 9]
     assert len(set(listed)) == 5
-    assert listed == find_listed(voted, config, seed=0)
-    assert listed[3:] != find_listed(voted, config, seed=1)[3:]
-    assert len(find_listed(split, replace(config, history_samples=()), seed=0)) == 4
+    assert listed == select_tracked_samples(voted, config, seed=0)
+    assert listed[3:] != select_tracked_samples(voted, config, seed=1)[3:]
+    assert len(select_tracked_samples(split, replace(config, history_samples=()), seed=0)) == 4

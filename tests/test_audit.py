@@ -19,16 +19,16 @@ from PIL import Image, ImageColor
 from sklearn.metrics import roc_auc_score
 
 from adadf_dist.audit.__main__ import main
-from adadf_dist.audit.reference_labels import another_labelling
-from adadf_dist.audit.run_data import Material, open_run
+from adadf_dist.audit.reference_labels import labels_from_dataset
+from adadf_dist.audit.run_data import AuditInputs, load_audit_inputs
 from adadf_dist.audit.score_comparison import auc, precision_at
-from adadf_dist.audit.scores import Evidence, forgetting, propose, rank_average, suspicion
-from adadf_dist.audit.training_dynamics import read_traces, summarise
+from adadf_dist.audit.scores import SampleEvidence, forgetting, label_error_score, rank_average, suggest_labels
+from adadf_dist.audit.training_dynamics import load_training_dynamics, summarize
 from adadf_dist.data.dataset import Split, open_dataset
 from adadf_dist.data.jpeg import decode
-from adadf_dist.data.synthetic.dataset import build_embedded
+from adadf_dist.data.synthetic.dataset import build_synthetic_dataset
 from adadf_dist.errors import UserError
-from adadf_dist.tracking.artifacts import read_faces
+from adadf_dist.tracking.artifacts import load_samples
 from tests.browser import Page, chromium_page, needs_chromium
 from tests.patience import wait_until
 from tests.runs import settings, train_here
@@ -46,7 +46,7 @@ def drawn(tmp_path_factory: pytest.TempPathFactory) -> Path:
     There is no validation split: the trainer carves one.
     """
     folder = tmp_path_factory.mktemp("shards")
-    split = build_embedded(folder / "plain", {"train": 280}, size=32, workers=1).split("train")
+    split = build_synthetic_dataset(folder / "plain", {"train": 280}, size=32, workers=1).split("train")
     for place, (key, label) in enumerate(zip(split.keys.tolist(), split.labels.tolist(), strict=True)):
         tint = Image.new("RGB", (32, 32), ImageColor.getrgb(COLOURS[label]))
         file = folder / "tinted" / split.classes[label] / f"{key}.png"
@@ -71,8 +71,8 @@ def audited(run: Path) -> Path:
 
 
 @pytest.fixture(scope="module")
-def material(run: Path) -> Iterator[Material]:
-    with open_run(run, "selected", "", CPU) as opened:
+def material(run: Path) -> Iterator[AuditInputs]:
+    with load_audit_inputs(run, "selected", "", CPU) as opened:
         yield opened
 
 
@@ -95,7 +95,7 @@ def test_forgetting_and_means_of_a_history_made_by_hand() -> None:
         ]
     )
     attention = np.where(np.isnan(correct), NAN, [[0.1], [0.2], [0.3], [0.6]])
-    traces = summarise(attention, 10 * attention, correct)
+    traces = summarize(attention, 10 * attention, correct)
     assert traces.forgotten.tolist() == [0, 2, 0, 1, 1, 0]
     assert traces.never_learnt.tolist() == [False, False, True, False, False, False]
     assert traces.wrong[:5].tolist() == pytest.approx([1 / 4, 2 / 4, 1, 1 / 3, 2 / 4])
@@ -107,15 +107,15 @@ def test_forgetting_and_means_of_a_history_made_by_hand() -> None:
 
 def test_the_last_epoch_is_the_last_that_saw_the_face() -> None:
     seen_first = np.array([[0.5], [NAN]])
-    assert summarise(seen_first, seen_first, seen_first).attention_last.tolist() == [0.5]
+    assert summarize(seen_first, seen_first, seen_first).attention_last.tolist() == [0.5]
 
 
 def test_suspicion_is_what_both_branches_give_to_other_classes() -> None:
     target, auxiliary = np.array([[0.7, 0.2, 0.1], [0.1, 0.5, 0.4]]), np.array([[0.5, 0.5, 0.0], [0.2, 0.2, 0.6]])
     flat = np.zeros((1, 2))
-    evidence = Evidence(np.array([0, 1]), summarise(flat, flat, flat), target, auxiliary, target)
-    assert suspicion(evidence).tolist() == pytest.approx([0.4, 0.65])
-    assert propose(evidence).tolist() == [0, 2]
+    evidence = SampleEvidence(np.array([0, 1]), summarize(flat, flat, flat), target, auxiliary, target)
+    assert label_error_score(evidence).tolist() == pytest.approx([0.4, 0.65])
+    assert suggest_labels(evidence).tolist() == [0, 2]
 
 
 def test_rank_averages_share_ties_and_put_the_unknown_in_the_middle() -> None:
@@ -154,8 +154,8 @@ def test_precision_is_the_mean_over_all_orders_of_ties() -> None:
 # A run
 
 
-def test_the_split_is_the_one_that_was_trained_on(run: Path, drawn: Path, material: Material) -> None:
-    faces = read_faces(run)
+def test_the_split_is_the_one_that_was_trained_on(run: Path, drawn: Path, material: AuditInputs) -> None:
+    faces = load_samples(run)
     assert [str(key) for key in material.split.keys] == faces.keys.tolist()
     assert material.labels.tolist() == faces.labels.tolist()
     whole = open_dataset(drawn).split("train")
@@ -164,7 +164,7 @@ def test_the_split_is_the_one_that_was_trained_on(run: Path, drawn: Path, materi
     assert bytes(material.split.read(7)) == pictures[str(material.split.keys[7])]
 
 
-def test_traces_are_those_of_the_files(run: Path, material: Material) -> None:
+def test_traces_are_those_of_the_files(run: Path, material: AuditInputs) -> None:
     epochs = [np.load(file) for file in sorted((run / "history").glob("epoch-*.npz"))]
     assert material.traces.epochs == len(epochs) == 3
     for face in (0, 11, 200):
@@ -176,12 +176,12 @@ def test_traces_are_those_of_the_files(run: Path, material: Material) -> None:
         assert material.traces.loss_last[face] == pytest.approx(losses[-1])
 
 
-def test_planted_noise_is_found_better_than_by_chance(material: Material, audited: Path) -> None:
+def test_planted_noise_is_found_better_than_by_chance(material: AuditInputs, audited: Path) -> None:
     wrong = material.faces.labels != material.faces.true_labels
     cards = json.loads((audited / "scores.json").read_text())
     rows = {row["name"]: row for row in cards[0]["scores"]}
     own = rows["**suspicion**"]
-    both = (material.answers.target + material.answers.auxiliary) / 2
+    both = (material.answers.target_probs + material.answers.auxiliary_probs) / 2
     given = np.array([1 - both[face, label] for face, label in enumerate(material.labels)])
     assert own["auc"] == pytest.approx(roc_auc_score(wrong, given))
     count = int(wrong.sum())
@@ -201,7 +201,7 @@ def test_confident_learning_stands_in_the_table(audited: Path) -> None:
     assert "out-of-sample" in card["remarks"][0]
 
 
-def test_the_table_has_every_face_once_the_most_suspicious_first(material: Material, audited: Path) -> None:
+def test_the_table_has_every_face_once_the_most_suspicious_first(material: AuditInputs, audited: Path) -> None:
     rows = table(audited)
     assert sorted(row["key"] for row in rows) == sorted(str(key) for key in material.split.keys)
     scores = [float(row["suspicion"]) for row in rows]
@@ -236,15 +236,15 @@ def test_it_is_told_as_markdown_and_replaced_by_force_alone(
     assert (audited / "relabel.csv").exists()  # a user's file is not the audit's to remove
 
 
-def test_cleanlab_missing_is_said(material: Material, monkeypatch: pytest.MonkeyPatch) -> None:
-    from adadf_dist.audit.ranking import judge
-    from adadf_dist.audit.reference_labels import planted
+def test_cleanlab_missing_is_said(material: AuditInputs, monkeypatch: pytest.MonkeyPatch) -> None:
+    from adadf_dist.audit.ranking import score_labels
+    from adadf_dist.audit.reference_labels import injected_noise
     from adadf_dist.audit.score_comparison import score
 
     monkeypatch.setitem(sys.modules, "adadf_dist.audit.confident_learning", None)
-    truth = planted(material.faces, material.trained.config.data)
+    truth = injected_noise(material.faces, material.trained.config.data)
     assert truth is not None
-    told = score(judge(material, truth), truth).to_markdown()
+    told = score(score_labels(material, truth), truth).to_markdown()
     assert "| confident learning" not in told
     assert "pip install 'adadf_dist[audit]'" in told
 
@@ -252,47 +252,47 @@ def test_cleanlab_missing_is_said(material: Material, monkeypatch: pytest.Monkey
 # Other labels of the same photos
 
 
-def renamed(material: Material) -> Split:
+def renamed(material: AuditInputs) -> Split:
     """The same faces under keys that nobody else has."""
     keys = [f"new-{key}" for key in material.split.keys]
     return replace(material.split, keys=np.array(keys, dtype=np.dtypes.StringDType()))
 
 
-def test_true_labels_of_another_folder_by_key_and_by_picture(material: Material, drawn: Path) -> None:
+def test_true_labels_of_another_folder_by_key_and_by_picture(material: AuditInputs, drawn: Path) -> None:
     noisy = material.faces.labels != material.faces.true_labels
-    by_key = another_labelling(material.split, drawn)
+    by_key = labels_from_dataset(material.split, drawn)
     assert by_key.labels.tolist() == material.faces.true_labels.tolist()
     assert f"{int(noisy.sum()):,} are labelled otherwise" in by_key.source
     looked = min(100, len(noisy))
     assert f"of {looked} found by key {looked} have the very same picture" in by_key.source
-    by_picture = another_labelling(renamed(material), drawn)
+    by_picture = labels_from_dataset(renamed(material), drawn)
     assert by_picture.labels.tolist() == by_key.labels.tolist()
     assert f"0 of {len(noisy):,} faces found by key, {len(noisy):,} by picture" in by_picture.source
 
 
-def test_names_of_one_emotion_and_classes_of_one_side(material: Material, drawn: Path) -> None:
+def test_names_of_one_emotion_and_classes_of_one_side(material: AuditInputs, drawn: Path) -> None:
     """The run does not know fear, and calls happy otherwise; the other folder has both."""
     classes = tuple({"happy": "Happiness", "fear": "boredom"}.get(name, name) for name in material.classes)
-    other = another_labelling(replace(material.split, classes=classes), drawn)
+    other = labels_from_dataset(replace(material.split, classes=classes), drawn)
     fear = material.classes.index("fear")
     unknown = (material.labels == fear) | (material.faces.true_labels == fear)
     assert other.labels[~unknown].tolist() == material.faces.true_labels[~unknown].tolist()
     assert (other.labels[unknown] == -1).all()
 
 
-def test_other_faces_under_the_same_keys_are_seen(material: Material, tmp_path: Path) -> None:
-    strange = build_embedded(tmp_path / "strange", {"train": 8}, size=32, seed=9)
+def test_other_faces_under_the_same_keys_are_seen(material: AuditInputs, tmp_path: Path) -> None:
+    strange = build_synthetic_dataset(tmp_path / "strange", {"train": 8}, size=32, seed=9)
     keys = strange.split("train").keys
     counted = replace(material.split.subset(np.arange(8), "train"), keys=keys)
-    assert "of 8 found by key 0 have the very same picture" in another_labelling(counted, strange.folder).source
+    assert "of 8 found by key 0 have the very same picture" in labels_from_dataset(counted, strange.folder).source
 
 
-def test_folders_that_share_nothing(material: Material, tmp_path: Path) -> None:
-    strange = build_embedded(tmp_path / "strange", {"train": 8}, size=32, seed=9).folder
+def test_folders_that_share_nothing(material: AuditInputs, tmp_path: Path) -> None:
+    strange = build_synthetic_dataset(tmp_path / "strange", {"train": 8}, size=32, seed=9).folder
     with pytest.raises(UserError, match="shares no face"):
-        another_labelling(renamed(material), strange)
+        labels_from_dataset(renamed(material), strange)
     with pytest.raises(UserError, match=r"its classes .*neutral"):
-        another_labelling(replace(material.split, classes=tuple("ABCDEFG")), strange)
+        labels_from_dataset(replace(material.split, classes=tuple("ABCDEFG")), strange)
 
 
 # What goes wrong
@@ -358,7 +358,7 @@ def test_a_run_in_progress_is_judged_by_the_epochs_there_are(
     (copy / "history" / "epoch-0003.partial.npz").write_bytes(b"half")
     main([str(copy), "--gallery", "1"])
     assert "the run is at 2 of 3 epochs" in capsys.readouterr().out
-    assert read_traces(copy, len(read_faces(copy).labels)).epochs == 2
+    assert load_training_dynamics(copy, len(load_samples(copy).labels)).epochs == 2
     assert "2 of 3 epochs" in (copy / "audit" / "audit.html").read_text()
 
 

@@ -17,9 +17,9 @@ from adadf_dist.config.schema import AugmentConfig
 from adadf_dist.data.augment import apply_pillow, operations
 from adadf_dist.data.augment import policy as augment
 from adadf_dist.data.augment.apply_pillow import apply_stages
-from adadf_dist.data.augment.operations import PUBLISHED, STANDARD, Kind, Operation
-from adadf_dist.data.augment.policy import FILL, Augmentations, Stages, draw, untouched
-from adadf_dist.data.augment.rng import Draws
+from adadf_dist.data.augment.operations import PAPER_OPS, TORCHVISION_OPS, Operation, OpKind
+from adadf_dist.data.augment.policy import FILL, AugmentationBatch, OpChainBuilder, identity, sample_augmentations
+from adadf_dist.data.augment.rng import SampleRng
 from tests import naive_augment
 
 SIZE = 64
@@ -43,17 +43,17 @@ def one(value: float) -> NDArray[np.float64]:
     return np.array([value], dtype=np.float64)
 
 
-def listed(*stages: tuple[Kind, object]) -> Augmentations:
-    """One face with these stages, put together by `Stages`."""
-    lists = Stages(untouched(1, len(stages)))
-    draws = Draws(0, 0, [0])
+def listed(*stages: tuple[OpKind, object]) -> AugmentationBatch:
+    """One face with these stages, put together by `OpChainBuilder`."""
+    lists = OpChainBuilder(identity(1, len(stages)))
+    draws = SampleRng(0, 0, [0])
     for kind, value in stages:
         made = np.asarray([0.0 if value is None else value])
         lists.add(Operation(kind, lambda levels, made=made: made), np.array([0]), one(0), draws)
     return lists.drawn
 
 
-def applied(image: Image.Image, *stages: tuple[Kind, object]) -> Image.Image:
+def applied(image: Image.Image, *stages: tuple[OpKind, object]) -> Image.Image:
     """Stages one by one, each a list of its own."""
     for stage in stages:
         image = apply_stages(image, listed(stage), 0)
@@ -76,7 +76,7 @@ TABLES: list[tuple[NDArray[np.uint8], Callable[[Image.Image], Image.Image], int]
 def test_tables_against_pillow(number: int) -> None:
     ours, theirs, tolerance = TABLES[number]
     image = picture()
-    assert np.abs(array(apply_pillow.look_up(image, ours)) - array(theirs(image))).max() <= tolerance
+    assert np.abs(array(apply_pillow.apply_lut(image, ours)) - array(theirs(image))).max() <= tolerance
 
 
 def test_solarize_add_by_hand() -> None:
@@ -88,9 +88,9 @@ def test_solarize_add_by_hand() -> None:
 def test_enhancements_against_pillow(factor: float) -> None:
     image = picture(1)
     for kind, enhancer, tolerance in (
-        (Kind.COLOR, ImageEnhance.Color, 2),
-        (Kind.CONTRAST, ImageEnhance.Contrast, 1),
-        (Kind.SHARPNESS, ImageEnhance.Sharpness, 1),
+        (OpKind.COLOR, ImageEnhance.Color, 2),
+        (OpKind.CONTRAST, ImageEnhance.Contrast, 1),
+        (OpKind.SHARPNESS, ImageEnhance.Sharpness, 1),
     ):
         difference = np.abs(array(applied(image, (kind, factor))) - array(enhancer(image).enhance(factor)))
         assert difference.max() <= tolerance, kind
@@ -101,7 +101,7 @@ def test_saturation_by_arithmetic() -> None:
     pixels = np.asarray(image).astype(float)
     luma = pixels @ np.array([0.299, 0.587, 0.114])
     wanted = np.clip(luma[..., None] + 0.4 * (pixels - luma[..., None]), 0, 255)
-    assert np.abs(array(applied(image, (Kind.COLOR, 0.4))) - wanted).max() <= 1
+    assert np.abs(array(applied(image, (OpKind.COLOR, 0.4))) - wanted).max() <= 1
 
 
 def torch_shift(image: Image.Image, right: float, down: float) -> Image.Image:
@@ -151,30 +151,30 @@ def test_outside_is_filled() -> None:
 
 def test_neighbouring_warps_join_to_one() -> None:
     image = picture(5)
-    first = (Kind.WARP, operations.rotation(one(10))[0])
-    then = (Kind.WARP, operations.shear_y(one(0.1))[0])
+    first = (OpKind.WARP, operations.rotation(one(10))[0])
+    then = (OpKind.WARP, operations.shear_y(one(0.1))[0])
     joined = listed(first, then)
-    assert joined.kinds.tolist() == [[Kind.WARP, Kind.NOTHING]]
+    assert joined.kinds.tolist() == [[OpKind.WARP, OpKind.NOTHING]]
     one_by_one = applied(image, first, then)
     assert np.abs(inside(array(apply_stages(image, joined, 0))) - inside(array(one_by_one))).max() <= 6
-    parted = listed(first, (Kind.TABLE, operations.invert(one(0))[0]), then)
-    assert parted.kinds.tolist() == [[Kind.WARP, Kind.TABLE, Kind.WARP]]
+    parted = listed(first, (OpKind.TABLE, operations.invert(one(0))[0]), then)
+    assert parted.kinds.tolist() == [[OpKind.WARP, OpKind.TABLE, OpKind.WARP]]
 
 
 def test_neighbouring_tables_and_saturations_join_exactly() -> None:
     image = picture(6)
     tables = operations.solarize(one(100)), operations.posterize(one(3)), operations.brightness(one(0.7))
-    stages = [(Kind.TABLE, table[0]) for table in tables]
+    stages = [(OpKind.TABLE, table[0]) for table in tables]
     joined = listed(*stages)
     assert np.count_nonzero(joined.kinds) == 1
     assert np.array_equal(array(apply_stages(image, joined, 0)), array(applied(image, *stages)))
-    assert listed((Kind.COLOR, 0.5), (Kind.COLOR, 0.4)).factors[0, 0] == pytest.approx(0.2)
+    assert listed((OpKind.COLOR, 0.5), (OpKind.COLOR, 0.4)).factors[0, 0] == pytest.approx(0.2)
 
 
 def test_numbers_are_those_of_numpys_generator() -> None:
     samples = np.array([0, 7, 2**39])
     seed, epoch = 2**62 + 3, 11
-    ours = Draws(seed, epoch, samples)
+    ours = SampleRng(seed, epoch, samples)
     drawn = np.stack([ours.uniform(np.arange(3)) for _ in range(50)], axis=1)
     for row, sample in enumerate(samples.tolist()):
         key = np.array([seed, (epoch << 40) | sample], dtype=np.uint64)
@@ -182,7 +182,7 @@ def test_numbers_are_those_of_numpys_generator() -> None:
 
 
 def test_each_face_keeps_its_own_place() -> None:
-    alone, together = Draws(0, 0, [5]), Draws(0, 0, [4, 5])
+    alone, together = SampleRng(0, 0, [5]), SampleRng(0, 0, [4, 5])
     for rows in ([0], [0, 1], [0], [1]):
         drawn = together.uniform(np.array(rows))
     assert drawn[0] == [alone.uniform(np.array([0])) for _ in range(2)][1][0]
@@ -194,12 +194,12 @@ def test_drawn_together_as_drawn_one_by_one(policy: str, number: int, magnitude:
     """The naive twin draws number after number, face after face, with numpy's own generators."""
     config = AugmentConfig(policy=policy, operations=number, magnitude=magnitude, erase=0.8)  # type: ignore[arg-type]
     samples = np.random.default_rng(1).integers(0, 10**6, 300)
-    drawn = draw(config, 100, 3, 2, samples)
+    drawn = sample_augmentations(config, 100, 3, 2, samples)
     stages = 0
     for row, sample in enumerate(samples.tolist()):
         wanted = naive_augment.draw(config, 100, 3, 2, sample)
         assert (bool(drawn.flips[row]), tuple(drawn.boxes[row])) == (wanted.flip, wanted.erase)
-        kinds = [Kind(kind).name for kind in drawn.kinds[row] if kind]
+        kinds = [OpKind(kind).name for kind in drawn.kinds[row] if kind]
         assert kinds == [stage.kind for stage in wanted.stages]
         for place, stage in enumerate(wanted.stages):
             arrays = {"WARP": drawn.matrices, "TABLE": drawn.tables}.get(stage.kind, drawn.factors)
@@ -209,37 +209,42 @@ def test_drawn_together_as_drawn_one_by_one(policy: str, number: int, magnitude:
     assert stages >= {"published": 120 * number, "standard": 200 * number, "none": 0}[policy]
 
 
-def same(a: Augmentations, b: Augmentations) -> bool:
+def same(a: AugmentationBatch, b: AugmentationBatch) -> bool:
     return all(np.array_equal(x, y) for x, y in zip(a, b, strict=True))
 
 
 def test_drawing_is_pure() -> None:
     config = AugmentConfig()
-    whole = draw(config, 100, 0, 3, range(50))
-    backward = draw(config, 100, 0, 3, range(49, -1, -1))
-    assert same(whole, Augmentations(*(values[::-1] for values in backward)))
-    alone = [draw(config, 100, 0, 3, [sample]) for sample in range(50)]
-    assert same(whole, Augmentations(*map(np.concatenate, zip(*alone, strict=True))))
-    for other in (draw(config, 100, 0, 4, range(50)), draw(config, 100, 1, 3, range(50))):
+    whole = sample_augmentations(config, 100, 0, 3, range(50))
+    backward = sample_augmentations(config, 100, 0, 3, range(49, -1, -1))
+    assert same(whole, AugmentationBatch(*(values[::-1] for values in backward)))
+    alone = [sample_augmentations(config, 100, 0, 3, [sample]) for sample in range(50)]
+    assert same(whole, AugmentationBatch(*map(np.concatenate, zip(*alone, strict=True))))
+    for other in (
+        sample_augmentations(config, 100, 0, 4, range(50)),
+        sample_augmentations(config, 100, 1, 3, range(50)),
+    ):
         equal = [[np.array_equal(a, b) for a, b in zip(*pair, strict=True)] for pair in zip(whole, other, strict=True)]
         assert np.all(equal, axis=0).sum() < 10
 
 
 def test_no_number_of_operations_runs_a_stream_dry() -> None:
-    drawn = draw(AugmentConfig(operations=100, erase=1.0), 64, 0, 0, [0])
+    drawn = sample_augmentations(AugmentConfig(operations=100, erase=1.0), 64, 0, 0, [0])
     assert np.count_nonzero(drawn.kinds) > 10
-    assert np.array_equal(drawn.boxes, draw(AugmentConfig(operations=0, erase=1.0), 64, 0, 0, [0]).boxes)
+    assert np.array_equal(
+        drawn.boxes, sample_augmentations(AugmentConfig(operations=0, erase=1.0), 64, 0, 0, [0]).boxes
+    )
 
 
 def test_streams_of_different_faces_do_not_meet() -> None:
-    firsts = {n for epoch in range(20) for n in Draws(0, epoch, range(200)).uniform(np.arange(200)).tolist()}
+    firsts = {n for epoch in range(20) for n in SampleRng(0, epoch, range(200)).uniform(np.arange(200)).tolist()}
     assert len(firsts) == 4000
 
 
 @pytest.mark.parametrize("policy", ["published", "standard"])
 def test_operations_are_drawn_evenly(policy: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Chi-squared over 6,000 draws; the 0.1 % limits of 14 and 13 degrees of freedom are 36.1 and 34.5."""
-    kinds = PUBLISHED if policy == "published" else STANDARD
+    kinds = PAPER_OPS if policy == "published" else TORCHVISION_OPS
     drawn = np.zeros(len(kinds))
 
     def spy(number: int) -> Operation:
@@ -247,10 +252,12 @@ def test_operations_are_drawn_evenly(policy: str, monkeypatch: pytest.MonkeyPatc
             drawn[number] += len(levels)
             return operations.invert(levels)
 
-        return Operation(Kind.TABLE, make)
+        return Operation(OpKind.TABLE, make)
 
-    monkeypatch.setattr(augment, policy.upper(), tuple(spy(i) for i in range(len(kinds))))
-    draw(AugmentConfig(policy=policy, operations=3), 64, 0, 0, range(2000))  # type: ignore[arg-type]
+    monkeypatch.setattr(
+        augment, "PAPER_OPS" if policy == "published" else "TORCHVISION_OPS", tuple(spy(i) for i in range(len(kinds)))
+    )
+    sample_augmentations(AugmentConfig(policy=policy, operations=3), 64, 0, 0, range(2000))  # type: ignore[arg-type]
     total = drawn.sum()
     expected = 6000 * (0.5 if policy == "published" else 1.0)
     assert abs(total - expected) < 4 * math.sqrt(6000 * 0.25) + 1
@@ -261,22 +268,22 @@ def test_operations_are_drawn_evenly(policy: str, monkeypatch: pytest.MonkeyPatc
 
 def test_published_levels_at_magnitude_five() -> None:
     """The recipe's constants, written out again: 15 degrees, 2 bits, 128, 55, 1.0, 0.15, 0.225."""
-    made = [operation.make(one(5.0))[0] for operation in PUBLISHED]
+    made = [operation.params_from_level(one(5.0))[0] for operation in PAPER_OPS]
     cos, sin = math.cos(math.radians(15)), math.sin(math.radians(15))
     linear = {3: [[cos, sin], [sin, cos]], 11: [[1, 0.15], [0, 1]], 12: [[1, 0], [0.15, 1]]}
     for number, wanted in linear.items():
-        assert PUBLISHED[number].kind == Kind.WARP
+        assert PAPER_OPS[number].kind == OpKind.WARP
         assert np.allclose(np.abs(made[number][:, :2]), wanted)
     tables = {4: (255, 192), 5: (128, 127), 6: (100, 155)}
     for number, (value, becomes) in tables.items():
-        assert PUBLISHED[number].kind == Kind.TABLE
+        assert PAPER_OPS[number].kind == OpKind.TABLE
         assert made[number][value] == becomes
-    for number, kind in ((7, Kind.COLOR), (8, Kind.CONTRAST), (10, Kind.SHARPNESS)):
-        assert PUBLISHED[number].kind == kind
+    for number, kind in ((7, OpKind.COLOR), (8, OpKind.CONTRAST), (10, OpKind.SHARPNESS)):
+        assert PAPER_OPS[number].kind == kind
         assert made[number] == pytest.approx(1)
     for number, place in ((13, (0, 2)), (14, (1, 2))):
         assert abs(made[number][place]) == pytest.approx(0.225)
-    assert [o.signed for o in PUBLISHED] == [number in (3, 11, 12, 13, 14) for number in range(15)]
+    assert [o.signed for o in PAPER_OPS] == [number in (3, 11, 12, 13, 14) for number in range(15)]
 
 
 def test_levels_wander_about_the_magnitude(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -286,8 +293,8 @@ def test_levels_wander_about_the_magnitude(monkeypatch: pytest.MonkeyPatch) -> N
         levels.extend(drawn.tolist())
         return operations.invert(drawn)
 
-    monkeypatch.setattr(augment, "PUBLISHED", (Operation(Kind.TABLE, make),))
-    draw(AugmentConfig(operations=1), 64, 0, 0, range(6000))
+    monkeypatch.setattr(augment, "PAPER_OPS", (Operation(OpKind.TABLE, make),))
+    sample_augmentations(AugmentConfig(operations=1), 64, 0, 0, range(6000))
     assert np.mean(levels) == pytest.approx(5, abs=0.06)
     assert np.std(levels) == pytest.approx(0.5, abs=0.04)
 
@@ -295,21 +302,21 @@ def test_levels_wander_about_the_magnitude(monkeypatch: pytest.MonkeyPatch) -> N
 def test_standard_strengths_are_torchvisions() -> None:
     """Its own table of magnitudes, bin 9 of 31, on an image of 100 pixels."""
     theirs = v2.RandAugment(num_ops=1, magnitude=9)._AUGMENTATION_SPACE  # type: ignore[attr-defined]
-    made = [operation.make(one(9 / 30))[0] for operation in STANDARD]
+    made = [operation.params_from_level(one(9 / 30))[0] for operation in TORCHVISION_OPS]
     for name, ours in {"ShearX": made[1][0, 1], "Color": made[7] - 1}.items():
         assert float(theirs[name][0](31, 100, 100)[9]) == pytest.approx(float(ours), abs=1e-6)
     turned = math.degrees(math.asin(made[5][1, 0]))
     assert float(theirs["Rotate"][0](31, 100, 100)[9]) == pytest.approx(turned, abs=1e-5)
     assert float(theirs["TranslateX"][0](31, 100, 100)[9]) == pytest.approx(100 * made[3][0, 2], abs=1e-4)
     for number in range(31):
-        (table,) = STANDARD[10].make(one(number / 30))
+        (table,) = TORCHVISION_OPS[10].params_from_level(one(number / 30))
         bits = int(theirs["Posterize"][0](31, 100, 100)[number])
         assert np.array_equal(table, np.arange(256) & ~(2 ** (8 - bits) - 1))
-    assert len(theirs) == len(STANDARD)
+    assert len(theirs) == len(TORCHVISION_OPS)
 
 
 def test_flip_and_erase_rates() -> None:
-    drawn = draw(AugmentConfig(), 100, 0, 0, range(3000))
+    drawn = sample_augmentations(AugmentConfig(), 100, 0, 0, range(3000))
     assert drawn.flips.mean() == pytest.approx(0.5, abs=0.04)
     boxes = drawn.boxes[drawn.boxes.any(axis=1)]
     assert len(boxes) / 3000 == pytest.approx(0.5, abs=0.04)
@@ -323,14 +330,14 @@ def test_flip_and_erase_rates() -> None:
 
 def test_nothing_happens_when_nothing_may() -> None:
     config = AugmentConfig(policy="none", flip=0.0, erase=0.0)
-    assert same(draw(config, 64, 0, 0, range(100)), untouched(100))
-    assert same(draw(AugmentConfig(), 64, 0, -1, range(100)), untouched(100))
+    assert same(sample_augmentations(config, 64, 0, 0, range(100)), identity(100))
+    assert same(sample_augmentations(AugmentConfig(), 64, 0, -1, range(100)), identity(100))
 
 
 def test_auto_contrast_and_equalize_against_torchvision() -> None:
     dark = Image.fromarray((np.asarray(picture(7)) // 3 + 40).astype(np.uint8))
     tensor = torch.from_numpy(np.asarray(dark).copy()).permute(2, 0, 1)
-    pairs = [(Kind.AUTO_CONTRAST, functional.autocontrast(tensor)), (Kind.EQUALIZE, functional.equalize(tensor))]
+    pairs = [(OpKind.AUTO_CONTRAST, functional.autocontrast(tensor)), (OpKind.EQUALIZE, functional.equalize(tensor))]
     for kind, wanted in pairs:
         ours = array(applied(dark, (kind, None)))
         assert np.abs(ours - wanted.permute(1, 2, 0).numpy()).max() <= 1

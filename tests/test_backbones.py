@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from adadf_dist.config.load import Layer, build_config
+from adadf_dist.config.load import ConfigLayer, build_config
 from adadf_dist.config.schema import ModelConfig
 from adadf_dist.distributed.world import World
 from adadf_dist.engine.batch_norm import synchronize_batch_norm
@@ -19,7 +19,7 @@ from adadf_dist.engine.ddp import DDPEngine
 from adadf_dist.engine.optimizer import build_optimizer
 from adadf_dist.errors import UserError
 from adadf_dist.method.class_distributions import ClassDistributions
-from adadf_dist.method.losses import Place
+from adadf_dist.method.losses import BatchSlice
 from adadf_dist.method.model import DualBranch
 from adadf_dist.method.pretrained import load_pretrained
 from tests.forked import train_forked
@@ -130,7 +130,7 @@ def test_a_frozen_extractor_stays_as_it_is() -> None:
 
 
 def test_the_rate_of_the_heads_is_not_that_of_a_transformers_attention() -> None:
-    config = build_config([Layer("test", {"optimizer.attention_lr_factor": 0.5})])
+    config = build_config([ConfigLayer("test", {"optimizer.attention_lr_factor": 0.5})])
     model = DualBranch(ModelConfig(backbone="timm:vit_tiny_patch16_224"), CLASSES, image_size=32)
     optimizer = build_optimizer(model, config.optimizer, torch.device("cpu"))
     _, heads = (sum(p.numel() for p in group["params"]) for group in optimizer.param_groups)
@@ -148,15 +148,15 @@ def test_the_rate_of_the_heads_is_not_that_of_a_transformers_attention() -> None
 )
 def test_names_that_are_not_known(name: str, message: str) -> None:
     with pytest.raises(UserError, match=message) as caught:
-        build_config([Layer("test", {"model.backbone": name})])
+        build_config([ConfigLayer("test", {"model.backbone": name})])
     assert "\n" not in str(caught.value)
 
 
 def test_without_timm(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "timm", None)
-    build_config([Layer("test", {"model.backbone": "resnet50"})])
+    build_config([ConfigLayer("test", {"model.backbone": "resnet50"})])
     with pytest.raises(UserError, match=r"pip install 'adadf_dist\[timm\]'"):
-        build_config([Layer("test", {"model.backbone": "timm:convnext_atto"})])
+        build_config([ConfigLayer("test", {"model.backbone": "timm:convnext_atto"})])
 
 
 @pytest.mark.parametrize(
@@ -183,11 +183,11 @@ def test_what_cannot_be_cut(config: ModelConfig, side: int, message: str) -> Non
 
 def test_a_network_that_computes_something_else_is_refused() -> None:
     whole, config = timm.create_model("convnext_atto", num_classes=0), ModelConfig(backbone="timm:convnext_atto")
-    backbone = timm_backbones.cut_chain(whole, config)
+    backbone = timm_backbones.split_sequential(whole, config)
     own = whole.forward_features
     whole.forward_features = lambda x: own(x).relu()
     with pytest.raises(UserError, match="do not compute what it does"):
-        timm_backbones.hold_against(whole, backbone, config, 32)
+        timm_backbones.verify_against_timm(whole, backbone, config, 32)
 
 
 SLICES = (5, 4)
@@ -198,7 +198,7 @@ def train_steps(world: World, name: str, side: int) -> tuple[list[list[float]], 
     torch.set_default_dtype(torch.float64)
     try:
         values = {"model.backbone": name, "data.image_size": side, "loss.rank_margin": 1.0, "runtime.precision": "fp32"}
-        config = build_config([Layer("test", values)])
+        config = build_config([ConfigLayer("test", values)])
         engine = DDPEngine(config, CLASSES, world)
         classes = ClassDistributions(CLASSES, config.class_distributions, world)
         losses, gradients = [], {}
@@ -207,7 +207,7 @@ def train_steps(world: World, name: str, side: int) -> tuple[list[list[float]], 
             if world.size > 1:
                 first, end = sum(SLICES[: world.rank]), sum(SLICES[: world.rank + 1])
             batch = images(sum(SLICES), side, step).double()[first:end], torch.arange(first, end) % CLASSES
-            _, found = take_step(engine, classes, batch, (world, Place(first, sum(SLICES))), config.loss)
+            _, found = take_step(engine, classes, batch, (world, BatchSlice(first, sum(SLICES))), config.loss)
             losses.append(over_ranks(found, world).tolist())
             if not step:
                 gradients = {n: p.grad.clone() for n, p in engine.model.named_parameters() if p.grad is not None}

@@ -13,8 +13,8 @@ import pytest
 import torch
 
 from adadf_dist import train
-from adadf_dist.checkpoint.storage import read_checkpoint, write_whole
-from adadf_dist.config.load import Layer, build_config
+from adadf_dist.checkpoint.storage import read_checkpoint, save_checkpoint
+from adadf_dist.config.load import ConfigLayer, build_config
 from adadf_dist.data.dataset import open_dataset
 from adadf_dist.errors import UserError
 from tests.forked import train_forked
@@ -22,7 +22,7 @@ from tests.runs import ROOT, command, environment, finish, records, settings
 
 
 def run(values: dict[str, str]) -> None:
-    train.run(build_config([Layer("test", values)]))
+    train.run(build_config([ConfigLayer("test", values)]))
 
 
 @pytest.fixture(scope="module")
@@ -88,7 +88,7 @@ def test_checkpoint_of_other_classes(faces: Path, finished: Path, tmp_path: Path
     content = dict(read_checkpoint(newest))
     classes = list(open_dataset(faces).classes)
     content["preprocessing"] = {**content["preprocessing"], "classes": ["other", *classes[1:]]}
-    write_whole(content, tmp_path / "other.pt")
+    save_checkpoint(content, tmp_path / "other.pt")
     with pytest.raises(UserError, match="trained on the classes other"):
         run(settings(faces, tmp_path / "out", resume=str(tmp_path / "other.pt"), epochs="2"))
 
@@ -110,8 +110,8 @@ def test_two_runs_in_one_folder(faces: Path, tmp_path: Path) -> None:
     script = (
         "import sys\n"
         "from pathlib import Path\n"
-        "from adadf_dist.checkpoint.run_dir import sole_writer\n"
-        "with sole_writer(Path(sys.argv[1])):\n"
+        "from adadf_dist.checkpoint.run_dir import lock_run_dir\n"
+        "with lock_run_dir(Path(sys.argv[1])):\n"
         "    print('held', flush=True)\n"
         "    sys.stdin.read()\n"
     )
@@ -180,11 +180,11 @@ def test_ctrl_c_twice_stops_at_once(faces: Path, tmp_path: Path) -> None:
     """The second signal, later than a launcher's echo of the first, does not wait for a step."""
     script = (
         "import os, signal, time\n"
-        "from adadf_dist.distributed.world import open_world\n"
-        "with open_world() as world:\n"
+        "from adadf_dist.distributed.world import init_world\n"
+        "with init_world() as world:\n"
         "    os.kill(os.getpid(), signal.SIGINT)\n"
         "    os.kill(os.getpid(), signal.SIGINT)\n"
-        "    assert world.stop_agreed()\n"
+        "    assert world.should_stop()\n"
         "    time.sleep(2.2)\n"
         "    os.kill(os.getpid(), signal.SIGINT)\n"
         "    time.sleep(30)\n"

@@ -18,14 +18,14 @@ from adadf_dist import train
 from adadf_dist.check import dataset as check_dataset
 from adadf_dist.check import run_dir, throughput
 from adadf_dist.check.__main__ import HELP, main
-from adadf_dist.check.dataset import Faces
-from adadf_dist.check.environment import Rank, clock_offsets, judge_clocks, judge_ranks, judge_threads
-from adadf_dist.check.results import Line, Mark
+from adadf_dist.check.dataset import DatasetInfo
+from adadf_dist.check.environment import RankInfo, check_clocks, check_threads, clock_offsets, judge_ranks
+from adadf_dist.check.results import CheckResult, Status
 from adadf_dist.check.throughput import check_batch
-from adadf_dist.config.load import Layer, build_config
-from adadf_dist.data.datamodule import check_ranks
+from adadf_dist.config.load import ConfigLayer, build_config
+from adadf_dist.data.datamodule import check_batch_per_rank
 from adadf_dist.data.dataset import open_dataset
-from adadf_dist.data.sampling import cut
+from adadf_dist.data.sampling import split_batches
 from adadf_dist.distributed.world import World
 from adadf_dist.errors import UserError
 from tests.forked import train_forked, two_nodes
@@ -160,7 +160,7 @@ def test_a_run_replaces_no_file_of_a_user(faces: Path, tmp_path: Path, capsys: p
     status, page = check(values, capsys)
     assert status == 2 and "would replace its config.yaml" in page["run folder"][1]
     with pytest.raises(UserError, match="a run would replace its config"):
-        train.run(build_config([Layer("test", values)]))
+        train.run(build_config([ConfigLayer("test", values)]))
     assert {path.name: path.read_text() for path in own.iterdir()} == {"config.yaml": "epochs: 1\n"}
     (own / "run.json").write_text("{}")  # now it is a run's
     assert check(values, capsys)[1]["run folder"][0] == "ok"
@@ -179,14 +179,14 @@ def test_a_batch_too_small_for_the_ranks(faces: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(("samples", "raised"), [(7, False), (65, True)])
 def test_a_larger_batch_is_advised_only_where_it_helps(samples: int, raised: bool) -> None:
     """Four ranks need batches of 8: of 7 samples no batch size makes one; 65 in batches of 6 are 11 of 5 or 6."""
-    batches = cut(np.arange(samples), 16 if samples < 8 else 6)
-    config = build_config([Layer("test", {"batch_size": 16})])
+    batches = split_batches(np.arange(samples), 16 if samples < 8 else 6)
+    config = build_config([ConfigLayer("test", {"batch_size": 16})])
     world: Any = SimpleNamespace(size=4)
-    line = check_batch(config, world, Faces(7, samples, 0, tuple(map(len, batches))))
-    assert line.mark is Mark.ERROR and ("raise batch_size" in line.mend) is raised
+    line = check_batch(config, world, DatasetInfo(7, samples, 0, tuple(map(len, batches))))
+    assert line.mark is Status.ERROR and ("raise batch_size" in line.mend) is raised
     data: Any = SimpleNamespace(_plan=lambda epoch: batches)
     with pytest.raises(UserError) as told:
-        check_ranks(data, 4)
+        check_batch_per_rank(data, 4)
     assert ("raise batch_size" in str(told.value)) is raised and "start fewer ranks" in str(told.value)
 
 
@@ -196,8 +196,8 @@ def test_fewer_checkpoints_are_advised_only_where_there_are_some(
 ) -> None:
     monkeypatch.setattr(shutil, "disk_usage", lambda folder: SimpleNamespace(free=1))
     values = {"checkpoint.keep": keep, "model.backbone": "resnet10", "out": str(tmp_path)}
-    line = run_dir.judge_folder(build_config([Layer("test", values)]), tmp_path, 7, 64)
-    assert line.mark is Mark.ERROR and ("checkpoint.keep" in line.mend) is lowered
+    line = run_dir.check_run_dir_space(build_config([ConfigLayer("test", values)]), tmp_path, 7, 64)
+    assert line.mark is Status.ERROR and ("checkpoint.keep" in line.mend) is lowered
 
 
 def test_a_face_that_does_not_decode(faces: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -239,8 +239,8 @@ def test_a_remote_dataset_is_probed_and_not_fetched(
 def test_a_run_that_would_be_refused(faces: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """The folder holds a run of another batch size; with its own it goes on, and is not touched."""
     values = settings(faces, tmp_path / "out", epochs="1")
-    train.run(build_config([Layer("test", values)]))
-    config = build_config([Layer("preset", {}), Layer("test", values)])
+    train.run(build_config([ConfigLayer("test", values)]))
+    config = build_config([ConfigLayer("preset", {}), ConfigLayer("test", values)])
     newest = next((tmp_path / "out" / "checkpoints").glob("checkpoint-*"))
     # the estimate against what a run wrote
     assert run_dir.checkpoint_bytes(config, 7, 64) == pytest.approx(newest.stat().st_size, rel=0.05)
@@ -256,15 +256,15 @@ def test_a_run_that_would_be_refused(faces: Path, tmp_path: Path, capsys: pytest
 
 
 def test_room_for_the_checkpoints(faces: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    config = build_config([Layer("test", settings(faces, tmp_path / "out"))])
+    config = build_config([ConfigLayer("test", settings(faces, tmp_path / "out"))])
     one = run_dir.checkpoint_bytes(config, 7, 64)
 
-    def judged(free: float) -> Mark:
+    def judged(free: float) -> Status:
         monkeypatch.setattr(run_dir.shutil, "disk_usage", lambda path: type("Usage", (), {"free": free}))
         return run_dir.check_folder(config, alone(), 7, 64).mark
 
     # two that are kept, the selected one, and the one being written
-    assert [judged(3.9 * one), judged(4.1 * one), judged(8.1 * one)] == [Mark.ERROR, Mark.WARNING, Mark.OK]
+    assert [judged(3.9 * one), judged(4.1 * one), judged(8.1 * one)] == [Status.ERROR, Status.WARNING, Status.OK]
 
 
 @pytest.mark.slow
@@ -291,16 +291,23 @@ def skewed(world: World, ahead_s: float) -> list[float]:
 def test_a_clock_that_is_wrong(ahead_s: float, told: str) -> None:
     for offsets in run_ranks(skewed, 2, ahead_s):
         assert offsets == pytest.approx([0, ahead_s], abs=0.5)
-        line = judge_clocks(offsets, ["a", "b"])
-        assert line.mark is Mark.WARNING
+        line = check_clocks(offsets, ["a", "b"])
+        assert line.mark is Status.WARNING
         assert line.text.startswith(told)
-    assert judge_clocks([0.0, 0.4], ["a", "b"]).mark is Mark.OK
+    assert check_clocks([0.0, 0.4], ["a", "b"]).mark is Status.OK
 
 
-def ranks_on(nodes: int, each: int, **more: object) -> list[Rank]:
-    usual: dict[str, object] = {"device": "cpu", "gpus": 0, "unseen_gpu": False, "threads": 1, "cores": 8, "memory": 1}
+def ranks_on(nodes: int, each: int, **more: object) -> list[RankInfo]:
+    usual: dict[str, object] = {
+        "device": "cpu",
+        "gpus": 0,
+        "gpu_not_visible": False,
+        "threads": 1,
+        "cores": 8,
+        "memory": 1,
+    }
     return [
-        Rank(**{"place": f"n{n} (rank {n * each + i})", "host": f"n{n}", "local_rank": i, **usual, **more})  # type: ignore[arg-type]
+        RankInfo(**{"label": f"n{n} (rank {n * each + i})", "host": f"n{n}", "local_rank": i, **usual, **more})  # type: ignore[arg-type]
         for n in range(nodes)
         for i in range(each)
     ]
@@ -308,18 +315,18 @@ def ranks_on(nodes: int, each: int, **more: object) -> list[Rank]:
 
 def test_idle_gpus_and_cores_are_named() -> None:
     line = judge_ranks(ranks_on(2, 4, device="H", gpus=8))
-    assert line == Line(
+    assert line == CheckResult(
         "ranks",
         "8 ranks on 2 nodes: n0 4 x H, n1 4 x H; GPUs are idle on n0, n1",
-        Mark.WARNING,
+        Status.WARNING,
         "--nproc_per_node 8 uses them all",
     )
-    assert judge_ranks(ranks_on(2, 8, device="H", gpus=8)).mark is Mark.OK
-    assert judge_ranks(ranks_on(1, 1, unseen_gpu=True)).mark is Mark.WARNING
-    assert judge_threads(ranks_on(1, 2), 2).mend.startswith("set OMP_NUM_THREADS=4 ")  # 2 of 8 cores compute
-    assert judge_threads(ranks_on(1, 2, threads=4), 2).mark is Mark.OK
-    assert judge_threads(ranks_on(1, 4, threads=4), 2).mend == "set OMP_NUM_THREADS=2"  # 16 threads on 8 cores
-    assert judge_threads(ranks_on(1, 8, device="H"), 2).mend == "--data.workers 1"
+    assert judge_ranks(ranks_on(2, 8, device="H", gpus=8)).mark is Status.OK
+    assert judge_ranks(ranks_on(1, 1, gpu_not_visible=True)).mark is Status.WARNING
+    assert check_threads(ranks_on(1, 2), 2).mend.startswith("set OMP_NUM_THREADS=4 ")  # 2 of 8 cores compute
+    assert check_threads(ranks_on(1, 2, threads=4), 2).mark is Status.OK
+    assert check_threads(ranks_on(1, 4, threads=4), 2).mend == "set OMP_NUM_THREADS=2"  # 16 threads on 8 cores
+    assert check_threads(ranks_on(1, 8, device="H"), 2).mend == "--data.workers 1"
 
 
 def test_help_teaches(capsys: pytest.CaptureFixture[str]) -> None:

@@ -13,9 +13,15 @@ import pytest
 import torch
 
 from adadf_dist.checkpoint import storage
-from adadf_dist.checkpoint.manager import Checkpoints, check_same_run
-from adadf_dist.checkpoint.progress import Progress
-from adadf_dist.checkpoint.storage import count_bytes, epoch_of, link_whole, read_checkpoint, write_whole
+from adadf_dist.checkpoint.manager import CheckpointManager, check_config_compatible
+from adadf_dist.checkpoint.progress import TrainingProgress
+from adadf_dist.checkpoint.storage import (
+    completed_epochs,
+    link_atomically,
+    read_checkpoint,
+    save_checkpoint,
+    tensor_bytes,
+)
 from adadf_dist.config.load import override, to_dict
 from adadf_dist.config.schema import Config
 from adadf_dist.data.preprocessing import Preprocessing
@@ -49,10 +55,10 @@ class Run:
     def __init__(self, out: Path, names: tuple[str, ...] = ("data", "engine", "history"), **changed: object) -> None:
         values = {key.replace("__", "."): value for key, value in changed.items()}
         self.parts = {name: Part(-1.0) for name in names}
-        self.progress = Progress()
+        self.progress = TrainingProgress()
         config = override(Config(), {"out": str(out), **values})
         shown = Preprocessing(32, ("sad", "happy"), "torch")
-        self.checkpoints = Checkpoints(config, alone(), self.parts, self.progress, shown)
+        self.checkpoints = CheckpointManager(config, alone(), self.parts, self.progress, shown)
 
     def save(self, value: float, **progress: Any) -> Path:
         for part in self.parts.values():
@@ -76,7 +82,7 @@ def full(*args: object) -> None:
 
 
 def test_progress_counts_epochs_and_the_earliest_best() -> None:
-    progress = Progress(batch=3)
+    progress = TrainingProgress(batch=3)
     best = []
     for number, accuracy in enumerate([0.0, 0.5, 0.4, 0.5, 0.6]):
         progress.finish_epoch(accuracy, {"number": number})
@@ -87,7 +93,7 @@ def test_progress_counts_epochs_and_the_earliest_best() -> None:
 
 def test_positions_follow_each_other() -> None:
     """The position of each step, and seen from after it; four batches an epoch."""
-    progress = Progress()
+    progress = TrainingProgress()
     for step in range(12):
         position = progress.position(4)
         assert position == (step // 4, step, step / 4, 4)
@@ -119,13 +125,13 @@ def test_the_newest_are_kept_and_the_selected(tmp_path: Path) -> None:
     (run.checkpoints.folder / "checkpoint-0003-000001.partial").touch()
     run.epochs(0.2)
     assert run.names() == ["checkpoint-0003-000000.pt", "checkpoint-0004-000000.pt", "selected.pt"]
-    assert epoch_of(run.checkpoints.selected) == 1
+    assert completed_epochs(run.checkpoints.selected_path) == 1
     run.save(5.0, batch=1)
-    assert epoch_of(run.checkpoints.selected) == 1
+    assert completed_epochs(run.checkpoints.selected_path) == 1
     run.progress.batch = 0
     run.epochs(0.6)
     run.save(6.0, batch=1)  # in mid-epoch, right after the best one: its weights are not those that were selected
-    assert read_checkpoint(run.checkpoints.selected)["engine"]["model"]["w"].tolist() == [5.0] * 3
+    assert read_checkpoint(run.checkpoints.selected_path)["engine"]["model"]["w"].tolist() == [5.0] * 3
 
 
 def test_a_save_is_due_by_steps(tmp_path: Path) -> None:
@@ -135,7 +141,7 @@ def test_a_save_is_due_by_steps(tmp_path: Path) -> None:
         due[every] = []
         for step in range(1, 10):
             run.progress.step = step
-            if run.checkpoints.due():
+            if run.checkpoints.should_save():
                 due[every].append(step)
     assert due == {0: [], 3: [3, 6, 9]}
 
@@ -148,7 +154,7 @@ def test_a_save_is_due_by_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     for step in range(1, 13):
         now[0] += 50.0
         run.progress.step = step
-        if run.checkpoints.due():
+        if run.checkpoints.should_save():
             due.append(step)
             run.save(0.0)
     assert due == [4, 8, 12]
@@ -157,7 +163,7 @@ def test_a_save_is_due_by_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 def test_damaged_checkpoints_are_passed_over(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run = Run(tmp_path, checkpoint__keep=3)
     run.epochs(0.3, 0.2, 0.1)
-    newest, before, oldest = run.checkpoints.saved()
+    newest, before, oldest = run.checkpoints.list_checkpoints()
     os.truncate(newest, newest.stat().st_size - 100)
     content = bytearray(before.read_bytes())
     place = content.index(torch.full((3,), 2.0).numpy().tobytes())
@@ -182,12 +188,12 @@ def test_the_selected_checkpoint_comes_along_or_its_loss_is_told(
 ) -> None:
     old = Run(tmp_path / "old", checkpoint__keep=9)
     old.epochs(0.1, 0.9, 0.2)
-    newest, second, _ = old.checkpoints.saved()
+    newest, second, _ = old.checkpoints.list_checkpoints()
     for path in (newest, second):  # the best epoch's stands beside the file, or is the file
         new = Run(tmp_path / path.stem, resume=str(path))
         new.checkpoints.restore()
-        assert (epoch_of(new.checkpoints.selected), new.progress.best_epoch) == (2, 2)
-    old.checkpoints.selected.unlink()
+        assert (completed_epochs(new.checkpoints.selected_path), new.progress.best_epoch) == (2, 2)
+    old.checkpoints.selected_path.unlink()
     second.unlink()
     assert "warning" not in capsys.readouterr().err
     new = Run(tmp_path / "bereft", resume=str(newest))
@@ -195,7 +201,7 @@ def test_the_selected_checkpoint_comes_along_or_its_loss_is_told(
     assert "epoch 2, the best so far, is gone" in capsys.readouterr().err
     assert (new.progress.best_epoch, new.progress.best_accuracy) == (0, -1.0)
     new.epochs(0.0)
-    assert (epoch_of(new.checkpoints.selected), new.progress.best_epoch) == (4, 4)
+    assert (completed_epochs(new.checkpoints.selected_path), new.progress.best_epoch) == (4, 4)
 
 
 def test_parts_that_a_checkpoint_lacks(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -238,19 +244,21 @@ def test_what_may_change_when_a_run_resumes(changed: dict[str, Any], refused: st
     saved = to_dict(override(Config(), {"data.relabel": "/old/list.csv", "optimizer.warmup_steps": 0}))
     now = to_dict(override(Config(), {"data.relabel": "/old/list.csv", "optimizer.warmup_steps": 0, **changed}))
     if not refused:
-        check_same_run(saved, now, "x.pt", 1)
+        check_config_compatible(saved, now, "x.pt", 1)
         return
     with pytest.raises(UserError, match=f"x.pt: was trained with {refused} = "):
-        check_same_run(saved, now, "x.pt", 1)
-    check_same_run(saved, now, "x.pt", 1, moved=[refused])
+        check_config_compatible(saved, now, "x.pt", 1)
+    check_config_compatible(saved, now, "x.pt", 1, moved=[refused])
 
 
 @pytest.mark.parametrize("saved", ["list.csv", "data/list.csv", "/srv/data/list.csv"])
 def test_a_relative_path_of_an_older_version_is_the_same_file(saved: str) -> None:
     before = to_dict(override(Config(), {"data.relabel": saved}))
-    check_same_run(before, to_dict(override(Config(), {"data.relabel": "/srv/data/list.csv"})), "x.pt", 1)
+    check_config_compatible(before, to_dict(override(Config(), {"data.relabel": "/srv/data/list.csv"})), "x.pt", 1)
     with pytest.raises(UserError, match=r"data\.relabel"):
-        check_same_run(before, to_dict(override(Config(), {"data.relabel": "/srv/other/lists.csv"})), "x.pt", 1)
+        check_config_compatible(
+            before, to_dict(override(Config(), {"data.relabel": "/srv/other/lists.csv"})), "x.pt", 1
+        )
 
 
 def test_a_full_disk_stops_only_what_must_be_saved(
@@ -291,14 +299,14 @@ def torchs_own(number: int) -> RuntimeError:
 def test_a_failed_write_leaves_what_was_there(
     error: Exception, no_room: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    write_whole({"a": 1}, tmp_path / "x.pt")
+    save_checkpoint({"a": 1}, tmp_path / "x.pt")
 
     def fail(*args: object) -> None:
         raise error
 
     monkeypatch.setattr(storage.torch, "save", fail)
     with pytest.raises(UserError, match=r"x\.pt") as caught:
-        write_whole({"a": 2}, tmp_path / "x.pt")
+        save_checkpoint({"a": 2}, tmp_path / "x.pt")
     assert isinstance(caught.value, DiskFullError) is no_room
     assert [path.name for path in tmp_path.iterdir()] == ["x.pt"]
     monkeypatch.undo()
@@ -311,29 +319,29 @@ def test_a_second_name_replaces_what_had_it(links: bool, tmp_path: Path, monkeyp
         (tmp_path / name).write_text(text)
     if not links:
         monkeypatch.setattr(storage.os, "link", full)
-    link_whole(tmp_path / "new.pt", tmp_path / "selected.pt")
+    link_atomically(tmp_path / "new.pt", tmp_path / "selected.pt")
     assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {"new.pt": "new", "selected.pt": "new"}
     assert (tmp_path / "new.pt").samefile(tmp_path / "selected.pt") is links
 
 
 def test_bytes_of_nested_tensors() -> None:
     nested = {"a": torch.zeros(3, 5), "b": {"c": torch.zeros(7, dtype=torch.float64), "d": "text"}, "e": 4}
-    assert count_bytes(nested) == 3 * 5 * 4 + 7 * 8
+    assert tensor_bytes(nested) == 3 * 5 * 4 + 7 * 8
 
 
 def test_the_epoch_of_a_file(tmp_path: Path) -> None:
     run = Run(tmp_path)
     run.epochs(0.3, 0.4)
-    assert [epoch_of(path) for path in run.checkpoints.saved()] == [2, 1]
-    assert epoch_of(run.save(1.0, batch=1)) == -1
+    assert [completed_epochs(path) for path in run.checkpoints.list_checkpoints()] == [2, 1]
+    assert completed_epochs(run.save(1.0, batch=1)) == -1
     (tmp_path / "text.pt").write_text("no checkpoint")
-    assert epoch_of(tmp_path / "text.pt") == -1
+    assert completed_epochs(tmp_path / "text.pt") == -1
 
 
 @pytest.mark.parametrize("lacking", ["config", "preprocessing", "progress", "rng", "version"])
 def test_a_checkpoint_that_lacks_something_is_none(lacking: str, tmp_path: Path) -> None:
     content = dict(read_checkpoint(Run(tmp_path).save(1.0)))
     del content[lacking]
-    write_whole(content, tmp_path / "x.pt")
+    save_checkpoint(content, tmp_path / "x.pt")
     with pytest.raises(UserError, match="not a checkpoint of adadf_dist"):
         read_checkpoint(tmp_path / "x.pt")

@@ -11,10 +11,10 @@ from scipy import stats
 
 from adadf_dist.metrics.comparison import Score
 from tune.report.results import describe
-from tune.study.asha import Halving
+from tune.study.asha import AshaSchedule
 from tune.study.scores import find_collapse
-from tune.study.selection import choose
-from tune.study.trial import DEFAULT, Outcome, Trial
+from tune.study.selection import select_winner
+from tune.study.trial import DEFAULT, Trial, TrialResult
 
 MANY = 10**12
 """Samples of which the sampling noise is nothing."""
@@ -27,9 +27,13 @@ def scores(accuracies: Sequence[float], samples: int = MANY) -> list[Score]:
 def test_noise_wins_in_one_search_of_twenty() -> None:
     """Of searches in which all configurations are alike, at most 5 % find one that is better than the default."""
     generator = np.random.default_rng(0)
-    found = sum(choose({n: scores(generator.normal(0.6, 0.01, 5)) for n in range(4)}).found for _ in range(2000))
+    found = sum(
+        select_winner({n: scores(generator.normal(0.6, 0.01, 5)) for n in range(4)}).improved for _ in range(2000)
+    )
     assert found / 2000 < 0.05
-    alone = sum(choose({n: scores(generator.normal(0.6, 0.01, 5)) for n in range(2)}).found for _ in range(2000))
+    alone = sum(
+        select_winner({n: scores(generator.normal(0.6, 0.01, 5)) for n in range(2)}).improved for _ in range(2000)
+    )
     assert 0.01 < alone / 2000 < 0.04  # one side of a 95 % interval
 
 
@@ -37,7 +41,7 @@ def test_comparisons_are_widened_for_their_number() -> None:
     generator = np.random.default_rng(1)
     default, other = generator.normal(0.6, 0.02, 6), generator.normal(0.62, 0.02, 6)
     runs = {DEFAULT: scores(default), **dict.fromkeys((1, 2, 3), scores(other))}
-    candidate = next(c for c in choose(runs).candidates if c.number == 1)
+    candidate = next(c for c in select_winner(runs).candidates if c.number == 1)
     paired = stats.ttest_rel(other, default).confidence_interval(1 - 0.05 / 3)
     assert candidate.difference is not None
     np.testing.assert_allclose(candidate.difference.interval, (paired.low, paired.high), atol=1e-5)
@@ -45,21 +49,21 @@ def test_comparisons_are_widened_for_their_number() -> None:
 
 def test_a_collapsed_network_cannot_win() -> None:
     runs = {DEFAULT: scores([0.2, 0.21, 0.2]), 1: scores([0.5, 0.51, 0.5]), 2: scores([0.4, 0.41, 0.4])}
-    assert choose(runs).winner == 1
+    assert select_winner(runs).winner == 1
     collapse = "seed 1: 99% of the samples are predicted as neutral"
-    choice = choose(runs, {1: collapse})
+    choice = select_winner(runs, {1: collapse})
     assert choice.winner == 2
     assert f"configuration 1 collapsed ({collapse}), so it cannot win" in describe(choice)
-    assert choose({DEFAULT: runs[DEFAULT], 1: runs[1]}, {1: collapse}).winner == DEFAULT
+    assert select_winner({DEFAULT: runs[DEFAULT], 1: runs[1]}, {1: collapse}).winner == DEFAULT
 
 
 def test_few_samples_and_tied_seeds_are_too_few_to_tell() -> None:
     """22 of 69 samples against 19, the same on both seeds: the case that was once called better beyond noise."""
-    choice = choose({DEFAULT: scores([19 / 69] * 2, 69), 1: scores([22 / 69] * 2, 69)})
+    choice = select_winner({DEFAULT: scores([19 / 69] * 2, 69), 1: scores([22 / 69] * 2, 69)})
     assert choice.winner == DEFAULT
     assert describe(choice)[0].startswith("too few seeds or samples to tell")
     assert "2 seeds and 69 validation samples" in describe(choice)[0]
-    close = choose({DEFAULT: scores([0.6, 0.61, 0.6]), 1: scores([0.601, 0.611, 0.599])})
+    close = select_winner({DEFAULT: scores([0.6, 0.61, 0.6]), 1: scores([0.601, 0.611, 0.599])})
     assert describe(close)[0].startswith("no configuration is significantly better")
 
 
@@ -70,18 +74,18 @@ def test_collapse_is_found_in_the_selected_epoch() -> None:
         confusion[row][6] = 10 if row < 6 else 8
     confusion[0][0], confusion[0][6] = 1, 9
     selected = {"accuracy": 9 / 69, "mean_class_accuracy": 0.16, "samples": 69, "confusion": confusion}
-    outcome = Outcome(Trial(1, 3, "final", {}), "finished", "", (9 / 69,), selected)
+    outcome = TrialResult(Trial(1, 3, "final", {}), "finished", "", (9 / 69,), selected)
     assert "predicted as neutral" in find_collapse(outcome, [*"abcdef", "neutral"])
     even = [[8 if row == column else 1 for column in range(7)] for row in range(7)]
     fine = {**selected, "mean_class_accuracy": 8 / 14, "confusion": even}
-    assert not find_collapse(Outcome(Trial(1, 3, "final", {}), "finished", "", (0.5,), fine), [*"abcdefg"])
+    assert not find_collapse(TrialResult(Trial(1, 3, "final", {}), "finished", "", (0.5,), fine), [*"abcdefg"])
 
 
 def test_halving_decides_as_rays_own_scheduler() -> None:
     """Accuracies that come to a rung in turn, each trial to the next rung as long as it passes."""
     generator = np.random.default_rng(2)
     for factor in (2, 3, 4):
-        halving = Halving(grace=2, factor=factor, epochs=200)
+        halving = AshaSchedule(grace=2, factor=factor, epochs=200)
         bracket = _Bracket(2, 199, factor, 0)
         reached: dict[int, list[float]] = {rung: [] for rung in halving.rungs}
         ended = 0
@@ -89,7 +93,7 @@ def test_halving_decides_as_rays_own_scheduler() -> None:
             trial: Any = type("Trial", (), {"trial_id": str(number)})()
             for rung in halving.rungs:
                 accuracy = float(generator.normal())
-                passes = halving.passes(accuracy, reached[rung])
+                passes = halving.survives(accuracy, reached[rung])
                 reached[rung].append(accuracy)
                 assert (bracket.on_result(trial, rung, accuracy) == "CONTINUE") == passes
                 if not passes:

@@ -24,14 +24,14 @@ def test_golden(number: int, off_diagonal: str) -> None:
     labels = torch.tensor(case["labels"])
     for rows in torch.arange(len(labels)).split(50):  # in several batches, the last one smaller
         classes.observe(logits[rows], labels[rows])
-    commit = classes.commit()
+    commit = classes.finalize_epoch()
     expected = case["expected"]
     wanted = "class_distributions" if off_diagonal == "normalised" else "published_code_class_distributions"
     for value, name in ((commit.means, "class_means"), (commit.distributions, wanted)):
         truth = torch.tensor(expected[name], dtype=torch.float64)
         torch.testing.assert_close(value, truth, rtol=0, atol=1e-9)
     assert commit.threshold_met.tolist() == expected["threshold_met"]
-    torch.testing.assert_close(classes.current, commit.distributions, rtol=0, atol=0)
+    torch.testing.assert_close(classes.targets, commit.distributions, rtol=0, atol=0)
 
 
 @pytest.mark.parametrize(("threshold", "rest", "row_sum"), [(0.7, 0.4, 1.1), (0.5, 0.4, 0.9), (0.6, 0.4, 1.0)])
@@ -50,9 +50,9 @@ def test_the_published_threshold_distribution_does_not_sum_to_one(
 def test_before_the_first_commit_and_for_unseen_classes() -> None:
     config = ClassDistributionConfig(threshold=0.5)
     classes = ClassDistributions(3, config, alone())
-    assert classes.current[1].tolist() == [0.25, 0.5, 0.25]
+    assert classes.targets[1].tolist() == [0.25, 0.5, 0.25]
     classes.observe(torch.tensor([[5.0, 0.0, 0.0]]), torch.tensor([0]))
-    commit = classes.commit()
+    commit = classes.finalize_epoch()
     assert commit.threshold_met.tolist() == [True, False, False]
     assert commit.counts.tolist() == [1, 0, 0]
     assert commit.distributions[2].tolist() == [0.25, 0.25, 0.5]
@@ -62,7 +62,7 @@ def test_the_threshold_itself_is_enough() -> None:
     """Equation 5 says at least t."""
     classes = ClassDistributions(2, ClassDistributionConfig(threshold=0.5), alone())
     classes.observe(torch.zeros(1, 2), torch.tensor([0]))
-    assert classes.commit().threshold_met.tolist() == [True, False]
+    assert classes.finalize_epoch().threshold_met.tolist() == [True, False]
 
 
 @pytest.mark.parametrize("temperature", [0.5, 2.0])
@@ -81,7 +81,7 @@ def test_committed_distributions_are_sharpened() -> None:
     config = ClassDistributionConfig(threshold=0.6, sharpen=0.5)
     classes = ClassDistributions(3, config, alone())
     classes.observe(torch.tensor([[0.8, 0.15, 0.05]], dtype=torch.float64).log(), torch.tensor([0]))
-    rows = classes.commit().distributions
+    rows = classes.finalize_epoch().distributions
     for row, before in ((0, [0.8, 0.15, 0.05]), (1, [0.2, 0.6, 0.2])):  # the class mean, and a threshold row
         squares = [value**2 for value in before]
         assert rows[row].tolist() == pytest.approx([v / sum(squares) for v in squares])
@@ -92,7 +92,7 @@ def test_each_commit_starts_anew() -> None:
     classes = ClassDistributions(2, ClassDistributionConfig(threshold=0.6), alone())
     for epoch in ([[0.9, 0.1], [0.7, 0.3]], [[0.2, 0.8]], [[0.5, 0.5], [0.1, 0.9], [0.3, 0.7]]):
         classes.observe(torch.tensor(epoch, dtype=torch.float64).log(), torch.zeros(len(epoch), dtype=torch.int64))
-        commit = classes.commit()
+        commit = classes.finalize_epoch()
         means = [sum(row[k] for row in epoch) / len(epoch) for k in range(2)]
         assert commit.counts.tolist() == [len(epoch), 0]
         assert commit.means[0].tolist() == pytest.approx(means, abs=1e-14)
@@ -106,7 +106,7 @@ def test_half_precision_logits_are_averaged_in_double() -> None:
     for i in range(400):
         classes.observe(logits[i : i + 1], labels[i : i + 1])
     wanted = logits.double().softmax(dim=1).mean(dim=0)
-    torch.testing.assert_close(classes.commit().means[0], wanted, rtol=0, atol=1e-14)
+    torch.testing.assert_close(classes.finalize_epoch().means[0], wanted, rtol=0, atol=1e-14)
 
 
 class Rank:
@@ -116,7 +116,7 @@ class Rank:
         self.rank = rank
         self.device = torch.device(device)
 
-    def sum_(self, tensor: torch.Tensor) -> torch.Tensor:
+    def all_reduce_sum_(self, tensor: torch.Tensor) -> torch.Tensor:
         return tensor
 
 
@@ -140,10 +140,10 @@ def test_restored_sums_count_once_over_ranks(ranks: int) -> None:
 def test_observed_sums_stay_on_their_device() -> None:
     classes = ClassDistributions(3, ClassDistributionConfig(), Rank(0, "meta"))
     classes.observe(torch.zeros(4, 3, device="meta"), torch.zeros(4, dtype=torch.int64, device="meta"))
-    assert classes.current.device.type == "meta"
+    assert classes.targets.device.type == "meta"
 
 
 @pytest.mark.parametrize(("source", "own_pass"), [("running", False), ("pass", True)])
 def test_only_the_source_pass_takes_a_pass_of_its_own(source: str, own_pass: bool) -> None:
     config = ClassDistributionConfig(source=source)  # type: ignore[arg-type]
-    assert ClassDistributions(7, config, alone()).needs_pass is own_pass
+    assert ClassDistributions(7, config, alone()).needs_extra_pass is own_pass

@@ -48,7 +48,7 @@ def test_equivalence_is_two_one_sided_tests() -> None:
     for margin in (0.005, 0.008, 0.009, 0.01, 0.02):
         above = stats.ttest_rel([b + margin for b in SECOND], FIRST, alternative="greater").pvalue
         below = stats.ttest_rel([b - margin for b in SECOND], FIRST, alternative="less").pvalue
-        assert found.within(margin) == (above < 0.05 and below < 0.05)
+        assert found.is_equivalent(margin) == (above < 0.05 and below < 0.05)
 
 
 def test_a_difference_of_accuracies_is_at_most_one() -> None:

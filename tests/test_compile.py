@@ -7,12 +7,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from adadf_dist.config.load import Layer, build_config, override
+from adadf_dist.config.load import ConfigLayer, build_config, override
 from adadf_dist.distributed.world import World
 from adadf_dist.engine.ddp import DDPEngine
 from adadf_dist.errors import UserError
 from adadf_dist.method.class_distributions import ClassDistributions
-from adadf_dist.method.losses import Place
+from adadf_dist.method.losses import BatchSlice
 from tests.ranks import alone, run_ranks
 from tests.runs import command, finish, numbers, settings
 from tests.steps import over_ranks, take_step
@@ -24,7 +24,7 @@ def engine_of(compiled: str, world: World) -> DDPEngine:
     values: dict[str, object] = {"model.backbone": "resnet10", "runtime.precision": "fp32", "runtime.compile": compiled}
     # steps small enough that Adam does not make a rounding large
     values |= {"runtime.sync_batch_norm": world.size == 1, "optimizer.lr": 1e-5}
-    return DDPEngine(build_config([Layer("test", values)]), CLASSES, world)
+    return DDPEngine(build_config([ConfigLayer("test", values)]), CLASSES, world)
 
 
 def losses_of(world: World, compiled: str) -> list[float]:
@@ -36,7 +36,7 @@ def losses_of(world: World, compiled: str) -> list[float]:
         generator = torch.Generator().manual_seed(number)
         images, labels = torch.randn(rows, 3, 32, 32, generator=generator), torch.arange(rows) % CLASSES
         mine = slice(rows // world.size * world.rank, rows // world.size * (world.rank + 1))
-        place = (world, Place(mine.start, rows))
+        place = (world, BatchSlice(mine.start, rows))
         _, found = take_step(engine, classes, (images[mine], labels[mine]), place, engine.config.loss)
         losses.append(float(over_ranks(found, world)[0]))
     assert engine.state_dict()["model"].keys() == engine_of("off", world).model.state_dict().keys()  # type: ignore[attr-defined]

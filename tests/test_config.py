@@ -8,12 +8,12 @@ import pytest
 import yaml
 
 from adadf_dist.config.load import (
-    Layer,
+    ConfigLayer,
+    available_presets,
     build_config,
-    config_from_command_line,
     known_keys,
     override,
-    presets,
+    parse_cli,
     to_dict,
 )
 from adadf_dist.config.schema import Config
@@ -24,7 +24,7 @@ def test_later_layers_win(tmp_path: Path) -> None:
     file = tmp_path / "mine.toml"
     file.write_text("epochs = 40\n[loss]\nlambda_min = 0.1\nepoch_threshold = 9\n")
     words = ["--preset", "affectnet7", "--config", str(file), "--loss.lambda_min", "0.3"]
-    config = config_from_command_line(words)
+    config = parse_cli(words)
     assert config.data.sampler == "balanced"  # the preset's
     assert (config.epochs, config.loss.epoch_threshold) == (40, 9)  # the file's
     assert config.loss.lambda_min == 0.3  # the command line's
@@ -34,16 +34,14 @@ def test_later_layers_win(tmp_path: Path) -> None:
 def test_yaml_and_toml_are_one(tmp_path: Path) -> None:
     (tmp_path / "a.toml").write_text("seed = 3\n[augment]\nerase_scale = [0.1, 0.2]\n")
     (tmp_path / "a.yaml").write_text("seed: 3\naugment:\n  erase_scale: [0.1, 0.2]\n")
-    toml, yml = (
-        config_from_command_line(["--config", str(tmp_path / f"a.{s}"), "--out", "x"]) for s in ("toml", "yaml")
-    )
+    toml, yml = (parse_cli(["--config", str(tmp_path / f"a.{s}"), "--out", "x"]) for s in ("toml", "yaml"))
     assert toml == yml
     assert toml.augment.erase_scale == (0.1, 0.2)
 
 
 def test_words_are_read_by_their_type() -> None:
     words = ["--evaluation.test=false", "--data.embedded_faces", "[3,2,1]", "--optimizer.lr", "1e-4", "--out", "o"]
-    config = config_from_command_line(words)
+    config = parse_cli(words)
     assert config.evaluation.test is False
     assert config.data.embedded_faces == (3, 2, 1)
     assert config.optimizer.lr == 1e-4
@@ -70,7 +68,7 @@ def test_words_are_read_by_their_type() -> None:
 )
 def test_mistakes_on_the_command_line(words: list[str], message: str) -> None:
     with pytest.raises(UserError, match=message) as caught:
-        config_from_command_line(words)
+        parse_cli(words)
     assert "\n" not in str(caught.value)
 
 
@@ -88,21 +86,21 @@ def test_mistakes_on_the_command_line(words: list[str], message: str) -> None:
 def test_mistakes_in_a_file(name: str, text: str, message: str, tmp_path: Path) -> None:
     (tmp_path / name).write_text(text)
     with pytest.raises(UserError, match=message) as caught:
-        config_from_command_line(["--config", str(tmp_path / name)])
+        parse_cli(["--config", str(tmp_path / name)])
     assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize("name", ["demo", "fer2013", "rafdb", "affectnet7", "affectnet7_large", "affectnet8", "sfew"])
 def test_presets_build_and_read_back(name: str) -> None:
-    assert name in presets()
-    config = config_from_command_line(["--preset", name])
+    assert name in available_presets()
+    config = parse_cli(["--preset", name])
     text = yaml.safe_dump(to_dict(config))
-    assert build_config([Layer("config.yaml", yaml.safe_load(text))]) == config
+    assert build_config([ConfigLayer("config.yaml", yaml.safe_load(text))]) == config
 
 
 def test_the_papers_constants() -> None:
     """lambda_min .2; t .7/.5/.5; E 3/5/5; batch 64/64/16; 75 epochs; Adam 1e-3, gamma .9."""
-    rafdb, affectnet, sfew = (config_from_command_line(["--preset", p]) for p in ("rafdb", "affectnet7", "sfew"))
+    rafdb, affectnet, sfew = (parse_cli(["--preset", p]) for p in ("rafdb", "affectnet7", "sfew"))
     assert [c.class_distributions.threshold for c in (rafdb, affectnet, sfew)] == [0.7, 0.5, 0.5]
     assert [c.loss.epoch_threshold for c in (rafdb, affectnet, sfew)] == [3, 5, 5]
     assert [c.batch_size for c in (rafdb, affectnet, sfew)] == [64, 64, 16]
@@ -121,7 +119,7 @@ def test_override_takes_dotted_keys_and_types() -> None:
 
 def test_help_teaches_every_key(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as done:
-        config_from_command_line(["--help"])
+        parse_cli(["--help"])
     assert done.value.code == 0
     text = capsys.readouterr().out
     assert all(f"--{key}" in text for key in known_keys())

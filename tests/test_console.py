@@ -11,7 +11,7 @@ import pytest
 
 from adadf_dist import __main__ as commands
 from adadf_dist import __version__
-from adadf_dist.config.load import Layer, build_config, config_from_command_line
+from adadf_dist.config.load import ConfigLayer, build_config, parse_cli
 from adadf_dist.errors import UserError
 from tune import search_options, tables
 
@@ -38,7 +38,7 @@ ROOT = Path(__file__).resolve().parents[1]
 )
 def test_wrong_values_in_plain_words(key: str, value: object, message: str) -> None:
     with pytest.raises(UserError) as caught:
-        build_config([Layer("mine.toml", {key: value})])
+        build_config([ConfigLayer("mine.toml", {key: value})])
     assert str(caught.value) == f"mine.toml: {message}"
 
 
@@ -88,4 +88,4 @@ def test_options_of_searches_do_not_become_keys_of_runs() -> None:
     assert "--trials" in search_options.make_parser().option_names()
     assert "--seeds" in tables.make_parser().option_names()
     with pytest.raises(UserError, match=r"unknown option --trails$"):
-        config_from_command_line(["--trails", "3"])
+        parse_cli(["--trails", "3"])

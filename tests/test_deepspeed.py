@@ -10,13 +10,13 @@ import torch
 from torch import Tensor
 
 from adadf_dist.config.learning_rate import Position
-from adadf_dist.config.load import Layer, build_config
+from adadf_dist.config.load import ConfigLayer, build_config
 from adadf_dist.config.schema import Config
-from adadf_dist.data.sampling import rank_bounds
+from adadf_dist.data.sampling import rank_slice
 from adadf_dist.distributed.world import World
 from adadf_dist.engine.ddp import Engine, build_engine
 from adadf_dist.method.class_distributions import ClassDistributions
-from adadf_dist.method.losses import Place
+from adadf_dist.method.losses import BatchSlice
 from tests.ranks import alone, run_ranks
 from tests.runs import command, finish, records, settings
 from tests.steps import over_ranks, take_step
@@ -35,7 +35,7 @@ def config_of(**changed: object) -> Config:
         "model.backbone": "resnet10",
         "batch_size": ROWS,
     }
-    return build_config([Layer("test", base | {key.replace("__", "."): value for key, value in changed.items()})])
+    return build_config([ConfigLayer("test", base | {key.replace("__", "."): value for key, value in changed.items()})])
 
 
 def deepspeed_config(stage: int, **changed: object) -> Config:
@@ -51,11 +51,11 @@ def batch_of(seed: int) -> tuple[Tensor, Tensor]:
 def step(engine: Engine, config: Config, world: World, number: int) -> dict[str, Tensor]:
     """One step on this rank's slice of batch `number`: the global losses, and the sums behind class distributions."""
     images, labels = batch_of(number)
-    first, end = rank_bounds(ROWS, world.rank, world.size)
-    engine.schedule(Position(0, number, number / 100))
+    first, end = rank_slice(ROWS, world.rank, world.size)
+    engine.set_schedule_step(Position(0, number, number / 100))
     classes = ClassDistributions(CLASSES, config.class_distributions, world)
     rows = (images[first:end], labels[first:end])
-    _, losses = take_step(engine, classes, rows, (world, Place(first, ROWS)), config.loss)
+    _, losses = take_step(engine, classes, rows, (world, BatchSlice(first, ROWS)), config.loss)
     return {"losses": over_ranks(losses, world), "class sums": classes.state_dict()["pending"]}
 
 
@@ -96,7 +96,7 @@ def compare(world: World, stage: int, steps: int, changed: dict[str, object]) ->
         if number == 0:  # Adam's first step moves a weight by lr however small its gradient: rounding decides the sign
             mine, theirs = ({k: v for k, v in state.items() if k.startswith("moments")} for state in (mine, theirs))
         assert_close(mine, theirs, 1e-5)
-        zero.consolidate()
+        zero.sync_for_eval()
         images = batch_of(0)[0][:4]
         torch.testing.assert_close(zero.predict(images), ddp.predict(images), rtol=1e-3, atol=1e-3)
 

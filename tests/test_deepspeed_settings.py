@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from adadf_dist.config.load import Layer, build_config
-from adadf_dist.engine.deepspeed_config import deepspeed_settings
+from adadf_dist.config.load import ConfigLayer, build_config
+from adadf_dist.engine.deepspeed_config import make_deepspeed_config
 from adadf_dist.errors import UserError
 from tests.forked import train_forked
 from tests.runs import ROOT, settings
@@ -31,7 +31,7 @@ def test_a_json_of_ones_own_is_merged(tmp_path: Path) -> None:
     own["zero_optimization"]["offload_optimizer"] = {"device": "none"}  # type: ignore[index]
     config = build_config(
         [
-            Layer(
+            ConfigLayer(
                 "test",
                 {
                     "engine": "deepspeed",
@@ -43,7 +43,7 @@ def test_a_json_of_ones_own_is_merged(tmp_path: Path) -> None:
             )
         ]
     )
-    settings = deepspeed_settings(config, ranks=4)
+    settings = make_deepspeed_config(config, ranks=4)
     assert settings["zero_optimization"] == {"stage": 2, "reduce_bucket_size": 1000, "overlap_comm": True}
     assert settings["wall_clock_breakdown"] is True
     assert settings["train_micro_batch_size_per_gpu"] == 17
@@ -78,9 +78,9 @@ def test_a_json_of_ones_own_is_merged(tmp_path: Path) -> None:
 )
 def test_a_json_that_says_otherwise_is_refused(tmp_path: Path, content: object, words: list[str]) -> None:
     path = write(tmp_path / "ds.json", content)
-    config = build_config([Layer("test", {"engine": "deepspeed", "deepspeed.config": path})])
+    config = build_config([ConfigLayer("test", {"engine": "deepspeed", "deepspeed.config": path})])
     with pytest.raises(UserError) as caught:
-        deepspeed_settings(config, ranks=2)
+        make_deepspeed_config(config, ranks=2)
     assert "\n" not in str(caught.value)
     for word in [path, *words]:
         assert word in str(caught.value)
@@ -88,8 +88,8 @@ def test_a_json_that_says_otherwise_is_refused(tmp_path: Path, content: object, 
 
 def test_the_example_for_users_is_taken() -> None:
     path = str(ROOT / "launch" / "deepspeed.json")
-    config = build_config([Layer("test", {"engine": "deepspeed", "deepspeed.config": path})])
-    assert deepspeed_settings(config, ranks=8)["zero_optimization"]["overlap_comm"] is True
+    config = build_config([ConfigLayer("test", {"engine": "deepspeed", "deepspeed.config": path})])
+    assert make_deepspeed_config(config, ranks=8)["zero_optimization"]["overlap_comm"] is True
 
 
 def test_a_value_that_deepspeed_refuses_is_one_line(faces: Path, tmp_path: Path) -> None:
@@ -111,9 +111,11 @@ def test_a_json_is_looked_at_before_shards(tmp_path: Path) -> None:
 
 
 def test_a_missing_json_is_named(tmp_path: Path) -> None:
-    config = build_config([Layer("test", {"engine": "deepspeed", "deepspeed.config": str(tmp_path / "none.json")})])
+    config = build_config(
+        [ConfigLayer("test", {"engine": "deepspeed", "deepspeed.config": str(tmp_path / "none.json")})]
+    )
     with pytest.raises(UserError, match=r"none\.json: no such file"):
-        deepspeed_settings(config, ranks=2)
+        make_deepspeed_config(config, ranks=2)
 
 
 @pytest.mark.parametrize(
@@ -127,6 +129,6 @@ def test_a_missing_json_is_named(tmp_path: Path) -> None:
 )
 def test_keys_that_cannot_be(values: dict[str, object], words: list[str]) -> None:
     with pytest.raises(UserError) as caught:
-        build_config([Layer("test", values)])
+        build_config([ConfigLayer("test", values)])
     for word in words:
         assert word in str(caught.value)

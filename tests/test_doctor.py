@@ -17,22 +17,22 @@ import pytest
 from PIL import Image, ImageOps
 
 from adadf_dist.data.dataset import open_dataset
-from adadf_dist.data.synthetic.faces import EMOTIONS, draw_face
+from adadf_dist.data.synthetic.faces import EMOTIONS, render_sample
 from shards.build import build, parse_arguments
 from shards.doctor import release_checks
 from shards.doctor.__main__ import main
-from shards.doctor.dataset_view import open_material
-from shards.doctor.duplicates import join
+from shards.doctor.dataset_view import open_dataset_view
+from shards.doctor.duplicates import connected_components
 from shards.doctor.fingerprint import (
-    AS_IS,
-    LIKENESS,
+    MAX_HAMMING_DISTANCE,
+    MIN_SIMILARITY,
     MIRROR,
     MIRROR_BITS,
-    RADIUS,
+    NO_FLIP,
     fingerprint,
     hashes,
-    likeness,
     near_pairs,
+    similarity,
 )
 from shards.doctor.releases import RELEASES, Release
 from tests import trees
@@ -255,7 +255,7 @@ def test_published_counts_add_up(release: Release) -> None:
 # The search, against brute force
 
 
-@pytest.mark.parametrize("flip", [AS_IS, MIRROR_BITS])
+@pytest.mark.parametrize("flip", [NO_FLIP, MIRROR_BITS])
 def test_near_pairs_are_those_of_brute_force(flip: np.uint64) -> None:
     rng = np.random.default_rng(0)
     codes = rng.integers(0, 2**64, 1200, dtype=np.uint64)
@@ -264,7 +264,7 @@ def test_near_pairs_are_those_of_brute_force(flip: np.uint64) -> None:
             turned = np.bitwise_xor.reduce(np.uint64(1) << rng.choice(64, bits, replace=False).astype(np.uint64))
             codes[600 + 60 * bits + number] = codes[number] ^ turned ^ flip
     distances = np.bitwise_count(codes[:, None] ^ codes[None] ^ flip)
-    naive = {(int(i), int(j)) for i, j in np.argwhere(distances <= RADIUS) if i < j}
+    naive = {(int(i), int(j)) for i, j in np.argwhere(distances <= MAX_HAMMING_DISTANCE) if i < j}
     found = [tuple(pair) for chunk in near_pairs(codes, flip) for pair in chunk.tolist()]
     assert len(found) == len(set(found)), "each pair once"
     assert set(found) == naive
@@ -281,30 +281,30 @@ def test_equal_hashes_are_all_paired() -> None:
 def test_drawn_faces_are_all_told_apart() -> None:
     """Every pair, not only those near by hash; mirrored too. The threshold's docstring has the same for 2,000."""
     prints = np.stack(
-        [fingerprint(Image.fromarray(draw_face(3, index, 48).image).convert("L")) for index in range(400)]
+        [fingerprint(Image.fromarray(render_sample(3, index, 48).image).convert("L")) for index in range(400)]
     ).astype(np.float32)
     for other in (prints, prints * MIRROR):
         alike = prints @ other.T
         np.fill_diagonal(alike, 0)
-        assert alike.max() < LIKENESS
+        assert alike.max() < MIN_SIMILARITY
         assert alike.max() > 0.5, "faces are alike, or the test would say nothing"
 
 
 def test_mirrored_fingerprint_is_the_fingerprint_of_the_mirrored_picture() -> None:
-    grey = Image.fromarray(draw_face(1, 5, 64).image).convert("L")
+    grey = Image.fromarray(render_sample(1, 5, 64).image).convert("L")
     straight, mirrored = (fingerprint(image).astype(np.float32) for image in (grey, ImageOps.mirror(grey)))
     assert np.abs(straight * MIRROR - mirrored).max() < 5e-3
     assert np.abs(straight - mirrored).max() > 0.05
     both = np.stack([straight, mirrored]).astype(np.float16)
     pair = np.array([[0, 1]])
-    assert likeness(both, pair, mirrored=True)[0] > 0.999
+    assert similarity(both, pair, mirrored=True)[0] > 0.999
     codes = hashes(both)
     assert np.bitwise_count(codes[0] ^ codes[1] ^ MIRROR_BITS) <= 2
 
 
 def test_join() -> None:
-    assert join([(5, 6), (1, 2), (9, 5), (2, 3)]) == [[1, 2, 3], [5, 6, 9]]
-    assert join([]) == []
+    assert connected_components([(5, 6), (1, 2), (9, 5), (2, 3)]) == [[1, 2, 3], [5, 6, 9]]
+    assert connected_components([]) == []
 
 
 # The page
@@ -454,6 +454,6 @@ def test_raw_trees_are_recognised(tmp_path: Path) -> None:
         "own": ("folder", 4),
     }
     for name, (source, faces) in wanted.items():
-        material = open_material(tmp_path / name)
+        material = open_dataset_view(tmp_path / name)
         assert (material.source, len(material)) == (source, faces)
         assert "validation" not in material.splits or name == "own"

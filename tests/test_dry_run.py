@@ -13,8 +13,8 @@ from torch import nn
 
 from adadf_dist import train
 from adadf_dist.check import throughput
-from adadf_dist.check.dry_run import count_kept
-from adadf_dist.config.load import command_line_base
+from adadf_dist.check.dry_run import activation_bytes
+from adadf_dist.config.load import base_config
 from tests.runs import command, finish, settings
 
 
@@ -100,7 +100,7 @@ def test_what_a_step_keeps_for_its_backward_pass() -> None:
     def step() -> None:
         steps.append(layer(images).relu().sum().backward())
 
-    kept = count_kept(SimpleNamespace(engine=SimpleNamespace(model=layer), step=step))  # type: ignore[arg-type]
+    kept = activation_bytes(SimpleNamespace(engine=SimpleNamespace(model=layer), step=step))  # type: ignore[arg-type]
     assert len(steps) == 1
     assert kept == 4 * (4 * 10 + 4 * 30)
 
@@ -115,4 +115,4 @@ def test_what_a_step_keeps_for_its_backward_pass() -> None:
     ],
 )
 def test_what_a_run_is_compared_with(words: list[str], origin: str) -> None:
-    assert command_line_base(words)[0] == origin
+    assert base_config(words)[0] == origin

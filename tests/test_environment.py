@@ -13,21 +13,21 @@ import numpy as np
 import pytest
 import torchvision
 
-from adadf_dist.config.load import Layer, build_config
+from adadf_dist.config.load import ConfigLayer, build_config
 from adadf_dist.config.schema import ModelConfig
 from adadf_dist.data import datamodule
 from adadf_dist.data.augment import compiled
 from adadf_dist.distributed.world import (
-    local_rank_in_environment,
-    nodes_in_environment,
-    open_world,
-    rank_in_environment,
-    ranks_in_environment,
+    init_world,
+    local_rank_from_env,
+    num_nodes_from_env,
+    rank_from_env,
+    world_size_from_env,
 )
 from adadf_dist.errors import UserError, install_or_repair
 from adadf_dist.method.pretrained import imagenet_weights
-from adadf_dist.tracking.async_tracker import Background
-from adadf_dist.tracking.tensorboard import Board
+from adadf_dist.tracking.async_tracker import AsyncTracker
+from adadf_dist.tracking.tensorboard import TensorBoardSink
 from tests.runs import settings
 
 LAUNCHER = ("WORLD_SIZE", "RANK", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "GROUP_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
@@ -44,9 +44,9 @@ def clean(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_leftovers_of_a_launcher_are_ignored(name: str, value: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Without WORLD_SIZE there is one process, whatever else an earlier launcher exported."""
     monkeypatch.setenv(name, value)
-    found = ranks_in_environment(), rank_in_environment(), local_rank_in_environment(), nodes_in_environment()
+    found = world_size_from_env(), rank_from_env(), local_rank_from_env(), num_nodes_from_env()
     assert found == (1, 0, 0, 1)
-    with open_world() as world:
+    with init_world() as world:
         assert world.size == 1
 
 
@@ -54,8 +54,8 @@ def test_leftovers_of_a_launcher_are_ignored(name: str, value: str, monkeypatch:
 def test_a_world_of_one(value: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WORLD_SIZE", value)
     monkeypatch.setenv("LOCAL_RANK", "")
-    with open_world() as world:
-        assert (world.size, local_rank_in_environment()) == (1, 0)
+    with init_world() as world:
+        assert (world.size, local_rank_from_env()) == (1, 0)
 
 
 @pytest.mark.parametrize(
@@ -67,7 +67,7 @@ def test_garbage_of_a_launcher_is_one_line(name: str, value: str, monkeypatch: p
         monkeypatch.setenv(other, usual)
     monkeypatch.setenv(name, value)
     with pytest.raises(UserError, match=f"^{name} is {value!r}") as caught:
-        local_rank_in_environment() if name == "LOCAL_RANK" else open_world(1.0).__enter__()
+        local_rank_from_env() if name == "LOCAL_RANK" else init_world(1.0).__enter__()
     assert "\n" not in str(caught.value)
 
 
@@ -76,7 +76,7 @@ def test_an_empty_variable_is_one_that_is_not_set(name: str, monkeypatch: pytest
     for other, usual in {"WORLD_SIZE": "2", "RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "9"}.items():
         monkeypatch.setenv(other, usual)
     monkeypatch.setenv(name, "")
-    with pytest.raises(UserError, match=f"^WORLD_SIZE is 2, but {name} is not set"), open_world(1.0):
+    with pytest.raises(UserError, match=f"^WORLD_SIZE is 2, but {name} is not set"), init_world(1.0):
         pass
 
 
@@ -95,7 +95,7 @@ def test_a_cluster_that_is_not_started_is_not_looked_for(monkeypatch: pytest.Mon
         raise OSError("AF_UNIX path length cannot exceed 107 bytes")
 
     monkeypatch.setattr(cluster.ray, "init", fail)
-    with pytest.raises(UserError, match=r"^Ray could not be started here: .*shorten TMPDIR"), cluster.joined(""):
+    with pytest.raises(UserError, match=r"^Ray could not be started here: .*shorten TMPDIR"), cluster.connect(""):
         pass
 
 
@@ -111,7 +111,7 @@ def test_a_broken_tensorboard(
         return own(name, *more)
 
     monkeypatch.setattr(builtins, "__import__", broken)
-    board = Board(tmp_path / "tensorboard", purge_step=0)
+    board = TensorBoardSink(tmp_path / "tensorboard", purge_step=0)
     for step in range(3):
         board.add("train", {"total": 1.0}, step)
     board.flush()
@@ -125,7 +125,7 @@ def test_a_broken_tracker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsy
     (tmp_path / "broken_tracker.py").write_text("raise TypeError('Descriptors cannot be created')\n")
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.setattr("adadf_dist.tracking.async_tracker.MODULES", {"wandb": "broken_tracker"})
-    tracker = Background("wandb", build_config([Layer("test", settings(tmp_path, tmp_path / "out"))]))
+    tracker = AsyncTracker("wandb", build_config([ConfigLayer("test", settings(tmp_path, tmp_path / "out"))]))
     tracker.add("train", {"total": 1.0}, 1)
     tracker.close()
     told = capsys.readouterr().err
@@ -158,7 +158,7 @@ def test_installation_is_advised_where_something_is_not_installed(monkeypatch: p
         return own(name)
 
     monkeypatch.setattr(datamodule, "import_module", broken)
-    told = datamodule.dali_problem()
+    told = datamodule.dali_unavailable_reason()
     assert "libcuda.so.1" in told
     assert "it is installed but broken" in told
 

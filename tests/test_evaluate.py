@@ -20,26 +20,26 @@ from scipy.special import softmax
 from scipy.stats import entropy
 from sklearn import metrics as sk
 
-from adadf_dist.checkpoint.trained_model import TrainedNetwork, open_trained
+from adadf_dist.checkpoint.trained_model import TrainedPredictor, load_trained_model
 from adadf_dist.data.build.builder import BuildOptions, build_dataset
 from adadf_dist.data.build.writer import Sample
 from adadf_dist.data.dataset import Split, open_dataset
-from adadf_dist.data.preprocessing import cut_ten
-from adadf_dist.data.sampling import carve
+from adadf_dist.data.preprocessing import ten_crop
+from adadf_dist.data.sampling import stratified_holdout
 from adadf_dist.data.synthetic import dataset
-from adadf_dist.data.synthetic.dataset import EmbeddedFaces, build_embedded
-from adadf_dist.data.workers.task_pool import Processes
+from adadf_dist.data.synthetic.dataset import SyntheticSource, build_synthetic_dataset
+from adadf_dist.data.workers.task_pool import ProcessPool
 from adadf_dist.distributed.world import World
 from adadf_dist.errors import UserError
-from adadf_dist.evaluate.__main__ import main, open_alike
+from adadf_dist.evaluate.__main__ import load_same_on_all_ranks, main
 from adadf_dist.evaluate.annotators import compare_with_votes, distributions
-from adadf_dist.evaluate.class_mapping import translate
+from adadf_dist.evaluate.class_mapping import map_labels
 from adadf_dist.evaluate.cli import parse_options
-from adadf_dist.evaluate.data import preprocessing_for
+from adadf_dist.evaluate.data import eval_preprocessing
 from adadf_dist.evaluate.subgroups import read_groups
 from adadf_dist.method.model import DualBranch
 from adadf_dist.metrics.scores import bootstrap_means, calibrate, score
-from adadf_dist.tracking.artifacts import read_answers
+from adadf_dist.tracking.artifacts import load_predictions
 from tests.remote_server import serve
 from tests.runs import command, finish, settings, train_here
 
@@ -55,7 +55,7 @@ def run(faces: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @dataclass(frozen=True)
-class Renamed(EmbeddedFaces):
+class Renamed(SyntheticSource):
     """The drawn faces under other names or another order of the classes, with more said of each."""
 
     names: tuple[str, ...] = ()
@@ -85,7 +85,7 @@ def build_renamed(out: Path, test: int, names: Sequence[str] = (), voted: bool =
     names = tuple(names) or tuple(dataset.EMOTIONS)
     order = (3, 0, 6, 1, 5, 2, 4)
     source = Renamed({"train": 2, "test": test}, 32, 0, names=names, order=order, voted=voted)
-    build_dataset(source, out, BuildOptions(name="renamed", seed=0), Processes(1))
+    build_dataset(source, out, BuildOptions(name="renamed", seed=0), ProcessPool(1))
     manifest = json.loads((out / "dataset.json").read_text())
     for shard in manifest["splits"].pop("train")["shards"]:
         (out / shard["file"]).unlink()
@@ -163,11 +163,11 @@ def test_a_run_in_progress_answers_with_what_is_selected(run: Path, tmp_path: Pa
     class Behind(World):
         """Two ranks, of which the other opened the checkpoint an epoch later."""
 
-        def collect(self, value: Any) -> list[Any]:
+        def all_gather_object(self, value: Any) -> list[Any]:
             return [value, (value[0], value[1] + 1)]
 
     with pytest.raises(UserError, match="another checkpoint while the ranks opened it; start again"):
-        open_alike(parse_options([str(tmp_path / "begun")]), Behind(torch.device("cpu")))
+        load_same_on_all_ranks(parse_options([str(tmp_path / "begun")]), Behind(torch.device("cpu")))
 
 
 def naive_scores(logits: NDArray[np.float32], labels: NDArray[np.int64], classes: int) -> dict[str, float]:
@@ -271,10 +271,10 @@ def test_a_mapping_joins_and_leaves_out(run: Path, faces: Path, tmp_path: Path) 
     mapping.write_text("".join(f'"{name}" = "{ours}"\n' for name, ours in zip(names, to, strict=True)))
     found = evaluate(run, "--data.shards", other, "--mapping", mapping)
     split, classes = open_dataset(faces).split("test"), list(open_dataset(faces).classes)
-    recorded = read_answers(run, "test")
+    recorded = load_predictions(run, "test")
     wanted = [to[label] for label in split.labels.tolist()]
     kept = [i for i, name in enumerate(wanted) if name]
-    right = [classes[recorded.answers.predicted[i]] == wanted[i] for i in kept]
+    right = [classes[recorded.answers.predicted_labels[i]] == wanted[i] for i in kept]
     assert found["asked"]["left_out"] == 30 - len(kept) > 0
     assert found["scores"]["accuracy"]["value"] == sum(right) / len(right)
     assert [row["faces"] for row in found["scores"]["classes"]] == [sum(wanted[i] == c for i in kept) for c in classes]
@@ -284,7 +284,7 @@ def test_votes_of_joined_classes_add_up(faces: Path) -> None:
     split = open_dataset(faces).split("test")
     ours = ("bad", "good")
     mapping = dict.fromkeys(split.classes, "bad") | {"happy": "good", "neutral": ""}
-    joined = translate(split, mapping, ours)
+    joined = map_labels(split, mapping, ours)
     kept = [i for i in range(len(split)) if split.classes[split.labels[i]] != "neutral"]
     assert joined.keys.tolist() == split.keys[kept].tolist()
     assert joined.distributions is None
@@ -298,14 +298,14 @@ def test_votes_of_joined_classes_add_up(faces: Path) -> None:
 
 def test_tta_against_pictures_mirrored_and_cut_by_hand(run: Path, faces: Path) -> None:
     split = open_dataset(faces).split("test")
-    network = TrainedNetwork(open_trained(run), torch.device("cpu"))
+    network = TrainedPredictor(load_trained_model(run), torch.device("cpu"))
     images = decoded(split, 32)
     flipped = torch.from_numpy(images.numpy()[:, :, :, ::-1].copy())
     large = decoded(split, 37)  # round(256 / 224 * 32)
     views = {
         "none": [images],
         "flip": [images, flipped],
-        "tencrop": list(cut_ten(large, 32).unbind(1)),
+        "tencrop": list(ten_crop(large, 32).unbind(1)),
     }
     labels = torch.from_numpy(split.labels)
     likelihoods = set()
@@ -325,8 +325,8 @@ def test_distances_by_hand(run: Path, faces: Path) -> None:
     """Some of the measures on some of the distributions, face by face."""
     found = evaluate(run)["distances"]["measures"]
     split = open_dataset(faces).split("test")
-    answers = read_answers(run, "test").answers
-    trained = open_trained(run)
+    answers = load_predictions(run, "test").answers
+    trained = load_trained_model(run)
     assert split.votes is not None
     kl, smooth, common = [], [], []
     for face in range(len(split)):
@@ -353,7 +353,7 @@ def test_groups(run: Path, faces: Path, tmp_path: Path, capsys: pytest.CaptureFi
     assert "nobody voted" in capsys.readouterr().out
     assert found["distances"] is None and found["ceiling"] is None
     split = open_dataset(faces).split("test")
-    right = read_answers(run, "test").answers.predicted == split.labels
+    right = load_predictions(run, "test").answers.predicted_labels == split.labels
     numbers = [int(str(key).rpartition("-")[2]) for key in split.keys]
     for field, of in (("glasses", lambda n: str(n % 3 == 0)), ("side", lambda n: "left" if n % 2 else "not given")):
         told = {group["name"]: group for group in found["groups"][field]}
@@ -385,11 +385,11 @@ def test_of_a_remote_dataset_only_the_split_is_fetched(run: Path, faces: Path, t
 def test_another_loader_is_said(run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     own = evaluate(run)["scores"]["calibration"]["nll"]
     assert capsys.readouterr().err == ""
-    trained = open_trained(run)
+    trained = load_trained_model(run)
     by_dali = trained._replace(preprocessing=replace(trained.preprocessing, loader="dali"))
-    monkeypatch.setattr("adadf_dist.evaluate.__main__.open_trained", lambda path, which: by_dali)
+    monkeypatch.setattr("adadf_dist.evaluate.__main__.load_trained_model", lambda path, which: by_dali)
     monkeypatch.setattr(
-        "adadf_dist.evaluate.data.dali_problem",
+        "adadf_dist.evaluate.data.dali_unavailable_reason",
         lambda: "it does not import (not there); install it with pip install 'adadf_dist[dali]'",
     )
     assert "the run's loader is dali, but it does not import" in refused(capsys, run)
@@ -401,20 +401,20 @@ def test_another_loader_is_said(run: Path, monkeypatch: pytest.MonkeyPatch, caps
 
 
 def test_ten_crops_are_taken_once(run: Path) -> None:
-    plain = open_trained(run).preprocessing
+    plain = load_trained_model(run).preprocessing
     cropped = replace(plain, ten_crop=40)
-    assert preprocessing_for(plain, "flip") == plain
-    assert preprocessing_for(cropped, "tencrop") == preprocessing_for(cropped, "none") == cropped
+    assert eval_preprocessing(plain, "flip") == plain
+    assert eval_preprocessing(cropped, "tencrop") == eval_preprocessing(cropped, "none") == cropped
     with pytest.raises(UserError, match="--tta flip: the run takes ten crops"):
-        preprocessing_for(cropped, "flip")
+        eval_preprocessing(cropped, "flip")
 
 
 def test_faces_without_votes_are_left_out_of_the_distances(run: Path, faces: Path) -> None:
     """Also: the row of D is the label's, which a matrix that is not symmetric shows."""
     split = open_dataset(faces).split("test")
     rows = np.random.default_rng(0).dirichlet(np.ones(7), size=7)
-    trained = open_trained(run)._replace(class_distributions=torch.from_numpy(rows))
-    answers = read_answers(run, "test").answers
+    trained = load_trained_model(run)._replace(class_distributions=torch.from_numpy(rows))
+    answers = load_predictions(run, "test").answers
     voted = np.arange(30) % 3 == 1
     assert split.votes is not None
     found = compare_with_votes(trained, answers, replace(split, votes=split.votes * voted[:, None]))
@@ -425,9 +425,9 @@ def test_faces_without_votes_are_left_out_of_the_distances(run: Path, faces: Pat
 
 
 def test_the_baseline_has_no_auxiliary_branch(run: Path, faces: Path) -> None:
-    trained = open_trained(run)
+    trained = load_trained_model(run)
     labels = open_dataset(faces).split("test").labels
-    answers = read_answers(run, "test").answers
+    answers = load_predictions(run, "test").answers
     assert list(distributions(trained, answers, labels))[:3] == ["predicted", "auxiliary", "fused"]
     baseline = trained._replace(model=DualBranch(trained.config.model, 7, auxiliary=False))
     assert list(distributions(baseline, answers, labels)) == [
@@ -441,9 +441,9 @@ def test_the_baseline_has_no_auxiliary_branch(run: Path, faces: Path) -> None:
 def test_a_carved_validation_split_is_the_runs(run: Path, tmp_path: Path) -> None:
     """The faces that the run would have set aside, with the dataset's own labels."""
     folder = tmp_path / "train-only"
-    build_embedded(folder, {"train": 64}, size=32, workers=1)
+    build_synthetic_dataset(folder, {"train": 64}, size=32, workers=1)
     train = open_dataset(folder).split("train")
-    kept, held_out = carve(train.labels, 0.1, 0)
+    kept, held_out = stratified_holdout(train.labels, 0.1, 0)
     found = evaluate(run, "--data.shards", folder, "--allow-training-samples")  # the run held nothing out of them
     assert (found["asked"]["split"], found["asked"]["faces"]) == ("validation", len(held_out))
     assert found["asked"]["training_samples"] == len(held_out)
@@ -515,7 +515,7 @@ def test_mistakes_are_one_line(run: Path, faces: Path, tmp_path: Path, capsys: p
 def test_a_face_that_does_not_decode_is_named(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     other = build_renamed(tmp_path / "other", test=8)
     split = open_dataset(other).split("test")
-    shard, offset, size = split.places[5].tolist()
+    shard, offset, size = split.locations[5].tolist()
     with (other / split.shards[shard]).open("r+b") as tar:
         tar.seek(offset)
         tar.write(bytes(size))

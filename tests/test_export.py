@@ -20,15 +20,15 @@ from PIL import Image
 from safetensors import safe_open
 
 from adadf_dist.checkpoint.storage import read_checkpoint
-from adadf_dist.checkpoint.trained_model import open_trained
-from adadf_dist.data.synthetic.faces import draw_face
+from adadf_dist.checkpoint.trained_model import load_trained_model
+from adadf_dist.data.synthetic.faces import render_sample
 from adadf_dist.export import onnx_format, safetensors_format
 from adadf_dist.export.__main__ import main
-from adadf_dist.export.exported_model import open_model
-from adadf_dist.export.licenses import data_licence
-from adadf_dist.export.metadata import Facts
+from adadf_dist.export.exported_model import load_model
+from adadf_dist.export.licenses import data_license
+from adadf_dist.export.metadata import ExportMetadata
 from adadf_dist.export.target_network import TargetNetwork
-from adadf_dist.export.verify import largest_difference
+from adadf_dist.export.verify import max_abs_diff
 from adadf_dist.predict.__main__ import main as predict
 from tests.networks import drawn_network, save_checkpoint, small_config
 from tests.runs import ROOT, settings, train_here
@@ -77,7 +77,7 @@ def refused(capsys: pytest.CaptureFixture[str], *words: object) -> str:
 def test_a_file_answers_as_the_training_network(run: Path, exported: Path, kind: str, rows: int) -> None:
     images = torch.randn(rows, 3, 32, 32, generator=torch.Generator().manual_seed(rows))
     with torch.no_grad():
-        wanted = open_trained(run).model(images).target_logits.numpy()
+        wanted = load_trained_model(run).model(images).target_logits.numpy()
     if kind == "onnx":  # as a stranger's program opens it
         session = onnxruntime.InferenceSession(exported / "model.onnx")
         assert [value.name for value in session.get_inputs() + session.get_outputs()] == ["images", "logits"]
@@ -85,7 +85,7 @@ def test_a_file_answers_as_the_training_network(run: Path, exported: Path, kind:
     elif kind == "pt2":
         logits = torch.export.load(exported / "model.pt2").module()(images).detach().numpy()
     else:
-        logits = open_model(exported / "model.safetensors", "cpu").logits(images).numpy()
+        logits = load_model(exported / "model.safetensors", "cpu").logits(images).numpy()
     np.testing.assert_allclose(logits, wanted, atol=1e-5)
 
 
@@ -149,7 +149,7 @@ def test_the_card(run: Path, exported: Path) -> None:
 def test_the_code_on_the_card_runs(
     exported: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    Image.fromarray(draw_face(3, 0, 48).image).save(tmp_path / "FACE.jpg")
+    Image.fromarray(render_sample(3, 0, 48).image).save(tmp_path / "FACE.jpg")
     (code,) = re.findall(r"```python\n(.*?)```", (exported / "model.md").read_text(), re.DOTALL)
     assert len(code.splitlines()) == 5
     (tmp_path / "model.onnx").symlink_to(exported / "model.onnx")
@@ -169,7 +169,7 @@ def test_the_baseline_exports(tmp_path: Path) -> None:
     with torch.no_grad():
         wanted = model.target.classifier(model.target.features(model.extractor(images)))
     for name in ("b.safetensors", "b.onnx"):
-        opened = open_model(tmp_path / name, "cpu")
+        opened = load_model(tmp_path / name, "cpu")
         assert opened.classes == CLASSES
         torch.testing.assert_close(opened.logits(images), wanted, atol=1e-5, rtol=0)
     card = (tmp_path / "b.md").read_text()
@@ -184,7 +184,7 @@ def test_a_file_that_answers_otherwise_is_not_kept(
 ) -> None:
     honest = safetensors_format.write
 
-    def forgetful(network: TargetNetwork, facts: Facts, path: Path) -> None:
+    def forgetful(network: TargetNetwork, facts: ExportMetadata, path: Path) -> None:
         with torch.no_grad():
             network.target.classifier.bias += 1e-2
         honest(network, facts, path)
@@ -198,10 +198,10 @@ def test_a_file_that_answers_otherwise_is_not_kept(
 
 
 def test_a_network_of_nans_does_not_pass(drawn: Path) -> None:
-    trained = open_trained(drawn)
+    trained = load_trained_model(drawn)
     images = torch.randn(7, 3, 32, 32)
-    assert largest_difference(trained.model.predict, trained, images) == 0
-    difference = largest_difference(lambda rows: trained.model.predict(rows) * torch.nan, trained, images)
+    assert max_abs_diff(trained.model.predict, trained, images) == 0
+    difference = max_abs_diff(lambda rows: trained.model.predict(rows) * torch.nan, trained, images)
     assert not difference <= 1e-4
 
 
@@ -214,7 +214,7 @@ def test_what_is_there_is_kept(drawn: Path, capsys: pytest.CaptureFixture[str]) 
     assert "new.md: already exists" in refused(capsys, drawn, "--safetensors", drawn.parent / "new.safetensors", *card)
     assert there.read_text() == "mine"
     main([str(drawn), "--safetensors", str(there), "--force", "--data-licence", "CC0"])
-    assert open_model(there, "cpu").classes == CLASSES
+    assert load_model(there, "cpu").classes == CLASSES
     assert "Licence of the data: CC0." in there.with_suffix(".md").read_text()
 
 
@@ -237,8 +237,8 @@ def test_the_ends_of_the_range_of_opsets_work(drawn: Path, capsys: pytest.Captur
     line = refused(capsys, drawn, "--onnx", drawn.parent / "x.onnx", "--opset", 999)
     highest = int(re.findall(r" to (\d+) ", line)[0])
     main([str(drawn), "--onnx", f"{drawn.parent}/x.onnx", "--opset", str(highest)])
-    assert open_model(drawn.parent / "x.onnx", "cpu").classes == CLASSES
-    assert not onnx_format.runs(highest + 1) or highest == onnx_format.onnx.defs.onnx_opset_version()
+    assert load_model(drawn.parent / "x.onnx", "cpu").classes == CLASSES
+    assert not onnx_format.is_opset_supported(highest + 1) or highest == onnx_format.onnx.defs.onnx_opset_version()
 
 
 def test_without_onnx(drawn: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
@@ -249,6 +249,6 @@ def test_without_onnx(drawn: Path, monkeypatch: pytest.MonkeyPatch, capsys: pyte
 
 
 def test_licences() -> None:
-    assert "non-commercial" in data_licence("rafdb", "")
-    assert data_licence("rafdb", "mine") == "mine"
-    assert data_licence("folder", "").startswith("not known")
+    assert "non-commercial" in data_license("rafdb", "")
+    assert data_license("rafdb", "mine") == "mine"
+    assert data_license("folder", "").startswith("not known")

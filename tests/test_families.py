@@ -12,12 +12,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from adadf_dist.checkpoint.trained_model import open_trained
+from adadf_dist.checkpoint.trained_model import load_trained_model
 from adadf_dist.config.schema import Config
 from adadf_dist.data.dataset import open_dataset
 from adadf_dist.evaluate.__main__ import main as evaluate
 from adadf_dist.export.__main__ import main as export
-from adadf_dist.export.exported_model import open_model
+from adadf_dist.export.exported_model import load_model
 from adadf_dist.method.model import DualBranch
 from adadf_dist.predict.__main__ import main as predict
 from tests.networks import drawn_network, save_checkpoint, small_config
@@ -63,12 +63,12 @@ def test_a_family_goes_all_the_way(
 
     images = images_of(3, side, 99)
     with torch.no_grad():
-        wanted = open_trained(checkpoint).model(images).target_logits
+        wanted = load_trained_model(checkpoint).model(images).target_logits
     assert wanted.std(dim=0).max() > 1e-3  # it tells images apart
     by_strangers = onnxruntime.InferenceSession(files["onnx"]).run(None, {"images": images.numpy()})[0]
     torch.testing.assert_close(torch.from_numpy(by_strangers), wanted, atol=1e-5, rtol=1e-4)
     for kind in ("safetensors", "pt2"):
-        torch.testing.assert_close(open_model(files[kind], "cpu").logits(images), wanted, atol=1e-5, rtol=1e-4)
+        torch.testing.assert_close(load_model(files[kind], "cpu").logits(images), wanted, atol=1e-5, rtol=1e-4)
 
     evaluate([str(checkpoint), "--split", "test", "--json", str(tmp_path / "found.json")])
     found = json.loads((tmp_path / "found.json").read_text())["scores"]

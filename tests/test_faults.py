@@ -20,14 +20,14 @@ import torch
 from torch.distributed.rendezvous import TCPStore
 
 from adadf_dist import train
-from adadf_dist.config.load import Layer, build_config
-from adadf_dist.data.build.writer import can_write
-from adadf_dist.distributed.heartbeat import Pulse
-from adadf_dist.distributed.rendezvous import meet
+from adadf_dist.config.load import ConfigLayer, build_config
+from adadf_dist.distributed.heartbeat import Heartbeat
+from adadf_dist.distributed.rendezvous import exchange_start_id
 from adadf_dist.distributed.stragglers import describe_straggler
 from adadf_dist.engine.ddp import DDPEngine
 from adadf_dist.errors import DiskFullError, UserError
 from adadf_dist.files.disk_space import retry_on_full_disk
+from adadf_dist.files.outputs import os_errors_as_user_errors
 from adadf_dist.tracking.metrics_file import MetricsFile
 from adadf_dist.training.watchdog import EXIT_HUNG
 from tests.forked import train_forked
@@ -42,7 +42,7 @@ KILLED_IN_WRITE = str(Path(__file__).with_name("killed_in_write.py"))
 def reference(faces: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An uninterrupted run of two epochs on one rank."""
     out = tmp_path_factory.mktemp("runs") / "reference"
-    train.run(build_config([Layer("test", settings(faces, out))]))
+    train.run(build_config([ConfigLayer("test", settings(faces, out))]))
     return out
 
 
@@ -166,7 +166,8 @@ def test_ranks_meet_over_a_store_that_remembers() -> None:
         names: list[str] = []
         stores = [TCPStore("127.0.0.1", server.port, is_master=False) for _ in range(size)]
         ranks = [
-            threading.Thread(target=lambda r=rank: names.append(meet(stores[r], r, size, 20))) for rank in range(size)
+            threading.Thread(target=lambda r=rank: names.append(exchange_start_id(stores[r], r, size, 20)))
+            for rank in range(size)
         ]
         for thread in reversed(ranks):
             thread.start()
@@ -183,7 +184,7 @@ def test_ranks_meet_over_a_store_that_remembers() -> None:
 def test_ranks_that_do_not_come_are_counted() -> None:
     server = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
     with pytest.raises(RuntimeError, match=r"1 of 2 ranks came in 0\.3 s"):
-        meet(server, 0, 2, 0.3)
+        exchange_start_id(server, 0, 2, 0.3)
 
 
 @pytest.mark.slow
@@ -210,7 +211,7 @@ def test_twenty_four_kills_leave_no_trace(faces: Path, tmp_path: Path) -> None:
     """One run, killed 24 times, 8 of them with half a checkpoint on the disk."""
     epochs, chance = "14", random.Random(5)
     whole = tmp_path / "whole"
-    train.run(build_config([Layer("test", settings(faces, whole, epochs=epochs))]))
+    train.run(build_config([ConfigLayer("test", settings(faces, whole, epochs=epochs))]))
     out = tmp_path / "killed"
     values = settings(faces, out, epochs=epochs, checkpoint__every_steps="1")
     for kill in range(24):
@@ -237,7 +238,7 @@ def test_twenty_four_kills_leave_no_trace(faces: Path, tmp_path: Path) -> None:
 def test_a_kill_between_the_last_batch_and_the_end_of_its_epoch(reference: Path, faces: Path, tmp_path: Path) -> None:
     """No batch is left to set the learning rate that the epoch's record names."""
     out = tmp_path / "out"
-    config = build_config([Layer("test", settings(faces, out, checkpoint__every_steps="1"))])
+    config = build_config([ConfigLayer("test", settings(faces, out, checkpoint__every_steps="1"))])
     train.run(config)
     (out / "checkpoints" / "checkpoint-0002-000000.pt").unlink()
     (out / "result.json").unlink()
@@ -270,7 +271,7 @@ def test_a_damaged_checkpoint_is_passed_over(
 ) -> None:
     out = tmp_path / "out"
     values = settings(faces, out, checkpoint__every_steps="3", epochs="1")
-    train.run(build_config([Layer("test", values)]))
+    train.run(build_config([ConfigLayer("test", values)]))
     newest = sorted((out / "checkpoints").glob("checkpoint-*.pt"))[-1]
     size = newest.stat().st_size
     with newest.open("r+b") as file:
@@ -282,7 +283,7 @@ def test_a_damaged_checkpoint_is_passed_over(
         else:
             file.truncate(size // 2 if damage == "cut off" else 0)
     (out / "result.json").unlink()
-    train.run(build_config([Layer("test", {**values, "epochs": "2"})]))
+    train.run(build_config([ConfigLayer("test", {**values, "epochs": "2"})]))
     told = capfd.readouterr()
     assert f"{newest.name}: torn" in told.err
     assert "goes on from" in told.out
@@ -299,7 +300,7 @@ def test_out_of_memory_is_one_line(faces: Path, tmp_path: Path, monkeypatch: pyt
     monkeypatch.setattr(DDPEngine, "forward", full)
     values = settings(faces, tmp_path / "out", runtime__precision="fp32")
     with pytest.raises(UserError) as caught:
-        train.run(build_config([Layer("test", values)]))
+        train.run(build_config([ConfigLayer("test", values)]))
     told = str(caught.value)
     assert "\n" not in told
     for word in ("out of memory on rank 0", "batch_size 16", "16 faces a rank", "image_size 32", "resnet10", "bf16"):
@@ -429,11 +430,11 @@ def test_metrics_wait_for_room(disk: Path) -> None:
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")  # TensorBoard's writing thread
 def test_tensorboard_gives_way(disk: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    from adadf_dist.tracking.tensorboard import Board
+    from adadf_dist.tracking.tensorboard import TensorBoardSink
 
     with pytest.raises(OSError, match="No space left"):
         fill(disk / "ballast", 500)
-    board = Board(disk / "tensorboard", purge_step=0)
+    board = TensorBoardSink(disk / "tensorboard", purge_step=0)
     for step in range(2000):
         board.add("train", {"total": 1.0}, step)
     board.flush()
@@ -448,11 +449,11 @@ def test_patience_ends(disk: Path) -> None:
 
     def write() -> None:
         tries.append(time.monotonic())
-        with can_write(path):
+        with os_errors_as_user_errors(path):
             path.write_bytes(bytes(100_000))
 
     with pytest.raises(DiskFullError, match="free some space"):
-        retry_on_full_disk(write, 6.0, Pulse().wait_for_disk)
+        retry_on_full_disk(write, 6.0, Heartbeat().wait_for_disk)
     pauses = [after - before for before, after in pairwise(tries)]
     assert len(pauses) >= 3
     assert max(pauses) > 2 * pauses[0]

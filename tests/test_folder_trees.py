@@ -15,10 +15,10 @@ from PIL import Image
 
 from adadf_dist.data.build import folder_tree
 from adadf_dist.data.build.folder_tree import Skipped, walk_files
-from adadf_dist.data.jpeg import BadImage, decode, image_suffixes
+from adadf_dist.data.jpeg import InvalidImageError, decode, image_suffixes
 from adadf_dist.errors import UserError
 from adadf_dist.files.text import unescape_name
-from shards.doctor.dataset_view import open_material
+from shards.doctor.dataset_view import open_dataset_view
 from shards.doctor.report import diagnose
 from shards.verify import verify
 from tests import trees
@@ -69,7 +69,7 @@ def test_what_systems_leave_in_folders_is_no_sample(tmp_path: Path, capsys: pyte
     assert (skipped["@eaDir"], skipped["__MACOSX"], skipped["._* files"], skipped["hidden"]) == (3, 2, 1, 1)
     assert sum(skipped.values()) == len(JUNK)  # each is one file or folder at its highest place
     assert [line for line in capsys.readouterr().err.splitlines() if "skipped" in line and "3 @eaDir" in line]
-    assert len(open_material(root)) == 10  # the doctor's
+    assert len(open_dataset_view(root)) == 10  # the doctor's
 
 
 @pytest.mark.parametrize("source", ["affectnet", "affectnet-folders", "sfew", "rafdb"])
@@ -248,7 +248,7 @@ def test_every_suffix_of_every_accepted_format_is_read(tmp_path: Path) -> None:
     dataset = run_build("folder", tmp_path / "out", "--root", tmp_path / "x", "--validation-fraction", 0)
     assert dataset.splits["train"].samples == len(image_suffixes())
     assert findings(dataset)["other_files"] == 1
-    assert len(open_material(tmp_path / "x")) == len(image_suffixes())
+    assert len(open_dataset_view(tmp_path / "x")) == len(image_suffixes())
 
 
 def chunk(kind: bytes, data: bytes) -> bytes:
@@ -274,7 +274,7 @@ def test_pixels_of_a_png_with_huge_metadata(metadata: bytes, late: bool, tmp_pat
     assert np.array_equal(np.asarray(decode(data[:place] + metadata + data[place:])), pixels)
     if late:
         return
-    with pytest.raises(BadImage, match="does not decode"):
+    with pytest.raises(InvalidImageError, match="does not decode"):
         decode(data[:place] + metadata + data[place : place + 20])
 
 
@@ -317,7 +317,7 @@ def test_the_doctor_tells_names_of_any_bytes(tmp_path: Path) -> None:
     root = tmp_path / "x"
     tree_of_names(root)
     write(root / "train" / "b" / os.fsdecode(b"b\xe4d.jpg"), b"no image")
-    text = diagnose(open_material(root), 1).to_json()
+    text = diagnose(open_dataset_view(root), 1).to_json()
     assert "\\udc" not in text
     names = {face["name"] for v in json.loads(text)["verdicts"] for group in v["groups"] for face in group["faces"]}
     assert "train/b/b\\xe4d.jpg" in names

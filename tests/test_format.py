@@ -29,12 +29,12 @@ from PIL import Image
 
 from adadf_dist.data import dataset as dataset_format
 from adadf_dist.data.build import builder
-from adadf_dist.data.build.builder import BuildOptions, Item, Provenance, build_dataset
-from adadf_dist.data.build.writer import Sample, header
+from adadf_dist.data.build.builder import BuildOptions, Provenance, SourceItem, build_dataset
+from adadf_dist.data.build.writer import Sample, ustar_header
 from adadf_dist.data.dataset import Dataset, Split, check_trainable, open_dataset
 from adadf_dist.data.jpeg import Jpeg
-from adadf_dist.data.synthetic.dataset import build_embedded
-from adadf_dist.data.workers.task_pool import Processes
+from adadf_dist.data.synthetic.dataset import build_synthetic_dataset
+from adadf_dist.data.workers.task_pool import ProcessPool
 from adadf_dist.errors import UserError
 
 CLASSES = ("calm", "glad", "cross")
@@ -60,10 +60,10 @@ class Pictures:
     provenance: Provenance = PROVENANCE
     image_bytes: int = 50_000
 
-    def items(self) -> list[Item]:
-        return [Item("train" if n < COUNTS["train"] else "test", f"face_{n}", n) for n in self.order]
+    def items(self) -> list[SourceItem]:
+        return [SourceItem("train" if n < COUNTS["train"] else "test", f"face_{n}", n) for n in self.order]
 
-    def locate(self, number: int) -> str:
+    def describe_item(self, number: int) -> str:
         return f"picture {number}"
 
     def label(self, number: int) -> int:
@@ -74,7 +74,9 @@ class Pictures:
 
     def load(self, number: int) -> Sample:
         votes = None if number == 5 else [number % 4, number % 7, 1]
-        return Sample(jpeg(number), number % 3, votes, [0.5, 0.25, 0.25], self.locate(number), {"room": number % 2})
+        return Sample(
+            jpeg(number), number % 3, votes, [0.5, 0.25, 0.25], self.describe_item(number), {"room": number % 2}
+        )
 
 
 OPTIONS = BuildOptions(name="pictures", samples_per_shard=7)
@@ -106,7 +108,7 @@ def tree(folder: Path) -> dict[str, bytes]:
 def test_headers_are_tarfiles(name: str, size: int) -> None:
     member = tarfile.TarInfo(name)
     member.size = size
-    assert header(name, size) == member.tobuf(tarfile.USTAR_FORMAT)
+    assert ustar_header(name, size) == member.tobuf(tarfile.USTAR_FORMAT)
 
 
 @pytest.mark.parametrize("name", ["train", "test"])
@@ -263,7 +265,7 @@ def test_subset_renumbers_the_samples(built: Dataset) -> None:
 
 
 def test_views_outlive_the_mapping_that_makes_room(built: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(dataset_format, "MAX_MAPS", 1)
+    monkeypatch.setattr(dataset_format, "MAX_OPEN_MMAPS", 1)
     split = built.split("train")
     views = [split.read(sample) for sample in range(len(split))]
     assert len(split._maps) == 1
@@ -531,13 +533,13 @@ class Deadly(Pictures):
 
 def test_a_killed_worker_is_a_one_line_error(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"^worker \d \(process \d+\) was killed by SIGKILL; .*--workers \(now 2\)$"):
-        build_dataset(Deadly(), tmp_path / "new", OPTIONS, Processes(2))
+        build_dataset(Deadly(), tmp_path / "new", OPTIONS, ProcessPool(2))
     assert list(tmp_path.iterdir()) == []
 
 
 def test_what_fails_in_a_worker_fails_the_build(tmp_path: Path) -> None:
     with pytest.raises(BreakOffError):
-        build_dataset(Failing(), tmp_path / "new", OPTIONS, Processes(2))
+        build_dataset(Failing(), tmp_path / "new", OPTIONS, ProcessPool(2))
     assert not (tmp_path / "new").exists()
 
 
@@ -546,7 +548,7 @@ def test_what_fails_in_a_worker_fails_the_build(tmp_path: Path) -> None:
 
 def test_embedded_faces_are_a_dataset(tmp_path: Path) -> None:
     counts = {"train": 30, "validation": 5, "test": 6}
-    dataset = build_embedded(tmp_path / "faces", counts, size=32)
+    dataset = build_synthetic_dataset(tmp_path / "faces", counts, size=32)
     assert {name: info.samples for name, info in dataset.splits.items()} == counts
     assert dataset.manifest.smallest_image == dataset.manifest.largest_image == (32, 32)
     split = dataset.split("train")
@@ -558,8 +560,8 @@ def test_embedded_faces_are_a_dataset(tmp_path: Path) -> None:
 
 
 def test_more_training_faces_leave_the_test_faces_alone(tmp_path: Path) -> None:
-    few = build_embedded(tmp_path / "few", {"train": 3, "test": 6}, size=32)
-    many = build_embedded(tmp_path / "many", {"train": 20, "test": 6}, size=32)
-    other = build_embedded(tmp_path / "other", {"train": 3, "test": 6}, size=32, seed=1)
+    few = build_synthetic_dataset(tmp_path / "few", {"train": 3, "test": 6}, size=32)
+    many = build_synthetic_dataset(tmp_path / "many", {"train": 20, "test": 6}, size=32)
+    other = build_synthetic_dataset(tmp_path / "other", {"train": 3, "test": 6}, size=32, seed=1)
     assert tree(few.folder)["test-000000.tar"] == tree(many.folder)["test-000000.tar"]
     assert tree(few.folder)["test-000000.tar"] != tree(other.folder)["test-000000.tar"]

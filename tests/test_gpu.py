@@ -8,12 +8,12 @@ import pytest
 import torch
 
 from adadf_dist.config.learning_rate import Position
-from adadf_dist.config.load import Layer, build_config
+from adadf_dist.config.load import ConfigLayer, build_config
 from adadf_dist.config.schema import Config
 from adadf_dist.distributed.world import World
 from adadf_dist.engine.ddp import Engine, build_engine
 from adadf_dist.method.class_distributions import ClassDistributions
-from adadf_dist.method.losses import Place
+from adadf_dist.method.losses import BatchSlice
 from tests.runs import command, finish, records, settings
 from tests.steps import take_step
 
@@ -25,7 +25,7 @@ pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(),
 
 def config_of(**changed: object) -> Config:
     base: dict[str, object] = {"model.backbone": "resnet10", "runtime.precision": "fp32", "batch_size": ROWS}
-    return build_config([Layer("test", base | {key.replace("__", "."): value for key, value in changed.items()})])
+    return build_config([ConfigLayer("test", base | {key.replace("__", "."): value for key, value in changed.items()})])
 
 
 def losses_of(engine: Engine, config: Config, world: World, steps: int = 6) -> list[float]:
@@ -36,8 +36,8 @@ def losses_of(engine: Engine, config: Config, world: World, steps: int = 6) -> l
         generator = torch.Generator().manual_seed(number)
         images = torch.randn(ROWS, 3, 64, 64, generator=generator).to(world.device)
         labels = (torch.arange(ROWS) % CLASSES).to(world.device)
-        engine.schedule(Position(0, number, 0.0))
-        _, found = take_step(engine, classes, (images, labels), (world, Place(0, ROWS)), config.loss)
+        engine.set_schedule_step(Position(0, number, 0.0))
+        _, found = take_step(engine, classes, (images, labels), (world, BatchSlice(0, ROWS)), config.loss)
         losses.append(float(found.total))
     return losses
 

@@ -14,24 +14,24 @@ import torch
 import yaml
 
 from adadf_dist import diagnostics
-from adadf_dist.checkpoint.progress import Progress
+from adadf_dist.checkpoint.progress import TrainingProgress
 from adadf_dist.config.load import flatten, override, to_dict
 from adadf_dist.config.schema import Config
-from adadf_dist.config.validate import check_ranges
+from adadf_dist.config.validate import validate
 from adadf_dist.diagnostics.classes import describe_collapse
 from adadf_dist.diagnostics.run import (
-    Episode,
     Finding,
+    FindingSpan,
     Record,
     Severity,
     assess,
-    attention_spread,
-    episodes,
-    examine,
-    news,
+    attention_stats,
+    diagnose,
+    finding_spans,
+    new_findings,
 )
 from adadf_dist.distributed.world import World
-from adadf_dist.tracking.logger import Log
+from adadf_dist.tracking.logger import RunLogger
 
 CLASSES = ("fear", "happy", "sad")
 CONFIG = Config()
@@ -78,7 +78,7 @@ def run_of(epochs: int, matrix: list[list[int]] = GOOD, **changed: Any) -> list[
 
 
 def found(records: Sequence[Record], config: Config = CONFIG, **more: Any) -> dict[str, Finding]:
-    return {finding.name: finding for finding in examine(records, config, CLASSES, **more)}
+    return {finding.name: finding for finding in diagnose(records, config, CLASSES, **more)}
 
 
 def test_a_healthy_run_has_nothing() -> None:
@@ -107,7 +107,7 @@ def test_collapse_to_chance() -> None:
 
 def test_two_classes_at_three_quarters_are_no_collapse() -> None:
     records = run_of(6, confusion([72, 28], [28, 72]))
-    assert not [f for f in examine(records, CONFIG, ("happy", "sad")) if f.name == "collapse"]
+    assert not [f for f in diagnose(records, CONFIG, ("happy", "sad")) if f.name == "collapse"]
 
 
 def test_one_class_that_is_nearly_everything_is_no_collapse() -> None:
@@ -306,7 +306,7 @@ def replace_keys(config: Config, values: Mapping[str, object]) -> Config:
         if section:
             changed = {section: dataclasses.replace(getattr(config, section), **changed)}
         config = dataclasses.replace(config, **changed)  # type: ignore[arg-type]
-    check_ranges(config)
+    validate(config)
     return config
 
 
@@ -424,7 +424,7 @@ def test_the_threshold_of_a_recorded_demo() -> None:
         for epoch, row in enumerate(degrees, start=1)
     ]
     config = override(CONFIG, {"loss.epoch_threshold": 2, "epochs": 9})
-    (finding,) = examine(records, config)
+    (finding,) = diagnose(records, config)
     assert finding.name == "threshold hardly ever met" and finding.severity is Severity.WARNING
     # the means of epoch 8, one of them above t, are the targets of epoch 9
     assert "the constant T_c for 8 of 9 epochs" in finding.seen and "1 of 63 cases" in finding.seen
@@ -433,41 +433,41 @@ def test_the_threshold_of_a_recorded_demo() -> None:
 
 def test_the_worst_comes_first() -> None:
     records = run_of(6, confusion([0, 40, 0], [0, 40, 0], [0, 40, 0]), waiting=0.2, replaced_faces=50)
-    assert [f.severity for f in examine(records, CONFIG)] == [2, 1, 0]
+    assert [f.severity for f in diagnose(records, CONFIG)] == [2, 1, 0]
 
 
 def test_only_what_changed_is_news() -> None:
     records = [record(1), record(2, waiting=0.2), record(3, waiting=0.25), record(4, waiting=0.5), record(5)]
-    told = [[(f.name, f.severity.word) for f in news(records[:end], CONFIG)] for end in range(1, 6)]
+    told = [[(f.name, f.severity.word) for f in new_findings(records[:end], CONFIG)] for end in range(1, 6)]
     assert told == [[], [("waiting for the loader", "note")], [], [("waiting for the loader", "warning")], []]
 
 
 def test_when_a_finding_held() -> None:
     shares = [0.0, 0.2, 0.25, 0.0, 0.2, 0.22]
     records = [record(epoch, waiting=share) for epoch, share in enumerate(shares, start=1)]
-    held = [(e.first, e.last, e.finding.seen[:3]) for e in episodes(records, CONFIG)]
+    held = [(e.first, e.last, e.finding.seen[:3]) for e in finding_spans(records, CONFIG)]
     assert held == [(5, 6, "22%"), (2, 3, "25%")]
-    assert isinstance(episodes(records, CONFIG)[0], Episode)
+    assert isinstance(finding_spans(records, CONFIG)[0], FindingSpan)
 
 
 def test_the_spread_of_attention() -> None:
     values = np.array([0.2, np.nan, 0.6, 1.0], dtype=np.float32)
-    spread = attention_spread(values)
+    spread = attention_stats(values)
     assert spread is not None
     assert spread["mean"] == pytest.approx(0.6)
     assert spread["deviation"] == pytest.approx((0.32 / 3) ** 0.5)
-    assert attention_spread(np.full(2, np.nan, dtype=np.float32)) is None
+    assert attention_stats(np.full(2, np.nan, dtype=np.float32)) is None
 
 
 def test_the_log_says_it_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    log = Log(override(CONFIG, {"out": str(tmp_path), "runtime.tensorboard": False}), World(torch.device("cpu")))
-    progress = Progress()
+    log = RunLogger(override(CONFIG, {"out": str(tmp_path), "runtime.tensorboard": False}), World(torch.device("cpu")))
+    progress = TrainingProgress()
     log.start(progress, {"classes": list(CLASSES)}, None)
     for number in range(1, 8):
         base = record(number, confusion([0, 20, 20], [0, 30, 10], [0, 10, 30]))
         told = {**base, "total": 1.0, "learning_rate": 1e-3, "images_per_s": 10.0}
         progress.finish_epoch(base["validation"]["accuracy"], told)
-        log.epoch(progress, told)
+        log.log_epoch(progress, told)
     log.close()
     out = capsys.readouterr().out
     assert out.count("warning: dead class: never predicted on validation in 3 epochs: fear (40 samples)") == 1

@@ -16,27 +16,27 @@ import yaml
 
 from adadf_dist import train
 from adadf_dist.audit.__main__ import main as audit
-from adadf_dist.check.run_dir import what_is_there
+from adadf_dist.check.run_dir import describe_run_dir
 from adadf_dist.checkpoint.storage import read_checkpoint
-from adadf_dist.config.load import Layer, build_config, config_from_command_line
+from adadf_dist.config.load import ConfigLayer, build_config, parse_cli
 from adadf_dist.config.schema import Config
 from adadf_dist.data.dataset import open_dataset
 from adadf_dist.data.identity import Source
 from adadf_dist.data.manifest import read_manifest
-from adadf_dist.data.synthetic.dataset import build_embedded
+from adadf_dist.data.synthetic.dataset import build_synthetic_dataset
 from adadf_dist.errors import UserError
 from adadf_dist.evaluate.__main__ import main as evaluate
 from adadf_dist.export.__main__ import main as export
 from adadf_dist.report.__main__ import main as report
 from tests.runs import settings
 from tests.studies import SPACE, make_study, put
-from tune.study.study import STUDY_FILE, begin
+from tune.study.study import STUDY_FILE, start
 
 FIXED = {"epochs": "1", "runtime__precision": "fp32"}
 
 
 def config_of(shards: Path, out: Path, **changed: str) -> Config:
-    return build_config([Layer("test", settings(shards, out, **{**FIXED, **changed}))])
+    return build_config([ConfigLayer("test", settings(shards, out, **{**FIXED, **changed}))])
 
 
 @pytest.fixture(scope="module")
@@ -214,8 +214,8 @@ def test_a_run_resumes_where_its_dataset_is_now_and_not_on_other_data(
     told = str(caught.value)
     assert all(text in told for text in (str(home / "data" / "faces"), str(other), "--allow-other-data"))
     with pytest.raises(UserError, match="was trained on other data"):
-        what_is_there(longer, copy)
-    assert "goes on" in what_is_there(replace(longer, allow_other_data=True), copy)
+        describe_run_dir(longer, copy)
+    assert "goes on" in describe_run_dir(replace(longer, allow_other_data=True), copy)
     assert train.run(config_of(moved, copy, epochs="1")) is not None  # finished: its result is printed again
     capsys.readouterr()
     train.run(replace(longer, allow_other_data=True))
@@ -257,13 +257,13 @@ def test_a_search_resumes_on_its_data(
     study = make_study(tmp_path / "study", SPACE)
     put(study, study.default(), [0.5])
     source, changed = (Source(str(f), read_manifest(f).digests()) for f in (faces, other))
-    begin(study, True, source)  # of an older version: recorded from here on
-    begin(study, True, replace_path(source, "/moved"))
+    start(study, True, source)  # of an older version: recorded from here on
+    start(study, True, replace_path(source, "/moved"))
     with pytest.raises(UserError, match=r"were trained on other data.*--allow-other-data"):
-        begin(study, True, changed)
-    begin(replace(study, base=replace(study.base, allow_other_data=True)), True, changed)
+        start(study, True, changed)
+    start(replace(study, base=replace(study.base, allow_other_data=True)), True, changed)
     assert "holds trials on other data" in capsys.readouterr().err
-    begin(study, True, changed)
+    start(study, True, changed)
     assert len(json.loads((study.folder / STUDY_FILE).read_text())["earlier_data"]) == 1
 
 
@@ -284,14 +284,14 @@ def test_runs_evaluated_on_other_data_do_not_compare(
 
 def test_another_draw_of_synthetic_samples_is_other_data(faces: Path, tmp_path: Path) -> None:
     counts = {"train": 64, "validation": 20, "test": 30}
-    again = build_embedded(tmp_path / "again", counts, size=32, workers=1)
+    again = build_synthetic_dataset(tmp_path / "again", counts, size=32, workers=1)
     assert again.manifest.digests() == read_manifest(faces).digests()
-    drawn = build_embedded(tmp_path / "drawn", counts, size=32, seed=1, workers=1).manifest.digests()
+    drawn = build_synthetic_dataset(tmp_path / "drawn", counts, size=32, seed=1, workers=1).manifest.digests()
     assert not set(drawn.values()) & set(again.manifest.digests().values())
 
 
 def test_an_option_that_is_on_or_off_needs_no_value() -> None:
     words = ["--preset", "rafdb", "--allow-other-data"]
-    assert config_from_command_line(words).allow_other_data
-    assert config_from_command_line([*words, "--epochs", "3"]).epochs == 3
-    assert not config_from_command_line([*words, "false"]).allow_other_data
+    assert parse_cli(words).allow_other_data
+    assert parse_cli([*words, "--epochs", "3"]).epochs == 3
+    assert not parse_cli([*words, "false"]).allow_other_data

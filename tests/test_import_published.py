@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from adadf_dist.checkpoint.storage import read_checkpoint
-from adadf_dist.checkpoint.trained_model import open_trained
+from adadf_dist.checkpoint.trained_model import load_trained_model
 from adadf_dist.convert import main
-from adadf_dist.export.exported_model import open_model
+from adadf_dist.export.exported_model import load_model
 from adadf_dist.method.model import DualBranch
 from tests.forked import train_forked
 from tests.networks import drawn_network, small_config
@@ -93,7 +93,7 @@ def test_logits_and_attention_are_the_same(
     own = len(network.state_dict())
     assert f"{len(state)} tensors: {own} taken over, {len(state) - own} equal" in said
     images = torch.randn(3, 3, 32, 32)
-    trained = open_trained(tmp_path / "ours.pt")
+    trained = load_trained_model(tmp_path / "ours.pt")
     with torch.no_grad():
         for ours, theirs in zip(trained.model(images), network(images), strict=True):
             assert torch.equal(ours, theirs)
@@ -112,7 +112,7 @@ def test_other_ways_to_hold_the_heads(network: DualBranch, tmp_path: Path) -> No
     images = torch.randn(2, 3, 32, 32)
     with torch.no_grad():
         wanted = network(images).target_logits
-    torch.testing.assert_close(open_model(tmp_path / "ours.pt", "cpu").logits(images), wanted)
+    torch.testing.assert_close(load_model(tmp_path / "ours.pt", "cpu").logits(images), wanted)
 
 
 def test_every_tensor_is_accounted_for(network: DualBranch, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -18,8 +18,8 @@ import pytest
 import yaml
 from torch.distributed.run import get_args_parser
 
-from adadf_dist.config.load import Layer, build_config
-from adadf_dist.engine.deepspeed_config import deepspeed_settings
+from adadf_dist.config.load import ConfigLayer, build_config
+from adadf_dist.engine.deepspeed_config import make_deepspeed_config
 from tests.nodes import free_port
 from tests.patience import communicate, wait_until
 from tests.runs import ROOT, environment, records, settings, status
@@ -151,8 +151,10 @@ def test_the_example_settings_are_allowed_and_known_to_deepspeed(logged: bool, t
     given["comms_logger"]["enabled"] = logged
     path = tmp_path / "deepspeed.json"
     path.write_text(json.dumps(given))
-    config = build_config([Layer("test", {"engine": "deepspeed", "deepspeed.config": str(path), "batch_size": 64})])
-    made = deepspeed_settings(config, ranks=2)
+    config = build_config(
+        [ConfigLayer("test", {"engine": "deepspeed", "deepspeed.config": str(path), "batch_size": 64})]
+    )
+    made = make_deepspeed_config(config, ranks=2)
     assert given["zero_optimization"].items() <= made["zero_optimization"].items()
     assert made.get("comms_logger") == (given["comms_logger"] if logged else None)
     zero = pytest.importorskip("deepspeed.runtime.zero.config").DeepSpeedZeroConfig

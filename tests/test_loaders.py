@@ -12,14 +12,14 @@ import pytest
 import torch
 from PIL import Image
 
-from adadf_dist.config.load import Layer, build_config
+from adadf_dist.config.load import ConfigLayer, build_config
 from adadf_dist.config.schema import Config
 from adadf_dist.data.augment.apply_pillow import apply_stages
-from adadf_dist.data.augment.policy import draw
+from adadf_dist.data.augment.policy import sample_augmentations
 from adadf_dist.data.batch import Batch
 from adadf_dist.data.datamodule import open_data
 from adadf_dist.data.dataset import open_dataset
-from adadf_dist.data.sampling import epoch_batches, substitutes
+from adadf_dist.data.sampling import epoch_batches, replacement_candidates
 from adadf_dist.errors import UserError
 
 CPU = torch.device("cpu")
@@ -42,12 +42,12 @@ DEFAULTS: dict[str, object] = {"data.image_size": 48, "batch_size": 10, "data.wo
 
 def config_for(faces: Path, **changed: object) -> Config:
     values = {**DEFAULTS, "data.shards": str(faces)}
-    return build_config([Layer("test", values | {k.replace("__", "."): v for k, v in changed.items()})])
+    return build_config([ConfigLayer("test", values | {k.replace("__", "."): v for k, v in changed.items()})])
 
 
 def batches(config: Config, rank: int = 0, ranks: int = 1, first: int = 0, epoch: int = 0) -> list[Batch]:
     with open_data(config, rank, ranks, CPU) as data:
-        return list(data.train(epoch, first))
+        return list(data.train_batches(epoch, first))
 
 
 def test_pictures_are_what_one_would_make_by_hand(faces: Path, loader: str) -> None:
@@ -56,9 +56,9 @@ def test_pictures_are_what_one_would_make_by_hand(faces: Path, loader: str) -> N
     batch = batches(config)[0]
     assert batch.images.shape == (10, 3, 48, 48)
     erased = 0
-    for row, sample in enumerate(batch.samples.tolist()):
+    for row, sample in enumerate(batch.sample_ids.tolist()):
         image = Image.open(io.BytesIO(split.read(sample))).convert("RGB").resize((48, 48), Image.Resampling.BILINEAR)
-        drawn = draw(config.augment, 48, config.seed, 0, [sample])
+        drawn = sample_augmentations(config.augment, 48, config.seed, 0, [sample])
         pixels = np.asarray(apply_stages(image, drawn, 0)).astype(np.float64) / 255
         if drawn.flips[0]:
             pixels = pixels[:, ::-1]
@@ -76,8 +76,8 @@ def test_pictures_are_what_one_would_make_by_hand(faces: Path, loader: str) -> N
 def test_evaluation_pictures_are_plain(faces: Path, loader: str) -> None:
     split = open_dataset(faces).split("validation")
     with open_data(config_for(faces), 0, 1, CPU) as data:
-        seen = list(data.validation())
-    assert torch.cat([b.samples for b in seen]).tolist() == list(range(len(split)))
+        seen = list(data.val_batches())
+    assert torch.cat([b.sample_ids for b in seen]).tolist() == list(range(len(split)))
     image = Image.open(io.BytesIO(split.read(3))).convert("RGB").resize((48, 48), Image.Resampling.BILINEAR)
     wanted = (np.asarray(image) / 255 - [0.485, 0.456, 0.406]) / [0.229, 0.224, 0.225]
     tolerance = 1e-5 if loader == "torch" else ROUNDING
@@ -91,8 +91,8 @@ def test_ranks_share_one_order_and_one_augmentation(faces: Path, ranks: int) -> 
     for number, batch in enumerate(whole):
         pieces = [part[number] for part in parts]
         assert torch.equal(torch.cat([p.images for p in pieces]), batch.images)
-        assert torch.equal(torch.cat([p.samples for p in pieces]), batch.samples)
-        assert [p.first for p in pieces] == np.cumsum([0, *(len(p.labels) for p in pieces[:-1])]).tolist()
+        assert torch.equal(torch.cat([p.sample_ids for p in pieces]), batch.sample_ids)
+        assert [p.offset for p in pieces] == np.cumsum([0, *(len(p.labels) for p in pieces[:-1])]).tolist()
         assert {p.global_size for p in pieces} == {len(batch.labels)}
 
 
@@ -100,11 +100,11 @@ def test_workers_change_nothing_and_outlive_epochs(faces: Path, loader: str) -> 
     alone = [batches(config_for(faces), epoch=e) for e in (0, 1)]
     others = workers_of_this_process()  # of tests before this one
     with open_data(config_for(faces, data__workers=2), 0, 1, CPU) as data:
-        together = [list(data.train(0))]
+        together = [list(data.train_batches(0))]
         children = workers_of_this_process() - others
         assert len(children) == (2 if loader == "torch" else 0)
-        validation = list(data.validation())
-        together.append(list(data.train(1)))
+        validation = list(data.val_batches())
+        together.append(list(data.train_batches(1)))
         assert workers_of_this_process() - others == children
     assert len(validation) == 2
     for one, two in zip(alone, together, strict=True):
@@ -127,7 +127,7 @@ def test_a_resumed_epoch_is_the_rest_of_it(faces: Path) -> None:
 
 def test_a_second_pass_sees_the_same_faces(faces: Path) -> None:
     with open_data(config_for(faces), 0, 1, CPU) as data:
-        trained, measured = list(data.train(2)), list(data.measure(2))
+        trained, measured = list(data.train_batches(2)), list(data.class_distribution_batches(2))
     assert all(torch.equal(a.images, b.images) for a, b in zip(trained, measured, strict=True))
 
 
@@ -136,7 +136,7 @@ def spoil(faces: Path, folder: Path, split: str, spoilt: dict[int, bytes]) -> li
     shutil.copytree(faces, folder)
     opened = open_dataset(folder).split(split)
     for number, content in spoilt.items():
-        shard, offset, size = opened.places[number].tolist()
+        shard, offset, size = opened.locations[number].tolist()
         with (folder / opened.shards[shard]).open("r+b") as tar:
             tar.seek(offset)
             tar.write(content[:size].ljust(size, b"\0"))
@@ -187,20 +187,20 @@ def test_a_bad_face_is_replaced(faces: Path, tmp_path: Path, capsys: pytest.Capt
     stand_ins = []
     with open_data(config_for(tmp_path / "bad"), 0, 1, CPU) as data:
         for epoch in range(3):
-            good, seen = batches(config_for(faces), epoch=epoch), list(data.train(epoch))
+            good, seen = batches(config_for(faces), epoch=epoch), list(data.train_batches(epoch))
             for whole, mended in zip(good, seen, strict=True):
                 assert torch.equal(whole.labels, mended.labels)
-                for row, sample in enumerate(whole.samples.tolist()):
-                    other = int(mended.samples[row])
+                for row, sample in enumerate(whole.sample_ids.tolist()):
+                    other = int(mended.sample_ids[row])
                     if sample not in spoilt:
                         assert other == sample
                         assert torch.equal(whole.images[row], mended.images[row])
                         continue
-                    candidates = substitutes(split.labels, sample, 0, epoch)
+                    candidates = replacement_candidates(split.labels, sample, 0, epoch)
                     assert other == next(n for n in candidates if n not in spoilt)
                     stand_ins.append(other)
-        assert data.take_replaced() == 9
-        assert data.take_replaced() == 0
+        assert data.pop_num_replaced() == 9
+        assert data.pop_num_replaced() == 0
     assert len(stand_ins) == 9
     assert len(set(stand_ins)) > 3
     told = capsys.readouterr().err
@@ -220,7 +220,7 @@ def test_no_face_is_replaced_in_evaluation(faces: Path, tmp_path: Path) -> None:
         pytest.raises(UserError, match=f"face {key} of split validation"),
         open_data(config_for(tmp_path / "bad"), 0, 1, CPU) as data,
     ):
-        list(data.validation())
+        list(data.val_batches())
 
 
 def test_a_class_without_another_good_face(faces: Path, tmp_path: Path) -> None:
@@ -236,7 +236,7 @@ def test_samplers_take_what_the_plan_says(faces: Path, sampler: str) -> None:
     config = config_for(faces, data__sampler=sampler)
     plan = epoch_batches(labels, sampler, 10, config.seed, 1)
     seen = batches(config, epoch=1)
-    assert [b.samples.tolist() for b in seen] == [p.tolist() for p in plan]
+    assert [b.sample_ids.tolist() for b in seen] == [p.tolist() for p in plan]
     counts = torch.bincount(torch.cat([b.labels for b in seen]))
     assert len(set(counts[counts > 0].tolist())) == 1
 
@@ -244,8 +244,8 @@ def test_samplers_take_what_the_plan_says(faces: Path, sampler: str) -> None:
 def test_a_pass_left_early_does_not_disturb_the_next(faces: Path) -> None:
     with open_data(config_for(faces, data__workers=1, data__prefetch=1), 0, 1, CPU) as data:
         for _ in range(3):
-            next(iter(data.train(0)))
-        after = list(data.train(1))
+            next(iter(data.train_batches(0)))
+        after = list(data.train_batches(1))
     assert all(torch.equal(a.images, b.images) for a, b in zip(batches(config_for(faces), epoch=1), after, strict=True))
 
 
@@ -255,7 +255,7 @@ def test_memory_does_not_grow(faces: Path) -> None:
     used = []
     with open_data(config_for(faces), 0, 1, CPU) as data:
         for epoch in range(20):
-            for _ in data.train(epoch):
+            for _ in data.train_batches(epoch):
                 pass
             used.append(process.memory_info().rss / 2**20)
     assert used[-1] - used[5] < 12, used
@@ -267,12 +267,12 @@ def test_too_many_ranks_for_the_batches(faces: Path) -> None:
 
 
 def test_a_validation_split_is_carved_where_there_is_none(faces: Path, tmp_path: Path) -> None:
-    from adadf_dist.data.synthetic.dataset import build_embedded
+    from adadf_dist.data.synthetic.dataset import build_synthetic_dataset
 
-    build_embedded(tmp_path / "two", {"train": 60, "test": 10}, size=32)
+    build_synthetic_dataset(tmp_path / "two", {"train": 60, "test": 10}, size=32)
     with open_data(config_for(tmp_path / "two", data__validation_fraction=0.2), 0, 1, CPU) as data:
         train, validation = data.train_split, data.validation_split
         assert not set(train.keys) & set(validation.keys)
         assert len(train) + len(validation) == 60
-        seen = torch.cat([b.labels for b in data.validation()]).tolist()
+        seen = torch.cat([b.labels for b in data.val_batches()]).tolist()
         assert seen == validation.labels.tolist()

@@ -10,15 +10,15 @@ from pathlib import Path
 
 import pytest
 
-from adadf_dist.check.dataset import find_remote
-from adadf_dist.check.results import Mark
+from adadf_dist.check.dataset import inspect_remote_dataset
+from adadf_dist.check.results import Status
 from adadf_dist.check.run_dir import check_folder
-from adadf_dist.checkpoint.run_dir import sole_writer
-from adadf_dist.config.load import Layer, build_config
+from adadf_dist.checkpoint.run_dir import lock_run_dir
+from adadf_dist.config.load import ConfigLayer, build_config
 from adadf_dist.config.schema import DataConfig
-from adadf_dist.data.build.staging import staged
-from adadf_dist.data.remote.cache import local_folder
-from adadf_dist.errors import TakenError, UserError
+from adadf_dist.data.build.staging import staging_dir
+from adadf_dist.data.remote.cache import ensure_cached
+from adadf_dist.errors import RunDirLockedError, UserError
 from adadf_dist.files.locks import Owner, lock, probe
 from tests.ranks import alone
 from tests.remote_server import Site, serve
@@ -45,25 +45,25 @@ def site(faces: Path) -> Iterator[Site]:
 
 
 def test_a_run_folder_without_locks(no_locks: None, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=rf"out: \S+ {NO_LOCKS}"), sole_writer(tmp_path / "out"):
+    with pytest.raises(UserError, match=rf"out: \S+ {NO_LOCKS}"), lock_run_dir(tmp_path / "out"):
         pass
 
 
 def test_a_build_without_locks(no_locks: None, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=rf"--out: \S+ {NO_LOCKS}"), staged(tmp_path / "built", False, {}):
+    with pytest.raises(UserError, match=rf"--out: \S+ {NO_LOCKS}"), staging_dir(tmp_path / "built", False, {}):
         pass
 
 
 def test_a_cache_without_locks(no_locks: None, site: Site, tmp_path: Path) -> None:
     data = DataConfig(shards=site.url, cache=str(tmp_path / "cache"))
-    with pytest.raises(UserError, match=rf"data\.cache: \S+ {NO_LOCKS}"), local_folder(data):
+    with pytest.raises(UserError, match=rf"data\.cache: \S+ {NO_LOCKS}"), ensure_cached(data):
         pass
 
 
 def test_check_finds_a_run_folder_without_locks(no_locks: None, faces: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
-    line = check_folder(build_config([Layer("test", settings(faces, out))]), alone(), 7, 64)
-    assert line.mark is Mark.ERROR
+    line = check_folder(build_config([ConfigLayer("test", settings(faces, out))]), alone(), 7, 64)
+    assert line.mark is Status.ERROR
     assert "No locks available" in line.text
     assert not out.exists()
 
@@ -72,12 +72,12 @@ def test_check_finds_a_cache_without_locks(
     monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest, site: Site, tmp_path: Path
 ) -> None:
     values = settings(Path(site.url), tmp_path / "out", data__shards=site.url, data__cache=str(tmp_path / "a" / "b"))
-    config = build_config([Layer("test", values)])
-    _, line = find_remote(config, alone())
-    assert line.mark is Mark.OK
+    config = build_config([ConfigLayer("test", values)])
+    _, line = inspect_remote_dataset(config, alone())
+    assert line.mark is Status.OK
     request.getfixturevalue("no_locks")
-    _, line = find_remote(config, alone())
-    assert line.mark is Mark.ERROR
+    _, line = inspect_remote_dataset(config, alone())
+    assert line.mark is Status.ERROR
     assert "data.cache" in line.text
     assert "No locks available" in line.text
     assert not (tmp_path / "a").exists()
@@ -101,13 +101,13 @@ def test_a_lock_of_a_file_excludes_within_a_process(tmp_path: Path) -> None:
 
 def test_a_lock_of_a_process_excludes_another(tmp_path: Path) -> None:
     """Even a child that inherited the open file."""
-    with sole_writer(tmp_path):
+    with lock_run_dir(tmp_path):
         child = os.fork()
         if not child:
             try:
-                with sole_writer(tmp_path):
+                with lock_run_dir(tmp_path):
                     os._exit(1)
-            except TakenError:
+            except RunDirLockedError:
                 os._exit(0)
         assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
 
@@ -120,6 +120,6 @@ def test_a_cache_in_no_home_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None
     data = DataConfig(shards="http://127.0.0.1:9/faces")
     with (
         pytest.raises(UserError, match=r"data\.cache is ~/.*no home folder; set HOME or data\.cache"),
-        local_folder(data),
+        ensure_cached(data),
     ):
         pass

@@ -13,9 +13,9 @@ from torch import Tensor
 
 from adadf_dist.config.schema import LossConfig
 from adadf_dist.method.losses import (
+    BatchSlice,
     Losses,
-    Place,
-    Ramp,
+    LossWeights,
     adadf_loss,
     normalize_attention,
     ramp_weights,
@@ -29,8 +29,8 @@ GOLDEN = SHARED / "golden" / "ada_df_golden.json"
 needs_golden = pytest.mark.skipif(not GOLDEN.exists(), reason="the golden vectors are not here")
 
 
-def loss_of(output: Output, labels: Tensor, classes: Tensor, ramp: Ramp, config: LossConfig) -> Losses:
-    return adadf_loss(output, labels, classes, ramp, config, (alone(), Place(0, len(labels))))
+def loss_of(output: Output, labels: Tensor, classes: Tensor, ramp: LossWeights, config: LossConfig) -> Losses:
+    return adadf_loss(output, labels, classes, ramp, config, (alone(), BatchSlice(0, len(labels))))
 
 
 def random_case(rows: int, classes: int, seed: int, scale: float = 2.0) -> tuple[Output, Tensor, Tensor]:
@@ -45,7 +45,9 @@ def random_case(rows: int, classes: int, seed: int, scale: float = 2.0) -> tuple
     return Output(*logits, *attention), labels, (2 * draw(classes, classes)).softmax(dim=1)
 
 
-def naive_loss(output: Output, labels: Tensor, classes: Tensor, ramp: Ramp, config: LossConfig) -> dict[str, Any]:
+def naive_loss(
+    output: Output, labels: Tensor, classes: Tensor, ramp: LossWeights, config: LossConfig
+) -> dict[str, Any]:
     """Equations 3 and 8 to 14 in plain Python, one number at a time."""
     auxiliary, target, a, b = (t.tolist() for t in output)
     y, d, n = labels.tolist(), classes.tolist(), len(labels)
@@ -114,7 +116,7 @@ def test_golden_losses_and_gradients(number: int) -> None:
 @pytest.mark.parametrize(("rows", "classes", "margin"), [(16, 7, 0.07), (13, 8, 0.9), (5, 3, 0.5), (2, 2, 0.5)])
 def test_naive_recomputation(supervision: str, rows: int, classes: int, margin: float) -> None:
     config = LossConfig(supervision=supervision, rank_margin=margin, lambda_min=0.1)  # type: ignore[arg-type]
-    for seed, ramp in enumerate([Ramp(0.3, 1.0), Ramp(1.0, 0.4)]):
+    for seed, ramp in enumerate([LossWeights(0.3, 1.0), LossWeights(1.0, 0.4)]):
         output, labels, rows_of_classes = random_case(rows, classes, seed)
         losses = loss_of(output, labels, rows_of_classes, ramp, config)
         naive = naive_loss(output, labels, rows_of_classes, ramp, config)
@@ -135,7 +137,7 @@ def test_gradients_by_finite_differences(supervision: str) -> None:
     config = LossConfig(supervision=supervision, rank_margin=0.9)  # type: ignore[arg-type]
 
     def total(*parts: Tensor) -> Tensor:
-        return loss_of(Output(*parts), labels, classes, Ramp(0.7, 0.9), config).total
+        return loss_of(Output(*parts), labels, classes, LossWeights(0.7, 0.9), config).total
 
     assert torch.autograd.gradcheck(total, tuple(output))
 
@@ -143,7 +145,7 @@ def test_gradients_by_finite_differences(supervision: str) -> None:
 def test_detach_stops_the_gradient_through_the_fused_distribution() -> None:
     output, labels, classes = random_case(8, 5, 1)
     config = LossConfig(detach=True, rank_margin=0.0)
-    losses = loss_of(output, labels, classes, Ramp(1.0, 0.0), config)
+    losses = loss_of(output, labels, classes, LossWeights(1.0, 0.0), config)
     losses.total.backward()
     assert output.auxiliary_logits.grad is not None
     assert output.auxiliary_logits.grad.abs().max() == 0  # its own loss has weight 0 here
@@ -158,7 +160,7 @@ def test_one_hot_is_cross_entropy_of_the_only_branch() -> None:
     ones = torch.ones(6, dtype=torch.float64)
     config = LossConfig(supervision="one_hot")
     output = Output(logits, logits, ones, ones)
-    losses = loss_of(output, torch.tensor(labels), torch.eye(4), Ramp(0.2, 0.3), config)
+    losses = loss_of(output, torch.tensor(labels), torch.eye(4), LossWeights(0.2, 0.3), config)
     naive = -sum(logits.softmax(1)[i, y].log().item() for i, y in enumerate(labels)) / 6
     assert losses.total.item() == pytest.approx(naive, abs=1e-12)  # no ramp: there is one branch
     each = [-math.log(math.exp(z[y]) / sum(map(math.exp, z))) for z, y in zip(logits.tolist(), labels, strict=True)]
@@ -175,7 +177,7 @@ def test_equal_weights_give_one_and_finite_gradients() -> None:
     equal = output._replace(
         auxiliary_attention=same.clone().requires_grad_(), target_attention=same.clone().requires_grad_()
     )
-    losses = loss_of(equal, labels, classes, Ramp(1, 1), LossConfig())
+    losses = loss_of(equal, labels, classes, LossWeights(1, 1), LossConfig())
     losses.total.backward()
     assert losses.attention_weights.tolist() == [1.0] * 6
     assert equal.auxiliary_attention.grad is not None
@@ -237,7 +239,7 @@ def test_group_sizes_are_those_of_exact_arithmetic(ratio: str) -> None:
 def test_extreme_logits_stay_finite_in_float32() -> None:
     output, labels, classes = random_case(8, 4, 2, scale=300.0)
     single = Output(*(t.detach().float().requires_grad_() for t in output))
-    losses = loss_of(single, labels, classes.float(), Ramp(1, 1), LossConfig(supervision="label"))
+    losses = loss_of(single, labels, classes.float(), LossWeights(1, 1), LossConfig(supervision="label"))
     losses.total.backward()
     assert torch.isfinite(losses.total)
     assert all(torch.isfinite(t.grad).all() for t in single[:2] if t.grad is not None)
@@ -267,13 +269,13 @@ class Rank:
 def test_the_scope_of_a_step_over_ranks(scope: str) -> None:
     """Global: attention is compared over the batch, so ranks change nothing. Local: within each rank's rows."""
     config = LossConfig(scope=scope, rank_margin=0.9)  # type: ignore[arg-type]
-    ramp, (output, labels, classes) = Ramp(0.3, 0.8), random_case(13, 5, 4)
+    ramp, (output, labels, classes) = LossWeights(0.3, 0.8), random_case(13, 5, 4)
     attention = ((output.auxiliary_attention + output.target_attention) / 2).detach()
     whole = naive_loss(output, labels, classes, ramp, config)
     ranks, parts = [], []
     for rows in (slice(0, 8), slice(8, 13)):
         mine = Output(*(t[rows].detach() for t in output))
-        place = Place(rows.start, 13)
+        place = BatchSlice(rows.start, 13)
         ranks.append(adadf_loss(mine, labels[rows], classes, ramp, config, (Rank(2, attention), place)))
         parts.append(naive_loss(mine, labels[rows], classes, ramp, config))
     means = {name: sum(getattr(r, name).item() for r in ranks) / 2 for name in ("total", "cross_entropy")}

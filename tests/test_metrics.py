@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 
-from adadf_dist.metrics.classification import class_recalls, wilson_interval
+from adadf_dist.metrics.classification import per_class_recall, wilson_interval
 
 
 @pytest.mark.parametrize(("correct", "total"), [(0, 10), (10, 10), (81, 263), (2790, 3579)])
@@ -22,6 +22,6 @@ def test_wilson_ends_solve_the_score_equation(correct: int, total: int) -> None:
 
 def test_recalls() -> None:
     confusion = np.array([[8, 2, 0], [1, 3, 0], [0, 0, 0]])
-    recalls = class_recalls(confusion)
+    recalls = per_class_recall(confusion)
     assert recalls[:2].tolist() == [0.8, 0.75]
     assert math.isnan(recalls[2])

@@ -9,12 +9,12 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from adadf_dist.config.learning_rate import Position
-from adadf_dist.config.load import Layer, build_config
+from adadf_dist.config.load import ConfigLayer, build_config
 from adadf_dist.data.batch import Batch
 from adadf_dist.engine.ddp import DDPEngine
 from adadf_dist.method.class_distributions import ClassDistributions
-from adadf_dist.method.losses import Place
-from adadf_dist.tracking.sample_history import History
+from adadf_dist.method.losses import BatchSlice
+from adadf_dist.tracking.sample_history import SampleHistoryRecorder
 from tests.ranks import alone
 from tests.steps import LOSSES, take_step
 
@@ -38,17 +38,17 @@ class Watch(TorchDispatchMode):
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_no_operation_of_a_step_waits(supervision: str, precision: str) -> None:
     values = {"loss.supervision": supervision, "runtime.precision": precision, "model.backbone": "resnet10"}
-    config = build_config([Layer("test", {**values, "optimizer.ema": 0.9})])
+    config = build_config([ConfigLayer("test", {**values, "optimizer.ema": 0.9})])
     world = alone()
     engine = DDPEngine(config, 7, world)
     classes = ClassDistributions(7, config.class_distributions, world)
-    history = History(20, 7, world, listed=[3, 5])
+    history = SampleHistoryRecorder(20, 7, world, listed=[3, 5])
     images, labels, samples = torch.randn(8, 3, 32, 32), torch.arange(8) % 7, torch.arange(8)
 
     def step(number: int) -> None:
-        engine.schedule(Position(0, number, 0.0))
-        output, losses = take_step(engine, classes, (images, labels), (world, Place(0, 8)), config.loss)
-        history.observe(Batch(images, labels, samples, 0, 8), output, losses)
+        engine.set_schedule_step(Position(0, number, 0.0))
+        output, losses = take_step(engine, classes, (images, labels), (world, BatchSlice(0, 8)), config.loss)
+        history.update(Batch(images, labels, samples, 0, 8), output, losses)
         for name in LOSSES:
             assert getattr(losses, name).dtype == torch.float32  # bf16 ends at the heads
 

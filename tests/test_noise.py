@@ -11,12 +11,12 @@ import pytest
 import torch
 
 from adadf_dist import train
-from adadf_dist.config.load import Layer, build_config
+from adadf_dist.config.load import ConfigLayer, build_config
 from adadf_dist.config.schema import DataConfig
 from adadf_dist.data.datamodule import open_data
 from adadf_dist.data.dataset import open_dataset
-from adadf_dist.data.label_noise import LabelNoise, disturb, read_noise, symmetric
-from adadf_dist.data.synthetic.dataset import build_embedded
+from adadf_dist.data.label_noise import LabelNoise, apply_label_noise, read_noise, symmetric_noise
+from adadf_dist.data.synthetic.dataset import build_synthetic_dataset
 from adadf_dist.errors import UserError
 from tests.runs import settings
 
@@ -25,7 +25,7 @@ CLASSES = ("neutral", "happy", "sad", "surprise", "fear", "disgust", "anger")
 
 def test_symmetric_noise_is_exact_even_and_seeded() -> None:
     true = np.repeat(np.arange(7), 3000)
-    noise = symmetric(true, 7, 0.3, seed=0)
+    noise = symmetric_noise(true, 7, 0.3, seed=0)
     assert len(noise.changed) == round(0.3 * len(true))
     assert np.array_equal(noise.true, true)
     for c in range(7):  # even over the six others: chi-squared, 0.1 % limit of 5 degrees of freedom
@@ -33,25 +33,25 @@ def test_symmetric_noise_is_exact_even_and_seeded() -> None:
         assert counts[c] == 0
         others = np.delete(counts, c)
         assert ((others - others.mean()) ** 2 / others.mean()).sum() < 20.5
-    assert np.array_equal(noise.given, symmetric(true, 7, 0.3, seed=0).given)
-    assert not np.array_equal(noise.given, symmetric(true, 7, 0.3, seed=1).given)
-    assert len(symmetric(true, 7, 1.0, seed=0).changed) == len(true)
+    assert np.array_equal(noise.given, symmetric_noise(true, 7, 0.3, seed=0).given)
+    assert not np.array_equal(noise.given, symmetric_noise(true, 7, 0.3, seed=1).given)
+    assert len(symmetric_noise(true, 7, 1.0, seed=0).changed) == len(true)
 
 
 @pytest.mark.parametrize("carved", [False, True])
 def test_train_alone_is_disturbed(carved: bool, faces: Path, tmp_path: Path) -> None:
     if carved:
-        faces = build_embedded(tmp_path / "faces", {"train": 80, "test": 10}, size=32).folder
+        faces = build_synthetic_dataset(tmp_path / "faces", {"train": 80, "test": 10}, size=32).folder
     values = settings(faces, tmp_path / "out", data__validation_fraction="0.2")
     device = torch.device("cpu")
-    with open_data(build_config([Layer("test", values)]), 0, 1, device) as clean:
+    with open_data(build_config([ConfigLayer("test", values)]), 0, 1, device) as clean:
         pass
-    with open_data(build_config([Layer("test", {**values, "data.label_noise": 0.5})]), 0, 1, device) as noisy:
-        batch = next(noisy.train(0))
+    with open_data(build_config([ConfigLayer("test", {**values, "data.label_noise": 0.5})]), 0, 1, device) as noisy:
+        batch = next(noisy.train_batches(0))
     assert noisy.noise is not None
     assert np.array_equal(noisy.noise.true, clean.train_split.labels)
     assert (noisy.train_split.labels != clean.train_split.labels).sum() == round(0.5 * len(clean.train_split))
-    assert np.array_equal(batch.labels.numpy(), noisy.noise.given[batch.samples.numpy()])
+    assert np.array_equal(batch.labels.numpy(), noisy.noise.given[batch.sample_ids.numpy()])
     assert np.array_equal(noisy.validation_split.labels, clean.validation_split.labels)
     assert clean.test_split is not None
     assert noisy.test_split is not None
@@ -83,7 +83,7 @@ def test_a_confusion_matrix_in_any_order_of_classes(faces: Path, tmp_path: Path)
 
 def test_a_confusion_matrix_is_drawn_from(tmp_path: Path) -> None:
     counts = {"train": 1500}
-    split = build_embedded(tmp_path / "many", counts, size=16).split("train")
+    split = build_synthetic_dataset(tmp_path / "many", counts, size=16).split("train")
     rows = ["0.7,0.3,0,0,0,0,0", *(",".join("1" if i == j else "0" for j in range(7)) for i in range(1, 7))]
     noise = read_noise(split, write(tmp_path / "m.csv", "\n".join([",".join(CLASSES), *rows])), seed=0)
     first = split.labels == 0
@@ -133,17 +133,17 @@ def test_a_file_that_is_none(content: str, reason: str, faces: Path, tmp_path: P
 def test_a_file_that_is_missing(faces: Path, tmp_path: Path) -> None:
     config = DataConfig(label_noise_file=str(tmp_path / "nowhere.txt"))
     with pytest.raises(UserError, match=r"data\.label_noise_file: .*nowhere\.txt: no such file"):
-        disturb(open_dataset(faces).split("train"), config, 0)
+        apply_label_noise(open_dataset(faces).split("train"), config, 0)
 
 
 def test_both_kinds_at_once() -> None:
     with pytest.raises(UserError, match=r"data\.label_noise_file"):
-        build_config([Layer("test", {"data.label_noise": 0.1, "data.label_noise_file": "x"})])
+        build_config([ConfigLayer("test", {"data.label_noise": 0.1, "data.label_noise_file": "x"})])
 
 
 def test_a_run_lists_what_it_changed(faces: Path, tmp_path: Path) -> None:
     values = settings(faces, tmp_path / "out", data__label_noise="0.25", epochs="1")
-    assert train.run(build_config([Layer("test", values)])) is not None
+    assert train.run(build_config([ConfigLayer("test", values)])) is not None
     with (tmp_path / "out" / "noise.csv").open() as stream:
         rows = list(csv.DictReader(stream))
     index = pq.read_table(faces / "train.parquet").to_pydict()

@@ -12,8 +12,8 @@ import torch
 import yaml
 
 from adadf_dist import train
-from adadf_dist.checkpoint.trained_model import open_trained
-from adadf_dist.config.load import build_config, flatten, read_settings, to_dict
+from adadf_dist.checkpoint.trained_model import load_trained_model
+from adadf_dist.config.load import build_config, flatten, load_config_file, to_dict
 from adadf_dist.data.dataset import open_dataset
 from adadf_dist.report.__main__ import main as report
 from shards.verify import verify
@@ -39,7 +39,7 @@ def test_a_dataset_opens(old: Path) -> None:
 
 def test_a_config_file_gives_the_values_that_it_holds(old: Path) -> None:
     path = old / "ddp" / "config.yaml"
-    loaded = dict(flatten(to_dict(build_config([read_settings(path)]))))
+    loaded = dict(flatten(to_dict(build_config([load_config_file(path)]))))
     for key, value in flatten(yaml.safe_load(path.read_text())):
         assert loaded[key] == value or list(loaded[key]) == value, key
 
@@ -61,7 +61,7 @@ def test_a_run_resumes(old: Path, engine: str) -> None:
 
 
 def test_a_trained_network_opens_with_its_weights(old: Path) -> None:
-    trained = open_trained(write_checkpoint(old / "ddp"))
+    trained = load_trained_model(write_checkpoint(old / "ddp"))
     weights = trained.model.state_dict()
     assert torch.equal(weights["extractor.conv1.weight"], torch.full((64, 3, 7, 7), 0.01))
     assert trained.preprocessing.classes[0] == "neutral"

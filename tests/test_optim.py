@@ -11,7 +11,7 @@ from torch import nn
 
 from adadf_dist.config.learning_rate import Position, learning_rate
 from adadf_dist.config.schema import Config, OptimizerConfig
-from adadf_dist.engine.base import update_average
+from adadf_dist.engine.base import update_ema
 from adadf_dist.engine.optimizer import build_optimizer, set_learning_rate
 
 
@@ -77,7 +77,7 @@ def test_the_average_by_a_naive_loop() -> None:
             for parameter in model.parameters():
                 parameter.add_(torch.randn_like(parameter))
         model.seen.fill_(step)
-        update_average(average, model, decay=0.75)
+        update_ema(average, model, decay=0.75)
         wanted = {n: 0.75 * wanted[n] + 0.25 * p.detach() for n, p in model.named_parameters()}
     for name, parameter in average.named_parameters():
         torch.testing.assert_close(parameter.detach(), wanted[name])

@@ -12,11 +12,11 @@ import pytest
 import torch
 
 from adadf_dist.checkpoint.run_dir import check_run_folder
-from adadf_dist.config.load import Layer, build_config
+from adadf_dist.config.load import ConfigLayer, build_config
 from adadf_dist.distributed.world import World
 from adadf_dist.errors import UserError
-from adadf_dist.files.outputs import atomic_file, check_output, check_output_folder
-from adadf_dist.tracking.logger import open_log
+from adadf_dist.files.outputs import atomic_file, check_output_folder, check_output_path
+from adadf_dist.tracking.logger import open_logger
 from tests import trees
 from tests.test_shards import run_build
 
@@ -211,8 +211,8 @@ def test_a_run_does_not_replace_files_where_no_run_has_been(name: str, tmp_path:
     (folder / name).write_text("mine")
     with pytest.raises(UserError, match=rf"out: {folder} .*{name}.*give another --out"):
         check_run_folder(folder)
-    config = build_config([Layer("test", {"out": str(folder), "data.shards": "nowhere"})])
-    with pytest.raises(UserError, match=f"out: {folder} "), open_log(config, World(torch.device("cpu"))):
+    config = build_config([ConfigLayer("test", {"out": str(folder), "data.shards": "nowhere"})])
+    with pytest.raises(UserError, match=f"out: {folder} "), open_logger(config, World(torch.device("cpu"))):
         pass
     assert sorted(path.name for path in folder.iterdir()) == sorted([name, "slurm-17.out"])
     (folder / "checkpoints").mkdir()  # of a run, perhaps copied
@@ -237,7 +237,7 @@ def test_a_failed_build_lists_bad_images_in_its_own_folder(tmp_path: Path) -> No
     assert not file.exists()
 
 
-CHECKS: dict[str, Callable[[Path, bool], None]] = {"file": check_output, "folder": check_output_folder}
+CHECKS: dict[str, Callable[[Path, bool], None]] = {"file": check_output_path, "folder": check_output_folder}
 
 
 @pytest.mark.parametrize("check", CHECKS.values(), ids=CHECKS)

@@ -11,23 +11,23 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from adadf_dist.config.load import Layer, build_config, override
+from adadf_dist.config.load import ConfigLayer, build_config, override
 from adadf_dist.data.batch import Batch
 from adadf_dist.data.dataset import open_dataset
-from adadf_dist.data.sampling import cut, rank_bounds
+from adadf_dist.data.sampling import rank_slice, split_batches
 from adadf_dist.distributed.world import World
-from adadf_dist.engine.batch_norm import CrossRankBatchNorm
+from adadf_dist.engine.batch_norm import SyncBatchNorm2d
 from adadf_dist.engine.ddp import DDPEngine
 from adadf_dist.method.class_distributions import ClassDistributions
-from adadf_dist.method.losses import Place
+from adadf_dist.method.losses import BatchSlice
 from adadf_dist.metrics.evaluator import evaluate
-from adadf_dist.tracking.sample_history import History
+from adadf_dist.tracking.sample_history import SampleHistoryRecorder
 from tests.ranks import alone, run_ranks
 from tests.steps import over_ranks, take_step
 
 CLASSES = 7
 CONFIG = build_config(
-    [Layer("test", {"loss.rank_margin": 1.0, "runtime.precision": "fp32", "model.backbone": "resnet10"})]
+    [ConfigLayer("test", {"loss.rank_margin": 1.0, "runtime.precision": "fp32", "model.backbone": "resnet10"})]
 )
 """With the margin at its widest the rank regularisation is always active."""
 
@@ -50,19 +50,19 @@ def train_steps(world: World, slices: tuple[int, ...], steps: int) -> dict[str, 
         engine = DDPEngine(CONFIG, CLASSES, world)
         classes = ClassDistributions(CLASSES, CONFIG.class_distributions, world)
         total = sum(slices)
-        history = History(total, CLASSES, world, listed=[0, total - 1])
+        history = SampleHistoryRecorder(total, CLASSES, world, listed=[0, total - 1])
         losses_seen, gradients = [], {}
         for step in range(steps):
             images, labels = batch_of(total, step)
             first, end = bounds(slices, world.rank) if world.size > 1 else (0, total)
             images, labels = images[first:end], labels[first:end]
-            place = (world, Place(first, total))
+            place = (world, BatchSlice(first, total))
             output, losses = take_step(engine, classes, (images, labels), place, CONFIG.loss)
             if step == 0:
                 gradients = {n: p.grad.clone() for n, p in engine.model.named_parameters() if p.grad is not None}
-            history.observe(Batch(images, labels, torch.arange(first, end), first, total), output, losses)
+            history.update(Batch(images, labels, torch.arange(first, end), first, total), output, losses)
             losses_seen.append(over_ranks(losses, world).tolist())
-        commit = classes.commit()
+        commit = classes.finalize_epoch()
         return {
             "losses": losses_seen,
             "gradients": gradients,
@@ -127,7 +127,7 @@ def normalizing_apart(world: World) -> dict[str, Any]:
         engine.step(nn.functional.cross_entropy(output.target_logits, labels))
     norm = engine.model.extractor.bn1
     before = torch.stack([norm.running_mean, norm.running_var])
-    engine.consolidate()
+    engine.sync_for_eval()
     predicted = engine.predict(batch_of(4, 9)[0].float())
     state = {**engine.state_dict()["model"]}
     return {
@@ -178,7 +178,7 @@ def normalize(world: World, slices: tuple[int, ...], dtype: torch.dtype, channel
         layer.weight.copy_(torch.linspace(0.5, 1.5, 6))
         layer.bias.copy_(torch.linspace(-1, 1, 6))
     if world.size > 1:
-        layer = CrossRankBatchNorm.adopt(layer, world)
+        layer = SyncBatchNorm2d.from_batch_norm(layer, world)
     layer = layer.to(torch.float32 if dtype == torch.bfloat16 else dtype)
     rows = data[first:end].to(dtype)
     if channels_last:
@@ -189,7 +189,10 @@ def normalize(world: World, slices: tuple[int, ...], dtype: torch.dtype, channel
     assert rows.grad is not None
     assert layer.weight.grad is not None
     assert layer.bias.grad is not None
-    weight_grad, bias_grad = world.sum_(layer.weight.grad.clone()), world.sum_(layer.bias.grad.clone())
+    weight_grad, bias_grad = (
+        world.all_reduce_sum_(layer.weight.grad.clone()),
+        world.all_reduce_sum_(layer.bias.grad.clone()),
+    )
     assert layer.running_mean is not None
     assert layer.running_var is not None
     shared = [weight_grad, bias_grad, layer.running_mean, layer.running_var]
@@ -216,12 +219,12 @@ def test_batch_norm_over_ranks_in_bf16() -> None:
 
 
 def control(world: World) -> dict[str, object]:
-    shared = world.share({"from": world.rank})
-    collected = world.collect(world.rank * 10)
-    before = world.stop_agreed()
+    shared = world.broadcast_object({"from": world.rank})
+    collected = world.all_gather_object(world.rank * 10)
+    before = world.should_stop()
     if world.rank == 1:
         world.request_stop()
-    return {"shared": shared, "collected": collected, "before": before, "after": world.stop_agreed()}
+    return {"shared": shared, "collected": collected, "before": before, "after": world.should_stop()}
 
 
 def test_decisions_are_the_same_on_every_rank() -> None:
@@ -236,7 +239,7 @@ def class_state(world: World, state: dict[str, Tensor] | None, rows: int) -> dic
     classes = ClassDistributions(CLASSES, CONFIG.class_distributions, world)
     if state is not None:
         classes.load_state_dict(state)
-    first, end = rank_bounds(rows, world.rank, world.size)
+    first, end = rank_slice(rows, world.rank, world.size)
     classes.observe(logits[first:end], labels[first:end])
     return classes.state_dict()
 
@@ -267,8 +270,8 @@ def evaluation(world: World, folder: str) -> dict[str, object]:
     labels = torch.from_numpy(split.labels)
 
     def batches() -> Iterator[Batch]:
-        for members in map(torch.from_numpy, cut(torch.arange(len(split)).numpy(), 8)):
-            first, end = rank_bounds(len(members), world.rank, world.size)
+        for members in map(torch.from_numpy, split_batches(torch.arange(len(split)).numpy(), 8)):
+            first, end = rank_slice(len(members), world.rank, world.size)
             samples = members[first:end]
             images = samples.float().view(-1, 1, 1, 1).expand(-1, 3, 2, 2)
             yield Batch(images, labels[samples], samples, first, len(members))

@@ -9,7 +9,14 @@ from fractions import Fraction
 import numpy as np
 import pytest
 
-from adadf_dist.data.sampling import apportion, carve, cut, epoch_batches, rank_bounds, substitutes
+from adadf_dist.data.sampling import (
+    apportion,
+    epoch_batches,
+    rank_slice,
+    replacement_candidates,
+    split_batches,
+    stratified_holdout,
+)
 
 LABELS = np.repeat([0, 1, 2, 3], [50, 30, 7, 13])
 
@@ -88,21 +95,21 @@ def test_batches_differ_by_one_at_most(samples: int, batch_size: int) -> None:
 @pytest.mark.parametrize("ranks", [1, 2, 3, 5, 8])
 def test_slices_of_the_ranks_are_the_batch(ranks: int) -> None:
     for size in range(1, 40):
-        pieces = [range(*rank_bounds(size, rank, ranks)) for rank in range(ranks)]
+        pieces = [range(*rank_slice(size, rank, ranks)) for rank in range(ranks)]
         assert [i for piece in pieces for i in piece] == list(range(size))
         assert max(map(len, pieces)) - min(map(len, pieces)) <= 1
 
 
 def test_carving_is_stratified_and_seeded() -> None:
-    train, validation = carve(LABELS, 0.1, 0)
+    train, validation = stratified_holdout(LABELS, 0.1, 0)
     assert sorted([*train, *validation]) == list(range(100))
     assert np.bincount(LABELS[validation]).tolist() == [5, 3, 1, 1]
-    assert not np.array_equal(validation, carve(LABELS, 0.1, 1)[1])
-    assert np.array_equal(validation, carve(LABELS, 0.1, 0)[1])
+    assert not np.array_equal(validation, stratified_holdout(LABELS, 0.1, 1)[1])
+    assert np.array_equal(validation, stratified_holdout(LABELS, 0.1, 0)[1])
 
 
 def test_carving_leaves_both_sides_a_face_of_each_class_of_two() -> None:
-    train, validation = carve(np.array([0, 0, 1, 1, 1]), 0.9, 0)
+    train, validation = stratified_holdout(np.array([0, 0, 1, 1, 1]), 0.9, 0)
     assert set(np.array([0, 0, 1, 1, 1])[train]) == {0, 1}
     assert set(np.array([0, 0, 1, 1, 1])[validation]) == {0, 1}
 
@@ -110,10 +117,10 @@ def test_carving_leaves_both_sides_a_face_of_each_class_of_two() -> None:
 @pytest.mark.parametrize("sample", [0, 49, 83, 99])
 def test_a_substitute_is_another_sample_of_the_class(sample: int) -> None:
     others = [i for i in range(100) if LABELS[i] == LABELS[sample] and i != sample]
-    orders = [list(substitutes(LABELS, sample, 0, number)) for number in range(3)]
+    orders = [list(replacement_candidates(LABELS, sample, 0, number)) for number in range(3)]
     assert all(sorted(order) == others for order in orders)
     assert orders[0] != orders[1] != orders[2]
-    assert list(substitutes(LABELS, sample, 1, 0)) != orders[0]
+    assert list(replacement_candidates(LABELS, sample, 1, 0)) != orders[0]
 
 
 def test_random_numbers_are_those_of_earlier_versions() -> None:
@@ -123,13 +130,13 @@ def test_random_numbers_are_those_of_earlier_versions() -> None:
         np.random.default_rng((seed, 1, number)).shuffle(order)
         assert epoch("all", number, seed) == order.tolist()
         row = np.random.default_rng((seed, 5, number, 82)).permutation(np.arange(80, 87)).tolist()
-        assert list(substitutes(LABELS, 82, seed, number)) == [i for i in row if i != 82]
+        assert list(replacement_candidates(LABELS, 82, seed, number)) == [i for i in row if i != 82]
         first = np.random.default_rng((seed, 2)).permutation(np.arange(50))[:5]
-        assert carve(LABELS, 0.1, seed)[1][:5].tolist() == sorted(first.tolist())
+        assert stratified_holdout(LABELS, 0.1, seed)[1][:5].tolist() == sorted(first.tolist())
 
 
 def test_evaluation_batches_hold_each_sample_once() -> None:
-    assert np.concatenate(cut(np.arange(29), 8)).tolist() == list(range(29))
+    assert np.concatenate(split_batches(np.arange(29), 8)).tolist() == list(range(29))
 
 
 def test_an_epoch_of_affectnet_is_planned_in_well_under_a_second() -> None:

@@ -18,18 +18,18 @@ import torch
 from PIL import Image
 
 from adadf_dist.alignment.mtcnn import Face
-from adadf_dist.checkpoint.trained_model import TrainedNetwork, open_trained
+from adadf_dist.checkpoint.trained_model import TrainedPredictor, load_trained_model
 from adadf_dist.config.schema import Config
 from adadf_dist.data.datamodule import open_data
 from adadf_dist.data.dataset import open_dataset
-from adadf_dist.data.synthetic.faces import draw_face
+from adadf_dist.data.synthetic.faces import render_sample
 from adadf_dist.distributed.world import World
 from adadf_dist.export.__main__ import main as export
-from adadf_dist.export.exported_model import open_model
+from adadf_dist.export.exported_model import load_model
 from adadf_dist.files.text import unescape_name
-from adadf_dist.metrics.predictions import ask
+from adadf_dist.metrics.predictions import predict_split
 from adadf_dist.predict.__main__ import main
-from adadf_dist.predict.inputs import Picture, file_picture
+from adadf_dist.predict.inputs import ImageInput, file_picture
 from adadf_dist.predict.predictor import Predictor
 from tests.networks import drawn_network, save_checkpoint, small_config
 from tests.patience import communicate
@@ -62,7 +62,7 @@ def pictures(tmp_path: Path) -> Path:
     folder = tmp_path / "pictures"
     (folder / "below").mkdir(parents=True)
     for number, name in enumerate(["b.png", "a.jpg", "below/c.JPEG", "d.webp"]):
-        Image.fromarray(draw_face(1, number, 48).image).save(folder / name)
+        Image.fromarray(render_sample(1, number, 48).image).save(folder / name)
     (folder / "e.jpg").write_bytes(b"no picture")
     Image.new("RGB", (30, 7)).save(folder / "f.png")
     (folder / "notes.txt").write_text("no picture either")
@@ -98,8 +98,8 @@ def evaluation(checkpoint: Path, config: Config, split: str) -> np.ndarray:
     """[S, C]: what evaluation finds of a split, through the torch loader."""
     with open_data(config, 0, 1, CPU) as data:
         chosen = {"test": data.test_split, "train": data.train_split}[split]
-        network = TrainedNetwork(open_trained(checkpoint), CPU, "fp32")
-        return ask(network, data.evaluation(chosen), len(chosen), World(CPU)).target
+        network = TrainedPredictor(load_trained_model(checkpoint), CPU, "fp32")
+        return predict_split(network, data.eval_batches(chosen), len(chosen), World(CPU)).target_probs
 
 
 @pytest.mark.parametrize("kind", ["pt", "safetensors", "onnx", "pt2"])
@@ -107,7 +107,7 @@ def test_a_dataset_is_answered_as_in_evaluation(
     models: Path, faces: Path, kind: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out, lines = predict(capsys, models / f"model.{kind}", faces, "--batch-size", 7, "--device", "cpu")
-    wanted = evaluation(models / "model.pt", open_trained(models / "model.pt").config, "test")
+    wanted = evaluation(models / "model.pt", load_trained_model(models / "model.pt").config, "test")
     rows = read_csv(out)
     np.testing.assert_allclose(shares(rows), wanted, atol=1e-5)
     assert [row["prediction"] for row in rows] == [CLASSES[best] for best in wanted.argmax(axis=1)]
@@ -132,7 +132,7 @@ def test_the_split_is_the_one_asked_for(models: Path, faces: Path, capsys: pytes
     rows = read_csv(out)
     assert len(rows) == 64
     assert all(row["path"].startswith("train/") for row in rows)
-    wanted = evaluation(models / "model.pt", open_trained(models / "model.pt").config, "train")
+    wanted = evaluation(models / "model.pt", load_trained_model(models / "model.pt").config, "train")
     np.testing.assert_allclose(shares(rows), wanted, atol=1e-5)
 
 
@@ -162,7 +162,7 @@ def test_when_every_picture_failed(model: Path, pictures: Path, capsys: pytest.C
 
 
 def test_pixels_are_what_a_viewer_shows(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    face = Image.fromarray(draw_face(2, 0, 32).image)
+    face = Image.fromarray(render_sample(2, 0, 32).image)
     turned = face.transpose(Image.Transpose.ROTATE_90)  # which tag 6 turns back
     exif = Image.Exif()
     exif[0x0112] = 6
@@ -329,24 +329,24 @@ def test_rows_go_to_a_file(model: Path, pictures: Path, tmp_path: Path, capsys: 
 def test_no_more_is_read_ahead_than_a_few_batches(model: Path, pictures: Path) -> None:
     taken = []
 
-    def endless() -> Iterator[Picture]:
+    def endless() -> Iterator[ImageInput]:
         while True:
             taken.append(0)
             yield file_picture(str(pictures / "a.jpg"))
 
-    predictor = Predictor(open_model(model, "cpu"), batch_size=4, workers=2)
-    rows = predictor.rows(endless())
+    predictor = Predictor(load_model(model, "cpu"), batch_size=4, workers=2)
+    rows = predictor.predict(endless())
     for number in range(1, 4):
         assert len(next(rows)) == 4
         assert len(taken) <= 4 * number + 2 * 4 + 2 + 2  # judged, waiting, being decoded, in hand
 
 
 def test_what_ends_the_pictures_is_raised_after_the_rows_before(model: Path, pictures: Path) -> None:
-    def broken() -> Iterator[Picture]:
+    def broken() -> Iterator[ImageInput]:
         yield file_picture(str(pictures / "a.jpg"))
         raise PermissionError(13, "Permission denied", "locked")
 
-    rows = Predictor(open_model(model, "cpu"), batch_size=4, workers=2).rows(broken())
+    rows = Predictor(load_model(model, "cpu"), batch_size=4, workers=2).predict(broken())
     assert [row.face.error for row in next(rows)] == [""]
     with pytest.raises(PermissionError, match="locked"):
         next(rows)

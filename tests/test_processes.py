@@ -166,7 +166,7 @@ LEFTOVER_PIPELINE = """
     import torch
     from nvidia.dali import fn, pipeline_def, types
     from adadf_dist.data.datamodule import open_data
-    from adadf_dist.config.load import Layer, build_config
+    from adadf_dist.config.load import ConfigLayer, build_config
 
     @pipeline_def(batch_size=2, num_threads=2, device_id=None)
     def decoding():
@@ -184,7 +184,7 @@ LEFTOVER_PIPELINE = """
         del cycle
         os.register_at_fork(after_in_child=gc.collect)
         values = {"data.shards": sys.argv[1], "data.loader": "torch", "data.workers": 2, "batch_size": 10}
-        with open_data(build_config([Layer("test", values)]), 0, 1, torch.device("cpu")) as data:
+        with open_data(build_config([ConfigLayer("test", values)]), 0, 1, torch.device("cpu")) as data:
             print(sum(len(batch.labels) for batch in data.train(0)))
 """
 
@@ -223,7 +223,7 @@ def refuse(*args: object, **options: object) -> None:
 def test_the_torch_loader_needs_no_semaphore(faces: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("multiprocessing.synchronize.SemLock.__init__", refuse)
     with open_data(config_for(faces, data__loader="torch", data__workers=1), 0, 1, CPU) as data:
-        assert sum(len(batch.labels) for batch in data.train(0)) == 64
+        assert sum(len(batch.labels) for batch in data.train_batches(0)) == 64
 
 
 def finish_without_shared_memory(command: Sequence[str]) -> None:
@@ -257,14 +257,14 @@ def test_pipelines_end_without_the_garbage_collector(
     """A pipeline in a reference cycle is destroyed by whoever collects garbage, in whatever thread or process."""
     dali_loader = pytest.importorskip("adadf_dist.data.loaders.dali_loader", reason="DALI is not installed")
     alive: list[weakref.ref[object]] = []
-    build = dali_loader.decoding
+    build = dali_loader.decode_pipeline
 
     def watched(*args: object, **options: object) -> object:
         pipeline = build(*args, **options)
         alive.append(weakref.ref(pipeline))
         return pipeline
 
-    monkeypatch.setattr(dali_loader, "decoding", watched)
+    monkeypatch.setattr(dali_loader, "decode_pipeline", watched)
     gc.collect()
     gc.disable()
     try:
@@ -273,11 +273,11 @@ def test_pipelines_end_without_the_garbage_collector(
             assert alive and all(reference() is None for reference in alive)
             return
         with open_data(config_for(faces, data__loader="dali", data__prefetch=1), 0, 1, CPU) as data:
-            batches = iter(data.train(0))
+            batches = iter(data.train_batches(0))
             next(batches)
             if end == "left early":
                 del batches
-                next(iter(data.train(1)))
+                next(iter(data.train_batches(1)))
             elif end == "at the end":
                 list(batches)
         if end == "closed in mid-pass":
@@ -293,7 +293,7 @@ def end_by_a_bad_face(faces: Path, folder: Path) -> None:
     spoil(faces, folder, "train", {0: cut_short(faces, "train", 0)})
     config = config_for(folder, data__loader="dali", data__prefetch=1, data__max_bad_faces=0)
     with pytest.raises(UserError, match=r"shards\.verify"), open_data(config, 0, 1, CPU) as data:
-        list(data.train(0))
+        list(data.train_batches(0))
 
 
 def test_workers_have_the_environment_of_their_parent(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,13 +16,13 @@ import torch
 from tqdm import tqdm
 
 from adadf_dist import train
-from adadf_dist.checkpoint.progress import Progress
-from adadf_dist.config.load import Layer, build_config
+from adadf_dist.checkpoint.progress import TrainingProgress
+from adadf_dist.config.load import ConfigLayer, build_config
 from adadf_dist.console.progress import Pace
-from adadf_dist.distributed.heartbeat import Pulse
+from adadf_dist.distributed.heartbeat import Heartbeat
 from adadf_dist.method.losses import Losses
-from adadf_dist.tracking.logger import Log
-from adadf_dist.training.final_test import Result, describe
+from adadf_dist.tracking.logger import RunLogger
+from adadf_dist.training.final_test import Result, format_result
 from tests.ranks import alone
 from tests.runs import settings
 from tests.test_no_sync import Watch
@@ -69,13 +69,13 @@ def test_lines_come_within_seconds_and_then_regularly(clock: Clock) -> None:
     assert max(b - a for a, b in pairwise(lines)) <= 30
 
 
-def evaluated(pulse: Pulse, clock: Clock, batches: int) -> None:
-    for _ in pulse.over(range(batches), "evaluating test", 10 * batches, "samples", lambda thing: 10):
+def evaluated(pulse: Heartbeat, clock: Clock, batches: int) -> None:
+    for _ in pulse.wrap(range(batches), "evaluating test", 10 * batches, "samples", lambda thing: 10):
         clock.now += 1.0
 
 
 def test_a_long_phase_tells_how_far_it_is(clock: Clock, capsys: pytest.CaptureFixture[str]) -> None:
-    evaluated(Pulse(visible=True), clock, 60)
+    evaluated(Heartbeat(visible=True), clock, 60)
     lines = capsys.readouterr().err.splitlines()
     assert 3 <= len(lines) <= 7
     assert re.fullmatch(r"evaluating test: \d+ of 600 samples, 10/s, 0m\d\ds left", lines[0])
@@ -84,15 +84,15 @@ def test_a_long_phase_tells_how_far_it_is(clock: Clock, capsys: pytest.CaptureFi
 
 
 def test_short_phases_and_other_ranks_say_nothing(clock: Clock, capsys: pytest.CaptureFixture[str]) -> None:
-    evaluated(Pulse(visible=True), clock, 2)
-    evaluated(Pulse(), clock, 60)
+    evaluated(Heartbeat(visible=True), clock, 2)
+    evaluated(Heartbeat(), clock, 60)
     assert capsys.readouterr().err == ""
 
 
 def test_a_terminal_gets_a_bar(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
     terminal = Terminal()
     monkeypatch.setattr(sys, "stderr", terminal)
-    evaluated(Pulse(visible=True), clock, 3)
+    evaluated(Heartbeat(visible=True), clock, 3)
     assert "evaluating test" in terminal.getvalue()
     assert "/30" in terminal.getvalue()
 
@@ -102,35 +102,37 @@ def losses(value: float) -> Losses:
 
 
 @pytest.fixture
-def log(clock: Clock, tmp_path: Path) -> Iterator[Log]:
+def log(clock: Clock, tmp_path: Path) -> Iterator[RunLogger]:
     values = settings(tmp_path, tmp_path, runtime__log_every="10", batch_size="64", epochs="3")
-    log = Log(build_config([Layer("test", values)]), alone())
+    log = RunLogger(build_config([ConfigLayer("test", values)]), alone())
     yield log
     log.close()
 
 
-def epoch(log: Log, clock: Clock, batches: int, seconds: float, more: int = 0) -> None:
+def epoch(log: RunLogger, clock: Clock, batches: int, seconds: float, more: int = 0) -> None:
     """So many batches of a training pass, each taking so many seconds; `more` are left."""
-    progress = Progress()
+    progress = TrainingProgress()
     log.start_epoch(progress, batches + more)
     for _ in range(batches):
         clock.now += seconds
         progress.batch += 1
         progress.step += 1
-        log.step(progress, losses(1.5), 64, 1e-3)
+        log.log_step(progress, losses(1.5), 64, 1e-3)
 
 
-def test_an_epoch_of_slow_steps_shows_in_a_log_file(log: Log, clock: Clock, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_epoch_of_slow_steps_shows_in_a_log_file(
+    log: RunLogger, clock: Clock, capsys: pytest.CaptureFixture[str]
+) -> None:
     """Steps of 5 s whose losses come to the host every 10 steps, 50 s apart."""
     began = clock.now
     told: list[float] = []
-    say = log.say
+    say = log.info
 
     def note(text: str) -> None:
         told.append(clock.now - began)
         say(text)
 
-    log.say = note  # type: ignore[method-assign]
+    log.info = note  # type: ignore[method-assign]
     epoch(log, clock, 20, 5.0)
     gaps = [b - a for a, b in pairwise([0.0, *told, 100.0])]
     assert max(gaps) <= 30
@@ -145,7 +147,9 @@ def test_an_epoch_of_slow_steps_shows_in_a_log_file(log: Log, clock: Clock, caps
     assert "loss 1.5000" in lines[-1]
 
 
-def test_an_epoch_shows_no_loss_of_the_one_before(log: Log, clock: Clock, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_epoch_shows_no_loss_of_the_one_before(
+    log: RunLogger, clock: Clock, capsys: pytest.CaptureFixture[str]
+) -> None:
     """Epochs of 5 batches, losses that come to the host every 10 and at an epoch's end."""
     epoch(log, clock, 5, 10.0)
     assert "loss 1.5000" in capsys.readouterr().out
@@ -154,7 +158,9 @@ def test_an_epoch_shows_no_loss_of_the_one_before(log: Log, clock: Clock, capsys
     assert "batch 4/5" in lines and "loss" not in lines
 
 
-def test_a_terminal_shows_loss_rate_and_time_left(log: Log, clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_terminal_shows_loss_rate_and_time_left(
+    log: RunLogger, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
     terminal = Terminal()
     monkeypatch.setattr(sys, "stderr", terminal)
     monkeypatch.setattr("adadf_dist.tracking.logger.tqdm", EagerBar)
@@ -167,7 +173,7 @@ def test_a_terminal_shows_loss_rate_and_time_left(log: Log, clock: Clock, monkey
     assert "64 images/s" in text
 
 
-def test_showing_progress_waits_for_no_device(log: Log, clock: Clock) -> None:
+def test_showing_progress_waits_for_no_device(log: RunLogger, clock: Clock) -> None:
     with Watch() as watch:
         epoch(log, clock, 9, 20.0, more=9)  # losses would come to the host at the 10th
         assert watch.seen == []
@@ -175,11 +181,11 @@ def test_showing_progress_waits_for_no_device(log: Log, clock: Clock) -> None:
 
 def test_the_table_is_explained_once(faces: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "out"
-    train.run(build_config([Layer("test", settings(faces, out, epochs="2"))]))
+    train.run(build_config([ConfigLayer("test", settings(faces, out, epochs="2"))]))
     told = capsys.readouterr().out
     assert told.count("* best validation accuracy so far") == 1
     assert told.count("classes>=t: classes") == 1
-    train.run(build_config([Layer("test", settings(faces, out, epochs="3"))]))
+    train.run(build_config([ConfigLayer("test", settings(faces, out, epochs="3"))]))
     resumed = capsys.readouterr().out  # at epoch 3, which would otherwise be a row without a header
     assert resumed.count("* best validation accuracy so far") == 1
     assert resumed.count("epoch    loss") == 1
@@ -192,9 +198,9 @@ def measured(accuracy: float) -> dict[str, object]:
 
 
 def test_one_test_is_told_once() -> None:
-    same = describe(Result(2, 0.5, measured(0.25), measured(0.25), {}), epochs=2)
+    same = format_result(Result(2, 0.5, measured(0.25), measured(0.25), {}), epochs=2)
     assert [line for line in same if "25.00%" in line] == [same[1]]
     assert same[1].startswith("test accuracy, selected and last epoch")
-    two = describe(Result(1, 0.5, measured(0.25), measured(0.75), {}), epochs=2)
+    two = format_result(Result(1, 0.5, measured(0.25), measured(0.75), {}), epochs=2)
     assert sum("test accuracy, " in line for line in two) == 2
     assert math.isclose(float(two[2].split(": ")[1].split("%")[0]), 75.0)

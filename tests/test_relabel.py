@@ -10,14 +10,14 @@ import pytest
 import torch
 
 from adadf_dist import train
-from adadf_dist.config.load import Layer, build_config
+from adadf_dist.config.load import ConfigLayer, build_config
 from adadf_dist.config.schema import Config
-from adadf_dist.data.datamodule import Data, open_data
+from adadf_dist.data.datamodule import DataModule, open_data
 from adadf_dist.data.dataset import Dataset, Split, open_dataset
 from adadf_dist.data.relabel import read_decisions
-from adadf_dist.data.synthetic.dataset import build_embedded
+from adadf_dist.data.synthetic.dataset import build_synthetic_dataset
 from adadf_dist.errors import UserError
-from adadf_dist.tracking.artifacts import read_faces
+from adadf_dist.tracking.artifacts import load_samples
 from shards.build import main as build_main
 from tests import trees
 from tests.runs import settings
@@ -30,17 +30,19 @@ CLASSES = ("neutral", "happy", "sad", "surprise", "fear", "disgust", "anger")
 @pytest.fixture(scope="module")
 def carved(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Faces of which validation is carved by the trainer."""
-    return build_embedded(tmp_path_factory.mktemp("shards") / "faces", {"train": 90, "test": 10}, size=32).folder
+    return build_synthetic_dataset(
+        tmp_path_factory.mktemp("shards") / "faces", {"train": 90, "test": 10}, size=32
+    ).folder
 
 
-def opened(faces: Path, **more: object) -> Data:
+def opened(faces: Path, **more: object) -> DataModule:
     with open_data(config_of(faces, **more), 0, 1, CPU) as data:
         return data
 
 
 def config_of(faces: Path, **more: object) -> Config:
     values = settings(faces, Path("unused"))
-    return build_config([Layer("test", {**values, **{key.replace("__", "."): v for key, v in more.items()}})])
+    return build_config([ConfigLayer("test", {**values, **{key.replace("__", "."): v for key, v in more.items()}})])
 
 
 def write(path: Path, *lines: str) -> Path:
@@ -165,10 +167,10 @@ def test_a_run_keeps_what_it_trained_on_and_notices_a_changed_file(faces: Path, 
     lines = [f"{split.keys[5]},relabel,{other(split, 5)}", f"{split.keys[9]},drop,"]
     file = write(tmp_path / "r.csv", *lines)
     values = settings(faces, tmp_path / "run", data__relabel=str(file))
-    short, longer = (build_config([Layer("test", {**values, "epochs": epochs})]) for epochs in (1, 2))
+    short, longer = (build_config([ConfigLayer("test", {**values, "epochs": epochs})]) for epochs in (1, 2))
     assert train.run(short) is not None
     assert "r.csv: 1 training faces relabelled, 1 dropped" in (tmp_path / "run" / "run.json").read_text()
-    recorded = read_faces(tmp_path / "run")
+    recorded = load_samples(tmp_path / "run")
     assert len(recorded.labels) == len(split) - 1
     place = recorded.keys.tolist().index(str(split.keys[5]))
     assert split.classes[recorded.labels[place]] == other(split, 5)

@@ -19,33 +19,33 @@ from pathlib import Path
 import pytest
 import torch
 
-from adadf_dist.config.load import Layer, build_config
+from adadf_dist.config.load import ConfigLayer, build_config
 from adadf_dist.config.schema import Config, DataConfig
 from adadf_dist.data.batch import Batch
 from adadf_dist.data.build.builder import BuildOptions, build_dataset
 from adadf_dist.data.datamodule import open_data
 from adadf_dist.data.dataset import open_dataset
-from adadf_dist.data.loaders.streaming import Epoch
-from adadf_dist.data.remote.cache import local_folder
-from adadf_dist.data.remote.client import Cancelled, Remote, Transfer
-from adadf_dist.data.synthetic.dataset import open_embedded
+from adadf_dist.data.loaders.streaming import StreamPlan
+from adadf_dist.data.remote.cache import ensure_cached
+from adadf_dist.data.remote.client import Remote, RetryPolicy, TransferCancelled
+from adadf_dist.data.synthetic.dataset import make_synthetic_source
 from adadf_dist.distributed.world import World
 from adadf_dist.errors import UserError
-from adadf_dist.training.setup import shards_at_hand
+from adadf_dist.training.setup import local_shards
 from tests.forked import train_forked
 from tests.patience import communicate, wait_until
 from tests.ranks import run_ranks
 from tests.remote_server import Fault, Site, serve
 from tests.runs import ROOT, environment, finish, numbers, settings
 
-QUICK = Transfer(attempts=4, first_wait_s=0.01, stall_s=20, chunk_bytes=4096)
-HASTY = QUICK._replace(stall_s=0.3)  # only where the server stalls on purpose: a busy machine stalls too
+QUICK = RetryPolicy(attempts=4, initial_backoff_s=0.01, read_timeout_s=20, chunk_bytes=4096)
+HASTY = QUICK._replace(read_timeout_s=0.3)  # only where the server stalls on purpose: a busy machine stalls too
 CPU = torch.device("cpu")
 TAR = "train-000001.tar"
 
 
 def build(out: Path, seed: int = 0, **counts: int) -> Path:
-    source = open_embedded(counts or {"train": 60, "validation": 12, "test": 10}, 32, seed)
+    source = make_synthetic_source(counts or {"train": 60, "validation": 12, "test": 10}, 32, seed)
     build_dataset(source, out, BuildOptions(name="drawn", seed=seed, samples_per_shard=20))
     return out
 
@@ -73,8 +73,8 @@ def data(site: Site | str, tmp_path: Path, **more: object) -> DataConfig:
     return DataConfig(shards=url, cache=str(tmp_path / "cache"), **more)  # type: ignore[arg-type]
 
 
-def fetch(config: DataConfig, transfer: Transfer = QUICK) -> Path:
-    with local_folder(config, transfer=transfer) as folder:
+def fetch(config: DataConfig, transfer: RetryPolicy = QUICK) -> Path:
+    with ensure_cached(config, transfer=transfer) as folder:
         return folder
 
 
@@ -87,7 +87,7 @@ def same_files(folder: Path, original: Path) -> None:
     assert not list(folder.glob("*.partial"))
 
 
-def refused(config: DataConfig, transfer: Transfer = QUICK) -> str:
+def refused(config: DataConfig, transfer: RetryPolicy = QUICK) -> str:
     with pytest.raises(UserError) as caught:
         fetch(config, transfer)
     message = str(caught.value)
@@ -230,10 +230,10 @@ def test_cache_that_cannot_be_written(site: Site, tmp_path: Path, monkeypatch: p
 def test_disk_that_fills_up(site: Site, tmp_path: Path) -> None:
     """Files of this process may grow to 10 kB only: what the kernel then says is told as a full disk."""
     script = (
-        "import resource, signal, sys; from adadf_dist.data.remote.cache import local_folder\n"
-        "from adadf_dist.config.schema import DataConfig; from adadf_dist.console.exit import one_line_errors\n"
+        "import resource, signal, sys; from adadf_dist.data.remote.cache import ensure_cached\n"
+        "from adadf_dist.config.schema import DataConfig; from adadf_dist.console.exit import cli_errors\n"
         "signal.signal(signal.SIGXFSZ, signal.SIG_IGN); resource.setrlimit(resource.RLIMIT_FSIZE, (10000, 10000))\n"
-        "with one_line_errors('x'), local_folder(DataConfig(shards=sys.argv[1], cache=sys.argv[2])): pass\n"
+        "with cli_errors('x'), ensure_cached(DataConfig(shards=sys.argv[1], cache=sys.argv[2])): pass\n"
     )
     done = finish([sys.executable, "-c", script, site.url, str(tmp_path / "cache")], timeout=60)
     assert done.returncode == 2, done.stderr
@@ -242,9 +242,9 @@ def test_disk_that_fills_up(site: Site, tmp_path: Path) -> None:
 
 
 FETCH = (
-    "import sys; from adadf_dist.data.remote.cache import local_folder\n"
+    "import sys; from adadf_dist.data.remote.cache import ensure_cached\n"
     "from adadf_dist.config.schema import DataConfig\n"
-    "with local_folder(DataConfig(shards=sys.argv[1], cache=sys.argv[2])) as folder: print(folder)\n"
+    "with ensure_cached(DataConfig(shards=sys.argv[1], cache=sys.argv[2])) as folder: print(folder)\n"
 )
 
 
@@ -276,8 +276,8 @@ def test_cancel_ends_a_fetch_soon(site: Site, tmp_path: Path) -> None:
     site.faults = [Fault("tar", 99, status=500)]
     cancelled = threading.Event()
     threading.Timer(0.3, cancelled.set).start()
-    patient = QUICK._replace(attempts=50, first_wait_s=3600)
-    with pytest.raises(Cancelled), local_folder(data(site, tmp_path), cancelled=cancelled, transfer=patient):
+    patient = QUICK._replace(attempts=50, initial_backoff_s=3600)
+    with pytest.raises(TransferCancelled), ensure_cached(data(site, tmp_path), cancelled=cancelled, transfer=patient):
         pass
 
 
@@ -319,14 +319,14 @@ def test_eviction_takes_the_least_recently_used_and_spares_what_is_in_use(tmp_pa
         third = fetch(data(urls[2], tmp_path, cache_size_gb=room))
         assert folders[0].exists() and not folders[1].exists() and third.exists()
         os.utime(folders[0], (1e9, 1e9))  # the least recently used, but in use: by us, here
-        with local_folder(data(urls[0], tmp_path), transfer=QUICK), local_folder(data(urls[2], tmp_path)):
+        with ensure_cached(data(urls[0], tmp_path), transfer=QUICK), ensure_cached(data(urls[2], tmp_path)):
             assert "in use by other runs" in refused(data(urls[1], tmp_path, cache_size_gb=room))
             open_dataset(folders[0])
         assert "data.cache_size_gb" in refused(data(urls[1], tmp_path, cache_size_gb=1e-6))
 
 
 def test_locks_are_held_while_reading(site: Site, tmp_path: Path) -> None:
-    with local_folder(data(site, tmp_path), transfer=QUICK) as folder:
+    with ensure_cached(data(site, tmp_path), transfer=QUICK) as folder:
         path = tmp_path / "cache" / "locks" / f"{folder.name}.use"
         with path.open("a") as lock, pytest.raises(BlockingIOError):
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -335,7 +335,7 @@ def test_locks_are_held_while_reading(site: Site, tmp_path: Path) -> None:
 
 
 def test_bar_counts_bytes(site: Site, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    with local_folder(data(site, tmp_path), bar=True, transfer=QUICK):
+    with ensure_cached(data(site, tmp_path), bar=True, transfer=QUICK):
         pass
     shown = capsys.readouterr().err
     assert "fetching shards: 100%" in shown
@@ -379,12 +379,12 @@ def run_config(shards: str, tmp_path: Path, **more: object) -> Config:
         "batch_size": 14,
         "data.shuffle_buffer": 8,
     }
-    return build_config([Layer("test", values | {k.replace("__", "."): v for k, v in more.items()})])
+    return build_config([ConfigLayer("test", values | {k.replace("__", "."): v for k, v in more.items()})])
 
 
 def streamed(config: Config, rank: int, ranks: int, epoch: int = 0, first: int = 0) -> list[int]:
     with open_data(config, rank, ranks, CPU) as opened:
-        return [s for batch in opened.train(epoch, first) for s in batch.samples.tolist()]
+        return [s for batch in opened.train_batches(epoch, first) for s in batch.sample_ids.tolist()]
 
 
 @pytest.mark.parametrize(("ranks", "workers"), [(1, 0), (2, 1), (2, 2), (3, 0)])
@@ -397,18 +397,18 @@ def test_streaming_sees_each_face_once_in_equal_steps(
     everything: list[list[Batch]] = []
     for rank in range(ranks):
         with open_data(config, rank, ranks, CPU) as opened:
-            batches = list(opened.train(0))
+            batches = list(opened.train_batches(0))
             assert len(batches) == opened.num_batches(0) == 5
             everything.append(batches)
-            evaluation = [s for batch in opened.validation() for s in batch.samples.tolist()]
+            evaluation = [s for batch in opened.val_batches() for s in batch.sample_ids.tolist()]
             assert len(set(evaluation)) == len(evaluation)
     for pieces in zip(*everything, strict=True):
         assert sum(len(p.labels) for p in pieces) == pieces[0].global_size == 12
-        assert [p.first for p in pieces] == [sum(len(p.labels) for p in pieces[:n]) for n in range(ranks)]
-    seen = [s for batches in everything for b in batches for s in b.samples.tolist()]
+        assert [p.offset for p in pieces] == [sum(len(p.labels) for p in pieces[:n]) for n in range(ranks)]
+    seen = [s for batches in everything for b in batches for s in b.sample_ids.tolist()]
     assert Counter(seen) == Counter(range(60))
     for batch in everything[0]:
-        assert batch.labels.tolist() == split.labels[batch.samples.numpy()].tolist()
+        assert batch.labels.tolist() == split.labels[batch.sample_ids.numpy()].tolist()
     assert not list((tmp_path / "cache").rglob("train*.tar*"))
 
 
@@ -417,7 +417,9 @@ def test_streamed_pictures_are_the_cached_ones(site: Site, original: Path, tmp_p
     for access in ("cache", "stream"):
         config = run_config(site.url if access == "stream" else str(original), tmp_path, data__access=access)
         with open_data(config, 0, 1, CPU) as opened:
-            pictures.append({s: i for b in opened.train(1) for s, i in zip(b.samples.tolist(), b.images, strict=True)})
+            pictures.append(
+                {s: i for b in opened.train_batches(1) for s, i in zip(b.sample_ids.tolist(), b.images, strict=True)}
+            )
     assert pictures[0].keys() == pictures[1].keys() == set(range(60))
     assert all(torch.equal(pictures[0][n], pictures[1][n]) for n in range(60))
 
@@ -435,7 +437,7 @@ def test_runs_cut_every_epoch_exactly(original: Path) -> None:
     for ranks in (1, 2, 5):
         for lanes in (1, 3):
             for number in (0, 1):
-                epoch = Epoch(split, [16, 15, 15, 14], 3, number)
+                epoch = StreamPlan(split, [16, 15, 15, 14], 3, number)
                 runs = [run for r in range(ranks) for n in range(lanes) for run in epoch.runs(r, ranks, n, lanes)]
                 assert sorted(s for run in runs for s in run.samples.tolist()) == list(range(60))
                 assert len(runs) <= 3 + ranks * lanes  # a tar is opened once, and once more where a run begins in it
@@ -472,9 +474,9 @@ def at_hand(world: World, urls: list[str], folder: str) -> list[tuple[str, list[
     os.environ["LOCAL_RANK"] = str(world.rank)
     found = []
     for url in urls:
-        config = build_config([Layer("test", {"data.shards": url, "data.cache": folder})])
+        config = build_config([ConfigLayer("test", {"data.shards": url, "data.cache": folder})])
         try:
-            with shards_at_hand(config, world) as shards:
+            with local_shards(config, world) as shards:
                 found.append(("", sorted(path.name for path in shards.iterdir() if path.suffix == ".tar")))
         except UserError as error:
             found.append((str(error), []))

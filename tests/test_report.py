@@ -19,18 +19,24 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.text import Text
 from PIL import Image
 
-from adadf_dist.config.load import Layer, build_config, override
+from adadf_dist.config.load import ConfigLayer, build_config, override
 from adadf_dist.data.dataset import open_dataset
 from adadf_dist.report.__main__ import main
 from adadf_dist.report.api import report
-from adadf_dist.report.comparison import pair_up
+from adadf_dist.report.comparison import compare_groups
 from adadf_dist.report.figures.class_figures import class_means
-from adadf_dist.report.figures.index import maps
-from adadf_dist.report.figures.style import styled
-from adadf_dist.report.figures.tracked_sample import AUXILIARY, FUSED, face_figure, find_listed_face, stages
-from adadf_dist.report.figures.tsne import embed
+from adadf_dist.report.figures.index import tsne_figures
+from adadf_dist.report.figures.style import plot_style
+from adadf_dist.report.figures.tracked_sample import (
+    AUXILIARY,
+    FUSED,
+    distribution_stages,
+    face_figure,
+    find_tracked_sample,
+)
+from adadf_dist.report.figures.tsne import tsne_embedding
 from adadf_dist.report.page import health
-from adadf_dist.report.run_reader import Run, open_run
+from adadf_dist.report.run_reader import RunData, open_run
 from tests import browser
 from tests.patience import wait_until
 from tests.runs import finish, records, settings, train_here
@@ -137,9 +143,9 @@ def test_only_what_was_judged_is_said_to_be_well(tmp_path: Path) -> None:
     few = confusion([3, 3, 3], [4, 30, 6], [3, 7, 30])
     epochs = tuple(record(epoch, few, step=10 * epoch) for epoch in (1, 2))
     values = {"epochs": 2, "loss.epoch_threshold": 1, "optimizer.gamma": 1.0}
-    config = build_config([Layer("test", values)])
+    config = build_config([ConfigLayer("test", values)])
     facts = {"classes": ["fear", "happy", "sad"]}
-    text = " ".join(health([Run(tmp_path, config, facts, epochs, None)]))
+    text = " ".join(health([RunData(tmp_path, config, facts, epochs, None)]))
     judged, _, not_judged = text.partition("Not judged: ")
     assert (
         "Nothing found. Judged: settings against the length of the run, loader, samples that do not decode." in judged
@@ -152,7 +158,7 @@ def test_only_what_was_judged_is_said_to_be_well(tmp_path: Path) -> None:
     ):
         assert reason in not_judged
     slow = override(config, {"optimizer.warmup_steps": 200})
-    text = " ".join(health([Run(tmp_path, slow, facts, epochs, None)]))
+    text = " ".join(health([RunData(tmp_path, slow, facts, epochs, None)]))
     assert "the learning rate reaches at most 10% of optimizer.lr" in text and "Nothing found" not in text
 
 
@@ -218,7 +224,7 @@ def test_the_faces_are_ranked_and_pictured(run: Path, faces: Path) -> None:
 
 def test_an_ambiguous_face_is_found_and_told(run: Path, faces: Path) -> None:
     opened = open_run(run)
-    face = find_listed_face(opened)
+    face = find_tracked_sample(opened)
     assert face is not None and face.votes is not None
     split = open_dataset(faces).split("train")
     with np.load(run / "history" / "epoch-0003.npz") as epoch:
@@ -229,7 +235,7 @@ def test_an_ambiguous_face_is_found_and_told(run: Path, faces: Path) -> None:
     place = int(entropies.argmax())
     assert face.key == str(split.keys[listed[place]]) and f"Training face {face.key}" in Page(run / "report.html").text
     np.testing.assert_allclose(face.distributions[-1], rows[place])
-    shown = stages(opened, face)
+    shown = distribution_stages(opened, face)
     with np.load(run / "history" / "epoch-0002.npz") as before:
         np.testing.assert_allclose(shown["class (5)"], before["class_distributions"][face.label])
     # equation 12: the fused distribution lies between its two parts, by w'
@@ -268,7 +274,7 @@ def test_a_map_keeps_neighbours_together() -> None:
     random = np.random.default_rng(0)
     centres = 8 * random.normal(size=(3, 16))
     labels = np.arange(90) % 3
-    points = embed((centres[labels] + random.normal(size=(90, 16))).astype(np.float32))
+    points = tsne_embedding((centres[labels] + random.normal(size=(90, 16))).astype(np.float32))
     distances = np.linalg.norm(points[:, None] - points[None], axis=2) + 1e9 * np.eye(90)
     assert (labels[distances.argmin(axis=1)] == labels).all()
 
@@ -277,8 +283,8 @@ def test_the_map_is_beside_a_run_that_was_taught_otherwise(run: Path, baseline: 
     again = copy_of(baseline, tmp_path / "again", seed="7")
     twin = copy_of(run, tmp_path / "twin", seed="7")
     for first, others, second in ((baseline, (again, run), run), (run, (twin, again), again)):
-        (drawn,) = maps([open_run(folder) for folder in (first, *others)])
-        with styled():
+        (drawn,) = tsne_figures([open_run(folder) for folder in (first, *others)])
+        with plot_style():
             titles = [axes.get_title("left") for axes in drawn.make().axes]
         assert [title.rpartition(": ")[2] for title in titles] == [first.name, second.name]
 
@@ -290,7 +296,7 @@ def test_several_runs_are_paired_by_seed(run: Path, copies: Path, tmp_path: Path
         copy_of(run, copies / f"theirs{seed}", value, seed=str(seed), loss__lambda_min="0.4")
         for seed, value in enumerate(second)
     ]
-    (pair,) = pair_up([open_run(folder) for folder in (*mine, *theirs)])
+    (pair,) = compare_groups([open_run(folder) for folder in (*mine, *theirs)])
     assert (pair.name, pair.measure, pair.seeds) == ("loss.lambda_min = 0.4 (was 0.2)", "test", (0, 1, 2))
     assert pair.difference is not None
     assert pair.difference.mean == pytest.approx(fmean([0.02, 0.05, 0.01]))
@@ -306,12 +312,12 @@ def test_several_runs_are_paired_by_seed(run: Path, copies: Path, tmp_path: Path
     assert "loss.lambda_min" in page.text and "theirs2" in page.text
     assert [name for name, count in Counter(page.ids).items() if count > 1] == []
 
-    (alone,) = pair_up([open_run(mine[0]), open_run(theirs[0])])
+    (alone,) = compare_groups([open_run(mine[0]), open_run(theirs[0])])
     assert alone.difference is None
-    assert pair_up([open_run(mine[0]), open_run(theirs[1])]) == [], "no seed in common"
+    assert compare_groups([open_run(mine[0]), open_run(theirs[1])]) == [], "no seed in common"
     watched = copy_of(theirs[0], copies / "watched", runtime__profile="5")
-    assert len(pair_up([open_run(mine[0]), open_run(watched)])) == 1, "a profile is no other way of training"
-    assert pair_up([open_run(mine[0]), open_run(mine[1])]) == [], "one way of training"
+    assert len(compare_groups([open_run(mine[0]), open_run(watched)])) == 1, "a profile is no other way of training"
+    assert compare_groups([open_run(mine[0]), open_run(mine[1])]) == [], "one way of training"
 
 
 def test_runs_that_do_not_compare(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -340,9 +346,9 @@ def test_torn_files_of_a_run(run: Path, tmp_path: Path, capsys: pytest.CaptureFi
 
 def test_titles_do_not_touch(run: Path) -> None:
     opened = open_run(run)
-    face = find_listed_face(opened, "")
+    face = find_tracked_sample(opened, "")
     assert face is not None and face.votes is not None  # so there are most panels
-    with styled():
+    with plot_style():
         figure = face_figure(opened, face)
         FigureCanvasAgg(figure).draw()
         titles = [(axes, axes.get_title("left")) for axes in figure.axes]
@@ -397,7 +403,7 @@ def test_mistakes_are_told_in_a_line(run: Path, tmp_path: Path, capsys: pytest.C
     begun = copy_of(run, tmp_path / "begun")
     (begun / "metrics.jsonl").write_text("")
     assert "no epoch is finished yet" in wrong([str(begun)], capsys)
-    face = find_listed_face(open_run(run))
+    face = find_tracked_sample(open_run(run))
     assert face is not None
     assert f"did you mean {face.key}?" in wrong([str(run), "--face", f"{face.key}x"], capsys)
     with np.load(run / "history" / "epoch-0001.npz") as epoch, np.load(run / "faces.npz") as columns:
@@ -410,7 +416,7 @@ def test_mistakes_are_told_in_a_line(run: Path, tmp_path: Path, capsys: pytest.C
         np.savez(path, **columns)
     shutil.copy(run / "metrics.jsonl", begun)
     assert "no finished epoch has had it yet" in wrong([str(begun), "--face", face.key], capsys)
-    assert find_listed_face(open_run(begun)) is None
+    assert find_tracked_sample(open_run(begun)) is None
     there = tmp_path / "mine.html"
     there.write_text("mine")
     assert "--force to replace it" in wrong([str(run), "--out", str(there)], capsys)

@@ -8,11 +8,11 @@ from typing import Any
 import pytest
 import yaml
 
-from adadf_dist.check.dataset import Faces, check_schedule
-from adadf_dist.check.results import Mark
-from adadf_dist.checkpoint.manager import check_same_run
+from adadf_dist.check.dataset import DatasetInfo, check_schedule
+from adadf_dist.check.results import Status
+from adadf_dist.checkpoint.manager import check_config_compatible
 from adadf_dist.config.learning_rate import Position, learning_rate, warmup_steps
-from adadf_dist.config.load import Layer, build_config, preset_layer, to_dict
+from adadf_dist.config.load import ConfigLayer, build_config, load_preset, to_dict
 from adadf_dist.config.schema import Config
 from adadf_dist.diagnostics.run_length import find_problems, fix_divergence, peak_learning_rate
 from adadf_dist.errors import UserError
@@ -21,7 +21,7 @@ from adadf_dist.errors import UserError
 def preset(name: str, **changed: object) -> Config:
     """A preset with some keys changed; keyword arguments write `__` for the dot."""
     values = {key.replace("__", "."): value for key, value in changed.items()}
-    return build_config([preset_layer(name), Layer("test", values)])
+    return build_config([load_preset(name), ConfigLayer("test", values)])
 
 
 SENSELESS: dict[str, tuple[dict[str, Any], int, str]] = {
@@ -54,13 +54,13 @@ SENSELESS: dict[str, tuple[dict[str, Any], int, str]] = {
 @pytest.mark.parametrize("key", SENSELESS)
 def test_what_makes_no_sense_is_found_and_its_fix_is_one(key: str) -> None:
     values, steps, figure = SENSELESS[key]
-    config = build_config([Layer("test", values)])
+    config = build_config([ConfigLayer("test", values)])
     (problem,) = find_problems(config, steps)
     assert problem.key == key and key in problem.text and figure in problem.text
     assert "\n" not in str(problem)
     advised = re.search(rf"set {re.escape(key)} (?:=|to) ([\d.]*\d)", problem.fix)
     assert advised, problem.fix
-    fixed = build_config([Layer("test", values), Layer("fix", {key: yaml.safe_load(advised[1])})])
+    fixed = build_config([ConfigLayer("test", values), ConfigLayer("fix", {key: yaml.safe_load(advised[1])})])
     assert find_problems(fixed, steps) == []
 
 
@@ -79,7 +79,7 @@ def test_what_makes_no_sense_is_found_and_its_fix_is_one(key: str) -> None:
     ],
 )
 def test_what_makes_sense_is_not_found(values: dict[str, Any], steps: int) -> None:
-    assert find_problems(build_config([Layer("test", values)]), steps) == []
+    assert find_problems(build_config([ConfigLayer("test", values)]), steps) == []
 
 
 @pytest.mark.parametrize(
@@ -115,7 +115,7 @@ def test_the_presets_warm_up_as_they_did(name: str, steps_per_epoch: int, warmup
     ],
 )
 def test_no_advice_to_go_below_one(key: str, values: dict[str, Any], steps: int) -> None:
-    (problem,) = [p for p in find_problems(build_config([Layer("test", values)]), steps) if p.key == key]
+    (problem,) = [p for p in find_problems(build_config([ConfigLayer("test", values)]), steps) if p.key == key]
     assert f"set {key} to 1" in problem.fix and "or less" not in problem.fix
 
 
@@ -128,7 +128,7 @@ def test_a_small_rate_is_not_rounded_to_zero() -> None:
 
 def test_a_batch_of_all_samples_is_found() -> None:
     values = {"batch_size": 5000, "epochs": 20, "loss.epoch_threshold": 2, "optimizer.gamma": 1.0}
-    config = build_config([Layer("test", values)])
+    config = build_config([ConfigLayer("test", values)])
     (problem,) = find_problems(config, 1)
     assert problem.key == "batch_size" and "batch_size = 5000" in problem.text and "20" in problem.text
     assert find_problems(config, 2) == []
@@ -136,7 +136,7 @@ def test_a_batch_of_all_samples_is_found() -> None:
 
 def test_a_fraction_is_of_the_run() -> None:
     """A tenth of 5 epochs of 40 steps: 20 steps, in equal rises."""
-    config = build_config([Layer("test", {"optimizer.warmup_steps": "0.1", "epochs": 5, "optimizer.gamma": 1.0})])
+    config = build_config([ConfigLayer("test", {"optimizer.warmup_steps": "0.1", "epochs": 5, "optimizer.gamma": 1.0})])
     rates = [learning_rate(config, Position(step // 40, step, step / 40, 40)) for step in range(200)]
     expected = [1e-3 * (step + 1) / 20 if step < 20 else 1e-3 for step in range(200)]
     assert rates == pytest.approx(expected)
@@ -152,52 +152,53 @@ def test_a_fraction_is_of_the_run() -> None:
     ],
 )
 def test_the_highest_rate_is_that_of_some_step(values: dict[str, Any]) -> None:
-    config = build_config([Layer("test", values)])
+    config = build_config([ConfigLayer("test", values)])
     rates = [learning_rate(config, Position(step // 25, step, step / 25, 25)) for step in range(100)]
     assert peak_learning_rate(config, 25) == max(rates)
 
 
 @pytest.mark.parametrize("value", [200, "200", 0, 0.05, "0.05"])
 def test_steps_and_fractions_are_read_and_written(value: object) -> None:
-    config = build_config([Layer("test", {"optimizer.warmup_steps": value})])
+    config = build_config([ConfigLayer("test", {"optimizer.warmup_steps": value})])
     assert config.optimizer.warmup_steps == float(str(value))
     assert isinstance(config.optimizer.warmup_steps, float) is ("." in str(value))
-    again = build_config([Layer("again", yaml.safe_load(yaml.safe_dump(to_dict(config))))])
+    again = build_config([ConfigLayer("again", yaml.safe_load(yaml.safe_dump(to_dict(config))))])
     assert again == config and type(again.optimizer.warmup_steps) is type(config.optimizer.warmup_steps)
 
 
 @pytest.mark.parametrize("value", [1.0, 1.5, -1, -0.1, "20%"])
 def test_what_is_neither_is_refused(value: object) -> None:
     with pytest.raises(UserError, match=r"optimizer\.warmup_steps"):
-        build_config([Layer("test", {"optimizer.warmup_steps": value})])
+        build_config([ConfigLayer("test", {"optimizer.warmup_steps": value})])
 
 
 @pytest.mark.parametrize(("finished", "refused"), [(1, True), (2, False)])
 def test_a_run_is_extended_once_its_warm_up_is_over(finished: int, refused: bool) -> None:
     """A fifth of 5 or 8 epochs is 1 or 1.6 of them: after two, no rate of either run depends on their number."""
     saved, now = (
-        to_dict(build_config([Layer("test", {"optimizer.warmup_steps": 0.2, "epochs": epochs})])) for epochs in (5, 8)
+        to_dict(build_config([ConfigLayer("test", {"optimizer.warmup_steps": 0.2, "epochs": epochs})]))
+        for epochs in (5, 8)
     )
     if refused:
         with pytest.raises(UserError, match="epochs = 5"):
-            check_same_run(saved, now, "x.pt", finished)
+            check_config_compatible(saved, now, "x.pt", finished)
     else:
-        check_same_run(saved, now, "x.pt", finished)
+        check_config_compatible(saved, now, "x.pt", finished)
 
 
 def test_a_checkpoint_from_before_fractions_still_resumes() -> None:
     saved = to_dict(preset("fer2013", optimizer__warmup_steps=200))
-    check_same_run(saved, to_dict(preset("fer2013", optimizer__warmup_steps="200")), "x.pt", 1)
+    check_config_compatible(saved, to_dict(preset("fer2013", optimizer__warmup_steps="200")), "x.pt", 1)
 
 
 def test_check_warns_of_each(capsys: pytest.CaptureFixture[str]) -> None:
-    faces = Faces(7, 640, 64, batches=(64,) * 10)
+    faces = DatasetInfo(7, 640, 64, batches=(64,) * 10)
     config = preset("fer2013", epochs=2, optimizer__warmup_steps=200, loss__epoch_threshold=5)
     lines = check_schedule(config, faces)
-    assert [(line.name, line.mark) for line in lines] == [("schedule", Mark.WARNING)] * 2
+    assert [(line.name, line.mark) for line in lines] == [("schedule", Status.WARNING)] * 2
     assert "more than the run's 20 steps" in lines[0].text and "at most 5% of optimizer.lr" in lines[0].text
     (line,) = check_schedule(preset("fer2013"), faces)
-    assert (line.mark, line.text) == (Mark.OK, "100 steps (10 x 10)")
+    assert (line.mark, line.text) == (Status.OK, "100 steps (10 x 10)")
 
 
 def test_a_loss_that_is_not_finite_is_not_blamed_on_a_warm_up_that_is_long() -> None:

@@ -13,7 +13,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from adadf_dist.data.workers.task_pool import run_tasks
+from adadf_dist.data.workers.task_pool import map_tasks
 from adadf_dist.errors import UserError
 from tests.patience import communicate, wait_until
 from tests.runs import environment
@@ -23,7 +23,7 @@ pytestmark = pytest.mark.timeout(60)
 
 
 def run(folder: Path, *steps: str | Fatal, on_samples: Callable[[int], object] = int) -> list[object]:
-    return run_tasks(do_step, folder, steps, 2, on_samples)
+    return map_tasks(do_step, folder, steps, 2, on_samples)
 
 
 def has_ended(number: int) -> bool:
@@ -38,7 +38,7 @@ def test_results_are_in_the_order_of_the_tasks(tmp_path: Path, workers: int) -> 
     sizes = [2000, 0, 1, 30, 0, 700, 5]
     counted: list[int] = []
     steps = [str(size) for size in sizes]
-    assert run_tasks(do_step, tmp_path, steps, workers, counted.append) == steps
+    assert map_tasks(do_step, tmp_path, steps, workers, counted.append) == steps
     assert sum(counted) == sum(sizes)
 
 
@@ -63,7 +63,7 @@ def test_a_killed_worker_is_one_line_at_once(tmp_path: Path, moment: str) -> Non
 
 def test_a_worker_killed_while_it_starts(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"^worker \d .*SIGKILL"):
-        run_tasks(do_step, (tmp_path, Fatal()), ["0" * 2**24] * 2, 2, int)  # type: ignore[arg-type]
+        map_tasks(do_step, (tmp_path, Fatal()), ["0" * 2**24] * 2, 2, int)  # type: ignore[arg-type]
 
 
 def test_a_worker_killed_while_it_receives_a_task(tmp_path: Path) -> None:

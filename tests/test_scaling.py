@@ -21,14 +21,14 @@ from torch.distributed import distributed_c10d
 from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
 
 from adadf_dist import train
-from adadf_dist.config.load import Layer, build_config
+from adadf_dist.config.load import ConfigLayer, build_config
 from adadf_dist.config.schema import Config
 from adadf_dist.distributed.world import World
 from adadf_dist.method.backbones import build_resnet
 from benchmarks.__main__ import main
-from benchmarks.scaling.collective_timer import Tap, TappedStep, send_alone
-from benchmarks.scaling.comm_volume import Traffic, epoch_traffic, network, step_traffic
-from benchmarks.scaling.cost_model import Assumptions, Step, Work, measure_work, project, send_s
+from benchmarks.scaling.collective_timer import CollectiveTimer, StepTrace, time_messages
+from benchmarks.scaling.comm_volume import Communication, epoch_traffic, network, step_traffic
+from benchmarks.scaling.cost_model import Assumptions, ComputeWork, Step, estimate_step, measure_work, transfer_seconds
 from benchmarks.scaling.worker import loopback_bytes, split
 from benchmarks.step import rehearse
 from tests.ranks import run_ranks
@@ -41,7 +41,7 @@ Sent = Counter[tuple[str, str]]
 def small(**changed: object) -> Config:
     values = {"model.backbone": "resnet10", "data.image_size": 32, "batch_size": 9, "runtime.precision": "fp32"}
     return build_config(
-        [Layer("test", {**values, **{key.replace("__", "."): value for key, value in changed.items()}})]
+        [ConfigLayer("test", {**values, **{key.replace("__", "."): value for key, value in changed.items()}})]
     )
 
 
@@ -105,7 +105,7 @@ def test_a_step_on_paper_is_what_ranks_send(case: str, tmp_path: Path) -> None:
         assert (len(rank["buckets"]), sum(rank["buckets"])) == (paper["gradients"].calls, paper["gradients"].nbytes)
         assert rank["calls"]["all_reduce", "torch.float64"] == sum(norm.calls for norm in norms)
         assert rank["bytes"]["all_reduce", "torch.float64"] == sum(norm.nbytes for norm in norms)
-        attention = paper.get("attention", Traffic("", "all-reduce", 0, 0))
+        attention = paper.get("attention", Communication("", "all-reduce", 0, 0))
         assert rank["calls"]["all_reduce", "torch.float32"] == attention.calls
         assert rank["bytes"]["all_reduce", "torch.float32"] == attention.nbytes
 
@@ -113,7 +113,7 @@ def test_a_step_on_paper_is_what_ranks_send(case: str, tmp_path: Path) -> None:
 def whole_run(world: World, values: dict[str, str]) -> tuple[Sent, Sent]:
     calls, nbytes = Counter[Any](), Counter[Any]()
     record(calls, nbytes)
-    train.run(build_config([Layer("test", values)]))
+    train.run(build_config([ConfigLayer("test", values)]))
     return calls, nbytes
 
 
@@ -125,9 +125,9 @@ def test_an_epoch_on_paper_is_what_ranks_send(faces: Path, tmp_path: Path) -> No
         pace = {"runtime__stop_every": "2", "runtime__log_every": "2", "evaluation__test": "false"}
         values = settings(faces, tmp_path / epochs, epochs=epochs, **pace)
         found.append(run_ranks(whole_run, 2, values)[0])
-    config = build_config([Layer("test", values)])
+    config = build_config([ConfigLayer("test", values)])
     step = step_traffic(network(config, 7, False), config, 2, "cpu")
-    paper = [traffic.times(4) for traffic in step if traffic.part != "gradients"]  # 64 faces; DDP's own are not seen
+    paper = [traffic.scaled(4) for traffic in step if traffic.part != "gradients"]  # 64 faces; DDP's own are not seen
     paper += epoch_traffic(config, 7, 64)
     for number, field in enumerate(("calls", "nbytes")):
         sent = sum_by_operation(found[1][number]) - sum_by_operation(found[0][number])
@@ -167,18 +167,18 @@ def test_batch_norm_of_each_rank_sends_nothing() -> None:
 
 def late_rank(world: World) -> tuple[float, float, int]:
     """Rank 1 comes 0.3 s late to the second of two messages."""
-    tap = Tap(SimpleNamespace(), world)
+    tap = CollectiveTimer(SimpleNamespace(), world)
     tensor = torch.ones(1000)
 
     def step() -> None:
-        world.sum_(tensor)
+        world.all_reduce_sum_(tensor)
         time.sleep(0.3 * world.rank)
-        world.sum_(tensor)
+        world.all_reduce_sum_(tensor)
 
-    with tap.open():
-        tap.take(step)
+    with tap.install():
+        tap.record_step(step)
     (taken,) = tap.steps
-    (alone,) = send_alone(taken.messages, world, 1)
+    (alone,) = time_messages(taken.messages, world, 1)
     return *split(taken, alone), sum(message.nbytes for message in taken.messages)
 
 
@@ -190,7 +190,7 @@ def test_waiting_is_told_from_communication() -> None:
 
 
 def test_split_of_known_times() -> None:
-    step = TappedStep(began=0.0)
+    step = StepTrace(began=0.0)
     step.messages = [SimpleNamespace()] * 2  # type: ignore[list-item]
     step.marks = [(1.0, 1.5), (2.0, 2.1)]
     step.buckets = [SimpleNamespace()] * 2  # type: ignore[list-item]
@@ -203,7 +203,7 @@ def test_split_of_known_times() -> None:
 
 def test_the_tap_is_taken_off() -> None:
     before = dist.all_reduce
-    with Tap(SimpleNamespace(), World(torch.device("cpu"))).open():
+    with CollectiveTimer(SimpleNamespace(), World(torch.device("cpu"))).install():
         assert dist.all_reduce is not before
     assert dist.all_reduce is before
 
@@ -227,17 +227,19 @@ def test_loopback_counts_bytes() -> None:
 
 def test_sending_by_hand() -> None:
     assumptions = Assumptions(node_latency_us=10, network_latency_us=30, node_gb_s=100, network_gb_s=10)
-    reduce, gather = Traffic("", "all-reduce", 3, 10**9), Traffic("", "all-gather", 3, 10**9)
-    assert send_s(reduce, 8, assumptions) == pytest.approx(30e-6 + 2 * 7 / 8 / 100)
+    reduce, gather = Communication("", "all-reduce", 3, 10**9), Communication("", "all-gather", 3, 10**9)
+    assert transfer_seconds(reduce, 8, assumptions) == pytest.approx(30e-6 + 2 * 7 / 8 / 100)
     # two nodes: 1/8 of it goes over each GPU's link, half of that out and half back
-    assert send_s(reduce, 16, assumptions) == pytest.approx(120e-6 + 2 * 7 / 8 / 100 + 2 * (1 / 2) * (1 / 8) / 10)
-    assert send_s(gather, 8, assumptions) == pytest.approx(30e-6 + 7 / 100)
-    assert send_s(gather, 16, assumptions) == pytest.approx(120e-6 + 14 / 100 + 1 / 10)
+    assert transfer_seconds(reduce, 16, assumptions) == pytest.approx(
+        120e-6 + 2 * 7 / 8 / 100 + 2 * (1 / 2) * (1 / 8) / 10
+    )
+    assert transfer_seconds(gather, 8, assumptions) == pytest.approx(30e-6 + 7 / 100)
+    assert transfer_seconds(gather, 16, assumptions) == pytest.approx(120e-6 + 14 / 100 + 1 / 10)
 
 
 def projected(config: Config, gpus: int, **changed: float) -> Step:
     assumptions = replace(Assumptions(plain_images_per_s=10_000, plain_size=32), **changed)
-    step = project(config, network(config, 7, False), Work(2.0, 100), gpus, assumptions)
+    step = estimate_step(config, network(config, 7, False), ComputeWork(2.0, 100), gpus, assumptions)
     assert step is not None
     return step
 
@@ -252,7 +254,7 @@ def test_a_projected_step() -> None:
     messages = eight.batch_norm + eight.gradients + eight.attention
     waiting = eight.launches / 3  # of the forward pass, in which SyncBatchNorm makes the host wait
     assert eight.total == pytest.approx(eight.arithmetic + waiting + messages)
-    assert project(small(batch_size=15), network(config, 7, False), Work(2, 100), 8, Assumptions()) is None
+    assert estimate_step(small(batch_size=15), network(config, 7, False), ComputeWork(2, 100), 8, Assumptions()) is None
 
 
 @pytest.mark.parametrize(

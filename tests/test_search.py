@@ -14,13 +14,13 @@ import pyarrow.parquet
 import pytest
 from scipy import stats
 
-from adadf_dist.config.load import config_from_command_line
+from adadf_dist.config.load import parse_cli
 from adadf_dist.config.schema import Config
 from adadf_dist.errors import DiskFullError, UserError
 from tests.stand_in import OPTIONS, SPACE, Here, Stopped, base, begun, flat, planted, rows, study_of, train_by
-from tune.search import repeat, search
-from tune.study.asha import Halving
-from tune.study.study import Options, begin
+from tune.search import run_seeds, search
+from tune.study.asha import AshaSchedule
+from tune.study.study import SearchOptions, start
 from tune.study.trial import DEFAULT
 
 
@@ -28,10 +28,10 @@ def test_a_planted_optimum_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     trainer = train_by(monkeypatch, planted)
     study = begun(tmp_path, optimizer__lr=0.1)
     choice = search(study, Here())
-    assert choice.found
+    assert choice.improved
     best = tomllib.loads((tmp_path / "best.toml").read_text())
     assert best["optimizer"]["lr"] == 1e-3
-    config = config_from_command_line(["--config", str(tmp_path / "best.toml")])
+    config = parse_cli(["--config", str(tmp_path / "best.toml")])
     assert config.optimizer.lr == 1e-3 and config.epochs == 6 and config.evaluation.test
     winner = next(c for c in choice.candidates if c.number == choice.winner)
     assert config.loss.lambda_min == study.space.sample(0, winner.number)["loss.lambda_min"]
@@ -51,7 +51,7 @@ def test_the_test_split_is_read_by_the_winner_alone_and_once(tmp_path: Path, mon
 def test_noise_alone_chooses_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
     train_by(monkeypatch, flat)
     choice = search(begun(tmp_path), Here())
-    assert not choice.found
+    assert not choice.improved
     told = "too few seeds or samples to tell whether a configuration is better than the default"  # of three seeds
     assert told in capsys.readouterr().out
     best = (tmp_path / "best.toml").read_text()
@@ -61,7 +61,7 @@ def test_noise_alone_chooses_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyP
 def test_seeds_of_one_configuration(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
     """Nothing is chosen, so every run is tested."""
     trainer = train_by(monkeypatch, flat)
-    repeat(begun(tmp_path, Options(seeds=4)), Here())
+    run_seeds(begun(tmp_path, SearchOptions(seeds=4)), Here())
     accuracies = [flat(base(seed=seed), 6) for seed in range(1, 5)]
     interval = stats.t.interval(0.95, 3, np.mean(accuracies), stats.sem(accuracies))
     said = capsys.readouterr().out
@@ -74,7 +74,7 @@ def test_seeds_of_one_configuration(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 def test_halving_ends_what_is_poor(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The default, which all is measured by, and finals go to the end."""
     trainer = train_by(monkeypatch, planted)
-    study = begun(tmp_path, replace(OPTIONS, halving=Halving(2, 2, 6)), optimizer__lr=0.1)
+    study = begun(tmp_path, replace(OPTIONS, halving=AshaSchedule(2, 2, 6)), optimizer__lr=0.1)
     search(study, Here())
     by_name = {row["trial"]: row for row in rows(study)}
     for number in range(1, 7):
@@ -185,7 +185,7 @@ def test_finalists_are_different(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     """From each other and from the default, whatever their numbers."""
     train_by(monkeypatch, planted)
     space: dict[str, object] = {"optimizer.lr": {"choice": [1e-3, 1e-2, 1e-1]}}
-    study = begin(study_of(tmp_path, space, replace(OPTIONS, trials=9, finalists=4), optimizer__lr=0.1), resume=False)
+    study = start(study_of(tmp_path, space, replace(OPTIONS, trials=9, finalists=4), optimizer__lr=0.1), resume=False)
     choice = search(study, Here())
     rates = [study.space.sample(0, c.number)["optimizer.lr"] for c in choice.candidates if c.number != DEFAULT]
     assert sorted(rates) == [1e-3, 1e-2]
@@ -196,7 +196,7 @@ def test_a_dataset_without_a_test_split_has_an_answer(
 ) -> None:
     train_by(monkeypatch, planted)
     monkeypatch.setattr("tune.study.trial.read_test", lambda folder: {})
-    assert search(begun(tmp_path, optimizer__lr=0.1), Here()).found
+    assert search(begun(tmp_path, optimizer__lr=0.1), Here()).improved
     assert "no test split" in capsys.readouterr().out
     assert (tmp_path / "best.toml").exists()
 
@@ -216,7 +216,7 @@ def test_a_search_that_grows_says_what_test_has_seen(
 
     trainer.curve = another
     second = search(begun(tmp_path, replace(OPTIONS, seeds=6), optimizer__lr=0.1), Here())
-    assert second.winner != first.winner and second.found
+    assert second.winner != first.winner and second.improved
     assert len(trainer.epochs) == len(set(trainer.epochs))
     assert f"has been read before, by {first.winner:04d}-seed1" in capsys.readouterr().out
 
@@ -224,6 +224,6 @@ def test_a_search_that_grows_says_what_test_has_seen(
 def test_a_list_is_a_value(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     train_by(monkeypatch, flat)
     space: dict[str, object] = {"augment.erase_scale": {"grid": [[0.02, 0.1], [0.02, 0.2]]}}
-    study = begin(study_of(tmp_path, space, replace(OPTIONS, trials=2)), resume=False)
+    study = start(study_of(tmp_path, space, replace(OPTIONS, trials=2)), resume=False)
     search(study, Here())
     assert {row["augment.erase_scale"] for row in rows(study)} == {"[0.02, 0.25]", "[0.02, 0.1]", "[0.02, 0.2]"}

@@ -37,7 +37,7 @@ def sessions(study: Study) -> tuple[Any, dict[str, Any]]:
 def test_tensorboard_shows_each_trial_once(tmp_path: Path) -> None:
     study = make_study(tmp_path / "study", SPACE, trials=8, halving=HALVING)
     searched(study, halted=[2], failed=[7])
-    study.trials.end(study.drawn(8), "")
+    study.trials.finish(study.sampled(8), "")
     write_hparams(study, study.trials.outcomes())
     experiment, groups = sessions(study)
     assert set(groups) == {f"{number:04d}-seed0" for number in range(8)}, "the eighth has not ended"
@@ -45,9 +45,9 @@ def test_tensorboard_shows_each_trial_once(tmp_path: Path) -> None:
     assert [info.name.tag for info in experiment.metric_infos] == ["accuracy", "epochs", "test"]
     for number in range(8):
         name = f"{number:04d}-seed0"
-        trial = study.drawn(number) if number else study.default()
+        trial = study.sampled(number) if number else study.default()
         shown = {key: value.string_value or value.number_value for key, value in groups[name].hparams.items()}
-        assert shown == pytest.approx(study.values_of(trial))
+        assert shown == pytest.approx(study.full_values(trial))
         (session,) = groups[name].sessions
         assert session.name == name
         assert session.status == (api_pb2.STATUS_FAILURE if number == 7 else api_pb2.STATUS_SUCCESS)
@@ -66,12 +66,12 @@ def test_going_on_writes_no_trial_twice_and_the_test_appears(tmp_path: Path) -> 
     assert {path: path.stat().st_mtime_ns for path in study.trials.path.rglob("*tfevents*")} == before
     assert len(before) == 3
 
-    put(study, study.finals({0: {}})[0], [0.4, 0.5])
+    put(study, study.final_trials({0: {}})[0], [0.4, 0.5])
     write_hparams(study, study.trials.outcomes())
     assert "test" not in {m.name.tag for m in sessions(study)[1]["0000-seed1"].metric_values}
-    put(study, replace(study.finals({0: {}})[0], test=True), [0.4, 0.5], test=0.515)
+    put(study, replace(study.final_trials({0: {}})[0], test=True), [0.4, 0.5], test=0.515)
     write_hparams(study, study.trials.outcomes())
-    folder = study.trials.of(study.finals({0: {}})[0])
+    folder = study.trials.path_of(study.final_trials({0: {}})[0])
     assert len(list(folder.glob("*tfevents*"))) == 1
     events = EventAccumulator(str(folder))
     events.Reload()

@@ -23,9 +23,9 @@ from adadf_dist.metrics.comparison import Score
 from tests.studies import HALVING, SPACE, make_study, put, searched
 from tune.report.html_report import write_page
 from tune.report.importance import importance
-from tune.search import draw, search
-from tune.study.comparable import comparable
-from tune.study.selection import Choice, choose
+from tune.search import search, write_search_page
+from tune.study.comparable import match_budgets
+from tune.study.selection import Selection, select_winner
 from tune.study.study import Study
 from tune.study.trial import Trial
 
@@ -82,13 +82,13 @@ def numbers(value: Any) -> list[float]:
     return [math.nan if x is None else float(x) for x in value]
 
 
-def final(study: Study, accuracies: dict[int, list[float]]) -> Choice:
+def final(study: Study, accuracies: dict[int, list[float]]) -> Selection:
     """Trials on fresh seeds, the first of the default tested."""
-    values = {number: study.drawn(number).values if number else {} for number in accuracies}
-    for trial in study.finals(values):
+    values = {number: study.sampled(number).values if number else {} for number in accuracies}
+    for trial in study.final_trials(values):
         put(study, trial, [accuracies[trial.number][trial.seed - study.base.seed - 1]])
-    put(study, replace(study.finals({0: {}})[0], test=True), [accuracies[0][0]], test=0.515)
-    return choose({number: [Score(value, 10**13) for value in values] for number, values in accuracies.items()})
+    put(study, replace(study.final_trials({0: {}})[0], test=True), [accuracies[0][0]], test=0.515)
+    return select_winner({number: [Score(value, 10**13) for value in values] for number, values in accuracies.items()})
 
 
 def test_the_page_holds_all_of_the_search_and_loads_nothing(tmp_path: Path) -> None:
@@ -125,18 +125,18 @@ def test_dots_and_error_bars_are_where_they_should_be(tmp_path: Path) -> None:
     assert went["marker"]["symbol"] == "circle" and halted["marker"]["symbol"] == "circle-open"
     assert (numbers(of("the default")["x"]), numbers(of("the default")["y"])) == ([0.2], [0.6])
     names = re.findall(r"<b>(\d+)-seed0</b>", " ".join(went["text"]))
-    assert numbers(went["x"]) == [study.drawn(int(number)).values["loss.lambda_min"] for number in names]
+    assert numbers(went["x"]) == [study.sampled(int(number)).values["loss.lambda_min"] for number in names]
 
     for name, order in (("finalists on fresh seeds, mean and 95 %", [4, 9]), ("the default there", [0])):
         shown, bars = of(name), of(name)["error_y"]
         values = [accuracies[number] for number in order]
         halves = [stats.t.ppf(0.975, len(v) - 1) * stdev(v) / math.sqrt(len(v)) for v in values]
-        trials = [study.drawn(number) if number else study.default() for number in order]
-        assert numbers(shown["x"]) == [study.values_of(trial)["loss.lambda_min"] for trial in trials]
+        trials = [study.sampled(number) if number else study.default() for number in order]
+        assert numbers(shown["x"]) == [study.full_values(trial)["loss.lambda_min"] for trial in trials]
         assert numbers(shown["y"]) == pytest.approx([fmean(v) for v in values])
         assert numbers(bars["array"]) == pytest.approx(halves)
         assert numbers(bars["arrayminus"]) == pytest.approx(halves)
-    conditional = [n for n in range(1, 41) if study.drawn(n).values.get("optimizer.schedule") == "cosine"]
+    conditional = [n for n in range(1, 41) if study.sampled(n).values.get("optimizer.schedule") == "cosine"]
     assert len(numbers(of("went to its end", "x5")["x"])) == len(set(conditional) - {2, 3, 7})
     assert 5 < len(conditional) < 35
 
@@ -145,7 +145,7 @@ def test_what_decides_is_found(tmp_path: Path) -> None:
     study = make_study(tmp_path / "study", SPACE, halving=HALVING)
     searched(study, halted=range(10, 30))
     outcomes = study.trials.outcomes()
-    compared = comparable(study, outcomes)
+    compared = match_budgets(study, outcomes)
     assert compared.epochs == 2
     assert [round(a + 0.1, 9) for a in compared.accuracies[1:]] == [
         round(max(o.accuracies[:2]) + 0.1, 9) for o in outcomes[1:]
@@ -162,9 +162,9 @@ def test_what_decides_is_found(tmp_path: Path) -> None:
 def test_a_category_that_decides_is_found(tmp_path: Path) -> None:
     study = make_study(tmp_path / "study", SPACE)
     for number in range(1, 41):
-        trial = study.drawn(number)
+        trial = study.sampled(number)
         put(study, trial, [0.1, 0.2, 0.3, 0.7 if trial.values["optimizer.schedule"] == "cosine" else 0.6])
-    shares = importance(study, comparable(study, study.trials.outcomes())).shares
+    shares = importance(study, match_budgets(study, study.trials.outcomes())).shares
     assert next(iter(shares)) == "optimizer.schedule" and shares["optimizer.schedule"] > 0.6
 
 
@@ -173,11 +173,11 @@ def test_halting_does_not_decide(tmp_path: Path) -> None:
     study = make_study(tmp_path / "study", SPACE, halving=HALVING)
     noise = np.random.default_rng(1)
     for number in range(1, 41):
-        trial = study.drawn(number)
+        trial = study.sampled(number)
         start = [float(value) for value in 0.5 + 0.01 * noise.random(2)]
         halted = trial.values["loss.lambda_min"] > 0.25
         put(study, trial, start if halted else [*start, 0.8, 0.8], "halted" if halted else "finished")
-    compared = comparable(study, study.trials.outcomes())
+    compared = match_budgets(study, study.trials.outcomes())
     assert importance(study, compared).shares["loss.lambda_min"] < 0.6
     misled = compared._replace(accuracies=tuple(outcome.best for outcome in compared.outcomes))
     assert importance(study, misled).shares["loss.lambda_min"] > 0.9, "what comparing unlike epochs would say"
@@ -189,9 +189,9 @@ def test_parallel_coordinates(tmp_path: Path) -> None:
     traces = Page(write_page(study, study.trials.outcomes(), None)).figure("parallel")
     assert traces is not None
     lambda_min, rate, threshold, schedule, warmup, accuracy = traces[0]["dimensions"]
-    drawn = [study.default(), *(study.drawn(n) for n in range(1, 41) if n != 7)]
-    assert sorted(numbers(lambda_min["values"])) == sorted(study.values_of(t)["loss.lambda_min"] for t in drawn)
-    rates = sorted(math.log10(study.values_of(t)["optimizer.lr"]) for t in drawn)
+    drawn = [study.default(), *(study.sampled(n) for n in range(1, 41) if n != 7)]
+    assert sorted(numbers(lambda_min["values"])) == sorted(study.full_values(t)["loss.lambda_min"] for t in drawn)
+    rates = sorted(math.log10(study.full_values(t)["optimizer.lr"]) for t in drawn)
     assert sorted(numbers(rate["values"])) == pytest.approx(rates)
     assert rate["ticktext"][0] == "0.0001" and numbers(rate["tickvals"])[0] == pytest.approx(-4)
     assert threshold["ticktext"] == ["1", "3", "5", "10"], "in order, the default's 3 among them"
@@ -241,7 +241,7 @@ def test_without_its_packages_the_page_is_told_of(
     monkeypatch.setitem(sys.modules, missing, None)
     with pytest.raises(UserError, match=rf"no search.html: .*{missing}.*pip install 'adadf_dist\[tune\]'"):
         write_page(study, [], None)
-    draw(study, None)
+    write_search_page(study, None)
     told = capsys.readouterr().err
     assert told.startswith("warning: no search.html") and told.count("\n") == 1
     assert not (study.folder / "search.html").exists()
@@ -254,7 +254,7 @@ class Pretended:
         self.pages: list[str] = []
 
     def search(self, study: Study, told: Callable[[], None]) -> None:
-        self.run(study, [study.default(), *(study.drawn(n) for n in range(1, study.options.trials + 1))], told)
+        self.run(study, [study.default(), *(study.sampled(n) for n in range(1, study.options.trials + 1))], told)
 
     def run(self, study: Study, trials: Sequence[Trial], told: Callable[[], None]) -> None:
         path = study.folder / "search.html"

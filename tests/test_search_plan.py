@@ -12,7 +12,7 @@ from adadf_dist.errors import UserError
 from tests.stand_in import OPTIONS, SPACE, base, begun, study_of
 from tune.report.results import toml_of
 from tune.search_options import plan
-from tune.study.study import begin
+from tune.study.study import start
 
 
 def test_what_changed_since_is_named(tmp_path: Path) -> None:
@@ -20,17 +20,17 @@ def test_what_changed_since_is_named(tmp_path: Path) -> None:
     first = begun(tmp_path)  # of the one before no trial ever began
     first.trials.begin(first.default())
     with pytest.raises(UserError, match="holds a search; go on with it by --resume"):
-        begin(study_of(tmp_path, SPACE, OPTIONS), resume=False)
+        start(study_of(tmp_path, SPACE, OPTIONS), resume=False)
     with pytest.raises(UserError, match=r"base\.epochs was 6 and is now 7"):
         begun(tmp_path, epochs=7)
     wider = {**SPACE, "loss.lambda_min": {"uniform": [0.0, 0.6]}}
     with pytest.raises(UserError, match=r"lambda_min\.uniform was \[0\.0, 0\.5\] and is now \[0\.0, 0\.6\]"):
-        begin(study_of(tmp_path, wider, OPTIONS), resume=True)
+        start(study_of(tmp_path, wider, OPTIONS), resume=True)
     with pytest.raises(UserError, match=r"options\.trials was 6 and is now 5"):
         begun(tmp_path, replace(OPTIONS, trials=5))
     begun(tmp_path, replace(OPTIONS, trials=9, seeds=5, keep="all"), data__workers=7, runtime__timeout_s=99)
     with pytest.raises(UserError, match=r"study\.json: no such file; leave --resume out"):
-        begin(study_of(tmp_path / "none", SPACE, OPTIONS), resume=True)
+        start(study_of(tmp_path / "none", SPACE, OPTIONS), resume=True)
 
 
 @pytest.mark.parametrize(
@@ -54,7 +54,7 @@ def test_a_wrong_command_is_one_line(words: list[str], message: str) -> None:
 def test_a_folder_that_cannot_be_written(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="cannot be written"):
-        begin(study_of(tmp_path / "file" / "study", SPACE, OPTIONS), resume=False)
+        start(study_of(tmp_path / "file" / "study", SPACE, OPTIONS), resume=False)
 
 
 def test_paths_hold_on_every_node(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -80,7 +80,7 @@ def test_grids_are_gone_through_once(tmp_path: Path) -> None:
     space = tmp_path / "space.toml"
     space.write_text('"optimizer.lr" = { grid = [1e-3, 1e-2, 1e-1] }')
     study, _ = plan(["--preset", "demo", "--space", str(space)])
-    assert [trial.values.get("optimizer.lr") for trial in study.searched()] == [None, 1e-3, 1e-2, 1e-1]
+    assert [trial.values.get("optimizer.lr") for trial in study.search_trials()] == [None, 1e-3, 1e-2, 1e-1]
     with pytest.raises(UserError, match=r"--trials 4: the grids .* have 3 points"):
         plan(["--preset", "demo", "--space", str(space), "--trials", "4"])
     with pytest.raises(UserError, match=r"optimizer\.lr is a grid"):

@@ -30,7 +30,7 @@ from adadf_dist.data.dataset import Dataset, Split, open_dataset
 from adadf_dist.errors import UserError
 from shards.build import build, parse_arguments, summary
 from shards.build import main as build_main
-from shards.duplicates import carve
+from shards.duplicates import hold_out_splits
 from shards.verify import main as verify_main
 from shards.verify import verify
 from tests.patience import wait_until
@@ -363,7 +363,7 @@ def test_carved_shares_are_exact_and_keep_twins_together(seed: int) -> None:
     faces = rng.integers(0, 600, 1000).tolist()  # many twins
     labels = [content % 3 if content % 10 else int(rng.integers(3)) for content in faces]  # some in conflict
     digests = [str(content).encode() for content in faces]
-    carved = carve(range(1000), digests, labels, {"test": 0.2, "validation": 0.1}, seed)
+    carved = hold_out_splits(range(1000), digests, labels, {"test": 0.2, "validation": 0.1}, seed)
     homes: dict[int, set[str]] = {}
     for number, content in enumerate(faces):
         homes.setdefault(content, set()).add(carved.get(number, "train"))
@@ -375,7 +375,7 @@ def test_carved_shares_are_exact_and_keep_twins_together(seed: int) -> None:
         for split, fraction in (("test", 0.2), ("validation", 0.1)):
             got = sum(carved.get(number) == split for number in of_class)
             assert 0 <= got - round(fraction * len(of_class)) < most_twins
-    assert carve(range(1000), digests, labels, {"test": 0.2, "validation": 0.1}, seed + 7) != carved
+    assert hold_out_splits(range(1000), digests, labels, {"test": 0.2, "validation": 0.1}, seed + 7) != carved
 
 
 # A tree of folders

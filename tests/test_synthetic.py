@@ -25,11 +25,11 @@ from adadf_dist.data.synthetic.faces import (
     Face,
     bayes_accuracy,
     contact_sheet,
-    draw_face,
     main,
-    perceive,
+    perceived_distribution,
+    render_sample,
 )
-from adadf_dist.data.synthetic.renderer import APPEARANCE, Portrait
+from adadf_dist.data.synthetic.renderer import APPEARANCE, FaceRenderer
 from adadf_dist.errors import UserError
 
 TRAINING, HELD_OUT = 2000, 500
@@ -39,13 +39,13 @@ SIGNIFICANT = 1e-3
 
 @pytest.fixture(scope="module")
 def clear() -> list[Face]:
-    return [draw_face(1, index, size=48, ambiguity=0.0) for index in range(TRAINING + HELD_OUT)]
+    return [render_sample(1, index, size=48, ambiguity=0.0) for index in range(TRAINING + HELD_OUT)]
 
 
 @pytest.fixture(scope="module")
 def mixed() -> list[Face]:
     """As users get them, only small."""
-    return [draw_face(2, index, size=16) for index in range(1500)]
+    return [render_sample(2, index, size=16) for index in range(1500)]
 
 
 def fingerprint(face: Face) -> str:
@@ -54,27 +54,27 @@ def fingerprint(face: Face) -> str:
 
 
 def test_a_face_depends_on_its_number_alone() -> None:
-    forth = {index: fingerprint(draw_face(3, index)) for index in range(12)}
-    back = {index: fingerprint(draw_face(3, index)) for index in reversed(range(12))}
+    forth = {index: fingerprint(render_sample(3, index)) for index in range(12)}
+    back = {index: fingerprint(render_sample(3, index)) for index in reversed(range(12))}
     assert forth == back
-    assert len({*forth.values(), *(fingerprint(draw_face(4, index)) for index in range(12))}) == 24
+    assert len({*forth.values(), *(fingerprint(render_sample(4, index)) for index in range(12))}) == 24
 
 
 def test_another_process_draws_the_same_face() -> None:
     code = (
-        "import hashlib; from adadf_dist.data.synthetic.faces import draw_face; face = draw_face(2**40, 7)\n"
+        "import hashlib; from adadf_dist.data.synthetic.faces import render_sample; face = render_sample(2**40, 7)\n"
         "print(hashlib.sha256(face.image.tobytes() + face.votes.tobytes()).hexdigest())"
     )
     root, settings = Path(__file__).parents[1], {**os.environ, "PYTHONHASHSEED": "1"}  # ours is another
     done = subprocess.run([sys.executable, "-c", code], cwd=root, env=settings, capture_output=True, timeout=120)
-    here = draw_face(2**40, 7)
+    here = render_sample(2**40, 7)
     assert done.stdout.decode().strip() == hashlib.sha256(here.image.tobytes() + here.votes.tobytes()).hexdigest()
 
 
 @pytest.mark.parametrize("size", [16, 49, 128])
 def test_size_changes_the_picture_only(size: int) -> None:
     for index in range(4):
-        face, other = draw_face(5, index), draw_face(5, index, size)
+        face, other = render_sample(5, index), render_sample(5, index, size)
         assert other.image.shape == (size, size, 3)
         assert other.image.dtype == np.uint8
         assert (other.label, other.nuisance) == (face.label, face.nuisance)
@@ -98,7 +98,7 @@ def test_votes_and_labels(mixed: list[Face]) -> None:
 
 
 def test_ties_favour_nobody() -> None:
-    tied = [face for face in (draw_face(6, index, 16, ambiguity=1.0) for index in range(700)) if is_tied(face)]
+    tied = [face for face in (render_sample(6, index, 16, ambiguity=1.0) for index in range(700)) if is_tied(face)]
     lowest = sum(face.label == int(face.votes.argmax()) for face in tied)
     assert len(tied) > 50
     assert abs(lowest - len(tied) / 2) < 3.5 * np.sqrt(len(tied) / 4)  # ties of three are rare
@@ -127,18 +127,18 @@ def row(name: str) -> NDArray[np.float64]:
 
 def test_a_plain_expression_is_seen_as_the_table_says() -> None:
     for name in EMOTIONS:
-        np.testing.assert_allclose(perceive(full(name)), row(name), atol=1e-12)
+        np.testing.assert_allclose(perceived_distribution(full(name)), row(name), atol=1e-12)
 
 
 def test_a_blend_is_shared_by_its_weight() -> None:
     for one, other in itertools.permutations(EMOTIONS[1:], 2):
-        seen = perceive(full(one, 0.7) + full(other, 0.3))
+        seen = perceived_distribution(full(one, 0.7) + full(other, 0.3))
         np.testing.assert_allclose(seen, 0.7 * row(one) + 0.3 * row(other), atol=1e-12)
 
 
 def test_a_weaker_expression_looks_more_neutral() -> None:
     for name in EMOTIONS[1:]:
-        neutral = [perceive(full(name, intensity))[0] for intensity in np.linspace(0.8, 0.1, 8)]
+        neutral = [perceived_distribution(full(name, intensity))[0] for intensity in np.linspace(0.8, 0.1, 8)]
         assert all(before < after for before, after in itertools.pairwise(neutral))
         assert neutral[0] < 0.1
         assert neutral[-1] > 0.9
@@ -215,11 +215,11 @@ def test_no_nuisance_tells_the_label(mixed: list[Face], clear: list[Face]) -> No
 def test_every_action_unit_shows_and_nothing_else_moves() -> None:
     """Else no observer could read the true distribution off the picture."""
     for index in range(20):
-        look = draw_face(7, index, size=16).nuisance
+        look = render_sample(7, index, size=16).nuisance
         rest = dict.fromkeys(ACTION_UNITS, 0.0)
-        calm = Portrait(rest, look, 64).picture
+        calm = FaceRenderer(rest, look, 64).picture
         for unit in ACTION_UNITS:
-            change = np.abs(Portrait({**rest, unit: 1.0}, look, 64).picture - calm).max(axis=0)
+            change = np.abs(FaceRenderer({**rest, unit: 1.0}, look, 64).picture - calm).max(axis=0)
             assert (change > 0.06).sum() >= 10, f"action unit {unit} is all but invisible on face {index}"
             assert max(change[:4, :4].max(), change[:4, -4:].max()) == 0, f"action unit {unit} changes the backdrop"
 
@@ -298,7 +298,7 @@ def train(network: nn.Sequential, images: torch.Tensor, labels: torch.Tensor, ep
 )
 def test_what_cannot_be_drawn_is_named(seed: int, index: int, size: int, ambiguity: float, named: str) -> None:
     with pytest.raises(UserError, match=named) as caught:
-        draw_face(seed, index, size, ambiguity)
+        render_sample(seed, index, size, ambiguity)
     assert "\n" not in str(caught.value)
 
 
@@ -307,7 +307,7 @@ def test_the_sheet_has_a_row_for_each_emotion(tmp_path: Path) -> None:
     with Image.open(tmp_path / "sheet.png") as sheet:
         pixels = np.asarray(sheet)
     np.testing.assert_array_equal(pixels, np.asarray(contact_sheet(9, 16)))
-    faces = [draw_face(9, index, 16, ambiguity=0.0) for index in range(60)]
+    faces = [render_sample(9, index, 16, ambiguity=0.0) for index in range(60)]
     for number in range(len(EMOTIONS)):
         first = next(face for face in faces if face.distribution.argmax() == number)
         np.testing.assert_array_equal(pixels[20 * number : 20 * number + 16, 60:76], first.image)

@@ -14,9 +14,9 @@ from scipy import stats
 from adadf_dist.config.schema import Config
 from adadf_dist.errors import UserError
 from tests.stand_in import Here, Stopped, base, noise, train_by
-from tune.paper.grids import GRIDS, configurations, number_of, rows_of
-from tune.paper.published import PUBLISHED
-from tune.study.study import STUDY_FILE, begin
+from tune.paper.grids import GRIDS, config_id, configurations, rows_of
+from tune.paper.published import PAPER_RESULTS
+from tune.study.study import STUDY_FILE, start
 from tune.study.trial import DEFAULT
 from tune.tables import make_tables, plan
 
@@ -31,15 +31,15 @@ def better_fused(config: Config, epoch: int) -> float:
 def make(folder: Path, *names: str, seeds: int = 3, epochs: int = 2) -> str:
     command = [*names, "--preset", "rafdb", "--epochs", str(epochs), "--out", str(folder), "--seeds", str(seeds)]
     study, options, preset = plan(command)
-    begin(study, resume=(folder / STUDY_FILE).exists())
+    start(study, resume=(folder / STUDY_FILE).exists())
     make_tables(study, options.tables, preset, Here())
     return (folder / f"{names[0]}.md").read_text()
 
 
-@pytest.mark.parametrize("name", list(PUBLISHED))
+@pytest.mark.parametrize("name", list(PAPER_RESULTS))
 def test_every_published_figure_has_its_row(name: str) -> None:
     labels = {row.label for row in GRIDS[name].rows}
-    for figures in PUBLISHED[name].values():
+    for figures in PAPER_RESULTS[name].values():
         assert set(figures) <= labels
 
 
@@ -55,23 +55,23 @@ def test_published_figures_are_the_papers() -> None:
     assert len(found) == 9
     for place, (dataset, cells) in enumerate(found):
         figures = [float(cell.strip("% ")) for cell in cells.split("|")]
-        assert list(PUBLISHED[names[place // 3]][presets[dataset]].values()) == figures
+        assert list(PAPER_RESULTS[names[place // 3]][presets[dataset]].values()) == figures
     ablation = text[text.index("4.4 Distribution Analysis") : text.index("To separately evaluate")]
     rows = [re.findall(r"\d\d\.\d\d", line) for line in ablation.splitlines() if "✓" in line]
     columns = list(zip(*rows, strict=True))
     for preset, column in zip(("rafdb", "affectnet7", "sfew"), columns, strict=True):
-        assert list(PUBLISHED["ablation"][preset].values()) == [float(figure) for figure in column]
+        assert list(PAPER_RESULTS["ablation"][preset].values()) == [float(figure) for figure in column]
     for backbone, pattern in (
         ("resnet18", r"Ours \(ResNet18\) \| (.*) \|"),
         ("resnet50", r"Ours \(ResNet50\) \| (.*) \|"),
     ):
         cells = re.findall(pattern, text)[0].split("|")
-        assert [PUBLISHED["backbone"][p][backbone] for p in ("rafdb", "affectnet7", "sfew")] == [
+        assert [PAPER_RESULTS["backbone"][p][backbone] for p in ("rafdb", "affectnet7", "sfew")] == [
             float(c) for c in cells
         ]
     noisy = dict(re.findall(r"Ours \| ResNet18 \| (\d\d) \| (\d\d\.\d\d)", text))
     for share, figure in noisy.items():
-        assert PUBLISHED["noise"]["rafdb"][f"Ada-DF, {share} %"] == float(figure)
+        assert PAPER_RESULTS["noise"]["rafdb"][f"Ada-DF, {share} %"] == float(figure)
     assert len(noisy) == 3
 
 
@@ -85,7 +85,7 @@ def test_a_run_that_fits_many_tables_is_one() -> None:
     ]
     for name, label in [*shared, ("backbone", "resnet18"), ("noise", "Ada-DF, 0 %")]:
         row = next(row for row in rows_of(config, name) if row.label == label)
-        assert number_of(config, row) == DEFAULT
+        assert config_id(config, row) == DEFAULT
     every = configurations(config)
     # three sweeps of five and an ablation of four share the default; one backbone; noise adds three of each method
     assert len(every) == 1 + 3 * 4 + 3 + 1 + 6

@@ -22,12 +22,12 @@ import pytest
 
 from adadf_dist import train
 from adadf_dist.audit.__main__ import main as audit
-from adadf_dist.config.load import Layer, build_config
+from adadf_dist.config.load import ConfigLayer, build_config
 from adadf_dist.console import terminal
-from adadf_dist.console.exit import one_line_errors
+from adadf_dist.console.exit import cli_errors
 from adadf_dist.console.terminal import tolerant, tolerant_console, write_error
 from adadf_dist.evaluate.__main__ import main as evaluate
-from adadf_dist.training.watchdog import tell
+from adadf_dist.training.watchdog import write_stderr
 from shards.build import main as build
 from tests.runs import ROOT, command, environment, records, settings, status
 
@@ -139,7 +139,7 @@ def test_closed_streams_take_text(monkeypatch: pytest.MonkeyPatch) -> None:
     """`>&- 2>&-`: Python has no streams at all then."""
     monkeypatch.setattr(sys, "stdout", None)
     monkeypatch.setattr(sys, "stderr", None)
-    with one_line_errors("test"):
+    with cli_errors("test"):
         print("text", flush=True)
         assert not sys.stderr.isatty()
     assert sys.stdout is None
@@ -155,13 +155,13 @@ def test_closed_descriptors_are_not_given_to_files() -> None:
 
 @pytest.mark.parametrize("kind", GONE)
 def test_a_lost_log_is_no_error(kind: str) -> None:
-    with without_console(kind), one_line_errors("test"):
+    with without_console(kind), cli_errors("test"):
         print("text")
 
 
 @pytest.mark.parametrize("kind", GONE)
 def test_a_lost_report_is_an_error(kind: str) -> None:
-    with without_console(kind), pytest.raises(SystemExit) as ended, one_line_errors("test", prints="report"):
+    with without_console(kind), pytest.raises(SystemExit) as ended, cli_errors("test", prints="report"):
         print("text")
     assert ended.value.code in (1, 2)
 
@@ -169,7 +169,7 @@ def test_a_lost_report_is_an_error(kind: str) -> None:
 def test_a_watchdog_without_a_terminal_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
     descriptor = closed_terminal()
     monkeypatch.setattr("adadf_dist.training.watchdog.STDERR", descriptor)
-    tell("rank 0: no progress", stacks=True)
+    write_stderr("rank 0: no progress", stacks=True)
     os.close(descriptor)
 
 
@@ -209,7 +209,7 @@ def hang_up() -> Iterator[None]:
 
 def test_sighup_saves_and_stops(hang_up: None, faces: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
-    config = build_config([Layer("test", settings(faces, out))])
+    config = build_config([ConfigLayer("test", settings(faces, out))])
     assert train.run(config, lambda record: os.kill(os.getpid(), signal.SIGHUP)) is None
     assert status(out)["state"] == "stopped"
     assert train.run(config) is not None
@@ -220,7 +220,7 @@ def test_an_ignored_sighup_stays_ignored(hang_up: None, faces: Path, tmp_path: P
     """As `nohup` has it."""
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
     out = tmp_path / "out"
-    config = build_config([Layer("test", settings(faces, out, epochs="1"))])
+    config = build_config([ConfigLayer("test", settings(faces, out, epochs="1"))])
     assert train.run(config, lambda record: os.kill(os.getpid(), signal.SIGHUP)) is not None
     assert status(out)["state"] == "finished"
 

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import pytest
 
-from adadf_dist.config.load import Layer, build_config, read_settings
+from adadf_dist.config.load import ConfigLayer, build_config, load_config_file
 from adadf_dist.config.schema import Config
 from adadf_dist.engine.deepspeed_config import read_json
 from adadf_dist.errors import UserError
@@ -48,10 +48,10 @@ def test_every_encoding_that_names_itself(encode: Callable[[str], bytes], tmp_pa
 @pytest.mark.parametrize("kind", ["toml", "TOML", "yaml", "json", "deepspeed", "mapping", "space"])
 def test_every_settings_file_in_every_encoding(kind: str, encode: Callable[[str], bytes], tmp_path: Path) -> None:
     contents: dict[str, tuple[str, Callable[[Path], object], object]] = {
-        "toml": (TEXT, lambda path: read_settings(path).values, {"seed": 3}),
-        "TOML": (TEXT, lambda path: read_settings(path).values, {"seed": 3}),
-        "yaml": ("# Übung\nseed: 3\nout: é\n", lambda path: read_settings(path).values, {"seed": 3, "out": "é"}),
-        "json": ('{"seed": 3}\n', lambda path: read_settings(path).values, {"seed": 3}),
+        "toml": (TEXT, lambda path: load_config_file(path).values, {"seed": 3}),
+        "TOML": (TEXT, lambda path: load_config_file(path).values, {"seed": 3}),
+        "yaml": ("# Übung\nseed: 3\nout: é\n", lambda path: load_config_file(path).values, {"seed": 3, "out": "é"}),
+        "json": ('{"seed": 3}\n', lambda path: load_config_file(path).values, {"seed": 3}),
         "deepspeed": ('{"zero_optimization": {"stage": 1}}', read_json, {"zero_optimization": {"stage": 1}}),
         "mapping": (
             '"fröhlich" = "happy"\n"sad" = "sad"\n',
@@ -98,7 +98,7 @@ def test_what_is_not_text_is_one_line(content: bytes, reason: str, tmp_path: Pat
     for name in ("x.toml", "x.yaml"):
         (tmp_path / name).write_bytes(content)
         with pytest.raises(UserError) as caught:
-            read_settings(tmp_path / name)
+            load_config_file(tmp_path / name)
         assert f"{tmp_path / name}: {reason}" in str(caught.value)
         assert "\n" not in str(caught.value)
 
@@ -126,9 +126,9 @@ def test_an_ascii_locale_changes_nothing(tmp_path: Path) -> None:
     (tmp_path / "my.toml").write_bytes(TEXT.encode())
     script = (
         "import sys\n"
-        "from adadf_dist.config.load import read_settings\n"
+        "from adadf_dist.config.load import load_config_file\n"
         "from shards.build import main\n"
-        "assert read_settings(sys.argv[1] + '/my.toml').values == {'seed': 3}\n"
+        "assert load_config_file(sys.argv[1] + '/my.toml').values == {'seed': 3}\n"
         "main(['csv', '--csv', sys.argv[1] + '/list.csv', '--out', sys.argv[2], '--workers', '1',"
         " '--validation-fraction', '0'])\n"
     )
@@ -157,7 +157,7 @@ def test_a_key_that_appears_twice_is_an_error(name: str, tmp_path: Path) -> None
     content = {"x.toml": "seed = 1\nseed = 2\n", "x.yaml": "seed: 1\nseed: 2\n", "x.json": '{"seed": 1, "seed": 2}'}
     (tmp_path / name).write_text(content[name], encoding="utf-8")
     with pytest.raises(UserError, match=rf"{name}: does not parse: .*line") as caught:
-        read_settings(tmp_path / name)
+        load_config_file(tmp_path / name)
     assert "\n" not in str(caught.value)
     if name == "x.json":
         with pytest.raises(UserError, match=r"deepspeed\.config: .*key 'seed' appears twice"):
@@ -167,7 +167,7 @@ def test_a_key_that_appears_twice_is_an_error(name: str, tmp_path: Path) -> None
 def test_yaml_keeps_its_merge_keys(tmp_path: Path) -> None:
     text = "a: &a {x: 1}\nb: &b {y: 2}\nc:\n  <<: *a\n  <<: *b\n  x: 3\n"
     (tmp_path / "x.yaml").write_text(text, encoding="utf-8")
-    assert read_settings(tmp_path / "x.yaml").values["c"] == {"x": 3, "y": 2}
+    assert load_config_file(tmp_path / "x.yaml").values["c"] == {"x": 3, "y": 2}
 
 
 # Names of files
@@ -189,7 +189,7 @@ def test_escaped_names_are_text_and_come_back() -> None:
 
 def test_settings_refuse_paths_that_no_file_can_hold() -> None:
     with pytest.raises(UserError, match=r"command line: out: .*is not UTF-8 text"):
-        build_config([Layer("command line", {"out": "runs/fr\udcf6h"})])
+        build_config([ConfigLayer("command line", {"out": "runs/fr\udcf6h"})])
 
 
 # The product's code

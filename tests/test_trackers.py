@@ -17,12 +17,12 @@ import pytest
 import torch
 
 from adadf_dist import train
-from adadf_dist.config.load import Layer, build_config, flatten, to_dict
+from adadf_dist.config.load import ConfigLayer, build_config, flatten, to_dict
 from adadf_dist.config.schema import Config
 from adadf_dist.errors import UserError
 from adadf_dist.tracking import async_tracker
-from adadf_dist.tracking.async_tracker import Background, check_trackers
-from adadf_dist.tracking.profiler import Trace
+from adadf_dist.tracking.async_tracker import AsyncTracker, check_trackers
+from adadf_dist.tracking.profiler import StepProfiler
 from tests.forked import train_forked
 from tests.runs import assert_same_run, command, records, settings, train_here
 
@@ -122,13 +122,13 @@ def test_the_profile(tracked: Path, faces: Path) -> None:
 
 
 def test_a_run_too_short_for_a_profile(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    trace = Trace(tmp_path / "trace", 2, 10, torch.device("cpu"))
+    trace = StepProfiler(tmp_path / "trace", 2, 10, torch.device("cpu"))
     for _ in range(4):
         trace.step()
     trace.close()
-    assert "passes over 4 steps first" in capsys.readouterr().err
+    assert "skips the first 4 steps" in capsys.readouterr().err
     assert not (tmp_path / "trace").exists()
-    trace = Trace(tmp_path / "trace", 5, 10, torch.device("cpu"))
+    trace = StepProfiler(tmp_path / "trace", 5, 10, torch.device("cpu"))
     for _ in range(6):
         trace.step()
     trace.close()
@@ -161,9 +161,9 @@ def test_a_server_that_hangs(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Cap
     module.Tracker = Slow  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "slow_tracker", module)
     monkeypatch.setitem(async_tracker.MODULES, "slow", "slow_tracker")
-    monkeypatch.setattr(async_tracker, "PATIENCE_S", 0.2)
-    monkeypatch.setattr(async_tracker, "MOST_WAITING", 5)
-    background = Background("slow", Config())
+    monkeypatch.setattr(async_tracker, "FLUSH_TIMEOUT_S", 0.2)
+    monkeypatch.setattr(async_tracker, "MAX_QUEUE", 5)
+    background = AsyncTracker("slow", Config())
     try:
         for step in range(100):
             background.add("train", {"total": 1.0}, step)
@@ -175,7 +175,7 @@ def test_a_server_that_hangs(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Cap
 
 @pytest.mark.parametrize("name", ["wandb", "mlflow"])
 def test_a_package_that_is_missing(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    config = build_config([Layer("test", {"runtime.loggers": [name]})])
+    config = build_config([ConfigLayer("test", {"runtime.loggers": [name]})])
     check_trackers(config.runtime)
     own = importlib.util.find_spec
     monkeypatch.setattr(async_tracker, "find_spec", lambda wanted: None if wanted == name else own(wanted))
@@ -185,10 +185,10 @@ def test_a_package_that_is_missing(name: str, monkeypatch: pytest.MonkeyPatch) -
 
 def test_a_tracker_that_is_not_known() -> None:
     with pytest.raises(UserError, match=r"runtime\.loggers"):
-        build_config([Layer("test", {"runtime.loggers": ["wandbb"]})])
+        build_config([ConfigLayer("test", {"runtime.loggers": ["wandbb"]})])
 
 
 def test_the_keys_read_back() -> None:
-    config = build_config([Layer("test", {"runtime.loggers": ["wandb", "mlflow"], "runtime.profile": 3})])
+    config = build_config([ConfigLayer("test", {"runtime.loggers": ["wandb", "mlflow"], "runtime.profile": 3})])
     assert dict(flatten(to_dict(config)))["runtime.loggers"] == ["wandb", "mlflow"]
-    assert build_config([Layer("again", to_dict(config))]) == config
+    assert build_config([ConfigLayer("again", to_dict(config))]) == config

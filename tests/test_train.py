@@ -16,7 +16,7 @@ import yaml
 
 from adadf_dist import train
 from adadf_dist.checkpoint.storage import read_checkpoint
-from adadf_dist.config.load import Layer, build_config
+from adadf_dist.config.load import ConfigLayer, build_config
 from adadf_dist.engine.ddp import DDPEngine
 from adadf_dist.errors import UserError
 from tests.forked import train_forked
@@ -51,7 +51,7 @@ def test_a_run_leaves_what_it_promises(reference: Path) -> None:
 
 def test_the_written_configuration_starts_the_same_run(reference: Path, tmp_path: Path) -> None:
     values = yaml.safe_load((reference / "config.yaml").read_text())
-    config = build_config([Layer("config.yaml", values), Layer("test", {"out": str(tmp_path / "again")})])
+    config = build_config([ConfigLayer("config.yaml", values), ConfigLayer("test", {"out": str(tmp_path / "again")})])
     assert config.runtime.precision in ("fp32", "bf16")  # what `auto` came to
     train.run(config)
     assert_same_run(tmp_path / "again", reference)
@@ -177,7 +177,7 @@ def test_a_loss_that_is_not_finite_names_its_step(faces: Path, tmp_path: Path, m
         return losses._replace(total=losses.total * float("nan")) if len(calls) == 6 else losses
 
     monkeypatch.setattr(train, "adadf_loss", poisoned)
-    config = build_config([Layer("test", settings(faces, out, runtime__log_every="4"))])
+    config = build_config([ConfigLayer("test", settings(faces, out, runtime__log_every="4"))])
     with pytest.raises(UserError, match=r"step 6 \(epoch 2\): the loss is not finite"):
         train.run(config)
     kept = sorted((out / "checkpoints").glob("checkpoint-*.pt"))
@@ -191,7 +191,9 @@ def test_on_epoch_and_the_published_protocol(faces: Path, tmp_path: Path) -> Non
     values = settings(
         faces, tmp_path / "published", evaluation__protocol="published", class_distributions__source="pass"
     )
-    result = train.run(build_config([Layer("test", values)]), on_epoch=lambda record: seen.append(record["epoch"]))
+    result = train.run(
+        build_config([ConfigLayer("test", values)]), on_epoch=lambda record: seen.append(record["epoch"])
+    )
     assert seen == [1, 2]
     assert result is not None
     tested = {r["epoch"]: r["test_accuracy"] for r in records(tmp_path / "published", "epoch")}
@@ -201,7 +203,7 @@ def test_on_epoch_and_the_published_protocol(faces: Path, tmp_path: Path) -> Non
 @pytest.mark.parametrize("supervision", ["label", "class", "one_hot"])
 def test_ablations_train(supervision: str, faces: Path, tmp_path: Path) -> None:
     values = settings(faces, tmp_path / supervision, loss__supervision=supervision, epochs="1")
-    result = train.run(build_config([Layer("test", values)]))
+    result = train.run(build_config([ConfigLayer("test", values)]))
     assert result is not None
     assert result.test["samples"] == 30
 
@@ -217,7 +219,7 @@ def test_a_kill_between_checkpoint_and_selection(reference: Path, faces: Path, t
     newest = sorted((out / "checkpoints").glob("checkpoint-*"))[-1]
     if f"-{best:04d}-" in newest.name:  # what a kill leaves: the new checkpoint, and the old selection
         os.link(other, out / "checkpoints" / "selected.pt")
-        assert train.run(build_config([Layer("test", settings(faces, out))])) is not None
+        assert train.run(build_config([ConfigLayer("test", settings(faces, out))])) is not None
         assert read_checkpoint(out / "checkpoints" / "selected.pt")["progress"]["epoch"] == best
         assert (
             json.loads((out / "result.json").read_text())["test"]
@@ -225,13 +227,13 @@ def test_a_kill_between_checkpoint_and_selection(reference: Path, faces: Path, t
         )
     else:  # the best epoch's is nowhere: said, not guessed
         with pytest.raises(UserError, match=r"selected\.pt"):
-            train.run(build_config([Layer("test", settings(faces, out))]))
+            train.run(build_config([ConfigLayer("test", settings(faces, out))]))
 
 
 def test_a_run_goes_on_in_another_folder(reference: Path, faces: Path, tmp_path: Path) -> None:
     newest = sorted((reference / "checkpoints").glob("checkpoint-*"))[-1]
     values = settings(faces, tmp_path / "new", resume=str(newest), epochs="3")
-    result = train.run(build_config([Layer("test", values)]))
+    result = train.run(build_config([ConfigLayer("test", values)]))
     assert result is not None
     assert result.test["samples"] == 30
     assert read_checkpoint(tmp_path / "new" / "checkpoints" / "selected.pt")["progress"]["epoch"] == (
@@ -245,7 +247,7 @@ def test_a_failed_run_says_so(faces: Path, tmp_path: Path, monkeypatch: pytest.M
 
     monkeypatch.setattr(train, "evaluate", broken)
     with pytest.raises(RuntimeError, match="evaluation broke"):
-        train.run(build_config([Layer("test", settings(faces, tmp_path / "out"))]))
+        train.run(build_config([ConfigLayer("test", settings(faces, tmp_path / "out"))]))
     assert status(tmp_path / "out")["state"] == "failed"
     assert status(tmp_path / "out")["error"] == "evaluation broke"
 
@@ -265,15 +267,15 @@ def test_weights_spoilt_by_a_gradient_are_not_saved(
 
     monkeypatch.setattr(DDPEngine, "step", spoil)
     with pytest.raises(UserError, match=r"weights extractor.* are not finite"):
-        train.run(build_config([Layer("test", settings(faces, tmp_path / "out"))]))
+        train.run(build_config([ConfigLayer("test", settings(faces, tmp_path / "out"))]))
     assert not list((tmp_path / "out" / "checkpoints").glob("*.pt"))
 
 
 def test_more_epochs_of_a_cosine_are_another_run(faces: Path, tmp_path: Path) -> None:
     values = settings(faces, tmp_path / "out", optimizer__schedule="cosine", epochs="1")
-    train.run(build_config([Layer("test", values)]))
+    train.run(build_config([ConfigLayer("test", values)]))
     with pytest.raises(UserError, match="was trained with epochs = 1"):
-        train.run(build_config([Layer("test", {**values, "epochs": 2})]))
+        train.run(build_config([ConfigLayer("test", {**values, "epochs": 2})]))
 
 
 def test_an_average_of_the_weights_over_two_ranks(faces: Path, tmp_path: Path) -> None:

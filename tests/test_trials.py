@@ -16,7 +16,7 @@ from tests.ranks import run_ranks
 from tests.stand_in import OPTIONS, SPACE, Here, Stopped, begun, planted, study_of, train_by
 from tune.runners.execute import config_of, run_trial
 from tune.search import search
-from tune.study.asha import Halving
+from tune.study.asha import AshaSchedule
 from tune.study.trial import Trial
 
 
@@ -28,14 +28,14 @@ def crash(study: object, trial: object, reached: tuple[int, float]) -> bool:
 
 def test_a_trial_that_dies_before_it_is_judged_is_judged_later(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Between the checkpoint of a rung's epoch and the decision."""
-    options = replace(OPTIONS, halving=Halving(2, 2, 6))
+    options = replace(OPTIONS, halving=AshaSchedule(2, 2, 6))
     study = begun(tmp_path, options)
     train_by(monkeypatch, planted)
     run_trial(study, study.default())
     poor = Trial(9, 0, "search", {"optimizer.lr": 0.1})
     trainer = train_by(monkeypatch, planted)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("tune.runners.execute.halts", crash)
+        patch.setattr("tune.runners.execute.should_prune", crash)
         with pytest.raises(Stopped):
             run_trial(study, poor)
     assert trainer.epochs[-1] == ("0009-seed0", 2)
@@ -52,7 +52,7 @@ def test_a_trial_is_not_put_in_the_place_of_another(tmp_path: Path) -> None:
 
 def of_two_ranks(world: World, folder: str, kind: str) -> tuple[str, str, list[int]]:
     """What a rank is told of a trial's end, and the epochs that it reported."""
-    study = study_of(Path(folder), SPACE, replace(OPTIONS, halving=Halving(2, 2, 6)))
+    study = study_of(Path(folder), SPACE, replace(OPTIONS, halving=AshaSchedule(2, 2, 6)))
     reported: list[int] = []
 
     def curve(config: Config, epoch: int) -> float:
@@ -84,21 +84,21 @@ def of_two_ranks(world: World, folder: str, kind: str) -> tuple[str, str, list[i
 @pytest.mark.parametrize("kind", ["finished", "halted", "failed"])
 def test_ranks_agree_on_a_trials_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
     """Every rank reports every epoch, and knows the end that rank 0 wrote down."""
-    study = begun(tmp_path, replace(OPTIONS, halving=Halving(2, 2, 6)))
+    study = begun(tmp_path, replace(OPTIONS, halving=AshaSchedule(2, 2, 6)))
     train_by(monkeypatch, planted)
     run_trial(study, study.default())
     one, two = run_ranks(of_two_ranks, 2, str(tmp_path), kind)
     epochs = {"finished": [1, 2, 3, 4, 5, 6], "halted": [1, 2], "failed": [1, 2]}[kind]
     assert one == (kind, "the loss is not finite" if kind == "failed" else "", epochs)
     assert two == (one if kind != "failed" else ("raised", "the loss is not finite", epochs))
-    assert study.trials.named("0009-seed0").end == kind
+    assert study.trials.get("0009-seed0").end == kind
 
 
 def test_trials_that_do_less_are_covered() -> None:
     trial = Trial(1, 2, "final", {"loss.lambda_min": 0.1})
     tested = replace(trial, test=True)
-    assert tested.covers(trial) and trial.covers(trial) and not trial.covers(tested)
-    assert not tested.covers(replace(trial, values={"loss.lambda_min": 0.2}))
+    assert tested.satisfies(trial) and trial.satisfies(trial) and not trial.satisfies(tested)
+    assert not tested.satisfies(replace(trial, values={"loss.lambda_min": 0.2}))
 
 
 def test_a_torn_trial_file_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -117,7 +117,7 @@ def test_a_lost_rank_is_no_failure_of_the_trial(tmp_path: Path, monkeypatch: pyt
     study = begun(tmp_path)
     with pytest.raises(LostRankError):
         search(study, Here())
-    assert study.trials.outcome(study.default()).end == ""
+    assert study.trials.result(study.default()).end == ""
 
 
 def test_a_trial_writes_no_report(tmp_path: Path) -> None:

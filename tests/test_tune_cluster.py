@@ -23,8 +23,8 @@ from tests.patience import communicate, wait_until
 from tests.ray_nodes import Nodes, search_command, started, two_nodes
 from tests.runs import finish
 from tune.runners.execute import config_of
-from tune.runners.ray_cluster import joined
-from tune.study.study import load
+from tune.runners.ray_cluster import connect
+from tune.study.study import load_study
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
 
@@ -95,7 +95,7 @@ def test_a_node_is_lost_in_mid_search(nodes: Nodes, faces: Path, tmp_path: Path)
     for name, epochs in lost.items():
         output = (out / "trials" / name / "output.txt").read_text()
         assert int(re.findall(r"goes on from \S+/checkpoint-(\d+)", output)[-1]) >= epochs
-    study = load(out)
+    study = load_study(out)
     for row in rows(out):  # what the same trainings come to by hand
         outcome = next(o for o in study.trials.outcomes() if o.trial.name == row["trial"])
         seen: list[float] = []
@@ -160,7 +160,7 @@ def test_trials_that_are_ended_early_leave_nothing(nodes: Nodes, faces: Path, tm
 
 def test_our_code_is_shipped_to_nodes_that_lack_it(nodes: Nodes) -> None:
     """As a search joins a cluster, on both nodes."""
-    with joined(nodes.address):
+    with connect(nodes.address):
 
         @ray.remote(num_cpus=1)
         def where() -> tuple[str, str, str]:

@@ -15,7 +15,7 @@ import pyarrow.csv
 import pytest
 
 from adadf_dist.data.build.builder import BuildOptions, build_dataset
-from adadf_dist.data.synthetic.dataset import open_embedded
+from adadf_dist.data.synthetic.dataset import make_synthetic_source
 from tests.patience import communicate, wait_until
 from tests.runs import SMALL, finish, records, start
 
@@ -28,7 +28,7 @@ BROKEN = 1e-12
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("tune") / "faces"
-    source = open_embedded({"train": 64, "validation": 32, "test": 32}, 32, 0)
+    source = make_synthetic_source({"train": 64, "validation": 32, "test": 32}, 32, 0)
     build_dataset(source, out, BuildOptions(name="drawn", seed=0, samples_per_shard=32))
     return out
 

@@ -188,13 +188,13 @@ def test_a_dataset_that_does_not_open_replaces_nothing(
     out = tmp_path / "out"
     source = Pictures(classes=("left", "right", "front"))
     before = tree(build_dataset(source, out, OPTIONS).folder)
-    assemble = builder.assemble
+    assemble = builder.finalize_dataset
 
     def faulty(folder: Path, *args: object) -> None:
         assemble(folder, *args)  # type: ignore[arg-type]
         fault(folder)
 
-    monkeypatch.setattr(builder, "assemble", faulty)
+    monkeypatch.setattr(builder, "finalize_dataset", faulty)
     again = BuildOptions(name="again", samples_per_shard=7, overwrite=True)
     with pytest.raises(UserError, match="could not be opened") as error:
         build_dataset(source, out, again)

@@ -16,7 +16,7 @@ import torch
 from adadf_dist.data.datamodule import open_data
 from adadf_dist.data.workers.pass_pool import WorkerPool
 from adadf_dist.data.workers.process import DeadWorkerError
-from adadf_dist.distributed.world import World, stop_signals
+from adadf_dist.distributed.world import World, handle_stop_signals
 from adadf_dist.errors import UserError
 from tests.patience import wait_until
 from tests.test_loaders import config_for
@@ -105,7 +105,7 @@ def test_closing_ends_a_worker_that_holds_the_interpreter_lock(pool: WorkerPool[
 def test_the_loader_names_a_killed_worker_in_one_line(faces: Path) -> None:
     config = config_for(faces, data__loader="torch", data__workers=2, data__prefetch=1, data__image_size=224)
     with open_data(config, 0, 1, torch.device("cpu")) as data:
-        batches = iter(data.train(0))
+        batches = iter(data.train_batches(0))
         next(batches)
         for server in psutil.Process().children():
             for worker in server.children():
@@ -123,13 +123,13 @@ def test_a_stop_signal_is_noticed_while_waiting_for_a_batch(pool: WorkerPool[int
 
     def ask_to_stop() -> None:
         os.kill(os.getpid(), signal.SIGTERM)
-        wait_until(world.stop_agreed, "the signal was not handled")
+        wait_until(world.should_stop, "the signal was not handled")
         worker.resume()
 
     worker.suspend()
     asker = threading.Thread(target=ask_to_stop)
-    with stop_signals(world):
+    with handle_stop_signals(world):
         asker.start()
         assert len(list(results)) == 201
         asker.join()
-    assert world.stop_agreed()
+    assert world.should_stop()

@@ -6,21 +6,21 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from adadf_dist.console.exit import one_line_errors
-from adadf_dist.distributed.world import rank_in_environment
+from adadf_dist.console.exit import cli_errors
+from adadf_dist.distributed.world import rank_from_env
 from tune.runners.execute import run_trial
-from tune.study.study import load
+from tune.study.study import load_study
 
 
-def run_one(study_folder: Path, name: str) -> None:
-    study = load(study_folder)
-    run_trial(study, study.trials.named(name).trial)
+def run_trial_by_name(study_folder: Path, name: str) -> None:
+    study = load_study(study_folder)
+    run_trial(study, study.trials.get(name).trial)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     folder, name = sys.argv[1:] if argv is None else argv
-    with one_line_errors("tune.run_trial", rank_in_environment()):
-        run_one(Path(folder), name)
+    with cli_errors("tune.run_trial", rank_from_env()):
+        run_trial_by_name(Path(folder), name)
 
 
 if __name__ == "__main__":

@@ -7,29 +7,29 @@ from collections.abc import Sequence
 from dataclasses import replace
 from statistics import fmean
 
-from adadf_dist.console.exit import one_line_errors
+from adadf_dist.console.exit import cli_errors
 from adadf_dist.errors import UserError
 from adadf_dist.metrics.comparison import accuracy_interval
 from tune.report.html_report import write_page
-from tune.report.progress import Standing
+from tune.report.progress import ProgressReporter
 from tune.report.results import describe, describe_plan, describe_test, write_best
 from tune.runners.local import Runner
 from tune.search_options import plan
-from tune.setup import opened
+from tune.setup import open_study
 from tune.study.scores import Split, find_collapse, read_score
-from tune.study.selection import Choice, choose, finalists
+from tune.study.selection import Selection, select_finalists, select_winner
 from tune.study.space import Values
 from tune.study.study import Study
-from tune.study.trial import DEFAULT, Outcome
+from tune.study.trial import DEFAULT, TrialResult
 
 
-def repeat(study: Study, runner: Runner) -> None:
+def run_seeds(study: Study, runner: Runner) -> None:
     """The default alone, on every final seed. Nothing is chosen, so each run is tested at its end."""
-    runs = [replace(trial, test=True) for trial in study.finals({DEFAULT: {}})]
-    told = Standing(study, len(runs))
+    runs = [replace(trial, test=True) for trial in study.final_trials({DEFAULT: {}})]
+    told = ProgressReporter(study, len(runs))
     runner.run(study, runs, told)
     told()
-    outcomes = [study.trials.outcome(trial) for trial in runs]
+    outcomes = [study.trials.result(trial) for trial in runs]
     finished_on_every_seed(outcomes, study)  # raises where one failed
     splits: tuple[Split, ...] = ("validation", "test")
     for name in splits:
@@ -38,7 +38,7 @@ def repeat(study: Study, runner: Runner) -> None:
             print(describe_repeats(name, tested, study))
 
 
-def describe_repeats(split: Split, outcomes: Sequence[Outcome], study: Study) -> str:
+def describe_repeats(split: Split, outcomes: Sequence[TrialResult], study: Study) -> str:
     """Mean accuracy of one configuration over its seeds."""
     scores = [read_score(study, outcome, split) for outcome in outcomes]
     metrics = [outcome.selected if split == "validation" else outcome.tested for outcome in outcomes]
@@ -48,27 +48,27 @@ def describe_repeats(split: Split, outcomes: Sequence[Outcome], study: Study) ->
     return f"{split} accuracy: {mean:.2%} on {len(scores)} seeds ({interval}), mean class accuracy {mean_class:.2%}"
 
 
-def search(study: Study, runner: Runner) -> Choice:
+def search(study: Study, runner: Runner) -> Selection:
     """From where the study stands to its answer. Raises `UserError` when too little was left to choose from."""
     options = study.options
     most = 1 + options.trials + options.seeds * (1 + min(options.finalists, options.trials))
-    told = Standing(study, most)
+    told = ProgressReporter(study, most)
     print(describe_plan(study))
     runner.search(study, told)
     told()  # where there was nothing left to run, too
-    values = chosen_by_search(study)
-    draw(study, None)
+    values = select_configurations(study)
+    write_search_page(study, None)
     told.settle()
-    finals = study.finals(values)
+    finals = study.final_trials(values)
     runner.run(study, finals, told)
-    choice = choose_finalist(study, [study.trials.outcome(trial) for trial in finals])
+    choice = choose_finalist(study, [study.trials.result(trial) for trial in finals])
     print("\n".join(describe(choice)))
     told.settle()
     winner = values[choice.winner]
     best_file = write_best(study, choice, winner)
-    tested = replace(study.finals({choice.winner: winner})[0], test=True)  # the test split is read here alone
+    tested = replace(study.final_trials({choice.winner: winner})[0], test=True)  # the test split is read here alone
     runner.run(study, [tested], told)
-    draw(study, choice)
+    write_search_page(study, choice)
     print(describe_test(study, tested))
     if options.keep != "all":
         for trial in finals:
@@ -78,17 +78,17 @@ def search(study: Study, runner: Runner) -> Choice:
     return choice
 
 
-def chosen_by_search(study: Study) -> dict[int, Values]:
+def select_configurations(study: Study) -> dict[int, Values]:
     """What the default and the finalists change, by number. Raises `UserError` when the default failed."""
-    default = study.trials.outcome(study.default())
+    default = study.trials.result(study.default())
     if default.end == "failed":
         raise UserError(f"the default configuration failed: {default.error}")
     outcomes = study.trials.outcomes()
     values = {outcome.trial.number: outcome.trial.values for outcome in outcomes if outcome.trial.stage == "search"}
-    return {number: values[number] for number in [DEFAULT, *finalists(study, study.options.finalists)]}
+    return {number: values[number] for number in [DEFAULT, *select_finalists(study, study.options.finalists)]}
 
 
-def draw(study: Study, choice: Choice | None) -> None:
+def write_search_page(study: Study, choice: Selection | None) -> None:
     """The page of the search, at the end of each stage: it takes seconds, too long for the end of each trial.
 
     Without the packages that draw it the search goes on, and says so.
@@ -99,7 +99,7 @@ def draw(study: Study, choice: Choice | None) -> None:
         print(f"warning: {error}", file=sys.stderr, flush=True)
 
 
-def choose_finalist(study: Study, outcomes: Sequence[Outcome]) -> Choice:
+def choose_finalist(study: Study, outcomes: Sequence[TrialResult]) -> Selection:
     """Compare the finalists that finished on every seed. Raises `UserError` when the default failed on one."""
     runs = finished_on_every_seed(outcomes, study)
     classes = study.trials.classes(outcomes[0].trial)
@@ -109,12 +109,12 @@ def choose_finalist(study: Study, outcomes: Sequence[Outcome]) -> Choice:
         means[number] = fmean(known) if len(known) == len(finished) else None
         collapses[number] = "; ".join(filter(None, (find_collapse(outcome, classes) for outcome in finished)))
     scores = {number: [read_score(study, outcome) for outcome in finished] for number, finished in runs.items()}
-    return choose(scores, collapses, means)
+    return select_winner(scores, collapses, means)
 
 
-def finished_on_every_seed(results: Sequence[Outcome], study: Study) -> dict[int, list[Outcome]]:
+def finished_on_every_seed(results: Sequence[TrialResult], study: Study) -> dict[int, list[TrialResult]]:
     """By number, in the order of the seeds; configurations that failed on a seed drop out."""
-    found: dict[int, list[Outcome]] = {}
+    found: dict[int, list[TrialResult]] = {}
     for outcome in results:
         found.setdefault(outcome.trial.number, [])
         if outcome.end == "finished":
@@ -127,10 +127,10 @@ def finished_on_every_seed(results: Sequence[Outcome], study: Study) -> dict[int
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    with one_line_errors("tune.search"):
+    with cli_errors("tune.search"):
         study, options = plan(sys.argv[1:] if argv is None else argv)
-        with opened(study, options.resume, options) as runner:
-            (search if study.options.trials else repeat)(study, runner)
+        with open_study(study, options.resume, options) as runner:
+            (search if study.options.trials else run_seeds)(study, runner)
 
 
 if __name__ == "__main__":

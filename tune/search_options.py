@@ -6,15 +6,15 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from adadf_dist.config.load import config_from_command_line, override
+from adadf_dist.config.load import override, parse_cli
 from adadf_dist.config.schema import Config
 from adadf_dist.console.parser import Parser
 from adadf_dist.errors import UserError
 from tune.runners.local import add_arguments
-from tune.setup import check_protocol, name_of, on_any_node
+from tune.setup import check_protocol, make_paths_absolute, study_name
 from tune.study.asha import plan_halving
 from tune.study.space import SPACES, Space, open_space
-from tune.study.study import Options, Study
+from tune.study.study import SearchOptions, Study
 
 DEFAULT_TRIALS = 16
 HELP = """\
@@ -58,19 +58,19 @@ def plan(argv: Sequence[str]) -> tuple[Study, argparse.Namespace]:
     """What the command line asks for, checked before anything starts."""
     parser = make_parser()
     options, words = parser.parse_known_args(argv)
-    base = config_from_command_line(words, parser.option_names())
+    base = parse_cli(words, parser.option_names())
     space = open_space(options.space, base)
     for key, least in (("trials", 0), ("seeds", 2), ("finalists", 1)):
         if getattr(options, key) is not None and getattr(options, key) < least:
             raise UserError(f"--{key} {getattr(options, key)}: give {least} or more")
     trials = checked_trials(space, options)
     if options.searcher == "random":
-        check_draws(space, base, trials)
+        check_samples(space, base, trials)
     if options.searcher == "tpe" and options.local:
         raise UserError("--searcher tpe: Optuna draws through Ray Tune, which --local leaves out; give one of the two")
     check_protocol(base)
     asha = options.scheduler == "asha"
-    chosen = Options(
+    chosen = SearchOptions(
         seeds=options.seeds,
         trials=trials,
         finalists=options.finalists,
@@ -78,11 +78,11 @@ def plan(argv: Sequence[str]) -> tuple[Study, argparse.Namespace]:
         keep=options.keep_checkpoints,
         halving=plan_halving(space, base, options.grace, options.factor) if asha else None,
     )
-    folder = options.out or Path("runs") / f"search-{name_of(base)}-{Path(options.space).stem}"
-    return Study(folder.absolute(), on_any_node(base), space, chosen), options
+    folder = options.out or Path("runs") / f"search-{study_name(base)}-{Path(options.space).stem}"
+    return Study(folder.absolute(), make_paths_absolute(base), space, chosen), options
 
 
-def check_draws(space: Space, base: Config, trials: int) -> None:
+def check_samples(space: Space, base: Config, trials: int) -> None:
     """Values that are right one by one may not go together. Raises `UserError`."""
     for number in range(1, trials + 1):
         values = space.sample(base.seed, number)

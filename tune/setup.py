@@ -12,21 +12,21 @@ from tempfile import TemporaryDirectory
 
 import torch
 
-from adadf_dist.checkpoint.run_dir import sole_writer
+from adadf_dist.checkpoint.run_dir import lock_run_dir
 from adadf_dist.config.load import with_absolute_paths
 from adadf_dist.config.schema import Config
 from adadf_dist.data.dataset import open_dataset
 from adadf_dist.data.identity import Source
 from adadf_dist.data.manifest import MANIFEST, read_manifest
-from adadf_dist.data.remote.client import Remote, Unreachable, is_remote, local_path
+from adadf_dist.data.remote.client import Remote, ServerUnreachableError, is_remote, local_path
 from adadf_dist.distributed.world import World
 from adadf_dist.errors import UserError
-from adadf_dist.training.setup import draw_missing_faces
-from tune.runners.local import Runner, runner_of
-from tune.study.study import STUDY_FILE, Study, begin
+from adadf_dist.training.setup import generate_synthetic_dataset
+from tune.runners.local import Runner, make_runner
+from tune.study.study import STUDY_FILE, Study, start
 
 
-def on_any_node(base: Config) -> Config:
+def make_paths_absolute(base: Config) -> Config:
     """With every path absolute, `~` apart: trials run in folders of their own, on nodes with homes of their own."""
     return with_absolute_paths(replace(base, out=""))
 
@@ -40,7 +40,7 @@ def check_shards(base: Config) -> Source:
         raise UserError("data.shards is empty: give the folder that `python -m shards.build` wrote, or its URL")
     if is_remote(base.data.shards):
         return Source(base.data.shards, remote_digests(base.data.shards))
-    draw_missing_faces(base, World(torch.device("cpu")))
+    generate_synthetic_dataset(base, World(torch.device("cpu")))
     dataset = open_dataset(local_path(base.data.shards))
     return Source(base.data.shards, dataset.manifest.digests())
 
@@ -50,7 +50,7 @@ def remote_digests(url: str) -> dict[str, str]:
     remote = Remote(url.rstrip("/"))
     try:
         content = remote.read(MANIFEST)
-    except Unreachable as error:
+    except ServerUnreachableError as error:
         print(f"warning: {error}; whether the data is the same as before is not checked", file=sys.stderr, flush=True)
         return {}
     with TemporaryDirectory() as folder:
@@ -67,7 +67,7 @@ def check_protocol(base: Config) -> None:
         )
 
 
-def name_of(base: Config) -> str:
+def study_name(base: Config) -> str:
     """Of the preset or file that `base` comes from."""
     return Path(base.out).name.rpartition("-seed")[0]
 
@@ -83,11 +83,11 @@ def check_folder(folder: Path) -> None:
 
 
 @contextmanager
-def opened(study: Study, resume: bool, options: argparse.Namespace) -> Iterator[Runner]:
+def open_study(study: Study, resume: bool, options: argparse.Namespace) -> Iterator[Runner]:
     """The study's folder, begun or gone on with and ours alone, and who runs its trials. Raises `UserError`."""
     check_folder(study.folder)
     source = check_shards(study.base)
-    with sole_writer(study.folder):
-        begin(study, resume, source)
-        with runner_of(options) as runner:
+    with lock_run_dir(study.folder):
+        start(study, resume, source)
+        with make_runner(options) as runner:
             yield runner

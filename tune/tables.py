@@ -7,18 +7,18 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from adadf_dist.config.load import command_line_words, config_from_command_line
+from adadf_dist.config.load import parse_cli, parse_overrides
 from adadf_dist.config.schema import Config
-from adadf_dist.console.exit import one_line_errors
+from adadf_dist.console.exit import cli_errors
 from adadf_dist.console.parser import Parser
 from adadf_dist.errors import UserError
-from tune.paper.grids import GRIDS, configurations, number_of, rows_of
+from tune.paper.grids import GRIDS, config_id, configurations, rows_of
 from tune.paper.table_files import table_of, write_table
-from tune.report.progress import Standing
+from tune.report.progress import ProgressReporter
 from tune.runners.local import Runner, add_arguments
-from tune.setup import check_protocol, name_of, on_any_node, opened
+from tune.setup import check_protocol, make_paths_absolute, open_study, study_name
 from tune.study.space import Domain, Space
-from tune.study.study import STUDY_FILE, Options, Study
+from tune.study.study import STUDY_FILE, SearchOptions, Study
 from tune.study.trial import Trial
 
 HELP = """\
@@ -53,8 +53,8 @@ def plan(argv: Sequence[str]) -> tuple[Study, argparse.Namespace, str]:
     """The study, the options, and the preset's name."""
     parser = make_parser()
     options, words = parser.parse_known_args(argv)
-    base = config_from_command_line(words, parser.option_names())
-    preset = command_line_words(words).get("preset", "")
+    base = parse_cli(words, parser.option_names())
+    preset = parse_overrides(words).get("preset", "")
     if options.seeds < 2:
         raise UserError(f"--seeds {options.seeds}: give 2 or more; one run of a row says nothing about noise")
     check_protocol(base)
@@ -63,9 +63,9 @@ def plan(argv: Sequence[str]) -> tuple[Study, argparse.Namespace, str]:
             f"model.pretrained: {base.model.pretrained} holds weights of one backbone, the table trains two; "
             "set model.pretrained = imagenet, or leave it out"
         )
-    folder = options.out or Path("runs") / f"tables-{name_of(base)}"
-    chosen = Options(options.seeds, keep=options.keep_checkpoints)
-    return Study(folder.absolute(), on_any_node(base), space_of(base), chosen), options, preset
+    folder = options.out or Path("runs") / f"tables-{study_name(base)}"
+    chosen = SearchOptions(options.seeds, keep=options.keep_checkpoints)
+    return Study(folder.absolute(), make_paths_absolute(base), space_of(base), chosen), options, preset
 
 
 def space_of(base: Config) -> Space:
@@ -77,7 +77,7 @@ def space_of(base: Config) -> Space:
 
 def trials_of(study: Study, tables: Sequence[str]) -> list[Trial]:
     """Of all rows and seeds: whole tables on the first seed, then on the next."""
-    numbers = dict.fromkeys(number_of(study.base, row) for name in tables for row in rows_of(study.base, name))
+    numbers = dict.fromkeys(config_id(study.base, row) for name in tables for row in rows_of(study.base, name))
     known = configurations(study.base)
     seeds = range(study.base.seed, study.base.seed + study.options.seeds)
     return [Trial(number, seed, "final", known[number], test=True) for seed in seeds for number in sorted(numbers)]
@@ -86,7 +86,7 @@ def trials_of(study: Study, tables: Sequence[str]) -> list[Trial]:
 def make_tables(study: Study, names: Sequence[str], preset: str, runner: Runner) -> None:
     """From where the study stands to its tables. A row that failed is said to have failed."""
     trials = trials_of(study, names)
-    told = Standing(study, len(trials))
+    told = ProgressReporter(study, len(trials))
     runner.run(study, trials, told)
     told()  # where there was nothing left to run, too
     for name in names:
@@ -94,10 +94,10 @@ def make_tables(study: Study, names: Sequence[str], preset: str, runner: Runner)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    with one_line_errors("tune.tables"):
+    with cli_errors("tune.tables"):
         study, options, preset = plan(sys.argv[1:] if argv is None else argv)
         resume = (study.folder / STUDY_FILE).exists()
-        with opened(study, resume, options) as runner:
+        with open_study(study, resume, options) as runner:
             make_tables(study, options.tables, preset, runner)
 
 

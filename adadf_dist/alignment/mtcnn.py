@@ -29,7 +29,7 @@ SHRINK = 0.709
 """Between two scales of the picture: half the area."""
 THRESHOLDS = (0.6, 0.7, 0.8)
 """Least score behind each network."""
-LARGEST = 1024
+MAX_DETECT_SIDE = 1024
 """Longer side in pixels at which faces are looked for; larger pictures are made smaller first."""
 
 
@@ -43,7 +43,7 @@ class Face(NamedTuple):
     """[5, 2], x and y of the left eye (as we see it), right eye, nose, left and right corner of the mouth."""
 
 
-class Layers(NamedTuple):
+class StageSpec(NamedTuple):
     """Shape of one of the three networks."""
 
     channels: tuple[int, ...]
@@ -55,15 +55,15 @@ class Layers(NamedTuple):
     heads: tuple[int, ...]
 
 
-PROPOSE = Layers((10, 16, 32), (3, 3, 3), (2, 0, 0), 0, (4, 2))
-REFINE = Layers((28, 48, 64), (3, 3, 2), (3, 3, 0), 128, (4, 2))
-OUTPUT = Layers((32, 64, 64, 128), (3, 3, 3, 2), (3, 3, 2, 0), 256, (4, 10, 2))
+PNET = StageSpec((10, 16, 32), (3, 3, 3), (2, 0, 0), 0, (4, 2))
+RNET = StageSpec((28, 48, 64), (3, 3, 2), (3, 3, 0), 128, (4, 2))
+ONET = StageSpec((32, 64, 64, 128), (3, 3, 3, 2), (3, 3, 2, 0), 256, (4, 10, 2))
 
 
-class Network(nn.Module):
+class MtcnnStage(nn.Module):
     """Convolutions, then heads: offsets of the box, points (the last network alone), logits of no face and face."""
 
-    def __init__(self, layers: Layers, side: int) -> None:
+    def __init__(self, layers: StageSpec, side: int) -> None:
         super().__init__()
         steps: OrderedDict[str, nn.Module] = OrderedDict()
         before = 3
@@ -90,7 +90,7 @@ class Network(nn.Module):
         return [head(hidden) for head in self.heads]
 
 
-def load_network(name: str, layers: Layers, side: int) -> Network:
+def load_network(name: str, layers: StageSpec, side: int) -> MtcnnStage:
     """A network with the weights of the package `mtcnn`. Raises `UserError` when it is not installed."""
     try:
         import joblib
@@ -99,7 +99,7 @@ def load_network(name: str, layers: Layers, side: int) -> Network:
         values = joblib.load(path.locate())
     except (ImportError, PackageNotFoundError, StopIteration, ValueError):
         raise UserError(f"finding faces needs the weights of the package mtcnn: {INSTALL}") from None
-    network = Network(layers, side)
+    network = MtcnnStage(layers, side)
     for parameter, value in zip(network.parameters(), map(torch.from_numpy, values), strict=True):
         if value.ndim == 4:
             value = value.permute(3, 2, 0, 1)  # rows, columns, in, out
@@ -117,9 +117,9 @@ class Detector:
         """`smallest`: side in pixels of the smallest face to look for."""
         self.device = torch.device(device)
         self.smallest = smallest
-        self.propose = load_network("pnet", PROPOSE, 12).to(self.device)
-        self.refine = load_network("rnet", REFINE, 24).to(self.device)
-        self.output = load_network("onet", OUTPUT, 48).to(self.device)
+        self.propose = load_network("pnet", PNET, 12).to(self.device)
+        self.refine = load_network("rnet", RNET, 24).to(self.device)
+        self.output = load_network("onet", ONET, 48).to(self.device)
 
     @torch.inference_mode()
     def detect(self, images: Sequence[Image.Image]) -> list[list[Face]]:
@@ -128,7 +128,7 @@ class Detector:
             return []
         pixels, ratios = [], []
         for image in images:
-            ratio = min(1.0, LARGEST / max(image.size))
+            ratio = min(1.0, MAX_DETECT_SIDE / max(image.size))
             width, height = (max(1, round(side * ratio)) for side in image.size)
             small = image if ratio == 1 else image.resize((width, height))
             array = torch.from_numpy(np.array(small.convert("RGB"))).to(self.device)
@@ -140,12 +140,12 @@ class Detector:
         faces: list[list[Face]] = [[] for _ in images]
         if not len(boxes):
             return faces
-        offsets, logits = self.refine(cut_patches(pixels, owners, boxes, 24))
+        offsets, logits = self.refine(crop_patches(pixels, owners, boxes, 24))
         boxes, owners, scores, _ = select(boxes, owners, offsets, logits, THRESHOLDS[1])
         if not len(boxes):
             return faces
-        boxes = make_square(boxes)
-        offsets, points, logits = self.output(cut_patches(pixels, owners, boxes, 48))
+        boxes = square_boxes(boxes)
+        offsets, points, logits = self.output(crop_patches(pixels, owners, boxes, 48))
         sides = (boxes[:, 2:] - boxes[:, :2]).unsqueeze(1)
         landmarks = boxes[:, None, :2] + torch.stack([points[:, :5], points[:, 5:]], dim=2) * sides
         boxes, owners, scores, kept = select(boxes, owners, offsets, logits, THRESHOLDS[2])
@@ -171,7 +171,7 @@ class Detector:
             boxes.append(cells[kept])
             scores.append(found[rows, columns][kept])
         every, score = torch.cat(boxes), torch.cat(scores)
-        return make_square(every[nms(every, score, 0.7)])
+        return square_boxes(every[nms(every, score, 0.7)])
 
     def scales(self, shorter: int) -> Iterator[float]:
         scale = CELL / self.smallest
@@ -191,13 +191,13 @@ def select(
     return moved[rows], owners[rows], scores[rows], rows
 
 
-def make_square(boxes: Tensor) -> Tensor:
+def square_boxes(boxes: Tensor) -> Tensor:
     """The same centres, both sides the longer one."""
     centres, side = (boxes[:, :2] + boxes[:, 2:]) / 2, (boxes[:, 2:] - boxes[:, :2]).amax(dim=1, keepdim=True)
     return torch.cat([centres - side / 2, centres + side / 2], dim=1)
 
 
-def cut_patches(images: Sequence[Tensor], owners: Tensor, boxes: Tensor, side: int) -> Tensor:
+def crop_patches(images: Sequence[Tensor], owners: Tensor, boxes: Tensor, side: int) -> Tensor:
     """[n, 3, side, side]: what is in each box of its picture, zero (mid grey) outside the picture."""
     patches = []
     for owner, box in zip(owners.tolist(), boxes.round().int().tolist(), strict=True):

@@ -37,7 +37,7 @@ def template(size: int) -> Points:
     return TEMPLATE * (size / TEMPLATE_SIDE)
 
 
-def similarity(points: Points, size: int) -> NDArray[np.float64]:
+def similarity_transform(points: Points, size: int) -> NDArray[np.float64]:
     """[2, 3]: rotation, scale and shift that bring `points` closest to the template (least squares; Umeyama, 1991).
 
     Raises `ValueError` when the points fall together.
@@ -62,7 +62,7 @@ def align(image: Image.Image, points: Points, size: int = 100) -> Image.Image:
     x, y = points.mean(axis=0)
     if not (0 <= x < image.width and 0 <= y < image.height):
         raise ValueError(f"landmarks lie outside the picture, around ({x:.0f}, {y:.0f}) of {image.size}")
-    forward = similarity(points, size)
+    forward = similarity_transform(points, size)
     scale = math.hypot(forward[0, 0], forward[1, 0])
     factor = max(1, math.floor(1 / scale)) if scale < 1 else 1
     if factor > 1:  # a bilinear warp alone would skip pixels
@@ -80,14 +80,14 @@ def centre_crop(image: Image.Image, size: int = 100) -> Image.Image:
     return image.resize((size, size), Image.Resampling.LANCZOS, (left, top, left + side, top + side))
 
 
-def choose(faces: Sequence[Face], box: Sequence[float] | None = None) -> Face | None:
+def select_face(faces: Sequence[Face], box: Sequence[float] | None = None) -> Face | None:
     """The face meant: the one that overlaps an annotated box most, or the one of largest area times score.
 
     None when there is no face, or none on the box: a face elsewhere is somebody else's, and the label is not theirs.
     """
     if box is not None:
-        faces = [face for face in faces if overlap(face.box, box) > 0]
-        return max(faces, key=lambda face: overlap(face.box, box), default=None)
+        faces = [face for face in faces if iou(face.box, box) > 0]
+        return max(faces, key=lambda face: iou(face.box, box), default=None)
     return next(iter(sort_by_size(faces)), None)
 
 
@@ -100,7 +100,7 @@ def area(box: Sequence[float]) -> float:
     return max(box[2] - box[0], 0.0) * max(box[3] - box[1], 0.0)
 
 
-def overlap(a: Sequence[float], b: Sequence[float]) -> float:
+def iou(a: Sequence[float], b: Sequence[float]) -> float:
     """Intersection over union."""
     common = area((max(a[0], b[0]), max(a[1], b[1]), min(a[2], b[2]), min(a[3], b[3])))
     return common / max(area(a) + area(b) - common, 1e-9)

@@ -8,17 +8,17 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from adadf_dist.audit.gallery import render
-from adadf_dist.audit.ranking import Findings, judge, write_table
-from adadf_dist.audit.reference_labels import Truth, another_labelling, planted
-from adadf_dist.audit.run_data import Material, open_run
-from adadf_dist.audit.score_comparison import Scorecard, score
-from adadf_dist.console.exit import one_line_errors
+from adadf_dist.audit.ranking import AuditResult, score_labels, write_table
+from adadf_dist.audit.reference_labels import ReferenceLabels, injected_noise, labels_from_dataset
+from adadf_dist.audit.run_data import AuditInputs, load_audit_inputs
+from adadf_dist.audit.score_comparison import ScoreReport, score
+from adadf_dist.console.exit import cli_errors
 from adadf_dist.console.parser import Parser
 from adadf_dist.data.identity import ALLOW_OTHER_DATA
-from adadf_dist.distributed.world import pick_device, ranks_in_environment
+from adadf_dist.distributed.world import pick_device, world_size_from_env
 from adadf_dist.errors import UserError
 from adadf_dist.files.atomic import write_json, write_text
-from adadf_dist.files.outputs import add_force_option, can_write
+from adadf_dist.files.outputs import add_force_option, os_errors_as_user_errors
 
 FOLDER = "audit"
 
@@ -90,14 +90,14 @@ def audit(args: argparse.Namespace) -> None:
     table, page, scores = (args.run / FOLDER / name for name in ("audit.csv", "audit.html", "scores.json"))
     if not args.force and any(file.exists() for file in (table, page, scores)):
         raise UserError(f"{table.parent}: holds an audit already; add --force to replace it")
-    if ranks_in_environment() > 1:
+    if world_size_from_env() > 1:
         raise UserError("an audit is the work of one process: start it without torchrun")
-    with open_run(args.run, args.checkpoint, args.shards, pick_device(), args.allow_other_data) as material:
-        truths = find_truths(args, material)
-        findings = judge(material, truths[0] if truths else None)
+    with load_audit_inputs(args.run, args.checkpoint, args.shards, pick_device(), args.allow_other_data) as material:
+        truths = find_reference_labels(args, material)
+        findings = score_labels(material, truths[0] if truths else None)
         scorecards = [score(findings, truth) for truth in truths]
         content = render(findings, args.gallery)
-        with can_write(table):  # file by file: a relabel.csv may have been saved beside them
+        with os_errors_as_user_errors(table):  # file by file: a relabel.csv may have been saved beside them
             table.parent.mkdir(exist_ok=True)
         write_table(table, findings)
         write_text(page, content)
@@ -105,20 +105,20 @@ def audit(args: argparse.Namespace) -> None:
             write_json(scores, [card.to_dict() for card in scorecards])
         else:
             scores.unlink(missing_ok=True)
-        tell(findings, scorecards)
+        print_summary(findings, scorecards)
         print(f"written: {table}, {page}" + (f", {scores}" if scorecards else ""))
 
 
-def find_truths(args: argparse.Namespace, material: Material) -> list[Truth]:
+def find_reference_labels(args: argparse.Namespace, material: AuditInputs) -> list[ReferenceLabels]:
     """What is known of true labels: by --true-labels, by noise that was put in on purpose."""
     truths = []
     if args.true_labels is not None:
-        truths.append(another_labelling(material.split, args.true_labels))
-    noise = planted(material.faces, material.trained.config.data)
+        truths.append(labels_from_dataset(material.split, args.true_labels))
+    noise = injected_noise(material.faces, material.trained.config.data)
     return truths if noise is None else [*truths, noise]
 
 
-def tell(findings: Findings, scorecards: Sequence[Scorecard]) -> None:
+def print_summary(findings: AuditResult, scorecards: Sequence[ScoreReport]) -> None:
     for card in scorecards:
         print(card.to_markdown(), end="\n\n")
     material = findings.material
@@ -137,7 +137,7 @@ def tell(findings: Findings, scorecards: Sequence[Scorecard]) -> None:
 
 def main(argv: Sequence[str] | None = None) -> None:
     args = parse_arguments(sys.argv[1:] if argv is None else argv)
-    with one_line_errors("adadf_dist.audit"):
+    with cli_errors("adadf_dist.audit"):
         audit(args)
 
 

@@ -12,10 +12,10 @@ from numpy.typing import NDArray
 Floats = NDArray[np.float64]
 
 
-class Confident(NamedTuple):
+class ConfidentLearning(NamedTuple):
     """Of S faces."""
 
-    doubt: Floats
+    label_quality: Floats
     """[S], 1 - label quality as the package scores it unless told otherwise: the share predicted for the label."""
     issues: NDArray[np.bool_]
     """[S], the faces that `find_label_issues` names."""
@@ -23,10 +23,10 @@ class Confident(NamedTuple):
     @property
     def score(self) -> Floats:
         """[S]: the named faces before all others, each part by doubt."""
-        return self.doubt + self.issues
+        return self.label_quality + self.issues
 
 
-def learn_confidently(labels: NDArray[np.int64], predicted: Floats) -> Confident:
+def confident_learning(labels: NDArray[np.int64], predicted: Floats) -> ConfidentLearning:
     """From labels [S] and predicted distributions [S, C].
 
     cleanlab asks for out-of-sample predictions, by cross-validation; these are of the network that was trained on the
@@ -37,4 +37,4 @@ def learn_confidently(labels: NDArray[np.int64], predicted: Floats) -> Confident
     shown = shown / shown.sum(axis=1, keepdims=True)
     quality = get_label_quality_scores(compact, shown)
     issues = find_label_issues(compact, shown, n_jobs=1)
-    return Confident(1 - np.asarray(quality, dtype=np.float64), np.asarray(issues, dtype=bool))
+    return ConfidentLearning(1 - np.asarray(quality, dtype=np.float64), np.asarray(issues, dtype=bool))

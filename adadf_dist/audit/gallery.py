@@ -13,9 +13,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from adadf_dist.audit.ranking import Findings
+from adadf_dist.audit.ranking import AuditResult
 from adadf_dist.data.dataset import Split
-from adadf_dist.data.jpeg import BadImage, decode, encode, to_grey_or_rgb
+from adadf_dist.data.jpeg import InvalidImageError, decode, encode, to_gray_or_rgb
 
 SIDE = 160
 """Longest side of an embedded picture, in pixels; smaller ones are embedded as they are stored."""
@@ -37,7 +37,7 @@ TOOLS = """\
 </div></div>"""
 
 
-def render(findings: Findings, most: int) -> str:
+def render(findings: AuditResult, most: int) -> str:
     """The page as HTML, with the `most` most suspicious faces. Reads their pictures from the shards."""
     folder = Path(__file__).parent
     css, script = ((folder / name).read_text(encoding="utf-8") for name in ("gallery.css", "gallery.js"))
@@ -55,7 +55,7 @@ def render(findings: Findings, most: int) -> str:
         f'<html lang="en"><head>{head}',
         f"<title>Audit: {escape(material.run.resolve().name)}</title>",
         f"<style>\n{css}</style></head><body>",
-        f"<header>{''.join(lead(findings, len(chosen)))}{HELP}</header>",
+        f"<header>{''.join(header_html(findings, len(chosen)))}{HELP}</header>",
         TOOLS,
         '<main><div id="faces"></div></main>',
         f"<footer>python -m adadf_dist.audit {escape(str(material.run))}</footer>",
@@ -65,7 +65,7 @@ def render(findings: Findings, most: int) -> str:
     return "\n".join(parts)
 
 
-def lead(findings: Findings, shown: int) -> Iterator[str]:
+def header_html(findings: AuditResult, shown: int) -> Iterator[str]:
     material = findings.material
     yield f"<h1>{escape(material.run.resolve().name)}: labels in doubt</h1>"
     told = f"The {shown:,} most suspicious of {len(material.labels):,} training faces. Answers are those of epoch "
@@ -76,7 +76,7 @@ def lead(findings: Findings, shown: int) -> Iterator[str]:
         yield f'<p class="warning">{escape(material.under_way)}</p>'
 
 
-def face_data(findings: Findings, face: int, rank: int) -> dict[str, object]:
+def face_data(findings: AuditResult, face: int, rank: int) -> dict[str, object]:
     """What the page knows of a face: plain numbers, rounded."""
     material, traces = findings.material, findings.material.traces
     votes = None if material.split.votes is None else material.split.votes[face]
@@ -88,20 +88,20 @@ def face_data(findings: Findings, face: int, rank: int) -> dict[str, object]:
         "stored": int(material.stored_labels[face]),
         "proposed": int(findings.proposed[face]),
         "suspicion": round(float(findings.suspicion[face]), 4),
-        "attention": told(traces.attention_mean[face]),
-        "loss": told(traces.loss_mean[face]),
+        "attention": format_probability(traces.attention_mean[face]),
+        "loss": format_probability(traces.loss_mean[face]),
         "forgotten": int(traces.forgotten[face]),
         "never_learnt": bool(traces.never_learnt[face]),
         "votes": shares(votes) if votes is not None and votes.sum() > 0 else None,
-        "auxiliary": shares(material.answers.auxiliary[face]),
-        "target": shares(material.answers.target[face]),
+        "auxiliary": shares(material.answers.auxiliary_probs[face]),
+        "target": shares(material.answers.target_probs[face]),
         "fused": shares(material.fused[face]),
         "truth": None if truth < 0 or truth == material.labels[face] else material.classes[truth],
         "picture": picture(material.split, face),
     }
 
 
-def told(value: float) -> str:
+def format_probability(value: float) -> str:
     return "unknown" if value != value else f"{value:.2f}"
 
 
@@ -114,8 +114,8 @@ def picture(split: Split, face: int) -> str | None:
     """The face as base64 of a JPEG; None when it cannot be read."""
     try:
         data = bytes(split.read(face))
-        image = to_grey_or_rgb(decode(data))
-    except BadImage:
+        image = to_gray_or_rgb(decode(data))
+    except InvalidImageError:
         return None
     if max(image.size) > SIDE:
         image.thumbnail((SIDE, SIDE), Image.Resampling.LANCZOS)

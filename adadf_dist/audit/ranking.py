@@ -10,26 +10,26 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from adadf_dist.audit.reference_labels import Truth
-from adadf_dist.audit.run_data import Material
-from adadf_dist.audit.scores import Evidence, propose, suspicion
-from adadf_dist.data.build.writer import can_write
+from adadf_dist.audit.reference_labels import ReferenceLabels
+from adadf_dist.audit.run_data import AuditInputs
+from adadf_dist.audit.scores import SampleEvidence, label_error_score, suggest_labels
+from adadf_dist.files.outputs import os_errors_as_user_errors
 
 Floats = NDArray[np.float64]
 
 
-class Findings(NamedTuple):
+class AuditResult(NamedTuple):
     """Of S training faces, in the order of the split."""
 
-    material: Material
-    evidence: Evidence
+    material: AuditInputs
+    evidence: SampleEvidence
     suspicion: Floats
     """[S] in [0, 1]"""
     proposed: NDArray[np.int64]
     """[S]; the label itself where the network agrees with it."""
     ranked: NDArray[np.intp]
     """[S], face numbers, the most suspicious first; ties go to the earlier face."""
-    truth: Truth | None
+    truth: ReferenceLabels | None
     """What is known of the true labels: shown beside, and never looked at to judge."""
 
     def truth_of(self, face: int) -> int:
@@ -37,21 +37,23 @@ class Findings(NamedTuple):
         return -1 if self.truth is None else int(self.truth.labels[face])
 
 
-def judge(material: Material, truth: Truth | None) -> Findings:
+def score_labels(material: AuditInputs, truth: ReferenceLabels | None) -> AuditResult:
     answers = material.answers
-    evidence = Evidence(material.labels, material.traces, answers.target, answers.auxiliary, material.fused)
-    score = suspicion(evidence)
-    return Findings(material, evidence, score, propose(evidence), np.argsort(-score, kind="stable"), truth)
+    evidence = SampleEvidence(
+        material.labels, material.traces, answers.target_probs, answers.auxiliary_probs, material.fused
+    )
+    score = label_error_score(evidence)
+    return AuditResult(material, evidence, score, suggest_labels(evidence), np.argsort(-score, kind="stable"), truth)
 
 
-def write_table(path: Path, findings: Findings) -> None:
+def write_table(path: Path, findings: AuditResult) -> None:
     """`audit.csv`: every face and all that is known of it, the most suspicious first; whole or not at all.
 
     Raises `UserError`.
     """
     classes = findings.material.classes
     partial = path.with_suffix(".partial.csv")
-    with can_write(path), partial.open("w", newline="", encoding="utf-8") as stream:
+    with os_errors_as_user_errors(path), partial.open("w", newline="", encoding="utf-8") as stream:
         writer = csv.writer(stream, lineterminator="\n")
         traces = ("attention_mean", "attention_last", "loss_mean", "loss_last", "forgotten", "never_learnt")
         kinds = [f"{kind}_{name}" for kind in ("auxiliary", "target", "fused") for name in classes]
@@ -62,7 +64,7 @@ def write_table(path: Path, findings: Findings) -> None:
     partial.replace(path)
 
 
-def row(findings: Findings, face: int) -> Iterator[object]:
+def row(findings: AuditResult, face: int) -> Iterator[object]:
     """The cells of a face after its rank. What is not known is empty."""
     material, traces = findings.material, findings.material.traces
     classes = material.classes

@@ -14,13 +14,13 @@ from adadf_dist.config.schema import DataConfig
 from adadf_dist.data.dataset import Dataset, Split, open_dataset
 from adadf_dist.data.emotions import find_class
 from adadf_dist.errors import UserError
-from adadf_dist.tracking.artifacts import Faces
+from adadf_dist.tracking.artifacts import SampleTable
 
-LOOKED_AT = 100
+MAX_COMPARED_IMAGES = 100
 """Faces found by key whose pictures are compared."""
 
 
-class Truth(NamedTuple):
+class ReferenceLabels(NamedTuple):
     """Of S training faces."""
 
     labels: NDArray[np.int64]
@@ -34,17 +34,19 @@ class Truth(NamedTuple):
         return np.flatnonzero(self.labels >= 0)
 
 
-def planted(faces: Faces, data: DataConfig) -> Truth | None:
+def injected_noise(faces: SampleTable, data: DataConfig) -> ReferenceLabels | None:
     """What `data.label_noise` or `data.label_noise_file` put in; None where every label is as the dataset has it."""
     kind = f"data.label_noise {data.label_noise:g}" if data.label_noise else "data.label_noise_file"
     changed = int((faces.labels != faces.true_labels).sum())
     if not changed:
         return None
     share = changed / len(faces.labels)
-    return Truth(faces.true_labels, f"{kind}: {changed:,} of {len(faces.labels):,} labels changed ({share:.1%})")
+    return ReferenceLabels(
+        faces.true_labels, f"{kind}: {changed:,} of {len(faces.labels):,} labels changed ({share:.1%})"
+    )
 
 
-def another_labelling(split: Split, folder: Path) -> Truth:
+def labels_from_dataset(split: Split, folder: Path) -> ReferenceLabels:
     """By the labels of another dataset folder that holds the same faces, in whatever split.
 
     A face is found by its key or else by the bytes of its picture. Faces that one of the two has in a class unknown to
@@ -72,10 +74,10 @@ def another_labelling(split: Split, folder: Path) -> Truth:
     counted = int((labels >= 0).sum())
     wrong = int((labels[labels >= 0] != split.labels[labels >= 0]).sum())
     told = f"labels of {other.name}: {by_key:,} of {len(split):,} faces found by key, {by_picture:,} by picture; "
-    same, looked = alike(split, others)
+    same, looked = count_identical_images(split, others)
     told += f"of {looked:,} found by key {same:,} have the very same picture; of "
     told += f"{counted:,} in classes that both have, {wrong:,} are labelled otherwise ({wrong / max(counted, 1):.1%})"
-    return Truth(labels, told)
+    return ReferenceLabels(labels, told)
 
 
 def match(split: Split, others: Sequence[Split]) -> tuple[NDArray[np.int64], int, int]:
@@ -97,14 +99,14 @@ def match(split: Split, others: Sequence[Split]) -> tuple[NDArray[np.int64], int
     return found, by_key, int((found >= 0).sum()) - by_key
 
 
-def alike(split: Split, others: Sequence[Split]) -> tuple[int, int]:
-    """Of the first `LOOKED_AT` faces found by key, those whose pictures are the same bytes; and their number.
+def count_identical_images(split: Split, others: Sequence[Split]) -> tuple[int, int]:
+    """Of the first `MAX_COMPARED_IMAGES` faces found by key, those whose pictures are the same bytes; and their number.
 
     Datasets may count their faces alike and hold others: the user should see it. (Cut out otherwise, the same photos
     have other bytes.)
     """
     place = {str(key): (other, row) for other in others for row, key in enumerate(other.keys)}
-    found = [row for row, key in enumerate(split.keys) if str(key) in place][:LOOKED_AT]
+    found = [row for row, key in enumerate(split.keys) if str(key) in place][:MAX_COMPARED_IMAGES]
     same = 0
     for row in found:
         other, theirs = place[str(split.keys[row])]

@@ -11,31 +11,31 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from adadf_dist.audit.training_dynamics import Traces, read_traces
-from adadf_dist.checkpoint.trained_model import Trained, TrainedNetwork, Which, open_trained
+from adadf_dist.audit.training_dynamics import TrainingDynamics, load_training_dynamics
+from adadf_dist.checkpoint.trained_model import CheckpointChoice, TrainedModel, TrainedPredictor, load_trained_model
 from adadf_dist.config.load import override, with_absolute_paths
 from adadf_dist.config.schema import Config
-from adadf_dist.data.datamodule import Data, open_data
+from adadf_dist.data.datamodule import DataModule, open_data
 from adadf_dist.data.dataset import Split, open_dataset
 from adadf_dist.data.identity import how_to_fix, other_data
 from adadf_dist.data.remote.client import scheme_of
 from adadf_dist.distributed.world import World
 from adadf_dist.errors import UserError
-from adadf_dist.metrics.predictions import Answers, ask, check_finite, fuse
-from adadf_dist.tracking.artifacts import Faces, names, read_faces
+from adadf_dist.metrics.predictions import Predictions, check_finite, fuse_distributions, predict_split
+from adadf_dist.tracking.artifacts import SampleTable, load_samples, sample_keys
 from adadf_dist.training.setup import resolve_loader
 
 
-class Material(NamedTuple):
+class AuditInputs(NamedTuple):
     """S training faces of a run, in the order of its training split; C classes."""
 
     run: Path
     split: Split
     """Labels as trained; `split.read` has the pictures while the run is open."""
-    faces: Faces
-    trained: Trained
-    traces: Traces
-    answers: Answers
+    faces: SampleTable
+    trained: TrainedModel
+    traces: TrainingDynamics
+    answers: Predictions
     """Of the faces as they are, without augmentation."""
     weights: NDArray[np.float64]
     """[S], w' of eq 11 from these answers."""
@@ -65,9 +65,9 @@ class Material(NamedTuple):
 
 
 @contextmanager
-def open_run(
-    run: Path, which: Which, shards: str, device: torch.device, allow_other_data: bool = False
-) -> Iterator[Material]:
+def load_audit_inputs(
+    run: Path, which: CheckpointChoice, shards: str, device: torch.device, allow_other_data: bool = False
+) -> Iterator[AuditInputs]:
     """One pass of the trained network over the training split, carved, relabelled and disturbed as in the run.
 
     `shards`: where the dataset is now; empty: where the run found it. `allow_other_data`: audit other images under the
@@ -75,24 +75,26 @@ def open_run(
     """
     if run.is_file():
         raise UserError(f"{run}: is a file; give the run folder, whose history is needed too")
-    trained = open_trained(run, which)
+    trained = load_trained_model(run, which)
     if not shards and not scheme_of(trained.config.data.shards) and not Path(trained.config.data.shards).is_dir():
         raise UserError(
             f"{trained.config.data.shards}: the run's dataset is not there; give where it is now as --data.shards DIR"
         )
-    faces = read_faces(run)
-    traces = read_traces(run, len(faces.labels))
+    faces = load_samples(run)
+    traces = load_training_dynamics(run, len(faces.labels))
     world = World(device)
-    with open_data(as_audited(trained.config, shards, world), 0, 1, device) as data:
+    with open_data(audit_config(trained.config, shards, world), 0, 1, device) as data:
         check_same_faces(data, faces, trained)
         difference = check_same_images(data, trained, allow_other_data)
         split = data.train_split
-        answers = ask(TrainedNetwork(trained, device), data.evaluation(split), len(split), world)
+        answers = predict_split(TrainedPredictor(trained, device), data.eval_batches(split), len(split), world)
         check_finite(answers, trained.path)
         config = trained.config
-        weights, fused = fuse(answers, split.labels, trained.class_distributions, config.loss, config.batch_size)
+        weights, fused = fuse_distributions(
+            answers, split.labels, trained.class_distributions, config.loss, config.batch_size
+        )
         stored = read_stored_labels(split)
-        yield Material(run, split, faces, trained, traces, answers, weights, fused, stored, difference)
+        yield AuditInputs(run, split, faces, trained, traces, answers, weights, fused, stored, difference)
 
 
 def read_stored_labels(split: Split) -> NDArray[np.int64]:
@@ -102,7 +104,7 @@ def read_stored_labels(split: Split) -> NDArray[np.int64]:
     return np.array([labels[key] for key in split.keys.tolist()])
 
 
-def as_audited(config: Config, shards: str, world: World) -> Config:
+def audit_config(config: Config, shards: str, world: World) -> Config:
     """The run's, but for who decodes where DALI is missing, and for streamed tars, which are fetched."""
     changed: dict[str, object] = {"data.access": "cache"}
     if shards:
@@ -112,7 +114,7 @@ def as_audited(config: Config, shards: str, world: World) -> Config:
     return with_absolute_paths(override(config, changed))
 
 
-def check_same_images(data: Data, trained: Trained, allow_other_data: bool) -> str:
+def check_same_images(data: DataModule, trained: TrainedModel, allow_other_data: bool) -> str:
     """How the dataset differs from the run's, which is an error unless the user allows it. Raises `UserError`."""
     if trained.data is None:
         return ""  # of an older version: keys and labels have been compared
@@ -122,7 +124,7 @@ def check_same_images(data: Data, trained: Trained, allow_other_data: bool) -> s
     return difference
 
 
-def check_same_faces(data: Data, faces: Faces, trained: Trained) -> None:
+def check_same_faces(data: DataModule, faces: SampleTable, trained: TrainedModel) -> None:
     """Raise `UserError` unless the dataset gives the training split that the run wrote down."""
     shards = data.config.data.shards
     if data.classes != trained.classes:
@@ -130,7 +132,7 @@ def check_same_faces(data: Data, faces: Faces, trained: Trained) -> None:
             f"{shards}: has the classes {', '.join(data.classes)}, but {trained.path} was trained on "
             f"{', '.join(trained.classes)}; give the run's own dataset as --data.shards"
         )
-    if not np.array_equal(names(data.train_split), faces.keys):
+    if not np.array_equal(sample_keys(data.train_split), faces.keys):
         raise UserError(f"{shards}: has other training faces than the run; give the run's own dataset as --data.shards")
     if not np.array_equal(data.train_split.labels, faces.labels):
         raise UserError(

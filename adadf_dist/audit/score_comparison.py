@@ -10,9 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import rankdata
 
-from adadf_dist.audit.ranking import Findings
-from adadf_dist.audit.reference_labels import Truth
-from adadf_dist.audit.scores import RIVALS, settled
+from adadf_dist.audit.ranking import AuditResult
+from adadf_dist.audit.reference_labels import ReferenceLabels
+from adadf_dist.audit.scores import BASELINE_SCORES, fill_missing
 
 Floats = NDArray[np.float64]
 
@@ -23,7 +23,7 @@ IN_SAMPLE = (
 )
 
 
-class Row(NamedTuple):
+class ScoreRow(NamedTuple):
     """One score on one truth. Shares in [0, 1]; NaN where they are not defined."""
 
     name: str
@@ -35,12 +35,12 @@ class Row(NamedTuple):
     at_5: float
 
 
-class Scorecard(NamedTuple):
-    truth: Truth
+class ScoreReport(NamedTuple):
+    truth: ReferenceLabels
     faces: int
     """That the truth is known of."""
     wrong: int
-    rows: Sequence[Row]
+    rows: Sequence[ScoreRow]
     proposals: float
     """Of the wrong labels among the `wrong` most suspicious faces, the share whose proposed label is the true one. Of
     faces that tie for the last places the earlier in the split count."""
@@ -66,40 +66,40 @@ class Scorecard(NamedTuple):
         return "\n".join([*lines, "", told, *self.remarks])
 
 
-def score(findings: Findings, truth: Truth) -> Scorecard:
+def score(findings: AuditResult, truth: ReferenceLabels) -> ScoreReport:
     """The audit's suspicion beside its rivals and confident learning, on the faces that count."""
     known = truth.known
     wrong = truth.labels[known] != findings.material.labels[known]
-    rivals, remarks = confident_rivals(findings)
+    rivals, remarks = confident_learning_scores(findings)
     scores = {"**suspicion**": findings.suspicion}
-    scores |= {name: settled(look(findings.evidence)) for name, look in RIVALS.items()}
-    rows = [rate(name, values[known], wrong) for name, values in {**scores, **rivals}.items()]
+    scores |= {name: fill_missing(look(findings.evidence)) for name, look in BASELINE_SCORES.items()}
+    rows = [evaluate_score(name, values[known], wrong) for name, values in {**scores, **rivals}.items()]
     count = int(wrong.sum())
     first = known[np.argsort(-findings.suspicion[known], kind="stable")[:count]]
     first = first[truth.labels[first] != findings.material.labels[first]]
     right = findings.proposed[first] == truth.labels[first]
-    return Scorecard(truth, len(known), count, rows, float(right.mean()) if len(right) else float("nan"), remarks)
+    return ScoreReport(truth, len(known), count, rows, float(right.mean()) if len(right) else float("nan"), remarks)
 
 
-def confident_rivals(findings: Findings) -> tuple[Mapping[str, Floats], list[str]]:
+def confident_learning_scores(findings: AuditResult) -> tuple[Mapping[str, Floats], list[str]]:
     """Confident learning's scores, and what is to be said of them; none where cleanlab is missing."""
     try:
         from adadf_dist.audit.confident_learning import (
-            learn_confidently,  # takes a second to import, and not everyone has it
+            confident_learning,  # takes a second to import, and not everyone has it
         )
     except ImportError:
         return {}, [NO_CLEANLAB]
-    confident = learn_confidently(findings.material.labels, findings.evidence.target)
+    confident = confident_learning(findings.material.labels, findings.evidence.target)
     told = f"It names {int(confident.issues.sum()):,} issues."
     return {
-        "confident learning, label quality": confident.doubt,
+        "confident learning, label quality": confident.label_quality,
         "confident learning, issues first": confident.score,
     }, [f"{IN_SAMPLE} {told}"]
 
 
-def rate(name: str, values: Floats, wrong: NDArray[np.bool_]) -> Row:
+def evaluate_score(name: str, values: Floats, wrong: NDArray[np.bool_]) -> ScoreRow:
     counts = (int(wrong.sum()), *(max(1, round(share * len(wrong))) for share in (0.01, 0.05)))
-    return Row(name, auc(values, wrong), *(precision_at(values, wrong, k) for k in counts))
+    return ScoreRow(name, auc(values, wrong), *(precision_at(values, wrong, k) for k in counts))
 
 
 def auc(score: Floats, wrong: NDArray[np.bool_]) -> float:

@@ -12,16 +12,16 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import rankdata
 
-from adadf_dist.audit.training_dynamics import Traces
+from adadf_dist.audit.training_dynamics import TrainingDynamics
 
 Floats = NDArray[np.float64]
 
 
-class Evidence(NamedTuple):
+class SampleEvidence(NamedTuple):
     """Of S faces, C classes."""
 
     labels: NDArray[np.int64]
-    traces: Traces
+    traces: TrainingDynamics
     target: Floats
     """[S, C]"""
     auxiliary: Floats
@@ -30,11 +30,11 @@ class Evidence(NamedTuple):
     """[S, C]"""
 
     @property
-    def both(self) -> Floats:
+    def mean_probs(self) -> Floats:
         """[S, C], the mean of the two branches."""
         return (self.target + self.auxiliary) / 2
 
-    def of_label(self, distributions: Floats) -> Floats:
+    def prob_of_label(self, distributions: Floats) -> Floats:
         """[S], what the distributions [S, C] give to the annotated class."""
         return distributions[np.arange(len(self.labels)), self.labels]
 
@@ -43,52 +43,54 @@ class Evidence(NamedTuple):
         others = distributions.copy()
         others[np.arange(len(self.labels)), self.labels] = -np.inf
         best: Floats = others.max(axis=1)
-        return best - self.of_label(distributions)
+        return best - self.prob_of_label(distributions)
 
 
-def forgetting(traces: Traces) -> Floats:
+def forgetting(traces: TrainingDynamics) -> Floats:
     """Faces that were never learnt come first, as Toneva et al. have it, then the often forgotten."""
     return np.where(traces.never_learnt, traces.epochs + 1, traces.forgotten).astype(np.float64)
 
 
-def suspicion(evidence: Evidence) -> Floats:
+def label_error_score(evidence: SampleEvidence) -> Floats:
     """[S] in [0, 1]: what the two branches together give to other classes than the annotated one."""
-    return 1 - evidence.of_label(evidence.both)
+    return 1 - evidence.prob_of_label(evidence.mean_probs)
 
 
-def propose(evidence: Evidence) -> NDArray[np.int64]:
+def suggest_labels(evidence: SampleEvidence) -> NDArray[np.int64]:
     """[S], the likeliest class to the two branches together; the label itself where they agree with it."""
-    best: NDArray[np.int64] = evidence.both.argmax(axis=1).astype(np.int64)
+    best: NDArray[np.int64] = evidence.mean_probs.argmax(axis=1).astype(np.int64)
     return best
 
 
-RIVALS: Mapping[str, Callable[[Evidence], Floats]] = {
+BASELINE_SCORES: Mapping[str, Callable[[SampleEvidence], Floats]] = {
     "attention, mean": lambda e: -e.traces.attention_mean,
     "attention, last epoch": lambda e: -e.traces.attention_last,
     "loss, mean": lambda e: e.traces.loss_mean,
     "loss, last epoch": lambda e: e.traces.loss_last,
     "forgetting": lambda e: forgetting(e.traces),
     "share of epochs wrong": lambda e: e.traces.wrong,
-    "1 - target": lambda e: 1 - e.of_label(e.target),
-    "1 - auxiliary": lambda e: 1 - e.of_label(e.auxiliary),
-    "KL of the label to fused": lambda e: -np.log(np.maximum(e.of_label(e.fused), 1e-12)),
+    "1 - target": lambda e: 1 - e.prob_of_label(e.target),
+    "1 - auxiliary": lambda e: 1 - e.prob_of_label(e.auxiliary),
+    "KL of the label to fused": lambda e: -np.log(np.maximum(e.prob_of_label(e.fused), 1e-12)),
     "margin of target": lambda e: e.margin(e.target),
     "margin of auxiliary": lambda e: e.margin(e.auxiliary),
     "auxiliary disagrees": lambda e: (e.auxiliary.argmax(axis=1) != e.labels).astype(np.float64),
-    "rank average of loss, mean and suspicion": lambda e: rank_average(e.traces.loss_mean, suspicion(e)),
-    "rank average of share wrong and suspicion": lambda e: rank_average(e.traces.wrong, suspicion(e)),
-    "rank average of attention, mean and suspicion": lambda e: rank_average(-e.traces.attention_mean, suspicion(e)),
+    "rank average of loss, mean and suspicion": lambda e: rank_average(e.traces.loss_mean, label_error_score(e)),
+    "rank average of share wrong and suspicion": lambda e: rank_average(e.traces.wrong, label_error_score(e)),
+    "rank average of attention, mean and suspicion": lambda e: rank_average(
+        -e.traces.attention_mean, label_error_score(e)
+    ),
 }
 """Higher is more suspicious. (The KL of fused to the label would be infinite: the label has no other class.)"""
 
 
 def rank_average(*scores: Floats) -> Floats:
     """[S] in [0, 1]: the mean over scores of the share of faces that a face outranks, ties sharing their place."""
-    ranks = [(rankdata(settled(score)) - 1) / max(len(score) - 1, 1) for score in scores]
+    ranks = [(rankdata(fill_missing(score)) - 1) / max(len(score) - 1, 1) for score in scores]
     return np.asarray(np.mean(ranks, axis=0), dtype=np.float64)
 
 
-def settled(score: Floats) -> Floats:
+def fill_missing(score: Floats) -> Floats:
     """NaN, of faces that were never drawn, becomes the middle: nothing is known against them or for them."""
     unknown = np.isnan(score)
     return score if not unknown.any() else np.where(unknown, np.nanmedian(score) if not unknown.all() else 0.0, score)

@@ -10,14 +10,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from adadf_dist.errors import UserError
-from adadf_dist.tracking.artifacts import read_arrays
+from adadf_dist.tracking.artifacts import load_npz
 
 Floats = NDArray[np.float64]
 
 NAME = re.compile(r"epoch-(\d{4,})\.npz")
 
 
-class Traces(NamedTuple):
+class TrainingDynamics(NamedTuple):
     """S training faces over E epochs. A face that no sampler ever drew has NaN, and counts as learnt."""
 
     epochs: int
@@ -37,7 +37,7 @@ class Traces(NamedTuple):
     """[S], share of epochs in which it was wrong."""
 
 
-def read_traces(run: Path, samples: int) -> Traces:
+def load_training_dynamics(run: Path, samples: int) -> TrainingDynamics:
     """From `history/epoch-NNNN.npz`, as many as there are. Raises `UserError`."""
     there = {
         int(found[1]): file for file in (run / "history").glob("epoch-*.npz") if (found := NAME.fullmatch(file.name))
@@ -49,15 +49,15 @@ def read_traces(run: Path, samples: int) -> Traces:
         raise UserError(f"{run}: history/epoch-{min(missing):04d}.npz is missing; copy the run folder again")
     epochs: dict[str, list[Floats]] = {"attention": [], "loss": [], "correct": []}
     for file in files:
-        arrays = read_arrays(file)
+        arrays = load_npz(file)
         for name, rows in epochs.items():
             if name not in arrays or arrays[name].shape != (samples,):
                 raise UserError(f"{file}: is not of this run's {samples:,} training faces; copy the run again")
             rows.append(arrays[name].astype(np.float64))
-    return summarise(*(np.stack(rows) for rows in epochs.values()))
+    return summarize(*(np.stack(rows) for rows in epochs.values()))
 
 
-def summarise(attention: Floats, loss: Floats, correct: Floats) -> Traces:
+def summarize(attention: Floats, loss: Floats, correct: Floats) -> TrainingDynamics:
     """From [E, S] each, NaN where an epoch left a face out.
 
     A face that was augmented or cropped several times in an epoch was right in it when it was so more often than not.
@@ -67,7 +67,7 @@ def summarise(attention: Floats, loss: Floats, correct: Floats) -> Traces:
     times = seen.sum(axis=0)
     never_learnt = (times > 0) & ~right.any(axis=0)
     wrong = (seen & ~right).sum(axis=0) / np.where(times > 0, times, np.nan)
-    return Traces(
+    return TrainingDynamics(
         epochs=len(correct),
         attention_mean=mean_seen(attention, times),
         attention_last=last_seen(attention, seen),

@@ -5,26 +5,26 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
-from adadf_dist.check.communication import check_exchange
-from adadf_dist.check.dataset import check_loader, check_reading, check_schedule, find_faces, with_largest_batch
+from adadf_dist.check.communication import check_communication
+from adadf_dist.check.dataset import check_loader, check_read_rate, check_schedule, inspect_dataset, with_largest_batch
 from adadf_dist.check.environment import (
-    check_alike,
+    check_clocks,
+    check_threads,
+    check_versions,
     clock_offsets,
-    judge_clocks,
+    gather_rank_info,
     judge_ranks,
-    judge_threads,
     judge_workers,
-    survey,
 )
-from adadf_dist.check.results import Line, Mark, Page, describe_error
+from adadf_dist.check.results import CheckReport, CheckResult, Status, describe_error
 from adadf_dist.check.run_dir import check_folder
-from adadf_dist.check.throughput import check_batch, check_step, project
-from adadf_dist.config.load import config_from_command_line
+from adadf_dist.check.throughput import check_batch, check_step, estimate_duration
+from adadf_dist.config.load import parse_cli
 from adadf_dist.config.schema import Config
-from adadf_dist.console.exit import one_line_errors
-from adadf_dist.distributed.world import World, open_world, rank_in_environment
+from adadf_dist.console.exit import cli_errors
+from adadf_dist.distributed.world import World, init_world, rank_from_env
 from adadf_dist.errors import UserError
-from adadf_dist.training.setup import settle
+from adadf_dist.training.setup import resolve_auto
 
 HELP = """\
 usage: python -m adadf_dist.check [any option of python -m adadf_dist.train]
@@ -63,65 +63,65 @@ TIMEOUT_S = 120.0
 """A rank that does not answer for so long is lost: nobody wants to wait longer for a page."""
 
 
-def run(config: Config) -> Mark:
+def run(config: Config) -> Status:
     """Print the page on rank 0. Returns its worst verdict there, and `OK` on the others: one exit status is enough."""
-    page = Page(printed=rank_in_environment() == 0)
+    page = CheckReport(printed=rank_from_env() == 0)
     try:
-        with open_world(min(config.runtime.timeout_s, TIMEOUT_S), finish_steps=False) as world:
+        with init_world(min(config.runtime.timeout_s, TIMEOUT_S), finish_steps=False) as world:
             examine(config, world, page)
             page.close()
             world.barrier()  # a launcher ends all ranks as soon as one fails: not before the page is out
     except (ValueError, RuntimeError, OSError) as error:  # the ranks no longer walk in step: the page ends here
         if not page.printed:
             raise UserError(describe_error(error)) from None
-        page.add(Line(page.under_way, describe_error(error), Mark.ERROR))
+        page.add(CheckResult(page.current, describe_error(error), Status.ERROR))
         page.close()
-    return page.worst if page.printed else Mark.OK
+    return page.status if page.printed else Status.OK
 
 
-def examine(config: Config, world: World, page: Page) -> None:
+def examine(config: Config, world: World, page: CheckReport) -> None:
     """Every look in turn. A collective: all ranks go the same way through it."""
-    page.under_way = "versions"
-    alike = list(check_alike(config, world))
+    page.current = "versions"
+    alike = list(check_versions(config, world))
     page.add(*alike)
-    if any(line.mark is Mark.ERROR for line in alike):
+    if any(line.mark is Status.ERROR for line in alike):
         return  # what follows is an exchange between equals
-    ranks = survey(world)
-    places = [rank.place for rank in ranks]
-    page.add(judge_ranks(ranks), judge_threads(ranks, config.data.workers))
+    ranks = gather_rank_info(world)
+    places = [rank.label for rank in ranks]
+    page.add(judge_ranks(ranks), check_threads(ranks, config.data.workers))
     if world.size > 1:
-        page.measuring("exchange", "clocks, decisions, and all-reduce of a small and a large message")
-        page.add(judge_clocks(clock_offsets(world), places))
-    page.add(*check_exchange(world))
-    page.under_way = "settings"
-    config = settle(config, world)
+        page.announce("exchange", "clocks, decisions, and all-reduce of a small and a large message")
+        page.add(check_clocks(clock_offsets(world), places))
+    page.add(*check_communication(world))
+    page.current = "settings"
+    config = resolve_auto(config, world)
     page.add(judge_workers(ranks, config))
-    page.under_way = "shards"
-    faces, line = find_faces(config, world)
+    page.current = "shards"
+    faces, line = inspect_dataset(config, world)
     page.add(line)
     if faces is not None:
         page.add(*check_schedule(config, faces))
     faces_per_s = 0.0
-    if faces is not None and faces.at_hand:
-        page.measuring("reading", "reading and decoding faces")
-        page.add(check_reading(config, world, places))
-        page.measuring("loader", f"the loader {config.data.loader}, at the run's batch and augmentation")
+    if faces is not None and faces.is_local:
+        page.announce("reading", "reading and decoding faces")
+        page.add(check_read_rate(config, world, places))
+        page.announce("loader", f"the loader {config.data.loader}, at the run's batch and augmentation")
         faces_per_s, line = check_loader(config, world, places)
         page.add(line)
-    page.under_way = "run folder"
+    page.current = "run folder"
     page.add(check_folder(config, world, faces.classes if faces else 7, faces.train if faces else 0))
     if faces is None:
         return
     line = check_batch(config, world, faces)
     page.add(line)
-    if line.mark is Mark.ERROR:
+    if line.mark is Status.ERROR:
         return
     config = with_largest_batch(config, faces, world)
-    page.measuring("step", f"training steps of {config.batch_size} faces, first each rank alone")
+    page.announce("step", f"training steps of {config.batch_size} faces, first each rank alone")
     measured, lines = check_step(config, world, ranks, faces)
     page.add(*lines)
     if measured is not None:
-        page.add(*project(config, faces, measured, faces_per_s))
+        page.add(*estimate_duration(config, faces, measured, faces_per_s))
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -129,8 +129,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     if any(word in ("-h", "--help") for word in words):
         print(HELP)
         return
-    with one_line_errors("adadf_dist.check", rank_in_environment(), "report"):
-        worst = run(config_from_command_line(words))
+    with cli_errors("adadf_dist.check", rank_from_env(), "report"):
+        worst = run(parse_cli(words))
     raise SystemExit(int(worst))
 
 

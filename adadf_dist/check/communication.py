@@ -8,9 +8,9 @@ from statistics import median
 
 import torch
 
-from adadf_dist.check.results import Line, Mark
+from adadf_dist.check.results import CheckResult, Status
 from adadf_dist.distributed.world import World
-from adadf_dist.training.synthetic_step import wait_for
+from adadf_dist.training.synthetic_step import synchronize
 
 DECISIONS = 30
 SLOW_DECISION_S = 0.02
@@ -20,22 +20,22 @@ BUDGET_S = 3.0
 MOST_ROUNDS = 20
 
 
-def check_exchange(world: World) -> Iterator[Line]:
+def check_communication(world: World) -> Iterator[CheckResult]:
     """A collective."""
     if world.size == 1:
-        yield Line("exchange", "one rank: nothing to exchange")
+        yield CheckResult("exchange", "one rank: nothing to exchange")
         return
-    latency = median(seconds(world.barrier) for _ in range(DECISIONS))
+    latency = median(time_exchange(world.barrier) for _ in range(DECISIONS))
     text = f"gloo: {milliseconds(latency)} a decision of all ranks"
     if latency > SLOW_DECISION_S:
         mend = "a slow network, or the wrong one: GLOO_SOCKET_IFNAME names the interface; or raise runtime.stop_every"
-        yield Line("control", text, Mark.WARNING, mend)
+        yield CheckResult("control", text, Status.WARNING, mend)
     else:
-        yield Line("control", text)
+        yield CheckResult("control", text)
     small, large = (all_reduce_seconds(world, size) for size in (SMALL, LARGE))
     backend = "nccl" if world.device.type == "cuda" else "gloo"
     text = f"{backend}: {milliseconds(small)} at {SMALL // 1024} KB, {milliseconds(large)} at {LARGE >> 20} MB"
-    yield Line("all-reduce", f"{text} ({LARGE / large / 1e6:,.0f} MB/s)")
+    yield CheckResult("all-reduce", f"{text} ({LARGE / large / 1e6:,.0f} MB/s)")
 
 
 def all_reduce_seconds(world: World, size: int) -> float:
@@ -43,17 +43,17 @@ def all_reduce_seconds(world: World, size: int) -> float:
     message = torch.zeros(size // 4, device=world.device)
 
     def send() -> None:
-        world.sum_(message)
-        wait_for(world.device)
+        world.all_reduce_sum_(message)
+        synchronize(world.device)
 
     send()  # connections and buffers are made at the first
-    first = world.share(seconds(send))
+    first = world.broadcast_object(time_exchange(send))
     assert isinstance(first, float)
     rounds = max(1, min(MOST_ROUNDS, int(BUDGET_S / max(first, 1e-6))))
-    return max(world.collect(median(seconds(send) for _ in range(rounds))))
+    return max(world.all_gather_object(median(time_exchange(send) for _ in range(rounds))))
 
 
-def seconds(work: Callable[[], object]) -> float:
+def time_exchange(work: Callable[[], object]) -> float:
     began = time.perf_counter()
     work()
     return time.perf_counter() - began

@@ -12,33 +12,33 @@ from typing import NamedTuple
 
 import numpy as np
 
-from adadf_dist.check.results import Failed, Line, Mark, describe_error, failures, on_every_rank
-from adadf_dist.check.run_dir import as_it_was
+from adadf_dist.check.results import CheckResult, ProbeFailure, Status, describe_error, gather_probe, group_failures
+from adadf_dist.check.run_dir import restore_dirs
 from adadf_dist.config.load import override
 from adadf_dist.config.schema import Config
 from adadf_dist.data.datamodule import open_splits
 from adadf_dist.data.dataset import open_dataset
-from adadf_dist.data.jpeg import BadImage
-from adadf_dist.data.loaders.base import decode_stored
+from adadf_dist.data.jpeg import InvalidImageError
+from adadf_dist.data.loaders.base import decode_image
 from adadf_dist.data.manifest import MANIFEST, Manifest, read_manifest
 from adadf_dist.data.remote.cache import cache_folder, check_cache, streamed_splits
-from adadf_dist.data.remote.client import Remote, Transfer, is_remote, local_path
+from adadf_dist.data.remote.client import Remote, RetryPolicy, is_remote, local_path
 from adadf_dist.data.sampling import epoch_batches
 from adadf_dist.data.synthetic.faces import EMOTIONS
 from adadf_dist.diagnostics.run_length import Length, find_problems
-from adadf_dist.distributed.world import MIN_SAMPLES_A_RANK, World
+from adadf_dist.distributed.world import MIN_SAMPLES_PER_RANK, World
 from adadf_dist.errors import UserError
-from adadf_dist.training.consistency import at_nodes, name_places, unlike_shards
-from adadf_dist.training.synthetic_step import wait_for
+from adadf_dist.training.consistency import find_shards_mismatch, format_nodes, gather_per_node
+from adadf_dist.training.synthetic_step import synchronize
 
-MOST_FACES = 512
+MAX_SAMPLES = 512
 READ_S = 2.0
 LOADER_S = 4.0
-HASTY = Transfer(attempts=2, stall_s=10.0)
+QUICK_RETRY_POLICY = RetryPolicy(attempts=2, read_timeout_s=10.0)
 PROBE_BYTES = 2**23
 
 
-class Faces(NamedTuple):
+class DatasetInfo(NamedTuple):
     """What a run would train on."""
 
     classes: int
@@ -47,7 +47,7 @@ class Faces(NamedTuple):
     validation: int
     batches: tuple[int, ...]
     """Sizes of the first epoch's global batches."""
-    at_hand: bool = False
+    is_local: bool = False
     """On this node's disk."""
     test: int | None = None
     """Faces of the test split, where it is known yet."""
@@ -60,42 +60,42 @@ class ReadRate(NamedTuple):
     """Read and decoded, by one process."""
 
 
-def find_faces(config: Config, world: World) -> tuple[Faces | None, Line]:
+def inspect_dataset(config: Config, world: World) -> tuple[DatasetInfo | None, CheckResult]:
     """The dataset, or None, and what is to be said of it. A collective."""
     shards = config.data.shards
     if not shards:
         mend = "give the folder that `python -m shards.build` wrote"
-        return None, Line("shards", "data.shards is empty", Mark.ERROR, mend)
+        return None, CheckResult("shards", "data.shards is empty", Status.ERROR, mend)
     try:
         remote = is_remote(shards)
     except UserError as error:
-        return None, Line("shards", str(error), Mark.ERROR)
+        return None, CheckResult("shards", str(error), Status.ERROR)
     if remote:
-        return find_remote(config, world)
-    if config.data.embedded_faces and not world.share(local_path(shards).exists()):
+        return inspect_remote_dataset(config, world)
+    if config.data.embedded_faces and not world.broadcast_object(local_path(shards).exists()):
         train, validation, test = config.data.embedded_faces
         sizes = tuple(batch_sizes(config, np.zeros(train, dtype=np.int64)))
-        faces = Faces(len(EMOTIONS), train, validation, sizes, test=test)
+        faces = DatasetInfo(len(EMOTIONS), train, validation, sizes, test=test)
         drawn = f"{sum(config.data.embedded_faces):,} faces"
-        return faces, Line("shards", f"{shards}: not there yet; a run begins by drawing {drawn} into it")
-    if problem := unlike_shards(config.data, world):
+        return faces, CheckResult("shards", f"{shards}: not there yet; a run begins by drawing {drawn} into it")
+    if problem := find_shards_mismatch(config.data, world):
         what, _, mend = problem.rpartition("; ")
-        return None, Line("shards", what or problem, Mark.ERROR, mend if what else "")
-    found = on_every_rank(world, lambda: open_faces(config, world))
+        return None, CheckResult("shards", what or problem, Status.ERROR, mend if what else "")
+    found = gather_probe(world, lambda: inspect_local_dataset(config, world))
     own = found[world.rank]
-    if wrong := next((f for f in found if isinstance(f, Failed)), None):
-        return None, Line("shards", wrong.reason, Mark.ERROR)
-    assert isinstance(own, Faces)
-    return own, Line("shards", f"{shards}: {describe(own)}, at hand on every rank")
+    if wrong := next((f for f in found if isinstance(f, ProbeFailure)), None):
+        return None, CheckResult("shards", wrong.reason, Status.ERROR)
+    assert isinstance(own, DatasetInfo)
+    return own, CheckResult("shards", f"{shards}: {describe(own)}, at hand on every rank")
 
 
-def open_faces(config: Config, world: World) -> Faces:
+def inspect_local_dataset(config: Config, world: World) -> DatasetInfo:
     """As training opens them, on this rank. Raises `UserError`."""
     data = open_splits(config, local_path(config.data.shards), (world.rank, world.size), world.device)
     with closing(data.loader):
         sizes = tuple(batch_sizes(config, data.train_split.labels))
         test = len(data.test_split) if data.test_split is not None else 0
-        return Faces(len(data.classes), len(data.train_split), len(data.validation_split), sizes, True, test)
+        return DatasetInfo(len(data.classes), len(data.train_split), len(data.validation_split), sizes, True, test)
 
 
 def batch_sizes(config: Config, labels: np.ndarray[tuple[int, ...], np.dtype[np.int64]]) -> Iterator[int]:
@@ -104,17 +104,17 @@ def batch_sizes(config: Config, labels: np.ndarray[tuple[int, ...], np.dtype[np.
     return map(len, plan)
 
 
-def describe(faces: Faces) -> str:
+def describe(faces: DatasetInfo) -> str:
     return f"{faces.train:,} training and {faces.validation:,} validation faces of {faces.classes} classes"
 
 
-def find_remote(config: Config, world: World) -> tuple[Faces | None, Line]:
+def inspect_remote_dataset(config: Config, world: World) -> tuple[DatasetInfo | None, CheckResult]:
     """The dataset behind a URL: dataset.json and a few megabytes of a tar, on each node. A collective."""
-    found = at_nodes(world, lambda: probe(config))
+    found = gather_per_node(world, lambda: probe(config))
     problems = {place: report for place, report in found.items() if isinstance(report, str)}
     if problems:
         reason = next(iter(problems.values()))
-        return None, Line("shards", f"on {name_places(list(problems))}: {reason}", Mark.ERROR)
+        return None, CheckResult("shards", f"on {format_nodes(list(problems))}: {reason}", Status.ERROR)
     reports = [report for report in found.values() if not isinstance(report, str)]
     counts, validation, whole = reports[0][:3]
     rate = min(report[3] for report in reports)
@@ -122,15 +122,15 @@ def find_remote(config: Config, world: World) -> tuple[Faces | None, Line]:
     if not validation:
         validation = round(config.data.validation_fraction * len(labels))
         labels = labels[validation:]
-    faces = Faces(len(counts), len(labels), validation, tuple(batch_sizes(config, labels)))
+    faces = DatasetInfo(len(counts), len(labels), validation, tuple(batch_sizes(config, labels)))
     text = f"{config.data.shards}: {describe(faces)}; {whole / 1e9:.2f} GB at {rate:.1f} MB/s on the slowest node"
-    return faces, Line("shards", f"{text}: {whole / 1e6 / rate:,.0f} s to fetch, unless cached")
+    return faces, CheckResult("shards", f"{text}: {whole / 1e6 / rate:,.0f} s to fetch, unless cached")
 
 
 def probe(config: Config) -> tuple[tuple[int, ...], int, int, float] | str:
     """(training faces by class, validation faces, bytes of all tars, MB/s); or the problem in a line."""
     try:
-        remote = Remote(config.data.shards.rstrip("/"), HASTY)
+        remote = Remote(config.data.shards.rstrip("/"), QUICK_RETRY_POLICY)
         manifest = parse_manifest(remote.read(MANIFEST))
         if "train" not in manifest.splits:
             return f"{remote.url}: has no train split; build one with python -m shards.build"
@@ -139,7 +139,7 @@ def probe(config: Config) -> tuple[tuple[int, ...], int, int, float] | str:
         began = time.perf_counter()
         got = sum(map(len, remote.chunks(first.file, 0, min(first.bytes, PROBE_BYTES))))
         rate = got / 1e6 / max(time.perf_counter() - began, 1e-9)
-        with as_it_was(cache_folder(config.data) / "locks"):
+        with restore_dirs(cache_folder(config.data) / "locks"):
             check_cache(config.data)
     except (UserError, OSError) as error:
         return describe_error(error)
@@ -154,41 +154,41 @@ def parse_manifest(content: bytes) -> Manifest:
         return read_manifest(Path(name))
 
 
-def check_schedule(config: Config, faces: Faces) -> list[Line]:
+def check_schedule(config: Config, faces: DatasetInfo) -> list[CheckResult]:
     """One line for each setting that makes no sense for the run's number of steps, or one that all is well."""
     steps_per_epoch = len(faces.batches)
     problems = find_problems(config, steps_per_epoch)
     if not problems:
-        return [Line("schedule", f"{Length(config.epochs, steps_per_epoch)}")]
-    return [Line("schedule", problem.text, Mark.WARNING, problem.fix) for problem in problems]
+        return [CheckResult("schedule", f"{Length(config.epochs, steps_per_epoch)}")]
+    return [CheckResult("schedule", problem.text, Status.WARNING, problem.fix) for problem in problems]
 
 
-def check_reading(config: Config, world: World, places: Sequence[str]) -> Line:
+def check_read_rate(config: Config, world: World, places: Sequence[str]) -> CheckResult:
     """Faces from random places, read and decoded by one process on each rank at once. A collective."""
-    found = on_every_rank(world, lambda: read_faces(config, world.rank))
-    for reason, where in failures(found, places).items():
-        return Line("reading", f"on {name_places(where)}: {reason}", Mark.ERROR)
+    found = gather_probe(world, lambda: measure_read_rate(config, world.rank))
+    for reason, where in group_failures(found, places).items():
+        return CheckResult("reading", f"on {format_nodes(where)}: {reason}", Status.ERROR)
     rates = [rate for rate in found if isinstance(rate, ReadRate)]
     slowest = min(rates, key=lambda rate: rate.faces_per_s)
     text = (
         f"{slowest.faces} faces from random places: read at {slowest.megabytes_per_s:,.0f} MB/s (what the system has "
     )
     text += f"cached counts), read and decoded at {slowest.faces_per_s:,.0f} faces/s a process"
-    return Line("reading", text + (", on the slowest rank" if world.size > 1 else ""))
+    return CheckResult("reading", text + (", on the slowest rank" if world.size > 1 else ""))
 
 
-def read_faces(config: Config, rank: int) -> ReadRate:
+def measure_read_rate(config: Config, rank: int) -> ReadRate:
     """Raises `UserError` naming a face that does not decode."""
     split = open_dataset(local_path(config.data.shards), streamed_splits(config.data)).split("train")
-    chosen = np.random.default_rng().permutation(len(split))[:MOST_FACES].tolist()
+    chosen = np.random.default_rng().permutation(len(split))[:MAX_SAMPLES].tolist()
     count, size, reading, began = 0, 0, 0.0, time.perf_counter()
     for sample in chosen:
         start = time.perf_counter()
         encoded = bytes(split.read(sample))
         reading += time.perf_counter() - start
         try:
-            decode_stored(encoded)
-        except BadImage as reason:
+            decode_image(encoded)
+        except InvalidImageError as reason:
             raise UserError(
                 f"face {split.keys[sample]} of {split.folder}: {reason}; python -m shards.verify finds every such face"
             ) from None
@@ -199,44 +199,46 @@ def read_faces(config: Config, rank: int) -> ReadRate:
     return ReadRate(count, size / 1e6 / max(reading, 1e-9), count / max(whole, 1e-9))
 
 
-def check_loader(config: Config, world: World, places: Sequence[str]) -> tuple[float, Line]:
+def check_loader(config: Config, world: World, places: Sequence[str]) -> tuple[float, CheckResult]:
     """Training faces a second that the configured loader gives all ranks together (0: none), and its line.
 
     A collective.
     """
-    found = on_every_rank(world, lambda: load_faces(config, world))
-    for reason, where in failures(found, places).items():
-        return 0.0, Line("loader", f"on {name_places(where)}: {reason}", Mark.ERROR)
-    rates = [rate for rate in found if not isinstance(rate, Failed)]
+    found = gather_probe(world, lambda: measure_loader_rate(config, world))
+    for reason, where in group_failures(found, places).items():
+        return 0.0, CheckResult("loader", f"on {format_nodes(where)}: {reason}", Status.ERROR)
+    rates = [rate for rate in found if not isinstance(rate, ProbeFailure)]
     together = world.size * min(rates)  # the slowest is waited for
     text = f"{config.data.loader}, {config.data.image_size}x{config.data.image_size}, augmented: "
-    return together, Line("loader", f"{text}{together:,.0f} faces/s for all ranks, the slowest taken as the measure")
+    return together, CheckResult(
+        "loader", f"{text}{together:,.0f} faces/s for all ranks, the slowest taken as the measure"
+    )
 
 
-def load_faces(config: Config, world: World) -> float:
+def measure_loader_rate(config: Config, world: World) -> float:
     """Faces a second of this rank, after the first batch."""
     data = open_splits(config, local_path(config.data.shards), (world.rank, world.size), world.device)
     with closing(data.loader):
-        batches = data.train(0)
+        batches = data.train_batches(0)
         began = time.perf_counter()
         first = next(batches, None)
         count = 0 if first is None else len(first.labels)
-        wait_for(world.device)
+        synchronize(world.device)
         started, after = time.perf_counter(), 0
         for batch in batches:
             after += len(batch.labels)
-            wait_for(world.device)
+            synchronize(world.device)
             if time.perf_counter() - started > LOADER_S:
                 break
         ended = time.perf_counter()
     return after / (ended - started) if after else count / max(ended - began, 1e-9)
 
 
-def with_largest_batch(config: Config, faces: Faces, world: World) -> Config:
+def with_largest_batch(config: Config, faces: DatasetInfo, world: World) -> Config:
     """The config to measure a step with: not compiled, and with the largest batch that an epoch of this dataset has."""
-    largest = max(*faces.batches, MIN_SAMPLES_A_RANK * world.size)
+    largest = max(*faces.batches, MIN_SAMPLES_PER_RANK * world.size)
     return override(config, {"runtime.compile": "off", "batch_size": largest})
 
 
-def validation_batches(faces: Faces, batch_size: int) -> int:
+def validation_batches(faces: DatasetInfo, batch_size: int) -> int:
     return math.ceil(faces.validation / batch_size)

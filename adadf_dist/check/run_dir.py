@@ -11,9 +11,9 @@ from typing import Any
 
 import torch
 
-from adadf_dist.check.results import Line, Mark, describe_error
-from adadf_dist.checkpoint.manager import NAME, check_same_run
-from adadf_dist.checkpoint.run_dir import check_run_folder, sole_writer
+from adadf_dist.check.results import CheckResult, Status, describe_error
+from adadf_dist.checkpoint.manager import CHECKPOINT_PATTERN, check_config_compatible
+from adadf_dist.checkpoint.run_dir import check_run_folder, lock_run_dir
 from adadf_dist.checkpoint.storage import read_checkpoint
 from adadf_dist.config.load import flatten, to_dict, with_absolute_paths
 from adadf_dist.config.schema import Config
@@ -21,60 +21,62 @@ from adadf_dist.data.identity import Source, TrainedOn, how_to_fix, moved_files,
 from adadf_dist.data.manifest import read_manifest
 from adadf_dist.data.remote.client import is_remote, local_path
 from adadf_dist.distributed.world import World
-from adadf_dist.engine.base import draw_model
+from adadf_dist.engine.base import init_model
 from adadf_dist.errors import UserError
 from adadf_dist.files.locks import Owner, probe
-from adadf_dist.training.consistency import unshared_folder
+from adadf_dist.training.consistency import find_unshared_run_dir
 
 GB = 1e9
-AT_ONCE = 2
+EXTRA_CHECKPOINTS = 2
 """Checkpoints besides the newest ones: the selected epoch's, and the one being written."""
 
 
-def check_folder(config: Config, world: World, num_classes: int, train_faces: int) -> Line:
+def check_folder(config: Config, world: World, num_classes: int, train_faces: int) -> CheckResult:
     """A collective, after which the disk is as it was."""
     folder = Path(config.out)
-    with as_it_was(folder):
-        problem = unshared_folder(folder, world)
+    with restore_dirs(folder):
+        problem = find_unshared_run_dir(folder, world)
         if problem:
             what, _, mend = problem.removeprefix("out: ").rpartition("; ")
-            return Line("run folder", what, Mark.ERROR, mend)
-        line = judge_folder(config, folder, num_classes, train_faces) if world.is_main else None
-        shared = world.share(line)
+            return CheckResult("run folder", what, Status.ERROR, mend)
+        line = check_run_dir_space(config, folder, num_classes, train_faces) if world.is_main else None
+        shared = world.broadcast_object(line)
         world.barrier()  # nobody looks into a folder that is about to go
-    assert isinstance(shared, Line)
+    assert isinstance(shared, CheckResult)
     return shared
 
 
-def judge_folder(config: Config, folder: Path, num_classes: int, train_faces: int) -> Line:
+def check_run_dir_space(config: Config, folder: Path, num_classes: int, train_faces: int) -> CheckResult:
     try:
-        held = what_is_there(config, folder)
+        held = describe_run_dir(config, folder)
         probe(folder, Owner.PROCESS, "out")
     except (ValueError, OSError) as error:
-        return Line("run folder", describe_error(error), Mark.ERROR, "")
+        return CheckResult("run folder", describe_error(error), Status.ERROR, "")
     checkpoint = checkpoint_bytes(config, num_classes, train_faces)
     history = 8 * train_faces * config.epochs
-    needed = (config.checkpoint.keep + AT_ONCE) * checkpoint + history
+    needed = (config.checkpoint.keep + EXTRA_CHECKPOINTS) * checkpoint + history
     there = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
     missing, free = max(needed - there, checkpoint), shutil.disk_usage(folder).free
-    text = f"{folder}: writable, seen by all nodes; {held}; takes about {size(needed)} (a checkpoint "
-    text += f"{size(checkpoint)}), {size(free)} free"
+    text = f"{folder}: writable, seen by all nodes; {held}; takes about {format_bytes(needed)} (a checkpoint "
+    text += f"{format_bytes(checkpoint)}), {format_bytes(free)} free"
     fewer = "lower checkpoint.keep, " if config.checkpoint.keep > 1 else ""
     mend = f"free some space, {fewer}or give another --out"
     if missing > free:
-        return Line("run folder", text, Mark.ERROR, mend)
-    return Line("run folder", text, Mark.WARNING, mend) if 2 * missing > free else Line("run folder", text)
+        return CheckResult("run folder", text, Status.ERROR, mend)
+    return (
+        CheckResult("run folder", text, Status.WARNING, mend) if 2 * missing > free else CheckResult("run folder", text)
+    )
 
 
-def what_is_there(config: Config, folder: Path) -> str:
+def describe_run_dir(config: Config, folder: Path) -> str:
     """In a few words. Raises `UserError` where a run of this configuration would be refused."""
     config = with_absolute_paths(config)
     check_run_folder(folder)
     if (folder / ".lock").exists():
-        with sole_writer(folder):
+        with lock_run_dir(folder):
             pass
     checkpoints = folder / "checkpoints"
-    saved = sorted(p for p in checkpoints.glob("*.pt") if NAME.fullmatch(p.name))
+    saved = sorted(p for p in checkpoints.glob("*.pt") if CHECKPOINT_PATTERN.fullmatch(p.name))
     if not saved:
         return "no run in it yet"
     if config.resume == "never":
@@ -83,7 +85,7 @@ def what_is_there(config: Config, folder: Path) -> str:
     if config.resume == "auto":
         now, finished = to_dict(config), content["progress"]["epoch"]
         moved = moved_files(content.get("data"), dict(flatten(now)))
-        check_same_run(content["config"], now, saved[-1], finished, moved=moved)
+        check_config_compatible(content["config"], now, saved[-1], finished, moved=moved)
         check_same_data(config, content)
     return f"holds a run of {content['progress']['epoch']} finished epochs, which goes on"
 
@@ -102,14 +104,14 @@ def check_same_data(config: Config, content: Mapping[str, Any]) -> None:
 def checkpoint_bytes(config: Config, num_classes: int, train_faces: int) -> int:
     """About: weights (and their average), Adam's two moments of what is trained, sums of each face."""
     with torch.device("meta"):
-        model = draw_model(config, num_classes)
+        model = init_model(config, num_classes)
     weights = sum(int(tensor.nbytes) for tensor in model.state_dict().values())
     trained = sum(int(parameter.nbytes) for parameter in model.parameters())
     return weights * (2 if config.optimizer.ema else 1) + 2 * trained + 16 * train_faces
 
 
 @contextmanager
-def as_it_was(folder: Path) -> Iterator[None]:
+def restore_dirs(folder: Path) -> Iterator[None]:
     """Folders on the way that were not there before are gone afterwards, if empty."""
     missing = [path for path in (folder, *folder.parents) if not os.path.exists(path)]
     try:
@@ -122,5 +124,5 @@ def as_it_was(folder: Path) -> Iterator[None]:
                 continue
 
 
-def size(count: float) -> str:
+def format_bytes(count: float) -> str:
     return f"{count / GB:.2f} GB" if count < 10 * GB else f"{count / GB:,.0f} GB"

@@ -12,18 +12,24 @@ from typing import Any, Protocol
 
 import torch
 
-from adadf_dist.checkpoint.progress import Progress
-from adadf_dist.checkpoint.storage import CHECKPOINT_VERSION, epoch_of, link_whole, read_checkpoint, write_whole
-from adadf_dist.config.load import INPUT_FILES, NO_PATHS, flatten, listed, to_dict
+from adadf_dist.checkpoint.progress import TrainingProgress
+from adadf_dist.checkpoint.storage import (
+    CHECKPOINT_VERSION,
+    completed_epochs,
+    link_atomically,
+    read_checkpoint,
+    save_checkpoint,
+)
+from adadf_dist.config.load import INPUT_FILES, NO_PATHS, flatten, matches_key, to_dict
 from adadf_dist.config.schema import Config
-from adadf_dist.data.build.writer import can_write
 from adadf_dist.data.identity import moved_files
 from adadf_dist.data.preprocessing import Preprocessing
 from adadf_dist.distributed.world import World
 from adadf_dist.errors import DiskFullError, UserError
 from adadf_dist.files.disk_space import retry_on_full_disk
+from adadf_dist.files.outputs import os_errors_as_user_errors
 
-FREE_KEYS = (
+RESUME_MUTABLE_KEYS = (
     "out",
     "resume",
     "allow_other_data",
@@ -54,10 +60,10 @@ FREE_KEYS = (
 ADDED_PARTS = ("data",)
 """Parts that checkpoints of older versions lack; a run resumes without what they would have checked."""
 
-NETWORK_KEYS = ("model.backbone", "model.attention_on")
+ARCHITECTURE_KEYS = ("model.backbone", "model.attention_on")
 """All that a run must have alike with a checkpoint of one that had not begun: imported weights."""
 
-NAME = re.compile(r"checkpoint-(\d{4})-(\d{6})\.pt")
+CHECKPOINT_PATTERN = re.compile(r"checkpoint-(\d{4})-(\d{6})\.pt")
 
 
 class Stateful(Protocol):
@@ -68,7 +74,7 @@ class Stateful(Protocol):
     def load_state_dict(self, state: Mapping[str, Any]) -> None: ...
 
 
-class Checkpoints:
+class CheckpointManager:
     """The checkpoints of a run folder: `checkpoint-EPOCH-BATCH.pt` and `selected.pt`."""
 
     def __init__(
@@ -76,7 +82,7 @@ class Checkpoints:
         config: Config,
         world: World,
         parts: Mapping[str, Stateful],
-        progress: Progress,
+        progress: TrainingProgress,
         preprocessing: Preprocessing,
     ) -> None:
         self.config = config
@@ -88,17 +94,17 @@ class Checkpoints:
         self._saved_at = time.monotonic()
 
     @property
-    def selected(self) -> Path:
+    def selected_path(self) -> Path:
         return self.folder / "selected.pt"
 
-    def due(self) -> bool:
+    def should_save(self) -> bool:
         """Whether a save in mid-epoch is due. Rank 0's clock decides, so all ranks call this together."""
         rules = self.config.checkpoint
         by_step = rules.every_steps > 0 and self.progress.step % rules.every_steps == 0
         if by_step or not rules.every_minutes or self.progress.step % self.config.runtime.stop_every:
             return by_step
         elapsed = time.monotonic() - self._saved_at
-        return bool(self.world.share(elapsed >= rules.every_minutes * 60))
+        return bool(self.world.broadcast_object(elapsed >= rules.every_minutes * 60))
 
     def save(self, skippable: bool = False) -> Path:
         """Write the run's state under its final name, whole or not at all. A collective.
@@ -106,7 +112,7 @@ class Checkpoints:
         A full disk is waited for, then a `UserError`; where the save is `skippable` it is a warning, and the next one
         is tried when it is due.
         """
-        self.world.pulse.beat("saving a checkpoint")
+        self.world.heartbeat.beat("saving a checkpoint")
         path = self.folder / f"checkpoint-{self.progress.epoch:04d}-{self.progress.batch:06d}.pt"
         content = {
             "version": CHECKPOINT_VERSION,
@@ -125,14 +131,14 @@ class Checkpoints:
 
     def _write(self, content: Mapping[str, object], path: Path, skippable: bool) -> None:
         def write() -> None:
-            write_whole(content, path)
+            save_checkpoint(content, path)
             if self.progress.batch == 0 and self.progress.best_epoch == self.progress.epoch:
-                with can_write(self.selected):
-                    link_whole(path, self.selected)
+                with os_errors_as_user_errors(self.selected_path):
+                    link_atomically(path, self.selected_path)
 
         timeout_s = 0.0 if skippable else self.config.runtime.timeout_s
         try:
-            retry_on_full_disk(write, timeout_s, self.world.pulse.wait_for_disk)
+            retry_on_full_disk(write, timeout_s, self.world.heartbeat.wait_for_disk)
         except DiskFullError as error:
             if not skippable:
                 raise
@@ -145,7 +151,7 @@ class Checkpoints:
 
         Raises `UserError` when the run folder holds another run, naming the key that differs.
         """
-        found: Any = self.world.share(self._find_for_resume() if self.world.is_main else None)
+        found: Any = self.world.broadcast_object(self._find_resume_checkpoint() if self.world.is_main else None)
         if found is None:
             return None
         path, message = found
@@ -159,8 +165,8 @@ class Checkpoints:
         begun = content["progress"]["step"] > 0
         now, finished = to_dict(self.config), content["progress"]["epoch"]
         moved = moved_files(content.get("data"), dict(flatten(now)))
-        check_same_run(content["config"], now, path, finished, () if begun else NETWORK_KEYS, moved)
-        check_same_classes(content["preprocessing"], self.preprocessing, path)
+        check_config_compatible(content["config"], now, path, finished, () if begun else ARCHITECTURE_KEYS, moved)
+        check_classes_match(content["preprocessing"], self.preprocessing, path)
         for name, part in self.parts.items():
             if not begun and name != "engine":  # weights to start from: all else starts as this run is told
                 continue
@@ -176,23 +182,23 @@ class Checkpoints:
             setattr(self.progress, key, value)
         torch.set_rng_state(content["rng"])
         if self.world.is_main:
-            self._keep_selected(Path(path))
-        best = self.world.share((self.progress.best_epoch, self.progress.best_accuracy))
+            self._restore_selected(Path(path))
+        best = self.world.broadcast_object((self.progress.best_epoch, self.progress.best_accuracy))
         self.progress.best_epoch, self.progress.best_accuracy = best  # type: ignore[misc]
 
-    def _keep_selected(self, path: Path) -> None:
+    def _restore_selected(self, path: Path) -> None:
         """Make sure that `selected.pt` is of the best epoch so far: a kill, a torn file, a start from another folder
         can leave an older one, or none. Where the best epoch's is gone, selection goes on without it, and says so."""
         best = self.progress.best_epoch
-        for candidate in (self.selected, path, path.with_name("selected.pt")):
-            if best and candidate.exists() and epoch_of(candidate) == best:
-                if candidate != self.selected:
+        for candidate in (self.selected_path, path, path.with_name("selected.pt")):
+            if best and candidate.exists() and completed_epochs(candidate) == best:
+                if candidate != self.selected_path:
                     self.folder.mkdir(parents=True, exist_ok=True)
-                    link_whole(candidate, self.selected)
+                    link_atomically(candidate, self.selected_path)
                 return
         if best:
             self._warn(
-                f"{self.selected}: the checkpoint of epoch {best}, the best so far, is gone; "
+                f"{self.selected_path}: the checkpoint of epoch {best}, the best so far, is gone; "
                 "the selected epoch will be one of those to come"
             )
             self.progress.best_epoch, self.progress.best_accuracy = 0, -1.0
@@ -210,18 +216,18 @@ class Checkpoints:
                     f"{self.folder} is good, but a new run under another --out needs a lower optimizer.lr"
                 )
 
-    def saved(self) -> list[Path]:
+    def list_checkpoints(self) -> list[Path]:
         """Checkpoints in the run folder, newest first."""
         if not self.folder.is_dir():
             return []
-        return sorted((p for p in self.folder.iterdir() if NAME.fullmatch(p.name)), reverse=True)
+        return sorted((p for p in self.folder.iterdir() if CHECKPOINT_PATTERN.fullmatch(p.name)), reverse=True)
 
-    def _find_for_resume(self) -> tuple[str, str] | None:
+    def _find_resume_checkpoint(self) -> tuple[str, str] | None:
         """(path, "") to load, ("", message) for the user, None to start afresh. Rank 0 looks, all agree."""
         resume = self.config.resume
         if resume not in ("auto", "never"):
             return resume, ""
-        saved = self.saved()
+        saved = self.list_checkpoints()
         if resume == "never" and saved:
             return "", (
                 f"{self.config.out} already holds a run; give --out another folder, or --resume auto to go on with it"
@@ -242,13 +248,13 @@ class Checkpoints:
         return None
 
     def _prune(self) -> None:
-        for path in self.saved()[self.config.checkpoint.keep :]:
+        for path in self.list_checkpoints()[self.config.checkpoint.keep :]:
             path.unlink()
         for path in self.folder.glob("*.partial"):  # what a kill inside a write left behind
             path.unlink()
 
 
-def check_same_run(
+def check_config_compatible(
     saved: Mapping[str, object],
     now: Mapping[str, object],
     path: Path | str,
@@ -264,7 +270,7 @@ def check_same_run(
     # a key that did not exist yet had, in effect, its default
     before, after = {**dict(flatten(to_dict(Config()))), **dict(flatten(saved))}, dict(flatten(now))
     for key in sorted(before.keys() | after.keys()):
-        free = listed(key, FREE_KEYS)
+        free = matches_key(key, RESUME_MUTABLE_KEYS)
         if (only and key not in only) or key in moved or (key in INPUT_FILES and same_path(before[key], after[key])):
             free = True
         elif key == "epochs" and rates_follow_epochs(before, after, finished):
@@ -292,7 +298,7 @@ def same_path(saved: object, now: object) -> bool:
     return after.parts[-len(before.parts) :] == before.parts
 
 
-def check_same_classes(saved: Mapping[str, Any], now: Preprocessing, path: Path | str) -> None:
+def check_classes_match(saved: Mapping[str, Any], now: Preprocessing, path: Path | str) -> None:
     classes = tuple(saved["classes"])
     if classes != now.classes:
         raise UserError(

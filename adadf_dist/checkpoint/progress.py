@@ -8,7 +8,7 @@ from adadf_dist.config.learning_rate import Position
 
 
 @dataclass
-class Progress:
+class TrainingProgress:
     """How far a run is, and what it has measured so far."""
 
     epoch: int = 0

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from adadf_dist.data.manifest import MANIFEST
-from adadf_dist.errors import TakenError, UserError
+from adadf_dist.errors import RunDirLockedError, UserError
 from adadf_dist.files.locks import Owner, lock
 
 MARKS = (".lock", "checkpoints", "run.json")
@@ -34,7 +34,7 @@ def check_run_folder(folder: Path) -> None:
 
 
 @contextmanager
-def sole_writer(folder: Path) -> Iterator[None]:
+def lock_run_dir(folder: Path) -> Iterator[None]:
     """Make the run folder and keep other runs out of it. Raises `UserError`."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -43,5 +43,5 @@ def sole_writer(folder: Path) -> Iterator[None]:
         raise UserError(f"out: {folder} cannot be written ({error.strerror}); give another --out") from None
     with file:
         if not lock(file, Owner.PROCESS, "out"):
-            raise TakenError(f"out: another run is writing into {folder}; stop it, or give another --out")
+            raise RunDirLockedError(f"out: another run is writing into {folder}; stop it, or give another --out")
         yield

@@ -14,13 +14,13 @@ from typing import Any
 
 import torch
 
-from adadf_dist.checkpoint.progress import Progress
-from adadf_dist.errors import DiskFullError, UserError, one_line
+from adadf_dist.checkpoint.progress import TrainingProgress
+from adadf_dist.errors import DiskFullError, UserError, single_line
 
 CHECKPOINT_VERSION = 1
 
 
-def write_whole(content: Mapping[str, object], path: Path) -> None:
+def save_checkpoint(content: Mapping[str, object], path: Path) -> None:
     """Write under a temporary name, sync, rename: the final name is never half a file.
 
     A full disk is a `DiskFullError`, an unwritable one a `UserError`; what was there before is still there.
@@ -33,11 +33,11 @@ def write_whole(content: Mapping[str, object], path: Path) -> None:
             file.flush()
             os.fsync(file.fileno())
         partial.replace(path)
-        sync_folder(path.parent)
+        fsync_dir(path.parent)
     except (OSError, RuntimeError) as error:
         partial.unlink(missing_ok=True)
-        if disk_full(error):
-            needed, free = count_bytes(content), free_bytes(path.parent)
+        if is_disk_full(error):
+            needed, free = tensor_bytes(content), free_bytes(path.parent)
             raise DiskFullError(
                 f"{path.parent}: no room for {path.name}, which needs {needed} bytes where {free} are free; "
                 "free some space, or start again with a lower checkpoint.keep"
@@ -48,7 +48,7 @@ def write_whole(content: Mapping[str, object], path: Path) -> None:
         ) from None
 
 
-def disk_full(error: BaseException | None) -> bool:
+def is_disk_full(error: BaseException | None) -> bool:
     """Whether a write failed for want of room; torch's writer raises an error of its own over the system's."""
     while error is not None:
         if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
@@ -65,16 +65,16 @@ def free_bytes(folder: Path) -> int:
         return 0
 
 
-def count_bytes(content: object) -> int:
+def tensor_bytes(content: object) -> int:
     """Of the tensors in nested content, which is all but a few kilobytes of a checkpoint."""
     if isinstance(content, torch.Tensor):
         return content.numel() * content.element_size()
     if isinstance(content, Mapping):
-        return sum(count_bytes(value) for value in content.values())
+        return sum(tensor_bytes(value) for value in content.values())
     return 0
 
 
-def link_whole(path: Path, name: Path) -> None:
+def link_atomically(path: Path, name: Path) -> None:
     """Give a finished file a second name, replacing what had it; a copy where links are not to be had."""
     partial = name.with_suffix(".partial")
     partial.unlink(missing_ok=True)
@@ -85,7 +85,7 @@ def link_whole(path: Path, name: Path) -> None:
     partial.replace(name)
 
 
-def sync_folder(folder: Path) -> None:
+def fsync_dir(folder: Path) -> None:
     """Make a rename last through a power cut."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
@@ -114,7 +114,7 @@ def read_checkpoint(path: Path | str) -> dict[str, Any]:
     except zipfile.BadZipFile as error:
         raise UserError(f"{path}: torn or not a checkpoint ({error})") from None
     except (RuntimeError, EOFError, ValueError, KeyError, OSError) as error:
-        raise UserError(f"{path}: torn or not a checkpoint ({one_line(error, 120)})") from None
+        raise UserError(f"{path}: torn or not a checkpoint ({single_line(error, 120)})") from None
     if damaged is not None:
         raise UserError(f"{path}: torn or not a checkpoint (its part {damaged} is damaged)")
     if not isinstance(content, dict) or not isinstance(content.get("version"), int):
@@ -125,12 +125,12 @@ def read_checkpoint(path: Path | str) -> dict[str, Any]:
             f"{CHECKPOINT_VERSION}); upgrade adadf_dist"
         )
     parts = {"config", "preprocessing", "progress", "rng"}
-    if not parts <= content.keys() or set(content["progress"]) != {field.name for field in fields(Progress)}:
+    if not parts <= content.keys() or set(content["progress"]) != {field.name for field in fields(TrainingProgress)}:
         raise UserError(f"{path}: torn or not a checkpoint of adadf_dist")
     return content
 
 
-def epoch_of(path: Path) -> int:
+def completed_epochs(path: Path) -> int:
     """The epochs that the model in a checkpoint has finished; -1 for a file that is none."""
     try:
         progress = read_checkpoint(path)["progress"]

@@ -9,21 +9,21 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from adadf_dist.checkpoint.manager import NAME
+from adadf_dist.checkpoint.manager import CHECKPOINT_PATTERN
 from adadf_dist.checkpoint.storage import read_checkpoint
-from adadf_dist.config.load import Layer, build_config
+from adadf_dist.config.load import ConfigLayer, build_config
 from adadf_dist.config.schema import Config
 from adadf_dist.data.identity import TrainedOn
 from adadf_dist.data.preprocessing import Preprocessing
-from adadf_dist.engine.base import draw_model, load_model
-from adadf_dist.engine.inference import Inference
+from adadf_dist.engine.base import init_model, load_model
+from adadf_dist.engine.inference import InferenceModel
 from adadf_dist.errors import UserError
 from adadf_dist.method.model import DualBranch
 
-Which = Literal["selected", "last"]
+CheckpointChoice = Literal["selected", "last"]
 
 
-class Trained(NamedTuple):
+class TrainedModel(NamedTuple):
     """What a checkpoint says of the network that evaluation, selection and export see."""
 
     model: DualBranch
@@ -48,17 +48,17 @@ class Trained(NamedTuple):
         return self.preprocessing.classes
 
 
-def open_trained(path: Path | str, which: Which = "selected") -> Trained:
+def load_trained_model(path: Path | str, which: CheckpointChoice = "selected") -> TrainedModel:
     """The network of a checkpoint file, or of a run folder's selected or last checkpoint. Raises `UserError`."""
     file = find_checkpoint(Path(path), which)
     content = read_checkpoint(file)
-    config = build_config([Layer(str(file), content["config"])])
+    config = build_config([ConfigLayer(str(file), content["config"])])
     preprocessing = Preprocessing.from_dict(content["preprocessing"])
-    model = draw_model(config, len(preprocessing.classes))
+    model = init_model(config, len(preprocessing.classes))
     load_model(model, content["engine"].get("average", content["engine"]["model"]))
     distributions = content["class_distributions"]["distributions"]
     progress = content["progress"]
-    return Trained(
+    return TrainedModel(
         model=model.eval(),
         preprocessing=preprocessing,
         config=config,
@@ -70,14 +70,14 @@ def open_trained(path: Path | str, which: Which = "selected") -> Trained:
     )
 
 
-def find_checkpoint(path: Path, which: Which) -> Path:
+def find_checkpoint(path: Path, which: CheckpointChoice) -> Path:
     """The checkpoint that a path means. Raises `UserError` where there is none, saying what there is."""
     if path.is_file():
         return path
     if not path.exists():
         raise UserError(f"{path}: no such run folder or checkpoint")
     folder = path / "checkpoints"
-    saved = sorted(file for file in folder.glob("checkpoint-*.pt") if NAME.fullmatch(file.name))
+    saved = sorted(file for file in folder.glob("checkpoint-*.pt") if CHECKPOINT_PATTERN.fullmatch(file.name))
     found = saved[-1:] if which == "last" else [file for file in (folder / "selected.pt",) if file.is_file()]
     if found:
         return found[0]
@@ -86,15 +86,15 @@ def find_checkpoint(path: Path, which: Which) -> Path:
     raise UserError(f"{path}: holds no checkpoint, so is no run folder of adadf_dist.train, or has only begun")
 
 
-class TrainedNetwork(Inference):
+class TrainedPredictor(InferenceModel):
     """A trained network at work on a device, in the precision that its run evaluated in unless told otherwise."""
 
     def __init__(
-        self, trained: Trained, device: torch.device, precision: Literal["fp32", "bf16"] | None = None
+        self, trained: TrainedModel, device: torch.device, precision: Literal["fp32", "bf16"] | None = None
     ) -> None:
         super().__init__(device, (precision or trained.config.runtime.precision) == "bf16")
         self.model: DualBranch = trained.model.to(device, memory_format=self.memory_format)  # type: ignore[call-overload]
 
     @property
-    def evaluated(self) -> DualBranch:
+    def eval_model(self) -> DualBranch:
         return self.model

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from adadf_dist.errors import UserError, nearest
+from adadf_dist.errors import UserError, did_you_mean
 
 RESNETS = ("resnet10", "resnet18", "resnet34", "resnet50", "resnet101")
 TIMM = "timm:"
@@ -14,7 +14,7 @@ def check_backbone(name: str) -> None:
     if name in RESNETS:
         return
     if not name.startswith(TIMM):
-        close = nearest(name, RESNETS)
+        close = did_you_mean(name, RESNETS)
         raise UserError(f"model.backbone is {name!r}; allowed: {', '.join(RESNETS)}, or {TIMM}NAME of timm's{close}")
     try:
         import timm  # seconds: only where one of its names is given
@@ -27,7 +27,7 @@ def check_backbone(name: str) -> None:
     architecture, _, tag = own.partition(".")
     known = timm.list_models()
     if architecture not in known:
-        close = nearest(architecture, known).replace("mean ", f"mean {TIMM}")
+        close = did_you_mean(architecture, known).replace("mean ", f"mean {TIMM}")
         raise UserError(f"model.backbone is {name}, which timm {timm.__version__} does not have{close}")
     tagged = timm.list_models(f"{architecture}.*", pretrained=True)
     if tag and own not in tagged:

@@ -17,9 +17,9 @@ from jsonargparse import ArgumentError, ArgumentParser, DefaultHelpFormatter, se
 
 from adadf_dist.config.schema import Config
 from adadf_dist.config.type_errors import describe_mismatch, type_hints
-from adadf_dist.config.validate import check_ranges
+from adadf_dist.config.validate import validate
 from adadf_dist.console.parser import VERSION
-from adadf_dist.errors import UserError, nearest
+from adadf_dist.errors import UserError, did_you_mean
 from adadf_dist.files.text import is_text, read_text
 
 DEFAULT_PRESET = "demo"
@@ -43,7 +43,7 @@ class HelpFormatter(DefaultHelpFormatter, RawDescriptionHelpFormatter):
     """Description and examples keep their lines."""
 
 
-class Layer(NamedTuple):
+class ConfigLayer(NamedTuple):
     """Some keys and where they came from, for the error messages."""
 
     origin: str
@@ -52,20 +52,20 @@ class Layer(NamedTuple):
     """Nested or dotted keys."""
 
 
-def presets() -> dict[str, Path]:
+def available_presets() -> dict[str, Path]:
     """The presets that come with the package, by name."""
     folder = Path(str(resources.files("adadf_dist.config") / "presets"))
     return {path.stem: path for path in sorted(folder.glob("*.toml"))}
 
 
-def preset_layer(name: str) -> Layer:
-    known = presets()
+def load_preset(name: str) -> ConfigLayer:
+    known = available_presets()
     if name not in known:
-        raise UserError(f"--preset {name}: no such preset{nearest(name, known)}; there are {', '.join(known)}")
-    return Layer(f"preset {name}", read_settings(known[name]).values)
+        raise UserError(f"--preset {name}: no such preset{did_you_mean(name, known)}; there are {', '.join(known)}")
+    return ConfigLayer(f"preset {name}", load_config_file(known[name]).values)
 
 
-def read_settings(path: str | Path) -> Layer:
+def load_config_file(path: str | Path) -> ConfigLayer:
     """A user's TOML or YAML file. Raises `UserError` naming the file, and the line where the parser knows it."""
     path = Path(path)
     if not path.is_file():
@@ -80,7 +80,7 @@ def read_settings(path: str | Path) -> Layer:
         raise UserError(f"{path}: does not parse: {' '.join(str(error).split())}") from None
     if not isinstance(values, dict):
         raise UserError(f"{path}: must hold keys and values, not a {type(values).__name__}")
-    return Layer(str(path), values)
+    return ConfigLayer(str(path), values)
 
 
 class UniqueKeyLoader(yaml.SafeLoader):
@@ -96,7 +96,7 @@ class UniqueKeyLoader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
-def build_config(layers: Iterable[Layer]) -> Config:
+def build_config(layers: Iterable[ConfigLayer]) -> Config:
     """Merge layers, later ones winning, and check every key, type and range.
 
     Raises `UserError` naming the key, its origin and, for an unknown key, the nearest known one.
@@ -109,19 +109,19 @@ def build_config(layers: Iterable[Layer]) -> Config:
             check_text(key, value, layer.origin)
             config[key], origins[key] = value, layer.origin
     try:
-        parsed = make_parser().parse_object(nest(config))
+        parsed = make_parser().parse_object(unflatten(config))
     except ArgumentError:
         for key, value in config.items():  # one at a time: the message then names the key's own origin
             check_type(key, value, origins[key])
         raise
     built = Config(**vars(make_parser().instantiate(parsed)))
-    check_ranges(built)
+    validate(built)
     return built
 
 
 def override(config: Config, values: Mapping[str, object], origin: str = "override") -> Config:
     """A copy of `config` with some dotted keys changed, checked like any other layer."""
-    return build_config([Layer("config", to_dict(config)), Layer(origin, values)])
+    return build_config([ConfigLayer("config", to_dict(config)), ConfigLayer(origin, values)])
 
 
 def with_absolute_paths(config: Config) -> Config:
@@ -139,10 +139,10 @@ def with_absolute_paths(config: Config) -> Config:
 
 def to_dict(config: Config) -> dict[str, object]:
     """Nested plain values (lists for tuples), as `build_config` takes them back."""
-    return nest({key: list(v) if isinstance(v, tuple) else v for key, v in flatten(asdict(config))})
+    return unflatten({key: list(v) if isinstance(v, tuple) else v for key, v in flatten(asdict(config))})
 
 
-def config_from_command_line(argv: Sequence[str], own_options: Sequence[str] = ()) -> Config:
+def parse_cli(argv: Sequence[str], own_options: Sequence[str] = ()) -> Config:
     """`--preset NAME`, `--config FILE` and `--any.key VALUE`; `--help` and `--version` print and exit.
 
     `own_options`: options that a command has beside these, for the hints to misspelled ones.
@@ -153,35 +153,37 @@ def config_from_command_line(argv: Sequence[str], own_options: Sequence[str] = (
     if any(word in ("-h", "--help") for word in argv):
         print_help()
         raise SystemExit(0)
-    words = command_line_words(argv, own_options)
+    words = parse_overrides(argv, own_options)
     file = words.pop("config", None)
     preset = words.pop("preset", None)
     layers = []
     preset_given = int(file is None or preset is not None)
     if preset_given:
-        layers.append(preset_layer(preset or DEFAULT_PRESET))
+        layers.append(load_preset(preset or DEFAULT_PRESET))
     if file is not None:
-        layers.append(read_settings(file))
-    given = {key for layer in (*layers[preset_given:], Layer("", words)) for key, _ in flatten(layer.values)}
+        layers.append(load_config_file(file))
+    given = {key for layer in (*layers[preset_given:], ConfigLayer("", words)) for key, _ in flatten(layer.values)}
     if "data.shards" in given and "data.embedded_faces" not in given:
-        layers.append(Layer("command line", {"data.embedded_faces": []}))  # whose own folder is missing wants no faces
-    config = build_config([*layers, Layer("command line", words)])
+        layers.append(
+            ConfigLayer("command line", {"data.embedded_faces": []})
+        )  # whose own folder is missing wants no faces
+    config = build_config([*layers, ConfigLayer("command line", words)])
     if config.out:
         return config
     name = preset or (Path(file).stem if file else DEFAULT_PRESET)
     return replace(config, out=f"runs/{name}-seed{config.seed}")
 
 
-def command_line_base(argv: Sequence[str]) -> tuple[str, Config]:
+def base_config(argv: Sequence[str]) -> tuple[str, Config]:
     """What a command line starts from, before its file and its own keys: its preset, or the defaults."""
-    words = command_line_words(argv)
+    words = parse_overrides(argv)
     preset = words.get("preset", None if "config" in words else DEFAULT_PRESET)
     if preset is None:
         return "the defaults", Config()
-    return f"preset {preset}", build_config([preset_layer(preset)])
+    return f"preset {preset}", build_config([load_preset(preset)])
 
 
-def command_line_words(argv: Sequence[str], own_options: Sequence[str] = ()) -> dict[str, str]:
+def parse_overrides(argv: Sequence[str], own_options: Sequence[str] = ()) -> dict[str, str]:
     """`--key value` and `--key=value` as a mapping; values stay text until the key's type reads them."""
     words: dict[str, str] = {}
     rest = list(argv)
@@ -194,7 +196,7 @@ def command_line_words(argv: Sequence[str], own_options: Sequence[str] = ()) -> 
         if key not in known_keys() and key not in ("config", "preset"):
             others = {option.removeprefix("--").replace("-", "_"): option for option in own_options}
             known = {**{name: f"--{name}" for name in (*sorted(known_keys()), "config", "preset")}, **others}
-            hint = nearest(key, known)
+            hint = did_you_mean(key, known)
             for name in known:
                 hint = known[name].join(hint.split(name)) if hint == f"; did you mean {name}?" else hint
             raise UserError(f"command line: unknown option --{key}{hint}")
@@ -237,7 +239,7 @@ def print_help() -> None:
     parser = make_parser()
     parser.description = (
         "Train Ada-DF, going on where the run stopped when its folder holds a checkpoint.\n\n"
-        f"  --preset NAME         Recipe to start from: {', '.join(presets())}\n"
+        f"  --preset NAME         Recipe to start from: {', '.join(available_presets())}\n"
         f"                        (default: {DEFAULT_PRESET}).\n"
         "  --config FILE         TOML or YAML file of the keys below.\n"
         "  --dry-run             Print what the run would be, from one rehearsed step; train and write nothing.\n"
@@ -261,14 +263,14 @@ def check_key(key: str, value: object, origin: str) -> None:
         below = sorted(known for known in known_keys() if known.startswith(f"{key}."))
         if below:
             raise UserError(f"{origin}: {key} is a section, give its keys, as {below[0]}; got {value!r}")
-        raise UserError(f"{origin}: unknown key {key}{nearest(key, known_keys())}")
+        raise UserError(f"{origin}: unknown key {key}{did_you_mean(key, known_keys())}")
     if value is None or (isinstance(value, str) and value in ("null", "~") and type_hints()[key] is not str):
         raise UserError(f"{origin}: {describe_mismatch(key, value)}")
 
 
 def check_type(key: str, value: object, origin: str) -> None:
     try:
-        make_parser().parse_object(nest({key: value}))
+        make_parser().parse_object(unflatten({key: value}))
     except ArgumentError:
         raise UserError(f"{origin}: {describe_mismatch(key, value)}") from None
 
@@ -281,7 +283,7 @@ def flatten(values: Mapping[str, object], prefix: str = "") -> Iterable[tuple[st
             yield f"{prefix}{key}", value
 
 
-def nest(values: Mapping[str, object]) -> dict[str, object]:
+def unflatten(values: Mapping[str, object]) -> dict[str, object]:
     nested: dict[str, object] = {}
     for key, value in values.items():
         *path, name = key.split(".")
@@ -292,6 +294,6 @@ def nest(values: Mapping[str, object]) -> dict[str, object]:
     return nested
 
 
-def listed(key: str, keys: Iterable[str]) -> bool:
+def matches_key(key: str, keys: Iterable[str]) -> bool:
     """Whether a dotted key is among `keys`, by itself or by its section: one that ends in a dot names all below it."""
     return any(key.startswith(known) if known.endswith(".") else key == known for known in keys)

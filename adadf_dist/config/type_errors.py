@@ -9,7 +9,7 @@ from types import UnionType
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from adadf_dist.config.schema import Config
-from adadf_dist.errors import nearest
+from adadf_dist.errors import did_you_mean
 
 SINGULAR = {int: "an integer", float: "a number", str: "text", bool: "true or false"}
 PLURAL = {int: "integers", float: "numbers", str: "texts", bool: "true or false"}
@@ -19,7 +19,7 @@ def describe_mismatch(key: str, value: object) -> str:
     """`batch_size must be an integer, got 'abc'`, with a hint where a choice is misspelled."""
     hint = type_hints()[key]
     choices = [str(choice) for choice in get_args(hint)] if get_origin(hint) is Literal else []
-    close = nearest(value, choices) if isinstance(value, str) else ""
+    close = did_you_mean(value, choices) if isinstance(value, str) else ""
     got = "no value" if value is None else repr(value)
     return f"{key} must be {describe_type(hint)}, got {got}{close}"
 

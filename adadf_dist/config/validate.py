@@ -7,7 +7,7 @@ from adadf_dist.config.schema import Config
 from adadf_dist.errors import UserError
 
 
-def check_ranges(config: Config) -> None:
+def validate(config: Config) -> None:
     """Raises `UserError` naming the first key whose value is out of range."""
     data, augment, loss = config.data, config.augment, config.loss
     classes, optimizer, runtime = config.class_distributions, config.optimizer, config.runtime
@@ -48,28 +48,28 @@ def check_ranges(config: Config) -> None:
             data.ten_crop == 0 or data.image_size < data.ten_crop <= 1024,
             "0, or above data.image_size and up to 1024",
         ),
-        within("data.label_noise", data.label_noise, 0, 1),
+        in_range("data.label_noise", data.label_noise, 0, 1),
         (
             "data.label_noise_file",
             data.label_noise_file,
             not (data.label_noise and data.label_noise_file),
             "empty while data.label_noise is not 0",
         ),
-        within("data.validation_fraction", data.validation_fraction, 0, 0.9, ends="()"),
+        in_range("data.validation_fraction", data.validation_fraction, 0, 0.9, ends="()"),
         ("augment.operations", augment.operations, augment.operations >= 0, "0 or more"),
-        within("augment.magnitude", augment.magnitude, 0, magnitudes),
-        within("augment.flip", augment.flip, 0, 1),
-        within("augment.erase", augment.erase, 0, 1),
+        in_range("augment.magnitude", augment.magnitude, 0, magnitudes),
+        in_range("augment.flip", augment.flip, 0, 1),
+        in_range("augment.erase", augment.erase, 0, 1),
         ("augment.erase_scale", augment.erase_scale, 0 < low <= high < 1, "two shares, 0 < low <= high < 1"),
-        within("loss.lambda_min", loss.lambda_min, 0, 1),
+        in_range("loss.lambda_min", loss.lambda_min, 0, 1),
         ("loss.epoch_threshold", loss.epoch_threshold, loss.epoch_threshold >= 1, "at least 1"),
-        within("loss.rank_ratio", loss.rank_ratio, 0, 1),
-        within("loss.rank_margin", loss.rank_margin, 0, 1),
-        within("class_distributions.threshold", classes.threshold, 0, 1, ends="()"),
-        within("class_distributions.sharpen", classes.sharpen, 0, 1, ends="[)"),
-        within("optimizer.lr", optimizer.lr, 0, 10, ends="(]"),
-        within("optimizer.gamma", optimizer.gamma, 0, 1, ends="(]"),
-        within("optimizer.attention_lr_factor", optimizer.attention_lr_factor, 0, 1),
+        in_range("loss.rank_ratio", loss.rank_ratio, 0, 1),
+        in_range("loss.rank_margin", loss.rank_margin, 0, 1),
+        in_range("class_distributions.threshold", classes.threshold, 0, 1, ends="()"),
+        in_range("class_distributions.sharpen", classes.sharpen, 0, 1, ends="[)"),
+        in_range("optimizer.lr", optimizer.lr, 0, 10, ends="(]"),
+        in_range("optimizer.gamma", optimizer.gamma, 0, 1, ends="(]"),
+        in_range("optimizer.attention_lr_factor", optimizer.attention_lr_factor, 0, 1),
         (
             "optimizer.warmup_steps",
             optimizer.warmup_steps,
@@ -77,7 +77,7 @@ def check_ranges(config: Config) -> None:
             "0, a whole number of steps, or a fraction of the run between 0 and 1",
         ),
         ("optimizer.weight_decay", optimizer.weight_decay, optimizer.weight_decay >= 0, "0 or more"),
-        within("optimizer.ema", optimizer.ema, 0, 1, ends="[)"),
+        in_range("optimizer.ema", optimizer.ema, 0, 1, ends="[)"),
         ("optimizer.clip_norm", optimizer.clip_norm, optimizer.clip_norm >= 0, "0 or more"),
         ("optimizer.scaling_from", optimizer.scaling_from, optimizer.scaling_from >= 2, "at least 2"),
         ("optimizer.scaling_warmup", optimizer.scaling_warmup, optimizer.scaling_warmup >= 0, "0 or more epochs"),
@@ -118,7 +118,7 @@ def check_ranges(config: Config) -> None:
     check_backbone(config.model.backbone)
 
 
-def within(key: str, value: float, low: float, high: float, ends: str = "[]") -> tuple[str, object, bool, str]:
+def in_range(key: str, value: float, low: float, high: float, ends: str = "[]") -> tuple[str, object, bool, str]:
     """A rule that `value` lies between the limits; `ends` says with brackets which of them are allowed."""
     above = value >= low if ends[0] == "[" else value > low
     below = value <= high if ends[1] == "]" else value < high

@@ -15,7 +15,7 @@ from adadf_dist.errors import UserError
 
 
 @contextmanager
-def one_line_errors(program: str, rank: int = 0, prints: Literal["log", "report", "data"] = "log") -> Iterator[None]:
+def cli_errors(program: str, rank: int = 0, prints: Literal["log", "report", "data"] = "log") -> Iterator[None]:
     """Turn a `UserError` or an operating-system error into one line on stderr and exit status 2 (Ctrl-C: 130).
 
     `rank` labels the lines of each process. `prints` says what standard output is: a `log` may get lost
@@ -31,13 +31,15 @@ def one_line_errors(program: str, rank: int = 0, prints: Literal["log", "report"
             if prints == "report" and (lost := flush_error()):
                 raise lost
         except UserError as error:
-            fail(program, str(error))
+            exit_with_error(program, str(error))
         except UnicodeEncodeError as error:
             if error.encoding.replace("-", "") == "utf8":
                 raise
-            fail(program, f"this locale cannot write {ascii(error.object)[:200]}; set PYTHONUTF8=1 or LC_ALL=C.UTF-8")
+            exit_with_error(
+                program, f"this locale cannot write {ascii(error.object)[:200]}; set PYTHONUTF8=1 or LC_ALL=C.UTF-8"
+            )
         except KeyboardInterrupt:
-            fail(program, "interrupted", status=130)
+            exit_with_error(program, "interrupted", status=130)
         except BrokenPipeError:  # `... | head` closed our output: not worth a message
             silence()
             raise SystemExit(1) from None
@@ -48,12 +50,12 @@ def one_line_errors(program: str, rank: int = 0, prints: Literal["log", "report"
 def fail_for_system(program: str, error: OSError) -> NoReturn:
     """One line for what the system refused; an error that names no file and has no known reason is raised again."""
     if error.filename is not None:
-        fail(program, f"{os.fspath(error.filename)}: {error.strerror}")
+        exit_with_error(program, f"{os.fspath(error.filename)}: {error.strerror}")
     if error.errno == errno.ENOSPC:
-        fail(program, "no space left where the output goes; free some, or write elsewhere")
+        exit_with_error(program, "no space left where the output goes; free some, or write elsewhere")
     if error.errno == errno.EIO:
         silence()
-        fail(program, "input/output error: the terminal is gone, or a disk does not answer")
+        exit_with_error(program, "input/output error: the terminal is gone, or a disk does not answer")
     raise error
 
 
@@ -71,6 +73,6 @@ def silence() -> None:
         os.close(null)
 
 
-def fail(program: str, message: str, status: int = 2) -> NoReturn:
+def exit_with_error(program: str, message: str, status: int = 2) -> NoReturn:
     print(f"{program}: error: {message}", file=sys.stderr, flush=True)
     raise SystemExit(status) from None

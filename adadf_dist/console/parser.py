@@ -9,8 +9,8 @@ from collections.abc import Iterator
 from typing import Any, NoReturn, cast
 
 from adadf_dist import __version__
-from adadf_dist.console.exit import fail
-from adadf_dist.errors import nearest
+from adadf_dist.console.exit import exit_with_error
+from adadf_dist.errors import did_you_mean
 
 VERSION = f"adadf_dist {__version__}"
 TYPE_NAMES = {"int": "an integer", "float": "a number", "Path": "a path"}
@@ -49,11 +49,11 @@ class Parser(argparse.ArgumentParser):
             known = {"--", *self.option_names()}
             unknown = [word for word in self._words if word.startswith("--") and word.partition("=")[0] not in known]
             message = self.describe_unknown(unknown[0]) if unknown else message
-        fail(self.prog.removeprefix("python -m "), f"{plain_message(message)} (see --help)")
+        exit_with_error(self.prog.removeprefix("python -m "), f"{plain_message(message)} (see --help)")
 
     def describe_unknown(self, word: str) -> str:
         option = word.partition("=")[0]
-        return f"unknown option {option}{nearest(option, self.option_names())}"
+        return f"unknown option {option}{did_you_mean(option, self.option_names())}"
 
     def option_names(self) -> list[str]:
         """Long options, those of the chosen subcommands included."""
@@ -78,5 +78,5 @@ def plain_message(message: str) -> str:
     if found:
         name, value, listed = found.groups()
         choices = [choice.strip("'\"") for choice in listed.split(", ")]
-        return f"{name} must be one of {', '.join(choices)}, got {value}{nearest(value.strip(chr(39)), choices)}"
+        return f"{name} must be one of {', '.join(choices)}, got {value}{did_you_mean(value.strip(chr(39)), choices)}"
     return message.removeprefix("argument ")

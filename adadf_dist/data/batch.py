@@ -15,23 +15,23 @@ class Batch(NamedTuple):
     normalised."""
     labels: Tensor
     """[n] int64."""
-    samples: Tensor
+    sample_ids: Tensor
     """[n] int64, sample numbers within the split."""
-    first: int
+    offset: int
     """Place of the first face in the global batch."""
     global_size: int
     """Faces of the global batch over all ranks."""
 
     @property
-    def crops(self) -> int:
+    def num_crops(self) -> int:
         """Rows a face has in the network: 1, or as many as it has crops."""
         return self.images.shape[1] if self.images.ndim == 5 else 1
 
-    def rows(self) -> Batch:
+    def flatten_crops(self) -> Batch:
         """Each crop as a face of its own, as the network and the losses see it: N of eqs 9 to 13 counts crops."""
         if self.images.ndim == 4:
             return self
-        k = self.crops
+        k = self.num_crops
         images = self.images.flatten(0, 1)
-        labels, samples = (t.repeat_interleave(k, output_size=len(images)) for t in (self.labels, self.samples))
-        return Batch(images, labels, samples, self.first * k, self.global_size * k)
+        labels, samples = (t.repeat_interleave(k, output_size=len(images)) for t in (self.labels, self.sample_ids))
+        return Batch(images, labels, samples, self.offset * k, self.global_size * k)

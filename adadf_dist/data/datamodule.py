@@ -15,24 +15,24 @@ from adadf_dist.config.schema import Config
 from adadf_dist.data.batch import Batch
 from adadf_dist.data.dataset import Dataset, Split, check_trainable, open_dataset
 from adadf_dist.data.identity import Source
-from adadf_dist.data.label_noise import LabelNoise, disturb
-from adadf_dist.data.loaders.base import Loader, Recipe
+from adadf_dist.data.label_noise import LabelNoise, apply_label_noise
+from adadf_dist.data.loaders.base import Loader, LoaderConfig
 from adadf_dist.data.loaders.streaming import StreamLoader
 from adadf_dist.data.loaders.torch_loader import TorchLoader
 from adadf_dist.data.preprocessing import Preprocessing
-from adadf_dist.data.relabel import Relabelling, read_decisions, relabel
-from adadf_dist.data.remote.cache import local_folder, streamed_splits
+from adadf_dist.data.relabel import RelabelingStats, read_decisions, relabel
+from adadf_dist.data.remote.cache import ensure_cached, streamed_splits
 from adadf_dist.data.remote.client import Remote
-from adadf_dist.data.sampling import Samples, carve, cut, epoch_batches
-from adadf_dist.distributed.world import MIN_SAMPLES_A_RANK
-from adadf_dist.errors import UserError, install_or_repair, one_line
+from adadf_dist.data.sampling import Samples, epoch_batches, split_batches, stratified_holdout
+from adadf_dist.distributed.world import MIN_SAMPLES_PER_RANK
+from adadf_dist.errors import UserError, install_or_repair, single_line
 
 DALI_LOADER = "adadf_dist.data.loaders.dali_loader"
 """Imported where it is wanted: it takes DALI, which not everyone has."""
 
 
 @dataclass(frozen=True)
-class Data:
+class DataModule:
     """One rank's view of a dataset. Every iterator yields this rank's slices of global batches."""
 
     name: str
@@ -45,7 +45,7 @@ class Data:
     source: Source
     noise: LabelNoise | None = None
     """What `data.label_noise` did to the labels of train."""
-    relabelling: Relabelling | None = None
+    relabelling: RelabelingStats | None = None
     """What `data.relabel` did to train before that."""
     stream: StreamLoader | None = None
     """Who reads training faces where `data.access` is `stream`."""
@@ -58,33 +58,33 @@ class Data:
         """Global batches of a training epoch, counted from 0."""
         return len(self._plan(epoch))
 
-    def train(self, epoch: int, first_batch: int = 0) -> Iterator[Batch]:
+    def train_batches(self, epoch: int, first_batch: int = 0) -> Iterator[Batch]:
         """A training epoch, from a batch on: what was trained before a stop is not trained again."""
         plan = self._plan(epoch)
         if self.stream is not None:
             return self.stream.batches(plan, epoch, first_batch)
         return self.loader.batches("train", plan[first_batch:], epoch)
 
-    def measure(self, epoch: int) -> Iterator[Batch]:
+    def class_distribution_batches(self, epoch: int) -> Iterator[Batch]:
         """The faces of a training epoch once more, with the same augmentation (the second pass of eq 4)."""
-        return self.train(epoch)
+        return self.train_batches(epoch)
 
-    def take_replaced(self) -> int:
+    def pop_num_replaced(self) -> int:
         """Training faces of this rank that did not decode and were replaced, since the last call."""
-        replaced, self.loader.replaced = self.loader.replaced, 0
+        replaced, self.loader.num_replaced = self.loader.num_replaced, 0
         return replaced
 
-    def validation(self) -> Iterator[Batch]:
-        return self.evaluation(self.validation_split)
+    def val_batches(self) -> Iterator[Batch]:
+        return self.eval_batches(self.validation_split)
 
-    def test(self) -> Iterator[Batch]:
+    def test_batches(self) -> Iterator[Batch]:
         assert self.test_split is not None
-        return self.evaluation(self.test_split)
+        return self.eval_batches(self.test_split)
 
-    def evaluation(self, split: Split, only: Samples | None = None) -> Iterator[Batch]:
+    def eval_batches(self, split: Split, only: Samples | None = None) -> Iterator[Batch]:
         """The faces of a split, or some of them, as they are: no augmentation, each once."""
         samples = np.arange(len(split)) if only is None else only
-        return self.loader.batches(split.name, cut(samples, self.config.batch_size))
+        return self.loader.batches(split.name, split_batches(samples, self.config.batch_size))
 
     def _plan(self, epoch: int) -> list[np.ndarray[tuple[int, ...], np.dtype[np.int64]]]:
         config = self.config
@@ -94,7 +94,7 @@ class Data:
 @contextmanager
 def open_data(
     config: Config, rank: int, ranks: int, device: torch.device, folder: Path | None = None
-) -> Iterator[Data]:
+) -> Iterator[DataModule]:
     """Open `data.shards` for one rank of several.
 
     `folder` is where it is on this machine; None: find it, and fetch it if need be.
@@ -102,14 +102,14 @@ def open_data(
     """
     with ExitStack() as opened:
         if folder is None:
-            folder = opened.enter_context(local_folder(config.data))
+            folder = opened.enter_context(ensure_cached(config.data))
         data = open_splits(config, folder, (rank, ranks), device)
         opened.callback(data.loader.close)
-        check_ranks(data, ranks)
+        check_batch_per_rank(data, ranks)
         yield data
 
 
-def open_splits(config: Config, folder: Path, ranks: tuple[int, int], device: torch.device) -> Data:
+def open_splits(config: Config, folder: Path, ranks: tuple[int, int], device: torch.device) -> DataModule:
     """The splits of a dataset folder and their loaders; `ranks`: our rank and their number."""
     dataset = open_dataset(folder, streamed_splits(config.data))
     if "train" not in dataset.splits:
@@ -119,18 +119,18 @@ def open_splits(config: Config, folder: Path, ranks: tuple[int, int], device: to
             f"data.access is stream, but {config.data.shards} has no validation split, and carving one needs the "
             "training tars at hand: build the dataset with a validation split, or set data.access = cache"
         )
-    train, validation = train_and_validation(dataset, config)
+    train, validation = load_train_val(dataset, config)
     test = dataset.split("test") if "test" in dataset.splits else None
     others = [key for split in (train, validation, test) if split is not None for key in split.keys.tolist()]
-    train, relabelling = carry_out(dataset, train, (validation, test), config)
-    train, noise = disturb(train, config.data, config.seed, others)
+    train, relabelling = apply_relabeling(dataset, train, (validation, test), config)
+    train, noise = apply_label_noise(train, config.data, config.seed, others)
     if test is None and config.evaluation.protocol == "published":
         raise UserError(f"evaluation.protocol is published, but {config.data.shards} has no test split")
     preprocessing = Preprocessing(
         config.data.image_size, train.classes, config.data.loader, ten_crop=config.data.ten_crop
     )
     splits = {split.name: split for split in (train, validation, test) if split is not None}
-    recipe = Recipe(
+    recipe = LoaderConfig(
         splits=splits,
         preprocessing=preprocessing,
         augment=config.augment,
@@ -148,7 +148,7 @@ def open_splits(config: Config, folder: Path, ranks: tuple[int, int], device: to
     if config.data.access == "stream":
         assert isinstance(loader, TorchLoader), config.data.loader
         stream = StreamLoader(Remote(config.data.shards), loader, config.data.shuffle_buffer)
-    return Data(
+    return DataModule(
         name=dataset.name,
         config=config,
         preprocessing=preprocessing,
@@ -163,27 +163,27 @@ def open_splits(config: Config, folder: Path, ranks: tuple[int, int], device: to
     )
 
 
-def train_and_validation(dataset: Dataset, config: Config) -> tuple[Split, Split]:
+def load_train_val(dataset: Dataset, config: Config) -> tuple[Split, Split]:
     """The dataset's own, or validation carved out of train by the labels that the dataset has: neither noise nor
     decisions move it. Raises `UserError`."""
     train = dataset.split("train")
     check_trainable(train)
     if "validation" in dataset.splits:
         return train, dataset.split("validation")
-    return set_aside(train, config)
+    return hold_out_validation(train, config)
 
 
-def set_aside(train: Split, config: Config) -> tuple[Split, Split]:
+def hold_out_validation(train: Split, config: Config) -> tuple[Split, Split]:
     """Train and validation, carved out of `train` as the config says. Raises `UserError` where nothing is left."""
-    kept, held_out = carve(train.labels, config.data.validation_fraction, config.seed)
+    kept, held_out = stratified_holdout(train.labels, config.data.validation_fraction, config.seed)
     if not len(held_out):
         raise UserError(f"{train.folder}: no class has two training faces, so none can be set aside for validation")
     return train.subset(kept, "train"), train.subset(held_out, "validation")
 
 
-def carry_out(
+def apply_relabeling(
     dataset: Dataset, train: Split, others: tuple[Split | None, ...], config: Config
-) -> tuple[Split, Relabelling | None]:
+) -> tuple[Split, RelabelingStats | None]:
     """`train` with the decisions of `data.relabel`. Raises `UserError`."""
     if not config.data.relabel:
         return train, None
@@ -206,30 +206,30 @@ def carry_out(
     return train, done
 
 
-def make_loader(name: str, recipe: Recipe) -> Loader:
+def make_loader(name: str, recipe: LoaderConfig) -> Loader:
     """The loader called `torch` or `dali`. Raises `UserError` when DALI does not import."""
     if name == "dali":
-        if problem := dali_problem():
+        if problem := dali_unavailable_reason():
             raise UserError(f"data.loader is dali, but {problem}, or set data.loader = torch")
         return import_module(DALI_LOADER).DaliLoader(recipe)  # type: ignore[no-any-return]
     return TorchLoader(recipe)
 
 
-def dali_problem() -> str:
+def dali_unavailable_reason() -> str:
     """Why DALI is of no use here, and what to do about it; empty when it works."""
     try:
         import_module(DALI_LOADER)
     except Exception as error:  # a missing library, or whatever a broken one raises
-        return f"it does not import ({one_line(error)}); {install_or_repair(error, 'dali')}"
+        return f"it does not import ({single_line(error)}); {install_or_repair(error, 'dali')}"
     return ""
 
 
-def check_ranks(data: Data, ranks: int) -> None:
+def check_batch_per_rank(data: DataModule, ranks: int) -> None:
     """Raise `UserError` when some batch would leave a rank fewer rows than a step needs."""
     plan = data._plan(0)
     smallest = min(len(batch) for batch in plan)
-    if smallest < MIN_SAMPLES_A_RANK * ranks:
-        samples, needed = sum(map(len, plan)), MIN_SAMPLES_A_RANK * ranks
+    if smallest < MIN_SAMPLES_PER_RANK * ranks:
+        samples, needed = sum(map(len, plan)), MIN_SAMPLES_PER_RANK * ranks
         advice = ["raise batch_size"] * (samples >= needed) + ["start fewer ranks"] * (ranks > 1)
         raise UserError(
             f"batch_size: the {samples} samples of an epoch make batches of {smallest}, but {ranks} ranks need "

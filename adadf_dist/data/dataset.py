@@ -19,13 +19,13 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from adadf_dist.data.manifest import FORMAT_VERSION, Manifest, SplitInfo, read_manifest
-from adadf_dist.errors import UserError, one_line
+from adadf_dist.errors import UserError, single_line
 
 __all__ = ["FORMAT_VERSION", "Dataset", "Split", "check_files", "check_trainable", "open_dataset", "open_split"]
 
 Keys: TypeAlias = NDArray[Any]  # of np.dtypes.StringDType: variable width, no Python object a key
 
-MAX_MAPS = 512
+MAX_OPEN_MMAPS = 512
 """Tars that one split keeps mapped in a process: each mapping holds a file descriptor, and 1,024 is a usual limit."""
 
 
@@ -49,7 +49,7 @@ class Split:
     """[S, C] true label distributions, where the source knows them (drawn faces); None otherwise."""
     shards: tuple[str, ...]
     """File names of the tars."""
-    places: NDArray[np.int64]
+    locations: NDArray[np.int64]
     """[S, 3]: number of the tar, offset and size of the encoded image in it, in bytes."""
     _maps: dict[str, mmap.mmap] = field(default_factory=dict, repr=False)
 
@@ -58,8 +58,8 @@ class Split:
 
     def read(self, sample: int) -> memoryview:
         """The encoded image (JPEG) of a sample: a read-only view into the mapped tar."""
-        shard, offset, size = self.places[sample].tolist()
-        return memoryview(self._map(self.shards[shard]))[offset : offset + size]
+        shard, offset, size = self.locations[sample].tolist()
+        return memoryview(self._mmap(self.shards[shard]))[offset : offset + size]
 
     def subset(self, samples: NDArray[np.int64], name: str) -> Split:
         """The given samples, in the given order, as a split of their own; its sample k is our `samples[k]`."""
@@ -70,7 +70,7 @@ class Split:
             labels=self.labels[samples],
             votes=None if self.votes is None else self.votes[samples],
             distributions=None if self.distributions is None else self.distributions[samples],
-            places=self.places[samples],
+            locations=self.locations[samples],
         )
 
     def digest(self) -> str:
@@ -83,12 +83,12 @@ class Split:
         """[C] samples a class."""
         return np.bincount(self.labels, minlength=len(self.classes))
 
-    def _map(self, file: str) -> mmap.mmap:
+    def _mmap(self, file: str) -> mmap.mmap:
         mapped = self._maps.get(file)
         if mapped is None:
             with (self.folder / file).open("rb") as stream:
                 mapped = mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)
-            if len(self._maps) >= MAX_MAPS:
+            if len(self._maps) >= MAX_OPEN_MMAPS:
                 self._maps.pop(next(iter(self._maps)))  # closed by its last view, not under a reader's hands
             self._maps[file] = mapped
         return mapped
@@ -167,7 +167,7 @@ def open_split(folder: Path, manifest: Manifest, name: str) -> Split:
         votes = _rows(table, "votes", num_classes)
         distributions = _rows(table, "distribution", num_classes) if "distribution" in table.column_names else None
     except (KeyError, ValueError, TypeError, pa.ArrowException) as error:
-        reason = one_line(error, 120)
+        reason = single_line(error, 120)
         raise UserError(f"{path}: not an index of this dataset ({reason}); rebuild the dataset") from None
     if len(labels) != info.samples:
         raise UserError(f"{path}: {len(labels):,} rows where dataset.json has {info.samples:,}; rebuild the dataset")
@@ -180,7 +180,7 @@ def open_split(folder: Path, manifest: Manifest, name: str) -> Split:
         votes=votes,
         distributions=distributions,
         shards=tuple(shard.file for shard in info.shards),
-        places=places,
+        locations=places,
     )
     _check_rows(split, info, path)
     return split
@@ -198,7 +198,7 @@ def _read_table(path: Path) -> pa.Table:
     try:
         return pq.read_table(path, memory_map=False)
     except (pa.ArrowException, OSError) as error:
-        reason = one_line(error, 120)
+        reason = single_line(error, 120)
         raise UserError(f"{path}: damaged ({reason}); copy the dataset again or rebuild it") from None
 
 
@@ -222,7 +222,7 @@ def _rows(table: pa.Table, name: str, width: int) -> NDArray[np.float32] | None:
 
 def _check_rows(split: Split, info: SplitInfo, path: Path) -> None:
     """Labels within the classes and as `dataset.json` counts them, images within their tars."""
-    labels, (shard, offset, size) = split.labels, split.places.T
+    labels, (shard, offset, size) = split.labels, split.locations.T
 
     def refuse_any(wrong: NDArray[np.bool_], what: str) -> None:
         if wrong.any():

@@ -53,7 +53,7 @@ def is_image_name(path: str) -> bool:
     return os.path.splitext(path)[1].lower() in image_suffixes()
 
 
-class BadImage(ValueError):  # noqa: N818  (a finding about the data, which the builder counts)
+class InvalidImageError(ValueError):
     """An image that cannot be stored. The message is the reason; whoever knows the file's name adds it."""
 
 
@@ -75,15 +75,15 @@ class Box(NamedTuple):
 
 
 def decode(data: bytes) -> Image.Image:
-    """Decode an image of any accepted format completely, in its own mode. Raises `BadImage`."""
+    """Decode an image of any accepted format completely, in its own mode. Raises `InvalidImageError`."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Pillow warns of large images and odd metadata; we judge them ourselves
         try:
             return load(data)
-        except BadImage:
+        except InvalidImageError:
             raise
         except Image.DecompressionBombError:
-            raise BadImage(f"more pixels than the limit of {MAX_PIXELS:,}") from None
+            raise InvalidImageError(f"more pixels than the limit of {MAX_PIXELS:,}") from None
         except Exception as error:  # decoders raise whatever their parsing trips over
             pixels = png_without_metadata(data)
             if pixels is not None:
@@ -91,7 +91,7 @@ def decode(data: bytes) -> Image.Image:
             reason = " ".join(
                 re.sub(r" *<_io.BytesIO.*>", "", str(error)).split()
             )  # an address would differ every time
-            raise BadImage(f"does not decode ({type(error).__name__}: {reason[:100]})") from None
+            raise InvalidImageError(f"does not decode ({type(error).__name__}: {reason[:100]})") from None
 
 
 def load(data: bytes) -> Image.Image:
@@ -125,11 +125,11 @@ def png_chunks(data: bytes) -> Iterator[tuple[bytes, int, int]]:
 
 
 def check_size(width: int, height: int) -> None:
-    """Raise `BadImage` for an image too small to be a face or too large to decode."""
+    """Raise `InvalidImageError` for an image too small to be a face or too large to decode."""
     if width * height > MAX_PIXELS:
-        raise BadImage(f"{width:,} x {height:,} pixels, more than the limit of {MAX_PIXELS:,}")
+        raise InvalidImageError(f"{width:,} x {height:,} pixels, more than the limit of {MAX_PIXELS:,}")
     if min(width, height) < MIN_SIDE:
-        raise BadImage(f"{width} x {height} pixels; a side needs at least {MIN_SIDE}")
+        raise InvalidImageError(f"{width} x {height} pixels; a side needs at least {MIN_SIDE}")
 
 
 def read_orientation(image: Image.Image) -> int:
@@ -153,16 +153,16 @@ def make_upright(image: Image.Image) -> Image.Image:
 def to_jpeg(data: bytes, side: int | None = None, box: Box | None = None) -> Jpeg:
     """The image, or what is in `box`, as a JPEG, grey or RGB, upright, its shorter side at most `side` pixels.
 
-    A JPEG that is so already is passed through, byte for byte. Raises `BadImage`.
+    A JPEG that is so already is passed through, byte for byte. Raises `InvalidImageError`.
     """
     image = decode(data)
     upright = "exif" not in image.info or read_orientation(image) == 1
     small = side is None or min(image.size) <= side
     if image.format == "JPEG" and image.mode in ("L", "RGB") and upright and small and box is None:
         return Jpeg(data, *image.size)
-    image = to_grey_or_rgb(image if upright else make_upright(image))
+    image = to_gray_or_rgb(image if upright else make_upright(image))
     if box is not None:
-        image = cut(image, box)
+        image = crop(image, box)
     if side is not None and min(image.size) > side:
         scale = side / min(image.size)
         width, height = (max(side, round(length * scale)) for length in image.size)
@@ -170,17 +170,17 @@ def to_jpeg(data: bytes, side: int | None = None, box: Box | None = None) -> Jpe
     return encode(image)
 
 
-def cut(image: Image.Image, box: Box) -> Image.Image:
-    """What is in `box`. Raises `BadImage` when that is too little to be a face."""
+def crop(image: Image.Image, box: Box) -> Image.Image:
+    """What is in `box`. Raises `InvalidImageError` when that is too little to be a face."""
     left, top = max(box.left, 0), max(box.top, 0)
     right, bottom = min(box.right, image.width), min(box.bottom, image.height)
     if right - left < MIN_SIDE or bottom - top < MIN_SIDE:
-        raise BadImage(f"face box {tuple(box)} leaves {right - left} x {bottom - top} of {image.size} pixels")
+        raise InvalidImageError(f"face box {tuple(box)} leaves {right - left} x {bottom - top} of {image.size} pixels")
     return image.crop((left, top, right, bottom))
 
 
-def to_grey_or_rgb(image: Image.Image) -> Image.Image:
-    """8-bit grey stays grey, everything else becomes RGB; transparency is dropped. Raises `BadImage`."""
+def to_gray_or_rgb(image: Image.Image) -> Image.Image:
+    """8-bit grey stays grey, everything else becomes RGB; transparency is dropped. Raises `InvalidImageError`."""
     match image.mode:
         case "L" | "RGB":
             return image
@@ -189,17 +189,19 @@ def to_grey_or_rgb(image: Image.Image) -> Image.Image:
         case "I;16" | "I;16B" | "I;16L" | "I;16N":  # Pillow's own conversion would clip, not scale
             return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
         case "I" | "F":
-            raise BadImage(f"pixels of mode {image.mode} have no fixed range; store 8 or 16 bits a channel")
+            raise InvalidImageError(f"pixels of mode {image.mode} have no fixed range; store 8 or 16 bits a channel")
         case _:
             return image.convert("RGB")
 
 
 def encode(image: Image.Image | NDArray[np.uint8], quality: int = QUALITY) -> Jpeg:
-    """JPEG of a grey or RGB image, or of pixels [H, W] or [H, W, 3]. Metadata is left behind. Raises `BadImage`."""
+    """JPEG of a gray or RGB image, or of pixels [H, W] or [H, W, 3], without metadata. Raises `InvalidImageError`."""
     if not isinstance(image, Image.Image):
         image = Image.fromarray(image)
     if max(image.size) > MAX_JPEG_SIDE:
-        raise BadImage(f"{image.width:,} x {image.height:,} pixels; a JPEG has sides of at most {MAX_JPEG_SIDE:,}")
+        raise InvalidImageError(
+            f"{image.width:,} x {image.height:,} pixels; a JPEG has sides of at most {MAX_JPEG_SIDE:,}"
+        )
     stream = io.BytesIO()
     image.save(stream, "JPEG", quality=quality, subsampling=0, exif=b"", icc_profile=None)
     return Jpeg(stream.getvalue(), *image.size)

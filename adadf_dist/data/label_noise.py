@@ -21,10 +21,10 @@ from adadf_dist.data.build.label_list import (
     left_out,
     read_entry,
 )
-from adadf_dist.data.build.writer import can_write
 from adadf_dist.data.dataset import Split
 from adadf_dist.errors import UserError
 from adadf_dist.files.csv_tables import Row, find_class, parse_number, read_list
+from adadf_dist.files.outputs import os_errors_as_user_errors
 from adadf_dist.files.text import located, open_text
 
 OPTION = "data.label_noise_file"
@@ -54,7 +54,9 @@ class LabelNoise(NamedTuple):
         return f"{self.kind}: {changed:,} of {faces:,} training labels changed ({changed / faces:.1%})"
 
 
-def disturb(split: Split, config: DataConfig, seed: int, others: Iterable[str] = ()) -> tuple[Split, LabelNoise | None]:
+def apply_label_noise(
+    split: Split, config: DataConfig, seed: int, others: Iterable[str] = ()
+) -> tuple[Split, LabelNoise | None]:
     """The training split with the noise that the config asks for; None when it asks for none.
 
     `others` are keys of the dataset's other samples: a list may name them too. Raises `UserError`.
@@ -62,13 +64,13 @@ def disturb(split: Split, config: DataConfig, seed: int, others: Iterable[str] =
     if not config.label_noise and not config.label_noise_file:
         return split, None
     if config.label_noise:
-        noise = symmetric(split.labels, len(split.classes), config.label_noise, seed)
+        noise = symmetric_noise(split.labels, len(split.classes), config.label_noise, seed)
     else:
         noise = read_noise(split, Path(config.label_noise_file), seed, others)
     return replace(split, labels=noise.given), noise
 
 
-def symmetric(labels: Labels, num_classes: int, rate: float, seed: int) -> LabelNoise:
+def symmetric_noise(labels: Labels, num_classes: int, rate: float, seed: int) -> LabelNoise:
     """Exactly round(rate S) faces, drawn evenly, each given one of the other classes, drawn evenly."""
     random = np.random.default_rng((seed, NOISE))
     chosen = random.permutation(len(labels))[: round(rate * len(labels))]
@@ -84,8 +86,8 @@ def read_noise(split: Split, path: Path, seed: int, others: Iterable[str] = ()) 
     if not rows:
         raise UserError(f"{OPTION}: {path}: is empty")
     if is_matrix(rows[0].cells, split.classes):
-        return by_matrix(split, read_matrix(rows, split.classes), seed)
-    return by_list(split, rows, path, others)
+        return noise_from_matrix(split, read_matrix(rows, split.classes), seed)
+    return noise_from_list(split, rows, path, others)
 
 
 def is_matrix(first: Sequence[str], classes: Sequence[str]) -> bool:
@@ -124,7 +126,7 @@ def read_matrix(rows: Sequence[Row], classes: Sequence[str]) -> NDArray[np.float
     return matrix
 
 
-def by_matrix(split: Split, matrix: NDArray[np.float64], seed: int) -> LabelNoise:
+def noise_from_matrix(split: Split, matrix: NDArray[np.float64], seed: int) -> LabelNoise:
     """Each face's label drawn from the row of its true class."""
     steps = matrix.cumsum(axis=1)
     places = np.random.default_rng((seed, NOISE)).random(len(split))
@@ -132,7 +134,7 @@ def by_matrix(split: Split, matrix: NDArray[np.float64], seed: int) -> LabelNois
     return LabelNoise(given.astype(np.int64), split.labels, "noise by a confusion matrix")
 
 
-def by_list(split: Split, rows: Sequence[Row], path: Path, others: Iterable[str]) -> LabelNoise:
+def noise_from_list(split: Split, rows: Sequence[Row], path: Path, others: Iterable[str]) -> LabelNoise:
     """Labels by name. Samples that the list does not name keep theirs; those of `others` are counted.
 
     Raises `UserError` for a line that is no `name label`, and for a name that no sample of the dataset has.
@@ -168,7 +170,7 @@ def by_list(split: Split, rows: Sequence[Row], path: Path, others: Iterable[str]
 
 def write_noise(path: Path, split: Split, noise: LabelNoise) -> None:
     """`noise.csv`: key, true and given class of every face whose label was changed."""
-    with can_write(path), path.open("w", newline="", encoding="utf-8") as stream:
+    with os_errors_as_user_errors(path), path.open("w", newline="", encoding="utf-8") as stream:
         writer = csv.writer(stream, lineterminator="\n")
         writer.writerow(("key", "true", "given"))
         for number in noise.changed.tolist():

@@ -43,7 +43,7 @@ class Preprocessing:
         return Preprocessing(**fields)
 
 
-def cut_ten(images: Tensor, size: int) -> Tensor:
+def ten_crop(images: Tensor, size: int) -> Tensor:
     """Four corners and the centre, and the same of the mirrored image: [n, 3, S, S] to [n, 10, 3, size, size]."""
     end = images.shape[-1] - size
     middle = round(end / 2)

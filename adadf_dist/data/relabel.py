@@ -55,7 +55,7 @@ class Decisions:
     sha256: str
     by_key: Mapping[str, Decision]
 
-    def refuse(self, line: int, problem: str) -> UserError:
+    def error(self, line: int, problem: str) -> UserError:
         return UserError(f"{self.where}: line {line}: {problem}")
 
     def check_keys(self, train: Collection[str], others: Mapping[str, str]) -> None:
@@ -66,10 +66,10 @@ class Decisions:
         for key, decision in self.by_key.items():
             if key in others:
                 problem = f"face {key} is of split {others[key]}, and only training faces change; remove the line"
-                raise self.refuse(decision.line, problem)
+                raise self.error(decision.line, problem)
             if key not in train:
                 problem = f"no face has the key {key}; is this file of another dataset? Mend the key or remove the line"
-                raise self.refuse(decision.line, problem)
+                raise self.error(decision.line, problem)
 
     def check_labels(self, labels: Mapping[str, int], classes: Sequence[str]) -> None:
         """Raise `UserError` for a sample with another class than the one that it had when it was judged.
@@ -80,14 +80,14 @@ class Decisions:
         for key, decision in self.by_key.items():
             if decision.old_label >= 0 and labels[key] not in (decision.old_label, decision.label):
                 found, expected = classes[labels[key]], classes[decision.old_label]
-                raise self.refuse(
+                raise self.error(
                     decision.line,
                     f"sample {key} is {found} in this dataset, but was {expected} when it was judged; use the file "
                     f"with the dataset that was audited, or empty the cell {OLD_LABEL}",
                 )
 
 
-class Relabelling(NamedTuple):
+class RelabelingStats(NamedTuple):
     """What decisions did to a training split."""
 
     relabelled: int
@@ -113,7 +113,7 @@ def read_decisions(path: Path, classes: Sequence[str], option: str) -> Decisions
     try:
         table = open_table(lines, where, COLUMNS, (OLD_LABEL,))
     except NoColumnError as error:
-        raise decisions.refuse(
+        raise decisions.error(
             error.line, f"must be {','.join(COLUMNS)}; export the file from the audit's page again"
         ) from None
     for row, cells in table.records():
@@ -122,24 +122,24 @@ def read_decisions(path: Path, classes: Sequence[str], option: str) -> Decisions
         label = find_class(name, classes)
         old_label = find_class(old_name, classes) if old_name else -1
         if not key:
-            raise decisions.refuse(row.line, "the key is empty; give the key of a training face or remove the line")
+            raise decisions.error(row.line, "the key is empty; give the key of a training face or remove the line")
         if kind not in DECISIONS:
-            raise decisions.refuse(row.line, f"decision {kind!r} is none of {', '.join(DECISIONS)}")
+            raise decisions.error(row.line, f"decision {kind!r} is none of {', '.join(DECISIONS)}")
         if kind == "relabel" and label is None:
-            raise decisions.refuse(row.line, f"label {name!r} is no class; the classes are {', '.join(classes)}")
+            raise decisions.error(row.line, f"label {name!r} is no class; the classes are {', '.join(classes)}")
         if kind != "relabel" and name:
-            raise decisions.refuse(row.line, f"{kind} takes no label, but {name!r} is given; empty the cell")
+            raise decisions.error(row.line, f"{kind} takes no label, but {name!r} is given; empty the cell")
         if old_label is None:
-            raise decisions.refuse(
+            raise decisions.error(
                 row.line, f"{OLD_LABEL} {old_name!r} is no class; the classes are {', '.join(classes)}"
             )
         if key in known:
-            raise decisions.refuse(row.line, f"face {key} was decided in line {known[key].line}; keep one of the two")
+            raise decisions.error(row.line, f"face {key} was decided in line {known[key].line}; keep one of the two")
         known[key] = Decision(kind, label if kind == "relabel" and label is not None else -1, row.line, old_label)
     return decisions
 
 
-def relabel(split: Split, decisions: Decisions) -> tuple[Split, Relabelling]:
+def relabel(split: Split, decisions: Decisions) -> tuple[Split, RelabelingStats]:
     """The training split with the decisions carried out; those on faces that it has not are counted."""
     places = {str(key): place for place, key in enumerate(split.keys)}
     labels = split.labels.copy()
@@ -154,5 +154,5 @@ def relabel(split: Split, decisions: Decisions) -> tuple[Split, Relabelling]:
         elif decision.kind == "relabel":
             labels[place] = decision.label
     changed = int((labels != split.labels)[kept].sum())
-    done = Relabelling(changed, int((~kept).sum()), passed_over, decisions.file)
+    done = RelabelingStats(changed, int((~kept).sum()), passed_over, decisions.file)
     return replace(split, labels=labels).subset(np.flatnonzero(kept), split.name), done

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 Samples = NDArray[np.int64]
 """Sample numbers within a split."""
 
-ORDER, CARVE, SUBSTITUTE = 1, 2, 5
+EPOCH_STREAM, HOLDOUT_STREAM, REPLACEMENT_STREAM = 1, 2, 5
 """Streams of random numbers drawn from one seed; 3 and 4 are stream.py's."""
 
 
@@ -32,13 +32,13 @@ def epoch_batches(labels: NDArray[np.int64], sampler: str, batch_size: int, seed
         ceil(E / B) arrays whose sizes differ by at most one, E samples in all; E is S but for `balanced` (classes
         present times the rarest's count) and `oversample` (times the largest's).
     """
-    random = np.random.default_rng((seed, ORDER, epoch))
-    chosen = draw_samples(labels, sampler, random)
+    random = np.random.default_rng((seed, EPOCH_STREAM, epoch))
+    chosen = sample_indices(labels, sampler, random)
     random.shuffle(chosen)
-    return cut(chosen, batch_size)
+    return split_batches(chosen, batch_size)
 
 
-def draw_samples(labels: NDArray[np.int64], sampler: str, random: np.random.Generator) -> Samples:
+def sample_indices(labels: NDArray[np.int64], sampler: str, random: np.random.Generator) -> Samples:
     """Which samples an epoch sees, class by class, a fresh draw each time."""
     if sampler == "all":
         return np.arange(len(labels))
@@ -51,10 +51,10 @@ def draw_samples(labels: NDArray[np.int64], sampler: str, random: np.random.Gene
     else:
         assert sampler == "sqrt", sampler
         wanted = apportion(len(labels), np.sqrt(counts))
-    return np.concatenate([take(m, n, random) for m, n in zip(members, wanted.tolist(), strict=True)])
+    return np.concatenate([repeat_and_sample(m, n, random) for m, n in zip(members, wanted.tolist(), strict=True)])
 
 
-def take(members: Samples, number: int, random: np.random.Generator) -> Samples:
+def repeat_and_sample(members: Samples, number: int, random: np.random.Generator) -> Samples:
     """`number` of the members: each as often as any other, but for a draw without replacement of the rest."""
     repeats, rest = divmod(number, len(members))
     return np.concatenate([np.tile(members, repeats), random.permutation(members)[:rest]])
@@ -69,25 +69,25 @@ def apportion(total: int, weights: NDArray[np.float64]) -> NDArray[np.int64]:
     return whole
 
 
-def cut(samples: Samples, batch_size: int) -> list[Samples]:
+def split_batches(samples: Samples, batch_size: int) -> list[Samples]:
     """ceil(len / B) runs of neighbours whose lengths differ by at most one."""
     runs: list[Samples] = np.array_split(samples, math.ceil(len(samples) / batch_size))
     return runs
 
 
-def rank_bounds(size: int, rank: int, ranks: int) -> tuple[int, int]:
+def rank_slice(size: int, rank: int, ranks: int) -> tuple[int, int]:
     """First and last-plus-one place of a rank's slice of `size` rows; slices differ by at most one."""
     share, more = divmod(size, ranks)
     first = rank * share + min(rank, more)
     return first, first + share + (rank < more)
 
 
-def carve(labels: NDArray[np.int64], fraction: float, seed: int) -> tuple[Samples, Samples]:
+def stratified_holdout(labels: NDArray[np.int64], fraction: float, seed: int) -> tuple[Samples, Samples]:
     """Split a training split into train and validation by seed, stratified by class, both in stored order.
 
     A class of two samples or more has at least one on each side.
     """
-    random = np.random.default_rng((seed, CARVE))
+    random = np.random.default_rng((seed, HOLDOUT_STREAM))
     validation = []
     for c in np.unique(labels):
         members = random.permutation(np.flatnonzero(labels == c))
@@ -98,9 +98,9 @@ def carve(labels: NDArray[np.int64], fraction: float, seed: int) -> tuple[Sample
     return np.flatnonzero(~held_out), np.flatnonzero(held_out)
 
 
-def substitutes(labels: NDArray[np.int64], sample: int, seed: int, epoch: int) -> Iterator[int]:
+def replacement_candidates(labels: NDArray[np.int64], sample: int, seed: int, epoch: int) -> Iterator[int]:
     """The other samples of a sample's class, in the order in which they may stand in for it in an epoch."""
     others = np.flatnonzero(labels == labels[sample])
-    for other in np.random.default_rng((seed, SUBSTITUTE, epoch, sample)).permutation(others).tolist():
+    for other in np.random.default_rng((seed, REPLACEMENT_STREAM, epoch, sample)).permutation(others).tolist():
         if other != sample:
             yield other

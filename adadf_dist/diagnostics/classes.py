@@ -12,11 +12,11 @@ from adadf_dist.config.learning_rate import warmup_steps
 from adadf_dist.config.schema import Config
 from adadf_dist.diagnostics.finding import MIN_SAMPLES, Finding, Record, RunRecords, Severity, either
 
-CHANCE = 0.08
+MIN_ABOVE_CHANCE = 0.08
 """Fraction of the way from chance to 1: a mean class accuracy below it is chance. Of 7 classes 1.5 times chance."""
-ONE_CLASS = 0.95
+COLLAPSE_SHARE = 0.95
 """Fraction of the predictions that one class has in a collapse."""
-AFTER = 3
+GRACE_EPOCHS = 3
 """Epochs beyond the epoch threshold before class means and unpredicted classes are judged."""
 NOISE = 2.0
 """Standard errors by which an accuracy must have changed to be rising."""
@@ -41,8 +41,8 @@ def describe_collapse(
     """
     most, chance = int(predicted.argmax()), 1 / len(classes)
     share = predicted[most] / predicted.sum()
-    alone = share >= ONE_CLASS and labeled[most] / labeled.sum() < ONE_CLASS
-    if not alone and mean_class_accuracy >= chance + CHANCE * (1 - chance):
+    alone = share >= COLLAPSE_SHARE and labeled[most] / labeled.sum() < COLLAPSE_SHARE
+    if not alone and mean_class_accuracy >= chance + MIN_ABOVE_CHANCE * (1 - chance):
         return ""
     text = f"mean class accuracy {mean_class_accuracy:.1%} where chance is {chance:.1%}"
     return f"{text}, {share:.0%} of the samples are predicted as {classes[most]}" if alone else text
@@ -96,15 +96,15 @@ def class_accuracy(record: Record, judged: NDArray[np.bool_]) -> tuple[float, fl
 def is_rising(run: RunRecords) -> bool:
     """Whether mean class accuracy rose beyond noise over the last epochs."""
     (now, error), (before, error_before) = (
-        class_accuracy(record, run.is_judged()) for record in (run.newest, run.records[-AFTER - 1 :][0])
+        class_accuracy(record, run.is_judged()) for record in (run.newest, run.records[-GRACE_EPOCHS - 1 :][0])
     )
     return now - before > NOISE * math.hypot(error, error_before)
 
 
 def why_no_dead_class_rule(run: RunRecords) -> str:
     """Why unpredicted classes are not judged; empty where they are."""
-    if len(run.late) < AFTER:
-        return f"judged from epoch {run.config.loss.epoch_threshold + AFTER} on"
+    if len(run.late) < GRACE_EPOCHS:
+        return f"judged from epoch {run.config.loss.epoch_threshold + GRACE_EPOCHS} on"
     if not run.is_judged().any():
         return f"no class has {MIN_SAMPLES} validation samples"
     return run.too_early
@@ -112,14 +112,14 @@ def why_no_dead_class_rule(run: RunRecords) -> str:
 
 def find_dead_class(run: RunRecords) -> Iterator[Finding]:
     """Classes of validation that are never predicted."""
-    confusions = np.array([record["validation"]["confusion"] for record in run.late[-AFTER:]])
+    confusions = np.array([record["validation"]["confusion"] for record in run.late[-GRACE_EPOCHS:]])
     samples, predicted = confusions[-1].sum(axis=1), confusions.sum(axis=(0, 1))
     dead = np.flatnonzero((predicted == 0) & run.is_judged()).tolist()
     if not dead or (is_rising(run) and not run.is_last):  # a class may still come
         return
     subject = ", ".join(run.classes[number] for number in dead)
     counted = ", ".join(f"{run.classes[number]} ({samples[number]} samples)" for number in dead)
-    text = f"never predicted on validation in {AFTER} epochs: {counted}"
+    text = f"never predicted on validation in {GRACE_EPOCHS} epochs: {counted}"
     yield Finding("dead class", Severity.WARNING, text, fix_dead_class(run.config), subject)
 
 
@@ -143,8 +143,8 @@ def why_no_threshold_rule(run: RunRecords) -> str | None:
     """Why the threshold is not judged; None where class distributions are not used, empty where it is judged."""
     if run.config.loss.supervision not in ("fused", "class"):
         return None
-    if len(run.late) < AFTER:
-        return f"judged from epoch {run.config.loss.epoch_threshold + AFTER} on"
+    if len(run.late) < GRACE_EPOCHS:
+        return f"judged from epoch {run.config.loss.epoch_threshold + GRACE_EPOCHS} on"
     return run.too_early
 
 
@@ -188,10 +188,12 @@ def nearest_class(run: RunRecords) -> str:
 
 def will_meet(run: RunRecords) -> bool:
     """Whether some class mean meets the threshold by the end of the run, if it rises as over the last epochs."""
-    if run.is_last or len(run.records) < AFTER:
+    if run.is_last or len(run.records) < GRACE_EPOCHS:
         return False
-    now, before = (np.array(record.get("class_degrees") or [0.0]) for record in (run.newest, run.records[-AFTER]))
-    rise = (now - before) / (AFTER - 1) * (run.config.epochs - run.epoch)
+    now, before = (
+        np.array(record.get("class_degrees") or [0.0]) for record in (run.newest, run.records[-GRACE_EPOCHS])
+    )
+    rise = (now - before) / (GRACE_EPOCHS - 1) * (run.config.epochs - run.epoch)
     return bool((now + rise.clip(0) >= run.config.class_distributions.threshold).any())
 
 
@@ -201,7 +203,7 @@ def fix_threshold(run: RunRecords) -> str:
     if not degrees:
         return "lower class_distributions.threshold to what half of the class means reach"
     half = math.floor(20 * sorted(degrees, reverse=True)[(len(degrees) - 1) // 2] + 1e-9) / 20
-    if half < chance + CHANCE * (1 - chance):
+    if half < chance + MIN_ABOVE_CHANCE * (1 - chance):
         return "train longer: most class means are near chance, where no class_distributions.threshold makes sense"
     if half >= run.config.class_distributions.threshold:
         return "train longer: half of the class means reach it now"

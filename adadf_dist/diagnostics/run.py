@@ -1,7 +1,7 @@
-"""What is wrong with a run, from its epochs' records: pure rules, each with what was seen and what to try.
+"""Diagnostics of a run from its epochs' records: pure rules, each with an observation and a hint.
 
-The log prints a finding when it comes up or changes (`news`); the report shows how long each held (`episodes`), and
-what was judged at all (`assess`).
+The log prints a finding when it appears or changes (`new_findings`); the report shows the epochs over which each held
+(`finding_spans`) and which rules applied (`assess`).
 """
 
 from __future__ import annotations
@@ -16,9 +16,19 @@ from adadf_dist.config.schema import Config
 from adadf_dist.diagnostics import classes as on_classes
 from adadf_dist.diagnostics import training as on_training
 from adadf_dist.diagnostics.finding import MIN_SAMPLES, Finding, Record, RunRecords, Severity
-from adadf_dist.diagnostics.training import BEHIND_TARGET
+from adadf_dist.diagnostics.training import AUXILIARY_LAGS
 
-__all__ = ["BEHIND_TARGET", "Episode", "Finding", "Record", "Severity", "assess", "episodes", "examine", "news"]
+__all__ = [
+    "AUXILIARY_LAGS",
+    "Finding",
+    "FindingSpan",
+    "Record",
+    "Severity",
+    "assess",
+    "diagnose",
+    "finding_spans",
+    "new_findings",
+]
 
 
 class Rule(NamedTuple):
@@ -42,7 +52,7 @@ RULES = (
 )
 
 
-class Episode(NamedTuple):
+class FindingSpan(NamedTuple):
     """A finding over the epochs (from 1) in which it held, as it was last seen."""
 
     finding: Finding
@@ -59,7 +69,7 @@ class Assessment(NamedTuple):
     """Subjects of those that had not, each with the reason."""
 
 
-def examine(
+def diagnose(
     records: Sequence[Record], config: Config, classes: Sequence[str] = (), auxiliary_accuracy: float | None = None
 ) -> list[Finding]:
     """Everything that is wrong at the newest of a run's epochs, the worst first.
@@ -97,29 +107,29 @@ def run_records(records: Sequence[Record], config: Config, classes: Sequence[str
     return RunRecords(records, config, names)
 
 
-def news(records: Sequence[Record], config: Config, classes: Sequence[str] = ()) -> list[Finding]:
+def new_findings(records: Sequence[Record], config: Config, classes: Sequence[str] = ()) -> list[Finding]:
     """Findings of the newest epoch that did not hold at the one before it."""
-    known = {finding.identity for finding in examine(records[:-1], config, classes)}
-    return [finding for finding in examine(records, config, classes) if finding.identity not in known]
+    known = {finding.identity for finding in diagnose(records[:-1], config, classes)}
+    return [finding for finding in diagnose(records, config, classes) if finding.identity not in known]
 
 
-def episodes(records: Sequence[Record], config: Config, classes: Sequence[str] = ()) -> list[Episode]:
+def finding_spans(records: Sequence[Record], config: Config, classes: Sequence[str] = ()) -> list[FindingSpan]:
     """Every finding of a run and when it held: those that hold to the end first, then by severity."""
-    found: list[Episode] = []
+    found: list[FindingSpan] = []
     for end in range(1, len(records) + 1):
         epoch = int(records[end - 1]["epoch"])
         standing = {episode.finding.identity: place for place, episode in enumerate(found) if episode.last == epoch - 1}
-        for finding in examine(records[:end], config, classes):
+        for finding in diagnose(records[:end], config, classes):
             place = standing.get(finding.identity)
             if place is None:
-                found.append(Episode(finding, epoch, epoch))
+                found.append(FindingSpan(finding, epoch, epoch))
             else:
-                found[place] = Episode(finding, found[place].first, epoch)
+                found[place] = FindingSpan(finding, found[place].first, epoch)
     newest = records[-1]["epoch"] if records else 0
     return sorted(found, key=lambda episode: (episode.last != newest, -episode.finding.severity, episode.first))
 
 
-def attention_spread(attention: NDArray[np.float32]) -> dict[str, float] | None:
+def attention_stats(attention: NDArray[np.float32]) -> dict[str, float] | None:
     """Mean and standard deviation of w' over the samples [S] of an epoch (NaN: not seen), for its record."""
     seen = attention[~np.isnan(attention)].astype(np.float64)
     return {"mean": float(seen.mean()), "deviation": float(seen.std())} if len(seen) else None

@@ -11,20 +11,20 @@ import numpy as np
 from adadf_dist.config.schema import Config
 from adadf_dist.diagnostics.finding import Finding, RunRecords, Severity, either
 
-FLAT = 0.05
+MIN_ATTENTION_STD = 0.05
 """Attention weights whose standard deviation is a smaller fraction of their range [lambda_min, 1] are all alike."""
 WAITING, WAITING_LONG = 0.1, 0.3
 """Fractions of an epoch spent waiting for the loader: worth a note, worth a warning."""
 RISING, RISE = 3, 1.1
 """The auxiliary branch diverges: its cross entropy rose so many epochs in a row, to so many times its lowest."""
-BEHIND = 0.1
+MAX_AUXILIARY_GAP = 0.1
 """An auxiliary branch whose accuracy is so far below the target branch's is a poor teacher."""
-BEHIND_TARGET = "auxiliary branch behind"
+AUXILIARY_LAGS = "auxiliary branch behind"
 BAD_FRACTION = 0.1
 """Of `data.max_bad_faces`: replaced samples of an epoch that are worth a warning."""
-FALLEN = 2.0
+OVERFIT_SIGMAS = 2.0
 """Standard errors of a difference beyond which an accuracy is lower than another."""
-LATE = 3
+OVERFIT_WINDOW = 3
 """Epochs that are averaged to judge overfitting."""
 LOWEST_FACTOR = 0.001
 """`optimizer.attention_lr_factor` below which lowering it further is no advice."""
@@ -42,7 +42,7 @@ def why_no_attention_rule(run: RunRecords) -> str | None:
 def find_flat_attention(run: RunRecords) -> Iterator[Finding]:
     """Attention weights w' that are all alike: eq 12 then fuses every sample in the same proportion."""
     spread, loss = run.newest["attention"], run.config.loss
-    if spread["deviation"] < FLAT * (1 - loss.lambda_min):
+    if spread["deviation"] < MIN_ATTENTION_STD * (1 - loss.lambda_min):
         yield Finding(
             "attention saturated",
             Severity.WARNING,
@@ -121,12 +121,12 @@ def fix_pull(config: Config) -> str:
 def find_behind(config: Config, target: float, auxiliary: float, samples: int) -> Iterator[Finding]:
     """An auxiliary branch whose validation accuracy is far below the target branch's, beyond noise."""
     error = math.sqrt((target * (1 - target) + auxiliary * (1 - auxiliary)) / samples)
-    if target - auxiliary <= max(BEHIND, FALLEN * error):
+    if target - auxiliary <= max(MAX_AUXILIARY_GAP, OVERFIT_SIGMAS * error):
         return
     threshold = config.loss.epoch_threshold
     later = f"set loss.epoch_threshold = {min(2 * threshold, config.epochs)} (now {threshold})"
     yield Finding(
-        BEHIND_TARGET,
+        AUXILIARY_LAGS,
         Severity.WARNING,
         f"it is correct on {auxiliary:.1%} of {samples:,} validation samples, the target branch on {target:.1%}",
         either(later if threshold < config.epochs else "", fix_pull(config)) or "train longer (raise epochs)",
@@ -152,28 +152,28 @@ def find_replaced(run: RunRecords) -> Iterator[Finding]:
 
 def why_no_overfitting_rule(run: RunRecords) -> str:
     """Why overfitting is not judged; empty where it is."""
-    return "" if len(run.records) >= 2 * LATE else f"judged from epoch {2 * LATE} on"
+    return "" if len(run.records) >= 2 * OVERFIT_WINDOW else f"judged from epoch {2 * OVERFIT_WINDOW} on"
 
 
 def find_overfitting(run: RunRecords) -> Iterator[Finding]:
-    """Validation accuracy beyond noise below its best, while the target branch's training loss kept falling.
+    """Validation accuracy significantly below its best while the target branch's training loss kept falling.
 
-    Both are means over `LATE` epochs: the best single epoch of many is best by luck, and the newest may be unlucky.
+    Both are means over `OVERFIT_WINDOW` epochs: the best single epoch of many is lucky, and the newest may be unlucky.
     """
     records, config = run.records, run.config
     name = "cross_entropy" if config.loss.supervision == "one_hot" else "kl_divergence"
     best = max(records, key=lambda record: float(record["validation"]["accuracy"]))
     accuracies = np.array([record["validation"]["accuracy"] for record in records])
-    means = np.convolve(accuracies, np.ones(LATE) / LATE, mode="valid")
+    means = np.convolve(accuracies, np.ones(OVERFIT_WINDOW) / OVERFIT_WINDOW, mode="valid")
     newest, top = float(means[-1]), float(means.max())
     error = math.sqrt(2 * top * (1 - top) / run.newest["validation"]["samples"])
-    if top - newest <= FALLEN * error or run.newest[name] >= best[name]:
+    if top - newest <= OVERFIT_SIGMAS * error or run.newest[name] >= best[name]:
         return
     yield Finding(
         "overfitting",
         Severity.NOTE,
-        f"validation accuracy {newest:.1%} over the last {LATE} epochs, {100 * (top - newest):.1f} points below its "
-        f"best {LATE}, while the training loss fell from {best[name]:.3f} to {run.newest[name]:.3f}",
+        f"validation accuracy {newest:.1%} over the last {OVERFIT_WINDOW} epochs, {100 * (top - newest):.1f} points "
+        f"below its best {OVERFIT_WINDOW}, while training loss fell from {best[name]:.3f} to {run.newest[name]:.3f}",
         f"epoch {best['epoch']} stays the selected one; try {fix_overfitting(config)}",
     )
 

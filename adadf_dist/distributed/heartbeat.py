@@ -19,7 +19,7 @@ def one(thing: object) -> int:
     return 1
 
 
-class Beat(NamedTuple):
+class Activity(NamedTuple):
     """A sign of life."""
 
     doing: str
@@ -27,24 +27,24 @@ class Beat(NamedTuple):
     """By the monotonic clock, in seconds."""
 
 
-class Pulse:
+class Heartbeat:
     """Of one rank. A beat costs a microsecond: give one at each batch and each change of phase."""
 
     def __init__(self, visible: bool = False) -> None:
         """`visible`: phases show their progress, as those of rank 0 do."""
         self._visible = visible
-        self.last = Beat("starting", time.monotonic())
+        self.last = Activity("starting", time.monotonic())
         self._own: dict[str, float] = {}
         self._since = self.last.at
 
     def beat(self, doing: str) -> None:
-        self.last = Beat(doing, time.monotonic())
+        self.last = Activity(doing, time.monotonic())
 
     def wait_for_disk(self) -> None:
         """Beat for `files.disk_space.retry_on_full_disk`."""
         self.beat("waiting for disk space")
 
-    def over(
+    def wrap(
         self, things: Iterable[T], doing: str, total: int = 0, unit: str = "batches", count: Callable[[T], int] = one
     ) -> Iterator[T]:
         """The things, a beat before each, with a display of how many of `total` units (0: not known) are done.
@@ -59,15 +59,15 @@ class Pulse:
                 display.update(count(thing))
 
     @contextmanager
-    def own(self, kind: str) -> Iterator[None]:
+    def timed(self, kind: str) -> Iterator[None]:
         """Count what happens within as this rank's own work: it must hold no collective, which waits for others."""
         began = time.monotonic()
         try:
             yield
         finally:
-            self._own[kind] = self.spent(kind) + time.monotonic() - began
+            self._own[kind] = self.seconds(kind) + time.monotonic() - began
 
-    def spent(self, kind: str) -> float:
+    def seconds(self, kind: str) -> float:
         """Seconds of own work of a kind since the last `restart`."""
         return self._own.get(kind, 0.0)
 
@@ -75,7 +75,7 @@ class Pulse:
         """Seconds since the last `restart`."""
         return time.monotonic() - self._since
 
-    def restart(self) -> None:
+    def reset(self) -> None:
         """Begin to count anew."""
         self._own.clear()
         self._since = time.monotonic()

@@ -13,17 +13,17 @@ from adadf_dist.errors import UserError
 if TYPE_CHECKING:
     from torch.distributed.distributed_c10d import Store
 
-SPEAK_AFTER_S = 10.0
+NOTIFY_AFTER_S = 10.0
 """A wait that is longer says what it waits for."""
-BETWEEN_S = 0.5
+RETRY_INTERVAL_S = 0.5
 """Between two tries."""
-MEET_EVERY_S = 0.05
+POLL_INTERVAL_S = 0.05
 """Between two looks of rank 0 at who has come."""
-TRY_S = 5.0
+CONNECT_TIMEOUT_S = 5.0
 """A try that nobody answers, not even with a refusal, is given up after this."""
 
 
-def check_own_address(host: str, port: int) -> None:
+def check_master_addr(host: str, port: int) -> None:
     """Raises `UserError` where rank 0 itself does not know the name: torch would tell it by pages of C++ frames."""
     try:
         socket.getaddrinfo(host, port)
@@ -42,7 +42,7 @@ def wait_for_address(host: str, port: int, timeout_s: float) -> None:
     while True:
         left = began + timeout_s - time.monotonic()
         try:
-            with socket.create_connection((host, port), timeout=max(min(left, TRY_S), 0.1)):
+            with socket.create_connection((host, port), timeout=max(min(left, CONNECT_TIMEOUT_S), 0.1)):
                 return
         except (OSError, UnicodeError, OverflowError) as error:
             reason = str(getattr(error, "strerror", None) or error)
@@ -53,13 +53,13 @@ def wait_for_address(host: str, port: int, timeout_s: float) -> None:
                 f"{timeout_s:g} s (runtime.timeout_s): see that rank 0 runs, that the address is its own and that no "
                 "firewall stands between"
             )
-        if not spoken and time.monotonic() - began > SPEAK_AFTER_S:
+        if not spoken and time.monotonic() - began > NOTIFY_AFTER_S:
             spoken = True
             print(f"waiting for rank 0 at {host}:{port}, {left:.0f} s more ({reason})", file=sys.stderr, flush=True)
-        time.sleep(min(BETWEEN_S, left))
+        time.sleep(min(RETRY_INTERVAL_S, left))
 
 
-def meet(store: Store, rank: int, size: int, timeout_s: float) -> str:
+def exchange_start_id(store: Store, rank: int, size: int, timeout_s: float) -> str:
     """A name for this start of all ranks, the same on each, that no start before had.
 
     torchrun's agents keep their store over restarts, with the addresses of processes that are gone, and count their
@@ -79,5 +79,5 @@ def meet(store: Store, rank: int, size: int, timeout_s: float) -> str:
                 store.set(f"adadf/welcome/{store.get(hello).decode()}", me)
         if time.monotonic() > deadline:
             raise RuntimeError(f"{store.add(f'adadf/thanks/{me}', 0) + 1} of {size} ranks came in {timeout_s:g} s")
-        time.sleep(MEET_EVERY_S)
+        time.sleep(POLL_INTERVAL_S)
     return me

@@ -14,17 +14,17 @@ from typing import Any
 from adadf_dist.distributed.heartbeat import EVALUATION, LOADING
 from adadf_dist.distributed.world import World
 
-SLOW = 1.3
+SLOW_FACTOR = 1.3
 """A rank whose own work takes longer than this times the ranks' median is warned about."""
-WORTH_A_WORD = 0.02
+MIN_LOST_SHARE = 0.02
 """But not when it loses less than this share of the epoch's time."""
 
 
-def compare_ranks(world: World) -> dict[str, object]:
+def find_straggler(world: World) -> dict[str, object]:
     """The slowest rank of the epoch, by seconds waiting for its loader plus seconds evaluating. A collective."""
-    pulse = world.pulse
-    mine = (socket.gethostname(), pulse.spent(LOADING), pulse.spent(EVALUATION), pulse.elapsed())
-    ranks = world.collect(mine)
+    pulse = world.heartbeat
+    mine = (socket.gethostname(), pulse.seconds(LOADING), pulse.seconds(EVALUATION), pulse.elapsed())
+    ranks = world.all_gather_object(mine)
     totals = [loading + evaluation for _, loading, evaluation, _ in ranks]
     slowest = max(range(len(totals)), key=totals.__getitem__)
     host, loading, evaluation, epoch = ranks[slowest]
@@ -42,7 +42,7 @@ def describe_straggler(ranks: Mapping[str, Any]) -> str:
     """A warning about the slowest rank, empty when it is hardly slower than the others."""
     own, usual = ranks["loading_s"] + ranks["evaluation_s"], ranks["median_s"]
     lost = own - usual
-    if own <= SLOW * usual or lost < WORTH_A_WORD * ranks["epoch_s"]:
+    if own <= SLOW_FACTOR * usual or lost < MIN_LOST_SHARE * ranks["epoch_s"]:
         return ""
     part = "loading" if ranks["loading_s"] > ranks["evaluation_s"] else "evaluating"
     return (

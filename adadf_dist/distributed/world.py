@@ -21,16 +21,16 @@ from torch import Tensor
 from torch.distributed.distributed_c10d import PrefixStore
 from torch.distributed.rendezvous import TCPStore  # type: ignore[attr-defined]
 
-from adadf_dist.distributed.heartbeat import Pulse
-from adadf_dist.distributed.rendezvous import check_own_address, meet, wait_for_address
+from adadf_dist.distributed.heartbeat import Heartbeat
+from adadf_dist.distributed.rendezvous import check_master_addr, exchange_start_id, wait_for_address
 from adadf_dist.errors import LostRankError, UserError
 
 T = TypeVar("T")
 
-SAME_SIGNAL_S = 2.0
+DUPLICATE_SIGNAL_WINDOW_S = 2.0
 """Ctrl-C reaches a rank twice, from the terminal and through torchrun: signals this close count as one."""
 
-MIN_SAMPLES_A_RANK = 2
+MIN_SAMPLES_PER_RANK = 2
 """BatchNorm and the two attention groups of eq 10 need at least two samples."""
 
 
@@ -41,7 +41,7 @@ class World:
         self.device = device
         self.rank = rank
         self.size = size
-        self.pulse = Pulse(visible=rank == 0)
+        self.heartbeat = Heartbeat(visible=rank == 0)
         self._stop_requested = False
         self._control: dist.ProcessGroup | None = None
         """Gloo, on the CPU: decisions never wait behind, or on, the accelerator's queue."""
@@ -54,7 +54,7 @@ class World:
     def is_main(self) -> bool:
         return self.rank == 0
 
-    def sum_(self, tensor: Tensor) -> Tensor:
+    def all_reduce_sum_(self, tensor: Tensor) -> Tensor:
         """Sum over ranks, in place. Returns the same tensor."""
         if self.size > 1:
             dist.all_reduce(tensor)
@@ -81,7 +81,7 @@ class World:
         if self._control is not None:
             dist.barrier(group=self._control)
 
-    def share(self, value: object) -> object:
+    def broadcast_object(self, value: object) -> object:
         """Rank 0's value on every rank (plain Python data)."""
         if self._control is None:
             return value
@@ -89,7 +89,7 @@ class World:
         dist.broadcast_object_list(box, src=0, group=self._control)
         return box[0]
 
-    def collect(self, value: T) -> list[T]:
+    def all_gather_object(self, value: T) -> list[T]:
         """Every rank's value, in rank order, on every rank."""
         if self._control is None:
             return [value]
@@ -101,7 +101,7 @@ class World:
         """Ask that all ranks stop at the next agreement, as a first SIGTERM, SIGINT or SIGHUP does."""
         self._stop_requested = True
 
-    def stop_agreed(self) -> bool:
+    def should_stop(self) -> bool:
         """Whether any rank was asked to stop, the same answer on all. A collective: call it at fixed steps."""
         asked = torch.tensor([int(self._stop_requested)])
         if self._control is not None:
@@ -113,10 +113,10 @@ class World:
         if not dist.is_initialized():
             backend = "nccl" if self.device.type == "cuda" else "gloo"
             dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)  # type: ignore[attr-defined]
-        os.environ["LOCAL_RANK"] = str(local_rank_in_environment())
+        os.environ["LOCAL_RANK"] = str(local_rank_from_env())
         os.environ.setdefault("DS_ACCELERATOR", self.device.type)
 
-    def open_control(self, timeout_s: float) -> None:
+    def init_control_group(self, timeout_s: float) -> None:
         """The group for decisions. A dead peer is noticed after `timeout_s` at most."""
         if self.size > 1:
             group = dist.new_group(backend="gloo", timeout=timedelta(seconds=timeout_s))
@@ -143,26 +143,26 @@ class _Gather(torch.autograd.Function):
 
 
 @contextmanager
-def open_world(timeout_s: float = 300.0, finish_steps: bool = True) -> Iterator[World]:
+def init_world(timeout_s: float = 300.0, finish_steps: bool = True) -> Iterator[World]:
     """The world that torchrun's environment describes, a group somebody else opened, or a single process.
 
     A group that was open before (Ray's, a test's) is adopted and left open. `finish_steps` makes signals a question
-    that `stop_agreed` answers; without, they end the process as they always do.
+    that `should_stop` reports; without, they end the process as they always do.
     """
     adopted = dist.is_initialized()
-    launched = ranks_in_environment() > 1
+    launched = world_size_from_env() > 1
     device = pick_device()
     if launched and not adopted:
-        join_group("nccl" if device.type == "cuda" else "gloo", timeout_s)
+        init_process_group("nccl" if device.type == "cuda" else "gloo", timeout_s)
     world = World(device)
     if dist.is_initialized():
         world = World(device, dist.get_rank(), dist.get_world_size())
-    world.open_control(timeout_s)
-    with stop_signals(world) if finish_steps else nullcontext():
+    world.init_control_group(timeout_s)
+    with handle_stop_signals(world) if finish_steps else nullcontext():
         try:
             yield world
         except RuntimeError as error:
-            if world.size == 1 or not lost_contact(error):
+            if world.size == 1 or not is_peer_failure(error):
                 raise
             how = "no answer within runtime.timeout_s" if "Timed out" in str(error) else "connection closed"
             raise LostRankError(
@@ -174,9 +174,9 @@ def open_world(timeout_s: float = 300.0, finish_steps: bool = True) -> Iterator[
                 dist.destroy_process_group()
 
 
-def join_group(backend: str, timeout_s: float) -> None:
+def init_process_group(backend: str, timeout_s: float) -> None:
     """Meet the other ranks where the environment says. Raises `UserError` naming the address when that fails."""
-    size = ranks_in_environment()
+    size = world_size_from_env()
     for name in ("RANK", "MASTER_ADDR", "MASTER_PORT"):
         if not os.environ.get(name):
             raise UserError(
@@ -189,18 +189,18 @@ def join_group(backend: str, timeout_s: float) -> None:
     if not (port.isascii() and port.isdigit()) or not 0 < int(port) < 2**16:
         raise UserError(f"MASTER_PORT is {port!r}: give the number of a free port on {host}")
     # torchrun listens there itself; without it rank 0 will
-    if rank_in_environment() != 0 or os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
+    if rank_from_env() != 0 or os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
         wait_for_address(host, int(port), timeout_s)
     else:
-        check_own_address(host, int(port))
+        check_master_addr(host, int(port))
     limit = timedelta(seconds=timeout_s)
     try:
         if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
             dist.init_process_group(backend, timeout=limit)
             return
-        rank = rank_in_environment()
+        rank = rank_from_env()
         store = TCPStore(host, int(port), is_master=False, timeout=limit)
-        fresh = PrefixStore(meet(store, rank, size, timeout_s), store)
+        fresh = PrefixStore(exchange_start_id(store, rank, size, timeout_s), store)
         dist.init_process_group(backend, store=fresh, rank=rank, world_size=size, timeout=limit)
     except RuntimeError as error:
         reason = str(error).partition("\n")[0][:200].rstrip(".")
@@ -211,7 +211,7 @@ def join_group(backend: str, timeout_s: float) -> None:
         ) from None
 
 
-def lost_contact(error: RuntimeError) -> bool:
+def is_peer_failure(error: RuntimeError) -> bool:
     """Whether a collective failed because a peer is gone or silent, rather than through a fault of our own."""
     if isinstance(error, (dist.DistBackendError, dist.DistNetworkError)):
         return True
@@ -223,7 +223,7 @@ def pick_device() -> torch.device:
     """This rank's GPU, or the CPU. Raises `UserError` when there are more ranks on the node than GPUs."""
     if not torch.cuda.is_available():
         return torch.device("cpu")
-    local_rank = local_rank_in_environment()
+    local_rank = local_rank_from_env()
     if local_rank >= torch.cuda.device_count():
         raise UserError(
             f"--nproc_per_node: local rank {local_rank} has no GPU, this node has "
@@ -236,17 +236,17 @@ def pick_device() -> torch.device:
 
 
 @contextmanager
-def stop_signals(world: World) -> Iterator[None]:
+def handle_stop_signals(world: World) -> Iterator[None]:
     """SIGTERM, SIGINT or SIGHUP (the terminal is gone) asks the world to stop.
 
-    A second one, later than `SAME_SIGNAL_S`, stops at once. Where `nohup` has SIGHUP ignored, it stays ignored.
+    A second signal after `DUPLICATE_SIGNAL_WINDOW_S` stops at once. A SIGHUP that `nohup` ignores stays ignored.
     """
     asked_at = 0.0
 
     def on_signal(number: int, frame: FrameType | None) -> None:
         nonlocal asked_at
         now = time.monotonic()
-        if asked_at and now - asked_at > SAME_SIGNAL_S:
+        if asked_at and now - asked_at > DUPLICATE_SIGNAL_WINDOW_S:
             os._exit(128 + number)
         asked_at = asked_at or now
         world.request_stop()
@@ -266,35 +266,35 @@ def stop_signals(world: World) -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def ranks_in_environment() -> int:
+def world_size_from_env() -> int:
     """Raises `UserError` for a WORLD_SIZE that is no number of ranks."""
     return max(number_in_environment("WORLD_SIZE", 1), 1)
 
 
-def rank_in_environment() -> int:
+def rank_from_env() -> int:
     """Our rank before the world is open, for messages: 0 where the environment does not say."""
     try:
-        return number_in_environment("RANK", 0) if ranks_in_environment() > 1 else 0
+        return number_in_environment("RANK", 0) if world_size_from_env() > 1 else 0
     except UserError:
         return 0
 
 
-def local_rank_in_environment() -> int:
+def local_rank_from_env() -> int:
     """Our number on this node: what is done once per node is done by the first one."""
     return number_in_environment("LOCAL_RANK", 0) if is_one_of_several() else 0
 
 
-def nodes_in_environment() -> int:
+def num_nodes_from_env() -> int:
     """Nodes of the run: torchrun's agents; each rank counts as one where the launcher does not say."""
     if not is_one_of_several():
         return 1
     each = max(number_in_environment("LOCAL_WORLD_SIZE", 1), 1)
-    return number_in_environment("GROUP_WORLD_SIZE", 0) or -(-ranks_in_environment() // each)
+    return number_in_environment("GROUP_WORLD_SIZE", 0) or -(-world_size_from_env() // each)
 
 
 def is_one_of_several() -> bool:
     """Whether a launcher's variables are about this process: alone, it ignores those that an earlier one left."""
-    return ranks_in_environment() > 1 or dist.is_initialized()
+    return world_size_from_env() > 1 or dist.is_initialized()
 
 
 def number_in_environment(name: str, default: int) -> int:
@@ -310,9 +310,9 @@ def number_in_environment(name: str, default: int) -> int:
 
 def check_batch_size(batch_size: int, world: World) -> None:
     """Raises `UserError` when a global batch leaves some rank fewer samples than a step needs."""
-    if batch_size < MIN_SAMPLES_A_RANK * world.size:
+    if batch_size < MIN_SAMPLES_PER_RANK * world.size:
         raise UserError(
-            f"batch_size is {batch_size} over {world.size} ranks; a step needs {MIN_SAMPLES_A_RANK} samples "
-            f"a rank: raise batch_size to {MIN_SAMPLES_A_RANK * world.size} or start at most "
-            f"{batch_size // MIN_SAMPLES_A_RANK} ranks"
+            f"batch_size is {batch_size} over {world.size} ranks; a step needs {MIN_SAMPLES_PER_RANK} samples "
+            f"a rank: raise batch_size to {MIN_SAMPLES_PER_RANK * world.size} or start at most "
+            f"{batch_size // MIN_SAMPLES_PER_RANK} ranks"
         )

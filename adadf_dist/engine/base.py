@@ -13,13 +13,13 @@ from torch import Tensor, nn
 from adadf_dist.config.learning_rate import Position, learning_rate
 from adadf_dist.config.schema import Config
 from adadf_dist.distributed.world import World
-from adadf_dist.engine.batch_norm import average_batch_norm, synchronize_batch_norm
-from adadf_dist.engine.inference import Inference
+from adadf_dist.engine.batch_norm import average_bn_stats, synchronize_batch_norm
+from adadf_dist.engine.inference import InferenceModel
 from adadf_dist.engine.optimizer import (
     Moments,
     build_optimizer,
     load_moments,
-    moments_by_name,
+    optimizer_moments_by_name,
     set_learning_rate,
 )
 from adadf_dist.errors import UserError
@@ -39,7 +39,7 @@ def resolve_precision(config: Config, device: torch.device) -> Precision:
     return "bf16" if has_amx else "fp32"
 
 
-def draw_model(config: Config, num_classes: int) -> DualBranch:
+def init_model(config: Config, num_classes: int) -> DualBranch:
     """The network that a config describes, its weights drawn by the seed. Nobody else's draws are moved."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
@@ -49,11 +49,11 @@ def draw_model(config: Config, num_classes: int) -> DualBranch:
 
 def build_model(config: Config, num_classes: int) -> tuple[DualBranch, LoadedWeights]:
     """The network as training starts it: drawn, then pretrained and frozen as the config says."""
-    model = draw_model(config, num_classes)
+    model = init_model(config, num_classes)
     return model, load_pretrained(model, config.model)
 
 
-class Network(Inference):
+class BaseEngine(InferenceModel):
     """Model, average of its weights and Adam; an engine adds how a step runs over the ranks."""
 
     def __init__(self, config: Config, num_classes: int, world: World, weights_as_images: bool = True) -> None:
@@ -71,69 +71,69 @@ class Network(Inference):
         self.learning_rate = config.optimizer.lr
 
     @property
-    def evaluated(self) -> DualBranch:
+    def eval_model(self) -> DualBranch:
         """The model that evaluation, selection and export see."""
         return self.average or self.model
 
-    def schedule(self, position: Position) -> None:
+    def set_schedule_step(self, position: Position) -> None:
         self.learning_rate = learning_rate(self.config, position)
         set_learning_rate(self.optimizer, self.learning_rate)
 
     def update_average(self) -> None:
         """Count a step's new weights into the average, where there is one."""
         if self.average is not None:
-            with self.whole():
-                update_average(self.average, self.model, self.config.optimizer.ema)
+            with self.gathered_params():
+                update_ema(self.average, self.model, self.config.optimizer.ema)
 
-    def consolidate(self) -> None:
+    def sync_for_eval(self) -> None:
         self._agree_on_statistics()
 
     def _agree_on_statistics(self) -> None:
         """Where each rank normalises its own rows, make the running statistics one. A collective."""
         if self.config.runtime.sync_batch_norm or self.world.size == 1:
             return
-        average_batch_norm(self.model, self.world)
+        average_bn_stats(self.model, self.world)
         if self.average is not None:
-            average_batch_norm(self.average, self.world)
+            average_bn_stats(self.average, self.world)
 
-    def whole(self, changed_by: int | None = None) -> AbstractContextManager[object]:
+    def gathered_params(self, changed_by: int | None = None) -> AbstractContextManager[object]:
         """The model holds all weights for a while; an engine that cuts them up keeps what rank `changed_by` made."""
         return nullcontext()
 
     def moments(self) -> Moments:
         """Whole, by name. A collective where the ranks share them out."""
-        return moments_by_name(self.model, self.optimizer)
+        return optimizer_moments_by_name(self.model, self.optimizer)
 
     def load_moments(self, moments: Moments) -> None:
         load_moments(self.model, self.optimizer, moments)
 
     def state_dict(self) -> dict[str, object]:
         self._agree_on_statistics()
-        with self.whole():
-            state: dict[str, object] = {"model": on_cpu(self.model)}
+        with self.gathered_params():
+            state: dict[str, object] = {"model": cpu_state_dict(self.model)}
         state["moments"] = self.moments()
         if self.average is not None:
-            state["average"] = on_cpu(self.average)
+            state["average"] = cpu_state_dict(self.average)
         return state
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        with self.whole(changed_by=0):
+        with self.gathered_params(changed_by=0):
             load_model(self.model, state["model"])
         if self.average is not None:
             load_model(self.average, state["average"])
         self.load_moments(state["moments"])
-        self.consolidate()
+        self.sync_for_eval()
 
 
 @torch.no_grad()
-def update_average(average: nn.Module, model: nn.Module, decay: float) -> None:
+def update_ema(average: nn.Module, model: nn.Module, decay: float) -> None:
     """Move the averaged weights towards the model's; BatchNorm statistics are taken over as they are."""
     torch._foreach_lerp_(list(average.parameters()), list(model.parameters()), 1 - decay)
     for kept, new in zip(average.buffers(), model.buffers(), strict=True):
         kept.copy_(new)
 
 
-def on_cpu(model: nn.Module) -> dict[str, Tensor]:
+def cpu_state_dict(model: nn.Module) -> dict[str, Tensor]:
     """Copies of parameters and buffers by name, as a checkpoint holds them."""
     return {key: value.detach().to("cpu", copy=True) for key, value in model.state_dict().items()}
 

@@ -22,13 +22,13 @@ def synchronize_batch_norm(model: nn.Module, world: World) -> nn.Module:
         return model
     for name, child in model.named_children():
         if isinstance(child, _BatchNorm):
-            setattr(model, name, synchronized(child, world))
+            setattr(model, name, to_sync_batch_norm(child, world))
         else:
             synchronize_batch_norm(child, world)
     return model
 
 
-def synchronized(norm: _BatchNorm, world: World) -> nn.Module:
+def to_sync_batch_norm(norm: _BatchNorm, world: World) -> nn.Module:
     """One layer over all ranks, with the same parameters and, where it is timm's, the activation that it ends with."""
     active = isinstance(getattr(norm, "act", None), nn.Module) and isinstance(getattr(norm, "drop", None), nn.Module)
     plain = type(norm) in (nn.BatchNorm1d, nn.BatchNorm2d) or (active and isinstance(norm, nn.BatchNorm2d))
@@ -42,7 +42,7 @@ def synchronized(norm: _BatchNorm, world: World) -> nn.Module:
         new = nn.SyncBatchNorm.convert_sync_batchnorm(norm)  # type: ignore[no-untyped-call]
     else:
         assert isinstance(norm, nn.BatchNorm2d)
-        new = CrossRankBatchNorm.adopt(norm, world)
+        new = SyncBatchNorm2d.from_batch_norm(norm, world)
     if active:
         new.drop, new.act = norm.drop, norm.act
         new.register_forward_hook(activate)
@@ -56,7 +56,7 @@ def activate(norm: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Ten
 
 
 @torch.no_grad()
-def average_batch_norm(model: nn.Module, world: World) -> None:
+def average_bn_stats(model: nn.Module, world: World) -> None:
     """Make running statistics that each rank kept of its own rows their mean over ranks. A collective."""
     kept = [
         statistic
@@ -67,18 +67,18 @@ def average_batch_norm(model: nn.Module, world: World) -> None:
     ]
     if not kept:  # a transformer, or ConvNeXt
         return
-    together = world.sum_(torch.cat([statistic.double() for statistic in kept])) / world.size
+    together = world.all_reduce_sum_(torch.cat([statistic.double() for statistic in kept])) / world.size
     for statistic, mean in zip(kept, torch.split(together, [len(statistic) for statistic in kept]), strict=True):
         statistic.copy_(mean)
 
 
-class CrossRankBatchNorm(nn.BatchNorm2d):
+class SyncBatchNorm2d(nn.BatchNorm2d):
     """BatchNorm2d whose training statistics are those of all ranks' rows together."""
 
     world: World
 
     @classmethod
-    def adopt(cls, norm: nn.BatchNorm2d, world: World) -> CrossRankBatchNorm:
+    def from_batch_norm(cls, norm: nn.BatchNorm2d, world: World) -> SyncBatchNorm2d:
         """Take over a layer's parameters and buffers, the very tensors."""
         assert norm.affine and norm.track_running_stats and norm.momentum is not None
         new = cls(norm.num_features, norm.eps, norm.momentum)
@@ -93,7 +93,9 @@ class CrossRankBatchNorm(nn.BatchNorm2d):
             return super().forward(input)
         assert self.running_mean is not None and self.running_var is not None
         assert self.num_batches_tracked is not None and self.momentum is not None
-        output, mean, variance, count = _CrossRankNorm.apply(input, self.weight, self.bias, self.eps, self.world)
+        output, mean, variance, count = _SyncBatchNormFunction.apply(
+            input, self.weight, self.bias, self.eps, self.world
+        )
         with torch.no_grad():
             self.num_batches_tracked += 1
             self.running_mean.lerp_(mean.to(self.running_mean.dtype), self.momentum)
@@ -103,7 +105,7 @@ class CrossRankBatchNorm(nn.BatchNorm2d):
         return normalized
 
 
-class _CrossRankNorm(torch.autograd.Function):
+class _SyncBatchNormFunction(torch.autograd.Function):
     """Forward: gather every rank's count, mean and M2, merge by Chan's formula. Backward: one all-reduce.
 
     The passes over the data are native kernels (local statistics, normalisation, the two reductions of the
@@ -125,7 +127,7 @@ class _CrossRankNorm(torch.autograd.Function):
         local = torch.cat([mean.new_tensor([rows]), mean, variance * rows])
         everyone = torch.zeros(world.size, len(local), dtype=torch.float64, device=local.device)
         everyone[world.rank] = local
-        world.sum_(everyone)
+        world.all_reduce_sum_(everyone)
         counts, means, squares = torch.split(everyone, [1, len(mean), len(mean)], dim=1)
         count = counts.sum()
         global_mean = (counts * means).sum(dim=0) / count
@@ -154,7 +156,7 @@ class _CrossRankNorm(torch.autograd.Function):
             ctx.eps,
             [False, True, True],
         )
-        sums = world.sum_(torch.cat([grad_bias, grad_weight]).double())
+        sums = world.all_reduce_sum_(torch.cat([grad_bias, grad_weight]).double())
         mean_grad, mean_grad_x = (sums / count).to(mean.dtype).chunk(2)
         # dx = w s (dy - mean(dy) - x_hat mean(dy x_hat)): per channel an affine map of dy plus one of x
         scale = weight * inverse_std

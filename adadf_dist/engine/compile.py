@@ -9,7 +9,7 @@ from adadf_dist.distributed.world import World
 from adadf_dist.errors import UserError
 from adadf_dist.method.model import DualBranch
 
-VARIANTS = 64
+COMPILE_MODES = 64
 """Compiled versions of a piece of code: stages share theirs, each in training and evaluation, at two batch sizes."""
 
 
@@ -26,7 +26,7 @@ def check_compile(config: RuntimeConfig, world: World) -> None:
         )
 
 
-def compile_parts(model: DualBranch, config: RuntimeConfig, world: World) -> None:
+def compile_stages(model: DualBranch, config: RuntimeConfig, world: World) -> None:
     """Compile the extractor and the branches' stages in place; names of parameters stay as they are.
 
     Heads and losses stay eager: collectives would cut the graph to pieces. Raises `UserError`.
@@ -34,7 +34,7 @@ def compile_parts(model: DualBranch, config: RuntimeConfig, world: World) -> Non
     check_compile(config, world)
     if config.compile == "off":
         return
-    torch._dynamo.config.recompile_limit = VARIANTS
+    torch._dynamo.config.recompile_limit = COMPILE_MODES
     mode = "reduce-overhead" if config.compile == "cuda-graphs" else None
     for branch in (model.auxiliary, model.target):
         if branch is not None:
@@ -42,7 +42,7 @@ def compile_parts(model: DualBranch, config: RuntimeConfig, world: World) -> Non
     model.extractor.compile(mode=mode)
 
 
-def new_step(how: str) -> None:
+def mark_step_begin(how: str) -> None:
     """Tell CUDA graphs that the outputs of the last step are no longer wanted."""
     if how == "cuda-graphs":
         torch.compiler.cudagraph_mark_step_begin()  # type: ignore[no-untyped-call]

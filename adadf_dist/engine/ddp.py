@@ -13,10 +13,10 @@ from torch.nn.parallel import DistributedDataParallel
 from adadf_dist.config.learning_rate import Position
 from adadf_dist.config.schema import Config
 from adadf_dist.distributed.world import World
-from adadf_dist.engine.base import Network
-from adadf_dist.engine.compile import check_compile, compile_parts, new_step
-from adadf_dist.engine.deepspeed_config import deepspeed_settings
-from adadf_dist.errors import UserError, one_line
+from adadf_dist.engine.base import BaseEngine
+from adadf_dist.engine.compile import check_compile, compile_stages, mark_step_begin
+from adadf_dist.engine.deepspeed_config import make_deepspeed_config
+from adadf_dist.errors import UserError, single_line
 from adadf_dist.method.model import DualBranch, Output
 from adadf_dist.method.pretrained import LoadedWeights
 
@@ -31,7 +31,7 @@ class Engine(Protocol):
     weights: LoadedWeights
     learning_rate: float
 
-    def schedule(self, position: Position) -> None:
+    def set_schedule_step(self, position: Position) -> None:
         """Set the learning rate of a step."""
         ...
 
@@ -43,11 +43,11 @@ class Engine(Protocol):
         """Backward and update. The mean of `loss` over ranks is the global loss."""
         ...
 
-    def consolidate(self) -> None:
+    def sync_for_eval(self) -> None:
         """Bring together what ranks hold apart, for `infer` and `predict` to see. A collective, before evaluation."""
         ...
 
-    def infer(self, images: Tensor) -> Output:
+    def forward_eval(self, images: Tensor) -> Output:
         """Both branches in evaluation mode; no collective, so ranks may hold unequal shares."""
         ...
 
@@ -72,7 +72,7 @@ def check_engine(config: Config, world: World) -> None:
     """Raises `UserError` for what `build_engine` would refuse to build here, before anything is fetched or opened."""
     check_compile(config.runtime, world)
     if config.engine == "deepspeed":
-        deepspeed_settings(config, world.size)
+        make_deepspeed_config(config, world.size)
 
 
 def build_engine(config: Config, num_classes: int, world: World) -> Engine:
@@ -82,12 +82,12 @@ def build_engine(config: Config, num_classes: int, world: World) -> Engine:
     """
     if config.engine == "ddp":
         return DDPEngine(config, num_classes, world)
-    settings = deepspeed_settings(config, world.size)
+    settings = make_deepspeed_config(config, world.size)
     world.prepare_deepspeed()
     try:
         module = import_module(DEEPSPEED_ENGINE)
     except (ImportError, OSError, RuntimeError) as error:
-        reason = one_line(error)
+        reason = single_line(error)
         raise UserError(
             f"engine is deepspeed, but it does not import ({reason}); install it with "
             "pip install 'adadf_dist[deepspeed]', or set engine = ddp"
@@ -95,22 +95,22 @@ def build_engine(config: Config, num_classes: int, world: World) -> Engine:
     return module.DeepSpeedEngine(config, num_classes, world, settings)  # type: ignore[no-any-return]
 
 
-class DDPEngine(Network):
+class DDPEngine(BaseEngine):
     """DistributedDataParallel over the ranks of a world; plain at world size 1."""
 
     def __init__(self, config: Config, num_classes: int, world: World) -> None:
         super().__init__(config, num_classes, world)
-        compile_parts(self.model, config.runtime, world)
+        compile_stages(self.model, config.runtime, world)
         self._wrapped: nn.Module = self.model
         if world.size > 1:
-            self._wrapped = wrap(self.model)
+            self._wrapped = wrap_ddp(self.model)
 
     def forward(self, images: Tensor) -> Output:
         if not self.model.training:
             self.model.train()
-        new_step(self.config.runtime.compile)
+        mark_step_begin(self.config.runtime.compile)
         with self.autocast():
-            output: Output = self._wrapped(self.arrange(images))
+            output: Output = self._wrapped(self.to_memory_format(images))
         return output
 
     def step(self, loss: Tensor) -> None:
@@ -122,7 +122,7 @@ class DDPEngine(Network):
         self.update_average()
 
 
-def wrap(model: nn.Module) -> DistributedDataParallel:
+def wrap_ddp(model: nn.Module) -> DistributedDataParallel:
     """DDP as this model needs it.
 
     Every parameter has a gradient in every step and buffers agree by construction, so DDP need neither search for

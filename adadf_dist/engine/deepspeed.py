@@ -24,24 +24,24 @@ from torch import Tensor, nn
 
 from adadf_dist.config.schema import Config
 from adadf_dist.distributed.world import World
-from adadf_dist.engine.base import Network
+from adadf_dist.engine.base import BaseEngine
 from adadf_dist.engine.optimizer import Moments
-from adadf_dist.errors import UserError, one_line
+from adadf_dist.errors import UserError, single_line
 from adadf_dist.method.model import DualBranch, Output
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
-class DeepSpeedEngine(Network):
-    """DeepSpeed's engine around the network; `settings` from `deepspeed_settings`."""
+class DeepSpeedEngine(BaseEngine):
+    """DeepSpeed's engine around the network; `settings` from `make_deepspeed_config`."""
 
     def __init__(self, config: Config, num_classes: int, world: World, settings: dict[str, Any]) -> None:
         # ZeRO lays weights end to end and sends them as bytes: neither knows channels last
         super().__init__(config, num_classes, world, weights_as_images=False)
         self.stage = config.deepspeed.zero_stage
         self._copy = copy.deepcopy(self.model) if self.stage == 3 and self.average is None else None
-        """Under ZeRO 3: whole weights to evaluate with, as of the last `consolidate`."""
-        quieten()
+        """Under ZeRO 3: whole weights to evaluate with, as of the last `sync_for_eval`."""
+        silence_deepspeed()
         try:
             self._engine, self._zero, _, _ = deepspeed.initialize(
                 model=_Autocast(self), optimizer=self.optimizer, config=settings, dist_init_required=False
@@ -49,17 +49,17 @@ class DeepSpeedEngine(Network):
         except (ValueError, TypeError, AssertionError, deepspeed.DeepSpeedConfigError) as error:
             if not config.deepspeed.config:
                 raise
-            reason = one_line(error, 300)
+            reason = single_line(error, 300)
             raise UserError(f"{config.deepspeed.config}: DeepSpeed does not take it: {reason}") from None
 
     @property
-    def evaluated(self) -> DualBranch:
-        return self._copy or super().evaluated
+    def eval_model(self) -> DualBranch:
+        return self._copy or super().eval_model
 
     def forward(self, images: Tensor) -> Output:
         if not self.model.training:
             self.model.train()
-        output: Output = self._engine(self.arrange(images))
+        output: Output = self._engine(self.to_memory_format(images))
         return output
 
     def step(self, loss: Tensor) -> None:
@@ -67,21 +67,21 @@ class DeepSpeedEngine(Network):
         self._engine.step()
         self.update_average()
 
-    def consolidate(self) -> None:
-        super().consolidate()
+    def sync_for_eval(self) -> None:
+        super().sync_for_eval()
         if self._copy is not None:
-            with self.whole():
+            with self.gathered_params():
                 self._copy.load_state_dict(self.model.state_dict())
 
     @contextmanager
-    def whole(self, changed_by: int | None = None) -> Iterator[None]:
+    def gathered_params(self, changed_by: int | None = None) -> Iterator[None]:
         parameters = list(self.model.parameters())
         with deepspeed.zero.GatheredParameters(parameters, modifier_rank=changed_by, enabled=self.stage == 3):
             yield
         if changed_by is not None and self.stage:
             self._zero.refresh_fp32_params()
 
-    def _flats(self) -> list[Tensor]:
+    def _flat_partitions(self) -> list[Tensor]:
         """What Adam steps on this rank: its parts of the parameters of a group, end to end."""
         flats: list[Tensor] = (
             self._zero.fp32_partitioned_groups_flat if self.stage == 3 else self._zero.single_partition_of_fp32_groups
@@ -91,7 +91,7 @@ class DeepSpeedEngine(Network):
     def moments(self) -> Moments:
         if not self.stage:
             return super().moments()
-        state = self.optimizer.state.get(self._flats()[0], {})
+        state = self.optimizer.state.get(self._flat_partitions()[0], {})
         if "step" not in state:
             return {}
         self._link_moments()
@@ -109,11 +109,11 @@ class DeepSpeedEngine(Network):
             super().load_moments(moments)
             return
         if not moments:
-            for flat in self._flats():
+            for flat in self._flat_partitions():
                 self.optimizer.state.pop(flat, None)
             return
         steps = next(iter(moments.values()))["step"]
-        for flat in self._flats():
+        for flat in self._flat_partitions():
             empty = {key: torch.zeros_like(flat, requires_grad=False) for key in MOMENTS}
             self.optimizer.state[flat] = {"step": steps.to(flat.device, copy=True), **empty}
         self._link_moments()
@@ -135,14 +135,14 @@ class DeepSpeedEngine(Network):
     def _link_moments(self) -> None:
         """Show each parameter its part of the moments; DeepSpeed does so before it has stepped the second group."""
         if self.stage < 3:
-            for parameters, flat in zip(self._zero.bit16_groups, self._flats(), strict=True):
+            for parameters, flat in zip(self._zero.bit16_groups, self._flat_partitions(), strict=True):
                 lazy_init_hp_params_optimizer_state(parameters, flat, self.optimizer.state)
 
 
 class _Autocast(nn.Module):
     """The model under our precision: DeepSpeed switches off an autocast that surrounds its own forward."""
 
-    def __init__(self, engine: Network) -> None:
+    def __init__(self, engine: BaseEngine) -> None:
         super().__init__()
         self.model = engine.model
         self._autocast = engine.autocast
@@ -153,7 +153,7 @@ class _Autocast(nn.Module):
         return output
 
 
-def quieten() -> None:
+def silence_deepspeed() -> None:
     """Warnings only, and no compiler at work for shared-memory collectives that training does not use."""
     logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False

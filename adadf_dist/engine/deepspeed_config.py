@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from adadf_dist.config.load import flatten, listed, nest
+from adadf_dist.config.load import flatten, matches_key, unflatten
 from adadf_dist.config.schema import Config
 from adadf_dist.errors import UserError
 from adadf_dist.files.text import read_text
@@ -36,28 +36,28 @@ ALLOWED = (
 )
 """Keys, or up to a dot their beginnings, that change how fast a step is or what is told of it, and not the step."""
 
-CASTS = "it casts weights and BatchNorm statistics to 16 bits; runtime.precision bf16 keeps both in fp32"
-SAYS_ALL = "the optimizer section of this configuration says it all"
-FITS = "the network fits any GPU, and checkpoints hold it whole"
-REASONS = {
-    "fp16": CASTS,
-    "bf16": CASTS,
+REASON_CASTS = "it casts weights and BatchNorm statistics to 16 bits; runtime.precision bf16 keeps both in fp32"
+REASON_OPTIMIZER = "the optimizer section of this configuration says it all"
+REASON_MEMORY = "the network fits any GPU, and checkpoints hold it whole"
+REJECT_REASONS = {
+    "fp16": REASON_CASTS,
+    "bf16": REASON_CASTS,
     "amp": "runtime.precision says how to compute",
     "torch_autocast": "runtime.precision says how to compute; this would also sum gradients in 16 bits",
     "communication_data_type": "gradients are summed in fp32, or n ranks would not be one run",
     "prescale_gradients": "gradients are averaged over the ranks after their sum",
     "gradient_predivide_factor": "gradients are averaged over the ranks after their sum",
-    "optimizer": SAYS_ALL,
-    "scheduler": SAYS_ALL,
-    "zero_optimization.offload_optimizer": FITS,
-    "zero_optimization.offload_param": FITS,
+    "optimizer": REASON_OPTIMIZER,
+    "scheduler": REASON_OPTIMIZER,
+    "zero_optimization.offload_optimizer": REASON_MEMORY,
+    "zero_optimization.offload_param": REASON_MEMORY,
     "zero_optimization.round_robin_gradients": "moments would not be found by parameter, and checkpoints hold them so",
 }
 """Why keys are refused that users are likely to have."""
-OTHERS = f"allowed beside what this configuration sets: {', '.join(ALLOWED)}"
+ALLOWED_HINT = f"allowed beside what this configuration sets: {', '.join(ALLOWED)}"
 
 
-def deepspeed_settings(config: Config, ranks: int) -> dict[str, Any]:
+def make_deepspeed_config(config: Config, ranks: int) -> dict[str, Any]:
     """DeepSpeed's configuration of a run over `ranks` ranks.
 
     Raises `UserError` naming both keys where the file `deepspeed.config` contradicts ours.
@@ -79,22 +79,22 @@ def deepspeed_settings(config: Config, ranks: int) -> dict[str, Any]:
     }
     if config.deepspeed.config:
         path = Path(config.deepspeed.config)
-        for key, value in flatten(without_what_is_off(read_json(path))):
+        for key, value in flatten(drop_disabled(read_json(path))):
             if key in owners:
-                check_agreement(path, (key, value), owners[key], ranks)
+                check_matches_config(path, (key, value), owners[key], ranks)
             else:
                 check_allowed(path, key)
                 settings[key] = value
-    return nest(settings)
+    return unflatten(settings)
 
 
-def without_what_is_off(content: Mapping[str, object]) -> dict[str, object]:
+def drop_disabled(content: Mapping[str, object]) -> dict[str, object]:
     """The same without `auto` and null, sections whose `enabled` is false, and offloading to nowhere."""
     kept: dict[str, object] = {}
     for key, value in content.items():
         if isinstance(value, Mapping):
             off = value.get("enabled") is False or value.get("device", "") in ("none", None)
-            value = {} if off else without_what_is_off(value)
+            value = {} if off else drop_disabled(value)
             if value:
                 kept[key] = value
         elif value not in ("auto", None):
@@ -123,7 +123,7 @@ def read_json(path: Path) -> Mapping[str, object]:
     return content
 
 
-def check_agreement(path: Path, theirs: tuple[str, object], ours: tuple[str, object], ranks: int) -> None:
+def check_matches_config(path: Path, theirs: tuple[str, object], ours: tuple[str, object], ranks: int) -> None:
     """A key that this configuration sets too: the same value."""
     (key, value), (our_key, our_value) = theirs, ours
     if value != our_value:
@@ -135,7 +135,7 @@ def check_agreement(path: Path, theirs: tuple[str, object], ours: tuple[str, obj
 
 
 def check_allowed(path: Path, key: str) -> None:
-    if listed(key, ALLOWED):
+    if matches_key(key, ALLOWED):
         return
-    reason = next((why for name, why in REASONS.items() if f"{key}.".startswith(f"{name}.")), OTHERS)
+    reason = next((why for name, why in REJECT_REASONS.items() if f"{key}.".startswith(f"{name}.")), ALLOWED_HINT)
     raise UserError(f"{path}: {key} cannot be set: {reason}; take it out of the file")

@@ -11,7 +11,7 @@ from torch import Tensor
 from adadf_dist.method.model import DualBranch, Output
 
 
-class Inference(ABC):
+class InferenceModel(ABC):
     """What a network in evaluation mode answers to images [n, 3, H, W] as a loader makes them."""
 
     def __init__(self, device: torch.device, bf16: bool) -> None:
@@ -23,29 +23,29 @@ class Inference(ABC):
 
     @property
     @abstractmethod
-    def evaluated(self) -> DualBranch:
+    def eval_model(self) -> DualBranch:
         """The model that evaluation, selection and export see."""
 
     @torch.no_grad()
-    def infer(self, images: Tensor) -> Output:
+    def forward_eval(self, images: Tensor) -> Output:
         """Both branches."""
         with self.autocast():
-            output: Output = self._evaluating()(self.arrange(images))
+            output: Output = self._evaluating()(self.to_memory_format(images))
         return output
 
     @torch.no_grad()
     def predict(self, images: Tensor) -> Tensor:
         """Target logits [n, C] alone."""
         with self.autocast():
-            return self._evaluating().predict(self.arrange(images))
+            return self._evaluating().predict(self.to_memory_format(images))
 
     @torch.no_grad()
     def infer_with_features(self, images: Tensor) -> tuple[Output, Tensor]:
         """Both branches, and the target branch's features [n, F] before its classifier."""
         with self.autocast():
-            return self._evaluating().forward_with_features(self.arrange(images))
+            return self._evaluating().forward_with_features(self.to_memory_format(images))
 
-    def arrange(self, images: Tensor) -> Tensor:
+    def to_memory_format(self, images: Tensor) -> Tensor:
         """The same images in the memory format that this device computes fastest in."""
         return images.contiguous(memory_format=self.memory_format)
 
@@ -53,7 +53,7 @@ class Inference(ABC):
         return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self._bf16)
 
     def _evaluating(self) -> DualBranch:
-        model = self.evaluated
+        model = self.eval_model
         if model.training:
             model.eval()
         return model

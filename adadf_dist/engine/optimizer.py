@@ -11,7 +11,7 @@ Moments = dict[str, dict[str, Tensor]]
 """Parameter name -> `step`, `exp_avg`, `exp_avg_sq`; what every engine's checkpoint holds."""
 
 
-HEADS = ("auxiliary.attention.", "target.attention.")
+ATTENTION_HEAD_PARAMS = ("auxiliary.attention.", "target.attention.")
 """Names of the attention heads' parameters begin so; a transformer's own attention is another thing."""
 
 
@@ -21,7 +21,7 @@ def build_optimizer(model: nn.Module, config: OptimizerConfig, device: torch.dev
     others: list[nn.Parameter] = []
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
-            (heads if name.startswith(HEADS) else others).append(parameter)
+            (heads if name.startswith(ATTENTION_HEAD_PARAMS) else others).append(parameter)
     groups = [{"params": others, "factor": 1.0}, {"params": heads, "factor": config.attention_lr_factor}]
     fused = device.type in ("cuda", "cpu")
     given = [group for group in groups if group["params"]]
@@ -35,7 +35,7 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
         group["lr"] = rate * group["factor"]
 
 
-def moments_by_name(model: nn.Module, optimizer: torch.optim.Optimizer) -> Moments:
+def optimizer_moments_by_name(model: nn.Module, optimizer: torch.optim.Optimizer) -> Moments:
     return {
         name: {key: value.detach().to("cpu", copy=True) for key, value in optimizer.state[parameter].items()}
         for name, parameter in model.named_parameters()

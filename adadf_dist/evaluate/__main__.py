@@ -5,58 +5,58 @@ from __future__ import annotations
 import sys
 from collections.abc import Mapping, Sequence
 
-from adadf_dist.checkpoint.trained_model import Trained, TrainedNetwork, open_trained
-from adadf_dist.console.exit import one_line_errors
+from adadf_dist.checkpoint.trained_model import TrainedModel, TrainedPredictor, load_trained_model
+from adadf_dist.console.exit import cli_errors
 from adadf_dist.data.dataset import Split
-from adadf_dist.distributed.world import World, open_world, rank_in_environment
+from adadf_dist.distributed.world import World, init_world, rank_from_env
 from adadf_dist.errors import UserError
 from adadf_dist.evaluate.annotators import compare_with_votes
-from adadf_dist.evaluate.class_mapping import match_classes, translate
-from adadf_dist.evaluate.cli import Options, fill_in, json_problem, parse_options
-from adadf_dist.evaluate.data import loader_for, preprocessing_for, split_at_hand, views
+from adadf_dist.evaluate.class_mapping import map_labels, match_classes
+from adadf_dist.evaluate.cli import EvalArgs, json_path_error, parse_options, with_run_defaults
+from adadf_dist.evaluate.data import eval_batches, eval_preprocessing, make_eval_loader, open_split
 from adadf_dist.evaluate.origin import Found, Origin, check_origin
-from adadf_dist.evaluate.report import Asked, Report
+from adadf_dist.evaluate.report import EvalContext, Report
 from adadf_dist.evaluate.subgroups import read_groups, score_groups
 from adadf_dist.files.outputs import write_output
-from adadf_dist.metrics.evaluator import bayes_ceiling
-from adadf_dist.metrics.predictions import Answers, ask, check_finite
+from adadf_dist.metrics.evaluator import bayes_accuracy
+from adadf_dist.metrics.predictions import Predictions, check_finite, predict_split
 from adadf_dist.metrics.scores import score
 
 
-def run(options: Options) -> None:
+def run(options: EvalArgs) -> None:
     """Ask, judge, print, write. Raises `UserError`: for what can be known before, before the first face is decoded."""
-    with open_world(finish_steps=False) as world:
-        if problem := world.share(json_problem(options)):
+    with init_world(finish_steps=False) as world:
+        if problem := world.broadcast_object(json_path_error(options)):
             raise UserError(str(problem))
-        trained = open_alike(options, world)
-        options = fill_in(options, trained)
-        with split_at_hand(options, trained.config, world) as found:
+        trained = load_same_on_all_ranks(options, world)
+        options = with_run_defaults(options, trained)
+        with open_split(options, trained.config, world) as found:
             mapping = match_classes(found.split.classes, trained.classes, options.mapping)
-            split = translate(found.split, mapping, trained.classes)
+            split = map_labels(found.split, mapping, trained.classes)
             origin = origin_of(trained, found._replace(split=split), options, world)
             check_votes(split, options)
             groups = read_groups(split, options.groups)
-            network = TrainedNetwork(trained, world.device, options.precision)
-            with loader_for(split, trained, options, world) as loader:
-                answers = ask(network, views(loader, split, options), len(split), world)
+            network = TrainedPredictor(trained, world.device, options.precision)
+            with make_eval_loader(split, trained, options, world) as loader:
+                answers = predict_split(network, eval_batches(loader, split, options), len(split), world)
             check_finite(answers, trained.path)
             if world.is_main:
                 asked = describe(options, trained, (split, len(found.split) - len(split)), mapping, world)
                 asked = asked._replace(other_data=origin.other_data, training_samples=origin.training_samples)
-                publish(judge(trained, answers, split, groups, asked), options)
+                write_report(compute_report(trained, answers, split, groups, asked), options)
         world.barrier()
 
 
-def open_alike(options: Options, world: World) -> Trained:
+def load_same_on_all_ranks(options: EvalArgs, world: World) -> TrainedModel:
     """The network, the same on every rank: a run in progress may select another while we look. A collective."""
-    trained = open_trained(options.path, options.which)
-    opened = set(world.collect((str(trained.path), trained.epoch)))
+    trained = load_trained_model(options.path, options.which)
+    opened = set(world.all_gather_object((str(trained.path), trained.epoch)))
     if len(opened) > 1:
         raise UserError(f"{options.path}: the run wrote another checkpoint while the ranks opened it; start again")
     return trained
 
 
-def origin_of(trained: Trained, found: Found, options: Options, world: World) -> Origin:
+def origin_of(trained: TrainedModel, found: Found, options: EvalArgs, world: World) -> Origin:
     """`check_origin` by rank 0. A collective: all ranks raise its `UserError`."""
     shared: object = None
     if world.is_main:
@@ -64,18 +64,18 @@ def origin_of(trained: Trained, found: Found, options: Options, world: World) ->
             shared = check_origin(trained, found, options)
         except UserError as error:
             shared = str(error)
-    shared = world.share(shared)
+    shared = world.broadcast_object(shared)
     if not isinstance(shared, Origin):
         raise UserError(str(shared))
     return shared
 
 
 def describe(
-    options: Options, trained: Trained, faces: tuple[Split, int], mapping: Mapping[str, str], world: World
-) -> Asked:
+    options: EvalArgs, trained: TrainedModel, faces: tuple[Split, int], mapping: Mapping[str, str], world: World
+) -> EvalContext:
     """`faces`: the split, and how many of its faces the mapping left out."""
     split, left_out = faces
-    return Asked(
+    return EvalContext(
         checkpoint=trained.path,
         epoch=trained.epoch,
         dataset=options.shards,
@@ -84,7 +84,7 @@ def describe(
         left_out=left_out,
         mapping=mapping,
         tta=options.tta,
-        ten_crop=preprocessing_for(trained.preprocessing, options.tta).ten_crop,
+        ten_crop=eval_preprocessing(trained.preprocessing, options.tta).ten_crop,
         loader=options.loader,
         precision=str(options.precision),
         batch_size=options.batch_size,
@@ -93,7 +93,7 @@ def describe(
     )
 
 
-def check_votes(split: Split, options: Options) -> None:
+def check_votes(split: Split, options: EvalArgs) -> None:
     if options.require_votes and (split.votes is None or not split.votes.any()):
         raise UserError(
             f"--require-votes: nobody voted on the faces of split {split.name} of {options.shards}; build the dataset "
@@ -101,20 +101,20 @@ def check_votes(split: Split, options: Options) -> None:
         )
 
 
-def judge(
-    trained: Trained, answers: Answers, split: Split, groups: Mapping[str, Sequence[str]], asked: Asked
+def compute_report(
+    trained: TrainedModel, answers: Predictions, split: Split, groups: Mapping[str, Sequence[str]], asked: EvalContext
 ) -> Report:
-    right = answers.predicted == split.labels
+    right = answers.predicted_labels == split.labels
     return Report(
         asked=asked,
         scores=score(answers.target_logits, split.labels, trained.classes),
-        ceiling=bayes_ceiling(split),
+        ceiling=bayes_accuracy(split),
         groups={field: score_groups(names, right) for field, names in groups.items()},
         distances=compare_with_votes(trained, answers, split),
     )
 
 
-def publish(report: Report, options: Options) -> None:
+def write_report(report: Report, options: EvalArgs) -> None:
     print(report, flush=True)
     if options.json is not None:
         write_output(options.json, report.to_dict())
@@ -122,7 +122,7 @@ def publish(report: Report, options: Options) -> None:
 
 def main(argv: Sequence[str] | None = None) -> None:
     options = parse_options(sys.argv[1:] if argv is None else argv)
-    with one_line_errors("adadf_dist.evaluate", rank_in_environment(), "report"):
+    with cli_errors("adadf_dist.evaluate", rank_from_env(), "report"):
         run(options)
 
 

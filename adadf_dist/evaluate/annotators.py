@@ -8,11 +8,11 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from adadf_dist.checkpoint.trained_model import Trained
+from adadf_dist.checkpoint.trained_model import TrainedModel
 from adadf_dist.data.dataset import Split
 from adadf_dist.metrics.distances import MEASURES
-from adadf_dist.metrics.predictions import Answers, fuse
-from adadf_dist.metrics.scores import Measured, bootstrap_means
+from adadf_dist.metrics.predictions import Predictions, fuse_distributions
+from adadf_dist.metrics.scores import Estimate, bootstrap_means
 
 Floats = NDArray[np.float64]
 
@@ -24,29 +24,29 @@ class Distances(NamedTuple):
     """Means over the faces with votes."""
 
     faces: int
-    measures: Mapping[str, Mapping[str, Measured]]
+    measures: Mapping[str, Mapping[str, Estimate]]
     """Distribution -> measure -> mean."""
 
 
-def compare_with_votes(trained: Trained, answers: Answers, split: Split) -> Distances | None:
+def compare_with_votes(trained: TrainedModel, answers: Predictions, split: Split) -> Distances | None:
     """None where no face of the split has votes."""
     if split.votes is None or not (voted := split.votes.sum(axis=1) > 0).any():
         return None
-    votes = rows_to_one(split.votes[voted].astype(np.float64))
-    rivals = {name: rows_to_one(rows[voted]) for name, rows in distributions(trained, answers, split.labels).items()}
+    votes = normalize_rows(split.votes[voted].astype(np.float64))
+    rivals = {name: normalize_rows(rows[voted]) for name, rows in distributions(trained, answers, split.labels).items()}
     rows = np.stack([measure(votes, q) for q in rivals.values() for measure in MEASURES.values()], axis=1)
     means = iter(bootstrap_means(rows))
     return Distances(int(voted.sum()), {name: {measure: next(means) for measure in MEASURES} for name in rivals})
 
 
-def distributions(trained: Trained, answers: Answers, labels: NDArray[np.int64]) -> dict[str, Floats]:
+def distributions(trained: TrainedModel, answers: Predictions, labels: NDArray[np.int64]) -> dict[str, Floats]:
     """[S, C] each: the network's, the method's targets for these labels, and the labels themselves."""
     classes, config = len(trained.classes), trained.config
     one_hot = np.eye(classes)[labels]
-    found = {"predicted": answers.target}
+    found = {"predicted": answers.target_probs}
     if trained.model.auxiliary is not None:  # the baseline has neither
-        _, fused = fuse(answers, labels, trained.class_distributions, config.loss, config.batch_size)
-        found |= {"auxiliary": answers.auxiliary, "fused": fused}
+        _, fused = fuse_distributions(answers, labels, trained.class_distributions, config.loss, config.batch_size)
+        found |= {"auxiliary": answers.auxiliary_probs, "fused": fused}
     return {
         **found,
         "class distribution": trained.class_distributions.numpy()[labels],
@@ -55,7 +55,7 @@ def distributions(trained: Trained, answers: Answers, labels: NDArray[np.int64])
     }
 
 
-def rows_to_one(rows: Floats) -> Floats:
+def normalize_rows(rows: Floats) -> Floats:
     """Votes are counts, and the published threshold distributions do not sum to 1: each row divided by its sum."""
     shares: Floats = rows / rows.sum(axis=1, keepdims=True)
     return shares

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from adadf_dist.config.load import read_settings
+from adadf_dist.config.load import load_config_file
 from adadf_dist.data.dataset import Split
 from adadf_dist.data.emotions import find_class
 from adadf_dist.errors import UserError
@@ -29,7 +29,7 @@ def match_classes(theirs: tuple[str, ...], ours: tuple[str, ...], file: Path | N
 
 def read_mapping(file: Path, theirs: tuple[str, ...], ours: tuple[str, ...]) -> dict[str, str]:
     """A TOML file of lines `"dataset class" = "network class"`. Raises `UserError`, naming every wrong name."""
-    given = read_settings(file).values
+    given = load_config_file(file).values
     values: dict[str, object] = {}
     for name, to in given.items():
         place, target = find_class(name, theirs), find_class(str(to), ours) if to else None
@@ -55,7 +55,7 @@ def quoted(names: Iterable[object]) -> str:
     return ", ".join(sorted({repr(name) for name in names}))
 
 
-def translate(split: Split, mapping: Mapping[str, str], ours: tuple[str, ...]) -> Split:
+def map_labels(split: Split, mapping: Mapping[str, str], ours: tuple[str, ...]) -> Split:
     """The split's faces with the network's labels; votes and true distributions of joined classes add up.
 
     Votes for a class that is left out go with it; true distributions are then known no longer. Raises `UserError` where

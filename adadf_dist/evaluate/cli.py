@@ -7,13 +7,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, cast
 
-from adadf_dist.checkpoint.trained_model import Trained, Which
+from adadf_dist.checkpoint.trained_model import CheckpointChoice, TrainedModel
 from adadf_dist.console.parser import Parser
 from adadf_dist.data.identity import ALLOW_OTHER_DATA, ALLOW_TRAINING_SAMPLES
 from adadf_dist.data.manifest import SPLITS
 from adadf_dist.data.remote.client import scheme_of
 from adadf_dist.errors import UserError
-from adadf_dist.files.outputs import add_force_option, check_output
+from adadf_dist.files.outputs import add_force_option, check_output_path
 
 DESCRIPTION = """\
 Measure a trained network on any dataset of its classes: accuracy and mean class accuracy with 95 % intervals, F1,
@@ -61,11 +61,11 @@ Precision = Literal["fp32", "bf16"]
 
 
 @dataclass(frozen=True)
-class Options:
-    """What the user asked for; empty, 0 or None: as the run has it, which `fill_in` looks up."""
+class EvalArgs:
+    """What the user asked for; empty, 0 or None: as the run has it, which `with_run_defaults` looks up."""
 
     path: Path
-    which: Which
+    which: CheckpointChoice
     shards: str
     shards_given: bool
     """Whether the user named the dataset, which then need not be the run's."""
@@ -85,7 +85,7 @@ class Options:
     allow_training_samples: bool
 
 
-def parse_options(argv: Sequence[str]) -> Options:
+def parse_options(argv: Sequence[str]) -> EvalArgs:
     parser = Parser(
         prog="python -m adadf_dist.evaluate",
         description=DESCRIPTION,
@@ -134,10 +134,10 @@ def parse_options(argv: Sequence[str]) -> Options:
         parser.error(f"--batch-size {args.batch_size}: at least 1")
     if args.workers is not None and args.workers < 0:
         parser.error(f"--workers {args.workers}: at least 0 (0: decode in this process)")
-    return Options(**{**vars(args), "groups": tuple(dict.fromkeys(args.groups)), "shards_given": bool(args.shards)})
+    return EvalArgs(**{**vars(args), "groups": tuple(dict.fromkeys(args.groups)), "shards_given": bool(args.shards)})
 
 
-def fill_in(options: Options, trained: Trained) -> Options:
+def with_run_defaults(options: EvalArgs, trained: TrainedModel) -> EvalArgs:
     """What the user left open is as the run had it. Raises `UserError` where the run does not say either."""
     run = trained.config
     shards = options.shards or run.data.shards
@@ -157,11 +157,11 @@ def fill_in(options: Options, trained: Trained) -> Options:
     )
 
 
-def json_problem(options: Options) -> str:
+def json_path_error(options: EvalArgs) -> str:
     """Why `--json FILE` cannot be written, for rank 0 to tell the others; empty when it can."""
     try:
         if options.json is not None:
-            check_output(options.json, options.force, "--json")
+            check_output_path(options.json, options.force, "--json")
     except UserError as error:
         return str(error)
     return ""

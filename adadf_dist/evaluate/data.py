@@ -11,32 +11,32 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from adadf_dist.checkpoint.trained_model import Trained
+from adadf_dist.checkpoint.trained_model import TrainedModel
 from adadf_dist.config.schema import Config
 from adadf_dist.data.batch import Batch
-from adadf_dist.data.datamodule import dali_problem, make_loader, set_aside
+from adadf_dist.data.datamodule import dali_unavailable_reason, hold_out_validation, make_loader
 from adadf_dist.data.dataset import Split, open_dataset
 from adadf_dist.data.identity import Source
-from adadf_dist.data.loaders.base import Loader, Recipe
+from adadf_dist.data.loaders.base import Loader, LoaderConfig
 from adadf_dist.data.manifest import read_manifest
 from adadf_dist.data.preprocessing import Preprocessing
 from adadf_dist.data.remote.client import scheme_of
-from adadf_dist.data.sampling import cut
+from adadf_dist.data.sampling import split_batches
 from adadf_dist.distributed.world import World
 from adadf_dist.errors import UserError
-from adadf_dist.evaluate.cli import Options
+from adadf_dist.evaluate.cli import EvalArgs
 from adadf_dist.evaluate.origin import Found
-from adadf_dist.training.setup import shards_at_hand
+from adadf_dist.training.setup import local_shards
 
 
 @contextmanager
-def split_at_hand(options: Options, run: Config, world: World) -> Iterator[Found]:
+def open_split(options: EvalArgs, run: Config, world: World) -> Iterator[Found]:
     """The split to look at, as the dataset has it. A collective. Raises `UserError`.
 
     Of a dataset elsewhere the training tars are fetched only where the split's faces stand in them.
     """
     data = replace(run.data, shards=options.shards, cache=options.cache)
-    with shards_at_hand(replace(run, data=replace(data, access="stream")), world) as folder:
+    with local_shards(replace(run, data=replace(data, access="stream")), world) as folder:
         manifest = read_manifest(folder)
         there, source = tuple(manifest.splits), Source(absolute(options.shards), manifest.digests())
         name = options.split or next((name for name in ("test", "validation") if name in there), "validation")
@@ -45,9 +45,9 @@ def split_at_hand(options: Options, run: Config, world: World) -> Iterator[Found
             return
     if name == "test" or "train" not in there:
         raise UserError(f"{data.shards}: has no {name} split; it has {', '.join(there)}: give one of them as --split")
-    with shards_at_hand(replace(run, data=replace(data, access="cache")), world) as folder:
+    with local_shards(replace(run, data=replace(data, access="cache")), world) as folder:
         whole = open_dataset(folder).split("train")
-        split = whole if "validation" in there else {part.name: part for part in set_aside(whole, run)}[name]
+        split = whole if "validation" in there else {part.name: part for part in hold_out_validation(whole, run)}[name]
         yield Found(split, source, "train")
 
 
@@ -57,18 +57,18 @@ def absolute(shards: str) -> str:
 
 
 @contextmanager
-def loader_for(split: Split, trained: Trained, options: Options, world: World) -> Iterator[Loader]:
+def make_eval_loader(split: Split, trained: TrainedModel, options: EvalArgs, world: World) -> Iterator[Loader]:
     """A loader of one split. Raises `UserError` where it cannot be had."""
     name, own, run = options.loader, trained.preprocessing, trained.config
-    if name == "dali" and (problem := dali_problem()):
+    if name == "dali" and (problem := dali_unavailable_reason()):
         whose = "the run's loader" if own.loader == name else "--loader"
         raise UserError(f"{whose} is dali, but {problem}, or give --loader torch")
     if name != own.loader and world.is_main:
         told = f"note: the loader is {name}, the run's was {own.loader}: a pixel may differ by a level"
         print(told, file=sys.stderr, flush=True)
-    recipe = Recipe(
+    recipe = LoaderConfig(
         splits={split.name: split},
-        preprocessing=preprocessing_for(own, options.tta),
+        preprocessing=eval_preprocessing(own, options.tta),
         augment=run.augment,
         seed=run.seed,
         device=world.device,
@@ -86,7 +86,7 @@ def loader_for(split: Split, trained: Trained, options: Options, world: World) -
         loader.close()
 
 
-def preprocessing_for(own: Preprocessing, tta: str) -> Preprocessing:
+def eval_preprocessing(own: Preprocessing, tta: str) -> Preprocessing:
     """The run's own, with ten crops where they are wanted and the run took none. Raises `UserError`."""
     if tta == "flip" and own.ten_crop:
         raise UserError("--tta flip: the run takes ten crops of each face, five of them mirrored; leave --tta out")
@@ -95,9 +95,9 @@ def preprocessing_for(own: Preprocessing, tta: str) -> Preprocessing:
     return own
 
 
-def views(loader: Loader, split: Split, options: Options) -> Iterator[Batch]:
+def eval_batches(loader: Loader, split: Split, options: EvalArgs) -> Iterator[Batch]:
     """This rank's batches of all faces, each once; with --tta flip as two rows: as it is, and mirrored."""
-    plan = cut(np.arange(len(split)), options.batch_size)
+    plan = split_batches(np.arange(len(split)), options.batch_size)
     for batch in loader.batches(split.name, plan):
         if options.tta == "flip":
             batch = batch._replace(images=torch.stack([batch.images, batch.images.flip(-1)], dim=1))

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from adadf_dist.checkpoint.trained_model import Trained
+from adadf_dist.checkpoint.trained_model import TrainedModel
 from adadf_dist.data.dataset import Split
 from adadf_dist.data.identity import (
     ALLOW_OTHER_DATA,
@@ -20,8 +20,8 @@ from adadf_dist.data.identity import (
     other_data,
 )
 from adadf_dist.errors import UserError
-from adadf_dist.evaluate.cli import Options
-from adadf_dist.tracking.artifacts import FACES, read_faces
+from adadf_dist.evaluate.cli import EvalArgs
+from adadf_dist.tracking.artifacts import SAMPLES_FILE, load_samples
 
 
 class Found(NamedTuple):
@@ -42,7 +42,7 @@ class Origin(NamedTuple):
     """Evaluated samples that the network was trained on."""
 
 
-def check_origin(trained: Trained, found: Found, options: Options) -> Origin:
+def check_origin(trained: TrainedModel, found: Found, options: EvalArgs) -> Origin:
     """Raises `UserError` for other data than the run's, and for its training samples, unless the user allows them.
 
     The dataset that `--data.shards` names may be another one, and `--split train` asks for training samples.
@@ -70,12 +70,12 @@ def check_origin(trained: Trained, found: Found, options: Options) -> Origin:
     return Origin("" if options.shards_given else difference, shared)
 
 
-def training_samples(trained: Trained) -> NDArray[np.int64] | None:
+def training_samples(trained: TrainedModel) -> NDArray[np.int64] | None:
     """Digests of the training samples' keys; of an older run from its folder. None where they are not known."""
     if trained.data is not None:
         return trained.data.samples
     folder = trained.path.parent.parent
-    return key_digests(read_faces(folder).keys) if (folder / FACES).is_file() else None
+    return key_digests(load_samples(folder).keys) if (folder / SAMPLES_FILE).is_file() else None
 
 
 def warn(text: str) -> None:

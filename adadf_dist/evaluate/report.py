@@ -11,14 +11,14 @@ import numpy as np
 
 from adadf_dist.evaluate.annotators import Distances
 from adadf_dist.evaluate.origin import Origin, describe_origin
-from adadf_dist.evaluate.subgroups import Group
+from adadf_dist.evaluate.subgroups import Subgroup
 from adadf_dist.metrics.distances import FLOOR, SIMILARITIES
-from adadf_dist.metrics.scores import BINS, Calibration, ClassScore, Measured, Scores
+from adadf_dist.metrics.scores import BINS, Calibration, ClassScore, Estimate, Scores
 
 SCHEMA_VERSION = 1
 
 
-class Asked(NamedTuple):
+class EvalContext(NamedTuple):
     """What was asked of whom, and how."""
 
     checkpoint: Path
@@ -46,18 +46,18 @@ class Asked(NamedTuple):
 
 
 class Report(NamedTuple):
-    asked: Asked
+    asked: EvalContext
     scores: Scores
     ceiling: float | None
     """Accuracy of the best possible guess, where the true distributions are known."""
-    groups: Mapping[str, Sequence[Group]]
+    groups: Mapping[str, Sequence[Subgroup]]
     """Field -> its groups."""
     distances: Distances | None
     """None without votes."""
 
     def to_dict(self) -> dict[str, object]:
         """For JSON: plain values, null for what is not defined."""
-        values = plain(self)
+        values = to_jsonable(self)
         assert isinstance(values, dict)
         return {"schema_version": SCHEMA_VERSION, **values}
 
@@ -87,9 +87,9 @@ class Report(NamedTuple):
     def summary(self) -> str:
         scores = self.scores
         lines = [
-            f"accuracy             {percent(scores.accuracy)}, Wilson",
-            f"mean class accuracy  {percent(scores.mean_class_accuracy)}, bootstrap over faces",
-            f"macro F1             {percent(scores.macro_f1)}, bootstrap over faces",
+            f"accuracy             {format_percent(scores.accuracy)}, Wilson",
+            f"mean class accuracy  {format_percent(scores.mean_class_accuracy)}, bootstrap over faces",
+            f"macro F1             {format_percent(scores.macro_f1)}, bootstrap over faces",
         ]
         if self.ceiling is not None:
             lines.append(f"ceiling              {self.ceiling:7.2%}  best possible guess, by the true distributions")
@@ -97,7 +97,9 @@ class Report(NamedTuple):
 
 
 def class_table(classes: Sequence[ClassScore]) -> str:
-    rows = [[c.name, f"{c.faces:,}", f"{c.predicted:,}", *map(shown, (c.precision, c.recall, c.f1))] for c in classes]
+    rows = [
+        [c.name, f"{c.faces:,}", f"{c.predicted:,}", *map(format_float, (c.precision, c.recall, c.f1))] for c in classes
+    ]
     return table(["class", "faces", "predicted", "precision", "recall", "F1"], rows)
 
 
@@ -109,7 +111,7 @@ def confusion_table(scores: Scores) -> str:
 
 def calibration_table(calibration: Calibration) -> str:
     rows = [
-        [f"{b.low:.2f} to {b.high:.2f}", f"{b.faces:,}", shown(b.confidence), shown(b.accuracy)]
+        [f"{b.low:.2f} to {b.high:.2f}", f"{b.faces:,}", format_float(b.confidence), format_float(b.accuracy)]
         for b in calibration.bins
         if b.faces
     ]
@@ -120,8 +122,8 @@ def calibration_table(calibration: Calibration) -> str:
     return head + "\n" + table(["confidence", "faces", "mean", "accuracy"], rows)
 
 
-def group_table(field: str, groups: Sequence[Group]) -> str:
-    return table([field, "faces", "accuracy"], [[g.name, f"{g.faces:,}", percent(g.accuracy)] for g in groups])
+def group_table(field: str, groups: Sequence[Subgroup]) -> str:
+    return table([field, "faces", "accuracy"], [[g.name, f"{g.faces:,}", format_percent(g.accuracy)] for g in groups])
 
 
 def distance_table(distances: Distances) -> str:
@@ -151,16 +153,16 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "\n".join(lines())
 
 
-def shown(value: float) -> str:
+def format_float(value: float) -> str:
     return "-" if math.isnan(value) else f"{value:.4f}"
 
 
-def percent(measured: Measured) -> str:
+def format_percent(measured: Estimate) -> str:
     low, high = measured.interval
     return f"{measured.value:7.2%}  95 % interval {low:.2%} to {high:.2%}"
 
 
-def plain(value: object) -> object:
+def to_jsonable(value: object) -> object:
     """What JSON can hold: names for the fields of tuples, lists for arrays, null for NaN."""
     if isinstance(value, np.ndarray):
         return value.tolist()
@@ -169,7 +171,7 @@ def plain(value: object) -> object:
     if isinstance(value, Path):
         return str(value)
     if isinstance(value, Mapping):
-        return {str(key): plain(v) for key, v in value.items()}
+        return {str(key): to_jsonable(v) for key, v in value.items()}
     if hasattr(value, "_asdict"):
-        return plain(value._asdict())
-    return [plain(v) for v in value] if isinstance(value, (list, tuple)) else value
+        return to_jsonable(value._asdict())
+    return [to_jsonable(v) for v in value] if isinstance(value, (list, tuple)) else value

@@ -12,8 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from adadf_dist.data.dataset import Split
-from adadf_dist.errors import UserError, one_line
-from adadf_dist.metrics.scores import Measured, share
+from adadf_dist.errors import UserError, single_line
+from adadf_dist.metrics.scores import Estimate, accuracy
 
 MOST_GROUPS = 50
 """A field of more values tells faces apart rather than grouping them."""
@@ -23,17 +23,17 @@ UNKNOWN = "not given"
 """The group of faces without the field."""
 
 
-class Group(NamedTuple):
+class Subgroup(NamedTuple):
     name: str
     faces: int
-    accuracy: Measured
+    accuracy: Estimate
 
 
 def read_groups(split: Split, fields: Sequence[str]) -> dict[str, list[str]]:
     """Field -> the group of each face of the split. Raises `UserError`, listing the fields that there are."""
     if not fields:
         return {}
-    facts = read_facts(split)
+    facts = read_sample_metadata(split)
     values: dict[str, list[str]] = {}
     for row, known in enumerate(facts):
         for field, value in known.items():
@@ -49,11 +49,11 @@ def read_groups(split: Split, fields: Sequence[str]) -> dict[str, list[str]]:
     return {field: usable[field] for field in fields}
 
 
-def read_facts(split: Split) -> list[dict[str, object]]:
+def read_sample_metadata(split: Split) -> list[dict[str, object]]:
     """KEY.json of every face, in the order of the split. Raises `UserError`."""
     rows = {f"{key}.json": row for row, key in enumerate(split.keys.tolist())}
     facts: list[dict[str, object]] = [{}] * len(split)
-    for number in np.unique(split.places[:, 0]).tolist():
+    for number in np.unique(split.locations[:, 0]).tolist():
         path = split.folder / split.shards[number]
         try:
             with tarfile.open(path, "r:") as tar:
@@ -64,12 +64,12 @@ def read_facts(split: Split) -> list[dict[str, object]]:
                             raise ValueError(f"{member.name} holds no JSON object")
                         facts[rows[member.name]] = known
         except (tarfile.TarError, ValueError, EOFError) as error:
-            raise UserError(f"{path}: damaged ({one_line(error, 120)}); copy or build it again") from None
+            raise UserError(f"{path}: damaged ({single_line(error, 120)}); copy or build it again") from None
     return facts
 
 
-def score_groups(groups: Sequence[str], right: NDArray[np.bool_]) -> list[Group]:
+def score_groups(groups: Sequence[str], right: NDArray[np.bool_]) -> list[Subgroup]:
     """Accuracy by group, the largest first."""
     names = np.array(groups)
     by_size = sorted(Counter(groups).items(), key=lambda item: (-item[1], item[0]))
-    return [Group(name, faces, share(right[names == name])) for name, faces in by_size]
+    return [Subgroup(name, faces, accuracy(right[names == name])) for name, faces in by_size]

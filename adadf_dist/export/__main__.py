@@ -11,22 +11,22 @@ from collections.abc import Callable, Sequence
 from importlib import import_module
 from pathlib import Path
 
-from adadf_dist.checkpoint.trained_model import Trained, open_trained
-from adadf_dist.console.exit import one_line_errors
+from adadf_dist.checkpoint.trained_model import TrainedModel, load_trained_model
+from adadf_dist.console.exit import cli_errors
 from adadf_dist.console.parser import Parser
 from adadf_dist.data.dataset import Dataset
 from adadf_dist.data.identity import ALLOW_OTHER_DATA, how_to_fix
 from adadf_dist.errors import UserError
 from adadf_dist.export import safetensors_format, torch_export_format
 from adadf_dist.export.exported_model import ONNX_FILE
-from adadf_dist.export.metadata import Facts, facts_of
+from adadf_dist.export.metadata import ExportMetadata, make_metadata
 from adadf_dist.export.model_card import write_card
-from adadf_dist.export.sample_inputs import difference_of, find_dataset, find_probes
+from adadf_dist.export.sample_inputs import difference_of, find_dataset, make_sample_inputs
 from adadf_dist.export.target_network import TargetNetwork
-from adadf_dist.export.verify import BATCHES, Checked, check_file, seconds_an_image
-from adadf_dist.files.outputs import add_force_option, atomic_file, check_output, write_output
+from adadf_dist.export.verify import BATCHES, VerificationResult, seconds_per_image, verify_export
+from adadf_dist.files.outputs import add_force_option, atomic_file, check_output_path, write_output
 
-Write = Callable[[TargetNetwork, Facts, Path], None]
+Write = Callable[[TargetNetwork, ExportMetadata, Path], None]
 
 DESCRIPTION = """\
 Write the target branch of a trained network, all that inference needs, as ONNX, safetensors or a torch.export program:
@@ -118,7 +118,7 @@ def find_writer(option: str, opset: int | None) -> Write:
     return lambda network, facts, path: onnx_file.write(network, facts, path, chosen)
 
 
-def open_data_of(trained: Trained, shards: str, allow_other_data: bool) -> tuple[Dataset | None, str]:
+def open_data_of(trained: TrainedModel, shards: str, allow_other_data: bool) -> tuple[Dataset | None, str]:
     """The run's dataset, where it is available, and how it differs from the one recorded, where that is allowed.
 
     Raises `UserError` where it is not.
@@ -133,12 +133,12 @@ def open_data_of(trained: Trained, shards: str, allow_other_data: bool) -> tuple
     return dataset, difference
 
 
-def export(trained: Trained, dataset: Dataset | None, writers: dict[Path, Write]) -> Facts:
+def export(trained: TrainedModel, dataset: Dataset | None, writers: dict[Path, Write]) -> ExportMetadata:
     """Write, check and name each file, with a line for each. Raises `UserError`."""
-    facts, probes = facts_of(trained), find_probes(trained, dataset, max(BATCHES))
+    facts, probes = make_metadata(trained), make_sample_inputs(trained, dataset, max(BATCHES))
     network = TargetNetwork(trained.model)
     whole = sum(tensor.nbytes for tensor in trained.model.state_dict().values())
-    pace = seconds_an_image(trained.model, probes.random)
+    pace = seconds_per_image(trained.model, probes.random)
     branches = "target branch alone (the baseline)" if trained.model.auxiliary is None else "both branches"
     size_and_pace = f"weights of {whole / 1e6:.1f} MB, {pace * 1e3:.1f} ms an image"
     print(f"{trained.path}: epoch {trained.epoch}, {branches}, {size_and_pace}")
@@ -146,12 +146,12 @@ def export(trained: Trained, dataset: Dataset | None, writers: dict[Path, Write]
     for path, write in writers.items():
         with atomic_file(path) as partial:
             write(network, facts, partial)
-            found = check_file(partial, trained, probes)
+            found = verify_export(partial, trained, probes)
         print(describe(path, found, pace), flush=True)
     return facts
 
 
-def describe(path: Path, found: Checked, pace: float) -> str:
+def describe(path: Path, found: VerificationResult, pace: float) -> str:
     speed = f"{found.seconds * 1e3:.1f} ms an image ({pace / found.seconds:.1f} times as fast)"
     off = f"logits off by {found.on_random:.1e} on random images and {found.on_faces:.1e} on faces"
     return f"{path}: {found.bytes / 1e6:.1f} MB, {speed}, {off}"
@@ -159,14 +159,14 @@ def describe(path: Path, found: Checked, pace: float) -> str:
 
 def main(argv: Sequence[str] | None = None) -> None:
     args = parse_arguments(sys.argv[1:] if argv is None else argv)
-    with one_line_errors("adadf_dist.export"):
+    with cli_errors("adadf_dist.export"):
         writers = find_writers(args)
         card = find_card(args, next(iter(writers)))
         if card.suffix in ENDINGS.values():
             raise UserError(f"--card {card}: ends as a model file does; name the card to end in .md")
         for path in (*writers, card):
-            check_output(path, args.force)
-        trained = open_trained(args.run)
+            check_output_path(path, args.force)
+        trained = load_trained_model(args.run)
         dataset, difference = open_data_of(trained, args.shards, args.allow_other_data)
         if difference:
             print(f"warning: the run {difference} ({ALLOW_OTHER_DATA})", file=sys.stderr, flush=True)

@@ -10,11 +10,11 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from adadf_dist.checkpoint.trained_model import open_trained
+from adadf_dist.checkpoint.trained_model import load_trained_model
 from adadf_dist.data.preprocessing import Preprocessing
 from adadf_dist.errors import UserError
 from adadf_dist.export import safetensors_format, torch_export_format
-from adadf_dist.export.metadata import Facts, facts_of
+from adadf_dist.export.metadata import ExportMetadata, make_metadata
 from adadf_dist.export.target_network import TargetNetwork
 
 DeviceName = Literal["auto", "cpu", "cuda"]
@@ -24,10 +24,10 @@ KINDS = (".safetensors", ".onnx", ".pt2")
 """Endings of the files that are no checkpoints."""
 
 
-class Model(NamedTuple):
+class ExportedModel(NamedTuple):
     """A trained network on a device, in fp32 whatever its run computed in: every kind of file gives one answer."""
 
-    facts: Facts
+    facts: ExportMetadata
     device: torch.device
     """Where images are prepared, and logits wanted."""
     compute: Callable[[Tensor], Tensor]
@@ -48,7 +48,7 @@ class Model(NamedTuple):
         return logits.view(-1, crops, logits.shape[1]).mean(dim=1)
 
 
-def open_model(path: Path, device_name: DeviceName = "auto") -> Model:
+def load_model(path: Path, device_name: DeviceName = "auto") -> ExportedModel:
     """A run folder (its selected epoch), a checkpoint, or a file of `adadf_dist.export`. Raises `UserError`."""
     if path.suffix in KINDS and not path.is_file():
         raise UserError(f"{path}: no such file")
@@ -56,17 +56,17 @@ def open_model(path: Path, device_name: DeviceName = "auto") -> Model:
         onnx_file = import_module(ONNX_FILE)
         device = pick_device(device_name, onnx_file.has_cuda())
         network = onnx_file.OnnxNetwork(path, device)
-        return Model(network.facts, torch.device("cpu"), network)
+        return ExportedModel(network.facts, torch.device("cpu"), network)
     device = pick_device(device_name, torch.cuda.is_available())
     if path.suffix == ".pt2":
         compute, facts = torch_export_format.read(path, device)
-        return Model(facts, device, compute)
+        return ExportedModel(facts, device, compute)
     if path.suffix == ".safetensors":
         target, facts = safetensors_format.read(path)
     else:
-        trained = open_trained(path)
-        target, facts = TargetNetwork(trained.model), facts_of(trained)
-    return Model(facts, device, target.to(device))
+        trained = load_trained_model(path)
+        target, facts = TargetNetwork(trained.model), make_metadata(trained)
+    return ExportedModel(facts, device, target.to(device))
 
 
 def pick_device(name: DeviceName, has_cuda: bool) -> torch.device:

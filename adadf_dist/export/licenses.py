@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-KNOWN = {
+KNOWN_LICENSES = {
     "affectnet": (
         "AffectNet is given out by its authors under a licence agreement, signed by the head of a laboratory, for "
         "non-commercial research; the agreement decides what may be done with models trained on it"
@@ -24,9 +24,9 @@ KNOWN = {
 """Source in dataset.json -> what is known. Read the terms you agreed to: they count, not this."""
 
 
-def data_licence(source: str, given: str) -> str:
+def data_license(source: str, given: str) -> str:
     """What the card says: what the user gave, what is known, or that it is not known."""
     if given:
         return given
-    known = KNOWN.get(source)
+    known = KNOWN_LICENSES.get(source)
     return known or "not known: `--data-licence` was not given, and the source of the data has none that is known here"

@@ -19,19 +19,19 @@ from pathlib import Path
 from typing import NamedTuple
 
 import adadf_dist
-from adadf_dist.checkpoint.trained_model import Trained
-from adadf_dist.config.load import Layer, build_config, to_dict
+from adadf_dist.checkpoint.trained_model import TrainedModel
+from adadf_dist.config.load import ConfigLayer, build_config, to_dict
 from adadf_dist.config.schema import Config
 from adadf_dist.data.preprocessing import Preprocessing
 from adadf_dist.errors import UserError
 from adadf_dist.export.target_network import INPUT, OUTPUT
 
-NEEDED = ("adadf_dist", "classes", "preprocessing", "model", "supervision", "checkpoint_sha256", "epoch")
-ORIGINS = ("pretrained", "freeze")
+REQUIRED_KEYS = ("adadf_dist", "classes", "preprocessing", "model", "supervision", "checkpoint_sha256", "epoch")
+PROVENANCE_KEYS = ("pretrained", "freeze")
 """Keys of the section `model` that say how training began: they rebuild nothing, and may hold a path of the user's."""
 
 
-class Facts(NamedTuple):
+class ExportMetadata(NamedTuple):
     """All that goes along with the weights."""
 
     preprocessing: Preprocessing
@@ -63,9 +63,9 @@ class Facts(NamedTuple):
         }
 
     @staticmethod
-    def from_metadata(values: Mapping[str, str], path: Path) -> Facts:
+    def from_metadata(values: Mapping[str, str], path: Path) -> ExportMetadata:
         """Raises `UserError` for a file that `adadf_dist.export` did not write."""
-        missing = [name for name in NEEDED if name not in values]
+        missing = [name for name in REQUIRED_KEYS if name not in values]
         if missing:
             raise UserError(f"{path}: its metadata lacks {missing[0]}, so it is no file that adadf_dist.export wrote")
         try:
@@ -76,7 +76,7 @@ class Facts(NamedTuple):
         if not isinstance(model, dict) or list(preprocessing.classes) != json.loads(values["classes"]):
             raise UserError(f"{path}: its metadata contradicts itself; export it again")
         rest = values["supervision"], values["checkpoint_sha256"], epoch, values["adadf_dist"]
-        return Facts(preprocessing, model, *rest)
+        return ExportMetadata(preprocessing, model, *rest)
 
     def config(self, path: Path) -> Config:
         """The configuration that rebuilds the network. Raises `UserError` for one that this version does not know."""
@@ -85,14 +85,14 @@ class Facts(NamedTuple):
             "loss": {"supervision": self.supervision},
             "data": {"image_size": self.preprocessing.image_size},
         }
-        return build_config([Layer(str(path), values)])
+        return build_config([ConfigLayer(str(path), values)])
 
 
-def facts_of(trained: Trained) -> Facts:
+def make_metadata(trained: TrainedModel) -> ExportMetadata:
     section = to_dict(trained.config)["model"]
     assert isinstance(section, dict)
-    model = {key: value for key, value in section.items() if key not in ORIGINS}
+    model = {key: value for key, value in section.items() if key not in PROVENANCE_KEYS}
     with trained.path.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
     supervision = trained.config.loss.supervision
-    return Facts(trained.preprocessing, model, supervision, digest, trained.epoch, adadf_dist.__version__)
+    return ExportMetadata(trained.preprocessing, model, supervision, digest, trained.epoch, adadf_dist.__version__)

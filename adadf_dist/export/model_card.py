@@ -9,12 +9,12 @@ from typing import Any, NamedTuple
 
 import yaml
 
-from adadf_dist.checkpoint.trained_model import Trained
+from adadf_dist.checkpoint.trained_model import TrainedModel
 from adadf_dist.config.schema import Config
 from adadf_dist.data.dataset import Dataset
 from adadf_dist.errors import UserError
-from adadf_dist.export.licenses import data_licence
-from adadf_dist.export.metadata import Facts
+from adadf_dist.export.licenses import data_license
+from adadf_dist.export.metadata import ExportMetadata
 
 LIMITS = """\
 Meant for research on facial expressions: what label people would give to a face, and how much they would disagree.
@@ -37,7 +37,7 @@ class Measured(NamedTuple):
 
 
 def write_card(
-    trained: Trained, facts: Facts, files: Sequence[Path], data: tuple[Dataset | None, str], licence: str
+    trained: TrainedModel, facts: ExportMetadata, files: Sequence[Path], data: tuple[Dataset | None, str], licence: str
 ) -> str:
     """The card's text.
 
@@ -49,8 +49,8 @@ def write_card(
     measured = find_metrics(trained)
     name = dataset.name if dataset is not None else "an unknown dataset"
     sections = [
-        (f"Ada-DF on {name}", opening(trained, facts, files)),
-        ("Use", usage(facts, files)),
+        (f"Ada-DF on {name}", summary_lines(trained, facts, files)),
+        ("Use", usage_lines(facts, files)),
         ("Intended use and limits", LIMITS),
         (
             "Data",
@@ -58,20 +58,20 @@ def write_card(
                 *([f"**The checkpoint {difference}.** What follows describes the latter.", ""] if difference else []),
                 *describe_data(dataset, trained.config),
                 "",
-                f"Licence of the data: {data_licence(source, licence)}.",
+                f"Licence of the data: {data_license(source, licence)}.",
             ],
         ),
         ("Training", describe_training(trained.config, trained.epoch)),
         ("Metrics", describe_metrics(measured, trained.classes)),
         ("Preprocessing", describe_preprocessing(facts)),
     ]
-    text = [f"---\n{yaml.safe_dump(head(name, measured, files), sort_keys=False, allow_unicode=True)}---"]
+    text = [f"---\n{yaml.safe_dump(front_matter(name, measured, files), sort_keys=False, allow_unicode=True)}---"]
     for number, (title, body) in enumerate(sections):
         text += [f"{'#' if number == 0 else '##'} {title}", body if isinstance(body, str) else "\n".join(body)]
     return "\n\n".join(text) + "\n"
 
 
-def head(name: str, measured: Sequence[Measured], files: Sequence[Path]) -> dict[str, object]:
+def front_matter(name: str, measured: Sequence[Measured], files: Sequence[Path]) -> dict[str, object]:
     """The front matter; results only where there are some, for Hugging Face refuses a model index without them."""
     endings = {".onnx": "onnx", ".safetensors": "safetensors", ".pt2": "pytorch"}
     tags = ["facial-expression-recognition", "ada-df", *(endings[file.suffix] for file in files)]
@@ -87,7 +87,7 @@ def head(name: str, measured: Sequence[Measured], files: Sequence[Path]) -> dict
     return {**values, "model-index": [{"name": f"Ada-DF on {name}", "results": results}]} if results else values
 
 
-def opening(trained: Trained, facts: Facts, files: Sequence[Path]) -> list[str]:
+def summary_lines(trained: TrainedModel, facts: ExportMetadata, files: Sequence[Path]) -> list[str]:
     method = "its single-label baseline" if facts.supervision == "one_hot" else "the target branch of Ada-DF"
     return [
         f"Facial-expression classifier, {method} (Liu et al., ICASSP 2023): {trained.config.model.backbone}, "
@@ -100,7 +100,7 @@ def opening(trained: Trained, facts: Facts, files: Sequence[Path]) -> list[str]:
     ]
 
 
-def usage(facts: Facts, files: Sequence[Path]) -> list[str]:
+def usage_lines(facts: ExportMetadata, files: Sequence[Path]) -> list[str]:
     """Each kind of file in five lines, in its own program."""
     lines = [
         "From a shell, any of the files:",
@@ -171,7 +171,7 @@ def describe_training(config: Config, epoch: int) -> list[str]:
     ]
 
 
-def find_metrics(trained: Trained) -> list[Measured]:
+def find_metrics(trained: TrainedModel) -> list[Measured]:
     """What the run measured of the very epoch that is exported: validation in the checkpoint, test in `result.json`."""
     records = [record for record in trained.records if record["epoch"] == trained.epoch]
     found = [Measured("validation", record["validation"]) for record in records]
@@ -214,7 +214,7 @@ def describe_metrics(measured: Sequence[Measured], classes: Sequence[str]) -> li
     return [*lines, *notes]
 
 
-def describe_preprocessing(facts: Facts) -> list[str]:
+def describe_preprocessing(facts: ExportMetadata) -> list[str]:
     values = facts.preprocessing
     resized = f"Resized to {values.resized} x {values.resized} ({values.kernel}), RGB"
     if values.ten_crop:

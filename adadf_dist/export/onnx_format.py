@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from adadf_dist.errors import UserError, one_line
-from adadf_dist.export.metadata import Facts
+from adadf_dist.errors import UserError, single_line
+from adadf_dist.export.metadata import ExportMetadata
 from adadf_dist.export.target_network import INPUT, OUTPUT, TargetNetwork
 from adadf_dist.export.torch_export_format import trace
 
@@ -24,7 +24,7 @@ try:
     import onnxscript  # noqa: F401  (torch's exporter needs it)
 except ImportError as problem:
     raise UserError(
-        f"ONNX needs the packages onnx, onnxscript and onnxruntime ({one_line(problem)}): "
+        f"ONNX needs the packages onnx, onnxscript and onnxruntime ({single_line(problem)}): "
         "pip install 'adadf_dist[onnx]'"
     ) from None
 
@@ -35,7 +35,7 @@ OPSET = 18
 def check_opset(opset: int) -> None:
     """Raises `UserError` naming the range, for one that exporter or runtime does not know."""
     highest = OPSET
-    while highest < onnx.defs.onnx_opset_version() and runs(highest + 1):
+    while highest < onnx.defs.onnx_opset_version() and is_opset_supported(highest + 1):
         highest += 1
     if not OPSET <= opset <= highest:
         raise UserError(
@@ -44,7 +44,7 @@ def check_opset(opset: int) -> None:
         )
 
 
-def runs(opset: int) -> bool:
+def is_opset_supported(opset: int) -> bool:
     """Whether the installed ONNX Runtime takes a smallest model of an opset."""
     there, back = (onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, [1]) for name in "xy")
     graph = onnx.helper.make_graph([onnx.helper.make_node("Identity", ["x"], ["y"])], "smallest", [there], [back])
@@ -57,10 +57,10 @@ def runs(opset: int) -> bool:
     return True
 
 
-def write(network: TargetNetwork, facts: Facts, path: Path, opset: int = OPSET) -> None:
+def write(network: TargetNetwork, facts: ExportMetadata, path: Path, opset: int = OPSET) -> None:
     """Raises `UserError` for an opset that does not work here. No path of this machine is left in the file."""
     check_opset(opset)
-    with quiet_exporter():
+    with suppress_exporter_warnings():
         # one graph for both kinds of file, traced for batches of any size
         program = torch.onnx.export(
             trace(network, facts),
@@ -83,7 +83,7 @@ def write(network: TargetNetwork, facts: Facts, path: Path, opset: int = OPSET) 
 
 
 @contextmanager
-def quiet_exporter() -> Iterator[None]:
+def suppress_exporter_warnings() -> Iterator[None]:
     """The exporter's warnings are for its developers: what it makes is checked here, number by number."""
     logging.disable(logging.WARNING)
     try:
@@ -112,8 +112,8 @@ class OnnxNetwork:
         try:
             self._session = onnxruntime.InferenceSession(str(path), quiet_options(), providers=[provider])
         except Exception as error:  # its errors have no common class of their own
-            raise UserError(f"{path}: ONNX Runtime does not open it ({one_line(error, 160)})") from None
-        self.facts = Facts.from_metadata(self._session.get_modelmeta().custom_metadata_map, path)
+            raise UserError(f"{path}: ONNX Runtime does not open it ({single_line(error, 160)})") from None
+        self.facts = ExportMetadata.from_metadata(self._session.get_modelmeta().custom_metadata_map, path)
 
     def __call__(self, images: Tensor) -> Tensor:
         (logits,) = self._session.run([OUTPUT], {INPUT: images.cpu().numpy()})

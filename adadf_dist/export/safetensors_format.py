@@ -7,30 +7,30 @@ from pathlib import Path
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from adadf_dist.engine.base import draw_model
-from adadf_dist.errors import UserError, one_line
-from adadf_dist.export.metadata import Facts
+from adadf_dist.engine.base import init_model
+from adadf_dist.errors import UserError, single_line
+from adadf_dist.export.metadata import ExportMetadata
 from adadf_dist.export.target_network import TargetNetwork
 
 
-def write(network: TargetNetwork, facts: Facts, path: Path) -> None:
+def write(network: TargetNetwork, facts: ExportMetadata, path: Path) -> None:
     tensors = {name: tensor.contiguous() for name, tensor in network.state_dict().items()}
     try:
         save_file(tensors, path, metadata={"format": "pt", **facts.to_metadata()})
     except SafetensorError as error:  # also for a folder that cannot be written
-        raise UserError(f"{path}: cannot be written ({one_line(error, 120)}); write elsewhere") from None
+        raise UserError(f"{path}: cannot be written ({single_line(error, 120)}); write elsewhere") from None
 
 
-def read(path: Path) -> tuple[TargetNetwork, Facts]:
+def read(path: Path) -> tuple[TargetNetwork, ExportMetadata]:
     """Raises `UserError` for a file that is damaged, or that `write` did not make."""
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except (SafetensorError, OSError) as error:
-        raise UserError(f"{path}: torn or not a safetensors file ({one_line(error, 120)})") from None
-    facts = Facts.from_metadata(metadata, path)
-    network = TargetNetwork(draw_model(facts.config(path), len(facts.classes)))
+        raise UserError(f"{path}: torn or not a safetensors file ({single_line(error, 120)})") from None
+    facts = ExportMetadata.from_metadata(metadata, path)
+    network = TargetNetwork(init_model(facts.config(path), len(facts.classes)))
     own = network.state_dict()
     for name in [*own, *tensors]:
         if name not in own or name not in tensors or own[name].shape != tensors[name].shape:

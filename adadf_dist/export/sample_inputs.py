@@ -9,20 +9,20 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from adadf_dist.checkpoint.trained_model import Trained
+from adadf_dist.checkpoint.trained_model import TrainedModel
 from adadf_dist.data.dataset import Dataset, open_dataset
 from adadf_dist.data.identity import Source, other_data
-from adadf_dist.data.jpeg import BadImage
-from adadf_dist.data.loaders.base import Finish, decode_stored, resize_face
+from adadf_dist.data.jpeg import InvalidImageError
+from adadf_dist.data.loaders.base import DeviceTransform, decode_image, resize_image
 from adadf_dist.data.preprocessing import Preprocessing
 from adadf_dist.data.remote.client import is_remote, local_path
-from adadf_dist.data.synthetic.faces import draw_face
+from adadf_dist.data.synthetic.faces import render_sample
 from adadf_dist.errors import UserError
 
 CPU = torch.device("cpu")
 
 
-class Probes(NamedTuple):
+class SampleInputs(NamedTuple):
     """Images [n, 3, H, W] as the network takes them."""
 
     random: Tensor
@@ -31,7 +31,7 @@ class Probes(NamedTuple):
     """Where the faces are from."""
 
 
-def find_probes(trained: Trained, dataset: Dataset | None, count: int) -> Probes:
+def make_sample_inputs(trained: TrainedModel, dataset: Dataset | None, count: int) -> SampleInputs:
     """`count` of each kind: samples of the run's own dataset where it is available, synthetic ones otherwise."""
     size = trained.preprocessing.image_size
     random = torch.randn(count, 3, size, size, generator=torch.Generator().manual_seed(0))
@@ -39,13 +39,13 @@ def find_probes(trained: Trained, dataset: Dataset | None, count: int) -> Probes
         if dataset is None:
             raise UserError("no dataset")
         faces, whose = stored_faces(dataset, count)
-    except (UserError, OSError, BadImage):
-        faces = [Image.fromarray(draw_face(0, number).image) for number in range(count)]
+    except (UserError, OSError, InvalidImageError):
+        faces = [Image.fromarray(render_sample(0, number).image) for number in range(count)]
         whose = "drawn faces, for the run's own are not at hand"
-    return Probes(random, prepare(faces, trained.preprocessing)[:count], whose)
+    return SampleInputs(random, prepare(faces, trained.preprocessing)[:count], whose)
 
 
-def find_dataset(trained: Trained, shards: str) -> Dataset | None:
+def find_dataset(trained: TrainedModel, shards: str) -> Dataset | None:
     """The dataset that a run was trained on; None where it is not a folder of this machine, or has other classes.
 
     `shards`: where it is now; empty: where the run found it. Raises `UserError` where the user named one that does not
@@ -61,7 +61,7 @@ def find_dataset(trained: Trained, shards: str) -> Dataset | None:
     return dataset if dataset is not None and dataset.classes == trained.classes else None
 
 
-def difference_of(trained: Trained, dataset: Dataset | None) -> str:
+def difference_of(trained: TrainedModel, dataset: Dataset | None) -> str:
     """How a dataset differs from the one that the run was trained on; empty where it does not, or nothing is known."""
     if dataset is None or trained.data is None:
         return ""
@@ -70,16 +70,19 @@ def difference_of(trained: Trained, dataset: Dataset | None) -> str:
 
 
 def stored_faces(dataset: Dataset, count: int) -> tuple[list[Image.Image], str]:
-    """The first faces of a dataset's last split, test where there is one. Raises `UserError`, `OSError`, `BadImage`."""
+    """The first samples of a dataset's last split (test if there is one).
+
+    Raises `UserError`, `OSError`, `InvalidImageError`.
+    """
     name = list(dataset.splits)[-1]
     split = dataset.split(name)
     numbers = [number % len(split) for number in range(count)]
-    return [decode_stored(split.read(number)) for number in numbers], f"faces of {dataset.name}, {name}"
+    return [decode_image(split.read(number)) for number in numbers], f"faces of {dataset.name}, {name}"
 
 
 def prepare(faces: list[Image.Image], preprocessing: Preprocessing) -> Tensor:
     """As evaluation prepares them, each of ten crops a row: [rows, 3, H, W]."""
-    pixels = np.stack([resize_face(face, preprocessing.resized) for face in faces])
+    pixels = np.stack([resize_image(face, preprocessing.resized) for face in faces])
     images = torch.from_numpy(pixels).permute(0, 3, 1, 2)
-    ready = Finish(preprocessing, CPU)(images, torch.zeros(len(faces), 4, dtype=torch.int64))
+    ready = DeviceTransform(preprocessing, CPU)(images, torch.zeros(len(faces), 4, dtype=torch.int64))
     return ready.flatten(0, 1) if ready.ndim == 5 else ready

@@ -13,15 +13,15 @@ from torch.export import Dim, ExportedProgram
 from torch.export.passes import move_to_device_pass
 from torch.fx import GraphModule
 
-from adadf_dist.errors import UserError, one_line
-from adadf_dist.export.metadata import Facts
+from adadf_dist.errors import UserError, single_line
+from adadf_dist.export.metadata import ExportMetadata
 from adadf_dist.export.target_network import INPUT, TargetNetwork
 
 METADATA = "adadf_dist.json"
 """The extra file that holds the metadata, as JSON."""
 
 
-def trace(network: TargetNetwork, facts: Facts) -> ExportedProgram:
+def trace(network: TargetNetwork, facts: ExportMetadata) -> ExportedProgram:
     """For images of the network's own size in batches of any size. No path of this machine is left in it."""
     size = facts.preprocessing.image_size
     example = torch.zeros(2, 3, size, size)  # a batch of 1 would be taken for a constant
@@ -32,11 +32,11 @@ def trace(network: TargetNetwork, facts: Facts) -> ExportedProgram:
     return program
 
 
-def write(network: TargetNetwork, facts: Facts, path: Path) -> None:
+def write(network: TargetNetwork, facts: ExportMetadata, path: Path) -> None:
     torch.export.save(trace(network, facts), path, extra_files={METADATA: json.dumps(facts.to_metadata())})
 
 
-def read(path: Path, device: torch.device) -> tuple[Callable[[Tensor], Tensor], Facts]:
+def read(path: Path, device: torch.device) -> tuple[Callable[[Tensor], Tensor], ExportMetadata]:
     """Raises `UserError` for a file that is damaged, or that `write` did not make.
 
     As with any `torch.export` program, open only files of people you trust.
@@ -47,11 +47,11 @@ def read(path: Path, device: torch.device) -> tuple[Callable[[Tensor], Tensor], 
             raise ValueError("no zip archive")
         program = torch.export.load(path, extra_files=extra)
     except Exception as error:  # its reader raises whatever it trips over
-        raise UserError(f"{path}: torn or not a torch.export program ({one_line(error, 120)})") from None
+        raise UserError(f"{path}: torn or not a torch.export program ({single_line(error, 120)})") from None
     try:
         metadata = json.loads(extra[METADATA] or "{}")
     except ValueError as error:
         raise UserError(f"{path}: its metadata is damaged ({error}); export it again") from None
     if device.type != "cpu":
         program = move_to_device_pass(program, device)
-    return program.module(), Facts.from_metadata(metadata, path)
+    return program.module(), ExportMetadata.from_metadata(metadata, path)

@@ -11,10 +11,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from adadf_dist.checkpoint.trained_model import Trained
+from adadf_dist.checkpoint.trained_model import TrainedModel
 from adadf_dist.errors import UserError
-from adadf_dist.export.exported_model import open_model
-from adadf_dist.export.sample_inputs import Probes
+from adadf_dist.export.exported_model import load_model
+from adadf_dist.export.sample_inputs import SampleInputs
 
 BATCHES = (1, 2, 7)
 """Sizes at which files are checked: one face, the size of tracing, and neither."""
@@ -23,7 +23,7 @@ TOLERANCE = 1e-4
 TIMED_BATCH, TIMED_PASSES = 8, 5
 
 
-class Checked(NamedTuple):
+class VerificationResult(NamedTuple):
     """What the check of a file found."""
 
     on_random: float
@@ -34,21 +34,21 @@ class Checked(NamedTuple):
     """An image, in batches of `TIMED_BATCH` on the CPU; the median of some passes."""
 
 
-def check_file(path: Path, trained: Trained, probes: Probes) -> Checked:
+def verify_export(path: Path, trained: TrainedModel, probes: SampleInputs) -> VerificationResult:
     """Open a file as a user will, and compare. Raises `UserError` beyond the tolerance."""
-    model = open_model(path, "cpu")
-    on_random, on_faces = (largest_difference(model.logits, trained, images) for images in probes[:2])
+    model = load_model(path, "cpu")
+    on_random, on_faces = (max_abs_diff(model.logits, trained, images) for images in probes[:2])
     for kind, difference in (("random images", on_random), (probes.whose, on_faces)):
         if not difference <= TOLERANCE:  # a NaN does not pass either
             raise UserError(
                 f"the exported network is off by {difference:.1e} on {kind}, more than {TOLERANCE:g}, so the file was "
                 "not kept; try another --opset, or report it with the versions of torch and onnxruntime"
             )
-    return Checked(on_random, on_faces, path.stat().st_size, seconds_an_image(model.logits, probes.random))
+    return VerificationResult(on_random, on_faces, path.stat().st_size, seconds_per_image(model.logits, probes.random))
 
 
 @torch.no_grad()
-def largest_difference(logits: Callable[[Tensor], Tensor], trained: Trained, images: Tensor) -> float:
+def max_abs_diff(logits: Callable[[Tensor], Tensor], trained: TrainedModel, images: Tensor) -> float:
     """Against the training model's target branch in fp32, over all batch sizes."""
     worst = torch.zeros(())
     for size in BATCHES:
@@ -58,7 +58,7 @@ def largest_difference(logits: Callable[[Tensor], Tensor], trained: Trained, ima
 
 
 @torch.no_grad()
-def seconds_an_image(compute: Callable[[Tensor], object], images: Tensor) -> float:
+def seconds_per_image(compute: Callable[[Tensor], object], images: Tensor) -> float:
     rows = images[torch.arange(TIMED_BATCH) % len(images)]
     compute(rows)
     passes = []

@@ -6,7 +6,7 @@ import json
 import os
 from pathlib import Path
 
-from adadf_dist.files.outputs import can_write
+from adadf_dist.files.outputs import os_errors_as_user_errors
 
 
 def write_json(path: Path, value: object) -> None:
@@ -16,6 +16,6 @@ def write_json(path: Path, value: object) -> None:
 def write_text(path: Path, text: str) -> None:
     """Whole or not at all."""
     partial = path.with_name(path.name + ".partial")
-    with can_write(path):
+    with os_errors_as_user_errors(path):
         partial.write_text(text, encoding="utf-8")
         os.replace(partial, path)

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from itertools import chain
 from typing import NamedTuple
 
-from adadf_dist.errors import UserError, nearest
+from adadf_dist.errors import UserError, did_you_mean
 from adadf_dist.files.text import plain_form
 
 SEPARATORS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "vertical bars", " ": "blanks"}
@@ -217,7 +217,7 @@ def _name_columns(row: Row, required: Sequence[str], optional: Sequence[str]) ->
     missing = [name for name in required if name not in header]
     if missing:
         seen = ", ".join(name for name in header if name)[:100] or "nothing"
-        close = nearest(missing[0], [name for name in header if name])
+        close = did_you_mean(missing[0], [name for name in header if name])
         raise NoColumnError(
             f"{row.where}: no column {', '.join(missing)}; the header has {seen}{close or '; name the columns there'}",
             row.line,

@@ -1,7 +1,7 @@
 """Output files and folders: one rule for every command.
 
 An existing file, or a folder that is not empty, is replaced only with `--force`. Missing parent folders are created.
-`check_output` applies the rule before the work starts; `atomic_file` gives a file its name once it is complete.
+`check_output_path` applies the rule before the work starts; `atomic_file` gives a file its name once it is complete.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ def add_force_option(parser: argparse.ArgumentParser | argparse._ArgumentGroup, 
     )
 
 
-def check_output(path: Path, force: bool, option: str = "") -> None:
+def check_output_path(path: Path, force: bool, option: str = "") -> None:
     """Check that a file may be written. Raises `UserError` for an existing one, unless `force`, and for a folder."""
     name = f"{option} {path}".lstrip()
     if path.is_dir():
@@ -61,7 +61,7 @@ def atomic_file(path: Path) -> Iterator[Path]:
 
     Creates missing parent folders. A device or pipe is written directly. Raises `UserError`.
     """
-    with can_write(path):
+    with os_errors_as_user_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         if path.exists() and not path.is_file():
             yield path
@@ -82,7 +82,7 @@ def write_output(path: Path, content: object) -> None:
 
 
 @contextmanager
-def can_write(path: Path) -> Iterator[None]:
+def os_errors_as_user_errors(path: Path) -> Iterator[None]:
     """Turn an operating-system error while writing into a `UserError` that names the file."""
     try:
         yield

@@ -16,7 +16,7 @@ from collections.abc import Generator, Iterator
 from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 
-from adadf_dist.errors import UserError, one_line
+from adadf_dist.errors import UserError, single_line
 
 _BYTE_ORDER_MARKS = (  # UTF-32 first: its mark begins with that of UTF-16
     (codecs.BOM_UTF32_LE, "utf-32"),
@@ -74,7 +74,7 @@ def open_bytes(path: Path | str, option: str = "") -> Iterator[io.BufferedReader
     except FileNotFoundError:
         raise UserError(f"{where}: no such file; check the path") from None
     except (OSError, ValueError) as error:  # ValueError: a NUL in the path, or a name that the locale cannot encode
-        raise UserError(f"{where}: cannot be read ({getattr(error, 'strerror', None) or one_line(error)})") from None
+        raise UserError(f"{where}: cannot be read ({getattr(error, 'strerror', None) or single_line(error)})") from None
     with stream:
         try:
             yield stream

@@ -15,7 +15,7 @@ from torchvision.models.resnet import BasicBlock, ResNet
 
 from adadf_dist.config.backbone_names import TIMM
 from adadf_dist.config.schema import ModelConfig
-from adadf_dist.errors import UserError, nearest
+from adadf_dist.errors import UserError, did_you_mean
 
 TIMM_BACKBONES = "adadf_dist.method.timm_backbones"
 """Imported where it is wanted: it takes timm, which not everyone has."""
@@ -48,8 +48,8 @@ def build_backbone(config: ModelConfig, image_size: int) -> Backbone:
     resnet = build_resnet(config.backbone)
     names = ("conv1", "bn1", "relu", "maxpool", "layer1", "layer2", "layer3", "layer4")
     units = {name: getattr(resnet, name) for name in names}
-    extractor, stages = cut(units, find_split(config, ["layer1", "layer2", "layer3"], "layer1"))
-    return Backbone(extractor, stages, MeanOfMaps(), resnet.fc.in_features)
+    extractor, stages = split_at(units, find_split(config, ["layer1", "layer2", "layer3"], "layer1"))
+    return Backbone(extractor, stages, GlobalAveragePool(), resnet.fc.in_features)
 
 
 def build_resnet(name: str) -> ResNet:
@@ -61,7 +61,7 @@ def build_resnet(name: str) -> ResNet:
     return backbone
 
 
-class MeanOfMaps(nn.Module):
+class GlobalAveragePool(nn.Module):
     """Feature maps [n, F, h, w] -> their means [n, F]."""
 
     def forward(self, maps: Tensor) -> Tensor:
@@ -74,21 +74,23 @@ def find_split(config: ModelConfig, allowed: list[str], default: str) -> str:
         return default
     if config.split not in allowed:
         raise UserError(
-            f"model.split is {config.split!r}{nearest(config.split, allowed)}; the extractor of {config.backbone} may "
-            f"end with {', '.join(allowed)} (default: {default})"
+            f"model.split is {config.split!r}{did_you_mean(config.split, allowed)}; the extractor of {config.backbone} "
+            f"may end with {', '.join(allowed)} (default: {default})"
         )
     return config.split
 
 
-def cut(units: Units, last: str, extractor: Callable[[Units], nn.Module] | None = None) -> tuple[nn.Module, nn.Module]:
+def split_at(
+    units: Units, last: str, extractor: Callable[[Units], nn.Module] | None = None
+) -> tuple[nn.Module, nn.Module]:
     """Units up to `last`, and those after it; `extractor` makes a module of the former where a chain is not enough."""
     names = list(units)
     end = names.index(last) + 1
     front, rest = ({name: units[name] for name in part} for part in (names[:end], names[end:]))
-    return (extractor or chain)(front), chain(rest)
+    return (extractor or sequential)(front), sequential(rest)
 
 
-def chain(units: Units) -> nn.Sequential:
+def sequential(units: Units) -> nn.Sequential:
     """One after the other; the parameters of `stages.0` are called `stages.0.*` again."""
     nested: dict[str, dict[str, nn.Module]] = {}
     for name, unit in units.items():
@@ -96,5 +98,5 @@ def chain(units: Units) -> nn.Sequential:
         nested.setdefault(first, {})[below] = unit
     whole = nn.Sequential()
     for first, inner in nested.items():
-        whole.add_module(first, inner[""] if "" in inner else chain(inner))
+        whole.add_module(first, inner[""] if "" in inner else sequential(inner))
     return whole

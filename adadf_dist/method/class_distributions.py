@@ -11,7 +11,7 @@ from torch import Tensor
 from adadf_dist.config.schema import ClassDistributionConfig
 
 
-class Summer(Protocol):
+class Reducer(Protocol):
     """What the class distributions need of a world."""
 
     @property
@@ -20,10 +20,10 @@ class Summer(Protocol):
     @property
     def rank(self) -> int: ...
 
-    def sum_(self, tensor: Tensor) -> Tensor: ...
+    def all_reduce_sum_(self, tensor: Tensor) -> Tensor: ...
 
 
-class Commit(NamedTuple):
+class EpochDistributions(NamedTuple):
     """What an epoch's observations came to. All on the CPU, the same bits on every rank."""
 
     means: Tensor
@@ -50,32 +50,32 @@ def sharpen(rows: Tensor, temperature: float) -> Tensor:
     return powered / powered.sum(dim=1, keepdim=True)
 
 
-def class_distributions(sums: Tensor, counts: Tensor, config: ClassDistributionConfig) -> Commit:
+def class_distributions(sums: Tensor, counts: Tensor, config: ClassDistributionConfig) -> EpochDistributions:
     """Equations 4 to 7, from each class's summed label distributions [C, C] and sample counts [C] (float64)."""
     means = sums / counts.clamp_min(1).unsqueeze(1)
     met = (means.diagonal() >= config.threshold) & (counts > 0)
     rows = torch.where(met.unsqueeze(1), means, threshold_distributions(len(counts), config))
     if config.sharpen:
         rows = sharpen(rows, config.sharpen)
-    return Commit(means, counts, met, rows)
+    return EpochDistributions(means, counts, met, rows)
 
 
 class ClassDistributions:
     """Observes label distributions over an epoch; `commit` turns them into the next epoch's targets."""
 
-    def __init__(self, num_classes: int, config: ClassDistributionConfig, world: Summer) -> None:
+    def __init__(self, num_classes: int, config: ClassDistributionConfig, world: Reducer) -> None:
         self.config = config
         self.world = world
         nothing = torch.zeros(num_classes, num_classes + 1, dtype=torch.float64)
-        self.last = class_distributions(nothing[:, :-1], nothing[:, -1], config)
+        self.latest = class_distributions(nothing[:, :-1], nothing[:, -1], config)
         """The newest commit; before the first one every class has its threshold distribution."""
-        self.current = self._as_targets()
+        self.targets = self._as_targets()
         """[C, C] float64 on the device: D of eq 5, this epoch's targets."""
         self._pending = nothing.to(world.device)
         """[C, C + 1]: this rank's sums of label distributions, and counts in the last column."""
 
     @property
-    def needs_pass(self) -> bool:
+    def needs_extra_pass(self) -> bool:
         """Whether eq 4 wants its own pass over the training split instead of what training saw."""
         return self.config.source == "pass"
 
@@ -90,25 +90,25 @@ class ClassDistributions:
         # a matrix product, not index_add_: its order of summation is fixed on a GPU too
         self._pending += (classes.unsqueeze(1) == labels).double() @ (share * rows)
 
-    def commit(self) -> Commit:
+    def finalize_epoch(self) -> EpochDistributions:
         """Sum over ranks, apply eq 4 to 7, make the result current, and start anew."""
-        sums = self.world.sum_(self._pending.clone()).cpu()
-        self.last = class_distributions(sums[:, :-1], sums[:, -1], self.config)
-        self.current = self._as_targets()
+        sums = self.world.all_reduce_sum_(self._pending.clone()).cpu()
+        self.latest = class_distributions(sums[:, :-1], sums[:, -1], self.config)
+        self.targets = self._as_targets()
         self._pending.zero_()
-        return self.last
+        return self.latest
 
     def state_dict(self) -> dict[str, Tensor]:
         """Targets and the sums so far over all ranks. A collective."""
-        return {"pending": self.world.sum_(self._pending.clone()).cpu(), **self.last._asdict()}
+        return {"pending": self.world.all_reduce_sum_(self._pending.clone()).cpu(), **self.latest._asdict()}
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         """The pending sums go to rank 0 alone: on every rank they would count once a rank."""
-        self.last = Commit(**{name: state[name] for name in Commit._fields})
-        self.current = self._as_targets()
+        self.latest = EpochDistributions(**{name: state[name] for name in EpochDistributions._fields})
+        self.targets = self._as_targets()
         self._pending.zero_()
         if self.world.rank == 0:
             self._pending.copy_(state["pending"])
 
     def _as_targets(self) -> Tensor:
-        return self.last.distributions.to(self.world.device)
+        return self.latest.distributions.to(self.world.device)

@@ -13,7 +13,7 @@ from adadf_dist.config.schema import LossConfig
 from adadf_dist.method.model import Output
 
 
-class Ramp(NamedTuple):
+class LossWeights(NamedTuple):
     """Weights of the two branches' losses in an epoch."""
 
     kl: float
@@ -41,7 +41,7 @@ class Losses(NamedTuple):
     """[n], each sample's term of the target branch's loss, detached."""
 
 
-class Gather(Protocol):
+class Gatherer(Protocol):
     """What the losses need of a world: its size, and the global batch of a rank's rows."""
 
     @property
@@ -50,14 +50,14 @@ class Gather(Protocol):
     def gather(self, values: Tensor, first: int, total: int) -> Tensor: ...
 
 
-class Place(NamedTuple):
+class BatchSlice(NamedTuple):
     """Where a rank's rows stand in the global batch."""
 
     first: int
     total: int
 
 
-def ramp_weights(epoch: int, epoch_threshold: int) -> Ramp:
+def ramp_weights(epoch: int, epoch_threshold: int) -> LossWeights:
     """Equations 15 and 16.
 
     Args:
@@ -65,8 +65,8 @@ def ramp_weights(epoch: int, epoch_threshold: int) -> Ramp:
         epoch_threshold: E, the epoch from which the target branch's loss counts in full.
     """
     if epoch <= epoch_threshold:
-        return Ramp(kl=math.exp(-((1 - epoch / epoch_threshold) ** 2)), ce=1.0)
-    return Ramp(kl=1.0, ce=math.exp(-((1 - epoch_threshold / epoch) ** 2)))
+        return LossWeights(kl=math.exp(-((1 - epoch / epoch_threshold) ** 2)), ce=1.0)
+    return LossWeights(kl=1.0, ce=math.exp(-((1 - epoch_threshold / epoch) ** 2)))
 
 
 def rank_regularization(attention: Tensor, ratio: float, margin: float) -> Tensor:
@@ -98,7 +98,9 @@ def normalize_attention(attention: Tensor, batch: Tensor, lambda_min: float) -> 
     return torch.where(equal, 1.0, scaled * (1 - lambda_min) + lambda_min)
 
 
-def supervise(label_distributions: Tensor, class_distributions: Tensor, weights: Tensor, config: LossConfig) -> Tensor:
+def make_targets(
+    label_distributions: Tensor, class_distributions: Tensor, weights: Tensor, config: LossConfig
+) -> Tensor:
     """Equation 12, or one of its two parts (`loss.supervision`): [n, C], the target branch's targets."""
     if config.supervision == "label":
         fused = label_distributions
@@ -120,9 +122,9 @@ def adadf_loss(
     output: Output,
     labels: Tensor,
     class_distributions: Tensor,
-    ramp: Ramp,
+    ramp: LossWeights,
     config: LossConfig,
-    ranks: tuple[Gather, Place],
+    ranks: tuple[Gatherer, BatchSlice],
 ) -> Losses:
     """Equation 14 for one rank's rows of a global batch.
 
@@ -152,7 +154,7 @@ def adadf_loss(
     batch = world.gather(attention, *place) if config.scope == "global" else attention
     rank_loss = rank_regularization(batch, config.rank_ratio, config.rank_margin)
     weights = normalize_attention(attention, batch, config.lambda_min)
-    fused = supervise(F.softmax(auxiliary, dim=1), class_distributions[labels].to(target.dtype), weights, config)
+    fused = make_targets(F.softmax(auxiliary, dim=1), class_distributions[labels].to(target.dtype), weights, config)
     per_sample = kl_divergence(fused, target)
     divergence = per_sample.sum() * share
     total = ramp.kl * divergence + ramp.ce * cross_entropy + rank_loss

@@ -117,9 +117,9 @@ class DualBranch(nn.Module):
 
     def predict(self, images: Tensor) -> Tensor:
         """Target logits [n, C] alone: all that inference needs."""
-        return self.predict_from_maps(self.extractor(images))
+        return self.predict_from_features(self.extractor(images))
 
-    def predict_from_maps(self, maps: Tensor) -> Tensor:
+    def predict_from_features(self, maps: Tensor) -> Tensor:
         if self.auxiliary is not None:
             logits: Tensor = self.target(maps)[0]
             return logits

@@ -63,7 +63,7 @@ def load_pretrained(model: DualBranch, config: ModelConfig) -> LoadedWeights:
         tensors, digest = imagenet_weights(config.backbone, model.image_size), ""
     else:
         tensors, digest = read_weights(Path(config.pretrained))
-    matched, ignored = adopt_backbone(model, tensors, config)
+    matched, ignored = load_backbone(model, tensors, config)
     model.copy_target_to_auxiliary()
     if config.freeze != "never":
         model.freeze_extractor()
@@ -92,9 +92,7 @@ def imagenet_weights(backbone: str, image_size: int) -> dict[str, Tensor]:
         ) from None
 
 
-def adopt_backbone(
-    model: DualBranch, tensors: Mapping[str, Tensor], config: ModelConfig
-) -> tuple[int, tuple[str, ...]]:
+def load_backbone(model: DualBranch, tensors: Mapping[str, Tensor], config: ModelConfig) -> tuple[int, tuple[str, ...]]:
     """Copy `tensors` into extractor and target branch. Returns how many were taken, and the names of those left."""
     wanted = dict(model.extractor.state_dict())
     wanted |= model.target.stages.state_dict() | model.target.pool.state_dict()

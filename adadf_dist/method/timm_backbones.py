@@ -17,8 +17,8 @@ from torch import Tensor, nn
 
 from adadf_dist.config.backbone_names import TIMM
 from adadf_dist.config.schema import ModelConfig
-from adadf_dist.errors import UserError, one_line
-from adadf_dist.method.backbones import Backbone, Units, chain, cut, find_split
+from adadf_dist.errors import UserError, single_line
+from adadf_dist.method.backbones import Backbone, Units, find_split, sequential, split_at
 
 CONTAINERS = ("stages", "blocks", "layers", "features")
 """Children whose own children are the stages."""
@@ -29,7 +29,7 @@ POOLING = ("global_pool", "pre_logits", "head")
 REDUCTION = 4
 """By default the extractor ends with the first stage whose maps are this much smaller than the image, as after
 ResNet's layer1."""
-SHARE = 4
+VIT_SHARED_FRACTION = 4
 """Vision transformers have no stages: by default the extractor holds this part of the blocks."""
 TOLERANCE = 1e-6
 
@@ -37,8 +37,8 @@ TOLERANCE = 1e-6
 def build(config: ModelConfig, image_size: int) -> Backbone:
     """Random weights. Raises `UserError` where it cannot be cut, or refuses the image size."""
     whole = create(config.backbone, image_size)
-    backbone = cut_tokens(whole, config) if type(whole) is VisionTransformer else cut_chain(whole, config)
-    hold_against(whole, backbone, config, image_size)
+    backbone = split_vit(whole, config) if type(whole) is VisionTransformer else split_sequential(whole, config)
+    verify_against_timm(whole, backbone, config, image_size)
     return backbone
 
 
@@ -51,7 +51,7 @@ def pretrained_weights(name: str, image_size: int) -> dict[str, Tensor]:
     except Exception as error:  # each host of weights has a client, and each client errors of its own
         raise UserError(
             f"model.pretrained imagenet: timm could not fetch the {name.removeprefix(TIMM)} weights "
-            f"({one_line(error)}); fetch them where there is a network and give the file as model.pretrained"
+            f"({single_line(error)}); fetch them where there is a network and give the file as model.pretrained"
         ) from None
     return dict(whole.state_dict())
 
@@ -66,7 +66,7 @@ def create(name: str, image_size: int, pretrained: bool = False) -> nn.Module:
     except (AssertionError, TypeError, ValueError) as error:
         if pretrained:
             raise
-        raise refused(name, image_size, error) from None
+        raise unsupported_size_error(name, image_size, error) from None
     for module in whole.modules():
         if isinstance(module, nn.modules.dropout._DropoutNd):
             module.p = 0.0
@@ -76,14 +76,14 @@ def create(name: str, image_size: int, pretrained: bool = False) -> nn.Module:
     return whole
 
 
-def refused(name: str, image_size: int, error: BaseException) -> UserError:
+def unsupported_size_error(name: str, image_size: int, error: BaseException) -> UserError:
     return UserError(
-        f"model.backbone {name} does not take images of data.image_size {image_size} ({one_line(error)}); give "
+        f"model.backbone {name} does not take images of data.image_size {image_size} ({single_line(error)}); give "
         "another data.image_size"
     )
 
 
-def cut_chain(whole: nn.Module, config: ModelConfig) -> Backbone:
+def split_sequential(whole: nn.Module, config: ModelConfig) -> Backbone:
     """A network whose children are computed one after the other: a stem, stages, a norm, a head."""
     units: dict[str, nn.Module] = {}
     stages: list[str] = []
@@ -99,25 +99,25 @@ def cut_chain(whole: nn.Module, config: ModelConfig) -> Backbone:
             units[name] = child
             stages += [name] * bool(NUMBERED.fullmatch(name))
     if len(stages) < 2:
-        raise not_a_chain(config.backbone, "it has no two stages")
-    split = find_split(config, stages[:-1], first_at(whole, stages[:-1]))
-    extractor, rest = cut(units, split)
-    return Backbone(extractor, rest, chain(pooling), count_features(whole))
+        raise not_splittable_error(config.backbone, "it has no two stages")
+    split = find_split(config, stages[:-1], first_stage_at_reduction(whole, stages[:-1]))
+    extractor, rest = split_at(units, split)
+    return Backbone(extractor, rest, sequential(pooling), count_features(whole))
 
 
-def first_at(whole: nn.Module, stages: list[str]) -> str:
+def first_stage_at_reduction(whole: nn.Module, stages: list[str]) -> str:
     """The first stage whose maps are `REDUCTION` times smaller than the image, as timm counts it."""
     known = getattr(whole, "feature_info", [])
     reductions = {info["module"]: info["reduction"] for info in getattr(known, "info", known)}
     return next((stage for stage in stages if reductions.get(stage, 0) >= REDUCTION), stages[0])
 
 
-def cut_tokens(whole: VisionTransformer, config: ModelConfig) -> Backbone:
+def split_vit(whole: VisionTransformer, config: ModelConfig) -> Backbone:
     """A vision transformer: the extractor makes tokens of the image and holds the first blocks."""
     blocks: Units = {f"blocks.{number}": block for number, block in whole.blocks.named_children()}
     names = list(blocks)
-    split = find_split(config, names[:-1], names[max(1, len(names) // SHARE) - 1])
-    extractor, rest = cut({**blocks, "norm": whole.norm}, split, lambda front: Tokens(whole, front))
+    split = find_split(config, names[:-1], names[max(1, len(names) // VIT_SHARED_FRACTION) - 1])
+    extractor, rest = split_at({**blocks, "norm": whole.norm}, split, lambda front: Tokens(whole, front))
     return Backbone(extractor, rest, PooledTokens(whole), count_features(whole))
 
 
@@ -135,7 +135,7 @@ class Tokens(nn.Module):
         self.patch_embed = whole.patch_embed
         self.cls_token, self.reg_token, self.pos_embed = whole.cls_token, whole.reg_token, whole.pos_embed
         self.norm_pre = whole.norm_pre
-        self.blocks = chain({name.removeprefix("blocks."): block for name, block in blocks.items()})
+        self.blocks = sequential({name.removeprefix("blocks."): block for name, block in blocks.items()})
         self.positions_of_patches_alone = whole.no_embed_class
 
     def forward(self, images: Tensor) -> Tensor:
@@ -177,7 +177,7 @@ class PooledTokens(nn.Module):
 
 
 @torch.no_grad()
-def hold_against(whole: nn.Module, backbone: Backbone, config: ModelConfig, image_size: int) -> None:
+def verify_against_timm(whole: nn.Module, backbone: Backbone, config: ModelConfig, image_size: int) -> None:
     """Raises `UserError` unless the parts hold all of the network and answer an image as it does.
 
     On the meta device, where nothing has a value, only names and sizes can be held against it.
@@ -185,7 +185,7 @@ def hold_against(whole: nn.Module, backbone: Backbone, config: ModelConfig, imag
     parts = (backbone.extractor, backbone.stages, backbone.pool)
     held = {name for part in parts for name in part.state_dict()}
     if lost := held ^ whole.state_dict().keys():
-        raise not_a_chain(config.backbone, f"its parts do not account for {min(lost)}")
+        raise not_splittable_error(config.backbone, f"its parts do not account for {min(lost)}")
     images = torch.linspace(-1, 1, 3 * image_size**2, device=next(whole.parameters()).device)
     images = images.view(1, 3, image_size, image_size)
     whole.eval()
@@ -194,19 +194,21 @@ def hold_against(whole: nn.Module, backbone: Backbone, config: ModelConfig, imag
     try:
         expected = whole.forward_head(whole.forward_features(images), pre_logits=True)  # type: ignore[operator]
     except (RuntimeError, AssertionError, ValueError) as error:
-        raise refused(config.backbone, image_size, error) from None
+        raise unsupported_size_error(config.backbone, image_size, error) from None
     try:
         maps = backbone.extractor(images)
         features = backbone.pool(backbone.stages(maps.clone()))
         backbone.stages(maps)
         again = backbone.extractor(images)
     except (RuntimeError, AssertionError, ValueError, TypeError, AttributeError, NotImplementedError) as error:
-        raise not_a_chain(config.backbone, one_line(error)) from None
+        raise not_splittable_error(config.backbone, single_line(error)) from None
     if features.shape != expected.shape or features.shape != (1, backbone.num_features):
-        raise not_a_chain(config.backbone, f"features of shape {list(features.shape)}, not {list(expected.shape)}")
+        raise not_splittable_error(
+            config.backbone, f"features of shape {list(features.shape)}, not {list(expected.shape)}"
+        )
     if not images.is_meta:
         if not torch.allclose(features, expected, rtol=0, atol=TOLERANCE):
-            raise not_a_chain(config.backbone, "its parts, one after the other, do not compute what it does")
+            raise not_splittable_error(config.backbone, "its parts, one after the other, do not compute what it does")
         if not torch.equal(maps, again):
             raise UserError(
                 f"model.split {config.split!r}: in {config.backbone} the stage after it writes into its own input, "
@@ -217,7 +219,7 @@ def hold_against(whole: nn.Module, backbone: Backbone, config: ModelConfig, imag
         part.train()
 
 
-def not_a_chain(name: str, reason: str) -> UserError:
+def not_splittable_error(name: str, reason: str) -> UserError:
     return UserError(
         f"model.backbone {name} cannot be split into extractor and branches ({reason}); docs/backbones.md lists "
         "families that can"

@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from adadf_dist.errors import UserError, one_line
+from adadf_dist.errors import UserError, single_line
 
 CONTAINERS = (
     "state_dict",
@@ -70,7 +70,7 @@ def not_weights(content: bytes) -> str:
 
 def describe_failure(error: Exception, size: int) -> str:
     """Why a file did not load, and what to do."""
-    text = one_line(error, 2000)
+    text = single_line(error, 2000)
     foreign = re.search(
         r"(?:Unsupported (?:global|class)|[Cc]an only build|GLOBAL)[^.]*?([A-Za-z_]\w*(?:\.\w+)+)", text
     )
@@ -96,7 +96,7 @@ def unwrap(content: object) -> object:
     return content
 
 
-def plain_name(key: str) -> str:
+def strip_wrapper_prefix(key: str) -> str:
     """A parameter's name without what wrappers put before it."""
     while prefix := next((prefix for prefix in PREFIXES if key.startswith(prefix)), ""):
         key = key.removeprefix(prefix)
@@ -104,5 +104,5 @@ def plain_name(key: str) -> str:
 
 
 def first_sentence(error: BaseException) -> str:
-    words = one_line(error, 1000)
+    words = single_line(error, 1000)
     return words.partition(". ")[0][:160] or type(error).__name__

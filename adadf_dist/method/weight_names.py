@@ -9,7 +9,7 @@ from typing import NamedTuple
 from torch import Tensor
 
 from adadf_dist.errors import UserError
-from adadf_dist.method.weight_files import plain_name
+from adadf_dist.method.weight_files import strip_wrapper_prefix
 
 TRAINED_COPIES = ("encoder_q", "base_encoder", "online", "student")
 """In the name of the copy to take where a file has two: MoCo, MoCo v3, BYOL, DINO."""
@@ -41,7 +41,7 @@ def find_backbone(tensors: Mapping[str, Tensor], wanted: Iterable[str]) -> Found
             best = count, prefix, own_names
     count, prefix, own_names = best
     if 2 * count < len(wanted):  # another network: by its plain names, so that messages can compare
-        return Found({plain_name(name): tensor for name, tensor in tensors.items()}, ())
+        return Found({strip_wrapper_prefix(name): tensor for name, tensor in tensors.items()}, ())
     inside, outside = {}, []
     sequential = any(name[0].isdigit() for name in own_names)
     for name, tensor in tensors.items():

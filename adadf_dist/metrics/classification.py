@@ -56,7 +56,7 @@ def wilson_interval(correct: int, total: int) -> Interval:
     return Interval(0.0 if correct == 0 else centre - half, 1.0 if correct == total else centre + half)
 
 
-def class_recalls(confusion: NDArray[np.int64]) -> NDArray[np.float64]:
+def per_class_recall(confusion: NDArray[np.int64]) -> NDArray[np.float64]:
     """[C] recall of each class from [C, C] counts; NaN where a class has no samples."""
     totals = confusion.sum(axis=1)
     return np.where(totals > 0, np.diag(confusion) / np.maximum(totals, 1), np.nan)

@@ -40,7 +40,7 @@ class Score(NamedTuple):
     """[samples], in the order of the split; None where the run kept no predictions."""
 
 
-class Difference(NamedTuple):
+class PairedDifference(NamedTuple):
     """Mean accuracy of the second configuration minus that of the first, over seeds that both have."""
 
     mean: float
@@ -54,7 +54,7 @@ class Difference(NamedTuple):
     paired: bool
     """Whether the samples were paired; without predictions of both runs the interval is wider than it need be."""
 
-    def within(self, margin: float) -> bool:
+    def is_equivalent(self, margin: float) -> bool:
         """Whether the two are equivalent up to `margin`. False may also mean: too few pairs to tell."""
         return -margin < self.equivalence.low and self.equivalence.high < margin
 
@@ -68,7 +68,7 @@ class Difference(NamedTuple):
         return "too few to tell" if wide else "not significant"
 
 
-def paired_difference(first: Sequence[Score], second: Sequence[Score], comparisons: int = 1) -> Difference:
+def paired_difference(first: Sequence[Score], second: Sequence[Score], comparisons: int = 1) -> PairedDifference:
     """Compare two configurations seed by seed and, where predictions were kept, sample by sample.
 
     Args:
@@ -94,7 +94,7 @@ def paired_difference(first: Sequence[Score], second: Sequence[Score], compariso
         for level in (0.95, 0.9)
         for half in [half_width(seed, sampling, len(differences), 1 - (1 - level) / comparisons)]
     )
-    return Difference(mean, interval, equivalence, len(differences), samples, paired)
+    return PairedDifference(mean, interval, equivalence, len(differences), samples, paired)
 
 
 def accuracy_interval(scores: Sequence[Score]) -> Interval:

@@ -23,7 +23,7 @@ def kl(p: Floats, q: Floats) -> Floats:
     terms = np.zeros_like(p)
     seen = p > 0
     terms[seen] = p[seen] * np.log(p[seen] / np.maximum(q[seen], FLOOR))
-    return summed(terms)
+    return row_sum(terms)
 
 
 def jensen_shannon(p: Floats, q: Floats) -> Floats:
@@ -40,22 +40,22 @@ def chebyshev(p: Floats, q: Floats) -> Floats:
 
 def clark(p: Floats, q: Floats) -> Floats:
     """Root of the sum of squared relative differences, in [0, sqrt C]."""
-    return np.sqrt(summed(relative_difference(p, q) ** 2))
+    return np.sqrt(row_sum(relative_difference(p, q) ** 2))
 
 
 def canberra(p: Floats, q: Floats) -> Floats:
     """Sum of relative differences, in [0, C]."""
-    return summed(relative_difference(p, q))
+    return row_sum(relative_difference(p, q))
 
 
 def cosine(p: Floats, q: Floats) -> Floats:
     """Cosine of the angle between p and q, in [0, 1]; 1 where they agree."""
-    return summed(p * q) / np.sqrt(summed(p**2) * summed(q**2))
+    return row_sum(p * q) / np.sqrt(row_sum(p**2) * row_sum(q**2))
 
 
 def intersection(p: Floats, q: Floats) -> Floats:
     """Share that p and q have in common, in [0, 1]; 1 where they agree."""
-    return summed(np.minimum(p, q))
+    return row_sum(np.minimum(p, q))
 
 
 def relative_difference(p: Floats, q: Floats) -> Floats:
@@ -64,7 +64,7 @@ def relative_difference(p: Floats, q: Floats) -> Floats:
     return np.divide(np.abs(p - q), total, out=np.zeros_like(total), where=total > 0)
 
 
-def summed(terms: Floats) -> Floats:
+def row_sum(terms: Floats) -> Floats:
     sums: Floats = terms.sum(axis=1)
     return sums
 

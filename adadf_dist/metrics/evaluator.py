@@ -15,14 +15,14 @@ from adadf_dist.data.batch import Batch
 from adadf_dist.data.dataset import Split
 from adadf_dist.distributed.heartbeat import EVALUATION
 from adadf_dist.distributed.world import World
-from adadf_dist.metrics.classification import Metrics, class_recalls, wilson_interval
+from adadf_dist.metrics.classification import Metrics, per_class_recall, wilson_interval
 
 
 class Predictor(Protocol):
     def predict(self, images: Tensor) -> Tensor: ...
 
 
-class Totals:
+class MetricAccumulator:
     """Sums over a split that add up over ranks."""
 
     def __init__(self, num_classes: int, world: World) -> None:
@@ -32,7 +32,7 @@ class Totals:
         self.sums = torch.zeros(4, dtype=torch.float64, device=world.device)
         """Samples, cross entropy, KL of the votes, samples with votes."""
 
-    def add(self, logits: Tensor, labels: Tensor, votes: Tensor | None) -> None:
+    def update(self, logits: Tensor, labels: Tensor, votes: Tensor | None) -> None:
         """Rows [n, C] with labels [n] and vote counts [n, C]."""
         log_p = F.log_softmax(logits.double(), dim=1)
         cells = labels * self.num_classes + logits.argmax(dim=1)
@@ -46,14 +46,14 @@ class Totals:
             divergence, voted = terms.sum(), (counts > 0).sum().double()
         self.sums += torch.stack([log_p.new_tensor(len(labels)), entropy, divergence, voted])
 
-    def metrics(self, split: Split) -> Metrics:
+    def compute(self, split: Split) -> Metrics:
         """Sum over ranks. A collective."""
-        everything = self.world.sum_(torch.cat([self.sums, self.confusion])).cpu().numpy()
+        everything = self.world.all_reduce_sum_(torch.cat([self.sums, self.confusion])).cpu().numpy()
         samples, entropy, divergence, voted = everything[:4]
         confusion = everything[4:].reshape(self.num_classes, self.num_classes).astype(np.int64)
         if not samples == len(split) == confusion.sum():  # not an assertion: the promise holds under python -O too
             raise RuntimeError(f"{samples:.0f} samples counted of the {len(split)} of split {split.name}")
-        recalls = class_recalls(confusion)
+        recalls = per_class_recall(confusion)
         correct = int(np.trace(confusion))
         return Metrics(
             samples=len(split),
@@ -64,38 +64,40 @@ class Totals:
             confusion=tuple(tuple(row) for row in confusion.tolist()),
             cross_entropy=float(entropy / samples),
             vote_divergence=float(divergence / voted) if voted else None,
-            ceiling=bayes_ceiling(split),
+            ceiling=bayes_accuracy(split),
         )
 
 
 def evaluate(predictor: Predictor, batches: Iterable[Batch], split: Split, world: World) -> Metrics:
     """Metrics of a split whose samples `batches` hold, each rank its own share. A collective."""
-    return count(lambda batch: predict_faces(predictor, batch), batches, split, world).metrics(split)
+    return count(lambda batch: predict_batch(predictor, batch), batches, split, world).compute(split)
 
 
-def count(predict: Callable[[Batch], Tensor], batches: Iterable[Batch], split: Split, world: World) -> Totals:
+def count(
+    predict: Callable[[Batch], Tensor], batches: Iterable[Batch], split: Split, world: World
+) -> MetricAccumulator:
     """This rank's sums over `batches`, of which `predict` gives the target logits [n, C]. No collective."""
-    totals = Totals(len(split.classes), world)
+    totals = MetricAccumulator(len(split.classes), world)
     votes = None if split.votes is None else torch.from_numpy(split.votes).to(world.device)
-    with world.pulse.own(EVALUATION):
+    with world.heartbeat.timed(EVALUATION):
         size = attrgetter("global_size")  # all ranks together are that far
-        for batch in world.pulse.over(batches, f"evaluating {split.name}", len(split), "samples", size):
-            totals.add(predict(batch), batch.labels, None if votes is None else votes[batch.samples])
+        for batch in world.heartbeat.wrap(batches, f"evaluating {split.name}", len(split), "samples", size):
+            totals.update(predict(batch), batch.labels, None if votes is None else votes[batch.sample_ids])
         totals.sums.cpu()  # the device's work is done when its clock stops
     return totals
 
 
-def predict_faces(predictor: Predictor, batch: Batch) -> Tensor:
+def predict_batch(predictor: Predictor, batch: Batch) -> Tensor:
     """Target logits [n, C], each face's the mean over its crops."""
-    return mean_of_crops(predictor.predict(batch.rows().images), batch)
+    return mean_of_crops(predictor.predict(batch.flatten_crops().images), batch)
 
 
 def mean_of_crops(logits: Tensor, batch: Batch) -> Tensor:
     """[n, C] of the rows of `batch`, which are several a sample where it is cropped."""
-    return logits.view(-1, batch.crops, logits.shape[1]).mean(dim=1) if batch.crops > 1 else logits
+    return logits.view(-1, batch.num_crops, logits.shape[1]).mean(dim=1) if batch.num_crops > 1 else logits
 
 
-def bayes_ceiling(split: Split) -> float | None:
+def bayes_accuracy(split: Split) -> float | None:
     """Share of samples whose label is the likeliest class of their true distribution, where that is known."""
     if split.distributions is None:
         return None

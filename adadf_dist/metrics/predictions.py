@@ -12,52 +12,52 @@ from torch import Tensor
 
 from adadf_dist.config.schema import LossConfig
 from adadf_dist.data.batch import Batch
-from adadf_dist.data.sampling import cut
+from adadf_dist.data.sampling import split_batches
 from adadf_dist.distributed.world import World
 from adadf_dist.errors import UserError
-from adadf_dist.method.losses import normalize_attention, supervise
+from adadf_dist.method.losses import make_targets, normalize_attention
 from adadf_dist.method.model import Output
 
-Floats = NDArray[np.float32]
+FloatArray = NDArray[np.float32]
 
 
-class Infers(Protocol):
+class InferenceModel(Protocol):
     """What answers need of a network: both branches in evaluation mode, no collective."""
 
-    def infer(self, images: Tensor) -> Output: ...
+    def forward_eval(self, images: Tensor) -> Output: ...
 
 
-class Answers(NamedTuple):
+class Predictions(NamedTuple):
     """S faces in the order of their split, on the host."""
 
-    target_logits: Floats
+    target_logits: FloatArray
     """[S, C]; of ten crops their mean."""
-    auxiliary_logits: Floats
+    auxiliary_logits: FloatArray
     """[S, C]; the baseline, which has no auxiliary branch, repeats the target's."""
-    attention: Floats
+    attention: FloatArray
     """[S], mean attention of the two branches (eq 8), in (0, 1); 1 in the baseline."""
 
     @property
-    def target(self) -> NDArray[np.float64]:
+    def target_probs(self) -> NDArray[np.float64]:
         """[S, C], the predicted distributions."""
         return softmax(self.target_logits)
 
     @property
-    def auxiliary(self) -> NDArray[np.float64]:
+    def auxiliary_probs(self) -> NDArray[np.float64]:
         """[S, C], the label distributions (eq 1, 2)."""
         return softmax(self.auxiliary_logits)
 
     @property
-    def predicted(self) -> NDArray[np.intp]:
+    def predicted_labels(self) -> NDArray[np.intp]:
         """[S], the likeliest class."""
         best: NDArray[np.intp] = self.target_logits.argmax(axis=1)
         return best
 
 
-def ask(network: Infers, batches: Iterable[Batch], samples: int, world: World) -> Answers:
+def predict_split(network: InferenceModel, batches: Iterable[Batch], samples: int, world: World) -> Predictions:
     """Both branches on `batches`, which hold each of the split's `samples` faces on one rank once. A collective."""
     return gather_answers(
-        [both_branches(network.infer(batch.rows().images), batch) for batch in batches], samples, world
+        [both_branches(network.forward_eval(batch.flatten_crops().images), batch) for batch in batches], samples, world
     )
 
 
@@ -72,24 +72,24 @@ class Rows(NamedTuple):
 
 def mean_rows(values: Tensor, batch: Batch) -> Rows:
     """The samples' rows, each the mean over its crops, of what was found of the batch's rows [rows, K]."""
-    return Rows(batch.samples, values.float().view(len(batch.samples), batch.crops, -1).mean(dim=1))
+    return Rows(batch.sample_ids, values.float().view(len(batch.sample_ids), batch.num_crops, -1).mean(dim=1))
 
 
 def both_branches(output: Output, batch: Batch) -> Rows:
-    """A row of `Answers` a sample: K = 2 C + 1."""
+    """A row of `Predictions` a sample: K = 2 C + 1."""
     attention = (output.auxiliary_attention + output.target_attention) / 2
     columns = [output.target_logits, output.auxiliary_logits, attention.unsqueeze(1)]
     return mean_rows(torch.cat(columns, dim=1), batch)
 
 
-def gather_answers(found: Sequence[Rows], samples: int, world: World) -> Answers:
+def gather_answers(found: Sequence[Rows], samples: int, world: World) -> Predictions:
     """From all ranks' `both_branches`. A collective."""
-    rows = gather_rows(found, samples, world)
+    rows = gather_outputs(found, samples, world)
     classes = rows.shape[1] // 2
-    return Answers(rows[:, :classes], rows[:, classes:-1], rows[:, -1])
+    return Predictions(rows[:, :classes], rows[:, classes:-1], rows[:, -1])
 
 
-def check_finite(answers: Answers, whose: object) -> None:
+def check_finite(answers: Predictions, whose: object) -> None:
     """Raises `UserError` for answers that are no numbers: the likeliest of them would be the first class."""
     finite = np.isfinite(np.column_stack(answers))
     bad = np.flatnonzero(~finite.all(axis=1))
@@ -100,7 +100,9 @@ def check_finite(answers: Answers, whose: object) -> None:
         )
 
 
-def gather_rows(found: Sequence[Rows], samples: int, world: World, only: NDArray[np.int64] | None = None) -> Floats:
+def gather_outputs(
+    found: Sequence[Rows], samples: int, world: World, only: NDArray[np.int64] | None = None
+) -> FloatArray:
     """[samples, K] on every rank, from the rows that each rank found. A collective.
 
     `only`: the samples whose rows were found, where it is not the whole split. Raises `RuntimeError` unless each was
@@ -109,19 +111,19 @@ def gather_rows(found: Sequence[Rows], samples: int, world: World, only: NDArray
     wanted = np.arange(samples) if only is None else only
     rows_of = torch.full((samples,), -1, dtype=torch.int64, device=world.device)
     rows_of[torch.from_numpy(wanted).to(world.device)] = torch.arange(len(wanted), device=world.device)
-    width = max(world.collect(found[0].values.shape[1] if found else 0))
+    width = max(world.all_gather_object(found[0].values.shape[1] if found else 0))
     everything = torch.zeros(len(wanted), width + 1, device=world.device)
     for places, rows in found:
         seen = torch.ones(len(rows), 1, device=rows.device)
         everything.index_add_(0, rows_of[places], torch.cat([rows, seen], dim=1))
-    gathered = world.sum_(everything).cpu().numpy()
+    gathered = world.all_reduce_sum_(everything).cpu().numpy()
     if not (gathered[:, -1] == 1).all():
         raise RuntimeError(f"{int((gathered[:, -1] != 1).sum())} of {len(wanted)} faces were not seen exactly once")
     return np.ascontiguousarray(gathered[:, :-1])
 
 
-def fuse(
-    answers: Answers, labels: NDArray[np.int64], class_distributions: Tensor, loss: LossConfig, batch_size: int
+def fuse_distributions(
+    answers: Predictions, labels: NDArray[np.int64], class_distributions: Tensor, loss: LossConfig, batch_size: int
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Equations 11 and 12 after the fact: what the target branch would be taught of these faces.
 
@@ -135,11 +137,11 @@ def fuse(
     if loss.supervision == "one_hot":  # the baseline is taught the label itself
         return np.ones(len(labels)), np.eye(answers.target_logits.shape[1])[labels]
     attention = torch.from_numpy(answers.attention).double()
-    runs = cut(np.arange(len(labels)), batch_size)
+    runs = split_batches(np.arange(len(labels)), batch_size)
     parts = [attention[torch.from_numpy(run)] for run in runs]
     weights = torch.cat([normalize_attention(part, part, loss.lambda_min) for part in parts])
     targets = class_distributions[torch.from_numpy(labels)]
-    fused = supervise(torch.from_numpy(answers.auxiliary), targets, weights, loss)
+    fused = make_targets(torch.from_numpy(answers.auxiliary_probs), targets, weights, loss)
     return weights.numpy(), fused.numpy()
 
 

@@ -23,7 +23,7 @@ SEED = 0
 """Of the resamples: the same faces and answers give the same interval."""
 
 
-class Measured(NamedTuple):
+class Estimate(NamedTuple):
     """A number with its 95 % interval."""
 
     value: float
@@ -67,11 +67,11 @@ class Calibration(NamedTuple):
 class Scores(NamedTuple):
     """S faces against their labels."""
 
-    accuracy: Measured
+    accuracy: Estimate
     """Interval: Wilson's."""
-    mean_class_accuracy: Measured
+    mean_class_accuracy: Estimate
     """Mean recall of the classes that have faces; interval: bootstrap over faces."""
-    macro_f1: Measured
+    macro_f1: Estimate
     """Mean F1 of the classes that have faces; interval: bootstrap over faces."""
     classes: tuple[ClassScore, ...]
     confusion: NDArray[np.int64]
@@ -100,18 +100,18 @@ def score(logits: NDArray[np.float32], labels: Labels, names: tuple[str, ...]) -
 
     low, high = bootstrap(len(labels), by_class)
     return Scores(
-        accuracy=share(right),
-        mean_class_accuracy=Measured(float(recall[present].mean()), Interval(low[0], high[0])),
-        macro_f1=Measured(float(f1[present].mean()), Interval(low[1], high[1])),
+        accuracy=accuracy(right),
+        mean_class_accuracy=Estimate(float(recall[present].mean()), Interval(low[0], high[0])),
+        macro_f1=Estimate(float(f1[present].mean()), Interval(low[1], high[1])),
         classes=tuple(ClassScore(*row) for row in zip(names, *columns, strict=True)),
         confusion=confusion,
         calibration=calibrate(logits, labels),
     )
 
 
-def share(right: NDArray[np.bool_]) -> Measured:
+def accuracy(right: NDArray[np.bool_]) -> Estimate:
     """Of at least one face."""
-    return Measured(float(right.mean()), wilson_interval(int(right.sum()), len(right)))
+    return Estimate(float(right.mean()), wilson_interval(int(right.sum()), len(right)))
 
 
 def calibrate(logits: NDArray[np.float32], labels: Labels) -> Calibration:
@@ -144,7 +144,7 @@ def bootstrap(faces: int, statistic: Callable[[Floats], Floats]) -> tuple[list[f
     return low.tolist(), high.tolist()
 
 
-def bootstrap_means(rows: Floats) -> list[Measured]:
+def bootstrap_means(rows: Floats) -> list[Estimate]:
     """Means of the K columns of [S, K] over its faces."""
     low, high = bootstrap(len(rows), lambda times: times @ rows / len(rows))
-    return [Measured(*both) for both in zip(rows.mean(axis=0).tolist(), map(Interval, low, high), strict=True)]
+    return [Estimate(*both) for both in zip(rows.mean(axis=0).tolist(), map(Interval, low, high), strict=True)]

@@ -18,12 +18,12 @@ from typing import TextIO
 import torch
 from tqdm import tqdm
 
-from adadf_dist.console.exit import one_line_errors
+from adadf_dist.console.exit import cli_errors
 from adadf_dist.console.parser import Parser
 from adadf_dist.errors import UserError
-from adadf_dist.export.exported_model import Model, open_model
-from adadf_dist.files.outputs import add_force_option, atomic_file, check_output
-from adadf_dist.predict.inputs import Inputs, find_pictures
+from adadf_dist.export.exported_model import ExportedModel, load_model
+from adadf_dist.files.outputs import add_force_option, atomic_file, check_output_path
+from adadf_dist.predict.inputs import Inputs, find_images
 from adadf_dist.predict.output_formats import Columns, Format, make_format
 from adadf_dist.predict.predictor import Predictor
 from adadf_dist.predict.preprocess import LARGE, Aligner
@@ -106,7 +106,7 @@ def open_output(path: Path | None) -> Iterator[TextIO]:
         yield file
 
 
-class Tally:
+class PredictionCounts:
     """Counts of rows, of rows without a prediction, and of images that look like photos."""
 
     def __init__(self) -> None:
@@ -123,12 +123,12 @@ class Tally:
             )
 
 
-def predict(predictor: Predictor, inputs: Inputs, form: Format, out: TextIO) -> Tally:
+def predict(predictor: Predictor, inputs: Inputs, form: Format, out: TextIO) -> PredictionCounts:
     """Write the rows of all images, one batch at a time."""
-    tally = Tally()
+    tally = PredictionCounts()
     out.write(form.head())
     with tqdm(total=inputs.total, unit="image", leave=False, disable=not sys.stderr.isatty()) as bar:
-        for rows in predictor.rows(inputs.pictures):
+        for rows in predictor.predict(inputs.pictures):
             out.writelines(form.line(row) for row in rows)
             out.flush()
             tally.rows += len(rows)
@@ -138,7 +138,7 @@ def predict(predictor: Predictor, inputs: Inputs, form: Format, out: TextIO) -> 
     return tally
 
 
-def make_predictor(args: argparse.Namespace, model: Model) -> Predictor:
+def make_predictor(args: argparse.Namespace, model: ExportedModel) -> Predictor:
     aligner = None
     if args.align:
         on_gpu = args.device != "cpu" and torch.cuda.is_available()
@@ -148,11 +148,11 @@ def make_predictor(args: argparse.Namespace, model: Model) -> Predictor:
 
 def main(argv: Sequence[str] | None = None) -> None:
     args = parse_arguments(sys.argv[1:] if argv is None else argv)
-    with one_line_errors("adadf_dist.predict", prints="data"):
+    with cli_errors("adadf_dist.predict", prints="data"):
         if args.out is not None:
-            check_output(args.out, args.force, "--out")
-        inputs = find_pictures(args.paths, args.split)
-        model = open_model(args.model, args.device)
+            check_output_path(args.out, args.force, "--out")
+        inputs = find_images(args.paths, args.split)
+        model = load_model(args.model, args.device)
         predictor = make_predictor(args, model)
         if args.out is None and sys.stdout is None:
             raise UserError("standard output is closed; give --out FILE")

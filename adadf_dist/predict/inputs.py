@@ -13,22 +13,22 @@ from PIL import Image
 
 from adadf_dist.data.build.folder_tree import Skipped, walk_files
 from adadf_dist.data.dataset import Split, open_dataset
-from adadf_dist.data.jpeg import BadImage, decode, image_suffixes, is_image_name, make_upright, to_grey_or_rgb
-from adadf_dist.data.loaders.base import decode_stored
+from adadf_dist.data.jpeg import InvalidImageError, decode, image_suffixes, is_image_name, make_upright, to_gray_or_rgb
+from adadf_dist.data.loaders.base import decode_image
 from adadf_dist.data.manifest import MANIFEST
-from adadf_dist.errors import UserError, one_line
+from adadf_dist.errors import UserError, single_line
 from adadf_dist.files.text import decode_lines, escape_name, native_name
 
 STDIN = "-"
 
 
-class Picture(NamedTuple):
+class ImageInput(NamedTuple):
     """An input image, read when its turn comes."""
 
     name: str
     """What its row is called: a path, or SPLIT/KEY of a dataset."""
     load: Callable[[], Image.Image]
-    """Gray or RGB, and upright. Raises `BadImage`, `OSError`."""
+    """Gray or RGB, and upright. Raises `InvalidImageError`, `OSError`."""
     label: str | None = None
     """True class of a dataset's sample, as the dataset names it."""
     votes: Mapping[str, float] | None = None
@@ -36,7 +36,7 @@ class Picture(NamedTuple):
 
 
 class Inputs(NamedTuple):
-    pictures: Iterator[Picture]
+    pictures: Iterator[ImageInput]
     total: int | None
     """None where paths come from standard input."""
     skipped: Skipped
@@ -50,7 +50,7 @@ class Inputs(NamedTuple):
 class Source(NamedTuple):
     """The images of one path of the command line."""
 
-    pictures: Iterable[Picture]
+    pictures: Iterable[ImageInput]
     total: int | None
     """None where it is not known in advance."""
     split: Split | None = None
@@ -59,7 +59,7 @@ class Source(NamedTuple):
     """The path does not exist, or is a dataset folder that does not open."""
 
 
-def find_pictures(paths: Sequence[str], split: str | None) -> Inputs:
+def find_images(paths: Sequence[str], split: str | None) -> Inputs:
     """All images that the command line names; a path that cannot be read counts as an image that fails to load.
 
     Raises `UserError` where there is no image at all, or a dataset lacks the split.
@@ -103,9 +103,9 @@ def open_path(path: str, split: str | None, skipped: Skipped) -> Source:
     return Source([file_picture(path)], 1, is_missing=not os.path.exists(path))
 
 
-def list_folder(folder: str, skipped: Skipped) -> list[Picture]:
+def list_folder(folder: str, skipped: Skipped) -> list[ImageInput]:
     """The images in a folder and its subfolders, sorted; a subfolder that cannot be read is an image that fails."""
-    found: list[Picture] = []
+    found: list[ImageInput] = []
 
     def add_unreadable(path: str, error: UserError) -> None:
         found.append(failed_picture(path, str(error)))
@@ -118,7 +118,7 @@ def list_folder(folder: str, skipped: Skipped) -> list[Picture]:
     return found
 
 
-def read_stdin_paths() -> Iterator[Picture]:
+def read_stdin_paths() -> Iterator[ImageInput]:
     """One image per line, each as soon as the line arrives."""
     if sys.stdin is None:
         raise UserError("standard input is closed, so it names no pictures")
@@ -129,26 +129,26 @@ def read_stdin_paths() -> Iterator[Picture]:
                 yield file_picture(native_name(path))
 
 
-def file_picture(path: str) -> Picture:
-    return Picture(path, partial(load_file, path))
+def file_picture(path: str) -> ImageInput:
+    return ImageInput(path, partial(load_file, path))
 
 
 def load_file(path: str) -> Image.Image:
-    """Read an image file as the builder does. Raises `BadImage`, `OSError`."""
+    """Read an image file as the builder does. Raises `InvalidImageError`, `OSError`."""
     with open(path, "rb") as file:
         data = file.read()
     if not data:
-        raise BadImage("empty file")
-    return to_grey_or_rgb(make_upright(decode(data)))
+        raise InvalidImageError("empty file")
+    return to_gray_or_rgb(make_upright(decode(data)))
 
 
-def failed_picture(path: str, reason: str) -> Picture:
-    """Stands for a folder that cannot be read: loading it raises `BadImage` with the reason."""
-    return Picture(path, partial(raise_bad_image, reason.removeprefix(f"{escape_name(path)}: ")))
+def failed_picture(path: str, reason: str) -> ImageInput:
+    """Stands for a folder that cannot be read: loading it raises `InvalidImageError` with the reason."""
+    return ImageInput(path, partial(raise_bad_image, reason.removeprefix(f"{escape_name(path)}: ")))
 
 
 def raise_bad_image(reason: str) -> NoReturn:
-    raise BadImage(reason)
+    raise InvalidImageError(reason)
 
 
 def open_dataset_path(path: str, name: str | None) -> Source:
@@ -160,17 +160,17 @@ def open_dataset_path(path: str, name: str | None) -> Source:
             split = dataset.split(name_or_test)
             return Source(stored_pictures(split), len(split), split)
     except (UserError, OSError) as error:
-        reason = str(error) if isinstance(error, UserError) else one_line(error)
+        reason = str(error) if isinstance(error, UserError) else single_line(error)
         return Source([failed_picture(path, reason)], 1, is_missing=True)
     problem = f"no {name} split; it has" if name else "has no test split; give --split, one of"
     raise UserError(f"{escape_name(path)}: {problem} {', '.join(dataset.splits)}")
 
 
-def stored_pictures(split: Split) -> Iterator[Picture]:
+def stored_pictures(split: Split) -> Iterator[ImageInput]:
     """The samples of a split with their labels, and votes where there are any."""
     for sample, (key, label) in enumerate(zip(split.keys, split.labels.tolist(), strict=True)):
         votes = [] if split.votes is None else split.votes[sample].tolist()
-        yield Picture(
+        yield ImageInput(
             f"{split.name}/{key}",
             partial(load_stored, split, sample),
             split.classes[label],
@@ -179,4 +179,4 @@ def stored_pictures(split: Split) -> Iterator[Picture]:
 
 
 def load_stored(split: Split, sample: int) -> Image.Image:
-    return decode_stored(split.read(sample))
+    return decode_image(split.read(sample))

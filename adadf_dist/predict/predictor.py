@@ -12,21 +12,21 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from adadf_dist.data.loaders.base import Finish
-from adadf_dist.export.exported_model import Model
-from adadf_dist.predict.inputs import Picture
-from adadf_dist.predict.preprocess import Aligner, Face, load_faces
+from adadf_dist.data.loaders.base import DeviceTransform
+from adadf_dist.export.exported_model import ExportedModel
+from adadf_dist.predict.inputs import ImageInput
+from adadf_dist.predict.preprocess import Aligner, PreparedImage, load_faces
 
-LINGER_S = 0.05
+MAX_BATCH_WAIT_S = 0.05
 """A batch waits no longer than this for its next picture: paths may come one by one, by hand."""
 
-Seen = Future[list[Face]]
+Seen = Future[list[PreparedImage]]
 
 
 class Row(NamedTuple):
     """The result for an image, or for one of its faces."""
 
-    face: Face
+    face: PreparedImage
     probabilities: NDArray[np.float64] | None
     """[C]; None where the face has an error."""
 
@@ -34,29 +34,29 @@ class Row(NamedTuple):
 class Predictor:
     """A model with the preprocessing that evaluation uses, around decoding threads."""
 
-    def __init__(self, model: Model, batch_size: int, workers: int, aligner: Aligner | None = None) -> None:
+    def __init__(self, model: ExportedModel, batch_size: int, workers: int, aligner: Aligner | None = None) -> None:
         self.model = model
         self.batch_size = batch_size
         self.workers = workers
         self.aligner = aligner
-        self._finish = Finish(model.preprocessing, model.device)
+        self._finish = DeviceTransform(model.preprocessing, model.device)
 
-    def rows(self, pictures: Iterable[Picture]) -> Iterator[list[Row]]:
+    def predict(self, pictures: Iterable[ImageInput]) -> Iterator[list[Row]]:
         """One list per batch of images. Raises what iterating over `pictures` raises, after the earlier rows."""
         ahead: Queue[Seen | BaseException | None] = Queue(2 * self.batch_size + self.workers)
         with ThreadPoolExecutor(self.workers, "decode") as pool:
             Thread(target=self._read_ahead, args=(pictures, pool, ahead), daemon=True).start()
             ended = False
             while not ended:
-                batch, end = take_batch(ahead, self.batch_size)
+                batch, end = collect_batch(ahead, self.batch_size)
                 if batch:
-                    yield self.judge([face for seen in batch for face in seen.result()])
+                    yield self._predict_batch([face for seen in batch for face in seen.result()])
                 if isinstance(end, BaseException):
                     raise end
                 ended = end is None
 
     def _read_ahead(
-        self, pictures: Iterable[Picture], pool: ThreadPoolExecutor, ahead: Queue[Seen | BaseException | None]
+        self, pictures: Iterable[ImageInput], pool: ThreadPoolExecutor, ahead: Queue[Seen | BaseException | None]
     ) -> None:
         try:
             for picture in pictures:
@@ -66,7 +66,7 @@ class Predictor:
         else:
             ahead.put(None)
 
-    def judge(self, faces: Sequence[Face]) -> list[Row]:
+    def _predict_batch(self, faces: Sequence[PreparedImage]) -> list[Row]:
         """Rows in the order of `faces`; those with an error are left out of the network's batch."""
         good = [face.pixels for face in faces if face.pixels is not None]
         starts = range(0, len(good), self.batch_size)  # images may have several faces each
@@ -84,18 +84,20 @@ class Predictor:
         return logits.double().softmax(dim=1).cpu().numpy()
 
 
-MORE = "more"
+MORE_TO_COME = "more"
 
 
-def take_batch(ahead: Queue[Seen | BaseException | None], size: int) -> tuple[list[Seen], BaseException | str | None]:
-    """Up to `size` pictures, at least one unless the end is reached; and `MORE`, the error that ended them, or None."""
+def collect_batch(
+    ahead: Queue[Seen | BaseException | None], size: int
+) -> tuple[list[Seen], BaseException | str | None]:
+    """Up to `size` images (at least one before the end), and `MORE_TO_COME`, the error that ended them, or None."""
     batch: list[Seen] = []
     while len(batch) < size:
         try:
-            item = ahead.get(timeout=LINGER_S if batch else None)
+            item = ahead.get(timeout=MAX_BATCH_WAIT_S if batch else None)
         except Empty:
             break
         if not isinstance(item, Future):
             return batch, item
         batch.append(item)
-    return batch, MORE
+    return batch, MORE_TO_COME

@@ -12,19 +12,19 @@ from PIL import Image
 from adadf_dist.alignment import mtcnn
 from adadf_dist.alignment.mtcnn import Detector
 from adadf_dist.alignment.similarity import align, sort_by_size
-from adadf_dist.data.jpeg import BadImage, Box, encode
-from adadf_dist.data.loaders.base import decode_stored, resize_face
-from adadf_dist.errors import one_line
-from adadf_dist.predict.inputs import Picture
+from adadf_dist.data.jpeg import Box, InvalidImageError, encode
+from adadf_dist.data.loaders.base import decode_image, resize_image
+from adadf_dist.errors import single_line
+from adadf_dist.predict.inputs import ImageInput
 
 LARGE = 512
 """An image whose shorter side has more pixels than this is probably a photo and not a cropped face."""
 
 
-class Face(NamedTuple):
+class PreparedImage(NamedTuple):
     """The input of one prediction, or the reason why there is none."""
 
-    picture: Picture
+    picture: ImageInput
     pixels: NDArray[np.uint8] | None
     """[S, S, 3] RGB at the size that preprocessing resizes to."""
     error: str = ""
@@ -54,33 +54,35 @@ class Aligner:
         return faces if self._all_faces else faces[:1], len(faces)
 
     def align(self, photo: Image.Image, face: mtcnn.Face) -> Image.Image:
-        """A face at the template's position. Raises `BadImage`."""
+        """A face at the template's position. Raises `InvalidImageError`."""
         try:
             aligned = align(photo, face.landmarks, self._size)
         except ValueError as error:
-            raise BadImage(str(error)) from None
-        return decode_stored(encode(aligned).data)  # through a JPEG, as the builder stores it
+            raise InvalidImageError(str(error)) from None
+        return decode_image(encode(aligned).data)  # through a JPEG, as the builder stores it
 
 
-def load_faces(picture: Picture, size: int, aligner: Aligner | None) -> list[Face]:
+def load_faces(picture: ImageInput, size: int, aligner: Aligner | None) -> list[PreparedImage]:
     """Read an image and, with an aligner, find its faces. At least one item; errors are stored in it, never raised."""
     try:
         image = picture.load()
         if aligner is None:
-            return [Face(picture, resize_face(image.convert("RGB"), size), is_large=min(image.size) > LARGE)]
+            return [PreparedImage(picture, resize_image(image.convert("RGB"), size), is_large=min(image.size) > LARGE)]
         faces, found = aligner.find(image)
     except OSError as error:
-        return [Face(picture, None, error.strerror or one_line(error))]
-    except ValueError as error:  # `BadImage`, and a path with a zero byte
-        return [Face(picture, None, str(error) if isinstance(error, BadImage) else one_line(error))]
+        return [PreparedImage(picture, None, error.strerror or single_line(error))]
+    except ValueError as error:  # `InvalidImageError`, and a path with a zero byte
+        return [
+            PreparedImage(picture, None, str(error) if isinstance(error, InvalidImageError) else single_line(error))
+        ]
     if not faces:
-        return [Face(picture, None, "no face found", found=0)]
+        return [PreparedImage(picture, None, "no face found", found=0)]
     loaded = []
     for number, face in enumerate(faces, start=1):
         pixels, error_text = None, ""
         try:
-            pixels = resize_face(aligner.align(image, face), size)
-        except BadImage as error:
+            pixels = resize_image(aligner.align(image, face), size)
+        except InvalidImageError as error:
             error_text = str(error)
-        loaded.append(Face(picture, pixels, error_text, found, number, Box(*map(round, face.box))))
+        loaded.append(PreparedImage(picture, pixels, error_text, found, number, Box(*map(round, face.box))))
     return loaded

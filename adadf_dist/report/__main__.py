@@ -10,10 +10,10 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from adadf_dist.console.exit import one_line_errors
+from adadf_dist.console.exit import cli_errors
 from adadf_dist.console.parser import Parser
 from adadf_dist.data.identity import ALLOW_OTHER_DATA
-from adadf_dist.files.outputs import add_force_option, check_output, check_output_folder
+from adadf_dist.files.outputs import add_force_option, check_output_folder, check_output_path
 from adadf_dist.report.api import PAGE, report
 
 COMPARISON = "comparison.html"
@@ -59,20 +59,20 @@ def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-def page_of(args: argparse.Namespace) -> Path:
+def output_path(args: argparse.Namespace) -> Path:
     """Where the page goes: a run's own page is replaced by a new one. Raises `UserError` for any other file."""
     own: Path = args.runs[0] / PAGE
     if len(args.runs) == 1 and (args.out is None or args.out.resolve() == own.resolve()):
         return own
     out: Path = args.out or Path(COMPARISON)
-    check_output(out, args.force, "--out")
+    check_output_path(out, args.force, "--out")
     return out
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     args = parse_arguments(sys.argv[1:] if argv is None else argv)
-    with one_line_errors("adadf_dist.report"):
-        page = page_of(args)
+    with cli_errors("adadf_dist.report"):
+        page = output_path(args)
         if args.figures is not None:
             check_output_folder(args.figures, args.force, "--figures")
         report(args.runs, page, args.face, args.figures, args.shards, args.allow_other_data)

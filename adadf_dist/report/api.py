@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from adadf_dist.errors import UserError
-from adadf_dist.files.outputs import can_write, write_output
+from adadf_dist.files.outputs import os_errors_as_user_errors, write_output
 
 PAGE = "report.html"
 
@@ -25,26 +25,26 @@ def report(
     the same data, unless `allow_other_data`.
     """
     from adadf_dist.report.comparison import check_comparable
-    from adadf_dist.report.figures.index import figures_of
-    from adadf_dist.report.figures.style import save, styled
-    from adadf_dist.report.figures.tracked_sample import find_listed_face
+    from adadf_dist.report.figures.index import list_figures
+    from adadf_dist.report.figures.style import plot_style, save
+    from adadf_dist.report.figures.tracked_sample import find_tracked_sample
     from adadf_dist.report.page import render
     from adadf_dist.report.run_reader import open_run
-    from adadf_dist.report.thumbnails import Pictures
+    from adadf_dist.report.thumbnails import Thumbnails
 
     runs = [open_run(folder) for folder in folders]
     twice = next((folder for folder in folders if sum(folder.resolve() == f.resolve() for f in folders) > 1), None)
     if twice is not None:
         raise UserError(f"{twice}: named twice; name each run once")
     check_comparable(runs, allow_other_data)
-    pictures = Pictures(runs[0], shards, allow_other_data)
-    listed = find_listed_face(runs[0], face)
-    drawings = list(figures_of(runs, listed))
+    pictures = Thumbnails(runs[0], shards, allow_other_data)
+    listed = find_tracked_sample(runs[0], face)
+    drawings = list(list_figures(runs, listed))
     if figures is not None:  # before the work: it may not be possible
-        with can_write(figures):
+        with os_errors_as_user_errors(figures):
             figures.mkdir(parents=True, exist_ok=True)
     write_output(page, render(runs, listed, drawings, pictures))
     if figures is not None:
-        with styled():
+        with plot_style():
             for drawn in drawings:
                 save(drawn.make(), figures, drawn.name)

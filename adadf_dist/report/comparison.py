@@ -8,13 +8,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from adadf_dist.config.load import flatten, listed, to_dict
+from adadf_dist.config.load import flatten, matches_key, to_dict
 from adadf_dist.data.identity import ALLOW_OTHER_DATA, SHOWN_DIGITS
 from adadf_dist.errors import UserError
-from adadf_dist.metrics.comparison import Difference, Score, paired_difference
-from adadf_dist.report.run_reader import Run
+from adadf_dist.metrics.comparison import PairedDifference, Score, paired_difference
+from adadf_dist.report.run_reader import RunData
 
-UNLIKE = (
+NON_RECIPE_KEYS = (
     "out",
     "resume",
     "allow_other_data",
@@ -40,7 +40,7 @@ UNLIKE = (
 """Keys that do not make two runs two ways of training."""
 
 
-class Pairs(NamedTuple):
+class GroupComparison(NamedTuple):
     """One way of training against the first, on the seeds that both have."""
 
     name: str
@@ -49,63 +49,63 @@ class Pairs(NamedTuple):
     seeds: tuple[int, ...]
     first: tuple[float, ...]
     second: tuple[float, ...]
-    difference: Difference | None
+    difference: PairedDifference | None
     """None for fewer than two pairs."""
 
 
-def values_of(run: Run) -> dict[str, Any]:
+def recipe_values(run: RunData) -> dict[str, Any]:
     """The dataset, and what the run was told of what makes a way of training."""
     flat = {key: tuple(v) if isinstance(v, list) else v for key, v in flatten(to_dict(run.config))}
     for key, digest in (run.data["files"] if run.data is not None else {}).items():
         flat[key] = (
             f"{Path(str(flat[key])).name} ({digest[:SHOWN_DIGITS]})"  # the same file in another folder is the same
         )
-    told = {key: value for key, value in flat.items() if not listed(key, UNLIKE)}
+    told = {key: value for key, value in flat.items() if not matches_key(key, NON_RECIPE_KEYS)}
     return {"dataset": run.facts["dataset"], **told}
 
 
-def differing(runs: Sequence[Run]) -> dict[str, list[Any]]:
+def differing_keys(runs: Sequence[RunData]) -> dict[str, list[Any]]:
     """Keys whose values differ between runs, and each run's."""
-    values = [values_of(run) for run in runs]
+    values = [recipe_values(run) for run in runs]
     return {key: [v[key] for v in values] for key in values[0] if len({repr(v[key]) for v in values}) > 1}
 
 
-def ways(runs: Sequence[Run]) -> list[list[Run]]:
+def group_by_config(runs: Sequence[RunData]) -> list[list[RunData]]:
     """The runs that differ by nothing but their seed together, in the order given."""
-    groups: dict[str, list[Run]] = {}
+    groups: dict[str, list[RunData]] = {}
     for run in runs:
-        groups.setdefault(repr(sorted(values_of(run).items())), []).append(run)
+        groups.setdefault(repr(sorted(recipe_values(run).items())), []).append(run)
     return list(groups.values())
 
 
-def score(run: Run, measure: str) -> Score:
+def score(run: RunData, measure: str) -> Score:
     """The selected epoch on `measure`, sample by sample where the run kept its predictions."""
     metrics = run.best["validation"] if measure == "validation" or run.result is None else run.result["test"]
-    kept, correct = run.answers(measure), None
+    kept, correct = run.predictions(measure), None
     if kept is not None:
-        right = kept.answers.predicted == kept.faces.labels
+        right = kept.answers.predicted_labels == kept.faces.labels
         correct = right if abs(float(right.mean()) - metrics["accuracy"]) < 1e-6 else None  # else of another epoch
     return Score(float(metrics["accuracy"]), int(metrics["samples"]), correct)
 
 
-def same_samples(runs: Sequence[Run], measure: str) -> bool:
+def same_samples(runs: Sequence[RunData], measure: str) -> bool:
     """Whether the runs' stored predictions are of the same samples in the same order."""
-    kept = [run.answers(measure) for run in runs]
+    kept = [run.predictions(measure) for run in runs]
     keys = [answers.faces.keys for answers in kept if answers is not None]
     return len(keys) == len(runs) and all(np.array_equal(other, keys[0]) for other in keys)
 
 
-def tested(run: Run) -> bool:
+def has_test_result(run: RunData) -> bool:
     return run.finished and run.result is not None and bool(run.result["test"])
 
 
-def faces_of(run: Run) -> tuple[object, ...]:
+def evaluation_signature(run: RunData) -> tuple[object, ...]:
     """What two runs must have in common for their accuracies to be of one task. Training faces may be dropped."""
     judged = (count for split, count in run.facts["faces"].items() if split != "train")
     return run.facts["dataset"], run.classes, *judged
 
 
-def differently_evaluated(runs: Sequence[Run]) -> str:
+def differently_evaluated(runs: Sequence[RunData]) -> str:
     """How the data that a run was evaluated on differs from the first run's, by digests; empty where none does."""
     for run in runs[1:]:
         if run.source is None or runs[0].source is None:
@@ -121,10 +121,10 @@ def differently_evaluated(runs: Sequence[Run]) -> str:
     return ""
 
 
-def check_comparable(runs: Sequence[Run], allow_other_data: bool = False) -> None:
+def check_comparable(runs: Sequence[RunData], allow_other_data: bool = False) -> None:
     """Raises `UserError` for runs of other faces than the first's, and for a seed that one way has twice."""
     for run in runs:
-        if faces_of(run) != faces_of(runs[0]):
+        if evaluation_signature(run) != evaluation_signature(runs[0]):
             what = "counts of faces" if run.facts["dataset"] == runs[0].facts["dataset"] else "faces"
             raise UserError(
                 f"{run.folder}: is judged on other {what} than {runs[0].folder}, so their numbers do not compare; "
@@ -134,8 +134,8 @@ def check_comparable(runs: Sequence[Run], allow_other_data: bool = False) -> Non
         raise UserError(
             f"{difference}: their numbers do not compare; give each a report of its own, or {ALLOW_OTHER_DATA}"
         )
-    for group in ways(runs):
-        by_seed: dict[int, Run] = {}
+    for group in group_by_config(runs):
+        by_seed: dict[int, RunData] = {}
         for run in group:
             other = by_seed.setdefault(run.config.seed, run)
             if other is not run:
@@ -145,9 +145,9 @@ def check_comparable(runs: Sequence[Run], allow_other_data: bool = False) -> Non
                 )
 
 
-def pair_up(runs: Sequence[Run]) -> list[Pairs]:
+def compare_groups(runs: Sequence[RunData]) -> list[GroupComparison]:
     """Every other way of training against the first, where they share seeds. Of runs that compare."""
-    groups = ways(runs)
+    groups = group_by_config(runs)
     found = []
     first = {run.config.seed: run for run in groups[0]}
     others = [({run.config.seed: run for run in group}, group[0]) for group in groups[1:]]
@@ -156,16 +156,22 @@ def pair_up(runs: Sequence[Run]) -> list[Pairs]:
         if not seeds:
             continue
         both = [way[seed] for way in (first, second) for seed in seeds]
-        measure = "test" if all(map(tested, both)) else "validation"
+        measure = "test" if all(map(has_test_result, both)) else "validation"
         before, after = ([score(way[seed], measure) for seed in seeds] for way in (first, second))
         if not same_samples(both, measure):
             before, after = ([one._replace(correct=None) for one in scores] for scores in (before, after))
         difference = paired_difference(before, after, len(others)) if len(seeds) > 1 else None
         first_values, second_values = (tuple(one.accuracy for one in scores) for scores in (before, after))
-        found.append(Pairs(told(groups[0][0], run), measure, seeds, first_values, second_values, difference))
+        found.append(
+            GroupComparison(
+                describe_difference(groups[0][0], run), measure, seeds, first_values, second_values, difference
+            )
+        )
     return found
 
 
-def told(first: Run, second: Run) -> str:
+def describe_difference(first: RunData, second: RunData) -> str:
     """How the second was told otherwise than the first."""
-    return ", ".join(f"{key} = {values[1]} (was {values[0]})" for key, values in differing([first, second]).items())
+    return ", ".join(
+        f"{key} = {values[1]} (was {values[0]})" for key, values in differing_keys([first, second]).items()
+    )

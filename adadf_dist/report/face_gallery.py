@@ -8,45 +8,45 @@ from html import escape
 import numpy as np
 
 from adadf_dist.report.figures.tracked_sample import entropy
-from adadf_dist.report.run_reader import Run
-from adadf_dist.report.thumbnails import Pictures
-from adadf_dist.tracking.artifacts import Recorded
+from adadf_dist.report.run_reader import RunData
+from adadf_dist.report.thumbnails import Thumbnails
+from adadf_dist.tracking.artifacts import SavedPredictions
 
-SHOWN = 14
+NUM_SHOWN = 14
 
 
-def face_sections(run: Run, pictures: Pictures) -> Iterator[str]:
+def face_sections(run: RunData, pictures: Thumbnails) -> Iterator[str]:
     """Of validation; what training still has to write is said to be missing."""
     yield "<h2>Faces</h2>"
-    recorded = run.answers("validation")
+    recorded = run.predictions("validation")
     if recorded is None:
         yield '<p class="note">The faces of validation, by certainty, are kept when the run ends.</p>'
         return
     if pictures.missing:
         yield f'<p class="note">{escape(pictures.missing)}</p>'
-    for title, numbers in ranked(recorded).items():
+    for title, numbers in most_and_least_confident(recorded).items():
         if len(numbers):
             yield f'<h3>{title}</h3><div class="faces">'
             yield from (face(recorded, int(number), pictures) for number in numbers)
             yield "</div>"
 
 
-def ranked(recorded: Recorded) -> dict[str, np.ndarray[tuple[int, ...], np.dtype[np.int64]]]:
+def most_and_least_confident(recorded: SavedPredictions) -> dict[str, np.ndarray[tuple[int, ...], np.dtype[np.int64]]]:
     """Face numbers by title."""
-    unsure = entropy(recorded.answers.target)
+    unsure = entropy(recorded.answers.target_probs)
     order = np.argsort(unsure, kind="stable")
-    wrong = order[recorded.answers.predicted[order] != recorded.faces.labels[order]]
+    wrong = order[recorded.answers.predicted_labels[order] != recorded.faces.labels[order]]
     return {
-        "Most certain": order[:SHOWN],
-        "Least certain": order[::-1][:SHOWN],
-        "Certain, and not as labelled": wrong[:SHOWN],
+        "Most certain": order[:NUM_SHOWN],
+        "Least certain": order[::-1][:NUM_SHOWN],
+        "Certain, and not as labelled": wrong[:NUM_SHOWN],
     }
 
 
-def face(recorded: Recorded, number: int, pictures: Pictures) -> str:
+def face(recorded: SavedPredictions, number: int, pictures: Thumbnails) -> str:
     classes, key = recorded.faces.classes, str(recorded.faces.keys[number])
-    label, predicted = recorded.faces.labels[number], recorded.answers.predicted[number]
-    share = recorded.answers.target[number, predicted]
+    label, predicted = recorded.faces.labels[number], recorded.answers.predicted_labels[number]
+    share = recorded.answers.target_probs[number, predicted]
     url = pictures.find(key, "validation")
     shown = f'<img alt="{escape(key)}" src="{url}">' if url else '<div class="lost">no picture</div>'
     kind = "right" if label == predicted else "wrong"

@@ -7,19 +7,27 @@ from collections.abc import Iterator, Sequence
 from html import escape
 from pathlib import Path
 
-from adadf_dist.diagnostics.run import BEHIND_TARGET, Episode, Finding, Severity, assess, episodes, examine
+from adadf_dist.diagnostics.run import AUXILIARY_LAGS, Finding, FindingSpan, Severity, assess, diagnose, finding_spans
 from adadf_dist.diagnostics.run_length import find_problems
 from adadf_dist.metrics.comparison import Verdict
-from adadf_dist.report.comparison import Pairs, differently_evaluated, differing, pair_up, tested
+from adadf_dist.report.comparison import (
+    GroupComparison,
+    compare_groups,
+    differently_evaluated,
+    differing_keys,
+    has_test_result,
+)
 from adadf_dist.report.face_gallery import face_sections
-from adadf_dist.report.figures.index import Drawn
-from adadf_dist.report.figures.style import inline, styled
-from adadf_dist.report.figures.tracked_sample import Listed
-from adadf_dist.report.run_reader import Run
-from adadf_dist.report.thumbnails import Pictures
+from adadf_dist.report.figures.index import FigureSpec
+from adadf_dist.report.figures.style import inline, plot_style
+from adadf_dist.report.figures.tracked_sample import TrackedSample
+from adadf_dist.report.run_reader import RunData
+from adadf_dist.report.thumbnails import Thumbnails
 
 
-def render(runs: Sequence[Run], face: Listed | None, drawings: Sequence[Drawn], pictures: Pictures) -> str:
+def render(
+    runs: Sequence[RunData], face: TrackedSample | None, drawings: Sequence[FigureSpec], pictures: Thumbnails
+) -> str:
     """The page as HTML; every string that comes from a run is escaped."""
     here = Path(__file__)
     css, script = (here.with_name(f"page.{kind}").read_text(encoding="utf-8") for kind in ("css", "js"))
@@ -44,7 +52,7 @@ def render(runs: Sequence[Run], face: Listed | None, drawings: Sequence[Drawn], 
     )
 
 
-def heading(runs: Sequence[Run], pictures: Pictures) -> Iterator[str]:
+def heading(runs: Sequence[RunData], pictures: Thumbnails) -> Iterator[str]:
     run = runs[0]
     yield f"<h1>{escape(run.name)}</h1>"
     faces = ", ".join(f"{count:,} {split}" for split, count in run.facts["faces"].items() if count)
@@ -54,7 +62,7 @@ def heading(runs: Sequence[Run], pictures: Pictures) -> Iterator[str]:
     for text in other_data_notes(runs, pictures):
         yield f'<p class="progress">Warning: {escape(text)}.</p>'
     if not run.finished:
-        yield f'<p class="progress">In progress: this report covers epochs 1 to {run.numbers[-1]} of '
+        yield f'<p class="progress">In progress: this report covers epochs 1 to {run.epoch_numbers[-1]} of '
         yield f"{run.config.epochs}.</p>"
     elif run.result is not None and not run.result["test"]:
         yield '<p class="lead">This run did not look at a test split.</p>'
@@ -67,7 +75,7 @@ def heading(runs: Sequence[Run], pictures: Pictures) -> Iterator[str]:
         yield "say otherwise.</p>"
 
 
-def other_data_notes(runs: Sequence[Run], pictures: Pictures) -> Iterator[str]:
+def other_data_notes(runs: Sequence[RunData], pictures: Thumbnails) -> Iterator[str]:
     """What the reader must know where data was replaced, which the user allowed."""
     if pictures.other_data:
         yield f"the images are not the run's: it {pictures.other_data}"
@@ -78,11 +86,11 @@ def other_data_notes(runs: Sequence[Run], pictures: Pictures) -> Iterator[str]:
             yield f"{run.name} was trained on {source['shards']} before it was resumed on other data"
 
 
-def headline(run: Run) -> Iterator[tuple[str, str]]:
+def headline(run: RunData) -> Iterator[tuple[str, str]]:
     validation = run.best["validation"]
     yield percent(validation["accuracy"], validation["accuracy_interval"]), f"validation, epoch {run.best['epoch']}"
     yield f"{validation['mean_class_accuracy']:.2%}", "validation, mean class accuracy"
-    if tested(run) and run.result is not None:
+    if has_test_result(run) and run.result is not None:
         test = run.result["test"]
         yield percent(test["accuracy"], test["accuracy_interval"]), f"test ({test['samples']:,} faces, selected epoch)"
         yield f"{test['mean_class_accuracy']:.2%}", "test, mean class accuracy"
@@ -100,11 +108,11 @@ def percent(share: float, interval: Sequence[float]) -> str:
     return f"{share:.2%} <small>{100 * low:.2f} to {100 * high:.2f}</small>"
 
 
-def comparison(runs: Sequence[Run]) -> Iterator[str]:
+def comparison(runs: Sequence[RunData]) -> Iterator[str]:
     """A row a run, what they were told otherwise, and differences by seed."""
     if len(runs) < 2:
         return
-    keys = differing(runs)
+    keys = differing_keys(runs)
     heads = ["run", "seed", *keys, "epochs", "validation, %", "mean class, %", "test, %", "mean class, %"]
     yield "<h2>Comparison</h2>"
     yield '<div class="card scroll"><table><thead><tr>' + "".join(f"<th>{escape(head)}</th>" for head in heads)
@@ -113,15 +121,15 @@ def comparison(runs: Sequence[Run]) -> Iterator[str]:
         cells = [escape(run.name), str(run.config.seed), *(escape(str(values[number])) for values in keys.values())]
         cells.append(f"{len(run.epochs)} of {run.config.epochs}")
         cells += [in_points(run.best["validation"]), f"{100 * run.best['validation']['mean_class_accuracy']:.2f}"]
-        test = run.result["test"] if tested(run) and run.result is not None else None
+        test = run.result["test"] if has_test_result(run) and run.result is not None else None
         cells += ["", ""] if test is None else [in_points(test), f"{100 * test['mean_class_accuracy']:.2f}"]
         yield f"<tr>{''.join(f'<td>{cell}</td>' for cell in cells)}</tr>"
     yield "</tbody></table></div>"
     yield '<p class="note">Selected epoch, and its 95 % interval over samples (Wilson), which leaves out the spread '
     yield "over seeds.</p>"
-    pairs = pair_up(runs)
+    pairs = compare_groups(runs)
     for pair in pairs:
-        yield f'<p class="pair">{about_pair(pair)}</p>'
+        yield f'<p class="pair">{comparison_sentence(pair)}</p>'
     if len(pairs) > 1 and any(pair.difference for pair in pairs):
         yield f'<p class="note">Intervals are widened for {len(pairs)} comparisons at once (Bonferroni).</p>'
 
@@ -139,7 +147,7 @@ VERDICTS: dict[Verdict, str] = {
 }
 
 
-def about_pair(pair: Pairs) -> str:
+def comparison_sentence(pair: GroupComparison) -> str:
     what = f"<b>{escape(pair.name)}</b>, {pair.measure} accuracy against the first run's way of training: "
     difference = pair.difference
     if difference is None:
@@ -152,24 +160,24 @@ def about_pair(pair: Pairs) -> str:
     return text if difference.paired else f"{text} The samples are not paired, as predictions of a run are missing."
 
 
-def health(runs: Sequence[Run]) -> Iterator[str]:
+def health(runs: Sequence[RunData]) -> Iterator[str]:
     """What was wrong over each run, what still is first; and what was judged at all."""
     yield "<h2>Health</h2>"
     for run in runs:
-        found = [*of_the_length(run), *of_the_auxiliary(run), *episodes(run.epochs, run.config, run.classes)]
+        found = [*of_the_length(run), *auxiliary_findings(run), *finding_spans(run.epochs, run.config, run.classes)]
         if len(runs) > 1:
             yield f"<h3>{escape(run.name)}</h3>"
         for episode in found:
-            yield from finding(episode, int(run.numbers[-1]))
+            yield from finding(episode, int(run.epoch_numbers[-1]))
         yield from what_was_judged(run, bool(found))
 
 
-def what_was_judged(run: Run, found: bool) -> Iterator[str]:
+def what_was_judged(run: RunData, found: bool) -> Iterator[str]:
     """Only what had enough data counts as judged; the rest is listed with the reason."""
     judged, not_judged = assess(run.epochs, run.config, run.classes)
     judged.insert(0, "settings against the length of the run")
     if run.config.loss.supervision != "one_hot":
-        if run.answers("validation") is not None:
+        if run.predictions("validation") is not None:
             judged.append("auxiliary branch against target branch")
         else:
             not_judged.append("auxiliary branch against target branch (needs the predictions of a finished run)")
@@ -181,16 +189,16 @@ def what_was_judged(run: Run, found: bool) -> Iterator[str]:
         yield f'<p class="note">Not judged: {escape("; ".join(not_judged))}.</p>'
 
 
-def of_the_length(run: Run) -> Iterator[Episode]:
+def of_the_length(run: RunData) -> Iterator[FindingSpan]:
     """Settings that make no sense for so many steps."""
     newest = run.epochs[-1]
     steps_per_epoch = round(newest.get("step", 0) / newest["epoch"])
     for problem in find_problems(run.config, steps_per_epoch) if steps_per_epoch else ():
         found = Finding(problem.key, Severity.WARNING, problem.text, problem.fix)
-        yield Episode(found, 1, int(run.numbers[-1]))
+        yield FindingSpan(found, 1, int(run.epoch_numbers[-1]))
 
 
-def finding(episode: Episode, newest: int) -> Iterator[str]:
+def finding(episode: FindingSpan, newest: int) -> Iterator[str]:
     """What is over is told in the past's colour."""
     found = episode.finding
     held = f"epochs {episode.first} to {episode.last}" if episode.first != episode.last else f"epoch {episode.last}"
@@ -201,20 +209,22 @@ def finding(episode: Episode, newest: int) -> Iterator[str]:
     yield f'<p>{escape(found.seen)}.</p><p class="mend">{escape(found.mend)}</p></section>'
 
 
-def of_the_auxiliary(run: Run) -> Iterator[Episode]:
+def auxiliary_findings(run: RunData) -> Iterator[FindingSpan]:
     """What only the answers of a finished run can tell."""
-    recorded = run.answers("validation")
+    recorded = run.predictions("validation")
     if recorded is None or run.config.loss.supervision == "one_hot":
         return
-    right = float((recorded.answers.auxiliary.argmax(axis=1) == recorded.faces.labels).mean())
+    right = float((recorded.answers.auxiliary_probs.argmax(axis=1) == recorded.faces.labels).mean())
     upto = [record for record in run.epochs if record["epoch"] <= run.best["epoch"]]
-    for found in examine(upto, run.config, run.classes, right):
-        if found.name == BEHIND_TARGET:
-            yield Episode(found, run.best["epoch"], int(run.numbers[-1]))
+    for found in diagnose(upto, run.config, run.classes, right):
+        if found.name == AUXILIARY_LAGS:
+            yield FindingSpan(found, run.best["epoch"], int(run.epoch_numbers[-1]))
 
 
-def drawn_sections(run: Run, face: Listed | None, drawings: Sequence[Drawn], pictures: Pictures) -> Iterator[str]:
-    with styled():
+def drawn_sections(
+    run: RunData, face: TrackedSample | None, drawings: Sequence[FigureSpec], pictures: Thumbnails
+) -> Iterator[str]:
+    with plot_style():
         for drawn in drawings:
             yield f"<h2>{escape(drawn.title)}</h2>"
             extra = picture_of(face, pictures) if drawn.name == "face" and face is not None else ""
@@ -225,19 +235,19 @@ def drawn_sections(run: Run, face: Listed | None, drawings: Sequence[Drawn], pic
             yield "</figure>"
 
 
-def picture_of(face: Listed, pictures: Pictures) -> str:
+def picture_of(face: TrackedSample, pictures: Thumbnails) -> str:
     url = pictures.find(face.key, "train")
     if url is None:
         return f'<p class="note">{escape(pictures.missing or "its picture cannot be read")}</p>'
     return f'<img class="portrait" alt="{escape(face.key)}" src="{url}">'
 
 
-def slider(run: Run) -> Iterator[str]:
+def slider(run: RunData) -> Iterator[str]:
     """The class distributions of every epoch, for the script to show one."""
-    values = run.stacked("class_distributions").round(4).tolist()
-    met = run.stacked("class_threshold_met").astype(int).tolist()
-    data = {"classes": run.classes, "epochs": run.numbers.tolist(), "rows": values, "met": met}
-    data["means"] = run.stacked("class_means").round(4).tolist()
+    values = run.stack_history("class_distributions").round(4).tolist()
+    met = run.stack_history("class_threshold_met").astype(int).tolist()
+    data = {"classes": run.classes, "epochs": run.epoch_numbers.tolist(), "rows": values, "met": met}
+    data["means"] = run.stack_history("class_means").round(4).tolist()
     text = json.dumps(data).replace("<", "\\u003c")
     last = len(run.epochs) - 1
     yield '<div id="forming"><div class="control"><button type="button" aria-label="play">&#9654;</button>'
@@ -246,7 +256,7 @@ def slider(run: Run) -> Iterator[str]:
     yield f'<div class="rows"></div><script type="application/json">{text}</script></div>'
 
 
-def settings(run: Run) -> Iterator[str]:
+def settings(run: RunData) -> Iterator[str]:
     text = (run.folder / "config.yaml").read_text(encoding="utf-8")
     yield '<h2>Configuration</h2><details class="card"><summary>config.yaml</summary>'
     yield f"<pre>{escape(text)}</pre></details>"

@@ -13,20 +13,27 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from adadf_dist.config.load import Layer, build_config, read_settings
+from adadf_dist.config.load import ConfigLayer, build_config, load_config_file
 from adadf_dist.config.schema import Config
 from adadf_dist.data.identity import DATA_FILE, Source
 from adadf_dist.errors import UserError
-from adadf_dist.tracking.artifacts import FACES, Faces, Recorded, read_answers, read_arrays, read_faces
+from adadf_dist.tracking.artifacts import (
+    SAMPLES_FILE,
+    SampleTable,
+    SavedPredictions,
+    load_npz,
+    load_predictions,
+    load_samples,
+)
 
 Record = Mapping[str, Any]
 Arrays = Mapping[str, NDArray[Any]]
-NOT_SHOWN = ("loss", "correct")
+SKIPPED_ARRAYS = ("loss", "correct")
 """Of the history, which of a large dataset takes room."""
 
 
 @dataclass(frozen=True, eq=False)
-class Run:
+class RunData:
     """What a report may say of a run. E epochs are finished, C is the number of classes."""
 
     folder: Path
@@ -68,52 +75,52 @@ class Run:
         return np.array([np.nan if value is None else value for value in found], dtype=np.float64)
 
     @property
-    def numbers(self) -> NDArray[np.int64]:
+    def epoch_numbers(self) -> NDArray[np.int64]:
         """[E], of the finished epochs, from 1."""
         return np.array([record["epoch"] for record in self.epochs])
 
     @cached_property
     def history(self) -> tuple[Arrays, ...]:
         """What each finished epoch left of faces and classes; empty where the files are not all there."""
-        paths = [self.folder / "history" / f"epoch-{number:04d}.npz" for number in self.numbers]
+        paths = [self.folder / "history" / f"epoch-{number:04d}.npz" for number in self.epoch_numbers]
         if not all(path.is_file() for path in paths):
             return ()
-        return tuple({name: a for name, a in read_arrays(path).items() if name not in NOT_SHOWN} for path in paths)
+        return tuple({name: a for name, a in load_npz(path).items() if name not in SKIPPED_ARRAYS} for path in paths)
 
     @cached_property
-    def faces(self) -> Faces | None:
+    def faces(self) -> SampleTable | None:
         """Of training."""
-        return read_faces(self.folder) if (self.folder / FACES).is_file() else None
+        return load_samples(self.folder) if (self.folder / SAMPLES_FILE).is_file() else None
 
-    def answers(self, split: str) -> Recorded | None:
+    def predictions(self, split: str) -> SavedPredictions | None:
         if split not in self._answers:
             there = self.finished and (self.folder / f"answers-{split}.npz").is_file()
-            self._answers[split] = read_answers(self.folder, split) if there else None
+            self._answers[split] = load_predictions(self.folder, split) if there else None
         return self._answers[split]
 
     @cached_property
-    def _answers(self) -> dict[str, Recorded | None]:
+    def _answers(self) -> dict[str, SavedPredictions | None]:
         return {}
 
-    def stacked(self, name: str) -> NDArray[np.float64]:
+    def stack_history(self, name: str) -> NDArray[np.float64]:
         """[E, ...], an array of the history over epochs."""
         return np.stack([epoch[name] for epoch in self.history]).astype(np.float64)
 
 
-def open_run(folder: Path) -> Run:
+def open_run(folder: Path) -> RunData:
     """Raises `UserError` for what is no run folder, and for a run of which no epoch is finished."""
     if not (folder / "config.yaml").is_file():
         what = "is no run folder of adadf_dist.train" if folder.is_dir() else "no such run folder"
         raise UserError(f"{folder}: {what}; give a folder that training wrote (its --out)")
-    settings = read_settings(folder / "config.yaml").values
-    config = build_config([Layer(str(folder / "config.yaml"), settings)])
+    settings = load_config_file(folder / "config.yaml").values
+    config = build_config([ConfigLayer(str(folder / "config.yaml"), settings)])
     epochs = tuple(read_epochs(folder / "metrics.jsonl"))
     if not epochs:
         raise UserError(f"{folder}: no epoch is finished yet, so there is nothing to report; wait for the first")
     facts, result, data = (read_json(folder / name) for name in ("run.json", "result.json", DATA_FILE))
     if facts is None:
         raise UserError(f"{folder / 'run.json'}: missing; copy the run folder again")
-    return Run(folder, config, facts, epochs, result, data)
+    return RunData(folder, config, facts, epochs, result, data)
 
 
 def read_epochs(path: Path) -> Iterator[Record]:

@@ -9,19 +9,19 @@ from PIL import Image
 
 from adadf_dist.data.dataset import Dataset, Split, open_dataset
 from adadf_dist.data.identity import Source, how_to_fix, other_data
-from adadf_dist.data.jpeg import BadImage, decode, encode, to_grey_or_rgb
+from adadf_dist.data.jpeg import InvalidImageError, decode, encode, to_gray_or_rgb
 from adadf_dist.data.remote.client import is_remote, local_path
 from adadf_dist.errors import UserError
-from adadf_dist.report.run_reader import Run
+from adadf_dist.report.run_reader import RunData
 
 SIDE = 112
 """Longest side of an embedded picture, in pixels; smaller ones are embedded as they are."""
 
 
-class Pictures:
+class Thumbnails:
     """Faces of a run's `data.shards`. Where they are not at hand there are none, and `missing` says why."""
 
-    def __init__(self, run: Run, shards: str = "", allow_other_data: bool = False) -> None:
+    def __init__(self, run: RunData, shards: str = "", allow_other_data: bool = False) -> None:
         """`shards`: where the dataset is now; empty: where the run found it.
 
         Raises `UserError` for another dataset than the run's, unless the user allows it.
@@ -55,7 +55,7 @@ class Pictures:
             if key in places:
                 try:
                     return data_url(opened.read(places[key]))
-                except (BadImage, OSError):
+                except (InvalidImageError, OSError):
                     return None
         return None
 
@@ -67,9 +67,9 @@ class Pictures:
 
 
 def data_url(encoded: memoryview) -> str:
-    """Raises `BadImage`."""
+    """Raises `InvalidImageError`."""
     data = bytes(encoded)
-    image: Image.Image = to_grey_or_rgb(decode(data))
+    image: Image.Image = to_gray_or_rgb(decode(data))
     if max(image.size) > SIDE or len(data) > 2**14:
         image.thumbnail((SIDE, SIDE), Image.Resampling.LANCZOS)
         data = encode(image, 88).data

@@ -17,15 +17,15 @@ from numpy.typing import NDArray
 from adadf_dist.data.dataset import Split
 from adadf_dist.data.label_noise import LabelNoise
 from adadf_dist.errors import UserError
-from adadf_dist.metrics.predictions import Answers
+from adadf_dist.metrics.predictions import Predictions
 from adadf_dist.tracking.sample_history import write_arrays
 
-FACES = "faces.npz"
-MOST_FEATURES = 2000
+SAMPLES_FILE = "faces.npz"
+MAX_FEATURE_SAMPLES = 2000
 """Faces of a split whose features are kept: what a map of points can show."""
 
 
-class Faces(NamedTuple):
+class SampleTable(NamedTuple):
     """S faces of a split, in its order."""
 
     classes: tuple[str, ...]
@@ -39,67 +39,70 @@ class Faces(NamedTuple):
     """[S, C] annotators a class; None where nobody voted."""
 
 
-class Recorded(NamedTuple):
+class SavedPredictions(NamedTuple):
     """A split as the selected model saw it."""
 
-    faces: Faces
-    answers: Answers
+    faces: SampleTable
+    answers: Predictions
     featured: NDArray[np.int64]
     """[M], numbers of the faces whose features were kept, evenly spread over the split."""
     features: NDArray[np.float32]
     """[M, F], before the classifier of the target branch (stored as float16)."""
 
 
-def record_faces(folder: Path, split: Split, noise: LabelNoise | None) -> None:
+def save_samples(folder: Path, split: Split, noise: LabelNoise | None) -> None:
     """Write `faces.npz` of a training split. Raises `UserError`."""
     true = split.labels if noise is None else noise.true
-    write_arrays(folder / FACES, columns_of(Faces(split.classes, names(split), split.labels, true, split.votes)))
+    write_arrays(
+        folder / SAMPLES_FILE,
+        to_columns(SampleTable(split.classes, sample_keys(split), split.labels, true, split.votes)),
+    )
 
 
-def read_faces(folder: Path) -> Faces:
+def load_samples(folder: Path) -> SampleTable:
     """Raises `UserError` where the run has written none."""
-    return faces_of(read_arrays(folder / FACES))
+    return from_columns(load_npz(folder / SAMPLES_FILE))
 
 
-def record_answers(folder: Path, split: Split, answers: Answers, features: NDArray[np.float32]) -> None:
-    """Write what the selected model predicts of a split, and the features [M, F] of the samples `featured` names.
+def save_predictions(folder: Path, split: Split, answers: Predictions, features: NDArray[np.float32]) -> None:
+    """Write what the selected model predicts of a split, and the features [M, F] of the samples `feature_subset` names.
 
     Raises `UserError`.
     """
-    faces = Faces(split.classes, names(split), split.labels, split.labels, split.votes)
-    arrays = {**columns_of(faces), **answers._asdict(), "featured": featured(len(split))}
+    faces = SampleTable(split.classes, sample_keys(split), split.labels, split.labels, split.votes)
+    arrays = {**to_columns(faces), **answers._asdict(), "featured": feature_subset(len(split))}
     arrays["features"] = features.astype(np.float16)
     write_arrays(folder / f"answers-{split.name}.npz", arrays)
 
 
-def read_answers(folder: Path, split: str) -> Recorded:
+def load_predictions(folder: Path, split: str) -> SavedPredictions:
     """Raises `UserError` where the run has written none."""
-    arrays = read_arrays(folder / f"answers-{split}.npz")
-    answers = Answers(**{name: arrays[name] for name in Answers._fields})
-    return Recorded(faces_of(arrays), answers, arrays["featured"], arrays["features"].astype(np.float32))
+    arrays = load_npz(folder / f"answers-{split}.npz")
+    answers = Predictions(**{name: arrays[name] for name in Predictions._fields})
+    return SavedPredictions(from_columns(arrays), answers, arrays["featured"], arrays["features"].astype(np.float32))
 
 
-def featured(samples: int) -> NDArray[np.int64]:
-    """At most `MOST_FEATURES` sample numbers, evenly spread over a split, whose order was shuffled when written."""
-    return np.unique(np.linspace(0, samples - 1, min(samples, MOST_FEATURES)).round().astype(np.int64))
+def feature_subset(samples: int) -> NDArray[np.int64]:
+    """At most `MAX_FEATURE_SAMPLES` sample numbers, evenly spread over a split (stored in shuffled order)."""
+    return np.unique(np.linspace(0, samples - 1, min(samples, MAX_FEATURE_SAMPLES)).round().astype(np.int64))
 
 
-def names(split: Split) -> NDArray[np.str_]:
+def sample_keys(split: Split) -> NDArray[np.str_]:
     return np.array(split.keys.tolist(), dtype=np.str_)
 
 
-def columns_of(faces: Faces) -> dict[str, NDArray[Any]]:
+def to_columns(faces: SampleTable) -> dict[str, NDArray[Any]]:
     columns = {"classes": np.array(faces.classes), "keys": faces.keys, "labels": faces.labels.astype(np.int16)}
     columns["true_labels"] = faces.true_labels.astype(np.int16)
     return columns if faces.votes is None else {**columns, "votes": faces.votes.astype(np.float32)}
 
 
-def faces_of(arrays: dict[str, NDArray[Any]]) -> Faces:
+def from_columns(arrays: dict[str, NDArray[Any]]) -> SampleTable:
     labels, true = (arrays[name].astype(np.int64) for name in ("labels", "true_labels"))
-    return Faces(tuple(arrays["classes"].tolist()), arrays["keys"], labels, true, arrays.get("votes"))
+    return SampleTable(tuple(arrays["classes"].tolist()), arrays["keys"], labels, true, arrays.get("votes"))
 
 
-def read_arrays(path: Path) -> dict[str, NDArray[Any]]:
+def load_npz(path: Path) -> dict[str, NDArray[Any]]:
     """Raises `UserError` for a file that is missing or damaged."""
     try:
         with np.load(path, allow_pickle=False) as file:

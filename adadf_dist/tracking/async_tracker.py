@@ -11,13 +11,13 @@ from queue import Full, Queue
 from typing import Any, Protocol
 
 from adadf_dist.config.schema import Config, RuntimeConfig
-from adadf_dist.errors import UserError, one_line
+from adadf_dist.errors import UserError, single_line
 
 MODULES = {"wandb": "adadf_dist.tracking.wandb_tracker", "mlflow": "adadf_dist.tracking.mlflow_tracker"}
 """`runtime.loggers` -> the one file that takes the package of that name; its `Tracker` is opened."""
-MOST_WAITING = 10_000
+MAX_QUEUE = 10_000
 """Records that wait for a server before it is given up."""
-PATIENCE_S = 60.0
+FLUSH_TIMEOUT_S = 60.0
 """How long the end of a run waits for what is still to be sent."""
 
 Call = Callable[["Tracker"], None]
@@ -30,7 +30,7 @@ class Tracker(Protocol):
 
     def add(self, section: str, values: Mapping[str, float], step: int) -> None: ...
 
-    def finish(self, result: Mapping[str, Any]) -> None:
+    def log_result(self, result: Mapping[str, Any]) -> None:
         """Take what `result.json` holds."""
         ...
 
@@ -50,31 +50,31 @@ def check_trackers(config: RuntimeConfig) -> None:
             )
 
 
-class Background:
+class AsyncTracker:
     """Hands a tracker its records in order. What it does not take is a warning, once, and training goes on."""
 
     def __init__(self, name: str, config: Config) -> None:
         self.name = name
         self.state = ""
         """What the run says of itself."""
-        self._waiting: Queue[Call | None] = Queue(MOST_WAITING)
+        self._waiting: Queue[Call | None] = Queue(MAX_QUEUE)
         self._lost = False
         try:
             module = import_module(MODULES[name])
         except Exception as error:  # installed, but broken
-            self._lose(f"does not import ({one_line(error) or type(error).__name__})")
+            self._disable(f"does not import ({single_line(error) or type(error).__name__})")
             return
         self._thread = threading.Thread(
-            target=self._serve, args=(lambda: module.Tracker(config),), daemon=True, name=name
+            target=self._run, args=(lambda: module.Tracker(config),), daemon=True, name=name
         )
         self._thread.start()
 
     def add(self, section: str, values: Mapping[str, float], step: int) -> None:
         kept = dict(values)
-        self._put(lambda tracker: tracker.add(section, kept, step))
+        self._enqueue(lambda tracker: tracker.add(section, kept, step))
 
     def finish(self, result: Mapping[str, Any]) -> None:
-        self._put(lambda tracker: tracker.finish(result))
+        self._enqueue(lambda tracker: tracker.log_result(result))
 
     def flush(self) -> None:
         """Nothing to do: records are sent as they come."""
@@ -82,12 +82,12 @@ class Background:
     def close(self) -> None:
         if self._lost:
             return
-        self._put(None)
-        self._thread.join(PATIENCE_S)
+        self._enqueue(None)
+        self._thread.join(FLUSH_TIMEOUT_S)
         if self._thread.is_alive():
-            self._lose(f"has not taken everything after {PATIENCE_S:g} s")
+            self._disable(f"has not taken everything after {FLUSH_TIMEOUT_S:g} s")
 
-    def _serve(self, open_tracker: Callable[[], Tracker]) -> None:
+    def _run(self, open_tracker: Callable[[], Tracker]) -> None:
         try:
             tracker = open_tracker()
             while not self._lost and (call := self._waiting.get()) is not None:
@@ -95,17 +95,17 @@ class Background:
             if not self._lost:
                 tracker.close(self.state if self.state in ("finished", "stopped") else "failed")
         except Exception as error:  # whatever a server or its client does, it is not worth a training
-            self._lose(one_line(error) or type(error).__name__)
+            self._disable(single_line(error) or type(error).__name__)
 
-    def _put(self, call: Call | None) -> None:
+    def _enqueue(self, call: Call | None) -> None:
         if self._lost:
             return
         try:
             self._waiting.put_nowait(call)
         except Full:
-            self._lose(f"{MOST_WAITING} records wait for it")
+            self._disable(f"{MAX_QUEUE} records wait for it")
 
-    def _lose(self, reason: str) -> None:
+    def _disable(self, reason: str) -> None:
         if not self._lost:
             self._lost = True
             told = f"warning: {self.name}: {reason}; nothing more is sent to it, metrics.jsonl holds everything"

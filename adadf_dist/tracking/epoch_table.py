@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from adadf_dist.checkpoint.progress import Progress
+from adadf_dist.checkpoint.progress import TrainingProgress
 from adadf_dist.console.progress import duration
 
 HEADER_EVERY = 20
@@ -17,13 +17,13 @@ LEGEND = (
 )
 
 
-def heading(progress: Progress, first: bool, classes: int) -> list[str]:
+def heading(progress: TrainingProgress, first: bool, classes: int) -> list[str]:
     """Lines above the row of the epoch that has just ended; `first`: of this session."""
     legend = [LEGEND.format(classes=classes)] if first else []
     return [*legend, HEADER] if first or len(progress.epochs) % HEADER_EVERY == 1 else []
 
 
-def describe_epoch(progress: Progress, record: Mapping[str, object], epochs: int) -> str:
+def describe_epoch(progress: TrainingProgress, record: Mapping[str, object], epochs: int) -> str:
     metrics: Any = record["validation"]
     left = progress.seconds / progress.epoch * (epochs - progress.epoch)
     mark = "*" if progress.best_epoch == progress.epoch else " "

@@ -18,13 +18,13 @@ import yaml
 from tqdm import tqdm
 
 from adadf_dist import __version__
-from adadf_dist.checkpoint.progress import Progress
-from adadf_dist.checkpoint.run_dir import check_run_folder, sole_writer
+from adadf_dist.checkpoint.progress import TrainingProgress
+from adadf_dist.checkpoint.run_dir import check_run_folder, lock_run_dir
 from adadf_dist.config.load import to_dict
 from adadf_dist.config.schema import Config
 from adadf_dist.console.progress import Pace, duration
 from adadf_dist.data.batch import Batch
-from adadf_dist.diagnostics.run import news
+from adadf_dist.diagnostics.run import new_findings
 from adadf_dist.diagnostics.run_length import fix_divergence
 from adadf_dist.distributed.heartbeat import LOADING
 from adadf_dist.distributed.stragglers import describe_straggler
@@ -34,7 +34,7 @@ from adadf_dist.files.atomic import write_json, write_text
 from adadf_dist.method.losses import Losses
 from adadf_dist.tracking.epoch_table import describe_epoch, heading
 from adadf_dist.tracking.metrics_file import MetricsFile
-from adadf_dist.tracking.sinks import Boards
+from adadf_dist.tracking.sinks import MetricSinks
 
 LOSS_NAMES = ("total", "kl_divergence", "cross_entropy", "rank_regularization")
 
@@ -43,7 +43,7 @@ MOST_NAMED = 20
 """Of a long list, on the console."""
 
 
-class Log:
+class RunLogger:
     """Losses wait on the device and reach the host every `runtime.log_every` steps, all ranks together."""
 
     def __init__(self, config: Config, world: World) -> None:
@@ -61,32 +61,32 @@ class Log:
         self._session_epochs = 0
         self._bar: tqdm[Never] | None = None
         self._metrics = MetricsFile(self.folder / "metrics.jsonl")
-        self._boards = Boards(config)
+        self._boards = MetricSinks(config)
         self._learning_rate = config.optimizer.lr
         self._num_batches = 0
         self._classes: list[str] = []
 
-    def start(self, progress: Progress, facts: Mapping[str, object], resumed: Path | None) -> None:
+    def start(self, progress: TrainingProgress, facts: Mapping[str, object], resumed: Path | None) -> None:
         """Open the run folder: configuration, facts of the run, and the metrics up to where it goes on."""
         if not self.world.is_main:
             return
         self._classes = list(facts["classes"])  # type: ignore[call-overload]
         write_text(self.folder / "config.yaml", yaml.safe_dump(to_dict(self.config), sort_keys=False))
         write_json(self.folder / "run.json", {**environment(self.world), **facts})
-        self._metrics.rewind(progress)
+        self._metrics.truncate_to(progress)
         self._boards.start(progress.step, self.world.device)
-        self.say(f"run folder: {self.folder}")
+        self.info(f"run folder: {self.folder}")
         for name, value in facts.items():
-            self.say(f"  {name}: {describe(value)}")
+            self.info(f"  {name}: {format_value(value)}")
         if resumed is not None:
-            self.say(f"  goes on from {resumed} (epoch {progress.epoch + 1}, batch {progress.batch})")
+            self.info(f"  goes on from {resumed} (epoch {progress.epoch + 1}, batch {progress.batch})")
 
-    def start_epoch(self, progress: Progress, num_batches: int) -> None:
+    def start_epoch(self, progress: TrainingProgress, num_batches: int) -> None:
         self._epoch_began = time.monotonic()
         self._pace = Pace()
         self._images = 0
         self._losses_text = ""  # those of the last epoch are not this one's
-        self.world.pulse.restart()
+        self.world.heartbeat.reset()
         self._num_batches = num_batches
         self.status("running", progress)
         if self.world.is_main and sys.stderr.isatty():
@@ -99,21 +99,21 @@ class Log:
                 dynamic_ncols=True,
             )
         elif not self._session_epochs:
-            self.say(f"training: epoch {progress.epoch + 1}/{self.config.epochs}, {num_batches} batches an epoch")
+            self.info(f"training: epoch {progress.epoch + 1}/{self.config.epochs}, {num_batches} batches an epoch")
 
-    def waiting_for(self, batches: Iterator[Batch]) -> Iterator[Batch]:
+    def timed_batches(self, batches: Iterator[Batch]) -> Iterator[Batch]:
         """The batches, while the time that training waits for them is taken."""
-        pulse = self.world.pulse
+        pulse = self.world.heartbeat
         while True:
             pulse.beat("waiting for a batch of faces")
-            with pulse.own(LOADING):
+            with pulse.timed(LOADING):
                 batch = next(batches, None)
             if batch is None:
                 return
             pulse.beat("training on a batch")
             yield batch
 
-    def step(self, progress: Progress, losses: Losses, global_size: int, learning_rate: float) -> None:
+    def log_step(self, progress: TrainingProgress, losses: Losses, global_size: int, learning_rate: float) -> None:
         """Note a step's losses; `progress` already counts it."""
         self._learning_rate = learning_rate
         self._losses.append(torch.stack([getattr(losses, name).detach() for name in LOSS_NAMES]))
@@ -123,7 +123,7 @@ class Log:
         self._boards.step()
         self._show(progress)
 
-    def flush(self, progress: Progress) -> None:
+    def flush(self, progress: TrainingProgress) -> None:
         """Bring the waiting losses to the host, averaged over ranks. A collective.
 
         Raises `UserError` naming the first step whose loss is not finite, before any checkpoint holds its weights.
@@ -131,7 +131,7 @@ class Log:
         if not self._losses:
             return
         steps = torch.stack(self._losses).double()
-        steps = (self.world.sum_(steps) / self.world.size).cpu()
+        steps = (self.world.all_reduce_sum_(steps) / self.world.size).cpu()
         first = progress.step - len(steps) + 1
         self._losses.clear()
         for number, row in enumerate(steps, start=first):
@@ -148,7 +148,7 @@ class Log:
         if self.world.is_main:
             self._write_steps(progress, first, steps)
 
-    def _write_steps(self, progress: Progress, first: int, steps: torch.Tensor) -> None:
+    def _write_steps(self, progress: TrainingProgress, first: int, steps: torch.Tensor) -> None:
         now = time.monotonic()
         rate = self._images / max(now - self._epoch_began, 1e-9)
         mean = dict(zip(LOSS_NAMES, steps.mean(dim=0).tolist(), strict=True))
@@ -158,7 +158,7 @@ class Log:
         text = f"loss {mean['total']:.4f} | kl {mean['kl_divergence']:.4f} | ce {mean['cross_entropy']:.4f} | "
         self._losses_text = f"{text}lr {self._learning_rate:.2g} | "
 
-    def _show(self, progress: Progress) -> None:
+    def _show(self, progress: TrainingProgress) -> None:
         """Progress within the epoch: losses of the last flush, and what the host counts. Waits for no device."""
         if not self.world.is_main or (self._bar is None and not self._pace.due()):
             return
@@ -170,13 +170,13 @@ class Log:
             return
         left = (self._num_batches - progress.batch) * seconds / max(self._done(progress), 1)
         where = f"epoch {progress.epoch + 1}/{self.config.epochs} batch {progress.batch}/{self._num_batches}"
-        self.say(f"{where} | {rate} | epoch ends in {duration(left)}")
+        self.info(f"{where} | {rate} | epoch ends in {duration(left)}")
 
-    def _done(self, progress: Progress) -> int:
+    def _done(self, progress: TrainingProgress) -> int:
         """Batches of this epoch that this process trained."""
         return math.ceil(self._images / self.config.batch_size) if self._images else progress.batch
 
-    def end_training(self, progress: Progress) -> dict[str, float]:
+    def finish_training_pass(self, progress: TrainingProgress) -> dict[str, float]:
         """Close the epoch's training pass: its mean losses, its rate, and the share of it spent waiting for faces.
 
         A collective.
@@ -193,32 +193,32 @@ class Log:
         return {
             **dict(zip(LOSS_NAMES, means, strict=True)),
             "images_per_s": self._images / max(seconds, 1e-9),
-            "waiting": self.world.pulse.spent(LOADING) / max(seconds, 1e-9),
+            "waiting": self.world.heartbeat.seconds(LOADING) / max(seconds, 1e-9),
         }
 
-    def epoch(self, progress: Progress, record: Mapping[str, object]) -> None:
+    def log_epoch(self, progress: TrainingProgress, record: Mapping[str, object]) -> None:
         """One finished epoch: a table row, a line of metrics, TensorBoard."""
         if not self.world.is_main:
             return
         self._metrics.append(record)
         self._session_epochs += 1
         for line in heading(progress, self._session_epochs == 1, len(self._classes)):
-            self.say(line)
-        self.say(describe_epoch(progress, record, self.config.epochs))
+            self.info(line)
+        self.info(describe_epoch(progress, record, self.config.epochs))
         metrics: Any = record["validation"]
-        for finding in news(progress.epochs, self.config, self._classes):
-            self.say(f"  {finding}")
+        for finding in new_findings(progress.epochs, self.config, self._classes):
+            self.info(f"  {finding}")
         if straggler := describe_straggler(record["ranks"]):  # type: ignore[arg-type]
-            self.say(f"  warning: {straggler}")
+            self.info(f"  warning: {straggler}")
         everything = {**record, **{f"validation_{name}": value for name, value in metrics.items()}}
         self._boards.add("epoch", {k: v for k, v in everything.items() if isinstance(v, float)}, progress.epoch)
         self._boards.flush()
 
-    def stopped(self, progress: Progress) -> None:
+    def log_stopped(self, progress: TrainingProgress) -> None:
         """The last word of a run that was asked to stop."""
         self.status("stopped", progress)
         where = f"epoch {progress.epoch + 1}, batch {progress.batch}"
-        self.say(f"stopped at {where}, all saved in {self.folder}; the same command goes on from there")
+        self.info(f"stopped at {where}, all saved in {self.folder}; the same command goes on from there")
 
     def state_dict(self) -> dict[str, object]:
         return {"sums": self._epoch_sums, "steps": self._epoch_steps}
@@ -227,24 +227,24 @@ class Log:
         self._epoch_sums.copy_(state["sums"])
         self._epoch_steps = state["steps"]
 
-    def status(self, state: str, progress: Progress, **more: object) -> None:
+    def status(self, state: str, progress: TrainingProgress, **more: object) -> None:
         """`status.json`, for launchers: running, stopped, finished or failed, and where."""
         if self.world.is_main:
             where = {"state": state, "epoch": progress.epoch, "batch": progress.batch, "step": progress.step}
             try:
                 write_json(self.folder / "status.json", {**where, "epochs": self.config.epochs, **more})
-                self._boards.state(state)
+                self._boards.set_status(state)
             except DiskFullError as error:
                 if state != "running":  # how a run ended is what launchers ask for
                     raise
                 print(f"warning: {error}; training goes on", file=sys.stderr, flush=True)
 
-    def say(self, text: str) -> None:
+    def info(self, text: str) -> None:
         if self.world.is_main:
             tqdm.write(text, file=sys.stdout)
             sys.stdout.flush()
 
-    def failed(self, error: BaseException) -> None:
+    def mark_failed(self, error: BaseException) -> None:
         """Leave word for launchers that the run ended badly."""
         path = self.folder / "status.json"
         if self.world.is_main and path.exists():
@@ -260,24 +260,24 @@ class Log:
 
 
 @contextmanager
-def open_log(config: Config, world: World) -> Iterator[Log]:
+def open_logger(config: Config, world: World) -> Iterator[RunLogger]:
     """A log on the run folder. Raises `UserError` when the folder cannot be written."""
     with ExitStack() as stack:
         problem = ""
         if world.is_main:
             try:
                 check_run_folder(Path(config.out))
-                stack.enter_context(sole_writer(Path(config.out)))
+                stack.enter_context(lock_run_dir(Path(config.out)))
             except UserError as error:
                 problem = str(error)
-        if told := world.share(problem):  # all ranks end now, not when they miss rank 0
+        if told := world.broadcast_object(problem):  # all ranks end now, not when they miss rank 0
             raise UserError(str(told))
-        log = Log(config, world)
+        log = RunLogger(config, world)
         stack.callback(log.close)
         try:
             yield log
         except BaseException as error:
-            log.failed(error)
+            log.mark_failed(error)
             raise
 
 
@@ -291,10 +291,10 @@ def environment(world: World) -> dict[str, object]:
     }
 
 
-def describe(value: object) -> str:
+def format_value(value: object) -> str:
     if isinstance(value, Mapping):
-        return ", ".join(f"{key} {describe(v)}" for key, v in value.items())
+        return ", ".join(f"{key} {format_value(v)}" for key, v in value.items())
     if isinstance(value, (list, tuple)):
         more = [f"and {len(value) - MOST_NAMED} more"] if len(value) > MOST_NAMED else []
-        return ", ".join([*map(describe, value[:MOST_NAMED]), *more])
+        return ", ".join([*map(format_value, value[:MOST_NAMED]), *more])
     return f"{value}"

@@ -8,10 +8,10 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
-from adadf_dist.checkpoint.progress import Progress
-from adadf_dist.data.build.writer import can_write
+from adadf_dist.checkpoint.progress import TrainingProgress
 from adadf_dist.errors import DiskFullError
 from adadf_dist.files.atomic import write_text
+from adadf_dist.files.outputs import os_errors_as_user_errors
 
 
 class MetricsFile:
@@ -19,18 +19,18 @@ class MetricsFile:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._held: list[str] = []
+        self._pending: list[str] = []
 
     def append(self, record: Mapping[str, object]) -> None:
-        first = not self._held
-        self._held.append(json.dumps(record) + "\n")
+        first = not self._pending
+        self._pending.append(json.dumps(record) + "\n")
         try:
-            self._write_held()
+            self._flush_pending()
         except DiskFullError as error:
             if first:
                 print(f"warning: {error}; its lines wait in memory, training goes on", file=sys.stderr, flush=True)
 
-    def rewind(self, progress: Progress) -> None:
+    def truncate_to(self, progress: TrainingProgress) -> None:
         """Drop the lines that the checkpoint does not know, and add the epochs that it knows and the file lacks."""
         steps = []
         for line in self.path.read_text(encoding="utf-8").splitlines() if self.path.exists() else []:
@@ -46,20 +46,20 @@ class MetricsFile:
     def close(self) -> None:
         """Try once more. What is lost then is told; epochs stand in the checkpoints, and come back from there."""
         try:
-            self._write_held()
+            self._flush_pending()
         except DiskFullError as error:
-            print(f"warning: {error}; {len(self._held)} lines are lost", file=sys.stderr, flush=True)
+            print(f"warning: {error}; {len(self._pending)} lines are lost", file=sys.stderr, flush=True)
 
-    def _write_held(self) -> None:
+    def _flush_pending(self) -> None:
         """All of the lines or none."""
-        if not self._held:
+        if not self._pending:
             return
         before = self.path.stat().st_size if self.path.exists() else 0
         try:
-            with can_write(self.path), self.path.open("a", encoding="utf-8") as file:
-                file.write("".join(self._held))
+            with os_errors_as_user_errors(self.path), self.path.open("a", encoding="utf-8") as file:
+                file.write("".join(self._pending))
         except DiskFullError:
             if self.path.exists():
                 os.truncate(self.path, before)
             raise
-        self._held.clear()
+        self._pending.clear()

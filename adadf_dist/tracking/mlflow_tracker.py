@@ -47,7 +47,7 @@ class Tracker:
         metrics = [Metric(f"{section}/{name}", value, now, step) for name, value in values.items()]
         self._client.log_batch(self._id, metrics=metrics)
 
-    def finish(self, result: Mapping[str, Any]) -> None:
+    def log_result(self, result: Mapping[str, Any]) -> None:
         """Its numbers as metrics; the rest is in the run folder."""
         now = int(1000 * time.time())
         numbers = {key: v for key, v in flatten(result) if isinstance(v, (int, float)) and not isinstance(v, bool)}

@@ -8,22 +8,22 @@ from pathlib import Path
 import torch
 from torch.profiler import ProfilerActivity, profile, schedule
 
-PASSED = 3
+SKIP_STEPS = 3
 """Steps left out first: compilation, caches, the allocator."""
-WARM = 1
+WARMUP_STEPS = 1
 """Steps that the profiler itself runs warm, and throws away."""
 
 
-class Trace:
+class StepProfiler:
     """Of `count` steps of this process, after the first few, as `steps-FIRST-LAST.pt.trace.json.gz`."""
 
     def __init__(self, folder: Path, count: int, step: int, device: torch.device) -> None:
         """`step`: finished steps of the run so far."""
         self._folder = folder
         self._before = step
-        self._end = PASSED + WARM + count
+        self._end = SKIP_STEPS + WARMUP_STEPS + count
         activities = [ProfilerActivity.CPU, *[ProfilerActivity.CUDA] * (device.type == "cuda")]
-        plan = schedule(wait=PASSED, warmup=WARM, active=count, repeat=1)
+        plan = schedule(wait=SKIP_STEPS, warmup=WARMUP_STEPS, active=count, repeat=1)
         self._profile: profile | None = profile(activities=activities, schedule=plan, on_trace_ready=self._write)
         self._profile.start()
 
@@ -40,12 +40,13 @@ class Trace:
             return
         ending, self._profile = self._profile, None
         ending.stop()
-        if ending.step_num <= PASSED + WARM:
-            told = f"no profile: runtime.profile passes over {PASSED + WARM} steps first, and there were no more"
-            print(f"warning: {told}", file=sys.stderr, flush=True)
+        if ending.step_num <= SKIP_STEPS + WARMUP_STEPS:
+            skipped = SKIP_STEPS + WARMUP_STEPS
+            text = f"no profile: runtime.profile skips the first {skipped} steps, and there were no more"
+            print(f"warning: {text}", file=sys.stderr, flush=True)
 
     def _write(self, found: profile) -> None:
-        first, last = self._before + PASSED + WARM + 1, self._before + found.step_num
+        first, last = self._before + SKIP_STEPS + WARMUP_STEPS + 1, self._before + found.step_num
         if last < first:
             return
         path = self._folder / f"steps-{first:06d}-{last:06d}.pt.trace.json.gz"

@@ -13,18 +13,18 @@ from torch import Tensor
 
 from adadf_dist.config.schema import RuntimeConfig
 from adadf_dist.data.batch import Batch
-from adadf_dist.data.build.writer import can_write
 from adadf_dist.data.dataset import Split
 from adadf_dist.distributed.world import World
 from adadf_dist.errors import UserError
 from adadf_dist.files.disk_space import retry_on_full_disk
-from adadf_dist.method.class_distributions import Commit
+from adadf_dist.files.outputs import os_errors_as_user_errors
+from adadf_dist.method.class_distributions import EpochDistributions
 from adadf_dist.method.losses import Losses
 from adadf_dist.method.model import Output
 
 ATTENTION, LOSS, CORRECT, SEEN = range(4)
 
-DRAWN_FACES = 0x66616365
+TRACKED_SAMPLES_STREAM = 0x66616365
 """Sets the generator that draws listed faces apart from the others that the seed feeds."""
 
 
@@ -41,7 +41,7 @@ class SampleHistory(NamedTuple):
     """[S], appearances."""
 
 
-class History:
+class SampleHistoryRecorder:
     """Collects on the device during an epoch and writes one file at its end."""
 
     def __init__(
@@ -51,14 +51,14 @@ class History:
         which a run that goes on knows that it is the same."""
         self.world = world
         self.digest = torch.tensor(list(digest.encode()), dtype=torch.uint8)
-        self.listed = list(listed)
+        self.tracked = list(listed)
         self._sums = torch.zeros(num_samples, 4, device=world.device)
-        self._distributions = torch.zeros(len(self.listed), 3, num_classes, device=world.device)
+        self._distributions = torch.zeros(len(self.tracked), 3, num_classes, device=world.device)
         self._row = torch.full((num_samples,), -1, dtype=torch.int64, device=world.device)
-        self._row[torch.tensor(self.listed, dtype=torch.int64)] = torch.arange(len(self.listed), device=world.device)
+        self._row[torch.tensor(self.tracked, dtype=torch.int64)] = torch.arange(len(self.tracked), device=world.device)
 
     @torch.no_grad()
-    def observe(self, batch: Batch, output: Output, losses: Losses, share: float = 1.0) -> None:
+    def update(self, batch: Batch, output: Output, losses: Losses, share: float = 1.0) -> None:
         """Add a rank's rows, each `share` of a face. Stays on the device."""
         correct = output.target_logits.argmax(dim=1) == batch.labels
         rows = share * torch.stack(
@@ -70,9 +70,9 @@ class History:
             ],
             dim=1,
         )
-        self._sums.index_add_(0, batch.samples, rows.to(self._sums.dtype))
-        if self.listed:
-            self._observe_listed(batch.samples, output, losses, share)
+        self._sums.index_add_(0, batch.sample_ids, rows.to(self._sums.dtype))
+        if self.tracked:
+            self._observe_listed(batch.sample_ids, output, losses, share)
 
     def _observe_listed(self, samples: Tensor, output: Output, losses: Losses, share: float) -> None:
         distributions = share * torch.stack(
@@ -88,7 +88,9 @@ class History:
         weight = (rows >= 0).to(distributions.dtype).view(-1, 1, 1)
         self._distributions.index_add_(0, rows.clamp_min(0), distributions * weight)
 
-    def finish_epoch(self, run_folder: str, epoch: int, commit: Commit, timeout_s: float = 0.0) -> SampleHistory:
+    def finish_epoch(
+        self, run_folder: str, epoch: int, commit: EpochDistributions, timeout_s: float = 0.0
+    ) -> SampleHistory:
         """Sum over ranks, write `history/epoch-NNNN.npz` (rank 0) and start anew. A collective.
 
         A full disk is waited for, as `retry_on_full_disk` does with the time limit of the ranks.
@@ -96,8 +98,8 @@ class History:
         The file holds the sample history (float16), the class distributions of the epoch (eq 4 to 7) and, for
         listed faces, auxiliary, fused and target distributions [L, 3, C].
         """
-        sums = self.world.sum_(self._sums.clone()).cpu().numpy()
-        listed = self.world.sum_(self._distributions.clone()).cpu().numpy()
+        sums = self.world.all_reduce_sum_(self._sums.clone()).cpu().numpy()
+        listed = self.world.all_reduce_sum_(self._distributions.clone()).cpu().numpy()
         self._sums.zero_()
         self._distributions.zero_()
         seen = np.rint(sums[:, SEEN]).astype(np.int64)
@@ -105,7 +107,7 @@ class History:
         history = SampleHistory(means[:, ATTENTION], means[:, LOSS], means[:, CORRECT], seen)
         if self.world.is_main:
             path = Path(run_folder) / "history" / f"epoch-{epoch:04d}.npz"
-            appearances = np.maximum(seen[self.listed], 1).reshape(-1, 1, 1)
+            appearances = np.maximum(seen[self.tracked], 1).reshape(-1, 1, 1)
             arrays = {
                 "attention": history.attention.astype(np.float16),
                 "loss": history.loss.astype(np.float16),
@@ -115,18 +117,18 @@ class History:
                 "class_counts": commit.counts.numpy(),
                 "class_threshold_met": commit.threshold_met.numpy(),
                 "class_distributions": commit.distributions.numpy(),
-                "listed": np.array(self.listed, dtype=np.int64),
+                "listed": np.array(self.tracked, dtype=np.int64),
                 "listed_distributions": listed / appearances,
             }
-            retry_on_full_disk(lambda: write_arrays(path, arrays), timeout_s, self.world.pulse.wait_for_disk)
+            retry_on_full_disk(lambda: write_arrays(path, arrays), timeout_s, self.world.heartbeat.wait_for_disk)
         return history
 
     def state_dict(self) -> dict[str, Tensor]:
         """The epoch so far, over all ranks. A collective."""
         return {
             "digest": self.digest,
-            "sums": self.world.sum_(self._sums.clone()).cpu(),
-            "distributions": self.world.sum_(self._distributions.clone()).cpu(),
+            "sums": self.world.all_reduce_sum_(self._sums.clone()).cpu(),
+            "distributions": self.world.all_reduce_sum_(self._distributions.clone()).cpu(),
         }
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
@@ -151,7 +153,7 @@ def write_arrays(path: Path, arrays: Mapping[str, NDArray[Any]]) -> None:
     """Whole or not at all. Raises `UserError`, `DiskFullError` where there is no room."""
     partial = path.with_suffix(".partial.npz")
     try:
-        with can_write(path):
+        with os_errors_as_user_errors(path):
             path.parent.mkdir(exist_ok=True)
             np.savez_compressed(partial, allow_pickle=False, **arrays)
             partial.replace(path)
@@ -160,7 +162,7 @@ def write_arrays(path: Path, arrays: Mapping[str, NDArray[Any]]) -> None:
         raise
 
 
-def find_listed(split: Split, config: RuntimeConfig, seed: int) -> list[int]:
+def select_tracked_samples(split: Split, config: RuntimeConfig, seed: int) -> list[int]:
     """Sample numbers of the faces whose distributions are kept: those of `runtime.history_samples`, and
     `runtime.history_faces` more, half of them (where there are votes) the ones that annotators disagree on most.
 
@@ -173,13 +175,13 @@ def find_listed(split: Split, config: RuntimeConfig, seed: int) -> list[int]:
             if key not in places:
                 raise UserError(f"runtime.history_samples: no training face has the key {key}")
             listed.append(places[key])
-    drawn = np.random.default_rng((seed, DRAWN_FACES)).permutation(len(split)).tolist()
-    disputed = [] if split.votes is None else most_disputed(split.votes, config.history_faces // 2)
+    drawn = np.random.default_rng((seed, TRACKED_SAMPLES_STREAM)).permutation(len(split)).tolist()
+    disputed = [] if split.votes is None else most_ambiguous(split.votes, config.history_faces // 2)
     more = [number for number in dict.fromkeys([*disputed, *drawn]) if number not in set(listed)]
     return listed + more[: config.history_faces]
 
 
-def most_disputed(votes: NDArray[np.float32], most: int) -> list[int]:
+def most_ambiguous(votes: NDArray[np.float32], most: int) -> list[int]:
     """Numbers of the faces whose votes [S, C] have the highest entropy; ties go to the earlier face."""
     shares = votes / np.maximum(votes.sum(axis=1, keepdims=True), 1)
     entropy = -(shares * np.log(np.where(shares > 0, shares, 1))).sum(axis=1)

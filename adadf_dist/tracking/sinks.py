@@ -9,30 +9,30 @@ from pathlib import Path
 import torch
 
 from adadf_dist.config.schema import Config
-from adadf_dist.tracking.async_tracker import Background
-from adadf_dist.tracking.profiler import Trace
-from adadf_dist.tracking.tensorboard import Board
+from adadf_dist.tracking.async_tracker import AsyncTracker
+from adadf_dist.tracking.profiler import StepProfiler
+from adadf_dist.tracking.tensorboard import TensorBoardSink
 
 
-class Boards:
+class MetricSinks:
     """All of them at once, where they are started: on rank 0."""
 
     def __init__(self, config: Config) -> None:
         self._config = config
         self._folder = Path(config.out)
-        self._trackers: list[Background] = []
-        self._all: list[Board | Background] = []
-        self._trace: Trace | None = None
+        self._trackers: list[AsyncTracker] = []
+        self._all: list[TensorBoardSink | AsyncTracker] = []
+        self._trace: StepProfiler | None = None
 
     def start(self, step: int, device: torch.device) -> None:
         """`step`: finished steps of the run so far."""
         runtime = self._config.runtime
-        self._trackers = [Background(name, self._config) for name in runtime.loggers]
+        self._trackers = [AsyncTracker(name, self._config) for name in runtime.loggers]
         self._all = [*self._trackers]
         if runtime.tensorboard:
-            self._all.append(Board(self._folder / "tensorboard", purge_step=step))
+            self._all.append(TensorBoardSink(self._folder / "tensorboard", purge_step=step))
         if runtime.profile:
-            self._trace = Trace(self._folder / "trace", runtime.profile, step, device)
+            self._trace = StepProfiler(self._folder / "trace", runtime.profile, step, device)
 
     def add(self, section: str, values: Mapping[str, float], step: int) -> None:
         for board in self._all:
@@ -47,7 +47,7 @@ class Boards:
         if self._trace is not None:
             self._trace.step()
 
-    def state(self, state: str) -> None:
+    def set_status(self, state: str) -> None:
         """What `status.json` says now; of a `finished` run the result is written."""
         for tracker in self._trackers:
             tracker.state = state

@@ -8,47 +8,47 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from adadf_dist.errors import one_line
+from adadf_dist.errors import single_line
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
 
 
-class Board:
+class TensorBoardSink:
     """Scalars of a run, until the disk refuses one."""
 
     def __init__(self, folder: Path, purge_step: int) -> None:
         self._folder = folder
         self._writer: SummaryWriter | None = None
-        with self._tolerant():
+        with self._ignore_disk_errors():
             from torch.utils.tensorboard import SummaryWriter  # slow to import: only where it is used
 
             self._writer = SummaryWriter(str(folder), purge_step=purge_step)
 
     def add(self, section: str, values: Mapping[str, float], step: int) -> None:
         for name, value in values.items():
-            with self._tolerant():
+            with self._ignore_disk_errors():
                 if self._writer is not None:
                     self._writer.add_scalar(f"{section}/{name}", value, step)
 
     def flush(self) -> None:
-        with self._tolerant():
+        with self._ignore_disk_errors():
             if self._writer is not None:
                 self._writer.flush()
 
     def close(self) -> None:
-        with self._tolerant():
+        with self._ignore_disk_errors():
             if self._writer is not None:
                 self._writer.close()
 
     @contextmanager
-    def _tolerant(self) -> Iterator[None]:
+    def _ignore_disk_errors(self) -> Iterator[None]:
         try:
             yield
         except OSError as error:
             self._lose(f"{self._folder}: {error.strerror or error}; no more TensorBoard events for now")
         except Exception as error:  # a broken installation
-            reason = one_line(error) or type(error).__name__
+            reason = single_line(error) or type(error).__name__
             self._lose(
                 f"TensorBoard does not work here ({reason}); training continues without it: repair it, or set "
                 "runtime.tensorboard = false"

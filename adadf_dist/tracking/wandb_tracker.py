@@ -43,7 +43,7 @@ class Tracker:
         named = {f"{section}/{name}": value for name, value in values.items()}
         self._run.log({**named, f"{section}/step": step})
 
-    def finish(self, result: Mapping[str, Any]) -> None:
+    def log_result(self, result: Mapping[str, Any]) -> None:
         self._run.summary.update({"result": dict(result)})
 
     def close(self, state: str) -> None:

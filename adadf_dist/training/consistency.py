@@ -29,93 +29,93 @@ from adadf_dist.data.identity import digest_files
 from adadf_dist.data.manifest import MANIFEST
 from adadf_dist.data.remote.cache import streamed_splits
 from adadf_dist.data.remote.client import is_remote, local_path
-from adadf_dist.distributed.world import World, local_rank_in_environment, nodes_in_environment
+from adadf_dist.distributed.world import World, local_rank_from_env, num_nodes_from_env
 from adadf_dist.errors import UserError
 
 T = TypeVar("T")
 
-APPEARS_WITHIN_S = 6.0
+SHARED_FS_TIMEOUT_S = 6.0
 """A shared file system may show a new file to other nodes with a delay (NFS remembers attributes for 3 s or more)."""
 
-OWN_TO_A_NODE = ("out", "data.shards", "data.cache")
+NODE_LOCAL_KEYS = ("out", "data.shards", "data.cache")
 """Keys that may differ: one folder can have other names on other nodes."""
 
-FILES = INPUT_FILES
+FILE_KEYS = INPUT_FILES
 """What is in the files that these keys name must be the same too."""
 
-PACKAGES = ("torchvision", "numpy", "nvidia-dali-cuda120", "deepspeed", "timm")
+CHECKED_PACKAGES = ("torchvision", "numpy", "nvidia-dali-cuda120", "deepspeed", "timm")
 """That, beside torch, decide what a step computes."""
 
-PLACES_NAMED = 3
+MAX_NODES_LISTED = 3
 """Of the nodes that something is said about; the rest are counted."""
 
 
-def agree(config: Config, world: World) -> None:
+def check_consistency(config: Config, world: World) -> None:
     """Raise `UserError`, on every rank, unless all nodes hold the same code, settings and run folder. A collective."""
     if world.size == 1:
         return
-    problem = unlike_installations(world) or unlike_settings(config, world)
-    if not problem and config.out and nodes_in_environment() > 1:
-        problem = unshared_folder(Path(config.out), world)
+    problem = find_version_mismatch(world) or find_config_mismatch(config, world)
+    if not problem and config.out and num_nodes_from_env() > 1:
+        problem = find_unshared_run_dir(Path(config.out), world)
     if problem:
         raise UserError(problem)
 
 
-def place_of(world: World) -> str:
+def rank_label(world: World) -> str:
     """This rank, as people look for it."""
     return f"{socket.gethostname()} (rank {world.rank})"
 
 
-def at_nodes(world: World, look: Callable[[], T]) -> dict[str, T]:
+def gather_per_node(world: World, look: Callable[[], T]) -> dict[str, T]:
     """What `look` gives on each node's first rank, by its place, `HOST (rank R)`, in order of rank. A collective.
 
     Plain Python data only: nodes with other versions must be able to read it.
     """
     report = None
-    if local_rank_in_environment() == 0:
-        report = (place_of(world), look())
-    return dict(found for found in world.collect(report) if found is not None)
+    if local_rank_from_env() == 0:
+        report = (rank_label(world), look())
+    return dict(found for found in world.all_gather_object(report) if found is not None)
 
 
-def unlike_installations(world: World) -> str:
+def find_version_mismatch(world: World) -> str:
     """The line for the user when nodes run other versions of what matters; empty when they do not. A collective."""
-    return describe_unlike(
-        at_nodes(world, installation),
+    return describe_mismatch(
+        gather_per_node(world, installed_versions),
         "{name} is {values}: all nodes must run the same code; install the same versions and checkout on each",
     )
 
 
-def unlike_settings(config: Config, world: World) -> str:
+def find_config_mismatch(config: Config, world: World) -> str:
     """The line for the user when a key of the configuration is not the same everywhere; else empty. A collective."""
-    settings = {key: value for key, value in flatten(to_dict(config)) if key not in OWN_TO_A_NODE}
-    settings["data.shards"] = kind_of_shards(config.data.shards)  # what is looked at next, together, depends on it
-    return describe_unlike(
-        at_nodes(world, lambda: {**settings, **file_digests(settings)}),
+    settings = {key: value for key, value in flatten(to_dict(config)) if key not in NODE_LOCAL_KEYS}
+    settings["data.shards"] = shards_location(config.data.shards)  # what is looked at next, together, depends on it
+    return describe_mismatch(
+        gather_per_node(world, lambda: {**settings, **hash_config_files(settings)}),
         "{name} is {values}: start every node with the same command and files",
     )
 
 
-def kind_of_shards(shards: str) -> str:
+def shards_location(shards: str) -> str:
     return shards if is_remote(shards) else "a local folder" if shards else "empty"
 
 
-def file_digests(settings: Mapping[str, object]) -> dict[str, str]:
+def hash_config_files(settings: Mapping[str, object]) -> dict[str, str]:
     """Of the files that keys name; a file that cannot be read is told later, by whoever wants it."""
     return {f"the digest of {key}": digest[:12] for key, digest in digest_files(settings).items()}
 
 
-def installation() -> dict[str, str]:
+def installed_versions() -> dict[str, str]:
     """What must be the same on every node, by name."""
     return {
         "adadf_dist": adadf_dist.__version__,
-        "the digest of adadf_dist's source files": source_digest(),
+        "the digest of adadf_dist's source files": source_hash(),
         "torch": torch.__version__,
-        **{package: version_of(package) for package in PACKAGES},
+        **{package: package_version(package) for package in CHECKED_PACKAGES},
         "python": platform.python_version(),
     }
 
 
-def version_of(package: str) -> str:
+def package_version(package: str) -> str:
     try:
         return metadata.version(package)
     except metadata.PackageNotFoundError:
@@ -123,7 +123,7 @@ def version_of(package: str) -> str:
 
 
 @cache
-def source_digest(folder: Path = Path(adadf_dist.__file__).parent) -> str:
+def source_hash(folder: Path = Path(adadf_dist.__file__).parent) -> str:
     """First 12 digits of the SHA-256 of the package's source files: other checkouts of one version differ in it."""
     digest = hashlib.sha256()
     for path in sorted(path.relative_to(folder) for path in folder.rglob("*.py")):
@@ -132,7 +132,7 @@ def source_digest(folder: Path = Path(adadf_dist.__file__).parent) -> str:
     return digest.hexdigest()[:12]
 
 
-def describe_unlike(known: Mapping[str, Mapping[str, Any]], line: str) -> str:
+def describe_mismatch(known: Mapping[str, Mapping[str, Any]], line: str) -> str:
     """`line` with the first name whose value is not the same at every place, and who has which; empty: none is."""
     for name in dict.fromkeys(name for values in known.values() for name in values):
         held: dict[str, list[str]] = {}
@@ -140,17 +140,17 @@ def describe_unlike(known: Mapping[str, Mapping[str, Any]], line: str) -> str:
             held.setdefault(str(values.get(name, "unknown")), []).append(place)
         if len(held) > 1:
             return line.format(
-                name=name, values=" and ".join(f"{value} on {name_places(places)}" for value, places in held.items())
+                name=name, values=" and ".join(f"{value} on {format_nodes(places)}" for value, places in held.items())
             )
     return ""
 
 
-def name_places(places: Sequence[str]) -> str:
-    more = len(places) - PLACES_NAMED
-    return ", ".join(places[:PLACES_NAMED]) + (f" and {more} more" if more > 0 else "")
+def format_nodes(places: Sequence[str]) -> str:
+    more = len(places) - MAX_NODES_LISTED
+    return ", ".join(places[:MAX_NODES_LISTED]) + (f" and {more} more" if more > 0 else "")
 
 
-def unshared_folder(folder: Path, world: World) -> str:
+def find_unshared_run_dir(folder: Path, world: World) -> str:
     """The line for the user when what rank 0 writes into the run folder does not show on every node; else empty.
 
     A collective. The folder is made; the file that is looked for is gone afterwards.
@@ -159,26 +159,26 @@ def unshared_folder(folder: Path, world: World) -> str:
         token, problem = "", ""
         if world.is_main:
             try:
-                token = stack.enter_context(planted(folder)).name
+                token = stack.enter_context(marker_file(folder)).name
             except OSError as error:
                 problem = f"out: {folder} cannot be written ({error.strerror}); give another --out"
-        token, problem = world.share((token, problem))  # type: ignore[misc]
+        token, problem = world.broadcast_object((token, problem))  # type: ignore[misc]
         if problem:
             return problem
-        seen = at_nodes(world, lambda: (appears(folder / token), str(folder.absolute())))
+        seen = gather_per_node(world, lambda: (wait_until_visible(folder / token), str(folder.absolute())))
     writer = next(iter(seen))
     blind = [f"{place} in {path}" for place, (found, path) in seen.items() if not found]
     if not blind:
         return ""
     return (
         f"out: {folder} is not one folder: what {writer} writes into {seen[writer][1]} does not show on "
-        f"{name_places(blind)}; give --out a folder that all nodes share, from which each reads the checkpoint when "
+        f"{format_nodes(blind)}; give --out a folder that all nodes share, from which each reads the checkpoint when "
         "the run goes on"
     )
 
 
 @contextmanager
-def planted(folder: Path) -> Iterator[Path]:
+def marker_file(folder: Path) -> Iterator[Path]:
     """A small file in `folder`, which is made where it is missing. Raises `OSError`."""
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f".seen-by-all-{secrets.token_hex(8)}"
@@ -189,17 +189,17 @@ def planted(folder: Path) -> Iterator[Path]:
         path.unlink(missing_ok=True)
 
 
-def appears(path: Path) -> bool:
-    """Whether a file shows within `APPEARS_WITHIN_S`."""
-    until = time.monotonic() + APPEARS_WITHIN_S
-    while not exists(path):
+def wait_until_visible(path: Path) -> bool:
+    """Whether a file shows within `SHARED_FS_TIMEOUT_S`."""
+    until = time.monotonic() + SHARED_FS_TIMEOUT_S
+    while not path_exists(path):
         if time.monotonic() > until:
             return False
         time.sleep(0.1)
     return True
 
 
-def exists(path: Path) -> bool:
+def path_exists(path: Path) -> bool:
     """A folder that answers with an error (a stale mount, no permission) does not show the file."""
     try:
         return path.exists()
@@ -207,29 +207,29 @@ def exists(path: Path) -> bool:
         return False
 
 
-def unlike_shards(data: DataConfig, world: World) -> str:
+def find_shards_mismatch(data: DataConfig, world: World) -> str:
     """The line for the user when a node cannot read `data.shards`, a local folder, or has another one; else empty.
 
     A collective.
     """
-    found = at_nodes(world, lambda: look_at_shards(data))
+    found = gather_per_node(world, lambda: probe_shards(data))
     problems = {place: problem for place, (problem, _) in found.items() if problem}
     if len(problems) == len(found):
         return next(iter(problems.values()))
     if problems:
         problem = next(iter(problems.values()))
-        well = name_places([place for place in found if place not in problems])
+        well = format_nodes([place for place in found if place not in problems])
         return (
-            f"data.shards on {name_places(list(problems))}: {problem}; it can be read on {well}: copy the dataset to "
+            f"data.shards on {format_nodes(list(problems))}: {problem}; it can be read on {well}: copy the dataset to "
             "every node, or name a folder that all nodes share"
         )
-    return describe_unlike(
+    return describe_mismatch(
         {place: {MANIFEST: digest} for place, (_, digest) in found.items()},
         "data.shards: the digest of {name} is {values}: copy the same dataset to every node",
     )
 
 
-def look_at_shards(data: DataConfig) -> tuple[str, str]:
+def probe_shards(data: DataConfig) -> tuple[str, str]:
     """(problem or empty, digest of dataset.json) of the dataset folder on this node."""
     folder = local_path(data.shards)
     try:

@@ -13,9 +13,17 @@ from adadf_dist.data.dataset import Split
 from adadf_dist.distributed.world import World
 from adadf_dist.method.model import Output
 from adadf_dist.metrics.classification import Metrics
-from adadf_dist.metrics.evaluator import Totals, count, mean_of_crops
-from adadf_dist.metrics.predictions import Answers, Floats, Rows, both_branches, gather_answers, gather_rows, mean_rows
-from adadf_dist.tracking.artifacts import featured
+from adadf_dist.metrics.evaluator import MetricAccumulator, count, mean_of_crops
+from adadf_dist.metrics.predictions import (
+    FloatArray,
+    Predictions,
+    Rows,
+    both_branches,
+    gather_answers,
+    gather_outputs,
+    mean_rows,
+)
+from adadf_dist.tracking.artifacts import feature_subset
 
 
 class Network(Protocol):
@@ -26,21 +34,21 @@ class SplitPass(NamedTuple):
     """This rank's part of a pass over all samples of a split; the methods are collectives that put it together."""
 
     split: Split
-    totals: Totals
+    totals: MetricAccumulator
     predictions: list[Rows]
     features: list[Rows]
-    """Of the samples `featured` names."""
+    """Of the samples `feature_subset` names."""
 
     def metrics(self) -> Metrics:
-        return self.totals.metrics(self.split)
+        return self.totals.compute(self.split)
 
-    def answers(self) -> Answers:
+    def answers(self) -> Predictions:
         return gather_answers(self.predictions, len(self.split), self.totals.world)
 
-    def featured(self) -> Floats:
+    def featured(self) -> FloatArray:
         """[M, F] float32, before the classifier of the target branch."""
         samples = len(self.split)
-        return gather_rows(self.features, samples, self.totals.world, featured(samples))
+        return gather_outputs(self.features, samples, self.totals.world, feature_subset(samples))
 
 
 def pass_over(network: Network, batches: Iterable[Batch], split: Split, world: World) -> SplitPass:
@@ -48,10 +56,10 @@ def pass_over(network: Network, batches: Iterable[Batch], split: Split, world: W
     predictions: list[Rows] = []
     features: list[Rows] = []
     chosen = torch.zeros(len(split), dtype=torch.bool, device=world.device)
-    chosen[torch.from_numpy(featured(len(split))).to(world.device)] = True
+    chosen[torch.from_numpy(feature_subset(len(split))).to(world.device)] = True
 
     def predict(batch: Batch) -> Tensor:
-        output, found = network.infer_with_features(batch.rows().images)
+        output, found = network.infer_with_features(batch.flatten_crops().images)
         predictions.append(both_branches(output, batch))
         samples, values = mean_rows(found, batch)
         wanted = chosen[samples]

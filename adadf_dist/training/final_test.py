@@ -7,18 +7,18 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from adadf_dist.checkpoint.manager import Checkpoints
+from adadf_dist.checkpoint.manager import CheckpointManager
 from adadf_dist.checkpoint.storage import read_checkpoint
-from adadf_dist.data.datamodule import Data
+from adadf_dist.data.datamodule import DataModule
 from adadf_dist.data.identity import DataRecord
 from adadf_dist.distributed.world import World
 from adadf_dist.engine.ddp import Engine
-from adadf_dist.errors import UserError, one_line
+from adadf_dist.errors import UserError, single_line
 from adadf_dist.files.atomic import write_json
 from adadf_dist.metrics.evaluator import evaluate
 from adadf_dist.report.api import PAGE, report
-from adadf_dist.tracking.artifacts import record_answers
-from adadf_dist.tracking.logger import Log
+from adadf_dist.tracking.artifacts import save_predictions
+from adadf_dist.tracking.logger import RunLogger
 from adadf_dist.training.evaluation_pass import SplitPass, pass_over
 
 
@@ -37,8 +37,13 @@ class Result(NamedTuple):
     """Under `evaluation.protocol = published` alone: the best epoch on test and its accuracy there."""
 
 
-def finish(
-    engine: Engine, data: Data, log: Log, checkpoints: Checkpoints, world: World, last: Mapping[str, SplitPass]
+def finalize_run(
+    engine: Engine,
+    data: DataModule,
+    log: RunLogger,
+    checkpoints: CheckpointManager,
+    world: World,
+    last: Mapping[str, SplitPass],
 ) -> Result:
     """Test the last and the selected model, once, and write their predictions and `result.json`. A collective.
 
@@ -47,25 +52,27 @@ def finish(
     """
     path = Path(log.config.out) / "result.json"
     progress = checkpoints.progress
-    kept = world.share(read_result(path) if world.is_main else None)
+    kept = world.broadcast_object(read_result(path) if world.is_main else None)
     wanted = log.config.evaluation.test and data.test_split is not None
     if isinstance(kept, dict) and kept["epochs"] == progress.epoch and (kept["test"] or not wanted):
         result = Result(**{name: kept[name] for name in Result._fields})
-        log.say(f"this run was finished before; its result, from {path}:")
+        log.info(f"this run was finished before; its result, from {path}:")
     else:
-        result = measure(engine, data, checkpoints, world, dict(last))
+        result = run_final_test(engine, data, checkpoints, world, dict(last))
         if world.is_main:
             write_json(path, {"epochs": progress.epoch, **result._asdict()})
     log.status("finished", progress)
-    for line in (*describe(result, progress.epoch), *other_data_of(checkpoints)):
-        log.say(line)
-    log.say(f"run folder: {log.config.out}")
+    for line in (*format_result(result, progress.epoch), *other_data_of(checkpoints)):
+        log.info(line)
+    log.info(f"run folder: {log.config.out}")
     if log.config.evaluation.report and world.is_main:
-        draw_report(log)
+        write_report(log)
     return result
 
 
-def measure(engine: Engine, data: Data, checkpoints: Checkpoints, world: World, passes: dict[str, SplitPass]) -> Result:
+def run_final_test(
+    engine: Engine, data: DataModule, checkpoints: CheckpointManager, world: World, passes: dict[str, SplitPass]
+) -> Result:
     """Test the last and the selected weights, and write what the selected ones predict. A collective.
 
     `passes` of the last weights, by split: those that are there already.
@@ -76,12 +83,12 @@ def measure(engine: Engine, data: Data, checkpoints: Checkpoints, world: World, 
     if progress.best_epoch != progress.epoch:
         if test is not None:
             known = passes.get(test.name)
-            last = (evaluate(engine, data.test(), test, world) if known is None else known.metrics()).to_dict()
-        load_selected(engine, checkpoints)
+            last = (evaluate(engine, data.test_batches(), test, world) if known is None else known.metrics()).to_dict()
+        load_selected_weights(engine, checkpoints)
         passes = {}
     for split in (data.validation_split, test):
         if split is not None and split.name not in passes:
-            passes[split.name] = pass_over(engine, data.evaluation(split), split, world)
+            passes[split.name] = pass_over(engine, data.eval_batches(split), split, world)
     selected = {} if test is None else passes[test.name].metrics().to_dict()
     keep_answers(Path(config.out), [passes[split.name] for split in (data.validation_split, test) if split], world)
     best_on_test: dict[str, Any] = {}
@@ -96,35 +103,35 @@ def keep_answers(folder: Path, passes: Sequence[SplitPass], world: World) -> Non
     for done in passes:
         answers, features = done.answers(), done.featured()
         if world.is_main:
-            record_answers(folder, done.split, answers, features)
+            save_predictions(folder, done.split, answers, features)
 
 
-def other_data_of(checkpoints: Checkpoints) -> list[str]:
+def other_data_of(checkpoints: CheckpointManager) -> list[str]:
     """A line for each dataset that the run was trained on before it was resumed on another, which the user allowed."""
     record = checkpoints.parts.get("data")
     earlier = record.earlier if isinstance(record, DataRecord) else []
     return [f"warning: trained on {source.shards} before it was resumed on other data" for source in earlier]
 
 
-def draw_report(log: Log) -> None:
+def write_report(log: RunLogger) -> None:
     """A convenience: whatever it trips over is told, and the run is finished all the same."""
     page = log.folder / PAGE
-    log.world.pulse.beat("drawing the report")
-    log.say("drawing the report ...")
+    log.world.heartbeat.beat("drawing the report")
+    log.info("drawing the report ...")
     try:
         report([log.folder], page)
     except Exception as error:
         again = f"python -m adadf_dist.report {log.folder}"
-        log.say(f"warning: no report ({type(error).__name__}: {one_line(error)}); {again} tries again")
+        log.info(f"warning: no report ({type(error).__name__}: {single_line(error)}); {again} tries again")
     else:
-        log.say(f"report: {page}")
+        log.info(f"report: {page}")
 
 
-def load_selected(engine: Engine, checkpoints: Checkpoints) -> None:
+def load_selected_weights(engine: Engine, checkpoints: CheckpointManager) -> None:
     """A collective. Raises `UserError` when `selected.pt` is of another epoch."""
-    kept = read_checkpoint(checkpoints.selected)
+    kept = read_checkpoint(checkpoints.selected_path)
     if kept["progress"]["epoch"] != checkpoints.progress.best_epoch:
-        raise UserError(f"{checkpoints.selected}: is not of the selected epoch {checkpoints.progress.best_epoch}")
+        raise UserError(f"{checkpoints.selected_path}: is not of the selected epoch {checkpoints.progress.best_epoch}")
     engine.load_state_dict(kept["engine"])
 
 
@@ -135,7 +142,7 @@ def read_result(path: Path) -> dict[str, object] | None:
     return result
 
 
-def describe(result: Result, epochs: int) -> list[str]:
+def format_result(result: Result, epochs: int) -> list[str]:
     """Lines to print; `epochs`: of the run. One line for the test where the last epoch is the selected one."""
     lines = [f"selected: epoch {result.selected_epoch}, validation accuracy {result.validation_accuracy:.2%}"]
     tested = {"selected": result.test, "last": result.last_test}

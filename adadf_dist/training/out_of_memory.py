@@ -11,13 +11,13 @@ import torch
 from adadf_dist.config.schema import Config
 from adadf_dist.data.workers.process import DeadWorkerError
 from adadf_dist.distributed.world import World
-from adadf_dist.errors import UserError, one_line
+from adadf_dist.errors import UserError, single_line
 
-SIGNS = ("out of memory", "can't allocate memory", "CUBLAS_STATUS_ALLOC_FAILED", "CUDNN_STATUS_ALLOC_FAILED")
+OOM_MESSAGES = ("out of memory", "can't allocate memory", "CUBLAS_STATUS_ALLOC_FAILED", "CUDNN_STATUS_ALLOC_FAILED")
 
 
 @contextmanager
-def memory_told(config: Config, world: World) -> Iterator[None]:
+def report_out_of_memory(config: Config, world: World) -> Iterator[None]:
     """Turn running out of memory, on a GPU or a CPU, into a `UserError`."""
     try:
         yield
@@ -26,25 +26,25 @@ def memory_told(config: Config, world: World) -> Iterator[None]:
     except (RuntimeError, MemoryError, OSError) as error:  # torch.OutOfMemoryError is a RuntimeError
         if not out_of_memory(error):
             raise
-        raise UserError(describe(config, world, error)) from None
+        raise UserError(describe_oom(config, world, error)) from None
 
 
 def out_of_memory(error: BaseException) -> bool:
     if isinstance(error, OSError):
         return error.errno == errno.ENOMEM
-    return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or any(sign in str(error) for sign in SIGNS)
+    return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or any(sign in str(error) for sign in OOM_MESSAGES)
 
 
-def describe(config: Config, world: World, error: BaseException) -> str:
+def describe_oom(config: Config, world: World, error: BaseException) -> str:
     """What was too much, and what to lower: first what goes on with this run, then what begins another."""
     rows = -(-config.batch_size // world.size)
     crops = " of 10 crops" if config.data.ten_crop else ""
     lower = ["lower batch_size", "lower data.image_size"]
     if config.runtime.precision == "fp32":
         lower.insert(1, "set runtime.precision = bf16")
-    said = one_line(error)
+    said = single_line(error)
     return (
-        f"out of memory on rank {world.rank} ({world.device}), {world.pulse.last.doing}: "
+        f"out of memory on rank {world.rank} ({world.device}), {world.heartbeat.last.doing}: "
         f"batch_size {config.batch_size} over {world.size} ranks is {rows} faces{crops} a rank, "
         f"data.image_size {config.data.image_size}, "
         f"model.backbone {config.model.backbone}, runtime.precision {config.runtime.precision}; start more ranks, "

@@ -12,23 +12,23 @@ from threading import Event
 
 from adadf_dist.config.load import override, with_absolute_paths
 from adadf_dist.config.schema import Config
-from adadf_dist.data.datamodule import Data, dali_problem
-from adadf_dist.data.loaders.streaming import LIMITS
-from adadf_dist.data.remote.cache import entry_folder, local_folder
+from adadf_dist.data.datamodule import DataModule, dali_unavailable_reason
+from adadf_dist.data.loaders.streaming import STREAMING_LIMITATIONS
+from adadf_dist.data.remote.cache import ensure_cached, entry_folder
 from adadf_dist.data.remote.client import is_remote, local_path
-from adadf_dist.data.synthetic.dataset import build_embedded
-from adadf_dist.distributed.world import World, check_batch_size, local_rank_in_environment
+from adadf_dist.data.synthetic.dataset import build_synthetic_dataset
+from adadf_dist.distributed.world import World, check_batch_size, local_rank_from_env
 from adadf_dist.engine.base import resolve_precision
 from adadf_dist.engine.ddp import Engine, check_engine
 from adadf_dist.errors import UserError
 from adadf_dist.tracking.async_tracker import check_trackers
-from adadf_dist.training.consistency import unlike_shards
+from adadf_dist.training.consistency import find_shards_mismatch
 
 POLL_S = 0.5
 """Seconds between two looks of all ranks at whether the shards are fetched."""
 
 
-def resolve(config: Config, world: World) -> Config:
+def prepare_config(config: Config, world: World) -> Config:
     """Settle every `auto`, make paths absolute, and draw the embedded faces where they are missing. A collective.
 
     Raises `UserError` for what no step could be run with.
@@ -39,11 +39,11 @@ def resolve(config: Config, world: World) -> Config:
     if not config.data.shards:
         raise UserError("data.shards is empty: give the folder that `python -m shards.build` wrote")
     config = with_absolute_paths(config)
-    draw_missing_faces(config, world)
-    return settle(config, world)
+    generate_synthetic_dataset(config, world)
+    return resolve_auto(config, world)
 
 
-def settle(config: Config, world: World) -> Config:
+def resolve_auto(config: Config, world: World) -> Config:
     """Replace every `auto` by what it means on this machine. A collective: the answer is rank 0's.
 
     Raises `UserError` for an engine or a tracker that cannot be had here.
@@ -54,7 +54,7 @@ def settle(config: Config, world: World) -> Config:
         "data.loader": resolve_loader(config, world),
         "runtime.precision": resolve_precision(config, world.device),
     }
-    return override(config, world.share(settled))  # type: ignore[arg-type]
+    return override(config, world.broadcast_object(settled))  # type: ignore[arg-type]
 
 
 def resolve_loader(config: Config, world: World) -> str:
@@ -63,27 +63,27 @@ def resolve_loader(config: Config, world: World) -> str:
         return config.data.loader
     if config.data.access == "stream":
         return "torch"
-    problem = dali_problem() if world.is_main else ""
+    problem = dali_unavailable_reason() if world.is_main else ""
     if problem:
         print(f"data.loader is torch: DALI would be faster, but {problem}", file=sys.stderr, flush=True)
     return "torch" if problem else "dali"
 
 
-def draw_missing_faces(config: Config, world: World) -> None:
+def generate_synthetic_dataset(config: Config, world: World) -> None:
     """Rank 0 draws `data.embedded_faces` into `data.shards`; the others wait."""
     folder = local_path(config.data.shards)
     if not config.data.embedded_faces or is_remote(config.data.shards):
         return
-    if world.share(folder.exists()):  # rank 0's look: it may be there a moment later
+    if world.broadcast_object(folder.exists()):  # rank 0's look: it may be there a moment later
         return
     if world.is_main:
         train, validation, test = config.data.embedded_faces
-        build_embedded(folder, {"train": train, "validation": validation, "test": test}, workers=2)
+        build_synthetic_dataset(folder, {"train": train, "validation": validation, "test": test}, workers=2)
     world.barrier()
 
 
 @contextmanager
-def shards_at_hand(config: Config, world: World) -> Iterator[Path]:
+def local_shards(config: Config, world: World) -> Iterator[Path]:
     """`data.shards` as a folder of this node: what is remote is fetched by each node's first rank. A collective.
 
     A folder that one node lacks ends all. What is fetched is waited for, however long it takes: the others look each
@@ -91,31 +91,31 @@ def shards_at_hand(config: Config, world: World) -> Iterator[Path]:
     ends all. Raises `UserError`.
     """
     if not is_remote(config.data.shards):
-        if problem := unlike_shards(config.data, world):
+        if problem := find_shards_mismatch(config.data, world):
             raise UserError(problem)
         yield local_path(config.data.shards)
         return
     with ExitStack() as held, ThreadPoolExecutor(1) as thread:
         cancelled = Event()
         task: Future[Path] | None = None
-        if local_rank_in_environment() == 0:
-            task = thread.submit(held.enter_context, local_folder(config.data, world.is_main, cancelled))
+        if local_rank_from_env() == 0:
+            task = thread.submit(held.enter_context, ensure_cached(config.data, world.is_main, cancelled))
         try:
-            yield entry_folder(config.data, agree_on_entry(task, world))
+            yield entry_folder(config.data, wait_for_fetch(task, world))
         finally:
             cancelled.set()  # or the thread would be waited for, whatever ended us
 
 
-def agree_on_entry(task: Future[Path] | None, world: World) -> str:
+def wait_for_fetch(task: Future[Path] | None, world: World) -> str:
     """Wait for every node's fetch, and return the name of the entry that all of them found. A collective."""
     while True:
-        reports = [report for r in world.collect(report_fetch(task)) if isinstance(report := r, tuple)]
+        reports = [report for r in world.all_gather_object(poll_fetch(task)) if isinstance(report := r, tuple)]
         problem = next((text for text, _ in reports if text), "")
         if problem:
             if task is not None and task.done() and not isinstance(task.exception(), (UserError, type(None))):
                 task.result()
             raise UserError(problem)
-        if world.stop_agreed():
+        if world.should_stop():
             raise UserError("asked to stop while fetching shards; what was fetched is kept: start again to go on")
         if len(reports) == world.size:
             names = sorted({name for _, name in reports} - {""})
@@ -124,7 +124,7 @@ def agree_on_entry(task: Future[Path] | None, world: World) -> str:
             return str(names[0])
 
 
-def report_fetch(task: Future[Path] | None) -> tuple[str, str] | None:
+def poll_fetch(task: Future[Path] | None) -> tuple[str, str] | None:
     """(problem, name of the entry) of a fetch that is over, ("", "") where another rank fetches, None while it runs."""
     if task is None:
         time.sleep(POLL_S)
@@ -137,7 +137,7 @@ def report_fetch(task: Future[Path] | None) -> tuple[str, str] | None:
     return "", task.result().name
 
 
-def facts(data: Data, engine: Engine, world: World) -> dict[str, object]:
+def run_info(data: DataModule, engine: Engine, world: World) -> dict[str, object]:
     """What a reader of the run folder wants to know first."""
     splits = {
         "train": len(data.train_split),
@@ -147,7 +147,7 @@ def facts(data: Data, engine: Engine, world: World) -> dict[str, object]:
     noise = {} if data.noise is None else {"label noise": data.noise.describe()}
     relabelling = {} if data.relabelling is None else {"relabelling": data.relabelling.describe()}
     weights = engine.weights._asdict() if engine.weights.source else "none: from scratch"
-    access = {"access": LIMITS} if data.stream is not None else {}
+    access = {"access": STREAMING_LIMITATIONS} if data.stream is not None else {}
     return {
         "dataset": data.name,
         "shards": data.source.shards,

@@ -6,24 +6,24 @@ import torch
 
 from adadf_dist.config.learning_rate import Position
 from adadf_dist.config.schema import Config
-from adadf_dist.data.sampling import rank_bounds
+from adadf_dist.data.sampling import rank_slice
 from adadf_dist.distributed.world import World
 from adadf_dist.engine.ddp import build_engine
 from adadf_dist.method.class_distributions import ClassDistributions
-from adadf_dist.method.losses import Place, adadf_loss, ramp_weights
+from adadf_dist.method.losses import BatchSlice, adadf_loss, ramp_weights
 
 
-class Rehearsal:
+class SyntheticTrainer:
     """Steps on one random global batch of a resolved config, again and again; a rank holds its slice of it."""
 
     def __init__(self, config: Config, num_classes: int, world: World) -> None:
         crops = 10 if config.data.ten_crop else 1
-        first, end = rank_bounds(config.batch_size, world.rank, world.size)
+        first, end = rank_slice(config.batch_size, world.rank, world.size)
         self.config = config
         self.world = world
         self.engine = build_engine(config, num_classes, world)
         self.classes = ClassDistributions(num_classes, config.class_distributions, world)
-        self.place = Place(first * crops, config.batch_size * crops)
+        self.place = BatchSlice(first * crops, config.batch_size * crops)
         size = config.data.image_size
         self.images = torch.randn((end - first) * crops, 3, size, size, device=world.device)
         self.labels = torch.arange(len(self.images), device=world.device) % num_classes
@@ -32,20 +32,20 @@ class Rehearsal:
 
     def step(self) -> None:
         """What `train.train_epoch` does with a batch, without log and history."""
-        self.engine.schedule(Position(0, self._steps, 0.0))
+        self.engine.set_schedule_step(Position(0, self._steps, 0.0))
         self._steps += 1
         output = self.engine.forward(self.images)
         ranks = (self.world, self.place)
-        losses = adadf_loss(output, self.labels, self.classes.current, self._ramp, self.config.loss, ranks)
+        losses = adadf_loss(output, self.labels, self.classes.targets, self._ramp, self.config.loss, ranks)
         self.engine.step(losses.total)
         self.classes.observe(output.auxiliary_logits, self.labels)
 
     def infer(self) -> None:
         """The same rows in evaluation mode."""
-        self.engine.infer(self.images)
+        self.engine.forward_eval(self.images)
 
 
-def wait_for(device: torch.device) -> None:
+def synchronize(device: torch.device) -> None:
     """Until the device has done all that was asked of it; timings of a GPU are wrong without."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)

@@ -15,17 +15,17 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
-from adadf_dist.checkpoint.progress import Progress
-from adadf_dist.distributed.heartbeat import Beat
+from adadf_dist.checkpoint.progress import TrainingProgress
+from adadf_dist.distributed.heartbeat import Activity
 from adadf_dist.distributed.world import World
 
-TELL_AFTER = 0.9
+DUMP_AFTER = 0.9
 """Share of `runtime.timeout_s` without a beat after which the stacks are printed: just before the ranks that wait for
 a hung one give up."""
-END_AFTER = 1.5
+KILL_AFTER = 1.5
 """Share of `runtime.timeout_s` without a beat after which the process ends: any phase must be shorter."""
-FIRST_STEP = 3.0
-"""Factor on `END_AFTER` until this process has finished a step: compilation, and a cold file system."""
+FIRST_STEP_FACTOR = 3.0
+"""Factor on `KILL_AFTER` until this process has finished a step: compilation, and a cold file system."""
 EXIT_HUNG = 75
 """Exit status of a rank that its watchdog ended (EX_TEMPFAIL of sysexits.h: try again)."""
 STDERR = 2
@@ -38,7 +38,7 @@ class Watchdog:
     stacks from a thread without the lock; such a rank is ended by its launcher, when its peers have given up.
     """
 
-    def __init__(self, world: World, progress: Progress, timeout_s: float) -> None:
+    def __init__(self, world: World, progress: TrainingProgress, timeout_s: float) -> None:
         self.world = world
         self.progress = progress
         self.timeout_s = timeout_s
@@ -54,33 +54,33 @@ class Watchdog:
 
     def _watch(self) -> None:
         tick = min(1.0, self.timeout_s / 20)
-        seen, silent, told = self.world.pulse.last, 0.0, False
+        seen, silent, told = self.world.heartbeat.last, 0.0, False
         looked = time.monotonic()
         while not self._closed.wait(tick):
             now = time.monotonic()
             # time in which this whole process was stopped (Ctrl-Z, SIGSTOP) is not silence
             silent, looked = silent + min(now - looked, 2 * tick), now
-            if self.world.pulse.last is not seen:
-                seen, silent, told = self.world.pulse.last, 0.0, False
-            if not told and silent >= TELL_AFTER * self.timeout_s:
+            if self.world.heartbeat.last is not seen:
+                seen, silent, told = self.world.heartbeat.last, 0.0, False
+            if not told and silent >= DUMP_AFTER * self.timeout_s:
                 told = True
-                tell(f"{self._describe(seen, silent)}; the stacks of its threads:", stacks=True)
+                write_stderr(f"{self._describe(seen, silent)}; the stacks of its threads:", stacks=True)
             if silent >= self._limit():
-                tell(f"{self._describe(seen, silent)}; ends with exit status {EXIT_HUNG}")
+                write_stderr(f"{self._describe(seen, silent)}; ends with exit status {EXIT_HUNG}")
                 os._exit(EXIT_HUNG)
-            faulthandler.dump_traceback_later(TELL_AFTER * self.timeout_s, file=STDERR)
+            faulthandler.dump_traceback_later(DUMP_AFTER * self.timeout_s, file=STDERR)
 
     def _limit(self) -> float:
         started = self.progress.step > self._first_step
-        return END_AFTER * self.timeout_s * (1.0 if started else FIRST_STEP)
+        return KILL_AFTER * self.timeout_s * (1.0 if started else FIRST_STEP_FACTOR)
 
-    def _describe(self, beat: Beat, silent: float) -> str:
+    def _describe(self, beat: Activity, silent: float) -> str:
         place = f"epoch {self.progress.epoch + 1}, batch {self.progress.batch + 1}, after step {self.progress.step}"
         who = f"rank {self.world.rank} on {socket.gethostname()} (process {os.getpid()})"
         return f"{who}: no progress for {silent:.0f} s, {beat.doing} ({place})"
 
 
-def tell(line: str, stacks: bool = False) -> None:
+def write_stderr(line: str, stacks: bool = False) -> None:
     """Print past Python's own buffers, whose locks a hung thread may hold; in one piece, as other ranks print too."""
     text = f"adadf_dist.train: {line}\n".encode()
     if stacks:
@@ -104,9 +104,9 @@ def write(text: bytes) -> None:
 
 
 @contextmanager
-def watching(world: World, progress: Progress, timeout_s: float) -> Iterator[None]:
+def run_watchdog(world: World, progress: TrainingProgress, timeout_s: float) -> Iterator[None]:
     """Watch this rank while the block runs."""
-    world.pulse.beat("starting")
+    world.heartbeat.beat("starting")
     watchdog = Watchdog(world, progress, timeout_s)
     try:
         yield

@@ -21,21 +21,21 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from adadf_dist.distributed.world import World
-from adadf_dist.training.synthetic_step import wait_for
+from adadf_dist.training.synthetic_step import synchronize
 
 OPERATIONS = ("all_reduce", "all_gather_into_tensor", "all_gather_single")
 """What a step calls: this package the first, torch's SyncBatchNorm the others too, by the release."""
 
-Mark = float | torch.cuda.Event
+Timestamp = float | torch.cuda.Event
 
 
-class Clock:
+class DeviceClock:
     """Moments of a rank's work: on a GPU those of its stream, which the host runs ahead of."""
 
     def __init__(self, device: torch.device) -> None:
         self._on_stream = device.type == "cuda"
 
-    def mark(self) -> Mark:
+    def mark(self) -> Timestamp:
         if not self._on_stream:
             return time.perf_counter()
         event = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
@@ -43,7 +43,7 @@ class Clock:
         return event
 
 
-def seconds(began: Mark, ended: Mark) -> float:
+def seconds(began: Timestamp, ended: Timestamp) -> float:
     """Between two marks; on a GPU only after a synchronisation."""
     if isinstance(began, float):
         assert isinstance(ended, float)
@@ -67,26 +67,26 @@ class Message(NamedTuple):
         return torch.Size(self.shapes[-1]).numel() * self.dtype.itemsize
 
 
-class TappedStep:
+class StepTrace:
     """One step's marks and messages."""
 
-    def __init__(self, began: Mark) -> None:
+    def __init__(self, began: Timestamp) -> None:
         self.began = began
-        self.ended: Mark | None = None
+        self.ended: Timestamp | None = None
         self.messages: list[Message] = []
         """Those that the rank waited for where it called them, in order."""
-        self.marks: list[tuple[Mark, Mark]] = []
+        self.marks: list[tuple[Timestamp, Timestamp]] = []
         """When each began and was over."""
         self.buckets: list[Message] = []
         """Gradients, by DDP's buckets."""
-        self.last_bucket: Mark | None = None
-        self.backward_ended: Mark | None = None
+        self.last_bucket: Timestamp | None = None
+        self.backward_ended: Timestamp | None = None
 
     def seconds(self) -> float:
         assert self.ended is not None
         return seconds(self.began, self.ended)
 
-    def blocked(self) -> list[float]:
+    def blocking_times(self) -> list[float]:
         """Seconds in each of `messages`, then those at the end for the gradients, if there were any."""
         times = [seconds(began, ended) for began, ended in self.marks]
         if self.last_bucket is not None:
@@ -95,26 +95,26 @@ class TappedStep:
         return times
 
 
-class Tap:
+class CollectiveTimer:
     """Notes every collective of the steps taken under it. DDP's part stays: open one tap in a process, at its end."""
 
     def __init__(self, engine: object, world: World) -> None:
         self.world = world
-        self.clock = Clock(world.device)
-        self.steps: list[TappedStep] = []
+        self.clock = DeviceClock(world.device)
+        self.steps: list[StepTrace] = []
         for part in vars(engine).values():
             if isinstance(part, DistributedDataParallel):
                 # DDP looks at a hook's annotations, and knows none that are postponed: a lambda has none
                 part.register_comm_hook(None, lambda state, bucket: self._send_bucket(bucket))
 
-    def take(self, step: Callable[[], None]) -> None:
+    def record_step(self, step: Callable[[], None]) -> None:
         """Run one step and note it."""
-        self.steps.append(TappedStep(self.clock.mark()))
+        self.steps.append(StepTrace(self.clock.mark()))
         step()
         self.steps[-1].ended = self.clock.mark()
 
     @contextmanager
-    def open(self) -> Iterator[None]:
+    def install(self) -> Iterator[None]:
         originals = {name: getattr(dist, name) for name in OPERATIONS if hasattr(dist, name)}
         for name, original in originals.items():
             setattr(dist, name, self._timed(name, original))
@@ -154,21 +154,21 @@ class Tap:
             self.steps[-1].backward_ended = self.clock.mark()
 
 
-def send_alone(messages: Sequence[Message], world: World, rounds: int) -> list[list[float]]:
+def time_messages(messages: Sequence[Message], world: World, rounds: int) -> list[list[float]]:
     """Seconds of each message with nothing else under way: `rounds` lists.
 
     A round begins with a barrier, and then sends one message right after the other, so ranks arrive together.
     """
-    clock = Clock(world.device)
+    clock = DeviceClock(world.device)
     found = []
     for _ in range(rounds):
         arguments = [[torch.zeros(s, dtype=m.dtype, device=world.device) for s in m.shapes] for m in messages]
-        wait_for(world.device)
+        synchronize(world.device)
         world.barrier()
         marks = [clock.mark()]
         for message, tensors in zip(messages, arguments, strict=True):
             getattr(dist, message.operation)(*tensors)
             marks.append(clock.mark())
-        wait_for(world.device)
+        synchronize(world.device)
         found.append([seconds(began, ended) for began, ended in itertools.pairwise(marks)])
     return found

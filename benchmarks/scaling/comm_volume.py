@@ -23,7 +23,7 @@ EVALUATION_SUMS, LOSSES, HISTORY = 4, 4, 4
 Device = Literal["cpu", "cuda"]
 
 
-class Traffic(NamedTuple):
+class Communication(NamedTuple):
     """The messages of one purpose."""
 
     part: str
@@ -40,7 +40,7 @@ class Traffic(NamedTuple):
             return float((ranks - 1) * self.nbytes)
         return (ranks - 1) / ranks * self.nbytes
 
-    def times(self, number: int) -> Traffic:
+    def scaled(self, number: int) -> Communication:
         return self._replace(calls=self.calls * number, nbytes=self.nbytes * number)
 
 
@@ -52,18 +52,18 @@ def network(config: Config, num_classes: int, frozen: bool) -> DualBranch:
     return model.train()
 
 
-def step_traffic(model: DualBranch, config: Config, ranks: int, device: Device) -> list[Traffic]:
+def step_traffic(model: DualBranch, config: Config, ranks: int, device: Device) -> list[Communication]:
     """A training step's messages. A global batch of `config.batch_size` faces, one crop each."""
     found = [gradients(model)]
     if config.loss.scope == "global" and config.loss.supervision != "one_hot":
         # eqs 9 to 11: each rank's attention goes into a buffer of the whole batch, and so does its gradient
-        found.append(Traffic("attention", "all-reduce", 2, 2 * config.batch_size * FLOAT))
+        found.append(Communication("attention", "all-reduce", 2, 2 * config.batch_size * FLOAT))
     if config.runtime.sync_batch_norm:
         found += batch_norm(model, ranks, device)
     return found
 
 
-def gradients(model: nn.Module) -> Traffic:
+def gradients(model: nn.Module) -> Communication:
     """Everything that trains, in float32 whatever the precision; buckets as DDP fills them, last parameters first."""
     sizes = [p.numel() * FLOAT for p in model.parameters() if p.requires_grad]
     buckets, filled, limit = 0, 0, FIRST_BUCKET
@@ -71,10 +71,10 @@ def gradients(model: nn.Module) -> Traffic:
         filled += size
         if filled >= limit:
             buckets, filled, limit = buckets + 1, 0, BUCKET
-    return Traffic("gradients", "all-reduce", buckets + (filled > 0), sum(sizes))
+    return Communication("gradients", "all-reduce", buckets + (filled > 0), sum(sizes))
 
 
-def batch_norm(model: nn.Module, ranks: int, device: Device) -> list[Traffic]:
+def batch_norm(model: nn.Module, ranks: int, device: Device) -> list[Communication]:
     """Statistics over the global batch: one message a layer forward, one backward.
 
     On a CPU (runtime.normalization) an all-reduce of a [ranks, 1 + 2C] float64 buffer and one of 2C; on a GPU torch's
@@ -83,13 +83,13 @@ def batch_norm(model: nn.Module, ranks: int, device: Device) -> list[Traffic]:
     channels = [m.num_features for m in model.modules() if isinstance(m, nn.BatchNorm2d) and m.training]
     layers, statistics = len(channels), sum(1 + 2 * c for c in channels)
     if device == "cpu":
-        forward = Traffic("BatchNorm, forward", "all-reduce", layers, ranks * statistics * DOUBLE)
-        return [forward, Traffic("BatchNorm, backward", "all-reduce", layers, 2 * sum(channels) * DOUBLE)]
-    forward = Traffic("BatchNorm, forward", "all-gather", layers, statistics * FLOAT)
-    return [forward, Traffic("BatchNorm, backward", "all-reduce", layers, 2 * sum(channels) * FLOAT)]
+        forward = Communication("BatchNorm, forward", "all-reduce", layers, ranks * statistics * DOUBLE)
+        return [forward, Communication("BatchNorm, backward", "all-reduce", layers, 2 * sum(channels) * DOUBLE)]
+    forward = Communication("BatchNorm, forward", "all-gather", layers, statistics * FLOAT)
+    return [forward, Communication("BatchNorm, backward", "all-reduce", layers, 2 * sum(channels) * FLOAT)]
 
 
-def epoch_traffic(config: Config, num_classes: int, faces: int) -> list[Traffic]:
+def epoch_traffic(config: Config, num_classes: int, faces: int) -> list[Communication]:
     """An epoch's messages beside those of its steps: one validation pass, and the checkpoint at the epoch's end.
 
     Not counted: barriers, which carry nothing, and checkpoints in mid-epoch.
@@ -102,18 +102,18 @@ def epoch_traffic(config: Config, num_classes: int, faces: int) -> list[Traffic]
     tests = 1 + (config.evaluation.protocol == "published")
     totals = (EVALUATION_SUMS + num_classes**2) * DOUBLE
     found = [
-        Traffic("class distributions", "all-reduce", 1, classes),
-        Traffic("history of each face", "all-reduce", 2, history + listed),
-        Traffic("evaluation totals", "all-reduce", tests, tests * totals),
-        Traffic("checkpoint: class distributions, history", "all-reduce", 3, classes + history + listed),
-        Traffic("losses, for the log", "all-reduce", reports, steps * LOSSES * DOUBLE),
-        Traffic("agreements on stopping", "all-reduce", agreements + 1, (agreements + 1) * INTEGER),
-        Traffic("faces replaced", "all-gather", 2, object_bytes(0)),
-        Traffic("which rank is slow", "all-gather", 2, object_bytes((socket.gethostname(), 1.5, 1.5, 1.5))),
+        Communication("class distributions", "all-reduce", 1, classes),
+        Communication("history of each face", "all-reduce", 2, history + listed),
+        Communication("evaluation totals", "all-reduce", tests, tests * totals),
+        Communication("checkpoint: class distributions, history", "all-reduce", 3, classes + history + listed),
+        Communication("losses, for the log", "all-reduce", reports, steps * LOSSES * DOUBLE),
+        Communication("agreements on stopping", "all-reduce", agreements + 1, (agreements + 1) * INTEGER),
+        Communication("faces replaced", "all-gather", 2, object_bytes(0)),
+        Communication("which rank is slow", "all-gather", 2, object_bytes((socket.gethostname(), 1.5, 1.5, 1.5))),
     ]
     if config.checkpoint.every_minutes:  # asked of rank 0 where the ranks agree on stopping
-        asked = Traffic("is a checkpoint due?", "broadcast", 2, object_bytes(False))
-        found.append(asked.times(agreements))
+        asked = Communication("is a checkpoint due?", "broadcast", 2, object_bytes(False))
+        found.append(asked.scaled(agreements))
     return found
 
 

@@ -12,11 +12,11 @@ from torch.utils.flop_counter import FlopCounterMode
 from adadf_dist.config.backbone_names import RESNETS
 from adadf_dist.config.load import override
 from adadf_dist.config.schema import Config
-from adadf_dist.distributed.world import MIN_SAMPLES_A_RANK, World
+from adadf_dist.distributed.world import MIN_SAMPLES_PER_RANK, World
 from adadf_dist.errors import UserError
 from adadf_dist.method.backbones import build_resnet
 from adadf_dist.method.model import DualBranch
-from benchmarks.scaling.comm_volume import Traffic, step_traffic
+from benchmarks.scaling.comm_volume import Communication, step_traffic
 from benchmarks.step import rehearse
 
 PUBLISHED = {"resnet18": 10_032.0, "resnet50": 3_042.0}
@@ -26,7 +26,7 @@ BACKWARD = 2 / 3
 """Share of the backward pass in a step's arithmetic."""
 
 
-def assumed(default: float, meaning: str) -> Any:
+def assumption(default: float, meaning: str) -> Any:
     return field(default=default, metadata={"meaning": meaning})
 
 
@@ -34,32 +34,32 @@ def assumed(default: float, meaning: str) -> Any:
 class Assumptions:
     """None of these was measured here; `meaning` says whose figure it is. GB are 10^9 bytes."""
 
-    plain_images_per_s: float = assumed(
+    plain_images_per_s: float = assumption(
         0.0,
         "images/s of one GPU training the plain backbone (ffcv-imagenet's README, A100: ResNet18 10032, ResNet50 3042)",
     )
-    plain_size: float = assumed(176.0, "side of those images in pixels (ffcv's: 160 rising to 192)")
-    launch_us: float = assumed(6.0, "us of the host for an operation of a step (assumed: eager PyTorch)")
-    gpus_a_node: int = assumed(8, "GPUs of a node")
-    node_latency_us: float = assumed(20.0, "us of a small collective in a node (assumed: NVLink)")
-    network_latency_us: float = assumed(
+    plain_size: float = assumption(176.0, "side of those images in pixels (ffcv's: 160 rising to 192)")
+    launch_us: float = assumption(6.0, "us of the host for an operation of a step (assumed: eager PyTorch)")
+    gpus_a_node: int = assumption(8, "GPUs of a node")
+    node_latency_us: float = assumption(20.0, "us of a small collective in a node (assumed: NVLink)")
+    network_latency_us: float = assumption(
         43.0, "us that nodes add to it (github.com/NVIDIA/nccl/issues/652: 63 us in all, 32 nodes of eight A100)"
     )
-    node_gb_s: float = assumed(
+    node_gb_s: float = assumption(
         200.0, "GB/s of a GPU's messages in a node (github.com/NVIDIA/nccl-tests/issues/149: eight A100)"
     )
-    network_gb_s: float = assumed(
+    network_gb_s: float = assumption(
         46.0, "GB/s of a GPU's own 400 Gbit/s link (github.com/NVIDIA/nccl-tests/issues/290: 46 to 48)"
     )
-    sync_operations: int = assumed(
+    sync_operations: int = assumption(
         17, "operations of torch's SyncBatchNorm for a layer, beyond a plain one's (read in its source)"
     )
-    decode_per_s: float = assumed(
+    decode_per_s: float = assumption(
         7_000.0, "faces/s that a GPU decodes (github.com/NVIDIA/DALI/issues/5362: A100, ImageNet's larger pictures)"
     )
 
 
-class Work(NamedTuple):
+class ComputeWork(NamedTuple):
     """What a step asks of a GPU."""
 
     arithmetic: float
@@ -118,7 +118,7 @@ class OperationCounter(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return func(*args, **(kwargs or {}))
 
 
-def measure_work(config: Config, frozen: bool) -> Work:
+def measure_work(config: Config, frozen: bool) -> ComputeWork:
     """Run one step of two faces on the CPU and count."""
     size = config.data.image_size
     if config.model.backbone not in RESNETS:
@@ -131,23 +131,25 @@ def measure_work(config: Config, frozen: bool) -> Work:
         work.engine.model.freeze_extractor()
     with OperationCounter() as operations, FlopCounterMode(display=False) as flops:
         work.step()
-    return Work(flops.get_total_flops() / plain_flops.get_total_flops(), operations.count)
+    return ComputeWork(flops.get_total_flops() / plain_flops.get_total_flops(), operations.count)
 
 
-def project(config: Config, model: DualBranch, work: Work, gpus: int, assumptions: Assumptions) -> Step | None:
+def estimate_step(
+    config: Config, model: DualBranch, work: ComputeWork, gpus: int, assumptions: Assumptions
+) -> Step | None:
     """A step of `config.batch_size` faces over `gpus`; None where a rank would have too few.
 
     Args:
         model: as `traffic.network` makes it.
     """
-    if config.batch_size < MIN_SAMPLES_A_RANK * gpus:
+    if config.batch_size < MIN_SAMPLES_PER_RANK * gpus:
         return None
     face_s = work.arithmetic / assumptions.plain_images_per_s * (config.data.image_size / assumptions.plain_size) ** 2
     arithmetic = config.batch_size / gpus * face_s
     launches = work.operations * assumptions.launch_us / 1e6
     batch_norm = gradients = attention = 0.0
     for traffic in step_traffic(model, config, gpus, "cuda") if gpus > 1 else []:
-        spent = send_s(traffic, gpus, assumptions)
+        spent = transfer_seconds(traffic, gpus, assumptions)
         if traffic.part == "gradients":  # the last bucket never hides
             hidden = min(spent * (1 - 1 / traffic.calls), BACKWARD * max(arithmetic, launches))
             # BatchNorm's messages queue behind them in the same communicator: then the backward pass stands still
@@ -163,7 +165,7 @@ def project(config: Config, model: DualBranch, work: Work, gpus: int, assumption
     return Step(gpus, config.batch_size, *(1000 * seconds for seconds in times))
 
 
-def send_s(traffic: Traffic, gpus: int, assumptions: Assumptions) -> float:
+def transfer_seconds(traffic: Communication, gpus: int, assumptions: Assumptions) -> float:
     """Seconds of messages one after the other.
 
     Latency for each; then bytes within a node and, each GPU over its own link, a node's share of them between nodes.

@@ -7,14 +7,14 @@ import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, fields, replace
 
-from adadf_dist.config.load import Layer, build_config, override
+from adadf_dist.config.load import ConfigLayer, build_config, override
 from adadf_dist.config.schema import Config
-from adadf_dist.distributed.world import MIN_SAMPLES_A_RANK
+from adadf_dist.distributed.world import MIN_SAMPLES_PER_RANK
 from adadf_dist.errors import UserError
 from adadf_dist.files.outputs import write_output
 from adadf_dist.method.model import DualBranch
-from benchmarks.scaling.comm_volume import Device, Traffic, epoch_traffic, network, step_traffic
-from benchmarks.scaling.cost_model import PUBLISHED, Assumptions, Step, Work, measure_work, project
+from benchmarks.scaling.comm_volume import Communication, Device, epoch_traffic, network, step_traffic
+from benchmarks.scaling.cost_model import PUBLISHED, Assumptions, ComputeWork, Step, estimate_step, measure_work
 from benchmarks.step import CLASSES
 
 
@@ -39,20 +39,20 @@ def bench_cost(options: argparse.Namespace) -> None:
     """Print the tables of bytes and of the projection, in Markdown."""
     assumptions = Assumptions(**{field.name: getattr(options, field.name) for field in fields(Assumptions)})
     values = {"model.backbone": options.backbone, "data.image_size": options.size, "runtime.precision": "fp32"}
-    config = build_config([Layer("bench", {**values, "batch_size": options.batch_sizes[0]})])
+    config = build_config([ConfigLayer("bench", {**values, "batch_size": options.batch_sizes[0]})])
     assumptions = check(options, assumptions)
     model = network(config, CLASSES, options.frozen)
     work = measure_work(config, options.frozen)
     projected = [
-        (case, gpus, project(case, model, work, gpus, assumptions))
-        for case in vary(config, options.batch_sizes)
+        (case, gpus, estimate_step(case, model, work, gpus, assumptions))
+        for case in config_grid(config, options.batch_sizes)
         for gpus in options.gpus
     ]
     extractor = "frozen" if options.frozen else "trained"
     print(f"{options.backbone}, extractor {extractor}, global batch {config.batch_size}\n")
     for text in (
         *bytes_table(config, model, options.faces),
-        *stated(config, work, assumptions),
+        *assumption_lines(config, work, assumptions),
         *projection_table(projected),
     ):
         print(text)
@@ -83,7 +83,7 @@ def check(options: argparse.Namespace, assumptions: Assumptions) -> Assumptions:
     return replace(assumptions, plain_images_per_s=rate)
 
 
-def vary(config: Config, batch_sizes: Sequence[int]) -> Iterator[Config]:
+def config_grid(config: Config, batch_sizes: Sequence[int]) -> Iterator[Config]:
     """Each global batch, BatchNorm over all of it and over each rank's own."""
     for batch_size in batch_sizes:
         for synchronized in (True, False):
@@ -103,7 +103,7 @@ def bytes_table(config: Config, model: DualBranch, faces: int) -> Iterator[str]:
     yield ""
     yield f"| an epoch of {faces:,} faces; kB that a rank sends | messages | 2 CPU ranks | 8 GPUs | 512 GPUs |"
     yield "|---|--:|--:|--:|--:|"
-    whole = [sent(column, ranks) * steps / 1e3 for column, (ranks, _) in zip(columns, worlds, strict=True)]
+    whole = [bytes_sent(column, ranks) * steps / 1e3 for column, (ranks, _) in zip(columns, worlds, strict=True)]
     calls = sum(traffic.calls for traffic in columns[0]) * steps
     yield f"| {steps:,} steps as above | {calls:,} | {' | '.join(f'{kb:,.1f}' for kb in whole)} |"
     for traffic in epoch_traffic(config, CLASSES, faces):
@@ -111,7 +111,7 @@ def bytes_table(config: Config, model: DualBranch, faces: int) -> Iterator[str]:
         yield f"| {traffic.part} | {traffic.calls:,} | {' | '.join(cells)} |"
 
 
-def stated(config: Config, work: Work, assumptions: Assumptions) -> Iterator[str]:
+def assumption_lines(config: Config, work: ComputeWork, assumptions: Assumptions) -> Iterator[str]:
     """What was counted and what is assumed."""
     backbone, size = config.model.backbone, config.data.image_size
     rate = assumptions.plain_images_per_s * (assumptions.plain_size / size) ** 2 / work.arithmetic
@@ -122,7 +122,7 @@ def stated(config: Config, work: Work, assumptions: Assumptions) -> Iterator[str
     yield ""
 
 
-def sent(messages: Iterable[Traffic], ranks: int) -> float:
+def bytes_sent(messages: Iterable[Communication], ranks: int) -> float:
     """Bytes that a rank sends."""
     return sum(traffic.sent(ranks) for traffic in messages)
 
@@ -140,8 +140,8 @@ def projection_table(projected: Sequence[tuple[Config, int, Step | None]]) -> It
         over = "all ranks" if config.runtime.sync_batch_norm else "its own"
         head = f"| {config.batch_size:,} | {over} | {gpus} |"
         if step is None:
-            most = config.batch_size // MIN_SAMPLES_A_RANK
-            yield f"{head} | | | | | | | refused: {MIN_SAMPLES_A_RANK} faces a rank at least, {most:,} GPUs at most |"
+            most = config.batch_size // MIN_SAMPLES_PER_RANK
+            yield f"{head} | | | | | | | refused: {MIN_SAMPLES_PER_RANK} faces a rank at least, {most:,} GPUs at most |"
             continue
         parts = (step.arithmetic, step.launches, step.batch_norm, step.gradients, step.attention, step.total)
         speed_up = f"{alone[config.batch_size] / step.total:.1f}" if config.batch_size in alone else ""

@@ -15,13 +15,13 @@ from pathlib import Path
 
 import torch
 
-from adadf_dist.distributed.world import MIN_SAMPLES_A_RANK
+from adadf_dist.distributed.world import MIN_SAMPLES_PER_RANK
 from adadf_dist.errors import UserError
 from adadf_dist.files.outputs import write_output
 from benchmarks.machine import describe_machine, median
 from benchmarks.scaling.comm_volume import Device, network, step_traffic
-from benchmarks.scaling.cost_tables import sent
-from benchmarks.scaling.worker import Case, Found
+from benchmarks.scaling.cost_tables import bytes_sent
+from benchmarks.scaling.worker import BenchmarkCase, Measurement
 from benchmarks.step import CLASSES
 
 USER_ERROR = 2
@@ -42,7 +42,7 @@ def add_options(scaling: argparse.ArgumentParser) -> None:
 
 
 @dataclass(frozen=True)
-class Round:
+class ScalingRound:
     """One start of some ranks: the mean over them, in seconds and bytes."""
 
     step: float
@@ -57,7 +57,7 @@ def bench_scaling(options: argparse.Namespace) -> None:
     check(options)
     cases = list(plan_cases(options))
     cases[0].config()  # a wrong value is told before anything starts
-    rounds: dict[Case, list[Round]] = {case: [] for case in cases}
+    rounds: dict[BenchmarkCase, list[ScalingRound]] = {case: [] for case in cases}
     for _ in range(options.repeat):
         for case in cases:
             rounds[case].append(mean_over_ranks(run_case(case)))
@@ -79,16 +79,16 @@ def check(options: argparse.Namespace) -> None:
     for name in ("ranks", "threads", "steps", "repeat"):
         if (least := min(options.ranks) if name == "ranks" else getattr(options, name)) < 1:
             raise UserError(f"--{name} {least}: give 1 or more")
-    if options.batch_size < MIN_SAMPLES_A_RANK * most:
-        raise UserError(f"--batch-size {options.batch_size}: {most} ranks need {MIN_SAMPLES_A_RANK} faces each")
+    if options.batch_size < MIN_SAMPLES_PER_RANK * most:
+        raise UserError(f"--batch-size {options.batch_size}: {most} ranks need {MIN_SAMPLES_PER_RANK} faces each")
     if torch.cuda.is_available() and most > torch.cuda.device_count():
         raise UserError(f"--ranks {most}: one rank a GPU, and this machine has {torch.cuda.device_count()}")
 
 
-def plan_cases(options: argparse.Namespace) -> Iterator[Case]:
+def plan_cases(options: argparse.Namespace) -> Iterator[BenchmarkCase]:
     """The whole batch on each number of ranks, and beside each a rank's slice on one rank alone."""
     modes = {"both": (True, False), "on": (True,), "off": (False,)}[options.sync_batch_norm]
-    base = Case(
+    base = BenchmarkCase(
         ranks=1,
         threads=options.threads,
         size=options.size,
@@ -105,7 +105,7 @@ def plan_cases(options: argparse.Namespace) -> Iterator[Case]:
             yield from (replace(base, ranks=ranks, sync_batch_norm=mode) for mode in modes)
 
 
-def run_case(case: Case) -> list[Found]:
+def run_case(case: BenchmarkCase) -> list[Measurement]:
     """Start the ranks, wait for them, and return their figures in rank order. None is left running."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -121,10 +121,13 @@ def run_case(case: Case) -> list[Found]:
             for process in processes:
                 process.kill()
                 process.wait()
-        return [Found(**json.loads((folder / f"{rank}.out").read_text(encoding="utf-8"))) for rank in range(case.ranks)]
+        return [
+            Measurement(**json.loads((folder / f"{rank}.out").read_text(encoding="utf-8")))
+            for rank in range(case.ranks)
+        ]
 
 
-def start_rank(case: Case, rank: int, port: int, folder: Path) -> subprocess.Popen[bytes]:
+def start_rank(case: BenchmarkCase, rank: int, port: int, folder: Path) -> subprocess.Popen[bytes]:
     """A rank as torchrun would start it, on this machine's loopback."""
     where = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": case.ranks, "MASTER_ADDR": "127.0.0.1"}
     where |= {"MASTER_PORT": port, "OMP_NUM_THREADS": case.threads, "GLOO_SOCKET_IFNAME": "lo"}
@@ -134,7 +137,7 @@ def start_rank(case: Case, rank: int, port: int, folder: Path) -> subprocess.Pop
         return subprocess.Popen(command, stdout=out, stderr=err)
 
 
-def wait_for_all(case: Case, processes: Sequence[subprocess.Popen[bytes]], folder: Path) -> None:
+def wait_for_all(case: BenchmarkCase, processes: Sequence[subprocess.Popen[bytes]], folder: Path) -> None:
     """Raises when a rank fails, without waiting for the others that wait for it, or when the time is up."""
     until = time.monotonic() + case.timeout_s
     while any(process.poll() is None for process in processes) and time.monotonic() < until:
@@ -151,9 +154,9 @@ def wait_for_all(case: Case, processes: Sequence[subprocess.Popen[bytes]], folde
         raise UserError(f"{case.name}: still running after {case.timeout_s:g} s; give a longer --timeout")
 
 
-def mean_over_ranks(found: Sequence[Found]) -> Round:
+def mean_over_ranks(found: Sequence[Measurement]) -> ScalingRound:
     first = found[0]
-    return Round(
+    return ScalingRound(
         step=sum(f.step for f in found) / len(found),
         communication=sum(f.communication for f in found) / len(found),
         waiting=sum(f.waiting for f in found) / len(found),
@@ -162,7 +165,7 @@ def mean_over_ranks(found: Sequence[Found]) -> Round:
     )
 
 
-def table(rounds: Mapping[Case, Sequence[Round]]) -> Iterator[str]:
+def table(rounds: Mapping[BenchmarkCase, Sequence[ScalingRound]]) -> Iterator[str]:
     """Markdown: the split of a step, its speed-up over one rank, and bytes on the wire beside those on paper."""
     yield (
         "| | step | compute | communication | waiting | its slice alone | images/s | speed-up | messages | MB sent "
@@ -180,15 +183,15 @@ def table(rounds: Mapping[Case, Sequence[Round]]) -> Iterator[str]:
         times = (step, step - communication - waiting, communication, waiting, alone[-(-batch // case.ranks)])
         speed_up = f"{alone[batch] / step:.2f}" if batch in alone else ""
         cells = [*(f"{1000 * seconds:.0f}" for seconds in times), f"{batch / step:.1f}", speed_up]
-        cells += [str(found[0].collectives), *wire(case, found)]
+        cells += [str(found[0].collectives), *bytes_on_wire(case, found)]
         yield f"| {case.name} | {' | '.join(cells)} |"
 
 
-def wire(case: Case, found: Sequence[Round]) -> tuple[str, str]:
+def bytes_on_wire(case: BenchmarkCase, found: Sequence[ScalingRound]) -> tuple[str, str]:
     """MB a step over loopback, all ranks': the least of the rounds, as others' traffic only adds; and on paper."""
     measured = [f.on_wire for f in found if f.on_wire is not None]
     config = case.config()
     device: Device = "cuda" if torch.cuda.is_available() else "cpu"
     model = network(config, CLASSES, frozen=False)
-    paper = case.ranks * sent(step_traffic(model, config, case.ranks, device), case.ranks)
+    paper = case.ranks * bytes_sent(step_traffic(model, config, case.ranks, device), case.ranks)
     return f"{min(measured) / 1e6:.1f}" if measured else "", f"{paper / 1e6:.1f}"

@@ -10,13 +10,13 @@ from pathlib import Path
 
 import torch
 
-from adadf_dist.config.load import Layer, build_config
+from adadf_dist.config.load import ConfigLayer, build_config
 from adadf_dist.config.schema import Config
-from adadf_dist.console.exit import one_line_errors
-from adadf_dist.distributed.world import World, open_world, rank_in_environment
-from adadf_dist.training.synthetic_step import wait_for
+from adadf_dist.console.exit import cli_errors
+from adadf_dist.distributed.world import World, init_world, rank_from_env
+from adadf_dist.training.synthetic_step import synchronize
 from benchmarks.machine import median
-from benchmarks.scaling.collective_timer import Tap, TappedStep, send_alone
+from benchmarks.scaling.collective_timer import CollectiveTimer, StepTrace, time_messages
 from benchmarks.step import rehearse
 
 ALONE_ROUNDS = 5
@@ -24,7 +24,7 @@ ALONE_ROUNDS = 5
 
 
 @dataclass(frozen=True)
-class Case:
+class BenchmarkCase:
     """What one start of some ranks measures."""
 
     ranks: int
@@ -46,11 +46,11 @@ class Case:
     def config(self) -> Config:
         values: dict[str, object] = {"model.backbone": self.backbone, "runtime.precision": self.precision}
         values |= {"data.image_size": self.size, "batch_size": self.batch_size}
-        return build_config([Layer("bench", {**values, "runtime.sync_batch_norm": self.sync_batch_norm})])
+        return build_config([ConfigLayer("bench", {**values, "runtime.sync_batch_norm": self.sync_batch_norm})])
 
 
 @dataclass(frozen=True)
-class Found:
+class Measurement:
     """A rank's figures, in seconds and medians over its steps, and in bytes."""
 
     step: float
@@ -64,26 +64,26 @@ class Found:
     """Bytes a step that left over loopback, all ranks' and headers included; None where messages go another way."""
 
 
-def measure(case: Case, world: World) -> Found:
+def measure(case: BenchmarkCase, world: World) -> Measurement:
     """A collective."""
     work = rehearse(case.config(), world)
-    tap = Tap(work.engine, world)
-    with tap.open():
+    tap = CollectiveTimer(work.engine, world)
+    with tap.install():
         work.step()  # DDP now sends its buckets by way of the tap
-        wait_for(world.device)
+        synchronize(world.device)
         world.barrier()
         before = loopback_bytes()
         for _ in range(case.steps):
-            tap.take(work.step)
-        wait_for(world.device)
+            tap.record_step(work.step)
+        synchronize(world.device)
         world.barrier()
         after = loopback_bytes()
     first = tap.steps[0]
     sent = [*first.messages, *first.buckets]
-    alone = [median(times) for times in zip(*send_alone(sent, world, ALONE_ROUNDS), strict=True)]
+    alone = [median(times) for times in zip(*time_messages(sent, world, ALONE_ROUNDS), strict=True)]
     splits = [split(step, alone) for step in tap.steps]
     wire = None if before is None or after is None or world.device.type == "cuda" else (after - before) / case.steps
-    return Found(
+    return Measurement(
         step=median([step.seconds() for step in tap.steps]),
         communication=median([communication for communication, _ in splits]),
         waiting=median([waiting for _, waiting in splits]),
@@ -93,7 +93,7 @@ def measure(case: Case, world: World) -> Found:
     )
 
 
-def split(step: TappedStep, alone: Sequence[float]) -> tuple[float, float]:
+def split(step: StepTrace, alone: Sequence[float]) -> tuple[float, float]:
     """Seconds of a step that its messages cost by themselves, and what the rank stood still beyond that.
 
     Args:
@@ -103,7 +103,7 @@ def split(step: TappedStep, alone: Sequence[float]) -> tuple[float, float]:
     costs = list(alone[: len(step.messages)])
     if step.buckets:
         costs.append(sum(alone[len(step.messages) :]))
-    blocked = step.blocked()
+    blocked = step.blocking_times()
     communication = sum(min(cost, time) for cost, time in zip(costs, blocked, strict=True))
     return communication, sum(blocked) - communication
 
@@ -120,9 +120,9 @@ def loopback_bytes() -> int | None:
 
 def main(argv: Sequence[str]) -> None:
     """Write the rank's figures as one line of JSON."""
-    case = Case(**json.loads(argv[0]))
+    case = BenchmarkCase(**json.loads(argv[0]))
     torch.set_num_threads(case.threads)
-    with one_line_errors("benchmarks", rank_in_environment()), open_world(case.timeout_s) as world:
+    with cli_errors("benchmarks", rank_from_env()), init_world(case.timeout_s) as world:
         print(json.dumps(asdict(measure(case, world))), flush=True)
 
 

@@ -28,10 +28,10 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from adadf_dist.console.exit import one_line_errors
+from adadf_dist.console.exit import cli_errors
 from adadf_dist.console.parser import Parser
-from adadf_dist.files.outputs import add_force_option, check_output, write_output
-from shards.doctor.dataset_view import TREES, Material, open_material, open_tree
+from adadf_dist.files.outputs import add_force_option, check_output_path, write_output
+from shards.doctor.dataset_view import TREES, DatasetView, open_dataset_view, open_tree
 from shards.doctor.html_report import render
 from shards.doctor.report import Report, diagnose
 from shards.sources import csv_list as listing
@@ -44,7 +44,7 @@ pixel for pixel, and when they were encoded again, resized, relit, cut by a colu
 """
 EPILOG = f"""\
 PATH is a dataset folder (dataset.json), a csv list with the options of `shards.build csv`, or a raw tree:
-{chr(10).join(f"  {name:<11} {tree.looks_for}" for name, tree in TREES.items())}
+{chr(10).join(f"  {name:<11} {tree.markers}" for name, tree in TREES.items())}
 
 exit status: 0 all is well, or notes only; 1 warnings; 2 errors, also when PATH cannot be examined
 
@@ -75,10 +75,10 @@ def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
     return args
 
 
-def open_path(args: argparse.Namespace) -> Material:
+def open_path(args: argparse.Namespace) -> DatasetView:
     """Open a folder, or a csv list just as `shards.build csv` does. Raises `UserError`."""
     if not args.folder.is_file():
-        return open_material(args.folder)
+        return open_dataset_view(args.folder)
     args.csv, args.keep_leaks = args.folder, True  # leaks are findings here
     source = listing.open_source(args)
     return replace(open_tree(args.root, "csv", source), path=args.folder)
@@ -92,10 +92,10 @@ def summary(report: Report) -> str:
 
 def main(argv: Sequence[str] | None = None) -> None:
     args = parse_arguments(sys.argv[1:] if argv is None else argv)
-    with one_line_errors("shards.doctor", prints="report"):
+    with cli_errors("shards.doctor", prints="report"):
         for option, path in (("--json", args.json), ("--html", args.html)):
             if path is not None:
-                check_output(path, args.force, option)
+                check_output_path(path, args.force, option)
         report = diagnose(open_path(args), args.workers)
         if args.json is not None:
             write_output(args.json, report.to_json())

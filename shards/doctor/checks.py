@@ -8,26 +8,26 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from shards.doctor.dataset_view import Material
-from shards.doctor.duplicates import FLAT, Copies
-from shards.doctor.finding import Exhibit, Severity, Verdict, ok, plural
-from shards.doctor.image_stats import Looks, Oddity
+from shards.doctor.dataset_view import DatasetView
+from shards.doctor.duplicates import BLANK_CONTRAST, DuplicateIndex
+from shards.doctor.finding import Finding, SampleGroup, Severity, ok, plural
+from shards.doctor.image_stats import FileAnomaly, ImageStats
 
-TINY = 32
+MIN_SIDE = 32
 """Shorter side in pixels below which an expression can hardly be read; FER2013 has 48."""
-RARE = 10.0
+IMBALANCE_RATIO = 10.0
 """Times that the most frequent class may outnumber the rarest before a sampler is worth a thought."""
-FEW = 20
+MIN_CLASS_SAMPLES = 20
 """Faces of a class in a judging split below which its accuracy is mostly chance."""
 
 
 @dataclass(frozen=True, eq=False)
-class Case:
+class CheckContext:
     """All that the checks judge by."""
 
-    material: Material
-    looks: Looks
-    copies: Copies
+    material: DatasetView
+    looks: ImageStats
+    copies: DuplicateIndex
 
     def counts(self) -> NDArray[np.int64]:
         """[splits, C]: readable faces a split and class."""
@@ -44,18 +44,18 @@ class Case:
         )
 
 
-def check_splits(case: Case) -> Iterator[Verdict]:
+def check_splits(case: CheckContext) -> Iterator[Finding]:
     splits = case.material.splits
     if "train" not in splits:
         mend = "add one, or look for faces under another folder's name"
-        yield Verdict("splits", Severity.ERROR, "no training faces", mend=mend)
+        yield Finding("splits", Severity.ERROR, "no training faces", mend=mend)
     if "test" not in splits:
-        yield Verdict(
+        yield Finding(
             "splits", Severity.WARNING, "no test split", mend="nothing can be reported; add one or carve one (--help)"
         )
     if "validation" not in splits:
         raw = case.material.kind == "raw tree"
-        yield Verdict(
+        yield Finding(
             "splits",
             Severity.NOTE if raw else Severity.WARNING,
             "no validation split",
@@ -69,7 +69,7 @@ def check_splits(case: Case) -> Iterator[Verdict]:
         yield ok("splits", told)
 
 
-def check_balance(case: Case) -> Iterator[Verdict]:
+def check_balance(case: CheckContext) -> Iterator[Finding]:
     """Classes that are missing, rare or outnumbered."""
     counts, classes, splits = case.counts(), case.material.classes, case.material.splits
     sound = True
@@ -79,11 +79,11 @@ def check_balance(case: Case) -> Iterator[Verdict]:
             sound = False
             bad = Severity.ERROR if split == "train" else Severity.WARNING
             mend = "add such faces, or leave the class out" if split == "train" else "its accuracy cannot be measured"
-            yield Verdict("classes", bad, f"no face of {', '.join(missing)}", split, mend)
-        few = [f"{name} {count}" for name, count in zip(classes, row, strict=True) if 0 < count < FEW]
+            yield Finding("classes", bad, f"no face of {', '.join(missing)}", split, mend)
+        few = [f"{name} {count}" for name, count in zip(classes, row, strict=True) if 0 < count < MIN_CLASS_SAMPLES]
         if few and split != "train":
             sound = False
-            yield Verdict(
+            yield Finding(
                 "classes", Severity.NOTE, f"few faces: {', '.join(few)}", split, "read per-class accuracy with care"
             )
     if sound:
@@ -96,15 +96,15 @@ def check_balance(case: Case) -> Iterator[Verdict]:
         most, least = int(train.argmax()), int(present[train[present].argmin()])
         ratio = train[most] / train[least]
         what = f"{classes[most]} outnumbers {classes[least]} {ratio:.1f} to 1 ({train[most]:,} to {train[least]:,})"
-        if ratio >= RARE:
-            yield Verdict(
+        if ratio >= IMBALANCE_RATIO:
+            yield Finding(
                 "balance", Severity.NOTE, what, "train", "report mean class accuracy too; consider another sampler"
             )
         else:
             yield ok("balance", what, "train")
 
 
-def check_sizes(case: Case) -> Iterator[Verdict]:
+def check_sizes(case: CheckContext) -> Iterator[Finding]:
     known = case.looks.readable
     if not known.any():
         return
@@ -119,28 +119,28 @@ def check_sizes(case: Case) -> Iterator[Verdict]:
         )
         spread = (high.max() / max(low.min(), 1)) >= 4 or len(np.unique(np.round(sizes[:, 0] / sizes[:, 1], 1))) > 1
         mend = "are all of them aligned faces? whole photos among crops train badly" if spread else ""
-        yield Verdict("sizes", Severity.NOTE, f"mixed: {told} pixels", mend=mend)
-    tiny = np.flatnonzero(known & (case.looks.size.min(axis=1) < TINY))
+        yield Finding("sizes", Severity.NOTE, f"mixed: {told} pixels", mend=mend)
+    tiny = np.flatnonzero(known & (case.looks.size.min(axis=1) < MIN_SIDE))
     if len(tiny):
-        yield Verdict(
+        yield Finding(
             "tiny",
             Severity.WARNING,
-            f"{plural(len(tiny), 'face')} with a side below {TINY} pixels",
+            f"{plural(len(tiny), 'face')} with a side below {MIN_SIDE} pixels",
             case.per_split(tiny),
             "find larger originals, or leave them out",
             singles(case, tiny),
         )
     else:
-        yield ok("tiny", f"no side below {TINY} pixels")
+        yield ok("tiny", f"no side below {MIN_SIDE} pixels")
 
 
-def singles(case: Case, faces: NDArray[np.int64]) -> tuple[Exhibit, ...]:
+def singles(case: CheckContext, faces: NDArray[np.int64]) -> tuple[SampleGroup, ...]:
     return tuple(
-        Exhibit((face,), f"{case.looks.size[face, 0]} x {case.looks.size[face, 1]}") for face in faces.tolist()
+        SampleGroup((face,), f"{case.looks.size[face, 0]} x {case.looks.size[face, 1]}") for face in faces.tolist()
     )
 
 
-def check_colours(case: Case) -> Iterator[Verdict]:
+def check_color(case: CheckContext) -> Iterator[Finding]:
     """Grey and colour, and whether training and judging differ in it."""
     shares = {}
     for number, split in enumerate(case.material.splits):
@@ -152,14 +152,14 @@ def check_colours(case: Case) -> Iterator[Verdict]:
     told = ", ".join(f"{split} {share:.1%}" for split, share in shares.items())
     if max(shares.values()) - min(shares.values()) > 0.2:
         mend = "the splits differ in kind: train with grey pictures throughout, or find the colour originals"
-        yield Verdict("colour", Severity.WARNING, f"grey share: {told}", mend=mend)
+        yield Finding("colour", Severity.WARNING, f"grey share: {told}", mend=mend)
     elif max(shares.values()) > 0 and min(shares.values()) < 1:
-        yield Verdict("colour", Severity.NOTE, f"grey and colour mixed; grey share: {told}")
+        yield Finding("colour", Severity.NOTE, f"grey and colour mixed; grey share: {told}")
     else:
         yield ok("colour", "all grey" if max(shares.values()) == 1 else "all in colour")
 
 
-def check_files(case: Case) -> Iterator[Verdict]:
+def check_files(case: CheckContext) -> Iterator[Finding]:
     """Faces that cannot be read, and files that are not what their names say."""
     raw = case.material.kind == "raw tree"
     unreadable = [oddity for oddity in case.looks.oddities if oddity.unreadable]
@@ -169,46 +169,48 @@ def check_files(case: Case) -> Iterator[Verdict]:
         if raw:
             mend = "get the files again, or let the builder leave them out with --max-bad"
         what = f"{plural(len(unreadable), 'face')} cannot be read"
-        yield odd_files(case, "unreadable", Severity.ERROR, what, mend, unreadable)
+        yield file_finding(case, "unreadable", Severity.ERROR, what, mend, unreadable)
     else:
         yield ok("unreadable", "every face decodes")
     if suspicious:
         mend = "the builder goes by content; look at them, then rename or replace them"
         what = f"{plural(len(suspicious), 'file')} odd in name or size"
-        yield odd_files(case, "suspicious", Severity.WARNING, what, mend, suspicious)
+        yield file_finding(case, "suspicious", Severity.WARNING, what, mend, suspicious)
     elif raw:
         yield ok("suspicious", "no file odd in name or size")
 
 
-def odd_files(case: Case, check: str, severity: Severity, what: str, mend: str, oddities: Sequence[Oddity]) -> Verdict:
+def file_finding(
+    case: CheckContext, check: str, severity: Severity, what: str, mend: str, oddities: Sequence[FileAnomaly]
+) -> Finding:
     where = case.per_split(np.array([oddity.face for oddity in oddities]))
-    return Verdict(
-        check, severity, what, where, mend, tuple(Exhibit((oddity.face,), oddity.reason) for oddity in oddities)
+    return Finding(
+        check, severity, what, where, mend, tuple(SampleGroup((oddity.face,), oddity.reason) for oddity in oddities)
     )
 
 
-def check_blanks(case: Case) -> Iterator[Verdict]:
-    blank = np.flatnonzero(case.looks.readable & (case.looks.contrast < FLAT))
+def check_blank(case: CheckContext) -> Iterator[Finding]:
+    blank = np.flatnonzero(case.looks.readable & (case.looks.contrast < BLANK_CONTRAST))
     if len(blank):
-        yield Verdict(
+        yield Finding(
             "blank",
             Severity.WARNING,
-            f"{plural(len(blank), 'face')} with nothing on (contrast below {FLAT:g} of 255 levels)",
+            f"{plural(len(blank), 'face')} with nothing on (contrast below {BLANK_CONTRAST:g} of 255 levels)",
             case.per_split(blank),
             "leave them out: their labels are noise",
-            tuple(Exhibit((face,), f"contrast {case.looks.contrast[face]:.1f}") for face in blank.tolist()),
+            tuple(SampleGroup((face,), f"contrast {case.looks.contrast[face]:.1f}") for face in blank.tolist()),
         )
     else:
         yield ok("blank", "no blank face")
 
 
-def check_builder(case: Case) -> Iterator[Verdict]:
+def check_build_stats(case: CheckContext) -> Iterator[Finding]:
     """What the builder left out, which its folder no longer shows."""
     found: Mapping[str, object] = case.material.findings
     if case.material.kind == "raw tree":
         other = found.get("other_files")
         if isinstance(other, int) and other:
-            yield Verdict("other files", Severity.NOTE, f"{plural(other, 'file')} that no picture is expected in")
+            yield Finding("other files", Severity.NOTE, f"{plural(other, 'file')} that no picture is expected in")
         return
     for key, what in (
         ("leaks_dropped", "leak dropped when it was built"),
@@ -219,6 +221,6 @@ def check_builder(case: Case) -> Iterator[Verdict]:
         if isinstance(count, int) and count:
             noun, _, rest = what.partition(" ")
             file = {"leaks_dropped": "leaks.csv", "quarantined": "quarantine.csv"}.get(key, "")
-            yield Verdict(
+            yield Finding(
                 "builder", Severity.NOTE, f"{plural(count, noun)} {rest}", "", f"listed in {file}" if file else ""
             )

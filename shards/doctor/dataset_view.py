@@ -18,7 +18,7 @@ from adadf_dist.data.jpeg import is_image_name
 from adadf_dist.data.manifest import MANIFEST, SPLITS
 from adadf_dist.errors import UserError
 from adadf_dist.files.text import escape_name, unescape_name
-from shards.image_files import Listing, PhotoOptions, settle
+from shards.image_files import ImageSourceOptions, SourceListing, make_image_source
 from shards.sources import affectnet, fer2013, folder, rafdb, sfew
 from shards.sources.fer2013_csv import CSV_NAMES, find_csv
 from shards.sources.splits import check_class_folders, split_names
@@ -27,7 +27,7 @@ UNKNOWN = -1
 """Label of a face that could not be read."""
 
 
-class Reading(NamedTuple):
+class StoredSample(NamedTuple):
     """A face as it is stored or would be stored."""
 
     data: bytes
@@ -38,8 +38,8 @@ class Reading(NamedTuple):
 class Faces(Protocol):
     """N faces by number, 0 to N - 1. Pickled into every worker process."""
 
-    def read(self, number: int) -> Reading:
-        """Raises `BadImage`."""
+    def read(self, number: int) -> StoredSample:
+        """Raises `InvalidImageError`."""
 
     def name(self, number: int) -> str:
         """By which people find the face: its key, or its path in the tree."""
@@ -49,7 +49,7 @@ class Faces(Protocol):
 
 
 @dataclass(frozen=True, eq=False)
-class Material:
+class DatasetView:
     """Data to be judged."""
 
     path: Path
@@ -84,9 +84,9 @@ class StoredFaces:
             number -= len(split)
         raise IndexError(number)
 
-    def read(self, number: int) -> Reading:
+    def read(self, number: int) -> StoredSample:
         split, sample = self.place(number)
-        return Reading(bytes(split.read(sample)), int(split.labels[sample]))
+        return StoredSample(bytes(split.read(sample)), int(split.labels[sample]))
 
     def name(self, number: int) -> str:
         split, sample = self.place(number)
@@ -104,23 +104,23 @@ class SourceFaces:
     root: Path
     numbers: Sequence[int]
 
-    def read(self, number: int) -> Reading:
+    def read(self, number: int) -> StoredSample:
         sample = self.source.load(self.numbers[number])
-        return Reading(sample.image.data, sample.label)
+        return StoredSample(sample.image.data, sample.label)
 
     def name(self, number: int) -> str:
-        return self.source.locate(self.numbers[number])
+        return self.source.describe_item(self.numbers[number])
 
     def file(self, number: int) -> Path | None:
         path = self.root / unescape_name(self.name(number))
         return path if path.is_file() else None
 
 
-class Tree(NamedTuple):
+class RawTreeFormat(NamedTuple):
     """A raw tree that the doctor knows: how it is told from others, and how it is read whole, leaks and all."""
 
-    looks_for: str
-    recognise: Callable[[Path], bool]
+    markers: str
+    matches: Callable[[Path], bool]
     open: Callable[[Path], Source]
 
 
@@ -144,7 +144,7 @@ def has_rafdb(root: Path) -> bool:
 
 def open_rafdb(root: Path) -> Source:
     images = "aligned" if any((root / b / rafdb.IMAGES["aligned"]).is_dir() for b in (".", "basic")) else "original"
-    return as_it_stands(rafdb.list_rafdb(root, images), root)
+    return unmodified_source(rafdb.list_rafdb(root, images), root)
 
 
 def has_sfew(root: Path) -> bool:
@@ -167,30 +167,32 @@ def has_class_folders(root: Path) -> bool:
     )
 
 
-def as_it_stands(listing: Listing, root: Path, margin: float | None = None) -> Source:
+def unmodified_source(listing: SourceListing, root: Path, margin: float | None = None) -> Source:
     """No face moves to another split, and no leak is dropped."""
-    return settle(listing, PhotoOptions(root, {}, margin=margin, keep_leaks=True))
+    return make_image_source(listing, ImageSourceOptions(root, {}, margin=margin, keep_leaks=True))
 
 
-TREES: dict[str, Tree] = {
-    "fer2013": Tree(" or ".join(CSV_NAMES[:2]), has_fer2013, open_fer2013),
-    "affectnet": Tree(
+TREES: dict[str, RawTreeFormat] = {
+    "fer2013": RawTreeFormat(" or ".join(CSV_NAMES[:2]), has_fer2013, open_fer2013),
+    "affectnet": RawTreeFormat(
         "training.csv or train_set/",
         has_affectnet,
-        lambda root: as_it_stands(affectnet.find_layout(root).read(root, affectnet.EXPRESSIONS), root, margin=0.0),
+        lambda root: unmodified_source(affectnet.find_layout(root).read(root, affectnet.EXPRESSIONS), root, margin=0.0),
     ),
-    "rafdb": Tree(rafdb.LABELS, has_rafdb, open_rafdb),
-    "sfew": Tree("Train/ and Val/ of emotions", has_sfew, lambda root: as_it_stands(sfew.list_sfew(root), root)),
-    "folder": Tree(
+    "rafdb": RawTreeFormat(rafdb.LABELS, has_rafdb, open_rafdb),
+    "sfew": RawTreeFormat(
+        "Train/ and Val/ of emotions", has_sfew, lambda root: unmodified_source(sfew.list_sfew(root), root)
+    ),
+    "folder": RawTreeFormat(
         "CLASS/ or SPLIT/CLASS/ folders of pictures",
         has_class_folders,
-        lambda root: as_it_stands(folder.list_folder(root), root),
+        lambda root: unmodified_source(folder.list_folder(root), root),
     ),
 }
 """In the order in which they are tried."""
 
 
-def open_material(path: Path) -> Material:
+def open_dataset_view(path: Path) -> DatasetView:
     """Open a dataset folder or a raw tree. Raises `UserError`."""
     if not path.exists():
         raise UserError(f"{path}: no such folder; give a dataset folder or the root of a raw tree")
@@ -199,9 +201,9 @@ def open_material(path: Path) -> Material:
     if (path / MANIFEST).is_file():
         return open_stored(open_dataset(path))
     for name, tree in TREES.items():
-        if tree.recognise(path):
+        if tree.matches(path):
             return open_tree(path, name, tree.open(path))
-    looked = "; ".join(f"{tree.looks_for} ({name})" for name, tree in TREES.items())
+    looked = "; ".join(f"{tree.markers} ({name})" for name, tree in TREES.items())
     check_class_folders(path, subfolders(path))
     entries = [escape_name(entry.name) + "/" * entry.is_dir() for entry in list_entries(path)]
     saw = ", ".join(entries[:6]) + (f" and {len(entries) - 6:,} more" if len(entries) > 6 else "")
@@ -211,11 +213,11 @@ def open_material(path: Path) -> Material:
     )
 
 
-def open_stored(dataset: Dataset) -> Material:
+def open_stored(dataset: Dataset) -> DatasetView:
     splits = tuple(dataset.split(name) for name in dataset.splits)
     built = dataset.manifest.built
     options, findings = built.get("options"), built.get("findings")
-    return Material(
+    return DatasetView(
         path=dataset.folder,
         kind="dataset folder",
         source=str(built.get("source", "unknown")),
@@ -228,12 +230,12 @@ def open_stored(dataset: Dataset) -> Material:
     )
 
 
-def open_tree(root: Path, name: str, source: Source) -> Material:
+def open_tree(root: Path, name: str, source: Source) -> DatasetView:
     if others := source.provenance.findings.get("other_files"):
         print(f"note: {others:,} other files skipped, by their suffixes no images", file=sys.stderr)
     items = sorted(source.items(), key=lambda item: (SPLITS.index(item.split), item.number))
     splits = tuple(split for split in SPLITS if any(item.split == split for item in items))
-    return Material(
+    return DatasetView(
         path=root,
         kind="raw tree",
         source=name,

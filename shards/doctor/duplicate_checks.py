@@ -8,20 +8,20 @@ from itertools import combinations
 import numpy as np
 from numpy.typing import NDArray
 
-from shards.doctor.checks import Case
+from shards.doctor.checks import CheckContext
 from shards.doctor.duplicates import Kind
-from shards.doctor.finding import Exhibit, Severity, Verdict, ok, plural
+from shards.doctor.finding import Finding, SampleGroup, Severity, ok, plural
 
 KINDS: dict[Kind, str] = {"exact": "exact copy", "near": "near copy", "mirrored": "mirrored copy"}
 
 
-def check_leaks(case: Case) -> Iterator[Verdict]:
+def check_leaks(case: CheckContext) -> Iterator[Finding]:
     """Faces of a split that also stand in a split by which it is judged. A face is told under its closest kind."""
     splits, split_of = case.material.splits, case.material.split_of
     told = np.zeros((len(split_of), len(splits)), np.bool_)
     absent = []
     for kind, name in KINDS.items():
-        reach = case.copies.reach(kind, split_of)
+        reach = case.copies.splits_with_copies(kind, split_of)
         groups = [group for group in case.copies.groups(kind) if len({int(split_of[face]) for face in group}) > 1]
         clean = True
         for low, high in combinations(range(len(splits)), 2):
@@ -32,13 +32,13 @@ def check_leaks(case: Case) -> Iterator[Verdict]:
             told[leaks, high] = True
             members = set(leaks.tolist())
             shown = [group for group in groups if members.intersection(group) and high in split_of[list(group)]]
-            yield Verdict(
+            yield Finding(
                 "leaks",
                 Severity.ERROR if kind == "exact" else Severity.WARNING,
                 f"{plural(len(leaks), 'face')} with {article(name)} in {splits[high]}",
                 splits[low],
-                leak_mend(case, kind),
-                tuple(Exhibit(group, remark(case, group)) for group in shown),
+                leak_hint(case, kind),
+                tuple(SampleGroup(group, note(case, group)) for group in shown),
             )
         if clean:
             absent.append(name)
@@ -46,7 +46,7 @@ def check_leaks(case: Case) -> Iterator[Verdict]:
         yield ok("leaks", f"no {' and no '.join(absent)} across splits")
 
 
-def leak_mend(case: Case, kind: Kind) -> str:
+def leak_hint(case: CheckContext, kind: Kind) -> str:
     if kind != "exact":
         return "judge without these faces, or drop them from training (listed by --json)"
     if case.material.kind == "raw tree":
@@ -58,30 +58,30 @@ def article(name: str) -> str:
     return f"an {name}" if name.startswith("exact") else f"a {name}"
 
 
-def remark(case: Case, group: tuple[int, ...]) -> str:
+def note(case: CheckContext, group: tuple[int, ...]) -> str:
     labels = {int(case.looks.label[face]) for face in group}
     return "labels differ" if len(labels) > 1 else ""
 
 
-def check_twins(case: Case) -> Iterator[Verdict]:
+def check_duplicates(case: CheckContext) -> Iterator[Finding]:
     """Copies within one split."""
     absent = []
     for kind, name in KINDS.items():
-        reach = case.copies.reach(kind, case.material.split_of)
+        reach = case.copies.splits_with_copies(kind, case.material.split_of)
         clean = True
         for number, split in enumerate(case.material.splits):
             mine = np.flatnonzero((case.material.split_of == number) & (reach >> number & 1).astype(bool))
             if not len(mine):
                 continue
             clean = False
-            groups = within(case, kind, number)
-            yield Verdict(
+            groups = groups_within_split(case, kind, number)
+            yield Finding(
                 "twins",
                 Severity.WARNING if split != "train" and kind == "exact" else Severity.NOTE,
                 f"{plural(len(mine), 'face')} with {article(name)} in the same split, {plural(len(groups), 'group')}",
                 split,
                 "each counts more than once in the accuracy; keep one" if split != "train" else "they weigh double",
-                tuple(Exhibit(group, remark(case, group)) for group in groups),
+                tuple(SampleGroup(group, note(case, group)) for group in groups),
             )
         if clean:
             absent.append(name)
@@ -89,13 +89,13 @@ def check_twins(case: Case) -> Iterator[Verdict]:
         yield ok("twins", f"no {' and no '.join(absent)} within a split")
 
 
-def within(case: Case, kind: Kind, split: int) -> list[tuple[int, ...]]:
+def groups_within_split(case: CheckContext, kind: Kind, split: int) -> list[tuple[int, ...]]:
     """Groups of that kind, cut to the faces of one split."""
     cut = (tuple(face for face in group if case.material.split_of[face] == split) for group in case.copies.groups(kind))
     return [group for group in cut if len(group) > 1]
 
 
-def check_conflicts(case: Case) -> Iterator[Verdict]:
+def check_conflicts(case: CheckContext) -> Iterator[Finding]:
     """Copies of one picture whose labels disagree: noise that can be counted."""
     labels = case.looks.label
     agreeing = []
@@ -108,14 +108,14 @@ def check_conflicts(case: Case) -> Iterator[Verdict]:
             agreeing.append(f"{name.removesuffix('y')}ies")
             continue
         faces = np.array(sorted({face for group in conflicts for face in group}))
-        yield Verdict(
+        yield Finding(
             "labels",
             Severity.WARNING if kind == "exact" else Severity.NOTE,
             f"{plural(len(conflicts), 'group')} of {name.removesuffix('y')}ies with different labels "
             f"({share(len(conflicts), len(groups))} of {plural(len(groups), 'group')}, {plural(len(faces), 'face')})",
             case.per_split(faces),
             "settle them by hand or by vote; they bound the accuracy that can be reached",
-            tuple(Exhibit(group, confusion(case, labels[list(group)])) for group in conflicts),
+            tuple(SampleGroup(group, confusion(case, labels[list(group)])) for group in conflicts),
         )
     if agreeing:
         yield ok("labels", f"{' and '.join(agreeing)} agree in their labels")
@@ -125,6 +125,6 @@ def share(part: int, whole: int) -> str:
     return f"{part / whole:.0%}"
 
 
-def confusion(case: Case, labels: NDArray[np.int16]) -> str:
+def confusion(case: CheckContext, labels: NDArray[np.int16]) -> str:
     names = [case.material.classes[label] for label in sorted(set(labels.tolist()))]
     return " or ".join(names)

@@ -10,19 +10,19 @@ from typing import Literal, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from shards.doctor.fingerprint import AS_IS, LIKENESS, MIRROR_BITS, hashes, likeness, near_pairs
-from shards.doctor.image_stats import Looks
+from shards.doctor.fingerprint import MIN_SIMILARITY, MIRROR_BITS, NO_FLIP, hashes, near_pairs, similarity
+from shards.doctor.image_stats import ImageStats
 
 Kind: TypeAlias = Literal["exact", "near", "mirrored"]
 
-FLAT = 2.0
+BLANK_CONTRAST = 2.0
 """Contrast below which a picture is blank: it looks like every other blank one, so it is not compared."""
 
 _BATCH = 1 << 16  # pairs whose likeness is worked out together
 
 
 @dataclass(frozen=True, eq=False)
-class Copies:
+class DuplicateIndex:
     """Pictures that stand in the data more than once. A *picture* is what faces of equal pixels share.
 
     P pictures of N faces; faces that are blank or cannot be read have none.
@@ -44,10 +44,10 @@ class Copies:
         if kind == "exact":
             yield from self.exact()
             return
-        for pictures in join(self.pairs[kind].tolist()):
+        for pictures in connected_components(self.pairs[kind].tolist()):
             yield tuple(sorted(face for picture in pictures for face in self.faces[picture]))
 
-    def reach(self, kind: Kind, split_of: NDArray[np.int8]) -> NDArray[np.uint8]:
+    def splits_with_copies(self, kind: Kind, split_of: NDArray[np.int8]) -> NDArray[np.uint8]:
         """[N]: bit s is set when the face has a copy of that kind in split s (itself is not one)."""
         held = np.zeros(len(self.faces), np.uint8)
         known = self.picture >= 0
@@ -69,9 +69,9 @@ class Copies:
         return reach
 
 
-def find_copies(looks: Looks) -> Copies:
+def find_copies(looks: ImageStats) -> DuplicateIndex:
     """Search all faces. Seconds for 30,000, under half a minute for 280,000."""
-    comparable = np.flatnonzero(looks.readable & (looks.contrast >= FLAT))
+    comparable = np.flatnonzero(looks.readable & (looks.contrast >= BLANK_CONTRAST))
     _, firsts, numbers = np.unique(looks.content[comparable], axis=0, return_index=True, return_inverse=True)
     picture = np.full(len(looks.label), -1, np.int64)
     picture[comparable] = numbers.ravel()
@@ -80,22 +80,22 @@ def find_copies(looks: Looks) -> Copies:
         faces[picture[face]].append(face)
     prints = looks.fingerprint[comparable[firsts]]
     near = find_pairs(prints, mirrored=False)
-    return Copies(picture, faces, {"near": near, "mirrored": find_pairs(prints, mirrored=True)})
+    return DuplicateIndex(picture, faces, {"near": near, "mirrored": find_pairs(prints, mirrored=True)})
 
 
 def find_pairs(prints: NDArray[np.float16], mirrored: bool) -> NDArray[np.int64]:
     """[K, 2]: pairs of fingerprints alike enough to be copies, ordered."""
-    chunks = near_pairs(hashes(prints), MIRROR_BITS if mirrored else AS_IS)
+    chunks = near_pairs(hashes(prints), MIRROR_BITS if mirrored else NO_FLIP)
     found = [np.empty((0, 2), np.int64)]
     for chunk in chunks:
         for first in range(0, len(chunk), _BATCH):
             pairs = chunk[first : first + _BATCH]
-            found.append(pairs[likeness(prints, pairs, mirrored) >= LIKENESS])
+            found.append(pairs[similarity(prints, pairs, mirrored) >= MIN_SIMILARITY])
     pairs = np.concatenate(found)
     return pairs[np.lexsort((pairs[:, 1], pairs[:, 0]))]
 
 
-def join(pairs: Iterable[Sequence[int]]) -> list[list[int]]:
+def connected_components(pairs: Iterable[Sequence[int]]) -> list[list[int]]:
     """Connected components, each sorted, in the order of their first members."""
     leader: dict[int, int] = {}
 

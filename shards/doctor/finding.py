@@ -24,7 +24,7 @@ class Severity(IntEnum):
         return max(0, self - Severity.NOTE)
 
 
-class Exhibit(NamedTuple):
+class SampleGroup(NamedTuple):
     """Faces that belong together, for the eye: copies of one picture, or a single odd one."""
 
     faces: tuple[int, ...]
@@ -32,7 +32,7 @@ class Exhibit(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Verdict:
+class Finding:
     """The outcome of one check."""
 
     check: str
@@ -44,7 +44,7 @@ class Verdict:
     """Split, class or face."""
     mend: str = ""
     """What to do about it; empty when there is nothing to do."""
-    exhibits: tuple[Exhibit, ...] = ()
+    exhibits: tuple[SampleGroup, ...] = ()
 
     def __str__(self) -> str:
         line = f"{self.severity.word:<8} {self.check:<14} {self.what}"
@@ -53,8 +53,8 @@ class Verdict:
         return f"{line}; {self.mend}" if self.mend else line
 
 
-def ok(check: str, what: str, where: str = "") -> Verdict:
-    return Verdict(check, Severity.OK, what, where)
+def ok(check: str, what: str, where: str = "") -> Finding:
+    return Finding(check, Severity.OK, what, where)
 
 
 def plural(count: int, noun: str) -> str:

@@ -10,9 +10,9 @@ from pathlib import Path
 
 from PIL import Image
 
-from adadf_dist.data.jpeg import BadImage, decode, encode, to_grey_or_rgb
+from adadf_dist.data.jpeg import InvalidImageError, decode, encode, to_gray_or_rgb
 from adadf_dist.data.manifest import SPLITS
-from shards.doctor.finding import Exhibit, Severity, Verdict
+from shards.doctor.finding import Finding, SampleGroup, Severity
 from shards.doctor.report import Report
 
 MAX_GROUPS = 24
@@ -80,7 +80,7 @@ def sections(report: Report) -> Iterator[str]:
             yield from section(report, verdict)
 
 
-def section(report: Report, verdict: Verdict) -> Iterator[str]:
+def section(report: Report, verdict: Finding) -> Iterator[str]:
     yield f'<section class="verdict {verdict.severity.word}">'
     where = f' <span class="lead">({escape(verdict.where)})</span>' if verdict.where else ""
     if verdict.where in SPLITS:
@@ -99,7 +99,7 @@ def section(report: Report, verdict: Verdict) -> Iterator[str]:
     yield "</section>"
 
 
-def group(report: Report, exhibit: Exhibit) -> Iterator[str]:
+def group(report: Report, exhibit: SampleGroup) -> Iterator[str]:
     yield '<div class="group">'
     if exhibit.remark:
         yield f"<p>{escape(exhibit.remark)}</p>"
@@ -128,7 +128,7 @@ def figure(report: Report, face: int) -> str:
     told = report.describe(face)
     name = str(told["name"])
     short = name.rpartition("/")[2]
-    encoded = picture(report, face)
+    encoded = unique_image(report, face)
     shown = '<div class="lost">unreadable</div>'
     if encoded is not None:
         shown = f'<img alt="{escape(name)}" src="data:image/jpeg;base64,{encoded}">'
@@ -139,12 +139,12 @@ def figure(report: Report, face: int) -> str:
     )
 
 
-def picture(report: Report, face: int) -> str | None:
+def unique_image(report: Report, face: int) -> str | None:
     """The face as base64 of a small JPEG; None when it cannot be read."""
     try:
         data = report.case.material.faces.read(face).data
-        image = to_grey_or_rgb(decode(data))
-    except BadImage:
+        image = to_gray_or_rgb(decode(data))
+    except InvalidImageError:
         return None
     if max(image.size) > SIDE or len(data) > 2**14:
         image.thumbnail((SIDE, SIDE), Image.Resampling.LANCZOS)

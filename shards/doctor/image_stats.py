@@ -12,8 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
-from adadf_dist.data.jpeg import FORMATS, BadImage, decode
-from adadf_dist.data.workers.task_pool import run_tasks
+from adadf_dist.data.jpeg import FORMATS, InvalidImageError, decode
+from adadf_dist.data.workers.task_pool import map_tasks
 from shards.doctor.dataset_view import UNKNOWN, Faces
 from shards.doctor.fingerprint import LENGTH, fingerprint
 from shards.duplicates import digest
@@ -21,7 +21,7 @@ from shards.progress import Progress
 
 HUGE_FILE = 20 * 2**20
 """Bytes beyond which a file is no picture of a face as datasets hold them."""
-COLOUR = 8
+COLOR_LEVELS = 8
 """Levels by which the channels of a colour picture differ somewhere; less is what JPEG does to grey."""
 
 EMPTY = "empty file"
@@ -29,7 +29,7 @@ EMPTY = "empty file"
 _TASK = 512  # faces
 
 
-class Oddity(NamedTuple):
+class FileAnomaly(NamedTuple):
     """A file that cannot be read, or is not what it seems."""
 
     face: int
@@ -38,7 +38,7 @@ class Oddity(NamedTuple):
 
 
 @dataclass(eq=False)
-class Looks:
+class ImageStats:
     """What N faces look like. Rows of faces that cannot be read are zero, their label `UNKNOWN`."""
 
     label: NDArray[np.int16]
@@ -52,10 +52,10 @@ class Looks:
     fingerprint: NDArray[np.float16]
     """[N, 143]"""
     readable: NDArray[np.bool_]
-    oddities: list[Oddity]
+    oddities: list[FileAnomaly]
 
     @classmethod
-    def blank(cls, count: int) -> Looks:
+    def blank(cls, count: int) -> ImageStats:
         return cls(
             label=np.full(count, UNKNOWN, np.int16),
             size=np.zeros((count, 2), np.int32),
@@ -67,7 +67,7 @@ class Looks:
             oddities=[],
         )
 
-    def fill(self, first: int, part: Looks) -> None:
+    def fill(self, first: int, part: ImageStats) -> None:
         """Put the looks of the faces from `first` on in their place."""
         for field in fields(self):
             if field.name == "oddities":
@@ -83,42 +83,42 @@ class Task(NamedTuple):
     last: int
 
 
-def examine(faces: Faces, count: int, workers: int) -> Looks:
+def compute_image_stats(faces: Faces, count: int, workers: int) -> ImageStats:
     """Look at every face. Bad ones are told in `oddities`, never skipped in silence."""
     tasks = [Task(first, min(first + _TASK, count)) for first in range(0, count, _TASK)]
-    whole = Looks.blank(count)
+    whole = ImageStats.blank(count)
     with Progress("examining", count) as progress:
-        for task, part in zip(tasks, run_tasks(look, faces, tasks, workers, progress.update), strict=True):
+        for task, part in zip(tasks, map_tasks(compute_chunk, faces, tasks, workers, progress.update), strict=True):
             whole.fill(task.first, part)
     return whole
 
 
-def look(faces: Faces, task: Task, on_sample: Callable[[], object]) -> Looks:
+def compute_chunk(faces: Faces, task: Task, on_sample: Callable[[], object]) -> ImageStats:
     """A run of faces, in a worker process."""
-    looks = Looks.blank(task.last - task.first)
+    looks = ImageStats.blank(task.last - task.first)
     for row, number in enumerate(range(task.first, task.last)):
         path = faces.file(number)
-        reasons = [] if path is None else suspicions(path)
+        reasons = [] if path is None else file_anomalies(path)
         try:
             data, label = faces.read(number)
             image = decode(data)
-        except BadImage as error:
+        except InvalidImageError as error:
             reason = EMPTY if EMPTY in reasons else "; ".join([*reasons, plain(error)])
-            looks.oddities.append(Oddity(number, reason, unreadable=True))
+            looks.oddities.append(FileAnomaly(number, reason, unreadable=True))
         else:
             measure(looks, row, image)
             looks.label[row] = label
-            looks.oddities += [Oddity(number, reason, unreadable=False) for reason in reasons]
+            looks.oddities += [FileAnomaly(number, reason, unreadable=False) for reason in reasons]
         on_sample()
     return looks
 
 
-def plain(error: BadImage) -> str:
+def plain(error: InvalidImageError) -> str:
     """The reason without the object's address, which Pillow puts into some of its messages."""
     return re.sub(r" <_io\.\w+ object at 0x[0-9a-f]+>", "", str(error))
 
 
-def measure(looks: Looks, row: int, image: Image.Image) -> None:
+def measure(looks: ImageStats, row: int, image: Image.Image) -> None:
     grey = image.convert("L")
     looks.readable[row] = True
     looks.size[row] = image.size
@@ -133,10 +133,10 @@ def is_coloured(image: Image.Image) -> bool:
     if image.mode == "L":
         return False
     pixels = np.asarray(image.convert("RGB"), dtype=np.int16)
-    return bool((pixels.max(axis=2) - pixels.min(axis=2)).max() > COLOUR)
+    return bool((pixels.max(axis=2) - pixels.min(axis=2)).max() > COLOR_LEVELS)
 
 
-def suspicions(path: Path) -> Sequence[str]:
+def file_anomalies(path: Path) -> Sequence[str]:
     """What is odd about a file before its pixels are looked at."""
     size = path.stat().st_size
     if not size:

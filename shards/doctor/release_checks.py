@@ -9,17 +9,17 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from shards.doctor.checks import Case
-from shards.doctor.finding import Severity, Verdict, ok
-from shards.doctor.releases import RELEASES, Release, align, expected
+from shards.doctor.checks import CheckContext
+from shards.doctor.finding import Finding, Severity, ok
+from shards.doctor.releases import RELEASES, Release, align, expected_counts
 
-SAME = 0.25
+MAX_RELEASE_DIFF = 0.25
 """Share of its faces by which data may differ from a release and still be taken for it."""
-SLIGHT = 0.02
+MINOR_RELEASE_DIFF = 0.02
 """Share of its faces that a copy of a release commonly lacks (damaged files, withdrawn photos)."""
 
 
-class Match(NamedTuple):
+class ReleaseMatch(NamedTuple):
     """The release that the data comes closest to."""
 
     release: Release
@@ -29,7 +29,7 @@ class Match(NamedTuple):
     """Share of the release's faces by which the counts differ."""
 
 
-def find_release(case: Case) -> Match | None:
+def match_release(case: CheckContext) -> ReleaseMatch | None:
     """The closest of the releases with our classes; None when none is close. Names of classes or sources alone do not
     settle it: thousands of other data sets have the same seven."""
     matches = []
@@ -37,26 +37,26 @@ def find_release(case: Case) -> Match | None:
         order = align(case.material.classes, release)
         if order is None:
             continue
-        wanted, found = expected(release, order, case.material.splits), found_counts(case, release)
+        wanted, found = expected_counts(release, order, case.material.splits), actual_counts(case, release)
         off = sum(
             int(np.abs(wanted.get(split, 0) - found.get(split, np.zeros(1, np.int64))).sum())
             for split in wanted.keys() | found.keys()
         )
-        matches.append(Match(release, order, off / sum(map(sum, release.counts.values()))))
+        matches.append(ReleaseMatch(release, order, off / sum(map(sum, release.counts.values()))))
     best = min(matches, key=lambda match: match.missing, default=None)
-    return best if best is not None and best.missing <= SAME else None
+    return best if best is not None and best.missing <= MAX_RELEASE_DIFF else None
 
 
-def found_counts(case: Case, release: Release) -> dict[str, NDArray[np.int64]]:
-    """Ours, by the names that `expected` gives."""
+def actual_counts(case: CheckContext, release: Release) -> dict[str, NDArray[np.int64]]:
+    """Ours, by the names that `expected_counts` gives."""
     counts = dict(zip(case.material.splits, case.counts(), strict=True))
     if "validation" in counts and "validation" not in release.counts and "train" in counts:
         counts["train + validation"] = counts.pop("train") + counts.pop("validation")
     return counts
 
 
-def check_identity(case: Case) -> Iterator[Verdict]:
-    match = find_release(case)
+def check_identity(case: CheckContext) -> Iterator[Finding]:
+    match = match_release(case)
     source = f"{case.material.kind} of source {case.material.source}"
     labels = case.material.options.get("labels")
     if isinstance(labels, str):
@@ -66,19 +66,22 @@ def check_identity(case: Case) -> Iterator[Verdict]:
     elif case.material.source == "synthetic":
         yield ok("dataset", f"drawn faces: {source}")
     else:
-        yield Verdict("dataset", Severity.NOTE, f"{source}; no published counts to compare with")
+        yield Finding("dataset", Severity.NOTE, f"{source}; no published counts to compare with")
 
 
-def check_counts(case: Case) -> Iterator[Verdict]:
+def check_counts(case: CheckContext) -> Iterator[Finding]:
     """Faces a split and class against the published ones."""
-    match = find_release(case)
+    match = match_release(case)
     if match is None:
         return
-    wanted, found = expected(match.release, match.order, case.material.splits), found_counts(case, match.release)
+    wanted, found = (
+        expected_counts(match.release, match.order, case.material.splits),
+        actual_counts(case, match.release),
+    )
     for split in dict.fromkeys([*wanted, *found]):
         if split not in wanted or split not in found:
             lacking = "the data" if split in wanted else "the release"
-            yield Verdict("counts", Severity.WARNING, f"{lacking} has no such split", split)
+            yield Finding("counts", Severity.WARNING, f"{lacking} has no such split", split)
             continue
         differences = found[split] - wanted[split]
         total, known = int(found[split].sum()), int(wanted[split].sum())
@@ -90,8 +93,8 @@ def check_counts(case: Case) -> Iterator[Verdict]:
             for name, count in zip(case.material.classes, differences.tolist(), strict=True)
             if count
         )
-        slight = np.abs(differences).sum() <= SLIGHT * known
-        yield Verdict(
+        slight = np.abs(differences).sum() <= MINOR_RELEASE_DIFF * known
+        yield Finding(
             "counts",
             Severity.NOTE if slight else Severity.WARNING,
             f"{total:,} faces where {known:,} are published ({told})",
@@ -100,24 +103,24 @@ def check_counts(case: Case) -> Iterator[Verdict]:
         )
 
 
-def check_class_order(case: Case) -> Iterator[Verdict]:
+def check_class_order(case: CheckContext) -> Iterator[Finding]:
     """Label numbers mean what the release's own mean, or a file of predictions or weights is read wrongly."""
-    swapped = swapped_classes(case)
+    swapped = find_swapped_classes(case)
     if swapped is not None:
         yield swapped
-    match = find_release(case)
+    match = match_release(case)
     if match is None:
         return
     own = match.release.classes
     if all(name.isdigit() for name in case.material.classes):
         told = ", ".join(f"{name} {own[label]}" for name, label in zip(case.material.classes, match.order, strict=True))
-        yield Verdict(
+        yield Finding(
             "class order", Severity.NOTE, f"classes are numbers; by the release: {told}", mend="name the folders so"
         )
     elif list(match.order) == sorted(match.order):
         yield ok("class order", "that of the release")
     else:
-        yield Verdict(
+        yield Finding(
             "class order",
             Severity.NOTE,
             f"labels are {', '.join(case.material.classes)}; the release's own are {', '.join(own)}",
@@ -125,13 +128,13 @@ def check_class_order(case: Case) -> Iterator[Verdict]:
         )
 
 
-def swapped_classes(case: Case) -> Verdict | None:
+def find_swapped_classes(case: CheckContext) -> Finding | None:
     """Counts that are a release's to the face, but under other names: the names were put to the wrong numbers."""
     for release in RELEASES:
         order = align(case.material.classes, release)
         if order is None:
             continue
-        wanted, found = expected(release, order, case.material.splits), found_counts(case, release)
+        wanted, found = expected_counts(release, order, case.material.splits), actual_counts(case, release)
         split = next(iter(wanted))
         if split not in found or (wanted[split] == found[split]).all():
             continue
@@ -143,7 +146,7 @@ def swapped_classes(case: Case) -> Verdict | None:
                 for name, count, known in zip_longest(names, ours, theirs)
                 if count != known
             )
-            return Verdict(
+            return Finding(
                 "class order",
                 Severity.ERROR,
                 f"the counts are those of {release.title} under other names: {told}",

@@ -91,7 +91,7 @@ def align(classes: Sequence[str], release: Release) -> list[int] | None:
     return [known.index(name) for name in ours] if sorted(ours) == sorted(known) else None
 
 
-def expected(release: Release, order: Sequence[int], splits: Sequence[str]) -> dict[str, NDArray[np.int64]]:
+def expected_counts(release: Release, order: Sequence[int], splits: Sequence[str]) -> dict[str, NDArray[np.int64]]:
     """Published counts in the order of our classes, for our splits.
 
     A validation split that the release does not have was carved out of train: both together are compared with train,

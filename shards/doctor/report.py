@@ -9,25 +9,25 @@ from itertools import chain
 
 from adadf_dist.files.text import escape_name
 from shards.doctor.checks import (
-    Case,
+    CheckContext,
     check_balance,
-    check_blanks,
-    check_builder,
-    check_colours,
+    check_blank,
+    check_build_stats,
+    check_color,
     check_files,
     check_sizes,
     check_splits,
 )
-from shards.doctor.dataset_view import UNKNOWN, Material
-from shards.doctor.duplicate_checks import check_conflicts, check_leaks, check_twins
+from shards.doctor.dataset_view import UNKNOWN, DatasetView
+from shards.doctor.duplicate_checks import check_conflicts, check_duplicates, check_leaks
 from shards.doctor.duplicates import find_copies
-from shards.doctor.finding import Severity, Verdict
-from shards.doctor.image_stats import examine
+from shards.doctor.finding import Finding, Severity
+from shards.doctor.image_stats import compute_image_stats
 from shards.doctor.release_checks import check_class_order, check_counts, check_identity
 
 SCHEMA_VERSION = 1
 
-CHECKS: tuple[Callable[[Case], Iterator[Verdict]], ...] = (
+CHECKS: tuple[Callable[[CheckContext], Iterator[Finding]], ...] = (
     check_identity,
     check_counts,
     check_class_order,
@@ -35,12 +35,12 @@ CHECKS: tuple[Callable[[Case], Iterator[Verdict]], ...] = (
     check_balance,
     check_leaks,
     check_conflicts,
-    check_twins,
+    check_duplicates,
     check_files,
-    check_blanks,
+    check_blank,
     check_sizes,
-    check_colours,
-    check_builder,
+    check_color,
+    check_build_stats,
 )
 
 
@@ -48,8 +48,8 @@ CHECKS: tuple[Callable[[Case], Iterator[Verdict]], ...] = (
 class Report:
     """What was looked at, and what every check said of it."""
 
-    case: Case
-    verdicts: Sequence[Verdict]
+    case: CheckContext
+    verdicts: Sequence[Finding]
 
     @property
     def worst(self) -> Severity:
@@ -82,7 +82,7 @@ class Report:
         }
         return json.dumps(content, indent=1) + "\n"
 
-    def _verdict(self, verdict: Verdict) -> dict[str, object]:
+    def _verdict(self, verdict: Finding) -> dict[str, object]:
         return {
             "check": verdict.check,
             "severity": verdict.severity.word,
@@ -105,8 +105,8 @@ class Report:
         }
 
 
-def diagnose(material: Material, workers: int) -> Report:
+def diagnose(material: DatasetView, workers: int) -> Report:
     """Examine and assess. Raises `UserError` when there is nothing to assess."""
-    looks = examine(material.faces, len(material), workers)
-    case = Case(material, looks, find_copies(looks))
+    looks = compute_image_stats(material.faces, len(material), workers)
+    case = CheckContext(material, looks, find_copies(looks))
     return Report(case, list(chain.from_iterable(check(case) for check in CHECKS)))

@@ -13,10 +13,10 @@ from adadf_dist.data.build.folder_tree import Skipped, check_root, subfolders
 from adadf_dist.data.jpeg import is_image_name
 from adadf_dist.errors import UserError
 from adadf_dist.files.text import escape_name
-from shards.alignment import add_align_arguments, open_photos
+from shards.alignment import add_align_arguments, make_source
 from shards.image_files import (
-    Listing,
-    Picture,
+    ImageEntry,
+    SourceListing,
     add_photo_arguments,
     carve_validation,
     list_files,
@@ -62,10 +62,10 @@ class Layout(NamedTuple):
     what: str
     marks: Sequence[str]
     """Paths that all stand below the root when it is this one."""
-    read: Callable[[Path, Sequence[str]], Listing]
+    read: Callable[[Path, Sequence[str]], SourceListing]
 
 
-def list_folders(root: Path, classes: Sequence[str]) -> Listing:
+def list_folders(root: Path, classes: Sequence[str]) -> SourceListing:
     """Folders of classes below train and val. Raises `UserError`."""
     skipped = Skipped()
     splits = split_names(subfolders(root, skipped))
@@ -85,11 +85,11 @@ def list_folders(root: Path, classes: Sequence[str]) -> Listing:
                 if label >= len(classes):
                     contempt += 1
                 elif is_image_name(path):
-                    pictures.append(Picture(path, split, label))
+                    pictures.append(ImageEntry(path, split, label))
                 else:
                     others += 1
     findings = {"other_files": others, "contempt_left_out": contempt, **skipped_findings(skipped)}
-    return Listing("affectnet", tuple(classes), pictures, "folders of classes", findings)
+    return SourceListing("affectnet", tuple(classes), pictures, "folders of classes", findings)
 
 
 LAYOUTS = (
@@ -138,4 +138,4 @@ def open_source(args: argparse.Namespace) -> Source:
     fractions = carve_validation(args, any(picture.split == "validation" for picture in listing.pictures))
     boxed = layout is LAYOUTS[0] and not args.whole
     options = photo_options(args, fractions, SIDE if boxed else None, args.margin if boxed else None)
-    return open_photos(listing, options, args)
+    return make_source(listing, options, args)

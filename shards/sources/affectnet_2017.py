@@ -13,12 +13,12 @@ from pathlib import Path
 from typing import NamedTuple
 
 from adadf_dist.data.build.folder_tree import Skipped
-from adadf_dist.data.jpeg import BadImage
+from adadf_dist.data.jpeg import InvalidImageError
 from adadf_dist.errors import UserError
 from adadf_dist.files.csv_tables import detect_separator, parse_whole
 from adadf_dist.files.text import decode_text, encoding_of, open_bytes
-from shards.image_files import Listing, Picture, list_files, skipped_findings, stay_inside
-from shards.progress import watched
+from shards.image_files import ImageEntry, SourceListing, check_relative_path, list_files, skipped_findings
+from shards.progress import track
 
 FILES = {"train": "training.csv", "test": "validation.csv"}
 IMAGES = (
@@ -40,7 +40,7 @@ COLUMNS = (
     "arousal",
 )
 EXPRESSIONS = 11
-LOOK_AT = 100
+NUM_PATHS_CHECKED = 100
 """Rows by which the folder of the pictures is found."""
 
 
@@ -74,9 +74,9 @@ class Facts:
             points = [float(word) for word in row["facial_landmarks"].split(";")]
             valence, arousal = float(row["valence"]), float(row["arousal"])
         except (ValueError, OverflowError) as error:
-            raise BadImage(f"{self.files[file].name}: {error}") from None
+            raise InvalidImageError(f"{self.files[file].name}: {error}") from None
         if not all(map(math.isfinite, (*points, valence, arousal))):
-            raise BadImage(f"{self.files[file].name}: landmarks, valence and arousal must be finite numbers")
+            raise InvalidImageError(f"{self.files[file].name}: landmarks, valence and arousal must be finite numbers")
         return {
             "box": [left, top, left + width, top + height],
             "landmarks": [points[i : i + 2] for i in range(0, len(points) - 1, 2)],
@@ -85,9 +85,9 @@ class Facts:
         }
 
 
-def list_release(root: Path, classes: Sequence[str]) -> Listing:
+def list_release(root: Path, classes: Sequence[str]) -> SourceListing:
     """Every picture with one of the expressions. Raises `UserError`."""
-    pictures: dict[str, Picture] = {}
+    pictures: dict[str, ImageEntry] = {}
     left_out: Counter[str] = Counter()
     files: list[Path] = []
     columns: list[list[str]] = []
@@ -110,7 +110,7 @@ def list_release(root: Path, classes: Sequence[str]) -> Listing:
                 same = pictures[place].label == row.expression
                 left_out["repeated_rows" if same else "repeated_rows_of_another_label"] += 1
             else:
-                pictures[place] = Picture(place, split, row.expression)
+                pictures[place] = ImageEntry(place, split, row.expression)
                 file_of.append(len(files))
                 start_of.append(row.start)
         files.append(path)
@@ -120,7 +120,7 @@ def list_release(root: Path, classes: Sequence[str]) -> Listing:
     extra = sum(path not in named for folder in sorted(folders) for path in list_files(root, folder, skipped))
     findings = {**left_out, "images_without_annotation": extra, **skipped_findings(skipped)}
     facts = Facts(files, columns, separators, file_of, start_of)
-    return Listing("affectnet", tuple(classes), list(pictures.values()), "release of 2017", findings, facts)
+    return SourceListing("affectnet", tuple(classes), list(pictures.values()), "release of 2017", findings, facts)
 
 
 def read_rows(path: Path) -> tuple[list[str], str, list[Row]]:
@@ -129,7 +129,7 @@ def read_rows(path: Path) -> tuple[list[str], str, list[Row]]:
         header, separator = read_header(path, stream)
         place = header.index("subDirectory_filePath"), header.index("expression")
         found = parse_rows(path, stream, (len(header), separator), place)
-        rows = list(watched(found, f"reading {path.name}", unit="row"))
+        rows = list(track(found, f"reading {path.name}", unit="row"))
     if not rows:
         raise UserError(f"{path}: no line below the header; get the file again")
     return header, separator, rows
@@ -177,13 +177,15 @@ def parse_rows(path: Path, lines: io.BufferedReader, form: tuple[int, str], plac
         name, expression = cells[place[0]], parse_whole(cells[place[1]])
         if expression is None or not 0 <= expression < EXPRESSIONS:
             raise UserError(f"{where}: expression {cells[place[1]]!r}; AffectNet's are 0 to {EXPRESSIONS - 1}")
-        yield Row(stay_inside(name, where), expression, begun)
+        yield Row(check_relative_path(name, where), expression, begun)
 
 
 def find_images(root: Path, file: Path, rows: Sequence[Row]) -> str:
     """The folder below the root that the csv's paths start from. Raises `UserError`."""
     for base in IMAGES:
-        if any((root / base / row.path).is_file() for row in rows[:LOOK_AT]):
+        if any((root / base / row.path).is_file() for row in rows[:NUM_PATHS_CHECKED]):
             return base
     looked = ", ".join(str(root / base) for base in IMAGES)
-    raise UserError(f"{file}: looked for {rows[0].path} and the {LOOK_AT} after it below {looked}; found none of them")
+    raise UserError(
+        f"{file}: looked for {rows[0].path} and the {NUM_PATHS_CHECKED} after it below {looked}; found none of them"
+    )

@@ -9,10 +9,10 @@ from pathlib import Path
 import numpy as np
 
 from adadf_dist.data.build.folder_tree import Skipped, file_names, list_entries
-from adadf_dist.data.jpeg import BadImage, is_image_name
+from adadf_dist.data.jpeg import InvalidImageError, is_image_name
 from adadf_dist.errors import UserError
-from shards.image_files import Listing, Picture, skipped_findings
-from shards.progress import watched
+from shards.image_files import ImageEntry, SourceListing, skipped_findings
+from shards.progress import track
 
 FOLDERS = {"train": "train_set", "test": "val_set"}
 
@@ -22,7 +22,7 @@ class Facts:
     """Annotations by image: those that have a file. Landmarks are needed by `--align landmarks` only."""
 
     root: Path
-    pictures: Sequence[Picture]
+    pictures: Sequence[ImageEntry]
 
     def __call__(self, number: int) -> Mapping[str, object]:
         folder, _, file = self.pictures[number].path.partition("/images/")
@@ -31,7 +31,7 @@ class Facts:
         if (landmarks := Path(f"{stem}_lnd.npy")).exists():
             points = read_numbers(landmarks)
             if points.size % 2:
-                raise BadImage(f"annotation {landmarks.name} has {points.size} numbers, which are no pairs")
+                raise InvalidImageError(f"annotation {landmarks.name} has {points.size} numbers, which are no pairs")
             facts["landmarks"] = points.reshape(-1, 2).tolist()
         for name, ending in (("valence", "val"), ("arousal", "aro")):
             if (annotation := Path(f"{stem}_{ending}.npy")).exists():
@@ -39,7 +39,7 @@ class Facts:
         return facts
 
 
-def list_release(root: Path, classes: Sequence[str]) -> Listing:
+def list_release(root: Path, classes: Sequence[str]) -> SourceListing:
     """Every picture with one of the expressions. Raises `UserError`."""
     pictures, contempt, orphans, unread, without = [], 0, 0, 0, 0
     skipped = Skipped()
@@ -50,7 +50,7 @@ def list_release(root: Path, classes: Sequence[str]) -> Listing:
                 raise UserError(f"{needed}: no such folder; AffectNet's release of 2021 has it")
         files = file_names(images, skipped)
         notes = {entry.name for entry in list_entries(annotations)}
-        for name in watched(files, f"reading the labels of {folder}", len(files)):
+        for name in track(files, f"reading the labels of {folder}", len(files)):
             stem = name.rpartition(".")[0]
             if not is_image_name(name) or f"{stem}_exp.npy" not in notes:
                 orphans += 1
@@ -59,7 +59,7 @@ def list_release(root: Path, classes: Sequence[str]) -> Listing:
             if label >= len(classes):
                 contempt += 1
             else:
-                pictures.append(Picture(f"{folder}/images/{name}", split, label))
+                pictures.append(ImageEntry(f"{folder}/images/{name}", split, label))
                 without += f"{stem}_lnd.npy" not in notes
         stems = {name.rpartition(".")[0] for name in files}
         unread += sum(n.endswith("_exp.npy") and n.removesuffix("_exp.npy") not in stems for n in notes)
@@ -70,14 +70,14 @@ def list_release(root: Path, classes: Sequence[str]) -> Listing:
         **({"images_without_landmarks": without} if without else {}),
         **skipped_findings(skipped),
     }
-    return Listing("affectnet", tuple(classes), pictures, "release of 2021", findings, Facts(root, pictures))
+    return SourceListing("affectnet", tuple(classes), pictures, "release of 2021", findings, Facts(root, pictures))
 
 
 def read_expression(path: Path) -> int:
     """Raises `UserError`: a label decides a face's place, so a bad one is no finding to be passed over."""
     try:
         value = read_numbers(path)[0]
-    except BadImage as error:
+    except InvalidImageError as error:
         raise UserError(f"{path}: {error}") from None
     if not (value == int(value) and 0 <= value <= 7):
         raise UserError(f"{path}: expression {value:g}; AffectNet's release of 2021 has 0 to 7")
@@ -85,11 +85,11 @@ def read_expression(path: Path) -> int:
 
 
 def read_numbers(path: Path) -> np.ndarray[tuple[int], np.dtype[np.float64]]:
-    """A file's numbers, flat; some are stored as text. Raises `BadImage`."""
+    """A file's numbers, flat; some are stored as text. Raises `InvalidImageError`."""
     try:
         values = np.atleast_1d(np.load(path, allow_pickle=False)).astype(np.float64).ravel()
     except (OSError, ValueError, EOFError) as error:
-        raise BadImage(f"annotation {path.name} cannot be read ({type(error).__name__})") from None
+        raise InvalidImageError(f"annotation {path.name} cannot be read ({type(error).__name__})") from None
     if not values.size or not np.isfinite(values).all():
-        raise BadImage(f"annotation {path.name} holds no numbers")
+        raise InvalidImageError(f"annotation {path.name} holds no numbers")
     return values

@@ -15,13 +15,13 @@ from adadf_dist.data.manifest import SPLITS
 from adadf_dist.errors import UserError
 from adadf_dist.files.csv_tables import Row, find_class, open_table, parse_whole, read_votes
 from adadf_dist.files.text import escape_name, is_printable_name, located, open_text
-from shards.alignment import add_align_arguments, open_photos
+from shards.alignment import add_align_arguments, make_source
 from shards.image_files import (
-    Listing,
-    Picture,
+    ImageEntry,
+    SourceListing,
     add_photo_arguments,
+    check_relative_path,
     photo_options,
-    stay_inside,
 )
 from shards.sources.folder import wanted_fractions
 from shards.sources.splits import split_names
@@ -56,7 +56,9 @@ class Line(NamedTuple):
     votes: tuple[float, ...] | None
 
 
-def list_csv(path: Path, classes: Sequence[str] | None, root: Path | None = None, first_label: int = 0) -> Listing:
+def list_csv(
+    path: Path, classes: Sequence[str] | None, root: Path | None = None, first_label: int = 0
+) -> SourceListing:
     """Every picture. `root`: where paths start; `first_label`: the number of the first class. Raises `UserError`."""
     lines, voted = read_lines(path, path.parent if root is None else root)
     if not first_label:
@@ -65,14 +67,14 @@ def list_csv(path: Path, classes: Sequence[str] | None, root: Path | None = None
     if voted and sorted(voted) != sorted(names):
         raise UserError(f"{path}: votes of {', '.join(voted)}, but the classes are {', '.join(names)}")
     order = [voted.index(name) for name in names] if voted else []
-    pictures: dict[str, Picture] = {}
+    pictures: dict[str, ImageEntry] = {}
     for line in lines:
         if line.path in pictures:
             raise UserError(f"{line.where}: {escape_name(line.path)} a second time; keep one of its lines")
         label = label_of(line, names, first_label)
         votes = None if line.votes is None else tuple(line.votes[column] for column in order)
-        pictures[line.path] = Picture(line.path, line.split, label, votes)
-    return Listing("csv", names, list(pictures.values()), f"list {escape_name(path.name)}")
+        pictures[line.path] = ImageEntry(line.path, line.split, label, votes)
+    return SourceListing("csv", names, list(pictures.values()), f"list {escape_name(path.name)}")
 
 
 def read_lines(path: Path, root: Path) -> tuple[list[Line], list[str]]:
@@ -137,7 +139,7 @@ def read_line(row: Row, cells: Mapping[str, str], voted: Sequence[str], root: Pa
         raise UserError(f"{row.where}: the label is empty; fill it in or remove the line")
     check_class_name(cells["label"], row.where)
     votes = read_votes([cells[name] for name in voted], row.where)
-    path = stay_inside(cells["path"], row.where, root)
+    path = check_relative_path(cells["path"], row.where, root)
     return Line(row.where, path, cells["label"], "", votes if any(votes) else None), cells.get("split", "train")
 
 
@@ -199,4 +201,4 @@ def open_source(args: argparse.Namespace) -> Source:
         raise UserError(f"--classes {args.classes}: each class needs a name of its own")
     listing = list_csv(args.csv, classes, args.root, args.first_label)
     present = sorted({picture.split for picture in listing.pictures})
-    return open_photos(listing, photo_options(args, wanted_fractions(args, present)), args)
+    return make_source(listing, photo_options(args, wanted_fractions(args, present)), args)

@@ -12,12 +12,12 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from adadf_dist.data.build.builder import Item, Provenance
+from adadf_dist.data.build.builder import Provenance, SourceItem
 from adadf_dist.data.build.writer import Sample
 from adadf_dist.data.jpeg import encode
 from adadf_dist.errors import UserError
 from adadf_dist.files.text import escape_name
-from shards.duplicates import digest, part
+from shards.duplicates import assign_splits, digest
 from shards.sources.fer2013_csv import EMOTIONS, VOTE_COLUMNS, VOTES_NAME, Faces, find_csv, read_faces, read_votes
 
 HELP = "FER2013: 48 x 48 grey faces in a csv, with FER+'s votes where they are at hand"
@@ -77,15 +77,15 @@ class Fer2013:
     splits: dict[int, str]
     provenance: Provenance
 
-    def items(self) -> Sequence[Item]:
-        return [Item(split, f"fer-{number:05d}", number) for number, split in self.splits.items()]
+    def items(self) -> Sequence[SourceItem]:
+        return [SourceItem(split, f"fer-{number:05d}", number) for number, split in self.splits.items()]
 
     @property
     def image_bytes(self) -> int:
         return int(self.faces.pixels[0].size) * len(self.splits)
 
-    def locate(self, number: int) -> str:
-        return locate(self.faces, number)
+    def describe_item(self, number: int) -> str:
+        return describe_item(self.faces, number)
 
     def label(self, number: int) -> int:
         return int(self.labels[number])
@@ -111,12 +111,12 @@ class Fer2013:
             label=int(self.labels[number]),
             votes=votes,
             distribution=None,
-            source=self.locate(number),
+            source=self.describe_item(number),
             details=details,
         )
 
 
-def locate(faces: Faces, number: int) -> str:
+def describe_item(faces: Faces, number: int) -> str:
     return f"{faces.file} row {number}"
 
 
@@ -137,7 +137,7 @@ def read_fer2013(options: Fer2013Options) -> Fer2013:
         splits = {number: split for number, split in splits.items() if number not in set(without)}
         findings = {"dropped_without_votes": len(without), "tied_votes": count_ties(votes[list(splits), :8])}
     carved = {} if "validation" in splits.values() else {"validation": options.validation_fraction}
-    parting = part(
+    parting = assign_splits(
         splits,
         [digest(pixels.tobytes()) for pixels in faces.pixels],
         labels.tolist(),
@@ -145,7 +145,7 @@ def read_fer2013(options: Fer2013Options) -> Fer2013:
         options.seed,
         options.keep_leaks,
     )
-    leaks = parting.table(lambda number: locate(faces, number), labels.tolist(), classes)
+    leaks = parting.table(lambda number: describe_item(faces, number), labels.tolist(), classes)
     provenance = Provenance(
         source="fer2013",
         options={

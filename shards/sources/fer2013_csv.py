@@ -18,7 +18,7 @@ from adadf_dist.data.build.folder_tree import check_root, is_archive, list_entri
 from adadf_dist.errors import UserError
 from adadf_dist.files.csv_tables import MAX_NUMBER, NoColumnError, open_table, parse_whole
 from adadf_dist.files.text import decode_lines, escape_name, located, open_bytes
-from shards.progress import watched
+from shards.progress import track
 
 SIDE = 48
 EMOTIONS = ("angry", "disgust", "fear", "happy", "sad", "surprise", "neutral")
@@ -68,7 +68,7 @@ def read_faces(path: Path) -> Faces:
     """Read `emotion,pixels,Usage` (in any order, plain or gzip). Raises `UserError`, naming the line."""
     pixels, emotions, usages = bytearray(), [], []
     with open_rows(path, ("emotion", "pixels", "Usage")) as rows:
-        for where, (emotion, text, usage) in watched(rows, f"reading {path.name}"):
+        for where, (emotion, text, usage) in track(rows, f"reading {path.name}"):
             number = parse_whole(emotion)
             if number is None or not 0 <= number < len(EMOTIONS):
                 known = ", ".join(f"{number} {name}" for number, name in enumerate(EMOTIONS))

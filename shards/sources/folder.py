@@ -12,10 +12,10 @@ from adadf_dist.data.build.folder_tree import Skipped, check_root, is_archive, l
 from adadf_dist.data.jpeg import FORMATS, is_image_name
 from adadf_dist.errors import UserError
 from adadf_dist.files.text import escape_name, native_name, plain_form
-from shards.alignment import add_align_arguments, open_photos
+from shards.alignment import add_align_arguments, make_source
 from shards.image_files import (
-    Listing,
-    Picture,
+    ImageEntry,
+    SourceListing,
     add_photo_arguments,
     list_files,
     photo_options,
@@ -43,7 +43,7 @@ examples:
 """
 
 
-def list_folder(root: Path) -> Listing:
+def list_folder(root: Path) -> SourceListing:
     """Every picture of the tree. Raises `UserError`."""
     skipped = Skipped()
     trees = find_splits(root, skipped)
@@ -54,7 +54,7 @@ def list_folder(root: Path) -> Listing:
             folder = tree / native_name(name)
             for path in list_files(root, folder.relative_to(root).as_posix(), skipped) if folder.is_dir() else []:
                 if is_image_name(path):
-                    pictures.append(Picture(path, split, label))
+                    pictures.append(ImageEntry(path, split, label))
                 else:
                     others += 1
     layout = "class folders below split folders" if root not in trees.values() else "class folders"
@@ -63,7 +63,7 @@ def list_folder(root: Path) -> Listing:
     findings: dict[str, object] = {"other_files": others}
     if outside:
         findings["images_outside_class_folders"] = outside
-    return Listing("folder", classes, pictures, layout, {**findings, **skipped_findings(skipped)})
+    return SourceListing("folder", classes, pictures, layout, {**findings, **skipped_findings(skipped)})
 
 
 def find_splits(root: Path, skipped: Skipped | None = None) -> dict[str, Path]:
@@ -156,4 +156,4 @@ def add_arguments(parser: argparse._ArgumentGroup) -> None:
 
 def open_source(args: argparse.Namespace) -> Source:
     options = photo_options(args, wanted_fractions(args, list(find_splits(args.root))))
-    return open_photos(list_folder(args.root), options, args)
+    return make_source(list_folder(args.root), options, args)

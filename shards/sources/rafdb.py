@@ -10,21 +10,21 @@ from pathlib import Path
 
 from adadf_dist.data.build.builder import Source
 from adadf_dist.data.build.folder_tree import Skipped, check_root
-from adadf_dist.data.jpeg import BadImage
+from adadf_dist.data.jpeg import InvalidImageError
 from adadf_dist.errors import UserError
 from adadf_dist.files.csv_tables import Row, parse_number, parse_whole, read_list, read_number
 from adadf_dist.files.text import open_text
-from shards.alignment import add_align_arguments, open_photos
+from shards.alignment import add_align_arguments, make_source
 from shards.image_files import (
-    Listing,
-    Picture,
+    ImageEntry,
+    SourceListing,
     add_photo_arguments,
     carve_validation,
+    check_relative_path,
     list_files,
     photo_options,
     read_bytes,
     skipped_findings,
-    stay_inside,
 )
 from shards.sources.emotions import find_label
 
@@ -65,7 +65,7 @@ examples:
 """
 
 
-def list_rafdb(root: Path, images: str) -> Listing:
+def list_rafdb(root: Path, images: str) -> SourceListing:
     """Every picture that is labelled. Raises `UserError`."""
     base = find_base(root)
     below = (base / IMAGES[images]).relative_to(root).as_posix()
@@ -73,13 +73,13 @@ def list_rafdb(root: Path, images: str) -> Listing:
         raise UserError(f"{root / below}: no such folder, but --images {images} reads the pictures there")
     skipped = Skipped()
     there = {path.rpartition("/")[2] for path in list_files(root, below, skipped)}
-    pictures: dict[str, Picture] = {}
+    pictures: dict[str, ImageEntry] = {}
     for name, label, where in read_labels(base / LABELS):
         file = file_of(name, images, there)
         stem = stem_of(name)
         if stem in pictures:
             raise UserError(f"{where}: {name} a second time; keep one of its lines")
-        pictures[stem] = Picture(f"{below}/{file}".removeprefix("./"), split_of(name, where), label)
+        pictures[stem] = ImageEntry(f"{below}/{file}".removeprefix("./"), split_of(name, where), label)
     if (base / VOTES).is_file():
         for stem, votes in read_votes(base / VOTES, pictures).items():
             pictures[stem] = pictures[stem]._replace(votes=votes if any(votes) else None)
@@ -91,7 +91,7 @@ def list_rafdb(root: Path, images: str) -> Listing:
     }
     listed = list(pictures.values())
     facts = Facts(base, listed, images == "original")
-    return Listing("rafdb", CLASSES, listed, f"single-label part, {images} images", findings, facts)
+    return SourceListing("rafdb", CLASSES, listed, f"single-label part, {images} images", findings, facts)
 
 
 def stem_of(name: str) -> str:
@@ -115,7 +115,7 @@ class Facts:
     """Annotations of a face; its places, which are in pixels of the original photograph, only for that."""
 
     base: Path
-    pictures: Sequence[Picture]
+    pictures: Sequence[ImageEntry]
     original: bool
 
     def __call__(self, number: int) -> Mapping[str, object]:
@@ -143,12 +143,12 @@ def read_person(path: Path) -> dict[str, object]:
 
 
 def read_annotation(path: Path, count: int) -> list[float] | None:
-    """The first `count` numbers of a file; None where there is no such file. Raises `BadImage`."""
+    """The first `count` numbers of a file; None where there is no such file. Raises `InvalidImageError`."""
     if not path.is_file():
         return None
     values = numbers(read_bytes(str(path))[0].decode(errors="replace").split()[:count])
     if len(values) != count or not all(map(math.isfinite, values)):
-        raise BadImage(f"annotation {path.name} does not begin with {count} numbers")
+        raise InvalidImageError(f"annotation {path.name} does not begin with {count} numbers")
     return values
 
 
@@ -172,7 +172,7 @@ def read_labels(path: Path) -> list[tuple[str, int, str]]:
         if label is None or not 1 <= label <= len(CLASSES):
             hint = "; this list seems to count from 0, the published one from 1" if label == 0 else ""
             raise UserError(f"{row.where}: label {row.cells[1]!r}; RAF-DB's are 1 to {len(CLASSES)}{hint}")
-        rows.append((stay_inside(name, row.where), label - 1, row.where))
+        rows.append((check_relative_path(name, row.where), label - 1, row.where))
     if not rows:
         raise UserError(f"{path}: no line in it; get the file again")
     return rows
@@ -239,6 +239,6 @@ def add_arguments(parser: argparse._ArgumentGroup) -> None:
 
 
 def open_source(args: argparse.Namespace) -> Source:
-    return open_photos(
+    return make_source(
         list_rafdb(args.root, args.images), photo_options(args, carve_validation(args, present=False)), args
     )

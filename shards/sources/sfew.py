@@ -10,10 +10,10 @@ from adadf_dist.data.build.folder_tree import Skipped, check_root, subfolders
 from adadf_dist.data.jpeg import is_image_name
 from adadf_dist.errors import UserError
 from adadf_dist.files.text import escape_name
-from shards.alignment import add_align_arguments, open_photos
+from shards.alignment import add_align_arguments, make_source
 from shards.image_files import (
-    Listing,
-    Picture,
+    ImageEntry,
+    SourceListing,
     add_photo_arguments,
     carve_validation,
     list_files,
@@ -37,7 +37,7 @@ example:
 """
 
 
-def list_sfew(root: Path) -> Listing:
+def list_sfew(root: Path) -> SourceListing:
     """Every picture. Raises `UserError`."""
     check_root(root, "give the one that holds Train and Val as --root")
     skipped = Skipped()
@@ -57,11 +57,11 @@ def list_sfew(root: Path) -> Listing:
                 raise UserError(f"{escape_name(str(tree / name))}: none of {', '.join(CLASSES)}; rename or remove it")
             for path in list_files(root, (tree / name).relative_to(root).as_posix(), skipped):
                 if is_image_name(path):
-                    pictures.append(Picture(path, split, label))
+                    pictures.append(ImageEntry(path, split, label))
                 else:
                     others += 1
     layout = "Train and Val, which is test" if test is None else "Train, Val and a labelled Test"
-    return Listing("sfew", CLASSES, pictures, layout, {"other_files": others, **skipped_findings(skipped)})
+    return SourceListing("sfew", CLASSES, pictures, layout, {"other_files": others, **skipped_findings(skipped)})
 
 
 def find_emotions(folder: Path) -> Path | None:
@@ -82,4 +82,4 @@ def add_arguments(parser: argparse._ArgumentGroup) -> None:
 def open_source(args: argparse.Namespace) -> Source:
     listing = list_sfew(args.root)
     present = any(picture.split == "validation" for picture in listing.pictures)
-    return open_photos(listing, photo_options(args, carve_validation(args, present)), args)
+    return make_source(listing, photo_options(args, carve_validation(args, present)), args)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from adadf_dist.data.synthetic.dataset import EmbeddedFaces, open_embedded
+from adadf_dist.data.synthetic.dataset import SyntheticSource, make_synthetic_source
 from adadf_dist.errors import UserError
 
 HELP = "drawn faces with known label distributions, for demos and tests; needs no data"
@@ -24,7 +24,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--size", type=int, default=64, metavar="PIXELS", help="side of a face (default: %(default)s)")
 
 
-def open_source(args: argparse.Namespace) -> EmbeddedFaces:
+def open_source(args: argparse.Namespace) -> SyntheticSource:
     if args.train < 1:
         raise UserError(f"--train {args.train}: at least one face")
-    return open_embedded({"train": args.train, "validation": args.validation, "test": args.test}, args.size, args.seed)
+    return make_synthetic_source(
+        {"train": args.train, "validation": args.validation, "test": args.test}, args.size, args.seed
+    )

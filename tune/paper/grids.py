@@ -84,21 +84,21 @@ def configurations(base: Config) -> list[Values]:
     found: list[Values] = [{}]
     for grid in GRIDS.values():
         for row in grid.rows:
-            changed = changes(base, row.values)
+            changed = changed_keys(base, row.values)
             if changed not in found:
                 found.append(changed)
     return found
 
 
-def changes(base: Config, values: Values) -> Values:
+def changed_keys(base: Config, values: Values) -> Values:
     before: dict[str, Any] = dict(flatten(to_dict(base)))
     return {key: value for key, value in values.items() if before[key] != value}
 
 
-def number_of(base: Config, row: Row) -> int:
+def config_id(base: Config, row: Row) -> int:
     """Of a row's configuration; `DEFAULT` where it is the default."""
-    number = configurations(base).index(changes(base, row.values))
-    assert (number == DEFAULT) == (not changes(base, row.values))
+    number = configurations(base).index(changed_keys(base, row.values))
+    assert (number == DEFAULT) == (not changed_keys(base, row.values))
     return number
 
 
@@ -106,7 +106,7 @@ def rows_of(base: Config, name: str) -> list[Row]:
     """The table's rows; a sweep has the default's value too, in its place."""
     grid = GRIDS[name]
     rows = list(grid.rows)
-    if grid.numeric and all(changes(base, row.values) for row in rows):
+    if grid.numeric and all(changed_keys(base, row.values) for row in rows):
         ((key, _),) = rows[0].values.items()
         value = dict(flatten(to_dict(base)))[key]
         rows.append(Row(str(value), {key: value}))
@@ -114,8 +114,8 @@ def rows_of(base: Config, name: str) -> list[Row]:
     return rows
 
 
-def reference_of(base: Config, name: str, row: Row) -> int | None:
+def baseline_of(base: Config, name: str, row: Row) -> int | None:
     """Number of the configuration that a row is compared with; None for the row that others are compared with."""
     against = next((other for other in GRIDS[name].rows if other.label == row.against), None)
-    reference = DEFAULT if against is None else number_of(base, against)
-    return None if reference == number_of(base, row) else reference
+    reference = DEFAULT if against is None else config_id(base, against)
+    return None if reference == config_id(base, row) else reference

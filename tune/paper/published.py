@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-PUBLISHED: Mapping[str, Mapping[str, Mapping[str, float]]] = {
+PAPER_RESULTS: Mapping[str, Mapping[str, Mapping[str, float]]] = {
     "lambda_min": {  # Table 1
         "rafdb": {"0.0": 89.55, "0.1": 89.85, "0.2": 90.04, "0.3": 89.80, "0.4": 89.88},
         "affectnet7": {"0.0": 65.26, "0.1": 65.13, "0.2": 65.34, "0.3": 65.13, "0.4": 65.17},

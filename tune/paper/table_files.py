@@ -13,17 +13,17 @@ from typing import NamedTuple
 from adadf_dist.errors import UserError
 from adadf_dist.files.atomic import write_text
 from adadf_dist.metrics.classification import Interval
-from adadf_dist.metrics.comparison import Difference, accuracy_interval, paired_difference
-from tune.paper.grids import GRIDS, number_of, reference_of, rows_of
-from tune.paper.published import DATASETS, PUBLISHED
+from adadf_dist.metrics.comparison import PairedDifference, accuracy_interval, paired_difference
+from tune.paper.grids import GRIDS, baseline_of, config_id, rows_of
+from tune.paper.published import DATASETS, PAPER_RESULTS
 from tune.study.scores import Split, read_score
 from tune.study.study import Study
-from tune.study.trial import Outcome
+from tune.study.trial import TrialResult
 
 POINTS = 100
 
 
-class Line(NamedTuple):
+class TableRow(NamedTuple):
     """A row on all its seeds. Accuracies in percent."""
 
     label: str
@@ -35,7 +35,7 @@ class Line(NamedTuple):
     """By seed, mean class accuracy on the same split as `measured`."""
     interval: Interval | None
     """95 %, of the mean of `measured` for new seeds and new samples; None with fewer than two seeds."""
-    difference: Difference | None
+    difference: PairedDifference | None
     """To the row that it is compared with, in fractions; None for that row itself, or without two pairs."""
     published: float | None
     failed: tuple[str, ...]
@@ -51,7 +51,7 @@ class Table(NamedTuple):
     title: str
     axis: str
     numeric: bool
-    lines: tuple[Line, ...]
+    lines: tuple[TableRow, ...]
     seeds: int
     comparisons: int
     """Rows that are compared with another: for so many the intervals of the differences are widened."""
@@ -65,56 +65,56 @@ class Table(NamedTuple):
         return "test" if any(line.test for line in self.lines) else "validation"
 
 
-def table_of(study: Study, name: str, preset: str, outcomes: Sequence[Outcome]) -> Table:
+def table_of(study: Study, name: str, preset: str, outcomes: Sequence[TrialResult]) -> Table:
     """From what is there of a study's runs."""
     base, grid = study.base, GRIDS[name]
     seeds = range(base.seed, base.seed + study.options.seeds)
     rows = rows_of(base, name)
-    found: dict[int, list[Outcome]] = {}
+    found: dict[int, list[TrialResult]] = {}
     for outcome in outcomes:
         if outcome.trial.seed in seeds and outcome.end:
             found.setdefault(outcome.trial.number, []).append(outcome)
-    comparisons = sum(reference_of(base, name, row) is not None for row in rows)
-    published = PUBLISHED[name].get(preset, {})
+    comparisons = sum(baseline_of(base, name, row) is not None for row in rows)
+    published = PAPER_RESULTS[name].get(preset, {})
     lines = []
     for row in rows:
-        runs = found.get(number_of(base, row), [])
-        reference = reference_of(base, name, row)
+        runs = found.get(config_id(base, row), [])
+        reference = baseline_of(base, name, row)
         difference = None if reference is None else difference_of(study, found.get(reference, []), runs, comparisons)
         failed = tuple(run.error for run in runs if run.error)
         measured = [read_score(study, run, measured_split(runs)) for run in finished(runs)]
         interval = accuracy_interval(measured) if len(measured) > 1 else None
         figures = (tested(runs), validated(runs), class_accuracies(runs), interval, difference)
-        lines.append(Line(row.label, *figures, published.get(row.label), failed))
+        lines.append(TableRow(row.label, *figures, published.get(row.label), failed))
     against = "the row that it is set against" if any(row.against for row in rows) else "the preset's own value"
     dataset = DATASETS.get(preset, "") if published else ""
     return Table(name, grid.title, grid.axis, grid.numeric, tuple(lines), len(seeds), comparisons, dataset, against)
 
 
-def finished(runs: Sequence[Outcome]) -> list[Outcome]:
+def finished(runs: Sequence[TrialResult]) -> list[TrialResult]:
     return [run for run in runs if run.end == "finished"]
 
 
-def measured_split(runs: Sequence[Outcome]) -> Split:
+def measured_split(runs: Sequence[TrialResult]) -> Split:
     return "test" if any(run.tested for run in finished(runs)) else "validation"
 
 
-def tested(runs: Sequence[Outcome]) -> dict[int, float]:
+def tested(runs: Sequence[TrialResult]) -> dict[int, float]:
     return {run.trial.seed: POINTS * run.test for run in finished(runs) if run.test is not None}
 
 
-def validated(runs: Sequence[Outcome]) -> dict[int, float]:
+def validated(runs: Sequence[TrialResult]) -> dict[int, float]:
     return {run.trial.seed: POINTS * run.best for run in finished(runs)}
 
 
-def class_accuracies(runs: Sequence[Outcome]) -> dict[int, float]:
+def class_accuracies(runs: Sequence[TrialResult]) -> dict[int, float]:
     metrics = {run.trial.seed: run.tested or run.selected for run in finished(runs)}
     return {seed: POINTS * found["mean_class_accuracy"] for seed, found in metrics.items()}
 
 
 def difference_of(
-    study: Study, first: Sequence[Outcome], second: Sequence[Outcome], comparisons: int
-) -> Difference | None:
+    study: Study, first: Sequence[TrialResult], second: Sequence[TrialResult], comparisons: int
+) -> PairedDifference | None:
     """Second minus first on the seeds that both have; on test where both were tested."""
     split: Split = "test" if measured_split(first) == measured_split(second) == "test" else "validation"
     before, after = (
@@ -142,9 +142,9 @@ def markdown(table: Table) -> str:
     head = [table.axis, f"{table.split} accuracy, %", "95 % interval", "mean class, %", "validation, %"]
     head += ["difference, points"]
     head += [f"paper ({table.dataset}), %"] if table.dataset else []
-    rows = [cells_of(line, bool(table.dataset)) for line in table.lines]
+    rows = [format_cells(line, bool(table.dataset)) for line in table.lines]
     lines = ["| " + " | ".join(cells) + " |" for cells in (head, ["---"] * len(head), *rows)]
-    notes = verdict(table)
+    notes = conclusion(table)
     if short := [line.label for line in table.lines if len(line.measured) < table.seeds]:
         notes.append(f"Not on every seed: {', '.join(short)}.")
     if failed := [f"- {line.label}: {error}" for line in table.lines for error in line.failed]:
@@ -152,7 +152,7 @@ def markdown(table: Table) -> str:
     return "\n".join([f"### {table.title}", "", *lines, "", *notes]) + "\n"
 
 
-def cells_of(line: Line, with_published: bool) -> list[str]:
+def format_cells(line: TableRow, with_published: bool) -> list[str]:
     published = [f"{line.published:.2f}" if line.published is not None else "-"] if with_published else []
     if not line.measured:
         return [line.label, "-", "-", "-", "-", "-", *published]
@@ -167,7 +167,7 @@ def cells_of(line: Line, with_published: bool) -> list[str]:
     return [line.label, means[0], between, *means[1:], difference, *published]
 
 
-def verdict(table: Table) -> list[str]:
+def conclusion(table: Table) -> list[str]:
     """What the table shows, and how it was made."""
     verdicts = {line.label: line.difference.verdict for line in table.lines if line.difference is not None}
     significant = [label for label, found in verdicts.items() if found in ("better", "worse")]

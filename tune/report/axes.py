@@ -22,7 +22,7 @@ class Axis:
     """Two limits; of `steps` all values, numbers in order."""
     default: Any
 
-    def position(self, value: Any) -> float:
+    def coordinate(self, value: Any) -> float:
         """Where the value lies: itself, its decimal logarithm (NaN for 0), or the number of its step."""
         if self.scale == "steps":
             return float(self.values.index(value))
@@ -33,7 +33,7 @@ class Axis:
     @property
     def limits(self) -> tuple[float, float]:
         """Positions of the ends."""
-        return self.position(self.values[0]), self.position(self.values[-1])
+        return self.coordinate(self.values[0]), self.coordinate(self.values[-1])
 
 
 def axes_of(study: Study) -> list[Axis]:

@@ -10,10 +10,10 @@ import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
 from tune.report.axes import Axis, axes_of, label
-from tune.study.comparable import Comparable
-from tune.study.selection import Choice
+from tune.study.comparable import MatchedResults
+from tune.study.selection import Selection
 from tune.study.study import Study
-from tune.study.trial import DEFAULT, Outcome, Trial
+from tune.study.trial import DEFAULT, Trial, TrialResult
 
 COLUMNS = 3
 INK, GREY, RULE = "#1d2530", "#6b7280", "#e3e6ea"
@@ -22,7 +22,7 @@ BLUE, ORANGE = "#0072b2", "#d55e00"
 FONT = {"family": "system-ui, -apple-system, Segoe UI, Roboto, Helvetica, Arial, sans-serif", "size": 12, "color": INK}
 
 
-def bars(shares: Mapping[str, float]) -> go.Figure:
+def importance_chart(shares: Mapping[str, float]) -> go.Figure:
     """The importance of each constant, the largest on top."""
     keys = list(shares)[::-1]
     values = [shares[key] for key in keys]
@@ -38,19 +38,19 @@ def bars(shares: Mapping[str, float]) -> go.Figure:
             hovertemplate="%{y}: %{x:.1%}<extra></extra>",
         )
     )
-    figure.update_layout(**look(height=60 + 30 * len(keys)), bargap=0.35)
+    figure.update_layout(**layout(height=60 + 30 * len(keys)), bargap=0.35)
     figure.update_xaxes(range=[0, max(values) * 1.08], tickformat=".0%", gridcolor=RULE, zeroline=False)
     figure.update_yaxes(automargin=True, ticksuffix="  ")
     return figure
 
 
-def parallel(study: Study, compared: Comparable) -> go.Figure:
+def parallel_coordinates(study: Study, compared: MatchedResults) -> go.Figure:
     """A line a trial over all constants to its accuracy."""
     axes = axes_of(study)
     lines = []
     for outcome, accuracy in zip(compared.outcomes, compared.accuracies, strict=True):
-        values = study.values_of(outcome.trial)
-        positions = [axis.position(values[axis.key]) for axis in axes]
+        values = study.full_values(outcome.trial)
+        positions = [axis.coordinate(values[axis.key]) for axis in axes]
         if all(map(math.isfinite, positions)):
             lines.append((*positions, accuracy))
     lines.sort(key=lambda line: line[-1])  # the best are drawn last, on top
@@ -68,7 +68,7 @@ def parallel(study: Study, compared: Comparable) -> go.Figure:
             labelside="top",
         )
     )
-    return figure.update_layout(**{**look(height=420), "margin": {"l": 70, "r": 50, "t": 60, "b": 20}})
+    return figure.update_layout(**{**layout(height=420), "margin": {"l": 70, "r": 50, "t": 60, "b": 20}})
 
 
 def dimension(axis: Axis, positions: Sequence[float]) -> dict[str, Any]:
@@ -81,7 +81,7 @@ def dimension(axis: Axis, positions: Sequence[float]) -> dict[str, Any]:
         ticks = tuple(decades(*axis.values))
     else:
         return found
-    return {**found, "tickvals": [axis.position(tick) for tick in ticks], "ticktext": [label(tick) for tick in ticks]}
+    return {**found, "tickvals": [axis.coordinate(tick) for tick in ticks], "ticktext": [label(tick) for tick in ticks]}
 
 
 def decades(low: float, high: float) -> Iterator[float]:
@@ -94,15 +94,15 @@ def decades(low: float, high: float) -> Iterator[float]:
                 yield value
 
 
-class Marks(NamedTuple):
+class MarkerGroup(NamedTuple):
     """Trials that are drawn alike."""
 
     name: str
     marker: dict[str, Any]
-    outcomes: list[Outcome]
+    outcomes: list[TrialResult]
 
 
-def scatter(study: Study, outcomes: Sequence[Outcome], choice: Choice | None) -> go.Figure:
+def scatter(study: Study, outcomes: Sequence[TrialResult], choice: Selection | None) -> go.Figure:
     """Accuracy against each constant: the trials of the search, and the candidates on fresh seeds."""
     axes = axes_of(study)
     columns = min(COLUMNS, len(axes))
@@ -116,19 +116,19 @@ def scatter(study: Study, outcomes: Sequence[Outcome], choice: Choice | None) ->
         cell = {"row": at // columns + 1, "col": at % columns + 1}
         for marks in marks_of(outcomes):
             inside = [o for o in marks.outcomes if axis.key in o.trial.values or o.trial.number == DEFAULT]
-            figure.add_trace(dots(study, axis, marks, inside, legend=at == 0), **cell)
+            figure.add_trace(trial_markers(study, axis, marks, inside, legend=at == 0), **cell)
         if choice is not None:
             for finalists in (True, False):
-                figure.add_trace(means(study, axis, choice, trials, finalists, legend=at == 0), **cell)
+                figure.add_trace(mean_markers(study, axis, choice, trials, finalists, legend=at == 0), **cell)
         figure.update_xaxes(**x_axis(axis, condition(study, axis)), **cell)
     figure.update_yaxes(tickformat=".0%", gridcolor=RULE, zeroline=False, minallowed=0, maxallowed=1)
     figure.update_yaxes(title="validation accuracy", col=1)
     legend = {"orientation": "h", "x": 0, "y": 1 + 12 / height, "yanchor": "bottom", "itemsizing": "constant"}
     margin = {"l": 64, "r": 8, "t": 50, "b": 60}
-    return figure.update_layout(**{**look(height), "margin": margin, "legend": legend, "showlegend": True})
+    return figure.update_layout(**{**layout(height), "margin": margin, "legend": legend, "showlegend": True})
 
 
-def marks_of(outcomes: Sequence[Outcome]) -> list[Marks]:
+def marks_of(outcomes: Sequence[TrialResult]) -> list[MarkerGroup]:
     """Of the trials of the search that have an accuracy."""
     ring = {"symbol": "circle-open", "size": 7, "color": BLUE, "opacity": 0.55, "line": {"width": 1.3}}
     looks: dict[str, dict[str, Any]] = {
@@ -139,7 +139,7 @@ def marks_of(outcomes: Sequence[Outcome]) -> list[Marks]:
         "the default": {"symbol": "star", "size": 11, "color": INK},
     }
     names = {"finished": "went to its end", "halted": "halted early", "failed": "failed", "": "under way"}
-    found = {name: Marks(name, marker, []) for name, marker in looks.items()}
+    found = {name: MarkerGroup(name, marker, []) for name, marker in looks.items()}
     for outcome in outcomes:
         if outcome.trial.stage == "search" and outcome.epochs:
             default = outcome.trial.number == DEFAULT
@@ -147,9 +147,11 @@ def marks_of(outcomes: Sequence[Outcome]) -> list[Marks]:
     return [marks for marks in found.values() if marks.outcomes]
 
 
-def dots(study: Study, axis: Axis, marks: Marks, outcomes: Sequence[Outcome], legend: bool) -> go.Scatter:
+def trial_markers(
+    study: Study, axis: Axis, marks: MarkerGroup, outcomes: Sequence[TrialResult], legend: bool
+) -> go.Scatter:
     return go.Scatter(
-        x=[place(study, axis, o.trial, (0.5 - o.trial.number * 0.618034 % 1) * 0.5) for o in outcomes],
+        x=[x_coordinate(study, axis, o.trial, (0.5 - o.trial.number * 0.618034 % 1) * 0.5) for o in outcomes],
         y=[outcome.best for outcome in outcomes],
         mode="markers",
         name=marks.name,
@@ -161,8 +163,8 @@ def dots(study: Study, axis: Axis, marks: Marks, outcomes: Sequence[Outcome], le
     )
 
 
-def means(
-    study: Study, axis: Axis, choice: Choice, trials: Mapping[int, Trial], finalists: bool, legend: bool
+def mean_markers(
+    study: Study, axis: Axis, choice: Selection, trials: Mapping[int, Trial], finalists: bool, legend: bool
 ) -> go.Scatter:
     """Finalists, or the default: means on fresh seeds with their intervals."""
     shown = [c for c in choice.candidates if (c.number != DEFAULT) == finalists]
@@ -175,7 +177,7 @@ def means(
         for c in shown
     ]
     return go.Scatter(
-        x=[place(study, axis, trials[c.number], order.index(c.number) / len(order) * 0.4 - 0.16) for c in shown],
+        x=[x_coordinate(study, axis, trials[c.number], order.index(c.number) / len(order) * 0.4 - 0.16) for c in shown],
         y=[c.mean for c in shown],
         error_y={
             "array": [c.interval.high - c.mean for c in shown],
@@ -194,10 +196,10 @@ def means(
     )
 
 
-def place(study: Study, axis: Axis, trial: Trial, aside: float) -> float:
+def x_coordinate(study: Study, axis: Axis, trial: Trial, aside: float) -> float:
     """On the axis of a scatter plot, which has its own logarithm. On the same step marks lie side by side."""
-    value = study.values_of(trial)[axis.key]
-    return axis.position(value) + aside if axis.scale == "steps" else float(value)
+    value = study.full_values(trial)[axis.key]
+    return axis.coordinate(value) + aside if axis.scale == "steps" else float(value)
 
 
 def x_axis(axis: Axis, where: str) -> dict[str, Any]:
@@ -208,7 +210,7 @@ def x_axis(axis: Axis, where: str) -> dict[str, Any]:
     if axis.scale == "log":
         ticks = list(decades(*axis.values))
         return {**drawn, "type": "log", "tickvals": ticks, "ticktext": [label(tick) for tick in ticks]}
-    ticks = [axis.position(value) for value in axis.values]
+    ticks = [axis.coordinate(value) for value in axis.values]
     return {
         **drawn,
         "tickvals": ticks,
@@ -224,11 +226,11 @@ def condition(study: Study, axis: Axis) -> str:
 
 
 def hover(study: Study, trial: Trial, told: str) -> str:
-    values = [f"{key} = {label(value)}" for key, value in study.values_of(trial).items()]
+    values = [f"{key} = {label(value)}" for key, value in study.full_values(trial).items()]
     return "<br>".join([f"<b>{trial.name}</b>", told, *values])
 
 
-def look(height: int) -> dict[str, Any]:
+def layout(height: int) -> dict[str, Any]:
     return {
         "template": "none",
         "height": height,

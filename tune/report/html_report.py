@@ -13,10 +13,10 @@ from adadf_dist.files.atomic import write_text
 from adadf_dist.metrics.classification import Interval
 from tune.report.axes import label
 from tune.report.results import describe, name_of
-from tune.study.comparable import Comparable, comparable
-from tune.study.selection import Candidate, Choice
+from tune.study.comparable import MatchedResults, match_budgets
+from tune.study.selection import Candidate, Selection
 from tune.study.study import Study
-from tune.study.trial import DEFAULT, Outcome, Trial
+from tune.study.trial import DEFAULT, Trial, TrialResult
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -62,7 +62,7 @@ tr.winner td { background: #eef5fa; }
 """A dark screen sees the same page, its lightness turned over."""
 
 
-def write_page(study: Study, outcomes: Sequence[Outcome], choice: Choice | None) -> Path:
+def write_page(study: Study, outcomes: Sequence[TrialResult], choice: Selection | None) -> Path:
     """Write search.html into the study's folder, whole. `choice` is None while the search is under way.
 
     Raises `UserError` where the packages that draw and weigh are not installed.
@@ -70,31 +70,31 @@ def write_page(study: Study, outcomes: Sequence[Outcome], choice: Choice | None)
     try:
         from plotly.offline import get_plotlyjs  # these take seconds to import, and not everyone has them
 
-        from tune.report.figures import bars, parallel, scatter
+        from tune.report.figures import importance_chart, parallel_coordinates, scatter
         from tune.report.importance import importance
     except ImportError as error:
         raise UserError(
             f"no {PAGE}: {error}; install what draws it with pip install 'adadf_dist[tune]', and --resume writes it"
         ) from None
-    compared = comparable(study, outcomes)
+    compared = match_budgets(study, outcomes)
     weighed = importance(study, compared)
     sections = [heading(study, outcomes), answer(study, outcomes, choice)]
     sections += ["<h2>Importance of the constants</h2>", *about_importance(study, compared, weighed)]
     if weighed.shares:
-        sections.append(drawing("importance", bars(weighed.shares)))
+        sections.append(figure_html("importance", importance_chart(weighed.shares)))
     if compared.outcomes:
         sections += ["<h2>Trials across all constants</h2>", about_parallel(study, compared)]
-        sections.append(drawing("parallel", parallel(study, compared)))
+        sections.append(figure_html("parallel", parallel_coordinates(study, compared)))
     if any(outcome.epochs for outcome in outcomes):
         sections += ["<h2>Accuracy against each constant</h2>", about_scatter(study, outcomes, choice)]
-        sections.append(drawing("scatter", scatter(study, outcomes, choice)))
+        sections.append(figure_html("scatter", scatter(study, outcomes, choice)))
     sections += trials_tables(study, outcomes)
     path = study.folder / PAGE
-    write_text(path, whole(study.folder.name, get_plotlyjs(), sections))
+    write_text(path, html_document(study.folder.name, get_plotlyjs(), sections))
     return path
 
 
-def whole(title: str, script: str, sections: Iterable[str]) -> str:
+def html_document(title: str, script: str, sections: Iterable[str]) -> str:
     head = (
         f'<meta charset="utf-8">\n<meta name="viewport" content="width=device-width">\n<title>{escape(title)}</title>'
     )
@@ -102,17 +102,17 @@ def whole(title: str, script: str, sections: Iterable[str]) -> str:
     return "\n".join(["<!doctype html>", '<html lang="en"><head>', head, *parts]) + "\n"
 
 
-def drawing(name: str, figure: go.Figure) -> str:
+def figure_html(name: str, figure: go.Figure) -> str:
     config = {"displaylogo": False, "responsive": True, "displayModeBar": False}
     drawn = figure.to_html(full_html=False, include_plotlyjs=False, include_mathjax=False, div_id=name, config=config)
     return f"<figure>{drawn}</figure>"
 
 
-def paragraph(text: str, kind: str = "note") -> str:
+def p_html(text: str, kind: str = "note") -> str:
     return f'<p class="{kind}">{text}</p>'
 
 
-def heading(study: Study, outcomes: Sequence[Outcome]) -> str:
+def heading(study: Study, outcomes: Sequence[TrialResult]) -> str:
     options = study.options
     space = escape(Path(study.space.name).stem)
     ends = Counter(o.end or "under way" for o in outcomes if o.trial.stage == "search")
@@ -128,14 +128,14 @@ def heading(study: Study, outcomes: Sequence[Outcome]) -> str:
             f"After epoch {rungs} of {options.halving.epochs}, a trial outside the best 1 in {options.halving.factor} "
             "of those before it was halted."
         )
-    return f"<h1>{escape(study.folder.name)}</h1>" + paragraph(" ".join(lead), "lead")
+    return f"<h1>{escape(study.folder.name)}</h1>" + p_html(" ".join(lead), "lead")
 
 
-def answer(study: Study, outcomes: Sequence[Outcome], choice: Choice | None) -> str:
+def answer(study: Study, outcomes: Sequence[TrialResult], choice: Selection | None) -> str:
     if choice is None:
-        return paragraph("The search is still under way.", "answer")
+        return p_html("The search is still under way.", "answer")
     told = describe(choice)[0].partition(":")[0]  # what follows is said of best.toml
-    parts = [paragraph(escape(f"{told[0].upper()}{told[1:]}."), "answer")]
+    parts = [p_html(escape(f"{told[0].upper()}{told[1:]}."), "answer")]
     trials = {o.trial.number: o.trial for o in outcomes if o.trial.stage == "search"}
     parts += [
         f"<p>Test accuracy of seed {o.trial.seed}, read once: <b>{o.test:.2%}</b>{mean_class(o)}. "
@@ -144,7 +144,7 @@ def answer(study: Study, outcomes: Sequence[Outcome], choice: Choice | None) -> 
         if o.test is not None and o.trial.number == choice.winner
     ]
     parts += [
-        paragraph(escape(f"{name_of(c.number)} collapsed ({c.collapse})."), "answer")
+        p_html(escape(f"{name_of(c.number)} collapsed ({c.collapse})."), "answer")
         for c in choice.candidates
         if c.collapse
     ]
@@ -153,7 +153,7 @@ def answer(study: Study, outcomes: Sequence[Outcome], choice: Choice | None) -> 
     parts.append(table("candidates", heads, rows))
     comparisons = sum(c.difference is not None for c in choice.candidates)
     parts.append(
-        paragraph(
+        p_html(
             "Validation accuracy of the selected epoch on seeds that the search has not used; differences in points, "
             "paired by seed and by sample. Intervals cover the spread over seeds and the finite number of samples"
             + (f"; those of differences are widened for {comparisons} comparisons at once." if comparisons > 1 else ".")
@@ -162,34 +162,34 @@ def answer(study: Study, outcomes: Sequence[Outcome], choice: Choice | None) -> 
     return "\n".join(parts)
 
 
-def mean_class(outcome: Outcome) -> str:
+def mean_class(outcome: TrialResult) -> str:
     value = outcome.tested.get("mean_class_accuracy")
     return "" if value is None else f", mean class accuracy <b>{value:.2%}</b>"
 
 
 def candidate_row(study: Study, candidate: Candidate, trial: Trial, winner: bool) -> str:
     default = candidate.number == DEFAULT
-    values = study.values_of(trial) if default else trial.values
+    values = study.full_values(trial) if default else trial.values
     told = " ".join(f"<span>{escape(f'{key} = {label(value)}')}</span>" for key, value in values.items())
     name = name_of(candidate.number)
-    cells = [f'<td class="wide">{name}<div class="values">{told}</div></td>', cell(f"{candidate.mean:.2%}")]
-    cells.append(cell(span(candidate.interval, "{:.2%}")))
-    cells.append(cell("" if candidate.mean_class_accuracy is None else f"{candidate.mean_class_accuracy:.2%}"))
+    cells = [f'<td class="wide">{name}<div class="values">{told}</div></td>', td(f"{candidate.mean:.2%}")]
+    cells.append(td(format_interval(candidate.interval, "{:.2%}")))
+    cells.append(td("" if candidate.mean_class_accuracy is None else f"{candidate.mean_class_accuracy:.2%}"))
     difference = candidate.difference
-    cells.append(cell("" if difference is None else f"{100 * difference.mean:+.2f}"))
+    cells.append(td("" if difference is None else f"{100 * difference.mean:+.2f}"))
     points = None if difference is None else Interval(*(100 * end for end in difference.interval))
-    cells.append(cell("" if points is None else span(points, "{:+.2f}")))
-    cells.append(cell(" ".join(f"{100 * accuracy:.2f}" for accuracy in candidate.accuracies), "seeds"))
+    cells.append(td("" if points is None else format_interval(points, "{:+.2f}")))
+    cells.append(td(" ".join(f"{100 * accuracy:.2f}" for accuracy in candidate.accuracies), "seeds"))
     return f"<tr{' class=winner' if winner else ''}>{''.join(cells)}</tr>"
 
 
-def span(interval: Interval, form: str) -> str:
+def format_interval(interval: Interval, form: str) -> str:
     return f"{form.format(interval.low)} to {form.format(interval.high)}"
 
 
-def about_importance(study: Study, compared: Comparable, weighed: Importance) -> list[str]:
+def about_importance(study: Study, compared: MatchedResults, weighed: Importance) -> list[str]:
     if weighed.refused:
-        return [paragraph(f"Not computed: {escape(weighed.refused)}.")]
+        return [p_html(f"Not computed: {escape(weighed.refused)}.")]
     constants = len(study.space.domains)
     told = [
         f"How much of the variance of {compared.accuracy} each constant accounts for by itself (fANOVA: a random "
@@ -204,20 +204,20 @@ def about_importance(study: Study, compared: Comparable, weighed: Importance) ->
     told.append(f"{weighed.trials} trials weigh {constants} constants, on one seed.{few}")
     if study.options.searcher == "tpe":
         told.append("Trials were proposed where earlier ones were good, so the poor parts of the space are known less.")
-    return [paragraph(" ".join(told))]
+    return [p_html(" ".join(told))]
 
 
-def about_parallel(study: Study, compared: Comparable) -> str:
+def about_parallel(study: Study, compared: MatchedResults) -> str:
     told = (
         f"A line is a trial of the search, its colour and last axis its {compared.accuracy}. Drag along an axis to "
         "pick trials out, drag a name to move its axis."
     )
     if any(domain.when for domain in study.space.domains.values()):
         told += " A constant whose condition does not hold is at its default."
-    return paragraph(told)
+    return p_html(told)
 
 
-def about_scatter(study: Study, outcomes: Sequence[Outcome], choice: Choice | None) -> str:
+def about_scatter(study: Study, outcomes: Sequence[TrialResult], choice: Selection | None) -> str:
     told = "A dot is a trial of the search at its best epoch, on one seed."
     if any(outcome.end == "halted" for outcome in outcomes):
         told += " A halted one is hollow: it had fewer epochs, and does not compare with those that went on."
@@ -229,10 +229,10 @@ def about_scatter(study: Study, outcomes: Sequence[Outcome], choice: Choice | No
     lost = [o for o in outcomes if o.trial.stage == "search" and o.end == "failed" and not o.epochs]
     if lost:
         told += f" {len(lost)} failed before an epoch was done, and cannot be shown."
-    return paragraph(told)
+    return p_html(told)
 
 
-def trials_tables(study: Study, outcomes: Sequence[Outcome]) -> list[str]:
+def trials_tables(study: Study, outcomes: Sequence[TrialResult]) -> list[str]:
     keys = [escape(key).replace(".", ".<wbr>").replace("_", "_<wbr>") for key in study.space.domains]
     parts = []
     for stage, title in (("search", "Trials of the search"), ("final", "Trials on fresh seeds")):
@@ -254,23 +254,23 @@ def trials_tables(study: Study, outcomes: Sequence[Outcome]) -> list[str]:
         "By epochs, then by accuracy, as finalists are picked. Values that a trial does not change are grey. "
         "<code>trials.csv</code> has the same rows, unrounded."
     )
-    return [*parts, paragraph(about)]
+    return [*parts, p_html(about)]
 
 
-def trial_row(study: Study, outcome: Outcome) -> str:
+def trial_row(study: Study, outcome: TrialResult) -> str:
     trial = outcome.trial
-    cells = [cell(trial.name)]
-    for key, value in study.values_of(trial).items():
-        cells.append(cell(escape(label(value)), "" if key in trial.values else "idle"))
+    cells = [td(trial.name)]
+    for key, value in study.full_values(trial).items():
+        cells.append(td(escape(label(value)), "" if key in trial.values else "idle"))
     accuracies = [outcome.best, outcome.mean_class_accuracy, outcome.accuracies[-1]] if outcome.epochs else [None] * 3
     tested = [outcome.test] if trial.stage == "final" else []
-    cells.append(cell(str(outcome.epochs)))
-    cells += [cell("" if value is None else f"{value:.2%}") for value in (*accuracies, *tested)]
-    cells.append(cell(escape(": ".join(filter(None, (outcome.end or "under way", outcome.error)))), "words"))
+    cells.append(td(str(outcome.epochs)))
+    cells += [td("" if value is None else f"{value:.2%}") for value in (*accuracies, *tested)]
+    cells.append(td(escape(": ".join(filter(None, (outcome.end or "under way", outcome.error)))), "words"))
     return f"<tr>{''.join(cells)}</tr>"
 
 
-def cell(text: str, kind: str = "") -> str:
+def td(text: str, kind: str = "") -> str:
     return f'<td class="{kind}">{text}</td>' if kind else f"<td>{text}</td>"
 
 

@@ -11,13 +11,13 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution, Floa
 from optuna.importance import FanovaImportanceEvaluator, get_param_importances
 
 from tune.report.axes import Axis, axes_of
-from tune.study.comparable import Comparable
+from tune.study.comparable import MatchedResults
 from tune.study.study import Study
 from tune.study.trial import DEFAULT
 
-LEAST = 10
+MIN_TRIALS = 10
 """Trials; with fewer, a forest of trees finds an order in noise."""
-FEW = 10
+MIN_TRIALS_PER_KEY = 10
 """Trials a constant; with fewer, shares are a hint at most."""
 
 
@@ -31,19 +31,19 @@ class Importance(NamedTuple):
 
     @property
     def few(self) -> bool:
-        return self.trials < FEW * len(self.shares)
+        return self.trials < MIN_TRIALS_PER_KEY * len(self.shares)
 
 
-def importance(study: Study, compared: Comparable) -> Importance:
+def importance(study: Study, compared: MatchedResults) -> Importance:
     """From trials that compare. The forest's draws are seeded: the same trials, the same shares."""
     axes = axes_of(study)
     drawn = []
     for outcome, accuracy in zip(compared.outcomes, compared.accuracies, strict=True):
-        values = study.values_of(outcome.trial)
-        positions = {axis.key: axis.position(values[axis.key]) for axis in axes}
+        values = study.full_values(outcome.trial)
+        positions = {axis.key: axis.coordinate(values[axis.key]) for axis in axes}
         if outcome.trial.number != DEFAULT and all(map(math.isfinite, positions.values())):
             drawn.append((positions, accuracy))
-    refused = refusal(axes, [accuracy for _, accuracy in drawn])
+    refused = unavailable_reason(axes, [accuracy for _, accuracy in drawn])
     if refused:
         return Importance(len(drawn), {}, refused)
     optuna.logging.set_verbosity(optuna.logging.WARNING)  # else it announces a study that nobody asked for
@@ -55,12 +55,12 @@ def importance(study: Study, compared: Comparable) -> Importance:
     return Importance(len(drawn), dict(sorted(shares.items(), key=lambda item: item[1], reverse=True)))
 
 
-def refusal(axes: Sequence[Axis], accuracies: Sequence[float]) -> str:
+def unavailable_reason(axes: Sequence[Axis], accuracies: Sequence[float]) -> str:
     """Why these trials have no importance to tell; empty if they have."""
     if len(axes) == 1:
         return f"the space has one constant, {axes[0].key}: there is nothing to weigh it against"
-    if len(accuracies) < LEAST:
-        return f"it takes {LEAST} trials that compare, and there are {len(accuracies)}"
+    if len(accuracies) < MIN_TRIALS:
+        return f"it takes {MIN_TRIALS} trials that compare, and there are {len(accuracies)}"
     if max(accuracies) == min(accuracies):
         return "all trials have the same accuracy"
     return ""
@@ -69,5 +69,5 @@ def refusal(axes: Sequence[Axis], accuracies: Sequence[float]) -> str:
 def distribution(axis: Axis) -> BaseDistribution:
     """Of positions, so that a logarithmic axis is weighed evenly over its decades, as it was drawn."""
     if axis.scale == "steps":
-        return CategoricalDistribution([axis.position(value) for value in axis.values])
+        return CategoricalDistribution([axis.coordinate(value) for value in axis.values])
     return FloatDistribution(*axis.limits)

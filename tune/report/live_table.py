@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TextIO
 
-from tune.study.trial import Outcome
+from tune.study.trial import TrialResult
 
 ROWS = 12
 """Of the table; the best of the trials that are not shown is still the best shown."""
@@ -29,7 +29,7 @@ class LiveTable:
         """Looked up each time: Ray pickles the table into its processes, where standard output is another."""
         return self._stream or sys.stdout
 
-    def show(self, outcomes: Sequence[Outcome]) -> None:
+    def show(self, outcomes: Sequence[TrialResult]) -> None:
         if self.stream.isatty():
             width = shutil.get_terminal_size().columns - 1  # a line that wraps would be two to go back over
             lines = [line[:width] for line in self.table(outcomes)]
@@ -46,11 +46,11 @@ class LiveTable:
         """Something else was printed: what was drawn stays, and the next table goes below."""
         self._drawn = 0
 
-    def count(self, outcomes: Sequence[Outcome]) -> str:
+    def count(self, outcomes: Sequence[TrialResult]) -> str:
         ended = sum(bool(outcome.end) for outcome in outcomes)
         return f"{ended} of {self.most} trials"
 
-    def table(self, outcomes: Sequence[Outcome]) -> Iterator[str]:
+    def table(self, outcomes: Sequence[TrialResult]) -> Iterator[str]:
         """Running trials first, then the best."""
         running = [outcome for outcome in outcomes if not outcome.end]
         ended = sorted((o for o in outcomes if o.end), key=lambda o: (o.epochs, o.best), reverse=True)
@@ -61,9 +61,9 @@ class LiveTable:
             yield f"... and {len(outcomes) - len(shown)} more, all in {self.folder / 'trials.csv'}"
 
 
-def describe(outcome: Outcome) -> str:
+def describe(outcome: TrialResult) -> str:
     trial = outcome.trial
-    values = ", ".join(f"{key} {short(value)}" for key, value in trial.values.items()) or "the default"
+    values = ", ".join(f"{key} {format_short(value)}" for key, value in trial.values.items()) or "the default"
     accuracy = f"{outcome.best:.2%}" if outcome.epochs else "-"
     state = outcome.end or "running"
     reason = f" ({outcome.error})" if outcome.error else ""
@@ -71,5 +71,5 @@ def describe(outcome: Outcome) -> str:
     return f"{trial.name}  {state:8}  epoch {outcome.epochs:3}  {accuracy:>7}  mean class {mean:>7}  {values}{reason}"
 
 
-def short(value: object) -> str:
+def format_short(value: object) -> str:
     return f"{value:.3g}" if isinstance(value, float) else str(value)

@@ -11,7 +11,7 @@ from tune.report.tensorboard_hparams import write_hparams
 from tune.study.study import Study
 
 
-class Standing:
+class ProgressReporter:
     """Called whenever something may have changed. Files that cannot be written are told once, and trials go on."""
 
     def __init__(self, study: Study, most: int) -> None:

@@ -13,15 +13,15 @@ import pyarrow.parquet
 
 from adadf_dist.config.load import flatten, override, to_dict
 from adadf_dist.config.schema import Config
-from adadf_dist.data.build.writer import can_write
 from adadf_dist.errors import UserError
 from adadf_dist.files.atomic import write_text
-from tune.study.selection import Candidate, Choice
+from adadf_dist.files.outputs import os_errors_as_user_errors
+from tune.study.selection import Candidate, Selection
 from tune.study.study import Study
-from tune.study.trial import DEFAULT, Outcome, Trial
+from tune.study.trial import DEFAULT, Trial, TrialResult
 
 
-def write_trials(study: Study, outcomes: Sequence[Outcome]) -> None:
+def write_trials(study: Study, outcomes: Sequence[TrialResult]) -> None:
     """A row a trial: what it is, what it changed, how it ended."""
     rows = [row_of(study, outcome) for outcome in outcomes]
     if not rows:
@@ -29,19 +29,19 @@ def write_trials(study: Study, outcomes: Sequence[Outcome]) -> None:
     table = pa.Table.from_pylist(rows)
     for name, write in (("trials.csv", pyarrow.csv.write_csv), ("trials.parquet", pyarrow.parquet.write_table)):
         path = study.folder / name
-        with can_write(path):
+        with os_errors_as_user_errors(path):
             write(table, str(path) + ".partial")
             Path(str(path) + ".partial").replace(path)
 
 
-def row_of(study: Study, outcome: Outcome) -> dict[str, Any]:
+def row_of(study: Study, outcome: TrialResult) -> dict[str, Any]:
     trial = outcome.trial
     return {
         "trial": trial.name,
         "configuration": trial.number,
         "seed": trial.seed,
         "stage": trial.stage,
-        **{key: column(value) for key, value in study.values_of(trial).items()},
+        **{key: column(value) for key, value in study.full_values(trial).items()},
         "end": outcome.end,
         "epochs": outcome.epochs,
         "accuracy": outcome.best if outcome.epochs else None,
@@ -49,7 +49,7 @@ def row_of(study: Study, outcome: Outcome) -> dict[str, Any]:
         "last_accuracy": outcome.accuracies[-1] if outcome.epochs else None,
         "test_accuracy": outcome.test,
         "test_mean_class_accuracy": outcome.tested.get("mean_class_accuracy"),
-        "folder": str(study.trials.of(trial).relative_to(study.folder)),
+        "folder": str(study.trials.path_of(trial).relative_to(study.folder)),
         "error": outcome.error,
     }
 
@@ -59,7 +59,7 @@ def column(value: Any) -> Any:
     return json.dumps(value) if isinstance(value, (list, tuple)) else value
 
 
-def write_best(study: Study, choice: Choice, values: Mapping[str, Any]) -> Path:
+def write_best(study: Study, choice: Selection, values: Mapping[str, Any]) -> Path:
     """The winner as `adadf_dist.train --config` takes it: what was searched, and all else that is no default."""
     config = override(study.base, {**values, "evaluation.test": True})
     lines = [f"# {line}" for line in describe(choice)]
@@ -68,7 +68,7 @@ def write_best(study: Study, choice: Choice, values: Mapping[str, Any]) -> Path:
     return path
 
 
-def describe(choice: Choice) -> list[str]:
+def describe(choice: Selection) -> list[str]:
     """The verdict and its evidence, as printed."""
     table = [describe_candidate(candidate) for candidate in choice.candidates]
     collapsed = [
@@ -77,7 +77,7 @@ def describe(choice: Choice) -> list[str]:
         for candidate in choice.candidates
         if candidate.collapse
     ]
-    if choice.found:
+    if choice.improved:
         verdict = f"configuration {choice.winner} is significantly better than the default (95 %, seeds and samples)"
     elif choice.too_few:
         verdict = "too few seeds or samples to tell whether a configuration is better than the default: "
@@ -87,7 +87,7 @@ def describe(choice: Choice) -> list[str]:
     return [verdict, *collapsed, *table]
 
 
-def describe_precision(choice: Choice) -> str:
+def describe_precision(choice: Selection) -> str:
     """What a comparison could have found, and what would make it finer."""
     found = [c.difference for c in choice.candidates if c.difference is not None and not c.collapse]
     best = min(found, key=lambda difference: difference.interval.high - difference.interval.low)
@@ -112,7 +112,7 @@ def describe_plan(study: Study) -> str:
 
 
 def describe_test(study: Study, tested: Trial) -> str:
-    outcome = study.trials.outcome(tested)
+    outcome = study.trials.result(tested)
     if outcome.end != "finished":
         raise UserError(f"{tested.name}: was not tested ({outcome.error or 'interrupted'}); --resume goes on")
     if outcome.test is None:

@@ -32,21 +32,21 @@ from tensorboard.plugins.hparams.api_pb2 import (
 from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData, SessionEndInfo, SessionStartInfo
 from tensorboard.summary.writer.record_writer import RecordWriter
 
-from adadf_dist.data.build.writer import can_write
+from adadf_dist.files.outputs import os_errors_as_user_errors
 from tune.report.axes import Axis, axes_of, label
 from tune.study.study import Study
-from tune.study.trial import TRIAL_FILE, Outcome
+from tune.study.trial import TRIAL_FILE, TrialResult
 
 FILE = "events.out.tfevents.0.hparams"
 METRICS = {"accuracy": "best on validation", "epochs": "trained", "test": "accuracy on test, of the selected epoch"}
 
 
-def write_hparams(study: Study, outcomes: Sequence[Outcome]) -> None:
+def write_hparams(study: Study, outcomes: Sequence[TrialResult]) -> None:
     """Of every trial that has ended. A file that says so already is left alone; one that says less is replaced."""
     axes = axes_of(study)
     for outcome in outcomes:
         if outcome.end:
-            folder = study.trials.of(outcome.trial)
+            folder = study.trials.path_of(outcome.trial)
             content = events(study, axes, outcome, (folder / TRIAL_FILE).stat().st_mtime)
             if not (folder / FILE).exists() or (folder / FILE).read_bytes() != content:
                 write_bytes(folder / FILE, content)
@@ -55,12 +55,12 @@ def write_hparams(study: Study, outcomes: Sequence[Outcome]) -> None:
 def write_bytes(path: Path, content: bytes) -> None:
     """Whole or not at all."""
     partial = path.with_name(path.name + ".partial")
-    with can_write(path):
+    with os_errors_as_user_errors(path):
         partial.write_bytes(content)
         os.replace(partial, path)
 
 
-def events(study: Study, axes: Sequence[Axis], outcome: Outcome, time: float) -> bytes:
+def events(study: Study, axes: Sequence[Axis], outcome: TrialResult, time: float) -> bytes:
     """The event file of a trial, the same bytes each time. `time` is when it ended, in seconds."""
     stream = io.BytesIO()
     writer = RecordWriter(stream)
@@ -71,13 +71,13 @@ def events(study: Study, axes: Sequence[Axis], outcome: Outcome, time: float) ->
     return stream.getvalue()
 
 
-def summaries(study: Study, axes: Sequence[Axis], outcome: Outcome) -> Iterator[Summary]:
+def summaries(study: Study, axes: Sequence[Axis], outcome: TrialResult) -> Iterator[Summary]:
     infos = [MetricInfo(name=MetricName(tag=tag), description=told) for tag, told in METRICS.items()]
     experiment = Experiment(hparam_infos=[hparam_info(axis) for axis in axes], metric_infos=infos)
     yield plugin_summary(metadata.EXPERIMENT_TAG, HParamsPluginData(experiment=experiment))
     started = SessionStartInfo(hparams=constants(study, axes, outcome), group_name=outcome.trial.name)
     yield plugin_summary(metadata.SESSION_START_INFO_TAG, HParamsPluginData(session_start_info=started))
-    for tag, value in reached(outcome).items():
+    for tag, value in final_metrics(outcome).items():
         yield Summary(value=[Summary.Value(tag=tag, simple_value=value)])
     ended = SessionEndInfo(status=STATUS_FAILURE if outcome.end == "failed" else STATUS_SUCCESS)
     yield plugin_summary(metadata.SESSION_END_INFO_TAG, HParamsPluginData(session_end_info=ended))
@@ -91,12 +91,12 @@ def plugin_summary(tag: str, content: HParamsPluginData) -> Summary:
     return Summary(value=[Summary.Value(tag=tag, metadata=SummaryMetadata(plugin_data=data))])
 
 
-def constants(study: Study, axes: Sequence[Axis], outcome: Outcome) -> dict[str, Value]:
-    values = study.values_of(outcome.trial)
-    return {axis.key: as_value(values[axis.key], data_type(axis)) for axis in axes}
+def constants(study: Study, axes: Sequence[Axis], outcome: TrialResult) -> dict[str, Value]:
+    values = study.full_values(outcome.trial)
+    return {axis.key: to_proto_value(values[axis.key], data_type(axis)) for axis in axes}
 
 
-def reached(outcome: Outcome) -> Mapping[str, float]:
+def final_metrics(outcome: TrialResult) -> Mapping[str, float]:
     """Without an accuracy where no epoch was done, and without a test where there was none."""
     accuracy = outcome.best if outcome.epochs else None
     found = {"accuracy": accuracy, "epochs": float(outcome.epochs), "test": outcome.test}
@@ -108,7 +108,7 @@ def hparam_info(axis: Axis) -> HParamInfo:
     kind = data_type(axis)
     info = HParamInfo(name=axis.key, type=kind, differs=len(axis.values) > 1)
     if axis.scale == "steps":
-        info.domain_discrete.CopyFrom(ListValue(values=[as_value(value, kind) for value in axis.values]))
+        info.domain_discrete.CopyFrom(ListValue(values=[to_proto_value(value, kind) for value in axis.values]))
     else:
         reach = (*axis.values, axis.default)
         info.domain_interval.CopyFrom(Interval(min_value=min(reach), max_value=max(reach)))
@@ -123,7 +123,7 @@ def data_type(axis: Axis) -> int:
     return int(DATA_TYPE_FLOAT64 if numbers else DATA_TYPE_STRING)
 
 
-def as_value(value: Any, kind: int) -> Value:
+def to_proto_value(value: Any, kind: int) -> Value:
     if kind == DATA_TYPE_BOOL:
         return Value(bool_value=value)
     return Value(number_value=value) if kind == DATA_TYPE_FLOAT64 else Value(string_value=label(value))

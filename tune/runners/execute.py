@@ -7,21 +7,21 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
-from adadf_dist.checkpoint.run_dir import sole_writer
+from adadf_dist.checkpoint.run_dir import lock_run_dir
 from adadf_dist.config.load import override
 from adadf_dist.config.schema import Config
-from adadf_dist.distributed.world import World, open_world
-from adadf_dist.errors import LostRankError, TakenError, UserError
+from adadf_dist.distributed.world import World, init_world
+from adadf_dist.errors import LostRankError, RunDirLockedError, UserError
 from adadf_dist.train import Record, run
 from tune.study.study import Study
-from tune.study.trial import End, Outcome, Trial
+from tune.study.trial import Trial, TrialResult, status
 
 T = TypeVar("T")
-LAST_WORDS_S = 180
+PREVIOUS_WRITER_TIMEOUT_S = 180
 """As long as Ray takes to end a process, and NFS to drop the locks of a node that died (90 s on Linux)."""
 
 
-class Halt(Exception):  # noqa: N818 - not an error
+class PrunedTrial(Exception):  # noqa: N818 - not an error
     """Raised in `on_epoch` on every rank: the trial is not worth going on with."""
 
 
@@ -36,54 +36,54 @@ def config_of(base: Config, trial: Trial, out: Path) -> Config:
     return override(base, {**trial.values, **fixed}, f"trial {trial.name}")
 
 
-def run_trial(study: Study, trial: Trial, report: Callable[[Record], None] = ignore) -> Outcome:
+def run_trial(study: Study, trial: Trial, report: Callable[[Record], None] = ignore) -> TrialResult:
     """Train, report each epoch, and write down how it ended. A collective of the ranks that train it.
 
     Rank 0's `UserError` is the trial's failure. Any other error is raised, for the trial to be tried again: so are
     another rank's, the loss of a rank, and a folder that another process still writes into. An interrupted trial has
     no end.
     """
-    with open_world(study.base.runtime.timeout_s, finish_steps=False) as world:
+    with init_world(study.base.runtime.timeout_s, finish_steps=False) as world:
         if world.is_main:
-            wait_for_the_last(study.trials.of(trial))
+            wait_for_previous_writer(study.trials.path_of(trial))
             study.trials.begin(trial)
-            judge_again(study, trial)
-        if of_main(world, bool(study.trials.outcome(trial).end)):
-            return of_main(world, study.trials.outcome(trial))
+            recheck_rung(study, trial)
+        if from_main(world, bool(study.trials.result(trial).end)):
+            return from_main(world, study.trials.result(trial))
         return train(study, trial, report, world)
 
 
-def train(study: Study, trial: Trial, report: Callable[[Record], None], world: World) -> Outcome:
+def train(study: Study, trial: Trial, report: Callable[[Record], None], world: World) -> TrialResult:
     """A trial that has no end yet, from its last checkpoint."""
 
     def on_epoch(record: Record) -> None:
-        halted = world.is_main and halts(study, trial, accuracy_of(record))
+        halted = world.is_main and should_prune(study, trial, accuracy_of(record))
         if halted:
-            study.trials.end(trial, "halted")  # before anything that may block or fail
+            study.trials.finish(trial, "halted")  # before anything that may block or fail
         report(record)
-        if of_main(world, halted):
-            raise Halt
+        if from_main(world, halted):
+            raise PrunedTrial
 
-    end: End = "finished"
+    end: status = "finished"
     try:
-        if run(config_of(study.base, trial, study.trials.of(trial)), on_epoch) is None:
+        if run(config_of(study.base, trial, study.trials.path_of(trial)), on_epoch) is None:
             end = ""
-    except Halt:
+    except PrunedTrial:
         end = "halted"
-    except (LostRankError, TakenError):
+    except (LostRankError, RunDirLockedError):
         raise
     except UserError as problem:
         if not world.is_main:
             raise
-        conclude(study, trial, "failed", str(problem))  # alone: who knows what became of the others
-        return study.trials.outcome(trial)
+        finish_trial(study, trial, "failed", str(problem))  # alone: who knows what became of the others
+        return study.trials.result(trial)
     if world.is_main and end:
-        conclude(study, trial, end)
-    return of_main(world, study.trials.outcome(trial))
+        finish_trial(study, trial, end)
+    return from_main(world, study.trials.result(trial))
 
 
-def conclude(study: Study, trial: Trial, end: End, reason: str = "") -> None:
-    study.trials.end(trial, end, reason)
+def finish_trial(study: Study, trial: Trial, end: status, reason: str = "") -> None:
+    study.trials.finish(trial, end, reason)
     if not study.keeps_checkpoints(trial):
         study.trials.drop_checkpoints(trial)
 
@@ -93,37 +93,37 @@ def accuracy_of(record: Mapping[str, Any]) -> tuple[int, float]:
     return int(record["epoch"]), float(record["validation"]["accuracy"])
 
 
-def judge_again(study: Study, trial: Trial) -> None:
+def recheck_rung(study: Study, trial: Trial) -> None:
     """A trial that died after the last epoch's checkpoint and before it was judged at that rung."""
-    accuracies = study.trials.outcome(trial).accuracies
-    if accuracies and halts(study, trial, (len(accuracies), accuracies[-1])):
-        study.trials.end(trial, "halted")
+    accuracies = study.trials.result(trial).accuracies
+    if accuracies and should_prune(study, trial, (len(accuracies), accuracies[-1])):
+        study.trials.finish(trial, "halted")
 
 
-def wait_for_the_last(folder: Path) -> None:
+def wait_for_previous_writer(folder: Path) -> None:
     """A search that was killed may leave a process that still writes into its trial's folder, a dead node its lock.
 
-    Where that is longer than `LAST_WORDS_S`, training itself says that the folder is taken.
+    Where that is longer than `PREVIOUS_WRITER_TIMEOUT_S`, training itself says that the folder is taken.
     """
-    until = time.monotonic() + LAST_WORDS_S
+    until = time.monotonic() + PREVIOUS_WRITER_TIMEOUT_S
     while time.monotonic() < until:
         try:
-            with sole_writer(folder):
+            with lock_run_dir(folder):
                 return
-        except TakenError:
+        except RunDirLockedError:
             time.sleep(1)
 
 
-def halts(study: Study, trial: Trial, reached: tuple[int, float]) -> bool:
+def should_prune(study: Study, trial: Trial, reached: tuple[int, float]) -> bool:
     """Whether a trial that has `reached` an epoch and accuracy is to end there."""
     (epoch, accuracy), halving = reached, study.halving_of(trial)
     if halving is None or epoch not in halving.rungs:
         return False
     others = [o for o in study.trials.outcomes() if o.trial.stage == "search" and o.trial.name != trial.name]
-    return not halving.passes(accuracy, [o.accuracies[epoch - 1] for o in others if o.epochs >= epoch])
+    return not halving.survives(accuracy, [o.accuracies[epoch - 1] for o in others if o.epochs >= epoch])
 
 
-def of_main(world: World, value: T) -> T:
+def from_main(world: World, value: T) -> T:
     """Rank 0's value on every rank: it alone looks at the others' folders, which change meanwhile."""
-    shared: Any = world.share(value)
+    shared: Any = world.broadcast_object(value)
     return cast(T, shared)

@@ -10,11 +10,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Protocol
 
-from adadf_dist.errors import UserError, install_or_repair, one_line
+from adadf_dist.errors import UserError, install_or_repair, single_line
 from tune.study.study import Study
 from tune.study.trial import Trial
 
-TRIES = 3
+MAX_ATTEMPTS = 3
 """Of a trial that crashes; each goes on from its last checkpoint."""
 
 
@@ -32,7 +32,7 @@ class Runner(Protocol):
 
 LOOK_S = 2.0
 """Seconds between two looks at a trial."""
-SAVE_S = 120.0
+SHUTDOWN_GRACE_S = 120.0
 """Seconds in which a trial that was told to stop may save."""
 STOP_WITH_PARENT = """
 import ctypes, os, signal, sys
@@ -43,11 +43,11 @@ os.execv(sys.argv[1], sys.argv[1:])
 """Starts a command that gets SIGTERM when the thread that started it ends; not a fork of ours that runs Python code."""
 
 
-def interrupted() -> UserError:
+def interrupted_error() -> UserError:
     return UserError("interrupted; the trials' checkpoints are kept: the same command goes on (a search with --resume)")
 
 
-class Local:
+class LocalRunner:
     """One trial after another on this machine, each in a process of its own: a crash is the trial's alone."""
 
     def __init__(self, workers: int) -> None:
@@ -55,33 +55,33 @@ class Local:
         """Ranks of a trial."""
 
     def search(self, study: Study, told: Callable[[], None]) -> None:
-        self.run(study, study.searched(), told)
+        self.run(study, study.search_trials(), told)
 
     def run(self, study: Study, trials: Sequence[Trial], told: Callable[[], None]) -> None:
         for trial in trials:
-            if not study.trials.outcome(trial).end:
+            if not study.trials.result(trial).end:
                 study.trials.begin(trial)
                 self._finish(study, trial, told)
                 told()
 
     def _finish(self, study: Study, trial: Trial, told: Callable[[], None]) -> None:
         """Raises `UserError` when the trial was interrupted: so was the search."""
-        log = study.trials.of(trial) / "output.txt"
+        log = study.trials.path_of(trial) / "output.txt"
         command = [sys.executable, "-m", "tune.run_trial", str(study.folder), trial.name]
         if self.workers > 1:
             ranks = ["torch.distributed.run", "--standalone", "--nproc_per_node", str(self.workers)]
             command = [sys.executable, "-m", *ranks, *command[1:]]
-        for _ in range(TRIES):
-            status = run_child(command, log, told)
-            if study.trials.outcome(trial).end:
+        for _ in range(MAX_ATTEMPTS):
+            status = run_subprocess(command, log, told)
+            if study.trials.result(trial).end:
                 return
             if status == 0:
-                raise interrupted()
-        study.trials.end(trial, "failed", f"ended {TRIES} times with status {status}; {log} says why")
+                raise interrupted_error()
+        study.trials.finish(trial, "failed", f"ended {MAX_ATTEMPTS} times with status {status}; {log} says why")
 
 
-def run_child(command: Sequence[str], log: Path, told: Callable[[], None]) -> int:
-    """Exit status of a process that is told to stop, and may save, when we are. Looks at it every `LOOK_S`."""
+def run_subprocess(command: Sequence[str], log: Path, told: Callable[[], None]) -> int:
+    """Exit status of a process that is told to stop, and may save, when we are. Looks at it every `POLL_S`."""
     with log.open("ab") as output:
         # in a session of its own, so that Ctrl-C comes to us, and once; told to stop by the kernel when we are killed
         child = subprocess.Popen(
@@ -99,11 +99,11 @@ def run_child(command: Sequence[str], log: Path, told: Callable[[], None]) -> in
         except BaseException as problem:
             child.terminate()
             try:
-                child.wait(SAVE_S)
+                child.wait(SHUTDOWN_GRACE_S)
             except subprocess.TimeoutExpired:
                 child.kill()
             if isinstance(problem, KeyboardInterrupt):
-                raise interrupted() from None
+                raise interrupted_error() from None
             raise
 
 
@@ -120,21 +120,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 @contextmanager
-def runner_of(options: argparse.Namespace) -> Iterator[Runner]:
+def make_runner(options: argparse.Namespace) -> Iterator[Runner]:
     """What `add_arguments` was told. Raises `UserError` where Ray is wanted and is not there, or holds no trial."""
     if options.workers_per_trial < 1:
         raise UserError(f"--workers-per-trial {options.workers_per_trial}: give 1 or more")
     if options.local and (options.address or options.gpus_per_worker is not None):
         raise UserError("--local: trials run here, one after another; leave --address and --gpus-per-worker out")
     if options.local:
-        yield Local(options.workers_per_trial)
+        yield LocalRunner(options.workers_per_trial)
         return
     try:
-        from tune.runners.ray_cluster import joined, share_of  # seconds to import, and not everyone has Ray
-        from tune.runners.ray_runner import OnRay
+        from tune.runners.ray_cluster import connect, trial_resources  # seconds to import, and not everyone has Ray
+        from tune.runners.ray_runner import RayRunner
     except ImportError as error:
         raise UserError(
-            f"Ray does not import ({one_line(error)}); {install_or_repair(error, 'tune')}, or give --local"
+            f"Ray does not import ({single_line(error)}); {install_or_repair(error, 'tune')}, or give --local"
         ) from None
-    with joined(options.address):
-        yield OnRay(share_of(options.workers_per_trial, options.cpus_per_worker, options.gpus_per_worker))
+    with connect(options.address):
+        yield RayRunner(trial_resources(options.workers_per_trial, options.cpus_per_worker, options.gpus_per_worker))

@@ -13,10 +13,10 @@ from ray.tune.search.optuna import OptunaSearch
 
 from tune.study.space import Domain, Space, Values
 from tune.study.study import Study
-from tune.study.trial import DEFAULT, METRIC, Outcome, Trial
+from tune.study.trial import DEFAULT, METRIC, Trial, TrialResult
 
 
-class Drawing(Searcher):
+class OptunaSearcher(Searcher):
     """The search's trials in the order in which they begin: those left over, the default, then what Optuna draws.
 
     Optuna's study is made from the folders of the trials that have ended, so a search that goes on knows all of them.
@@ -37,7 +37,7 @@ class Drawing(Searcher):
         ended = [o for o in begun.values() if o.end in ("finished", "halted") and o.trial.number != DEFAULT]
         self._optuna = self._open(ended, len(begun))
 
-    def _open(self, ended: Sequence[Outcome], begun: int) -> OptunaSearch:
+    def _open(self, ended: Sequence[TrialResult], begun: int) -> OptunaSearch:
         """The seed counts what began, or a search that goes on would draw the same again."""
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         (seed,) = np.random.SeedSequence([self.study.base.seed, begun]).generate_state(1)
@@ -53,7 +53,7 @@ class Drawing(Searcher):
     def _point(self, trial: Trial) -> dict[str, Any]:
         """A trial's values as Optuna takes them: whole, so keys whose condition does not hold get some value."""
         space, seed = self.study.space, self.study.base.seed
-        return encode(space, {**space.every(seed, trial.number), **trial.values})
+        return encode(space, {**space.sample_all(seed, trial.number), **trial.values})
 
     def suggest(self, trial_id: str) -> Any:
         if self._left:
@@ -62,7 +62,7 @@ class Drawing(Searcher):
         if not self._numbers:
             return Searcher.FINISHED
         values = decode(self.study.space, self._optuna.suggest(trial_id) or {})
-        trial = Trial(self._numbers.pop(0), self.study.base.seed, "search", self.study.space.settle(values))
+        trial = Trial(self._numbers.pop(0), self.study.base.seed, "search", self.study.space.resolve_conditions(values))
         self.study.trials.begin(trial)
         self._drawn.add(trial_id)
         return {"trial": trial.name}

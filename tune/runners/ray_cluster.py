@@ -14,18 +14,18 @@ from tempfile import TemporaryDirectory
 
 import ray
 
-from adadf_dist.errors import UserError, one_line
+from adadf_dist.errors import UserError, single_line
 
 ROOT = Path(__file__).resolve().parents[2]
-OF_DRIVER = {"RAY_AIR_NEW_OUTPUT": "0", "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1"}
+DRIVER_ENV = {"RAY_AIR_NEW_OUTPUT": "0", "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1"}
 """Our table is the table, the trials' folders are the records."""
-OF_WORKERS = {"RAY_TRAIN_V2_ENABLED": "1", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "1"}
+WORKER_ENV = {"RAY_TRAIN_V2_ENABLED": "1", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "1"}
 """A trial that was given no GPU sees none."""
 LOOK_S = 10.0
 
 
 @dataclass(frozen=True)
-class Share:
+class TrialResources:
     """What a trial takes."""
 
     workers: int
@@ -34,24 +34,24 @@ class Share:
     gpus: float
     """Of each worker."""
 
-    def of_worker(self) -> dict[str, float]:
+    def per_worker(self) -> dict[str, float]:
         return {name: amount for name, amount in (("CPU", self.cpus), ("GPU", self.gpus)) if amount}
 
 
 @contextmanager
-def joined(address: str) -> Iterator[None]:
+def connect(address: str) -> Iterator[None]:
     """The cluster at `address`, or one started here for as long as this lasts. Raises `UserError`."""
-    for name, value in OF_DRIVER.items():
+    for name, value in DRIVER_ENV.items():
         os.environ.setdefault(name, value)
     for name in ("ray.tune", "ray.train"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
     code = [str(ROOT / package) for package in ("adadf_dist", "tune")]  # so that every node runs this very code
     try:
-        look_for(address)
+        check_address(address)
         with TemporaryDirectory() as empty:  # else the nodes would look in this folder first, whatever lies there
             ray.init(
                 address=address or "local",
-                runtime_env={"env_vars": OF_WORKERS, "py_modules": code, "working_dir": empty},
+                runtime_env={"env_vars": WORKER_ENV, "py_modules": code, "working_dir": empty},
                 log_to_driver=False,
                 logging_level=logging.ERROR,
                 include_dashboard=False if not address else None,
@@ -62,7 +62,7 @@ def joined(address: str) -> Iterator[None]:
         mend = "start one or leave it out"
         if "AuthToken" in str(error.__cause__):
             mend = "it asks for a token: set RAY_AUTH_MODE=token here as it was set there"
-        raise UserError(f"--address {address}: no Ray cluster there ({one_line(error, 200)}); {mend}") from None
+        raise UserError(f"--address {address}: no Ray cluster there ({single_line(error, 200)}); {mend}") from None
     try:
         yield
     finally:
@@ -71,7 +71,7 @@ def joined(address: str) -> Iterator[None]:
 
 def why_not_started(error: Exception) -> str:
     """In one line, with what to do about it."""
-    reason = one_line(error, 200)
+    reason = single_line(error, 200)
     if "AF_UNIX" in reason:
         return (
             f"the path of its sockets is too long ({reason}); shorten TMPDIR (or RAY_TMPDIR), for example to /tmp, or "
@@ -80,7 +80,7 @@ def why_not_started(error: Exception) -> str:
     return f"{reason}; join a cluster with --address, or give --local"
 
 
-def look_for(address: str) -> None:
+def check_address(address: str) -> None:
     """Raises `OSError` where nothing listens, which Ray would try to reach for long."""
     host, _, port = address.rpartition(":")
     if port.isdigit() and "/" not in host:
@@ -88,10 +88,10 @@ def look_for(address: str) -> None:
             pass
 
 
-def share_of(workers: int, cpus: float, gpus: float | None) -> Share:
+def trial_resources(workers: int, cpus: float, gpus: float | None) -> TrialResources:
     """`gpus` None: one a worker where the cluster has any. Raises `UserError` for what cannot be given."""
     if gpus is None:
-        gpus = 1.0 if nodes_hold("GPU") else 0.0
+        gpus = 1.0 if resource_per_node("GPU") else 0.0
     if cpus < 0 or gpus < 0 or cpus == gpus == 0:
         raise UserError(
             f"--cpus-per-worker {cpus:g}, --gpus-per-worker {gpus:g}: a worker takes something of one of them"
@@ -102,13 +102,13 @@ def share_of(workers: int, cpus: float, gpus: float | None) -> Share:
         raise UserError(
             f"--gpus-per-worker {gpus:g}: NCCL refuses two ranks on one GPU; a fraction is for trials of one worker"
         )
-    return Share(workers, cpus, gpus)
+    return TrialResources(workers, cpus, gpus)
 
 
-def trials_at_once(share: Share) -> int:
+def trials_at_once(share: TrialResources) -> int:
     """Trials that the cluster holds, node by node. Raises `UserError` when it holds none."""
-    for name, amount in share.of_worker().items():
-        whole, largest = sum(nodes_hold(name)), max(nodes_hold(name), default=0.0)
+    for name, amount in share.per_worker().items():
+        whole, largest = sum(resource_per_node(name)), max(resource_per_node(name), default=0.0)
         if amount * share.workers > whole:
             raise UserError(
                 f"--workers-per-trial {share.workers}: a trial takes {amount * share.workers:g} {name}s, the cluster "
@@ -119,7 +119,7 @@ def trials_at_once(share: Share) -> int:
                 f"--{name.lower()}s-per-worker {amount:g}: no node of the cluster has more than {largest:g} {name}s"
             )
     workers = sum(
-        min(math.floor(node.get(name, 0.0) / amount) for name, amount in share.of_worker().items())
+        min(math.floor(node.get(name, 0.0) / amount) for name, amount in share.per_worker().items())
         for node in resources_of_nodes()
     )
     if workers < share.workers:
@@ -130,7 +130,7 @@ def trials_at_once(share: Share) -> int:
     return workers // share.workers
 
 
-def nodes_hold(name: str) -> list[float]:
+def resource_per_node(name: str) -> list[float]:
     """What each node that is there has of a resource; nodes without are left out."""
     return [node[name] for node in resources_of_nodes() if node.get(name)]
 

@@ -20,7 +20,7 @@ GRACE = 2
 
 
 @dataclass(frozen=True)
-class Halving:
+class AshaSchedule:
     """Rungs at `grace`, `grace` x `factor`, ... epochs."""
 
     grace: int
@@ -38,12 +38,12 @@ class Halving:
             rung *= self.factor
         return rungs
 
-    def passes(self, accuracy: float, others: Sequence[float]) -> bool:
+    def survives(self, accuracy: float, others: Sequence[float]) -> bool:
         """Whether a trial goes on from a rung, by the accuracies of those that came there before it."""
         return not others or accuracy >= float(np.percentile(others, 100 * (1 - 1 / self.factor)))
 
 
-def plan_halving(space: Space, base: Config, grace: int | None, factor: int) -> Halving:
+def plan_halving(space: Space, base: Config, grace: int | None, factor: int) -> AshaSchedule:
     """Raises `UserError` for a grace period in which a large epoch threshold cannot show what it is worth."""
     largest = int(space.largest("loss.epoch_threshold", base))
     least = GRACE * largest
@@ -56,4 +56,4 @@ def plan_halving(space: Space, base: Config, grace: int | None, factor: int) -> 
         )
     if factor < 2:
         raise UserError(f"--factor {factor}: give 2 or more, for one trial in so many passes a rung")
-    return Halving(grace, factor, base.epochs)
+    return AshaSchedule(grace, factor, base.epochs)

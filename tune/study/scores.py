@@ -12,32 +12,32 @@ from numpy.typing import NDArray
 from adadf_dist.diagnostics.classes import describe_collapse
 from adadf_dist.errors import UserError
 from adadf_dist.metrics.comparison import Score
-from adadf_dist.tracking.artifacts import read_answers
+from adadf_dist.tracking.artifacts import load_predictions
 from tune.study.study import Study
-from tune.study.trial import Outcome
+from tune.study.trial import TrialResult
 
 Split = Literal["validation", "test"]
 
 
-def read_score(study: Study, outcome: Outcome, split: Split = "validation") -> Score:
+def read_score(study: Study, outcome: TrialResult, split: Split = "validation") -> Score:
     """The selected epoch of a finished trial."""
     metrics = outcome.selected if split == "validation" else outcome.tested
     accuracy = float(metrics["accuracy"])
-    correct = read_correct(study.trials.of(outcome.trial), split, accuracy)
+    correct = read_correct(study.trials.path_of(outcome.trial), split, accuracy)
     return Score(accuracy, int(metrics["samples"]), correct)
 
 
 def read_correct(folder: Path, split: str, accuracy: float) -> NDArray[np.bool_] | None:
     """[samples], whether the run's stored predictions are right; None where it kept none, or those of another epoch."""
     try:
-        kept = read_answers(folder, split)
+        kept = load_predictions(folder, split)
     except UserError:
         return None
-    correct: NDArray[np.bool_] = kept.answers.predicted == kept.faces.labels
+    correct: NDArray[np.bool_] = kept.answers.predicted_labels == kept.faces.labels
     return correct if abs(float(correct.mean()) - accuracy) < 1e-6 else None
 
 
-def find_collapse(outcome: Outcome, classes: Sequence[str]) -> str:
+def find_collapse(outcome: TrialResult, classes: Sequence[str]) -> str:
     """How a trial's selected network collapsed, to one class or to chance; empty where it did not."""
     confusion: Any = outcome.selected.get("confusion")
     if confusion is None:

@@ -12,7 +12,7 @@ from statistics import fmean
 from typing import NamedTuple
 
 from adadf_dist.metrics.classification import Interval
-from adadf_dist.metrics.comparison import Difference, Score, accuracy_interval, paired_difference
+from adadf_dist.metrics.comparison import PairedDifference, Score, accuracy_interval, paired_difference
 from tune.study.study import Study
 from tune.study.trial import DEFAULT
 
@@ -25,7 +25,7 @@ class Candidate(NamedTuple):
     mean: float
     interval: Interval
     """95 %, of the mean, for new seeds and new samples."""
-    difference: Difference | None
+    difference: PairedDifference | None
     """To the default, paired by seed; None for the default itself."""
     mean_class_accuracy: float | None = None
     """Mean over the seeds; None where it was not recorded."""
@@ -33,24 +33,24 @@ class Candidate(NamedTuple):
     """On which seed the network collapsed, and how; empty where none did."""
 
 
-class Choice(NamedTuple):
+class Selection(NamedTuple):
     candidates: tuple[Candidate, ...]
     """The default and the finalists that trained on every seed, best mean first."""
     winner: int
     """The best finalist where it is significantly better than the default, else the default."""
 
     @property
-    def found(self) -> bool:
+    def improved(self) -> bool:
         return self.winner != DEFAULT
 
     @property
     def too_few(self) -> bool:
         """Whether nothing was found, and no comparison was precise enough to find much."""
         verdicts = [c.difference.verdict for c in self.candidates if c.difference is not None and not c.collapse]
-        return not self.found and bool(verdicts) and all(verdict == "too few to tell" for verdict in verdicts)
+        return not self.improved and bool(verdicts) and all(verdict == "too few to tell" for verdict in verdicts)
 
 
-def finalists(study: Study, count: int) -> list[int]:
+def select_finalists(study: Study, count: int) -> list[int]:
     """Numbers of the best configurations of the search: the furthest first, then the most accurate.
 
     Accuracies of trials that were halted at different epochs do not compare, so epochs come first. The default is none
@@ -59,20 +59,20 @@ def finalists(study: Study, count: int) -> list[int]:
     searched = [o for o in study.trials.outcomes() if o.trial.stage == "search" and o.end != "failed" and o.epochs]
     ordered = sorted(searched, key=lambda outcome: (outcome.epochs, outcome.best), reverse=True)
     found: list[int] = []
-    seen = [study.values_of(study.default())]
+    seen = [study.full_values(study.default())]
     for outcome in ordered:
-        values = study.values_of(outcome.trial)
+        values = study.full_values(outcome.trial)
         if outcome.trial.number != DEFAULT and values not in seen:
             seen.append(values)
             found.append(outcome.trial.number)
     return found[:count]
 
 
-def choose(
+def select_winner(
     scores: Mapping[int, Sequence[Score]],
     collapses: Mapping[int, str] | None = None,
     class_accuracies: Mapping[int, float | None] | None = None,
-) -> Choice:
+) -> Selection:
     """Choose between configurations by their validation scores on the same seeds in the same order.
 
     A finalist is better when the interval of its difference to the default is above 0. The intervals account for seeds
@@ -94,4 +94,4 @@ def choose(
         for candidate in candidates
         if candidate.difference is not None and candidate.difference.verdict == "better" and not candidate.collapse
     ]
-    return Choice(tuple(candidates), better[0] if better else DEFAULT)
+    return Selection(tuple(candidates), better[0] if better else DEFAULT)

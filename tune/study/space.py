@@ -23,9 +23,9 @@ from zlib import crc32
 
 import numpy as np
 
-from adadf_dist.config.load import flatten, known_keys, listed, override, read_settings, to_dict
+from adadf_dist.config.load import flatten, known_keys, load_config_file, matches_key, override, to_dict
 from adadf_dist.config.schema import Config
-from adadf_dist.errors import UserError, nearest
+from adadf_dist.errors import UserError, did_you_mean
 
 Values = dict[str, Any]
 """Dotted keys and their values: what a trial changes."""
@@ -78,7 +78,7 @@ class Domain:
     def continuous(self) -> bool:
         return self.kind.endswith("uniform")
 
-    def at(self, share: float) -> Any:
+    def quantile(self, share: float) -> Any:
         """The value at `share` in [0, 1) of the domain."""
         if not self.continuous:
             return self.values[int(share * len(self.values))]
@@ -101,12 +101,12 @@ class Space:
         Grids are gone through in order, all else is drawn.
         """
         points = list(self.grid())
-        return self.settle({**self.every(seed, number), **points[(number - 1) % len(points)]})
+        return self.resolve_conditions({**self.sample_all(seed, number), **points[(number - 1) % len(points)]})
 
-    def every(self, seed: int, number: int = 0) -> Values:
+    def sample_all(self, seed: int, number: int = 0) -> Values:
         """A draw of every key, whatever its condition."""
         return {
-            key: domain.at(np.random.default_rng([seed, number, crc32(key.encode())]).random())
+            key: domain.quantile(np.random.default_rng([seed, number, crc32(key.encode())]).random())
             for key, domain in self.domains.items()
         }
 
@@ -116,7 +116,7 @@ class Space:
         for point in itertools.product(*grids.values()):
             yield dict(zip(grids, point, strict=True))
 
-    def settle(self, values: Values) -> Values:
+    def resolve_conditions(self, values: Values) -> Values:
         """In the order of the space, without keys whose condition does not hold, or hangs on one that does not."""
         settled = {key: values[key] for key in self.domains if key in values}
         while lost := [key for key in settled if not self._holds(key, settled)]:
@@ -156,14 +156,14 @@ def open_space(name: str, base: Config) -> Space:
         return read_space(name, SPACES[name], base)
     path = Path(name)
     if path.suffix != ".toml":
-        raise UserError(f"--space {name}: give {', '.join(SPACES)}, or a TOML file{nearest(name, SPACES)}")
+        raise UserError(f"--space {name}: give {', '.join(SPACES)}, or a TOML file{did_you_mean(name, SPACES)}")
     if not path.is_file():
         raise UserError(f"--space {path}: no such file")
-    return read_space(name, read_settings(path).values, base)
+    return read_space(name, load_config_file(path).values, base)
 
 
 def read_space(name: str, content: Mapping[str, object], base: Config) -> Space:
-    domains = {key: read_domain(name, key, value) for key, value in entries(name, content).items()}
+    domains = {key: read_domain(name, key, value) for key, value in parse_entries(name, content).items()}
     if not domains:
         raise UserError(f"space {name}: is empty; give at least one key and its values")
     space = Space(name, domains)
@@ -171,7 +171,9 @@ def read_space(name: str, content: Mapping[str, object], base: Config) -> Space:
         for other, wanted in domain.when.items():
             if other not in domains or (not domains[other].continuous and wanted not in domains[other].values):
                 raise UserError(f"space {name}: {key} is there when {other} is {wanted!r}, which never comes")
-        inside = [domain.at(0.37)] if domain.continuous else []  # a key of whole numbers takes the limits, and not this
+        inside = (
+            [domain.quantile(0.37)] if domain.continuous else []
+        )  # a key of whole numbers takes the limits, and not this
         for value in [*domain.values, *inside]:
             try:
                 override(base, {**dict(domain.when), key: value}, f"space {name}")
@@ -180,7 +182,7 @@ def read_space(name: str, content: Mapping[str, object], base: Config) -> Space:
     return space
 
 
-def entries(space: str, content: Mapping[str, object], prefix: str = "") -> dict[str, Mapping[str, object]]:
+def parse_entries(space: str, content: Mapping[str, object], prefix: str = "") -> dict[str, Mapping[str, object]]:
     """Dotted keys and what is said of each, whether the file quotes the keys or nests them."""
     found: dict[str, Mapping[str, object]] = {}
     for name, value in content.items():
@@ -190,15 +192,15 @@ def entries(space: str, content: Mapping[str, object], prefix: str = "") -> dict
         if key in known_keys() or not any(isinstance(inner, Mapping) for inner in value.values()):
             found[key] = value
         else:
-            found |= entries(space, value, f"{key}.")
+            found |= parse_entries(space, value, f"{key}.")
     return found
 
 
 def read_domain(name: str, key: str, content: Mapping[str, object]) -> Domain:
     where = f"space {name}: {key}"
     if key not in known_keys():
-        raise UserError(f"{where}: unknown key{nearest(key, known_keys())}")
-    if listed(key, RESERVED):
+        raise UserError(f"{where}: unknown key{did_you_mean(key, known_keys())}")
+    if matches_key(key, RESERVED):
         raise UserError(f"{where}: is the search's own, or changes what accuracies mean; give it on the command line")
     kinds = [kind for kind in content if kind in KINDS]
     others = [word for word in content if word not in (*KINDS, "when")]

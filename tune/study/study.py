@@ -10,19 +10,19 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
-from adadf_dist.config.load import Layer, build_config, flatten, listed, to_dict
+from adadf_dist.config.load import ConfigLayer, build_config, flatten, matches_key, to_dict
 from adadf_dist.config.schema import Config
-from adadf_dist.data.build.writer import can_write
 from adadf_dist.data.identity import Source, how_to_fix, other_data
 from adadf_dist.errors import UserError
 from adadf_dist.files.atomic import write_json
-from tune.study.asha import Halving
+from adadf_dist.files.outputs import os_errors_as_user_errors
+from tune.study.asha import AshaSchedule
 from tune.study.space import Space, read_space
-from tune.study.trial import DEFAULT, Folder, Trial
+from tune.study.trial import DEFAULT, Trial, TrialStore
 
 STUDY_FILE = "study.json"
 VERSION = 1
-FREE = (
+CHANGEABLE_KEYS = (
     "options.keep",
     "space.name",
     "base.allow_other_data",
@@ -40,12 +40,12 @@ FREE = (
     "base.runtime.tensorboard",
 )
 """What may be changed when a search is gone on with: where things are, and what no accuracy depends on."""
-GROWS = ("options.trials", "options.seeds", "options.finalists")
+EXTENDABLE_KEYS = ("options.trials", "options.seeds", "options.finalists")
 """What may be raised when a search is gone on with: nothing that was done is in vain."""
 
 
 @dataclass(frozen=True)
-class Options:
+class SearchOptions:
     """How a space is searched."""
 
     seeds: int
@@ -54,7 +54,7 @@ class Options:
     """Configurations beside the default."""
     finalists: int = 0
     searcher: Literal["random", "tpe"] = "random"
-    halving: Halving | None = None
+    halving: AshaSchedule | None = None
     """None: every trial goes to the end."""
     keep: Literal["winner", "none", "all"] = "winner"
     """Whose checkpoints stay when a trial has ended; all figures always do."""
@@ -66,13 +66,13 @@ class Study:
     base: Config
     """The default configuration; its seed is the search's."""
     space: Space
-    options: Options
+    options: SearchOptions
 
     @cached_property
-    def trials(self) -> Folder:
-        return Folder(self.folder / "trials")
+    def trials(self) -> TrialStore:
+        return TrialStore(self.folder / "trials")
 
-    def halving_of(self, trial: Trial) -> Halving | None:
+    def halving_of(self, trial: Trial) -> AshaSchedule | None:
         """None for trials that go to the end: the default, which all are measured by, and finals."""
         judged = trial.stage == "search" and trial.number != DEFAULT
         return self.options.halving if judged else None
@@ -84,20 +84,20 @@ class Study:
     def default(self) -> Trial:
         return Trial(DEFAULT, self.base.seed, "search", {})
 
-    def drawn(self, number: int) -> Trial:
+    def sampled(self, number: int) -> Trial:
         """The search's trial `number` (from 1) under the searcher `random`."""
         return Trial(number, self.base.seed, "search", self.space.sample(self.base.seed, number))
 
-    def searched(self) -> list[Trial]:
+    def search_trials(self) -> list[Trial]:
         """The default and every trial under the searcher `random`."""
-        return [self.default(), *(self.drawn(number) for number in range(1, self.options.trials + 1))]
+        return [self.default(), *(self.sampled(number) for number in range(1, self.options.trials + 1))]
 
-    def finals(self, values: Mapping[int, dict[str, Any]]) -> list[Trial]:
+    def final_trials(self, values: Mapping[int, dict[str, Any]]) -> list[Trial]:
         """Every configuration of `values` (by number) on every final seed."""
         seeds = range(self.base.seed + 1, self.base.seed + 1 + self.options.seeds)
         return [Trial(number, seed, "final", changed) for seed in seeds for number, changed in values.items()]
 
-    def values_of(self, trial: Trial) -> dict[str, Any]:
+    def full_values(self, trial: Trial) -> dict[str, Any]:
         """Every key of the space and its value in the trial, the default's where the trial does not change it."""
         defaults = dict(flatten(to_dict(self.base)))
         return {key: trial.values.get(key, defaults[key]) for key in self.space.domains}
@@ -107,28 +107,28 @@ class Study:
         return {"version": VERSION, "base": to_dict(self.base), "space": space, "options": asdict(self.options)}
 
 
-def begin(study: Study, resume: bool, source: Source | None = None) -> Study:
+def start(study: Study, resume: bool, source: Source | None = None) -> Study:
     """Write the study down, or find that its folder holds the same one. Raises `UserError`, with the difference.
 
     `source`: the data of its trials, which must be that of the trials before unless `allow_other_data` is set.
     Trials of it that failed are tried again: a disk that was full may have room now. A study of which no trial ever
-    began is as good as none. The folder is the caller's alone (`sole_writer`).
+    began is as good as none. The folder is the caller's alone (`lock_run_dir`).
     """
     path = study.folder / STUDY_FILE
     if not path.exists() and resume:
         raise UserError(f"--resume: {path}: no such file; leave --resume out to begin a search there")
     if not path.exists() or not study.trials.outcomes():
-        with can_write(path):
+        with os_errors_as_user_errors(path):
             study.folder.mkdir(parents=True, exist_ok=True)
         write_json(path, {**study.to_dict(), **data_of({}, source, study)})
         return study
     if not resume:
         raise UserError(f"--out: {study.folder} holds a search; go on with it by --resume, or give another --out")
-    before, now = read(path), study.to_dict()
+    before, now = read_study_file(path), study.to_dict()
     for key, (old, new) in differences({key: before.get(key) for key in now}, now).items():
-        if listed(key, FREE):
+        if matches_key(key, CHANGEABLE_KEYS):
             continue
-        if key not in GROWS or not isinstance(old, int) or not isinstance(new, int) or new < old:
+        if key not in EXTENDABLE_KEYS or not isinstance(old, int) or not isinstance(new, int) or new < old:
             raise UserError(
                 f"{path}: {key} was {json.dumps(old)} and is now {json.dumps(new)}; trials of both do not compare: "
                 "go on with what it was, or give another --out"
@@ -136,7 +136,7 @@ def begin(study: Study, resume: bool, source: Source | None = None) -> Study:
     write_json(path, {**now, **data_of(before, source, study)})
     for outcome in study.trials.outcomes():
         if outcome.end == "failed":
-            study.trials.end(outcome.trial, "")
+            study.trials.finish(outcome.trial, "")
     return study
 
 
@@ -170,7 +170,7 @@ def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, 
     }
 
 
-def read(path: Path) -> dict[str, Any]:
+def read_study_file(path: Path) -> dict[str, Any]:
     try:
         content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -182,12 +182,12 @@ def read(path: Path) -> dict[str, Any]:
     return content
 
 
-def load(folder: Path) -> Study:
+def load_study(folder: Path) -> Study:
     """A study that was begun."""
-    content = read(folder / STUDY_FILE)
-    base = build_config([Layer(STUDY_FILE, content["base"])])
+    content = read_study_file(folder / STUDY_FILE)
+    base = build_config([ConfigLayer(STUDY_FILE, content["base"])])
     space = read_space(content["space"]["name"], content["space"]["domains"], base)
     options = content["options"]
-    halving = Halving(**options["halving"]) if options["halving"] else None
-    options = Options(**{**options, "halving": halving})
+    halving = AshaSchedule(**options["halving"]) if options["halving"] else None
+    options = SearchOptions(**{**options, "halving": halving})
     return Study(folder, base, space, options)

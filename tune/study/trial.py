@@ -20,7 +20,7 @@ DEFAULT = 0
 METRIC = "accuracy"
 """What trials report: of the epoch's model on validation."""
 Stage = Literal["search", "final"]
-End = Literal["", "finished", "halted", "failed"]
+status = Literal["", "finished", "halted", "failed"]
 """Empty: not yet."""
 
 
@@ -40,17 +40,17 @@ class Trial:
     def name(self) -> str:
         return f"{self.number:04d}-seed{self.seed}"
 
-    def covers(self, other: Trial) -> bool:
+    def satisfies(self, other: Trial) -> bool:
         """Whether what this trial did is all that the other asks for."""
         return replace(self, test=other.test) == other and self.test >= other.test
 
 
 @dataclass(frozen=True)
-class Outcome:
+class TrialResult:
     """How a trial stands, from its folder."""
 
     trial: Trial
-    end: End
+    end: status
     error: str
     accuracies: tuple[float, ...] = ()
     """On validation, one per epoch."""
@@ -81,61 +81,61 @@ class Outcome:
 
 
 @dataclass(frozen=True)
-class Folder:
+class TrialStore:
     """The folder of all trials of a search: each trial's is `NUMBER-seedSEED`, on storage that all nodes share."""
 
     path: Path
-    _ended: dict[str, Outcome] = field(default_factory=dict, compare=False, repr=False)
+    _ended: dict[str, TrialResult] = field(default_factory=dict, compare=False, repr=False)
     """Outcomes that will not change, so that a search of many trials does not read them all over and over."""
 
-    def of(self, trial: Trial) -> Path:
+    def path_of(self, trial: Trial) -> Path:
         return self.path / trial.name
 
     def begin(self, trial: Trial) -> None:
         """Write down what the trial is, once: a crash later leaves a trial that can be read."""
-        outcome = self._read(self.of(trial))
+        outcome = self._read(self.path_of(trial))
         if outcome is not None and replace(outcome.trial, test=trial.test) != trial:
             raise UserError(
-                f"{self.of(trial)}: holds a trial of {outcome.trial.values}, not {trial.values}; the space has "
+                f"{self.path_of(trial)}: holds a trial of {outcome.trial.values}, not {trial.values}; the space has "
                 "changed: give another --out"
             )
-        if outcome is None or not outcome.trial.covers(trial):
-            self.end(trial, "")
+        if outcome is None or not outcome.trial.satisfies(trial):
+            self.finish(trial, "")
 
-    def end(self, trial: Trial, end: End, error: str = "") -> None:
+    def finish(self, trial: Trial, end: status, error: str = "") -> None:
         self._ended.pop(trial.name, None)
-        self.of(trial).mkdir(parents=True, exist_ok=True)
-        write_json(self.of(trial) / TRIAL_FILE, {**asdict(trial), "end": end, "error": error})
+        self.path_of(trial).mkdir(parents=True, exist_ok=True)
+        write_json(self.path_of(trial) / TRIAL_FILE, {**asdict(trial), "end": end, "error": error})
 
-    def outcome(self, trial: Trial) -> Outcome:
+    def result(self, trial: Trial) -> TrialResult:
         """Without an end when the folder is of a trial that did less, as one that is now to be tested."""
-        outcome = self._read(self.of(trial))
-        if outcome is None or not outcome.trial.covers(trial):
-            return Outcome(trial, "", "") if outcome is None else replace(outcome, trial=trial, end="", error="")
+        outcome = self._read(self.path_of(trial))
+        if outcome is None or not outcome.trial.satisfies(trial):
+            return TrialResult(trial, "", "") if outcome is None else replace(outcome, trial=trial, end="", error="")
         return outcome
 
     def classes(self, trial: Trial) -> tuple[str, ...]:
         """Names of the classes that a trial was trained on; empty before it has started."""
-        path = self.of(trial) / "run.json"
+        path = self.path_of(trial) / "run.json"
         return tuple(json.loads(path.read_text(encoding="utf-8"))["classes"]) if path.exists() else ()
 
     def drop_checkpoints(self, trial: Trial) -> None:
         """Of a trial whose end is written down: its figures are kept, its weights are not."""
-        shutil.rmtree(self.of(trial) / "checkpoints", ignore_errors=True)
+        shutil.rmtree(self.path_of(trial) / "checkpoints", ignore_errors=True)
 
-    def named(self, name: str) -> Outcome:
+    def get(self, name: str) -> TrialResult:
         """Of a trial that began. Raises `UserError` where there is none: are nodes looking at different folders?"""
         outcome = self._read(self.path / name)
         if outcome is None:
             raise UserError(f"{self.path / name}: no such trial here; --out must be a folder that all nodes share")
         return outcome
 
-    def outcomes(self) -> list[Outcome]:
+    def outcomes(self) -> list[TrialResult]:
         """Of all trials that ever began, by number and seed."""
         found = [self._read(folder) for folder in sorted(self.path.glob("*-seed*"))]
         return [outcome for outcome in found if outcome is not None]
 
-    def _read(self, folder: Path) -> Outcome | None:
+    def _read(self, folder: Path) -> TrialResult | None:
         if folder.name in self._ended:
             return self._ended[folder.name]
         try:
@@ -147,7 +147,7 @@ class Folder:
         end, error = content.pop("end"), content.pop("error")
         trial = Trial(**content)
         tested = read_test(folder) if trial.test else {}
-        outcome = Outcome(trial, end, error, *read_validation(folder), tested)
+        outcome = TrialResult(trial, end, error, *read_validation(folder), tested)
         if end:
             self._ended[folder.name] = outcome
         return outcome

@@ -12,20 +12,20 @@ import numpy as np
 from numpy.typing import NDArray
 
 from adadf_dist.data.augment.compiled import compiled
-from adadf_dist.data.augment.operations import Kind
-from adadf_dist.data.augment.policy import FILL, LUMA, Augmentations
+from adadf_dist.data.augment.operations import OpKind
+from adadf_dist.data.augment.policy import FILL, LUMA, AugmentationBatch
 
 Image = NDArray[np.uint8]
 """[H, W, 3]"""
 
-WARP, TABLE, COLOR, CONTRAST = int(Kind.WARP), int(Kind.TABLE), int(Kind.COLOR), int(Kind.CONTRAST)
-AUTO_CONTRAST, EQUALIZE, SHARPNESS = int(Kind.AUTO_CONTRAST), int(Kind.EQUALIZE), int(Kind.SHARPNESS)
+WARP, TABLE, COLOR, CONTRAST = int(OpKind.WARP), int(OpKind.TABLE), int(OpKind.COLOR), int(OpKind.CONTRAST)
+AUTO_CONTRAST, EQUALIZE, SHARPNESS = int(OpKind.AUTO_CONTRAST), int(OpKind.EQUALIZE), int(OpKind.SHARPNESS)
 RED, GREEN, BLUE = LUMA
 LUMA_16 = (19595, 38470, 7471)
 """LUMA in 65,536ths, as Pillow makes grey of RGB."""
 
 
-def apply_stages(images: NDArray[np.uint8], drawn: Augmentations) -> None:
+def apply_stages(images: NDArray[np.uint8], drawn: AugmentationBatch) -> None:
     """The stages and flips of all faces on their images [n, H, W, 3], in place."""
     run(images, *drawn[:5])
 
@@ -49,7 +49,7 @@ def run(
                 scratch[:] = image
                 warp(scratch, matrices[row, place], image)
             elif kind == COLOR:
-                saturate(image, factors[row, place])
+                adjust_saturation(image, factors[row, place])
             elif kind == SHARPNESS:
                 scratch[:] = image
                 sharpen(scratch, factors[row, place], image)
@@ -63,7 +63,7 @@ def run(
                     auto_contrast(image, look_ups)
                 elif kind == EQUALIZE:
                     equalize(image, look_ups)
-                look_up(image, look_ups)
+                apply_lut(image, look_ups)
         if flips[row]:
             flip(image)
 
@@ -96,7 +96,7 @@ def warp(image: Image, matrix: NDArray[np.float64], out: Image) -> None:
 
 
 @compiled
-def look_up(image: Image, tables: NDArray[np.uint8]) -> None:
+def apply_lut(image: Image, tables: NDArray[np.uint8]) -> None:
     height, width = image.shape[:2]
     for i in range(height):
         for j in range(width):
@@ -110,7 +110,7 @@ def clip(value: float) -> int:
 
 
 @compiled
-def saturate(image: Image, factor: float) -> None:
+def adjust_saturation(image: Image, factor: float) -> None:
     height, width = image.shape[:2]
     for i in range(height):
         for j in range(width):
@@ -133,7 +133,7 @@ def contrast(image: Image, factor: float, tables: NDArray[np.uint8]) -> None:
 
 
 @compiled
-def count(image: Image) -> NDArray[np.int64]:
+def channel_histograms(image: Image) -> NDArray[np.int64]:
     """Histograms [3, 256]."""
     counts = np.zeros((3, 256), dtype=np.int64)
     height, width = image.shape[:2]
@@ -146,7 +146,7 @@ def count(image: Image) -> NDArray[np.int64]:
 
 @compiled
 def auto_contrast(image: Image, tables: NDArray[np.uint8]) -> None:
-    counts = count(image)
+    counts = channel_histograms(image)
     for c in range(3):
         low, high = 0, 255
         while counts[c, low] == 0:
@@ -160,7 +160,7 @@ def auto_contrast(image: Image, tables: NDArray[np.uint8]) -> None:
 
 @compiled
 def equalize(image: Image, tables: NDArray[np.uint8]) -> None:
-    counts = count(image)
+    counts = channel_histograms(image)
     pixels = image.shape[0] * image.shape[1]
     for c in range(3):
         high = 255
@@ -198,7 +198,7 @@ def flip(image: Image) -> None:
 
 
 @compiled
-def finish(
+def normalize_and_erase(
     images: NDArray[np.uint8],
     normalised: NDArray[np.float32],
     boxes: NDArray[np.int64],

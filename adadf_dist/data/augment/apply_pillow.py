@@ -6,27 +6,27 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageEnhance, ImageOps
 
-from adadf_dist.data.augment.operations import Kind
-from adadf_dist.data.augment.policy import FILL, LUMA, Augmentations
+from adadf_dist.data.augment.operations import OpKind
+from adadf_dist.data.augment.policy import FILL, LUMA, AugmentationBatch
 
 
-def apply_stages(image: Image.Image, drawn: Augmentations, row: int) -> Image.Image:
+def apply_stages(image: Image.Image, drawn: AugmentationBatch, row: int) -> Image.Image:
     """The stages of one face on its RGB image, of any size."""
     for place, kind in enumerate(drawn.kinds[row]):
         match kind:
-            case Kind.WARP:
+            case OpKind.WARP:
                 image = warp(image, drawn.matrices[row, place])
-            case Kind.TABLE:
-                image = look_up(image, drawn.tables[row, place])
-            case Kind.COLOR:
-                image = saturate(image, drawn.factors[row, place])
-            case Kind.CONTRAST:
+            case OpKind.TABLE:
+                image = apply_lut(image, drawn.tables[row, place])
+            case OpKind.COLOR:
+                image = adjust_saturation(image, drawn.factors[row, place])
+            case OpKind.CONTRAST:
                 image = ImageEnhance.Contrast(image).enhance(drawn.factors[row, place])
-            case Kind.AUTO_CONTRAST:
+            case OpKind.AUTO_CONTRAST:
                 image = ImageOps.autocontrast(image)
-            case Kind.EQUALIZE:
+            case OpKind.EQUALIZE:
                 image = ImageOps.equalize(image)
-            case Kind.SHARPNESS:
+            case OpKind.SHARPNESS:
                 image = ImageEnhance.Sharpness(image).enhance(drawn.factors[row, place])
     return image
 
@@ -39,11 +39,11 @@ def warp(image: Image.Image, matrix: NDArray[np.float64]) -> Image.Image:
     return image.transform(image.size, Image.Transform.AFFINE, pixels, Image.Resampling.BILINEAR, fillcolor=FILL)
 
 
-def look_up(image: Image.Image, table: NDArray[np.uint8]) -> Image.Image:
+def apply_lut(image: Image.Image, table: NDArray[np.uint8]) -> Image.Image:
     return image.point(table.tolist() * 3)
 
 
-def saturate(image: Image.Image, factor: float) -> Image.Image:
+def adjust_saturation(image: Image.Image, factor: float) -> Image.Image:
     """Pillow's 3x4 matrix of luma + factor (value - luma); it rounds where Pillow's own enhancement truncates."""
     rows = []
     for channel in range(3):

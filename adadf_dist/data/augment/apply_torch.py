@@ -13,8 +13,8 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from adadf_dist.data.augment.operations import Kind
-from adadf_dist.data.augment.policy import FILL, LUMA, Augmentations
+from adadf_dist.data.augment.operations import OpKind
+from adadf_dist.data.augment.policy import FILL, LUMA, AugmentationBatch
 
 SMOOTH_CENTRE, SMOOTH_SUM = 5, 13
 """Of sharpness's 3x3 mean: the weight of the centre, and of all nine."""
@@ -25,49 +25,49 @@ BOTH_TRUE = 0x0101
 """Two neighbouring booleans, read as one number: a reduction over so short a dimension is slow."""
 
 
-def apply_stages(images: Tensor, drawn: Augmentations) -> Tensor:
+def apply_stages(images: Tensor, drawn: AugmentationBatch) -> Tensor:
     """The stages and flips of all faces on their images, uint8 [n, 3, H, W], which it overwrites and returns."""
     for place in range(drawn.kinds.shape[1]):
         kinds = drawn.kinds[:, place]
         for kind in np.unique(kinds):
-            if kind == Kind.NOTHING:
+            if kind == OpKind.NOTHING:
                 continue
             rows = np.flatnonzero(kinds == kind)
-            where = on_device(rows, images)
-            changed = apply_stage(images.index_select(0, where), Kind(kind), drawn, rows, place)
+            where = to_device_of(rows, images)
+            changed = apply_stage(images.index_select(0, where), OpKind(kind), drawn, rows, place)
             images.index_copy_(0, where, changed)
     if drawn.flips.any():
-        where = on_device(np.flatnonzero(drawn.flips), images)
+        where = to_device_of(np.flatnonzero(drawn.flips), images)
         images.index_copy_(0, where, images.index_select(0, where).flip(-1))
     return images
 
 
-def apply_stage(images: Tensor, kind: Kind, drawn: Augmentations, rows: NDArray[np.int64], place: int) -> Tensor:
+def apply_stage(images: Tensor, kind: OpKind, drawn: AugmentationBatch, rows: NDArray[np.int64], place: int) -> Tensor:
     """One kind of stage on images [m, 3, H, W], those of `rows` of `drawn`."""
 
     def factors() -> Tensor:
-        return on_device(drawn.factors[rows, place], images).float().view(-1, 1, 1, 1)
+        return to_device_of(drawn.factors[rows, place], images).float().view(-1, 1, 1, 1)
 
     match kind:
-        case Kind.WARP:
-            return warp(images, on_device(drawn.matrices[rows, place], images).float())
-        case Kind.TABLE:
-            return look_up(images, on_device(drawn.tables[rows, place], images)[:, None])
-        case Kind.COLOR:
-            return saturate(images, factors())
-        case Kind.CONTRAST:
+        case OpKind.WARP:
+            return warp(images, to_device_of(drawn.matrices[rows, place], images).float())
+        case OpKind.TABLE:
+            return apply_lut(images, to_device_of(drawn.tables[rows, place], images)[:, None])
+        case OpKind.COLOR:
+            return adjust_saturation(images, factors())
+        case OpKind.CONTRAST:
             return contrast(images, factors())
-        case Kind.AUTO_CONTRAST:
+        case OpKind.AUTO_CONTRAST:
             return auto_contrast(images)
-        case Kind.EQUALIZE:
+        case OpKind.EQUALIZE:
             return equalize(images)
-        case Kind.SHARPNESS:
+        case OpKind.SHARPNESS:
             return sharpen(images, factors())
-        case Kind.NOTHING:
+        case OpKind.NOTHING:
             return images
 
 
-def on_device(values: NDArray[np.generic], images: Tensor) -> Tensor:
+def to_device_of(values: NDArray[np.generic], images: Tensor) -> Tensor:
     return torch.from_numpy(values).to(images.device, non_blocking=True)
 
 
@@ -90,7 +90,7 @@ def warp(images: Tensor, matrices: Tensor) -> Tensor:
     return torch.where(inside.view(-1, 1, height, width), seen, fill)
 
 
-def look_up(images: Tensor, tables: Tensor) -> Tensor:
+def apply_lut(images: Tensor, tables: Tensor) -> Tensor:
     """Values through `tables` uint8 [m, 1, 256], or [m, 3, 256] with one for each channel."""
     m, channels = tables.shape[:2]
     starts = torch.arange(0, m * channels * 256, 256, dtype=torch.int32, device=images.device)
@@ -104,17 +104,17 @@ def luma(images: Tensor) -> Tensor:
     return (weights[0] + weights[1] + weights[2]).unsqueeze(1)
 
 
-def saturate(images: Tensor, factor: Tensor) -> Tensor:
+def adjust_saturation(images: Tensor, factor: Tensor) -> Tensor:
     grey = luma(images)
-    return to_bytes(torch.lerp(grey, images.float(), factor).add_(0.5))
+    return to_uint8(torch.lerp(grey, images.float(), factor).add_(0.5))
 
 
 def contrast(images: Tensor, factor: Tensor) -> Tensor:
     mean = luma(images).add_(0.5).floor_().mean(dim=(1, 2, 3), keepdim=True).add_(0.5).floor_()
-    return to_bytes(torch.lerp(mean, images.float(), factor))
+    return to_uint8(torch.lerp(mean, images.float(), factor))
 
 
-def to_bytes(values: Tensor) -> Tensor:
+def to_uint8(values: Tensor) -> Tensor:
     return values.clamp_(0, 255).to(torch.uint8)
 
 
@@ -124,7 +124,7 @@ def auto_contrast(images: Tensor) -> Tensor:
     values = torch.arange(256, dtype=torch.float64, device=images.device)
     # in double precision and in this order, as the reference: the highest value becomes 255 and not 254.99
     stretched = (values * scale + -low * scale).clamp_(0, 255).to(torch.uint8)
-    return look_up(images, torch.where(high > low, stretched, values.to(torch.uint8)))
+    return apply_lut(images, torch.where(high > low, stretched, values.to(torch.uint8)))
 
 
 def equalize(images: Tensor) -> Tensor:
@@ -139,7 +139,7 @@ def equalize(images: Tensor) -> Tensor:
     flattened = ((step // 2 + below) // step.clamp_min(1)).clamp_(0, 255)
     unchanged = torch.arange(256, device=images.device)
     tables = torch.where(step > 0, flattened, unchanged).to(torch.uint8)
-    return look_up(images, tables.view(m, channels, 256))
+    return apply_lut(images, tables.view(m, channels, 256))
 
 
 def sharpen(images: Tensor, factor: Tensor) -> Tensor:
@@ -149,4 +149,4 @@ def sharpen(images: Tensor, factor: Tensor) -> Tensor:
     sums = rows[..., :-2] + rows[..., 1:-1] + rows[..., 2:] + (SMOOTH_CENTRE - 1) * centre
     smooth = images.float()
     smooth[:, :, 1:-1, 1:-1] = (sums.float() / SMOOTH_SUM).add_(0.5).floor_()
-    return to_bytes(torch.lerp(smooth, images.float(), factor))
+    return to_uint8(torch.lerp(smooth, images.float(), factor))

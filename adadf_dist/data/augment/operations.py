@@ -19,8 +19,8 @@ Tables = NDArray[np.uint8]
 VALUES = np.arange(256)
 
 
-class Kind(IntEnum):
-    """What a stage does; what it takes stands in the array of `Augmentations` named here."""
+class OpKind(IntEnum):
+    """What a stage does; what it takes stands in the array of `AugmentationBatch` named here."""
 
     NOTHING = 0
     WARP = 1
@@ -43,8 +43,8 @@ class Kind(IntEnum):
 class Operation(NamedTuple):
     """One of a policy's operations."""
 
-    kind: Kind
-    make: Callable[[Numbers], NDArray[Any]] = lambda levels: levels
+    kind: OpKind
+    params_from_level: Callable[[Numbers], NDArray[Any]] = lambda levels: levels
     """Levels [n] to matrices, tables or factors, as the kind has it."""
     signed: bool = False
     """Half of the levels are made negative first."""
@@ -118,39 +118,39 @@ def enhancement(level: Numbers) -> Numbers:
     return 0.1 + 0.18 * level
 
 
-PUBLISHED = (
-    Operation(Kind.AUTO_CONTRAST),
-    Operation(Kind.EQUALIZE),
-    Operation(Kind.TABLE, invert),
-    Operation(Kind.WARP, lambda m: rotation(3 * m), signed=True),
-    Operation(Kind.TABLE, lambda m: posterize(np.floor(0.4 * m))),
-    Operation(Kind.TABLE, lambda m: solarize(np.floor(25.6 * m))),
-    Operation(Kind.TABLE, lambda m: solarize_add(np.floor(11 * m))),
-    Operation(Kind.COLOR, enhancement),
-    Operation(Kind.CONTRAST, enhancement),
-    Operation(Kind.TABLE, lambda m: brightness(enhancement(m))),
-    Operation(Kind.SHARPNESS, enhancement),
-    Operation(Kind.WARP, lambda m: shear_x(0.03 * m), signed=True),
-    Operation(Kind.WARP, lambda m: shear_y(0.03 * m), signed=True),
-    Operation(Kind.WARP, lambda m: translate_x(0.045 * m), signed=True),
-    Operation(Kind.WARP, lambda m: translate_y(0.045 * m), signed=True),
+PAPER_OPS = (
+    Operation(OpKind.AUTO_CONTRAST),
+    Operation(OpKind.EQUALIZE),
+    Operation(OpKind.TABLE, invert),
+    Operation(OpKind.WARP, lambda m: rotation(3 * m), signed=True),
+    Operation(OpKind.TABLE, lambda m: posterize(np.floor(0.4 * m))),
+    Operation(OpKind.TABLE, lambda m: solarize(np.floor(25.6 * m))),
+    Operation(OpKind.TABLE, lambda m: solarize_add(np.floor(11 * m))),
+    Operation(OpKind.COLOR, enhancement),
+    Operation(OpKind.CONTRAST, enhancement),
+    Operation(OpKind.TABLE, lambda m: brightness(enhancement(m))),
+    Operation(OpKind.SHARPNESS, enhancement),
+    Operation(OpKind.WARP, lambda m: shear_x(0.03 * m), signed=True),
+    Operation(OpKind.WARP, lambda m: shear_y(0.03 * m), signed=True),
+    Operation(OpKind.WARP, lambda m: translate_x(0.045 * m), signed=True),
+    Operation(OpKind.WARP, lambda m: translate_y(0.045 * m), signed=True),
 )
 """By level m from 0 to 10."""
 
-STANDARD = (
-    Operation(Kind.NOTHING),
-    Operation(Kind.WARP, lambda s: shear_x(0.3 * s), signed=True),
-    Operation(Kind.WARP, lambda s: shear_y(0.3 * s), signed=True),
-    Operation(Kind.WARP, lambda s: translate_x(150 / 331 * s), signed=True),
-    Operation(Kind.WARP, lambda s: translate_y(150 / 331 * s), signed=True),
-    Operation(Kind.WARP, lambda s: rotation(30 * s), signed=True),
-    Operation(Kind.TABLE, lambda s: brightness(1 + 0.9 * s), signed=True),
-    Operation(Kind.COLOR, lambda s: 1 + 0.9 * s, signed=True),
-    Operation(Kind.CONTRAST, lambda s: 1 + 0.9 * s, signed=True),
-    Operation(Kind.SHARPNESS, lambda s: 1 + 0.9 * s, signed=True),
-    Operation(Kind.TABLE, lambda s: posterize(8 - np.round(4 * s))),
-    Operation(Kind.TABLE, lambda s: solarize(255 * (1 - s))),
-    Operation(Kind.AUTO_CONTRAST),
-    Operation(Kind.EQUALIZE),
+TORCHVISION_OPS = (
+    Operation(OpKind.NOTHING),
+    Operation(OpKind.WARP, lambda s: shear_x(0.3 * s), signed=True),
+    Operation(OpKind.WARP, lambda s: shear_y(0.3 * s), signed=True),
+    Operation(OpKind.WARP, lambda s: translate_x(150 / 331 * s), signed=True),
+    Operation(OpKind.WARP, lambda s: translate_y(150 / 331 * s), signed=True),
+    Operation(OpKind.WARP, lambda s: rotation(30 * s), signed=True),
+    Operation(OpKind.TABLE, lambda s: brightness(1 + 0.9 * s), signed=True),
+    Operation(OpKind.COLOR, lambda s: 1 + 0.9 * s, signed=True),
+    Operation(OpKind.CONTRAST, lambda s: 1 + 0.9 * s, signed=True),
+    Operation(OpKind.SHARPNESS, lambda s: 1 + 0.9 * s, signed=True),
+    Operation(OpKind.TABLE, lambda s: posterize(8 - np.round(4 * s))),
+    Operation(OpKind.TABLE, lambda s: solarize(255 * (1 - s))),
+    Operation(OpKind.AUTO_CONTRAST),
+    Operation(OpKind.EQUALIZE),
 )
 """By strength s from 0 to 1: bin / 30."""

@@ -18,8 +18,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from adadf_dist.config.schema import AugmentConfig
-from adadf_dist.data.augment.operations import PUBLISHED, STANDARD, Kind, Operation, compose
-from adadf_dist.data.augment.rng import Draws, Numbers, Rows
+from adadf_dist.data.augment.operations import PAPER_OPS, TORCHVISION_OPS, Operation, OpKind, compose
+from adadf_dist.data.augment.rng import Numbers, Rows, SampleRng
 
 FILL = (124, 116, 104)
 """RGB of what a warp brings in from outside the image: the mean of natural images."""
@@ -27,18 +27,18 @@ LUMA = (0.299, 0.587, 0.114)
 """ITU-R 601 weights of R, G, B."""
 MAX_LEVEL = 10.0
 LEVEL_STD = 0.5
-APPLY = 0.5
+APPLY_PROB = 0.5
 """`published`: chance that a drawn operation is applied."""
 ERASE_RATIO = (0.3, 3.3)
 ERASE_TRIES = 10
 STANDARD_BINS = 31
 
 
-class Augmentations(NamedTuple):
+class AugmentationBatch(NamedTuple):
     """Everything that happens to each of n faces in one epoch, in at most k stages."""
 
     kinds: NDArray[np.int8]
-    """[n, k], `Kind`; a face's stages come first, in order."""
+    """[n, k], `OpKind`; a face's stages come first, in order."""
     matrices: NDArray[np.float64]
     """[n, k, 2, 3], unit coordinates."""
     tables: NDArray[np.uint8]
@@ -54,14 +54,14 @@ class Augmentations(NamedTuple):
     def faces(self) -> int:
         return len(self.flips)
 
-    def rows(self, chosen: slice) -> Augmentations:
+    def rows(self, chosen: slice) -> AugmentationBatch:
         """Those of some of the faces."""
-        return Augmentations._make(values[chosen] for values in self)
+        return AugmentationBatch._make(values[chosen] for values in self)
 
 
-def untouched(faces: int, stages: int = 0) -> Augmentations:
+def identity(faces: int, stages: int = 0) -> AugmentationBatch:
     """Nothing happens to any of so many faces; there is room for so many stages."""
-    return Augmentations(
+    return AugmentationBatch(
         np.zeros((faces, stages), dtype=np.int8),
         np.zeros((faces, stages, 2, 3)),
         np.zeros((faces, stages, 256), dtype=np.uint8),
@@ -71,9 +71,9 @@ def untouched(faces: int, stages: int = 0) -> Augmentations:
     )
 
 
-def draw(
+def sample_augmentations(
     config: AugmentConfig, size: int, seed: int, epoch: int, samples: Sequence[int] | NDArray[np.int64]
-) -> Augmentations:
+) -> AugmentationBatch:
     """The augmentations of training faces. Pure, and each face's own: the company it is drawn in changes nothing.
 
     Args:
@@ -82,22 +82,22 @@ def draw(
         samples: numbers within the split.
     """
     if epoch < 0:
-        return untouched(len(samples))
-    draws = Draws(seed, epoch, samples)
+        return identity(len(samples))
+    draws = SampleRng(seed, epoch, samples)
     every = np.arange(len(samples))
-    stages = Stages(untouched(len(samples), 0 if config.policy == "none" else config.operations))
+    stages = OpChainBuilder(identity(len(samples), 0 if config.policy == "none" else config.operations))
     drawn = stages.drawn
     drawn.flips[:] = draws.uniform(every) < config.flip
-    draw_boxes(config, size, draws, drawn.boxes)
+    sample_erase_boxes(config, size, draws, drawn.boxes)
     for _ in range(drawn.kinds.shape[1]):
         if config.policy == "published":
-            draw_published(config.magnitude, draws, stages)
+            sample_paper_policy(config.magnitude, draws, stages)
         else:
-            draw_standard(config.magnitude, draws, stages)
+            sample_torchvision_policy(config.magnitude, draws, stages)
     return drawn
 
 
-def draw_boxes(config: AugmentConfig, size: int, draws: Draws, boxes: NDArray[np.int64]) -> None:
+def sample_erase_boxes(config: AugmentConfig, size: int, draws: SampleRng, boxes: NDArray[np.int64]) -> None:
     """Random erasing (Zhong et al.): boxes of random area and aspect, each redrawn until it fits, some times."""
     open_ = np.flatnonzero(draws.uniform(np.arange(len(boxes))) < config.erase)
     for _ in range(ERASE_TRIES):
@@ -106,65 +106,65 @@ def draw_boxes(config: AugmentConfig, size: int, draws: Draws, boxes: NDArray[np
         height, width = np.rint(np.sqrt(area * ratio)), np.rint(np.sqrt(area / ratio))
         fits = (height > 0) & (height < size) & (width > 0) & (width < size)
         rows, h, w = open_[fits], height[fits].astype(np.int64), width[fits].astype(np.int64)
-        top = draws.below(rows, size - h + 1)
-        left = draws.below(rows, size - w + 1)
+        top = draws.integers(rows, size - h + 1)
+        left = draws.integers(rows, size - w + 1)
         boxes[rows] = np.stack([top, left, top + h, left + w], axis=1)
         open_ = open_[~fits]
         if not len(open_):
             break
 
 
-def draw_published(magnitude: float, draws: Draws, stages: Stages) -> None:
+def sample_paper_policy(magnitude: float, draws: SampleRng, stages: OpChainBuilder) -> None:
     """One draw of the paper's policy: one of 15 operations, applied with probability 0.5, its level wandering."""
     every = np.arange(stages.drawn.faces)
-    chosen = draws.below(every, len(PUBLISHED))
-    applied = draws.uniform(every) < APPLY
+    chosen = draws.integers(every, len(PAPER_OPS))
+    applied = draws.uniform(every) < APPLY_PROB
     levels = np.clip(magnitude + LEVEL_STD * draws.normal(every), 0.0, MAX_LEVEL)
-    for number, operation in enumerate(PUBLISHED):
+    for number, operation in enumerate(PAPER_OPS):
         rows = np.flatnonzero((chosen == number) & applied)
         stages.add(operation, rows, levels[rows], draws)
 
 
-def draw_standard(magnitude: float, draws: Draws, stages: Stages) -> None:
+def sample_torchvision_policy(magnitude: float, draws: SampleRng, stages: OpChainBuilder) -> None:
     """One draw of torchvision's RandAugment: one of 14 operations at bin `magnitude` of 31."""
-    chosen = draws.below(np.arange(stages.drawn.faces), len(STANDARD))
+    chosen = draws.integers(np.arange(stages.drawn.faces), len(TORCHVISION_OPS))
     strength = min(int(magnitude), STANDARD_BINS - 1) / (STANDARD_BINS - 1)
-    for number, operation in enumerate(STANDARD):
+    for number, operation in enumerate(TORCHVISION_OPS):
         rows = np.flatnonzero(chosen == number)
         stages.add(operation, rows, np.full(len(rows), strength), draws)
 
 
-class Stages:
+class OpChainBuilder:
     """Lists of stages in the making, kept in normal form: a warp after a warp makes one warp (one interpolation), a
     table after a table one table, a saturation after a saturation one saturation."""
 
-    def __init__(self, drawn: Augmentations) -> None:
+    def __init__(self, drawn: AugmentationBatch) -> None:
         self.drawn = drawn
         self._lengths = np.zeros(drawn.faces, dtype=np.int64)
 
-    def add(self, operation: Operation, rows: Rows, levels: Numbers, draws: Draws) -> None:
+    def add(self, operation: Operation, rows: Rows, levels: Numbers, draws: SampleRng) -> None:
         """Append the operation to the lists of `rows`, at its level for each."""
-        if not len(rows) or operation.kind == Kind.NOTHING:
+        if not len(rows) or operation.kind == OpKind.NOTHING:
             return
         if operation.signed:
-            levels = draws.signed(rows, levels)
+            levels = draws.random_sign(rows, levels)
         kind = operation.kind
-        made = operation.make(levels)
+        made = operation.params_from_level(levels)
         lengths = self._lengths[rows]
         joins = np.zeros(len(rows), dtype=np.bool_)
-        if kind in (Kind.WARP, Kind.TABLE, Kind.COLOR):
+        if kind in (OpKind.WARP, OpKind.TABLE, OpKind.COLOR):
             joins = (lengths > 0) & (self.drawn.kinds[rows, lengths - 1] == kind)
         places = rows, np.where(joins, lengths - 1, lengths)
         self.drawn.kinds[places] = kind
         self._lengths[rows] += ~joins
         match kind:
-            case Kind.WARP:
+            case OpKind.WARP:
                 joined = compose(self.drawn.matrices[places], made)
                 self.drawn.matrices[places] = np.where(joins[:, None, None], joined, made)
-            case Kind.TABLE:
+            case OpKind.TABLE:
                 joined = np.take_along_axis(made, self.drawn.tables[places].astype(np.int64), axis=1)
                 self.drawn.tables[places] = np.where(joins[:, None], joined, made)
-            case Kind.COLOR:
+            case OpKind.COLOR:
                 self.drawn.factors[places] = np.where(joins, self.drawn.factors[places], 1.0) * made
-            case Kind.CONTRAST | Kind.SHARPNESS:
+            case OpKind.CONTRAST | OpKind.SHARPNESS:
                 self.drawn.factors[places] = made

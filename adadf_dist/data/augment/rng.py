@@ -28,7 +28,7 @@ LOW = np.uint64(0xFFFFFFFF)
 HALF = np.uint64(32)
 
 
-class Draws:
+class SampleRng:
     """A stream of numbers for each of n faces; each keeps its own place, so one may draw more often than another."""
 
     def __init__(self, seed: int, epoch: int, samples: Sequence[int] | NDArray[np.int64]) -> None:
@@ -36,18 +36,18 @@ class Draws:
         chosen = np.asarray(samples, dtype=np.uint64)
         self._keys = (np.uint64(seed), (np.uint64(epoch) << np.uint64(40)) | chosen)
         self._numbers = np.empty((len(chosen), 0))
-        self._place = np.zeros(len(chosen), dtype=np.int64)
-        self._grow(FIRST_BLOCKS)
+        self._position = np.zeros(len(chosen), dtype=np.int64)
+        self._generate_blocks(FIRST_BLOCKS)
 
     def uniform(self, rows: Rows, low: float = 0.0, high: float = 1.0) -> Numbers:
         """The next number of each face in `rows`, which holds none twice: from `low` to `high`."""
-        places = self._place[rows]
+        places = self._position[rows]
         if len(places) and places.max() >= self._numbers.shape[1]:
-            self._grow(MORE_BLOCKS)
-        self._place[rows] += 1
+            self._generate_blocks(MORE_BLOCKS)
+        self._position[rows] += 1
         return low + (high - low) * self._numbers[rows, places]
 
-    def below(self, rows: Rows, limit: int | NDArray[np.int64]) -> NDArray[np.int64]:
+    def integers(self, rows: Rows, limit: int | NDArray[np.int64]) -> NDArray[np.int64]:
         """Whole numbers from 0 to `limit` - 1."""
         drawn: NDArray[np.int64] = np.minimum((self.uniform(rows) * limit).astype(np.int64), np.asarray(limit) - 1)
         return drawn
@@ -58,11 +58,11 @@ class Draws:
         drawn: Numbers = radius * np.cos(2 * np.pi * self.uniform(rows))
         return drawn
 
-    def signed(self, rows: Rows, values: Numbers) -> Numbers:
+    def random_sign(self, rows: Rows, values: Numbers) -> Numbers:
         """`values`, or by even chance their negatives."""
         return np.where(self.uniform(rows) < 0.5, values, -values)
 
-    def _grow(self, blocks: int) -> None:
+    def _generate_blocks(self, blocks: int) -> None:
         first = self._numbers.shape[1] // WORDS + 1  # numpy counts before it makes a block
         counters = np.arange(first, first + blocks, dtype=np.uint64)
         words = philox(counters, *self._keys)

@@ -20,30 +20,38 @@ import PIL
 import pyarrow as pa
 from PIL import features
 
-from adadf_dist.data.build.shard_task import Item, Outcome, Remark, Task, check_every_class, keep_outcome, read_outcome
-from adadf_dist.data.build.source import Provenance, Source, Table
-from adadf_dist.data.build.staging import UNFINISHED, remove_others, staged
+from adadf_dist.data.build.shard_task import (
+    BuildNote,
+    ShardResult,
+    ShardTask,
+    SourceItem,
+    check_every_class,
+    load_shard_result,
+    save_shard_result,
+)
+from adadf_dist.data.build.source import CsvTable, Provenance, Source
+from adadf_dist.data.build.staging import PARTIAL_STATE_DIR, remove_others, staging_dir
 from adadf_dist.data.build.writer import (
-    Rows,
+    IndexColumns,
     Sample,
     WrittenShard,
-    can_write,
-    write_card,
+    write_dataset_card,
     write_index,
     write_shard,
     write_table,
 )
 from adadf_dist.data.dataset import Dataset, open_dataset
-from adadf_dist.data.jpeg import BadImage
+from adadf_dist.data.jpeg import InvalidImageError
 from adadf_dist.data.manifest import MANIFEST, SPLITS, Manifest, SplitInfo, check_classes
-from adadf_dist.data.workers.task_pool import Processes
+from adadf_dist.data.workers.task_pool import ProcessPool
 from adadf_dist.errors import UserError
+from adadf_dist.files.outputs import os_errors_as_user_errors
 
-__all__ = ["BuildOptions", "Item", "Provenance", "Source", "Table", "build_dataset"]
+__all__ = ["BuildOptions", "CsvTable", "Provenance", "Source", "SourceItem", "build_dataset"]
 
-MAX_KEY = 90
+MAX_KEY_LENGTH = 90
 """Longest key, in characters: with its extension it must fit the 100 of a USTAR name."""
-ONE_PROCESS = Processes(1)
+SINGLE_PROCESS = ProcessPool(1)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,16 +69,16 @@ class BuildOptions:
     """Throw away what an unfinished build of the same folder left, instead of going on with it."""
 
 
-class Crew(Protocol):
+class WorkerPool(Protocol):
     """Who does the tasks: processes of this machine (`crew.Processes`), or a cluster's."""
 
     def run(
         self,
-        work: Callable[[Source, Task, Callable[[], object]], Outcome],
+        work: Callable[[Source, ShardTask, Callable[[], object]], ShardResult],
         source: Source,
-        tasks: Sequence[Task],
+        tasks: Sequence[ShardTask],
         on_samples: Callable[[int], object],
-    ) -> list[Outcome]:
+    ) -> list[ShardResult]:
         """`work(source, task, on_sample)` for every task, results in the order of the tasks.
 
         `on_samples(n)` is told when n more samples are done. Raises `UserError`.
@@ -81,7 +89,7 @@ def build_dataset(
     source: Source,
     out: Path,
     options: BuildOptions,
-    crew: Crew = ONE_PROCESS,
+    crew: WorkerPool = SINGLE_PROCESS,
     on_samples: Callable[[int], object] = lambda count: None,
 ) -> Dataset:
     """Write `source` as the dataset folder `out` and open it. `on_samples(n)` is told when n more are done.
@@ -94,22 +102,22 @@ def build_dataset(
     items = source.items()
     check_items(items)
     check_classes(source.classes, f"source {source.provenance.source}", "fix the labels")
-    with staged(out, options.overwrite, order(source, options), options.restart) as folder:
+    with staging_dir(out, options.overwrite, build_fingerprint(source, options), options.restart) as folder:
         tasks = plan_shards(items, folder, options)
         outcomes = find_finished(folder, source, tasks)
         missing = [task for task in tasks if task.path not in outcomes]
-        check_room(folder, source, sum(map(len, missing)) / len(items))
+        check_free_space(folder, source, sum(map(len, missing)) / len(items))
         on_samples(len(items) - sum(map(len, missing)))
         done = crew.run(build_shard, source, missing, on_samples)
         outcomes |= {task.path: outcome for task, outcome in zip(missing, done, strict=True)}
         bad = [line for task in tasks for line in outcomes[task.path].bad]
         if len(bad) > options.max_bad:
-            raise too_many_bad(folder, bad, len(items))
-        assemble(folder, source, options, [(task, outcomes[task.path]) for task in tasks])
+            raise too_many_bad_error(folder, bad, len(items))
+        finalize_dataset(folder, source, options, [(task, outcomes[task.path]) for task in tasks])
     return open_dataset(out)
 
 
-def order(source: Source, options: BuildOptions) -> dict[str, object]:
+def build_fingerprint(source: Source, options: BuildOptions) -> dict[str, object]:
     """Settings that decide the bytes of all shards: an unfinished build is resumed only with the same ones.
 
     The samples are compared shard by shard (`fingerprint`): a source that was fixed meanwhile is no other build.
@@ -118,16 +126,16 @@ def order(source: Source, options: BuildOptions) -> dict[str, object]:
     return {
         "source": made.source,
         "options": {**made.options, "seed": options.seed, "samples_per_shard": options.samples_per_shard},
-        "versions": versions(),
+        "versions": encoder_versions(),
     }
 
 
-def find_finished(folder: Path, source: Source, tasks: Sequence[Task]) -> dict[Path, Outcome]:
+def find_finished(folder: Path, source: Source, tasks: Sequence[ShardTask]) -> dict[Path, ShardResult]:
     """Shards of an unfinished build that are still as `source` has them. All other files in `folder` are removed."""
-    found: dict[Path, Outcome] = {}
+    found: dict[Path, ShardResult] = {}
     files: set[Path] = set()
     for task in tasks:
-        outcome = read_outcome(task, partial(fingerprint, source, task))
+        outcome = load_shard_result(task, partial(fingerprint, source, task))
         if outcome is not None:
             found[task.path] = outcome
             files.add(task.outcome_path)
@@ -137,16 +145,16 @@ def find_finished(folder: Path, source: Source, tasks: Sequence[Task]) -> dict[P
     return found
 
 
-def fingerprint(source: Source, task: Task) -> str:
+def fingerprint(source: Source, task: ShardTask) -> str:
     """Digest of what is read to write a shard: its classes and samples, in order."""
     digest = hashlib.sha256(json.dumps(source.classes).encode())
     for item in task.items:
-        name = json.dumps([item.split, item.key, source.locate(item.number)])
+        name = json.dumps([item.split, item.key, source.describe_item(item.number)])
         digest.update(hashlib.sha256(name.encode() + source.fingerprint(item.number)).digest())
     return digest.hexdigest()
 
 
-def check_room(folder: Path, source: Source, share: float) -> None:
+def check_free_space(folder: Path, source: Source, share: float) -> None:
     """Raise `UserError` when `share` of the dataset has no room on the disk."""
     overhead = 2600 * len(source.items())  # headers, padding, label and json of a face, its rows in the indexes
     need, free = round(share * (source.image_bytes + overhead)), shutil.disk_usage(folder).free
@@ -158,24 +166,26 @@ def check_room(folder: Path, source: Source, share: float) -> None:
         )
 
 
-def plan_shards(items: Sequence[Item], folder: Path, options: BuildOptions) -> list[Task]:
+def plan_shards(items: Sequence[SourceItem], folder: Path, options: BuildOptions) -> list[ShardTask]:
     """Cut every split, in a global order drawn from the seed, into shards of even size."""
     tasks = []
     for split in SPLITS:
-        mine = sorted((item for item in items if item.split == split), key=lambda item: draw(options.seed, item.key))
+        mine = sorted(
+            (item for item in items if item.split == split), key=lambda item: shuffle_key(options.seed, item.key)
+        )
         count = -(-len(mine) // options.samples_per_shard)
         for shard in range(count):
             first, last = shard * len(mine) // count, (shard + 1) * len(mine) // count
-            tasks.append(Task(split, folder / f"{split}-{shard:06d}.tar", mine[first:last]))
+            tasks.append(ShardTask(split, folder / f"{split}-{shard:06d}.tar", mine[first:last]))
     return tasks
 
 
-def draw(seed: int, key: str) -> bytes:
+def shuffle_key(seed: int, key: str) -> bytes:
     """A random number as bytes, fixed by seed and key: a hash, so that no library's generator can change the order."""
     return hashlib.blake2b(f"{seed}/{key}".encode(), digest_size=16).digest()
 
 
-def check_items(items: Sequence[Item]) -> None:
+def check_items(items: Sequence[SourceItem]) -> None:
     """What every source must hold to."""
     if not any(item.split == "train" for item in items):
         raise UserError("the source has no training face; check --root and the split options")
@@ -183,60 +193,62 @@ def check_items(items: Sequence[Item]) -> None:
     assert len(keys) == len(items), f"key {keys.most_common(1)[0][0]} is not unique"
     for item in items:
         plain = item.key.isascii() and item.key.replace("-", "").replace("_", "").isalnum()
-        assert item.split in SPLITS and plain and len(item.key) <= MAX_KEY, item
+        assert item.split in SPLITS and plain and len(item.key) <= MAX_KEY_LENGTH, item
 
 
-def build_shard(source: Source, task: Task, on_sample: Callable[[], object]) -> Outcome:
+def build_shard(source: Source, task: ShardTask, on_sample: Callable[[], object]) -> ShardResult:
     """Load, encode and write the samples of one shard, in a worker process."""
-    bad: list[Remark] = []
-    remarks: list[Remark] = []
+    bad: list[BuildNote] = []
+    remarks: list[BuildNote] = []
 
     def samples() -> Iterator[tuple[str, Sample]]:
         for item in task.items:
             try:
                 sample = source.load(item.number)
-            except BadImage as error:
-                bad.append(Remark(item.split, item.key, source.locate(item.number), str(error)))
+            except InvalidImageError as error:
+                bad.append(BuildNote(item.split, item.key, source.describe_item(item.number), str(error)))
             else:
                 if sample.remark:
-                    remarks.append(Remark(item.split, item.key, source.locate(item.number), sample.remark))
+                    remarks.append(BuildNote(item.split, item.key, source.describe_item(item.number), sample.remark))
                 yield item.key, sample
             on_sample()
 
     known = fingerprint(source, task)
-    outcome = Outcome(write_shard(task.path, samples(), source.classes), bad, remarks)
-    keep_outcome(task, outcome, known)
+    outcome = ShardResult(write_shard(task.path, samples(), source.classes), bad, remarks)
+    save_shard_result(task, outcome, known)
     return outcome
 
 
-def too_many_bad(folder: Path, bad: Sequence[Remark], samples: int) -> UserError:
+def too_many_bad_error(folder: Path, bad: Sequence[BuildNote], samples: int) -> UserError:
     """Keep the list with the unfinished build, and say how to go on."""
     path = folder / "quarantine.csv"
-    write_table(path, Remark._fields, bad)
+    write_table(path, BuildNote._fields, bad)
     return UserError(
         f"{len(bad):,} of {samples:,} images cannot be stored, the first: {bad[0].source}: {bad[0].reason}; "
         f"all are listed in {path}; fix them and run the command again, or leave them out with --max-bad {len(bad)}"
     )
 
 
-def assemble(folder: Path, source: Source, options: BuildOptions, written: Iterable[tuple[Task, Outcome]]) -> None:
+def finalize_dataset(
+    folder: Path, source: Source, options: BuildOptions, written: Iterable[tuple[ShardTask, ShardResult]]
+) -> None:
     """Add to the tars what makes them a dataset: indexes, lists and, last, `dataset.json`."""
-    bad: list[Remark] = []
-    remarks: list[Remark] = []
+    bad: list[BuildNote] = []
+    remarks: list[BuildNote] = []
     shards: dict[str, list[WrittenShard]] = {}
     for task, outcome in written:
         bad += outcome.bad
         remarks += outcome.remarks
         mine = shards.setdefault(task.split, [])
         if outcome.shard is not None:
-            mine.append(rename_shard(folder, outcome.shard, f"{task.split}-{len(mine):06d}.tar"))
+            mine.append(renumber_shard(folder, outcome.shard, f"{task.split}-{len(mine):06d}.tar"))
     for split, found in shards.items():
         if not found:
             raise UserError(f"split {split}: not one image can be stored, the first: {bad[0].source}: {bad[0].reason}")
     if bad:
         check_every_class(source.classes, shards["train"], bad)
     made = source.provenance
-    lists = {"quarantine.csv": Table(Remark._fields, bad), "remarks.csv": Table(Remark._fields, remarks)}
+    lists = {"quarantine.csv": CsvTable(BuildNote._fields, bad), "remarks.csv": CsvTable(BuildNote._fields, remarks)}
     for name, table in {**made.tables, **lists}.items():
         if table.lines:
             write_table(folder / name, table.header, table.lines)
@@ -250,30 +262,30 @@ def assemble(folder: Path, source: Source, options: BuildOptions, written: Itera
             "source": made.source,
             "options": {**made.options, "seed": options.seed, "samples_per_shard": options.samples_per_shard},
             "findings": {**made.findings, "quarantined": len(bad), "remarks": len(remarks)},
-            "versions": versions(),
+            "versions": encoder_versions(),
         },
-        splits={split: finish_split(folder, split, found) for split, found in shards.items()},
+        splits={split: finalize_split(folder, split, found) for split, found in shards.items()},
     )
-    write_card(folder / "README.md", manifest)
-    with can_write(folder / MANIFEST):
+    write_dataset_card(folder / "README.md", manifest)
+    with os_errors_as_user_errors(folder / MANIFEST):
         (folder / MANIFEST).write_text(manifest.to_json(), encoding="utf-8")
 
 
-def rename_shard(folder: Path, shard: WrittenShard, file: str) -> WrittenShard:
+def renumber_shard(folder: Path, shard: WrittenShard, file: str) -> WrittenShard:
     """Close the gap that a shard without a single good image left in the numbers."""
     if shard.info.file == file:
         return shard
     # were we killed from here on, the next build would find a tar that is not the one its note means
-    (folder / UNFINISHED / shard.info.file).with_suffix(".json").unlink()
+    (folder / PARTIAL_STATE_DIR / shard.info.file).with_suffix(".json").unlink()
     for suffix in (".tar", ".idx"):
         old = (folder / shard.info.file).with_suffix(suffix)
         old.rename((folder / file).with_suffix(suffix))
     return shard._replace(info=replace(shard.info, file=file))
 
 
-def finish_split(folder: Path, split: str, shards: Sequence[WrittenShard]) -> SplitInfo:
+def finalize_split(folder: Path, split: str, shards: Sequence[WrittenShard]) -> SplitInfo:
     """Write the split's index and count its classes."""
-    rows = Rows()
+    rows = IndexColumns()
     for number, shard in enumerate(shards):
         shard.rows.shard = [number] * len(shard.rows)
         rows.extend(shard.rows)
@@ -288,7 +300,7 @@ def finish_split(folder: Path, split: str, shards: Sequence[WrittenShard]) -> Sp
     )
 
 
-def versions() -> dict[str, str]:
+def encoder_versions() -> dict[str, str]:
     """The libraries whose encoders decide the bytes."""
     return {
         "libjpeg-turbo": str(features.version("libjpeg_turbo")),

@@ -8,13 +8,14 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-from adadf_dist.data.build.staging import UNFINISHED, write_whole
-from adadf_dist.data.build.writer import Rows, WrittenShard, can_write
+from adadf_dist.data.build.staging import PARTIAL_STATE_DIR, write_whole
+from adadf_dist.data.build.writer import IndexColumns, WrittenShard
 from adadf_dist.data.manifest import ShardInfo
 from adadf_dist.errors import UserError
+from adadf_dist.files.outputs import os_errors_as_user_errors
 
 
-class Item(NamedTuple):
+class SourceItem(NamedTuple):
     """A face before its image is touched."""
 
     split: str
@@ -25,22 +26,22 @@ class Item(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Task:
+class ShardTask:
     """One shard to be written."""
 
     split: str
     path: Path
-    items: Sequence[Item]
+    items: Sequence[SourceItem]
 
     def __len__(self) -> int:
         return len(self.items)
 
     @property
     def outcome_path(self) -> Path:
-        return self.path.parent / UNFINISHED / f"{self.path.stem}.json"
+        return self.path.parent / PARTIAL_STATE_DIR / f"{self.path.stem}.json"
 
 
-class Remark(NamedTuple):
+class BuildNote(NamedTuple):
     """A line of quarantine.csv or remarks.csv."""
 
     split: str
@@ -49,16 +50,16 @@ class Remark(NamedTuple):
     reason: str
 
 
-class Outcome(NamedTuple):
+class ShardResult(NamedTuple):
     shard: WrittenShard | None
     """None when not one image could be stored."""
-    bad: list[Remark]
+    bad: list[BuildNote]
     """Of images that cannot be stored."""
-    remarks: list[Remark]
+    remarks: list[BuildNote]
     """Of images that are stored."""
 
 
-def keep_outcome(task: Task, outcome: Outcome, fingerprint: str) -> None:
+def save_shard_result(task: ShardTask, outcome: ShardResult, fingerprint: str) -> None:
     """Record a finished shard and the fingerprint of its samples. The tar must be on the disk by then."""
     shard = outcome.shard
     values = {
@@ -67,11 +68,11 @@ def keep_outcome(task: Task, outcome: Outcome, fingerprint: str) -> None:
         "bad": outcome.bad,
         "remarks": outcome.remarks,
     }
-    with can_write(task.outcome_path):
+    with os_errors_as_user_errors(task.outcome_path):
         write_whole(task.outcome_path, json.dumps(values))
 
 
-def read_outcome(task: Task, fingerprint: Callable[[], str]) -> Outcome | None:
+def load_shard_result(task: ShardTask, fingerprint: Callable[[], str]) -> ShardResult | None:
     """Result of a shard that an earlier, unfinished build wrote.
 
     None when there is none, when its samples no longer have the same fingerprint, or when its tar is not as recorded.
@@ -82,18 +83,18 @@ def read_outcome(task: Task, fingerprint: Callable[[], str]) -> Outcome | None:
         return None
     if values.get("fingerprint") != fingerprint():
         return None
-    bad, remarks = ([Remark(*line) for line in values[name]] for name in ("bad", "remarks"))
+    bad, remarks = ([BuildNote(*line) for line in values[name]] for name in ("bad", "remarks"))
     kept = values["shard"]
     if kept is None:
-        return Outcome(None, bad, remarks)
+        return ShardResult(None, bad, remarks)
     info = ShardInfo(**{**kept["info"], "class_counts": tuple(kept["info"]["class_counts"])})
     if not task.path.is_file() or task.path.stat().st_size != info.bytes or not task.path.with_suffix(".idx").is_file():
         return None
     smallest, largest = (tuple(kept[name]) for name in ("smallest_image", "largest_image"))
-    return Outcome(WrittenShard(info, Rows(**kept["rows"]), smallest, largest), bad, remarks)
+    return ShardResult(WrittenShard(info, IndexColumns(**kept["rows"]), smallest, largest), bad, remarks)
 
 
-def check_every_class(classes: Sequence[str], train: Sequence[WrittenShard], bad: Sequence[Remark]) -> None:
+def check_every_class(classes: Sequence[str], train: Sequence[WrittenShard], bad: Sequence[BuildNote]) -> None:
     """Raise `UserError` when the images that cannot be stored are all that a class has to train on."""
     counts = [sum(column) for column in zip(*(shard.info.class_counts for shard in train), strict=True)]
     for name, count in zip(classes, counts, strict=True):

@@ -6,11 +6,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol
 
-from adadf_dist.data.build.shard_task import Item
+from adadf_dist.data.build.shard_task import SourceItem
 from adadf_dist.data.build.writer import Sample
 
 
-class Table(NamedTuple):
+class CsvTable(NamedTuple):
     """A list for people, written into the dataset folder as csv."""
 
     header: tuple[str, ...]
@@ -25,7 +25,7 @@ class Provenance:
     options: Mapping[str, object]
     findings: Mapping[str, object] = field(default_factory=dict)
     """What was dropped, doubled or in doubt, counted."""
-    tables: Mapping[str, Table] = field(default_factory=dict)
+    tables: Mapping[str, CsvTable] = field(default_factory=dict)
     """File name -> the findings one by one."""
 
 
@@ -42,10 +42,10 @@ class Source(Protocol):
     def image_bytes(self) -> int:
         """About how many bytes the encoded images come to: room on the disk is checked by it."""
 
-    def items(self) -> Sequence[Item]:
+    def items(self) -> Sequence[SourceItem]:
         """Every face, in any order."""
 
-    def locate(self, number: int) -> str:
+    def describe_item(self, number: int) -> str:
         """Where face `number` is in the source, for people."""
 
     def label(self, number: int) -> int:
@@ -58,4 +58,4 @@ class Source(Protocol):
         """
 
     def load(self, number: int) -> Sample:
-        """Read, check and encode face `number`. Raises `BadImage`, also when its file cannot be read."""
+        """Read, check and encode face `number`. Raises `InvalidImageError`, also when its file cannot be read."""

@@ -10,13 +10,13 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TextIO
 
-from adadf_dist.data.build.writer import can_write
 from adadf_dist.data.dataset import open_dataset
 from adadf_dist.data.manifest import MANIFEST
 from adadf_dist.errors import UserError
 from adadf_dist.files.locks import Owner, lock
+from adadf_dist.files.outputs import os_errors_as_user_errors
 
-UNFINISHED = ".unfinished"
+PARTIAL_STATE_DIR = ".unfinished"
 """Below `OUT.partial`: what is known of the work so far. Gone in the finished folder."""
 
 _LOCK = ".lock"
@@ -24,7 +24,7 @@ _ORDER = "order.json"
 
 
 @contextmanager
-def staged(out: Path, overwrite: bool, order: Mapping[str, object], restart: bool = False) -> Iterator[Path]:
+def staging_dir(out: Path, overwrite: bool, order: Mapping[str, object], restart: bool = False) -> Iterator[Path]:
     """Yield `OUT.partial` beside `out`, which becomes `out` when the block ends well.
 
     When it does not, or the process is killed, what stands there is kept, and found again by the next call with the
@@ -32,22 +32,22 @@ def staged(out: Path, overwrite: bool, order: Mapping[str, object], restart: boo
     changed, unless `restart` throws the unfinished work away. An existing dataset is replaced only with `overwrite`,
     and only after the new one was opened as its readers will open it. Raises `UserError`.
     """
-    check_replaceable(out, overwrite)
+    check_overwrite(out, overwrite)
     partial = out.with_name(out.name + ".partial")
     with lock_folder(partial):
-        with can_write(partial):
+        with os_errors_as_user_errors(partial):
             prepare(partial, json.loads(json.dumps(order)), restart)
         try:
             yield partial
         except BaseException:
-            if read_order(partial) is None:
+            if read_fingerprint(partial) is None:
                 shutil.rmtree(partial, ignore_errors=True)
             raise
         check_readable(partial, out)
-        with can_write(out):
-            shutil.rmtree(partial / UNFINISHED)
+        with os_errors_as_user_errors(out):
+            shutil.rmtree(partial / PARTIAL_STATE_DIR)
             (partial / _LOCK).unlink()
-            replace(partial, out)
+            swap_dirs(partial, out)
 
 
 def check_readable(partial: Path, out: Path) -> None:
@@ -69,18 +69,18 @@ def check_readable(partial: Path, out: Path) -> None:
 
 def prepare(partial: Path, order: Mapping[str, object], restart: bool) -> None:
     """Empty `partial` unless unfinished work of the same order stands there. Raises `UserError`."""
-    kept = None if restart else read_order(partial)
+    kept = None if restart else read_fingerprint(partial)
     if kept is None:
         clear(partial)
-        (partial / UNFINISHED).mkdir()
-        write_whole(partial / UNFINISHED / _ORDER, json.dumps(order))
+        (partial / PARTIAL_STATE_DIR).mkdir()
+        write_whole(partial / PARTIAL_STATE_DIR / _ORDER, json.dumps(order))
     else:
-        check_order(partial, kept, order)
+        check_fingerprint(partial, kept, order)
 
 
-def read_order(partial: Path) -> dict[str, object] | None:
+def read_fingerprint(partial: Path) -> dict[str, object] | None:
     """What the unfinished work in `partial` was started with; None when there is none to go on with."""
-    folder = partial / UNFINISHED
+    folder = partial / PARTIAL_STATE_DIR
     try:
         order: dict[str, object] = json.loads((folder / _ORDER).read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -88,7 +88,7 @@ def read_order(partial: Path) -> dict[str, object] | None:
     return order if len(list(folder.glob("*.json"))) > 1 else None
 
 
-def check_order(partial: Path, kept: Mapping[str, object], wanted: Mapping[str, object]) -> None:
+def check_fingerprint(partial: Path, kept: Mapping[str, object], wanted: Mapping[str, object]) -> None:
     """Raise `UserError` naming what is asked for now and was not when the work in `partial` began."""
     changes = []
     for key in sorted(wanted):
@@ -106,7 +106,7 @@ def check_order(partial: Path, kept: Mapping[str, object], wanted: Mapping[str, 
 
 def lock_folder(folder: Path) -> TextIO:
     """Make the folder if need be and hold it until the returned file is closed. Raises `UserError`."""
-    with can_write(folder):
+    with os_errors_as_user_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
         file = (folder / _LOCK).open("w", encoding="utf-8")
     with ExitStack() as opened:
@@ -117,7 +117,7 @@ def lock_folder(folder: Path) -> TextIO:
     return file
 
 
-def check_replaceable(out: Path, overwrite: bool) -> None:
+def check_overwrite(out: Path, overwrite: bool) -> None:
     """Raise `UserError` when something stands at `out` that must not be replaced."""
     if not out.exists() or (out.is_dir() and not any(out.iterdir())):
         return
@@ -138,8 +138,8 @@ def clear(folder: Path) -> None:
 
 def remove_others(partial: Path, kept: Collection[Path]) -> None:
     """Remove every file of unfinished work but `kept` and what this module keeps there."""
-    own = {partial / _LOCK, partial / UNFINISHED / _ORDER}
-    for entry in (*partial.iterdir(), *(partial / UNFINISHED).iterdir()):
+    own = {partial / _LOCK, partial / PARTIAL_STATE_DIR / _ORDER}
+    for entry in (*partial.iterdir(), *(partial / PARTIAL_STATE_DIR).iterdir()):
         if entry.is_file() and entry not in own and entry not in kept:
             entry.unlink()
 
@@ -154,7 +154,7 @@ def write_whole(path: Path, text: str) -> None:
     os.replace(half, path)
 
 
-def replace(new: Path, out: Path) -> None:
+def swap_dirs(new: Path, out: Path) -> None:
     """Rename `new` to `out`, and only then remove the folder that it replaces."""
     old = out.with_name(out.name + ".replaced")
     replaced = out.exists() and any(out.iterdir())

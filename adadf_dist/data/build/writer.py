@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 
 from adadf_dist.data.jpeg import Jpeg
 from adadf_dist.data.manifest import Manifest, ShardInfo
-from adadf_dist.files.outputs import can_write as can_write
+from adadf_dist.files.outputs import os_errors_as_user_errors
 
 LABEL_DIGITS = 4
 """Width of KEY.cls: always the same, so that readers of raw bytes can stack labels."""
@@ -47,7 +47,7 @@ class Sample(NamedTuple):
 
 
 @dataclass
-class Rows:
+class IndexColumns:
     """Columns of the Parquet index, in stored order."""
 
     shard: list[int] = field(default_factory=list)
@@ -61,7 +61,7 @@ class Rows:
     def __len__(self) -> int:
         return len(self.key)
 
-    def extend(self, other: Rows) -> None:
+    def extend(self, other: IndexColumns) -> None:
         for name, column in vars(self).items():
             column.extend(getattr(other, name))
 
@@ -70,7 +70,7 @@ class WrittenShard(NamedTuple):
     """A tar on disk. `rows.shard` is left to whoever numbers the shards."""
 
     info: ShardInfo
-    rows: Rows
+    rows: IndexColumns
     smallest_image: tuple[int, int]
     largest_image: tuple[int, int]
 
@@ -80,8 +80,8 @@ def write_shard(path: Path, samples: Iterable[tuple[str, Sample]], classes: Sequ
 
     Returns None, and leaves no file, when there was no sample. Raises `UserError` when the disk does not take it.
     """
-    rows, sizes, lines = Rows(), [], []
-    with can_write(path):
+    rows, sizes, lines = IndexColumns(), [], []
+    with os_errors_as_user_errors(path):
         with path.open("wb") as stream:
             tar = _Tar(stream)
             for key, sample in samples:
@@ -124,7 +124,7 @@ def _members(sample: Sample, classes: Sequence[str]) -> Iterator[tuple[str, byte
     yield "json", json.dumps(facts, separators=(",", ":")).encode()
 
 
-def _append(rows: Rows, key: str, sample: Sample) -> None:
+def _append(rows: IndexColumns, key: str, sample: Sample) -> None:
     rows.key.append(key)
     rows.size.append(len(sample.image.data))
     rows.label.append(sample.label)
@@ -145,7 +145,7 @@ class _Tar:
 
     def add(self, name: str, data: bytes) -> int:
         """Append a member and return the offset of its data."""
-        self._write(header(name, len(data)))
+        self._write(ustar_header(name, len(data)))
         offset = self.position
         self._write(data + bytes(-len(data) % _BLOCK))
         return offset
@@ -161,7 +161,7 @@ class _Tar:
         self.position += len(data)
 
 
-def header(name: str, size: int) -> bytes:
+def ustar_header(name: str, size: int) -> bytes:
     """A USTAR header of mode 0644, owner 0, time 0: nothing of this machine.
 
     What `tarfile` would make, in a tenth of its time, which is that of a small JPEG's decoding.
@@ -182,7 +182,7 @@ def header(name: str, size: int) -> bytes:
     )
 
 
-def write_index(path: Path, rows: Rows) -> str:
+def write_index(path: Path, rows: IndexColumns) -> str:
     """Write a split's Parquet index and return its SHA-256. The column `distribution` is there when any row has one."""
     columns = {
         "shard": pa.array(rows.shard, pa.int32()),
@@ -194,20 +194,20 @@ def write_index(path: Path, rows: Rows) -> str:
     }
     if any(distribution is not None for distribution in rows.distribution):
         columns["distribution"] = pa.array(rows.distribution, pa.list_(pa.float32()))
-    with can_write(path):
+    with os_errors_as_user_errors(path):
         pq.write_table(pa.table(columns), path, compression="zstd")
         return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def write_table(path: Path, header: Sequence[str], lines: Iterable[Sequence[object]]) -> None:
     """Write a csv for people to read."""
-    with can_write(path), path.open("w", newline="", encoding="utf-8") as stream:
+    with os_errors_as_user_errors(path), path.open("w", newline="", encoding="utf-8") as stream:
         writer = csv.writer(stream, lineterminator="\n")
         writer.writerow(header)
         writer.writerows(lines)
 
 
-def write_card(path: Path, manifest: Manifest) -> None:
+def write_dataset_card(path: Path, manifest: Manifest) -> None:
     """Write a dataset card, whose head tells Hugging Face `datasets` that the tars are the data, not the indexes."""
     files = [line for split in manifest.splits for line in (f"  - split: {split}", f"    path: {split}-*.tar")]
     counts = ", ".join(f"{info.samples:,} {split}" for split, info in manifest.splits.items())
@@ -218,5 +218,5 @@ def write_card(path: Path, manifest: Manifest) -> None:
         f"{counts}. Classes, in label order: {', '.join(manifest.classes)}.",
         "Plain WebDataset tars, with DALI's and Parquet indexes; `dataset.json` says how they were built.",
     ]
-    with can_write(path):
+    with os_errors_as_user_errors(path):
         path.write_text("\n".join([*head, *body]) + "\n", encoding="utf-8")

@@ -17,9 +17,9 @@ from tqdm import tqdm
 from adadf_dist.config.schema import AugmentConfig
 from adadf_dist.data.batch import Batch
 from adadf_dist.data.dataset import Split
-from adadf_dist.data.jpeg import BadImage, decode
-from adadf_dist.data.preprocessing import Preprocessing, cut_ten
-from adadf_dist.data.sampling import Samples, rank_bounds, substitutes
+from adadf_dist.data.jpeg import InvalidImageError, decode
+from adadf_dist.data.preprocessing import Preprocessing, ten_crop
+from adadf_dist.data.sampling import Samples, rank_slice, replacement_candidates
 from adadf_dist.errors import UserError
 
 Read = Callable[[int], bytes | memoryview]
@@ -29,7 +29,7 @@ Read = Callable[[int], bytes | memoryview]
 class Loader(Protocol):
     """Batches of a dataset's splits for one rank."""
 
-    replaced: int
+    num_replaced: int
     """Training faces that did not decode and were replaced, since the count was last set to 0."""
 
     def batches(self, split: str, plan: Sequence[Samples], epoch: int = -1) -> Iterator[Batch]:
@@ -44,7 +44,7 @@ class Loader(Protocol):
 
 
 @dataclass(frozen=True)
-class Recipe:
+class LoaderConfig:
     """What every loader is told."""
 
     splits: Mapping[str, Split]
@@ -60,17 +60,17 @@ class Recipe:
     prefetch: int
     max_bad_faces: int
 
-    def jobs(self, split: str, plan: Sequence[Samples], epoch: int) -> list[Job]:
+    def jobs(self, split: str, plan: Sequence[Samples], epoch: int) -> list[LocalBatch]:
         """This rank's slices of global batches, those without rows left out."""
-        bounds = (rank_bounds(len(samples), self.rank, self.ranks) for samples in plan)
+        bounds = (rank_slice(len(samples), self.rank, self.ranks) for samples in plan)
         slices = (
-            Job(split, epoch, samples[first:end], first, len(samples))
+            LocalBatch(split, epoch, samples[first:end], first, len(samples))
             for samples, (first, end) in zip(plan, bounds, strict=True)
         )
         return [job for job in slices if len(job.samples)]
 
 
-class Job(NamedTuple):
+class LocalBatch(NamedTuple):
     """One rank's slice of one global batch: all that a worker needs to know."""
 
     split: str
@@ -81,7 +81,7 @@ class Job(NamedTuple):
     global_size: int
 
 
-class Replaced(NamedTuple):
+class Replacement(NamedTuple):
     """A training face that did not decode, and the one that took its place."""
 
     sample: int
@@ -89,21 +89,23 @@ class Replaced(NamedTuple):
     reason: str
 
 
-def decode_stored(encoded: bytes | memoryview) -> Image.Image:
-    """A stored face, RGB. Raises `BadImage`."""
+def decode_image(encoded: bytes | memoryview) -> Image.Image:
+    """A stored face, RGB. Raises `InvalidImageError`."""
     image = decode(bytes(encoded))
     if image.format != "JPEG":
-        raise BadImage(f"is a {image.format}, but shards hold JPEGs")
+        raise InvalidImageError(f"is a {image.format}, but shards hold JPEGs")
     return image.convert("RGB")
 
 
-def resize_face(image: Image.Image, size: int) -> NDArray[np.uint8]:
+def resize_image(image: Image.Image, size: int) -> NDArray[np.uint8]:
     """An RGB face at the size in which it is augmented, or cropped and normalised: [size, size, 3]."""
     wanted = (size, size)
     return np.asarray(image if image.size == wanted else image.resize(wanted, Image.Resampling.BILINEAR))
 
 
-def replace(split: Split, read: Read, seed: int, epoch: int, bad: tuple[int, BadImage]) -> Replaced:
+def find_replacement(
+    split: Split, read: Read, seed: int, epoch: int, bad: tuple[int, InvalidImageError]
+) -> Replacement:
     """A face of the same class instead of a bad one: the first that decodes of a row drawn from (seed, epoch, sample).
 
     Raises `UserError` in evaluation, where a face that is not counted, or another counted twice, falsifies the number,
@@ -111,31 +113,31 @@ def replace(split: Split, read: Read, seed: int, epoch: int, bad: tuple[int, Bad
     """
     sample, reason = bad
     if epoch >= 0:
-        for substitute in substitutes(split.labels, sample, seed, epoch):
+        for substitute in replacement_candidates(split.labels, sample, seed, epoch):
             try:
-                decode_stored(read(substitute))
-            except BadImage:
+                decode_image(read(substitute))
+            except InvalidImageError:
                 continue
-            return Replaced(sample, substitute, str(reason))
-    raise UserError(describe_bad(split, sample, str(reason)))
+            return Replacement(sample, substitute, str(reason))
+    raise UserError(describe_bad_sample(split, sample, str(reason)))
 
 
-def describe_bad(split: Split, sample: int, reason: str) -> str:
-    shard = split.folder / split.shards[split.places[sample, 0]]
+def describe_bad_sample(split: Split, sample: int, reason: str) -> str:
+    shard = split.folder / split.shards[split.locations[sample, 0]]
     return (
         f"{shard}: face {split.keys[sample]} of split {split.name}: {reason}; "
         "python -m shards.verify finds every such face, a new build leaves them out"
     )
 
 
-class Replacements:
+class ReplacementLog:
     """Counts the replaced faces of a rank, names each once, and gives up when there are too many."""
 
     def __init__(self, limit: int) -> None:
         self._limit = limit
         self._known: set[tuple[str, int]] = set()
 
-    def note(self, split: Split, replaced: Sequence[Replaced]) -> int:
+    def record(self, split: Split, replaced: Sequence[Replacement]) -> int:
         """Raise `UserError` beyond the limit. Returns how many there were."""
         for sample, substitute, reason in replaced:
             if (split.name, sample) in self._known:
@@ -143,13 +145,15 @@ class Replacements:
             self._known.add((split.name, sample))
             if len(self._known) > self._limit:
                 allowed = f" (data.max_bad_faces is {self._limit})"
-                raise UserError(describe_bad(split, sample, reason) + allowed)
-            told = f"warning: {describe_bad(split, sample, reason)}; face {split.keys[substitute]} takes its place"
+                raise UserError(describe_bad_sample(split, sample, reason) + allowed)
+            told = (
+                f"warning: {describe_bad_sample(split, sample, reason)}; face {split.keys[substitute]} takes its place"
+            )
             tqdm.write(told, file=sys.stderr)
         return len(replaced)
 
 
-class Finish:
+class DeviceTransform:
     """The last steps, on the rank's device: normalise, cut crops, erase."""
 
     def __init__(self, preprocessing: Preprocessing, device: torch.device) -> None:
@@ -160,9 +164,9 @@ class Finish:
 
     def __call__(self, images: Tensor, boxes: Tensor) -> Tensor:
         """The network's input from images uint8 [n, 3, S, S], and erasing boxes int64 [n, 4] in its pixels."""
-        pixels = self.normalise(images)
+        pixels = self.normalize(images)
         if self.preprocessing.ten_crop:
-            pixels = cut_ten(pixels, self.preprocessing.image_size)
+            pixels = ten_crop(pixels, self.preprocessing.image_size)
         places = torch.arange(pixels.shape[-1], device=pixels.device)
         top, left, bottom, right = (boxes[:, i : i + 1] for i in range(4))
         rows = (places >= top) & (places < bottom)
@@ -170,5 +174,5 @@ class Finish:
         erased = rows.unsqueeze(2) & columns.unsqueeze(1)
         return pixels.masked_fill_(erased.view(len(pixels), *[1] * (pixels.ndim - 3), *erased.shape[1:]), 0.0)
 
-    def normalise(self, images: Tensor) -> Tensor:
+    def normalize(self, images: Tensor) -> Tensor:
         return images.to(self._mean.dtype).sub_(self._mean).div_(self._std)

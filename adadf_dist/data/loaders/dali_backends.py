@@ -16,9 +16,9 @@ from torch.utils.dlpack import from_dlpack
 
 from adadf_dist.data.augment import apply_numba, apply_torch
 from adadf_dist.data.augment.compiled import report_uncached
-from adadf_dist.data.augment.policy import Augmentations
+from adadf_dist.data.augment.policy import AugmentationBatch
 from adadf_dist.data.batch import Batch
-from adadf_dist.data.loaders.base import Finish, Recipe
+from adadf_dist.data.loaders.base import DeviceTransform, LoaderConfig
 
 BLOCK = 16
 """Faces that a CPU thread augments at a time."""
@@ -27,7 +27,7 @@ M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
 MALLOC_LIMIT = 2**31 - 1
 
 
-class Place(Protocol):
+class DecodeBackend(Protocol):
     """Where faces are decoded and augmented."""
 
     decoder: Literal["cpu", "mixed"]
@@ -37,50 +37,50 @@ class Place(Protocol):
     device_id: int | None
     """DALI's word for where it works; None: on the CPU."""
 
-    def take(self, outputs: Any) -> Any:
+    def copy_out(self, outputs: Any) -> Any:
         """DALI's decoded faces in memory of their own."""
 
-    def augment(self, taken: Any, drawn: Augmentations) -> Tensor:
+    def augment(self, taken: Any, drawn: AugmentationBatch) -> Tensor:
         """The network's input from what `take` gave, which it may overwrite."""
 
-    def work(self) -> AbstractContextManager[object]:
+    def stream_context(self) -> AbstractContextManager[object]:
         """Around all work of the loader's thread."""
 
-    def settle(self) -> None:
+    def synchronize(self) -> None:
         """Wait until what was asked for is done."""
 
-    def hand_over(self, batch: Batch) -> Batch:
+    def record_stream(self, batch: Batch) -> Batch:
         """Make a batch safe to use on the caller's stream."""
 
     def close(self) -> None: ...
 
 
-def place_of(recipe: Recipe) -> Place:
-    return OnGpu(recipe) if recipe.device.type == "cuda" else OnCpu(recipe)
+def make_backend(recipe: LoaderConfig) -> DecodeBackend:
+    return GpuBackend(recipe) if recipe.device.type == "cuda" else CpuBackend(recipe)
 
 
-class OnCpu:
+class CpuBackend:
     """Resizing as torchvision does it, stages compiled by numba, blocks of faces side by side in threads."""
 
     decoder: Literal["cpu", "mixed"] = "cpu"
     resizes = False
     device_id: int | None = None
 
-    def __init__(self, recipe: Recipe) -> None:
-        keep_freed_memory()
+    def __init__(self, recipe: LoaderConfig) -> None:
+        tune_malloc()
         if recipe.rank == 0:
             report_uncached()
         self._size = recipe.preprocessing.resized
-        self._finish = Finish(recipe.preprocessing, recipe.device)
+        self._finish = DeviceTransform(recipe.preprocessing, recipe.device)
         self._ten_crop = recipe.preprocessing.ten_crop > 0
         every_value = torch.arange(256, dtype=torch.uint8).expand(1, 3, 1, 256)
-        self._normalised = self._finish.normalise(every_value).view(3, 256).numpy()
+        self._normalised = self._finish.normalize(every_value).view(3, 256).numpy()
         self._workers = ThreadPoolExecutor(max(recipe.workers, 1), "augment")
 
-    def take(self, outputs: Any) -> list[NDArray[np.uint8]]:
+    def copy_out(self, outputs: Any) -> list[NDArray[np.uint8]]:
         return [np.array(output) for output in outputs]
 
-    def augment(self, taken: list[NDArray[np.uint8]], drawn: Augmentations) -> Tensor:
+    def augment(self, taken: list[NDArray[np.uint8]], drawn: AugmentationBatch) -> Tensor:
         if self._ten_crop:
             return self._augment_crops(taken, drawn)
         pixels = torch.empty(len(taken), 3, self._size, self._size)
@@ -89,12 +89,12 @@ class OnCpu:
             rows = slice(start, start + BLOCK)
             images, part = self._resized(taken[rows]), drawn.rows(rows)
             apply_numba.apply_stages(images, part)
-            apply_numba.finish(images, self._normalised, part.boxes, pixels[rows].numpy())
+            apply_numba.normalize_and_erase(images, self._normalised, part.boxes, pixels[rows].numpy())
 
         list(self._workers.map(work, range(0, len(taken), BLOCK)))
         return pixels
 
-    def _augment_crops(self, taken: list[NDArray[np.uint8]], drawn: Augmentations) -> Tensor:
+    def _augment_crops(self, taken: list[NDArray[np.uint8]], drawn: AugmentationBatch) -> Tensor:
         images = self._resized(taken)
         apply_numba.apply_stages(images, drawn)
         return self._finish(torch.from_numpy(images).permute(0, 3, 1, 2), torch.from_numpy(drawn.boxes))
@@ -113,47 +113,47 @@ class OnCpu:
             images[rows] = stored
         return images
 
-    def work(self) -> AbstractContextManager[object]:
+    def stream_context(self) -> AbstractContextManager[object]:
         return nullcontext()
 
-    def settle(self) -> None:
+    def synchronize(self) -> None:
         pass
 
-    def hand_over(self, batch: Batch) -> Batch:
+    def record_stream(self, batch: Batch) -> Batch:
         return batch
 
     def close(self) -> None:
         self._workers.shutdown()
 
 
-class OnGpu:
+class GpuBackend:
     """All on a stream of the loader's own, so that it runs beside the training step."""
 
     decoder: Literal["cpu", "mixed"] = "mixed"
     resizes = True
 
-    def __init__(self, recipe: Recipe) -> None:
+    def __init__(self, recipe: LoaderConfig) -> None:
         self._device = recipe.device
         self.device_id: int | None = torch.cuda.current_device() if recipe.device.index is None else recipe.device.index
-        self._finish = Finish(recipe.preprocessing, recipe.device)
+        self._finish = DeviceTransform(recipe.preprocessing, recipe.device)
         self._stream = torch.cuda.Stream(recipe.device)  # type: ignore[no-untyped-call]
 
-    def take(self, outputs: Any) -> Tensor:
+    def copy_out(self, outputs: Any) -> Tensor:
         return from_dlpack(outputs.as_tensor()).permute(0, 3, 1, 2).contiguous()
 
-    def augment(self, taken: Tensor, drawn: Augmentations) -> Tensor:
+    def augment(self, taken: Tensor, drawn: AugmentationBatch) -> Tensor:
         images = apply_torch.apply_stages(taken, drawn)
-        return self._finish(images, apply_torch.on_device(drawn.boxes, images))
+        return self._finish(images, apply_torch.to_device_of(drawn.boxes, images))
 
-    def work(self) -> AbstractContextManager[object]:
+    def stream_context(self) -> AbstractContextManager[object]:
         return torch.cuda.stream(self._stream)
 
-    def settle(self) -> None:
+    def synchronize(self) -> None:
         self._stream.synchronize()
 
-    def hand_over(self, batch: Batch) -> Batch:
+    def record_stream(self, batch: Batch) -> Batch:
         ours = torch.cuda.current_stream(self._device)
-        for tensor in (batch.images, batch.labels, batch.samples):
+        for tensor in (batch.images, batch.labels, batch.sample_ids):
             tensor.record_stream(ours)  # made on another stream: not to be reused before ours is done with it
         return batch
 
@@ -161,7 +161,7 @@ class OnGpu:
         pass
 
 
-def keep_freed_memory() -> None:
+def tune_malloc() -> None:
     """Have the C library keep what is freed for the next use.
 
     By default it hands large blocks back to the system at once, and a page fault for each 4 KiB of every intermediate

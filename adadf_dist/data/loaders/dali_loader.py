@@ -21,20 +21,20 @@ from numpy.typing import NDArray
 from nvidia.dali import fn, pipeline_def, types
 from PIL import Image
 
-from adadf_dist.data.augment.apply_torch import on_device
-from adadf_dist.data.augment.policy import draw
+from adadf_dist.data.augment.apply_torch import to_device_of
+from adadf_dist.data.augment.policy import sample_augmentations
 from adadf_dist.data.batch import Batch
-from adadf_dist.data.jpeg import BadImage
-from adadf_dist.data.loaders.base import Job, Recipe, Replacements, decode_stored, replace
-from adadf_dist.data.loaders.dali_backends import Place, place_of
-from adadf_dist.data.loaders.jpeg_header import is_plain_jpeg
-from adadf_dist.data.loaders.prefetch import Ahead
+from adadf_dist.data.jpeg import InvalidImageError
+from adadf_dist.data.loaders.base import LoaderConfig, LocalBatch, ReplacementLog, decode_image, find_replacement
+from adadf_dist.data.loaders.dali_backends import DecodeBackend, make_backend
+from adadf_dist.data.loaders.jpeg_header import is_well_formed_jpeg
+from adadf_dist.data.loaders.prefetch import BackgroundPrefetcher
 from adadf_dist.data.sampling import Samples
 from adadf_dist.errors import UserError
 
 CHUNK = 256
 """Faces decoded and augmented together, at most, unless a batch alone is larger."""
-CHUNKS_AHEAD = 2
+PREFETCH_CHUNKS = 2
 """Chunks that DALI holds decoded or in work."""
 DECODING = {"output_type": types.RGB, "adjust_orientation": False, "jpeg_fancy_upsampling": True}
 """As Pillow decodes: stored faces are upright, and chroma is interpolated."""
@@ -44,30 +44,30 @@ DECODING = {"output_type": types.RGB, "adjust_orientation": False, "jpeg_fancy_u
 class Chunk:
     """Neighbouring jobs, decoded together."""
 
-    jobs: Sequence[Job]
+    jobs: Sequence[LocalBatch]
     samples: Samples
     """Of all jobs; substitutes stand in for what does not decode."""
     encoded: list[NDArray[np.uint8]]
     """Views of the mapped tars, which live as long as DALI may read them, or bitmaps of what Pillow decoded."""
-    by_pillow: bool = False
+    decoded_with_pillow: bool = False
     """All of them are bitmaps."""
 
 
 class DaliLoader:
     """Batches of a dataset's splits for one rank."""
 
-    def __init__(self, recipe: Recipe) -> None:
+    def __init__(self, recipe: LoaderConfig) -> None:
         self.recipe = recipe
-        self.replaced = 0
-        self._replacements = Replacements(recipe.max_bad_faces)
-        self._place = place_of(recipe)
-        self._decoder: Decoder | None = None
-        self._running: Ahead[Batch] | None = None
+        self.num_replaced = 0
+        self._replacements = ReplacementLog(recipe.max_bad_faces)
+        self._place = make_backend(recipe)
+        self._decoder: DaliDecoder | None = None
+        self._running: BackgroundPrefetcher[Batch] | None = None
 
     def batches(self, split: str, plan: Sequence[Samples], epoch: int = -1) -> Iterator[Batch]:
         self._stop()
-        self._running = Ahead(self._make(self.recipe.jobs(split, plan, epoch)), self.recipe.prefetch)
-        yield from map(self._place.hand_over, self._running)
+        self._running = BackgroundPrefetcher(self._produce(self.recipe.jobs(split, plan, epoch)), self.recipe.prefetch)
+        yield from map(self._place.record_stream, self._running)
 
     def close(self) -> None:
         self._stop()
@@ -85,14 +85,14 @@ class DaliLoader:
             self._running.close()
             self._running = None
 
-    def _make(self, jobs: Sequence[Job]) -> Iterator[Batch]:
+    def _produce(self, jobs: Sequence[LocalBatch]) -> Iterator[Batch]:
         """The jobs' batches. Runs in a thread."""
-        chunks = (self._read(group) for group in group_jobs(jobs))
+        chunks = (self._read_chunk(group) for group in group_jobs(jobs))
         try:
-            with self._place.work():
+            with self._place.stream_context():
                 for chunk, taken in self._decode(chunks):
                     made = self._finish_chunk(chunk, taken)
-                    self._place.settle()  # before DALI reuses what the images were copied from
+                    self._place.synchronize()  # before DALI reuses what the images were copied from
                     yield from made
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
@@ -103,12 +103,14 @@ class DaliLoader:
                 "lower data.prefetch first, then batch_size"
             ) from None
 
-    def _read(self, jobs: Sequence[Job]) -> Chunk:
+    def _read_chunk(self, jobs: Sequence[LocalBatch]) -> Chunk:
         """The encoded faces of some jobs."""
         split = self.recipe.splits[jobs[0].split]
         samples = np.concatenate([job.samples for job in jobs])
         chunk = Chunk(jobs, samples, [np.frombuffer(split.read(sample), np.uint8) for sample in samples.tolist()])
-        self._mend(chunk, [row for row, data in enumerate(chunk.encoded) if not is_plain_jpeg(data)])
+        self._decode_with_pillow(
+            chunk, [row for row, data in enumerate(chunk.encoded) if not is_well_formed_jpeg(data)]
+        )
         return chunk
 
     def _decode(self, chunks: Iterable[Chunk]) -> Iterator[tuple[Chunk, Any]]:
@@ -120,7 +122,7 @@ class DaliLoader:
         feed = iter(chunks)
         while True:
             if self._decoder is None:
-                self._decoder = Decoder(self.recipe, self._place)
+                self._decoder = DaliDecoder(self.recipe, self._place)
             decoder = self._decoder
             try:
                 yield from decoder.run(feed)
@@ -131,15 +133,15 @@ class DaliLoader:
             except RuntimeError as error:
                 in_flight = tuple(decoder.feed.in_flight)
                 self._drop_decoder()
-                if is_out_of_memory(error) or all(chunk.by_pillow for chunk in in_flight):
+                if is_out_of_memory(error) or all(chunk.decoded_with_pillow for chunk in in_flight):
                     raise
             # out of the handler: an error raised in it would hold DALI's, whose traceback holds the pipeline
             for chunk in in_flight:
-                self._mend(chunk, range(len(chunk.samples)))
-                chunk.by_pillow = True
+                self._decode_with_pillow(chunk, range(len(chunk.samples)))
+                chunk.decoded_with_pillow = True
             feed = chain(in_flight, feed)
 
-    def _mend(self, chunk: Chunk, rows: Iterable[int]) -> None:
+    def _decode_with_pillow(self, chunk: Chunk, rows: Iterable[int]) -> None:
         """Decode some faces with Pillow, the judge of both loaders, and replace those that it cannot decode.
 
         Raises `UserError` where they may not be replaced.
@@ -150,22 +152,22 @@ class DaliLoader:
         for row in rows:
             sample = int(chunk.samples[row])
             try:
-                image = decode_stored(split.read(sample))
-            except BadImage as reason:
-                replaced.append(replace(split, split.read, self.recipe.seed, epoch, (sample, reason)))
+                image = decode_image(split.read(sample))
+            except InvalidImageError as reason:
+                replaced.append(find_replacement(split, split.read, self.recipe.seed, epoch, (sample, reason)))
                 chunk.samples[row] = replaced[-1].substitute
-                image = decode_stored(split.read(replaced[-1].substitute))
-            chunk.encoded[row] = as_bitmap(image)
-        self.replaced += self._replacements.note(split, replaced)
+                image = decode_image(split.read(replaced[-1].substitute))
+            chunk.encoded[row] = to_bmp(image)
+        self.num_replaced += self._replacements.record(split, replaced)
 
     def _finish_chunk(self, chunk: Chunk, taken: Any) -> list[Batch]:
         """Augment and normalise a chunk, and cut it into its batches."""
         recipe = self.recipe
         size, epoch = recipe.preprocessing.image_size, chunk.jobs[0].epoch
-        drawn = draw(recipe.augment, size, recipe.seed, epoch, chunk.samples)
+        drawn = sample_augmentations(recipe.augment, size, recipe.seed, epoch, chunk.samples)
         pixels = self._place.augment(taken, drawn)
-        labels = on_device(recipe.splits[chunk.jobs[0].split].labels[chunk.samples], pixels)
-        samples = on_device(chunk.samples, pixels)
+        labels = to_device_of(recipe.splits[chunk.jobs[0].split].labels[chunk.samples], pixels)
+        samples = to_device_of(chunk.samples, pixels)
         batches, start = [], 0
         for job in chunk.jobs:
             rows = slice(start, start + len(job.samples))
@@ -174,65 +176,65 @@ class DaliLoader:
         return batches
 
 
-class Feed:
+class ChunkFeed:
     """The chunks on their way into a pipeline, and those that are in it."""
 
     def __init__(self) -> None:
-        self.to_come: Iterator[Chunk] = iter(())
+        self.pending: Iterator[Chunk] = iter(())
         self.in_flight: deque[Chunk] = deque()
 
     def __call__(self) -> list[NDArray[np.uint8]]:
         """What DALI asks for. Raises `StopIteration` at the end."""
-        chunk = next(self.to_come)
+        chunk = next(self.pending)
         self.in_flight.append(chunk)
         return chunk.encoded
 
 
-class Decoder:
+class DaliDecoder:
     """A DALI pipeline and the chunks that are in it.
 
     The pipeline knows the feed, and the feed knows the loader through the chunks to come: `run` and `close` break that
     cycle, so a pipeline ends when the last reference goes and never waits for the garbage collector.
     """
 
-    def __init__(self, recipe: Recipe, place: Place) -> None:
-        self.feed = Feed()
+    def __init__(self, recipe: LoaderConfig, place: DecodeBackend) -> None:
+        self.feed = ChunkFeed()
         self._place = place
-        self._pipeline = decoding(
+        self._pipeline = decode_pipeline(
             self.feed,
             place.decoder,
             recipe.preprocessing.resized if place.resizes else 0,
             batch_size=max(CHUNK, math.ceil(recipe.batch_size / recipe.ranks)),
             num_threads=max(recipe.workers, 1),
             device_id=place.device_id,
-            prefetch_queue_depth=CHUNKS_AHEAD,
+            prefetch_queue_depth=PREFETCH_CHUNKS,
         )
 
     def run(self, chunks: Iterator[Chunk]) -> Iterator[tuple[Chunk, Any]]:
         """Each chunk and its faces, as `Place.take` gives them. Raises `RuntimeError` for one that does not decode."""
         assert self._pipeline is not None
-        self.feed.to_come = chunks
+        self.feed.pending = chunks
         while True:
             try:
                 self._pipeline.schedule_run()
                 (outputs,) = self._pipeline.share_outputs()
             except StopIteration:
                 self._pipeline.reset()
-                self.feed.to_come = iter(())
+                self.feed.pending = iter(())
                 return
-            taken = self._place.take(outputs)
+            taken = self._place.copy_out(outputs)
             self._pipeline.release_outputs()
             yield self.feed.in_flight.popleft(), taken
 
     def close(self) -> None:
         """End the pipeline here and now."""
         self._pipeline = None
-        self.feed.to_come = iter(())
+        self.feed.pending = iter(())
         self.feed.in_flight.clear()
 
 
 @pipeline_def(enable_conditionals=True)  # type: ignore[untyped-decorator]
-def decoding(source: Any, decoder: str, size: int) -> Any:
+def decode_pipeline(source: Any, decoder: str, size: int) -> Any:
     """Decode, and resize what has another size; 0: what is decoded keeps its size."""
     encoded = fn.external_source(source=source, batch=True, no_copy=True, dtype=types.UINT8, ndim=1)
     images = fn.decoders.image(encoded, device=decoder, **DECODING)
@@ -243,15 +245,15 @@ def decoding(source: Any, decoder: str, size: int) -> Any:
     return images
 
 
-def as_bitmap(image: Image.Image) -> NDArray[np.uint8]:
+def to_bmp(image: Image.Image) -> NDArray[np.uint8]:
     stream = io.BytesIO()
     image.save(stream, "BMP")
     return np.frombuffer(stream.getvalue(), np.uint8)
 
 
-def group_jobs(jobs: Sequence[Job]) -> Iterator[list[Job]]:
+def group_jobs(jobs: Sequence[LocalBatch]) -> Iterator[list[LocalBatch]]:
     """Neighbouring jobs of `CHUNK` faces at most, or one that is larger."""
-    group: list[Job] = []
+    group: list[LocalBatch] = []
     for job in jobs:
         if group and sum(len(g.samples) for g in group) + len(job.samples) > CHUNK:
             yield group

@@ -23,7 +23,7 @@ LAST_FRAME, RESTART, FIRST, LAST = 0xCF, 0xD0, 0xC0, 0xFE
 
 
 @compiled
-def is_plain_jpeg(data: NDArray[np.uint8]) -> bool:
+def is_well_formed_jpeg(data: NDArray[np.uint8]) -> bool:
     """Whether the markers up to the first scan are well formed: one frame of 8 bits, of one or three components in a
     usual subsampling, of a size that we decode."""
     if len(data) < 4 or data[0] != 0xFF or data[1] != START:
@@ -31,13 +31,13 @@ def is_plain_jpeg(data: NDArray[np.uint8]) -> bool:
     place, framed = 2, False
     while place + 4 <= len(data):
         marker = data[place + 1]
-        end = place + 2 + word(data, place + 2)
+        end = place + 2 + read_uint16(data, place + 2)
         if data[place] != 0xFF or not FIRST <= marker <= LAST or RESTART <= marker <= END or end > len(data):
             return False
         if end < place + 4:
             return False
         if marker in (BASELINE, EXTENDED, PROGRESSIVE):
-            if framed or not is_plain_frame(data[place:end]):
+            if framed or not is_well_formed_frame(data[place:end]):
                 return False
             framed = True
         elif marker <= LAST_FRAME and marker != HUFFMAN:
@@ -49,11 +49,11 @@ def is_plain_jpeg(data: NDArray[np.uint8]) -> bool:
 
 
 @compiled
-def is_plain_frame(frame: NDArray[np.uint8]) -> bool:
+def is_well_formed_frame(frame: NDArray[np.uint8]) -> bool:
     """Of a frame's marker segment."""
     if len(frame) < 13:
         return False
-    height, width, components = word(frame, 5), word(frame, 7), frame[9]
+    height, width, components = read_uint16(frame, 5), read_uint16(frame, 7), frame[9]
     if frame[4] != 8 or components not in (1, 3) or len(frame) != 10 + 3 * components:
         return False
     if min(height, width) < MIN_SIDE or height * width > MAX_PIXELS:
@@ -64,5 +64,5 @@ def is_plain_frame(frame: NDArray[np.uint8]) -> bool:
 
 
 @compiled
-def word(data: NDArray[np.uint8], place: int) -> Any:
+def read_uint16(data: NDArray[np.uint8], place: int) -> Any:
     return np.int64(data[place]) * 256 + data[place + 1]

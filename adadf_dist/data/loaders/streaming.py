@@ -3,7 +3,7 @@
 An epoch's tars, in an order drawn from (seed, epoch), are one long row of faces. It is cut into runs of exact length,
 one for each worker of each rank, so every face is read once an epoch and every rank yields every global batch, however
 the tars are cut: a worker starts in mid-tar where its run does. Augmentation belongs to the sample's number, as ever.
-What a cache gives and this does not is told in `LIMITS`.
+What a cache gives and this does not is told in `STREAMING_LIMITATIONS`.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ from webdataset.tariterators import group_by_keys, tar_file_expander
 
 from adadf_dist.data.batch import Batch
 from adadf_dist.data.dataset import Split
-from adadf_dist.data.jpeg import BadImage
-from adadf_dist.data.loaders.base import Job
-from adadf_dist.data.loaders.torch_loader import Decoded, Faces, TorchLoader
+from adadf_dist.data.jpeg import InvalidImageError
+from adadf_dist.data.loaders.base import LocalBatch
+from adadf_dist.data.loaders.torch_loader import DecodeDataset, DecodedBatch, TorchLoader
 from adadf_dist.data.remote.client import Remote
-from adadf_dist.data.sampling import Samples, rank_bounds
+from adadf_dist.data.sampling import Samples, rank_slice
 from adadf_dist.errors import UserError
 
-LIMITS = (
+STREAMING_LIMITATIONS = (
     "training tars are streamed: each face once an epoch, but the order depends on ranks and workers, the only sampler "
     "is all, and a stop in mid-epoch is resumed exactly only with the same ranks and workers"
 )
@@ -41,7 +41,7 @@ HEADER = tarfile.BLOCKSIZE
 """A member's header stands right before its data (USTAR), and KEY.jpg is a face's first member."""
 
 
-class Run(NamedTuple):
+class SampleRun(NamedTuple):
     """Neighbouring faces of one tar."""
 
     shard: int
@@ -63,7 +63,7 @@ class Share(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Epoch:
+class StreamPlan:
     """Which faces each worker of each rank reads in an epoch. Pure: every rank computes the same."""
 
     split: Split
@@ -75,13 +75,13 @@ class Epoch:
 
     def shares(self, rank: int, ranks: int) -> list[Share]:
         """The rank's part of each global batch."""
-        bounds = (rank_bounds(size, rank, ranks) for size in self.sizes)
+        bounds = (rank_slice(size, rank, ranks) for size in self.sizes)
         return [
             Share(number, first, end - first, size)
             for number, ((first, end), size) in enumerate(zip(bounds, self.sizes, strict=True))
         ]
 
-    def runs(self, rank: int, ranks: int, lane: int, lanes: int) -> list[Run]:
+    def runs(self, rank: int, ranks: int, lane: int, lanes: int) -> list[SampleRun]:
         """What worker `lane` of `lanes` of a rank reads, in order: it fills each `lanes`-th share of its rank."""
         lengths = [
             sum(share.rows for share in self.shares(r, ranks)[n::lanes]) for r in range(ranks) for n in range(lanes)
@@ -90,9 +90,9 @@ class Epoch:
         start = sum(lengths[:mine])
         return self.cut(start, start + lengths[mine])
 
-    def cut(self, start: int, end: int) -> list[Run]:
+    def cut(self, start: int, end: int) -> list[SampleRun]:
         """Places `start` to `end` (excluded) of the epoch's row of faces."""
-        shards, offsets = self.split.places[:, 0], self.split.places[:, 1]
+        shards, offsets = self.split.locations[:, 0], self.split.locations[:, 1]
         stored = np.lexsort((offsets, shards))
         edges = np.searchsorted(shards[stored], np.arange(len(self.split.shards) + 1))
         runs = []
@@ -103,14 +103,14 @@ class Epoch:
             if first < last:
                 begins = int(offsets[members[first]]) - HEADER
                 # what follows the last image (its label and facts) is not read
-                image = self.split.places[members[last - 1]]
+                image = self.split.locations[members[last - 1]]
                 ends = int(image[1] + image[2] + -image[2] % HEADER)
-                runs.append(Run(int(shard), begins, ends, members[first:last]))
+                runs.append(SampleRun(int(shard), begins, ends, members[first:last]))
             place += len(members)
         return runs
 
 
-class Pieces:
+class ChunkedReader:
     """A file object over pieces of bytes, as `tarfile` reads a stream."""
 
     def __init__(self, pieces: Iterator[bytes]) -> None:
@@ -145,11 +145,11 @@ class Face(NamedTuple):
     """Encoded."""
 
 
-def read_runs(remote: Remote, split: Split, runs: Sequence[Run]) -> Iterator[Face]:
+def read_runs(remote: Remote, split: Split, runs: Sequence[SampleRun]) -> Iterator[Face]:
     """The faces of the runs, in order. Raises `UserError` when a tar is not what the index says."""
     for run in runs:
         file = split.shards[run.shard]
-        pieces = Pieces(remote.chunks(file, run.start, run.end))
+        pieces = ChunkedReader(remote.chunks(file, run.start, run.end))
         found = group_by_keys(tar_file_expander(iter([{"url": file, "stream": pieces}]), select_files=is_image))
         for sample in run.samples.tolist():
             try:
@@ -161,7 +161,7 @@ def read_runs(remote: Remote, split: Split, runs: Sequence[Run]) -> Iterator[Fac
             key = str(split.keys[sample])
             if record["__key__"] != key:
                 raise UserError(
-                    f"{remote.locate(file)}: not the tar of which its index tells (found {record['__key__']} where "
+                    f"{remote.url_for(file)}: not the tar of which its index tells (found {record['__key__']} where "
                     f"face {key} should stand); upload the dataset again, dataset.json last"
                 )
             yield Face(sample, record["jpg"])
@@ -176,16 +176,16 @@ class DecodeStream:
     """A worker's part of one pass of one rank over an epoch."""
 
     remote: Remote
-    epoch: Epoch
+    epoch: StreamPlan
     ranks: tuple[int, int]
     """Our rank and their number."""
-    lanes: tuple[int, int]
+    num_workers: tuple[int, int]
     """Which part, of how many."""
     buffer: int
     first_batch: int
 
-    def __call__(self, faces: Faces) -> Iterator[Decoded]:
-        lane, lanes = self.lanes
+    def __call__(self, faces: DecodeDataset) -> Iterator[DecodedBatch]:
+        lane, lanes = self.num_workers
         stream = self.shuffled(lane, lanes)
         for share in self.epoch.shares(*self.ranks)[lane::lanes]:
             try:
@@ -205,22 +205,22 @@ class DecodeStream:
         shuffled: Iterator[Face] = shuffle_in_buffer(faces, self.buffer, self.buffer, rng=draws)
         return shuffled
 
-    def decode(self, faces: Faces, share: Share, picked: dict[int, bytes]) -> Decoded:
+    def decode(self, faces: DecodeDataset, share: Share, picked: dict[int, bytes]) -> DecodedBatch:
         split, samples = self.epoch.split, np.fromiter(picked, dtype=np.int64)
-        job = Job(split.name, self.epoch.number, samples, share.first, share.global_size)
+        job = LocalBatch(split.name, self.epoch.number, samples, share.first, share.global_size)
 
         def read(sample: int) -> bytes:
             if sample not in picked:
-                raise BadImage("not at hand")  # so a bad face has no substitute here, and is an error
+                raise InvalidImageError("not at hand")  # so a bad face has no substitute here, and is an error
             return picked[sample]
 
         decoded = faces.decode(job, read)
-        return decoded._replace(problem=decoded.problem.replace(str(split.folder), self.remote.url))
+        return decoded._replace(error=decoded.error.replace(str(split.folder), self.remote.url))
 
 
-def failed(problem: str) -> Decoded:
+def failed(problem: str) -> DecodedBatch:
     nothing = np.empty(0, dtype=np.int64)
-    return Decoded(nothing.astype(np.uint8), nothing, nothing, nothing, 0, 0, [], problem)
+    return DecodedBatch(nothing.astype(np.uint8), nothing, nothing, nothing, 0, 0, [], problem)
 
 
 @dataclass(frozen=True)
@@ -237,7 +237,7 @@ class StreamLoader:
         From `first_batch` on; what comes before is read and passed over. Raises `UserError`.
         """
         recipe = self.loader.recipe
-        whole = Epoch(recipe.splits["train"], [len(samples) for samples in plan], recipe.seed, epoch)
+        whole = StreamPlan(recipe.splits["train"], [len(samples) for samples in plan], recipe.seed, epoch)
         lanes = max(recipe.workers, 1)
         ranks = (recipe.rank, recipe.ranks)
         order = [(first_batch + turn) % lanes for turn in range(lanes)]

@@ -16,19 +16,19 @@ from PIL import Image
 from torch import Tensor
 
 from adadf_dist.data.augment.apply_pillow import apply_stages
-from adadf_dist.data.augment.policy import draw
+from adadf_dist.data.augment.policy import sample_augmentations
 from adadf_dist.data.batch import Batch
-from adadf_dist.data.jpeg import BadImage
+from adadf_dist.data.jpeg import InvalidImageError
 from adadf_dist.data.loaders.base import (
-    Finish,
-    Job,
+    DeviceTransform,
+    LoaderConfig,
+    LocalBatch,
     Read,
-    Recipe,
-    Replaced,
-    Replacements,
-    decode_stored,
-    replace,
-    resize_face,
+    Replacement,
+    ReplacementLog,
+    decode_image,
+    find_replacement,
+    resize_image,
 )
 from adadf_dist.data.sampling import Samples
 from adadf_dist.data.workers.pass_pool import WorkerPool
@@ -36,7 +36,7 @@ from adadf_dist.data.workers.process import DeadWorkerError
 from adadf_dist.errors import UserError
 
 
-class Decoded(NamedTuple):
+class DecodedBatch(NamedTuple):
     """A job's faces, or why there are none.
 
     Arrays, not tensors: torch sends tensors between processes through /dev/shm, which may be too small; arrays go
@@ -51,22 +51,22 @@ class Decoded(NamedTuple):
     samples: NDArray[np.int64]
     first: int
     global_size: int
-    replaced: list[Replaced]
-    problem: str
+    replaced: list[Replacement]
+    error: str
     """Empty, or the one line for the user: raised in a worker it would come out as a traceback."""
 
 
-class Faces:
+class DecodeDataset:
     """What a worker process holds: the splits, and how to make pictures of them."""
 
-    def __init__(self, recipe: Recipe) -> None:
+    def __init__(self, recipe: LoaderConfig) -> None:
         self.splits = recipe.splits
         self.size = recipe.preprocessing.resized
         self.cropped = recipe.preprocessing.image_size
         self.augment = recipe.augment
         self.seed = recipe.seed
 
-    def decode(self, job: Job, read: Read) -> Decoded:
+    def decode(self, job: LocalBatch, read: Read) -> DecodedBatch:
         """The job's faces, whose encoded images `read` gives by sample number."""
         split = self.splits[job.split]
         samples = job.samples.copy()
@@ -76,14 +76,14 @@ class Faces:
             for row, sample in enumerate(samples.tolist()):
                 try:
                     images[row] = self.picture(read(sample))
-                except BadImage as reason:
-                    replaced.append(replace(split, read, self.seed, job.epoch, (sample, reason)))
+                except InvalidImageError as reason:
+                    replaced.append(find_replacement(split, read, self.seed, job.epoch, (sample, reason)))
                     samples[row] = replaced[-1].substitute
                     images[row] = self.picture(read(replaced[-1].substitute))
         except UserError as error:
             problem = str(error)
         boxes = self.augmented(images, samples, job.epoch)
-        return Decoded(
+        return DecodedBatch(
             np.ascontiguousarray(images.transpose(0, 3, 1, 2)),
             boxes,
             split.labels[samples],
@@ -95,19 +95,19 @@ class Faces:
         )
 
     def picture(self, encoded: bytes | memoryview) -> NDArray[np.uint8]:
-        """A stored face at the size it is augmented in: [H, W, 3]. Raises `BadImage`."""
-        return resize_face(decode_stored(encoded), self.size)
+        """A stored face at the size it is augmented in: [H, W, 3]. Raises `InvalidImageError`."""
+        return resize_image(decode_image(encoded), self.size)
 
     def augmented(self, images: NDArray[np.uint8], samples: Samples, epoch: int) -> NDArray[np.int64]:
         """Apply stages and flips to images [n, H, W, 3] in place. Returns the erasing boxes [n, 4]."""
-        drawn = draw(self.augment, self.cropped, self.seed, epoch, samples)
+        drawn = sample_augmentations(self.augment, self.cropped, self.seed, epoch, samples)
         for row in np.flatnonzero(drawn.kinds.any(axis=1)).tolist():
             images[row] = np.asarray(apply_stages(Image.fromarray(images[row]), drawn, row))
         images[drawn.flips] = images[drawn.flips, :, ::-1]
         return drawn.boxes
 
 
-Task = Callable[[Faces], Iterator[Decoded]]
+Task = Callable[[DecodeDataset], Iterator[DecodedBatch]]
 """What a worker does in a pass."""
 
 
@@ -115,23 +115,23 @@ Task = Callable[[Faces], Iterator[Decoded]]
 class DecodeJobs:
     """A worker's part of a pass over the stored faces."""
 
-    jobs: Sequence[Job]
+    jobs: Sequence[LocalBatch]
 
-    def __call__(self, faces: Faces) -> Iterator[Decoded]:
+    def __call__(self, faces: DecodeDataset) -> Iterator[DecodedBatch]:
         return (faces.decode(job, faces.splits[job.split].read) for job in self.jobs)
 
 
 class TorchLoader:
     """Batches of a dataset's splits for one rank, by worker processes that live as long as the loader."""
 
-    def __init__(self, recipe: Recipe) -> None:
+    def __init__(self, recipe: LoaderConfig) -> None:
         """Start the workers. Raises `UserError` where none can start."""
         self.recipe = recipe
-        self.faces = Faces(recipe)
-        self.replaced = 0
-        self._replacements = Replacements(recipe.max_bad_faces)
-        self._finish = Finish(recipe.preprocessing, recipe.device)
-        self._workers: WorkerPool[Faces, Decoded] | None = None
+        self.faces = DecodeDataset(recipe)
+        self.num_replaced = 0
+        self._replacements = ReplacementLog(recipe.max_bad_faces)
+        self._finish = DeviceTransform(recipe.preprocessing, recipe.device)
+        self._workers: WorkerPool[DecodeDataset, DecodedBatch] | None = None
         if recipe.workers:
             self._workers = WorkerPool(self.faces, recipe.workers, recipe.prefetch, __name__)
 
@@ -140,7 +140,7 @@ class TorchLoader:
         for decoded in self.run([DecodeJobs(jobs[lane::lanes]) for lane in range(lanes)]):
             yield self.finish(decoded, split)
 
-    def run(self, tasks: Sequence[Task]) -> Iterator[Decoded]:
+    def run(self, tasks: Sequence[Task]) -> Iterator[DecodedBatch]:
         """The results of one task per worker, one from each in turn. Raises `DeadWorkerError`."""
         if self._workers is None:
             (task,) = tasks
@@ -154,11 +154,11 @@ class TorchLoader:
                 f"(now {self.recipe.prefetch})"
             ) from None
 
-    def finish(self, decoded: Decoded, split: str) -> Batch:
+    def finish(self, decoded: DecodedBatch, split: str) -> Batch:
         """Move to the device and do the last steps there. Raises `UserError` for what a worker could not do."""
-        if decoded.problem:
-            raise UserError(decoded.problem)
-        self.replaced += self._replacements.note(self.recipe.splits[split], decoded.replaced)
+        if decoded.error:
+            raise UserError(decoded.error)
+        self.num_replaced += self._replacements.record(self.recipe.splits[split], decoded.replaced)
         images, boxes, labels, samples = (self.to_device(array) for array in decoded[:4])
         return Batch(self._finish(images, boxes), labels, samples, decoded.first, decoded.global_size)
 

@@ -22,30 +22,38 @@ from threading import Event
 from typing import TextIO
 
 from adadf_dist.config.schema import DataConfig
-from adadf_dist.data.build.writer import can_write
 from adadf_dist.data.manifest import MANIFEST, Manifest, read_manifest
-from adadf_dist.data.remote.client import PATIENT, Cancelled, Remote, Transfer, Unreachable, is_remote, local_path
-from adadf_dist.data.remote.download import bytes_to_fetch, fetch_files, files_of, missing_files
+from adadf_dist.data.remote.client import (
+    DEFAULT_RETRY_POLICY,
+    Remote,
+    RetryPolicy,
+    ServerUnreachableError,
+    TransferCancelled,
+    is_remote,
+    local_path,
+)
+from adadf_dist.data.remote.download import fetch_files, list_files, missing_files, remaining_bytes
 from adadf_dist.errors import UserError
 from adadf_dist.files.locks import Owner, lock, probe
+from adadf_dist.files.outputs import os_errors_as_user_errors
 
 GB = 10**9
 SETTING = "data.cache"
 """Chose the folder, for messages."""
 LOOK_EVERY_S = 0.2
 """Seconds between two looks at a lock that another process holds."""
-ROOM = ".room"
+RESERVED_SIZE_FILE = ".room"
 """In an entry: the bytes that it will have when whole, so that two fetches at once do not fill the same room."""
 
 
 @contextmanager
-def local_folder(
-    data: DataConfig, bar: bool = False, cancelled: Event | None = None, transfer: Transfer = PATIENT
+def ensure_cached(
+    data: DataConfig, bar: bool = False, cancelled: Event | None = None, transfer: RetryPolicy = DEFAULT_RETRY_POLICY
 ) -> Iterator[Path]:
     """`data.shards` as a folder of this machine, fetched into `data.cache` if need be and safe from eviction meanwhile.
 
     With `data.access = "stream"` the training tars are left where they are.
-    Raises `UserError`; `Cancelled` when the event is set while it fetches.
+    Raises `UserError`; `TransferCancelled` when the event is set while it fetches.
     """
     if not is_remote(data.shards):
         yield local_path(data.shards)
@@ -53,15 +61,15 @@ def local_folder(
     remote = Remote(data.shards.rstrip("/"), transfer, cancelled or Event())
     cache = cache_folder(data)
     for name in ("entries", "sources", "locks"):
-        with can_write(cache / name):
+        with os_errors_as_user_errors(cache / name):
             (cache / name).mkdir(parents=True, exist_ok=True)
     content, entry = find_entry(remote, cache, data)
     with open_lock(cache, entry.name, "use") as use:
         lock(use, Owner.FILE, SETTING, shared=True, wait=True)
         if content is not None:
-            complete_entry(remote, entry, content, data, bar)
+            fetch_missing(remote, entry, content, data, bar)
             remember_entry(remote, cache, entry)  # not earlier: it replaces the copy that an offline start uses
-        with can_write(entry):
+        with os_errors_as_user_errors(entry):
             os.utime(entry)  # the time of the last use, by which eviction goes
         yield entry
 
@@ -69,7 +77,7 @@ def local_folder(
 def check_cache(data: DataConfig) -> None:
     """Raises `UserError` where the cache cannot be written or locked. Leaves nothing behind but the folder itself."""
     locks = cache_folder(data) / "locks"
-    with can_write(locks):
+    with os_errors_as_user_errors(locks):
         locks.mkdir(parents=True, exist_ok=True)
         probe(locks, Owner.FILE, SETTING)
 
@@ -100,12 +108,12 @@ def find_entry(remote: Remote, cache: Path, data: DataConfig) -> tuple[bytes | N
     source = source_file(remote, cache)
     try:
         content = remote.read(MANIFEST)
-    except Unreachable as error:
+    except ServerUnreachableError as error:
         known = json.loads(source.read_text(encoding="utf-8")) if source.is_file() else {}
         entry = cache / "entries" / str(known.get("entry"))
-        if not known or not is_whole(entry, data):
+        if not known or not is_complete(entry, data):
             raise
-        say(f"{error.args[0].partition(' (')[0]}; offline: using the copy fetched on {known['seen']}")
+        log(f"{error.args[0].partition(' (')[0]}; offline: using the copy fetched on {known['seen']}")
         return None, entry
     return content, cache / "entries" / hashlib.sha256(content).hexdigest()[:16]
 
@@ -118,48 +126,48 @@ def source_file(remote: Remote, cache: Path) -> Path:
 def remember_entry(remote: Remote, cache: Path, entry: Path) -> None:
     """Record the URL's complete entry, for offline starts."""
     source = source_file(remote, cache)
-    with can_write(source):
+    with os_errors_as_user_errors(source):
         known = {"url": remote.url, "entry": entry.name, "seen": time.strftime("%Y-%m-%d")}
         write_whole(source, json.dumps(known).encode())
 
 
-def is_whole(entry: Path, data: DataConfig) -> bool:
+def is_complete(entry: Path, data: DataConfig) -> bool:
     if not (entry / MANIFEST).is_file():
         return False
-    return not missing_files(files_of(read_manifest(entry), streamed_splits(data)), entry)
+    return not missing_files(list_files(read_manifest(entry), streamed_splits(data)), entry)
 
 
-def complete_entry(remote: Remote, entry: Path, content: bytes, data: DataConfig, bar: bool) -> None:
+def fetch_missing(remote: Remote, entry: Path, content: bytes, data: DataConfig, bar: bool) -> None:
     """Fetch what the entry lacks; one process at a time, the others find it done. The caller holds it in use."""
-    if is_whole(entry, data):
+    if is_complete(entry, data):
         return
     with open_lock(entry.parent.parent, entry.name, "fetch") as file:
-        lock_when_free(file, remote, f"waiting for another process that fetches {remote.url}")
-        manifest = begin_entry(remote, entry, content)
-        wanted = files_of(manifest, streamed_splits(data))
+        acquire_lock(file, remote, f"waiting for another process that fetches {remote.url}")
+        manifest = create_entry(remote, entry, content)
+        wanted = list_files(manifest, streamed_splits(data))
         missing = missing_files(wanted, entry)
         if not missing:
             return
-        make_room(entry, sum(file.bytes or 0 for file in wanted), bytes_to_fetch(missing, entry), data)
-        amount = bytes_to_fetch(missing, entry) / GB
-        say(f"fetching {len(missing)} files, {amount:.3g} GB, of {remote.url} into {entry}")
+        evict_to_fit(entry, sum(file.bytes or 0 for file in wanted), remaining_bytes(missing, entry), data)
+        amount = remaining_bytes(missing, entry) / GB
+        log(f"fetching {len(missing)} files, {amount:.3g} GB, of {remote.url} into {entry}")
         fetch_files(remote, missing, entry, bar)
 
 
-def begin_entry(remote: Remote, entry: Path, content: bytes) -> Manifest:
+def create_entry(remote: Remote, entry: Path, content: bytes) -> Manifest:
     """Make the entry with its dataset.json, checked."""
     path = entry / MANIFEST
-    with can_write(path):
+    with os_errors_as_user_errors(path):
         entry.mkdir(exist_ok=True)
         write_whole(path, content)
     try:
         return read_manifest(entry)
     except UserError as error:
         shutil.rmtree(entry, ignore_errors=True)
-        raise UserError(str(error).replace(str(path), remote.locate(MANIFEST))) from None
+        raise UserError(str(error).replace(str(path), remote.url_for(MANIFEST))) from None
 
 
-def make_room(entry: Path, size: int, missing: int, data: DataConfig) -> None:
+def evict_to_fit(entry: Path, size: int, missing: int, data: DataConfig) -> None:
     """Evict whole entries, the least recently used first, until `size` bytes fit `data.cache_size_gb`.
 
     What a living process has in use stays. Raises `UserError` when it does not fit, or the disk is too full.
@@ -174,7 +182,7 @@ def make_room(entry: Path, size: int, missing: int, data: DataConfig) -> None:
                     "allow that much, or read it with data.access = stream"
                 )
             others = sorted((path for path in entries.iterdir() if path != entry), key=lambda p: p.stat().st_mtime)
-            used = {other: entry_bytes(other) for other in others}
+            used = {other: entry_size(other) for other in others}
             for other in others:
                 if size + sum(used.values()) > limit and evict(other):
                     del used[other]
@@ -190,12 +198,12 @@ def make_room(entry: Path, size: int, missing: int, data: DataConfig) -> None:
                 f"{free / GB:.3g} GB are free; free some, name another folder, or set data.cache_size_gb so that "
                 "what was not used lately is removed"
             )
-        with can_write(entry):
-            (entry / ROOM).write_text(str(size), encoding="utf-8")
+        with os_errors_as_user_errors(entry):
+            (entry / RESERVED_SIZE_FILE).write_text(str(size), encoding="utf-8")
 
 
-def entry_bytes(entry: Path) -> int:
-    room = entry / ROOM
+def entry_size(entry: Path) -> int:
+    room = entry / RESERVED_SIZE_FILE
     reserved = int(room.read_text(encoding="utf-8") or 0) if room.is_file() else 0
     return max(reserved, sum(path.stat().st_size for path in entry.iterdir()))
 
@@ -205,7 +213,7 @@ def evict(entry: Path) -> bool:
     with open_lock(entry.parent.parent, entry.name, "use") as file:
         if not lock(file, Owner.FILE, SETTING):
             return False
-        say(
+        log(
             f"removing {entry}, not used since {time.strftime('%Y-%m-%d %H:%M', time.localtime(entry.stat().st_mtime))}"
         )
         (entry / MANIFEST).unlink(missing_ok=True)  # first: half an entry is none
@@ -216,18 +224,18 @@ def evict(entry: Path) -> bool:
 def open_lock(cache: Path, name: str, kind: str) -> TextIO:
     """The lock file, which is never removed: a lock on a removed file holds nobody off."""
     path = cache / "locks" / f"{name}.{kind}"
-    with can_write(path):
+    with os_errors_as_user_errors(path):
         return path.open("a", encoding="utf-8")
 
 
-def lock_when_free(file: TextIO, remote: Remote, message: str) -> None:
+def acquire_lock(file: TextIO, remote: Remote, message: str) -> None:
     """Take an exclusive lock, saying once that we wait for it."""
     while not lock(file, Owner.FILE, SETTING):
         if message:
-            say(message)
+            log(message)
             message = ""
         if remote.cancelled.wait(LOOK_EVERY_S):
-            raise Cancelled
+            raise TransferCancelled
 
 
 def write_whole(path: Path, content: bytes) -> None:
@@ -236,5 +244,5 @@ def write_whole(path: Path, content: bytes) -> None:
     partial.replace(path)
 
 
-def say(message: str) -> None:
+def log(message: str) -> None:
     print(f"data: {message}", file=sys.stderr, flush=True)

@@ -18,45 +18,45 @@ from typing import Any, NamedTuple, TypeVar
 
 import fsspec
 
-from adadf_dist.errors import UserError, one_line
+from adadf_dist.errors import UserError, single_line
 
 PACKAGES = {"http": "aiohttp", "https": "aiohttp", "s3": "s3fs", "gs": "gcsfs"}
 """Schemes that are fetched -> the package that fsspec needs for them; `file` and plain paths are read in place."""
 
 MAX_CHUNK = 2**24
-QUICK_S, SLOW_S = 0.5, 2.0
+FAST_CHUNK_S, SLOW_CHUNK_S = 0.5, 2.0
 """Requests grow while they take less than the one and shrink when they take more than the other: progress is seen to
 move, and a cut loses a second's work."""
 
 T = TypeVar("T")
 
 
-class Transfer(NamedTuple):
+class RetryPolicy(NamedTuple):
     """How patient a transfer is, and in what pieces it asks."""
 
     attempts: int = 6
     """Tries of one request before giving up: with the waits between them, half a minute or more."""
-    first_wait_s: float = 1.0
+    initial_backoff_s: float = 1.0
     """Wait after the first failure; doubled after each further one, and spread by half so that nodes do not return
     together."""
-    stall_s: float = 30.0
+    read_timeout_s: float = 30.0
     """A connection that brings no byte for so long has failed."""
     chunk_bytes: int = 2**20
     """Bytes asked for at first."""
 
 
-PATIENT = Transfer()
+DEFAULT_RETRY_POLICY = RetryPolicy()
 
 
-class Unreachable(UserError):  # noqa: N818  (a state of the server)
+class ServerUnreachableError(UserError):
     """The server did not answer well in any attempt: a cached copy may still do."""
 
 
-class Cancelled(Exception):  # noqa: N818  (not a mistake: somebody else's failure, or a stop)
+class TransferCancelled(Exception):  # noqa: N818  (not a mistake: somebody else's failure, or a stop)
     """The transfer was called off."""
 
 
-class _Trouble(Exception):  # noqa: N818  (what one attempt ran into; told to nobody as it is)
+class _TransferError(Exception):
     def __init__(self, reason: str, mend: str = "") -> None:
         super().__init__(reason)
         self.reason = reason
@@ -91,9 +91,9 @@ class Remote:
     """A dataset folder by its URL (or path). Safe to use from several threads; a worker process gets a copy."""
 
     url: str
-    transfer: Transfer = PATIENT
+    transfer: RetryPolicy = DEFAULT_RETRY_POLICY
     cancelled: Event = field(default_factory=Event)
-    """Set it to end every transfer soon; they raise `Cancelled`."""
+    """Set it to end every transfer soon; they raise `TransferCancelled`."""
 
     def __post_init__(self) -> None:
         scheme = scheme_of(self.url)
@@ -106,11 +106,11 @@ class Remote:
         if scheme.startswith("http") and "?" in self.url:
             raise UserError(f"data.shards is {self.url}: give the folder's URL without a query (?...)")
 
-    def __reduce__(self) -> tuple[type[Remote], tuple[str, Transfer]]:
+    def __reduce__(self) -> tuple[type[Remote], tuple[str, RetryPolicy]]:
         """For worker processes. Nothing cancels the copy: a worker ends with its rank."""
         return Remote, (self.url, self.transfer)
 
-    def locate(self, name: str) -> str:
+    def url_for(self, name: str) -> str:
         """URL or path of a file of the folder."""
         return f"{self.url.rstrip('/')}/{name}"
 
@@ -118,9 +118,9 @@ class Remote:
         """Bytes `start` to `end` (excluded) of a file, or what of them a server sends at once; all of it by default.
 
         A server that ignores ranges sends the file from its beginning: then everything from `start` on is returned.
-        Raises `UserError` (`Unreachable` where trying again later may help), `Cancelled`.
+        Raises `UserError` (`ServerUnreachableError` where trying again later may help), `TransferCancelled`.
         """
-        return self.patiently(name, lambda: self._read_once(name, start, end))
+        return self.with_retries(name, lambda: self._read_once(name, start, end))
 
     def chunks(self, name: str, start: int, end: int) -> Iterator[bytes]:
         """Bytes `start` to `end` (excluded), piece by piece, each piece tried as often as `transfer` says."""
@@ -131,58 +131,60 @@ class Remote:
             start += len(piece)
             yield piece
             taken = time.monotonic() - began
-            if taken < QUICK_S:
+            if taken < FAST_CHUNK_S:
                 length = min(2 * length, max(MAX_CHUNK, self.transfer.chunk_bytes))
-            elif taken > SLOW_S:
+            elif taken > SLOW_CHUNK_S:
                 length = max(length // 2, min(2**16, self.transfer.chunk_bytes))
 
-    def patiently(self, name: str, attempt: Callable[[], T]) -> T:
+    def with_retries(self, name: str, attempt: Callable[[], T]) -> T:
         """`attempt()`, again and again while it runs into what may pass."""
         transfer, began = self.transfer, time.monotonic()
         for number in range(transfer.attempts):
             if self.cancelled.is_set():
-                raise Cancelled
+                raise TransferCancelled
             try:
                 return attempt()
-            except _Trouble as trouble:
+            except _TransferError as trouble:
                 if trouble.mend:
-                    raise UserError(f"{self.locate(name)}: {trouble.reason}; {trouble.mend}") from None
+                    raise UserError(f"{self.url_for(name)}: {trouble.reason}; {trouble.mend}") from None
                 reason = trouble.reason
             if number + 1 < transfer.attempts:
-                self.pause(number)
-        raise Unreachable(
-            f"{self.locate(name)}: {reason} ({transfer.attempts} attempts in {time.monotonic() - began:.0f} s); "
+                self.backoff(number)
+        raise ServerUnreachableError(
+            f"{self.url_for(name)}: {reason} ({transfer.attempts} attempts in {time.monotonic() - began:.0f} s); "
             "see to the server or the network and start again: what was fetched is kept"
         )
 
-    def pause(self, number: int) -> None:
+    def backoff(self, number: int) -> None:
         """Wait after the `number`-th failure, counted from 0; a cancel ends it."""
-        self.cancelled.wait(self.transfer.first_wait_s * 2**number * random.uniform(0.75, 1.25))
+        self.cancelled.wait(self.transfer.initial_backoff_s * 2**number * random.uniform(0.75, 1.25))
 
     def _read_once(self, name: str, start: int, end: int | None) -> bytes:
-        place = self.locate(name)
+        place = self.url_for(name)
         whole = start == 0 and end is None
         try:
-            files = open_files(scheme_of(self.url), self.transfer)
+            files = make_filesystem(scheme_of(self.url), self.transfer)
             data = bytes(files.cat_file(place) if whole else files.cat_file(place, start=start, end=end))
         except Exception as error:  # each library below fsspec has exceptions of its own, without a common base
-            raise judge(error, name) from None
+            raise classify_error(error, name) from None
         if end is not None and not data:
-            raise _Trouble(f"ends at byte {start:,}, before what dataset.json says", "upload the dataset again")
+            raise _TransferError(f"ends at byte {start:,}, before what dataset.json says", "upload the dataset again")
         if end is not None and len(data) > end - start:
             data = data[start:]
             if not data:
-                raise _Trouble("answers with bytes that were not asked for")
+                raise _TransferError("answers with bytes that were not asked for")
         return data
 
 
-def open_files(scheme: str, transfer: Transfer) -> Any:
+def make_filesystem(scheme: str, transfer: RetryPolicy) -> Any:
     """fsspec's file system of a scheme; it keeps one a thread and process, with its connections."""
     match scheme:
         case "http" | "https":
             import aiohttp  # an extra
 
-            patience = aiohttp.ClientTimeout(total=None, sock_connect=transfer.stall_s, sock_read=transfer.stall_s)
+            patience = aiohttp.ClientTimeout(
+                total=None, sock_connect=transfer.read_timeout_s, sock_read=transfer.read_timeout_s
+            )
             return fsspec.filesystem(
                 scheme,
                 client_kwargs={"timeout": patience, "trust_env": True},  # proxies and ~/.netrc, as curl has them
@@ -190,7 +192,7 @@ def open_files(scheme: str, transfer: Transfer) -> Any:
             )
         case "s3":
             # one try at a time: the waiting is ours
-            config = {"connect_timeout": transfer.stall_s, "read_timeout": transfer.stall_s}
+            config = {"connect_timeout": transfer.read_timeout_s, "read_timeout": transfer.read_timeout_s}
             files = fsspec.filesystem("s3", config_kwargs={**config, "retries": {"max_attempts": 0}})
             files.retries = 1
             return files
@@ -200,33 +202,33 @@ def open_files(scheme: str, transfer: Transfer) -> Any:
             return fsspec.filesystem("file")
 
 
-OURS = (TypeError, AttributeError, NameError, AssertionError, ImportError)
-REFUSED = (401, 403, 407)
-PASSING = (408, 425, 429)
+PROGRAMMING_ERRORS = (TypeError, AttributeError, NameError, AssertionError, ImportError)
+AUTH_STATUSES = (401, 403, 407)
+RETRYABLE_STATUSES = (408, 425, 429)
 """Statuses below 500 that may be others at the next try."""
 
 
-def judge(error: Exception, name: str) -> _Trouble:
+def classify_error(error: Exception, name: str) -> _TransferError:
     """What an attempt ran into, and whether it may pass. Raises the error where the fault is our own."""
     status = next((s for key in ("status", "code") if isinstance(s := getattr(error, key, None), int)), 0)
-    text = one_line(error, 160) or type(error).__name__
+    text = single_line(error, 160) or type(error).__name__
     if isinstance(error, FileNotFoundError) or status == 404:
         if name == "dataset.json":
             mend = "data.shards must name the folder that `python -m shards.build` wrote, dataset.json in it"
-            return _Trouble("not found", mend)
-        return _Trouble("not found, though dataset.json names it", "upload the dataset again")
+            return _TransferError("not found", mend)
+        return _TransferError("not found, though dataset.json names it", "upload the dataset again")
     credentials = "credential" in type(error).__name__.lower() or "credentials" in text.lower()
-    if isinstance(error, PermissionError) or status in REFUSED or credentials:
+    if isinstance(error, PermissionError) or status in AUTH_STATUSES or credentials:
         what = f"access refused ({status or text})"
-        return _Trouble(what, "give this machine credentials for it (docs/data.md, Remote shards)")
+        return _TransferError(what, "give this machine credentials for it (docs/data.md, Remote shards)")
     if status == 416:
-        return _Trouble("ends before what dataset.json says", "upload the dataset again")
-    if status >= 500 or status in PASSING:
-        return _Trouble(f"the server answered {status}")
+        return _TransferError("ends before what dataset.json says", "upload the dataset again")
+    if status >= 500 or status in RETRYABLE_STATUSES:
+        return _TransferError(f"the server answered {status}")
     if status >= 400:
-        return _Trouble(f"the server answered {status}", "check data.shards")
+        return _TransferError(f"the server answered {status}", "check data.shards")
     if isinstance(error, TimeoutError):
-        return _Trouble("no byte came within the time limit")
-    if isinstance(error, OURS):
+        return _TransferError("no byte came within the time limit")
+    if isinstance(error, PROGRAMMING_ERRORS):
         raise error
-    return _Trouble(text)
+    return _TransferError(text)

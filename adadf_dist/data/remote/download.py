@@ -14,18 +14,18 @@ from typing import NamedTuple, Never
 
 from tqdm import tqdm
 
-from adadf_dist.data.build.writer import can_write
 from adadf_dist.data.manifest import Manifest
-from adadf_dist.data.remote.client import Cancelled, Remote
+from adadf_dist.data.remote.client import Remote, TransferCancelled
 from adadf_dist.errors import UserError
+from adadf_dist.files.outputs import os_errors_as_user_errors
 
 THREADS = 8
 """Files fetched at once."""
-WRONG_BYTES = 3
+MAX_CHECKSUM_FAILURES = 3
 """Times that a file may arrive with another hash than `dataset.json` gives."""
 PARTIAL = ".partial"
 
-Advance = Callable[[int], None]
+ProgressCallback = Callable[[int], None]
 
 
 class FileInfo(NamedTuple):
@@ -37,7 +37,7 @@ class FileInfo(NamedTuple):
     """None where `dataset.json` does not say (the indexes: they are small, and fetched in one piece)."""
 
 
-def files_of(manifest: Manifest, streamed: Iterable[str] = ()) -> list[FileInfo]:
+def list_files(manifest: Manifest, streamed: Iterable[str] = ()) -> list[FileInfo]:
     """Index and tars of every split; of the `streamed` splits the index alone."""
     files = []
     for name, split in manifest.splits.items():
@@ -57,21 +57,21 @@ def missing_files(files: Iterable[FileInfo], folder: Path) -> list[FileInfo]:
     return [file for file in files if not there(file)]
 
 
-def bytes_to_fetch(files: Iterable[FileInfo], folder: Path) -> int:
+def remaining_bytes(files: Iterable[FileInfo], folder: Path) -> int:
     """Bytes still to come; the indexes, whose size is not known before, do not count."""
-    return sum(max(0, (file.bytes or 0) - size_of(folder / (file.name + PARTIAL))) for file in files)
+    return sum(max(0, (file.bytes or 0) - file_size(folder / (file.name + PARTIAL))) for file in files)
 
 
-def size_of(path: Path) -> int:
+def file_size(path: Path) -> int:
     return path.stat().st_size if path.is_file() else 0
 
 
 def fetch_files(remote: Remote, files: Sequence[FileInfo], folder: Path, bar: bool) -> None:
     """Fetch `files` into `folder`. What was fetched before an error stays, and the next call goes on from there.
 
-    Raises `UserError` for the first file that fails, once the others have stopped; `Cancelled`.
+    Raises `UserError` for the first file that fails, once the others have stopped; `TransferCancelled`.
     """
-    with progress(bytes_to_fetch(files, folder), bar) as advance, ThreadPoolExecutor(THREADS) as pool:
+    with progress(remaining_bytes(files, folder), bar) as advance, ThreadPoolExecutor(THREADS) as pool:
         tasks = [pool.submit(fetch_file, remote, file, folder, advance) for file in files]
         try:
             wait(tasks, return_when=FIRST_EXCEPTION)
@@ -80,32 +80,32 @@ def fetch_files(remote: Remote, files: Sequence[FileInfo], folder: Path, bar: bo
         finally:
             pool.shutdown(cancel_futures=True)
     problems = [problem for task in tasks if not task.cancelled() and (problem := task.exception())]
-    for problem in sorted(problems, key=lambda p: isinstance(p, Cancelled)):
+    for problem in sorted(problems, key=lambda p: isinstance(p, TransferCancelled)):
         raise problem
 
 
-def fetch_file(remote: Remote, file: FileInfo, folder: Path, advance: Advance) -> None:
+def fetch_file(remote: Remote, file: FileInfo, folder: Path, advance: ProgressCallback) -> None:
     """Fetch one file under a temporary name, and give it its own when its hash is right."""
     partial = folder / (file.name + PARTIAL)
-    for number in range(WRONG_BYTES):
-        with can_write(partial):
-            if file.bytes is None or size_of(partial) > file.bytes:
+    for number in range(MAX_CHECKSUM_FAILURES):
+        with os_errors_as_user_errors(partial):
+            if file.bytes is None or file_size(partial) > file.bytes:
                 partial.unlink(missing_ok=True)
-            found = append_rest(remote, file, partial, advance)
+            found = resume_download(remote, file, partial, advance)
             if found == file.sha256:
                 partial.rename(folder / file.name)
                 return
-            advance(-size_of(partial))
+            advance(-file_size(partial))
             partial.unlink()
-        if number + 1 < WRONG_BYTES:
-            remote.pause(number)
+        if number + 1 < MAX_CHECKSUM_FAILURES:
+            remote.backoff(number)
     raise UserError(
-        f"{remote.locate(file.name)}: wrong bytes: SHA-256 {found[:12]}... where dataset.json has "
-        f"{file.sha256[:12]}... ({WRONG_BYTES} attempts); upload the dataset again, dataset.json last"
+        f"{remote.url_for(file.name)}: wrong bytes: SHA-256 {found[:12]}... where dataset.json has "
+        f"{file.sha256[:12]}... ({MAX_CHECKSUM_FAILURES} attempts); upload the dataset again, dataset.json last"
     )
 
 
-def append_rest(remote: Remote, file: FileInfo, partial: Path, advance: Advance) -> str:
+def resume_download(remote: Remote, file: FileInfo, partial: Path, advance: ProgressCallback) -> str:
     """Append to `partial` what it lacks, and return the SHA-256 of the whole."""
     digest = hashlib.sha256()
     with partial.open("a+b") as stream:
@@ -126,7 +126,7 @@ def append_rest(remote: Remote, file: FileInfo, partial: Path, advance: Advance)
 
 
 @contextmanager
-def progress(total: int, shown: bool) -> Iterator[Advance]:
+def progress(total: int, shown: bool) -> Iterator[ProgressCallback]:
     """A bar of bytes; without a terminal a line now and then."""
     every = 0.1 if sys.stderr.isatty() else 20.0
     lock = Lock()

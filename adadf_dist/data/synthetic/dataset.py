@@ -6,21 +6,21 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from adadf_dist.data.build.builder import BuildOptions, Item, Provenance, build_dataset
+from adadf_dist.data.build.builder import BuildOptions, Provenance, SourceItem, build_dataset
 from adadf_dist.data.build.writer import Sample
 from adadf_dist.data.dataset import Dataset
 from adadf_dist.data.jpeg import encode
 from adadf_dist.data.manifest import SPLITS
-from adadf_dist.data.synthetic.faces import EMOTIONS, draw_face
-from adadf_dist.data.workers.task_pool import Processes
+from adadf_dist.data.synthetic.faces import EMOTIONS, render_sample
+from adadf_dist.data.workers.task_pool import ProcessPool
 from adadf_dist.errors import UserError
 
-_ROOM = 10**9
+ID_STRIDE = 10**9
 """Face numbers set aside for each split: more training faces never change a test face."""
 
 
 @dataclass(frozen=True)
-class EmbeddedFaces:
+class SyntheticSource:
     """A `Source` that draws its faces."""
 
     counts: Mapping[str, int]
@@ -41,35 +41,35 @@ class EmbeddedFaces:
     def image_bytes(self) -> int:
         return sum(self.counts.values()) * self.size**2
 
-    def items(self) -> Sequence[Item]:
+    def items(self) -> Sequence[SourceItem]:
         return [
-            Item(split, f"{split}-{number:07d}", SPLITS.index(split) * _ROOM + number)
+            SourceItem(split, f"{split}-{number:07d}", SPLITS.index(split) * ID_STRIDE + number)
             for split, count in self.counts.items()
             for number in range(count)
         ]
 
-    def locate(self, number: int) -> str:
+    def describe_item(self, number: int) -> str:
         return f"drawn face {number}"
 
     def label(self, number: int) -> int:
-        return int(draw_face(self.seed, number, self.size).label)
+        return int(render_sample(self.seed, number, self.size).label)
 
     def fingerprint(self, number: int) -> bytes:
         return f"{self.seed} {number} {self.size}".encode()
 
     def load(self, number: int) -> Sample:
-        face = draw_face(self.seed, number, self.size)
+        face = render_sample(self.seed, number, self.size)
         return Sample(
             image=encode(face.image),
             label=int(face.label),
             votes=[int(count) for count in face.votes],
             distribution=[float(share) for share in face.distribution],
-            source=self.locate(number),
+            source=self.describe_item(number),
             details={},
         )
 
 
-def build_embedded(
+def build_synthetic_dataset(
     out: Path,
     counts: Mapping[str, int],
     size: int = 64,
@@ -81,14 +81,14 @@ def build_embedded(
     The same counts, size and seed give the same bytes. Raises `UserError`, also when `out` exists.
     """
     options = BuildOptions(name="embedded-faces", seed=seed)
-    return build_dataset(open_embedded(counts, size, seed), out, options, Processes(workers))
+    return build_dataset(make_synthetic_source(counts, size, seed), out, options, ProcessPool(workers))
 
 
-def open_embedded(counts: Mapping[str, int], size: int, seed: int) -> EmbeddedFaces:
+def make_synthetic_source(counts: Mapping[str, int], size: int, seed: int) -> SyntheticSource:
     """Check what was asked for. Splits of no face are left out. Raises `UserError`."""
     for split, count in counts.items():
-        if not 0 <= count <= _ROOM:
-            raise UserError(f"{split}: {count} faces; from 0 to {_ROOM:,} can be drawn")
+        if not 0 <= count <= ID_STRIDE:
+            raise UserError(f"{split}: {count} faces; from 0 to {ID_STRIDE:,} can be drawn")
     if not 16 <= size <= 1024:
         raise UserError(f"size: {size} pixels; faces are drawn from 16 to 1,024 pixels a side")
-    return EmbeddedFaces({split: counts[split] for split in SPLITS if counts.get(split)}, size, seed)
+    return SyntheticSource({split: counts[split] for split in SPLITS if counts.get(split)}, size, seed)

@@ -1,8 +1,9 @@
-"""Embedded faces: drawn portraits whose true label distribution is known.
+"""Synthetic faces whose true label distribution is known.
 
-The expression is a vector of action-unit intensities (the muscle movements of FACS, Ekman & Friesen 1978). `perceive`
-reads the seven emotions' shares off that vector, ten simulated annotators vote by those shares, and the majority is the
-label. Whatever else is seen (identity, skin, pose, light, glasses, hair, blur, noise) is drawn independently of it.
+The expression is a vector of action-unit intensities (the muscle movements of FACS, Ekman & Friesen 1978).
+`perceived_distribution` maps that vector to a distribution over seven emotions, ten simulated annotators vote according
+to it, and the majority is the label. Everything else in the image (identity, skin, pose, light, glasses, hair, blur,
+noise) is sampled independently of it.
 
     python -m adadf_dist.data.synthetic.faces --out sheet.png --size 96 --seed 0
 """
@@ -17,11 +18,11 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from PIL import Image, ImageDraw, ImageFont
 
-from adadf_dist.console.exit import one_line_errors
+from adadf_dist.console.exit import cli_errors
 from adadf_dist.console.parser import Parser
-from adadf_dist.data.synthetic.renderer import APPEARANCE, Portrait, ease, photograph
+from adadf_dist.data.synthetic.renderer import APPEARANCE, FaceRenderer, camera_effects, smoothstep
 from adadf_dist.errors import UserError
-from adadf_dist.files.outputs import add_force_option, atomic_file, check_output
+from adadf_dist.files.outputs import add_force_option, atomic_file, check_output_path
 
 EMOTIONS: tuple[str, ...] = ("neutral", "happy", "sad", "surprise", "fear", "disgust", "anger")
 """The classes, in order."""
@@ -79,7 +80,7 @@ class Face(NamedTuple):
     """The values drawn for `APPEARANCE`."""
 
 
-def draw_face(seed: int, index: int, size: int = 64, ambiguity: float = AMBIGUITY) -> Face:
+def render_sample(seed: int, index: int, size: int = 64, ambiguity: float = AMBIGUITY) -> Face:
     """Face number `index` of the endless sequence `seed`: a pure function, whatever else was drawn before.
 
     Of the faces, the share `ambiguity` blends two emotions. Another `size` (pixels) gives the same face, votes
@@ -94,15 +95,15 @@ def draw_face(seed: int, index: int, size: int = 64, ambiguity: float = AMBIGUIT
     rng = np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(index,)))
     look = dict(zip(APPEARANCE, rng.uniform(_LOW, _HIGH).tolist(), strict=True))
     units = _draw_units(rng, ambiguity)
-    distribution = perceive(units)
+    distribution = perceived_distribution(units)
     ballots = rng.choice(len(EMOTIONS), size=ANNOTATORS, p=distribution)
     votes = np.bincount(ballots, minlength=len(EMOTIONS))
     label = next(int(ballot) for ballot in ballots if votes[ballot] == votes.max())
-    portrait = Portrait(dict(zip(ACTION_UNITS, units.tolist(), strict=True)), look, size)
-    return Face(photograph(portrait.picture, look, rng), label, votes, distribution, units, look)
+    portrait = FaceRenderer(dict(zip(ACTION_UNITS, units.tolist(), strict=True)), look, size)
+    return Face(camera_effects(portrait.picture, look, rng), label, votes, distribution, units, look)
 
 
-def perceive(units: NDArray[np.float64]) -> NDArray[np.float64]:
+def perceived_distribution(units: NDArray[np.float64]) -> NDArray[np.float64]:
     """The share of people who see each emotion, [7], in an expression given as intensities of `ACTION_UNITS`, [14].
 
     Least squares finds how far each prototype is activated. An expression too weak in sum to be noticed passes for
@@ -110,7 +111,7 @@ def perceive(units: NDArray[np.float64]) -> NDArray[np.float64]:
     """
     activation = np.clip(units @ _ACTIVATION, 0, None)
     strength = activation.sum()
-    noticed = ease((strength - 0.05) / 0.8)
+    noticed = smoothstep((strength - 0.05) / 0.8)
     shares = np.array([1 - noticed, *(noticed * activation / max(strength, 1e-9))])
     distribution: NDArray[np.float64] = shares @ _CONFUSION
     return distribution
@@ -139,10 +140,10 @@ def contact_sheet(seed: int = 0, size: int = 96, columns: int = 10) -> Image.Ima
     rows: list[list[Face]] = [[] for _ in EMOTIONS]
     index = 0
     while min(map(len, rows)) < columns:
-        face = draw_face(seed, index, size, ambiguity=0.0)
+        face = render_sample(seed, index, size, ambiguity=0.0)
         rows[int(face.distribution.argmax())].append(face)
         index += 1
-    blends = [draw_face(seed, index + number, size, ambiguity=1.0) for number in range(2 * columns)]
+    blends = [render_sample(seed, index + number, size, ambiguity=1.0) for number in range(2 * columns)]
     rows = [row[:columns] for row in rows] + [blends[:columns], blends[columns:]]
     names, caption, wide = 60, 40, max(size, 68) + 4  # pixels: the left margin, three lines of text, a column
     tops = [(size + 4) * number + caption * max(0, number - len(EMOTIONS)) for number in range(len(rows))]
@@ -167,10 +168,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--seed", type=int, default=0, help="which faces (default: %(default)s)")
     add_force_option(parser, "the image")
     options = parser.parse_args(argv)
-    with one_line_errors("adadf_dist.data.synthetic.faces"):
+    with cli_errors("adadf_dist.data.synthetic.faces"):
         if options.out.suffix.lower() not in Image.registered_extensions():
             raise UserError(f"--out {options.out}: no image format of this name; end it in .png")
-        check_output(options.out, options.force, "--out")
+        check_output_path(options.out, options.force, "--out")
         with atomic_file(options.out) as partial:
             contact_sheet(options.seed, options.size).save(partial)
 

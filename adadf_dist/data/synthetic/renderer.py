@@ -40,7 +40,7 @@ _IRIS = (0x3A2312, 0x6B4423, 0x5E7A3A, 0x4A7FA5, 0x7D8C99)
 _FRAMES = (0x151515, 0x5A2D1A, 0x7F8489, 0x1D2C50)
 
 
-class Portrait:
+class FaceRenderer:
     """One face, painted back to front. Planes are [size, size], `picture` and `light` [3, size, size].
 
     A pixel looks at (u, v) of the upright head seen from the front, and at (x, y) of its turned surface; y points
@@ -48,7 +48,7 @@ class Portrait:
     """
 
     def __init__(self, au: Mapping[int, float], look: Mapping[str, float], size: int) -> None:
-        self.au, self.look = au, look
+        self.au, self.appearance = au, look
         step = 2 * _VIEW / size
         self.pixel = step / look["scale"]
         axis = (np.arange(size, dtype=np.float32) + 0.5) * step - _VIEW
@@ -56,7 +56,7 @@ class Portrait:
         cos, sin = math.cos(look["roll"]) / look["scale"], math.sin(look["roll"]) / look["scale"]
         self.u, self.v = across * cos + down * sin, down * cos - across * sin
         self.turn()
-        self.skin, self.hair = _mix(_SKIN, look["skin"]), _mix(_HAIR, look["hair_colour"])
+        self.skin, self.hair = gradient_color(_SKIN, look["skin"]), gradient_color(_HAIR, look["hair_colour"])
         self.nose = _EYES + look["nose_length"]  # height of its tip
         self.light = self.shine()
         self.picture: Colour = np.empty((3, size, size), np.float32)
@@ -65,13 +65,13 @@ class Portrait:
 
     def turn(self) -> None:
         """Turn the ellipsoid that stands for the head by yaw and pitch, and find the face's point at each pixel."""
-        wide, high = 1.08 * self.look["face_width"], 1.12
+        wide, high = 1.08 * self.appearance["face_width"], 1.12
         nx, ny = self.u / wide, self.v / high
         nz = np.sqrt(np.maximum(1 - nx * nx - ny * ny, 0.05))
         self.normal = nx, ny, nz
-        cos, sin = math.cos(self.look["yaw"]), math.sin(self.look["yaw"])
+        cos, sin = math.cos(self.appearance["yaw"]), math.sin(self.appearance["yaw"])
         nx, nz = nx * cos - nz * sin, nz * cos + nx * sin
-        ny = ny * math.cos(self.look["pitch"]) - nz * math.sin(self.look["pitch"])
+        ny = ny * math.cos(self.appearance["pitch"]) - nz * math.sin(self.appearance["pitch"])
         self.x, self.y = nx * wide, ny * high
         self.side = np.abs(self.x)  # both halves of a face are drawn at once
 
@@ -90,7 +90,7 @@ class Portrait:
 
     def shine(self) -> Colour:
         """Light that the skin sends back: a soft lamp on the relief and its creases, and a little gloss."""
-        look = self.look
+        look = self.appearance
         slope_y, slope_x = np.gradient(self.relief(), self.pixel)
         nx, ny, nz = self.normal[0] - slope_x, self.normal[1] - slope_y, self.normal[2]
         lamp = look["light_x"], look["light_y"], 0.9
@@ -103,59 +103,59 @@ class Portrait:
 
     def relief(self) -> Plane:
         """Height of the face above its ellipsoid."""
-        au, look, x, y, side = self.au, self.look, self.x, self.y, self.side
+        au, look, x, y, side = self.au, self.appearance, self.x, self.y, self.side
         along = np.clip((y + 0.1) / (self.nose + 0.1), 0, 1)
-        ridge = 0.15 * along * _bell(x, 0.035 + 0.5 * look["nose_width"] * along)
+        ridge = 0.15 * along * gaussian(x, 0.035 + 0.5 * look["nose_width"] * along)
         ridge = ridge * (0.5 - 0.5 * np.tanh((y - self.nose - 0.04) / 0.032))
-        wings = 0.035 * _bell(side - look["nose_width"], 0.032) * _bell(y - self.nose + 0.02 * au[9], 0.045)
+        wings = 0.035 * gaussian(side - look["nose_width"], 0.032) * gaussian(y - self.nose + 0.02 * au[9], 0.045)
         raised = max(au[6], 0.7 * au[12], 0.5 * au[9])
         full = 0.015 + 0.02 * look["cheeks"] + 0.05 * raised
-        cheeks = full * _bell(side - 0.4, 0.15) * _bell(y - 0.2 + 0.06 * raised, 0.12)
-        sockets = -0.045 * _bell(side - look["eye_distance"] + 0.02, 0.15) * _bell(y - _EYES + 0.03, 0.1)
-        chin = 0.035 * _bell(x, 0.14) * _bell(y - 0.86 - 0.1 * au[26], 0.08)
-        muzzle = 0.04 * _bell(x, 0.26) * _bell(y - _MOUTH, 0.16)
+        cheeks = full * gaussian(side - 0.4, 0.15) * gaussian(y - 0.2 + 0.06 * raised, 0.12)
+        sockets = -0.045 * gaussian(side - look["eye_distance"] + 0.02, 0.15) * gaussian(y - _EYES + 0.03, 0.1)
+        chin = 0.035 * gaussian(x, 0.14) * gaussian(y - 0.86 - 0.1 * au[26], 0.08)
+        muzzle = 0.04 * gaussian(x, 0.26) * gaussian(y - _MOUTH, 0.16)
         return ridge + wings + cheeks + sockets + chin + muzzle
 
     def creases(self) -> Plane:
         """Folds and wrinkles, 0 to 1: some are age, most are the expression."""
-        au, x, y, side, age = self.au, self.x, self.y, self.side, self.look["age"]
-        eye, nose_width = self.look["eye_distance"], self.look["nose_width"]
+        au, x, y, side, age = self.au, self.x, self.y, self.side, self.appearance["age"]
+        eye, nose_width = self.appearance["eye_distance"], self.appearance["nose_width"]
         width, corner = self.corner()
         along = np.clip((y - self.nose + 0.05) / (corner + 0.1 - self.nose), 0, 1)
         path = nose_width + 0.015 + (width + 0.055 - nose_width) * along**1.3
         nasolabial = 0.12 + 0.2 * age + 0.5 * au[12] + 0.45 * au[9] + 0.3 * au[10]
-        total: Plane = nasolabial * _bell(side - path, 0.022) * np.sin(np.pi * np.sqrt(along))
-        forehead = _stripes(y + 0.15 * x * x, 0.095) * _bell(y + 0.55, 0.12) * _bell(x, 0.16 + 0.2 * au[2])
+        total: Plane = nasolabial * gaussian(side - path, 0.022) * np.sin(np.pi * np.sqrt(along))
+        forehead = _stripes(y + 0.15 * x * x, 0.095) * gaussian(y + 0.55, 0.12) * gaussian(x, 0.16 + 0.2 * au[2])
         total += (0.08 * age + 0.45 * max(au[1], au[2])) * forehead
-        frown = _bell(side - 0.045, 0.017) * _bell(y + 0.29, 0.08)
+        frown = gaussian(side - 0.045, 0.017) * gaussian(y + 0.29, 0.08)
         total += (0.08 * age + 0.65 * au[4] * (1 - 0.5 * au[1])) * frown
-        bridge = _stripes(y + 0.4 * side, 0.065) * _bell(x, 0.1) * _bell(y - 0.03, 0.08)
+        bridge = _stripes(y + 0.4 * side, 0.065) * gaussian(x, 0.1) * gaussian(y - 0.03, 0.08)
         total += 0.6 * au[9] * bridge
-        outer = side - eye - self.look["eye_width"]
-        crows_feet = _stripes((y - _EYES) / (np.abs(outer) + 0.08), 0.5) * _bell(outer - 0.075, 0.045)
-        total += (0.1 * age + 0.5 * au[6]) * crows_feet * _bell(y - _EYES, 0.09)
+        outer = side - eye - self.appearance["eye_width"]
+        crows_feet = _stripes((y - _EYES) / (np.abs(outer) + 0.08), 0.5) * gaussian(outer - 0.075, 0.045)
+        total += (0.1 * age + 0.5 * au[6]) * crows_feet * gaussian(y - _EYES, 0.09)
         under = y - _EYES - 0.115 + 0.02 * au[6] + 0.6 * (side - eye) ** 2
-        total += (0.12 + 0.2 * age + 0.4 * au[6] + 0.2 * au[7]) * _bell(side - eye, 0.13) * _bell(under, 0.018)
-        chin = _bell(x, 0.13) * _bell(y - 0.745 - 0.12 * au[26] - 0.04 * au[16], 0.025)
+        total += (0.12 + 0.2 * age + 0.4 * au[6] + 0.2 * au[7]) * gaussian(side - eye, 0.13) * gaussian(under, 0.018)
+        chin = gaussian(x, 0.13) * gaussian(y - 0.745 - 0.12 * au[26] - 0.04 * au[16], 0.025)
         total += (0.12 + 0.35 * au[15] + 0.3 * au[23]) * chin
-        total += 0.25 * _bell(x, nose_width) * _bell(y - self.nose - 0.065, 0.02)  # shadow below the nose
+        total += 0.25 * gaussian(x, nose_width) * gaussian(y - self.nose - 0.065, 0.02)  # shadow below the nose
         np.minimum(total, 1, out=total)
         return total
 
     def corner(self) -> tuple[float, float]:
         """Where the corner of the mouth is: distance from the middle, and height."""
         au = self.au
-        width = self.look["mouth_width"] * (1 + 0.38 * au[12] + 0.4 * au[20] - 0.14 * au[23] + 0.05 * au[15])
+        width = self.appearance["mouth_width"] * (1 + 0.38 * au[12] + 0.4 * au[20] - 0.14 * au[23] + 0.05 * au[15])
         width *= 1 - 0.22 * au[26] * (1 - au[20])
         return width, _MOUTH - 0.018 - 0.115 * au[12] + 0.115 * au[15] + 0.04 * au[20] + 0.03 * au[23] + 0.06 * au[26]
 
     def backdrop(self) -> None:
-        fall = 0.95 - 0.25 * self.v + 0.15 * self.look["light_x"] * self.u
-        self.picture[:] = _hue(self.look["backdrop"], 0.5, 0.13) * fall
+        fall = 0.95 - 0.25 * self.v + 0.15 * self.appearance["light_x"] * self.u
+        self.picture[:] = hue_color(self.appearance["backdrop"], 0.5, 0.13) * fall
 
     def body(self) -> None:
         """Long hair behind, neck, clothes and ears."""
-        v, out, look = self.v, np.abs(self.u), self.look
+        v, out, look = self.v, np.abs(self.u), self.appearance
         width = look["face_width"] * look["hair_volume"]
         if look["hair_length"] > 0.62:
             skull = width * np.sqrt(np.maximum(1 - v * v, 0)) - 0.03
@@ -164,32 +164,34 @@ class Portrait:
         neck = self.fill(0.54 * look["face_width"] + 0.1 * (v - 1) ** 2 - out) * self.fill(v - 0.5)
         self.paint(self.skin * np.clip(1.2 * v - 0.64, 0.45, 0.8), neck)
         collar = 1.12 - 0.08 * out + 0.35 * np.square(np.maximum(out - 0.3, 0))
-        self.paint(_hue(look["clothes"], 0.42, 0.25) * (1.15 - 0.3 * out), self.fill(v - collar))
-        ear = _reach((out - 0.98 * look["face_width"]) / 0.09, (v - 0.08) / (0.2 * look["ear"]))
+        self.paint(hue_color(look["clothes"], 0.42, 0.25) * (1.15 - 0.3 * out), self.fill(v - collar))
+        ear = norm((out - 0.98 * look["face_width"]) / 0.09, (v - 0.08) / (0.2 * look["ear"]))
         self.paint(self.skin * self.light * (0.75 + 0.2 * np.minimum(ear, 1)), self.fill((1 - ear) * 0.09))
 
     def head(self) -> None:
         """Skin, blush, beard and nostrils."""
-        look, au, v, x, y, side = self.look, self.au, self.v, self.x, self.y, self.side
-        across = np.abs(self.u) / (look["face_width"] * (1 - 0.17 * ease((v - 0.1) / 0.9)))
+        look, au, v, x, y, side = self.appearance, self.au, self.v, self.x, self.y, self.side
+        across = np.abs(self.u) / (look["face_width"] * (1 - 0.17 * smoothstep((v - 0.1) / 0.9)))
         down = np.where(v > 0, v / (look["face_length"] + 0.11 * au[26]), -v)
         power = np.where(v > 0, np.float32(look["jaw"]), np.float32(2.3))
         self.face = self.fill((1 - (across**power + down**power) ** (1 / power)) * 0.72)
-        flush = _bell(side - 0.4, 0.16) * _bell(y - 0.25, 0.14) + 0.7 * _bell(x, 0.12) * _bell(y - self.nose, 0.1)
+        flush = gaussian(side - 0.4, 0.16) * gaussian(y - 0.25, 0.14) + 0.7 * gaussian(x, 0.12) * gaussian(
+            y - self.nose, 0.1
+        )
         skin = self.skin * (1 - (0.02 + 0.17 * look["redness"]) * flush * _rgb(0.1, 1.0, 0.8))
         if look["beard"] > 0.72:
-            start = 0.43 + 0.2 * _bell(side - 0.3, 0.12) - 1.6 * np.square(np.maximum(side - 0.45, 0))
+            start = 0.43 + 0.2 * gaussian(side - 0.3, 0.12) - 1.6 * np.square(np.maximum(side - 0.45, 0))
             curls = 0.92 + 0.08 * np.sin(70 * x) * np.sin(63 * y)
-            density = 2.6 * (look["beard"] - 0.7) * ease((y - start) / 0.1) * curls
+            density = 2.6 * (look["beard"] - 0.7) * smoothstep((y - start) / 0.1) * curls
             skin = skin + (self.hair * 0.8 - skin) * density
         self.paint(skin * self.light, self.face)
         half = 0.3 * look["nose_width"], 0.022
-        nostril = _reach((side - 0.5 * look["nose_width"]) / half[0], (y - self.nose - 0.045 + 0.02 * au[9]) / half[1])
+        nostril = norm((side - 0.5 * look["nose_width"]) / half[0], (y - self.nose - 0.045 + 0.02 * au[9]) / half[1])
         self.paint(self.skin * 0.3, 0.75 * self.fill((1 - nostril) * half[1]))
 
     def mouth(self) -> None:
         """Lips; between them, where they part, the dark, the tongue and the teeth."""
-        au, x, y, lip = self.au, self.x, self.y, self.look["lip"]
+        au, x, y, lip = self.au, self.x, self.y, self.appearance["lip"]
         width, corner = self.corner()
         along = np.minimum(self.side / width, 1)
         bow = 1 - along * along
@@ -201,17 +203,17 @@ class Portrait:
         top = line - (0.3 * gap + 0.055 * au[10] + 0.02 * au[9]) * parted
         bottom = line + (0.7 * gap + 0.055 * au[16]) * parted
         lip *= (1 - 0.65 * au[23]) * (1 - 0.25 * au[12]) * (1 - 0.25 * au[20])
-        upper = top - 0.8 * lip * bow**0.7 * (1 - 0.3 * _bell(along, 0.16))
+        upper = top - 0.8 * lip * bow**0.7 * (1 - 0.3 * gaussian(along, 0.16))
         lower = bottom + lip * bow**0.6
         ends = self.fill(width - self.side)
         lips = self.skin * _rgb(0.86, 0.6, 0.58)
-        if self.look["makeup"] > 0.65:
-            lips = lips + (_rgb(0.72, 0.13, 0.2) - lips) * (self.look["makeup"] - 0.4)
+        if self.appearance["makeup"] > 0.65:
+            lips = lips + (_rgb(0.72, 0.13, 0.2) - lips) * (self.appearance["makeup"] - 0.4)
         self.paint(lips * self.light * 0.93, self.fill(np.minimum(y - upper, line + 0.02 - y)) * ends)
         self.paint(lips * self.light, self.fill(np.minimum(y - line, lower - y)) * ends)
         inside = self.fill(np.minimum(y - top, bottom - y)) * ends
         self.paint(_rgb(0.24, 0.07, 0.07), inside)
-        tongue = _reach(x / (0.62 * width), (y - _MOUTH - 0.75 * gap - 0.06) / 0.09)
+        tongue = norm(x / (0.62 * width), (y - _MOUTH - 0.75 * gap - 0.06) / 0.09)
         self.paint(_rgb(0.68, 0.3, 0.3), inside * self.fill((1 - tongue) * 0.09) * min(1.0, 3 * gap))
         row = inside * self.fill(0.88 * width - self.side)
         self.paint(_rgb(0.95, 0.93, 0.88) * (1 - 0.25 * along), row * self.fill(top + 0.085 - y))
@@ -222,7 +224,7 @@ class Portrait:
 
     def eyes(self) -> None:
         """Eyeballs with iris and shadow, lids and lashes."""
-        au, look, y = self.au, self.look, self.y
+        au, look, y = self.au, self.appearance, self.y
         width, middle = look["eye_width"], look["eye_distance"]
         along = (self.side - middle) / width
         bow = np.maximum(1 - along * along, 0)
@@ -235,12 +237,12 @@ class Portrait:
         shadow = 0.72 + 0.28 * np.clip((y - upper) / 0.06, 0, 1)  # of the upper lid
         self.paint(_rgb(0.96, 0.95, 0.93) * shadow * np.sqrt(self.light), ball)
         away = self.x - np.where(self.x > 0, np.float32(middle), -np.float32(middle)) - 0.028 * look["gaze_x"]
-        iris = _reach(away, y - _EYES + 0.012 - 0.015 * look["gaze_y"])
-        colour = _mix(_IRIS, look["iris"])
+        iris = norm(away, y - _EYES + 0.012 - 0.015 * look["gaze_y"])
+        colour = gradient_color(_IRIS, look["iris"])
         self.paint(colour * (0.6 + 5 * iris), ball * self.fill(0.078 - iris))
         self.paint(colour * 0.4, ball * self.stroke(iris - 0.074, 0.008))
         self.paint(_rgb(0.04, 0.03, 0.03), ball * self.fill(0.036 - iris))
-        glint = _reach(away - math.copysign(0.026, look["light_x"]), y - _EYES + 0.04)
+        glint = norm(away - math.copysign(0.026, look["light_x"]), y - _EYES + 0.04)
         self.paint(_rgb(1, 1, 1), 0.9 * ball * self.fill(0.02 - glint))
         lids = np.abs(along) < 1
         lash = 0.013 + 0.012 * max(0.0, look["makeup"] - 0.4)
@@ -250,7 +252,7 @@ class Portrait:
         self.paint(self.skin * 0.5 * self.light, 0.6 * fold * lids)
 
     def brows(self) -> None:
-        au, look = self.au, self.look
+        au, look = self.au, self.appearance
         inner, outer = 0.12 - 0.035 * au[4], look["eye_distance"] + look["eye_width"] + 0.04
         along = np.clip((self.side - inner) / (outer - inner), 0, 1)
         middle = _EYES - look["brow_height"] + (0.03 * au[4] + 0.05 * au[9]) * (1 - au[1])
@@ -264,7 +266,7 @@ class Portrait:
 
     def strands(self) -> Plane:
         """Brightness of hair: strands that run down from the parting, under the lamp."""
-        look = self.look
+        look = self.appearance
         angle = 60 * np.arctan2(self.u - look["hair_part"], self.v + 1.6) + 4 * look["hair_wave"] * np.sin(7 * self.v)
         lamp = self.normal[0] * look["light_x"] - self.normal[1] * (0.3 - look["light_y"])
         bright: Plane = (
@@ -274,14 +276,14 @@ class Portrait:
 
     def fringe(self) -> None:
         """Hair over skull and temples: none, shaved, short or long."""
-        look, v, out = self.look, self.v, np.abs(self.u)
+        look, v, out = self.appearance, self.v, np.abs(self.u)
         if look["hair_length"] < 0.06:
             return
         shaved, long = look["hair_length"] < 0.16, look["hair_length"] > 0.62
         volume = 1.02 if shaved else look["hair_volume"]
         width = look["face_width"] * volume
         wave = look["hair_wave"] * np.sin(14 * np.arctan2(self.u, -v - 0.1))
-        cap = self.fill((1.02 - _reach(out / width, (v + 0.02) / (0.98 * volume)) + 0.02 * wave) * 0.9)
+        cap = self.fill((1.02 - norm(out / width, (v + 0.02) / (0.98 * volume)) + 0.02 * wave) * 0.9)
         away = np.abs(self.u - look["hair_part"])
         line = look["hair_line"] - 0.1 + 0.42 * away**1.4 + (0.05 + 0.05 * wave) * away
         grown = np.minimum(line + 2.2 * np.maximum(out - 0.78 * look["face_width"], 0), 0.1) - v
@@ -292,22 +294,22 @@ class Portrait:
 
     def glasses(self) -> None:
         """A quarter of the faces wear them, with frames from oval to square."""
-        look = self.look
+        look = self.appearance
         if look["glasses"] > 0.25:
             return
         across, down = self.side - look["eye_distance"] - 0.01, self.y - _EYES - 0.03
         power = 2 + 3 * look["frame"]
         rim = ((np.abs(across) / 0.235) ** power + (np.abs(down) / 0.19) ** power) ** (1 / power)
         lens = self.fill((1 - rim) * 0.19)
-        self.paint(_rgb(0.95, 0.97, 1.0), (0.1 + 0.18 * _bell(across + down - 0.08, 0.045)) * lens)
+        self.paint(_rgb(0.95, 0.97, 1.0), (0.1 + 0.18 * gaussian(across + down - 0.08, 0.045)) * lens)
         half = 0.012 + 0.05 * look["glasses"]
         temple = self.stroke(down + 0.08, half) * (across > 0.22)
         bars = np.where(self.side < 0.2, self.stroke(down + 0.06, half), temple)
         metal = np.maximum(self.stroke((rim - 1) * 0.19, half), bars * (1 - lens))
-        self.paint(_mix(_FRAMES, look["frame"]), metal * self.face)
+        self.paint(gradient_color(_FRAMES, look["frame"]), metal * self.face)
 
 
-def photograph(picture: Colour, look: Mapping[str, float], rng: np.random.Generator) -> NDArray[np.uint8]:
+def camera_effects(picture: Colour, look: Mapping[str, float], rng: np.random.Generator) -> NDArray[np.uint8]:
     """[3, size, size], 0 to 1, through a camera: white balance, exposure, focus and grain; [size, size, 3]."""
     warm, size = look["light_warmth"], picture.shape[1]
     exposed = np.clip(picture * (_rgb(1 + 0.09 * warm, 1, 1 - 0.11 * warm) * look["exposure"]), 0, 1)
@@ -323,30 +325,30 @@ def _rgb(red: float, green: float, blue: float) -> Colour:
     return np.array([red, green, blue], np.float32).reshape(3, 1, 1)
 
 
-def _hue(turn: float, level: float, chroma: float) -> Colour:
+def hue_color(turn: float, level: float, chroma: float) -> Colour:
     """A colour of the wheel, [3, 1, 1]."""
     return _rgb(*(level + chroma * math.cos(2 * math.pi * (turn + third / 3)) for third in range(3)))
 
 
-def _mix(stops: Sequence[int], place: float) -> Colour:
+def gradient_color(stops: Sequence[int], place: float) -> Colour:
     """The colour at `place`, 0 to 1, along the 0xRRGGBB `stops`, [3, 1, 1]."""
     at = np.linspace(0, 1, len(stops))
     return _rgb(*(np.interp(place, at, [stop >> shift & 255 for stop in stops]) / 255 for shift in (16, 8, 0)))
 
 
-def _reach(across: Plane, down: Plane) -> Plane:
+def norm(across: Plane, down: Plane) -> Plane:
     """Length of a vector; `np.hypot` takes ten times as long."""
     length: Plane = np.sqrt(across * across + down * down)
     return length
 
 
-def _bell(distance: Plane, width: Plane | float) -> Plane:
+def gaussian(distance: Plane, width: Plane | float) -> Plane:
     """1 at distance 0, 1/e at `width`."""
     height: Plane = np.exp(-np.square(distance / width))
     return height
 
 
-def ease(t: Any) -> Any:
+def smoothstep(t: Any) -> Any:
     """0 below 0, 1 above 1, smooth between."""
     t = np.clip(t, 0, 1)
     return t * t * (3 - 2 * t)

@@ -11,7 +11,7 @@ from typing import Any, Generic, NamedTuple, TypeVar
 
 import torch
 
-from adadf_dist.data.loaders.prefetch import Ahead
+from adadf_dist.data.loaders.prefetch import BackgroundPrefetcher
 from adadf_dist.data.workers.process import (
     DeadWorkerError,
     Worker,
@@ -48,7 +48,7 @@ class WorkerPool(Generic[S, R]):
         self._count = workers
         self._ahead = ahead
         self._workers: list[Worker] = []
-        self._streams: list[Ahead[R]] = []
+        self._streams: list[BackgroundPrefetcher[R]] = []
 
     def _start(self) -> None:
         for number in range(self._count):
@@ -66,7 +66,7 @@ class WorkerPool(Generic[S, R]):
             if not worker.process.is_alive():  # its pipe may still hold the end of an earlier pass
                 raise worker.describe_death()
             worker.send(ForkingPickler.dumps(task))
-        self._streams = [Ahead(receive(worker), self._ahead) for worker in self._workers]
+        self._streams = [BackgroundPrefetcher(receive(worker), self._ahead) for worker in self._workers]
         turns = [iter(stream) for stream in self._streams]
         while True:
             for turn in turns:

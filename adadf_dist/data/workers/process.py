@@ -21,7 +21,7 @@ from multiprocessing.context import ForkServerContext, ForkServerProcess
 from multiprocessing.process import BaseProcess
 from typing import Any, NamedTuple
 
-from adadf_dist.errors import UserError, one_line
+from adadf_dist.errors import UserError, single_line
 
 warnings.filterwarnings("ignore", ".*found in sys.modules after import of package", RuntimeWarning)
 """Of runpy in workers: the server has imported the main module already, which is what it is for."""
@@ -155,7 +155,7 @@ def start_worker(
             process = context.Process(target=target, args=(far_end, *arguments), name=name, daemon=True)
             process.start()
     except (EOFError, OSError) as error:
-        raise DeadWorkerError(f"{name} cannot start ({one_line(error)})") from None
+        raise DeadWorkerError(f"{name} cannot start ({single_line(error)})") from None
     return Worker(process, pipe)
 
 

@@ -50,7 +50,7 @@ class StopError(BaseException):
     """Ends a worker's task because the parent has closed the pipe. No handler of `Exception` may swallow it."""
 
 
-def run_tasks(
+def map_tasks(
     work: Work[S, T, R], shared: S, tasks: Sequence[T], workers: int, on_samples: Callable[[int], object]
 ) -> list[R]:
     """Run `work(shared, task, on_sample)` for every task, in this process when one worker is enough.
@@ -72,14 +72,14 @@ def run_tasks(
 
 
 @dataclass(frozen=True)
-class Processes:
+class ProcessPool:
     """Worker processes on this machine."""
 
     workers: int
 
     def run(self, work: Work[S, T, R], shared: S, tasks: Sequence[T], on_samples: Callable[[int], object]) -> list[R]:
-        """As `run_tasks`."""
-        return run_tasks(work, shared, tasks, self.workers, on_samples)
+        """As `map_tasks`."""
+        return map_tasks(work, shared, tasks, self.workers, on_samples)
 
 
 @contextmanager
@@ -172,7 +172,7 @@ class TaskRunner:
                 work, shared = pickle.loads(self._orders)
                 self._orders = b""
                 self._function = lambda task, on_sample: work(shared, task, on_sample)
-            result = self._function(pickle.loads(task), self.on_sample)
+            result = self._function(pickle.loads(task), self.on_sample_done)
             return ForkingPickler.dumps(Report(self._samples, finished=True, result=result))
         except StopError:
             raise
@@ -181,7 +181,7 @@ class TaskRunner:
         finally:
             self._samples = 0
 
-    def on_sample(self) -> None:
+    def on_sample_done(self) -> None:
         """Count a sample. Raises `StopError` when the parent has closed the pipe."""
         self._samples += 1
         if self._poll.poll(0):  # during a task the parent sends nothing, so the pipe is readable only once it is closed

@@ -19,13 +19,13 @@ from adadf_dist.report.figures.style import (
     SOFT,
     WIDTH,
     colour,
-    mark,
+    format_epoch_axis,
+    marker,
     new_figure,
-    over_epochs,
 )
-from adadf_dist.report.run_reader import Run
+from adadf_dist.report.run_reader import RunData
 
-DEEP = 0.55
+DARK_CELL = 0.55
 """Share from which a cell is dark enough for white letters."""
 
 
@@ -37,9 +37,9 @@ def confusion(matrices: dict[str, NDArray[np.int64]], classes: Sequence[str]) ->
     for axes, (title, counts) in zip(panels, matrices.items(), strict=True):
         totals = counts.sum(axis=1)
         shares = counts / np.maximum(totals, 1)[:, None]
-        cells(axes, shares)
+        draw_heatmap(axes, shares)
         for row, column in np.ndindex(*shares.shape):
-            tone = "white" if shares[row, column] > DEEP else INK
+            tone = "white" if shares[row, column] > DARK_CELL else INK
             text = f"{100 * shares[row, column]:.0f}" if counts[row, column] else "·"
             axes.text(column, row, text, ha="center", va="center", fontsize=7.5, color=tone)
         names = [f"{name} ({total})" for name, total in zip(classes, totals, strict=True)]
@@ -49,7 +49,7 @@ def confusion(matrices: dict[str, NDArray[np.int64]], classes: Sequence[str]) ->
     return figure
 
 
-def cells(axes: Any, shares: NDArray[np.float64]) -> None:
+def draw_heatmap(axes: Any, shares: NDArray[np.float64]) -> None:
     """[R, K] in [0, 1] as squares of one colour, the more opaque the larger."""
     rows, columns = shares.shape
     for row, column in np.ndindex(rows, columns):
@@ -61,7 +61,7 @@ def cells(axes: Any, shares: NDArray[np.float64]) -> None:
         spine.set(visible=True, color=LINE)
 
 
-def distributions(run: Run) -> Figure:
+def distributions(run: RunData) -> Figure:
     """The class distributions as the last epoch left them, one panel a class (the paper's Figure 4)."""
     classes, last = run.classes, run.history[-1]
     columns = min(4, len(classes))
@@ -97,15 +97,15 @@ def distributions(run: Run) -> Figure:
     return figure
 
 
-def thresholds(run: Run) -> Figure:
+def thresholds(run: RunData) -> Figure:
     """Each class's own description degree over epochs, and when it met the threshold."""
-    classes, met = run.classes, run.stacked("class_threshold_met") > 0
-    own = np.diagonal(run.stacked("class_means"), axis1=1, axis2=2)
+    classes, met = run.classes, run.stack_history("class_threshold_met") > 0
+    own = np.diagonal(run.stack_history("class_means"), axis1=1, axis2=2)
     figure = new_figure(2.7)
     left, right = figure.subplots(1, 2, width_ratios=(1.25, 1))
     for number, name in enumerate(classes):
-        style = {"color": colour(number), "marker": mark(number), "label": name}
-        left.plot(run.numbers, own[:, number], **style, markevery=max(1, len(run.epochs) // 12), linewidth=1.2)
+        style = {"color": colour(number), "marker": marker(number), "label": name}
+        left.plot(run.epoch_numbers, own[:, number], **style, markevery=max(1, len(run.epochs) // 12), linewidth=1.2)
     left.axhline(run.config.class_distributions.threshold, color=INK, linewidth=0.8, linestyle=":")
     left.annotate(
         "t",
@@ -117,16 +117,16 @@ def thresholds(run: Run) -> Figure:
         style="italic",
     )
     left.set(title="Own degree of the class mean (4)", ylabel="description degree", ylim=(0, 1))
-    over_epochs(left, run.numbers)
+    format_epoch_axis(left, run.epoch_numbers)
     for row, column in np.ndindex(*met.T.shape):
         tone = colour(row) if met[column, row] else LINE
         right.add_patch(
-            Rectangle((float(run.numbers[column]) - 0.46, row - 0.4), 0.92, 0.8, facecolor=tone, linewidth=0)
+            Rectangle((float(run.epoch_numbers[column]) - 0.46, row - 0.4), 0.92, 0.8, facecolor=tone, linewidth=0)
         )
     right.set_yticks(range(len(classes)), classes)
     right.set(title="Threshold met", ylim=(len(classes) - 0.5, -0.5))
-    over_epochs(right, run.numbers)
-    right.set_xlim(run.numbers[0] - 0.5, run.numbers[-1] + 0.5)
+    format_epoch_axis(right, run.epoch_numbers)
+    right.set_xlim(run.epoch_numbers[0] - 0.5, run.epoch_numbers[-1] + 0.5)
     right.grid(visible=False)
     right.tick_params(axis="y", length=0)
     right.spines["left"].set_visible(False)
@@ -135,7 +135,7 @@ def thresholds(run: Run) -> Figure:
     return figure
 
 
-def attention(run: Run) -> Figure:
+def attention(run: RunData) -> Figure:
     """w' of eq 11 by class: over faces in the last epoch, and its mean over epochs."""
     assert run.faces is not None
     classes, labels = run.classes, run.faces.labels
@@ -154,17 +154,19 @@ def attention(run: Run) -> Figure:
     left.set_xticks(range(len(classes)), classes, rotation=40, ha="right", rotation_mode="anchor")
     low = run.config.loss.lambda_min
     left.axhline(low, color=SOFT, linewidth=0.7, linestyle=":")
-    left.set(title=f"Epoch {run.numbers[-1]}: faces, quartiles, median", ylabel="attention weight w'", ylim=(0, 1.03))
+    left.set(
+        title=f"Epoch {run.epoch_numbers[-1]}: faces, quartiles, median", ylabel="attention weight w'", ylim=(0, 1.03)
+    )
     left.tick_params(axis="x", length=0)
     left.grid(axis="y")
     means = np.array(
         [class_means(epoch["attention"].astype(np.float64), labels, len(classes)) for epoch in run.history]
     )
     for number, name in enumerate(classes):
-        style = {"color": colour(number), "marker": mark(number), "label": name}
-        right.plot(run.numbers, means[:, number], **style, markevery=max(1, len(run.epochs) // 12), linewidth=1.2)
+        style = {"color": colour(number), "marker": marker(number), "label": name}
+        right.plot(run.epoch_numbers, means[:, number], **style, markevery=max(1, len(run.epochs) // 12), linewidth=1.2)
     right.set(title="Mean over epochs", ylabel="mean attention weight w'")
-    over_epochs(right, run.numbers)
+    format_epoch_axis(right, run.epoch_numbers)
     handles, names = right.get_legend_handles_labels()
     figure.legend(handles, names, loc="outside lower center", ncols=min(len(classes), 8), columnspacing=1.2)
     return figure

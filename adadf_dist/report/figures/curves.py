@@ -9,12 +9,12 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from adadf_dist.method.losses import ramp_weights
-from adadf_dist.report.comparison import ways
-from adadf_dist.report.figures.style import ACCENT, INK, SOFT, colour, dash, new_figure, over_epochs
-from adadf_dist.report.run_reader import Run
+from adadf_dist.report.comparison import group_by_config
+from adadf_dist.report.figures.style import ACCENT, INK, SOFT, colour, dash_pattern, format_epoch_axis, new_figure
+from adadf_dist.report.run_reader import RunData
 
 
-def curves(run: Run) -> Figure:
+def curves(run: RunData) -> Figure:
     """The course of one run."""
     figure = new_figure(4.7)
     panels = figure.subplots(2, 3).ravel()
@@ -27,58 +27,60 @@ def curves(run: Run) -> Figure:
     return figure
 
 
-def accuracies(axes: Any, run: Run) -> None:
+def accuracies(axes: Any, run: RunData) -> None:
     """With Wilson's interval, and the selected epoch marked."""
     bands = np.array([record["validation"]["accuracy_interval"] for record in run.epochs])
-    axes.fill_between(run.numbers, *(100 * bands.T), color=colour(0), alpha=0.18, linewidth=0)
-    axes.plot(run.numbers, 100 * run.values("accuracy"), color=colour(0), **points(run), label="accuracy, 95 %")
+    axes.fill_between(run.epoch_numbers, *(100 * bands.T), color=colour(0), alpha=0.18, linewidth=0)
+    axes.plot(run.epoch_numbers, 100 * run.values("accuracy"), color=colour(0), **points(run), label="accuracy, 95 %")
     mean = 100 * run.values("mean_class_accuracy")
-    axes.plot(run.numbers, mean, color=colour(1), linestyle=dash(1), **points(run), label="mean class accuracy")
+    axes.plot(
+        run.epoch_numbers, mean, color=colour(1), linestyle=dash_pattern(1), **points(run), label="mean class accuracy"
+    )
     best = run.best
     where = (best["epoch"], 100 * best["validation"]["accuracy"])
     axes.plot(*where, "o", markersize=7, markerfacecolor="none", markeredgecolor=INK, label="selected epoch")
     axes.set(title="Validation", ylabel="accuracy (%)")
-    over_epochs(axes, run.numbers)
-    below(axes)
+    format_epoch_axis(axes, run.epoch_numbers)
+    legend_below(axes)
 
 
-def losses(axes: Any, run: Run) -> None:
+def losses(axes: Any, run: RunData) -> None:
     shown = {"total": "total (14)", "kl_divergence": "KL divergence (13)", "cross_entropy": "cross entropy (3)"}
     shown["rank_regularization"] = "rank regularisation (9)"
     if run.config.loss.supervision == "one_hot":
         shown = {"cross_entropy": "cross entropy"}
     for number, (name, label) in enumerate(shown.items()):
-        style = {"color": colour(number), "linestyle": dash(number), "label": label}
-        axes.plot(run.numbers, run.values(name), **style, **points(run))
+        style = {"color": colour(number), "linestyle": dash_pattern(number), "label": label}
+        axes.plot(run.epoch_numbers, run.values(name), **style, **points(run))
     axes.set(title="Training losses", ylabel="loss (nats)")
     axes.set_ylim(bottom=0)
-    over_epochs(axes, run.numbers)
-    below(axes)
+    format_epoch_axis(axes, run.epoch_numbers)
+    legend_below(axes)
 
 
-def ramps(axes: Any, run: Run) -> None:
+def ramps(axes: Any, run: RunData) -> None:
     """Equations 15 and 16 over all epochs that the run is to have; what is still to come is faint."""
     epochs = np.arange(1, run.config.epochs + 1)
     weights = [ramp_weights(int(epoch), run.config.loss.epoch_threshold) for epoch in epochs]
     done = len(run.epochs)
     for number, (name, label) in enumerate((("kl", "$w_{kl}$ (15), target"), ("ce", "$w_{ce}$ (16), auxiliary"))):
         values = [getattr(weight, name) for weight in weights]
-        axes.plot(epochs, values, color=colour(number), linestyle=dash(number), alpha=0.35)
-        axes.plot(epochs[:done], values[:done], color=colour(number), linestyle=dash(number), label=label)
+        axes.plot(epochs, values, color=colour(number), linestyle=dash_pattern(number), alpha=0.35)
+        axes.plot(epochs[:done], values[:done], color=colour(number), linestyle=dash_pattern(number), label=label)
     axes.axvline(run.config.loss.epoch_threshold, color=SOFT, linewidth=0.8, linestyle=":")
     axes.set(title="Weights of the losses", ylabel="weight", ylim=(0, 1.06))
-    over_epochs(axes, epochs)
-    below(axes)
+    format_epoch_axis(axes, epochs)
+    legend_below(axes)
 
 
-def line(axes: Any, run: Run, values: Any, title: str, unit: str) -> None:
-    axes.plot(run.numbers, values, color=ACCENT, **points(run))
+def line(axes: Any, run: RunData, values: Any, title: str, unit: str) -> None:
+    axes.plot(run.epoch_numbers, values, color=ACCENT, **points(run))
     axes.set(title=title, ylabel=unit)
     axes.set_ylim(0, 1.08 * max(float(np.nanmax(values)), 1e-9) if np.isfinite(values).any() else 1)
-    over_epochs(axes, run.numbers)
+    format_epoch_axis(axes, run.epoch_numbers)
 
 
-def overlay(runs: Sequence[Run]) -> Figure:
+def overlay(runs: Sequence[RunData]) -> Figure:
     """Several runs in the same axes: a colour a way of training, a dash a run of it."""
     figure = new_figure(2.7)
     panels = figure.subplots(1, 3)
@@ -87,26 +89,26 @@ def overlay(runs: Sequence[Run]) -> Figure:
         ("Mean class accuracy", "accuracy (%)", "mean_class_accuracy", 100),
         ("Validation cross entropy", "nats", "cross_entropy", 1),
     )
-    longest = max((run.numbers for run in runs), key=len)
+    longest = max((run.epoch_numbers for run in runs), key=len)
     for axes, (title, unit, name, factor) in zip(panels, shown, strict=True):
-        for number, way in enumerate(ways(runs)):
+        for number, way in enumerate(group_by_config(runs)):
             for seed, run in enumerate(way):
                 values = [factor * record["validation"][name] for record in run.epochs]
-                style = {"color": colour(number), "linestyle": dash(seed), "label": run.name}
-                axes.plot(run.numbers, values, **style, **points(run))
+                style = {"color": colour(number), "linestyle": dash_pattern(seed), "label": run.name}
+                axes.plot(run.epoch_numbers, values, **style, **points(run))
         axes.set(title=title, ylabel=unit)
-        over_epochs(axes, longest)
+        format_epoch_axis(axes, longest)
     handles, labels = panels[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=min(len(runs), 3), handlelength=2.4)
     return figure
 
 
-def below(axes: Any) -> None:
+def legend_below(axes: Any) -> None:
     """The legend, where no curve can ever run through it."""
     place = {"loc": "upper left", "bbox_to_anchor": (-0.02, -0.27)}
     axes.legend(**place, handlelength=1.8, borderaxespad=0, labelspacing=0.35)
 
 
-def points(run: Run) -> dict[str, Any]:
+def points(run: RunData) -> dict[str, Any]:
     """Epochs as dots while they are few."""
     return {"marker": "o"} if len(run.epochs) <= 12 else {}

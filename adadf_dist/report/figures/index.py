@@ -11,12 +11,12 @@ from matplotlib.figure import Figure
 
 from adadf_dist.report.figures.class_figures import attention, confusion, distributions, thresholds
 from adadf_dist.report.figures.curves import curves, overlay
-from adadf_dist.report.figures.tracked_sample import Listed, face_figure
+from adadf_dist.report.figures.tracked_sample import TrackedSample, face_figure
 from adadf_dist.report.figures.tsne import FEWEST_POINTS, MOST_POINTS, feature_map
-from adadf_dist.report.run_reader import Run
+from adadf_dist.report.run_reader import RunData
 
 
-class Drawn(NamedTuple):
+class FigureSpec(NamedTuple):
     name: str
     """Of its files, and its place in the page."""
     title: str
@@ -24,28 +24,28 @@ class Drawn(NamedTuple):
     caption: str
 
 
-def figures_of(runs: Sequence[Run], face: Listed | None) -> Iterator[Drawn]:
+def list_figures(runs: Sequence[RunData], face: TrackedSample | None) -> Iterator[FigureSpec]:
     """Of the first run, and of all laid over each other where there are several."""
     run = runs[0]
     if len(runs) > 1:
-        yield Drawn("runs", "Runs compared", lambda: overlay(runs), "Validation after each epoch.")
+        yield FigureSpec("runs", "Runs compared", lambda: overlay(runs), "Validation after each epoch.")
     one_hot = run.config.loss.supervision == "one_hot"
-    yield Drawn(
+    yield FigureSpec(
         "curves",
         "Training",
         lambda: curves(run),
         "Mean of each epoch's steps, and validation after it; numbers in brackets are the paper's equations. "
         f"Dotted: the epoch threshold ({run.config.loss.epoch_threshold}).",
     )
-    yield Drawn("confusion", "Confusion", lambda: confusion(matrices(run), run.classes), about_confusion(run))
+    yield FigureSpec("confusion", "Confusion", lambda: confusion(matrices(run), run.classes), confusion_caption(run))
     if run.history and not one_hot:
-        yield Drawn(
+        yield FigureSpec(
             "class_distributions",
             "Class distributions",
             lambda: distributions(run),
-            f"As epoch {run.numbers[-1]} left them (eq 5; the paper's Figure 4). In the page, below: epoch by epoch.",
+            f"After epoch {run.epoch_numbers[-1]} (eq 5; the paper's Figure 4). In the page, below: by epoch.",
         )
-        yield Drawn(
+        yield FigureSpec(
             "thresholds",
             "Thresholds",
             lambda: thresholds(run),
@@ -53,19 +53,19 @@ def figures_of(runs: Sequence[Run], face: Listed | None) -> Iterator[Drawn]:
             "threshold distribution instead.",
         )
     if run.history and run.faces is not None and run.config.loss.supervision == "fused":
-        yield Drawn(
+        yield FigureSpec(
             "attention",
             "Attention weights",
             lambda: attention(run),
             "Each training face's mean w' (eq 11) over the epoch. High: it is taught more by its class, "
             "less by its own label distribution (eq 12).",
         )
-    yield from maps(runs)
+    yield from tsne_figures(runs)
     if face is not None:
-        yield Drawn("face", "An ambiguous face", lambda: face_figure(run, face), about_face(run, face))
+        yield FigureSpec("face", "An ambiguous face", lambda: face_figure(run, face), sample_caption(run, face))
 
 
-def matrices(run: Run) -> dict[str, np.ndarray[tuple[int, ...], np.dtype[np.int64]]]:
+def matrices(run: RunData) -> dict[str, np.ndarray[tuple[int, ...], np.dtype[np.int64]]]:
     """By title: validation of the selected epoch, and test where the run is tested."""
     found = {f"Validation, epoch {run.best['epoch']}": np.array(run.best["validation"]["confusion"])}
     if run.finished and run.result is not None and run.result["test"]:
@@ -73,31 +73,31 @@ def matrices(run: Run) -> dict[str, np.ndarray[tuple[int, ...], np.dtype[np.int6
     return found
 
 
-def about_confusion(run: Run) -> str:
+def confusion_caption(run: RunData) -> str:
     told = "The selected epoch's model, target branch."
     return told if run.finished else f"{told} Test is looked at when the run ends."
 
 
-def maps(runs: Sequence[Run]) -> Iterator[Drawn]:
+def tsne_figures(runs: Sequence[RunData]) -> Iterator[FigureSpec]:
     """Features of the first run, beside those of one that was taught otherwise: a baseline, where there is one."""
 
-    def kinship(run: Run) -> tuple[bool, bool]:
+    def kinship(run: RunData) -> tuple[bool, bool]:
         taught = run.config.loss.supervision
         return taught == runs[0].config.loss.supervision, taught != "one_hot"
 
     others = sorted(runs[1:], key=kinship)
     for split in ("test", "validation"):
-        recorded = runs[0].answers(split)
+        recorded = runs[0].predictions(split)
         if recorded is None or len(recorded.features) < FEWEST_POINTS:
             continue
         shown = {title_of(runs[0]): recorded}
         for other in others:
-            second = other.answers(split)
+            second = other.predictions(split)
             if second is not None and len(second.features) >= FEWEST_POINTS:
                 shown[title_of(other)] = second
                 break
         faces = min(len(recorded.features), MOST_POINTS)
-        yield Drawn(
+        yield FigureSpec(
             "features",
             "Features",
             cache(partial(feature_map, shown)),  # it takes seconds: the page and the folder of figures share it
@@ -107,12 +107,12 @@ def maps(runs: Sequence[Run]) -> Iterator[Drawn]:
         return
 
 
-def title_of(run: Run) -> str:
+def title_of(run: RunData) -> str:
     words = {"fused": "Ada-DF", "label": "label distributions only", "class": "class distributions only"}
     return f"{words.get(run.config.loss.supervision, 'single-label baseline')}: {run.name}"
 
 
-def about_face(run: Run, face: Listed) -> str:
+def sample_caption(run: RunData, face: TrackedSample) -> str:
     weights = face.weights[~np.isnan(face.weights)]
     told = f"Training face {face.key}, labelled {run.classes[face.label]}"
     if run.config.loss.supervision == "fused" and len(weights):

@@ -66,7 +66,7 @@ STYLE: Any = {
 
 
 @contextmanager
-def styled() -> Iterator[None]:
+def plot_style() -> Iterator[None]:
     """Figures are made and saved within."""
     with matplotlib.rc_context(STYLE):
         yield
@@ -81,16 +81,16 @@ def colour(number: int) -> str:
     return COLOURS[number % len(COLOURS)]
 
 
-def mark(number: int) -> str:
+def marker(number: int) -> str:
     return MARKS[(number + number // len(COLOURS)) % len(MARKS)]
 
 
-def dash(number: int) -> Any:
+def dash_pattern(number: int) -> Any:
     """Told apart without colour as well."""
     return DASHES[number % len(DASHES)]
 
 
-def over_epochs(axes: Any, epochs: NDArray[Any]) -> None:
+def format_epoch_axis(axes: Any, epochs: NDArray[Any]) -> None:
     """The x axis of epochs: whole numbers."""
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=6, min_n_ticks=1))
     room = 0.03 * (epochs[-1] - epochs[0]) or 0.5

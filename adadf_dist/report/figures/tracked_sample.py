@@ -13,14 +13,14 @@ from numpy.typing import NDArray
 
 from adadf_dist.errors import UserError
 from adadf_dist.method.class_distributions import class_distributions
-from adadf_dist.report.figures.style import SOFT, colour, mark, new_figure, over_epochs
-from adadf_dist.report.run_reader import Run
+from adadf_dist.report.figures.style import SOFT, colour, format_epoch_axis, marker, new_figure
+from adadf_dist.report.run_reader import RunData
 
 AUXILIARY, FUSED, TARGET = range(3)
 """Places in the history's distributions of a listed face."""
 
 
-class Listed(NamedTuple):
+class TrackedSample(NamedTuple):
     """A training face whose distributions were kept. E epochs, C classes."""
 
     key: str
@@ -34,7 +34,7 @@ class Listed(NamedTuple):
     """[C], shares; None where nobody voted."""
 
 
-def find_listed_face(run: Run, key: str = "") -> Listed | None:
+def find_tracked_sample(run: RunData, key: str = "") -> TrackedSample | None:
     """The face called `key`, or the most ambiguous of those listed; None where the history lists none.
 
     Most ambiguous: the highest entropy of the votes; where there are none, of the last fused distribution.
@@ -63,7 +63,7 @@ def find_listed_face(run: Run, key: str = "") -> Listed | None:
     return listed_face(run, int(np.argmax(np.where(seen, ambiguity, -1)))) if seen.any() else None
 
 
-def place_of(run: Run, key: str, keys: Sequence[str]) -> int:
+def place_of(run: RunData, key: str, keys: Sequence[str]) -> int:
     if key in keys:
         return keys.index(key)
     assert run.faces is not None
@@ -76,15 +76,15 @@ def place_of(run: Run, key: str, keys: Sequence[str]) -> int:
     raise UserError(f"--face {key}: no training face has this key; did you mean {near}?")
 
 
-def listed_face(run: Run, place: int) -> Listed:
+def listed_face(run: RunData, place: int) -> TrackedSample:
     assert run.faces is not None
     number = int(run.history[-1]["listed"][place])
     seen = np.array([epoch["seen"][number] > 0 for epoch in run.history])
-    rows = np.where(seen[:, None, None], run.stacked("listed_distributions")[:, place], np.nan)
+    rows = np.where(seen[:, None, None], run.stack_history("listed_distributions")[:, place], np.nan)
     votes = None if run.faces.votes is None else run.faces.votes[number].astype(np.float64)
     shares = votes / votes.sum() if votes is not None and votes.any() else None
     weights = np.array([epoch["attention"][number] for epoch in run.history], dtype=np.float64)
-    return Listed(str(run.faces.keys[number]), int(run.faces.labels[number]), rows, weights, shares)
+    return TrackedSample(str(run.faces.keys[number]), int(run.faces.labels[number]), rows, weights, shares)
 
 
 def entropy(rows: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -94,7 +94,7 @@ def entropy(rows: NDArray[np.float64]) -> NDArray[np.float64]:
     return found
 
 
-def stages(run: Run, face: Listed) -> dict[str, NDArray[np.float64]]:
+def distribution_stages(run: RunData, face: TrackedSample) -> dict[str, NDArray[np.float64]]:
     """By title: what the face was called, thought to be, taught and predicted, in the last epoch that saw it."""
     last = int(np.flatnonzero(~np.isnan(face.distributions[:, 0, 0]))[-1])
     found = {"votes": face.votes} if face.votes is not None else {}
@@ -107,7 +107,7 @@ def stages(run: Run, face: Listed) -> dict[str, NDArray[np.float64]]:
     return found
 
 
-def class_distribution(run: Run, place: int, label: int) -> NDArray[np.float64]:
+def class_distribution(run: RunData, place: int, label: int) -> NDArray[np.float64]:
     """[C], what eq 12 had of a class in an epoch: what the one before had left."""
     if place:
         left: NDArray[np.float64] = run.history[place - 1]["class_distributions"][label].astype(np.float64)
@@ -117,9 +117,9 @@ def class_distribution(run: Run, place: int, label: int) -> NDArray[np.float64]:
     return np.asarray(commit.distributions[label], dtype=np.float64)
 
 
-def face_figure(run: Run, face: Listed) -> Figure:
+def face_figure(run: RunData, face: TrackedSample) -> Figure:
     """Above, the distributions of the last epoch; below, those that move, over epochs."""
-    classes, shown = run.classes, stages(run, face)
+    classes, shown = run.classes, distribution_stages(run, face)
     moving = {"Auxiliary (label distribution)": AUXILIARY, "Fused": FUSED, "Target (prediction)": TARGET}
     if run.config.loss.supervision == "one_hot":
         moving = {"Target (prediction)": TARGET}
@@ -148,11 +148,11 @@ def face_figure(run: Run, face: Listed) -> Figure:
     panels = np.atleast_1d(lower.subplots(1, len(moving), sharey=True))
     for axes, (title, stage) in zip(panels, moving.items(), strict=True):
         for number, name in enumerate(classes):
-            style = {"color": colour(number), "marker": mark(number), "label": name, "linewidth": 1.2}
+            style = {"color": colour(number), "marker": marker(number), "label": name, "linewidth": 1.2}
             every = max(1, len(run.epochs) // 12)
-            axes.plot(run.numbers, face.distributions[:, stage, number], **style, markevery=every)
+            axes.plot(run.epoch_numbers, face.distributions[:, stage, number], **style, markevery=every)
         axes.set(title=title, ylim=(0, 1.02))
-        over_epochs(axes, run.numbers)
+        format_epoch_axis(axes, run.epoch_numbers)
     panels[0].set_ylabel("description degree")
     handles, names = panels[0].get_legend_handles_labels()
     lower.legend(handles, names, loc="outside lower center", ncols=min(len(classes), 8), columnspacing=1.2)

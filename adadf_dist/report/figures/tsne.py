@@ -9,20 +9,20 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from numpy.typing import NDArray
 
-from adadf_dist.report.figures.style import SOFT, WIDTH, colour, mark, new_figure
-from adadf_dist.tracking.artifacts import Recorded
+from adadf_dist.report.figures.style import SOFT, WIDTH, colour, marker, new_figure
+from adadf_dist.tracking.artifacts import SavedPredictions
 
 MOST_POINTS = 1000
 FEWEST_POINTS = 10
 
 
-def chosen(recorded: Recorded) -> NDArray[np.int64]:
+def subsample(recorded: SavedPredictions) -> NDArray[np.int64]:
     """Rows of the recorded features that are shown, evenly spread."""
     rows = len(recorded.features)
     return np.unique(np.linspace(0, rows - 1, min(rows, MOST_POINTS)).round().astype(np.int64))
 
 
-def embed(features: NDArray[np.float32]) -> NDArray[np.float64]:
+def tsne_embedding(features: NDArray[np.float32]) -> NDArray[np.float64]:
     """[M, 2] of features [M, F]: t-SNE from their principal components, the same on every call and any cores."""
     from sklearn.manifold import TSNE
     from threadpoolctl import threadpool_limits
@@ -34,25 +34,25 @@ def embed(features: NDArray[np.float32]) -> NDArray[np.float64]:
     return points
 
 
-def feature_map(runs: Mapping[str, Recorded]) -> Figure:
+def feature_map(runs: Mapping[str, SavedPredictions]) -> Figure:
     """One map a run, by title, of the same split; a face's colour and mark are those of its annotated class."""
     side = WIDTH / 2
     width = WIDTH if len(runs) > 1 else side + 1.4
     figure = new_figure(side + 0.25, width)
     panels = np.atleast_1d(figure.subplots(1, len(runs)))
     for axes, (title, recorded) in zip(panels, runs.items(), strict=True):
-        rows = chosen(recorded)
-        points, labels = embed(recorded.features[rows]), recorded.faces.labels[recorded.featured[rows]]
+        rows = subsample(recorded)
+        points, labels = tsne_embedding(recorded.features[rows]), recorded.faces.labels[recorded.featured[rows]]
         for number in range(len(recorded.faces.classes)):
             mine = points[labels == number]
-            axes.scatter(*mine.T, s=11, color=colour(number), marker=mark(number), alpha=0.75, linewidth=0)
+            axes.scatter(*mine.T, s=11, color=colour(number), marker=marker(number), alpha=0.75, linewidth=0)
         axes.set(title=title, xticks=[], yticks=[])
         axes.set_box_aspect(1)
         axes.margins(0.04)
         for spine in axes.spines.values():
             spine.set(visible=True, color=SOFT, linewidth=0.5)
     handles = [
-        Line2D([], [], color=colour(number), marker=mark(number), linestyle="", markersize=4.5, label=name)
+        Line2D([], [], color=colour(number), marker=marker(number), linestyle="", markersize=4.5, label=name)
         for number, name in enumerate(recorded.faces.classes)
     ]
     columns = 4 if len(runs) > 1 and len(handles) == 8 else min(len(handles), 7 if len(runs) > 1 else 4)
