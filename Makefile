@@ -25,6 +25,7 @@ gpu: .venv/all  ## Where there is a GPU: its tests, and the figures of its loade
 lint: .venv/all
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	@! git grep -nIiwE -f .dialect -- adadf_dist shards tune benchmarks launch docs "*.md" || { echo "use the terms of CONTRIBUTING.md instead (words: .dialect)"; exit 1; }
 	$(BIN)/lint-imports --no-cache --no-logo
 	$(BIN)/mypy --strict adadf_dist shards tune
 

@@ -1,4 +1,4 @@
-"""`python -m adadf_dist`: lists the commands; `python -m adadf_dist COMMAND ...` runs one."""
+"""List the commands (`python -m adadf_dist`) or run one (`python -m adadf_dist COMMAND ...`)."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from adadf_dist.errors import did_you_mean
 COMMANDS = {
     "train": ("adadf_dist.train", "train Ada-DF, or resume a run"),
     "check": ("adadf_dist.check.__main__", "check machine, dataset and configuration before a run"),
-    "evaluate": ("adadf_dist.evaluate.__main__", "measure a trained network on a dataset"),
+    "evaluate": ("adadf_dist.evaluate.__main__", "evaluate a trained network on a dataset"),
     "predict": ("adadf_dist.predict.__main__", "predict the expressions in images"),
-    "report": ("adadf_dist.report.__main__", "draw the report of one run or several"),
-    "audit": ("adadf_dist.audit.__main__", "find training samples that are probably mislabeled"),
+    "report": ("adadf_dist.report.__main__", "write the HTML report of one or more runs"),
+    "audit": ("adadf_dist.audit.__main__", "find training samples that are likely mislabeled"),
     "export": ("adadf_dist.export.__main__", "write ONNX, safetensors or torch.export files"),
     "convert": ("adadf_dist.convert", "convert a checkpoint of the published code"),
 }
@@ -46,7 +46,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         kind = "option" if words[0].startswith("-") else "command"
         exit_with_error(
             "adadf_dist",
-            f"unknown {kind} {words[0]}{did_you_mean(words[0], COMMANDS)}; there are {', '.join(COMMANDS)}",
+            f"unknown {kind} {words[0]}{did_you_mean(words[0], COMMANDS)}; choose from {', '.join(COMMANDS)}",
         )
     import_module(COMMANDS[words[0]][0]).main(words[1:])
 

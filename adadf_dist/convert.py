@@ -1,11 +1,11 @@
-"""Make a checkpoint of ours from one in the layout of the paper's published code, to evaluate, use or go on training.
+"""Convert a checkpoint of the paper's published code to an adadf_dist checkpoint.
 
     python -m adadf_dist.convert FILE --classes NAME,NAME,... --out MODEL.pt
 
-The layout, as far as it is known: `feature.*` is the shared extractor (convolution, BatchNorm, activation, pooling,
-first stage), `branch_1.*` the auxiliary and `branch_2.*` the target branch's stages and classifier, `alpha_1.*` and
-`alpha_2.*` their attention heads. Parts may be numbered, as in a Sequential, or named. What the branches hold may stand
-there once more under `branch_N_feature.*` and `branch_N_classifier.*`. Every tensor is accounted for.
+The layout, as far as known: `feature.*` is the shared extractor (convolution, BatchNorm, activation, pooling, first
+stage), `branch_1.*` the auxiliary and `branch_2.*` the target branch's stages and classifier, `alpha_1.*` and
+`alpha_2.*` their attention heads. Parts may be numbered, as in a Sequential, or named. Branch tensors may be duplicated
+under `branch_N_feature.*` and `branch_N_classifier.*`. Unknown and missing tensors are errors.
 """
 
 from __future__ import annotations
@@ -38,12 +38,12 @@ from adadf_dist.method.weight_files import read_weights, strip_wrapper_prefix
 Tensors = Mapping[str, Tensor]
 
 DESCRIPTION = """\
-Turn a checkpoint in the layout of the paper's published code (feature.*, branch_1.*, branch_2.*, alpha_1.*, alpha_2.*)
-into one that evaluate, predict, export and train take. Every tensor must find its place, and every place its tensor;
-parts that stand there twice must be equal. The file is read as plain tensors: nothing in it is run.
+Convert a checkpoint in the layout of the paper's published code (feature.*, branch_1.*, branch_2.*, alpha_1.*,
+alpha_2.*) for evaluate, predict, export and train. Unknown or missing tensors are errors; duplicated tensors must be
+equal. The file is read as plain tensors; no code in it is executed.
 """
 EPILOG = """\
-The order of --classes is that of the logits, which the file does not tell. The published code's own, by its data sets:
+--classes must be in the order of the logits, which the file does not contain. Class orders of the published code:
   RAF-DB     surprise,fear,disgust,happy,sad,anger,neutral
   AffectNet  neutral,happy,sad,surprise,fear,disgust,anger
   SFEW       alphabetical: angry,disgust,fear,happy,neutral,sad,surprise
@@ -64,26 +64,26 @@ NAME_MAP = {
     "alpha_1": "auxiliary.attention",
     "alpha_2": "target.attention",
 }
-"""First word of a published name -> our module."""
+"""First component of a published name -> adadf_dist module."""
 SEQUENTIAL_NAMES = {
     "feature": ("conv1", "bn1", None, None, "layer1"),
     "branch": ("layer2", "layer3", "layer4", None, "classifier"),
 }
-"""What the places of a Sequential are; None: without tensors (activation, pooling)."""
+"""Modules of a Sequential by index; None: without tensors (activation, pooling)."""
 CLASSIFIERS = ("classifier", "fc", "head")
 
 
 def map_name(name: str, part_names: Sequence[str]) -> str | None:
-    """Our name of a published tensor; None for one that is not known.
+    """Map a published tensor name to the adadf_dist name; None if unknown.
 
-    `part_names`: the first words below the same part, in the order of the file, which say how it is numbered.
+    `part_names`: the first name components within the part, in file order, which determine its numbering.
     """
     part, _, rest = name.partition(".")
     ours = NAME_MAP.get(part)
     if ours is None or not rest:
         return None
     leaf = rest.rpartition(".")[2]
-    if ours.endswith(("attention", "classifier")):  # a Linear by itself, or first of a Sequential
+    if ours.endswith(("attention", "classifier")):  # a Linear, or the first module of a Sequential
         return f"{ours}.{leaf}" if re.fullmatch(r"((0|1|fc|linear|classifier)\.)?(weight|bias)", rest) else None
     first, _, below = rest.partition(".")
     first = resolve_sequential_index(part, first, part_names)
@@ -93,18 +93,18 @@ def map_name(name: str, part_names: Sequence[str]) -> str | None:
 
 
 def resolve_sequential_index(part: str, first: str, part_names: Sequence[str]) -> str:
-    """`layer2` for the `0` of a branch: what the place of a Sequential is called by us."""
+    """Map a Sequential index to the adadf_dist name, such as `0` of a branch to `layer2`."""
     if not first.isdigit():
         return first
     names = SEQUENTIAL_NAMES["feature" if part == "feature" else "branch"]
     if part != "feature" and first == part_names[-1] and len(part_names) == 4:
-        return "classifier"  # wherever pooling and flattening left it
+        return "classifier"  # its index depends on pooling and flattening
     number = int(first)
     return names[number] or first if number < len(names) else first
 
 
 def remap_state_dict(tensors: Tensors, path: Path) -> dict[str, Tensor]:
-    """The file's tensors by our names, each once. Raises `UserError` for one that is unknown, or unlike its double."""
+    """Rename the file's tensors and drop duplicates. Raises `UserError` for unknown or unequal duplicate tensors."""
     below: dict[str, list[str]] = {}
     for name in tensors:
         part, first = (*name.split("."), "")[:2]
@@ -120,10 +120,10 @@ def remap_state_dict(tensors: Tensors, path: Path) -> dict[str, Tensor]:
         elif place not in found:
             found[place], ours[place] = name, tensor
         elif not tensors_equal(ours[place], tensor):
-            raise UserError(f"{path}: {name} should repeat {found[place]} but differs; the file is of another code")
+            raise UserError(f"{path}: {name} should equal {found[place]} but differs; unsupported layout")
     if unknown:
         raise UserError(
-            f"{path}: {truncate_list(unknown)} {'has' if len(unknown) == 1 else 'have'} no place in this layout"
+            f"{path}: {truncate_list(unknown)} {'is' if len(unknown) == 1 else 'are'} unknown in this layout"
         )
     return ours
 
@@ -138,7 +138,7 @@ def truncate_list(names: Sequence[str]) -> str:
 
 
 def load_published(path: Path) -> dict[str, Tensor]:
-    """Raises `UserError`; the names are without what wrappers (`module.`) put before them."""
+    """Read the tensors of a file without wrapper prefixes (`module.`). Raises `UserError`."""
     try:
         tensors, _ = read_weights(path)
     except UserError as error:
@@ -147,7 +147,7 @@ def load_published(path: Path) -> dict[str, Tensor]:
 
 
 def infer_backbone(tensors: Tensors, path: Path) -> str:
-    """The ResNet whose blocks these are. Raises `UserError`."""
+    """Return the ResNet that has these blocks. Raises `UserError`."""
     stage = "target.stages.layer3."
     blocks = {name.removeprefix(stage).partition(".")[0] for name in tensors if name.startswith(stage)}
     bottleneck = f"{stage}0.conv3.weight" in tensors
@@ -162,28 +162,28 @@ def infer_backbone(tensors: Tensors, path: Path) -> str:
     if name is None:
         kind = "bottleneck" if bottleneck else "basic"
         raise UserError(
-            f"{path}: has {len(blocks)} {kind} blocks in layer3, which is none of {', '.join(known.values())}; is it a "
+            f"{path}: {len(blocks)} {kind} blocks in layer3 match none of {', '.join(known.values())}; is it a "
             "checkpoint of the published code?"
         )
     return name
 
 
 def load_strict(model: DualBranch, tensors: Tensors, path: Path) -> None:
-    """Every tensor to its place. Raises `UserError` for those left over, missing or of another shape."""
+    """Load all tensors. Raises `UserError` for unexpected or missing tensors or shape mismatches."""
     own = model.state_dict()
-    counters = {name for name in own if name.endswith("num_batches_tracked")}  # old files have none
+    counters = {name for name in own if name.endswith("num_batches_tracked")}  # missing in old files
     for problem, names in (
-        ("lacks", [name for name in own if name not in tensors and name not in counters]),
-        ("has no place here for", [name for name in tensors if name not in own]),
-        ("has another shape for", [name for name in tensors if name in own and own[name].shape != tensors[name].shape]),
+        ("missing tensors:", [name for name in own if name not in tensors and name not in counters]),
+        ("unexpected tensors:", [name for name in tensors if name not in own]),
+        ("shape mismatch of", [name for name in tensors if name in own and own[name].shape != tensors[name].shape]),
     ):
         if names:
-            raise UserError(f"{path}: {problem} {truncate_list(names)} (names as adadf_dist has them)")
+            raise UserError(f"{path}: {problem} {truncate_list(names)} (adadf_dist names)")
     model.load_state_dict({**own, **tensors})
 
 
 def default_config(backbone: str, image_size: int) -> Config:
-    """The paper's recipe, with the choices of the published code that a network's use depends on."""
+    """Return the paper's configuration with the published code's settings that affect inference."""
     values = {
         "model.backbone": backbone,
         "model.attention_on": "logits",
@@ -196,7 +196,7 @@ def default_config(backbone: str, image_size: int) -> Config:
 
 
 def make_checkpoint(model: DualBranch, config: Config, classes: tuple[str, ...]) -> dict[str, object]:
-    """A checkpoint of a run that has not begun: weights, which are their own average, and the distributions of eq 7."""
+    """Return a checkpoint at epoch 0: the weights (also as their average) and the distributions of eq 7."""
     weights = model.state_dict()
     alone = World(torch.device("cpu"))
     distributions = ClassDistributions(len(classes), config.class_distributions, alone)
@@ -212,25 +212,25 @@ def make_checkpoint(model: DualBranch, config: Config, classes: tuple[str, ...])
 
 
 def convert_checkpoint(path: Path, classes: tuple[str, ...], image_size: int) -> tuple[dict[str, object], str]:
-    """The content of our checkpoint, and a line that accounts for the file. Raises `UserError`."""
+    """Return the checkpoint's content and a one-line summary. Raises `UserError`."""
     tensors = load_published(path)
     ours = remap_state_dict(tensors, path)
     backbone = infer_backbone(ours, path)
     outputs = len(ours["target.classifier.weight"]) if "target.classifier.weight" in ours else len(classes)
     if outputs != len(classes):
-        raise UserError(f"--classes: {len(classes)} names, but {path} tells {outputs} classes apart")
+        raise UserError(f"--classes: {len(classes)} names, but {path} has {outputs} classes")
     config = default_config(backbone, image_size)
     model = init_model(config, len(classes))
     load_strict(model, ours, path)
-    account = f"{len(tensors)} tensors: {len(ours)} taken over, {len(tensors) - len(ours)} equal to one of these"
+    account = f"{len(tensors)} tensors: {len(ours)} converted, {len(tensors) - len(ours)} duplicates"
     return make_checkpoint(model, config, classes), f"{backbone}, {len(classes)} classes, {account}"
 
 
 def parse_classes(text: str) -> tuple[str, ...]:
-    """Raises `UserError`."""
+    """Parse comma-separated class names. Raises `UserError`."""
     classes = tuple(name.strip() for name in text.split(","))
     if len(classes) < 2 or not all(classes) or len(set(classes)) < len(classes):
-        raise UserError(f"--classes {text}: two names or more, each once, with commas between them")
+        raise UserError(f"--classes {text}: must be at least two distinct, comma-separated names")
     return classes
 
 

@@ -7,35 +7,35 @@ from collections.abc import Iterable
 
 
 class UserError(ValueError):
-    """A mistake in the user's input: its message is one line naming what, where and the mend."""
+    """Invalid user input. The message is one line with the problem, its location and a fix."""
 
 
 class LostRankError(UserError):
-    """Another rank is gone. Not this run's fault: the same command goes on from the last checkpoint."""
+    """Another rank exited or is unreachable. Running the same command resumes from the last checkpoint."""
 
 
 class DiskFullError(UserError):
-    """There is no room to write; there may be a moment later."""
+    """No disk space is left; a retry may succeed."""
 
 
 class RunDirLockedError(UserError):
-    """Another run is writing there; it may be over a moment later."""
+    """Another run is writing to the run folder; a retry may succeed."""
 
 
 def single_line(error: object, most: int = 200) -> str:
-    """What an error of somebody else's says, fit for the middle of a line."""
+    """Return the message of a third-party error as one line of at most `most` characters."""
     return " ".join(str(error).split())[:most]
 
 
 def install_or_repair(error: BaseException, extra: str) -> str:
-    """What to do about a package of an extra that did not import: install it only where it is not installed."""
+    """Return a hint for a package of an extra that failed to import: install it, or repair a broken installation."""
     if isinstance(error, ModuleNotFoundError):
         return f"install it with pip install 'adadf_dist[{extra}]'"
-    return f"it is installed but broken: pip install --force-reinstall 'adadf_dist[{extra}]', or repair what it names"
+    return f"it is installed but broken: pip install --force-reinstall 'adadf_dist[{extra}]', or fix the reported cause"
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:
-    """`; did you mean X?`, comparing whole keys first and then their last parts."""
+    """Return `; did you mean X?`, or an empty text. Compares complete keys first, then their last parts."""
     known = list(known)
     close = difflib.get_close_matches(word, known, n=1, cutoff=0.6)
     if not close:

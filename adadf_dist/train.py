@@ -1,4 +1,4 @@
-"""Train Ada-DF: the story of a run, from shards to a result.
+"""Train Ada-DF: the training loop, from shards to a result.
 
 python -m adadf_dist.train --help
 torchrun --standalone --nproc_per_node 8 -m adadf_dist.train --preset affectnet7 --data.shards DIR
@@ -44,22 +44,22 @@ from adadf_dist.training.setup import local_shards, prepare_config, run_info
 from adadf_dist.training.watchdog import run_watchdog
 
 Record = Mapping[str, object]
-"""One epoch, as in metrics.jsonl."""
+"""Record of one epoch, as in metrics.jsonl."""
 
 
 @dataclass(frozen=True)
 class TrainState:
-    """Everything that training changes."""
+    """Mutable state of a training run."""
 
     engine: Engine
     classes: ClassDistributions
     history: SampleHistoryRecorder
     progress: TrainingProgress
     passes: dict[str, SplitPass] = field(default_factory=dict)
-    """What the last epoch's model predicts, by split: evaluated once, and kept for the end of the run."""
+    """Predictions of the last epoch's model by split, kept so that the final test need not repeat them."""
 
     def observe(self, batch: Batch, output: Output, losses: Losses) -> None:
-        """Count a step: class sums, history, progress. Nothing leaves the device."""
+        """Record a step in class sums, history and progress, without moving data off the device."""
         rows = batch.flatten_crops()
         if not self.classes.needs_extra_pass:
             self.classes.observe(output.auxiliary_logits, rows.labels, 1 / batch.num_crops)
@@ -73,12 +73,13 @@ def no_op(record: Record) -> None:
 
 
 def run(config: Config, on_epoch: Callable[[Record], None] = no_op) -> Result | None:
-    """Train from `config`, going on from `config.out` when it holds a checkpoint.
+    """Train with `config`, resuming if `config.out` contains a checkpoint.
 
-    `on_epoch` is called with each epoch's record, on every rank. Returns the result, on every rank, or None when
-    the run was asked to stop. Raises `UserError` for a mistake in the configuration or the data.
+    `on_epoch` is called on every rank with each epoch's record. Returns the result on every rank, or None if the run
+    was asked to stop. Raises `UserError` if the configuration or the data is invalid.
     """
     with tolerant_console(), init_world(config.runtime.timeout_s) as world:
+        # --- configuration
         check_consistency(config, world)
         allow_other_data = config.allow_other_data
         config = prepare_config(replace(config, allow_other_data=False), world)
@@ -87,6 +88,7 @@ def run(config: Config, on_epoch: Callable[[Record], None] = no_op) -> Result | 
             open_logger(config, world) as log,
             open_data(config, world.rank, world.size, world.device, folder) as data,
         ):
+            # --- model and training state
             engine = build_engine(config, len(data.classes), world)
             classes = ClassDistributions(len(data.classes), config.class_distributions, world)
             listed = select_tracked_samples(data.train_split, config.runtime, config.seed)
@@ -94,6 +96,7 @@ def run(config: Config, on_epoch: Callable[[Record], None] = no_op) -> Result | 
                 len(data.train_split), len(data.classes), world, listed, data.train_split.digest()
             )
             state = TrainState(engine, classes, history, TrainingProgress())
+            # --- resume
             files = digest_files(dict(flatten(to_dict(config))))
             record = DataRecord(data.source, data.train_split, files, allow_other_data, world.is_main)
             parts: Mapping[str, Stateful] = {
@@ -105,6 +108,7 @@ def run(config: Config, on_epoch: Callable[[Record], None] = no_op) -> Result | 
             }
             checkpoints = CheckpointManager(config, world, parts, state.progress, data.preprocessing)
             resumed = checkpoints.restore()
+            # --- run folder
             log.start(state.progress, run_info(data, engine, world), resumed)
             for problem in find_problems(config, data.num_batches(0)):
                 log.info(f"  warning: {problem}")
@@ -113,6 +117,7 @@ def run(config: Config, on_epoch: Callable[[Record], None] = no_op) -> Result | 
                 save_samples(log.folder, data.train_split, data.noise)
                 if data.noise is not None:
                     write_noise(log.folder / "noise.csv", data.train_split, data.noise)
+            # --- training
             with run_watchdog(world, state.progress, config.runtime.timeout_s), report_out_of_memory(config, world):
                 return train_epochs(state, data, log, checkpoints, on_epoch)
 
@@ -124,7 +129,7 @@ def train_epochs(
     checkpoints: CheckpointManager,
     on_epoch: Callable[[Record], None],
 ) -> Result | None:
-    """All epochs and the test, from where the state stands; None when the ranks agreed to stop."""
+    """Train the remaining epochs, then run the final test. Returns None if the run was stopped."""
     config, world = log.config, log.world
     while state.progress.epoch < config.epochs:
         training = train_epoch(state, data, log, checkpoints, world)
@@ -144,13 +149,15 @@ def train_epochs(
 def train_epoch(
     state: TrainState, data: DataModule, log: RunLogger, checkpoints: CheckpointManager, world: World
 ) -> dict[str, float] | None:
-    """Train from the batch where the epoch stands. Returns its mean losses, or None when the ranks agreed to stop."""
+    """Train the rest of the current epoch. Returns its mean losses, or None if the run was stopped."""
     engine, progress, config = state.engine, state.progress, log.config
     ramp = ramp_weights(progress.epoch + 1, config.loss.epoch_threshold)
     num_batches = data.num_batches(progress.epoch)
     log.start_epoch(progress, num_batches)
-    if progress.batch:  # resumed, perhaps after the last batch: the epoch's record names the rate that was in force
+    # --- resume in mid-epoch, possibly after the last batch: the epoch's record needs the last learning rate
+    if progress.batch:
         engine.set_schedule_step(progress.last_position(num_batches))
+    # --- steps
     for batch in log.timed_batches(data.train_batches(progress.epoch, progress.batch)):
         engine.set_schedule_step(progress.position(num_batches))
         rows = batch.flatten_crops()
@@ -160,13 +167,15 @@ def train_epoch(
         engine.step(losses.total)
         state.observe(batch, output, losses)
         log.log_step(progress, losses, batch.global_size, engine.learning_rate)
+        # --- stop or checkpoint in mid-epoch
         stop = progress.step % config.runtime.stop_every == 0 and world.should_stop()
         if stop or checkpoints.should_save():
-            log.flush(progress)  # no checkpoint ever holds weights behind a loss that is not finite
+            log.flush(progress)  # fails on a non-finite loss, so no checkpoint is saved after one
             checkpoints.save(skippable=not stop)
         if stop:
             return None
-    if world.should_stop():  # before a long evaluation, which no checkpoint can interrupt
+    # --- end of the epoch
+    if world.should_stop():  # the evaluation that follows is long and cannot be checkpointed
         log.flush(progress)
         checkpoints.save()
         return None
@@ -174,11 +183,11 @@ def train_epoch(
 
 
 def collect_class_distributions(state: TrainState, data: DataModule, world: World) -> None:
-    """Equation 4 in a pass of its own: the epoch's faces once more, augmented as published, in evaluation mode."""
+    """Compute equation 4 in an extra pass as in the paper's code: augmented training samples, evaluation mode."""
     state.engine.sync_for_eval()
     epoch = state.progress.epoch
     batches = data.class_distribution_batches(epoch)
-    for batch in world.heartbeat.wrap(batches, "measuring the class distributions", data.num_batches(epoch)):
+    for batch in world.heartbeat.wrap(batches, "computing the class distributions", data.num_batches(epoch)):
         rows = batch.flatten_crops()
         state.classes.observe(state.engine.forward_eval(rows.images).auxiliary_logits, rows.labels, 1 / batch.num_crops)
 
@@ -186,12 +195,14 @@ def collect_class_distributions(state: TrainState, data: DataModule, world: Worl
 def finish_epoch(
     state: TrainState, data: DataModule, training: Mapping[str, float], config: Config, world: World
 ) -> dict[str, object]:
-    """Make the epoch's class distributions the next one's targets, evaluate, and count the epoch. A collective."""
+    """Finalize the epoch: class distributions, evaluation, record. Collective: every rank must call this."""
     engine, progress = state.engine, state.progress
-    world.heartbeat.beat("adding up the class distributions")
+    # --- class distributions and evaluation
+    world.heartbeat.beat("summing the class distributions")
     commit = state.classes.finalize_epoch()
     engine.sync_for_eval()
     metrics = evaluate_epoch(state, data, data.validation_split, world)
+    # --- record
     record: dict[str, object] = {"kind": "epoch", "epoch": progress.epoch + 1, "step": progress.step}
     record |= {**training, "learning_rate": engine.learning_rate}
     record["replaced_faces"] = sum(world.all_gather_object(data.pop_num_replaced()))
@@ -200,8 +211,9 @@ def finish_epoch(
     if config.evaluation.protocol == "published":
         assert data.test_split is not None
         record["test_accuracy"] = evaluate_epoch(state, data, data.test_split, world).accuracy
+    # --- stragglers and sample history
     record["ranks"] = find_straggler(world)
-    world.heartbeat.beat("writing the history of the faces")
+    world.heartbeat.beat("writing the sample history")
     faces = state.history.finish_epoch(config.out, progress.epoch + 1, commit, config.runtime.timeout_s)
     record["attention"] = attention_stats(faces.attention)
     progress.finish_epoch(metrics.accuracy, record)
@@ -209,7 +221,7 @@ def finish_epoch(
 
 
 def evaluate_epoch(state: TrainState, data: DataModule, split: Split, world: World) -> Metrics:
-    """Metrics of the epoch's model; of the last epoch's the predictions are kept too. A collective."""
+    """Evaluate the epoch's model; also keep the last epoch's predictions. Collective: every rank must call this."""
     if state.progress.epoch + 1 < data.config.epochs:
         return evaluate(state.engine, data.eval_batches(split), split, world)
     state.passes[split.name] = pass_over(state.engine, data.eval_batches(split), split, world)

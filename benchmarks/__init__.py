@@ -1,1 +1,1 @@
-"""Measurements of the package on this machine; not installed with it."""
+"""Benchmarks; not installed with the package."""

@@ -1,6 +1,6 @@
-"""Measure, side by side in one run: `python -m benchmarks data|step|epoch|pictures|scaling|cost|paired`.
+"""Run benchmarks: `python -m benchmarks data|step|epoch|pictures|scaling|cost|paired`.
 
-Timings on shared machines wander, so what counts is the ratio of two measurements of the same work.
+Timings on shared machines are noisy, so compare ratios of measurements from the same run.
 """
 
 from __future__ import annotations
@@ -18,46 +18,45 @@ from benchmarks.scaling import measure as scaling
 COMMANDS = {
     "data": (
         loaders,
-        "images/s of the loaders, against what one would use instead and against the limit",
-        "Encoded faces from shards to the network's input, epoch after epoch: both loaders of adadf_dist; torchvision "
-        "and a DataLoader over image files; webdataset and torchvision; DALI's own reader and rand_augment; and as "
-        "limits the bare read and the bare decode. Each in a process of its own, all with the same cores.",
+        "images/s of the data loaders, compared with alternatives and upper limits",
+        "Encoded images from shards to the network's input, for repeated epochs: both loaders of adadf_dist; "
+        "torchvision and a DataLoader over image files; webdataset and torchvision; DALI's reader and rand_augment; as "
+        "upper limits, reading only and decoding only. Each runs in its own process with the same cores.",
     ),
     "step": (
         step,
-        "images/s of the network alone, on batches that are there already",
-        "Forward, losses, backward and Adam of both branches, on one synthetic batch again and again.",
+        "images/s of the network alone, on a synthetic batch",
+        "Forward, losses, backward and Adam of both branches, repeated on one synthetic batch.",
     ),
     "epoch": (
         epoch,
-        "one whole training process of one epoch, against a conventional loop over the same faces",
-        "Train one epoch and test, whole process: adadf_dist against a conventional loop (PIL decode and transforms, "
-        "DataLoader, fp32, NCHW, a second full pass for the class distributions). Faces are stored 100x100 and trained "
-        "at 224x224, batch 64, extractor frozen.",
+        "a complete one-epoch training process, compared with a conventional loop on the same data",
+        "Train one epoch and test, including startup: adadf_dist and a conventional loop (PIL decode and transforms, "
+        "DataLoader, fp32, NCHW, a second full pass for the class distributions). Images are stored at 100x100 and "
+        "trained at 224x224, batch 64, extractor frozen.",
     ),
     "pictures": (
         loader_images,
-        "what both loaders make of the same faces, side by side in one picture",
-        "The first batch of a training epoch by both loaders, and their difference, as a PNG.",
+        "output of both loaders for the same samples, side by side in one image",
+        "The first batch of a training epoch from both loaders, and their difference, as a PNG.",
     ),
     "scaling": (
         scaling,
-        "what more ranks cost and gain on this machine: compute, communication, waiting, bytes",
-        "The same synthetic global batch on 1, 2 and more ranks of this machine, started here: gloo on the CPU, one "
-        "NCCL rank a GPU where there are some. Communication: what a step's messages take when they are sent alone, "
-        "all ranks together. Waiting: what the step stood still beyond that. Compute: the rest. MB sent: by the "
-        "counter of the loopback device.",
+        "scaling over ranks on this machine: compute, communication, waiting, bytes",
+        "The same synthetic global batch on 1, 2 and more ranks of this machine: gloo on the CPU, or one NCCL rank per "
+        "GPU. Communication: time of a step's messages when sent alone by all ranks together. Waiting: other blocking "
+        "time of the step. Compute: the rest. MB sent: measured by the counter of the loopback device.",
     ),
     "cost": (
         cost_tables,
-        "bytes of every message, and a projection to other machines; nothing is timed",
-        "Messages of a step and an epoch counted from the network itself, and the time of a step on other machines "
-        "from stated assumptions. As Markdown.",
+        "predicted communication volume and step times on other machines; no timing",
+        "Print Markdown tables of the messages of a step and an epoch, computed from the network, and of predicted "
+        "step times on other machines under stated assumptions.",
     ),
     "paired": (
         paired,
-        "two ways of training on the same seeds: difference, interval, equivalence",
-        "Train both ways on each seed and compare the accuracies on validation after the last epoch. For instance:\n"
+        "two configurations on the same seeds: difference, interval, equivalence",
+        "Train both configurations on each seed and compare validation accuracies after the last epoch. Example:\n"
         "paired --first '--batch_size 64' --second '--batch_size 512 --optimizer.lr_scaling sqrt' --out runs/large -- "
         "--preset fer2013",
     ),
@@ -76,11 +75,11 @@ def main(argv: Sequence[str] | None = None) -> None:
                 "--repeat", type=int, default=rounds, help="rounds, interleaved (default: %(default)s)"
             )
         if module is not loader_images:
-            command.add_argument("--json", type=Path, help="also write the figures here")
+            command.add_argument("--json", type=Path, help="also write the results to this file")
         add_force_option(command, "an output file")
     options = parser.parse_args(argv)
     with cli_errors("benchmarks"):
-        image = options.out if options.command == "pictures" else None  # --out of paired is a folder of resumed runs
+        image = options.out if options.command == "pictures" else None  # --out of paired is a folder
         for option, path in (("--json", getattr(options, "json", None)), ("--out", image)):
             if path is not None:
                 check_output_path(path, options.force, option)

@@ -1,7 +1,7 @@
-"""The loop one would write without this package, for `bench epoch` to stand beside.
+"""Conventional training loop without this package, the baseline of the epoch benchmark.
 
-One process, PIL decode and transforms in a DataLoader, fp32, NCHW, and a second full pass over the training faces
-for the class distributions. The method is the same; only the way it is run differs.
+One process, PIL decode and transforms in a DataLoader, fp32, NCHW, and a second full pass over the training samples
+for the class distributions. The method is the same; only the implementation differs.
 """
 
 from __future__ import annotations
@@ -30,17 +30,17 @@ IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 class Work(NamedTuple):
-    """What both sides do."""
+    """Workload of both implementations."""
 
     shards: Path
     weights: Path
-    """A backbone's state dict; loading it freezes the extractor."""
+    """State dict of a backbone; loading it freezes the extractor."""
     image_size: int
     batch_size: int
 
 
 class Faces(Dataset[tuple[Tensor, int]]):
-    """Faces as PIL images through torchvision's transforms."""
+    """Samples as PIL images with torchvision's transforms."""
 
     def __init__(self, split: Split, transform: v2.Compose) -> None:
         self.split, self.transform = split, transform
@@ -64,7 +64,7 @@ def transforms(image_size: int, train: bool) -> v2.Compose:
 
 
 def baseline_epoch(work: Work) -> float:
-    """Seconds of one epoch with class distributions and test."""
+    """Return the seconds of one epoch including class distributions and test."""
     began = time.perf_counter()
     dataset = open_dataset(work.shards)
     world = World(pick_device())

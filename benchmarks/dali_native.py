@@ -1,4 +1,4 @@
-"""What DALI offers for the same purpose by itself: its webdataset reader and its automatic augmentation."""
+"""DALI's built-in alternatives: its webdataset reader and automatic augmentation."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from adadf_dist.data.dataset import Split
 
 MEAN, STD = [0.485 * 255, 0.456 * 255, 0.406 * 255], [0.229 * 255, 0.224 * 255, 0.225 * 255]
 OPERATIONS, MAGNITUDE = 3, 15
-"""Of 31 bins, as 5 is of 10."""
+"""15 of 31 bins, equivalent to 5 of 10."""
 
 
 def pipeline_kwargs(batch: int, workers: int, device: torch.device) -> dict[str, Any]:
-    """How every pipeline here is built for a device."""
+    """Return the common pipeline arguments for a device."""
     gpu = device.type == "cuda"
     where = {"decoder": "mixed", "device_id": device.index or 0} if gpu else {"decoder": "cpu", "device_id": None}
     return {"batch_size": batch, "num_threads": max(workers, 1), **where}
@@ -45,9 +45,9 @@ def reader_pipeline(tars: list[str], indexes: list[str], size: int, augment: boo
 def reader_epochs(
     split: Split, size: int, augment: bool, batch: int, workers: int, device: torch.device
 ) -> Iterator[int]:
-    """Numbers of images, batch by batch, without end."""
+    """Yield batch sizes indefinitely."""
     tars = [str(split.folder / shard) for shard in split.shards]
-    with redirect_stderr(io.StringIO()):  # DALI's own augmentation uses names that DALI has since moved, and says so
+    with redirect_stderr(io.StringIO()):  # deprecation warnings of DALI's augmentation
         pipeline = reader_pipeline(
             tars,
             [tar.removesuffix(".tar") + ".idx" for tar in tars],
@@ -76,7 +76,7 @@ def decode_pipeline(source: Any, warp: bool, decoder: str) -> Any:
 
 
 def decode_epochs(split: Split, batch: int, workers: int, device: torch.device, warp: bool) -> Iterator[int]:
-    """Decoded in the order of storage, batch by batch, without end."""
+    """Decode in storage order and yield batch sizes indefinitely."""
     starts = cycle(range(0, len(split) - batch + 1, batch))
 
     def source() -> list[Any]:

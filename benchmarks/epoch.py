@@ -1,4 +1,4 @@
-"""One epoch, whole process, against the loop one would write without this package."""
+"""Time a complete one-epoch training process and compare it with a conventional loop."""
 
 from __future__ import annotations
 
@@ -24,26 +24,26 @@ STORED_SIZE, NETWORK_SIZE, BATCH = 100, 224, 64
 
 
 class Ours(NamedTuple):
-    """Of a whole `adadf_dist.train` process."""
+    """Measurements of a complete `adadf_dist.train` process."""
 
     seconds: float
     waiting: float
-    """Share of the training pass in which the network waited for faces."""
+    """Fraction of the training pass spent waiting for data."""
 
 
 def add_options(epoch: argparse.ArgumentParser) -> None:
-    epoch.add_argument("--train", type=int, default=2048, help="training faces (default: %(default)s)")
-    epoch.add_argument("--test", type=int, default=512, help="test faces (default: %(default)s)")
+    epoch.add_argument("--train", type=int, default=2048, help="training samples (default: %(default)s)")
+    epoch.add_argument("--test", type=int, default=512, help="test samples (default: %(default)s)")
     epoch.add_argument("--only", choices=["both", "ours", "conventional"], default="both")
     epoch.set_defaults(run=bench_epoch)
 
 
 def bench_epoch(options: argparse.Namespace) -> None:
-    """Print seconds of both, the medians' ratio, and what machine this was."""
+    """Print the seconds of both, the ratio of medians, and the machine."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         shards = folder / "faces"
-        # 16 validation faces: training needs some, and their cost vanishes beside the test's
+        # 16 validation samples: training requires some, and their cost is negligible
         counts = {"train": options.train, "validation": 16, "test": options.test}
         build_synthetic_dataset(shards, counts, size=STORED_SIZE)
         weights = folder / "random-resnet18.pt"
@@ -68,17 +68,17 @@ def bench_epoch(options: argparse.Namespace) -> None:
         print(f"{name:13s} {median(values):8.1f} s  (rounds: {', '.join(f'{v:.1f}' for v in values)})")
     if waiting:
         report["waiting"] = waiting
-        print(f"ours waited for faces {median(waiting):.1%} of the training pass")
+        print(f"adadf_dist waited for data during {median(waiting):.1%} of the training pass")
     if options.only == "both":
         ratio = median(seconds["conventional"]) / median(seconds["ours"])
         report["ratio"] = ratio
-        print(f"ours is {ratio:.2f} times as fast; {report['machine']}")
+        print(f"adadf_dist is {ratio:.2f}x as fast; {report['machine']}")
     if options.json is not None:
         write_output(options.json, report)
 
 
 def time_ours(work: Work, out: Path) -> Ours:
-    """One epoch, class distributions and the test included."""
+    """Time one epoch, including class distributions and test."""
     command = [sys.executable, "-m", "adadf_dist.train", "--preset", "rafdb", "--epochs", "1"]
     command += ["--data.shards", str(work.shards), "--model.pretrained", str(work.weights), "--out", str(out)]
     command += ["--data.image_size", str(work.image_size), "--batch_size", str(work.batch_size)]

@@ -1,4 +1,4 @@
-"""What both loaders make of the same faces, side by side, for people to look at."""
+"""Show the output of both loaders for the same samples side by side in an image."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ from adadf_dist.distributed.world import pick_device
 from adadf_dist.files.outputs import atomic_file
 
 AMPLIFIED = 32
-"""A difference of 8 levels is white."""
+"""Amplification of differences; a difference of 8 levels is white."""
 STORED_SIZE, COLUMNS, GAP = 100, 4, 4
 
 
 def add_options(pictures: argparse.ArgumentParser) -> None:
-    pictures.add_argument("--shards", type=Path, help="a dataset folder (default: drawn faces of 100x100)")
-    pictures.add_argument("--faces", type=int, default=32, help="default: %(default)s")
+    pictures.add_argument("--shards", type=Path, help="dataset directory (default: synthetic faces, 100x100)")
+    pictures.add_argument("--faces", type=int, default=32, help="number of samples (default: %(default)s)")
     pictures.add_argument("--size", type=int, default=128, help="side in pixels (default: %(default)s)")
-    pictures.add_argument("--out", type=Path, default=Path("loaders.png"), help="default: %(default)s")
+    pictures.add_argument("--out", type=Path, default=Path("loaders.png"), help="output file (default: %(default)s)")
     pictures.set_defaults(run=write_loader_images)
 
 
@@ -43,12 +43,12 @@ def write_loader_images(options: argparse.Namespace) -> None:
     triples = [np.concatenate(triple, axis=1) for triple in zip(torch_made, dali_made, largest, strict=True)]
     with atomic_file(options.out) as partial:
         Image.fromarray(tile(triples)).save(partial)
-    print(f"{options.out}: torch | dali | difference x {AMPLIFIED}, {len(triples)} faces at {options.size} pixels")
+    print(f"{options.out}: torch | dali | difference x {AMPLIFIED}, {len(triples)} samples at {options.size} pixels")
     print(f"mean difference {difference.mean():.4f} levels, {(difference <= 4).mean():.4%} of the values within 4")
 
 
 def first_batch(shards: Path, loader: str, options: argparse.Namespace) -> NDArray[np.uint8]:
-    """[n, H, W, 3], the first batch of an epoch with the full recipe, as pixels again."""
+    """Return the first batch of an epoch with full augmentation as pixels [n, H, W, 3]."""
     values = {"data.shards": str(shards), "data.loader": loader, "data.image_size": options.size}
     config = build_config([ConfigLayer("pictures", {**values, "batch_size": options.faces})])
     with open_data(config, 0, 1, pick_device()) as data:
@@ -59,7 +59,7 @@ def first_batch(shards: Path, loader: str, options: argparse.Namespace) -> NDArr
 
 
 def tile(tiles: list[NDArray[np.uint8]]) -> NDArray[np.uint8]:
-    """Tiles [H, W, 3] in rows, white between them."""
+    """Arrange tiles [H, W, 3] in rows, separated by white."""
     height, width = tiles[0].shape[:2]
     rows = -(-len(tiles) // COLUMNS)
     page = np.full((rows * (height + GAP) - GAP, COLUMNS * (width + 3 * GAP) - 3 * GAP, 3), 255, dtype=np.uint8)

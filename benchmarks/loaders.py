@@ -1,4 +1,4 @@
-"""Loaders by themselves: faces from the disk to the network's input, each way in a process of its own."""
+"""Benchmark data loaders, from disk to the network's input, each in its own process."""
 
 from __future__ import annotations
 
@@ -40,14 +40,14 @@ from benchmarks.machine import describe_machine, median
 
 STORED_SIZE = 100
 SHARDS = 8
-"""Enough for every worker of those who hand out whole tars."""
+"""Enough tars for every worker of loaders that distribute complete tars."""
 
 
 class Case(NamedTuple):
-    """What is asked of a loader."""
+    """Loader configuration."""
 
     folder: Path
-    """Shards; the same faces stand as files under `files` beside them."""
+    """Shards; the subfolder `files` contains the same images as files."""
     size: int
     augment: bool
     batch: int
@@ -65,12 +65,12 @@ class Case(NamedTuple):
 class Found(NamedTuple):
     images_per_s: float
     memory_mb: float
-    """Of the process and its workers at the end, beyond what it had before it made the loader."""
+    """Memory of the process and its workers at the end, minus the memory before creating the loader."""
     device_memory_mb: float
 
 
 Epochs = Iterator[int]
-"""Numbers of images, batch by batch, epoch after epoch without end."""
+"""Batch sizes, over epochs without end."""
 
 
 def adadf_loader(loader: str, case: Case) -> Epochs:
@@ -86,7 +86,7 @@ def adadf_loader(loader: str, case: Case) -> Epochs:
 
 
 def image_files(case: Case) -> Epochs:
-    """The usual way: one file an image, torchvision's transforms, a DataLoader."""
+    """Conventional loader: one file per image, torchvision's transforms, a DataLoader."""
     faces = ImageFolder(str(case.folder / "files"), transforms(case.size, case.augment))
     loader: Any = DataLoader(
         faces,
@@ -124,14 +124,14 @@ def decode_one(transform: Callable[[Image.Image], torch.Tensor], encoded: bytes)
 
 
 def dali_reader(case: Case) -> Epochs:
-    from benchmarks.dali_native import reader_epochs  # DALI is not everyone's
+    from benchmarks.dali_native import reader_epochs  # DALI is optional
 
     split = open_dataset(case.folder).split("train")
     return reader_epochs(split, case.size, case.augment, case.batch, case.workers, case.device)
 
 
 def raw_read(case: Case) -> Epochs:
-    """The encoded bytes, in an order that no disk likes."""
+    """Read the encoded bytes in random order."""
     split = open_dataset(case.folder).split("train")
     while True:
         order = np.random.default_rng(0).permutation(len(split)).tolist()
@@ -140,7 +140,7 @@ def raw_read(case: Case) -> Epochs:
 
 
 def decode_only(case: Case) -> Epochs:
-    """DALI's decoder, and nothing after it."""
+    """Run only DALI's decoder."""
     from benchmarks.dali_native import decode_epochs
 
     split = open_dataset(case.folder).split("train")
@@ -148,7 +148,7 @@ def decode_only(case: Case) -> Epochs:
 
 
 def decode_and_warp(case: Case) -> Epochs:
-    """DALI's decoder and its affine warp, one given matrix a face."""
+    """Run DALI's decoder and its affine warp with one matrix per image."""
     from benchmarks.dali_native import decode_epochs
 
     split = open_dataset(case.folder).split("train")
@@ -166,17 +166,17 @@ CANDIDATES: dict[str, Callable[[Case], Epochs]] = {
     "DALI decode + one warp": decode_and_warp,
 }
 PLAIN = ("limit: read", "limit: DALI decode", "DALI decode + one warp")
-"""Measured once: neither size nor augmentation touches them."""
+"""Measured once, because size and augmentation do not affect them."""
 
 
 def add_options(data: argparse.ArgumentParser) -> None:
-    data.add_argument("--shards", type=Path, help="a dataset folder (default: drawn faces of 100x100)")
-    data.add_argument("--faces", type=int, default=4096, help="drawn faces (default: %(default)s)")
-    data.add_argument("--sizes", type=int, nargs="+", default=[64, 100, 224], help="sides (default: 64 100 224)")
+    data.add_argument("--shards", type=Path, help="dataset directory (default: synthetic faces, 100x100)")
+    data.add_argument("--faces", type=int, default=4096, help="number of synthetic faces (default: %(default)s)")
+    data.add_argument("--sizes", type=int, nargs="+", default=[64, 100, 224], help="image sizes (default: 64 100 224)")
     data.add_argument("--batch-size", type=int, default=64, help="default: %(default)s")
-    data.add_argument("--workers", type=int, default=2, help="processes or threads of each (default: %(default)s)")
+    data.add_argument("--workers", type=int, default=2, help="processes or threads per loader (default: %(default)s)")
     data.add_argument(
-        "--seconds", type=float, default=3.0, help="a measurement, after a warm-up (default: %(default)s)"
+        "--seconds", type=float, default=3.0, help="seconds per measurement, after a warm-up (default: %(default)s)"
     )
     data.add_argument("--only", nargs="+", choices=CANDIDATES, default=list(CANDIDATES), metavar="NAME")
     data.set_defaults(run=bench_data)
@@ -187,7 +187,7 @@ def bench_data(options: argparse.Namespace) -> None:
         folder = Path(name) / "faces"
         if options.shards is None:
             source = make_synthetic_source({"train": options.faces, "validation": 64, "test": 64}, STORED_SIZE, seed=0)
-            shards = BuildOptions(name="drawn faces", samples_per_shard=max(options.faces // SHARDS, 1))
+            shards = BuildOptions(name="synthetic faces", samples_per_shard=max(options.faces // SHARDS, 1))
             build_dataset(source, folder, shards, ProcessPool(1))
         else:
             link_dataset(options.shards, folder)
@@ -195,14 +195,14 @@ def bench_data(options: argparse.Namespace) -> None:
         figures = measure_all(folder, options)
     machine = describe_machine()
     print_table(figures, options)
-    print(f"{options.workers} workers or threads each, batch {options.batch_size}; {machine}")
+    print(f"{options.workers} workers or threads per loader, batch {options.batch_size}; {machine}")
     if options.json is not None:
         report = {"machine": machine, "workers": options.workers, "batch_size": options.batch_size, "figures": figures}
         write_output(options.json, report)
 
 
 def link_dataset(shards: Path, folder: Path) -> None:
-    """The user's shards under a folder where files may be written beside them."""
+    """Link the user's shards into a folder to which image files can be added."""
     open_dataset(shards)
     folder.mkdir()
     for path in shards.resolve().iterdir():
@@ -218,7 +218,7 @@ def write_files(folder: Path) -> None:
 
 
 def measure_all(folder: Path, options: argparse.Namespace) -> dict[str, dict[str, list[Found]]]:
-    """Name of a candidate -> name of a case -> a figure a round. Rounds go round all candidates."""
+    """Return candidate -> case -> one result per round. Rounds are interleaved over all candidates."""
     cases = [
         Case(folder, size, augment, options.batch_size, options.workers)
         for augment in (True, False)
@@ -229,26 +229,26 @@ def measure_all(folder: Path, options: argparse.Namespace) -> dict[str, dict[str
     for name, case in tqdm(rounds, unit="measurement", leave=False):
         if name in PLAIN and case != cases[0]:
             continue
-        # a process of its own: the memory is its own, and no setting of one touches another
+        # own process: isolates memory and settings
         with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as alone:
             try:
                 found = alone.submit(measure, name, case, options.seconds).result()
             except ImportError as error:
-                raise UserError(f"{name}: {error}; leave it out with --only, or install it") from None
+                raise UserError(f"{name}: {error}; install it or exclude it with --only") from None
         figures.setdefault(name, {}).setdefault("" if name in PLAIN else case.name, []).append(found)
     return figures
 
 
 def measure(name: str, case: Case, seconds: float) -> Found:
-    torch.set_num_threads(1)  # as a rank runs
-    if "dali" in name.lower():  # what an import takes is not the loader's
+    torch.set_num_threads(1)  # as in a rank
+    if "dali" in name.lower():  # exclude the memory of imports
         for module in (DALI_LOADER, "benchmarks.dali_native"):
             import_module(module)
     before = memory_mb()
     counts = CANDIDATES[name](case)
     split = len(open_dataset(case.folder).split("train"))
     seen = 0
-    while seen < split:  # an epoch: workers are up, code is compiled, files are in memory
+    while seen < split:  # warm-up epoch: workers started, code compiled, files cached
         seen += next(counts)
     images, began = 0, time.perf_counter()
     while (passed := time.perf_counter() - began) < seconds:
@@ -261,7 +261,7 @@ def measure(name: str, case: Case, seconds: float) -> Found:
 
 
 def memory_mb() -> float:
-    """Of this process and its workers; what several share is counted once."""
+    """Return the memory of this process and its workers; shared memory is counted once."""
     pids = [os.getpid(), *(child.pid for child in multiprocessing.active_children())]
     rollups = [Path(f"/proc/{pid}/smaps_rollup").read_text(encoding="utf-8") for pid in pids]
     return sum(int(re.findall(r"^Pss: +(\d+) kB", rollup, re.MULTILINE)[0]) for rollup in rollups) / 1024
@@ -279,7 +279,7 @@ def print_table(figures: dict[str, dict[str, list[Found]]], options: argparse.Na
 
 
 def compare(figures: dict[str, dict[str, list[Found]]], columns: Sequence[str]) -> None:
-    """DALI's loader over each of the others."""
+    """Print the speed of the DALI loader relative to the others."""
     first = "adadf_dist dali"
     for name in figures:
         if first in figures and name != first and name not in PLAIN:

@@ -1,4 +1,4 @@
-"""What a figure was measured on, and what to make of several."""
+"""Describe the machine, and compute medians."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def describe_machine() -> str:
 
 
 def processor() -> str:
-    """The processor's name, as Linux knows it."""
+    """Return the processor's name from Linux."""
     known = Path("/proc/cpuinfo")
     for line in known.read_text(encoding="utf-8").splitlines() if known.exists() else []:
         if line.startswith("model name"):

@@ -1,8 +1,8 @@
-"""What do data workers of the torch loader cost: start-up time, memory, and the transfer of batches through a pipe?
+"""Measure data workers of the torch loader: start-up time, memory, and batch transfer through a pipe.
 
     python -m benchmarks.measure_workers    # about a minute; prints the table of docs/loaders.md
 
-Every round is a process of its own, so the server that forks the workers starts anew. Figures are medians over rounds.
+Every round runs in its own process, so the fork server is restarted. Results are medians over rounds.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ from adadf_dist.data.workers.pass_pool import WorkerPool
 
 COUNTS = (1, 2, 4)
 BATCH = (256, 3, 112, 112)
-"""Of 8-bit pixels, as workers send them: 9.6 MB."""
+"""Shape of a batch of 8-bit pixels as sent by workers: 9.6 MB."""
 BATCHES = 100
 ROUNDS = 3
 
 
 @dataclass(frozen=True)
 class SendBatches:
-    """A pass of a worker: its process id, then as many batches as it is asked for, all the same."""
+    """Pass of a worker: yields its process ID, then `batches` identical batches."""
 
     batches: int
 
@@ -44,7 +44,7 @@ class SendBatches:
 
 
 def start(count: int) -> tuple[WorkerPool[None, Any], list[psutil.Process], float]:
-    """Start workers. Returns them with the seconds until each has answered."""
+    """Start workers. Returns them and the seconds until all have responded."""
     started = time.perf_counter()
     pool: WorkerPool[None, Any] = WorkerPool(None, count, 1, "adadf_dist.data.loaders.torch_loader")
     processes = [psutil.Process(number) for number in pool.run([SendBatches(0)] * count)]
@@ -52,7 +52,7 @@ def start(count: int) -> tuple[WorkerPool[None, Any], list[psutil.Process], floa
 
 
 def measure_start(count: int) -> dict[str, float]:
-    """Start-up of workers with a new server and with one that runs, and memory of idle workers after a batch."""
+    """Measure start-up with a new and with a running server, and memory of idle workers after a batch."""
     pool, _, cold = start(count)
     pool.close()
     pool, processes, warm = start(count)
@@ -68,11 +68,11 @@ def measure_start(count: int) -> dict[str, float]:
 
 
 def measure_pipe() -> dict[str, float]:
-    """Batches from one worker, received and unpickled."""
+    """Measure receiving and unpickling batches from one worker."""
     pool, _, _ = start(1)
     results = pool.run([SendBatches(BATCHES)])
     next(results)
-    next(results)  # the worker's array is in memory
+    next(results)  # the worker has allocated its array
     started = time.perf_counter()
     received = sum(1 for _ in results)
     seconds = time.perf_counter() - started
@@ -85,7 +85,7 @@ def measure_pipe() -> dict[str, float]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--count", type=int, help=argparse.SUPPRESS)  # of the workers in a round's process; 0: the pipe
+    parser.add_argument("--count", type=int, help=argparse.SUPPRESS)  # workers of a round; 0: measure the pipe
     count = parser.parse_args().count
     if count is not None:
         print(json.dumps(measure_start(count) if count else measure_pipe()))

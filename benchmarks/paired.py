@@ -1,4 +1,4 @@
-"""Two ways of training on real faces, seed by seed: by how much do they differ, and is that more than noise?"""
+"""Compare two training configurations paired by seed: difference, confidence interval and equivalence."""
 
 from __future__ import annotations
 
@@ -17,27 +17,32 @@ from adadf_dist.train import run
 from benchmarks.machine import describe_machine
 
 POINTS = 100
-"""Of a share: what accuracies are told in."""
+"""Factor from fractions to percentage points."""
 
 
 def add_options(paired: argparse.ArgumentParser) -> None:
-    paired.add_argument("--first", required=True, metavar="WORDS", help="options of train, as one word")
-    paired.add_argument("--second", required=True, metavar="WORDS", help="those of the other way")
+    paired.add_argument(
+        "--first",
+        required=True,
+        metavar="WORDS",
+        help="train options of the first, in quotes",
+    )
+    paired.add_argument("--second", required=True, metavar="WORDS", help="train options of the second")
     paired.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="(default: 0 1 2)")
-    paired.add_argument("--margin", type=float, default=1.5, help="points that count as equal (default: %(default)s)")
-    paired.add_argument("--out", type=Path, required=True, help="folder of the runs, which go on where they stopped")
-    paired.add_argument("common", nargs=argparse.REMAINDER, metavar="-- OPTIONS", help="options of train for both")
+    paired.add_argument("--margin", type=float, default=1.5, help="equivalence margin in points (default: %(default)s)")
+    paired.add_argument("--out", type=Path, required=True, help="directory of the runs; existing runs are resumed")
+    paired.add_argument("common", nargs=argparse.REMAINDER, metavar="-- OPTIONS", help="train options of both")
     paired.set_defaults(run=bench_paired)
 
 
 def bench_paired(options: argparse.Namespace) -> None:
-    """Train every pair and print the last epochs' accuracies on validation, which no choice has touched."""
+    """Train every pair and compare last-epoch validation accuracies, which involve no epoch selection."""
     common = [word for word in options.common if word != "--"]
     if len(options.seeds) < 2:
-        raise UserError("--seeds: give two or more; one pair says nothing about noise")
+        raise UserError("--seeds: at least two are required to estimate the variance")
     ways = {name: [*common, *shlex.split(getattr(options, name))] for name in ("first", "second")}
     for words in ways.values():
-        plan(words, 0, options.out)  # a wrong key is told before anything starts
+        plan(words, 0, options.out)  # validate before anything starts
     scores: dict[str, list[Score]] = {name: [] for name in ways}
     for seed in options.seeds:
         for name, words in ways.items():
@@ -45,13 +50,13 @@ def bench_paired(options: argparse.Namespace) -> None:
     difference = paired_difference(scores["first"], scores["second"])
     accuracies = {name: [POINTS * score.accuracy for score in found] for name, found in scores.items()}
     for name in ways:
-        told = ", ".join(f"{value:.2f}" for value in accuracies[name])
-        print(f"{name}: {getattr(options, name)}: {told} % on validation after the last epoch")
+        text = ", ".join(f"{value:.2f}" for value in accuracies[name])
+        print(f"{name}: {getattr(options, name)}: {text} % validation accuracy after the last epoch")
     low, high = (POINTS * end for end in difference.interval)
-    print(f"second - first: {POINTS * difference.mean:+.2f} points, 95 % interval {low:+.2f} to {high:+.2f}")
+    print(f"second - first: {POINTS * difference.mean:+.2f} points, 95% CI {low:+.2f} to {high:+.2f}")
     low, high = (POINTS * end for end in difference.equivalence)
     verdict = "equivalent" if difference.is_equivalent(options.margin / POINTS) else "equivalence not shown"
-    print(f"margin {options.margin:g} points: {verdict} (90 % interval {low:+.2f} to {high:+.2f})")
+    print(f"margin {options.margin:g} points: {verdict} (90% CI {low:+.2f} to {high:+.2f})")
     print(describe_machine())
     if options.json is not None:
         report = {"seeds": options.seeds, "accuracy": accuracies, "difference": difference._asdict()}
@@ -64,9 +69,9 @@ def plan(words: Sequence[str], seed: int, out: Path) -> Config:
 
 
 def train(config: Config) -> Score:
-    """The last epoch on validation. Raises `UserError` when the run was asked to stop."""
+    """Train and return the last epoch's validation score. Raises `UserError` if the run was stopped."""
     if run(config) is None:
-        raise UserError("stopped; the same command goes on from where it was")
+        raise UserError("stopped. Run the same command to resume.")
     records = [
         json.loads(line) for line in (Path(config.out) / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
     ]

@@ -1,7 +1,7 @@
-"""How fast a folder of AffectNet's size becomes shards, in how much memory: `python -m benchmarks.shard_build`.
+"""Measure the speed and memory of building shards from an AffectNet-sized folder: `python -m benchmarks.shard_build`.
 
-The tree is made of drawn faces; so that drawing takes seconds, a few hundred are drawn, and every file gets a comment
-of its own behind the JPEG's header: other bytes, so another face to everything that reads it.
+The folder contains synthetic faces. To save time, only a few hundred are rendered; each file gets a unique comment
+after the JPEG header, so that no two files are identical.
 """
 
 from __future__ import annotations
@@ -43,15 +43,15 @@ print(opened - began, time.perf_counter() - opened, resident() - before)
 
 
 class ResourceUsage(NamedTuple):
-    """Of a command and all its processes."""
+    """Resources used by a command and all its subprocesses."""
 
     seconds: float
     memory_mb: float
-    """Highest sum of what its processes hold for themselves alone, sampled."""
+    """Peak sum of the private memory of all processes, sampled."""
 
 
 def make_tree(folder: Path, faces: int) -> None:
-    """`faces` JPEGs of 100x100 under CLASS/PART/NUMBER.jpg."""
+    """Write `faces` 100x100 JPEGs to CLASS/PART/NUMBER.jpg."""
     drawn = [render_sample(0, number, SIDE) for number in range(min(DRAWN, faces))]
     jpegs = [(face.label, encode(face.image).data) for face in drawn]
     with Progress("files", faces, "file") as progress:
@@ -66,7 +66,7 @@ def make_tree(folder: Path, faces: int) -> None:
 
 
 def run_and_measure(command: Sequence[str]) -> ResourceUsage:
-    """Run a command. Raises `UserError` when it fails."""
+    """Run a command and measure it. Raises `UserError` when it fails."""
     began = time.perf_counter()
     with subprocess.Popen(command, stdout=subprocess.DEVNULL) as process:
         peak = 0
@@ -74,21 +74,21 @@ def run_and_measure(command: Sequence[str]) -> ResourceUsage:
             peak = max(peak, sum(map(unique_memory_bytes, process_tree(process.pid))))
             time.sleep(0.2)
     if process.returncode:
-        raise UserError(f"{' '.join(command)} ended with status {process.returncode}")
+        raise UserError(f"{' '.join(command)} failed with exit status {process.returncode}")
     return ResourceUsage(time.perf_counter() - began, peak / 2**20)
 
 
 def process_tree(process: int) -> list[int]:
-    """A process and all below it, of Linux."""
+    """List a process and all its descendants (Linux only)."""
     try:
         children = Path(f"/proc/{process}/task/{process}/children").read_text(encoding="utf-8").split()
-    except OSError:  # it ended while we looked
+    except OSError:  # the process has ended
         return []
     return [process, *(member for child in children for member in process_tree(int(child)))]
 
 
 def unique_memory_bytes(process: int) -> int:
-    """Bytes that the process shares with no other."""
+    """Return the private memory of a process in bytes."""
     try:
         lines = Path(f"/proc/{process}/smaps_rollup").read_text(encoding="utf-8").splitlines()
     except OSError:
@@ -98,9 +98,9 @@ def unique_memory_bytes(process: int) -> int:
 
 def main(argv: Sequence[str] | None = None) -> None:
     parser = Parser(prog="python -m benchmarks.shard_build", description=__doc__)
-    parser.add_argument("--faces", type=int, default=280_000, help="JPEGs of 100x100 (default: %(default)s)")
-    parser.add_argument("--workers", type=int, default=len(os.sched_getaffinity(0)), help="default: one a core")
-    parser.add_argument("--dir", type=Path, help="where to work; 3 KB a face are needed (default: a temporary folder)")
+    parser.add_argument("--faces", type=int, default=280_000, help="number of 100x100 JPEGs (default: %(default)s)")
+    parser.add_argument("--workers", type=int, default=len(os.sched_getaffinity(0)), help="default: one per core")
+    parser.add_argument("--dir", type=Path, help="working directory; needs 3 KB per image (default: temporary)")
     options = parser.parse_args(argv)
     with cli_errors("benchmarks.shard_build"), tempfile.TemporaryDirectory(dir=options.dir) as name:
         measure(Path(name), options.faces, options.workers)
@@ -118,10 +118,10 @@ def measure(folder: Path, faces: int, workers: int) -> None:
     for name, spent in (("build", build), ("verify", verify)):
         rate = faces / spent.seconds
         print(
-            f"{name:7s} {spent.seconds:7.1f} s  {rate:8,.0f} faces/s  {rate / workers:7,.0f} a worker"
-            f"  {spent.memory_mb:6,.0f} MB at most"
+            f"{name:7s} {spent.seconds:7.1f} s  {rate:8,.0f} images/s  {rate / workers:7,.0f} per worker"
+            f"  {spent.memory_mb:6,.0f} MB peak"
         )
-    print(f"open the index {opened:.2f} s, plan a balanced epoch {planned:.2f} s, {memory:.0f} MB above the imports")
+    print(f"open the index {opened:.2f} s, plan a balanced epoch {planned:.2f} s, {memory:.0f} MB besides imports")
     print(json.dumps({"faces": faces, "build": build._asdict(), "verify": verify._asdict()}))
 
 

@@ -1,11 +1,11 @@
-"""How often do searches call equal configurations different, and how large must a true gain be to be found?
+"""Estimate the false positive rate and the power of a search by simulation.
 
     python -m benchmarks.simulate_verdicts    # about 15 minutes on one core; prints the tables of docs/statistics.md
 
-A simulated search has a default and finalists, each trained on the same seeds and evaluated on the same samples. A run
-classifies a sample correctly when the sum of these is positive: the sample's ease, the configuration's habit with that
-sample, the run's own noise on that sample, and the run's skill, which varies with the seed. Equal configurations have
-the same mean skill, so each verdict "better" about them is false.
+A simulated search has a default and finalists, trained on the same seeds and evaluated on the same samples. A run
+classifies a sample correctly if this sum is positive: the sample's easiness, the configuration's bias on the sample,
+the run's noise on the sample, and the run's skill, which varies with the seed. Equal configurations have the same mean
+skill, so each verdict "better" about them is a false positive.
 """
 
 from __future__ import annotations
@@ -19,15 +19,15 @@ import numpy as np
 from adadf_dist.metrics.comparison import Score, paired_difference
 
 EASE = (1.0, 2.2)
-"""Mean and standard deviation of the samples' ease: runs are right about two samples of three."""
+"""Mean and standard deviation of the samples' easiness: runs classify about two thirds correctly."""
 SEED_SD = (0.0, 0.05, 0.15)
-"""Spread of skill over seeds; 0.15 is about 2 points of accuracy."""
+"""Standard deviation of skill over seeds; 0.15 is about 2 points of accuracy."""
 NOISE_SD = (0.3, 1.0)
-"""Spread of habits and noise on single samples: two configurations differ on about 5 or 17 % of the samples."""
+"""Standard deviation of bias plus noise per sample: two configurations differ on about 5 or 17% of the samples."""
 SIZES = (69, 400, 4000)
 SEEDS = (2, 3, 5)
 GAINS = {"+2 points": 0.14, "+4 points": 0.28, "+8 points": 0.58}
-"""True gains, and the skill that makes them."""
+"""True gain in accuracy -> gain in skill."""
 
 
 class Case(NamedTuple):
@@ -37,19 +37,19 @@ class Case(NamedTuple):
     seed_sd: float
     noise_sd: float
     gain: float = 0.0
-    """Skill by which every finalist is truly better than the default."""
+    """True gain in skill of every finalist over the default."""
 
 
 class Rates(NamedTuple):
-    """Shares of searches that call at least one finalist better than the default."""
+    """Fractions of searches that report at least one finalist as better than the default."""
 
     paired: float
     unpaired: float
-    """Of the same searches, where no run kept its predictions."""
+    """The same searches without stored predictions."""
 
 
 def simulate(case: Case, generator: np.random.Generator) -> list[list[Score]]:
-    """Scores by seed of the default and of each finalist."""
+    """Return the scores by seed of the default and of each finalist."""
     ease = generator.normal(*EASE, case.samples)
     runs = []
     for number in range(1 + case.finalists):
@@ -64,7 +64,7 @@ def simulate(case: Case, generator: np.random.Generator) -> list[list[Score]]:
 
 
 def finds_better(runs: list[list[Score]]) -> bool:
-    """Whether any finalist is called better than the default, all compared at once as `tune.search` does."""
+    """Return whether any finalist is reported better than the default, with the comparison of `tune.search`."""
     return any(paired_difference(runs[0], scores, len(runs) - 1).verdict == "better" for scores in runs[1:])
 
 
@@ -87,16 +87,16 @@ def equal_configurations(samples: int, seeds: int) -> Iterator[Case]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--searches", type=int, default=2000, help="simulated searches per case (default: %(default)s)")
-    parser.add_argument("--seed", type=int, default=0, help="of the random numbers (default: %(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help="random seed (default: %(default)s)")
     options = parser.parse_args()
-    print("Searches that call one of three equal configurations better, %: worst of six cases (mean)\n")
-    print("| samples | seeds | predictions kept | accuracies only |\n|--:|--:|--:|--:|")
+    print("False positive rate with three equal configurations, %: worst of six cases (mean)\n")
+    print("| samples | seeds | predictions stored | accuracies only |\n|--:|--:|--:|--:|")
     sizes = [(samples, seeds) for samples in SIZES for seeds in SEEDS]
     for samples, seeds in sizes:
         found = [measure_rates(case, options.searches, options.seed) for case in equal_configurations(samples, seeds)]
         cells = [f"{100 * max(rates):.1f} ({100 * np.mean(rates):.1f})" for rates in zip(*found, strict=True)]
         print(f"| {samples:,} | {seeds} | {' | '.join(cells)} |", flush=True)
-    print("\nSearches that find one configuration with a true gain, predictions kept, %\n")
+    print("\nPower: searches that detect one configuration with a true gain, predictions stored, %\n")
     print(f"| samples | seeds | {' | '.join(GAINS)} |\n|--:|--:|{'--:|' * len(GAINS)}")
     for samples, seeds in sizes:
         cases = [Case(samples, seeds, 1, 0.05, 1.0, gain) for gain in GAINS.values()]

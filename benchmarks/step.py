@@ -1,4 +1,4 @@
-"""The network alone: how fast steps are when faces cost nothing."""
+"""Measure the speed of training steps without data loading."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from benchmarks.machine import describe_machine, median
 
 CLASSES = 7
 WARM_UP = 3
-"""Steps before any is measured: memory is found, kernels are chosen, DDP has its final buckets."""
+"""Warm-up steps: memory is allocated, kernels are selected, DDP has its final buckets."""
 
 
 def rehearse(config: Config, world: World) -> SyntheticTrainer:
-    """Steps of a config whose precision may be `auto`, warmed up."""
+    """Return a warmed-up synthetic trainer; the config's precision may be `auto`."""
     config = override(config, {"runtime.precision": resolve_precision(config, world.device)})
     rehearsal = SyntheticTrainer(config, CLASSES, world)
     for _ in range(WARM_UP):
@@ -31,12 +31,12 @@ def rehearse(config: Config, world: World) -> SyntheticTrainer:
 
 def add_options(step: argparse.ArgumentParser) -> None:
     step.add_argument("--sizes", type=int, nargs="+", default=[100, 224], help="sides in pixels (default: 100 224)")
-    step.add_argument("--batch-size", type=int, default=64, help="faces a step (default: %(default)s)")
-    step.add_argument("--steps", type=int, default=10, help="steps a measurement (default: %(default)s)")
+    step.add_argument("--batch-size", type=int, default=64, help="samples per step (default: %(default)s)")
+    step.add_argument("--steps", type=int, default=10, help="steps per measurement (default: %(default)s)")
     step.add_argument("--backbone", default="resnet18", help="model.backbone (default: %(default)s)")
     step.add_argument("--precision", default="auto", help="runtime.precision (default: %(default)s)")
     modes = ["off", "default", "cuda-graphs"]
-    step.add_argument("--compile", nargs="+", choices=modes, default=["off"], help="runtime.compile, side by side")
+    step.add_argument("--compile", nargs="+", choices=modes, default=["off"], help="runtime.compile, one or more")
     step.set_defaults(run=bench_step)
 
 
@@ -58,7 +58,7 @@ def bench_step(options: argparse.Namespace) -> None:
 
 
 def rate(config: Config, steps: int) -> float:
-    """Images/s of training steps on one batch."""
+    """Return the images/s of training steps on one batch."""
     world = World(pick_device())
     work = rehearse(config, world)
     began = time.perf_counter()

@@ -1,13 +1,13 @@
 #!/usr/bin/env bash
-# Try slurm.sbatch on a real SLURM of one node, this machine, without touching one that is installed:
+# Try slurm.sbatch on a temporary one-node SLURM on this machine, without touching an existing SLURM:
 #
 #   apt-get install slurm-wlm            # Debian, Ubuntu
-#   launch/try_slurm.sh FOLDER          # configuration, state, logs and runs lie there; about 6 minutes on two cores
-#   launch/try_slurm.sh FOLDER search   # ray_on_slurm.sbatch instead: a search that is longer than its time limit
+#   launch/try_slurm.sh FOLDER          # contains configuration, state, logs and runs; about 6 minutes on two cores
+#   launch/try_slurm.sh FOLDER search   # ray_on_slurm.sbatch instead: a search that exceeds its time limit
 #
-# Two ranks on the CPU train on drawn faces. Four jobs: the time limit nears; somebody requeues it in mid-epoch; a job
-# of higher priority preempts it; the finished one is submitted again. FOLDER/job-*.out says what happened. Needs root
-# or an account of its own, and PYTHON or an active environment; the daemons end with this script.
+# Two ranks on the CPU train on synthetic faces. Four jobs: the time limit approaches; the finished job is submitted
+# again; a job is requeued in mid-epoch; a job is preempted by one of higher priority. The logs are FOLDER/job-*.out.
+# Requires root or a separate account, and PYTHON or an active environment; the daemons stop with this script.
 set -euo pipefail
 
 fail() {
@@ -15,7 +15,7 @@ fail() {
     exit 2
 }
 
-start_slurm() { # daemons of our own, their only secret an agreement to trust each other: for a machine that you trust
+start_slurm() { # separate daemons without authentication: only for a trusted machine
     local host
     host=$(hostname -s)
     mkdir -p "$folder/state" "$folder/spool"
@@ -30,7 +30,7 @@ SlurmUser=$(id -un)
 SlurmdUser=$(id -un)
 AuthType=auth/none
 CredType=cred/none
-# or a requeued job would wait two minutes
+# otherwise a requeued job would wait two minutes
 AuthInfo=cred_expire=5
 ProctrackType=proctrack/linuxproc
 TaskPlugin=task/none
@@ -63,12 +63,12 @@ within() { # SECONDS COMMAND...: wait until it succeeds
     local until=$((SECONDS + $1))
     shift
     until "$@"; do
-        ((SECONDS < until)) || fail "waited too long for: $*; see $folder/*.log and job-*.out"
+        ((SECONDS < until)) || fail "timed out waiting for: $*; see $folder/*.log and job-*.out"
         sleep 0.5
     done
 }
 
-submit() { # NAME [--sbatch-option ...]: the job's number
+submit() { # NAME [--sbatch-option ...]: print the job ID
     local name=$1
     shift
     sbatch --parsable --nodes 1 --ntasks-per-node 2 --cpus-per-task 1 --gpus-per-node 0 --output "$folder/job-$name.out" \
@@ -81,7 +81,7 @@ trained() { # NAME STEPS
     [[ -f $folder/runs/$1/metrics.jsonl ]] && (($(grep -c '"kind": "steps"' "$folder/runs/$1/metrics.jsonl") >= $2))
 }
 
-search() { # the job's number
+search() { # print the job ID
     sbatch --parsable --nodes 1 --cpus-per-task 2 --gpus-per-node 0 --time 4 --output "$folder/job-search.out" \
         launch/ray_on_slurm.sbatch --preset demo --data.shards "$folder/faces" --data.embedded_faces '[200,50,50]' \
         --data.image_size 32 --data.loader torch --data.workers 0 --epochs 4 --runtime.tensorboard false \
@@ -90,36 +90,36 @@ search() { # the job's number
 
 is_over() { [[ ! $(squeue --noheader --jobs "$1" 2>/dev/null) ]]; }
 
-tell_job() { # JOB NAME: what it said, once it is over
+tell_job() { # JOB NAME: print its log once it has ended
     within 900 is_over "$1"
     cat "$folder/job-$2.out"
     scontrol show job "$1" | grep -oE '(JobId|JobState|Restarts|ExitCode)=[^ ]*' | tr '\n' ' '
     echo
 }
 
-tell() { # JOB NAME: how its run went
+tell() { # JOB NAME: print its log and the status of its run
     tell_job "$@"
     echo "status.json: $(tr -d '\n{}"' <"$folder/runs/$2/status.json")"
 }
 
 [[ ${1-} && ${1-} != -* ]] || { sed -n '2,/^set /s/^#\( \|$\)//p' "$0" && exit 0; }
-command -v slurmctld slurmd sbatch >/dev/null || fail "slurmctld, slurmd and sbatch are not all here: install slurm-wlm"
+command -v slurmctld slurmd sbatch >/dev/null || fail "slurmctld, slurmd or sbatch not found; install slurm-wlm"
 mkdir -p "$1"
 folder=$(realpath "$1")
 cd "$(dirname "$0")/.."
-# this SLURM only: two ranks on one machine
+# two ranks on one machine
 export GLOO_SOCKET_IFNAME=lo OMP_NUM_THREADS=1
 start_slurm
 
 if [[ ${2-} == search ]]; then
-    echo "== the time limit of a search nears"
+    echo "== the time limit of a search approaches"
     export SAVE_S=40
     tell_job "$(search)" search
     cut -d , -f 1-4,6- "$folder/search/trials.csv"
     exit 0
 fi
 
-echo "== the time limit nears"
+echo "== the time limit approaches"
 epochs=24
 export SAVE_S=40
 tell "$(submit limit --time 2)" limit
@@ -129,7 +129,7 @@ echo "== the finished run is submitted again"
 tell "$(submit limit --time 10)" limit
 
 epochs=4
-echo "== somebody requeues it in mid-epoch"
+echo "== the job is requeued in mid-epoch"
 job=$(submit requeued --time 10)
 within 300 trained requeued 30
 scontrol requeue "$job"

@@ -1,1 +1,1 @@
-"""Programs that make and check dataset folders: `python -m shards.build --help`, `python -m shards.verify --help`."""
+"""Programs that build and check dataset folders: `python -m shards.build --help`, `python -m shards.verify --help`."""

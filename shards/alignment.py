@@ -1,4 +1,4 @@
-"""Pictures of a source, aligned while they are stored."""
+"""Aligns a source's faces while they are stored."""
 
 from __future__ import annotations
 
@@ -23,15 +23,15 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class AlignedSource:
-    """A `Source` around `ImageFileSource` whose pictures are put to the five-point template."""
+    """A `Source` around `ImageFileSource` whose faces are aligned to the five-point template."""
 
     photos: ImageFileSource
     by: str
-    """`detect`, or `landmarks`: those of the dataset."""
+    """`detect`, or `landmarks` to use the dataset's own."""
     size: int
     """Side of a stored face in pixels."""
     no_face: str
-    """`quarantine`, or `centre`: keep the middle of the picture, and say so."""
+    """`quarantine`, or `centre`: keep the center of the image and note it."""
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -42,7 +42,7 @@ class AlignedSource:
         made = self.photos.provenance
         options = {key: value for key, value in made.options.items() if key not in ("image_size", "margin")}
         options |= {"align": self.by, "aligned_size": self.size, "no_face": self.no_face}
-        if self.by == "detect":  # another release may put a point elsewhere: shards of both are not to be mixed
+        if self.by == "detect":  # another release may place landmarks differently: do not mix shards of both
             options |= {name: version(name) for name in ("mtcnn", "torch")}
         return replace(made, options=options)
 
@@ -74,7 +74,7 @@ class AlignedSource:
         except NoFaceFoundError as error:
             if self.no_face == "quarantine":
                 raise InvalidImageError(str(error)) from None
-            face, found, remark = centre_crop(image, self.size), {}, f"{error}: centre of the picture"
+            face, found, remark = centre_crop(image, self.size), {}, f"{error}: used the center of the image"
         except ValueError as error:
             raise InvalidImageError(str(error)) from None
         details = {**facts, **{key: value for key, value in found.items() if key != "points"}}
@@ -82,31 +82,31 @@ class AlignedSource:
 
 
 class NoFaceFoundError(Exception):
-    """The detector found nothing, or nothing where the dataset says that the face is."""
+    """No face was detected, or none where the dataset locates it."""
 
 
 def apply_exif_orientation(data: bytes) -> Image.Image:
-    """The picture, grey or RGB, as it is meant to be seen. Raises `InvalidImageError`."""
+    """Return the upright image, gray or RGB. Raises `InvalidImageError`."""
     return to_gray_or_rgb(make_upright(decode(data)))
 
 
 def dataset_landmarks(facts: Mapping[str, Any]) -> dict[str, Any]:
-    """The dataset's own points. Raises `InvalidImageError` or `ValueError`."""
+    """Return the dataset's own landmarks. Raises `InvalidImageError` or `ValueError`."""
     from adadf_dist.alignment.similarity import five_points
 
     if "landmarks" not in facts:
-        raise InvalidImageError("the dataset has no landmarks for it; use --align detect")
+        raise InvalidImageError("the dataset has no landmarks for this image; use --align detect")
     return {"points": five_points(facts["landmarks"])}
 
 
 def detect_landmarks(image: Image.Image, facts: Mapping[str, Any]) -> dict[str, Any]:
-    """The points of the face that is meant, and what KEY.json keeps of it. Raises `NoFaceFoundError`."""
+    """Detect the target face's landmarks and return the metadata for KEY.json. Raises `NoFaceFoundError`."""
     from adadf_dist.alignment.similarity import select_face
 
     faces = open_detector().detect([image])[0]
     face = select_face(faces, facts.get("box"))
     if face is None:
-        raise NoFaceFoundError("no face found on the annotated box" if faces else "no face found")
+        raise NoFaceFoundError("no face found in the annotated box" if faces else "no face found")
     return {
         "points": face.landmarks,
         "aligned_by": [[round(float(x), 2) for x in point] for point in face.landmarks],
@@ -117,7 +117,7 @@ def detect_landmarks(image: Image.Image, facts: Mapping[str, Any]) -> dict[str, 
 
 @cache
 def open_detector() -> Detector:
-    """One a process, on one thread of the CPU: there is a process a core, and a GPU would change the bytes."""
+    """One detector per process, on one CPU thread: processes already use all cores; a GPU would change the bytes."""
     import torch
 
     from adadf_dist.alignment.mtcnn import Detector
@@ -131,29 +131,33 @@ def add_align_arguments(parser: argparse._ArgumentGroup) -> None:
         "--align",
         choices=("none", "detect", "landmarks"),
         default="none",
-        help="put eyes, nose and mouth where the standard five-point template has them: by MTCNN (extra `align`), or "
-        "by the dataset's own landmarks (default: %(default)s)",
+        help="align eyes, nose and mouth to the standard five-point template: landmarks from MTCNN (extra `align`), or "
+        "the dataset's own (default: %(default)s)",
     )
     parser.add_argument(
-        "--aligned-size", type=int, default=100, metavar="N", help="side of an aligned face (default: %(default)s)"
+        "--aligned-size",
+        type=int,
+        default=100,
+        metavar="N",
+        help="side of an aligned face (default: %(default)s)",
     )
     parser.add_argument(
         "--no-face",
         choices=("quarantine", "centre"),
         default="quarantine",
-        help="a picture in which no face is found counts as one that cannot be stored (see --max-bad), or its centre "
+        help="an image without a detected face counts as invalid (see --max-bad), or its center "
         "is kept and listed in remarks.csv (default: %(default)s)",
     )
 
 
 def make_source(listing: SourceListing, options: ImageSourceOptions, args: argparse.Namespace) -> Source:
-    """The listing as a source, aligned when that is asked for. Raises `UserError`."""
+    """Create a source from the listing, aligned if requested. Raises `UserError`."""
     if args.align == "none":
         return make_image_source(listing, options)
     if not 16 <= args.aligned_size <= 1024:
-        raise UserError(f"--aligned-size {args.aligned_size}: from 16 to 1024")
+        raise UserError(f"--aligned-size {args.aligned_size}: must be from 16 to 1024")
     if args.image_size is not None:
-        raise UserError("--image-size: an aligned face is as large as --aligned-size says; leave --image-size out")
+        raise UserError("--image-size: not allowed with --align; use --aligned-size")
     if args.align == "detect":
-        open_detector()  # now, not after minutes of reading, if its weights are not installed
+        open_detector()  # fail now, not after minutes of reading, if the weights are not installed
     return AlignedSource(make_image_source(listing, options), args.align, args.aligned_size, args.no_face)

@@ -1,4 +1,4 @@
-"""Build a dataset folder (WebDataset tars, DALI and Parquet indexes, dataset.json) from a source of faces.
+"""Build a dataset folder (WebDataset tars, DALI and Parquet indexes, dataset.json) from a source of images.
 
 python -m shards.build --help
 python -m shards.build fer2013 --help
@@ -39,9 +39,9 @@ SOURCES: dict[str, ModuleType] = {
 }
 
 DESCRIPTION = """\
-Build a dataset folder for training: WebDataset tars with an index for DALI beside each, one Parquet index a split, and
-dataset.json. The folder appears whole or not at all; the same input, options and library versions give the same bytes,
-whatever the number of workers. A build that was stopped goes on when the same command is given again. Check a folder
+Build a dataset folder for training: WebDataset tars, each with a DALI index, one Parquet index per split, and
+dataset.json. The folder appears only when complete. The same input, options and library versions give the same bytes,
+whatever the number of workers. To resume an interrupted build, rerun the same command. Check a folder
 with `python -m shards.verify DIR`.
 """
 
@@ -50,7 +50,7 @@ def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
     parser = Parser(
         prog="python -m shards.build",
         description=DESCRIPTION,
-        epilog="`python -m shards.build SOURCE --help` explains a source and its options.",
+        epilog="`python -m shards.build SOURCE --help` describes a source and its options.",
     )
     sources = parser.add_subparsers(dest="source", metavar="SOURCE", required=True)
     for name, source in SOURCES.items():
@@ -68,74 +68,73 @@ def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
 def add_common_arguments(parser: argparse._ArgumentGroup) -> None:
     cores = len(os.sched_getaffinity(0))
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="dataset folder to write")
-    parser.add_argument("--name", help="name of the dataset (default: that of --out)")
+    parser.add_argument("--name", help="dataset name (default: name of --out)")
     parser.add_argument(
-        "--samples-per-shard", type=positive_int, default=4096, metavar="N", help="at most (default: %(default)s)"
+        "--samples-per-shard", type=positive_int, default=4096, metavar="N", help="maximum (default: %(default)s)"
     )
     parser.add_argument(
         "--seed",
         type=int,
         default=0,
         metavar="N",
-        help="of the stored order and of carved splits (default: %(default)s)",
+        help="random seed of the stored order and of held-out splits (default: %(default)s)",
     )
     parser.add_argument(
         "--max-bad",
         type=non_negative_int,
         default=0,
         metavar="N",
-        help="images that may be left out because they do not decode; they are listed in quarantine.csv "
-        "(default: none, the first count is an error that lists them)",
+        help="maximum number of invalid images to skip; they are listed in quarantine.csv "
+        "(default: 0, invalid images are an error that lists them)",
     )
     parser.add_argument(
         "--relabel",
         type=Path,
         metavar="FILE",
-        help="decisions on training faces (key,decision,label), as the page of adadf_dist.audit exports them: another "
-        "class, or left out; validation and test stay as they are",
+        help="decisions on training samples (key,decision,label), as exported from the adadf_dist.audit page: relabel "
+        "or drop; validation and test are unchanged",
     )
     parser.add_argument(
         "--workers",
         type=positive_int,
         default=cores,
         metavar="N",
-        help="processes (default: one a core, here %(default)s)",
+        help="worker processes (default: one per core, here %(default)s)",
     )
     parser.add_argument(
         "--ray",
         metavar="ADDRESS",
-        help="write the shards as tasks of a Ray cluster (`auto`: the one of this machine), the same bytes; source and "
-        "--out must lie on storage that every node sees",
+        help="write the shards as tasks of a Ray cluster (`auto`: the one on this machine), same bytes; source and "
+        "--out must be on storage shared by all nodes",
     )
     parser.add_argument(
         "--restart",
         action="store_true",
-        help="throw away what an unfinished build left in OUT.partial (default: go on with it, checking that the "
-        "options are the same)",
+        help="discard an unfinished build in OUT.partial (default: resume it, checking that the options are the same)",
     )
     add_force_option(parser, "the dataset at --out")
 
 
 def positive_int(text: str) -> int:
     if int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text}: at least 1")
+        raise argparse.ArgumentTypeError(f"{text}: must be at least 1")
     return int(text)
 
 
 def non_negative_int(text: str) -> int:
     if int(text) < 0:
-        raise argparse.ArgumentTypeError(f"{text}: at least 0")
+        raise argparse.ArgumentTypeError(f"{text}: must be at least 0")
     return int(text)
 
 
 def build(args: argparse.Namespace) -> Dataset:
-    """What the command line asks for. Raises `UserError`."""
+    """Build the dataset as requested on the command line. Raises `UserError`."""
     out = args.out.resolve()
     check_path(out, "--out")
     root = getattr(args, "root", None)
     if root is not None and root.resolve().is_relative_to(out):
-        raise UserError(f"--out {args.out}: holds the source; write the dataset elsewhere")
-    check_overwrite(out, args.force)  # now, not after minutes of reading
+        raise UserError(f"--out {args.out}: contains the source; choose another --out")
+    check_overwrite(out, args.force)  # fail now, not after minutes of reading
     source = SOURCES[args.source].open_source(args)
     if args.relabel is not None:
         source = relabel_source(source, args.relabel)
@@ -152,14 +151,14 @@ def build(args: argparse.Namespace) -> Dataset:
         try:
             return build_dataset(source, out, options, crew, progress.update)
         except KeyboardInterrupt:
-            raise UserError(f"interrupted; what is done stays in {out}.partial, the same command goes on") from None
+            raise UserError(f"interrupted; progress kept in {out}.partial. Rerun to resume") from None
 
 
 def summary(dataset: Dataset) -> str:
-    """What was built: faces a split and class, and everything that was dropped or doubled."""
+    """Summarize the dataset: samples per split and class, and everything that was dropped or duplicated."""
     splits = dataset.splits
     width = max(len("class"), *map(len, dataset.classes))
-    lines = [f"{dataset.name}: {sum(info.samples for info in splits.values()):,} faces in {dataset.folder}", ""]
+    lines = [f"{dataset.name}: {sum(info.samples for info in splits.values()):,} samples in {dataset.folder}", ""]
     lines.append(f"  {'class':<{width}}" + "".join(f"{split:>12}" for split in splits))
     for label, name in enumerate(dataset.classes):
         lines.append(f"  {name:<{width}}" + "".join(f"{info.class_counts[label]:>12,}" for info in splits.values()))
@@ -172,7 +171,7 @@ def summary(dataset: Dataset) -> str:
 
 
 def describe(findings: Mapping[str, object], prefix: str = "") -> list[str]:
-    """A line for each finding, nested ones with their keys joined and left out where there was nothing to find."""
+    """Return a line per finding; nested keys are joined, empty findings omitted."""
     lines = []
     for key, value in findings.items():
         name = f"{prefix}{key.replace('_', ' ')}"

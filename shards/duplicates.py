@@ -1,6 +1,6 @@
-"""Faces that stand in a dataset more than once: leaks between splits, twins within one, splits that keep them apart.
+"""Duplicate samples: leaks between splits, duplicates within a split, and split assignment that keeps them together.
 
-A face is known by a digest of its content, so twins here are exact copies; near-duplicates are not looked for.
+Samples are compared by a digest of their content, so only exact copies are found, not near-duplicates.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from adadf_dist.data.manifest import SPLITS
 
 
 class Leak(NamedTuple):
-    """A face of `split` that also stands in a split by which it would be judged."""
+    """A sample of `split` that is also in a split used to evaluate it."""
 
     number: int
     split: str
@@ -29,26 +29,26 @@ class DuplicateStats:
     """Exact copies within one split."""
 
     groups: int
-    """Faces that stand there more than once."""
+    """Number of samples that occur more than once."""
     faces: int
-    """Copies in these groups, all counted."""
+    """Number of copies in these groups, including the first."""
     conflicting_groups: int
-    """Groups whose copies do not all have the same label."""
+    """Groups whose copies have different labels."""
     conflicting_faces: int
 
 
 @dataclass(frozen=True)
 class SplitAssignment:
-    """Which face goes into which split, and what was found on the way."""
+    """Split of every sample, and the duplicates found on the way."""
 
     splits: Mapping[int, str]
-    """Face number -> split, for every face that is kept."""
+    """Sample number -> split, for every sample that is kept."""
     leaks: Sequence[Leak]
     twins: Mapping[str, DuplicateStats]
     kept_leaks: bool
 
     def findings(self) -> dict[str, object]:
-        """For `dataset.json`."""
+        """Return the findings for `dataset.json`."""
         pairs = Counter(f"{leak.split} face also in {leak.twin_split}" for leak in self.leaks)
         return {
             "leaks": dict(sorted(pairs.items())),
@@ -57,7 +57,7 @@ class SplitAssignment:
         }
 
     def table(self, locate: Callable[[int], str], labels: Sequence[int], classes: Sequence[str]) -> CsvTable:
-        """The leaks one by one, for leaks.csv."""
+        """Return the individual leaks, for leaks.csv."""
         header = ("split", "source", "class", "twin_split", "twin_source", "twin_class")
         return CsvTable(
             header,
@@ -72,7 +72,7 @@ class SplitAssignment:
 
 
 def digest(data: bytes) -> bytes:
-    """What a face is known by."""
+    """Digest that identifies a sample."""
     return hashlib.blake2b(data, digest_size=16).digest()
 
 
@@ -84,10 +84,10 @@ def assign_splits(
     seed: int,
     keep_leaks: bool = False,
 ) -> SplitAssignment:
-    """Drop the leaks, carve the splits that `fractions` names out of train, and count the twins of each split.
+    """Drop leaks, hold out the splits in `fractions` from train, and count each split's duplicates.
 
-    `splits` has the given split of every face (by number) that is to be stored; `digests` and `labels` are of all
-    faces, by number.
+    `splits` maps the number of every sample to be stored to its original split; `digests` and `labels` cover all
+    samples, by number.
     """
     leaks = find_leaks(splits, digests)
     dropped = set() if keep_leaks else {leak.number for leak in leaks}
@@ -103,7 +103,7 @@ def assign_splits(
 
 
 def find_leaks(splits: Mapping[int, str], digests: Sequence[bytes]) -> list[Leak]:
-    """Faces of train that also stand in validation or test, and faces of validation that also stand in test."""
+    """Find training samples also in validation or test, and validation samples also in test."""
     rank = {split: place for place, split in enumerate(SPLITS)}
     latest: dict[bytes, int] = {}
     for number in sorted(splits):
@@ -124,11 +124,11 @@ def hold_out_splits(
     fractions: Mapping[str, float],
     seed: int,
 ) -> dict[int, str]:
-    """Face number -> split for the share `fractions[split]` of each class, drawn from the seed; the rest stays out.
+    """Hold out the fraction `fractions[split]` of each class, sampled with the seed: sample number -> split.
 
-    Twins go together, whatever their labels: a group counts for the class of its first face. Of each class one group
-    at least is left in train. A split gets as many faces as its share of the class, rounded, and at most one group's
-    twins more.
+    Duplicates stay together, whatever their labels; a group counts for the class of its first sample. At least one
+    group of each class stays in train. A split gets its rounded fraction of the class, plus at most one group's
+    duplicates.
     """
     groups = group_by_digest(numbers, digests)
     classes: dict[int, list[bytes]] = defaultdict(list)
@@ -148,7 +148,7 @@ def hold_out_splits(
 
 
 def count_duplicates(numbers: Sequence[int], digests: Sequence[bytes], labels: Sequence[int]) -> DuplicateStats:
-    """Count the exact copies among the given faces."""
+    """Count exact copies among the given samples."""
     groups = [twins for twins in group_by_digest(numbers, digests).values() if len(twins) > 1]
     conflicts = [twins for twins in groups if len({labels[number] for number in twins}) > 1]
     return DuplicateStats(len(groups), sum(map(len, groups)), len(conflicts), sum(map(len, conflicts)))

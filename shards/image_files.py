@@ -1,4 +1,4 @@
-"""What all sources of picture files share: the list of pictures, leaks and carved splits, loading."""
+"""Shared by all sources of image files: image list, leaks, held-out splits and loading."""
 
 from __future__ import annotations
 
@@ -24,56 +24,56 @@ from shards.progress import track
 from shards.sources.class_names import class_name_warnings
 
 DIGEST_EDGE_BYTES = 2**16
-"""Bytes at either end by which long files are compared: a release of photographs need not be read twice."""
+"""Long files are compared by this many bytes at either end, so that a release of photos need not be read twice."""
 
 Facts: TypeAlias = Callable[[int], Mapping[str, object]]
-"""What is known of a picture beside its label, read when it is stored; `box` (left, top, right, bottom) may be cut out.
+"""Annotations of an image, read when it is stored; `box` (left, top, right, bottom) may be cropped.
 
-Pickled into worker processes; raises `InvalidImageError`."""
+Pickled into worker processes. Raises `InvalidImageError`."""
 
 
 class ImageEntry(NamedTuple):
-    """A file of the tree."""
+    """One image file of the tree."""
 
     path: str
-    """Below the root, with `/`, as `open` takes it."""
+    """Relative to the root, with `/`, as `open` expects it."""
     split: str
     label: int
     votes: tuple[float, ...] | None = None
-    """Annotators, or their shares, a class."""
+    """Annotators per class, or their fractions."""
 
 
 @dataclass(frozen=True)
 class ImageSourceOptions:
-    """What decides the content of a dataset of pictures, whatever its source."""
+    """Options that determine the content of an image dataset, whatever its source."""
 
     root: Path
     fractions: Mapping[str, float]
-    """Share of each class to carve out of train, by split."""
+    """Fraction of each class to hold out from train, by split."""
     image_size: int | None = None
-    """Longest allowed shorter side in pixels; larger images are made smaller."""
+    """Maximum shorter side in pixels; larger images are downscaled."""
     margin: float | None = None
-    """Where the facts have a box: what is left around it, as a share of its sides; None: the whole picture."""
+    """Margin around an annotated box, as a fraction of its sides; None: the complete image."""
     seed: int = 0
     keep_leaks: bool = False
 
 
 @dataclass(frozen=True)
 class SourceListing:
-    """What a source read: pictures, and how it came by them."""
+    """Images of a source, and their provenance."""
 
     name: str
     classes: tuple[str, ...]
     pictures: Sequence[ImageEntry]
     layout: str
-    """Which of the published layouts it is, for people."""
+    """Published layout that was recognized, for messages."""
     findings: Mapping[str, object] = field(default_factory=dict)
     facts: Facts | None = None
 
 
 @dataclass(frozen=True)
 class ImageFileSource:
-    """A `Source`; face numbers are places in the list of pictures."""
+    """A `Source`; sample numbers are indices into the list of images."""
 
     options: ImageSourceOptions
     listing: SourceListing
@@ -82,7 +82,7 @@ class ImageFileSource:
     image_bytes: int
     provenance: Provenance
     marks: Sequence[bytes] = ()
-    """Digest of each picture's file."""
+    """Digest of each image file."""
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -113,11 +113,11 @@ class ImageFileSource:
         return Sample(image, picture.label, picture.votes, None, self.describe_item(number), facts)
 
     def facts(self, number: int) -> Mapping[str, object]:
-        """What is known of a picture beside its label. Raises `InvalidImageError`."""
+        """Annotations of an image besides its label. Raises `InvalidImageError`."""
         return {} if self.listing.facts is None else self.listing.facts(number)
 
     def cut_out(self, facts: Mapping[str, object]) -> Box | None:
-        """The part of the picture to store; None for all of it."""
+        """Part of the image to store; None for all of it."""
         box, margin = facts.get("box"), self.options.margin
         if margin is None or not isinstance(box, Sequence):
             return None
@@ -127,12 +127,12 @@ class ImageFileSource:
 
 
 def make_image_source(listing: SourceListing, options: ImageSourceOptions) -> ImageFileSource:
-    """Digest every file, drop leaks, carve splits, give keys. Raises `UserError`."""
+    """Digest every file, drop leaks, hold out splits, create keys. Raises `UserError`."""
     pictures, classes = listing.pictures, listing.classes
     check_classes(listing, options.root)
     labels = [picture.label for picture in pictures]
     marks, sizes = digest_all(pictures, options.root)
-    stamps = [  # of a long file the middle was not read
+    stamps = [  # the middle of a long file was not read
         mark + modified(f"{options.root}/{picture.path}") if size > 2 * DIGEST_EDGE_BYTES else mark
         for picture, mark, size in zip(pictures, marks, sizes, strict=True)
     ]
@@ -158,28 +158,28 @@ def make_image_source(listing: SourceListing, options: ImageSourceOptions) -> Im
 
 
 def digest_all(pictures: Sequence[ImageEntry], root: Path) -> tuple[list[bytes], list[int]]:
-    """The digest and size of every file. Raises `UserError` when not one of them can be read."""
+    """Return the digest and size of every file. Raises `UserError` if none can be read."""
     marks, sizes, problem, unreadable = [], [], "", 0
-    for picture in track(pictures, "looking for copies", len(pictures)):
+    for picture in track(pictures, "finding duplicates", len(pictures)):
         path = f"{root}/{picture.path}"
         try:
             ends, size = read_bytes(path, DIGEST_EDGE_BYTES)
             mark = digest(size.to_bytes(8, "big") + ends)
-        except InvalidImageError as error:  # it has no twin, and is quarantined later
+        except InvalidImageError as error:  # not a duplicate; quarantined later
             mark, size = digest(os.fsencode(path)), 0
             problem, unreadable = problem or f"{escape_name(picture.path)} {error}", unreadable + 1
         marks.append(mark)
         sizes.append(size)
     if pictures and unreadable == len(pictures):
-        raise UserError(f"{root}: none of the {unreadable:,} images can be read, the first: {problem}; check --root")
+        raise UserError(f"{root}: none of the {unreadable:,} images can be read (first: {problem}); check --root")
     return marks, sizes
 
 
 def check_classes(listing: SourceListing, root: Path) -> None:
-    """Raise `UserError` when there is one class only, or one has no picture to train on. Warns of doubtful names."""
+    """Raise `UserError` for a single class or a class without training images. Warns about unusual names."""
     if len(listing.classes) < 2:
         raise UserError(
-            f"{root}: one class only ({', '.join(listing.classes)}); at least two are needed. Is this the folder above "
+            f"{root}: contains only class {', '.join(listing.classes)}; at least two are needed. Is this the folder of "
             "the class folders, or the right column of the list?"
         )
     for warning in class_name_warnings(listing.classes):
@@ -187,13 +187,13 @@ def check_classes(listing: SourceListing, root: Path) -> None:
     counts = Counter(picture.label for picture in listing.pictures if picture.split == "train")
     for label, name in enumerate(listing.classes):
         if not counts[label]:
-            raise UserError(f"{root}: class {name} has no picture in train; fill it, or leave the class out")
+            raise UserError(f"{root}: class {name} has no training images; add some or leave the class out")
 
 
 def read_bytes(path: str, limit: int | None = None) -> tuple[bytes, int]:
-    """A file's content, and its size; beyond `limit` bytes only as many of its beginning and as many of its end.
+    """Return a file's content and size; if longer than 2 `limit` bytes, only the first and last `limit` bytes.
 
-    Raises `InvalidImageError`: one unreadable file is a finding like another.
+    Raises `InvalidImageError`, so that an unreadable file is handled like any invalid image.
     """
     try:
         with open(path, "rb") as stream:
@@ -210,7 +210,7 @@ def read_bytes(path: str, limit: int | None = None) -> tuple[bytes, int]:
 
 
 def similar_name(path: str) -> str:
-    """`; the folder has IMG.JPG`: the file that a missing one may mean, when names differ in letter case or accents."""
+    """`; the folder has IMG.JPG`: the file probably meant, if names differ only in letter case or accents."""
     folder, name = os.path.split(path)
     found = names_by_form(folder).get(plain_form(name))
     return f"; the folder has {escape_name(found)}" if found is not None and found != name else ""
@@ -218,7 +218,7 @@ def similar_name(path: str) -> str:
 
 @lru_cache(maxsize=64)
 def names_by_form(folder: str) -> Mapping[str, str]:
-    """Names in a folder by their plain form; none where it cannot be read."""
+    """File names in a folder by normalized form; empty if the folder is unreadable."""
     try:
         return {plain_form(name): name for name in sorted(os.listdir(folder))}
     except OSError:
@@ -226,7 +226,7 @@ def names_by_form(folder: str) -> Mapping[str, str]:
 
 
 def modified(path: str) -> bytes:
-    """When the file was last changed; empty when it cannot be read."""
+    """Modification time of a file; empty if unreadable."""
     try:
         return str(os.stat(path).st_mtime_ns).encode()
     except OSError:
@@ -234,12 +234,12 @@ def modified(path: str) -> bytes:
 
 
 def list_files(root: Path, below: str, skipped: Skipped) -> list[str]:
-    """Every file under `root/below`, relative to the root, without those of the system. Raises `UserError`."""
+    """Return all files under `root/below`, relative to the root, without system files. Raises `UserError`."""
     return [os.path.relpath(path, root) for path in walk_files(root / below, skipped)]
 
 
 def skipped_findings(skipped: Skipped) -> dict[str, object]:
-    """For a listing's findings, and printed at once: what the walk left out."""
+    """Return what the walk skipped as findings, and print it."""
     if not skipped.kinds:
         return {}
     print(f"note: {skipped.describe()}", file=sys.stderr)
@@ -247,9 +247,9 @@ def skipped_findings(skipped: Skipped) -> dict[str, object]:
 
 
 def check_relative_path(path: str, where: str, root: Path | None = None) -> str:
-    """The path below the root, as `open` takes it. Raises `UserError` saying `where` it is.
+    """Return the path relative to the root, as `open` expects it. Raises `UserError` naming `where` it is.
 
-    Backslashes of Windows become `/`, and an absolute path below the root becomes relative to it.
+    Windows backslashes become `/`, and an absolute path under the root becomes relative.
     """
     plain = native_name(path)
     if "\\" in plain and not (root is not None and (root / plain).exists()):
@@ -259,12 +259,12 @@ def check_relative_path(path: str, where: str, root: Path | None = None) -> str:
             plain = plain.removeprefix(base.rstrip("/") + "/")
     parts = [part for part in plain.split("/") if part not in ("", ".")]
     if not parts or plain.startswith("/") or ".." in parts or re.match(r"[A-Za-z]:$", parts[0]) or "\0" in plain:
-        raise UserError(f"{where}: path {path!r} does not stay below the folder; write it relative to it, with /")
+        raise UserError(f"{where}: path {path!r} is outside the folder; use a relative path with /")
     return "/".join(parts)
 
 
 def make_keys(paths: Sequence[str]) -> list[str]:
-    """A key for each path: plain characters, the end of the path where it is long, a number where two are alike."""
+    """Make a key per path: plain characters, only the end of a long path, a number for duplicates."""
     keys: list[str] = []
     taken: set[str] = set()
     for path in paths:
@@ -279,37 +279,38 @@ def make_keys(paths: Sequence[str]) -> list[str]:
 
 
 def add_photo_arguments(parser: argparse._ArgumentGroup, carved: Mapping[str, str]) -> None:
-    """`carved`: for each split that may be carved out of train, what happens without the option."""
+    """`carved`: for each split that may be held out from train, the default as shown in the help text."""
     for split, default in carved.items():
         parser.add_argument(
             f"--{split}-fraction",
             type=float,
             metavar="F",
-            help=f"share of each class to carve out of train for {split} (default: {default})",
+            help=f"fraction of each class to hold out from train for {split} (default: {default})",
         )
     parser.add_argument(
-        "--image-size", type=int, metavar="N", help="make larger images smaller: shorter side N pixels (default: leave)"
+        "--image-size",
+        type=int,
+        metavar="N",
+        help="downscale larger images to shorter side N pixels (default: off)",
     )
-    parser.add_argument(
-        "--keep-leaks", action="store_true", help="list leaks, but leave them in (as published figures do)"
-    )
+    parser.add_argument("--keep-leaks", action="store_true", help="list leaks but keep them (as in published results)")
 
 
 def photo_options(
     args: argparse.Namespace, fractions: Mapping[str, float], image_size: int | None = None, margin: float | None = None
 ) -> ImageSourceOptions:
-    """What the command line says. `image_size` is the default. Raises `UserError`."""
+    """Options from the command line. `image_size` is the default. Raises `UserError`."""
     side = args.image_size if args.image_size is not None else image_size
     if side is not None and side < 16:
-        raise UserError(f"--image-size {side}: at least 16 pixels")
+        raise UserError(f"--image-size {side}: must be at least 16 pixels")
     return ImageSourceOptions(args.root, fractions, side, margin, args.seed, args.keep_leaks)
 
 
 def carve_validation(args: argparse.Namespace, present: bool) -> dict[str, float]:
-    """The share of train that becomes validation. Raises `UserError`."""
+    """Fraction of train to hold out for validation. Raises `UserError`."""
     fraction = args.validation_fraction
     if fraction is not None and present:
-        raise UserError("--validation-fraction: the source has a validation split already; leave the option out")
+        raise UserError("--validation-fraction: the source already has a validation split; remove the option")
     if fraction is not None and not 0 <= fraction < 1:
         raise UserError(f"--validation-fraction {fraction:g}: must be at least 0 and below 1")
     share = 0.0 if present else 0.1 if fraction is None else fraction

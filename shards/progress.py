@@ -1,4 +1,4 @@
-"""How far a long job is: a bar on a terminal, a line now and then in a log."""
+"""Progress of a long job: a bar on a terminal, periodic lines in a log."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _LINE_EVERY_S = 10.0
 
 
 class Progress:
-    """Counts towards `total`; a context manager, whose end says how many and how fast. Writes to stderr."""
+    """Context manager that counts towards `total` and prints count and rate at the end. Writes to stderr."""
 
     def __init__(self, what: str, total: int | None, unit: str = "face") -> None:
         self.what, self.total, self.unit = what, total, unit
@@ -55,7 +55,7 @@ class Progress:
 
 
 def track(things: Iterable[T], what: str, total: int | None = None, unit: str = "face") -> Iterator[T]:
-    """The same things, counted as they go by."""
+    """Yield the items of `things`, showing progress."""
     with Progress(what, total, unit) as progress:
         for thing in things:
             yield thing

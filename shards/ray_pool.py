@@ -1,4 +1,4 @@
-"""A builder's tasks on a Ray cluster. The nodes must see the source and the output under the same paths."""
+"""Runs a builder's tasks on a Ray cluster. The nodes must see the source and the output under the same paths."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ R = TypeVar("R")
 
 @dataclass(frozen=True)
 class RayPool:
-    """A `Crew` of one Ray task per shard; a task whose node dies is done again."""
+    """A worker pool that runs one Ray task per shard; a task whose node dies is repeated."""
 
     address: str
-    """Of the cluster, `auto` for the one that runs on this machine, `local` to start one in this process."""
+    """Cluster address; `auto` for the one on this machine, `local` to start one in this process."""
 
     def run(
         self,
@@ -27,9 +27,9 @@ class RayPool:
         tasks: Sequence[T],
         on_samples: Callable[[int], object],
     ) -> list[R]:
-        """`work(shared, task, on_sample)` for every task, results in the order of the tasks.
+        """Run `work(shared, task, on_sample)` for every task and return the results in task order.
 
-        Raises `UserError` when there is no cluster, or what `work` raised.
+        Raises `UserError` if there is no cluster, and whatever `work` raises.
         """
         import adadf_dist
         import shards
@@ -40,7 +40,7 @@ class RayPool:
             ray.init(self.address, runtime_env={"py_modules": packages}, log_to_driver=False, logging_level="error")
         except ConnectionError as error:
             reason = single_line(error, 1000)
-            raise UserError(f"--ray {self.address}: no cluster there ({reason}); start one with ray start") from None
+            raise UserError(f"--ray {self.address}: no cluster found ({reason}); start one with ray start") from None
         try:
             remote = ray.remote(run_and_count)
             source, order = ray.put(shared), ray.put(work)
@@ -59,14 +59,14 @@ class RayPool:
 
 
 def run_and_count(work: Callable[[S, T, Callable[[], object]], R], shared: S, task: T) -> tuple[int, R]:
-    """Run a task on a worker, and count what it reports as done."""
+    """Run a task on a worker, and count the samples that it reports as done."""
     counted: list[None] = []
     result = work(shared, task, lambda: counted.append(None))
     return len(counted), result
 
 
 def import_ray() -> Any:
-    """Raises `UserError` naming the extra when Ray is not installed."""
+    """Import Ray. Raises `UserError` naming the extra if it is not installed."""
     try:
         import ray
     except ImportError as error:

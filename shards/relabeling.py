@@ -1,4 +1,4 @@
-"""A source of faces with the decisions of a `relabel.csv` carried out: other labels, and faces left out, of train."""
+"""A source with the decisions of a `relabel.csv` applied to train: changed labels and dropped samples."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from adadf_dist.errors import UserError
 
 @dataclass(frozen=True)
 class RelabeledSource:
-    """A `Source`. The faces that stay keep their keys, so those of every split are stored in the order they had."""
+    """A `Source`. Remaining samples keep their keys, so every split keeps its stored order."""
 
     source: Source
     kept: Sequence[SourceItem]
     labels: Mapping[int, int]
-    """Face number -> its class now."""
+    """Sample number -> its new class."""
     provenance: Provenance
 
     @property
@@ -44,7 +44,7 @@ class RelabeledSource:
         return f"{self.labels.get(number)} ".encode() + self.source.fingerprint(number)
 
     def load(self, number: int) -> Sample:
-        """KEY.json says which class a relabelled face had."""
+        """Load a sample; KEY.json records a relabeled sample's old class."""
         sample = self.source.load(number)
         label = self.labels.get(number, sample.label)
         if label == sample.label:
@@ -54,7 +54,7 @@ class RelabeledSource:
 
 
 def relabel_source(source: Source, path: Path) -> RelabeledSource:
-    """Raises `UserError` for a file that does not fit the source, naming the line."""
+    """Apply the decisions in `path`. Raises `UserError` naming the line if they do not fit the source."""
     decisions = read_decisions(path, source.classes, "--relabel")
     items = source.items()
     train = {item.key: item.number for item in items if item.split == "train"}
@@ -67,7 +67,7 @@ def relabel_source(source: Source, path: Path) -> RelabeledSource:
     }
     kept = [item for item in items if item.number not in by_kind["drop"]]
     if not any(item.split == "train" for item in kept):
-        raise UserError(f"{decisions.where}: drops every training face; leave some")
+        raise UserError(f"{decisions.where}: drops every training sample; keep some")
     made = source.provenance
     findings = {"relabelled": len(by_kind["relabel"]), "dropped_by_decision": len(by_kind["drop"])}
     provenance = replace(

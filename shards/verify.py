@@ -1,8 +1,8 @@
-"""Check a dataset folder to the last byte: hashes, indexes, labels, and that every image decodes.
+"""Verify a dataset folder completely: hashes, indexes, labels, and that every image decodes.
 
     python -m shards.verify DIR
 
-Exit status 0 and a table when all is well; 1 and a line for each finding otherwise.
+Exits with 0 and a table if everything is OK, else with 1 and a line for each finding.
 """
 
 from __future__ import annotations
@@ -29,22 +29,22 @@ from adadf_dist.errors import UserError
 from shards.progress import Progress
 
 DESCRIPTION = """\
-Re-reads every tar of a dataset folder: its SHA-256 against dataset.json, DALI's index and the Parquet index against
-the members, KEY.cls and KEY.json against the index, and every image is decoded. Prints a table and exits with 0, or
+Re-reads every tar of a dataset folder: checks its SHA-256 against dataset.json, the DALI and Parquet indexes against
+the members, KEY.cls and KEY.json against the index, and decodes every image. Prints a table and exits with 0, or
 prints a line for each finding and exits with 1.
 """
 
 
 @dataclass(frozen=True)
 class Folder:
-    """What every worker needs."""
+    """Data shared by all workers."""
 
     path: Path
     splits: Mapping[str, Split]
 
 
 class Task(NamedTuple):
-    """One tar to be checked."""
+    """One tar to check."""
 
     split: str
     number: int
@@ -60,7 +60,7 @@ class Member(NamedTuple):
 
 
 def verify(path: Path, workers: int) -> tuple[Manifest, list[str]]:
-    """Every finding about a dataset folder. Raises `UserError` when `dataset.json` itself cannot be read."""
+    """Return all findings about a dataset folder. Raises `UserError` if `dataset.json` itself cannot be read."""
     manifest = read_manifest(path)
     findings = list(check_files(path, manifest))
     splits: dict[str, Split] = {}
@@ -68,7 +68,7 @@ def verify(path: Path, workers: int) -> tuple[Manifest, list[str]]:
         if not (path / info.index).is_file():
             continue
         if hashlib.sha256((path / info.index).read_bytes()).hexdigest() != info.index_sha256:
-            findings.append(f"{path / info.index}: not the bytes that dataset.json has the SHA-256 of")
+            findings.append(f"{path / info.index}: SHA-256 differs from dataset.json")
         try:
             splits[name] = open_split(path, manifest, name)
         except UserError as error:
@@ -90,17 +90,17 @@ def find_duplicate_keys(splits: Mapping[str, Split]) -> Iterator[str]:
     for name, split in splits.items():
         for key in split.keys.tolist():
             if key in seen:
-                yield f"{split.folder}: key {key} stands in {seen[key]} and again in {name}"
+                yield f"{split.folder}: duplicate key {key} in {seen[key]} and {name}"
             seen[key] = name
 
 
 def check_shard(folder: Folder, task: Task, on_sample: Callable[[], object]) -> list[str]:
-    """Findings about one tar, in a worker process."""
+    """Return findings about one tar. Runs in a worker process."""
     path, split = folder.path / task.info.file, folder.splits[task.split]
     findings = []
     with path.open("rb") as stream:
         if hashlib.file_digest(stream, "sha256").hexdigest() != task.info.sha256:
-            findings.append(f"{path}: not the bytes that dataset.json has the SHA-256 of")
+            findings.append(f"{path}: SHA-256 differs from dataset.json")
     rows = np.flatnonzero(split.locations[:, 0] == task.number)
     lines: list[str] = []
     counts = [0] * len(split.classes)
@@ -116,16 +116,16 @@ def check_shard(folder: Folder, task: Task, on_sample: Callable[[], object]) -> 
             samples += 1
             on_sample()
     except (tarfile.TarError, EOFError) as error:
-        findings.append(f"{path}: damaged after {samples:,} samples ({error})")
+        findings.append(f"{path}: corrupt after {samples:,} samples ({error})")
     if samples != len(rows):
-        findings.append(f"{path}: {samples:,} samples where {task.split}.parquet has {len(rows):,}")
+        findings.append(f"{path}: {samples:,} samples, but {task.split}.parquet has {len(rows):,}")
     if (samples, tuple(counts)) != (task.info.samples, task.info.class_counts):
-        findings.append(f"{path}: its samples are not counted as in dataset.json")
+        findings.append(f"{path}: class counts differ from dataset.json")
     return findings + check_dali_index(path.with_suffix(".idx"), lines)
 
 
 def group_samples(path: Path) -> Iterator[list[Member]]:
-    """Neighbouring members with the same key, as WebDataset reads them. One sample in memory at a time."""
+    """Group consecutive members with the same key, like WebDataset. One sample in memory at a time."""
     group: list[Member] = []
     with tarfile.open(path, "r:") as tar:
         for info in tar:
@@ -144,9 +144,9 @@ def extension(member: Member) -> str:
 
 
 def check_sample(key: str, members: Sequence[Member], split: Split, row: int | None) -> Iterator[str]:
-    """What is wrong with one sample; `row` is its place in the index, None when the index ended before it."""
+    """Yield what is wrong with one sample; `row` is its row in the index, None if the index ended before it."""
     if [extension(member) for member in members] != ["jpg", "cls", "json"]:
-        yield f"holds {', '.join(member.name for member in members)} where jpg, cls and json are due"
+        yield f"contains {', '.join(member.name for member in members)}, expected jpg, cls and json"
         return
     image, label, facts = members
     size: tuple[int, int] | None = None
@@ -154,57 +154,57 @@ def check_sample(key: str, members: Sequence[Member], split: Split, row: int | N
         decoded = decode(image.data)
         size = decoded.size
         if decoded.format != "JPEG":
-            yield f"its image is {decoded.format}, not JPEG"
+            yield f"image is {decoded.format}, not JPEG"
     except InvalidImageError as error:
-        yield f"its image {error}"
+        yield f"image: {error}"
     if row is None:
         yield "not in the Parquet index"
         return
     if str(split.keys[row]) != key:
-        yield f"the Parquet index has {split.keys[row]} in its place"
+        yield f"the Parquet index has {split.keys[row]} here"
     if split.locations[row, 1:].tolist() != [image.offset, len(image.data)]:
-        yield "its image is not where the Parquet index says"
+        yield "image is not at the offset in the Parquet index"
     known = int(split.labels[row])
     if not label.data.isdigit() or int(label.data) != known:
-        yield f"KEY.cls is {label.data[:12]!r} where the Parquet index has {known}"
+        yield f"KEY.cls is {label.data[:12]!r}, but the Parquet index has {known}"
     yield from check_facts(facts.data, split, row, size)
 
 
 def check_facts(data: bytes, split: Split, row: int, size: tuple[int, int] | None) -> Iterator[str]:
-    """KEY.json against the index and the image."""
+    """Compare KEY.json to the index and the image."""
     try:
         facts = json.loads(data)
-        told = (facts["label"], facts["class"])
+        text = (facts["label"], facts["class"])
         votes, share = facts["votes"], facts.get("distribution")
         told_size = (facts["width"], facts["height"])
     except (ValueError, KeyError, TypeError) as error:
-        yield f"KEY.json is damaged ({type(error).__name__}: {error})"
+        yield f"KEY.json is corrupt ({type(error).__name__}: {error})"
         return
     label = int(split.labels[row])
-    if told != (label, split.classes[label]):
-        yield f"KEY.json has class {told} where the Parquet index has {(label, split.classes[label])}"
+    if text != (label, split.classes[label]):
+        yield f"KEY.json has class {text}, but the Parquet index has {(label, split.classes[label])}"
     if size is not None and told_size != size:
-        yield f"KEY.json has {told_size} pixels where the image has {size}"
+        yield f"KEY.json has {told_size} pixels, but the image has {size}"
     for name, value, rows in (("votes", votes, split.votes), ("distribution", share, split.distributions)):
         indexed = None if rows is None else rows[row]
         if value is None and (indexed is None or not indexed.any()):
             continue
         if value is None or indexed is None or not np.array_equal(np.asarray(value, dtype=np.float32), indexed):
-            yield f"KEY.json has {name} {value} where the Parquet index has {indexed}"
+            yield f"KEY.json has {name} {value}, but the Parquet index has {indexed}"
 
 
 def check_dali_index(path: Path, lines: Sequence[str]) -> list[str]:
-    """DALI's index against the members of the tar."""
+    """Compare DALI's index to the members of the tar."""
     if not path.is_file():
         return [f"{path}: missing; DALI would have to scan the tar"]
     found = path.read_text(encoding="utf-8", errors="replace").splitlines()
     if found != [f"v1.2 {len(lines)}", *lines]:
-        return [f"{path}: does not list the members of its tar; rebuild the dataset"]
+        return [f"{path}: does not match the members of its tar; rebuild the dataset"]
     return []
 
 
 def table(manifest: Manifest) -> str:
-    """Faces and bytes a split."""
+    """Return a table of samples and bytes per split."""
     lines = [f"{'split':<12}{'faces':>12}{'shards':>8}{'MB':>10}"]
     for name, info in manifest.splits.items():
         megabytes = sum(shard.bytes for shard in info.shards) / 1e6
@@ -228,7 +228,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             print(f"{args.folder}: {len(findings):,} finding{'s' if len(findings) > 1 else ''}")
             raise SystemExit(1)
         print(table(manifest))
-        print(f"{args.folder}: every byte, label and image is as dataset.json says")
+        print(f"{args.folder}: OK: all checksums, labels and images match dataset.json")
 
 
 if __name__ == "__main__":

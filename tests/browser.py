@@ -106,13 +106,13 @@ class Page:
         path.write_bytes(base64.b64decode(self.call("Page.captureScreenshot")["data"]))
 
     def _note(self, event: dict[str, Any]) -> None:
-        method, told = event.get("method"), event.get("params", {})
+        method, output = event.get("method"), event.get("params", {})
         if method == "Runtime.exceptionThrown":
-            self.problems.append(json.dumps(told["exceptionDetails"]))
-        elif method == "Runtime.consoleAPICalled" and told["type"] in ("error", "warning", "assert"):
-            self.problems.append(json.dumps(told["args"]))
-        elif method == "Log.entryAdded" and told["entry"]["level"] in ("error", "warning"):
-            self.problems.append(told["entry"]["text"])
+            self.problems.append(json.dumps(output["exceptionDetails"]))
+        elif method == "Runtime.consoleAPICalled" and output["type"] in ("error", "warning", "assert"):
+            self.problems.append(json.dumps(output["args"]))
+        elif method == "Log.entryAdded" and output["entry"]["level"] in ("error", "warning"):
+            self.problems.append(output["entry"]["text"])
 
     def _next(self) -> dict[str, Any]:
         until = time.monotonic() + TIMEOUT_S

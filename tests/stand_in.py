@@ -39,14 +39,14 @@ def study_of(folder: Path, space: dict[str, object], options: SearchOptions, **c
 class Here:
     """Trials one after another in this process."""
 
-    def search(self, study: Study, told: Callable[[], None]) -> None:
-        self.run(study, study.search_trials(), told)
+    def search(self, study: Study, output: Callable[[], None]) -> None:
+        self.run(study, study.search_trials(), output)
 
-    def run(self, study: Study, trials: Sequence[Trial], told: Callable[[], None]) -> None:
+    def run(self, study: Study, trials: Sequence[Trial], output: Callable[[], None]) -> None:
         for trial in trials:
             if not study.trials.result(trial).end:
                 run_trial(study, trial)
-                told()
+                output()
 
 
 class Trainer:

@@ -99,7 +99,7 @@ class Cluster:
 
 def ended(job: subprocess.Popen[str]) -> tuple[int, str]:
     try:
-        _, told = communicate(job, TIMEOUT_S)
+        _, output = communicate(job, TIMEOUT_S)
     finally:
         job.kill()
-    return job.returncode, told
+    return job.returncode, output

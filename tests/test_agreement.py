@@ -40,8 +40,10 @@ def test_a_run_folder_of_each_node_is_refused_by_every_rank(faces: Path, nodes: 
     for status, output in ended:
         assert status != 0
         (line,) = our_lines(output)
-        assert f"what {HOST} (rank 0) writes into {nodes[0] / 'runs/mine'} does not show on {HOST} (rank 1)" in line
-        assert f"in {nodes[1] / 'runs/mine'}; give --out a folder that all nodes share" in line
+        assert (
+            f"files written by {HOST} (rank 0) to {nodes[0] / 'runs/mine'} are not visible on {HOST} (rank 1)" in line
+        )
+        assert f"in {nodes[1] / 'runs/mine'}; choose an --out that all nodes share" in line
     left = [path.name for node in nodes for path in (node / "runs/mine").glob("*")]
     assert left == []
 
@@ -120,7 +122,7 @@ def test_nobody_at_the_address(faces: Path, tmp_path: Path) -> None:
     assert done.returncode == 2
     (line,) = done.stderr.strip().splitlines()
     assert line.startswith(f"adadf_dist.train[rank 1]: error: rank 0 cannot be reached at 127.0.0.1:{port}")
-    assert "nothing in 3 s (runtime.timeout_s)" in line
+    assert "no connection within 3 s (runtime.timeout_s)" in line
 
 
 @pytest.mark.slow
@@ -131,17 +133,17 @@ def test_ranks_that_do_not_come(faces: Path, tmp_path: Path) -> None:
     (done,) = finish_forked([Start(words(values), by_hand(0, port))], timeout=60)
     assert done.returncode == 2
     (line,) = done.stderr.strip().splitlines()
-    assert f"the 2 ranks did not meet at 127.0.0.1:{port}" in line
+    assert f"rendezvous of 2 ranks at 127.0.0.1:{port}" in line
     assert "within 3 s (runtime.timeout_s)" in line
 
 
 @pytest.mark.parametrize(
     ("wrong", "words"),
     [
-        ({"MASTER_PORT": "99999"}, "MASTER_PORT is '99999': give the number of a free port"),
+        ({"MASTER_PORT": "99999"}, "MASTER_PORT is '99999': set it to a free port"),
         ({"MASTER_ADDR": "no.such.host.invalid"}, "MASTER_ADDR is 'no.such.host.invalid'"),
         ({"WORLD_SIZE": "two"}, "WORLD_SIZE is 'two'"),
-        ({"RANK": "5"}, "RANK is '5': give each of the 2 ranks"),
+        ({"RANK": "5"}, "RANK is '5': set it to 0 ... 1"),
     ],
 )
 def test_an_environment_that_cannot_be(wrong: dict[str, str], words: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -163,9 +165,9 @@ def told_of_kinds(world: World) -> list[str]:
 
 def test_shards_may_differ_by_name_and_not_by_kind() -> None:
     for rank in run_ranks(told_of_kinds, 2):
-        for told, (_, _, wanted) in zip(rank, KINDS, strict=True):
-            assert bool(told) == bool(wanted)
-            assert wanted in told
+        for output, (_, _, wanted) in zip(rank, KINDS, strict=True):
+            assert bool(output) == bool(wanted)
+            assert wanted in output
 
 
 def test_files_of_one_name_must_hold_the_same(tmp_path: Path) -> None:
@@ -201,9 +203,9 @@ def installation_of(world: World, versions: Sequence[str]) -> str:
 
 
 def test_other_versions_of_torch_are_named_with_their_hosts() -> None:
-    told = run_ranks(installation_of, 2, ("2.14.0", "2.15.0"))
-    assert told[0] == told[1]
-    assert told[0].startswith(f"torch is 2.14.0 on {HOST} (rank 0) and 2.15.0 on {HOST} (rank 1): all nodes must run")
+    output = run_ranks(installation_of, 2, ("2.14.0", "2.15.0"))
+    assert output[0] == output[1]
+    assert output[0].startswith(f"torch is 2.14.0 on {HOST} (rank 0) and 2.15.0 on {HOST} (rank 1): all nodes must run")
     assert run_ranks(installation_of, 2, ("2.15.0", "2.15.0")) == ["", ""]
 
 

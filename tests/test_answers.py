@@ -80,7 +80,7 @@ def test_answers_that_are_no_numbers_are_refused() -> None:
     images = torch.randn(3, 3, 6, 6)
     images[1] = torch.nan
     answers = predict_split(Echo(), [batch_of(images, [0, 1, 2])], 3, ALONE)
-    with pytest.raises(UserError, match=r"some\.pt: answers 1 of 3 faces"):
+    with pytest.raises(UserError, match=r"some\.pt: non-finite outputs for 1 of 3 samples"):
         check_finite(answers, "some.pt")
     check_finite(Predictions(*(rows[[0, 2]] for rows in answers)), "some.pt")
 
@@ -88,7 +88,7 @@ def test_answers_that_are_no_numbers_are_refused() -> None:
 def test_a_face_seen_twice_or_never_is_noticed() -> None:
     images = torch.randn(2, 3, 6, 6)
     for samples in ([0, 0], [0, 2]):
-        with pytest.raises(RuntimeError, match="of 3 faces"):
+        with pytest.raises(RuntimeError, match="of 3 samples"):
             gather_outputs([Rows(torch.tensor(samples), images[:, 0, 0])], 3, ALONE)
 
 
@@ -159,13 +159,13 @@ def test_a_trained_network_opens_again(run: Path) -> None:
 def test_what_is_no_run(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no such run folder or checkpoint"):
         load_trained_model(tmp_path / "nowhere")
-    with pytest.raises(UserError, match="holds no checkpoint"):
+    with pytest.raises(UserError, match="no checkpoint found"):
         load_trained_model(tmp_path)
     (tmp_path / "checkpoints").mkdir()
     (tmp_path / "checkpoints" / "checkpoint-0000-000004.pt").touch()
-    with pytest.raises(UserError, match="no epoch is finished yet"):
+    with pytest.raises(UserError, match="no epoch has finished yet"):
         load_trained_model(tmp_path)
-    with pytest.raises(UserError, match="missing; the run has not come so far"):
+    with pytest.raises(UserError, match="missing; the run has not written it yet"):
         load_predictions(tmp_path, "test")
 
 

@@ -229,9 +229,9 @@ def test_it_is_told_as_markdown_and_replaced_by_force_alone(
     (audited / "relabel.csv").write_text("key,decision,label\n")
     before = (audited / "audit.csv").read_bytes()
     main([str(run), "--gallery", "60", "--force"])
-    told = capsys.readouterr().out
-    assert re.search(r"\| \*\*suspicion\*\* \| [01]\.\d{3} \| [\d.]+% \|", told)
-    assert "| attention, mean | 0." in told
+    output = capsys.readouterr().out
+    assert re.search(r"\| \*\*suspicion\*\* \| [01]\.\d{3} \| [\d.]+% \|", output)
+    assert "| attention, mean | 0." in output
     assert (audited / "audit.csv").read_bytes() == before
     assert (audited / "relabel.csv").exists()  # a user's file is not the audit's to remove
 
@@ -244,9 +244,9 @@ def test_cleanlab_missing_is_said(material: AuditInputs, monkeypatch: pytest.Mon
     monkeypatch.setitem(sys.modules, "adadf_dist.audit.confident_learning", None)
     truth = injected_noise(material.faces, material.trained.config.data)
     assert truth is not None
-    told = score(score_labels(material, truth), truth).to_markdown()
-    assert "| confident learning" not in told
-    assert "pip install 'adadf_dist[audit]'" in told
+    output = score(score_labels(material, truth), truth).to_markdown()
+    assert "| confident learning" not in output
+    assert "pip install 'adadf_dist[audit]'" in output
 
 
 # Other labels of the same photos
@@ -262,12 +262,12 @@ def test_true_labels_of_another_folder_by_key_and_by_picture(material: AuditInpu
     noisy = material.faces.labels != material.faces.true_labels
     by_key = labels_from_dataset(material.split, drawn)
     assert by_key.labels.tolist() == material.faces.true_labels.tolist()
-    assert f"{int(noisy.sum()):,} are labelled otherwise" in by_key.source
+    assert f"{int(noisy.sum()):,} are labeled differently" in by_key.source
     looked = min(100, len(noisy))
-    assert f"of {looked} found by key {looked} have the very same picture" in by_key.source
+    assert f"of {looked} matched by key, {looked} have an identical image" in by_key.source
     by_picture = labels_from_dataset(renamed(material), drawn)
     assert by_picture.labels.tolist() == by_key.labels.tolist()
-    assert f"0 of {len(noisy):,} faces found by key, {len(noisy):,} by picture" in by_picture.source
+    assert f"0 of {len(noisy):,} samples matched by key, {len(noisy):,} by image" in by_picture.source
 
 
 def test_names_of_one_emotion_and_classes_of_one_side(material: AuditInputs, drawn: Path) -> None:
@@ -284,12 +284,12 @@ def test_other_faces_under_the_same_keys_are_seen(material: AuditInputs, tmp_pat
     strange = build_synthetic_dataset(tmp_path / "strange", {"train": 8}, size=32, seed=9)
     keys = strange.split("train").keys
     counted = replace(material.split.subset(np.arange(8), "train"), keys=keys)
-    assert "of 8 found by key 0 have the very same picture" in labels_from_dataset(counted, strange.folder).source
+    assert "of 8 matched by key, 0 have an identical image" in labels_from_dataset(counted, strange.folder).source
 
 
 def test_folders_that_share_nothing(material: AuditInputs, tmp_path: Path) -> None:
     strange = build_synthetic_dataset(tmp_path / "strange", {"train": 8}, size=32, seed=9).folder
-    with pytest.raises(UserError, match="shares no face"):
+    with pytest.raises(UserError, match="no sample in common"):
         labels_from_dataset(renamed(material), strange)
     with pytest.raises(UserError, match=r"its classes .*neutral"):
         labels_from_dataset(replace(material.split, classes=tuple("ABCDEFG")), strange)
@@ -323,7 +323,7 @@ def test_a_run_that_lacks_something(run: Path, tmp_path: Path, capsys: pytest.Ca
     (copy / "faces.npz").unlink()
     assert "faces.npz: missing" in problem(capsys, str(copy))
     shutil.rmtree(copy / "checkpoints")
-    assert "holds no checkpoint" in problem(capsys, str(copy))
+    assert "no checkpoint found" in problem(capsys, str(copy))
     assert "is a file" in problem(capsys, str(copy / "config.yaml"))
 
 
@@ -333,21 +333,21 @@ def test_another_dataset_than_the_runs(
     copy = copy_of(run, tmp_path)
     other = run_build("folder", tmp_path / "other", "--root", drawn.parent / "tinted", "--validation-fraction", 0.2)
     capsys.readouterr()  # the builder's progress
-    assert "has other training faces than the run" in problem(capsys, str(copy), "--shards", str(other.folder))
+    assert "training samples differ from the run's" in problem(capsys, str(copy), "--shards", str(other.folder))
     with np.load(copy / "faces.npz") as file:
         arrays = dict(file)
     arrays["labels"][0] = (arrays["labels"][0] + 1) % 7
     np.savez(copy / "faces.npz", **arrays)
-    assert "has other training labels than the run" in problem(capsys, str(copy))
+    assert "training labels differ from the run's" in problem(capsys, str(copy))
 
 
 def test_classes_that_do_not_match(run: Path, drawn: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     renamed = Path(shutil.copytree(drawn, tmp_path / "renamed"))
     manifest = renamed / "dataset.json"
     manifest.write_text(manifest.read_text().replace('"happy"', '"delighted"'))
-    told = problem(capsys, str(copy_of(run, tmp_path)), "--shards", str(renamed))
-    assert "has the classes " in told
-    assert "delighted" in told
+    output = problem(capsys, str(copy_of(run, tmp_path)), "--shards", str(renamed))
+    assert "has the classes " in output
+    assert "delighted" in output
 
 
 def test_a_run_in_progress_is_judged_by_the_epochs_there_are(
@@ -368,7 +368,7 @@ def test_a_dataset_that_has_moved(run: Path, tmp_path: Path, capsys: pytest.Capt
     content = torch.load(selected, weights_only=True)
     content["config"]["data"]["shards"] = "gone/faces"
     torch.save(content, selected)
-    assert "gone/faces: the run's dataset is not there; give where it is now as --data.shards" in problem(
+    assert "gone/faces: the run's dataset was not found; pass its location as --data.shards" in problem(
         capsys, str(copy)
     )
 
@@ -377,7 +377,7 @@ def test_a_history_of_other_faces(run: Path, tmp_path: Path, capsys: pytest.Capt
     copy = copy_of(run, tmp_path)
     three = np.zeros(3)
     np.savez(copy / "history" / "epoch-0002.npz", attention=three, loss=three, correct=three)
-    assert "epoch-0002.npz: is not of this run's" in problem(capsys, str(copy))
+    assert "epoch-0002.npz: does not match the run's" in problem(capsys, str(copy))
     (copy / "history" / "epoch-0002.npz").unlink()
     assert "history/epoch-0002.npz is missing" in problem(capsys, str(copy))
 

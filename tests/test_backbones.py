@@ -143,7 +143,7 @@ def test_the_rate_of_the_heads_is_not_that_of_a_transformers_attention() -> None
         ("resnet19", r"model\.backbone is 'resnet19'; allowed: resnet10, .*did you mean resnet18\?"),
         ("convnext_tiny", r"allowed: .* or timm:NAME"),
         ("timm:convnext_tini", r"does not have; did you mean timm:convnext_tiny\?"),
-        ("timm:convnext_atto.nowhere", r"no weights 'nowhere' of convnext_atto; there are d2_in1k"),
+        ("timm:convnext_atto.nowhere", r"no weights 'nowhere' for convnext_atto; available: d2_in1k"),
     ],
 )
 def test_names_that_are_not_known(name: str, message: str) -> None:
@@ -169,10 +169,10 @@ def test_without_timm(monkeypatch: pytest.MonkeyPatch) -> None:
         ),
         (ModelConfig(split="layer4"), 32, r"end with layer1, layer2, layer3"),
         (ModelConfig(backbone="timm:convnext_atto", split="stage.0"), 32, r"did you mean stages\.0\?"),
-        (ModelConfig(backbone="timm:maxvit_pico_rw_256"), 100, r"does not take images of data\.image_size 100"),
+        (ModelConfig(backbone="timm:maxvit_pico_rw_256"), 100, r"does not support data\.image_size 100"),
         (ModelConfig(backbone="timm:pvt_v2_b0"), 64, "cannot be split"),
         # a ReLU in place comes next
-        (ModelConfig(backbone="timm:vgg11", split="features.3"), 32, r"'features\.3': .* writes into its own input"),
+        (ModelConfig(backbone="timm:vgg11", split="features.3"), 32, r"'features\.3': .* modifies its input in place"),
     ],
 )
 def test_what_cannot_be_cut(config: ModelConfig, side: int, message: str) -> None:
@@ -186,7 +186,7 @@ def test_a_network_that_computes_something_else_is_refused() -> None:
     backbone = timm_backbones.split_sequential(whole, config)
     own = whole.forward_features
     whole.forward_features = lambda x: own(x).relu()
-    with pytest.raises(UserError, match="do not compute what it does"):
+    with pytest.raises(UserError, match="do not compute the same features"):
         timm_backbones.verify_against_timm(whole, backbone, config, 32)
 
 
@@ -245,7 +245,7 @@ def refuse_one_dimension(world: World) -> str:
 
 def test_a_batch_norm_that_cannot_be_synchronised_is_told() -> None:
     for said in run_ranks(refuse_one_dimension, 2):
-        assert said.startswith("the backbone's BatchNorm1d cannot be synchronised over ranks on cpu")
+        assert said.startswith("the backbone's BatchNorm1d cannot be synchronized over ranks on cpu")
 
 
 def test_on_gpus_it_is_torchs_synchronised_batch_norm() -> None:
@@ -313,7 +313,7 @@ def test_weights_that_cannot_be_fetched(faces: Path, tmp_path: Path) -> None:
     values = settings(faces, tmp_path / "run", model__backbone="timm:convnext_atto", model__pretrained="imagenet")
     done = train_forked(values, HF_HUB_OFFLINE="1", HF_HOME=str(tmp_path))
     assert done.returncode == 2
-    assert "model.pretrained imagenet: timm could not fetch the convnext_atto weights" in done.stderr
+    assert "model.pretrained imagenet: timm could not download the convnext_atto weights" in done.stderr
     assert "Traceback" not in done.stderr
 
 

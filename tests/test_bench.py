@@ -42,4 +42,4 @@ def test_pictures(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     main(["pictures", "--faces", "6", "--size", "40", "--out", str(tmp_path / "pairs.png")])
     with Image.open(tmp_path / "pairs.png") as page:
         assert page.size == (4 * (3 * 40 + 12) - 12, 2 * 44 - 4)
-    assert "6 faces at 40 pixels" in capsys.readouterr().out
+    assert "6 samples at 40 pixels" in capsys.readouterr().out

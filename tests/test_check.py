@@ -81,18 +81,18 @@ def test_a_healthy_environment(ranks: int, faces: Path, tmp_path: Path) -> None:
     threads = str(max(1, CORES // ranks))
     done = train_forked(values, ranks, module="adadf_dist.check.__main__", OMP_NUM_THREADS=threads)
     page = read_page(done.stdout)
-    exchange = ["clocks", "control", "all-reduce"] if ranks > 1 else ["exchange"]
+    exchange = ["clocks", "control", "all-reduce"] if ranks > 1 else ["network"]
     rest = ["workers", "shards", "schedule", "reading", "loader", "run folder", "batch", "step", "memory", "time"]
     assert list(page) == ["versions", "ranks", "threads", *exchange, *rest], done.stdout + done.stderr
     assert {name for name, (verdict, _) in page.items() if verdict != "ok"} <= BY_THE_CLOCK, done.stdout
     assert done.returncode == status_of(page)
     assert "Traceback" not in done.stderr
-    assert "64 training and 20 validation faces of 7 classes" in page["shards"][1]
+    assert "64 training and 20 validation samples, 7 classes" in page["shards"][1]
     assert page["schedule"] == ("ok", "8 steps (2 x 4)")
-    shares = {1: "1 rank: 16 a rank; 8 ranks at most", 2: "2 ranks: 8 a rank; 8 ranks at most"}
-    assert page["batch"][1] == f"16 faces over {shares[ranks]}"
-    assert done.stdout.splitlines()[-1].startswith("a run can start")
-    assert all(f"\n  {name} " in HELP for name in page if name != "exchange")
+    shares = {1: "1 rank: 16 per rank; at most 8 ranks", 2: "2 ranks: 8 per rank; at most 8 ranks"}
+    assert page["batch"][1] == f"16 samples over {shares[ranks]}"
+    assert done.stdout.splitlines()[-1].startswith("ready to train")
+    assert all(f"\n  {name} " in HELP for name in page if name != "network")
     assert not list(tmp_path.iterdir())
     assert files_below(faces) == before
 
@@ -170,9 +170,9 @@ def test_a_batch_too_small_for_the_ranks(faces: Path, tmp_path: Path) -> None:
     done = train_forked(settings(faces, tmp_path / "out", batch_size="3"), 2, module="adadf_dist.check.__main__")
     page = read_page(done.stdout)
     assert done.returncode == 2
-    assert page["batch"] == ("error", "batch_size is 3 over 2 ranks; a step needs 2 samples a rank")
+    assert page["batch"] == ("error", "batch_size is 3 over 2 ranks; a step needs 2 samples per rank")
     assert "-> raise batch_size to 4" in done.stdout
-    assert done.stdout.splitlines()[-1].startswith("a run would not go well")
+    assert done.stdout.splitlines()[-1].startswith("not ready to train")
     assert "step" not in page
 
 
@@ -183,11 +183,11 @@ def test_a_larger_batch_is_advised_only_where_it_helps(samples: int, raised: boo
     config = build_config([ConfigLayer("test", {"batch_size": 16})])
     world: Any = SimpleNamespace(size=4)
     line = check_batch(config, world, DatasetInfo(7, samples, 0, tuple(map(len, batches))))
-    assert line.mark is Status.ERROR and ("raise batch_size" in line.mend) is raised
+    assert line.mark is Status.ERROR and ("raise batch_size" in line.hint) is raised
     data: Any = SimpleNamespace(_plan=lambda epoch: batches)
-    with pytest.raises(UserError) as told:
+    with pytest.raises(UserError) as output:
         check_batch_per_rank(data, 4)
-    assert ("raise batch_size" in str(told.value)) is raised and "start fewer ranks" in str(told.value)
+    assert ("raise batch_size" in str(output.value)) is raised and "start fewer ranks" in str(output.value)
 
 
 @pytest.mark.parametrize(("keep", "lowered"), [(1, False), (2, True)])
@@ -197,7 +197,7 @@ def test_fewer_checkpoints_are_advised_only_where_there_are_some(
     monkeypatch.setattr(shutil, "disk_usage", lambda folder: SimpleNamespace(free=1))
     values = {"checkpoint.keep": keep, "model.backbone": "resnet10", "out": str(tmp_path)}
     line = run_dir.check_run_dir_space(build_config([ConfigLayer("test", values)]), tmp_path, 7, 64)
-    assert line.mark is Status.ERROR and ("checkpoint.keep" in line.mend) is lowered
+    assert line.mark is Status.ERROR and ("checkpoint.keep" in line.hint) is lowered
 
 
 def test_a_face_that_does_not_decode(faces: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -217,8 +217,8 @@ def test_demo_faces_are_not_drawn(tmp_path: Path, capsys: pytest.CaptureFixture[
     values = settings(tmp_path / "faces", tmp_path / "out")
     status, page = check({**values, "data.embedded_faces": "[48, 16, 8]"}, capsys)
     assert status < 2
-    assert page["shards"][1].endswith("not there yet; a run begins by drawing 72 faces into it")
-    assert "an epoch of 48 faces" in page["time"][1]
+    assert page["shards"][1].endswith("not found; a run would generate 72 synthetic samples there")
+    assert "an epoch of 48 samples" in page["time"][1]
     assert not list(tmp_path.iterdir())
 
 
@@ -231,7 +231,7 @@ def test_a_remote_dataset_is_probed_and_not_fetched(
         status, page = check(values, capsys)
         asked = {name.strip("/") for name, _ in site.asked}
     assert status < 2
-    assert "64 training and 20 validation faces of 7 classes" in page["shards"][1]
+    assert "64 training and 20 validation samples, 7 classes" in page["shards"][1]
     assert asked == {"dataset.json", "train-000000.tar"}
     assert not list(tmp_path.iterdir())
 
@@ -248,10 +248,10 @@ def test_a_run_that_would_be_refused(faces: Path, tmp_path: Path, capsys: pytest
     capsys.readouterr()
     status, page = check({**values, "epochs": "2", "batch_size": "32"}, capsys)
     assert status == 2
-    assert "was trained with batch_size = 16, now it is 32" in page["run folder"][1]
+    assert "batch_size was 16 in the checkpoint, is 32 now" in page["run folder"][1]
     status, page = check({**values, "epochs": "2"}, capsys)
     assert status < 2
-    assert "holds a run of 1 finished epochs, which goes on" in page["run folder"][1]
+    assert "contains a run with 1 finished epochs (will resume)" in page["run folder"][1]
     assert {path: path.read_bytes() for path in (tmp_path / "out").rglob("*") if path.is_file()} == before
 
 
@@ -277,7 +277,7 @@ def test_two_nodes_without_a_common_run_folder(faces: Path, tmp_path: Path) -> N
     assert status != 0
     assert page["ranks"][1].startswith("2 ranks on 2 nodes")
     assert page["run folder"][0] == "error"
-    assert f"does not show on {page['ranks'][1].split(': ')[1].split(' ')[0]} (rank 1)" in page["run folder"][1]
+    assert f"not visible on {page['ranks'][1].split(': ')[1].split(' ')[0]} (rank 1)" in page["run folder"][1]
     assert [list(node.iterdir()) for node in nodes] == [[], []]
 
 
@@ -286,14 +286,15 @@ def skewed(world: World, ahead_s: float) -> list[float]:
 
 
 @pytest.mark.parametrize(
-    ("ahead_s", "told"), [(5.0, "b is 5.0 s ahead of"), pytest.param(-3.0, "b is 3.0 s behind", marks=pytest.mark.slow)]
+    ("ahead_s", "output"),
+    [(5.0, "b is 5.0 s ahead of"), pytest.param(-3.0, "b is 3.0 s behind", marks=pytest.mark.slow)],
 )
-def test_a_clock_that_is_wrong(ahead_s: float, told: str) -> None:
+def test_a_clock_that_is_wrong(ahead_s: float, output: str) -> None:
     for offsets in run_ranks(skewed, 2, ahead_s):
         assert offsets == pytest.approx([0, ahead_s], abs=0.5)
         line = check_clocks(offsets, ["a", "b"])
         assert line.mark is Status.WARNING
-        assert line.text.startswith(told)
+        assert line.text.startswith(output)
     assert check_clocks([0.0, 0.4], ["a", "b"]).mark is Status.OK
 
 
@@ -317,23 +318,23 @@ def test_idle_gpus_and_cores_are_named() -> None:
     line = judge_ranks(ranks_on(2, 4, device="H", gpus=8))
     assert line == CheckResult(
         "ranks",
-        "8 ranks on 2 nodes: n0 4 x H, n1 4 x H; GPUs are idle on n0, n1",
+        "8 ranks on 2 nodes: n0 4 x H, n1 4 x H; unused GPUs on n0, n1",
         Status.WARNING,
         "--nproc_per_node 8 uses them all",
     )
     assert judge_ranks(ranks_on(2, 8, device="H", gpus=8)).mark is Status.OK
     assert judge_ranks(ranks_on(1, 1, gpu_not_visible=True)).mark is Status.WARNING
-    assert check_threads(ranks_on(1, 2), 2).mend.startswith("set OMP_NUM_THREADS=4 ")  # 2 of 8 cores compute
+    assert check_threads(ranks_on(1, 2), 2).hint.startswith("set OMP_NUM_THREADS=4 ")  # 2 of 8 cores compute
     assert check_threads(ranks_on(1, 2, threads=4), 2).mark is Status.OK
-    assert check_threads(ranks_on(1, 4, threads=4), 2).mend == "set OMP_NUM_THREADS=2"  # 16 threads on 8 cores
-    assert check_threads(ranks_on(1, 8, device="H"), 2).mend == "--data.workers 1"
+    assert check_threads(ranks_on(1, 4, threads=4), 2).hint == "set OMP_NUM_THREADS=2"  # 16 threads on 8 cores
+    assert check_threads(ranks_on(1, 8, device="H"), 2).hint == "--data.workers 1"
 
 
 def test_help_teaches(capsys: pytest.CaptureFixture[str]) -> None:
     main(["--help"])
-    told = capsys.readouterr().out
-    assert "torchrun" in told
-    assert "Exit status: 0 all is ok, 1 warnings, 2 errors" in told
+    output = capsys.readouterr().out
+    assert "torchrun" in output
+    assert "Exit status: 0 ok, 1 warnings, 2 errors" in output
 
 
 def test_an_unknown_option(capsys: pytest.CaptureFixture[str]) -> None:

@@ -119,7 +119,7 @@ def test_a_way_of_training_equals_itself(faces: Path, tmp_path: Path, capsys: py
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["--seeds", "0"], "two or more"),
+        (["--seeds", "0"], "at least two are required"),
         (["--seeds", "0", "1", "--", "--no.such.key", "1"], "unknown option --no.such.key"),
     ],
 )

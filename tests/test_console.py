@@ -33,7 +33,7 @@ ROOT = Path(__file__).resolve().parents[1]
         ("data.embedded_faces", "abc", "data.embedded_faces must be a list of integers, got 'abc'"),
         ("augment.erase_scale", [1, "x"], "augment.erase_scale must be a list of 2 numbers, got [1, 'x']"),
         ("runtime.loggers", ["x"], "runtime.loggers must be a list of values, each one of wandb, mlflow, got ['x']"),
-        ("loss", 3, "loss is a section, give its keys, as loss.detach; got 3"),
+        ("loss", 3, "loss is a section; set its keys, such as loss.detach; got 3"),
     ],
 )
 def test_wrong_values_in_plain_words(key: str, value: object, message: str) -> None:

@@ -53,14 +53,14 @@ def test_a_json_of_ones_own_is_merged(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "words"),
     [
-        ({"train_batch_size": 512}, ["train_batch_size is 512", "batch_size asks for 64"]),
+        ({"train_batch_size": 512}, ["train_batch_size is 512", "batch_size requires 64"]),
         (
             {"train_micro_batch_size_per_gpu": 64},
             ["train_micro_batch_size_per_gpu is 64", "batch_size", "2 ranks", "32"],
         ),
         ({"gradient_accumulation_steps": 4}, ["gradient_accumulation_steps is 4", "batch_size"]),
         ({"gradient_clipping": 1.0}, ["gradient_clipping is 1.0", "optimizer.clip_norm"]),
-        ({"zero_optimization": {"stage": 3}}, ["zero_optimization.stage is 3", "deepspeed.zero_stage asks for 1"]),
+        ({"zero_optimization": {"stage": 3}}, ["zero_optimization.stage is 3", "deepspeed.zero_stage requires 1"]),
         ({"bf16": {"enabled": True}}, ["bf16.enabled", "BatchNorm", "runtime.precision"]),
         ({"fp16": {"enabled": True}}, ["fp16.enabled", "BatchNorm"]),
         ({"optimizer": {"type": "AdamW"}}, ["optimizer.type"]),
@@ -98,7 +98,7 @@ def test_a_value_that_deepspeed_refuses_is_one_line(faces: Path, tmp_path: Path)
     done = train_forked(values)
     assert done.returncode == 2
     assert "Traceback" not in done.stderr
-    assert f"error: {path}: DeepSpeed does not take it" in done.stderr
+    assert f"error: {path}: DeepSpeed rejects it" in done.stderr
 
 
 def test_a_json_is_looked_at_before_shards(tmp_path: Path) -> None:
@@ -107,7 +107,7 @@ def test_a_json_is_looked_at_before_shards(tmp_path: Path) -> None:
     values = settings(tmp_path / "nowhere", tmp_path / "run", engine="deepspeed", deepspeed__config=path)
     done = train_forked(values)
     assert done.returncode == 2
-    assert "zero_optimization.stage is 3, but deepspeed.zero_stage asks for 1" in done.stderr
+    assert "zero_optimization.stage is 3, but deepspeed.zero_stage requires 1" in done.stderr
 
 
 def test_a_missing_json_is_named(tmp_path: Path) -> None:

@@ -94,16 +94,16 @@ def test_the_separator_is_said_once(tmp_path: Path, capsys: pytest.CaptureFixtur
 
 REFUSED: dict[str, tuple[str | bytes, str]] = {
     "empty": ("", "line 1: no column path, label; the header has nothing"),
-    "header only": ("path,label\n", "no line below the header"),
+    "header only": ("path,label\n", "no lines after the header"),
     "no header": ("a.jpg,glad\n", "line 1: no column path, label; the header has a.jpg, glad"),
     "a column twice": ("path,label,Label\na.jpg,x,y\n", "line 1: column label appears twice"),
     "mixed separators": ("path,label\na.jpg;x\n", "line 2: 1 cells where the header has 2 columns"),
     "unclosed quote": ('path,label\na.jpg,x\nb.jpg,"y\nc.jpg,y\n', "line 3: a quotation mark is not closed"),
     "huge cell": ('path,label\na.jpg,"' + "x" * 140_000, "line 2: a cell of more than 131,072 characters"),
-    "nul": (b"path,label\na.jpg,x\0\n", "line 2: holds a NUL byte"),
+    "nul": (b"path,label\na.jpg,x\0\n", "line 2: contains a NUL byte"),
     "latin-1": (b"path,label\na.jpg,fr\xf6hlich\n", "line 2: byte 0xf6 at column 9 is not UTF-8"),
-    "empty label": ("path,label\na.jpg,x\nb.jpg, \n", "line 3: the label is empty"),
-    "empty path": ("path,label\n,x\n", "line 2: path '' does not stay below"),
+    "empty label": ("path,label\na.jpg,x\nb.jpg, \n", "line 3: empty label"),
+    "empty path": ("path,label\n,x\n", "line 2: path '' is outside the folder"),
     "nan votes": ("path,label,votes_x,votes_y\na.jpg,x,1,0\nb.jpg,y,nan,1\n", "line 3: votes must be numbers of 0 or"),
     "infinite votes": ("path,label,votes_x,votes_y\na.jpg,x,inf,0\n", "line 2: votes must be numbers of 0 or more"),
     "negative votes": ("path,label,votes_x,votes_y\na.jpg,x,-1,0\n", "line 2: votes must be numbers of 0 or more"),
@@ -112,26 +112,26 @@ REFUSED: dict[str, tuple[str | bytes, str]] = {
         "path,label,votes_x,votes_y\na.jpg,x,1e39,0\n",
         "line 2: votes must be at most 16,777,216, not '1e39'",
     ),
-    "votes of a class twice": ("path,label,votes_x,votes_ x\na.jpg,x,1,0\n", "2 columns of votes for class x"),
+    "votes of a class twice": ("path,label,votes_x,votes_ x\na.jpg,x,1,0\n", "2 vote columns for class x"),
     "votes of no class": ("path,label,votes_x,Votes_\na.jpg,x,1,0\n", "column Votes_ names no class"),
     "bell in a label": (
         "path,label\na.jpg,x\nb.jpg,y\x07\n",
-        "line 3: 'y\\x07' is to be a class name, but has control",
+        "line 3: class name 'y\\x07' has control",
     ),
-    "line end in a label": ("path,label\na.jpg,x\nb.jpg,y\u2028z\n", "line 3: 'y\\u2028z' is to be a class name"),
+    "line end in a label": ("path,label\na.jpg,x\nb.jpg,y\u2028z\n", "line 3: class name 'y\\u2028z' has control"),
     "splits under another name": (
         "path,label,Usage\na.jpg,x,Training\nb.jpg,y,Training\nc.jpg,y,PublicTest\n",
-        "column Usage holds PublicTest, Training; if these are the splits, call it split",
+        "column Usage contains PublicTest, Training; if these are the splits, name it split",
     ),
-    "web page": ("<!DOCTYPE html><html>sign in", "is a web page, not text; give a text file"),
+    "web page": ("<!DOCTYPE html><html>sign in", "is a web page, not text; pass a text file"),
     "rich text": ("{\\rtf1 path,label", "is a rich text document, not text"),
-    "Git LFS": ("version https://git-lfs.github.com/spec/v1\noid", "fetch the file itself with `git lfs pull`"),
-    "from 1": ("path,label\na.jpg,1\nb.jpg,2\n", "labels are 1 to 2 and none is 0, so they seem to count from 1"),
-    "the same path twice": ("path,label\na.jpg,x\n./a.jpg,y\n", "line 3: a.jpg a second time"),
-    "drive of Windows": ("path,label\nC:\\x\\a.jpg,x\n", "line 2: path 'C:\\\\x\\\\a.jpg' does not stay below"),
-    "absolute elsewhere": ("path,label\n/nowhere/a.jpg,x\n", "line 2: path '/nowhere/a.jpg' does not stay below"),
+    "Git LFS": ("version https://git-lfs.github.com/spec/v1\noid", "download the file with `git lfs pull`"),
+    "from 1": ("path,label\na.jpg,1\nb.jpg,2\n", "labels are 1 to 2, so they seem to start at 1"),
+    "the same path twice": ("path,label\na.jpg,x\n./a.jpg,y\n", "line 3: a.jpg is listed twice"),
+    "drive of Windows": ("path,label\nC:\\x\\a.jpg,x\n", "line 2: path 'C:\\\\x\\\\a.jpg' is outside the folder"),
+    "absolute elsewhere": ("path,label\n/nowhere/a.jpg,x\n", "line 2: path '/nowhere/a.jpg' is outside the folder"),
     "spreadsheet": (b"PK\x03\x04....", "is a zip archive, not text"),
-    "one class": ("path,label\na.jpg,x\n", "one class only (x)"),
+    "one class": ("path,label\na.jpg,x\n", "contains only class x;"),
 }
 
 
@@ -181,18 +181,18 @@ def test_labels_that_count_from_1_are_never_shifted(tmp_path: Path) -> None:
     for number in range(4):
         write(tmp_path / f"{number}.jpg", jpeg(number))
     path = write(tmp_path / "list.csv", "path,label\n0.jpg,1\n1.jpg,2\n2.jpg,1\n3.jpg,2\n")
-    assert "give --first-label 1" in refused("csv", tmp_path, "--csv", path, "--classes", "x,y,z")
+    assert "pass --first-label 1" in refused("csv", tmp_path, "--csv", path, "--classes", "x,y,z")
 
 
 @pytest.mark.parametrize(
     ("names", "warning"),
     [
-        (("Angry", "angry", "sad"), "'Angry', 'angry' look like one"),
-        (("happy", "happiness", "sad"), "'happiness', 'happy' look like one"),
-        (("1", "2", "10"), "called by numbers (1, 10, 2), and their order is that of text"),
-        (("0.5", "1e3"), "called by numbers (0.5, 1e3)"),
+        (("Angry", "angry", "sad"), "'Angry', 'angry' may be the same class"),
+        (("happy", "happiness", "sad"), "'happiness', 'happy' may be the same class"),
+        (("1", "2", "10"), "class names are numbers (1, 10, 2), sorted as text"),
+        (("0.5", "1e3"), "class names are numbers (0.5, 1e3)"),
         (("NaN", "glad", "sad"), "class 'NaN' looks like a missing label"),
-        (("glad ", "sad"), "class 'glad ' has blanks at its ends"),
+        (("glad ", "sad"), "class 'glad ' has leading or trailing spaces"),
         (("glad", "sad"), ""),
     ],
 )
@@ -235,7 +235,7 @@ def test_names_that_differ_in_letter_case_are_named(listed: str, tmp_path: Path)
 
 def test_a_wrong_root_is_named(tmp_path: Path) -> None:
     path = write(tmp_path / "list.csv", "path,label\na.jpg,x\nb.jpg,y\n")
-    assert "none of the 2 images can be read, the first: a.jpg" in refused("csv", tmp_path, "--csv", path)
+    assert "none of the 2 images can be read (first: a.jpg" in refused("csv", tmp_path, "--csv", path)
 
 
 @pytest.mark.parametrize(
@@ -401,7 +401,7 @@ def test_aligned_images_of_rafdb_under_their_plain_names(tmp_path: Path) -> None
         ("train_00001.jpg 1 0 0 0 0 0 1e39\n", "line 1: shares must be at most 16,777,216, not '1e39'"),
         (
             "train_00001.jpg 1 0 0 0 0 0 0\ntrain_00001_aligned.jpg 1 0 0 0 0 0 0\n",
-            "line 2: train_00001_aligned.jpg a sec",
+            "line 2: train_00001_aligned.jpg is listed twice",
         ),
         (
             "name a b c d e f g\ntrain_00001.jpg 1 0 0 0 0 0 0\n",
@@ -440,7 +440,7 @@ def test_affectnet_2021_with_one_bad_annotation(numbers: Any, tmp_path: Path) ->
     trees.affectnet_2021(tmp_path / "A", list(range(8)) * 2, list(range(8)))
     np.save(tmp_path / "A/train_set/annotations/3_lnd.npy", numbers)
     words = ("--root", tmp_path / "A", "--validation-fraction", 0)
-    assert "1 of 24 images cannot be stored, the first: train_set/images/3.jpg: annotation 3_lnd.npy" in refused(
+    assert "1 of 24 images are invalid (first: train_set/images/3.jpg: annotation 3_lnd.npy" in refused(
         "affectnet", tmp_path, *words
     )
     dataset = run_build("affectnet", tmp_path / "out", *words, "--max-bad", 1)
@@ -450,11 +450,11 @@ def test_affectnet_2021_with_one_bad_annotation(numbers: Any, tmp_path: Path) ->
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
-        (lambda text: text.encode("utf-16"), "training.csv: is text in UTF-16"),
-        (lambda text: text.replace("\n", "\r").encode(), "training.csv: its lines end as those of old Macs"),
+        (lambda text: text.encode("utf-16"), "training.csv: text is UTF-16"),
+        (lambda text: text.replace("\n", "\r").encode(), "training.csv: has old Mac line endings"),
         (
             lambda text: text.replace("0/01.jpg", "0/\xff1.jpg").encode("latin-1"),
-            "training.csv line 3: is not csv text",
+            "training.csv line 3: not a UTF-8 CSV file",
         ),
     ],
 )
@@ -527,7 +527,7 @@ def test_archives_of_fer2013_are_called_so(name: str, kind: str, tmp_path: Path)
     assert f"{name} is an archive; unpack it" in by_root
     write(path.parent / "fer2013" / "fer2013.csv", fer_csv())
     deeper = refused("fer2013", tmp_path, "--root", path.parent, "--labels", "fer")
-    assert deeper.endswith(f"give --root {path.parent / 'fer2013'}")
+    assert deeper.endswith(f"pass --root {path.parent / 'fer2013'}")
 
 
 def test_names_with_dots_and_forms_of_accents(tmp_path: Path) -> None:

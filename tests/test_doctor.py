@@ -99,38 +99,38 @@ def faulty(clean: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Told,
 
 
 def test_every_planted_fault_is_found_and_no_other(faulty: tuple[Told, dict[str, list[set[str]]]]) -> None:
-    told, faults = faulty
-    assert same(told.groups("leaks", "exact"), faults["exact across"])
-    assert same(told.groups("leaks", "near"), faults["near across"])
-    assert same(told.groups("leaks", "mirrored"), faults["mirrored across"])
-    assert same(told.groups("twins"), faults["relabelled"])
-    assert same(told.groups("labels"), faults["relabelled"])
-    assert same(told.groups("blank"), faults["blank"])
-    assert same(told.groups("tiny"), faults["tiny"])
-    assert same(told.groups("unreadable"), faults["unreadable"])
-    assert same(told.groups("suspicious"), faults["suspicious"])
-    assert told.status == 2
+    output, faults = faulty
+    assert same(output.groups("leaks", "exact"), faults["exact across"])
+    assert same(output.groups("leaks", "near"), faults["near across"])
+    assert same(output.groups("leaks", "mirrored"), faults["mirrored across"])
+    assert same(output.groups("twins"), faults["relabelled"])
+    assert same(output.groups("labels"), faults["relabelled"])
+    assert same(output.groups("blank"), faults["blank"])
+    assert same(output.groups("tiny"), faults["tiny"])
+    assert same(output.groups("unreadable"), faults["unreadable"])
+    assert same(output.groups("suspicious"), faults["suspicious"])
+    assert output.status == 2
 
 
 def test_leaks_name_both_splits_and_their_number(faulty: tuple[Told, dict[str, list[set[str]]]]) -> None:
-    told, _ = faulty
-    [exact] = [verdict for verdict in told.verdicts("leaks") if "exact" in verdict["what"]]
+    output, _ = faulty
+    [exact] = [verdict for verdict in output.verdicts("leaks") if "exact" in verdict["what"]]
     assert (exact["severity"], exact["where"]) == ("error", "train")
     assert "3 faces" in exact["what"]
     assert "test" in exact["what"]
     for group in exact["groups"]:
         assert {face["split"] for face in group["faces"]} == {"train", "test"}
-    [conflict] = told.verdicts("labels")
+    [conflict] = output.verdicts("labels")
     for group in conflict["groups"]:
         assert len({face["class"] for face in group["faces"]}) == 2
 
 
 def test_reasons_are_told_in_plain_words(faulty: tuple[Told, dict[str, list[set[str]]]]) -> None:
-    told, faults = faulty
+    output, faults = faulty
     remarks = {
         group["faces"][0]["name"]: group["remark"]
         for check in ("unreadable", "suspicious")
-        for verdict in told.verdicts(check)
+        for verdict in output.verdicts(check)
         for group in verdict["groups"]
     }
     assert "empty file" in remarks["train/happy/empty.jpg"]
@@ -140,12 +140,12 @@ def test_reasons_are_told_in_plain_words(faulty: tuple[Told, dict[str, list[set[
 
 
 def test_clean_faces_are_accused_of_nothing(clean: Path, tmp_path: Path) -> None:
-    told = Told(clean, tmp_path)
-    accused = [verdict for verdict in told.json["verdicts"] if verdict["severity"] != "ok"]
+    output = Told(clean, tmp_path)
+    accused = [verdict for verdict in output.json["verdicts"] if verdict["severity"] != "ok"]
     # 30 and 60 faces of 7 classes are few, and drawn faces are no published dataset: both are so.
     assert {verdict["check"] for verdict in accused} <= {"classes", "dataset"}
     assert {verdict["severity"] for verdict in accused} == {"note"}
-    assert told.status == 0
+    assert output.status == 0
 
 
 def test_workers_do_not_change_the_report(clean: Path, tmp_path: Path) -> None:
@@ -162,11 +162,11 @@ def test_built_folder_with_leaks_kept_and_dropped(clean: Path, tmp_path: Path) -
     for name, option, status in (("kept", ["--keep-leaks"], 2), ("dropped", [], 0)):
         words = ["folder", "--root", str(root), "--out", str(tmp_path / name), "--workers", "1", *option]
         build(parse_arguments(words))
-        told = Told(tmp_path / name, tmp_path)
-        assert told.status == status
-        assert told.json["kind"] == "dataset folder"
-        assert len(told.groups("leaks")) == (4 if name == "kept" else 0)
-    assert ["4 leaks" in verdict["what"] for verdict in told.verdicts("builder")] == [True]
+        output = Told(tmp_path / name, tmp_path)
+        assert output.status == status
+        assert output.json["kind"] == "dataset folder"
+        assert len(output.groups("leaks")) == (4 if name == "kept" else 0)
+    assert ["4 leaks" in verdict["what"] for verdict in output.verdicts("builder")] == [True]
 
 
 def test_missing_splits_and_classes(clean: Path, tmp_path: Path) -> None:
@@ -174,11 +174,11 @@ def test_missing_splits_and_classes(clean: Path, tmp_path: Path) -> None:
     shutil.copytree(clean / "train", root / "train")
     shutil.copytree(clean / "validation", root / "validation")
     shutil.rmtree(root / "validation" / "fear")
-    told = Told(root, tmp_path)
-    [missing] = told.verdicts("splits")
+    output = Told(root, tmp_path)
+    [missing] = output.verdicts("splits")
     assert (missing["severity"], "test" in missing["what"]) == ("warning", True)
-    assert [verdict["where"] for verdict in told.verdicts("classes", "note")] == ["validation"]
-    assert told.status == 1
+    assert [verdict["where"] for verdict in output.verdicts("classes", "note")] == ["validation"]
+    assert output.status == 1
 
 
 def test_grey_training_and_colour_test(clean: Path, tmp_path: Path) -> None:
@@ -186,8 +186,8 @@ def test_grey_training_and_colour_test(clean: Path, tmp_path: Path) -> None:
     shutil.copytree(clean, root)
     for path in (root / "train").glob("*/*.png"):
         Image.open(path).convert("L").save(path)
-    told = Told(root, tmp_path)
-    [grey] = told.verdicts("colour")
+    output = Told(root, tmp_path)
+    [grey] = output.verdicts("colour")
     assert grey["severity"] == "warning"
     assert "train 100.0%" in grey["what"]
     assert "test 0.0%" in grey["what"]
@@ -197,10 +197,10 @@ def test_grey_training_and_colour_test(clean: Path, tmp_path: Path) -> None:
 
 
 def test_counts_in_the_table_are_those_on_disk(clean: Path, tmp_path: Path) -> None:
-    told = Told(clean, tmp_path)
-    for split, facts in told.json["splits"].items():
+    output = Told(clean, tmp_path)
+    for split, facts in output.json["splits"].items():
         files = Counter(path.parent.name for path in (clean / split).glob("*/*.png"))
-        assert dict(zip(told.json["classes"], facts["class_counts"], strict=True)) == files
+        assert dict(zip(output.json["classes"], facts["class_counts"], strict=True)) == files
         assert facts["faces"] == sum(files.values())
 
 
@@ -219,9 +219,11 @@ def test_published_counts_and_swapped_names(clean: Path, tmp_path: Path, monkeyp
     counts = {split: tuple(found[name] for name in classes) for split, found in files.items()}
     assert counts["train"] == (10, 9, 8, 7, 6, 5, 4)
     monkeypatch.setattr(release_checks, "RELEASES", (Release("drawn", "Drawn Faces 1", classes, counts),))
-    told = Told(root, tmp_path)
-    assert [verdict["severity"] for verdict in told.json["verdicts"] if verdict["check"] == "counts"] == ["ok"] * 3
-    assert [verdict["severity"] for verdict in told.verdicts("class order")] == ["note"], "sorted, so in another order"
+    output = Told(root, tmp_path)
+    assert [verdict["severity"] for verdict in output.json["verdicts"] if verdict["check"] == "counts"] == ["ok"] * 3
+    assert [verdict["severity"] for verdict in output.verdicts("class order")] == ["note"], (
+        "sorted, so in another order"
+    )
     next((root / "test" / "sad").iterdir()).unlink()
     [short] = Told(root, tmp_path).verdicts("counts")
     assert "sad -1" in short["what"]
@@ -229,8 +231,8 @@ def test_published_counts_and_swapped_names(clean: Path, tmp_path: Path, monkeyp
         (root / split / "sad").rename(root / split / "x")
         (root / split / "happy").rename(root / split / "sad")
         (root / split / "x").rename(root / split / "happy")
-    told = Told(root, tmp_path)
-    [swapped] = told.verdicts("class order", "warning")
+    output = Told(root, tmp_path)
+    [swapped] = output.verdicts("class order", "warning")
     assert "happy is sad" in swapped["what"]
     assert "sad is happy" in swapped["what"]
 
@@ -329,11 +331,11 @@ class Page(HTMLParser):
 
 
 def test_page_shows_every_verdict_and_the_pictures(faulty: tuple[Told, dict[str, list[set[str]]]]) -> None:
-    told, faults = faulty
-    page = Page(told.html)
+    output, faults = faulty
+    page = Page(output.html)
     assert not page.open, "every tag is closed"
-    for verdict in told.json["verdicts"]:
-        assert verdict["what"] in told.html
+    for verdict in output.json["verdicts"]:
+        assert verdict["what"] in output.html
     shown = {attributes["alt"] for tag, attributes in page.tags if tag == "img"}
     for fault, groups in faults.items():
         if fault != "unreadable":
@@ -341,7 +343,7 @@ def test_page_shows_every_verdict_and_the_pictures(faulty: tuple[Told, dict[str,
     sources = [str(attributes["src"]) for tag, attributes in page.tags if tag == "img"]
     assert all(source.startswith("data:image/jpeg;base64,") for source in sources)
     assert not {"script", "link", "iframe"} & {tag for tag, _ in page.tags}
-    assert "http" not in re.sub(r"base64,[^\"]*", "", told.html), "nothing is loaded from elsewhere"
+    assert "http" not in re.sub(r"base64,[^\"]*", "", output.html), "nothing is loaded from elsewhere"
 
 
 def test_page_escapes_what_the_data_says(clean: Path, tmp_path: Path) -> None:
@@ -352,11 +354,11 @@ def test_page_escapes_what_the_data_says(clean: Path, tmp_path: Path) -> None:
             shutil.copytree(clean / split / name, root / split / new)
     face = next((root / "train" / hostile).iterdir())
     shutil.copy(face, root / "test" / hostile / '"><b>.png')
-    told = Told(root, tmp_path)
-    page = Page(told.html)
+    output = Told(root, tmp_path)
+    page = Page(output.html)
     assert not page.open
     assert not {"script", "i"} & {tag for tag, attributes in page.tags if "style" not in attributes}
-    assert "&lt;script&gt;" in told.html
+    assert "&lt;script&gt;" in output.html
     assert any('"><b>.png' in str(attributes.get("alt")) for _, attributes in page.tags)
 
 
@@ -383,12 +385,12 @@ def test_bad_input_is_one_line(clean: Path, tmp_path: Path, capsys: pytest.Captu
     line = fails(capsys, tmp_path / "odd")
     assert "dataset.json" in line
     assert "fer2013.csv" in line
-    assert "saw deep/, notes.txt" in line
+    assert "found deep/, notes.txt" in line
     (tmp_path / "empty").mkdir()
     assert "an empty folder" in fails(capsys, tmp_path / "empty")
     assert str(tmp_path / "file") in fails(capsys, clean, "--html", tmp_path / "file" / "x.html")
     assert "is a folder" in fails(capsys, clean, "--html", tmp_path)
-    assert "no folder" in fails(capsys, clean, "--json", tmp_path / "file" / "x.json")
+    assert "is not a folder" in fails(capsys, clean, "--json", tmp_path / "file" / "x.json")
 
 
 def test_damaged_dataset_folder_is_one_line(faces: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -404,9 +406,9 @@ def test_unreadable_face_in_a_dataset_folder(faces: Path, tmp_path: Path) -> Non
     encoded = bytes(split.read(3))
     tar = next((tmp_path / "faces").glob("test-*.tar"))
     tar.write_bytes(tar.read_bytes().replace(encoded, b"\xff" * len(encoded)))
-    told = Told(tmp_path / "faces", tmp_path)
-    assert told.groups("unreadable") == [{str(split.keys[3])}]
-    assert told.status == 2
+    output = Told(tmp_path / "faces", tmp_path)
+    assert output.groups("unreadable") == [{str(split.keys[3])}]
+    assert output.status == 2
 
 
 # Real faces
@@ -420,7 +422,7 @@ def test_small_fer2013_against_its_csv(tmp_path: Path) -> None:
     root = tmp_path / "fer"
     root.mkdir()
     shutil.copy(path, root / "fer2013.csv.gz")
-    told = Told(root, tmp_path)
+    output = Told(root, tmp_path)
     with gzip.open(path, "rt") as stream:
         rows = list(csv.DictReader(stream))
     test = {row["pixels"] for row in rows if row["Usage"] == "PublicTest"}
@@ -429,11 +431,11 @@ def test_small_fer2013_against_its_csv(tmp_path: Path) -> None:
         if row["Usage"] == "Training":
             alike.setdefault(row["pixels"], set()).add(f"fer2013.csv.gz row {number}")
     leaks = sum(len(twins) for pixels, twins in alike.items() if pixels in test)
-    [exact] = [verdict for verdict in told.verdicts("leaks") if "exact" in verdict["what"]]
+    [exact] = [verdict for verdict in output.verdicts("leaks") if "exact" in verdict["what"]]
     assert exact["what"].split()[0] == str(leaks)
     twins = [found for found in alike.values() if len(found) > 1]
     assert twins
-    assert same(told.groups("twins", "exact", "train"), twins)
+    assert same(output.groups("twins", "exact", "train"), twins)
 
 
 def test_raw_trees_are_recognised(tmp_path: Path) -> None:

@@ -24,11 +24,11 @@ def short_measurements(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(throughput, "BUDGET_S", 0.5)
 
 
-def planned(values: dict[str, str], told: pytest.CaptureFixture[str]) -> str:
+def planned(values: dict[str, str], output: pytest.CaptureFixture[str]) -> str:
     """What `train --dry-run` prints."""
-    told.readouterr()
+    output.readouterr()
     train.main([*command(values)[3:], "--dry-run"])
-    return told.readouterr().out
+    return output.readouterr().out
 
 
 def content(folder: Path) -> dict[str, bytes]:
@@ -41,20 +41,20 @@ def test_the_plan_of_a_new_run(faces: Path, tmp_path: Path, capsys: pytest.Captu
     torch.save(whole.state_dict(), tmp_path / "w.pt")
     more = {"model__backbone": "resnet18", "model__pretrained": str(tmp_path / "w.pt")}
     before = content(tmp_path)
-    told = planned(settings(faces, tmp_path / "run", **more), capsys)
+    output = planned(settings(faces, tmp_path / "run", **more), capsys)
     assert content(tmp_path) == before
     assert not (tmp_path / "run").exists()
     counts = {name: sum(p.numel() for p in child.parameters()) for name, child in whole.named_children()}
     frozen = counts["conv1"] + counts["bn1"] + counts["layer1"]
     branch = counts["layer2"] + counts["layer3"] + counts["layer4"] + (512 + 1) + (512 + 1) * 7
-    assert f"{2 * branch:,} parameters are trained, {frozen:,} are frozen" in told
-    assert f"gradients {8 * branch / 2**20:,.1f} MiB, Adam's moments {16 * branch / 2**20:,.1f} MiB" in told
-    assert "train 64, validation 20, test 30" in told
-    assert "4 an epoch (64 faces, sampler all), 8 in 2 epochs" in told
-    assert "warning        loss.epoch_threshold = 3 is beyond the run's 2 epochs" in told
-    assert "batch_size = 16 (preset rafdb: 64)" in told
-    assert "no run in it yet" in told
-    assert re.search(r"measured: [\d.]+ s, \d+ images/s on 1 rank on cpu", told)
+    assert f"{2 * branch:,} parameters are trained, {frozen:,} are frozen" in output
+    assert f"gradients {8 * branch / 2**20:,.1f} MiB, Adam's moments {16 * branch / 2**20:,.1f} MiB" in output
+    assert "train 64, validation 20, test 30" in output
+    assert "4 per epoch (64 samples, sampler all), 8 in 2 epochs" in output
+    assert "warning        loss.epoch_threshold = 3 is beyond the run's 2 epochs" in output
+    assert "batch_size = 16 (preset rafdb: 64)" in output
+    assert "no run in it yet" in output
+    assert re.search(r"measured: [\d.]+ s, \d+ images/s on 1 rank on cpu", output)
 
 
 def test_a_step_is_rehearsed_at_the_largest_batch_there_is(
@@ -62,8 +62,8 @@ def test_a_step_is_rehearsed_at_the_largest_batch_there_is(
 ) -> None:
     """64 samples make one batch of 64, whatever the batch size."""
     plan = planned({**settings(faces, tmp_path / "run"), "batch_size": "640"}, capsys)
-    assert "that a step on 64 images a rank keeps" in plan
-    assert "batch_size = 640 is no less than the number of samples in an epoch" in plan
+    assert "of activations per step (64 images per rank)" in plan
+    assert "batch_size = 640 is not less than the samples per epoch" in plan
 
 
 def test_the_plan_of_a_run_that_goes_on(faces: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -71,7 +71,7 @@ def test_the_plan_of_a_run_that_goes_on(faces: Path, tmp_path: Path, capsys: pyt
     train.main(command(values)[3:])
     assert capsys.readouterr().out.count("warning: loss.epoch_threshold = 3 is beyond the run's 1 epochs") == 1
     before = content(tmp_path)
-    assert "holds a run of 1 finished epochs, which goes on" in planned({**values, "epochs": "3"}, capsys)
+    assert "contains a run with 1 finished epochs (will resume)" in planned({**values, "epochs": "3"}, capsys)
     assert "would be refused" in planned({**values, "optimizer.lr": "0.5"}, capsys)
     assert content(tmp_path) == before
 

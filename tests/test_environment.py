@@ -83,9 +83,9 @@ def test_an_empty_variable_is_one_that_is_not_set(name: str, monkeypatch: pytest
 def test_sockets_of_ray_in_a_long_folder() -> None:
     cluster = pytest.importorskip("tune.runners.ray_cluster")
     error = OSError(f"validate_socket_filename failed: AF_UNIX path length cannot exceed 107 bytes: /{'x' * 120}/s")
-    told = cluster.why_not_started(error)
-    assert "shorten TMPDIR" in told
-    assert "--address" not in told
+    output = cluster.why_not_started(error)
+    assert "shorten TMPDIR" in output
+    assert "--address" not in output
 
 
 def test_a_cluster_that_is_not_started_is_not_looked_for(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -95,7 +95,7 @@ def test_a_cluster_that_is_not_started_is_not_looked_for(monkeypatch: pytest.Mon
         raise OSError("AF_UNIX path length cannot exceed 107 bytes")
 
     monkeypatch.setattr(cluster.ray, "init", fail)
-    with pytest.raises(UserError, match=r"^Ray could not be started here: .*shorten TMPDIR"), cluster.connect(""):
+    with pytest.raises(UserError, match=r"^Ray failed to start: .*shorten TMPDIR"), cluster.connect(""):
         pass
 
 
@@ -116,9 +116,9 @@ def test_a_broken_tensorboard(
         board.add("train", {"total": 1.0}, step)
     board.flush()
     board.close()
-    told = capsys.readouterr().err
-    assert told.count("warning: TensorBoard does not work here") == 1
-    assert str(error) in told
+    output = capsys.readouterr().err
+    assert output.count("warning: TensorBoard does not work (") == 1
+    assert str(error) in output
 
 
 def test_a_broken_tracker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
@@ -128,8 +128,8 @@ def test_a_broken_tracker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsy
     tracker = AsyncTracker("wandb", build_config([ConfigLayer("test", settings(tmp_path, tmp_path / "out"))]))
     tracker.add("train", {"total": 1.0}, 1)
     tracker.close()
-    told = capsys.readouterr().err
-    assert told.count("warning: wandb: does not import (Descriptors cannot be created)") == 1
+    output = capsys.readouterr().err
+    assert output.count("warning: wandb: import failed (Descriptors cannot be created)") == 1
 
 
 def test_compiled_code_that_cannot_be_kept(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
@@ -158,9 +158,9 @@ def test_installation_is_advised_where_something_is_not_installed(monkeypatch: p
         return own(name)
 
     monkeypatch.setattr(datamodule, "import_module", broken)
-    told = datamodule.dali_unavailable_reason()
-    assert "libcuda.so.1" in told
-    assert "it is installed but broken" in told
+    output = datamodule.dali_unavailable_reason()
+    assert "libcuda.so.1" in output
+    assert "it is installed but broken" in output
 
 
 def test_weights_that_cannot_be_kept(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -169,5 +169,5 @@ def test_weights_that_cannot_be_kept(monkeypatch: pytest.MonkeyPatch) -> None:
             raise PermissionError(errno.EACCES, "Permission denied", "/.cache")
 
     monkeypatch.setattr(torchvision.models, "get_model_weights", lambda name: {"IMAGENET1K_V1": Weights()})
-    with pytest.raises(UserError, match=r"cannot be kept in /\.cache .*TORCH_HOME"):
+    with pytest.raises(UserError, match=r"cannot be stored in /\.cache .*TORCH_HOME"):
         imagenet_weights(ModelConfig().backbone, 224)

@@ -105,11 +105,11 @@ def refused(capsys: pytest.CaptureFixture[str], *words: object) -> str:
     """The one line of an evaluation that fails."""
     with pytest.raises(SystemExit) as ended:
         main([*map(str, words)])
-    told = capsys.readouterr().err
+    output = capsys.readouterr().err
     assert ended.value.code == 2
-    assert told.count("\n") == 1, told
-    assert told.startswith("adadf_dist.evaluate: error: ")
-    return told
+    assert output.count("\n") == 1, output
+    assert output.startswith("adadf_dist.evaluate: error: ")
+    return output
 
 
 def decoded(split: Split, size: int) -> torch.Tensor:
@@ -142,7 +142,7 @@ def test_the_number_is_the_runs_own(run: Path, faces: Path, capsys: pytest.Captu
     assert (found["asked"]["split"], found["asked"]["faces"]) == ("test", 30)
     output = capsys.readouterr().out
     assert f"{result['accuracy']:.2%}" in output
-    assert "distance from the votes of 30 faces" in output
+    assert "distance from the votes of 30 samples" in output
 
 
 def test_other_checkpoints_and_splits(run: Path) -> None:
@@ -166,7 +166,7 @@ def test_a_run_in_progress_answers_with_what_is_selected(run: Path, tmp_path: Pa
         def all_gather_object(self, value: Any) -> list[Any]:
             return [value, (value[0], value[1] + 1)]
 
-    with pytest.raises(UserError, match="another checkpoint while the ranks opened it; start again"):
+    with pytest.raises(UserError, match="another checkpoint while the ranks opened it; rerun"):
         load_same_on_all_ranks(parse_options([str(tmp_path / "begun")]), Behind(torch.device("cpu")))
 
 
@@ -350,27 +350,27 @@ def test_distances_by_hand(run: Path, faces: Path) -> None:
 def test_groups(run: Path, faces: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     other = build_renamed(tmp_path / "other", test=30, voted=False)
     found = evaluate(run, "--data.shards", other, "--groups", "glasses", "--groups", "side")
-    assert "nobody voted" in capsys.readouterr().out
+    assert "no annotator votes" in capsys.readouterr().out
     assert found["distances"] is None and found["ceiling"] is None
     split = open_dataset(faces).split("test")
     right = load_predictions(run, "test").answers.predicted_labels == split.labels
     numbers = [int(str(key).rpartition("-")[2]) for key in split.keys]
     for field, of in (("glasses", lambda n: str(n % 3 == 0)), ("side", lambda n: "left" if n % 2 else "not given")):
-        told = {group["name"]: group for group in found["groups"][field]}
+        output = {group["name"]: group for group in found["groups"][field]}
         base = 2 * 10**9  # where the numbers of test faces begin
-        for name, group in told.items():
+        for name, group in output.items():
             members = [row for row, number in enumerate(numbers) if of(base + number) == name]
             assert group["faces"] == len(members)
             assert group["accuracy"]["value"] == np.mean(right[members])
-        assert sum(group["faces"] for group in told.values()) == 30
+        assert sum(group["faces"] for group in output.values()) == 30
     renamed = open_dataset(other).split("test")
     sides = ["left" if int(str(key).rpartition("-")[2]) % 2 else "not given" for key in renamed.keys]
     assert read_groups(renamed, ["side"]) == {"side": sides}
     line = refused(capsys, run, "--data.shards", other, "--groups", "hat", "--groups", "weight")
     assert "--groups hat, weight: KEY.json" in line
-    assert "there are glasses, height, side, width" in line
+    assert "available: glasses, height, side, width" in line
     line = refused(capsys, run, "--data.shards", other, "--require-votes")
-    assert "--require-votes: nobody voted" in line
+    assert "--require-votes: split test of " in line
 
 
 def test_of_a_remote_dataset_only_the_split_is_fetched(run: Path, faces: Path, tmp_path: Path) -> None:
@@ -394,7 +394,7 @@ def test_another_loader_is_said(run: Path, monkeypatch: pytest.MonkeyPatch, caps
     )
     assert "the run's loader is dali, but it does not import" in refused(capsys, run)
     found = evaluate(run, "--loader", "torch", "--precision", "bf16")
-    assert capsys.readouterr().err.startswith("note: the loader is torch, the run's was dali")
+    assert capsys.readouterr().err.startswith("note: using loader torch instead of the run's dali")
     assert (found["asked"]["loader"], found["asked"]["precision"]) == ("torch", "bf16")
     assert found["scores"]["calibration"]["nll"] == pytest.approx(own, abs=0.05)
     assert found["scores"]["calibration"]["nll"] != own  # bf16 rounds
@@ -405,7 +405,7 @@ def test_ten_crops_are_taken_once(run: Path) -> None:
     cropped = replace(plain, ten_crop=40)
     assert eval_preprocessing(plain, "flip") == plain
     assert eval_preprocessing(cropped, "tencrop") == eval_preprocessing(cropped, "none") == cropped
-    with pytest.raises(UserError, match="--tta flip: the run takes ten crops"):
+    with pytest.raises(UserError, match="--tta flip: the run uses ten crops"):
         eval_preprocessing(cropped, "flip")
 
 
@@ -489,7 +489,7 @@ def test_mistakes_are_one_line(run: Path, faces: Path, tmp_path: Path, capsys: p
     file.write_text("kept")
     assert "already exists" in refused(capsys, run, "--json", file)
     assert file.read_text() == "kept"
-    assert "is no folder" in refused(capsys, run, "--json", file / "x.json")
+    assert "is not a folder" in refused(capsys, run, "--json", file / "x.json")
     names = ["neutral", "glad", "sad", "surprise", "fear", "disgust", "anger"]
     other = build_renamed(tmp_path / "other", test=8, names=names)
     line = refused(capsys, run, "--data.shards", other)
@@ -499,17 +499,15 @@ def test_mistakes_are_one_line(run: Path, faces: Path, tmp_path: Path, capsys: p
     content = torch.load(run / "checkpoints" / "selected.pt", weights_only=True)
     content["config"]["data"]["shards"] = "gone/faces"
     torch.save(content, copied)
-    assert "gone/faces: the run's dataset is not there; give where it is now as --data.shards" in refused(
-        capsys, copied
-    )
+    assert "gone/faces: dataset of the run not found; pass its new location as --data.shards" in refused(capsys, copied)
     mapping = tmp_path / "mapping.toml"
     mapping.write_text('glad = "hapy"\nsad = "sad"\nBored = "surprise"\n')
     line = refused(capsys, run, "--data.shards", other, "--mapping", mapping)
-    assert "'Bored': no class of the dataset" in line
-    assert "hapy': no class of the network" in line
+    assert "'Bored': not a dataset class" in line
+    assert "hapy': not a model class" in line
     assert "'anger', 'disgust', 'fear', 'neutral', 'surprise': not mapped" in line
     mapping.write_text("".join(f'{name} = ""\n' for name in names))
-    assert "every class is left out" in refused(capsys, run, "--data.shards", other, "--mapping", mapping)
+    assert "all classes are excluded" in refused(capsys, run, "--data.shards", other, "--mapping", mapping)
 
 
 def test_a_face_that_does_not_decode_is_named(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -520,13 +518,13 @@ def test_a_face_that_does_not_decode_is_named(run: Path, tmp_path: Path, capsys:
         tar.seek(offset)
         tar.write(bytes(size))
     line = refused(capsys, run, "--data.shards", other)
-    assert f"face {split.keys[5]} of split test" in line
+    assert f"sample {split.keys[5]} (test split)" in line
 
 
 def test_help_teaches(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as ended:
         main(["--help"])
     assert not ended.value.code
-    told = capsys.readouterr().out
+    output = capsys.readouterr().out
     for word in ("--mapping", "--tta", "--groups", "examples:", "torchrun", "docs/evaluation.md"):
-        assert word in told
+        assert word in output

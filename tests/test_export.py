@@ -121,7 +121,7 @@ def test_a_file_holds_no_auxiliary_branch_and_no_path(run: Path, exported: Path,
 def test_what_is_said(exported: Path) -> None:
     said = (exported / "said").read_text().splitlines()
     assert "both branches" in said[0]
-    assert "faces of embedded-faces, test, in batches of 1, 2, 7" in said[1]
+    assert "faces of embedded-faces, test (batch sizes 1, 2, 7)" in said[1]
     for line, kind in zip(said[2:5], KINDS, strict=True):
         size = (exported / f"model.{kind}").stat().st_size / 1e6
         assert f"model.{kind}: {size:.1f} MB" in line
@@ -141,7 +141,7 @@ def test_the_card(run: Path, exported: Path) -> None:
     low, high = result["test"]["accuracy_interval"]
     assert f"{low:.2%} to {high:.2%}" in body
     assert "| train | 64 |" in body
-    assert "drawn faces" in body
+    assert "synthetic faces" in body
     assert "An expression is not an emotion" in body
     assert str(run.parent) not in body
 
@@ -174,8 +174,8 @@ def test_the_baseline_exports(tmp_path: Path) -> None:
         torch.testing.assert_close(opened.logits(images), wanted, atol=1e-5, rtol=0)
     card = (tmp_path / "b.md").read_text()
     assert "single-label baseline" in card
-    assert "Unknown: the dataset folder was not at hand" in card
-    assert "`--data-licence` was not given" in card
+    assert "Unknown: the dataset was not available" in card
+    assert "`--data-licence` was not set" in card
     assert "model-index" not in yaml.safe_load(card.split("---\n")[1])
 
 
@@ -193,7 +193,7 @@ def test_a_file_that_answers_otherwise_is_not_kept(
 
     monkeypatch.setattr(safetensors_format, "write", forgetful)
     before = sorted(drawn.parent.iterdir())
-    assert "off by" in refused(capsys, drawn, "--safetensors", drawn.parent / "x.safetensors")
+    assert "differs from the checkpoint by" in refused(capsys, drawn, "--safetensors", drawn.parent / "x.safetensors")
     assert sorted(drawn.parent.iterdir()) == before
 
 
@@ -215,22 +215,22 @@ def test_what_is_there_is_kept(drawn: Path, capsys: pytest.CaptureFixture[str]) 
     assert there.read_text() == "mine"
     main([str(drawn), "--safetensors", str(there), "--force", "--data-licence", "CC0"])
     assert load_model(there, "cpu").classes == CLASSES
-    assert "Licence of the data: CC0." in there.with_suffix(".md").read_text()
+    assert "License of the data: CC0." in there.with_suffix(".md").read_text()
 
 
 def test_mistakes_are_one_line(drawn: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = drawn.parent
-    assert "name it to end in .onnx" in refused(capsys, drawn, "--onnx", folder / "x.bin")
+    assert "use the extension .onnx" in refused(capsys, drawn, "--onnx", folder / "x.bin")
     (folder / "file").write_text("mine")
-    assert "is no folder" in refused(capsys, drawn, "--safetensors", folder / "file" / "x.safetensors")
+    assert "is not a folder" in refused(capsys, drawn, "--safetensors", folder / "file" / "x.safetensors")
     card = refused(capsys, drawn, "--safetensors", folder / "x.safetensors", "--card", folder / "x.safetensors")
-    assert "--card" in card and "end in .md" in card
+    assert "--card" in card and "use .md" in card
     nowhere = refused(capsys, drawn, "--safetensors", "/proc/x.safetensors", "--card", folder / "x.md")
     assert "/proc" in nowhere and "written" in nowhere
     assert "no such run folder" in refused(capsys, folder / "no", "--safetensors", folder / "x.safetensors")
     for opset in (17, 999):
         line = refused(capsys, drawn, "--onnx", folder / "x.onnx", "--opset", opset)
-        assert re.search(rf"--opset {opset}: from 18 .* to \d\d ", line)
+        assert re.search(rf"--opset {opset}: must be from 18 .* to \d\d ", line)
 
 
 def test_the_ends_of_the_range_of_opsets_work(drawn: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -251,4 +251,4 @@ def test_without_onnx(drawn: Path, monkeypatch: pytest.MonkeyPatch, capsys: pyte
 def test_licences() -> None:
     assert "non-commercial" in data_license("rafdb", "")
     assert data_license("rafdb", "mine") == "mine"
-    assert data_license("folder", "").startswith("not known")
+    assert data_license("folder", "").startswith("unknown")

@@ -105,7 +105,7 @@ def test_links_pipes_and_folders_that_cannot_be_read(tmp_path: Path, monkeypatch
     os.symlink("gone.jpg", root / "train" / "a" / "dangling.jpg")
     os.mkfifo(root / "train" / "a" / "pipe.jpg")  # would block whoever opens it
     words = ("--root", root, "--validation-fraction", 0)
-    with pytest.raises(UserError, match="2 of 12 images cannot be stored"):
+    with pytest.raises(UserError, match="2 of 12 images are invalid"):
         run_build("folder", tmp_path / "out", *words)
     dataset = run_build("folder", tmp_path / "out", *words, "--max-bad", 2)
     assert findings(dataset)["skipped"] == {"links to folders": 1, "special files": 1}
@@ -118,9 +118,9 @@ def test_links_pipes_and_folders_that_cannot_be_read(tmp_path: Path, monkeypatch
         return real(path)
 
     monkeypatch.setattr(folder_tree.os, "scandir", scandir)
-    with pytest.raises(UserError, match=r"train/b: the folder cannot be read \(Permission denied\)"):
+    with pytest.raises(UserError, match=r"train/b: folder not readable \(Permission denied\)"):
         run_build("folder", tmp_path / "other", *words)
-    with pytest.raises(UserError, match=r"b: the folder cannot be read"):
+    with pytest.raises(UserError, match=r"b: folder not readable"):
         list(walk_files(root, Skipped()))
 
 
@@ -157,9 +157,9 @@ def test_an_archive_or_a_file_as_root(source: str, tmp_path: Path) -> None:
     csv = ("--csv", write(tmp_path / "list.csv", "path,label\n1.jpg,a\n")) if source == "csv" else ()
     archive, file = write(tmp_path / "faces.tar.gz", b""), write(tmp_path / "faces", b"")
     for root, reason in (
-        (archive, "is an archive; unpack it, and give the folder as --root"),
-        (file, "is a file; give a folder as --root"),
-        (tmp_path / "nowhere", "no such folder; give"),
+        (archive, "is an archive; unpack it and pass the folder as --root"),
+        (file, "is a file; pass a folder as --root"),
+        (tmp_path / "nowhere", "no such folder; pass"),
     ):
         with pytest.raises(UserError) as caught:
             run_build(source, tmp_path / "out", "--root", root, *csv)
@@ -194,27 +194,27 @@ def test_split_folders_under_their_usual_names(folders: tuple[str, str, str], tm
 LAYOUTS: dict[str, tuple[list[str], str]] = {
     "splits one level down": (
         ["images/train/a/1.jpg", "images/train/b/2.jpg", "images/validation/a/3.jpg", "images/validation/b/4.jpg"],
-        "images is no class but holds the splits train, validation; give --root {root}/images",
+        "images is not a class: it contains the splits train, validation; pass --root {root}/images",
     ),
     "splits below one of several": (
         ["data/train/a/1.jpg", "data/train/b/2.jpg", "data/test/a/3.jpg", "docs/x.jpg"],
-        "data is no class but holds the splits test, train; give --root {root}/data",
+        "data is not a class: it contains the splits test, train; pass --root {root}/data",
     ),
     "splits below classes": (
         ["a/train/1.jpg", "a/test/2.jpg", "b/train/3.jpg", "b/test/4.jpg"],
-        "a holds test, train, but splits belong above classes: test/a, not a/test",
+        "a contains test, train, but splits belong above classes: test/a, not a/test",
     ),
-    "classes one level down": (["faces/a/1.jpg", "faces/b/2.jpg"], "its only folder faces holds a, b; if these are"),
-    "YOLO": (["images/1.jpg", "labels/1.txt"], "holds images, labels, as datasets for detection"),
+    "classes one level down": (["faces/a/1.jpg", "faces/b/2.jpg"], "its only folder faces contains a, b; if these are"),
+    "YOLO": (["images/1.jpg", "labels/1.txt"], "contains images, labels, like detection datasets"),
     "FER+": (
         ["FER2013Train/1.png", "FER2013Train/label.csv", "FER2013Valid/2.png", "FER2013Test/3.png"],
-        "its 1 images are in none; FER+'s folders are read by `python -m shards.build fer2013`",
+        "its 1 images are in none; for FER+'s folders use `python -m shards.build fer2013`",
     ),
     "parts of a dataset": (
         ["one/happy/1.jpg", "one/sadness/2.jpg", "two/happiness/3.jpg", "two/sad/4.jpg"],
-        "one, two hold the same classes (happy, sad), so they are no classes",
+        "one, two contain the same classes (happy, sad), so they are not classes",
     ),
-    "one class": (["a/1.jpg", "a/2.jpg"], "one class only (a)"),
+    "one class": (["a/1.jpg", "a/2.jpg"], "contains only class a;"),
     "letter case": (["train/Happy/1.jpg", "train/sad/2.jpg", "test/happy/3.jpg"], "(train has Happy)"),
 }
 
@@ -274,7 +274,7 @@ def test_pixels_of_a_png_with_huge_metadata(metadata: bytes, late: bool, tmp_pat
     assert np.array_equal(np.asarray(decode(data[:place] + metadata + data[place:])), pixels)
     if late:
         return
-    with pytest.raises(InvalidImageError, match="does not decode"):
+    with pytest.raises(InvalidImageError, match="failed to decode"):
         decode(data[:place] + metadata + data[place : place + 20])
 
 
@@ -299,7 +299,7 @@ def test_names_of_any_bytes_are_stored_escaped(tmp_path: Path) -> None:
     write(root / "test" / "a" / "leak.jpg", leak)
     write(root / "train" / "b" / os.fsdecode(b"b\xe4d.jpg"), b"no image")
     words = ("--root", root, "--validation-fraction", 0)
-    with pytest.raises(UserError, match=r"the first: train/b/b\\xe4d\.jpg: does not decode"):
+    with pytest.raises(UserError, match=r"first: train/b/b\\xe4d\.jpg: failed to decode"):
         run_build("folder", tmp_path / "out", *words)
     dataset = run_build("folder", tmp_path / "out", *words, "--max-bad", 1, "--keep-leaks", "--restart")
     sources = {entry["source"] for entry in facts(dataset, "train").values()}
@@ -328,7 +328,7 @@ def test_folder_names_that_are_no_class_names_are_one_line(name: bytes, tmp_path
     trees.class_folders(tmp_path / "x", {"train": ["a"]})
     folder = tmp_path / "x" / "train" / os.fsdecode(name)
     write(folder / "1.jpg", jpeg(9))
-    with pytest.raises(UserError, match=r"train/(tr\\xe4urig|new\\x0aline): the folder's name is to be a class name"):
+    with pytest.raises(UserError, match=r"train/(tr\\xe4urig|new\\x0aline): the folder name is used as a class name"):
         run_build("folder", tmp_path / "out", "--root", tmp_path / "x", "--validation-fraction", 0)
 
 

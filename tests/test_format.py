@@ -307,14 +307,14 @@ BREAKS: dict[str, tuple[Callable[[Path], object], str]] = {
     "folder gone": (shutil.rmtree, "no such dataset folder"),
     "no dataset.json": (lambda f: (f / "dataset.json").unlink(), "no dataset.json"),
     "newer": (lambda f: edit_json(f, put("format_version", 2)), "format version 2.*update adadf_dist"),
-    "no version": (lambda f: edit_json(f, lambda table: table.pop("format_version")), "format_version is missing"),
-    "damaged": (lambda f: os.truncate(f / "dataset.json", 300), "dataset.json: damaged"),
-    "no object": (lambda f: (f / "dataset.json").write_text("[]"), "no JSON object"),
+    "no version": (lambda f: edit_json(f, lambda table: table.pop("format_version")), "missing field format_version"),
+    "damaged": (lambda f: os.truncate(f / "dataset.json", 300), "dataset.json: corrupt"),
+    "no object": (lambda f: (f / "dataset.json").write_text("[]"), "not a JSON object"),
     "truncated tar": (lambda f: os.truncate(f / "train-000002.tar", 5000), "train-000002.tar: truncated: 5,000 bytes"),
     "longer tar": (lambda f: os.truncate(f / "train-000002.tar", 10**6), "train-000002.tar: changed"),
     "no tar": (lambda f: (f / "test-000001.tar").unlink(), "test-000001.tar: missing"),
     "no index": (lambda f: (f / "train.parquet").unlink(), "train.parquet: missing"),
-    "damaged index": (lambda f: os.truncate(f / "train.parquet", 400), "train.parquet: damaged"),
+    "damaged index": (lambda f: os.truncate(f / "train.parquet", 400), "train.parquet: corrupt"),
     "foreign index": (
         lambda f: pq.write_table(pa.table({"face": [1]}), f / "train.parquet"),
         "train.parquet: not an index",
@@ -332,11 +332,11 @@ BREAKS: dict[str, tuple[Callable[[Path], object], str]] = {
     "label empty": (lambda f: edit_index(f, "label", put("2", None)), "label has empty cells"),
     "labels miscounted": (
         lambda f: edit_index(f, "label", lambda cells: put("0", (cells[0] + 1) % 3)(cells)),
-        "not counted as in dataset.json",
+        "class counts differ from dataset.json",
     ),
     "votes too short": (lambda f: edit_index(f, "votes", put("0", [1.0])), "train.parquet: not an index"),
     "no samples": (lambda f: edit_json(f, put("splits.test.samples", 0)), "splits.test has no samples"),
-    "samples miscounted": (lambda f: edit_json(f, put("splits.test.shards.0.samples", 3)), "add up"),
+    "samples miscounted": (lambda f: edit_json(f, put("splits.test.shards.0.samples", 3)), "counts that sum to 3"),
     "class twice": (lambda f: edit_json(f, put("classes", ["calm", "glad", "calm"])), "'calm' is listed twice"),
     "no classes": (lambda f: edit_json(f, put("classes", [])), "classes must be a list of names"),
     "unknown split": (lambda f: edit_json(f, put("splits.dev", {})), "'dev' is not one of"),
@@ -363,7 +363,7 @@ def test_missing_split_names_those_there(built: Dataset) -> None:
 def test_one_class_cannot_be_trained(built: Dataset) -> None:
     split = built.split("train")
     check_trainable(split)
-    with pytest.raises(UserError, match="split train holds glad only"):
+    with pytest.raises(UserError, match="split train contains only class glad"):
         check_trainable(split.subset(np.flatnonzero(split.labels == 1), "train"))
 
 
@@ -395,7 +395,7 @@ def test_failed_build_spares_the_old(copy: Path, tmp_path: Path) -> None:
 
 
 def test_existing_dataset_is_replaced_only_when_told(copy: Path, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="holds a dataset already; add --force"):
+    with pytest.raises(UserError, match="dataset already exists; pass --force"):
         build_dataset(Pictures(), copy, OPTIONS)
     new = build_dataset(Pictures(), copy, replace(OPTIONS, samples_per_shard=50, overwrite=True))
     assert len(new.splits["train"].shards) == 1
@@ -406,7 +406,7 @@ def test_existing_dataset_is_replaced_only_when_told(copy: Path, tmp_path: Path)
 def test_foreign_folder_is_never_replaced(tmp_path: Path) -> None:
     (tmp_path / "home").mkdir()
     (tmp_path / "home" / "letter.txt").write_text("dear")
-    with pytest.raises(UserError, match="no dataset folder"):
+    with pytest.raises(UserError, match="not a dataset folder"):
         build_dataset(Pictures(), tmp_path / "home", replace(OPTIONS, overwrite=True))
     assert (tmp_path / "home" / "letter.txt").read_text() == "dear"
 
@@ -439,10 +439,10 @@ def test_an_unfinished_build_is_gone_on_with(built: Dataset, tmp_path: Path) -> 
     with pytest.raises(BreakOffError):
         build_dataset(first, tmp_path / "new", OPTIONS)
     assert not (tmp_path / "new").exists()
-    told: list[int] = []
-    new = build_dataset(second, tmp_path / "new", OPTIONS, on_samples=told.append)
+    output: list[int] = []
+    new = build_dataset(second, tmp_path / "new", OPTIONS, on_samples=output.append)
     assert tree(new.folder) == tree(built.folder)
-    assert sum(told) == 50
+    assert sum(output) == 50
     done = (len(first.asked) - 1) // 7 * 7  # whole shards of 7 at most: 41 faces are 6 shards
     assert len(second.asked) <= 50 - done + 7
     assert len(second.asked) < 40
@@ -493,7 +493,7 @@ class Meeting(Pictures):
 
 
 def test_two_builds_of_one_folder_do_not_mix(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="another process is building there"):
+    with pytest.raises(UserError, match="locked by another build"):
         build_dataset(Meeting(out=tmp_path / "new"), tmp_path / "new", OPTIONS)
 
 
@@ -518,7 +518,7 @@ def test_full_disk_is_told_in_one_line(tmp_path: Path) -> None:
 
 def test_unwritable_folder_is_told_in_one_line(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("not a folder")
-    with pytest.raises(UserError, match=r"cannot be written: .*choose a folder"):
+    with pytest.raises(UserError, match=r"cannot be written: .*choose a writable folder"):
         build_dataset(Pictures(), tmp_path / "file" / "new", OPTIONS)
 
 

@@ -92,7 +92,7 @@ def test_collapse_to_one_class() -> None:
     nearly = confusion([2, 37, 1], [1, 38, 1], [1, 38, 1])
     seen = found(run_of(6, alone))["collapse"]
     assert seen.severity is Severity.ERROR and "95% of the samples are predicted as happy, on validation" in seen.seen
-    assert "attention_lr_factor" in seen.mend
+    assert "attention_lr_factor" in seen.hint
     assert "predicted as" not in found(run_of(6, nearly))["collapse"].seen  # still at chance
     assert "collapse" not in found(run_of(4, alone)), "the first epochs are slow"
 
@@ -121,13 +121,13 @@ def test_a_dead_class() -> None:
     once = confusion([0, 5, 5], [1, 31, 8], [0, 10, 30])
     seen = found(run_of(6, dead))["dead class"]
     assert (seen.severity, seen.subject) == (Severity.WARNING, "fear")
-    assert "fear (10 samples)" in seen.seen and "data.sampler = sqrt" in seen.mend
+    assert "fear (10 samples)" in seen.seen and "data.sampler = sqrt" in seen.hint
     assert found(run_of(6, few)) == {}, "nine faces may go unpredicted"
     assert found([*run_of(5, dead), record(6, once)]) == {}
     assert found([*run_of(3), record(4, once), record(5, dead), record(6, dead)]) == {}, "not three epochs yet"
     assert "dead class" not in found(run_of(5, dead)), "two epochs after the threshold"
     sampled = override(CONFIG, {"data.sampler": "oversample"})
-    assert "data.sampler" not in found(run_of(6, dead), sampled)["dead class"].mend
+    assert "data.sampler" not in found(run_of(6, dead), sampled)["dead class"].hint
 
 
 def test_a_collapse_is_not_told_twice() -> None:
@@ -162,7 +162,7 @@ def test_a_threshold_never_met() -> None:
     assert seen.severity is Severity.WARNING
     assert "the constant T_c for 6 of 6 epochs" in seen.seen and "0 of 18 cases" in seen.seen
     assert "the highest class mean is now 0.58, of happy" in seen.seen
-    assert "class_distributions.threshold = 0.4," in seen.mend, "happy and sad reach it, half of three classes and more"
+    assert "class_distributions.threshold = 0.4," in seen.hint, "happy and sad reach it, half of three classes and more"
     assert found(run_of(5, **low)) == {}, "two epochs are no time"
     once = {"classes_at_threshold": 1, "class_degrees": [0.31, 0.72, 0.4]}
     assert found([*run_of(5, **low), record(6, **once)]) == {}, "1 of 9 cases after the epoch threshold"
@@ -188,7 +188,7 @@ def test_waiting_for_the_loader(share: float, severity: int | None) -> None:
     seen = found([record(1), record(2, waiting=share)]).get("waiting for the loader")
     assert (seen and int(seen.severity)) == severity
     if seen is not None:
-        assert f"{share:.0%} of the epoch" in seen.seen and "data.workers = 4 (now 2)" in seen.mend
+        assert f"{share:.0%} of the epoch" in seen.seen and "data.workers = 4 (now 2)" in seen.hint
     assert found([record(1, waiting=share)]) == {}, "workers start in the first epoch"
 
 
@@ -230,8 +230,8 @@ def test_overfitting() -> None:
     assert found(fallen_to(0.639)).keys() == set()
     seen = found(fallen_to(0.638))["overfitting"]
     assert seen.severity is Severity.NOTE and "11.2 points below its best 3" in seen.seen
-    assert "optimizer.weight_decay = 0.0002" in found(fallen_to(0.6), decaying(1e-4))["overfitting"].mend
-    assert "augment.policy = published" in found(fallen_to(0.6), plain())["overfitting"].mend
+    assert "optimizer.weight_decay = 0.0002" in found(fallen_to(0.6), decaying(1e-4))["overfitting"].hint
+    assert "augment.policy = published" in found(fallen_to(0.6), plain())["overfitting"].hint
     assert found(fallen_to(0.6, kl_divergence=2.1)) == {}, "it does not learn at all"
     one_hot = override(CONFIG, {"loss.supervision": "one_hot"})
     assert "from 2.000 to 0.333" in found(fallen_to(0.6), one_hot)["overfitting"].seen
@@ -319,19 +319,19 @@ def test_no_advice_is_followed_already_or_cannot_be(name: str, base: str) -> Non
         finding = found(UNWELL[name], config, auxiliary_accuracy=0.3).get(name)
         if finding is None:
             return
-        assert finding.mend
+        assert finding.hint
         now = dict(flatten(to_dict(config)))
-        changes = dict(ASSIGNMENT.findall(finding.mend))
+        changes = dict(ASSIGNMENT.findall(finding.hint))
         if not changes:
             break
         for key, value in changes.items():
-            assert str(now[key]) != value, finding.mend
-            assert not isinstance(now[key], float) or float(value) != now[key], finding.mend
+            assert str(now[key]) != value, finding.hint
+            assert not isinstance(now[key], float) or float(value) != now[key], finding.hint
         config = replace_keys(config, {key: yaml.safe_load(value) for key, value in changes.items()})
-    assert "detach" not in finding.mend or not config.loss.detach
-    assert "pretrained" not in finding.mend or not config.model.pretrained
+    assert "detach" not in finding.hint or not config.loss.detach
+    assert "pretrained" not in finding.hint or not config.model.pretrained
     if name == "waiting for the loader" and config.data.access == "stream":
-        assert "dali" not in finding.mend
+        assert "dali" not in finding.hint
 
 
 def test_every_finding_is_among_the_unwell() -> None:
@@ -428,7 +428,7 @@ def test_the_threshold_of_a_recorded_demo() -> None:
     assert finding.name == "threshold hardly ever met" and finding.severity is Severity.WARNING
     # the means of epoch 8, one of them above t, are the targets of epoch 9
     assert "the constant T_c for 8 of 9 epochs" in finding.seen and "1 of 63 cases" in finding.seen
-    assert "class_distributions.threshold = 0.6," in finding.mend
+    assert "class_distributions.threshold = 0.6," in finding.hint
 
 
 def test_the_worst_comes_first() -> None:
@@ -438,8 +438,8 @@ def test_the_worst_comes_first() -> None:
 
 def test_only_what_changed_is_news() -> None:
     records = [record(1), record(2, waiting=0.2), record(3, waiting=0.25), record(4, waiting=0.5), record(5)]
-    told = [[(f.name, f.severity.word) for f in new_findings(records[:end], CONFIG)] for end in range(1, 6)]
-    assert told == [[], [("waiting for the loader", "note")], [], [("waiting for the loader", "warning")], []]
+    output = [[(f.name, f.severity.word) for f in new_findings(records[:end], CONFIG)] for end in range(1, 6)]
+    assert output == [[], [("waiting for the loader", "note")], [], [("waiting for the loader", "warning")], []]
 
 
 def test_when_a_finding_held() -> None:
@@ -465,9 +465,9 @@ def test_the_log_says_it_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]
     log.start(progress, {"classes": list(CLASSES)}, None)
     for number in range(1, 8):
         base = record(number, confusion([0, 20, 20], [0, 30, 10], [0, 10, 30]))
-        told = {**base, "total": 1.0, "learning_rate": 1e-3, "images_per_s": 10.0}
-        progress.finish_epoch(base["validation"]["accuracy"], told)
-        log.log_epoch(progress, told)
+        output = {**base, "total": 1.0, "learning_rate": 1e-3, "images_per_s": 10.0}
+        progress.finish_epoch(base["validation"]["accuracy"], output)
+        log.log_epoch(progress, output)
     log.close()
     out = capsys.readouterr().out
     assert out.count("warning: dead class: never predicted on validation in 3 epochs: fear (40 samples)") == 1

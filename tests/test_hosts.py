@@ -139,7 +139,7 @@ def test_the_cable_is_pulled_and_put_back(hosts: Hosts, faces: Path, tmp_path: P
     time.sleep(5)
     hosts.cable("up")
     finish(out, 3, hosts)
-    assert "goes on from" in hosts.said()
+    assert "resuming from" in hosts.said()
 
 
 def test_a_second_host_joins(hosts: Hosts, faces: Path, tmp_path: Path) -> None:

@@ -86,9 +86,9 @@ def other(home: Path, tmp_path: Path) -> Path:
 def refused(capsys: pytest.CaptureFixture[str], command: Callable[[list[str]], None], *words: object) -> str:
     with pytest.raises(SystemExit) as ended:
         command([*map(str, words)])
-    told = capsys.readouterr().err.splitlines()[-1]
+    output = capsys.readouterr().err.splitlines()[-1]
     assert ended.value.code == 2
-    return told
+    return output
 
 
 def forget_data(run: Path, shards: str) -> None:
@@ -160,14 +160,14 @@ def test_other_data_where_the_run_had_its_own(
     try:
         shutil.copytree(kept, place)
         edit(place, other_images)
-        told = refused(capsys, command, *words)
+        output = refused(capsys, command, *words)
         split = "test" if name == "evaluate" else "train"
         now = read_manifest(place).digests()
-        assert str(place) in told
-        assert before[split][:12] in told
-        assert now[split][:12] in told
-        assert "--data.shards DIR" in told
-        assert "--allow-other-data" in told
+        assert str(place) in output
+        assert before[split][:12] in output
+        assert now[split][:12] in output
+        assert "--data.shards DIR" in output
+        assert "--allow-other-data" in output
         command([*words, *force, "--allow-other-data"])
         said = capsys.readouterr()
         page = (tmp_path / "page.html").read_text() if name == "report" else ""
@@ -192,9 +192,9 @@ def test_training_samples_are_no_validation_split(
     if old:
         forget_data(copy, str(swapped))
         words = words[:3]
-    told = refused(capsys, evaluate, *words)
-    assert f"{swapped}: 64 of the 64 samples of split validation are training samples of" in told
-    assert "--allow-training-samples" in told
+    output = refused(capsys, evaluate, *words)
+    assert f"{swapped}: 64 of the 64 samples of split validation are training samples of" in output
+    assert "--allow-training-samples" in output
     evaluate([*words, "--allow-training-samples", "--json", str(tmp_path / "report.json")])
     said = capsys.readouterr()
     assert "64 of these 64 samples are training samples of the run" in said.out
@@ -211,11 +211,11 @@ def test_a_run_resumes_where_its_dataset_is_now_and_not_on_other_data(
     longer = config_of(other, copy, epochs="2")
     with pytest.raises(UserError, match="was trained on other data") as caught:
         train.run(longer)
-    told = str(caught.value)
-    assert all(text in told for text in (str(home / "data" / "faces"), str(other), "--allow-other-data"))
+    output = str(caught.value)
+    assert all(text in output for text in (str(home / "data" / "faces"), str(other), "--allow-other-data"))
     with pytest.raises(UserError, match="was trained on other data"):
         describe_run_dir(longer, copy)
-    assert "goes on" in describe_run_dir(replace(longer, allow_other_data=True), copy)
+    assert "will resume" in describe_run_dir(replace(longer, allow_other_data=True), copy)
     assert train.run(config_of(moved, copy, epochs="1")) is not None  # finished: its result is printed again
     capsys.readouterr()
     train.run(replace(longer, allow_other_data=True))
@@ -231,7 +231,7 @@ def test_a_run_of_an_older_version_resumes_with_one_warning(
     forget_data(copy, "data/faces")
     train.run(config_of(home / "data" / "faces", copy, epochs="2"))
     (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("warning")]
-    assert "recorded no digest of the data" in line
+    assert "without a digest of the data" in line
 
 
 def test_an_input_file_may_move_and_may_not_change(faces: Path, tmp_path: Path) -> None:
@@ -247,7 +247,7 @@ def test_an_input_file_may_move_and_may_not_change(faces: Path, tmp_path: Path) 
     assert yaml.safe_load((out / "config.yaml").read_text())["data"]["label_noise_file"] == str(first)
     train.run(config_of(faces, out, data__label_noise_file=str(second)))
     second.write_text(f"{key} 2\n")
-    with pytest.raises(UserError, match=r"was trained with data\.label_noise_file"):
+    with pytest.raises(UserError, match=r"config mismatch: data\.label_noise_file"):
         train.run(config_of(faces, out, data__label_noise_file=str(second)))
 
 
@@ -262,7 +262,7 @@ def test_a_search_resumes_on_its_data(
     with pytest.raises(UserError, match=r"were trained on other data.*--allow-other-data"):
         start(study, True, changed)
     start(replace(study, base=replace(study.base, allow_other_data=True)), True, changed)
-    assert "holds trials on other data" in capsys.readouterr().err
+    assert "contains trials on other data" in capsys.readouterr().err
     start(study, True, changed)
     assert len(json.loads((study.folder / STUDY_FILE).read_text())["earlier_data"]) == 1
 
@@ -277,7 +277,7 @@ def test_runs_evaluated_on_other_data_do_not_compare(
     out = tmp_path / "second"
     train.run(config_of(other, out, seed="1"))
     words = [str(home / "runs" / "one"), str(out), "--out", str(tmp_path / "page.html")]
-    assert "their numbers do not compare" in refused(capsys, report, *words)
+    assert "not comparable" in refused(capsys, report, *words)
     report([*words, "--allow-other-data"])
     assert "was evaluated on" in (tmp_path / "page.html").read_text()
 

@@ -91,7 +91,7 @@ def test_logits_and_attention_are_the_same(
     run_import(save(tmp_path / "theirs.pth", wrapped), tmp_path / "ours.pt")
     said = capsys.readouterr().out
     own = len(network.state_dict())
-    assert f"{len(state)} tensors: {own} taken over, {len(state) - own} equal" in said
+    assert f"{len(state)} tensors: {own} converted, {len(state) - own} duplicates" in said
     images = torch.randn(3, 3, 32, 32)
     trained = load_trained_model(tmp_path / "ours.pt")
     with torch.no_grad():
@@ -121,24 +121,24 @@ def test_every_tensor_is_accounted_for(network: DualBranch, tmp_path: Path, caps
         return save(tmp_path / "theirs.pth", {name: value for name, value in state.items() if value is not None})
 
     line = refused(capsys, with_change({"gamma.weight": torch.zeros(3)}))
-    assert "gamma.weight has no place" in line
+    assert "gamma.weight is unknown" in line
     line = refused(capsys, with_change({"feature.7.weight": torch.zeros(3)}))
-    assert "has no place here for extractor.7.weight" in line
+    assert "unexpected tensors: extractor.7.weight" in line
     line = refused(capsys, with_change({"alpha_2.0.bias": None}))
-    assert "lacks target.attention.bias" in line
+    assert "missing tensors: target.attention.bias" in line
     line = refused(capsys, with_change({"branch_1_feature.1.0.conv1.weight": torch.zeros(3)}))
-    assert "branch_1_feature.1.0.conv1.weight should repeat branch_1.1.0.conv1.weight but differs" in line
+    assert "branch_1_feature.1.0.conv1.weight should equal branch_1.1.0.conv1.weight but differs" in line
     line = refused(capsys, with_change({"alpha_1.0.weight": torch.zeros(1, 9)}))
-    assert "another shape for auxiliary.attention.weight" in line
+    assert "shape mismatch of auxiliary.attention.weight" in line
 
 
 def test_mistakes_are_one_line(network: DualBranch, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = save(tmp_path / "theirs.pth", published(network, True, False))
     assert "6 names, but" in refused(capsys, file, "a,b,c,d,e,f")
-    assert "each once" in refused(capsys, file, "a,b,c,d,e,f,a")
+    assert "distinct" in refused(capsys, file, "a,b,c,d,e,f,a")
     assert "no such file" in refused(capsys, tmp_path / "nowhere.pth")
     plain = save(tmp_path / "plain.pth", {"conv1.weight": torch.zeros(3)})
-    assert "conv1.weight has no place in this layout" in refused(capsys, plain)
+    assert "conv1.weight is unknown in this layout" in refused(capsys, plain)
     (tmp_path / "text.pth").write_text("hello")
     assert "not a file of plain tensors" in refused(capsys, tmp_path / "text.pth")
     (tmp_path / "there.pt").touch()
@@ -167,4 +167,4 @@ def test_a_run_of_another_network_does_not_start_from_it(network: DualBranch, fa
     more = {"resume": str(tmp_path / "ours.pt"), "model__attention_on": "features"}
     done = train_forked(settings(faces, tmp_path / "run", epochs="1", **more))
     assert done.returncode == 2
-    assert "model.attention_on = logits" in done.stderr
+    assert "model.attention_on was logits" in done.stderr

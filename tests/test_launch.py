@@ -105,44 +105,48 @@ SEVERAL = {"NNODES": "2", "NPROC": "1"}
 
 
 @pytest.mark.parametrize(
-    ("script", "variables", "told"),
+    ("script", "variables", "output"),
     [
-        ("torchrun.sh", {"NNODES": "two"}, "NNODES is two; give a number of nodes, or MIN:MAX"),
-        ("torchrun.sh", {"NPROC": "0"}, "NPROC is 0; give the number of ranks on this node"),
-        ("torchrun.sh", {"NPROC": "1", "MAX_RESTARTS": "no"}, "MAX_RESTARTS is no; give a number"),
-        ("torchrun.sh", {"PYTHON": "no-such-python"}, "PYTHON: no-such-python is not found; activate"),
-        ("torchrun.sh", SEVERAL, "RDZV_ENDPOINT is not set; NNODES=2 needs HOST:PORT"),
-        ("torchrun.sh", {**SEVERAL, "RDZV_ENDPOINT": "here"}, "RDZV_ENDPOINT is here; NNODES=2 needs HOST:PORT"),
-        ("torchrun.sh", {**SEVERAL, "RDZV_ENDPOINT": "h:1", "NODE_RANK": "x"}, "NODE_RANK is x; give 0 on h"),
-        ("deepspeed.sh", {"HOSTFILE": "no/such"}, "HOSTFILE: no/such: no such file; write a line 'HOST slots=GPUS'"),
+        ("torchrun.sh", {"NNODES": "two"}, "NNODES is two; must be a number of nodes or MIN:MAX"),
+        ("torchrun.sh", {"NPROC": "0"}, "NPROC is 0; must be the number of ranks on this node"),
+        ("torchrun.sh", {"NPROC": "1", "MAX_RESTARTS": "no"}, "MAX_RESTARTS is no; must be a number"),
+        ("torchrun.sh", {"PYTHON": "no-such-python"}, "PYTHON: no-such-python not found; activate"),
+        ("torchrun.sh", SEVERAL, "RDZV_ENDPOINT is not set; NNODES=2 requires HOST:PORT"),
+        ("torchrun.sh", {**SEVERAL, "RDZV_ENDPOINT": "here"}, "RDZV_ENDPOINT is here; NNODES=2 requires HOST:PORT"),
+        ("torchrun.sh", {**SEVERAL, "RDZV_ENDPOINT": "h:1", "NODE_RANK": "x"}, "NODE_RANK is x; must be 0 on h"),
+        (
+            "deepspeed.sh",
+            {"HOSTFILE": "no/such"},
+            "HOSTFILE: no/such: no such file; create it with a line 'HOST slots=GPUS'",
+        ),
         ("deepspeed.sh", {"HOSTFILE": "LICENSE"}, "is not 'HOST slots=GPUS'"),
         (
             "deepspeed.sh",
             {"HOSTFILE": "launch/hostfile.example", "NPROC": "2"},
             "NPROC is 2, but the slots in",
         ),
-        ("deepspeed.sh", {"NPROC": "2", "CUDA_VISIBLE_DEVICES": "1"}, "both choose GPUs; give one of them"),
-        ("deepspeed.sh", {"MASTER_PORT": "x"}, "MASTER_PORT is x; give the number of a free port"),
+        ("deepspeed.sh", {"NPROC": "2", "CUDA_VISIBLE_DEVICES": "1"}, "both select GPUs; unset one of them"),
+        ("deepspeed.sh", {"MASTER_PORT": "x"}, "MASTER_PORT is x; must be the number of a free port"),
     ],
 )
-def test_a_mistake_is_one_line(cluster: Cluster, script: str, variables: dict[str, str], told: str) -> None:
+def test_a_mistake_is_one_line(cluster: Cluster, script: str, variables: dict[str, str], output: str) -> None:
     done = cluster.script(script, **variables)
     assert done.returncode == 2
-    assert told in done.stderr and done.stderr.startswith(f"{script}: error: ") and done.stderr.count("\n") == 1
+    assert output in done.stderr and done.stderr.startswith(f"{script}: error: ") and done.stderr.count("\n") == 1
     assert not (cluster.folder / "words-0").exists()
 
 
 def test_a_hostfile_of_comments_names_no_node(cluster: Cluster, tmp_path: Path) -> None:
     (tmp_path / "hosts").write_text("# nobody\n\n")
     done = cluster.script("deepspeed.sh", HOSTFILE=str(tmp_path / "hosts"))
-    assert done.returncode == 2 and "names no node" in done.stderr
+    assert done.returncode == 2 and "contains no node" in done.stderr
 
 
 def test_an_endpoint_that_nobody_keeps_is_given_up(cluster: Cluster) -> None:
     endpoint = f"127.0.0.1:{free_port()}"
     done = cluster.script("torchrun.sh", **SEVERAL, RDZV_ENDPOINT=endpoint, NODE_RANK="1", RDZV_WAIT="1")
     assert done.returncode == 2
-    assert f"{endpoint} was not reached after 1 s" in done.stderr and done.stderr.count("\n") == 1
+    assert f"{endpoint} is not reachable after 1 s" in done.stderr and done.stderr.count("\n") == 1
 
 
 @pytest.mark.parametrize("logged", [False, True], ids=["as it is", "logger on"])
@@ -217,15 +221,15 @@ def test_two_ranks_by_deepspeeds_launcher_stop_and_go_on(faces: Path, tmp_path: 
     try:
         wait_until(lambda: len(records(out, "steps")) >= 3)
         job.terminate()
-        told = "".join(communicate(job, TIMEOUT_S))
+        output = "".join(communicate(job, TIMEOUT_S))
     finally:
         kill(job)
-    assert status(out)["state"] == "stopped", told
+    assert status(out)["state"] == "stopped", output
     stopped_at = status(out)["step"]
     assert isinstance(stopped_at, int) and stopped_at < 32
     done = run_for_real("deepspeed.sh", values)
     assert done.returncode == 0, done.stderr
-    assert "goes on from" in done.stdout
+    assert "resuming from" in done.stdout
     assert status(out) | {"state": "finished", "step": 32} == status(out)
 
 

@@ -159,12 +159,12 @@ def cut_short(faces: Path, split: str, number: int) -> bytes:
 @pytest.mark.parametrize(
     ("content", "reason"),
     [
-        (b"\xff" * 500, "does not decode"),
-        (b"hello", "does not decode"),
+        (b"\xff" * 500, "failed to decode"),
+        (b"hello", "failed to decode"),
         (png(1, 1), "1 x 1"),
         (png(30, 30), "is a PNG"),
         (png(30_000, 30_000), "67,108,864"),
-        (None, "does not decode"),
+        (None, "failed to decode"),
     ],
 )
 def test_a_bad_face_is_named(faces: Path, tmp_path: Path, workers: int, content: bytes | None, reason: str) -> None:
@@ -203,8 +203,8 @@ def test_a_bad_face_is_replaced(faces: Path, tmp_path: Path, capsys: pytest.Capt
         assert data.pop_num_replaced() == 0
     assert len(stand_ins) == 9
     assert len(set(stand_ins)) > 3
-    told = capsys.readouterr().err
-    assert all(told.count(f"face {key} of split train") == 1 for key in keys)
+    output = capsys.readouterr().err
+    assert all(output.count(f"sample {key} (train split)") == 1 for key in keys)
 
 
 def test_too_many_bad_faces_end_the_run(faces: Path, tmp_path: Path) -> None:
@@ -217,7 +217,7 @@ def test_too_many_bad_faces_end_the_run(faces: Path, tmp_path: Path) -> None:
 def test_no_face_is_replaced_in_evaluation(faces: Path, tmp_path: Path) -> None:
     (key,) = spoil(faces, tmp_path / "bad", "validation", {3: cut_short(faces, "validation", 3)})
     with (
-        pytest.raises(UserError, match=f"face {key} of split validation"),
+        pytest.raises(UserError, match=rf"sample {key} \(validation split\)"),
         open_data(config_for(tmp_path / "bad"), 0, 1, CPU) as data,
     ):
         list(data.val_batches())
@@ -226,7 +226,7 @@ def test_no_face_is_replaced_in_evaluation(faces: Path, tmp_path: Path) -> None:
 def test_a_class_without_another_good_face(faces: Path, tmp_path: Path) -> None:
     labels = open_dataset(faces).split("train").labels
     spoil(faces, tmp_path / "bad", "train", dict.fromkeys(np.flatnonzero(labels == labels[0]).tolist(), b"hello"))
-    with pytest.raises(UserError, match="does not decode"):
+    with pytest.raises(UserError, match="failed to decode"):
         batches(config_for(tmp_path / "bad"))
 
 

@@ -191,16 +191,19 @@ class Payload:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (lambda: {k: v for k, v in state().items() if k != "layer3.0.conv1.weight"}, r"lacks layer3\.0\.conv1\.weight"),
+        (
+            lambda: {k: v for k, v in state().items() if k != "layer3.0.conv1.weight"},
+            r"is missing layer3\.0\.conv1\.weight",
+        ),
         (lambda: {**state(), "extra.weight": torch.ones(1)}, r"has unknown extra\.weight"),
-        (lambda: {**state(), "conv1.weight": torch.ones(1)}, r"another shape for conv1\.weight"),
+        (lambda: {**state(), "conv1.weight": torch.ones(1)}, r"different shape for conv1\.weight"),
         (lambda: torchvision.models.resnet50(weights=None).state_dict(), "is it a resnet18"),
         (lambda: {"conv1.weight": torch.ones(1), "x": Payload()}, "not a file of plain tensors"),
-        (lambda: [1, 2], "holds no state dict"),
+        (lambda: [1, 2], "contains no state dict"),
         (lambda: {**state(), "layer2.0.bn1.bias": torch.full((128,), torch.nan)}, r"NaN .* in layer2\.0\.bn1\.bias"),
         (lambda: {**state(), "conv1.weight": torch.full((64, 3, 7, 7), torch.inf)}, r"infinite .* in conv1\.weight"),
         (lambda: {f"{n}.{k}": v for n in "ab" for k, v in state().items()}, r"the same network 2 times \(a\., b\.\)"),
-        (lambda: torchvision.models.resnet18(weights=None), r"it holds torchvision\.models\.resnet\.ResNet"),
+        (lambda: torchvision.models.resnet18(weights=None), r"it contains torchvision\.models\.resnet\.ResNet"),
     ],
 )
 def test_weights_that_do_not_fit(
@@ -238,7 +241,7 @@ def test_files_that_are_cut_short(zipped: bool, share: float, tmp_path: Path) ->
     path = tmp_path / "w.pt"
     torch.save(state(), path, _use_new_zipfile_serialization=zipped)
     os.truncate(path, round(share * path.stat().st_size))
-    with pytest.raises(UserError, match="is cut short or damaged") as caught:
+    with pytest.raises(UserError, match="is truncated or corrupt") as caught:
         read_weights(path)
     assert "\n" not in str(caught.value)
 
@@ -251,14 +254,14 @@ def test_weights_in_safetensors(tmp_path: Path) -> None:
     assert load_pretrained(model, config).matched == len(weights) - 2
     assert torch.equal(model.extractor.conv1.weight, weights["conv1.weight"])  # type: ignore[union-attr]
     os.truncate(path, 1000)
-    with pytest.raises(UserError, match="is cut short or damaged"):
+    with pytest.raises(UserError, match="is truncated or corrupt"):
         load_pretrained(model, config)
 
 
 def test_missing_and_needless_weights() -> None:
     with pytest.raises(UserError, match="no such file"):
         load_pretrained(DualBranch(ModelConfig(), 7), ModelConfig(pretrained="nowhere.pt"))
-    with pytest.raises(UserError, match="random filters would stay random"):
+    with pytest.raises(UserError, match="the extractor would stay random"):
         load_pretrained(DualBranch(ModelConfig(), 7), ModelConfig(freeze="always"))
 
 
@@ -274,8 +277,8 @@ def test_what_a_run_starts_from_is_described() -> None:
     assert NO_WEIGHTS.describe() == "random weights"
     described = {
         (): "w.pt (5 tensors matched)",
-        ("a", "b", "c"): "w.pt (5 tensors matched; left out: a, b, c)",
-        ("a", "b", "c", "d", "e"): "w.pt (5 tensors matched; left out: a, b, c and 2 more)",
+        ("a", "b", "c"): "w.pt (5 tensors matched; ignored: a, b, c)",
+        ("a", "b", "c", "d", "e"): "w.pt (5 tensors matched; ignored: a, b, c and 2 more)",
     }
     for ignored, text in described.items():
         assert LoadedWeights("w.pt", "0", 5, ignored).describe() == text

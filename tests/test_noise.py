@@ -111,7 +111,7 @@ def test_a_list_as_scn_and_eac_publish_it(faces: Path, tmp_path: Path) -> None:
     [
         ("", "is empty"),
         ("someone.jpg 3\n", "line 1: no sample is called someone.jpg"),
-        ("a.jpg 3\nb.jpg\n", "line 2 is no `name label`"),
+        ("a.jpg 3\nb.jpg\n", "line 2 is not `name label`"),
         ("a.jpg 8\n", "label 8, but the 7 classes count from 1 to 7"),
         ("a.jpg 0\nb.jpg 7\n", "label 7, but the 7 classes count from 0 to 6"),
         ("a.jpg joyful\nb.jpg 1\n", "label 'joyful' is neither a number nor a class"),

@@ -209,7 +209,7 @@ def test_a_run_does_not_replace_files_where_no_run_has_been(name: str, tmp_path:
     (folder / "slurm-17.out").write_text("")  # logs of launchers are welcome
     check_run_folder(folder)
     (folder / name).write_text("mine")
-    with pytest.raises(UserError, match=rf"out: {folder} .*{name}.*give another --out"):
+    with pytest.raises(UserError, match=rf"out: {folder} .*{name}.*choose another --out"):
         check_run_folder(folder)
     config = build_config([ConfigLayer("test", {"out": str(folder), "data.shards": "nowhere"})])
     with pytest.raises(UserError, match=f"out: {folder} "), open_logger(config, World(torch.device("cpu"))):
@@ -245,7 +245,7 @@ def test_a_place_below_a_file_or_a_read_only_folder_is_refused(
     tmp_path: Path, check: Callable[[Path, bool], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match="is no folder"):
+    with pytest.raises(UserError, match="is not a folder"):
         check(tmp_path / "file" / "below" / "x", True)
     check(tmp_path / "new" / "folders" / "x", False)
     assert not (tmp_path / "new").exists()

@@ -89,7 +89,7 @@ def test_each_split_is_evaluated_once(
     assert passes["test"] == crops * 30 * (1 if last else 2)
     assert len(read) == (0 if last else 1)
     said = capsys.readouterr().out
-    assert said.count("test accuracy, ") == (1 if last else 2)
+    assert said.count("test accuracy (") == (1 if last else 2)
     check_against_passes_of_their_own(out, selected)
 
 

@@ -144,14 +144,14 @@ def test_a_folder_is_searched_in_order_and_bad_pictures_are_rows(
     names = ["a.jpg", "b.png", "d.webp", "e.jpg", "f.png", "below/c.JPEG", "b.png"]
     assert [row["path"] for row in rows] == [str(pictures / name) for name in names]
     errors = [row["error"] for row in rows]
-    assert "does not decode" in errors[3]
+    assert "failed to decode" in errors[3]
     assert "30 x 7 pixels" in errors[4]
     assert not any(errors[:3] + errors[5:])
     assert rows[3]["prediction"] == rows[3]["confidence"] == rows[3]["p_happy"] == ""
     assert shares([rows[1]]) == pytest.approx(shares([rows[6]]), abs=2e-6)
     assert lines == [
         "adadf_dist.predict: skipped 1 other files",
-        "adadf_dist.predict: 2 of 7 rows have no prediction; their column error has the reason",
+        "adadf_dist.predict: 2 of 7 rows have no prediction; see their error column",
     ]
 
 
@@ -259,9 +259,9 @@ def test_json_holds_names_of_any_bytes_as_text(
     path.write_bytes((pictures / "a.jpg").read_bytes())
     rows, _ = predict(capsys, model, path, "--format", "jsonl")
     assert "\\ud" not in rows
-    told = json.loads(rows)["path"]
-    assert told == f"{tmp_path}/caf\\xe9.jpg"
-    assert unescape_name(told) == str(path)
+    output = json.loads(rows)["path"]
+    assert output == f"{tmp_path}/caf\\xe9.jpg"
+    assert unescape_name(output) == str(path)
 
 
 def test_paths_from_stdin_are_answered_as_they_come(model: Path, pictures: Path) -> None:
@@ -294,12 +294,12 @@ def test_no_pictures(
     model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "a.txt").touch()
-    assert "no pictures found" in refused(capsys, model, tmp_path)
+    assert "no images found" in refused(capsys, model, tmp_path)
     (tmp_path / "lines").write_text("\n")
     with (tmp_path / "lines").open() as lines:
         monkeypatch.setattr(sys, "stdin", lines)
         _, said = predict(capsys, model, "-", "--out", tmp_path / "rows.csv", status=2)
-    assert [line for line in said if "no pictures found" in line] == said
+    assert [line for line in said if "no images on stdin" in line] == said
     assert not (tmp_path / "rows.csv").exists()
 
 
@@ -314,7 +314,7 @@ def test_mistakes_are_one_line(
         assert name in refused(capsys, pictures / name, face, "--device", "cpu")
     torn = (models / "model.safetensors").read_bytes()[:5000]
     (pictures / "x.safetensors").write_bytes(torn)
-    assert "torn" in refused(capsys, pictures / "x.safetensors", face)
+    assert "truncated" in refused(capsys, pictures / "x.safetensors", face)
     if not torch.cuda.is_available():
         assert "--device cuda: no GPU" in refused(capsys, model, face, "--device", "cuda")
 
@@ -425,7 +425,7 @@ def test_a_missing_path_is_a_row(model: Path, pictures: Path, capsys: pytest.Cap
     missing, fine = read_csv(out)
     assert missing["path"].endswith("nowhere.png") and missing["error"] == "No such file or directory"
     assert missing["prediction"] == "" and fine["prediction"] in CLASSES
-    assert lines == ["adadf_dist.predict: 1 of 2 rows have no prediction; their column error has the reason"]
+    assert lines == ["adadf_dist.predict: 1 of 2 rows have no prediction; see their error column"]
 
 
 def test_dataset_rows_carry_the_true_label(models: Path, faces: Path, capsys: pytest.CaptureFixture[str]) -> None:

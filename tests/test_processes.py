@@ -185,7 +185,7 @@ LEFTOVER_PIPELINE = """
         os.register_at_fork(after_in_child=gc.collect)
         values = {"data.shards": sys.argv[1], "data.loader": "torch", "data.workers": 2, "batch_size": 10}
         with open_data(build_config([ConfigLayer("test", values)]), 0, 1, torch.device("cpu")) as data:
-            print(sum(len(batch.labels) for batch in data.train(0)))
+            print(sum(len(batch.labels) for batch in data.train_batches(0)))
 """
 
 

@@ -125,20 +125,20 @@ def test_an_epoch_of_slow_steps_shows_in_a_log_file(
 ) -> None:
     """Steps of 5 s whose losses come to the host every 10 steps, 50 s apart."""
     began = clock.now
-    told: list[float] = []
+    output: list[float] = []
     say = log.info
 
     def note(text: str) -> None:
-        told.append(clock.now - began)
+        output.append(clock.now - began)
         say(text)
 
     log.info = note  # type: ignore[method-assign]
     epoch(log, clock, 20, 5.0)
-    gaps = [b - a for a, b in pairwise([0.0, *told, 100.0])]
+    gaps = [b - a for a, b in pairwise([0.0, *output, 100.0])]
     assert max(gaps) <= 30
-    assert min(told) <= 5
+    assert min(output) <= 5
     lines = capsys.readouterr().out.splitlines()
-    seen = [re.search(r"batch (\d+)/20 .* (\d+) images/s .*ends in (\d+)m(\d+)s", line) for line in lines[1:]]
+    seen = [re.search(r"batch (\d+)/20 .* (\d+) images/s .*epoch ETA (\d+)m(\d+)s", line) for line in lines[1:]]
     for found in seen:
         assert found is not None
         batch, rate, minutes, seconds = map(int, found.groups())
@@ -182,9 +182,9 @@ def test_showing_progress_waits_for_no_device(log: RunLogger, clock: Clock) -> N
 def test_the_table_is_explained_once(faces: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "out"
     train.run(build_config([ConfigLayer("test", settings(faces, out, epochs="2"))]))
-    told = capsys.readouterr().out
-    assert told.count("* best validation accuracy so far") == 1
-    assert told.count("classes>=t: classes") == 1
+    output = capsys.readouterr().out
+    assert output.count("* best validation accuracy so far") == 1
+    assert output.count("classes>=t: number of classes") == 1
     train.run(build_config([ConfigLayer("test", settings(faces, out, epochs="3"))]))
     resumed = capsys.readouterr().out  # at epoch 3, which would otherwise be a row without a header
     assert resumed.count("* best validation accuracy so far") == 1
@@ -200,7 +200,7 @@ def measured(accuracy: float) -> dict[str, object]:
 def test_one_test_is_told_once() -> None:
     same = format_result(Result(2, 0.5, measured(0.25), measured(0.25), {}), epochs=2)
     assert [line for line in same if "25.00%" in line] == [same[1]]
-    assert same[1].startswith("test accuracy, selected and last epoch")
+    assert same[1].startswith("test accuracy (best and last epoch)")
     two = format_result(Result(1, 0.5, measured(0.25), measured(0.75), {}), epochs=2)
-    assert sum("test accuracy, " in line for line in two) == 2
+    assert sum("test accuracy (" in line for line in two) == 2
     assert math.isclose(float(two[2].split(": ")[1].split("%")[0]), 75.0)

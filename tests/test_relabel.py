@@ -94,14 +94,14 @@ def test_the_face_goes_with_its_label(carved: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("lines", "reason"),
     [
-        (["someone,keep,"], "line 2: no face has the key someone"),
-        (["{train},keep,", "{train},drop,"], "line 3: face {train} was decided in line 2"),
-        (["{train},relabel,joyful"], "line 2: label 'joyful' is no class; the classes are neutral, happy"),
-        (["{train},relabel,"], "line 2: label '' is no class"),
+        (["someone,keep,"], "line 2: unknown sample key someone"),
+        (["{train},keep,", "{train},drop,"], "line 3: sample {train} is already in line 2"),
+        (["{train},relabel,joyful"], "line 2: label 'joyful' is not a class; the classes are neutral, happy"),
+        (["{train},relabel,"], "line 2: label '' is not a class"),
         (["{train},drop,happy"], "line 2: drop takes no label"),
-        (["", "{train},remove,"], "line 3: decision 'remove' is none of relabel, drop, keep"),
+        (["", "{train},remove,"], "line 3: decision 'remove' must be one of relabel, drop, keep"),
         (["{train},drop"], "line 2: 2 cells"),
-        (["{test},relabel,happy"], "line 2: face {test} is of split test, and only training faces change"),
+        (["{test},relabel,happy"], "line 2: sample {test} is in split test; only training samples can change"),
     ],
 )
 def test_a_line_that_is_wrong(carved: Path, tmp_path: Path, lines: list[str], reason: str) -> None:
@@ -110,9 +110,9 @@ def test_a_line_that_is_wrong(carved: Path, tmp_path: Path, lines: list[str], re
     file = write(tmp_path / "relabel.csv", *(line.format(**names) for line in lines))
     with pytest.raises(UserError) as caught:
         opened(carved, data__relabel=str(file))
-    told = str(caught.value)
-    assert f"data.relabel: {file}: {reason.format(**names)}" in told
-    assert "\n" not in told
+    output = str(caught.value)
+    assert f"data.relabel: {file}: {reason.format(**names)}" in output
+    assert "\n" not in output
 
 
 def old_labels(path: Path, *lines: str) -> Path:
@@ -136,7 +136,7 @@ def test_a_file_of_another_dataset_with_the_same_keys(carved: Path, tmp_path: Pa
     file = old_labels(tmp_path / "r.csv", f"{key},relabel,{true},{wrong}", f"{split.keys[4]},drop,,")
     assert label_of(opened(carved, data__relabel=str(file)).train_split, key) == true
     file = old_labels(tmp_path / "r.csv", f"{key},drop,,joyful")
-    with pytest.raises(UserError, match=r"line 2: old_label 'joyful' is no class; the classes are neutral"):
+    with pytest.raises(UserError, match=r"line 2: old_label 'joyful' is not a class; the classes are neutral"):
         opened(carved, data__relabel=str(file))
 
 
@@ -151,14 +151,14 @@ def test_files_that_are_none(carved: Path, tmp_path: Path) -> None:
 def test_too_little_is_left(carved: Path, tmp_path: Path) -> None:
     train = opened(carved).train_split
     everyone = write(tmp_path / "all.csv", *(f"{key},relabel,happy" for key in train.keys))
-    with pytest.raises(UserError, match="holds happy only"):
+    with pytest.raises(UserError, match="contains only class happy"):
         opened(carved, data__relabel=str(everyone))
 
 
 def test_a_streamed_dataset_refuses_to_drop(faces: Path, tmp_path: Path) -> None:
     key = open_dataset(faces).split("train").keys[0]
     file = write(tmp_path / "r.csv", f"{key},drop,")
-    with pytest.raises(UserError, match=r"drops 1 faces, but data\.access is stream"):
+    with pytest.raises(UserError, match=r"drops 1 samples, but data\.access is stream"):
         opened(faces, data__relabel=str(file), data__access="stream", data__loader="torch")
 
 
@@ -169,14 +169,14 @@ def test_a_run_keeps_what_it_trained_on_and_notices_a_changed_file(faces: Path, 
     values = settings(faces, tmp_path / "run", data__relabel=str(file))
     short, longer = (build_config([ConfigLayer("test", {**values, "epochs": epochs})]) for epochs in (1, 2))
     assert train.run(short) is not None
-    assert "r.csv: 1 training faces relabelled, 1 dropped" in (tmp_path / "run" / "run.json").read_text()
+    assert "r.csv: 1 training samples relabeled, 1 dropped" in (tmp_path / "run" / "run.json").read_text()
     recorded = load_samples(tmp_path / "run")
     assert len(recorded.labels) == len(split) - 1
     place = recorded.keys.tolist().index(str(split.keys[5]))
     assert split.classes[recorded.labels[place]] == other(split, 5)
 
     write(file, f"{split.keys[6]},relabel,{other(split, 6)}", lines[1])  # as many faces, another label
-    with pytest.raises(UserError, match=r"trained on other faces or labels: what data\.shards, data\.relabel"):
+    with pytest.raises(UserError, match=r"training data changed since this checkpoint \(data\.shards, data\.relabel"):
         train.run(longer)
     write(file, lines[1], lines[0])  # the same decisions in another order are the same
     assert train.run(longer) is not None
@@ -202,8 +202,8 @@ def test_the_builder_writes_the_decisions_down(tmp_path: Path) -> None:
     }
     pictures = {key: bytes(train.read(place)) for place, key in enumerate(train.keys.tolist())}
     assert all(bytes(split.read(place)) == pictures[key] for place, key in enumerate(split.keys.tolist()))
-    told = facts(changed, "train")[a]
-    assert (told["class"], told["relabelled_from"]) == (other(train, 3), label_of(train, a))
+    output = facts(changed, "train")[a]
+    assert (output["class"], output["relabelled_from"]) == (other(train, 3), label_of(train, a))
     assert "relabelled_from" not in facts(changed, "train")[str(train.keys[4])]
     for name in ("validation", "test"):
         assert (changed.folder / f"{name}-000000.tar").read_bytes() == (
@@ -233,7 +233,7 @@ def test_the_builder_refuses_in_one_line(tmp_path: Path, capsys: pytest.CaptureF
         build_main([*words, "--size", "32", "--relabel", str(file)])
     assert left.value.code == 2
     line = capsys.readouterr().err.splitlines()[-1]
-    assert f"shards.build: error: --relabel: {file}: line 2: face {key} is of split validation" in line
+    assert f"shards.build: error: --relabel: {file}: line 2: sample {key} is in split validation" in line
     assert not (tmp_path / "out").exists()
 
 
@@ -263,7 +263,7 @@ def test_the_builder_refuses_a_file_of_another_dataset(tmp_path: Path) -> None:
 def test_all_training_faces_dropped(tmp_path: Path) -> None:
     train = build_drawn(tmp_path / "plain").split("train")
     file = write(tmp_path / "r.csv", *(f"{key},drop," for key in train.keys))
-    with pytest.raises(UserError, match="drops every training face"):
+    with pytest.raises(UserError, match="drops every training sample"):
         build_drawn(tmp_path / "out", "--relabel", file)
 
 

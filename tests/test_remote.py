@@ -166,10 +166,10 @@ def test_a_server_without_ranges(site: Site, original: Path, tmp_path: Path) -> 
         (Fault("dataset.json", 99, status=404), ["dataset.json", "not found", "shards.build"]),
         (Fault("dataset.json", 99, status=403), ["access refused (403)", "credentials"]),
         (Fault("dataset.json", 99, status=500), ["answered 500", "4 attempts"]),
-        (Fault(TAR, 99, status=404), [TAR, "upload the dataset again"]),
+        (Fault(TAR, 99, status=404), [TAR, "re-upload the dataset"]),
         (Fault(TAR, 99, status=502), [TAR, "answered 502", "4 attempts"]),
-        (Fault(TAR, 99, wrong=True), [TAR, "wrong bytes", "3 attempts"]),
-        (Fault(TAR, 99, stall_s=2), [TAR, "time limit", "4 attempts"]),
+        (Fault(TAR, 99, wrong=True), [TAR, "checksum mismatch", "3 attempts"]),
+        (Fault(TAR, 99, stall_s=2), [TAR, "timed out", "4 attempts"]),
         (Fault("parquet", 99, cut=0.5), ["parquet", "4 attempts"]),
     ],
     ids=lambda x: f"{x.pattern}-{x.status}-{x.cut}-{x.wrong}" if isinstance(x, Fault) else "",
@@ -192,7 +192,7 @@ def test_connection_refused_and_unknown_host(tmp_path: Path) -> None:
 
 
 def test_schemes(original: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert "ftp:// is not read" in refused(data("ftp://x/faces", tmp_path))
+    assert "ftp:// is not supported" in refused(data("ftp://x/faces", tmp_path))
     assert "without a query" in refused(data("https://x/faces?sign=1", tmp_path))
     assert fetch(data(f"file://{original}", tmp_path)) == original
     assert fetch(data(str(original), tmp_path)) == original
@@ -205,7 +205,7 @@ def test_manifest_that_is_no_manifest(tmp_path: Path) -> None:
     (tmp_path / "bad" / "dataset.json").write_text("<html>log in</html>")
     with serve(tmp_path / "bad") as site:
         message = refused(data(site, tmp_path))
-        assert f"{site.url}/dataset.json: damaged" in message
+        assert f"{site.url}/dataset.json: corrupt" in message
     assert not list((tmp_path / "cache" / "entries").iterdir())
 
 
@@ -215,7 +215,7 @@ def test_tar_shorter_than_its_manifest_says(original: Path, tmp_path: Path) -> N
         stream.truncate(9000)
     with serve(tmp_path / "short") as site:
         message = refused(data(site, tmp_path))
-    assert TAR in message and "upload the dataset again" in message
+    assert TAR in message and "re-upload the dataset" in message
 
 
 def test_cache_that_cannot_be_written(site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -300,7 +300,7 @@ def test_offline_with_a_whole_copy(original: Path, tmp_path: Path, capsys: pytes
         folder = fetch(data(site, tmp_path))
     capsys.readouterr()
     assert fetch(data(site, tmp_path)) == folder
-    assert "offline: using the copy fetched on" in capsys.readouterr().err
+    assert "offline: using the cached copy of" in capsys.readouterr().err
     (folder / TAR).unlink()
     assert "attempts" in refused(data(site, tmp_path))
 
@@ -456,7 +456,7 @@ def test_streaming_bears_faults_and_names_what_stays(
     with pytest.raises(UserError, match=r"train-00000\d\.tar: the server answered 500 \(4 attempts"):
         streamed(config, 0, 1)
     site.faults = [Fault("train-.*tar", 999, wrong=True)]
-    with pytest.raises(UserError, match="not the tar of which its index tells"):
+    with pytest.raises(UserError, match="tar does not match its index"):
         streamed(config, 0, 1)
 
 

@@ -66,7 +66,7 @@ def baseline(faces: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     (out / "report.html").mkdir(parents=True)  # where the page should go
     more = {"loss__supervision": "one_hot", "evaluation__report": "true"}
     last = train_here(settings(faces, out, epochs="1", **more)).splitlines()[-1]
-    assert last.startswith("warning: no report (UserError: ") and "python -m adadf_dist.report" in last
+    assert last.startswith("warning: report failed (UserError: ") and "python -m adadf_dist.report" in last
     assert json.loads((out / "status.json").read_text())["state"] == "finished"
     return out
 
@@ -146,20 +146,20 @@ def test_only_what_was_judged_is_said_to_be_well(tmp_path: Path) -> None:
     config = build_config([ConfigLayer("test", values)])
     facts = {"classes": ["fear", "happy", "sad"]}
     text = " ".join(health([RunData(tmp_path, config, facts, epochs, None)]))
-    judged, _, not_judged = text.partition("Not judged: ")
+    judged, _, not_judged = text.partition("Not checked: ")
     assert (
-        "Nothing found. Judged: settings against the length of the run, loader, samples that do not decode." in judged
+        "No problems found. Checked: settings for the length of the run, loader, samples that do not decode." in judged
     )
     for reason in (
-        "collapse (judged from epoch 3 on)",
+        "collapse (checked from epoch 3 on)",
         "attention (20 steps after the warm-up of 0, 200 needed)",
         "classes with fewer than 10 validation samples: fear (9)",
-        "auxiliary branch against target branch (needs the predictions of a finished run)",
+        "auxiliary vs. target branch (needs the predictions of a finished run)",
     ):
         assert reason in not_judged
     slow = override(config, {"optimizer.warmup_steps": 200})
     text = " ".join(health([RunData(tmp_path, slow, facts, epochs, None)]))
-    assert "the learning rate reaches at most 10% of optimizer.lr" in text and "Nothing found" not in text
+    assert "the learning rate reaches at most 10% of optimizer.lr" in text and "No problems found" not in text
 
 
 def test_the_figures_of_the_result_are_those_of_the_files(run: Path) -> None:
@@ -171,7 +171,7 @@ def test_the_figures_of_the_result_are_those_of_the_files(run: Path) -> None:
     assert f"validation, epoch {accuracies.index(max(accuracies)) + 1}" in page.text
     low, high = result["test"]["accuracy_interval"]
     assert f"{result['test']['accuracy']:.2%} {100 * low:.2f} to {100 * high:.2f}" in page.text
-    assert "test (30 faces, selected epoch)" in page.text
+    assert "test (30 samples, best epoch)" in page.text
     assert "In progress" not in page.text
 
 
@@ -212,14 +212,14 @@ def test_the_faces_are_ranked_and_pictured(run: Path, faces: Path) -> None:
         keys = answers["keys"]
     shares = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
     unsure = -(shares * np.log(shares)).sum(axis=1)
-    section = page.text[page.text.index("Most certain") :]
-    certain, least = section[: section.index("Least certain")], section[section.index("Least certain") :]
+    section = page.text[page.text.index("Most confident") :]
+    certain, least = section[: section.index("Least confident")], section[section.index("Least confident") :]
     named = re.findall(r"validation-\d+", certain)
     assert named == [str(key) for key in keys[np.argsort(unsure)][: len(named)]] and len(named) == 14
     assert str(keys[unsure.argmax()]) in re.findall(r"validation-\d+", least)[0]
     pictures = [value for value in page.loads if value.startswith("data:image/jpeg")]
     assert len(pictures) > 28
-    assert "no pictures" not in page.text
+    assert "no images" not in page.text
 
 
 def test_an_ambiguous_face_is_found_and_told(run: Path, faces: Path) -> None:
@@ -233,7 +233,9 @@ def test_an_ambiguous_face_is_found_and_told(run: Path, faces: Path) -> None:
     votes = split.votes[listed] / split.votes[listed].sum(axis=1, keepdims=True)
     entropies = -(votes * np.log(np.where(votes > 0, votes, 1))).sum(axis=1)
     place = int(entropies.argmax())
-    assert face.key == str(split.keys[listed[place]]) and f"Training face {face.key}" in Page(run / "report.html").text
+    assert (
+        face.key == str(split.keys[listed[place]]) and f"Training sample {face.key}" in Page(run / "report.html").text
+    )
     np.testing.assert_allclose(face.distributions[-1], rows[place])
     shown = distribution_stages(opened, face)
     with np.load(run / "history" / "epoch-0002.npz") as before:
@@ -307,7 +309,7 @@ def test_several_runs_are_paired_by_seed(run: Path, copies: Path, tmp_path: Path
     share = [(30 * fmean(values) + 2) / 34 for values in (first, second)]
     sampling = sum(p * (1 - p) / 30 for p in share)
     half = 100 * math.sqrt(4.3027**2 * 0.020817**2 / 3 + 1.959964**2 * sampling)
-    interval = f"95 % interval {2.6667 - half:+.2f} to {2.6667 + half:+.2f} over seeds 0, 1, 2 and 30 samples"
+    interval = f"95% interval {2.6667 - half:+.2f} to {2.6667 + half:+.2f} over seeds 0, 1, 2 and 30 samples"
     assert f"+2.67 points, {interval}: too few seeds or samples to tell" in page.text
     assert "loss.lambda_min" in page.text and "theirs2" in page.text
     assert [name for name, count in Counter(page.ids).items() if count > 1] == []
@@ -329,8 +331,8 @@ def test_runs_that_do_not_compare(run: Path, tmp_path: Path, capsys: pytest.Capt
     cleaned = copy_of(run, tmp_path / "cleaned", loss__lambda_min="0.4")
     (cleaned / "run.json").write_text(json.dumps({**facts, "faces": {**facts["faces"], "train": 60}}))
     page = str(tmp_path / "page.html")
-    assert "has the settings and the seed of" in wrong([str(run), str(twin), "--out", page], capsys)
-    assert "is judged on other faces than" in wrong([str(run), str(other), "--out", page], capsys)
+    assert "same settings and seed as" in wrong([str(run), str(twin), "--out", page], capsys)
+    assert "evaluated on a different dataset than" in wrong([str(run), str(other), "--out", page], capsys)
     assert not Path(page).exists()
     main([str(run), str(cleaned), "--out", page])
 
@@ -341,7 +343,7 @@ def test_torn_files_of_a_run(run: Path, tmp_path: Path, capsys: pytest.CaptureFi
         file.write(b'{"kind": "epoch", "\xff\xfe')
     assert len(open_run(torn).epochs) == 3
     (torn / "history" / "epoch-0002.npz").write_bytes(b"")
-    assert "epoch-0002.npz: damaged" in wrong([str(torn)], capsys)
+    assert "epoch-0002.npz: truncated or corrupt" in wrong([str(torn)], capsys)
 
 
 def test_titles_do_not_touch(run: Path) -> None:
@@ -368,14 +370,14 @@ def test_a_run_in_progress(run: Path, tmp_path: Path) -> None:
     main([str(begun)])
     page = Page(begun / "report.html")
     assert "In progress: this report covers epochs 1 to 2 of 3" in page.text
-    assert "kept when the run ends" in page.text
+    assert "available when the run ends" in page.text
     assert "features" not in page.ids and "confusion" in page.ids and "face" in page.ids
 
 
 def test_faces_that_are_not_at_hand(run: Path, tmp_path: Path) -> None:
     moved = copy_of(run, tmp_path / "moved", data__shards="elsewhere/faces")
     main([str(moved)])
-    assert "no pictures: elsewhere/faces is not here" in Page(moved / "report.html").text
+    assert "no images: elsewhere/faces not found" in Page(moved / "report.html").text
 
 
 def test_the_baseline_has_no_distributions_to_show(baseline: Path, run: Path, tmp_path: Path) -> None:
@@ -391,18 +393,18 @@ def wrong(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
     with pytest.raises(SystemExit) as left:
         main(arguments)
     assert left.value.code == 2
-    told = capsys.readouterr().err
-    assert told.count("\n") == 1
-    return told
+    output = capsys.readouterr().err
+    assert output.count("\n") == 1
+    return output
 
 
 def test_mistakes_are_told_in_a_line(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "no such run folder" in wrong([str(tmp_path / "nowhere")], capsys)
-    assert "is no run folder of adadf_dist.train" in wrong([str(tmp_path)], capsys)
-    assert "named twice" in wrong([str(run), f"{run}/", "--out", str(tmp_path / "x.html")], capsys)
+    assert "not a run folder of adadf_dist.train" in wrong([str(tmp_path)], capsys)
+    assert "listed twice" in wrong([str(run), f"{run}/", "--out", str(tmp_path / "x.html")], capsys)
     begun = copy_of(run, tmp_path / "begun")
     (begun / "metrics.jsonl").write_text("")
-    assert "no epoch is finished yet" in wrong([str(begun)], capsys)
+    assert "no finished epoch to report yet" in wrong([str(begun)], capsys)
     face = find_tracked_sample(open_run(run))
     assert face is not None
     assert f"did you mean {face.key}?" in wrong([str(run), "--face", f"{face.key}x"], capsys)
@@ -415,14 +417,14 @@ def test_mistakes_are_told_in_a_line(run: Path, tmp_path: Path, capsys: pytest.C
         columns["seen"][columns["listed"]] = 0
         np.savez(path, **columns)
     shutil.copy(run / "metrics.jsonl", begun)
-    assert "no finished epoch has had it yet" in wrong([str(begun), "--face", face.key], capsys)
+    assert "not sampled in any finished epoch yet" in wrong([str(begun), "--face", face.key], capsys)
     assert find_tracked_sample(open_run(begun)) is None
     there = tmp_path / "mine.html"
     there.write_text("mine")
     assert "--force to replace it" in wrong([str(run), "--out", str(there)], capsys)
     assert there.read_text() == "mine"
     assert "is a folder" in wrong([str(run), "--out", str(tmp_path)], capsys)
-    assert "is no folder" in wrong([str(run), "--out", str(there / "x.html")], capsys)
+    assert "is not a folder" in wrong([str(run), "--out", str(there / "x.html")], capsys)
     main([str(run), "--out", str(there), "--force", "--face", face.key])
     assert there.read_text().startswith("<!doctype html>")
 

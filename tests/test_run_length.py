@@ -180,7 +180,7 @@ def test_a_run_is_extended_once_its_warm_up_is_over(finished: int, refused: bool
         for epochs in (5, 8)
     )
     if refused:
-        with pytest.raises(UserError, match="epochs = 5"):
+        with pytest.raises(UserError, match="epochs was 5"):
             check_config_compatible(saved, now, "x.pt", finished)
     else:
         check_config_compatible(saved, now, "x.pt", finished)

@@ -169,5 +169,5 @@ def test_a_second_signal_ends_a_build_that_waits_for_its_workers(tmp_path: Path,
         assert build.returncode == -signal.SIGTERM
     else:
         assert build.returncode == 2
-        assert errors.splitlines()[-1].startswith("shards.build: error: interrupted; what is done stays in")
+        assert errors.splitlines()[-1].startswith("shards.build: error: interrupted; progress kept in")
     assert "Traceback" not in errors

@@ -263,7 +263,7 @@ def test_a_projected_step() -> None:
         ("arithmetic", True, {"plain_images_per_s": 10.0}),
         ("BatchNorm over all ranks", True, {"node_latency_us": 1000.0}),
         ("gradients", False, {"node_gb_s": 0.1}),
-        ("launches: too few faces a GPU", False, {"launch_us": 1000.0}),
+        ("launches (too few samples per GPU)", False, {"launch_us": 1000.0}),
         ("decoding", True, {"decode_per_s": 1.0}),
     ],
 )
@@ -313,26 +313,28 @@ def test_scaling(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
 def test_ranks_that_do_not_end_are_ended(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         main(["scaling", "--ranks", "2", "--timeout", "0.2"])
-    assert "still running after 0.2 s; give a longer --timeout" in capsys.readouterr().err
-    assert not [child for child in psutil.Process().children() if "scaling_rank" in " ".join(child.cmdline())]
+    assert "still running after 0.2 s; increase --timeout" in capsys.readouterr().err
+    assert not [
+        child for child in psutil.Process().children() if "benchmarks.scaling.worker" in " ".join(child.cmdline())
+    ]
 
 
 @pytest.mark.parametrize(
-    ("words", "told"),
+    ("words", "output"),
     [
-        (["scaling", "--ranks", "4", "--batch-size", "7"], "--batch-size 7: 4 ranks need 2 faces each"),
-        (["scaling", "--ranks", "0"], "--ranks 0: give 1 or more"),
+        (["scaling", "--ranks", "4", "--batch-size", "7"], "--batch-size 7: 4 ranks need 2 samples each"),
+        (["scaling", "--ranks", "0"], "--ranks 0: must be at least 1"),
         (["scaling", "--backbone", "resnet9"], "model.backbone"),
-        (["cost", "--backbone", "resnet10"], "give --plain-images-per-s"),
-        (["cost", "--gpus", "12"], "--gpus 12: no whole number of nodes of 8"),
-        (["cost", "--node-gb-s", "0"], "--node-gb-s 0: give more than 0"),
+        (["cost", "--backbone", "resnet10"], "pass --plain-images-per-s"),
+        (["cost", "--gpus", "12"], "--gpus 12: must be a multiple of --gpus-a-node 8"),
+        (["cost", "--node-gb-s", "0"], "--node-gb-s 0: must be greater than 0"),
     ],
 )
-def test_mistakes_are_told_in_one_line(words: list[str], told: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_mistakes_are_told_in_one_line(words: list[str], output: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as ended:
         main(words)
     error = capsys.readouterr().err
-    assert ended.value.code == 2 and told in error and error.count("\n") == 1
+    assert ended.value.code == 2 and output in error and error.count("\n") == 1
 
 
 def test_cost(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -340,6 +342,6 @@ def test_cost(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     main(["cost", *words, "--frozen", "--batch-sizes", "64", "--json", str(tmp_path / "out.json")])
     out = capsys.readouterr().out
     assert "| 10 steps as above |" in out and "- plain_images_per_s 5000:" in out
-    assert "| 64 | all ranks | 512 |" in out and "refused: 2 faces a rank at least, 32 GPUs at most" in out
+    assert "| 64 | all ranks | 512 |" in out and "invalid: needs 2 samples per rank (max. 32 GPUs)" in out
     report = json.loads((tmp_path / "out.json").read_text())
     assert [step["gpus"] for step in report["steps_ms"]] == [1, 8, 1, 8]

@@ -52,10 +52,10 @@ def test_noise_alone_chooses_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyP
     train_by(monkeypatch, flat)
     choice = search(begun(tmp_path), Here())
     assert not choice.improved
-    told = "too few seeds or samples to tell whether a configuration is better than the default"  # of three seeds
-    assert told in capsys.readouterr().out
+    output = "too few seeds or samples to tell whether a configuration is better than the default"  # of three seeds
+    assert output in capsys.readouterr().out
     best = (tmp_path / "best.toml").read_text()
-    assert tomllib.loads(best)["loss"]["lambda_min"] == 0.2 and told in best
+    assert tomllib.loads(best)["loss"]["lambda_min"] == 0.2 and output in best
 
 
 def test_seeds_of_one_configuration(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
@@ -66,8 +66,8 @@ def test_seeds_of_one_configuration(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     interval = stats.t.interval(0.95, 3, np.mean(accuracies), stats.sem(accuracies))
     said = capsys.readouterr().out
     low, high = interval  # the stand-in's split is so large that the interval is Student's
-    told = f"{np.mean(accuracies):.2%} on 4 seeds (95 % interval for new seeds and samples {low:.2%} to {high:.2%})"
-    assert f"validation accuracy: {told}" in said and "test accuracy: 50.00% on 4 seeds" in said
+    output = f"{np.mean(accuracies):.2%} on 4 seeds (95% CI for new seeds and samples {low:.2%} to {high:.2%})"
+    assert f"validation accuracy: {output}" in said and "test accuracy: 50.00% on 4 seeds" in said
     assert len(trainer.tested) == 4
 
 
@@ -218,7 +218,7 @@ def test_a_search_that_grows_says_what_test_has_seen(
     second = search(begun(tmp_path, replace(OPTIONS, seeds=6), optimizer__lr=0.1), Here())
     assert second.winner != first.winner and second.improved
     assert len(trainer.epochs) == len(set(trainer.epochs))
-    assert f"has been read before, by {first.winner:04d}-seed1" in capsys.readouterr().out
+    assert f"the test split was already used by {first.winner:04d}-seed1" in capsys.readouterr().out
 
 
 def test_a_list_is_a_value(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

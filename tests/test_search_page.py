@@ -102,7 +102,7 @@ def test_the_page_holds_all_of_the_search_and_loads_nothing(tmp_path: Path) -> N
     assert "font" in page.style and "url(" not in page.style and "@import" not in page.style
     assert not [s for s in page.scripts if not s.strip()], "a script from elsewhere"
     assert {o.trial.name for o in outcomes} <= set(page.cells) and len(outcomes) == 50
-    assert "Configuration 4 is significantly better than the default (95 %, seeds and samples)." in page.text
+    assert "Configuration 4 is significantly better than the default (95%, seeds and samples)." in page.text
     assert "51.50%" in page.text
     assert "failed: loss: is not finite <b>at</b> step 3" in page.text
     assert not list(study.folder.glob("*.partial"))
@@ -120,14 +120,14 @@ def test_dots_and_error_bars_are_where_they_should_be(tmp_path: Path) -> None:
         (found,) = [t for t in traces if t["name"] == name and t["xaxis"] == axis]
         return found
 
-    went, halted = of("went to its end"), of("halted early")
+    went, halted = of("finished"), of("stopped early")
     assert len(numbers(went["y"])) == 37 and len(numbers(halted["y"])) == 2
     assert went["marker"]["symbol"] == "circle" and halted["marker"]["symbol"] == "circle-open"
-    assert (numbers(of("the default")["x"]), numbers(of("the default")["y"])) == ([0.2], [0.6])
+    assert (numbers(of("default")["x"]), numbers(of("default")["y"])) == ([0.2], [0.6])
     names = re.findall(r"<b>(\d+)-seed0</b>", " ".join(went["text"]))
     assert numbers(went["x"]) == [study.sampled(int(number)).values["loss.lambda_min"] for number in names]
 
-    for name, order in (("finalists on fresh seeds, mean and 95 %", [4, 9]), ("the default there", [0])):
+    for name, order in (("finalists on held-out seeds, mean and 95% CI", [4, 9]), ("default on held-out seeds", [0])):
         shown, bars = of(name), of(name)["error_y"]
         values = [accuracies[number] for number in order]
         halves = [stats.t.ppf(0.975, len(v) - 1) * stdev(v) / math.sqrt(len(v)) for v in values]
@@ -137,7 +137,7 @@ def test_dots_and_error_bars_are_where_they_should_be(tmp_path: Path) -> None:
         assert numbers(bars["array"]) == pytest.approx(halves)
         assert numbers(bars["arrayminus"]) == pytest.approx(halves)
     conditional = [n for n in range(1, 41) if study.sampled(n).values.get("optimizer.schedule") == "cosine"]
-    assert len(numbers(of("went to its end", "x5")["x"])) == len(set(conditional) - {2, 3, 7})
+    assert len(numbers(of("finished", "x5")["x"])) == len(set(conditional) - {2, 3, 7})
     assert 5 < len(conditional) < 35
 
 
@@ -205,8 +205,8 @@ def test_two_trials_weigh_nothing(tmp_path: Path) -> None:
     study = make_study(tmp_path / "study", SPACE, trials=2)
     searched(study)
     page = Page(write_page(study, study.trials.outcomes(), None))
-    assert "still under way" in page.text
-    assert "Not computed: it takes 10 trials that compare, and there are 2." in page.text
+    assert "still running" in page.text
+    assert "Not computed: needs at least 10 comparable trials, found 2." in page.text
     assert page.figure("importance") is None and page.figure("parallel") is not None
 
 
@@ -214,14 +214,14 @@ def test_one_constant_is_not_weighed(tmp_path: Path) -> None:
     study = make_study(tmp_path / "study", {"optimizer.lr": {"loguniform": [1e-4, 1e-2]}})
     searched(study)
     page = Page(write_page(study, study.trials.outcomes(), None))
-    assert "Not computed: the space has one constant, optimizer.lr" in page.text
+    assert "Not computed: the space has only one hyperparameter, optimizer.lr" in page.text
     traces = page.figure("scatter")
     assert traces is not None and {t["xaxis"] for t in traces} == {"x"}
 
 
 def test_before_the_first_epoch_there_is_a_page(tmp_path: Path) -> None:
     study = make_study(tmp_path / "study", SPACE)
-    assert "still under way" in Page(write_page(study, [], None)).text
+    assert "still running" in Page(write_page(study, [], None)).text
     study.trials.begin(study.default())
     page = Page(write_page(study, study.trials.outcomes(), None))
     assert "0000-seed0" in page.cells and page.figure("scatter") is None
@@ -239,11 +239,11 @@ def test_without_its_packages_the_page_is_told_of(
     ]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, missing, None)
-    with pytest.raises(UserError, match=rf"no search.html: .*{missing}.*pip install 'adadf_dist\[tune\]'"):
+    with pytest.raises(UserError, match=rf"search.html skipped .*{missing}.*pip install 'adadf_dist\[tune\]'"):
         write_page(study, [], None)
     write_search_page(study, None)
-    told = capsys.readouterr().err
-    assert told.startswith("warning: no search.html") and told.count("\n") == 1
+    output = capsys.readouterr().err
+    assert output.startswith("warning: search.html skipped") and output.count("\n") == 1
     assert not (study.folder / "search.html").exists()
 
 
@@ -253,16 +253,16 @@ class Pretended:
     def __init__(self) -> None:
         self.pages: list[str] = []
 
-    def search(self, study: Study, told: Callable[[], None]) -> None:
-        self.run(study, [study.default(), *(study.sampled(n) for n in range(1, study.options.trials + 1))], told)
+    def search(self, study: Study, output: Callable[[], None]) -> None:
+        self.run(study, [study.default(), *(study.sampled(n) for n in range(1, study.options.trials + 1))], output)
 
-    def run(self, study: Study, trials: Sequence[Trial], told: Callable[[], None]) -> None:
+    def run(self, study: Study, trials: Sequence[Trial], output: Callable[[], None]) -> None:
         path = study.folder / "search.html"
         self.pages.append(Page(path).text if path.exists() else "")
         for trial in trials:
             accuracy = (0.7 if trial.number == 3 else 0.6) + 0.001 * (trial.seed % 2)
             put(study, trial, [accuracy], test=0.6123 if trial.test else None)
-        told()
+        output()
 
 
 def test_a_search_draws_itself_after_each_stage(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -270,10 +270,10 @@ def test_a_search_draws_itself_after_each_stage(tmp_path: Path, capsys: pytest.C
     runner = Pretended()
     assert search(study, runner).winner == 3
     before, while_finals, _ = runner.pages
-    assert before == "" and "still under way" in while_finals
+    assert before == "" and "still running" in while_finals
     text = Page(study.folder / "search.html").text
     assert (
-        "Configuration 3 is significantly better than the default (95 %, seeds and samples)." in text
+        "Configuration 3 is significantly better than the default (95%, seeds and samples)." in text
         and "61.23%" in text
     )
     assert len(list(study.trials.path.glob("*/*tfevents*"))) == 13 + 9

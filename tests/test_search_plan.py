@@ -19,7 +19,7 @@ def test_what_changed_since_is_named(tmp_path: Path) -> None:
     first = begun(tmp_path, epochs=5)
     first = begun(tmp_path)  # of the one before no trial ever began
     first.trials.begin(first.default())
-    with pytest.raises(UserError, match="holds a search; go on with it by --resume"):
+    with pytest.raises(UserError, match="already contains a search; pass --resume"):
         start(study_of(tmp_path, SPACE, OPTIONS), resume=False)
     with pytest.raises(UserError, match=r"base\.epochs was 6 and is now 7"):
         begun(tmp_path, epochs=7)
@@ -29,16 +29,16 @@ def test_what_changed_since_is_named(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"options\.trials was 6 and is now 5"):
         begun(tmp_path, replace(OPTIONS, trials=5))
     begun(tmp_path, replace(OPTIONS, trials=9, seeds=5, keep="all"), data__workers=7, runtime__timeout_s=99)
-    with pytest.raises(UserError, match=r"study\.json: no such file; leave --resume out"):
+    with pytest.raises(UserError, match=r"study\.json: no such file; remove --resume"):
         start(study_of(tmp_path / "none", SPACE, OPTIONS), resume=True)
 
 
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--trials", "-1"], "--trials -1: give 0 or more"),
-        (["--seeds", "1"], "--seeds 1: give 2 or more"),
-        (["--evaluation.protocol", "published"], "evaluation.protocol is published"),
+        (["--trials", "-1"], "--trials -1: must be at least 0"),
+        (["--seeds", "1"], "--seeds 1: must be at least 2"),
+        (["--evaluation.protocol", "published"], "evaluation.protocol=published"),
         (["--searcher", "tpe", "--local"], "--searcher tpe"),
         (["--space", "papr"], "--space papr"),
         (["--grace", "3"], "--grace 3"),

@@ -43,24 +43,24 @@ def test_a_job_is_requeued_by_what_the_run_left(
     cluster: Cluster, state: str, code: int, requeued: bool, status: int
 ) -> None:
     cluster.ranks((writes(cluster, state) if state else "") + f"exit {code}")
-    done, told = ended(cluster.job())
-    assert done == status, told
+    done, output = ended(cluster.job())
+    assert done == status, output
     assert cluster.calls("scontrol requeue") == (["scontrol requeue 4242"] if requeued else [])
-    assert ("not requeued" in told) is (not requeued and state != "finished")
+    assert ("not requeued" in output) is (not requeued and state != "finished")
 
 
 def test_an_earlier_starts_word_counts_for_nothing(cluster: Cluster) -> None:
     subprocess.run(["bash", "-c", writes(cluster, "stopped")], check=True)
     cluster.ranks("exit 1")
-    done, told = ended(cluster.job())
-    assert done == 1 and "no word of this start" in told
+    done, output = ended(cluster.job())
+    assert done == 1 and "not written by this start" in output
     assert not cluster.calls("scontrol requeue")
 
 
 def test_a_cancelled_job_is_left_alone(cluster: Cluster) -> None:
     cluster.ranks('echo COMPLETING >"$STUBS/job_state"\n' + writes(cluster, "stopped"))
-    done, told = ended(cluster.job())
-    assert done == 0 and "COMPLETING: left to SLURM" in told
+    done, output = ended(cluster.job())
+    assert done == 0 and "COMPLETING: left to SLURM" in output
     assert not cluster.calls("scontrol requeue")
 
 
@@ -82,8 +82,8 @@ def test_a_signal_reaches_the_ranks_and_is_waited_for(cluster: Cluster, number: 
     job = cluster.job()
     wait_until((cluster.folder / "started").exists)
     job.send_signal(number)
-    done, told = ended(job)
-    assert done == 0 and "stopped and saved" in told
+    done, output = ended(job)
+    assert done == 0 and "stopped and saved" in output
     assert cluster.calls("scancel") == ["scancel --signal=TERM 4242"]
     assert cluster.calls("scontrol requeue") == ["scontrol requeue 4242"]
 
@@ -104,8 +104,8 @@ def test_ranks_that_slurm_told_are_not_told_twice(cluster: Cluster, name: str, v
 
 def test_ranks_that_a_preemption_ends_before_they_write_go_on(cluster: Cluster) -> None:
     cluster.ranks('echo 2030-01-01T00:00:00 >"$STUBS/preempt_time"; exit 2')
-    done, told = ended(cluster.job())
-    assert done == 0 and "before they could save" in told
+    done, output = ended(cluster.job())
+    assert done == 0 and "before saving" in output
     assert cluster.calls("scontrol requeue")
 
 
@@ -162,8 +162,8 @@ def test_the_run_folder_is_read_from_a_file_too(cluster: Cluster, tmp_path: Path
 
 def test_a_wrong_setting_starts_no_rank(cluster: Cluster) -> None:
     cluster.ranks('touch "$STUBS/started"')
-    done, told = ended(cluster.job("--batch-sise", "3"))
-    assert done == 2 and told.count("\n") == 1 and "did you mean --batch_size?" in told
+    done, output = ended(cluster.job("--batch-sise", "3"))
+    assert done == 2 and output.count("\n") == 1 and "did you mean --batch_size?" in output
     assert not (cluster.folder / "started").exists()
 
 

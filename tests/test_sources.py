@@ -34,9 +34,9 @@ def stored(dataset: Dataset) -> dict[str, bytes]:
     """Source -> the JPEG."""
     found = {}
     for name in dataset.splits:
-        split, told = dataset.split(name), facts(dataset, name)
+        split, output = dataset.split(name), facts(dataset, name)
         for number, key in enumerate(split.keys):
-            found[told[str(key)]["source"]] = bytes(split.read(number))
+            found[output[str(key)]["source"]] = bytes(split.read(number))
     return found
 
 
@@ -64,9 +64,9 @@ def test_affectnet_2017(classes: int, release_2017: Path, tmp_path: Path) -> Non
     assert found["without_expression"] == 6  # 8, 9 and 10, twice each
     assert found.get("contempt_left_out", 0) == (0 if classes == 8 else 3)
     assert found["images_without_annotation"] == 0
-    told = next(iter(facts(dataset, "train").values()))
-    assert (told["box"], told["valence"], told["arousal"]) == ([4, 2, 20, 18], -0.25, 0.5)
-    assert np.allclose(told["landmarks"], [[10 + i / 10, 5 + i / 10] for i in range(68)])
+    output = next(iter(facts(dataset, "train").values()))
+    assert (output["box"], output["valence"], output["arousal"]) == ([4, 2, 20, 18], -0.25, 0.5)
+    assert np.allclose(output["landmarks"], [[10 + i / 10, 5 + i / 10] for i in range(68)])
 
 
 def test_affectnet_2017_cuts_out_the_face(release_2017: Path, tmp_path: Path) -> None:
@@ -120,8 +120,8 @@ def test_affectnet_2021(tmp_path: Path) -> None:
     assert found["annotations_without_image"] == 1
     assert dataset.manifest.built["options"]["layout"] == "release of 2021"  # type: ignore[index, call-overload]
     assert all(data == (root / source).read_bytes() for source, data in stored(dataset).items())
-    told = next(iter(facts(dataset, "test").values()))
-    assert told["landmarks"] == np.arange(136.0).reshape(68, 2).tolist()
+    output = next(iter(facts(dataset, "test").values()))
+    assert output["landmarks"] == np.arange(136.0).reshape(68, 2).tolist()
 
 
 @pytest.mark.parametrize(
@@ -162,9 +162,9 @@ def test_rafdb(tmp_path: Path) -> None:
         assert labels(dataset) == wanted
     found = findings(dataset)
     assert (found["images_without_label"], found["faces_with_votes"]) == (1, 2)
-    train, told = dataset.split("train"), facts(dataset, "train")
+    train, output = dataset.split("train"), facts(dataset, "train")
     assert train.votes is not None
-    row = next(n for n, key in enumerate(train.keys) if told[str(key)]["source"].endswith("train_00003_aligned.jpg"))
+    row = next(n for n, key in enumerate(train.keys) if output[str(key)]["source"].endswith("train_00003_aligned.jpg"))
     assert train.votes[row].tolist() == pytest.approx([0.1, 0.2, 0.3, 0.4, 0, 0, 0])
     assert train.votes.sum() == pytest.approx(1)
 
@@ -187,8 +187,8 @@ def test_rafdbs_people(images: str, tmp_path: Path) -> None:
     for number, codes in {1: "0\n0\n0\n", 2: "1\n2\n4\n", 3: "2\n1\n7\n", 4: ""}.items():
         write(root / "Annotation" / "manual" / f"train_{number}_manu_attri.txt", points + codes)
     dataset = run_build("rafdb", tmp_path / "out", "--root", root, "--images", images, *NO_CARVING)
-    told = {f["label"] + 1: [f.get(k) for k in ("gender", "race", "age")] for f in facts(dataset, "train").values()}
-    assert told == {
+    output = {f["label"] + 1: [f.get(k) for k in ("gender", "race", "age")] for f in facts(dataset, "train").values()}
+    assert output == {
         1: ["male", "Caucasian", "0-3"],
         2: ["female", "Asian", "70+"],
         3: ["unsure", "African-American", None],
@@ -240,10 +240,10 @@ def test_csv_with_splits_and_votes(tmp_path: Path) -> None:
 def votes_by_source(dataset: Dataset) -> list[tuple[str, int, list[float]]]:
     found = []
     for name in dataset.splits:
-        split, told = dataset.split(name), facts(dataset, name)
+        split, output = dataset.split(name), facts(dataset, name)
         assert split.votes is not None
         for key, votes in zip(map(str, split.keys), split.votes.tolist(), strict=True):
-            found.append((name, int(told[key]["source"].removeprefix("gesicht-ä").removesuffix(".jpg")), votes))
+            found.append((name, int(output[key]["source"].removeprefix("gesicht-ä").removesuffix(".jpg")), votes))
     return found
 
 
@@ -291,10 +291,10 @@ def test_long_files_are_told_apart_by_size_beginning_and_end(tmp_path: Path) -> 
 
 
 BROKEN: dict[str, tuple[bytes, str]] = {
-    "truncated": (jpeg(1, (64, 64))[:300], "does not decode"),
-    "empty": (b"", "does not decode"),
-    "text": (b"<html>not found</html>", "does not decode"),
-    "tiny": (jpeg(2, (5, 5)), "a side needs at least 8"),
+    "truncated": (jpeg(1, (64, 64))[:300], "failed to decode"),
+    "empty": (b"", "failed to decode"),
+    "text": (b"<html>not found</html>", "failed to decode"),
+    "tiny": (jpeg(2, (5, 5)), "each side must have at least 8"),
 }
 
 
@@ -304,7 +304,7 @@ def test_broken_files_are_quarantined(name: str, tmp_path: Path) -> None:
     given = {f"train_{n}.jpg": n % 7 + 1 for n in range(14)}
     trees.rafdb(tmp_path / "raf", given)
     write(tmp_path / "raf" / "Image" / "aligned" / "train_3_aligned.jpg", content)
-    with pytest.raises(UserError, match=r"1 of 14 images cannot be stored.*train_3_aligned\.jpg"):
+    with pytest.raises(UserError, match=r"1 of 14 images are invalid.*train_3_aligned\.jpg"):
         run_build("rafdb", tmp_path / "out", "--root", tmp_path / "raf", *NO_CARVING)
     dataset = run_build("rafdb", tmp_path / "out", "--root", tmp_path / "raf", *NO_CARVING, "--max-bad", 1)
     assert reason in (dataset.folder / "quarantine.csv").read_text()
@@ -331,11 +331,11 @@ def change(path: Path, old: str, new: str) -> None:
 
 BAD_2017: list[tuple[str, str, str, str]] = [
     ("training.csv", "expression,", "emotion,", "training.csv line 1: no column expression"),
-    ("training.csv", ",0,-0.25,0.5", ",11,-0.25,0.5", "training.csv line 2: expression '11'; AffectNet's are 0 to 10"),
+    ("training.csv", ",0,-0.25,0.5", ",11,-0.25,0.5", "training.csv line 2: expression '11'; must be 0 to 10"),
     ("training.csv", ",0,-0.25,0.5", ",x,-0.25,0.5", "training.csv line 2: expression 'x'"),
-    ("training.csv", "0/00.jpg", "../00.jpg", "training.csv line 2: path '../00.jpg' does not stay below"),
-    ("training.csv", "0/00.jpg", "/etc/passwd", "training.csv line 2: path '/etc/passwd' does not stay below"),
-    ("training.csv", ",-0.25,0.5\n", ",-0.25\n", "training.csv line 2: 8 cells where the header has 9"),
+    ("training.csv", "0/00.jpg", "../00.jpg", "training.csv line 2: path '../00.jpg' is outside the folder"),
+    ("training.csv", "0/00.jpg", "/etc/passwd", "training.csv line 2: path '/etc/passwd' is outside the folder"),
+    ("training.csv", ",-0.25,0.5\n", ",-0.25\n", "training.csv line 2: 8 cells, expected 9 columns"),
 ]
 
 
@@ -364,31 +364,31 @@ def test_bad_roots(release_2017: Path, tmp_path: Path) -> None:
         (("affectnet", "--root", tmp_path / "nowhere"), "nowhere: no such folder"),
         (
             ("affectnet", "--root", empty),
-            "looked for training.csv or train_set/images and train_set/annotations or train",
+            "expected training.csv or train_set/images and train_set/annotations or train",
         ),
-        (("affectnet", "--root", empty), "saw holiday.jpg"),
+        (("affectnet", "--root", empty), "found holiday.jpg"),
         (("affectnet", "--root", release_2017), "validation.csv: missing"),
         (
             ("rafdb", "--root", empty),
-            "looked for EmoLabel/list_patition_label.txt there and below basic/, saw holiday.jpg",
+            "expected EmoLabel/list_patition_label.txt in it or in basic/, found holiday.jpg",
         ),
-        (("sfew", "--root", empty), "SFEW has Train and Val"),
+        (("sfew", "--root", empty), "expected Train and Val"),
         (("csv", "--csv", empty / "list.csv"), "list.csv: no such file"),
     ]
     for words, reason in cases:
         assert reason in told(tmp_path, *words)
     images.rename(release_2017 / "elsewhere")
-    assert "looked for 0/00.jpg and the 100 after it below" in told(tmp_path, "affectnet", "--root", release_2017)
+    assert "none of 0/00.jpg and the next 100 paths found in" in told(tmp_path, "affectnet", "--root", release_2017)
 
 
 BAD_RAF: list[tuple[str, str]] = [
-    ("train_1.jpg 8\n", "line 1: label '8'; RAF-DB's are 1 to 7"),
+    ("train_1.jpg 8\n", "line 1: label '8'; must be 1 to 7"),
     ("train_1.jpg 0\n", "line 1: label '0'"),
-    ("train_1.jpg\n", "line 1: 'train_1.jpg' is no `name label`"),
-    ("../train_1.jpg 3\n", "does not stay below"),
-    ("face_1.jpg 3\n", "begins neither with train_ nor with test_"),
-    ("train_1.jpg 3\ntrain_1.jpg 4\n", "line 2: train_1.jpg a second time"),
-    ("", "no line in it"),
+    ("train_1.jpg\n", "line 1: 'train_1.jpg' is not `name label`"),
+    ("../train_1.jpg 3\n", "is outside the folder"),
+    ("face_1.jpg 3\n", "starts with neither train_ nor test_"),
+    ("train_1.jpg 3\ntrain_1.jpg 4\n", "line 2: train_1.jpg is listed twice"),
+    ("", "empty file"),
 ]
 
 
@@ -402,21 +402,21 @@ def test_bad_labels_of_rafdb(text: str, reason: str, tmp_path: Path) -> None:
 def test_bad_votes_of_rafdb(tmp_path: Path) -> None:
     trees.rafdb(tmp_path / "raf", {f"train_{n}.jpg": n for n in range(1, 8)})
     write(tmp_path / "raf" / "EmoLabel" / "distribution.txt", "train_1.jpg 0.5 0.5\n")
-    assert "distribution.txt: line 1: needs a name and 6 or 7 shares" in told(
+    assert "distribution.txt: line 1: expected a name and 6 or 7 fractions" in told(
         tmp_path, "rafdb", "--root", tmp_path / "raf"
     )
 
 
 BAD_CSV: list[tuple[str, str]] = [
     ("file,label\na.jpg,x\n", "line 1: no column path; the header has file, label"),
-    ("path,label\n", "no line below the header"),
-    ("path,label\na.jpg,x\na.jpg,x\n", "line 3: a.jpg a second time"),
+    ("path,label\n", "no lines after the header"),
+    ("path,label\na.jpg,x\na.jpg,x\n", "line 3: a.jpg is listed twice"),
     ("path,label\na.jpg,x,y\n", "line 2: 3 cells where the header has 2 columns"),
     ("path,label\na.jpg\n", "line 2: 1 cells where the header has 2 columns"),
     ("path,label,split\na.jpg,x,dev\n", "line 2: split 'dev'"),
     ("path,label,votes_x,votes_y\na.jpg,x,3,many\n", "line 2: votes must be numbers"),
-    ("path,label,votes_x,votes_y\na.jpg,z,3,1\n", "line 2: label 'z' is none of x, y"),
-    ("path,label\n../a.jpg,x\n", "line 2: path '../a.jpg' does not stay below"),
+    ("path,label,votes_x,votes_y\na.jpg,z,3,1\n", "line 2: label 'z' is not one of x, y"),
+    ("path,label\n../a.jpg,x\n", "line 2: path '../a.jpg' is outside the folder"),
 ]
 
 
@@ -435,4 +435,4 @@ def test_an_annotation_that_is_broken(tmp_path: Path) -> None:
 
 def test_a_class_without_a_picture(tmp_path: Path) -> None:
     trees.affectnet_2021(tmp_path / "A", [0, 1, 2, 3, 4, 5, 7], [0])
-    assert "class anger has no picture in train" in told(tmp_path, "affectnet", "--root", tmp_path / "A")
+    assert "class anger has no training images" in told(tmp_path, "affectnet", "--root", tmp_path / "A")

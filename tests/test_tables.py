@@ -176,7 +176,7 @@ def test_a_row_that_failed_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["backbone", "--model.pretrained", "msceleb.pth"], "msceleb.pth holds weights of one backbone"),
+        (["backbone", "--model.pretrained", "msceleb.pth"], "msceleb.pth contains weights of one backbone"),
         (["ablation", "--seeds", "1"], "--seeds 1"),
         (["ablation", "--evaluation.protocol", "published"], "evaluation.protocol"),
     ],

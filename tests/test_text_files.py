@@ -83,8 +83,8 @@ def archive(kind: str) -> bytes:
 
 BAD_FILES: dict[str, tuple[bytes, str]] = {
     "latin-1": (b"a = 1\n# fr\xf6hlich\n", "line 2: byte 0xf6 at column 5 is not UTF-8; save the file as UTF-8"),
-    "nul": (b"a = 1\nb = \0\n", "line 2: holds a NUL byte"),
-    "utf-16 without its mark": ("seed = 1\n".encode("utf-16-le"), "line 1: holds a NUL byte"),
+    "nul": (b"a = 1\nb = \0\n", "line 2: contains a NUL byte"),
+    "utf-16 without its mark": ("seed = 1\n".encode("utf-16-le"), "line 1: contains a NUL byte"),
     "cut utf-16": ("seed = 1\n".encode("utf-16")[:-1], "line 1: incomplete UTF-16"),
     "gzip": (gzip.compress(b"a"), "is a gzip file, not text; unpack it"),
     "zip": (archive("zip"), "is a zip archive, not text; unpack it"),

@@ -46,7 +46,7 @@ def test_a_trial_that_dies_before_it_is_judged_is_judged_later(tmp_path: Path, m
 def test_a_trial_is_not_put_in_the_place_of_another(tmp_path: Path) -> None:
     study = begun(tmp_path)
     study.trials.begin(Trial(1, 0, "search", {"optimizer.lr": 0.1}))
-    with pytest.raises(UserError, match="holds a trial of"):
+    with pytest.raises(UserError, match="contains a trial of"):
         study.trials.begin(Trial(1, 0, "search", {"optimizer.lr": 0.2}))
 
 
@@ -105,7 +105,7 @@ def test_a_torn_trial_file_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     study = begun(tmp_path)
     study.trials.begin(study.default())
     (tmp_path / "trials" / "0000-seed0" / "trial.json").write_text(json.dumps({})[:1])
-    with pytest.raises(UserError, match=r"trial\.json: does not parse"):
+    with pytest.raises(UserError, match=r"trial\.json: parse error"):
         study.trials.outcomes()
 
 

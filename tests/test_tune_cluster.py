@@ -94,7 +94,7 @@ def test_a_node_is_lost_in_mid_search(nodes: Nodes, faces: Path, tmp_path: Path)
     assert_ended_once(out, epochs=6)
     for name, epochs in lost.items():
         output = (out / "trials" / name / "output.txt").read_text()
-        assert int(re.findall(r"goes on from \S+/checkpoint-(\d+)", output)[-1]) >= epochs
+        assert int(re.findall(r"resuming from \S+/checkpoint-(\d+)", output)[-1]) >= epochs
     study = load_study(out)
     for row in rows(out):  # what the same trainings come to by hand
         outcome = next(o for o in study.trials.outcomes() if o.trial.name == row["trial"])
@@ -140,7 +140,7 @@ def test_the_driver_of_a_trial_is_killed(nodes: Nodes, faces: Path, tmp_path: Pa
         _, errors = communicate(search)
     assert search.returncode == 2 and errors.count("\n") == 1 and "interrupted; " in errors, errors
     assert json.loads((first / "trial.json").read_text())["end"] == "finished"
-    assert "goes on from" in (first / "output.txt").read_text()
+    assert "resuming from" in (first / "output.txt").read_text()
     assert epochs_of(first) == [1, 2, 3, 4]
     nodes.assert_free(within=30)
 
@@ -185,13 +185,13 @@ def refusal(out: Path, values: Mapping[str, str]) -> str:
 
 
 def test_no_cluster_there(faces: Path, tmp_path: Path) -> None:
-    told = refusal(tmp_path / "study", {"data.shards": str(faces), "address": "127.0.0.1:1", "space": "recipe"})
-    assert "--address 127.0.0.1:1" in told
+    output = refusal(tmp_path / "study", {"data.shards": str(faces), "address": "127.0.0.1:1", "space": "recipe"})
+    assert "--address 127.0.0.1:1" in output
 
 
 def test_what_the_cluster_cannot_hold(nodes: Nodes, faces: Path, tmp_path: Path) -> None:
     values = {"data.shards": str(faces), "address": nodes.address, "space": "recipe"}
-    told = refusal(tmp_path / "workers", {**values, "workers-per-trial": "3"})
-    assert "--workers-per-trial 3: a trial takes 3 CPUs, the cluster has 2" in told
-    told = refusal(tmp_path / "gpus", {**values, "gpus-per-worker": "1"})
-    assert "a trial takes 1 GPUs, the cluster has 0; lower it, or --gpus-per-worker" in told
+    output = refusal(tmp_path / "workers", {**values, "workers-per-trial": "3"})
+    assert "--workers-per-trial 3: a trial needs 3 CPUs, the cluster has 2" in output
+    output = refusal(tmp_path / "gpus", {**values, "gpus-per-worker": "1"})
+    assert "a trial needs 1 GPUs, the cluster has 0; lower it or --gpus-per-worker" in output

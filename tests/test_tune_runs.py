@@ -71,7 +71,7 @@ def test_seeds_of_one_configuration_run_on_ray(tiny: Path, tmp_path: Path) -> No
     )
     assert done.returncode == 0, done.stderr
     assert done.stderr == ""
-    assert "test accuracy: " in done.stdout and "95 % interval for new seeds and samples" in done.stdout
+    assert "test accuracy: " in done.stdout and "95% CI for new seeds and samples" in done.stdout
     assert {row["trial"]: row["end"] for row in rows(tmp_path / "search")} == {
         "0000-seed1": "finished",
         "0000-seed2": "finished",
@@ -135,7 +135,7 @@ def test_a_killed_search_goes_on_and_ray_or_not_is_one_answer(tiny: Path, tmp_pa
         kill(victim)
     communicate(process)
     again = finish(cut, timeout=60)
-    assert again.returncode == 2 and "go on with it by --resume" in again.stderr
+    assert again.returncode == 2 and "pass --resume to continue it" in again.stderr
     resumed = finish([*cut, "--resume"], timeout=280)
     assert resumed.returncode == 0, resumed.stderr
 
@@ -159,7 +159,7 @@ def test_a_trial_that_crashes_on_ray_goes_on(tiny: Path, tmp_path: Path) -> None
     assert process.returncode == 0, err
     each_epoch_once(tmp_path / "search")
     assert {row["end"] for row in rows(tmp_path / "search")} == {"finished"}
-    assert "goes on from" in (trial / "output.txt").read_text()
+    assert "resuming from" in (trial / "output.txt").read_text()
 
 
 @pytest.mark.slow

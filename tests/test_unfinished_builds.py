@@ -91,7 +91,7 @@ CHANGES = (fix_image, add_image, remove_bad_image, remove_a_shard, change_image,
 
 @pytest.mark.parametrize("change", CHANGES)
 def test_a_changed_source_builds_as_a_fresh_build(root: Path, tmp_path: Path, change: Callable[[Path], None]) -> None:
-    with pytest.raises(UserError, match="1 of 30 images cannot be stored"):
+    with pytest.raises(UserError, match="1 of 30 images are invalid"):
         build_csv(root, tmp_path / "out")
     assert list((tmp_path / "out.partial").glob("*.tar"))
     change(root)
@@ -133,7 +133,7 @@ def test_other_options_still_need_restart(root: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError):
         build_csv(root, tmp_path / "out")
     fix_image(root)
-    with pytest.raises(UserError, match=r"an unfinished build that differs \(seed was 0, is 1\).*--restart"):
+    with pytest.raises(UserError, match=r"unfinished build with different settings \(seed was 0, is 1\).*--restart"):
         build_csv(root, tmp_path / "out", "--seed", "1")
     assert build_csv(root, tmp_path / "out", "--seed", "1", "--restart").splits["train"].samples == 30
 

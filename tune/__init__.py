@@ -1,1 +1,1 @@
-"""Searches over configurations of adadf_dist: spaces, trials, and choices that know what is noise."""
+"""Hyperparameter search for adadf_dist: search spaces, trials, and selection with significance tests."""

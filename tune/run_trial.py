@@ -1,4 +1,4 @@
-"""One trial in a process of its own, or on the ranks that torchrun starts: `python -m tune.run_trial STUDY TRIAL`."""
+"""Run one trial in this process or on the ranks that torchrun starts: `python -m tune.run_trial STUDY TRIAL`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Search the constants of a run, and report whether what was found is significant. See --help."""
+"""Search hyperparameters and report whether the improvement is statistically significant. See --help."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ from tune.study.trial import DEFAULT, TrialResult
 
 
 def run_seeds(study: Study, runner: Runner) -> None:
-    """The default alone, on every final seed. Nothing is chosen, so each run is tested at its end."""
+    """Run only the default, on every final seed. Nothing is selected, so every run is tested."""
     runs = [replace(trial, test=True) for trial in study.final_trials({DEFAULT: {}})]
-    told = ProgressReporter(study, len(runs))
-    runner.run(study, runs, told)
-    told()
+    text = ProgressReporter(study, len(runs))
+    runner.run(study, runs, text)
+    text()
     outcomes = [study.trials.result(trial) for trial in runs]
     finished_on_every_seed(outcomes, study)  # raises where one failed
     splits: tuple[Split, ...] = ("validation", "test")
@@ -39,47 +39,47 @@ def run_seeds(study: Study, runner: Runner) -> None:
 
 
 def describe_repeats(split: Split, outcomes: Sequence[TrialResult], study: Study) -> str:
-    """Mean accuracy of one configuration over its seeds."""
+    """Describe the mean accuracy of one configuration over its seeds."""
     scores = [read_score(study, outcome, split) for outcome in outcomes]
     metrics = [outcome.selected if split == "validation" else outcome.tested for outcome in outcomes]
     low, high = accuracy_interval(scores)
     mean, mean_class = fmean(s.accuracy for s in scores), fmean(m["mean_class_accuracy"] for m in metrics)
-    interval = f"95 % interval for new seeds and samples {low:.2%} to {high:.2%}"
+    interval = f"95% CI for new seeds and samples {low:.2%} to {high:.2%}"
     return f"{split} accuracy: {mean:.2%} on {len(scores)} seeds ({interval}), mean class accuracy {mean_class:.2%}"
 
 
 def search(study: Study, runner: Runner) -> Selection:
-    """From where the study stands to its answer. Raises `UserError` when too little was left to choose from."""
+    """Run or resume the search and select the winner. Raises `UserError` when the default failed."""
     options = study.options
     most = 1 + options.trials + options.seeds * (1 + min(options.finalists, options.trials))
-    told = ProgressReporter(study, most)
+    text = ProgressReporter(study, most)
     print(describe_plan(study))
-    runner.search(study, told)
-    told()  # where there was nothing left to run, too
+    runner.search(study, text)
+    text()  # also when there was nothing left to run
     values = select_configurations(study)
     write_search_page(study, None)
-    told.settle()
+    text.settle()
     finals = study.final_trials(values)
-    runner.run(study, finals, told)
+    runner.run(study, finals, text)
     choice = choose_finalist(study, [study.trials.result(trial) for trial in finals])
     print("\n".join(describe(choice)))
-    told.settle()
+    text.settle()
     winner = values[choice.winner]
     best_file = write_best(study, choice, winner)
-    tested = replace(study.final_trials({choice.winner: winner})[0], test=True)  # the test split is read here alone
-    runner.run(study, [tested], told)
+    tested = replace(study.final_trials({choice.winner: winner})[0], test=True)  # the only use of the test split
+    runner.run(study, [tested], text)
     write_search_page(study, choice)
     print(describe_test(study, tested))
     if options.keep != "all":
         for trial in finals:
-            if trial.seed != tested.seed:  # a search that grows may find another winner, to be tested by this seed's
+            if trial.seed != tested.seed:  # an extended search may find another winner
                 study.trials.drop_checkpoints(trial)
     print(f"python -m adadf_dist.train --config {best_file}")
     return choice
 
 
 def select_configurations(study: Study) -> dict[int, Values]:
-    """What the default and the finalists change, by number. Raises `UserError` when the default failed."""
+    """Return the changed values of the default and finalists by number. Raises `UserError` if the default failed."""
     default = study.trials.result(study.default())
     if default.end == "failed":
         raise UserError(f"the default configuration failed: {default.error}")
@@ -89,18 +89,15 @@ def select_configurations(study: Study) -> dict[int, Values]:
 
 
 def write_search_page(study: Study, choice: Selection | None) -> None:
-    """The page of the search, at the end of each stage: it takes seconds, too long for the end of each trial.
-
-    Without the packages that draw it the search goes on, and says so.
-    """
+    """Write the search page. Called after each stage, because it takes seconds. Warns if its packages are missing."""
     try:
-        print(f"{write_page(study, study.trials.outcomes(), choice)} shows the search")
+        print(f"report: {write_page(study, study.trials.outcomes(), choice)}")
     except UserError as error:
         print(f"warning: {error}", file=sys.stderr, flush=True)
 
 
 def choose_finalist(study: Study, outcomes: Sequence[TrialResult]) -> Selection:
-    """Compare the finalists that finished on every seed. Raises `UserError` when the default failed on one."""
+    """Compare the finalists that finished on every seed. Raises `UserError` if the default failed on a seed."""
     runs = finished_on_every_seed(outcomes, study)
     classes = study.trials.classes(outcomes[0].trial)
     means, collapses = {}, {}
@@ -113,7 +110,7 @@ def choose_finalist(study: Study, outcomes: Sequence[TrialResult]) -> Selection:
 
 
 def finished_on_every_seed(results: Sequence[TrialResult], study: Study) -> dict[int, list[TrialResult]]:
-    """By number, in the order of the seeds; configurations that failed on a seed drop out."""
+    """Group results by configuration number, in seed order, without configurations that failed on a seed."""
     found: dict[int, list[TrialResult]] = {}
     for outcome in results:
         found.setdefault(outcome.trial.number, [])

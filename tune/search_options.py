@@ -1,4 +1,4 @@
-"""What the command line of a search asks for, checked before anything starts."""
+"""Command line of a search, validated before anything starts."""
 
 from __future__ import annotations
 
@@ -18,13 +18,14 @@ from tune.study.study import SearchOptions, Study
 
 DEFAULT_TRIALS = 16
 HELP = """\
-Many configurations on one seed, the best of them and the default on fresh seeds, compared pair by pair. The test split
-is not read; the winner alone is tested, once, at the end. With --trials 0, K seeds of one configuration and their mean.
+Train many configurations on one seed, retrain the best of them and the default on held-out seeds, and compare them pair
+by pair. Only the winner is evaluated on the test split, once, at the end. With --trials 0, train one configuration on
+--seeds seeds and print the mean.
 
   python -m tune.search --preset demo --trials 8 --local
   python -m tune.search --preset affectnet7 --data.shards DIR --space paper --trials 64 --seeds 5 --address auto
 
-Every other --key VALUE is a key of the runs (python -m adadf_dist.train --help) and makes the default configuration.
+Every other --key VALUE is a training option (python -m adadf_dist.train --help) and defines the default configuration.
 """
 
 
@@ -35,39 +36,37 @@ def make_parser() -> Parser:
     parser.add_argument(
         "--trials",
         type=int,
-        help=f"beside the default; 0: the default's seeds alone (default: {DEFAULT_TRIALS}, or all points of grids)",
+        help=f"besides the default; 0: only repeat the default (default: {DEFAULT_TRIALS}, or all grid points)",
     )
-    parser.add_argument("--seeds", type=int, default=3, help="fresh seeds of each finalist (default: %(default)s)")
-    parser.add_argument("--finalists", type=int, default=3, help="configurations that get them (default: %(default)s)")
-    parser.add_argument("--out", type=Path, help="folder of the search (default: runs/search-PRESET-SPACE)")
-    parser.add_argument("--resume", action="store_true", help="go on with the search in --out")
+    parser.add_argument("--seeds", type=int, default=3, help="held-out seeds per finalist (default: %(default)s)")
+    parser.add_argument("--finalists", type=int, default=3, help="configurations to retrain (default: %(default)s)")
+    parser.add_argument("--out", type=Path, help="study directory (default: runs/search-PRESET-SPACE)")
+    parser.add_argument("--resume", action="store_true", help="resume the search in --out")
+    parser.add_argument("--searcher", choices=["random", "tpe"], default="random", help="tpe uses Optuna and needs Ray")
+    parser.add_argument("--scheduler", choices=["asha", "none"], default="asha", help="asha stops poor trials early")
+    parser.add_argument("--grace", type=int, help="grace period in epochs (default: twice the largest E)")
+    parser.add_argument("--factor", type=int, default=3, help="reduction factor (default: %(default)s)")
     parser.add_argument(
-        "--searcher", choices=["random", "tpe"], default="random", help="tpe is Optuna's, and needs Ray"
-    )
-    parser.add_argument("--scheduler", choices=["asha", "none"], default="asha", help="end poor trials early, or none")
-    parser.add_argument("--grace", type=int, help="epochs that every trial has (default: twice the largest E)")
-    parser.add_argument("--factor", type=int, default=3, help="one in so many passes a rung (default: %(default)s)")
-    parser.add_argument(
-        "--keep-checkpoints", choices=["winner", "all"], default="winner", help="of trials that ended (default: winner)"
+        "--keep-checkpoints", choices=["winner", "all"], default="winner", help="of finished trials (default: winner)"
     )
     add_arguments(parser)
     return parser
 
 
 def plan(argv: Sequence[str]) -> tuple[Study, argparse.Namespace]:
-    """What the command line asks for, checked before anything starts."""
+    """Parse and validate the command line. Raises `UserError`."""
     parser = make_parser()
     options, words = parser.parse_known_args(argv)
     base = parse_cli(words, parser.option_names())
     space = open_space(options.space, base)
     for key, least in (("trials", 0), ("seeds", 2), ("finalists", 1)):
         if getattr(options, key) is not None and getattr(options, key) < least:
-            raise UserError(f"--{key} {getattr(options, key)}: give {least} or more")
+            raise UserError(f"--{key} {getattr(options, key)}: must be at least {least}")
     trials = checked_trials(space, options)
     if options.searcher == "random":
         check_samples(space, base, trials)
     if options.searcher == "tpe" and options.local:
-        raise UserError("--searcher tpe: Optuna draws through Ray Tune, which --local leaves out; give one of the two")
+        raise UserError("--searcher tpe needs Ray Tune, which --local does not use; remove one of the two")
     check_protocol(base)
     asha = options.scheduler == "asha"
     chosen = SearchOptions(
@@ -83,7 +82,7 @@ def plan(argv: Sequence[str]) -> tuple[Study, argparse.Namespace]:
 
 
 def check_samples(space: Space, base: Config, trials: int) -> None:
-    """Values that are right one by one may not go together. Raises `UserError`."""
+    """Raise `UserError` if a sampled combination of individually valid values is invalid."""
     for number in range(1, trials + 1):
         values = space.sample(base.seed, number)
         try:
@@ -93,12 +92,10 @@ def check_samples(space: Space, base: Config, trials: int) -> None:
 
 
 def checked_trials(space: Space, options: argparse.Namespace) -> int:
-    """How many, which for grids is settled. Raises `UserError`."""
+    """Return the number of trials; a space of grids determines it. Raises `UserError`."""
     grids = [key for key, domain in space.domains.items() if domain.kind == "grid"]
     if options.searcher == "tpe" and grids:
-        raise UserError(
-            f"space {space.name}: {grids[0]} is a grid, to be gone through; --searcher tpe draws: give choice"
-        )
+        raise UserError(f"space {space.name}: {grids[0]} is a grid, but --searcher tpe samples; use choice instead")
     if space.points is None or options.trials == 0:
         return DEFAULT_TRIALS if options.trials is None else int(options.trials)
     if options.trials is not None and options.trials > space.points:

@@ -1,4 +1,4 @@
-"""What a study needs before its trials: a configuration for any node, faces, its folder, somebody to run them."""
+"""Prepare a study: a configuration valid on every node, the dataset, the study folder and the runner."""
 
 from __future__ import annotations
 
@@ -27,17 +27,19 @@ from tune.study.study import STUDY_FILE, Study, start
 
 
 def make_paths_absolute(base: Config) -> Config:
-    """With every path absolute, `~` apart: trials run in folders of their own, on nodes with homes of their own."""
+    """Make every path absolute except `~`: trials run in other folders, and each node has its own home."""
     return with_absolute_paths(replace(base, out=""))
 
 
 def check_shards(base: Config) -> Source:
-    """Draw embedded faces that are missing, once for all trials. Raises `UserError` for shards that do not open.
+    """Check the dataset and generate a missing synthetic one. Raises `UserError` if the dataset does not open.
 
-    Those behind a URL are left to the nodes, each of which fetches them once; here their manifest alone is read.
+    For a URL, only the manifest is read here; each node downloads the shards once.
     """
     if not base.data.shards:
-        raise UserError("data.shards is empty: give the folder that `python -m shards.build` wrote, or its URL")
+        raise UserError(
+            "data.shards is not set; pass a dataset directory written by `python -m shards.build`, or its URL"
+        )
     if is_remote(base.data.shards):
         return Source(base.data.shards, remote_digests(base.data.shards))
     generate_synthetic_dataset(base, World(torch.device("cpu")))
@@ -46,12 +48,12 @@ def check_shards(base: Config) -> Source:
 
 
 def remote_digests(url: str) -> dict[str, str]:
-    """Of a dataset behind a URL; empty where it cannot be reached from here. Raises `UserError`."""
+    """Return the digests of the dataset at a URL; empty if the server is unreachable. Raises `UserError`."""
     remote = Remote(url.rstrip("/"))
     try:
         content = remote.read(MANIFEST)
     except ServerUnreachableError as error:
-        print(f"warning: {error}; whether the data is the same as before is not checked", file=sys.stderr, flush=True)
+        print(f"warning: {error}; cannot check whether the data changed", file=sys.stderr, flush=True)
         return {}
     with TemporaryDirectory() as folder:
         (Path(folder) / MANIFEST).write_bytes(content)
@@ -59,32 +61,32 @@ def remote_digests(url: str) -> dict[str, str]:
 
 
 def check_protocol(base: Config) -> None:
-    """Raises `UserError` for the one that picks an epoch by test: what is compared then would be picked by it too."""
+    """Raise `UserError` for the protocol that selects epochs on the test split: it would bias every comparison."""
     if base.evaluation.protocol == "published":
         raise UserError(
-            "evaluation.protocol is published, which looks at the test split every epoch and picks by it, noise and "
-            "all; set evaluation.protocol = clean"
+            "evaluation.protocol=published selects epochs on the test split, which biases comparisons; "
+            "set evaluation.protocol = clean"
         )
 
 
 def study_name(base: Config) -> str:
-    """Of the preset or file that `base` comes from."""
+    """Return the name of the preset or file that `base` comes from."""
     return Path(base.out).name.rpartition("-seed")[0]
 
 
 def check_folder(folder: Path) -> None:
-    """Raise `UserError` for a folder that holds other files and no study."""
+    """Raise `UserError` if the folder contains other files but no study."""
     if folder.exists() and not folder.is_dir():
-        raise UserError(f"--out {folder}: is a file; give a folder")
+        raise UserError(f"--out {folder}: not a directory")
     if not folder.is_dir() or (folder / STUDY_FILE).exists():
         return
     if any(entry.name != ".lock" for entry in folder.iterdir()):
-        raise UserError(f"--out {folder}: is not empty and holds no search; give another folder")
+        raise UserError(f"--out {folder}: not empty and contains no search; choose another directory")
 
 
 @contextmanager
 def open_study(study: Study, resume: bool, options: argparse.Namespace) -> Iterator[Runner]:
-    """The study's folder, begun or gone on with and ours alone, and who runs its trials. Raises `UserError`."""
+    """Create or resume the study, lock its folder and yield the runner of its trials. Raises `UserError`."""
     check_folder(study.folder)
     source = check_shards(study.base)
     with lock_run_dir(study.folder):

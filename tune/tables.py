@@ -1,4 +1,4 @@
-"""The paper's tables on your dataset, with seeds and intervals. See --help."""
+"""Reproduce the paper's tables on your dataset, with several seeds and confidence intervals. See --help."""
 
 from __future__ import annotations
 
@@ -22,17 +22,17 @@ from tune.study.study import STUDY_FILE, SearchOptions, Study
 from tune.study.trial import Trial
 
 HELP = """\
-Tables of the paper as grids of runs, each on the same seeds, tested once at its end:
+Reproduce tables of the paper as grids of runs, all on the same seeds, each tested once at its end:
 
-  lambda_min, threshold, epoch_threshold   Table 1: one constant changed, the others as the preset has them
+  lambda_min, threshold, epoch_threshold   Table 1: one constant varied, the others from the preset
   ablation                                 Table 2: single label, label, class, or fused distributions
   backbone                                 Table 3: ResNet18 and ResNet50
-  noise                                    Table 4: 0 to 30 % wrong labels, beside training on single labels
+  noise                                    Table 4: 0 to 30% label noise, compared with training on single labels
 
   python -m tune.tables lambda_min ablation --preset rafdb --data.shards DIR --seeds 5 --address auto
 
-A run that is a row of several tables is trained once. The same command goes on where it was stopped, and more tables or
-seeds may be asked for later. Every other --key VALUE is a key of the runs (python -m adadf_dist.train --help).
+A run that appears in several tables is trained once. Rerun the same command to resume, or with more tables or seeds to
+extend. Every other --key VALUE is a training option (python -m adadf_dist.train --help).
 """
 
 
@@ -40,28 +40,30 @@ def make_parser() -> Parser:
     usage = "python -m tune.tables TABLE [TABLE ...] [options] [--preset NAME] [--key VALUE ...]"
     parser = Parser(prog="python -m tune.tables", usage=usage, description=HELP)
     parser.add_argument("tables", nargs="+", metavar="TABLE", choices=list(GRIDS), help=", ".join(GRIDS))
-    parser.add_argument("--seeds", type=int, default=3, help="of every row (default: %(default)s)")
-    parser.add_argument("--out", type=Path, help="folder of runs and tables (default: runs/tables-PRESET)")
+    parser.add_argument("--seeds", type=int, default=3, help="seeds per row (default: %(default)s)")
+    parser.add_argument("--out", type=Path, help="directory of runs and tables (default: runs/tables-PRESET)")
     parser.add_argument(
-        "--keep-checkpoints", choices=["none", "all"], default="none", help="of runs that ended (default: none)"
+        "--keep-checkpoints", choices=["none", "all"], default="none", help="of finished runs (default: none)"
     )
     add_arguments(parser)
     return parser
 
 
 def plan(argv: Sequence[str]) -> tuple[Study, argparse.Namespace, str]:
-    """The study, the options, and the preset's name."""
+    """Parse the command line into the study, the options and the preset's name."""
     parser = make_parser()
     options, words = parser.parse_known_args(argv)
     base = parse_cli(words, parser.option_names())
     preset = parse_overrides(words).get("preset", "")
     if options.seeds < 2:
-        raise UserError(f"--seeds {options.seeds}: give 2 or more; one run of a row says nothing about noise")
+        raise UserError(
+            f"--seeds {options.seeds}: must be at least 2; one run per row gives no estimate of seed variance"
+        )
     check_protocol(base)
     if "backbone" in options.tables and base.model.pretrained not in ("", "imagenet"):
         raise UserError(
-            f"model.pretrained: {base.model.pretrained} holds weights of one backbone, the table trains two; "
-            "set model.pretrained = imagenet, or leave it out"
+            f"model.pretrained: {base.model.pretrained} contains weights of one backbone, but the table trains two; "
+            "set model.pretrained = imagenet or remove it"
         )
     folder = options.out or Path("runs") / f"tables-{study_name(base)}"
     chosen = SearchOptions(options.seeds, keep=options.keep_checkpoints)
@@ -69,14 +71,14 @@ def plan(argv: Sequence[str]) -> tuple[Study, argparse.Namespace, str]:
 
 
 def space_of(base: Config) -> Space:
-    """Every key that some table changes, for the columns of trials.csv."""
+    """Return the space of all keys that any table changes, for the columns of trials.csv."""
     changed = configurations(base)
     keys = list(dict.fromkeys(key for values in changed for key in values))
     return Space("tables", {key: Domain("grid", tuple(v[key] for v in changed if key in v)) for key in keys})
 
 
 def trials_of(study: Study, tables: Sequence[str]) -> list[Trial]:
-    """Of all rows and seeds: whole tables on the first seed, then on the next."""
+    """Return the trials of all rows and seeds, ordered by seed, so that tables complete seed by seed."""
     numbers = dict.fromkeys(config_id(study.base, row) for name in tables for row in rows_of(study.base, name))
     known = configurations(study.base)
     seeds = range(study.base.seed, study.base.seed + study.options.seeds)
@@ -84,11 +86,11 @@ def trials_of(study: Study, tables: Sequence[str]) -> list[Trial]:
 
 
 def make_tables(study: Study, names: Sequence[str], preset: str, runner: Runner) -> None:
-    """From where the study stands to its tables. A row that failed is said to have failed."""
+    """Run or resume the study and write its tables. Failed rows are marked as failed."""
     trials = trials_of(study, names)
-    told = ProgressReporter(study, len(trials))
-    runner.run(study, trials, told)
-    told()  # where there was nothing left to run, too
+    text = ProgressReporter(study, len(trials))
+    runner.run(study, trials, text)
+    text()  # also when there was nothing left to run
     for name in names:
         print("\n" + write_table(study.folder, table_of(study, name, preset, study.trials.outcomes())))
 

@@ -1,7 +1,7 @@
-"""Faces and their five points in a photograph: MTCNN (Zhang et al., 2016), in torch.
+"""Detect faces and their five landmarks in a photo: MTCNN (Zhang et al., 2016), in torch.
 
-The three networks' weights come inside the wheel of the package `mtcnn` (MIT), which needs TensorFlow to run them
-itself; facenet-pytorch, which has them for torch, only installs beside torch, NumPy and Pillow of years ago.
+The weights of the three networks come from the wheel of the package `mtcnn` (MIT), which itself needs TensorFlow.
+facenet-pytorch has them for torch, but requires outdated versions of torch, NumPy and Pillow.
 """
 
 from __future__ import annotations
@@ -24,34 +24,34 @@ from adadf_dist.errors import UserError
 
 INSTALL = "pip install 'adadf_dist[align]'"
 CELL, STRIDE = 12, 2
-"""Pixels that the first network sees at once, and between two looks."""
+"""Input size and stride of the first network, in pixels."""
 SHRINK = 0.709
-"""Between two scales of the picture: half the area."""
+"""Scale factor between pyramid levels: about half the area."""
 THRESHOLDS = (0.6, 0.7, 0.8)
-"""Least score behind each network."""
+"""Minimum score after each network."""
 MAX_DETECT_SIDE = 1024
-"""Longer side in pixels at which faces are looked for; larger pictures are made smaller first."""
+"""Maximum longer side in pixels for detection; larger images are downscaled first."""
 
 
 class Face(NamedTuple):
-    """A face found, in pixels of the picture."""
+    """A detected face, in pixels of the image."""
 
     box: tuple[float, float, float, float]
     """Left, top, right, bottom."""
     score: float
     landmarks: NDArray[np.float64]
-    """[5, 2], x and y of the left eye (as we see it), right eye, nose, left and right corner of the mouth."""
+    """[5, 2], x and y of the left eye (from the viewer), right eye, nose, left and right mouth corner."""
 
 
 class StageSpec(NamedTuple):
-    """Shape of one of the three networks."""
+    """Architecture of one of the three networks."""
 
     channels: tuple[int, ...]
     kernels: tuple[int, ...]
     pools: tuple[int, ...]
-    """Kernel of the pooling behind each convolution, stride 2; 0: none."""
+    """Pooling kernel after each convolution, stride 2; 0: none."""
     dense: int
-    """Width of the layer before the heads; 0: the network is convolutional to its end."""
+    """Width of the layer before the heads; 0: fully convolutional."""
     heads: tuple[int, ...]
 
 
@@ -61,7 +61,7 @@ ONET = StageSpec((32, 64, 64, 128), (3, 3, 3, 2), (3, 3, 2, 0), 256, (4, 10, 2))
 
 
 class MtcnnStage(nn.Module):
-    """Convolutions, then heads: offsets of the box, points (the last network alone), logits of no face and face."""
+    """Convolutions, then heads: box offsets, landmarks (last network only), logits of no face and face."""
 
     def __init__(self, layers: StageSpec, side: int) -> None:
         super().__init__()
@@ -83,22 +83,22 @@ class MtcnnStage(nn.Module):
             self.heads = nn.ModuleList(nn.Conv2d(before, width, 1) for width in layers.heads)
 
     def forward(self, images: Tensor) -> list[Tensor]:
-        """[n, 3, H, W] scaled to [-1, 1] to one tensor a head, [n, width] or [n, width, h, w]."""
+        """Map [n, 3, H, W] scaled to [-1, 1] to one tensor per head, [n, width] or [n, width, h, w]."""
         hidden = self.features(images)
         if self.dense is not None:
-            hidden = self.dense(hidden.permute(0, 3, 2, 1).flatten(1))  # the weights count columns before rows
+            hidden = self.dense(hidden.permute(0, 3, 2, 1).flatten(1))  # the weights expect columns before rows
         return [head(hidden) for head in self.heads]
 
 
 def load_network(name: str, layers: StageSpec, side: int) -> MtcnnStage:
-    """A network with the weights of the package `mtcnn`. Raises `UserError` when it is not installed."""
+    """Load a network with the weights of the package `mtcnn`. Raises `UserError` if it is not installed."""
     try:
         import joblib
 
         path = next(file for file in distribution("mtcnn").files or [] if file.name == f"{name}.lz4")
         values = joblib.load(path.locate())
     except (ImportError, PackageNotFoundError, StopIteration, ValueError):
-        raise UserError(f"finding faces needs the weights of the package mtcnn: {INSTALL}") from None
+        raise UserError(f"face detection needs the weights of the package mtcnn: {INSTALL}") from None
     network = MtcnnStage(layers, side)
     for parameter, value in zip(network.parameters(), map(torch.from_numpy, values), strict=True):
         if value.ndim == 4:
@@ -111,10 +111,10 @@ def load_network(name: str, layers: StageSpec, side: int) -> MtcnnStage:
 
 
 class Detector:
-    """MTCNN with its weights, on a device. Raises `UserError` when the package of the weights is not installed."""
+    """MTCNN with its weights, on a device. Raises `UserError` if the package with the weights is not installed."""
 
     def __init__(self, device: torch.device | str = "cpu", smallest: int = 20) -> None:
-        """`smallest`: side in pixels of the smallest face to look for."""
+        """`smallest`: side in pixels of the smallest face to detect."""
         self.device = torch.device(device)
         self.smallest = smallest
         self.propose = load_network("pnet", PNET, 12).to(self.device)
@@ -123,7 +123,7 @@ class Detector:
 
     @torch.inference_mode()
     def detect(self, images: Sequence[Image.Image]) -> list[list[Face]]:
-        """The faces of each picture, the surest first. Pictures need not be of one size; they are upright."""
+        """Return the faces of each image, highest score first. Images must be upright and may differ in size."""
         if not images:
             return []
         pixels, ratios = [], []
@@ -157,7 +157,7 @@ class Detector:
         return [sorted(found, key=lambda face: -face.score) for found in faces]
 
     def find_candidates(self, image: Tensor) -> Tensor:
-        """[n, 4] square boxes that may hold a face, over all scales of a picture [3, H, W]."""
+        """Return [n, 4] square candidate boxes over all scales of an image [3, H, W]."""
         boxes, scores = [torch.zeros(0, 4, device=self.device)], [torch.zeros(0, device=self.device)]
         for scale in self.scales(min(image.shape[1:])):
             size = [max(CELL, math.ceil(side * scale)) for side in image.shape[1:]]
@@ -183,7 +183,7 @@ class Detector:
 def select(
     boxes: Tensor, owners: Tensor, offsets: Tensor, logits: Tensor, threshold: float
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Boxes moved by their offsets, owners, scores and former rows of what is sure enough and no other's double."""
+    """Apply offsets to boxes and keep confident, non-overlapping ones: boxes, owners, scores and former rows."""
     scores = logits.softmax(dim=1)[:, 1]
     moved = boxes + offsets * (boxes[:, 2:] - boxes[:, :2]).repeat(1, 2)
     rows = torch.nonzero(scores > threshold).flatten()
@@ -192,13 +192,13 @@ def select(
 
 
 def square_boxes(boxes: Tensor) -> Tensor:
-    """The same centres, both sides the longer one."""
+    """Make boxes square with the longer side, around the same centers."""
     centres, side = (boxes[:, :2] + boxes[:, 2:]) / 2, (boxes[:, 2:] - boxes[:, :2]).amax(dim=1, keepdim=True)
     return torch.cat([centres - side / 2, centres + side / 2], dim=1)
 
 
 def crop_patches(images: Sequence[Tensor], owners: Tensor, boxes: Tensor, side: int) -> Tensor:
-    """[n, 3, side, side]: what is in each box of its picture, zero (mid grey) outside the picture."""
+    """Crop each box from its image: [n, 3, side, side], zero (mid gray) outside the image."""
     patches = []
     for owner, box in zip(owners.tolist(), boxes.round().int().tolist(), strict=True):
         image = images[owner]

@@ -1,1 +1,1 @@
-"""Which training faces are likely to be mislabelled, by what a run has learned of them: docs/audit.md."""
+"""Find likely mislabeled training samples of a run: docs/audit.md."""

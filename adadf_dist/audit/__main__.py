@@ -1,4 +1,4 @@
-"""Find training faces that are likely to be mislabelled: `python -m adadf_dist.audit RUN`. See --help."""
+"""Find likely mislabeled training samples: `python -m adadf_dist.audit RUN`. See --help."""
 
 from __future__ import annotations
 
@@ -23,18 +23,18 @@ from adadf_dist.files.outputs import add_force_option, os_errors_as_user_errors
 FOLDER = "audit"
 
 DESCRIPTION = """\
-Rank the training faces of a run by how suspicious their labels are, from what the run has learned of them: one pass of
-the trained network over the training split as it was trained on, and the history of its epochs. RUN/audit gets:
+Rank the training samples of a run by how likely they are mislabeled, from predictions of the trained network on the
+training split and from the training dynamics. Writes to RUN/audit:
 
-  audit.csv    every training face, the most suspicious first: label, proposed label, suspicion, attention and loss over
-               the epochs and in the last, how often it was forgotten, auxiliary, target and fused distribution
-  audit.html   the most suspicious faces to leaf through; keep, relabel or drop them and export relabel.csv, which
-               `--data.relabel` of the trainer and `--relabel` of shards.build carry out
-  scores.json  how well this and other scores find labels that are known to be wrong, where any are
+  audit.csv    every training sample, most likely mislabeled first: label, proposed label, suspicion (label error
+               score), attention and loss (mean and last), how often it was forgotten, auxiliary, target and fused
+               distribution
+  audit.html   gallery of the most likely mislabeled samples: keep, relabel or drop them and export relabel.csv, which
+               `--data.relabel` of the trainer and `--relabel` of shards.build apply
+  scores.json  how well this and baseline scores find known label errors, if there are any
 
-Labels are known to be wrong where the run was trained with data.label_noise or data.label_noise_file, and where
---true-labels gives another labelling of the same photos (FER+'s for FER2013's). A run that is not over is judged by
-the epochs that there are.
+Label errors are known if the run was trained with data.label_noise or data.label_noise_file, or from other labels of
+the same photos (--true-labels, such as FER+ for FER2013). An unfinished run is audited on its epochs so far.
 """
 EPILOG = """\
 examples:
@@ -49,15 +49,15 @@ def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
         description=DESCRIPTION,
         epilog=EPILOG,
     )
-    parser.add_argument("run", type=Path, metavar="RUN", help="run folder of adadf_dist.train")
+    parser.add_argument("run", type=Path, metavar="RUN", help="run directory of adadf_dist.train")
     parser.add_argument(
-        "--gallery", type=int, default=500, metavar="N", help="faces in audit.html (default: %(default)s)"
+        "--gallery", type=int, default=500, metavar="N", help="samples in audit.html (default: %(default)s)"
     )
     parser.add_argument(
         "--checkpoint",
         choices=("selected", "last"),
         default="selected",
-        help="whose answers are taken (default: %(default)s)",
+        help="checkpoint to use (default: %(default)s)",
     )
     parser.add_argument(
         "--data.shards",
@@ -70,34 +70,34 @@ def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument(
         ALLOW_OTHER_DATA,
         action="store_true",
-        help="audit although the images are not those that the run was trained on (the dataset's digest differs)",
+        help="audit even if the images differ from the run's training images (different dataset digest)",
     )
     parser.add_argument(
         "--true-labels",
         type=Path,
         metavar="DIR",
-        help="dataset with other labels of the same photos, taken for true",
+        help="dataset with reference labels of the same photos",
     )
     add_force_option(parser, "an audit of RUN")
     args = parser.parse_args(argv)
     if args.gallery < 1:
-        parser.error(f"--gallery {args.gallery}: at least 1")
+        parser.error(f"--gallery {args.gallery}: must be at least 1")
     return args
 
 
 def audit(args: argparse.Namespace) -> None:
-    """Judge, write, tell. Raises `UserError`."""
+    """Score the labels, write the files and print a summary. Raises `UserError`."""
     table, page, scores = (args.run / FOLDER / name for name in ("audit.csv", "audit.html", "scores.json"))
     if not args.force and any(file.exists() for file in (table, page, scores)):
-        raise UserError(f"{table.parent}: holds an audit already; add --force to replace it")
+        raise UserError(f"{table.parent}: audit already exists; pass --force to replace it")
     if world_size_from_env() > 1:
-        raise UserError("an audit is the work of one process: start it without torchrun")
+        raise UserError("audit runs in a single process; do not launch it with torchrun")
     with load_audit_inputs(args.run, args.checkpoint, args.shards, pick_device(), args.allow_other_data) as material:
         truths = find_reference_labels(args, material)
         findings = score_labels(material, truths[0] if truths else None)
         scorecards = [score(findings, truth) for truth in truths]
         content = render(findings, args.gallery)
-        with os_errors_as_user_errors(table):  # file by file: a relabel.csv may have been saved beside them
+        with os_errors_as_user_errors(table):  # keep other files, such as a saved relabel.csv
             table.parent.mkdir(exist_ok=True)
         write_table(table, findings)
         write_text(page, content)
@@ -110,7 +110,7 @@ def audit(args: argparse.Namespace) -> None:
 
 
 def find_reference_labels(args: argparse.Namespace, material: AuditInputs) -> list[ReferenceLabels]:
-    """What is known of true labels: by --true-labels, by noise that was put in on purpose."""
+    """Return the available reference labels: from --true-labels and from injected noise."""
     truths = []
     if args.true_labels is not None:
         truths.append(labels_from_dataset(material.split, args.true_labels))
@@ -128,7 +128,8 @@ def print_summary(findings: AuditResult, scorecards: Sequence[ScoreReport]) -> N
         print(material.under_way)
     doubted = int((findings.proposed != material.labels).sum())
     print(
-        f"{len(material.labels):,} training faces, {doubted:,} of which the network labels otherwise; most suspicious:"
+        f"{len(material.labels):,} training samples; the model disagrees with {doubted:,} labels. "
+        "Most likely mislabeled:"
     )
     for face in findings.ranked[:5].tolist():
         label, proposed = material.classes[material.labels[face]], material.classes[findings.proposed[face]]

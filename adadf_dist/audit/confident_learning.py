@@ -1,4 +1,4 @@
-"""Confident learning (Northcutt et al., 2021) on the same predictions, by its authors' package; an optional extra."""
+"""Confident learning (Northcutt et al., 2021) on the same predictions, using cleanlab (optional)."""
 
 from __future__ import annotations
 
@@ -13,26 +13,26 @@ Floats = NDArray[np.float64]
 
 
 class ConfidentLearning(NamedTuple):
-    """Of S faces."""
+    """Scores of S samples."""
 
     label_quality: Floats
-    """[S], 1 - label quality as the package scores it unless told otherwise: the share predicted for the label."""
+    """[S], 1 - cleanlab's default label quality, the predicted probability of the label."""
     issues: NDArray[np.bool_]
-    """[S], the faces that `find_label_issues` names."""
+    """[S], samples flagged by `find_label_issues`."""
 
     @property
     def score(self) -> Floats:
-        """[S]: the named faces before all others, each part by doubt."""
+        """[S]: flagged samples above all others, each group ordered by `label_quality`."""
         return self.label_quality + self.issues
 
 
 def confident_learning(labels: NDArray[np.int64], predicted: Floats) -> ConfidentLearning:
-    """From labels [S] and predicted distributions [S, C].
+    """Compute scores from labels [S] and predicted distributions [S, C].
 
-    cleanlab asks for out-of-sample predictions, by cross-validation; these are of the network that was trained on the
-    faces, so it is at a disadvantage here as far as the network has learnt wrong labels by heart.
+    cleanlab expects out-of-sample predictions from cross-validation. These predictions are in-sample, which puts it at
+    a disadvantage if the network memorized wrong labels.
     """
-    present, compact = np.unique(labels, return_inverse=True)  # cleanlab wants every class to have a face
+    present, compact = np.unique(labels, return_inverse=True)  # cleanlab requires samples of every class
     shown = predicted[:, present]
     shown = shown / shown.sum(axis=1, keepdims=True)
     quality = get_label_quality_scores(compact, shown)

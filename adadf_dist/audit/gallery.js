@@ -1,5 +1,5 @@
 "use strict";
-// Faces, classes and the run's name stand in #data as JSON; decisions are kept in localStorage, a run by itself.
+// #data contains samples, classes and the run's name as JSON; decisions are stored in localStorage per run.
 
 const data = JSON.parse(document.getElementById("data").textContent);
 const byId = (id) => document.getElementById(id);
@@ -13,7 +13,7 @@ function load() {
   try {
     return JSON.parse(localStorage.getItem(data.run)) ?? {};
   } catch {
-    byId("unkept").hidden = false; // no storage here: what is decided is lost with the page
+    byId("unkept").hidden = false; // no storage: decisions are lost when the page closes
     return {};
   }
 }
@@ -33,7 +33,7 @@ function element(name, attributes = {}, ...children) {
   return made;
 }
 
-// The likeliest class that the face is not labelled with: what relabelling would make of it.
+// The most likely class other than the label: the default for relabeling.
 function candidate(face) {
   if (face.proposed !== face.label) return face.proposed;
   const others = face.target.map((p, c) => (c === face.label ? -1 : p));
@@ -56,9 +56,9 @@ function bars(face) {
 }
 
 function facts(face) {
-  const learnt = face.never_learnt ? "never learnt" : `forgotten ${face.forgotten}×`;
-  const lines = [`suspicion ${face.suspicion.toFixed(3)}`, `attention ${face.attention}`, `loss ${face.loss}`, learnt];
-  if (face.truth) lines.push(`in truth ${face.truth}`);
+  const learnt = face.never_learnt ? "never learned" : `forgotten ${face.forgotten}×`;
+  const lines = [`label error score ${face.suspicion.toFixed(3)}`, `attention ${face.attention}`, `loss ${face.loss}`, learnt];
+  if (face.truth) lines.push(`reference label ${face.truth}`);
   const parts = lines.flatMap((line) => [line, element("br")]);
   return element("div", { class: "facts" }, ...parts, element("code", { title: "key" }, face.key));
 }
@@ -75,7 +75,7 @@ function decideRow(face) {
 function card(face, place) {
   const label = data.classes[face.label];
   const agreed = face.proposed === face.label;
-  const title = element("h2", {}, label, element("span", { class: "to" }, agreed ? "the network agrees" : "→"));
+  const title = element("h2", {}, label, element("span", { class: "to" }, agreed ? "model agrees" : "→"));
   if (!agreed) title.append(data.classes[face.proposed]);
   title.append(element("span", { class: "verdict" }), element("span", { class: "rank" }, `${face.rank}.`));
   const picture = face.picture
@@ -100,8 +100,8 @@ function mark(place) {
   const decision = decisions[face.key];
   const made = cards[place];
   made.className = `face ${decision?.decision ?? ""}`;
-  const told = { keep: "kept", drop: "dropped", relabel: `is ${decision?.label}` };
-  made.querySelector(".verdict").textContent = decision ? told[decision.decision] : "";
+  const done = { keep: "kept", drop: "dropped", relabel: `relabeled to ${decision?.label}` };
+  made.querySelector(".verdict").textContent = decision ? done[decision.decision] : "";
   if (decision?.decision === "relabel") made.querySelector("select").value = data.classes.indexOf(decision.label);
 }
 
@@ -128,7 +128,7 @@ function refresh() {
 
 function tell() {
   const decided = data.faces.filter((face) => face.key in decisions).length;
-  byId("count").textContent = `${shown.length} of ${data.faces.length} faces shown, ${decided} decided`;
+  byId("count").textContent = `${shown.length} of ${data.faces.length} samples shown, ${decided} decided`;
   byId("export").disabled = !Object.keys(decisions).length;
 }
 
@@ -139,7 +139,7 @@ function focus(place) {
   cards[shown[at]].scrollIntoView({ block: "nearest" });
 }
 
-// Decide, go on to the next face; `label` is a class number.
+// Store the decision and go to the next sample; `label` is a class number.
 function decide(place, what, label) {
   const number = shown[place];
   if (number === undefined) return;
@@ -153,7 +153,7 @@ function decide(place, what, label) {
     tell();
     focus(what === "undo" ? place : place + 1);
   } else {
-    refresh(); // the face may have left the selection, and the next one stands in its place
+    refresh(); // the sample may no longer match the filter; the next one is at its index then
     focus(place);
   }
 }
@@ -179,7 +179,7 @@ function quoted(cell) {
   return /[",\n]/.test(cell) ? `"${cell.replaceAll('"', '""')}"` : cell;
 }
 
-// Also what was decided of faces that are not in this page: it may have been written anew with fewer.
+// Includes decisions on samples that are not on this page: a later audit may show fewer samples.
 function exported() {
   const places = new Map(data.faces.map((face) => [face.key, face.rank]));
   const keys = Object.keys(decisions).sort((a, b) => (places.get(a) ?? 1e9) - (places.get(b) ?? 1e9));

@@ -1,4 +1,4 @@
-"""The most suspicious faces as one page, to leaf through and decide on. It needs no network: pictures are inside."""
+"""Gallery page of the most likely mislabeled samples, for reviewing labels. Works offline; images are embedded."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ from adadf_dist.data.dataset import Split
 from adadf_dist.data.jpeg import InvalidImageError, decode, encode, to_gray_or_rgb
 
 SIDE = 160
-"""Longest side of an embedded picture, in pixels; smaller ones are embedded as they are stored."""
+"""Longest side of an embedded image in pixels; smaller images are embedded unchanged."""
 
 HELP = """\
-<p class="help"><kbd>←</kbd> <kbd>→</kbd> <kbd>↑</kbd> <kbd>↓</kbd> go from face to face, or click one.
-<kbd>K</kbd> keep, <kbd>D</kbd> drop, <kbd>R</kbd> relabel to the class shown, <kbd>1</kbd> to <kbd>9</kbd> relabel to
-that class of the list, <kbd>U</kbd> undo. Decisions stay in this browser; <em>Export relabel.csv</em> saves them for
-<code>--data.relabel</code> of the trainer and <code>--relabel</code> of the builder.</p>
-<p class="warning" id="unkept" hidden>This browser keeps nothing for this page: export before you leave it.</p>"""
+<p class="help"><kbd>←</kbd> <kbd>→</kbd> <kbd>↑</kbd> <kbd>↓</kbd> move between samples, or click one.
+<kbd>K</kbd> keep, <kbd>D</kbd> drop, <kbd>R</kbd> relabel to the selected class, <kbd>1</kbd> to <kbd>9</kbd> relabel
+to the class with this number, <kbd>U</kbd> undo. Decisions are saved in this browser; <em>Export relabel.csv</em> saves
+them for <code>--data.relabel</code> of the trainer and <code>--relabel</code> of the builder.</p>
+<p class="warning" id="unkept" hidden>This browser cannot save decisions; export before closing the page.</p>"""
 
 TOOLS = """\
 <div class="bar"><div>
-<label>annotated <select id="label"><option value="">any</option></select></label>
+<label>label <select id="label"><option value="">any</option></select></label>
 <label>pair <select id="pair"><option value="">any</option></select></label>
 <label>show <select id="which"><option value="all">all</option><option value="open">undecided</option>
 <option value="decided">decided</option></select></label>
@@ -38,7 +38,7 @@ TOOLS = """\
 
 
 def render(findings: AuditResult, most: int) -> str:
-    """The page as HTML, with the `most` most suspicious faces. Reads their pictures from the shards."""
+    """Render the HTML page of the `most` most likely mislabeled samples. Reads their images from the shards."""
     folder = Path(__file__).parent
     css, script = ((folder / name).read_text(encoding="utf-8") for name in ("gallery.css", "gallery.js"))
     material = findings.material
@@ -48,7 +48,7 @@ def render(findings: AuditResult, most: int) -> str:
         "classes": material.classes,
         "faces": [face_data(findings, face, rank) for rank, face in enumerate(chosen, start=1)],
     }
-    content = json.dumps(data, separators=(",", ":")).replace("<", "\\u003c")  # no key may end the script
+    content = json.dumps(data, separators=(",", ":")).replace("<", "\\u003c")  # no key may close the script element
     head = '<meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">'
     parts = [
         "<!doctype html>",
@@ -67,17 +67,17 @@ def render(findings: AuditResult, most: int) -> str:
 
 def header_html(findings: AuditResult, shown: int) -> Iterator[str]:
     material = findings.material
-    yield f"<h1>{escape(material.run.resolve().name)}: labels in doubt</h1>"
-    told = f"The {shown:,} most suspicious of {len(material.labels):,} training faces. Answers are those of epoch "
-    told += f"{material.trained.epoch}, attention and loss are means over {material.traces.epochs} epochs. Suspicion: "
-    told += "what auxiliary and target branch together give to other classes than the annotated one."
-    yield f'<p class="lead">{escape(told)}</p>'
+    yield f"<h1>{escape(material.run.resolve().name)}: likely mislabeled samples</h1>"
+    text = f"The {shown:,} most likely mislabeled of {len(material.labels):,} training samples. Predictions are from "
+    text += f"epoch {material.trained.epoch}; attention and loss are means over {material.traces.epochs} epochs. Label "
+    text += "error score: 1 minus the label's mean probability over auxiliary and target branch."
+    yield f'<p class="lead">{escape(text)}</p>'
     if material.under_way:
         yield f'<p class="warning">{escape(material.under_way)}</p>'
 
 
 def face_data(findings: AuditResult, face: int, rank: int) -> dict[str, object]:
-    """What the page knows of a face: plain numbers, rounded."""
+    """Return the page's data of a sample, with rounded numbers."""
     material, traces = findings.material, findings.material.traces
     votes = None if material.split.votes is None else material.split.votes[face]
     truth = findings.truth_of(face)
@@ -111,7 +111,7 @@ def shares(values: NDArray[Any]) -> list[float]:
 
 
 def picture(split: Split, face: int) -> str | None:
-    """The face as base64 of a JPEG; None when it cannot be read."""
+    """Return the sample's image as a base64 JPEG; None if it cannot be read."""
     try:
         data = bytes(split.read(face))
         image = to_gray_or_rgb(decode(data))

@@ -1,4 +1,4 @@
-"""What an audit comes to: each face's suspicion and proposed label, ranked, and as a table of all faces."""
+"""Result of an audit: label error scores and proposed labels, ranked, and written as a table."""
 
 from __future__ import annotations
 
@@ -19,21 +19,21 @@ Floats = NDArray[np.float64]
 
 
 class AuditResult(NamedTuple):
-    """Of S training faces, in the order of the split."""
+    """Results for S training samples, in the order of the split."""
 
     material: AuditInputs
     evidence: SampleEvidence
     suspicion: Floats
-    """[S] in [0, 1]"""
+    """[S], label error score in [0, 1]."""
     proposed: NDArray[np.int64]
-    """[S]; the label itself where the network agrees with it."""
+    """[S]; the label itself if the model agrees with it."""
     ranked: NDArray[np.intp]
-    """[S], face numbers, the most suspicious first; ties go to the earlier face."""
+    """[S], sample indices, most likely mislabeled first; ties in the order of the split."""
     truth: ReferenceLabels | None
-    """What is known of the true labels: shown beside, and never looked at to judge."""
+    """Reference labels, only for display; never used for scoring."""
 
     def truth_of(self, face: int) -> int:
-        """The true label, or -1 where it is not known."""
+        """Return the reference label, or -1 if unknown."""
         return -1 if self.truth is None else int(self.truth.labels[face])
 
 
@@ -47,10 +47,7 @@ def score_labels(material: AuditInputs, truth: ReferenceLabels | None) -> AuditR
 
 
 def write_table(path: Path, findings: AuditResult) -> None:
-    """`audit.csv`: every face and all that is known of it, the most suspicious first; whole or not at all.
-
-    Raises `UserError`.
-    """
+    """Write `audit.csv` atomically: one row per sample, most likely mislabeled first. Raises `UserError`."""
     classes = findings.material.classes
     partial = path.with_suffix(".partial.csv")
     with os_errors_as_user_errors(path), partial.open("w", newline="", encoding="utf-8") as stream:
@@ -65,7 +62,7 @@ def write_table(path: Path, findings: AuditResult) -> None:
 
 
 def row(findings: AuditResult, face: int) -> Iterator[object]:
-    """The cells of a face after its rank. What is not known is empty."""
+    """Yield the cells of a sample after its rank. Unknown values are empty."""
     material, traces = findings.material, findings.material.traces
     classes = material.classes
     yield material.split.keys[face]

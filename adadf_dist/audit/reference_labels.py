@@ -1,4 +1,4 @@
-"""Labels that are known to be wrong: put in on purpose, or contradicted by another labelling of the same photos."""
+"""Reference labels: labels before injected noise, or other labels of the same photos."""
 
 from __future__ import annotations
 
@@ -17,25 +17,25 @@ from adadf_dist.errors import UserError
 from adadf_dist.tracking.artifacts import SampleTable
 
 MAX_COMPARED_IMAGES = 100
-"""Faces found by key whose pictures are compared."""
+"""Maximum number of samples matched by key whose images are compared."""
 
 
 class ReferenceLabels(NamedTuple):
-    """Of S training faces."""
+    """Reference labels of S training samples."""
 
     labels: NDArray[np.int64]
-    """[S], the true ones in the run's classes; -1 where nothing is known."""
+    """[S], in the run's classes; -1 if unknown."""
     source: str
-    """For people: whose labels these are, and of how many faces."""
+    """Human-readable source of the labels and number of samples."""
 
     @property
     def known(self) -> NDArray[np.intp]:
-        """Numbers of the faces that count."""
+        """Indices of the samples with a reference label."""
         return np.flatnonzero(self.labels >= 0)
 
 
 def injected_noise(faces: SampleTable, data: DataConfig) -> ReferenceLabels | None:
-    """What `data.label_noise` or `data.label_noise_file` put in; None where every label is as the dataset has it."""
+    """Return the labels before `data.label_noise` or `data.label_noise_file`; None if no label was changed."""
     kind = f"data.label_noise {data.label_noise:g}" if data.label_noise else "data.label_noise_file"
     changed = int((faces.labels != faces.true_labels).sum())
     if not changed:
@@ -47,43 +47,43 @@ def injected_noise(faces: SampleTable, data: DataConfig) -> ReferenceLabels | No
 
 
 def labels_from_dataset(split: Split, folder: Path) -> ReferenceLabels:
-    """By the labels of another dataset folder that holds the same faces, in whatever split.
+    """Read reference labels from another dataset folder with the same images, in any split.
 
-    A face is found by its key or else by the bytes of its picture. Faces that one of the two has in a class unknown to
-    the other do not count. Raises `UserError` where no face is found, or no class is known to both.
+    Samples are matched by key, or else by image bytes. Samples whose class is missing in the other dataset are
+    ignored. Raises `UserError` if no sample matches or there is no common class.
     """
     other = open_dataset(folder)
     places = [find_class(name, split.classes) for name in other.classes]
     to_ours = [-1 if place is None else place for place in places]
     if not any(ours >= 0 for ours in to_ours):
         raise UserError(
-            f"--true-labels {folder}: its classes {', '.join(other.classes)} are none of the run's "
-            f"{', '.join(split.classes)}; give a dataset that names the same emotions"
+            f"--true-labels {folder}: its classes {', '.join(other.classes)} do not match the run's "
+            f"{', '.join(split.classes)}; pass a dataset of the same emotions"
         )
     others = [other.split(name) for name in other.splits]
     found, by_key, by_picture = match(split, others)
     if not by_key + by_picture:
         theirs = example_key(other)
         raise UserError(
-            f"--true-labels {folder}: shares no face with the run, by key or by picture (a key there is {theirs}, here "
-            f"{split.keys[0]}); give shards of the same photos"
+            f"--true-labels {folder}: no sample in common with the run by key or image (example keys: {theirs}, run: "
+            f"{split.keys[0]}); pass a dataset of the same photos"
         )
-    table = np.array([*to_ours, -1])  # its last place is for faces that were not found, -1
+    table = np.array([*to_ours, -1])  # the last entry is for unmatched samples, -1
     in_both = np.isin(split.labels, table[table >= 0])
     labels = np.where(in_both, table[found], -1)
     counted = int((labels >= 0).sum())
     wrong = int((labels[labels >= 0] != split.labels[labels >= 0]).sum())
-    told = f"labels of {other.name}: {by_key:,} of {len(split):,} faces found by key, {by_picture:,} by picture; "
+    text = f"labels of {other.name}: {by_key:,} of {len(split):,} samples matched by key, {by_picture:,} by image; "
     same, looked = count_identical_images(split, others)
-    told += f"of {looked:,} found by key {same:,} have the very same picture; of "
-    told += f"{counted:,} in classes that both have, {wrong:,} are labelled otherwise ({wrong / max(counted, 1):.1%})"
-    return ReferenceLabels(labels, told)
+    text += f"of {looked:,} matched by key, {same:,} have an identical image; of "
+    text += f"{counted:,} in common classes, {wrong:,} are labeled differently ({wrong / max(counted, 1):.1%})"
+    return ReferenceLabels(labels, text)
 
 
 def match(split: Split, others: Sequence[Split]) -> tuple[NDArray[np.int64], int, int]:
-    """[S] labels that the other splits have for our faces, -1 where they have none; found by key, and by picture.
+    """Return the other splits' labels of the samples [S] (-1: none), and the numbers matched by key and by image.
 
-    A picture that stands there more than once counts when its copies agree.
+    Duplicate images match only if their labels agree.
     """
     of_key = {str(key): int(label) for other in others for key, label in zip(other.keys, other.labels, strict=True)}
     found = np.array([of_key.get(str(key), -1) for key in split.keys], dtype=np.int64)
@@ -100,10 +100,10 @@ def match(split: Split, others: Sequence[Split]) -> tuple[NDArray[np.int64], int
 
 
 def count_identical_images(split: Split, others: Sequence[Split]) -> tuple[int, int]:
-    """Of the first `MAX_COMPARED_IMAGES` faces found by key, those whose pictures are the same bytes; and their number.
+    """Return how many of the first `MAX_COMPARED_IMAGES` samples matched by key have identical images, and the total.
 
-    Datasets may count their faces alike and hold others: the user should see it. (Cut out otherwise, the same photos
-    have other bytes.)
+    Reported to the user, because datasets may have the same numbering but different images. Differently cropped
+    versions of a photo are not identical either.
     """
     place = {str(key): (other, row) for other in others for row, key in enumerate(other.keys)}
     found = [row for row, key in enumerate(split.keys) if str(key) in place][:MAX_COMPARED_IMAGES]

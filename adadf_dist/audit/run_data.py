@@ -1,4 +1,4 @@
-"""A run opened for an audit: its training faces as it trained on them, and what it has to say of each."""
+"""Load a run for an audit: its training samples, predictions and training dynamics."""
 
 from __future__ import annotations
 
@@ -27,24 +27,24 @@ from adadf_dist.training.setup import resolve_loader
 
 
 class AuditInputs(NamedTuple):
-    """S training faces of a run, in the order of its training split; C classes."""
+    """S training samples of a run, in the order of its training split; C classes."""
 
     run: Path
     split: Split
-    """Labels as trained; `split.read` has the pictures while the run is open."""
+    """Labels as trained on; `split.read` reads images while the run is open."""
     faces: SampleTable
     trained: TrainedModel
     traces: TrainingDynamics
     answers: Predictions
-    """Of the faces as they are, without augmentation."""
+    """Predictions on the training samples without augmentation."""
     weights: NDArray[np.float64]
-    """[S], w' of eq 11 from these answers."""
+    """[S], w' of eq 11 from these predictions."""
     fused: NDArray[np.float64]
     """[S, C], eq 12."""
     stored_labels: NDArray[np.int64]
-    """[S], as the dataset has them: neither relabeled nor disturbed by label noise."""
+    """[S], labels in the dataset, before relabeling and label noise."""
     other_data: str = ""
-    """How the dataset differs from the one that the run was trained on, where the user allowed it."""
+    """How the dataset differs from the run's training data, if the user allowed it."""
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -52,33 +52,33 @@ class AuditInputs(NamedTuple):
 
     @property
     def labels(self) -> NDArray[np.int64]:
-        """[S], as trained."""
+        """[S], labels as trained on."""
         return self.split.labels
 
     @property
     def under_way(self) -> str:
-        """What there is of a run that is not over; empty for one that is."""
+        """Note for an unfinished run; empty for a finished one."""
         planned = self.trained.config.epochs
         if self.traces.epochs >= planned:
             return ""
-        return f"the run is at {self.traces.epochs} of {planned} epochs; these are judged"
+        return f"the run is at {self.traces.epochs} of {planned} epochs; auditing these"
 
 
 @contextmanager
 def load_audit_inputs(
     run: Path, which: CheckpointChoice, shards: str, device: torch.device, allow_other_data: bool = False
 ) -> Iterator[AuditInputs]:
-    """One pass of the trained network over the training split, carved, relabelled and disturbed as in the run.
+    """Predict the training split with the same held-out split, relabeling and label noise as in the run.
 
-    `shards`: where the dataset is now; empty: where the run found it. `allow_other_data`: audit other images under the
+    `shards`: current location of the dataset; empty: as in the run. `allow_other_data`: audit other images with the
     same keys and labels. Raises `UserError`.
     """
     if run.is_file():
-        raise UserError(f"{run}: is a file; give the run folder, whose history is needed too")
+        raise UserError(f"{run}: is a file; pass the run directory, whose history is needed too")
     trained = load_trained_model(run, which)
     if not shards and not scheme_of(trained.config.data.shards) and not Path(trained.config.data.shards).is_dir():
         raise UserError(
-            f"{trained.config.data.shards}: the run's dataset is not there; give where it is now as --data.shards DIR"
+            f"{trained.config.data.shards}: the run's dataset was not found; pass its location as --data.shards DIR"
         )
     faces = load_samples(run)
     traces = load_training_dynamics(run, len(faces.labels))
@@ -98,14 +98,14 @@ def load_audit_inputs(
 
 
 def read_stored_labels(split: Split) -> NDArray[np.int64]:
-    """[S], the dataset's classes of a training split's samples."""
+    """Return the dataset's labels of the training split's samples [S]."""
     stored = open_dataset(split.folder).split("train")
     labels = dict(zip(stored.keys.tolist(), stored.labels.tolist(), strict=True))
     return np.array([labels[key] for key in split.keys.tolist()])
 
 
 def audit_config(config: Config, shards: str, world: World) -> Config:
-    """The run's, but for who decodes where DALI is missing, and for streamed tars, which are fetched."""
+    """Return the run's configuration, without DALI if it is unavailable, and caching streamed shards."""
     changed: dict[str, object] = {"data.access": "cache"}
     if shards:
         changed["data.shards"] = shards
@@ -115,9 +115,9 @@ def audit_config(config: Config, shards: str, world: World) -> Config:
 
 
 def check_same_images(data: DataModule, trained: TrainedModel, allow_other_data: bool) -> str:
-    """How the dataset differs from the run's, which is an error unless the user allows it. Raises `UserError`."""
+    """Describe how the dataset differs from the run's. Raises `UserError` if it differs without permission."""
     if trained.data is None:
-        return ""  # of an older version: keys and labels have been compared
+        return ""  # written by an older version; keys and labels were compared
     difference = other_data(trained.data.source, data.source, ["train"])
     if difference and not allow_other_data:
         raise UserError(f"{trained.path}: {difference}; {how_to_fix()}")
@@ -125,17 +125,17 @@ def check_same_images(data: DataModule, trained: TrainedModel, allow_other_data:
 
 
 def check_same_faces(data: DataModule, faces: SampleTable, trained: TrainedModel) -> None:
-    """Raise `UserError` unless the dataset gives the training split that the run wrote down."""
+    """Raise `UserError` unless the dataset yields the run's recorded training split."""
     shards = data.config.data.shards
     if data.classes != trained.classes:
         raise UserError(
             f"{shards}: has the classes {', '.join(data.classes)}, but {trained.path} was trained on "
-            f"{', '.join(trained.classes)}; give the run's own dataset as --data.shards"
+            f"{', '.join(trained.classes)}; pass the run's dataset as --data.shards"
         )
     if not np.array_equal(sample_keys(data.train_split), faces.keys):
-        raise UserError(f"{shards}: has other training faces than the run; give the run's own dataset as --data.shards")
+        raise UserError(f"{shards}: training samples differ from the run's; pass the run's dataset as --data.shards")
     if not np.array_equal(data.train_split.labels, faces.labels):
         raise UserError(
-            f"{shards}: has other training labels than the run; give the run's own dataset as --data.shards, and what "
-            "data.relabel and data.label_noise_file named as it was"
+            f"{shards}: training labels differ from the run's; pass the run's dataset as --data.shards and restore the "
+            "files of data.relabel and data.label_noise_file"
         )

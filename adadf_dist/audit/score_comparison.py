@@ -1,4 +1,4 @@
-"""How well scores find labels that are known to be wrong: one table of the audit's score and its rivals."""
+"""Evaluate how well the audit's score and baselines find known label errors."""
 
 from __future__ import annotations
 
@@ -16,41 +16,42 @@ from adadf_dist.audit.scores import BASELINE_SCORES, fill_missing
 
 Floats = NDArray[np.float64]
 
-NO_CLEANLAB = "confident learning is left out: cleanlab is not installed; pip install 'adadf_dist[audit]'"
+NO_CLEANLAB = "confident learning skipped: cleanlab is not installed; pip install 'adadf_dist[audit]'"
 IN_SAMPLE = (
-    "Confident learning judges by the predictions of the network that was trained on these faces. Its authors ask for "
-    "out-of-sample predictions, by cross-validation, which would take several runs."
+    "Confident learning uses in-sample predictions here. Its authors recommend out-of-sample predictions from "
+    "cross-validation, which would take several runs."
 )
 
 
 class ScoreRow(NamedTuple):
-    """One score on one truth. Shares in [0, 1]; NaN where they are not defined."""
+    """One score on one set of reference labels. Fractions in [0, 1]; NaN if undefined."""
 
     name: str
     auc: float
     at_changed: float
-    """Precision among as many faces as have a wrong label."""
+    """Precision at k = number of wrong labels."""
     at_1: float
-    """Among 1 % of the faces."""
+    """Precision at the top 1% of the samples."""
     at_5: float
+    """Precision at the top 5% of the samples."""
 
 
 class ScoreReport(NamedTuple):
     truth: ReferenceLabels
     faces: int
-    """That the truth is known of."""
+    """Number of samples with a reference label."""
     wrong: int
     rows: Sequence[ScoreRow]
     proposals: float
-    """Of the wrong labels among the `wrong` most suspicious faces, the share whose proposed label is the true one. Of
-    faces that tie for the last places the earlier in the split count."""
+    """Of the wrong labels among the top `wrong` samples, the fraction whose proposed label is correct. Ties are in the
+    order of the split."""
     remarks: Sequence[str]
 
     def to_dict(self) -> dict[str, object]:
         rows = [{k: None if v != v else v for k, v in row._asdict().items()} for row in self.rows]
         proposals = None if self.proposals != self.proposals else self.proposals
-        told = {"truth": self.truth.source, "faces": self.faces, "wrong": self.wrong, "scores": rows}
-        return {**told, "proposals_right": proposals, "remarks": list(self.remarks)}
+        text = {"truth": self.truth.source, "faces": self.faces, "wrong": self.wrong, "scores": rows}
+        return {**text, "proposals_right": proposals, "remarks": list(self.remarks)}
 
     def to_markdown(self) -> str:
         heads = ("score", "AUC", f"precision at {self.wrong:,}", "at 1 %", "at 5 %")
@@ -58,16 +59,16 @@ class ScoreReport(NamedTuple):
         for name, area, *shares in self.rows:
             cells = [f"{area:.3f}", *(f"{share:.1%}" for share in shares)]
             lines.append(f"| {' | '.join([name, *('-' if 'nan' in cell else cell for cell in cells)])} |")
-        told = f"Of the wrong labels among the {self.wrong:,} most suspicious, {self.proposals:.1%} are proposed right."
+        text = f"Of the wrong labels among the top {self.wrong:,}, {self.proposals:.1%} have a correct proposed label."
         if not self.wrong:
-            told = "No label is known to be wrong, so there is nothing to find."
+            text = "No label is known to be wrong."
         elif math.isnan(self.proposals):
-            told = f"No wrong label is among the {self.wrong:,} most suspicious."
-        return "\n".join([*lines, "", told, *self.remarks])
+            text = f"No wrong label is among the top {self.wrong:,}."
+        return "\n".join([*lines, "", text, *self.remarks])
 
 
 def score(findings: AuditResult, truth: ReferenceLabels) -> ScoreReport:
-    """The audit's suspicion beside its rivals and confident learning, on the faces that count."""
+    """Evaluate the audit's score, the baselines and confident learning on samples with a reference label."""
     known = truth.known
     wrong = truth.labels[known] != findings.material.labels[known]
     rivals, remarks = confident_learning_scores(findings)
@@ -82,19 +83,19 @@ def score(findings: AuditResult, truth: ReferenceLabels) -> ScoreReport:
 
 
 def confident_learning_scores(findings: AuditResult) -> tuple[Mapping[str, Floats], list[str]]:
-    """Confident learning's scores, and what is to be said of them; none where cleanlab is missing."""
+    """Return confident learning's scores and remarks; no scores if cleanlab is not installed."""
     try:
         from adadf_dist.audit.confident_learning import (
-            confident_learning,  # takes a second to import, and not everyone has it
+            confident_learning,  # slow to import, and optional
         )
     except ImportError:
         return {}, [NO_CLEANLAB]
     confident = confident_learning(findings.material.labels, findings.evidence.target)
-    told = f"It names {int(confident.issues.sum()):,} issues."
+    text = f"It flags {int(confident.issues.sum()):,} labels."
     return {
         "confident learning, label quality": confident.label_quality,
         "confident learning, issues first": confident.score,
-    }, [f"{IN_SAMPLE} {told}"]
+    }, [f"{IN_SAMPLE} {text}"]
 
 
 def evaluate_score(name: str, values: Floats, wrong: NDArray[np.bool_]) -> ScoreRow:
@@ -103,8 +104,8 @@ def evaluate_score(name: str, values: Floats, wrong: NDArray[np.bool_]) -> Score
 
 
 def auc(score: Floats, wrong: NDArray[np.bool_]) -> float:
-    """Probability that a wrongly labelled face scores above a rightly labelled one, ties counting half; NaN where
-    there is none of either."""
+    """Return the probability that a mislabeled sample scores above a correctly labeled one, counting ties half; NaN
+    if either group is empty."""
     positive, negative = int(wrong.sum()), int((~wrong).sum())
     if not positive or not negative:
         return float("nan")
@@ -113,8 +114,8 @@ def auc(score: Floats, wrong: NDArray[np.bool_]) -> float:
 
 
 def precision_at(score: Floats, wrong: NDArray[np.bool_], k: int) -> float:
-    """Share of wrong labels among the k highest scores; of faces that tie for the last places, as many as would be
-    expected of a draw. NaN without faces, and of none."""
+    """Return the fraction of wrong labels among the k highest scores; ties at the cutoff count by their expectation.
+    NaN without samples or for k = 0."""
     if not len(score) or not k:
         return float("nan")
     threshold = np.partition(score, len(score) - k)[len(score) - k]

@@ -1,6 +1,6 @@
-"""How suspicious a label is: ways to tell, each from one kind of evidence, and the one that is used.
+"""Label error scores: the one used by the audit, and baselines.
 
-Which one is used was settled by measuring all on known noise: docs/audit.md has the table.
+The score was selected by comparing all of them on known noise: see the table in docs/audit.md.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ Floats = NDArray[np.float64]
 
 
 class SampleEvidence(NamedTuple):
-    """Of S faces, C classes."""
+    """Evidence on S samples, C classes."""
 
     labels: NDArray[np.int64]
     traces: TrainingDynamics
@@ -31,15 +31,15 @@ class SampleEvidence(NamedTuple):
 
     @property
     def mean_probs(self) -> Floats:
-        """[S, C], the mean of the two branches."""
+        """[S, C], mean of both branches."""
         return (self.target + self.auxiliary) / 2
 
     def prob_of_label(self, distributions: Floats) -> Floats:
-        """[S], what the distributions [S, C] give to the annotated class."""
+        """Return the probability of the label [S] in the distributions [S, C]."""
         return distributions[np.arange(len(self.labels)), self.labels]
 
     def margin(self, distributions: Floats) -> Floats:
-        """[S], by how much the best other class is ahead of the annotated one."""
+        """Return the probability of the best other class minus that of the label [S]."""
         others = distributions.copy()
         others[np.arange(len(self.labels)), self.labels] = -np.inf
         best: Floats = others.max(axis=1)
@@ -47,17 +47,17 @@ class SampleEvidence(NamedTuple):
 
 
 def forgetting(traces: TrainingDynamics) -> Floats:
-    """Faces that were never learnt come first, as Toneva et al. have it, then the often forgotten."""
+    """Score never-learned samples highest, as in Toneva et al., then by number of forgetting events."""
     return np.where(traces.never_learnt, traces.epochs + 1, traces.forgotten).astype(np.float64)
 
 
 def label_error_score(evidence: SampleEvidence) -> Floats:
-    """[S] in [0, 1]: what the two branches together give to other classes than the annotated one."""
+    """Return the label error score [S] in [0, 1]: 1 minus the label's mean probability over both branches."""
     return 1 - evidence.prob_of_label(evidence.mean_probs)
 
 
 def suggest_labels(evidence: SampleEvidence) -> NDArray[np.int64]:
-    """[S], the likeliest class to the two branches together; the label itself where they agree with it."""
+    """Return the most likely class by the mean of both branches [S]; the label itself if they agree with it."""
     best: NDArray[np.int64] = evidence.mean_probs.argmax(axis=1).astype(np.int64)
     return best
 
@@ -81,16 +81,16 @@ BASELINE_SCORES: Mapping[str, Callable[[SampleEvidence], Floats]] = {
         -e.traces.attention_mean, label_error_score(e)
     ),
 }
-"""Higher is more suspicious. (The KL of fused to the label would be infinite: the label has no other class.)"""
+"""Higher: more likely mislabeled. (The KL divergence of fused from the label would be infinite.)"""
 
 
 def rank_average(*scores: Floats) -> Floats:
-    """[S] in [0, 1]: the mean over scores of the share of faces that a face outranks, ties sharing their place."""
+    """Return the mean normalized rank of each sample over the scores [S] in [0, 1]; ties get their average rank."""
     ranks = [(rankdata(fill_missing(score)) - 1) / max(len(score) - 1, 1) for score in scores]
     return np.asarray(np.mean(ranks, axis=0), dtype=np.float64)
 
 
 def fill_missing(score: Floats) -> Floats:
-    """NaN, of faces that were never drawn, becomes the middle: nothing is known against them or for them."""
+    """Replace NaN (samples that were never sampled) by the median, which is neutral."""
     unknown = np.isnan(score)
     return score if not unknown.any() else np.where(unknown, np.nanmedian(score) if not unknown.all() else 0.0, score)

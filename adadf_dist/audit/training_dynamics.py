@@ -1,4 +1,4 @@
-"""What the epochs left behind of each training face, in a line a face."""
+"""Training dynamics of each training sample over the epochs."""
 
 from __future__ import annotations
 
@@ -18,49 +18,49 @@ NAME = re.compile(r"epoch-(\d{4,})\.npz")
 
 
 class TrainingDynamics(NamedTuple):
-    """S training faces over E epochs. A face that no sampler ever drew has NaN, and counts as learnt."""
+    """Training dynamics of S samples over E epochs. A never-sampled sample has NaN and counts as learned."""
 
     epochs: int
     attention_mean: Floats
-    """[S], w' of eq 11, over the epochs that saw the face."""
+    """[S], mean of w' of eq 11 over the epochs that included the sample."""
     attention_last: Floats
-    """[S], in the last of them."""
+    """[S], in the last of these epochs."""
     loss_mean: Floats
     """[S], the target branch's loss (eq 13)."""
     loss_last: Floats
     """[S]"""
     forgotten: NDArray[np.int64]
-    """[S], how often the face was right in one epoch and wrong in the next that saw it (Toneva et al., 2019)."""
+    """[S], transitions from correct to incorrect between epochs that included the sample (Toneva et al., 2019)."""
     never_learnt: NDArray[np.bool_]
-    """[S], seen, and right in no epoch."""
+    """[S], seen, but never predicted correctly."""
     wrong: Floats
-    """[S], share of epochs in which it was wrong."""
+    """[S], fraction of epochs in which the prediction was incorrect."""
 
 
 def load_training_dynamics(run: Path, samples: int) -> TrainingDynamics:
-    """From `history/epoch-NNNN.npz`, as many as there are. Raises `UserError`."""
+    """Load all `history/epoch-NNNN.npz`. Raises `UserError`."""
     there = {
         int(found[1]): file for file in (run / "history").glob("epoch-*.npz") if (found := NAME.fullmatch(file.name))
     }
     files = [there[number] for number in sorted(there)]
     if not files:
-        raise UserError(f"{run}: holds no history/epoch-0001.npz; wait until the run's first epoch is finished")
+        raise UserError(f"{run}: history/epoch-0001.npz not found; wait for the run's first epoch")
     if missing := set(range(1, max(there) + 1)) - there.keys():
-        raise UserError(f"{run}: history/epoch-{min(missing):04d}.npz is missing; copy the run folder again")
+        raise UserError(f"{run}: history/epoch-{min(missing):04d}.npz is missing; re-copy the run directory")
     epochs: dict[str, list[Floats]] = {"attention": [], "loss": [], "correct": []}
     for file in files:
         arrays = load_npz(file)
         for name, rows in epochs.items():
             if name not in arrays or arrays[name].shape != (samples,):
-                raise UserError(f"{file}: is not of this run's {samples:,} training faces; copy the run again")
+                raise UserError(f"{file}: does not match the run's {samples:,} training samples; re-copy the run")
             rows.append(arrays[name].astype(np.float64))
     return summarize(*(np.stack(rows) for rows in epochs.values()))
 
 
 def summarize(attention: Floats, loss: Floats, correct: Floats) -> TrainingDynamics:
-    """From [E, S] each, NaN where an epoch left a face out.
+    """Summarize arrays [E, S], NaN for samples that an epoch left out.
 
-    A face that was augmented or cropped several times in an epoch was right in it when it was so more often than not.
+    A sample with several crops or augmentations in an epoch counts as correct if most of its predictions are.
     """
     seen = ~np.isnan(correct)
     right = seen & (np.nan_to_num(correct) > 0.5)
@@ -80,7 +80,7 @@ def summarize(attention: Floats, loss: Floats, correct: Floats) -> TrainingDynam
 
 
 def count_forgetting(right: NDArray[np.bool_], seen: NDArray[np.bool_]) -> NDArray[np.int64]:
-    """[S] falls from right to wrong between an epoch that saw a face and the next that did, from [E, S]."""
+    """Count transitions from correct to incorrect between consecutive epochs that included a sample: [E, S] -> [S]."""
     forgotten = np.zeros(right.shape[1], dtype=np.int64)
     was_right = np.zeros(right.shape[1], dtype=bool)
     for now, shown in zip(right, seen, strict=True):
@@ -90,13 +90,13 @@ def count_forgetting(right: NDArray[np.bool_], seen: NDArray[np.bool_]) -> NDArr
 
 
 def mean_seen(values: Floats, times: NDArray[np.int64]) -> Floats:
-    """[S], NaN for a face that was never seen."""
+    """Return the mean over epochs [S]; NaN for a sample that was never seen."""
     means: Floats = np.nansum(values, axis=0) / np.where(times > 0, times, np.nan)
     return means
 
 
 def last_seen(values: Floats, seen: NDArray[np.bool_]) -> Floats:
-    """[S], of the last epoch that saw the face."""
+    """Return the value in the last epoch that included the sample [S]."""
     last = len(seen) - 1 - seen[::-1].argmax(axis=0)
     found: Floats = np.take_along_axis(values, last[None], axis=0)[0]
     return found

@@ -1,1 +1,1 @@
-"""What this environment is and whether a run would go well in it, on one page, before it costs hours."""
+"""Preflight checks: inspect the environment and estimate whether a run would succeed."""

@@ -1,4 +1,4 @@
-"""Before a long run: `python -m adadf_dist.check`, with the options of the run. See --help."""
+"""Command line of the preflight checks: `python -m adadf_dist.check` with the options of the run. See --help."""
 
 from __future__ import annotations
 
@@ -29,49 +29,49 @@ from adadf_dist.training.setup import resolve_auto
 HELP = """\
 usage: python -m adadf_dist.check [any option of python -m adadf_dist.train]
 
-Before a long run: what this environment is, and whether that run would go well in it. One page, two minutes at most.
-Start it exactly as you will start the run, with check in the place of train:
+Preflight checks: inspect the environment and estimate whether a run would succeed. Takes at most two minutes.
+Start it exactly like the run, with check instead of train:
 
   python -m adadf_dist.check --preset rafdb --data.shards data/rafdb
   torchrun --standalone --nproc_per_node 8 -m adadf_dist.check --preset affectnet7 --data.shards DIR --out runs/long
   torchrun --nnodes 4 --nproc_per_node 8 --rdzv_backend c10d --rdzv_endpoint HOST:29500 -m adadf_dist.check ...
 
-What each line tells:
-  versions     the same code, torch and Python on every node; settings, where they differ
-  ranks        ranks, hosts and devices, and whether GPUs are left idle
-  threads      threads and data workers against the cores
-  workers      whether data workers can start: temporary folder
-  clocks       how far the hosts' clocks are apart
-  control      how long all ranks take to agree on something
-  all-reduce   how fast gradients travel: a small and a large message
-  shards       every rank can read the dataset; of a remote one a few megabytes are fetched
-  schedule     steps of the run, and settings that make no sense for so many
-  reading      random faces, read and decoded by one process
-  loader       faces a second, as training will ask for them
-  batch        how the global batch is shared out, and how many ranks it allows
-  run folder   writable, seen by all nodes, with room for the checkpoints; what is in it already
-  step         one training step of the configured batch, without runtime.compile
-  memory       its peak
-  time         an epoch and the run, as the step and the loader make expect
+Lines of the report:
+  versions     same code, torch and Python on every node; settings that differ between ranks
+  ranks        ranks, hosts and devices, and unused GPUs
+  threads      threads and data workers compared with CPU cores
+  workers      whether data workers can start (temporary folder)
+  clocks       clock offsets between hosts
+  control      latency of a control-group barrier
+  all-reduce   gradient all-reduce of a small and a large message
+  shards       whether every rank can read the dataset; of a remote one, a few megabytes are downloaded
+  schedule     steps of the run, and settings that make no sense for its length
+  reading      random samples, read and decoded by one process
+  loader       samples per second of the data loader, as in training
+  batch        slices of the global batch per rank, and the maximum number of ranks
+  run folder   writable, shared by all nodes, enough space for checkpoints; its current content
+  step         one training step with the configured batch, without runtime.compile
+  memory       peak memory of the step
+  time         estimated time of an epoch and of the run, from the step and the loader
 
-Each line begins with a verdict: ok, warning or error, and says how to mend what is not ok.
-Exit status: 0 all is ok, 1 warnings, 2 errors. (torchrun reports any status but 0 in its own way and exits with 1.)
-It trains nothing, draws no faces, and leaves nothing behind.
-Every key of a run and what it means: python -m adadf_dist.train --help"""
+Each line starts with ok, warning or error, followed by a suggested fix.
+Exit status: 0 ok, 1 warnings, 2 errors. (torchrun exits with 1 for any non-zero status.)
+It trains nothing, generates no samples, and leaves no files behind.
+All configuration keys: python -m adadf_dist.train --help"""
 
 TIMEOUT_S = 120.0
-"""A rank that does not answer for so long is lost: nobody wants to wait longer for a page."""
+"""Seconds after which an unresponsive rank counts as lost."""
 
 
 def run(config: Config) -> Status:
-    """Print the page on rank 0. Returns its worst verdict there, and `OK` on the others: one exit status is enough."""
+    """Print the report on rank 0. Returns the worst status there, and `OK` on the other ranks."""
     page = CheckReport(printed=rank_from_env() == 0)
     try:
         with init_world(min(config.runtime.timeout_s, TIMEOUT_S), finish_steps=False) as world:
             examine(config, world, page)
             page.close()
-            world.barrier()  # a launcher ends all ranks as soon as one fails: not before the page is out
-    except (ValueError, RuntimeError, OSError) as error:  # the ranks no longer walk in step: the page ends here
+            world.barrier()  # a launcher kills all ranks once one fails; print the report first
+    except (ValueError, RuntimeError, OSError) as error:  # the ranks are out of sync; stop here
         if not page.printed:
             raise UserError(describe_error(error)) from None
         page.add(CheckResult(page.current, describe_error(error), Status.ERROR))
@@ -80,17 +80,17 @@ def run(config: Config) -> Status:
 
 
 def examine(config: Config, world: World, page: CheckReport) -> None:
-    """Every look in turn. A collective: all ranks go the same way through it."""
+    """Run all checks in order. Collective: every rank must call this and takes the same branches."""
     page.current = "versions"
     alike = list(check_versions(config, world))
     page.add(*alike)
     if any(line.mark is Status.ERROR for line in alike):
-        return  # what follows is an exchange between equals
+        return  # the other checks need identical versions and settings
     ranks = gather_rank_info(world)
     places = [rank.label for rank in ranks]
     page.add(judge_ranks(ranks), check_threads(ranks, config.data.workers))
     if world.size > 1:
-        page.announce("exchange", "clocks, decisions, and all-reduce of a small and a large message")
+        page.announce("network", "clock offsets, barrier latency, and all-reduce of a small and a large message")
         page.add(check_clocks(clock_offsets(world), places))
     page.add(*check_communication(world))
     page.current = "settings"
@@ -103,9 +103,9 @@ def examine(config: Config, world: World, page: CheckReport) -> None:
         page.add(*check_schedule(config, faces))
     faces_per_s = 0.0
     if faces is not None and faces.is_local:
-        page.announce("reading", "reading and decoding faces")
+        page.announce("reading", "read and decode rates")
         page.add(check_read_rate(config, world, places))
-        page.announce("loader", f"the loader {config.data.loader}, at the run's batch and augmentation")
+        page.announce("loader", f"the {config.data.loader} loader with the run's batch size and augmentation")
         faces_per_s, line = check_loader(config, world, places)
         page.add(line)
     page.current = "run folder"
@@ -117,7 +117,7 @@ def examine(config: Config, world: World, page: CheckReport) -> None:
     if line.mark is Status.ERROR:
         return
     config = with_largest_batch(config, faces, world)
-    page.announce("step", f"training steps of {config.batch_size} faces, first each rank alone")
+    page.announce("step", f"training steps of {config.batch_size} samples, first on each rank alone")
     measured, lines = check_step(config, world, ranks, faces)
     page.add(*lines)
     if measured is not None:

@@ -1,4 +1,4 @@
-"""How fast ranks talk: decisions over the control group, gradients over the device's."""
+"""Measure communication: barriers on the control group, all-reduce on the device's group."""
 
 from __future__ import annotations
 
@@ -15,21 +15,21 @@ from adadf_dist.training.synthetic_step import synchronize
 DECISIONS = 30
 SLOW_DECISION_S = 0.02
 SMALL, LARGE = 2**12, 2**26
-"""Bytes of the two messages."""
+"""Sizes of the two messages in bytes."""
 BUDGET_S = 3.0
 MOST_ROUNDS = 20
 
 
 def check_communication(world: World) -> Iterator[CheckResult]:
-    """A collective."""
+    """Measure barrier latency and all-reduce bandwidth. Collective: every rank must call this."""
     if world.size == 1:
-        yield CheckResult("exchange", "one rank: nothing to exchange")
+        yield CheckResult("network", "single rank: no communication")
         return
     latency = median(time_exchange(world.barrier) for _ in range(DECISIONS))
-    text = f"gloo: {milliseconds(latency)} a decision of all ranks"
+    text = f"gloo: {milliseconds(latency)} per control-group barrier"
     if latency > SLOW_DECISION_S:
-        mend = "a slow network, or the wrong one: GLOO_SOCKET_IFNAME names the interface; or raise runtime.stop_every"
-        yield CheckResult("control", text, Status.WARNING, mend)
+        hint = "slow or wrong network: set GLOO_SOCKET_IFNAME to the right interface, or raise runtime.stop_every"
+        yield CheckResult("control", text, Status.WARNING, hint)
     else:
         yield CheckResult("control", text)
     small, large = (all_reduce_seconds(world, size) for size in (SMALL, LARGE))
@@ -39,14 +39,17 @@ def check_communication(world: World) -> Iterator[CheckResult]:
 
 
 def all_reduce_seconds(world: World, size: int) -> float:
-    """Median seconds of an all-reduce of `size` bytes, the slowest rank's. A collective."""
+    """Return the median seconds of an all-reduce of `size` bytes on the slowest rank.
+
+    Collective: every rank must call this.
+    """
     message = torch.zeros(size // 4, device=world.device)
 
     def send() -> None:
         world.all_reduce_sum_(message)
         synchronize(world.device)
 
-    send()  # connections and buffers are made at the first
+    send()  # the first call creates connections and buffers
     first = world.broadcast_object(time_exchange(send))
     assert isinstance(first, float)
     rounds = max(1, min(MOST_ROUNDS, int(BUDGET_S / max(first, 1e-6))))

@@ -1,4 +1,4 @@
-"""The dataset: is it there for every rank, and how fast do its faces come?"""
+"""Check the dataset: availability on every rank, and read and loader rates."""
 
 from __future__ import annotations
 
@@ -39,33 +39,33 @@ PROBE_BYTES = 2**23
 
 
 class DatasetInfo(NamedTuple):
-    """What a run would train on."""
+    """Dataset of a run."""
 
     classes: int
     train: int
-    """Faces of the training split."""
+    """Number of training samples."""
     validation: int
     batches: tuple[int, ...]
-    """Sizes of the first epoch's global batches."""
+    """Global batch sizes of the first epoch."""
     is_local: bool = False
-    """On this node's disk."""
+    """Whether the dataset is on this node's disk."""
     test: int | None = None
-    """Faces of the test split, where it is known yet."""
+    """Number of test samples, if known yet."""
 
 
 class ReadRate(NamedTuple):
     faces: int
     megabytes_per_s: float
     faces_per_s: float
-    """Read and decoded, by one process."""
+    """Samples per second that one process reads and decodes."""
 
 
 def inspect_dataset(config: Config, world: World) -> tuple[DatasetInfo | None, CheckResult]:
-    """The dataset, or None, and what is to be said of it. A collective."""
+    """Return the dataset info (None on error) and its report line. Collective: every rank must call this."""
     shards = config.data.shards
     if not shards:
-        mend = "give the folder that `python -m shards.build` wrote"
-        return None, CheckResult("shards", "data.shards is empty", Status.ERROR, mend)
+        hint = "pass a dataset folder written by `python -m shards.build`"
+        return None, CheckResult("shards", "data.shards is not set", Status.ERROR, hint)
     try:
         remote = is_remote(shards)
     except UserError as error:
@@ -76,21 +76,21 @@ def inspect_dataset(config: Config, world: World) -> tuple[DatasetInfo | None, C
         train, validation, test = config.data.embedded_faces
         sizes = tuple(batch_sizes(config, np.zeros(train, dtype=np.int64)))
         faces = DatasetInfo(len(EMOTIONS), train, validation, sizes, test=test)
-        drawn = f"{sum(config.data.embedded_faces):,} faces"
-        return faces, CheckResult("shards", f"{shards}: not there yet; a run begins by drawing {drawn} into it")
+        drawn = f"{sum(config.data.embedded_faces):,} synthetic samples"
+        return faces, CheckResult("shards", f"{shards}: not found; a run would generate {drawn} there")
     if problem := find_shards_mismatch(config.data, world):
-        what, _, mend = problem.rpartition("; ")
-        return None, CheckResult("shards", what or problem, Status.ERROR, mend if what else "")
+        what, _, hint = problem.rpartition("; ")
+        return None, CheckResult("shards", what or problem, Status.ERROR, hint if what else "")
     found = gather_probe(world, lambda: inspect_local_dataset(config, world))
     own = found[world.rank]
     if wrong := next((f for f in found if isinstance(f, ProbeFailure)), None):
         return None, CheckResult("shards", wrong.reason, Status.ERROR)
     assert isinstance(own, DatasetInfo)
-    return own, CheckResult("shards", f"{shards}: {describe(own)}, at hand on every rank")
+    return own, CheckResult("shards", f"{shards}: {describe(own)}, available on every rank")
 
 
 def inspect_local_dataset(config: Config, world: World) -> DatasetInfo:
-    """As training opens them, on this rank. Raises `UserError`."""
+    """Open the splits on this rank as training does. Raises `UserError`."""
     data = open_splits(config, local_path(config.data.shards), (world.rank, world.size), world.device)
     with closing(data.loader):
         sizes = tuple(batch_sizes(config, data.train_split.labels))
@@ -99,17 +99,20 @@ def inspect_local_dataset(config: Config, world: World) -> DatasetInfo:
 
 
 def batch_sizes(config: Config, labels: np.ndarray[tuple[int, ...], np.dtype[np.int64]]) -> Iterator[int]:
-    """Faces of each global batch of the first epoch."""
+    """Yield the size of each global batch of the first epoch."""
     plan = epoch_batches(labels, config.data.sampler, config.batch_size, config.seed, 0)
     return map(len, plan)
 
 
 def describe(faces: DatasetInfo) -> str:
-    return f"{faces.train:,} training and {faces.validation:,} validation faces of {faces.classes} classes"
+    return f"{faces.train:,} training and {faces.validation:,} validation samples, {faces.classes} classes"
 
 
 def inspect_remote_dataset(config: Config, world: World) -> tuple[DatasetInfo | None, CheckResult]:
-    """The dataset behind a URL: dataset.json and a few megabytes of a tar, on each node. A collective."""
+    """Check a remote dataset on each node: read dataset.json and a few megabytes of a tar.
+
+    Collective: every rank must call this.
+    """
     found = gather_per_node(world, lambda: probe(config))
     problems = {place: report for place, report in found.items() if isinstance(report, str)}
     if problems:
@@ -124,11 +127,11 @@ def inspect_remote_dataset(config: Config, world: World) -> tuple[DatasetInfo | 
         labels = labels[validation:]
     faces = DatasetInfo(len(counts), len(labels), validation, tuple(batch_sizes(config, labels)))
     text = f"{config.data.shards}: {describe(faces)}; {whole / 1e9:.2f} GB at {rate:.1f} MB/s on the slowest node"
-    return faces, CheckResult("shards", f"{text}: {whole / 1e6 / rate:,.0f} s to fetch, unless cached")
+    return faces, CheckResult("shards", f"{text}: {whole / 1e6 / rate:,.0f} s to download, unless cached")
 
 
 def probe(config: Config) -> tuple[tuple[int, ...], int, int, float] | str:
-    """(training faces by class, validation faces, bytes of all tars, MB/s); or the problem in a line."""
+    """Return (training samples per class, validation samples, bytes of all tars, MB/s), or a one-line error."""
     try:
         remote = Remote(config.data.shards.rstrip("/"), QUICK_RETRY_POLICY)
         manifest = parse_manifest(remote.read(MANIFEST))
@@ -155,7 +158,7 @@ def parse_manifest(content: bytes) -> Manifest:
 
 
 def check_schedule(config: Config, faces: DatasetInfo) -> list[CheckResult]:
-    """One line for each setting that makes no sense for the run's number of steps, or one that all is well."""
+    """Return one line per setting that makes no sense for the length of the run, or a single ok line."""
     steps_per_epoch = len(faces.batches)
     problems = find_problems(config, steps_per_epoch)
     if not problems:
@@ -164,21 +167,19 @@ def check_schedule(config: Config, faces: DatasetInfo) -> list[CheckResult]:
 
 
 def check_read_rate(config: Config, world: World, places: Sequence[str]) -> CheckResult:
-    """Faces from random places, read and decoded by one process on each rank at once. A collective."""
+    """Measure reading and decoding of random samples, one process per rank. Collective: every rank must call this."""
     found = gather_probe(world, lambda: measure_read_rate(config, world.rank))
     for reason, where in group_failures(found, places).items():
         return CheckResult("reading", f"on {format_nodes(where)}: {reason}", Status.ERROR)
     rates = [rate for rate in found if isinstance(rate, ReadRate)]
     slowest = min(rates, key=lambda rate: rate.faces_per_s)
-    text = (
-        f"{slowest.faces} faces from random places: read at {slowest.megabytes_per_s:,.0f} MB/s (what the system has "
-    )
-    text += f"cached counts), read and decoded at {slowest.faces_per_s:,.0f} faces/s a process"
+    text = f"{slowest.faces} random samples: read at {slowest.megabytes_per_s:,.0f} MB/s (including the page cache), "
+    text += f"read and decoded at {slowest.faces_per_s:,.0f} samples/s per process"
     return CheckResult("reading", text + (", on the slowest rank" if world.size > 1 else ""))
 
 
 def measure_read_rate(config: Config, rank: int) -> ReadRate:
-    """Raises `UserError` naming a face that does not decode."""
+    """Measure the read rate on this rank. Raises `UserError` with the key of a sample that fails to decode."""
     split = open_dataset(local_path(config.data.shards), streamed_splits(config.data)).split("train")
     chosen = np.random.default_rng().permutation(len(split))[:MAX_SAMPLES].tolist()
     count, size, reading, began = 0, 0, 0.0, time.perf_counter()
@@ -190,7 +191,7 @@ def measure_read_rate(config: Config, rank: int) -> ReadRate:
             decode_image(encoded)
         except InvalidImageError as reason:
             raise UserError(
-                f"face {split.keys[sample]} of {split.folder}: {reason}; python -m shards.verify finds every such face"
+                f"sample {split.keys[sample]} of {split.folder}: {reason}; python -m shards.verify lists bad samples"
             ) from None
         count, size = count + 1, size + len(encoded)
         if time.perf_counter() - began > READ_S:
@@ -200,23 +201,21 @@ def measure_read_rate(config: Config, rank: int) -> ReadRate:
 
 
 def check_loader(config: Config, world: World, places: Sequence[str]) -> tuple[float, CheckResult]:
-    """Training faces a second that the configured loader gives all ranks together (0: none), and its line.
+    """Return the loader's rate in samples per second over all ranks (0 on error), and its report line.
 
-    A collective.
+    Collective: every rank must call this.
     """
     found = gather_probe(world, lambda: measure_loader_rate(config, world))
     for reason, where in group_failures(found, places).items():
         return 0.0, CheckResult("loader", f"on {format_nodes(where)}: {reason}", Status.ERROR)
     rates = [rate for rate in found if not isinstance(rate, ProbeFailure)]
-    together = world.size * min(rates)  # the slowest is waited for
+    together = world.size * min(rates)  # all ranks wait for the slowest
     text = f"{config.data.loader}, {config.data.image_size}x{config.data.image_size}, augmented: "
-    return together, CheckResult(
-        "loader", f"{text}{together:,.0f} faces/s for all ranks, the slowest taken as the measure"
-    )
+    return together, CheckResult("loader", f"{text}{together:,.0f} samples/s over all ranks, limited by the slowest")
 
 
 def measure_loader_rate(config: Config, world: World) -> float:
-    """Faces a second of this rank, after the first batch."""
+    """Return this rank's samples per second after the first batch."""
     data = open_splits(config, local_path(config.data.shards), (world.rank, world.size), world.device)
     with closing(data.loader):
         batches = data.train_batches(0)
@@ -235,7 +234,7 @@ def measure_loader_rate(config: Config, world: World) -> float:
 
 
 def with_largest_batch(config: Config, faces: DatasetInfo, world: World) -> Config:
-    """The config to measure a step with: not compiled, and with the largest batch that an epoch of this dataset has."""
+    """Return the config for measuring a step: not compiled, with the largest batch of an epoch of this dataset."""
     largest = max(*faces.batches, MIN_SAMPLES_PER_RANK * world.size)
     return override(config, {"runtime.compile": "off", "batch_size": largest})
 

@@ -1,4 +1,4 @@
-"""`train --dry-run`: what a run would be, on one page, from a rehearsed step. It trains nothing and writes nothing."""
+"""`train --dry-run`: print the resolved plan and a cost estimate from one synthetic step, without training."""
 
 from __future__ import annotations
 
@@ -26,19 +26,19 @@ MIB = 2**20
 
 
 def dry_run(argv: Sequence[str]) -> None:
-    """Print the plan of a command line on rank 0. Raises `UserError` for what the run itself would refuse."""
+    """Print the plan of a command line on rank 0. Raises `UserError` wherever the run itself would."""
     config = parse_cli(argv)
     origin, base = base_config(argv)
     with init_world(config.runtime.timeout_s, finish_steps=False) as world:
         check_consistency(config, world)
         check_batch_size(config.batch_size, world)
         resolved = resolve_auto(config, world)
-        print_row(world, "a dry run: nothing is trained, and nothing written", "")
+        print_row(world, "dry run: nothing will be trained or written", "")
         for name, text in (("settings", origin), *config_diff(resolved, base, origin)):
             print_row(world, name, text)
         faces, line = inspect_dataset(resolved, world)
         if faces is None:
-            raise UserError(": ".join(part for part in (line.text, line.mend) if part))
+            raise UserError(": ".join(part for part in (line.text, line.hint) if part))
         for name, text in (*describe_faces(resolved, faces, line.text), *describe_folder(resolved)):
             print_row(world, name, text)
         with report_out_of_memory(resolved, world):
@@ -52,7 +52,7 @@ def print_row(world: World, name: str, text: str) -> None:
 
 
 def config_diff(config: Config, base: Config, origin: str) -> Iterator[tuple[str, str]]:
-    """Keys whose value is another than in `base`, which is called `origin`."""
+    """Yield the keys that differ from `base`, which is named `origin`."""
     usual = dict(flatten(to_dict(base)))
     for key, value in flatten(to_dict(config)):
         if value != usual[key] and key != "out":
@@ -61,10 +61,10 @@ def config_diff(config: Config, base: Config, origin: str) -> Iterator[tuple[str
 
 def describe_faces(config: Config, faces: DatasetInfo, found: str) -> Iterator[tuple[str, str]]:
     yield "dataset", found
-    test = "not known before it is fetched" if faces.test is None else f"{faces.test:,}"
+    test = "unknown until downloaded" if faces.test is None else f"{faces.test:,}"
     yield "splits", f"train {faces.train:,}, validation {faces.validation:,}, test {test}"
     steps, trained = len(faces.batches), sum(faces.batches)
-    text = f"{steps:,} an epoch ({trained:,} faces, sampler {config.data.sampler}), {steps * config.epochs:,} in "
+    text = f"{steps:,} per epoch ({trained:,} samples, sampler {config.data.sampler}), {steps * config.epochs:,} in "
     yield "steps", text + f"{config.epochs} epochs"
     for problem in find_problems(config, steps):
         yield "warning", str(problem)
@@ -81,7 +81,7 @@ def describe_folder(config: Config) -> Iterator[tuple[str, str]]:
 
 
 def measure_step(config: Config, faces: DatasetInfo, world: World) -> Iterator[tuple[str, str]]:
-    """Parameters, memory and time, from steps on random images. A collective."""
+    """Measure parameters, memory and time with steps on random images. Collective: every rank must call this."""
     config = with_largest_batch(config, faces, world)
     rehearsal = SyntheticTrainer(config, faces.classes, world)
     parameters = list(rehearsal.engine.model.parameters())
@@ -95,12 +95,12 @@ def measure_step(config: Config, faces: DatasetInfo, world: World) -> Iterator[t
     counted = f"weights {format_bytes((trained + frozen + average) * size)}, "
     counted += f"gradients {format_bytes(trained * size)}, Adam's moments "
     rows = len(rehearsal.images)
-    yield "memory", f"counted: {counted}{format_bytes(2 * trained * size)} a process"
-    yield "", f"measured: {format_bytes(kept)} that a step on {rows} images a rank keeps for its backward pass"
+    yield "memory", f"calculated: {counted}{format_bytes(2 * trained * size)} per process"
+    yield "", f"measured: {format_bytes(kept)} of activations per step ({rows} images per rank)"
     step_s, infer_s = time_step(rehearsal, rehearsal.step), time_step(rehearsal, rehearsal.infer)
     peak = peak_memory(world.device)
     whose = "the process" if world.device.type == "cpu" else "the GPU"
-    yield "", f"measured: {format_bytes(peak)} at the peak of a step, of {whose}, everything in it counted"
+    yield "", f"measured: {format_bytes(peak)} total peak memory of {whose} during a step"
     where = f"{world.size} rank{'s' * (world.size > 1)} on {world.device.type}, {config.runtime.precision}"
     yield "step", f"measured: {step_s:.3g} s, {config.batch_size / step_s:,.0f} images/s on {where}"
     for line in estimate_duration(config, faces, StepTiming(step_s, infer_s, peak, 0), 0.0):
@@ -108,7 +108,7 @@ def measure_step(config: Config, faces: DatasetInfo, world: World) -> Iterator[t
 
 
 def activation_bytes(rehearsal: SyntheticTrainer) -> int:
-    """Bytes of what autograd holds between the forward and the backward pass of a step, weights not counted."""
+    """Return the bytes that autograd keeps between forward and backward pass of a step, excluding weights."""
     own = {p.untyped_storage().data_ptr() for p in rehearsal.engine.model.parameters()}
     held: dict[int, int] = {}
 

@@ -1,4 +1,4 @@
-"""Who takes part: versions, hosts, devices, threads, clocks."""
+"""Check the environment: versions, hosts, devices, threads, clocks."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ MAX_CLOCK_SKEW_S = 1.0
 
 
 class RankInfo(NamedTuple):
-    """One process of the run."""
+    """Properties of one rank."""
 
     label: str
     """HOST (rank R)."""
@@ -38,20 +38,20 @@ class RankInfo(NamedTuple):
     local_rank: int
     device: str
     gpus: int
-    """GPUs of its node that torch sees."""
+    """Number of GPUs of its node that torch sees."""
     gpu_not_visible: bool
-    """There is an NVIDIA device on the node, and torch sees none."""
+    """Whether the node has an NVIDIA device but torch sees none."""
     threads: int
     cores: int
-    """That this process may run on."""
+    """Number of cores that this process may run on."""
     memory: int
-    """Of its node, in bytes."""
+    """Memory of its node in bytes."""
     no_workers: str = ""
-    """Why worker processes cannot start here; empty where they can."""
+    """Why worker processes cannot start on its node; empty if they can."""
 
 
 def gather_rank_info(world: World) -> list[RankInfo]:
-    """All ranks, on every rank. A collective."""
+    """Gather the info of all ranks. Collective: every rank must call this."""
     host, gpus = socket.gethostname(), torch.cuda.device_count()
     device = torch.cuda.get_device_name(world.device) if world.device.type == "cuda" else world.device.type
     return world.all_gather_object(
@@ -71,7 +71,7 @@ def gather_rank_info(world: World) -> list[RankInfo]:
 
 
 def why_no_workers() -> str:
-    """Why worker processes cannot start on this node; empty where they can."""
+    """Return why worker processes cannot start on this node; empty if they can."""
     try:
         worker_context(__name__)
     except UserError as error:
@@ -80,7 +80,7 @@ def why_no_workers() -> str:
 
 
 def nodes_of(ranks: Sequence[RankInfo]) -> list[list[RankInfo]]:
-    """The ranks by node: a node begins with its local rank 0."""
+    """Group the ranks by node. A node starts with its local rank 0."""
     nodes: list[list[RankInfo]] = []
     for rank in ranks:
         if rank.local_rank == 0 or not nodes:
@@ -90,47 +90,45 @@ def nodes_of(ranks: Sequence[RankInfo]) -> list[list[RankInfo]]:
 
 
 def check_versions(config: Config, world: World) -> Iterator[CheckResult]:
-    """Versions and settings. A collective."""
+    """Compare versions and settings of all nodes. Collective: every rank must call this."""
     for name, problem in (
         ("versions", find_version_mismatch(world)),
         ("settings", find_config_mismatch(config, world)),
     ):
         if problem:
-            what, _, mend = problem.partition(": ")
-            yield CheckResult(name, what, Status.ERROR, mend)
+            what, _, hint = problem.partition(": ")
+            yield CheckResult(name, what, Status.ERROR, hint)
         elif name == "versions":
             own = installed_versions()
             digest, *others = (own.pop("the digest of adadf_dist's source files"), *own.items())
-            told = ", ".join(f"{package} {version}" for package, version in others)
+            text = ", ".join(f"{package} {version}" for package, version in others)
             cuda = f", CUDA {torch.version.cuda}" if world.device.type == "cuda" else ""
-            yield CheckResult(name, f"{told}{cuda}; digest of our sources {digest}")
+            yield CheckResult(name, f"{text}{cuda}; source digest {digest}")
 
 
 def judge_ranks(ranks: Sequence[RankInfo]) -> CheckResult:
     nodes = nodes_of(ranks)
-    told = [
+    message = [
         f"{node[0].host} {' + '.join(f'{n} x {device}' for device, n in Counter(r.device for r in node).items())}"
         for node in nodes
     ]
-    text = f"{pluralize(len(ranks), 'rank')} on {pluralize(len(nodes), 'node')}: {format_nodes(told)}"
+    text = f"{pluralize(len(ranks), 'rank')} on {pluralize(len(nodes), 'node')}: {format_nodes(message)}"
     idle = [node[0].host for node in nodes if len(node) < node[0].gpus]
     if idle:
         gpus = nodes[0][0].gpus
-        mend = f"--nproc_per_node {gpus} uses them all"
-        return CheckResult("ranks", f"{text}; GPUs are idle on {format_nodes(idle)}", Status.WARNING, mend)
+        hint = f"--nproc_per_node {gpus} uses them all"
+        return CheckResult("ranks", f"{text}; unused GPUs on {format_nodes(idle)}", Status.WARNING, hint)
     unseen = [node[0].host for node in nodes if node[0].gpu_not_visible]
     if unseen:
-        mend = "look at CUDA_VISIBLE_DEVICES, nvidia-smi, and whether this torch is built for CUDA"
-        return CheckResult(
-            "ranks", f"{text}; torch does not see the GPU of {format_nodes(unseen)}", Status.WARNING, mend
-        )
+        hint = "check CUDA_VISIBLE_DEVICES, nvidia-smi, and whether torch is a CUDA build"
+        return CheckResult("ranks", f"{text}; torch sees no GPU on {format_nodes(unseen)}", Status.WARNING, hint)
     return CheckResult("ranks", text)
 
 
 def judge_workers(ranks: Sequence[RankInfo], config: Config) -> CheckResult:
-    """Whether data workers can start where the loader needs them. DALI decodes in threads of its own."""
+    """Check that data workers can start if the loader needs them. DALI decodes in its own threads."""
     if config.data.loader == "dali" or config.data.workers == 0:
-        return CheckResult("workers", "not needed: data is decoded in the rank's own process")
+        return CheckResult("workers", "not needed: each rank decodes in its own process")
     for rank in ranks:
         if rank.no_workers:
             problem, _, fix = rank.no_workers.rpartition("; ")
@@ -139,21 +137,21 @@ def judge_workers(ranks: Sequence[RankInfo], config: Config) -> CheckResult:
 
 
 def check_threads(ranks: Sequence[RankInfo], workers: int) -> CheckResult:
-    """Whether the cores of each node are used, and not fought for."""
-    text = f"{pluralize(ranks[0].threads, 'thread')} and {pluralize(workers, 'data worker')} a rank"
-    text += f"; {pluralize(ranks[0].cores, 'core')} a node"
+    """Check that the cores of each node are neither idle nor oversubscribed."""
+    text = f"{pluralize(ranks[0].threads, 'thread')} and {pluralize(workers, 'data worker')} per rank"
+    text += f"; {pluralize(ranks[0].cores, 'core')} per node"
     for node in nodes_of(ranks):
         cores, computing = node[0].cores, sum(rank.threads for rank in node)
         fair = max(cores // len(node), 1)
         if node[0].device != "cpu":
             if workers * len(node) > cores:
-                more = f"{text}; {node[0].host} has too few for {workers * len(node)} workers"
+                more = f"{text}; {node[0].host} has too few cores for {workers * len(node)} workers"
                 return CheckResult("threads", more, Status.WARNING, f"--data.workers {fair}")
         elif computing > max(cores, len(node)):
-            more = f"{text}; on {node[0].host} {computing} threads fight for them"
+            more = f"{text}; {computing} threads oversubscribe {pluralize(cores, 'core')} on {node[0].host}"
             return CheckResult("threads", more, Status.WARNING, f"set OMP_NUM_THREADS={fair}")
         elif 2 * computing < cores:
-            more = f"{text}; on {node[0].host} {cores - computing} of them are idle"
+            more = f"{text}; {cores - computing} cores are unused on {node[0].host}"
             return CheckResult(
                 "threads", more, Status.WARNING, f"set OMP_NUM_THREADS={fair} (torchrun sets 1), or start more ranks"
             )
@@ -161,7 +159,10 @@ def check_threads(ranks: Sequence[RankInfo], workers: int) -> CheckResult:
 
 
 def clock_offsets(world: World, clock: Callable[[], float] = time.time) -> list[float]:
-    """Seconds by which each rank's clock is ahead of rank 0's, too large by one fast message. A collective."""
+    """Return the seconds by which each rank's clock is ahead of rank 0's, including the latency of one message.
+
+    Collective: every rank must call this.
+    """
     offsets = []
     for _ in range(CLOCK_ROUNDS):
         world.barrier()
@@ -175,11 +176,11 @@ def check_clocks(offsets: Sequence[float], places: Sequence[str]) -> CheckResult
     worst = max(range(len(offsets)), key=lambda rank: abs(offsets[rank]))
     apart = abs(offsets[worst])
     if apart <= MAX_CLOCK_SKEW_S:
-        return CheckResult("clocks", f"within {max(apart, 0.001):.3f} s of rank 0's")
+        return CheckResult("clocks", f"within {max(apart, 0.001):.3f} s of rank 0")
     direction = "ahead of" if offsets[worst] > 0 else "behind"
     text = f"{places[worst]} is {apart:.1f} s {direction} rank 0's"
     return CheckResult(
-        "clocks", text, Status.WARNING, "set the nodes' clocks by NTP: logs and remote storage go by them"
+        "clocks", text, Status.WARNING, "synchronize clocks with NTP: logs and remote storage depend on them"
     )
 
 

@@ -1,4 +1,4 @@
-"""The page: a line for each look, with its verdict, as soon as it is known. Rank 0 prints."""
+"""The report: one line per check with its status, printed by rank 0 as soon as it is known."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ T = TypeVar("T")
 
 
 class Status(IntEnum):
-    """A verdict; the worst one on the page is the exit status."""
+    """Status of a check. The worst one is the exit status."""
 
     OK = 0
     WARNING = 1
@@ -23,20 +23,20 @@ class Status(IntEnum):
 
 class CheckResult(NamedTuple):
     name: str
-    """What was looked at, in a word or two."""
+    """What was checked, in one or two words."""
     text: str
-    """What was found."""
+    """The finding."""
     mark: Status = Status.OK
-    mend: str = ""
-    """What to do about it, where something is to be done."""
+    hint: str = ""
+    """Suggested fix; empty if none is needed."""
 
     def __str__(self) -> str:
         line = f"{self.mark.name.lower():<8} {self.name:<11} {self.text}"
-        return f"{line}\n{'':<21}-> {self.mend}" if self.mend else line
+        return f"{line}\n{'':<21}-> {self.hint}" if self.hint else line
 
 
 class ProbeFailure(NamedTuple):
-    """A look that a rank could not finish, and why, in a line."""
+    """A check that failed on a rank, with a one-line reason."""
 
     reason: str
 
@@ -47,13 +47,13 @@ class CheckReport:
         self.printed = printed
         self.lines: list[CheckResult] = []
         self.current = "start"
-        """What is being looked at: where contact is lost, this was it."""
+        """Name of the check in progress, reported if the connection is lost."""
 
     def announce(self, name: str, what: str) -> None:
-        """Say what takes more than a moment."""
+        """Announce a slow check on stderr."""
         self.current = name
         if self.printed:
-            print(f"check: {what} ...", file=sys.stderr, flush=True)
+            print(f"measuring {what} ...", file=sys.stderr, flush=True)
 
     def add(self, *lines: CheckResult) -> None:
         for line in lines:
@@ -66,26 +66,26 @@ class CheckReport:
         return max((line.mark for line in self.lines), default=Status.OK)
 
     def close(self) -> None:
-        """The last line: what it all comes to."""
+        """Print the summary line."""
         counts = {mark: sum(line.mark == mark for line in self.lines) for mark in Status}
-        told = [f"{n} {mark.name.lower()}{'s' if n > 1 and mark else ''}" for mark, n in reversed(counts.items()) if n]
+        text = [f"{n} {mark.name.lower()}{'s' if n > 1 and mark else ''}" for mark, n in reversed(counts.items()) if n]
         outcome = {
-            Status.OK: "a run can start",
-            Status.WARNING: "a run can start, but see the warnings",
-            Status.ERROR: "a run would not go well: mend the errors first",
+            Status.OK: "ready to train",
+            Status.WARNING: "ready to train, with warnings",
+            Status.ERROR: "not ready to train: fix the errors above",
         }
         if self.printed:
-            print(f"{outcome[self.status]} ({', '.join(told)})", flush=True)
+            print(f"{outcome[self.status]} ({', '.join(text)})", flush=True)
 
 
 def gather_probe(world: World, look: Callable[[], T]) -> list[T | ProbeFailure]:
-    """What `look` finds on each rank, or why it failed, in rank order, on every rank. A collective.
+    """Return the result of `look` on each rank, or why it failed, in rank order. Collective: every rank must call this.
 
-    `look` itself must hold no collective: where it fails on one rank, the others do not wait for it.
+    `look` itself must not call collectives, so that a failure on one rank does not block the others.
     """
     try:
         found: T | ProbeFailure = look()
-    except Exception as error:  # a check reports what it meets, whatever it is
+    except Exception as error:  # a check reports any error
         found = ProbeFailure(describe_error(error))
     return world.all_gather_object(found)
 
@@ -96,7 +96,7 @@ def describe_error(error: BaseException) -> str:
 
 
 def group_failures(found: Iterable[object], places: Iterable[str]) -> dict[str, list[str]]:
-    """Reason -> the places where a look failed for it."""
+    """Group failures: reason -> the ranks on which a check failed for it."""
     reasons: dict[str, list[str]] = {}
     for outcome, place in zip(found, places, strict=True):
         if isinstance(outcome, ProbeFailure):

@@ -1,4 +1,4 @@
-"""The run folder: can it be written, do all nodes see it, is there room, and what is in it already."""
+"""Check the run folder: writable, shared by all nodes, enough free space, and its current content."""
 
 from __future__ import annotations
 
@@ -28,20 +28,20 @@ from adadf_dist.training.consistency import find_unshared_run_dir
 
 GB = 1e9
 EXTRA_CHECKPOINTS = 2
-"""Checkpoints besides the newest ones: the selected epoch's, and the one being written."""
+"""Checkpoints besides the newest ones: that of the selected epoch, and the one being written."""
 
 
 def check_folder(config: Config, world: World, num_classes: int, train_faces: int) -> CheckResult:
-    """A collective, after which the disk is as it was."""
+    """Check the run folder and leave the disk unchanged. Collective: every rank must call this."""
     folder = Path(config.out)
     with restore_dirs(folder):
         problem = find_unshared_run_dir(folder, world)
         if problem:
-            what, _, mend = problem.removeprefix("out: ").rpartition("; ")
-            return CheckResult("run folder", what, Status.ERROR, mend)
+            what, _, hint = problem.removeprefix("out: ").rpartition("; ")
+            return CheckResult("run folder", what, Status.ERROR, hint)
         line = check_run_dir_space(config, folder, num_classes, train_faces) if world.is_main else None
         shared = world.broadcast_object(line)
-        world.barrier()  # nobody looks into a folder that is about to go
+        world.barrier()  # all ranks are done with the folder before it is removed
     assert isinstance(shared, CheckResult)
     return shared
 
@@ -57,19 +57,19 @@ def check_run_dir_space(config: Config, folder: Path, num_classes: int, train_fa
     needed = (config.checkpoint.keep + EXTRA_CHECKPOINTS) * checkpoint + history
     there = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
     missing, free = max(needed - there, checkpoint), shutil.disk_usage(folder).free
-    text = f"{folder}: writable, seen by all nodes; {held}; takes about {format_bytes(needed)} (a checkpoint "
-    text += f"{format_bytes(checkpoint)}), {format_bytes(free)} free"
+    text = f"{folder}: writable and shared; {held}; needs about {format_bytes(needed)} ("
+    text += f"{format_bytes(checkpoint)} per checkpoint), {format_bytes(free)} free"
     fewer = "lower checkpoint.keep, " if config.checkpoint.keep > 1 else ""
-    mend = f"free some space, {fewer}or give another --out"
+    hint = f"free some space, {fewer}or choose another --out"
     if missing > free:
-        return CheckResult("run folder", text, Status.ERROR, mend)
+        return CheckResult("run folder", text, Status.ERROR, hint)
     return (
-        CheckResult("run folder", text, Status.WARNING, mend) if 2 * missing > free else CheckResult("run folder", text)
+        CheckResult("run folder", text, Status.WARNING, hint) if 2 * missing > free else CheckResult("run folder", text)
     )
 
 
 def describe_run_dir(config: Config, folder: Path) -> str:
-    """In a few words. Raises `UserError` where a run of this configuration would be refused."""
+    """Summarize the content of a run folder. Raises `UserError` if a run with this configuration would be refused."""
     config = with_absolute_paths(config)
     check_run_folder(folder)
     if (folder / ".lock").exists():
@@ -80,18 +80,18 @@ def describe_run_dir(config: Config, folder: Path) -> str:
     if not saved:
         return "no run in it yet"
     if config.resume == "never":
-        raise ValueError(f"{folder} already holds a run, and resume is never; give another --out")
+        raise ValueError(f"{folder} already contains a run and resume is never; choose another --out")
     content = read_checkpoint(saved[-1])
     if config.resume == "auto":
         now, finished = to_dict(config), content["progress"]["epoch"]
         moved = moved_files(content.get("data"), dict(flatten(now)))
         check_config_compatible(content["config"], now, saved[-1], finished, moved=moved)
         check_same_data(config, content)
-    return f"holds a run of {content['progress']['epoch']} finished epochs, which goes on"
+    return f"contains a run with {content['progress']['epoch']} finished epochs (will resume)"
 
 
 def check_same_data(config: Config, content: Mapping[str, Any]) -> None:
-    """Raises `UserError` where the local dataset is not what the checkpoint was trained on, as resuming would."""
+    """Raise `UserError` if the local dataset differs from that of the checkpoint, as resuming would."""
     folder = local_path(config.data.shards)
     if "data" not in content or config.allow_other_data or is_remote(config.data.shards) or not folder.is_dir():
         return
@@ -102,7 +102,7 @@ def check_same_data(config: Config, content: Mapping[str, Any]) -> None:
 
 
 def checkpoint_bytes(config: Config, num_classes: int, train_faces: int) -> int:
-    """About: weights (and their average), Adam's two moments of what is trained, sums of each face."""
+    """Estimate the checkpoint size: weights (and their average), Adam's two moments, and per-sample sums."""
     with torch.device("meta"):
         model = init_model(config, num_classes)
     weights = sum(int(tensor.nbytes) for tensor in model.state_dict().values())
@@ -112,7 +112,7 @@ def checkpoint_bytes(config: Config, num_classes: int, train_faces: int) -> int:
 
 @contextmanager
 def restore_dirs(folder: Path) -> Iterator[None]:
-    """Folders on the way that were not there before are gone afterwards, if empty."""
+    """Remove empty folders on the path that did not exist before."""
     missing = [path for path in (folder, *folder.parents) if not os.path.exists(path)]
     try:
         yield
@@ -120,7 +120,7 @@ def restore_dirs(folder: Path) -> Iterator[None]:
         for path in missing:
             try:
                 path.rmdir()
-            except OSError:  # another rank was first, or it never came to be
+            except OSError:  # removed by another rank, or never created
                 continue
 
 

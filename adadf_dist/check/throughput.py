@@ -1,4 +1,4 @@
-"""A training step at the configured batch: does it fit, how long does it take, and what does that make of the run?"""
+"""Measure a training step with the configured batch: memory, duration, and the estimated duration of the run."""
 
 from __future__ import annotations
 
@@ -24,27 +24,30 @@ from adadf_dist.training.synthetic_step import SyntheticTrainer, synchronize
 BUDGET_S = 8.0
 MOST_STEPS = 20
 SLOW_STEP_S = 15.0
-"""A first step that is longer is the measurement: a run of such steps hardly needs a better one."""
+"""If the first step takes longer, it is the measurement."""
 MEMORY_WARNING_SHARE = 0.9
-"""Share of the memory beyond which little is left for what comes later: evaluation, fragments."""
+"""Fraction of memory above which little is left for evaluation and fragmentation."""
 COMM_WARNING_SHARE = 0.5
-"""Share of a step that exchange may take before it is worth a word."""
+"""Fraction of a step spent in communication that triggers a warning."""
 
 
 class StepTiming(NamedTuple):
-    """On one rank."""
+    """Measurement on one rank."""
 
     step_s: float
     infer_s: float
-    """The same rows in evaluation mode."""
+    """Seconds for the same batch in evaluation mode."""
     peak: int
-    """Bytes of the device (as torch reserves it) or of the process."""
+    """Peak bytes of the device (reserved by torch) or of the process."""
     limit: int
-    """Bytes of the device, 0 for a CPU."""
+    """Memory of the device in bytes; 0 for a CPU."""
 
 
 def time_step(rehearsal: SyntheticTrainer, work: Callable[[], None]) -> float:
-    """Of one go, after some to warm up; the number of goes is rank 0's. A collective of the rehearsal's world."""
+    """Return the seconds of one call of `work` after a warm-up. Rank 0 determines the number of repeats.
+
+    Collective over the ranks of `rehearsal`: every rank must call this.
+    """
     world = rehearsal.world
     first = world.broadcast_object(time_repeats(world, work, 1))
     assert isinstance(first, float)
@@ -66,35 +69,35 @@ def time_repeats(world: World, work: Callable[[], None], goes: int) -> float:
 
 
 def check_batch(config: Config, world: World, faces: DatasetInfo) -> CheckResult:
-    """Whether the global batch can be shared out over the ranks."""
+    """Check that the global batch can be distributed over the ranks."""
     smallest = min(faces.batches)
     most = smallest // MIN_SAMPLES_PER_RANK
     try:
         check_batch_size(config.batch_size, world)
     except UserError as error:
-        what, _, mend = str(error).rpartition(": ")
-        return CheckResult("batch", what, Status.ERROR, mend)
-    text = f"{config.batch_size} faces over {world.size} rank{'s' * (world.size > 1)}"
+        what, _, hint = str(error).rpartition(": ")
+        return CheckResult("batch", what, Status.ERROR, hint)
+    text = f"{config.batch_size} samples over {world.size} rank{'s' * (world.size > 1)}"
     if most < world.size:
-        text += f", but the {faces.train:,} faces make batches of {smallest}, too few for {MIN_SAMPLES_PER_RANK} a rank"
+        text += f", but {faces.train:,} samples make batches of {smallest}, less than {MIN_SAMPLES_PER_RANK} per rank"
         raised = "raise batch_size or " if sum(faces.batches) >= MIN_SAMPLES_PER_RANK * world.size else ""
         return CheckResult("batch", text, Status.ERROR, f"{raised}start fewer ranks")
     shares = sorted({smallest // world.size, -(-max(faces.batches) // world.size)})
-    return CheckResult("batch", f"{text}: {' to '.join(map(str, shares))} a rank; {most:,} ranks at most")
+    return CheckResult("batch", f"{text}: {' to '.join(map(str, shares))} per rank; at most {most:,} ranks")
 
 
 def check_step(
     config: Config, world: World, ranks: Sequence[RankInfo], faces: DatasetInfo
 ) -> tuple[StepTiming | None, list[CheckResult]]:
-    """A step of this rank's rows alone, which may fail without anybody waiting, then with all ranks. A collective.
+    """Measure a step on each rank alone, which may fail without blocking the others, then with all ranks together.
 
-    `config`: what `with_largest_batch` returns.
+    Collective: every rank must call this. `config`: the result of `with_largest_batch`.
     """
     first, end = rank_slice(config.batch_size, world.rank, world.size)
     found = gather_probe(world, lambda: measure_single_rank(config, faces.classes, world.device, end - first))
     for reason, where in group_failures(found, [rank.label for rank in ranks]).items():
-        mend = "" if "memory" not in reason.lower() else "lower batch_size or data.image_size, or start more ranks"
-        return None, [CheckResult("step", f"on {format_nodes(where)}: {reason}", Status.ERROR, mend)]
+        hint = "" if "memory" not in reason.lower() else "lower batch_size or data.image_size, or start more ranks"
+        return None, [CheckResult("step", f"on {format_nodes(where)}: {reason}", Status.ERROR, hint)]
     alone = [outcome for outcome in found if not isinstance(outcome, ProbeFailure)]
     if world.size == 1 and config.engine == "ddp":
         together = alone
@@ -107,16 +110,16 @@ def check_step(
     line = CheckResult("step", text)
     if world.size > 1:
         share = max(0.0, 1 - computing / step_s)
-        line = CheckResult("step", f"{text}; {share:.0%} of it exchange and waiting for other ranks")
+        line = CheckResult("step", f"{text}; {share:.0%} spent in communication and waiting")
         if share > COMM_WARNING_SHARE:
-            mend = "raise batch_size, use fewer ranks or a faster network; runtime.sync_batch_norm off exchanges less"
-            line = line._replace(mark=Status.WARNING, mend=mend)
+            hint = "raise batch_size, use fewer ranks or a faster network, or turn runtime.sync_batch_norm off"
+            line = line._replace(mark=Status.WARNING, hint=hint)
     infer = max(m.infer_s for m in alone)
     return together[0]._replace(step_s=step_s, infer_s=infer), [line, check_memory(together, ranks)]
 
 
 def measure_single_rank(config: Config, num_classes: int, device: torch.device, rows: int) -> StepTiming:
-    """Without any exchange. Raises whatever a step raises."""
+    """Measure a step without communication. Raises whatever the step raises."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
     config = override(config, {"engine": "ddp", "deepspeed.config": "", "batch_size": rows})
@@ -129,20 +132,20 @@ def measure_single_rank(config: Config, num_classes: int, device: torch.device, 
 def peak_memory(device: torch.device) -> int:
     if device.type == "cuda":
         return torch.cuda.max_memory_reserved(device)
-    return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # Linux counts it in KiB
+    return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # KiB on Linux
 
 
 def check_memory(measured: Sequence[StepTiming], ranks: Sequence[RankInfo]) -> CheckResult:
-    """Of each device, or of a CPU node's ranks together."""
+    """Check peak memory per device, or per node for CPU ranks."""
     if measured[0].limit:
         share, peak, limit = max((m.peak / m.limit, m.peak, m.limit) for m in measured)
-        text = f"{peak / 2**30:.1f} GiB of the GPU's {limit / 2**30:.0f} at the peak of a step"
+        text = f"peak {peak / 2**30:.1f} of {limit / 2**30:.0f} GiB GPU memory during a step"
     else:
         peaks = {rank.label: m.peak for rank, m in zip(ranks, measured, strict=True)}
         nodes = [(sum(peaks[rank.label] for rank in node), node[0].memory) for node in nodes_of(ranks)]
         share, peak, limit = max((used / memory, used, memory) for used, memory in nodes)
-        text = f"{max(peaks.values()) / 2**30:.1f} GiB a process at its peak, {peak / 2**30:.1f} of the node's "
-        text += f"{limit / 2**30:.0f}, data workers not counted"
+        text = f"peak {max(peaks.values()) / 2**30:.1f} GiB per process, {peak / 2**30:.1f} of {limit / 2**30:.0f} GiB "
+        text += "per node, excluding data workers"
     if share > MEMORY_WARNING_SHARE:
         return CheckResult("memory", text, Status.WARNING, "lower batch_size or data.image_size, or start more ranks")
     return CheckResult("memory", text)
@@ -151,21 +154,21 @@ def check_memory(measured: Sequence[StepTiming], ranks: Sequence[RankInfo]) -> C
 def estimate_duration(
     config: Config, faces: DatasetInfo, measured: StepTiming, faces_per_s: float
 ) -> Iterator[CheckResult]:
-    """What the step and the loader make of an epoch and the run; `faces_per_s` of 0: not known."""
+    """Estimate the duration of an epoch and of the run from step and loader rates; `faces_per_s` 0: unknown."""
     trained = sum(faces.batches)
     computing = len(faces.batches) * measured.step_s
     loading = trained / faces_per_s if faces_per_s else 0.0
     passes = 2 if config.class_distributions.source == "pass" else 1
     epoch = max(computing, loading) + validation_batches(faces, config.batch_size) * measured.infer_s
     epoch += (passes - 1) * max(len(faces.batches) * measured.infer_s, loading)
-    text = f"an epoch of {trained:,} faces about {duration(epoch)}, the run of {config.epochs} epochs about "
+    text = f"an epoch of {trained:,} samples takes about {duration(epoch)}, all {config.epochs} epochs about "
     text += duration(config.epochs * epoch)
     if not faces_per_s:
         text += ", if the loader keeps up (not measured)"
     if loading > computing:
-        text += f"; the network waits for faces {1 - computing / loading:.0%} of the time"
+        text += f"; data-bound: the network would wait for data {1 - computing / loading:.0%} of the time"
         dali = "" if config.data.loader == "dali" or config.data.access == "stream" else "install DALI, "
-        mend = f"raise data.workers where cores are idle, {dali}or train on a machine with more cores"
-        yield CheckResult("time", text, Status.WARNING, mend)
+        hint = f"raise data.workers if cores are idle, {dali}or train on a machine with more cores"
+        yield CheckResult("time", text, Status.WARNING, hint)
     else:
         yield CheckResult("time", text)

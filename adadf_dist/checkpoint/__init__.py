@@ -1,1 +1,1 @@
-"""Checkpoints, run folders, and trained models read back from them."""
+"""Checkpoints, run folders, and loading of trained models."""

@@ -1,4 +1,4 @@
-"""Everything a run is, saved whole and found again: after a kill, on another number of ranks."""
+"""Save and restore the complete state of a run, also after a kill and on a different number of ranks."""
 
 from __future__ import annotations
 
@@ -54,20 +54,20 @@ RESUME_MUTABLE_KEYS = (
     "runtime.loggers",
     "runtime.profile",
 )
-"""Keys (or sections, ending in a dot) that may change when a run resumes: none of them changes its numbers, but for
-`epochs` where learning rates depend on it (`rates_follow_epochs`)."""
+"""Keys (or sections, ending in a dot) that may change when a run resumes. They do not affect its results, except
+`epochs` if learning rates depend on it (`rates_follow_epochs`)."""
 
 ADDED_PARTS = ("data",)
-"""Parts that checkpoints of older versions lack; a run resumes without what they would have checked."""
+"""Parts missing in checkpoints of older versions; a run resumes without checking them."""
 
 ARCHITECTURE_KEYS = ("model.backbone", "model.attention_on")
-"""All that a run must have alike with a checkpoint of one that had not begun: imported weights."""
+"""The only keys that must match a checkpoint without training steps (imported weights)."""
 
 CHECKPOINT_PATTERN = re.compile(r"checkpoint-(\d{4})-(\d{6})\.pt")
 
 
 class Stateful(Protocol):
-    """State over all ranks: `state_dict` may be a collective, so every rank calls it."""
+    """State over all ranks. `state_dict` may be a collective, so every rank must call it."""
 
     def state_dict(self) -> Mapping[str, object]: ...
 
@@ -75,7 +75,7 @@ class Stateful(Protocol):
 
 
 class CheckpointManager:
-    """The checkpoints of a run folder: `checkpoint-EPOCH-BATCH.pt` and `selected.pt`."""
+    """Checkpoints of a run folder: `checkpoint-EPOCH-BATCH.pt` and `selected.pt`."""
 
     def __init__(
         self,
@@ -98,7 +98,7 @@ class CheckpointManager:
         return self.folder / "selected.pt"
 
     def should_save(self) -> bool:
-        """Whether a save in mid-epoch is due. Rank 0's clock decides, so all ranks call this together."""
+        """Return whether a save in mid-epoch is due, by rank 0's clock. Collective: every rank must call this."""
         rules = self.config.checkpoint
         by_step = rules.every_steps > 0 and self.progress.step % rules.every_steps == 0
         if by_step or not rules.every_minutes or self.progress.step % self.config.runtime.stop_every:
@@ -107,10 +107,10 @@ class CheckpointManager:
         return bool(self.world.broadcast_object(elapsed >= rules.every_minutes * 60))
 
     def save(self, skippable: bool = False) -> Path:
-        """Write the run's state under its final name, whole or not at all. A collective.
+        """Save the state of the run atomically. Collective: every rank must call this.
 
-        A full disk is waited for, then a `UserError`; where the save is `skippable` it is a warning, and the next one
-        is tried when it is due.
+        If the disk is full, retries until a timeout and raises `UserError`. A `skippable` save only prints a warning;
+        the next one is tried when it is due.
         """
         self.world.heartbeat.beat("saving a checkpoint")
         path = self.folder / f"checkpoint-{self.progress.epoch:04d}-{self.progress.batch:06d}.pt"
@@ -142,14 +142,14 @@ class CheckpointManager:
         except DiskFullError as error:
             if not skippable:
                 raise
-            print(f"warning: {error}; training goes on without this checkpoint", file=sys.stderr, flush=True)
+            print(f"warning: {error}; checkpoint skipped", file=sys.stderr, flush=True)
             return
         self._prune()
 
     def restore(self) -> Path | None:
-        """Load what `resume` asks for into every part. Returns the file, or None for a fresh start.
+        """Load the checkpoint selected by `resume` into every part. Returns its file, or None for a new run.
 
-        Raises `UserError` when the run folder holds another run, naming the key that differs.
+        Raises `UserError` with the differing key if the run folder contains a different run.
         """
         found: Any = self.world.broadcast_object(self._find_resume_checkpoint() if self.world.is_main else None)
         if found is None:
@@ -168,15 +168,15 @@ class CheckpointManager:
         check_config_compatible(content["config"], now, path, finished, () if begun else ARCHITECTURE_KEYS, moved)
         check_classes_match(content["preprocessing"], self.preprocessing, path)
         for name, part in self.parts.items():
-            if not begun and name != "engine":  # weights to start from: all else starts as this run is told
+            if not begun and name != "engine":  # initial weights only: everything else starts fresh
                 continue
             if name not in content and name in ADDED_PARTS:
                 self._warn(
-                    f"{path}: written by an older version, which recorded no digest of the data: is it the same?"
+                    f"{path}: written by an older version, without a digest of the data; make sure it is the same"
                 )
                 continue
             if name not in content:
-                raise UserError(f"{path}: has no {name}; not a checkpoint of a run like this one")
+                raise UserError(f"{path}: has no {name}; not a checkpoint of a compatible run")
             part.load_state_dict(content[name])
         for key, value in content["progress"].items():
             setattr(self.progress, key, value)
@@ -187,8 +187,8 @@ class CheckpointManager:
         self.progress.best_epoch, self.progress.best_accuracy = best  # type: ignore[misc]
 
     def _restore_selected(self, path: Path) -> None:
-        """Make sure that `selected.pt` is of the best epoch so far: a kill, a torn file, a start from another folder
-        can leave an older one, or none. Where the best epoch's is gone, selection goes on without it, and says so."""
+        """Ensure that `selected.pt` is from the best epoch so far; after a kill, a corrupt file or a start from another
+        folder, it can be older or missing. If the best epoch's checkpoint is lost, warn and restart the selection."""
         best = self.progress.best_epoch
         for candidate in (self.selected_path, path, path.with_name("selected.pt")):
             if best and candidate.exists() and completed_epochs(candidate) == best:
@@ -198,8 +198,8 @@ class CheckpointManager:
                 return
         if best:
             self._warn(
-                f"{self.selected_path}: the checkpoint of epoch {best}, the best so far, is gone; "
-                "the selected epoch will be one of those to come"
+                f"{self.selected_path}: best checkpoint (epoch {best}) is missing; "
+                "selection restarts from the next epoch"
             )
             self.progress.best_epoch, self.progress.best_accuracy = 0, -1.0
 
@@ -208,29 +208,29 @@ class CheckpointManager:
             print(f"warning: {text}", file=sys.stderr, flush=True)
 
     def _check_finite(self, weights: Mapping[str, torch.Tensor]) -> None:
-        """Raises `UserError`: weights can be spoilt behind a loss that is finite, by its gradient."""
+        """Raise `UserError` for non-finite weights, which a finite loss with non-finite gradients can cause."""
         for name, weight in weights.items():
             if not torch.isfinite(weight).all():
                 raise UserError(
-                    f"step {self.progress.step}: the weights {name} are not finite; the last checkpoint in "
-                    f"{self.folder} is good, but a new run under another --out needs a lower optimizer.lr"
+                    f"step {self.progress.step}: non-finite values in parameter {name}; the last checkpoint in "
+                    f"{self.folder} is valid. Start a new run with another --out and a lower optimizer.lr"
                 )
 
     def list_checkpoints(self) -> list[Path]:
-        """Checkpoints in the run folder, newest first."""
+        """Return the checkpoints in the run folder, newest first."""
         if not self.folder.is_dir():
             return []
         return sorted((p for p in self.folder.iterdir() if CHECKPOINT_PATTERN.fullmatch(p.name)), reverse=True)
 
     def _find_resume_checkpoint(self) -> tuple[str, str] | None:
-        """(path, "") to load, ("", message) for the user, None to start afresh. Rank 0 looks, all agree."""
+        """Return (path, "") to load, ("", message) on an error, None for a new run. Called on rank 0 only."""
         resume = self.config.resume
         if resume not in ("auto", "never"):
             return resume, ""
         saved = self.list_checkpoints()
         if resume == "never" and saved:
             return "", (
-                f"{self.config.out} already holds a run; give --out another folder, or --resume auto to go on with it"
+                f"{self.config.out} already contains a run; choose another --out, or pass --resume auto to resume it"
             )
         problems = []
         for path in saved:
@@ -239,18 +239,18 @@ class CheckpointManager:
                 return str(path), ""
             except UserError as error:
                 problems.append(str(error))
-                print(f"warning: {error}; trying the one before it", file=sys.stderr, flush=True)
+                print(f"warning: {error}; falling back to the previous checkpoint", file=sys.stderr, flush=True)
         if problems:
             return (
                 "",
-                f"{self.config.out}: no whole checkpoint is left ({problems[0]}); start again with --out",
+                f"{self.config.out}: no valid checkpoint found ({problems[0]}); start a new run with another --out",
             )
         return None
 
     def _prune(self) -> None:
         for path in self.list_checkpoints()[self.config.checkpoint.keep :]:
             path.unlink()
-        for path in self.folder.glob("*.partial"):  # what a kill inside a write left behind
+        for path in self.folder.glob("*.partial"):  # left by a kill during a write
             path.unlink()
 
 
@@ -262,12 +262,12 @@ def check_config_compatible(
     only: Collection[str] = (),
     moved: Collection[str] = (),
 ) -> None:
-    """Raise `UserError` naming the first key that differs and must not.
+    """Raise `UserError` with the first key that differs but must not.
 
-    `finished`: epochs that the checkpoint has finished. `only`: the keys to compare, where not all. `moved`: keys of
-    input files that have the same content as before.
+    `finished`: number of finished epochs of the checkpoint. `only`: keys to compare; empty: all. `moved`: keys of input
+    files that were moved but have the same content.
     """
-    # a key that did not exist yet had, in effect, its default
+    # keys that did not exist in an older version had their default values
     before, after = {**dict(flatten(to_dict(Config()))), **dict(flatten(saved))}, dict(flatten(now))
     for key in sorted(before.keys() | after.keys()):
         free = matches_key(key, RESUME_MUTABLE_KEYS)
@@ -277,21 +277,21 @@ def check_config_compatible(
             free = False
         if not free and before.get(key) != after.get(key):
             raise UserError(
-                f"{path}: was trained with {key} = {before.get(key)}, now it is {after.get(key)}; "
-                f"give --{key} {before.get(key)} to go on, or --out another folder for a new run"
+                f"{path}: config mismatch: {key} was {before.get(key)} in the checkpoint, is {after.get(key)} now; "
+                f"pass --{key} {before.get(key)} to resume, or another --out for a new run"
             )
 
 
 def rates_follow_epochs(before: Mapping[str, Any], after: Mapping[str, Any], finished: int) -> bool:
-    """Whether another number of epochs would change learning rates: the cosine schedule, or a warm-up that is a
-    fraction of the run and not over yet after `finished` epochs."""
+    """Return whether a different number of epochs would change learning rates: with the cosine schedule, or during a
+    warmup given as a fraction of the run that is not over after `finished` epochs."""
     warmup = after["optimizer.warmup_steps"]
     under_way = isinstance(warmup, float) and finished < warmup * max(before["epochs"], after["epochs"])
     return after["optimizer.schedule"] == "cosine" or under_way
 
 
 def same_path(saved: object, now: object) -> bool:
-    """Whether two paths may be of one file: an older version saved them as they were given, relative ones too."""
+    """Return whether two paths may be the same file: older versions saved paths as given, possibly relative."""
     before, after = PurePath(str(saved)), PurePath(str(now))
     if saved in NO_PATHS or before.is_absolute():
         return saved == now
@@ -303,5 +303,5 @@ def check_classes_match(saved: Mapping[str, Any], now: Preprocessing, path: Path
     if classes != now.classes:
         raise UserError(
             f"{path}: was trained on the classes {', '.join(classes)}; the dataset has {', '.join(now.classes)}: "
-            "give the dataset it was trained on as data.shards"
+            "set data.shards to the dataset it was trained on"
         )

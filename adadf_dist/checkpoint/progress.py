@@ -1,4 +1,4 @@
-"""How far a run is."""
+"""Progress of a run."""
 
 from __future__ import annotations
 
@@ -9,32 +9,32 @@ from adadf_dist.config.learning_rate import Position
 
 @dataclass
 class TrainingProgress:
-    """How far a run is, and what it has measured so far."""
+    """Progress of a run, and its epoch records so far."""
 
     epoch: int = 0
-    """Finished epochs."""
+    """Number of finished epochs."""
     batch: int = 0
-    """Finished batches of the epoch under way."""
+    """Number of finished batches in the current epoch."""
     step: int = 0
-    """Finished steps of the run."""
+    """Number of finished steps."""
     best_epoch: int = 0
-    """Epoch (from 1) with the best validation accuracy so far; 0: none yet. Ties stay with the earlier one."""
+    """Epoch (from 1) with the best validation accuracy so far; 0: none yet. The earlier epoch wins ties."""
     best_accuracy: float = -1.0
     seconds: float = 0.0
-    """Time spent in finished training passes, over all the run's sessions."""
+    """Time spent in finished training passes, including those before a resume."""
     epochs: list[dict[str, object]] = field(default_factory=list)
-    """One record a finished epoch, as in metrics.jsonl."""
+    """One record per finished epoch, as in metrics.jsonl."""
 
     def position(self, num_batches: int) -> Position:
-        """When the next step is, in an epoch of so many batches."""
+        """Return the position of the next step, in an epoch with `num_batches` batches."""
         return Position(self.epoch, self.step, self.epoch + self.batch / num_batches, num_batches)
 
     def last_position(self, num_batches: int) -> Position:
-        """When the last step was, in an epoch of which some batch is finished."""
+        """Return the position of the last step, in an epoch with at least one finished batch."""
         return Position(self.epoch, self.step - 1, self.epoch + (self.batch - 1) / num_batches, num_batches)
 
     def finish_epoch(self, accuracy: float, record: dict[str, object]) -> None:
-        """Count an epoch with its validation accuracy."""
+        """Record a finished epoch and its validation accuracy."""
         self.epoch += 1
         self.batch = 0
         self.epochs.append(record)

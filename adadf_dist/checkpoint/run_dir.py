@@ -1,4 +1,4 @@
-"""The run folder: which folder is one, and one writer at a time."""
+"""Run folders: recognize them, and lock them for one writer at a time."""
 
 from __future__ import annotations
 
@@ -11,37 +11,37 @@ from adadf_dist.errors import RunDirLockedError, UserError
 from adadf_dist.files.locks import Owner, lock
 
 MARKS = (".lock", "checkpoints", "run.json")
-"""A folder with one of these is a run's."""
+"""A folder with one of these is a run folder."""
 RUN_FILES = ("config.yaml", "data.json", "metrics.jsonl", "noise.csv", "report.html", "result.json", "status.json")
-"""Files that a run writes, and that may be a user's own where there is no run."""
+"""Files that a run writes; in other folders they belong to the user."""
 
 
 def check_run_folder(folder: Path) -> None:
-    """Raise `UserError` when a run would replace files in a folder that is not a run's.
+    """Raise `UserError` if a run would replace files in a folder that is not a run folder.
 
-    Other files are welcome there: logs of launchers, notes.
+    Other files, such as launcher logs and notes, are allowed.
     """
     if any((folder / mark).exists() for mark in MARKS):
         return
     if (folder / MANIFEST).is_file():
-        raise UserError(f"out: {folder} is a dataset folder ({MANIFEST}); give another --out")
+        raise UserError(f"out: {folder} is a dataset folder ({MANIFEST}); choose another --out")
     found = [name for name in RUN_FILES if (folder / name).is_file()]
     if found:
         raise UserError(
-            f"out: {folder} is no run folder, and a run would replace its {', '.join(found)}; give another --out, or "
-            "move what is there"
+            f"out: {folder} is not a run folder, and a run would replace its {', '.join(found)}; choose another "
+            "--out, or move these files"
         )
 
 
 @contextmanager
 def lock_run_dir(folder: Path) -> Iterator[None]:
-    """Make the run folder and keep other runs out of it. Raises `UserError`."""
+    """Create the run folder and lock it against other runs. Raises `UserError`."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         file = (folder / ".lock").open("w", encoding="utf-8")
     except OSError as error:
-        raise UserError(f"out: {folder} cannot be written ({error.strerror}); give another --out") from None
+        raise UserError(f"out: {folder} cannot be written ({error.strerror}); choose another --out") from None
     with file:
         if not lock(file, Owner.PROCESS, "out"):
-            raise RunDirLockedError(f"out: another run is writing into {folder}; stop it, or give another --out")
+            raise RunDirLockedError(f"out: {folder} is locked by another run; stop it, or choose another --out")
         yield

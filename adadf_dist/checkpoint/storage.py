@@ -1,4 +1,4 @@
-"""A checkpoint as a file: written whole or not at all, read without running a word of it."""
+"""Checkpoint files: written atomically, and read without executing code from them."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ CHECKPOINT_VERSION = 1
 
 
 def save_checkpoint(content: Mapping[str, object], path: Path) -> None:
-    """Write under a temporary name, sync, rename: the final name is never half a file.
+    """Write a checkpoint atomically: temporary file, fsync, rename.
 
-    A full disk is a `DiskFullError`, an unwritable one a `UserError`; what was there before is still there.
+    Raises `DiskFullError` for a full disk and `UserError` for other errors; an existing file is then unchanged.
     """
     partial = path.with_suffix(".partial")
     try:
@@ -39,17 +39,17 @@ def save_checkpoint(content: Mapping[str, object], path: Path) -> None:
         if is_disk_full(error):
             needed, free = tensor_bytes(content), free_bytes(path.parent)
             raise DiskFullError(
-                f"{path.parent}: no room for {path.name}, which needs {needed} bytes where {free} are free; "
-                "free some space, or start again with a lower checkpoint.keep"
+                f"{path.parent}: not enough disk space for {path.name} ({needed} bytes needed, {free} free); "
+                "free some space, or lower checkpoint.keep"
             ) from None
         raise UserError(
-            f"{path}: could not be written ({error}); free some space or give another --out; "
-            "the run goes on from its last checkpoint when started again"
+            f"{path}: could not be written ({error}); free some space or choose another --out. "
+            "Run the same command to resume from the last checkpoint"
         ) from None
 
 
 def is_disk_full(error: BaseException | None) -> bool:
-    """Whether a write failed for want of room; torch's writer raises an error of its own over the system's."""
+    """Return whether a write failed because the disk is full, also if torch wrapped the system error."""
     while error is not None:
         if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
             return True
@@ -58,7 +58,7 @@ def is_disk_full(error: BaseException | None) -> bool:
 
 
 def free_bytes(folder: Path) -> int:
-    """0 where nobody knows."""
+    """Return the free bytes on the folder's disk; 0 if unknown."""
     try:
         return shutil.disk_usage(folder).free
     except OSError:
@@ -66,7 +66,7 @@ def free_bytes(folder: Path) -> int:
 
 
 def tensor_bytes(content: object) -> int:
-    """Of the tensors in nested content, which is all but a few kilobytes of a checkpoint."""
+    """Return the total size of tensors in nested content, which is nearly the size of the checkpoint."""
     if isinstance(content, torch.Tensor):
         return content.numel() * content.element_size()
     if isinstance(content, Mapping):
@@ -75,7 +75,7 @@ def tensor_bytes(content: object) -> int:
 
 
 def link_atomically(path: Path, name: Path) -> None:
-    """Give a finished file a second name, replacing what had it; a copy where links are not to be had."""
+    """Hard-link a finished file to a second name, replacing an existing file. Copies if links are unsupported."""
     partial = name.with_suffix(".partial")
     partial.unlink(missing_ok=True)
     try:
@@ -86,7 +86,7 @@ def link_atomically(path: Path, name: Path) -> None:
 
 
 def fsync_dir(folder: Path) -> None:
-    """Make a rename last through a power cut."""
+    """Sync a folder, so that a rename survives a power failure."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -95,9 +95,9 @@ def fsync_dir(folder: Path) -> None:
 
 
 def read_checkpoint(path: Path | str) -> dict[str, Any]:
-    """A checkpoint's content: plain data and tensors only. Raises `UserError` for anything else.
+    """Read a checkpoint with plain data and tensors only. Raises `UserError` for anything else.
 
-    Every byte is checked: torch itself would load a checkpoint in which the disk turned some over.
+    Verifies all checksums: torch alone would load a checkpoint with flipped bits.
     """
     try:
         with zipfile.ZipFile(path) as archive:
@@ -106,17 +106,17 @@ def read_checkpoint(path: Path | str) -> dict[str, Any]:
     except FileNotFoundError:
         raise UserError(f"{path}: no such checkpoint") from None
     except IsADirectoryError:
-        raise UserError(f"{path}: is a folder; name a checkpoint file in it") from None
+        raise UserError(f"{path}: is a folder; pass a checkpoint file in it") from None
     except pickle.UnpicklingError:
         raise UserError(
-            f"{path}: holds more than tensors and plain data, which is never loaded; not a checkpoint"
+            f"{path}: contains pickled objects, which are not loaded; not a checkpoint of adadf_dist"
         ) from None
     except zipfile.BadZipFile as error:
-        raise UserError(f"{path}: torn or not a checkpoint ({error})") from None
+        raise UserError(f"{path}: truncated or not a checkpoint ({error})") from None
     except (RuntimeError, EOFError, ValueError, KeyError, OSError) as error:
-        raise UserError(f"{path}: torn or not a checkpoint ({single_line(error, 120)})") from None
+        raise UserError(f"{path}: truncated or not a checkpoint ({single_line(error, 120)})") from None
     if damaged is not None:
-        raise UserError(f"{path}: torn or not a checkpoint (its part {damaged} is damaged)")
+        raise UserError(f"{path}: truncated or not a checkpoint (its entry {damaged} is corrupt)")
     if not isinstance(content, dict) or not isinstance(content.get("version"), int):
         raise UserError(f"{path}: not a checkpoint of adadf_dist")
     if content["version"] > CHECKPOINT_VERSION:
@@ -126,12 +126,12 @@ def read_checkpoint(path: Path | str) -> dict[str, Any]:
         )
     parts = {"config", "preprocessing", "progress", "rng"}
     if not parts <= content.keys() or set(content["progress"]) != {field.name for field in fields(TrainingProgress)}:
-        raise UserError(f"{path}: torn or not a checkpoint of adadf_dist")
+        raise UserError(f"{path}: truncated or not a checkpoint of adadf_dist")
     return content
 
 
 def completed_epochs(path: Path) -> int:
-    """The epochs that the model in a checkpoint has finished; -1 for a file that is none."""
+    """Return the finished epochs of a checkpoint; -1 in mid-epoch, or if the file is not a checkpoint."""
     try:
         progress = read_checkpoint(path)["progress"]
     except UserError:

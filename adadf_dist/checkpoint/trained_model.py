@@ -1,4 +1,4 @@
-"""A trained network, opened again: from a run folder or a checkpoint, with all that its use needs."""
+"""Load a trained network from a run folder or a checkpoint, with everything needed to use it."""
 
 from __future__ import annotations
 
@@ -24,24 +24,24 @@ CheckpointChoice = Literal["selected", "last"]
 
 
 class TrainedModel(NamedTuple):
-    """What a checkpoint says of the network that evaluation, selection and export see."""
+    """The trained network of a checkpoint, with its metadata."""
 
     model: DualBranch
-    """In evaluation mode, on the CPU; the average of the weights where the run kept one."""
+    """In evaluation mode, on the CPU; with averaged weights if the run used EMA."""
     preprocessing: Preprocessing
-    """From a stored face to the network's input; the class names in the order of the logits."""
+    """Preprocessing from stored images to network input, and the class names in the order of the logits."""
     config: Config
-    """The run's, its `auto` settled."""
+    """Configuration of the run, with `auto` resolved."""
     class_distributions: Tensor
-    """[C, C] float64, D of eq 5 as the epoch left it; row c is class c's."""
+    """[C, C] float64, D of eq 5 at the end of the epoch; row c is for class c."""
     path: Path
-    """The checkpoint."""
+    """Checkpoint file."""
     epoch: int
-    """Epochs that it has been trained."""
+    """Number of trained epochs."""
     records: tuple[Mapping[str, Any], ...] = ()
-    """What was measured of each of these epochs, as in metrics.jsonl."""
+    """Record of each trained epoch, as in metrics.jsonl."""
     data: TrainedOn | None = None
-    """None where an older version, or an import, recorded none."""
+    """Training data; None if not recorded (an older version or an import)."""
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -49,7 +49,7 @@ class TrainedModel(NamedTuple):
 
 
 def load_trained_model(path: Path | str, which: CheckpointChoice = "selected") -> TrainedModel:
-    """The network of a checkpoint file, or of a run folder's selected or last checkpoint. Raises `UserError`."""
+    """Load the network of a checkpoint file, or of a run folder's selected or last checkpoint. Raises `UserError`."""
     file = find_checkpoint(Path(path), which)
     content = read_checkpoint(file)
     config = build_config([ConfigLayer(str(file), content["config"])])
@@ -71,7 +71,7 @@ def load_trained_model(path: Path | str, which: CheckpointChoice = "selected") -
 
 
 def find_checkpoint(path: Path, which: CheckpointChoice) -> Path:
-    """The checkpoint that a path means. Raises `UserError` where there is none, saying what there is."""
+    """Return the checkpoint for a run folder or file. Raises `UserError` if there is none."""
     if path.is_file():
         return path
     if not path.exists():
@@ -82,12 +82,12 @@ def find_checkpoint(path: Path, which: CheckpointChoice) -> Path:
     if found:
         return found[0]
     if saved:
-        raise UserError(f"{path}: no epoch is finished yet, so none is selected; wait for it, or name {saved[-1]}")
-    raise UserError(f"{path}: holds no checkpoint, so is no run folder of adadf_dist.train, or has only begun")
+        raise UserError(f"{path}: no epoch has finished yet; wait, or pass {saved[-1]} explicitly")
+    raise UserError(f"{path}: no checkpoint found: not a run folder of adadf_dist.train, or no checkpoint written yet")
 
 
 class TrainedPredictor(InferenceModel):
-    """A trained network at work on a device, in the precision that its run evaluated in unless told otherwise."""
+    """A trained network on a device. `precision` defaults to that of the run."""
 
     def __init__(
         self, trained: TrainedModel, device: torch.device, precision: Literal["fp32", "bf16"] | None = None

@@ -1,1 +1,1 @@
-"""The configuration: every key, its checks, and the layers it is built from."""
+"""Configuration: keys, validation, and the layers that are merged into it."""

@@ -1,4 +1,4 @@
-"""Which backbones there are, by name: torchvision's ResNets, and timm's where timm is installed."""
+"""Names of the available backbones: torchvision's ResNets, and timm models if timm is installed."""
 
 from __future__ import annotations
 
@@ -6,21 +6,23 @@ from adadf_dist.errors import UserError, did_you_mean
 
 RESNETS = ("resnet10", "resnet18", "resnet34", "resnet50", "resnet101")
 TIMM = "timm:"
-"""What stands before the names of timm."""
+"""Prefix of timm model names."""
 
 
 def check_backbone(name: str) -> None:
-    """Raises `UserError` naming the nearest known backbone, or how to get timm."""
+    """Raise `UserError` for an unknown backbone, with the closest known name or how to install timm."""
     if name in RESNETS:
         return
     if not name.startswith(TIMM):
         close = did_you_mean(name, RESNETS)
-        raise UserError(f"model.backbone is {name!r}; allowed: {', '.join(RESNETS)}, or {TIMM}NAME of timm's{close}")
+        raise UserError(
+            f"model.backbone is {name!r}; allowed: {', '.join(RESNETS)}, or {TIMM}NAME for a timm model{close}"
+        )
     try:
-        import timm  # seconds: only where one of its names is given
+        import timm  # takes seconds, so imported only when needed
     except ImportError as error:
         raise UserError(
-            f"model.backbone is {name}, but timm does not import ({error}); install it with "
+            f"model.backbone is {name}, but timm cannot be imported ({error}); install it with "
             "pip install 'adadf_dist[timm]'"
         ) from None
     own = name.removeprefix(TIMM)
@@ -32,4 +34,4 @@ def check_backbone(name: str) -> None:
     tagged = timm.list_models(f"{architecture}.*", pretrained=True)
     if tag and own not in tagged:
         names = ", ".join(tag.partition(".")[2] for tag in tagged) or "none"
-        raise UserError(f"model.backbone is {name}: timm has no weights {tag!r} of {architecture}; there are {names}")
+        raise UserError(f"model.backbone is {name}: timm has no weights {tag!r} for {architecture}; available: {names}")

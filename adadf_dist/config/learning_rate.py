@@ -1,4 +1,4 @@
-"""The learning rate of every step: warm-up, schedule, and scaling by the global batch. Pure, no torch."""
+"""Learning rate of every step: warmup, schedule, and scaling with the global batch size. Pure functions, no torch."""
 
 from __future__ import annotations
 
@@ -8,23 +8,23 @@ from typing import NamedTuple
 from adadf_dist.config.schema import Config, OptimizerConfig
 
 SCALING = {"none": 0.0, "sqrt": 0.5, "linear": 1.0}
-"""`optimizer.lr_scaling` -> power of the ratio of batch sizes."""
+"""`optimizer.lr_scaling` -> exponent of the ratio of batch sizes."""
 
 
 class Position(NamedTuple):
-    """When a step is. All counted from 0."""
+    """Position of a step in the run. All values count from 0."""
 
     epoch: int
     step: int
-    """Over the whole run."""
+    """Step of the run."""
     passed: float
-    """Epochs gone by, fractions included."""
+    """Elapsed epochs, including the fraction of the current one."""
     steps_per_epoch: int = 0
-    """0: not known, as in steps on random images; a warm-up given as a fraction of the run is then left out."""
+    """0: unknown, as for steps on random images; a warmup given as a fraction of the run is then skipped."""
 
 
 def learning_rate(config: Config, position: Position) -> float:
-    """Learning rate of a step. A pure function: nothing to save or restore."""
+    """Return the learning rate of a step. Pure, so there is no state to save or restore."""
     optimizer = config.optimizer
     rate = optimizer.lr * batch_factor(optimizer, config.batch_size, position.passed)
     if warmup := warmup_steps(config, position.steps_per_epoch):
@@ -35,7 +35,7 @@ def learning_rate(config: Config, position: Position) -> float:
 
 
 def warmup_steps(config: Config, steps_per_epoch: int) -> int:
-    """Number of warm-up steps: `optimizer.warmup_steps`, or where that is a fraction, its part of the run's steps."""
+    """Return the number of warmup steps, from `optimizer.warmup_steps` as a count or as a fraction of the run."""
     warmup = config.optimizer.warmup_steps
     if isinstance(warmup, int):
         return warmup
@@ -43,9 +43,9 @@ def warmup_steps(config: Config, steps_per_epoch: int) -> int:
 
 
 def batch_factor(config: OptimizerConfig, batch_size: int, passed: float) -> float:
-    """Factor on the rate for a global batch: from 1 in a straight line to its full value in `scaling_warmup` epochs.
+    """Return the learning-rate factor for a global batch size; it ramps linearly from 1 over `scaling_warmup` epochs.
 
-    Linear: Goyal et al. 2017, with their gradual warm-up. Root: the rule for Adam of Malladi et al. 2022.
+    `linear`: Goyal et al. 2017, with their gradual warmup. `sqrt`: the rule for Adam of Malladi et al. 2022.
     """
     full = full_batch_factor(config, batch_size)
     if passed >= config.scaling_warmup:
@@ -54,5 +54,5 @@ def batch_factor(config: OptimizerConfig, batch_size: int, passed: float) -> flo
 
 
 def full_batch_factor(config: OptimizerConfig, batch_size: int) -> float:
-    """Factor on the rate once the warm-up of `optimizer.lr_scaling` is over."""
+    """Return the learning-rate factor after the warmup of `optimizer.lr_scaling`."""
     return math.pow(batch_size / config.scaling_from, SCALING[config.lr_scaling])

@@ -1,4 +1,4 @@
-"""From layers of dotted keys to one checked `Config`, and back."""
+"""Merge layers of dotted keys into one validated `Config`, and convert it back."""
 
 from __future__ import annotations
 
@@ -25,35 +25,35 @@ from adadf_dist.files.text import is_text, read_text
 DEFAULT_PRESET = "demo"
 
 INPUT_FILES = ("data.label_noise_file", "data.relabel", "deepspeed.config", "model.pretrained")
-"""Keys whose value may be the path of a file to read."""
+"""Keys whose value may be the path of an input file."""
 PATHS = ("data.shards", "data.cache", "resume", *INPUT_FILES)
-"""Keys whose value may be a path, but for `out`."""
+"""Keys whose value may be a path, except `out`."""
 NO_PATHS = ("", "imagenet", "auto", "never")
 
 EPILOG = """\
 examples:
-  python -m adadf_dist.train                                    the demo: faces drawn on the spot
+  python -m adadf_dist.train                                    the demo, on synthetic faces
   torchrun --standalone --nproc_per_node 8 -m adadf_dist.train --preset affectnet7 --data.shards DIR
   python -m adadf_dist.train --config my.toml --loss.lambda_min 0.3 --out runs/lambda-0.3
-A file holds the same keys, nested (TOML or YAML). Later wins: preset, file, command line.
-Runs in an existing run folder go on where they stopped."""
+A configuration file has the same keys, nested (TOML or YAML). The command line overrides the file, the file overrides
+the preset. Training in an existing run folder resumes the run."""
 
 
 class HelpFormatter(DefaultHelpFormatter, RawDescriptionHelpFormatter):
-    """Description and examples keep their lines."""
+    """Help formatter that keeps the line breaks of description and epilog."""
 
 
 class ConfigLayer(NamedTuple):
-    """Some keys and where they came from, for the error messages."""
+    """Configuration keys and their origin, for error messages."""
 
     origin: str
-    """A file's path, or `command line`, `preset demo`, ..."""
+    """File path, `command line`, `preset demo`, ..."""
     values: Mapping[str, object]
     """Nested or dotted keys."""
 
 
 def available_presets() -> dict[str, Path]:
-    """The presets that come with the package, by name."""
+    """Return the paths of the built-in presets by name."""
     folder = Path(str(resources.files("adadf_dist.config") / "presets"))
     return {path.stem: path for path in sorted(folder.glob("*.toml"))}
 
@@ -61,30 +61,30 @@ def available_presets() -> dict[str, Path]:
 def load_preset(name: str) -> ConfigLayer:
     known = available_presets()
     if name not in known:
-        raise UserError(f"--preset {name}: no such preset{did_you_mean(name, known)}; there are {', '.join(known)}")
+        raise UserError(f"--preset {name}: no such preset{did_you_mean(name, known)}; available: {', '.join(known)}")
     return ConfigLayer(f"preset {name}", load_config_file(known[name]).values)
 
 
 def load_config_file(path: str | Path) -> ConfigLayer:
-    """A user's TOML or YAML file. Raises `UserError` naming the file, and the line where the parser knows it."""
+    """Read a TOML or YAML file. Raises `UserError` with the file, and the line if the parser reports it."""
     path = Path(path)
     if not path.is_file():
         raise UserError(f"{path}: no such configuration file")
     suffix = path.suffix.lower()
     if suffix not in {".toml", ".yaml", ".yml", ".json"}:
-        raise UserError(f"{path}: configuration files end in .toml, .yaml or .json")
+        raise UserError(f"{path}: unsupported file type; use .toml, .yaml or .json")
     text = read_text(path)
     try:
         values = tomllib.loads(text) if suffix == ".toml" else yaml.load(text, UniqueKeyLoader) or {}
     except (tomllib.TOMLDecodeError, yaml.YAMLError, RecursionError) as error:
         raise UserError(f"{path}: does not parse: {' '.join(str(error).split())}") from None
     if not isinstance(values, dict):
-        raise UserError(f"{path}: must hold keys and values, not a {type(values).__name__}")
+        raise UserError(f"{path}: expected a mapping, got {type(values).__name__}")
     return ConfigLayer(str(path), values)
 
 
 class UniqueKeyLoader(yaml.SafeLoader):
-    """YAML in which a key that appears twice is an error, as in TOML, and not the last one silently taken."""
+    """YAML loader that rejects duplicate keys, as TOML does, instead of silently using the last one."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
         seen: set[str] = set()
@@ -97,9 +97,9 @@ class UniqueKeyLoader(yaml.SafeLoader):
 
 
 def build_config(layers: Iterable[ConfigLayer]) -> Config:
-    """Merge layers, later ones winning, and check every key, type and range.
+    """Merge layers, later ones overriding earlier ones, and validate every key, type and range.
 
-    Raises `UserError` naming the key, its origin and, for an unknown key, the nearest known one.
+    Raises `UserError` with the key, its origin and, for an unknown key, the closest known one.
     """
     config: dict[str, object] = {}
     origins: dict[str, str] = {}
@@ -111,7 +111,7 @@ def build_config(layers: Iterable[ConfigLayer]) -> Config:
     try:
         parsed = make_parser().parse_object(unflatten(config))
     except ArgumentError:
-        for key, value in config.items():  # one at a time: the message then names the key's own origin
+        for key, value in config.items():  # one at a time, to report the origin of the invalid key
             check_type(key, value, origins[key])
         raise
     built = Config(**vars(make_parser().instantiate(parsed)))
@@ -120,12 +120,12 @@ def build_config(layers: Iterable[ConfigLayer]) -> Config:
 
 
 def override(config: Config, values: Mapping[str, object], origin: str = "override") -> Config:
-    """A copy of `config` with some dotted keys changed, checked like any other layer."""
+    """Return a copy of `config` with some dotted keys changed, validated like any other layer."""
     return build_config([ConfigLayer("config", to_dict(config)), ConfigLayer(origin, values)])
 
 
 def with_absolute_paths(config: Config) -> Config:
-    """The same inputs from whatever folder the configuration is read again. URLs and paths in `~` stay as they are."""
+    """Return `config` with absolute paths, so that it is valid in any folder. URLs and paths in `~` are unchanged."""
     values = {key: str(value) for key, value in flatten(to_dict(config)) if key in PATHS}
     relative = {
         key: value
@@ -138,14 +138,14 @@ def with_absolute_paths(config: Config) -> Config:
 
 
 def to_dict(config: Config) -> dict[str, object]:
-    """Nested plain values (lists for tuples), as `build_config` takes them back."""
+    """Convert to nested plain values (tuples become lists), as accepted by `build_config`."""
     return unflatten({key: list(v) if isinstance(v, tuple) else v for key, v in flatten(asdict(config))})
 
 
 def parse_cli(argv: Sequence[str], own_options: Sequence[str] = ()) -> Config:
-    """`--preset NAME`, `--config FILE` and `--any.key VALUE`; `--help` and `--version` print and exit.
+    """Parse `--preset NAME`, `--config FILE` and `--any.key VALUE`; `--help` and `--version` print and exit.
 
-    `own_options`: options that a command has beside these, for the hints to misspelled ones.
+    `own_options`: additional options of the command, for hints on misspelled options.
     """
     if "--version" in argv:
         print(VERSION)
@@ -164,9 +164,8 @@ def parse_cli(argv: Sequence[str], own_options: Sequence[str] = ()) -> Config:
         layers.append(load_config_file(file))
     given = {key for layer in (*layers[preset_given:], ConfigLayer("", words)) for key, _ in flatten(layer.values)}
     if "data.shards" in given and "data.embedded_faces" not in given:
-        layers.append(
-            ConfigLayer("command line", {"data.embedded_faces": []})
-        )  # whose own folder is missing wants no faces
+        # if the user's dataset is missing, report that instead of rendering synthetic samples
+        layers.append(ConfigLayer("command line", {"data.embedded_faces": []}))
     config = build_config([*layers, ConfigLayer("command line", words)])
     if config.out:
         return config
@@ -175,7 +174,7 @@ def parse_cli(argv: Sequence[str], own_options: Sequence[str] = ()) -> Config:
 
 
 def base_config(argv: Sequence[str]) -> tuple[str, Config]:
-    """What a command line starts from, before its file and its own keys: its preset, or the defaults."""
+    """Return the preset of a command line, or the defaults, as (name, configuration) before its file and keys."""
     words = parse_overrides(argv)
     preset = words.get("preset", None if "config" in words else DEFAULT_PRESET)
     if preset is None:
@@ -184,13 +183,13 @@ def base_config(argv: Sequence[str]) -> tuple[str, Config]:
 
 
 def parse_overrides(argv: Sequence[str], own_options: Sequence[str] = ()) -> dict[str, str]:
-    """`--key value` and `--key=value` as a mapping; values stay text until the key's type reads them."""
+    """Parse `--key value` and `--key=value` into a mapping; values remain text until they are parsed by type."""
     words: dict[str, str] = {}
     rest = list(argv)
     while rest:
         word = rest.pop(0)
         if not word.startswith("--"):
-            raise UserError(f"command line: {word!r} is no option; write --key value (see --help)")
+            raise UserError(f"command line: unexpected argument {word!r}; expected --key value (see --help)")
         key, has_value, value = word[2:].partition("=")
         key = key.replace("-", "_")
         if key not in known_keys() and key not in ("config", "preset"):
@@ -217,7 +216,7 @@ def known_keys() -> frozenset[str]:
 
 @cache
 def flags() -> frozenset[str]:
-    """Keys that are on or off: such an option without a value means true."""
+    """Return the boolean keys; such an option without a value means true."""
     return frozenset(key for key, value in flatten(asdict(Config())) if isinstance(value, bool))
 
 
@@ -238,19 +237,19 @@ def make_parser() -> ArgumentParser:
 def print_help() -> None:
     parser = make_parser()
     parser.description = (
-        "Train Ada-DF, going on where the run stopped when its folder holds a checkpoint.\n\n"
-        f"  --preset NAME         Recipe to start from: {', '.join(available_presets())}\n"
+        "Train Ada-DF. If the run folder contains a checkpoint, the run resumes from it.\n\n"
+        f"  --preset NAME         Base configuration: {', '.join(available_presets())}\n"
         f"                        (default: {DEFAULT_PRESET}).\n"
-        "  --config FILE         TOML or YAML file of the keys below.\n"
-        "  --dry-run             Print what the run would be, from one rehearsed step; train and write nothing.\n"
+        "  --config FILE         TOML or YAML file with the keys below.\n"
+        "  --dry-run             Print the resolved plan and a cost estimate from one synthetic step; do not train.\n"
         "  --version             Print the version."
     )
-    # jsonargparse offers a file for every group of keys; ours come whole, by --config
+    # remove jsonargparse's per-section file options: only --config reads a file
     print(re.sub(r"^  --\w+ CONFIG +Path to a configuration file\.\n", "", parser.format_help(), flags=re.MULTILINE))
 
 
 def check_text(key: str, value: object, origin: str) -> None:
-    """Raise `UserError` for bytes that are not UTF-8: no file of a run could hold them."""
+    """Raise `UserError` for bytes that are not UTF-8, which no file of a run could store."""
     if isinstance(value, str) and not is_text(value):
         raise UserError(
             f"{origin}: {key}: {value!a} is not UTF-8 text; rename it, or set PYTHONUTF8=1 if your locale is not UTF-8"
@@ -258,11 +257,11 @@ def check_text(key: str, value: object, origin: str) -> None:
 
 
 def check_key(key: str, value: object, origin: str) -> None:
-    """Raises `UserError` for an unknown key, a section given as a value, and a key without a value."""
+    """Raise `UserError` for an unknown key, a section given as a value, or a key without a value."""
     if key not in known_keys():
         below = sorted(known for known in known_keys() if known.startswith(f"{key}."))
         if below:
-            raise UserError(f"{origin}: {key} is a section, give its keys, as {below[0]}; got {value!r}")
+            raise UserError(f"{origin}: {key} is a section; set its keys, such as {below[0]}; got {value!r}")
         raise UserError(f"{origin}: unknown key {key}{did_you_mean(key, known_keys())}")
     if value is None or (isinstance(value, str) and value in ("null", "~") and type_hints()[key] is not str):
         raise UserError(f"{origin}: {describe_mismatch(key, value)}")
@@ -295,5 +294,5 @@ def unflatten(values: Mapping[str, object]) -> dict[str, object]:
 
 
 def matches_key(key: str, keys: Iterable[str]) -> bool:
-    """Whether a dotted key is among `keys`, by itself or by its section: one that ends in a dot names all below it."""
+    """Return whether a dotted key is in `keys`, which may also contain sections (ending in a dot)."""
     return any(key.startswith(known) if known.endswith(".") else key == known for known in keys)

@@ -1,9 +1,9 @@
-"""Everything a run can be told: one frozen dataclass a concern, every key documented where it is declared.
+"""Every configuration key of a run, grouped in frozen dataclasses and documented where it is declared.
 
-A configuration is built from layers, later ones winning: the defaults below (the paper's RAF-DB recipe),
-a preset, a user's file (TOML or YAML), the command line. `build_config` is the only way in: the command
-line, files, tests and searches all hand it dotted keys. What a run resolved to is written to
-`config.yaml` in its folder and into every checkpoint, and reads back through the same function.
+A configuration is merged from layers, with later ones overriding earlier ones: the defaults below (the paper's RAF-DB
+recipe), a preset, the user's file (TOML or YAML), the command line. `build_config` is the only entry point: the
+command line, files, tests and searches all pass it dotted keys. The resolved configuration is written to
+`config.yaml` in the run folder and to every checkpoint, and is read back by the same function.
 """
 
 from __future__ import annotations
@@ -14,70 +14,74 @@ from typing import Literal
 
 @dataclass(frozen=True, kw_only=True)
 class DataConfig:
-    """Which faces, in which order, and who decodes them."""
+    """Dataset, sampling and data loading."""
 
     shards: str = ""
-    """Dataset folder, as `python -m shards.build` writes it, or its URL: file://, http(s)://, s3:// or gs://."""
+    """Dataset folder written by `python -m shards.build`, or its URL: file://, http(s)://, s3:// or gs://."""
     access: Literal["cache", "stream"] = "cache"
-    """`cache`: remote shards are fetched to this node once, checked, then read like local ones. `stream`: training
-    tars are read front to back from where they are, each face once an epoch. Streaming promises no exact order (it
-    depends on ranks and workers), no sampler but `all`, and no exact resume in mid-epoch."""
+    """`cache`: download remote shards to this node once, verify them, then read them like local ones. `stream`: read
+    training tars sequentially from their source, each sample once per epoch. With streaming, the order depends on
+    ranks and workers, the only sampler is `all`, and resuming in mid-epoch is not exact."""
     cache: str = "~/.cache/adadf_dist"
-    """Folder on this node into which remote shards are fetched; runs share it."""
+    """Folder on this node for downloaded shards; shared by all runs."""
     cache_size_gb: float = 0.0
-    """Most that the cache may hold, in GB (10^9 bytes): datasets that no run has in use give way, the least recently
-    used first; 0: as much as the disk takes."""
+    """Maximum cache size in GB (10^9 bytes). Datasets not in use by a run are evicted, least recently used first.
+    0: no limit."""
     shuffle_buffer: int = 1000
-    """Encoded faces among which each worker draws the next one when streaming."""
+    """Shuffle buffer size per worker when streaming, in encoded samples."""
     embedded_faces: tuple[int, ...] = ()
-    """Train, validation and test faces to draw into data.shards when that folder is missing; empty: none."""
+    """Number of synthetic train, validation and test samples to render if data.shards does not exist; empty: none."""
     loader: Literal["auto", "dali", "torch"] = "auto"
-    """Who decodes and augments: `dali` is NVIDIA DALI, on the GPU where there is one; `torch` is Pillow in worker
-    processes; `auto` is dali where it imports and shards are not streamed. Both make the same pictures."""
+    """Loader that decodes and augments images: `dali` (NVIDIA DALI, on the GPU if there is one), `torch` (Pillow in
+    worker processes), or `auto` (dali if it can be imported and shards are not streamed). `dali` and `torch`
+    produce the same images."""
     workers: int = 2
-    """Decoding processes a rank (0: decode in the training process), or for DALI its threads."""
+    """Decoding processes per rank (0: decode in the training process); for DALI: threads per rank."""
     prefetch: int = 4
-    """Batches each worker decodes ahead, or for DALI the batches that wait ready on the device."""
+    """Batches that each worker decodes in advance; for DALI: batches prefetched on the device."""
     max_bad_faces: int = 100
-    """Training faces a rank may find that no longer decode; each is named, and another of its class, drawn from (seed,
-    epoch, sample), takes its place. One more is an error; 0: the first is. In evaluation and streaming any is."""
+    """Maximum number of training samples per rank that fail to decode. Each is logged and replaced by another sample
+    of its class, sampled from (seed, epoch, sample); one more is an error. In evaluation and streaming, every failure
+    is an error."""
     sampler: Literal["all", "balanced", "oversample", "sqrt"] = "all"
-    """`all`: every face once an epoch; `balanced`: each class cut to the rarest (the paper on AffectNet);
-    `oversample`: each class repeated to the largest; `sqrt`: class shares by the root of their counts."""
+    """`all`: every sample once per epoch; `balanced`: each class subsampled to the size of the rarest (the paper on
+    AffectNet); `oversample`: each class repeated to the size of the largest; `sqrt`: class frequencies proportional to
+    the square root of their counts."""
     validation_fraction: float = 0.1
-    """Share of train, stratified by class, set aside for selection when the dataset has no validation split."""
+    """Fraction of train held out for model selection, stratified by class, if the dataset has no validation split."""
     image_size: int = 224
-    """Side in pixels of the network's input; stored faces are resized to it."""
+    """Side of the network input in pixels; stored images are resized to it."""
     ten_crop: int = 0
-    """Side to which faces are resized before ten crops of data.image_size are cut, corners and centre and the same
-    mirrored, in training and evaluation (the paper on SFEW: 256); 0: no crops."""
+    """Side in pixels to which images are resized before taking ten crops of data.image_size (corners and center, plain
+    and mirrored), in training and evaluation (the paper on SFEW: 256); 0: no crops."""
     label_noise: float = 0.0
-    """Share of training faces whose label becomes another class, drawn evenly by the seed; validation and test stay."""
+    """Fraction of training labels replaced by another class, sampled uniformly using the seed. Validation and test are
+    unchanged."""
     label_noise_file: str = ""
-    """Noise of another kind for train: a csv of class names and a row of probabilities for each true class, or a list
-    of `name label` lines as SCN and EAC publish them. A name that no sample of the dataset has is an error."""
+    """File with other label noise for train: a CSV with the class names and one row of probabilities per true class,
+    or a list of `name label` lines as published for SCN and EAC. A name that is not in the dataset is an error."""
     relabel: str = ""
-    """Decisions on training faces (csv: key,decision,label), as the page of `python -m adadf_dist.audit` exports them:
-    another class, or out of train. Carried out after validation is carved and before label noise; validation and test
-    stay."""
+    """CSV of label corrections (key,decision,label) exported from the page of `python -m adadf_dist.audit`: each
+    changes a training sample's class or removes the sample. Applied after the validation split is held out and before
+    label noise. Validation and test are unchanged."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class AugmentConfig:
-    """What may happen to a training face. All draws are a pure function of (seed, epoch, sample)."""
+    """Training augmentation. All randomness is a pure function of (seed, epoch, sample)."""
 
     policy: Literal["none", "published", "standard"] = "published"
-    """RandAugment: `published` as in the paper's code, `standard` as in torchvision, `none` to leave it out."""
+    """RandAugment: `published` as in the paper's code, `standard` as in torchvision, `none` for no RandAugment."""
     operations: int = 3
-    """Operations drawn a face."""
+    """Number of RandAugment operations per image."""
     magnitude: float = 5.0
-    """Strength: 0 to 10 for `published`, 0 to 30 for `standard`."""
+    """RandAugment magnitude: 0 to 10 for `published`, 0 to 30 for `standard`."""
     flip: float = 0.5
     """Probability of a horizontal flip."""
     erase: float = 0.5
-    """Probability of random erasing, after normalisation."""
+    """Probability of random erasing, applied after normalization."""
     erase_scale: tuple[float, float] = (0.02, 0.25)
-    """Smallest and largest share of the area that erasing removes."""
+    """Minimum and maximum fraction of the image area that is erased."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,175 +89,181 @@ class ModelConfig:
     """The two-branch network (section 3 of the paper)."""
 
     backbone: str = "resnet18"
-    """resnet10, 18, 34, 50 or 101 (`resnet10` is ResNet18 with one block a stage, for demos and tests on a CPU), or
-    `timm:NAME` with a name of timm's, such as timm:convnext_tiny: docs/backbones.md."""
+    """resnet10, resnet18, resnet34, resnet50 or resnet101 (`resnet10` is ResNet18 with one block per stage, for demos
+    and tests on a CPU), or `timm:NAME` for a timm model, such as timm:convnext_tiny. See docs/backbones.md."""
     split: str = ""
-    """The backbone's last stage in the shared extractor; those after it are doubled. Empty: its first at a quarter of
-    the image's side (`layer1` of a ResNet, as in the paper), of a vision transformer a quarter of the blocks."""
+    """Last backbone stage of the shared extractor; each branch has its own copy of the later stages. Empty: the first
+    stage at 1/4 of the input resolution (`layer1` of a ResNet, as in the paper), or the first quarter of a vision
+    transformer's blocks."""
     pretrained: str = ""
-    """Weights to start from: a file, `imagenet` (torchvision's, or timm's), or empty for none."""
+    """Pretrained weights: a file, `imagenet` (from torchvision or timm), or empty for random initialization."""
     freeze: Literal["auto", "always", "never"] = "auto"
-    """Keep the extractor as loaded, its BatchNorm included; `auto`: when pretrained weights are loaded."""
+    """Freeze the extractor, including its BatchNorm statistics. `auto`: freeze if pretrained weights are loaded."""
     attention_on: Literal["logits", "features"] = "logits"
-    """What a branch's attention weight multiplies: the paper's code scales logits, its text features."""
+    """What each branch's attention weight scales: the logits (the paper's code) or the features (the paper's text)."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class LossConfig:
-    """Equations 3 and 8 to 16."""
+    """Losses: equations 3 and 8 to 16."""
 
     lambda_min: float = 0.2
-    """Lower limit of the normalised attention weights (eq 11)."""
+    """Minimum of the normalized attention weights (eq 11)."""
     epoch_threshold: int = 3
-    """Epoch at which the target branch's loss is fully in and the auxiliary one's begins to fade (eq 15, 16)."""
+    """Epoch at which the weight of the target branch's loss reaches 1 and the weight of the auxiliary branch's loss
+    starts to decay (eq 15, 16)."""
     rank_ratio: float = 0.7
-    """Share of a batch in the high-attention group (beta of eq 10)."""
+    """Fraction of a batch in the high-attention group (beta in eq 10)."""
     rank_margin: float = 0.07
-    """Margin between the mean attention of the two groups (delta of eq 9)."""
+    """Margin between the mean attention of the two groups (delta in eq 9)."""
     supervision: Literal["fused", "label", "class", "one_hot"] = "fused"
-    """Target branch learns from: the fused distribution (eq 12), the label distribution alone, the class
-    distribution alone, or the annotated label by cross entropy without an auxiliary branch (baseline)."""
+    """Supervision of the target branch: the fused distribution (eq 12), only the label distribution, only the class
+    distribution, or the annotated label with cross entropy and no auxiliary branch (baseline)."""
     detach: bool = False
-    """Stop the gradient that reaches the auxiliary branch and attention through the fused distribution."""
+    """Stop gradients through the fused distribution to the auxiliary branch and the attention weights."""
     scope: Literal["global", "local"] = "global"
-    """Whose batch equations 9 to 11 see: all ranks' (any number of ranks is one run), or a rank's own (faster)."""
+    """Batch over which equations 9 to 11 are computed: the global batch (same result for any number of ranks), or each
+    rank's local batch (faster)."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ClassDistributionConfig:
-    """Equations 4 to 7."""
+    """Class distributions: equations 4 to 7."""
 
     threshold: float = 0.7
-    """t: a class mean whose own description degree is below it gives way to the threshold distribution."""
+    """t: a class mean with a description degree of its own class below t is replaced by the threshold distribution."""
     off_diagonal: Literal["normalised", "published"] = "normalised"
-    """Rest of the threshold distribution: (1-t)/(C-1), or 0.4/(C-1) as in the paper's code (sums to 1 at t=.6 only)."""
+    """Off-diagonal values of the threshold distribution: (1-t)/(C-1), or 0.4/(C-1) as in the paper's code (sums to 1
+    only for t=0.6)."""
     source: Literal["running", "pass"] = "running"
-    """Label distributions averaged: those seen while training, or those of a second pass in evaluation mode."""
+    """Label distributions to average: those computed during training, or those of an extra pass in evaluation mode."""
     sharpen: float = 0.0
-    """Temperature T in (0, 1) that sharpens the class distributions to p^(1/T), normalised; 0: off."""
+    """Temperature T in (0, 1) that sharpens the class distributions to p^(1/T), normalized; 0: off."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class OptimizerConfig:
-    """Adam, its schedule, and the average of the weights."""
+    """Adam, learning-rate schedule, and weight averaging."""
 
     lr: float = 1e-3
     """Learning rate of the first epoch."""
     schedule: Literal["exponential", "cosine"] = "exponential"
-    """Exponential: lr * gamma^epoch. Cosine: to zero over the run, by epoch."""
+    """`exponential`: lr * gamma^epoch; `cosine`: cosine decay to zero over the run, updated per epoch."""
     gamma: float = 0.9
-    """Factor an epoch of the exponential schedule."""
+    """Decay factor per epoch of the exponential schedule."""
     warmup_steps: int | float = 0
-    """Steps over which the rate rises from zero: a whole number of them, or a fraction of the run in (0, 1), such as
-    0.05; 0: none."""
+    """Length of the linear learning-rate warmup from zero: a number of steps, or a fraction of the run in (0, 1), such
+    as 0.05; 0: no warmup."""
     attention_lr_factor: float = 1.0
-    """The attention heads' rate over the others'. From scratch 1 is too much: while logits are still confidently wrong
-    the heads learn to silence them, and a silenced branch hardly learns. 0.02 keeps them behind the features."""
+    """Learning-rate multiplier of the attention heads. When training from scratch, 1 is too high: while logits are
+    confidently wrong, the heads learn to suppress them, and a suppressed branch barely learns. 0.02 avoids this."""
     weight_decay: float = 0.0
-    """L2 term of Adam."""
+    """L2 penalty of Adam."""
     ema: float = 0.0
-    """Decay a step of an average of the weights that is evaluated instead of them; 0: off."""
+    """Decay per step of an exponential moving average of the weights, used for evaluation; 0: off."""
     clip_norm: float = 0.0
-    """Largest norm of a step's gradient, all parameters together; a longer one is scaled down to it; 0: no limit."""
+    """Maximum global gradient norm; larger gradients are scaled down to it; 0: no clipping."""
     lr_scaling: Literal["none", "sqrt", "linear"] = "none"
-    """What a global batch other than optimizer.scaling_from makes of optimizer.lr: nothing, or the factor of the
-    batches to the power 1/2 (the usual rule for Adam) or 1."""
+    """How optimizer.lr scales with batch_size / optimizer.scaling_from: not at all, with its square root (the usual
+    rule for Adam), or linearly."""
     scaling_from: int = 64
-    """Global batch for which optimizer.lr was chosen."""
+    """Global batch size for which optimizer.lr was chosen."""
     scaling_warmup: float = 1.0
-    """Epochs over which the rate goes from optimizer.lr to its scaled value; fractions count."""
+    """Epochs over which the learning rate goes from optimizer.lr to its scaled value; may be fractional."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class DeepSpeedConfig:
-    """What `engine = deepspeed` is told. Its checkpoints are those of the other engine: either goes on from them."""
+    """Options for `engine = deepspeed`. Both engines use the same checkpoints, so a run can resume with either."""
 
     zero_stage: Literal[0, 1, 2, 3] = 1
-    """What the ranks share out: 0 nothing, 1 Adam's moments, 2 gradients too, 3 weights too. The network is small
-    enough for any GPU, so higher stages save little here and cost speed."""
+    """ZeRO stage, i.e. what is partitioned over ranks: 0 nothing, 1 Adam's moments, 2 also gradients, 3 also weights.
+    The network fits any GPU, so higher stages save little memory and are slower."""
     config: str = ""
-    """Your own DeepSpeed JSON for all else (bucket sizes, overlap, profiling ...). Batch, optimiser, precision,
-    clipping and stage are keys of this configuration; a JSON that says otherwise is refused."""
+    """DeepSpeed JSON file for other settings (bucket sizes, overlap, profiling ...). Batch size, optimizer, precision,
+    clipping and stage are set by this configuration; a conflicting JSON is an error."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluationConfig:
-    """What is measured, and when the test split is looked at."""
+    """Evaluation during and after training."""
 
     protocol: Literal["clean", "published"] = "clean"
-    """`clean`: select on validation, test once at the end. `published`: also test every epoch and name the best
-    epoch on test, labelled as such."""
+    """`clean`: select the epoch on validation and test once at the end. `published`: also test every epoch and report
+    the best test epoch, labeled as such."""
     test: bool = True
-    """Test the selected model at the end of the run."""
+    """Evaluate the selected model on the test split at the end of the run."""
     report: bool = True
-    """Write report.html into the run folder at the end."""
+    """Write report.html to the run folder at the end of the run."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class CheckpointConfig:
-    """When everything is saved, besides each epoch's end."""
+    """When to save checkpoints, in addition to the end of each epoch."""
 
     every_steps: int = 0
-    """Save every so many steps; 0: not by steps."""
+    """Save every N steps; 0: off."""
     every_minutes: float = 10.0
-    """Save when so many minutes have gone by since the last one; 0: not by time."""
+    """Save if N minutes have passed since the last checkpoint; 0: off."""
     keep: int = 2
-    """Newest checkpoints to keep, besides the selected one."""
+    """Number of newest checkpoints to keep, in addition to the selected one."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class RuntimeConfig:
-    """How the machine is used. None of it changes the method, `sync_batch_norm` excepted."""
+    """Hardware, logging and fault tolerance. Only `sync_batch_norm` changes the method."""
 
     precision: Literal["auto", "fp32", "bf16"] = "auto"
-    """bf16 autocast (heads, attention and losses stay fp32) where `auto` finds the device fast at it."""
+    """Compute precision. bf16 is autocast (heads, attention and losses stay fp32). `auto`: bf16 where it is fast."""
     compile: Literal["off", "default", "cuda-graphs"] = "off"
-    """torch.compile of the extractor and the branches' stages (heads and losses stay eager); `cuda-graphs` also replays
-    their kernels as CUDA graphs. Takes a minute at the start; over several ranks it needs sync_batch_norm off."""
+    """Use torch.compile for the extractor and the branches' stages (heads and losses stay eager); `cuda-graphs` also
+    replays their kernels as CUDA graphs. Compiling takes about a minute; multiple ranks need sync_batch_norm off."""
     sync_batch_norm: bool = True
-    """BatchNorm over the global batch; off: each rank's own rows while training, running statistics averaged over
-    ranks before evaluation and checkpoints. Off is faster, and makes the run depend on the number of ranks."""
+    """Compute BatchNorm over the global batch. Off: over each rank's local batch, with running statistics averaged over
+    ranks before evaluation and checkpoints; faster, but results depend on the number of ranks."""
     timeout_s: float = 300.0
-    """A rank that waits longer than this for another gives up, in seconds. One that gives no sign of life for 0.9 times
-    as long prints the stacks of its threads, and for 1.5 times as long (4.5 before its first step) it ends."""
+    """Timeout in seconds for waiting for another rank. A rank without a heartbeat for 0.9 times as long prints its
+    thread stacks; after 1.5 times as long (4.5 before its first step) it exits."""
     stop_every: int = 4
-    """Steps between two agreements of the ranks on whether to stop."""
+    """Steps between checks of whether any rank was asked to stop."""
     log_every: int = 10
-    """Steps between two looks of the host at the losses (finite?) and two lines of metrics."""
+    """Steps between checks that the losses are finite, and between logged metrics."""
     tensorboard: bool = True
-    """Write TensorBoard events into the run folder."""
+    """Write TensorBoard events to the run folder."""
     loggers: tuple[Literal["wandb", "mlflow"], ...] = ()
-    """Trackers that get what TensorBoard gets, the configuration and the result; server, project and offline mode are
-    set by their own environment variables. A resumed run goes on in its run there."""
+    """Experiment trackers. They log the same metrics as TensorBoard, plus the configuration and the result. Server,
+    project and offline mode are set by each tracker's own environment variables. A resumed run continues its tracker
+    run."""
     profile: int = 0
-    """Steps whose profile rank 0 writes, after a few to warm up, into trace/ of the run folder for Perfetto and
-    TensorBoard; 0: none."""
+    """Number of steps that rank 0 profiles, after a short warmup. Traces for Perfetto and TensorBoard are written to
+    trace/ in the run folder; 0: off."""
     history_samples: tuple[str, ...] = ()
-    """Keys of training faces whose full distributions are kept every epoch, for the report."""
+    """Keys of training samples whose full distributions are recorded every epoch, for the report."""
     history_faces: int = 32
-    """More such faces: half of them those that annotators disagree on most, where there are votes, the others drawn."""
+    """Number of additional samples to track: half are those with the most annotator disagreement, if the dataset has
+    votes; the rest are sampled at random."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
-    """A run of Ada-DF. The defaults are the paper's recipe for RAF-DB."""
+    """Configuration of a training run. The defaults are the paper's recipe for RAF-DB."""
 
     out: str = ""
-    """Run folder; empty: runs/PRESET-seedSEED, PRESET being the file's name where only --config is given."""
+    """Run folder; empty: runs/NAME-seedSEED, where NAME is the preset, or the file name if only --config is given."""
     resume: str = "auto"
-    """`auto`: go on from the newest whole checkpoint in the run folder; `never`: refuse if there is one; or a
-    checkpoint's path to start from."""
+    """`auto`: resume from the newest valid checkpoint in the run folder; `never`: fail if the run folder has one; or
+    the path of a checkpoint to start from."""
     allow_other_data: bool = False
-    """Resume although the dataset is not the one that the checkpoint was trained on (its digest differs); the keys and
-    labels of the training split must still be the same. It counts for one start and is not stored with the run."""
+    """Resume even if the dataset's digest differs from the one in the checkpoint. The keys and labels of the training
+    split must still be the same. Applies to this start only and is not stored with the run."""
     seed: int = 0
-    """Fixes weights, order and augmentation."""
+    """Random seed of weights, sample order and augmentation."""
     epochs: int = 75
-    """Passes over the training split."""
+    """Number of training epochs."""
     batch_size: int = 64
-    """Global batch: faces a step over all ranks."""
+    """Global batch size: samples per step over all ranks."""
     engine: Literal["ddp", "deepspeed"] = "ddp"
-    """Who runs a step over the ranks: torch's DistributedDataParallel, or DeepSpeed's ZeRO; the steps are the same."""
+    """Distributed engine: PyTorch DistributedDataParallel or DeepSpeed ZeRO. Both compute the same steps."""
     data: DataConfig = field(default_factory=DataConfig)
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     model: ModelConfig = field(default_factory=ModelConfig)

@@ -1,4 +1,4 @@
-"""What a configuration key takes, in words for error messages."""
+"""Error messages for configuration values of the wrong type."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ PLURAL = {int: "integers", float: "numbers", str: "texts", bool: "true or false"
 
 
 def describe_mismatch(key: str, value: object) -> str:
-    """`batch_size must be an integer, got 'abc'`, with a hint where a choice is misspelled."""
+    """Return a message such as `batch_size must be an integer, got 'abc'`, with a hint for a misspelled choice."""
     hint = type_hints()[key]
     choices = [str(choice) for choice in get_args(hint)] if get_origin(hint) is Literal else []
     close = did_you_mean(value, choices) if isinstance(value, str) else ""
@@ -25,7 +25,7 @@ def describe_mismatch(key: str, value: object) -> str:
 
 
 def describe_type(hint: Any) -> str:
-    """`an integer`, `one of a, b`, `a list of 2 numbers`."""
+    """Describe a type, such as `an integer`, `one of a, b` or `a list of 2 numbers`."""
     if get_origin(hint) is Literal:
         return f"one of {', '.join(map(str, get_args(hint)))}"
     if get_origin(hint) is UnionType:
@@ -40,7 +40,7 @@ def describe_type(hint: Any) -> str:
 
 @cache
 def type_hints() -> dict[str, Any]:
-    """The type of every dotted key."""
+    """Return the type of every dotted key."""
     return dict(_hints_below(Config, ""))
 
 

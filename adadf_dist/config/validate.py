@@ -1,4 +1,4 @@
-"""Which values a key may take beyond its type."""
+"""Validation of configuration values beyond their types."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from adadf_dist.errors import UserError
 
 
 def validate(config: Config) -> None:
-    """Raises `UserError` naming the first key whose value is out of range."""
+    """Raise `UserError` for the first key with an invalid value."""
     data, augment, loss = config.data, config.augment, config.loss
     classes, optimizer, runtime = config.class_distributions, config.optimizer, config.runtime
     magnitudes = 30 if augment.policy == "standard" else 10
@@ -40,7 +40,7 @@ def validate(config: Config) -> None:
             "data.embedded_faces",
             data.embedded_faces,
             not data.embedded_faces or (len(data.embedded_faces) == 3 and min(data.embedded_faces) >= 1),
-            "three numbers of faces, for train, validation and test",
+            "three sample counts, for train, validation and test",
         ),
         (
             "data.ten_crop",
@@ -60,7 +60,7 @@ def validate(config: Config) -> None:
         in_range("augment.magnitude", augment.magnitude, 0, magnitudes),
         in_range("augment.flip", augment.flip, 0, 1),
         in_range("augment.erase", augment.erase, 0, 1),
-        ("augment.erase_scale", augment.erase_scale, 0 < low <= high < 1, "two shares, 0 < low <= high < 1"),
+        ("augment.erase_scale", augment.erase_scale, 0 < low <= high < 1, "two fractions, 0 < low <= high < 1"),
         in_range("loss.lambda_min", loss.lambda_min, 0, 1),
         ("loss.epoch_threshold", loss.epoch_threshold, loss.epoch_threshold >= 1, "at least 1"),
         in_range("loss.rank_ratio", loss.rank_ratio, 0, 1),
@@ -119,7 +119,7 @@ def validate(config: Config) -> None:
 
 
 def in_range(key: str, value: float, low: float, high: float, ends: str = "[]") -> tuple[str, object, bool, str]:
-    """A rule that `value` lies between the limits; `ends` says with brackets which of them are allowed."""
+    """Return a rule that `value` is between `low` and `high`; `ends` are brackets, [] inclusive and () exclusive."""
     above = value >= low if ends[0] == "[" else value > low
     below = value <= high if ends[1] == "]" else value < high
     return key, value, above and below, f"{ends[0]}{low:g}, {high:g}{ends[1]}"

@@ -1,4 +1,4 @@
-"""How a command ends on an error: one line on stderr and an exit status instead of a traceback."""
+"""Error exits of commands: one line on stderr and an exit status instead of a traceback."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from adadf_dist.errors import UserError
 
 @contextmanager
 def cli_errors(program: str, rank: int = 0, prints: Literal["log", "report", "data"] = "log") -> Iterator[None]:
-    """Turn a `UserError` or an operating-system error into one line on stderr and exit status 2 (Ctrl-C: 130).
+    """Convert a `UserError` or an operating-system error into one line on stderr and exit status 2 (Ctrl-C: 130).
 
-    `rank` labels the lines of each process. `prints` says what standard output is: a `log` may get lost
-    without a word, a lost `report` is an error at the end, and `data` must not be lost at all. Any other exception is
-    a bug and keeps its traceback.
+    `rank` labels the lines of each process. `prints` is the kind of standard output: a `log` may be lost silently, a
+    lost `report` is an error at the end, and `data` must not be lost. Any other exception is a bug and keeps its
+    traceback.
     """
     program = f"{program}[rank {rank}]" if rank else program
-    if isinstance(sys.stdout, TextIOWrapper):  # no class name or path can fail to print, whatever the locale
+    if isinstance(sys.stdout, TextIOWrapper):  # so that class names and paths print in every locale
         sys.stdout.reconfigure(errors="backslashreplace")
     with tolerant_console(("stderr",) if prints == "data" else ("stdout", "stderr")):
         try:
@@ -36,11 +36,11 @@ def cli_errors(program: str, rank: int = 0, prints: Literal["log", "report", "da
             if error.encoding.replace("-", "") == "utf8":
                 raise
             exit_with_error(
-                program, f"this locale cannot write {ascii(error.object)[:200]}; set PYTHONUTF8=1 or LC_ALL=C.UTF-8"
+                program, f"the locale cannot encode {ascii(error.object)[:200]}; set PYTHONUTF8=1 or LC_ALL=C.UTF-8"
             )
         except KeyboardInterrupt:
             exit_with_error(program, "interrupted", status=130)
-        except BrokenPipeError:  # `... | head` closed our output: not worth a message
+        except BrokenPipeError:  # `... | head` closed the pipe: no message needed
             silence()
             raise SystemExit(1) from None
         except OSError as error:
@@ -48,25 +48,25 @@ def cli_errors(program: str, rank: int = 0, prints: Literal["log", "report", "da
 
 
 def fail_for_system(program: str, error: OSError) -> NoReturn:
-    """One line for what the system refused; an error that names no file and has no known reason is raised again."""
+    """Exit with one line for an operating-system error; re-raise it if it has no file and no known reason."""
     if error.filename is not None:
         exit_with_error(program, f"{os.fspath(error.filename)}: {error.strerror}")
     if error.errno == errno.ENOSPC:
-        exit_with_error(program, "no space left where the output goes; free some, or write elsewhere")
+        exit_with_error(program, "no space left on the output disk; free some space, or write to another disk")
     if error.errno == errno.EIO:
         silence()
-        exit_with_error(program, "input/output error: the terminal is gone, or a disk does not answer")
+        exit_with_error(program, "input/output error: the terminal is gone, or a disk does not respond")
     raise error
 
 
 def flush_error() -> OSError | None:
-    """Why standard output lacks text that was printed."""
+    """Flush standard output; return the error because of which printed text was lost, if any."""
     sys.stdout.flush()
     return write_error(sys.stdout)
 
 
 def silence() -> None:
-    """Send what is still in the buffer of standard output nowhere, or Python complains about it when it exits."""
+    """Discard the rest of the buffer of standard output, so that Python prints no error at exit."""
     if sys.stdout is sys.__stdout__ and sys.stdout is not None:
         null = os.open(os.devnull, os.O_WRONLY)
         os.dup2(null, sys.stdout.fileno())

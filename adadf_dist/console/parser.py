@@ -1,4 +1,4 @@
-"""The command line of every command: one look of errors, hints for misspelled options, and `--version`."""
+"""Argument parser of all commands: uniform errors, hints for misspelled options, and `--version`."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ TYPE_NAMES = {"int": "an integer", "float": "a number", "Path": "a path"}
 
 
 class Parser(argparse.ArgumentParser):
-    """An argument parser with `--version`, whose errors are one line with a hint, and exit status 2.
+    """Argument parser with `--version`. Errors are one line with a hint, and exit status 2.
 
-    Options are not abbreviated. Description and epilog keep their lines. Subcommands' parsers are of this class too.
+    Options cannot be abbreviated. Description and epilog keep their line breaks. Subparsers also use this class.
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -29,7 +29,7 @@ class Parser(argparse.ArgumentParser):
         self._words: list[str] = []
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
-        """As argparse does; the words are kept for the hints of `error`."""
+        """Parse as argparse does, and keep the arguments for hints in `error`."""
         self._words = list(sys.argv[1:] if args is None else args)
         return super().parse_known_args(args, namespace)
 
@@ -56,7 +56,7 @@ class Parser(argparse.ArgumentParser):
         return f"unknown option {option}{did_you_mean(option, self.option_names())}"
 
     def option_names(self) -> list[str]:
-        """Long options, those of the chosen subcommands included."""
+        """Return the long options, including those of the chosen subcommands."""
         return list(dict.fromkeys(self._long_options()))
 
     def _long_options(self) -> Iterator[str]:
@@ -69,7 +69,7 @@ class Parser(argparse.ArgumentParser):
 
 
 def plain_message(message: str) -> str:
-    """An argparse message in the words of the configuration's errors; other messages are returned unchanged."""
+    """Rephrase an argparse message like the configuration's errors; other messages are returned unchanged."""
     found = re.fullmatch(r"argument (\S+?)(?:/\S+)?: invalid (\w+) value: (.*)", message, re.DOTALL)
     if found:
         name, kind, value = found.groups()

@@ -1,6 +1,6 @@
-"""How far a phase is, on standard error: a bar on a terminal, a line now and then in a log file.
+"""Progress display on standard error: a bar on a terminal, a line at intervals in a log file.
 
-Only the host's counters are shown, so nothing waits for an accelerator.
+Shows only counters on the host, so it never waits for an accelerator.
 """
 
 from __future__ import annotations
@@ -13,19 +13,19 @@ from typing import Never
 from tqdm import tqdm
 
 FIRST_LINE_S = 3.0
-"""A log file gets a phase's first line after so long; shorter phases leave none."""
+"""Delay of a phase's first line in a log file; shorter phases print none."""
 LINE_EVERY_S = 15.0
-"""And then a line as often as this."""
+"""Interval between further lines."""
 
 
 class Pace:
-    """When the next line is due in a log file."""
+    """Timer for progress lines in a log file."""
 
     def __init__(self) -> None:
         self._next = time.monotonic() + FIRST_LINE_S
 
     def due(self) -> bool:
-        """Whether a line is due now; if so, the next one is due later."""
+        """Return whether a line is due; if so, schedule the next one."""
         now = time.monotonic()
         if now < self._next:
             return False
@@ -34,7 +34,7 @@ class Pace:
 
 
 class Display:
-    """Counts a phase's units towards `total` (0: not known). A context manager."""
+    """Progress of a phase in units towards `total` (0: unknown). A context manager."""
 
     def __init__(self, doing: str, total: int, unit: str, visible: bool) -> None:
         self.doing, self.total, self.unit = doing, total, unit

@@ -1,7 +1,7 @@
-"""Standard output and error that never end or block a long command: the terminal, pipe or log file may go away.
+"""Standard output and error that never stop or block a long command if the terminal, pipe or log file goes away.
 
-A command's results are files; what it prints is a log. So text that cannot be written (a closed terminal, a pipe
-without a reader, a full disk) is dropped, and characters that the encoding lacks are printed as escapes.
+A command's results are files, and its output is only a log. So text that cannot be written (a closed terminal, a pipe
+without a reader, a full disk) is dropped, and characters that cannot be encoded are printed as escapes.
 """
 
 from __future__ import annotations
@@ -15,18 +15,18 @@ from contextlib import contextmanager, suppress
 from typing import TextIO
 
 PATIENCE_S = 30.0
-"""How long a terminal stopped by Ctrl-S, or a pipe whose reader is idle, is waited for before text is dropped."""
+"""Time to wait for a terminal stopped with Ctrl-S, or a pipe with an idle reader, before text is dropped."""
 CHUNK = select.PIPE_BUF
-"""A pipe that is ready takes this many bytes without blocking."""
+"""Number of bytes that a ready pipe accepts without blocking."""
 
 
 class _TolerantFile(io.RawIOBase):
-    """A file descriptor whose failed writes look like successful ones."""
+    """File descriptor that ignores failed writes."""
 
     def __init__(self, stream: TextIO) -> None:
         self.name = stream.name
         self.error: OSError | None = None
-        """The first failure."""
+        """First write error."""
         self._stream = stream
         self._ready = select.poll()
         self._ready.register(stream.fileno(), select.POLLOUT)
@@ -46,7 +46,7 @@ class _TolerantFile(io.RawIOBase):
         try:
             if not self._ready.poll(1000 * self._patience_s):
                 self._patience_s = 0.0
-                raise TimeoutError("the reader does not read")
+                raise TimeoutError("the reader is not reading")
             self._patience_s = PATIENCE_S
             return os.write(self.fileno(), view[:CHUNK])
         except OSError as error:
@@ -55,7 +55,7 @@ class _TolerantFile(io.RawIOBase):
 
 
 def tolerant(stream: TextIO) -> TextIO:
-    """A stream to the same file descriptor that drops what cannot be written. It does not close the descriptor."""
+    """Return a stream to the same file descriptor that drops text it cannot write. It does not close the descriptor."""
     with suppress(OSError):
         stream.flush()
     buffer = io.BufferedWriter(_TolerantFile(stream))
@@ -69,14 +69,14 @@ def tolerant(stream: TextIO) -> TextIO:
 
 
 def write_error(stream: TextIO | None) -> OSError | None:
-    """Why text written to a tolerant stream was dropped; None for any other stream, or if nothing was."""
+    """Return the error because of which a tolerant stream dropped text; None if none, or for any other stream."""
     raw = getattr(getattr(stream, "buffer", None), "raw", None)
     return raw.error if isinstance(raw, _TolerantFile) else None
 
 
 @contextmanager
 def tolerant_console(streams: tuple[str, ...] = ("stdout", "stderr")) -> Iterator[None]:
-    """Make `sys.stdout` and `sys.stderr` tolerant while the block runs; streams that a caller replaced stay."""
+    """Make `sys.stdout` and `sys.stderr` tolerant in the block; streams replaced by the caller are unchanged."""
     occupy_standard_descriptors()
     replaced: dict[str, TextIO | None] = {}
     for name in streams:
@@ -96,9 +96,9 @@ def tolerant_console(streams: tuple[str, ...] = ("stdout", "stderr")) -> Iterato
 
 
 def occupy_standard_descriptors() -> None:
-    """Point closed standard descriptors to the null device.
+    """Open the null device for closed standard descriptors.
 
-    Otherwise the next file that is opened gets number 1 or 2, and native code prints into it.
+    Otherwise the next opened file gets descriptor 1 or 2, and native code prints into it.
     """
     while (descriptor := os.open(os.devnull, os.O_RDWR)) <= 2:
         os.set_inheritable(descriptor, True)

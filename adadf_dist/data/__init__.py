@@ -1,1 +1,1 @@
-"""Faces on disk and on their way to the network. Importing this imports neither torch nor any decoder."""
+"""Datasets on disk, loaders and augmentation. Importing this package imports neither torch nor any decoder."""

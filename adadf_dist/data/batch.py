@@ -1,4 +1,4 @@
-"""What a loader hands to training: one rank's slice of a global batch."""
+"""Batches that a loader yields: one rank's slice of a global batch."""
 
 from __future__ import annotations
 
@@ -8,27 +8,26 @@ from torch import Tensor
 
 
 class Batch(NamedTuple):
-    """Faces `first` to `first + n` of a global batch of `global_size`, on the rank's device."""
+    """Samples `offset` to `offset + n` of a global batch of `global_size`, on the rank's device."""
 
     images: Tensor
-    """[n, 3, H, W] (or [n, K, 3, H, W] where each face is seen K times: ten crops, or two mirror images) float32,
-    normalised."""
+    """[n, 3, H, W] float32, normalized; [n, K, 3, H, W] with K views per sample (ten crops, or two mirror images)."""
     labels: Tensor
     """[n] int64."""
     sample_ids: Tensor
-    """[n] int64, sample numbers within the split."""
+    """[n] int64, sample indices within the split."""
     offset: int
-    """Place of the first face in the global batch."""
+    """Index of the first sample within the global batch."""
     global_size: int
-    """Faces of the global batch over all ranks."""
+    """Size of the global batch over all ranks."""
 
     @property
     def num_crops(self) -> int:
-        """Rows a face has in the network: 1, or as many as it has crops."""
+        """Views per sample: 1, or the number of crops."""
         return self.images.shape[1] if self.images.ndim == 5 else 1
 
     def flatten_crops(self) -> Batch:
-        """Each crop as a face of its own, as the network and the losses see it: N of eqs 9 to 13 counts crops."""
+        """Return each crop as a separate sample, as the network and losses see it: N in eqs 9 to 13 counts crops."""
         if self.images.ndim == 4:
             return self
         k = self.num_crops

@@ -1,4 +1,4 @@
-"""A run's faces: its splits, its plan, and the loader that turns them into batches."""
+"""A run's data: its splits, its sampling plan and the loader that produces batches."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from adadf_dist.distributed.world import MIN_SAMPLES_PER_RANK
 from adadf_dist.errors import UserError, install_or_repair, single_line
 
 DALI_LOADER = "adadf_dist.data.loaders.dali_loader"
-"""Imported where it is wanted: it takes DALI, which not everyone has."""
+"""Imported on demand, because it requires DALI."""
 
 
 @dataclass(frozen=True)
@@ -44,33 +44,33 @@ class DataModule:
     loader: Loader
     source: Source
     noise: LabelNoise | None = None
-    """What `data.label_noise` did to the labels of train."""
+    """Label noise applied to the training split (`data.label_noise`)."""
     relabelling: RelabelingStats | None = None
-    """What `data.relabel` did to train before that."""
+    """Relabeling applied to the training split before the noise (`data.relabel`)."""
     stream: StreamLoader | None = None
-    """Who reads training faces where `data.access` is `stream`."""
+    """Reads the training samples if `data.access` is `stream`."""
 
     @property
     def classes(self) -> tuple[str, ...]:
         return self.train_split.classes
 
     def num_batches(self, epoch: int) -> int:
-        """Global batches of a training epoch, counted from 0."""
+        """Number of global batches in a training epoch; epochs count from 0."""
         return len(self._plan(epoch))
 
     def train_batches(self, epoch: int, first_batch: int = 0) -> Iterator[Batch]:
-        """A training epoch, from a batch on: what was trained before a stop is not trained again."""
+        """Batches of a training epoch, starting at `first_batch` so that a resumed run repeats no batch."""
         plan = self._plan(epoch)
         if self.stream is not None:
             return self.stream.batches(plan, epoch, first_batch)
         return self.loader.batches("train", plan[first_batch:], epoch)
 
     def class_distribution_batches(self, epoch: int) -> Iterator[Batch]:
-        """The faces of a training epoch once more, with the same augmentation (the second pass of eq 4)."""
+        """The samples of a training epoch again, with the same augmentation (the second pass of eq 4)."""
         return self.train_batches(epoch)
 
     def pop_num_replaced(self) -> int:
-        """Training faces of this rank that did not decode and were replaced, since the last call."""
+        """Number of this rank's training samples that failed to decode and were replaced since the last call."""
         replaced, self.loader.num_replaced = self.loader.num_replaced, 0
         return replaced
 
@@ -82,7 +82,7 @@ class DataModule:
         return self.eval_batches(self.test_split)
 
     def eval_batches(self, split: Split, only: Samples | None = None) -> Iterator[Batch]:
-        """The faces of a split, or some of them, as they are: no augmentation, each once."""
+        """Samples of a split, or the subset `only`, each once and without augmentation."""
         samples = np.arange(len(split)) if only is None else only
         return self.loader.batches(split.name, split_batches(samples, self.config.batch_size))
 
@@ -95,9 +95,9 @@ class DataModule:
 def open_data(
     config: Config, rank: int, ranks: int, device: torch.device, folder: Path | None = None
 ) -> Iterator[DataModule]:
-    """Open `data.shards` for one rank of several.
+    """Open `data.shards` for one of several ranks.
 
-    `folder` is where it is on this machine; None: find it, and fetch it if need be.
+    `folder` is its local copy; None: locate it, and download it if necessary.
     Raises `UserError` for data that cannot be trained on.
     """
     with ExitStack() as opened:
@@ -110,14 +110,14 @@ def open_data(
 
 
 def open_splits(config: Config, folder: Path, ranks: tuple[int, int], device: torch.device) -> DataModule:
-    """The splits of a dataset folder and their loaders; `ranks`: our rank and their number."""
+    """Open the splits of a dataset folder and their loaders; `ranks`: this rank and the number of ranks."""
     dataset = open_dataset(folder, streamed_splits(config.data))
     if "train" not in dataset.splits:
-        raise UserError(f"{config.data.shards}: has no train split; build one with python -m shards.build")
+        raise UserError(f"{config.data.shards}: has no train split")
     if config.data.access == "stream" and "validation" not in dataset.splits:
         raise UserError(
-            f"data.access is stream, but {config.data.shards} has no validation split, and carving one needs the "
-            "training tars at hand: build the dataset with a validation split, or set data.access = cache"
+            f"data.access is stream, but {config.data.shards} has no validation split, and holding one out requires "
+            "local training tars: build the dataset with a validation split, or set data.access = cache"
         )
     train, validation = load_train_val(dataset, config)
     test = dataset.split("test") if "test" in dataset.splits else None
@@ -164,8 +164,11 @@ def open_splits(config: Config, folder: Path, ranks: tuple[int, int], device: to
 
 
 def load_train_val(dataset: Dataset, config: Config) -> tuple[Split, Split]:
-    """The dataset's own, or validation carved out of train by the labels that the dataset has: neither noise nor
-    decisions move it. Raises `UserError`."""
+    """Train and validation splits. If the dataset has no validation split, hold one out of train.
+
+    The held-out split is stratified by the dataset's own labels, so noise and relabeling do not change it.
+    Raises `UserError`.
+    """
     train = dataset.split("train")
     check_trainable(train)
     if "validation" in dataset.splits:
@@ -174,17 +177,17 @@ def load_train_val(dataset: Dataset, config: Config) -> tuple[Split, Split]:
 
 
 def hold_out_validation(train: Split, config: Config) -> tuple[Split, Split]:
-    """Train and validation, carved out of `train` as the config says. Raises `UserError` where nothing is left."""
+    """Hold out validation from `train` as configured. Raises `UserError` if nothing can be held out."""
     kept, held_out = stratified_holdout(train.labels, config.data.validation_fraction, config.seed)
     if not len(held_out):
-        raise UserError(f"{train.folder}: no class has two training faces, so none can be set aside for validation")
+        raise UserError(f"{train.folder}: no class has two training faces, so none can be held out for validation")
     return train.subset(kept, "train"), train.subset(held_out, "validation")
 
 
 def apply_relabeling(
     dataset: Dataset, train: Split, others: tuple[Split | None, ...], config: Config
 ) -> tuple[Split, RelabelingStats | None]:
-    """`train` with the decisions of `data.relabel`. Raises `UserError`."""
+    """Apply the decisions of `data.relabel` to `train`. Raises `UserError`."""
     if not config.data.relabel:
         return train, None
     decisions = read_decisions(Path(config.data.relabel), dataset.classes, "data.relabel")
@@ -199,15 +202,15 @@ def apply_relabeling(
     train, done = relabel(train, decisions)
     if done.dropped and config.data.access == "stream":
         raise UserError(
-            f"{decisions.where}: drops {done.dropped:,} faces, but data.access is stream, which reads whole tars; set "
-            "data.access = cache, or leave them out of the dataset by python -m shards.build ... --relabel"
+            f"{decisions.where}: drops {done.dropped:,} samples, but data.access is stream, which reads entire tars; "
+            "set data.access = cache, or rebuild the dataset with python -m shards.build ... --relabel"
         )
     check_trainable(train)
     return train, done
 
 
 def make_loader(name: str, recipe: LoaderConfig) -> Loader:
-    """The loader called `torch` or `dali`. Raises `UserError` when DALI does not import."""
+    """Return the `torch` or `dali` loader. Raises `UserError` if DALI cannot be imported."""
     if name == "dali":
         if problem := dali_unavailable_reason():
             raise UserError(f"data.loader is dali, but {problem}, or set data.loader = torch")
@@ -216,22 +219,22 @@ def make_loader(name: str, recipe: LoaderConfig) -> Loader:
 
 
 def dali_unavailable_reason() -> str:
-    """Why DALI is of no use here, and what to do about it; empty when it works."""
+    """Why DALI is unavailable and how to fix it; empty if it works."""
     try:
         import_module(DALI_LOADER)
-    except Exception as error:  # a missing library, or whatever a broken one raises
+    except Exception as error:  # a missing library, or any error that a broken one raises
         return f"it does not import ({single_line(error)}); {install_or_repair(error, 'dali')}"
     return ""
 
 
 def check_batch_per_rank(data: DataModule, ranks: int) -> None:
-    """Raise `UserError` when some batch would leave a rank fewer rows than a step needs."""
+    """Raise `UserError` if some batch gives a rank fewer samples than a training step needs."""
     plan = data._plan(0)
     smallest = min(len(batch) for batch in plan)
     if smallest < MIN_SAMPLES_PER_RANK * ranks:
         samples, needed = sum(map(len, plan)), MIN_SAMPLES_PER_RANK * ranks
         advice = ["raise batch_size"] * (samples >= needed) + ["start fewer ranks"] * (ranks > 1)
         raise UserError(
-            f"batch_size: the {samples} samples of an epoch make batches of {smallest}, but {ranks} ranks need "
-            f"{needed} or more; {' or '.join(advice) or 'give more training samples'}"
+            f"batch_size: {samples} samples per epoch give batches of {smallest}; {ranks} ranks need "
+            f"at least {needed}; {' or '.join(advice) or 'add training samples'}"
         )

@@ -1,7 +1,7 @@
-"""A dataset folder, opened: labels, votes and keys in memory, image bytes read from mapped tars.
+"""Opened dataset folder: labels, votes and keys in memory, image bytes read from memory-mapped tars.
 
 The folder is plain WebDataset (`train-000000.tar` with KEY.jpg, KEY.cls, KEY.json), DALI's index beside each tar,
-one Parquet index a split, and `dataset.json`. docs/data.md describes it file by file; `writer.py` writes it.
+one Parquet index per split, and `dataset.json`. docs/data.md describes every file; `writer.py` writes them.
 """
 
 from __future__ import annotations
@@ -23,46 +23,46 @@ from adadf_dist.errors import UserError, single_line
 
 __all__ = ["FORMAT_VERSION", "Dataset", "Split", "check_files", "check_trainable", "open_dataset", "open_split"]
 
-Keys: TypeAlias = NDArray[Any]  # of np.dtypes.StringDType: variable width, no Python object a key
+Keys: TypeAlias = NDArray[Any]  # dtype np.dtypes.StringDType: variable width, no Python object per key
 
 MAX_OPEN_MMAPS = 512
-"""Tars that one split keeps mapped in a process: each mapping holds a file descriptor, and 1,024 is a usual limit."""
+"""Most tars that one split keeps mapped per process: each mapping holds a file descriptor; 1,024 is a common limit."""
 
 
 @dataclass(frozen=True, eq=False)
 class Split:
-    """One split, opened. Sample numbers run from 0 to S - 1 in stored order; C is the number of classes.
+    """One opened split. Sample indices run from 0 to S - 1 in stored order; C is the number of classes.
 
-    Cheap to pickle into worker processes, and safe to use after a fork: tars are mapped at the first read.
+    Cheap to pickle into worker processes and safe to use after a fork: tars are mapped at the first read.
     """
 
     name: str
     folder: Path
     classes: tuple[str, ...]
     keys: Keys
-    """[S], unique over the dataset."""
+    """[S], unique across the dataset."""
     labels: NDArray[np.int64]
     """[S]"""
     votes: NDArray[np.float32] | None
-    """[S, C] annotators a class, all zero for a face without votes; None when no face of the split has any."""
+    """[S, C] annotator votes per class, all zero for a sample without votes; None if no sample of the split has any."""
     distributions: NDArray[np.float32] | None
-    """[S, C] true label distributions, where the source knows them (drawn faces); None otherwise."""
+    """[S, C] true label distributions if the source knows them (synthetic faces); None otherwise."""
     shards: tuple[str, ...]
     """File names of the tars."""
     locations: NDArray[np.int64]
-    """[S, 3]: number of the tar, offset and size of the encoded image in it, in bytes."""
+    """[S, 3]: index of the tar, offset and size in bytes of the encoded image in it."""
     _maps: dict[str, mmap.mmap] = field(default_factory=dict, repr=False)
 
     def __len__(self) -> int:
         return len(self.labels)
 
     def read(self, sample: int) -> memoryview:
-        """The encoded image (JPEG) of a sample: a read-only view into the mapped tar."""
+        """Return the encoded image (JPEG) of a sample as a read-only view into the mapped tar."""
         shard, offset, size = self.locations[sample].tolist()
         return memoryview(self._mmap(self.shards[shard]))[offset : offset + size]
 
     def subset(self, samples: NDArray[np.int64], name: str) -> Split:
-        """The given samples, in the given order, as a split of their own; its sample k is our `samples[k]`."""
+        """Return the given samples, in the given order, as a new split; its sample k is `samples[k]` of this one."""
         return replace(
             self,
             name=name,
@@ -74,13 +74,13 @@ class Split:
         )
 
     def digest(self) -> str:
-        """Of keys and labels, in their order."""
+        """Digest of keys and labels, in order."""
         digest = hashlib.sha256("\n".join(self.keys.tolist()).encode())
         digest.update(self.labels.astype("<i8").tobytes())
         return digest.hexdigest()
 
     def class_counts(self) -> NDArray[np.int64]:
-        """[C] samples a class."""
+        """[C] samples per class."""
         return np.bincount(self.labels, minlength=len(self.classes))
 
     def _mmap(self, file: str) -> mmap.mmap:
@@ -89,7 +89,7 @@ class Split:
             with (self.folder / file).open("rb") as stream:
                 mapped = mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)
             if len(self._maps) >= MAX_OPEN_MMAPS:
-                self._maps.pop(next(iter(self._maps)))  # closed by its last view, not under a reader's hands
+                self._maps.pop(next(iter(self._maps)))  # closed when its last view is released, so readers stay valid
             self._maps[file] = mapped
         return mapped
 
@@ -110,7 +110,7 @@ class Dataset:
 
     @property
     def classes(self) -> tuple[str, ...]:
-        """Class names; a label is a place in this tuple."""
+        """Class names; a label is an index into this tuple."""
         return self.manifest.classes
 
     @property
@@ -124,15 +124,15 @@ class Dataset:
         split = open_split(self.folder, self.manifest, name)
         index = self.folder / self.splits[name].index
         if hashlib.sha256(index.read_bytes()).hexdigest() != self.splits[name].index_sha256:
-            raise UserError(f"{index}: not the file that dataset.json has the SHA-256 of; copy the dataset again")
+            raise UserError(f"{index}: SHA-256 differs from dataset.json; re-copy the dataset")
         return split
 
 
 def open_dataset(folder: str | Path, streamed: Collection[str] = ()) -> Dataset:
-    """Open a dataset folder: reads `dataset.json` and checks that every file it names is there, at its full size.
+    """Open a dataset folder: read `dataset.json` and check that every file it names exists with the right size.
 
-    The tars of the splits named by `streamed` need not be there: they are read from elsewhere.
-    Hashes and images are `python -m shards.verify`'s to check. Raises `UserError`.
+    The tars of the splits in `streamed` may be missing: they are read remotely.
+    `python -m shards.verify` checks hashes and images. Raises `UserError`.
     """
     dataset = Dataset(Path(folder), read_manifest(Path(folder)))
     problem = next(check_files(dataset.folder, dataset.manifest, streamed), None)
@@ -142,17 +142,17 @@ def open_dataset(folder: str | Path, streamed: Collection[str] = ()) -> Dataset:
 
 
 def check_files(folder: Path, manifest: Manifest, streamed: Collection[str] = ()) -> Iterator[str]:
-    """A line for each file that is missing or not of the size that `dataset.json` gives."""
+    """Yield a line for each file that is missing or differs in size from `dataset.json`."""
     for name, split in manifest.splits.items():
         if not (folder / split.index).is_file():
-            yield f"{folder / split.index}: missing; copy the dataset again or rebuild it"
+            yield f"{folder / split.index}: missing; re-copy or rebuild the dataset"
         for shard in () if name in streamed else split.shards:
             path = folder / shard.file
             if not path.is_file():
-                yield f"{path}: missing; copy the dataset again or rebuild it"
+                yield f"{path}: missing; re-copy or rebuild the dataset"
             elif (size := path.stat().st_size) != shard.bytes:
                 state = "truncated" if size < shard.bytes else "changed"
-                yield f"{path}: {state}: {size:,} bytes where dataset.json has {shard.bytes:,}; copy or build it again"
+                yield f"{path}: {state}: {size:,} bytes, expected {shard.bytes:,}; re-copy or rebuild the dataset"
 
 
 def open_split(folder: Path, manifest: Manifest, name: str) -> Split:
@@ -187,11 +187,11 @@ def open_split(folder: Path, manifest: Manifest, name: str) -> Split:
 
 
 def check_trainable(split: Split) -> None:
-    """Raise `UserError` when there is nothing to tell apart: faces of one class only."""
+    """Raise `UserError` if the split contains samples of fewer than two classes."""
     present = np.flatnonzero(split.class_counts())
     if len(present) < 2:
-        only = split.classes[int(present[0])] if len(present) else "no class"
-        raise UserError(f"{split.folder}: split {split.name} holds {only} only; training needs two classes or more")
+        only = f"only class {split.classes[int(present[0])]}" if len(present) else "no class"
+        raise UserError(f"{split.folder}: split {split.name} contains {only}; training needs at least two classes")
 
 
 def _read_table(path: Path) -> pa.Table:
@@ -199,7 +199,7 @@ def _read_table(path: Path) -> pa.Table:
         return pq.read_table(path, memory_map=False)
     except (pa.ArrowException, OSError) as error:
         reason = single_line(error, 120)
-        raise UserError(f"{path}: damaged ({reason}); copy the dataset again or rebuild it") from None
+        raise UserError(f"{path}: corrupt ({reason}); re-copy or rebuild the dataset") from None
 
 
 def _column(table: pa.Table, name: str) -> NDArray[np.int64]:
@@ -210,7 +210,7 @@ def _column(table: pa.Table, name: str) -> NDArray[np.int64]:
 
 
 def _rows(table: pa.Table, name: str, width: int) -> NDArray[np.float32] | None:
-    """A column of lists as [S, width]; zeros where there is no list, None when there is none at all."""
+    """Return a column of lists as [S, width]: zeros for a missing list, None if all are missing."""
     column = table[name].combine_chunks()
     present = np.asarray(column.is_valid())
     if not present.any():
@@ -221,7 +221,7 @@ def _rows(table: pa.Table, name: str, width: int) -> NDArray[np.float32] | None:
 
 
 def _check_rows(split: Split, info: SplitInfo, path: Path) -> None:
-    """Labels within the classes and as `dataset.json` counts them, images within their tars."""
+    """Check that labels are valid and counted as in `dataset.json`, and that images lie within their tars."""
     labels, (shard, offset, size) = split.labels, split.locations.T
 
     def refuse_any(wrong: NDArray[np.bool_], what: str) -> None:
@@ -234,4 +234,4 @@ def _check_rows(split: Split, info: SplitInfo, path: Path) -> None:
     ends = np.array([entry.bytes for entry in info.shards], dtype=np.int64)
     refuse_any((offset < 0) | (size < 1) | (offset + size > ends[shard]), "image bytes outside its tar")
     if split.class_counts().tolist() != list(info.class_counts):
-        raise UserError(f"{path}: its labels are not counted as in dataset.json; rebuild the dataset")
+        raise UserError(f"{path}: class counts differ from dataset.json; rebuild the dataset")

@@ -1,4 +1,4 @@
-"""The basic emotions under the names and numbers that datasets give them."""
+"""Basic emotions: names and numbers used by datasets."""
 
 from __future__ import annotations
 
@@ -18,20 +18,20 @@ _PLAIN = {name: main for main, others in SYNONYMS.items() for name in (main, *ot
 
 
 def plain_name(name: str) -> str:
-    """One spelling for each emotion, in lower case; other names keep their own."""
+    """Return one lower-case spelling per emotion; other names are returned unchanged."""
     name = name.strip().lower()
     return _PLAIN.get(name, name)
 
 
 def find_class(name: str, classes: Sequence[str]) -> int | None:
-    """The place of a class among `classes`: by its exact name, or else as the same emotion; None where unknown."""
+    """Index in `classes` of a class: by exact name, else as the same emotion; None if unknown."""
     if name in classes:
         return list(classes).index(name)
     return next((label for label, known in enumerate(classes) if plain_name(known) == plain_name(name)), None)
 
 
 def find_label(name: str, classes: Sequence[str]) -> int | None:
-    """As `find_class`; a number is a place among `classes`."""
+    """Like `find_class`, but a number is an index into `classes`."""
     name = name.strip()
     if name.isdecimal():  # isdigit() accepts superscripts, which int() does not
         return int(name) if int(name) < len(classes) else None

@@ -1,4 +1,4 @@
-"""What a run was trained on, so that other data is recognized: where its dataset was, its digests, its samples."""
+"""Identity of a run's data (dataset location, digests, samples), to detect resuming on other data."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ from adadf_dist.data.dataset import Split
 from adadf_dist.errors import UserError
 
 DATA_FILE = "data.json"
-"""In the run folder: a `Source` and the digests of the files that the configuration names."""
+"""File in the run directory: a `Source` and the digests of the files that the configuration names."""
 ALLOW_OTHER_DATA = "--allow-other-data"
 ALLOW_TRAINING_SAMPLES = "--allow-training-samples"
 SHOWN_DIGITS = 12
 
 
 class Source(NamedTuple):
-    """A dataset at one place at one time."""
+    """A dataset's location and digests at one time."""
 
     shards: str
-    """Absolute path, or URL."""
+    """Absolute path or URL."""
     digests: Mapping[str, str]
-    """Split -> `Manifest.digests`; empty where they are not known."""
+    """Split -> `Manifest.digests`; empty if unknown."""
 
     def to_dict(self) -> dict[str, object]:
         return {"shards": self.shards, "digests": dict(self.digests)}
@@ -40,13 +40,13 @@ class Source(NamedTuple):
 
 
 class TrainedOn(NamedTuple):
-    """What a checkpoint records of its run's data."""
+    """Data identity stored in a checkpoint."""
 
     source: Source
     samples: NDArray[np.int64]
     """[S] digests of the training samples' keys."""
     earlier: tuple[Source, ...] = ()
-    """Data that the run was trained on before it was resumed on other data, which the user allowed."""
+    """Earlier data of a run that was resumed on other data with the user's permission."""
 
     @staticmethod
     def from_state(state: Mapping[str, Any]) -> TrainedOn:
@@ -55,7 +55,7 @@ class TrainedOn(NamedTuple):
 
 
 class DataRecord:
-    """The part of a checkpoint that identifies the data; a run that resumes compares its own with it."""
+    """Checkpoint state that identifies the data; a resuming run compares it with its own."""
 
     def __init__(self, source: Source, train: Split, files: Mapping[str, str], allow_other: bool, warn: bool) -> None:
         """`files`: what `digest_files` returns. `warn`: whether this rank prints warnings."""
@@ -74,7 +74,7 @@ class DataRecord:
         return {"source": self.source.to_dict(), "files": self.files, "earlier": [s.to_dict() for s in self.earlier]}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Raises `UserError` unless the data is what the checkpoint was trained on, or the user allows other data."""
+        """Raise `UserError` unless the data matches the checkpoint's or the user allows other data."""
         recorded = TrainedOn.from_state(state)
         self.earlier = list(recorded.earlier)
         if problem := other_data(recorded.source, self.source, recorded.source.digests):
@@ -86,13 +86,13 @@ class DataRecord:
 
 
 def how_to_fix(option: str = "--data.shards DIR") -> str:
-    return f"give the dataset that it was trained on as {option}, or {ALLOW_OTHER_DATA} to use this one all the same"
+    return f"pass the dataset that it was trained on as {option}, or pass {ALLOW_OTHER_DATA} to use this one anyway"
 
 
 def other_data(recorded: Source, found: Source, splits: Collection[str]) -> str:
-    """How a dataset differs from the recorded one in some splits, naming both; empty where it does not.
+    """Describe how a dataset differs from the recorded one in the given splits, naming both; empty if it does not.
 
-    Paths do not matter: a dataset may be moved. A split that was not recorded is not compared.
+    Paths do not matter: a dataset may be moved. Splits that were not recorded are not compared.
     """
     for split in splits:
         before, now = recorded.digests.get(split), found.digests.get(split)
@@ -106,18 +106,18 @@ def other_data(recorded: Source, found: Source, splits: Collection[str]) -> str:
 
 
 def key_digests(keys: Sequence[str] | NDArray[Any]) -> NDArray[np.int64]:
-    """[S], 64 bits a key: as good as the key for finding it again, and of a fixed size."""
+    """[S] 64-bit digests of the keys: unique enough to identify samples, with a fixed size."""
     content = b"".join(hashlib.blake2b(str(key).encode(), digest_size=8).digest() for key in keys)
     return np.frombuffer(content, dtype="<i8").astype(np.int64)
 
 
 def count_shared(samples: NDArray[np.int64], split: Split) -> int:
-    """Samples of a split whose keys are among `samples` (`key_digests`)."""
+    """Number of samples of a split whose keys are among `samples` (`key_digests`)."""
     return int(np.isin(key_digests(split.keys), samples).sum())
 
 
 def digest_files(settings: Mapping[str, object]) -> dict[str, str]:
-    """The SHA-256 of each file that a key of `INPUT_FILES` names; what cannot be read is left to its reader."""
+    """SHA-256 of each file that a key of `INPUT_FILES` names; unreadable files are skipped."""
     digests = {}
     for key in INPUT_FILES:
         try:
@@ -129,6 +129,6 @@ def digest_files(settings: Mapping[str, object]) -> dict[str, str]:
 
 
 def moved_files(state: Mapping[str, Any] | None, settings: Mapping[str, object]) -> set[str]:
-    """Keys of `INPUT_FILES` whose file has the content that a checkpoint's `DataRecord` noted, wherever it is now."""
+    """Keys of `INPUT_FILES` whose file content matches a checkpoint's `DataRecord`, wherever the file is now."""
     known: Mapping[str, str] = {} if state is None else state["files"]
     return {key for key, digest in digest_files(settings).items() if known.get(key) == digest}

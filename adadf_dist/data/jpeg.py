@@ -1,4 +1,4 @@
-"""Images in, JPEGs out: what a stored face may be, and the one decoding that checks it."""
+"""Image decoding, validation and JPEG encoding for stored images."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ from numpy.typing import NDArray
 from PIL import Image
 
 MAX_PIXELS = 2**26
-"""Largest image that is ever decoded, in pixels (67 million: 8,192 x 8,192). Beyond it lie decompression bombs."""
+"""Largest image that is decoded, in pixels (67 million: 8,192 x 8,192). Larger ones may be decompression bombs."""
 MIN_SIDE = 8
-"""Shortest side of a stored face, in pixels: below it there is no face to see."""
+"""Minimum side of a stored image, in pixels."""
 QUALITY = 95
-"""JPEG quality of what is encoded here unless told otherwise, with full-resolution chroma."""
+"""Default JPEG quality of images encoded here, with full-resolution chroma."""
 FORMATS = ("BMP", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP")
-"""Formats accepted. Pillow knows more, but some of them (EPS) run a program to decode."""
+"""Accepted formats. Pillow supports more, but some of them (EPS) run a program to decode."""
 
 MAX_JPEG_SIDE = 65_500
-"""Longest side in pixels that the JPEG library writes."""
+"""Longest side, in pixels, that the JPEG library writes."""
 
 _ORIENTATION = 0x0112  # EXIF tag
 _TRANSPOSITIONS = {
@@ -37,24 +37,24 @@ _TRANSPOSITIONS = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-"""EXIF orientation -> what makes the image upright. Every other value means upright, or nothing."""
+"""EXIF orientation -> transposition that makes the image upright. Every other value means upright, or nothing."""
 _PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _PNG_METADATA = (b"tEXt", b"zTXt", b"iTXt", b"iCCP")
 
 
 @cache
 def image_suffixes() -> frozenset[str]:
-    """What the names of images end in, in small letters: every suffix that Pillow knows of the accepted formats."""
+    """Lower-case file name extensions of images: every extension that Pillow knows for the accepted formats."""
     return frozenset(suffix for suffix, name in Image.registered_extensions().items() if name in FORMATS)
 
 
 def is_image_name(path: str) -> bool:
-    """Whether a file is taken for an image by its name."""
+    """Whether a file name has an image extension."""
     return os.path.splitext(path)[1].lower() in image_suffixes()
 
 
 class InvalidImageError(ValueError):
-    """An image that cannot be stored. The message is the reason; whoever knows the file's name adds it."""
+    """An image that cannot be stored. The message is the reason; the caller adds the file name."""
 
 
 class Jpeg(NamedTuple):
@@ -66,7 +66,7 @@ class Jpeg(NamedTuple):
 
 
 class Box(NamedTuple):
-    """Part of an upright image in pixels; what lies outside the image is cut off."""
+    """Box in pixels of an upright image; parts outside the image are clipped."""
 
     left: int
     top: int
@@ -77,21 +77,21 @@ class Box(NamedTuple):
 def decode(data: bytes) -> Image.Image:
     """Decode an image of any accepted format completely, in its own mode. Raises `InvalidImageError`."""
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # Pillow warns of large images and odd metadata; we judge them ourselves
+        warnings.simplefilter("ignore")  # Pillow warns about large images and odd metadata; both are checked here
         try:
             return load(data)
         except InvalidImageError:
             raise
         except Image.DecompressionBombError:
             raise InvalidImageError(f"more pixels than the limit of {MAX_PIXELS:,}") from None
-        except Exception as error:  # decoders raise whatever their parsing trips over
+        except Exception as error:  # decoders raise arbitrary exceptions
             pixels = png_without_metadata(data)
             if pixels is not None:
                 return decode(pixels)
             reason = " ".join(
                 re.sub(r" *<_io.BytesIO.*>", "", str(error)).split()
             )  # an address would differ every time
-            raise InvalidImageError(f"does not decode ({type(error).__name__}: {reason[:100]})") from None
+            raise InvalidImageError(f"failed to decode ({type(error).__name__}: {reason[:100]})") from None
 
 
 def load(data: bytes) -> Image.Image:
@@ -103,9 +103,9 @@ def load(data: bytes) -> Image.Image:
 
 
 def png_without_metadata(data: bytes) -> bytes | None:
-    """A PNG without its texts and color profile, which Pillow refuses above a size; None where there are none.
+    """Remove a PNG's texts and color profile, which Pillow refuses above a size; None if there are none to remove.
 
-    The orientation in an EXIF chunk stays.
+    The EXIF chunk with the orientation stays.
     """
     if not data.startswith(_PNG_SIGNATURE):
         return None
@@ -115,7 +115,7 @@ def png_without_metadata(data: bytes) -> bytes | None:
 
 
 def png_chunks(data: bytes) -> Iterator[tuple[bytes, int, int]]:
-    """Type, beginning and end of each chunk; the last one may be cut off."""
+    """Type, start and end of each chunk; the last one may be truncated."""
     start = len(_PNG_SIGNATURE)
     while start + 8 <= len(data):
         length, kind = struct.unpack_from(">I4s", data, start)
@@ -125,11 +125,11 @@ def png_chunks(data: bytes) -> Iterator[tuple[bytes, int, int]]:
 
 
 def check_size(width: int, height: int) -> None:
-    """Raise `InvalidImageError` for an image too small to be a face or too large to decode."""
+    """Raise `InvalidImageError` for an image too small to show a face or too large to decode."""
     if width * height > MAX_PIXELS:
         raise InvalidImageError(f"{width:,} x {height:,} pixels, more than the limit of {MAX_PIXELS:,}")
     if min(width, height) < MIN_SIDE:
-        raise InvalidImageError(f"{width} x {height} pixels; a side needs at least {MIN_SIDE}")
+        raise InvalidImageError(f"{width} x {height} pixels; each side must have at least {MIN_SIDE}")
 
 
 def read_orientation(image: Image.Image) -> int:
@@ -142,18 +142,18 @@ def read_orientation(image: Image.Image) -> int:
 
 
 def make_upright(image: Image.Image) -> Image.Image:
-    """The image as a viewer shows it.
+    """Return the image as a viewer shows it.
 
-    `ImageOps.exif_transpose` also writes the metadata anew, which fails where other tags are corrupt.
+    `ImageOps.exif_transpose` also rewrites the metadata, which fails if other tags are corrupt.
     """
     orientation = read_orientation(image)
     return image if orientation == 1 else image.transpose(_TRANSPOSITIONS[orientation])
 
 
 def to_jpeg(data: bytes, side: int | None = None, box: Box | None = None) -> Jpeg:
-    """The image, or what is in `box`, as a JPEG, grey or RGB, upright, its shorter side at most `side` pixels.
+    """Encode the image, or its part in `box`, as an upright JPEG, gray or RGB, shorter side at most `side` pixels.
 
-    A JPEG that is so already is passed through, byte for byte. Raises `InvalidImageError`.
+    A JPEG that already complies is returned byte for byte. Raises `InvalidImageError`.
     """
     image = decode(data)
     upright = "exif" not in image.info or read_orientation(image) == 1
@@ -171,7 +171,7 @@ def to_jpeg(data: bytes, side: int | None = None, box: Box | None = None) -> Jpe
 
 
 def crop(image: Image.Image, box: Box) -> Image.Image:
-    """What is in `box`. Raises `InvalidImageError` when that is too little to be a face."""
+    """Crop to `box`. Raises `InvalidImageError` if the result is too small to show a face."""
     left, top = max(box.left, 0), max(box.top, 0)
     right, bottom = min(box.right, image.width), min(box.bottom, image.height)
     if right - left < MIN_SIDE or bottom - top < MIN_SIDE:
@@ -180,7 +180,7 @@ def crop(image: Image.Image, box: Box) -> Image.Image:
 
 
 def to_gray_or_rgb(image: Image.Image) -> Image.Image:
-    """8-bit grey stays grey, everything else becomes RGB; transparency is dropped. Raises `InvalidImageError`."""
+    """8-bit gray stays gray, everything else becomes RGB; transparency is dropped. Raises `InvalidImageError`."""
     match image.mode:
         case "L" | "RGB":
             return image
@@ -189,13 +189,13 @@ def to_gray_or_rgb(image: Image.Image) -> Image.Image:
         case "I;16" | "I;16B" | "I;16L" | "I;16N":  # Pillow's own conversion would clip, not scale
             return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
         case "I" | "F":
-            raise InvalidImageError(f"pixels of mode {image.mode} have no fixed range; store 8 or 16 bits a channel")
+            raise InvalidImageError(f"pixels of mode {image.mode} have no fixed range; store 8 or 16 bits per channel")
         case _:
             return image.convert("RGB")
 
 
 def encode(image: Image.Image | NDArray[np.uint8], quality: int = QUALITY) -> Jpeg:
-    """JPEG of a gray or RGB image, or of pixels [H, W] or [H, W, 3], without metadata. Raises `InvalidImageError`."""
+    """Encode a gray or RGB image, or pixels [H, W] or [H, W, 3], without metadata. Raises `InvalidImageError`."""
     if not isinstance(image, Image.Image):
         image = Image.fromarray(image)
     if max(image.size) > MAX_JPEG_SIDE:

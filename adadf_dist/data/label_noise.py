@@ -1,4 +1,4 @@
-"""Wrong labels on purpose: seeded noise for the training split, the true labels kept beside it."""
+"""Seeded label noise for the training split; the true labels are kept."""
 
 from __future__ import annotations
 
@@ -29,24 +29,24 @@ from adadf_dist.files.text import located, open_text
 
 OPTION = "data.label_noise_file"
 NOISE = 0x6E6F6973
-"""Sets the generator of label noise apart from the others that the seed feeds."""
+"""Random stream of label noise, independent of the other uses of the seed."""
 
 Labels = NDArray[np.int64]
 
 
 class LabelNoise(NamedTuple):
-    """What was done to the labels of a training split of S faces."""
+    """Label noise applied to a training split of S samples."""
 
     given: Labels
-    """[S], what training sees."""
+    """[S], the noisy labels used in training."""
     true: Labels
-    """[S], what the dataset has."""
+    """[S], the dataset's labels."""
     kind: str
-    """For people."""
+    """Human-readable description."""
 
     @property
     def changed(self) -> NDArray[np.intp]:
-        """Numbers of the faces whose label is another one now."""
+        """Indices of the samples whose label was changed."""
         return np.flatnonzero(self.given != self.true)
 
     def describe(self) -> str:
@@ -57,9 +57,9 @@ class LabelNoise(NamedTuple):
 def apply_label_noise(
     split: Split, config: DataConfig, seed: int, others: Iterable[str] = ()
 ) -> tuple[Split, LabelNoise | None]:
-    """The training split with the noise that the config asks for; None when it asks for none.
+    """Apply the configured noise to the training split; the noise is None if none is configured.
 
-    `others` are keys of the dataset's other samples: a list may name them too. Raises `UserError`.
+    `others` are keys of the dataset's other samples, which a list may also name. Raises `UserError`.
     """
     if not config.label_noise and not config.label_noise_file:
         return split, None
@@ -71,7 +71,7 @@ def apply_label_noise(
 
 
 def symmetric_noise(labels: Labels, num_classes: int, rate: float, seed: int) -> LabelNoise:
-    """Exactly round(rate S) faces, drawn evenly, each given one of the other classes, drawn evenly."""
+    """Give exactly round(rate S) samples, chosen uniformly, another class, chosen uniformly."""
     random = np.random.default_rng((seed, NOISE))
     chosen = random.permutation(len(labels))[: round(rate * len(labels))]
     given = labels.copy()
@@ -80,7 +80,7 @@ def symmetric_noise(labels: Labels, num_classes: int, rate: float, seed: int) ->
 
 
 def read_noise(split: Split, path: Path, seed: int, others: Iterable[str] = ()) -> LabelNoise:
-    """Noise by a file: a matrix of probabilities or a list of labels, as its first line tells. Raises `UserError`."""
+    """Noise from a file: a probability matrix or a list of labels, detected by its first line. Raises `UserError`."""
     with open_text(path, OPTION) as lines:
         rows = list(read_list(lines, located(path, OPTION)))
     if not rows:
@@ -91,14 +91,14 @@ def read_noise(split: Split, path: Path, seed: int, others: Iterable[str] = ()) 
 
 
 def is_matrix(first: Sequence[str], classes: Sequence[str]) -> bool:
-    """Whether the first row of a file is the header of a matrix: a list has a name and a label."""
+    """Whether the first row of a file is the header of a matrix: rows of a list have a name and a label."""
     return len(first) > 2 or (len(first) == 2 and all(find_class(cell, classes) is not None for cell in first))
 
 
 def read_matrix(rows: Sequence[Row], classes: Sequence[str]) -> NDArray[np.float64]:
-    """[C, C], rows of the true class that sum to 1, in class order. Raises `UserError`."""
+    """[C, C], one row per true class that sums to 1, in class order. Raises `UserError`."""
     header, *body = rows
-    names = header.cells[-len(classes) :]  # a column of row names is welcome
+    names = header.cells[-len(classes) :]  # a column of row names is allowed
     order = [label for name in names if (label := find_class(name, classes)) is not None]
     if len(header.cells) > len(classes) + 1 or sorted(order) != [*range(len(classes))]:
         raise UserError(
@@ -127,17 +127,17 @@ def read_matrix(rows: Sequence[Row], classes: Sequence[str]) -> NDArray[np.float
 
 
 def noise_from_matrix(split: Split, matrix: NDArray[np.float64], seed: int) -> LabelNoise:
-    """Each face's label drawn from the row of its true class."""
+    """Sample each label from the row of its true class."""
     steps = matrix.cumsum(axis=1)
     places = np.random.default_rng((seed, NOISE)).random(len(split))
     given = (places[:, None] >= steps[split.labels]).sum(axis=1).clip(max=len(matrix) - 1)
-    return LabelNoise(given.astype(np.int64), split.labels, "noise by a confusion matrix")
+    return LabelNoise(given.astype(np.int64), split.labels, "noise from a confusion matrix")
 
 
 def noise_from_list(split: Split, rows: Sequence[Row], path: Path, others: Iterable[str]) -> LabelNoise:
-    """Labels by name. Samples that the list does not name keep theirs; those of `others` are counted.
+    """Labels by sample name. Samples missing from the list keep their labels; those of `others` are counted.
 
-    Raises `UserError` for a line that is no `name label`, and for a name that no sample of the dataset has.
+    Raises `UserError` for a malformed line and for a name that no sample of the dataset has.
     """
     entries = [read_entry(row) for row in rows if not is_header(row, rows[0], split.classes)]
     labels = label_numbers(entries, split.classes)
@@ -169,7 +169,7 @@ def noise_from_list(split: Split, rows: Sequence[Row], path: Path, others: Itera
 
 
 def write_noise(path: Path, split: Split, noise: LabelNoise) -> None:
-    """`noise.csv`: key, true and given class of every face whose label was changed."""
+    """Write `noise.csv`: key, true label and given label of every sample whose label was changed."""
     with os_errors_as_user_errors(path), path.open("w", newline="", encoding="utf-8") as stream:
         writer = csv.writer(stream, lineterminator="\n")
         writer.writerow(("key", "true", "given"))

@@ -1,4 +1,4 @@
-"""`dataset.json`: what a dataset folder holds and how it was built."""
+"""`dataset.json`: contents of a dataset folder and how it was built."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class ShardInfo:
 
 @dataclass(frozen=True)
 class SplitInfo:
-    """One split: its columnar index and its tars."""
+    """One split: its Parquet index and its tars."""
 
     samples: int
     class_counts: tuple[int, ...]
@@ -49,17 +49,17 @@ class Manifest:
     name: str
     classes: tuple[str, ...]
     smallest_image: tuple[int, int]
-    """Least width and least height over all images, in pixels."""
+    """Minimum width and minimum height over all images, in pixels."""
     largest_image: tuple[int, int]
     built: Mapping[str, object]
-    """Source, options, versions and what the builder found; for people, not read by programs."""
+    """Human-readable build info: source, options, versions and findings of the builder. No program reads it."""
     splits: Mapping[str, SplitInfo]
 
     def digests(self) -> dict[str, str]:
-        """The SHA-256 of each split's content, by the split's name, from what the manifest records.
+        """SHA-256 of each split's content, by split name, computed from the manifest.
 
-        It covers class names, keys, labels and votes (by the index's SHA-256) and images (by that of each shard), in
-        their order; neither the name of the dataset nor where it is.
+        It covers class names, keys, labels and votes (through the index's SHA-256) and images (through the shards'), in
+        order, but neither the name nor the location of the dataset.
         """
         return {name: self._digest(split) for name, split in self.splits.items()}
 
@@ -72,7 +72,7 @@ class Manifest:
 
 
 def read_manifest(folder: Path) -> Manifest:
-    """Read and check `dataset.json`, and nothing else of the folder. Raises `UserError`."""
+    """Read and check `dataset.json`, and no other file of the folder. Raises `UserError`."""
     path = folder / MANIFEST
     check_path(folder)
     if not folder.is_dir():
@@ -82,12 +82,12 @@ def read_manifest(folder: Path) -> Manifest:
     try:
         content = json.loads(read_text(path))
     except ValueError as error:
-        raise UserError(f"{path}: damaged ({error}); copy it again or rebuild the dataset") from None
+        raise UserError(f"{path}: corrupt ({error}); re-copy the file or rebuild the dataset") from None
     table = _Table(path, "", content)
     version = table.get("format_version", int)
     if version != FORMAT_VERSION:
-        mend = "update adadf_dist" if version > FORMAT_VERSION else "rebuild the dataset"
-        raise UserError(f"{path}: format version {version}, but this program reads {FORMAT_VERSION}; {mend}")
+        hint = "update adadf_dist" if version > FORMAT_VERSION else "rebuild the dataset"
+        raise UserError(f"{path}: format version {version}, but this version reads {FORMAT_VERSION}; {hint}")
     classes = _read_classes(table)
     splits = table.get("splits", dict)
     for name in splits:
@@ -136,9 +136,9 @@ def _read_split(path: Path, name: str, content: object, num_classes: int) -> Spl
         )
     samples = table.get("samples", int)
     if samples < 1:
-        raise UserError(f"{path}: {where} has no samples; rebuild the dataset with a source that holds some")
+        raise UserError(f"{path}: {where} has no samples; rebuild the dataset from a source that has some")
     if samples != sum(shard.samples for shard in shards):
-        raise UserError(f"{path}: {where}: its shards do not add up to {samples:,} samples; rebuild the dataset")
+        raise UserError(f"{path}: {where}: shard sample counts do not sum to {samples:,}; rebuild the dataset")
     return SplitInfo(
         samples=samples,
         class_counts=table.counts(num_classes, samples),
@@ -150,7 +150,7 @@ def _read_split(path: Path, name: str, content: object, num_classes: int) -> Spl
 
 @dataclass(frozen=True)
 class _Table:
-    """A JSON object read field by field; what is missing or of another type is told by its name."""
+    """A JSON object read field by field; errors name the field that is missing or has the wrong type."""
 
     path: Path
     where: str
@@ -158,17 +158,17 @@ class _Table:
 
     def get(self, key: str, kind: type[T]) -> T:
         if not isinstance(self.content, dict):
-            raise UserError(f"{self.path}: {self.where or 'the whole'} is no JSON object; rebuild the dataset")
+            raise UserError(f"{self.path}: {self.where or 'the content'} is not a JSON object; rebuild the dataset")
         name = f"{self.where}.{key}".lstrip(".")
         if key not in self.content:
-            raise UserError(f"{self.path}: {name} is missing; copy the file again or rebuild the dataset")
+            raise UserError(f"{self.path}: missing field {name}; re-copy the file or rebuild the dataset")
         value = self.content[key]
         if not isinstance(value, kind):
             raise UserError(f"{self.path}: {name} is {str(value)[:40]!r}, not of type {kind.__name__}")
         return value
 
     def file(self, key: str) -> str:
-        """A file name that stays within the folder."""
+        """Return a file name, checked to stay within the folder."""
         name = self.get(key, str)
         if name != Path(name).name or name in ("", ".", ".."):
             raise UserError(f"{self.path}: {self.where}.{key} is {name!r}, not a plain file name")
@@ -186,7 +186,7 @@ class _Table:
         whole = all(isinstance(count, int) and count >= 0 for count in counts)
         if not whole or len(counts) != num_classes or sum(counts) != samples:
             raise UserError(
-                f"{self.path}: {self.where}.class_counts must be {num_classes} counts that add up to {samples:,}; "
+                f"{self.path}: {self.where}.class_counts must be {num_classes} counts that sum to {samples:,}; "
                 "rebuild the dataset"
             )
         return tuple(counts)

@@ -1,4 +1,4 @@
-"""From a stored face to the network's input: one value that checkpoint and export carry along."""
+"""Preprocessing from stored image to network input, saved in checkpoints and exported models."""
 
 from __future__ import annotations
 
@@ -19,22 +19,22 @@ class Preprocessing:
 
     image_size: int
     classes: tuple[str, ...]
-    """Names in the order of the logits."""
+    """Class names in logit order."""
     loader: str
-    """Which loader decoded and resized in training."""
+    """Loader that decoded and resized in training."""
     mean: tuple[float, float, float] = IMAGENET_MEAN
     std: tuple[float, float, float] = IMAGENET_STD
     kernel: str = "bilinear, antialiased"
     ten_crop: int = 0
-    """Where not 0: the face is resized to this side, and ten crops of `image_size` are cut from it."""
+    """If not 0: images are resized to this side, and ten crops of `image_size` are taken."""
 
     @property
     def resized(self) -> int:
-        """Side in pixels to which a stored face is resized."""
+        """Side in pixels to which a stored image is resized."""
         return self.ten_crop or self.image_size
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain lists and numbers."""
+        """Return plain lists and numbers."""
         return {key: list(v) if isinstance(v, tuple) else v for key, v in asdict(self).items()}
 
     @staticmethod
@@ -44,7 +44,7 @@ class Preprocessing:
 
 
 def ten_crop(images: Tensor, size: int) -> Tensor:
-    """Four corners and the centre, and the same of the mirrored image: [n, 3, S, S] to [n, 10, 3, size, size]."""
+    """Crop the corners and the center of the image and its mirror image: [n, 3, S, S] to [n, 10, 3, size, size]."""
     end = images.shape[-1] - size
     middle = round(end / 2)
     places = [(0, 0), (0, end), (end, 0), (end, end), (middle, middle)]

@@ -1,15 +1,15 @@
-"""Decisions about training faces, made by looking at them: another class, out, or as it is.
+"""Manual decisions on training samples: relabel, drop or keep.
 
 `relabel.csv` has the columns key, decision, label, old_label; a line is one of
 
-    KEY,relabel,CLASS,OLD    the face is of this class
-    KEY,drop,,OLD            the face leaves the training split
-    KEY,keep,,OLD            looked at, and nothing is wrong
+    KEY,relabel,CLASS,OLD    set the label to CLASS
+    KEY,drop,,OLD            remove the sample from the training split
+    KEY,keep,,OLD            reviewed and correct
 
-OLD is the class that the dataset gives the face, so that a file for another dataset with the same keys is noticed. The
-column may be missing, and its cells may be empty.
+OLD is the sample's class in the dataset. It reveals a file made for another dataset with the same keys. The column may
+be missing, and its cells may be empty.
 
-The trainer (`data.relabel`) and the builder (`--relabel`) read it; the audit's gallery writes it.
+The trainer (`data.relabel`) and the builder (`--relabel`) read the file; the audit's gallery writes it.
 """
 
 from __future__ import annotations
@@ -37,21 +37,21 @@ class Decision(NamedTuple):
     kind: str
     """One of `DECISIONS`."""
     label: int
-    """The class, of `relabel`; -1 otherwise."""
+    """New class if `kind` is `relabel`; -1 otherwise."""
     line: int
-    """Of the file, for people."""
+    """Line number in the file, for messages."""
     old_label: int
-    """The class that the file expects the dataset to give; -1 where it does not say."""
+    """Class that the file expects in the dataset; -1 if not given."""
 
 
 @dataclass(frozen=True)
 class Decisions:
-    """A file of decisions, read and checked against the classes."""
+    """Decisions of a file, checked against the classes."""
 
     where: str
-    """The option and the file, for the error messages."""
+    """Option and file, for error messages."""
     file: str
-    """Its name without folders."""
+    """File name without folders."""
     sha256: str
     by_key: Mapping[str, Decision]
 
@@ -59,51 +59,51 @@ class Decisions:
         return UserError(f"{self.where}: line {line}: {problem}")
 
     def check_keys(self, train: Collection[str], others: Mapping[str, str]) -> None:
-        """Raise `UserError` for a key that is no training face's.
+        """Raise `UserError` for a key that no training sample has.
 
-        `others`: the split of every other face, by key.
+        `others`: the split of every other sample, by key.
         """
         for key, decision in self.by_key.items():
             if key in others:
-                problem = f"face {key} is of split {others[key]}, and only training faces change; remove the line"
+                problem = f"sample {key} is in split {others[key]}; only training samples can change; remove the line"
                 raise self.error(decision.line, problem)
             if key not in train:
-                problem = f"no face has the key {key}; is this file of another dataset? Mend the key or remove the line"
+                problem = f"unknown sample key {key} (file of another dataset?); fix or remove the line"
                 raise self.error(decision.line, problem)
 
     def check_labels(self, labels: Mapping[str, int], classes: Sequence[str]) -> None:
-        """Raise `UserError` for a sample with another class than the one that it had when it was judged.
+        """Raise `UserError` for a sample whose class changed since it was reviewed.
 
-        `labels`: the dataset's class of every sample that is decided here, by key. A class that the decision asks for
-        is no difference: the decision has been carried out already.
+        `labels`: the dataset's class of every sample with a decision, by key. A label equal to the decision's is
+        accepted: the decision has already been applied.
         """
         for key, decision in self.by_key.items():
             if decision.old_label >= 0 and labels[key] not in (decision.old_label, decision.label):
                 found, expected = classes[labels[key]], classes[decision.old_label]
                 raise self.error(
                     decision.line,
-                    f"sample {key} is {found} in this dataset, but was {expected} when it was judged; use the file "
-                    f"with the dataset that was audited, or empty the cell {OLD_LABEL}",
+                    f"sample {key} is {found} in this dataset, but was {expected} when it was reviewed; use the file "
+                    f"with the dataset that was audited, or clear the cell {OLD_LABEL}",
                 )
 
 
 class RelabelingStats(NamedTuple):
-    """What decisions did to a training split."""
+    """Effect of the decisions on a training split."""
 
     relabelled: int
-    """Faces that have another class now."""
+    """Samples whose label changed."""
     dropped: int
     passed_over: int
-    """Decisions on faces that were carved out of train for validation: these keep their labels."""
+    """Decisions on samples held out of train for validation: these keep their labels."""
     file: str
 
     def describe(self) -> str:
-        told = f"{self.file}: {self.relabelled:,} training faces relabelled, {self.dropped:,} dropped"
-        return told + (f", {self.passed_over:,} decisions not used: carved for validation" if self.passed_over else "")
+        text = f"{self.file}: {self.relabelled:,} training samples relabeled, {self.dropped:,} dropped"
+        return text + (f", {self.passed_over:,} decisions unused: held out for validation" if self.passed_over else "")
 
 
 def read_decisions(path: Path, classes: Sequence[str], option: str) -> Decisions:
-    """Raises `UserError` naming the option, the file, the line and the fix."""
+    """Read a file of decisions. Raises `UserError` naming the option, the file, the line and the fix."""
     where = located(path, option)
     with open_bytes(path, option) as stream:
         content = stream.read()
@@ -122,25 +122,25 @@ def read_decisions(path: Path, classes: Sequence[str], option: str) -> Decisions
         label = find_class(name, classes)
         old_label = find_class(old_name, classes) if old_name else -1
         if not key:
-            raise decisions.error(row.line, "the key is empty; give the key of a training face or remove the line")
+            raise decisions.error(row.line, "empty key; enter the key of a training sample or remove the line")
         if kind not in DECISIONS:
-            raise decisions.error(row.line, f"decision {kind!r} is none of {', '.join(DECISIONS)}")
+            raise decisions.error(row.line, f"decision {kind!r} must be one of {', '.join(DECISIONS)}")
         if kind == "relabel" and label is None:
-            raise decisions.error(row.line, f"label {name!r} is no class; the classes are {', '.join(classes)}")
+            raise decisions.error(row.line, f"label {name!r} is not a class; the classes are {', '.join(classes)}")
         if kind != "relabel" and name:
-            raise decisions.error(row.line, f"{kind} takes no label, but {name!r} is given; empty the cell")
+            raise decisions.error(row.line, f"{kind} takes no label, got {name!r}; clear the cell")
         if old_label is None:
             raise decisions.error(
-                row.line, f"{OLD_LABEL} {old_name!r} is no class; the classes are {', '.join(classes)}"
+                row.line, f"{OLD_LABEL} {old_name!r} is not a class; the classes are {', '.join(classes)}"
             )
         if key in known:
-            raise decisions.error(row.line, f"face {key} was decided in line {known[key].line}; keep one of the two")
+            raise decisions.error(row.line, f"sample {key} is already in line {known[key].line}; remove one of the two")
         known[key] = Decision(kind, label if kind == "relabel" and label is not None else -1, row.line, old_label)
     return decisions
 
 
 def relabel(split: Split, decisions: Decisions) -> tuple[Split, RelabelingStats]:
-    """The training split with the decisions carried out; those on faces that it has not are counted."""
+    """Apply the decisions to the training split; decisions on samples not in it are counted."""
     places = {str(key): place for place, key in enumerate(split.keys)}
     labels = split.labels.copy()
     kept = np.ones(len(split), dtype=bool)

@@ -1,7 +1,7 @@
-"""Order is a pure function: which faces an epoch sees, cut into global batches. numpy alone, no state.
+"""Sampling order as a pure function: the samples of an epoch, split into global batches. numpy only, no state.
 
-Every rank computes the same plan and takes its slice, so the number of ranks changes nothing: not the order, not the
-batches, not what a resumed run sees next.
+Every rank computes the same plan and takes its slice. The order, the batches and the next batch of a resumed run are
+therefore independent of the number of ranks.
 """
 
 from __future__ import annotations
@@ -13,24 +13,24 @@ import numpy as np
 from numpy.typing import NDArray
 
 Samples = NDArray[np.int64]
-"""Sample numbers within a split."""
+"""Sample indices within a split."""
 
 EPOCH_STREAM, HOLDOUT_STREAM, REPLACEMENT_STREAM = 1, 2, 5
-"""Streams of random numbers drawn from one seed; 3 and 4 are stream.py's."""
+"""Random streams derived from one seed; stream.py uses 3 and 4."""
 
 
 def epoch_batches(labels: NDArray[np.int64], sampler: str, batch_size: int, seed: int, epoch: int) -> list[Samples]:
-    """The global batches of an epoch.
+    """Return the global batches of an epoch.
 
     Args:
         labels: [S], class of each sample of the split.
         sampler: `all`, `balanced`, `oversample` or `sqrt` (`data.sampler`).
-        batch_size: B, samples a global batch at most.
+        batch_size: B, maximum samples per global batch.
         epoch: counted from 0.
 
     Returns:
-        ceil(E / B) arrays whose sizes differ by at most one, E samples in all; E is S but for `balanced` (classes
-        present times the rarest's count) and `oversample` (times the largest's).
+        ceil(E / B) arrays whose sizes differ by at most one, with E samples in total. E is S, except for `balanced`
+        (number of classes present times the smallest class count) and `oversample` (times the largest).
     """
     random = np.random.default_rng((seed, EPOCH_STREAM, epoch))
     chosen = sample_indices(labels, sampler, random)
@@ -39,7 +39,7 @@ def epoch_batches(labels: NDArray[np.int64], sampler: str, batch_size: int, seed
 
 
 def sample_indices(labels: NDArray[np.int64], sampler: str, random: np.random.Generator) -> Samples:
-    """Which samples an epoch sees, class by class, a fresh draw each time."""
+    """Samples of an epoch, class by class, resampled every epoch."""
     if sampler == "all":
         return np.arange(len(labels))
     members = [np.flatnonzero(labels == c) for c in np.unique(labels)]
@@ -55,13 +55,13 @@ def sample_indices(labels: NDArray[np.int64], sampler: str, random: np.random.Ge
 
 
 def repeat_and_sample(members: Samples, number: int, random: np.random.Generator) -> Samples:
-    """`number` of the members: each as often as any other, but for a draw without replacement of the rest."""
+    """Sample `number` members: each equally often, plus a random subset without replacement for the remainder."""
     repeats, rest = divmod(number, len(members))
     return np.concatenate([np.tile(members, repeats), random.permutation(members)[:rest]])
 
 
 def apportion(total: int, weights: NDArray[np.float64]) -> NDArray[np.int64]:
-    """Whole numbers proportional to `weights` that sum to `total` (largest remainders)."""
+    """Return integers proportional to `weights` that sum to `total` (largest remainders)."""
     shares = total * weights / weights.sum()
     whole: NDArray[np.int64] = np.floor(shares).astype(np.int64)
     order = np.argsort(whole - shares, kind="stable")
@@ -70,13 +70,13 @@ def apportion(total: int, weights: NDArray[np.float64]) -> NDArray[np.int64]:
 
 
 def split_batches(samples: Samples, batch_size: int) -> list[Samples]:
-    """ceil(len / B) runs of neighbours whose lengths differ by at most one."""
+    """Split into ceil(len / B) contiguous batches whose lengths differ by at most one."""
     runs: list[Samples] = np.array_split(samples, math.ceil(len(samples) / batch_size))
     return runs
 
 
 def rank_slice(size: int, rank: int, ranks: int) -> tuple[int, int]:
-    """First and last-plus-one place of a rank's slice of `size` rows; slices differ by at most one."""
+    """Start and end index (exclusive) of a rank's slice of `size` rows; slice sizes differ by at most one."""
     share, more = divmod(size, ranks)
     first = rank * share + min(rank, more)
     return first, first + share + (rank < more)
@@ -85,7 +85,7 @@ def rank_slice(size: int, rank: int, ranks: int) -> tuple[int, int]:
 def stratified_holdout(labels: NDArray[np.int64], fraction: float, seed: int) -> tuple[Samples, Samples]:
     """Split a training split into train and validation by seed, stratified by class, both in stored order.
 
-    A class of two samples or more has at least one on each side.
+    A class with at least two samples has at least one on each side.
     """
     random = np.random.default_rng((seed, HOLDOUT_STREAM))
     validation = []
@@ -99,7 +99,7 @@ def stratified_holdout(labels: NDArray[np.int64], fraction: float, seed: int) ->
 
 
 def replacement_candidates(labels: NDArray[np.int64], sample: int, seed: int, epoch: int) -> Iterator[int]:
-    """The other samples of a sample's class, in the order in which they may stand in for it in an epoch."""
+    """Other samples of a sample's class, in the order in which they may replace it in an epoch."""
     others = np.flatnonzero(labels == labels[sample])
     for other in np.random.default_rng((seed, REPLACEMENT_STREAM, epoch, sample)).permutation(others).tolist():
         if other != sample:

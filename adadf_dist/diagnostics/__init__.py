@@ -1,1 +1,1 @@
-"""Rules that say what is wrong with a run, and what to change."""
+"""Rules that detect problems of a run and suggest fixes."""

@@ -13,31 +13,31 @@ from adadf_dist.config.schema import Config
 from adadf_dist.diagnostics.finding import MIN_SAMPLES, Finding, Record, RunRecords, Severity, either
 
 MIN_ABOVE_CHANCE = 0.08
-"""Fraction of the way from chance to 1: a mean class accuracy below it is chance. Of 7 classes 1.5 times chance."""
+"""Fraction of the range from chance to 1 below which mean class accuracy counts as chance (7 classes: 1.5x chance)."""
 COLLAPSE_SHARE = 0.95
-"""Fraction of the predictions that one class has in a collapse."""
+"""Fraction of predictions of one class that counts as a collapse."""
 GRACE_EPOCHS = 3
-"""Epochs beyond the epoch threshold before class means and unpredicted classes are judged."""
+"""Epochs after the epoch threshold before class means and unpredicted classes are checked."""
 NOISE = 2.0
-"""Standard errors by which an accuracy must have changed to be rising."""
+"""Standard errors by which an accuracy must change to count as rising."""
 HARDLY = 0.1
-"""Fraction of class means, over the epochs after the epoch threshold, below which the threshold is hardly ever met."""
+"""Fraction of class means after the epoch threshold below which the distribution threshold is rarely met."""
 HEAD_FACTOR = 0.02
-"""`optimizer.attention_lr_factor` that lets a network start from scratch."""
+"""Suggested `optimizer.attention_lr_factor` for training from scratch."""
 WARMUP = 0.1
-"""Warm-up, as a fraction of the run, that is suggested after a collapse."""
+"""Suggested warm-up after a collapse, as a fraction of the run."""
 
 
 def describe_collapse(
     predicted: NDArray[np.int64], labeled: NDArray[np.int64], mean_class_accuracy: float, classes: Sequence[str]
 ) -> str:
-    """How predictions collapsed, to chance or to one class; empty where they did not.
+    """Describe how predictions collapsed, to chance or to one class; empty if they did not.
 
     Args:
-        predicted: [C], samples predicted as each class.
-        labeled: [C], samples labeled as each class.
-        mean_class_accuracy: over the classes that have enough samples.
-        classes: their C names.
+        predicted: Number of samples predicted as each class, [C].
+        labeled: Number of samples labeled as each class, [C].
+        mean_class_accuracy: Mean over the classes with enough samples.
+        classes: Names of the C classes.
     """
     most, chance = int(predicted.argmax()), 1 / len(classes)
     share = predicted[most] / predicted.sum()
@@ -49,17 +49,17 @@ def describe_collapse(
 
 
 def why_no_collapse_rule(run: RunRecords) -> str:
-    """Why a collapse is not judged; empty where it is."""
-    first = run.config.loss.epoch_threshold + 2  # from scratch, the first epoch in full may be slow
+    """Return why collapse cannot be checked; empty if it can."""
+    first = run.config.loss.epoch_threshold + 2  # from scratch, the first epoch with full weight may be slow
     if run.epoch < first:
-        return f"judged from epoch {first} on"
+        return f"checked from epoch {first} on"
     if run.is_judged().sum() < 2:
         return f"fewer than two classes have {MIN_SAMPLES} validation samples"
     return run.too_early
 
 
 def find_collapse(run: RunRecords) -> Iterator[Finding]:
-    """Predictions at chance, or of one class. A run can stay there for good, with attention near zero."""
+    """Find predictions at chance level or of a single class. A run can stay there, with attention near zero."""
     confusion = run.confusion
     accuracy, _ = class_accuracy(run.newest, run.is_judged())
     text = describe_collapse(confusion.sum(axis=0), confusion.sum(axis=1), accuracy, run.classes)
@@ -68,7 +68,7 @@ def find_collapse(run: RunRecords) -> Iterator[Finding]:
 
 
 def fix_collapse(run: RunRecords) -> str:
-    """Advice for a collapse that the configuration does not follow yet."""
+    """Return fixes for a collapse that the configuration does not use yet."""
     config, optimizer = run.config, run.config.optimizer
     heads = config.loss.supervision != "one_hot" and optimizer.attention_lr_factor > HEAD_FACTOR
     longer = run.steps_per_epoch and warmup_steps(config, run.steps_per_epoch) < WARMUP / 2 * steps_of(run)
@@ -81,12 +81,12 @@ def fix_collapse(run: RunRecords) -> str:
 
 
 def steps_of(run: RunRecords) -> int:
-    """Steps of the complete run."""
+    """Return the number of steps of the complete run."""
     return run.config.epochs * run.steps_per_epoch
 
 
 def class_accuracy(record: Record, judged: NDArray[np.bool_]) -> tuple[float, float]:
-    """Mean accuracy of the judged classes on validation, and its standard error."""
+    """Return the mean validation accuracy of the judged classes, and its standard error."""
     confusion = np.array(record["validation"]["confusion"])[judged]
     samples = confusion.sum(axis=1)
     right = np.array(record["validation"]["confusion"]).diagonal()[judged] / samples
@@ -94,7 +94,7 @@ def class_accuracy(record: Record, judged: NDArray[np.bool_]) -> tuple[float, fl
 
 
 def is_rising(run: RunRecords) -> bool:
-    """Whether mean class accuracy rose beyond noise over the last epochs."""
+    """Return whether mean class accuracy rose significantly over the last epochs."""
     (now, error), (before, error_before) = (
         class_accuracy(record, run.is_judged()) for record in (run.newest, run.records[-GRACE_EPOCHS - 1 :][0])
     )
@@ -102,20 +102,20 @@ def is_rising(run: RunRecords) -> bool:
 
 
 def why_no_dead_class_rule(run: RunRecords) -> str:
-    """Why unpredicted classes are not judged; empty where they are."""
+    """Return why unpredicted classes cannot be checked; empty if they can."""
     if len(run.late) < GRACE_EPOCHS:
-        return f"judged from epoch {run.config.loss.epoch_threshold + GRACE_EPOCHS} on"
+        return f"checked from epoch {run.config.loss.epoch_threshold + GRACE_EPOCHS} on"
     if not run.is_judged().any():
         return f"no class has {MIN_SAMPLES} validation samples"
     return run.too_early
 
 
 def find_dead_class(run: RunRecords) -> Iterator[Finding]:
-    """Classes of validation that are never predicted."""
+    """Find validation classes that are never predicted."""
     confusions = np.array([record["validation"]["confusion"] for record in run.late[-GRACE_EPOCHS:]])
     samples, predicted = confusions[-1].sum(axis=1), confusions.sum(axis=(0, 1))
     dead = np.flatnonzero((predicted == 0) & run.is_judged()).tolist()
-    if not dead or (is_rising(run) and not run.is_last):  # a class may still come
+    if not dead or (is_rising(run) and not run.is_last):  # a class may still be learned
         return
     subject = ", ".join(run.classes[number] for number in dead)
     counted = ", ".join(f"{run.classes[number]} ({samples[number]} samples)" for number in dead)
@@ -124,7 +124,7 @@ def find_dead_class(run: RunRecords) -> Iterator[Finding]:
 
 
 def fix_dead_class(config: Config) -> str:
-    """Advice that the configuration allows: streaming reads every sample once."""
+    """Return fixes that the configuration allows. Streaming reads every sample once, so it cannot oversample."""
     better = {"all": "sqrt", "sqrt": "oversample"}.get(config.data.sampler)
     if better is None:
         return "check its samples with python -m shards.doctor"
@@ -133,23 +133,23 @@ def fix_dead_class(config: Config) -> str:
 
 
 def few_samples(run: RunRecords) -> str:
-    """Classes that are not judged for want of validation samples, with their numbers; empty: none."""
+    """List the classes with too few validation samples, with their counts; empty if none."""
     samples = run.confusion.sum(axis=1)
     few = [f"{run.classes[number]} ({samples[number]})" for number in np.flatnonzero(~run.is_judged()).tolist()]
     return ", ".join(few)
 
 
 def why_no_threshold_rule(run: RunRecords) -> str | None:
-    """Why the threshold is not judged; None where class distributions are not used, empty where it is judged."""
+    """Return why the threshold cannot be checked; None without class distributions, empty if it can."""
     if run.config.loss.supervision not in ("fused", "class"):
         return None
     if len(run.late) < GRACE_EPOCHS:
-        return f"judged from epoch {run.config.loss.epoch_threshold + GRACE_EPOCHS} on"
+        return f"checked from epoch {run.config.loss.epoch_threshold + GRACE_EPOCHS} on"
     return run.too_early
 
 
 def find_useless_threshold(run: RunRecords) -> Iterator[Finding]:
-    """A threshold that hardly any class mean meets (D_c is then the constant T_c), or that all always meet."""
+    """Find a threshold that almost no class mean reaches (D_c is then the constant T_c), or that all always reach."""
     threshold, count = run.config.class_distributions.threshold, len(run.classes)
     met = [record["classes_at_threshold"] for record in run.records]
     late = [record["classes_at_threshold"] for record in run.late]
@@ -159,9 +159,9 @@ def find_useless_threshold(run: RunRecords) -> Iterator[Finding]:
         yield Finding(
             "threshold always met",
             Severity.NOTE,
-            f"all {count} class means were above {threshold:g} in each of {len(met)} epochs, the first included, so it "
-            "kept no early class mean out",
-            f"raise class_distributions.threshold{higher}, if that is not wanted",
+            f"all {count} class means were above {threshold:g} in each of {len(met)} epochs, including the first, so "
+            "the threshold excluded no early class mean",
+            f"expected if intended; otherwise raise class_distributions.threshold{higher}",
         )
     elif sum(late) < HARDLY * count * len(late) and not will_meet(run):
         yield Finding(
@@ -173,7 +173,7 @@ def find_useless_threshold(run: RunRecords) -> Iterator[Finding]:
 
 
 def describe_constant(met: Sequence[int], count: int, threshold: float) -> str:
-    """For how many epochs the class distributions were constant. The means of an epoch are the next one's targets."""
+    """Describe how long the class distributions were constant. An epoch's means are the targets of the next epoch."""
     constant = 1 + sum(number == 0 for number in met[:-1])
     text = f"the class distributions were the constant T_c for {constant} of {len(met)} epochs"
     return f"{text}: a class mean reached {threshold:g} in {sum(met)} of {count * len(met)} cases (classes x epochs)"
@@ -187,7 +187,7 @@ def nearest_class(run: RunRecords) -> str:
 
 
 def will_meet(run: RunRecords) -> bool:
-    """Whether some class mean meets the threshold by the end of the run, if it rises as over the last epochs."""
+    """Return whether a class mean will reach the threshold by the end of the run, extrapolating the last epochs."""
     if run.is_last or len(run.records) < GRACE_EPOCHS:
         return False
     now, before = (
@@ -198,13 +198,13 @@ def will_meet(run: RunRecords) -> bool:
 
 
 def fix_threshold(run: RunRecords) -> str:
-    """A threshold that half of the class means of the newest epoch meet, where it still singles out the class."""
+    """Suggest a threshold that half of the newest class means reach, if that is clearly above chance."""
     degrees, chance = run.newest.get("class_degrees"), 1 / len(run.classes)
     if not degrees:
-        return "lower class_distributions.threshold to what half of the class means reach"
+        return "lower class_distributions.threshold to a value that half of the class means reach"
     half = math.floor(20 * sorted(degrees, reverse=True)[(len(degrees) - 1) // 2] + 1e-9) / 20
     if half < chance + MIN_ABOVE_CHANCE * (1 - chance):
-        return "train longer: most class means are near chance, where no class_distributions.threshold makes sense"
+        return "train longer: most class means are near chance, so no class_distributions.threshold is useful"
     if half >= run.config.class_distributions.threshold:
         return "train longer: half of the class means reach it now"
     return f"set class_distributions.threshold = {half:g}, which half of the class means reach, or train longer"

@@ -1,4 +1,4 @@
-"""What the rules read, and what they find."""
+"""Inputs and findings of the diagnostic rules."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from adadf_dist.config.learning_rate import warmup_steps
 from adadf_dist.config.schema import Config
 
 Record = Mapping[str, Any]
-"""One epoch, as in metrics.jsonl. Older runs lack some values (`attention`, `class_degrees`, `waiting`): what rests on
-them is not judged there."""
+"""Record of one epoch, as in metrics.jsonl. Older runs lack `attention`, `class_degrees` or `waiting`; rules that need
+them are skipped."""
 
 MIN_SAMPLES = 10
-"""A class with fewer validation samples is not judged: it may go unpredicted by bad luck."""
+"""Classes with fewer validation samples are skipped: they may go unpredicted by chance."""
 MIN_STEPS = 200
-"""Steps after the warm-up before what a network has not learned yet is called a fault."""
+"""Steps after the warm-up before a lack of learning is reported."""
 
 
 class Severity(IntEnum):
@@ -37,24 +37,24 @@ class Finding(NamedTuple):
     name: str
     severity: Severity
     seen: str
-    """What was seen, with figures."""
-    mend: str
-    """What to try: configuration keys and values."""
+    """The observation, with numbers."""
+    hint: str
+    """Suggested fix: configuration keys and values."""
     subject: str = ""
-    """What it is about, where there is a choice: some classes."""
+    """What the finding concerns, for example class names."""
 
     @property
     def identity(self) -> tuple[str, int, str]:
-        """The same finding with other figures is no news."""
+        """Key that stays the same if only the numbers of a finding change."""
         return self.name, int(self.severity), self.subject
 
     def __str__(self) -> str:
-        return f"{self.severity.word}: {self.name}: {self.seen}; {self.mend}"
+        return f"{self.severity.word}: {self.name}: {self.seen}; {self.hint}"
 
 
 @dataclass(frozen=True)
 class RunRecords:
-    """The finished epochs of a run, at least one, as the rules read them."""
+    """The finished epochs of a run, at least one."""
 
     records: Sequence[Record]
     config: Config
@@ -75,22 +75,22 @@ class RunRecords:
 
     @property
     def late(self) -> Sequence[Record]:
-        """Epochs after the epoch threshold E."""
+        """Records of the epochs after the epoch threshold E."""
         return [record for record in self.records if record["epoch"] > self.config.loss.epoch_threshold]
 
     @property
     def confusion(self) -> NDArray[np.int64]:
-        """[C, C] of the newest epoch's validation: label by prediction."""
+        """Validation confusion matrix of the newest epoch, [C, C]; rows: true class, columns: predicted class."""
         return np.array(self.newest["validation"]["confusion"])
 
     @property
     def steps_per_epoch(self) -> int:
-        """0 where the records do not tell."""
+        """Steps per epoch; 0 if the records do not contain it."""
         return round(int(self.newest.get("step", 0)) / self.epoch)
 
     @property
     def too_early(self) -> str:
-        """Why what the network has not learned is no fault yet; empty where it would be one."""
+        """Why it is too early to report a lack of learning; empty if it is not."""
         if not self.steps_per_epoch:
             return ""
         step, warmup = int(self.newest["step"]), warmup_steps(self.config, self.steps_per_epoch)
@@ -100,10 +100,10 @@ class RunRecords:
         return f"{after:,} steps after the warm-up of {warmup:,}, {MIN_STEPS} needed"
 
     def is_judged(self) -> NDArray[np.bool_]:
-        """[C], whether validation has enough samples of a class."""
+        """Return a mask [C] of the classes with enough validation samples."""
         return np.asarray(self.confusion.sum(axis=1) >= MIN_SAMPLES)
 
 
 def either(*advice: str) -> str:
-    """The advice that applies, as one clause: empty ones are left out."""
+    """Join the non-empty alternatives with "or"."""
     return ", or ".join(text for text in advice if text)

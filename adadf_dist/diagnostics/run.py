@@ -1,4 +1,4 @@
-"""Diagnostics of a run from its epochs' records: pure rules, each with an observation and a hint.
+"""Diagnose a run from its epoch records. Rules are pure functions that return an observation and a hint.
 
 The log prints a finding when it appears or changes (`new_findings`); the report shows the epochs over which each held
 (`finding_spans`) and which rules applied (`assess`).
@@ -33,11 +33,11 @@ __all__ = [
 
 class Rule(NamedTuple):
     subject: str
-    """What it judges, in a few words."""
+    """What the rule checks, in a few words."""
     why_not: Callable[[RunRecords], str | None]
-    """Why it does not judge these epochs; empty: it does; None: it does not apply to this configuration."""
+    """Why the rule cannot check these epochs; empty if it can, None if it does not apply to this configuration."""
     find: Callable[[RunRecords], Iterator[Finding]]
-    """Called only where `why_not` is empty."""
+    """Called only if `why_not` is empty."""
 
 
 RULES = (
@@ -53,7 +53,7 @@ RULES = (
 
 
 class FindingSpan(NamedTuple):
-    """A finding over the epochs (from 1) in which it held, as it was last seen."""
+    """A finding, as last observed, and the epochs (from 1) over which it held."""
 
     finding: Finding
     first: int
@@ -61,21 +61,21 @@ class FindingSpan(NamedTuple):
 
 
 class Assessment(NamedTuple):
-    """What the rules could judge of a run, findings or not."""
+    """Which rules could be checked for a run."""
 
     judged: list[str]
     """Subjects of the rules that had enough data."""
     not_judged: list[str]
-    """Subjects of those that had not, each with the reason."""
+    """Subjects of the other rules, each with the reason."""
 
 
 def diagnose(
     records: Sequence[Record], config: Config, classes: Sequence[str] = (), auxiliary_accuracy: float | None = None
 ) -> list[Finding]:
-    """Everything that is wrong at the newest of a run's epochs, the worst first.
+    """Return all findings at the newest epoch of a run, most severe first.
 
-    `classes`: their names, where they are known. `auxiliary_accuracy`: that of the auxiliary branch on validation,
-    where it was measured, with the weights of the newest epoch.
+    `classes`: class names, if known. `auxiliary_accuracy`: validation accuracy of the auxiliary branch with the weights
+    of the newest epoch, if measured.
     """
     if not records:
         return []
@@ -85,13 +85,13 @@ def diagnose(
         validation = run.newest["validation"]
         samples = int(validation["samples"])
         found += on_training.find_behind(config, validation["accuracy"], auxiliary_accuracy, samples)
-    if any(finding.name == "collapse" for finding in found):  # the cause; that classes are dead follows from it
+    if any(finding.name == "collapse" for finding in found):  # dead classes are a consequence of the collapse
         found = [finding for finding in found if finding.name != "dead class"]
     return sorted(found, key=lambda finding: -finding.severity)
 
 
 def assess(records: Sequence[Record], config: Config, classes: Sequence[str] = ()) -> Assessment:
-    """What the rules judge at the newest of a run's epochs, at least one, and what they cannot judge, and why."""
+    """Return which rules can be checked at the newest epoch of a run (at least one), and why the others cannot."""
     run = run_records(records, config, classes)
     reasons = {rule.subject: rule.why_not(run) for rule in RULES}
     judged = [subject for subject, reason in reasons.items() if reason == ""]
@@ -102,19 +102,19 @@ def assess(records: Sequence[Record], config: Config, classes: Sequence[str] = (
 
 
 def run_records(records: Sequence[Record], config: Config, classes: Sequence[str]) -> RunRecords:
-    """The records with a name for each class."""
+    """Bundle the records, with a default name for each unnamed class."""
     names = list(classes) or [f"class {number}" for number in range(len(records[-1]["validation"]["class_accuracy"]))]
     return RunRecords(records, config, names)
 
 
 def new_findings(records: Sequence[Record], config: Config, classes: Sequence[str] = ()) -> list[Finding]:
-    """Findings of the newest epoch that did not hold at the one before it."""
+    """Return the findings of the newest epoch that did not hold at the previous one."""
     known = {finding.identity for finding in diagnose(records[:-1], config, classes)}
     return [finding for finding in diagnose(records, config, classes) if finding.identity not in known]
 
 
 def finding_spans(records: Sequence[Record], config: Config, classes: Sequence[str] = ()) -> list[FindingSpan]:
-    """Every finding of a run and when it held: those that hold to the end first, then by severity."""
+    """Return every finding of a run and when it held: still active ones first, then by severity."""
     found: list[FindingSpan] = []
     for end in range(1, len(records) + 1):
         epoch = int(records[end - 1]["epoch"])
@@ -130,6 +130,6 @@ def finding_spans(records: Sequence[Record], config: Config, classes: Sequence[s
 
 
 def attention_stats(attention: NDArray[np.float32]) -> dict[str, float] | None:
-    """Mean and standard deviation of w' over the samples [S] of an epoch (NaN: not seen), for its record."""
+    """Return mean and standard deviation of w' over the samples [S] of an epoch (NaN: not seen)."""
     seen = attention[~np.isnan(attention)].astype(np.float64)
     return {"mean": float(seen.mean()), "deviation": float(seen.std())} if len(seen) else None

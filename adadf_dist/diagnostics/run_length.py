@@ -1,4 +1,4 @@
-"""Settings that make no sense for a run of this many steps. Known before the first step."""
+"""Find settings that make no sense for the length of a run, before its first step."""
 
 from __future__ import annotations
 
@@ -9,21 +9,21 @@ from adadf_dist.config.learning_rate import Position, batch_factor, full_batch_f
 from adadf_dist.config.schema import Config
 
 MOST_WARMUP = 1 / 3
-"""Fraction of the run that a warm-up, or the horizon of the averaged weights, may take."""
+"""Maximum fraction of the run for a warm-up, or for the horizon of the averaged weights."""
 WARMUP = 0.05
-"""Fraction of the run that is suggested for a warm-up."""
+"""Suggested warm-up, as a fraction of the run."""
 NEGLIGIBLE_RATE = 1e-3
-"""Fraction of optimizer.lr below which an epoch hardly trains."""
+"""Fraction of optimizer.lr below which an epoch barely trains."""
 INTERVALS = {
     "checkpoint.every_steps": "no checkpoint is saved by steps, only at the end of each epoch and by time",
     "runtime.stop_every": "a stop signal takes effect, and a checkpoint by time is saved, only at the end of an epoch",
     "runtime.log_every": "losses are logged and checked only at the end of each epoch",
 }
-"""Key of a number of steps between two events -> what happens where the run is shorter than one interval."""
+"""Key of an interval in steps -> effect if the run is shorter than one interval."""
 
 
 class Length(NamedTuple):
-    """How long a run is."""
+    """Length of a run."""
 
     epochs: int
     steps_per_epoch: int
@@ -37,7 +37,7 @@ class Length(NamedTuple):
 
 
 class Problem(NamedTuple):
-    """A setting that the length of the run makes useless."""
+    """A setting that makes no sense for the length of the run."""
 
     key: str
     text: str
@@ -48,13 +48,13 @@ class Problem(NamedTuple):
 
 
 def find_problems(config: Config, steps_per_epoch: int) -> list[Problem]:
-    """Settings of `config` that make no sense for a run of `config.epochs` times `steps_per_epoch` steps."""
+    """Return the settings that make no sense for a run of `config.epochs` times `steps_per_epoch` steps."""
     length = Length(config.epochs, steps_per_epoch)
     return [problem for rule in RULES for problem in rule(config, length)]
 
 
 def find_long_warmup(config: Config, length: Length) -> Iterator[Problem]:
-    """A warm-up that takes more than a third of the run."""
+    """Find a warm-up that takes more than a third of the run."""
     warmup = warmup_steps(config, length.steps_per_epoch)
     if warmup <= MOST_WARMUP * length.steps:
         return
@@ -68,13 +68,13 @@ def find_long_warmup(config: Config, length: Length) -> Iterator[Problem]:
     yield Problem(
         "optimizer.warmup_steps",
         f"{text}: the learning rate reaches at most {100 * peak:.{0 if peak >= 0.01 else 1}f}% of "
-        + ("optimizer.lr" if full == 1 else f"optimizer.lr times {full:.3g}, its factor for the batch"),
+        + ("optimizer.lr" if full == 1 else f"optimizer.lr times {full:.3g}, the batch-size factor"),
         f"set optimizer.warmup_steps = {WARMUP:g} (a fraction of the run), or train longer",
     )
 
 
 def find_long_scaling(config: Config, length: Length) -> Iterator[Problem]:
-    """A warm-up of `optimizer.lr_scaling` that takes more than a third of the run."""
+    """Find a warm-up of `optimizer.lr_scaling` that takes more than a third of the run."""
     optimizer = config.optimizer
     full = full_batch_factor(optimizer, config.batch_size)
     if full == 1 or optimizer.scaling_warmup <= MOST_WARMUP * length.epochs:
@@ -82,27 +82,27 @@ def find_long_scaling(config: Config, length: Length) -> Iterator[Problem]:
     reached = batch_factor(optimizer, config.batch_size, length.epochs - 1 / length.steps_per_epoch)
     yield Problem(
         "optimizer.scaling_warmup",
-        f"optimizer.scaling_warmup = {optimizer.scaling_warmup:g} epochs of {length.epochs}: the batch's factor on the "
-        f"learning rate is {reached:.2f} at the last step, and {full:.2f} is its full value",
+        f"optimizer.scaling_warmup = {optimizer.scaling_warmup:g} epochs of {length.epochs}: the batch-size factor on "
+        f"the learning rate is {reached:.2f} at the last step, below its full value of {full:.2f}",
         f"set optimizer.scaling_warmup = {length.epochs / 10:g}, or train longer",
     )
 
 
 def find_late_threshold(config: Config, length: Length) -> Iterator[Problem]:
-    """An epoch threshold E (eq 15, 16) that the run does not reach."""
+    """Find an epoch threshold E (eq 15, 16) that the run does not reach."""
     threshold = config.loss.epoch_threshold
     if threshold <= length.epochs or config.loss.supervision == "one_hot":
         return
     yield Problem(
         "loss.epoch_threshold",
         f"loss.epoch_threshold = {threshold} is beyond the run's {length.epochs} epochs: the target branch's loss "
-        "never counts in full (eq 15), and the auxiliary branch's never fades (eq 16)",
+        "never gets full weight (eq 15), and the auxiliary branch's loss never decays (eq 16)",
         f"set loss.epoch_threshold to {length.epochs}{' or less' if length.epochs > 1 else ''}, or train longer",
     )
 
 
 def find_long_average(config: Config, length: Length) -> Iterator[Problem]:
-    """Averaged weights whose horizon is more than a third of the run."""
+    """Find averaged weights with a horizon of more than a third of the run."""
     decay = config.optimizer.ema
     if not decay or 1 / (1 - decay) <= MOST_WARMUP * length.steps:
         return
@@ -116,19 +116,19 @@ def find_long_average(config: Config, length: Length) -> Iterator[Problem]:
 
 
 def find_large_batch(config: Config, length: Length) -> Iterator[Problem]:
-    """A batch that takes the complete training split, so that an epoch is a single step."""
+    """Find a batch as large as the training split, which makes an epoch a single step."""
     if length.steps_per_epoch > 1:
         return
     yield Problem(
         "batch_size",
-        f"batch_size = {config.batch_size} is no less than the number of samples in an epoch, so an epoch is one step, "
+        f"batch_size = {config.batch_size} is not less than the samples per epoch, so an epoch is one step, "
         f"and the run has {length.steps:,}",
         "lower batch_size",
     )
 
 
 def find_long_intervals(config: Config, length: Length) -> Iterator[Problem]:
-    """Intervals that a user set and that are longer than the run. The defaults are harmless in a short run."""
+    """Find non-default intervals that are longer than the run. The defaults are harmless in a short run."""
     usual = Config()
     for key, effect in INTERVALS.items():
         section, _, name = key.partition(".")
@@ -139,7 +139,7 @@ def find_long_intervals(config: Config, length: Length) -> Iterator[Problem]:
 
 
 def find_vanishing_rate(config: Config, length: Length) -> Iterator[Problem]:
-    """An exponential schedule that leaves half of the run with a negligible rate."""
+    """Find an exponential schedule with a negligible learning rate for half of the run."""
     gamma = config.optimizer.gamma
     if config.optimizer.schedule != "exponential":
         return
@@ -149,14 +149,14 @@ def find_vanishing_rate(config: Config, length: Length) -> Iterator[Problem]:
     enough = NEGLIGIBLE_RATE ** (1 / length.epochs)
     yield Problem(
         "optimizer.gamma",
-        f"optimizer.gamma = {gamma:g} takes the learning rate below {NEGLIGIBLE_RATE:.1%} of optimizer.lr from epoch "
-        f"{first + 1} of {length.epochs} on, which then hardly trains",
+        f"optimizer.gamma = {gamma:g} puts the learning rate below {NEGLIGIBLE_RATE:.1%} of optimizer.lr from epoch "
+        f"{first + 1} of {length.epochs} on, where training has almost no effect",
         f"set optimizer.gamma = {enough:.2f} or optimizer.schedule = cosine, or train {2 * first - 1} epochs or fewer",
     )
 
 
 def peak_learning_rate(config: Config, steps_per_epoch: int) -> float:
-    """Highest learning rate of any step: within an epoch the rate only rises or only falls."""
+    """Return the highest learning rate of any step. Within an epoch the rate is monotonic."""
     positions = (
         Position(epoch, epoch * steps_per_epoch + batch, epoch + batch / steps_per_epoch, steps_per_epoch)
         for epoch in range(config.epochs)
@@ -166,7 +166,7 @@ def peak_learning_rate(config: Config, steps_per_epoch: int) -> float:
 
 
 def fix_divergence(config: Config, steps_per_epoch: int) -> str:
-    """A longer warm-up, to follow the advice of a lower rate where the loss is not finite; empty where it is long."""
+    """Return the hint of a longer warm-up after a non-finite loss; empty if the warm-up is already long."""
     if warmup_steps(config, steps_per_epoch) >= WARMUP * config.epochs * steps_per_epoch:
         return ""
     return f", or optimizer.warmup_steps = {2 * WARMUP:g} (a fraction of the run)"

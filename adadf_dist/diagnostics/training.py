@@ -12,35 +12,35 @@ from adadf_dist.config.schema import Config
 from adadf_dist.diagnostics.finding import Finding, RunRecords, Severity, either
 
 MIN_ATTENTION_STD = 0.05
-"""Attention weights whose standard deviation is a smaller fraction of their range [lambda_min, 1] are all alike."""
+"""Minimum standard deviation of attention weights, as a fraction of their range [lambda_min, 1]."""
 WAITING, WAITING_LONG = 0.1, 0.3
-"""Fractions of an epoch spent waiting for the loader: worth a note, worth a warning."""
+"""Fractions of an epoch spent waiting for data that trigger a note and a warning."""
 RISING, RISE = 3, 1.1
-"""The auxiliary branch diverges: its cross entropy rose so many epochs in a row, to so many times its lowest."""
+"""The auxiliary branch diverges if its cross entropy rises `RISING` epochs in a row, to `RISE` times its minimum."""
 MAX_AUXILIARY_GAP = 0.1
-"""An auxiliary branch whose accuracy is so far below the target branch's is a poor teacher."""
+"""Accuracy gap to the target branch above which the auxiliary branch is reported as behind."""
 AUXILIARY_LAGS = "auxiliary branch behind"
 BAD_FRACTION = 0.1
-"""Of `data.max_bad_faces`: replaced samples of an epoch that are worth a warning."""
+"""Fraction of `data.max_bad_faces` at which replaced samples of an epoch trigger a warning."""
 OVERFIT_SIGMAS = 2.0
-"""Standard errors of a difference beyond which an accuracy is lower than another."""
+"""Standard errors above which an accuracy difference counts."""
 OVERFIT_WINDOW = 3
-"""Epochs that are averaged to judge overfitting."""
+"""Number of epochs averaged to detect overfitting."""
 LOWEST_FACTOR = 0.001
-"""`optimizer.attention_lr_factor` below which lowering it further is no advice."""
+"""`optimizer.attention_lr_factor` at or below which lowering it is not suggested."""
 
 
 def why_no_attention_rule(run: RunRecords) -> str | None:
-    """Why attention is not judged; None where it is not used, empty where it is judged."""
+    """Return why attention cannot be checked; None if it is not used, empty if it can."""
     if run.config.loss.supervision != "fused":
         return None
     if run.epoch <= run.config.loss.epoch_threshold:
-        return f"judged from epoch {run.config.loss.epoch_threshold + 1} on"
+        return f"checked from epoch {run.config.loss.epoch_threshold + 1} on"
     return "not recorded by this version" if run.newest.get("attention") is None else run.too_early
 
 
 def find_flat_attention(run: RunRecords) -> Iterator[Finding]:
-    """Attention weights w' that are all alike: eq 12 then fuses every sample in the same proportion."""
+    """Find nearly constant attention weights w': eq 12 then fuses every sample in the same proportion."""
     spread, loss = run.newest["attention"], run.config.loss
     if spread["deviation"] < MIN_ATTENTION_STD * (1 - loss.lambda_min):
         yield Finding(
@@ -53,12 +53,12 @@ def find_flat_attention(run: RunRecords) -> Iterator[Finding]:
 
 
 def fix_attention(config: Config) -> str:
-    """Advice for attention weights that are all alike."""
+    """Return a fix for nearly constant attention weights."""
     loss, factor = config.loss, config.optimizer.attention_lr_factor
     if not factor:
         return "set optimizer.attention_lr_factor = 0.02: the attention heads are not trained (now 0)"
     if loss.lambda_min == 1:
-        return "lower loss.lambda_min (now 1), which leaves the weights no range"
+        return "lower loss.lambda_min: at 1 (the current value) the weights are constant"
     if loss.rank_ratio in (0, 1):
         return f"set loss.rank_ratio = 0.7: at {loss.rank_ratio:g} rank regularization (eq 9) is always 0"
     lower = f"set optimizer.attention_lr_factor = {factor / 10:g} (now {factor:g})"
@@ -70,36 +70,36 @@ def fix_attention(config: Config) -> str:
 
 
 def why_no_waiting_rule(run: RunRecords) -> str:
-    """Why waiting is not judged; empty where it is. The first epoch of a run also starts its workers."""
+    """Return why waiting cannot be checked; empty if it can. The first epoch also starts the workers."""
     if run.newest.get("waiting") is None:
         return "not recorded by this version"
-    return "judged from epoch 2 on" if len(run.records) < 2 else ""
+    return "checked from epoch 2 on" if len(run.records) < 2 else ""
 
 
 def find_loader_waiting(run: RunRecords) -> Iterator[Finding]:
-    """Training that waits for its loader."""
+    """Find training that waits for the data loader."""
     waiting, data = run.newest["waiting"], run.config.data
     if waiting < WAITING:
         return
-    workers = f"data.workers = {max(2, 2 * data.workers)} (now {data.workers}) where cores are idle"
+    workers = f"data.workers = {max(2, 2 * data.workers)} (now {data.workers}) if CPU cores are idle"
     dali = "data.loader = dali (needs NVIDIA DALI)" if data.loader != "dali" and data.access == "cache" else ""
     yield Finding(
         "waiting for the loader",
         Severity.WARNING if waiting >= WAITING_LONG else Severity.NOTE,
-        f"{waiting:.0%} of the epoch was spent waiting for the loader",
+        f"{waiting:.0%} of the epoch was spent waiting for data",
         f"try {either(workers, dali)}",
     )
 
 
 def why_no_diverging_rule(run: RunRecords) -> str | None:
-    """Why the auxiliary branch's loss is not judged; None without that branch, empty where it is judged."""
+    """Return why the auxiliary loss cannot be checked; None without that branch, empty if it can."""
     if run.config.loss.supervision == "one_hot":
         return None
-    return "" if len(run.records) > RISING else f"judged from epoch {RISING + 1} on"
+    return "" if len(run.records) > RISING else f"checked from epoch {RISING + 1} on"
 
 
 def find_diverging(run: RunRecords) -> Iterator[Finding]:
-    """Cross entropy of the auxiliary branch, which gives the label distributions, rising over epochs."""
+    """Find a rising cross entropy of the auxiliary branch, which produces the label distributions."""
     losses = [record["cross_entropy"] for record in run.records]
     lowest, tail = min(losses), losses[-RISING - 1 :]
     if not all(a < b for a, b in pairwise(tail)) or tail[-1] < RISE * lowest:
@@ -113,13 +113,13 @@ def find_diverging(run: RunRecords) -> Iterator[Finding]:
 
 
 def fix_pull(config: Config) -> str:
-    """Advice against the gradient that reaches the auxiliary branch through F, where there is one."""
+    """Suggest to stop the gradient that reaches the auxiliary branch through F, if there is one."""
     pulled = config.loss.supervision in ("fused", "label") and not config.loss.detach
     return "set loss.detach = true" if pulled else ""
 
 
 def find_behind(config: Config, target: float, auxiliary: float, samples: int) -> Iterator[Finding]:
-    """An auxiliary branch whose validation accuracy is far below the target branch's, beyond noise."""
+    """Find an auxiliary branch with validation accuracy far, and significantly, below the target branch's."""
     error = math.sqrt((target * (1 - target) + auxiliary * (1 - auxiliary)) / samples)
     if target - auxiliary <= max(MAX_AUXILIARY_GAP, OVERFIT_SIGMAS * error):
         return
@@ -134,31 +134,31 @@ def find_behind(config: Config, target: float, auxiliary: float, samples: int) -
 
 
 def why_no_replaced_rule(run: RunRecords) -> str:
-    """Replaced samples are always judged."""
+    """Return an empty reason: replaced samples are always checked."""
     return ""
 
 
 def find_replaced(run: RunRecords) -> Iterator[Finding]:
-    """Samples that no longer decode."""
+    """Find samples that failed to decode."""
     count = run.newest.get("replaced_faces", 0)
     if count:
         yield Finding(
             "replaced samples",
             Severity.WARNING if count >= BAD_FRACTION * run.config.data.max_bad_faces else Severity.NOTE,
-            f"{count} training samples of the epoch did not decode and were replaced by others of their class",
-            "find them with python -m shards.verify on data.shards, and build it again",
+            f"{count} training samples failed to decode in this epoch and were replaced by others of their class",
+            "find them with python -m shards.verify on data.shards, then rebuild the dataset",
         )
 
 
 def why_no_overfitting_rule(run: RunRecords) -> str:
-    """Why overfitting is not judged; empty where it is."""
-    return "" if len(run.records) >= 2 * OVERFIT_WINDOW else f"judged from epoch {2 * OVERFIT_WINDOW} on"
+    """Return why overfitting cannot be checked; empty if it can."""
+    return "" if len(run.records) >= 2 * OVERFIT_WINDOW else f"checked from epoch {2 * OVERFIT_WINDOW} on"
 
 
 def find_overfitting(run: RunRecords) -> Iterator[Finding]:
-    """Validation accuracy significantly below its best while the target branch's training loss kept falling.
+    """Find validation accuracy significantly below its best while the target branch's training loss kept falling.
 
-    Both are means over `OVERFIT_WINDOW` epochs: the best single epoch of many is lucky, and the newest may be unlucky.
+    Accuracies are means over `OVERFIT_WINDOW` epochs: the best of many single epochs is biased upward.
     """
     records, config = run.records, run.config
     name = "cross_entropy" if config.loss.supervision == "one_hot" else "kl_divergence"
@@ -174,12 +174,12 @@ def find_overfitting(run: RunRecords) -> Iterator[Finding]:
         Severity.NOTE,
         f"validation accuracy {newest:.1%} over the last {OVERFIT_WINDOW} epochs, {100 * (top - newest):.1f} points "
         f"below its best {OVERFIT_WINDOW}, while training loss fell from {best[name]:.3f} to {run.newest[name]:.3f}",
-        f"epoch {best['epoch']} stays the selected one; try {fix_overfitting(config)}",
+        f"epoch {best['epoch']} remains selected; try {fix_overfitting(config)}",
     )
 
 
 def fix_overfitting(config: Config) -> str:
-    """Stronger augmentation, where there is any left, or weight decay."""
+    """Suggest stronger augmentation, if possible, or more weight decay."""
     augment, highest = config.augment, 30 if config.augment.policy == "standard" else 10
     stronger = ""
     if augment.policy == "none":

@@ -1,4 +1,4 @@
-"""What a rank is doing and since when, and how long its own work takes: what watchdogs and reports look at."""
+"""Heartbeat of a rank: its current activity, and the time of its own work, for the watchdog and straggler reports."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from adadf_dist.console.progress import Display
 T = TypeVar("T")
 
 LOADING, EVALUATION = "loading", "evaluation"
-"""Kinds of a rank's own work."""
+"""Kinds of timed work."""
 
 
 def one(thing: object) -> int:
@@ -20,18 +20,18 @@ def one(thing: object) -> int:
 
 
 class Activity(NamedTuple):
-    """A sign of life."""
+    """A heartbeat: what the rank was doing, and when."""
 
     doing: str
     at: float
-    """By the monotonic clock, in seconds."""
+    """Monotonic clock, in seconds."""
 
 
 class Heartbeat:
-    """Of one rank. A beat costs a microsecond: give one at each batch and each change of phase."""
+    """Heartbeat of one rank. A beat costs a microsecond: send one for each batch and each new phase."""
 
     def __init__(self, visible: bool = False) -> None:
-        """`visible`: phases show their progress, as those of rank 0 do."""
+        """`visible`: display the progress of phases, as on rank 0."""
         self._visible = visible
         self.last = Activity("starting", time.monotonic())
         self._own: dict[str, float] = {}
@@ -41,15 +41,15 @@ class Heartbeat:
         self.last = Activity(doing, time.monotonic())
 
     def wait_for_disk(self) -> None:
-        """Beat for `files.disk_space.retry_on_full_disk`."""
+        """Beat while `files.disk_space.retry_on_full_disk` waits."""
         self.beat("waiting for disk space")
 
     def wrap(
         self, things: Iterable[T], doing: str, total: int = 0, unit: str = "batches", count: Callable[[T], int] = one
     ) -> Iterator[T]:
-        """The things, a beat before each, with a display of how many of `total` units (0: not known) are done.
+        """Yield `things` with a beat for each, and display progress towards `total` units (0: unknown).
 
-        `count` gives the units of a thing.
+        `count` returns the number of units of a thing.
         """
         self.beat(doing)
         with Display(doing, total, unit, self._visible) as display:
@@ -60,7 +60,7 @@ class Heartbeat:
 
     @contextmanager
     def timed(self, kind: str) -> Iterator[None]:
-        """Count what happens within as this rank's own work: it must hold no collective, which waits for others."""
+        """Time the block as this rank's own work. It must not contain a collective, which waits for other ranks."""
         began = time.monotonic()
         try:
             yield
@@ -68,14 +68,14 @@ class Heartbeat:
             self._own[kind] = self.seconds(kind) + time.monotonic() - began
 
     def seconds(self, kind: str) -> float:
-        """Seconds of own work of a kind since the last `restart`."""
+        """Return the seconds of own work of a kind since the last `reset`."""
         return self._own.get(kind, 0.0)
 
     def elapsed(self) -> float:
-        """Seconds since the last `restart`."""
+        """Return the seconds since the last `reset`."""
         return time.monotonic() - self._since
 
     def reset(self) -> None:
-        """Begin to count anew."""
+        """Restart all timers."""
         self._own.clear()
         self._since = time.monotonic()

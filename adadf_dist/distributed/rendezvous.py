@@ -1,4 +1,4 @@
-"""How the ranks of a run find each other: the wait for an address, and a name for this start alone."""
+"""Rendezvous of the ranks: wait for rank 0's address, and agree on a unique ID for this start."""
 
 from __future__ import annotations
 
@@ -14,28 +14,28 @@ if TYPE_CHECKING:
     from torch.distributed.distributed_c10d import Store
 
 NOTIFY_AFTER_S = 10.0
-"""A wait that is longer says what it waits for."""
+"""Print a message if the wait takes longer than this."""
 RETRY_INTERVAL_S = 0.5
-"""Between two tries."""
+"""Time between connection attempts."""
 POLL_INTERVAL_S = 0.05
-"""Between two looks of rank 0 at who has come."""
+"""Time between checks by rank 0 for ranks that joined."""
 CONNECT_TIMEOUT_S = 5.0
-"""A try that nobody answers, not even with a refusal, is given up after this."""
+"""Timeout of one connection attempt."""
 
 
 def check_master_addr(host: str, port: int) -> None:
-    """Raises `UserError` where rank 0 itself does not know the name: torch would tell it by pages of C++ frames."""
+    """Raise `UserError` if rank 0 cannot resolve the host name: torch would print pages of C++ frames instead."""
     try:
         socket.getaddrinfo(host, port)
     except (OSError, UnicodeError) as error:
         reason = str(getattr(error, "strerror", None) or error)
-        raise UserError(f"MASTER_ADDR is {host!r}: {reason}; give a name or address of rank 0's node") from None
+        raise UserError(f"MASTER_ADDR is {host!r}: {reason}; set it to a name or address of rank 0's node") from None
 
 
 def wait_for_address(host: str, port: int, timeout_s: float) -> None:
-    """Return as soon as something listens there. Raises `UserError` when nothing did for `timeout_s`.
+    """Wait until something listens at the address. Raises `UserError` after `timeout_s`.
 
-    torch would wait as well, but tell of it by pages of C++ frames.
+    torch would also wait, but report a timeout with pages of C++ frames.
     """
     began = time.monotonic()
     spoken = False
@@ -49,22 +49,22 @@ def wait_for_address(host: str, port: int, timeout_s: float) -> None:
         left = began + timeout_s - time.monotonic()
         if left <= 0:
             raise UserError(
-                f"rank 0 cannot be reached at {host}:{port} (MASTER_ADDR, MASTER_PORT): {reason}; nothing in "
-                f"{timeout_s:g} s (runtime.timeout_s): see that rank 0 runs, that the address is its own and that no "
-                "firewall stands between"
+                f"rank 0 cannot be reached at {host}:{port} (MASTER_ADDR, MASTER_PORT): {reason}; no "
+                f"connection within {timeout_s:g} s (runtime.timeout_s): check that rank 0 is running, that this is "
+                "its address and that no firewall blocks it"
             )
         if not spoken and time.monotonic() - began > NOTIFY_AFTER_S:
             spoken = True
-            print(f"waiting for rank 0 at {host}:{port}, {left:.0f} s more ({reason})", file=sys.stderr, flush=True)
+            print(f"waiting for rank 0 at {host}:{port} ({left:.0f} s left): {reason}", file=sys.stderr, flush=True)
         time.sleep(min(RETRY_INTERVAL_S, left))
 
 
 def exchange_start_id(store: Store, rank: int, size: int, timeout_s: float) -> str:
-    """A name for this start of all ranks, the same on each, that no start before had.
+    """Return a unique ID of this start, the same on all ranks.
 
-    torchrun's agents keep their store over restarts, with the addresses of processes that are gone, and count their
-    restarts each for itself; so the ranks find each other without trusting anything that stands in the store. Each
-    says hello under a fresh name, and rank 0 answers whatever names it finds until all of its own time have thanked.
+    torchrun's agents keep their store over restarts, with addresses of processes that no longer exist, and each agent
+    counts its own restarts. So the ranks must not trust values already in the store. Each rank writes a new random
+    name, and rank 0 answers every name that it finds until all ranks of this start have acknowledged.
     """
     me, deadline = uuid.uuid4().hex, time.monotonic() + timeout_s
     if rank:
@@ -78,6 +78,7 @@ def exchange_start_id(store: Store, rank: int, size: int, timeout_s: float) -> s
             if store.check([hello]):
                 store.set(f"adadf/welcome/{store.get(hello).decode()}", me)
         if time.monotonic() > deadline:
-            raise RuntimeError(f"{store.add(f'adadf/thanks/{me}', 0) + 1} of {size} ranks came in {timeout_s:g} s")
+            joined = store.add(f"adadf/thanks/{me}", 0) + 1
+            raise RuntimeError(f"only {joined} of {size} ranks joined within {timeout_s:g} s")
         time.sleep(POLL_INTERVAL_S)
     return me

@@ -1,7 +1,7 @@
-"""Which rank holds the others up.
+"""Straggler detection: find the rank that slows down the others.
 
-A training step does not tell: its collectives give every rank the slowest one's time. Waiting for the loader does, and
-evaluation, which runs the same network over an equal share of faces and holds no collective.
+Training steps cannot show it, because their collectives make every rank as slow as the slowest. Time waiting for the
+loader can, and so can evaluation, which runs the same network on equally many samples without collectives.
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ from adadf_dist.distributed.heartbeat import EVALUATION, LOADING
 from adadf_dist.distributed.world import World
 
 SLOW_FACTOR = 1.3
-"""A rank whose own work takes longer than this times the ranks' median is warned about."""
+"""Minimum ratio of a rank's own work to the median of the ranks for a warning."""
 MIN_LOST_SHARE = 0.02
-"""But not when it loses less than this share of the epoch's time."""
+"""Minimum fraction of the epoch's time that a straggler must cost for a warning."""
 
 
 def find_straggler(world: World) -> dict[str, object]:
-    """The slowest rank of the epoch, by seconds waiting for its loader plus seconds evaluating. A collective."""
+    """Find the slowest rank by seconds of loading plus evaluation. Collective: every rank must call this."""
     pulse = world.heartbeat
     mine = (socket.gethostname(), pulse.seconds(LOADING), pulse.seconds(EVALUATION), pulse.elapsed())
     ranks = world.all_gather_object(mine)
@@ -39,13 +39,13 @@ def find_straggler(world: World) -> dict[str, object]:
 
 
 def describe_straggler(ranks: Mapping[str, Any]) -> str:
-    """A warning about the slowest rank, empty when it is hardly slower than the others."""
+    """Return a warning about the slowest rank, or an empty text if it is about as fast as the others."""
     own, usual = ranks["loading_s"] + ranks["evaluation_s"], ranks["median_s"]
     lost = own - usual
     if own <= SLOW_FACTOR * usual or lost < MIN_LOST_SHARE * ranks["epoch_s"]:
         return ""
-    part = "loading" if ranks["loading_s"] > ranks["evaluation_s"] else "evaluating"
+    part = "loading" if ranks["loading_s"] > ranks["evaluation_s"] else "evaluation"
     return (
-        f"rank {ranks['slowest']} on {ranks['host']} is slow: {own:.1f} s of loading and evaluating in this epoch, the "
-        f"ranks' median is {usual:.1f} s, most of it {part}; all ranks wait for it, about {lost:.1f} s an epoch"
+        f"straggler: rank {ranks['slowest']} on {ranks['host']} took {own:.1f} s for loading and evaluation in this "
+        f"epoch (median of the ranks: {usual:.1f} s), mostly {part}; this costs about {lost:.1f} s per epoch"
     )

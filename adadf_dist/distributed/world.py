@@ -1,7 +1,7 @@
-"""The processes of a run: who we are, what we exchange, and how we stop together.
+"""The ranks of a run: process group, collectives, and coordinated stop.
 
-Every use of signals and of the environment is in this file, and every collective of ours (DDP, DeepSpeed and BatchNorm
-have their own). One process without torchrun is a world of size 1 in which every collective is the identity.
+All signal handling, environment variables and collectives are in this module, except the collectives of DDP, DeepSpeed
+and torch's SyncBatchNorm. A process without torchrun is a world of size 1, in which every collective is the identity.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from adadf_dist.errors import LostRankError, UserError
 T = TypeVar("T")
 
 DUPLICATE_SIGNAL_WINDOW_S = 2.0
-"""Ctrl-C reaches a rank twice, from the terminal and through torchrun: signals this close count as one."""
+"""Ctrl-C reaches a rank twice, from the terminal and from torchrun: signals within this time count as one."""
 
 MIN_SAMPLES_PER_RANK = 2
 """BatchNorm and the two attention groups of eq 10 need at least two samples."""
@@ -44,10 +44,10 @@ class World:
         self.heartbeat = Heartbeat(visible=rank == 0)
         self._stop_requested = False
         self._control: dist.ProcessGroup | None = None
-        """Gloo, on the CPU: decisions never wait behind, or on, the accelerator's queue."""
+        """Gloo group on the CPU, so that control messages never wait for the accelerator's queue."""
 
     def __deepcopy__(self, memo: dict[int, Any]) -> World:
-        """The same world: a copied model (an average of the weights) trains among the same ranks."""
+        """Return the same world: a copied model (the weight average) uses the same ranks."""
         return self
 
     @property
@@ -55,22 +55,22 @@ class World:
         return self.rank == 0
 
     def all_reduce_sum_(self, tensor: Tensor) -> Tensor:
-        """Sum over ranks, in place. Returns the same tensor."""
+        """Sum over ranks in place, and return the tensor. Collective: every rank must call this."""
         if self.size > 1:
             dist.all_reduce(tensor)
         return tensor
 
     def gather(self, values: Tensor, first: int, total: int) -> Tensor:
-        """Each rank's rows of a global batch, in order of place, differentiably.
+        """Gather every rank's rows of a global batch in order. Differentiable. Collective: every rank must call this.
 
         Args:
             values: [n, ...], this rank's slice.
-            first: place of its first row in the global batch.
-            total: rows of the global batch, N.
+            first: index of its first row in the global batch.
+            total: number of rows in the global batch, N.
 
         Returns:
-            [N, ...] on every rank. Backward sums over ranks and hands each its own slice: with losses that the
-            engine averages over ranks, a loss computed whole on every rank counts once.
+            [N, ...] on every rank. Backward sums over ranks and returns each rank's slice. Since the engine averages
+            losses over ranks, a loss computed in full on every rank counts once.
         """
         if self.size == 1:
             return values
@@ -82,7 +82,7 @@ class World:
             dist.barrier(group=self._control)
 
     def broadcast_object(self, value: object) -> object:
-        """Rank 0's value on every rank (plain Python data)."""
+        """Return rank 0's value (plain Python data) on every rank. Collective: every rank must call this."""
         if self._control is None:
             return value
         box = [value]
@@ -90,7 +90,7 @@ class World:
         return box[0]
 
     def all_gather_object(self, value: T) -> list[T]:
-        """Every rank's value, in rank order, on every rank."""
+        """Return every rank's value, in rank order. Collective: every rank must call this."""
         if self._control is None:
             return [value]
         values: list[Any] = [None] * self.size
@@ -98,18 +98,18 @@ class World:
         return values
 
     def request_stop(self) -> None:
-        """Ask that all ranks stop at the next agreement, as a first SIGTERM, SIGINT or SIGHUP does."""
+        """Request a coordinated stop of all ranks, as a first SIGTERM, SIGINT or SIGHUP does."""
         self._stop_requested = True
 
     def should_stop(self) -> bool:
-        """Whether any rank was asked to stop, the same answer on all. A collective: call it at fixed steps."""
+        """Return whether any rank was asked to stop, equal on all ranks. Collective: call it at fixed steps."""
         asked = torch.tensor([int(self._stop_requested)])
         if self._control is not None:
             dist.all_reduce(asked, op=dist.ReduceOp.MAX, group=self._control)
         return bool(asked.item())
 
     def prepare_deepspeed(self) -> None:
-        """What DeepSpeed looks for when it is imported and started: a process group, LOCAL_RANK, the kind of device."""
+        """Set up what DeepSpeed expects at import and start: a process group, LOCAL_RANK, the accelerator type."""
         if not dist.is_initialized():
             backend = "nccl" if self.device.type == "cuda" else "gloo"
             dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)  # type: ignore[attr-defined]
@@ -117,7 +117,7 @@ class World:
         os.environ.setdefault("DS_ACCELERATOR", self.device.type)
 
     def init_control_group(self, timeout_s: float) -> None:
-        """The group for decisions. A dead peer is noticed after `timeout_s` at most."""
+        """Create the control group. A dead peer is detected within `timeout_s`."""
         if self.size > 1:
             group = dist.new_group(backend="gloo", timeout=timedelta(seconds=timeout_s))
             assert isinstance(group, dist.ProcessGroup)
@@ -125,7 +125,7 @@ class World:
 
 
 class _Gather(torch.autograd.Function):
-    """All-reduce of a buffer that is zero outside our slice: exact, no host sync, slices of any size."""
+    """All-reduce of a buffer that is zero outside the local slice: exact, no host sync, any slice sizes."""
 
     @staticmethod
     def forward(ctx: Any, values: Tensor, first: int, total: int) -> Tensor:
@@ -144,10 +144,10 @@ class _Gather(torch.autograd.Function):
 
 @contextmanager
 def init_world(timeout_s: float = 300.0, finish_steps: bool = True) -> Iterator[World]:
-    """The world that torchrun's environment describes, a group somebody else opened, or a single process.
+    """Initialize the world from torchrun's environment, an existing process group, or as a single process.
 
-    A group that was open before (Ray's, a test's) is adopted and left open. `finish_steps` makes signals a question
-    that `should_stop` reports; without, they end the process as they always do.
+    An existing group (from Ray or a test) is used and left open. With `finish_steps`, stop signals are only reported by
+    `World.should_stop`; without it, they end the process as usual.
     """
     adopted = dist.is_initialized()
     launched = world_size_from_env() > 1
@@ -164,9 +164,9 @@ def init_world(timeout_s: float = 300.0, finish_steps: bool = True) -> Iterator[
         except RuntimeError as error:
             if world.size == 1 or not is_peer_failure(error):
                 raise
-            how = "no answer within runtime.timeout_s" if "Timed out" in str(error) else "connection closed"
+            how = "no response within runtime.timeout_s" if "Timed out" in str(error) else "connection closed"
             raise LostRankError(
-                f"lost contact with another rank ({how}), whose own message says why; the same command goes on "
+                f"lost contact with another rank ({how}); see the log of that rank. Run the same command to resume "
                 "from the last checkpoint"
             ) from None
         finally:
@@ -175,7 +175,7 @@ def init_world(timeout_s: float = 300.0, finish_steps: bool = True) -> Iterator[
 
 
 def init_process_group(backend: str, timeout_s: float) -> None:
-    """Meet the other ranks where the environment says. Raises `UserError` naming the address when that fails."""
+    """Join the process group described by the environment. Raises `UserError` with the address on failure."""
     size = world_size_from_env()
     for name in ("RANK", "MASTER_ADDR", "MASTER_PORT"):
         if not os.environ.get(name):
@@ -185,10 +185,10 @@ def init_process_group(backend: str, timeout_s: float) -> None:
             )
     host, port, own = os.environ["MASTER_ADDR"], os.environ["MASTER_PORT"], os.environ["RANK"]
     if not (own.isascii() and own.isdigit()) or int(own) >= size:
-        raise UserError(f"RANK is {own!r}: give each of the {size} ranks (WORLD_SIZE) a number from 0")
+        raise UserError(f"RANK is {own!r}: set it to 0 ... {size - 1}, one number per rank (WORLD_SIZE is {size})")
     if not (port.isascii() and port.isdigit()) or not 0 < int(port) < 2**16:
-        raise UserError(f"MASTER_PORT is {port!r}: give the number of a free port on {host}")
-    # torchrun listens there itself; without it rank 0 will
+        raise UserError(f"MASTER_PORT is {port!r}: set it to a free port on {host}")
+    # torchrun listens there itself; without torchrun, rank 0 does
     if rank_from_env() != 0 or os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
         wait_for_address(host, int(port), timeout_s)
     else:
@@ -205,14 +205,14 @@ def init_process_group(backend: str, timeout_s: float) -> None:
     except RuntimeError as error:
         reason = str(error).partition("\n")[0][:200].rstrip(".")
         raise UserError(
-            f"the {size} ranks did not meet at {host}:{port} (MASTER_ADDR, MASTER_PORT): {reason}; all must start "
-            f"within {timeout_s:g} s (runtime.timeout_s) of each other, on a network where each reaches each other one "
-            "(GLOO_SOCKET_IFNAME, NCCL_SOCKET_IFNAME)"
+            f"rendezvous of {size} ranks at {host}:{port} (MASTER_ADDR, MASTER_PORT) failed: {reason}; all ranks must "
+            f"start within {timeout_s:g} s (runtime.timeout_s) and be able to reach each other (GLOO_SOCKET_IFNAME, "
+            "NCCL_SOCKET_IFNAME)"
         ) from None
 
 
 def is_peer_failure(error: RuntimeError) -> bool:
-    """Whether a collective failed because a peer is gone or silent, rather than through a fault of our own."""
+    """Return whether a collective failed because a peer exited or does not respond, not because of a local error."""
     if isinstance(error, (dist.DistBackendError, dist.DistNetworkError)):
         return True
     signs = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "Timed out waiting")
@@ -220,14 +220,14 @@ def is_peer_failure(error: RuntimeError) -> bool:
 
 
 def pick_device() -> torch.device:
-    """This rank's GPU, or the CPU. Raises `UserError` when there are more ranks on the node than GPUs."""
+    """Return this rank's GPU, or the CPU. Raises `UserError` if the node has more ranks than GPUs."""
     if not torch.cuda.is_available():
         return torch.device("cpu")
     local_rank = local_rank_from_env()
     if local_rank >= torch.cuda.device_count():
         raise UserError(
             f"--nproc_per_node: local rank {local_rank} has no GPU, this node has "
-            f"{torch.cuda.device_count()}; start one rank a GPU, or hide the GPUs with CUDA_VISIBLE_DEVICES= "
+            f"{torch.cuda.device_count()}; start one rank per GPU, or hide the GPUs with CUDA_VISIBLE_DEVICES= "
             "to train on the CPU"
         )
     device = torch.device("cuda", local_rank)
@@ -237,9 +237,9 @@ def pick_device() -> torch.device:
 
 @contextmanager
 def handle_stop_signals(world: World) -> Iterator[None]:
-    """SIGTERM, SIGINT or SIGHUP (the terminal is gone) asks the world to stop.
+    """Request a coordinated stop on SIGTERM, SIGINT or SIGHUP (the terminal closed).
 
-    A second signal after `DUPLICATE_SIGNAL_WINDOW_S` stops at once. A SIGHUP that `nohup` ignores stays ignored.
+    A second signal after `DUPLICATE_SIGNAL_WINDOW_S` exits immediately. A SIGHUP that `nohup` ignores stays ignored.
     """
     asked_at = 0.0
 
@@ -256,7 +256,7 @@ def handle_stop_signals(world: World) -> Iterator[None]:
         handled.append(signal.SIGHUP)
     try:
         previous = {n: signal.signal(n, on_signal) for n in handled}
-    except ValueError:  # not the main thread: whoever runs us there owns the signals
+    except ValueError:  # not in the main thread: the caller handles signals
         yield
         return
     try:
@@ -267,12 +267,12 @@ def handle_stop_signals(world: World) -> Iterator[None]:
 
 
 def world_size_from_env() -> int:
-    """Raises `UserError` for a WORLD_SIZE that is no number of ranks."""
+    """Return the world size. Raises `UserError` for an invalid WORLD_SIZE."""
     return max(number_in_environment("WORLD_SIZE", 1), 1)
 
 
 def rank_from_env() -> int:
-    """Our rank before the world is open, for messages: 0 where the environment does not say."""
+    """Return this rank before the world is initialized, for messages; 0 if the environment does not set it."""
     try:
         return number_in_environment("RANK", 0) if world_size_from_env() > 1 else 0
     except UserError:
@@ -280,12 +280,12 @@ def rank_from_env() -> int:
 
 
 def local_rank_from_env() -> int:
-    """Our number on this node: what is done once per node is done by the first one."""
+    """Return this rank's number on its node; local rank 0 does the work that is done once per node."""
     return number_in_environment("LOCAL_RANK", 0) if is_one_of_several() else 0
 
 
 def num_nodes_from_env() -> int:
-    """Nodes of the run: torchrun's agents; each rank counts as one where the launcher does not say."""
+    """Return the number of nodes (torchrun's agents). If the launcher does not set it, each rank counts as a node."""
     if not is_one_of_several():
         return 1
     each = max(number_in_environment("LOCAL_WORLD_SIZE", 1), 1)
@@ -293,26 +293,23 @@ def num_nodes_from_env() -> int:
 
 
 def is_one_of_several() -> bool:
-    """Whether a launcher's variables are about this process: alone, it ignores those that an earlier one left."""
+    """Return whether the launcher's variables apply: a single process ignores those left by an earlier launcher."""
     return world_size_from_env() > 1 or dist.is_initialized()
 
 
 def number_in_environment(name: str, default: int) -> int:
-    """A launcher's variable; an empty one counts as not set. Raises `UserError` for what is not a whole number."""
+    """Return a launcher's variable as an integer, or `default` if empty or not set. Raises `UserError`."""
     text = os.environ.get(name, "").strip()
     if text and not (text.isascii() and text.isdigit()):
-        raise UserError(
-            f"{name} is {text!r}, which is not a whole number: unset {name}, or start the ranks with torchrun, which "
-            "sets it"
-        )
+        raise UserError(f"{name} is {text!r}, which is not an integer: unset {name}, or start the ranks with torchrun")
     return int(text or default)
 
 
 def check_batch_size(batch_size: int, world: World) -> None:
-    """Raises `UserError` when a global batch leaves some rank fewer samples than a step needs."""
+    """Raise `UserError` if a global batch gives some rank fewer samples than a step needs."""
     if batch_size < MIN_SAMPLES_PER_RANK * world.size:
         raise UserError(
             f"batch_size is {batch_size} over {world.size} ranks; a step needs {MIN_SAMPLES_PER_RANK} samples "
-            f"a rank: raise batch_size to {MIN_SAMPLES_PER_RANK * world.size} or start at most "
+            f"per rank: raise batch_size to {MIN_SAMPLES_PER_RANK * world.size} or start at most "
             f"{batch_size // MIN_SAMPLES_PER_RANK} ranks"
         )

@@ -1,4 +1,4 @@
-"""What every engine holds: the network on its device, its average, Adam, and the one format in which both are saved."""
+"""Base class of the engines: model, weight average and Adam on a device, and their common checkpoint format."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ Precision = Literal["fp32", "bf16"]
 
 
 def resolve_precision(config: Config, device: torch.device) -> Precision:
-    """What `runtime.precision` auto means here: bf16 where the hardware multiplies it fast."""
+    """Resolve `runtime.precision` = auto: bf16 if the hardware is fast at it, else fp32."""
     if config.runtime.precision != "auto":
         return config.runtime.precision
     if device.type == "cuda":
@@ -40,7 +40,7 @@ def resolve_precision(config: Config, device: torch.device) -> Precision:
 
 
 def init_model(config: Config, num_classes: int) -> DualBranch:
-    """The network that a config describes, its weights drawn by the seed. Nobody else's draws are moved."""
+    """Build the network with random weights from the seed, without changing the global random state."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
         branches = config.loss.supervision != "one_hot"
@@ -48,13 +48,13 @@ def init_model(config: Config, num_classes: int) -> DualBranch:
 
 
 def build_model(config: Config, num_classes: int) -> tuple[DualBranch, LoadedWeights]:
-    """The network as training starts it: drawn, then pretrained and frozen as the config says."""
+    """Build the network as at the start of training: random or pretrained weights, extractor frozen if configured."""
     model = init_model(config, num_classes)
     return model, load_pretrained(model, config.model)
 
 
 class BaseEngine(InferenceModel):
-    """Model, average of its weights and Adam; an engine adds how a step runs over the ranks."""
+    """Model, weight average and Adam. Subclasses implement the distributed training step."""
 
     def __init__(self, config: Config, num_classes: int, world: World, weights_as_images: bool = True) -> None:
         self.config = config
@@ -66,13 +66,13 @@ class BaseEngine(InferenceModel):
         if config.runtime.sync_batch_norm:
             synchronize_batch_norm(self.model, world)
         self.average = copy.deepcopy(self.model) if config.optimizer.ema else None
-        """Average of the weights (EMA), which evaluation then sees instead."""
+        """Exponential moving average of the weights, used for evaluation; None if off."""
         self.optimizer = build_optimizer(self.model, config.optimizer, world.device)
         self.learning_rate = config.optimizer.lr
 
     @property
     def eval_model(self) -> DualBranch:
-        """The model that evaluation, selection and export see."""
+        """The model used for evaluation, selection and export."""
         return self.average or self.model
 
     def set_schedule_step(self, position: Position) -> None:
@@ -80,7 +80,7 @@ class BaseEngine(InferenceModel):
         set_learning_rate(self.optimizer, self.learning_rate)
 
     def update_average(self) -> None:
-        """Count a step's new weights into the average, where there is one."""
+        """Update the weight average, if any, after a step."""
         if self.average is not None:
             with self.gathered_params():
                 update_ema(self.average, self.model, self.config.optimizer.ema)
@@ -89,7 +89,7 @@ class BaseEngine(InferenceModel):
         self._agree_on_statistics()
 
     def _agree_on_statistics(self) -> None:
-        """Where each rank normalises its own rows, make the running statistics one. A collective."""
+        """Average unsynchronized BatchNorm statistics over ranks. Collective: every rank must call this."""
         if self.config.runtime.sync_batch_norm or self.world.size == 1:
             return
         average_bn_stats(self.model, self.world)
@@ -97,11 +97,11 @@ class BaseEngine(InferenceModel):
             average_bn_stats(self.average, self.world)
 
     def gathered_params(self, changed_by: int | None = None) -> AbstractContextManager[object]:
-        """The model holds all weights for a while; an engine that cuts them up keeps what rank `changed_by` made."""
+        """Context in which the model has full weights; partitioned engines then keep those of rank `changed_by`."""
         return nullcontext()
 
     def moments(self) -> Moments:
-        """Whole, by name. A collective where the ranks share them out."""
+        """Return the full moments by parameter name. Collective if the ranks partition them."""
         return optimizer_moments_by_name(self.model, self.optimizer)
 
     def load_moments(self, moments: Moments) -> None:
@@ -127,25 +127,24 @@ class BaseEngine(InferenceModel):
 
 @torch.no_grad()
 def update_ema(average: nn.Module, model: nn.Module, decay: float) -> None:
-    """Move the averaged weights towards the model's; BatchNorm statistics are taken over as they are."""
+    """Update the average with the model's weights; BatchNorm statistics are copied, not averaged."""
     torch._foreach_lerp_(list(average.parameters()), list(model.parameters()), 1 - decay)
     for kept, new in zip(average.buffers(), model.buffers(), strict=True):
         kept.copy_(new)
 
 
 def cpu_state_dict(model: nn.Module) -> dict[str, Tensor]:
-    """Copies of parameters and buffers by name, as a checkpoint holds them."""
+    """Return CPU copies of parameters and buffers by name, as stored in a checkpoint."""
     return {key: value.detach().to("cpu", copy=True) for key, value in model.state_dict().items()}
 
 
 def load_model(model: DualBranch, state: object) -> None:
-    """Raises `UserError` naming the first tensor that shows another architecture."""
+    """Load a state. Raises `UserError` with the first tensor that does not match the architecture."""
     assert isinstance(state, Mapping)
     own = model.state_dict()
     for key in [*own, *state]:
         if key not in state or key not in own or own[key].shape != state[key].shape:
             raise UserError(
-                f"the checkpoint is of another architecture: {key} differs; "
-                "give the model.backbone and loss.supervision it was trained with"
+                f"checkpoint architecture mismatch at {key}; set model.backbone and loss.supervision as in training"
             )
     model.load_state_dict(state)

@@ -1,4 +1,4 @@
-"""BatchNorm over the global batch, on CPU ranks too (torch's `SyncBatchNorm` takes CUDA tensors only)."""
+"""BatchNorm over the global batch, also on CPU ranks (torch's `SyncBatchNorm` supports only CUDA tensors)."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from adadf_dist.errors import UserError
 
 
 def synchronize_batch_norm(model: nn.Module, world: World) -> nn.Module:
-    """Replace each BatchNorm so that n ranks normalise as one would. At one rank the model is left as it is.
+    """Replace each BatchNorm so that n ranks normalize like one. With one rank, the model is unchanged.
 
-    Raises `UserError` for a kind of BatchNorm that this cannot be done for.
+    Raises `UserError` for an unsupported BatchNorm layer.
     """
     if world.size == 1:
         return model
@@ -29,13 +29,13 @@ def synchronize_batch_norm(model: nn.Module, world: World) -> nn.Module:
 
 
 def to_sync_batch_norm(norm: _BatchNorm, world: World) -> nn.Module:
-    """One layer over all ranks, with the same parameters and, where it is timm's, the activation that it ends with."""
+    """Convert one layer, keeping its parameters and, for timm's layers, the activation that they include."""
     active = isinstance(getattr(norm, "act", None), nn.Module) and isinstance(getattr(norm, "drop", None), nn.Module)
     plain = type(norm) in (nn.BatchNorm1d, nn.BatchNorm2d) or (active and isinstance(norm, nn.BatchNorm2d))
     if not plain or (world.device.type == "cpu" and not isinstance(norm, nn.BatchNorm2d)):
         raise UserError(
-            f"the backbone's {type(norm).__name__} cannot be synchronised over ranks on {world.device.type}; give "
-            "another model.backbone, start one rank, or set runtime.sync_batch_norm = false"
+            f"the backbone's {type(norm).__name__} cannot be synchronized over ranks on {world.device.type}; "
+            "choose another model.backbone, use one rank, or set runtime.sync_batch_norm = false"
         )
     new: nn.Module
     if world.device.type == "cuda":
@@ -50,14 +50,14 @@ def to_sync_batch_norm(norm: _BatchNorm, world: World) -> nn.Module:
 
 
 def activate(norm: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
-    """What timm's BatchNorm layers do with their output."""
+    """Apply the dropout and activation that timm's BatchNorm layers include."""
     activated: Tensor = norm.act(norm.drop(output))  # type: ignore[operator]
     return activated
 
 
 @torch.no_grad()
 def average_bn_stats(model: nn.Module, world: World) -> None:
-    """Make running statistics that each rank kept of its own rows their mean over ranks. A collective."""
+    """Average the running statistics of local BatchNorm over ranks. Collective: every rank must call this."""
     kept = [
         statistic
         for module in model.modules()
@@ -65,7 +65,7 @@ def average_bn_stats(model: nn.Module, world: World) -> None:
         for statistic in (module.running_mean, module.running_var)
         if statistic is not None
     ]
-    if not kept:  # a transformer, or ConvNeXt
+    if not kept:  # for example a transformer or ConvNeXt
         return
     together = world.all_reduce_sum_(torch.cat([statistic.double() for statistic in kept])) / world.size
     for statistic, mean in zip(kept, torch.split(together, [len(statistic) for statistic in kept]), strict=True):
@@ -73,13 +73,13 @@ def average_bn_stats(model: nn.Module, world: World) -> None:
 
 
 class SyncBatchNorm2d(nn.BatchNorm2d):
-    """BatchNorm2d whose training statistics are those of all ranks' rows together."""
+    """BatchNorm2d with training statistics over the rows of all ranks."""
 
     world: World
 
     @classmethod
     def from_batch_norm(cls, norm: nn.BatchNorm2d, world: World) -> SyncBatchNorm2d:
-        """Take over a layer's parameters and buffers, the very tensors."""
+        """Build from a layer, sharing its parameter and buffer tensors."""
         assert norm.affine and norm.track_running_stats and norm.momentum is not None
         new = cls(norm.num_features, norm.eps, norm.momentum)
         new.weight, new.bias = norm.weight, norm.bias
@@ -106,10 +106,10 @@ class SyncBatchNorm2d(nn.BatchNorm2d):
 
 
 class _SyncBatchNormFunction(torch.autograd.Function):
-    """Forward: gather every rank's count, mean and M2, merge by Chan's formula. Backward: one all-reduce.
+    """Forward: gather every rank's count, mean and M2, merge them using Chan's formula. Backward: one all-reduce.
 
-    The passes over the data are native kernels (local statistics, normalisation, the two reductions of the
-    backward); what is ours works on [C] vectors, and on two fused multiply-adds for the input's gradient.
+    The passes over the data are native kernels (local statistics, normalization, the two reductions of the
+    backward). The Python code only handles [C] vectors, and two fused multiply-adds for the input's gradient.
     """
 
     @staticmethod
@@ -158,7 +158,7 @@ class _SyncBatchNormFunction(torch.autograd.Function):
         )
         sums = world.all_reduce_sum_(torch.cat([grad_bias, grad_weight]).double())
         mean_grad, mean_grad_x = (sums / count).to(mean.dtype).chunk(2)
-        # dx = w s (dy - mean(dy) - x_hat mean(dy x_hat)): per channel an affine map of dy plus one of x
+        # dx = w s (dy - mean(dy) - x_hat mean(dy x_hat)): per channel, an affine map of dy plus one of x
         scale = weight * inverse_std
         slope = -scale * inverse_std * mean_grad_x
         offset = -scale * mean_grad - slope * mean

@@ -1,4 +1,4 @@
-"""torch.compile of what a step computes without other ranks: the extractor and the branches' stages."""
+"""torch.compile for the parts of a step without communication: the extractor and the branches' stages."""
 
 from __future__ import annotations
 
@@ -10,26 +10,26 @@ from adadf_dist.errors import UserError
 from adadf_dist.method.model import DualBranch
 
 COMPILE_MODES = 64
-"""Compiled versions of a piece of code: stages share theirs, each in training and evaluation, at two batch sizes."""
+"""Recompile limit per code object: stages share code, each compiled for training and evaluation at two batch sizes."""
 
 
 def check_compile(config: RuntimeConfig, world: World) -> None:
-    """Raises `UserError` where `runtime.compile` cannot be had, or would compile nothing."""
+    """Raise `UserError` if `runtime.compile` is unavailable or would compile nothing."""
     if config.compile == "cuda-graphs" and world.device.type != "cuda":
         raise UserError(
             f"runtime.compile is cuda-graphs, but the device is {world.device.type}; set it to default or off"
         )
     if config.compile != "off" and world.size > 1 and config.sync_batch_norm:
         raise UserError(
-            f"runtime.compile is {config.compile}, but BatchNorm over {world.size} ranks sends messages in every "
-            "layer, which leaves nothing to compile; set runtime.sync_batch_norm = false, or runtime.compile = off"
+            f"runtime.compile is {config.compile}, but BatchNorm over {world.size} ranks communicates in every "
+            "layer, so nothing can be compiled; set runtime.sync_batch_norm = false, or runtime.compile = off"
         )
 
 
 def compile_stages(model: DualBranch, config: RuntimeConfig, world: World) -> None:
-    """Compile the extractor and the branches' stages in place; names of parameters stay as they are.
+    """Compile the extractor and the branches' stages in place; parameter names do not change.
 
-    Heads and losses stay eager: collectives would cut the graph to pieces. Raises `UserError`.
+    Heads and losses stay eager: their collectives would break the graph. Raises `UserError`.
     """
     check_compile(config, world)
     if config.compile == "off":
@@ -43,6 +43,6 @@ def compile_stages(model: DualBranch, config: RuntimeConfig, world: World) -> No
 
 
 def mark_step_begin(how: str) -> None:
-    """Tell CUDA graphs that the outputs of the last step are no longer wanted."""
+    """Mark the start of a step, so that CUDA graphs may reuse the outputs of the previous one."""
     if how == "cuda-graphs":
         torch.compiler.cudagraph_mark_step_begin()  # type: ignore[no-untyped-call]

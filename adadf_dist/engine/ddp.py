@@ -1,4 +1,4 @@
-"""How a step runs over the ranks: forward, backward, gradients averaged, Adam."""
+"""Engine interface, and the DDP engine: forward, backward, gradient averaging, Adam."""
 
 from __future__ import annotations
 
@@ -21,64 +21,64 @@ from adadf_dist.method.model import DualBranch, Output
 from adadf_dist.method.pretrained import LoadedWeights
 
 DEEPSPEED_ENGINE = "adadf_dist.engine.deepspeed"
-"""Imported where it is wanted: it takes DeepSpeed, which not everyone has."""
+"""Imported only when needed, because DeepSpeed is optional."""
 
 
 class Engine(Protocol):
-    """What training needs of DDP, of DeepSpeed, and of any other way to run a step."""
+    """Interface of the engines (DDP, DeepSpeed)."""
 
     model: DualBranch
     weights: LoadedWeights
     learning_rate: float
 
     def set_schedule_step(self, position: Position) -> None:
-        """Set the learning rate of a step."""
+        """Set the learning rate for a step."""
         ...
 
     def forward(self, images: Tensor) -> Output:
-        """Both branches in training mode, with gradients."""
+        """Run both branches in training mode, with gradients."""
         ...
 
     def step(self, loss: Tensor) -> None:
-        """Backward and update. The mean of `loss` over ranks is the global loss."""
+        """Run backward and the optimizer step. The mean of `loss` over ranks is the global loss."""
         ...
 
     def sync_for_eval(self) -> None:
-        """Bring together what ranks hold apart, for `infer` and `predict` to see. A collective, before evaluation."""
+        """Synchronize per-rank state for evaluation; call it first. Collective: every rank must call this."""
         ...
 
     def forward_eval(self, images: Tensor) -> Output:
-        """Both branches in evaluation mode; no collective, so ranks may hold unequal shares."""
+        """Run both branches in evaluation mode. No collective, so ranks may have unequal numbers of batches."""
         ...
 
     def predict(self, images: Tensor) -> Tensor:
-        """Target logits [n, C] in evaluation mode; no collective."""
+        """Return the target logits [n, C] in evaluation mode. No collective."""
         ...
 
     def infer_with_features(self, images: Tensor) -> tuple[Output, Tensor]:
-        """Both branches, and the target branch's features [n, F] before its classifier; likewise."""
+        """Run both branches in evaluation mode; also return the target branch's features [n, F]. No collective."""
         ...
 
     def state_dict(self) -> dict[str, object]:
-        """Whole weights, buffers and Adam moments by name, the same of every engine. A collective."""
+        """Return full weights, buffers and Adam moments by name. Collective: every rank must call this."""
         ...
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """What any engine's `state_dict` returned. A collective. Raises `UserError` for another architecture."""
+        """Load the `state_dict` of any engine. Collective. Raises `UserError` for another architecture."""
         ...
 
 
 def check_engine(config: Config, world: World) -> None:
-    """Raises `UserError` for what `build_engine` would refuse to build here, before anything is fetched or opened."""
+    """Raise the `UserError` that `build_engine` would raise, before anything is downloaded or opened."""
     check_compile(config.runtime, world)
     if config.engine == "deepspeed":
         make_deepspeed_config(config, world.size)
 
 
 def build_engine(config: Config, num_classes: int, world: World) -> Engine:
-    """The engine of a resolved config. Weights depend on the seed alone, not on rank or world.
+    """Build the engine of a resolved config. Initial weights depend only on the seed, not on rank or world size.
 
-    Raises `UserError` where DeepSpeed is wanted and does not import, or its JSON contradicts the config.
+    Raises `UserError` if DeepSpeed is configured and cannot be imported, or its JSON conflicts with the config.
     """
     if config.engine == "ddp":
         return DDPEngine(config, num_classes, world)
@@ -89,14 +89,14 @@ def build_engine(config: Config, num_classes: int, world: World) -> Engine:
     except (ImportError, OSError, RuntimeError) as error:
         reason = single_line(error)
         raise UserError(
-            f"engine is deepspeed, but it does not import ({reason}); install it with "
+            f"engine is deepspeed, but it cannot be imported ({reason}); install it with "
             "pip install 'adadf_dist[deepspeed]', or set engine = ddp"
         ) from None
     return module.DeepSpeedEngine(config, num_classes, world, settings)  # type: ignore[no-any-return]
 
 
 class DDPEngine(BaseEngine):
-    """DistributedDataParallel over the ranks of a world; plain at world size 1."""
+    """Engine using DistributedDataParallel; the plain model at world size 1."""
 
     def __init__(self, config: Config, num_classes: int, world: World) -> None:
         super().__init__(config, num_classes, world)
@@ -123,12 +123,12 @@ class DDPEngine(BaseEngine):
 
 
 def wrap_ddp(model: nn.Module) -> DistributedDataParallel:
-    """DDP as this model needs it.
+    """Wrap the model in DDP.
 
-    Every parameter has a gradient in every step and buffers agree by construction, so DDP need neither search for
-    unused parameters nor broadcast buffers.
+    Every parameter has a gradient in every step, and buffers are equal on all ranks, so DDP need not search for
+    unused parameters or broadcast buffers.
     """
     with warnings.catch_warnings():
-        # newer releases call the argument by another name, which the oldest supported one does not know
+        # newer releases rename the argument; the oldest supported one only has this name
         warnings.filterwarnings("ignore", message="`broadcast_buffers` is deprecated", category=FutureWarning)
         return DistributedDataParallel(model, broadcast_buffers=False, gradient_as_bucket_view=True)

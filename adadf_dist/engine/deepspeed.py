@@ -1,7 +1,7 @@
-"""A step by DeepSpeed's ZeRO: the ranks share out Adam's moments, gradients, weights.
+"""Engine using DeepSpeed ZeRO, which partitions Adam's moments, gradients and weights over ranks.
 
-Weights, moments and sums stay in fp32; bf16 is autocast's, inside the model. DeepSpeed's own folders of checkpoints are
-not written: what is saved is whole and by name, as DDP saves it.
+Weights, moments and sums stay in fp32; bf16 is used only by autocast inside the model. Checkpoints contain full tensors
+by name, as with DDP, not DeepSpeed's own format.
 """
 
 from __future__ import annotations
@@ -33,14 +33,14 @@ MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
 class DeepSpeedEngine(BaseEngine):
-    """DeepSpeed's engine around the network; `settings` from `make_deepspeed_config`."""
+    """Engine using DeepSpeed; `settings` comes from `make_deepspeed_config`."""
 
     def __init__(self, config: Config, num_classes: int, world: World, settings: dict[str, Any]) -> None:
-        # ZeRO lays weights end to end and sends them as bytes: neither knows channels last
+        # ZeRO flattens weights and communicates them as bytes, which does not support channels last
         super().__init__(config, num_classes, world, weights_as_images=False)
         self.stage = config.deepspeed.zero_stage
         self._copy = copy.deepcopy(self.model) if self.stage == 3 and self.average is None else None
-        """Under ZeRO 3: whole weights to evaluate with, as of the last `sync_for_eval`."""
+        """With ZeRO 3: full weights for evaluation, as of the last `sync_for_eval`."""
         silence_deepspeed()
         try:
             self._engine, self._zero, _, _ = deepspeed.initialize(
@@ -50,7 +50,7 @@ class DeepSpeedEngine(BaseEngine):
             if not config.deepspeed.config:
                 raise
             reason = single_line(error, 300)
-            raise UserError(f"{config.deepspeed.config}: DeepSpeed does not take it: {reason}") from None
+            raise UserError(f"{config.deepspeed.config}: DeepSpeed rejects it: {reason}") from None
 
     @property
     def eval_model(self) -> DualBranch:
@@ -82,7 +82,7 @@ class DeepSpeedEngine(BaseEngine):
             self._zero.refresh_fp32_params()
 
     def _flat_partitions(self) -> list[Tensor]:
-        """What Adam steps on this rank: its parts of the parameters of a group, end to end."""
+        """Return the flat parameter partitions that Adam updates on this rank, one per group."""
         flats: list[Tensor] = (
             self._zero.fp32_partitioned_groups_flat if self.stage == 3 else self._zero.single_partition_of_fp32_groups
         )
@@ -123,24 +123,24 @@ class DeepSpeedEngine(BaseEngine):
                     self._set_moment(parameter, key, moments[name][key].to(self.world.device))
 
     def _set_moment(self, parameter: nn.Parameter, key: str, value: Tensor) -> None:
-        """This rank's part of a whole moment."""
+        """Set this rank's partition of a full moment."""
         if self.stage < 3:
             safe_set_full_optimizer_state(parameter, value.contiguous(), key)
             return
-        # not `full`: it fails on the last rank where the ranks do not divide the elements
+        # not `full`: it fails on the last rank if the number of ranks does not divide the number of elements
         part = parameter.ds_tensor.numel()  # type: ignore[attr-defined]
         padded = nn.functional.pad(value.flatten(), (0, part * self.world.size - value.numel()))
         safe_set_local_optimizer_state(parameter, padded[part * self.world.rank :][:part], key)
 
     def _link_moments(self) -> None:
-        """Show each parameter its part of the moments; DeepSpeed does so before it has stepped the second group."""
+        """Link each parameter to its part of the moments; DeepSpeed does this too early for the second group."""
         if self.stage < 3:
             for parameters, flat in zip(self._zero.bit16_groups, self._flat_partitions(), strict=True):
                 lazy_init_hp_params_optimizer_state(parameters, flat, self.optimizer.state)
 
 
 class _Autocast(nn.Module):
-    """The model under our precision: DeepSpeed switches off an autocast that surrounds its own forward."""
+    """The model with autocast inside its forward, because DeepSpeed disables an autocast around it."""
 
     def __init__(self, engine: BaseEngine) -> None:
         super().__init__()
@@ -154,6 +154,6 @@ class _Autocast(nn.Module):
 
 
 def silence_deepspeed() -> None:
-    """Warnings only, and no compiler at work for shared-memory collectives that training does not use."""
+    """Log warnings only, and do not compile shared-memory collectives, which training does not use."""
     logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False

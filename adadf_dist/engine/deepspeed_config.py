@@ -1,6 +1,6 @@
-"""What DeepSpeed is told: our configuration, and a user's own JSON where it says nothing else.
+"""DeepSpeed configuration, merged from the run's configuration and the user's JSON file.
 
-Pure and free of DeepSpeed: a contradiction is found before anything starts.
+Does not import DeepSpeed, so conflicts are found before anything starts.
 """
 
 from __future__ import annotations
@@ -34,38 +34,38 @@ ALLOWED = (
     "steps_per_print",
     "wall_clock_breakdown",
 )
-"""Keys, or up to a dot their beginnings, that change how fast a step is or what is told of it, and not the step."""
+"""Allowed keys, or sections (ending in a dot): they change a step's speed or logging, but not its result."""
 
 REASON_CASTS = "it casts weights and BatchNorm statistics to 16 bits; runtime.precision bf16 keeps both in fp32"
-REASON_OPTIMIZER = "the optimizer section of this configuration says it all"
-REASON_MEMORY = "the network fits any GPU, and checkpoints hold it whole"
+REASON_OPTIMIZER = "use the optimizer keys of this configuration"
+REASON_MEMORY = "the network fits any GPU, and checkpoints contain it in full"
 REJECT_REASONS = {
     "fp16": REASON_CASTS,
     "bf16": REASON_CASTS,
-    "amp": "runtime.precision says how to compute",
-    "torch_autocast": "runtime.precision says how to compute; this would also sum gradients in 16 bits",
-    "communication_data_type": "gradients are summed in fp32, or n ranks would not be one run",
+    "amp": "use runtime.precision",
+    "torch_autocast": "use runtime.precision; this would also sum gradients in 16 bits",
+    "communication_data_type": "gradients are summed in fp32, so that results do not depend on the number of ranks",
     "prescale_gradients": "gradients are averaged over the ranks after their sum",
     "gradient_predivide_factor": "gradients are averaged over the ranks after their sum",
     "optimizer": REASON_OPTIMIZER,
     "scheduler": REASON_OPTIMIZER,
     "zero_optimization.offload_optimizer": REASON_MEMORY,
     "zero_optimization.offload_param": REASON_MEMORY,
-    "zero_optimization.round_robin_gradients": "moments would not be found by parameter, and checkpoints hold them so",
+    "zero_optimization.round_robin_gradients": "checkpoints store moments by parameter, which this prevents",
 }
-"""Why keys are refused that users are likely to have."""
-ALLOWED_HINT = f"allowed beside what this configuration sets: {', '.join(ALLOWED)}"
+"""Reasons why common keys are rejected."""
+ALLOWED_HINT = f"allowed keys: {', '.join(ALLOWED)}"
 
 
 def make_deepspeed_config(config: Config, ranks: int) -> dict[str, Any]:
-    """DeepSpeed's configuration of a run over `ranks` ranks.
+    """Build the DeepSpeed configuration for a run with `ranks` ranks.
 
-    Raises `UserError` naming both keys where the file `deepspeed.config` contradicts ours.
+    Raises `UserError` with both keys if the file `deepspeed.config` conflicts with the run's configuration.
     """
     rows = math.ceil(config.batch_size / ranks)
     settings: dict[str, object] = {
         "train_micro_batch_size_per_gpu": rows,
-        "gradient_accumulation_steps": 1,  # eqs 9 to 11 need the whole batch at once
+        "gradient_accumulation_steps": 1,  # eqs 9 to 11 need the full batch at once
         "gradient_clipping": config.optimizer.clip_norm,
         "zero_optimization.stage": config.deepspeed.zero_stage,
         "steps_per_print": 2**31,
@@ -89,7 +89,7 @@ def make_deepspeed_config(config: Config, ranks: int) -> dict[str, Any]:
 
 
 def drop_disabled(content: Mapping[str, object]) -> dict[str, object]:
-    """The same without `auto` and null, sections whose `enabled` is false, and offloading to nowhere."""
+    """Return `content` without `auto` and null, sections with `enabled` false, and offloading without a device."""
     kept: dict[str, object] = {}
     for key, value in content.items():
         if isinstance(value, Mapping):
@@ -103,7 +103,7 @@ def drop_disabled(content: Mapping[str, object]) -> dict[str, object]:
 
 
 def unique_keys(pairs: Sequence[tuple[str, object]]) -> dict[str, object]:
-    """A JSON object. Raises `ValueError` for a key that appears twice: the last one would silently win."""
+    """Build a JSON object. Raises `ValueError` for duplicate keys, of which the last would silently win."""
     found: dict[str, object] = {}
     for key, value in pairs:
         if key in found:
@@ -119,18 +119,18 @@ def read_json(path: Path) -> Mapping[str, object]:
     except (ValueError, RecursionError) as error:
         raise UserError(f"deepspeed.config: {path}: does not parse: {error}") from None
     if not isinstance(content, dict):
-        raise UserError(f"deepspeed.config: {path}: must hold keys and values, not a {type(content).__name__}")
+        raise UserError(f"deepspeed.config: {path}: expected a mapping, got {type(content).__name__}")
     return content
 
 
 def check_matches_config(path: Path, theirs: tuple[str, object], ours: tuple[str, object], ranks: int) -> None:
-    """A key that this configuration sets too: the same value."""
+    """Raise `UserError` if a key of the file differs from the value that this configuration sets."""
     (key, value), (our_key, our_value) = theirs, ours
     if value != our_value:
         over = f" over {ranks} ranks, which makes {our_value}" if key.startswith("train_micro") else ""
         raise UserError(
-            f"{path}: {key} is {json.dumps(value)}, but {our_key} asks for {our_value}{over}; "
-            f"take it out of the file, or change --{our_key}"
+            f"{path}: {key} is {json.dumps(value)}, but {our_key} requires {our_value}{over}; "
+            f"remove it from the file, or change --{our_key}"
         )
 
 
@@ -138,4 +138,4 @@ def check_allowed(path: Path, key: str) -> None:
     if matches_key(key, ALLOWED):
         return
     reason = next((why for name, why in REJECT_REASONS.items() if f"{key}.".startswith(f"{name}.")), ALLOWED_HINT)
-    raise UserError(f"{path}: {key} cannot be set: {reason}; take it out of the file")
+    raise UserError(f"{path}: {key} cannot be set: {reason}; remove it from the file")

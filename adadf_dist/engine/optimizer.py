@@ -1,4 +1,4 @@
-"""Adam: its parameter groups, and its moments by parameter name."""
+"""Adam: parameter groups, and moments by parameter name."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ from torch import Tensor, nn
 from adadf_dist.config.schema import OptimizerConfig
 
 Moments = dict[str, dict[str, Tensor]]
-"""Parameter name -> `step`, `exp_avg`, `exp_avg_sq`; what every engine's checkpoint holds."""
+"""Parameter name -> `step`, `exp_avg`, `exp_avg_sq`, as in the checkpoints of every engine."""
 
 
 ATTENTION_HEAD_PARAMS = ("auxiliary.attention.", "target.attention.")
-"""Names of the attention heads' parameters begin so; a transformer's own attention is another thing."""
+"""Name prefixes of the attention heads' parameters; a transformer's own attention layers do not match."""
 
 
 def build_optimizer(model: nn.Module, config: OptimizerConfig, device: torch.device) -> torch.optim.Adam:
-    """Adam over what is trained, in one fused kernel: fast, and free of host synchronisation."""
+    """Build fused Adam over the trainable parameters; fused is fast and needs no host synchronization."""
     heads: list[nn.Parameter] = []
     others: list[nn.Parameter] = []
     for name, parameter in model.named_parameters():

@@ -1,1 +1,1 @@
-"""A trained network measured on any dataset of its classes: `python -m adadf_dist.evaluate --help`."""
+"""Evaluate a trained model on any dataset with its classes: `python -m adadf_dist.evaluate --help`."""

@@ -1,4 +1,4 @@
-"""A trained network meets a split: `python -m adadf_dist.evaluate RUN`. See --help."""
+"""Evaluate a trained model on a split: `python -m adadf_dist.evaluate RUN`. See --help."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from adadf_dist.metrics.scores import score
 
 
 def run(options: EvalArgs) -> None:
-    """Ask, judge, print, write. Raises `UserError`: for what can be known before, before the first face is decoded."""
+    """Predict, evaluate, print and write. Raises `UserError`, if possible before the first sample is decoded."""
     with init_world(finish_steps=False) as world:
         if problem := world.broadcast_object(json_path_error(options)):
             raise UserError(str(problem))
@@ -48,16 +48,19 @@ def run(options: EvalArgs) -> None:
 
 
 def load_same_on_all_ranks(options: EvalArgs, world: World) -> TrainedModel:
-    """The network, the same on every rank: a run in progress may select another while we look. A collective."""
+    """Load the same checkpoint on every rank; a run in progress may write another one meanwhile.
+
+    Collective: every rank must call this.
+    """
     trained = load_trained_model(options.path, options.which)
     opened = set(world.all_gather_object((str(trained.path), trained.epoch)))
     if len(opened) > 1:
-        raise UserError(f"{options.path}: the run wrote another checkpoint while the ranks opened it; start again")
+        raise UserError(f"{options.path}: the run wrote another checkpoint while the ranks opened it; rerun")
     return trained
 
 
 def origin_of(trained: TrainedModel, found: Found, options: EvalArgs, world: World) -> Origin:
-    """`check_origin` by rank 0. A collective: all ranks raise its `UserError`."""
+    """Run `check_origin` on rank 0; all ranks raise its `UserError`. Collective: every rank must call this."""
     shared: object = None
     if world.is_main:
         try:
@@ -73,7 +76,7 @@ def origin_of(trained: TrainedModel, found: Found, options: EvalArgs, world: Wor
 def describe(
     options: EvalArgs, trained: TrainedModel, faces: tuple[Split, int], mapping: Mapping[str, str], world: World
 ) -> EvalContext:
-    """`faces`: the split, and how many of its faces the mapping left out."""
+    """Describe the evaluation. `faces`: the split, and the number of samples that the mapping excluded."""
     split, left_out = faces
     return EvalContext(
         checkpoint=trained.path,
@@ -96,8 +99,8 @@ def describe(
 def check_votes(split: Split, options: EvalArgs) -> None:
     if options.require_votes and (split.votes is None or not split.votes.any()):
         raise UserError(
-            f"--require-votes: nobody voted on the faces of split {split.name} of {options.shards}; build the dataset "
-            "with votes, or leave the option out"
+            f"--require-votes: split {split.name} of {options.shards} has no annotator votes; rebuild the dataset with "
+            "votes or omit the option"
         )
 
 

@@ -1,4 +1,4 @@
-"""The annotators' distributions against what a network says, what the method taught, and what labels would say."""
+"""Compare annotator distributions with predictions, with the training targets of the method, and with labels."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from adadf_dist.metrics.scores import Estimate, bootstrap_means
 Floats = NDArray[np.float64]
 
 SMOOTHING = 0.1
-"""Mass that label smoothing spreads evenly over all classes."""
+"""Label smoothing: probability mass spread evenly over all classes."""
 
 
 class Distances(NamedTuple):
-    """Means over the faces with votes."""
+    """Mean distances over the samples with votes."""
 
     faces: int
     measures: Mapping[str, Mapping[str, Estimate]]
@@ -29,7 +29,7 @@ class Distances(NamedTuple):
 
 
 def compare_with_votes(trained: TrainedModel, answers: Predictions, split: Split) -> Distances | None:
-    """None where no face of the split has votes."""
+    """Return the mean distances from the votes; None if no sample of the split has votes."""
     if split.votes is None or not (voted := split.votes.sum(axis=1) > 0).any():
         return None
     votes = normalize_rows(split.votes[voted].astype(np.float64))
@@ -40,7 +40,7 @@ def compare_with_votes(trained: TrainedModel, answers: Predictions, split: Split
 
 
 def distributions(trained: TrainedModel, answers: Predictions, labels: NDArray[np.int64]) -> dict[str, Floats]:
-    """[S, C] each: the network's, the method's targets for these labels, and the labels themselves."""
+    """Return the compared distributions, [S, C] each: predictions, targets of the method, and the labels."""
     classes, config = len(trained.classes), trained.config
     one_hot = np.eye(classes)[labels]
     found = {"predicted": answers.target_probs}
@@ -56,6 +56,6 @@ def distributions(trained: TrainedModel, answers: Predictions, labels: NDArray[n
 
 
 def normalize_rows(rows: Floats) -> Floats:
-    """Votes are counts, and the published threshold distributions do not sum to 1: each row divided by its sum."""
+    """Divide each row by its sum: votes are counts, and published threshold distributions do not sum to 1."""
     shares: Floats = rows / rows.sum(axis=1, keepdims=True)
     return shares

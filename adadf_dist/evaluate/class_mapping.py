@@ -1,4 +1,4 @@
-"""A dataset's classes in the network's words: the same names in any order, or a mapping."""
+"""Map dataset classes to model classes, by name or with a mapping file."""
 
 from __future__ import annotations
 
@@ -16,38 +16,38 @@ from adadf_dist.errors import UserError
 
 
 def match_classes(theirs: tuple[str, ...], ours: tuple[str, ...], file: Path | None) -> dict[str, str]:
-    """Dataset class -> network class, or "" where its faces are left out. Raises `UserError`."""
+    """Return dataset class -> model class, or "" to exclude its samples. Raises `UserError`."""
     if file is not None:
         return read_mapping(file, theirs, ours)
     if set(theirs) != set(ours):
         raise UserError(
-            f"the dataset's classes ({', '.join(theirs)}) are not the network's ({', '.join(ours)}); say with "
-            "--mapping FILE what each of them is (see --help)"
+            f"dataset classes ({', '.join(theirs)}) do not match model classes ({', '.join(ours)}); pass "
+            "--mapping FILE (see --help)"
         )
     return {name: name for name in theirs}
 
 
 def read_mapping(file: Path, theirs: tuple[str, ...], ours: tuple[str, ...]) -> dict[str, str]:
-    """A TOML file of lines `"dataset class" = "network class"`. Raises `UserError`, naming every wrong name."""
+    """Read a TOML file of lines `"dataset class" = "model class"`. Raises `UserError` with all invalid names."""
     given = load_config_file(file).values
     values: dict[str, object] = {}
     for name, to in given.items():
         place, target = find_class(name, theirs), find_class(str(to), ours) if to else None
         name = name if place is None else theirs[place]
         if name in values:
-            raise UserError(f"--mapping {file}: {name} is mapped twice, once under another name; keep one line")
+            raise UserError(f"--mapping {file}: {name} is mapped twice, once under a synonym; keep one line")
         values[name] = to if target is None else ours[target]
     problems = {
-        f"{quoted(name for name in values if name not in theirs)}: no class of the dataset ({', '.join(theirs)})",
+        f"{quoted(name for name in values if name not in theirs)}: not a dataset class ({', '.join(theirs)})",
         f"{quoted(f'{name} = {to}' for name, to in values.items() if to != '' and to not in ours)}: "
-        f"no class of the network ({', '.join(ours)})",
-        f'{quoted(name for name in theirs if name not in values)}: not mapped; "" leaves a class out',
+        f"not a model class ({', '.join(ours)})",
+        f'{quoted(name for name in theirs if name not in values)}: not mapped; use "" to exclude a class',
     }
-    told = sorted(problem for problem in problems if not problem.startswith(":"))
-    if told:
-        raise UserError(f"--mapping {file}: {'; '.join(told)}")
+    text = sorted(problem for problem in problems if not problem.startswith(":"))
+    if text:
+        raise UserError(f"--mapping {file}: {'; '.join(text)}")
     if not any(values.values()):
-        raise UserError(f"--mapping {file}: every class is left out; map one at least")
+        raise UserError(f"--mapping {file}: all classes are excluded; map at least one")
     return {name: str(values[name]) for name in theirs}
 
 
@@ -56,16 +56,15 @@ def quoted(names: Iterable[object]) -> str:
 
 
 def map_labels(split: Split, mapping: Mapping[str, str], ours: tuple[str, ...]) -> Split:
-    """The split's faces with the network's labels; votes and true distributions of joined classes add up.
+    """Return the split with model labels. Votes and true distributions of merged classes are summed.
 
-    Votes for a class that is left out go with it; true distributions are then known no longer. Raises `UserError` where
-    no face is left.
+    Votes for excluded classes are dropped; true distributions are then None. Raises `UserError` if no sample remains.
     """
     targets = np.array([ours.index(mapping[name]) if mapping[name] else -1 for name in split.classes])
     kept = np.flatnonzero(targets[split.labels] >= 0)
     if not len(kept):
         raise UserError(
-            f"{split.folder}: the mapping leaves out every face of split {split.name}; map one of: "
+            f"{split.folder}: the mapping excludes all samples of split {split.name}; map at least one of: "
             f"{', '.join(n for n, c in zip(split.classes, split.class_counts(), strict=True) if c)}"
         )
     chosen = split.subset(kept, split.name)

@@ -1,4 +1,4 @@
-"""The command line of an evaluation."""
+"""Command-line options of the evaluation."""
 
 from __future__ import annotations
 
@@ -16,32 +16,32 @@ from adadf_dist.errors import UserError
 from adadf_dist.files.outputs import add_force_option, check_output_path
 
 DESCRIPTION = """\
-Measure a trained network on any dataset of its classes: accuracy and mean class accuracy with 95 % intervals, F1,
-precision and recall by class, the confusion matrix, calibration, results by group, and, where annotators voted, how
-far the predicted distributions are from theirs, beside what the method taught and what plain labels would have said.
+Evaluate a trained model on any dataset with its classes: accuracy and mean class accuracy with 95% intervals, F1,
+precision and recall per class, confusion matrix, calibration, and accuracy per group. With annotator votes, also the
+distance of the predicted distributions from the votes, compared with the training targets and with plain labels.
 """
 EPILOG = """\
 CLASSES OF ANOTHER DATASET
-  Names are matched, not numbers: the same names in another order need nothing. Other names need --mapping FILE, a TOML
-  file with a line for each class of the dataset; several may become one, and "" leaves a class's faces out:
+  Classes are matched by name, in any order. Other names need --mapping FILE, a TOML file with one line per class of the
+  dataset. Several classes can map to one, and "" excludes the samples of a class:
 
     happiness = "happy"
     anger     = "angry"
     contempt  = "angry"
     "unsure"  = ""
 
-  The network may still answer with a class that no line names; that answer is wrong.
+  The model can still predict a class that no line maps to; such a prediction counts as incorrect.
 
 SPLITS
-  test unless --split says otherwise, and validation where there is no test. Where the run carved its validation split
-  out of train, --split validation and --split train are those same parts, of the dataset given. Labels are the
-  dataset's own: neither data.label_noise nor data.relabel is applied.
+  The default is test, or validation if there is no test split. If the run held its validation split out of train,
+  --split validation and --split train use the same held-out split of the given dataset. Labels are those of the
+  dataset: neither data.label_noise nor data.relabel is applied.
 
 OTHER DATA AND TRAINING SAMPLES
-  A run records where its dataset was and digests of its content. Without --data.shards it is an error when the dataset
-  there is not the same any more; one that has moved is given as --data.shards DIR. Whatever the dataset, a split that
-  holds samples on which the run was trained (found by their keys) is an error, but for --split train of the run's own
-  dataset. --allow-other-data and --allow-training-samples make the two a line of the report.
+  A run records the location and the digests of its dataset. Without --data.shards, a changed dataset is an error; pass
+  --data.shards DIR for a dataset that has moved. A split with samples that the run was trained on (identified by key)
+  is always an error, except --split train of the run's own dataset. --allow-other-data and --allow-training-samples
+  turn these errors into warnings in the report.
 
 examples:
   python -m adadf_dist.evaluate runs/rafdb-seed0
@@ -52,8 +52,8 @@ examples:
   python -m adadf_dist.evaluate selected.pt --data.shards https://HOST/affectnet7 --data.cache /scratch/faces
   torchrun --standalone --nproc_per_node 8 -m adadf_dist.evaluate runs/affectnet7-seed0
 
-A run in progress can be asked too: its checkpoint selected so far answers. Definitions and how to read the tables:
-docs/evaluation.md. Exit status: 0, or 2 with one line that says what is wrong.
+A run in progress is evaluated with its currently selected checkpoint. Definitions of all metrics: docs/evaluation.md.
+Exit status: 0, or 2 with a one-line error message.
 """
 
 
@@ -62,13 +62,13 @@ Precision = Literal["fp32", "bf16"]
 
 @dataclass(frozen=True)
 class EvalArgs:
-    """What the user asked for; empty, 0 or None: as the run has it, which `with_run_defaults` looks up."""
+    """Evaluation options. `with_run_defaults` replaces empty, 0 or None by the settings of the run."""
 
     path: Path
     which: CheckpointChoice
     shards: str
     shards_given: bool
-    """Whether the user named the dataset, which then need not be the run's."""
+    """Whether the user passed a dataset, which may then differ from the run's."""
     cache: str
     split: str
     mapping: Path | None
@@ -92,42 +92,54 @@ def parse_options(argv: Sequence[str]) -> EvalArgs:
         epilog=EPILOG,
     )
     add = parser.add_argument
-    add("path", type=Path, metavar="RUN|CHECKPOINT", help="a run folder, or one checkpoint of it")
-    add("--which", choices=("selected", "last"), default="selected", help="checkpoint of a run folder (%(default)s)")
-    add("--data.shards", dest="shards", default="", metavar="DIR", help="dataset folder or its URL (the run's)")
-    add("--data.cache", dest="cache", default="", metavar="DIR", help="where remote shards are kept (the run's)")
-    add("--split", choices=SPLITS, default="", help="which split (test, or else validation)")
-    add("--mapping", type=Path, metavar="FILE", help="TOML: what each class of the dataset is to the network")
+    add("path", type=Path, metavar="RUN|CHECKPOINT", help="run folder, or a checkpoint")
+    add(
+        "--which",
+        choices=("selected", "last"),
+        default="selected",
+        help="checkpoint of a run folder (default: %(default)s)",
+    )
+    add("--data.shards", dest="shards", default="", metavar="DIR", help="dataset folder or URL (default: the run's)")
+    add("--data.cache", dest="cache", default="", metavar="DIR", help="cache of remote shards (default: as in the run)")
+    add("--split", choices=SPLITS, default="", help="split to evaluate (default: test, else validation)")
+    add("--mapping", type=Path, metavar="FILE", help="TOML file that maps dataset classes to model classes")
     add(
         "--tta",
         choices=("none", "flip", "tencrop"),
         default="none",
-        help="answer by the mean of the logits of a face and its mirror image, or of ten crops, cut from the face at "
-        "256/224 of the input's side unless the run has data.ten_crop (none; ten crops where the run takes them)",
+        help="test-time augmentation: mean logits of the image and its mirror image, or of ten crops (taken from the "
+        "image resized to 256/224 of the input size, unless the run sets data.ten_crop; default: none, or ten crops if "
+        "the run uses them)",
     )
     add(
         "--groups",
         action="append",
         default=[],
         metavar="FIELD",
-        help="also the accuracy of each value of a field of KEY.json; may be given several times",
+        help="also report accuracy for each value of a KEY.json field; repeatable",
     )
-    add("--require-votes", action="store_true", help="refuse a split on which nobody voted")
-    add("--loader", choices=("torch", "dali"), default="", help="who decodes (the run's)")
-    add("--batch-size", type=int, default=0, metavar="N", help="faces at once over all ranks (the run's)")
-    add("--workers", type=int, metavar="N", help="decoding processes a rank, or DALI's threads (the run's)")
-    add("--precision", choices=("fp32", "bf16"), help="of the arithmetic (the run's)")
-    add("--json", type=Path, metavar="FILE", help="write everything for programs")
+    add("--require-votes", action="store_true", help="fail if the split has no annotator votes")
+    add("--loader", choices=("torch", "dali"), default="", help="data loader (default: as in the run)")
+    add(
+        "--batch-size",
+        type=int,
+        default=0,
+        metavar="N",
+        help="global batch size (default: as in the run)",
+    )
+    add("--workers", type=int, metavar="N", help="decoding processes or DALI threads per rank (default: as in the run)")
+    add("--precision", choices=("fp32", "bf16"), help="compute precision (default: as in the run)")
+    add("--json", type=Path, metavar="FILE", help="write results as JSON")
     add_force_option(parser, "FILE")
     add(
         ALLOW_OTHER_DATA,
         action="store_true",
-        help="evaluate although the run's dataset is not the one that it was trained on (its digest differs)",
+        help="evaluate even if the digest of the run's dataset has changed since training",
     )
     add(
         ALLOW_TRAINING_SAMPLES,
         action="store_true",
-        help="evaluate although the split holds samples that the run was trained on",
+        help="evaluate even if the split contains training samples of the run",
     )
     args = parser.parse_args(argv)
     if args.batch_size < 0:
@@ -138,14 +150,14 @@ def parse_options(argv: Sequence[str]) -> EvalArgs:
 
 
 def with_run_defaults(options: EvalArgs, trained: TrainedModel) -> EvalArgs:
-    """What the user left open is as the run had it. Raises `UserError` where the run does not say either."""
+    """Replace unset options by the settings of the run. Raises `UserError` if no dataset is known or found."""
     run = trained.config
     shards = options.shards or run.data.shards
     if not shards:
-        raise UserError(f"{trained.path}: names no dataset; give --data.shards DIR")
-    drawn = run.data.embedded_faces and shards == run.data.shards  # these are made where they are missing
+        raise UserError(f"{trained.path}: no dataset recorded; pass --data.shards DIR")
+    drawn = run.data.embedded_faces and shards == run.data.shards  # these are generated if missing
     if not options.shards and not drawn and not scheme_of(shards) and not Path(shards).is_dir():
-        raise UserError(f"{shards}: the run's dataset is not there; give where it is now as --data.shards DIR")
+        raise UserError(f"{shards}: dataset of the run not found; pass its new location as --data.shards DIR")
     return replace(
         options,
         shards=shards,
@@ -153,12 +165,12 @@ def with_run_defaults(options: EvalArgs, trained: TrainedModel) -> EvalArgs:
         loader=options.loader or trained.preprocessing.loader,
         batch_size=options.batch_size or run.batch_size,
         workers=run.data.workers if options.workers is None else options.workers,
-        precision=options.precision or cast(Precision, run.runtime.precision),  # a checkpoint's is never auto
+        precision=options.precision or cast(Precision, run.runtime.precision),  # never auto in a checkpoint
     )
 
 
 def json_path_error(options: EvalArgs) -> str:
-    """Why `--json FILE` cannot be written, for rank 0 to tell the others; empty when it can."""
+    """Return why `--json FILE` cannot be written; empty if it can. Rank 0 broadcasts the result."""
     try:
         if options.json is not None:
             check_output_path(options.json, options.force, "--json")

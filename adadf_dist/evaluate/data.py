@@ -1,4 +1,4 @@
-"""The faces that are asked about: one split of any dataset folder or URL, and the loader that shows them."""
+"""Open the evaluated split, from any dataset folder or URL, and its loader."""
 
 from __future__ import annotations
 
@@ -31,9 +31,9 @@ from adadf_dist.training.setup import local_shards
 
 @contextmanager
 def open_split(options: EvalArgs, run: Config, world: World) -> Iterator[Found]:
-    """The split to look at, as the dataset has it. A collective. Raises `UserError`.
+    """Open the split to evaluate. Collective: every rank must call this. Raises `UserError`.
 
-    Of a dataset elsewhere the training tars are fetched only where the split's faces stand in them.
+    Training tars of a remote dataset are downloaded only if they contain samples of the split.
     """
     data = replace(run.data, shards=options.shards, cache=options.cache)
     with local_shards(replace(run, data=replace(data, access="stream")), world) as folder:
@@ -44,7 +44,7 @@ def open_split(options: EvalArgs, run: Config, world: World) -> Iterator[Found]:
             yield Found(open_dataset(folder, ["train"]).split(name), source, name)
             return
     if name == "test" or "train" not in there:
-        raise UserError(f"{data.shards}: has no {name} split; it has {', '.join(there)}: give one of them as --split")
+        raise UserError(f"{data.shards}: has no {name} split; it has {', '.join(there)}: pass one of them as --split")
     with local_shards(replace(run, data=replace(data, access="cache")), world) as folder:
         whole = open_dataset(folder).split("train")
         split = whole if "validation" in there else {part.name: part for part in hold_out_validation(whole, run)}[name]
@@ -52,20 +52,20 @@ def open_split(options: EvalArgs, run: Config, world: World) -> Iterator[Found]:
 
 
 def absolute(shards: str) -> str:
-    """A folder's full path; a URL as it is."""
+    """Return the absolute path of a folder; a URL is unchanged."""
     return shards if scheme_of(shards) else str(Path(shards).absolute())
 
 
 @contextmanager
 def make_eval_loader(split: Split, trained: TrainedModel, options: EvalArgs, world: World) -> Iterator[Loader]:
-    """A loader of one split. Raises `UserError` where it cannot be had."""
+    """Create the loader of one split. Raises `UserError` if it is unavailable."""
     name, own, run = options.loader, trained.preprocessing, trained.config
     if name == "dali" and (problem := dali_unavailable_reason()):
         whose = "the run's loader" if own.loader == name else "--loader"
-        raise UserError(f"{whose} is dali, but {problem}, or give --loader torch")
+        raise UserError(f"{whose} is dali, but {problem}, or pass --loader torch")
     if name != own.loader and world.is_main:
-        told = f"note: the loader is {name}, the run's was {own.loader}: a pixel may differ by a level"
-        print(told, file=sys.stderr, flush=True)
+        text = f"note: using loader {name} instead of the run's {own.loader}; pixel values may differ by 1"
+        print(text, file=sys.stderr, flush=True)
     recipe = LoaderConfig(
         splits={split.name: split},
         preprocessing=eval_preprocessing(own, options.tta),
@@ -87,16 +87,16 @@ def make_eval_loader(split: Split, trained: TrainedModel, options: EvalArgs, wor
 
 
 def eval_preprocessing(own: Preprocessing, tta: str) -> Preprocessing:
-    """The run's own, with ten crops where they are wanted and the run took none. Raises `UserError`."""
+    """Return the preprocessing of the run, with ten crops if requested. Raises `UserError`."""
     if tta == "flip" and own.ten_crop:
-        raise UserError("--tta flip: the run takes ten crops of each face, five of them mirrored; leave --tta out")
+        raise UserError("--tta flip: the run uses ten crops, five of them mirrored; omit --tta")
     if tta == "tencrop" and not own.ten_crop:
         return replace(own, ten_crop=round(256 / 224 * own.image_size))
     return own
 
 
 def eval_batches(loader: Loader, split: Split, options: EvalArgs) -> Iterator[Batch]:
-    """This rank's batches of all faces, each once; with --tta flip as two rows: as it is, and mirrored."""
+    """Yield this rank's batches, each sample once; with --tta flip, original and mirror image as two crops."""
     plan = split_batches(np.arange(len(split)), options.batch_size)
     for batch in loader.batches(split.name, plan):
         if options.tta == "flip":

@@ -1,4 +1,4 @@
-"""Where the evaluated samples come from: is it the run's own dataset, and was the network trained on them?"""
+"""Check the origin of the evaluated samples: the dataset of the run, and overlap with its training samples."""
 
 from __future__ import annotations
 
@@ -25,27 +25,27 @@ from adadf_dist.tracking.artifacts import SAMPLES_FILE, load_samples
 
 
 class Found(NamedTuple):
-    """A split, opened."""
+    """An opened split and its source."""
 
     split: Split
     source: Source
     stored: str
-    """The dataset's split that holds it: train, where the run held it out of train."""
+    """Dataset split that contains the samples; train, if the run held the split out of train."""
 
 
 class Origin(NamedTuple):
-    """What a reader of the result must know of its samples."""
+    """Caveats about the evaluated samples."""
 
     other_data: str
-    """How the dataset differs from the one that the run was trained on, where the user did not name it; or empty."""
+    """How the dataset differs from that of the run; empty if it does not, or if the user passed it."""
     training_samples: int
-    """Evaluated samples that the network was trained on."""
+    """Number of evaluated samples that the model was trained on."""
 
 
 def check_origin(trained: TrainedModel, found: Found, options: EvalArgs) -> Origin:
-    """Raises `UserError` for other data than the run's, and for its training samples, unless the user allows them.
+    """Raise `UserError` if the data is not the run's, or contains its training samples, unless the user allows it.
 
-    The dataset that `--data.shards` names may be another one, and `--split train` asks for training samples.
+    A dataset passed as `--data.shards` may differ, and `--split train` permits training samples.
     """
     recorded = None if trained.data is None else trained.data.source
     difference = other_data(recorded, found.source, [found.stored]) if recorded is not None else ""
@@ -53,25 +53,25 @@ def check_origin(trained: TrainedModel, found: Found, options: EvalArgs) -> Orig
         raise UserError(f"{trained.path}: {difference}; {how_to_fix()}")
     known = training_samples(trained)
     shared = 0 if known is None else count_shared(known, found.split)
-    own = not options.shards_given or not difference  # as far as is known, of an older version
+    own = not options.shards_given or not difference  # as far as known for runs of older versions
     if shared and not options.allow_training_samples and not (found.split.name == "train" and own):
         raise UserError(
             f"{found.source.shards}: {shared:,} of the {len(found.split):,} samples of split {found.split.name} are "
-            f"training samples of {trained.path} (they have the same keys), so accuracy on them says little; evaluate "
-            f"a split that the run has not seen, or add {ALLOW_TRAINING_SAMPLES}"
+            f"training samples of {trained.path} (same keys); evaluate a split that was not used for training, or pass "
+            f"{ALLOW_TRAINING_SAMPLES}"
         )
     if recorded is None and not options.shards_given:
         warn(
-            f"{trained.path}: written by an older version, which recorded no digest of its data: is "
-            f"{found.source.shards} the same?"
+            f"{trained.path}: written by an older version without data digests; cannot verify that "
+            f"{found.source.shards} is unchanged"
         )
     elif known is None and trained.epoch:
-        warn(f"{trained.path}: written by an older version: whether it was trained on these samples is not known")
+        warn(f"{trained.path}: written by an older version; cannot check for training samples in the split")
     return Origin("" if options.shards_given else difference, shared)
 
 
 def training_samples(trained: TrainedModel) -> NDArray[np.int64] | None:
-    """Digests of the training samples' keys; of an older run from its folder. None where they are not known."""
+    """Return digests of the training sample keys (for older runs, from the run folder); None if unknown."""
     if trained.data is not None:
         return trained.data.samples
     folder = trained.path.parent.parent
@@ -83,7 +83,7 @@ def warn(text: str) -> None:
 
 
 def describe_origin(origin: Origin, samples: int) -> list[str]:
-    """Lines of the report; none where all is as it should be."""
+    """Return the warning lines of the report; empty if there is nothing to report."""
     lines = []
     if origin.other_data:
         lines.append(f"warning: the run {origin.other_data} ({ALLOW_OTHER_DATA})")

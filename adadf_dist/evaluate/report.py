@@ -1,4 +1,4 @@
-"""What an evaluation found: one value, told as tables for people and as JSON for programs."""
+"""Evaluation report, formatted as text tables and as JSON."""
 
 from __future__ import annotations
 
@@ -19,44 +19,44 @@ SCHEMA_VERSION = 1
 
 
 class EvalContext(NamedTuple):
-    """What was asked of whom, and how."""
+    """Model, data and settings of an evaluation."""
 
     checkpoint: Path
     epoch: int
     dataset: str
-    """Folder or URL."""
+    """Dataset folder or URL."""
     split: str
     faces: int
     left_out: int
-    """Faces of the split whose class the mapping leaves out."""
+    """Number of samples that the class mapping excludes."""
     mapping: Mapping[str, str]
-    """Dataset class -> network class."""
+    """Dataset class -> model class."""
     tta: str
     ten_crop: int
-    """Side from which ten crops of each face were cut, by the run's setting or by tta; 0: none."""
+    """Image side from which ten crops are taken, set by the run or by tta; 0: no ten-crop."""
     loader: str
     precision: str
     batch_size: int
     ranks: int
     device: str
     other_data: str = ""
-    """How the dataset differs from the one that the run was trained on, where the user allowed it."""
+    """How the dataset differs from that of the run, if the user allowed it."""
     training_samples: int = 0
-    """Evaluated samples that the run was trained on."""
+    """Number of evaluated samples that the run was trained on."""
 
 
 class Report(NamedTuple):
     asked: EvalContext
     scores: Scores
     ceiling: float | None
-    """Accuracy of the best possible guess, where the true distributions are known."""
+    """Bayes-optimal accuracy; None if the true distributions are unknown."""
     groups: Mapping[str, Sequence[Subgroup]]
-    """Field -> its groups."""
+    """Field -> scores of its groups."""
     distances: Distances | None
-    """None without votes."""
+    """Distances from annotator votes; None without votes."""
 
     def to_dict(self) -> dict[str, object]:
-        """For JSON: plain values, null for what is not defined."""
+        """Return JSON-serializable values; undefined values become null."""
         values = to_jsonable(self)
         assert isinstance(values, dict)
         return {"schema_version": SCHEMA_VERSION, **values}
@@ -69,17 +69,17 @@ class Report(NamedTuple):
             confusion_table(self.scores),
             calibration_table(self.scores.calibration),
             *(group_table(field, groups) for field, groups in self.groups.items()),
-            "nobody voted on these faces: no distances" if self.distances is None else distance_table(self.distances),
+            "no annotator votes; distances skipped" if self.distances is None else distance_table(self.distances),
         ]
         return "\n\n".join(parts)
 
     def asked_of(self) -> str:
         asked = self.asked
-        out = f" ({asked.left_out:,} more left out by the mapping)" if asked.left_out else ""
-        seen = f", ten crops from {asked.ten_crop}" if asked.ten_crop else ", and mirrored" * (asked.tta == "flip")
+        out = f" ({asked.left_out:,} excluded by the mapping)" if asked.left_out else ""
+        seen = f", ten crops from {asked.ten_crop}" if asked.ten_crop else ", with mirroring" * (asked.tta == "flip")
         lines = [
             f"{asked.checkpoint}, epoch {asked.epoch}",
-            f"{asked.dataset}, {asked.split}: {asked.faces:,} faces{out}; {asked.loader}, {asked.precision}{seen}",
+            f"{asked.dataset}, {asked.split}: {asked.faces:,} samples{out}; {asked.loader}, {asked.precision}{seen}",
             *describe_origin(Origin(asked.other_data, asked.training_samples), asked.faces),
         ]
         return "\n".join(lines)
@@ -87,12 +87,12 @@ class Report(NamedTuple):
     def summary(self) -> str:
         scores = self.scores
         lines = [
-            f"accuracy             {format_percent(scores.accuracy)}, Wilson",
-            f"mean class accuracy  {format_percent(scores.mean_class_accuracy)}, bootstrap over faces",
-            f"macro F1             {format_percent(scores.macro_f1)}, bootstrap over faces",
+            f"accuracy             {format_percent(scores.accuracy)} (Wilson)",
+            f"mean class accuracy  {format_percent(scores.mean_class_accuracy)} (bootstrap over samples)",
+            f"macro F1             {format_percent(scores.macro_f1)} (bootstrap over samples)",
         ]
         if self.ceiling is not None:
-            lines.append(f"ceiling              {self.ceiling:7.2%}  best possible guess, by the true distributions")
+            lines.append(f"Bayes-optimal        {self.ceiling:7.2%}  maximum, given the true distributions")
         return "\n".join(lines)
 
 
@@ -100,13 +100,13 @@ def class_table(classes: Sequence[ClassScore]) -> str:
     rows = [
         [c.name, f"{c.faces:,}", f"{c.predicted:,}", *map(format_float, (c.precision, c.recall, c.f1))] for c in classes
     ]
-    return table(["class", "faces", "predicted", "precision", "recall", "F1"], rows)
+    return table(["class", "samples", "predicted", "precision", "recall", "F1"], rows)
 
 
 def confusion_table(scores: Scores) -> str:
     names = [score.name for score in scores.classes]
     rows = [[name, *map(str, row)] for name, row in zip(names, scores.confusion.tolist(), strict=True)]
-    return "confusion: a row an annotated class, a column a predicted one\n" + table(["", *names], rows)
+    return "confusion matrix (rows: true, columns: predicted)\n" + table(["", *names], rows)
 
 
 def calibration_table(calibration: Calibration) -> str:
@@ -116,33 +116,33 @@ def calibration_table(calibration: Calibration) -> str:
         if b.faces
     ]
     head = (
-        f"calibration: ECE {calibration.ece:.4f} ({BINS} bins of equal width, predicted class), "
+        f"calibration: ECE {calibration.ece:.4f} ({BINS} equal-width confidence bins), "
         f"Brier {calibration.brier:.4f} (0 to 2), NLL {calibration.nll:.4f} nats"
     )
-    return head + "\n" + table(["confidence", "faces", "mean", "accuracy"], rows)
+    return head + "\n" + table(["confidence", "samples", "mean", "accuracy"], rows)
 
 
 def group_table(field: str, groups: Sequence[Subgroup]) -> str:
-    return table([field, "faces", "accuracy"], [[g.name, f"{g.faces:,}", format_percent(g.accuracy)] for g in groups])
+    return table([field, "samples", "accuracy"], [[g.name, f"{g.faces:,}", format_percent(g.accuracy)] for g in groups])
 
 
 def distance_table(distances: Distances) -> str:
-    """Two lines a measure: the means, and their intervals."""
+    """Format the distances: two lines per measure, with the means and their intervals."""
     rows = []
     for measure in next(iter(distances.measures.values())):
         means = [of[measure] for of in distances.measures.values()]
         rows.append([measure.replace("_", "-"), *(f"{mean.value:.4f}" for mean in means)])
         rows.append(["", *("{:.3f} to {:.3f}".format(*mean.interval) for mean in means)])
     head = (
-        f"distance from the votes of {distances.faces:,} faces: means, 95 % bootstrap intervals; less is better, but "
-        f"for {' and '.join(SIMILARITIES)};\nkl and jensen-shannon in nats; kl counts q as {FLOOR:g} at least, which "
-        "decides its figure for one-hot"
+        f"distance from the votes of {distances.faces:,} samples: means with 95% bootstrap intervals; lower is better, "
+        f"except for {' and '.join(SIMILARITIES)};\nkl and jensen-shannon in nats; kl clamps q to at least {FLOOR:g}, "
+        "which dominates its value for one-hot"
     )
     return head + "\n" + table(["", *distances.measures], rows)
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Columns as wide as they need, the first flush left, the others right."""
+    """Format a table with minimal column widths; the first column is left-aligned, the others right-aligned."""
     widths = [max(map(len, column)) for column in zip(head, *rows, strict=True)]
 
     def lines() -> Iterator[str]:
@@ -159,11 +159,11 @@ def format_float(value: float) -> str:
 
 def format_percent(measured: Estimate) -> str:
     low, high = measured.interval
-    return f"{measured.value:7.2%}  95 % interval {low:.2%} to {high:.2%}"
+    return f"{measured.value:7.2%}  95% interval {low:.2%} to {high:.2%}"
 
 
 def to_jsonable(value: object) -> object:
-    """What JSON can hold: names for the fields of tuples, lists for arrays, null for NaN."""
+    """Convert to JSON types: named tuples to objects, arrays to lists, NaN to null."""
     if isinstance(value, np.ndarray):
         return value.tolist()
     if isinstance(value, float):

@@ -1,1 +1,1 @@
-"""From a checkpoint to files that others run, each checked against the checkpoint, with a model card beside."""
+"""Export a checkpoint to other formats, verify each file against the checkpoint, and write a model card."""

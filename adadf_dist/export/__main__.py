@@ -1,4 +1,4 @@
-"""Export a trained network for others, each file checked against the checkpoint, a model card beside.
+"""Export a trained network, verify each file against the checkpoint, and write a model card.
 
 python -m adadf_dist.export RUN --onnx model.onnx --safetensors model.safetensors
 """
@@ -29,13 +29,13 @@ from adadf_dist.files.outputs import add_force_option, atomic_file, check_output
 Write = Callable[[TargetNetwork, ExportMetadata, Path], None]
 
 DESCRIPTION = """\
-Write the target branch of a trained network, all that inference needs, as ONNX, safetensors or a torch.export program:
-normalised images [n, 3, H, W] to logits [n, C] (softmax gives probabilities), for batches of any size. Class names,
-preprocessing and provenance go into each file's metadata. A file gets its name once it answered as the checkpoint does,
-on random images and on faces. A model card is written beside.
+Export the target branch of a trained network, which is all that inference needs, as ONNX, safetensors or a torch.export
+program. It maps normalized images [n, 3, H, W] to logits [n, C] (softmax gives probabilities) for any batch size. Each
+file contains class names, preprocessing and provenance as metadata. A file is kept only if its logits match the
+checkpoint's on random images and on faces. A model card is written next to the first file.
 """
 EPILOG = """\
-RUN is a run folder (its selected epoch) or a checkpoint; the single-label baseline exports too.
+RUN is a run directory (its selected epoch) or a checkpoint; the single-label baseline can be exported too.
 
 examples:
   python -m adadf_dist.export runs/demo-seed0 --onnx demo.onnx
@@ -43,7 +43,7 @@ examples:
   python -m adadf_dist.predict demo.onnx photo.jpg
 """
 ENDINGS = {"onnx": ".onnx", "safetensors": ".safetensors", "torch_export": ".pt2"}
-"""Option -> how its file's name ends, by which `adadf_dist.predict` knows it."""
+"""Option -> file extension, by which `adadf_dist.predict` recognizes the format."""
 
 
 def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
@@ -52,19 +52,17 @@ def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
         description=DESCRIPTION,
         epilog=EPILOG,
     )
-    parser.add_argument("run", type=Path, metavar="RUN", help="run folder or checkpoint")
+    parser.add_argument("run", type=Path, metavar="RUN", help="run directory or checkpoint")
     for option, ending in ENDINGS.items():
         flag = f"--{option.replace('_', '-')}"
-        parser.add_argument(flag, type=Path, metavar="FILE", help=f"write this file, which ends in {ending}")
-    parser.add_argument(
-        "--opset", type=int, metavar="N", help="of the ONNX file (default: 18, which most runtimes read)"
-    )
+        parser.add_argument(flag, type=Path, metavar="FILE", help=f"write this {ending} file")
+    parser.add_argument("--opset", type=int, metavar="N", help="ONNX opset (default: 18, which most runtimes support)")
     parser.add_argument(
         "--card",
         type=Path,
         metavar="FILE",
-        help="model card (default: the first file's name with .md in place of its ending, or after its ending where "
-        "that card already exists)",
+        help="model card (default: the first file's name with the extension .md, or with .md appended if that card "
+        "already exists)",
     )
     parser.add_argument(
         "--data.shards", dest="shards", default="", metavar="DIR", help="the run's dataset, if it moved"
@@ -72,35 +70,33 @@ def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument(
         ALLOW_OTHER_DATA,
         action="store_true",
-        help="describe the dataset that is there although the run was trained on another one (its digest differs)",
+        help="describe the available dataset even if the run was trained on another one (different digest)",
     )
-    parser.add_argument("--data-licence", default="", metavar="TEXT", help="what the card says of the data's licence")
+    parser.add_argument("--data-licence", default="", metavar="TEXT", help="license of the data for the card")
     add_force_option(parser, "a file")
     args = parser.parse_args(argv)
     if not any(getattr(args, option) for option in ENDINGS):
-        parser.error("give --onnx, --safetensors or --torch-export")
+        parser.error("pass --onnx, --safetensors or --torch-export")
     if args.opset is not None and args.onnx is None:
-        parser.error("--opset is for --onnx")
+        parser.error("--opset requires --onnx")
     return args
 
 
 def find_writers(args: argparse.Namespace) -> dict[Path, Write]:
-    """The files wanted, and who writes each. Raises `UserError` for what cannot be written, before any work."""
+    """Return the writer of each requested file. Raises `UserError` for invalid options."""
     writers: dict[Path, Write] = {}
     for option, ending in ENDINGS.items():
         path: Path | None = getattr(args, option)
         if path is None:
             continue
         if path.suffix != ending:
-            raise UserError(
-                f"--{option.replace('_', '-')} {path}: name it to end in {ending}, by which it is known later"
-            )
+            raise UserError(f"--{option.replace('_', '-')} {path}: use the extension {ending}")
         writers[path] = find_writer(option, args.opset)
     return writers
 
 
 def find_card(args: argparse.Namespace, first: Path) -> Path:
-    """Where the model card goes. The card of an export in another format is left alone."""
+    """Return the path of the model card. Does not replace the card of an export in another format."""
     if args.card is not None:
         return Path(args.card)
     card = first.with_suffix(".md")
@@ -119,30 +115,33 @@ def find_writer(option: str, opset: int | None) -> Write:
 
 
 def open_data_of(trained: TrainedModel, shards: str, allow_other_data: bool) -> tuple[Dataset | None, str]:
-    """The run's dataset, where it is available, and how it differs from the one recorded, where that is allowed.
+    """Return the run's dataset, if available, and how it differs from the recorded one.
 
-    Raises `UserError` where it is not.
+    Raises `UserError` if it differs and `allow_other_data` is not set.
     """
     dataset = find_dataset(trained, shards)
     difference = difference_of(trained, dataset)
     if difference and not allow_other_data:
         raise UserError(f"{trained.path}: {difference}; {how_to_fix()}")
     if dataset is not None and trained.data is None and not shards:
-        warning = f"{trained.path}: written by an older version, which recorded no digest of its data"
-        print(f"warning: {warning}: is {dataset.folder} the same?", file=sys.stderr, flush=True)
+        warning = f"{trained.path}: written by an older version without a digest of its data"
+        print(f"warning: {warning}; cannot verify {dataset.folder}", file=sys.stderr, flush=True)
     return dataset, difference
 
 
 def export(trained: TrainedModel, dataset: Dataset | None, writers: dict[Path, Write]) -> ExportMetadata:
-    """Write, check and name each file, with a line for each. Raises `UserError`."""
+    """Write and verify each file, and print a line for each. Raises `UserError`."""
     facts, probes = make_metadata(trained), make_sample_inputs(trained, dataset, max(BATCHES))
     network = TargetNetwork(trained.model)
     whole = sum(tensor.nbytes for tensor in trained.model.state_dict().values())
     pace = seconds_per_image(trained.model, probes.random)
-    branches = "target branch alone (the baseline)" if trained.model.auxiliary is None else "both branches"
-    size_and_pace = f"weights of {whole / 1e6:.1f} MB, {pace * 1e3:.1f} ms an image"
+    branches = "target branch only (baseline)" if trained.model.auxiliary is None else "both branches"
+    size_and_pace = f"weights {whole / 1e6:.1f} MB, {pace * 1e3:.1f} ms per image"
     print(f"{trained.path}: epoch {trained.epoch}, {branches}, {size_and_pace}")
-    print(f"checked on random images and on {probes.whose}, in batches of {', '.join(map(str, BATCHES))}")
+    print(
+        f"verifying against the checkpoint on random images and {probes.whose} "
+        f"(batch sizes {', '.join(map(str, BATCHES))})"
+    )
     for path, write in writers.items():
         with atomic_file(path) as partial:
             write(network, facts, partial)
@@ -152,8 +151,8 @@ def export(trained: TrainedModel, dataset: Dataset | None, writers: dict[Path, W
 
 
 def describe(path: Path, found: VerificationResult, pace: float) -> str:
-    speed = f"{found.seconds * 1e3:.1f} ms an image ({pace / found.seconds:.1f} times as fast)"
-    off = f"logits off by {found.on_random:.1e} on random images and {found.on_faces:.1e} on faces"
+    speed = f"{found.seconds * 1e3:.1f} ms per image ({pace / found.seconds:.1f}x the checkpoint's speed)"
+    off = f"max. logit difference {found.on_random:.1e} on random images, {found.on_faces:.1e} on faces"
     return f"{path}: {found.bytes / 1e6:.1f} MB, {speed}, {off}"
 
 
@@ -163,7 +162,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         writers = find_writers(args)
         card = find_card(args, next(iter(writers)))
         if card.suffix in ENDINGS.values():
-            raise UserError(f"--card {card}: ends as a model file does; name the card to end in .md")
+            raise UserError(f"--card {card}: has the extension of a model file; use .md")
         for path in (*writers, card):
             check_output_path(path, args.force)
         trained = load_trained_model(args.run)

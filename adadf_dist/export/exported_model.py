@@ -1,4 +1,4 @@
-"""A trained network in whatever file it is, ready to answer."""
+"""Load a trained network from any supported file for inference."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ from adadf_dist.export.target_network import TargetNetwork
 
 DeviceName = Literal["auto", "cpu", "cuda"]
 ONNX_FILE = "adadf_dist.export.onnx_format"
-"""Imported where it is wanted: it takes packages that not everyone has."""
+"""Imported lazily, because its packages are optional."""
 KINDS = (".safetensors", ".onnx", ".pt2")
-"""Endings of the files that are no checkpoints."""
+"""Extensions of exported files."""
 
 
 class ExportedModel(NamedTuple):
-    """A trained network on a device, in fp32 whatever its run computed in: every kind of file gives one answer."""
+    """A trained network on a device, in fp32 regardless of the training precision, so that all formats agree."""
 
     facts: ExportMetadata
     device: torch.device
-    """Where images are prepared, and logits wanted."""
+    """Device of the images and logits."""
     compute: Callable[[Tensor], Tensor]
 
     @property
@@ -42,14 +42,14 @@ class ExportedModel(NamedTuple):
 
     @torch.no_grad()
     def logits(self, images: Tensor) -> Tensor:
-        """[n, C] of faces [n, 3, H, W], or [n, 10, 3, H, W] where each is cropped ten times: the mean over crops."""
+        """Return logits [n, C] of faces [n, 3, H, W], or the mean over ten crops each [n, 10, 3, H, W]."""
         crops = images.shape[1] if images.ndim == 5 else 1
         logits = self.compute(images.flatten(0, 1) if crops > 1 else images)
         return logits.view(-1, crops, logits.shape[1]).mean(dim=1)
 
 
 def load_model(path: Path, device_name: DeviceName = "auto") -> ExportedModel:
-    """A run folder (its selected epoch), a checkpoint, or a file of `adadf_dist.export`. Raises `UserError`."""
+    """Load a run folder (its selected epoch), a checkpoint or an exported file. Raises `UserError`."""
     if path.suffix in KINDS and not path.is_file():
         raise UserError(f"{path}: no such file")
     if path.suffix == ".onnx":
@@ -70,7 +70,7 @@ def load_model(path: Path, device_name: DeviceName = "auto") -> ExportedModel:
 
 
 def pick_device(name: DeviceName, has_cuda: bool) -> torch.device:
-    """Raises `UserError` for a GPU that is not there."""
+    """Return the device. Raises `UserError` if no GPU is available for `cuda`."""
     if name == "cuda" and not has_cuda:
-        raise UserError("--device cuda: no GPU is usable here; give --device cpu, or auto")
+        raise UserError("--device cuda: no GPU available; pass --device cpu or auto")
     return torch.device("cpu" if name == "cpu" or not has_cuda else "cuda")

@@ -1,32 +1,32 @@
-"""Whose the training faces are: what is known of the data's licence by the builder's source."""
+"""Known licenses of datasets, by the builder's source."""
 
 from __future__ import annotations
 
 KNOWN_LICENSES = {
     "affectnet": (
-        "AffectNet is given out by its authors under a licence agreement, signed by the head of a laboratory, for "
-        "non-commercial research; the agreement decides what may be done with models trained on it"
+        "AffectNet is distributed by its authors under a license agreement, signed by the head of a laboratory, for "
+        "non-commercial research; the agreement governs the use of models trained on it"
     ),
     "rafdb": (
-        "RAF-DB is given out by its authors on request, for non-commercial research only; its terms forbid commercial "
-        "use of any part of the images and of derived data"
+        "RAF-DB is distributed by its authors on request, for non-commercial research only; its terms forbid "
+        "commercial use of any part of the images and of derived data"
     ),
     "sfew": (
-        "SFEW (frames of films) is given out by its authors under a licence agreement, for research; the agreement "
-        "decides what may be done with models trained on it"
+        "SFEW (frames of films) is distributed by its authors under a license agreement, for research; the agreement "
+        "governs the use of models trained on it"
     ),
     "fer2013": (
-        "FER2013's pictures were collected by image search for a Kaggle competition, whose rules are what is known of "
-        "their terms; the pictures' own rights are their owners'"
+        "FER2013's images were collected by image search for a Kaggle competition; only the competition's rules are "
+        "known as terms, and the rights to the images remain with their owners"
     ),
-    "synthetic": "drawn faces, made by adadf_dist (Apache-2.0); no person is shown",
+    "synthetic": "synthetic faces rendered by adadf_dist (Apache-2.0); no real person is shown",
 }
-"""Source in dataset.json -> what is known. Read the terms you agreed to: they count, not this."""
+"""Source in dataset.json -> known license. The terms you agreed to take precedence."""
 
 
 def data_license(source: str, given: str) -> str:
-    """What the card says: what the user gave, what is known, or that it is not known."""
+    """Return the license text for the card: the user's, the known one, or a note that it is unknown."""
     if given:
         return given
     known = KNOWN_LICENSES.get(source)
-    return known or "not known: `--data-licence` was not given, and the source of the data has none that is known here"
+    return known or "unknown (`--data-licence` was not set, and no license is known for this source)"

@@ -1,13 +1,13 @@
-"""What an exported file says of itself: names and text, as all kinds of files can carry them.
+"""Metadata of exported files, as string keys and values, which all formats support.
 
 adadf_dist          version that wrote the file
-classes             JSON list of names in the order of the logits
+classes             JSON list of class names in the order of the logits
 preprocessing       JSON object, all of `Preprocessing`
-model               JSON object, the run's section `model` but for where its first weights came from
-supervision         the run's `loss.supervision`; one_hot: the baseline, whose attention head rests
-checkpoint_sha256   of the checkpoint's bytes
-epoch               epochs that it was trained
-input, output       for people: names, shapes, colours, scale
+model               JSON object, the run's section `model` without the origin of the initial weights
+supervision         the run's `loss.supervision`; one_hot: the baseline, whose attention head is unused
+checkpoint_sha256   SHA-256 of the checkpoint file
+epoch               number of training epochs
+input, output       human-readable: names, shapes, color order, scale
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ from adadf_dist.export.target_network import INPUT, OUTPUT
 
 REQUIRED_KEYS = ("adadf_dist", "classes", "preprocessing", "model", "supervision", "checkpoint_sha256", "epoch")
 PROVENANCE_KEYS = ("pretrained", "freeze")
-"""Keys of the section `model` that say how training began: they rebuild nothing, and may hold a path of the user's."""
+"""Excluded keys of the section `model`: not needed to rebuild the network, and may contain a user's path."""
 
 
 class ExportMetadata(NamedTuple):
-    """All that goes along with the weights."""
+    """Metadata stored with the weights."""
 
     preprocessing: Preprocessing
     model: Mapping[str, object]
@@ -43,11 +43,11 @@ class ExportMetadata(NamedTuple):
 
     @property
     def classes(self) -> tuple[str, ...]:
-        """Names in the order of the logits."""
+        """Class names in the order of the logits."""
         return self.preprocessing.classes
 
     def to_metadata(self) -> dict[str, str]:
-        """As the head of this file lists it."""
+        """Return the metadata as in the module docstring."""
         size, values = self.preprocessing.image_size, self.preprocessing.to_dict()
         mean, std = ([round(value, 6) for value in values[name]] for name in ("mean", "std"))
         return {
@@ -64,22 +64,22 @@ class ExportMetadata(NamedTuple):
 
     @staticmethod
     def from_metadata(values: Mapping[str, str], path: Path) -> ExportMetadata:
-        """Raises `UserError` for a file that `adadf_dist.export` did not write."""
+        """Parse the metadata. Raises `UserError` for a file that `adadf_dist.export` did not write."""
         missing = [name for name in REQUIRED_KEYS if name not in values]
         if missing:
-            raise UserError(f"{path}: its metadata lacks {missing[0]}, so it is no file that adadf_dist.export wrote")
+            raise UserError(f"{path}: metadata field {missing[0]} is missing; not written by adadf_dist.export")
         try:
             preprocessing = Preprocessing.from_dict(json.loads(values["preprocessing"]))
             model, epoch = json.loads(values["model"]), int(values["epoch"])
         except (ValueError, TypeError, AttributeError) as error:
-            raise UserError(f"{path}: its metadata is damaged ({error}); export it again") from None
+            raise UserError(f"{path}: corrupt metadata ({error}); export again") from None
         if not isinstance(model, dict) or list(preprocessing.classes) != json.loads(values["classes"]):
-            raise UserError(f"{path}: its metadata contradicts itself; export it again")
+            raise UserError(f"{path}: inconsistent metadata; export again")
         rest = values["supervision"], values["checkpoint_sha256"], epoch, values["adadf_dist"]
         return ExportMetadata(preprocessing, model, *rest)
 
     def config(self, path: Path) -> Config:
-        """The configuration that rebuilds the network. Raises `UserError` for one that this version does not know."""
+        """Return the configuration to rebuild the network. Raises `UserError` if this version does not support it."""
         values = {
             "model": self.model,
             "loss": {"supervision": self.supervision},

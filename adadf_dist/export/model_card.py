@@ -1,4 +1,4 @@
-"""The model card: a Markdown page with a head that Hugging Face reads, beside the exported file."""
+"""Model card: a Markdown page with Hugging Face front matter, written next to the exported file."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ from adadf_dist.export.licenses import data_license
 from adadf_dist.export.metadata import ExportMetadata
 
 LIMITS = """\
-Meant for research on facial expressions: what label people would give to a face, and how much they would disagree.
+Intended for research on facial expressions: which label annotators would give to a face, and how much they disagree.
 
-- **An expression is not an emotion.** The network says what annotators called such a face, not what anybody feels.
-- **Not for decisions about persons**: hiring, teaching, policing, health, insurance, credit, or the watching of anybody
-  who did not agree to it. In several countries some of these uses are unlawful.
-- **Groups are unknown.** How accuracy differs by age, sex, skin colour or culture was not measured unless a table here
-  says so; the annotators' own culture and its errors were learned with the labels.
-- **Faces like those of training alone.** Other cameras, crops, alignments or poses lower accuracy by an unknown amount,
-  and every picture gets a class, one without a face too.
-- Probabilities are the network's shares of opinion; they are not calibrated unless it is said."""
+- **An expression is not an emotion.** The network predicts how annotators label a face, not what a person feels.
+- **Not for decisions about people**: hiring, education, policing, health, insurance, credit, or surveillance of people
+  who did not consent. Some of these uses are illegal in several countries.
+- **Bias is unknown.** Differences in accuracy by age, sex, skin color or culture were not measured unless a table here
+  reports them. The labels contain the annotators' cultural bias and errors, and the network learned them.
+- **Only for faces like the training faces.** Other cameras, crops, alignments or poses lower accuracy by an unknown
+  amount. Every image gets a class, even one without a face.
+- Probabilities estimate the distribution of annotators' labels; they are not calibrated unless stated."""
 
 
 class Measured(NamedTuple):
@@ -39,10 +39,10 @@ class Measured(NamedTuple):
 def write_card(
     trained: TrainedModel, facts: ExportMetadata, files: Sequence[Path], data: tuple[Dataset | None, str], licence: str
 ) -> str:
-    """The card's text.
+    """Return the card's text.
 
-    `files` are those that it accompanies. `data`: the dataset, None where it is not available, and how it differs from
-    the one that the run was trained on.
+    `files`: the exported files. `data`: the dataset (None if not available) and how it differs from the one that the
+    run was trained on.
     """
     dataset, difference = data
     source = str(dataset.manifest.built.get("source", "")) if dataset is not None else ""
@@ -55,10 +55,10 @@ def write_card(
         (
             "Data",
             [
-                *([f"**The checkpoint {difference}.** What follows describes the latter.", ""] if difference else []),
+                *([f"**The checkpoint {difference}.** This section describes the latter.", ""] if difference else []),
                 *describe_data(dataset, trained.config),
                 "",
-                f"Licence of the data: {data_license(source, licence)}.",
+                f"License of the data: {data_license(source, licence)}.",
             ],
         ),
         ("Training", describe_training(trained.config, trained.epoch)),
@@ -72,7 +72,7 @@ def write_card(
 
 
 def front_matter(name: str, measured: Sequence[Measured], files: Sequence[Path]) -> dict[str, object]:
-    """The front matter; results only where there are some, for Hugging Face refuses a model index without them."""
+    """Return the front matter; a model index only with results, because Hugging Face rejects an empty one."""
     endings = {".onnx": "onnx", ".safetensors": "safetensors", ".pt2": "pytorch"}
     tags = ["facial-expression-recognition", "ada-df", *(endings[file.suffix] for file in files)]
     values: dict[str, object] = {"library_name": "adadf_dist", "pipeline_tag": "image-classification", "tags": tags}
@@ -101,9 +101,9 @@ def summary_lines(trained: TrainedModel, facts: ExportMetadata, files: Sequence[
 
 
 def usage_lines(facts: ExportMetadata, files: Sequence[Path]) -> list[str]:
-    """Each kind of file in five lines, in its own program."""
+    """Return example code for using the files."""
     lines = [
-        "From a shell, any of the files:",
+        "From a shell, with any of the files:",
         "",
         "```",
         f"python -m adadf_dist.predict {files[0].name} FACE.jpg",
@@ -114,7 +114,7 @@ def usage_lines(facts: ExportMetadata, files: Sequence[Path]) -> list[str]:
         size, (mean, std) = facts.preprocessing.image_size, (facts.preprocessing.mean, facts.preprocessing.std)
         lines += [
             "",
-            "Without adadf_dist (numpy, Pillow, onnxruntime), for a picture that shows the face alone:",
+            "Without adadf_dist (numpy, Pillow, onnxruntime), for an image cropped to the face:",
             "",
             "```python",
             "import json, numpy as np, onnxruntime; from PIL import Image",
@@ -130,7 +130,7 @@ def usage_lines(facts: ExportMetadata, files: Sequence[Path]) -> list[str]:
 
 def describe_data(dataset: Dataset | None, config: Config) -> list[str]:
     if dataset is None:
-        return ["Unknown: the dataset folder was not at hand when this card was written."]
+        return ["Unknown: the dataset was not available when this card was written."]
     built = dataset.manifest.built
     counts = [
         f"| {name} | " + " | ".join(f"{count:,}" for count in (info.samples, *info.class_counts)) + " |"
@@ -141,28 +141,30 @@ def describe_data(dataset: Dataset | None, config: Config) -> list[str]:
         f"`{json.dumps(built.get('options', {}), ensure_ascii=False)}`; the builder found",
         f"`{json.dumps(built.get('findings', {}), ensure_ascii=False)}`.",
         "",
-        "| split | faces | " + " | ".join(dataset.classes) + " |",
+        "| split | samples | " + " | ".join(dataset.classes) + " |",
         "|---" + "|--:" * (len(dataset.classes) + 1) + "|",
         *counts,
     ]
     if "validation" not in dataset.splits:
         share = config.data.validation_fraction
-        lines += ["", f"Validation was carved from train: {share:.0%} of each class, by seed {config.seed}."]
+        lines += ["", f"Validation was held out from train: {share:.0%} of each class, using seed {config.seed}."]
     if config.data.label_noise or config.data.label_noise_file:
-        lines += ["", "Training labels were disturbed on purpose (`data.label_noise`): this is an experiment on noise."]
+        lines += ["", "Label noise was injected into the training labels (`data.label_noise`) as an experiment."]
     return lines
 
 
 def describe_training(config: Config, epoch: int) -> list[str]:
     if not epoch:
-        return ["Not known: these weights were imported, not trained by adadf_dist, and their file says nothing of it."]
+        return [
+            "Unknown: the weights were imported, not trained by adadf_dist, and the file does not describe training."
+        ]
     optimizer, loss, start = config.optimizer, config.loss, "random weights"
     if config.model.pretrained:
         start = f"pretrained weights `{Path(config.model.pretrained).name}`"
     average = f", weights averaged with decay {optimizer.ema}" if optimizer.ema else ""
     return [
         f"- {epoch} of {config.epochs} epochs with seed {config.seed}, from {start}",
-        f"- Adam, rate {optimizer.lr}, {optimizer.schedule} schedule, global batch {config.batch_size}{average}",
+        f"- Adam, lr {optimizer.lr}, {optimizer.schedule} schedule, global batch {config.batch_size}{average}",
         f"- Supervision {loss.supervision}; lambda_min {loss.lambda_min}, epoch threshold {loss.epoch_threshold}, "
         f"class threshold {config.class_distributions.threshold}",
         f"- Augmentation {config.augment.policy} ({config.augment.operations} operations, magnitude "
@@ -172,7 +174,7 @@ def describe_training(config: Config, epoch: int) -> list[str]:
 
 
 def find_metrics(trained: TrainedModel) -> list[Measured]:
-    """What the run measured of the very epoch that is exported: validation in the checkpoint, test in `result.json`."""
+    """Return the run's metrics of the exported epoch: validation from the checkpoint, test from `result.json`."""
     records = [record for record in trained.records if record["epoch"] == trained.epoch]
     found = [Measured("validation", record["validation"]) for record in records]
     path = trained.path.parent.parent / "result.json"
@@ -182,15 +184,15 @@ def find_metrics(trained: TrainedModel) -> list[Measured]:
     except FileNotFoundError:
         return found
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path}: damaged ({error}); start the finished run again, which writes it anew") from None
+        raise UserError(f"{path}: corrupt ({error}); rerun the finished run to rewrite it") from None
     test = by_epoch.get(trained.epoch)
     return [*found, Measured("test", test)] if test else found
 
 
 def describe_metrics(measured: Sequence[Measured], classes: Sequence[str]) -> list[str]:
     if not measured:
-        return ["Not known: neither the checkpoint nor a `result.json` of its run has measured this epoch."]
-    lines = ["| split | faces | accuracy | 95 % interval | mean class accuracy |", "|---|--:|--:|--:|--:|"]
+        return ["Unknown: neither the checkpoint nor its run's `result.json` has metrics of this epoch."]
+    lines = ["| split | samples | accuracy | 95% CI | mean class accuracy |", "|---|--:|--:|--:|--:|"]
     for split, metrics in measured:
         low, high = metrics["accuracy_interval"]
         lines.append(
@@ -199,16 +201,16 @@ def describe_metrics(measured: Sequence[Measured], classes: Sequence[str]) -> li
         )
     lines += [
         "",
-        "Accuracy of each class:",
+        "Per-class accuracy:",
         "",
         "| split | " + " | ".join(classes) + " |",
         "|---" + "|--:" * len(classes),
     ]
     lines[-1] += "|"
     for split, metrics in measured:
-        cells = ("none there" if share is None else f"{share:.1%}" for share in metrics["class_accuracy"])
+        cells = ("no samples" if share is None else f"{share:.1%}" for share in metrics["class_accuracy"])
         lines.append(f"| {split} | " + " | ".join(cells) + " |")
-    notes = ["", "Intervals are Wilson's. Where an epoch was chosen on validation, its figure there flatters."]
+    notes = ["", "Wilson intervals. Validation accuracy is optimistic if the epoch was selected on validation."]
     if all(split != "test" for split, _ in measured):
         notes.append("This epoch was not tested.")
     return [*lines, *notes]
@@ -218,12 +220,12 @@ def describe_preprocessing(facts: ExportMetadata) -> list[str]:
     values = facts.preprocessing
     resized = f"Resized to {values.resized} x {values.resized} ({values.kernel}), RGB"
     if values.ten_crop:
-        resized += f"; ten crops of {values.image_size} (corners, centre, mirrored), whose logits are averaged"
+        resized += f"; ten crops of {values.image_size} (corners, center, mirrored), whose logits are averaged"
     return [
-        f"{resized}; scaled to [0, 1], less {list(values.mean)}, divided by {list(values.std)} by channel. Faces were "
-        "cropped or aligned as the dataset's were.",
+        f"{resized}; scaled to [0, 1], minus {list(values.mean)}, divided by {list(values.std)} per channel. Crop or "
+        "align faces as in the dataset.",
         "",
-        "The same stands in each file's metadata, under `preprocessing` and `classes`:",
+        "Each file's metadata contains the same under `preprocessing` and `classes`:",
         "",
         "```json",
         json.dumps(values.to_dict(), ensure_ascii=False),

@@ -1,4 +1,4 @@
-"""The network as ONNX, for any runtime; the only file that knows onnx, onnxscript and onnxruntime."""
+"""Export to ONNX and run ONNX files; the only module that imports onnx, onnxscript and onnxruntime."""
 
 from __future__ import annotations
 
@@ -24,44 +24,43 @@ try:
     import onnxscript  # noqa: F401  (torch's exporter needs it)
 except ImportError as problem:
     raise UserError(
-        f"ONNX needs the packages onnx, onnxscript and onnxruntime ({single_line(problem)}): "
-        "pip install 'adadf_dist[onnx]'"
+        f"ONNX requires onnx, onnxscript and onnxruntime ({single_line(problem)}): pip install 'adadf_dist[onnx]'"
     ) from None
 
 OPSET = 18
-"""Lowest that torch's exporter makes, and the default: the older the opset, the more runtimes read it."""
+"""Default opset, the lowest that torch's exporter supports: more runtimes support older opsets."""
 
 
 def check_opset(opset: int) -> None:
-    """Raises `UserError` naming the range, for one that exporter or runtime does not know."""
+    """Raise `UserError` with the valid range if the exporter or runtime does not support the opset."""
     highest = OPSET
     while highest < onnx.defs.onnx_opset_version() and is_opset_supported(highest + 1):
         highest += 1
     if not OPSET <= opset <= highest:
         raise UserError(
-            f"--opset {opset}: from {OPSET} (the lowest that torch {torch.__version__} exports) to {highest} (the "
-            f"highest that onnx {onnx.__version__} and ONNX Runtime {onnxruntime.__version__} both know)"
+            f"--opset {opset}: must be from {OPSET} (lowest of torch {torch.__version__}) to {highest} (highest of "
+            f"onnx {onnx.__version__} and ONNX Runtime {onnxruntime.__version__})"
         )
 
 
 def is_opset_supported(opset: int) -> bool:
-    """Whether the installed ONNX Runtime takes a smallest model of an opset."""
+    """Return whether the installed ONNX Runtime loads a minimal model of an opset."""
     there, back = (onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, [1]) for name in "xy")
     graph = onnx.helper.make_graph([onnx.helper.make_node("Identity", ["x"], ["y"])], "smallest", [there], [back])
     imports = [onnx.helper.make_opsetid("", opset)]
     model = onnx.helper.make_model(graph, opset_imports=imports, ir_version=10)  # what torch's exporter writes
     try:
         onnxruntime.InferenceSession(model.SerializeToString(), quiet_options(), providers=["CPUExecutionProvider"])
-    except Exception:  # its errors have no common class of their own
+    except Exception:  # its errors have no common base class
         return False
     return True
 
 
 def write(network: TargetNetwork, facts: ExportMetadata, path: Path, opset: int = OPSET) -> None:
-    """Raises `UserError` for an opset that does not work here. No path of this machine is left in the file."""
+    """Export to `path`. Raises `UserError` for an unsupported opset. The file contains no local paths."""
     check_opset(opset)
     with suppress_exporter_warnings():
-        # one graph for both kinds of file, traced for batches of any size
+        # the same graph as for torch.export, traced with a dynamic batch size
         program = torch.onnx.export(
             trace(network, facts),
             dynamo=True,
@@ -74,9 +73,9 @@ def write(network: TargetNetwork, facts: ExportMetadata, path: Path, opset: int 
     model = program.model_proto
     made = {entry.domain: entry.version for entry in model.opset_import}[""]
     if made != opset:
-        raise UserError(f"--opset {opset}: this network could only be exported as opset {made}; give --opset {made}")
+        raise UserError(f"--opset {opset}: this network can only be exported as opset {made}; pass --opset {made}")
     for part in (*model.graph.node, *model.graph.value_info, *model.graph.initializer, *model.functions):
-        del part.metadata_props[:]  # where each step stands in Python
+        del part.metadata_props[:]  # Python source locations
         part.doc_string = ""
     onnx.helper.set_model_props(model, facts.to_metadata())
     onnx.save(model, path)
@@ -84,7 +83,7 @@ def write(network: TargetNetwork, facts: ExportMetadata, path: Path, opset: int 
 
 @contextmanager
 def suppress_exporter_warnings() -> Iterator[None]:
-    """The exporter's warnings are for its developers: what it makes is checked here, number by number."""
+    """Suppress the exporter's warnings; the exported file is verified numerically."""
     logging.disable(logging.WARNING)
     try:
         with warnings.catch_warnings(), redirect_stdout(StringIO()):
@@ -96,7 +95,7 @@ def suppress_exporter_warnings() -> Iterator[None]:
 
 def quiet_options() -> Any:
     options = onnxruntime.SessionOptions()
-    options.log_severity_level = 4  # what fails is raised too
+    options.log_severity_level = 4  # errors are raised as well
     return options
 
 
@@ -107,12 +106,12 @@ class OnnxNetwork:
         provider = "CUDAExecutionProvider" if device.type == "cuda" else "CPUExecutionProvider"
         if provider not in onnxruntime.get_available_providers():
             raise UserError(
-                f"{path}: the installed ONNX Runtime has no {provider}; install onnxruntime-gpu, or give --device cpu"
+                f"{path}: the installed ONNX Runtime has no {provider}; install onnxruntime-gpu or pass --device cpu"
             )
         try:
             self._session = onnxruntime.InferenceSession(str(path), quiet_options(), providers=[provider])
-        except Exception as error:  # its errors have no common class of their own
-            raise UserError(f"{path}: ONNX Runtime does not open it ({single_line(error, 160)})") from None
+        except Exception as error:  # its errors have no common base class
+            raise UserError(f"{path}: ONNX Runtime cannot open it ({single_line(error, 160)})") from None
         self.facts = ExportMetadata.from_metadata(self._session.get_modelmeta().custom_metadata_map, path)
 
     def __call__(self, images: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Weights as safetensors: data only, safe to open from anyone; adadf_dist rebuilds the network around them."""
+"""Weights as safetensors: data only, safe to load from untrusted sources; adadf_dist rebuilds the network."""
 
 from __future__ import annotations
 
@@ -17,23 +17,23 @@ def write(network: TargetNetwork, facts: ExportMetadata, path: Path) -> None:
     tensors = {name: tensor.contiguous() for name, tensor in network.state_dict().items()}
     try:
         save_file(tensors, path, metadata={"format": "pt", **facts.to_metadata()})
-    except SafetensorError as error:  # also for a folder that cannot be written
+    except SafetensorError as error:  # also for an unwritable folder
         raise UserError(f"{path}: cannot be written ({single_line(error, 120)}); write elsewhere") from None
 
 
 def read(path: Path) -> tuple[TargetNetwork, ExportMetadata]:
-    """Raises `UserError` for a file that is damaged, or that `write` did not make."""
+    """Load the network. Raises `UserError` for a corrupt file or one not written by `write`."""
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except (SafetensorError, OSError) as error:
-        raise UserError(f"{path}: torn or not a safetensors file ({single_line(error, 120)})") from None
+        raise UserError(f"{path}: truncated or not a safetensors file ({single_line(error, 120)})") from None
     facts = ExportMetadata.from_metadata(metadata, path)
     network = TargetNetwork(init_model(facts.config(path), len(facts.classes)))
     own = network.state_dict()
     for name in [*own, *tensors]:
         if name not in own or name not in tensors or own[name].shape != tensors[name].shape:
-            raise UserError(f"{path}: its tensor {name} does not fit the network its metadata describes; export again")
+            raise UserError(f"{path}: tensor {name} does not match the network in its metadata; export again")
     network.load_state_dict(tensors)
     return network, facts

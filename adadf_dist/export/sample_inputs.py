@@ -1,4 +1,4 @@
-"""Images to check an exported network with: random ones, and faces."""
+"""Test images for verifying an exported network: random noise and faces."""
 
 from __future__ import annotations
 
@@ -23,16 +23,16 @@ CPU = torch.device("cpu")
 
 
 class SampleInputs(NamedTuple):
-    """Images [n, 3, H, W] as the network takes them."""
+    """Preprocessed images [n, 3, H, W]."""
 
     random: Tensor
     faces: Tensor
     whose: str
-    """Where the faces are from."""
+    """Source of the faces."""
 
 
 def make_sample_inputs(trained: TrainedModel, dataset: Dataset | None, count: int) -> SampleInputs:
-    """`count` of each kind: samples of the run's own dataset where it is available, synthetic ones otherwise."""
+    """Return `count` images of each kind; faces are from the run's dataset if available, otherwise synthetic."""
     size = trained.preprocessing.image_size
     random = torch.randn(count, 3, size, size, generator=torch.Generator().manual_seed(0))
     try:
@@ -41,15 +41,14 @@ def make_sample_inputs(trained: TrainedModel, dataset: Dataset | None, count: in
         faces, whose = stored_faces(dataset, count)
     except (UserError, OSError, InvalidImageError):
         faces = [Image.fromarray(render_sample(0, number).image) for number in range(count)]
-        whose = "drawn faces, for the run's own are not at hand"
+        whose = "synthetic faces (run dataset not available)"
     return SampleInputs(random, prepare(faces, trained.preprocessing)[:count], whose)
 
 
 def find_dataset(trained: TrainedModel, shards: str) -> Dataset | None:
-    """The dataset that a run was trained on; None where it is not a folder of this machine, or has other classes.
+    """Open the dataset that a run was trained on; None if it is not available locally or has other classes.
 
-    `shards`: where it is now; empty: where the run found it. Raises `UserError` where the user named one that does not
-    open.
+    `shards`: its current location; empty: as in the run. Raises `UserError` if `shards` is set and does not open.
     """
     place = shards or trained.config.data.shards
     try:
@@ -62,7 +61,7 @@ def find_dataset(trained: TrainedModel, shards: str) -> Dataset | None:
 
 
 def difference_of(trained: TrainedModel, dataset: Dataset | None) -> str:
-    """How a dataset differs from the one that the run was trained on; empty where it does not, or nothing is known."""
+    """Describe how a dataset differs from the run's training data; empty if it does not or if unknown."""
     if dataset is None or trained.data is None:
         return ""
     found = Source(str(dataset.folder.absolute()), dataset.manifest.digests())
@@ -70,7 +69,7 @@ def difference_of(trained: TrainedModel, dataset: Dataset | None) -> str:
 
 
 def stored_faces(dataset: Dataset, count: int) -> tuple[list[Image.Image], str]:
-    """The first samples of a dataset's last split (test if there is one).
+    """Return the first samples of a dataset's last split (test if available).
 
     Raises `UserError`, `OSError`, `InvalidImageError`.
     """
@@ -81,7 +80,7 @@ def stored_faces(dataset: Dataset, count: int) -> tuple[list[Image.Image], str]:
 
 
 def prepare(faces: list[Image.Image], preprocessing: Preprocessing) -> Tensor:
-    """As evaluation prepares them, each of ten crops a row: [rows, 3, H, W]."""
+    """Preprocess faces as in evaluation [rows, 3, H, W]; with ten-crop, each crop is a row."""
     pixels = np.stack([resize_image(face, preprocessing.resized) for face in faces])
     images = torch.from_numpy(pixels).permute(0, 3, 1, 2)
     ready = DeviceTransform(preprocessing, CPU)(images, torch.zeros(len(faces), 4, dtype=torch.int64))

@@ -1,4 +1,4 @@
-"""What is exported of a trained network: extractor and target branch, from normalised images to logits."""
+"""The exported part of a trained network: extractor and target branch, from normalized images to logits."""
 
 from __future__ import annotations
 
@@ -7,23 +7,23 @@ from torch import Tensor, nn
 from adadf_dist.method.model import DualBranch
 
 INPUT, OUTPUT = "images", "logits"
-"""Names of what goes in and comes out, in every file."""
+"""Input and output names in every file."""
 
 
 class TargetNetwork(nn.Module):
     """Images [n, 3, H, W] as `Preprocessing` makes them -> logits [n, C], attention applied; fp32 throughout.
 
-    Logits and not probabilities: ten crops are averaged as logits, and temperature scaling wants them. Their softmax
-    is the predicted distribution.
+    Returns logits instead of probabilities, because ten-crop averages logits and temperature scaling needs them. Their
+    softmax is the predicted distribution.
     """
 
     def __init__(self, model: DualBranch) -> None:
-        """Shares the weights of `model`, in evaluation mode."""
+        """Create the network, sharing the weights of `model`, in evaluation mode."""
         super().__init__()
         self.extractor = model.extractor
         self.target = model.target
         self.attends = model.auxiliary is not None
-        """The baseline has no auxiliary branch and is a plain classifier: its attention head rests."""
+        """False for the baseline, a plain classifier without auxiliary branch, whose attention head is unused."""
         self.eval()
 
     def forward(self, images: Tensor) -> Tensor:

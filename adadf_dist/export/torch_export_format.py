@@ -1,4 +1,4 @@
-"""The network as torch.export's program: weights and computation, without our classes. For PyTorch 2.11 and newer."""
+"""Export to a torch.export program: weights and graph, independent of adadf_dist. For PyTorch 2.11 and newer."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from adadf_dist.export.metadata import ExportMetadata
 from adadf_dist.export.target_network import INPUT, TargetNetwork
 
 METADATA = "adadf_dist.json"
-"""The extra file that holds the metadata, as JSON."""
+"""Name of the extra file with the metadata as JSON."""
 
 
 def trace(network: TargetNetwork, facts: ExportMetadata) -> ExportedProgram:
-    """For images of the network's own size in batches of any size. No path of this machine is left in it."""
+    """Trace the network for its image size and any batch size. The program contains no local paths."""
     size = facts.preprocessing.image_size
-    example = torch.zeros(2, 3, size, size)  # a batch of 1 would be taken for a constant
+    example = torch.zeros(2, 3, size, size)  # a batch of 1 would be treated as constant
     program = torch.export.export(network, (example,), dynamic_shapes={INPUT: {0: Dim("n")}})
     for module in program.graph_module.modules():
         for node in module.graph.nodes if isinstance(module, GraphModule) else ():
@@ -37,21 +37,21 @@ def write(network: TargetNetwork, facts: ExportMetadata, path: Path) -> None:
 
 
 def read(path: Path, device: torch.device) -> tuple[Callable[[Tensor], Tensor], ExportMetadata]:
-    """Raises `UserError` for a file that is damaged, or that `write` did not make.
+    """Load the program. Raises `UserError` for a corrupt file or one not written by `write`.
 
-    As with any `torch.export` program, open only files of people you trust.
+    As with any `torch.export` program, only open files from sources you trust.
     """
     extra = {METADATA: ""}
     try:
         if not zipfile.is_zipfile(path):
-            raise ValueError("no zip archive")
+            raise ValueError("not a zip archive")
         program = torch.export.load(path, extra_files=extra)
-    except Exception as error:  # its reader raises whatever it trips over
-        raise UserError(f"{path}: torn or not a torch.export program ({single_line(error, 120)})") from None
+    except Exception as error:  # the loader raises arbitrary errors
+        raise UserError(f"{path}: truncated or not a torch.export program ({single_line(error, 120)})") from None
     try:
         metadata = json.loads(extra[METADATA] or "{}")
     except ValueError as error:
-        raise UserError(f"{path}: its metadata is damaged ({error}); export it again") from None
+        raise UserError(f"{path}: corrupt metadata ({error}); export again") from None
     if device.type != "cpu":
         program = move_to_device_pass(program, device)
     return program.module(), ExportMetadata.from_metadata(metadata, path)

@@ -1,4 +1,4 @@
-"""Whether an exported file answers as its checkpoint does, how large it is, and how fast."""
+"""Verify an exported file against its checkpoint, and measure its size and speed."""
 
 from __future__ import annotations
 
@@ -17,39 +17,39 @@ from adadf_dist.export.exported_model import load_model
 from adadf_dist.export.sample_inputs import SampleInputs
 
 BATCHES = (1, 2, 7)
-"""Sizes at which files are checked: one face, the size of tracing, and neither."""
+"""Batch sizes to verify: one, the size used for tracing, and another."""
 TOLERANCE = 1e-4
-"""Largest difference of a logit that passes."""
+"""Maximum absolute logit difference."""
 TIMED_BATCH, TIMED_PASSES = 8, 5
 
 
 class VerificationResult(NamedTuple):
-    """What the check of a file found."""
+    """Result of verifying a file."""
 
     on_random: float
-    """Largest absolute difference of a logit on random images."""
+    """Maximum absolute logit difference on random images."""
     on_faces: float
     bytes: int
     seconds: float
-    """An image, in batches of `TIMED_BATCH` on the CPU; the median of some passes."""
+    """Median seconds per image in batches of `TIMED_BATCH` on the CPU."""
 
 
 def verify_export(path: Path, trained: TrainedModel, probes: SampleInputs) -> VerificationResult:
-    """Open a file as a user will, and compare. Raises `UserError` beyond the tolerance."""
+    """Load an exported file and compare its logits. Raises `UserError` beyond the tolerance."""
     model = load_model(path, "cpu")
     on_random, on_faces = (max_abs_diff(model.logits, trained, images) for images in probes[:2])
     for kind, difference in (("random images", on_random), (probes.whose, on_faces)):
         if not difference <= TOLERANCE:  # a NaN does not pass either
             raise UserError(
-                f"the exported network is off by {difference:.1e} on {kind}, more than {TOLERANCE:g}, so the file was "
-                "not kept; try another --opset, or report it with the versions of torch and onnxruntime"
+                f"exported model differs from the checkpoint by {difference:.1e} on {kind} (tolerance {TOLERANCE:g}); "
+                "file discarded. Try another --opset, or report it with the versions of torch and onnxruntime"
             )
     return VerificationResult(on_random, on_faces, path.stat().st_size, seconds_per_image(model.logits, probes.random))
 
 
 @torch.no_grad()
 def max_abs_diff(logits: Callable[[Tensor], Tensor], trained: TrainedModel, images: Tensor) -> float:
-    """Against the training model's target branch in fp32, over all batch sizes."""
+    """Return the maximum difference from the training model's target branch in fp32, over all batch sizes."""
     worst = torch.zeros(())
     for size in BATCHES:
         rows = images[:size]

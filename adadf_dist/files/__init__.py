@@ -1,1 +1,1 @@
-"""Files: atomic writes, locks, tables, output checks, full disks."""
+"""Files: atomic writes, locks, CSV tables, output checks, full disks."""

@@ -1,4 +1,4 @@
-"""Atomic writes: a file has its old content or its new content, never half of it."""
+"""Atomic writes: a file has either its old or its new content, never a part."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ def write_json(path: Path, value: object) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Whole or not at all."""
+    """Write text atomically."""
     partial = path.with_name(path.name + ".partial")
     with os_errors_as_user_errors(path):
         partial.write_text(text, encoding="utf-8")

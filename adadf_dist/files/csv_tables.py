@@ -1,6 +1,6 @@
-"""Read the tables and lists that users write: csv in its dialects, and lists of a name and a label per line.
+"""Read tables and lists written by users: CSV dialects, and lists with a name and a label per line.
 
-Separators are detected (comma, semicolon, tab, vertical bar, and blanks where a list allows them), cells are stripped,
+Separators are detected (comma, semicolon, tab, vertical bar, and blanks if a list allows them), cells are stripped,
 and every error is a `UserError` that names the file and the line.
 """
 
@@ -19,12 +19,12 @@ from adadf_dist.errors import UserError, did_you_mean
 from adadf_dist.files.text import plain_form
 
 SEPARATORS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "vertical bars", " ": "blanks"}
-"""What may separate cells, and how messages call it; blanks only where a list allows them."""
+"""Separator -> name in messages. Blanks only if a list allows them."""
 MAX_CELL = csv.field_size_limit()
-"""Longest cell in characters."""
+"""Maximum length of a cell in characters."""
 
 MAX_NUMBER = 2**24
-"""Largest vote or share: up to here single precision, in which they are stored, is exact."""
+"""Largest vote or fraction; integers up to here are exact in the single precision in which they are stored."""
 
 _WHOLE = re.compile(r"\s*([+-]?[0-9]+)(?:\.0*|,0)?\s*", re.ASCII)
 _DECIMAL_COMMA = re.compile(r"[+-]?[0-9]*,[0-9]+", re.ASCII)
@@ -32,7 +32,7 @@ _THOUSANDS = re.compile(r"[+-]?[0-9]{1,3}(,[0-9]{3})+", re.ASCII)
 
 
 class NoColumnError(UserError):
-    """The header of a csv lacks a column that is needed."""
+    """The header of a CSV file lacks a required column."""
 
     def __init__(self, message: str, line: int) -> None:
         super().__init__(message)
@@ -40,55 +40,57 @@ class NoColumnError(UserError):
 
 
 class Row(NamedTuple):
-    """Stripped cells of a line."""
+    """A row of stripped cells."""
 
     where: str
-    """The file and the line, for messages."""
+    """File and line, for messages."""
     line: int
     cells: list[str]
 
 
 @dataclass(frozen=True)
 class Table:
-    """A csv with a header; its rows can be read once."""
+    """A CSV table with a header. Its rows can be read only once."""
 
     where: str
     separator: str
     header: tuple[str, ...]
-    """Column names; a column that was asked for is spelled as it was asked for. Unnamed columns are empty."""
+    """Column names; requested columns are spelled as requested, unnamed columns are empty."""
     rows: Iterator[Row]
-    """Each with as many cells as the header has columns."""
+    """Rows, each with as many cells as the header has columns."""
 
     def select(self, columns: Sequence[str]) -> Iterator[tuple[Row, list[str]]]:
-        """Each row with its cells of some columns."""
+        """Yield each row with its cells in `columns`."""
         places = [self.header.index(name) for name in columns]
         for row in self.rows:
             yield row, [row.cells[place] for place in places]
 
     def records(self) -> Iterator[tuple[Row, dict[str, str]]]:
-        """Each row with its cells by column name, without unnamed columns."""
+        """Yield each row with its cells by column name, without unnamed columns."""
         for row in self.rows:
             yield row, {name: cell for name, cell in zip(self.header, row.cells, strict=True) if name}
 
     def note(self) -> str:
-        """What to tell the user about the separator; empty for commas."""
+        """Return a note for the user about the separator; empty for commas."""
         return separator_note(self.where, self.separator)
 
 
 def separator_note(where: str, separator: str) -> str:
-    """What to tell the user about a separator; empty for commas."""
+    """Return a note for the user about a separator; empty for commas."""
     return "" if separator == "," else f"{where}: cells are separated by {SEPARATORS[separator]}"
 
 
 def open_table(lines: Iterable[str], where: str, required: Sequence[str], optional: Sequence[str] = ()) -> Table:
-    """Read the header of a csv: it must have the required columns, in any order and letter case, each once.
+    """Read the header of a CSV table: it must have each required column once, in any order and letter case.
 
-    Raises `UserError` here for the header, and while the rows are read for what is wrong with them.
+    Raises `UserError` for an invalid header; errors in rows are raised when the rows are read.
     """
     lines = iter(lines)
     number, header_line = _first_line(lines)
     separator = None
-    if header_line.strip().lower().startswith("sep=") and len(header_line.strip()) == 5:  # a hint of spreadsheets
+    if (
+        header_line.strip().lower().startswith("sep=") and len(header_line.strip()) == 5
+    ):  # written by spreadsheet programs
         separator = header_line.strip()[4]
         if separator not in SEPARATORS:
             raise UserError(f"{where}: line {number}: separator {separator!r} is unknown; use a comma or a semicolon")
@@ -102,7 +104,7 @@ def open_table(lines: Iterable[str], where: str, required: Sequence[str], option
 
 
 def read_rows(lines: Iterable[str], where: str, separator: str, first: int = 1) -> Iterator[Row]:
-    """Rows of text lines, of which the first has number `first`; empty ones are left out. Raises `UserError`."""
+    """Yield the rows of text lines, numbered from `first`; skip empty lines. Raises `UserError`."""
     if separator == " ":
         for number, line in enumerate(lines, start=first):
             if line.strip():
@@ -123,7 +125,7 @@ def read_rows(lines: Iterable[str], where: str, separator: str, first: int = 1) 
 
 
 def read_list(lines: Iterable[str], where: str) -> Iterator[Row]:
-    """Rows of a list or matrix; the first line that is not empty decides the separator. Raises `UserError`."""
+    """Yield the rows of a list or matrix; the first nonempty line decides the separator. Raises `UserError`."""
     lines = iter(lines)
     for number, line in enumerate(lines, start=1):
         if line.strip():
@@ -132,9 +134,9 @@ def read_list(lines: Iterable[str], where: str) -> Iterator[Row]:
 
 
 def detect_separator(line: str, columns: Sequence[str] = (), blanks: bool = False) -> str:
-    """The separator of a line: the one that makes most of the expected columns of it, or else most cells.
+    """Return the separator that gives the most expected columns, or else the most cells.
 
-    A comma where no separator appears, or a blank where `blanks` are allowed.
+    Without any separator in the line: a comma, or a blank if `blanks` are allowed.
     """
     wanted = {name.casefold() for name in columns}
     best, best_score = " " if blanks else ",", (0, 1)
@@ -149,12 +151,12 @@ def detect_separator(line: str, columns: Sequence[str] = (), blanks: bool = Fals
 
 
 def read_votes(cells: Sequence[str], where: str) -> tuple[float, ...]:
-    """Annotators or shares per class; an empty cell is 0. Raises `UserError` for anything but finite numbers from 0."""
+    """Read votes or fractions per class; an empty cell is 0. Raises `UserError` for negative or non-finite numbers."""
     return tuple(read_number(cell, where, "votes") if cell else 0.0 for cell in cells)
 
 
 def read_number(text: str, where: str, what: str) -> float:
-    """A finite number of 0 or more, also with a decimal comma. Raises `UserError`."""
+    """Read a finite number of 0 or more, also with a decimal comma. Raises `UserError`."""
     value = parse_number(text)
     if not math.isfinite(value) or value < 0:
         raise UserError(f"{where}: {what} must be numbers of 0 or more, not {text[:40]!r}")
@@ -164,7 +166,7 @@ def read_number(text: str, where: str, what: str) -> float:
 
 
 def parse_number(text: str) -> float:
-    """A number, also with a decimal comma; NaN for anything else, and for a comma that may group thousands."""
+    """Parse a number, also with a decimal comma; NaN for anything else, and if a comma may separate thousands."""
     if _THOUSANDS.fullmatch(text):
         return math.nan
     try:
@@ -174,13 +176,13 @@ def parse_number(text: str) -> float:
 
 
 def parse_whole(text: str) -> int | None:
-    """A whole number, also written as `3.0`; None for anything else."""
+    """Parse an integer, also written as `3.0`; None for anything else."""
     found = _WHOLE.fullmatch(text)
     return int(found[1]) if found and len(found[1]) < 18 else None
 
 
 def find_class(word: str, classes: Sequence[str]) -> int | None:
-    """The place of a class by its name, in any letter case and form of accents where only one class matches."""
+    """Return the index of a class by name, ignoring letter case and Unicode form if only one class matches."""
     if word in classes:
         return classes.index(word)
     plain = plain_form(word)
@@ -189,7 +191,7 @@ def find_class(word: str, classes: Sequence[str]) -> int | None:
 
 
 def _first_line(lines: Iterator[str]) -> tuple[int, str]:
-    """The first line that is not empty, and its number; number 1 and an empty line at the end."""
+    """Return the number and text of the first nonempty line, or (1, "") if there is none."""
     for number, line in enumerate(lines, start=1):
         if line.strip():
             return number, line
@@ -219,7 +221,7 @@ def _name_columns(row: Row, required: Sequence[str], optional: Sequence[str]) ->
         seen = ", ".join(name for name in header if name)[:100] or "nothing"
         close = did_you_mean(missing[0], [name for name in header if name])
         raise NoColumnError(
-            f"{row.where}: no column {', '.join(missing)}; the header has {seen}{close or '; name the columns there'}",
+            f"{row.where}: no column {', '.join(missing)}; the header has {seen}{close or '; add the column names'}",
             row.line,
         )
     twice = [name for name, count in Counter(header).items() if name and count > 1]
@@ -229,7 +231,7 @@ def _name_columns(row: Row, required: Sequence[str], optional: Sequence[str]) ->
 
 
 def _fit(row: Row, header: Sequence[str]) -> Row:
-    """The row with as many cells as the header has columns; empty cells beyond them are dropped. Raises `UserError`."""
+    """Fit a row to the header by dropping extra empty cells. Raises `UserError` for a different number of cells."""
     extra = row.cells[len(header) :]
     if len(row.cells) < len(header) or any(extra):
         raise UserError(

@@ -1,4 +1,4 @@
-"""A full disk: retries a write until there is space."""
+"""Retry writes while the disk is full."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from collections.abc import Callable
 from adadf_dist.errors import DiskFullError
 
 FULL_DISK_WAIT_SHARE = 0.5
-"""Fraction of the ranks' timeout to wait for a full disk: the other ranks wait for this one meanwhile."""
+"""Fraction of the ranks' timeout to wait for disk space, because the other ranks wait meanwhile."""
 
 
 def retry_on_full_disk(write: Callable[[], None], timeout_s: float, on_wait: Callable[[], None]) -> None:
@@ -27,7 +27,7 @@ def retry_on_full_disk(write: Callable[[], None], timeout_s: float, on_wait: Cal
             if left <= 0:
                 raise
             pause = min(pause, left)
-            print(f"warning: {error}; retrying in {pause:.0f} s, for another {left:.0f} s", file=sys.stderr, flush=True)
+            print(f"warning: {error}; retrying in {pause:.0f} s ({left:.0f} s left)", file=sys.stderr, flush=True)
         on_wait()
         time.sleep(pause)
         pause *= 2

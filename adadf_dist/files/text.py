@@ -1,8 +1,7 @@
-"""Read the text files that users write, the same way on every machine.
+"""Read text files written by users, independently of the locale.
 
-Text is UTF-8, with or without a byte order mark, whatever the locale says; UTF-16 and UTF-32 are recognized by their
-byte order mark. The line endings of Unix, Windows and old Macs become newlines. Anything else is a `UserError` that
-names the file, the line and the byte.
+Text is UTF-8, with or without a byte order mark; UTF-16 and UTF-32 are recognized by their byte order mark. Unix,
+Windows and old Mac line endings become newlines. Anything else is a `UserError` with the file, line and byte.
 """
 
 from __future__ import annotations
@@ -18,7 +17,7 @@ from pathlib import Path
 
 from adadf_dist.errors import UserError, single_line
 
-_BYTE_ORDER_MARKS = (  # UTF-32 first: its mark begins with that of UTF-16
+_BYTE_ORDER_MARKS = (  # UTF-32 first: its mark starts with that of UTF-16
     (codecs.BOM_UTF32_LE, "utf-32"),
     (codecs.BOM_UTF32_BE, "utf-32"),
     (codecs.BOM_UTF16_LE, "utf-16"),
@@ -44,22 +43,22 @@ _BINARY_FILES = (
     (b"version https://git-lfs.", "a Git LFS pointer"),
 )
 TAR_MARK_END = 262
-"""A tar archive has its mark in the five bytes before this offset."""
+"""End offset of the five-byte mark of a tar archive."""
 _UNPRINTABLE = ("Cc", "Cs", "Zl", "Zp")
 """Unicode categories: control characters, surrogates, line and paragraph separators."""
 _SURROGATE = re.compile("[\udc80-\udcff]")
-"""What `surrogateescape` makes of a byte that is not UTF-8."""
+"""Surrogates that `surrogateescape` produces for bytes that are not UTF-8."""
 
 
 def read_text(path: Path | str, option: str = "") -> str:
-    """A complete file. Raises `UserError` that names the option, the file and what is wrong with it."""
+    """Read a complete file. Raises `UserError` with the option, the file and the problem."""
     with open_text(path, option) as lines:
         return "".join(lines)
 
 
 @contextmanager
 def open_text(path: Path | str, option: str = "") -> Iterator[Iterator[str]]:
-    """The lines of a file, each with its `\\n`, in bounded memory. Raises `UserError` as `read_text` does."""
+    """Open a file as an iterator of lines, each with its `\\n`, in bounded memory. Raises `UserError`."""
     where = located(path, option)
     with open_bytes(path, option) as stream, closing(decode_lines(stream, where)) as lines:
         yield lines
@@ -67,10 +66,10 @@ def open_text(path: Path | str, option: str = "") -> Iterator[Iterator[str]]:
 
 @contextmanager
 def open_bytes(path: Path | str, option: str = "") -> Iterator[io.BufferedReader]:
-    """The bytes of a file. Raises `UserError` where it cannot be read."""
+    """Open a file as bytes. Raises `UserError` if it cannot be read."""
     where = located(path, option)
     try:
-        stream = open(path, "rb")  # noqa: SIM115 - what fails to open is not what fails inside
+        stream = open(path, "rb")  # noqa: SIM115 - errors on opening and in the block differ
     except FileNotFoundError:
         raise UserError(f"{where}: no such file; check the path") from None
     except (OSError, ValueError) as error:  # ValueError: a NUL in the path, or a name that the locale cannot encode
@@ -79,25 +78,25 @@ def open_bytes(path: Path | str, option: str = "") -> Iterator[io.BufferedReader
         try:
             yield stream
         except OSError as error:
-            if error.errno is None or error.filename is not None:  # of something else than this stream
+            if error.errno is None or error.filename is not None:  # not from this stream
                 raise
             raise UserError(f"{where}: cannot be read ({error.strerror})") from None
 
 
 def located(path: Path | str, option: str = "") -> str:
-    """How messages name a file: the option that gave it, and its path."""
+    """Return the option and path of a file, for messages."""
     return f"{option}: {escape_name(str(path))}" if option else escape_name(str(path))
 
 
 def decode_text(content: bytes, where: str) -> str:
-    """The text of a file's bytes. Raises `UserError` saying `where`."""
+    """Decode the bytes of a file. Raises `UserError` starting with `where`."""
     return "".join(decode_lines(io.BytesIO(content), where))
 
 
 def decode_lines(stream: io.BufferedReader | io.BytesIO, where: str, any_bytes: bool = False) -> Generator[str]:
-    """Text lines of a binary stream, each with its `\\n`, as they come. Raises `UserError` saying `where`.
+    """Yield text lines of a binary stream, each with its `\\n`. Raises `UserError` starting with `where`.
 
-    `any_bytes`: lines are names of files, which may hold bytes that are not UTF-8; `surrogateescape` keeps them.
+    `any_bytes`: lines are file names, which may have bytes that are not UTF-8; `surrogateescape` keeps them.
     """
     buffered = stream if isinstance(stream, io.BufferedReader) else io.BufferedReader(stream)
     start = buffered.peek(TAR_MARK_END)[:TAR_MARK_END]
@@ -110,37 +109,37 @@ def decode_lines(stream: io.BufferedReader | io.BytesIO, where: str, any_bytes: 
             number += 1
             if not any_bytes:
                 check_line(line, f"{where}: line {number}")
-            yield line.removeprefix("\ufeff")  # files joined by `cat` have their marks inside
+            yield line.removeprefix("\ufeff")  # files joined with `cat` have byte order marks inside
     except UnicodeDecodeError as error:
         raise UserError(
             f"{where}: line {number + 1}: incomplete {encoding.upper()} ({error.reason}); save it as UTF-8"
         ) from None
     finally:
-        with suppress(ValueError):  # the stream belongs to the caller, who may have closed it
+        with suppress(ValueError):  # the caller may have closed the stream
             text.detach()
 
 
 def encoding_of(start: bytes) -> str:
-    """The encoding of a text by its first bytes."""
+    """Return the encoding of a text by its first bytes."""
     return next((name for mark, name in _BYTE_ORDER_MARKS if start.startswith(mark)), "utf-8-sig")
 
 
 def refuse_binary(start: bytes, where: str) -> None:
-    """Raise `UserError` when a file begins like an archive or an image."""
+    """Raise `UserError` if a file starts like an archive, an image or another binary file."""
     what = next((what for mark, what in _BINARY_FILES if start.startswith(mark)), "")
     if start[257:TAR_MARK_END] == b"ustar":
         what = "a tar archive"
     if what:
-        fix = "unpack it and give the file inside" if what.endswith(("file", "archive")) else "give a text file"
-        fix = "fetch the file itself with `git lfs pull`" if "LFS" in what else fix
-        fix += " (a spreadsheet: save it as csv)" if what == "a zip archive" else ""
+        fix = "unpack it and pass the file inside" if what.endswith(("file", "archive")) else "pass a text file"
+        fix = "download the file with `git lfs pull`" if "LFS" in what else fix
+        fix += " (a spreadsheet: save it as CSV)" if what == "a zip archive" else ""
         raise UserError(f"{where}: is {what}, not text; {fix}")
 
 
 def check_line(line: str, where: str) -> None:
-    """Raise `UserError` for a byte that is not UTF-8, and for a NUL."""
+    """Raise `UserError` for a byte that is not UTF-8, or a NUL."""
     if "\0" in line:
-        raise UserError(f"{where}: holds a NUL byte, so this is not text in UTF-8; save it as UTF-8")
+        raise UserError(f"{where}: contains a NUL byte, so it is not UTF-8 text; save it as UTF-8")
     if not line.isascii() and (wrong := _SURROGATE.search(line)):
         byte = ord(wrong[0]) - 0xDC00
         raise UserError(
@@ -149,12 +148,12 @@ def check_line(line: str, where: str) -> None:
 
 
 def is_text(value: str) -> bool:
-    """Whether a string has no bytes in it that are not text: those of a file's name that is not UTF-8."""
+    """Return whether a string is valid text, without surrogates from a file name that is not UTF-8."""
     return value.isascii() or not _SURROGATE.search(value)
 
 
 def check_path(path: Path | str, option: str = "") -> None:
-    """Raise `UserError` for a path that is not text: libraries that want UTF-8 could not open it."""
+    """Raise `UserError` for a path that is not text, because libraries that require UTF-8 cannot open it."""
     if not is_text(str(path)):
         raise UserError(
             f"{located(path, option)}: the path is not UTF-8 text; rename it, or set PYTHONUTF8=1 if the locale is not"
@@ -162,10 +161,10 @@ def check_path(path: Path | str, option: str = "") -> None:
 
 
 def escape_name(name: str) -> str:
-    """A file's name as plain text on one line, and different for different names.
+    """Escape a file name as plain text on one line; different names remain different.
 
-    File names may hold any bytes. Those that are not UTF-8, control characters and the backslash itself become `\\xNN`;
-    `unescape_name` reverses it. Other names stay as they are, whatever the locale.
+    Bytes that are not UTF-8, control characters and backslashes become `\\xNN`; `unescape_name` reverses it. Other
+    names are unchanged, in every locale.
     """
     text = os.fsencode(name).decode("utf-8", "surrogateescape")
     if text.isprintable() and "\\" not in text:
@@ -174,7 +173,7 @@ def escape_name(name: str) -> str:
 
 
 def is_printable_name(name: str) -> bool:
-    """Whether a name has no control characters, line ends or bytes that are not text."""
+    """Return whether a name has no control characters, line breaks or bytes that are not text."""
     return all(unicodedata.category(character) not in _UNPRINTABLE for character in name)
 
 
@@ -185,16 +184,16 @@ def _escaped(character: str) -> str:
 
 
 def plain_form(name: str) -> str:
-    """A name as file systems compare it that ignore letter case and forms of accents."""
+    """Normalize a name like file systems that ignore letter case and Unicode form."""
     return unicodedata.normalize("NFC", name).casefold()
 
 
 def unescape_name(text: str) -> str:
-    """The name that `escape_name` made `text` of, fit for `open`."""
+    """Reverse `escape_name`; the result can be passed to `open`."""
     content = re.sub(rb"\\x([0-9a-f]{2})", lambda found: bytes.fromhex(found[1].decode()), text.encode())
     return os.fsdecode(content)
 
 
 def native_name(text: str) -> str:
-    """A file name from a text file as `open` takes it: of the same bytes, whatever the locale."""
+    """Convert a file name from a text file for `open`, with the same bytes in every locale."""
     return os.fsdecode(text.encode("utf-8", "surrogateescape"))

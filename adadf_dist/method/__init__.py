@@ -1,1 +1,1 @@
-"""The method of the paper: networks, losses, class distributions, and the weights that networks start from."""
+"""The paper's method: networks, losses, class distributions, and pretrained weights."""

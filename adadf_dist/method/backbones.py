@@ -1,6 +1,6 @@
-"""A backbone cut in two: the extractor that both branches share, and the stages that each has for itself.
+"""Backbones split in two: the extractor shared by both branches, and the stages that each branch has its own copy of.
 
-The parts keep the backbone's own names for their parameters, so that its pretrained files fit them as they are.
+The parts keep the backbone's parameter names, so pretrained files load without renaming.
 """
 
 from __future__ import annotations
@@ -8,20 +8,22 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib import import_module
+from typing import TYPE_CHECKING
 
-import torchvision
 from torch import Tensor, nn
-from torchvision.models.resnet import BasicBlock, ResNet
 
 from adadf_dist.config.backbone_names import TIMM
 from adadf_dist.config.schema import ModelConfig
 from adadf_dist.errors import UserError, did_you_mean
 
+if TYPE_CHECKING:
+    from torchvision.models.resnet import ResNet
+
 TIMM_BACKBONES = "adadf_dist.method.timm_backbones"
-"""Imported where it is wanted: it takes timm, which not everyone has."""
+"""Imported only when needed, because timm is optional."""
 
 Units = Mapping[str, nn.Module]
-"""What a network computes, one after the other, by its own dotted names: `stem`, `stages.0`, `stages.1`, ..."""
+"""A network's modules in order of computation, by dotted name: `stem`, `stages.0`, `stages.1`, ..."""
 
 
 @dataclass(frozen=True)
@@ -29,18 +31,18 @@ class Backbone:
     """Images [n, 3, H, W] -> extractor -> stages -> pool -> features [n, F]."""
 
     extractor: nn.Module
-    """Its output is what both branches take: feature maps, or tokens."""
+    """Shared by both branches; outputs feature maps or tokens."""
     stages: nn.Module
     pool: nn.Module
-    """From the last stage's maps or tokens to features [n, F]."""
+    """Pools the last stage's maps or tokens to features [n, F]."""
     num_features: int
 
 
 def build_backbone(config: ModelConfig, image_size: int) -> Backbone:
-    """The backbone of `model.backbone` with random weights, cut after `model.split`.
+    """Build the backbone `model.backbone` with random weights, split after stage `model.split`.
 
-    Raises `UserError` for a split that it does not have, and where timm's network cannot be cut or does not take
-    images of this size.
+    Raises `UserError` for an unknown split, and for a timm network that cannot be split or does not support the image
+    size.
     """
     if config.backbone.startswith(TIMM):
         backbone: Backbone = import_module(TIMM_BACKBONES).build(config, image_size)
@@ -53,7 +55,10 @@ def build_backbone(config: ModelConfig, image_size: int) -> Backbone:
 
 
 def build_resnet(name: str) -> ResNet:
-    """A torchvision ResNet with random weights."""
+    """Build a torchvision ResNet with random weights."""
+    import torchvision  # takes 2.5 s, which --help does not wait for
+    from torchvision.models.resnet import BasicBlock, ResNet
+
     if name == "resnet10":
         return ResNet(BasicBlock, [1, 1, 1, 1])
     backbone = torchvision.models.get_model(name, weights=None)
@@ -62,14 +67,14 @@ def build_resnet(name: str) -> ResNet:
 
 
 class GlobalAveragePool(nn.Module):
-    """Feature maps [n, F, h, w] -> their means [n, F]."""
+    """Feature maps [n, F, h, w] -> spatial means [n, F]."""
 
     def forward(self, maps: Tensor) -> Tensor:
         return maps.mean(dim=(2, 3))
 
 
 def find_split(config: ModelConfig, allowed: list[str], default: str) -> str:
-    """The stage after which the branches begin. Raises `UserError` listing those there are."""
+    """Return the last stage of the extractor. Raises `UserError` with the allowed stages."""
     if not config.split:
         return default
     if config.split not in allowed:
@@ -83,7 +88,7 @@ def find_split(config: ModelConfig, allowed: list[str], default: str) -> str:
 def split_at(
     units: Units, last: str, extractor: Callable[[Units], nn.Module] | None = None
 ) -> tuple[nn.Module, nn.Module]:
-    """Units up to `last`, and those after it; `extractor` makes a module of the former where a chain is not enough."""
+    """Split units after `last` into two modules; `extractor` builds the first one if it is not a plain sequence."""
     names = list(units)
     end = names.index(last) + 1
     front, rest = ({name: units[name] for name in part} for part in (names[:end], names[end:]))
@@ -91,7 +96,7 @@ def split_at(
 
 
 def sequential(units: Units) -> nn.Sequential:
-    """One after the other; the parameters of `stages.0` are called `stages.0.*` again."""
+    """Chain units in order; the parameters of `stages.0` keep the names `stages.0.*`."""
     nested: dict[str, dict[str, nn.Module]] = {}
     for name, unit in units.items():
         first, _, below = name.partition(".")

@@ -1,4 +1,4 @@
-"""Equations 4 to 7: the class distributions that one epoch leaves as targets for the next."""
+"""Class distributions (equations 4 to 7): computed in one epoch, used as targets in the next."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from adadf_dist.config.schema import ClassDistributionConfig
 
 
 class Reducer(Protocol):
-    """What the class distributions need of a world."""
+    """The part of `World` that the class distributions use."""
 
     @property
     def device(self) -> torch.device: ...
@@ -24,12 +24,12 @@ class Reducer(Protocol):
 
 
 class EpochDistributions(NamedTuple):
-    """What an epoch's observations came to. All on the CPU, the same bits on every rank."""
+    """Class distributions of an epoch. All on the CPU and bitwise equal on every rank."""
 
     means: Tensor
-    """[C, C] float64, eq 4; rows of classes that nobody saw are zero."""
+    """[C, C] float64, eq 4; rows of classes without samples are zero."""
     counts: Tensor
-    """[C] float64, samples seen of each class."""
+    """[C] float64, number of samples per class."""
     threshold_met: Tensor
     """[C] bool, whether the class mean was used (eq 5)."""
     distributions: Tensor
@@ -37,7 +37,7 @@ class EpochDistributions(NamedTuple):
 
 
 def threshold_distributions(num_classes: int, config: ClassDistributionConfig) -> Tensor:
-    """Equation 7: [C, C] float64, row c is T_c, with t on the diagonal."""
+    """Return the threshold distributions (eq 7): [C, C] float64, row c is T_c, with t on the diagonal."""
     t = config.threshold
     rest = (1 - t if config.off_diagonal == "normalised" else 0.4) / (num_classes - 1)
     rows = torch.full((num_classes, num_classes), rest, dtype=torch.float64)
@@ -45,13 +45,13 @@ def threshold_distributions(num_classes: int, config: ClassDistributionConfig) -
 
 
 def sharpen(rows: Tensor, temperature: float) -> Tensor:
-    """Each row to the power 1/T, normalised to sum to 1."""
+    """Raise each row to the power 1/T and normalize it to sum to 1."""
     powered = rows.pow(1 / temperature)
     return powered / powered.sum(dim=1, keepdim=True)
 
 
 def class_distributions(sums: Tensor, counts: Tensor, config: ClassDistributionConfig) -> EpochDistributions:
-    """Equations 4 to 7, from each class's summed label distributions [C, C] and sample counts [C] (float64)."""
+    """Compute equations 4 to 7 from the summed label distributions [C, C] and sample counts [C] per class (float64)."""
     means = sums / counts.clamp_min(1).unsqueeze(1)
     met = (means.diagonal() >= config.threshold) & (counts > 0)
     rows = torch.where(met.unsqueeze(1), means, threshold_distributions(len(counts), config))
@@ -61,37 +61,37 @@ def class_distributions(sums: Tensor, counts: Tensor, config: ClassDistributionC
 
 
 class ClassDistributions:
-    """Observes label distributions over an epoch; `commit` turns them into the next epoch's targets."""
+    """Accumulates label distributions over an epoch; `finalize_epoch` makes them the next epoch's targets."""
 
     def __init__(self, num_classes: int, config: ClassDistributionConfig, world: Reducer) -> None:
         self.config = config
         self.world = world
         nothing = torch.zeros(num_classes, num_classes + 1, dtype=torch.float64)
         self.latest = class_distributions(nothing[:, :-1], nothing[:, -1], config)
-        """The newest commit; before the first one every class has its threshold distribution."""
+        """Distributions of the last finalized epoch; before the first one, the threshold distributions."""
         self.targets = self._as_targets()
-        """[C, C] float64 on the device: D of eq 5, this epoch's targets."""
+        """[C, C] float64 on the device: D of eq 5, the targets of the current epoch."""
         self._pending = nothing.to(world.device)
-        """[C, C + 1]: this rank's sums of label distributions, and counts in the last column."""
+        """[C, C + 1]: sums of label distributions on this rank, with counts in the last column."""
 
     @property
     def needs_extra_pass(self) -> bool:
-        """Whether eq 4 wants its own pass over the training split instead of what training saw."""
+        """Whether eq 4 needs an extra pass over the training split."""
         return self.config.source == "pass"
 
     def observe(self, auxiliary_logits: Tensor, labels: Tensor, share: float = 1.0) -> None:
-        """Add the label distributions (eq 1, 2) of rows [n, C] with labels [n]. Stays on the device.
+        """Add the label distributions (eq 1, 2) of rows [n, C] with labels [n], without moving data off the device.
 
-        `share`: of a face in a row, 1 / 10 where each face has ten crops.
+        `share`: weight of a row: 1, or 1 / 10 with ten crops per image.
         """
         distributions = auxiliary_logits.detach().double().softmax(dim=1)
         rows = torch.cat([distributions, torch.ones_like(distributions[:, :1])], dim=1)
         classes = torch.arange(len(self._pending), device=labels.device)
-        # a matrix product, not index_add_: its order of summation is fixed on a GPU too
+        # a matrix product, not index_add_: its summation order is deterministic on a GPU too
         self._pending += (classes.unsqueeze(1) == labels).double() @ (share * rows)
 
     def finalize_epoch(self) -> EpochDistributions:
-        """Sum over ranks, apply eq 4 to 7, make the result current, and start anew."""
+        """Sum over ranks, apply eq 4 to 7, set the new targets, reset. Collective: every rank must call this."""
         sums = self.world.all_reduce_sum_(self._pending.clone()).cpu()
         self.latest = class_distributions(sums[:, :-1], sums[:, -1], self.config)
         self.targets = self._as_targets()
@@ -99,11 +99,11 @@ class ClassDistributions:
         return self.latest
 
     def state_dict(self) -> dict[str, Tensor]:
-        """Targets and the sums so far over all ranks. A collective."""
+        """Return targets and current sums over all ranks. Collective: every rank must call this."""
         return {"pending": self.world.all_reduce_sum_(self._pending.clone()).cpu(), **self.latest._asdict()}
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        """The pending sums go to rank 0 alone: on every rank they would count once a rank."""
+        """Load a state; only rank 0 gets the pending sums, since they are summed over ranks later."""
         self.latest = EpochDistributions(**{name: state[name] for name in EpochDistributions._fields})
         self.targets = self._as_targets()
         self._pending.zero_()

@@ -1,4 +1,4 @@
-"""Equations 3 and 8 to 16: from a batch's output to its loss. Pure: no state, no host synchronisation."""
+"""Losses (equations 3 and 8 to 16). Pure functions: no state, no host synchronization."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from adadf_dist.method.model import Output
 
 
 class LossWeights(NamedTuple):
-    """Weights of the two branches' losses in an epoch."""
+    """Weights of the two branches' losses in one epoch."""
 
     kl: float
     """w_kl(e), eq 15."""
@@ -23,7 +23,7 @@ class LossWeights(NamedTuple):
 
 
 class Losses(NamedTuple):
-    """One rank's share of a step. The *mean over ranks* of each scalar is its value for the global batch."""
+    """Losses of one step on one rank. The *mean over ranks* of each scalar is its value for the global batch."""
 
     total: Tensor
     """[], eq 14."""
@@ -36,13 +36,13 @@ class Losses(NamedTuple):
     attention_weights: Tensor
     """[n], w' of eq 11, in [lambda_min, 1]."""
     fused_distributions: Tensor
-    """[n, C], what the target branch learned from (eq 12, or the variant of `loss.supervision`)."""
+    """[n, C], targets of the target branch (eq 12, or the variant set by `loss.supervision`)."""
     per_sample: Tensor
-    """[n], each sample's term of the target branch's loss, detached."""
+    """[n], per-sample loss of the target branch, detached."""
 
 
 class Gatherer(Protocol):
-    """What the losses need of a world: its size, and the global batch of a rank's rows."""
+    """The part of `World` that the losses use: its size, and `gather` from local rows to the global batch."""
 
     @property
     def size(self) -> int: ...
@@ -51,18 +51,18 @@ class Gatherer(Protocol):
 
 
 class BatchSlice(NamedTuple):
-    """Where a rank's rows stand in the global batch."""
+    """Position of a rank's rows in the global batch: index of the first row, total number of rows."""
 
     first: int
     total: int
 
 
 def ramp_weights(epoch: int, epoch_threshold: int) -> LossWeights:
-    """Equations 15 and 16.
+    """Compute the loss weights of an epoch (eq 15 and 16).
 
     Args:
         epoch: counted from 1.
-        epoch_threshold: E, the epoch from which the target branch's loss counts in full.
+        epoch_threshold: E, the first epoch with a weight of 1 for the target branch's loss.
     """
     if epoch <= epoch_threshold:
         return LossWeights(kl=math.exp(-((1 - epoch / epoch_threshold) ** 2)), ce=1.0)
@@ -70,26 +70,26 @@ def ramp_weights(epoch: int, epoch_threshold: int) -> LossWeights:
 
 
 def rank_regularization(attention: Tensor, ratio: float, margin: float) -> Tensor:
-    """Equations 9 and 10: the mean attention of the upper group leads that of the lower one by `margin`.
+    """Compute the hinge loss that separates the mean attention of two groups by `margin` (eq 9 and 10).
 
     Args:
         attention: [N], mean attention of the two branches (eq 8), of the global batch.
-        ratio: beta; the upper group has M = floor(beta N) samples. Ties go to the earlier place.
+        ratio: beta; the upper group has M = floor(beta N) samples. Ties keep the original order.
 
     Returns:
         [], zero when one of the groups is empty.
     """
     upper = math.floor(ratio * len(attention) + 1e-9)
     if upper in (0, len(attention)):
-        return attention.sum() * 0.0  # stays in the graph: every parameter has a gradient in every step
+        return attention.sum() * 0.0  # stays in the graph, so that every parameter has a gradient in every step
     ordered = attention.sort(descending=True, stable=True).values
     return (margin - (ordered[:upper].mean() - ordered[upper:].mean())).clamp_min(0.0)
 
 
 def normalize_attention(attention: Tensor, batch: Tensor, lambda_min: float) -> Tensor:
-    """Equation 11: attention of some samples, scaled by the extremes of `batch` to [lambda_min, 1].
+    """Scale attention to [lambda_min, 1] using the minimum and maximum of `batch` (eq 11).
 
-    All weights equal leave nothing to tell samples apart: w' is 1 for each, with zero gradient (0/0 otherwise).
+    If all weights in `batch` are equal, w' is 1 for every sample, with zero gradient (0/0 otherwise).
     """
     ordered = batch.sort(stable=True).values
     lowest, spread = ordered[0], ordered[-1] - ordered[0]
@@ -101,7 +101,7 @@ def normalize_attention(attention: Tensor, batch: Tensor, lambda_min: float) -> 
 def make_targets(
     label_distributions: Tensor, class_distributions: Tensor, weights: Tensor, config: LossConfig
 ) -> Tensor:
-    """Equation 12, or one of its two parts (`loss.supervision`): [n, C], the target branch's targets."""
+    """Return the targets of the target branch [n, C]: eq 12, or one of its two parts (`loss.supervision`)."""
     if config.supervision == "label":
         fused = label_distributions
     elif config.supervision == "class":
@@ -112,8 +112,8 @@ def make_targets(
 
 
 def kl_divergence(fused: Tensor, target_logits: Tensor) -> Tensor:
-    """Equation 13 before its mean: [n], KL of the prediction from `fused`, both [n, C]."""
-    # a probability that underflowed to zero has an infinite log: floor it, with zero gradient
+    """Return the per-sample KL divergence [n] of the prediction from `fused`, both [n, C] (eq 13 before the mean)."""
+    # clamp: a probability that underflowed to zero has an infinite log
     safe = fused.clamp_min(torch.finfo(fused.dtype).tiny)
     return (fused * (safe.log() - F.log_softmax(target_logits, dim=1))).sum(dim=1)
 
@@ -126,18 +126,18 @@ def adadf_loss(
     config: LossConfig,
     ranks: tuple[Gatherer, BatchSlice],
 ) -> Losses:
-    """Equation 14 for one rank's rows of a global batch.
+    """Compute equation 14 for one rank's rows of a global batch.
 
     Args:
-        output: the two branches on this rank's n rows; attention already applied to the logits.
+        output: outputs of both branches for this rank's n rows; attention is already applied to the logits.
         labels: [n] int64, annotated classes.
         class_distributions: [C, C], row c is D_c of eq 5.
-        ramp: the epoch's weights.
-        ranks: the world and where our rows stand in the global batch of N.
+        ramp: the epoch's loss weights.
+        ranks: the world, and the position of this rank's rows in the global batch of N.
 
     Returns:
-        Losses whose mean over ranks is the global loss: sums over our rows times W / N, and L_rr computed whole
-        on every rank from the gathered attention.
+        Losses whose mean over ranks is the global loss: sums over this rank's rows times W / N. L_rr is computed on
+        every rank from the gathered attention.
     """
     world, place = ranks
     share = world.size / place.total

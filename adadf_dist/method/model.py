@@ -14,7 +14,7 @@ from adadf_dist.method.backbones import Backbone, build_backbone
 
 
 class Output(NamedTuple):
-    """What the two branches say of n faces. All float32 or wider."""
+    """Outputs of both branches for n images. All float32 or wider."""
 
     auxiliary_logits: Tensor
     """[n, C]; their softmax is the label distribution (eq 1, 2)."""
@@ -38,18 +38,18 @@ class Branch(nn.Module):
         self.attention_on = attention_on
 
     def features(self, maps: Tensor) -> Tensor:
-        """[n, F] from the extractor's feature maps [n, K, h, w] (or tokens); at least float32."""
+        """Return features [n, F] of the extractor's feature maps [n, K, h, w] (or tokens); at least float32."""
         features: Tensor = self.pool(self.stages(maps))
         return features.float() if features.dtype in (torch.bfloat16, torch.float16) else features
 
     def forward(self, maps: Tensor) -> tuple[Tensor, Tensor]:
-        """Logits [n, C] with attention applied, and attention [n]."""
+        """Return logits [n, C] with attention applied, and attention [n]."""
         return self.heads(self.features(maps))
 
     def heads(self, features: Tensor) -> tuple[Tensor, Tensor]:
-        """The same from `features` [n, F].
+        """Return logits and attention, as `forward` does, from `features` [n, F].
 
-        Heads run outside autocast: in bf16 the attention weights of a batch would tie.
+        Heads run without autocast: in bf16, attention weights in a batch would often be equal.
         """
         with torch.autocast(features.device.type, enabled=False):
             attention = torch.sigmoid(self.attention(features))
@@ -63,8 +63,8 @@ class Branch(nn.Module):
 class DualBranch(nn.Module):
     """Shared extractor, auxiliary branch, target branch.
 
-    The auxiliary branch starts as a copy of the target branch. The baseline (`auxiliary=False`) has the target
-    branch alone; it then plays both parts in the output, with attention 1.
+    The auxiliary branch starts as a copy of the target branch. The baseline (`auxiliary=False`) has only the target
+    branch, which provides both outputs, with attention 1.
     """
 
     auxiliary: Branch | None
@@ -82,13 +82,13 @@ class DualBranch(nn.Module):
         self.extractor_frozen = False
 
     def freeze_extractor(self) -> None:
-        """Keep the extractor as it is: neither its weights nor its BatchNorm statistics move again."""
+        """Freeze the extractor's weights and BatchNorm statistics."""
         self.extractor_frozen = True
         self.extractor.requires_grad_(False)
         self.extractor.eval()
 
     def copy_target_to_auxiliary(self) -> None:
-        """Start the auxiliary branch from the target branch's weights, as after loading pretrained ones."""
+        """Copy the target branch's weights to the auxiliary branch, as after loading pretrained weights."""
         if self.auxiliary is not None:
             self.auxiliary.load_state_dict(self.target.state_dict())
 
@@ -99,11 +99,11 @@ class DualBranch(nn.Module):
         return self
 
     def forward(self, images: Tensor) -> Output:
-        """Both branches on images [n, 3, H, W]."""
+        """Run both branches on images [n, 3, H, W]."""
         return self.forward_with_features(images)[0]
 
     def forward_with_features(self, images: Tensor) -> tuple[Output, Tensor]:
-        """Both branches on images [n, 3, H, W], and the target branch's features [n, F]."""
+        """Run both branches on images [n, 3, H, W]; also return the target branch's features [n, F]."""
         maps = self.extractor(images)
         if self.auxiliary is None:
             features = self.target.features(maps)
@@ -116,7 +116,7 @@ class DualBranch(nn.Module):
         return Output(auxiliary_logits, target_logits, auxiliary_attention, target_attention), features
 
     def predict(self, images: Tensor) -> Tensor:
-        """Target logits [n, C] alone: all that inference needs."""
+        """Return only the target logits [n, C], for inference."""
         return self.predict_from_features(self.extractor(images))
 
     def predict_from_features(self, maps: Tensor) -> Tensor:
@@ -126,6 +126,6 @@ class DualBranch(nn.Module):
         return self._classify(self.target.features(maps))
 
     def _classify(self, features: Tensor) -> Tensor:
-        """The baseline's logits: it is a plain classifier, whose attention head is unused."""
+        """Return the baseline's logits: a plain classifier, without the attention head."""
         with torch.autocast(features.device.type, enabled=False):
             return F.linear(features, self.target.classifier.weight, self.target.classifier.bias)

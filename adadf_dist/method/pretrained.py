@@ -1,4 +1,4 @@
-"""Pretrained backbone weights: from a file or torchvision, and an exact account of what matched."""
+"""Load pretrained backbone weights from a file, torchvision or timm, and report what matched."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import NamedTuple
 from urllib.error import URLError
 
-import torchvision
 from torch import Tensor
 
 from adadf_dist.config.backbone_names import TIMM
@@ -20,26 +19,26 @@ from adadf_dist.method.weight_files import read_weights
 from adadf_dist.method.weight_names import find_backbone
 
 CLASSIFIERS = ("fc", "classifier", "head")
-"""First parts of the names of a backbone's old classifier."""
+"""First name parts of a pretrained backbone's classifier."""
 
 
 class LoadedWeights(NamedTuple):
-    """What a run starts from, for its records."""
+    """Pretrained weights of a run, for its records."""
 
     source: str
     """File name or `imagenet`; empty for none."""
     sha256: str
-    """Of the file's bytes; empty where there is no file."""
+    """SHA-256 of the file; empty if there is no file."""
     matched: int
-    """Tensors taken over."""
+    """Number of loaded tensors."""
     ignored: tuple[str, ...]
-    """Tensors of the file with no place here: the old classifier, and what is no part of the backbone."""
+    """Unused tensors of the file: the old classifier, and tensors outside the backbone."""
 
     def describe(self) -> str:
-        """One phrase for people."""
+        """Return a human-readable summary."""
         if not self.source:
             return "random weights"
-        left = f"; left out: {first_few(self.ignored)}" if self.ignored else ""
+        left = f"; ignored: {first_few(self.ignored)}" if self.ignored else ""
         return f"{self.source} ({self.matched} tensors matched{left})"
 
 
@@ -47,16 +46,16 @@ NO_WEIGHTS = LoadedWeights("", "", 0, ())
 
 
 def load_pretrained(model: DualBranch, config: ModelConfig) -> LoadedWeights:
-    """Fill extractor and target branch from `model.pretrained` and copy the target branch to the auxiliary one.
+    """Load `model.pretrained` into the extractor and the target branch, then copy the latter to the auxiliary branch.
 
-    Freezes the extractor as `model.freeze` says. Raises `UserError` when a tensor of the backbone is missing, has
-    another shape or is not finite, or when there are tensors among the backbone's that are not a classifier's.
+    Freezes the extractor according to `model.freeze`. Raises `UserError` if a backbone tensor is missing, not finite
+    or of another shape, or if the backbone's part of the file has unknown tensors other than a classifier.
     """
     if not config.pretrained:
         if config.freeze == "always":
             raise UserError(
-                "model.freeze is 'always' but model.pretrained is empty: random filters would stay random; "
-                "give model.pretrained, or use model.freeze auto"
+                "model.freeze is 'always' but model.pretrained is empty: the extractor would stay random; "
+                "set model.pretrained, or use model.freeze auto"
             )
         return NO_WEIGHTS
     if config.pretrained == "imagenet":
@@ -77,23 +76,25 @@ def imagenet_weights(backbone: str, image_size: int) -> dict[str, Tensor]:
         return fetched
     if backbone == "resnet10":
         raise UserError("model.pretrained imagenet: torchvision has no resnet10 weights; use model.backbone resnet18")
+    import torchvision
+
     try:
         weights = torchvision.models.get_model_weights(backbone)["IMAGENET1K_V1"]
         return dict(weights.get_state_dict(progress=True, check_hash=True))
     except PermissionError as error:
         raise UserError(
-            f"model.pretrained imagenet: the {backbone} weights cannot be kept in {error.filename} ({error.strerror}); "
-            "set TORCH_HOME to a folder that can be written"
+            f"model.pretrained imagenet: the {backbone} weights cannot be stored in {error.filename} "
+            f"({error.strerror}); set TORCH_HOME to a writable folder"
         ) from None
     except (URLError, OSError) as error:
         raise UserError(
-            f"model.pretrained imagenet: torchvision could not fetch the {backbone} weights ({error}); fetch them "
-            "where there is a network and give the file as model.pretrained"
+            f"model.pretrained imagenet: torchvision could not download the {backbone} weights ({error}); "
+            "download them on a machine with network access and set model.pretrained to the file"
         ) from None
 
 
 def load_backbone(model: DualBranch, tensors: Mapping[str, Tensor], config: ModelConfig) -> tuple[int, tuple[str, ...]]:
-    """Copy `tensors` into extractor and target branch. Returns how many were taken, and the names of those left."""
+    """Copy `tensors` into the extractor and target branch. Returns the number loaded and the names ignored."""
     wanted = dict(model.extractor.state_dict())
     wanted |= model.target.stages.state_dict() | model.target.pool.state_dict()
     try:
@@ -102,15 +103,15 @@ def load_backbone(model: DualBranch, tensors: Mapping[str, Tensor], config: Mode
         raise UserError(f"model.pretrained: {config.pretrained} {error}") from None
     inside = found.inside
     ignored = [key for key in inside if key.split(".")[0] in CLASSIFIERS and key not in wanted]
-    counters = {key for key in wanted if key.endswith("num_batches_tracked")}  # absent from old files
+    counters = {key for key in wanted if key.endswith("num_batches_tracked")}  # missing in old files
     missing = sorted(wanted.keys() - inside.keys() - counters)
     unexpected = sorted(inside.keys() - wanted.keys() - set(ignored))
     matched = [key for key in wanted if key in inside]
     misshapen = sorted(key for key in matched if wanted[key].shape != inside[key].shape)
     for problem, names in (
-        ("lacks", missing),
+        ("is missing", missing),
         ("has unknown", unexpected),
-        ("has another shape for", misshapen),
+        ("has a different shape for", misshapen),
     ):
         if names:
             raise UserError(
@@ -120,8 +121,8 @@ def load_backbone(model: DualBranch, tensors: Mapping[str, Tensor], config: Mode
     broken = [key for key in matched if inside[key].is_floating_point() and not inside[key].isfinite().all()]
     if broken:
         raise UserError(
-            f"model.pretrained: {config.pretrained} has NaN or infinite values in {first_few(broken)}; the training "
-            "that made it has diverged: take an earlier checkpoint of it, or other weights"
+            f"model.pretrained: {config.pretrained} has NaN or infinite values in {first_few(broken)}; its "
+            "training diverged; use an earlier checkpoint or other weights"
         )
     for key in matched:
         wanted[key].copy_(inside[key])

@@ -1,7 +1,7 @@
-"""timm's networks, cut in two. The only file that takes timm's models apart.
+"""Split timm networks in two. The only module that depends on the structure of timm models.
 
-What forward methods do is not to be read from outside, so each network is taken for a chain of its children, and then
-held against timm's own answer to an image: one that is no such chain is refused, not trained as something else.
+The computation of a forward method cannot be inspected, so each network is assumed to be a sequence of its children.
+The result is then compared with timm's own output for an image, and a network that differs is rejected.
 """
 
 from __future__ import annotations
@@ -23,19 +23,19 @@ from adadf_dist.method.backbones import Backbone, Units, find_split, sequential,
 CONTAINERS = ("stages", "blocks", "layers", "features")
 """Children whose own children are the stages."""
 NUMBERED = re.compile(r"(layer|stage|block|s)\d+")
-"""Children that are stages themselves: ResNet's, RegNet's."""
+"""Children that are stages themselves, as in ResNet and RegNet."""
 POOLING = ("global_pool", "pre_logits", "head")
-"""With the first of these the last stage's maps become features."""
+"""From the first of these on, children pool the last stage's maps to features."""
 REDUCTION = 4
-"""By default the extractor ends with the first stage whose maps are this much smaller than the image, as after
-ResNet's layer1."""
+"""By default the extractor ends with the first stage that reduces the resolution by this factor, as ResNet's layer1
+does."""
 VIT_SHARED_FRACTION = 4
-"""Vision transformers have no stages: by default the extractor holds this part of the blocks."""
+"""Vision transformers have no stages: by default the extractor has 1/4 of the blocks."""
 TOLERANCE = 1e-6
 
 
 def build(config: ModelConfig, image_size: int) -> Backbone:
-    """Random weights. Raises `UserError` where it cannot be cut, or refuses the image size."""
+    """Build a split timm network with random weights. Raises `UserError` for an unsupported network or image size."""
     whole = create(config.backbone, image_size)
     backbone = split_vit(whole, config) if type(whole) is VisionTransformer else split_sequential(whole, config)
     verify_against_timm(whole, backbone, config, image_size)
@@ -43,21 +43,22 @@ def build(config: ModelConfig, image_size: int) -> Backbone:
 
 
 def pretrained_weights(name: str, image_size: int) -> dict[str, Tensor]:
-    """timm's own weights, fitted to the image size by timm. Raises `UserError` where they cannot be fetched."""
+    """Return timm's pretrained weights, adapted to the image size. Raises `UserError` if they cannot be downloaded."""
     try:
         whole = create(name, image_size, pretrained=True)
     except UserError:
         raise
-    except Exception as error:  # each host of weights has a client, and each client errors of its own
+    except Exception as error:  # each weight host has its own client with its own exceptions
         raise UserError(
-            f"model.pretrained imagenet: timm could not fetch the {name.removeprefix(TIMM)} weights "
-            f"({single_line(error)}); fetch them where there is a network and give the file as model.pretrained"
+            f"model.pretrained imagenet: timm could not download the {name.removeprefix(TIMM)} weights "
+            f"({single_line(error)}); download them on a machine with network access and set model.pretrained to "
+            "the file"
         ) from None
     return dict(whole.state_dict())
 
 
 def create(name: str, image_size: int, pretrained: bool = False) -> nn.Module:
-    """Without a classifier, and with nothing in it that draws at random: a run is a function of its seed."""
+    """Create a timm network without a classifier and without dropout, so that runs are deterministic given the seed."""
     own = name.removeprefix(TIMM)
     settings = timm.get_pretrained_cfg(own)
     sized: dict[str, Any] = {"img_size": image_size} if settings is not None and settings.fixed_input_size else {}
@@ -78,13 +79,13 @@ def create(name: str, image_size: int, pretrained: bool = False) -> nn.Module:
 
 def unsupported_size_error(name: str, image_size: int, error: BaseException) -> UserError:
     return UserError(
-        f"model.backbone {name} does not take images of data.image_size {image_size} ({single_line(error)}); give "
+        f"model.backbone {name} does not support data.image_size {image_size} ({single_line(error)}); choose "
         "another data.image_size"
     )
 
 
 def split_sequential(whole: nn.Module, config: ModelConfig) -> Backbone:
-    """A network whose children are computed one after the other: a stem, stages, a norm, a head."""
+    """Split a network whose children run in sequence: a stem, stages, a norm, a head."""
     units: dict[str, nn.Module] = {}
     stages: list[str] = []
     pooling: dict[str, nn.Module] = {}
@@ -99,21 +100,21 @@ def split_sequential(whole: nn.Module, config: ModelConfig) -> Backbone:
             units[name] = child
             stages += [name] * bool(NUMBERED.fullmatch(name))
     if len(stages) < 2:
-        raise not_splittable_error(config.backbone, "it has no two stages")
+        raise not_splittable_error(config.backbone, "it has fewer than two stages")
     split = find_split(config, stages[:-1], first_stage_at_reduction(whole, stages[:-1]))
     extractor, rest = split_at(units, split)
     return Backbone(extractor, rest, sequential(pooling), count_features(whole))
 
 
 def first_stage_at_reduction(whole: nn.Module, stages: list[str]) -> str:
-    """The first stage whose maps are `REDUCTION` times smaller than the image, as timm counts it."""
+    """Return the first stage that reduces the resolution by `REDUCTION`, according to timm's feature info."""
     known = getattr(whole, "feature_info", [])
     reductions = {info["module"]: info["reduction"] for info in getattr(known, "info", known)}
     return next((stage for stage in stages if reductions.get(stage, 0) >= REDUCTION), stages[0])
 
 
 def split_vit(whole: VisionTransformer, config: ModelConfig) -> Backbone:
-    """A vision transformer: the extractor makes tokens of the image and holds the first blocks."""
+    """Split a vision transformer: the extractor has the patch embedding and the first blocks."""
     blocks: Units = {f"blocks.{number}": block for number, block in whole.blocks.named_children()}
     names = list(blocks)
     split = find_split(config, names[:-1], names[max(1, len(names) // VIT_SHARED_FRACTION) - 1])
@@ -140,11 +141,11 @@ class Tokens(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         tokens = self.patch_embed(images)
-        if tokens.dim() == 4:  # [n, h, w, F], of members that are made for any size
+        if tokens.dim() == 4:  # [n, h, w, F], in models for dynamic image sizes
             tokens = tokens.flatten(1, 2)
         if self.positions_of_patches_alone and self.pos_embed is not None:
             tokens = tokens + self.pos_embed
-        # not len(tokens), which torch.export would take for a constant
+        # not len(tokens), which torch.export would treat as a constant
         prefix = [
             token.expand(tokens.shape[0], -1, -1) for token in (self.cls_token, self.reg_token) if token is not None
         ]
@@ -156,7 +157,7 @@ class Tokens(nn.Module):
 
 
 class PooledTokens(nn.Module):
-    """Tokens [n, T, F] -> the class token's features [n, F], or the mean of the patches', as the member has it."""
+    """Tokens [n, T, F] -> features [n, F], pooled as in the model (class token, or mean of the patches)."""
 
     def __init__(self, whole: VisionTransformer) -> None:
         super().__init__()
@@ -178,14 +179,14 @@ class PooledTokens(nn.Module):
 
 @torch.no_grad()
 def verify_against_timm(whole: nn.Module, backbone: Backbone, config: ModelConfig, image_size: int) -> None:
-    """Raises `UserError` unless the parts hold all of the network and answer an image as it does.
+    """Raise `UserError` unless the parts contain the complete network and compute the same features for an image.
 
-    On the meta device, where nothing has a value, only names and sizes can be held against it.
+    On the meta device, only names and shapes are compared.
     """
     parts = (backbone.extractor, backbone.stages, backbone.pool)
     held = {name for part in parts for name in part.state_dict()}
     if lost := held ^ whole.state_dict().keys():
-        raise not_splittable_error(config.backbone, f"its parts do not account for {min(lost)}")
+        raise not_splittable_error(config.backbone, f"its parts do not include {min(lost)}")
     images = torch.linspace(-1, 1, 3 * image_size**2, device=next(whole.parameters()).device)
     images = images.view(1, 3, image_size, image_size)
     whole.eval()
@@ -208,11 +209,11 @@ def verify_against_timm(whole: nn.Module, backbone: Backbone, config: ModelConfi
         )
     if not images.is_meta:
         if not torch.allclose(features, expected, rtol=0, atol=TOLERANCE):
-            raise not_splittable_error(config.backbone, "its parts, one after the other, do not compute what it does")
+            raise not_splittable_error(config.backbone, "its parts in sequence do not compute the same features")
         if not torch.equal(maps, again):
             raise UserError(
-                f"model.split {config.split!r}: in {config.backbone} the stage after it writes into its own input, "
-                "which the branches share; give another stage"
+                f"model.split {config.split!r}: in {config.backbone} the next stage modifies its input in place, "
+                "which both branches share; choose another stage"
             )
     whole.train()
     for part in parts:

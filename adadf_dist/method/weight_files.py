@@ -1,4 +1,4 @@
-"""Files of pretrained weights as training codes, download pages and mirrors leave them."""
+"""Read files of pretrained weights in the formats of common training code, and detect wrong downloads."""
 
 from __future__ import annotations
 
@@ -26,16 +26,16 @@ CONTAINERS = (
     "ema",
     "params_ema",
 )
-"""Keys under which training codes wrap a state dict, the first of which is taken; wrappers may be nested."""
+"""Keys under which training code wraps a state dict; the first match is used, and wrappers may be nested."""
 PREFIXES = ("module.", "_orig_mod.", "backbone.", "model.", "encoder.", "net.")
-"""What wrappers put before a network's own names."""
+"""Prefixes that wrappers add to parameter names."""
 AGAIN = "save it again as torch.save(model.state_dict(), path)"
 HTML = re.compile(rb"\s*(<!doctype html|<html|<head|<\?xml)", re.IGNORECASE)
 LFS_POINTER = b"version https://git-lfs."
 
 
 def read_weights(path: Path) -> tuple[dict[str, Tensor], str]:
-    """The file's tensors by their names in it, and the file's SHA-256. Raises `UserError`."""
+    """Return the file's tensors by name, and its SHA-256. Raises `UserError`."""
     if not path.is_file():
         raise UserError(f"model.pretrained: {path}: no such file")
     content = path.read_bytes()
@@ -46,48 +46,48 @@ def read_weights(path: Path) -> tuple[dict[str, Tensor], str]:
     try:
         safe = path.suffix == ".safetensors"
         saved = load_file(path) if safe else torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # whatever a damaged file makes the readers raise
+    except Exception as error:  # a corrupt file can raise anything
         raise UserError(f"model.pretrained: {path}: {describe_failure(error, path.stat().st_size)}") from None
     tensors = unwrap(saved)
     if not isinstance(tensors, Mapping) or not any(isinstance(v, Tensor) for v in tensors.values()):
         raise UserError(
-            f"model.pretrained: {path}: holds no state dict; save one as torch.save(model.state_dict(), path)"
+            f"model.pretrained: {path}: contains no state dict; save one with torch.save(model.state_dict(), path)"
         )
     return {str(key): value for key, value in tensors.items() if isinstance(value, Tensor)}, digest
 
 
 def not_weights(content: bytes) -> str:
-    """What a file is that was saved in place of the weights; empty when it may be weights."""
+    """Return what the file is if it cannot be weights; empty otherwise."""
     head = content[:256].removeprefix(b"\xef\xbb\xbf")
     if not content:
         return "is empty; download or copy it again"
     if HTML.match(head):
-        return "is a web page (HTML), saved in place of the weights, perhaps a login page; download the file itself"
+        return "is a web page (HTML), not weights (perhaps a login page); download the file itself"
     if head.startswith(LFS_POINTER):
-        return "is a Git LFS pointer, not the file it stands for; run git lfs pull where it was cloned"
+        return "is a Git LFS pointer, not the file itself; run git lfs pull in its repository"
     return ""
 
 
 def describe_failure(error: Exception, size: int) -> str:
-    """Why a file did not load, and what to do."""
+    """Return why a file failed to load, and a fix."""
     text = single_line(error, 2000)
     foreign = re.search(
         r"(?:Unsupported (?:global|class)|[Cc]an only build|GLOBAL)[^.]*?([A-Za-z_]\w*(?:\.\w+)+)", text
     )
     if foreign:
         return (
-            f"not a file of plain tensors (it holds {foreign[1]}, and code in a file is never run); where that code "
-            f"is installed, {AGAIN}"
+            f"not a file of plain tensors (it contains {foreign[1]}, and code in a file is never run); where that "
+            f"code is installed, {AGAIN}"
         )
     if re.search(
         r"central directory|truncated|unexpected EOF|Ran out of input|incomplete|invalid argument|header", text, re.I
     ):
-        return f"is cut short or damaged ({size:,} bytes: {first_sentence(error)}); download or copy it again"
+        return f"is truncated or corrupt ({size:,} bytes: {first_sentence(error)}); download or copy it again"
     return f"not a file of plain tensors ({first_sentence(error)}); {AGAIN}"
 
 
 def unwrap(content: object) -> object:
-    """What is within all containers."""
+    """Return the innermost content of nested containers."""
     while isinstance(content, Mapping):
         inner = next((content[key] for key in CONTAINERS if isinstance(content.get(key), Mapping)), None)
         if inner is None:
@@ -97,7 +97,7 @@ def unwrap(content: object) -> object:
 
 
 def strip_wrapper_prefix(key: str) -> str:
-    """A parameter's name without what wrappers put before it."""
+    """Return a parameter name without wrapper prefixes."""
     while prefix := next((prefix for prefix in PREFIXES if key.startswith(prefix)), ""):
         key = key.removeprefix(prefix)
     return key

@@ -1,4 +1,4 @@
-"""Which tensors of a file are the backbone's, whatever the code that saved them put around the names."""
+"""Find the backbone's tensors in a file, whatever prefixes the saving code added to their names."""
 
 from __future__ import annotations
 
@@ -12,26 +12,26 @@ from adadf_dist.errors import UserError
 from adadf_dist.method.weight_files import strip_wrapper_prefix
 
 TRAINED_COPIES = ("encoder_q", "base_encoder", "online", "student")
-"""In the name of the copy to take where a file has two: MoCo, MoCo v3, BYOL, DINO."""
+"""Name part of the copy to load if a file has two copies: MoCo, MoCo v3, BYOL, DINO."""
 SEQUENTIAL = {"conv1": "0", "bn1": "1", "layer1": "4", "layer2": "5", "layer3": "6", "layer4": "7"}
-"""A ResNet's modules by their places in `nn.Sequential(*resnet.children())`, as SCN's code has it."""
+"""A ResNet's modules by index in `nn.Sequential(*resnet.children())`, as in SCN's code."""
 FIRST_AFTER = 8
-"""Modules of that sequence from here on are pooling and classifier."""
+"""Index of the first module of that sequence after the backbone (pooling, then classifier)."""
 
 
 class Found(NamedTuple):
-    """A file's tensors, by where they belong."""
+    """Tensors of a file, divided into backbone and others."""
 
     inside: dict[str, Tensor]
-    """Below the backbone's prefix, by the backbone's own names."""
+    """Tensors of the backbone, by the backbone's parameter names."""
     outside: tuple[str, ...]
-    """Names of those elsewhere: other copies, projection heads, the attention of another method."""
+    """Names of other tensors: other copies, projection heads, the attention of another method."""
 
 
 def find_backbone(tensors: Mapping[str, Tensor], wanted: Iterable[str]) -> Found:
-    """Match by the prefix under which most of the `wanted` names are.
+    """Find the backbone by the prefix with the most `wanted` names.
 
-    Raises `UserError` when several prefixes hold the same names and none is known to be the one to take.
+    Raises `UserError` if several prefixes have the same names and it is unknown which one to load.
     """
     wanted = set(wanted)
     best: tuple[int, str, dict[str, str]] = (0, "", {})
@@ -40,7 +40,7 @@ def find_backbone(tensors: Mapping[str, Tensor], wanted: Iterable[str]) -> Found
         if count > best[0]:
             best = count, prefix, own_names
     count, prefix, own_names = best
-    if 2 * count < len(wanted):  # another network: by its plain names, so that messages can compare
+    if 2 * count < len(wanted):  # another network: use its plain names, for the error messages
         return Found({strip_wrapper_prefix(name): tensor for name, tensor in tensors.items()}, ())
     inside, outside = {}, []
     sequential = any(name[0].isdigit() for name in own_names)
@@ -56,7 +56,7 @@ def find_backbone(tensors: Mapping[str, Tensor], wanted: Iterable[str]) -> Found
 
 
 def layouts(wanted: set[str]) -> list[dict[str, str]]:
-    """Name in the file -> the backbone's own name, for each way that a backbone is saved."""
+    """Return, for each layout in which a backbone is saved, a map from name in the file to parameter name."""
     plain = {name: name for name in wanted}
     parts = {name: name.partition(".") for name in wanted}
     if not all(first in SEQUENTIAL for first, _, _ in parts.values()):
@@ -65,7 +65,7 @@ def layouts(wanted: set[str]) -> list[dict[str, str]]:
 
 
 def common_prefix(names: Iterable[str], known: Mapping[str, str]) -> tuple[int, str]:
-    """How many of the known names are below the prefix that has most of them, and that prefix."""
+    """Return the prefix with the most known names, as (number of known names, prefix)."""
     counts: Counter[str] = Counter()
     for name in names:
         pieces = name.split(".")
@@ -79,7 +79,7 @@ def common_prefix(names: Iterable[str], known: Mapping[str, str]) -> tuple[int, 
     chosen = [prefix for prefix in first if any(copy in prefix for copy in TRAINED_COPIES)] or first
     if len(chosen) > 1 and 2 * most >= len(known):
         raise UserError(
-            f"holds the same network {len(chosen)} times ({', '.join(chosen)}); save one of them as "
+            f"contains the same network {len(chosen)} times ({', '.join(chosen)}); save one of them with "
             "torch.save(model.state_dict(), path)"
         )
     return most, chosen[0]

@@ -1,1 +1,1 @@
-"""Metrics of predictions, and their comparison."""
+"""Classification metrics and statistical comparisons."""

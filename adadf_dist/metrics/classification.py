@@ -1,4 +1,4 @@
-"""What a confusion matrix says, with intervals."""
+"""Metrics computed from a confusion matrix, with confidence intervals."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 Z95 = 1.959963984540054
-"""Two-sided 95 % quantile of the normal distribution."""
+"""Two-sided 95% quantile of the normal distribution."""
 
 
 class Interval(NamedTuple):
@@ -18,28 +18,28 @@ class Interval(NamedTuple):
 
 
 class Metrics(NamedTuple):
-    """One split, each of its samples counted exactly once. Shares are in [0, 1]."""
+    """Metrics of one split. Each sample counts exactly once; fractions are in [0, 1]."""
 
     samples: int
     accuracy: float
-    """Eq 17."""
+    """Equation 17."""
     accuracy_interval: Interval
-    """Wilson's, 95 %."""
+    """95% Wilson interval."""
     mean_class_accuracy: float
-    """Mean of the recalls of the classes that have samples."""
+    """Mean recall over the classes that have samples."""
     class_accuracy: tuple[float, ...]
-    """[C] recall; NaN for a class without samples."""
+    """[C], recall per class; NaN for a class without samples."""
     confusion: tuple[tuple[int, ...], ...]
-    """[C][C]: row the annotated class, column the predicted one."""
+    """[C][C]; rows: true class, columns: predicted class."""
     cross_entropy: float
-    """Mean -log p of the annotated class, in nats."""
+    """Mean -log p of the true class, in nats."""
     vote_divergence: float | None
-    """Mean KL(votes || prediction) in nats over the samples that have votes; None without votes."""
+    """Mean KL(votes || prediction) in nats over the samples with votes; None without votes."""
     ceiling: float | None
-    """Accuracy of the best possible guess, argmax of the true distributions, where these are known."""
+    """Bayes-optimal accuracy (argmax of the true distributions); None if the distributions are unknown."""
 
     def to_dict(self) -> dict[str, object]:
-        """Plain values for JSON: NaN becomes None."""
+        """Return JSON-serializable values; NaN becomes None."""
         values = self._asdict()
         values["class_accuracy"] = [None if math.isnan(v) else v for v in self.class_accuracy]
         values["accuracy_interval"] = list(self.accuracy_interval)
@@ -48,15 +48,15 @@ class Metrics(NamedTuple):
 
 
 def wilson_interval(correct: int, total: int) -> Interval:
-    """95 % interval of a share (Wilson, 1927), inside [0, 1] even at its ends."""
+    """Return the 95% Wilson interval (Wilson, 1927) of a fraction; it always lies within [0, 1]."""
     share, z2 = correct / total, Z95**2
     centre = (share + z2 / (2 * total)) / (1 + z2 / total)
     half = Z95 / (1 + z2 / total) * math.sqrt(share * (1 - share) / total + z2 / (4 * total**2))
-    # rounding would leave the ends of 0 and all a hair short of where they lie exactly
+    # the bounds for 0 and `total` are exact; rounding would miss them slightly
     return Interval(0.0 if correct == 0 else centre - half, 1.0 if correct == total else centre + half)
 
 
 def per_class_recall(confusion: NDArray[np.int64]) -> NDArray[np.float64]:
-    """[C] recall of each class from [C, C] counts; NaN where a class has no samples."""
+    """Return the recall [C] of each class from a confusion matrix [C, C]; NaN for a class without samples."""
     totals = confusion.sum(axis=1)
     return np.where(totals > 0, np.diag(confusion) / np.maximum(totals, 1), np.nan)

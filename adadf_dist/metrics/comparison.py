@@ -1,15 +1,14 @@
-"""Comparisons of two configurations, with intervals that cover both sources of noise: seeds and evaluated samples.
+"""Compare two configurations, with confidence intervals that cover both seed variance and sampling variance.
 
-Runs of k seeds are evaluated on the same n samples, so seeds and samples are crossed random effects. The variance of a
-mean over both is estimated in two parts, as in the analysis of crossed random effects (Owen, 2007, *The pigeonhole
-bootstrap*):
+Runs with k seeds are evaluated on the same n samples, so seeds and samples are crossed random effects. The variance of
+a mean over both is estimated in two parts (Owen, 2007, *The pigeonhole bootstrap*):
 
     V_seed   = variance of the k per-seed values / k
     V_sample = variance of the n per-sample values / n
 
-Their sum counts the interaction of seeds and samples twice, so it errs on the safe side. Each part has its own degrees
-of freedom, hence half-width^2 = t(k - 1)^2 V_seed + z^2 V_sample. `benchmarks/simulate_verdicts.py` measures how often
-these intervals call equal configurations different (docs/statistics.md).
+Their sum counts the seed-sample interaction twice, so it is conservative. Each part has its own degrees of freedom:
+half-width^2 = t(k - 1)^2 V_seed + z^2 V_sample. `benchmarks/simulate_verdicts.py` measures how often these intervals
+report equal configurations as different (docs/statistics.md).
 """
 
 from __future__ import annotations
@@ -26,36 +25,36 @@ from scipy import stats
 from adadf_dist.metrics.classification import Interval
 
 RESOLUTION = 0.05
-"""Half-width of an interval above which a comparison that found nothing is called too small to tell."""
+"""Interval half-width above which a non-significant comparison is reported as too few runs to tell."""
 Verdict = Literal["better", "worse", "not significant", "too few to tell"]
 
 
 class Score(NamedTuple):
-    """One run on one split."""
+    """Result of one run on one split."""
 
     accuracy: float
     """In [0, 1]."""
     samples: int
     correct: NDArray[np.bool_] | None = None
-    """[samples], in the order of the split; None where the run kept no predictions."""
+    """[samples], in split order; None if the run saved no predictions."""
 
 
 class PairedDifference(NamedTuple):
-    """Mean accuracy of the second configuration minus that of the first, over seeds that both have."""
+    """Mean accuracy of the second configuration minus the first, over the seeds that both have."""
 
     mean: float
-    """In [-1, 1], as are the ends of the intervals."""
+    """In [-1, 1], like the interval bounds."""
     interval: Interval
-    """95 %, two-sided."""
+    """Two-sided 95% interval."""
     equivalence: Interval
-    """90 %: inside a margin on both sides, it shows equivalence at 5 % (two one-sided tests, Schuirmann 1987)."""
+    """90% interval. If it lies within +/- margin, the two are equivalent at the 5% level (TOST, Schuirmann 1987)."""
     seeds: int
     samples: int
     paired: bool
-    """Whether the samples were paired; without predictions of both runs the interval is wider than it need be."""
+    """Whether samples were paired. Without saved predictions of both, the interval is wider than necessary."""
 
     def is_equivalent(self, margin: float) -> bool:
-        """Whether the two are equivalent up to `margin`. False may also mean: too few pairs to tell."""
+        """Return whether the two are equivalent within `margin`. False can also mean too few pairs."""
         return -margin < self.equivalence.low and self.equivalence.high < margin
 
     @property
@@ -69,17 +68,17 @@ class PairedDifference(NamedTuple):
 
 
 def paired_difference(first: Sequence[Score], second: Sequence[Score], comparisons: int = 1) -> PairedDifference:
-    """Compare two configurations seed by seed and, where predictions were kept, sample by sample.
+    """Compare two configurations, paired by seed and, if predictions were saved, by sample.
 
     Args:
-        first, second: at least two scores each, in the same order of seeds, on the same split.
-        comparisons: number of comparisons made at once; the intervals hold together at their level (Bonferroni).
+        first, second: At least two scores each, in the same seed order, on the same split.
+        comparisons: Number of simultaneous comparisons; the intervals are Bonferroni-corrected.
 
     Raises:
-        ValueError: for fewer than two pairs.
+        ValueError: With fewer than two pairs.
     """
     if len(first) != len(second) or len(first) < 2:
-        raise ValueError(f"{len(first)} and {len(second)} scores make no pairs to compare; give two or more of each")
+        raise ValueError(f"{len(first)} and {len(second)} scores cannot be paired; pass two or more pairs")
     differences = np.array([b.accuracy - a.accuracy for a, b in zip(first, second, strict=True)])
     samples = min(score.samples for score in (*first, *second))
     mean = float(differences.mean())
@@ -98,7 +97,7 @@ def paired_difference(first: Sequence[Score], second: Sequence[Score], compariso
 
 
 def accuracy_interval(scores: Sequence[Score]) -> Interval:
-    """95 % interval of the mean accuracy over at least two seeds, for new seeds and new samples."""
+    """Return the 95% interval of the mean accuracy over at least two seeds, for new seeds and new samples."""
     values = np.array([score.accuracy for score in scores])
     mean, seed = float(values.mean()), float(values.var(ddof=1)) / len(values)
     half = half_width(seed, unpaired_variance(scores), len(values), 0.95)
@@ -106,7 +105,7 @@ def accuracy_interval(scores: Sequence[Score]) -> Interval:
 
 
 def stack_correct(scores: Sequence[Score]) -> NDArray[np.float64] | None:
-    """[seeds, samples], 1 where a run's prediction is right; None unless every run kept its predictions."""
+    """Return [seeds, samples] with 1 for a correct prediction; None unless every run saved its predictions."""
     rows = [score.correct for score in scores if score.correct is not None]
     if len(rows) < len(scores) or len({len(row) for row in rows}) > 1:
         return None
@@ -114,10 +113,10 @@ def stack_correct(scores: Sequence[Score]) -> NDArray[np.float64] | None:
 
 
 def paired_variance(differences: NDArray[np.float64]) -> float:
-    """Sampling variance of the mean of [seeds, samples] differences, each in {-1, 0, 1}.
+    """Return the sampling variance of the mean of [seeds, samples] differences, each in {-1, 0, 1}.
 
-    Half a sample won by either side is added, which keeps the interval honest where few samples differ (Agresti and
-    Min, 2005, for one seed; of its own accord the variance of no difference at all would be zero).
+    Adds half a sample won by each side, which keeps coverage when few samples differ (Agresti and Min, 2005, for one
+    seed). Without it, the variance would be zero when no sample differs.
     """
     per_sample = differences.mean(axis=0)
     squares = float(((per_sample - per_sample.mean()) ** 2).sum()) + 1
@@ -125,9 +124,9 @@ def paired_variance(differences: NDArray[np.float64]) -> float:
 
 
 def unpaired_variance(scores: Sequence[Score]) -> float:
-    """Upper bound on the sampling variance of a mean accuracy over seeds: binomial, as if all seeds agreed.
+    """Return an upper bound on the sampling variance of a mean accuracy: binomial, as if all seeds agreed.
 
-    The share is pulled to 1/2 by two samples of each kind (Agresti and Coull, 1998), so that it is never zero.
+    Adds two successes and two failures (Agresti and Coull, 1998), so the variance is never zero.
     """
     samples = min(score.samples for score in scores)
     share = (float(np.mean([score.accuracy for score in scores])) * samples + 2) / (samples + 4)
@@ -135,12 +134,12 @@ def unpaired_variance(scores: Sequence[Score]) -> float:
 
 
 def half_width(seed_variance: float, sample_variance: float, seeds: int, level: float) -> float:
-    """Half the width of a two-sided interval: Student's t for the seeds, the normal quantile for the samples."""
+    """Return half the width of a two-sided interval: Student's t for seeds, normal quantile for samples."""
     t, z = two_sided_quantiles(seeds - 1, level)
     return math.sqrt(t**2 * seed_variance + z**2 * sample_variance)
 
 
 @cache
 def two_sided_quantiles(degrees: int, level: float) -> tuple[float, float]:
-    """Of Student's t and of the normal distribution. Kept: scipy takes longer for them than all else here takes."""
+    """Return the Student's t and normal quantiles. Cached because scipy dominates the run time of a comparison."""
     return float(stats.t.ppf((1 + level) / 2, degrees)), float(stats.norm.ppf((1 + level) / 2))

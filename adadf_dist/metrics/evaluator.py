@@ -1,4 +1,4 @@
-"""A split seen once by the model as it is used: target branch, evaluation mode, every sample counted once."""
+"""Evaluate the target branch on a split in evaluation mode, counting every sample once."""
 
 from __future__ import annotations
 
@@ -23,17 +23,17 @@ class Predictor(Protocol):
 
 
 class MetricAccumulator:
-    """Sums over a split that add up over ranks."""
+    """Per-rank sums over a split, reduced over ranks at the end."""
 
     def __init__(self, num_classes: int, world: World) -> None:
         self.world = world
         self.num_classes = num_classes
         self.confusion = torch.zeros(num_classes * num_classes, dtype=torch.float64, device=world.device)
         self.sums = torch.zeros(4, dtype=torch.float64, device=world.device)
-        """Samples, cross entropy, KL of the votes, samples with votes."""
+        """Number of samples, cross entropy, KL divergence from the votes, number of samples with votes."""
 
     def update(self, logits: Tensor, labels: Tensor, votes: Tensor | None) -> None:
-        """Rows [n, C] with labels [n] and vote counts [n, C]."""
+        """Add logits [n, C] with labels [n] and vote counts [n, C]."""
         log_p = F.log_softmax(logits.double(), dim=1)
         cells = labels * self.num_classes + logits.argmax(dim=1)
         self.confusion.index_add_(0, cells, torch.ones_like(log_p[:, 0]))
@@ -47,12 +47,12 @@ class MetricAccumulator:
         self.sums += torch.stack([log_p.new_tensor(len(labels)), entropy, divergence, voted])
 
     def compute(self, split: Split) -> Metrics:
-        """Sum over ranks. A collective."""
+        """Sum over ranks and return the metrics. Collective: every rank must call this."""
         everything = self.world.all_reduce_sum_(torch.cat([self.sums, self.confusion])).cpu().numpy()
         samples, entropy, divergence, voted = everything[:4]
         confusion = everything[4:].reshape(self.num_classes, self.num_classes).astype(np.int64)
-        if not samples == len(split) == confusion.sum():  # not an assertion: the promise holds under python -O too
-            raise RuntimeError(f"{samples:.0f} samples counted of the {len(split)} of split {split.name}")
+        if not samples == len(split) == confusion.sum():  # not an assertion: also checked under python -O
+            raise RuntimeError(f"{samples:.0f} samples counted, but split {split.name} has {len(split)}")
         recalls = per_class_recall(confusion)
         correct = int(np.trace(confusion))
         return Metrics(
@@ -69,36 +69,39 @@ class MetricAccumulator:
 
 
 def evaluate(predictor: Predictor, batches: Iterable[Batch], split: Split, world: World) -> Metrics:
-    """Metrics of a split whose samples `batches` hold, each rank its own share. A collective."""
+    """Return the metrics of a split. `batches` holds this rank's slice. Collective: every rank must call this."""
     return count(lambda batch: predict_batch(predictor, batch), batches, split, world).compute(split)
 
 
 def count(
     predict: Callable[[Batch], Tensor], batches: Iterable[Batch], split: Split, world: World
 ) -> MetricAccumulator:
-    """This rank's sums over `batches`, of which `predict` gives the target logits [n, C]. No collective."""
+    """Return this rank's sums over `batches`; `predict` returns target logits [n, C]. Not a collective."""
     totals = MetricAccumulator(len(split.classes), world)
     votes = None if split.votes is None else torch.from_numpy(split.votes).to(world.device)
     with world.heartbeat.timed(EVALUATION):
-        size = attrgetter("global_size")  # all ranks together are that far
+        size = attrgetter("global_size")  # progress over all ranks
         for batch in world.heartbeat.wrap(batches, f"evaluating {split.name}", len(split), "samples", size):
             totals.update(predict(batch), batch.labels, None if votes is None else votes[batch.sample_ids])
-        totals.sums.cpu()  # the device's work is done when its clock stops
+        totals.sums.cpu()  # wait for the device before the timer stops
     return totals
 
 
 def predict_batch(predictor: Predictor, batch: Batch) -> Tensor:
-    """Target logits [n, C], each face's the mean over its crops."""
+    """Return target logits [n, C], averaged over the crops of each sample."""
     return mean_of_crops(predictor.predict(batch.flatten_crops().images), batch)
 
 
 def mean_of_crops(logits: Tensor, batch: Batch) -> Tensor:
-    """[n, C] of the rows of `batch`, which are several a sample where it is cropped."""
+    """Return the mean logits [n, C] over crops, from one row per crop."""
     return logits.view(-1, batch.num_crops, logits.shape[1]).mean(dim=1) if batch.num_crops > 1 else logits
 
 
 def bayes_accuracy(split: Split) -> float | None:
-    """Share of samples whose label is the likeliest class of their true distribution, where that is known."""
+    """Return the Bayes-optimal accuracy: the fraction of labels that are the argmax of the true distribution.
+
+    Returns None if the true distributions are unknown.
+    """
     if split.distributions is None:
         return None
     return float(np.mean(split.distributions.argmax(axis=1) == split.labels))

@@ -1,4 +1,4 @@
-"""What a network says of every face of a split: collected over ranks once, judged, drawn and ranked by many."""
+"""Predictions of a model for every sample of a split, gathered over ranks. Shared by evaluation, report and audit."""
 
 from __future__ import annotations
 
@@ -22,91 +22,93 @@ FloatArray = NDArray[np.float32]
 
 
 class InferenceModel(Protocol):
-    """What answers need of a network: both branches in evaluation mode, no collective."""
+    """Model interface for predictions: both branches in evaluation mode, without collectives."""
 
     def forward_eval(self, images: Tensor) -> Output: ...
 
 
 class Predictions(NamedTuple):
-    """S faces in the order of their split, on the host."""
+    """Predictions for the S samples of a split, in split order, on the host."""
 
     target_logits: FloatArray
-    """[S, C]; of ten crops their mean."""
+    """[S, C]; the mean over crops if ten-crop is used."""
     auxiliary_logits: FloatArray
-    """[S, C]; the baseline, which has no auxiliary branch, repeats the target's."""
+    """[S, C]; equal to the target logits in the baseline, which has no auxiliary branch."""
     attention: FloatArray
     """[S], mean attention of the two branches (eq 8), in (0, 1); 1 in the baseline."""
 
     @property
     def target_probs(self) -> NDArray[np.float64]:
-        """[S, C], the predicted distributions."""
+        """Predicted distributions, [S, C]."""
         return softmax(self.target_logits)
 
     @property
     def auxiliary_probs(self) -> NDArray[np.float64]:
-        """[S, C], the label distributions (eq 1, 2)."""
+        """Label distributions (eq 1, 2), [S, C]."""
         return softmax(self.auxiliary_logits)
 
     @property
     def predicted_labels(self) -> NDArray[np.intp]:
-        """[S], the likeliest class."""
+        """Most likely class, [S]."""
         best: NDArray[np.intp] = self.target_logits.argmax(axis=1)
         return best
 
 
 def predict_split(network: InferenceModel, batches: Iterable[Batch], samples: int, world: World) -> Predictions:
-    """Both branches on `batches`, which hold each of the split's `samples` faces on one rank once. A collective."""
+    """Predict with both branches. Each of the `samples` is in `batches` of exactly one rank, once.
+
+    Collective: every rank must call this.
+    """
     return gather_answers(
         [both_branches(network.forward_eval(batch.flatten_crops().images), batch) for batch in batches], samples, world
     )
 
 
 class Rows(NamedTuple):
-    """What was found of some samples on one rank's device."""
+    """Values of some samples, on one rank's device."""
 
     samples: Tensor
-    """[n] int64, sample numbers."""
+    """[n] int64, sample indices."""
     values: Tensor
     """[n, K] float32."""
 
 
 def mean_rows(values: Tensor, batch: Batch) -> Rows:
-    """The samples' rows, each the mean over its crops, of what was found of the batch's rows [rows, K]."""
+    """Average the values [rows, K] of a batch over the crops of each sample."""
     return Rows(batch.sample_ids, values.float().view(len(batch.sample_ids), batch.num_crops, -1).mean(dim=1))
 
 
 def both_branches(output: Output, batch: Batch) -> Rows:
-    """A row of `Predictions` a sample: K = 2 C + 1."""
+    """Return one row of `Predictions` per sample, with K = 2 C + 1 values."""
     attention = (output.auxiliary_attention + output.target_attention) / 2
     columns = [output.target_logits, output.auxiliary_logits, attention.unsqueeze(1)]
     return mean_rows(torch.cat(columns, dim=1), batch)
 
 
 def gather_answers(found: Sequence[Rows], samples: int, world: World) -> Predictions:
-    """From all ranks' `both_branches`. A collective."""
+    """Gather the `both_branches` rows of all ranks. Collective: every rank must call this."""
     rows = gather_outputs(found, samples, world)
     classes = rows.shape[1] // 2
     return Predictions(rows[:, :classes], rows[:, classes:-1], rows[:, -1])
 
 
 def check_finite(answers: Predictions, whose: object) -> None:
-    """Raises `UserError` for answers that are no numbers: the likeliest of them would be the first class."""
+    """Raise `UserError` for non-finite predictions, whose argmax would be the first class."""
     finite = np.isfinite(np.column_stack(answers))
     bad = np.flatnonzero(~finite.all(axis=1))
     if len(bad):
         raise UserError(
-            f"{whose}: answers {len(bad):,} of {len(finite):,} faces with no finite numbers; its training has "
-            "diverged: take an earlier checkpoint, or train again with a lower optimizer.lr"
+            f"{whose}: non-finite outputs for {len(bad):,} of {len(finite):,} samples; training diverged: use an "
+            "earlier checkpoint, or train again with a lower optimizer.lr"
         )
 
 
 def gather_outputs(
     found: Sequence[Rows], samples: int, world: World, only: NDArray[np.int64] | None = None
 ) -> FloatArray:
-    """[samples, K] on every rank, from the rows that each rank found. A collective.
+    """Gather the rows of all ranks into [samples, K] on every rank. Collective: every rank must call this.
 
-    `only`: the samples whose rows were found, where it is not the whole split. Raises `RuntimeError` unless each was
-    found exactly once.
+    `only`: the sample indices to expect, if not the entire split. Raises `RuntimeError` unless each occurs once.
     """
     wanted = np.arange(samples) if only is None else only
     rows_of = torch.full((samples,), -1, dtype=torch.int64, device=world.device)
@@ -118,23 +120,23 @@ def gather_outputs(
         everything.index_add_(0, rows_of[places], torch.cat([rows, seen], dim=1))
     gathered = world.all_reduce_sum_(everything).cpu().numpy()
     if not (gathered[:, -1] == 1).all():
-        raise RuntimeError(f"{int((gathered[:, -1] != 1).sum())} of {len(wanted)} faces were not seen exactly once")
+        raise RuntimeError(f"{int((gathered[:, -1] != 1).sum())} of {len(wanted)} samples were not seen exactly once")
     return np.ascontiguousarray(gathered[:, :-1])
 
 
 def fuse_distributions(
     answers: Predictions, labels: NDArray[np.int64], class_distributions: Tensor, loss: LossConfig, batch_size: int
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Equations 11 and 12 after the fact: what the target branch would be taught of these faces.
+    """Apply eq 11 and 12 after training: compute the target branch's training targets for these samples.
 
-    Eq 11 scales attention by the extremes of a batch: here of `batch_size` neighbours in the split's order, which was
-    shuffled when it was written. `loss.supervision` counts as in training: w' has no effect under label and class, and
-    is 1 in the baseline, whose targets are the labels.
+    Eq 11 scales attention by the extremes of a batch. Here a batch is `batch_size` consecutive samples of the split,
+    which was shuffled when written. `loss.supervision` applies as in training: w' has no effect for `label` and
+    `class`, and is 1 in the baseline, whose targets are the labels.
 
     Returns:
         w' [S] and the fused distributions [S, C].
     """
-    if loss.supervision == "one_hot":  # the baseline is taught the label itself
+    if loss.supervision == "one_hot":  # the baseline trains on the label itself
         return np.ones(len(labels)), np.eye(answers.target_logits.shape[1])[labels]
     attention = torch.from_numpy(answers.attention).double()
     runs = split_batches(np.arange(len(labels)), batch_size)
@@ -146,5 +148,5 @@ def fuse_distributions(
 
 
 def softmax(logits: NDArray[np.float32]) -> NDArray[np.float64]:
-    """[S, C], by row."""
+    """Return the softmax of each row, [S, C]."""
     return torch.from_numpy(logits).double().softmax(dim=1).numpy()

@@ -1,4 +1,4 @@
-"""What is measured of predictions against labels: shares right, by class, calibration, and how sure each number is."""
+"""Scores of predictions: accuracy, per-class metrics and calibration, with confidence intervals."""
 
 from __future__ import annotations
 
@@ -16,22 +16,22 @@ Floats = NDArray[np.float64]
 Labels = NDArray[np.int64]
 
 BINS = 15
-"""Of equal width, for calibration."""
+"""Number of equal-width bins for calibration."""
 RESAMPLES = 1000
-"""Of the faces, for a bootstrap interval."""
+"""Number of bootstrap resamples."""
 SEED = 0
-"""Of the resamples: the same faces and answers give the same interval."""
+"""Bootstrap seed: the same samples and predictions give the same interval."""
 
 
 class Estimate(NamedTuple):
-    """A number with its 95 % interval."""
+    """A value with its 95% interval."""
 
     value: float
     interval: Interval
 
 
 class ClassScore(NamedTuple):
-    """One class against all others. NaN where nothing is to be divided: no faces, none predicted."""
+    """Scores of one class against all others. NaN if undefined: no samples, or none predicted."""
 
     name: str
     faces: int
@@ -42,45 +42,45 @@ class ClassScore(NamedTuple):
 
 
 class Bin(NamedTuple):
-    """Faces whose confidence, the probability of the predicted class, is above `low` and at most `high`."""
+    """Samples with confidence (probability of the predicted class) in (`low`, `high`]."""
 
     low: float
     high: float
     faces: int
     confidence: float
-    """Mean; NaN in an empty bin."""
+    """Mean confidence; NaN in an empty bin."""
     accuracy: float
 
 
 class Calibration(NamedTuple):
-    """Whether probabilities mean what they say."""
+    """Calibration of the predicted probabilities."""
 
     ece: float
-    """Expected calibration error of the predicted class: mean of |accuracy - confidence| over the bins, by faces."""
+    """Expected calibration error of the predicted class: |accuracy - confidence| averaged over bins, by sample."""
     brier: float
-    """Mean over faces of the squared error summed over classes, in [0, 2]."""
+    """Mean over samples of the squared error summed over classes, in [0, 2]."""
     nll: float
     """Mean -log p of the label, in nats."""
     bins: tuple[Bin, ...]
 
 
 class Scores(NamedTuple):
-    """S faces against their labels."""
+    """Scores of S samples."""
 
     accuracy: Estimate
-    """Interval: Wilson's."""
+    """Wilson interval."""
     mean_class_accuracy: Estimate
-    """Mean recall of the classes that have faces; interval: bootstrap over faces."""
+    """Mean recall over the classes with samples; bootstrap interval over samples."""
     macro_f1: Estimate
-    """Mean F1 of the classes that have faces; interval: bootstrap over faces."""
+    """Mean F1 over the classes with samples; bootstrap interval over samples."""
     classes: tuple[ClassScore, ...]
     confusion: NDArray[np.int64]
-    """[C, C]: row the annotated class, column the predicted one."""
+    """[C, C]; rows: true class, columns: predicted class."""
     calibration: Calibration
 
 
 def score(logits: NDArray[np.float32], labels: Labels, names: tuple[str, ...]) -> Scores:
-    """Logits [S, C] against labels [S] in the order of `names`."""
+    """Score logits [S, C] against labels [S]; class indices follow `names`."""
     predicted = logits.argmax(axis=1)
     right = predicted == labels
     confusion = confusion_matrix(labels, predicted, labels=np.arange(len(names)))
@@ -91,7 +91,7 @@ def score(logits: NDArray[np.float32], labels: Labels, names: tuple[str, ...]) -
     present = faces > 0
 
     def by_class(times: Floats) -> Floats:
-        """Mean recall and F1 of the classes, each face counted so many times."""
+        """Return mean class recall and mean F1, with each sample counted `times` times."""
         size = len(names)
         hits = np.bincount(labels, times * right, minlength=size)
         own, guessed = (np.bincount(of, times, minlength=size) for of in (labels, predicted))
@@ -110,12 +110,12 @@ def score(logits: NDArray[np.float32], labels: Labels, names: tuple[str, ...]) -
 
 
 def accuracy(right: NDArray[np.bool_]) -> Estimate:
-    """Of at least one face."""
+    """Return the accuracy over at least one sample, with its Wilson interval."""
     return Estimate(float(right.mean()), wilson_interval(int(right.sum()), len(right)))
 
 
 def calibrate(logits: NDArray[np.float32], labels: Labels) -> Calibration:
-    """Of logits [S, C] against labels [S]."""
+    """Compute the calibration of logits [S, C] against labels [S]."""
     logs = log_softmax(logits.astype(np.float64), axis=1)
     probabilities = np.exp(logs)
     confidence, right = probabilities.max(axis=1), probabilities.argmax(axis=1) == labels
@@ -133,9 +133,9 @@ def calibrate(logits: NDArray[np.float32], labels: Labels) -> Calibration:
 
 
 def bootstrap(faces: int, statistic: Callable[[Floats], Floats]) -> tuple[list[float], list[float]]:
-    """95 % percentile intervals (Efron, 1979): lower ends and upper ends of the K numbers that `statistic` gives.
+    """Return the lower and upper bounds of 95% percentile intervals (Efron, 1979) for the K values of `statistic`.
 
-    `statistic` sees how many times each of the `faces` was drawn, [faces], in one resample with replacement.
+    `statistic` receives how often each sample occurs in one resample with replacement, [faces].
     """
     random = np.random.default_rng(SEED)
     draws = (np.bincount(random.integers(faces, size=faces), minlength=faces) for _ in range(RESAMPLES))
@@ -145,6 +145,6 @@ def bootstrap(faces: int, statistic: Callable[[Floats], Floats]) -> tuple[list[f
 
 
 def bootstrap_means(rows: Floats) -> list[Estimate]:
-    """Means of the K columns of [S, K] over its faces."""
+    """Return the mean of each of the K columns of [S, K], with bootstrap intervals over samples."""
     low, high = bootstrap(len(rows), lambda times: times @ rows / len(rows))
     return [Estimate(*both) for both in zip(rows.mean(axis=0).tolist(), map(Interval, low, high), strict=True)]

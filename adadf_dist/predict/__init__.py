@@ -1,1 +1,1 @@
-"""What a trained network says of pictures: files, folders, datasets, or paths as they come."""
+"""Predict expressions in images: files, folders, datasets, or paths on standard input."""

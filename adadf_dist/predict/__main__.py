@@ -30,21 +30,21 @@ from adadf_dist.predict.preprocess import LARGE, Aligner
 
 DESCRIPTION = """\
 Predict the expression of faces. Class names and preprocessing come from MODEL, images are preprocessed as in the run's
-evaluation, and everything is computed in fp32. Rows are written in the order of the images, as soon as they are known:
-path, prediction, confidence, a probability per class, and the error of an image that failed. Samples of a dataset also
-have their true label (as the dataset names it), and their votes where there are any.
+evaluation, and everything is computed in fp32. Rows are written in input order as soon as they are available: path,
+prediction, confidence, a probability per class, and the error of an image that failed. Samples of a dataset also have
+their true label (as named in the dataset) and their votes, if any.
 """
 EPILOG = """\
-MODEL    a run folder (its selected epoch), a checkpoint, or a .safetensors, .onnx or .pt2 file of adadf_dist.export
+MODEL    a run directory (its selected epoch), a checkpoint, or a .safetensors, .onnx or .pt2 file of adadf_dist.export
 PATH     an image; a folder with its subfolders; a dataset folder (dataset.json; its test split, or --split);
          or - for one path per line on standard input, each predicted as it arrives
 
-Images are expected to be cropped like the training samples. --align is for photos: it finds the largest face and aligns
-it to the five-point template. With --all-faces, every face has a row: its number (1 is the largest) and its box in
-pixels of the upright image. Needs pip install 'adadf_dist[align]'.
+Images must be cropped like the training samples. Use --align for photos: it finds the largest face and aligns it to the
+five-point template. With --all-faces, every face has a row with its number (1 is the largest) and its box in pixels of
+the upright image. Requires pip install 'adadf_dist[align]'.
 
-exit status: 0 when every row has a prediction; 1 when some have an error instead (a path that is missing or cannot be
-read, an image without a face; stderr has their number); 2 for a mistake on the command line
+exit status: 0 if every row has a prediction; 1 if some have an error instead (a missing or unreadable path, an image
+without a face; their number is printed to stderr); 2 for a command-line error
 
 examples:
   python -m adadf_dist.predict runs/demo-seed0 faces/ --format csv --out predictions.csv
@@ -59,9 +59,11 @@ def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
         description=DESCRIPTION,
         epilog=EPILOG,
     )
-    parser.add_argument("model", type=Path, metavar="MODEL", help="the trained network")
-    parser.add_argument("paths", nargs="+", metavar="PATH", help="images to predict; - reads paths from stdin")
-    parser.add_argument("--split", choices=("train", "validation", "test"), help="of dataset folders (default: test)")
+    parser.add_argument("model", type=Path, metavar="MODEL", help="model to use")
+    parser.add_argument("paths", nargs="+", metavar="PATH", help="images to classify; - reads paths from stdin")
+    parser.add_argument(
+        "--split", choices=("train", "validation", "test"), help="split of dataset folders (default: test)"
+    )
     parser.add_argument("--align", action="store_true", help="find the largest face in each photo and align it")
     parser.add_argument("--all-faces", action="store_true", help="one row per face found; needs --align")
     parser.add_argument(
@@ -70,31 +72,33 @@ def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--batch-size", type=int, default=64, metavar="N", help="default: %(default)s")
     cores = len(os.sched_getaffinity(0))
     parser.add_argument(
-        "--workers", type=int, default=cores, metavar="N", help="threads that read pictures (default: %(default)s)"
+        "--workers", type=int, default=cores, metavar="N", help="image decoding threads (default: %(default)s)"
     )
-    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="default: a GPU if usable")
+    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="default: GPU if available")
     parser.add_argument(
         "--format", choices=("csv", "jsonl", "table"), help="default: table on a terminal, csv otherwise"
     )
-    parser.add_argument("--out", type=Path, metavar="FILE", help="write the rows there instead of to stdout")
+    parser.add_argument("--out", type=Path, metavar="FILE", help="write predictions to this file instead of stdout")
     add_force_option(parser, "FILE")
     args = parser.parse_args(argv)
     for option, lowest, highest in (("batch_size", 1, 65536), ("workers", 1, 1024), ("aligned_size", 16, 1024)):
         if not lowest <= getattr(args, option) <= highest:
-            parser.error(f"--{option.replace('_', '-')} {getattr(args, option)}: from {lowest} to {highest}")
+            parser.error(
+                f"--{option.replace('_', '-')} {getattr(args, option)}: must be between {lowest} and {highest}"
+            )
     if args.all_faces and not args.align:
-        parser.error("--all-faces needs --align, which finds the faces")
+        parser.error("--all-faces requires --align")
     if args.paths.count("-") > 1:
-        parser.error("- is given twice: there is one standard input")
+        parser.error("- (standard input) is listed twice")
     return args
 
 
 @contextmanager
 def open_output(path: Path | None) -> Iterator[TextIO]:
-    """Where rows go. Raises `UserError` for a file that cannot be written."""
+    """Open the output for rows. Raises `UserError` for a file that cannot be written."""
     if path is None:
         if isinstance(sys.stdout, TextIOWrapper):
-            # a path may hold bytes that are not text; what a program reads is UTF-8 in every locale
+            # paths may contain bytes that are not text; piped output is UTF-8 in every locale
             encoding = sys.stdout.encoding if sys.stdout.isatty() else "utf-8"
             sys.stdout.reconfigure(encoding=encoding, errors="surrogateescape")
         yield sys.stdout
@@ -107,7 +111,7 @@ def open_output(path: Path | None) -> Iterator[TextIO]:
 
 
 class PredictionCounts:
-    """Counts of rows, of rows without a prediction, and of images that look like photos."""
+    """Counts of rows, rows without a prediction, and images that look like photos."""
 
     def __init__(self) -> None:
         self.rows = self.failed = self.large = 0
@@ -115,11 +119,11 @@ class PredictionCounts:
     def messages(self) -> Iterator[str]:
         """Lines for stderr."""
         if self.failed:
-            yield f"{self.failed:,} of {self.rows:,} rows have no prediction; their column error has the reason"
+            yield f"{self.failed:,} of {self.rows:,} rows have no prediction; see their error column"
         if self.large:
             yield (
-                f"{self.large:,} images have more than {LARGE} pixels per side and were not cropped; if they are "
-                "photos and not faces, --align finds the faces"
+                f"{self.large:,} images have more than {LARGE} pixels per side and were not cropped; use --align if "
+                "they are photos"
             )
 
 
@@ -155,10 +159,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         model = load_model(args.model, args.device)
         predictor = make_predictor(args, model)
         if args.out is None and sys.stdout is None:
-            raise UserError("standard output is closed; give --out FILE")
-        first = next(inputs.pictures, None)  # known before a file is begun, or replaced
+            raise UserError("standard output is closed; pass --out FILE")
+        first = next(inputs.pictures, None)  # read before an output file is created or replaced
         if first is None:
-            raise UserError("no pictures found: standard input named none")
+            raise UserError("no images on stdin")
         inputs = inputs._replace(pictures=chain([first], inputs.pictures))
         if inputs.skipped.kinds:
             print(f"adadf_dist.predict: {inputs.skipped.describe()}", file=sys.stderr, flush=True)

@@ -23,10 +23,10 @@ STDIN = "-"
 
 
 class ImageInput(NamedTuple):
-    """An input image, read when its turn comes."""
+    """Input image, loaded lazily."""
 
     name: str
-    """What its row is called: a path, or SPLIT/KEY of a dataset."""
+    """Value of the `path` column: a path, or SPLIT/KEY of a dataset."""
     load: Callable[[], Image.Image]
     """Gray or RGB, and upright. Raises `InvalidImageError`, `OSError`."""
     label: str | None = None
@@ -38,9 +38,9 @@ class ImageInput(NamedTuple):
 class Inputs(NamedTuple):
     pictures: Iterator[ImageInput]
     total: int | None
-    """None where paths come from standard input."""
+    """None if paths come from standard input."""
     skipped: Skipped
-    """What was left out in folders. A file given by its name may be called anything."""
+    """Skipped files in folders. A file named on the command line may have any name."""
     label_classes: tuple[str, ...]
     """Class names of all datasets; empty without a dataset."""
     vote_classes: tuple[str, ...]
@@ -48,21 +48,21 @@ class Inputs(NamedTuple):
 
 
 class Source(NamedTuple):
-    """The images of one path of the command line."""
+    """Images of one command-line path."""
 
     pictures: Iterable[ImageInput]
     total: int | None
-    """None where it is not known in advance."""
+    """None if not known in advance."""
     split: Split | None = None
-    """Of a dataset folder."""
+    """Split of a dataset folder."""
     is_missing: bool = False
-    """The path does not exist, or is a dataset folder that does not open."""
+    """Whether the path does not exist or is a dataset folder that does not open."""
 
 
 def find_images(paths: Sequence[str], split: str | None) -> Inputs:
-    """All images that the command line names; a path that cannot be read counts as an image that fails to load.
+    """Find all images on the command line; an unreadable path counts as an image that fails to load.
 
-    Raises `UserError` where there is no image at all, or a dataset lacks the split.
+    Raises `UserError` if there is no image or a dataset lacks the split.
     """
     skipped = Skipped()
     sources = [open_path(path, split, skipped) for path in paths]
@@ -74,7 +74,7 @@ def find_images(paths: Sequence[str], split: str | None) -> Inputs:
     if total == 0:
         note = f"; {skipped.describe()}" if skipped.kinds else ""
         raise UserError(
-            f"no pictures found in {', '.join(map(escape_name, paths))}; their names would end in "
+            f"no images found in {', '.join(map(escape_name, paths))}; supported extensions: "
             f"{', '.join(sorted(image_suffixes()))}{note}"
         )
     return Inputs(
@@ -87,12 +87,12 @@ def find_images(paths: Sequence[str], split: str | None) -> Inputs:
 
 
 def merge_classes(splits: Iterable[Split]) -> tuple[str, ...]:
-    """Class names of all splits, each once, in the order of their first occurrence."""
+    """Return the distinct class names of all splits in order of first occurrence."""
     return tuple(dict.fromkeys(name for split in splits for name in split.classes))
 
 
 def open_path(path: str, split: str | None, skipped: Skipped) -> Source:
-    """The images that one argument names. Raises `UserError` for a dataset without the split."""
+    """Open one command-line path. Raises `UserError` for a dataset without the split."""
     if path == STDIN:
         return Source(read_stdin_paths(), None)
     if os.path.isfile(os.path.join(path, MANIFEST)):
@@ -104,7 +104,7 @@ def open_path(path: str, split: str | None, skipped: Skipped) -> Source:
 
 
 def list_folder(folder: str, skipped: Skipped) -> list[ImageInput]:
-    """The images in a folder and its subfolders, sorted; a subfolder that cannot be read is an image that fails."""
+    """List the images in a folder tree, sorted; an unreadable subfolder counts as an image that fails to load."""
     found: list[ImageInput] = []
 
     def add_unreadable(path: str, error: UserError) -> None:
@@ -119,10 +119,10 @@ def list_folder(folder: str, skipped: Skipped) -> list[ImageInput]:
 
 
 def read_stdin_paths() -> Iterator[ImageInput]:
-    """One image per line, each as soon as the line arrives."""
+    """Yield one image per line as soon as the line arrives."""
     if sys.stdin is None:
-        raise UserError("standard input is closed, so it names no pictures")
-    # not sys.stdin: a thread that waits in it would hold up the end of the program
+        raise UserError("standard input is closed; cannot read image paths")
+    # not sys.stdin: a thread blocked in it would delay program exit
     with open(sys.stdin.fileno(), "rb", closefd=False) as stream:
         for line in decode_lines(stream, "standard input", any_bytes=True):
             if path := line.rstrip("\n"):
@@ -143,7 +143,7 @@ def load_file(path: str) -> Image.Image:
 
 
 def failed_picture(path: str, reason: str) -> ImageInput:
-    """Stands for a folder that cannot be read: loading it raises `InvalidImageError` with the reason."""
+    """Return a placeholder for an unreadable folder: loading it raises `InvalidImageError` with the reason."""
     return ImageInput(path, partial(raise_bad_image, reason.removeprefix(f"{escape_name(path)}: ")))
 
 
@@ -152,7 +152,7 @@ def raise_bad_image(reason: str) -> NoReturn:
 
 
 def open_dataset_path(path: str, name: str | None) -> Source:
-    """The samples of a dataset's split (default: test), in their order. Raises `UserError` if it lacks the split."""
+    """Open a dataset's split (default: test), in its order. Raises `UserError` if the dataset lacks the split."""
     try:
         dataset = open_dataset(path)
         name_or_test = name or "test"
@@ -162,12 +162,12 @@ def open_dataset_path(path: str, name: str | None) -> Source:
     except (UserError, OSError) as error:
         reason = str(error) if isinstance(error, UserError) else single_line(error)
         return Source([failed_picture(path, reason)], 1, is_missing=True)
-    problem = f"no {name} split; it has" if name else "has no test split; give --split, one of"
+    problem = f"no {name} split; available:" if name else "has no test split; pass --split, one of"
     raise UserError(f"{escape_name(path)}: {problem} {', '.join(dataset.splits)}")
 
 
 def stored_pictures(split: Split) -> Iterator[ImageInput]:
-    """The samples of a split with their labels, and votes where there are any."""
+    """Yield the samples of a split with their labels and votes, if any."""
     for sample, (key, label) in enumerate(zip(split.keys, split.labels.tolist(), strict=True)):
         votes = [] if split.votes is None else split.votes[sample].tolist()
         yield ImageInput(

@@ -1,4 +1,4 @@
-"""Rows as text: csv, JSON Lines, or a table to read. All three have the same columns."""
+"""Output formats: CSV, JSON Lines, or a human-readable table. All three have the same columns."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ Value: TypeAlias = str | int | float | None
 
 
 class Columns(NamedTuple):
-    """Which columns there are beside `path`, `prediction`, `confidence` and `error`."""
+    """Columns besides `path`, `prediction`, `confidence` and `error`."""
 
     classes: tuple[str, ...]
-    """The model's classes: a probability each."""
+    """Classes of the model; one probability column each."""
     label_classes: tuple[str, ...] = ()
-    """Values of the column `label` (true classes of a dataset); no such column where empty."""
+    """Possible values of `label` (true classes of a dataset); empty: no such column."""
     vote_classes: tuple[str, ...] = ()
-    """Classes with a number of votes each."""
+    """Classes with a vote count column each."""
     has_faces: bool = False
-    """`faces`: number of faces found in the image."""
+    """Whether there is a column `faces`: number of faces found in the image."""
     has_boxes: bool = False
-    """`face` and `box_*`: which of the faces it is, and where it is in the image."""
+    """Whether there are columns `face` (number of the face) and `box_*` (its position in the image)."""
 
 
 class Record(NamedTuple):
@@ -41,11 +41,11 @@ class Record(NamedTuple):
     probabilities: dict[str, float] | None
     """Model class -> probability."""
     annotation: dict[str, Value]
-    """`label`, where there is such a column."""
+    """`label`, if there is such a column."""
     votes: dict[str, Value] | None
-    """Dataset class -> number of votes; not of other datasets' classes."""
+    """Class of the sample's dataset -> number of votes."""
     detection: dict[str, Value]
-    """`faces`, `face` and `box_*`, where there are such columns."""
+    """`faces`, `face` and `box_*`, if there are such columns."""
     error: str
 
 
@@ -83,13 +83,13 @@ def detection_columns(columns: Columns) -> list[str]:
 
 
 def as_count(votes: float) -> int | float:
-    """A whole number where it is one; some datasets weight their votes."""
+    """Return an int for integral votes, else a rounded float; some datasets weight their votes."""
     return int(votes) if votes == int(votes) else round(votes, DIGITS)
 
 
 class Format(Protocol):
     def head(self) -> str:
-        """The text before the rows, with its newline."""
+        """Return the text before the rows, including its newline."""
 
     def line(self, row: Row) -> str: ...
 
@@ -131,7 +131,7 @@ def as_csv(cells: Sequence[str]) -> str:
 
 
 class JsonLines:
-    """One object per line; `probabilities` and `votes` are objects by class, and what is empty in csv is null.
+    """One object per line. `probabilities` and `votes` are objects keyed by class; empty CSV cells are null.
 
     Bytes of a path that are not UTF-8, control characters and backslashes are written as `\\xNN`.
     """
@@ -156,7 +156,7 @@ class JsonLines:
 
 
 class Table:
-    """Aligned columns; the path, of any length, is last, with the error if any."""
+    """Aligned columns; the path is last, followed by the error if any."""
 
     def __init__(self, columns: Columns) -> None:
         self.columns = columns
@@ -180,5 +180,5 @@ class Table:
         cells += [(as_text(votes.get(name)) or "-").rjust(len(f"votes_{name}")) for name in self.columns.vote_classes]
         cells += [(as_text(value) or "-").rjust(max(5, len(name))) for name, value in record.detection.items()]
         path = row.face.picture.name
-        path = path if path.isprintable() else ascii(path)[1:-1]  # no name moves the terminal's cursor
+        path = path if path.isprintable() else ascii(path)[1:-1]  # prevent names from controlling the terminal
         return "  ".join([*cells, path + (f": {record.error}" if record.error else "")]) + "\n"

@@ -1,4 +1,4 @@
-"""Predict images in order, as they arrive: threads decode ahead while the network computes a batch."""
+"""Predict images in input order; threads prefetch and decode while the network computes a batch."""
 
 from __future__ import annotations
 
@@ -18,21 +18,21 @@ from adadf_dist.predict.inputs import ImageInput
 from adadf_dist.predict.preprocess import Aligner, PreparedImage, load_faces
 
 MAX_BATCH_WAIT_S = 0.05
-"""A batch waits no longer than this for its next picture: paths may come one by one, by hand."""
+"""Maximum wait for the next image of a batch; paths may be typed interactively."""
 
 Seen = Future[list[PreparedImage]]
 
 
 class Row(NamedTuple):
-    """The result for an image, or for one of its faces."""
+    """Result for an image or one of its faces."""
 
     face: PreparedImage
     probabilities: NDArray[np.float64] | None
-    """[C]; None where the face has an error."""
+    """[C]; None if the face has an error."""
 
 
 class Predictor:
-    """A model with the preprocessing that evaluation uses, around decoding threads."""
+    """A model with evaluation preprocessing and decoding threads."""
 
     def __init__(self, model: ExportedModel, batch_size: int, workers: int, aligner: Aligner | None = None) -> None:
         self.model = model
@@ -42,7 +42,7 @@ class Predictor:
         self._finish = DeviceTransform(model.preprocessing, model.device)
 
     def predict(self, pictures: Iterable[ImageInput]) -> Iterator[list[Row]]:
-        """One list per batch of images. Raises what iterating over `pictures` raises, after the earlier rows."""
+        """Yield a list of rows per batch of images. Re-raises errors of `pictures` after the earlier rows."""
         ahead: Queue[Seen | BaseException | None] = Queue(2 * self.batch_size + self.workers)
         with ThreadPoolExecutor(self.workers, "decode") as pool:
             Thread(target=self._read_ahead, args=(pictures, pool, ahead), daemon=True).start()
@@ -67,7 +67,7 @@ class Predictor:
             ahead.put(None)
 
     def _predict_batch(self, faces: Sequence[PreparedImage]) -> list[Row]:
-        """Rows in the order of `faces`; those with an error are left out of the network's batch."""
+        """Return rows in the order of `faces`; faces with an error are not passed to the network."""
         good = [face.pixels for face in faces if face.pixels is not None]
         starts = range(0, len(good), self.batch_size)  # images may have several faces each
         probabilities = (
@@ -76,7 +76,7 @@ class Predictor:
         return [Row(face, None if face.pixels is None else next(probabilities)) for face in faces]
 
     def probabilities(self, pixels: NDArray[np.uint8]) -> NDArray[np.float64]:
-        """[n, C] of faces [n, S, S, 3]."""
+        """Return probabilities [n, C] of faces [n, S, S, 3]."""
         device = self.model.device
         images = torch.from_numpy(pixels).to(device).permute(0, 3, 1, 2)
         nothing_erased = torch.zeros(len(images), 4, dtype=torch.int64, device=device)
@@ -90,7 +90,7 @@ MORE_TO_COME = "more"
 def collect_batch(
     ahead: Queue[Seen | BaseException | None], size: int
 ) -> tuple[list[Seen], BaseException | str | None]:
-    """Up to `size` images (at least one before the end), and `MORE_TO_COME`, the error that ended them, or None."""
+    """Return up to `size` images (at least one before the end) and `MORE_TO_COME`, the final error, or None."""
     batch: list[Seen] = []
     while len(batch) < size:
         try:

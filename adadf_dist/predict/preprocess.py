@@ -1,4 +1,4 @@
-"""Load an input image, or each face found in it, at the size at which preprocessing starts (in a worker thread)."""
+"""Load an input image, or each face found in it, at the input size of preprocessing. Runs in a worker thread."""
 
 from __future__ import annotations
 
@@ -18,23 +18,23 @@ from adadf_dist.errors import single_line
 from adadf_dist.predict.inputs import ImageInput
 
 LARGE = 512
-"""An image whose shorter side has more pixels than this is probably a photo and not a cropped face."""
+"""An image whose shorter side has more pixels is probably a photo, not a cropped face."""
 
 
 class PreparedImage(NamedTuple):
-    """The input of one prediction, or the reason why there is none."""
+    """Input of one prediction, or an error."""
 
     picture: ImageInput
     pixels: NDArray[np.uint8] | None
     """[S, S, 3] RGB at the size that preprocessing resizes to."""
     error: str = ""
-    """Empty where there are pixels."""
+    """Empty if there are pixels."""
     found: int | None = None
     """Number of faces that the detector found in the image; None without alignment."""
     number: int | None = None
-    """1 for the largest face of the image, 2 for the next; None where no face was found, or none was looked for."""
+    """1 for the largest face of the image, 2 for the next; None without alignment or if no face was found."""
     box: Box | None = None
-    """Where the face is in the upright image, in pixels; it may extend beyond the image."""
+    """Box of the face in the upright image, in pixels; may extend beyond the image."""
     is_large: bool = False
     """Whether the image looks like a photo that was not cropped."""
 
@@ -43,27 +43,27 @@ class Aligner:
     """Finds faces in photos and aligns them to the template, as the builder's `--align detect` does."""
 
     def __init__(self, device: torch.device, size: int, all_faces: bool = False) -> None:
-        """`size`: side of an aligned face in pixels. Raises `UserError` where the detector's weights are missing."""
+        """`size`: side of an aligned face in pixels. Raises `UserError` if the detector's weights are missing."""
         self._detector = Detector(device)
         self._size = size
         self._all_faces = all_faces
 
     def find(self, photo: Image.Image) -> tuple[list[mtcnn.Face], int]:
-        """The largest face, or all faces from the largest to the smallest; and how many there are."""
+        """Return the largest face, or all faces from largest to smallest, and the number of faces found."""
         faces = sort_by_size(self._detector.detect([photo])[0])
         return faces if self._all_faces else faces[:1], len(faces)
 
     def align(self, photo: Image.Image, face: mtcnn.Face) -> Image.Image:
-        """A face at the template's position. Raises `InvalidImageError`."""
+        """Align a face to the template. Raises `InvalidImageError`."""
         try:
             aligned = align(photo, face.landmarks, self._size)
         except ValueError as error:
             raise InvalidImageError(str(error)) from None
-        return decode_image(encode(aligned).data)  # through a JPEG, as the builder stores it
+        return decode_image(encode(aligned).data)  # re-encode as JPEG like the builder
 
 
 def load_faces(picture: ImageInput, size: int, aligner: Aligner | None) -> list[PreparedImage]:
-    """Read an image and, with an aligner, find its faces. At least one item; errors are stored in it, never raised."""
+    """Read an image and, with an aligner, find its faces. Returns at least one item; errors are stored, not raised."""
     try:
         image = picture.load()
         if aligner is None:
@@ -71,7 +71,7 @@ def load_faces(picture: ImageInput, size: int, aligner: Aligner | None) -> list[
         faces, found = aligner.find(image)
     except OSError as error:
         return [PreparedImage(picture, None, error.strerror or single_line(error))]
-    except ValueError as error:  # `InvalidImageError`, and a path with a zero byte
+    except ValueError as error:  # `InvalidImageError`, or a path with a null byte
         return [
             PreparedImage(picture, None, str(error) if isinstance(error, InvalidImageError) else single_line(error))
         ]

@@ -1,1 +1,1 @@
-"""A run folder as one page, and its figures at paper quality. Reads run folders only."""
+"""HTML report of runs, and publication-quality figures. Reads run folders only."""

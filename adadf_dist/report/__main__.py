@@ -1,4 +1,4 @@
-"""A report of one run or of several, finished or in progress: a page, and its figures for a paper.
+"""Command line of the report: an HTML page of one or more runs, and figures for papers.
 
 python -m adadf_dist.report RUN [RUN ...] [--out FILE] [--figures DIR] [--face KEY]
 """
@@ -17,13 +17,13 @@ from adadf_dist.files.outputs import add_force_option, check_output_folder, chec
 from adadf_dist.report.api import PAGE, report
 
 COMPARISON = "comparison.html"
-"""Page about several runs, in the current folder."""
+"""Default page of several runs, in the current folder."""
 
 DESCRIPTION = f"""\
-One self-contained page about a run: result, curves, confusion, class distributions, thresholds, attention, features,
-an ambiguous face, most and least certain faces, and what was wrong on the way. Of several runs the first is described
-in full, and all are compared. Training itself writes {PAGE} into the run folder when it ends; a comparison never
-replaces it.
+Write a self-contained HTML page about a run, finished or in progress: result, curves, confusion, class distributions,
+thresholds, attention, features, an ambiguous sample, most and least confident samples, and diagnostics. With several
+runs, the page describes the first and compares all. Training writes {PAGE} into the run folder when it ends; a
+comparison never replaces it.
 """
 EPILOG = """\
 examples:
@@ -38,29 +38,29 @@ def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
         description=DESCRIPTION,
         epilog=EPILOG,
     )
-    parser.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="run folder, as training wrote it")
+    parser.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="run folder written by training")
     parser.add_argument(
         "--out",
         type=Path,
         metavar="FILE",
-        help=f"the page (default: {PAGE} in the run folder; of several runs {COMPARISON} in the current folder)",
+        help=f"output page (default: {PAGE} in the run folder; for several runs {COMPARISON} in the current folder)",
     )
-    parser.add_argument("--figures", type=Path, metavar="DIR", help="write each figure as PNG (300 dpi) and SVG too")
-    parser.add_argument("--face", default="", metavar="KEY", help="training face to show (default: the most ambiguous)")
+    parser.add_argument("--figures", type=Path, metavar="DIR", help="also write each figure as PNG (300 dpi) and SVG")
+    parser.add_argument("--face", default="", metavar="KEY", help="tracked sample to show (default: most ambiguous)")
     parser.add_argument(
-        "--data.shards", dest="shards", default="", metavar="DIR", help="the first run's dataset, if it moved"
+        "--data.shards", dest="shards", default="", metavar="DIR", help="dataset of the first run, if it moved"
     )
     parser.add_argument(
         ALLOW_OTHER_DATA,
         action="store_true",
-        help="show images, and compare runs, although the dataset is not the one of the run (its digest differs)",
+        help="show images and compare runs even if the dataset digest differs from that of the run",
     )
     add_force_option(parser, "the page or a figure")
     return parser.parse_args(argv)
 
 
 def output_path(args: argparse.Namespace) -> Path:
-    """Where the page goes: a run's own page is replaced by a new one. Raises `UserError` for any other file."""
+    """Return the path of the page. A run's own page is replaced; raises `UserError` for any other existing file."""
     own: Path = args.runs[0] / PAGE
     if len(args.runs) == 1 and (args.out is None or args.out.resolve() == own.resolve()):
         return own

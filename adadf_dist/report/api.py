@@ -1,4 +1,4 @@
-"""Where a report begins: run folders in, a page and figures out. What draws is imported when something is drawn."""
+"""Entry point of the report: reads run folders, writes a page and figures. Imports plotting libraries lazily."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ def report(
     shards: str = "",
     allow_other_data: bool = False,
 ) -> None:
-    """Write the page about some runs, and their figures into a folder. `shards`: the first run's dataset, if it moved.
+    """Write the report page of one or more runs, and optionally their figures.
 
-    Raises `UserError`, also where the images are not those of the first run's data, or the runs were not evaluated on
-    the same data, unless `allow_other_data`.
+    `shards`: Location of the first run's dataset, if it moved. Raises `UserError`, also if the images are not from the
+    first run's data or the runs were not evaluated on the same data, unless `allow_other_data`.
     """
     from adadf_dist.report.comparison import check_comparable
     from adadf_dist.report.figures.index import list_figures
@@ -35,12 +35,12 @@ def report(
     runs = [open_run(folder) for folder in folders]
     twice = next((folder for folder in folders if sum(folder.resolve() == f.resolve() for f in folders) > 1), None)
     if twice is not None:
-        raise UserError(f"{twice}: named twice; name each run once")
+        raise UserError(f"{twice}: listed twice")
     check_comparable(runs, allow_other_data)
     pictures = Thumbnails(runs[0], shards, allow_other_data)
     listed = find_tracked_sample(runs[0], face)
     drawings = list(list_figures(runs, listed))
-    if figures is not None:  # before the work: it may not be possible
+    if figures is not None:  # fail early if it cannot be created
         with os_errors_as_user_errors(figures):
             figures.mkdir(parents=True, exist_ok=True)
     write_output(page, render(runs, listed, drawings, pictures))

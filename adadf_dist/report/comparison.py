@@ -1,4 +1,4 @@
-"""Several runs beside each other: what was set differently, and what it made, seed by seed."""
+"""Compare several runs: differing settings and accuracy differences, paired by seed."""
 
 from __future__ import annotations
 
@@ -37,41 +37,39 @@ NON_RECIPE_KEYS = (
     "runtime.history_samples",
     "runtime.history_faces",
 )
-"""Keys that do not make two runs two ways of training."""
+"""Keys that do not affect the configuration of a run (its experimental arm)."""
 
 
 class GroupComparison(NamedTuple):
-    """One way of training against the first, on the seeds that both have."""
+    """Comparison of a configuration with the first one, on common seeds."""
 
     name: str
     measure: str
-    """`test` where every run of the pairs has one, else `validation`."""
+    """`test` if all compared runs have a test result, else `validation`."""
     seeds: tuple[int, ...]
     first: tuple[float, ...]
     second: tuple[float, ...]
     difference: PairedDifference | None
-    """None for fewer than two pairs."""
+    """None with fewer than two pairs."""
 
 
 def recipe_values(run: RunData) -> dict[str, Any]:
-    """The dataset, and what the run was told of what makes a way of training."""
+    """Return the dataset and the settings that define the configuration of a run."""
     flat = {key: tuple(v) if isinstance(v, list) else v for key, v in flatten(to_dict(run.config))}
     for key, digest in (run.data["files"] if run.data is not None else {}).items():
-        flat[key] = (
-            f"{Path(str(flat[key])).name} ({digest[:SHOWN_DIGITS]})"  # the same file in another folder is the same
-        )
-    told = {key: value for key, value in flat.items() if not matches_key(key, NON_RECIPE_KEYS)}
-    return {"dataset": run.facts["dataset"], **told}
+        flat[key] = f"{Path(str(flat[key])).name} ({digest[:SHOWN_DIGITS]})"  # the folder of the file does not matter
+    text = {key: value for key, value in flat.items() if not matches_key(key, NON_RECIPE_KEYS)}
+    return {"dataset": run.facts["dataset"], **text}
 
 
 def differing_keys(runs: Sequence[RunData]) -> dict[str, list[Any]]:
-    """Keys whose values differ between runs, and each run's."""
+    """Return the keys with values that differ between runs, and the value of each run."""
     values = [recipe_values(run) for run in runs]
     return {key: [v[key] for v in values] for key in values[0] if len({repr(v[key]) for v in values}) > 1}
 
 
 def group_by_config(runs: Sequence[RunData]) -> list[list[RunData]]:
-    """The runs that differ by nothing but their seed together, in the order given."""
+    """Group the runs that differ only in their seed, in the given order."""
     groups: dict[str, list[RunData]] = {}
     for run in runs:
         groups.setdefault(repr(sorted(recipe_values(run).items())), []).append(run)
@@ -79,17 +77,17 @@ def group_by_config(runs: Sequence[RunData]) -> list[list[RunData]]:
 
 
 def score(run: RunData, measure: str) -> Score:
-    """The selected epoch on `measure`, sample by sample where the run kept its predictions."""
+    """Return the score of the selected epoch, per sample if the run saved its predictions."""
     metrics = run.best["validation"] if measure == "validation" or run.result is None else run.result["test"]
     kept, correct = run.predictions(measure), None
     if kept is not None:
         right = kept.answers.predicted_labels == kept.faces.labels
-        correct = right if abs(float(right.mean()) - metrics["accuracy"]) < 1e-6 else None  # else of another epoch
+        correct = right if abs(float(right.mean()) - metrics["accuracy"]) < 1e-6 else None  # else: another epoch
     return Score(float(metrics["accuracy"]), int(metrics["samples"]), correct)
 
 
 def same_samples(runs: Sequence[RunData], measure: str) -> bool:
-    """Whether the runs' stored predictions are of the same samples in the same order."""
+    """Return whether the saved predictions of all runs cover the same samples in the same order."""
     kept = [run.predictions(measure) for run in runs]
     keys = [answers.faces.keys for answers in kept if answers is not None]
     return len(keys) == len(runs) and all(np.array_equal(other, keys[0]) for other in keys)
@@ -100,13 +98,13 @@ def has_test_result(run: RunData) -> bool:
 
 
 def evaluation_signature(run: RunData) -> tuple[object, ...]:
-    """What two runs must have in common for their accuracies to be of one task. Training faces may be dropped."""
+    """Return what two runs must share to be comparable. The number of training samples may differ."""
     judged = (count for split, count in run.facts["faces"].items() if split != "train")
     return run.facts["dataset"], run.classes, *judged
 
 
 def differently_evaluated(runs: Sequence[RunData]) -> str:
-    """How the data that a run was evaluated on differs from the first run's, by digests; empty where none does."""
+    """Describe how the evaluation data of a run differs from the first run's, by digest; empty if it does not."""
     for run in runs[1:]:
         if run.source is None or runs[0].source is None:
             continue
@@ -122,31 +120,26 @@ def differently_evaluated(runs: Sequence[RunData]) -> str:
 
 
 def check_comparable(runs: Sequence[RunData], allow_other_data: bool = False) -> None:
-    """Raises `UserError` for runs of other faces than the first's, and for a seed that one way has twice."""
+    """Raise `UserError` for runs evaluated on other data than the first, and for a repeated seed of a configuration."""
     for run in runs:
         if evaluation_signature(run) != evaluation_signature(runs[0]):
-            what = "counts of faces" if run.facts["dataset"] == runs[0].facts["dataset"] else "faces"
+            what = "number of samples" if run.facts["dataset"] == runs[0].facts["dataset"] else "dataset"
             raise UserError(
-                f"{run.folder}: is judged on other {what} than {runs[0].folder}, so their numbers do not compare; "
-                "give each a report of its own"
+                f"{run.folder}: evaluated on a different {what} than {runs[0].folder}; not comparable, so report them "
+                "separately"
             )
     if not allow_other_data and (difference := differently_evaluated(runs)):
-        raise UserError(
-            f"{difference}: their numbers do not compare; give each a report of its own, or {ALLOW_OTHER_DATA}"
-        )
+        raise UserError(f"{difference}: not comparable; report them separately, or pass {ALLOW_OTHER_DATA}")
     for group in group_by_config(runs):
         by_seed: dict[int, RunData] = {}
         for run in group:
             other = by_seed.setdefault(run.config.seed, run)
             if other is not run:
-                raise UserError(
-                    f"{run.folder}: has the settings and the seed of {other.folder}; name one of the two, or pairs by "
-                    "seed would be of either"
-                )
+                raise UserError(f"{run.folder}: same settings and seed as {other.folder}; pass only one of the two")
 
 
 def compare_groups(runs: Sequence[RunData]) -> list[GroupComparison]:
-    """Every other way of training against the first, where they share seeds. Of runs that compare."""
+    """Compare every other configuration with the first, if they share seeds. The runs must be comparable."""
     groups = group_by_config(runs)
     found = []
     first = {run.config.seed: run for run in groups[0]}
@@ -171,7 +164,7 @@ def compare_groups(runs: Sequence[RunData]) -> list[GroupComparison]:
 
 
 def describe_difference(first: RunData, second: RunData) -> str:
-    """How the second was told otherwise than the first."""
+    """Describe the settings of the second run that differ from the first."""
     return ", ".join(
         f"{key} = {values[1]} (was {values[0]})" for key, values in differing_keys([first, second]).items()
     )

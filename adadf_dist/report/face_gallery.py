@@ -1,4 +1,4 @@
-"""The faces that the selected model is surest of and least sure of, and those that it is surely wrong about."""
+"""Image gallery: the most and least confident predictions of the selected model, and its most confident errors."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ NUM_SHOWN = 14
 
 
 def face_sections(run: RunData, pictures: Thumbnails) -> Iterator[str]:
-    """Of validation; what training still has to write is said to be missing."""
-    yield "<h2>Faces</h2>"
+    """Yield the gallery of validation samples, or a note if the predictions are not available yet."""
+    yield "<h2>Samples</h2>"
     recorded = run.predictions("validation")
     if recorded is None:
-        yield '<p class="note">The faces of validation, by certainty, are kept when the run ends.</p>'
+        yield '<p class="note">Validation samples by confidence are available when the run ends.</p>'
         return
     if pictures.missing:
         yield f'<p class="note">{escape(pictures.missing)}</p>'
@@ -32,14 +32,14 @@ def face_sections(run: RunData, pictures: Thumbnails) -> Iterator[str]:
 
 
 def most_and_least_confident(recorded: SavedPredictions) -> dict[str, np.ndarray[tuple[int, ...], np.dtype[np.int64]]]:
-    """Face numbers by title."""
+    """Return sample indices by section title."""
     unsure = entropy(recorded.answers.target_probs)
     order = np.argsort(unsure, kind="stable")
     wrong = order[recorded.answers.predicted_labels[order] != recorded.faces.labels[order]]
     return {
-        "Most certain": order[:NUM_SHOWN],
-        "Least certain": order[::-1][:NUM_SHOWN],
-        "Certain, and not as labelled": wrong[:NUM_SHOWN],
+        "Most confident": order[:NUM_SHOWN],
+        "Least confident": order[::-1][:NUM_SHOWN],
+        "Most confident errors": wrong[:NUM_SHOWN],
     }
 
 
@@ -48,7 +48,7 @@ def face(recorded: SavedPredictions, number: int, pictures: Thumbnails) -> str:
     label, predicted = recorded.faces.labels[number], recorded.answers.predicted_labels[number]
     share = recorded.answers.target_probs[number, predicted]
     url = pictures.find(key, "validation")
-    shown = f'<img alt="{escape(key)}" src="{url}">' if url else '<div class="lost">no picture</div>'
+    shown = f'<img alt="{escape(key)}" src="{url}">' if url else '<div class="lost">no image</div>'
     kind = "right" if label == predicted else "wrong"
     lines = [f'<b class="{kind}">{escape(classes[predicted])} {share:.0%}</b>', f"label {escape(classes[label])}"]
     if recorded.faces.votes is not None and recorded.faces.votes[number].any():

@@ -1,4 +1,4 @@
-// The class distributions of one epoch, chosen by the slider or played.
+// Shows the class distributions of one epoch, selected with the slider or played.
 (() => {
   const box = document.getElementById("forming");
   if (!box) return;

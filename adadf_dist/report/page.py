@@ -1,4 +1,4 @@
-"""The report as one page: figures and pictures inside, nothing loaded from elsewhere."""
+"""The report as one self-contained HTML page: figures and images are embedded."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from adadf_dist.report.thumbnails import Thumbnails
 def render(
     runs: Sequence[RunData], face: TrackedSample | None, drawings: Sequence[FigureSpec], pictures: Thumbnails
 ) -> str:
-    """The page as HTML; every string that comes from a run is escaped."""
+    """Render the page as HTML. All strings from a run are escaped."""
     here = Path(__file__)
     css, script = (here.with_name(f"page.{kind}").read_text(encoding="utf-8") for kind in ("css", "js"))
     title = escape(", ".join(run.name for run in runs[:3]))
@@ -56,7 +56,7 @@ def heading(runs: Sequence[RunData], pictures: Thumbnails) -> Iterator[str]:
     run = runs[0]
     yield f"<h1>{escape(run.name)}</h1>"
     faces = ", ".join(f"{count:,} {split}" for split, count in run.facts["faces"].items() if count)
-    yield f'<p class="lead">{escape(str(run.facts["dataset"]))} &middot; {escape(faces)} faces &middot; '
+    yield f'<p class="lead">{escape(str(run.facts["dataset"]))} &middot; {escape(faces)} samples &middot; '
     yield f"{len(run.classes)} classes &middot; {escape(run.config.model.backbone)} &middot; "
     yield f"seed {run.config.seed} &middot; ranks: {escape(str(run.facts['ranks']))}</p>"
     for text in other_data_notes(runs, pictures):
@@ -65,20 +65,20 @@ def heading(runs: Sequence[RunData], pictures: Thumbnails) -> Iterator[str]:
         yield f'<p class="progress">In progress: this report covers epochs 1 to {run.epoch_numbers[-1]} of '
         yield f"{run.config.epochs}.</p>"
     elif run.result is not None and not run.result["test"]:
-        yield '<p class="lead">This run did not look at a test split.</p>'
+        yield '<p class="lead">This run was not evaluated on a test split.</p>'
     yield '<ul class="tally">'
     for number, word in headline(run):
         yield f"<li><b>{number}</b><span>{word}</span></li>"
     yield "</ul>"
     if len(runs) > 1:
-        yield f'<p class="note">Figures and faces below are of {escape(run.name)}, the first run named, unless they '
-        yield "say otherwise.</p>"
+        yield f'<p class="note">Figures and samples below are from {escape(run.name)}, the first run, unless '
+        yield "stated otherwise.</p>"
 
 
 def other_data_notes(runs: Sequence[RunData], pictures: Thumbnails) -> Iterator[str]:
-    """What the reader must know where data was replaced, which the user allowed."""
+    """Yield warnings about replaced data, which the user allowed."""
     if pictures.other_data:
-        yield f"the images are not the run's: it {pictures.other_data}"
+        yield f"the images are not from the data of this run, which {pictures.other_data}"
     if difference := differently_evaluated(runs):
         yield difference
     for run in runs:
@@ -92,15 +92,18 @@ def headline(run: RunData) -> Iterator[tuple[str, str]]:
     yield f"{validation['mean_class_accuracy']:.2%}", "validation, mean class accuracy"
     if has_test_result(run) and run.result is not None:
         test = run.result["test"]
-        yield percent(test["accuracy"], test["accuracy_interval"]), f"test ({test['samples']:,} faces, selected epoch)"
+        yield (
+            percent(test["accuracy"], test["accuracy_interval"]),
+            f"test ({test['samples']:,} samples, best epoch)",
+        )
         yield f"{test['mean_class_accuracy']:.2%}", "test, mean class accuracy"
         if test["vote_divergence"] is not None:
             yield f"{test['vote_divergence']:.3f}", "nats, KL(votes || prediction) on test"
         if test["ceiling"] is not None:
-            yield f"{test['ceiling']:.2%}", "best possible guess on test"
+            yield f"{test['ceiling']:.2%}", "Bayes-optimal accuracy on test"
         if run.result["best_on_test"]:
             best = run.result["best_on_test"]
-            yield f"{best['accuracy']:.2%}", f"best on test, epoch {best['epoch']}: chosen by it"
+            yield f"{best['accuracy']:.2%}", f"best on test, epoch {best['epoch']}, selected on the test split"
 
 
 def percent(share: float, interval: Sequence[float]) -> str:
@@ -109,7 +112,7 @@ def percent(share: float, interval: Sequence[float]) -> str:
 
 
 def comparison(runs: Sequence[RunData]) -> Iterator[str]:
-    """A row a run, what they were told otherwise, and differences by seed."""
+    """Yield the comparison: one row per run with differing settings, and differences paired by seed."""
     if len(runs) < 2:
         return
     keys = differing_keys(runs)
@@ -125,13 +128,13 @@ def comparison(runs: Sequence[RunData]) -> Iterator[str]:
         cells += ["", ""] if test is None else [in_points(test), f"{100 * test['mean_class_accuracy']:.2f}"]
         yield f"<tr>{''.join(f'<td>{cell}</td>' for cell in cells)}</tr>"
     yield "</tbody></table></div>"
-    yield '<p class="note">Selected epoch, and its 95 % interval over samples (Wilson), which leaves out the spread '
-    yield "over seeds.</p>"
+    yield '<p class="note">Selected epoch with 95% Wilson interval over samples, without the variance over '
+    yield "seeds.</p>"
     pairs = compare_groups(runs)
     for pair in pairs:
         yield f'<p class="pair">{comparison_sentence(pair)}</p>'
     if len(pairs) > 1 and any(pair.difference for pair in pairs):
-        yield f'<p class="note">Intervals are widened for {len(pairs)} comparisons at once (Bonferroni).</p>'
+        yield f'<p class="note">Intervals are corrected for {len(pairs)} comparisons (Bonferroni).</p>'
 
 
 def in_points(metrics: dict[str, object]) -> str:
@@ -148,21 +151,21 @@ VERDICTS: dict[Verdict, str] = {
 
 
 def comparison_sentence(pair: GroupComparison) -> str:
-    what = f"<b>{escape(pair.name)}</b>, {pair.measure} accuracy against the first run's way of training: "
+    what = f"<b>{escape(pair.name)}</b>, {pair.measure} accuracy vs. the configuration of the first run: "
     difference = pair.difference
     if difference is None:
         points = 100 * (pair.second[0] - pair.first[0])
-        return f"{what}{points:+.2f} points on seed {pair.seeds[0]}. Too few seeds to tell: give two or more of each."
+        return f"{what}{points:+.2f} points on seed {pair.seeds[0]}. One seed gives no estimate of seed variance."
     low, high = (100 * end for end in difference.interval)
     seeds = ", ".join(map(str, pair.seeds))
-    text = f"{what}{100 * difference.mean:+.2f} points, 95 % interval {low:+.2f} to {high:+.2f} over seeds {seeds} and "
+    text = f"{what}{100 * difference.mean:+.2f} points, 95% interval {low:+.2f} to {high:+.2f} over seeds {seeds} and "
     text += f"{difference.samples:,} samples: {VERDICTS[difference.verdict]}."
-    return text if difference.paired else f"{text} The samples are not paired, as predictions of a run are missing."
+    return text if difference.paired else f"{text} Samples are not paired: the predictions of a run are missing."
 
 
 def health(runs: Sequence[RunData]) -> Iterator[str]:
-    """What was wrong over each run, what still is first; and what was judged at all."""
-    yield "<h2>Health</h2>"
+    """Yield the findings of each run, active ones first, and which rules were checked."""
+    yield "<h2>Diagnostics</h2>"
     for run in runs:
         found = [*of_the_length(run), *auxiliary_findings(run), *finding_spans(run.epochs, run.config, run.classes)]
         if len(runs) > 1:
@@ -173,24 +176,24 @@ def health(runs: Sequence[RunData]) -> Iterator[str]:
 
 
 def what_was_judged(run: RunData, found: bool) -> Iterator[str]:
-    """Only what had enough data counts as judged; the rest is listed with the reason."""
+    """Yield which rules had enough data to be checked, and the reasons for the others."""
     judged, not_judged = assess(run.epochs, run.config, run.classes)
-    judged.insert(0, "settings against the length of the run")
+    judged.insert(0, "settings for the length of the run")
     if run.config.loss.supervision != "one_hot":
         if run.predictions("validation") is not None:
-            judged.append("auxiliary branch against target branch")
+            judged.append("auxiliary vs. target branch")
         else:
-            not_judged.append("auxiliary branch against target branch (needs the predictions of a finished run)")
+            not_judged.append("auxiliary vs. target branch (needs the predictions of a finished run)")
     if found:
-        yield f'<p class="note">Judged: {escape(", ".join(judged))}.</p>'
+        yield f'<p class="note">Checked: {escape(", ".join(judged))}.</p>'
     else:
-        yield f'<p class="fine ok">Nothing found. Judged: {escape(", ".join(judged))}.</p>'
+        yield f'<p class="fine ok">No problems found. Checked: {escape(", ".join(judged))}.</p>'
     if not_judged:
-        yield f'<p class="note">Not judged: {escape("; ".join(not_judged))}.</p>'
+        yield f'<p class="note">Not checked: {escape("; ".join(not_judged))}.</p>'
 
 
 def of_the_length(run: RunData) -> Iterator[FindingSpan]:
-    """Settings that make no sense for so many steps."""
+    """Yield settings that make no sense for the length of the run."""
     newest = run.epochs[-1]
     steps_per_epoch = round(newest.get("step", 0) / newest["epoch"])
     for problem in find_problems(run.config, steps_per_epoch) if steps_per_epoch else ():
@@ -199,18 +202,18 @@ def of_the_length(run: RunData) -> Iterator[FindingSpan]:
 
 
 def finding(episode: FindingSpan, newest: int) -> Iterator[str]:
-    """What is over is told in the past's colour."""
+    """Yield the HTML of a finding. Resolved findings get the color of `ok`."""
     found = episode.finding
     held = f"epochs {episode.first} to {episode.last}" if episode.first != episode.last else f"epoch {episode.last}"
     kind = found.severity.word if episode.last == newest else "ok"
-    word = found.severity.word if episode.last == newest else "over"
+    word = found.severity.word if episode.last == newest else "resolved"
     yield f'<section class="finding {kind}"><header><span class="check">{word}</span>'
     yield f'<h3>{escape(found.name)}</h3><span class="when">{held}</span></header>'
-    yield f'<p>{escape(found.seen)}.</p><p class="mend">{escape(found.mend)}</p></section>'
+    yield f'<p>{escape(found.seen)}.</p><p class="hint">{escape(found.hint)}</p></section>'
 
 
 def auxiliary_findings(run: RunData) -> Iterator[FindingSpan]:
-    """What only the answers of a finished run can tell."""
+    """Yield the findings that need the predictions of a finished run."""
     recorded = run.predictions("validation")
     if recorded is None or run.config.loss.supervision == "one_hot":
         return
@@ -238,12 +241,12 @@ def drawn_sections(
 def picture_of(face: TrackedSample, pictures: Thumbnails) -> str:
     url = pictures.find(face.key, "train")
     if url is None:
-        return f'<p class="note">{escape(pictures.missing or "its picture cannot be read")}</p>'
+        return f'<p class="note">{escape(pictures.missing or "image cannot be read")}</p>'
     return f'<img class="portrait" alt="{escape(face.key)}" src="{url}">'
 
 
 def slider(run: RunData) -> Iterator[str]:
-    """The class distributions of every epoch, for the script to show one."""
+    """Yield the epoch slider with the class distributions of every epoch as JSON."""
     values = run.stack_history("class_distributions").round(4).tolist()
     met = run.stack_history("class_threshold_met").astype(int).tolist()
     data = {"classes": run.classes, "epochs": run.epoch_numbers.tolist(), "rows": values, "met": met}

@@ -1,4 +1,4 @@
-"""A run folder, opened for its report: all that training left there, finished or not."""
+"""Read a run folder for its report. The run may be in progress."""
 
 from __future__ import annotations
 
@@ -29,23 +29,23 @@ from adadf_dist.tracking.artifacts import (
 Record = Mapping[str, Any]
 Arrays = Mapping[str, NDArray[Any]]
 SKIPPED_ARRAYS = ("loss", "correct")
-"""Of the history, which of a large dataset takes room."""
+"""History arrays that are not loaded, to save memory."""
 
 
 @dataclass(frozen=True, eq=False)
 class RunData:
-    """What a report may say of a run. E epochs are finished, C is the number of classes."""
+    """Data of a run. E: number of finished epochs, C: number of classes."""
 
     folder: Path
     config: Config
     facts: Record
-    """run.json."""
+    """Content of run.json."""
     epochs: tuple[Record, ...]
-    """[E], at least one."""
+    """Records of the E finished epochs, at least one."""
     result: Record | None
-    """result.json, once the run is finished."""
+    """Content of result.json; None before the run has finished."""
     data: Record | None = None
-    """data.json; None of a run of an older version."""
+    """Content of data.json; None for runs of older versions."""
 
     @property
     def name(self) -> str:
@@ -53,7 +53,7 @@ class RunData:
 
     @property
     def source(self) -> Source | None:
-        """The dataset that the run was trained on."""
+        """Training dataset of the run."""
         return None if self.data is None else Source.from_dict(self.data["source"])
 
     @property
@@ -66,22 +66,22 @@ class RunData:
 
     @property
     def best(self) -> Record:
-        """The selected epoch's record: the best on validation, the earliest of equals."""
+        """Record of the selected epoch: the first with the best validation accuracy."""
         return max(self.epochs, key=lambda record: float(record["validation"]["accuracy"]))
 
     def values(self, name: str) -> NDArray[np.float64]:
-        """[E], of a figure of the epoch or of its validation; NaN where it is missing."""
+        """Return a metric of every epoch or of its validation, [E]; NaN if missing."""
         found = [record.get(name, record["validation"].get(name)) for record in self.epochs]
         return np.array([np.nan if value is None else value for value in found], dtype=np.float64)
 
     @property
     def epoch_numbers(self) -> NDArray[np.int64]:
-        """[E], of the finished epochs, from 1."""
+        """Numbers of the finished epochs, from 1, [E]."""
         return np.array([record["epoch"] for record in self.epochs])
 
     @cached_property
     def history(self) -> tuple[Arrays, ...]:
-        """What each finished epoch left of faces and classes; empty where the files are not all there."""
+        """Sample and class history of each finished epoch; empty if any file is missing."""
         paths = [self.folder / "history" / f"epoch-{number:04d}.npz" for number in self.epoch_numbers]
         if not all(path.is_file() for path in paths):
             return ()
@@ -89,7 +89,7 @@ class RunData:
 
     @cached_property
     def faces(self) -> SampleTable | None:
-        """Of training."""
+        """Training samples; None if not saved."""
         return load_samples(self.folder) if (self.folder / SAMPLES_FILE).is_file() else None
 
     def predictions(self, split: str) -> SavedPredictions | None:
@@ -103,20 +103,20 @@ class RunData:
         return {}
 
     def stack_history(self, name: str) -> NDArray[np.float64]:
-        """[E, ...], an array of the history over epochs."""
+        """Stack an array of the history over epochs, [E, ...]."""
         return np.stack([epoch[name] for epoch in self.history]).astype(np.float64)
 
 
 def open_run(folder: Path) -> RunData:
-    """Raises `UserError` for what is no run folder, and for a run of which no epoch is finished."""
+    """Open a run folder. Raises `UserError` if it is not one, or if no epoch has finished."""
     if not (folder / "config.yaml").is_file():
-        what = "is no run folder of adadf_dist.train" if folder.is_dir() else "no such run folder"
-        raise UserError(f"{folder}: {what}; give a folder that training wrote (its --out)")
+        what = "not a run folder of adadf_dist.train" if folder.is_dir() else "no such run folder"
+        raise UserError(f"{folder}: {what}; pass a folder written by training (its --out)")
     settings = load_config_file(folder / "config.yaml").values
     config = build_config([ConfigLayer(str(folder / "config.yaml"), settings)])
     epochs = tuple(read_epochs(folder / "metrics.jsonl"))
     if not epochs:
-        raise UserError(f"{folder}: no epoch is finished yet, so there is nothing to report; wait for the first")
+        raise UserError(f"{folder}: no finished epoch to report yet")
     facts, result, data = (read_json(folder / name) for name in ("run.json", "result.json", DATA_FILE))
     if facts is None:
         raise UserError(f"{folder / 'run.json'}: missing; copy the run folder again")
@@ -124,7 +124,7 @@ def open_run(folder: Path) -> RunData:
 
 
 def read_epochs(path: Path) -> Iterator[Record]:
-    """Records of whole epochs, in order; a line that a crash tore, or that is just being written, is passed over."""
+    """Yield the epoch records in order. Skips truncated lines, after a crash or during a write."""
     for line in path.read_bytes().splitlines() if path.exists() else []:
         with suppress(json.JSONDecodeError, UnicodeDecodeError):
             record = json.loads(line)
@@ -133,11 +133,11 @@ def read_epochs(path: Path) -> Iterator[Record]:
 
 
 def read_json(path: Path) -> Record | None:
-    """None where there is none. Raises `UserError` for one that does not parse."""
+    """Read a JSON file; None if it is missing. Raises `UserError` if it does not parse."""
     try:
         value: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return None
     except json.JSONDecodeError as error:
-        raise UserError(f"{path}: does not parse ({error}); copy it again") from None
+        raise UserError(f"{path}: parse error ({error}); copy it again") from None
     return value

@@ -1,4 +1,4 @@
-"""Pictures of faces by their keys, from the dataset folder where it is at hand."""
+"""Sample images by key, from the dataset folder if it is available locally."""
 
 from __future__ import annotations
 
@@ -15,30 +15,31 @@ from adadf_dist.errors import UserError
 from adadf_dist.report.run_reader import RunData
 
 SIDE = 112
-"""Longest side of an embedded picture, in pixels; smaller ones are embedded as they are."""
+"""Maximum side length of an embedded image in pixels; smaller images are embedded unchanged."""
 
 
 class Thumbnails:
-    """Faces of a run's `data.shards`. Where they are not at hand there are none, and `missing` says why."""
+    """Images from a run's `data.shards`. If unavailable, `missing` gives the reason."""
 
     def __init__(self, run: RunData, shards: str = "", allow_other_data: bool = False) -> None:
-        """`shards`: where the dataset is now; empty: where the run found it.
+        """Open the dataset.
 
-        Raises `UserError` for another dataset than the run's, unless the user allows it.
+        `shards`: Current location of the dataset; empty: as in the run. Raises `UserError` if the dataset is not that
+        of the run, unless `allow_other_data`.
         """
         shards = shards or run.config.data.shards
         self.missing = ""
         self.other_data = ""
-        """How the dataset differs from the run's, where that is allowed."""
+        """How the dataset differs from that of the run, if allowed."""
         self._dataset: Dataset | None = None
         self._splits: dict[str, tuple[Split, dict[str, int]]] = {}
         if not shards or is_remote(shards):
-            self.missing = f"no pictures: {shards or 'data.shards'} is not a folder of this machine"
+            self.missing = f"no images: {shards or 'data.shards'} is not a local folder"
             return
         try:
             self._dataset = open_dataset(local_path(shards))
         except (UserError, OSError) as error:
-            self.missing = f"no pictures: {error}" if Path(shards).exists() else f"no pictures: {shards} is not here"
+            self.missing = f"no images: {error}" if Path(shards).exists() else f"no images: {shards} not found"
             return
         if run.source is not None:
             found = Source(shards, self._dataset.manifest.digests())
@@ -47,7 +48,7 @@ class Thumbnails:
             raise UserError(f"{run.folder}: {self.other_data}; {how_to_fix()}")
 
     def find(self, key: str, split: str) -> str | None:
-        """A face as a data URL; None where it cannot be had. A validation face may stem from train."""
+        """Return an image as a data URL; None if unavailable. A validation sample may be stored in the train split."""
         for name in (split, "train"):
             if self._dataset is None or name not in self._dataset.splits:
                 continue
@@ -67,7 +68,7 @@ class Thumbnails:
 
 
 def data_url(encoded: memoryview) -> str:
-    """Raises `InvalidImageError`."""
+    """Encode an image as a data URL. Raises `InvalidImageError`."""
     data = bytes(encoded)
     image: Image.Image = to_gray_or_rgb(decode(data))
     if max(image.size) > SIDE or len(data) > 2**14:

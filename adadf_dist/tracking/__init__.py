@@ -1,1 +1,1 @@
-"""Metrics, logs and records that a run writes."""
+"""Metrics, logs and per-sample records of a run."""

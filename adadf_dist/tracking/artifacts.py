@@ -1,8 +1,8 @@
-"""What a run folder keeps of faces, for those who look at the run later: the report, the audit, people's own scripts.
+"""Per-sample files of a run folder, read by the report, the audit and user scripts.
 
-faces.npz                 the training faces: keys, labels as trained, true labels under label noise, votes
-history/epoch-NNNN.npz    of each epoch, by `tracking/sample_history.py`
-answers-SPLIT.npz         what the selected model says of validation, and of test once it has been tested
+faces.npz                 the training samples: keys, labels as trained, reference labels under label noise, votes
+history/epoch-NNNN.npz    sample history of one epoch, written by `tracking/sample_history.py`
+answers-SPLIT.npz         predictions of the selected model on validation, and on test once it is evaluated
 """
 
 from __future__ import annotations
@@ -22,36 +22,36 @@ from adadf_dist.tracking.sample_history import write_arrays
 
 SAMPLES_FILE = "faces.npz"
 MAX_FEATURE_SAMPLES = 2000
-"""Faces of a split whose features are kept: what a map of points can show."""
+"""Maximum number of samples per split whose features are saved, for the t-SNE plot."""
 
 
 class SampleTable(NamedTuple):
-    """S faces of a split, in its order."""
+    """The S samples of a split, in split order."""
 
     classes: tuple[str, ...]
     keys: NDArray[np.str_]
     """[S]"""
     labels: NDArray[np.int64]
-    """[S], what training saw."""
+    """[S], labels as used in training."""
     true_labels: NDArray[np.int64]
-    """[S], what the dataset has: others only where noise was put in on purpose."""
+    """[S], labels of the dataset; they differ from `labels` only under injected label noise."""
     votes: NDArray[np.float32] | None
-    """[S, C] annotators a class; None where nobody voted."""
+    """[S, C], annotator votes per class; None without votes."""
 
 
 class SavedPredictions(NamedTuple):
-    """A split as the selected model saw it."""
+    """Predictions and features of the selected model on a split."""
 
     faces: SampleTable
     answers: Predictions
     featured: NDArray[np.int64]
-    """[M], numbers of the faces whose features were kept, evenly spread over the split."""
+    """[M], indices of the samples with saved features, evenly spread over the split."""
     features: NDArray[np.float32]
-    """[M, F], before the classifier of the target branch (stored as float16)."""
+    """[M, F], input of the target branch's classifier (stored as float16)."""
 
 
 def save_samples(folder: Path, split: Split, noise: LabelNoise | None) -> None:
-    """Write `faces.npz` of a training split. Raises `UserError`."""
+    """Write `faces.npz` for a training split. Raises `UserError`."""
     true = split.labels if noise is None else noise.true
     write_arrays(
         folder / SAMPLES_FILE,
@@ -60,12 +60,12 @@ def save_samples(folder: Path, split: Split, noise: LabelNoise | None) -> None:
 
 
 def load_samples(folder: Path) -> SampleTable:
-    """Raises `UserError` where the run has written none."""
+    """Read `faces.npz`. Raises `UserError` if it is missing or corrupt."""
     return from_columns(load_npz(folder / SAMPLES_FILE))
 
 
 def save_predictions(folder: Path, split: Split, answers: Predictions, features: NDArray[np.float32]) -> None:
-    """Write what the selected model predicts of a split, and the features [M, F] of the samples `feature_subset` names.
+    """Write the selected model's predictions on a split and the features [M, F] of its `feature_subset`.
 
     Raises `UserError`.
     """
@@ -76,14 +76,14 @@ def save_predictions(folder: Path, split: Split, answers: Predictions, features:
 
 
 def load_predictions(folder: Path, split: str) -> SavedPredictions:
-    """Raises `UserError` where the run has written none."""
+    """Read `answers-SPLIT.npz`. Raises `UserError` if it is missing or corrupt."""
     arrays = load_npz(folder / f"answers-{split}.npz")
     answers = Predictions(**{name: arrays[name] for name in Predictions._fields})
     return SavedPredictions(from_columns(arrays), answers, arrays["featured"], arrays["features"].astype(np.float32))
 
 
 def feature_subset(samples: int) -> NDArray[np.int64]:
-    """At most `MAX_FEATURE_SAMPLES` sample numbers, evenly spread over a split (stored in shuffled order)."""
+    """Return at most `MAX_FEATURE_SAMPLES` sample indices, evenly spread over a split (which is stored shuffled)."""
     return np.unique(np.linspace(0, samples - 1, min(samples, MAX_FEATURE_SAMPLES)).round().astype(np.int64))
 
 
@@ -103,11 +103,11 @@ def from_columns(arrays: dict[str, NDArray[Any]]) -> SampleTable:
 
 
 def load_npz(path: Path) -> dict[str, NDArray[Any]]:
-    """Raises `UserError` for a file that is missing or damaged."""
+    """Read all arrays of an NPZ file. Raises `UserError` if it is missing or corrupt."""
     try:
         with np.load(path, allow_pickle=False) as file:
             return {name: file[name] for name in file.files}
     except FileNotFoundError:
-        raise UserError(f"{path}: missing; the run has not come so far, or was made by an older version") from None
+        raise UserError(f"{path}: missing; the run has not written it yet, or is of an older version") from None
     except (OSError, ValueError, EOFError, zipfile.BadZipFile, KeyError) as error:
-        raise UserError(f"{path}: damaged ({error}); copy it again") from None
+        raise UserError(f"{path}: truncated or corrupt ({error}); copy it again") from None

@@ -1,4 +1,4 @@
-"""Experiment trackers by name, fed from a thread of their own: training waits for no server."""
+"""Experiment trackers, each fed by a background thread so that training never waits for a server."""
 
 from __future__ import annotations
 
@@ -14,36 +14,36 @@ from adadf_dist.config.schema import Config, RuntimeConfig
 from adadf_dist.errors import UserError, single_line
 
 MODULES = {"wandb": "adadf_dist.tracking.wandb_tracker", "mlflow": "adadf_dist.tracking.mlflow_tracker"}
-"""`runtime.loggers` -> the one file that takes the package of that name; its `Tracker` is opened."""
+"""Name in `runtime.loggers` -> module whose `Tracker` is used; only that module imports the package."""
 MAX_QUEUE = 10_000
-"""Records that wait for a server before it is given up."""
+"""Maximum number of queued records; a tracker that exceeds it is disabled."""
 FLUSH_TIMEOUT_S = 60.0
-"""How long the end of a run waits for what is still to be sent."""
+"""Seconds to wait for pending records at the end of a run."""
 
 Call = Callable[["Tracker"], None]
 
 
 class Tracker(Protocol):
-    """A run as a server knows it; the run folder keeps its name there, so that a resumed run goes on with it."""
+    """A run on a tracking server. The run folder stores its server-side ID, so a resumed run continues it."""
 
     def __init__(self, config: Config) -> None: ...
 
     def add(self, section: str, values: Mapping[str, float], step: int) -> None: ...
 
     def log_result(self, result: Mapping[str, Any]) -> None:
-        """Take what `result.json` holds."""
+        """Log the content of `result.json`."""
         ...
 
     def close(self, state: str) -> None:
-        """The run is `finished`, `stopped` or `failed`."""
+        """Close the run; `state` is `finished`, `stopped` or `failed`."""
         ...
 
 
 def check_trackers(config: RuntimeConfig) -> None:
-    """Raises `UserError` for a tracker whose package is not installed."""
+    """Raise `UserError` for a tracker whose package is not installed."""
     for name in config.loggers:
         spec = find_spec(name)
-        if spec is None or spec.origin is None:  # without: a plain folder of that name, as W&B leaves one behind
+        if spec is None or spec.origin is None:  # no origin: a plain folder of that name, such as the one W&B creates
             raise UserError(
                 f"runtime.loggers has {name}, but {name} is not installed; install it with "
                 f"pip install 'adadf_dist[{name}]'"
@@ -51,18 +51,18 @@ def check_trackers(config: RuntimeConfig) -> None:
 
 
 class AsyncTracker:
-    """Hands a tracker its records in order. What it does not take is a warning, once, and training goes on."""
+    """Passes records to a tracker in order. On the first error it warns once and disables the tracker."""
 
     def __init__(self, name: str, config: Config) -> None:
         self.name = name
         self.state = ""
-        """What the run says of itself."""
+        """State of the run, as in `status.json`."""
         self._waiting: Queue[Call | None] = Queue(MAX_QUEUE)
         self._lost = False
         try:
             module = import_module(MODULES[name])
         except Exception as error:  # installed, but broken
-            self._disable(f"does not import ({single_line(error) or type(error).__name__})")
+            self._disable(f"import failed ({single_line(error) or type(error).__name__})")
             return
         self._thread = threading.Thread(
             target=self._run, args=(lambda: module.Tracker(config),), daemon=True, name=name
@@ -77,7 +77,7 @@ class AsyncTracker:
         self._enqueue(lambda tracker: tracker.log_result(result))
 
     def flush(self) -> None:
-        """Nothing to do: records are sent as they come."""
+        """Do nothing: records are sent as they arrive."""
 
     def close(self) -> None:
         if self._lost:
@@ -85,7 +85,7 @@ class AsyncTracker:
         self._enqueue(None)
         self._thread.join(FLUSH_TIMEOUT_S)
         if self._thread.is_alive():
-            self._disable(f"has not taken everything after {FLUSH_TIMEOUT_S:g} s")
+            self._disable(f"records still unsent after {FLUSH_TIMEOUT_S:g} s")
 
     def _run(self, open_tracker: Callable[[], Tracker]) -> None:
         try:
@@ -94,7 +94,7 @@ class AsyncTracker:
                 call(tracker)
             if not self._lost:
                 tracker.close(self.state if self.state in ("finished", "stopped") else "failed")
-        except Exception as error:  # whatever a server or its client does, it is not worth a training
+        except Exception as error:  # no error of a server or its client may stop training
             self._disable(single_line(error) or type(error).__name__)
 
     def _enqueue(self, call: Call | None) -> None:
@@ -103,10 +103,10 @@ class AsyncTracker:
         try:
             self._waiting.put_nowait(call)
         except Full:
-            self._disable(f"{MAX_QUEUE} records wait for it")
+            self._disable(f"{MAX_QUEUE} records queued")
 
     def _disable(self, reason: str) -> None:
         if not self._lost:
             self._lost = True
-            told = f"warning: {self.name}: {reason}; nothing more is sent to it, metrics.jsonl holds everything"
-            print(told, file=sys.stderr, flush=True)
+            text = f"warning: {self.name}: {reason}; tracker disabled (metrics.jsonl is complete)"
+            print(text, file=sys.stderr, flush=True)

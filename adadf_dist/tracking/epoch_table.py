@@ -1,4 +1,4 @@
-"""The table on the console: a row for each epoch."""
+"""Console table with one row per epoch."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ from adadf_dist.checkpoint.progress import TrainingProgress
 from adadf_dist.console.progress import duration
 
 HEADER_EVERY = 20
-"""Epochs."""
-HEADER = "epoch    loss      kl      ce     val acc  mean class  classes>=t      lr  images/s  time left"
+"""Number of epochs between two headers."""
+HEADER = "epoch    loss      kl      ce     val acc  mean class  classes>=t      lr  images/s        ETA"
 LEGEND = (
-    "* best validation accuracy so far; mean class: mean of the classes' validation accuracies; classes>=t: classes "
-    "whose mean label distribution gives the class itself at least the threshold t (eq 7), out of {classes}"
+    "* best validation accuracy so far; mean class: mean validation accuracy over classes; classes>=t: number of "
+    "classes (of {classes}) whose mean label distribution reaches the threshold t for the class itself (eq 7)"
 )
 
 
 def heading(progress: TrainingProgress, first: bool, classes: int) -> list[str]:
-    """Lines above the row of the epoch that has just ended; `first`: of this session."""
+    """Return the lines above an epoch's row. `first`: whether it is the first epoch of this process."""
     legend = [LEGEND.format(classes=classes)] if first else []
     return [*legend, HEADER] if first or len(progress.epochs) % HEADER_EVERY == 1 else []
 

@@ -1,4 +1,4 @@
-"""What a run says while it goes: console, metrics.jsonl, TensorBoard, status.json. Rank 0 writes, all ranks count."""
+"""Logging of a run: console, metrics.jsonl, TensorBoard, status.json. All ranks aggregate, rank 0 writes."""
 
 from __future__ import annotations
 
@@ -40,11 +40,11 @@ LOSS_NAMES = ("total", "kl_divergence", "cross_entropy", "rank_regularization")
 
 
 MOST_NAMED = 20
-"""Of a long list, on the console."""
+"""Maximum number of list items printed on the console."""
 
 
 class RunLogger:
-    """Losses wait on the device and reach the host every `runtime.log_every` steps, all ranks together."""
+    """Logs a run. Losses stay on the device and are reduced over ranks every `runtime.log_every` steps."""
 
     def __init__(self, config: Config, world: World) -> None:
         self.config = config
@@ -57,7 +57,7 @@ class RunLogger:
         self._epoch_began = time.monotonic()
         self._pace = Pace()
         self._losses_text = ""
-        """Of the last flush."""
+        """Losses of the last flush, formatted."""
         self._session_epochs = 0
         self._bar: tqdm[Never] | None = None
         self._metrics = MetricsFile(self.folder / "metrics.jsonl")
@@ -67,7 +67,7 @@ class RunLogger:
         self._classes: list[str] = []
 
     def start(self, progress: TrainingProgress, facts: Mapping[str, object], resumed: Path | None) -> None:
-        """Open the run folder: configuration, facts of the run, and the metrics up to where it goes on."""
+        """Write the configuration and run info, and truncate the metrics to the point of resuming."""
         if not self.world.is_main:
             return
         self._classes = list(facts["classes"])  # type: ignore[call-overload]
@@ -79,13 +79,13 @@ class RunLogger:
         for name, value in facts.items():
             self.info(f"  {name}: {format_value(value)}")
         if resumed is not None:
-            self.info(f"  goes on from {resumed} (epoch {progress.epoch + 1}, batch {progress.batch})")
+            self.info(f"  resuming from {resumed} (epoch {progress.epoch + 1}, batch {progress.batch})")
 
     def start_epoch(self, progress: TrainingProgress, num_batches: int) -> None:
         self._epoch_began = time.monotonic()
         self._pace = Pace()
         self._images = 0
-        self._losses_text = ""  # those of the last epoch are not this one's
+        self._losses_text = ""  # do not show losses of the previous epoch
         self.world.heartbeat.reset()
         self._num_batches = num_batches
         self.status("running", progress)
@@ -99,13 +99,13 @@ class RunLogger:
                 dynamic_ncols=True,
             )
         elif not self._session_epochs:
-            self.info(f"training: epoch {progress.epoch + 1}/{self.config.epochs}, {num_batches} batches an epoch")
+            self.info(f"training: epoch {progress.epoch + 1}/{self.config.epochs}, {num_batches} batches per epoch")
 
     def timed_batches(self, batches: Iterator[Batch]) -> Iterator[Batch]:
-        """The batches, while the time that training waits for them is taken."""
+        """Yield the batches, and measure how long training waits for them."""
         pulse = self.world.heartbeat
         while True:
-            pulse.beat("waiting for a batch of faces")
+            pulse.beat("waiting for a batch")
             with pulse.timed(LOADING):
                 batch = next(batches, None)
             if batch is None:
@@ -114,7 +114,7 @@ class RunLogger:
             yield batch
 
     def log_step(self, progress: TrainingProgress, losses: Losses, global_size: int, learning_rate: float) -> None:
-        """Note a step's losses; `progress` already counts it."""
+        """Record the losses of a step; `progress` already includes it."""
         self._learning_rate = learning_rate
         self._losses.append(torch.stack([getattr(losses, name).detach() for name in LOSS_NAMES]))
         self._images += global_size
@@ -124,9 +124,9 @@ class RunLogger:
         self._show(progress)
 
     def flush(self, progress: TrainingProgress) -> None:
-        """Bring the waiting losses to the host, averaged over ranks. A collective.
+        """Copy the pending losses to the host, averaged over ranks. Collective: every rank must call this.
 
-        Raises `UserError` naming the first step whose loss is not finite, before any checkpoint holds its weights.
+        Raises `UserError` with the first step whose loss is not finite, before a checkpoint can contain its weights.
         """
         if not self._losses:
             return
@@ -138,12 +138,11 @@ class RunLogger:
             if not torch.isfinite(row).all():
                 named = ", ".join(f"{n} {v:g}" for n, v in zip(LOSS_NAMES, row.tolist(), strict=True))
                 raise UserError(
-                    f"step {number} (epoch {progress.epoch + 1}): the loss is not finite ({named}); "
-                    f"the last checkpoint in {self.folder / 'checkpoints'} is good: start again under another --out "
-                    f"with a lower optimizer.lr (now {self.config.optimizer.lr:g})"
-                    + fix_divergence(self.config, self._num_batches)
+                    f"step {number} (epoch {progress.epoch + 1}): non-finite loss ({named}). The last checkpoint in "
+                    f"{self.folder / 'checkpoints'} is valid; start a new run with another --out and a lower "
+                    f"optimizer.lr (now {self.config.optimizer.lr:g})" + fix_divergence(self.config, self._num_batches)
                 )
-            self._epoch_sums += row  # one by one: the same bits wherever a flush cuts the epoch
+            self._epoch_sums += row  # one by one: bit-identical regardless of when flushes happen
         self._epoch_steps += len(steps)
         if self.world.is_main:
             self._write_steps(progress, first, steps)
@@ -159,7 +158,7 @@ class RunLogger:
         self._losses_text = f"{text}lr {self._learning_rate:.2g} | "
 
     def _show(self, progress: TrainingProgress) -> None:
-        """Progress within the epoch: losses of the last flush, and what the host counts. Waits for no device."""
+        """Show progress within the epoch: the last flushed losses and the rate. Never waits for the device."""
         if not self.world.is_main or (self._bar is None and not self._pace.due()):
             return
         seconds = time.monotonic() - self._epoch_began
@@ -170,16 +169,16 @@ class RunLogger:
             return
         left = (self._num_batches - progress.batch) * seconds / max(self._done(progress), 1)
         where = f"epoch {progress.epoch + 1}/{self.config.epochs} batch {progress.batch}/{self._num_batches}"
-        self.info(f"{where} | {rate} | epoch ends in {duration(left)}")
+        self.info(f"{where} | {rate} | epoch ETA {duration(left)}")
 
     def _done(self, progress: TrainingProgress) -> int:
-        """Batches of this epoch that this process trained."""
+        """Return the number of batches of this epoch that this process has trained on."""
         return math.ceil(self._images / self.config.batch_size) if self._images else progress.batch
 
     def finish_training_pass(self, progress: TrainingProgress) -> dict[str, float]:
-        """Close the epoch's training pass: its mean losses, its rate, and the share of it spent waiting for faces.
+        """Return the epoch's mean losses, image rate, and fraction of time spent waiting for data.
 
-        A collective.
+        Collective: every rank must call this.
         """
         self.flush(progress)
         seconds = time.monotonic() - self._epoch_began
@@ -197,7 +196,7 @@ class RunLogger:
         }
 
     def log_epoch(self, progress: TrainingProgress, record: Mapping[str, object]) -> None:
-        """One finished epoch: a table row, a line of metrics, TensorBoard."""
+        """Log a finished epoch: table row, metrics record, TensorBoard."""
         if not self.world.is_main:
             return
         self._metrics.append(record)
@@ -215,10 +214,10 @@ class RunLogger:
         self._boards.flush()
 
     def log_stopped(self, progress: TrainingProgress) -> None:
-        """The last word of a run that was asked to stop."""
+        """Log that the run was stopped on request."""
         self.status("stopped", progress)
         where = f"epoch {progress.epoch + 1}, batch {progress.batch}"
-        self.info(f"stopped at {where}, all saved in {self.folder}; the same command goes on from there")
+        self.info(f"stopped at {where}; state saved to {self.folder}. Run the same command to resume.")
 
     def state_dict(self) -> dict[str, object]:
         return {"sums": self._epoch_sums, "steps": self._epoch_steps}
@@ -228,16 +227,16 @@ class RunLogger:
         self._epoch_steps = state["steps"]
 
     def status(self, state: str, progress: TrainingProgress, **more: object) -> None:
-        """`status.json`, for launchers: running, stopped, finished or failed, and where."""
+        """Write `status.json` for launchers: running, stopped, finished or failed, and the position in training."""
         if self.world.is_main:
             where = {"state": state, "epoch": progress.epoch, "batch": progress.batch, "step": progress.step}
             try:
                 write_json(self.folder / "status.json", {**where, "epochs": self.config.epochs, **more})
                 self._boards.set_status(state)
             except DiskFullError as error:
-                if state != "running":  # how a run ended is what launchers ask for
+                if state != "running":  # launchers depend on the final state
                     raise
-                print(f"warning: {error}; training goes on", file=sys.stderr, flush=True)
+                print(f"warning: {error}; status.json not updated", file=sys.stderr, flush=True)
 
     def info(self, text: str) -> None:
         if self.world.is_main:
@@ -245,11 +244,11 @@ class RunLogger:
             sys.stdout.flush()
 
     def mark_failed(self, error: BaseException) -> None:
-        """Leave word for launchers that the run ended badly."""
+        """Record in `status.json` that the run failed."""
         path = self.folder / "status.json"
         if self.world.is_main and path.exists():
             known = json.loads(path.read_text(encoding="utf-8"))
-            with suppress(UserError):  # a full disk: `error` itself is the one to be told
+            with suppress(UserError):  # a full disk: the caller reports `error` itself
                 write_json(path, {**known, "state": "failed", "error": str(error) or type(error).__name__})
 
     def close(self) -> None:
@@ -261,7 +260,7 @@ class RunLogger:
 
 @contextmanager
 def open_logger(config: Config, world: World) -> Iterator[RunLogger]:
-    """A log on the run folder. Raises `UserError` when the folder cannot be written."""
+    """Open a logger on the run folder. Raises `UserError` if the folder is locked or not writable."""
     with ExitStack() as stack:
         problem = ""
         if world.is_main:
@@ -270,8 +269,8 @@ def open_logger(config: Config, world: World) -> Iterator[RunLogger]:
                 stack.enter_context(lock_run_dir(Path(config.out)))
             except UserError as error:
                 problem = str(error)
-        if told := world.broadcast_object(problem):  # all ranks end now, not when they miss rank 0
-            raise UserError(str(told))
+        if text := world.broadcast_object(problem):  # all ranks stop now instead of waiting for rank 0
+            raise UserError(str(text))
         log = RunLogger(config, world)
         stack.callback(log.close)
         try:
@@ -285,7 +284,7 @@ def environment(world: World) -> dict[str, object]:
     packages = ("torch", "torchvision", "numpy")
     device = torch.cuda.get_device_name(world.device) if world.device.type == "cuda" else "cpu"
     return {
-        "device": f"{device}, {torch.get_num_threads()} threads a rank" if device == "cpu" else device,
+        "device": f"{device}, {torch.get_num_threads()} threads per rank" if device == "cpu" else device,
         "python": platform.python_version(),
         "packages": {"adadf_dist": __version__, **{name: version(name) for name in packages}},
     }

@@ -1,4 +1,4 @@
-"""`metrics.jsonl`: a line a record, each once, whatever kills the run or fills the disk."""
+"""`metrics.jsonl`: one record per line, each exactly once, even after a crash or a full disk."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from adadf_dist.files.outputs import os_errors_as_user_errors
 
 
 class MetricsFile:
-    """Appends records. Those for which the disk has no room are held back, and written before the next."""
+    """Appends records. While the disk is full, records are buffered in memory and written before the next one."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -28,15 +28,15 @@ class MetricsFile:
             self._flush_pending()
         except DiskFullError as error:
             if first:
-                print(f"warning: {error}; its lines wait in memory, training goes on", file=sys.stderr, flush=True)
+                print(f"warning: {error}; buffering metrics in memory", file=sys.stderr, flush=True)
 
     def truncate_to(self, progress: TrainingProgress) -> None:
-        """Drop the lines that the checkpoint does not know, and add the epochs that it knows and the file lacks."""
+        """Drop records newer than the checkpoint, and add epochs of the checkpoint that the file lacks."""
         steps = []
         for line in self.path.read_text(encoding="utf-8").splitlines() if self.path.exists() else []:
             try:
                 record = json.loads(line)
-            except json.JSONDecodeError:  # torn by a kill: its step comes again
+            except json.JSONDecodeError:  # truncated by a kill; the step will run again
                 continue
             if record["kind"] == "steps" and record["step"] <= progress.step:
                 steps.append(record)
@@ -44,14 +44,14 @@ class MetricsFile:
         write_text(self.path, "".join(json.dumps(record) + "\n" for record in records))
 
     def close(self) -> None:
-        """Try once more. What is lost then is told; epochs stand in the checkpoints, and come back from there."""
+        """Retry writing the buffered records and warn about lost ones. Epochs are restored from checkpoints."""
         try:
             self._flush_pending()
         except DiskFullError as error:
-            print(f"warning: {error}; {len(self._pending)} lines are lost", file=sys.stderr, flush=True)
+            print(f"warning: {error}; {len(self._pending)} metric records lost", file=sys.stderr, flush=True)
 
     def _flush_pending(self) -> None:
-        """All of the lines or none."""
+        """Write all buffered lines atomically."""
         if not self._pending:
             return
         before = self.path.stat().st_size if self.path.exists() else 0

@@ -1,4 +1,4 @@
-"""MLflow. Server and experiment are set as everywhere: MLFLOW_TRACKING_URI, MLFLOW_EXPERIMENT_NAME."""
+"""MLflow tracker. MLFLOW_TRACKING_URI and MLFLOW_EXPERIMENT_NAME set the server and the experiment."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from adadf_dist.config.schema import Config
 from adadf_dist.files.atomic import write_text
 
 EXPERIMENT = "adadf_dist"
-"""Where none is set."""
+"""Default experiment name."""
 STATUS = {"finished": "FINISHED", "stopped": "KILLED", "failed": "FAILED"}
 
 
 class Tracker:
-    """One MLflow run for a run folder, however often that is resumed."""
+    """One MLflow run per run folder, also across resumes."""
 
     def __init__(self, config: Config) -> None:
         folder = Path(config.out)
@@ -34,7 +34,7 @@ class Tracker:
         self._id = self._client.create_run(self._experiment(), run_name=folder.name).info.run_id
         write_text(known, self._id)
         values = [Param(key, str(value)) for key, value in flatten(to_dict(config))]
-        for first in range(0, len(values), 100):  # as many as the server takes at once
+        for first in range(0, len(values), 100):  # batch size limit of the server
             self._client.log_batch(self._id, params=values[first : first + 100])
 
     def _experiment(self) -> str:
@@ -48,7 +48,7 @@ class Tracker:
         self._client.log_batch(self._id, metrics=metrics)
 
     def log_result(self, result: Mapping[str, Any]) -> None:
-        """Its numbers as metrics; the rest is in the run folder."""
+        """Log the numeric values as metrics; the run folder has the rest."""
         now = int(1000 * time.time())
         numbers = {key: v for key, v in flatten(result) if isinstance(v, (int, float)) and not isinstance(v, bool)}
         metrics = [Metric(f"result/{key.replace('.', '/')}", float(v), now, 0) for key, v in numbers.items()]

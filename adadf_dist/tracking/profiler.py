@@ -1,4 +1,4 @@
-"""A profiler's trace of a few steps, for Perfetto (ui.perfetto.dev) and TensorBoard."""
+"""Profiler trace of a few steps, for Perfetto (ui.perfetto.dev) and TensorBoard."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ import torch
 from torch.profiler import ProfilerActivity, profile, schedule
 
 SKIP_STEPS = 3
-"""Steps left out first: compilation, caches, the allocator."""
+"""Steps skipped at the start: compilation, caches, the allocator."""
 WARMUP_STEPS = 1
-"""Steps that the profiler itself runs warm, and throws away."""
+"""Warm-up steps of the profiler, which it discards."""
 
 
 class StepProfiler:
-    """Of `count` steps of this process, after the first few, as `steps-FIRST-LAST.pt.trace.json.gz`."""
+    """Traces `count` steps of this process, after the first few, into `steps-FIRST-LAST.pt.trace.json.gz`."""
 
     def __init__(self, folder: Path, count: int, step: int, device: torch.device) -> None:
-        """`step`: finished steps of the run so far."""
+        """`step`: Number of finished steps of the run."""
         self._folder = folder
         self._before = step
         self._end = SKIP_STEPS + WARMUP_STEPS + count
@@ -28,21 +28,21 @@ class StepProfiler:
         self._profile.start()
 
     def step(self) -> None:
-        """A step is over."""
+        """Record the end of a step."""
         if self._profile is not None:
             self._profile.step()
             if self._profile.step_num == self._end:
                 self.close()
 
     def close(self) -> None:
-        """Write what there is of a trace under way."""
+        """Stop profiling, and write an incomplete trace."""
         if self._profile is None:
             return
         ending, self._profile = self._profile, None
         ending.stop()
         if ending.step_num <= SKIP_STEPS + WARMUP_STEPS:
             skipped = SKIP_STEPS + WARMUP_STEPS
-            text = f"no profile: runtime.profile skips the first {skipped} steps, and there were no more"
+            text = f"no profile written: runtime.profile skips the first {skipped} steps, and the run had no more"
             print(f"warning: {text}", file=sys.stderr, flush=True)
 
     def _write(self, found: profile) -> None:
@@ -54,4 +54,4 @@ class StepProfiler:
             path.parent.mkdir(exist_ok=True)
             found.export_chrome_trace(str(path))
         except (OSError, RuntimeError) as error:
-            print(f"warning: {path}: no trace ({error})", file=sys.stderr, flush=True)
+            print(f"warning: {path}: trace not written ({error})", file=sys.stderr, flush=True)

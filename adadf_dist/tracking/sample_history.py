@@ -1,4 +1,4 @@
-"""What training learned of each single face: its attention, its loss, whether it was right."""
+"""Training dynamics per sample: attention, loss, correctness."""
 
 from __future__ import annotations
 
@@ -25,30 +25,37 @@ from adadf_dist.method.model import Output
 ATTENTION, LOSS, CORRECT, SEEN = range(4)
 
 TRACKED_SAMPLES_STREAM = 0x66616365
-"""Sets the generator that draws listed faces apart from the others that the seed feeds."""
+"""RNG stream for choosing tracked samples, separate from the other streams of the seed."""
 
 
 class SampleHistory(NamedTuple):
-    """One epoch of every training face, in the order of the split."""
+    """One epoch's statistics of every training sample, in split order."""
 
     attention: NDArray[np.float32]
-    """[S], mean w' of eq 11; NaN for faces that the epoch's sampler left out."""
+    """[S], mean w' of eq 11; NaN for samples that the epoch's sampler left out."""
     loss: NDArray[np.float32]
-    """[S], mean of the target branch's loss; NaN likewise."""
+    """[S], mean loss of the target branch; NaN likewise."""
     correct: NDArray[np.float32]
-    """[S], share of its appearances at which the target branch was right; NaN likewise."""
+    """[S], fraction of its appearances that the target branch predicted correctly; NaN likewise."""
     seen: NDArray[np.int64]
-    """[S], appearances."""
+    """[S], number of appearances."""
 
 
 class SampleHistoryRecorder:
-    """Collects on the device during an epoch and writes one file at its end."""
+    """Collects statistics on the device during an epoch and writes one file at its end."""
 
     def __init__(
         self, num_samples: int, num_classes: int, world: World, listed: Sequence[int] = (), digest: str = ""
     ) -> None:
-        """`listed`: sample numbers of faces whose full distributions are kept too. `digest`: of the training split, by
-        which a run that goes on knows that it is the same."""
+        """Allocate the buffers on the device.
+
+        Args:
+            num_samples: Number of samples of the training split.
+            num_classes: Number of classes.
+            world: Ranks of the run.
+            listed: Indices of the tracked samples, whose distributions are also recorded.
+            digest: Digest of the training split, which a resumed run compares.
+        """
         self.world = world
         self.digest = torch.tensor(list(digest.encode()), dtype=torch.uint8)
         self.tracked = list(listed)
@@ -59,7 +66,7 @@ class SampleHistoryRecorder:
 
     @torch.no_grad()
     def update(self, batch: Batch, output: Output, losses: Losses, share: float = 1.0) -> None:
-        """Add a rank's rows, each `share` of a face. Stays on the device."""
+        """Add one rank's rows, each weighted by `share` of a sample. Does not synchronize with the device."""
         correct = output.target_logits.argmax(dim=1) == batch.labels
         rows = share * torch.stack(
             [
@@ -84,19 +91,19 @@ class SampleHistoryRecorder:
             dim=1,
         ).to(self._distributions.dtype)
         rows = self._row[samples]
-        # rows of other faces add zero to row 0: no boolean mask, which would make the host wait for its size
+        # untracked samples add zero to row 0; a boolean mask would make the host wait for its size
         weight = (rows >= 0).to(distributions.dtype).view(-1, 1, 1)
         self._distributions.index_add_(0, rows.clamp_min(0), distributions * weight)
 
     def finish_epoch(
         self, run_folder: str, epoch: int, commit: EpochDistributions, timeout_s: float = 0.0
     ) -> SampleHistory:
-        """Sum over ranks, write `history/epoch-NNNN.npz` (rank 0) and start anew. A collective.
+        """Sum over ranks, write `history/epoch-NNNN.npz` (rank 0) and reset.
 
-        A full disk is waited for, as `retry_on_full_disk` does with the time limit of the ranks.
+        Collective: every rank must call this. A full disk is retried for `timeout_s` (see `retry_on_full_disk`).
 
-        The file holds the sample history (float16), the class distributions of the epoch (eq 4 to 7) and, for
-        listed faces, auxiliary, fused and target distributions [L, 3, C].
+        The file contains the sample history (float16), the class distributions of the epoch (eq 4 to 7) and, for
+        tracked samples, the auxiliary, fused and target distributions [L, 3, C].
         """
         sums = self.world.all_reduce_sum_(self._sums.clone()).cpu().numpy()
         listed = self.world.all_reduce_sum_(self._distributions.clone()).cpu().numpy()
@@ -124,7 +131,7 @@ class SampleHistoryRecorder:
         return history
 
     def state_dict(self) -> dict[str, Tensor]:
-        """The epoch so far, over all ranks. A collective."""
+        """Return the sums of the current epoch over all ranks. Collective: every rank must call this."""
         return {
             "digest": self.digest,
             "sums": self.world.all_reduce_sum_(self._sums.clone()).cpu(),
@@ -132,17 +139,20 @@ class SampleHistoryRecorder:
         }
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        """The sums go to rank 0 alone, as the class distributions' do. Raises `UserError` for other faces or labels."""
+        """Restore the sums on rank 0 only, like those of the class distributions.
+
+        Raises `UserError` if the training samples or labels changed.
+        """
         if not torch.equal(state.get("digest", self.digest), self.digest):  # an older checkpoint has none
             raise UserError(
-                "the checkpoint was trained on other faces or labels: what data.shards, data.relabel or "
-                "data.label_noise_file holds has changed since; put it back, or start a new run with --out"
+                "the training data changed since this checkpoint (data.shards, data.relabel or "
+                "data.label_noise_file); restore it, or start a new run with another --out"
             )
         for mine, saved in ((self._sums, state["sums"]), (self._distributions, state["distributions"])):
             if mine.shape != saved.shape:
                 raise UserError(
-                    f"the checkpoint has a history of shape {list(saved.shape)}, this run {list(mine.shape)}: "
-                    "the training split or runtime.history_samples changed; start a new run with --out"
+                    f"sample history has shape {list(saved.shape)} in the checkpoint, {list(mine.shape)} in this run: "
+                    "the training split or runtime.history_samples changed; start a new run with another --out"
                 )
             mine.zero_()
             if self.world.is_main:
@@ -150,7 +160,7 @@ class SampleHistoryRecorder:
 
 
 def write_arrays(path: Path, arrays: Mapping[str, NDArray[Any]]) -> None:
-    """Whole or not at all. Raises `UserError`, `DiskFullError` where there is no room."""
+    """Write an NPZ file atomically. Raises `UserError`, or `DiskFullError` if the disk is full."""
     partial = path.with_suffix(".partial.npz")
     try:
         with os_errors_as_user_errors(path):
@@ -163,17 +173,17 @@ def write_arrays(path: Path, arrays: Mapping[str, NDArray[Any]]) -> None:
 
 
 def select_tracked_samples(split: Split, config: RuntimeConfig, seed: int) -> list[int]:
-    """Sample numbers of the faces whose distributions are kept: those of `runtime.history_samples`, and
-    `runtime.history_faces` more, half of them (where there are votes) the ones that annotators disagree on most.
+    """Return the indices of the samples whose distributions are recorded.
 
-    Raises `UserError` for a key that no face has.
+    These are the samples of `runtime.history_samples` and `runtime.history_faces` more. With votes, half of the latter
+    are the most ambiguous samples; the others are random. Raises `UserError` for an unknown sample key.
     """
     listed = []
     if config.history_samples:
         places = {str(key): number for number, key in enumerate(split.keys)}
         for key in config.history_samples:
             if key not in places:
-                raise UserError(f"runtime.history_samples: no training face has the key {key}")
+                raise UserError(f"runtime.history_samples: unknown sample key {key}")
             listed.append(places[key])
     drawn = np.random.default_rng((seed, TRACKED_SAMPLES_STREAM)).permutation(len(split)).tolist()
     disputed = [] if split.votes is None else most_ambiguous(split.votes, config.history_faces // 2)
@@ -182,7 +192,7 @@ def select_tracked_samples(split: Split, config: RuntimeConfig, seed: int) -> li
 
 
 def most_ambiguous(votes: NDArray[np.float32], most: int) -> list[int]:
-    """Numbers of the faces whose votes [S, C] have the highest entropy; ties go to the earlier face."""
+    """Return the indices of the samples whose votes [S, C] have the highest entropy; ties by index."""
     shares = votes / np.maximum(votes.sum(axis=1, keepdims=True), 1)
     entropy = -(shares * np.log(np.where(shares > 0, shares, 1))).sum(axis=1)
     return [int(number) for number in np.argsort(-entropy, kind="stable")[:most]]

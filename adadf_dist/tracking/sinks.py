@@ -1,4 +1,4 @@
-"""What a run shows besides its own files: TensorBoard, the trackers of `runtime.loggers`, a profiler's trace."""
+"""Outputs of a run besides its own files: TensorBoard, the trackers of `runtime.loggers`, a profiler trace."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from adadf_dist.tracking.tensorboard import TensorBoardSink
 
 
 class MetricSinks:
-    """All of them at once, where they are started: on rank 0."""
+    """All configured sinks. Started on rank 0 only."""
 
     def __init__(self, config: Config) -> None:
         self._config = config
@@ -25,7 +25,7 @@ class MetricSinks:
         self._trace: StepProfiler | None = None
 
     def start(self, step: int, device: torch.device) -> None:
-        """`step`: finished steps of the run so far."""
+        """Open the sinks. `step`: Number of finished steps of the run."""
         runtime = self._config.runtime
         self._trackers = [AsyncTracker(name, self._config) for name in runtime.loggers]
         self._all = [*self._trackers]
@@ -43,12 +43,12 @@ class MetricSinks:
             board.flush()
 
     def step(self) -> None:
-        """A training step is over."""
+        """Record the end of a training step."""
         if self._trace is not None:
             self._trace.step()
 
     def set_status(self, state: str) -> None:
-        """What `status.json` says now; of a `finished` run the result is written."""
+        """Pass the state of `status.json` to the trackers; for `finished`, also log the result."""
         for tracker in self._trackers:
             tracker.state = state
             if state == "finished":

@@ -1,4 +1,4 @@
-"""TensorBoard events: a convenience, so neither a full disk nor a broken installation ends a run."""
+"""TensorBoard events. Optional: neither a full disk nor a broken installation stops a run."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 class TensorBoardSink:
-    """Scalars of a run, until the disk refuses one."""
+    """Writes scalars of a run until the first write error."""
 
     def __init__(self, folder: Path, purge_step: int) -> None:
         self._folder = folder
@@ -46,11 +46,11 @@ class TensorBoardSink:
         try:
             yield
         except OSError as error:
-            self._lose(f"{self._folder}: {error.strerror or error}; no more TensorBoard events for now")
+            self._lose(f"{self._folder}: {error.strerror or error}; TensorBoard logging disabled")
         except Exception as error:  # a broken installation
             reason = single_line(error) or type(error).__name__
             self._lose(
-                f"TensorBoard does not work here ({reason}); training continues without it: repair it, or set "
+                f"TensorBoard does not work ({reason}); TensorBoard logging disabled. Fix the installation or set "
                 "runtime.tensorboard = false"
             )
 

@@ -1,4 +1,4 @@
-"""Weights & Biases. Project, entity, server and WANDB_MODE=offline are set as everywhere, by its own environment."""
+"""Weights & Biases tracker. W&B's own environment variables set project, entity, server and WANDB_MODE=offline."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from adadf_dist.config.schema import Config
 from adadf_dist.files.atomic import write_text
 
 PROJECT = "adadf_dist"
-"""Where none is set."""
+"""Default project name."""
 LOGIN_S = 30.0
 
 
 class Tracker:
-    """One W&B run for a run folder, however often that is resumed."""
+    """One W&B run per run folder, also across resumes."""
 
     def __init__(self, config: Config) -> None:
         folder = Path(config.out)
@@ -36,7 +36,7 @@ class Tracker:
             allow_val_change=True,
             settings=wandb.Settings(console="off", init_timeout=LOGIN_S),
         )
-        for section in ("train", "epoch"):  # W&B's own step may not go back, as a resumed run does
+        for section in ("train", "epoch"):  # W&B's own step cannot decrease, but that of a resumed run can
             self._run.define_metric(f"{section}/*", step_metric=f"{section}/step")
 
     def add(self, section: str, values: Mapping[str, float], step: int) -> None:

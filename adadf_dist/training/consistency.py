@@ -1,8 +1,8 @@
-"""Before a run of several ranks: is it one run? The same code and settings on all nodes, one run folder, one dataset.
+"""Consistency checks before a multi-rank run: same code, settings and dataset on all nodes, and a shared run folder.
 
-What differs between nodes shows late otherwise, or never: as other gradients, as a checkpoint that is not there when a
-run goes on, as a rank that ends while the rest wait for it. Each look here is a collective which gives every rank the
-same answer, so all end together, each with the line that names the node.
+Otherwise differences between nodes show late or never: as wrong gradients, as a missing checkpoint when resuming, or as
+a rank that exits while the others wait. Each check is a collective with the same result on every rank, so all ranks
+exit together with a message that names the node.
 """
 
 from __future__ import annotations
@@ -35,23 +35,23 @@ from adadf_dist.errors import UserError
 T = TypeVar("T")
 
 SHARED_FS_TIMEOUT_S = 6.0
-"""A shared file system may show a new file to other nodes with a delay (NFS remembers attributes for 3 s or more)."""
+"""A shared file system may show a new file to other nodes with a delay (NFS caches attributes for 3 s or more)."""
 
 NODE_LOCAL_KEYS = ("out", "data.shards", "data.cache")
-"""Keys that may differ: one folder can have other names on other nodes."""
+"""Keys that may differ: a folder can have different names on different nodes."""
 
 FILE_KEYS = INPUT_FILES
-"""What is in the files that these keys name must be the same too."""
+"""Keys of files whose contents must also be equal."""
 
 CHECKED_PACKAGES = ("torchvision", "numpy", "nvidia-dali-cuda120", "deepspeed", "timm")
-"""That, beside torch, decide what a step computes."""
+"""Packages that, besides torch, affect the result of a step."""
 
 MAX_NODES_LISTED = 3
-"""Of the nodes that something is said about; the rest are counted."""
+"""Maximum number of nodes named in a message; the rest are counted."""
 
 
 def check_consistency(config: Config, world: World) -> None:
-    """Raise `UserError`, on every rank, unless all nodes hold the same code, settings and run folder. A collective."""
+    """Raise `UserError` on every rank unless all nodes have the same code, settings and run folder. Collective."""
     if world.size == 1:
         return
     problem = find_version_mismatch(world) or find_config_mismatch(config, world)
@@ -62,14 +62,14 @@ def check_consistency(config: Config, world: World) -> None:
 
 
 def rank_label(world: World) -> str:
-    """This rank, as people look for it."""
+    """Return a human-readable label of this rank."""
     return f"{socket.gethostname()} (rank {world.rank})"
 
 
 def gather_per_node(world: World, look: Callable[[], T]) -> dict[str, T]:
-    """What `look` gives on each node's first rank, by its place, `HOST (rank R)`, in order of rank. A collective.
+    """Call `look` on each node's first rank; return the results by `HOST (rank R)`, in rank order. Collective.
 
-    Plain Python data only: nodes with other versions must be able to read it.
+    Plain Python data only, so that nodes with different versions can read it.
     """
     report = None
     if local_rank_from_env() == 0:
@@ -78,17 +78,17 @@ def gather_per_node(world: World, look: Callable[[], T]) -> dict[str, T]:
 
 
 def find_version_mismatch(world: World) -> str:
-    """The line for the user when nodes run other versions of what matters; empty when they do not. A collective."""
+    """Return an error message if package versions differ between nodes, else an empty text. Collective."""
     return describe_mismatch(
         gather_per_node(world, installed_versions),
-        "{name} is {values}: all nodes must run the same code; install the same versions and checkout on each",
+        "{name} is {values}: all nodes must run the same code; install the same versions on every node",
     )
 
 
 def find_config_mismatch(config: Config, world: World) -> str:
-    """The line for the user when a key of the configuration is not the same everywhere; else empty. A collective."""
+    """Return an error message if a configuration key differs between nodes, else an empty text. Collective."""
     settings = {key: value for key, value in flatten(to_dict(config)) if key not in NODE_LOCAL_KEYS}
-    settings["data.shards"] = shards_location(config.data.shards)  # what is looked at next, together, depends on it
+    settings["data.shards"] = shards_location(config.data.shards)  # the following collectives depend on it
     return describe_mismatch(
         gather_per_node(world, lambda: {**settings, **hash_config_files(settings)}),
         "{name} is {values}: start every node with the same command and files",
@@ -100,12 +100,12 @@ def shards_location(shards: str) -> str:
 
 
 def hash_config_files(settings: Mapping[str, object]) -> dict[str, str]:
-    """Of the files that keys name; a file that cannot be read is told later, by whoever wants it."""
+    """Return the digests of input files; unreadable files are reported later, when they are used."""
     return {f"the digest of {key}": digest[:12] for key, digest in digest_files(settings).items()}
 
 
 def installed_versions() -> dict[str, str]:
-    """What must be the same on every node, by name."""
+    """Return the versions that must be equal on every node, by name."""
     return {
         "adadf_dist": adadf_dist.__version__,
         "the digest of adadf_dist's source files": source_hash(),
@@ -124,7 +124,7 @@ def package_version(package: str) -> str:
 
 @cache
 def source_hash(folder: Path = Path(adadf_dist.__file__).parent) -> str:
-    """First 12 digits of the SHA-256 of the package's source files: other checkouts of one version differ in it."""
+    """Return the first 12 digits of the SHA-256 of the package's source files, to compare checkouts."""
     digest = hashlib.sha256()
     for path in sorted(path.relative_to(folder) for path in folder.rglob("*.py")):
         content = (folder / path).read_bytes()
@@ -133,7 +133,7 @@ def source_hash(folder: Path = Path(adadf_dist.__file__).parent) -> str:
 
 
 def describe_mismatch(known: Mapping[str, Mapping[str, Any]], line: str) -> str:
-    """`line` with the first name whose value is not the same at every place, and who has which; empty: none is."""
+    """Format `line` with the first name whose value differs between nodes; return an empty text if none does."""
     for name in dict.fromkeys(name for values in known.values() for name in values):
         held: dict[str, list[str]] = {}
         for place, values in known.items():
@@ -151,9 +151,9 @@ def format_nodes(places: Sequence[str]) -> str:
 
 
 def find_unshared_run_dir(folder: Path, world: World) -> str:
-    """The line for the user when what rank 0 writes into the run folder does not show on every node; else empty.
+    """Return an error message if a file that rank 0 writes to the run folder is not visible on every node, else "".
 
-    A collective. The folder is made; the file that is looked for is gone afterwards.
+    Collective: every rank must call this. Creates the folder; the test file is removed.
     """
     with ExitStack() as stack:
         token, problem = "", ""
@@ -161,7 +161,7 @@ def find_unshared_run_dir(folder: Path, world: World) -> str:
             try:
                 token = stack.enter_context(marker_file(folder)).name
             except OSError as error:
-                problem = f"out: {folder} cannot be written ({error.strerror}); give another --out"
+                problem = f"out: {folder} cannot be written ({error.strerror}); choose another --out"
         token, problem = world.broadcast_object((token, problem))  # type: ignore[misc]
         if problem:
             return problem
@@ -171,26 +171,26 @@ def find_unshared_run_dir(folder: Path, world: World) -> str:
     if not blind:
         return ""
     return (
-        f"out: {folder} is not one folder: what {writer} writes into {seen[writer][1]} does not show on "
-        f"{format_nodes(blind)}; give --out a folder that all nodes share, from which each reads the checkpoint when "
-        "the run goes on"
+        f"out: {folder} is not shared: files written by {writer} to {seen[writer][1]} are not visible on "
+        f"{format_nodes(blind)}; choose an --out that all nodes share, because each reads the checkpoint from it when "
+        "resuming"
     )
 
 
 @contextmanager
 def marker_file(folder: Path) -> Iterator[Path]:
-    """A small file in `folder`, which is made where it is missing. Raises `OSError`."""
+    """Create a small temporary file in `folder`, which is created if missing. Raises `OSError`."""
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f".seen-by-all-{secrets.token_hex(8)}"
     try:
-        path.write_text("whether all nodes see this folder\n", encoding="utf-8")
+        path.write_text("test file: is this folder visible on all nodes?\n", encoding="utf-8")
         yield path
     finally:
         path.unlink(missing_ok=True)
 
 
 def wait_until_visible(path: Path) -> bool:
-    """Whether a file shows within `SHARED_FS_TIMEOUT_S`."""
+    """Return whether a file becomes visible within `SHARED_FS_TIMEOUT_S`."""
     until = time.monotonic() + SHARED_FS_TIMEOUT_S
     while not path_exists(path):
         if time.monotonic() > until:
@@ -200,7 +200,7 @@ def wait_until_visible(path: Path) -> bool:
 
 
 def path_exists(path: Path) -> bool:
-    """A folder that answers with an error (a stale mount, no permission) does not show the file."""
+    """Return whether a path exists; False if its folder raises an error (a stale mount, no permission)."""
     try:
         return path.exists()
     except OSError:
@@ -208,9 +208,9 @@ def path_exists(path: Path) -> bool:
 
 
 def find_shards_mismatch(data: DataConfig, world: World) -> str:
-    """The line for the user when a node cannot read `data.shards`, a local folder, or has another one; else empty.
+    """Return an error message if a node cannot read local `data.shards` or has a different dataset, else "".
 
-    A collective.
+    Collective: every rank must call this.
     """
     found = gather_per_node(world, lambda: probe_shards(data))
     problems = {place: problem for place, (problem, _) in found.items() if problem}
@@ -221,7 +221,7 @@ def find_shards_mismatch(data: DataConfig, world: World) -> str:
         well = format_nodes([place for place in found if place not in problems])
         return (
             f"data.shards on {format_nodes(list(problems))}: {problem}; it can be read on {well}: copy the dataset to "
-            "every node, or name a folder that all nodes share"
+            "every node, or use a folder that all nodes share"
         )
     return describe_mismatch(
         {place: {MANIFEST: digest} for place, (_, digest) in found.items()},
@@ -230,7 +230,7 @@ def find_shards_mismatch(data: DataConfig, world: World) -> str:
 
 
 def probe_shards(data: DataConfig) -> tuple[str, str]:
-    """(problem or empty, digest of dataset.json) of the dataset folder on this node."""
+    """Return (problem or "", digest of dataset.json) of the dataset folder on this node."""
     folder = local_path(data.shards)
     try:
         open_dataset(folder, streamed_splits(data))

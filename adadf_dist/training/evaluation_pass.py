@@ -1,4 +1,4 @@
-"""One pass of a network over a split, kept: its metrics, what both branches predict, and features of some samples."""
+"""One evaluation pass over a split: metrics, predictions of both branches, and features of some samples."""
 
 from __future__ import annotations
 
@@ -31,13 +31,13 @@ class Network(Protocol):
 
 
 class SplitPass(NamedTuple):
-    """This rank's part of a pass over all samples of a split; the methods are collectives that put it together."""
+    """This rank's part of a pass over a split. The methods are collectives that merge the parts of all ranks."""
 
     split: Split
     totals: MetricAccumulator
     predictions: list[Rows]
     features: list[Rows]
-    """Of the samples `feature_subset` names."""
+    """Features of the samples in `feature_subset`."""
 
     def metrics(self) -> Metrics:
         return self.totals.compute(self.split)
@@ -46,13 +46,13 @@ class SplitPass(NamedTuple):
         return gather_answers(self.predictions, len(self.split), self.totals.world)
 
     def featured(self) -> FloatArray:
-        """[M, F] float32, before the classifier of the target branch."""
+        """Return [M, F] float32 features before the classifier of the target branch."""
         samples = len(self.split)
         return gather_outputs(self.features, samples, self.totals.world, feature_subset(samples))
 
 
 def pass_over(network: Network, batches: Iterable[Batch], split: Split, world: World) -> SplitPass:
-    """Run the network once on each of this rank's batches of a split. No collective."""
+    """Run the network on this rank's batches of a split. No collective."""
     predictions: list[Rows] = []
     features: list[Rows] = []
     chosen = torch.zeros(len(split), dtype=torch.bool, device=world.device)

@@ -1,4 +1,4 @@
-"""The end of a run: the test split is looked at once, and the answer kept."""
+"""End of a run: evaluate on the test split once, and save the result."""
 
 from __future__ import annotations
 
@@ -23,18 +23,18 @@ from adadf_dist.training.evaluation_pass import SplitPass, pass_over
 
 
 class Result(NamedTuple):
-    """What a run comes to. Accuracies in [0, 1]."""
+    """Result of a run. Accuracies are in [0, 1]."""
 
     selected_epoch: int
     """Epoch (from 1) with the best validation accuracy."""
     validation_accuracy: float
-    """Of the selected epoch."""
+    """Validation accuracy of the selected epoch."""
     test: dict[str, Any]
-    """Metrics of the selected epoch's model on test; empty when the run does not test."""
+    """Test metrics of the selected epoch's model; empty if the run does not test."""
     last_test: dict[str, Any]
-    """The same of the last epoch's model."""
+    """Test metrics of the last epoch's model."""
     best_on_test: dict[str, Any]
-    """Under `evaluation.protocol = published` alone: the best epoch on test and its accuracy there."""
+    """Only for `evaluation.protocol = published`: the best test epoch and its test accuracy."""
 
 
 def finalize_run(
@@ -45,10 +45,10 @@ def finalize_run(
     world: World,
     last: Mapping[str, SplitPass],
 ) -> Result:
-    """Test the last and the selected model, once, and write their predictions and `result.json`. A collective.
+    """Test the last and the selected model once; write predictions and `result.json`. Collective.
 
-    `last`: passes of the last epoch's model over splits, by their name, which are not made again. A run that has its
-    result already only prints it.
+    `last`: evaluation passes of the last epoch's model by split name, which are not repeated. A run that already has
+    its result only prints it.
     """
     path = Path(log.config.out) / "result.json"
     progress = checkpoints.progress
@@ -56,7 +56,7 @@ def finalize_run(
     wanted = log.config.evaluation.test and data.test_split is not None
     if isinstance(kept, dict) and kept["epochs"] == progress.epoch and (kept["test"] or not wanted):
         result = Result(**{name: kept[name] for name in Result._fields})
-        log.info(f"this run was finished before; its result, from {path}:")
+        log.info(f"run already finished; result from {path}:")
     else:
         result = run_final_test(engine, data, checkpoints, world, dict(last))
         if world.is_main:
@@ -73,9 +73,9 @@ def finalize_run(
 def run_final_test(
     engine: Engine, data: DataModule, checkpoints: CheckpointManager, world: World, passes: dict[str, SplitPass]
 ) -> Result:
-    """Test the last and the selected weights, and write what the selected ones predict. A collective.
+    """Test the last and the selected weights, and write the predictions of the selected ones. Collective.
 
-    `passes` of the last weights, by split: those that are there already.
+    `passes`: existing evaluation passes of the last weights, by split name.
     """
     config, progress = checkpoints.config, checkpoints.progress
     test = data.test_split if config.evaluation.test else None
@@ -99,7 +99,7 @@ def run_final_test(
 
 
 def keep_answers(folder: Path, passes: Sequence[SplitPass], world: World) -> None:
-    """Write what the selected weights predict of validation and, where it was tested, of test. A collective."""
+    """Write the predictions of the selected weights on validation and, if tested, test. Collective."""
     for done in passes:
         answers, features = done.answers(), done.featured()
         if world.is_main:
@@ -107,31 +107,33 @@ def keep_answers(folder: Path, passes: Sequence[SplitPass], world: World) -> Non
 
 
 def other_data_of(checkpoints: CheckpointManager) -> list[str]:
-    """A line for each dataset that the run was trained on before it was resumed on another, which the user allowed."""
+    """Return a warning for each dataset that the run used before it was resumed on other data (if allowed)."""
     record = checkpoints.parts.get("data")
     earlier = record.earlier if isinstance(record, DataRecord) else []
     return [f"warning: trained on {source.shards} before it was resumed on other data" for source in earlier]
 
 
 def write_report(log: RunLogger) -> None:
-    """A convenience: whatever it trips over is told, and the run is finished all the same."""
+    """Write the HTML report. Errors are only logged, since the run itself is complete."""
     page = log.folder / PAGE
-    log.world.heartbeat.beat("drawing the report")
-    log.info("drawing the report ...")
+    log.world.heartbeat.beat("writing the report")
+    log.info("writing the report ...")
     try:
         report([log.folder], page)
     except Exception as error:
         again = f"python -m adadf_dist.report {log.folder}"
-        log.info(f"warning: no report ({type(error).__name__}: {single_line(error)}); {again} tries again")
+        log.info(f"warning: report failed ({type(error).__name__}: {single_line(error)}); retry with {again}")
     else:
         log.info(f"report: {page}")
 
 
 def load_selected_weights(engine: Engine, checkpoints: CheckpointManager) -> None:
-    """A collective. Raises `UserError` when `selected.pt` is of another epoch."""
+    """Load the selected weights. Collective. Raises `UserError` if `selected.pt` is from another epoch."""
     kept = read_checkpoint(checkpoints.selected_path)
     if kept["progress"]["epoch"] != checkpoints.progress.best_epoch:
-        raise UserError(f"{checkpoints.selected_path}: is not of the selected epoch {checkpoints.progress.best_epoch}")
+        raise UserError(
+            f"{checkpoints.selected_path}: is not from the selected epoch {checkpoints.progress.best_epoch}"
+        )
     engine.load_state_dict(kept["engine"])
 
 
@@ -143,27 +145,25 @@ def read_result(path: Path) -> dict[str, object] | None:
 
 
 def format_result(result: Result, epochs: int) -> list[str]:
-    """Lines to print; `epochs`: of the run. One line for the test where the last epoch is the selected one."""
-    lines = [f"selected: epoch {result.selected_epoch}, validation accuracy {result.validation_accuracy:.2%}"]
-    tested = {"selected": result.test, "last": result.last_test}
+    """Format a result as lines to print. `epochs`: number of epochs of the run."""
+    lines = [f"best epoch: {result.selected_epoch} (validation accuracy {result.validation_accuracy:.2%})"]
+    tested = {"best": result.test, "last": result.last_test}
     if result.selected_epoch == epochs:
-        tested = {"selected and last": result.test}
+        tested = {"best and last": result.test}
     for name, test in tested.items():
         if test:
             low, high = test["accuracy_interval"]
-            line = f"test accuracy, {name} epoch: {test['accuracy']:.2%} (95 % interval {low:.2%} to {high:.2%}, "
-            line += f"{test['samples']} faces), mean class accuracy {test['mean_class_accuracy']:.2%}"
+            line = f"test accuracy ({name} epoch): {test['accuracy']:.2%} (95% CI {low:.2%} to {high:.2%}, "
+            line += f"n={test['samples']}), mean class accuracy {test['mean_class_accuracy']:.2%}"
             if test["vote_divergence"] is not None:
                 line += f", KL(votes || prediction) {test['vote_divergence']:.3f} nats"
             lines.append(line)
     if result.test and result.test["ceiling"] is not None:
         ceiling, accuracy = result.test["ceiling"], result.test["accuracy"]
         share = accuracy / ceiling
-        lines.append(
-            f"ceiling: the best possible guess reaches {ceiling:.2%}; the selected epoch has {share:.1%} of it"
-        )
+        lines.append(f"Bayes-optimal accuracy: {ceiling:.2%}; the best epoch reaches {share:.1%} of it")
     if result.best_on_test:
         best = result.best_on_test
-        label = "best on test (published protocol: chosen on the test split)"
-        lines.append(f"{label}: {best['accuracy']:.2%}, epoch {best['epoch']}")
+        label = "best test epoch (published protocol, selected on the test split)"
+        lines.append(f"{label}: {best['epoch']} (test accuracy {best['accuracy']:.2%})")
     return lines

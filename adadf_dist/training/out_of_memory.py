@@ -1,4 +1,4 @@
-"""Out of memory, told in one line that says what to lower."""
+"""Report out-of-memory errors in one line, with the settings to lower."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ OOM_MESSAGES = ("out of memory", "can't allocate memory", "CUBLAS_STATUS_ALLOC_F
 
 @contextmanager
 def report_out_of_memory(config: Config, world: World) -> Iterator[None]:
-    """Turn running out of memory, on a GPU or a CPU, into a `UserError`."""
+    """Convert an out-of-memory error on a GPU or CPU into a `UserError`."""
     try:
         yield
     except DeadWorkerError as error:
@@ -36,17 +36,17 @@ def out_of_memory(error: BaseException) -> bool:
 
 
 def describe_oom(config: Config, world: World, error: BaseException) -> str:
-    """What was too much, and what to lower: first what goes on with this run, then what begins another."""
+    """Describe the error and its fixes: first for resuming this run, then for starting a new one."""
     rows = -(-config.batch_size // world.size)
-    crops = " of 10 crops" if config.data.ten_crop else ""
+    crops = " with 10 crops" if config.data.ten_crop else ""
     lower = ["lower batch_size", "lower data.image_size"]
     if config.runtime.precision == "fp32":
         lower.insert(1, "set runtime.precision = bf16")
     said = single_line(error)
     return (
-        f"out of memory on rank {world.rank} ({world.device}), {world.heartbeat.last.doing}: "
-        f"batch_size {config.batch_size} over {world.size} ranks is {rows} faces{crops} a rank, "
+        f"out of memory on rank {world.rank} ({world.device}) while {world.heartbeat.last.doing}: "
+        f"batch_size {config.batch_size} over {world.size} ranks = {rows} samples{crops} per rank, "
         f"data.image_size {config.data.image_size}, "
-        f"model.backbone {config.model.backbone}, runtime.precision {config.runtime.precision}; start more ranks, "
-        f"which goes on with this run, or, under another --out, {', or '.join(lower)} ({said})"
+        f"model.backbone {config.model.backbone}, runtime.precision {config.runtime.precision}; use more "
+        f"ranks (this run can resume), or start a new run with another --out and {', or '.join(lower)} ({said})"
     )

@@ -1,4 +1,4 @@
-"""Before the first step: what `auto` means here, demo faces where they are wanted, and the facts of a run."""
+"""Setup before the first step: resolve `auto` values, create the demo dataset, fetch shards, and collect run info."""
 
 from __future__ import annotations
 
@@ -25,28 +25,28 @@ from adadf_dist.tracking.async_tracker import check_trackers
 from adadf_dist.training.consistency import find_shards_mismatch
 
 POLL_S = 0.5
-"""Seconds between two looks of all ranks at whether the shards are fetched."""
+"""Seconds between checks by all ranks whether the shards are downloaded."""
 
 
 def prepare_config(config: Config, world: World) -> Config:
-    """Settle every `auto`, make paths absolute, and draw the embedded faces where they are missing. A collective.
+    """Resolve every `auto`, make paths absolute, and generate a missing synthetic dataset. Collective.
 
-    Raises `UserError` for what no step could be run with.
+    Raises `UserError` for a configuration with which no step could run.
     """
     check_batch_size(config.batch_size, world)
     if not config.out:
-        raise UserError("out is empty: give the run folder")
+        raise UserError("out is not set; pass a run folder with --out")
     if not config.data.shards:
-        raise UserError("data.shards is empty: give the folder that `python -m shards.build` wrote")
+        raise UserError("data.shards is not set; pass a dataset folder written by `python -m shards.build`")
     config = with_absolute_paths(config)
     generate_synthetic_dataset(config, world)
     return resolve_auto(config, world)
 
 
 def resolve_auto(config: Config, world: World) -> Config:
-    """Replace every `auto` by what it means on this machine. A collective: the answer is rank 0's.
+    """Resolve every `auto` on rank 0 and use the result on all ranks. Collective: every rank must call this.
 
-    Raises `UserError` for an engine or a tracker that cannot be had here.
+    Raises `UserError` for an engine or tracker that is unavailable.
     """
     check_engine(config, world)
     check_trackers(config.runtime)
@@ -58,23 +58,23 @@ def resolve_auto(config: Config, world: World) -> Config:
 
 
 def resolve_loader(config: Config, world: World) -> str:
-    """What `auto` means here; said once, with what it costs, when it is not DALI for want of it."""
+    """Resolve `data.loader` = auto; print a hint if DALI is unavailable."""
     if config.data.loader != "auto":
         return config.data.loader
     if config.data.access == "stream":
         return "torch"
     problem = dali_unavailable_reason() if world.is_main else ""
     if problem:
-        print(f"data.loader is torch: DALI would be faster, but {problem}", file=sys.stderr, flush=True)
+        print(f"data.loader=torch (DALI would be faster, but {problem})", file=sys.stderr, flush=True)
     return "torch" if problem else "dali"
 
 
 def generate_synthetic_dataset(config: Config, world: World) -> None:
-    """Rank 0 draws `data.embedded_faces` into `data.shards`; the others wait."""
+    """Render a missing synthetic dataset of `data.embedded_faces` samples on rank 0; the other ranks wait."""
     folder = local_path(config.data.shards)
     if not config.data.embedded_faces or is_remote(config.data.shards):
         return
-    if world.broadcast_object(folder.exists()):  # rank 0's look: it may be there a moment later
+    if world.broadcast_object(folder.exists()):  # use rank 0's result: the folder may appear at any time
         return
     if world.is_main:
         train, validation, test = config.data.embedded_faces
@@ -84,11 +84,10 @@ def generate_synthetic_dataset(config: Config, world: World) -> None:
 
 @contextmanager
 def local_shards(config: Config, world: World) -> Iterator[Path]:
-    """`data.shards` as a folder of this node: what is remote is fetched by each node's first rank. A collective.
+    """Return `data.shards` as a local folder; each node's first rank downloads remote shards. Collective.
 
-    A folder that one node lacks ends all. What is fetched is waited for, however long it takes: the others look each
-    `POLL_S` whether it is done, so no time limit of the process group counts it as silence, and a failure on one node
-    ends all. Raises `UserError`.
+    The wait for a download is unlimited: the ranks poll every `POLL_S`, so the process group does not time out. Raises
+    `UserError` on all ranks if one node lacks the folder or its download fails.
     """
     if not is_remote(config.data.shards):
         if problem := find_shards_mismatch(config.data, world):
@@ -103,11 +102,11 @@ def local_shards(config: Config, world: World) -> Iterator[Path]:
         try:
             yield entry_folder(config.data, wait_for_fetch(task, world))
         finally:
-            cancelled.set()  # or the thread would be waited for, whatever ended us
+            cancelled.set()  # otherwise, exiting would wait for the thread
 
 
 def wait_for_fetch(task: Future[Path] | None, world: World) -> str:
-    """Wait for every node's fetch, and return the name of the entry that all of them found. A collective."""
+    """Wait for the downloads of all nodes, and return the name of their common cache entry. Collective."""
     while True:
         reports = [report for r in world.all_gather_object(poll_fetch(task)) if isinstance(report := r, tuple)]
         problem = next((text for text, _ in reports if text), "")
@@ -116,16 +115,16 @@ def wait_for_fetch(task: Future[Path] | None, world: World) -> str:
                 task.result()
             raise UserError(problem)
         if world.should_stop():
-            raise UserError("asked to stop while fetching shards; what was fetched is kept: start again to go on")
+            raise UserError("interrupted while downloading shards; completed files are kept. Rerun to resume.")
         if len(reports) == world.size:
             names = sorted({name for _, name in reports} - {""})
             if len(names) > 1:
-                raise UserError("data.shards changed while the nodes were fetching it; start again")
+                raise UserError("data.shards changed while the nodes were downloading it; rerun")
             return str(names[0])
 
 
 def poll_fetch(task: Future[Path] | None) -> tuple[str, str] | None:
-    """(problem, name of the entry) of a fetch that is over, ("", "") where another rank fetches, None while it runs."""
+    """Return (problem, entry name) of a finished download, ("", "") on ranks without one, None while it is running."""
     if task is None:
         time.sleep(POLL_S)
         return "", ""
@@ -138,7 +137,7 @@ def poll_fetch(task: Future[Path] | None) -> tuple[str, str] | None:
 
 
 def run_info(data: DataModule, engine: Engine, world: World) -> dict[str, object]:
-    """What a reader of the run folder wants to know first."""
+    """Return the run info shown at the start and stored in the run folder."""
     splits = {
         "train": len(data.train_split),
         "validation": len(data.validation_split),

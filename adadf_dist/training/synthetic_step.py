@@ -1,4 +1,4 @@
-"""Training steps without data, for those who measure them."""
+"""Training steps on random data, for measurements."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from adadf_dist.method.losses import BatchSlice, adadf_loss, ramp_weights
 
 
 class SyntheticTrainer:
-    """Steps on one random global batch of a resolved config, again and again; a rank holds its slice of it."""
+    """Repeats steps on one random global batch for a resolved config; each rank has its slice of the batch."""
 
     def __init__(self, config: Config, num_classes: int, world: World) -> None:
         crops = 10 if config.data.ten_crop else 1
@@ -31,7 +31,7 @@ class SyntheticTrainer:
         self._ramp = ramp_weights(1, config.loss.epoch_threshold)
 
     def step(self) -> None:
-        """What `train.train_epoch` does with a batch, without log and history."""
+        """Run one step as in `train.train_epoch`, without log and history."""
         self.engine.set_schedule_step(Position(0, self._steps, 0.0))
         self._steps += 1
         output = self.engine.forward(self.images)
@@ -41,11 +41,11 @@ class SyntheticTrainer:
         self.classes.observe(output.auxiliary_logits, self.labels)
 
     def infer(self) -> None:
-        """The same rows in evaluation mode."""
+        """Run the same rows in evaluation mode."""
         self.engine.forward_eval(self.images)
 
 
 def synchronize(device: torch.device) -> None:
-    """Until the device has done all that was asked of it; timings of a GPU are wrong without."""
+    """Wait until the device has finished all queued work, for correct GPU timings."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)

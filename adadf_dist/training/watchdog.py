@@ -1,7 +1,7 @@
-"""A rank that hangs says where, and ends, so that its launcher can start all of them again.
+"""Watchdog: a hung rank prints its thread stacks and exits, so that its launcher can restart all ranks.
 
-A collective that waits for a lost peer ends by itself after `runtime.timeout_s`. Nothing ends a rank that hangs in its
-own work: a read from a dead file server, a deadlock in a decoder, a driver that never returns.
+A collective that waits for a lost peer times out after `runtime.timeout_s`. Without the watchdog, a rank could hang
+forever in its own work: a read from a dead file server, a deadlock in a decoder, a driver call that never returns.
 """
 
 from __future__ import annotations
@@ -20,22 +20,22 @@ from adadf_dist.distributed.heartbeat import Activity
 from adadf_dist.distributed.world import World
 
 DUMP_AFTER = 0.9
-"""Share of `runtime.timeout_s` without a beat after which the stacks are printed: just before the ranks that wait for
-a hung one give up."""
+"""Fraction of `runtime.timeout_s` without a heartbeat after which stacks are printed: just before waiting ranks time
+out."""
 KILL_AFTER = 1.5
-"""Share of `runtime.timeout_s` without a beat after which the process ends: any phase must be shorter."""
+"""Fraction of `runtime.timeout_s` without a heartbeat after which the process exits. Every phase must be shorter."""
 FIRST_STEP_FACTOR = 3.0
-"""Factor on `KILL_AFTER` until this process has finished a step: compilation, and a cold file system."""
+"""Factor on `KILL_AFTER` before the first step, to allow for compilation and a cold file system."""
 EXIT_HUNG = 75
-"""Exit status of a rank that its watchdog ended (EX_TEMPFAIL of sysexits.h: try again)."""
+"""Exit status of a rank stopped by its watchdog (EX_TEMPFAIL in sysexits.h: retry)."""
 STDERR = 2
 
 
 class Watchdog:
-    """A thread that looks at a rank's pulse.
+    """Thread that monitors a rank's heartbeat.
 
-    It needs the interpreter lock to look. For native code that hangs without giving it back, `faulthandler` prints the
-    stacks from a thread without the lock; such a rank is ended by its launcher, when its peers have given up.
+    The thread needs the GIL. If native code hangs while holding it, `faulthandler` prints the stacks from a thread
+    without the GIL, and the launcher stops the rank after its peers time out.
     """
 
     def __init__(self, world: World, progress: TrainingProgress, timeout_s: float) -> None:
@@ -54,19 +54,19 @@ class Watchdog:
 
     def _watch(self) -> None:
         tick = min(1.0, self.timeout_s / 20)
-        seen, silent, told = self.world.heartbeat.last, 0.0, False
+        seen, silent, text = self.world.heartbeat.last, 0.0, False
         looked = time.monotonic()
         while not self._closed.wait(tick):
             now = time.monotonic()
-            # time in which this whole process was stopped (Ctrl-Z, SIGSTOP) is not silence
+            # do not count time in which the process was suspended (Ctrl-Z, SIGSTOP)
             silent, looked = silent + min(now - looked, 2 * tick), now
             if self.world.heartbeat.last is not seen:
-                seen, silent, told = self.world.heartbeat.last, 0.0, False
-            if not told and silent >= DUMP_AFTER * self.timeout_s:
-                told = True
-                write_stderr(f"{self._describe(seen, silent)}; the stacks of its threads:", stacks=True)
+                seen, silent, text = self.world.heartbeat.last, 0.0, False
+            if not text and silent >= DUMP_AFTER * self.timeout_s:
+                text = True
+                write_stderr(f"{self._describe(seen, silent)}; thread stacks:", stacks=True)
             if silent >= self._limit():
-                write_stderr(f"{self._describe(seen, silent)}; ends with exit status {EXIT_HUNG}")
+                write_stderr(f"{self._describe(seen, silent)}; exiting with status {EXIT_HUNG}")
                 os._exit(EXIT_HUNG)
             faulthandler.dump_traceback_later(DUMP_AFTER * self.timeout_s, file=STDERR)
 
@@ -77,11 +77,11 @@ class Watchdog:
     def _describe(self, beat: Activity, silent: float) -> str:
         place = f"epoch {self.progress.epoch + 1}, batch {self.progress.batch + 1}, after step {self.progress.step}"
         who = f"rank {self.world.rank} on {socket.gethostname()} (process {os.getpid()})"
-        return f"{who}: no progress for {silent:.0f} s, {beat.doing} ({place})"
+        return f"{who}: no progress for {silent:.0f} s while {beat.doing} ({place})"
 
 
 def write_stderr(line: str, stacks: bool = False) -> None:
-    """Print past Python's own buffers, whose locks a hung thread may hold; in one piece, as other ranks print too."""
+    """Print bypassing Python's buffers, whose locks a hung thread may hold, in one write per message."""
     text = f"adadf_dist.train: {line}\n".encode()
     if stacks:
         try:
@@ -89,7 +89,7 @@ def write_stderr(line: str, stacks: bool = False) -> None:
                 faulthandler.dump_traceback(file)
                 file.seek(0)
                 text += b"".join(b"    " + row for row in file)
-        except OSError:  # no room for a temporary file: in pieces, then
+        except OSError:  # no space for a temporary file: write in pieces
             write(text)
             faulthandler.dump_traceback(STDERR)
             return
@@ -97,7 +97,7 @@ def write_stderr(line: str, stacks: bool = False) -> None:
 
 
 def write(text: bytes) -> None:
-    """To standard error, if it still exists: a hung rank must end even where its terminal is gone."""
+    """Write to standard error, ignoring errors: a hung rank must exit even if its terminal is gone."""
     with suppress(OSError):
         while text:
             text = text[os.write(STDERR, text) :]
@@ -105,7 +105,7 @@ def write(text: bytes) -> None:
 
 @contextmanager
 def run_watchdog(world: World, progress: TrainingProgress, timeout_s: float) -> Iterator[None]:
-    """Watch this rank while the block runs."""
+    """Monitor this rank while the block runs."""
     world.heartbeat.beat("starting")
     watchdog = Watchdog(world, progress, timeout_s)
     try:

@@ -1,1 +1,1 @@
-"""Scaling over ranks: measured, and modeled from communication volume."""
+"""Scaling over ranks: measured, and predicted from communication volume."""

@@ -1,8 +1,7 @@
-"""What collectives cost a rank: a tap on torch's own functions, and the same messages sent alone.
+"""Time collectives by wrapping torch's functions, and by sending the same messages alone.
 
-A tapped call is timed from where the rank enters it to where it may go on, so its time holds the message's own and the
-wait for whoever was late. Gradients travel while the backward pass still computes; what they cost a step is the time
-from the last bucket's departure to the end of the backward pass.
+A wrapped call is timed from entry to return, so its time includes the message and waiting for late ranks. Gradients
+are sent during the backward pass; their cost is the time from sending the last bucket to the end of the backward pass.
 """
 
 from __future__ import annotations
@@ -24,13 +23,13 @@ from adadf_dist.distributed.world import World
 from adadf_dist.training.synthetic_step import synchronize
 
 OPERATIONS = ("all_reduce", "all_gather_into_tensor", "all_gather_single")
-"""What a step calls: this package the first, torch's SyncBatchNorm the others too, by the release."""
+"""Collectives of a step: this package uses the first; torch's SyncBatchNorm uses others depending on its version."""
 
 Timestamp = float | torch.cuda.Event
 
 
 class DeviceClock:
-    """Moments of a rank's work: on a GPU those of its stream, which the host runs ahead of."""
+    """Timestamps of a rank: of the stream on a GPU, because the host runs ahead of it."""
 
     def __init__(self, device: torch.device) -> None:
         self._on_stream = device.type == "cuda"
@@ -44,7 +43,7 @@ class DeviceClock:
 
 
 def seconds(began: Timestamp, ended: Timestamp) -> float:
-    """Between two marks; on a GPU only after a synchronisation."""
+    """Return the seconds between two marks; on a GPU only valid after a synchronization."""
     if isinstance(began, float):
         assert isinstance(ended, float)
         return ended - began
@@ -54,31 +53,31 @@ def seconds(began: Timestamp, ended: Timestamp) -> float:
 
 
 class Message(NamedTuple):
-    """What it takes to send a collective's message again."""
+    """Data needed to repeat a collective."""
 
     operation: str
     shapes: tuple[tuple[int, ...], ...]
-    """Of the tensor arguments, in their order."""
+    """Shapes of the tensor arguments in order."""
     dtype: torch.dtype
 
     @property
     def nbytes(self) -> int:
-        """What this rank hands in: the last tensor (an all-gather's first one is its output)."""
+        """Input bytes of this rank: the last tensor (the first one of an all-gather is its output)."""
         return torch.Size(self.shapes[-1]).numel() * self.dtype.itemsize
 
 
 class StepTrace:
-    """One step's marks and messages."""
+    """Timestamps and messages of a step."""
 
     def __init__(self, began: Timestamp) -> None:
         self.began = began
         self.ended: Timestamp | None = None
         self.messages: list[Message] = []
-        """Those that the rank waited for where it called them, in order."""
+        """Blocking messages, in order."""
         self.marks: list[tuple[Timestamp, Timestamp]] = []
-        """When each began and was over."""
+        """Start and end of each message."""
         self.buckets: list[Message] = []
-        """Gradients, by DDP's buckets."""
+        """Gradient buckets of DDP."""
         self.last_bucket: Timestamp | None = None
         self.backward_ended: Timestamp | None = None
 
@@ -87,7 +86,7 @@ class StepTrace:
         return seconds(self.began, self.ended)
 
     def blocking_times(self) -> list[float]:
-        """Seconds in each of `messages`, then those at the end for the gradients, if there were any."""
+        """Return the seconds of each of `messages`, then the final wait for gradients, if any."""
         times = [seconds(began, ended) for began, ended in self.marks]
         if self.last_bucket is not None:
             assert self.backward_ended is not None
@@ -96,7 +95,7 @@ class StepTrace:
 
 
 class CollectiveTimer:
-    """Notes every collective of the steps taken under it. DDP's part stays: open one tap in a process, at its end."""
+    """Records every collective of its steps. The DDP hook is permanent: create one timer per process, at its end."""
 
     def __init__(self, engine: object, world: World) -> None:
         self.world = world
@@ -104,11 +103,11 @@ class CollectiveTimer:
         self.steps: list[StepTrace] = []
         for part in vars(engine).values():
             if isinstance(part, DistributedDataParallel):
-                # DDP looks at a hook's annotations, and knows none that are postponed: a lambda has none
+                # DDP checks a hook's annotations but does not support postponed ones; a lambda has none
                 part.register_comm_hook(None, lambda state, bucket: self._send_bucket(bucket))
 
     def record_step(self, step: Callable[[], None]) -> None:
-        """Run one step and note it."""
+        """Run and record one step."""
         self.steps.append(StepTrace(self.clock.mark()))
         step()
         self.steps[-1].ended = self.clock.mark()
@@ -128,7 +127,7 @@ class CollectiveTimer:
 
     def _timed(self, name: str, original: Callable[..., Any]) -> Callable[..., Any]:
         def call(*args: Any, **options: Any) -> Any:
-            if options.get("async_op") or not self.steps:  # a bucket, which `_send_bucket` notes
+            if options.get("async_op") or not self.steps:  # a bucket, recorded by `_send_bucket`
                 return original(*args, **options)
             tensors = [arg for arg in args if isinstance(arg, Tensor)]
             began = self.clock.mark()
@@ -141,7 +140,7 @@ class CollectiveTimer:
         return call
 
     def _send_bucket(self, bucket: Any) -> torch.futures.Future[Tensor]:
-        """What DDP does with a `GradBucket` anyway, noted."""
+        """Send a `GradBucket` like DDP's default hook, and record it."""
         if self.steps:
             gradients = bucket.buffer()
             self.steps[-1].buckets.append(Message("all_reduce", (tuple(gradients.shape),), gradients.dtype))
@@ -155,9 +154,9 @@ class CollectiveTimer:
 
 
 def time_messages(messages: Sequence[Message], world: World, rounds: int) -> list[list[float]]:
-    """Seconds of each message with nothing else under way: `rounds` lists.
+    """Return the seconds of each message sent alone, one list per round.
 
-    A round begins with a barrier, and then sends one message right after the other, so ranks arrive together.
+    A round starts with a barrier and then sends the messages back to back, so that all ranks are in sync.
     """
     clock = DeviceClock(world.device)
     found = []

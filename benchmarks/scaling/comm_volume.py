@@ -1,4 +1,4 @@
-"""What ranks tell each other, counted on paper: the messages of a step and of an epoch, from the network itself."""
+"""Predict the communication volume: the messages of a step and of an epoch, computed from the network."""
 
 from __future__ import annotations
 
@@ -14,26 +14,26 @@ from adadf_dist.engine.base import build_model
 from adadf_dist.method.model import DualBranch
 
 FLOAT, DOUBLE, INTEGER = 4, 8, 8
-"""Bytes."""
+"""Sizes in bytes."""
 FIRST_BUCKET, BUCKET = 1 << 20, 25 << 20
-"""Bytes at which DDP closes its first bucket of gradients, and the others (its defaults)."""
+"""Size in bytes of DDP's first gradient bucket and of the others (its defaults)."""
 EVALUATION_SUMS, LOSSES, HISTORY = 4, 4, 4
-"""Numbers beside the confusion matrix, of a step's losses, and of a face's history."""
+"""Count of evaluation sums besides the confusion matrix, losses per step, and history values per sample."""
 
 Device = Literal["cpu", "cuda"]
 
 
 class Communication(NamedTuple):
-    """The messages of one purpose."""
+    """Messages of one purpose."""
 
     part: str
     operation: Literal["all-reduce", "all-gather", "broadcast"]
     calls: int
     nbytes: int
-    """What one rank hands in, all calls together; for a broadcast, what rank 0 does."""
+    """Input bytes of one rank, total over all calls; of rank 0 for a broadcast."""
 
     def sent(self, ranks: int) -> float:
-        """Bytes that a rank sends, the mean over ranks, along a ring (an all-gather's and a broadcast's as well)."""
+        """Return the mean bytes that a rank sends, assuming ring algorithms for all operations."""
         if self.operation == "all-reduce":
             return 2 * (ranks - 1) / ranks * self.nbytes
         if self.operation == "all-gather":
@@ -45,7 +45,7 @@ class Communication(NamedTuple):
 
 
 def network(config: Config, num_classes: int, frozen: bool) -> DualBranch:
-    """The network as it trains, with random weights."""
+    """Build the network in training mode with random weights."""
     model, _ = build_model(config, num_classes)
     if frozen:
         model.freeze_extractor()
@@ -53,10 +53,10 @@ def network(config: Config, num_classes: int, frozen: bool) -> DualBranch:
 
 
 def step_traffic(model: DualBranch, config: Config, ranks: int, device: Device) -> list[Communication]:
-    """A training step's messages. A global batch of `config.batch_size` faces, one crop each."""
+    """Return a training step's messages for a global batch of `config.batch_size` samples, one crop each."""
     found = [gradients(model)]
     if config.loss.scope == "global" and config.loss.supervision != "one_hot":
-        # eqs 9 to 11: each rank's attention goes into a buffer of the whole batch, and so does its gradient
+        # eqs 9 to 11: each rank writes its attention, and its gradient, to a buffer of the global batch
         found.append(Communication("attention", "all-reduce", 2, 2 * config.batch_size * FLOAT))
     if config.runtime.sync_batch_norm:
         found += batch_norm(model, ranks, device)
@@ -64,7 +64,7 @@ def step_traffic(model: DualBranch, config: Config, ranks: int, device: Device) 
 
 
 def gradients(model: nn.Module) -> Communication:
-    """Everything that trains, in float32 whatever the precision; buckets as DDP fills them, last parameters first."""
+    """Return the gradients of all trainable parameters, always in float32; DDP fills buckets in reverse order."""
     sizes = [p.numel() * FLOAT for p in model.parameters() if p.requires_grad]
     buckets, filled, limit = 0, 0, FIRST_BUCKET
     for size in reversed(sizes):
@@ -75,10 +75,10 @@ def gradients(model: nn.Module) -> Communication:
 
 
 def batch_norm(model: nn.Module, ranks: int, device: Device) -> list[Communication]:
-    """Statistics over the global batch: one message a layer forward, one backward.
+    """Return the messages of BatchNorm over the global batch: one per layer forward, one backward.
 
-    On a CPU (runtime.normalization) an all-reduce of a [ranks, 1 + 2C] float64 buffer and one of 2C; on a GPU torch's
-    SyncBatchNorm, an all-gather of 1 + 2C float32 and an all-reduce of 2C. A frozen layer has nothing to say.
+    On a CPU (runtime.normalization), an all-reduce of a [ranks, 1 + 2C] float64 buffer and one of 2C; on a GPU (torch's
+    SyncBatchNorm), an all-gather of 1 + 2C float32 and an all-reduce of 2C. Frozen layers send nothing.
     """
     channels = [m.num_features for m in model.modules() if isinstance(m, nn.BatchNorm2d) and m.training]
     layers, statistics = len(channels), sum(1 + 2 * c for c in channels)
@@ -90,9 +90,9 @@ def batch_norm(model: nn.Module, ranks: int, device: Device) -> list[Communicati
 
 
 def epoch_traffic(config: Config, num_classes: int, faces: int) -> list[Communication]:
-    """An epoch's messages beside those of its steps: one validation pass, and the checkpoint at the epoch's end.
+    """Return an epoch's messages besides its steps: one validation pass and the checkpoint at the end of the epoch.
 
-    Not counted: barriers, which carry nothing, and checkpoints in mid-epoch.
+    Barriers (no payload) and mid-epoch checkpoints are not counted.
     """
     steps = math.ceil(faces / config.batch_size)
     agreements, reports = steps // config.runtime.stop_every, math.ceil(steps / config.runtime.log_every)
@@ -103,20 +103,20 @@ def epoch_traffic(config: Config, num_classes: int, faces: int) -> list[Communic
     totals = (EVALUATION_SUMS + num_classes**2) * DOUBLE
     found = [
         Communication("class distributions", "all-reduce", 1, classes),
-        Communication("history of each face", "all-reduce", 2, history + listed),
+        Communication("history of each sample", "all-reduce", 2, history + listed),
         Communication("evaluation totals", "all-reduce", tests, tests * totals),
         Communication("checkpoint: class distributions, history", "all-reduce", 3, classes + history + listed),
-        Communication("losses, for the log", "all-reduce", reports, steps * LOSSES * DOUBLE),
-        Communication("agreements on stopping", "all-reduce", agreements + 1, (agreements + 1) * INTEGER),
-        Communication("faces replaced", "all-gather", 2, object_bytes(0)),
-        Communication("which rank is slow", "all-gather", 2, object_bytes((socket.gethostname(), 1.5, 1.5, 1.5))),
+        Communication("losses for the log", "all-reduce", reports, steps * LOSSES * DOUBLE),
+        Communication("coordinated stop checks", "all-reduce", agreements + 1, (agreements + 1) * INTEGER),
+        Communication("replaced samples", "all-gather", 2, object_bytes(0)),
+        Communication("straggler detection", "all-gather", 2, object_bytes((socket.gethostname(), 1.5, 1.5, 1.5))),
     ]
-    if config.checkpoint.every_minutes:  # asked of rank 0 where the ranks agree on stopping
-        asked = Communication("is a checkpoint due?", "broadcast", 2, object_bytes(False))
+    if config.checkpoint.every_minutes:  # rank 0 decides at coordinated stop checks
+        asked = Communication("checkpoint due", "broadcast", 2, object_bytes(False))
         found.append(asked.scaled(agreements))
     return found
 
 
 def object_bytes(value: object) -> int:
-    """Of a plain value as torch sends one: its length, then its pickle."""
+    """Return the bytes of a Python object as sent by torch: its length, then its pickle."""
     return INTEGER + len(pickle.dumps(value))

@@ -1,4 +1,4 @@
-"""A step's time on machines that were not there to measure: stated assumptions, counted messages, plain arithmetic."""
+"""Predict step times on other machines from stated assumptions, communication volume and operation counts."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ from benchmarks.step import rehearse
 
 PUBLISHED = {"resnet18": 10_032.0, "resnet50": 3_042.0}
 """Images/s of plain training on one A100, from ffcv-imagenet's README: ResNet18, 88 epochs of ImageNet in 187.3 minutes
-on one GPU; ResNet50, 24,340 images/s on eight. Validation included."""
+on one GPU; ResNet50, 24,340 images/s on eight. Includes validation."""
 BACKWARD = 2 / 3
-"""Share of the backward pass in a step's arithmetic."""
+"""Fraction of the backward pass in a step's arithmetic."""
 
 
 def assumption(default: float, meaning: str) -> Any:
@@ -32,80 +32,78 @@ def assumption(default: float, meaning: str) -> Any:
 
 @dataclass(frozen=True)
 class Assumptions:
-    """None of these was measured here; `meaning` says whose figure it is. GB are 10^9 bytes."""
+    """Assumed values, not measured; `meaning` states the source. 1 GB is 10^9 bytes."""
 
     plain_images_per_s: float = assumption(
         0.0,
         "images/s of one GPU training the plain backbone (ffcv-imagenet's README, A100: ResNet18 10032, ResNet50 3042)",
     )
-    plain_size: float = assumption(176.0, "side of those images in pixels (ffcv's: 160 rising to 192)")
-    launch_us: float = assumption(6.0, "us of the host for an operation of a step (assumed: eager PyTorch)")
-    gpus_a_node: int = assumption(8, "GPUs of a node")
-    node_latency_us: float = assumption(20.0, "us of a small collective in a node (assumed: NVLink)")
+    plain_size: float = assumption(176.0, "size of these images in pixels (ffcv: 160 increasing to 192)")
+    launch_us: float = assumption(6.0, "us of host time per operation of a step (assumed: eager PyTorch)")
+    gpus_a_node: int = assumption(8, "GPUs per node")
+    node_latency_us: float = assumption(20.0, "us per small collective within a node (assumed: NVLink)")
     network_latency_us: float = assumption(
-        43.0, "us that nodes add to it (github.com/NVIDIA/nccl/issues/652: 63 us in all, 32 nodes of eight A100)"
+        43.0, "us added between nodes (github.com/NVIDIA/nccl/issues/652: 63 us in total, 32 nodes of eight A100)"
     )
     node_gb_s: float = assumption(
-        200.0, "GB/s of a GPU's messages in a node (github.com/NVIDIA/nccl-tests/issues/149: eight A100)"
+        200.0, "GB/s per GPU within a node (github.com/NVIDIA/nccl-tests/issues/149: eight A100)"
     )
     network_gb_s: float = assumption(
-        46.0, "GB/s of a GPU's own 400 Gbit/s link (github.com/NVIDIA/nccl-tests/issues/290: 46 to 48)"
+        46.0, "GB/s of a GPU's 400 Gbit/s link (github.com/NVIDIA/nccl-tests/issues/290: 46 to 48)"
     )
-    sync_operations: int = assumption(
-        17, "operations of torch's SyncBatchNorm for a layer, beyond a plain one's (read in its source)"
-    )
+    sync_operations: int = assumption(17, "additional operations per layer of torch's SyncBatchNorm (from its source)")
     decode_per_s: float = assumption(
-        7_000.0, "faces/s that a GPU decodes (github.com/NVIDIA/DALI/issues/5362: A100, ImageNet's larger pictures)"
+        7_000.0, "images/s that a GPU decodes (github.com/NVIDIA/DALI/issues/5362: A100, larger ImageNet images)"
     )
 
 
 class ComputeWork(NamedTuple):
-    """What a step asks of a GPU."""
+    """Compute work of a step."""
 
     arithmetic: float
-    """Its multiplications for a face, over those of the plain backbone."""
+    """FLOPs per sample relative to the plain backbone."""
     operations: int
-    """What the host launches, about: operations that are not views."""
+    """Approximate number of launched operations (excluding views)."""
 
 
 class Step(NamedTuple):
-    """A projected step; times in milliseconds."""
+    """Predicted step; times in milliseconds."""
 
     gpus: int
     batch_size: int
     arithmetic: float
     launches: float
-    """Of the host, ahead of the device: the step takes the longer of the two."""
+    """Launch time of the host, which runs ahead of the device; the step takes the longer of the two."""
     batch_norm: float
-    """Its messages, and what torch's SyncBatchNorm launches around them."""
+    """Messages and additional launches of torch's SyncBatchNorm."""
     gradients: float
-    """What the backward pass does not hide; all, where BatchNorm's messages queue behind them."""
+    """Time not hidden by the backward pass; the complete time if BatchNorm's messages queue behind gradients."""
     attention: float
     decoding: float
-    """Beside the step: a longer one is the step."""
+    """Concurrent with the step; the step takes at least this long."""
 
     @property
     def total(self) -> float:
         shorter, longer = sorted((self.arithmetic, self.launches))
-        if self.batch_norm:  # torch's SyncBatchNorm lets the host wait for the device in each layer of the forward pass
+        if self.batch_norm:  # torch's SyncBatchNorm synchronizes host and device in each forward layer
             longer += (1 - BACKWARD) * shorter
         return max(longer + self.batch_norm + self.gradients + self.attention, self.decoding)
 
     @property
     def bottleneck(self) -> str:
-        """The part that takes longest."""
+        """Name of the slowest part."""
         parts = {
             "arithmetic": self.arithmetic,
-            "launches: too few faces a GPU": self.launches,
+            "launches (too few samples per GPU)": self.launches,
             "BatchNorm over all ranks": self.batch_norm,
             "gradients": self.gradients,
-            "attention's messages": self.attention,
+            "attention messages": self.attention,
         }
         return "decoding" if self.total == self.decoding else max(parts, key=lambda name: parts[name])
 
 
 class OperationCounter(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Counts what a GPU would be sent: all operations but views and allocations."""
+    """Counts operations launched on a GPU: all except views and allocations."""
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -119,10 +117,10 @@ class OperationCounter(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 
 def measure_work(config: Config, frozen: bool) -> ComputeWork:
-    """Run one step of two faces on the CPU and count."""
+    """Count the work of one step of two samples on the CPU."""
     size = config.data.image_size
     if config.model.backbone not in RESNETS:
-        raise UserError(f"model.backbone {config.model.backbone}: what is counted are {', '.join(RESNETS)}")
+        raise UserError(f"model.backbone {config.model.backbone}: must be one of {', '.join(RESNETS)}")
     plain = build_resnet(config.model.backbone)
     with FlopCounterMode(display=False) as plain_flops:
         plain(torch.randn(2, 3, size, size)).sum().backward()
@@ -137,10 +135,10 @@ def measure_work(config: Config, frozen: bool) -> ComputeWork:
 def estimate_step(
     config: Config, model: DualBranch, work: ComputeWork, gpus: int, assumptions: Assumptions
 ) -> Step | None:
-    """A step of `config.batch_size` faces over `gpus`; None where a rank would have too few.
+    """Predict a step of `config.batch_size` samples over `gpus`; None if a rank would have too few.
 
     Args:
-        model: as `traffic.network` makes it.
+        model: from `comm_volume.network`.
     """
     if config.batch_size < MIN_SAMPLES_PER_RANK * gpus:
         return None
@@ -150,15 +148,15 @@ def estimate_step(
     batch_norm = gradients = attention = 0.0
     for traffic in step_traffic(model, config, gpus, "cuda") if gpus > 1 else []:
         spent = transfer_seconds(traffic, gpus, assumptions)
-        if traffic.part == "gradients":  # the last bucket never hides
+        if traffic.part == "gradients":  # the last bucket is never hidden
             hidden = min(spent * (1 - 1 / traffic.calls), BACKWARD * max(arithmetic, launches))
-            # BatchNorm's messages queue behind them in the same communicator: then the backward pass stands still
+            # BatchNorm's messages queue behind them in the same communicator and block the backward pass
             gradients = spent if config.runtime.sync_batch_norm else spent - hidden
         elif traffic.part == "attention":
             attention = spent
         else:
             batch_norm += spent
-            if traffic.operation == "all-gather":  # forward, where the rest of a layer's extra work is counted too
+            if traffic.operation == "all-gather":  # forward; includes the layer's other extra work
                 batch_norm += traffic.calls * assumptions.sync_operations * assumptions.launch_us / 1e6
     decoding = config.batch_size / gpus / assumptions.decode_per_s
     times = (arithmetic, launches, batch_norm, gradients, attention, decoding)
@@ -166,9 +164,9 @@ def estimate_step(
 
 
 def transfer_seconds(traffic: Communication, gpus: int, assumptions: Assumptions) -> float:
-    """Seconds of messages one after the other.
+    """Return the seconds of sequential messages.
 
-    Latency for each; then bytes within a node and, each GPU over its own link, a node's share of them between nodes.
+    Sums the latency of each message, the bytes within a node, and the bytes between nodes over each GPU's own link.
     """
     local = min(gpus, assumptions.gpus_a_node)
     nodes = gpus / local

@@ -1,4 +1,4 @@
-"""What distribution costs, on paper: bytes from the network itself, and a projection from stated assumptions."""
+"""Print the predicted cost of distributed training: communication volume, and step times under stated assumptions."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ from benchmarks.step import CLASSES
 def add_options(cost: argparse.ArgumentParser) -> None:
     cost.add_argument("--backbone", default="resnet18", help="model.backbone (default: %(default)s)")
     cost.add_argument("--size", type=int, default=224, help="side in pixels (default: %(default)s)")
-    cost.add_argument("--frozen", action="store_true", help="the extractor rests, as with pretrained weights")
-    cost.add_argument("--faces", type=int, default=283_901, help="of an epoch (default: %(default)s, AffectNet-7)")
+    cost.add_argument("--frozen", action="store_true", help="freeze the extractor, as with pretrained weights")
+    cost.add_argument("--faces", type=int, default=283_901, help="samples per epoch (default: %(default)s: AffectNet)")
     cost.add_argument(
-        "--batch-sizes", type=int, nargs="+", default=[64, 512, 4096], help="global ones (default: 64 512 4096)"
+        "--batch-sizes", type=int, nargs="+", default=[64, 512, 4096], help="global batch sizes (default: 64 512 4096)"
     )
-    cost.add_argument("--gpus", type=int, nargs="+", default=[1, 8, 64, 512], help="(default: 1 8 64 512)")
-    assumptions = cost.add_argument_group("assumptions of the projection")
+    cost.add_argument("--gpus", type=int, nargs="+", default=[1, 8, 64, 512], help="GPU counts (default: 1 8 64 512)")
+    assumptions = cost.add_argument_group("assumptions")
     for field in fields(Assumptions):
         kind = type(field.default)
         meaning = f"{field.metadata['meaning']} (default: %(default)s)"
@@ -36,7 +36,7 @@ def add_options(cost: argparse.ArgumentParser) -> None:
 
 
 def bench_cost(options: argparse.Namespace) -> None:
-    """Print the tables of bytes and of the projection, in Markdown."""
+    """Print Markdown tables of communication volume and predicted step times."""
     assumptions = Assumptions(**{field.name: getattr(options, field.name) for field in fields(Assumptions)})
     values = {"model.backbone": options.backbone, "data.image_size": options.size, "runtime.precision": "fp32"}
     config = build_config([ConfigLayer("bench", {**values, "batch_size": options.batch_sizes[0]})])
@@ -67,41 +67,41 @@ def bench_cost(options: argparse.Namespace) -> None:
 
 
 def check(options: argparse.Namespace, assumptions: Assumptions) -> Assumptions:
-    """Fill in the published rate where none is given. Raises `UserError` for what cannot be counted or divided by."""
+    """Validate the options and fill in the published rate if none is set. Raises `UserError`."""
     for name, values in {"gpus": options.gpus, "faces": [options.faces]}.items():
         if min(values) < 1:
-            raise UserError(f"--{name} {min(values)}: give 1 or more")
+            raise UserError(f"--{name} {min(values)}: must be at least 1")
     for name, value in asdict(assumptions).items():
         if value < 0 or (value == 0 and name not in ("plain_images_per_s", "sync_operations") and "_us" not in name):
-            raise UserError(f"--{name.replace('_', '-')} {value:g}: give more than 0")
+            raise UserError(f"--{name.replace('_', '-')} {value:g}: must be greater than 0")
     if not assumptions.plain_images_per_s and options.backbone not in PUBLISHED:
-        raise UserError(f"--backbone {options.backbone}: no rate is published; give --plain-images-per-s")
+        raise UserError(f"--backbone {options.backbone}: no published rate; pass --plain-images-per-s")
     for gpus in options.gpus:
         if gpus > assumptions.gpus_a_node and gpus % assumptions.gpus_a_node:
-            raise UserError(f"--gpus {gpus}: no whole number of nodes of {assumptions.gpus_a_node}; see --gpus-a-node")
+            raise UserError(f"--gpus {gpus}: must be a multiple of --gpus-a-node {assumptions.gpus_a_node}")
     rate = assumptions.plain_images_per_s or PUBLISHED[options.backbone]
     return replace(assumptions, plain_images_per_s=rate)
 
 
 def config_grid(config: Config, batch_sizes: Sequence[int]) -> Iterator[Config]:
-    """Each global batch, BatchNorm over all of it and over each rank's own."""
+    """Yield each batch size with global and with per-rank BatchNorm."""
     for batch_size in batch_sizes:
         for synchronized in (True, False):
             yield override(config, {"batch_size": batch_size, "runtime.sync_batch_norm": synchronized})
 
 
 def bytes_table(config: Config, model: DualBranch, faces: int) -> Iterator[str]:
-    """Messages of a step and of an epoch, and the bytes that a rank sends among 2, 8 and 512."""
+    """Yield tables of a step's and an epoch's messages and the bytes sent per rank, for 2, 8 and 512 ranks."""
     worlds: list[tuple[int, Device]] = [(2, "cpu"), (8, "cuda"), (512, "cuda")]
     steps = math.ceil(faces / config.batch_size)
     columns = [step_traffic(model, config, ranks, device) for ranks, device in worlds]
-    yield "| a step; kB that a rank sends | messages | 2 CPU ranks | 8 GPUs | 512 GPUs |"
+    yield "| per step; kB sent per rank | messages | 2 CPU ranks | 8 GPUs | 512 GPUs |"
     yield "|---|--:|--:|--:|--:|"
     for row in zip(*columns, strict=True):
         cells = [f"{traffic.sent(ranks) / 1e3:,.1f}" for traffic, (ranks, _) in zip(row, worlds, strict=True)]
         yield f"| {row[0].part} | {row[0].calls} | {' | '.join(cells)} |"
     yield ""
-    yield f"| an epoch of {faces:,} faces; kB that a rank sends | messages | 2 CPU ranks | 8 GPUs | 512 GPUs |"
+    yield f"| per epoch of {faces:,} samples; kB sent per rank | messages | 2 CPU ranks | 8 GPUs | 512 GPUs |"
     yield "|---|--:|--:|--:|--:|"
     whole = [bytes_sent(column, ranks) * steps / 1e3 for column, (ranks, _) in zip(columns, worlds, strict=True)]
     calls = sum(traffic.calls for traffic in columns[0]) * steps
@@ -112,36 +112,36 @@ def bytes_table(config: Config, model: DualBranch, faces: int) -> Iterator[str]:
 
 
 def assumption_lines(config: Config, work: ComputeWork, assumptions: Assumptions) -> Iterator[str]:
-    """What was counted and what is assumed."""
+    """Yield the counted work and the assumptions."""
     backbone, size = config.model.backbone, config.data.image_size
     rate = assumptions.plain_images_per_s * (assumptions.plain_size / size) ** 2 / work.arithmetic
-    yield f"\nCounted: a step has {work.arithmetic:.2f} times the arithmetic of the plain {backbone}'s, and about"
-    yield f"{work.operations} operations. Assumed, hence {rate:,.0f} faces/s on one GPU at {size}x{size}:\n"
+    yield f"\nCounted: a step has {work.arithmetic:.2f}x the FLOPs of the plain {backbone} and about"
+    yield f"{work.operations} operations. Assumptions, giving {rate:,.0f} images/s on one GPU at {size}x{size}:\n"
     for field in fields(Assumptions):
         yield f"- {field.name} {getattr(assumptions, field.name):g}: {field.metadata['meaning']}"
     yield ""
 
 
 def bytes_sent(messages: Iterable[Communication], ranks: int) -> float:
-    """Bytes that a rank sends."""
+    """Return the bytes that a rank sends."""
     return sum(traffic.sent(ranks) for traffic in messages)
 
 
 def projection_table(projected: Sequence[tuple[Config, int, Step | None]]) -> Iterator[str]:
-    """Milliseconds, and the speed-up over one GPU with the same batch."""
-    yield "Milliseconds of a step, and its speed-up over one GPU with the same batch:\n"
+    """Yield a table of predicted milliseconds per step and the speed-up over one GPU with the same batch."""
+    yield "Predicted milliseconds per step, and speed-up over one GPU with the same batch:\n"
     yield (
         "| batch | BatchNorm over | GPUs | arithmetic | launches | BatchNorm | gradients | attention | step | speed-up "
-        "| first bottleneck |"
+        "| bottleneck |"
     )
     yield "|--:|---|--:|--:|--:|--:|--:|--:|--:|--:|---|"
     alone = {config.batch_size: step.total for config, gpus, step in projected if step is not None and gpus == 1}
     for config, gpus, step in projected:
-        over = "all ranks" if config.runtime.sync_batch_norm else "its own"
+        over = "all ranks" if config.runtime.sync_batch_norm else "one rank"
         head = f"| {config.batch_size:,} | {over} | {gpus} |"
         if step is None:
             most = config.batch_size // MIN_SAMPLES_PER_RANK
-            yield f"{head} | | | | | | | refused: {MIN_SAMPLES_PER_RANK} faces a rank at least, {most:,} GPUs at most |"
+            yield f"{head} | | | | | | | invalid: needs {MIN_SAMPLES_PER_RANK} samples per rank (max. {most:,} GPUs) |"
             continue
         parts = (step.arithmetic, step.launches, step.batch_norm, step.gradients, step.attention, step.total)
         speed_up = f"{alone[config.batch_size] / step.total:.1f}" if config.batch_size in alone else ""

@@ -1,4 +1,4 @@
-"""What distribution costs, measured: the same global batch over 1, 2 and more ranks of this machine."""
+"""Measure the cost of distributed training: the same global batch over 1, 2 and more ranks of this machine."""
 
 from __future__ import annotations
 
@@ -25,25 +25,25 @@ from benchmarks.scaling.worker import BenchmarkCase, Measurement
 from benchmarks.step import CLASSES
 
 USER_ERROR = 2
-"""Exit status of a rank that told in one line what was wrong."""
+"""Exit status of a rank that printed a one-line error."""
 
 
 def add_options(scaling: argparse.ArgumentParser) -> None:
-    scaling.add_argument("--ranks", type=int, nargs="+", default=[1, 2, 4], help="(default: 1 2 4)")
-    scaling.add_argument("--threads", type=int, default=1, help="threads a rank (default: %(default)s)")
+    scaling.add_argument("--ranks", type=int, nargs="+", default=[1, 2, 4], help="numbers of ranks (default: 1 2 4)")
+    scaling.add_argument("--threads", type=int, default=1, help="threads per rank (default: %(default)s)")
     scaling.add_argument("--size", type=int, default=64, help="side in pixels (default: %(default)s)")
     scaling.add_argument("--batch-size", type=int, default=64, help="global batch (default: %(default)s)")
     scaling.add_argument("--backbone", default="resnet18", help="model.backbone (default: %(default)s)")
     scaling.add_argument("--precision", default="auto", help="runtime.precision (default: %(default)s)")
-    scaling.add_argument("--steps", type=int, default=10, help="steps a measurement (default: %(default)s)")
+    scaling.add_argument("--steps", type=int, default=10, help="steps per measurement (default: %(default)s)")
     scaling.add_argument("--sync-batch-norm", choices=["both", "on", "off"], default="both")
-    scaling.add_argument("--timeout", type=float, default=600, help="seconds for one start (default: %(default)s)")
+    scaling.add_argument("--timeout", type=float, default=600, help="seconds per case and round (default: %(default)s)")
     scaling.set_defaults(run=bench_scaling)
 
 
 @dataclass(frozen=True)
 class ScalingRound:
-    """One start of some ranks: the mean over them, in seconds and bytes."""
+    """One round of a case: means over ranks, in seconds and bytes."""
 
     step: float
     communication: float
@@ -53,19 +53,17 @@ class ScalingRound:
 
 
 def bench_scaling(options: argparse.Namespace) -> None:
-    """Start every case once a round, rounds interleaved, and print the medians."""
+    """Run every case once per round, interleaved, and print the medians."""
     check(options)
     cases = list(plan_cases(options))
-    cases[0].config()  # a wrong value is told before anything starts
+    cases[0].config()  # validate before anything starts
     rounds: dict[BenchmarkCase, list[ScalingRound]] = {case: [] for case in cases}
     for _ in range(options.repeat):
         for case in cases:
             rounds[case].append(mean_over_ranks(run_case(case)))
     machine = describe_machine()
     print(f"{options.backbone} at {options.size}x{options.size}, global batch {options.batch_size}; {machine}")
-    print(
-        f"medians of {options.repeat} rounds of {options.steps} steps, {options.threads} threads a rank; ms a step:\n"
-    )
+    print(f"medians of {options.repeat} rounds of {options.steps} steps, {options.threads} threads per rank, in ms:\n")
     for line in table(rounds):
         print(line)
     if options.json is not None:
@@ -74,19 +72,19 @@ def bench_scaling(options: argparse.Namespace) -> None:
 
 
 def check(options: argparse.Namespace) -> None:
-    """Raises `UserError` for ranks that cannot be started."""
+    """Validate the options. Raises `UserError`."""
     most = max(options.ranks)
     for name in ("ranks", "threads", "steps", "repeat"):
         if (least := min(options.ranks) if name == "ranks" else getattr(options, name)) < 1:
-            raise UserError(f"--{name} {least}: give 1 or more")
+            raise UserError(f"--{name} {least}: must be at least 1")
     if options.batch_size < MIN_SAMPLES_PER_RANK * most:
-        raise UserError(f"--batch-size {options.batch_size}: {most} ranks need {MIN_SAMPLES_PER_RANK} faces each")
+        raise UserError(f"--batch-size {options.batch_size}: {most} ranks need {MIN_SAMPLES_PER_RANK} samples each")
     if torch.cuda.is_available() and most > torch.cuda.device_count():
-        raise UserError(f"--ranks {most}: one rank a GPU, and this machine has {torch.cuda.device_count()}")
+        raise UserError(f"--ranks {most}: each rank needs a GPU, and this machine has {torch.cuda.device_count()}")
 
 
 def plan_cases(options: argparse.Namespace) -> Iterator[BenchmarkCase]:
-    """The whole batch on each number of ranks, and beside each a rank's slice on one rank alone."""
+    """Yield the global batch on each number of ranks, and a rank's slice on a single rank."""
     modes = {"both": (True, False), "on": (True,), "off": (False,)}[options.sync_batch_norm]
     base = BenchmarkCase(
         ranks=1,
@@ -106,7 +104,7 @@ def plan_cases(options: argparse.Namespace) -> Iterator[BenchmarkCase]:
 
 
 def run_case(case: BenchmarkCase) -> list[Measurement]:
-    """Start the ranks, wait for them, and return their figures in rank order. None is left running."""
+    """Run the ranks and return their measurements in rank order. No process is left running."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -128,7 +126,7 @@ def run_case(case: BenchmarkCase) -> list[Measurement]:
 
 
 def start_rank(case: BenchmarkCase, rank: int, port: int, folder: Path) -> subprocess.Popen[bytes]:
-    """A rank as torchrun would start it, on this machine's loopback."""
+    """Start a rank like torchrun, on this machine's loopback."""
     where = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": case.ranks, "MASTER_ADDR": "127.0.0.1"}
     where |= {"MASTER_PORT": port, "OMP_NUM_THREADS": case.threads, "GLOO_SOCKET_IFNAME": "lo"}
     command = ["env", *(f"{name}={value}" for name, value in where.items()), sys.executable]
@@ -138,7 +136,7 @@ def start_rank(case: BenchmarkCase, rank: int, port: int, folder: Path) -> subpr
 
 
 def wait_for_all(case: BenchmarkCase, processes: Sequence[subprocess.Popen[bytes]], folder: Path) -> None:
-    """Raises when a rank fails, without waiting for the others that wait for it, or when the time is up."""
+    """Wait for all ranks. Raises as soon as a rank fails, or at the timeout."""
     until = time.monotonic() + case.timeout_s
     while any(process.poll() is None for process in processes) and time.monotonic() < until:
         if any(process.poll() for process in processes):
@@ -146,12 +144,12 @@ def wait_for_all(case: BenchmarkCase, processes: Sequence[subprocess.Popen[bytes
         time.sleep(0.05)
     for rank, process in enumerate(processes):
         if process.poll():
-            told = (folder / f"{rank}.err").read_text(encoding="utf-8").strip()
+            text = (folder / f"{rank}.err").read_text(encoding="utf-8").strip()
             if process.returncode == USER_ERROR:
-                raise UserError(f"{case.name}: {told.splitlines()[-1]}")
-            raise RuntimeError(f"{case.name}: rank {rank} ended with {process.returncode}:\n{told}")
+                raise UserError(f"{case.name}: {text.splitlines()[-1]}")
+            raise RuntimeError(f"{case.name}: rank {rank} failed with exit status {process.returncode}:\n{text}")
     if any(process.poll() is None for process in processes):
-        raise UserError(f"{case.name}: still running after {case.timeout_s:g} s; give a longer --timeout")
+        raise UserError(f"{case.name}: still running after {case.timeout_s:g} s; increase --timeout")
 
 
 def mean_over_ranks(found: Sequence[Measurement]) -> ScalingRound:
@@ -166,17 +164,17 @@ def mean_over_ranks(found: Sequence[Measurement]) -> ScalingRound:
 
 
 def table(rounds: Mapping[BenchmarkCase, Sequence[ScalingRound]]) -> Iterator[str]:
-    """Markdown: the split of a step, its speed-up over one rank, and bytes on the wire beside those on paper."""
+    """Yield a Markdown table: breakdown of a step, speed-up over one rank, measured and predicted bytes."""
     yield (
-        "| | step | compute | communication | waiting | its slice alone | images/s | speed-up | messages | MB sent "
-        "| on paper |"
+        "| | step | compute | communication | waiting | slice on one rank | images/s | speed-up | messages | MB sent "
+        "| predicted |"
     )
     yield "|---|" + "--:|" * 10
     medians = {case: median([found.step for found in cases]) for case, cases in rounds.items()}
     batch = max(case.batch_size for case in rounds)
     alone = {case.batch_size: seconds for case, seconds in medians.items() if case.ranks == 1}
     for case, found in rounds.items():
-        if case.batch_size < batch:  # a slice, which stands in its ranks' row
+        if case.batch_size < batch:  # a slice is shown in the row of its ranks
             continue
         step = medians[case]
         communication, waiting = (median([getattr(f, part) for f in found]) for part in ("communication", "waiting"))
@@ -188,7 +186,7 @@ def table(rounds: Mapping[BenchmarkCase, Sequence[ScalingRound]]) -> Iterator[st
 
 
 def bytes_on_wire(case: BenchmarkCase, found: Sequence[ScalingRound]) -> tuple[str, str]:
-    """MB a step over loopback, all ranks': the least of the rounds, as others' traffic only adds; and on paper."""
+    """Return MB per step over loopback, all ranks: measured (minimum, as other traffic only adds) and predicted."""
     measured = [f.on_wire for f in found if f.on_wire is not None]
     config = case.config()
     device: Device = "cuda" if torch.cuda.is_available() else "cpu"

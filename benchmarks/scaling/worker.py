@@ -1,4 +1,4 @@
-"""One rank of `bench scaling`, in a process of its own: `python -m benchmarks.scaling.worker CASE`."""
+"""One rank of the scaling benchmark, in its own process: `python -m benchmarks.scaling.worker CASE`."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ from benchmarks.scaling.collective_timer import CollectiveTimer, StepTrace, time
 from benchmarks.step import rehearse
 
 ALONE_ROUNDS = 5
-"""Times that a step's messages are sent alone."""
+"""Repetitions of sending a step's messages alone."""
 
 
 @dataclass(frozen=True)
 class BenchmarkCase:
-    """What one start of some ranks measures."""
+    """Configuration of one measurement."""
 
     ranks: int
     threads: int
-    """A rank's."""
+    """Threads per rank."""
     size: int
     batch_size: int
     backbone: str
@@ -41,7 +41,7 @@ class BenchmarkCase:
     @property
     def name(self) -> str:
         ranks = f"{self.ranks} rank{'s' if self.ranks > 1 else ''}"
-        return ranks if self.sync_batch_norm or self.ranks == 1 else f"{ranks}, own BatchNorm"
+        return ranks if self.sync_batch_norm or self.ranks == 1 else f"{ranks}, per-rank BatchNorm"
 
     def config(self) -> Config:
         values: dict[str, object] = {"model.backbone": self.backbone, "runtime.precision": self.precision}
@@ -51,25 +51,25 @@ class BenchmarkCase:
 
 @dataclass(frozen=True)
 class Measurement:
-    """A rank's figures, in seconds and medians over its steps, and in bytes."""
+    """Measurements of a rank: median seconds over its steps, and bytes."""
 
     step: float
     communication: float
     waiting: float
     collectives: int
-    """A step's, gradient buckets included."""
+    """Collectives per step, including gradient buckets."""
     handed_in: int
-    """Bytes a step that this rank hands to collectives."""
+    """Input bytes of this rank's collectives per step."""
     on_wire: float | None
-    """Bytes a step that left over loopback, all ranks' and headers included; None where messages go another way."""
+    """Bytes per step sent over loopback by all ranks, including headers; None if messages do not use loopback."""
 
 
 def measure(case: BenchmarkCase, world: World) -> Measurement:
-    """A collective."""
+    """Measure the steps of a case. Collective: every rank must call this."""
     work = rehearse(case.config(), world)
     tap = CollectiveTimer(work.engine, world)
     with tap.install():
-        work.step()  # DDP now sends its buckets by way of the tap
+        work.step()  # DDP starts using the hook
         synchronize(world.device)
         world.barrier()
         before = loopback_bytes()
@@ -94,11 +94,11 @@ def measure(case: BenchmarkCase, world: World) -> Measurement:
 
 
 def split(step: StepTrace, alone: Sequence[float]) -> tuple[float, float]:
-    """Seconds of a step that its messages cost by themselves, and what the rank stood still beyond that.
+    """Split the blocking time of a step into seconds of communication and of waiting.
 
     Args:
-        alone: seconds of each message, then of each bucket, sent alone. A message's own cost is no more than that, nor
-            than what it cost the step; gradients count by what was left of them when the backward pass had computed.
+        alone: seconds of each message, then of each bucket, sent alone. A message's communication time is the minimum
+            of this and its blocking time; of gradients, only the time after the backward computation counts.
     """
     costs = list(alone[: len(step.messages)])
     if step.buckets:
@@ -109,7 +109,7 @@ def split(step: StepTrace, alone: Sequence[float]) -> tuple[float, float]:
 
 
 def loopback_bytes() -> int | None:
-    """Bytes that left over Linux's loopback device so far, whoever sent them."""
+    """Return the bytes sent over Linux's loopback device so far, by all processes."""
     counters = Path("/proc/net/dev")
     for line in counters.read_text(encoding="utf-8").splitlines() if counters.exists() else []:
         name, _, figures = line.partition(":")
@@ -119,7 +119,7 @@ def loopback_bytes() -> int | None:
 
 
 def main(argv: Sequence[str]) -> None:
-    """Write the rank's figures as one line of JSON."""
+    """Print the rank's measurements as one line of JSON."""
     case = BenchmarkCase(**json.loads(argv[0]))
     torch.set_num_threads(case.threads)
     with cli_errors("benchmarks", rank_from_env()), init_world(case.timeout_s) as world:

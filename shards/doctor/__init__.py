@@ -1,6 +1,6 @@
-"""What `python -m shards.doctor` is made of, in the order in which it runs:
+"""Implementation of `python -m shards.doctor`, in the order in which it runs:
 
-`material` opens a dataset folder or a raw tree, `examine` measures every face in worker processes, `copies` finds faces
-that stand there more than once (by `fingerprint`), `checks` and `copy_checks` judge, `verdict` is what they say, `page`
-shows it.
+`dataset_view` opens a dataset folder or a raw tree, `image_stats` measures every image in worker processes,
+`duplicates` finds duplicates (using `fingerprint`), `checks`, `release_checks` and `duplicate_checks` produce each a
+`finding`, `report` collects the findings and `html_report` renders them.
 """

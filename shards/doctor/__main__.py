@@ -1,22 +1,22 @@
-"""What is wrong with a dataset of faces, told before a GPU hour is spent on it.
+"""Check a dataset for problems before training on it.
 
     python -m shards.doctor PATH [--json FILE] [--html FILE]
 
-PATH is a dataset folder, a raw tree or a csv list that the builder can read. A line for each verdict goes to stdout,
-the worst last, and the exit status says how bad it is (see --help). `--json FILE` writes the same for programs:
+PATH is a dataset folder, a raw tree or a csv list that the builder can read. Prints one line per finding to stdout,
+the worst last; the exit status gives the severity (see --help). `--json FILE` writes the results as JSON:
 
     schema_version  1
     path            PATH as given
     kind            "dataset folder" or "raw tree"
     source          the builder's source that made or reads it
     classes         names in label order
-    splits          split -> {faces, class_counts}: faces that can be read, in all and in label order
+    splits          split -> {faces, class_counts}: readable images, in total and in label order
     worst           "ok", "note", "warning" or "error"
     exit_status     0, 1 or 2
     verdicts        list of {check, severity, what, where, mend, groups}; the strings as printed
-      groups        list of {faces, remark}: every face the verdict is about, copies of one picture together
-        faces       list of {split, name, class}: name is the key in a dataset folder, the place in a raw tree;
-                    class is null for a face that cannot be read
+      groups        list of {faces, remark}: every image of the finding, copies of one image together
+        faces       list of {split, name, class}: name is the key in a dataset folder, the path in a raw tree;
+                    class is null for an unreadable image
 """
 
 from __future__ import annotations
@@ -37,16 +37,16 @@ from shards.doctor.report import Report, diagnose
 from shards.sources import csv_list as listing
 
 DESCRIPTION = """\
-Examine a dataset of faces: which one it is, counts a split and class against the published ones, missing splits and
-classes, image sizes and colours, files that do not decode or are not what they seem, blank faces, and faces that stand
-there more than once: leaks between splits, twins within one, labels that disagree. Copies are found when they are equal
-pixel for pixel, and when they were encoded again, resized, relit, cut by a column or mirrored. Nothing is changed.
+Check a dataset of faces: identify the release, compare counts per split and class with the published ones, and report
+missing splits and classes, image sizes and colors, files that fail to decode or have wrong types, blank images, and
+duplicates: leaks between splits, duplicates within a split, and conflicting labels. Finds copies that are pixel-equal,
+re-encoded, resized, relit, cropped by a column or mirrored. Nothing is changed.
 """
 EPILOG = f"""\
 PATH is a dataset folder (dataset.json), a csv list with the options of `shards.build csv`, or a raw tree:
 {chr(10).join(f"  {name:<11} {tree.markers}" for name, tree in TREES.items())}
 
-exit status: 0 all is well, or notes only; 1 warnings; 2 errors, also when PATH cannot be examined
+exit status: 0 OK, or notes only; 1 warnings; 2 errors, or PATH cannot be read
 
 examples:
   python -m shards.doctor data/ferplus
@@ -62,21 +62,21 @@ def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
         epilog=EPILOG,
     )
     parser.add_argument("folder", type=Path, metavar="PATH", help="dataset folder, root of a raw tree, or a csv list")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write every verdict and face for programs")
-    parser.add_argument("--html", type=Path, metavar="FILE", help="write one page with the pictures in question")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write all findings and samples as JSON")
+    parser.add_argument("--html", type=Path, metavar="FILE", help="write an HTML page with the affected images")
     add_force_option(parser, "a FILE")
-    listing.add_arguments(parser.add_argument_group("csv list, as `shards.build csv` takes them"), csv_option=False)
+    listing.add_arguments(parser.add_argument_group("csv list, as in `shards.build csv`"), csv_option=False)
     parser.set_defaults(seed=0)
     cores = len(os.sched_getaffinity(0))
     parser.add_argument("--workers", type=int, default=cores, metavar="N", help="processes (default: %(default)s)")
     args = parser.parse_args(argv)
     if args.workers < 1:
-        parser.error(f"--workers {args.workers}: at least 1")
+        parser.error(f"--workers {args.workers}: must be at least 1")
     return args
 
 
 def open_path(args: argparse.Namespace) -> DatasetView:
-    """Open a folder, or a csv list just as `shards.build csv` does. Raises `UserError`."""
+    """Open a folder, or a csv list like `shards.build csv`. Raises `UserError`."""
     if not args.folder.is_file():
         return open_dataset_view(args.folder)
     args.csv, args.keep_leaks = args.folder, True  # leaks are findings here
@@ -85,7 +85,7 @@ def open_path(args: argparse.Namespace) -> DatasetView:
 
 
 def summary(report: Report) -> str:
-    """The verdicts, the worst last, where a terminal shows it."""
+    """Return the findings as lines, the worst last, where a terminal shows it."""
     lines = [str(verdict) for verdict in sorted(report.verdicts, key=lambda verdict: verdict.severity)]
     return "\n".join([*lines, f"{report.case.material.path}: {report.tally()}"])
 

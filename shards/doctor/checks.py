@@ -1,4 +1,4 @@
-"""Checks of what the data is: counts, splits, sizes, colours, files. Copies are judged in `copy_checks`."""
+"""Checks of content: counts, splits, sizes, colors, files. `duplicate_checks` covers copies."""
 
 from __future__ import annotations
 
@@ -14,23 +14,23 @@ from shards.doctor.finding import Finding, SampleGroup, Severity, ok, plural
 from shards.doctor.image_stats import FileAnomaly, ImageStats
 
 MIN_SIDE = 32
-"""Shorter side in pixels below which an expression can hardly be read; FER2013 has 48."""
+"""Shorter side in pixels below which an expression is barely recognizable; FER2013 has 48."""
 IMBALANCE_RATIO = 10.0
-"""Times that the most frequent class may outnumber the rarest before a sampler is worth a thought."""
+"""Ratio of the most to the least frequent class above which a sampler is worth considering."""
 MIN_CLASS_SAMPLES = 20
-"""Faces of a class in a judging split below which its accuracy is mostly chance."""
+"""Samples of a class in an evaluation split below which its accuracy is mostly chance."""
 
 
 @dataclass(frozen=True, eq=False)
 class CheckContext:
-    """All that the checks judge by."""
+    """Inputs of all checks."""
 
     material: DatasetView
     looks: ImageStats
     copies: DuplicateIndex
 
     def counts(self) -> NDArray[np.int64]:
-        """[splits, C]: readable faces a split and class."""
+        """[splits, C]: readable samples per split and class."""
         table = np.zeros((len(self.material.splits), len(self.material.classes)), np.int64)
         known = self.looks.readable
         np.add.at(table, (self.material.split_of[known], self.looks.label[known]), 1)
@@ -47,11 +47,14 @@ class CheckContext:
 def check_splits(case: CheckContext) -> Iterator[Finding]:
     splits = case.material.splits
     if "train" not in splits:
-        mend = "add one, or look for faces under another folder's name"
-        yield Finding("splits", Severity.ERROR, "no training faces", mend=mend)
+        hint = "add a train split, or check the folder names"
+        yield Finding("splits", Severity.ERROR, "no training faces", hint=hint)
     if "test" not in splits:
         yield Finding(
-            "splits", Severity.WARNING, "no test split", mend="nothing can be reported; add one or carve one (--help)"
+            "splits",
+            Severity.WARNING,
+            "no test split",
+            hint="add or hold out one (--help) to report accuracy",
         )
     if "validation" not in splits:
         raw = case.material.kind == "raw tree"
@@ -59,18 +62,18 @@ def check_splits(case: CheckContext) -> Iterator[Finding]:
             "splits",
             Severity.NOTE if raw else Severity.WARNING,
             "no validation split",
-            mend="the builder carves one out of train"
+            hint="the builder holds one out from train"
             if raw
-            else "models would be selected on test; build again with --validation-fraction 0.1",
+            else "models would be selected on test; rebuild with --validation-fraction 0.1",
         )
     if len(splits) == 3:
         counts = case.counts().sum(axis=1)
-        told = ", ".join(f"{split} {count:,}" for split, count in zip(splits, counts, strict=True))
-        yield ok("splits", told)
+        text = ", ".join(f"{split} {count:,}" for split, count in zip(splits, counts, strict=True))
+        yield ok("splits", text)
 
 
 def check_balance(case: CheckContext) -> Iterator[Finding]:
-    """Classes that are missing, rare or outnumbered."""
+    """Check for missing, rare or imbalanced classes."""
     counts, classes, splits = case.counts(), case.material.classes, case.material.splits
     sound = True
     for row, split in zip(counts, splits, strict=True):
@@ -78,13 +81,13 @@ def check_balance(case: CheckContext) -> Iterator[Finding]:
         if missing:
             sound = False
             bad = Severity.ERROR if split == "train" else Severity.WARNING
-            mend = "add such faces, or leave the class out" if split == "train" else "its accuracy cannot be measured"
-            yield Finding("classes", bad, f"no face of {', '.join(missing)}", split, mend)
+            hint = "add samples, or leave the class out" if split == "train" else "its accuracy cannot be measured"
+            yield Finding("classes", bad, f"no samples of {', '.join(missing)}", split, hint)
         few = [f"{name} {count}" for name, count in zip(classes, row, strict=True) if 0 < count < MIN_CLASS_SAMPLES]
         if few and split != "train":
             sound = False
             yield Finding(
-                "classes", Severity.NOTE, f"few faces: {', '.join(few)}", split, "read per-class accuracy with care"
+                "classes", Severity.NOTE, f"few samples: {', '.join(few)}", split, "per-class accuracy is unreliable"
             )
     if sound:
         yield ok("classes", f"{plural(len(classes), 'class')}, each in every split")
@@ -113,13 +116,13 @@ def check_sizes(case: CheckContext) -> Iterator[Finding]:
     if (low == high).all():
         yield ok("sizes", f"all {low[0]} x {low[1]} pixels")
     else:
-        told = ", ".join(
+        text = ", ".join(
             f"{name} {w:.0f} x {h:.0f}"
             for name, (w, h) in zip(("least", "median", "most"), (low, middle, high), strict=True)
         )
         spread = (high.max() / max(low.min(), 1)) >= 4 or len(np.unique(np.round(sizes[:, 0] / sizes[:, 1], 1))) > 1
-        mend = "are all of them aligned faces? whole photos among crops train badly" if spread else ""
-        yield Finding("sizes", Severity.NOTE, f"mixed: {told} pixels", mend=mend)
+        hint = "are all images aligned faces? uncropped photos mixed with crops hurt training" if spread else ""
+        yield Finding("sizes", Severity.NOTE, f"mixed: {text} pixels", hint=hint)
     tiny = np.flatnonzero(known & (case.looks.size.min(axis=1) < MIN_SIDE))
     if len(tiny):
         yield Finding(
@@ -127,7 +130,7 @@ def check_sizes(case: CheckContext) -> Iterator[Finding]:
             Severity.WARNING,
             f"{plural(len(tiny), 'face')} with a side below {MIN_SIDE} pixels",
             case.per_split(tiny),
-            "find larger originals, or leave them out",
+            "find larger originals or leave them out",
             singles(case, tiny),
         )
     else:
@@ -141,7 +144,7 @@ def singles(case: CheckContext, faces: NDArray[np.int64]) -> tuple[SampleGroup, 
 
 
 def check_color(case: CheckContext) -> Iterator[Finding]:
-    """Grey and colour, and whether training and judging differ in it."""
+    """Gray and color, and whether training and evaluation splits differ."""
     shares = {}
     for number, split in enumerate(case.material.splits):
         mine = case.looks.readable & (case.material.split_of == number)
@@ -149,43 +152,43 @@ def check_color(case: CheckContext) -> Iterator[Finding]:
             shares[split] = 1 - float(case.looks.coloured[mine].mean())
     if not shares:
         return
-    told = ", ".join(f"{split} {share:.1%}" for split, share in shares.items())
+    text = ", ".join(f"{split} {share:.1%}" for split, share in shares.items())
     if max(shares.values()) - min(shares.values()) > 0.2:
-        mend = "the splits differ in kind: train with grey pictures throughout, or find the colour originals"
-        yield Finding("colour", Severity.WARNING, f"grey share: {told}", mend=mend)
+        hint = "the splits differ: train on gray images only, or find the color originals"
+        yield Finding("colour", Severity.WARNING, f"gray fraction: {text}", hint=hint)
     elif max(shares.values()) > 0 and min(shares.values()) < 1:
-        yield Finding("colour", Severity.NOTE, f"grey and colour mixed; grey share: {told}")
+        yield Finding("colour", Severity.NOTE, f"gray and color mixed; gray fraction: {text}")
     else:
-        yield ok("colour", "all grey" if max(shares.values()) == 1 else "all in colour")
+        yield ok("colour", "all gray" if max(shares.values()) == 1 else "all in color")
 
 
 def check_files(case: CheckContext) -> Iterator[Finding]:
-    """Faces that cannot be read, and files that are not what their names say."""
+    """Unreadable images, and files whose content does not match their name."""
     raw = case.material.kind == "raw tree"
     unreadable = [oddity for oddity in case.looks.oddities if oddity.unreadable]
     suspicious = [oddity for oddity in case.looks.oddities if not oddity.unreadable]
     if unreadable:
-        mend = "`python -m shards.verify` says which tar is damaged; build it again"
+        hint = "run `python -m shards.verify` to find the corrupt tar, then rebuild it"
         if raw:
-            mend = "get the files again, or let the builder leave them out with --max-bad"
+            hint = "re-download the files, or skip them in the build with --max-bad"
         what = f"{plural(len(unreadable), 'face')} cannot be read"
-        yield file_finding(case, "unreadable", Severity.ERROR, what, mend, unreadable)
+        yield file_finding(case, "unreadable", Severity.ERROR, what, hint, unreadable)
     else:
-        yield ok("unreadable", "every face decodes")
+        yield ok("unreadable", "all images decode")
     if suspicious:
-        mend = "the builder goes by content; look at them, then rename or replace them"
-        what = f"{plural(len(suspicious), 'file')} odd in name or size"
-        yield file_finding(case, "suspicious", Severity.WARNING, what, mend, suspicious)
+        hint = "content decides, not the file name; inspect, rename or replace"
+        what = f"{plural(len(suspicious), 'file')} with an unexpected name or size"
+        yield file_finding(case, "suspicious", Severity.WARNING, what, hint, suspicious)
     elif raw:
-        yield ok("suspicious", "no file odd in name or size")
+        yield ok("suspicious", "no file with an unexpected name or size")
 
 
 def file_finding(
-    case: CheckContext, check: str, severity: Severity, what: str, mend: str, oddities: Sequence[FileAnomaly]
+    case: CheckContext, check: str, severity: Severity, what: str, hint: str, oddities: Sequence[FileAnomaly]
 ) -> Finding:
     where = case.per_split(np.array([oddity.face for oddity in oddities]))
     return Finding(
-        check, severity, what, where, mend, tuple(SampleGroup((oddity.face,), oddity.reason) for oddity in oddities)
+        check, severity, what, where, hint, tuple(SampleGroup((oddity.face,), oddity.reason) for oddity in oddities)
     )
 
 
@@ -195,27 +198,27 @@ def check_blank(case: CheckContext) -> Iterator[Finding]:
         yield Finding(
             "blank",
             Severity.WARNING,
-            f"{plural(len(blank), 'face')} with nothing on (contrast below {BLANK_CONTRAST:g} of 255 levels)",
+            f"{plural(len(blank), 'blank image')} (contrast below {BLANK_CONTRAST:g} of 255 levels)",
             case.per_split(blank),
-            "leave them out: their labels are noise",
+            "leave them out: their label is meaningless",
             tuple(SampleGroup((face,), f"contrast {case.looks.contrast[face]:.1f}") for face in blank.tolist()),
         )
     else:
-        yield ok("blank", "no blank face")
+        yield ok("blank", "no blank image")
 
 
 def check_build_stats(case: CheckContext) -> Iterator[Finding]:
-    """What the builder left out, which its folder no longer shows."""
+    """What the builder dropped, which its folder no longer shows."""
     found: Mapping[str, object] = case.material.findings
     if case.material.kind == "raw tree":
         other = found.get("other_files")
         if isinstance(other, int) and other:
-            yield Finding("other files", Severity.NOTE, f"{plural(other, 'file')} that no picture is expected in")
+            yield Finding("other files", Severity.NOTE, f"{plural(other, 'file')} that cannot be images")
         return
     for key, what in (
-        ("leaks_dropped", "leak dropped when it was built"),
-        ("quarantined", "image left out because it could not be stored"),
-        ("dropped_without_votes", "face left out because nobody voted for a class"),
+        ("leaks_dropped", "leak dropped by the builder"),
+        ("quarantined", "image skipped as invalid"),
+        ("dropped_without_votes", "sample dropped without annotator votes"),
     ):
         count = found.get(key)
         if isinstance(count, int) and count:

@@ -1,4 +1,4 @@
-"""What the doctor looks at: a built dataset folder, or a raw tree read through a builder's source."""
+"""Dataset under inspection: a built dataset folder, or a raw tree read through a builder's source."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ from shards.sources.fer2013_csv import CSV_NAMES, find_csv
 from shards.sources.splits import check_class_folders, split_names
 
 UNKNOWN = -1
-"""Label of a face that could not be read."""
+"""Label of an unreadable sample."""
 
 
 class StoredSample(NamedTuple):
-    """A face as it is stored or would be stored."""
+    """A sample as it is stored or would be stored."""
 
     data: bytes
     """Encoded image."""
@@ -36,35 +36,35 @@ class StoredSample(NamedTuple):
 
 
 class Faces(Protocol):
-    """N faces by number, 0 to N - 1. Pickled into every worker process."""
+    """N samples by number, 0 to N - 1. Pickled into every worker process."""
 
     def read(self, number: int) -> StoredSample:
-        """Raises `InvalidImageError`."""
+        """Read a sample. Raises `InvalidImageError`."""
 
     def name(self, number: int) -> str:
-        """By which people find the face: its key, or its path in the tree."""
+        """Human-readable name: the key, or the path in the tree."""
 
     def file(self, number: int) -> Path | None:
-        """The file of its own in which the face came, where it has one."""
+        """The sample's own file, if it has one."""
 
 
 @dataclass(frozen=True, eq=False)
 class DatasetView:
-    """Data to be judged."""
+    """Data to check."""
 
     path: Path
     kind: Literal["dataset folder", "raw tree"]
     source: str
-    """The builder's source that made it, or that reads it."""
+    """Builder source that made or reads it."""
     options: Mapping[str, object]
-    """Of that source."""
+    """Options of that source."""
     findings: Mapping[str, object]
-    """What that source dropped, doubled or left in doubt, counted."""
+    """Counts of samples that the source dropped, found duplicated or ambiguous."""
     classes: tuple[str, ...]
     splits: tuple[str, ...]
-    """Those that are there, in the order of `SPLITS`."""
+    """Existing splits, in the order of `SPLITS`."""
     split_of: NDArray[np.int8]
-    """[N], places in `splits`."""
+    """[N], indices into `splits`."""
     faces: Faces
 
     def __len__(self) -> int:
@@ -73,7 +73,7 @@ class DatasetView:
 
 @dataclass(frozen=True)
 class StoredFaces:
-    """The faces of a dataset folder, split after split."""
+    """Samples of a dataset folder, split after split."""
 
     splits: tuple[Split, ...]
 
@@ -98,7 +98,7 @@ class StoredFaces:
 
 @dataclass(frozen=True)
 class SourceFaces:
-    """The faces of a raw tree; `numbers` are the source's own."""
+    """Samples of a raw tree; `numbers` are the source's own."""
 
     source: Source
     root: Path
@@ -117,7 +117,7 @@ class SourceFaces:
 
 
 class RawTreeFormat(NamedTuple):
-    """A raw tree that the doctor knows: how it is told from others, and how it is read whole, leaks and all."""
+    """A known raw tree: how to detect it, and how to read it completely, including leaks."""
 
     markers: str
     matches: Callable[[Path], bool]
@@ -134,7 +134,7 @@ def open_fer2013(root: Path) -> Source:
 
 
 def has_affectnet(root: Path) -> bool:
-    """The releases; folders of classes could be anything, and are compared by their counts."""
+    """Detect the releases; folders of classes could be anything, and are identified by their counts."""
     return any(all((root / mark).exists() for mark in layout.marks) for layout in affectnet.LAYOUTS[:2])
 
 
@@ -148,7 +148,7 @@ def open_rafdb(root: Path) -> Source:
 
 
 def has_sfew(root: Path) -> bool:
-    """Train and Val of exactly SFEW's emotions."""
+    """Detect Train and Val with exactly SFEW's emotions."""
     names = {name.lower(): name for name in subfolders(root)}
     if not {"train", "val"} <= names.keys():
         return False
@@ -157,7 +157,7 @@ def has_sfew(root: Path) -> bool:
 
 
 def has_class_folders(root: Path) -> bool:
-    """Pictures two folders deep (class), or three (split, class)."""
+    """Detect images two folders deep (class), or three (split, class)."""
     splits = [root / name for name, split in split_names(subfolders(root)).items() if split is not None]
     return any(
         is_image_name(entry.name) and not is_system_name(entry.name)
@@ -168,7 +168,7 @@ def has_class_folders(root: Path) -> bool:
 
 
 def unmodified_source(listing: SourceListing, root: Path, margin: float | None = None) -> Source:
-    """No face moves to another split, and no leak is dropped."""
+    """Return a source that keeps every sample in its split and drops no leaks."""
     return make_image_source(listing, ImageSourceOptions(root, {}, margin=margin, keep_leaks=True))
 
 
@@ -184,20 +184,20 @@ TREES: dict[str, RawTreeFormat] = {
         "Train/ and Val/ of emotions", has_sfew, lambda root: unmodified_source(sfew.list_sfew(root), root)
     ),
     "folder": RawTreeFormat(
-        "CLASS/ or SPLIT/CLASS/ folders of pictures",
+        "CLASS/ or SPLIT/CLASS/ folders of images",
         has_class_folders,
         lambda root: unmodified_source(folder.list_folder(root), root),
     ),
 }
-"""In the order in which they are tried."""
+"""In the order of detection."""
 
 
 def open_dataset_view(path: Path) -> DatasetView:
     """Open a dataset folder or a raw tree. Raises `UserError`."""
     if not path.exists():
-        raise UserError(f"{path}: no such folder; give a dataset folder or the root of a raw tree")
+        raise UserError(f"{path}: no such folder; pass a dataset folder or the root of a raw tree")
     if not path.is_dir():
-        raise UserError(f"{path}: is a file; give the folder that holds it")
+        raise UserError(f"{path}: is a file; pass the folder that contains it")
     if (path / MANIFEST).is_file():
         return open_stored(open_dataset(path))
     for name, tree in TREES.items():
@@ -208,8 +208,8 @@ def open_dataset_view(path: Path) -> DatasetView:
     entries = [escape_name(entry.name) + "/" * entry.is_dir() for entry in list_entries(path)]
     saw = ", ".join(entries[:6]) + (f" and {len(entries) - 6:,} more" if len(entries) > 6 else "")
     raise UserError(
-        f"{path}: neither a dataset folder nor a tree we know; looked for {MANIFEST} (dataset folder); {looked}; "
-        f"saw {saw or 'an empty folder'}; give the folder that holds one of these"
+        f"{path}: neither a dataset folder nor a known tree; expected {MANIFEST} (dataset folder); {looked}; "
+        f"found {saw or 'an empty folder'}; pass the folder that contains one of these"
     )
 
 
@@ -232,7 +232,7 @@ def open_stored(dataset: Dataset) -> DatasetView:
 
 def open_tree(root: Path, name: str, source: Source) -> DatasetView:
     if others := source.provenance.findings.get("other_files"):
-        print(f"note: {others:,} other files skipped, by their suffixes no images", file=sys.stderr)
+        print(f"note: {others:,} other files skipped (no image extension)", file=sys.stderr)
     items = sorted(source.items(), key=lambda item: (SPLITS.index(item.split), item.number))
     splits = tuple(split for split in SPLITS if any(item.split == split for item in items))
     return DatasetView(

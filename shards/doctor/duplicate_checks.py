@@ -1,4 +1,4 @@
-"""Checks of faces that stand in the data more than once: leaks, twins within a split, and labels that disagree."""
+"""Checks of duplicates: leaks between splits, duplicates within a split, and conflicting labels."""
 
 from __future__ import annotations
 
@@ -16,20 +16,20 @@ KINDS: dict[Kind, str] = {"exact": "exact copy", "near": "near copy", "mirrored"
 
 
 def check_leaks(case: CheckContext) -> Iterator[Finding]:
-    """Faces of a split that also stand in a split by which it is judged. A face is told under its closest kind."""
+    """Samples also in a split that evaluates theirs. Each is reported once, under the closest kind of copy."""
     splits, split_of = case.material.splits, case.material.split_of
-    told = np.zeros((len(split_of), len(splits)), np.bool_)
+    text = np.zeros((len(split_of), len(splits)), np.bool_)
     absent = []
     for kind, name in KINDS.items():
         reach = case.copies.splits_with_copies(kind, split_of)
         groups = [group for group in case.copies.groups(kind) if len({int(split_of[face]) for face in group}) > 1]
         clean = True
         for low, high in combinations(range(len(splits)), 2):
-            leaks = np.flatnonzero((split_of == low) & (reach >> high & 1).astype(bool) & ~told[:, high])
+            leaks = np.flatnonzero((split_of == low) & (reach >> high & 1).astype(bool) & ~text[:, high])
             if not len(leaks):
                 continue
             clean = False
-            told[leaks, high] = True
+            text[leaks, high] = True
             members = set(leaks.tolist())
             shown = [group for group in groups if members.intersection(group) and high in split_of[list(group)]]
             yield Finding(
@@ -48,10 +48,10 @@ def check_leaks(case: CheckContext) -> Iterator[Finding]:
 
 def leak_hint(case: CheckContext, kind: Kind) -> str:
     if kind != "exact":
-        return "judge without these faces, or drop them from training (listed by --json)"
+        return "evaluate without these samples, or drop them from training (listed by --json)"
     if case.material.kind == "raw tree":
-        return "the builder drops them from training unless told --keep-leaks"
-    return "build again without --keep-leaks" if case.material.options.get("keep_leaks") else "drop them from training"
+        return "the builder drops them from training unless --keep-leaks is set"
+    return "rebuild without --keep-leaks" if case.material.options.get("keep_leaks") else "drop them from training"
 
 
 def article(name: str) -> str:
@@ -80,7 +80,7 @@ def check_duplicates(case: CheckContext) -> Iterator[Finding]:
                 Severity.WARNING if split != "train" and kind == "exact" else Severity.NOTE,
                 f"{plural(len(mine), 'face')} with {article(name)} in the same split, {plural(len(groups), 'group')}",
                 split,
-                "each counts more than once in the accuracy; keep one" if split != "train" else "they weigh double",
+                "counted more than once in the accuracy; keep one" if split != "train" else "duplicates weigh double",
                 tuple(SampleGroup(group, note(case, group)) for group in groups),
             )
         if clean:
@@ -90,13 +90,13 @@ def check_duplicates(case: CheckContext) -> Iterator[Finding]:
 
 
 def groups_within_split(case: CheckContext, kind: Kind, split: int) -> list[tuple[int, ...]]:
-    """Groups of that kind, cut to the faces of one split."""
+    """Return the groups of that kind, restricted to one split."""
     cut = (tuple(face for face in group if case.material.split_of[face] == split) for group in case.copies.groups(kind))
     return [group for group in cut if len(group) > 1]
 
 
 def check_conflicts(case: CheckContext) -> Iterator[Finding]:
-    """Copies of one picture whose labels disagree: noise that can be counted."""
+    """Copies of one image with conflicting labels: measurable label noise."""
     labels = case.looks.label
     agreeing = []
     for kind, name in KINDS.items():
@@ -114,7 +114,7 @@ def check_conflicts(case: CheckContext) -> Iterator[Finding]:
             f"{plural(len(conflicts), 'group')} of {name.removesuffix('y')}ies with different labels "
             f"({share(len(conflicts), len(groups))} of {plural(len(groups), 'group')}, {plural(len(faces), 'face')})",
             case.per_split(faces),
-            "settle them by hand or by vote; they bound the accuracy that can be reached",
+            "resolve manually or by majority vote; they cap the achievable accuracy",
             tuple(SampleGroup(group, confusion(case, labels[list(group)])) for group in conflicts),
         )
     if agreeing:

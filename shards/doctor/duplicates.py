@@ -1,4 +1,4 @@
-"""Faces that stand in the data more than once: pixel for pixel, nearly, or mirrored; in one split or in several."""
+"""Duplicates in the data: exact (equal pixels), near or mirrored copies; within one split or across splits."""
 
 from __future__ import annotations
 
@@ -16,31 +16,31 @@ from shards.doctor.image_stats import ImageStats
 Kind: TypeAlias = Literal["exact", "near", "mirrored"]
 
 BLANK_CONTRAST = 2.0
-"""Contrast below which a picture is blank: it looks like every other blank one, so it is not compared."""
+"""Contrast below which an image is blank: all blank images look alike, so they are not compared."""
 
-_BATCH = 1 << 16  # pairs whose likeness is worked out together
+_BATCH = 1 << 16  # pairs whose similarity is computed together
 
 
 @dataclass(frozen=True, eq=False)
 class DuplicateIndex:
-    """Pictures that stand in the data more than once. A *picture* is what faces of equal pixels share.
+    """Duplicate images in the data. A *picture* is the content shared by samples with equal pixels.
 
-    P pictures of N faces; faces that are blank or cannot be read have none.
+    P pictures of N samples; blank and unreadable samples have none.
     """
 
     picture: NDArray[np.int64]
-    """[N]: number of the face's picture, or -1."""
+    """[N]: picture index of the sample, or -1."""
     faces: Sequence[Sequence[int]]
-    """[P]: the faces of each picture, ascending."""
+    """[P]: samples of each picture, ascending."""
     pairs: dict[Kind, NDArray[np.int64]]
-    """`near` and `mirrored`: pairs of pictures, [K, 2]."""
+    """`near` and `mirrored`: pairs of picture indices, [K, 2]."""
 
     def exact(self) -> Iterator[tuple[int, ...]]:
-        """Groups of two faces or more with the same pixels."""
+        """Yield groups of two or more samples with the same pixels."""
         return (tuple(faces) for faces in self.faces if len(faces) > 1)
 
     def groups(self, kind: Kind) -> Iterator[tuple[int, ...]]:
-        """Groups of faces joined by copies of that kind, directly or over others, with the exact copies of each."""
+        """Yield groups of samples linked by copies of that kind, directly or transitively, plus their exact copies."""
         if kind == "exact":
             yield from self.exact()
             return
@@ -48,7 +48,7 @@ class DuplicateIndex:
             yield tuple(sorted(face for picture in pictures for face in self.faces[picture]))
 
     def splits_with_copies(self, kind: Kind, split_of: NDArray[np.int8]) -> NDArray[np.uint8]:
-        """[N]: bit s is set when the face has a copy of that kind in split s (itself is not one)."""
+        """[N]: bit s is set if the sample has a copy of that kind in split s (not counting itself)."""
         held = np.zeros(len(self.faces), np.uint8)
         known = self.picture >= 0
         if kind == "exact":
@@ -70,7 +70,7 @@ class DuplicateIndex:
 
 
 def find_copies(looks: ImageStats) -> DuplicateIndex:
-    """Search all faces. Seconds for 30,000, under half a minute for 280,000."""
+    """Compare all samples. Takes seconds for 30,000, under half a minute for 280,000."""
     comparable = np.flatnonzero(looks.readable & (looks.contrast >= BLANK_CONTRAST))
     _, firsts, numbers = np.unique(looks.content[comparable], axis=0, return_index=True, return_inverse=True)
     picture = np.full(len(looks.label), -1, np.int64)
@@ -84,7 +84,7 @@ def find_copies(looks: ImageStats) -> DuplicateIndex:
 
 
 def find_pairs(prints: NDArray[np.float16], mirrored: bool) -> NDArray[np.int64]:
-    """[K, 2]: pairs of fingerprints alike enough to be copies, ordered."""
+    """[K, 2]: ordered pairs of fingerprints similar enough to be copies."""
     chunks = near_pairs(hashes(prints), MIRROR_BITS if mirrored else NO_FLIP)
     found = [np.empty((0, 2), np.int64)]
     for chunk in chunks:
@@ -96,7 +96,7 @@ def find_pairs(prints: NDArray[np.float16], mirrored: bool) -> NDArray[np.int64]
 
 
 def connected_components(pairs: Iterable[Sequence[int]]) -> list[list[int]]:
-    """Connected components, each sorted, in the order of their first members."""
+    """Return connected components, each sorted, in the order of their first members."""
     leader: dict[int, int] = {}
 
     def lead(member: int) -> int:

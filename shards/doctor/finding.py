@@ -1,4 +1,4 @@
-"""What a check says: one line for people, the same for programs, and the faces it is about."""
+"""Result of a check: one printed line, its JSON form, and the samples it is about."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 
 class Severity(IntEnum):
-    """How bad; an exit status follows from the worst."""
+    """Severity of a finding; the worst one determines the exit status."""
 
     OK = 0
     NOTE = 1
@@ -25,7 +25,7 @@ class Severity(IntEnum):
 
 
 class SampleGroup(NamedTuple):
-    """Faces that belong together, for the eye: copies of one picture, or a single odd one."""
+    """Samples shown together: copies of one image, or a single anomaly."""
 
     faces: tuple[int, ...]
     remark: str = ""
@@ -33,7 +33,7 @@ class SampleGroup(NamedTuple):
 
 @dataclass(frozen=True)
 class Finding:
-    """The outcome of one check."""
+    """Result of one check."""
 
     check: str
     """Short name: `leaks`, `sizes`, ..."""
@@ -41,16 +41,16 @@ class Finding:
     what: str
     """What was found, with its count."""
     where: str = ""
-    """Split, class or face."""
-    mend: str = ""
-    """What to do about it; empty when there is nothing to do."""
+    """Split, class or sample."""
+    hint: str = ""
+    """Suggested fix; empty if none is needed."""
     exhibits: tuple[SampleGroup, ...] = ()
 
     def __str__(self) -> str:
         line = f"{self.severity.word:<8} {self.check:<14} {self.what}"
         if self.where:
             line += f" [{self.where}]"
-        return f"{line}; {self.mend}" if self.mend else line
+        return f"{line}; {self.hint}" if self.hint else line
 
 
 def ok(check: str, what: str, where: str = "") -> Finding:

@@ -1,34 +1,34 @@
-"""A picture in 143 numbers, by which copies are known after re-encoding, resizing, relighting and mirroring.
+"""An image in 143 numbers, to recognize copies after re-encoding, resizing, relighting and mirroring.
 
-The picture is made grey and 32 x 32, its discrete cosine transform is cut to 12 x 12, the mean is dropped and the
-rest is brought to length 1: the *fingerprint*. Two fingerprints' product is the *likeness* of two pictures, 1 for equal
-ones, and does not see brightness and contrast. The signs of its 64 lowest frequencies are the *hash* (the idea of
-pHash, Zauner 2010, without its median): copies differ in few bits of it, so candidates are found by hash and settled by
-likeness. Mirroring a picture turns the sign of its odd horizontal frequencies, so mirrored copies cost no second
+The image is converted to gray, 32 x 32; its discrete cosine transform is cropped to 12 x 12, the mean is dropped and
+the rest is normalized to length 1: the *fingerprint*. The product of two fingerprints is their images' *similarity*,
+1 if equal, independent of brightness and contrast. The signs of the 64 lowest frequencies are the *hash* (as in
+pHash, Zauner 2010, but without its median). Copies differ in few bits, so candidates are found by hash and confirmed by
+similarity. Mirroring an image flips the sign of its odd horizontal frequencies, so mirrored copies need no second
 fingerprint.
 
-No library: `imagehash` 4.3 pulls in scipy and PyWavelets for what are ten lines of numpy here.
+No library: `imagehash` 4.3 requires scipy and PyWavelets for what takes ten lines of numpy here.
 
 How `MAX_HAMMING_DISTANCE` and `MIN_SIMILARITY` were chosen (measured on 2,000 synthetic faces of 64 pixels, where each
 pair shows two faces, and on FER2013's 32,138 without exact copies; one image in 64 was altered and compared to itself):
 
-| altered how | hash bits: median, 90 %, 99 % (FER2013) | likeness: median, 10 %, 1 % |
+| alteration | hash bits: median, 90 %, 99 % (FER2013) | similarity: median, 10 %, 1 % |
 |---|---|---|
 | JPEG quality 50 | 0, 1, 2 | 1.000, 1.000, 0.999 |
 | JPEG quality 20 | 1, 3, 5 | 0.999, 0.998, 0.995 |
-| twice the size | 0, 1, 1 | 1.000, 1.000, 1.000 |
-| half the size | 0, 1, 2 | 1.000, 1.000, 0.999 |
+| upscaled 2x | 0, 1, 1 | 1.000, 1.000, 1.000 |
+| downscaled 2x | 0, 1, 2 | 1.000, 1.000, 0.999 |
 | contrast x 1.4, clipped | 2, 5, 8 | 0.997, 0.987, 0.963 |
 | brightness x 1.25, clipped | 1, 5, 9 | 0.998, 0.981, 0.925 |
-| a column cut off | 3, 6, 8 | 0.991, 0.982, 0.968 |
-| 2 % cut off each side | 5, 9, 11 | 0.977, 0.959, 0.929 |
-| 5 % cut off each side | 10, 15, 19 | 0.913, 0.844, 0.756 |
+| one column cropped | 3, 6, 8 | 0.991, 0.982, 0.968 |
+| 2 % cropped on each side | 5, 9, 11 | 0.977, 0.959, 0.929 |
+| 5 % cropped on each side | 10, 15, 19 | 0.913, 0.844, 0.756 |
 
-Of the 1,999,000 pairs of drawn faces, 483 lie within 7 bits and the most alike has likeness 0.968 (with one mirrored:
-490 and 0.975): at 0.98 none is accused. Of FER2013's 516 million pairs, 5,151 lie within 7 bits, and 3,327 of them have
-0.98 or more (exact copies included); of those that are not exact, 60 drawn by lot from 0.98 to 0.985, and 60 from 0.96
-to 0.97, were all the same photo to the eye; of 241 mirrored pairs 12 have 0.98 or more, all of them the same photo.
-Cuts of 5 % and turns of 3 degrees are not found, and not promised.
+Of the 1,999,000 pairs of synthetic faces, 483 are within 7 bits, and their highest similarity is 0.968 (with one
+mirrored: 490 and 0.975), so 0.98 gives no false positives. Of FER2013's 516 million pairs, 5,151 are within
+7 bits, and 3,327 of them reach 0.98 (including exact copies). Of those that are not exact, 60 random ones from 0.98 to
+0.985 and 60 from 0.96 to 0.97 were all visually the same photo. Of 241 mirrored pairs, 12 reach 0.98, all of them the
+same photo. Crops of 5 % and rotations of 3 degrees are not detected.
 """
 
 from __future__ import annotations
@@ -40,13 +40,13 @@ from numpy.typing import NDArray
 from PIL import Image
 
 MAX_HAMMING_DISTANCE = 7
-"""Bits in which the hashes of candidates may differ."""
+"""Maximum number of bits in which hashes of candidates may differ."""
 MIN_SIMILARITY = 0.98
-"""Least likeness of near copies."""
+"""Minimum similarity of near copies."""
 
 _SIDE, _KEPT = 32, 12
 _BANDS, _BAND_BITS = 4, 16
-_CHUNK = 1 << 21  # candidate pairs looked at together: 50 MB of temporary arrays
+_CHUNK = 1 << 21  # candidate pairs processed together: 50 MB of temporary arrays
 
 
 def _cosines() -> NDArray[np.float32]:
@@ -58,7 +58,7 @@ def _cosines() -> NDArray[np.float32]:
 
 
 def _low_first() -> NDArray[np.int64]:
-    """[143]: the places in a flat 12 x 12 block, lowest frequency first, the mean left out."""
+    """[143]: indices into a flat 12 x 12 block, lowest frequency first, without the mean."""
     down, across = np.mgrid[:_KEPT, :_KEPT]
     return np.argsort((down**2 + across**2).ravel(), kind="stable")[1:]
 
@@ -67,11 +67,11 @@ _COSINES = _cosines()
 _ORDER = _low_first()
 LENGTH = len(_ORDER)
 MIRROR: NDArray[np.float32] = np.where(_ORDER % _KEPT % 2 == 1, -1, 1).astype(np.float32)
-"""[143]: a fingerprint times this is that of the mirrored picture."""
+"""[143]: a fingerprint times this is the mirrored image's."""
 
 
 def fingerprint(grey: Image.Image) -> NDArray[np.float16]:
-    """[143], of length 1; all zero for a picture of one level. `grey` is of mode L, of any size."""
+    """[143], of length 1; all zero for a uniform image. `grey` is of mode L and any size."""
     pixels = np.asarray(grey.resize((_SIDE, _SIDE), Image.Resampling.BILINEAR), dtype=np.float32)
     low = (_COSINES @ pixels @ _COSINES.T).ravel()[_ORDER]
     length = float(np.linalg.norm(low))
@@ -86,11 +86,11 @@ def hashes(fingerprints: NDArray[np.float16]) -> NDArray[np.uint64]:
 
 NO_FLIP = np.uint64(0)
 MIRROR_BITS: np.uint64 = hashes(-MIRROR[None].astype(np.float16))[0]
-"""A hash XOR this is that of the mirrored picture."""
+"""A hash XOR this is the mirrored image's."""
 
 
 def near_pairs(codes: NDArray[np.uint64], flip: np.uint64 = NO_FLIP) -> Iterator[NDArray[np.int64]]:
-    """Every pair i < j with at most `MAX_HAMMING_DISTANCE` bits set in `codes[i] ^ codes[j] ^ flip`, in chunks [P, 2].
+    """Yield pairs i < j with at most `MAX_HAMMING_DISTANCE` bits in `codes[i] ^ codes[j] ^ flip`, in chunks [P, 2].
 
     Multi-index hashing (Norouzi, Punjani and Fleet 2012): if two codes differ in 7 bits or fewer, at least one of their
     four 16-bit bands differs in at most one bit, so 17 lookups per band find all pairs. A pair is reported once, in the
@@ -108,7 +108,7 @@ def near_pairs(codes: NDArray[np.uint64], flip: np.uint64 = NO_FLIP) -> Iterator
             change = flips[number] ^ mask
             wanted = values ^ change
             ends = starts[wanted.astype(np.int64) + 1]
-            # Each pair from one of its two sides: in the same bucket from the one before, else from the lower value.
+            # Each pair once: in the same bucket from the earlier one, else from the lower value.
             begins = starts[wanted] if change else ranks + 1
             ends = np.where(values <= wanted, ends, begins)
             for pairs in _expand(order, begins, ends):
@@ -127,7 +127,7 @@ def near_pairs(codes: NDArray[np.uint64], flip: np.uint64 = NO_FLIP) -> Iterator
 def _expand(
     order: NDArray[np.int64], starts: NDArray[np.int64], ends: NDArray[np.int64]
 ) -> Iterator[NDArray[np.int64]]:
-    """Each i with each of `order[starts[i]:ends[i]]`, as sorted pairs, in chunks of bounded size."""
+    """Pair each i with each of `order[starts[i]:ends[i]]`, as sorted pairs, in chunks of bounded size."""
     counts = ends - starts
     reach = np.cumsum(counts)
     first = 0
@@ -145,7 +145,7 @@ def _expand(
 def similarity(
     fingerprints: NDArray[np.float16], pairs: NDArray[np.int64], mirrored: bool = False
 ) -> NDArray[np.float32]:
-    """[P]: how alike the two pictures of each pair are, the second one mirrored first if need be."""
+    """[P]: similarity of the two images of each pair, optionally with the second one mirrored."""
     first, second = (fingerprints[column].astype(np.float32) for column in pairs.T)
     product: NDArray[np.float32] = np.einsum("pk,pk->p", first, second * MIRROR if mirrored else second)
     return product

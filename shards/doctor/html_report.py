@@ -1,4 +1,4 @@
-"""The report as one page: no script, nothing loaded from elsewhere, the pictures in question inside."""
+"""The report as one self-contained HTML page: no script, no external resources, affected images embedded."""
 
 from __future__ import annotations
 
@@ -16,22 +16,22 @@ from shards.doctor.finding import Finding, SampleGroup, Severity
 from shards.doctor.report import Report
 
 MAX_GROUPS = 24
-"""Groups shown for a verdict; `--json` has all."""
+"""Groups shown per finding; `--json` has all."""
 MAX_FACES = 8
-"""Faces shown of a group."""
+"""Images shown per group."""
 SIDE = 112
-"""Longest side of an embedded picture, in pixels; smaller ones are embedded as they are."""
+"""Longest side of an embedded image, in pixels; smaller ones are embedded unchanged."""
 
 _TITLES = {
     Severity.ERROR: "Errors",
     Severity.WARNING: "Warnings",
     Severity.NOTE: "Notes",
-    Severity.OK: "In order",
+    Severity.OK: "OK",
 }
 
 
 def render(report: Report) -> str:
-    """The page as HTML. Every string that comes from the data is escaped."""
+    """Render the page as HTML. Every string from the data is escaped."""
     css = Path(__file__).with_name("page.css").read_text(encoding="utf-8")
     title = f"Doctor: {report.case.material.path.name}"
     return "\n".join(
@@ -56,7 +56,7 @@ def head(report: Report) -> Iterator[str]:
     material = report.case.material
     yield f"<h1>{escape(material.path.resolve().name)}</h1>"
     identity = next((verdict.what for verdict in report.verdicts if verdict.check == "dataset"), material.kind)
-    yield f'<p class="lead">{escape(identity)} &middot; {len(material):,} faces, {len(material.classes)} classes</p>'
+    yield f'<p class="lead">{escape(identity)} &middot; {len(material):,} samples, {len(material.classes)} classes</p>'
     yield '<ul class="tally">'
     for severity in reversed(Severity):
         count = sum(verdict.severity == severity for verdict in report.verdicts)
@@ -66,7 +66,7 @@ def head(report: Report) -> Iterator[str]:
 
 
 def sections(report: Report) -> Iterator[str]:
-    """Errors first; what is in order comes last and small."""
+    """Yield the sections, errors first; passed checks come last and small."""
     ranked = sorted(report.verdicts, key=lambda verdict: -verdict.severity)
     for severity, verdicts in groupby(ranked, key=lambda verdict: verdict.severity):
         yield f"<h2>{_TITLES[severity]}</h2>"
@@ -86,8 +86,8 @@ def section(report: Report, verdict: Finding) -> Iterator[str]:
     if verdict.where in SPLITS:
         where = f' <span class="split {verdict.where}">{verdict.where}</span>'
     yield f'<header><span class="check">{escape(verdict.check)}</span><h3>{escape(verdict.what)}{where}</h3></header>'
-    if verdict.mend:
-        yield f'<p class="mend">{escape(verdict.mend)}</p>'
+    if verdict.hint:
+        yield f'<p class="hint">{escape(verdict.hint)}</p>'
     if verdict.exhibits:
         yield '<div class="groups">'
         for exhibit in verdict.exhibits[:MAX_GROUPS]:
@@ -95,7 +95,7 @@ def section(report: Report, verdict: Finding) -> Iterator[str]:
         yield "</div>"
         hidden = len(verdict.exhibits) - MAX_GROUPS
         if hidden > 0:
-            yield f'<p class="more">and {hidden:,} more; <code>--json</code> lists all</p>'
+            yield f'<p class="more">and {hidden:,} more; see <code>--json</code></p>'
     yield "</section>"
 
 
@@ -109,12 +109,12 @@ def group(report: Report, exhibit: SampleGroup) -> Iterator[str]:
     yield "</div>"
     hidden = len(exhibit.faces) - MAX_FACES
     if hidden > 0:
-        yield f'<p class="more">and {hidden:,} more of it</p>'
+        yield f'<p class="more">and {hidden:,} more in this group</p>'
     yield "</div>"
 
 
 def pick(report: Report, faces: Sequence[int]) -> Iterable[int]:
-    """As many as are shown, so that every split and class of the group is among them where they fit."""
+    """Select the images to show so that every split and class of the group appears if possible."""
     if len(faces) <= MAX_FACES:
         return faces
     looks, split_of = report.case.looks, report.case.material.split_of
@@ -125,22 +125,22 @@ def pick(report: Report, faces: Sequence[int]) -> Iterable[int]:
 
 
 def figure(report: Report, face: int) -> str:
-    told = report.describe(face)
-    name = str(told["name"])
+    text = report.describe(face)
+    name = str(text["name"])
     short = name.rpartition("/")[2]
     encoded = unique_image(report, face)
     shown = '<div class="lost">unreadable</div>'
     if encoded is not None:
         shown = f'<img alt="{escape(name)}" src="data:image/jpeg;base64,{encoded}">'
     return (
-        f'<figure>{shown}<figcaption><span class="split {told["split"]}">{told["split"]}</span>'
-        f"<b>{escape(told['class'] or 'class unknown')}</b>"
+        f'<figure>{shown}<figcaption><span class="split {text["split"]}">{text["split"]}</span>'
+        f"<b>{escape(text['class'] or 'class unknown')}</b>"
         f'<code title="{escape(name)}">{escape(short)}</code></figcaption></figure>'
     )
 
 
 def unique_image(report: Report, face: int) -> str | None:
-    """The face as base64 of a small JPEG; None when it cannot be read."""
+    """Return the image as base64 of a small JPEG; None if unreadable."""
     try:
         data = report.case.material.faces.read(face).data
         image = to_gray_or_rgb(decode(data))
@@ -153,7 +153,7 @@ def unique_image(report: Report, face: int) -> str | None:
 
 
 def count_table(report: Report) -> Iterator[str]:
-    """Readable faces a class and split; the bar is the share of train, or of the first split there is."""
+    """Readable samples per class and split; bars show the fraction of train, or of the first split."""
     material, counts = report.case.material, report.case.counts()
     splits = "".join(f"<th>{escape(split)}</th>" for split in material.splits)
     yield f'<div class="card"><table><thead><tr><th>class</th><th></th>{splits}</tr></thead><tbody>'

@@ -1,4 +1,4 @@
-"""Every face decoded once and measured, in worker processes. A face leaves 350 bytes behind, so 280,000 take 100 MB."""
+"""Decodes and measures every image once, in worker processes. An image takes 350 bytes, so 280,000 take 100 MB."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ from shards.duplicates import digest
 from shards.progress import Progress
 
 HUGE_FILE = 20 * 2**20
-"""Bytes beyond which a file is no picture of a face as datasets hold them."""
+"""File size in bytes above which a file is not a typical face image."""
 COLOR_LEVELS = 8
-"""Levels by which the channels of a colour picture differ somewhere; less is what JPEG does to grey."""
+"""Channel difference that indicates a color image; JPEG causes smaller ones in gray images."""
 
 EMPTY = "empty file"
 
@@ -30,7 +30,7 @@ _TASK = 512  # faces
 
 
 class FileAnomaly(NamedTuple):
-    """A file that cannot be read, or is not what it seems."""
+    """A file that is unreadable or does not match its name."""
 
     face: int
     reason: str
@@ -39,13 +39,13 @@ class FileAnomaly(NamedTuple):
 
 @dataclass(eq=False)
 class ImageStats:
-    """What N faces look like. Rows of faces that cannot be read are zero, their label `UNKNOWN`."""
+    """Statistics of N images. Rows of unreadable ones are zero, with label `UNKNOWN`."""
 
     label: NDArray[np.int16]
     size: NDArray[np.int32]
     """[N, 2]: width and height in pixels."""
     contrast: NDArray[np.float32]
-    """[N]: standard deviation of the grey levels."""
+    """[N]: standard deviation of the gray levels."""
     coloured: NDArray[np.bool_]
     content: NDArray[np.uint64]
     """[N, 2]: digest of size and pixels."""
@@ -68,7 +68,7 @@ class ImageStats:
         )
 
     def fill(self, first: int, part: ImageStats) -> None:
-        """Put the looks of the faces from `first` on in their place."""
+        """Insert the statistics of the images from `first` on."""
         for field in fields(self):
             if field.name == "oddities":
                 self.oddities += part.oddities
@@ -77,14 +77,14 @@ class ImageStats:
 
 
 class Task(NamedTuple):
-    """A run of faces for one process."""
+    """A range of images for one process."""
 
     first: int
     last: int
 
 
 def compute_image_stats(faces: Faces, count: int, workers: int) -> ImageStats:
-    """Look at every face. Bad ones are told in `oddities`, never skipped in silence."""
+    """Measure every image. Unreadable ones are reported in `oddities`, never silently skipped."""
     tasks = [Task(first, min(first + _TASK, count)) for first in range(0, count, _TASK)]
     whole = ImageStats.blank(count)
     with Progress("examining", count) as progress:
@@ -94,7 +94,7 @@ def compute_image_stats(faces: Faces, count: int, workers: int) -> ImageStats:
 
 
 def compute_chunk(faces: Faces, task: Task, on_sample: Callable[[], object]) -> ImageStats:
-    """A run of faces, in a worker process."""
+    """Measure a range of images. Runs in a worker process."""
     looks = ImageStats.blank(task.last - task.first)
     for row, number in enumerate(range(task.first, task.last)):
         path = faces.file(number)
@@ -114,7 +114,7 @@ def compute_chunk(faces: Faces, task: Task, on_sample: Callable[[], object]) -> 
 
 
 def plain(error: InvalidImageError) -> str:
-    """The reason without the object's address, which Pillow puts into some of its messages."""
+    """Return the reason without object addresses, which Pillow includes in some messages."""
     return re.sub(r" <_io\.\w+ object at 0x[0-9a-f]+>", "", str(error))
 
 
@@ -137,19 +137,19 @@ def is_coloured(image: Image.Image) -> bool:
 
 
 def file_anomalies(path: Path) -> Sequence[str]:
-    """What is odd about a file before its pixels are looked at."""
+    """Return what is unusual about a file, before decoding it."""
     size = path.stat().st_size
     if not size:
         return [EMPTY]
     found = []
     if size > HUGE_FILE:
-        found.append(f"{size / 2**20:,.0f} MiB, far more than a face needs")
+        found.append(f"{size / 2**20:,.0f} MiB, unusually large for a face")
     Image.init()
-    told = Image.EXTENSION.get(path.suffix.lower())
+    text = Image.EXTENSION.get(path.suffix.lower())
     try:
         with Image.open(path, formats=FORMATS) as image:
-            if told is not None and image.format != told:
-                found.append(f"named {path.suffix}, but a {image.format} inside")
+            if text is not None and image.format != text:
+                found.append(f"named {path.suffix}, but {image.format} inside")
     except (UnidentifiedImageError, OSError, ValueError, Image.DecompressionBombError, SyntaxError):
-        pass  # the decoder tells what is wrong, in its own words
+        pass  # the decoder reports the error
     return found

@@ -1,4 +1,4 @@
-"""Which dataset and release this is, and whether it is whole."""
+"""Identifies the dataset and release, and checks whether it is complete."""
 
 from __future__ import annotations
 
@@ -14,24 +14,24 @@ from shards.doctor.finding import Finding, Severity, ok
 from shards.doctor.releases import RELEASES, Release, align, expected_counts
 
 MAX_RELEASE_DIFF = 0.25
-"""Share of its faces by which data may differ from a release and still be taken for it."""
+"""Maximum difference in counts, as a fraction of the release, for data to match a release."""
 MINOR_RELEASE_DIFF = 0.02
-"""Share of its faces that a copy of a release commonly lacks (damaged files, withdrawn photos)."""
+"""Fraction of samples that copies of a release commonly lack (corrupt files, withdrawn photos)."""
 
 
 class ReleaseMatch(NamedTuple):
-    """The release that the data comes closest to."""
+    """The release that matches the data best."""
 
     release: Release
     order: Sequence[int]
-    """For each of our classes, its label in the release."""
+    """Release label of each class in the data."""
     missing: float
-    """Share of the release's faces by which the counts differ."""
+    """Fraction of the release's samples by which the counts differ."""
 
 
 def match_release(case: CheckContext) -> ReleaseMatch | None:
-    """The closest of the releases with our classes; None when none is close. Names of classes or sources alone do not
-    settle it: thousands of other data sets have the same seven."""
+    """Find the closest release with the same classes; None if none is close. Class and source names are not enough:
+    thousands of other datasets have the same seven."""
     matches = []
     for release in RELEASES:
         order = align(case.material.classes, release)
@@ -48,7 +48,7 @@ def match_release(case: CheckContext) -> ReleaseMatch | None:
 
 
 def actual_counts(case: CheckContext, release: Release) -> dict[str, NDArray[np.int64]]:
-    """Ours, by the names that `expected_counts` gives."""
+    """Counts of the data, under the names used by `expected_counts`."""
     counts = dict(zip(case.material.splits, case.counts(), strict=True))
     if "validation" in counts and "validation" not in release.counts and "train" in counts:
         counts["train + validation"] = counts.pop("train") + counts.pop("validation")
@@ -64,13 +64,13 @@ def check_identity(case: CheckContext) -> Iterator[Finding]:
     if match is not None:
         yield ok("dataset", f"{match.release.title}: {source}")
     elif case.material.source == "synthetic":
-        yield ok("dataset", f"drawn faces: {source}")
+        yield ok("dataset", f"synthetic faces: {source}")
     else:
         yield Finding("dataset", Severity.NOTE, f"{source}; no published counts to compare with")
 
 
 def check_counts(case: CheckContext) -> Iterator[Finding]:
-    """Faces a split and class against the published ones."""
+    """Compare samples per split and class with the published counts."""
     match = match_release(case)
     if match is None:
         return
@@ -86,9 +86,9 @@ def check_counts(case: CheckContext) -> Iterator[Finding]:
         differences = found[split] - wanted[split]
         total, known = int(found[split].sum()), int(wanted[split].sum())
         if not differences.any():
-            yield ok("counts", f"{total:,} faces, every class as published", split)
+            yield ok("counts", f"{total:,} samples, every class as published", split)
             continue
-        told = ", ".join(
+        text = ", ".join(
             f"{name} {count:+,}"
             for name, count in zip(case.material.classes, differences.tolist(), strict=True)
             if count
@@ -97,14 +97,14 @@ def check_counts(case: CheckContext) -> Iterator[Finding]:
         yield Finding(
             "counts",
             Severity.NOTE if slight else Severity.WARNING,
-            f"{total:,} faces where {known:,} are published ({told})",
+            f"{total:,} samples, published: {known:,} ({text})",
             split,
-            "figures are not quite comparable" if slight else "get the files again; results will not compare",
+            "results are approximately comparable" if slight else "re-download the files; results are not comparable",
         )
 
 
 def check_class_order(case: CheckContext) -> Iterator[Finding]:
-    """Label numbers mean what the release's own mean, or a file of predictions or weights is read wrongly."""
+    """Check that label numbers match the release's, else predictions or weights are misread."""
     swapped = find_swapped_classes(case)
     if swapped is not None:
         yield swapped
@@ -113,23 +113,26 @@ def check_class_order(case: CheckContext) -> Iterator[Finding]:
         return
     own = match.release.classes
     if all(name.isdigit() for name in case.material.classes):
-        told = ", ".join(f"{name} {own[label]}" for name, label in zip(case.material.classes, match.order, strict=True))
+        text = ", ".join(f"{name} {own[label]}" for name, label in zip(case.material.classes, match.order, strict=True))
         yield Finding(
-            "class order", Severity.NOTE, f"classes are numbers; by the release: {told}", mend="name the folders so"
+            "class order",
+            Severity.NOTE,
+            f"classes are numbers; in the release: {text}",
+            hint="rename the folders",
         )
     elif list(match.order) == sorted(match.order):
-        yield ok("class order", "that of the release")
+        yield ok("class order", "matches the release")
     else:
         yield Finding(
             "class order",
             Severity.NOTE,
-            f"labels are {', '.join(case.material.classes)}; the release's own are {', '.join(own)}",
-            mend="map the labels before comparing with other people's weights or predictions",
+            f"labels are {', '.join(case.material.classes)}; the release has {', '.join(own)}",
+            hint="map the labels before comparing with third-party weights or predictions",
         )
 
 
 def find_swapped_classes(case: CheckContext) -> Finding | None:
-    """Counts that are a release's to the face, but under other names: the names were put to the wrong numbers."""
+    """Detect a release's exact counts under other names: the names were assigned to the wrong numbers."""
     for release in RELEASES:
         order = align(case.material.classes, release)
         if order is None:
@@ -141,7 +144,7 @@ def find_swapped_classes(case: CheckContext) -> Finding | None:
         ours, theirs = found[split].tolist(), wanted[split].tolist()
         if sorted(ours) == sorted(theirs) and len(set(ours)) == len(ours):
             names = case.material.classes
-            told = ", ".join(
+            text = ", ".join(
                 f"{name} is {names[theirs.index(count)]}"
                 for name, count, known in zip_longest(names, ours, theirs)
                 if count != known
@@ -149,7 +152,7 @@ def find_swapped_classes(case: CheckContext) -> Finding | None:
             return Finding(
                 "class order",
                 Severity.ERROR,
-                f"the counts are those of {release.title} under other names: {told}",
+                f"the counts are those of {release.title} under other names: {text}",
                 split,
                 "rename the classes",
             )

@@ -1,4 +1,4 @@
-"""Published datasets by their class counts, in the form the doctor compares with."""
+"""Class counts of published datasets, in the form used by the checks."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ class Release(NamedTuple):
     """One published release of a dataset."""
 
     dataset: str
-    """As the builder's source is called."""
+    """Name of the builder's source."""
     title: str
     classes: tuple[str, ...]
-    """In the order of its own label numbers."""
+    """In the order of the release's label numbers."""
     counts: Mapping[str, tuple[int, ...]]
-    """Split -> faces a class, in that order; splits as the builder names them."""
+    """Split -> samples per class, in that order; splits as named by the builder."""
 
 
 _FER = ("angry", "disgust", "fear", "happy", "sad", "surprise", "neutral")
@@ -30,7 +30,7 @@ _FER_PRIVATE = (491, 55, 528, 879, 594, 416, 626)
 _AFFECTNET = ("neutral", "happy", "sad", "surprise", "fear", "disgust", "anger", "contempt")
 _AFFECTNET_TRAIN = (74874, 134415, 25459, 14090, 6378, 3803, 24882, 3750)
 
-# Class counts as commonly tabled. Their sums are the published totals: FER2013 28,709 / 3,589 / 3,589; RAF-DB 12,271 /
+# Class counts as commonly cited. Their sums equal the published totals: FER2013 28,709 / 3,589 / 3,589; RAF-DB 12,271 /
 # 3,068; AffectNet 287,651 (283,901 without contempt) / 4,000 or 3,999; SFEW 958 / 436, aligned 891 / 431.
 RELEASES: tuple[Release, ...] = (
     Release(
@@ -66,7 +66,7 @@ RELEASES: tuple[Release, ...] = (
     ),
     Release(
         "sfew",
-        "SFEW 2.0, its aligned faces",
+        "SFEW 2.0, aligned faces",
         ("Angry", "Disgust", "Fear", "Happy", "Neutral", "Sad", "Surprise"),
         {"train": (178, 52, 78, 184, 144, 161, 94), "test": (77, 23, 46, 72, 84, 73, 56)},
     ),
@@ -80,9 +80,9 @@ RELEASES: tuple[Release, ...] = (
 
 
 def align(classes: Sequence[str], release: Release) -> list[int] | None:
-    """For each of `classes`, its label in the release; None when they are not the same classes.
+    """Return the release label of each of `classes`; None if the classes differ.
 
-    Classes that are named by numbers are taken to be in the release's order.
+    Classes named by numbers are assumed to be in the release's order.
     """
     if len(classes) == len(release.classes) and all(name.isdigit() for name in classes):
         return [sorted(classes, key=int).index(name) for name in classes]
@@ -92,9 +92,9 @@ def align(classes: Sequence[str], release: Release) -> list[int] | None:
 
 
 def expected_counts(release: Release, order: Sequence[int], splits: Sequence[str]) -> dict[str, NDArray[np.int64]]:
-    """Published counts in the order of our classes, for our splits.
+    """Return published counts in the order of the data's classes, for its splits.
 
-    A validation split that the release does not have was carved out of train: both together are compared with train,
+    A validation split that the release lacks was held out from train: both together are compared with train,
     under the name `train + validation`.
     """
     found = {}

@@ -1,4 +1,4 @@
-"""The doctor's report: every check's verdicts, and their form for programs."""
+"""The doctor's report: all findings, and their JSON form."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ CHECKS: tuple[Callable[[CheckContext], Iterator[Finding]], ...] = (
 
 @dataclass(frozen=True, eq=False)
 class Report:
-    """What was looked at, and what every check said of it."""
+    """The data that was checked and all findings."""
 
     case: CheckContext
     verdicts: Sequence[Finding]
@@ -64,7 +64,7 @@ class Report:
         return ", ".join(word for word in words if not word.startswith("0 "))
 
     def to_json(self) -> str:
-        """As `shards.doctor` documents it."""
+        """Return the JSON documented in `shards.doctor`."""
         material, counts = self.case.material, self.case.counts().tolist()
         splits = {
             split: {"faces": sum(row), "class_counts": row} for split, row in zip(material.splits, counts, strict=True)
@@ -88,7 +88,7 @@ class Report:
             "severity": verdict.severity.word,
             "what": verdict.what,
             "where": verdict.where,
-            "mend": verdict.mend,
+            "mend": verdict.hint,
             "groups": [
                 {"faces": [self.describe(face) for face in exhibit.faces], "remark": exhibit.remark}
                 for exhibit in verdict.exhibits
@@ -96,7 +96,7 @@ class Report:
         }
 
     def describe(self, face: int) -> dict[str, str | None]:
-        """A face for people and programs: its split, name and class."""
+        """Describe a sample by split, name and class."""
         material, label = self.case.material, int(self.case.looks.label[face])
         return {
             "split": material.splits[material.split_of[face]],
@@ -106,7 +106,7 @@ class Report:
 
 
 def diagnose(material: DatasetView, workers: int) -> Report:
-    """Examine and assess. Raises `UserError` when there is nothing to assess."""
+    """Measure and check the data. Raises `UserError` if there is nothing to check."""
     looks = compute_image_stats(material.faces, len(material), workers)
     case = CheckContext(material, looks, find_copies(looks))
     return Report(case, list(chain.from_iterable(check(case) for check in CHECKS)))

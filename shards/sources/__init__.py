@@ -1,5 +1,5 @@
-"""Readers of published datasets, one file each. A source has three functions and a class:
+"""Readers of published datasets, one file per source. Each source module has:
 
-`add_arguments(parser)` declares its command line, `open_source(args)` reads what is needed to list its faces and
-returns an `adadf_dist.data.build.builder.Source`; `HELP` is its line in `python -m shards.build --help`.
+`add_arguments(parser)`, which declares its command line, `open_source(args)`, which lists its samples and
+returns an `adadf_dist.data.build.builder.Source`, and `HELP`, its line in `python -m shards.build --help`.
 """

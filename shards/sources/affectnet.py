@@ -1,4 +1,4 @@
-"""AffectNet in the layouts in which it goes about: the release of 2017, that of 2021, folders of classes."""
+"""AffectNet in its known layouts: the release of 2017, the release of 2021, folders of classes."""
 
 from __future__ import annotations
 
@@ -28,26 +28,26 @@ from shards.sources.emotions import find_label
 from shards.sources.splits import split_names
 
 EXPRESSIONS = ("neutral", "happy", "sad", "surprise", "fear", "disgust", "anger", "contempt")
-"""In the official order; 8 to 10 (none, uncertain, no face) are no expression."""
+"""In the official order; 8 to 10 (none, uncertain, no face) are not expressions."""
 SIDE = 256
-"""Default shorter side of what is cut out of the photographs of 2017."""
+"""Default shorter side of faces cropped from the photos of 2017."""
 
 HELP = "AffectNet: release of 2017 (training.csv), of 2021 (train_set/), or folders of classes"
 DESCRIPTION = f"""\
-Recognises, and says which it found:
+Detects the layout and prints it:
 
-2017      DIR/training.csv and DIR/validation.csv with the pictures in numbered folders, beside them or below
-          Manually_Annotated_Images/. Pictures are photographs: the annotated face box is cut out, its shorter side at
-          most {SIDE} pixels (--margin, --image-size, --whole). Expressions 8 to 10 are left out and counted.
-2021      DIR/train_set/images/N.jpg with annotations/N_exp.npy, N_aro.npy, N_val.npy, N_lnd.npy; DIR/val_set likewise
+2017      DIR/training.csv and DIR/validation.csv, with images in numbered folders next to them or in
+          Manually_Annotated_Images/. Images are photos: they are cropped to the annotated face box, shorter side at
+          most {SIDE} pixels (--margin, --image-size, --whole). Expressions 8 to 10 are skipped and counted.
+2021      DIR/train_set/images/N.jpg with annotations/N_exp.npy, N_aro.npy, N_val.npy, N_lnd.npy; same for DIR/val_set
 folders   DIR/train/CLASS/*, DIR/val/CLASS/*, classes by number 0 to 7 or by name
 
 Labels are in the official order {", ".join(EXPRESSIONS)};
---classes 7 leaves contempt out, as the paper does.
+--classes 7 drops contempt, as in the paper.
 
-splits    the published validation set is what everyone reports, test labels were never published: it becomes test, and
-          validation is carved out of train. Folders with val and test keep both.
-KEY.json  valence, arousal, landmarks and, of 2017, the box, as annotated: in pixels of the published picture
+splits    test labels were never published, and results are reported on the published validation set: it becomes test,
+          and validation is held out from train. Folders with val and test keep both.
+KEY.json  valence, arousal, landmarks and (2017) the box, as annotated: in pixels of the published image
 """
 EPILOG = """\
 examples:
@@ -57,16 +57,16 @@ examples:
 
 
 class Layout(NamedTuple):
-    """A form in which the dataset goes about."""
+    """One layout of the dataset."""
 
     what: str
     marks: Sequence[str]
-    """Paths that all stand below the root when it is this one."""
+    """Paths that all exist in the root in this layout."""
     read: Callable[[Path, Sequence[str]], SourceListing]
 
 
 def list_folders(root: Path, classes: Sequence[str]) -> SourceListing:
-    """Folders of classes below train and val. Raises `UserError`."""
+    """List folders of classes in train and val. Raises `UserError`."""
     skipped = Skipped()
     splits = split_names(subfolders(root, skipped))
     found = {split: root / name for name, split in splits.items() if split is not None}
@@ -78,7 +78,7 @@ def list_folders(root: Path, classes: Sequence[str]) -> SourceListing:
             label = find_label(name, EXPRESSIONS)
             if label is None:
                 raise UserError(
-                    f"{escape_name(str(tree / name))}: no expression of AffectNet, by number or name; "
+                    f"{escape_name(str(tree / name))}: not an AffectNet expression, by number or name; "
                     "rename or remove it"
                 )
             for path in list_files(root, (tree / name).relative_to(root).as_posix(), skipped):
@@ -100,14 +100,14 @@ LAYOUTS = (
 
 
 def find_layout(root: Path) -> Layout:
-    """Raises `UserError` that says what was looked for and what was seen."""
-    check_root(root, "give AffectNet's as --root")
+    """Detect the layout. Raises `UserError` that lists what was expected and found."""
+    check_root(root, "pass AffectNet's folder as --root")
     for layout in LAYOUTS:
         if all((root / mark).exists() for mark in layout.marks):
             return layout
     looked = " or ".join(" and ".join(layout.marks) for layout in LAYOUTS)
     seen = ", ".join(sorted(entry.name for entry in root.iterdir())[:8]) or "nothing"
-    raise UserError(f"{root}: looked for {looked}, saw {seen}; give the folder that holds one of them as --root")
+    raise UserError(f"{root}: expected {looked}, found {seen}; pass the folder that contains one of them as --root")
 
 
 def add_arguments(parser: argparse._ArgumentGroup) -> None:
@@ -118,18 +118,18 @@ def add_arguments(parser: argparse._ArgumentGroup) -> None:
         type=float,
         default=0.0,
         metavar="F",
-        help="release of 2017: what to leave around the face box, as a share of its sides (default: %(default)s)",
+        help="release of 2017: margin around the face box, as a fraction of its sides (default: %(default)s)",
     )
-    parser.add_argument("--whole", action="store_true", help="release of 2017: store the whole photographs")
+    parser.add_argument("--whole", action="store_true", help="release of 2017: store the uncropped photos")
     add_photo_arguments(parser, {"validation": "0.1 where the published validation set is test"})
     add_align_arguments(parser)
 
 
 def open_source(args: argparse.Namespace) -> Source:
     if not 0 <= args.margin <= 2:
-        raise UserError(f"--margin {args.margin:g}: from 0 to 2")
+        raise UserError(f"--margin {args.margin:g}: must be from 0 to 2")
     if args.align != "none" and (args.margin or args.whole):
-        raise UserError("--margin and --whole say how to cut the face out, which --align does; leave them out")
+        raise UserError("--margin and --whole are not allowed with --align, which crops the face itself")
     layout = find_layout(args.root)
     print(f"{args.root}: AffectNet, {layout.what}", file=sys.stderr)
     listing = layout.read(args.root, EXPRESSIONS[: args.classes])

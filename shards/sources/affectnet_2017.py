@@ -1,4 +1,4 @@
-"""AffectNet's release of 2017: two csv files and numbered folders of photographs."""
+"""AffectNet's release of 2017: two csv files and numbered folders of photos."""
 
 from __future__ import annotations
 
@@ -41,21 +41,21 @@ COLUMNS = (
 )
 EXPRESSIONS = 11
 NUM_PATHS_CHECKED = 100
-"""Rows by which the folder of the pictures is found."""
+"""Rows checked to locate the image folder."""
 
 
 class Row(NamedTuple):
-    """A line of a csv that is annotated with an expression."""
+    """A csv line that is annotated with an expression."""
 
     path: str
     expression: int
     start: int
-    """Where the line begins, in bytes."""
+    """Byte offset of the line."""
 
 
 @dataclass(frozen=True)
 class Facts:
-    """Annotations by picture, read from the csv when they are wanted: in memory they would come to 300 MB."""
+    """Annotations by image, read from the csv on demand: in memory they would take 300 MB."""
 
     files: Sequence[Path]
     columns: Sequence[Sequence[str]]
@@ -86,7 +86,7 @@ class Facts:
 
 
 def list_release(root: Path, classes: Sequence[str]) -> SourceListing:
-    """Every picture with one of the expressions. Raises `UserError`."""
+    """List every image with one of the expressions. Raises `UserError`."""
     pictures: dict[str, ImageEntry] = {}
     left_out: Counter[str] = Counter()
     files: list[Path] = []
@@ -124,43 +124,43 @@ def list_release(root: Path, classes: Sequence[str]) -> SourceListing:
 
 
 def read_rows(path: Path) -> tuple[list[str], str, list[Row]]:
-    """The header, the separator and every line. Raises `UserError`."""
+    """Return the header, the separator and every line. Raises `UserError`."""
     with open_bytes(path) as stream:
         header, separator = read_header(path, stream)
         place = header.index("subDirectory_filePath"), header.index("expression")
         found = parse_rows(path, stream, (len(header), separator), place)
         rows = list(track(found, f"reading {path.name}", unit="row"))
     if not rows:
-        raise UserError(f"{path}: no line below the header; get the file again")
+        raise UserError(f"{path}: no lines after the header; re-download the file")
     return header, separator, rows
 
 
 def read_header(path: Path, stream: io.BufferedReader) -> tuple[list[str], str]:
-    """The names of the columns, and their separator. Raises `UserError`.
+    """Return the column names and their separator. Raises `UserError`.
 
-    Lines are found again by their offset in bytes, so the file must be UTF-8 with the line ends of Unix or Windows.
+    Lines are located by byte offset, so the file must be UTF-8 with Unix or Windows line endings.
     """
     start = stream.readline()
     if encoding_of(start) != "utf-8-sig":
-        raise UserError(f"{path}: is text in UTF-16 or UTF-32; save it as UTF-8")
+        raise UserError(f"{path}: text is UTF-16 or UTF-32; save it as UTF-8")
     text = decode_text(start, str(path))
     if "\n" in text.rstrip("\n"):
-        raise UserError(f"{path}: its lines end as those of old Macs do; save it with line ends of Unix or Windows")
+        raise UserError(f"{path}: has old Mac line endings; save it with Unix or Windows line endings")
     separator = detect_separator(text, COLUMNS)
     header = split_cells(text, separator)
     for column in COLUMNS:
         if column not in header:
-            raise UserError(f"{path} line 1: no column {column}; AffectNet's are {', '.join(COLUMNS)}")
+            raise UserError(f"{path} line 1: no column {column}; AffectNet's columns are {', '.join(COLUMNS)}")
     return header, separator
 
 
 def split_cells(line: str, separator: str) -> list[str]:
-    """Stripped cells of one line. Raises `csv.Error`."""
+    """Return the stripped cells of one line. Raises `csv.Error`."""
     return [cell.strip() for cell in next(csv.reader([line], delimiter=separator), [])]
 
 
 def parse_rows(path: Path, lines: io.BufferedReader, form: tuple[int, str], place: tuple[int, int]) -> Iterator[Row]:
-    """`form`: the number of columns and their separator; `place`: the columns of path and expression."""
+    """Parse lines. `form`: number of columns and separator; `place`: column indices of path and expression."""
     width, separator = form
     start = lines.tell()
     for number, line in enumerate(iter(lines.readline, b""), start=2):
@@ -171,21 +171,19 @@ def parse_rows(path: Path, lines: io.BufferedReader, form: tuple[int, str], plac
         try:
             cells = split_cells(line.decode("utf-8"), separator)
         except (UnicodeDecodeError, csv.Error) as error:
-            raise UserError(f"{where}: is not csv text in UTF-8 ({error}); get the file again") from None
+            raise UserError(f"{where}: not a UTF-8 CSV file ({error}); re-download the file") from None
         if len(cells) != width:
-            raise UserError(f"{where}: {len(cells)} cells where the header has {width}")
+            raise UserError(f"{where}: {len(cells)} cells, expected {width} columns")
         name, expression = cells[place[0]], parse_whole(cells[place[1]])
         if expression is None or not 0 <= expression < EXPRESSIONS:
-            raise UserError(f"{where}: expression {cells[place[1]]!r}; AffectNet's are 0 to {EXPRESSIONS - 1}")
+            raise UserError(f"{where}: expression {cells[place[1]]!r}; must be 0 to {EXPRESSIONS - 1}")
         yield Row(check_relative_path(name, where), expression, begun)
 
 
 def find_images(root: Path, file: Path, rows: Sequence[Row]) -> str:
-    """The folder below the root that the csv's paths start from. Raises `UserError`."""
+    """Find the folder that the csv's paths are relative to. Raises `UserError`."""
     for base in IMAGES:
         if any((root / base / row.path).is_file() for row in rows[:NUM_PATHS_CHECKED]):
             return base
     looked = ", ".join(str(root / base) for base in IMAGES)
-    raise UserError(
-        f"{file}: looked for {rows[0].path} and the {NUM_PATHS_CHECKED} after it below {looked}; found none of them"
-    )
+    raise UserError(f"{file}: none of {rows[0].path} and the next {NUM_PATHS_CHECKED} paths found in {looked}")

@@ -1,4 +1,4 @@
-"""AffectNet's release of 2021: cropped faces with four small files of annotation each."""
+"""AffectNet's release of 2021: cropped faces, each with four small annotation files."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ FOLDERS = {"train": "train_set", "test": "val_set"}
 
 @dataclass(frozen=True)
 class Facts:
-    """Annotations by image: those that have a file. Landmarks are needed by `--align landmarks` only."""
+    """Annotations by image, as far as their files exist. Only `--align landmarks` needs landmarks."""
 
     root: Path
     pictures: Sequence[ImageEntry]
@@ -31,7 +31,7 @@ class Facts:
         if (landmarks := Path(f"{stem}_lnd.npy")).exists():
             points = read_numbers(landmarks)
             if points.size % 2:
-                raise InvalidImageError(f"annotation {landmarks.name} has {points.size} numbers, which are no pairs")
+                raise InvalidImageError(f"annotation {landmarks.name} has {points.size} numbers, not pairs")
             facts["landmarks"] = points.reshape(-1, 2).tolist()
         for name, ending in (("valence", "val"), ("arousal", "aro")):
             if (annotation := Path(f"{stem}_{ending}.npy")).exists():
@@ -40,14 +40,14 @@ class Facts:
 
 
 def list_release(root: Path, classes: Sequence[str]) -> SourceListing:
-    """Every picture with one of the expressions. Raises `UserError`."""
+    """List every image with one of the expressions. Raises `UserError`."""
     pictures, contempt, orphans, unread, without = [], 0, 0, 0, 0
     skipped = Skipped()
     for split, folder in FOLDERS.items():
         images, annotations = root / folder / "images", root / folder / "annotations"
         for needed in (images, annotations):
             if not needed.is_dir():
-                raise UserError(f"{needed}: no such folder; AffectNet's release of 2021 has it")
+                raise UserError(f"{needed}: no such folder, but AffectNet's release of 2021 has it")
         files = file_names(images, skipped)
         notes = {entry.name for entry in list_entries(annotations)}
         for name in track(files, f"reading the labels of {folder}", len(files)):
@@ -74,22 +74,22 @@ def list_release(root: Path, classes: Sequence[str]) -> SourceListing:
 
 
 def read_expression(path: Path) -> int:
-    """Raises `UserError`: a label decides a face's place, so a bad one is no finding to be passed over."""
+    """Read a label. Raises `UserError`: labels affect the split assignment, so a bad one must not be skipped."""
     try:
         value = read_numbers(path)[0]
     except InvalidImageError as error:
         raise UserError(f"{path}: {error}") from None
     if not (value == int(value) and 0 <= value <= 7):
-        raise UserError(f"{path}: expression {value:g}; AffectNet's release of 2021 has 0 to 7")
+        raise UserError(f"{path}: expression {value:g}; must be 0 to 7 in AffectNet's release of 2021")
     return int(value)
 
 
 def read_numbers(path: Path) -> np.ndarray[tuple[int], np.dtype[np.float64]]:
-    """A file's numbers, flat; some are stored as text. Raises `InvalidImageError`."""
+    """Read a file's numbers, flattened; some files store text. Raises `InvalidImageError`."""
     try:
         values = np.atleast_1d(np.load(path, allow_pickle=False)).astype(np.float64).ravel()
     except (OSError, ValueError, EOFError) as error:
         raise InvalidImageError(f"annotation {path.name} cannot be read ({type(error).__name__})") from None
     if not values.size or not np.isfinite(values).all():
-        raise InvalidImageError(f"annotation {path.name} holds no numbers")
+        raise InvalidImageError(f"annotation {path.name} contains no numbers")
     return values

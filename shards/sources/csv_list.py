@@ -1,4 +1,4 @@
-"""Everyone's own data: a csv of paths and labels."""
+"""Custom data: a csv of paths and labels."""
 
 from __future__ import annotations
 
@@ -28,17 +28,17 @@ from shards.sources.splits import split_names
 
 VOTES = "votes_"
 COLUMNS = ("path", "label", "split")
-HELP = "any list `path,label[,split][,votes_CLASS ...]`"
+HELP = "custom csv list `path,label[,split][,votes_CLASS ...]`"
 DESCRIPTION = """\
-Reads a csv with a header; cells are separated by commas, semicolons, tabs or vertical bars, text is UTF-8 (or UTF-16
-with a byte order mark). Columns, in any order; others are not read, and named in a note:
+Reads a csv with a header; cells are separated by commas, semicolons, tabs or vertical bars; the encoding is UTF-8 (or
+UTF-16 with a byte order mark). Columns may be in any order; other columns are ignored and listed in a note:
 
-path          of the image, relative to --root (default: the csv's folder)
-label         a class's name, or its number from 0 (or --first-label)
-split         train, validation (val, valid) or test; without the column all is train
-votes_CLASS   annotators (or shares) who chose CLASS, one column for each class
+path          image path relative to --root (default: the csv's folder)
+label         class name, or class number starting at 0 (or --first-label)
+split         train, validation (val, valid) or test; without this column everything is train
+votes_CLASS   number (or fraction) of annotators who chose CLASS, one column per class
 
-Classes are --classes, or the votes' columns in order, or the labels: names sorted, numbers as they are.
+Classes are --classes, else the vote columns in order, else the labels: names sorted, numbers as they are.
 """
 EPILOG = """\
 example:
@@ -47,7 +47,7 @@ example:
 
 
 class Line(NamedTuple):
-    """A row of the csv."""
+    """One row of the csv."""
 
     where: str
     path: str
@@ -59,7 +59,7 @@ class Line(NamedTuple):
 def list_csv(
     path: Path, classes: Sequence[str] | None, root: Path | None = None, first_label: int = 0
 ) -> SourceListing:
-    """Every picture. `root`: where paths start; `first_label`: the number of the first class. Raises `UserError`."""
+    """List every image. `root`: base of the paths; `first_label`: number of the first class. Raises `UserError`."""
     lines, voted = read_lines(path, path.parent if root is None else root)
     if not first_label:
         check_first_label(path, [line.label for line in lines], (*(classes or ()), *voted))
@@ -70,7 +70,7 @@ def list_csv(
     pictures: dict[str, ImageEntry] = {}
     for line in lines:
         if line.path in pictures:
-            raise UserError(f"{line.where}: {escape_name(line.path)} a second time; keep one of its lines")
+            raise UserError(f"{line.where}: {escape_name(line.path)} is listed twice; keep one line")
         label = label_of(line, names, first_label)
         votes = None if line.votes is None else tuple(line.votes[column] for column in order)
         pictures[line.path] = ImageEntry(line.path, line.split, label, votes)
@@ -78,7 +78,7 @@ def list_csv(
 
 
 def read_lines(path: Path, root: Path) -> tuple[list[Line], list[str]]:
-    """The rows, and the classes that have a column of votes. Raises `UserError`."""
+    """Return the rows, and the classes that have a vote column. Raises `UserError`."""
     with open_text(path) as text:
         table = open_table(text, located(path), ("path", "label"), ("split",))
         if note := table.note():
@@ -93,34 +93,34 @@ def read_lines(path: Path, root: Path) -> tuple[list[Line], list[str]]:
                 if len(seen) <= len(SPLITS):
                     seen.add(cells[name])
     if not found:
-        raise UserError(f"{path}: no line below the header")
+        raise UserError(f"{path}: no lines after the header")
     check_unread(words, path, "split" in table.header)
     splits = split_names({split for _, split in found})
     for line, word in found:
         if splits[word] is None:
-            raise UserError(f"{line.where}: split {word!r}; write train, validation or test")
+            raise UserError(f"{line.where}: split {word!r}; must be train, validation or test")
     return [line._replace(split=splits[word] or "train") for line, word in found], list(columns.values())
 
 
 def vote_columns(header: Sequence[str], where: str) -> dict[str, str]:
-    """The columns of votes, in any letter case -> the class of each. Raises `UserError`."""
+    """Map vote columns, in any letter case, to their class. Raises `UserError`."""
     found = {name: name[len(VOTES) :].strip() for name in header if name.lower().startswith(VOTES)}
     for name, of_class in found.items():
         if not of_class:
-            raise UserError(f"{where}: column {name} names no class; call it {VOTES}CLASS")
+            raise UserError(f"{where}: column {name} names no class; rename it to {VOTES}CLASS")
         check_class_name(of_class, where)
     for of_class, count in Counter(found.values()).items():
         if count > 1:
-            raise UserError(f"{where}: {count} columns of votes for class {of_class}; keep one")
+            raise UserError(f"{where}: {count} vote columns for class {of_class}; keep one")
     return found
 
 
 def check_unread(words: Mapping[str, set[str]], path: Path, has_split: bool) -> None:
-    """Report columns that are not read; `words` are their values. Raises `UserError` when one holds the splits."""
+    """Report ignored columns; `words` are their values. Raises `UserError` if one contains the splits."""
     for name, seen in words.items():
         if not has_split and len(seen) > 1 and all(split_names(seen).values()):
             raise UserError(
-                f"{path}: column {name} holds {', '.join(sorted(seen))}; if these are the splits, call it split, or "
+                f"{path}: column {name} contains {', '.join(sorted(seen))}; if these are the splits, name it split, "
                 "else remove it"
             )
     if words:
@@ -128,15 +128,15 @@ def check_unread(words: Mapping[str, set[str]], path: Path, has_split: bool) -> 
 
 
 def check_class_name(name: str, where: str) -> None:
-    """Raise `UserError` for a class name with characters that control a terminal or end a line."""
+    """Raise `UserError` for a class name with control characters."""
     if not is_printable_name(name):
-        raise UserError(f"{where}: {name!r} is to be a class name, but has control characters; remove them")
+        raise UserError(f"{where}: class name {name!r} has control characters; remove them")
 
 
 def read_line(row: Row, cells: Mapping[str, str], voted: Sequence[str], root: Path) -> tuple[Line, str]:
-    """A row, and the word of its split, which is not known before all are read. Raises `UserError`."""
+    """Parse a row; also return its split word, which is resolved after all rows are read. Raises `UserError`."""
     if not cells["label"]:
-        raise UserError(f"{row.where}: the label is empty; fill it in or remove the line")
+        raise UserError(f"{row.where}: empty label; fill it in or remove the line")
     check_class_name(cells["label"], row.where)
     votes = read_votes([cells[name] for name in voted], row.where)
     path = check_relative_path(cells["path"], row.where, root)
@@ -144,34 +144,34 @@ def read_line(row: Row, cells: Mapping[str, str], voted: Sequence[str], root: Pa
 
 
 def label_of(line: Line, names: Sequence[str], first_label: int) -> int:
-    """The class of a row, by name or number. Raises `UserError`."""
+    """Return a row's class, by name or number. Raises `UserError`."""
     label = find_class(line.label, names)
     if label is not None:
         return label
     number = parse_whole(line.label)
     if number is not None and 0 <= number - first_label < len(names):
         return number - first_label
-    raise UserError(f"{line.where}: label {line.label!r} is none of {', '.join(names)}; name them with --classes")
+    raise UserError(f"{line.where}: label {line.label!r} is not one of {', '.join(names)}; pass --classes")
 
 
 def check_first_label(path: Path, labels: Sequence[str], names: Sequence[str]) -> None:
-    """Raise `UserError` when all labels are numbers, none of them a name, and they seem to count from 1."""
+    """Raise `UserError` if all labels are numbers, none is a name, and they seem to start at 1."""
     numbers = [number for label in labels if (number := parse_whole(label)) is not None]
     if len(numbers) == len(labels) and min(numbers) == 1 and not set(labels) & set(names):
         raise UserError(
-            f"{path}: labels are 1 to {max(numbers)} and none is 0, so they seem to count from 1; give --first-label 1"
+            f"{path}: labels are 1 to {max(numbers)}, so they seem to start at 1; pass --first-label 1"
             + ("" if names else " (and --classes A,B,... to name the classes)")
         )
 
 
 def class_names(lines: Sequence[Line], first_label: int) -> list[str]:
-    """Names for the classes when nothing else gives them: the labels themselves, sorted. Raises `UserError`."""
+    """Derive class names from the labels, sorted, if nothing else defines them. Raises `UserError`."""
     numbers = [parse_whole(line.label) for line in lines]
     known = [number for number in numbers if number is not None]
     if len(known) < len(lines) or max(known) > 999:
         if known:
             line = lines[numbers.index(known[0])]
-            print(f"{line.where}: warning: label {line.label!r} is a number, others are names", file=sys.stderr)
+            print(f"{line.where}: warning: label {line.label!r} is a number, but others are names", file=sys.stderr)
         return sorted({line.label for line in lines})
     if min(known) < first_label:
         line = lines[known.index(min(known))]
@@ -181,11 +181,9 @@ def class_names(lines: Sequence[Line], first_label: int) -> list[str]:
 
 def add_arguments(parser: argparse._ArgumentGroup, csv_option: bool = True) -> None:
     if csv_option:
-        parser.add_argument("--csv", type=Path, required=True, metavar="FILE", help="the list")
-    parser.add_argument(
-        "--root", type=Path, metavar="DIR", help="folder that the paths start from (default: the csv's)"
-    )
-    parser.add_argument("--classes", metavar="A,B,...", help="names in label order")
+        parser.add_argument("--csv", type=Path, required=True, metavar="FILE", help="csv file")
+    parser.add_argument("--root", type=Path, metavar="DIR", help="base folder of the paths (default: the csv's folder)")
+    parser.add_argument("--classes", metavar="A,B,...", help="class names in label order")
     parser.add_argument(
         "--first-label", type=int, choices=(0, 1), default=0, help="number of the first class (default: %(default)s)"
     )
@@ -195,10 +193,10 @@ def add_arguments(parser: argparse._ArgumentGroup, csv_option: bool = True) -> N
 
 def open_source(args: argparse.Namespace) -> Source:
     args.root = args.root or args.csv.parent
-    check_root(args.root, "give the one that the paths of the csv start from as --root")
+    check_root(args.root, "pass the base folder of the csv's paths as --root")
     classes = [name.strip() for name in args.classes.split(",")] if args.classes else None
     if classes and (not all(classes) or len(set(classes)) < len(classes)):
-        raise UserError(f"--classes {args.classes}: each class needs a name of its own")
+        raise UserError(f"--classes {args.classes}: class names must be unique and not empty")
     listing = list_csv(args.csv, classes, args.root, args.first_label)
     present = sorted({picture.split for picture in listing.pictures})
     return make_source(listing, photo_options(args, wanted_fractions(args, present)), args)

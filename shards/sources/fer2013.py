@@ -1,4 +1,4 @@
-"""FER2013, with the labels it came with or those of FER+ (ten annotators a face)."""
+"""FER2013, with its original labels or those of FER+ (ten annotators per face)."""
 
 from __future__ import annotations
 
@@ -20,19 +20,19 @@ from adadf_dist.files.text import escape_name
 from shards.duplicates import assign_splits, digest
 from shards.sources.fer2013_csv import EMOTIONS, VOTE_COLUMNS, VOTES_NAME, Faces, find_csv, read_faces, read_votes
 
-HELP = "FER2013: 48 x 48 grey faces in a csv, with FER+'s votes where they are at hand"
+HELP = "FER2013: 48 x 48 gray faces in a csv, with FER+'s votes if available"
 DESCRIPTION = """\
-Reads fer2013.csv (columns emotion, pixels, Usage; plain or .gz) and, when it is there, FER+'s fer2013new.csv, whose
+Reads fer2013.csv (columns emotion, pixels, Usage; plain or .gz) and, if present, FER+'s fer2013new.csv, whose
 rows are the same faces in the same order.
 
-splits      PublicTest becomes test, and validation is carved from Training; when the csv also has PrivateTest,
+splits      PublicTest becomes test, and validation is held out from Training; if the csv also has PrivateTest,
             PublicTest becomes validation and PrivateTest test
-labels      fer: the 7 of FER2013. ferplus: the one of FER+'s 8 emotions with most votes, `unknown` and `NF` (not a
-            face) left out; a tie goes to the first in FER+'s column order; faces left without a vote are dropped
-votes       stored whenever fer2013new.csv is there, in the order of the classes (with `fer`, 7 of FER+'s 8: contempt
+labels      fer: FER2013's 7. ferplus: FER+'s emotion (of 8) with most votes, not counting `unknown` and `NF` (not a
+            face); ties go to the first in FER+'s column order; faces without a vote are dropped
+votes       stored if fer2013new.csv is present, in class order (with `fer`, 7 of FER+'s 8: contempt
             is in KEY.json only)
-images      the csv's pixels as grey JPEGs of quality 100
-leaks       faces of train with an exact copy in validation or test are dropped and listed in leaks.csv
+images      the csv's pixels as gray JPEGs of quality 100
+leaks       training faces with an exact copy in validation or test are dropped and listed in leaks.csv
 """
 EPILOG = """\
 examples:
@@ -41,21 +41,21 @@ examples:
 """
 
 FERPLUS = VOTE_COLUMNS[:8]
-_QUALITY = 100  # the csv has raw pixels: at 100 they come back within a level or two, for 700 bytes a face more than 95
+_QUALITY = 100  # raw pixels: quality 100 keeps them within a level or two, for 700 bytes per face more than 95
 _FER_NAMES = {"anger": "angry", "happiness": "happy", "sadness": "sad"}
 FER_COLUMNS = tuple(
     next(place for place, name in enumerate(FERPLUS) if _FER_NAMES.get(name, name) == emotion) for emotion in EMOTIONS
 )
-"""For each FER2013 emotion, its column of FER+."""
+"""FER+ column of each FER2013 emotion."""
 
 
 @dataclass(frozen=True)
 class Fer2013Options:
-    """What decides the content of the dataset."""
+    """Options that determine the content of the dataset."""
 
     csv: Path
     ferplus: Path | None
-    """FER+'s votes; None when not at hand."""
+    """FER+'s votes; None if unavailable."""
     labels: Literal["fer", "ferplus"]
     validation_fraction: float = 0.1
     seed: int = 0
@@ -64,16 +64,16 @@ class Fer2013Options:
 
 @dataclass(frozen=True)
 class Fer2013:
-    """A `Source`; face numbers are the csv's rows, from 0."""
+    """A `Source`; sample numbers are the csv's rows, from 0."""
 
     faces: Faces
     all_votes: NDArray[np.int64] | None
     """[N, 10]"""
     classes: tuple[str, ...]
     labels: NDArray[np.int64]
-    """[N]; meaningless for a face that is not among the items."""
+    """[N]; undefined for a face that is not among the items."""
     columns: tuple[int, ...]
-    """For each class, its column of the votes."""
+    """Vote column of each class."""
     splits: dict[int, str]
     provenance: Provenance
 
@@ -121,17 +121,17 @@ def describe_item(faces: Faces, number: int) -> str:
 
 
 def read_fer2013(options: Fer2013Options) -> Fer2013:
-    """Read both files, settle labels and splits, drop leaks. Raises `UserError`."""
+    """Read both files, determine labels and splits, drop leaks. Raises `UserError`."""
     faces = read_faces(options.csv)
     if not len(faces.emotions):
-        raise UserError(f"{options.csv}: no faces in it; get the file again")
+        raise UserError(f"{options.csv}: no faces in it; re-download the file")
     votes = None if options.ferplus is None else read_votes(options.ferplus, faces)
     splits = published_splits(faces)
     findings: dict[str, object] = {}
     labels, classes, columns = faces.emotions, tuple(EMOTIONS), FER_COLUMNS
     if options.labels == "ferplus":
         if votes is None:
-            raise UserError(f"--labels ferplus needs {VOTES_NAME} beside {options.csv}, or --ferplus FILE")
+            raise UserError(f"--labels ferplus needs {VOTES_NAME} next to {options.csv}, or --ferplus FILE")
         labels, classes, columns = votes[:, :8].argmax(axis=1), FERPLUS, tuple(range(8))
         without = np.flatnonzero(votes[:, :8].sum(axis=1) == 0).tolist()
         splits = {number: split for number, split in splits.items() if number not in set(without)}
@@ -162,7 +162,7 @@ def read_fer2013(options: Fer2013Options) -> Fer2013:
 
 
 def published_splits(faces: Faces) -> dict[int, str]:
-    """Row -> split, as the csv's Usage has it."""
+    """Row -> split, from the csv's Usage column."""
     with_private = "PrivateTest" in faces.usages
     names = {
         "Training": "train",
@@ -173,15 +173,15 @@ def published_splits(faces: Faces) -> dict[int, str]:
 
 
 def count_ties(votes: NDArray[np.int64]) -> int:
-    """Rows of [N, C] whose most votes stand in more than one place."""
+    """Count rows of [N, C] whose maximum is not unique."""
     return int(((votes == votes.max(axis=1, keepdims=True)).sum(axis=1) > 1).sum())
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--root", type=Path, metavar="DIR", help="folder with fer2013.csv and fer2013new.csv")
-    parser.add_argument("--csv", type=Path, metavar="FILE", help="the csv itself, when --root does not settle it")
+    parser.add_argument("--csv", type=Path, metavar="FILE", help="the csv itself, if --root is ambiguous")
     parser.add_argument(
-        "--ferplus", type=Path, metavar="FILE", help=f"FER+'s votes (default: {VOTES_NAME} beside the csv)"
+        "--ferplus", type=Path, metavar="FILE", help=f"FER+'s votes (default: {VOTES_NAME} next to the csv)"
     )
     parser.add_argument("--labels", choices=("fer", "ferplus"), default="ferplus", help="default: %(default)s")
     parser.add_argument(
@@ -189,18 +189,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=float,
         default=0.1,
         metavar="F",
-        help="share of each class of Training for validation, copies of a face kept together (default: %(default)s)",
+        help="fraction of each class of Training for validation; duplicates stay together (default: %(default)s)",
     )
-    parser.add_argument(
-        "--keep-leaks", action="store_true", help="list leaks, but leave them in (as published figures do)"
-    )
+    parser.add_argument("--keep-leaks", action="store_true", help="list leaks but keep them (as in published results)")
 
 
 def open_source(args: argparse.Namespace) -> Fer2013:
     if args.root is None and args.csv is None:
-        raise UserError("give --root DIR, the folder with fer2013.csv, or --csv FILE")
+        raise UserError("pass --root DIR, the folder with fer2013.csv, or --csv FILE")
     if not 0 < args.validation_fraction < 1:
-        raise UserError(f"--validation-fraction {args.validation_fraction:g}: must lie between 0 and 1")
+        raise UserError(f"--validation-fraction {args.validation_fraction:g}: must be between 0 and 1")
     csv = args.csv if args.csv is not None else find_csv(args.root)
     beside = (args.root or csv.parent) / VOTES_NAME
     ferplus = args.ferplus if args.ferplus is not None else (beside if beside.is_file() else None)

@@ -1,4 +1,4 @@
-"""FER2013's csv and FER+'s votes, read and checked row by row."""
+"""FER2013's csv and FER+'s votes, read and validated row by row."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from shards.progress import track
 
 SIDE = 48
 EMOTIONS = ("angry", "disgust", "fear", "happy", "sad", "surprise", "neutral")
-"""Names of the emotion ids 0 to 6."""
+"""Names of emotion ids 0 to 6."""
 USAGES = ("Training", "PublicTest", "PrivateTest")
 VOTE_COLUMNS = (
     *("neutral", "happiness", "surprise", "sadness", "anger", "disgust", "fear", "contempt"),
@@ -34,7 +34,7 @@ VOTES_NAME = "fer2013new.csv"
 
 @dataclass(frozen=True)
 class Faces:
-    """The rows of FER2013's csv, N of them, in the order of the file."""
+    """Rows of FER2013's csv, N of them, in file order."""
 
     file: str
     pixels: NDArray[np.uint8]
@@ -45,22 +45,22 @@ class Faces:
 
 
 def find_csv(root: Path) -> Path:
-    """FER2013's csv in a folder. Raises `UserError` when there is none, or more than one."""
-    check_root(root, "give the one with fer2013.csv as --root")
+    """Find FER2013's csv in a folder. Raises `UserError` if there is none or more than one."""
+    check_root(root, "pass the folder with fer2013.csv as --root")
     found = [root / name for name in CSV_NAMES if (root / name).is_file()]
     if len(found) > 1:
-        raise UserError(f"{root}: holds {' and '.join(path.name for path in found)}; say which with --csv")
+        raise UserError(f"{root}: contains {' and '.join(path.name for path in found)}; pass one as --csv")
     if found:
         return found[0]
     seen = [entry.name for entry in list_entries(root)]
     archives = [name for name in seen if is_archive(name)]
     below = [f"{name}/{file}" for name in subfolders(root) for file in CSV_NAMES if (root / name / file).is_file()]
     if below:
-        raise UserError(f"{root}: the csv is in a folder below, {below[0]}; give --root {(root / below[0]).parent}")
+        raise UserError(f"{root}: the csv is in the subfolder {below[0]}; pass --root {(root / below[0]).parent}")
     if archives:
-        raise UserError(f"{root}: {archives[0]} is an archive; unpack it, and give the folder of fer2013.csv as --root")
+        raise UserError(f"{root}: {archives[0]} is an archive; unpack it and pass fer2013.csv's folder as --root")
     raise UserError(
-        f"{root}: looked for {', '.join(CSV_NAMES)}, saw {', '.join(seen[:8]) or 'an empty folder'}; name it with --csv"
+        f"{root}: expected {', '.join(CSV_NAMES)}, found {', '.join(seen[:8]) or 'an empty folder'}; use --csv FILE"
     )
 
 
@@ -83,41 +83,41 @@ def read_faces(path: Path) -> Faces:
 
 
 def parse_pixels(text: str, where: str) -> bytes:
-    """The grey values of one face, row by row. Raises `UserError`."""
+    """Parse the gray values of one face, row by row. Raises `UserError`."""
     try:
         pixels = bytes(map(int, text.split()))
     except ValueError as error:
-        raise UserError(f"{where}: pixels must be whole numbers from 0 to 255 ({error}); get the file again") from None
+        raise UserError(f"{where}: pixels must be integers from 0 to 255 ({error}); re-download the file") from None
     if len(pixels) != SIDE * SIDE:
-        raise UserError(f"{where}: {len(pixels):,} pixels where {SIDE} x {SIDE} = 2,304 are needed; get the file again")
+        raise UserError(f"{where}: {len(pixels):,} pixels, expected {SIDE} x {SIDE} = 2,304; re-download the file")
     return pixels
 
 
 def read_votes(path: Path, faces: Faces) -> NDArray[np.int64]:
-    """FER+'s votes [N, 10] of the same faces, in `VOTE_COLUMNS` order.
+    """Read FER+'s votes [N, 10] of the same faces, in `VOTE_COLUMNS` order.
 
-    Joined by row: the image names of FER+ are no row numbers. Raises `UserError`, naming the line.
+    Joined by row: FER+'s image names are not row numbers. Raises `UserError`, naming the line.
     """
     votes: list[list[int]] = []
     with open_rows(path, ("Usage", *VOTE_COLUMNS)) as rows:
         for where, (usage, *counts) in rows:
             row = [number for count in counts if (number := parse_whole(count)) is not None]
             if len(row) < len(counts):
-                raise UserError(f"{where}: votes must be whole numbers, not {','.join(counts)[:80]}")
+                raise UserError(f"{where}: votes must be integers, not {','.join(counts)[:80]}")
             if min(row) < 0:
-                raise UserError(f"{where}: a negative number of votes")
+                raise UserError(f"{where}: negative number of votes")
             if max(row) > MAX_NUMBER:
-                raise UserError(f"{where}: {max(row):,} votes are more than {MAX_NUMBER:,}; get the file again")
+                raise UserError(f"{where}: {max(row):,} votes exceed {MAX_NUMBER:,}; re-download the file")
             number = len(votes)
             if number < len(faces.usages) and usage != faces.usages[number]:
                 raise UserError(
-                    f"{where}: Usage {usage[:40]!r} where {faces.file} has {faces.usages[number]!r}; "
-                    "the two are joined row by row and must list the same faces"
+                    f"{where}: Usage {usage[:40]!r}, but {faces.file} has {faces.usages[number]!r}; "
+                    "the files are joined row by row and must list the same faces"
                 )
             votes.append(row)
     if len(votes) != len(faces.usages):
         raise UserError(
-            f"{path}: {len(votes):,} rows where {faces.file} has {len(faces.usages):,}; the two are joined row by row "
+            f"{path}: {len(votes):,} rows, but {faces.file} has {len(faces.usages):,}; the files are joined row by row "
             "and must list the same faces"
         )
     return np.array(votes, dtype=np.int64).reshape(-1, len(VOTE_COLUMNS))
@@ -125,9 +125,9 @@ def read_votes(path: Path, faces: Faces) -> NDArray[np.int64]:
 
 @contextmanager
 def open_rows(path: Path, columns: tuple[str, ...]) -> Iterator[Iterator[tuple[str, list[str]]]]:
-    """Yield an iterator over (file and line, cells of `columns`), of a plain or gzip file whatever its name.
+    """Yield an iterator over (file and line, cells of `columns`) of a plain or gzip file, whatever its name.
 
-    What is wrong with the file becomes a `UserError`.
+    File errors become `UserError`s.
     """
     where = located(path)
     try:
@@ -139,6 +139,6 @@ def open_rows(path: Path, columns: tuple[str, ...]) -> Iterator[Iterator[tuple[s
                 print(f"note: {note}", file=sys.stderr)
             yield ((row.where, cells) for row, cells in table.select(columns))
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-        raise UserError(f"{where}: damaged gzip file ({error}); get it again") from None
+        raise UserError(f"{where}: corrupt gzip file ({error}); re-download it") from None
     except NoColumnError as error:
         raise UserError(f"{error}; is this the right file?") from None

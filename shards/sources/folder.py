@@ -1,4 +1,4 @@
-"""Any dataset that is stored as one folder a class."""
+"""Any dataset stored as one folder per class."""
 
 from __future__ import annotations
 
@@ -23,18 +23,18 @@ from shards.image_files import (
 )
 from shards.sources.splits import check_class_folders, count_images, split_names
 
-HELP = "one folder a class, with or without train/, validation/ and test/ above them"
+HELP = "one folder per class, optionally below train/, validation/ and test/"
 DESCRIPTION = f"""\
 Reads DIR/train/CLASS/*, DIR/validation/CLASS/* (or val, valid) and DIR/test/CLASS/*, or DIR/CLASS/*. Training,
-PublicTest and PrivateTest are read as in FER2013. A split that has no folder can be held out from train, class by
-class. Classes are the folders' names, sorted; images may be in folders below. Hidden files, and those of operating
-systems and NAS boxes (@eaDir, __MACOSX, Thumbs.db, ...), are skipped and counted.
+PublicTest and PrivateTest are read as in FER2013. A missing split can be held out from train, class by
+class. Classes are the sorted folder names; images may be in subfolders. Hidden files, and files of operating
+systems and NAS devices (@eaDir, __MACOSX, Thumbs.db, ...), are skipped and counted.
 
-images      a JPEG is stored as it is; another format ({", ".join(f for f in FORMATS if f != "JPEG")}), a JPEG with
-            rotation in its EXIF and one that is neither grey nor RGB are encoded anew at quality 95; files with other
-            extensions are counted and left alone
-leaks       faces of train with a byte-identical copy in validation or test (and of validation with one in test) are
-            dropped and listed in leaks.csv; carving keeps copies together
+images      JPEGs are stored as they are; other formats ({", ".join(f for f in FORMATS if f != "JPEG")}), JPEGs with an
+            EXIF rotation and those neither gray nor RGB are re-encoded at quality 95; files with other
+            extensions are counted and ignored
+leaks       training images with a byte-identical copy in validation or test (and validation images with one in test)
+            are dropped and listed in leaks.csv; held-out splits keep copies together
 """
 EPILOG = """\
 examples:
@@ -44,7 +44,7 @@ examples:
 
 
 def list_folder(root: Path) -> SourceListing:
-    """Every picture of the tree. Raises `UserError`."""
+    """List every image of the tree. Raises `UserError`."""
     skipped = Skipped()
     trees = find_splits(root, skipped)
     classes = find_classes(trees, skipped)
@@ -67,8 +67,8 @@ def list_folder(root: Path) -> SourceListing:
 
 
 def find_splits(root: Path, skipped: Skipped | None = None) -> dict[str, Path]:
-    """Split -> the folder that holds its classes. Raises `UserError`."""
-    check_root(root, "give the one that holds the class folders as --root")
+    """Map each split to its folder of classes. Raises `UserError`."""
+    check_root(root, "pass the folder that contains the class folders as --root")
     folders = subfolders(root, skipped)
     if not folders:
         raise UserError(f"{root}: no folders in it; one folder per class is needed")
@@ -79,70 +79,66 @@ def find_splits(root: Path, skipped: Skipped | None = None) -> dict[str, Path]:
     trees: dict[str, Path] = {}
     for name, split in splits.items():
         if split is None:
-            raise UserError(
-                f"{root / name}: is beside split folders but is none; move it away, or rename it if it is one"
-            )
+            raise UserError(f"{root / name}: not a split folder, but next to some; move or rename it")
         if split in trees:
-            raise UserError(f"{root}: holds both {trees[split].name} and {name}; keep one of them")
+            raise UserError(f"{root}: contains both {trees[split].name} and {name}; keep one")
         trees[split] = root / name
     if "train" not in trees:
         raise UserError(
-            f"{root}: holds {', '.join(folders)} but no train; add it, or give the folder above the classes"
+            f"{root}: contains {', '.join(folders)} but no train; add it, or pass the folder above the classes"
         )
     return trees
 
 
 def find_classes(trees: dict[str, Path], skipped: Skipped) -> tuple[str, ...]:
-    """The class names, which are those of train. Raises `UserError`."""
+    """Return the class names, which are those of train. Raises `UserError`."""
     train = trees["train"]
     classes = tuple(readable_name(train, name) for name in subfolders(train, skipped))
     if not classes:
         images = count_images(train)
         raise UserError(
             f"{train}: no folders in it; one folder per class is needed"
-            + (f", and its {images:,} images are in none" if images else "")
-            + ("; FER+'s folders are read by `python -m shards.build fer2013`" if images and has_list(train) else "")
+            + (f", but its {images:,} images are in none" if images else "")
+            + ("; for FER+'s folders use `python -m shards.build fer2013`" if images and has_list(train) else "")
         )
     for tree in trees.values():
         for name in subfolders(tree, skipped):
             if name not in map(native_name, classes):
                 alike = [known for known in classes if plain_form(known) == plain_form(name)]
                 hint = f" (train has {alike[0]})" if alike else ""
-                raise UserError(
-                    f"{escape_name(str(tree / name))}: a class that train does not have{hint}; rename or remove it"
-                )
+                raise UserError(f"{escape_name(str(tree / name))}: class is not in train{hint}; rename or remove it")
     return classes
 
 
 def warn_of_archives(folders: Iterable[Path]) -> None:
-    """Print a warning for each folder with archives beside the class or split folders: their images are not read."""
+    """Warn about archives next to the class or split folders: their images are not read."""
     for folder in sorted(folders):
         if names := [escape_name(entry.name) for entry in list_entries(folder) if is_archive(entry.name)]:
             print(
-                f"{escape_name(str(folder))}: warning: archives are not read: {', '.join(names)}; unpack those of the "
-                "dataset",
+                f"{escape_name(str(folder))}: warning: archives are not read: {', '.join(names)}; unpack those that "
+                "belong to the dataset",
                 file=sys.stderr,
             )
 
 
 def has_list(folder: Path) -> bool:
-    """Whether a csv of labels is beside the images, as in FER+'s folders."""
+    """Whether a csv of labels is next to the images, as in FER+'s folders."""
     return any(entry.name.lower().endswith(".csv") for entry in list_entries(folder))
 
 
 def wanted_fractions(args: argparse.Namespace, present: Sequence[str]) -> dict[str, float]:
-    """What is to be carved out of train. Raises `UserError`."""
+    """Fractions to hold out from train. Raises `UserError`."""
     asked = {"test": args.test_fraction, "validation": args.validation_fraction}
     for split, fraction in asked.items():
         if fraction is not None and split in present:
-            raise UserError(f"--{split}-fraction: {args.root} has that split already; leave the option out")
+            raise UserError(f"--{split}-fraction: {args.root} already has that split; remove the option")
         if fraction is not None and not 0 <= fraction < 1:
             raise UserError(f"--{split}-fraction {fraction:g}: must be at least 0 and below 1")
     if args.validation_fraction is None and "validation" not in present:
         asked["validation"] = 0.1
     fractions = {split: fraction for split, fraction in asked.items() if fraction}
     if sum(fractions.values()) >= 1:
-        raise UserError("--validation-fraction and --test-fraction leave nothing to train on; make them smaller")
+        raise UserError("--validation-fraction and --test-fraction leave no training images; lower them")
     return fractions
 
 
@@ -150,7 +146,7 @@ def add_arguments(parser: argparse._ArgumentGroup) -> None:
     parser.add_argument(
         "--root", type=Path, required=True, metavar="DIR", help="folder with the class or split folders"
     )
-    add_photo_arguments(parser, {"validation": "0.1 where there is no such folder", "test": "none"})
+    add_photo_arguments(parser, {"validation": "0.1 if there is no such folder", "test": "none"})
     add_align_arguments(parser)
 
 

@@ -1,4 +1,4 @@
-"""RAF-DB: real-world faces, the part with one basic emotion each."""
+"""RAF-DB: real-world faces; the part with one basic emotion per face."""
 
 from __future__ import annotations
 
@@ -29,34 +29,34 @@ from shards.image_files import (
 from shards.sources.emotions import find_label
 
 CLASSES = ("surprise", "fear", "disgust", "happiness", "sadness", "anger", "neutral")
-"""In the order of the labels, which count from 1."""
-LABELS = "EmoLabel/list_patition_label.txt"  # spelt so by its publishers
+"""In label order; labels start at 1."""
+LABELS = "EmoLabel/list_patition_label.txt"  # the publishers' spelling
 VOTES = "EmoLabel/distribution.txt"
 IMAGES = {"aligned": "Image/aligned", "original": "Image/original"}
 POINTS = "Annotation/manual"
-"""NAME_manu_attri.txt: five lines `x y` (eyes, nose, corners of the mouth), then gender, race and age."""
+"""NAME_manu_attri.txt: five lines `x y` (eyes, nose, mouth corners), then gender, race and age."""
 PEOPLE = {
     "gender": ("male", "female", "unsure"),
     "race": ("Caucasian", "African-American", "Asian"),
     "age": ("0-3", "4-19", "20-39", "40-69", "70+"),
 }
-"""What the three numbers after the points mean, counted from 0."""
+"""Meaning of the three numbers after the points, starting at 0."""
 BOXES = "Annotation/boundingbox"
-"""NAME_boundingbox.txt: left, top, right, bottom of the face that is meant; since version 1.1."""
+"""NAME_boundingbox.txt: left, top, right, bottom of the target face; since version 1.1."""
 
 HELP = "RAF-DB: EmoLabel/list_patition_label.txt and Image/aligned or Image/original"
 DESCRIPTION = f"""\
 Reads DIR/{LABELS} (labels 1 to 7: {", ".join(CLASSES)}) and
 DIR/Image/aligned/*_aligned.jpg, or with --images original DIR/Image/original/*. DIR may also be the folder `basic` or
-the one above it.
+its parent.
 
-splits      train_* is train, test_* is test; validation is carved out of train
-votes       {VOTES}, where it is there: a line `name share share ...` for each face, in label order, six or seven
-            shares (six: no neutral), or a header that names the columns. Images it does not name have no votes; a
-            name that no label has is an error. Names may end in _aligned, in both lists.
-KEY.json    where they are there: gender, race and age (in years, from-to) of {POINTS}; with --images original
-            also its five points (--align landmarks takes them) and the box of {BOXES} (--align
-            detect takes the face on it)
+splits      train_* is train, test_* is test; validation is held out from train
+votes       {VOTES}, if present: a line `name fraction fraction ...` per face, in label order, six or
+            seven fractions (six: no neutral), or a header that names the columns. Unlisted images have no votes;
+            unknown names are an error. Names may end in _aligned in both lists.
+KEY.json    if available: gender, race and age (in years, from-to) of {POINTS}; with --images original
+            also its five points (used by --align landmarks) and the box of {BOXES} (--align
+            detect selects the face in it)
 """
 EPILOG = """\
 examples:
@@ -66,11 +66,11 @@ examples:
 
 
 def list_rafdb(root: Path, images: str) -> SourceListing:
-    """Every picture that is labelled. Raises `UserError`."""
+    """List every labeled image. Raises `UserError`."""
     base = find_base(root)
     below = (base / IMAGES[images]).relative_to(root).as_posix()
     if not (root / below).is_dir():
-        raise UserError(f"{root / below}: no such folder, but --images {images} reads the pictures there")
+        raise UserError(f"{root / below}: no such folder, but --images {images} reads images from it")
     skipped = Skipped()
     there = {path.rpartition("/")[2] for path in list_files(root, below, skipped)}
     pictures: dict[str, ImageEntry] = {}
@@ -78,7 +78,7 @@ def list_rafdb(root: Path, images: str) -> SourceListing:
         file = file_of(name, images, there)
         stem = stem_of(name)
         if stem in pictures:
-            raise UserError(f"{where}: {name} a second time; keep one of its lines")
+            raise UserError(f"{where}: {name} is listed twice; keep one line")
         pictures[stem] = ImageEntry(f"{below}/{file}".removeprefix("./"), split_of(name, where), label)
     if (base / VOTES).is_file():
         for stem, votes in read_votes(base / VOTES, pictures).items():
@@ -95,15 +95,15 @@ def list_rafdb(root: Path, images: str) -> SourceListing:
 
 
 def stem_of(name: str) -> str:
-    """What labels and votes know an image by: its name without extension and `_aligned`, which lists may have."""
+    """Image name as used by labels and votes: without extension and `_aligned`, which lists may contain."""
     stem, dot, extension = name.rpartition(".")
-    if not dot or not extension.isalpha():  # some lists of votes have no extension
+    if not dot or not extension.isalpha():  # some vote lists have no extension
         stem = name
     return stem.removesuffix("_aligned")
 
 
 def file_of(name: str, images: str, there: Collection[str]) -> str:
-    """The file that a list's name means: aligned images are called so, whether the list says it or not."""
+    """Find the file of a listed name: aligned images end in `_aligned`, even if the list omits it."""
     extension = name.rpartition(".")[2]
     plain, aligned = f"{stem_of(name)}.{extension}", f"{stem_of(name)}_aligned.{extension}"
     wanted, other = (aligned, plain) if images == "aligned" else (plain, aligned)
@@ -112,7 +112,7 @@ def file_of(name: str, images: str, there: Collection[str]) -> str:
 
 @dataclass(frozen=True)
 class Facts:
-    """Annotations of a face; its places, which are in pixels of the original photograph, only for that."""
+    """Annotations of a face; landmarks and box, in pixels of the original photo, only for original images."""
 
     base: Path
     pictures: Sequence[ImageEntry]
@@ -134,52 +134,52 @@ class Facts:
 
 
 def read_person(path: Path) -> dict[str, object]:
-    """Gender, race and age by the words of `PEOPLE`; what the file does not say, or by no known number, is left out."""
+    """Gender, race and age in the words of `PEOPLE`; missing or unknown codes are omitted."""
     if not path.is_file():
         return {}
     codes = read_bytes(str(path))[0].decode(errors="replace").split()[10:13]
-    known = zip(PEOPLE.items(), codes, strict=False)  # a file of points alone ends there
+    known = zip(PEOPLE.items(), codes, strict=False)  # a file may contain points only
     return {name: words[int(code)] for (name, words), code in known if code.isdecimal() and int(code) < len(words)}
 
 
 def read_annotation(path: Path, count: int) -> list[float] | None:
-    """The first `count` numbers of a file; None where there is no such file. Raises `InvalidImageError`."""
+    """Return the first `count` numbers of a file; None if it does not exist. Raises `InvalidImageError`."""
     if not path.is_file():
         return None
     values = numbers(read_bytes(str(path))[0].decode(errors="replace").split()[:count])
     if len(values) != count or not all(map(math.isfinite, values)):
-        raise InvalidImageError(f"annotation {path.name} does not begin with {count} numbers")
+        raise InvalidImageError(f"annotation {path.name} does not start with {count} numbers")
     return values
 
 
 def find_base(root: Path) -> Path:
-    """The folder that holds EmoLabel. Raises `UserError`."""
-    check_root(root, "give the one that holds EmoLabel and Image as --root")
+    """Find the folder that contains EmoLabel. Raises `UserError`."""
+    check_root(root, "pass the folder that contains EmoLabel and Image as --root")
     for base in (root, root / "basic"):
         if (base / LABELS).is_file():
             return base
     seen = ", ".join(sorted(entry.name for entry in root.iterdir())[:8]) or "nothing"
-    raise UserError(f"{root}: looked for {LABELS} there and below basic/, saw {seen}; give RAF-DB's folder as --root")
+    raise UserError(f"{root}: expected {LABELS} in it or in basic/, found {seen}; pass RAF-DB's folder as --root")
 
 
 def read_labels(path: Path) -> list[tuple[str, int, str]]:
-    """(file name, label from 0, where it is). Raises `UserError`."""
+    """Return (file name, label from 0, location in the file) per line. Raises `UserError`."""
     rows = []
     for row in read_rows_of(path):
         if len(row.cells) != 2 or "." not in row.cells[0]:
-            raise UserError(f"{row.where}: {' '.join(row.cells)[:60]!r} is no `name label`, like `train_00001.jpg 5`")
+            raise UserError(f"{row.where}: {' '.join(row.cells)[:60]!r} is not `name label`, as in `train_00001.jpg 5`")
         name, label = row.cells[0], parse_whole(row.cells[1])
         if label is None or not 1 <= label <= len(CLASSES):
-            hint = "; this list seems to count from 0, the published one from 1" if label == 0 else ""
-            raise UserError(f"{row.where}: label {row.cells[1]!r}; RAF-DB's are 1 to {len(CLASSES)}{hint}")
+            hint = "; this list seems to start at 0, the published one at 1" if label == 0 else ""
+            raise UserError(f"{row.where}: label {row.cells[1]!r}; must be 1 to {len(CLASSES)}{hint}")
         rows.append((check_relative_path(name, row.where), label - 1, row.where))
     if not rows:
-        raise UserError(f"{path}: no line in it; get the file again")
+        raise UserError(f"{path}: empty file; re-download it")
     return rows
 
 
 def read_rows_of(path: Path) -> list[Row]:
-    """The rows of a list whose cells are separated by blanks, or by what its first line has. Raises `UserError`."""
+    """Read the rows of a list, separated by spaces or by the separator of its first line. Raises `UserError`."""
     with open_text(path) as lines:
         return list(read_list(lines, str(path)))
 
@@ -188,11 +188,11 @@ def split_of(name: str, where: str) -> str:
     for split in ("train", "test"):
         if name.rpartition("/")[2].startswith(f"{split}_"):
             return split
-    raise UserError(f"{where}: {name} begins neither with train_ nor with test_, so its split is not known")
+    raise UserError(f"{where}: {name} starts with neither train_ nor test_, so its split is unknown")
 
 
 def read_votes(path: Path, known: Collection[str]) -> Mapping[str, tuple[float, ...]]:
-    """Stem of an image's name -> [C] shares; `known` are the stems that are labeled. Raises `UserError`."""
+    """Map each image stem to its [C] vote fractions; `known` are the labeled stems. Raises `UserError`."""
     rows = read_rows_of(path)
     order: Sequence[int] = range(len(CLASSES))
     if rows and len(rows[0].cells) > 1 and not any(math.isfinite(parse_number(cell)) for cell in rows[0].cells[1:]):
@@ -201,21 +201,21 @@ def read_votes(path: Path, known: Collection[str]) -> Mapping[str, tuple[float, 
     for row in rows:
         name, *cells = row.cells
         if len(cells) not in (len(CLASSES) - 1, len(CLASSES)) or len(cells) > len(order):
-            raise UserError(f"{row.where}: needs a name and 6 or 7 shares of 0 or more, in label order")
+            raise UserError(f"{row.where}: expected a name and 6 or 7 fractions of at least 0, in label order")
         shares = [0.0] * len(CLASSES)
         for label, cell in zip(order, cells, strict=False):
             shares[label] = read_number(cell, row.where, "shares")
         stem = stem_of(name.replace("\\", "/").rpartition("/")[2])
         if stem not in known:
-            raise UserError(f"{row.where}: votes for {name}, which {LABELS} does not list; correct or remove the line")
+            raise UserError(f"{row.where}: votes for {name}, which is not in {LABELS}; fix or remove the line")
         if stem in votes:
-            raise UserError(f"{row.where}: {name} a second time; keep one of its lines")
+            raise UserError(f"{row.where}: {name} is listed twice; keep one line")
         votes[stem] = tuple(shares)
     return votes
 
 
 def column_order(header: Row) -> list[int]:
-    """The class of each column of votes. Raises `UserError`."""
+    """Return the class of each vote column. Raises `UserError`."""
     order = [find_label(cell, CLASSES) for cell in header.cells[1:]]
     found = [label for label in order if label is not None]
     if len(found) < len(order) or len(set(found)) < len(found):
@@ -224,7 +224,7 @@ def column_order(header: Row) -> list[int]:
 
 
 def numbers(words: Sequence[str]) -> list[float]:
-    """Empty when one of the words is no number."""
+    """Parse numbers; empty if any word is not a number."""
     try:
         return [float(word) for word in words]
     except ValueError:

@@ -1,4 +1,4 @@
-"""SFEW 2.0: frames of films in folders of emotions."""
+"""SFEW 2.0: movie frames in folders of emotions."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ from shards.image_files import (
 from shards.sources.emotions import find_label
 
 CLASSES = ("Angry", "Disgust", "Fear", "Happy", "Neutral", "Sad", "Surprise")
-HELP = "SFEW 2.0: Train/ and Val/ of folders named Angry ... Surprise"
+HELP = "SFEW 2.0: Train/ and Val/ with folders Angry ... Surprise"
 DESCRIPTION = f"""\
 Reads DIR/Train/EMOTION/* and DIR/Val/EMOTION/* (also Train/Train_Aligned_Faces/EMOTION/*), emotions
 {", ".join(CLASSES)}, labels in this order.
 
-splits      the test labels of SFEW were not published, and everyone reports Val: it becomes test, and validation is
-            carved out of Train. Where Test/ has folders of emotions too, Val is validation and Test is test.
+splits      SFEW's test labels were not published, and results are reported on Val: it becomes test, and validation is
+            held out from Train. If Test/ also has folders of emotions, Val is validation and Test is test.
 """
 EPILOG = """\
 example:
@@ -38,15 +38,15 @@ example:
 
 
 def list_sfew(root: Path) -> SourceListing:
-    """Every picture. Raises `UserError`."""
-    check_root(root, "give the one that holds Train and Val as --root")
+    """List every image. Raises `UserError`."""
+    check_root(root, "pass the folder that contains Train and Val as --root")
     skipped = Skipped()
     trees = {name.lower(): find_emotions(root / name) for name in subfolders(root, skipped)}
     train, val, test = (trees.get(name) for name in ("train", "val", "test"))
     if train is None or val is None:
         raise UserError(
-            f"{root}: SFEW has Train and Val, each with folders {', '.join(CLASSES)}; "
-            f"here are {', '.join(subfolders(root)) or 'no folders'}"
+            f"{root}: expected Train and Val, each with folders {', '.join(CLASSES)}; "
+            f"found {', '.join(subfolders(root)) or 'no folders'}"
         )
     splits = {"train": train, "test": val} if test is None else {"train": train, "validation": val, "test": test}
     pictures, others = [], 0
@@ -54,7 +54,7 @@ def list_sfew(root: Path) -> SourceListing:
         for name in subfolders(tree, skipped):
             label = find_label(name, tuple(c.lower() for c in CLASSES))
             if label is None:
-                raise UserError(f"{escape_name(str(tree / name))}: none of {', '.join(CLASSES)}; rename or remove it")
+                raise UserError(f"{escape_name(str(tree / name))}: not one of {', '.join(CLASSES)}; rename or remove")
             for path in list_files(root, (tree / name).relative_to(root).as_posix(), skipped):
                 if is_image_name(path):
                     pictures.append(ImageEntry(path, split, label))
@@ -65,7 +65,7 @@ def list_sfew(root: Path) -> SourceListing:
 
 
 def find_emotions(folder: Path) -> Path | None:
-    """The folder itself, or the one below it, that holds folders of emotions."""
+    """Return the folder, or the one inside it, that contains folders of emotions."""
     for candidate in (folder, *(folder / name for name in subfolders(folder))):
         names = [name.lower() for name in subfolders(candidate)]
         if sum(find_label(name, tuple(c.lower() for c in CLASSES)) is not None for name in names) >= 2:
@@ -75,7 +75,7 @@ def find_emotions(folder: Path) -> Path | None:
 
 def add_arguments(parser: argparse._ArgumentGroup) -> None:
     parser.add_argument("--root", type=Path, required=True, metavar="DIR", help="folder with Train and Val")
-    add_photo_arguments(parser, {"validation": "0.1 where Val is test"})
+    add_photo_arguments(parser, {"validation": "0.1 if Val is test"})
     add_align_arguments(parser)
 
 

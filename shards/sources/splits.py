@@ -1,4 +1,4 @@
-"""Which split a folder or a word of a list means, and layouts that are not what `folder` reads."""
+"""Recognizes split names of folders and lists, and layouts that `folder` does not read."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ _SPLITS = {"train": "train", "val": "validation", "test": "test", "private": "te
 
 
 def split_names(words: Iterable[str]) -> dict[str, str | None]:
-    """For each word, the split that it means; None where it means none.
+    """Map each word to the split it means, or None.
 
-    FER2013's PublicTest is test, or validation where there is a PrivateTest.
+    FER2013's PublicTest is test, or validation if there is a PrivateTest.
     """
     words = list(words)
     found = {word: match[1].lower() if (match := _SPLIT.fullmatch(word.strip())) else None for word in words}
@@ -40,53 +40,53 @@ def split_names(words: Iterable[str]) -> dict[str, str | None]:
 
 
 def check_class_folders(root: Path, folders: Sequence[str]) -> None:
-    """Raise `UserError` when what would be class folders is another layout, saying which and what to do."""
+    """Raise `UserError` if the supposed class folders are another layout, naming the layout and the fix."""
     names = {name.lower() for name in folders}
     shown = escape_name(str(root))
     if names & {"images", "imgs", "jpegimages"} and names & {"labels", "annotations", "annotation", "label"}:
         raise UserError(
-            f"{shown}: holds {', '.join(folders)}, as datasets for detection (YOLO, VOC) do, and no class folders; "
+            f"{shown}: contains {', '.join(folders)}, like detection datasets (YOLO, VOC), and no class folders; "
             "sort the images into one folder per class, or list them in a csv for `python -m shards.build csv`"
         )
     holders = {name: inner for name in folders if (inner := split_folders(root / name))}
     if len(holders) == len(folders) > 1 and not any(name.lower().startswith(("fold", "split")) for name in folders):
         first, inner = next(iter(holders.items()))
         raise UserError(
-            f"{shown}: {escape_name(first)} holds {', '.join(inner)}, but splits belong above classes: "
+            f"{shown}: {escape_name(first)} contains {', '.join(inner)}, but splits belong above classes: "
             f"{inner[0]}/{escape_name(first)}, not {escape_name(first)}/{inner[0]}"
         )
     for name, inner in holders.items():
         raise UserError(
-            f"{shown}: {escape_name(name)} is no class but holds the splits {', '.join(inner)}; "
-            f"give --root {escape_name(str(root / name))}"
+            f"{shown}: {escape_name(name)} is not a class: it contains the splits {', '.join(inner)}; "
+            f"pass --root {escape_name(str(root / name))}"
         )
     check_parts(root, folders)
     if len(folders) == 1 and len(inner := subfolders(root / folders[0])) > 1:
         raise UserError(
-            f"{shown}: its only folder {escape_name(folders[0])} holds {', '.join(map(escape_name, inner[:8]))}; if "
-            f"these are the classes, give --root {escape_name(str(root / folders[0]))}"
+            f"{shown}: its only folder {escape_name(folders[0])} contains {', '.join(map(escape_name, inner[:8]))}; if "
+            f"these are the classes, pass --root {escape_name(str(root / folders[0]))}"
         )
 
 
 def check_parts(root: Path, folders: Sequence[str]) -> None:
-    """Raise `UserError` when several folders hold the same emotions below: parts of a dataset, and no classes."""
+    """Raise `UserError` if several folders contain the same emotions: they are parts of a dataset, not classes."""
     emotions = [{plain_name(name) for name in subfolders(root / folder)} & SYNONYMS.keys() for folder in folders]
     if len(folders) < 2 or any(plain_name(name) in SYNONYMS for name in folders):
         return
     if len(shared := set.intersection(*emotions)) > 1:
         raise UserError(
-            f"{escape_name(str(root))}: {', '.join(map(escape_name, folders[:8]))} hold the same classes "
-            f"({', '.join(sorted(shared))}), so they are no classes; rename them to train, validation and test, or "
+            f"{escape_name(str(root))}: {', '.join(map(escape_name, folders[:8]))} contain the same classes "
+            f"({', '.join(sorted(shared))}), so they are not classes; rename them to train, validation and test, or "
             "merge them"
         )
 
 
 def split_folders(folder: Path) -> list[str]:
-    """Folders below that are called like splits, when there are two or one is train."""
+    """Return subfolders named like splits, if there are two or one is train."""
     found = {name: split for name, split in split_names(subfolders(folder)).items() if split is not None}
     return list(found) if len(found) > 1 or "train" in found.values() else []
 
 
 def count_images(folder: Path) -> int:
-    """Images directly in a folder."""
+    """Count the images directly in a folder."""
     return sum(is_image_name(entry.name) and not entry.name.startswith(".") for entry in list_entries(folder))

@@ -1,4 +1,4 @@
-"""Faces drawn on the spot: nothing to download, and each one's true label distribution is known."""
+"""Faces rendered on demand: no download, and the true label distributions are known."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ import argparse
 from adadf_dist.data.synthetic.dataset import SyntheticSource, make_synthetic_source
 from adadf_dist.errors import UserError
 
-HELP = "drawn faces with known label distributions, for demos and tests; needs no data"
+HELP = "rendered faces with known label distributions, for demos and tests; needs no data"
 DESCRIPTION = """\
-Draws faces of 7 emotions with seeded nuisance and annotators' votes. The true label distribution of each goes into its
-KEY.json and into the column `distribution` of the Parquet index.
+Renders faces of 7 emotions with seeded appearance and annotator votes. Each true label distribution is stored in
+KEY.json and in the column `distribution` of the Parquet index.
 """
 EPILOG = """\
 example:
@@ -20,13 +20,13 @@ example:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     for split, count in (("train", 4000), ("validation", 500), ("test", 1000)):
-        parser.add_argument(f"--{split}", type=int, default=count, metavar="N", help="faces (default: %(default)s)")
+        parser.add_argument(f"--{split}", type=int, default=count, metavar="N", help="samples (default: %(default)s)")
     parser.add_argument("--size", type=int, default=64, metavar="PIXELS", help="side of a face (default: %(default)s)")
 
 
 def open_source(args: argparse.Namespace) -> SyntheticSource:
     if args.train < 1:
-        raise UserError(f"--train {args.train}: at least one face")
+        raise UserError(f"--train {args.train}: must be at least 1")
     return make_synthetic_source(
         {"train": args.train, "validation": args.validation, "test": args.test}, args.size, args.seed
     )

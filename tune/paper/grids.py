@@ -1,4 +1,4 @@
-"""The paper's Tables 1 to 4 as rows of settings."""
+"""The paper's Tables 1 to 4 as grids of configurations."""
 
 from __future__ import annotations
 
@@ -12,24 +12,24 @@ from tune.study.trial import DEFAULT
 
 
 class Row(NamedTuple):
-    """A configuration in a table."""
+    """Table row: one configuration."""
 
     label: str
     values: Values
-    """Keys and values; those that the default has already do not count as changes."""
+    """Keys and values; values equal to the default are not changes."""
     against: str = ""
-    """Label of the row that it is compared with, pair by pair: its own where with none, empty for the default."""
+    """Label of the row used as its baseline; its own label: no baseline; empty: the default configuration."""
 
 
 class Grid(NamedTuple):
-    """A table."""
+    """Table of the paper."""
 
     title: str
     axis: str
-    """What the rows are."""
+    """Name of what varies between rows."""
     rows: tuple[Row, ...]
     numeric: bool = False
-    """Whether the rows are numbers, in order."""
+    """Whether row labels are numbers in ascending order."""
 
 
 def sweep(title: str, axis: str, key: str, *values: float) -> Grid:
@@ -51,7 +51,7 @@ GRIDS: Mapping[str, Grid] = {
     ),
     "epoch_threshold": sweep("Table 1: epoch threshold", "E", "loss.epoch_threshold", 1, 3, 5, 7, 9),
     "ablation": Grid(
-        "Table 2: what the target branch learns from",
+        "Table 2: supervision of the target branch",
         "supervision",
         tuple(Row(label, {"loss.supervision": name}, "single label") for label, name in SUPERVISION.items()),
     ),
@@ -64,8 +64,8 @@ GRIDS: Mapping[str, Grid] = {
         ),
     ),
     "noise": Grid(
-        "Table 4: labels made wrong on purpose",
-        "method and share of wrong labels",
+        "Table 4: label noise",
+        "method and noise rate",
         tuple(
             Row(f"{method}, {label}", {"loss.supervision": name, "data.label_noise": share}, f"single label, {label}")
             for label, share in LEVELS.items()
@@ -73,13 +73,13 @@ GRIDS: Mapping[str, Grid] = {
         ),
     ),
 }
-"""By the name that the command line takes."""
+"""Command-line name -> grid."""
 
 
 def configurations(base: Config) -> list[Values]:
-    """Every configuration of every table, each once: what a row changes of `base`. The first changes nothing.
+    """Return the distinct configurations of all tables as changes to `base`. The first changes nothing.
 
-    All tables share them, whichever are asked for, so that a run is a row of every table that it fits.
+    Numbering is independent of the requested tables, so tables share runs.
     """
     found: list[Values] = [{}]
     for grid in GRIDS.values():
@@ -96,14 +96,14 @@ def changed_keys(base: Config, values: Values) -> Values:
 
 
 def config_id(base: Config, row: Row) -> int:
-    """Of a row's configuration; `DEFAULT` where it is the default."""
+    """Return the number of a row's configuration; `DEFAULT` for the default."""
     number = configurations(base).index(changed_keys(base, row.values))
     assert (number == DEFAULT) == (not changed_keys(base, row.values))
     return number
 
 
 def rows_of(base: Config, name: str) -> list[Row]:
-    """The table's rows; a sweep has the default's value too, in its place."""
+    """Return the table's rows; a sweep also includes the default's value, in order."""
     grid = GRIDS[name]
     rows = list(grid.rows)
     if grid.numeric and all(changed_keys(base, row.values) for row in rows):
@@ -115,7 +115,7 @@ def rows_of(base: Config, name: str) -> list[Row]:
 
 
 def baseline_of(base: Config, name: str, row: Row) -> int | None:
-    """Number of the configuration that a row is compared with; None for the row that others are compared with."""
+    """Return the number of the row's baseline configuration; None if the row is itself the baseline."""
     against = next((other for other in GRIDS[name].rows if other.label == row.against), None)
     reference = DEFAULT if against is None else config_id(base, against)
     return None if reference == config_id(base, row) else reference

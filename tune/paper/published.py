@@ -1,6 +1,6 @@
-"""The paper's own figures for Ada-DF: accuracy in percent, of the best epoch on test, one run each, MS-Celeb weights.
+"""The paper's results for Ada-DF: accuracy in percent, best epoch on test, one run each, MS-Celeb weights.
 
-By the preset of the dataset and the label of the row, as `tune.tables` names it.
+Keyed by table, dataset preset and row label as in `tune.tables`.
 """
 
 from __future__ import annotations

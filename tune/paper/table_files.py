@@ -1,4 +1,4 @@
-"""A table of the paper as Markdown, CSV and a plot."""
+"""Write a table of the paper as Markdown, CSV and a plot."""
 
 from __future__ import annotations
 
@@ -24,22 +24,22 @@ POINTS = 100
 
 
 class TableRow(NamedTuple):
-    """A row on all its seeds. Accuracies in percent."""
+    """Results of a row over all its seeds. Accuracies in percent."""
 
     label: str
     test: dict[int, float]
-    """By seed, of the selected epoch; empty where the dataset has no test split. Failed runs are left out."""
+    """Seed -> test accuracy of the selected epoch; empty without a test split. Failed runs are excluded."""
     validation: dict[int, float]
-    """By seed, of the selected epoch."""
+    """Seed -> validation accuracy of the selected epoch."""
     mean_class: dict[int, float]
-    """By seed, mean class accuracy on the same split as `measured`."""
+    """Seed -> mean class accuracy on the same split as `measured`."""
     interval: Interval | None
-    """95 %, of the mean of `measured` for new seeds and new samples; None with fewer than two seeds."""
+    """95% CI of the mean of `measured`, for new seeds and new samples; None with fewer than two seeds."""
     difference: PairedDifference | None
-    """To the row that it is compared with, in fractions; None for that row itself, or without two pairs."""
+    """Difference from the baseline row, as a fraction; None for the baseline itself or with fewer than two pairs."""
     published: float | None
     failed: tuple[str, ...]
-    """What went wrong on the other seeds."""
+    """Errors of the failed seeds."""
 
     @property
     def measured(self) -> dict[int, float]:
@@ -54,11 +54,11 @@ class Table(NamedTuple):
     lines: tuple[TableRow, ...]
     seeds: int
     comparisons: int
-    """Rows that are compared with another: for so many the intervals of the differences are widened."""
+    """Number of rows with a baseline; the intervals of the differences are widened for it."""
     dataset: str
-    """The paper's name of it, where it is one of the paper's."""
+    """The paper's name of the dataset; empty if the paper has no results for it."""
     reference: str
-    """What rows are compared with, in words."""
+    """Description of the baseline."""
 
     @property
     def split(self) -> str:
@@ -66,7 +66,7 @@ class Table(NamedTuple):
 
 
 def table_of(study: Study, name: str, preset: str, outcomes: Sequence[TrialResult]) -> Table:
-    """From what is there of a study's runs."""
+    """Build the table from the available runs of a study."""
     base, grid = study.base, GRIDS[name]
     seeds = range(base.seed, base.seed + study.options.seeds)
     rows = rows_of(base, name)
@@ -86,7 +86,7 @@ def table_of(study: Study, name: str, preset: str, outcomes: Sequence[TrialResul
         interval = accuracy_interval(measured) if len(measured) > 1 else None
         figures = (tested(runs), validated(runs), class_accuracies(runs), interval, difference)
         lines.append(TableRow(row.label, *figures, published.get(row.label), failed))
-    against = "the row that it is set against" if any(row.against for row in rows) else "the preset's own value"
+    against = "the baseline row" if any(row.against for row in rows) else "the preset's own value"
     dataset = DATASETS.get(preset, "") if published else ""
     return Table(name, grid.title, grid.axis, grid.numeric, tuple(lines), len(seeds), comparisons, dataset, against)
 
@@ -115,7 +115,7 @@ def class_accuracies(runs: Sequence[TrialResult]) -> dict[int, float]:
 def difference_of(
     study: Study, first: Sequence[TrialResult], second: Sequence[TrialResult], comparisons: int
 ) -> PairedDifference | None:
-    """Second minus first on the seeds that both have; on test where both were tested."""
+    """Return second minus first on their common seeds; on test if both were tested, else on validation."""
     split: Split = "test" if measured_split(first) == measured_split(second) == "test" else "validation"
     before, after = (
         {run.trial.seed: read_score(study, run, split) for run in finished(runs)} for runs in (first, second)
@@ -127,7 +127,7 @@ def difference_of(
 
 
 def write_table(folder: Path, table: Table) -> str:
-    """NAME.md, NAME.csv and NAME.svg in `folder`. Returns the Markdown."""
+    """Write NAME.md, NAME.csv and NAME.svg to `folder`. Returns the Markdown."""
     text = markdown(table)
     write_text(folder / f"{table.name}.md", text)
     write_text(folder / f"{table.name}.csv", comma_separated(table))
@@ -139,16 +139,16 @@ def write_table(folder: Path, table: Table) -> str:
 
 
 def markdown(table: Table) -> str:
-    head = [table.axis, f"{table.split} accuracy, %", "95 % interval", "mean class, %", "validation, %"]
+    head = [table.axis, f"{table.split} accuracy, %", "95% CI", "mean class, %", "validation, %"]
     head += ["difference, points"]
     head += [f"paper ({table.dataset}), %"] if table.dataset else []
     rows = [format_cells(line, bool(table.dataset)) for line in table.lines]
     lines = ["| " + " | ".join(cells) + " |" for cells in (head, ["---"] * len(head), *rows)]
     notes = conclusion(table)
     if short := [line.label for line in table.lines if len(line.measured) < table.seeds]:
-        notes.append(f"Not on every seed: {', '.join(short)}.")
+        notes.append(f"Missing seeds: {', '.join(short)}.")
     if failed := [f"- {line.label}: {error}" for line in table.lines for error in line.failed]:
-        notes += ["", "Runs that failed:", "", *failed]
+        notes += ["", "Failed runs:", "", *failed]
     return "\n".join([f"### {table.title}", "", *lines, "", *notes]) + "\n"
 
 
@@ -168,22 +168,22 @@ def format_cells(line: TableRow, with_published: bool) -> list[str]:
 
 
 def conclusion(table: Table) -> list[str]:
-    """What the table shows, and how it was made."""
+    """Return the table's conclusion and a description of the method."""
     verdicts = {line.label: line.difference.verdict for line in table.lines if line.difference is not None}
     significant = [label for label, found in verdicts.items() if found in ("better", "worse")]
     unclear = [label for label, found in verdicts.items() if found == "too few to tell"]
     notes = [f"Significantly different: {', '.join(significant)}." if significant else "No significant difference."]
     if unclear:
         notes.append(f"Too few seeds or samples to tell: {', '.join(unclear)}.")
-    how = f"Means over {table.seeds} seeds; the difference is to {table.reference}, paired by seed and by sample. "
-    how += "Intervals cover the spread over seeds and the finite number of samples; those of the differences "
-    how += f"hold together at 95 % ({table.comparisons} comparisons)."
-    paper = f"The paper's figures are single runs, of the epoch that was best on test; here {table.split} is read once."
+    how = f"Means over {table.seeds} seeds; differences are from {table.reference}, paired by seed and sample. "
+    how += "Intervals cover seed variance and the finite number of samples; those of the differences "
+    how += f"hold simultaneously at 95% ({table.comparisons} comparisons)."
+    paper = f"The paper reports single runs at the best test epoch; here {table.split} is evaluated once."
     return [*notes, how, *([paper] if table.dataset else [])]
 
 
 def comma_separated(table: Table) -> str:
-    """A row of the table a line, with every seed's accuracies."""
+    """Format the table as CSV, including every seed's accuracies."""
     seeds = sorted({seed for line in table.lines for seed in line.validation})
     stream = io.StringIO()
     writer = csv.writer(stream, lineterminator="\n")
@@ -217,23 +217,21 @@ def comma_separated(table: Table) -> str:
 
 
 def plot(table: Table, path: Path) -> None:
-    """Each seed, the mean with its interval, and the paper's figure where there is one. Raises `UserError`."""
+    """Plot every seed, the mean with its interval, and the paper's result if any. Raises `UserError`."""
     try:
-        from matplotlib.figure import Figure  # an extra of its own: tables are written without it
+        from matplotlib.figure import Figure  # optional: tables are written without it
     except ImportError as error:
-        raise UserError(f"{path}: not drawn ({error}); pip install 'adadf_dist[tune]'") from None
+        raise UserError(f"{path}: plot skipped ({error}); pip install 'adadf_dist[tune]'") from None
     figure = Figure(figsize=(5, 3.4), layout="constrained")
     axes = figure.subplots()
     lines = [line for line in table.lines if line.measured]
     places = [float(line.label) for line in lines] if table.numeric else [float(n) for n in range(len(lines))]
     for place, line in zip(places, lines, strict=True):
         values = list(line.measured.values())
-        axes.plot(
-            [place] * len(values), values, ".", color="0.2", zorder=3, label="a seed" if line is lines[0] else None
-        )
+        axes.plot([place] * len(values), values, ".", color="0.2", zorder=3, label="seed" if line is lines[0] else None)
         interval, mean = line.interval, fmean(values)
         half = 0.0 if interval is None else POINTS * (interval.high - interval.low) / 2
-        label = "mean, 95 %" if line is lines[0] else None
+        label = "mean, 95% CI" if line is lines[0] else None
         axes.errorbar([place], [mean], yerr=[half], fmt="o", color="C0", capsize=3, label=label)
     drawn = [(place, line.published) for place, line in zip(places, lines, strict=True) if line.published is not None]
     if drawn:

@@ -1,1 +1,1 @@
-"""Results of a search: tables, figures, pages."""
+"""Results of a search: tables, figures and the HTML page."""

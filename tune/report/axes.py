@@ -1,4 +1,4 @@
-"""The constants of a search as axes, for whatever draws or weighs them."""
+"""Hyperparameters as axes, for plots and importance."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from tune.study.study import Study
 
 @dataclass(frozen=True)
 class Axis:
-    """One key of the space, with room for the default's value where the space leaves it out."""
+    """One key of the space, extended to include the default's value if necessary."""
 
     key: str
     scale: Literal["linear", "log", "steps"]
     values: tuple[Any, ...]
-    """Two limits; of `steps` all values, numbers in order."""
+    """The two limits; for `steps` all values, numbers sorted."""
     default: Any
 
     def coordinate(self, value: Any) -> float:
-        """Where the value lies: itself, its decimal logarithm (NaN for 0), or the number of its step."""
+        """Return the value's coordinate: itself, its decimal logarithm (NaN for 0) or its step index."""
         if self.scale == "steps":
             return float(self.values.index(value))
         if self.scale == "log":
@@ -32,12 +32,12 @@ class Axis:
 
     @property
     def limits(self) -> tuple[float, float]:
-        """Positions of the ends."""
+        """Coordinates of both ends."""
         return self.coordinate(self.values[0]), self.coordinate(self.values[-1])
 
 
 def axes_of(study: Study) -> list[Axis]:
-    """Of every key of the space, in its order."""
+    """Return the axes of all keys, in the order of the space."""
     defaults = dict(flatten(to_dict(study.base)))
     return [axis_of(key, domain, defaults[key]) for key, domain in study.space.domains.items()]
 
@@ -45,7 +45,7 @@ def axes_of(study: Study) -> list[Axis]:
 def axis_of(key: str, domain: Domain, default: Any) -> Axis:
     if domain.continuous:
         low, high = domain.values
-        inside = default > 0 or domain.kind == "uniform"  # a default of 0 has no place on a logarithmic axis
+        inside = default > 0 or domain.kind == "uniform"  # a logarithmic axis cannot show a default of 0
         reach = (min(low, default), max(high, default)) if inside else (low, high)
         return Axis(key, "log" if domain.kind == "loguniform" else "linear", reach, default)
     values: list[Any] = []
@@ -57,7 +57,7 @@ def axis_of(key: str, domain: Domain, default: Any) -> Axis:
 
 
 def label(value: Any) -> str:
-    """A value as it is read: four digits of a number, words as they are."""
+    """Format a value for display: floats with four significant digits, strings unchanged."""
     if isinstance(value, str):
         return value
     if isinstance(value, float):

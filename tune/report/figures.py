@@ -1,4 +1,4 @@
-"""The pictures of a search, by plotly. Importing this needs plotly."""
+"""Figures of a search. Requires plotly."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from tune.study.trial import DEFAULT, Trial, TrialResult
 COLUMNS = 3
 INK, GREY, RULE = "#1d2530", "#6b7280", "#e3e6ea"
 BLUE, ORANGE = "#0072b2", "#d55e00"
-"""Told apart by the colour-blind too; every mark has a shape of its own for print without colour."""
+"""Distinguishable for color-blind readers; every marker also has its own shape for print without color."""
 FONT = {"family": "system-ui, -apple-system, Segoe UI, Roboto, Helvetica, Arial, sans-serif", "size": 12, "color": INK}
 
 
 def importance_chart(shares: Mapping[str, float]) -> go.Figure:
-    """The importance of each constant, the largest on top."""
+    """Plot the importance of each hyperparameter, largest on top."""
     keys = list(shares)[::-1]
     values = [shares[key] for key in keys]
     figure = go.Figure(
@@ -45,7 +45,7 @@ def importance_chart(shares: Mapping[str, float]) -> go.Figure:
 
 
 def parallel_coordinates(study: Study, compared: MatchedResults) -> go.Figure:
-    """A line a trial over all constants to its accuracy."""
+    """Plot one line per trial across all hyperparameters and its accuracy."""
     axes = axes_of(study)
     lines = []
     for outcome, accuracy in zip(compared.outcomes, compared.accuracies, strict=True):
@@ -53,7 +53,7 @@ def parallel_coordinates(study: Study, compared: MatchedResults) -> go.Figure:
         positions = [axis.coordinate(values[axis.key]) for axis in axes]
         if all(map(math.isfinite, positions)):
             lines.append((*positions, accuracy))
-    lines.sort(key=lambda line: line[-1])  # the best are drawn last, on top
+    lines.sort(key=lambda line: line[-1])  # plot the best last, on top
     columns = list(zip(*lines, strict=True)) or [()] * (len(axes) + 1)
     accuracies = columns[-1]
     dimensions = [dimension(axis, column) for axis, column in zip(axes, columns, strict=False)]
@@ -85,7 +85,7 @@ def dimension(axis: Axis, positions: Sequence[float]) -> dict[str, Any]:
 
 
 def decades(low: float, high: float) -> Iterator[float]:
-    """1 and 3 times the powers of ten between the limits; over many decades the powers alone."""
+    """Yield 1 and 3 times the powers of ten within the limits; over many decades only the powers."""
     first, last = math.floor(math.log10(low)), math.ceil(math.log10(high))
     for exponent in range(first, last + 1):
         for digit in (1, 3) if last - first <= 3 else (1,):
@@ -95,7 +95,7 @@ def decades(low: float, high: float) -> Iterator[float]:
 
 
 class MarkerGroup(NamedTuple):
-    """Trials that are drawn alike."""
+    """Trials with the same marker."""
 
     name: str
     marker: dict[str, Any]
@@ -103,7 +103,7 @@ class MarkerGroup(NamedTuple):
 
 
 def scatter(study: Study, outcomes: Sequence[TrialResult], choice: Selection | None) -> go.Figure:
-    """Accuracy against each constant: the trials of the search, and the candidates on fresh seeds."""
+    """Plot accuracy against each hyperparameter: search trials, and candidates on held-out seeds."""
     axes = axes_of(study)
     columns = min(COLUMNS, len(axes))
     rows = math.ceil(len(axes) / columns)
@@ -129,21 +129,21 @@ def scatter(study: Study, outcomes: Sequence[TrialResult], choice: Selection | N
 
 
 def marks_of(outcomes: Sequence[TrialResult]) -> list[MarkerGroup]:
-    """Of the trials of the search that have an accuracy."""
+    """Group the search trials that have an accuracy by marker."""
     ring = {"symbol": "circle-open", "size": 7, "color": BLUE, "opacity": 0.55, "line": {"width": 1.3}}
     looks: dict[str, dict[str, Any]] = {
-        "went to its end": {"symbol": "circle", "size": 7, "color": BLUE, "opacity": 0.85},
-        "halted early": ring,
+        "finished": {"symbol": "circle", "size": 7, "color": BLUE, "opacity": 0.85},
+        "stopped early": ring,
         "failed": {**ring, "symbol": "x-thin-open", "color": GREY},
-        "under way": {**ring, "symbol": "diamond-open", "color": GREY},
-        "the default": {"symbol": "star", "size": 11, "color": INK},
+        "running": {**ring, "symbol": "diamond-open", "color": GREY},
+        "default": {"symbol": "star", "size": 11, "color": INK},
     }
-    names = {"finished": "went to its end", "halted": "halted early", "failed": "failed", "": "under way"}
+    names = {"finished": "finished", "halted": "stopped early", "failed": "failed", "": "running"}
     found = {name: MarkerGroup(name, marker, []) for name, marker in looks.items()}
     for outcome in outcomes:
         if outcome.trial.stage == "search" and outcome.epochs:
             default = outcome.trial.number == DEFAULT
-            found["the default" if default else names[outcome.end]].outcomes.append(outcome)
+            found["default" if default else names[outcome.end]].outcomes.append(outcome)
     return [marks for marks in found.values() if marks.outcomes]
 
 
@@ -166,14 +166,14 @@ def trial_markers(
 def mean_markers(
     study: Study, axis: Axis, choice: Selection, trials: Mapping[int, Trial], finalists: bool, legend: bool
 ) -> go.Scatter:
-    """Finalists, or the default: means on fresh seeds with their intervals."""
+    """Plot means on held-out seeds with their intervals, of the finalists or the default."""
     shown = [c for c in choice.candidates if (c.number != DEFAULT) == finalists]
     shown = [c for c in shown if not finalists or axis.key in trials[c.number].values]
     order = [c.number for c in choice.candidates]
-    name = "finalists on fresh seeds, mean and 95 %" if finalists else "the default there"
+    name = "finalists on held-out seeds, mean and 95% CI" if finalists else "default on held-out seeds"
     colour = ORANGE if finalists else INK
-    told = [
-        f"{c.mean:.2%} on {len(c.accuracies)} fresh seeds<br>{c.interval.low:.2%} to {c.interval.high:.2%}"
+    text = [
+        f"{c.mean:.2%} on {len(c.accuracies)} held-out seeds<br>{c.interval.low:.2%} to {c.interval.high:.2%}"
         for c in shown
     ]
     return go.Scatter(
@@ -191,13 +191,13 @@ def mean_markers(
         legendgroup=name,
         showlegend=legend,
         marker={"symbol": "square" if finalists else "diamond", "size": 7, "color": colour},
-        text=[hover(study, trials[c.number], line) for c, line in zip(shown, told, strict=True)],
+        text=[hover(study, trials[c.number], line) for c, line in zip(shown, text, strict=True)],
         hovertemplate="%{text}<extra></extra>",
     )
 
 
 def x_coordinate(study: Study, axis: Axis, trial: Trial, aside: float) -> float:
-    """On the axis of a scatter plot, which has its own logarithm. On the same step marks lie side by side."""
+    """Return the x value in a scatter plot, whose axis applies the logarithm. `aside` separates markers of a step."""
     value = study.full_values(trial)[axis.key]
     return axis.coordinate(value) + aside if axis.scale == "steps" else float(value)
 
@@ -225,9 +225,9 @@ def condition(study: Study, axis: Axis) -> str:
     return "where " + " and ".join(f"{key} is {label(value)}" for key, value in when.items()) if when else ""
 
 
-def hover(study: Study, trial: Trial, told: str) -> str:
+def hover(study: Study, trial: Trial, text: str) -> str:
     values = [f"{key} = {label(value)}" for key, value in study.full_values(trial).items()]
-    return "<br>".join([f"<b>{trial.name}</b>", told, *values])
+    return "<br>".join([f"<b>{trial.name}</b>", text, *values])
 
 
 def layout(height: int) -> dict[str, Any]:

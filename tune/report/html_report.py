@@ -1,4 +1,4 @@
-"""A search as one page, search.html: the answer, and the pictures and tables behind it. It needs no network."""
+"""The report of a search, search.html: result, figures and tables. The page works offline."""
 
 from __future__ import annotations
 
@@ -59,34 +59,32 @@ tr.winner td { background: #eef5fa; }
   html { background: #fff; filter: invert(0.92) hue-rotate(180deg); }
 }
 """
-"""A dark screen sees the same page, its lightness turned over."""
+"""Dark mode inverts the lightness of the page."""
 
 
 def write_page(study: Study, outcomes: Sequence[TrialResult], choice: Selection | None) -> Path:
-    """Write search.html into the study's folder, whole. `choice` is None while the search is under way.
+    """Write search.html to the study's folder atomically. `choice` is None while the search is running.
 
-    Raises `UserError` where the packages that draw and weigh are not installed.
+    Raises `UserError` if plotly or optuna is not installed.
     """
     try:
-        from plotly.offline import get_plotlyjs  # these take seconds to import, and not everyone has them
+        from plotly.offline import get_plotlyjs  # slow to import, and optional
 
         from tune.report.figures import importance_chart, parallel_coordinates, scatter
         from tune.report.importance import importance
     except ImportError as error:
-        raise UserError(
-            f"no {PAGE}: {error}; install what draws it with pip install 'adadf_dist[tune]', and --resume writes it"
-        ) from None
+        raise UserError(f"{PAGE} skipped ({error}); pip install 'adadf_dist[tune]' and rerun with --resume") from None
     compared = match_budgets(study, outcomes)
     weighed = importance(study, compared)
     sections = [heading(study, outcomes), answer(study, outcomes, choice)]
-    sections += ["<h2>Importance of the constants</h2>", *about_importance(study, compared, weighed)]
+    sections += ["<h2>Hyperparameter importance</h2>", *about_importance(study, compared, weighed)]
     if weighed.shares:
         sections.append(figure_html("importance", importance_chart(weighed.shares)))
     if compared.outcomes:
-        sections += ["<h2>Trials across all constants</h2>", about_parallel(study, compared)]
+        sections += ["<h2>Trials across all hyperparameters</h2>", about_parallel(study, compared)]
         sections.append(figure_html("parallel", parallel_coordinates(study, compared)))
     if any(outcome.epochs for outcome in outcomes):
-        sections += ["<h2>Accuracy against each constant</h2>", about_scatter(study, outcomes, choice)]
+        sections += ["<h2>Accuracy by hyperparameter</h2>", about_scatter(study, outcomes, choice)]
         sections.append(figure_html("scatter", scatter(study, outcomes, choice)))
     sections += trials_tables(study, outcomes)
     path = study.folder / PAGE
@@ -115,31 +113,31 @@ def p_html(text: str, kind: str = "note") -> str:
 def heading(study: Study, outcomes: Sequence[TrialResult]) -> str:
     options = study.options
     space = escape(Path(study.space.name).stem)
-    ends = Counter(o.end or "under way" for o in outcomes if o.trial.stage == "search")
-    counted = ", ".join(f"{count} {end}" for end, count in ends.items()) or "none begun"
+    ends = Counter(o.end or "running" for o in outcomes if o.trial.stage == "search")
+    counted = ", ".join(f"{count} {end}" for end, count in ends.items()) or "none started"
     lead = [
         f"{options.trials} configurations of the space <code>{space}</code> and the default, all on seed "
-        f"{study.base.seed} ({counted}). The best {min(options.finalists, options.trials)} and the default are trained "
-        f"again on {options.seeds} fresh seeds, and compared there."
+        f"{study.base.seed} ({counted}). The best {min(options.finalists, options.trials)} and the default are "
+        f"retrained on {options.seeds} held-out seeds and compared there."
     ]
     if options.halving and options.halving.rungs:
         rungs = ", ".join(map(str, options.halving.rungs))
         lead.append(
-            f"After epoch {rungs} of {options.halving.epochs}, a trial outside the best 1 in {options.halving.factor} "
-            "of those before it was halted."
+            f"ASHA rungs at epochs {rungs} of {options.halving.epochs}: a trial outside the best 1 in "
+            f"{options.halving.factor} of the earlier trials was stopped early."
         )
     return f"<h1>{escape(study.folder.name)}</h1>" + p_html(" ".join(lead), "lead")
 
 
 def answer(study: Study, outcomes: Sequence[TrialResult], choice: Selection | None) -> str:
     if choice is None:
-        return p_html("The search is still under way.", "answer")
-    told = describe(choice)[0].partition(":")[0]  # what follows is said of best.toml
-    parts = [p_html(escape(f"{told[0].upper()}{told[1:]}."), "answer")]
+        return p_html("The search is still running.", "answer")
+    text = describe(choice)[0].partition(":")[0]  # the rest is about best.toml
+    parts = [p_html(escape(f"{text[0].upper()}{text[1:]}."), "answer")]
     trials = {o.trial.number: o.trial for o in outcomes if o.trial.stage == "search"}
     parts += [
-        f"<p>Test accuracy of seed {o.trial.seed}, read once: <b>{o.test:.2%}</b>{mean_class(o)}. "
-        "<code>best.toml</code> beside this page trains this configuration.</p>"
+        f"<p>Test accuracy of seed {o.trial.seed}, evaluated once: <b>{o.test:.2%}</b>{mean_class(o)}. "
+        "Train this configuration with <code>best.toml</code> in the same folder.</p>"
         for o in outcomes
         if o.test is not None and o.trial.number == choice.winner
     ]
@@ -148,15 +146,15 @@ def answer(study: Study, outcomes: Sequence[TrialResult], choice: Selection | No
         for c in choice.candidates
         if c.collapse
     ]
-    heads = ["", "mean", "95 % interval", "mean class", "to the default", "95 % interval", "each seed, %"]
+    heads = ["", "mean", "95% CI", "mean class", "vs. default", "95% CI", "each seed, %"]
     rows = [candidate_row(study, c, trials[c.number], c.number == choice.winner) for c in choice.candidates]
     parts.append(table("candidates", heads, rows))
     comparisons = sum(c.difference is not None for c in choice.candidates)
     parts.append(
         p_html(
-            "Validation accuracy of the selected epoch on seeds that the search has not used; differences in points, "
-            "paired by seed and by sample. Intervals cover the spread over seeds and the finite number of samples"
-            + (f"; those of differences are widened for {comparisons} comparisons at once." if comparisons > 1 else ".")
+            "Validation accuracy of the selected epoch on held-out seeds; differences in percentage points, "
+            "paired by seed and sample. Intervals cover seed variance and the finite number of samples"
+            + (f"; those of differences are widened for {comparisons} comparisons." if comparisons > 1 else ".")
         )
     )
     return "\n".join(parts)
@@ -170,9 +168,9 @@ def mean_class(outcome: TrialResult) -> str:
 def candidate_row(study: Study, candidate: Candidate, trial: Trial, winner: bool) -> str:
     default = candidate.number == DEFAULT
     values = study.full_values(trial) if default else trial.values
-    told = " ".join(f"<span>{escape(f'{key} = {label(value)}')}</span>" for key, value in values.items())
+    text = " ".join(f"<span>{escape(f'{key} = {label(value)}')}</span>" for key, value in values.items())
     name = name_of(candidate.number)
-    cells = [f'<td class="wide">{name}<div class="values">{told}</div></td>', td(f"{candidate.mean:.2%}")]
+    cells = [f'<td class="wide">{name}<div class="values">{text}</div></td>', td(f"{candidate.mean:.2%}")]
     cells.append(td(format_interval(candidate.interval, "{:.2%}")))
     cells.append(td("" if candidate.mean_class_accuracy is None else f"{candidate.mean_class_accuracy:.2%}"))
     difference = candidate.difference
@@ -191,51 +189,51 @@ def about_importance(study: Study, compared: MatchedResults, weighed: Importance
     if weighed.refused:
         return [p_html(f"Not computed: {escape(weighed.refused)}.")]
     constants = len(study.space.domains)
-    told = [
-        f"How much of the variance of {compared.accuracy} each constant accounts for by itself (fANOVA: a random "
-        f"forest over {weighed.trials} trials; shares of main effects, what constants do only jointly is left out)."
+    text = [
+        f"Fraction of the variance of {compared.accuracy} explained by each hyperparameter alone (fANOVA: a random "
+        f"forest over {weighed.trials} trials; main effects only, no interactions)."
     ]
     if compared.epochs is not None:
-        told.append(
-            f"Trials were halted at different epochs, and such accuracies do not compare; at epoch {compared.epochs} "
-            "every trial was still there. What matters early need not be what matters at the end."
+        text.append(
+            f"Accuracies after different numbers of epochs are not comparable, so all trials are compared at epoch "
+            f"{compared.epochs}, the first rung. What matters early may not matter at the end."
         )
-    few = " That is few: take this for a hint at most." if weighed.few else ""
-    told.append(f"{weighed.trials} trials weigh {constants} constants, on one seed.{few}")
+    few = " With so few trials, the result is only indicative." if weighed.few else ""
+    text.append(f"Based on {weighed.trials} trials of {constants} hyperparameters on one seed.{few}")
     if study.options.searcher == "tpe":
-        told.append("Trials were proposed where earlier ones were good, so the poor parts of the space are known less.")
-    return [p_html(" ".join(told))]
+        text.append("TPE samples near good trials, so poor regions of the space are covered less.")
+    return [p_html(" ".join(text))]
 
 
 def about_parallel(study: Study, compared: MatchedResults) -> str:
-    told = (
-        f"A line is a trial of the search, its colour and last axis its {compared.accuracy}. Drag along an axis to "
-        "pick trials out, drag a name to move its axis."
+    text = (
+        f"Each line is a search trial; its color and last axis show its {compared.accuracy}. Drag along an axis to "
+        "select trials, drag a name to move its axis."
     )
     if any(domain.when for domain in study.space.domains.values()):
-        told += " A constant whose condition does not hold is at its default."
-    return p_html(told)
+        text += " An inactive conditional hyperparameter has its default."
+    return p_html(text)
 
 
 def about_scatter(study: Study, outcomes: Sequence[TrialResult], choice: Selection | None) -> str:
-    told = "A dot is a trial of the search at its best epoch, on one seed."
+    text = "Each dot is a search trial at its best epoch, on one seed."
     if any(outcome.end == "halted" for outcome in outcomes):
-        told += " A halted one is hollow: it had fewer epochs, and does not compare with those that went on."
+        text += " Hollow dots were stopped early: with fewer epochs, they are not comparable with the others."
     if choice is not None:
-        told += (
-            " Bars are 95 % intervals of means on fresh seeds. A finalist's own dot tends to lie above its mean: it "
-            "was picked for being high."
+        text += (
+            " Bars are 95% CIs of means on held-out seeds. A finalist's dot tends to lie above its mean, because it "
+            "was selected for its high accuracy."
         )
     lost = [o for o in outcomes if o.trial.stage == "search" and o.end == "failed" and not o.epochs]
     if lost:
-        told += f" {len(lost)} failed before an epoch was done, and cannot be shown."
-    return p_html(told)
+        text += f" {len(lost)} failed before finishing an epoch and are not shown."
+    return p_html(text)
 
 
 def trials_tables(study: Study, outcomes: Sequence[TrialResult]) -> list[str]:
     keys = [escape(key).replace(".", ".<wbr>").replace("_", "_<wbr>") for key in study.space.domains]
     parts = []
-    for stage, title in (("search", "Trials of the search"), ("final", "Trials on fresh seeds")):
+    for stage, title in (("search", "Search trials"), ("final", "Trials on held-out seeds")):
         inside = [outcome for outcome in outcomes if outcome.trial.stage == stage]
         if inside:
             heads = [
@@ -251,8 +249,8 @@ def trials_tables(study: Study, outcomes: Sequence[TrialResult]) -> list[str]:
             inside.sort(key=lambda o: (-o.epochs, -o.best, o.trial.name))
             parts += [f"<h2>{title}</h2>", table("trials", heads, [trial_row(study, outcome) for outcome in inside])]
     about = (
-        "By epochs, then by accuracy, as finalists are picked. Values that a trial does not change are grey. "
-        "<code>trials.csv</code> has the same rows, unrounded."
+        "Sorted by epochs, then by accuracy, as for selecting finalists. Unchanged values are gray. "
+        "<code>trials.csv</code> contains the same rows, unrounded."
     )
     return [*parts, p_html(about)]
 
@@ -266,7 +264,7 @@ def trial_row(study: Study, outcome: TrialResult) -> str:
     tested = [outcome.test] if trial.stage == "final" else []
     cells.append(td(str(outcome.epochs)))
     cells += [td("" if value is None else f"{value:.2%}") for value in (*accuracies, *tested)]
-    cells.append(td(escape(": ".join(filter(None, (outcome.end or "under way", outcome.error)))), "words"))
+    cells.append(td(escape(": ".join(filter(None, (outcome.end or "running", outcome.error)))), "words"))
     return f"<tr>{''.join(cells)}</tr>"
 
 

@@ -1,4 +1,4 @@
-"""How much of the difference in accuracy each constant accounts for: fANOVA (Hutter et al. 2014), by Optuna."""
+"""Hyperparameter importance: fANOVA (Hutter et al. 2014), using Optuna."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ from tune.study.study import Study
 from tune.study.trial import DEFAULT
 
 MIN_TRIALS = 10
-"""Trials; with fewer, a forest of trees finds an order in noise."""
+"""Minimum number of trials; with fewer, a random forest fits noise."""
 MIN_TRIALS_PER_KEY = 10
-"""Trials a constant; with fewer, shares are a hint at most."""
+"""Trials per hyperparameter below which importances are only indicative."""
 
 
 class Importance(NamedTuple):
     trials: int
-    """Drawn from the space, and with a place on every axis: the default was not drawn, and is left out."""
+    """Number of sampled trials with finite coordinates on every axis; the default is excluded."""
     shares: dict[str, float]
-    """Of the variance that constants account for one by one, the largest first, 1 in all; empty when refused."""
+    """Key -> fraction of the main-effect variance, largest first, summing to 1; empty when refused."""
     refused: str = ""
-    """Why there are no shares."""
+    """Why importance was not computed."""
 
     @property
     def few(self) -> bool:
@@ -35,7 +35,7 @@ class Importance(NamedTuple):
 
 
 def importance(study: Study, compared: MatchedResults) -> Importance:
-    """From trials that compare. The forest's draws are seeded: the same trials, the same shares."""
+    """Compute importance from comparable trials. The forest is seeded, so the result is deterministic."""
     axes = axes_of(study)
     drawn = []
     for outcome, accuracy in zip(compared.outcomes, compared.accuracies, strict=True):
@@ -46,7 +46,7 @@ def importance(study: Study, compared: MatchedResults) -> Importance:
     refused = unavailable_reason(axes, [accuracy for _, accuracy in drawn])
     if refused:
         return Importance(len(drawn), {}, refused)
-    optuna.logging.set_verbosity(optuna.logging.WARNING)  # else it announces a study that nobody asked for
+    optuna.logging.set_verbosity(optuna.logging.WARNING)  # suppress the log of the temporary study
     seen = optuna.create_study(direction="maximize")
     distributions = {axis.key: distribution(axis) for axis in axes}
     for positions, accuracy in drawn:
@@ -56,18 +56,18 @@ def importance(study: Study, compared: MatchedResults) -> Importance:
 
 
 def unavailable_reason(axes: Sequence[Axis], accuracies: Sequence[float]) -> str:
-    """Why these trials have no importance to tell; empty if they have."""
+    """Return why importance cannot be computed from these trials; empty if it can."""
     if len(axes) == 1:
-        return f"the space has one constant, {axes[0].key}: there is nothing to weigh it against"
+        return f"the space has only one hyperparameter, {axes[0].key}"
     if len(accuracies) < MIN_TRIALS:
-        return f"it takes {MIN_TRIALS} trials that compare, and there are {len(accuracies)}"
+        return f"needs at least {MIN_TRIALS} comparable trials, found {len(accuracies)}"
     if max(accuracies) == min(accuracies):
         return "all trials have the same accuracy"
     return ""
 
 
 def distribution(axis: Axis) -> BaseDistribution:
-    """Of positions, so that a logarithmic axis is weighed evenly over its decades, as it was drawn."""
+    """Return the distribution of coordinates: a logarithmic axis is uniform over its decades, as sampled."""
     if axis.scale == "steps":
         return CategoricalDistribution([axis.coordinate(value) for value in axis.values])
     return FloatDistribution(*axis.limits)

@@ -1,4 +1,4 @@
-"""Where a search stands, told as it goes: a table redrawn on a terminal, a line for each trial that ends elsewhere."""
+"""Live progress of a search: a table redrawn on a terminal, or one line per ended trial otherwise."""
 
 from __future__ import annotations
 
@@ -11,27 +11,27 @@ from typing import TextIO
 from tune.study.trial import TrialResult
 
 ROWS = 12
-"""Of the table; the best of the trials that are not shown is still the best shown."""
+"""Maximum rows of the table."""
 
 
 class LiveTable:
     def __init__(self, folder: Path, most: int, stream: TextIO | None = None) -> None:
         self.folder = folder
-        """Of the study."""
+        """Study directory."""
         self.most = most
-        """Trials that there will be."""
+        """Expected number of trials."""
         self._stream = stream
         self._told: set[str] = set()
         self._drawn = 0
 
     @property
     def stream(self) -> TextIO:
-        """Looked up each time: Ray pickles the table into its processes, where standard output is another."""
+        """Output stream. Looked up on each use, because Ray pickles the table into processes with another stdout."""
         return self._stream or sys.stdout
 
     def show(self, outcomes: Sequence[TrialResult]) -> None:
         if self.stream.isatty():
-            width = shutil.get_terminal_size().columns - 1  # a line that wraps would be two to go back over
+            width = shutil.get_terminal_size().columns - 1  # a wrapped line would break cursor movement
             lines = [line[:width] for line in self.table(outcomes)]
             back = f"\x1b[{self._drawn}F\x1b[J" if self._drawn else ""
             print(back + "\n".join(lines), file=self.stream, flush=True)
@@ -43,7 +43,7 @@ class LiveTable:
                 print(f"{self.count(outcomes)}: {describe(outcome)}", file=self.stream, flush=True)
 
     def settle(self) -> None:
-        """Something else was printed: what was drawn stays, and the next table goes below."""
+        """Keep the printed table; the next one appears below it. Call after printing something else."""
         self._drawn = 0
 
     def count(self, outcomes: Sequence[TrialResult]) -> str:
@@ -51,7 +51,7 @@ class LiveTable:
         return f"{ended} of {self.most} trials"
 
     def table(self, outcomes: Sequence[TrialResult]) -> Iterator[str]:
-        """Running trials first, then the best."""
+        """Yield the lines of the table: running trials first, then the best."""
         running = [outcome for outcome in outcomes if not outcome.end]
         ended = sorted((o for o in outcomes if o.end), key=lambda o: (o.epochs, o.best), reverse=True)
         shown = [*running, *ended][:ROWS]

@@ -1,4 +1,4 @@
-"""Where a study stands, in its files and on the terminal."""
+"""Report the progress of a study in its files and on the terminal."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tune.study.study import Study
 
 
 class ProgressReporter:
-    """Called whenever something may have changed. Files that cannot be written are told once, and trials go on."""
+    """Callback for whenever something may have changed. Write errors are printed once; trials continue."""
 
     def __init__(self, study: Study, most: int) -> None:
         self.study = study
@@ -32,5 +32,5 @@ class ProgressReporter:
         self.table.show(outcomes)
 
     def settle(self) -> None:
-        """What is on the terminal stays; the next table is drawn below it."""
+        """Keep the printed table; the next one appears below it."""
         self.table.settle()

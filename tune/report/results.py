@@ -1,4 +1,4 @@
-"""What a search comes to, as files: trials.csv, trials.parquet, best.toml."""
+"""Result files of a search: trials.csv, trials.parquet, best.toml."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from tune.study.trial import DEFAULT, Trial, TrialResult
 
 
 def write_trials(study: Study, outcomes: Sequence[TrialResult]) -> None:
-    """A row a trial: what it is, what it changed, how it ended."""
+    """Write trials.csv and trials.parquet: one row per trial with its settings and result."""
     rows = [row_of(study, outcome) for outcome in outcomes]
     if not rows:
         return
@@ -55,12 +55,12 @@ def row_of(study: Study, outcome: TrialResult) -> dict[str, Any]:
 
 
 def column(value: Any) -> Any:
-    """A value as one column holds it: a list as text."""
+    """Convert a value for a table column: lists become JSON text."""
     return json.dumps(value) if isinstance(value, (list, tuple)) else value
 
 
 def write_best(study: Study, choice: Selection, values: Mapping[str, Any]) -> Path:
-    """The winner as `adadf_dist.train --config` takes it: what was searched, and all else that is no default."""
+    """Write best.toml for `adadf_dist.train --config`: searched keys and all other non-default values."""
     config = override(study.base, {**values, "evaluation.test": True})
     lines = [f"# {line}" for line in describe(choice)]
     path = study.folder / "best.toml"
@@ -69,7 +69,7 @@ def write_best(study: Study, choice: Selection, values: Mapping[str, Any]) -> Pa
 
 
 def describe(choice: Selection) -> list[str]:
-    """The verdict and its evidence, as printed."""
+    """Return the verdict and its evidence as printed lines."""
     table = [describe_candidate(candidate) for candidate in choice.candidates]
     collapsed = [
         f"{name_of(candidate.number)} collapsed ({candidate.collapse})"
@@ -78,7 +78,7 @@ def describe(choice: Selection) -> list[str]:
         if candidate.collapse
     ]
     if choice.improved:
-        verdict = f"configuration {choice.winner} is significantly better than the default (95 %, seeds and samples)"
+        verdict = f"configuration {choice.winner} is significantly better than the default (95%, seeds and samples)"
     elif choice.too_few:
         verdict = "too few seeds or samples to tell whether a configuration is better than the default: "
         verdict += f"{describe_precision(choice)}; keeping the default"
@@ -88,12 +88,12 @@ def describe(choice: Selection) -> list[str]:
 
 
 def describe_precision(choice: Selection) -> str:
-    """What a comparison could have found, and what would make it finer."""
+    """Describe the detectable difference and how to improve it."""
     found = [c.difference for c in choice.candidates if c.difference is not None and not c.collapse]
     best = min(found, key=lambda difference: difference.interval.high - difference.interval.low)
     points = 50 * (best.interval.high - best.interval.low)
     text = f"with {best.seeds} seeds and {best.samples:,} validation samples, differences below {points:.0f} points "
-    return text + "go unnoticed; raise --seeds, or use a larger validation split"
+    return text + "are undetectable; raise --seeds or use a larger validation split"
 
 
 def name_of(number: int) -> str:
@@ -103,45 +103,45 @@ def name_of(number: int) -> str:
 def describe_plan(study: Study) -> str:
     options, halving = study.options, study.options.halving
     line = f"{study.folder}: {options.trials} configurations and the default on seed {study.base.seed}, "
-    line += f"then the best {options.finalists} and the default on {options.seeds} other seeds; "
+    line += f"then the best {options.finalists} and the default on {options.seeds} held-out seeds; "
     if halving is None:
-        return line + "every trial goes to its end"
+        return line + "no early stopping"
     if not halving.rungs:
-        return line + f"none ends early: the grace of {halving.grace} epochs is no less than a run's {halving.epochs}"
-    return line + f"poor trials end at epoch {', '.join(map(str, halving.rungs))} of {halving.epochs}"
+        return line + f"no early stopping: grace period {halving.grace} >= {halving.epochs} epochs"
+    return line + f"ASHA rungs at epochs {', '.join(map(str, halving.rungs))} of {halving.epochs}"
 
 
 def describe_test(study: Study, tested: Trial) -> str:
     outcome = study.trials.result(tested)
     if outcome.end != "finished":
-        raise UserError(f"{tested.name}: was not tested ({outcome.error or 'interrupted'}); --resume goes on")
+        raise UserError(f"{tested.name}: not tested ({outcome.error or 'interrupted'}); rerun with --resume")
     if outcome.test is None:
-        return "the dataset has no test split: the winner was not tested"
-    line = f"test accuracy of seed {tested.seed}: {outcome.test:.2%}"
+        return "the dataset has no test split; the winner was not tested"
+    line = f"test accuracy (seed {tested.seed}): {outcome.test:.2%}"
     if (mean := outcome.tested.get("mean_class_accuracy")) is not None:
         line += f", mean class accuracy {mean:.2%}"
     others = [o.trial.name for o in study.trials.outcomes() if o.trial.test and o.trial.name != tested.name]
     if others:
-        line += f"\nwarning: the test split has been read before, by {', '.join(others)}: it is no longer quite unseen"
+        line += f"\nwarning: the test split was already used by {', '.join(others)}"
     return line
 
 
 def describe_candidate(candidate: Candidate) -> str:
     low, high = candidate.interval
     line = f"{name_of(candidate.number)}: {candidate.mean:.2%} on {len(candidate.accuracies)} seeds "
-    line += f"(95 % interval {low:.2%} to {high:.2%})"
+    line += f"(95% CI {low:.2%} to {high:.2%})"
     if candidate.mean_class_accuracy is not None:
         line += f", mean class accuracy {candidate.mean_class_accuracy:.2%}"
     if candidate.difference is not None:
         low, high = (100 * end for end in candidate.difference.interval)
-        line += f", {100 * candidate.difference.mean:+.2f} points to the default ({low:+.2f} to {high:+.2f})"
+        line += f", {100 * candidate.difference.mean:+.2f} points vs. the default ({low:+.2f} to {high:+.2f})"
         if not candidate.difference.paired:
-            line += ", samples not paired: predictions are missing"
+            line += ", samples not paired (predictions missing)"
     return line
 
 
 def toml_of(config: Config, keys: Collection[str] = ()) -> list[str]:
-    """Sections and keys that differ from the defaults, and `keys`; never `out` and `seed`."""
+    """Return TOML lines of the non-default keys and of `keys`, without `out` and `seed`."""
     defaults = dict(flatten(to_dict(Config())))
     changed = {
         k: v for k, v in flatten(to_dict(config)) if (v != defaults[k] or k in keys) and k not in ("out", "seed")

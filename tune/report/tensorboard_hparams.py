@@ -1,8 +1,8 @@
-"""Trials in TensorBoard's HPARAMS tab (`tensorboard --logdir STUDY/trials`): their constants beside what they reached.
+"""Write trials for TensorBoard's HPARAMS tab (`tensorboard --logdir STUDY/trials`): hyperparameters and results.
 
-Each trial that has ended gets one event file of its own, so a session bears the trial's name. TensorBoard takes the
-table's columns from whichever session it finds first, so all of a study say the same ones; torch's `add_hparams` says
-only those that its own trial has.
+Each ended trial gets its own event file, so its row has the trial's name. TensorBoard takes the table's columns from
+the first file it finds, so every file lists all columns of the study; torch's `add_hparams` lists only those of its
+own trial.
 """
 
 from __future__ import annotations
@@ -38,11 +38,11 @@ from tune.study.study import Study
 from tune.study.trial import TRIAL_FILE, TrialResult
 
 FILE = "events.out.tfevents.0.hparams"
-METRICS = {"accuracy": "best on validation", "epochs": "trained", "test": "accuracy on test, of the selected epoch"}
+METRICS = {"accuracy": "best validation accuracy", "epochs": "trained", "test": "test accuracy of the selected epoch"}
 
 
 def write_hparams(study: Study, outcomes: Sequence[TrialResult]) -> None:
-    """Of every trial that has ended. A file that says so already is left alone; one that says less is replaced."""
+    """Write the event file of every ended trial, unless it is up to date."""
     axes = axes_of(study)
     for outcome in outcomes:
         if outcome.end:
@@ -53,7 +53,7 @@ def write_hparams(study: Study, outcomes: Sequence[TrialResult]) -> None:
 
 
 def write_bytes(path: Path, content: bytes) -> None:
-    """Whole or not at all."""
+    """Write a file atomically."""
     partial = path.with_name(path.name + ".partial")
     with os_errors_as_user_errors(path):
         partial.write_bytes(content)
@@ -61,7 +61,7 @@ def write_bytes(path: Path, content: bytes) -> None:
 
 
 def events(study: Study, axes: Sequence[Axis], outcome: TrialResult, time: float) -> bytes:
-    """The event file of a trial, the same bytes each time. `time` is when it ended, in seconds."""
+    """Return the content of a trial's event file; deterministic. `time`: when it ended, in seconds since the epoch."""
     stream = io.BytesIO()
     writer = RecordWriter(stream)
     writer.write(Event(wall_time=time, file_version="brain.Event:2").SerializeToString())
@@ -72,7 +72,7 @@ def events(study: Study, axes: Sequence[Axis], outcome: TrialResult, time: float
 
 
 def summaries(study: Study, axes: Sequence[Axis], outcome: TrialResult) -> Iterator[Summary]:
-    infos = [MetricInfo(name=MetricName(tag=tag), description=told) for tag, told in METRICS.items()]
+    infos = [MetricInfo(name=MetricName(tag=tag), description=text) for tag, text in METRICS.items()]
     experiment = Experiment(hparam_infos=[hparam_info(axis) for axis in axes], metric_infos=infos)
     yield plugin_summary(metadata.EXPERIMENT_TAG, HParamsPluginData(experiment=experiment))
     started = SessionStartInfo(hparams=constants(study, axes, outcome), group_name=outcome.trial.name)
@@ -97,14 +97,14 @@ def constants(study: Study, axes: Sequence[Axis], outcome: TrialResult) -> dict[
 
 
 def final_metrics(outcome: TrialResult) -> Mapping[str, float]:
-    """Without an accuracy where no epoch was done, and without a test where there was none."""
+    """Return the trial's metrics that exist."""
     accuracy = outcome.best if outcome.epochs else None
     found = {"accuracy": accuracy, "epochs": float(outcome.epochs), "test": outcome.test}
     return {tag: value for tag, value in found.items() if value is not None}
 
 
 def hparam_info(axis: Axis) -> HParamInfo:
-    """With the values that a trial may have: TensorBoard hides sessions outside of them."""
+    """Describe the hyperparameter and its possible values: TensorBoard hides trials outside of them."""
     kind = data_type(axis)
     info = HParamInfo(name=axis.key, type=kind, differs=len(axis.values) > 1)
     if axis.scale == "steps":
@@ -116,7 +116,7 @@ def hparam_info(axis: Axis) -> HParamInfo:
 
 
 def data_type(axis: Axis) -> int:
-    """Of all its values; a string where they are neither all numbers nor all true or false."""
+    """Return the type of the axis: bool or number if all values are, else string."""
     if all(isinstance(value, bool) for value in axis.values):
         return int(DATA_TYPE_BOOL)
     numbers = all(isinstance(value, (int, float)) for value in axis.values)

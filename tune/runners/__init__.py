@@ -1,1 +1,1 @@
-"""Runners of trials: local processes or Ray."""
+"""Trial runners: local processes or Ray."""

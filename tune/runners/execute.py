@@ -1,4 +1,4 @@
-"""How a trial is run: trained from where its folder stands, until it is done or halving ends it."""
+"""Run one trial: resume it from its folder and train until it finishes or successive halving prunes it."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from tune.study.trial import Trial, TrialResult, status
 
 T = TypeVar("T")
 PREVIOUS_WRITER_TIMEOUT_S = 180
-"""As long as Ray takes to end a process, and NFS to drop the locks of a node that died (90 s on Linux)."""
+"""Covers the time Ray needs to end a process and NFS to release the locks of a dead node (90 s on Linux)."""
 
 
 class PrunedTrial(Exception):  # noqa: N818 - not an error
-    """Raised in `on_epoch` on every rank: the trial is not worth going on with."""
+    """Raised in `on_epoch` on every rank when the trial is pruned."""
 
 
 def ignore(record: Record) -> None:
@@ -30,18 +30,18 @@ def ignore(record: Record) -> None:
 
 
 def config_of(base: Config, trial: Trial, out: Path) -> Config:
-    """The trial's configuration. Of its checkpoints the newest and the selected one are kept."""
+    """Return the trial's configuration. It keeps only the newest and the selected checkpoint."""
     fixed = {"seed": trial.seed, "out": str(out), "resume": "auto", "evaluation.test": trial.test, "checkpoint.keep": 1}
-    fixed["evaluation.report"] = False  # the search's own page tells of all trials
+    fixed["evaluation.report"] = False  # the search's page covers all trials
     return override(base, {**trial.values, **fixed}, f"trial {trial.name}")
 
 
 def run_trial(study: Study, trial: Trial, report: Callable[[Record], None] = ignore) -> TrialResult:
-    """Train, report each epoch, and write down how it ended. A collective of the ranks that train it.
+    """Train the trial, report each epoch and record its status. Collective: every rank must call this.
 
-    Rank 0's `UserError` is the trial's failure. Any other error is raised, for the trial to be tried again: so are
-    another rank's, the loss of a rank, and a folder that another process still writes into. An interrupted trial has
-    no end.
+    A `UserError` on rank 0 marks the trial as failed. Other errors are raised so that the trial is retried: an error
+    on another rank, a lost rank, or a folder that another process still writes to. An interrupted trial has an empty
+    `end`.
     """
     with init_world(study.base.runtime.timeout_s, finish_steps=False) as world:
         if world.is_main:
@@ -54,7 +54,7 @@ def run_trial(study: Study, trial: Trial, report: Callable[[Record], None] = ign
 
 
 def train(study: Study, trial: Trial, report: Callable[[Record], None], world: World) -> TrialResult:
-    """A trial that has no end yet, from its last checkpoint."""
+    """Train an unfinished trial from its last checkpoint."""
 
     def on_epoch(record: Record) -> None:
         halted = world.is_main and should_prune(study, trial, accuracy_of(record))
@@ -75,7 +75,7 @@ def train(study: Study, trial: Trial, report: Callable[[Record], None], world: W
     except UserError as problem:
         if not world.is_main:
             raise
-        finish_trial(study, trial, "failed", str(problem))  # alone: who knows what became of the others
+        finish_trial(study, trial, "failed", str(problem))  # no collective: the state of the other ranks is unknown
         return study.trials.result(trial)
     if world.is_main and end:
         finish_trial(study, trial, end)
@@ -89,21 +89,22 @@ def finish_trial(study: Study, trial: Trial, end: status, reason: str = "") -> N
 
 
 def accuracy_of(record: Mapping[str, Any]) -> tuple[int, float]:
-    """Epoch, and accuracy on validation."""
+    """Return the epoch and its validation accuracy."""
     return int(record["epoch"]), float(record["validation"]["accuracy"])
 
 
 def recheck_rung(study: Study, trial: Trial) -> None:
-    """A trial that died after the last epoch's checkpoint and before it was judged at that rung."""
+    """Prune a trial that crashed at a rung, after writing the checkpoint but before the rung was evaluated."""
     accuracies = study.trials.result(trial).accuracies
     if accuracies and should_prune(study, trial, (len(accuracies), accuracies[-1])):
         study.trials.finish(trial, "halted")
 
 
 def wait_for_previous_writer(folder: Path) -> None:
-    """A search that was killed may leave a process that still writes into its trial's folder, a dead node its lock.
+    """Wait until no process holds the lock of the trial's folder.
 
-    Where that is longer than `PREVIOUS_WRITER_TIMEOUT_S`, training itself says that the folder is taken.
+    A killed search may leave a process that still writes to the folder, and a dead node may leave its lock. After
+    `PREVIOUS_WRITER_TIMEOUT_S` this returns, and training reports the locked folder.
     """
     until = time.monotonic() + PREVIOUS_WRITER_TIMEOUT_S
     while time.monotonic() < until:
@@ -115,7 +116,7 @@ def wait_for_previous_writer(folder: Path) -> None:
 
 
 def should_prune(study: Study, trial: Trial, reached: tuple[int, float]) -> bool:
-    """Whether a trial that has `reached` an epoch and accuracy is to end there."""
+    """Return whether to prune a trial that has `reached` this epoch and accuracy."""
     (epoch, accuracy), halving = reached, study.halving_of(trial)
     if halving is None or epoch not in halving.rungs:
         return False
@@ -124,6 +125,6 @@ def should_prune(study: Study, trial: Trial, reached: tuple[int, float]) -> bool
 
 
 def from_main(world: World, value: T) -> T:
-    """Rank 0's value on every rank: it alone looks at the others' folders, which change meanwhile."""
+    """Broadcast rank 0's value. Only rank 0 reads the other trials' folders, because they change meanwhile."""
     shared: Any = world.broadcast_object(value)
     return cast(T, shared)

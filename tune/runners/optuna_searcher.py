@@ -1,4 +1,4 @@
-"""Optuna's TPE through Ray's integration: configurations drawn from how the ones before them fared."""
+"""Optuna's TPE through Ray's integration: samples configurations based on earlier results."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from tune.study.trial import DEFAULT, METRIC, Trial, TrialResult
 
 
 class OptunaSearcher(Searcher):
-    """The search's trials in the order in which they begin: those left over, the default, then what Optuna draws.
+    """Yields the search's trials: the default first, then unfinished trials, then new ones sampled by Optuna.
 
-    Optuna's study is made from the folders of the trials that have ended, so a search that goes on knows all of them.
+    Optuna's study is rebuilt from the folders of finished trials, so a resumed search knows all of them.
     """
 
     def __init__(self, study: Study) -> None:
@@ -28,7 +28,7 @@ class OptunaSearcher(Searcher):
         begun = {o.trial.number: o for o in study.trials.outcomes() if o.trial.stage == "search"}
         self._left = [outcome.trial for outcome in begun.values() if not outcome.end]
         self._again: dict[str, Trial] = {}
-        """Trials left over, by the name that Tune gives them now."""
+        """Resumed trials by their current Tune trial ID."""
         if DEFAULT not in begun:
             study.trials.begin(study.default())
             self._left.insert(0, study.default())
@@ -38,7 +38,7 @@ class OptunaSearcher(Searcher):
         self._optuna = self._open(ended, len(begun))
 
     def _open(self, ended: Sequence[TrialResult], begun: int) -> OptunaSearch:
-        """The seed counts what began, or a search that goes on would draw the same again."""
+        """Create the Optuna searcher. Its seed depends on `begun`, so a resumed search does not repeat samples."""
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         (seed,) = np.random.SeedSequence([self.study.base.seed, begun]).generate_state(1)
         return OptunaSearch(
@@ -51,7 +51,7 @@ class OptunaSearcher(Searcher):
         )
 
     def _point(self, trial: Trial) -> dict[str, Any]:
-        """A trial's values as Optuna takes them: whole, so keys whose condition does not hold get some value."""
+        """Encode a trial's values for Optuna, which needs every key: inactive keys get a sampled value."""
         space, seed = self.study.space, self.study.base.seed
         return encode(space, {**space.sample_all(seed, trial.number), **trial.values})
 
@@ -78,14 +78,14 @@ class OptunaSearcher(Searcher):
             self._optuna.add_evaluated_point(self._point(trial), result[METRIC])
 
     def save(self, checkpoint_path: str) -> None:
-        """Nothing: what is known is in the trials' folders."""
+        """Do nothing: all state is in the trials' folders."""
 
     def restore(self, checkpoint_path: str) -> None:
-        """Nothing: see `save`."""
+        """Do nothing: see `save`."""
 
 
 def distribution(domain: Domain) -> BaseDistribution:
-    """Of a value, or of its place among the domain's: numbers in order are near each other, words are not."""
+    """Return the Optuna distribution of a value or of its index: integer if values are ordered, else categorical."""
     if domain.continuous:
         low, high = domain.values
         return FloatDistribution(low, high, log=domain.kind == "loguniform")

@@ -1,4 +1,4 @@
-"""A Ray cluster, joined or started, and how many trials it holds."""
+"""Connect to or start a Ray cluster and compute how many trials fit on it."""
 
 from __future__ import annotations
 
@@ -18,21 +18,21 @@ from adadf_dist.errors import UserError, single_line
 
 ROOT = Path(__file__).resolve().parents[2]
 DRIVER_ENV = {"RAY_AIR_NEW_OUTPUT": "0", "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1"}
-"""Our table is the table, the trials' folders are the records."""
+"""Turns off Tune's table and loggers: `LiveTable` and the trials' folders replace them."""
 WORKER_ENV = {"RAY_TRAIN_V2_ENABLED": "1", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "1"}
-"""A trial that was given no GPU sees none."""
+"""Hides GPUs from trials that have none assigned."""
 LOOK_S = 10.0
 
 
 @dataclass(frozen=True)
 class TrialResources:
-    """What a trial takes."""
+    """Resources of a trial."""
 
     workers: int
     cpus: float
-    """Of each worker."""
+    """Per worker."""
     gpus: float
-    """Of each worker."""
+    """Per worker."""
 
     def per_worker(self) -> dict[str, float]:
         return {name: amount for name, amount in (("CPU", self.cpus), ("GPU", self.gpus)) if amount}
@@ -40,15 +40,15 @@ class TrialResources:
 
 @contextmanager
 def connect(address: str) -> Iterator[None]:
-    """The cluster at `address`, or one started here for as long as this lasts. Raises `UserError`."""
+    """Connect to the cluster at `address`, or start one here for the context. Raises `UserError`."""
     for name, value in DRIVER_ENV.items():
         os.environ.setdefault(name, value)
     for name in ("ray.tune", "ray.train"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
-    code = [str(ROOT / package) for package in ("adadf_dist", "tune")]  # so that every node runs this very code
+    code = [str(ROOT / package) for package in ("adadf_dist", "tune")]  # ship this code to every node
     try:
         check_address(address)
-        with TemporaryDirectory() as empty:  # else the nodes would look in this folder first, whatever lies there
+        with TemporaryDirectory() as empty:  # otherwise nodes import from this folder first
             ray.init(
                 address=address or "local",
                 runtime_env={"env_vars": WORKER_ENV, "py_modules": code, "working_dir": empty},
@@ -58,11 +58,11 @@ def connect(address: str) -> Iterator[None]:
             )
     except (OSError, ValueError, RuntimeError) as error:
         if not address:
-            raise UserError(f"Ray could not be started here: {why_not_started(error)}") from None
-        mend = "start one or leave it out"
+            raise UserError(f"Ray failed to start: {why_not_started(error)}") from None
+        mend = "start one or remove the option"
         if "AuthToken" in str(error.__cause__):
-            mend = "it asks for a token: set RAY_AUTH_MODE=token here as it was set there"
-        raise UserError(f"--address {address}: no Ray cluster there ({single_line(error, 200)}); {mend}") from None
+            mend = "the cluster requires a token: set RAY_AUTH_MODE=token here too"
+        raise UserError(f"--address {address}: no Ray cluster found ({single_line(error, 200)}); {mend}") from None
     try:
         yield
     finally:
@@ -70,18 +70,18 @@ def connect(address: str) -> Iterator[None]:
 
 
 def why_not_started(error: Exception) -> str:
-    """In one line, with what to do about it."""
+    """Return the reason and a fix in one line."""
     reason = single_line(error, 200)
     if "AF_UNIX" in reason:
         return (
-            f"the path of its sockets is too long ({reason}); shorten TMPDIR (or RAY_TMPDIR), for example to /tmp, or "
-            "give --local"
+            f"its socket path is too long ({reason}); shorten TMPDIR (or RAY_TMPDIR), for example to /tmp, or pass "
+            "--local"
         )
-    return f"{reason}; join a cluster with --address, or give --local"
+    return f"{reason}; join a cluster with --address, or pass --local"
 
 
 def check_address(address: str) -> None:
-    """Raises `OSError` where nothing listens, which Ray would try to reach for long."""
+    """Raise `OSError` if nothing listens at `address`, because Ray retries for a long time."""
     host, _, port = address.rpartition(":")
     if port.isdigit() and "/" not in host:
         with create_connection((host, int(port)), timeout=LOOK_S):
@@ -89,30 +89,28 @@ def check_address(address: str) -> None:
 
 
 def trial_resources(workers: int, cpus: float, gpus: float | None) -> TrialResources:
-    """`gpus` None: one a worker where the cluster has any. Raises `UserError` for what cannot be given."""
+    """Return the resources of a trial. `gpus` None: one per worker if the cluster has any. Raises `UserError`."""
     if gpus is None:
         gpus = 1.0 if resource_per_node("GPU") else 0.0
     if cpus < 0 or gpus < 0 or cpus == gpus == 0:
-        raise UserError(
-            f"--cpus-per-worker {cpus:g}, --gpus-per-worker {gpus:g}: a worker takes something of one of them"
-        )
+        raise UserError(f"--cpus-per-worker {cpus:g}, --gpus-per-worker {gpus:g}: a worker needs CPUs or GPUs")
     if gpus > 1 and gpus % 1:
-        raise UserError(f"--gpus-per-worker {gpus:g}: more than one GPU are whole GPUs")
+        raise UserError(f"--gpus-per-worker {gpus:g}: above 1, it must be an integer")
     if workers > 1 and gpus % 1:
         raise UserError(
-            f"--gpus-per-worker {gpus:g}: NCCL refuses two ranks on one GPU; a fraction is for trials of one worker"
+            f"--gpus-per-worker {gpus:g}: NCCL refuses two ranks on one GPU; fractions need --workers-per-trial 1"
         )
     return TrialResources(workers, cpus, gpus)
 
 
 def trials_at_once(share: TrialResources) -> int:
-    """Trials that the cluster holds, node by node. Raises `UserError` when it holds none."""
+    """Return how many trials fit on the cluster at once. Raises `UserError` if none fits."""
     for name, amount in share.per_worker().items():
         whole, largest = sum(resource_per_node(name)), max(resource_per_node(name), default=0.0)
         if amount * share.workers > whole:
             raise UserError(
-                f"--workers-per-trial {share.workers}: a trial takes {amount * share.workers:g} {name}s, the cluster "
-                f"has {whole:g}; lower it, or --{name.lower()}s-per-worker"
+                f"--workers-per-trial {share.workers}: a trial needs {amount * share.workers:g} {name}s, the cluster "
+                f"has {whole:g}; lower it or --{name.lower()}s-per-worker"
             )
         if amount > largest:
             raise UserError(
@@ -124,14 +122,14 @@ def trials_at_once(share: TrialResources) -> int:
     )
     if workers < share.workers:
         raise UserError(
-            f"--workers-per-trial {share.workers}: the cluster's nodes hold {workers} workers of {share.cpus:g} CPUs "
-            f"and {share.gpus:g} GPUs; lower one of them"
+            f"--workers-per-trial {share.workers}: only {workers} workers with {share.cpus:g} CPUs and "
+            f"{share.gpus:g} GPUs each fit on the cluster's nodes; lower one of these"
         )
     return workers // share.workers
 
 
 def resource_per_node(name: str) -> list[float]:
-    """What each node that is there has of a resource; nodes without are left out."""
+    """Return the amount of a resource on each live node that has any."""
     return [node[name] for node in resources_of_nodes() if node.get(name)]
 
 

@@ -1,8 +1,8 @@
-"""Trials on a Ray cluster, by Ray Tune; with several ranks a trial, by Ray Train inside it.
+"""Run trials on a Ray cluster with Ray Tune; trials of several ranks use Ray Train inside.
 
-Tune places trials and restarts crashed ones. Its schedulers stop a trial by killing it, which leaves an inner placement
-group behind that holds GPUs. So each trial asks `tune.study.asha` itself, and ends on all its ranks like any finished
-run; what a search knows is what its folder says.
+Tune schedules trials and restarts crashed ones. Its schedulers stop a trial by killing it, which leaves an inner
+placement group behind that holds GPUs. So each trial evaluates `tune.study.asha` itself and ends on all ranks like a
+finished run. The study folder is the only state.
 """
 
 from __future__ import annotations
@@ -34,42 +34,44 @@ from tune.study.study import Study, load_study
 from tune.study.trial import METRIC, Trial
 
 DRIVER_RESOURCES = {"memory": 1.0}
-"""What the driver of a trial of several ranks takes, in bytes: Tune asks for something, and CPUs are for the ranks."""
+"""Resources of the driver of a multi-rank trial. Tune requires some, and the CPUs are for the ranks; in bytes."""
 PLACEMENT_FILE = "placement_group"
 UPDATE_INTERVAL_S = 2.0
-"""Least seconds between two looks at how the trials stand."""
+"""Minimum seconds between two progress updates."""
 
 
 class RayRunner:
-    """A cluster that was joined, and what a trial takes of it."""
+    """Runs trials on the connected cluster with fixed resources per trial."""
 
     def __init__(self, share: TrialResources) -> None:
         self.share = share
         self.concurrent = trials_at_once(share)
 
-    def search(self, study: Study, told: Callable[[], None]) -> None:
+    def search(self, study: Study, on_update: Callable[[], None]) -> None:
         if study.options.searcher == "tpe":
-            from tune.runners.optuna_searcher import OptunaSearcher  # Optuna is asked for by name
+            from tune.runners.optuna_searcher import OptunaSearcher  # optional
 
-            self._tune(study, OptunaSearcher(study), 1 + study.options.trials, told)
+            self._tune(study, OptunaSearcher(study), 1 + study.options.trials, on_update)
             return
-        self.run(study, study.search_trials(), told)
+        self.run(study, study.search_trials(), on_update)
 
-    def run(self, study: Study, trials: Sequence[Trial], told: Callable[[], None]) -> None:
+    def run(self, study: Study, trials: Sequence[Trial], on_update: Callable[[], None]) -> None:
         left = [trial for trial in trials if not study.trials.result(trial).end]
         for trial in left:
             study.trials.begin(trial)
         if left:
-            self._tune(study, [trial.name for trial in left], 1, told)
+            self._tune(study, [trial.name for trial in left], 1, on_update)
 
-    def _tune(self, study: Study, source: Sequence[str] | Searcher, samples: int, told: Callable[[], None]) -> None:
-        """Have Tune run the trials named, or those that a searcher names. Raises `UserError` when interrupted."""
+    def _tune(
+        self, study: Study, source: Sequence[str] | Searcher, samples: int, on_update: Callable[[], None]
+    ) -> None:
+        """Run the named trials, or those that a searcher suggests, with Tune. Raises `UserError` when interrupted."""
         alone = self.share.workers == 1
         trainable = partial(train_single_process if alone else train_distributed, study_folder=str(study.folder))
         placed = ray_tune.with_resources(trainable, self.share.per_worker() if alone else DRIVER_RESOURCES)
         searcher = source if isinstance(source, Searcher) else None
         names = {} if searcher else {"trial": ray_tune.grid_search(list(source))}  # type: ignore[arg-type]
-        events = TrialCallbacks(told)
+        events = TrialCallbacks(on_update)
         tuner = ray_tune.Tuner(
             placed,
             param_space={**names, **asdict(self.share)},
@@ -88,11 +90,14 @@ class RayRunner:
                 verbose=0,
             ),
         )
-        with (study.folder / "ray.txt").open("a", encoding="utf-8") as log, redirect_stdout(log):  # the table is ours
+        with (
+            (study.folder / "ray.txt").open("a", encoding="utf-8") as log,
+            redirect_stdout(log),
+        ):  # Tune's output
             tuner.fit()
         for name, error in events.failed.items():
             freeze(study, name, error)
-        told()
+        on_update()
         wanted = None if searcher else set(source)  # type: ignore[arg-type]
         begun = study.trials.outcomes()
         mine = [o for o in begun if (o.trial.stage == "search" if wanted is None else o.trial.name in wanted)]
@@ -101,23 +106,23 @@ class RayRunner:
 
 
 def freeze(study: Study, name: str, error: str) -> None:
-    """Write down the failure of a trial that has not said itself how it ended."""
+    """Record the failure of a trial that did not record its own status."""
     outcome = study.trials.get(name)
     if not outcome.end:
         study.trials.finish(outcome.trial, "failed", error)
 
 
 class TrialCallbacks(ray_tune.Callback):
-    """Passes on that something happened, and keeps what failed for good."""
+    """Reports trial events and collects permanent failures."""
 
-    def __init__(self, told: Callable[[], None]) -> None:
+    def __init__(self, on_update: Callable[[], None]) -> None:
         self.failed: dict[str, str] = {}
-        """Why, by the trial's name."""
-        self._told = told
+        """Trial name -> error."""
+        self._told = on_update
         self._last = 0.0
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        lines = str(trial.get_error() or "no word of why").strip().splitlines()
+        lines = str(trial.get_error() or "unknown error").strip().splitlines()
         self.failed[trial.config["trial"]] = single_line(lines[-1], 300)
 
     def on_trial_result(self, iteration: int, trials: list[Any], trial: Any, result: Any, **info: Any) -> None:
@@ -134,15 +139,15 @@ def report_of(record: Any) -> dict[str, float]:
 
 
 def train_single_process(config: dict[str, Any], study_folder: str) -> None:
-    """A trial of one process."""
+    """Run a trial in one process."""
     train(config["trial"], study_folder, lambda record: ray_tune.report(report_of(record)))
 
 
 class RankTrainer(TorchTrainer):
-    """Ray Train without its cleaner of placement groups, for which `release_placement_group` stands in.
+    """Ray Train without its placement group cleaner; `release_placement_group` replaces it.
 
-    That one asks the dashboard whether a trial still lives. Where Ray came without the dashboard's packages it never
-    hears, so it never cleans, and stays as a process on the head.
+    The cleaner asks the dashboard whether a trial is alive. If the dashboard's packages are not installed, it gets no
+    reply, never cleans up, and remains as a process on the head node.
     """
 
     def _create_default_callbacks(self) -> list[Any]:
@@ -151,14 +156,14 @@ class RankTrainer(TorchTrainer):
 
 
 def save_placement_group(folder: Path) -> None:
-    """Write down the placement group of the ranks, for the next try: it outlives a driver that died."""
+    """Save the ID of the ranks' placement group for the next attempt: the group outlives a dead driver."""
     group = get_current_placement_group()
     assert group is not None
     write_text(folder / PLACEMENT_FILE, group.id.hex())
 
 
 def release_placement_group(folder: Path) -> None:
-    """Give back what an earlier try of the trial still holds, or this one would wait for it for ever."""
+    """Release the placement group of an earlier attempt; otherwise this attempt would wait for it forever."""
     path = folder / PLACEMENT_FILE
     if path.exists():
         remove_placement_group(PlacementGroup(ray.PlacementGroupID(bytes.fromhex(path.read_text(encoding="utf-8")))))
@@ -166,12 +171,12 @@ def release_placement_group(folder: Path) -> None:
 
 
 def train_distributed(config: dict[str, Any], study_folder: str) -> None:
-    """A trial of several ranks: a driver that starts them by Ray Train, and waits."""
+    """Run a multi-rank trial: start the ranks with Ray Train and wait."""
     study = load_study(Path(study_folder))
     release_placement_group(study.trials.path / config["trial"])
     share = TrialResources(config["workers"], config["cpus"], config["gpus"])
     passed_on: Any = TuneReportCallback()  # type: ignore[no-untyped-call]
-    attempt = f"{config['trial']}-{time.time():.0f}"  # of a name of its own: Train would go on from another's state
+    attempt = f"{config['trial']}-{time.time():.0f}"  # unique: Train would resume from another attempt's state
     RankTrainer(
         train_rank,
         train_loop_config={**config, "study": study_folder},
@@ -186,15 +191,15 @@ def train_distributed(config: dict[str, Any], study_folder: str) -> None:
 
 
 def train_rank(config: dict[str, Any]) -> None:
-    """One rank of a trial; the process group is Ray's."""
-    logging.getLogger("ray.train").setLevel(logging.WARNING)  # the trial's output is the run's own
+    """Run one rank of a trial in Ray's process group."""
+    logging.getLogger("ray.train").setLevel(logging.WARNING)  # keep the trial's output free of Ray messages
     if ray_train.get_context().get_world_rank() == 0:
         save_placement_group(load_study(Path(config["study"])).trials.path / config["trial"])
     train(config["trial"], config["study"], lambda record: ray_train.report(report_of(record)))
 
 
 def train(name: str, study_folder: str, report: Callable[[Any], None]) -> None:
-    """Raises `RuntimeError` for a trial that was told to stop, so that Tune starts it elsewhere."""
+    """Run the trial and log to its output.txt. Raises `RuntimeError` if interrupted, so that Tune restarts it."""
     study = load_study(Path(study_folder))
     trial = study.trials.get(name).trial
     with (
@@ -204,4 +209,4 @@ def train(name: str, study_folder: str, report: Callable[[Any], None]) -> None:
     ):
         outcome = run_trial(study, trial, report)
     if not outcome.end:
-        raise RuntimeError(f"{name}: was told to stop before its end")
+        raise RuntimeError(f"{name}: interrupted before finishing")

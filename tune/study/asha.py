@@ -1,7 +1,7 @@
-"""Asynchronous successive halving (ASHA, Li et al. 2020): at its rungs, a trial below the best of those before ends.
+"""Asynchronous successive halving (ASHA, Li et al. 2020): prunes trials below the top 1/factor at each rung.
 
-Its answer depends on the records that trials leave behind and on nothing else, so one rule serves trials in a row,
-trials on a Ray cluster, and a search that was interrupted.
+The decision depends only on the recorded results, so the same rule works for sequential trials, trials on a Ray
+cluster and resumed searches.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from adadf_dist.errors import UserError
 from tune.study.space import Space
 
 GRACE = 2
-"""Grace in largest epoch thresholds: until E the target branch's loss is ramped in, until 2E it can show for it."""
+"""Minimum grace period in multiples of E, the largest epoch threshold: the target loss ramps up until epoch E."""
 
 
 @dataclass(frozen=True)
@@ -24,11 +24,11 @@ class AshaSchedule:
     """Rungs at `grace`, `grace` x `factor`, ... epochs."""
 
     grace: int
-    """Epochs that every trial has."""
+    """Grace period: epochs that every trial runs."""
     factor: int
-    """One trial in so many passes a rung."""
+    """Reduction factor: about 1 in `factor` trials passes a rung."""
     epochs: int
-    """Of a whole trial."""
+    """Epochs of a complete trial."""
 
     @property
     def rungs(self) -> list[int]:
@@ -39,21 +39,21 @@ class AshaSchedule:
         return rungs
 
     def survives(self, accuracy: float, others: Sequence[float]) -> bool:
-        """Whether a trial goes on from a rung, by the accuracies of those that came there before it."""
+        """Return whether a trial continues past a rung, given the accuracies of other trials that reached it."""
         return not others or accuracy >= float(np.percentile(others, 100 * (1 - 1 / self.factor)))
 
 
 def plan_halving(space: Space, base: Config, grace: int | None, factor: int) -> AshaSchedule:
-    """Raises `UserError` for a grace period in which a large epoch threshold cannot show what it is worth."""
+    """Create the schedule. Raises `UserError` if the grace period is too short for the largest epoch threshold."""
     largest = int(space.largest("loss.epoch_threshold", base))
     least = GRACE * largest
     if grace is None:
         grace = least
     if grace < least:
         raise UserError(
-            f"--grace {grace}: loss.epoch_threshold goes up to {largest}, and before epoch {least} such a trial is "
-            f"still ramping its losses (eqs 15, 16) and would be ended for being slow; give {least} or more"
+            f"--grace {grace}: must be at least {least}, twice the largest loss.epoch_threshold ({largest}); earlier, "
+            "such a trial is still ramping its losses (eqs 15, 16) and would be pruned unfairly"
         )
     if factor < 2:
-        raise UserError(f"--factor {factor}: give 2 or more, for one trial in so many passes a rung")
+        raise UserError(f"--factor {factor}: must be at least 2; 1 in this many trials passes a rung")
     return AshaSchedule(grace, factor, base.epochs)

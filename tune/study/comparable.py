@@ -1,4 +1,4 @@
-"""Accuracies of a search that compare: after the same epochs of training, whatever became of the trial later."""
+"""Comparable accuracies of a search: every trial at the same number of epochs, even if it trained longer."""
 
 from __future__ import annotations
 
@@ -10,25 +10,25 @@ from tune.study.trial import TrialResult
 
 
 class MatchedResults(NamedTuple):
-    """Trials of the search, the default among them, and what each has reached by the same epoch."""
+    """Search trials (including the default) and the accuracy of each at the same epoch."""
 
     epochs: int | None
-    """None: trials that went to their end, by their best epoch; nothing was halted."""
+    """None: no early stopping; finished trials are compared at their best epoch."""
     outcomes: tuple[TrialResult, ...]
     accuracies: tuple[float, ...]
-    """Of each outcome, on validation, the best of these epochs."""
+    """Best validation accuracy of each outcome within these epochs."""
 
     @property
     def accuracy(self) -> str:
-        """In words."""
+        """Label of the accuracy."""
         return "validation accuracy" if self.epochs is None else f"validation accuracy by epoch {self.epochs}"
 
 
 def match_budgets(study: Study, outcomes: Sequence[TrialResult]) -> MatchedResults:
-    """By the first rung, which every trial comes to.
+    """Compare trials at the first rung, which every trial reaches.
 
-    The survivors of a later rung were chosen by their accuracy: among them a constant that matters seems not to, since
-    its poor values are gone.
+    Survivors of later rungs were selected by accuracy. Among them an important hyperparameter would seem unimportant,
+    because its poor values were pruned.
     """
     rungs = study.options.halving.rungs if study.options.halving else []
     epochs = rungs[0] if rungs else None

@@ -1,4 +1,4 @@
-"""Scores of a search's trials, sample by sample where predictions were kept, and collapsed networks."""
+"""Scores of trials, per sample if predictions were stored, and detection of collapsed networks."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ Split = Literal["validation", "test"]
 
 
 def read_score(study: Study, outcome: TrialResult, split: Split = "validation") -> Score:
-    """The selected epoch of a finished trial."""
+    """Return the score of a finished trial's selected epoch."""
     metrics = outcome.selected if split == "validation" else outcome.tested
     accuracy = float(metrics["accuracy"])
     correct = read_correct(study.trials.path_of(outcome.trial), split, accuracy)
@@ -28,7 +28,7 @@ def read_score(study: Study, outcome: TrialResult, split: Split = "validation") 
 
 
 def read_correct(folder: Path, split: str, accuracy: float) -> NDArray[np.bool_] | None:
-    """[samples], whether the run's stored predictions are right; None where it kept none, or those of another epoch."""
+    """Return which stored predictions are correct [samples]; None if none or those of another epoch are stored."""
     try:
         kept = load_predictions(folder, split)
     except UserError:
@@ -38,7 +38,7 @@ def read_correct(folder: Path, split: str, accuracy: float) -> NDArray[np.bool_]
 
 
 def find_collapse(outcome: TrialResult, classes: Sequence[str]) -> str:
-    """How a trial's selected network collapsed, to one class or to chance; empty where it did not."""
+    """Describe how a trial's selected network collapsed (to one class or to chance); empty if it did not."""
     confusion: Any = outcome.selected.get("confusion")
     if confusion is None:
         return ""

@@ -1,8 +1,8 @@
-"""Which configuration wins, and is it significantly better than the default?
+"""Select the winning configuration and test whether it is significantly better than the default.
 
-Finalists were picked by their accuracy on one seed, which flatters them. So they and the default are trained on seeds
-that the search has not used, and compared there, seed by seed and sample by sample. A configuration whose network
-collapsed on any of these seeds cannot win.
+Finalists are selected by their accuracy on one seed, which is optimistically biased. So they and the default are
+retrained on held-out seeds and compared there, paired by seed and sample. A configuration whose network collapsed on
+any of these seeds cannot win.
 """
 
 from __future__ import annotations
@@ -24,20 +24,20 @@ class Candidate(NamedTuple):
     accuracies: tuple[float, ...]
     mean: float
     interval: Interval
-    """95 %, of the mean, for new seeds and new samples."""
+    """95% confidence interval of the mean, for new seeds and new samples."""
     difference: PairedDifference | None
-    """To the default, paired by seed; None for the default itself."""
+    """Difference from the default, paired by seed; None for the default itself."""
     mean_class_accuracy: float | None = None
-    """Mean over the seeds; None where it was not recorded."""
+    """Mean over the seeds; None if not recorded."""
     collapse: str = ""
-    """On which seed the network collapsed, and how; empty where none did."""
+    """On which seeds the network collapsed and how; empty if it did not."""
 
 
 class Selection(NamedTuple):
     candidates: tuple[Candidate, ...]
     """The default and the finalists that trained on every seed, best mean first."""
     winner: int
-    """The best finalist where it is significantly better than the default, else the default."""
+    """Number of the best finalist if it is significantly better than the default, else of the default."""
 
     @property
     def improved(self) -> bool:
@@ -45,16 +45,16 @@ class Selection(NamedTuple):
 
     @property
     def too_few(self) -> bool:
-        """Whether nothing was found, and no comparison was precise enough to find much."""
+        """Whether there is no improvement and no comparison was precise enough to detect one."""
         verdicts = [c.difference.verdict for c in self.candidates if c.difference is not None and not c.collapse]
         return not self.improved and bool(verdicts) and all(verdict == "too few to tell" for verdict in verdicts)
 
 
 def select_finalists(study: Study, count: int) -> list[int]:
-    """Numbers of the best configurations of the search: the furthest first, then the most accurate.
+    """Return the numbers of the best configurations, ordered by epochs reached, then by accuracy.
 
-    Accuracies of trials that were halted at different epochs do not compare, so epochs come first. The default is none
-    of them, nor is a configuration that is the default's or another finalist's under a second number.
+    Epochs come first because accuracies after different numbers of epochs are not comparable. The default and
+    duplicate configurations are excluded.
     """
     searched = [o for o in study.trials.outcomes() if o.trial.stage == "search" and o.end != "failed" and o.epochs]
     ordered = sorted(searched, key=lambda outcome: (outcome.epochs, outcome.best), reverse=True)
@@ -73,11 +73,11 @@ def select_winner(
     collapses: Mapping[int, str] | None = None,
     class_accuracies: Mapping[int, float | None] | None = None,
 ) -> Selection:
-    """Choose between configurations by their validation scores on the same seeds in the same order.
+    """Select a configuration by validation scores on the same seeds in the same order.
 
-    A finalist is better when the interval of its difference to the default is above 0. The intervals account for seeds
-    and samples and are widened for the number of comparisons (Bonferroni): at most one search in twenty finds a
-    better configuration among equal ones.
+    A finalist is better if the interval of its difference from the default is above 0. The intervals account for seeds
+    and samples and are widened for the number of comparisons (Bonferroni): if all configurations are equal, at most
+    one search in twenty reports a better one.
     """
     collapses, class_accuracies = collapses or {}, class_accuracies or {}
     default = scores[DEFAULT]

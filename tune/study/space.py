@@ -1,6 +1,6 @@
-"""What a search may change: dotted configuration keys, each with the values it may take.
+"""Search spaces: dotted configuration keys, each with its possible values.
 
-A space is data: one of `SPACES` below, or a user's TOML of the same form:
+A space is one of `SPACES` below or a TOML file of the same form:
 
     "loss.lambda_min" = { uniform = [0.0, 0.5] }
     "optimizer.lr" = { loguniform = [1e-4, 1e-2] }
@@ -8,7 +8,7 @@ A space is data: one of `SPACES` below, or a user's TOML of the same form:
     "batch_size" = { grid = [32, 64] }
     "optimizer.warmup_steps" = { choice = [0, 100], when = { "optimizer.schedule" = "cosine" } }
 
-`choice` is drawn from, `grid` is gone through. A key with `when` keeps its default unless the others have these values.
+`choice` is sampled, `grid` is enumerated. A key with `when` keeps its default unless the other keys have these values.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from adadf_dist.config.schema import Config
 from adadf_dist.errors import UserError, did_you_mean
 
 Values = dict[str, Any]
-"""Dotted keys and their values: what a trial changes."""
+"""Dotted keys that a trial changes -> values."""
 
 RESERVED = (
     "out",
@@ -44,7 +44,7 @@ RESERVED = (
     "evaluation.",
     "checkpoint.",
 )
-"""Not to be searched."""
+"""Keys that cannot be searched; a trailing dot covers the whole section."""
 KINDS = ("uniform", "loguniform", "choice", "grid")
 
 PAPER: dict[str, object] = {
@@ -60,26 +60,26 @@ RECIPE: dict[str, object] = {
     "augment.erase": {"uniform": [0.0, 0.8]},
 }
 SPACES: dict[str, dict[str, object]] = {"paper": PAPER, "recipe": RECIPE, "full": {**PAPER, **RECIPE}}
-"""`paper`: the three constants that the paper tunes. `recipe`: learning rate, batch, augmentation. `full`: both."""
+"""`paper`: the three hyperparameters tuned in the paper. `recipe`: learning rate, batch, augmentation. `full`: both."""
 
 
 @dataclass(frozen=True)
 class Domain:
-    """The values of one key."""
+    """Possible values of one key."""
 
     kind: str
     """One of `KINDS`."""
     values: tuple[Any, ...]
-    """Two limits of the continuous kinds; all values of the others."""
+    """The two limits of continuous kinds; all values of the others."""
     when: Mapping[str, Any] = field(default_factory=dict)
-    """Other keys and the values they must have."""
+    """Other keys and the values they must have for this key to be active."""
 
     @property
     def continuous(self) -> bool:
         return self.kind.endswith("uniform")
 
     def quantile(self, share: float) -> Any:
-        """The value at `share` in [0, 1) of the domain."""
+        """Return the value at quantile `share` in [0, 1)."""
         if not self.continuous:
             return self.values[int(share * len(self.values))]
         low, high = self.values
@@ -90,34 +90,34 @@ class Domain:
 
 @dataclass(frozen=True)
 class Space:
-    """Keys and domains, checked."""
+    """Validated keys and domains."""
 
     name: str
     domains: Mapping[str, Domain]
 
     def sample(self, seed: int, number: int) -> Values:
-        """The values of trial `number`: a pure function, so a search that goes on draws what it would have drawn.
+        """Return the values of trial `number`. Deterministic, so a resumed search samples the same values.
 
-        Grids are gone through in order, all else is drawn.
+        Grids are enumerated in order; other kinds are sampled.
         """
         points = list(self.grid())
         return self.resolve_conditions({**self.sample_all(seed, number), **points[(number - 1) % len(points)]})
 
     def sample_all(self, seed: int, number: int = 0) -> Values:
-        """A draw of every key, whatever its condition."""
+        """Sample every key, regardless of its condition."""
         return {
             key: domain.quantile(np.random.default_rng([seed, number, crc32(key.encode())]).random())
             for key, domain in self.domains.items()
         }
 
     def grid(self) -> Iterator[Values]:
-        """Every point of the grids together; one empty point where there are none."""
+        """Yield every point of the product of all grids; one empty point if there are none."""
         grids = {key: domain.values for key, domain in self.domains.items() if domain.kind == "grid"}
         for point in itertools.product(*grids.values()):
             yield dict(zip(grids, point, strict=True))
 
     def resolve_conditions(self, values: Values) -> Values:
-        """In the order of the space, without keys whose condition does not hold, or hangs on one that does not."""
+        """Drop inactive keys (also those that depend on an inactive key) and order the rest as in the space."""
         settled = {key: values[key] for key in self.domains if key in values}
         while lost := [key for key in settled if not self._holds(key, settled)]:
             settled = {key: value for key, value in settled.items() if key not in lost}
@@ -128,19 +128,19 @@ class Space:
 
     @property
     def points(self) -> int | None:
-        """How many there are; None where some key is drawn."""
+        """Number of grid points; None if any key is sampled."""
         if any(domain.kind != "grid" for domain in self.domains.values()):
             return None
         return len(list(self.grid()))
 
     def largest(self, key: str, base: Config) -> Any:
-        """The largest value that `key` takes in a trial or the default."""
+        """Return the largest value of `key` over all trials and the default."""
         domain = self.domains.get(key)
         default = dict(flatten(to_dict(base)))[key]
         return default if domain is None else max(default, *domain.values)
 
     def to_dict(self) -> dict[str, object]:
-        """The form in which a file holds it."""
+        """Return the space in the form of its TOML file."""
         return {
             key: {domain.kind: list(domain.values), **({"when": dict(domain.when)} if domain.when else {})}
             for key, domain in self.domains.items()
@@ -148,15 +148,15 @@ class Space:
 
 
 def open_space(name: str, base: Config) -> Space:
-    """A space by its name or its TOML file, checked against the configuration that it changes.
+    """Load a space by its name or TOML file and validate it against the base configuration.
 
-    Raises `UserError` for an unknown or empty space, an unknown key, or a value that the configuration refuses.
+    Raises `UserError` for an unknown or empty space, an unknown key or an invalid value.
     """
     if name in SPACES:
         return read_space(name, SPACES[name], base)
     path = Path(name)
     if path.suffix != ".toml":
-        raise UserError(f"--space {name}: give {', '.join(SPACES)}, or a TOML file{did_you_mean(name, SPACES)}")
+        raise UserError(f"--space {name}: must be {', '.join(SPACES)} or a TOML file{did_you_mean(name, SPACES)}")
     if not path.is_file():
         raise UserError(f"--space {path}: no such file")
     return read_space(name, load_config_file(path).values, base)
@@ -165,15 +165,15 @@ def open_space(name: str, base: Config) -> Space:
 def read_space(name: str, content: Mapping[str, object], base: Config) -> Space:
     domains = {key: read_domain(name, key, value) for key, value in parse_entries(name, content).items()}
     if not domains:
-        raise UserError(f"space {name}: is empty; give at least one key and its values")
+        raise UserError(f"space {name}: empty; add at least one key and its values")
     space = Space(name, domains)
     for key, domain in domains.items():
         for other, wanted in domain.when.items():
             if other not in domains or (not domains[other].continuous and wanted not in domains[other].values):
-                raise UserError(f"space {name}: {key} is there when {other} is {wanted!r}, which never comes")
+                raise UserError(f"space {name}: {key} is active when {other} is {wanted!r}, which never happens")
         inside = (
             [domain.quantile(0.37)] if domain.continuous else []
-        )  # a key of whole numbers takes the limits, and not this
+        )  # an integer key accepts integer limits but rejects this value
         for value in [*domain.values, *inside]:
             try:
                 override(base, {**dict(domain.when), key: value}, f"space {name}")
@@ -183,12 +183,14 @@ def read_space(name: str, content: Mapping[str, object], base: Config) -> Space:
 
 
 def parse_entries(space: str, content: Mapping[str, object], prefix: str = "") -> dict[str, Mapping[str, object]]:
-    """Dotted keys and what is said of each, whether the file quotes the keys or nests them."""
+    """Return dotted key -> domain entry, from quoted or nested TOML keys."""
     found: dict[str, Mapping[str, object]] = {}
     for name, value in content.items():
         key = f"{prefix}{name}"
         if not isinstance(value, Mapping):
-            raise UserError(f"space {space}: {key} = {value!r}; give {{ KIND = [...] }}, of {', '.join(KINDS)}")
+            raise UserError(
+                f"space {space}: invalid {key} = {value!r}: must be {{ KIND = [...] }}, KIND one of {', '.join(KINDS)}"
+            )
         if key in known_keys() or not any(isinstance(inner, Mapping) for inner in value.values()):
             found[key] = value
         else:
@@ -201,20 +203,24 @@ def read_domain(name: str, key: str, content: Mapping[str, object]) -> Domain:
     if key not in known_keys():
         raise UserError(f"{where}: unknown key{did_you_mean(key, known_keys())}")
     if matches_key(key, RESERVED):
-        raise UserError(f"{where}: is the search's own, or changes what accuracies mean; give it on the command line")
+        raise UserError(
+            f"{where}: cannot be searched (the search sets it, or it redefines accuracy); set it on the command line"
+        )
     kinds = [kind for kind in content if kind in KINDS]
     others = [word for word in content if word not in (*KINDS, "when")]
     if len(kinds) != 1 or others:
-        raise UserError(f"{where}: give one of {', '.join(KINDS)}, and `when` if need be; it has {', '.join(content)}")
+        raise UserError(
+            f"{where}: expected one of {', '.join(KINDS)} and optionally `when`, found {', '.join(content)}"
+        )
     (kind,), values, when = kinds, content[kinds[0]], content.get("when", {})
     if not isinstance(values, Sequence) or isinstance(values, str) or not values:
-        raise UserError(f"{where}: {kind} needs a list, not {values!r}")
+        raise UserError(f"{where}: {kind} must be a list, got {values!r}")
     if not isinstance(when, Mapping):
-        raise UserError(f"{where}: when needs keys and values, not {when!r}")
+        raise UserError(f"{where}: when must be a mapping of keys to values, got {when!r}")
     domain = Domain(kind, tuple(values), dict(flatten(when)))
     if domain.continuous and not is_range(values, logarithmic=kind == "loguniform"):
         above = ", both above 0" if kind == "loguniform" else ""
-        raise UserError(f"{where}: {kind} needs [low, high], low below high{above}; it has {list(values)}")
+        raise UserError(f"{where}: {kind} must be [low, high] with low < high{above}; got {list(values)}")
     return domain
 
 

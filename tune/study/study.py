@@ -1,4 +1,4 @@
-"""A search on disk: what it is, fixed when it begins, and the folder in which it can be gone on with."""
+"""A search on disk: its settings, fixed when it starts, and the directory from which it can be resumed."""
 
 from __future__ import annotations
 
@@ -39,32 +39,32 @@ CHANGEABLE_KEYS = (
     "base.runtime.log_every",
     "base.runtime.tensorboard",
 )
-"""What may be changed when a search is gone on with: where things are, and what no accuracy depends on."""
+"""Settings that may change on resume: paths and settings that do not affect accuracy."""
 EXTENDABLE_KEYS = ("options.trials", "options.seeds", "options.finalists")
-"""What may be raised when a search is gone on with: nothing that was done is in vain."""
+"""Settings that may be increased on resume; existing trials stay valid."""
 
 
 @dataclass(frozen=True)
 class SearchOptions:
-    """How a space is searched."""
+    """Settings of a search."""
 
     seeds: int
-    """Of each finalist and the default, none of them the search's own."""
+    """Held-out seeds per finalist and for the default; the search seed is not among them."""
     trials: int = 0
-    """Configurations beside the default."""
+    """Configurations besides the default."""
     finalists: int = 0
     searcher: Literal["random", "tpe"] = "random"
     halving: AshaSchedule | None = None
-    """None: every trial goes to the end."""
+    """None: no early stopping."""
     keep: Literal["winner", "none", "all"] = "winner"
-    """Whose checkpoints stay when a trial has ended; all figures always do."""
+    """Which finished trials keep their checkpoints; metrics are always kept."""
 
 
 @dataclass(frozen=True)
 class Study:
     folder: Path
     base: Config
-    """The default configuration; its seed is the search's."""
+    """Default configuration; its seed is the search seed."""
     space: Space
     options: SearchOptions
 
@@ -73,32 +73,32 @@ class Study:
         return TrialStore(self.folder / "trials")
 
     def halving_of(self, trial: Trial) -> AshaSchedule | None:
-        """None for trials that go to the end: the default, which all are measured by, and finals."""
+        """Return the trial's ASHA schedule; None for the default and final trials, which are never pruned."""
         judged = trial.stage == "search" and trial.number != DEFAULT
         return self.options.halving if judged else None
 
     def keeps_checkpoints(self, trial: Trial) -> bool:
-        """After the trial's end; of finals the search drops the losers' when it has chosen."""
+        """Return whether checkpoints are kept after the trial; the search later drops those of losing finalists."""
         return self.options.keep == "all" or (self.options.keep == "winner" and trial.stage == "final")
 
     def default(self) -> Trial:
         return Trial(DEFAULT, self.base.seed, "search", {})
 
     def sampled(self, number: int) -> Trial:
-        """The search's trial `number` (from 1) under the searcher `random`."""
+        """Return trial `number` (from 1) of the `random` searcher."""
         return Trial(number, self.base.seed, "search", self.space.sample(self.base.seed, number))
 
     def search_trials(self) -> list[Trial]:
-        """The default and every trial under the searcher `random`."""
+        """Return the default and every trial of the `random` searcher."""
         return [self.default(), *(self.sampled(number) for number in range(1, self.options.trials + 1))]
 
     def final_trials(self, values: Mapping[int, dict[str, Any]]) -> list[Trial]:
-        """Every configuration of `values` (by number) on every final seed."""
+        """Return a trial for every configuration of `values` (number -> values) and final seed."""
         seeds = range(self.base.seed + 1, self.base.seed + 1 + self.options.seeds)
         return [Trial(number, seed, "final", changed) for seed in seeds for number, changed in values.items()]
 
     def full_values(self, trial: Trial) -> dict[str, Any]:
-        """Every key of the space and its value in the trial, the default's where the trial does not change it."""
+        """Return the value of every key of the space in the trial, using defaults for unchanged keys."""
         defaults = dict(flatten(to_dict(self.base)))
         return {key: trial.values.get(key, defaults[key]) for key in self.space.domains}
 
@@ -108,30 +108,32 @@ class Study:
 
 
 def start(study: Study, resume: bool, source: Source | None = None) -> Study:
-    """Write the study down, or find that its folder holds the same one. Raises `UserError`, with the difference.
+    """Create the study's folder, or check that it contains the same study. Raises `UserError` with the difference.
 
-    `source`: the data of its trials, which must be that of the trials before unless `allow_other_data` is set.
-    Trials of it that failed are tried again: a disk that was full may have room now. A study of which no trial ever
-    began is as good as none. The folder is the caller's alone (`lock_run_dir`).
+    `source`: the data of the trials, which must match that of earlier trials unless `allow_other_data` is set.
+    Failed trials are retried: the cause, such as a full disk, may be gone. A study without any started trial is
+    overwritten. The caller must hold the folder's lock (`lock_run_dir`).
     """
     path = study.folder / STUDY_FILE
     if not path.exists() and resume:
-        raise UserError(f"--resume: {path}: no such file; leave --resume out to begin a search there")
+        raise UserError(f"--resume: {path}: no such file; remove --resume to start a search there")
     if not path.exists() or not study.trials.outcomes():
         with os_errors_as_user_errors(path):
             study.folder.mkdir(parents=True, exist_ok=True)
         write_json(path, {**study.to_dict(), **data_of({}, source, study)})
         return study
     if not resume:
-        raise UserError(f"--out: {study.folder} holds a search; go on with it by --resume, or give another --out")
+        raise UserError(
+            f"--out: {study.folder} already contains a search; pass --resume to continue it or choose another --out"
+        )
     before, now = read_study_file(path), study.to_dict()
     for key, (old, new) in differences({key: before.get(key) for key in now}, now).items():
         if matches_key(key, CHANGEABLE_KEYS):
             continue
         if key not in EXTENDABLE_KEYS or not isinstance(old, int) or not isinstance(new, int) or new < old:
             raise UserError(
-                f"{path}: {key} was {json.dumps(old)} and is now {json.dumps(new)}; trials of both do not compare: "
-                "go on with what it was, or give another --out"
+                f"{path}: {key} was {json.dumps(old)} and is now {json.dumps(new)}; incompatible with existing "
+                "trials; resume with the original setting or choose another --out"
             )
     write_json(path, {**now, **data_of(before, source, study)})
     for outcome in study.trials.outcomes():
@@ -141,7 +143,7 @@ def start(study: Study, resume: bool, source: Source | None = None) -> Study:
 
 
 def data_of(before: Mapping[str, Any], source: Source | None, study: Study) -> dict[str, object]:
-    """What `study.json` says of the data: now, and earlier where the user allowed other data. Raises `UserError`."""
+    """Return the `study.json` fields for the current and any earlier, allowed data. Raises `UserError`."""
     recorded = Source.from_dict(before["data"]) if before.get("data") else None
     earlier = list(before.get("earlier_data", ()))
     if source is None or not source.digests:
@@ -154,14 +156,14 @@ def data_of(before: Mapping[str, Any], source: Source | None, study: Study) -> d
         earlier.append(recorded.to_dict())
     for other in earlier:
         warning = (
-            f"warning: {study.folder}: holds trials on other data, {other['shards']}; their numbers may not compare"
+            f"warning: {study.folder}: contains trials on other data, {other['shards']}; results may not be comparable"
         )
         print(warning, file=sys.stderr, flush=True)
     return {"data": None if source is None else source.to_dict(), "earlier_data": earlier}
 
 
 def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
-    """Dotted keys whose values differ, with both."""
+    """Return dotted key -> (old, new) for values that differ."""
     old, new = dict(flatten(before)), dict(flatten(now))
     return {
         key: (old.get(key), new.get(key))
@@ -174,16 +176,16 @@ def read_study_file(path: Path) -> dict[str, Any]:
     try:
         content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise UserError(f"{path}: no such file; is {path.parent} the folder of a search?") from None
+        raise UserError(f"{path}: no such file; is {path.parent} a study directory?") from None
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: does not parse: {error}") from None
+        raise UserError(f"{path}: parse error: {error}") from None
     if content.get("version") != VERSION:
-        raise UserError(f"{path}: is of version {content.get('version')}, this program reads {VERSION}")
+        raise UserError(f"{path}: version {content.get('version')} is not supported, expected {VERSION}")
     return content
 
 
 def load_study(folder: Path) -> Study:
-    """A study that was begun."""
+    """Load an existing study."""
     content = read_study_file(folder / STUDY_FILE)
     base = build_config([ConfigLayer(STUDY_FILE, content["base"])])
     space = read_space(content["space"]["name"], content["space"]["domains"], base)

@@ -1,4 +1,4 @@
-"""One trial: a training run of the search, in a folder of its own that says how it ended."""
+"""Trials: training runs of a search, each in its own folder, which records its status."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from tune.study.space import Values
 
 TRIAL_FILE = "trial.json"
 DEFAULT = 0
-"""The number of the default configuration, which changes nothing."""
+"""Number of the default configuration, which changes nothing."""
 METRIC = "accuracy"
-"""What trials report: of the epoch's model on validation."""
+"""Metric reported by trials: validation accuracy of the epoch's model."""
 Stage = Literal["search", "final"]
 status = Literal["", "finished", "halted", "failed"]
-"""Empty: not yet."""
+"""How a trial ended; empty: not ended."""
 
 
 @dataclass(frozen=True)
@@ -29,35 +29,35 @@ class Trial:
     """A configuration and a seed."""
 
     number: int
-    """Of the configuration."""
+    """Configuration number."""
     seed: int
     stage: Stage
     values: Values
     test: bool = False
-    """Whether the test split is read at its end."""
+    """Whether the trial is evaluated on the test split at its end."""
 
     @property
     def name(self) -> str:
         return f"{self.number:04d}-seed{self.seed}"
 
     def satisfies(self, other: Trial) -> bool:
-        """Whether what this trial did is all that the other asks for."""
+        """Return whether this trial covers everything that `other` requires."""
         return replace(self, test=other.test) == other and self.test >= other.test
 
 
 @dataclass(frozen=True)
 class TrialResult:
-    """How a trial stands, from its folder."""
+    """State of a trial, read from its folder."""
 
     trial: Trial
     end: status
     error: str
     accuracies: tuple[float, ...] = ()
-    """On validation, one per epoch."""
+    """Validation accuracy per epoch."""
     selected: Mapping[str, Any] = field(default_factory=dict)
     """Validation metrics of the selected epoch, as in metrics.jsonl."""
     tested: Mapping[str, Any] = field(default_factory=dict)
-    """Metrics of the selected epoch on test, as in result.json; empty where the trial does not read it."""
+    """Test metrics of the selected epoch, as in result.json; empty if the trial is not tested."""
 
     @property
     def epochs(self) -> int:
@@ -65,39 +65,39 @@ class TrialResult:
 
     @property
     def best(self) -> float:
-        """Of the epoch that selection on validation takes; 0 before the first."""
+        """Best validation accuracy; 0 before the first epoch."""
         return max(self.accuracies, default=0.0)
 
     @property
     def test(self) -> float | None:
-        """Accuracy of the selected epoch on test; None where the trial does not read it."""
+        """Test accuracy of the selected epoch; None if the trial is not tested."""
         return float(self.tested["accuracy"]) if self.tested else None
 
     @property
     def mean_class_accuracy(self) -> float | None:
-        """Of the selected epoch on validation; None before the first."""
+        """Mean class accuracy of the selected epoch on validation; None before the first epoch."""
         value = self.selected.get("mean_class_accuracy")
         return None if value is None else float(value)
 
 
 @dataclass(frozen=True)
 class TrialStore:
-    """The folder of all trials of a search: each trial's is `NUMBER-seedSEED`, on storage that all nodes share."""
+    """Directory of all trials of a search, one folder `NUMBER-seedSEED` each, on storage shared by all nodes."""
 
     path: Path
     _ended: dict[str, TrialResult] = field(default_factory=dict, compare=False, repr=False)
-    """Outcomes that will not change, so that a search of many trials does not read them all over and over."""
+    """Cache of final outcomes, so that a large search does not read them repeatedly."""
 
     def path_of(self, trial: Trial) -> Path:
         return self.path / trial.name
 
     def begin(self, trial: Trial) -> None:
-        """Write down what the trial is, once: a crash later leaves a trial that can be read."""
+        """Record the trial's settings once, so that the folder is readable after a crash."""
         outcome = self._read(self.path_of(trial))
         if outcome is not None and replace(outcome.trial, test=trial.test) != trial:
             raise UserError(
-                f"{self.path_of(trial)}: holds a trial of {outcome.trial.values}, not {trial.values}; the space has "
-                "changed: give another --out"
+                f"{self.path_of(trial)}: contains a trial of {outcome.trial.values}, not {trial.values}; the space "
+                "changed, choose another --out"
             )
         if outcome is None or not outcome.trial.satisfies(trial):
             self.finish(trial, "")
@@ -108,30 +108,30 @@ class TrialStore:
         write_json(self.path_of(trial) / TRIAL_FILE, {**asdict(trial), "end": end, "error": error})
 
     def result(self, trial: Trial) -> TrialResult:
-        """Without an end when the folder is of a trial that did less, as one that is now to be tested."""
+        """Return the trial's state; unfinished if the folder's trial did less, such as no test evaluation."""
         outcome = self._read(self.path_of(trial))
         if outcome is None or not outcome.trial.satisfies(trial):
             return TrialResult(trial, "", "") if outcome is None else replace(outcome, trial=trial, end="", error="")
         return outcome
 
     def classes(self, trial: Trial) -> tuple[str, ...]:
-        """Names of the classes that a trial was trained on; empty before it has started."""
+        """Return the class names that a trial was trained on; empty before it starts."""
         path = self.path_of(trial) / "run.json"
         return tuple(json.loads(path.read_text(encoding="utf-8"))["classes"]) if path.exists() else ()
 
     def drop_checkpoints(self, trial: Trial) -> None:
-        """Of a trial whose end is written down: its figures are kept, its weights are not."""
+        """Delete the checkpoints of an ended trial; its metrics are kept."""
         shutil.rmtree(self.path_of(trial) / "checkpoints", ignore_errors=True)
 
     def get(self, name: str) -> TrialResult:
-        """Of a trial that began. Raises `UserError` where there is none: are nodes looking at different folders?"""
+        """Return the state of a started trial. Raises `UserError` if there is none (is the folder not shared?)."""
         outcome = self._read(self.path / name)
         if outcome is None:
-            raise UserError(f"{self.path / name}: no such trial here; --out must be a folder that all nodes share")
+            raise UserError(f"{self.path / name}: trial not found; --out must be a directory shared by all nodes")
         return outcome
 
     def outcomes(self) -> list[TrialResult]:
-        """Of all trials that ever began, by number and seed."""
+        """Return the states of all started trials, ordered by number and seed."""
         found = [self._read(folder) for folder in sorted(self.path.glob("*-seed*"))]
         return [outcome for outcome in found if outcome is not None]
 
@@ -143,7 +143,7 @@ class TrialStore:
         except FileNotFoundError:
             return None
         except json.JSONDecodeError as problem:
-            raise UserError(f"{folder / TRIAL_FILE}: does not parse ({problem}); remove the trial's folder") from None
+            raise UserError(f"{folder / TRIAL_FILE}: parse error ({problem}); remove the trial's folder") from None
         end, error = content.pop("end"), content.pop("error")
         trial = Trial(**content)
         tested = read_test(folder) if trial.test else {}
@@ -154,13 +154,13 @@ class TrialStore:
 
 
 def read_validation(folder: Path) -> tuple[tuple[float, ...], Mapping[str, Any]]:
-    """Validation accuracies of the epochs that a run folder has, in order, and all metrics of the best of them."""
+    """Return the validation accuracies of a run folder's epochs in order, and all metrics of the best epoch."""
     path = folder / "metrics.jsonl"
     lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
     accuracies: list[float] = []
     selected: Mapping[str, Any] = {}
     for line in lines:
-        with suppress(json.JSONDecodeError):  # a line that a crash cut short; the resumed run writes it again
+        with suppress(json.JSONDecodeError):  # a line truncated by a crash; the resumed run rewrites it
             if line.startswith('{"kind": "epoch"'):
                 validation = json.loads(line)["validation"]
                 if not accuracies or validation["accuracy"] > max(accuracies):

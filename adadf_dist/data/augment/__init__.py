@@ -1,1 +1,1 @@
-"""Augmentation: drawn as data, applied by Pillow, torch or numba."""
+"""Augmentation: sampled as data, applied with Pillow, torch or numba."""

@@ -1,6 +1,6 @@
-"""Stages of `augment.py` applied on a CPU, compiled by numba: a face passes through all of them in the cache.
+"""Augmentation stages on a CPU, compiled by numba; each image passes through all of them while in the cache.
 
-It holds no Python lock, so threads work side by side. Arithmetic and rounding are Pillow's, which is the reference.
+Releases the GIL, so threads run in parallel. Arithmetic and rounding follow the reference, Pillow.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ WARP, TABLE, COLOR, CONTRAST = int(OpKind.WARP), int(OpKind.TABLE), int(OpKind.C
 AUTO_CONTRAST, EQUALIZE, SHARPNESS = int(OpKind.AUTO_CONTRAST), int(OpKind.EQUALIZE), int(OpKind.SHARPNESS)
 RED, GREEN, BLUE = LUMA
 LUMA_16 = (19595, 38470, 7471)
-"""LUMA in 65,536ths, as Pillow makes grey of RGB."""
+"""LUMA in units of 1/65,536, as Pillow converts RGB to gray."""
 
 
 def apply_stages(images: NDArray[np.uint8], drawn: AugmentationBatch) -> None:
-    """The stages and flips of all faces on their images [n, H, W, 3], in place."""
+    """Apply the stages and flips of all samples to their images [n, H, W, 3], in place."""
     run(images, *drawn[:5])
 
 
@@ -85,7 +85,7 @@ def warp(image: Image, matrix: NDArray[np.float64], out: Image) -> None:
                 continue
             column, row = int(x + half), int(y + half)
             right_share, lower_share = x + half - np.float32(column), y + half - np.float32(row)
-            # unsigned: a signed index would be checked for counting from the end
+            # unsigned: numba checks signed indices for negative values
             left, top = np.uintp(max(column - 1, 0)), np.uintp(max(row - 1, 0))
             right, bottom = np.uintp(min(column, width - 1)), np.uintp(min(row, height - 1))
             for c in range(3):
@@ -204,7 +204,7 @@ def normalize_and_erase(
     boxes: NDArray[np.int64],
     out: NDArray[np.float32],
 ) -> None:
-    """Normalise and erase: images [n, H, W, 3] to `out` [n, 3, H, W]; `normalised` [3, 256] is what values become."""
+    """Normalize images [n, H, W, 3] to `out` [n, 3, H, W] and erase; `normalised` [3, 256] is the lookup table."""
     n, height, width = images.shape[:3]
     for row in range(n):
         for i in range(height):

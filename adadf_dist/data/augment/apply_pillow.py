@@ -1,4 +1,4 @@
-"""Stages of `augment.py` applied to a Pillow image, in the worker processes of the CPU loader: the reference."""
+"""Augmentation stages on a Pillow image, in the worker processes of the CPU loader: the reference implementation."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from adadf_dist.data.augment.policy import FILL, LUMA, AugmentationBatch
 
 
 def apply_stages(image: Image.Image, drawn: AugmentationBatch, row: int) -> Image.Image:
-    """The stages of one face on its RGB image, of any size."""
+    """Apply the stages of one sample to its RGB image of any size."""
     for place, kind in enumerate(drawn.kinds[row]):
         match kind:
             case OpKind.WARP:
@@ -32,7 +32,7 @@ def apply_stages(image: Image.Image, drawn: AugmentationBatch, row: int) -> Imag
 
 
 def warp(image: Image.Image, matrix: NDArray[np.float64]) -> Image.Image:
-    """Pillow's matrix maps output to input positions too, but in pixels."""
+    """Apply an affine warp. Pillow's matrix also maps output to input positions, but in pixels."""
     width, height = image.size
     (a, b, c), (d, e, f) = matrix.tolist()
     pixels = (a, b * width / height, c * width, d * height / width, e, f * height)
@@ -44,7 +44,7 @@ def apply_lut(image: Image.Image, table: NDArray[np.uint8]) -> Image.Image:
 
 
 def adjust_saturation(image: Image.Image, factor: float) -> Image.Image:
-    """Pillow's 3x4 matrix of luma + factor (value - luma); it rounds where Pillow's own enhancement truncates."""
+    """Apply luma + factor (value - luma) as a 3x4 matrix; it rounds where Pillow's own enhancement truncates."""
     rows = []
     for channel in range(3):
         row = [(1 - factor) * weight for weight in LUMA]

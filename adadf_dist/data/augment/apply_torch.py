@@ -1,8 +1,8 @@
-"""Stages of `augment.py` applied to a batch at once, on any device, in 8 bits between stages as the reference does.
+"""Augmentation stages on a batch, on any device, with 8 bits between stages like the reference.
 
-Which faces a stage is for is known on the host, so nothing waits for the device. DALI has operators for most of these,
-but on a CPU its affine warp takes longer than all stages here, none takes a table a face, and the rest would need a
-split and a merge of the batch for each kind and place in the list.
+The host knows which samples a stage applies to, so nothing waits for the device. DALI has operators for most stages,
+but on a CPU its affine warp takes longer than all stages here, none takes a table per sample, and the rest would need a
+split and a merge of the batch for each kind and stage index.
 """
 
 from __future__ import annotations
@@ -17,16 +17,16 @@ from adadf_dist.data.augment.operations import OpKind
 from adadf_dist.data.augment.policy import FILL, LUMA, AugmentationBatch
 
 SMOOTH_CENTRE, SMOOTH_SUM = 5, 13
-"""Of sharpness's 3x3 mean: the weight of the centre, and of all nine."""
+"""Sharpness's 3x3 mean: weight of the center, and the sum of all nine weights."""
 
 ROUNDING = 2.0**-10
-"""More than single precision loses in a weighted mean of four 8-bit values."""
+"""Exceeds the single-precision error of a weighted mean of four 8-bit values."""
 BOTH_TRUE = 0x0101
-"""Two neighbouring booleans, read as one number: a reduction over so short a dimension is slow."""
+"""Two adjacent booleans read as one number: reducing over so short a dimension is slow."""
 
 
 def apply_stages(images: Tensor, drawn: AugmentationBatch) -> Tensor:
-    """The stages and flips of all faces on their images, uint8 [n, 3, H, W], which it overwrites and returns."""
+    """Apply all samples' stages and flips to images uint8 [n, 3, H, W], in place, and return the images."""
     for place in range(drawn.kinds.shape[1]):
         kinds = drawn.kinds[:, place]
         for kind in np.unique(kinds):
@@ -43,7 +43,7 @@ def apply_stages(images: Tensor, drawn: AugmentationBatch) -> Tensor:
 
 
 def apply_stage(images: Tensor, kind: OpKind, drawn: AugmentationBatch, rows: NDArray[np.int64], place: int) -> Tensor:
-    """One kind of stage on images [m, 3, H, W], those of `rows` of `drawn`."""
+    """Apply one kind of stage to images [m, 3, H, W], which belong to `rows` of `drawn`."""
 
     def factors() -> Tensor:
         return to_device_of(drawn.factors[rows, place], images).float().view(-1, 1, 1, 1)
@@ -72,12 +72,12 @@ def to_device_of(values: NDArray[np.generic], images: Tensor) -> Tensor:
 
 
 def warp(images: Tensor, matrices: Tensor) -> Tensor:
-    """Bilinear, by `matrices` [m, 2, 3]; FILL where the output looks beyond the image."""
+    """Apply a bilinear warp with `matrices` [m, 2, 3]; FILL where the output maps outside the image."""
     height, width = images.shape[2:]
-    # twice the unit coordinates, and less 1 below: grid_sample's image reaches from -1 to 1
+    # 2 x unit coordinates - 1 (subtracted below): grid_sample's image spans -1 to 1
     x = (torch.arange(width, device=images.device) + 0.5) * (2 / width)
     y = ((torch.arange(height, device=images.device) + 0.5) * (2 / height)).unsqueeze(1)
-    # elementwise, not affine_grid: its matrix product may run in TF32, which is half a pixel too coarse
+    # elementwise, not affine_grid: its matrix product may run in TF32, with errors of half a pixel
     a = matrices.view(-1, 6, 1, 1).unbind(1)
     looks = images.new_empty(len(images), height, width, 2, dtype=torch.float32)
     torch.add(a[0] * x, a[1] * y + (2 * a[2] - 1), out=looks[..., 0])
@@ -85,13 +85,13 @@ def warp(images: Tensor, matrices: Tensor) -> Tensor:
     seen = F.grid_sample(images.float(), looks, "bilinear", "border", align_corners=False)
     inside = (looks.abs() < 1).view(torch.int16) == BOTH_TRUE
     fill = torch.tensor(FILL, dtype=torch.uint8, device=images.device).view(3, 1, 1)
-    # truncated as the reference does, but the mean of four equal values may have come out a hair below them
+    # truncated like the reference, but rounding may leave the mean of four equal values slightly below them
     seen = seen.add_(ROUNDING).to(torch.uint8)
     return torch.where(inside.view(-1, 1, height, width), seen, fill)
 
 
 def apply_lut(images: Tensor, tables: Tensor) -> Tensor:
-    """Values through `tables` uint8 [m, 1, 256], or [m, 3, 256] with one for each channel."""
+    """Look up values in `tables` uint8 [m, 1, 256], or [m, 3, 256] with one table per channel."""
     m, channels = tables.shape[:2]
     starts = torch.arange(0, m * channels * 256, 256, dtype=torch.int32, device=images.device)
     places = images.view(m, channels, -1).int().add_(starts.view(m, channels, 1))
@@ -122,13 +122,13 @@ def auto_contrast(images: Tensor) -> Tensor:
     low, high = (extreme(images, dim=(2, 3)).double().unsqueeze(2) for extreme in (torch.amin, torch.amax))
     scale = 255 / (high - low).clamp_min(1)
     values = torch.arange(256, dtype=torch.float64, device=images.device)
-    # in double precision and in this order, as the reference: the highest value becomes 255 and not 254.99
+    # double precision and this order, like the reference: the highest value becomes 255, not 254.99
     stretched = (values * scale + -low * scale).clamp_(0, 255).to(torch.uint8)
     return apply_lut(images, torch.where(high > low, stretched, values.to(torch.uint8)))
 
 
 def equalize(images: Tensor) -> Tensor:
-    """Cumulative histogram in steps of a 255th of the pixels, those of the highest value left out."""
+    """Equalize using the cumulative histogram in steps of 1/255 of the pixels, excluding those of the highest value."""
     m, channels = images.shape[:2]
     flat = images.view(m * channels, -1).long()
     counts = torch.zeros(m * channels, 256, dtype=torch.int64, device=images.device)

@@ -1,4 +1,4 @@
-"""Functions compiled by numba, kept on the disk for the next process where there is a place for it."""
+"""Functions compiled by numba and cached on disk for the next process, if a cache directory is writable."""
 
 from __future__ import annotations
 
@@ -8,15 +8,14 @@ from typing import Any
 from numba import njit
 
 NO_CACHE = (
-    "compiled code cannot be kept here, so every start compiles it again; set NUMBA_CACHE_DIR to a folder that can be "
-    "written"
+    "compiled code cannot be cached here, so every start compiles it again; set NUMBA_CACHE_DIR to a writable directory"
 )
 _uncached: list[str] = []
-"""Functions that each process compiles: neither the package's folder nor the user's cache can be written."""
+"""Functions that each process compiles, because neither the package directory nor the user's cache is writable."""
 
 
 def compiled(function: Any) -> Any:
-    """Compile at the first call. Holds no Python lock, so threads work side by side."""
+    """Compile at the first call. Releases the GIL, so threads run in parallel."""
     try:
         return njit(nogil=True, cache=True, error_model="numpy")(function)
     except RuntimeError:  # numba: cannot cache function, no locator available
@@ -25,7 +24,7 @@ def compiled(function: Any) -> Any:
 
 
 def report_uncached() -> None:
-    """Say once, on standard error, that compiled code is not kept, if it is not."""
+    """Print once to standard error if compiled code cannot be cached."""
     if _uncached:
         print(f"note: {NO_CACHE}", file=sys.stderr, flush=True)
         _uncached.clear()

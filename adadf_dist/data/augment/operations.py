@@ -1,4 +1,4 @@
-"""The operations of both RandAugment policies: what each makes of a level, for many faces at once."""
+"""Operations of both RandAugment policies, mapping levels to parameters for many samples at once."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from adadf_dist.data.augment.rng import Numbers
 
 Matrices = NDArray[np.float64]
-"""[n, 2, 3], unit coordinates: the output at p shows the input at matrix (p, 1)."""
+"""[n, 2, 3], unit coordinates: the output at p is the input at matrix (p, 1)."""
 Tables = NDArray[np.uint8]
 """[n, 256]"""
 
@@ -20,51 +20,51 @@ VALUES = np.arange(256)
 
 
 class OpKind(IntEnum):
-    """What a stage does; what it takes stands in the array of `AugmentationBatch` named here."""
+    """Kind of stage. Its parameter is in the named array of `AugmentationBatch`."""
 
     NOTHING = 0
     WARP = 1
-    """`matrices`. Bilinear warp: the output at p shows the input at matrix (p, 1); FILL outside the image."""
+    """`matrices`. Bilinear warp: the output at p is the input at matrix (p, 1); FILL outside the image."""
     TABLE = 2
-    """`tables`. Each channel's value v becomes table[v]."""
+    """`tables`. Maps each channel's value v to table[v]."""
     COLOR = 3
     """`factors`. Saturation: luma + factor (value - luma), rounded and clipped."""
     CONTRAST = 4
     """`factors`. mean + factor (value - mean), clipped; mean is the image's mean luma, rounded."""
     AUTO_CONTRAST = 5
-    """Each channel's lowest value becomes 0 and its highest 255, linearly between."""
+    """Maps each channel's lowest value to 0 and its highest to 255, linearly."""
     EQUALIZE = 6
-    """Each channel's histogram flattened."""
+    """Equalizes each channel's histogram."""
     SHARPNESS = 7
-    """`factors`. smooth + factor (value - smooth), clipped; smooth is the 3x3 mean with the centre counted five times,
-    and at the border the value itself."""
+    """`factors`. smooth + factor (value - smooth), clipped; smooth is the 3x3 mean with the center counted five times,
+    and on the border the value itself."""
 
 
 class Operation(NamedTuple):
-    """One of a policy's operations."""
+    """One operation of a policy."""
 
     kind: OpKind
     params_from_level: Callable[[Numbers], NDArray[Any]] = lambda levels: levels
-    """Levels [n] to matrices, tables or factors, as the kind has it."""
+    """Maps levels [n] to matrices, tables or factors, depending on the kind."""
     signed: bool = False
-    """Half of the levels are made negative first."""
+    """Whether half of the levels are negated first."""
 
 
 def affine(a: Any, b: Any, c: Any, d: Any, e: Any, f: Any) -> Matrices:
-    """[[a, b, c], [d, e, f]], each a number or n of them."""
+    """Return [[a, b, c], [d, e, f]]; each entry is a number or n of them."""
     entries = np.broadcast_arrays(*(np.asarray(entry, dtype=np.float64) for entry in (a, b, c, d, e, f)))
     return np.stack(entries, axis=-1).reshape(-1, 2, 3)
 
 
 def compose(first: Matrices, then: Matrices) -> Matrices:
-    """Warping by `first` and the result by `then`, as one: the output looks back through both."""
+    """Compose two warps into one: `first`, then `then`; the output maps back through both."""
     linear = first[:, :, :2] @ then[:, :, :2]
     offset = first[:, :, :2] @ then[:, :, 2:] + first[:, :, 2:]
     return np.concatenate([linear, offset], axis=2)
 
 
 def rotation(degrees: Numbers) -> Matrices:
-    """Counter-clockwise about the centre."""
+    """Rotate counterclockwise about the center."""
     cos, sin = np.cos(np.radians(degrees)), np.sin(np.radians(degrees))
     return affine(cos, -sin, 0.5 - 0.5 * cos + 0.5 * sin, sin, cos, 0.5 - 0.5 * sin - 0.5 * cos)
 
@@ -78,7 +78,7 @@ def shear_y(factor: Numbers) -> Matrices:
 
 
 def translate_x(share: Numbers) -> Matrices:
-    """The output shows what stood `share` of the side further right."""
+    """Shift left by `share` of the side: the output shows the input `share` further right."""
     return affine(1, 0, share, 0, 1, 0)
 
 
@@ -135,7 +135,7 @@ PAPER_OPS = (
     Operation(OpKind.WARP, lambda m: translate_x(0.045 * m), signed=True),
     Operation(OpKind.WARP, lambda m: translate_y(0.045 * m), signed=True),
 )
-"""By level m from 0 to 10."""
+"""Operations by level m from 0 to 10."""
 
 TORCHVISION_OPS = (
     Operation(OpKind.NOTHING),
@@ -153,4 +153,4 @@ TORCHVISION_OPS = (
     Operation(OpKind.AUTO_CONTRAST),
     Operation(OpKind.EQUALIZE),
 )
-"""By strength s from 0 to 1: bin / 30."""
+"""Operations by strength s from 0 to 1: bin / 30."""

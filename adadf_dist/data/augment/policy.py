@@ -1,10 +1,10 @@
-"""What augmentation draws is data: a pure function of (seed, epoch, sample) gives a short list of stages.
+"""Augmentation as data: a pure function of (seed, epoch, sample) returns a short list of stages.
 
-The list is the whole specification; a loader only applies it. Stages are in normal form: neighbouring warps are one
-warp, neighbouring tables one table. They act on 8-bit RGB of the network's size, in order; then the flip; then, after
-normalisation, the erasing. A batch's lists are drawn together, as arrays; a face's own is a row of them.
+The list is the complete specification; loaders only apply it. Stages are in normal form: adjacent warps are merged into
+one warp, adjacent tables into one table. They act on 8-bit RGB at the network's size, in order; then the flip; then,
+after normalization, the erasing. A batch's lists are sampled together as arrays; each sample's list is one row.
 
-Coordinates: the image is the unit square, (0, 0) its top left corner, x to the right, y down; the centre of pixel
+Coordinates: the image is the unit square, (0, 0) its top left corner, x to the right, y down; the center of pixel
 (row i, column j) of an H x W image is ((j + 0.5) / W, (i + 0.5) / H).
 """
 
@@ -22,23 +22,23 @@ from adadf_dist.data.augment.operations import PAPER_OPS, TORCHVISION_OPS, Opera
 from adadf_dist.data.augment.rng import Numbers, Rows, SampleRng
 
 FILL = (124, 116, 104)
-"""RGB of what a warp brings in from outside the image: the mean of natural images."""
+"""RGB fill of warps outside the image: the mean of natural images."""
 LUMA = (0.299, 0.587, 0.114)
 """ITU-R 601 weights of R, G, B."""
 MAX_LEVEL = 10.0
 LEVEL_STD = 0.5
 APPLY_PROB = 0.5
-"""`published`: chance that a drawn operation is applied."""
+"""`published`: probability that a sampled operation is applied."""
 ERASE_RATIO = (0.3, 3.3)
 ERASE_TRIES = 10
 STANDARD_BINS = 31
 
 
 class AugmentationBatch(NamedTuple):
-    """Everything that happens to each of n faces in one epoch, in at most k stages."""
+    """Augmentation of each of n samples in one epoch, with at most k stages."""
 
     kinds: NDArray[np.int8]
-    """[n, k], `OpKind`; a face's stages come first, in order."""
+    """[n, k], `OpKind`; a sample's stages come first, in order."""
     matrices: NDArray[np.float64]
     """[n, k, 2, 3], unit coordinates."""
     tables: NDArray[np.uint8]
@@ -46,21 +46,21 @@ class AugmentationBatch(NamedTuple):
     factors: NDArray[np.float64]
     """[n, k]"""
     flips: NDArray[np.bool_]
-    """[n], mirrored left to right."""
+    """[n], whether to mirror left to right."""
     boxes: NDArray[np.int64]
-    """[n, 4], pixels set to zero after normalisation: top, left, and, excluded, bottom and right; empty for none."""
+    """[n, 4], pixels zeroed after normalization: top, left, bottom and right (both exclusive); empty for none."""
 
     @property
     def faces(self) -> int:
         return len(self.flips)
 
     def rows(self, chosen: slice) -> AugmentationBatch:
-        """Those of some of the faces."""
+        """Return the rows of some samples."""
         return AugmentationBatch._make(values[chosen] for values in self)
 
 
 def identity(faces: int, stages: int = 0) -> AugmentationBatch:
-    """Nothing happens to any of so many faces; there is room for so many stages."""
+    """Return the identity augmentation of `faces` samples, with room for `stages` stages."""
     return AugmentationBatch(
         np.zeros((faces, stages), dtype=np.int8),
         np.zeros((faces, stages, 2, 3)),
@@ -74,12 +74,12 @@ def identity(faces: int, stages: int = 0) -> AugmentationBatch:
 def sample_augmentations(
     config: AugmentConfig, size: int, seed: int, epoch: int, samples: Sequence[int] | NDArray[np.int64]
 ) -> AugmentationBatch:
-    """The augmentations of training faces. Pure, and each face's own: the company it is drawn in changes nothing.
+    """Sample the augmentations of training samples. Pure, and each sample's result is independent of the others.
 
     Args:
-        size: side of the network's input in pixels, in which the erasing boxes are given.
-        epoch: counted from 0; -1: nothing happens.
-        samples: numbers within the split.
+        size: side of the network's input in pixels, the unit of the erasing boxes.
+        epoch: counted from 0; -1: no augmentation.
+        samples: indices within the split.
     """
     if epoch < 0:
         return identity(len(samples))
@@ -98,7 +98,7 @@ def sample_augmentations(
 
 
 def sample_erase_boxes(config: AugmentConfig, size: int, draws: SampleRng, boxes: NDArray[np.int64]) -> None:
-    """Random erasing (Zhong et al.): boxes of random area and aspect, each redrawn until it fits, some times."""
+    """Random erasing (Zhong et al.): boxes of random area and aspect ratio, resampled a few times until they fit."""
     open_ = np.flatnonzero(draws.uniform(np.arange(len(boxes))) < config.erase)
     for _ in range(ERASE_TRIES):
         area = size * size * draws.uniform(open_, *config.erase_scale)
@@ -115,7 +115,7 @@ def sample_erase_boxes(config: AugmentConfig, size: int, draws: SampleRng, boxes
 
 
 def sample_paper_policy(magnitude: float, draws: SampleRng, stages: OpChainBuilder) -> None:
-    """One draw of the paper's policy: one of 15 operations, applied with probability 0.5, its level wandering."""
+    """Apply one round of the paper's policy: one of 15 operations, with probability 0.5 and a random level."""
     every = np.arange(stages.drawn.faces)
     chosen = draws.integers(every, len(PAPER_OPS))
     applied = draws.uniform(every) < APPLY_PROB
@@ -126,7 +126,7 @@ def sample_paper_policy(magnitude: float, draws: SampleRng, stages: OpChainBuild
 
 
 def sample_torchvision_policy(magnitude: float, draws: SampleRng, stages: OpChainBuilder) -> None:
-    """One draw of torchvision's RandAugment: one of 14 operations at bin `magnitude` of 31."""
+    """Apply one round of torchvision's RandAugment: one of 14 operations at bin `magnitude` of 31."""
     chosen = draws.integers(np.arange(stages.drawn.faces), len(TORCHVISION_OPS))
     strength = min(int(magnitude), STANDARD_BINS - 1) / (STANDARD_BINS - 1)
     for number, operation in enumerate(TORCHVISION_OPS):
@@ -135,15 +135,15 @@ def sample_torchvision_policy(magnitude: float, draws: SampleRng, stages: OpChai
 
 
 class OpChainBuilder:
-    """Lists of stages in the making, kept in normal form: a warp after a warp makes one warp (one interpolation), a
-    table after a table one table, a saturation after a saturation one saturation."""
+    """Builds lists of stages in normal form: consecutive warps become one warp (one interpolation), consecutive
+    tables one table, consecutive saturations one saturation."""
 
     def __init__(self, drawn: AugmentationBatch) -> None:
         self.drawn = drawn
         self._lengths = np.zeros(drawn.faces, dtype=np.int64)
 
     def add(self, operation: Operation, rows: Rows, levels: Numbers, draws: SampleRng) -> None:
-        """Append the operation to the lists of `rows`, at its level for each."""
+        """Append the operation to the lists of `rows`, each at its level."""
         if not len(rows) or operation.kind == OpKind.NOTHING:
             return
         if operation.signed:

@@ -1,8 +1,8 @@
-"""Random numbers that belong to a face: a pure function of (seed, epoch, sample), for many faces at once.
+"""Per-sample random numbers: a pure function of (seed, epoch, sample), for many samples at once.
 
-Counter-based (Philox 4x64-10: Salmon et al., Parallel Random Numbers: As Easy as 1, 2, 3, 2011): no state is carried
-from face to face, whoever decodes it, and each face's numbers are those that
-`numpy.random.Generator(numpy.random.Philox(key=...))` yields, without the cost of a generator for each face.
+Counter-based (Philox 4x64-10: Salmon et al., Parallel Random Numbers: As Easy as 1, 2, 3, 2011): no state is shared
+between samples, whichever process decodes them. Each sample's numbers are those of
+`numpy.random.Generator(numpy.random.Philox(key=...))`, without the cost of a generator per sample.
 """
 
 from __future__ import annotations
@@ -13,26 +13,26 @@ import numpy as np
 from numpy.typing import NDArray
 
 Rows = NDArray[np.int64]
-"""Which faces, by their place in the request."""
+"""Rows of samples within the request."""
 Numbers = NDArray[np.float64]
 
 MULTIPLIERS = (0xD2E7470EE14C6C93, 0xCA5A826395121157)
 KEY_STEPS = (0x9E3779B97F4A7C15, 0xBB67AE8584CAA73B)
 ROUNDS = 10
 WORDS = 4
-"""64-bit numbers in a block."""
+"""64-bit numbers per block."""
 FIRST_BLOCKS, MORE_BLOCKS = 6, 4
-"""Blocks made at once: as many as most faces need, then as the rare one asks for more."""
+"""Blocks generated at once: first as many as most samples need, then more on demand."""
 
 LOW = np.uint64(0xFFFFFFFF)
 HALF = np.uint64(32)
 
 
 class SampleRng:
-    """A stream of numbers for each of n faces; each keeps its own place, so one may draw more often than another."""
+    """A random stream for each of n samples, each with its own position, so that some may consume more than others."""
 
     def __init__(self, seed: int, epoch: int, samples: Sequence[int] | NDArray[np.int64]) -> None:
-        """`epoch` is counted from 0; below 2^23 of them, and 2^40 samples."""
+        """`epoch` counts from 0; supports up to 2^23 epochs and 2^40 samples."""
         chosen = np.asarray(samples, dtype=np.uint64)
         self._keys = (np.uint64(seed), (np.uint64(epoch) << np.uint64(40)) | chosen)
         self._numbers = np.empty((len(chosen), 0))
@@ -40,7 +40,7 @@ class SampleRng:
         self._generate_blocks(FIRST_BLOCKS)
 
     def uniform(self, rows: Rows, low: float = 0.0, high: float = 1.0) -> Numbers:
-        """The next number of each face in `rows`, which holds none twice: from `low` to `high`."""
+        """Next number in [`low`, `high`) for each sample in `rows`, which must be unique."""
         places = self._position[rows]
         if len(places) and places.max() >= self._numbers.shape[1]:
             self._generate_blocks(MORE_BLOCKS)
@@ -48,31 +48,31 @@ class SampleRng:
         return low + (high - low) * self._numbers[rows, places]
 
     def integers(self, rows: Rows, limit: int | NDArray[np.int64]) -> NDArray[np.int64]:
-        """Whole numbers from 0 to `limit` - 1."""
+        """Integers from 0 to `limit` - 1."""
         drawn: NDArray[np.int64] = np.minimum((self.uniform(rows) * limit).astype(np.int64), np.asarray(limit) - 1)
         return drawn
 
     def normal(self, rows: Rows) -> Numbers:
-        """Standard normal, by Box and Muller."""
+        """Standard normal numbers (Box-Muller)."""
         radius = np.sqrt(-2 * np.log(1 - self.uniform(rows)))
         drawn: Numbers = radius * np.cos(2 * np.pi * self.uniform(rows))
         return drawn
 
     def random_sign(self, rows: Rows, values: Numbers) -> Numbers:
-        """`values`, or by even chance their negatives."""
+        """Return `values`, each negated with probability 0.5."""
         return np.where(self.uniform(rows) < 0.5, values, -values)
 
     def _generate_blocks(self, blocks: int) -> None:
-        first = self._numbers.shape[1] // WORDS + 1  # numpy counts before it makes a block
+        first = self._numbers.shape[1] // WORDS + 1  # numpy increments before it generates a block
         counters = np.arange(first, first + blocks, dtype=np.uint64)
         words = philox(counters, *self._keys)
-        # the upper 53 bits as a fraction, as numpy does
+        # upper 53 bits as a fraction, like numpy
         more = (words >> np.uint64(11)).astype(np.float64) * 2.0**-53
         self._numbers = np.concatenate([self._numbers, more.reshape(len(more), -1)], axis=1)
 
 
 def philox(counters: NDArray[np.uint64], key: np.uint64, keys: NDArray[np.uint64]) -> NDArray[np.uint64]:
-    """Blocks [n, b, 4] for `counters` [b], one key word for all and one, `keys` [n], for each row."""
+    """Blocks [n, b, 4] for `counters` [b]; one key word is shared, the other, `keys` [n], is per row."""
     shape = (len(keys), len(counters))
     x: list[NDArray[np.uint64]] = [np.broadcast_to(counters, shape), *(np.zeros(shape, dtype=np.uint64),) * 3]
     k0, k1 = np.array([key]), keys[:, None]
@@ -85,7 +85,7 @@ def philox(counters: NDArray[np.uint64], key: np.uint64, keys: NDArray[np.uint64
 
 
 def multiply(constant: int, values: NDArray[np.uint64]) -> tuple[NDArray[np.uint64], NDArray[np.uint64]]:
-    """High and low 64 bits of the 128-bit products, by halves."""
+    """High and low 64 bits of the 128-bit products, computed from halves."""
     upper, lower = np.uint64(constant >> 32), np.uint64(constant & 0xFFFFFFFF)
     v_upper, v_lower = values >> HALF, values & LOW
     carry = upper * v_lower + ((lower * v_lower) >> HALF)

@@ -1,1 +1,1 @@
-"""Building dataset folders: samples to WebDataset tars with their indexes."""
+"""Building dataset folders: writes samples to WebDataset tars with their indexes."""

@@ -1,7 +1,7 @@
-"""From a source of faces to a dataset folder: plan the shards, let processes write them, put the folder together.
+"""Builds a dataset folder from a source: plan the shards, write them in worker processes, assemble the folder.
 
-A source first yields light items (split, key, number), so that the whole is planned before an image is touched;
-a shard is then one task for one process, which makes the bytes independent of how many processes there are.
+A source first yields lightweight items (split, key, number), so that everything is planned before any image is read.
+Each shard is then one task for one process, so the bytes do not depend on the number of processes.
 """
 
 from __future__ import annotations
@@ -50,27 +50,27 @@ from adadf_dist.files.outputs import os_errors_as_user_errors
 __all__ = ["BuildOptions", "CsvTable", "Provenance", "Source", "SourceItem", "build_dataset"]
 
 MAX_KEY_LENGTH = 90
-"""Longest key, in characters: with its extension it must fit the 100 of a USTAR name."""
+"""Maximum key length in characters: with its extension, it must fit USTAR's 100-character names."""
 SINGLE_PROCESS = ProcessPool(1)
 
 
 @dataclass(frozen=True, kw_only=True)
 class BuildOptions:
-    """How a dataset is cut and written. Only `name`, `seed` and `samples_per_shard` change a byte of it."""
+    """How a dataset is sharded and written. Only `name`, `seed` and `samples_per_shard` affect its bytes."""
 
     name: str
     seed: int = 0
-    """Fixes the order in which samples are stored."""
+    """Determines the order in which samples are stored."""
     samples_per_shard: int = 4096
     max_bad: int = 0
-    """Images that may be left out because they cannot be stored."""
+    """Maximum number of invalid images to skip."""
     overwrite: bool = False
     restart: bool = False
-    """Throw away what an unfinished build of the same folder left, instead of going on with it."""
+    """Discard an unfinished build of the same folder instead of resuming it."""
 
 
 class WorkerPool(Protocol):
-    """Who does the tasks: processes of this machine (`crew.Processes`), or a cluster's."""
+    """Runs the tasks: processes on this machine (`ProcessPool`), or a cluster's."""
 
     def run(
         self,
@@ -79,9 +79,9 @@ class WorkerPool(Protocol):
         tasks: Sequence[ShardTask],
         on_samples: Callable[[int], object],
     ) -> list[ShardResult]:
-        """`work(source, task, on_sample)` for every task, results in the order of the tasks.
+        """Run `work(source, task, on_sample)` for every task and return the results in task order.
 
-        `on_samples(n)` is told when n more samples are done. Raises `UserError`.
+        `on_samples(n)` is called after n more samples are done. Raises `UserError`.
         """
 
 
@@ -92,11 +92,11 @@ def build_dataset(
     crew: WorkerPool = SINGLE_PROCESS,
     on_samples: Callable[[int], object] = lambda count: None,
 ) -> Dataset:
-    """Write `source` as the dataset folder `out` and open it. `on_samples(n)` is told when n more are done.
+    """Write `source` as the dataset folder `out` and open it. `on_samples(n)` is called after n more samples.
 
-    Images that cannot be stored are left out and listed in quarantine.csv; more of them than `options.max_bad` is an
-    error. Raises `UserError`; then there is no `out`, an older one is unchanged, and the list and the finished shards
-    stay in `OUT.partial`: the next build keeps those whose samples are the same, and writes the rest.
+    Invalid images are skipped and listed in quarantine.csv; more than `options.max_bad` of them is an error.
+    Raises `UserError`; then `out` is not created, an existing one is unchanged, and the list and the finished shards
+    stay in `OUT.partial`. The next build keeps the shards whose samples are unchanged and writes the rest.
     """
     out = out.resolve()
     items = source.items()
@@ -118,9 +118,9 @@ def build_dataset(
 
 
 def build_fingerprint(source: Source, options: BuildOptions) -> dict[str, object]:
-    """Settings that decide the bytes of all shards: an unfinished build is resumed only with the same ones.
+    """Settings that determine the bytes of all shards; an unfinished build resumes only with the same ones.
 
-    The samples are compared shard by shard (`fingerprint`): a source that was fixed meanwhile is no other build.
+    Samples are compared per shard (`fingerprint`), so a build can resume after the source was fixed.
     """
     made = source.provenance
     return {
@@ -131,7 +131,7 @@ def build_fingerprint(source: Source, options: BuildOptions) -> dict[str, object
 
 
 def find_finished(folder: Path, source: Source, tasks: Sequence[ShardTask]) -> dict[Path, ShardResult]:
-    """Shards of an unfinished build that are still as `source` has them. All other files in `folder` are removed."""
+    """Return finished shards of an unfinished build that still match `source`. Removes all other files in `folder`."""
     found: dict[Path, ShardResult] = {}
     files: set[Path] = set()
     for task in tasks:
@@ -146,7 +146,7 @@ def find_finished(folder: Path, source: Source, tasks: Sequence[ShardTask]) -> d
 
 
 def fingerprint(source: Source, task: ShardTask) -> str:
-    """Digest of what is read to write a shard: its classes and samples, in order."""
+    """Digest of a shard's inputs: its classes and samples, in order."""
     digest = hashlib.sha256(json.dumps(source.classes).encode())
     for item in task.items:
         name = json.dumps([item.split, item.key, source.describe_item(item.number)])
@@ -155,19 +155,19 @@ def fingerprint(source: Source, task: ShardTask) -> str:
 
 
 def check_free_space(folder: Path, source: Source, share: float) -> None:
-    """Raise `UserError` when `share` of the dataset has no room on the disk."""
-    overhead = 2600 * len(source.items())  # headers, padding, label and json of a face, its rows in the indexes
+    """Raise `UserError` if the disk has no space for the fraction `share` of the dataset."""
+    overhead = 2600 * len(source.items())  # a sample's headers, padding, label, json and index rows
     need, free = round(share * (source.image_bytes + overhead)), shutil.disk_usage(folder).free
     if need > free:
         unit, scale = ("GB", 1e9) if need >= 1e9 else ("MB", 1e6)
         raise UserError(
             f"{folder.parent}: {free / scale:.1f} {unit} are free, but the dataset needs about {need / scale:.1f} "
-            f"{unit}; free some space, or write to another disk"
+            f"{unit}; free some space or choose another disk"
         )
 
 
 def plan_shards(items: Sequence[SourceItem], folder: Path, options: BuildOptions) -> list[ShardTask]:
-    """Cut every split, in a global order drawn from the seed, into shards of even size."""
+    """Shuffle every split with the seed and divide it into shards of even size."""
     tasks = []
     for split in SPLITS:
         mine = sorted(
@@ -181,14 +181,14 @@ def plan_shards(items: Sequence[SourceItem], folder: Path, options: BuildOptions
 
 
 def shuffle_key(seed: int, key: str) -> bytes:
-    """A random number as bytes, fixed by seed and key: a hash, so that no library's generator can change the order."""
+    """Return pseudorandom bytes from seed and key: a hash, so that no library's generator can change the order."""
     return hashlib.blake2b(f"{seed}/{key}".encode(), digest_size=16).digest()
 
 
 def check_items(items: Sequence[SourceItem]) -> None:
-    """What every source must hold to."""
+    """Check the requirements on every source's items."""
     if not any(item.split == "train" for item in items):
-        raise UserError("the source has no training face; check --root and the split options")
+        raise UserError("the source has no training samples; check --root and the split options")
     keys = Counter(item.key for item in items)
     assert len(keys) == len(items), f"key {keys.most_common(1)[0][0]} is not unique"
     for item in items:
@@ -220,19 +220,19 @@ def build_shard(source: Source, task: ShardTask, on_sample: Callable[[], object]
 
 
 def too_many_bad_error(folder: Path, bad: Sequence[BuildNote], samples: int) -> UserError:
-    """Keep the list with the unfinished build, and say how to go on."""
+    """Save the list in the unfinished build and return an error that explains how to continue."""
     path = folder / "quarantine.csv"
     write_table(path, BuildNote._fields, bad)
     return UserError(
-        f"{len(bad):,} of {samples:,} images cannot be stored, the first: {bad[0].source}: {bad[0].reason}; "
-        f"all are listed in {path}; fix them and run the command again, or leave them out with --max-bad {len(bad)}"
+        f"{len(bad):,} of {samples:,} images are invalid (first: {bad[0].source}: {bad[0].reason}; "
+        f"full list: {path}). Fix them and rerun, or skip them with --max-bad {len(bad)}"
     )
 
 
 def finalize_dataset(
     folder: Path, source: Source, options: BuildOptions, written: Iterable[tuple[ShardTask, ShardResult]]
 ) -> None:
-    """Add to the tars what makes them a dataset: indexes, lists and, last, `dataset.json`."""
+    """Add the dataset's other files to the tars: indexes, lists and, last, `dataset.json`."""
     bad: list[BuildNote] = []
     remarks: list[BuildNote] = []
     shards: dict[str, list[WrittenShard]] = {}
@@ -244,7 +244,7 @@ def finalize_dataset(
             mine.append(renumber_shard(folder, outcome.shard, f"{task.split}-{len(mine):06d}.tar"))
     for split, found in shards.items():
         if not found:
-            raise UserError(f"split {split}: not one image can be stored, the first: {bad[0].source}: {bad[0].reason}")
+            raise UserError(f"split {split}: all images are invalid (first: {bad[0].source}: {bad[0].reason})")
     if bad:
         check_every_class(source.classes, shards["train"], bad)
     made = source.provenance
@@ -272,10 +272,10 @@ def finalize_dataset(
 
 
 def renumber_shard(folder: Path, shard: WrittenShard, file: str) -> WrittenShard:
-    """Close the gap that a shard without a single good image left in the numbers."""
+    """Renumber a shard to close a gap left by a shard without a valid image."""
     if shard.info.file == file:
         return shard
-    # were we killed from here on, the next build would find a tar that is not the one its note means
+    # if killed after this point, the next build must not match the renamed tar to its old record
     (folder / PARTIAL_STATE_DIR / shard.info.file).with_suffix(".json").unlink()
     for suffix in (".tar", ".idx"):
         old = (folder / shard.info.file).with_suffix(suffix)
@@ -301,7 +301,7 @@ def finalize_split(folder: Path, split: str, shards: Sequence[WrittenShard]) -> 
 
 
 def encoder_versions() -> dict[str, str]:
-    """The libraries whose encoders decide the bytes."""
+    """Versions of the libraries whose encoders determine the bytes."""
     return {
         "libjpeg-turbo": str(features.version("libjpeg_turbo")),
         "pillow": PIL.__version__,

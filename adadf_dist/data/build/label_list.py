@@ -1,4 +1,4 @@
-"""Lists of labels by sample name: `name label` lines, as papers on label noise publish them."""
+"""Lists of labels by sample name: `name label` lines, as published with papers on label noise."""
 
 from __future__ import annotations
 
@@ -12,26 +12,26 @@ from adadf_dist.files.csv_tables import Row, find_class, open_table, parse_whole
 from adadf_dist.files.text import open_text
 
 HEADERS = ("label", "labels", "class", "emotion", "expression", "target")
-"""What the second column of a list may be called in its header."""
+"""Accepted header names of a list's second column."""
 
 
 class Entry(NamedTuple):
-    """A line of a list of labels."""
+    """One line of a label list."""
 
     where: str
     name: str
-    """As the file has it."""
+    """As written in the file."""
     label: str
 
 
 class NameIndex:
-    """Samples by every name under which a list may mention them."""
+    """Finds samples by any name under which a list may mention them."""
 
     def __init__(self, keys: Sequence[str]) -> None:
         self.keys = keys
         self.by_key: dict[str, int] = {}
         self.by_ending: dict[str, int] = {}
-        """What keys end in, from a `-` on: a key is a path, and lists may know the file alone. -1: several do."""
+        """Key suffixes that start after a `-`: a key is a path, but lists may name only the file. -1: ambiguous."""
         for number, key in enumerate(map(without_suffix, keys)):
             self.by_key[key] = number
             parts = key.split("-")
@@ -40,7 +40,7 @@ class NameIndex:
                 self.by_ending[ending] = -1 if ending in self.by_ending else number
 
     def find(self, entry: Entry) -> int | None:
-        """The sample that a line means: its path as keys have it, or its file name alone. Raises `UserError`."""
+        """Find a line's sample: by its path, as in keys, or by file name alone. Raises `UserError`."""
         names = list(name_forms(entry.name))
         for table in (self.by_key, self.by_ending):
             for name in names:
@@ -49,7 +49,7 @@ class NameIndex:
                     same = [key for key in self.keys if without_suffix(key).endswith(f"-{name}")]
                     raise UserError(
                         f"{entry.where}: {entry.name} may be {' or '.join(same[:3])}; give the path below "
-                        "the root of the images"
+                        "the image root"
                     )
                 if sample is not None:
                     return sample
@@ -57,9 +57,9 @@ class NameIndex:
 
 
 def name_forms(name: str) -> Iterator[str]:
-    """What a key may be or end in for a name of a list, the longest first: without its first folders, one by one.
+    """Yield the key forms of a listed name, longest first, dropping its leading folders one by one.
 
-    With an extension; then as a name that has a dot and no extension.
+    First with an extension removed, then as a name that contains a dot but no extension.
     """
     for text in (name, f"{name}."):
         parts = [without_suffix(part) for part in key_form(text).split("/") if part not in ("", ".")]
@@ -68,32 +68,32 @@ def name_forms(name: str) -> Iterator[str]:
 
 
 def read_entry(row: Row) -> Entry:
-    """Raises `UserError`."""
+    """Parse a `name label` row. Raises `UserError`."""
     if len(row.cells) != 2 or not all(row.cells):
-        raise UserError(f"{row.where} is no `name label`: {' '.join(row.cells)[:60]!r}")
+        raise UserError(f"{row.where} is not `name label`: {' '.join(row.cells)[:60]!r}")
     return Entry(row.where, *row.cells)
 
 
 def is_header(row: Row, first: Row, classes: Sequence[str]) -> bool:
-    """Whether a row is a list's header, like `name,label`."""
+    """Whether a row is a list's header, such as `name,label`."""
     words = [cell.casefold() for cell in row.cells]
     return row is first and len(words) == 2 and words[1] in HEADERS and find_class(row.cells[1], classes) is None
 
 
 def key_form(name: str) -> str:
-    """A file's path as keys have it, folder by folder: without the extension, in plain characters."""
+    """Convert a file's path to key form, folder by folder: no extension, plain characters only."""
     path = name.replace("\\", "/")
     folders, slash, file = path.rpartition("/")
     return re.sub(r"[^A-Za-z0-9_/-]+", "-", folders + slash + (file.rpartition(".")[0] or file))
 
 
 def without_suffix(name: str) -> str:
-    """A name without the `_aligned` that RAF-DB's aligned images have."""
+    """Remove the `_aligned` that RAF-DB appends to aligned images."""
     return name.strip("-").removesuffix("_aligned")
 
 
 def left_out(folder: Path) -> Iterator[str]:
-    """Keys of the samples that the builder dropped, where its lists are available: published lists name them too."""
+    """Keys of samples that the builder dropped, if its lists are available: published lists name them too."""
     for file in ("leaks.csv", "quarantine.csv"):
         if (folder / file).is_file():
             with open_text(folder / file) as lines:
@@ -102,7 +102,7 @@ def left_out(folder: Path) -> Iterator[str]:
 
 
 def label_numbers(entries: Sequence[Entry], classes: Sequence[str]) -> list[int]:
-    """Class names, or numbers from 1 as RAF-DB counts; numbers from 0 where a 0 is among them. Raises `UserError`."""
+    """Labels as numbers: class names, or numbers from 1 (RAF-DB), or from 0 if a 0 occurs. Raises `UserError`."""
     named = [find_class(entry.label, classes) for entry in entries]
     if all(label is not None for label in named):
         return [label for label in named if label is not None]
@@ -125,5 +125,5 @@ def label_numbers(entries: Sequence[Entry], classes: Sequence[str]) -> list[int]
 
 
 def first_number(entries: Sequence[Entry]) -> int:
-    """The number of the first class: 0 where a 0 is among the labels, and 1 otherwise."""
+    """Number of the first class: 0 if a 0 is among the labels, else 1."""
     return 0 if any(parse_whole(entry.label) == 0 for entry in entries) else 1

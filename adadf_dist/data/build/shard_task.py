@@ -1,4 +1,4 @@
-"""What became of one shard: kept beside unfinished work, so that a build that was killed need not do it again."""
+"""Result of one shard, saved next to unfinished work so that a killed build does not repeat it."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ from adadf_dist.files.outputs import os_errors_as_user_errors
 
 
 class SourceItem(NamedTuple):
-    """A face before its image is touched."""
+    """A sample before its image is read."""
 
     split: str
     key: str
-    """Unique over the dataset; letters, digits, `-` and `_`."""
+    """Unique in the dataset; letters, digits, `-` and `_`."""
     number: int
-    """Its place in the source."""
+    """Index in the source."""
 
 
 @dataclass(frozen=True)
 class ShardTask:
-    """One shard to be written."""
+    """One shard to write."""
 
     split: str
     path: Path
@@ -42,7 +42,7 @@ class ShardTask:
 
 
 class BuildNote(NamedTuple):
-    """A line of quarantine.csv or remarks.csv."""
+    """One line of quarantine.csv or remarks.csv."""
 
     split: str
     key: str
@@ -52,15 +52,15 @@ class BuildNote(NamedTuple):
 
 class ShardResult(NamedTuple):
     shard: WrittenShard | None
-    """None when not one image could be stored."""
+    """None if no image could be stored."""
     bad: list[BuildNote]
-    """Of images that cannot be stored."""
+    """Notes on invalid images."""
     remarks: list[BuildNote]
-    """Of images that are stored."""
+    """Notes on stored images."""
 
 
 def save_shard_result(task: ShardTask, outcome: ShardResult, fingerprint: str) -> None:
-    """Record a finished shard and the fingerprint of its samples. The tar must be on the disk by then."""
+    """Save a finished shard's result and the fingerprint of its samples. The tar must already be on disk."""
     shard = outcome.shard
     values = {
         "fingerprint": fingerprint,
@@ -73,9 +73,9 @@ def save_shard_result(task: ShardTask, outcome: ShardResult, fingerprint: str) -
 
 
 def load_shard_result(task: ShardTask, fingerprint: Callable[[], str]) -> ShardResult | None:
-    """Result of a shard that an earlier, unfinished build wrote.
+    """Load the result of a shard that an earlier, unfinished build wrote.
 
-    None when there is none, when its samples no longer have the same fingerprint, or when its tar is not as recorded.
+    Returns None if there is none, if its samples' fingerprint changed, or if its tar is not as recorded.
     """
     try:
         values = json.loads(task.outcome_path.read_text(encoding="utf-8"))
@@ -95,11 +95,11 @@ def load_shard_result(task: ShardTask, fingerprint: Callable[[], str]) -> ShardR
 
 
 def check_every_class(classes: Sequence[str], train: Sequence[WrittenShard], bad: Sequence[BuildNote]) -> None:
-    """Raise `UserError` when the images that cannot be stored are all that a class has to train on."""
+    """Raise `UserError` if every training image of some class is invalid."""
     counts = [sum(column) for column in zip(*(shard.info.class_counts for shard in train), strict=True)]
     for name, count in zip(classes, counts, strict=True):
         if not count:
             raise UserError(
-                f"class {name}: none of its training images can be stored; fix them, or leave the class out (of all "
-                f"{len(bad):,} that cannot be stored, the first: {bad[0].source}: {bad[0].reason})"
+                f"class {name}: all its training images are invalid; fix them, or leave the class out "
+                f"({len(bad):,} invalid images in total, first: {bad[0].source}: {bad[0].reason})"
             )

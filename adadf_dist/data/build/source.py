@@ -1,4 +1,4 @@
-"""What the builder asks of whoever knows where faces come from."""
+"""Interface between the builder and a data source."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from adadf_dist.data.build.writer import Sample
 
 
 class CsvTable(NamedTuple):
-    """A list for people, written into the dataset folder as csv."""
+    """A human-readable list, written into the dataset folder as csv."""
 
     header: tuple[str, ...]
     lines: Sequence[Sequence[object]]
@@ -19,18 +19,18 @@ class CsvTable(NamedTuple):
 
 @dataclass(frozen=True)
 class Provenance:
-    """What `dataset.json` says of how the dataset came to be. No path of this machine: a rebuild elsewhere is equal."""
+    """Origin of the dataset for `dataset.json`. Contains no local path, so that a rebuild elsewhere is identical."""
 
     source: str
     options: Mapping[str, object]
     findings: Mapping[str, object] = field(default_factory=dict)
-    """What was dropped, doubled or in doubt, counted."""
+    """Counts of dropped, duplicate or ambiguous samples."""
     tables: Mapping[str, CsvTable] = field(default_factory=dict)
-    """File name -> the findings one by one."""
+    """File name -> individual findings."""
 
 
 class Source(Protocol):
-    """Where faces come from. Pickled into every worker process."""
+    """Where samples come from. Pickled into every worker process."""
 
     @property
     def classes(self) -> tuple[str, ...]: ...
@@ -40,22 +40,22 @@ class Source(Protocol):
 
     @property
     def image_bytes(self) -> int:
-        """About how many bytes the encoded images come to: room on the disk is checked by it."""
+        """Approximate total size of the encoded images, used to check disk space."""
 
     def items(self) -> Sequence[SourceItem]:
-        """Every face, in any order."""
+        """Return every sample, in any order."""
 
     def describe_item(self, number: int) -> str:
-        """Where face `number` is in the source, for people."""
+        """Describe where sample `number` is in the source, for messages."""
 
     def label(self, number: int) -> int:
-        """The class of face `number`, known without its image."""
+        """Return the class of sample `number`, known without reading its image."""
 
     def fingerprint(self, number: int) -> bytes:
         """Digest of everything that `load(number)` reads: image file, label, votes and annotations.
 
-        An interrupted build keeps a stored sample only while its fingerprint is unchanged.
+        A resumed build keeps a stored sample only while its fingerprint is unchanged.
         """
 
     def load(self, number: int) -> Sample:
-        """Read, check and encode face `number`. Raises `InvalidImageError`, also when its file cannot be read."""
+        """Read, check and encode sample `number`. Raises `InvalidImageError`, also if its file cannot be read."""

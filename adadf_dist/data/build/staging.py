@@ -1,4 +1,4 @@
-"""A folder that appears whole or not at all, and whose unfinished state is gone on with."""
+"""Staging directory: a folder that appears atomically and whose unfinished state can be resumed."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from adadf_dist.files.locks import Owner, lock
 from adadf_dist.files.outputs import os_errors_as_user_errors
 
 PARTIAL_STATE_DIR = ".unfinished"
-"""Below `OUT.partial`: what is known of the work so far. Gone in the finished folder."""
+"""Folder in `OUT.partial` with the state of the build. Removed from the finished folder."""
 
 _LOCK = ".lock"
 _ORDER = "order.json"
@@ -25,12 +25,12 @@ _ORDER = "order.json"
 
 @contextmanager
 def staging_dir(out: Path, overwrite: bool, order: Mapping[str, object], restart: bool = False) -> Iterator[Path]:
-    """Yield `OUT.partial` beside `out`, which becomes `out` when the block ends well.
+    """Yield `OUT.partial` next to `out`; it becomes `out` if the block succeeds.
 
-    When it does not, or the process is killed, what stands there is kept, and found again by the next call with the
-    same `order`: everything that decides the bytes, as plain JSON values. Another order is an error that names what
-    changed, unless `restart` throws the unfinished work away. An existing dataset is replaced only with `overwrite`,
-    and only after the new one was opened as its readers will open it. Raises `UserError`.
+    If the block fails or the process is killed, the contents are kept, and the next call with the same `order` finds
+    them. `order` contains everything that determines the bytes, as plain JSON values. A different order is an error
+    that names the differences, unless `restart` discards the unfinished work. An existing dataset is replaced only
+    with `overwrite`, and only after the new one has been opened successfully. Raises `UserError`.
     """
     check_overwrite(out, overwrite)
     partial = out.with_name(out.name + ".partial")
@@ -51,24 +51,24 @@ def staging_dir(out: Path, overwrite: bool, order: Mapping[str, object], restart
 
 
 def check_readable(partial: Path, out: Path) -> None:
-    """Open the new dataset in `partial` as its readers will. Raises `UserError`; then `out` is unchanged."""
+    """Check that readers can open the new dataset in `partial`. Raises `UserError`; then `out` is unchanged."""
     try:
         dataset = open_dataset(partial)
         for name, info in dataset.splits.items():
             dataset.split(name)
             for shard in info.shards:
                 if not (partial / shard.file).with_suffix(".idx").is_file():
-                    raise UserError(f"{partial / shard.file}: has no index for DALI beside it")
+                    raise UserError(f"{partial / shard.file}: DALI index missing")
     except UserError as error:
         problem = str(error).replace(str(partial), out.name)
         raise UserError(
-            f"{out}: not written, because the new dataset could not be opened ({problem}); fix the source and build "
-            "again; what was there before is unchanged"
+            f"{out}: not written, because the new dataset could not be opened ({problem}); fix the source and rebuild; "
+            "existing files are unchanged"
         ) from None
 
 
 def prepare(partial: Path, order: Mapping[str, object], restart: bool) -> None:
-    """Empty `partial` unless unfinished work of the same order stands there. Raises `UserError`."""
+    """Empty `partial` unless it contains unfinished work of the same order. Raises `UserError`."""
     kept = None if restart else read_fingerprint(partial)
     if kept is None:
         clear(partial)
@@ -79,7 +79,7 @@ def prepare(partial: Path, order: Mapping[str, object], restart: bool) -> None:
 
 
 def read_fingerprint(partial: Path) -> dict[str, object] | None:
-    """What the unfinished work in `partial` was started with; None when there is none to go on with."""
+    """Fingerprint of the unfinished work in `partial`; None if there is nothing to resume."""
     folder = partial / PARTIAL_STATE_DIR
     try:
         order: dict[str, object] = json.loads((folder / _ORDER).read_text(encoding="utf-8"))
@@ -89,7 +89,7 @@ def read_fingerprint(partial: Path) -> dict[str, object] | None:
 
 
 def check_fingerprint(partial: Path, kept: Mapping[str, object], wanted: Mapping[str, object]) -> None:
-    """Raise `UserError` naming what is asked for now and was not when the work in `partial` began."""
+    """Raise `UserError` naming the settings that differ from those of the work in `partial`."""
     changes = []
     for key in sorted(wanted):
         before, now = kept.get(key), wanted.get(key)
@@ -99,36 +99,36 @@ def check_fingerprint(partial: Path, kept: Mapping[str, object], wanted: Mapping
             changes.append(f"{key} changed" if len(str(now)) > 40 else f"{key} was {before}, is {now}")
     if changes:
         raise UserError(
-            f"{partial}: an unfinished build that differs ({'; '.join(changes)}); "
-            "ask for the same again, or add --restart to throw it away"
+            f"{partial}: unfinished build with different settings ({'; '.join(changes)}); "
+            "rerun with the original settings or pass --restart to discard it"
         )
 
 
 def lock_folder(folder: Path) -> TextIO:
-    """Make the folder if need be and hold it until the returned file is closed. Raises `UserError`."""
+    """Create the folder if necessary and lock it until the returned file is closed. Raises `UserError`."""
     with os_errors_as_user_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
         file = (folder / _LOCK).open("w", encoding="utf-8")
     with ExitStack() as opened:
         opened.enter_context(file)
         if not lock(file, Owner.FILE, "--out"):
-            raise UserError(f"{folder}: another process is building there; wait, or choose another folder")
+            raise UserError(f"{folder}: locked by another build; wait, or choose another folder")
         opened.pop_all()
     return file
 
 
 def check_overwrite(out: Path, overwrite: bool) -> None:
-    """Raise `UserError` when something stands at `out` that must not be replaced."""
+    """Raise `UserError` if `out` exists and must not be replaced."""
     if not out.exists() or (out.is_dir() and not any(out.iterdir())):
         return
     if not (out / MANIFEST).is_file():
-        raise UserError(f"{out}: exists and is no dataset folder; choose another --out")
+        raise UserError(f"{out}: exists and is not a dataset folder; choose another --out")
     if not overwrite:
-        raise UserError(f"{out}: holds a dataset already; add --force to replace it, or choose another --out")
+        raise UserError(f"{out}: dataset already exists; pass --force to replace it, or choose another --out")
 
 
 def clear(folder: Path) -> None:
-    """Remove everything in a folder but its lock."""
+    """Remove everything in a folder except its lock."""
     for entry in folder.iterdir():
         if entry.is_dir() and not entry.is_symlink():
             shutil.rmtree(entry)
@@ -137,7 +137,7 @@ def clear(folder: Path) -> None:
 
 
 def remove_others(partial: Path, kept: Collection[Path]) -> None:
-    """Remove every file of unfinished work but `kept` and what this module keeps there."""
+    """Remove every file of unfinished work except `kept` and this module's own."""
     own = {partial / _LOCK, partial / PARTIAL_STATE_DIR / _ORDER}
     for entry in (*partial.iterdir(), *(partial / PARTIAL_STATE_DIR).iterdir()):
         if entry.is_file() and entry not in own and entry not in kept:
@@ -145,7 +145,7 @@ def remove_others(partial: Path, kept: Collection[Path]) -> None:
 
 
 def write_whole(path: Path, text: str) -> None:
-    """Write a file that is there whole or not at all."""
+    """Write a file atomically."""
     half = path.with_name(path.name + ".half")
     with half.open("w", encoding="utf-8") as stream:
         stream.write(text)
@@ -155,7 +155,7 @@ def write_whole(path: Path, text: str) -> None:
 
 
 def swap_dirs(new: Path, out: Path) -> None:
-    """Rename `new` to `out`, and only then remove the folder that it replaces."""
+    """Rename `new` to `out`, then remove the folder that it replaced."""
     old = out.with_name(out.name + ".replaced")
     replaced = out.exists() and any(out.iterdir())
     if replaced:

@@ -1,4 +1,4 @@
-"""Write the files of a dataset folder. Same samples in, same bytes out: no time, user or machine goes into them."""
+"""Writes the files of a dataset folder. Equal samples give equal bytes: no time, user or machine is recorded."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from adadf_dist.data.manifest import Manifest, ShardInfo
 from adadf_dist.files.outputs import os_errors_as_user_errors
 
 LABEL_DIGITS = 4
-"""Width of KEY.cls: always the same, so that readers of raw bytes can stack labels."""
+"""Fixed width of KEY.cls, so that readers of raw bytes can stack labels."""
 
 _BLOCK = tarfile.BLOCKSIZE
 _BLANK_HEADER = tarfile.TarInfo().tobuf(tarfile.USTAR_FORMAT)
@@ -30,20 +30,20 @@ _BLANK_SUM = sum(_BLANK_HEADER) - sum(_BLANK_HEADER[148:156]) - sum(_BLANK_HEADE
 
 
 class Sample(NamedTuple):
-    """A face, ready to be stored."""
+    """A sample ready to be stored."""
 
     image: Jpeg
     label: int
     votes: Sequence[float] | None
-    """Annotators a class, or their shares, in class order."""
+    """Annotators per class, or their fractions, in class order."""
     distribution: Sequence[float] | None
-    """True label distribution, where it is known."""
+    """True label distribution, if known."""
     source: str
-    """Where the face came from, for people: a path or row within the source."""
+    """Human-readable origin: a path or row within the source."""
     details: Mapping[str, object]
-    """What else goes into KEY.json."""
+    """Additional fields of KEY.json."""
     remark: str = ""
-    """What people should know of it: listed in remarks.csv."""
+    """Note worth reporting; listed in remarks.csv."""
 
 
 @dataclass
@@ -67,7 +67,7 @@ class IndexColumns:
 
 
 class WrittenShard(NamedTuple):
-    """A tar on disk. `rows.shard` is left to whoever numbers the shards."""
+    """A tar on disk. `rows.shard` is set when the shards are numbered."""
 
     info: ShardInfo
     rows: IndexColumns
@@ -76,9 +76,9 @@ class WrittenShard(NamedTuple):
 
 
 def write_shard(path: Path, samples: Iterable[tuple[str, Sample]], classes: Sequence[str]) -> WrittenShard | None:
-    """Write a tar of (key, sample) and DALI's index beside it. Bounded memory: samples are taken one by one.
+    """Write a tar of (key, sample) and its DALI index. Memory is bounded: samples are consumed one by one.
 
-    Returns None, and leaves no file, when there was no sample. Raises `UserError` when the disk does not take it.
+    Returns None, and leaves no file, if there are no samples. Raises `UserError` if writing fails.
     """
     rows, sizes, lines = IndexColumns(), [], []
     with os_errors_as_user_errors(path):
@@ -133,9 +133,9 @@ def _append(rows: IndexColumns, key: str, sample: Sample) -> None:
 
 
 class _Tar:
-    """A USTAR archive written front to back and hashed on the way.
+    """A USTAR archive, written front to back and hashed along the way.
 
-    `tarfile` would write the same bytes; it tells neither the members' offsets nor the hash.
+    `tarfile` would write the same bytes, but reports neither the members' offsets nor the hash.
     """
 
     def __init__(self, stream: BufferedWriter) -> None:
@@ -151,7 +151,7 @@ class _Tar:
         return offset
 
     def finish(self) -> None:
-        """Two empty blocks, then up to the record size that `tar` expects."""
+        """Write two empty blocks and pad to the record size that `tar` expects."""
         self._write(bytes(2 * _BLOCK))
         self._write(bytes(-self.position % tarfile.RECORDSIZE))
 
@@ -162,9 +162,9 @@ class _Tar:
 
 
 def ustar_header(name: str, size: int) -> bytes:
-    """A USTAR header of mode 0644, owner 0, time 0: nothing of this machine.
+    """Return a USTAR header of mode 0644, owner 0, time 0: nothing depends on the machine.
 
-    What `tarfile` would make, in a tenth of its time, which is that of a small JPEG's decoding.
+    Equals `tarfile`'s header, but takes a tenth of its time, which equals the time to decode a small JPEG.
     """
     named = name.encode("ascii")
     assert 0 < len(named) <= 100, name
@@ -183,7 +183,7 @@ def ustar_header(name: str, size: int) -> bytes:
 
 
 def write_index(path: Path, rows: IndexColumns) -> str:
-    """Write a split's Parquet index and return its SHA-256. The column `distribution` is there when any row has one."""
+    """Write a split's Parquet index and return its SHA-256. The column `distribution` exists if any row has one."""
     columns = {
         "shard": pa.array(rows.shard, pa.int32()),
         "offset": pa.array(rows.offset, pa.int64()),
@@ -200,7 +200,7 @@ def write_index(path: Path, rows: IndexColumns) -> str:
 
 
 def write_table(path: Path, header: Sequence[str], lines: Iterable[Sequence[object]]) -> None:
-    """Write a csv for people to read."""
+    """Write a human-readable csv."""
     with os_errors_as_user_errors(path), path.open("w", newline="", encoding="utf-8") as stream:
         writer = csv.writer(stream, lineterminator="\n")
         writer.writerow(header)
@@ -208,7 +208,7 @@ def write_table(path: Path, header: Sequence[str], lines: Iterable[Sequence[obje
 
 
 def write_dataset_card(path: Path, manifest: Manifest) -> None:
-    """Write a dataset card, whose head tells Hugging Face `datasets` that the tars are the data, not the indexes."""
+    """Write a dataset card, whose header tells Hugging Face `datasets` that the data are the tars, not the indexes."""
     files = [line for split in manifest.splits for line in (f"  - split: {split}", f"    path: {split}-*.tar")]
     counts = ", ".join(f"{info.samples:,} {split}" for split, info in manifest.splits.items())
     head = ["---", "configs:", "- config_name: default", "  data_files:", *files, "---"]

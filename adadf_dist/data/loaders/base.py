@@ -1,4 +1,4 @@
-"""What every loader is told, what it hands out, and what it does about a face that no longer decodes."""
+"""Loader interface and configuration, replacement of corrupt training samples, and the final on-device transform."""
 
 from __future__ import annotations
 
@@ -23,29 +23,29 @@ from adadf_dist.data.sampling import Samples, rank_slice, replacement_candidates
 from adadf_dist.errors import UserError
 
 Read = Callable[[int], bytes | memoryview]
-"""A sample's encoded image, by its number."""
+"""Returns a sample's encoded image by its index."""
 
 
 class Loader(Protocol):
     """Batches of a dataset's splits for one rank."""
 
     num_replaced: int
-    """Training faces that did not decode and were replaced, since the count was last set to 0."""
+    """Training samples that failed to decode and were replaced since the counter was last reset."""
 
     def batches(self, split: str, plan: Sequence[Samples], epoch: int = -1) -> Iterator[Batch]:
-        """This rank's slices of the global batches of `plan`; epoch -1 leaves the faces as they are.
+        """Yield this rank's slices of the global batches of `plan`; epoch -1 disables augmentation.
 
-        Slices without rows are left out. Raises `UserError` naming a face that does not decode, where it may not be
+        Empty slices are skipped. Raises `UserError` naming a sample that failed to decode, if it must not be
         replaced.
         """
 
     def close(self) -> None:
-        """End what works in the background."""
+        """Stop background work."""
 
 
 @dataclass(frozen=True)
 class LoaderConfig:
-    """What every loader is told."""
+    """Settings shared by all loaders."""
 
     splits: Mapping[str, Split]
     preprocessing: Preprocessing
@@ -55,13 +55,13 @@ class LoaderConfig:
     rank: int
     ranks: int
     batch_size: int
-    """Most samples of a global batch."""
+    """Maximum samples of a global batch."""
     workers: int
     prefetch: int
     max_bad_faces: int
 
     def jobs(self, split: str, plan: Sequence[Samples], epoch: int) -> list[LocalBatch]:
-        """This rank's slices of global batches, those without rows left out."""
+        """Return this rank's slices of global batches, without the empty ones."""
         bounds = (rank_slice(len(samples), self.rank, self.ranks) for samples in plan)
         slices = (
             LocalBatch(split, epoch, samples[first:end], first, len(samples))
@@ -71,7 +71,7 @@ class LoaderConfig:
 
 
 class LocalBatch(NamedTuple):
-    """One rank's slice of one global batch: all that a worker needs to know."""
+    """One rank's slice of one global batch, as sent to a worker."""
 
     split: str
     epoch: int
@@ -82,7 +82,7 @@ class LocalBatch(NamedTuple):
 
 
 class Replacement(NamedTuple):
-    """A training face that did not decode, and the one that took its place."""
+    """A training sample that failed to decode, and its replacement."""
 
     sample: int
     substitute: int
@@ -90,7 +90,7 @@ class Replacement(NamedTuple):
 
 
 def decode_image(encoded: bytes | memoryview) -> Image.Image:
-    """A stored face, RGB. Raises `InvalidImageError`."""
+    """Decode a stored image to RGB. Raises `InvalidImageError`."""
     image = decode(bytes(encoded))
     if image.format != "JPEG":
         raise InvalidImageError(f"is a {image.format}, but shards hold JPEGs")
@@ -98,7 +98,7 @@ def decode_image(encoded: bytes | memoryview) -> Image.Image:
 
 
 def resize_image(image: Image.Image, size: int) -> NDArray[np.uint8]:
-    """An RGB face at the size in which it is augmented, or cropped and normalised: [size, size, 3]."""
+    """Resize an RGB image to the size for augmentation, or for cropping and normalization: [size, size, 3]."""
     wanted = (size, size)
     return np.asarray(image if image.size == wanted else image.resize(wanted, Image.Resampling.BILINEAR))
 
@@ -106,10 +106,10 @@ def resize_image(image: Image.Image, size: int) -> NDArray[np.uint8]:
 def find_replacement(
     split: Split, read: Read, seed: int, epoch: int, bad: tuple[int, InvalidImageError]
 ) -> Replacement:
-    """A face of the same class instead of a bad one: the first that decodes of a row drawn from (seed, epoch, sample).
+    """Replace a bad sample by the first of its class that decodes, in an order seeded by (seed, epoch, sample).
 
-    Raises `UserError` in evaluation, where a face that is not counted, or another counted twice, falsifies the number,
-    and when no other face of the class decodes.
+    Raises `UserError` in evaluation, where a missing or repeated sample would falsify the metrics, and if no other
+    sample of the class decodes.
     """
     sample, reason = bad
     if epoch >= 0:
@@ -125,20 +125,20 @@ def find_replacement(
 def describe_bad_sample(split: Split, sample: int, reason: str) -> str:
     shard = split.folder / split.shards[split.locations[sample, 0]]
     return (
-        f"{shard}: face {split.keys[sample]} of split {split.name}: {reason}; "
-        "python -m shards.verify finds every such face, a new build leaves them out"
+        f"{shard}: sample {split.keys[sample]} ({split.name} split): {reason}. Run python -m shards.verify to list all "
+        "bad samples; rebuilding skips them"
     )
 
 
 class ReplacementLog:
-    """Counts the replaced faces of a rank, names each once, and gives up when there are too many."""
+    """Counts a rank's replaced samples, warns about each once, and fails if there are too many."""
 
     def __init__(self, limit: int) -> None:
         self._limit = limit
         self._known: set[tuple[str, int]] = set()
 
     def record(self, split: Split, replaced: Sequence[Replacement]) -> int:
-        """Raise `UserError` beyond the limit. Returns how many there were."""
+        """Count and report replacements. Returns their number. Raises `UserError` beyond the limit."""
         for sample, substitute, reason in replaced:
             if (split.name, sample) in self._known:
                 continue
@@ -146,15 +146,13 @@ class ReplacementLog:
             if len(self._known) > self._limit:
                 allowed = f" (data.max_bad_faces is {self._limit})"
                 raise UserError(describe_bad_sample(split, sample, reason) + allowed)
-            told = (
-                f"warning: {describe_bad_sample(split, sample, reason)}; face {split.keys[substitute]} takes its place"
-            )
-            tqdm.write(told, file=sys.stderr)
+            text = f"warning: {describe_bad_sample(split, sample, reason)}; replaced by sample {split.keys[substitute]}"
+            tqdm.write(text, file=sys.stderr)
         return len(replaced)
 
 
 class DeviceTransform:
-    """The last steps, on the rank's device: normalise, cut crops, erase."""
+    """Final steps on the rank's device: normalize, crop, erase."""
 
     def __init__(self, preprocessing: Preprocessing, device: torch.device) -> None:
         self.preprocessing = preprocessing
@@ -163,7 +161,7 @@ class DeviceTransform:
         self._std = torch.tensor(preprocessing.std, device=device).mul_(255).view(shape)
 
     def __call__(self, images: Tensor, boxes: Tensor) -> Tensor:
-        """The network's input from images uint8 [n, 3, S, S], and erasing boxes int64 [n, 4] in its pixels."""
+        """Compute network input from images uint8 [n, 3, S, S] and erasing boxes int64 [n, 4] in its pixels."""
         pixels = self.normalize(images)
         if self.preprocessing.ten_crop:
             pixels = ten_crop(pixels, self.preprocessing.image_size)

@@ -1,4 +1,4 @@
-"""The two places where the DALI loader works: what differs between a CPU and a GPU, and nothing else."""
+"""CPU and GPU backends of the DALI loader: only what differs between the two."""
 
 from __future__ import annotations
 
@@ -21,33 +21,33 @@ from adadf_dist.data.batch import Batch
 from adadf_dist.data.loaders.base import DeviceTransform, LoaderConfig
 
 BLOCK = 16
-"""Faces that a CPU thread augments at a time."""
+"""Images per augmentation task of a CPU thread."""
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
-"""Of glibc's malloc.h."""
+"""Constants from glibc's malloc.h."""
 MALLOC_LIMIT = 2**31 - 1
 
 
 class DecodeBackend(Protocol):
-    """Where faces are decoded and augmented."""
+    """Device on which images are decoded and augmented."""
 
     decoder: Literal["cpu", "mixed"]
-    """DALI's decoder: `mixed` begins on the CPU and ends on the GPU."""
+    """DALI's decoder; `mixed` starts on the CPU and finishes on the GPU."""
     resizes: bool
-    """Whether DALI is to resize as well."""
+    """Whether DALI also resizes."""
     device_id: int | None
-    """DALI's word for where it works; None: on the CPU."""
+    """DALI's device id; None: CPU."""
 
     def copy_out(self, outputs: Any) -> Any:
-        """DALI's decoded faces in memory of their own."""
+        """Copy decoded images out of DALI's memory."""
 
     def augment(self, taken: Any, drawn: AugmentationBatch) -> Tensor:
-        """The network's input from what `take` gave, which it may overwrite."""
+        """Compute network input from the output of `copy_out`, which may be overwritten."""
 
     def stream_context(self) -> AbstractContextManager[object]:
-        """Around all work of the loader's thread."""
+        """Return the context for all work of the loader's thread."""
 
     def synchronize(self) -> None:
-        """Wait until what was asked for is done."""
+        """Wait until all queued work is done."""
 
     def record_stream(self, batch: Batch) -> Batch:
         """Make a batch safe to use on the caller's stream."""
@@ -60,7 +60,7 @@ def make_backend(recipe: LoaderConfig) -> DecodeBackend:
 
 
 class CpuBackend:
-    """Resizing as torchvision does it, stages compiled by numba, blocks of faces side by side in threads."""
+    """Resizes like torchvision, runs stages compiled by numba, and processes blocks of images in parallel threads."""
 
     decoder: Literal["cpu", "mixed"] = "cpu"
     resizes = False
@@ -100,7 +100,7 @@ class CpuBackend:
         return self._finish(torch.from_numpy(images).permute(0, 3, 1, 2), torch.from_numpy(drawn.boxes))
 
     def _resized(self, faces: list[NDArray[np.uint8]]) -> NDArray[np.uint8]:
-        """[n, S, S, 3], by Pillow's arithmetic on 8 bits: closer to the reference than DALI's resize, and faster."""
+        """Resize to [n, S, S, 3] using Pillow's 8-bit arithmetic: closer to the reference than DALI, and faster."""
         size = (self._size, self._size)
         images = np.empty((len(faces), *size, 3), dtype=np.uint8)
         for shape in {face.shape for face in faces}:
@@ -127,7 +127,7 @@ class CpuBackend:
 
 
 class GpuBackend:
-    """All on a stream of the loader's own, so that it runs beside the training step."""
+    """Runs everything on its own CUDA stream, concurrently with the training step."""
 
     decoder: Literal["cpu", "mixed"] = "mixed"
     resizes = True
@@ -154,7 +154,7 @@ class GpuBackend:
     def record_stream(self, batch: Batch) -> Batch:
         ours = torch.cuda.current_stream(self._device)
         for tensor in (batch.images, batch.labels, batch.sample_ids):
-            tensor.record_stream(ours)  # made on another stream: not to be reused before ours is done with it
+            tensor.record_stream(ours)  # made on another stream: not to be reused before this stream is done
         return batch
 
     def close(self) -> None:
@@ -162,14 +162,14 @@ class GpuBackend:
 
 
 def tune_malloc() -> None:
-    """Have the C library keep what is freed for the next use.
+    """Make the C library keep freed memory for reuse.
 
-    By default it hands large blocks back to the system at once, and a page fault for each 4 KiB of every intermediate
-    result costs more time than the arithmetic.
+    By default it returns large blocks to the system at once, and the page faults for every intermediate result cost
+    more time than the arithmetic.
     """
     try:
         mallopt = ctypes.CDLL("libc.so.6").mallopt
-    except (OSError, AttributeError):  # not glibc: its own allocator has its own ways
+    except (OSError, AttributeError):  # not glibc: another allocator
         return
     mallopt(M_MMAP_THRESHOLD, MALLOC_LIMIT)
     mallopt(M_TRIM_THRESHOLD, MALLOC_LIMIT)

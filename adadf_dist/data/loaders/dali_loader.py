@@ -1,8 +1,8 @@
-"""The DALI loader: encoded bytes from the mapped tars in the plan's order, decoded and augmented on the device.
+"""DALI loader: reads encoded bytes from mapped tars in plan order, decodes and augments them on the device.
 
-DALI decodes ahead in its own threads, a few hundred faces at a time: batches are small, and each costs the same
-overhead as a large one. A thread of ours takes what is decoded, applies the stages (`augment/apply_torch.py`), finishes
-the batches and keeps `prefetch` of them ready. On a GPU that all happens there, on a stream of its own.
+DALI decodes ahead in its own threads, a few hundred images at a time, because each batch costs the same overhead
+whatever its size. A background thread applies the stages (`augment/apply_torch.py`), builds the batches and keeps
+`prefetch` of them ready. On a GPU all of this runs on a separate CUDA stream.
 """
 
 from __future__ import annotations
@@ -33,24 +33,24 @@ from adadf_dist.data.sampling import Samples
 from adadf_dist.errors import UserError
 
 CHUNK = 256
-"""Faces decoded and augmented together, at most, unless a batch alone is larger."""
+"""Maximum images decoded and augmented together, unless a single batch is larger."""
 PREFETCH_CHUNKS = 2
-"""Chunks that DALI holds decoded or in work."""
+"""Chunks that DALI holds, decoded or in progress."""
 DECODING = {"output_type": types.RGB, "adjust_orientation": False, "jpeg_fancy_upsampling": True}
-"""As Pillow decodes: stored faces are upright, and chroma is interpolated."""
+"""Match Pillow: stored images are upright, and chroma is interpolated."""
 
 
 @dataclass
 class Chunk:
-    """Neighbouring jobs, decoded together."""
+    """Consecutive jobs, decoded together."""
 
     jobs: Sequence[LocalBatch]
     samples: Samples
-    """Of all jobs; substitutes stand in for what does not decode."""
+    """Sample indices of all jobs; samples that failed to decode are already replaced."""
     encoded: list[NDArray[np.uint8]]
-    """Views of the mapped tars, which live as long as DALI may read them, or bitmaps of what Pillow decoded."""
+    """Views of the mapped tars, kept alive while DALI may read them, or bitmaps decoded by Pillow."""
     decoded_with_pillow: bool = False
-    """All of them are bitmaps."""
+    """Whether all entries are bitmaps."""
 
 
 class DaliLoader:
@@ -80,19 +80,19 @@ class DaliLoader:
             self._decoder = None
 
     def _stop(self) -> None:
-        """End a pass that was left early."""
+        """Stop a pass that was abandoned early."""
         if self._running is not None:
             self._running.close()
             self._running = None
 
     def _produce(self, jobs: Sequence[LocalBatch]) -> Iterator[Batch]:
-        """The jobs' batches. Runs in a thread."""
+        """Yield the jobs' batches. Runs in a background thread."""
         chunks = (self._read_chunk(group) for group in group_jobs(jobs))
         try:
             with self._place.stream_context():
                 for chunk, taken in self._decode(chunks):
                     made = self._finish_chunk(chunk, taken)
-                    self._place.synchronize()  # before DALI reuses what the images were copied from
+                    self._place.synchronize()  # before DALI reuses the source memory of the copies
                     yield from made
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
@@ -104,7 +104,7 @@ class DaliLoader:
             ) from None
 
     def _read_chunk(self, jobs: Sequence[LocalBatch]) -> Chunk:
-        """The encoded faces of some jobs."""
+        """Read the encoded images of some jobs."""
         split = self.recipe.splits[jobs[0].split]
         samples = np.concatenate([job.samples for job in jobs])
         chunk = Chunk(jobs, samples, [np.frombuffer(split.read(sample), np.uint8) for sample in samples.tolist()])
@@ -114,10 +114,10 @@ class DaliLoader:
         return chunk
 
     def _decode(self, chunks: Iterable[Chunk]) -> Iterator[tuple[Chunk, Any]]:
-        """Each chunk and its faces, as `Place.take` gives them.
+        """Yield each chunk with its decoded images, as `DecodeBackend.copy_out` returns them.
 
-        DALI tells of a face that does not decode when its chunk comes back, and is of no use after: the chunks in
-        flight are given again, mended, to a new pipeline.
+        DALI reports a decoding failure only when the chunk comes back, and its pipeline is unusable afterwards. The
+        chunks in flight are then repaired and fed to a new pipeline.
         """
         feed = iter(chunks)
         while True:
@@ -135,16 +135,16 @@ class DaliLoader:
                 self._drop_decoder()
                 if is_out_of_memory(error) or all(chunk.decoded_with_pillow for chunk in in_flight):
                     raise
-            # out of the handler: an error raised in it would hold DALI's, whose traceback holds the pipeline
+            # outside the handler: an error raised there would keep DALI's traceback, and so the pipeline, alive
             for chunk in in_flight:
                 self._decode_with_pillow(chunk, range(len(chunk.samples)))
                 chunk.decoded_with_pillow = True
             feed = chain(in_flight, feed)
 
     def _decode_with_pillow(self, chunk: Chunk, rows: Iterable[int]) -> None:
-        """Decode some faces with Pillow, the judge of both loaders, and replace those that it cannot decode.
+        """Decode samples with Pillow, which decides for both loaders, and replace those that fail.
 
-        Raises `UserError` where they may not be replaced.
+        Raises `UserError` if they must not be replaced.
         """
         split = self.recipe.splits[chunk.jobs[0].split]
         epoch = chunk.jobs[0].epoch
@@ -161,7 +161,7 @@ class DaliLoader:
         self.num_replaced += self._replacements.record(split, replaced)
 
     def _finish_chunk(self, chunk: Chunk, taken: Any) -> list[Batch]:
-        """Augment and normalise a chunk, and cut it into its batches."""
+        """Augment and normalize a chunk and split it into its batches."""
         recipe = self.recipe
         size, epoch = recipe.preprocessing.image_size, chunk.jobs[0].epoch
         drawn = sample_augmentations(recipe.augment, size, recipe.seed, epoch, chunk.samples)
@@ -177,24 +177,24 @@ class DaliLoader:
 
 
 class ChunkFeed:
-    """The chunks on their way into a pipeline, and those that are in it."""
+    """Chunks queued for a pipeline, and chunks inside it."""
 
     def __init__(self) -> None:
         self.pending: Iterator[Chunk] = iter(())
         self.in_flight: deque[Chunk] = deque()
 
     def __call__(self) -> list[NDArray[np.uint8]]:
-        """What DALI asks for. Raises `StopIteration` at the end."""
+        """Return DALI's next input. Raises `StopIteration` at the end."""
         chunk = next(self.pending)
         self.in_flight.append(chunk)
         return chunk.encoded
 
 
 class DaliDecoder:
-    """A DALI pipeline and the chunks that are in it.
+    """A DALI pipeline and the chunks inside it.
 
-    The pipeline knows the feed, and the feed knows the loader through the chunks to come: `run` and `close` break that
-    cycle, so a pipeline ends when the last reference goes and never waits for the garbage collector.
+    The pipeline references the feed, and the feed references the loader through the queued chunks. `run` and `close`
+    break that cycle, so a pipeline is freed with its last reference, without waiting for the garbage collector.
     """
 
     def __init__(self, recipe: LoaderConfig, place: DecodeBackend) -> None:
@@ -211,7 +211,7 @@ class DaliDecoder:
         )
 
     def run(self, chunks: Iterator[Chunk]) -> Iterator[tuple[Chunk, Any]]:
-        """Each chunk and its faces, as `Place.take` gives them. Raises `RuntimeError` for one that does not decode."""
+        """Yield each chunk with its decoded images. Raises `RuntimeError` if one fails to decode."""
         assert self._pipeline is not None
         self.feed.pending = chunks
         while True:
@@ -227,7 +227,7 @@ class DaliDecoder:
             yield self.feed.in_flight.popleft(), taken
 
     def close(self) -> None:
-        """End the pipeline here and now."""
+        """Destroy the pipeline immediately."""
         self._pipeline = None
         self.feed.pending = iter(())
         self.feed.in_flight.clear()
@@ -235,7 +235,7 @@ class DaliDecoder:
 
 @pipeline_def(enable_conditionals=True)  # type: ignore[untyped-decorator]
 def decode_pipeline(source: Any, decoder: str, size: int) -> Any:
-    """Decode, and resize what has another size; 0: what is decoded keeps its size."""
+    """Decode, and resize to `size` if necessary; 0 keeps the decoded size."""
     encoded = fn.external_source(source=source, batch=True, no_copy=True, dtype=types.UINT8, ndim=1)
     images = fn.decoders.image(encoded, device=decoder, **DECODING)
     if size:
@@ -252,7 +252,7 @@ def to_bmp(image: Image.Image) -> NDArray[np.uint8]:
 
 
 def group_jobs(jobs: Sequence[LocalBatch]) -> Iterator[list[LocalBatch]]:
-    """Neighbouring jobs of `CHUNK` faces at most, or one that is larger."""
+    """Group consecutive jobs of up to `CHUNK` samples, or one larger job."""
     group: list[LocalBatch] = []
     for job in jobs:
         if group and sum(len(g.samples) for g in group) + len(job.samples) > CHUNK:
@@ -264,7 +264,7 @@ def group_jobs(jobs: Sequence[LocalBatch]) -> Iterator[list[LocalBatch]]:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether torch or DALI, which has no class for it, ran out of memory."""
+    """Whether torch or DALI, which has no exception class for it, ran out of memory."""
     return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or any(
         sign in str(error).lower() for sign in ("out of memory", "bad_alloc", "cudaerrormemoryallocation")
     )

@@ -1,8 +1,7 @@
-"""Whether DALI may be given a JPEG.
+"""Checks whether a JPEG is safe to pass to DALI.
 
-A face that does not decode ends a DALI pipeline with an error, which can be mended; one whose header cannot be parsed
-may end the process (DALI 2.4: a thread goes on working for a call that has already thrown). So headers that are not
-plain are kept from it.
+An image that fails to decode ends a DALI pipeline with a recoverable error. An unparsable header may crash the process
+(DALI 2.4: a thread keeps working for a call that has already thrown). So images with unusual headers bypass DALI.
 """
 
 from __future__ import annotations
@@ -18,14 +17,14 @@ from adadf_dist.data.jpeg import MAX_PIXELS, MIN_SIDE
 START, END, SCAN, HUFFMAN = 0xD8, 0xD9, 0xDA, 0xC4
 BASELINE, EXTENDED, PROGRESSIVE = 0xC0, 0xC1, 0xC2
 LUMA_FACTORS, CHROMA_FACTOR = (0x11, 0x21, 0x12, 0x22, 0x41), 0x11
-"""Sampling factors of the usual subsamplings: 4:4:4, 4:2:2, 4:4:0, 4:2:0, 4:1:1."""
+"""Sampling factors of the common subsamplings: 4:4:4, 4:2:2, 4:4:0, 4:2:0, 4:1:1."""
 LAST_FRAME, RESTART, FIRST, LAST = 0xCF, 0xD0, 0xC0, 0xFE
 
 
 @compiled
 def is_well_formed_jpeg(data: NDArray[np.uint8]) -> bool:
-    """Whether the markers up to the first scan are well formed: one frame of 8 bits, of one or three components in a
-    usual subsampling, of a size that we decode."""
+    """Whether the markers up to the first scan are well formed: one 8-bit frame of one or three components, with a
+    common subsampling and an allowed size."""
     if len(data) < 4 or data[0] != 0xFF or data[1] != START:
         return False
     place, framed = 2, False
@@ -50,7 +49,7 @@ def is_well_formed_jpeg(data: NDArray[np.uint8]) -> bool:
 
 @compiled
 def is_well_formed_frame(frame: NDArray[np.uint8]) -> bool:
-    """Of a frame's marker segment."""
+    """Whether a frame's marker segment is well formed."""
     if len(frame) < 13:
         return False
     height, width, components = read_uint16(frame, 5), read_uint16(frame, 7), frame[9]

@@ -1,4 +1,4 @@
-"""A thread that makes things ahead of their use."""
+"""Background thread that prefetches items from an iterator."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ from typing import Generic, TypeVar
 T = TypeVar("T")
 
 POLL_S = 0.1
-"""Seconds between two looks of a thread with a full queue at whether anyone still wants its work."""
+"""Interval in seconds at which a thread with a full queue checks whether it should stop."""
 
 
 class _EndOfStream:
-    """The maker is through, or failed."""
+    """Marks that the producer has finished or failed."""
 
     def __init__(self, error: BaseException | None) -> None:
         self.error = error
 
 
 class BackgroundPrefetcher(Generic[T]):
-    """What `maker` yields, made in a thread of its own, `depth` things ahead."""
+    """Iterates over the items of `maker`, produced `depth` items ahead in a background thread."""
 
     def __init__(self, maker: Iterator[T], depth: int) -> None:
         self._queue: queue.Queue[T | _EndOfStream] = queue.Queue(depth)
@@ -30,7 +30,7 @@ class BackgroundPrefetcher(Generic[T]):
         self._thread.start()
 
     def __iter__(self) -> Iterator[T]:
-        """Raises what the maker raised, at its place."""
+        """Yield the items; the producer's error is raised at its position."""
         while True:
             made = self._queue.get()
             if isinstance(made, _EndOfStream):
@@ -44,13 +44,13 @@ class BackgroundPrefetcher(Generic[T]):
             yield made
 
     def close(self) -> None:
-        """End the thread; what it made is dropped. Returns when the maker has cleaned up."""
+        """Stop the thread and drop its items. Returns after the producer has cleaned up."""
         self._closed.set()
         self._thread.join()
         self._queue = queue.Queue()
         self._queue.put(
-            _EndOfStream(RuntimeError("closed: a later pass has begun"))
-        )  # whoever still asks is not to wait
+            _EndOfStream(RuntimeError("closed: a later pass has started"))
+        )  # a consumer that is still iterating must not wait
 
     def _run(self, maker: Iterator[T]) -> None:
         error: BaseException | None = None
@@ -58,7 +58,7 @@ class BackgroundPrefetcher(Generic[T]):
             for made in maker:
                 if not self._put(made):
                     break
-        except BaseException as raised:  # whatever it is, it belongs to who waits for the result
+        except BaseException as raised:  # any error is passed to the consumer
             error = raised
         finally:
             if hasattr(maker, "close"):
@@ -67,7 +67,7 @@ class BackgroundPrefetcher(Generic[T]):
         del error, maker  # the error's traceback holds this frame: no reference cycle
 
     def _put(self, made: T | _EndOfStream) -> bool:
-        """False when nobody wants it any more."""
+        """Return False if the item is no longer wanted."""
         while not self._closed.is_set():
             try:
                 self._queue.put(made, timeout=POLL_S)

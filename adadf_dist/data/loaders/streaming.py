@@ -1,9 +1,9 @@
-"""Training faces read from the tars where they are, front to back, through `webdataset`: nothing is kept on the disk.
+"""Stream training samples from remote tars through `webdataset`, front to back, without storing them on disk.
 
-An epoch's tars, in an order drawn from (seed, epoch), are one long row of faces. It is cut into runs of exact length,
-one for each worker of each rank, so every face is read once an epoch and every rank yields every global batch, however
-the tars are cut: a worker starts in mid-tar where its run does. Augmentation belongs to the sample's number, as ever.
-What a cache gives and this does not is told in `STREAMING_LIMITATIONS`.
+An epoch's tars, in an order sampled from (seed, epoch), form one long sequence of samples. It is cut into runs of exact
+length, one per worker of each rank. Every sample is therefore read once per epoch and every rank yields every global
+batch, wherever the tar boundaries are: a worker may start in the middle of a tar. Augmentation depends only on the
+sample's index, as in the other loaders. `STREAMING_LIMITATIONS` lists the drawbacks compared to a cache.
 """
 
 from __future__ import annotations
@@ -30,33 +30,33 @@ from adadf_dist.data.sampling import Samples, rank_slice
 from adadf_dist.errors import UserError
 
 STREAMING_LIMITATIONS = (
-    "training tars are streamed: each face once an epoch, but the order depends on ranks and workers, the only sampler "
-    "is all, and a stop in mid-epoch is resumed exactly only with the same ranks and workers"
+    "training tars are streamed: each sample once per epoch, but the order depends on ranks and workers, the only "
+    "sampler is all, and a run stopped in mid-epoch resumes exactly only with the same ranks and workers"
 )
 
 TARS, BUFFER = 3, 4
-"""Streams of random numbers, beside those of plan.py."""
+"""Random streams, in addition to those of sampling.py."""
 
 HEADER = tarfile.BLOCKSIZE
-"""A member's header stands right before its data (USTAR), and KEY.jpg is a face's first member."""
+"""A member's header directly precedes its data (USTAR), and KEY.jpg is a sample's first member."""
 
 
 class SampleRun(NamedTuple):
-    """Neighbouring faces of one tar."""
+    """Consecutive samples of one tar."""
 
     shard: int
     start: int
-    """First byte in the tar."""
+    """Offset of the first byte in the tar."""
     end: int
     samples: Samples
-    """Numbers within the split, in stored order."""
+    """Sample indices within the split, in stored order."""
 
 
 class Share(NamedTuple):
-    """One rank's part of a global batch."""
+    """One rank's slice of a global batch."""
 
     number: int
-    """Of the batch in the epoch, from 0."""
+    """Index of the batch in the epoch, from 0."""
     first: int
     rows: int
     global_size: int
@@ -64,17 +64,17 @@ class Share(NamedTuple):
 
 @dataclass(frozen=True)
 class StreamPlan:
-    """Which faces each worker of each rank reads in an epoch. Pure: every rank computes the same."""
+    """Samples that each worker of each rank reads in an epoch. Pure: every rank computes the same plan."""
 
     split: Split
     sizes: Sequence[int]
-    """Rows of each global batch; they add up to the split."""
+    """Size of each global batch; they sum to the split's size."""
     seed: int
     number: int
-    """From 0."""
+    """Epoch, counted from 0."""
 
     def shares(self, rank: int, ranks: int) -> list[Share]:
-        """The rank's part of each global batch."""
+        """The rank's slice of each global batch."""
         bounds = (rank_slice(size, rank, ranks) for size in self.sizes)
         return [
             Share(number, first, end - first, size)
@@ -82,7 +82,7 @@ class StreamPlan:
         ]
 
     def runs(self, rank: int, ranks: int, lane: int, lanes: int) -> list[SampleRun]:
-        """What worker `lane` of `lanes` of a rank reads, in order: it fills each `lanes`-th share of its rank."""
+        """Runs that worker `lane` of `lanes` of a rank reads, in order; it fills every `lanes`-th slice of its rank."""
         lengths = [
             sum(share.rows for share in self.shares(r, ranks)[n::lanes]) for r in range(ranks) for n in range(lanes)
         ]
@@ -91,7 +91,7 @@ class StreamPlan:
         return self.cut(start, start + lengths[mine])
 
     def cut(self, start: int, end: int) -> list[SampleRun]:
-        """Places `start` to `end` (excluded) of the epoch's row of faces."""
+        """Runs for positions `start` to `end` (exclusive) of the epoch's sample sequence."""
         shards, offsets = self.split.locations[:, 0], self.split.locations[:, 1]
         stored = np.lexsort((offsets, shards))
         edges = np.searchsorted(shards[stored], np.arange(len(self.split.shards) + 1))
@@ -102,7 +102,7 @@ class StreamPlan:
             first, last = max(start - place, 0), min(end - place, len(members))
             if first < last:
                 begins = int(offsets[members[first]]) - HEADER
-                # what follows the last image (its label and facts) is not read
+                # skip what follows the last image (its label and metadata)
                 image = self.split.locations[members[last - 1]]
                 ends = int(image[1] + image[2] + -image[2] % HEADER)
                 runs.append(SampleRun(int(shard), begins, ends, members[first:last]))
@@ -111,13 +111,13 @@ class StreamPlan:
 
 
 class ChunkedReader:
-    """A file object over pieces of bytes, as `tarfile` reads a stream."""
+    """File object over chunks of bytes, as `tarfile` reads a stream."""
 
     def __init__(self, pieces: Iterator[bytes]) -> None:
         self._pieces = pieces
         self._rest = memoryview(b"")
         self.problem: UserError | None = None
-        """Why the bytes ended early. Kept here because webdataset appends to the message of what passes through it."""
+        """Why the bytes ended early. Stored because webdataset appends to the message of errors passing through it."""
 
     def read(self, number: int) -> bytes:
         found = []
@@ -142,11 +142,11 @@ class ChunkedReader:
 class Face(NamedTuple):
     sample: int
     image: bytes
-    """Encoded."""
+    """Encoded image."""
 
 
 def read_runs(remote: Remote, split: Split, runs: Sequence[SampleRun]) -> Iterator[Face]:
-    """The faces of the runs, in order. Raises `UserError` when a tar is not what the index says."""
+    """Yield the samples of the runs, in order. Raises `UserError` if a tar does not match the index."""
     for run in runs:
         file = split.shards[run.shard]
         pieces = ChunkedReader(remote.chunks(file, run.start, run.end))
@@ -161,8 +161,8 @@ def read_runs(remote: Remote, split: Split, runs: Sequence[SampleRun]) -> Iterat
             key = str(split.keys[sample])
             if record["__key__"] != key:
                 raise UserError(
-                    f"{remote.url_for(file)}: not the tar of which its index tells (found {record['__key__']} where "
-                    f"face {key} should stand); upload the dataset again, dataset.json last"
+                    f"{remote.url_for(file)}: tar does not match its index (expected sample {key}, "
+                    f"found {record['__key__']}); re-upload the dataset, dataset.json last"
                 )
             yield Face(sample, record["jpg"])
 
@@ -173,14 +173,14 @@ def is_image(name: str) -> bool:
 
 @dataclass(frozen=True)
 class DecodeStream:
-    """A worker's part of one pass of one rank over an epoch."""
+    """A worker's part of one rank's pass over an epoch."""
 
     remote: Remote
     epoch: StreamPlan
     ranks: tuple[int, int]
-    """Our rank and their number."""
+    """This rank and the number of ranks."""
     num_workers: tuple[int, int]
-    """Which part, of how many."""
+    """Worker index and number of workers."""
     buffer: int
     first_batch: int
 
@@ -193,7 +193,7 @@ class DecodeStream:
             except UserError as error:
                 yield failed(str(error))
                 return
-            assert len(picked) == share.rows, "a worker ran dry"
+            assert len(picked) == share.rows, "a worker has too few samples"
             if share.number >= self.first_batch:
                 yield self.decode(faces, share, picked)
 
@@ -211,7 +211,7 @@ class DecodeStream:
 
         def read(sample: int) -> bytes:
             if sample not in picked:
-                raise InvalidImageError("not at hand")  # so a bad face has no substitute here, and is an error
+                raise InvalidImageError("not available")  # so a bad sample has no replacement here and is an error
             return picked[sample]
 
         decoded = faces.decode(job, read)
@@ -225,23 +225,23 @@ def failed(problem: str) -> DecodedBatch:
 
 @dataclass(frozen=True)
 class StreamLoader:
-    """Training batches of one rank, streamed; the loader for the rest normalises and erases them."""
+    """Streams one rank's training batches; `loader` decodes, normalizes and erases them."""
 
     remote: Remote
     loader: TorchLoader
     buffer: int
 
     def batches(self, plan: Sequence[NDArray[Any]], epoch: int, first_batch: int = 0) -> Iterator[Batch]:
-        """This rank's slices of an epoch whose global batches have the sizes of `plan`'s.
+        """Yield this rank's slices of an epoch whose global batch sizes are those of `plan`.
 
-        From `first_batch` on; what comes before is read and passed over. Raises `UserError`.
+        Starts at `first_batch`; earlier batches are read and skipped. Raises `UserError`.
         """
         recipe = self.loader.recipe
         whole = StreamPlan(recipe.splits["train"], [len(samples) for samples in plan], recipe.seed, epoch)
         lanes = max(recipe.workers, 1)
         ranks = (recipe.rank, recipe.ranks)
         order = [(first_batch + turn) % lanes for turn in range(lanes)]
-        """Workers take turns, and the first turn is the first batch's."""
+        """Workers take turns, starting with the worker of the first batch."""
         tasks = [DecodeStream(self.remote, whole, ranks, (lane, lanes), self.buffer, first_batch) for lane in order]
         for decoded in self.loader.run(tasks):
             yield self.loader.finish(decoded, "train")

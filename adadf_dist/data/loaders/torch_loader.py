@@ -1,6 +1,6 @@
-"""The torchvision loader: worker processes decode, resize and augment; the rank's device normalises and erases.
+"""Torchvision loader: worker processes decode, resize and augment; the rank's device normalizes and erases.
 
-8-bit pixels and erasing boxes cross from the workers, a quarter of the bytes of ready floats.
+Workers send 8-bit pixels and erasing boxes, a quarter of the bytes of float images.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from adadf_dist.errors import UserError
 
 
 class DecodedBatch(NamedTuple):
-    """A job's faces, or why there are none.
+    """A job's decoded images, or an error.
 
     Arrays, not tensors: torch sends tensors between processes through /dev/shm, which may be too small; arrays go
     through a pipe.
@@ -53,11 +53,11 @@ class DecodedBatch(NamedTuple):
     global_size: int
     replaced: list[Replacement]
     error: str
-    """Empty, or the one line for the user: raised in a worker it would come out as a traceback."""
+    """Empty, or a one-line error for the user: raised in a worker it would appear as a traceback."""
 
 
 class DecodeDataset:
-    """What a worker process holds: the splits, and how to make pictures of them."""
+    """State of a worker process: the splits and the decoding and augmentation settings."""
 
     def __init__(self, recipe: LoaderConfig) -> None:
         self.splits = recipe.splits
@@ -67,7 +67,7 @@ class DecodeDataset:
         self.seed = recipe.seed
 
     def decode(self, job: LocalBatch, read: Read) -> DecodedBatch:
-        """The job's faces, whose encoded images `read` gives by sample number."""
+        """Decode the job's samples; `read` returns an encoded image by sample index."""
         split = self.splits[job.split]
         samples = job.samples.copy()
         images = np.empty((len(samples), self.size, self.size, 3), dtype=np.uint8)
@@ -95,7 +95,7 @@ class DecodeDataset:
         )
 
     def picture(self, encoded: bytes | memoryview) -> NDArray[np.uint8]:
-        """A stored face at the size it is augmented in: [H, W, 3]. Raises `InvalidImageError`."""
+        """Decode a stored image and resize it for augmentation: [H, W, 3]. Raises `InvalidImageError`."""
         return resize_image(decode_image(encoded), self.size)
 
     def augmented(self, images: NDArray[np.uint8], samples: Samples, epoch: int) -> NDArray[np.int64]:
@@ -108,12 +108,12 @@ class DecodeDataset:
 
 
 Task = Callable[[DecodeDataset], Iterator[DecodedBatch]]
-"""What a worker does in a pass."""
+"""A worker's work in one pass."""
 
 
 @dataclass(frozen=True)
 class DecodeJobs:
-    """A worker's part of a pass over the stored faces."""
+    """A worker's part of a pass over stored samples."""
 
     jobs: Sequence[LocalBatch]
 
@@ -122,10 +122,10 @@ class DecodeJobs:
 
 
 class TorchLoader:
-    """Batches of a dataset's splits for one rank, by worker processes that live as long as the loader."""
+    """Yields one rank's batches using worker processes that live as long as the loader."""
 
     def __init__(self, recipe: LoaderConfig) -> None:
-        """Start the workers. Raises `UserError` where none can start."""
+        """Start the workers. Raises `UserError` if they cannot start."""
         self.recipe = recipe
         self.faces = DecodeDataset(recipe)
         self.num_replaced = 0
@@ -141,7 +141,7 @@ class TorchLoader:
             yield self.finish(decoded, split)
 
     def run(self, tasks: Sequence[Task]) -> Iterator[DecodedBatch]:
-        """The results of one task per worker, one from each in turn. Raises `DeadWorkerError`."""
+        """Yield the results of one task per worker, one from each in turn. Raises `DeadWorkerError`."""
         if self._workers is None:
             (task,) = tasks
             yield from task(self.faces)
@@ -150,12 +150,12 @@ class TorchLoader:
             yield from self._workers.run(tasks)
         except DeadWorkerError as error:
             raise DeadWorkerError(
-                f"{error}; if memory was short, lower data.workers (now {self.recipe.workers}) or data.prefetch "
+                f"{error}; if out of memory, lower data.workers (now {self.recipe.workers}) or data.prefetch "
                 f"(now {self.recipe.prefetch})"
             ) from None
 
     def finish(self, decoded: DecodedBatch, split: str) -> Batch:
-        """Move to the device and do the last steps there. Raises `UserError` for what a worker could not do."""
+        """Move to the device and run the final steps there. Raises `UserError` for a worker's error."""
         if decoded.error:
             raise UserError(decoded.error)
         self.num_replaced += self._replacements.record(self.recipe.splits[split], decoded.replaced)

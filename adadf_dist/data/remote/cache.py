@@ -1,10 +1,10 @@
-"""Remote datasets on this node's disk: fetched once, shared by every rank and run, the least recently used evicted.
+"""Local cache of remote datasets: fetched once, shared by all ranks and runs, evicted least recently used first.
 
-    CACHE/entries/HASH/   a dataset folder, named by the SHA-256 of its dataset.json: other content is another entry
-    CACHE/sources/        for each URL, the entry that it last was: for starting offline
-    CACHE/locks/          HASH.use, held shared by whoever reads the entry; HASH.fetch, held by who fetches; room
+    CACHE/entries/HASH/   a dataset folder, named by the SHA-256 of its dataset.json: changed content is a new entry
+    CACHE/sources/        for each URL, its latest entry, for offline starts
+    CACHE/locks/          HASH.use, shared by an entry's readers; HASH.fetch, held by the process that fetches; room
 
-Locks end with the process that holds them.
+Locks are released when their process ends.
 """
 
 from __future__ import annotations
@@ -39,21 +39,21 @@ from adadf_dist.files.outputs import os_errors_as_user_errors
 
 GB = 10**9
 SETTING = "data.cache"
-"""Chose the folder, for messages."""
+"""Setting that names the folder, for messages."""
 LOOK_EVERY_S = 0.2
-"""Seconds between two looks at a lock that another process holds."""
+"""Polling interval in seconds for a lock that another process holds."""
 RESERVED_SIZE_FILE = ".room"
-"""In an entry: the bytes that it will have when whole, so that two fetches at once do not fill the same room."""
+"""File in an entry with its complete size in bytes, so that concurrent fetches do not claim the same space."""
 
 
 @contextmanager
 def ensure_cached(
     data: DataConfig, bar: bool = False, cancelled: Event | None = None, transfer: RetryPolicy = DEFAULT_RETRY_POLICY
 ) -> Iterator[Path]:
-    """`data.shards` as a folder of this machine, fetched into `data.cache` if need be and safe from eviction meanwhile.
+    """Yield a local folder of `data.shards`, fetched into `data.cache` if necessary and protected from eviction.
 
-    With `data.access = "stream"` the training tars are left where they are.
-    Raises `UserError`; `TransferCancelled` when the event is set while it fetches.
+    With `data.access = "stream"` the training tars are not fetched.
+    Raises `UserError`, and `TransferCancelled` if the event is set while fetching.
     """
     if not is_remote(data.shards):
         yield local_path(data.shards)
@@ -68,14 +68,14 @@ def ensure_cached(
         lock(use, Owner.FILE, SETTING, shared=True, wait=True)
         if content is not None:
             fetch_missing(remote, entry, content, data, bar)
-            remember_entry(remote, cache, entry)  # not earlier: it replaces the copy that an offline start uses
+            remember_entry(remote, cache, entry)  # only now: it replaces the copy used by offline starts
         with os_errors_as_user_errors(entry):
-            os.utime(entry)  # the time of the last use, by which eviction goes
+            os.utime(entry)  # time of last use, for eviction
         yield entry
 
 
 def check_cache(data: DataConfig) -> None:
-    """Raises `UserError` where the cache cannot be written or locked. Leaves nothing behind but the folder itself."""
+    """Raise `UserError` if the cache cannot be written or locked. Creates nothing but the folder itself."""
     locks = cache_folder(data) / "locks"
     with os_errors_as_user_errors(locks):
         locks.mkdir(parents=True, exist_ok=True)
@@ -83,12 +83,12 @@ def check_cache(data: DataConfig) -> None:
 
 
 def entry_folder(data: DataConfig, name: str) -> Path:
-    """Where an entry stands on this machine."""
+    """Local path of an entry."""
     return cache_folder(data) / "entries" / name
 
 
 def cache_folder(data: DataConfig) -> Path:
-    """Raises `UserError` for `~` where the user has no home folder, as in a container without a passwd entry."""
+    """Expanded `data.cache`. Raises `UserError` for `~` without a home folder (container without a passwd entry)."""
     try:
         return Path(data.cache).expanduser()
     except RuntimeError:
@@ -96,14 +96,14 @@ def cache_folder(data: DataConfig) -> Path:
 
 
 def streamed_splits(data: DataConfig) -> tuple[str, ...]:
-    """Splits whose tars are read from afar."""
+    """Splits whose tars are read remotely."""
     return ("train",) if data.access == "stream" else ()
 
 
 def find_entry(remote: Remote, cache: Path, data: DataConfig) -> tuple[bytes | None, Path]:
-    """The entry that the URL's dataset.json names, and that file's content.
+    """Return the content of the URL's dataset.json and the entry it identifies.
 
-    None for the content when the server cannot be reached and a whole copy is at hand. Raises `UserError`.
+    The content is None if the server is unreachable and a complete copy is cached. Raises `UserError`.
     """
     source = source_file(remote, cache)
     try:
@@ -113,7 +113,7 @@ def find_entry(remote: Remote, cache: Path, data: DataConfig) -> tuple[bytes | N
         entry = cache / "entries" / str(known.get("entry"))
         if not known or not is_complete(entry, data):
             raise
-        log(f"{error.args[0].partition(' (')[0]}; offline: using the copy fetched on {known['seen']}")
+        log(f"{error.args[0].partition(' (')[0]}; offline: using the cached copy of {known['seen']}")
         return None, entry
     return content, cache / "entries" / hashlib.sha256(content).hexdigest()[:16]
 
@@ -124,7 +124,7 @@ def source_file(remote: Remote, cache: Path) -> Path:
 
 
 def remember_entry(remote: Remote, cache: Path, entry: Path) -> None:
-    """Record the URL's complete entry, for offline starts."""
+    """Record the URL's complete entry for offline starts."""
     source = source_file(remote, cache)
     with os_errors_as_user_errors(source):
         known = {"url": remote.url, "entry": entry.name, "seen": time.strftime("%Y-%m-%d")}
@@ -138,11 +138,11 @@ def is_complete(entry: Path, data: DataConfig) -> bool:
 
 
 def fetch_missing(remote: Remote, entry: Path, content: bytes, data: DataConfig, bar: bool) -> None:
-    """Fetch what the entry lacks; one process at a time, the others find it done. The caller holds it in use."""
+    """Fetch the entry's missing files, one process at a time; the others wait. The caller holds the use lock."""
     if is_complete(entry, data):
         return
     with open_lock(entry.parent.parent, entry.name, "fetch") as file:
-        acquire_lock(file, remote, f"waiting for another process that fetches {remote.url}")
+        acquire_lock(file, remote, f"waiting for another process to fetch {remote.url}")
         manifest = create_entry(remote, entry, content)
         wanted = list_files(manifest, streamed_splits(data))
         missing = missing_files(wanted, entry)
@@ -155,7 +155,7 @@ def fetch_missing(remote: Remote, entry: Path, content: bytes, data: DataConfig,
 
 
 def create_entry(remote: Remote, entry: Path, content: bytes) -> Manifest:
-    """Make the entry with its dataset.json, checked."""
+    """Create the entry with its checked dataset.json."""
     path = entry / MANIFEST
     with os_errors_as_user_errors(path):
         entry.mkdir(exist_ok=True)
@@ -168,9 +168,9 @@ def create_entry(remote: Remote, entry: Path, content: bytes) -> Manifest:
 
 
 def evict_to_fit(entry: Path, size: int, missing: int, data: DataConfig) -> None:
-    """Evict whole entries, the least recently used first, until `size` bytes fit `data.cache_size_gb`.
+    """Evict complete entries, least recently used first, until `size` bytes fit `data.cache_size_gb`.
 
-    What a living process has in use stays. Raises `UserError` when it does not fit, or the disk is too full.
+    Entries in use by a live process stay. Raises `UserError` if it does not fit or the disk is full.
     """
     entries, limit = entry.parent, data.cache_size_gb * GB
     with open_lock(entries.parent, "room", "lock") as file:
@@ -178,8 +178,8 @@ def evict_to_fit(entry: Path, size: int, missing: int, data: DataConfig) -> None
         if limit:
             if size > limit:
                 raise UserError(
-                    f"data.cache_size_gb is {data.cache_size_gb:g}, but {data.shards} holds {size / GB:.3g} GB; "
-                    "allow that much, or read it with data.access = stream"
+                    f"data.cache_size_gb is {data.cache_size_gb:g}, but {data.shards} has {size / GB:.3g} GB; "
+                    "raise it or set data.access = stream"
                 )
             others = sorted((path for path in entries.iterdir() if path != entry), key=lambda p: p.stat().st_mtime)
             used = {other: entry_size(other) for other in others}
@@ -189,14 +189,14 @@ def evict_to_fit(entry: Path, size: int, missing: int, data: DataConfig) -> None
             if size + sum(used.values()) > limit:
                 raise UserError(
                     f"data.cache_size_gb is {data.cache_size_gb:g}: {data.shards} needs {size / GB:.3g} GB, and "
-                    f"{sum(used.values()) / GB:.3g} GB in {data.cache} are in use by other runs; allow more, or wait"
+                    f"{sum(used.values()) / GB:.3g} GB in {data.cache} are in use by other runs; raise it or wait"
                 )
         free = shutil.disk_usage(entries).free
         if missing > free:
             raise UserError(
                 f"data.cache is {data.cache}: {data.shards} needs {missing / GB:.3g} GB more there and "
-                f"{free / GB:.3g} GB are free; free some, name another folder, or set data.cache_size_gb so that "
-                "what was not used lately is removed"
+                f"{free / GB:.3g} GB are free; free some space, choose another folder, or set data.cache_size_gb "
+                "to evict unused datasets"
             )
         with os_errors_as_user_errors(entry):
             (entry / RESERVED_SIZE_FILE).write_text(str(size), encoding="utf-8")
@@ -209,27 +209,25 @@ def entry_size(entry: Path) -> int:
 
 
 def evict(entry: Path) -> bool:
-    """Remove an entry that nobody has in use. Returns whether it is gone."""
+    """Remove an entry that no process has in use. Returns whether it is gone."""
     with open_lock(entry.parent.parent, entry.name, "use") as file:
         if not lock(file, Owner.FILE, SETTING):
             return False
-        log(
-            f"removing {entry}, not used since {time.strftime('%Y-%m-%d %H:%M', time.localtime(entry.stat().st_mtime))}"
-        )
-        (entry / MANIFEST).unlink(missing_ok=True)  # first: half an entry is none
+        log(f"evicting {entry}, last used {time.strftime('%Y-%m-%d %H:%M', time.localtime(entry.stat().st_mtime))}")
+        (entry / MANIFEST).unlink(missing_ok=True)  # first, so that a partial entry is invalid
         shutil.rmtree(entry)
         return True
 
 
 def open_lock(cache: Path, name: str, kind: str) -> TextIO:
-    """The lock file, which is never removed: a lock on a removed file holds nobody off."""
+    """Open the lock file, which is never removed: a lock on a removed file excludes no one."""
     path = cache / "locks" / f"{name}.{kind}"
     with os_errors_as_user_errors(path):
         return path.open("a", encoding="utf-8")
 
 
 def acquire_lock(file: TextIO, remote: Remote, message: str) -> None:
-    """Take an exclusive lock, saying once that we wait for it."""
+    """Take an exclusive lock, printing `message` once if it must wait."""
     while not lock(file, Owner.FILE, SETTING):
         if message:
             log(message)

@@ -1,4 +1,4 @@
-"""Files of a remote dataset folder onto the disk: several at once, resumed where they stopped, checked by SHA-256."""
+"""Download files of a remote dataset folder: in parallel, resumable, verified by SHA-256."""
 
 from __future__ import annotations
 
@@ -20,25 +20,25 @@ from adadf_dist.errors import UserError
 from adadf_dist.files.outputs import os_errors_as_user_errors
 
 THREADS = 8
-"""Files fetched at once."""
+"""Parallel downloads."""
 MAX_CHECKSUM_FAILURES = 3
-"""Times that a file may arrive with another hash than `dataset.json` gives."""
+"""Maximum times that a file may arrive with a hash other than that in `dataset.json`."""
 PARTIAL = ".partial"
 
 ProgressCallback = Callable[[int], None]
 
 
 class FileInfo(NamedTuple):
-    """A file that `dataset.json` names."""
+    """A file listed in `dataset.json`."""
 
     name: str
     sha256: str
     bytes: int | None
-    """None where `dataset.json` does not say (the indexes: they are small, and fetched in one piece)."""
+    """None if not in `dataset.json` (the indexes, which are small and fetched in one piece)."""
 
 
 def list_files(manifest: Manifest, streamed: Iterable[str] = ()) -> list[FileInfo]:
-    """Index and tars of every split; of the `streamed` splits the index alone."""
+    """Indexes and tars of every split; only the indexes of the `streamed` splits."""
     files = []
     for name, split in manifest.splits.items():
         files.append(FileInfo(split.index, split.index_sha256, None))
@@ -48,7 +48,7 @@ def list_files(manifest: Manifest, streamed: Iterable[str] = ()) -> list[FileInf
 
 
 def missing_files(files: Iterable[FileInfo], folder: Path) -> list[FileInfo]:
-    """Those that are not in the folder. A file has its name only once its hash was right, so sizes suffice."""
+    """Files missing from the folder. A file gets its name only after its hash was verified, so sizes suffice."""
 
     def there(file: FileInfo) -> bool:
         path = folder / file.name
@@ -58,7 +58,7 @@ def missing_files(files: Iterable[FileInfo], folder: Path) -> list[FileInfo]:
 
 
 def remaining_bytes(files: Iterable[FileInfo], folder: Path) -> int:
-    """Bytes still to come; the indexes, whose size is not known before, do not count."""
+    """Bytes left to download, excluding the indexes, whose size is unknown."""
     return sum(max(0, (file.bytes or 0) - file_size(folder / (file.name + PARTIAL))) for file in files)
 
 
@@ -67,16 +67,16 @@ def file_size(path: Path) -> int:
 
 
 def fetch_files(remote: Remote, files: Sequence[FileInfo], folder: Path, bar: bool) -> None:
-    """Fetch `files` into `folder`. What was fetched before an error stays, and the next call goes on from there.
+    """Download `files` into `folder`. After an error, completed data is kept and the next call resumes.
 
-    Raises `UserError` for the first file that fails, once the others have stopped; `TransferCancelled`.
+    Raises `UserError` for the first file that fails, after the others have stopped, and `TransferCancelled`.
     """
     with progress(remaining_bytes(files, folder), bar) as advance, ThreadPoolExecutor(THREADS) as pool:
         tasks = [pool.submit(fetch_file, remote, file, folder, advance) for file in files]
         try:
             wait(tasks, return_when=FIRST_EXCEPTION)
             if any(task.done() and task.exception() for task in tasks):
-                remote.cancelled.set()  # the others stop at their next piece
+                remote.cancelled.set()  # the others stop at their next chunk
         finally:
             pool.shutdown(cancel_futures=True)
     problems = [problem for task in tasks if not task.cancelled() and (problem := task.exception())]
@@ -85,7 +85,7 @@ def fetch_files(remote: Remote, files: Sequence[FileInfo], folder: Path, bar: bo
 
 
 def fetch_file(remote: Remote, file: FileInfo, folder: Path, advance: ProgressCallback) -> None:
-    """Fetch one file under a temporary name, and give it its own when its hash is right."""
+    """Download one file under a temporary name and rename it once its hash is verified."""
     partial = folder / (file.name + PARTIAL)
     for number in range(MAX_CHECKSUM_FAILURES):
         with os_errors_as_user_errors(partial):
@@ -100,13 +100,13 @@ def fetch_file(remote: Remote, file: FileInfo, folder: Path, advance: ProgressCa
         if number + 1 < MAX_CHECKSUM_FAILURES:
             remote.backoff(number)
     raise UserError(
-        f"{remote.url_for(file.name)}: wrong bytes: SHA-256 {found[:12]}... where dataset.json has "
-        f"{file.sha256[:12]}... ({MAX_CHECKSUM_FAILURES} attempts); upload the dataset again, dataset.json last"
+        f"{remote.url_for(file.name)}: checksum mismatch: got {found[:12]}..., expected "
+        f"{file.sha256[:12]}... ({MAX_CHECKSUM_FAILURES} attempts); re-upload the dataset, dataset.json last"
     )
 
 
 def resume_download(remote: Remote, file: FileInfo, partial: Path, advance: ProgressCallback) -> str:
-    """Append to `partial` what it lacks, and return the SHA-256 of the whole."""
+    """Append the missing bytes to `partial` and return the SHA-256 of the complete file."""
     digest = hashlib.sha256()
     with partial.open("a+b") as stream:
         stream.seek(0)
@@ -127,7 +127,7 @@ def resume_download(remote: Remote, file: FileInfo, partial: Path, advance: Prog
 
 @contextmanager
 def progress(total: int, shown: bool) -> Iterator[ProgressCallback]:
-    """A bar of bytes; without a terminal a line now and then."""
+    """Progress bar in bytes; without a terminal, a line from time to time."""
     every = 0.1 if sys.stderr.isatty() else 20.0
     lock = Lock()
     bar: tqdm[Never]

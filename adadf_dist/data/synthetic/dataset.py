@@ -1,4 +1,4 @@
-"""Datasets of drawn faces, for demos and tests: nothing to download, and the true distributions are known."""
+"""Datasets of synthetic faces, for demos and tests: no download, and the true distributions are known."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from adadf_dist.data.workers.task_pool import ProcessPool
 from adadf_dist.errors import UserError
 
 ID_STRIDE = 10**9
-"""Face numbers set aside for each split: more training faces never change a test face."""
+"""Face numbers reserved for each split, so that more training faces never change a test face."""
 
 
 @dataclass(frozen=True)
 class SyntheticSource:
-    """A `Source` that draws its faces."""
+    """A `Source` that renders its faces."""
 
     counts: Mapping[str, int]
-    """Faces a split."""
+    """Number of faces per split."""
     size: int
     """Side in pixels."""
     seed: int
@@ -76,19 +76,19 @@ def build_synthetic_dataset(
     seed: int = 0,
     workers: int = 1,
 ) -> Dataset:
-    """Draw `counts[split]` faces of `size` pixels a split and write them as the dataset folder `out`.
+    """Render `counts[split]` faces of `size` pixels per split and write them as the dataset folder `out`.
 
-    The same counts, size and seed give the same bytes. Raises `UserError`, also when `out` exists.
+    Equal counts, size and seed give equal bytes. Raises `UserError`, also if `out` exists.
     """
     options = BuildOptions(name="embedded-faces", seed=seed)
     return build_dataset(make_synthetic_source(counts, size, seed), out, options, ProcessPool(workers))
 
 
 def make_synthetic_source(counts: Mapping[str, int], size: int, seed: int) -> SyntheticSource:
-    """Check what was asked for. Splits of no face are left out. Raises `UserError`."""
+    """Validate the arguments and drop empty splits. Raises `UserError`."""
     for split, count in counts.items():
         if not 0 <= count <= ID_STRIDE:
-            raise UserError(f"{split}: {count} faces; from 0 to {ID_STRIDE:,} can be drawn")
+            raise UserError(f"{split}: {count} faces; must be from 0 to {ID_STRIDE:,}")
     if not 16 <= size <= 1024:
-        raise UserError(f"size: {size} pixels; faces are drawn from 16 to 1,024 pixels a side")
+        raise UserError(f"size: {size} pixels; must be from 16 to 1,024")
     return SyntheticSource({split: counts[split] for split in SPLITS if counts.get(split)}, size, seed)

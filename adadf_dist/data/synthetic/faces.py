@@ -25,11 +25,11 @@ from adadf_dist.errors import UserError
 from adadf_dist.files.outputs import add_force_option, atomic_file, check_output_path
 
 EMOTIONS: tuple[str, ...] = ("neutral", "happy", "sad", "surprise", "fear", "disgust", "anger")
-"""The classes, in order."""
+"""Class names in label order."""
 ANNOTATORS = 10
-"""Votes a face."""
+"""Number of votes per face."""
 AMBIGUITY = 0.3
-"""Default share of faces that blend two emotions: the best possible accuracy is then near 90 %."""
+"""Default fraction of faces that blend two emotions; the Bayes-optimal accuracy is then near 90 %."""
 
 PROTOTYPES: dict[str, tuple[int, ...]] = {
     "neutral": (),
@@ -40,8 +40,8 @@ PROTOTYPES: dict[str, tuple[int, ...]] = {
     "disgust": (9, 10, 15, 16),
     "anger": (4, 5, 7, 23),
 }
-"""The action units of each emotion: 1 inner and 2 outer brow raised, 4 brow lowered, 5 upper lid raised, 6 cheek
-raised, 7 lids tightened, 9 nose wrinkled, 10 upper lip raised, 12 lip corners pulled up, 15 and down, 16 lower lip
+"""Action units of each emotion: 1 inner and 2 outer brow raised, 4 brow lowered, 5 upper lid raised, 6 cheek raised,
+7 lids tightened, 9 nose wrinkled, 10 upper lip raised, 12 lip corners raised, 15 lip corners lowered, 16 lower lip
 lowered, 20 lips stretched, 23 lips tightened, 26 jaw dropped."""
 ACTION_UNITS: tuple[int, ...] = tuple(sorted(set().union(*PROTOTYPES.values())))
 
@@ -54,7 +54,7 @@ CONFUSIONS: dict[str, dict[str, float]] = {
     "disgust": {"anger": 0.05, "sad": 0.01},
     "anger": {"disgust": 0.04, "neutral": 0.02},
 }
-"""Share of people who take the one emotion, shown plainly, for the other: our assumption, not a measurement."""
+"""Fraction of annotators who confuse one clearly shown emotion with another: an assumption, not a measurement."""
 
 _FULL = np.array([[float(unit in PROTOTYPES[name]) for unit in ACTION_UNITS] for name in EMOTIONS])
 _ACTIVATION = np.linalg.pinv(_FULL[1:])  # the six prototypes are linearly independent
@@ -64,34 +64,34 @@ _LOW, _HIGH = np.transpose(list(APPEARANCE.values()))
 
 
 class Face(NamedTuple):
-    """A drawn face and what is known of it."""
+    """A rendered face and its ground truth."""
 
     image: NDArray[np.uint8]
     """[size, size, 3] RGB."""
     label: int
-    """The emotion with most votes; of equal ones, the one voted for first."""
+    """Emotion with the most votes; ties go to the first one voted for."""
     votes: NDArray[np.int64]
     """[7], sums to `ANNOTATORS`."""
     distribution: NDArray[np.float64]
-    """[7], sums to 1: the shares of the votes, were there infinitely many."""
+    """[7], sums to 1: vote fractions in the limit of infinitely many votes."""
     units: NDArray[np.float64]
-    """[14], intensities from 0 to 1 of `ACTION_UNITS`: the whole expression."""
+    """[14], intensities from 0 to 1 of `ACTION_UNITS`: the complete expression."""
     nuisance: dict[str, float]
-    """The values drawn for `APPEARANCE`."""
+    """Sampled values of `APPEARANCE`."""
 
 
 def render_sample(seed: int, index: int, size: int = 64, ambiguity: float = AMBIGUITY) -> Face:
-    """Face number `index` of the endless sequence `seed`: a pure function, whatever else was drawn before.
+    """Render face `index` of the sequence `seed`: a pure function, independent of the other faces.
 
-    Of the faces, the share `ambiguity` blends two emotions. Another `size` (pixels) gives the same face, votes
-    included. Raises `UserError`. Another processor's exponentials may round a pixel to the next level.
+    A fraction `ambiguity` of the faces blends two emotions. Another `size` (pixels) gives the same face and votes.
+    Raises `UserError`. On another processor, rounding in exponentials may change a pixel by one level.
     """
     if not 16 <= size <= 1024:
-        raise UserError(f"size: {size} pixels; faces are drawn from 16 to 1,024 pixels a side")
+        raise UserError(f"size: {size} pixels; must be from 16 to 1,024")
     if not 0 <= ambiguity <= 1:
-        raise UserError(f"ambiguity: {ambiguity}; it is a share of the faces, from 0 to 1")
+        raise UserError(f"ambiguity: {ambiguity}; must be a fraction from 0 to 1")
     if seed < 0 or index < 0:
-        raise UserError(f"seed {seed}, face {index}: neither can be negative")
+        raise UserError(f"seed {seed}, face {index}: neither may be negative")
     rng = np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(index,)))
     look = dict(zip(APPEARANCE, rng.uniform(_LOW, _HIGH).tolist(), strict=True))
     units = _draw_units(rng, ambiguity)
@@ -104,10 +104,10 @@ def render_sample(seed: int, index: int, size: int = 64, ambiguity: float = AMBI
 
 
 def perceived_distribution(units: NDArray[np.float64]) -> NDArray[np.float64]:
-    """The share of people who see each emotion, [7], in an expression given as intensities of `ACTION_UNITS`, [14].
+    """Fraction of people who see each emotion, [7], in an expression given as intensities of `ACTION_UNITS`, [14].
 
-    Least squares finds how far each prototype is activated. An expression too weak in sum to be noticed passes for
-    neutral, the emotions divide the rest by activation, and `CONFUSIONS` applies to each share.
+    Least squares finds the activation of each prototype. An expression that is too weak to notice counts as neutral,
+    the emotions divide the rest by activation, and `CONFUSIONS` applies to each fraction.
     """
     activation = np.clip(units @ _ACTIVATION, 0, None)
     strength = activation.sum()
@@ -118,13 +118,13 @@ def perceived_distribution(units: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 def bayes_accuracy(distributions: ArrayLike, labels: ArrayLike) -> float:
-    """Accuracy of an observer who sees all that can be seen: the share of `labels` [N] that are the argmax of the true
-    `distributions` [N, C]. No classifier does better, but by luck."""
+    """Bayes-optimal accuracy: the fraction of `labels` [N] that equal the argmax of the true `distributions` [N, C]. No
+    classifier does better, except by chance."""
     return float(np.mean(np.argmax(np.asarray(distributions), axis=1) == np.asarray(labels)))
 
 
 def _draw_units(rng: np.random.Generator, ambiguity: float) -> NDArray[np.float64]:
-    """One emotion at 65 to 100 % of its prototype, or a blend of two; each muscle deviates by some 10 % of its own."""
+    """One emotion at 65 to 100 % of its prototype, or a blend of two; muscles vary independently by about 10 %."""
     first, second = rng.choice(len(EMOTIONS), size=2, replace=False)
     weight, strength = rng.uniform([0.5, 0.65], [0.62, 1.0])
     weight = weight if rng.random() < ambiguity else 1.0
@@ -136,7 +136,7 @@ def _draw_units(rng: np.random.Generator, ambiguity: float) -> NDArray[np.float6
 
 
 def contact_sheet(seed: int = 0, size: int = 96, columns: int = 10) -> Image.Image:
-    """`columns` clear faces of each emotion, a row each, then two rows of blends with their true distributions."""
+    """Render `columns` clear faces per emotion, one row each, then two rows of blends with their true distributions."""
     rows: list[list[Face]] = [[] for _ in EMOTIONS]
     index = 0
     while min(map(len, rows)) < columns:
@@ -145,7 +145,7 @@ def contact_sheet(seed: int = 0, size: int = 96, columns: int = 10) -> Image.Ima
         index += 1
     blends = [render_sample(seed, index + number, size, ambiguity=1.0) for number in range(2 * columns)]
     rows = [row[:columns] for row in rows] + [blends[:columns], blends[columns:]]
-    names, caption, wide = 60, 40, max(size, 68) + 4  # pixels: the left margin, three lines of text, a column
+    names, caption, wide = 60, 40, max(size, 68) + 4  # pixels: left margin, three lines of text, column width
     tops = [(size + 4) * number + caption * max(0, number - len(EMOTIONS)) for number in range(len(rows))]
     sheet = Image.new("RGB", (names + columns * wide, tops[-1] + size + caption), "white")
     pen, font = ImageDraw.Draw(sheet), ImageFont.load_default(10)
@@ -162,15 +162,15 @@ def contact_sheet(seed: int = 0, size: int = 96, columns: int = 10) -> Image.Ima
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = Parser(prog="python -m adadf_dist.data.synthetic.faces", description="Draw a sheet of faces.")
+    parser = Parser(prog="python -m adadf_dist.data.synthetic.faces", description="Render a sheet of synthetic faces.")
     parser.add_argument("--out", type=Path, required=True, help="image file to write")
     parser.add_argument("--size", type=int, default=96, help="side of a face in pixels (default: %(default)s)")
-    parser.add_argument("--seed", type=int, default=0, help="which faces (default: %(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help="random seed (default: %(default)s)")
     add_force_option(parser, "the image")
     options = parser.parse_args(argv)
     with cli_errors("adadf_dist.data.synthetic.faces"):
         if options.out.suffix.lower() not in Image.registered_extensions():
-            raise UserError(f"--out {options.out}: no image format of this name; end it in .png")
+            raise UserError(f"--out {options.out}: unknown image format; use the extension .png")
         check_output_path(options.out, options.force, "--out")
         with atomic_file(options.out) as partial:
             contact_sheet(options.seed, options.size).save(partial)

@@ -1,4 +1,4 @@
-"""The painter: one portrait from action-unit intensities and a description of everything else, in numpy alone."""
+"""Renders a portrait from action-unit intensities and appearance values, with numpy only."""
 
 from __future__ import annotations
 
@@ -25,15 +25,15 @@ APPEARANCE: dict[str, tuple[float, float]] = {
     "exposure": (0.82, 1.05), "backdrop": (0, 1), "clothes": (0, 1), "blur": (0, 1), "noise": (0, 1),
 }
 # fmt: on
-"""What varies besides the expression, each uniform between these bounds and independent of all else. Lengths are in
-half heights of a head, angles in radians; positive is clockwise, to the viewer's right, or down."""
+"""Bounds of appearance values, each uniform and independent of all others. Lengths are in half head heights, angles in
+radians; positive is clockwise, to the viewer's right, or down."""
 
 Plane = NDArray[np.floating[Any]]
-"""One number a pixel, [size, size]; float32."""
+"""One number per pixel, [size, size]; float32."""
 Colour = NDArray[np.floating[Any]]
-"""RGB from 0 to 1, [3, 1, 1], or one a pixel, [3, size, size]."""
+"""RGB from 0 to 1, [3, 1, 1], or per pixel, [3, size, size]."""
 
-_EYES, _MOUTH, _VIEW = -0.08, 0.58, 1.13  # heights on the face; half the picture's side
+_EYES, _MOUTH, _VIEW = -0.08, 0.58, 1.13  # heights on the face; half the image side
 _SKIN = (0xFFE0CC, 0xF0C4A4, 0xD3A07C, 0x96654A, 0x5E4031)
 _HAIR = (0x1C1715, 0x3A261B, 0x6B4226, 0xA0522D, 0xD9B26B, 0xB9B4AE)
 _IRIS = (0x3A2312, 0x6B4423, 0x5E7A3A, 0x4A7FA5, 0x7D8C99)
@@ -41,10 +41,10 @@ _FRAMES = (0x151515, 0x5A2D1A, 0x7F8489, 0x1D2C50)
 
 
 class FaceRenderer:
-    """One face, painted back to front. Planes are [size, size], `picture` and `light` [3, size, size].
+    """Renders one face, back to front. Planes are [size, size], `picture` and `light` [3, size, size].
 
-    A pixel looks at (u, v) of the upright head seen from the front, and at (x, y) of its turned surface; y points
-    down. `au` holds intensities by action unit, `look` the values drawn for `APPEARANCE`.
+    A pixel maps to (u, v) of the upright frontal head and to (x, y) of its turned surface; y points down. `au` contains
+    intensities by action unit, `look` the sampled values of `APPEARANCE`.
     """
 
     def __init__(self, au: Mapping[int, float], look: Mapping[str, float], size: int) -> None:
@@ -57,14 +57,14 @@ class FaceRenderer:
         self.u, self.v = across * cos + down * sin, down * cos - across * sin
         self.turn()
         self.skin, self.hair = gradient_color(_SKIN, look["skin"]), gradient_color(_HAIR, look["hair_colour"])
-        self.nose = _EYES + look["nose_length"]  # height of its tip
+        self.nose = _EYES + look["nose_length"]  # height of the tip
         self.light = self.shine()
         self.picture: Colour = np.empty((3, size, size), np.float32)
         for part in (self.backdrop, self.body, self.head, self.mouth, self.eyes, self.brows, self.fringe, self.glasses):
             part()
 
     def turn(self) -> None:
-        """Turn the ellipsoid that stands for the head by yaw and pitch, and find the face's point at each pixel."""
+        """Turn the head ellipsoid by yaw and pitch, and compute the point on the face at each pixel."""
         wide, high = 1.08 * self.appearance["face_width"], 1.12
         nx, ny = self.u / wide, self.v / high
         nz = np.sqrt(np.maximum(1 - nx * nx - ny * ny, 0.05))
@@ -73,23 +73,23 @@ class FaceRenderer:
         nx, nz = nx * cos - nz * sin, nz * cos + nx * sin
         ny = ny * math.cos(self.appearance["pitch"]) - nz * math.sin(self.appearance["pitch"])
         self.x, self.y = nx * wide, ny * high
-        self.side = np.abs(self.x)  # both halves of a face are drawn at once
+        self.side = np.abs(self.x)  # both halves of the face are rendered at once
 
     def paint(self, colour: Colour, cover: Plane) -> None:
         self.picture += (colour - self.picture) * cover
 
     def fill(self, inside: Plane) -> Plane:
-        """How much of each pixel is covered, from its signed distance to the outline."""
+        """Coverage of each pixel, from its signed distance to the outline."""
         cover: Plane = np.clip(0.5 + inside / self.pixel, 0, 1)
         return cover
 
     def stroke(self, distance: Plane, half_width: Plane | float) -> Plane:
-        """As `fill`, for a line; one thinner than a pixel fades rather than vanishes."""
+        """Like `fill`, for a line; lines thinner than a pixel fade instead of vanishing."""
         cover: Plane = np.minimum(self.fill(half_width - np.abs(distance)), 2 * half_width / self.pixel)
         return cover
 
     def shine(self) -> Colour:
-        """Light that the skin sends back: a soft lamp on the relief and its creases, and a little gloss."""
+        """Light reflected by the skin: a soft lamp on the relief and its creases, and slight gloss."""
         look = self.appearance
         slope_y, slope_x = np.gradient(self.relief(), self.pixel)
         nx, ny, nz = self.normal[0] - slope_x, self.normal[1] - slope_y, self.normal[2]
@@ -102,7 +102,7 @@ class FaceRenderer:
         return light
 
     def relief(self) -> Plane:
-        """Height of the face above its ellipsoid."""
+        """Height of the face above the ellipsoid."""
         au, look, x, y, side = self.au, self.appearance, self.x, self.y, self.side
         along = np.clip((y + 0.1) / (self.nose + 0.1), 0, 1)
         ridge = 0.15 * along * gaussian(x, 0.035 + 0.5 * look["nose_width"] * along)
@@ -117,7 +117,7 @@ class FaceRenderer:
         return ridge + wings + cheeks + sockets + chin + muzzle
 
     def creases(self) -> Plane:
-        """Folds and wrinkles, 0 to 1: some are age, most are the expression."""
+        """Folds and wrinkles, 0 to 1: some from age, most from the expression."""
         au, x, y, side, age = self.au, self.x, self.y, self.side, self.appearance["age"]
         eye, nose_width = self.appearance["eye_distance"], self.appearance["nose_width"]
         width, corner = self.corner()
@@ -143,7 +143,7 @@ class FaceRenderer:
         return total
 
     def corner(self) -> tuple[float, float]:
-        """Where the corner of the mouth is: distance from the middle, and height."""
+        """Position of the mouth corner: distance from the middle, and height."""
         au = self.au
         width = self.appearance["mouth_width"] * (1 + 0.38 * au[12] + 0.4 * au[20] - 0.14 * au[23] + 0.05 * au[15])
         width *= 1 - 0.22 * au[26] * (1 - au[20])
@@ -190,7 +190,7 @@ class FaceRenderer:
         self.paint(self.skin * 0.3, 0.75 * self.fill((1 - nostril) * half[1]))
 
     def mouth(self) -> None:
-        """Lips; between them, where they part, the dark, the tongue and the teeth."""
+        """Lips, and between them, if parted, the dark mouth, the tongue and the teeth."""
         au, x, y, lip = self.au, self.x, self.y, self.appearance["lip"]
         width, corner = self.corner()
         along = np.minimum(self.side / width, 1)
@@ -261,11 +261,11 @@ class FaceRenderer:
         height += (0.03 - 0.11 * au[2] + 0.03 * au[4]) * along
         hairs = self.stroke(self.y - height, look["brow_thickness"] * (1 - 0.65 * along * along))
         ends = self.fill(np.minimum(self.side - inner, outer - self.side))
-        dark = np.minimum(0.5 * self.hair, 0.42 * self.skin)  # they must be seen: most of the expression is theirs
+        dark = np.minimum(0.5 * self.hair, 0.42 * self.skin)  # keep them visible: they carry most of the expression
         self.paint(dark * (0.6 + 0.4 * self.light), 0.92 * hairs * ends)
 
     def strands(self) -> Plane:
-        """Brightness of hair: strands that run down from the parting, under the lamp."""
+        """Brightness of hair: lit strands that run down from the parting."""
         look = self.appearance
         angle = 60 * np.arctan2(self.u - look["hair_part"], self.v + 1.6) + 4 * look["hair_wave"] * np.sin(7 * self.v)
         lamp = self.normal[0] * look["light_x"] - self.normal[1] * (0.3 - look["light_y"])
@@ -293,7 +293,7 @@ class FaceRenderer:
         self.paint(self.hair * self.strands(), (0.55 if shaved else 1.0) * cap * self.fill(grown))
 
     def glasses(self) -> None:
-        """A quarter of the faces wear them, with frames from oval to square."""
+        """Glasses on a quarter of the faces, with frames from oval to square."""
         look = self.appearance
         if look["glasses"] > 0.25:
             return
@@ -310,7 +310,7 @@ class FaceRenderer:
 
 
 def camera_effects(picture: Colour, look: Mapping[str, float], rng: np.random.Generator) -> NDArray[np.uint8]:
-    """[3, size, size], 0 to 1, through a camera: white balance, exposure, focus and grain; [size, size, 3]."""
+    """Apply a camera's white balance, exposure, focus and grain: [3, size, size], 0 to 1, to [size, size, 3]."""
     warm, size = look["light_warmth"], picture.shape[1]
     exposed = np.clip(picture * (_rgb(1 + 0.09 * warm, 1, 1 - 0.11 * warm) * look["exposure"]), 0, 1)
     image = Image.fromarray((exposed * 255).astype(np.uint8).transpose(1, 2, 0).copy())
@@ -326,18 +326,18 @@ def _rgb(red: float, green: float, blue: float) -> Colour:
 
 
 def hue_color(turn: float, level: float, chroma: float) -> Colour:
-    """A colour of the wheel, [3, 1, 1]."""
+    """Color of the color wheel, [3, 1, 1]."""
     return _rgb(*(level + chroma * math.cos(2 * math.pi * (turn + third / 3)) for third in range(3)))
 
 
 def gradient_color(stops: Sequence[int], place: float) -> Colour:
-    """The colour at `place`, 0 to 1, along the 0xRRGGBB `stops`, [3, 1, 1]."""
+    """Color at `place`, 0 to 1, along the 0xRRGGBB `stops`, [3, 1, 1]."""
     at = np.linspace(0, 1, len(stops))
     return _rgb(*(np.interp(place, at, [stop >> shift & 255 for stop in stops]) / 255 for shift in (16, 8, 0)))
 
 
 def norm(across: Plane, down: Plane) -> Plane:
-    """Length of a vector; `np.hypot` takes ten times as long."""
+    """Length of a vector; ten times faster than `np.hypot`."""
     length: Plane = np.sqrt(across * across + down * down)
     return length
 
@@ -349,12 +349,12 @@ def gaussian(distance: Plane, width: Plane | float) -> Plane:
 
 
 def smoothstep(t: Any) -> Any:
-    """0 below 0, 1 above 1, smooth between."""
+    """0 below 0, 1 above 1, smooth in between."""
     t = np.clip(t, 0, 1)
     return t * t * (3 - 2 * t)
 
 
 def _stripes(t: Plane, period: float) -> Plane:
-    """Thin ridges of height 1, one a period."""
+    """Thin ridges of height 1, one per period."""
     ridges: Plane = np.square(np.square(np.maximum(np.cos(2 * np.pi / period * t), 0)))
     return ridges

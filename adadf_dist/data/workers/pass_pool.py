@@ -1,4 +1,4 @@
-"""Worker processes that share a pass, each with a pipe of its own (`start_worker` says why)."""
+"""Pool of worker processes that share a pass, each with its own pipe (see `start_worker`)."""
 
 from __future__ import annotations
 
@@ -25,23 +25,23 @@ R = TypeVar("R")
 
 
 class PassEnd(NamedTuple):
-    """What a worker sends after a pass's last result."""
+    """Message of a worker after a pass's last result."""
 
     failure: str = ""
-    """The traceback of what ended the pass early; empty where nothing did."""
+    """Traceback of the error that ended the pass; empty if none."""
     out_of_memory: bool = False
 
 
 class WorkerPool(Generic[S, R]):
-    """Processes that hold a copy of `state` and compute passes over it until the pool is closed.
+    """Processes that hold a copy of `state` and run passes over it until the pool is closed.
 
     A pass is one task per worker, a picklable function from the state to an iterator of results.
     """
 
     def __init__(self, state: S, workers: int, ahead: int, module: str) -> None:
-        """The workers start at the first pass; each has `ahead` results ready. Raises `UserError` where none can start.
+        """Prepare the pool; workers start at the first pass and keep `ahead` results ready. Raises `UserError`.
 
-        `module` is where the tasks' code is.
+        `module` contains the tasks' code.
         """
         self._context = worker_context(module)
         self._state = state
@@ -55,7 +55,7 @@ class WorkerPool(Generic[S, R]):
             self._workers.append(start_worker(self._context, serve, (self._state,), f"data worker {number}"))
 
     def run(self, tasks: Sequence[Callable[[S], Iterator[R]]]) -> Iterator[R]:
-        """The results, one from each worker in turn, up to the first worker that has no more.
+        """Yield the results, one from each worker in turn, up to the first worker that has no more.
 
         Raises `DeadWorkerError` for a killed worker, and `RuntimeError` or `MemoryError` for a failed task.
         """
@@ -63,7 +63,7 @@ class WorkerPool(Generic[S, R]):
         if not self._workers:
             self._start()
         for worker, task in zip(self._workers, tasks, strict=True):
-            if not worker.process.is_alive():  # its pipe may still hold the end of an earlier pass
+            if not worker.process.is_alive():  # its pipe may still contain the end of an earlier pass
                 raise worker.describe_death()
             worker.send(ForkingPickler.dumps(task))
         self._streams = [BackgroundPrefetcher(receive(worker), self._ahead) for worker in self._workers]
@@ -77,7 +77,7 @@ class WorkerPool(Generic[S, R]):
                 yield result
 
     def stop(self) -> None:
-        """End a pass that was left early. Waits for the result that each worker is computing."""
+        """Stop a pass that was abandoned early. Waits for the result that each worker is computing."""
         for worker in self._workers if self._streams else ():
             try:
                 worker.pipe.send(None)
@@ -88,7 +88,7 @@ class WorkerPool(Generic[S, R]):
         self._streams = []
 
     def close(self) -> None:
-        """End the workers, whatever they are doing."""
+        """Kill the workers, whatever they are doing."""
         for worker in self._workers:
             worker.process.kill()
         for worker in self._workers:
@@ -100,7 +100,7 @@ class WorkerPool(Generic[S, R]):
 
 
 def receive(worker: Worker) -> Iterator[Any]:
-    """A worker's results up to the end of the pass. Runs in a thread."""
+    """Yield a worker's results up to the end of the pass. Runs in a thread."""
     message: Any = None
     try:
         while not isinstance(message := receive_message(worker), PassEnd):
@@ -108,7 +108,7 @@ def receive(worker: Worker) -> Iterator[Any]:
         if message.failure:
             kind = MemoryError if message.out_of_memory else RuntimeError
             raise kind(f"in {worker.process.name}:\n{message.failure}")
-    except GeneratorExit:  # the pass was left early: the pipe must be empty when the next one begins
+    except GeneratorExit:  # pass abandoned early: the pipe must be empty when the next one starts
         while not isinstance(message, (PassEnd, DeadWorkerError)):
             try:
                 message = receive_message(worker)
@@ -118,19 +118,19 @@ def receive(worker: Worker) -> Iterator[Any]:
 
 
 def receive_message(worker: Worker) -> Any:
-    """What a worker has sent. A message that cannot be read ends the worker: its pipe is out of step."""
+    """Receive one message from a worker. A message that cannot be read ends the worker: its pipe is out of sync."""
     try:
         return pickle.loads(worker.receive())
     except DeadWorkerError:
         raise
-    except BaseException:  # it cannot be unpickled, or there is no memory for it
+    except BaseException:  # it cannot be unpickled, or memory is exhausted
         worker.process.kill()
         worker.process.join()
         raise
 
 
 def serve(pipe: Connection, state: S) -> None:
-    """Compute passes for the rank at the other end of the pipe. Runs in a worker."""
+    """Run passes for the rank at the other end of the pipe. Runs in a worker."""
     settle_worker()
     while True:
         task = pipe.recv()
@@ -152,6 +152,6 @@ def compute(pipe: Connection, task: Callable[[S], Iterator[R]], state: S) -> Pas
 
 
 def settle_worker() -> None:
-    """Compute on one thread and leave stop signals to the rank: a worker ends when its rank does."""
+    """Compute on one thread and leave stop signals to the rank: a worker exits with its rank."""
     leave_signals_to_parent()
     torch.set_num_threads(1)

@@ -1,7 +1,7 @@
-"""Worker processes: started from a clean server, ended with their parent, and probed before they are needed.
+"""Worker processes: forked from a clean server, killed when their parent exits.
 
 A fork of the training process would copy locks that its threads hold (DALI, gloo, CUDA, gRPC, Ray) and objects whose
-destructors then wait forever. So workers are forked from a server process that has imported us and nothing else.
+destructors then wait forever. So workers are forked from a server process that has imported only this package.
 """
 
 from __future__ import annotations
@@ -24,40 +24,40 @@ from typing import Any, NamedTuple
 from adadf_dist.errors import UserError, single_line
 
 warnings.filterwarnings("ignore", ".*found in sys.modules after import of package", RuntimeWarning)
-"""Of runpy in workers: the server has imported the main module already, which is what it is for."""
+"""Raised by runpy in workers: the server has already imported the main module, as intended."""
 SOCKET_PATH = 107
-"""Bytes of a Unix socket's path on Linux."""
+"""Maximum length in bytes of a Unix socket path on Linux."""
 SOCKET_NAME = len("/pymp-01234567/listener-01234567")
-"""What multiprocessing appends to the temporary folder."""
+"""Length of the path that multiprocessing appends to the temporary folder."""
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-"""Answered by the process that was asked to stop, never by its workers or their server."""
+"""Handled by the process that receives the stop request, not by its workers or their server."""
 F_SETSIG = 10
-"""Of fcntl.h on Linux: which signal a file descriptor's owner gets."""
+"""From fcntl.h on Linux: sets the signal that a file descriptor's owner gets."""
 
 
 class WorkerHandle(popen_forkserver.Popen):
-    """What a process is ended by."""
+    """Handle that ends a process."""
 
     def terminate(self) -> None:
-        """End the process, also a stuck one: workers ignore SIGTERM, which their parent answers.
+        """Kill the process, even if it is stuck: workers ignore SIGTERM, which their parent handles.
 
-        The interpreter's exit comes here directly, and waits for the process then.
+        The interpreter calls this directly at exit and then waits for the process.
         """
         self.kill()
 
 
 class WorkerProcess(ForkServerProcess):
-    """A process with its parent's environment variables of now, which the server does not know: it started earlier."""
+    """A process with its parent's current environment variables; the server, started earlier, has older ones."""
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
         self._environment = dict(os.environ)
 
     def start(self) -> None:
-        """Start the process, and the server where there is none, with stop signals blocked in them.
+        """Start the process, and the server if none runs, with stop signals blocked in them.
 
-        Launchers and terminals send these to the process group. Without its server a worker counts as dead, and the
-        run that was to stop fails. The tracker of resources comes first, for its start unblocks them in this thread.
+        Launchers and terminals send these to the process group. If the server died, workers would count as dead and the
+        run would fail instead of stopping. The resource tracker starts first: its start unblocks them in this thread.
         """
         before = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
         try:
@@ -68,7 +68,7 @@ class WorkerProcess(ForkServerProcess):
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
     def run(self) -> None:
-        """Compute in the parent's environment."""
+        """Run with the parent's environment."""
         os.environ.clear()
         os.environ.update(self._environment)
         super().run()
@@ -85,10 +85,10 @@ class WorkerContext(ForkServerContext):
 
 
 def worker_context(module: str) -> ForkServerContext:
-    """The context in which worker processes start. Raises `UserError` where none can start.
+    """Return the context for starting worker processes. Raises `UserError` if none can start.
 
-    The server imports `module`, where the workers' code is, and the main module, which every worker would otherwise
-    import for itself.
+    The server imports `module`, which contains the workers' code, and the main module, which every worker would
+    otherwise import itself.
     """
     check_socket_path()
     context = WorkerContext()
@@ -98,18 +98,18 @@ def worker_context(module: str) -> ForkServerContext:
 
 
 def check_socket_path() -> None:
-    """Raises `UserError` when the temporary folder is too long for a Unix socket."""
+    """Raise `UserError` if the temporary folder's path is too long for a Unix socket."""
     folder = tempfile.gettempdir()
     length = len(os.fsencode(folder)) + SOCKET_NAME
     if length > SOCKET_PATH:
         raise UserError(
             f"TMPDIR: {folder} is {length - SOCKET_PATH} bytes too long for the sockets of worker processes; "
-            "set TMPDIR to a shorter path, such as /tmp"
+            "set TMPDIR to a shorter path such as /tmp"
         )
 
 
 class DeadWorkerError(UserError):
-    """A worker process was killed, perhaps for memory, or could not start."""
+    """A worker process was killed (likely out of memory) or could not start."""
 
 
 class Worker(NamedTuple):
@@ -126,14 +126,14 @@ class Worker(NamedTuple):
             raise self.describe_death() from None
 
     def receive(self) -> bytes:
-        """Receive bytes. Raises `DeadWorkerError`, also for a worker that died in the middle of them."""
+        """Receive bytes. Raises `DeadWorkerError`, also if the worker died in the middle of a message."""
         try:
             return self.pipe.recv_bytes()
         except (EOFError, OSError):
             raise self.describe_death() from None
 
     def describe_death(self) -> DeadWorkerError:
-        """Return an error that says which worker died, and how."""
+        """Return an error that describes which worker died, and how."""
         self.process.join(1)
         code = self.process.exitcode or 0
         how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit status {code}"
@@ -145,9 +145,9 @@ def start_worker(
 ) -> Worker:
     """Start a process that runs `target(pipe, *arguments)`. Raises `DeadWorkerError` when it cannot start.
 
-    Only the worker holds the far end of its pipe, so its death ends the pipe at once, also in the middle of a message.
-    A queue that workers share (torch's `DataLoader`, `concurrent.futures`) stays open then, and its reader waits
-    forever.
+    Only the worker holds the far end of its pipe, so its death closes the pipe at once, even in the middle of a
+    message. A queue shared by workers (torch's `DataLoader`, `concurrent.futures`) would stay open, and its reader
+    would wait forever.
     """
     try:
         pipe, far_end = context.Pipe()
@@ -160,24 +160,24 @@ def start_worker(
 
 
 def leave_signals_to_parent() -> None:
-    """Ignore stop signals in this worker, which ends when its parent does."""
+    """Ignore stop signals in this worker, which exits with its parent."""
     end_with_parent()
     for number in STOP_SIGNALS:
         signal.signal(number, signal.SIG_IGN)
 
 
 def end_with_parent() -> None:
-    """Have this worker killed when its parent ends, even while it holds the interpreter lock.
+    """Have this worker killed when its parent exits, even while it holds the interpreter lock.
 
-    The parent's end closes a pipe; the kernel answers that with SIGKILL, and a thread watches the pipe where the kernel
-    does not.
+    The parent's exit closes a pipe; the kernel responds with SIGKILL. A thread also watches the pipe, in case the
+    kernel sends no signal.
     """
     parent = multiprocessing.parent_process()
     assert parent is not None
     fcntl.fcntl(parent.sentinel, fcntl.F_SETOWN, os.getpid())
     fcntl.fcntl(parent.sentinel, F_SETSIG, signal.SIGKILL)
     fcntl.fcntl(parent.sentinel, fcntl.F_SETFL, fcntl.fcntl(parent.sentinel, fcntl.F_GETFL) | os.O_ASYNC)
-    # the parent may be gone already: the kernel signals a change only
+    # the parent may already be gone: the kernel only signals a change
     threading.Thread(target=_exit_after_parent, name="parent watch", daemon=True).start()
 
 

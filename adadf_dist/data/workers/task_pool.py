@@ -1,7 +1,7 @@
-"""Run tasks in several processes; results are in the order of the tasks.
+"""Runs tasks in several processes and returns results in task order.
 
-Each worker has a pipe of its own, so a worker that is killed ends its pipe at once, also in the middle of a result. The
-parent closes its ends of the pipes to stop the workers.
+Each worker has its own pipe, so a killed worker closes its pipe at once, even in the middle of a result. The parent
+closes its ends of the pipes to stop the workers.
 """
 
 from __future__ import annotations
@@ -33,30 +33,30 @@ Work: TypeAlias = Callable[[S, T, Callable[[], object]], R]
 """work(shared, task, on_sample) -> result"""
 
 REPORT_S = 0.1
-"""Seconds between two reports of a worker about finished samples, at least."""
+"""Minimum seconds between two progress reports of a worker."""
 
 
 class Report(NamedTuple):
-    """What a worker sends: in the middle of a task, at its end, or when it failed."""
+    """Message of a worker: during a task, at its end, or on failure."""
 
     samples: int
-    """Finished since the previous report."""
+    """Samples finished since the previous report."""
     finished: bool = False
     result: Any = None
     error: BaseException | None = None
 
 
 class StopError(BaseException):
-    """Ends a worker's task because the parent has closed the pipe. No handler of `Exception` may swallow it."""
+    """Ends a worker's task because the parent closed the pipe. No handler of `Exception` may swallow it."""
 
 
 def map_tasks(
     work: Work[S, T, R], shared: S, tasks: Sequence[T], workers: int, on_samples: Callable[[int], object]
 ) -> list[R]:
-    """Run `work(shared, task, on_sample)` for every task, in this process when one worker is enough.
+    """Run `work(shared, task, on_sample)` for every task, in this process if one worker suffices.
 
-    `on_samples(n)` is called here, as the workers call `on_sample()`. Raises whatever `work` raises; the other workers
-    then stop at their next `on_sample()`. Raises `UserError` when a worker is killed, and kills the others.
+    `on_samples(n)` is called here as the workers call `on_sample()`. Raises whatever `work` raises; the other workers
+    then stop at their next `on_sample()`. Raises `UserError` if a worker is killed, and kills the others.
     """
     workers = min(workers, len(tasks))
     if workers <= 1:
@@ -68,7 +68,7 @@ def map_tasks(
                 worker.send(orders)
             return distribute_tasks(pool, tasks, on_samples)
     except DeadWorkerError as error:
-        raise DeadWorkerError(f"{error}; if memory was short, use fewer --workers (now {workers})") from None
+        raise DeadWorkerError(f"{error}; if out of memory, use fewer --workers (now {workers})") from None
 
 
 @dataclass(frozen=True)
@@ -78,15 +78,15 @@ class ProcessPool:
     workers: int
 
     def run(self, work: Work[S, T, R], shared: S, tasks: Sequence[T], on_samples: Callable[[int], object]) -> list[R]:
-        """As `map_tasks`."""
+        """Like `map_tasks`."""
         return map_tasks(work, shared, tasks, self.workers, on_samples)
 
 
 @contextmanager
 def start_workers(count: int) -> Iterator[list[Worker]]:
-    """Start workers, and wait at the end of the block until they have ended.
+    """Start workers, and wait for them to exit at the end of the block.
 
-    A second Ctrl-C, while they finish the samples they are at, kills them.
+    A second Ctrl-C while they finish their current samples kills them.
     """
     context = worker_context(__name__)
     pool: list[Worker] = []
@@ -112,7 +112,7 @@ def start_workers(count: int) -> Iterator[list[Worker]]:
 
 
 def distribute_tasks(pool: Sequence[Worker], tasks: Sequence[Any], on_samples: Callable[[int], object]) -> list[Any]:
-    """Give each worker its next task as soon as it has finished one. Returns the results in the order of the tasks."""
+    """Give each worker its next task as soon as it finishes one. Returns the results in task order."""
     results: dict[int, Any] = {}
     waiting = iter(range(len(tasks)))
     busy: dict[Connection, tuple[Worker, int]] = {}
@@ -156,7 +156,7 @@ class TaskRunner:
     """Runs a worker's tasks and reports finished samples."""
 
     def __init__(self, pipe: Connection, orders: bytes) -> None:
-        """`orders` are the pickled function and what all tasks share."""
+        """`orders` contains the pickled function and the state shared by all tasks."""
         self._pipe = pipe
         self._orders = orders
         self._function: Callable[[Any, Callable[[], object]], Any] | None = None
@@ -166,7 +166,7 @@ class TaskRunner:
         self._next_report = time.monotonic() + REPORT_S
 
     def run(self, task: bytes) -> memoryview:
-        """Run a pickled task. Returns the pickled report of its end. Raises `StopError` when the pipe is closed."""
+        """Run a pickled task. Returns the pickled final report. Raises `StopError` if the pipe is closed."""
         try:
             if self._function is None:
                 work, shared = pickle.loads(self._orders)
@@ -182,9 +182,9 @@ class TaskRunner:
             self._samples = 0
 
     def on_sample_done(self) -> None:
-        """Count a sample. Raises `StopError` when the parent has closed the pipe."""
+        """Count a sample. Raises `StopError` if the parent has closed the pipe."""
         self._samples += 1
-        if self._poll.poll(0):  # during a task the parent sends nothing, so the pipe is readable only once it is closed
+        if self._poll.poll(0):  # the parent sends nothing during a task: readable means closed
             raise StopError
         if time.monotonic() >= self._next_report:
             try:
@@ -196,7 +196,7 @@ class TaskRunner:
 
 
 def make_picklable(error: BaseException) -> BaseException:
-    """Add the worker's traceback to an error as a note. Returns a `RuntimeError` for one that cannot be pickled."""
+    """Add the worker's traceback to an error as a note. Returns a `RuntimeError` if the error cannot be pickled."""
     text = "In a worker process:\n" + "".join(traceback.format_exception(error))
     error.add_note(text)
     try:

@@ -1,1 +1,1 @@
-"""Figures of a report."""
+"""Figures of the report."""

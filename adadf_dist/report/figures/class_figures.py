@@ -1,4 +1,4 @@
-"""Figures of classes: confusion, class distributions, thresholds, attention."""
+"""Per-class figures: confusion, class distributions, thresholds, attention."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ from adadf_dist.report.figures.style import (
 from adadf_dist.report.run_reader import RunData
 
 DARK_CELL = 0.55
-"""Share from which a cell is dark enough for white letters."""
+"""Fraction above which a cell is dark enough for white text."""
 
 
 def confusion(matrices: dict[str, NDArray[np.int64]], classes: Sequence[str]) -> Figure:
-    """Side by side: each row's share of the predictions, in per cent; faces of the class at its right."""
+    """Plot confusion matrices side by side, in percent of each row; row labels include the number of samples."""
     side = WIDTH / 2
     figure = new_figure(side + 0.35, side * len(matrices) if len(matrices) > 1 else side + 0.9)
     panels = np.atleast_1d(figure.subplots(1, len(matrices)))
@@ -45,12 +45,12 @@ def confusion(matrices: dict[str, NDArray[np.int64]], classes: Sequence[str]) ->
         names = [f"{name} ({total})" for name, total in zip(classes, totals, strict=True)]
         axes.set_xticks(range(len(classes)), classes, rotation=40, ha="right", rotation_mode="anchor")
         axes.set_yticks(range(len(classes)), names)
-        axes.set(title=title, xlabel="predicted (% of the row)", ylabel="annotated (faces)")
+        axes.set(title=title, xlabel="predicted (% of the row)", ylabel="true class (samples)")
     return figure
 
 
 def draw_heatmap(axes: Any, shares: NDArray[np.float64]) -> None:
-    """[R, K] in [0, 1] as squares of one colour, the more opaque the larger."""
+    """Plot values [R, K] in [0, 1] as squares of one color, with the value as opacity."""
     rows, columns = shares.shape
     for row, column in np.ndindex(rows, columns):
         patch = axes.add_patch(Rectangle((column - 0.5, row - 0.5), 1, 1))
@@ -62,7 +62,7 @@ def draw_heatmap(axes: Any, shares: NDArray[np.float64]) -> None:
 
 
 def distributions(run: RunData) -> Figure:
-    """The class distributions as the last epoch left them, one panel a class (the paper's Figure 4)."""
+    """Plot the class distributions after the last epoch, one panel per class (Figure 4 of the paper)."""
     classes, last = run.classes, run.history[-1]
     columns = min(4, len(classes))
     rows = math.ceil(len(classes) / columns)
@@ -88,8 +88,8 @@ def distributions(run: RunData) -> Figure:
         if number % columns == 0:
             axes.set_ylabel("description degree")
     handles = [
-        Patch(facecolor=SOFT, label="class mean taken"),
-        Patch(fill=False, edgecolor=SOFT, hatch="/////", label="threshold distribution (7) taken"),
+        Patch(facecolor=SOFT, label="class mean used"),
+        Patch(fill=False, edgecolor=SOFT, hatch="/////", label="threshold distribution (7) used"),
         Line2D([], [], color=INK, marker="o", linestyle="", markersize=2.4, label="class mean (4)"),
         Line2D([], [], color=INK, linestyle=":", linewidth=0.7, label="threshold t"),
     ]
@@ -98,7 +98,7 @@ def distributions(run: RunData) -> Figure:
 
 
 def thresholds(run: RunData) -> Figure:
-    """Each class's own description degree over epochs, and when it met the threshold."""
+    """Plot the degree of each class in its own class mean over epochs, and when it met the threshold."""
     classes, met = run.classes, run.stack_history("class_threshold_met") > 0
     own = np.diagonal(run.stack_history("class_means"), axis1=1, axis2=2)
     figure = new_figure(2.7)
@@ -116,7 +116,7 @@ def thresholds(run: RunData) -> Figure:
         va="center",
         style="italic",
     )
-    left.set(title="Own degree of the class mean (4)", ylabel="description degree", ylim=(0, 1))
+    left.set(title="Class mean (4), own class", ylabel="description degree", ylim=(0, 1))
     format_epoch_axis(left, run.epoch_numbers)
     for row, column in np.ndindex(*met.T.shape):
         tone = colour(row) if met[column, row] else LINE
@@ -136,7 +136,7 @@ def thresholds(run: RunData) -> Figure:
 
 
 def attention(run: RunData) -> Figure:
-    """w' of eq 11 by class: over faces in the last epoch, and its mean over epochs."""
+    """Plot w' (eq 11) by class: over samples in the last epoch, and its mean over epochs."""
     assert run.faces is not None
     classes, labels = run.classes, run.faces.labels
     last = run.history[-1]["attention"].astype(np.float64)
@@ -155,7 +155,7 @@ def attention(run: RunData) -> Figure:
     low = run.config.loss.lambda_min
     left.axhline(low, color=SOFT, linewidth=0.7, linestyle=":")
     left.set(
-        title=f"Epoch {run.epoch_numbers[-1]}: faces, quartiles, median", ylabel="attention weight w'", ylim=(0, 1.03)
+        title=f"Epoch {run.epoch_numbers[-1]}: samples, quartiles, median", ylabel="attention weight w'", ylim=(0, 1.03)
     )
     left.tick_params(axis="x", length=0)
     left.grid(axis="y")
@@ -173,7 +173,7 @@ def attention(run: RunData) -> Figure:
 
 
 def class_means(values: NDArray[np.float64], labels: NDArray[np.int64], classes: int) -> NDArray[np.float64]:
-    """[C], of values [S] that are not NaN; NaN for a class without any."""
+    """Return the mean [C] of the non-NaN values [S] of each class; NaN for a class without any."""
     seen = ~np.isnan(values)
     counts = np.bincount(labels[seen], minlength=classes)
     sums = np.bincount(labels[seen], weights=values[seen], minlength=classes)

@@ -1,4 +1,4 @@
-"""Figures over epochs: losses and ramps, accuracy, rate and speed; of one run, and of several laid over each other."""
+"""Figures over epochs: losses, loss weights, accuracy, learning rate, speed; for one run, and overlays of several."""
 
 from __future__ import annotations
 
@@ -15,23 +15,23 @@ from adadf_dist.report.run_reader import RunData
 
 
 def curves(run: RunData) -> Figure:
-    """The course of one run."""
+    """Plot the training curves of one run."""
     figure = new_figure(4.7)
     panels = figure.subplots(2, 3).ravel()
     accuracies(panels[0], run)
     losses(panels[1], run)
     ramps(panels[2], run)
     line(panels[3], run, 1e3 * run.values("learning_rate"), "Learning rate", "rate (10$^{-3}$)")
-    line(panels[4], run, run.values("images_per_s"), "Speed of training", "images/s")
-    line(panels[5], run, 100 * run.values("waiting"), "Waiting for the loader", "% of the epoch")
+    line(panels[4], run, run.values("images_per_s"), "Training speed", "images/s")
+    line(panels[5], run, 100 * run.values("waiting"), "Waiting for data", "% of the epoch")
     return figure
 
 
 def accuracies(axes: Any, run: RunData) -> None:
-    """With Wilson's interval, and the selected epoch marked."""
+    """Plot validation accuracy with its Wilson interval, and mark the selected epoch."""
     bands = np.array([record["validation"]["accuracy_interval"] for record in run.epochs])
     axes.fill_between(run.epoch_numbers, *(100 * bands.T), color=colour(0), alpha=0.18, linewidth=0)
-    axes.plot(run.epoch_numbers, 100 * run.values("accuracy"), color=colour(0), **points(run), label="accuracy, 95 %")
+    axes.plot(run.epoch_numbers, 100 * run.values("accuracy"), color=colour(0), **points(run), label="accuracy, 95% CI")
     mean = 100 * run.values("mean_class_accuracy")
     axes.plot(
         run.epoch_numbers, mean, color=colour(1), linestyle=dash_pattern(1), **points(run), label="mean class accuracy"
@@ -46,7 +46,7 @@ def accuracies(axes: Any, run: RunData) -> None:
 
 def losses(axes: Any, run: RunData) -> None:
     shown = {"total": "total (14)", "kl_divergence": "KL divergence (13)", "cross_entropy": "cross entropy (3)"}
-    shown["rank_regularization"] = "rank regularisation (9)"
+    shown["rank_regularization"] = "rank regularization (9)"
     if run.config.loss.supervision == "one_hot":
         shown = {"cross_entropy": "cross entropy"}
     for number, (name, label) in enumerate(shown.items()):
@@ -59,7 +59,7 @@ def losses(axes: Any, run: RunData) -> None:
 
 
 def ramps(axes: Any, run: RunData) -> None:
-    """Equations 15 and 16 over all epochs that the run is to have; what is still to come is faint."""
+    """Plot equations 15 and 16 over all configured epochs; future epochs are faint."""
     epochs = np.arange(1, run.config.epochs + 1)
     weights = [ramp_weights(int(epoch), run.config.loss.epoch_threshold) for epoch in epochs]
     done = len(run.epochs)
@@ -68,7 +68,7 @@ def ramps(axes: Any, run: RunData) -> None:
         axes.plot(epochs, values, color=colour(number), linestyle=dash_pattern(number), alpha=0.35)
         axes.plot(epochs[:done], values[:done], color=colour(number), linestyle=dash_pattern(number), label=label)
     axes.axvline(run.config.loss.epoch_threshold, color=SOFT, linewidth=0.8, linestyle=":")
-    axes.set(title="Weights of the losses", ylabel="weight", ylim=(0, 1.06))
+    axes.set(title="Loss weights", ylabel="weight", ylim=(0, 1.06))
     format_epoch_axis(axes, epochs)
     legend_below(axes)
 
@@ -81,7 +81,7 @@ def line(axes: Any, run: RunData, values: Any, title: str, unit: str) -> None:
 
 
 def overlay(runs: Sequence[RunData]) -> Figure:
-    """Several runs in the same axes: a colour a way of training, a dash a run of it."""
+    """Plot several runs in the same axes. Color: configuration; dash pattern: run."""
     figure = new_figure(2.7)
     panels = figure.subplots(1, 3)
     shown = (
@@ -104,11 +104,11 @@ def overlay(runs: Sequence[RunData]) -> Figure:
 
 
 def legend_below(axes: Any) -> None:
-    """The legend, where no curve can ever run through it."""
+    """Place the legend below the axes, where no curve can cross it."""
     place = {"loc": "upper left", "bbox_to_anchor": (-0.02, -0.27)}
     axes.legend(**place, handlelength=1.8, borderaxespad=0, labelspacing=0.35)
 
 
 def points(run: RunData) -> dict[str, Any]:
-    """Epochs as dots while they are few."""
+    """Return marker options: dots if there are few epochs."""
     return {"marker": "o"} if len(run.epochs) <= 12 else {}

@@ -1,4 +1,4 @@
-"""Every figure that a report has, with what is said below it."""
+"""List of all figures of a report, with captions."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from adadf_dist.report.run_reader import RunData
 
 class FigureSpec(NamedTuple):
     name: str
-    """Of its files, and its place in the page."""
+    """Base name of its files and HTML id in the page."""
     title: str
     make: Callable[[], Figure]
     caption: str
 
 
 def list_figures(runs: Sequence[RunData], face: TrackedSample | None) -> Iterator[FigureSpec]:
-    """Of the first run, and of all laid over each other where there are several."""
+    """Yield the figures of the first run, and overlays if there are several runs."""
     run = runs[0]
     if len(runs) > 1:
         yield FigureSpec("runs", "Runs compared", lambda: overlay(runs), "Validation after each epoch.")
@@ -34,7 +34,7 @@ def list_figures(runs: Sequence[RunData], face: TrackedSample | None) -> Iterato
         "curves",
         "Training",
         lambda: curves(run),
-        "Mean of each epoch's steps, and validation after it; numbers in brackets are the paper's equations. "
+        "Mean over the steps of each epoch, and validation after it. Numbers in parentheses: equations of the paper. "
         f"Dotted: the epoch threshold ({run.config.loss.epoch_threshold}).",
     )
     yield FigureSpec("confusion", "Confusion", lambda: confusion(matrices(run), run.classes), confusion_caption(run))
@@ -43,13 +43,13 @@ def list_figures(runs: Sequence[RunData], face: TrackedSample | None) -> Iterato
             "class_distributions",
             "Class distributions",
             lambda: distributions(run),
-            f"After epoch {run.epoch_numbers[-1]} (eq 5; the paper's Figure 4). In the page, below: by epoch.",
+            f"After epoch {run.epoch_numbers[-1]} (eq 5; Figure 4 of the paper). On the page, below: by epoch.",
         )
         yield FigureSpec(
             "thresholds",
             "Thresholds",
             lambda: thresholds(run),
-            f"t = {run.config.class_distributions.threshold:g}. A class whose mean is below it is taught by its "
+            f"t = {run.config.class_distributions.threshold:g}. A class with its mean below t is trained on its "
             "threshold distribution instead.",
         )
     if run.history and run.faces is not None and run.config.loss.supervision == "fused":
@@ -57,16 +57,16 @@ def list_figures(runs: Sequence[RunData], face: TrackedSample | None) -> Iterato
             "attention",
             "Attention weights",
             lambda: attention(run),
-            "Each training face's mean w' (eq 11) over the epoch. High: it is taught more by its class, "
-            "less by its own label distribution (eq 12).",
+            "Mean w' (eq 11) of each training sample over the epoch. High: its target weights the class distribution "
+            "more, and its own label distribution less (eq 12).",
         )
     yield from tsne_figures(runs)
     if face is not None:
-        yield FigureSpec("face", "An ambiguous face", lambda: face_figure(run, face), sample_caption(run, face))
+        yield FigureSpec("face", "An ambiguous sample", lambda: face_figure(run, face), sample_caption(run, face))
 
 
 def matrices(run: RunData) -> dict[str, np.ndarray[tuple[int, ...], np.dtype[np.int64]]]:
-    """By title: validation of the selected epoch, and test where the run is tested."""
+    """Return confusion matrices by title: validation of the selected epoch, and test if evaluated."""
     found = {f"Validation, epoch {run.best['epoch']}": np.array(run.best["validation"]["confusion"])}
     if run.finished and run.result is not None and run.result["test"]:
         found["Test, same epoch"] = np.array(run.result["test"]["confusion"])
@@ -74,12 +74,12 @@ def matrices(run: RunData) -> dict[str, np.ndarray[tuple[int, ...], np.dtype[np.
 
 
 def confusion_caption(run: RunData) -> str:
-    told = "The selected epoch's model, target branch."
-    return told if run.finished else f"{told} Test is looked at when the run ends."
+    text = "The selected epoch's model, target branch."
+    return text if run.finished else f"{text} The test split is evaluated when the run ends."
 
 
 def tsne_figures(runs: Sequence[RunData]) -> Iterator[FigureSpec]:
-    """Features of the first run, beside those of one that was taught otherwise: a baseline, where there is one."""
+    """Yield the features of the first run next to those of a run with other supervision, preferably a baseline."""
 
     def kinship(run: RunData) -> tuple[bool, bool]:
         taught = run.config.loss.supervision
@@ -100,9 +100,9 @@ def tsne_figures(runs: Sequence[RunData]) -> Iterator[FigureSpec]:
         yield FigureSpec(
             "features",
             "Features",
-            cache(partial(feature_map, shown)),  # it takes seconds: the page and the folder of figures share it
-            f"t-SNE of the target branch's features of {faces:,} {split} faces, from their principal components, "
-            "seeded (the paper's Figure 3). Distances between clusters, and their sizes, mean little.",
+            cache(partial(feature_map, shown)),  # takes seconds; shared by the page and the figure folder
+            f"t-SNE (PCA initialization, fixed seed) of the target branch's features of {faces:,} {split} samples "
+            "(Figure 3 of the paper). Cluster sizes and distances between clusters are not meaningful.",
         )
         return
 
@@ -114,7 +114,7 @@ def title_of(run: RunData) -> str:
 
 def sample_caption(run: RunData, face: TrackedSample) -> str:
     weights = face.weights[~np.isnan(face.weights)]
-    told = f"Training face {face.key}, labelled {run.classes[face.label]}"
+    text = f"Training sample {face.key}, labeled {run.classes[face.label]}"
     if run.config.loss.supervision == "fused" and len(weights):
-        told += f"; w' = {weights[-1]:.2f} when last seen"
-    return f"{told}. Above: its distributions in the last epoch that saw it. Below: over epochs (Figures 1, 5, 6)."
+        text += f"; w' = {weights[-1]:.2f} when last sampled"
+    return f"{text}. Top: distributions in the last epoch that sampled it. Bottom: over epochs (Figures 1, 5, 6)."

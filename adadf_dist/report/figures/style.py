@@ -1,4 +1,4 @@
-"""How figures look, and how they get into the page and into a paper. Importing this needs matplotlib."""
+"""Style of the figures, and their export for the page and for papers. Imports matplotlib."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from numpy.typing import NDArray
 from adadf_dist.files.outputs import atomic_file
 
 WIDTH = 7.16
-"""Inches: both columns of a journal's page."""
+"""Figure width in inches: two columns of a journal page."""
 DPI = 300
 INK, SOFT, LINE, ACCENT, FIRST = "#1d2430", "#5b6675", "#dfe3e9", "#0072b2", "#0173b2"
 TONES = {INK: "--ink", SOFT: "--soft", LINE: "--line", ACCENT: "--accent", FIRST: "--first"}
-"""Colours that the page gives its own value, light or dark. No other colour may be equal to one of them."""
+"""Colors that the page replaces by CSS variables (light and dark theme). Other colors must differ from them."""
 
 COLOURS = (FIRST, "#de8f05", "#029e73", "#cc78bc", "#d55e00", "#56b4e9", "#949449", "#8a8a8a")
-"""Of classes and of runs: told apart by the colour-blind too, on white and on black."""
+"""Color-blind-safe colors of classes and runs, for light and dark backgrounds."""
 MARKS = ("o", "s", "^", "D", "v", "P", "X", "*")
 DASHES: tuple[Any, ...] = ("-", (0, (5, 1.5)), (0, (1.2, 1.2)), (0, (6, 1.5, 1.2, 1.5)))
 
@@ -60,20 +60,20 @@ STYLE: Any = {
     "lines.linewidth": 1.5,
     "lines.markersize": 3.5,
     "mathtext.default": "it",
-    "svg.fonttype": "path",  # the same letters on every machine
+    "svg.fonttype": "path",  # same glyphs on every machine
     "svg.hashsalt": "adadf_dist",
 }
 
 
 @contextmanager
 def plot_style() -> Iterator[None]:
-    """Figures are made and saved within."""
+    """Apply the style to figures created and saved in this context."""
     with matplotlib.rc_context(STYLE):
         yield
 
 
 def new_figure(height: float, width: float = WIDTH) -> Figure:
-    """Inches. No window, no pyplot: nothing of it stays behind in a training process."""
+    """Create a figure; sizes in inches. Does not use pyplot, so a training process keeps no global state."""
     return Figure(figsize=(width, height), layout="constrained")
 
 
@@ -86,12 +86,12 @@ def marker(number: int) -> str:
 
 
 def dash_pattern(number: int) -> Any:
-    """Told apart without colour as well."""
+    """Return the dash pattern, which distinguishes lines without color."""
     return DASHES[number % len(DASHES)]
 
 
 def format_epoch_axis(axes: Any, epochs: NDArray[Any]) -> None:
-    """The x axis of epochs: whole numbers."""
+    """Format the x axis as integer epochs."""
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=6, min_n_ticks=1))
     room = 0.03 * (epochs[-1] - epochs[0]) or 0.5
     axes.set_xlim(max(epochs[0] - room, 0.5), epochs[-1] + room)
@@ -100,7 +100,7 @@ def format_epoch_axis(axes: Any, epochs: NDArray[Any]) -> None:
 
 
 def inline(figure: Figure, name: str, alt: str) -> str:
-    """The figure as an SVG element of the page: its ids its own, its greys the page's."""
+    """Return the figure as an inline SVG element with unique ids and the theme colors of the page."""
     out = io.StringIO()
     FigureCanvasSVG(figure)
     figure.savefig(out, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
@@ -119,7 +119,7 @@ def inline(figure: Figure, name: str, alt: str) -> str:
 
 
 def save(figure: Figure, folder: Path, name: str) -> None:
-    """NAME.png at 300 dpi and NAME.svg, on white."""
+    """Save NAME.png (300 dpi) and NAME.svg on a white background."""
     for kind, canvas in (("png", FigureCanvasAgg), ("svg", FigureCanvasSVG)):
         path = folder / f"{name}.{kind}"
         canvas(figure)

@@ -1,4 +1,4 @@
-"""One ambiguous face: what was said of it while the network learned (the paper's Figures 1, 5 and 6)."""
+"""Figure of one ambiguous sample: its distributions during training (Figures 1, 5 and 6 of the paper)."""
 
 from __future__ import annotations
 
@@ -17,42 +17,40 @@ from adadf_dist.report.figures.style import SOFT, colour, format_epoch_axis, mar
 from adadf_dist.report.run_reader import RunData
 
 AUXILIARY, FUSED, TARGET = range(3)
-"""Places in the history's distributions of a listed face."""
+"""Indices into the recorded distributions of a tracked sample."""
 
 
 class TrackedSample(NamedTuple):
-    """A training face whose distributions were kept. E epochs, C classes."""
+    """A training sample with recorded distributions. E epochs, C classes."""
 
     key: str
     label: int
-    """As trained."""
+    """Label as used in training."""
     distributions: NDArray[np.float64]
-    """[E, 3, C]: auxiliary, fused, target; NaN in epochs that did not see it."""
+    """[E, 3, C]: auxiliary, fused, target; NaN in epochs that did not sample it."""
     weights: NDArray[np.float64]
     """[E], w' of eq 11; NaN likewise."""
     votes: NDArray[np.float64] | None
-    """[C], shares; None where nobody voted."""
+    """[C], fractions of the votes; None without votes."""
 
 
 def find_tracked_sample(run: RunData, key: str = "") -> TrackedSample | None:
-    """The face called `key`, or the most ambiguous of those listed; None where the history lists none.
+    """Return the sample `key`, or else the most ambiguous tracked sample; None if the run tracked none.
 
-    Most ambiguous: the highest entropy of the votes; where there are none, of the last fused distribution.
-    Raises `UserError` for a key that is not listed, with the nearest that is.
+    Most ambiguous: highest entropy of the votes or, without votes, of the last fused distribution. Raises `UserError`
+    for a key that is not tracked, with the closest one that is.
     """
     numbers = run.history[-1]["listed"] if run.history and run.faces is not None else np.zeros(0, np.int64)
     if not len(numbers) or run.faces is None:
         if key:
-            raise UserError(
-                f"--face {key}: {run.folder} kept no face's distributions; train with runtime.history_faces"
-            )
+            raise UserError(f"--face {key}: {run.folder} has no tracked samples; train with runtime.history_faces")
         return None
     seen = np.sum([epoch["seen"][numbers] for epoch in run.history], axis=0) > 0
     if key:
         place = place_of(run, key, [str(run.faces.keys[number]) for number in numbers])
         if not seen[place]:
             raise UserError(
-                f"--face {key}: no finished epoch has had it yet (data.sampler = {run.config.data.sampler})"
+                f"--face {key}: not sampled in any finished epoch yet (data.sampler = {run.config.data.sampler})"
             )
         return listed_face(run, place)
     votes = None if run.faces.votes is None else run.faces.votes[numbers]
@@ -69,11 +67,11 @@ def place_of(run: RunData, key: str, keys: Sequence[str]) -> int:
     assert run.faces is not None
     if key in run.faces.keys:
         raise UserError(
-            f"--face {key}: its distributions were not kept; train with --runtime.history_samples {key}, or take one "
-            f"of the {len(keys)} that were, such as {keys[0]}"
+            f"--face {key}: not a tracked sample; train with --runtime.history_samples {key}, or choose one of the "
+            f"{len(keys)} tracked samples, such as {keys[0]}"
         )
     near = difflib.get_close_matches(key, keys, n=1, cutoff=0.0)[0]
-    raise UserError(f"--face {key}: no training face has this key; did you mean {near}?")
+    raise UserError(f"--face {key}: unknown sample key; did you mean {near}?")
 
 
 def listed_face(run: RunData, place: int) -> TrackedSample:
@@ -88,14 +86,14 @@ def listed_face(run: RunData, place: int) -> TrackedSample:
 
 
 def entropy(rows: NDArray[np.float64]) -> NDArray[np.float64]:
-    """[n], in nats, of rows [n, C] that are scaled to sum to 1."""
+    """Return the entropy [n] in nats of rows [n, C], after normalizing each row to sum to 1."""
     shares = rows / np.maximum(rows.sum(axis=1, keepdims=True), 1e-12)
     found: NDArray[np.float64] = -(shares * np.log(np.where(shares > 0, shares, 1))).sum(axis=1)
     return found
 
 
 def distribution_stages(run: RunData, face: TrackedSample) -> dict[str, NDArray[np.float64]]:
-    """By title: what the face was called, thought to be, taught and predicted, in the last epoch that saw it."""
+    """Return by title the votes, label, training targets and prediction of the last epoch that sampled it."""
     last = int(np.flatnonzero(~np.isnan(face.distributions[:, 0, 0]))[-1])
     found = {"votes": face.votes} if face.votes is not None else {}
     found["label"] = np.eye(len(run.classes))[face.label]
@@ -108,7 +106,7 @@ def distribution_stages(run: RunData, face: TrackedSample) -> dict[str, NDArray[
 
 
 def class_distribution(run: RunData, place: int, label: int) -> NDArray[np.float64]:
-    """[C], what eq 12 had of a class in an epoch: what the one before had left."""
+    """Return the class distribution [C] that eq 12 used in an epoch: that of the previous epoch."""
     if place:
         left: NDArray[np.float64] = run.history[place - 1]["class_distributions"][label].astype(np.float64)
         return left
@@ -118,7 +116,7 @@ def class_distribution(run: RunData, place: int, label: int) -> NDArray[np.float
 
 
 def face_figure(run: RunData, face: TrackedSample) -> Figure:
-    """Above, the distributions of the last epoch; below, those that move, over epochs."""
+    """Plot the distributions of the last epoch (top) and those that change, over epochs (bottom)."""
     classes, shown = run.classes, distribution_stages(run, face)
     moving = {"Auxiliary (label distribution)": AUXILIARY, "Fused": FUSED, "Target (prediction)": TARGET}
     if run.config.loss.supervision == "one_hot":

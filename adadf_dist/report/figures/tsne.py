@@ -1,4 +1,4 @@
-"""The features of faces as a map of points, by t-SNE (the paper's Figure 3)."""
+"""t-SNE plot of sample features (Figure 3 of the paper)."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ FEWEST_POINTS = 10
 
 
 def subsample(recorded: SavedPredictions) -> NDArray[np.int64]:
-    """Rows of the recorded features that are shown, evenly spread."""
+    """Return the rows of the recorded features to plot, evenly spread."""
     rows = len(recorded.features)
     return np.unique(np.linspace(0, rows - 1, min(rows, MOST_POINTS)).round().astype(np.int64))
 
 
 def tsne_embedding(features: NDArray[np.float32]) -> NDArray[np.float64]:
-    """[M, 2] of features [M, F]: t-SNE from their principal components, the same on every call and any cores."""
+    """Embed features [M, F] into [M, 2] with t-SNE, initialized by PCA. Deterministic for any number of cores."""
     from sklearn.manifold import TSNE
     from threadpoolctl import threadpool_limits
 
@@ -35,7 +35,7 @@ def tsne_embedding(features: NDArray[np.float32]) -> NDArray[np.float64]:
 
 
 def feature_map(runs: Mapping[str, SavedPredictions]) -> Figure:
-    """One map a run, by title, of the same split; a face's colour and mark are those of its annotated class."""
+    """Plot one map per run, by title, of the same split. Color and marker encode the true class."""
     side = WIDTH / 2
     width = WIDTH if len(runs) > 1 else side + 1.4
     figure = new_figure(side + 0.25, width)
