@@ -13,7 +13,8 @@ import pytest
 import torch
 
 from adadf_dist.checkpoint import storage
-from adadf_dist.checkpoint.manager import CheckpointManager, check_config_compatible
+from adadf_dist.checkpoint.compatibility import check_config_compatible
+from adadf_dist.checkpoint.manager import CheckpointManager
 from adadf_dist.checkpoint.progress import TrainingProgress
 from adadf_dist.checkpoint.storage import (
     completed_epochs,

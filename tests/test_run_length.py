@@ -10,7 +10,7 @@ import yaml
 
 from adadf_dist.check.dataset import DatasetInfo, check_schedule
 from adadf_dist.check.results import Status
-from adadf_dist.checkpoint.manager import check_config_compatible
+from adadf_dist.checkpoint.compatibility import check_config_compatible
 from adadf_dist.config.learning_rate import Position, learning_rate, warmup_steps
 from adadf_dist.config.load import ConfigLayer, build_config, load_preset, to_dict
 from adadf_dist.config.schema import Config

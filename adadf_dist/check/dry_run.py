@@ -14,8 +14,9 @@ from adadf_dist.check.run_dir import describe_run_dir
 from adadf_dist.check.throughput import StepTiming, estimate_duration, peak_memory, time_step
 from adadf_dist.config.load import base_config, flatten, parse_cli, to_dict
 from adadf_dist.config.schema import Config
+from adadf_dist.data.sampling import check_batch_size
 from adadf_dist.diagnostics.run_length import find_problems
-from adadf_dist.distributed.world import World, check_batch_size, init_world
+from adadf_dist.distributed.world import World, init_world
 from adadf_dist.errors import UserError
 from adadf_dist.training.consistency import check_consistency
 from adadf_dist.training.out_of_memory import report_out_of_memory
@@ -31,7 +32,7 @@ def dry_run(argv: Sequence[str]) -> None:
     origin, base = base_config(argv)
     with init_world(config.runtime.timeout_s, finish_steps=False) as world:
         check_consistency(config, world)
-        check_batch_size(config.batch_size, world)
+        check_batch_size(config.batch_size, world.size)
         resolved = resolve_auto(config, world)
         print_row(world, "dry run: nothing will be trained or written", "")
         for name, text in (("settings", origin), *config_diff(resolved, base, origin)):

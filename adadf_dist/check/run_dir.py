@@ -12,7 +12,8 @@ from typing import Any
 import torch
 
 from adadf_dist.check.results import CheckResult, Status, describe_error
-from adadf_dist.checkpoint.manager import CHECKPOINT_PATTERN, check_config_compatible
+from adadf_dist.checkpoint.compatibility import check_config_compatible
+from adadf_dist.checkpoint.manager import CHECKPOINT_PATTERN
 from adadf_dist.checkpoint.run_dir import check_run_folder, lock_run_dir
 from adadf_dist.checkpoint.storage import read_checkpoint
 from adadf_dist.config.load import flatten, to_dict, with_absolute_paths

@@ -15,8 +15,8 @@ from adadf_dist.check.results import CheckResult, ProbeFailure, Status, gather_p
 from adadf_dist.config.load import override
 from adadf_dist.config.schema import Config
 from adadf_dist.console.progress import duration
-from adadf_dist.data.sampling import rank_slice
-from adadf_dist.distributed.world import MIN_SAMPLES_PER_RANK, World, check_batch_size
+from adadf_dist.data.sampling import MIN_SAMPLES_PER_RANK, check_batch_size, rank_slice
+from adadf_dist.distributed.world import World
 from adadf_dist.errors import UserError
 from adadf_dist.training.consistency import format_nodes
 from adadf_dist.training.synthetic_step import SyntheticTrainer, synchronize
@@ -73,7 +73,7 @@ def check_batch(config: Config, world: World, faces: DatasetInfo) -> CheckResult
     smallest = min(faces.batches)
     most = smallest // MIN_SAMPLES_PER_RANK
     try:
-        check_batch_size(config.batch_size, world)
+        check_batch_size(config.batch_size, world.size)
     except UserError as error:
         what, _, hint = str(error).rpartition(": ")
         return CheckResult("batch", what, Status.ERROR, hint)

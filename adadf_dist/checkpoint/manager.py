@@ -5,13 +5,14 @@ from __future__ import annotations
 import re
 import sys
 import time
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict
-from pathlib import Path, PurePath
+from pathlib import Path
 from typing import Any, Protocol
 
 import torch
 
+from adadf_dist.checkpoint.compatibility import ARCHITECTURE_KEYS, check_classes_match, check_config_compatible
 from adadf_dist.checkpoint.progress import TrainingProgress
 from adadf_dist.checkpoint.storage import (
     CHECKPOINT_VERSION,
@@ -20,7 +21,7 @@ from adadf_dist.checkpoint.storage import (
     read_checkpoint,
     save_checkpoint,
 )
-from adadf_dist.config.load import INPUT_FILES, NO_PATHS, flatten, matches_key, to_dict
+from adadf_dist.config.load import flatten, to_dict
 from adadf_dist.config.schema import Config
 from adadf_dist.data.identity import moved_files
 from adadf_dist.data.preprocessing import Preprocessing
@@ -29,39 +30,8 @@ from adadf_dist.errors import DiskFullError, UserError
 from adadf_dist.files.disk_space import retry_on_full_disk
 from adadf_dist.files.outputs import os_errors_as_user_errors
 
-RESUME_MUTABLE_KEYS = (
-    "out",
-    "resume",
-    "allow_other_data",
-    "epochs",
-    "engine",
-    "deepspeed.",
-    "data.shards",
-    "data.cache",
-    "data.cache_size_gb",
-    "data.embedded_faces",
-    "data.workers",
-    "data.prefetch",
-    "data.max_bad_faces",
-    "evaluation.test",
-    "evaluation.report",
-    "checkpoint.",
-    "runtime.compile",
-    "runtime.timeout_s",
-    "runtime.stop_every",
-    "runtime.log_every",
-    "runtime.tensorboard",
-    "runtime.loggers",
-    "runtime.profile",
-)
-"""Keys (or sections, ending in a dot) that may change when a run resumes. They do not affect its results, except
-`epochs` if learning rates depend on it (`rates_follow_epochs`)."""
-
 ADDED_PARTS = ("data",)
 """Parts missing in checkpoints of older versions; a run resumes without checking them."""
-
-ARCHITECTURE_KEYS = ("model.backbone", "model.attention_on")
-"""The only keys that must match a checkpoint without training steps (imported weights)."""
 
 CHECKPOINT_PATTERN = re.compile(r"checkpoint-(\d{4})-(\d{6})\.pt")
 
@@ -252,56 +222,3 @@ class CheckpointManager:
             path.unlink()
         for path in self.folder.glob("*.partial"):  # left by a kill during a write
             path.unlink()
-
-
-def check_config_compatible(
-    saved: Mapping[str, object],
-    now: Mapping[str, object],
-    path: Path | str,
-    finished: int,
-    only: Collection[str] = (),
-    moved: Collection[str] = (),
-) -> None:
-    """Raise `UserError` with the first key that differs but must not.
-
-    `finished`: number of finished epochs of the checkpoint. `only`: keys to compare; empty: all. `moved`: keys of input
-    files that were moved but have the same content.
-    """
-    # keys that did not exist in an older version had their default values
-    before, after = {**dict(flatten(to_dict(Config()))), **dict(flatten(saved))}, dict(flatten(now))
-    for key in sorted(before.keys() | after.keys()):
-        free = matches_key(key, RESUME_MUTABLE_KEYS)
-        if (only and key not in only) or key in moved or (key in INPUT_FILES and same_path(before[key], after[key])):
-            free = True
-        elif key == "epochs" and rates_follow_epochs(before, after, finished):
-            free = False
-        if not free and before.get(key) != after.get(key):
-            raise UserError(
-                f"{path}: config mismatch: {key} was {before.get(key)} in the checkpoint, is {after.get(key)} now; "
-                f"pass --{key} {before.get(key)} to resume, or another --out for a new run"
-            )
-
-
-def rates_follow_epochs(before: Mapping[str, Any], after: Mapping[str, Any], finished: int) -> bool:
-    """Return whether a different number of epochs would change learning rates: with the cosine schedule, or during a
-    warmup given as a fraction of the run that is not over after `finished` epochs."""
-    warmup = after["optimizer.warmup_steps"]
-    under_way = isinstance(warmup, float) and finished < warmup * max(before["epochs"], after["epochs"])
-    return after["optimizer.schedule"] == "cosine" or under_way
-
-
-def same_path(saved: object, now: object) -> bool:
-    """Return whether two paths may be the same file: older versions saved paths as given, possibly relative."""
-    before, after = PurePath(str(saved)), PurePath(str(now))
-    if saved in NO_PATHS or before.is_absolute():
-        return saved == now
-    return after.parts[-len(before.parts) :] == before.parts
-
-
-def check_classes_match(saved: Mapping[str, Any], now: Preprocessing, path: Path | str) -> None:
-    classes = tuple(saved["classes"])
-    if classes != now.classes:
-        raise UserError(
-            f"{path}: was trained on the classes {', '.join(classes)}; the dataset has {', '.join(now.classes)}: "
-            "set data.shards to the dataset it was trained on"
-        )

@@ -23,8 +23,7 @@ from adadf_dist.data.preprocessing import Preprocessing
 from adadf_dist.data.relabel import RelabelingStats, read_decisions, relabel
 from adadf_dist.data.remote.cache import ensure_cached, streamed_splits
 from adadf_dist.data.remote.client import Remote
-from adadf_dist.data.sampling import Samples, epoch_batches, split_batches, stratified_holdout
-from adadf_dist.distributed.world import MIN_SAMPLES_PER_RANK
+from adadf_dist.data.sampling import MIN_SAMPLES_PER_RANK, Samples, epoch_batches, split_batches, stratified_holdout
 from adadf_dist.errors import UserError, install_or_repair, single_line
 
 DALI_LOADER = "adadf_dist.data.loaders.dali_loader"

@@ -12,11 +12,26 @@ from collections.abc import Iterator
 import numpy as np
 from numpy.typing import NDArray
 
+from adadf_dist.errors import UserError
+
 Samples = NDArray[np.int64]
 """Sample indices within a split."""
 
 EPOCH_STREAM, HOLDOUT_STREAM, REPLACEMENT_STREAM = 1, 2, 5
 """Random streams derived from one seed; stream.py uses 3 and 4."""
+
+MIN_SAMPLES_PER_RANK = 2
+"""BatchNorm and the two attention groups of eq 10 need at least two samples."""
+
+
+def check_batch_size(batch_size: int, ranks: int) -> None:
+    """Raise `UserError` if a global batch gives some rank fewer samples than a step needs."""
+    if batch_size < MIN_SAMPLES_PER_RANK * ranks:
+        raise UserError(
+            f"batch_size is {batch_size} over {ranks} ranks; a step needs {MIN_SAMPLES_PER_RANK} samples "
+            f"per rank: raise batch_size to {MIN_SAMPLES_PER_RANK * ranks} or start at most "
+            f"{batch_size // MIN_SAMPLES_PER_RANK} ranks"
+        )
 
 
 def epoch_batches(labels: NDArray[np.int64], sampler: str, batch_size: int, seed: int, epoch: int) -> list[Samples]:

@@ -30,9 +30,6 @@ T = TypeVar("T")
 DUPLICATE_SIGNAL_WINDOW_S = 2.0
 """Ctrl-C reaches a rank twice, from the terminal and from torchrun: signals within this time count as one."""
 
-MIN_SAMPLES_PER_RANK = 2
-"""BatchNorm and the two attention groups of eq 10 need at least two samples."""
-
 
 class World:
     """Rank `rank` of `size` on `device`. Collectives must be called by every rank in the same order."""
@@ -303,13 +300,3 @@ def number_in_environment(name: str, default: int) -> int:
     if text and not (text.isascii() and text.isdigit()):
         raise UserError(f"{name} is {text!r}, which is not an integer: unset {name}, or start the ranks with torchrun")
     return int(text or default)
-
-
-def check_batch_size(batch_size: int, world: World) -> None:
-    """Raise `UserError` if a global batch gives some rank fewer samples than a step needs."""
-    if batch_size < MIN_SAMPLES_PER_RANK * world.size:
-        raise UserError(
-            f"batch_size is {batch_size} over {world.size} ranks; a step needs {MIN_SAMPLES_PER_RANK} samples "
-            f"per rank: raise batch_size to {MIN_SAMPLES_PER_RANK * world.size} or start at most "
-            f"{batch_size // MIN_SAMPLES_PER_RANK} ranks"
-        )

@@ -16,8 +16,9 @@ from adadf_dist.data.datamodule import DataModule, dali_unavailable_reason
 from adadf_dist.data.loaders.streaming import STREAMING_LIMITATIONS
 from adadf_dist.data.remote.cache import ensure_cached, entry_folder
 from adadf_dist.data.remote.client import is_remote, local_path
+from adadf_dist.data.sampling import check_batch_size
 from adadf_dist.data.synthetic.dataset import build_synthetic_dataset
-from adadf_dist.distributed.world import World, check_batch_size, local_rank_from_env
+from adadf_dist.distributed.world import World, local_rank_from_env
 from adadf_dist.engine.base import resolve_precision
 from adadf_dist.engine.ddp import Engine, check_engine
 from adadf_dist.errors import UserError
@@ -33,7 +34,7 @@ def prepare_config(config: Config, world: World) -> Config:
 
     Raises `UserError` for a configuration with which no step could run.
     """
-    check_batch_size(config.batch_size, world)
+    check_batch_size(config.batch_size, world.size)
     if not config.out:
         raise UserError("out is not set; pass a run folder with --out")
     if not config.data.shards:

@@ -12,7 +12,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from adadf_dist.config.backbone_names import RESNETS
 from adadf_dist.config.load import override
 from adadf_dist.config.schema import Config
-from adadf_dist.distributed.world import MIN_SAMPLES_PER_RANK, World
+from adadf_dist.data.sampling import MIN_SAMPLES_PER_RANK
+from adadf_dist.distributed.world import World
 from adadf_dist.errors import UserError
 from adadf_dist.method.backbones import build_resnet
 from adadf_dist.method.model import DualBranch

@@ -9,7 +9,7 @@ from dataclasses import asdict, fields, replace
 
 from adadf_dist.config.load import ConfigLayer, build_config, override
 from adadf_dist.config.schema import Config
-from adadf_dist.distributed.world import MIN_SAMPLES_PER_RANK
+from adadf_dist.data.sampling import MIN_SAMPLES_PER_RANK
 from adadf_dist.errors import UserError
 from adadf_dist.files.outputs import write_output
 from adadf_dist.method.model import DualBranch

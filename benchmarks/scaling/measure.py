@@ -15,7 +15,7 @@ from pathlib import Path
 
 import torch
 
-from adadf_dist.distributed.world import MIN_SAMPLES_PER_RANK
+from adadf_dist.data.sampling import MIN_SAMPLES_PER_RANK
 from adadf_dist.errors import UserError
 from adadf_dist.files.outputs import write_output
 from benchmarks.machine import describe_machine, median
