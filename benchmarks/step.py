@@ -19,14 +19,14 @@ WARM_UP = 3
 """Warm-up steps: memory is allocated, kernels are selected, DDP has its final buckets."""
 
 
-def rehearse(config: Config, world: World) -> SyntheticTrainer:
+def make_warm_trainer(config: Config, world: World) -> SyntheticTrainer:
     """Return a warmed-up synthetic trainer; the config's precision may be `auto`."""
     config = override(config, {"runtime.precision": resolve_precision(config, world.device)})
-    rehearsal = SyntheticTrainer(config, CLASSES, world)
+    trainer = SyntheticTrainer(config, CLASSES, world)
     for _ in range(WARM_UP):
-        rehearsal.step()
+        trainer.step()
     synchronize(world.device)
-    return rehearsal
+    return trainer
 
 
 def add_options(step: argparse.ArgumentParser) -> None:
@@ -60,7 +60,7 @@ def bench_step(options: argparse.Namespace) -> None:
 def rate(config: Config, steps: int) -> float:
     """Return the images/s of training steps on one batch."""
     world = World(pick_device())
-    work = rehearse(config, world)
+    work = make_warm_trainer(config, world)
     began = time.perf_counter()
     for _ in range(steps):
         work.step()

@@ -146,10 +146,10 @@ def build(args: argparse.Namespace) -> Dataset:
         overwrite=args.force,
         restart=args.restart,
     )
-    crew = ProcessPool(args.workers) if args.ray is None else RayPool(args.ray)
+    pool = ProcessPool(args.workers) if args.ray is None else RayPool(args.ray)
     with Progress("writing", len(source.items())) as progress:
         try:
-            return build_dataset(source, out, options, crew, progress.update)
+            return build_dataset(source, out, options, pool, progress.update)
         except KeyboardInterrupt:
             raise UserError(f"interrupted; progress kept in {out}.partial. Rerun to resume") from None
 

@@ -30,7 +30,7 @@ from benchmarks.scaling.collective_timer import CollectiveTimer, StepTrace, time
 from benchmarks.scaling.comm_volume import Communication, epoch_traffic, network, step_traffic
 from benchmarks.scaling.cost_model import Assumptions, ComputeWork, Step, estimate_step, measure_work, transfer_seconds
 from benchmarks.scaling.worker import loopback_bytes, split
-from benchmarks.step import rehearse
+from benchmarks.step import make_warm_trainer
 from tests.ranks import run_ranks
 from tests.runs import settings
 
@@ -72,7 +72,7 @@ def record(calls: Sent, nbytes: Sent) -> None:
 
 
 def steps_of_a_rank(world: World, config: Config) -> dict[str, Any]:
-    work = rehearse(config, world)
+    work = make_warm_trainer(config, world)
     calls, nbytes, buckets = Counter[Any](), Counter[Any](), list[int]()
 
     def hook(state, bucket):  # type: ignore[no-untyped-def]

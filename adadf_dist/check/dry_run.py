@@ -84,21 +84,21 @@ def describe_folder(config: Config) -> Iterator[tuple[str, str]]:
 def measure_step(config: Config, faces: DatasetInfo, world: World) -> Iterator[tuple[str, str]]:
     """Measure parameters, memory and time with steps on random images. Collective: every rank must call this."""
     config = with_largest_batch(config, faces, world)
-    rehearsal = SyntheticTrainer(config, faces.classes, world)
-    parameters = list(rehearsal.engine.model.parameters())
+    trainer = SyntheticTrainer(config, faces.classes, world)
+    parameters = list(trainer.engine.model.parameters())
     trained = sum(p.numel() for p in parameters if p.requires_grad)
     frozen = sum(p.numel() for p in parameters) - trained
-    weights = rehearsal.engine.weights.describe()
+    weights = trainer.engine.weights.describe()
     yield "model", f"{config.model.backbone} from {weights}: {trained:,} parameters are trained, {frozen:,} are frozen"
-    kept = activation_bytes(rehearsal)
+    kept = activation_bytes(trainer)
     size = parameters[0].element_size()
     average = (trained + frozen) * bool(config.optimizer.ema)
     counted = f"weights {format_bytes((trained + frozen + average) * size)}, "
     counted += f"gradients {format_bytes(trained * size)}, Adam's moments "
-    rows = len(rehearsal.images)
+    rows = len(trainer.images)
     yield "memory", f"calculated: {counted}{format_bytes(2 * trained * size)} per process"
     yield "", f"measured: {format_bytes(kept)} of activations per step ({rows} images per rank)"
-    step_s, infer_s = time_step(rehearsal, rehearsal.step), time_step(rehearsal, rehearsal.infer)
+    step_s, infer_s = time_step(trainer, trainer.step), time_step(trainer, trainer.infer)
     peak = peak_memory(world.device)
     whose = "the process" if world.device.type == "cpu" else "the GPU"
     yield "", f"measured: {format_bytes(peak)} total peak memory of {whose} during a step"
@@ -108,9 +108,9 @@ def measure_step(config: Config, faces: DatasetInfo, world: World) -> Iterator[t
         yield "time", line.text
 
 
-def activation_bytes(rehearsal: SyntheticTrainer) -> int:
+def activation_bytes(trainer: SyntheticTrainer) -> int:
     """Return the bytes that autograd keeps between forward and backward pass of a step, excluding weights."""
-    own = {p.untyped_storage().data_ptr() for p in rehearsal.engine.model.parameters()}
+    own = {p.untyped_storage().data_ptr() for p in trainer.engine.model.parameters()}
     held: dict[int, int] = {}
 
     def pack(tensor: Tensor) -> Tensor:
@@ -120,7 +120,7 @@ def activation_bytes(rehearsal: SyntheticTrainer) -> int:
         return tensor
 
     with saved_tensors_hooks(pack, lambda tensor: tensor):
-        rehearsal.step()
+        trainer.step()
     return sum(held.values())
 
 

@@ -43,12 +43,12 @@ class StepTiming(NamedTuple):
     """Memory of the device in bytes; 0 for a CPU."""
 
 
-def time_step(rehearsal: SyntheticTrainer, work: Callable[[], None]) -> float:
+def time_step(trainer: SyntheticTrainer, work: Callable[[], None]) -> float:
     """Return the seconds of one call of `work` after a warm-up. Rank 0 determines the number of repeats.
 
-    Collective over the ranks of `rehearsal`: every rank must call this.
+    Collective over the ranks of `trainer`: every rank must call this.
     """
-    world = rehearsal.world
+    world = trainer.world
     first = world.broadcast_object(time_repeats(world, work, 1))
     assert isinstance(first, float)
     if first > SLOW_STEP_S:
@@ -102,8 +102,8 @@ def check_step(
     if world.size == 1 and config.engine == "ddp":
         together = alone
     else:
-        rehearsal = SyntheticTrainer(config, faces.classes, world)
-        step_s, own = time_step(rehearsal, rehearsal.step), alone[world.rank]
+        trainer = SyntheticTrainer(config, faces.classes, world)
+        step_s, own = time_step(trainer, trainer.step), alone[world.rank]
         together = world.all_gather_object(own._replace(step_s=step_s, peak=max(own.peak, peak_memory(world.device))))
     step_s, computing = max(m.step_s for m in together), max(m.step_s for m in alone)
     text = f"{step_s:.3g} s, {config.batch_size / step_s:,.0f} images/s, {config.runtime.precision}"
@@ -123,8 +123,8 @@ def measure_single_rank(config: Config, num_classes: int, device: torch.device, 
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
     config = override(config, {"engine": "ddp", "deepspeed.config": "", "batch_size": rows})
-    rehearsal = SyntheticTrainer(config, num_classes, World(device))
-    step_s, infer_s = time_step(rehearsal, rehearsal.step), time_step(rehearsal, rehearsal.infer)
+    trainer = SyntheticTrainer(config, num_classes, World(device))
+    step_s, infer_s = time_step(trainer, trainer.step), time_step(trainer, trainer.infer)
     limit = torch.cuda.get_device_properties(device).total_memory if device.type == "cuda" else 0
     return StepTiming(step_s, infer_s, peak_memory(device), limit)
 

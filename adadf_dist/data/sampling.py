@@ -18,7 +18,7 @@ Samples = NDArray[np.int64]
 """Sample indices within a split."""
 
 EPOCH_STREAM, HOLDOUT_STREAM, REPLACEMENT_STREAM = 1, 2, 5
-"""Random streams derived from one seed; stream.py uses 3 and 4."""
+"""Random streams derived from one seed; loaders/streaming.py uses 3 and 4."""
 
 MIN_SAMPLES_PER_RANK = 2
 """BatchNorm and the two attention groups of eq 10 need at least two samples."""

@@ -22,8 +22,8 @@ MIN_LOST_SHARE = 0.02
 
 def find_straggler(world: World) -> dict[str, object]:
     """Find the slowest rank by seconds of loading plus evaluation. Collective: every rank must call this."""
-    pulse = world.heartbeat
-    mine = (socket.gethostname(), pulse.seconds(LOADING), pulse.seconds(EVALUATION), pulse.elapsed())
+    heartbeat = world.heartbeat
+    mine = (socket.gethostname(), heartbeat.seconds(LOADING), heartbeat.seconds(EVALUATION), heartbeat.elapsed())
     ranks = world.all_gather_object(mine)
     totals = [loading + evaluation for _, loading, evaluation, _ in ranks]
     slowest = max(range(len(totals)), key=totals.__getitem__)

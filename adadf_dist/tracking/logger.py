@@ -103,14 +103,14 @@ class RunLogger:
 
     def timed_batches(self, batches: Iterator[Batch]) -> Iterator[Batch]:
         """Yield the batches, and measure how long training waits for them."""
-        pulse = self.world.heartbeat
+        heartbeat = self.world.heartbeat
         while True:
-            pulse.beat("waiting for a batch")
-            with pulse.timed(LOADING):
+            heartbeat.beat("waiting for a batch")
+            with heartbeat.timed(LOADING):
                 batch = next(batches, None)
             if batch is None:
                 return
-            pulse.beat("training on a batch")
+            heartbeat.beat("training on a batch")
             yield batch
 
     def log_step(self, progress: TrainingProgress, losses: Losses, global_size: int, learning_rate: float) -> None:

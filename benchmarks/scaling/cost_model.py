@@ -18,7 +18,7 @@ from adadf_dist.errors import UserError
 from adadf_dist.method.backbones import build_resnet
 from adadf_dist.method.model import DualBranch
 from benchmarks.scaling.comm_volume import Communication, step_traffic
-from benchmarks.step import rehearse
+from benchmarks.step import make_warm_trainer
 
 PUBLISHED = {"resnet18": 10_032.0, "resnet50": 3_042.0}
 """Images/s of plain training on one A100, from ffcv-imagenet's README: ResNet18, 88 epochs of ImageNet in 187.3 minutes
@@ -125,7 +125,7 @@ def measure_work(config: Config, frozen: bool) -> ComputeWork:
     plain = build_resnet(config.model.backbone)
     with FlopCounterMode(display=False) as plain_flops:
         plain(torch.randn(2, 3, size, size)).sum().backward()
-    work = rehearse(override(config, {"batch_size": 2}), World(torch.device("cpu")))
+    work = make_warm_trainer(override(config, {"batch_size": 2}), World(torch.device("cpu")))
     if frozen:
         work.engine.model.freeze_extractor()
     with OperationCounter() as operations, FlopCounterMode(display=False) as flops:

@@ -17,7 +17,7 @@ from adadf_dist.distributed.world import World, init_world, rank_from_env
 from adadf_dist.training.synthetic_step import synchronize
 from benchmarks.machine import median
 from benchmarks.scaling.collective_timer import CollectiveTimer, StepTrace, time_messages
-from benchmarks.step import rehearse
+from benchmarks.step import make_warm_trainer
 
 ALONE_ROUNDS = 5
 """Repetitions of sending a step's messages alone."""
@@ -66,7 +66,7 @@ class Measurement:
 
 def measure(case: BenchmarkCase, world: World) -> Measurement:
     """Measure the steps of a case. Collective: every rank must call this."""
-    work = rehearse(case.config(), world)
+    work = make_warm_trainer(case.config(), world)
     tap = CollectiveTimer(work.engine, world)
     with tap.install():
         work.step()  # DDP starts using the hook

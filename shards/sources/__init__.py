@@ -1,5 +1,5 @@
 """Readers of published datasets, one file per source. Each source module has:
 
 `add_arguments(parser)`, which declares its command line, `open_source(args)`, which lists its samples and
-returns an `adadf_dist.data.build.builder.Source`, and `HELP`, its line in `python -m shards.build --help`.
+returns an `adadf_dist.data.build.source.Source`, and `HELP`, its line in `python -m shards.build --help`.
 """

@@ -30,7 +30,7 @@ class Runner(Protocol):
         ...
 
 
-LOOK_S = 2.0
+POLL_S = 2.0
 """Seconds between two polls of a trial."""
 SHUTDOWN_GRACE_S = 120.0
 """Seconds that a stopping trial has to save its state."""
@@ -81,7 +81,7 @@ class LocalRunner:
 
 
 def run_subprocess(command: Sequence[str], log: Path, on_update: Callable[[], None]) -> int:
-    """Run a command and return its exit status, polling every `LOOK_S`. Stopping us stops it and lets it save."""
+    """Run a command and return its exit status, polling every `POLL_S`. Stopping us stops it and lets it save."""
     with log.open("ab") as output:
         # a new process group, so that Ctrl-C reaches only this process; the kernel stops the child if we are killed
         child = subprocess.Popen(
@@ -93,7 +93,7 @@ def run_subprocess(command: Sequence[str], log: Path, on_update: Callable[[], No
         try:
             while True:
                 try:
-                    return child.wait(LOOK_S)
+                    return child.wait(POLL_S)
                 except subprocess.TimeoutExpired:
                     on_update()
         except BaseException as problem:

@@ -21,7 +21,7 @@ DRIVER_ENV = {"RAY_AIR_NEW_OUTPUT": "0", "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "
 """Turns off Tune's table and loggers: `LiveTable` and the trials' folders replace them."""
 WORKER_ENV = {"RAY_TRAIN_V2_ENABLED": "1", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "1"}
 """Hides GPUs from trials that have none assigned."""
-LOOK_S = 10.0
+POLL_S = 10.0
 
 
 @dataclass(frozen=True)
@@ -84,7 +84,7 @@ def check_address(address: str) -> None:
     """Raise `OSError` if nothing listens at `address`, because Ray retries for a long time."""
     host, _, port = address.rpartition(":")
     if port.isdigit() and "/" not in host:
-        with create_connection((host, int(port)), timeout=LOOK_S):
+        with create_connection((host, int(port)), timeout=POLL_S):
             pass
 
 

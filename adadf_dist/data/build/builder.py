@@ -69,7 +69,7 @@ class BuildOptions:
     """Discard an unfinished build of the same folder instead of resuming it."""
 
 
-class WorkerPool(Protocol):
+class TaskPool(Protocol):
     """Runs the tasks: processes on this machine (`ProcessPool`), or a cluster's."""
 
     def run(
@@ -89,7 +89,7 @@ def build_dataset(
     source: Source,
     out: Path,
     options: BuildOptions,
-    crew: WorkerPool = SINGLE_PROCESS,
+    pool: TaskPool = SINGLE_PROCESS,
     on_samples: Callable[[int], object] = lambda count: None,
 ) -> Dataset:
     """Write `source` as the dataset folder `out` and open it. `on_samples(n)` is called after n more samples.
@@ -108,7 +108,7 @@ def build_dataset(
         missing = [task for task in tasks if task.path not in outcomes]
         check_free_space(folder, source, sum(map(len, missing)) / len(items))
         on_samples(len(items) - sum(map(len, missing)))
-        done = crew.run(build_shard, source, missing, on_samples)
+        done = pool.run(build_shard, source, missing, on_samples)
         outcomes |= {task.path: outcome for task, outcome in zip(missing, done, strict=True)}
         bad = [line for task in tasks for line in outcomes[task.path].bad]
         if len(bad) > options.max_bad:
