@@ -13,7 +13,8 @@ from dataclasses import dataclass, field, replace
 from adadf_dist.check.dry_run import dry_run
 from adadf_dist.checkpoint.manager import CheckpointManager, Stateful
 from adadf_dist.checkpoint.progress import TrainingProgress
-from adadf_dist.config.load import flatten, parse_cli, to_dict
+from adadf_dist.config.keys import flatten
+from adadf_dist.config.load import parse_cli, to_dict
 from adadf_dist.config.schema import Config
 from adadf_dist.console.exit import cli_errors
 from adadf_dist.console.terminal import tolerant_console
@@ -168,7 +169,7 @@ def train_epoch(
         state.observe(batch, output, losses)
         log.log_step(progress, losses, batch.global_size, engine.learning_rate)
         # --- stop or checkpoint in mid-epoch
-        stop = progress.step % config.runtime.stop_every == 0 and world.should_stop()
+        stop = progress.step % config.runtime.stop_check_steps == 0 and world.should_stop()
         if stop or checkpoints.should_save():
             log.flush(progress)  # fails on a non-finite loss, so no checkpoint is saved after one
             checkpoints.save(skippable=not stop)
@@ -208,7 +209,7 @@ def finish_epoch(
     record["replaced_faces"] = sum(world.all_gather_object(data.pop_num_replaced()))
     record |= {"classes_at_threshold": int(commit.threshold_met.sum())}
     record |= {"class_degrees": commit.means.diagonal().tolist(), "validation": metrics.to_dict()}
-    if config.evaluation.protocol == "published":
+    if config.evaluation.protocol == "paper":
         assert data.test_split is not None
         record["test_accuracy"] = evaluate_epoch(state, data, data.test_split, world).accuracy
     # --- stragglers and sample history

@@ -82,7 +82,7 @@ def time_ours(work: Work, out: Path) -> Ours:
     command = [sys.executable, "-m", "adadf_dist.train", "--preset", "rafdb", "--epochs", "1"]
     command += ["--data.shards", str(work.shards), "--model.pretrained", str(work.weights), "--out", str(out)]
     command += ["--data.image_size", str(work.image_size), "--batch_size", str(work.batch_size)]
-    command += ["--runtime.tensorboard", "false", "--evaluation.report", "false"]
+    command += ["--runtime.tensorboard", "false", "--evaluation.write_report", "false"]
     began = time.perf_counter()
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
     seconds = time.perf_counter() - began

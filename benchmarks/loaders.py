@@ -75,9 +75,9 @@ Epochs = Iterator[int]
 
 def adadf_loader(loader: str, case: Case) -> Epochs:
     values: dict[str, object] = {"data.shards": str(case.folder), "data.image_size": case.size}
-    values |= {"batch_size": case.batch, "data.workers": case.workers, "data.loader": loader}
+    values |= {"batch_size": case.batch, "data.num_workers": case.workers, "data.loader": loader}
     if not case.augment:
-        values |= {"augment.policy": "none", "augment.flip": 0.0, "augment.erase": 0.0}
+        values |= {"augment.policy": "none", "augment.flip_prob": 0.0, "augment.erase_prob": 0.0}
     config: Config = build_config([ConfigLayer("bench", values)])
     with open_data(config, 0, 1, case.device) as data:
         for epoch in itertools.count():

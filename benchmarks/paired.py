@@ -64,7 +64,7 @@ def bench_paired(options: argparse.Namespace) -> None:
 
 
 def plan(words: Sequence[str], seed: int, out: Path) -> Config:
-    given = ["--seed", str(seed), "--out", str(out), "--evaluation.test", "false"]
+    given = ["--seed", str(seed), "--out", str(out), "--evaluation.run_test", "false"]
     return parse_cli([*words, *given])
 
 

@@ -35,7 +35,7 @@ def add_options(step: argparse.ArgumentParser) -> None:
     step.add_argument("--steps", type=int, default=10, help="steps per measurement (default: %(default)s)")
     step.add_argument("--backbone", default="resnet18", help="model.backbone (default: %(default)s)")
     step.add_argument("--precision", default="auto", help="runtime.precision (default: %(default)s)")
-    modes = ["off", "default", "cuda-graphs"]
+    modes = ["off", "default", "reduce-overhead"]
     step.add_argument("--compile", nargs="+", choices=modes, default=["off"], help="runtime.compile, one or more")
     step.set_defaults(run=bench_step)
 

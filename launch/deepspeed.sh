@@ -13,7 +13,7 @@ The nodes of a hostfile, started from one of them (requires passwordless ssh to 
     HOSTFILE=launch/hostfile launch/deepspeed.sh --preset affectnet7 --data.shards DIR --out /shared/runs/affectnet7
 
 All arguments are passed to `python -m adadf_dist.train --engine deepspeed` (see its --help); launch/deepspeed.json is
-an example for --deepspeed.config. The engine does not require this launcher: launch/torchrun.sh and launch/slurm.sbatch
+an example for --deepspeed.config_file. The engine does not require this launcher: launch/torchrun.sh and launch/slurm.sbatch
 also accept --engine deepspeed. Environment variables:
     HOSTFILE       nodes and their GPUs, as in launch/hostfile.example (default: /job/hostfile if it exists)
     NPROC          ranks on this node (default: one per GPU, or 1); with a hostfile, its slots determine it

@@ -73,8 +73,8 @@ submit() { # NAME [--sbatch-option ...]: print the job ID
     shift
     sbatch --parsable --nodes 1 --ntasks-per-node 2 --cpus-per-task 1 --gpus-per-node 0 --output "$folder/job-$name.out" \
         "$@" launch/slurm.sbatch --preset demo --out "$folder/runs/$name" --data.shards "$folder/faces" \
-        --data.embedded_faces '[1200,100,100]' --data.image_size 32 --data.loader torch --data.workers 0 \
-        --epochs "$epochs" --runtime.tensorboard false --runtime.log_every 1
+        --data.synthetic_samples '[1200,100,100]' --data.image_size 32 --data.loader torch --data.num_workers 0 \
+        --epochs "$epochs" --runtime.tensorboard false --runtime.log_every_steps 1
 }
 
 trained() { # NAME STEPS
@@ -83,8 +83,8 @@ trained() { # NAME STEPS
 
 search() { # print the job ID
     sbatch --parsable --nodes 1 --cpus-per-task 2 --gpus-per-node 0 --time 4 --output "$folder/job-search.out" \
-        launch/ray_on_slurm.sbatch --preset demo --data.shards "$folder/faces" --data.embedded_faces '[200,50,50]' \
-        --data.image_size 32 --data.loader torch --data.workers 0 --epochs 4 --runtime.tensorboard false \
+        launch/ray_on_slurm.sbatch --preset demo --data.shards "$folder/faces" --data.synthetic_samples '[200,50,50]' \
+        --data.image_size 32 --data.loader torch --data.num_workers 0 --epochs 4 --runtime.tensorboard false \
         --trials 1 --seeds 2 --finalists 1 --scheduler none --out "$folder/search"
 }
 

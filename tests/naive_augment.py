@@ -74,16 +74,16 @@ def draw(config: AugmentConfig, size: int, seed: int, epoch: int, sample: int) -
         sample: number within the split.
     """
     draws = Draws(seed, epoch, sample)
-    flip = draws.uniform() < config.flip
+    flip = draws.uniform() < config.flip_prob
     erase = draw_box(config, size, draws)
-    operate = {"none": None, "published": draw_published, "standard": draw_standard}[config.policy]
-    stages = [] if operate is None else [s for _ in range(config.operations) for s in operate(config.magnitude, draws)]
+    operate = {"none": None, "paper": draw_published, "torchvision": draw_standard}[config.policy]
+    stages = [] if operate is None else [s for _ in range(config.num_ops) for s in operate(config.magnitude, draws)]
     return Augmentation(normal_form(stages), flip, erase)
 
 
 def draw_box(config: AugmentConfig, size: int, draws: Draws) -> Box:
     """Random erasing (Zhong et al.): a box of random area and aspect, redrawn until it fits."""
-    if draws.uniform() >= config.erase:
+    if draws.uniform() >= config.erase_prob:
         return NO_BOX
     for _ in range(ERASE_TRIES):
         area = size * size * draws.uniform(*config.erase_scale)

@@ -41,7 +41,7 @@ def save_checkpoint(path: Path, config: Config, model: DualBranch, classes: tupl
     """As a run leaves it after its third epoch, its metrics and history aside."""
     num_classes = len(classes)
     progress = {"epoch": 3, "batch": 0, "step": 12, "best_epoch": 3, "best_accuracy": 0.5, "seconds": 1.0, "epochs": []}
-    preprocessing = Preprocessing(config.data.image_size, classes, "torch", ten_crop=config.data.ten_crop)
+    preprocessing = Preprocessing(config.data.image_size, classes, "torch", ten_crop=config.data.ten_crop_resize)
     content = {
         "version": 1,
         "config": to_dict(config),

@@ -22,7 +22,7 @@ SMALL = {
     "preset": "demo",
     "data.image_size": "32",
     "data.loader": "torch",
-    "data.workers": "0",
+    "data.num_workers": "0",
     "loss.epoch_threshold": "1",
     "runtime.tensorboard": "false",
     "runtime.timeout_s": "60",

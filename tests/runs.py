@@ -24,12 +24,12 @@ SMALL = {
     "batch_size": "16",
     "model.backbone": "resnet10",
     "data.image_size": "32",
-    "data.workers": "0",
+    "data.num_workers": "0",
     "data.loader": "torch",
-    "evaluation.report": "false",
+    "evaluation.write_report": "false",
     "runtime.tensorboard": "false",
-    "runtime.log_every": "1",
-    "runtime.stop_every": "1",
+    "runtime.log_every_steps": "1",
+    "runtime.stop_check_steps": "1",
     "runtime.timeout_s": "60",
 }
 

@@ -75,9 +75,9 @@ class Trainer:
             saved.write_text(str(epoch))
             self.epochs.append((out.name, epoch))
             on_epoch(record)
-        if config.evaluation.test:
+        if config.evaluation.run_test:
             self.tested.append(out.name)
-        result = Result(1, 0.0, metrics_of(self.test) if config.evaluation.test else {}, {}, {})
+        result = Result(1, 0.0, metrics_of(self.test) if config.evaluation.run_test else {}, {}, {})
         (out / "result.json").write_text(json.dumps({"epochs": config.epochs, **result._asdict()}))
         return result
 

@@ -38,7 +38,7 @@ ALONE = World(torch.device("cpu"))
 def run(faces: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished run of three epochs."""
     out = tmp_path_factory.mktemp("runs") / "run"
-    train_here(settings(faces, out, epochs="3", data__label_noise="0.25"))
+    train_here(settings(faces, out, epochs="3", data__label_noise_rate="0.25"))
     return out
 
 
@@ -176,10 +176,10 @@ def test_disputed_faces_are_listed_first(faces: Path) -> None:
     votes[5, :2] = 5, 5
     votes[9, :2] = 7, 3
     voted = replace(split, votes=votes)
-    config = RuntimeConfig(history_samples=(str(split.keys[3]),), history_faces=4)
+    config = RuntimeConfig(tracked_samples=(str(split.keys[3]),), num_tracked_samples=4)
     listed = select_tracked_samples(voted, config, seed=0)
     assert listed[:3] == [3, 5, 9]
     assert len(set(listed)) == 5
     assert listed == select_tracked_samples(voted, config, seed=0)
     assert listed[3:] != select_tracked_samples(voted, config, seed=1)[3:]
-    assert len(select_tracked_samples(split, replace(config, history_samples=()), seed=0)) == 4
+    assert len(select_tracked_samples(split, replace(config, tracked_samples=()), seed=0)) == 4

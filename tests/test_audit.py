@@ -59,8 +59,8 @@ def drawn(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def run(drawn: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished run on labels a fifth of which are wrong."""
     out = tmp_path_factory.mktemp("runs") / "noisy"
-    more = {"augment__policy": "none", "augment__erase": "0", "optimizer__attention_lr_factor": "0.02"}
-    train_here(settings(drawn, out, epochs="3", data__label_noise="0.2", **more))
+    more = {"augment__policy": "none", "augment__erase_prob": "0", "optimizer__attention_lr_mult": "0.02"}
+    train_here(settings(drawn, out, epochs="3", data__label_noise_rate="0.2", **more))
     return out
 
 

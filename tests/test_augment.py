@@ -188,11 +188,11 @@ def test_each_face_keeps_its_own_place() -> None:
     assert drawn[0] == [alone.uniform(np.array([0])) for _ in range(2)][1][0]
 
 
-@pytest.mark.parametrize("policy", ["published", "standard", "none"])
+@pytest.mark.parametrize("policy", ["paper", "torchvision", "none"])
 @pytest.mark.parametrize(("number", "magnitude"), [(3, 5.0), (5, 9.5), (1, 0.0)])
 def test_drawn_together_as_drawn_one_by_one(policy: str, number: int, magnitude: float) -> None:
     """The naive twin draws number after number, face after face, with numpy's own generators."""
-    config = AugmentConfig(policy=policy, operations=number, magnitude=magnitude, erase=0.8)  # type: ignore[arg-type]
+    config = AugmentConfig(policy=policy, num_ops=number, magnitude=magnitude, erase_prob=0.8)  # type: ignore[arg-type]
     samples = np.random.default_rng(1).integers(0, 10**6, 300)
     drawn = sample_augmentations(config, 100, 3, 2, samples)
     stages = 0
@@ -206,7 +206,7 @@ def test_drawn_together_as_drawn_one_by_one(policy: str, number: int, magnitude:
             if stage.value is not None:
                 np.testing.assert_allclose(arrays[row, place], stage.value, rtol=0, atol=1e-12)
         stages += len(kinds)
-    assert stages >= {"published": 120 * number, "standard": 200 * number, "none": 0}[policy]
+    assert stages >= {"paper": 120 * number, "torchvision": 200 * number, "none": 0}[policy]
 
 
 def same(a: AugmentationBatch, b: AugmentationBatch) -> bool:
@@ -229,10 +229,10 @@ def test_drawing_is_pure() -> None:
 
 
 def test_no_number_of_operations_runs_a_stream_dry() -> None:
-    drawn = sample_augmentations(AugmentConfig(operations=100, erase=1.0), 64, 0, 0, [0])
+    drawn = sample_augmentations(AugmentConfig(num_ops=100, erase_prob=1.0), 64, 0, 0, [0])
     assert np.count_nonzero(drawn.kinds) > 10
     assert np.array_equal(
-        drawn.boxes, sample_augmentations(AugmentConfig(operations=0, erase=1.0), 64, 0, 0, [0]).boxes
+        drawn.boxes, sample_augmentations(AugmentConfig(num_ops=0, erase_prob=1.0), 64, 0, 0, [0]).boxes
     )
 
 
@@ -241,10 +241,10 @@ def test_streams_of_different_faces_do_not_meet() -> None:
     assert len(firsts) == 4000
 
 
-@pytest.mark.parametrize("policy", ["published", "standard"])
+@pytest.mark.parametrize("policy", ["paper", "torchvision"])
 def test_operations_are_drawn_evenly(policy: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Chi-squared over 6,000 draws; the 0.1 % limits of 14 and 13 degrees of freedom are 36.1 and 34.5."""
-    kinds = PAPER_OPS if policy == "published" else TORCHVISION_OPS
+    kinds = PAPER_OPS if policy == "paper" else TORCHVISION_OPS
     drawn = np.zeros(len(kinds))
 
     def spy(number: int) -> Operation:
@@ -255,15 +255,15 @@ def test_operations_are_drawn_evenly(policy: str, monkeypatch: pytest.MonkeyPatc
         return Operation(OpKind.TABLE, make)
 
     monkeypatch.setattr(
-        augment, "PAPER_OPS" if policy == "published" else "TORCHVISION_OPS", tuple(spy(i) for i in range(len(kinds)))
+        augment, "PAPER_OPS" if policy == "paper" else "TORCHVISION_OPS", tuple(spy(i) for i in range(len(kinds)))
     )
-    sample_augmentations(AugmentConfig(policy=policy, operations=3), 64, 0, 0, range(2000))  # type: ignore[arg-type]
+    sample_augmentations(AugmentConfig(policy=policy, num_ops=3), 64, 0, 0, range(2000))  # type: ignore[arg-type]
     total = drawn.sum()
-    expected = 6000 * (0.5 if policy == "published" else 1.0)
+    expected = 6000 * (0.5 if policy == "paper" else 1.0)
     assert abs(total - expected) < 4 * math.sqrt(6000 * 0.25) + 1
     even = total / len(kinds)
     assert ((drawn - even) ** 2 / even).sum() < 36.2
-    assert len(kinds) == {"published": 15, "standard": 14}[policy]
+    assert len(kinds) == {"paper": 15, "torchvision": 14}[policy]
 
 
 def test_published_levels_at_magnitude_five() -> None:
@@ -294,7 +294,7 @@ def test_levels_wander_about_the_magnitude(monkeypatch: pytest.MonkeyPatch) -> N
         return operations.invert(drawn)
 
     monkeypatch.setattr(augment, "PAPER_OPS", (Operation(OpKind.TABLE, make),))
-    sample_augmentations(AugmentConfig(operations=1), 64, 0, 0, range(6000))
+    sample_augmentations(AugmentConfig(num_ops=1), 64, 0, 0, range(6000))
     assert np.mean(levels) == pytest.approx(5, abs=0.06)
     assert np.std(levels) == pytest.approx(0.5, abs=0.04)
 
@@ -329,7 +329,7 @@ def test_flip_and_erase_rates() -> None:
 
 
 def test_nothing_happens_when_nothing_may() -> None:
-    config = AugmentConfig(policy="none", flip=0.0, erase=0.0)
+    config = AugmentConfig(policy="none", flip_prob=0.0, erase_prob=0.0)
     assert same(sample_augmentations(config, 64, 0, 0, range(100)), identity(100))
     assert same(sample_augmentations(AugmentConfig(), 64, 0, -1, range(100)), identity(100))
 

@@ -87,7 +87,7 @@ def test_where_the_split_is_changes_nothing_but_what_is_shared(name: str) -> Non
     whole = timms_own(name, side)
     prefix = "stages" if name == "convnext_atto" else "blocks"
     for split in (f"{prefix}.0", f"{prefix}.2"):
-        model = DualBranch(ModelConfig(backbone=f"timm:{name}", split=split), CLASSES, image_size=side).eval()
+        model = DualBranch(ModelConfig(backbone=f"timm:{name}", shared_until=split), CLASSES, image_size=side).eval()
         for part in (model.extractor, model.target.stages, model.target.pool):
             part.load_state_dict({key: whole.state_dict()[key] for key in part.state_dict()})
         sizes.append(sum(p.numel() for p in model.extractor.parameters()))
@@ -130,7 +130,7 @@ def test_a_frozen_extractor_stays_as_it_is() -> None:
 
 
 def test_the_rate_of_the_heads_is_not_that_of_a_transformers_attention() -> None:
-    config = build_config([ConfigLayer("test", {"optimizer.attention_lr_factor": 0.5})])
+    config = build_config([ConfigLayer("test", {"optimizer.attention_lr_mult": 0.5})])
     model = DualBranch(ModelConfig(backbone="timm:vit_tiny_patch16_224"), CLASSES, image_size=32)
     optimizer = build_optimizer(model, config.optimizer, torch.device("cpu"))
     _, heads = (sum(p.numel() for p in group["params"]) for group in optimizer.param_groups)
@@ -163,16 +163,20 @@ def test_without_timm(monkeypatch: pytest.MonkeyPatch) -> None:
     ("config", "side", "message"),
     [
         (
-            ModelConfig(split="layer7"),
+            ModelConfig(shared_until="layer7"),
             32,
-            r"model\.split is 'layer7'.*end with layer1, layer2, layer3 \(default: layer1",
+            r"model\.shared_until is 'layer7'.*end with layer1, layer2, layer3 \(default: layer1",
         ),
-        (ModelConfig(split="layer4"), 32, r"end with layer1, layer2, layer3"),
-        (ModelConfig(backbone="timm:convnext_atto", split="stage.0"), 32, r"did you mean stages\.0\?"),
+        (ModelConfig(shared_until="layer4"), 32, r"end with layer1, layer2, layer3"),
+        (ModelConfig(backbone="timm:convnext_atto", shared_until="stage.0"), 32, r"did you mean stages\.0\?"),
         (ModelConfig(backbone="timm:maxvit_pico_rw_256"), 100, r"does not support data\.image_size 100"),
         (ModelConfig(backbone="timm:pvt_v2_b0"), 64, "cannot be split"),
         # a ReLU in place comes next
-        (ModelConfig(backbone="timm:vgg11", split="features.3"), 32, r"'features\.3': .* modifies its input in place"),
+        (
+            ModelConfig(backbone="timm:vgg11", shared_until="features.3"),
+            32,
+            r"'features\.3': .* modifies its input in place",
+        ),
     ],
 )
 def test_what_cannot_be_cut(config: ModelConfig, side: int, message: str) -> None:

@@ -159,7 +159,7 @@ def test_one_rank_with_a_corrupt_face_ends_them_all(faces: Path, tmp_path: Path,
     tar.write_bytes(content.replace(encoded, b"\xff" * len(encoded)))
     more = {
         "data__loader": loader,
-        "data__max_bad_faces": "0",
+        "data__max_bad_samples": "0",
         "runtime__timeout_s": "600",
     }  # neither rank waits so long
     values = settings(folder, tmp_path / "out", **more)
@@ -169,7 +169,7 @@ def test_one_rank_with_a_corrupt_face_ends_them_all(faces: Path, tmp_path: Path,
     assert "shards.verify" in done.stderr
     ours = [line for line in done.stderr.splitlines() if line.startswith(("adadf_dist.train:", "adadf_dist.train["))]
     assert len(ours) == 2, done.stderr
-    replacing = train_forked({**values, "data.max_bad_faces": "9", "epochs": "1"}, 2, timeout=60)
+    replacing = train_forked({**values, "data.max_bad_samples": "9", "epochs": "1"}, 2, timeout=60)
     assert replacing.returncode == 0, replacing.stderr
     assert replacing.stderr.count(f"sample {split.keys[0]} (train split)") == 1
     (record,) = records(tmp_path / "out", "epoch")

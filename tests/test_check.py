@@ -120,7 +120,7 @@ def test_ctrl_c_ends_it(faces: Path, tmp_path: Path) -> None:
 def test_a_run_by_deepspeed(faces: Path, tmp_path: Path) -> None:
     own = tmp_path / "ds.json"
     own.write_text('{"zero_optimization": {"overlap_comm": true}}')
-    values = settings(faces, tmp_path / "out", engine="deepspeed", deepspeed__config=str(own))
+    values = settings(faces, tmp_path / "out", engine="deepspeed", deepspeed__config_file=str(own))
     done = train_forked(values, module="adadf_dist.check.__main__")
     page = read_page(done.stdout)
     assert page["step"][0] in ("ok", "warning"), done.stdout + done.stderr
@@ -128,10 +128,10 @@ def test_a_run_by_deepspeed(faces: Path, tmp_path: Path) -> None:
 
 
 def test_an_engine_that_would_be_refused(faces: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    status, page = check(settings(faces, tmp_path / "out", runtime__compile="cuda-graphs"), capsys)
+    status, page = check(settings(faces, tmp_path / "out", runtime__compile="reduce-overhead"), capsys)
     assert status == 2
     assert page["settings"][0] == "error"
-    assert "runtime.compile is cuda-graphs, but the device is cpu" in page["settings"][1]
+    assert "runtime.compile is reduce-overhead, but the device is cpu" in page["settings"][1]
 
 
 def test_no_shards(faces: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -195,9 +195,9 @@ def test_fewer_checkpoints_are_advised_only_where_there_are_some(
     keep: int, lowered: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(shutil, "disk_usage", lambda folder: SimpleNamespace(free=1))
-    values = {"checkpoint.keep": keep, "model.backbone": "resnet10", "out": str(tmp_path)}
+    values = {"checkpoint.keep_last": keep, "model.backbone": "resnet10", "out": str(tmp_path)}
     line = run_dir.check_run_dir_space(build_config([ConfigLayer("test", values)]), tmp_path, 7, 64)
-    assert line.mark is Status.ERROR and ("checkpoint.keep" in line.hint) is lowered
+    assert line.mark is Status.ERROR and ("checkpoint.keep_last" in line.hint) is lowered
 
 
 def test_a_face_that_does_not_decode(faces: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -215,7 +215,7 @@ def test_a_face_that_does_not_decode(faces: Path, tmp_path: Path, capsys: pytest
 
 def test_demo_faces_are_not_drawn(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     values = settings(tmp_path / "faces", tmp_path / "out")
-    status, page = check({**values, "data.embedded_faces": "[48, 16, 8]"}, capsys)
+    status, page = check({**values, "data.synthetic_samples": "[48, 16, 8]"}, capsys)
     assert status < 2
     assert page["shards"][1].endswith("not found; a run would generate 72 synthetic samples there")
     assert "an epoch of 48 samples" in page["time"][1]
@@ -227,7 +227,7 @@ def test_a_remote_dataset_is_probed_and_not_fetched(
 ) -> None:
     pytest.importorskip("aiohttp", reason="the remote extra is not installed")
     with serve(faces) as site:
-        values = settings(Path("x"), tmp_path / "out", data__shards=site.url, data__cache=str(tmp_path / "cache"))
+        values = settings(Path("x"), tmp_path / "out", data__shards=site.url, data__cache_dir=str(tmp_path / "cache"))
         status, page = check(values, capsys)
         asked = {name.strip("/") for name, _ in site.asked}
     assert status < 2
@@ -327,7 +327,7 @@ def test_idle_gpus_and_cores_are_named() -> None:
     assert check_threads(ranks_on(1, 2), 2).hint.startswith("set OMP_NUM_THREADS=4 ")  # 2 of 8 cores compute
     assert check_threads(ranks_on(1, 2, threads=4), 2).mark is Status.OK
     assert check_threads(ranks_on(1, 4, threads=4), 2).hint == "set OMP_NUM_THREADS=2"  # 16 threads on 8 cores
-    assert check_threads(ranks_on(1, 8, device="H"), 2).hint == "--data.workers 1"
+    assert check_threads(ranks_on(1, 8, device="H"), 2).hint == "--data.num_workers 1"
 
 
 def test_help_teaches(capsys: pytest.CaptureFixture[str]) -> None:

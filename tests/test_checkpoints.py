@@ -121,7 +121,7 @@ def test_a_resumed_run_is_where_the_saved_one_was(tmp_path: Path) -> None:
 
 
 def test_the_newest_are_kept_and_the_selected(tmp_path: Path) -> None:
-    run = Run(tmp_path, checkpoint__keep=2)
+    run = Run(tmp_path, checkpoint__keep_last=2)
     run.epochs(0.5, 0.1, 0.5)
     (run.checkpoints.folder / "checkpoint-0003-000001.partial").touch()
     run.epochs(0.2)
@@ -138,7 +138,7 @@ def test_the_newest_are_kept_and_the_selected(tmp_path: Path) -> None:
 def test_a_save_is_due_by_steps(tmp_path: Path) -> None:
     due = {}
     for every in (0, 3):
-        run = Run(tmp_path, checkpoint__every_steps=every, checkpoint__every_minutes=0)
+        run = Run(tmp_path, checkpoint__save_every_steps=every, checkpoint__save_every_minutes=0)
         due[every] = []
         for step in range(1, 10):
             run.progress.step = step
@@ -151,7 +151,7 @@ def test_a_save_is_due_by_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     """Two minutes, asked at each second step, of 50 seconds each."""
     now = [1000.0]
     monkeypatch.setattr("adadf_dist.checkpoint.manager.time.monotonic", lambda: now[0])
-    run, due = Run(tmp_path, checkpoint__every_minutes=2.0, runtime__stop_every=2), []
+    run, due = Run(tmp_path, checkpoint__save_every_minutes=2.0, runtime__stop_check_steps=2), []
     for step in range(1, 13):
         now[0] += 50.0
         run.progress.step = step
@@ -162,7 +162,7 @@ def test_a_save_is_due_by_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_damaged_checkpoints_are_passed_over(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    run = Run(tmp_path, checkpoint__keep=3)
+    run = Run(tmp_path, checkpoint__keep_last=3)
     run.epochs(0.3, 0.2, 0.1)
     newest, before, oldest = run.checkpoints.list_checkpoints()
     os.truncate(newest, newest.stat().st_size - 100)
@@ -187,7 +187,7 @@ def test_a_run_that_must_not_resume(tmp_path: Path) -> None:
 def test_the_selected_checkpoint_comes_along_or_its_loss_is_told(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    old = Run(tmp_path / "old", checkpoint__keep=9)
+    old = Run(tmp_path / "old", checkpoint__keep_last=9)
     old.epochs(0.1, 0.9, 0.2)
     newest, second, _ = old.checkpoints.list_checkpoints()
     for path in (newest, second):  # the best epoch's stands beside the file, or is the file
@@ -233,17 +233,17 @@ def test_weights_that_are_not_finite_are_not_saved(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changed", "refused"),
     [
-        ({"out": "elsewhere", "runtime.log_every": 7, "checkpoint.keep": 9}, ""),
+        ({"out": "elsewhere", "runtime.log_every_steps": 7, "checkpoint.keep_last": 9}, ""),
         ({"loss.lambda_min": 0.3}, "loss.lambda_min"),
         ({"runtime.precision": "bf16"}, "runtime.precision"),
         ({"epochs": 5}, ""),
         ({"optimizer.schedule": "cosine"}, "optimizer.schedule"),
-        ({"data.relabel": "/new/list.csv"}, "data.relabel"),
+        ({"data.relabel_file": "/new/list.csv"}, "data.relabel_file"),
     ],
 )
 def test_what_may_change_when_a_run_resumes(changed: dict[str, Any], refused: str) -> None:
-    saved = to_dict(override(Config(), {"data.relabel": "/old/list.csv", "optimizer.warmup_steps": 0}))
-    now = to_dict(override(Config(), {"data.relabel": "/old/list.csv", "optimizer.warmup_steps": 0, **changed}))
+    saved = to_dict(override(Config(), {"data.relabel_file": "/old/list.csv", "optimizer.warmup_steps": 0}))
+    now = to_dict(override(Config(), {"data.relabel_file": "/old/list.csv", "optimizer.warmup_steps": 0, **changed}))
     if not refused:
         check_config_compatible(saved, now, "x.pt", 1)
         return
@@ -254,11 +254,11 @@ def test_what_may_change_when_a_run_resumes(changed: dict[str, Any], refused: st
 
 @pytest.mark.parametrize("saved", ["list.csv", "data/list.csv", "/srv/data/list.csv"])
 def test_a_relative_path_of_an_older_version_is_the_same_file(saved: str) -> None:
-    before = to_dict(override(Config(), {"data.relabel": saved}))
-    check_config_compatible(before, to_dict(override(Config(), {"data.relabel": "/srv/data/list.csv"})), "x.pt", 1)
-    with pytest.raises(UserError, match=r"data\.relabel"):
+    before = to_dict(override(Config(), {"data.relabel_file": saved}))
+    check_config_compatible(before, to_dict(override(Config(), {"data.relabel_file": "/srv/data/list.csv"})), "x.pt", 1)
+    with pytest.raises(UserError, match=r"data\.relabel_file"):
         check_config_compatible(
-            before, to_dict(override(Config(), {"data.relabel": "/srv/other/lists.csv"})), "x.pt", 1
+            before, to_dict(override(Config(), {"data.relabel_file": "/srv/other/lists.csv"})), "x.pt", 1
         )
 
 

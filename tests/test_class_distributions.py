@@ -15,7 +15,7 @@ from tests.test_losses import GOLDEN, needs_golden
 
 @needs_golden
 @pytest.mark.parametrize("number", range(3))
-@pytest.mark.parametrize("off_diagonal", ["normalised", "published"])
+@pytest.mark.parametrize("off_diagonal", ["normalized", "paper"])
 def test_golden(number: int, off_diagonal: str) -> None:
     case = json.loads(GOLDEN.read_text())["class_distributions"][number]
     config = ClassDistributionConfig(threshold=case["threshold"], off_diagonal=off_diagonal)  # type: ignore[arg-type]
@@ -26,7 +26,7 @@ def test_golden(number: int, off_diagonal: str) -> None:
         classes.observe(logits[rows], labels[rows])
     commit = classes.finalize_epoch()
     expected = case["expected"]
-    wanted = "class_distributions" if off_diagonal == "normalised" else "published_code_class_distributions"
+    wanted = "class_distributions" if off_diagonal == "normalized" else "published_code_class_distributions"
     for value, name in ((commit.means, "class_means"), (commit.distributions, wanted)):
         truth = torch.tensor(expected[name], dtype=torch.float64)
         torch.testing.assert_close(value, truth, rtol=0, atol=1e-9)
@@ -38,7 +38,7 @@ def test_golden(number: int, off_diagonal: str) -> None:
 def test_the_published_threshold_distribution_does_not_sum_to_one(
     threshold: float, rest: float, row_sum: float
 ) -> None:
-    published = ClassDistributionConfig(threshold=threshold, off_diagonal="published")
+    published = ClassDistributionConfig(threshold=threshold, off_diagonal="paper")
     rows = threshold_distributions(7, published)
     assert rows.sum(dim=1).tolist() == pytest.approx([row_sum] * 7)
     assert rows[0, 1].item() == pytest.approx(rest / 6)
@@ -78,7 +78,7 @@ def test_sharpening_normalises_rows(temperature: float) -> None:
 
 
 def test_committed_distributions_are_sharpened() -> None:
-    config = ClassDistributionConfig(threshold=0.6, sharpen=0.5)
+    config = ClassDistributionConfig(threshold=0.6, sharpen_temperature=0.5)
     classes = ClassDistributions(3, config, alone())
     classes.observe(torch.tensor([[0.8, 0.15, 0.05]], dtype=torch.float64).log(), torch.tensor([0]))
     rows = classes.finalize_epoch().distributions
@@ -143,7 +143,7 @@ def test_observed_sums_stay_on_their_device() -> None:
     assert classes.targets.device.type == "meta"
 
 
-@pytest.mark.parametrize(("source", "own_pass"), [("running", False), ("pass", True)])
+@pytest.mark.parametrize(("source", "own_pass"), [("running", False), ("second_pass", True)])
 def test_only_the_source_pass_takes_a_pass_of_its_own(source: str, own_pass: bool) -> None:
     config = ClassDistributionConfig(source=source)  # type: ignore[arg-type]
     assert ClassDistributions(7, config, alone()).needs_extra_pass is own_pass

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from adadf_dist.config.load import flatten, to_dict
+from adadf_dist.config.keys import flatten
+from adadf_dist.config.load import to_dict
 from adadf_dist.config.schema import Config
 from tests.command_options import COMMITTED, find_options, find_subcommands, list_options
 

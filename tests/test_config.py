@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 import yaml
 
+from adadf_dist.config.keys import settings
 from adadf_dist.config.load import (
     ConfigLayer,
     available_presets,
     build_config,
-    known_keys,
     override,
     parse_cli,
     to_dict,
@@ -40,10 +40,18 @@ def test_yaml_and_toml_are_one(tmp_path: Path) -> None:
 
 
 def test_words_are_read_by_their_type() -> None:
-    words = ["--evaluation.test=false", "--data.embedded_faces", "[3,2,1]", "--optimizer.lr", "1e-4", "--out", "o"]
+    words = [
+        "--evaluation.run_test=false",
+        "--data.synthetic_samples",
+        "[3,2,1]",
+        "--optimizer.lr",
+        "1e-4",
+        "--out",
+        "o",
+    ]
     config = parse_cli(words)
-    assert config.evaluation.test is False
-    assert config.data.embedded_faces == (3, 2, 1)
+    assert config.evaluation.run_test is False
+    assert config.data.synthetic_samples == (3, 2, 1)
     assert config.optimizer.lr == 1e-4
 
 
@@ -54,7 +62,7 @@ def test_words_are_read_by_their_type() -> None:
         (["--epoch", "3"], r"did you mean --epochs\?"),
         (["--epochs", "3.5"], r"^command line: epochs must be an integer, got '3\.5'$"),
         (["--loss.lambda_min", "much"], r"^command line: loss\.lambda_min must be a number, got 'much'$"),
-        (["--loss.scope", "galactic"], r"loss\.scope must be one of global, local, got 'galactic'"),
+        (["--loss.batch_scope", "galactic"], r"loss\.batch_scope must be one of global, local, got 'galactic'"),
         (["--epochs"], "--epochs needs a value"),
         (["epochs", "3"], "unexpected argument 'epochs'"),
         (["--preset", "rafd"], r"no such preset; did you mean rafdb\?"),
@@ -105,13 +113,13 @@ def test_the_papers_constants() -> None:
     assert [c.loss.epoch_threshold for c in (rafdb, affectnet, sfew)] == [3, 5, 5]
     assert [c.batch_size for c in (rafdb, affectnet, sfew)] == [64, 64, 16]
     assert {c.loss.lambda_min for c in (rafdb, affectnet, sfew)} == {0.2}
-    assert {(c.epochs, c.optimizer.lr, c.optimizer.gamma) for c in (rafdb, affectnet, sfew)} == {(75, 1e-3, 0.9)}
-    assert (sfew.augment.operations, sfew.augment.magnitude) == (5, 3.0)
+    assert {(c.epochs, c.optimizer.lr, c.optimizer.lr_gamma) for c in (rafdb, affectnet, sfew)} == {(75, 1e-3, 0.9)}
+    assert (sfew.augment.num_ops, sfew.augment.magnitude) == (5, 3.0)
 
 
 def test_override_takes_dotted_keys_and_types() -> None:
-    changed = override(Config(), {"loss.lambda_min": 0.05, "loss.detach": True, "data.image_size": "100"})
-    assert (changed.loss.lambda_min, changed.loss.detach, changed.data.image_size) == (0.05, True, 100)
+    changed = override(Config(), {"loss.lambda_min": 0.05, "loss.detach_targets": True, "data.image_size": "100"})
+    assert (changed.loss.lambda_min, changed.loss.detach_targets, changed.data.image_size) == (0.05, True, 100)
     assert changed.epochs == Config().epochs
     with pytest.raises(UserError, match="trial: unknown key"):
         override(Config(), {"loss.lambda": 0.1}, "trial")
@@ -122,5 +130,31 @@ def test_help_teaches_every_key(capsys: pytest.CaptureFixture[str]) -> None:
         parse_cli(["--help"])
     assert done.value.code == 0
     text = capsys.readouterr().out
-    assert all(f"--{key}" in text for key in known_keys())
+    assert all(f"--{key}" in text for key in settings())
     assert all(name in text for name in ("demo", "rafdb", "torchrun"))
+
+
+def test_keys_and_values_of_version_0_1_work_and_are_named_in_one_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "mine.toml"
+    file.write_text('[data]\nworkers = 3\n[augment]\npolicy = "standard"\n')
+    config = parse_cli(
+        ["--config", str(file), "--data.ten-crop", "256", "--evaluation.report", "--evaluation.test=false"]
+    )
+    assert (config.data.num_workers, config.augment.policy, config.data.ten_crop_resize) == (3, "torchvision", 256)
+    assert (config.evaluation.write_report, config.evaluation.run_test) == (True, False)
+    lines = capsys.readouterr().err.splitlines()
+    assert lines == [
+        f"warning: {file}: data.workers is now data.num_workers, augment.policy=standard is now torchvision; "
+        "rename before 0.3",
+        "warning: command line: data.ten_crop is now data.ten_crop_resize, evaluation.report is now "
+        "evaluation.write_report, evaluation.test is now evaluation.run_test; rename before 0.3",
+    ]
+    parse_cli(["--preset", "demo", "--data.num_workers", "1"])
+    assert not capsys.readouterr().err
+
+
+def test_a_key_under_both_names_is_an_error() -> None:
+    with pytest.raises(UserError, match="command line: data.workers and data.num_workers are the same key"):
+        parse_cli(["--data.workers", "1", "--data.num_workers", "2"])

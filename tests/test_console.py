@@ -26,14 +26,18 @@ ROOT = Path(__file__).resolve().parents[1]
         ("epochs", None, "epochs must be an integer, got no value"),
         ("epochs", "null", "epochs must be an integer, got 'null'"),
         ("optimizer.lr", "fast", "optimizer.lr must be a number, got 'fast'"),
-        ("loss.detach", "maybe", "loss.detach must be true or false, got 'maybe'"),
+        ("loss.detach_targets", "maybe", "loss.detach_targets must be true or false, got 'maybe'"),
         ("out", 3, "out must be text, got 3"),
-        ("loss.scope", "globl", "loss.scope must be one of global, local, got 'globl'; did you mean global?"),
+        (
+            "loss.batch_scope",
+            "globl",
+            "loss.batch_scope must be one of global, local, got 'globl'; did you mean global?",
+        ),
         ("deepspeed.zero_stage", 7, "deepspeed.zero_stage must be one of 0, 1, 2, 3, got 7"),
-        ("data.embedded_faces", "abc", "data.embedded_faces must be a list of integers, got 'abc'"),
+        ("data.synthetic_samples", "abc", "data.synthetic_samples must be a list of integers, got 'abc'"),
         ("augment.erase_scale", [1, "x"], "augment.erase_scale must be a list of 2 numbers, got [1, 'x']"),
-        ("runtime.loggers", ["x"], "runtime.loggers must be a list of values, each one of wandb, mlflow, got ['x']"),
-        ("loss", 3, "loss is a section; set its keys, such as loss.detach; got 3"),
+        ("runtime.trackers", ["x"], "runtime.trackers must be a list of values, each one of wandb, mlflow, got ['x']"),
+        ("loss", 3, "loss is a section; set its keys, such as loss.batch_scope; got 3"),
     ],
 )
 def test_wrong_values_in_plain_words(key: str, value: object, message: str) -> None:

@@ -122,9 +122,9 @@ def test_a_warp_is_pillows(applied: Apply, pictures: NDArray[np.uint8]) -> None:
 
 
 @pytest.mark.parametrize("applied", APPLIERS)
-@pytest.mark.parametrize(("policy", "magnitude"), [("published", 5.0), ("published", 9.0), ("standard", 9.0)])
+@pytest.mark.parametrize(("policy", "magnitude"), [("paper", 5.0), ("paper", 9.0), ("torchvision", 9.0)])
 def test_whole_chains_are_pillows(applied: Apply, policy: str, magnitude: float, pictures: NDArray[np.uint8]) -> None:
-    config = AugmentConfig(policy=policy, operations=4, magnitude=magnitude)  # type: ignore[arg-type]
+    config = AugmentConfig(policy=policy, num_ops=4, magnitude=magnitude)  # type: ignore[arg-type]
     many = np.concatenate([pictures] * 6)
     drawn = sample_augmentations(config, 60, 0, 0, range(len(many)))
     assert set(drawn.kinds.ravel()) == set(OpKind)
@@ -141,7 +141,7 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def epoch(shards: Path, loader: str, device: str = "cpu", rank: int = 0, ranks: int = 1, **more: object) -> list[Batch]:
-    values = {"data.shards": str(shards), "data.loader": loader, "batch_size": 50, "data.workers": 0}
+    values = {"data.shards": str(shards), "data.loader": loader, "batch_size": 50, "data.num_workers": 0}
     config = build_config([ConfigLayer("test", {**values, **{k.replace("__", "."): v for k, v in more.items()}})])
     place = torch.device(device, 0) if device == "cuda" else torch.device(device)
     with open_data(config, rank, ranks, place) as data:
@@ -153,7 +153,7 @@ def epoch(shards: Path, loader: str, device: str = "cpu", rank: int = 0, ranks: 
 
 @pytest.mark.parametrize("device", ["cpu", GPU])
 @pytest.mark.parametrize("size", [48, 64, 100])
-@pytest.mark.parametrize("policy", ["published", "standard", "none"])
+@pytest.mark.parametrize("policy", ["paper", "torchvision", "none"])
 def test_both_loaders_make_the_same_pictures(shards: Path, device: str, size: int, policy: str) -> None:
     """From tars to the network's input: decode, resize, stages, flip, erase.
 
@@ -202,7 +202,7 @@ def test_the_gpus_way_on_a_cpu(shards: Path, size: int, monkeypatch: pytest.Monk
 
 
 def test_ten_crops_too(shards: Path) -> None:
-    more: dict[str, object] = {"data__image_size": 48, "data__ten_crop": 64}
+    more: dict[str, object] = {"data__image_size": 48, "data__ten_crop_resize": 64}
     for theirs, ours in zip(epoch(shards, "torch", **more), epoch(shards, "dali", **more), strict=True):
         assert ours.images.shape[1:] == (10, 3, 48, 48)
         difference = (theirs.images - ours.images).abs() / LEVEL
@@ -261,7 +261,7 @@ def test_spoilt_jpegs_end_neither_loader_and_fare_alike(shards: Path, tmp_path: 
         with (tmp_path / "spoilt" / split.shards[shard]).open("r+b") as tar:
             tar.seek(offset)
             tar.write(mutate(bytes(split.read(number)), random))
-    more: dict[str, object] = {"data__max_bad_faces": 150, "data__image_size": 64, "augment__policy": "none"}
+    more: dict[str, object] = {"data__max_bad_samples": 150, "data__image_size": 64, "augment__policy": "none"}
     replaced = 0
     theirs, ours = epoch(tmp_path / "spoilt", "torch", **more), epoch(tmp_path / "spoilt", "dali", **more)
     for whole, a, b in zip(epoch(shards, "torch", **more), theirs, ours, strict=True):
@@ -295,9 +295,9 @@ def test_plain_headers(shards: Path) -> None:
 @pytest.mark.slow
 def test_a_killed_run_goes_on_as_if_nothing_had_been(faces: Path, tmp_path: Path) -> None:
     """Bit for bit on one CPU rank, stopped in mid-epoch."""
-    whole = settings(faces, tmp_path / "whole", data__loader="dali", checkpoint__every_steps="3")
+    whole = settings(faces, tmp_path / "whole", data__loader="dali", checkpoint__save_every_steps="3")
     assert finish(command(whole)).returncode == 0
-    stopped = settings(faces, tmp_path / "stopped", data__loader="dali", checkpoint__every_steps="3")
+    stopped = settings(faces, tmp_path / "stopped", data__loader="dali", checkpoint__save_every_steps="3")
     script = (str(ROOT / "tests" / "killed_in_write.py"), "4")
     assert finish(command(stopped, script=script)).returncode == -9
     assert finish(command(stopped)).returncode == 0
@@ -306,7 +306,7 @@ def test_a_killed_run_goes_on_as_if_nothing_had_been(faces: Path, tmp_path: Path
 
 
 def test_who_asks_an_old_pass_does_not_wait(shards: Path) -> None:
-    values = {"data.shards": str(shards), "data.loader": "dali", "batch_size": 50, "data.workers": 0}
+    values = {"data.shards": str(shards), "data.loader": "dali", "batch_size": 50, "data.num_workers": 0}
     with open_data(build_config([ConfigLayer("test", values)]), 0, 1, torch.device("cpu")) as data:
         old = data.train_batches(0)
         next(old)

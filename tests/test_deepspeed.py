@@ -134,10 +134,10 @@ def test_thirty_steps_are_those_of_ddp() -> None:
 @pytest.mark.parametrize(
     "changed",
     [
-        {"optimizer__clip_norm": 0.1},
-        {"optimizer__ema": 0.9},
+        {"optimizer__max_grad_norm": 0.1},
+        {"optimizer__ema_decay": 0.9},
         {"loss__supervision": "one_hot"},
-        {"optimizer__lr_scaling": "sqrt", "optimizer__scaling_from": 2},
+        {"optimizer__lr_scaling": "sqrt", "optimizer__base_batch_size": 2},
     ],
     ids=["clipped", "averaged", "one branch", "scaled"],
 )
@@ -149,7 +149,7 @@ def clipped_norms(world: World, stages: list[int]) -> list[tuple[float, float]]:
     """Norm of the gradient that Adam saw in its first step, without and with clipping: exp_avg is a tenth of it."""
 
     def norm(stage: int, clip: float) -> float:
-        config = deepspeed_config(stage, optimizer__clip_norm=clip)
+        config = deepspeed_config(stage, optimizer__max_grad_norm=clip)
         engine = build_engine(config, CLASSES, world)
         step(engine, config, world, 0)
         squares = [v.square().sum() for name, v in flat(engine.state_dict()).items() if name.endswith("exp_avg")]

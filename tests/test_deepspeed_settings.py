@@ -37,8 +37,8 @@ def test_a_json_of_ones_own_is_merged(tmp_path: Path) -> None:
                     "engine": "deepspeed",
                     "deepspeed.zero_stage": 2,
                     "batch_size": 65,
-                    "optimizer.clip_norm": 5.0,
-                    "deepspeed.config": write(tmp_path / "ds.json", own),
+                    "optimizer.max_grad_norm": 5.0,
+                    "deepspeed.config_file": write(tmp_path / "ds.json", own),
                 },
             )
         ]
@@ -59,7 +59,7 @@ def test_a_json_of_ones_own_is_merged(tmp_path: Path) -> None:
             ["train_micro_batch_size_per_gpu is 64", "batch_size", "2 ranks", "32"],
         ),
         ({"gradient_accumulation_steps": 4}, ["gradient_accumulation_steps is 4", "batch_size"]),
-        ({"gradient_clipping": 1.0}, ["gradient_clipping is 1.0", "optimizer.clip_norm"]),
+        ({"gradient_clipping": 1.0}, ["gradient_clipping is 1.0", "optimizer.max_grad_norm"]),
         ({"zero_optimization": {"stage": 3}}, ["zero_optimization.stage is 3", "deepspeed.zero_stage requires 1"]),
         ({"bf16": {"enabled": True}}, ["bf16.enabled", "BatchNorm", "runtime.precision"]),
         ({"fp16": {"enabled": True}}, ["fp16.enabled", "BatchNorm"]),
@@ -78,7 +78,7 @@ def test_a_json_of_ones_own_is_merged(tmp_path: Path) -> None:
 )
 def test_a_json_that_says_otherwise_is_refused(tmp_path: Path, content: object, words: list[str]) -> None:
     path = write(tmp_path / "ds.json", content)
-    config = build_config([ConfigLayer("test", {"engine": "deepspeed", "deepspeed.config": path})])
+    config = build_config([ConfigLayer("test", {"engine": "deepspeed", "deepspeed.config_file": path})])
     with pytest.raises(UserError) as caught:
         make_deepspeed_config(config, ranks=2)
     assert "\n" not in str(caught.value)
@@ -88,13 +88,13 @@ def test_a_json_that_says_otherwise_is_refused(tmp_path: Path, content: object, 
 
 def test_the_example_for_users_is_taken() -> None:
     path = str(ROOT / "launch" / "deepspeed.json")
-    config = build_config([ConfigLayer("test", {"engine": "deepspeed", "deepspeed.config": path})])
+    config = build_config([ConfigLayer("test", {"engine": "deepspeed", "deepspeed.config_file": path})])
     assert make_deepspeed_config(config, ranks=8)["zero_optimization"]["overlap_comm"] is True
 
 
 def test_a_value_that_deepspeed_refuses_is_one_line(faces: Path, tmp_path: Path) -> None:
     path = write(tmp_path / "ds.json", {"zero_optimization": {"reduce_bucket_size": "many"}})
-    values = settings(faces, tmp_path / "run", engine="deepspeed", deepspeed__config=path)
+    values = settings(faces, tmp_path / "run", engine="deepspeed", deepspeed__config_file=path)
     done = train_forked(values)
     assert done.returncode == 2
     assert "Traceback" not in done.stderr
@@ -104,7 +104,7 @@ def test_a_value_that_deepspeed_refuses_is_one_line(faces: Path, tmp_path: Path)
 def test_a_json_is_looked_at_before_shards(tmp_path: Path) -> None:
     """Which may take hours to fetch: here there are none, and the JSON is what is told."""
     path = write(tmp_path / "ds.json", {"zero_optimization": {"stage": 3}})
-    values = settings(tmp_path / "nowhere", tmp_path / "run", engine="deepspeed", deepspeed__config=path)
+    values = settings(tmp_path / "nowhere", tmp_path / "run", engine="deepspeed", deepspeed__config_file=path)
     done = train_forked(values)
     assert done.returncode == 2
     assert "zero_optimization.stage is 3, but deepspeed.zero_stage requires 1" in done.stderr
@@ -112,7 +112,7 @@ def test_a_json_is_looked_at_before_shards(tmp_path: Path) -> None:
 
 def test_a_missing_json_is_named(tmp_path: Path) -> None:
     config = build_config(
-        [ConfigLayer("test", {"engine": "deepspeed", "deepspeed.config": str(tmp_path / "none.json")})]
+        [ConfigLayer("test", {"engine": "deepspeed", "deepspeed.config_file": str(tmp_path / "none.json")})]
     )
     with pytest.raises(UserError, match=r"none\.json: no such file"):
         make_deepspeed_config(config, ranks=2)
@@ -122,7 +122,7 @@ def test_a_missing_json_is_named(tmp_path: Path) -> None:
     ("values", "words"),
     [
         ({"deepspeed.zero_stage": "4"}, ["deepspeed.zero_stage", "4", "0, 1, 2, 3"]),
-        ({"deepspeed.config": "ds.json"}, ["deepspeed.config", "engine = deepspeed"]),
+        ({"deepspeed.config_file": "ds.json"}, ["deepspeed.config_file", "engine = deepspeed"]),
         ({"engine": "deepspeed", "runtime.compile": "default"}, ["runtime.compile", "engine"]),
         ({"engine": "horovod"}, ["engine", "ddp", "deepspeed"]),
     ],

@@ -349,7 +349,7 @@ def test_bad_matrices(lines: list[str], reason: str, faces: Path, tmp_path: Path
     ],
 )
 def test_decisions_in_every_dialect(content: str | bytes, tmp_path: Path) -> None:
-    found = read_decisions(write(tmp_path / "r.csv", content), CLASSES, "data.relabel").by_key
+    found = read_decisions(write(tmp_path / "r.csv", content), CLASSES, "data.relabel_file").by_key
     assert {key: (d.kind, d.label, d.line) for key, d in found.items()} == {
         "k1": ("relabel", 1, 2),
         "k2": ("drop", -1, 3),

@@ -375,9 +375,9 @@ def test_groups(run: Path, faces: Path, tmp_path: Path, capsys: pytest.CaptureFi
 
 def test_of_a_remote_dataset_only_the_split_is_fetched(run: Path, faces: Path, tmp_path: Path) -> None:
     with serve(faces) as site:
-        found = evaluate(run, "--data.shards", site.url, "--data.cache", tmp_path / "cache")
+        found = evaluate(run, "--data.shards", site.url, "--data.cache_dir", tmp_path / "cache")
         assert not [name for name in site.count() if name.startswith("train") and name.endswith(".tar")]
-        evaluate(run, "--data.shards", site.url, "--data.cache", tmp_path / "cache", "--split", "train")
+        evaluate(run, "--data.shards", site.url, "--data.cache_dir", tmp_path / "cache", "--split", "train")
         assert site.count()["train-000000.tar"] == 1
     assert found["scores"] == evaluate(run)["scores"]
 

@@ -139,7 +139,7 @@ def test_a_stopped_and_continued_run_goes_on(reference: Path, faces: Path, tmp_p
 def test_torchrun_starts_again_when_a_rank_hangs(how: str, faces: Path, tmp_path: Path) -> None:
     """A stopped rank cannot speak: the other one prints its stacks. A hung one speaks and ends itself."""
     out = tmp_path / "out"
-    values = settings(faces, out, runtime__timeout_s="8", checkpoint__every_steps="1")
+    values = settings(faces, out, runtime__timeout_s="8", checkpoint__save_every_steps="1")
     script = [FAULTY, "hang", "4"] if how == "hung" else None
     process = start(elastic(values, script, restarts=4))
     if how == "stopped":
@@ -193,7 +193,7 @@ def test_ranks_that_do_not_come_are_counted() -> None:
 @pytest.mark.parametrize("kills", [1, 4])
 def test_torchrun_starts_again_when_a_rank_is_killed(kills: int, faces: Path, tmp_path: Path) -> None:
     out, chance, epochs = tmp_path / "out", random.Random(kills), 2 if kills == 1 else 6
-    values = settings(faces, out, checkpoint__every_steps="1", epochs=str(epochs))
+    values = settings(faces, out, checkpoint__save_every_steps="1", epochs=str(epochs))
     process = start(elastic(values, restarts=kills))
     for _ in range(kills):
         done = len(records(out, "steps"))
@@ -215,7 +215,7 @@ def test_twenty_four_kills_leave_no_trace(faces: Path, tmp_path: Path) -> None:
     whole = tmp_path / "whole"
     train.run(build_config([ConfigLayer("test", settings(faces, whole, epochs=epochs))]))
     out = tmp_path / "killed"
-    values = settings(faces, out, epochs=epochs, checkpoint__every_steps="1")
+    values = settings(faces, out, epochs=epochs, checkpoint__save_every_steps="1")
     for kill in range(24):
         if kill % 3 == 2:
             died = finish(command(values, script=[KILLED_IN_WRITE, str(chance.randint(1, 3))]))
@@ -240,7 +240,7 @@ def test_twenty_four_kills_leave_no_trace(faces: Path, tmp_path: Path) -> None:
 def test_a_kill_between_the_last_batch_and_the_end_of_its_epoch(reference: Path, faces: Path, tmp_path: Path) -> None:
     """No batch is left to set the learning rate that the epoch's record names."""
     out = tmp_path / "out"
-    config = build_config([ConfigLayer("test", settings(faces, out, checkpoint__every_steps="1"))])
+    config = build_config([ConfigLayer("test", settings(faces, out, checkpoint__save_every_steps="1"))])
     train.run(config)
     (out / "checkpoints" / "checkpoint-0002-000000.pt").unlink()
     (out / "result.json").unlink()
@@ -272,7 +272,7 @@ def test_a_damaged_checkpoint_is_passed_over(
     damage: str, reference: Path, faces: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "out"
-    values = settings(faces, out, checkpoint__every_steps="3", epochs="1")
+    values = settings(faces, out, checkpoint__save_every_steps="3", epochs="1")
     train.run(build_config([ConfigLayer("test", values)]))
     newest = sorted((out / "checkpoints").glob("checkpoint-*.pt"))[-1]
     size = newest.stat().st_size
@@ -328,7 +328,7 @@ def test_memory_that_is_really_not_there(faces: Path, tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_a_killed_decoding_process_is_one_line(faces: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
-    process = start(command(settings(faces, out, data__workers="1", epochs="30")))
+    process = start(command(settings(faces, out, data__num_workers="1", epochs="30")))
     wait_for(lambda: len(records(out, "steps")) >= 2, process)
     (server,) = [child for child in psutil.Process(process.pid).children() if child.children()]
     server.children()[0].kill()
@@ -394,7 +394,7 @@ def test_a_full_disk_is_waited_for(reference: Path, faces: Path, disk: Path) -> 
     """Room for one checkpoint of 117 MB: later saves in mid-epoch are warnings, the one at the epoch's end retries."""
     out, ballast = disk / "out", disk / "ballast"
     fill(ballast, 210)
-    values = settings(faces, out, checkpoint__every_steps="2", checkpoint__keep="1", runtime__timeout_s="6")
+    values = settings(faces, out, checkpoint__save_every_steps="2", checkpoint__keep_last="1", runtime__timeout_s="6")
     ended = train_forked(values)
     assert ended.returncode == 2
     assert ended.stderr.count("checkpoint skipped") == 1  # step 4, before the epoch's end
@@ -407,7 +407,7 @@ def test_a_full_disk_is_waited_for(reference: Path, faces: Path, disk: Path) -> 
     assert kept == ["checkpoint-0000-000002.pt"]
     assert status(out)["state"] == "failed"
 
-    values |= {"checkpoint.every_steps": "1", "runtime.timeout_s": "60"}
+    values |= {"checkpoint.save_every_steps": "1", "runtime.timeout_s": "60"}
     process = start(command(values))
     assert process.stderr is not None
     output = ""

@@ -46,7 +46,7 @@ def losses_of(engine: Engine, config: Config, world: World, steps: int = 6) -> l
     "changed",
     [
         {"runtime__compile": "default"},
-        {"runtime__compile": "cuda-graphs"},
+        {"runtime__compile": "reduce-overhead"},
         *({"engine": "deepspeed", "deepspeed__zero_stage": stage} for stage in range(4)),
     ],
     ids=lambda changed: "-".join(map(str, changed.values())),

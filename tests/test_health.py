@@ -15,7 +15,8 @@ import yaml
 
 from adadf_dist import diagnostics
 from adadf_dist.checkpoint.progress import TrainingProgress
-from adadf_dist.config.load import flatten, override, to_dict
+from adadf_dist.config.keys import flatten
+from adadf_dist.config.load import override, to_dict
 from adadf_dist.config.schema import Config
 from adadf_dist.config.validate import validate
 from adadf_dist.diagnostics.classes import describe_collapse
@@ -92,7 +93,7 @@ def test_collapse_to_one_class() -> None:
     nearly = confusion([2, 37, 1], [1, 38, 1], [1, 38, 1])
     seen = found(run_of(6, alone))["collapse"]
     assert seen.severity is Severity.ERROR and "95% of the samples are predicted as happy, on validation" in seen.seen
-    assert "attention_lr_factor" in seen.hint
+    assert "attention_lr_mult" in seen.hint
     assert "predicted as" not in found(run_of(6, nearly))["collapse"].seen  # still at chance
     assert "collapse" not in found(run_of(4, alone)), "the first epochs are slow"
 
@@ -188,7 +189,7 @@ def test_waiting_for_the_loader(share: float, severity: int | None) -> None:
     seen = found([record(1), record(2, waiting=share)]).get("waiting for the loader")
     assert (seen and int(seen.severity)) == severity
     if seen is not None:
-        assert f"{share:.0%} of the epoch" in seen.seen and "data.workers = 4 (now 2)" in seen.hint
+        assert f"{share:.0%} of the epoch" in seen.seen and "data.num_workers = 4 (now 2)" in seen.hint
     assert found([record(1, waiting=share)]) == {}, "workers start in the first epoch"
 
 
@@ -219,7 +220,7 @@ def test_an_auxiliary_branch_far_behind() -> None:
 @pytest.mark.parametrize(("count", "severity"), [(0, None), (1, 0), (9, 0), (10, 1)])
 def test_replaced_faces(count: int, severity: int | None) -> None:
     seen = found(run_of(2, replaced_faces=count)).get("replaced samples")
-    assert (seen and int(seen.severity)) == severity  # data.max_bad_faces is 100
+    assert (seen and int(seen.severity)) == severity  # data.max_bad_samples is 100
 
 
 def test_overfitting() -> None:
@@ -231,7 +232,7 @@ def test_overfitting() -> None:
     seen = found(fallen_to(0.638))["overfitting"]
     assert seen.severity is Severity.NOTE and "11.2 points below its best 3" in seen.seen
     assert "optimizer.weight_decay = 0.0002" in found(fallen_to(0.6), decaying(1e-4))["overfitting"].hint
-    assert "augment.policy = published" in found(fallen_to(0.6), plain())["overfitting"].hint
+    assert "augment.policy = paper" in found(fallen_to(0.6), plain())["overfitting"].hint
     assert found(fallen_to(0.6, kl_divergence=2.1)) == {}, "it does not learn at all"
     one_hot = override(CONFIG, {"loss.supervision": "one_hot"})
     assert "from 2.000 to 0.333" in found(fallen_to(0.6), one_hot)["overfitting"].seen
@@ -280,7 +281,7 @@ UNWELL = {
 """Finding -> epochs that show it."""
 CONFIGS: dict[str, dict[str, object]] = {
     "paper": {},
-    "from scratch": {"optimizer.attention_lr_factor": 0.02, "optimizer.warmup_steps": 0.1},
+    "from scratch": {"optimizer.attention_lr_mult": 0.02, "optimizer.warmup_steps": 0.1},
     "pretrained": {"model.pretrained": "imagenet"},
     "label": {"loss.supervision": "label"},
     "class": {"loss.supervision": "class"},
@@ -288,11 +289,11 @@ CONFIGS: dict[str, dict[str, object]] = {
     "stream": {"data.access": "stream", "data.loader": "torch"},
     "dali": {"data.loader": "dali", "data.sampler": "balanced"},
     "strongest augmentation": {"augment.magnitude": 10.0},
-    "standard": {"augment.policy": "standard", "augment.magnitude": 29.0},
-    "no operations": {"augment.operations": 0},
+    "standard": {"augment.policy": "torchvision", "augment.magnitude": 29.0},
+    "no operations": {"augment.num_ops": 0},
     "one attention": {"loss.lambda_min": 1.0},
     "no groups": {"loss.rank_ratio": 1.0},
-    "untrained heads": {"optimizer.attention_lr_factor": 0.0},
+    "untrained heads": {"optimizer.attention_lr_mult": 0.0},
     "widest margin": {"loss.rank_margin": 1.0},
     "late": {"loss.epoch_threshold": 3, "epochs": 6},
 }
@@ -328,7 +329,7 @@ def test_no_advice_is_followed_already_or_cannot_be(name: str, base: str) -> Non
             assert str(now[key]) != value, finding.hint
             assert not isinstance(now[key], float) or float(value) != now[key], finding.hint
         config = replace_keys(config, {key: yaml.safe_load(value) for key, value in changes.items()})
-    assert "detach" not in finding.hint or not config.loss.detach
+    assert "detach" not in finding.hint or not config.loss.detach_targets
     assert "pretrained" not in finding.hint or not config.model.pretrained
     if name == "waiting for the loader" and config.data.access == "stream":
         assert "dali" not in finding.hint

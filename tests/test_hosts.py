@@ -127,7 +127,7 @@ def test_two_hosts_train_together(hosts: Hosts, faces: Path, tmp_path: Path) -> 
 def test_the_cable_is_pulled_and_put_back(hosts: Hosts, faces: Path, tmp_path: Path) -> None:
     """Both ranks give up within `runtime.timeout_s`; the agents outlive the cut, and start both again."""
     out = tmp_path / "out"
-    values = settings(faces, out, epochs="3", runtime__timeout_s="8", checkpoint__every_steps="1")
+    values = settings(faces, out, epochs="3", runtime__timeout_s="8", checkpoint__save_every_steps="1")
     for host in (1, 2):
         hosts.agent(host, "2", values)
     hosts.wait_for(lambda: len(records(out, "steps")) >= 6)
@@ -145,7 +145,7 @@ def test_the_cable_is_pulled_and_put_back(hosts: Hosts, faces: Path, tmp_path: P
 def test_a_second_host_joins(hosts: Hosts, faces: Path, tmp_path: Path) -> None:
     """Elastic: one host begins alone, a second one comes, all start again as two and end the run."""
     out = tmp_path / "out"
-    values = settings(faces, out, epochs="20", checkpoint__every_steps="1", runtime__timeout_s="30")
+    values = settings(faces, out, epochs="20", checkpoint__save_every_steps="1", runtime__timeout_s="30")
     hosts.agent(1, "1:2", values)
     hosts.wait_for(lambda: len(records(out, "steps")) >= 4)
     hosts.agent(2, "1:2", values)

@@ -156,7 +156,7 @@ def test_the_example_settings_are_allowed_and_known_to_deepspeed(logged: bool, t
     path = tmp_path / "deepspeed.json"
     path.write_text(json.dumps(given))
     config = build_config(
-        [ConfigLayer("test", {"engine": "deepspeed", "deepspeed.config": str(path), "batch_size": 64})]
+        [ConfigLayer("test", {"engine": "deepspeed", "deepspeed.config_file": str(path), "batch_size": 64})]
     )
     made = make_deepspeed_config(config, ranks=2)
     assert given["zero_optimization"].items() <= made["zero_optimization"].items()
@@ -216,7 +216,7 @@ def test_two_ranks_by_torchrun(faces: Path, tmp_path: Path) -> None:
 def test_two_ranks_by_deepspeeds_launcher_stop_and_go_on(faces: Path, tmp_path: Path) -> None:
     pytest.importorskip("deepspeed")
     out = tmp_path / "run"
-    values = settings(faces, out, epochs="8", deepspeed__config=str(LAUNCH / "deepspeed.json"))
+    values = settings(faces, out, epochs="8", deepspeed__config_file=str(LAUNCH / "deepspeed.json"))
     job = start_for_real("deepspeed.sh", values)
     try:
         wait_until(lambda: len(records(out, "steps")) >= 3)
@@ -241,7 +241,7 @@ def ranks_of(out: Path) -> object:
 @pytest.mark.slow
 def test_a_node_comes_later_and_another_is_lost(faces: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
-    values = settings(faces, out, epochs="1000", checkpoint__every_steps="5")
+    values = settings(faces, out, epochs="1000", checkpoint__save_every_steps="5")
     several = {"NNODES": "1:2", "NPROC": "1", "RDZV_ENDPOINT": f"localhost:{free_port()}"}
     nodes = []
     try:

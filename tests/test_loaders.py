@@ -37,7 +37,7 @@ def loader(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> s
     return name
 
 
-DEFAULTS: dict[str, object] = {"data.image_size": 48, "batch_size": 10, "data.workers": 0}
+DEFAULTS: dict[str, object] = {"data.image_size": 48, "batch_size": 10, "data.num_workers": 0}
 
 
 def config_for(faces: Path, **changed: object) -> Config:
@@ -99,7 +99,7 @@ def test_ranks_share_one_order_and_one_augmentation(faces: Path, ranks: int) -> 
 def test_workers_change_nothing_and_outlive_epochs(faces: Path, loader: str) -> None:
     alone = [batches(config_for(faces), epoch=e) for e in (0, 1)]
     others = workers_of_this_process()  # of tests before this one
-    with open_data(config_for(faces, data__workers=2), 0, 1, CPU) as data:
+    with open_data(config_for(faces, data__num_workers=2), 0, 1, CPU) as data:
         together = [list(data.train_batches(0))]
         children = workers_of_this_process() - others
         assert len(children) == (2 if loader == "torch" else 0)
@@ -169,7 +169,7 @@ def cut_short(faces: Path, split: str, number: int) -> bytes:
 )
 def test_a_bad_face_is_named(faces: Path, tmp_path: Path, workers: int, content: bytes | None, reason: str) -> None:
     (key,) = spoil(faces, tmp_path / "bad", "train", {0: content or cut_short(faces, "train", 0)})
-    config = config_for(tmp_path / "bad", data__workers=workers, data__max_bad_faces=0)
+    config = config_for(tmp_path / "bad", data__num_workers=workers, data__max_bad_samples=0)
     with pytest.raises(UserError, match=r"shards\.verify") as caught:
         batches(config)
     message = str(caught.value)
@@ -209,9 +209,9 @@ def test_a_bad_face_is_replaced(faces: Path, tmp_path: Path, capsys: pytest.Capt
 
 def test_too_many_bad_faces_end_the_run(faces: Path, tmp_path: Path) -> None:
     spoil(faces, tmp_path / "bad", "train", dict.fromkeys(range(4), b"hello"))
-    assert batches(config_for(tmp_path / "bad", data__max_bad_faces=4))
-    with pytest.raises(UserError, match=r"data\.max_bad_faces is 3"):
-        batches(config_for(tmp_path / "bad", data__max_bad_faces=3))
+    assert batches(config_for(tmp_path / "bad", data__max_bad_samples=4))
+    with pytest.raises(UserError, match=r"data\.max_bad_samples is 3"):
+        batches(config_for(tmp_path / "bad", data__max_bad_samples=3))
 
 
 def test_no_face_is_replaced_in_evaluation(faces: Path, tmp_path: Path) -> None:
@@ -242,7 +242,7 @@ def test_samplers_take_what_the_plan_says(faces: Path, sampler: str) -> None:
 
 
 def test_a_pass_left_early_does_not_disturb_the_next(faces: Path) -> None:
-    with open_data(config_for(faces, data__workers=1, data__prefetch=1), 0, 1, CPU) as data:
+    with open_data(config_for(faces, data__num_workers=1, data__prefetch_batches=1), 0, 1, CPU) as data:
         for _ in range(3):
             next(iter(data.train_batches(0)))
         after = list(data.train_batches(1))

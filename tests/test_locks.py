@@ -55,8 +55,8 @@ def test_a_build_without_locks(no_locks: None, tmp_path: Path) -> None:
 
 
 def test_a_cache_without_locks(no_locks: None, site: Site, tmp_path: Path) -> None:
-    data = DataConfig(shards=site.url, cache=str(tmp_path / "cache"))
-    with pytest.raises(UserError, match=rf"data\.cache: \S+ {NO_LOCKS}"), ensure_cached(data):
+    data = DataConfig(shards=site.url, cache_dir=str(tmp_path / "cache"))
+    with pytest.raises(UserError, match=rf"data\.cache_dir: \S+ {NO_LOCKS}"), ensure_cached(data):
         pass
 
 
@@ -71,14 +71,16 @@ def test_check_finds_a_run_folder_without_locks(no_locks: None, faces: Path, tmp
 def test_check_finds_a_cache_without_locks(
     monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest, site: Site, tmp_path: Path
 ) -> None:
-    values = settings(Path(site.url), tmp_path / "out", data__shards=site.url, data__cache=str(tmp_path / "a" / "b"))
+    values = settings(
+        Path(site.url), tmp_path / "out", data__shards=site.url, data__cache_dir=str(tmp_path / "a" / "b")
+    )
     config = build_config([ConfigLayer("test", values)])
     _, line = inspect_remote_dataset(config, alone())
     assert line.mark is Status.OK
     request.getfixturevalue("no_locks")
     _, line = inspect_remote_dataset(config, alone())
     assert line.mark is Status.ERROR
-    assert "data.cache" in line.text
+    assert "data.cache_dir" in line.text
     assert "No locks available" in line.text
     assert not (tmp_path / "a").exists()
 
@@ -119,7 +121,7 @@ def test_a_cache_in_no_home_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setattr(Path, "expanduser", no_home)
     data = DataConfig(shards="http://127.0.0.1:9/faces")
     with (
-        pytest.raises(UserError, match=r"data\.cache is ~/.*no home folder; set HOME or data\.cache"),
+        pytest.raises(UserError, match=r"data\.cache_dir is ~/.*no home folder; set HOME or data\.cache_dir"),
         ensure_cached(data),
     ):
         pass

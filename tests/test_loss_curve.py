@@ -35,7 +35,7 @@ def describe_machine() -> str:
 
 def train_curve(folder: Path) -> list[list[float]]:
     """Losses by step, of one CPU rank in fp32: two steps an epoch, so that class distributions take part."""
-    changed = {"epochs": "10", "batch_size": "7", "loss__epoch_threshold": "3", "evaluation__test": "false"}
+    changed = {"epochs": "10", "batch_size": "7", "loss__epoch_threshold": "3", "evaluation__run_test": "false"}
     changed["optimizer__lr"] = "1e-5"  # a usual rate makes a rounding error a thousand times larger within 5 steps
     train_here(settings(FOLDER / "faces", folder / "run", **changed))
     return [[float(str(record[name])) for name in LOSSES] for record in records(folder / "run", "steps")]

@@ -144,7 +144,7 @@ def test_gradients_by_finite_differences(supervision: str) -> None:
 
 def test_detach_stops_the_gradient_through_the_fused_distribution() -> None:
     output, labels, classes = random_case(8, 5, 1)
-    config = LossConfig(detach=True, rank_margin=0.0)
+    config = LossConfig(detach_targets=True, rank_margin=0.0)
     losses = loss_of(output, labels, classes, LossWeights(1.0, 0.0), config)
     losses.total.backward()
     assert output.auxiliary_logits.grad is not None
@@ -268,7 +268,7 @@ class Rank:
 @pytest.mark.parametrize("scope", ["global", "local"])
 def test_the_scope_of_a_step_over_ranks(scope: str) -> None:
     """Global: attention is compared over the batch, so ranks change nothing. Local: within each rank's rows."""
-    config = LossConfig(scope=scope, rank_margin=0.9)  # type: ignore[arg-type]
+    config = LossConfig(batch_scope=scope, rank_margin=0.9)  # type: ignore[arg-type]
     ramp, (output, labels, classes) = LossWeights(0.3, 0.8), random_case(13, 5, 4)
     attention = ((output.auxiliary_attention + output.target_attention) / 2).detach()
     whole = naive_loss(output, labels, classes, ramp, config)

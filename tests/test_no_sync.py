@@ -38,7 +38,7 @@ class Watch(TorchDispatchMode):
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_no_operation_of_a_step_waits(supervision: str, precision: str) -> None:
     values = {"loss.supervision": supervision, "runtime.precision": precision, "model.backbone": "resnet10"}
-    config = build_config([ConfigLayer("test", {**values, "optimizer.ema": 0.9})])
+    config = build_config([ConfigLayer("test", {**values, "optimizer.ema_decay": 0.9})])
     world = alone()
     engine = DDPEngine(config, 7, world)
     classes = ClassDistributions(7, config.class_distributions, world)

@@ -46,7 +46,9 @@ def test_train_alone_is_disturbed(carved: bool, faces: Path, tmp_path: Path) -> 
     device = torch.device("cpu")
     with open_data(build_config([ConfigLayer("test", values)]), 0, 1, device) as clean:
         pass
-    with open_data(build_config([ConfigLayer("test", {**values, "data.label_noise": 0.5})]), 0, 1, device) as noisy:
+    with open_data(
+        build_config([ConfigLayer("test", {**values, "data.label_noise_rate": 0.5})]), 0, 1, device
+    ) as noisy:
         batch = next(noisy.train_batches(0))
     assert noisy.noise is not None
     assert np.array_equal(noisy.noise.true, clean.train_split.labels)
@@ -138,11 +140,11 @@ def test_a_file_that_is_missing(faces: Path, tmp_path: Path) -> None:
 
 def test_both_kinds_at_once() -> None:
     with pytest.raises(UserError, match=r"data\.label_noise_file"):
-        build_config([ConfigLayer("test", {"data.label_noise": 0.1, "data.label_noise_file": "x"})])
+        build_config([ConfigLayer("test", {"data.label_noise_rate": 0.1, "data.label_noise_file": "x"})])
 
 
 def test_a_run_lists_what_it_changed(faces: Path, tmp_path: Path) -> None:
-    values = settings(faces, tmp_path / "out", data__label_noise="0.25", epochs="1")
+    values = settings(faces, tmp_path / "out", data__label_noise_rate="0.25", epochs="1")
     assert train.run(build_config([ConfigLayer("test", values)])) is not None
     with (tmp_path / "out" / "noise.csv").open() as stream:
         rows = list(csv.DictReader(stream))

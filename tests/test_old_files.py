@@ -13,13 +13,59 @@ import yaml
 
 from adadf_dist import train
 from adadf_dist.checkpoint.trained_model import load_trained_model
-from adadf_dist.config.load import build_config, flatten, load_config_file, to_dict
+from adadf_dist.config.keys import flatten
+from adadf_dist.config.load import build_config, load_config_file, to_dict
 from adadf_dist.data.dataset import open_dataset
 from adadf_dist.report.__main__ import main as report
 from shards.verify import verify
 from tests.old_files import FOLDER, write_checkpoint
 from tests.runs import ROOT, numbers
 from tune.search import main as search
+
+RENAMED_KEYS = {
+    "data.cache": "data.cache_dir",
+    "data.embedded_faces": "data.synthetic_samples",
+    "data.workers": "data.num_workers",
+    "data.prefetch": "data.prefetch_batches",
+    "data.max_bad_faces": "data.max_bad_samples",
+    "data.ten_crop": "data.ten_crop_resize",
+    "data.label_noise": "data.label_noise_rate",
+    "data.relabel": "data.relabel_file",
+    "augment.operations": "augment.num_ops",
+    "augment.flip": "augment.flip_prob",
+    "augment.erase": "augment.erase_prob",
+    "model.split": "model.shared_until",
+    "loss.detach": "loss.detach_targets",
+    "loss.scope": "loss.batch_scope",
+    "class_distributions.sharpen": "class_distributions.sharpen_temperature",
+    "optimizer.gamma": "optimizer.lr_gamma",
+    "optimizer.ema": "optimizer.ema_decay",
+    "optimizer.clip_norm": "optimizer.max_grad_norm",
+    "optimizer.scaling_from": "optimizer.base_batch_size",
+    "optimizer.scaling_warmup": "optimizer.scaling_warmup_epochs",
+    "optimizer.attention_lr_factor": "optimizer.attention_lr_mult",
+    "deepspeed.config": "deepspeed.config_file",
+    "evaluation.test": "evaluation.run_test",
+    "evaluation.report": "evaluation.write_report",
+    "checkpoint.every_steps": "checkpoint.save_every_steps",
+    "checkpoint.every_minutes": "checkpoint.save_every_minutes",
+    "checkpoint.keep": "checkpoint.keep_last",
+    "runtime.stop_every": "runtime.stop_check_steps",
+    "runtime.log_every": "runtime.log_every_steps",
+    "runtime.loggers": "runtime.trackers",
+    "runtime.profile": "runtime.profile_steps",
+    "runtime.history_samples": "runtime.tracked_samples",
+    "runtime.history_faces": "runtime.num_tracked_samples",
+}
+RENAMED_VALUES = {
+    ("augment.policy", "published"): "paper",
+    ("augment.policy", "standard"): "torchvision",
+    ("class_distributions.off_diagonal", "normalised"): "normalized",
+    ("class_distributions.off_diagonal", "published"): "paper",
+    ("class_distributions.source", "pass"): "second_pass",
+    ("evaluation.protocol", "published"): "paper",
+    ("runtime.compile", "cuda-graphs"): "reduce-overhead",
+}
 
 
 @pytest.fixture
@@ -37,10 +83,12 @@ def test_a_dataset_opens(old: Path) -> None:
     assert not findings and manifest.name == "faces"
 
 
-def test_a_config_file_gives_the_values_that_it_holds(old: Path) -> None:
+def test_config_file_of_version_0_1_keeps_its_values(old: Path) -> None:
     path = old / "ddp" / "config.yaml"
     loaded = dict(flatten(to_dict(build_config([load_config_file(path)]))))
-    for key, value in flatten(yaml.safe_load(path.read_text())):
+    for old_key, old_value in flatten(yaml.safe_load(path.read_text())):
+        key = RENAMED_KEYS.get(old_key, old_key)
+        value = RENAMED_VALUES.get((key, old_value), old_value) if isinstance(old_value, str) else old_value
         assert loaded[key] == value or list(loaded[key]) == value, key
 
 

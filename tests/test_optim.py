@@ -16,7 +16,7 @@ from adadf_dist.engine.optimizer import build_optimizer, set_learning_rate
 
 
 def test_exponential() -> None:
-    config = Config(optimizer=OptimizerConfig(lr=1e-3, gamma=0.9))
+    config = Config(optimizer=OptimizerConfig(lr=1e-3, lr_gamma=0.9))
     rates = [learning_rate(config, Position(epoch, 100, epoch + 0.5)) for epoch in (0, 1, 10)]
     assert rates == pytest.approx([1e-3, 9e-4, 1e-3 * 0.9**10])
 
@@ -38,7 +38,7 @@ def test_a_large_batch_has_a_larger_rate_and_comes_to_it_evenly(
     scaling: Literal["none", "sqrt", "linear"], factor: float
 ) -> None:
     """A batch of 1024 where the recipe has 64, warmed up over two epochs: 16 times the faces a step."""
-    optimizer = OptimizerConfig(lr=1e-3, gamma=1.0, lr_scaling=scaling, scaling_warmup=2.0)
+    optimizer = OptimizerConfig(lr=1e-3, lr_gamma=1.0, lr_scaling=scaling, scaling_warmup_epochs=2.0)
     config = Config(batch_size=1024, optimizer=optimizer)
     rates = [learning_rate(config, Position(int(passed), 0, passed)) for passed in (0.0, 0.5, 1.0, 2.0, 30.0)]
     quarter = 1 + (factor - 1) / 4
@@ -47,7 +47,7 @@ def test_a_large_batch_has_a_larger_rate_and_comes_to_it_evenly(
 
 
 def test_a_smaller_batch_has_a_smaller_rate() -> None:
-    optimizer = OptimizerConfig(lr=1e-3, lr_scaling="sqrt", scaling_from=64, scaling_warmup=0.0)
+    optimizer = OptimizerConfig(lr=1e-3, lr_scaling="sqrt", base_batch_size=64, scaling_warmup_epochs=0.0)
     assert learning_rate(Config(batch_size=16, optimizer=optimizer), Position(0, 0, 0.0)) == pytest.approx(5e-4)
 
 
@@ -61,7 +61,7 @@ class Small(nn.Module):
 
 def test_the_attention_heads_have_a_rate_of_their_own() -> None:
     model = Small()
-    optimizer = build_optimizer(model, OptimizerConfig(attention_lr_factor=0.02), torch.device("cpu"))
+    optimizer = build_optimizer(model, OptimizerConfig(attention_lr_mult=0.02), torch.device("cpu"))
     set_learning_rate(optimizer, 0.1)
     rates = {id(p): group["lr"] for group in optimizer.param_groups for p in group["params"]}
     for name, parameter in model.named_parameters():

@@ -81,7 +81,7 @@ def test_each_split_is_evaluated_once(
         "adadf_dist.training.final_test.read_checkpoint", lambda path: read.append(path) or real_read(path)
     )
     out = tmp_path / "run"
-    config = build_config([ConfigLayer("test", settings(faces, out, data__ten_crop=str(ten_crop)))])
+    config = build_config([ConfigLayer("test", settings(faces, out, data__ten_crop_resize=str(ten_crop)))])
     assert train.run(config) is not None
     last, crops = selected == 2, 10 if ten_crop else 1
     # two epochs' validation; the selected model's predictions, where they are not the last epoch's

@@ -117,7 +117,7 @@ def test_a_dataset_is_answered_as_in_evaluation(
 
 
 def test_ten_crops_as_in_evaluation(faces: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    config = small_config({"data.shards": str(faces), "data.ten_crop": 40, "data.workers": 0})
+    config = small_config({"data.shards": str(faces), "data.ten_crop_resize": 40, "data.num_workers": 0})
     save_checkpoint(tmp_path / "ten.pt", config, drawn_network(config, len(CLASSES)), CLASSES)
     wanted = evaluation(tmp_path / "ten.pt", config, "test")
     export([f"{tmp_path}/ten.pt", "--safetensors", f"{tmp_path}/ten.safetensors"])

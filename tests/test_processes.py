@@ -183,7 +183,7 @@ LEFTOVER_PIPELINE = """
         cycle.pipeline.run()
         del cycle
         os.register_at_fork(after_in_child=gc.collect)
-        values = {"data.shards": sys.argv[1], "data.loader": "torch", "data.workers": 2, "batch_size": 10}
+        values = {"data.shards": sys.argv[1], "data.loader": "torch", "data.num_workers": 2, "batch_size": 10}
         with open_data(build_config([ConfigLayer("test", values)]), 0, 1, torch.device("cpu")) as data:
             print(sum(len(batch.labels) for batch in data.train_batches(0)))
 """
@@ -200,7 +200,7 @@ def test_workers_inherit_no_pipeline(faces: Path, tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_a_killed_rank_leaves_no_worker(faces: Path, tmp_path: Path) -> None:
-    values = settings(faces, tmp_path / "run", data__workers="2", epochs="200")
+    values = settings(faces, tmp_path / "run", data__num_workers="2", epochs="200")
     rank = start(train_command(values))
     wait_until(lambda: records(tmp_path / "run", "steps"), "no training", 2 * BOUND_S)
     started = psutil.Process(rank.pid).children(recursive=True)
@@ -222,7 +222,7 @@ def refuse(*args: object, **options: object) -> None:
 
 def test_the_torch_loader_needs_no_semaphore(faces: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("multiprocessing.synchronize.SemLock.__init__", refuse)
-    with open_data(config_for(faces, data__loader="torch", data__workers=1), 0, 1, CPU) as data:
+    with open_data(config_for(faces, data__loader="torch", data__num_workers=1), 0, 1, CPU) as data:
         assert sum(len(batch.labels) for batch in data.train_batches(0)) == 64
 
 
@@ -239,7 +239,7 @@ def finish_without_shared_memory(command: Sequence[str]) -> None:
 
 @pytest.mark.slow
 def test_training_needs_no_room_in_shared_memory(faces: Path, tmp_path: Path) -> None:
-    values = settings(faces, tmp_path / "run", data__workers="2", epochs="1")
+    values = settings(faces, tmp_path / "run", data__num_workers="2", epochs="1")
     finish_without_shared_memory(train_command(values))
 
 
@@ -272,7 +272,7 @@ def test_pipelines_end_without_the_garbage_collector(
             end_by_a_bad_face(faces, tmp_path / "bad")
             assert alive and all(reference() is None for reference in alive)
             return
-        with open_data(config_for(faces, data__loader="dali", data__prefetch=1), 0, 1, CPU) as data:
+        with open_data(config_for(faces, data__loader="dali", data__prefetch_batches=1), 0, 1, CPU) as data:
             batches = iter(data.train_batches(0))
             next(batches)
             if end == "left early":
@@ -291,7 +291,7 @@ def test_pipelines_end_without_the_garbage_collector(
 def end_by_a_bad_face(faces: Path, folder: Path) -> None:
     """A JPEG that looks whole until its pixels end, which DALI reports when the pipeline is at work."""
     spoil(faces, folder, "train", {0: cut_short(faces, "train", 0)})
-    config = config_for(folder, data__loader="dali", data__prefetch=1, data__max_bad_faces=0)
+    config = config_for(folder, data__loader="dali", data__prefetch_batches=1, data__max_bad_samples=0)
     with pytest.raises(UserError, match=r"shards\.verify"), open_data(config, 0, 1, CPU) as data:
         list(data.train_batches(0))
 

@@ -103,7 +103,7 @@ def losses(value: float) -> Losses:
 
 @pytest.fixture
 def log(clock: Clock, tmp_path: Path) -> Iterator[RunLogger]:
-    values = settings(tmp_path, tmp_path, runtime__log_every="10", batch_size="64", epochs="3")
+    values = settings(tmp_path, tmp_path, runtime__log_every_steps="10", batch_size="64", epochs="3")
     log = RunLogger(build_config([ConfigLayer("test", values)]), alone())
     yield log
     log.close()

@@ -66,7 +66,7 @@ def test_train_alone_changes_and_the_carve_stays(carved: Path, tmp_path: Path, n
     a, b, c = (str(split.keys[place]) for place in (3, 11, 40))
     held = str(plain.validation_split.keys[2])
     lines = [f"{a},relabel,{other(split, 3)}", f"{b},drop,", f"{c},keep,", f"{held},drop,"]
-    data = opened(carved, data__relabel=str(write(tmp_path / "r.csv", *lines)), data__label_noise=noise)
+    data = opened(carved, data__relabel_file=str(write(tmp_path / "r.csv", *lines)), data__label_noise_rate=noise)
     assert data.validation_split.keys.tolist() == plain.validation_split.keys.tolist()
     assert data.validation_split.labels.tolist() == plain.validation_split.labels.tolist()
     assert plain.test_split is not None
@@ -87,7 +87,7 @@ def test_the_face_goes_with_its_label(carved: Path, tmp_path: Path) -> None:
     train = opened(carved).train_split
     pictures = {key: bytes(train.read(place)) for place, key in enumerate(train.keys.tolist())}
     file = write(tmp_path / "r.csv", f"{train.keys[0]},drop,")
-    split = opened(carved, data__relabel=str(file)).train_split
+    split = opened(carved, data__relabel_file=str(file)).train_split
     assert all(bytes(split.read(place)) == pictures[key] for place, key in enumerate(split.keys.tolist()))
 
 
@@ -109,9 +109,9 @@ def test_a_line_that_is_wrong(carved: Path, tmp_path: Path, lines: list[str], re
     names = {split: str(dataset.split(split).keys[0]) for split in ("train", "test")}
     file = write(tmp_path / "relabel.csv", *(line.format(**names) for line in lines))
     with pytest.raises(UserError) as caught:
-        opened(carved, data__relabel=str(file))
+        opened(carved, data__relabel_file=str(file))
     output = str(caught.value)
-    assert f"data.relabel: {file}: {reason.format(**names)}" in output
+    assert f"data.relabel_file: {file}: {reason.format(**names)}" in output
     assert "\n" not in output
 
 
@@ -125,48 +125,48 @@ def test_a_file_of_another_dataset_with_the_same_keys(carved: Path, tmp_path: Pa
     split = opened(carved).train_split
     key, true, wrong = str(split.keys[3]), label_of(split, str(split.keys[3])), other(split, 3)
     file = old_labels(tmp_path / "r.csv", f"{key},relabel,{wrong},{true}")
-    relabeled = opened(carved, data__relabel=str(file)).train_split
+    relabeled = opened(carved, data__relabel_file=str(file)).train_split
     assert label_of(relabeled, key) == wrong
     for line in (f"{key},drop,,{wrong}", f"{key},keep,,{wrong}"):
         file = old_labels(tmp_path / "r.csv", line)
         with pytest.raises(
             UserError, match=rf"r\.csv: line 2: sample {key} is {true} in this dataset, but was {wrong}"
         ):
-            opened(carved, data__relabel=str(file))
+            opened(carved, data__relabel_file=str(file))
     file = old_labels(tmp_path / "r.csv", f"{key},relabel,{true},{wrong}", f"{split.keys[4]},drop,,")
-    assert label_of(opened(carved, data__relabel=str(file)).train_split, key) == true
+    assert label_of(opened(carved, data__relabel_file=str(file)).train_split, key) == true
     file = old_labels(tmp_path / "r.csv", f"{key},drop,,joyful")
     with pytest.raises(UserError, match=r"line 2: old_label 'joyful' is not a class; the classes are neutral"):
-        opened(carved, data__relabel=str(file))
+        opened(carved, data__relabel_file=str(file))
 
 
 def test_files_that_are_none(carved: Path, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"data\.relabel: .*nowhere\.csv: no such file"):
-        opened(carved, data__relabel=str(tmp_path / "nowhere.csv"))
+    with pytest.raises(UserError, match=r"data\.relabel_file: .*nowhere\.csv: no such file"):
+        opened(carved, data__relabel_file=str(tmp_path / "nowhere.csv"))
     (tmp_path / "bare.csv").write_text("train-0000001,drop,\n")
     with pytest.raises(UserError, match=r"line 1: must be key,decision,label"):
-        opened(carved, data__relabel=str(tmp_path / "bare.csv"))
+        opened(carved, data__relabel_file=str(tmp_path / "bare.csv"))
 
 
 def test_too_little_is_left(carved: Path, tmp_path: Path) -> None:
     train = opened(carved).train_split
     everyone = write(tmp_path / "all.csv", *(f"{key},relabel,happy" for key in train.keys))
     with pytest.raises(UserError, match="contains only class happy"):
-        opened(carved, data__relabel=str(everyone))
+        opened(carved, data__relabel_file=str(everyone))
 
 
 def test_a_streamed_dataset_refuses_to_drop(faces: Path, tmp_path: Path) -> None:
     key = open_dataset(faces).split("train").keys[0]
     file = write(tmp_path / "r.csv", f"{key},drop,")
     with pytest.raises(UserError, match=r"drops 1 samples, but data\.access is stream"):
-        opened(faces, data__relabel=str(file), data__access="stream", data__loader="torch")
+        opened(faces, data__relabel_file=str(file), data__access="stream", data__loader="torch")
 
 
 def test_a_run_keeps_what_it_trained_on_and_notices_a_changed_file(faces: Path, tmp_path: Path) -> None:
     split = open_dataset(faces).split("train")
     lines = [f"{split.keys[5]},relabel,{other(split, 5)}", f"{split.keys[9]},drop,"]
     file = write(tmp_path / "r.csv", *lines)
-    values = settings(faces, tmp_path / "run", data__relabel=str(file))
+    values = settings(faces, tmp_path / "run", data__relabel_file=str(file))
     short, longer = (build_config([ConfigLayer("test", {**values, "epochs": epochs})]) for epochs in (1, 2))
     assert train.run(short) is not None
     assert "r.csv: 1 training samples relabeled, 1 dropped" in (tmp_path / "run" / "run.json").read_text()
@@ -176,7 +176,9 @@ def test_a_run_keeps_what_it_trained_on_and_notices_a_changed_file(faces: Path, 
     assert split.classes[recorded.labels[place]] == other(split, 5)
 
     write(file, f"{split.keys[6]},relabel,{other(split, 6)}", lines[1])  # as many faces, another label
-    with pytest.raises(UserError, match=r"training data changed since this checkpoint \(data\.shards, data\.relabel"):
+    with pytest.raises(
+        UserError, match=r"training data changed since this checkpoint \(data\.shards, data\.relabel_file"
+    ):
         train.run(longer)
     write(file, lines[1], lines[0])  # the same decisions in another order are the same
     assert train.run(longer) is not None

@@ -70,7 +70,7 @@ def direct(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def data(site: Site | str, tmp_path: Path, **more: object) -> DataConfig:
     url = site if isinstance(site, str) else site.url
-    return DataConfig(shards=url, cache=str(tmp_path / "cache"), **more)  # type: ignore[arg-type]
+    return DataConfig(shards=url, cache_dir=str(tmp_path / "cache"), **more)  # type: ignore[arg-type]
 
 
 def fetch(config: DataConfig, transfer: RetryPolicy = QUICK) -> Path:
@@ -367,14 +367,14 @@ def test_s3(original: Path, tmp_path: Path, s3_endpoint: str, monkeypatch: pytes
     files.put(str(original) + "/", "bucket/sets/faces/", recursive=True)
     same_files(fetch(data("s3://bucket/sets/faces", tmp_path)), original)
     assert "not found" in refused(data("s3://bucket/sets/other", tmp_path))
-    config = run_config("s3://bucket/sets/faces", tmp_path, data__access="stream", data__workers=1)
+    config = run_config("s3://bucket/sets/faces", tmp_path, data__access="stream", data__num_workers=1)
     assert Counter(streamed(config, 0, 1)) == Counter(range(60))
 
 
 def run_config(shards: str, tmp_path: Path, **more: object) -> Config:
     values = {
         "data.shards": shards,
-        "data.cache": str(tmp_path / "cache"),
+        "data.cache_dir": str(tmp_path / "cache"),
         "data.image_size": 32,
         "batch_size": 14,
         "data.shuffle_buffer": 8,
@@ -392,7 +392,7 @@ def test_streaming_sees_each_face_once_in_equal_steps(
     site: Site, original: Path, tmp_path: Path, ranks: int, workers: int
 ) -> None:
     """Three tars over so many workers: no one runs dry, every rank has its slice of every global batch."""
-    config = run_config(site.url, tmp_path, data__access="stream", data__workers=workers)
+    config = run_config(site.url, tmp_path, data__access="stream", data__num_workers=workers)
     split = open_dataset(original).split("train")
     everything: list[list[Batch]] = []
     for rank in range(ranks):
@@ -425,7 +425,7 @@ def test_streamed_pictures_are_the_cached_ones(site: Site, original: Path, tmp_p
 
 
 def test_streamed_order_is_shuffled_repeats_and_resumes(original: Path, tmp_path: Path) -> None:
-    config = run_config(str(original), tmp_path, data__access="stream", data__workers=0)
+    config = run_config(str(original), tmp_path, data__access="stream", data__num_workers=0)
     first, again, other = (streamed(config, 0, 1, epoch) for epoch in (0, 0, 1))
     assert first == again != other
     assert first != sorted(first)
@@ -449,7 +449,7 @@ def test_streaming_bears_faults_and_names_what_stays(
     site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("adadf_dist.data.datamodule.Remote", lambda url: Remote(url, QUICK))
-    config = run_config(site.url, tmp_path, data__access="stream", data__workers=1)
+    config = run_config(site.url, tmp_path, data__access="stream", data__num_workers=1)
     site.faults = [Fault("train-.*tar", 2, cut=0.5), Fault("train-.*tar", 1, status=500)]
     assert sorted(streamed(config, 0, 1)) == list(range(60))
     site.faults = [Fault("train-.*tar", 999, status=500)]
@@ -474,7 +474,7 @@ def at_hand(world: World, urls: list[str], folder: str) -> list[tuple[str, list[
     os.environ["LOCAL_RANK"] = str(world.rank)
     found = []
     for url in urls:
-        config = build_config([ConfigLayer("test", {"data.shards": url, "data.cache": folder})])
+        config = build_config([ConfigLayer("test", {"data.shards": url, "data.cache_dir": folder})])
         try:
             with local_shards(config, world) as shards:
                 found.append(("", sorted(path.name for path in shards.iterdir() if path.suffix == ".tar")))
@@ -502,7 +502,9 @@ def test_one_rank_fetches_for_all_and_fails_for_all(site: Site, tmp_path: Path) 
 def test_two_ranks_train_from_a_url(site: Site, original: Path, tmp_path: Path) -> None:
     """Each file once a node, also when fetching takes longer than the ranks' time limit; the run is the local one."""
     site.faults = [Fault("train-.*tar", 3, stall_s=8)]
-    values = settings(Path("x"), tmp_path / "run", epochs="1", runtime__timeout_s="6", data__cache=str(tmp_path / "c"))
+    values = settings(
+        Path("x"), tmp_path / "run", epochs="1", runtime__timeout_s="6", data__cache_dir=str(tmp_path / "c")
+    )
     done = train_forked({**values, "data.shards": site.url}, 2, timeout=120)
     assert done.returncode == 0, done.stderr
     assert set(site.count().values()) == {1}
@@ -514,7 +516,7 @@ def test_two_ranks_train_from_a_url(site: Site, original: Path, tmp_path: Path) 
 @pytest.mark.slow
 def test_two_ranks_end_soon_when_one_cannot_fetch(site: Site, tmp_path: Path) -> None:
     site.faults = [Fault(TAR, 999, status=403)]
-    values = settings(Path("x"), tmp_path / "run", data__cache=str(tmp_path / "c"), runtime__timeout_s="600")
+    values = settings(Path("x"), tmp_path / "run", data__cache_dir=str(tmp_path / "c"), runtime__timeout_s="600")
     done = train_forked({**values, "data.shards": site.url}, 2, timeout=60)
     assert done.returncode != 0
     lines = [line for line in done.stderr.splitlines() if line.startswith(("adadf_dist.train:", "adadf_dist.train["))]
@@ -523,8 +525,8 @@ def test_two_ranks_end_soon_when_one_cannot_fetch(site: Site, tmp_path: Path) ->
 
 @pytest.mark.slow
 def test_two_ranks_train_from_a_stream(site: Site, tmp_path: Path) -> None:
-    values = settings(Path("x"), tmp_path / "run", data__cache=str(tmp_path / "c"), data__access="stream")
-    values |= {"data.shards": site.url, "data.workers": "2"}
+    values = settings(Path("x"), tmp_path / "run", data__cache_dir=str(tmp_path / "c"), data__access="stream")
+    values |= {"data.shards": site.url, "data.num_workers": "2"}
     done = train_forked(values, 2, timeout=120)
     assert done.returncode == 0, done.stderr
     assert "training tars are streamed" in done.stdout

@@ -47,7 +47,7 @@ from tests.test_health import confusion, record
 def run(faces: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished run of three epochs, its report written by training."""
     out = tmp_path_factory.mktemp("runs") / "run"
-    more = {"class_distributions__threshold": "0.15", "evaluation__report": "true"}
+    more = {"class_distributions__threshold": "0.15", "evaluation__write_report": "true"}
     printed = train_here(settings(faces, out, epochs="3", **more))
     assert printed.splitlines()[-1] == f"report: {out / 'report.html'}"
     return out
@@ -64,7 +64,7 @@ def baseline(faces: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished run with single labels, whose report failed, and harmed nothing."""
     out = tmp_path_factory.mktemp("runs") / "baseline"
     (out / "report.html").mkdir(parents=True)  # where the page should go
-    more = {"loss__supervision": "one_hot", "evaluation__report": "true"}
+    more = {"loss__supervision": "one_hot", "evaluation__write_report": "true"}
     last = train_here(settings(faces, out, epochs="1", **more)).splitlines()[-1]
     assert last.startswith("warning: report failed (UserError: ") and "python -m adadf_dist.report" in last
     assert json.loads((out / "status.json").read_text())["state"] == "finished"
@@ -142,7 +142,7 @@ def test_only_what_was_judged_is_said_to_be_well(tmp_path: Path) -> None:
     """A run of 2 epochs of 10 steps, too short for nearly every rule, with a warm-up ten times longer than itself."""
     few = confusion([3, 3, 3], [4, 30, 6], [3, 7, 30])
     epochs = tuple(record(epoch, few, step=10 * epoch) for epoch in (1, 2))
-    values = {"epochs": 2, "loss.epoch_threshold": 1, "optimizer.gamma": 1.0}
+    values = {"epochs": 2, "loss.epoch_threshold": 1, "optimizer.lr_gamma": 1.0}
     config = build_config([ConfigLayer("test", values)])
     facts = {"classes": ["fear", "happy", "sad"]}
     text = " ".join(health([RunData(tmp_path, config, facts, epochs, None)]))
@@ -317,7 +317,7 @@ def test_several_runs_are_paired_by_seed(run: Path, copies: Path, tmp_path: Path
     (alone,) = compare_groups([open_run(mine[0]), open_run(theirs[0])])
     assert alone.difference is None
     assert compare_groups([open_run(mine[0]), open_run(theirs[1])]) == [], "no seed in common"
-    watched = copy_of(theirs[0], copies / "watched", runtime__profile="5")
+    watched = copy_of(theirs[0], copies / "watched", runtime__profile_steps="5")
     assert len(compare_groups([open_run(mine[0]), open_run(watched)])) == 1, "a profile is no other way of training"
     assert compare_groups([open_run(mine[0]), open_run(mine[1])]) == [], "one way of training"
 
@@ -410,7 +410,7 @@ def test_mistakes_are_told_in_a_line(run: Path, tmp_path: Path, capsys: pytest.C
     assert f"did you mean {face.key}?" in wrong([str(run), "--face", f"{face.key}x"], capsys)
     with np.load(run / "history" / "epoch-0001.npz") as epoch, np.load(run / "faces.npz") as columns:
         other = next(str(key) for n, key in enumerate(columns["keys"]) if n not in epoch["listed"].tolist())
-    assert f"runtime.history_samples {other}" in wrong([str(run), "--face", other], capsys)
+    assert f"runtime.tracked_samples {other}" in wrong([str(run), "--face", other], capsys)
     for path in (begun / "history").glob("*.npz"):  # as a sampler that left the face out
         with np.load(path) as arrays:
             columns = dict(arrays)

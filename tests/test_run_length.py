@@ -26,27 +26,27 @@ def preset(name: str, **changed: object) -> Config:
 
 SENSELESS: dict[str, tuple[dict[str, Any], int, str]] = {
     "optimizer.warmup_steps": (
-        {"optimizer.warmup_steps": 200, "epochs": 2, "loss.epoch_threshold": 1, "optimizer.gamma": 1.0},
+        {"optimizer.warmup_steps": 200, "epochs": 2, "loss.epoch_threshold": 1, "optimizer.lr_gamma": 1.0},
         10,
         "10%",
     ),
-    "optimizer.scaling_warmup": (
+    "optimizer.scaling_warmup_epochs": (
         {
             "batch_size": 1024,
             "optimizer.lr_scaling": "sqrt",
             "epochs": 4,
             "loss.epoch_threshold": 1,
-            "optimizer.scaling_warmup": 5.0,
+            "optimizer.scaling_warmup_epochs": 5.0,
         },
         10,
         "4.00",
     ),
     "loss.epoch_threshold": ({"loss.epoch_threshold": 9, "epochs": 8}, 100, "8 epochs"),
-    "optimizer.ema": ({"optimizer.ema": 0.999, "epochs": 10}, 40, "1,000 steps"),
-    "checkpoint.every_steps": ({"checkpoint.every_steps": 500, "epochs": 4}, 100, "500"),
-    "runtime.stop_every": ({"runtime.stop_every": 500, "epochs": 4}, 100, "500"),
-    "runtime.log_every": ({"runtime.log_every": 500, "epochs": 4}, 100, "500"),
-    "optimizer.gamma": ({"optimizer.gamma": 0.5}, 100, "epoch 11 of 75"),
+    "optimizer.ema_decay": ({"optimizer.ema_decay": 0.999, "epochs": 10}, 40, "1,000 steps"),
+    "checkpoint.save_every_steps": ({"checkpoint.save_every_steps": 500, "epochs": 4}, 100, "500"),
+    "runtime.stop_check_steps": ({"runtime.stop_check_steps": 500, "epochs": 4}, 100, "500"),
+    "runtime.log_every_steps": ({"runtime.log_every_steps": 500, "epochs": 4}, 100, "500"),
+    "optimizer.lr_gamma": ({"optimizer.lr_gamma": 0.5}, 100, "epoch 11 of 75"),
 }
 """Key -> settings that make no sense, steps in an epoch, and a figure of the message, worked out by hand."""
 
@@ -69,13 +69,16 @@ def test_what_makes_no_sense_is_found_and_its_fix_is_one(key: str) -> None:
     [
         ({"optimizer.warmup_steps": 100, "epochs": 3}, 100),  # a third
         ({"optimizer.warmup_steps": 0.33, "epochs": 3}, 100),
-        ({"optimizer.lr_scaling": "sqrt", "epochs": 3, "optimizer.scaling_warmup": 2.0}, 100),  # the batch is the usual
+        (
+            {"optimizer.lr_scaling": "sqrt", "epochs": 3, "optimizer.scaling_warmup_epochs": 2.0},
+            100,
+        ),  # usual batch
         ({"loss.epoch_threshold": 8, "epochs": 8}, 100),
         ({"loss.epoch_threshold": 9, "epochs": 8, "loss.supervision": "one_hot"}, 100),  # no such loss
-        ({"optimizer.ema": 0.99, "epochs": 3}, 100),
-        ({"checkpoint.every_steps": 400, "epochs": 4}, 100),
+        ({"optimizer.ema_decay": 0.99, "epochs": 3}, 100),
+        ({"checkpoint.save_every_steps": 400, "epochs": 4}, 100),
         ({"epochs": 1, "loss.epoch_threshold": 1}, 2),  # the default intervals do no harm
-        ({"optimizer.gamma": 0.5, "optimizer.schedule": "cosine"}, 100),
+        ({"optimizer.lr_gamma": 0.5, "optimizer.schedule": "cosine"}, 100),
     ],
 )
 def test_what_makes_sense_is_not_found(values: dict[str, Any], steps: int) -> None:
@@ -111,7 +114,7 @@ def test_the_presets_warm_up_as_they_did(name: str, steps_per_epoch: int, warmup
     ("key", "values", "steps"),
     [
         ("loss.epoch_threshold", {"epochs": 1}, 10),
-        ("runtime.log_every", {"epochs": 1, "loss.epoch_threshold": 1, "runtime.log_every": 99}, 1),
+        ("runtime.log_every_steps", {"epochs": 1, "loss.epoch_threshold": 1, "runtime.log_every_steps": 99}, 1),
     ],
 )
 def test_no_advice_to_go_below_one(key: str, values: dict[str, Any], steps: int) -> None:
@@ -127,7 +130,7 @@ def test_a_small_rate_is_not_rounded_to_zero() -> None:
 
 
 def test_a_batch_of_all_samples_is_found() -> None:
-    values = {"batch_size": 5000, "epochs": 20, "loss.epoch_threshold": 2, "optimizer.gamma": 1.0}
+    values = {"batch_size": 5000, "epochs": 20, "loss.epoch_threshold": 2, "optimizer.lr_gamma": 1.0}
     config = build_config([ConfigLayer("test", values)])
     (problem,) = find_problems(config, 1)
     assert problem.key == "batch_size" and "batch_size = 5000" in problem.text and "20" in problem.text
@@ -136,7 +139,9 @@ def test_a_batch_of_all_samples_is_found() -> None:
 
 def test_a_fraction_is_of_the_run() -> None:
     """A tenth of 5 epochs of 40 steps: 20 steps, in equal rises."""
-    config = build_config([ConfigLayer("test", {"optimizer.warmup_steps": "0.1", "epochs": 5, "optimizer.gamma": 1.0})])
+    config = build_config(
+        [ConfigLayer("test", {"optimizer.warmup_steps": "0.1", "epochs": 5, "optimizer.lr_gamma": 1.0})]
+    )
     rates = [learning_rate(config, Position(step // 40, step, step / 40, 40)) for step in range(200)]
     expected = [1e-3 * (step + 1) / 20 if step < 20 else 1e-3 for step in range(200)]
     assert rates == pytest.approx(expected)
@@ -145,10 +150,10 @@ def test_a_fraction_is_of_the_run() -> None:
 @pytest.mark.parametrize(
     "values",
     [
-        {"optimizer.warmup_steps": 300, "epochs": 4, "optimizer.gamma": 0.7},
+        {"optimizer.warmup_steps": 300, "epochs": 4, "optimizer.lr_gamma": 0.7},
         {"optimizer.warmup_steps": 0.9, "epochs": 4, "optimizer.schedule": "cosine"},
-        {"batch_size": 16, "optimizer.lr_scaling": "linear", "epochs": 4, "optimizer.scaling_warmup": 3.0},
-        {"batch_size": 256, "optimizer.lr_scaling": "sqrt", "epochs": 4, "optimizer.scaling_warmup": 3.5},
+        {"batch_size": 16, "optimizer.lr_scaling": "linear", "epochs": 4, "optimizer.scaling_warmup_epochs": 3.0},
+        {"batch_size": 256, "optimizer.lr_scaling": "sqrt", "epochs": 4, "optimizer.scaling_warmup_epochs": 3.5},
     ],
 )
 def test_the_highest_rate_is_that_of_some_step(values: dict[str, Any]) -> None:

@@ -94,7 +94,7 @@ def test_a_step_on_paper_is_what_ranks_send(case: str, tmp_path: Path) -> None:
     config, ranks = small(), 2
     if case != "plain":
         torch.save(build_resnet("resnet10").state_dict(), tmp_path / "weights.pt")
-        config, ranks = small(model__pretrained=str(tmp_path / "weights.pt"), loss__scope="local"), 3
+        config, ranks = small(model__pretrained=str(tmp_path / "weights.pt"), loss__batch_scope="local"), 3
     found = run_ranks(steps_of_a_rank, ranks, config)
     model = network(small(), 7, frozen=found[0]["frozen"])
     paper = {traffic.part: traffic for traffic in step_traffic(model, config, ranks, "cpu")}
@@ -122,7 +122,7 @@ def test_an_epoch_on_paper_is_what_ranks_send(faces: Path, tmp_path: Path) -> No
     """By the difference of a run of two epochs and a run of one, which is an epoch."""
     found = []
     for epochs in ("1", "2"):
-        pace = {"runtime__stop_every": "2", "runtime__log_every": "2", "evaluation__test": "false"}
+        pace = {"runtime__stop_check_steps": "2", "runtime__log_every_steps": "2", "evaluation__run_test": "false"}
         values = settings(faces, tmp_path / epochs, epochs=epochs, **pace)
         found.append(run_ranks(whole_run, 2, values)[0])
     config = build_config([ConfigLayer("test", values)])

@@ -32,7 +32,7 @@ def test_a_planted_optimum_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     best = tomllib.loads((tmp_path / "best.toml").read_text())
     assert best["optimizer"]["lr"] == 1e-3
     config = parse_cli(["--config", str(tmp_path / "best.toml")])
-    assert config.optimizer.lr == 1e-3 and config.epochs == 6 and config.evaluation.test
+    assert config.optimizer.lr == 1e-3 and config.epochs == 6 and config.evaluation.run_test
     winner = next(c for c in choice.candidates if c.number == choice.winner)
     assert config.loss.lambda_min == study.space.sample(0, winner.number)["loss.lambda_min"]
     # the default and six of the search on its seed, the default and two finalists on three others

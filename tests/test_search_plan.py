@@ -28,7 +28,7 @@ def test_what_changed_since_is_named(tmp_path: Path) -> None:
         start(study_of(tmp_path, wider, OPTIONS), resume=True)
     with pytest.raises(UserError, match=r"options\.trials was 6 and is now 5"):
         begun(tmp_path, replace(OPTIONS, trials=5))
-    begun(tmp_path, replace(OPTIONS, trials=9, seeds=5, keep="all"), data__workers=7, runtime__timeout_s=99)
+    begun(tmp_path, replace(OPTIONS, trials=9, seeds=5, keep="all"), data__num_workers=7, runtime__timeout_s=99)
     with pytest.raises(UserError, match=r"study\.json: no such file; remove --resume"):
         start(study_of(tmp_path / "none", SPACE, OPTIONS), resume=True)
 
@@ -38,7 +38,7 @@ def test_what_changed_since_is_named(tmp_path: Path) -> None:
     [
         (["--trials", "-1"], "--trials -1: must be at least 0"),
         (["--seeds", "1"], "--seeds 1: must be at least 2"),
-        (["--evaluation.protocol", "published"], "evaluation.protocol=published"),
+        (["--evaluation.protocol", "paper"], "evaluation.protocol=paper"),
         (["--searcher", "tpe", "--local"], "--searcher tpe"),
         (["--space", "papr"], "--space papr"),
         (["--grace", "3"], "--grace 3"),
@@ -61,7 +61,7 @@ def test_paths_hold_on_every_node(monkeypatch: pytest.MonkeyPatch, tmp_path: Pat
     monkeypatch.chdir(tmp_path)
     study, _ = plan(["--preset", "demo", "--data.shards", "faces"])
     assert study.base.data.shards == str(tmp_path / "faces")
-    assert study.base.data.cache.startswith("~")
+    assert study.base.data.cache_dir.startswith("~")
     study, _ = plan(["--preset", "demo", "--data.shards", "s3://bucket/faces", "--model.pretrained", "imagenet"])
     assert study.base.data.shards == "s3://bucket/faces" and study.base.model.pretrained == "imagenet"
 
@@ -90,6 +90,6 @@ def test_grids_are_gone_through_once(tmp_path: Path) -> None:
 def test_combinations_are_checked_before_any_trial(tmp_path: Path) -> None:
     """Each value by itself is right; crops larger than the picture are not."""
     space = tmp_path / "space.toml"
-    space.write_text('"data.image_size" = { grid = [64, 160] }\n"data.ten_crop" = { grid = [0, 120] }')
+    space.write_text('"data.image_size" = { grid = [64, 160] }\n"data.ten_crop_resize" = { grid = [0, 120] }')
     with pytest.raises(UserError, match=r"trial 4.*ten_crop"):
         plan(["--preset", "demo", "--space", str(space)])

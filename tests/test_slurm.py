@@ -130,7 +130,7 @@ def test_a_task_is_a_rank_with_the_users_words(cluster: Cluster, tmp_path: Path)
     assert ended(cluster.job("--seed", "7", "--data.shards", "some where", TMPDIR=str(tmp_path)))[0] == 0
     for rank in (2, 3):
         words = ["-m", "adadf_dist.train", "--preset", "rafdb", "--out", str(cluster.out)]
-        words += ["--seed", "7", "--data.shards", "some where", "--data.cache", f"{tmp_path}/adadf_dist"]
+        words += ["--seed", "7", "--data.shards", "some where", "--data.cache_dir", f"{tmp_path}/adadf_dist"]
         assert cluster.words(rank) == words
         expected = {"RANK": str(rank), "LOCAL_RANK": str(rank - 2), "WORLD_SIZE": "4", "LOCAL_WORLD_SIZE": "2"}
         expected |= {"MASTER_ADDR": "node-1", "MASTER_PORT": "14242", "OMP_NUM_THREADS": "3"}
@@ -139,8 +139,8 @@ def test_a_task_is_a_rank_with_the_users_words(cluster: Cluster, tmp_path: Path)
 
 def test_a_users_cache_stays(cluster: Cluster) -> None:
     cluster.ranks(TWO_TASKS + writes(cluster, "finished"))
-    assert ended(cluster.job("--data.cache=mine"))[0] == 0
-    assert cluster.words(2)[-1] == "--data.cache=mine"
+    assert ended(cluster.job("--data.cache_dir=mine"))[0] == 0
+    assert cluster.words(2)[-1] == "--data.cache_dir=mine"
 
 
 def test_the_run_folder_is_read_from_a_file_too(cluster: Cluster, tmp_path: Path) -> None:

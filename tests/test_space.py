@@ -18,7 +18,7 @@ MIXED: dict[str, object] = {
     "optimizer.lr": {"loguniform": [1e-4, 1e-2]},
     "batch_size": {"grid": [16, 32, 64]},
     "optimizer.schedule": {"choice": ["exponential", "cosine"]},
-    "optimizer.gamma": {"choice": [0.8, 0.9], "when": {"optimizer.schedule": "exponential"}},
+    "optimizer.lr_gamma": {"choice": [0.8, 0.9], "when": {"optimizer.schedule": "exponential"}},
 }
 
 
@@ -31,7 +31,7 @@ def test_draws_fill_their_domains() -> None:
     assert 120 < below < 180  # half of a logarithmic range lies below its geometric middle
     assert Counter(values["batch_size"] for values in drawn) == {16: 100, 32: 100, 64: 100}
     for values in drawn:
-        assert ("optimizer.gamma" in values) == (values["optimizer.schedule"] == "exponential")
+        assert ("optimizer.lr_gamma" in values) == (values["optimizer.schedule"] == "exponential")
 
 
 def test_a_draw_depends_on_seed_and_number_alone() -> None:
@@ -59,9 +59,9 @@ def test_a_file_may_nest_its_keys(tmp_path: Path) -> None:
         "loss.lambda_min",
         "optimizer.lr",
         "optimizer.schedule",
-        "optimizer.gamma",
+        "optimizer.lr_gamma",
     }
-    assert space.domains["optimizer.gamma"].when == {"optimizer.schedule": "exponential"}
+    assert space.domains["optimizer.lr_gamma"].when == {"optimizer.schedule": "exponential"}
 
 
 @pytest.mark.parametrize(
@@ -79,11 +79,11 @@ def test_a_file_may_nest_its_keys(tmp_path: Path) -> None:
         ('"model.backbone" = { choice = ["resnet18", "vgg"] }', ["model.backbone", "vgg"]),
         (
             '"optimizer.schedule" = { choice = ["cosine"] }\n'
-            '"optimizer.gamma" = { choice = [0.8], when = { "optimizer.schedule" = "exponential" } }',
-            ["optimizer.gamma", "never happens"],
+            '"optimizer.lr_gamma" = { choice = [0.8], when = { "optimizer.schedule" = "exponential" } }',
+            ["optimizer.lr_gamma", "never happens"],
         ),
         ('"loss.lambda_min" = { uniform = [0, 1', ["does not parse"]),
-        ('"evaluation.protocol" = { choice = ["clean", "published"] }', ["evaluation.protocol", "cannot be searched"]),
+        ('"evaluation.protocol" = { choice = ["clean", "paper"] }', ["evaluation.protocol", "cannot be searched"]),
         ('"epochs" = { choice = [4, 8] }', ["epochs", "cannot be searched"]),
     ],
 )
@@ -114,13 +114,13 @@ def test_the_order_of_a_file_decides_nothing() -> None:
 
 def test_a_condition_hangs_on_another() -> None:
     chain: dict[str, object] = {
-        "optimizer.ema": {"choice": [0.9, 0.99], "when": {"optimizer.warmup_steps": 100}},
+        "optimizer.ema_decay": {"choice": [0.9, 0.99], "when": {"optimizer.warmup_steps": 100}},
         "optimizer.warmup_steps": {"choice": [0, 100], "when": {"optimizer.schedule": "cosine"}},
         "optimizer.schedule": {"choice": ["exponential", "cosine"]},
     }
     space = read_space("chain", chain, base())
     kinds = Counter(tuple(sorted(space.sample(0, number))) for number in range(200))
-    schedule, warmup, ema = "optimizer.schedule", "optimizer.warmup_steps", "optimizer.ema"
+    schedule, warmup, ema = "optimizer.schedule", "optimizer.warmup_steps", "optimizer.ema_decay"
     assert set(kinds) == {(schedule,), (schedule, warmup), (ema, schedule, warmup)}
 
 
@@ -142,3 +142,19 @@ def test_grace_is_twice_the_largest_epoch_threshold() -> None:
     assert plan_halving(fixed, config, None, 3).grace == 2
     with pytest.raises(UserError, match="--factor 1"):
         plan_halving(fixed, config, None, 1)
+
+
+def test_a_space_with_keys_of_version_0_1_samples_the_same_values() -> None:
+    old = read_space(
+        "old",
+        {
+            "augment.policy": {"choice": ["published", "standard"]},
+            "augment.operations": {"choice": [1, 2, 3], "when": {"augment.policy": "standard"}},
+        },
+        base(),
+    )
+    assert list(old.domains) == ["augment.policy", "augment.num_ops"]
+    assert old.domains["augment.policy"].values == ("paper", "torchvision")
+    assert old.domains["augment.num_ops"].when == {"augment.policy": "torchvision"}
+    # sampled by version 0.1 with seed 3, numbers 1 to 8
+    assert [old.sample(3, number).get("augment.num_ops") for number in range(1, 9)] == [None, None, 1, 2, 2, 2, 2, None]

@@ -178,7 +178,7 @@ def test_a_row_that_failed_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     [
         (["backbone", "--model.pretrained", "msceleb.pth"], "msceleb.pth contains weights of one backbone"),
         (["ablation", "--seeds", "1"], "--seeds 1"),
-        (["ablation", "--evaluation.protocol", "published"], "evaluation.protocol"),
+        (["ablation", "--evaluation.protocol", "paper"], "evaluation.protocol"),
     ],
 )
 def test_a_wrong_command_is_one_line(words: list[str], message: str) -> None:

@@ -55,7 +55,9 @@ def test_a_faces_logits_are_the_mean_over_its_crops() -> None:
 
 
 def config_for(faces: Path, out: Path) -> Config:
-    values = settings(faces, out, data__ten_crop="40", batch_size="9", augment__operations="1", augment__erase="1")
+    values = settings(
+        faces, out, data__ten_crop_resize="40", batch_size="9", augment__num_ops="1", augment__erase_prob="1"
+    )
     return build_config([ConfigLayer("test", values)])
 
 
@@ -93,5 +95,5 @@ def test_a_run_counts_faces_not_crops(faces: Path, tmp_path: Path) -> None:
 
 
 def test_crops_that_do_not_fit() -> None:
-    with pytest.raises(UserError, match=r"data\.ten_crop is 224; allowed: 0, or above data\.image_size"):
-        build_config([ConfigLayer("test", {"data.ten_crop": 224})])
+    with pytest.raises(UserError, match=r"data\.ten_crop_resize is 224; allowed: 0, or above data\.image_size"):
+        build_config([ConfigLayer("test", {"data.ten_crop_resize": 224})])

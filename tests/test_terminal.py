@@ -238,7 +238,7 @@ def test_a_dropped_connection(nohup: bool, faces: Path, tmp_path: Path) -> None:
             signal.signal(signal.SIGHUP, signal.SIG_IGN)
 
     process = subprocess.Popen(
-        command(settings(faces, out, epochs="4", data__workers="1")),
+        command(settings(faces, out, epochs="4", data__num_workers="1")),
         cwd=ROOT,
         env=environment(),
         stdin=slave,

@@ -160,7 +160,7 @@ def test_a_key_that_appears_twice_is_an_error(name: str, tmp_path: Path) -> None
         load_config_file(tmp_path / name)
     assert "\n" not in str(caught.value)
     if name == "x.json":
-        with pytest.raises(UserError, match=r"deepspeed\.config: .*key 'seed' appears twice"):
+        with pytest.raises(UserError, match=r"deepspeed\.config_file: .*key 'seed' appears twice"):
             read_json(tmp_path / name)
 
 

@@ -17,7 +17,8 @@ import pytest
 import torch
 
 from adadf_dist import train
-from adadf_dist.config.load import ConfigLayer, build_config, flatten, to_dict
+from adadf_dist.config.keys import flatten
+from adadf_dist.config.load import ConfigLayer, build_config, to_dict
 from adadf_dist.config.schema import Config
 from adadf_dist.errors import UserError
 from adadf_dist.tracking import async_tracker
@@ -58,7 +59,7 @@ def tracked(faces: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     train_here(settings(faces, folder / "plain"))
     more = {"WANDB_MODE": "offline", "MLFLOW_TRACKING_URI": f"sqlite:///{folder}/mlflow.db"}
     for epochs in ("1", "2"):
-        values = settings(faces, folder / "run", epochs=epochs, runtime__loggers="[wandb,mlflow]")
+        values = settings(faces, folder / "run", epochs=epochs, runtime__trackers="[wandb,mlflow]")
         done = train_forked(values, timeout=200, **more)
         assert done.returncode == 0, done.stderr
         assert "warning" not in done.stderr
@@ -110,7 +111,7 @@ def test_wandb_has_the_run(tracked: Path) -> None:
 def test_the_profile(tracked: Path, faces: Path) -> None:
     """Of two steps, after three that pass and one that warms up; and nothing else of the run changes."""
     out = tracked / "profiled"
-    done = train_forked(settings(faces, out, runtime__profile="2"))
+    done = train_forked(settings(faces, out, runtime__profile_steps="2"))
     assert done.returncode == 0, done.stderr
     assert_same_run(out, tracked / "plain")
     (path,) = (out / "trace").iterdir()
@@ -140,7 +141,7 @@ def test_a_server_that_does_not_answer(
 ) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
-    train.main(command(settings(faces, tmp_path / "run", epochs="1", runtime__loggers="[mlflow]"))[3:])
+    train.main(command(settings(faces, tmp_path / "run", epochs="1", runtime__trackers="[mlflow]"))[3:])
     assert capsys.readouterr().err.count("warning: mlflow: ") == 1
     assert json.loads((tmp_path / "run" / "result.json").read_text())["test"]["samples"] == 30
 
@@ -175,7 +176,7 @@ def test_a_server_that_hangs(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Cap
 
 @pytest.mark.parametrize("name", ["wandb", "mlflow"])
 def test_a_package_that_is_missing(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    config = build_config([ConfigLayer("test", {"runtime.loggers": [name]})])
+    config = build_config([ConfigLayer("test", {"runtime.trackers": [name]})])
     check_trackers(config.runtime)
     own = importlib.util.find_spec
     monkeypatch.setattr(async_tracker, "find_spec", lambda wanted: None if wanted == name else own(wanted))
@@ -184,11 +185,11 @@ def test_a_package_that_is_missing(name: str, monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_a_tracker_that_is_not_known() -> None:
-    with pytest.raises(UserError, match=r"runtime\.loggers"):
-        build_config([ConfigLayer("test", {"runtime.loggers": ["wandbb"]})])
+    with pytest.raises(UserError, match=r"runtime\.trackers"):
+        build_config([ConfigLayer("test", {"runtime.trackers": ["wandbb"]})])
 
 
 def test_the_keys_read_back() -> None:
-    config = build_config([ConfigLayer("test", {"runtime.loggers": ["wandb", "mlflow"], "runtime.profile": 3})])
-    assert dict(flatten(to_dict(config)))["runtime.loggers"] == ["wandb", "mlflow"]
+    config = build_config([ConfigLayer("test", {"runtime.trackers": ["wandb", "mlflow"], "runtime.profile_steps": 3})])
+    assert dict(flatten(to_dict(config)))["runtime.trackers"] == ["wandb", "mlflow"]
     assert build_config([ConfigLayer("again", to_dict(config))]) == config

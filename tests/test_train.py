@@ -83,7 +83,7 @@ def test_sigterm_stops_in_mid_epoch_and_the_same_command_goes_on(reference: Path
 @pytest.mark.slow
 def test_sigkill_at_random_moments(reference: Path, faces: Path, tmp_path: Path) -> None:
     out, moments = tmp_path / "killed", random.Random(0)
-    values = settings(faces, out, checkpoint__every_steps="1")
+    values = settings(faces, out, checkpoint__save_every_steps="1")
     for _ in range(2):
         process = start(command(values))
         wait_for_steps(out, len(records(out, "steps")) + 1)
@@ -100,7 +100,7 @@ def test_sigkill_inside_a_checkpoint_write(write: int, reference: Path, faces: P
     """The process dies with half a checkpoint on the disk: the first one, or the fifth (the end of epoch 1)."""
     out = tmp_path / "torn"
     script = Path(__file__).with_name("killed_in_write.py")
-    values = settings(faces, out, checkpoint__every_steps="1")
+    values = settings(faces, out, checkpoint__save_every_steps="1")
     died = finish(command(values, script=[str(script), str(write)]))
     assert died.returncode == -signal.SIGKILL, died.stderr
     assert list((out / "checkpoints").glob("*.partial"))
@@ -112,12 +112,12 @@ def test_sigkill_inside_a_checkpoint_write(write: int, reference: Path, faces: P
 
 def test_a_torn_checkpoint_is_passed_over_and_said_so(reference: Path, faces: Path, tmp_path: Path) -> None:
     out = tmp_path / "damaged"
-    train_forked(settings(faces, out, epochs="1", checkpoint__every_steps="3"))
+    train_forked(settings(faces, out, epochs="1", checkpoint__save_every_steps="3"))
     newest = sorted((out / "checkpoints").glob("checkpoint-*.pt"))[-1]
     with newest.open("r+b") as file:
         file.truncate(newest.stat().st_size // 2)
     (out / "result.json").unlink()
-    done = train_forked(settings(faces, out, checkpoint__every_steps="3"))
+    done = train_forked(settings(faces, out, checkpoint__save_every_steps="3"))
     assert done.returncode == 0, done.stderr
     assert f"{newest.name}: truncated" in done.stderr
     assert_same_run(out, reference)
@@ -177,7 +177,7 @@ def test_a_loss_that_is_not_finite_names_its_step(faces: Path, tmp_path: Path, m
         return losses._replace(total=losses.total * float("nan")) if len(calls) == 6 else losses
 
     monkeypatch.setattr(train, "adadf_loss", poisoned)
-    config = build_config([ConfigLayer("test", settings(faces, out, runtime__log_every="4"))])
+    config = build_config([ConfigLayer("test", settings(faces, out, runtime__log_every_steps="4"))])
     with pytest.raises(UserError, match=r"step 6 \(epoch 2\): non-finite loss"):
         train.run(config)
     kept = sorted((out / "checkpoints").glob("checkpoint-*.pt"))
@@ -189,7 +189,7 @@ def test_a_loss_that_is_not_finite_names_its_step(faces: Path, tmp_path: Path, m
 def test_on_epoch_and_the_published_protocol(faces: Path, tmp_path: Path) -> None:
     seen: list[object] = []
     values = settings(
-        faces, tmp_path / "published", evaluation__protocol="published", class_distributions__source="pass"
+        faces, tmp_path / "published", evaluation__protocol="paper", class_distributions__source="second_pass"
     )
     result = train.run(
         build_config([ConfigLayer("test", values)]), on_epoch=lambda record: seen.append(record["epoch"])
@@ -280,7 +280,7 @@ def test_more_epochs_of_a_cosine_are_another_run(faces: Path, tmp_path: Path) ->
 
 def test_an_average_of_the_weights_over_two_ranks(faces: Path, tmp_path: Path) -> None:
     out = tmp_path / "ema"
-    done = train_forked(settings(faces, out, optimizer__ema="0.9", epochs="1"), 2, timeout=180)
+    done = train_forked(settings(faces, out, optimizer__ema_decay="0.9", epochs="1"), 2, timeout=180)
     assert done.returncode == 0, done.stderr
     state = read_checkpoint(next((out / "checkpoints").glob("checkpoint-*")))["engine"]
     assert state["average"].keys() == state["model"].keys()

@@ -123,5 +123,5 @@ def test_a_lost_rank_is_no_failure_of_the_trial(tmp_path: Path, monkeypatch: pyt
 def test_a_trial_writes_no_report(tmp_path: Path) -> None:
     """The search has a page of its own, and drawing takes seconds a trial."""
     base = Config()
-    assert base.evaluation.report
-    assert not config_of(base, Trial(1, 0, "search", {"optimizer.lr": 0.1}), tmp_path).evaluation.report
+    assert base.evaluation.write_report
+    assert not config_of(base, Trial(1, 0, "search", {"optimizer.lr": 0.1}), tmp_path).evaluation.write_report

@@ -90,13 +90,13 @@ def test_a_small_search_finds_a_planted_optimum(tmp_path: Path) -> None:
             space,
             *("--trials", "2", "--seeds", "3", "--finalists", "1", "--scheduler", "none"),
             data__shards=str(tmp_path / "faces"),
-            data__embedded_faces="[1000, 210, 70]",
+            data__synthetic_samples="[1000, 210, 70]",
             loss__supervision="one_hot",
             optimizer__lr=str(BROKEN),
             augment__policy="none",
-            augment__flip="0",
-            runtime__log_every="10",
-            runtime__stop_every="4",
+            augment__flip_prob="0",
+            runtime__log_every_steps="10",
+            runtime__stop_check_steps="4",
         ),
         timeout=280,
     )
@@ -186,7 +186,7 @@ def test_optuna_draws_from_what_is_known(tiny: Path, tmp_path: Path) -> None:
         tmp_path,
         SPACE
         + '"optimizer.schedule" = { choice = ["exponential", "cosine"] }\n'
-        + '"optimizer.gamma" = { choice = [0.8, 0.9], when = { "optimizer.schedule" = "exponential" } }\n',
+        + '"optimizer.lr_gamma" = { choice = [0.8, 0.9], when = { "optimizer.schedule" = "exponential" } }\n',
     )
     few = ("--seeds", "2", "--finalists", "1", "--scheduler", "none", "--searcher", "tpe")
     for words in (("--trials", "3"), ("--trials", "5", "--resume")):
@@ -198,7 +198,7 @@ def test_optuna_draws_from_what_is_known(tiny: Path, tmp_path: Path) -> None:
     assert len({row["loss.lambda_min"] for row in searched}) == 6
     for row in searched[1:]:
         values = json.loads((tmp_path / "search" / row["folder"] / "trial.json").read_text())["values"]
-        assert ("optimizer.gamma" in values) == (values["optimizer.schedule"] == "exponential")
+        assert ("optimizer.lr_gamma" in values) == (values["optimizer.schedule"] == "exponential")
 
 
 def child_of(pid: int, word: str) -> int:

@@ -103,14 +103,16 @@ def test_closing_ends_a_worker_that_holds_the_interpreter_lock(pool: WorkerPool[
 
 
 def test_the_loader_names_a_killed_worker_in_one_line(faces: Path) -> None:
-    config = config_for(faces, data__loader="torch", data__workers=2, data__prefetch=1, data__image_size=224)
+    config = config_for(
+        faces, data__loader="torch", data__num_workers=2, data__prefetch_batches=1, data__image_size=224
+    )
     with open_data(config, 0, 1, torch.device("cpu")) as data:
         batches = iter(data.train_batches(0))
         next(batches)
         for server in psutil.Process().children():
             for worker in server.children():
                 worker.kill()
-        with pytest.raises(UserError, match=r"killed by SIGKILL.*lower data\.workers \(now 2\)") as caught:
+        with pytest.raises(UserError, match=r"killed by SIGKILL.*lower data\.num_workers \(now 2\)") as caught:
             list(batches)
     assert "\n" not in str(caught.value)
 

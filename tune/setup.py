@@ -62,9 +62,9 @@ def remote_digests(url: str) -> dict[str, str]:
 
 def check_protocol(base: Config) -> None:
     """Raise `UserError` for the protocol that selects epochs on the test split: it would bias every comparison."""
-    if base.evaluation.protocol == "published":
+    if base.evaluation.protocol == "paper":
         raise UserError(
-            "evaluation.protocol=published selects epochs on the test split, which biases comparisons; "
+            "evaluation.protocol=paper selects epochs on the test split, which biases comparisons; "
             "set evaluation.protocol = clean"
         )
 

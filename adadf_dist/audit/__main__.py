@@ -30,11 +30,11 @@ training split and from the training dynamics. Writes to RUN/audit:
                score), attention and loss (mean and last), how often it was forgotten, auxiliary, target and fused
                distribution
   audit.html   gallery of the most likely mislabeled samples: keep, relabel or drop them and export relabel.csv, which
-               `--data.relabel` of the trainer and `--relabel` of shards.build apply
+               `--data.relabel_file` of the trainer and `--relabel` of shards.build apply
   scores.json  how well this and baseline scores find known label errors, if there are any
 
-Label errors are known if the run was trained with data.label_noise or data.label_noise_file, or from other labels of
-the same photos (--true-labels, such as FER+ for FER2013). An unfinished run is audited on its epochs so far.
+Label errors are known if the run was trained with data.label_noise_rate or data.label_noise_file, or from other labels
+of the same photos (--true-labels, such as FER+ for FER2013). An unfinished run is audited on its epochs so far.
 """
 EPILOG = """\
 examples:

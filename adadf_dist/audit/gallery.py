@@ -24,7 +24,7 @@ HELP = """\
 <p class="help"><kbd>←</kbd> <kbd>→</kbd> <kbd>↑</kbd> <kbd>↓</kbd> move between samples, or click one.
 <kbd>K</kbd> keep, <kbd>D</kbd> drop, <kbd>R</kbd> relabel to the selected class, <kbd>1</kbd> to <kbd>9</kbd> relabel
 to the class with this number, <kbd>U</kbd> undo. Decisions are saved in this browser; <em>Export relabel.csv</em> saves
-them for <code>--data.relabel</code> of the trainer and <code>--relabel</code> of the builder.</p>
+them for <code>--data.relabel_file</code> of the trainer and <code>--relabel</code> of the builder.</p>
 <p class="warning" id="unkept" hidden>This browser cannot save decisions; export before closing the page.</p>"""
 
 TOOLS = """\

@@ -35,8 +35,8 @@ class ReferenceLabels(NamedTuple):
 
 
 def injected_noise(faces: SampleTable, data: DataConfig) -> ReferenceLabels | None:
-    """Return the labels before `data.label_noise` or `data.label_noise_file`; None if no label was changed."""
-    kind = f"data.label_noise {data.label_noise:g}" if data.label_noise else "data.label_noise_file"
+    """Return the labels before `data.label_noise_rate` or `data.label_noise_file`; None if no label was changed."""
+    kind = f"data.label_noise_rate {data.label_noise_rate:g}" if data.label_noise_rate else "data.label_noise_file"
     changed = int((faces.labels != faces.true_labels).sum())
     if not changed:
         return None

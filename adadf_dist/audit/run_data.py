@@ -137,5 +137,5 @@ def check_same_faces(data: DataModule, faces: SampleTable, trained: TrainedModel
     if not np.array_equal(data.train_split.labels, faces.labels):
         raise UserError(
             f"{shards}: training labels differ from the run's; pass the run's dataset as --data.shards and restore the "
-            "files of data.relabel and data.label_noise_file"
+            "files of data.relabel_file and data.label_noise_file"
         )

@@ -88,7 +88,7 @@ def examine(config: Config, world: World, page: CheckReport) -> None:
         return  # the other checks need identical versions and settings
     ranks = gather_rank_info(world)
     places = [rank.label for rank in ranks]
-    page.add(judge_ranks(ranks), check_threads(ranks, config.data.workers))
+    page.add(judge_ranks(ranks), check_threads(ranks, config.data.num_workers))
     if world.size > 1:
         page.announce("network", "clock offsets, barrier latency, and all-reduce of a small and a large message")
         page.add(check_clocks(clock_offsets(world), places))

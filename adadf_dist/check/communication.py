@@ -28,7 +28,7 @@ def check_communication(world: World) -> Iterator[CheckResult]:
     latency = median(time_exchange(world.barrier) for _ in range(DECISIONS))
     text = f"gloo: {milliseconds(latency)} per control-group barrier"
     if latency > SLOW_DECISION_S:
-        hint = "slow or wrong network: set GLOO_SOCKET_IFNAME to the right interface, or raise runtime.stop_every"
+        hint = "slow or wrong network: set GLOO_SOCKET_IFNAME to the right interface, or raise runtime.stop_check_steps"
         yield CheckResult("control", text, Status.WARNING, hint)
     else:
         yield CheckResult("control", text)

@@ -72,11 +72,11 @@ def inspect_dataset(config: Config, world: World) -> tuple[DatasetInfo | None, C
         return None, CheckResult("shards", str(error), Status.ERROR)
     if remote:
         return inspect_remote_dataset(config, world)
-    if config.data.embedded_faces and not world.broadcast_object(local_path(shards).exists()):
-        train, validation, test = config.data.embedded_faces
+    if config.data.synthetic_samples and not world.broadcast_object(local_path(shards).exists()):
+        train, validation, test = config.data.synthetic_samples
         sizes = tuple(batch_sizes(config, np.zeros(train, dtype=np.int64)))
         faces = DatasetInfo(len(EMOTIONS), train, validation, sizes, test=test)
-        drawn = f"{sum(config.data.embedded_faces):,} synthetic samples"
+        drawn = f"{sum(config.data.synthetic_samples):,} synthetic samples"
         return faces, CheckResult("shards", f"{shards}: not found; a run would generate {drawn} there")
     if problem := find_shards_mismatch(config.data, world):
         what, _, hint = problem.rpartition("; ")

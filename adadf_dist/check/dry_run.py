@@ -12,7 +12,8 @@ from adadf_dist.check.dataset import DatasetInfo, inspect_dataset, with_largest_
 from adadf_dist.check.results import describe_error
 from adadf_dist.check.run_dir import describe_run_dir
 from adadf_dist.check.throughput import StepTiming, estimate_duration, peak_memory, time_step
-from adadf_dist.config.load import base_config, flatten, parse_cli, to_dict
+from adadf_dist.config.keys import flatten
+from adadf_dist.config.load import base_config, parse_cli, to_dict
 from adadf_dist.config.schema import Config
 from adadf_dist.data.sampling import check_batch_size
 from adadf_dist.diagnostics.run_length import find_problems
@@ -92,7 +93,7 @@ def measure_step(config: Config, faces: DatasetInfo, world: World) -> Iterator[t
     yield "model", f"{config.model.backbone} from {weights}: {trained:,} parameters are trained, {frozen:,} are frozen"
     kept = activation_bytes(trainer)
     size = parameters[0].element_size()
-    average = (trained + frozen) * bool(config.optimizer.ema)
+    average = (trained + frozen) * bool(config.optimizer.ema_decay)
     counted = f"weights {format_bytes((trained + frozen + average) * size)}, "
     counted += f"gradients {format_bytes(trained * size)}, Adam's moments "
     rows = len(trainer.images)

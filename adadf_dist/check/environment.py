@@ -127,13 +127,13 @@ def judge_ranks(ranks: Sequence[RankInfo]) -> CheckResult:
 
 def judge_workers(ranks: Sequence[RankInfo], config: Config) -> CheckResult:
     """Check that data workers can start if the loader needs them. DALI decodes in its own threads."""
-    if config.data.loader == "dali" or config.data.workers == 0:
+    if config.data.loader == "dali" or config.data.num_workers == 0:
         return CheckResult("workers", "not needed: each rank decodes in its own process")
     for rank in ranks:
         if rank.no_workers:
             problem, _, fix = rank.no_workers.rpartition("; ")
             return CheckResult("workers", f"{problem} (on {rank.host})", Status.ERROR, fix)
-    return CheckResult("workers", f"{pluralize(config.data.workers, 'data worker')} per rank can start")
+    return CheckResult("workers", f"{pluralize(config.data.num_workers, 'data worker')} per rank can start")
 
 
 def check_threads(ranks: Sequence[RankInfo], workers: int) -> CheckResult:
@@ -146,7 +146,7 @@ def check_threads(ranks: Sequence[RankInfo], workers: int) -> CheckResult:
         if node[0].device != "cpu":
             if workers * len(node) > cores:
                 more = f"{text}; {node[0].host} has too few cores for {workers * len(node)} workers"
-                return CheckResult("threads", more, Status.WARNING, f"--data.workers {fair}")
+                return CheckResult("threads", more, Status.WARNING, f"--data.num_workers {fair}")
         elif computing > max(cores, len(node)):
             more = f"{text}; {computing} threads oversubscribe {pluralize(cores, 'core')} on {node[0].host}"
             return CheckResult("threads", more, Status.WARNING, f"set OMP_NUM_THREADS={fair}")

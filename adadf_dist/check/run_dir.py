@@ -16,7 +16,8 @@ from adadf_dist.checkpoint.compatibility import check_config_compatible
 from adadf_dist.checkpoint.manager import CHECKPOINT_PATTERN
 from adadf_dist.checkpoint.run_dir import check_run_folder, lock_run_dir
 from adadf_dist.checkpoint.storage import read_checkpoint
-from adadf_dist.config.load import flatten, to_dict, with_absolute_paths
+from adadf_dist.config.keys import flatten
+from adadf_dist.config.load import to_dict, with_absolute_paths
 from adadf_dist.config.schema import Config
 from adadf_dist.data.identity import Source, TrainedOn, how_to_fix, moved_files, other_data
 from adadf_dist.data.manifest import read_manifest
@@ -55,12 +56,12 @@ def check_run_dir_space(config: Config, folder: Path, num_classes: int, train_fa
         return CheckResult("run folder", describe_error(error), Status.ERROR, "")
     checkpoint = checkpoint_bytes(config, num_classes, train_faces)
     history = 8 * train_faces * config.epochs
-    needed = (config.checkpoint.keep + EXTRA_CHECKPOINTS) * checkpoint + history
+    needed = (config.checkpoint.keep_last + EXTRA_CHECKPOINTS) * checkpoint + history
     there = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
     missing, free = max(needed - there, checkpoint), shutil.disk_usage(folder).free
     text = f"{folder}: writable and shared; {held}; needs about {format_bytes(needed)} ("
     text += f"{format_bytes(checkpoint)} per checkpoint), {format_bytes(free)} free"
-    fewer = "lower checkpoint.keep, " if config.checkpoint.keep > 1 else ""
+    fewer = "lower checkpoint.keep_last, " if config.checkpoint.keep_last > 1 else ""
     hint = f"free some space, {fewer}or choose another --out"
     if missing > free:
         return CheckResult("run folder", text, Status.ERROR, hint)
@@ -108,7 +109,7 @@ def checkpoint_bytes(config: Config, num_classes: int, train_faces: int) -> int:
         model = init_model(config, num_classes)
     weights = sum(int(tensor.nbytes) for tensor in model.state_dict().values())
     trained = sum(int(parameter.nbytes) for parameter in model.parameters())
-    return weights * (2 if config.optimizer.ema else 1) + 2 * trained + 16 * train_faces
+    return weights * (2 if config.optimizer.ema_decay else 1) + 2 * trained + 16 * train_faces
 
 
 @contextmanager

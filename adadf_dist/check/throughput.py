@@ -122,7 +122,7 @@ def measure_single_rank(config: Config, num_classes: int, device: torch.device, 
     """Measure a step without communication. Raises whatever the step raises."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
-    config = override(config, {"engine": "ddp", "deepspeed.config": "", "batch_size": rows})
+    config = override(config, {"engine": "ddp", "deepspeed.config_file": "", "batch_size": rows})
     trainer = SyntheticTrainer(config, num_classes, World(device))
     step_s, infer_s = time_step(trainer, trainer.step), time_step(trainer, trainer.infer)
     limit = torch.cuda.get_device_properties(device).total_memory if device.type == "cuda" else 0
@@ -158,7 +158,7 @@ def estimate_duration(
     trained = sum(faces.batches)
     computing = len(faces.batches) * measured.step_s
     loading = trained / faces_per_s if faces_per_s else 0.0
-    passes = 2 if config.class_distributions.source == "pass" else 1
+    passes = 2 if config.class_distributions.source == "second_pass" else 1
     epoch = max(computing, loading) + validation_batches(faces, config.batch_size) * measured.infer_s
     epoch += (passes - 1) * max(len(faces.batches) * measured.infer_s, loading)
     text = f"an epoch of {trained:,} samples takes about {duration(epoch)}, all {config.epochs} epochs about "
@@ -168,7 +168,7 @@ def estimate_duration(
     if loading > computing:
         text += f"; data-bound: the network would wait for data {1 - computing / loading:.0%} of the time"
         dali = "" if config.data.loader == "dali" or config.data.access == "stream" else "install DALI, "
-        hint = f"raise data.workers if cores are idle, {dali}or train on a machine with more cores"
+        hint = f"raise data.num_workers if cores are idle, {dali}or train on a machine with more cores"
         yield CheckResult("time", text, Status.WARNING, hint)
     else:
         yield CheckResult("time", text)

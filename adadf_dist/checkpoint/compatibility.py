@@ -6,41 +6,12 @@ from collections.abc import Collection, Mapping
 from pathlib import Path, PurePath
 from typing import Any
 
-from adadf_dist.config.load import INPUT_FILES, NO_PATHS, flatten, matches_key, to_dict
+from adadf_dist.config.fields import Role
+from adadf_dist.config.keys import flatten, keys_with, upgrade_keys
+from adadf_dist.config.load import NO_PATHS, to_dict
 from adadf_dist.config.schema import Config
 from adadf_dist.data.preprocessing import Preprocessing
 from adadf_dist.errors import UserError
-
-RESUME_MUTABLE_KEYS = (
-    "out",
-    "resume",
-    "allow_other_data",
-    "epochs",
-    "engine",
-    "deepspeed.",
-    "data.shards",
-    "data.cache",
-    "data.cache_size_gb",
-    "data.embedded_faces",
-    "data.workers",
-    "data.prefetch",
-    "data.max_bad_faces",
-    "evaluation.test",
-    "evaluation.report",
-    "checkpoint.",
-    "runtime.compile",
-    "runtime.timeout_s",
-    "runtime.stop_every",
-    "runtime.log_every",
-    "runtime.tensorboard",
-    "runtime.loggers",
-    "runtime.profile",
-)
-"""Keys (or sections, ending in a dot) that may change when a run resumes. They do not affect its results, except
-`epochs` if learning rates depend on it (`rates_follow_epochs`)."""
-
-ARCHITECTURE_KEYS = ("model.backbone", "model.attention_on")
-"""The only keys that must match a checkpoint without training steps (imported weights)."""
 
 
 def check_config_compatible(
@@ -57,10 +28,11 @@ def check_config_compatible(
     files that were moved but have the same content.
     """
     # keys that did not exist in an older version had their default values
-    before, after = {**dict(flatten(to_dict(Config()))), **dict(flatten(saved))}, dict(flatten(now))
+    before, after = {**dict(flatten(to_dict(Config()))), **upgrade_keys(saved, str(path))}, dict(flatten(now))
+    input_files = keys_with(Role.INPUT_FILE)
     for key in sorted(before.keys() | after.keys()):
-        free = matches_key(key, RESUME_MUTABLE_KEYS)
-        if (only and key not in only) or key in moved or (key in INPUT_FILES and same_path(before[key], after[key])):
+        free = key in keys_with(Role.RESUMABLE)
+        if (only and key not in only) or key in moved or (key in input_files and same_path(before[key], after[key])):
             free = True
         elif key == "epochs" and rates_follow_epochs(before, after, finished):
             free = False

@@ -12,7 +12,7 @@ from typing import Any, Protocol
 
 import torch
 
-from adadf_dist.checkpoint.compatibility import ARCHITECTURE_KEYS, check_classes_match, check_config_compatible
+from adadf_dist.checkpoint.compatibility import check_classes_match, check_config_compatible
 from adadf_dist.checkpoint.progress import TrainingProgress
 from adadf_dist.checkpoint.storage import (
     CHECKPOINT_VERSION,
@@ -21,7 +21,9 @@ from adadf_dist.checkpoint.storage import (
     read_checkpoint,
     save_checkpoint,
 )
-from adadf_dist.config.load import flatten, to_dict
+from adadf_dist.config.fields import Role
+from adadf_dist.config.keys import flatten, keys_with
+from adadf_dist.config.load import to_dict
 from adadf_dist.config.schema import Config
 from adadf_dist.data.identity import moved_files
 from adadf_dist.data.preprocessing import Preprocessing
@@ -70,11 +72,11 @@ class CheckpointManager:
     def should_save(self) -> bool:
         """Return whether a save in mid-epoch is due, by rank 0's clock. Collective: every rank must call this."""
         rules = self.config.checkpoint
-        by_step = rules.every_steps > 0 and self.progress.step % rules.every_steps == 0
-        if by_step or not rules.every_minutes or self.progress.step % self.config.runtime.stop_every:
+        by_step = rules.save_every_steps > 0 and self.progress.step % rules.save_every_steps == 0
+        if by_step or not rules.save_every_minutes or self.progress.step % self.config.runtime.stop_check_steps:
             return by_step
         elapsed = time.monotonic() - self._saved_at
-        return bool(self.world.broadcast_object(elapsed >= rules.every_minutes * 60))
+        return bool(self.world.broadcast_object(elapsed >= rules.save_every_minutes * 60))
 
     def save(self, skippable: bool = False) -> Path:
         """Save the state of the run atomically. Collective: every rank must call this.
@@ -135,7 +137,9 @@ class CheckpointManager:
         begun = content["progress"]["step"] > 0
         now, finished = to_dict(self.config), content["progress"]["epoch"]
         moved = moved_files(content.get("data"), dict(flatten(now)))
-        check_config_compatible(content["config"], now, path, finished, () if begun else ARCHITECTURE_KEYS, moved)
+        check_config_compatible(
+            content["config"], now, path, finished, () if begun else keys_with(Role.ARCHITECTURE), moved
+        )
         check_classes_match(content["preprocessing"], self.preprocessing, path)
         for name, part in self.parts.items():
             if not begun and name != "engine":  # initial weights only: everything else starts fresh
@@ -218,7 +222,7 @@ class CheckpointManager:
         return None
 
     def _prune(self) -> None:
-        for path in self.list_checkpoints()[self.config.checkpoint.keep :]:
+        for path in self.list_checkpoints()[self.config.checkpoint.keep_last :]:
             path.unlink()
         for path in self.folder.glob("*.partial"):  # left by a kill during a write
             path.unlink()

@@ -40,7 +40,7 @@ def save_checkpoint(content: Mapping[str, object], path: Path) -> None:
             needed, free = tensor_bytes(content), free_bytes(path.parent)
             raise DiskFullError(
                 f"{path.parent}: not enough disk space for {path.name} ({needed} bytes needed, {free} free); "
-                "free some space, or lower checkpoint.keep"
+                "free some space, or lower checkpoint.keep_last"
             ) from None
         raise UserError(
             f"{path}: could not be written ({error}); free some space or choose another --out. "

@@ -31,7 +31,7 @@ def learning_rate(config: Config, position: Position) -> float:
         rate *= min(1.0, (position.step + 1) / warmup)
     if optimizer.schedule == "cosine":
         return rate * (1 + math.cos(math.pi * position.epoch / config.epochs)) / 2
-    return rate * optimizer.gamma**position.epoch
+    return rate * optimizer.lr_gamma**position.epoch
 
 
 def warmup_steps(config: Config, steps_per_epoch: int) -> int:
@@ -43,16 +43,16 @@ def warmup_steps(config: Config, steps_per_epoch: int) -> int:
 
 
 def batch_factor(config: OptimizerConfig, batch_size: int, passed: float) -> float:
-    """Return the learning-rate factor for a global batch size; it ramps linearly from 1 over `scaling_warmup` epochs.
+    """Return the learning-rate factor for a global batch size; it ramps linearly from 1 over `scaling_warmup_epochs`.
 
     `linear`: Goyal et al. 2017, with their gradual warmup. `sqrt`: the rule for Adam of Malladi et al. 2022.
     """
     full = full_batch_factor(config, batch_size)
-    if passed >= config.scaling_warmup:
+    if passed >= config.scaling_warmup_epochs:
         return full
-    return 1 + (full - 1) * passed / config.scaling_warmup
+    return 1 + (full - 1) * passed / config.scaling_warmup_epochs
 
 
 def full_batch_factor(config: OptimizerConfig, batch_size: int) -> float:
     """Return the learning-rate factor after the warmup of `optimizer.lr_scaling`."""
-    return math.pow(batch_size / config.scaling_from, SCALING[config.lr_scaling])
+    return math.pow(batch_size / config.base_batch_size, SCALING[config.lr_scaling])

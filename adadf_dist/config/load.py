@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import re
+import sys
 import tomllib
 from argparse import RawDescriptionHelpFormatter
 from collections.abc import Hashable, Iterable, Mapping, Sequence
@@ -15,6 +17,17 @@ from typing import Any, NamedTuple
 import yaml
 from jsonargparse import ArgumentError, ArgumentParser, DefaultHelpFormatter, set_parsing_settings
 
+from adadf_dist.config.fields import Role
+from adadf_dist.config.keys import (
+    describe_renames,
+    flags,
+    flatten,
+    keys_with,
+    renamed_keys,
+    settings,
+    unflatten,
+    upgrade_keys,
+)
 from adadf_dist.config.schema import Config
 from adadf_dist.config.type_errors import describe_mismatch, type_hints
 from adadf_dist.config.validate import validate
@@ -24,11 +37,8 @@ from adadf_dist.files.text import is_text, read_text
 
 DEFAULT_PRESET = "demo"
 
-INPUT_FILES = ("data.label_noise_file", "data.relabel", "deepspeed.config", "model.pretrained")
-"""Keys whose value may be the path of an input file."""
-PATHS = ("data.shards", "data.cache", "resume", *INPUT_FILES)
-"""Keys whose value may be a path, except `out`."""
 NO_PATHS = ("", "imagenet", "auto", "never")
+"""Values of keys with `Role.PATH` that are no paths."""
 
 EPILOG = """\
 examples:
@@ -104,7 +114,7 @@ def build_config(layers: Iterable[ConfigLayer]) -> Config:
     config: dict[str, object] = {}
     origins: dict[str, str] = {}
     for layer in layers:
-        for key, value in flatten(layer.values):
+        for key, value in upgrade_keys(layer.values, layer.origin).items():
             check_key(key, value, layer.origin)
             check_text(key, value, layer.origin)
             config[key], origins[key] = value, layer.origin
@@ -126,7 +136,7 @@ def override(config: Config, values: Mapping[str, object], origin: str = "overri
 
 def with_absolute_paths(config: Config) -> Config:
     """Return `config` with absolute paths, so that it is valid in any folder. URLs and paths in `~` are unchanged."""
-    values = {key: str(value) for key, value in flatten(to_dict(config)) if key in PATHS}
+    values = {key: str(value) for key, value in flatten(to_dict(config)) if key in keys_with(Role.PATH)}
     relative = {
         key: value
         for key, value in values.items()
@@ -162,15 +172,25 @@ def parse_cli(argv: Sequence[str], own_options: Sequence[str] = ()) -> Config:
         layers.append(load_preset(preset or DEFAULT_PRESET))
     if file is not None:
         layers.append(load_config_file(file))
-    given = {key for layer in (*layers[preset_given:], ConfigLayer("", words)) for key, _ in flatten(layer.values)}
-    if "data.shards" in given and "data.embedded_faces" not in given:
+    user_layers = [*layers[preset_given:], ConfigLayer("command line", words)]
+    warn_of_renames(user_layers)
+    given = {key for layer in user_layers for key in upgrade_keys(layer.values, layer.origin)}
+    if "data.shards" in given and "data.synthetic_samples" not in given:
         # if the user's dataset is missing, report that instead of rendering synthetic samples
-        layers.append(ConfigLayer("command line", {"data.embedded_faces": []}))
+        layers.append(ConfigLayer("command line", {"data.synthetic_samples": []}))
     config = build_config([*layers, ConfigLayer("command line", words)])
     if config.out:
         return config
     name = preset or (Path(file).stem if file else DEFAULT_PRESET)
     return replace(config, out=f"runs/{name}-seed{config.seed}")
+
+
+def warn_of_renames(layers: Iterable[ConfigLayer]) -> None:
+    """Print one line per file or command line with keys of version 0.1, on rank 0."""
+    for layer in layers:
+        renames = describe_renames(layer.values)
+        if renames and os.environ.get("RANK", "0") == "0":
+            print(f"warning: {layer.origin}: {', '.join(renames)}; rename before 0.3", file=sys.stderr, flush=True)
 
 
 def base_config(argv: Sequence[str]) -> tuple[str, Config]:
@@ -192,14 +212,15 @@ def parse_overrides(argv: Sequence[str], own_options: Sequence[str] = ()) -> dic
             raise UserError(f"command line: unexpected argument {word!r}; expected --key value (see --help)")
         key, has_value, value = word[2:].partition("=")
         key = key.replace("-", "_")
-        if key not in known_keys() and key not in ("config", "preset"):
+        current = renamed_keys().get(key, key)
+        if current not in settings() and key not in ("config", "preset"):
             others = {option.removeprefix("--").replace("-", "_"): option for option in own_options}
-            known = {**{name: f"--{name}" for name in (*sorted(known_keys()), "config", "preset")}, **others}
+            known = {**{name: f"--{name}" for name in (*sorted(settings()), "config", "preset")}, **others}
             hint = did_you_mean(key, known)
             for name in known:
                 hint = known[name].join(hint.split(name)) if hint == f"; did you mean {name}?" else hint
             raise UserError(f"command line: unknown option --{key}{hint}")
-        if not has_value and key in flags() and (not rest or rest[0].startswith("--")):
+        if not has_value and current in flags() and (not rest or rest[0].startswith("--")):
             value = "true"
         elif not has_value:
             if not rest:
@@ -207,17 +228,6 @@ def parse_overrides(argv: Sequence[str], own_options: Sequence[str] = ()) -> dic
             value = rest.pop(0)
         words[key] = value
     return words
-
-
-@cache
-def known_keys() -> frozenset[str]:
-    return frozenset(key for key, _ in flatten(asdict(Config())))
-
-
-@cache
-def flags() -> frozenset[str]:
-    """Return the boolean keys; such an option without a value means true."""
-    return frozenset(key for key, value in flatten(asdict(Config())) if isinstance(value, bool))
 
 
 @cache
@@ -258,11 +268,11 @@ def check_text(key: str, value: object, origin: str) -> None:
 
 def check_key(key: str, value: object, origin: str) -> None:
     """Raise `UserError` for an unknown key, a section given as a value, or a key without a value."""
-    if key not in known_keys():
-        below = sorted(known for known in known_keys() if known.startswith(f"{key}."))
+    if key not in settings():
+        below = sorted(known for known in settings() if known.startswith(f"{key}."))
         if below:
             raise UserError(f"{origin}: {key} is a section; set its keys, such as {below[0]}; got {value!r}")
-        raise UserError(f"{origin}: unknown key {key}{did_you_mean(key, known_keys())}")
+        raise UserError(f"{origin}: unknown key {key}{did_you_mean(key, settings())}")
     if value is None or (isinstance(value, str) and value in ("null", "~") and type_hints()[key] is not str):
         raise UserError(f"{origin}: {describe_mismatch(key, value)}")
 
@@ -272,27 +282,3 @@ def check_type(key: str, value: object, origin: str) -> None:
         make_parser().parse_object(unflatten({key: value}))
     except ArgumentError:
         raise UserError(f"{origin}: {describe_mismatch(key, value)}") from None
-
-
-def flatten(values: Mapping[str, object], prefix: str = "") -> Iterable[tuple[str, object]]:
-    for key, value in values.items():
-        if isinstance(value, Mapping):
-            yield from flatten(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value
-
-
-def unflatten(values: Mapping[str, object]) -> dict[str, object]:
-    nested: dict[str, object] = {}
-    for key, value in values.items():
-        *path, name = key.split(".")
-        place = nested
-        for part in path:
-            place = place.setdefault(part, {})  # type: ignore[assignment]
-        place[name] = value
-    return nested
-
-
-def matches_key(key: str, keys: Iterable[str]) -> bool:
-    """Return whether a dotted key is in `keys`, which may also contain sections (ending in a dot)."""
-    return any(key.startswith(known) if known.endswith(".") else key == known for known in keys)

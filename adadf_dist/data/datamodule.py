@@ -43,9 +43,9 @@ class DataModule:
     loader: Loader
     source: Source
     noise: LabelNoise | None = None
-    """Label noise applied to the training split (`data.label_noise`)."""
+    """Label noise applied to the training split (`data.label_noise_rate`)."""
     relabelling: RelabelingStats | None = None
-    """Relabeling applied to the training split before the noise (`data.relabel`)."""
+    """Relabeling applied to the training split before the noise (`data.relabel_file`)."""
     stream: StreamLoader | None = None
     """Reads the training samples if `data.access` is `stream`."""
 
@@ -123,10 +123,10 @@ def open_splits(config: Config, folder: Path, ranks: tuple[int, int], device: to
     others = [key for split in (train, validation, test) if split is not None for key in split.keys.tolist()]
     train, relabelling = apply_relabeling(dataset, train, (validation, test), config)
     train, noise = apply_label_noise(train, config.data, config.seed, others)
-    if test is None and config.evaluation.protocol == "published":
+    if test is None and config.evaluation.protocol == "paper":
         raise UserError(f"evaluation.protocol is published, but {config.data.shards} has no test split")
     preprocessing = Preprocessing(
-        config.data.image_size, train.classes, config.data.loader, ten_crop=config.data.ten_crop
+        config.data.image_size, train.classes, config.data.loader, ten_crop=config.data.ten_crop_resize
     )
     splits = {split.name: split for split in (train, validation, test) if split is not None}
     recipe = LoaderConfig(
@@ -138,9 +138,9 @@ def open_splits(config: Config, folder: Path, ranks: tuple[int, int], device: to
         rank=ranks[0],
         ranks=ranks[1],
         batch_size=config.batch_size,
-        workers=config.data.workers,
-        prefetch=config.data.prefetch,
-        max_bad_faces=config.data.max_bad_faces,
+        workers=config.data.num_workers,
+        prefetch=config.data.prefetch_batches,
+        max_bad_samples=config.data.max_bad_samples,
     )
     loader = make_loader(config.data.loader, recipe)
     stream = None
@@ -186,10 +186,10 @@ def hold_out_validation(train: Split, config: Config) -> tuple[Split, Split]:
 def apply_relabeling(
     dataset: Dataset, train: Split, others: tuple[Split | None, ...], config: Config
 ) -> tuple[Split, RelabelingStats | None]:
-    """Apply the decisions of `data.relabel` to `train`. Raises `UserError`."""
-    if not config.data.relabel:
+    """Apply the decisions of `data.relabel_file` to `train`. Raises `UserError`."""
+    if not config.data.relabel_file:
         return train, None
-    decisions = read_decisions(Path(config.data.relabel), dataset.classes, "data.relabel")
+    decisions = read_decisions(Path(config.data.relabel_file), dataset.classes, "data.relabel_file")
     own = [split for split in others if split is not None and split.name in dataset.splits]
     carved = [split for split in others if split is not None and split.name not in dataset.splits]
     decisions.check_keys(

@@ -12,7 +12,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from adadf_dist.config.load import INPUT_FILES
+from adadf_dist.config.fields import Role
+from adadf_dist.config.keys import keys_with, upgrade_keys
 from adadf_dist.data.dataset import Split
 from adadf_dist.errors import UserError
 
@@ -117,9 +118,9 @@ def count_shared(samples: NDArray[np.int64], split: Split) -> int:
 
 
 def digest_files(settings: Mapping[str, object]) -> dict[str, str]:
-    """SHA-256 of each file that a key of `INPUT_FILES` names; unreadable files are skipped."""
+    """SHA-256 of each file that a key with `Role.INPUT_FILE` names; unreadable files are skipped."""
     digests = {}
-    for key in INPUT_FILES:
+    for key in sorted(keys_with(Role.INPUT_FILE)):
         try:
             with Path(str(settings[key])).open("rb") as file:
                 digests[key] = hashlib.file_digest(file, "sha256").hexdigest()
@@ -129,6 +130,6 @@ def digest_files(settings: Mapping[str, object]) -> dict[str, str]:
 
 
 def moved_files(state: Mapping[str, Any] | None, settings: Mapping[str, object]) -> set[str]:
-    """Keys of `INPUT_FILES` whose file content matches a checkpoint's `DataRecord`, wherever the file is now."""
-    known: Mapping[str, str] = {} if state is None else state["files"]
+    """Keys with `Role.INPUT_FILE` whose file content matches a checkpoint's `DataRecord`, wherever the file is now."""
+    known = {} if state is None else upgrade_keys(state["files"])
     return {key for key, digest in digest_files(settings).items() if known.get(key) == digest}

@@ -61,10 +61,10 @@ def apply_label_noise(
 
     `others` are keys of the dataset's other samples, which a list may also name. Raises `UserError`.
     """
-    if not config.label_noise and not config.label_noise_file:
+    if not config.label_noise_rate and not config.label_noise_file:
         return split, None
-    if config.label_noise:
-        noise = symmetric_noise(split.labels, len(split.classes), config.label_noise, seed)
+    if config.label_noise_rate:
+        noise = symmetric_noise(split.labels, len(split.classes), config.label_noise_rate, seed)
     else:
         noise = read_noise(split, Path(config.label_noise_file), seed, others)
     return replace(split, labels=noise.given), noise

@@ -9,7 +9,7 @@
 OLD is the sample's class in the dataset. It reveals a file made for another dataset with the same keys. The column may
 be missing, and its cells may be empty.
 
-The trainer (`data.relabel`) and the builder (`--relabel`) read the file; the audit's gallery writes it.
+The trainer (`data.relabel_file`) and the builder (`--relabel`) read the file; the audit's gallery writes it.
 """
 
 from __future__ import annotations

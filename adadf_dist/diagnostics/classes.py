@@ -23,7 +23,7 @@ NOISE = 2.0
 HARDLY = 0.1
 """Fraction of class means after the epoch threshold below which the distribution threshold is rarely met."""
 HEAD_FACTOR = 0.02
-"""Suggested `optimizer.attention_lr_factor` for training from scratch."""
+"""Suggested `optimizer.attention_lr_mult` for training from scratch."""
 WARMUP = 0.1
 """Suggested warm-up after a collapse, as a fraction of the run."""
 
@@ -70,11 +70,11 @@ def find_collapse(run: RunRecords) -> Iterator[Finding]:
 def fix_collapse(run: RunRecords) -> str:
     """Return fixes for a collapse that the configuration does not use yet."""
     config, optimizer = run.config, run.config.optimizer
-    heads = config.loss.supervision != "one_hot" and optimizer.attention_lr_factor > HEAD_FACTOR
+    heads = config.loss.supervision != "one_hot" and optimizer.attention_lr_mult > HEAD_FACTOR
     longer = run.steps_per_epoch and warmup_steps(config, run.steps_per_epoch) < WARMUP / 2 * steps_of(run)
     return either(
         "" if config.model.pretrained else "start from model.pretrained weights",
-        f"set optimizer.attention_lr_factor = {HEAD_FACTOR:g}" if heads else "",
+        f"set optimizer.attention_lr_mult = {HEAD_FACTOR:g}" if heads else "",
         f"set optimizer.warmup_steps = {WARMUP:g} (a fraction of the run)" if longer else "",
         f"lower optimizer.lr (now {optimizer.lr:g})",
     )

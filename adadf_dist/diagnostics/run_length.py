@@ -15,9 +15,9 @@ WARMUP = 0.05
 NEGLIGIBLE_RATE = 1e-3
 """Fraction of optimizer.lr below which an epoch barely trains."""
 INTERVALS = {
-    "checkpoint.every_steps": "no checkpoint is saved by steps, only at the end of each epoch and by time",
-    "runtime.stop_every": "a stop signal takes effect, and a checkpoint by time is saved, only at the end of an epoch",
-    "runtime.log_every": "losses are logged and checked only at the end of each epoch",
+    "checkpoint.save_every_steps": "no checkpoint is saved by steps, only at the end of each epoch and by time",
+    "runtime.stop_check_steps": "a stop signal and checkpoints by time take effect only at the end of an epoch",
+    "runtime.log_every_steps": "losses are logged and checked only at the end of each epoch",
 }
 """Key of an interval in steps -> effect if the run is shorter than one interval."""
 
@@ -77,14 +77,14 @@ def find_long_scaling(config: Config, length: Length) -> Iterator[Problem]:
     """Find a warm-up of `optimizer.lr_scaling` that takes more than a third of the run."""
     optimizer = config.optimizer
     full = full_batch_factor(optimizer, config.batch_size)
-    if full == 1 or optimizer.scaling_warmup <= MOST_WARMUP * length.epochs:
+    if full == 1 or optimizer.scaling_warmup_epochs <= MOST_WARMUP * length.epochs:
         return
     reached = batch_factor(optimizer, config.batch_size, length.epochs - 1 / length.steps_per_epoch)
     yield Problem(
-        "optimizer.scaling_warmup",
-        f"optimizer.scaling_warmup = {optimizer.scaling_warmup:g} epochs of {length.epochs}: the batch-size factor on "
-        f"the learning rate is {reached:.2f} at the last step, below its full value of {full:.2f}",
-        f"set optimizer.scaling_warmup = {length.epochs / 10:g}, or train longer",
+        "optimizer.scaling_warmup_epochs",
+        f"optimizer.scaling_warmup_epochs = {optimizer.scaling_warmup_epochs:g} epochs of {length.epochs}: the "
+        f"batch-size factor on the learning rate is {reached:.2f} at the last step, below its full value of {full:.2f}",
+        f"set optimizer.scaling_warmup_epochs = {length.epochs / 10:g}, or train longer",
     )
 
 
@@ -103,15 +103,15 @@ def find_late_threshold(config: Config, length: Length) -> Iterator[Problem]:
 
 def find_long_average(config: Config, length: Length) -> Iterator[Problem]:
     """Find averaged weights with a horizon of more than a third of the run."""
-    decay = config.optimizer.ema
+    decay = config.optimizer.ema_decay
     if not decay or 1 / (1 - decay) <= MOST_WARMUP * length.steps:
         return
     shorter = 1 - float(f"{10 / length.steps:.1g}")
     yield Problem(
-        "optimizer.ema",
-        f"optimizer.ema = {decay:g} averages the weights over about {1 / (1 - decay):,.0f} steps, and the run has "
-        f"{length}: {decay**length.steps:.0%} of the evaluated weights are still the initial ones at the end",
-        f"set optimizer.ema = {shorter:g} or less" if shorter >= 0.5 else "set optimizer.ema = 0 (off)",
+        "optimizer.ema_decay",
+        f"optimizer.ema_decay = {decay:g} averages the weights over about {1 / (1 - decay):,.0f} steps, and the run "
+        f"has {length}: {decay**length.steps:.0%} of the evaluated weights are still the initial ones at the end",
+        f"set optimizer.ema_decay = {shorter:g} or less" if shorter >= 0.5 else "set optimizer.ema_decay = 0 (off)",
     )
 
 
@@ -140,7 +140,7 @@ def find_long_intervals(config: Config, length: Length) -> Iterator[Problem]:
 
 def find_vanishing_rate(config: Config, length: Length) -> Iterator[Problem]:
     """Find an exponential schedule with a negligible learning rate for half of the run."""
-    gamma = config.optimizer.gamma
+    gamma = config.optimizer.lr_gamma
     if config.optimizer.schedule != "exponential":
         return
     first = next((epoch for epoch in range(length.epochs) if gamma**epoch < NEGLIGIBLE_RATE), length.epochs)
@@ -148,10 +148,10 @@ def find_vanishing_rate(config: Config, length: Length) -> Iterator[Problem]:
         return
     enough = NEGLIGIBLE_RATE ** (1 / length.epochs)
     yield Problem(
-        "optimizer.gamma",
-        f"optimizer.gamma = {gamma:g} puts the learning rate below {NEGLIGIBLE_RATE:.1%} of optimizer.lr from epoch "
+        "optimizer.lr_gamma",
+        f"optimizer.lr_gamma = {gamma:g} puts the learning rate below {NEGLIGIBLE_RATE:.1%} of optimizer.lr from epoch "
         f"{first + 1} of {length.epochs} on, where training has almost no effect",
-        f"set optimizer.gamma = {enough:.2f} or optimizer.schedule = cosine, or train {2 * first - 1} epochs or fewer",
+        f"set optimizer.lr_gamma = {enough:.2f} or optimizer.schedule = cosine, or train up to {2 * first - 1} epochs",
     )
 
 

@@ -21,13 +21,13 @@ MAX_AUXILIARY_GAP = 0.1
 """Accuracy gap to the target branch above which the auxiliary branch is reported as behind."""
 AUXILIARY_LAGS = "auxiliary branch behind"
 BAD_FRACTION = 0.1
-"""Fraction of `data.max_bad_faces` at which replaced samples of an epoch trigger a warning."""
+"""Fraction of `data.max_bad_samples` at which replaced samples of an epoch trigger a warning."""
 OVERFIT_SIGMAS = 2.0
 """Standard errors above which an accuracy difference counts."""
 OVERFIT_WINDOW = 3
 """Number of epochs averaged to detect overfitting."""
 LOWEST_FACTOR = 0.001
-"""`optimizer.attention_lr_factor` at or below which lowering it is not suggested."""
+"""`optimizer.attention_lr_mult` at or below which lowering it is not suggested."""
 
 
 def why_no_attention_rule(run: RunRecords) -> str | None:
@@ -54,14 +54,14 @@ def find_flat_attention(run: RunRecords) -> Iterator[Finding]:
 
 def fix_attention(config: Config) -> str:
     """Return a fix for nearly constant attention weights."""
-    loss, factor = config.loss, config.optimizer.attention_lr_factor
+    loss, factor = config.loss, config.optimizer.attention_lr_mult
     if not factor:
-        return "set optimizer.attention_lr_factor = 0.02: the attention heads are not trained (now 0)"
+        return "set optimizer.attention_lr_mult = 0.02: the attention heads are not trained (now 0)"
     if loss.lambda_min == 1:
         return "lower loss.lambda_min: at 1 (the current value) the weights are constant"
     if loss.rank_ratio in (0, 1):
         return f"set loss.rank_ratio = 0.7: at {loss.rank_ratio:g} rank regularization (eq 9) is always 0"
-    lower = f"set optimizer.attention_lr_factor = {factor / 10:g} (now {factor:g})"
+    lower = f"set optimizer.attention_lr_mult = {factor / 10:g} (now {factor:g})"
     margin = min(1.0, 2 * loss.rank_margin or 0.07)
     raised = f"set loss.rank_margin = {margin:g} (now {loss.rank_margin:g})" if loss.rank_margin < 1 else ""
     return (
@@ -81,7 +81,7 @@ def find_loader_waiting(run: RunRecords) -> Iterator[Finding]:
     waiting, data = run.newest["waiting"], run.config.data
     if waiting < WAITING:
         return
-    workers = f"data.workers = {max(2, 2 * data.workers)} (now {data.workers}) if CPU cores are idle"
+    workers = f"data.num_workers = {max(2, 2 * data.num_workers)} (now {data.num_workers}) if CPU cores are idle"
     dali = "data.loader = dali (needs NVIDIA DALI)" if data.loader != "dali" and data.access == "cache" else ""
     yield Finding(
         "waiting for the loader",
@@ -114,8 +114,8 @@ def find_diverging(run: RunRecords) -> Iterator[Finding]:
 
 def fix_pull(config: Config) -> str:
     """Suggest to stop the gradient that reaches the auxiliary branch through F, if there is one."""
-    pulled = config.loss.supervision in ("fused", "label") and not config.loss.detach
-    return "set loss.detach = true" if pulled else ""
+    pulled = config.loss.supervision in ("fused", "label") and not config.loss.detach_targets
+    return "set loss.detach_targets = true" if pulled else ""
 
 
 def find_behind(config: Config, target: float, auxiliary: float, samples: int) -> Iterator[Finding]:
@@ -144,7 +144,7 @@ def find_replaced(run: RunRecords) -> Iterator[Finding]:
     if count:
         yield Finding(
             "replaced samples",
-            Severity.WARNING if count >= BAD_FRACTION * run.config.data.max_bad_faces else Severity.NOTE,
+            Severity.WARNING if count >= BAD_FRACTION * run.config.data.max_bad_samples else Severity.NOTE,
             f"{count} training samples failed to decode in this epoch and were replaced by others of their class",
             "find them with python -m shards.verify on data.shards, then rebuild the dataset",
         )
@@ -180,12 +180,12 @@ def find_overfitting(run: RunRecords) -> Iterator[Finding]:
 
 def fix_overfitting(config: Config) -> str:
     """Suggest stronger augmentation, if possible, or more weight decay."""
-    augment, highest = config.augment, 30 if config.augment.policy == "standard" else 10
+    augment, highest = config.augment, 30 if config.augment.policy == "torchvision" else 10
     stronger = ""
     if augment.policy == "none":
-        stronger = "augment.policy = published"
-    elif augment.operations == 0:
-        stronger = "augment.operations = 1"
+        stronger = "augment.policy = paper"
+    elif augment.num_ops == 0:
+        stronger = "augment.num_ops = 1"
     elif augment.magnitude < highest:
         stronger = f"augment.magnitude = {min(augment.magnitude + 2, highest):g}"
     return either(stronger, f"optimizer.weight_decay = {2 * config.optimizer.weight_decay or 1e-4:g}")

@@ -65,7 +65,7 @@ class BaseEngine(InferenceModel):
         self.model: DualBranch = model.to(world.device, memory_format=layout)  # type: ignore[call-overload]
         if config.runtime.sync_batch_norm:
             synchronize_batch_norm(self.model, world)
-        self.average = copy.deepcopy(self.model) if config.optimizer.ema else None
+        self.average = copy.deepcopy(self.model) if config.optimizer.ema_decay else None
         """Exponential moving average of the weights, used for evaluation; None if off."""
         self.optimizer = build_optimizer(self.model, config.optimizer, world.device)
         self.learning_rate = config.optimizer.lr
@@ -83,7 +83,7 @@ class BaseEngine(InferenceModel):
         """Update the weight average, if any, after a step."""
         if self.average is not None:
             with self.gathered_params():
-                update_ema(self.average, self.model, self.config.optimizer.ema)
+                update_ema(self.average, self.model, self.config.optimizer.ema_decay)
 
     def sync_for_eval(self) -> None:
         self._agree_on_statistics()

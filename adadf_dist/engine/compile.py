@@ -15,9 +15,9 @@ COMPILE_MODES = 64
 
 def check_compile(config: RuntimeConfig, world: World) -> None:
     """Raise `UserError` if `runtime.compile` is unavailable or would compile nothing."""
-    if config.compile == "cuda-graphs" and world.device.type != "cuda":
+    if config.compile == "reduce-overhead" and world.device.type != "cuda":
         raise UserError(
-            f"runtime.compile is cuda-graphs, but the device is {world.device.type}; set it to default or off"
+            f"runtime.compile is reduce-overhead, but the device is {world.device.type}; set it to default or off"
         )
     if config.compile != "off" and world.size > 1 and config.sync_batch_norm:
         raise UserError(
@@ -35,7 +35,7 @@ def compile_stages(model: DualBranch, config: RuntimeConfig, world: World) -> No
     if config.compile == "off":
         return
     torch._dynamo.config.recompile_limit = COMPILE_MODES
-    mode = "reduce-overhead" if config.compile == "cuda-graphs" else None
+    mode = "reduce-overhead" if config.compile == "reduce-overhead" else None
     for branch in (model.auxiliary, model.target):
         if branch is not None:
             branch.stages.compile(mode=mode)
@@ -44,5 +44,5 @@ def compile_stages(model: DualBranch, config: RuntimeConfig, world: World) -> No
 
 def mark_step_begin(how: str) -> None:
     """Mark the start of a step, so that CUDA graphs may reuse the outputs of the previous one."""
-    if how == "cuda-graphs":
+    if how == "reduce-overhead":
         torch.compiler.cudagraph_mark_step_begin()  # type: ignore[no-untyped-call]

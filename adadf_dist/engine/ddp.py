@@ -116,8 +116,8 @@ class DDPEngine(BaseEngine):
     def step(self, loss: Tensor) -> None:
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
-        if self.config.optimizer.clip_norm:
-            nn.utils.clip_grad_norm_(self.model.parameters(), self.config.optimizer.clip_norm)
+        if self.config.optimizer.max_grad_norm:
+            nn.utils.clip_grad_norm_(self.model.parameters(), self.config.optimizer.max_grad_norm)
         self.optimizer.step()
         self.update_average()
 

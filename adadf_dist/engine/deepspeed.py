@@ -47,10 +47,10 @@ class DeepSpeedEngine(BaseEngine):
                 model=_Autocast(self), optimizer=self.optimizer, config=settings, dist_init_required=False
             )
         except (ValueError, TypeError, AssertionError, deepspeed.DeepSpeedConfigError) as error:
-            if not config.deepspeed.config:
+            if not config.deepspeed.config_file:
                 raise
             reason = single_line(error, 300)
-            raise UserError(f"{config.deepspeed.config}: DeepSpeed rejects it: {reason}") from None
+            raise UserError(f"{config.deepspeed.config_file}: DeepSpeed rejects it: {reason}") from None
 
     @property
     def eval_model(self) -> DualBranch:

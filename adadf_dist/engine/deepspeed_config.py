@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from adadf_dist.config.load import flatten, matches_key, unflatten
+from adadf_dist.config.keys import flatten, matches_key, unflatten
 from adadf_dist.config.schema import Config
 from adadf_dist.errors import UserError
 from adadf_dist.files.text import read_text
@@ -60,13 +60,13 @@ ALLOWED_HINT = f"allowed keys: {', '.join(ALLOWED)}"
 def make_deepspeed_config(config: Config, ranks: int) -> dict[str, Any]:
     """Build the DeepSpeed configuration for a run with `ranks` ranks.
 
-    Raises `UserError` with both keys if the file `deepspeed.config` conflicts with the run's configuration.
+    Raises `UserError` with both keys if the file `deepspeed.config_file` conflicts with the run's configuration.
     """
     rows = math.ceil(config.batch_size / ranks)
     settings: dict[str, object] = {
         "train_micro_batch_size_per_gpu": rows,
         "gradient_accumulation_steps": 1,  # eqs 9 to 11 need the full batch at once
-        "gradient_clipping": config.optimizer.clip_norm,
+        "gradient_clipping": config.optimizer.max_grad_norm,
         "zero_optimization.stage": config.deepspeed.zero_stage,
         "steps_per_print": 2**31,
     }
@@ -74,11 +74,11 @@ def make_deepspeed_config(config: Config, ranks: int) -> dict[str, Any]:
         "train_batch_size": ("batch_size", config.batch_size),
         "train_micro_batch_size_per_gpu": ("batch_size", rows),
         "gradient_accumulation_steps": ("batch_size", 1),
-        "gradient_clipping": ("optimizer.clip_norm", config.optimizer.clip_norm),
+        "gradient_clipping": ("optimizer.max_grad_norm", config.optimizer.max_grad_norm),
         "zero_optimization.stage": ("deepspeed.zero_stage", config.deepspeed.zero_stage),
     }
-    if config.deepspeed.config:
-        path = Path(config.deepspeed.config)
+    if config.deepspeed.config_file:
+        path = Path(config.deepspeed.config_file)
         for key, value in flatten(drop_disabled(read_json(path))):
             if key in owners:
                 check_matches_config(path, (key, value), owners[key], ranks)
@@ -113,13 +113,13 @@ def unique_keys(pairs: Sequence[tuple[str, object]]) -> dict[str, object]:
 
 
 def read_json(path: Path) -> Mapping[str, object]:
-    text = read_text(path, "deepspeed.config")
+    text = read_text(path, "deepspeed.config_file")
     try:
         content = json.loads(text, object_pairs_hook=unique_keys)
     except (ValueError, RecursionError) as error:
-        raise UserError(f"deepspeed.config: {path}: does not parse: {error}") from None
+        raise UserError(f"deepspeed.config_file: {path}: does not parse: {error}") from None
     if not isinstance(content, dict):
-        raise UserError(f"deepspeed.config: {path}: expected a mapping, got {type(content).__name__}")
+        raise UserError(f"deepspeed.config_file: {path}: expected a mapping, got {type(content).__name__}")
     return content
 
 

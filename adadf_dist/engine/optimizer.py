@@ -22,7 +22,7 @@ def build_optimizer(model: nn.Module, config: OptimizerConfig, device: torch.dev
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
             (heads if name.startswith(ATTENTION_HEAD_PARAMS) else others).append(parameter)
-    groups = [{"params": others, "factor": 1.0}, {"params": heads, "factor": config.attention_lr_factor}]
+    groups = [{"params": others, "factor": 1.0}, {"params": heads, "factor": config.attention_lr_mult}]
     fused = device.type in ("cuda", "cpu")
     given = [group for group in groups if group["params"]]
     optimizer = torch.optim.Adam(given, weight_decay=config.weight_decay, fused=fused)

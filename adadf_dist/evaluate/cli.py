@@ -35,7 +35,7 @@ CLASSES OF ANOTHER DATASET
 SPLITS
   The default is test, or validation if there is no test split. If the run held its validation split out of train,
   --split validation and --split train use the same held-out split of the given dataset. Labels are those of the
-  dataset: neither data.label_noise nor data.relabel is applied.
+  dataset: neither data.label_noise_rate nor data.relabel_file is applied.
 
 OTHER DATA AND TRAINING SAMPLES
   A run records the location and the digests of its dataset. Without --data.shards, a changed dataset is an error; pass
@@ -49,7 +49,7 @@ examples:
   python -m adadf_dist.evaluate runs/rafdb-seed0 --data.shards data/sfew --mapping sfew.toml
   python -m adadf_dist.evaluate runs/ferplus-seed0 --split validation --which last --require-votes
   python -m adadf_dist.evaluate runs/rafdb-seed0 --groups gender --groups age
-  python -m adadf_dist.evaluate selected.pt --data.shards https://HOST/affectnet7 --data.cache /scratch/faces
+  python -m adadf_dist.evaluate selected.pt --data.shards https://HOST/affectnet7 --data.cache_dir /scratch/faces
   torchrun --standalone --nproc_per_node 8 -m adadf_dist.evaluate runs/affectnet7-seed0
 
 A run in progress is evaluated with its currently selected checkpoint. Definitions of all metrics: docs/evaluation.md.
@@ -100,7 +100,13 @@ def parse_options(argv: Sequence[str]) -> EvalArgs:
         help="checkpoint of a run folder (default: %(default)s)",
     )
     add("--data.shards", dest="shards", default="", metavar="DIR", help="dataset folder or URL (default: the run's)")
-    add("--data.cache", dest="cache", default="", metavar="DIR", help="cache of remote shards (default: as in the run)")
+    add(
+        "--data.cache_dir",
+        dest="cache",
+        default="",
+        metavar="DIR",
+        help="cache of remote shards (default: as in the run)",
+    )
     add("--split", choices=SPLITS, default="", help="split to evaluate (default: test, else validation)")
     add("--mapping", type=Path, metavar="FILE", help="TOML file that maps dataset classes to model classes")
     add(
@@ -108,8 +114,8 @@ def parse_options(argv: Sequence[str]) -> EvalArgs:
         choices=("none", "flip", "tencrop"),
         default="none",
         help="test-time augmentation: mean logits of the image and its mirror image, or of ten crops (taken from the "
-        "image resized to 256/224 of the input size, unless the run sets data.ten_crop; default: none, or ten crops if "
-        "the run uses them)",
+        "image resized to 256/224 of the input size, unless the run sets data.ten_crop_resize; default: none, or ten "
+        "crops if the run uses them)",
     )
     add(
         "--groups",
@@ -155,16 +161,16 @@ def with_run_defaults(options: EvalArgs, trained: TrainedModel) -> EvalArgs:
     shards = options.shards or run.data.shards
     if not shards:
         raise UserError(f"{trained.path}: no dataset recorded; pass --data.shards DIR")
-    drawn = run.data.embedded_faces and shards == run.data.shards  # these are generated if missing
+    drawn = run.data.synthetic_samples and shards == run.data.shards  # these are generated if missing
     if not options.shards and not drawn and not scheme_of(shards) and not Path(shards).is_dir():
         raise UserError(f"{shards}: dataset of the run not found; pass its new location as --data.shards DIR")
     return replace(
         options,
         shards=shards,
-        cache=options.cache or run.data.cache,
+        cache=options.cache or run.data.cache_dir,
         loader=options.loader or trained.preprocessing.loader,
         batch_size=options.batch_size or run.batch_size,
-        workers=run.data.workers if options.workers is None else options.workers,
+        workers=run.data.num_workers if options.workers is None else options.workers,
         precision=options.precision or cast(Precision, run.runtime.precision),  # never auto in a checkpoint
     )
 

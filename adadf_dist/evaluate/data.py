@@ -35,7 +35,7 @@ def open_split(options: EvalArgs, run: Config, world: World) -> Iterator[Found]:
 
     Training tars of a remote dataset are downloaded only if they contain samples of the split.
     """
-    data = replace(run.data, shards=options.shards, cache=options.cache)
+    data = replace(run.data, shards=options.shards, cache_dir=options.cache)
     with local_shards(replace(run, data=replace(data, access="stream")), world) as folder:
         manifest = read_manifest(folder)
         there, source = tuple(manifest.splits), Source(absolute(options.shards), manifest.digests())
@@ -76,8 +76,8 @@ def make_eval_loader(split: Split, trained: TrainedModel, options: EvalArgs, wor
         ranks=world.size,
         batch_size=options.batch_size,
         workers=options.workers or 0,
-        prefetch=run.data.prefetch,
-        max_bad_faces=0,
+        prefetch=run.data.prefetch_batches,
+        max_bad_samples=0,
     )
     loader = make_loader(name, recipe)
     try:

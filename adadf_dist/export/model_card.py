@@ -148,8 +148,8 @@ def describe_data(dataset: Dataset | None, config: Config) -> list[str]:
     if "validation" not in dataset.splits:
         share = config.data.validation_fraction
         lines += ["", f"Validation was held out from train: {share:.0%} of each class, using seed {config.seed}."]
-    if config.data.label_noise or config.data.label_noise_file:
-        lines += ["", "Label noise was injected into the training labels (`data.label_noise`) as an experiment."]
+    if config.data.label_noise_rate or config.data.label_noise_file:
+        lines += ["", "Label noise was injected into the training labels (`data.label_noise_rate`) as an experiment."]
     return lines
 
 
@@ -161,14 +161,14 @@ def describe_training(config: Config, epoch: int) -> list[str]:
     optimizer, loss, start = config.optimizer, config.loss, "random weights"
     if config.model.pretrained:
         start = f"pretrained weights `{Path(config.model.pretrained).name}`"
-    average = f", weights averaged with decay {optimizer.ema}" if optimizer.ema else ""
+    average = f", weights averaged with decay {optimizer.ema_decay}" if optimizer.ema_decay else ""
     return [
         f"- {epoch} of {config.epochs} epochs with seed {config.seed}, from {start}",
         f"- Adam, lr {optimizer.lr}, {optimizer.schedule} schedule, global batch {config.batch_size}{average}",
         f"- Supervision {loss.supervision}; lambda_min {loss.lambda_min}, epoch threshold {loss.epoch_threshold}, "
         f"class threshold {config.class_distributions.threshold}",
-        f"- Augmentation {config.augment.policy} ({config.augment.operations} operations, magnitude "
-        f"{config.augment.magnitude}), flip {config.augment.flip}, erasing {config.augment.erase}",
+        f"- Augmentation {config.augment.policy} ({config.augment.num_ops} operations, magnitude "
+        f"{config.augment.magnitude}), flip {config.augment.flip_prob}, erasing {config.augment.erase_prob}",
         f"- Sampler {config.data.sampler}, precision {config.runtime.precision}",
     ]
 

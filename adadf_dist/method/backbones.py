@@ -39,7 +39,7 @@ class Backbone:
 
 
 def build_backbone(config: ModelConfig, image_size: int) -> Backbone:
-    """Build the backbone `model.backbone` with random weights, split after stage `model.split`.
+    """Build the backbone `model.backbone` with random weights, split after stage `model.shared_until`.
 
     Raises `UserError` for an unknown split, and for a timm network that cannot be split or does not support the image
     size.
@@ -75,14 +75,15 @@ class GlobalAveragePool(nn.Module):
 
 def find_split(config: ModelConfig, allowed: list[str], default: str) -> str:
     """Return the last stage of the extractor. Raises `UserError` with the allowed stages."""
-    if not config.split:
+    if not config.shared_until:
         return default
-    if config.split not in allowed:
+    if config.shared_until not in allowed:
+        close = did_you_mean(config.shared_until, allowed)
         raise UserError(
-            f"model.split is {config.split!r}{did_you_mean(config.split, allowed)}; the extractor of {config.backbone} "
-            f"may end with {', '.join(allowed)} (default: {default})"
+            f"model.shared_until is {config.shared_until!r}{close}; the extractor of {config.backbone} may end with "
+            f"{', '.join(allowed)} (default: {default})"
         )
-    return config.split
+    return config.shared_until
 
 
 def split_at(

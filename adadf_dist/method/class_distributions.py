@@ -39,7 +39,7 @@ class EpochDistributions(NamedTuple):
 def threshold_distributions(num_classes: int, config: ClassDistributionConfig) -> Tensor:
     """Return the threshold distributions (eq 7): [C, C] float64, row c is T_c, with t on the diagonal."""
     t = config.threshold
-    rest = (1 - t if config.off_diagonal == "normalised" else 0.4) / (num_classes - 1)
+    rest = (1 - t if config.off_diagonal == "normalized" else 0.4) / (num_classes - 1)
     rows = torch.full((num_classes, num_classes), rest, dtype=torch.float64)
     return rows.fill_diagonal_(t)
 
@@ -55,8 +55,8 @@ def class_distributions(sums: Tensor, counts: Tensor, config: ClassDistributionC
     means = sums / counts.clamp_min(1).unsqueeze(1)
     met = (means.diagonal() >= config.threshold) & (counts > 0)
     rows = torch.where(met.unsqueeze(1), means, threshold_distributions(len(counts), config))
-    if config.sharpen:
-        rows = sharpen(rows, config.sharpen)
+    if config.sharpen_temperature:
+        rows = sharpen(rows, config.sharpen_temperature)
     return EpochDistributions(means, counts, met, rows)
 
 
@@ -77,7 +77,7 @@ class ClassDistributions:
     @property
     def needs_extra_pass(self) -> bool:
         """Whether eq 4 needs an extra pass over the training split."""
-        return self.config.source == "pass"
+        return self.config.source == "second_pass"
 
     def observe(self, auxiliary_logits: Tensor, labels: Tensor, share: float = 1.0) -> None:
         """Add the label distributions (eq 1, 2) of rows [n, C] with labels [n], without moving data off the device.

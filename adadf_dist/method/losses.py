@@ -108,7 +108,7 @@ def make_targets(
         fused = class_distributions
     else:
         fused = torch.lerp(label_distributions, class_distributions, weights.unsqueeze(1))
-    return fused.detach() if config.detach else fused
+    return fused.detach() if config.detach_targets else fused
 
 
 def kl_divergence(fused: Tensor, target_logits: Tensor) -> Tensor:
@@ -151,7 +151,7 @@ def adadf_loss(
         return Losses(cross_entropy, zero, cross_entropy, zero, weights, one_hot, per_sample)
 
     attention = (output.auxiliary_attention + output.target_attention) / 2  # eq 8
-    batch = world.gather(attention, *place) if config.scope == "global" else attention
+    batch = world.gather(attention, *place) if config.batch_scope == "global" else attention
     rank_loss = rank_regularization(batch, config.rank_ratio, config.rank_margin)
     weights = normalize_attention(attention, batch, config.lambda_min)
     fused = make_targets(F.softmax(auxiliary, dim=1), class_distributions[labels].to(target.dtype), weights, config)

@@ -212,8 +212,8 @@ def verify_against_timm(whole: nn.Module, backbone: Backbone, config: ModelConfi
             raise not_splittable_error(config.backbone, "its parts in sequence do not compute the same features")
         if not torch.equal(maps, again):
             raise UserError(
-                f"model.split {config.split!r}: in {config.backbone} the next stage modifies its input in place, "
-                "which both branches share; choose another stage"
+                f"model.shared_until {config.shared_until!r}: in {config.backbone} the next stage modifies its input "
+                "in place, which both branches share; choose another stage"
             )
     whole.train()
     for part in parts:

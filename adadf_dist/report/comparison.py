@@ -8,36 +8,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from adadf_dist.config.load import flatten, matches_key, to_dict
+from adadf_dist.config.fields import Role
+from adadf_dist.config.keys import flatten, keys_with, upgrade_keys
+from adadf_dist.config.load import to_dict
 from adadf_dist.data.identity import ALLOW_OTHER_DATA, SHOWN_DIGITS
 from adadf_dist.errors import UserError
 from adadf_dist.metrics.comparison import PairedDifference, Score, paired_difference
 from adadf_dist.report.run_reader import RunData
-
-NON_RECIPE_KEYS = (
-    "out",
-    "resume",
-    "allow_other_data",
-    "seed",
-    "checkpoint.",
-    "evaluation.",
-    "data.shards",
-    "data.cache",
-    "data.cache_size_gb",
-    "data.workers",
-    "data.prefetch",
-    "data.embedded_faces",
-    "data.max_bad_faces",
-    "runtime.timeout_s",
-    "runtime.stop_every",
-    "runtime.log_every",
-    "runtime.tensorboard",
-    "runtime.loggers",
-    "runtime.profile",
-    "runtime.history_samples",
-    "runtime.history_faces",
-)
-"""Keys that do not affect the configuration of a run (its experimental arm)."""
 
 
 class GroupComparison(NamedTuple):
@@ -56,9 +33,9 @@ class GroupComparison(NamedTuple):
 def recipe_values(run: RunData) -> dict[str, Any]:
     """Return the dataset and the settings that define the configuration of a run."""
     flat = {key: tuple(v) if isinstance(v, list) else v for key, v in flatten(to_dict(run.config))}
-    for key, digest in (run.data["files"] if run.data is not None else {}).items():
-        flat[key] = f"{Path(str(flat[key])).name} ({digest[:SHOWN_DIGITS]})"  # the folder of the file does not matter
-    text = {key: value for key, value in flat.items() if not matches_key(key, NON_RECIPE_KEYS)}
+    for key, digest in upgrade_keys(run.data["files"] if run.data is not None else {}).items():
+        flat[key] = f"{Path(str(flat[key])).name} ({str(digest)[:SHOWN_DIGITS]})"  # its folder does not matter
+    text = {key: value for key, value in flat.items() if key not in keys_with(Role.OPERATIONAL)}
     return {"dataset": run.facts["dataset"], **text}
 
 

@@ -14,7 +14,7 @@ from adadf_dist.config.schema import Config, RuntimeConfig
 from adadf_dist.errors import UserError, single_line
 
 MODULES = {"wandb": "adadf_dist.tracking.wandb_tracker", "mlflow": "adadf_dist.tracking.mlflow_tracker"}
-"""Name in `runtime.loggers` -> module whose `Tracker` is used; only that module imports the package."""
+"""Name in `runtime.trackers` -> module whose `Tracker` is used; only that module imports the package."""
 MAX_QUEUE = 10_000
 """Maximum number of queued records; a tracker that exceeds it is disabled."""
 FLUSH_TIMEOUT_S = 60.0
@@ -41,11 +41,11 @@ class Tracker(Protocol):
 
 def check_trackers(config: RuntimeConfig) -> None:
     """Raise `UserError` for a tracker whose package is not installed."""
-    for name in config.loggers:
+    for name in config.trackers:
         spec = find_spec(name)
         if spec is None or spec.origin is None:  # no origin: a plain folder of that name, such as the one W&B creates
             raise UserError(
-                f"runtime.loggers has {name}, but {name} is not installed; install it with "
+                f"runtime.trackers has {name}, but {name} is not installed; install it with "
                 f"pip install 'adadf_dist[{name}]'"
             )
 

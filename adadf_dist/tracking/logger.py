@@ -44,7 +44,7 @@ MOST_NAMED = 20
 
 
 class RunLogger:
-    """Logs a run. Losses stay on the device and are reduced over ranks every `runtime.log_every` steps."""
+    """Logs a run. Losses stay on the device and are reduced over ranks every `runtime.log_every_steps` steps."""
 
     def __init__(self, config: Config, world: World) -> None:
         self.config = config
@@ -118,7 +118,7 @@ class RunLogger:
         self._learning_rate = learning_rate
         self._losses.append(torch.stack([getattr(losses, name).detach() for name in LOSS_NAMES]))
         self._images += global_size
-        if progress.step % self.config.runtime.log_every == 0 or progress.batch == self._num_batches:
+        if progress.step % self.config.runtime.log_every_steps == 0 or progress.batch == self._num_batches:
             self.flush(progress)
         self._boards.step()
         self._show(progress)

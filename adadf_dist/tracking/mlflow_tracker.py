@@ -11,7 +11,8 @@ from mlflow import MlflowClient
 from mlflow.entities import Metric, Param
 from mlflow.environment_variables import MLFLOW_EXPERIMENT_NAME
 
-from adadf_dist.config.load import flatten, to_dict
+from adadf_dist.config.keys import flatten
+from adadf_dist.config.load import to_dict
 from adadf_dist.config.schema import Config
 from adadf_dist.files.atomic import write_text
 

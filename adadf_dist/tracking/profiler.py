@@ -42,7 +42,7 @@ class StepProfiler:
         ending.stop()
         if ending.step_num <= SKIP_STEPS + WARMUP_STEPS:
             skipped = SKIP_STEPS + WARMUP_STEPS
-            text = f"no profile written: runtime.profile skips the first {skipped} steps, and the run had no more"
+            text = f"no profile written: runtime.profile_steps skips the first {skipped} steps, and the run had no more"
             print(f"warning: {text}", file=sys.stderr, flush=True)
 
     def _write(self, found: profile) -> None:

@@ -145,14 +145,14 @@ class SampleHistoryRecorder:
         """
         if not torch.equal(state.get("digest", self.digest), self.digest):  # an older checkpoint has none
             raise UserError(
-                "the training data changed since this checkpoint (data.shards, data.relabel or "
+                "the training data changed since this checkpoint (data.shards, data.relabel_file or "
                 "data.label_noise_file); restore it, or start a new run with another --out"
             )
         for mine, saved in ((self._sums, state["sums"]), (self._distributions, state["distributions"])):
             if mine.shape != saved.shape:
                 raise UserError(
                     f"sample history has shape {list(saved.shape)} in the checkpoint, {list(mine.shape)} in this run: "
-                    "the training split or runtime.history_samples changed; start a new run with another --out"
+                    "the training split or runtime.tracked_samples changed; start a new run with another --out"
                 )
             mine.zero_()
             if self.world.is_main:
@@ -175,20 +175,20 @@ def write_arrays(path: Path, arrays: Mapping[str, NDArray[Any]]) -> None:
 def select_tracked_samples(split: Split, config: RuntimeConfig, seed: int) -> list[int]:
     """Return the indices of the samples whose distributions are recorded.
 
-    These are the samples of `runtime.history_samples` and `runtime.history_faces` more. With votes, half of the latter
-    are the most ambiguous samples; the others are random. Raises `UserError` for an unknown sample key.
+    These are the samples of `runtime.tracked_samples` and `runtime.num_tracked_samples` more. With votes, half of the
+    latter are the most ambiguous samples; the others are random. Raises `UserError` for an unknown sample key.
     """
     listed = []
-    if config.history_samples:
+    if config.tracked_samples:
         places = {str(key): number for number, key in enumerate(split.keys)}
-        for key in config.history_samples:
+        for key in config.tracked_samples:
             if key not in places:
-                raise UserError(f"runtime.history_samples: unknown sample key {key}")
+                raise UserError(f"runtime.tracked_samples: unknown sample key {key}")
             listed.append(places[key])
     drawn = np.random.default_rng((seed, TRACKED_SAMPLES_STREAM)).permutation(len(split)).tolist()
-    disputed = [] if split.votes is None else most_ambiguous(split.votes, config.history_faces // 2)
+    disputed = [] if split.votes is None else most_ambiguous(split.votes, config.num_tracked_samples // 2)
     more = [number for number in dict.fromkeys([*disputed, *drawn]) if number not in set(listed)]
-    return listed + more[: config.history_faces]
+    return listed + more[: config.num_tracked_samples]
 
 
 def most_ambiguous(votes: NDArray[np.float32], most: int) -> list[int]:

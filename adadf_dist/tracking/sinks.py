@@ -1,4 +1,4 @@
-"""Outputs of a run besides its own files: TensorBoard, the trackers of `runtime.loggers`, a profiler trace."""
+"""Outputs of a run besides its own files: TensorBoard, the trackers of `runtime.trackers`, a profiler trace."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ class MetricSinks:
     def start(self, step: int, device: torch.device) -> None:
         """Open the sinks. `step`: Number of finished steps of the run."""
         runtime = self._config.runtime
-        self._trackers = [AsyncTracker(name, self._config) for name in runtime.loggers]
+        self._trackers = [AsyncTracker(name, self._config) for name in runtime.trackers]
         self._all = [*self._trackers]
         if runtime.tensorboard:
             self._all.append(TensorBoardSink(self._folder / "tensorboard", purge_step=step))
-        if runtime.profile:
-            self._trace = StepProfiler(self._folder / "trace", runtime.profile, step, device)
+        if runtime.profile_steps:
+            self._trace = StepProfiler(self._folder / "trace", runtime.profile_steps, step, device)
 
     def add(self, section: str, values: Mapping[str, float], step: int) -> None:
         for board in self._all:

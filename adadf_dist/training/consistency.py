@@ -22,7 +22,9 @@ from typing import Any, TypeVar
 import torch
 
 import adadf_dist
-from adadf_dist.config.load import INPUT_FILES, flatten, to_dict
+from adadf_dist.config.fields import Role
+from adadf_dist.config.keys import flatten, keys_with
+from adadf_dist.config.load import to_dict
 from adadf_dist.config.schema import Config, DataConfig
 from adadf_dist.data.dataset import open_dataset
 from adadf_dist.data.identity import digest_files
@@ -36,12 +38,6 @@ T = TypeVar("T")
 
 SHARED_FS_TIMEOUT_S = 6.0
 """A shared file system may show a new file to other nodes with a delay (NFS caches attributes for 3 s or more)."""
-
-NODE_LOCAL_KEYS = ("out", "data.shards", "data.cache")
-"""Keys that may differ: a folder can have different names on different nodes."""
-
-FILE_KEYS = INPUT_FILES
-"""Keys of files whose contents must also be equal."""
 
 CHECKED_PACKAGES = ("torchvision", "numpy", "nvidia-dali-cuda120", "deepspeed", "timm")
 """Packages that, besides torch, affect the result of a step."""
@@ -87,7 +83,7 @@ def find_version_mismatch(world: World) -> str:
 
 def find_config_mismatch(config: Config, world: World) -> str:
     """Return an error message if a configuration key differs between nodes, else an empty text. Collective."""
-    settings = {key: value for key, value in flatten(to_dict(config)) if key not in NODE_LOCAL_KEYS}
+    settings = {key: value for key, value in flatten(to_dict(config)) if key not in keys_with(Role.PER_NODE)}
     settings["data.shards"] = shards_location(config.data.shards)  # the following collectives depend on it
     return describe_mismatch(
         gather_per_node(world, lambda: {**settings, **hash_config_files(settings)}),

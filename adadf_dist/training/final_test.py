@@ -34,7 +34,7 @@ class Result(NamedTuple):
     last_test: dict[str, Any]
     """Test metrics of the last epoch's model."""
     best_on_test: dict[str, Any]
-    """Only for `evaluation.protocol = published`: the best test epoch and its test accuracy."""
+    """Only for `evaluation.protocol = paper`: the best test epoch and its test accuracy."""
 
 
 def finalize_run(
@@ -53,7 +53,7 @@ def finalize_run(
     path = Path(log.config.out) / "result.json"
     progress = checkpoints.progress
     kept = world.broadcast_object(read_result(path) if world.is_main else None)
-    wanted = log.config.evaluation.test and data.test_split is not None
+    wanted = log.config.evaluation.run_test and data.test_split is not None
     if isinstance(kept, dict) and kept["epochs"] == progress.epoch and (kept["test"] or not wanted):
         result = Result(**{name: kept[name] for name in Result._fields})
         log.info(f"run already finished; result from {path}:")
@@ -65,7 +65,7 @@ def finalize_run(
     for line in (*format_result(result, progress.epoch), *other_data_of(checkpoints)):
         log.info(line)
     log.info(f"run folder: {log.config.out}")
-    if log.config.evaluation.report and world.is_main:
+    if log.config.evaluation.write_report and world.is_main:
         write_report(log)
     return result
 
@@ -78,7 +78,7 @@ def run_final_test(
     `passes`: existing evaluation passes of the last weights, by split name.
     """
     config, progress = checkpoints.config, checkpoints.progress
-    test = data.test_split if config.evaluation.test else None
+    test = data.test_split if config.evaluation.run_test else None
     last: dict[str, Any] = {}
     if progress.best_epoch != progress.epoch:
         if test is not None:
@@ -92,7 +92,7 @@ def run_final_test(
     selected = {} if test is None else passes[test.name].metrics().to_dict()
     keep_answers(Path(config.out), [passes[split.name] for split in (data.validation_split, test) if split], world)
     best_on_test: dict[str, Any] = {}
-    if config.evaluation.protocol == "published":
+    if config.evaluation.protocol == "paper":
         best = max(progress.epochs, key=lambda record: record["test_accuracy"])  # type: ignore[arg-type, return-value]
         best_on_test = {"epoch": best["epoch"], "accuracy": best["test_accuracy"]}
     return Result(progress.best_epoch, progress.best_accuracy, selected, last or selected, best_on_test)

@@ -38,7 +38,7 @@ def out_of_memory(error: BaseException) -> bool:
 def describe_oom(config: Config, world: World, error: BaseException) -> str:
     """Describe the error and its fixes: first for resuming this run, then for starting a new one."""
     rows = -(-config.batch_size // world.size)
-    crops = " with 10 crops" if config.data.ten_crop else ""
+    crops = " with 10 crops" if config.data.ten_crop_resize else ""
     lower = ["lower batch_size", "lower data.image_size"]
     if config.runtime.precision == "fp32":
         lower.insert(1, "set runtime.precision = bf16")

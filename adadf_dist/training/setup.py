@@ -71,14 +71,14 @@ def resolve_loader(config: Config, world: World) -> str:
 
 
 def generate_synthetic_dataset(config: Config, world: World) -> None:
-    """Render a missing synthetic dataset of `data.embedded_faces` samples on rank 0; the other ranks wait."""
+    """Render a missing synthetic dataset of `data.synthetic_samples` samples on rank 0; the other ranks wait."""
     folder = local_path(config.data.shards)
-    if not config.data.embedded_faces or is_remote(config.data.shards):
+    if not config.data.synthetic_samples or is_remote(config.data.shards):
         return
     if world.broadcast_object(folder.exists()):  # use rank 0's result: the folder may appear at any time
         return
     if world.is_main:
-        train, validation, test = config.data.embedded_faces
+        train, validation, test = config.data.synthetic_samples
         build_synthetic_dataset(folder, {"train": train, "validation": validation, "test": test}, workers=2)
     world.barrier()
 

@@ -17,7 +17,7 @@ class SyntheticTrainer:
     """Repeats steps on one random global batch for a resolved config; each rank has its slice of the batch."""
 
     def __init__(self, config: Config, num_classes: int, world: World) -> None:
-        crops = 10 if config.data.ten_crop else 1
+        crops = 10 if config.data.ten_crop_resize else 1
         first, end = rank_slice(config.batch_size, world.rank, world.size)
         self.config = config
         self.world = world

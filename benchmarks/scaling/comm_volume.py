@@ -55,7 +55,7 @@ def network(config: Config, num_classes: int, frozen: bool) -> DualBranch:
 def step_traffic(model: DualBranch, config: Config, ranks: int, device: Device) -> list[Communication]:
     """Return a training step's messages for a global batch of `config.batch_size` samples, one crop each."""
     found = [gradients(model)]
-    if config.loss.scope == "global" and config.loss.supervision != "one_hot":
+    if config.loss.batch_scope == "global" and config.loss.supervision != "one_hot":
         # eqs 9 to 11: each rank writes its attention, and its gradient, to a buffer of the global batch
         found.append(Communication("attention", "all-reduce", 2, 2 * config.batch_size * FLOAT))
     if config.runtime.sync_batch_norm:
@@ -95,11 +95,11 @@ def epoch_traffic(config: Config, num_classes: int, faces: int) -> list[Communic
     Barriers (no payload) and mid-epoch checkpoints are not counted.
     """
     steps = math.ceil(faces / config.batch_size)
-    agreements, reports = steps // config.runtime.stop_every, math.ceil(steps / config.runtime.log_every)
+    agreements, reports = steps // config.runtime.stop_check_steps, math.ceil(steps / config.runtime.log_every_steps)
     classes = num_classes * (num_classes + 1) * DOUBLE
-    kept = min(len(config.runtime.history_samples) + config.runtime.history_faces, faces)
+    kept = min(len(config.runtime.tracked_samples) + config.runtime.num_tracked_samples, faces)
     history, listed = faces * HISTORY * FLOAT, kept * 3 * num_classes * FLOAT
-    tests = 1 + (config.evaluation.protocol == "published")
+    tests = 1 + (config.evaluation.protocol == "paper")
     totals = (EVALUATION_SUMS + num_classes**2) * DOUBLE
     found = [
         Communication("class distributions", "all-reduce", 1, classes),
@@ -111,7 +111,7 @@ def epoch_traffic(config: Config, num_classes: int, faces: int) -> list[Communic
         Communication("replaced samples", "all-gather", 2, object_bytes(0)),
         Communication("straggler detection", "all-gather", 2, object_bytes((socket.gethostname(), 1.5, 1.5, 1.5))),
     ]
-    if config.checkpoint.every_minutes:  # rank 0 decides at coordinated stop checks
+    if config.checkpoint.save_every_minutes:  # rank 0 decides at coordinated stop checks
         asked = Communication("checkpoint due", "broadcast", 2, object_bytes(False))
         found.append(asked.scaled(agreements))
     return found

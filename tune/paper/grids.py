@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from adadf_dist.config.load import flatten, to_dict
+from adadf_dist.config.keys import flatten
+from adadf_dist.config.load import to_dict
 from adadf_dist.config.schema import Config
 from tune.study.space import Values
 from tune.study.trial import DEFAULT
@@ -67,8 +68,12 @@ GRIDS: Mapping[str, Grid] = {
         "Table 4: label noise",
         "method and noise rate",
         tuple(
-            Row(f"{method}, {label}", {"loss.supervision": name, "data.label_noise": share}, f"single label, {label}")
-            for label, share in LEVELS.items()
+            Row(
+                f"{method}, {label}",
+                {"loss.supervision": name, "data.label_noise_rate": rate},
+                f"single label, {label}",
+            )
+            for label, rate in LEVELS.items()
             for method, name in (("single label", "one_hot"), ("Ada-DF", "fused"))
         ),
     ),

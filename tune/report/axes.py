@@ -7,7 +7,8 @@ import math
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from adadf_dist.config.load import flatten, to_dict
+from adadf_dist.config.keys import flatten
+from adadf_dist.config.load import to_dict
 from tune.study.space import Domain
 from tune.study.study import Study
 

@@ -11,7 +11,8 @@ import pyarrow as pa
 import pyarrow.csv
 import pyarrow.parquet
 
-from adadf_dist.config.load import flatten, override, to_dict
+from adadf_dist.config.keys import flatten
+from adadf_dist.config.load import override, to_dict
 from adadf_dist.config.schema import Config
 from adadf_dist.errors import UserError
 from adadf_dist.files.atomic import write_text
@@ -61,7 +62,7 @@ def column(value: Any) -> Any:
 
 def write_best(study: Study, choice: Selection, values: Mapping[str, Any]) -> Path:
     """Write best.toml for `adadf_dist.train --config`: searched keys and all other non-default values."""
-    config = override(study.base, {**values, "evaluation.test": True})
+    config = override(study.base, {**values, "evaluation.run_test": True})
     lines = [f"# {line}" for line in describe(choice)]
     path = study.folder / "best.toml"
     write_text(path, "\n".join([*lines, *toml_of(config, study.space.domains)]) + "\n")

@@ -31,8 +31,14 @@ def ignore(record: Record) -> None:
 
 def config_of(base: Config, trial: Trial, out: Path) -> Config:
     """Return the trial's configuration. It keeps only the newest and the selected checkpoint."""
-    fixed = {"seed": trial.seed, "out": str(out), "resume": "auto", "evaluation.test": trial.test, "checkpoint.keep": 1}
-    fixed["evaluation.report"] = False  # the search's page covers all trials
+    fixed = {
+        "seed": trial.seed,
+        "out": str(out),
+        "resume": "auto",
+        "evaluation.run_test": trial.test,
+        "checkpoint.keep_last": 1,
+    }
+    fixed["evaluation.write_report"] = False  # the search's page covers all trials
     return override(base, {**trial.values, **fixed}, f"trial {trial.name}")
 
 

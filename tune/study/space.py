@@ -23,28 +23,15 @@ from zlib import crc32
 
 import numpy as np
 
-from adadf_dist.config.load import flatten, known_keys, load_config_file, matches_key, override, to_dict
+from adadf_dist.config.fields import Role
+from adadf_dist.config.keys import flatten, keys_with, renamed_keys, settings, upgrade_keys, upgrade_value
+from adadf_dist.config.load import load_config_file, override, to_dict
 from adadf_dist.config.schema import Config
 from adadf_dist.errors import UserError, did_you_mean
 
 Values = dict[str, Any]
 """Dotted keys that a trial changes -> values."""
 
-RESERVED = (
-    "out",
-    "resume",
-    "allow_other_data",
-    "seed",
-    "epochs",
-    "data.shards",
-    "data.access",
-    "data.cache",
-    "data.embedded_faces",
-    "data.validation_fraction",
-    "evaluation.",
-    "checkpoint.",
-)
-"""Keys that cannot be searched; a trailing dot covers the whole section."""
 KINDS = ("uniform", "loguniform", "choice", "grid")
 
 PAPER: dict[str, object] = {
@@ -55,9 +42,9 @@ PAPER: dict[str, object] = {
 RECIPE: dict[str, object] = {
     "optimizer.lr": {"loguniform": [1e-4, 1e-2]},
     "batch_size": {"choice": [16, 32, 64, 128]},
-    "augment.operations": {"choice": [0, 1, 2, 3, 4]},
+    "augment.num_ops": {"choice": [0, 1, 2, 3, 4]},
     "augment.magnitude": {"uniform": [1.0, 9.0]},
-    "augment.erase": {"uniform": [0.0, 0.8]},
+    "augment.erase_prob": {"uniform": [0.0, 0.8]},
 }
 SPACES: dict[str, dict[str, object]] = {"paper": PAPER, "recipe": RECIPE, "full": {**PAPER, **RECIPE}}
 """`paper`: the three hyperparameters tuned in the paper. `recipe`: learning rate, batch, augmentation. `full`: both."""
@@ -106,7 +93,7 @@ class Space:
     def sample_all(self, seed: int, number: int = 0) -> Values:
         """Sample every key, regardless of its condition."""
         return {
-            key: domain.quantile(np.random.default_rng([seed, number, crc32(key.encode())]).random())
+            key: domain.quantile(np.random.default_rng([seed, number, key_hash(key)]).random())
             for key, domain in self.domains.items()
         }
 
@@ -186,12 +173,12 @@ def parse_entries(space: str, content: Mapping[str, object], prefix: str = "") -
     """Return dotted key -> domain entry, from quoted or nested TOML keys."""
     found: dict[str, Mapping[str, object]] = {}
     for name, value in content.items():
-        key = f"{prefix}{name}"
+        key = renamed_keys().get(f"{prefix}{name}", f"{prefix}{name}")
         if not isinstance(value, Mapping):
             raise UserError(
                 f"space {space}: invalid {key} = {value!r}: must be {{ KIND = [...] }}, KIND one of {', '.join(KINDS)}"
             )
-        if key in known_keys() or not any(isinstance(inner, Mapping) for inner in value.values()):
+        if key in settings() or not any(isinstance(inner, Mapping) for inner in value.values()):
             found[key] = value
         else:
             found |= parse_entries(space, value, f"{key}.")
@@ -200,9 +187,9 @@ def parse_entries(space: str, content: Mapping[str, object], prefix: str = "") -
 
 def read_domain(name: str, key: str, content: Mapping[str, object]) -> Domain:
     where = f"space {name}: {key}"
-    if key not in known_keys():
-        raise UserError(f"{where}: unknown key{did_you_mean(key, known_keys())}")
-    if matches_key(key, RESERVED):
+    if key not in settings():
+        raise UserError(f"{where}: unknown key{did_you_mean(key, settings())}")
+    if key in keys_with(Role.NOT_SEARCHABLE):
         raise UserError(
             f"{where}: cannot be searched (the search sets it, or it redefines accuracy); set it on the command line"
         )
@@ -217,11 +204,16 @@ def read_domain(name: str, key: str, content: Mapping[str, object]) -> Domain:
         raise UserError(f"{where}: {kind} must be a list, got {values!r}")
     if not isinstance(when, Mapping):
         raise UserError(f"{where}: when must be a mapping of keys to values, got {when!r}")
-    domain = Domain(kind, tuple(values), dict(flatten(when)))
+    domain = Domain(kind, tuple(upgrade_value(key, value) for value in values), upgrade_keys(when, where))
     if domain.continuous and not is_range(values, logarithmic=kind == "loguniform"):
         above = ", both above 0" if kind == "loguniform" else ""
         raise UserError(f"{where}: {kind} must be [low, high] with low < high{above}; got {list(values)}")
     return domain
+
+
+def key_hash(key: str) -> int:
+    """Return the number that seeds the samples of a key. A renamed key keeps its samples in an older search."""
+    return crc32((settings()[key].old_name or key).encode())
 
 
 def is_range(values: Sequence[object], logarithmic: bool) -> bool:

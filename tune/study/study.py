@@ -10,7 +10,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
-from adadf_dist.config.load import ConfigLayer, build_config, flatten, matches_key, to_dict
+from adadf_dist.config.fields import Role
+from adadf_dist.config.keys import flatten, keys_with, unflatten, upgrade_keys
+from adadf_dist.config.load import ConfigLayer, build_config, to_dict
 from adadf_dist.config.schema import Config
 from adadf_dist.data.identity import Source, how_to_fix, other_data
 from adadf_dist.errors import UserError
@@ -22,24 +24,8 @@ from tune.study.trial import DEFAULT, Trial, TrialStore
 
 STUDY_FILE = "study.json"
 VERSION = 1
-CHANGEABLE_KEYS = (
-    "options.keep",
-    "space.name",
-    "base.allow_other_data",
-    "base.data.shards",
-    "base.data.cache",
-    "base.data.cache_size_gb",
-    "base.data.workers",
-    "base.data.prefetch",
-    "base.data.max_bad_faces",
-    "base.evaluation.report",
-    "base.checkpoint.",
-    "base.runtime.timeout_s",
-    "base.runtime.stop_every",
-    "base.runtime.log_every",
-    "base.runtime.tensorboard",
-)
-"""Settings that may change on resume: paths and settings that do not affect accuracy."""
+CHANGEABLE_OPTIONS = ("options.keep", "space.name")
+"""Search settings that may change on resume, besides keys of the base configuration with `Role.INFRASTRUCTURE`."""
 EXTENDABLE_KEYS = ("options.trials", "options.seeds", "options.finalists")
 """Settings that may be increased on resume; existing trials stay valid."""
 
@@ -128,7 +114,7 @@ def start(study: Study, resume: bool, source: Source | None = None) -> Study:
         )
     before, now = read_study_file(path), study.to_dict()
     for key, (old, new) in differences({key: before.get(key) for key in now}, now).items():
-        if matches_key(key, CHANGEABLE_KEYS):
+        if key in CHANGEABLE_OPTIONS or key.removeprefix("base.") in keys_with(Role.INFRASTRUCTURE):
             continue
         if key not in EXTENDABLE_KEYS or not isinstance(old, int) or not isinstance(new, int) or new < old:
             raise UserError(
@@ -181,6 +167,7 @@ def read_study_file(path: Path) -> dict[str, Any]:
         raise UserError(f"{path}: parse error: {error}") from None
     if content.get("version") != VERSION:
         raise UserError(f"{path}: version {content.get('version')} is not supported, expected {VERSION}")
+    content["base"] = unflatten(upgrade_keys(content["base"], str(path)))
     return content
 
 

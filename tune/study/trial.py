@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
+from adadf_dist.config.keys import upgrade_keys
 from adadf_dist.errors import UserError
 from adadf_dist.files.atomic import write_json
 from tune.study.space import Values
@@ -145,7 +146,7 @@ class TrialStore:
         except json.JSONDecodeError as problem:
             raise UserError(f"{folder / TRIAL_FILE}: parse error ({problem}); remove the trial's folder") from None
         end, error = content.pop("end"), content.pop("error")
-        trial = Trial(**content)
+        trial = Trial(**{**content, "values": upgrade_keys(content["values"])})
         tested = read_test(folder) if trial.test else {}
         outcome = TrialResult(trial, end, error, *read_validation(folder), tested)
         if end:

@@ -28,7 +28,7 @@ LUMA = (0.299, 0.587, 0.114)
 MAX_LEVEL = 10.0
 LEVEL_STD = 0.5
 APPLY_PROB = 0.5
-"""`published`: probability that a sampled operation is applied."""
+"""`paper`: probability that a sampled operation is applied."""
 ERASE_RATIO = (0.3, 3.3)
 ERASE_TRIES = 10
 STANDARD_BINS = 31
@@ -85,12 +85,12 @@ def sample_augmentations(
         return identity(len(samples))
     draws = SampleRng(seed, epoch, samples)
     every = np.arange(len(samples))
-    stages = OpChainBuilder(identity(len(samples), 0 if config.policy == "none" else config.operations))
+    stages = OpChainBuilder(identity(len(samples), 0 if config.policy == "none" else config.num_ops))
     drawn = stages.drawn
-    drawn.flips[:] = draws.uniform(every) < config.flip
+    drawn.flips[:] = draws.uniform(every) < config.flip_prob
     sample_erase_boxes(config, size, draws, drawn.boxes)
     for _ in range(drawn.kinds.shape[1]):
-        if config.policy == "published":
+        if config.policy == "paper":
             sample_paper_policy(config.magnitude, draws, stages)
         else:
             sample_torchvision_policy(config.magnitude, draws, stages)
@@ -99,7 +99,7 @@ def sample_augmentations(
 
 def sample_erase_boxes(config: AugmentConfig, size: int, draws: SampleRng, boxes: NDArray[np.int64]) -> None:
     """Random erasing (Zhong et al.): boxes of random area and aspect ratio, resampled a few times until they fit."""
-    open_ = np.flatnonzero(draws.uniform(np.arange(len(boxes))) < config.erase)
+    open_ = np.flatnonzero(draws.uniform(np.arange(len(boxes))) < config.erase_prob)
     for _ in range(ERASE_TRIES):
         area = size * size * draws.uniform(open_, *config.erase_scale)
         ratio = np.exp(draws.uniform(open_, math.log(ERASE_RATIO[0]), math.log(ERASE_RATIO[1])))

@@ -58,7 +58,7 @@ class LoaderConfig:
     """Maximum samples of a global batch."""
     workers: int
     prefetch: int
-    max_bad_faces: int
+    max_bad_samples: int
 
     def jobs(self, split: str, plan: Sequence[Samples], epoch: int) -> list[LocalBatch]:
         """Return this rank's slices of global batches, without the empty ones."""
@@ -144,7 +144,7 @@ class ReplacementLog:
                 continue
             self._known.add((split.name, sample))
             if len(self._known) > self._limit:
-                allowed = f" (data.max_bad_faces is {self._limit})"
+                allowed = f" (data.max_bad_samples is {self._limit})"
                 raise UserError(describe_bad_sample(split, sample, reason) + allowed)
             text = f"warning: {describe_bad_sample(split, sample, reason)}; replaced by sample {split.keys[substitute]}"
             tqdm.write(text, file=sys.stderr)

@@ -59,7 +59,7 @@ class DaliLoader:
     def __init__(self, recipe: LoaderConfig) -> None:
         self.recipe = recipe
         self.num_replaced = 0
-        self._replacements = ReplacementLog(recipe.max_bad_faces)
+        self._replacements = ReplacementLog(recipe.max_bad_samples)
         self._place = make_backend(recipe)
         self._decoder: DaliDecoder | None = None
         self._running: BackgroundPrefetcher[Batch] | None = None
@@ -98,9 +98,9 @@ class DaliLoader:
             if not is_out_of_memory(error):
                 raise
             raise UserError(
-                f"data.loader dali: out of memory on {self.recipe.device} with batch_size {self.recipe.batch_size}, "
-                f"data.prefetch {self.recipe.prefetch} and data.image_size {self.recipe.preprocessing.image_size}; "
-                "lower data.prefetch first, then batch_size"
+                f"data.loader dali: out of memory on {self.recipe.device} with batch_size "
+                f"{self.recipe.batch_size}, data.prefetch_batches {self.recipe.prefetch} and data.image_size "
+                f"{self.recipe.preprocessing.image_size}; lower data.prefetch_batches first, then batch_size"
             ) from None
 
     def _read_chunk(self, jobs: Sequence[LocalBatch]) -> Chunk:

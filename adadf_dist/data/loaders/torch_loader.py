@@ -129,7 +129,7 @@ class TorchLoader:
         self.recipe = recipe
         self.faces = DecodeDataset(recipe)
         self.num_replaced = 0
-        self._replacements = ReplacementLog(recipe.max_bad_faces)
+        self._replacements = ReplacementLog(recipe.max_bad_samples)
         self._finish = DeviceTransform(recipe.preprocessing, recipe.device)
         self._workers: WorkerPool[DecodeDataset, DecodedBatch] | None = None
         if recipe.workers:
@@ -150,8 +150,8 @@ class TorchLoader:
             yield from self._workers.run(tasks)
         except DeadWorkerError as error:
             raise DeadWorkerError(
-                f"{error}; if out of memory, lower data.workers (now {self.recipe.workers}) or data.prefetch "
-                f"(now {self.recipe.prefetch})"
+                f"{error}; if out of memory, lower data.num_workers (now {self.recipe.workers}) or "
+                f"data.prefetch_batches (now {self.recipe.prefetch})"
             ) from None
 
     def finish(self, decoded: DecodedBatch, split: str) -> Batch:

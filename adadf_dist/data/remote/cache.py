@@ -38,7 +38,7 @@ from adadf_dist.files.locks import Owner, lock, probe
 from adadf_dist.files.outputs import os_errors_as_user_errors
 
 GB = 10**9
-SETTING = "data.cache"
+SETTING = "data.cache_dir"
 """Setting that names the folder, for messages."""
 LOOK_EVERY_S = 0.2
 """Polling interval in seconds for a lock that another process holds."""
@@ -50,7 +50,7 @@ RESERVED_SIZE_FILE = ".room"
 def ensure_cached(
     data: DataConfig, bar: bool = False, cancelled: Event | None = None, transfer: RetryPolicy = DEFAULT_RETRY_POLICY
 ) -> Iterator[Path]:
-    """Yield a local folder of `data.shards`, fetched into `data.cache` if necessary and protected from eviction.
+    """Yield a local folder of `data.shards`, fetched into `data.cache_dir` if necessary and protected from eviction.
 
     With `data.access = "stream"` the training tars are not fetched.
     Raises `UserError`, and `TransferCancelled` if the event is set while fetching.
@@ -88,11 +88,13 @@ def entry_folder(data: DataConfig, name: str) -> Path:
 
 
 def cache_folder(data: DataConfig) -> Path:
-    """Expanded `data.cache`. Raises `UserError` for `~` without a home folder (container without a passwd entry)."""
+    """Expanded `data.cache_dir`. Raises `UserError` for `~` without a home folder (container without passwd entry)."""
     try:
-        return Path(data.cache).expanduser()
+        return Path(data.cache_dir).expanduser()
     except RuntimeError:
-        raise UserError(f"{SETTING} is {data.cache}, but this user has no home folder; set HOME or {SETTING}") from None
+        raise UserError(
+            f"{SETTING} is {data.cache_dir}, but this user has no home folder; set HOME or {SETTING}"
+        ) from None
 
 
 def streamed_splits(data: DataConfig) -> tuple[str, ...]:
@@ -189,12 +191,12 @@ def evict_to_fit(entry: Path, size: int, missing: int, data: DataConfig) -> None
             if size + sum(used.values()) > limit:
                 raise UserError(
                     f"data.cache_size_gb is {data.cache_size_gb:g}: {data.shards} needs {size / GB:.3g} GB, and "
-                    f"{sum(used.values()) / GB:.3g} GB in {data.cache} are in use by other runs; raise it or wait"
+                    f"{sum(used.values()) / GB:.3g} GB in {data.cache_dir} are in use by other runs; raise it or wait"
                 )
         free = shutil.disk_usage(entries).free
         if missing > free:
             raise UserError(
-                f"data.cache is {data.cache}: {data.shards} needs {missing / GB:.3g} GB more there and "
+                f"data.cache_dir is {data.cache_dir}: {data.shards} needs {missing / GB:.3g} GB more there and "
                 f"{free / GB:.3g} GB are free; free some space, choose another folder, or set data.cache_size_gb "
                 "to evict unused datasets"
             )

@@ -43,7 +43,7 @@ def find_tracked_sample(run: RunData, key: str = "") -> TrackedSample | None:
     numbers = run.history[-1]["listed"] if run.history and run.faces is not None else np.zeros(0, np.int64)
     if not len(numbers) or run.faces is None:
         if key:
-            raise UserError(f"--face {key}: {run.folder} has no tracked samples; train with runtime.history_faces")
+            raise UserError(f"--face {key}: {run.folder} has no tracked samples; set runtime.num_tracked_samples")
         return None
     seen = np.sum([epoch["seen"][numbers] for epoch in run.history], axis=0) > 0
     if key:
@@ -67,7 +67,7 @@ def place_of(run: RunData, key: str, keys: Sequence[str]) -> int:
     assert run.faces is not None
     if key in run.faces.keys:
         raise UserError(
-            f"--face {key}: not a tracked sample; train with --runtime.history_samples {key}, or choose one of the "
+            f"--face {key}: not a tracked sample; train with --runtime.tracked_samples {key}, or choose one of the "
             f"{len(keys)} tracked samples, such as {keys[0]}"
         )
     near = difflib.get_close_matches(key, keys, n=1, cutoff=0.0)[0]

@@ -1,0 +1,104 @@
+"""Declaration of a configuration key: default, allowed range, roles, and earlier names."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from dataclasses import fields as dataclass_fields
+from enum import Flag, auto
+from typing import TypeVar
+
+T = TypeVar("T")
+
+
+class Role(Flag):
+    """What a key means to code that handles configurations without knowing each key."""
+
+    NONE = 0
+    RESUMABLE = auto()
+    """May change when a run resumes."""
+    OPERATIONAL = auto()
+    """Does not change what a run learns; ignored when runs are compared."""
+    ARCHITECTURE = auto()
+    """Must match a checkpoint that has no training steps (imported weights)."""
+    PATH = auto()
+    """May be a path on this machine."""
+    INPUT_FILE = auto()
+    """May be the path of an input file, whose content is recorded with the run."""
+    PER_NODE = auto()
+    """May differ between nodes."""
+    NOT_SEARCHABLE = auto()
+    """Cannot be searched: the search sets it, or it redefines accuracy."""
+    INFRASTRUCTURE = RESUMABLE | OPERATIONAL
+    """Concerns the machine or the run folder, not the result."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Setting:
+    """Metadata of a configuration key."""
+
+    roles: Role = Role.NONE
+    ge: float | None = None
+    gt: float | None = None
+    le: float | None = None
+    lt: float | None = None
+    is_flag: bool = False
+    """Whether the value is true or false."""
+    old_name: str = ""
+    """Dotted name in version 0.1, still accepted."""
+    old_values: Mapping[str, str] = field(default_factory=dict)
+    """Values in version 0.1, still accepted -> their names today."""
+
+    def allows(self, value: object) -> bool:
+        """Return whether a number is within the range; always true for other values."""
+        if not isinstance(value, int | float) or isinstance(value, bool):
+            return True
+        return all(
+            (
+                self.ge is None or value >= self.ge,
+                self.gt is None or value > self.gt,
+                self.le is None or value <= self.le,
+                self.lt is None or value < self.lt,
+            )
+        )
+
+    @property
+    def range_text(self) -> str:
+        """Describe the range, such as `at least 1`, `above 0` or `[0, 1)`."""
+        low, high = self.gt if self.ge is None else self.ge, self.lt if self.le is None else self.le
+        if high is None:
+            return f"{'above' if self.ge is None else 'at least'} {low}"
+        return f"{'(' if self.ge is None else '['}{low}, {high}{')' if self.le is None else ']'}"
+
+
+def setting(
+    default: T,
+    roles: Role = Role.NONE,
+    *,
+    ge: float | None = None,
+    gt: float | None = None,
+    le: float | None = None,
+    lt: float | None = None,
+    old_name: str = "",
+    old_values: Mapping[str, str] | None = None,
+) -> T:
+    """Declare a key of a configuration dataclass. `ge`, `gt`, `le`, `lt`: bounds of a number (>=, >, <=, <)."""
+    is_flag = isinstance(default, bool)
+    declared = Setting(
+        roles=roles, ge=ge, gt=gt, le=le, lt=lt, is_flag=is_flag, old_name=old_name, old_values=old_values or {}
+    )
+    return field(default=default, metadata={"setting": declared})
+
+
+def collect_settings(section: type, prefix: str = "") -> dict[str, Setting]:
+    """Return the metadata of every key of a configuration dataclass, by dotted key."""
+    found: dict[str, Setting] = {}
+    for declared in dataclass_fields(section):
+        name = f"{prefix}{declared.name}"
+        if "setting" in declared.metadata:
+            found[name] = declared.metadata["setting"]
+        elif isinstance(declared.default_factory, type):
+            found |= collect_settings(declared.default_factory, f"{name}.")
+        else:
+            found[name] = Setting(is_flag=isinstance(declared.default, bool))
+    return found

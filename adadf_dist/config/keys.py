@@ -1,0 +1,92 @@
+"""Dotted configuration keys: which exist, what each means, and what it was called in version 0.1."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from functools import cache
+
+from adadf_dist.config.fields import Role, Setting, collect_settings
+from adadf_dist.config.schema import Config
+from adadf_dist.errors import UserError
+
+
+@cache
+def settings() -> Mapping[str, Setting]:
+    """Return the metadata of every key."""
+    return collect_settings(Config)
+
+
+@cache
+def keys_with(roles: Role) -> frozenset[str]:
+    """Return the keys that have all of `roles`."""
+    return frozenset(key for key, declared in settings().items() if roles in declared.roles)
+
+
+@cache
+def flags() -> frozenset[str]:
+    """Return the boolean keys; such an option without a value means true."""
+    return frozenset(key for key, declared in settings().items() if declared.is_flag)
+
+
+@cache
+def renamed_keys() -> Mapping[str, str]:
+    """Return the names of keys in version 0.1 -> their names today."""
+    return {declared.old_name: key for key, declared in settings().items() if declared.old_name}
+
+
+def upgrade_keys(values: Mapping[str, object], origin: str = "") -> dict[str, object]:
+    """Flatten nested or dotted `values`, with keys and values of version 0.1 under their names of today.
+
+    Raises `UserError` if a key is given under both names.
+    """
+    upgraded: dict[str, object] = {}
+    names: dict[str, str] = {}
+    for given, value in flatten(values):
+        key = renamed_keys().get(given, given)
+        if key in upgraded:
+            raise UserError(f"{origin}: {names[key]} and {given} are the same key; keep {key} only")
+        upgraded[key], names[key] = upgrade_value(key, value), given
+    return upgraded
+
+
+def upgrade_value(key: str, value: object) -> object:
+    """Return today's name of a value of version 0.1, or the value itself."""
+    return settings()[key].old_values.get(value, value) if key in settings() and isinstance(value, str) else value
+
+
+def describe_renames(values: Mapping[str, object]) -> list[str]:
+    """Describe each key or value of version 0.1 in `values`, such as `data.workers is now data.num_workers`."""
+    found = []
+    for given, value in flatten(values):
+        key = renamed_keys().get(given, given)
+        if key != given:
+            found.append(f"{given} is now {key}")
+        if upgrade_value(key, value) != value:
+            found.append(f"{key}={value} is now {upgrade_value(key, value)}")
+    return found
+
+
+def flatten(values: Mapping[str, object], prefix: str = "") -> Iterable[tuple[str, object]]:
+    """Yield the leaves of nested mappings with their dotted keys."""
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            yield from flatten(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def unflatten(values: Mapping[str, object]) -> dict[str, object]:
+    """Return nested dictionaries for dotted keys."""
+    nested: dict[str, object] = {}
+    for key, value in values.items():
+        *path, name = key.split(".")
+        section = nested
+        for part in path:
+            section = section.setdefault(part, {})  # type: ignore[assignment]
+        section[name] = value
+    return nested
+
+
+def matches_key(key: str, keys: Iterable[str]) -> bool:
+    """Return whether a dotted key is in `keys`, which may also contain sections (ending in a dot)."""
+    return any(key.startswith(known) if known.endswith(".") else key == known for known in keys)
