@@ -177,7 +177,7 @@ def test_a_run_keeps_what_it_trained_on_and_notices_a_changed_file(faces: Path, 
 
     write(file, f"{split.keys[6]},relabel,{other(split, 6)}", lines[1])  # as many faces, another label
     with pytest.raises(
-        UserError, match=r"training data changed since this checkpoint \(data\.shards, data\.relabel_file"
+        UserError, match=r"training data changed since this checkpoint \(data\.shards, data\.relabel_f"
     ):
         train.run(longer)
     write(file, lines[1], lines[0])  # the same decisions in another order are the same
