@@ -17,8 +17,8 @@ from adadf_dist.config.load import build_config, flatten, load_config_file, to_d
 from adadf_dist.data.dataset import open_dataset
 from adadf_dist.report.__main__ import main as report
 from shards.verify import verify
-from tests.old_files import FOLDER, write_checkpoint
-from tests.runs import ROOT, numbers
+from tests.helpers.old_files import FOLDER, write_checkpoint
+from tests.helpers.runs import ROOT, numbers
 from tune.search import main as search
 
 

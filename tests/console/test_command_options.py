@@ -1,0 +1,34 @@
+"""Names that users type: a renamed or lost option shows here, in one diff."""
+
+from __future__ import annotations
+
+from adadf_dist.config.load import flatten, to_dict
+from adadf_dist.config.schema import Config
+from tests.helpers.command_options import COMMITTED, find_options, find_subcommands, list_options
+
+
+def test_every_commands_options_are_those_committed() -> None:
+    assert list_options() == COMMITTED.read_text()
+
+
+def test_every_config_key_is_an_option_of_the_trainer() -> None:
+    options = {line.split()[-1] for line in COMMITTED.read_text().splitlines() if line.startswith("adadf_dist.train ")}
+    assert {f"--{key}" for key, _ in flatten(to_dict(Config()))} <= options
+
+
+def test_options_are_found_in_a_help_text() -> None:
+    text = """usage: x [-h] SOURCE ...
+
+positional arguments:
+  SOURCE
+    plain     a short one
+    affectnet-8
+              described on the next line
+
+options:
+  -h, --help  this
+  --deep.key VALUE
+      use --other with it
+"""
+    assert find_options(text) == ["--deep.key", "--help"]
+    assert find_subcommands(text) == ["plain", "affectnet-8"]

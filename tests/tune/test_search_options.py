@@ -1,0 +1,95 @@
+"""What a search is asked for, and asked for again: commands, folders, and what has changed since."""
+
+from __future__ import annotations
+
+import tomllib
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from adadf_dist.errors import UserError
+from tests.helpers.fake_trainer import OPTIONS, SPACE, base, begun, study_of
+from tune.report.results import toml_of
+from tune.search_options import plan
+from tune.study.study import start
+
+
+def test_what_changed_since_is_named(tmp_path: Path) -> None:
+    first = begun(tmp_path, epochs=5)
+    first = begun(tmp_path)  # of the one before no trial ever began
+    first.trials.begin(first.default())
+    with pytest.raises(UserError, match="already contains a search; pass --resume"):
+        start(study_of(tmp_path, SPACE, OPTIONS), resume=False)
+    with pytest.raises(UserError, match=r"base\.epochs was 6 and is now 7"):
+        begun(tmp_path, epochs=7)
+    wider = {**SPACE, "loss.lambda_min": {"uniform": [0.0, 0.6]}}
+    with pytest.raises(UserError, match=r"lambda_min\.uniform was \[0\.0, 0\.5\] and is now \[0\.0, 0\.6\]"):
+        start(study_of(tmp_path, wider, OPTIONS), resume=True)
+    with pytest.raises(UserError, match=r"options\.trials was 6 and is now 5"):
+        begun(tmp_path, replace(OPTIONS, trials=5))
+    begun(tmp_path, replace(OPTIONS, trials=9, seeds=5, keep="all"), data__workers=7, runtime__timeout_s=99)
+    with pytest.raises(UserError, match=r"study\.json: no such file; remove --resume"):
+        start(study_of(tmp_path / "none", SPACE, OPTIONS), resume=True)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--trials", "-1"], "--trials -1: must be at least 0"),
+        (["--seeds", "1"], "--seeds 1: must be at least 2"),
+        (["--evaluation.protocol", "published"], "evaluation.protocol=published"),
+        (["--searcher", "tpe", "--local"], "--searcher tpe"),
+        (["--space", "papr"], "--space papr"),
+        (["--grace", "3"], "--grace 3"),
+        (["--loss.lamda_min", "0.1"], "unknown option --loss.lamda_min"),
+    ],
+)
+def test_a_wrong_command_is_one_line(words: list[str], message: str) -> None:
+    with pytest.raises(UserError) as caught:
+        plan(["--preset", "demo", *words])
+    assert message in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_a_folder_that_cannot_be_written(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="cannot be written"):
+        start(study_of(tmp_path / "file" / "study", SPACE, OPTIONS), resume=False)
+
+
+def test_paths_hold_on_every_node(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(tmp_path)
+    study, _ = plan(["--preset", "demo", "--data.shards", "faces"])
+    assert study.base.data.shards == str(tmp_path / "faces")
+    assert study.base.data.cache.startswith("~")
+    study, _ = plan(["--preset", "demo", "--data.shards", "s3://bucket/faces", "--model.pretrained", "imagenet"])
+    assert study.base.data.shards == "s3://bucket/faces" and study.base.model.pretrained == "imagenet"
+
+
+def test_toml_holds_any_text() -> None:
+    config = replace(base(), data=replace(base().data, shards='a "quoted" \\ path, ünïcode'))
+    assert tomllib.loads("\n".join(toml_of(config)))["data"]["shards"] == config.data.shards
+
+
+def test_seed_is_the_runs_and_not_seeds() -> None:
+    study, _ = plan(["--preset", "demo", "--seed", "7"])
+    assert (study.base.seed, study.options.seeds) == (7, 3)
+
+
+def test_grids_are_gone_through_once(tmp_path: Path) -> None:
+    space = tmp_path / "space.toml"
+    space.write_text('"optimizer.lr" = { grid = [1e-3, 1e-2, 1e-1] }')
+    study, _ = plan(["--preset", "demo", "--space", str(space)])
+    assert [trial.values.get("optimizer.lr") for trial in study.search_trials()] == [None, 1e-3, 1e-2, 1e-1]
+    with pytest.raises(UserError, match=r"--trials 4: the grids .* have 3 points"):
+        plan(["--preset", "demo", "--space", str(space), "--trials", "4"])
+    with pytest.raises(UserError, match=r"optimizer\.lr is a grid"):
+        plan(["--preset", "demo", "--space", str(space), "--searcher", "tpe"])
+
+
+def test_combinations_are_checked_before_any_trial(tmp_path: Path) -> None:
+    """Each value by itself is right; crops larger than the picture are not."""
+    space = tmp_path / "space.toml"
+    space.write_text('"data.image_size" = { grid = [64, 160] }\n"data.ten_crop" = { grid = [0, 120] }')
+    with pytest.raises(UserError, match=r"trial 4.*ten_crop"):
+        plan(["--preset", "demo", "--space", str(space)])
