@@ -83,7 +83,7 @@ def refused(capsys: pytest.CaptureFixture[str], file: Path, classes: str = NAMES
 
 @pytest.mark.parametrize("numbered", [True, False], ids=["numbered", "named"])
 @pytest.mark.parametrize("repeated", [True, False], ids=["repeated", "once"])
-def test_logits_and_attention_are_the_same(
+def test_converted_network_keeps_logits_and_attention(
     network: DualBranch, numbered: bool, repeated: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     state = published(network, numbered, repeated)
@@ -101,7 +101,7 @@ def test_logits_and_attention_are_the_same(
     assert trained.epoch == 0
 
 
-def test_other_ways_to_hold_the_heads(network: DualBranch, tmp_path: Path) -> None:
+def test_other_layouts_of_the_heads_are_converted(network: DualBranch, tmp_path: Path) -> None:
     """Classifiers only outside the branches, attention a bare Linear, no counters, no container."""
     state = {
         name.replace("alpha_1.0.", "alpha_1.").replace("alpha_2.0.", "alpha_2."): value
@@ -132,7 +132,7 @@ def test_every_tensor_is_accounted_for(network: DualBranch, tmp_path: Path, caps
     assert "shape mismatch of auxiliary.attention.weight" in line
 
 
-def test_mistakes_are_one_line(network: DualBranch, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_user_errors_are_one_line(network: DualBranch, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = save(tmp_path / "theirs.pth", published(network, True, False))
     assert "6 names, but" in refused(capsys, file, "a,b,c,d,e,f")
     assert "distinct" in refused(capsys, file, "a,b,c,d,e,f,a")
@@ -147,7 +147,7 @@ def test_mistakes_are_one_line(network: DualBranch, tmp_path: Path, capsys: pyte
     assert "already exists" in capsys.readouterr().err
 
 
-def test_training_goes_on_from_it(network: DualBranch, faces: Path, tmp_path: Path) -> None:
+def test_converted_weights_start_a_run(network: DualBranch, faces: Path, tmp_path: Path) -> None:
     """The recipe is the new run's; weights are the file's: with a rate of nearly 0 they stay what they were."""
     run_import(save(tmp_path / "theirs.pth", published(network, True, False)), tmp_path / "ours.pt")
     more = {"resume": str(tmp_path / "ours.pt"), "optimizer__lr": "1e-12", "class_distributions__threshold": "0.5"}
@@ -162,7 +162,7 @@ def test_training_goes_on_from_it(network: DualBranch, faces: Path, tmp_path: Pa
             torch.testing.assert_close(value, start[name], atol=1e-6, rtol=0)
 
 
-def test_a_run_of_another_network_does_not_start_from_it(network: DualBranch, faces: Path, tmp_path: Path) -> None:
+def test_run_of_another_network_rejects_converted_weights(network: DualBranch, faces: Path, tmp_path: Path) -> None:
     run_import(save(tmp_path / "theirs.pth", published(network, True, False)), tmp_path / "ours.pt")
     more = {"resume": str(tmp_path / "ours.pt"), "model__attention_on": "features"}
     done = train_forked(settings(faces, tmp_path / "run", epochs="1", **more))

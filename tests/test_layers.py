@@ -44,19 +44,19 @@ def imports(path: Path) -> set[str]:
 
 
 @pytest.mark.parametrize("path", sources("adadf_dist", "shards", "tune"), ids=lambda p: str(p.relative_to(ROOT)))
-def test_heavy_packages_stay_in_their_files(path: Path) -> None:
+def test_heavy_packages_are_imported_only_where_listed(path: Path) -> None:
     for name in imports(path):
         places = ONLY_IN.get(name.split(".")[0])
         assert places is None or any(p in str(path.relative_to(ROOT)) for p in places), f"{path} imports {name}"
 
 
-def test_a_wrong_import_would_be_seen(tmp_path: Path) -> None:
+def test_every_import_is_detected(tmp_path: Path) -> None:
     path = tmp_path / "x.py"
     path.write_text("def f():\n    from adadf_dist.train import run\n    import ray.tune as t\n")
     assert {"adadf_dist.train", "ray.tune"} <= imports(path)
 
 
-def test_the_environment_is_read_in_one_file() -> None:
+def test_environment_is_read_only_in_listed_files() -> None:
     """Worker processes copy it besides, unread."""
     users = [p.name for p in sources("adadf_dist") if "os.environ" in p.read_text() or "getenv" in p.read_text()]
     assert users == ["process.py", "world.py"]

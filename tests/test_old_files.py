@@ -29,7 +29,7 @@ def old(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return Path(shutil.copytree(FOLDER, tmp_path / "v0"))
 
 
-def test_a_dataset_opens(old: Path) -> None:
+def test_old_dataset_opens(old: Path) -> None:
     dataset = open_dataset(old / "faces")
     assert [len(dataset.split(name)) for name in ("train", "validation", "test")] == [14, 7, 7]
     assert dataset.split("train").distributions is not None
@@ -37,7 +37,7 @@ def test_a_dataset_opens(old: Path) -> None:
     assert not findings and manifest.name == "faces"
 
 
-def test_a_config_file_gives_the_values_that_it_holds(old: Path) -> None:
+def test_old_config_file_gives_its_values(old: Path) -> None:
     path = old / "ddp" / "config.yaml"
     loaded = dict(flatten(to_dict(build_config([load_config_file(path)]))))
     for key, value in flatten(yaml.safe_load(path.read_text())):
@@ -45,7 +45,7 @@ def test_a_config_file_gives_the_values_that_it_holds(old: Path) -> None:
 
 
 @pytest.mark.parametrize("engine", ["ddp", "deepspeed"])
-def test_a_run_resumes(old: Path, engine: str) -> None:
+def test_old_run_resumes(old: Path, engine: str) -> None:
     """Under DDP, from either engine's checkpoint."""
     run = old / engine
     before = numbers(run, "epoch")
@@ -60,14 +60,14 @@ def test_a_run_resumes(old: Path, engine: str) -> None:
     assert json.loads((run / "result.json").read_text())["epochs"] == 3
 
 
-def test_a_trained_network_opens_with_its_weights(old: Path) -> None:
+def test_old_checkpoint_opens_with_its_weights(old: Path) -> None:
     trained = load_trained_model(write_checkpoint(old / "ddp"))
     weights = trained.model.state_dict()
     assert torch.equal(weights["extractor.conv1.weight"], torch.full((64, 3, 7, 7), 0.01))
     assert trained.preprocessing.classes[0] == "neutral"
 
 
-def test_a_report_shows_the_run(old: Path) -> None:
+def test_old_run_is_reported(old: Path) -> None:
     page = old / "report.html"
     report([str(old / "ddp"), "--out", str(page)])
     text = page.read_text()
@@ -76,7 +76,7 @@ def test_a_report_shows_the_run(old: Path) -> None:
     assert len(np.load(old / "ddp" / "history" / "epoch-0002.npz")["loss"]) == 14
 
 
-def test_a_finished_study_is_read_again_without_training(old: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_old_study_is_read_without_training(old: Path, capsys: pytest.CaptureFixture[str]) -> None:
     base = flatten(json.loads((old / "study" / "study.json").read_text())["base"])
     words = [f"--{key}={json.dumps(value) if not isinstance(value, str) else value}" for key, value in base]
     words = [word for word in words if not word.startswith(("--out", "--resume"))]

@@ -58,28 +58,28 @@ def naive_similarity(points: np.ndarray, size: int) -> np.ndarray:
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_similarity_is_the_least_squares_one(seed: int) -> None:
+def test_similarity_is_the_least_squares_solution(seed: int) -> None:
     points = np.random.default_rng(seed).normal(100, 40, (5, 2))
     assert np.allclose(similarity_transform(points, 100), naive_similarity(points, 100), atol=1e-9)
 
 
-def test_points_of_the_template_stay() -> None:
+def test_template_points_give_the_identity() -> None:
     assert np.allclose(similarity_transform(template(100), 100), [[1, 0, 0], [0, 1, 0]])
 
 
-def test_points_that_fall_together() -> None:
+def test_coinciding_points_are_rejected() -> None:
     with pytest.raises(ValueError, match="all landmarks coincide"):
         similarity_transform(np.full((5, 2), 30.0), 100)
 
 
-def test_five_of_68_points() -> None:
+def test_five_points_are_derived_from_68_landmarks() -> None:
     points = np.arange(136.0).reshape(68, 2)
     assert five_points(points.tolist()).tolist() == [[77, 78], [89, 90], [60, 61], [96, 97], [108, 109]]
     with pytest.raises(ValueError, match="5 or 68 points"):
         five_points([[1, 2], [3, 4]])
 
 
-def test_the_portrait_has_one_face(detector: Detector, portrait: Image.Image) -> None:
+def test_portrait_has_one_detected_face(detector: Detector, portrait: Image.Image) -> None:
     (face,) = detector.detect([portrait])[0]
     assert face.score > 0.99
     assert np.abs(face.landmarks[:2] - PUPILS).max() < 3
@@ -97,7 +97,7 @@ def turned(points: np.ndarray, degrees: float, size: tuple[int, int]) -> np.ndar
 
 @pytest.mark.parametrize("degrees", [-30, -15, 15, 30])
 @pytest.mark.parametrize("scale", [1.0, 0.6])
-def test_turned_and_shrunk_portraits_align_alike(
+def test_rotated_and_resized_portraits_align_alike(
     degrees: float, scale: float, detector: Detector, portrait: Image.Image
 ) -> None:
     """The pupils, whose places in the turned picture are known, land within 2 of 100 pixels of where they did."""
@@ -110,13 +110,13 @@ def test_turned_and_shrunk_portraits_align_alike(
     assert np.abs(landed - before).max() < 2
 
 
-def test_the_mirrored_portrait(detector: Detector, portrait: Image.Image) -> None:
+def test_mirrored_portrait_aligns_like_the_original(detector: Detector, portrait: Image.Image) -> None:
     (face,) = detector.detect([ImageOps.mirror(portrait)])[0]
     mirrored = np.array([511, 0]) + PUPILS[::-1] * [-1, 1]
     assert np.abs(face.landmarks[:2] - mirrored).max() < 3
 
 
-def test_aligned_pupils_are_where_the_template_has_them(detector: Detector, portrait: Image.Image) -> None:
+def test_aligned_pupils_match_the_template(detector: Detector, portrait: Image.Image) -> None:
     """Pupils are the darkest spots near the template's eyes."""
     for size in (100, 224):
         (face,) = detector.detect([portrait])[0]
@@ -128,14 +128,14 @@ def test_aligned_pupils_are_where_the_template_has_them(detector: Detector, port
             assert np.abs(dark).max() < 0.06 * size
 
 
-def test_shrinking_does_not_skip_pixels() -> None:
+def test_downscaling_averages_pixels() -> None:
     """A fine chequerboard, aligned to a tenth of its size, is grey."""
     board = Image.fromarray((np.indices((1000, 1000)).sum(axis=0) % 2 * 255).astype(np.uint8))
     out = np.asarray(align(board, template(1000), 100)).astype(int)
     assert np.abs(out[5:-5, 5:-5] - 127).max() <= 2
 
 
-def test_pictures_of_several_sizes_in_one_call(detector: Detector, portrait: Image.Image) -> None:
+def test_one_call_accepts_images_of_several_sizes(detector: Detector, portrait: Image.Image) -> None:
     blank = Image.new("RGB", (300, 80), (120, 130, 140))
     small = portrait.crop((120, 20, 330, 240))
     together = detector.detect([blank, portrait, small])
@@ -145,7 +145,7 @@ def test_pictures_of_several_sizes_in_one_call(detector: Detector, portrait: Ima
         assert all(np.allclose(a.landmarks, b.landmarks, atol=1e-2) for a, b in zip(mine, theirs, strict=True))
 
 
-def test_the_face_that_is_meant() -> None:
+def test_annotated_face_is_selected() -> None:
     points = np.zeros((5, 2))
     small, large = Face((0, 0, 10, 10), 0.99, points), Face((50, 50, 90, 90), 0.9, points)
     assert select_face([small, large]) is large
@@ -155,13 +155,13 @@ def test_the_face_that_is_meant() -> None:
     assert iou((0, 0, 10, 10), (5, 0, 15, 10)) == pytest.approx(1 / 3)
 
 
-def test_the_middle_of_a_picture() -> None:
+def test_central_face_is_selected_without_annotation() -> None:
     picture = Image.new("RGB", (300, 100))
     picture.paste((255, 0, 0), (100, 0, 200, 100))
     assert np.asarray(centre_crop(picture, 50))[:, 2:-2].min(axis=(0, 1)).tolist() == pytest.approx([255, 0, 0], abs=2)
 
 
-def test_weights_that_are_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_detector_weights_are_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     def absent(name: str) -> None:
         raise mtcnn.PackageNotFoundError(name)
 
@@ -170,14 +170,14 @@ def test_weights_that_are_not_installed(monkeypatch: pytest.MonkeyPatch) -> None
         Detector()
 
 
-def test_pictures_that_hold_no_face(detector: Detector, portrait: Image.Image) -> None:
+def test_images_without_a_face_are_handled(detector: Detector, portrait: Image.Image) -> None:
     assert detector.detect([]) == []
     tiny = portrait.resize((40, 40), Image.Resampling.LANCZOS)  # the face is 7 pixels wide
     thin = [Image.new("RGB", (20000, 8)), Image.new("L", (8, 3000))]
     assert detector.detect([*thin, tiny]) == [[], [], []]
 
 
-def test_points_outside_the_picture(portrait: Image.Image) -> None:
+def test_points_outside_the_image_are_handled(portrait: Image.Image) -> None:
     for shift in ([600, 0], [0, -600]):
         with pytest.raises(ValueError, match="landmarks lie outside the image"):
             align(portrait, template(100) + shift)
@@ -192,7 +192,7 @@ def save(path: Path, image: Image.Image) -> None:
     write(path, stream.getvalue())
 
 
-def test_a_build_aligns_what_it_stores(portrait: Image.Image, tmp_path: Path) -> None:
+def test_build_stores_aligned_images(portrait: Image.Image, tmp_path: Path) -> None:
     root = tmp_path / "faces"
     save(root / "calm" / "one.jpg", portrait)
     save(root / "glad" / "turned.jpg", portrait.rotate(20, Image.Resampling.BICUBIC))
@@ -221,7 +221,7 @@ def test_a_build_aligns_what_it_stores(portrait: Image.Image, tmp_path: Path) ->
     }
 
 
-def test_affectnets_own_landmarks(tmp_path: Path) -> None:
+def test_affectnet_landmarks_are_used(tmp_path: Path) -> None:
     root = tmp_path / "A"
     trees.affectnet_2021(root, list(range(8)), list(range(8)))
     for folder in ("train_set", "val_set"):
@@ -276,7 +276,7 @@ def rafdb_photos(root: Path, photo: Image.Image) -> np.ndarray:
     return pupils
 
 
-def test_rafdbs_annotations_say_which_face(portrait: Image.Image, tmp_path: Path) -> None:
+def test_rafdb_annotations_select_the_face(portrait: Image.Image, tmp_path: Path) -> None:
     root = tmp_path / "basic"
     pupils = rafdb_photos(root, two_people(portrait))
     words = ("--root", root, "--images", "original", "--validation-fraction", 0)
@@ -297,7 +297,7 @@ def test_rafdbs_annotations_say_which_face(portrait: Image.Image, tmp_path: Path
         run_build("rafdb", tmp_path / "torn", *words, "--align", "detect")
 
 
-def test_what_alignment_decides_is_on_record(portrait: Image.Image, tmp_path: Path) -> None:
+def test_alignment_decisions_are_recorded(portrait: Image.Image, tmp_path: Path) -> None:
     root = tmp_path / "faces"
     save(root / "calm" / "one.jpg", portrait)
     words = ("folder", tmp_path / "out", "--root", root, "--align", "detect", "--validation-fraction", 0)

@@ -84,7 +84,7 @@ def table(audited: Path) -> list[dict[str, str]]:
 # The evidence
 
 
-def test_forgetting_and_means_of_a_history_made_by_hand() -> None:
+def test_forgetting_and_means_match_a_handmade_history() -> None:
     correct = np.array(
         # learnt, forgotten twice, never learnt, not seen in epoch 2, half right, never seen
         [
@@ -105,12 +105,12 @@ def test_forgetting_and_means_of_a_history_made_by_hand() -> None:
     assert forgetting(traces).argsort()[::-1][:2].tolist() == [2, 1]
 
 
-def test_the_last_epoch_is_the_last_that_saw_the_face() -> None:
+def test_last_epoch_is_the_last_that_contained_the_sample() -> None:
     seen_first = np.array([[0.5], [NAN]])
     assert summarize(seen_first, seen_first, seen_first).attention_last.tolist() == [0.5]
 
 
-def test_suspicion_is_what_both_branches_give_to_other_classes() -> None:
+def test_suspicion_is_the_mean_probability_of_other_classes() -> None:
     target, auxiliary = np.array([[0.7, 0.2, 0.1], [0.1, 0.5, 0.4]]), np.array([[0.5, 0.5, 0.0], [0.2, 0.2, 0.6]])
     flat = np.zeros((1, 2))
     evidence = SampleEvidence(np.array([0, 1]), summarize(flat, flat, flat), target, auxiliary, target)
@@ -118,7 +118,7 @@ def test_suspicion_is_what_both_branches_give_to_other_classes() -> None:
     assert suggest_labels(evidence).tolist() == [0, 2]
 
 
-def test_rank_averages_share_ties_and_put_the_unknown_in_the_middle() -> None:
+def test_rank_average_shares_ties_and_centers_missing_scores() -> None:
     assert rank_average(np.array([3.0, 1.0, 2.0])).tolist() == pytest.approx([1, 0, 0.5])
     assert rank_average(np.array([1.0, 1.0, 5.0])).tolist() == pytest.approx([0.25, 0.25, 1])
     assert rank_average(np.array([1.0, NAN, 5.0])).tolist() == pytest.approx([0, 0.5, 1])
@@ -128,14 +128,14 @@ def test_rank_averages_share_ties_and_put_the_unknown_in_the_middle() -> None:
 
 
 @pytest.mark.parametrize("distinct", [400, 5])
-def test_auc_is_scikit_learns(distinct: int) -> None:
+def test_auc_equals_scikit_learn(distinct: int) -> None:
     random = np.random.default_rng(0)
     score, wrong = random.integers(0, distinct, 400).astype(float), random.random(400) < 0.3
     assert auc(score, wrong) == pytest.approx(roc_auc_score(wrong, score), abs=1e-12)
     assert np.isnan(auc(score, np.zeros(400, dtype=bool)))
 
 
-def test_precision_is_the_mean_over_all_orders_of_ties() -> None:
+def test_precision_averages_over_orders_of_ties() -> None:
     random = np.random.default_rng(1)
     wrong = random.random(200) < 0.4
     distinct = random.permutation(200).astype(float)
@@ -154,7 +154,7 @@ def test_precision_is_the_mean_over_all_orders_of_ties() -> None:
 # A run
 
 
-def test_the_split_is_the_one_that_was_trained_on(run: Path, drawn: Path, material: AuditInputs) -> None:
+def test_audit_reads_the_split_used_for_training(run: Path, drawn: Path, material: AuditInputs) -> None:
     faces = load_samples(run)
     assert [str(key) for key in material.split.keys] == faces.keys.tolist()
     assert material.labels.tolist() == faces.labels.tolist()
@@ -164,7 +164,7 @@ def test_the_split_is_the_one_that_was_trained_on(run: Path, drawn: Path, materi
     assert bytes(material.split.read(7)) == pictures[str(material.split.keys[7])]
 
 
-def test_traces_are_those_of_the_files(run: Path, material: AuditInputs) -> None:
+def test_training_dynamics_equal_the_files(run: Path, material: AuditInputs) -> None:
     epochs = [np.load(file) for file in sorted((run / "history").glob("epoch-*.npz"))]
     assert material.traces.epochs == len(epochs) == 3
     for face in (0, 11, 200):
@@ -176,7 +176,7 @@ def test_traces_are_those_of_the_files(run: Path, material: AuditInputs) -> None
         assert material.traces.loss_last[face] == pytest.approx(losses[-1])
 
 
-def test_planted_noise_is_found_better_than_by_chance(material: AuditInputs, audited: Path) -> None:
+def test_injected_noise_is_ranked_better_than_chance(material: AuditInputs, audited: Path) -> None:
     wrong = material.faces.labels != material.faces.true_labels
     cards = json.loads((audited / "scores.json").read_text())
     rows = {row["name"]: row for row in cards[0]["scores"]}
@@ -193,7 +193,7 @@ def test_planted_noise_is_found_better_than_by_chance(material: AuditInputs, aud
     assert {"attention, mean", "loss, mean", "loss, last epoch", "forgetting"} < set(rows)
 
 
-def test_confident_learning_stands_in_the_table(audited: Path) -> None:
+def test_table_includes_confident_learning(audited: Path) -> None:
     pytest.importorskip("cleanlab", reason="the optional extra is not installed")
     card = json.loads((audited / "scores.json").read_text())[0]
     names = [row["name"] for row in card["scores"]]
@@ -201,7 +201,7 @@ def test_confident_learning_stands_in_the_table(audited: Path) -> None:
     assert "out-of-sample" in card["remarks"][0]
 
 
-def test_the_table_has_every_face_once_the_most_suspicious_first(material: AuditInputs, audited: Path) -> None:
+def test_table_lists_every_sample_once_most_suspicious_first(material: AuditInputs, audited: Path) -> None:
     rows = table(audited)
     assert sorted(row["key"] for row in rows) == sorted(str(key) for key in material.split.keys)
     scores = [float(row["suspicion"]) for row in rows]
@@ -219,7 +219,7 @@ def test_the_table_has_every_face_once_the_most_suspicious_first(material: Audit
         assert float(row["suspicion"]) == pytest.approx(1 - both[material.classes.index(row["label"])], abs=1e-4)
 
 
-def test_it_is_told_as_markdown_and_replaced_by_force_alone(
+def test_report_is_markdown_and_replaced_only_with_force(
     run: Path, audited: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(SystemExit) as left:
@@ -236,7 +236,7 @@ def test_it_is_told_as_markdown_and_replaced_by_force_alone(
     assert (audited / "relabel.csv").exists()  # a user's file is not the audit's to remove
 
 
-def test_cleanlab_missing_is_said(material: AuditInputs, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_cleanlab_is_reported(material: AuditInputs, monkeypatch: pytest.MonkeyPatch) -> None:
     from adadf_dist.audit.ranking import score_labels
     from adadf_dist.audit.reference_labels import injected_noise
     from adadf_dist.audit.score_comparison import score
@@ -258,7 +258,7 @@ def renamed(material: AuditInputs) -> Split:
     return replace(material.split, keys=np.array(keys, dtype=np.dtypes.StringDType()))
 
 
-def test_true_labels_of_another_folder_by_key_and_by_picture(material: AuditInputs, drawn: Path) -> None:
+def test_reference_labels_match_by_key_and_by_image(material: AuditInputs, drawn: Path) -> None:
     noisy = material.faces.labels != material.faces.true_labels
     by_key = labels_from_dataset(material.split, drawn)
     assert by_key.labels.tolist() == material.faces.true_labels.tolist()
@@ -270,7 +270,7 @@ def test_true_labels_of_another_folder_by_key_and_by_picture(material: AuditInpu
     assert f"0 of {len(noisy):,} samples matched by key, {len(noisy):,} by image" in by_picture.source
 
 
-def test_names_of_one_emotion_and_classes_of_one_side(material: AuditInputs, drawn: Path) -> None:
+def test_reference_labels_accept_synonyms_and_unshared_classes(material: AuditInputs, drawn: Path) -> None:
     """The run does not know fear, and calls happy otherwise; the other folder has both."""
     classes = tuple({"happy": "Happiness", "fear": "boredom"}.get(name, name) for name in material.classes)
     other = labels_from_dataset(replace(material.split, classes=classes), drawn)
@@ -280,14 +280,14 @@ def test_names_of_one_emotion_and_classes_of_one_side(material: AuditInputs, dra
     assert (other.labels[unknown] == -1).all()
 
 
-def test_other_faces_under_the_same_keys_are_seen(material: AuditInputs, tmp_path: Path) -> None:
+def test_different_images_under_the_same_keys_are_detected(material: AuditInputs, tmp_path: Path) -> None:
     strange = build_synthetic_dataset(tmp_path / "strange", {"train": 8}, size=32, seed=9)
     keys = strange.split("train").keys
     counted = replace(material.split.subset(np.arange(8), "train"), keys=keys)
     assert "of 8 matched by key, 0 have an identical image" in labels_from_dataset(counted, strange.folder).source
 
 
-def test_folders_that_share_nothing(material: AuditInputs, tmp_path: Path) -> None:
+def test_folders_without_shared_samples_are_rejected(material: AuditInputs, tmp_path: Path) -> None:
     strange = build_synthetic_dataset(tmp_path / "strange", {"train": 8}, size=32, seed=9).folder
     with pytest.raises(UserError, match="no sample in common"):
         labels_from_dataset(renamed(material), strange)
@@ -313,7 +313,7 @@ def problem(capsys: pytest.CaptureFixture[str], *words: str) -> str:
     return line
 
 
-def test_a_run_that_lacks_something(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_incomplete_run_is_rejected(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "no such run folder" in problem(capsys, str(tmp_path / "nowhere"))
     copy = copy_of(run, tmp_path)
     moved = str(tmp_path / "gone")
@@ -327,7 +327,7 @@ def test_a_run_that_lacks_something(run: Path, tmp_path: Path, capsys: pytest.Ca
     assert "is a file" in problem(capsys, str(copy / "config.yaml"))
 
 
-def test_another_dataset_than_the_runs(
+def test_different_dataset_is_rejected(
     run: Path, drawn: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     copy = copy_of(run, tmp_path)
@@ -341,7 +341,9 @@ def test_another_dataset_than_the_runs(
     assert "training labels differ from the run's" in problem(capsys, str(copy))
 
 
-def test_classes_that_do_not_match(run: Path, drawn: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_mismatched_classes_are_rejected(
+    run: Path, drawn: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     renamed = Path(shutil.copytree(drawn, tmp_path / "renamed"))
     manifest = renamed / "dataset.json"
     manifest.write_text(manifest.read_text().replace('"happy"', '"delighted"'))
@@ -350,7 +352,7 @@ def test_classes_that_do_not_match(run: Path, drawn: Path, tmp_path: Path, capsy
     assert "delighted" in output
 
 
-def test_a_run_in_progress_is_judged_by_the_epochs_there_are(
+def test_unfinished_run_is_audited_by_its_completed_epochs(
     run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     copy = copy_of(run, tmp_path)
@@ -362,7 +364,7 @@ def test_a_run_in_progress_is_judged_by_the_epochs_there_are(
     assert "2 of 3 epochs" in (copy / "audit" / "audit.html").read_text()
 
 
-def test_a_dataset_that_has_moved(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_moved_dataset_is_found_by_option(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     copy = copy_of(run, tmp_path)
     selected = copy / "checkpoints" / "selected.pt"
     content = torch.load(selected, weights_only=True)
@@ -373,7 +375,7 @@ def test_a_dataset_that_has_moved(run: Path, tmp_path: Path, capsys: pytest.Capt
     )
 
 
-def test_a_history_of_other_faces(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_history_of_other_samples_is_rejected(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     copy = copy_of(run, tmp_path)
     three = np.zeros(3)
     np.savez(copy / "history" / "epoch-0002.npz", attention=three, loss=three, correct=three)
@@ -385,7 +387,7 @@ def test_a_history_of_other_faces(run: Path, tmp_path: Path, capsys: pytest.Capt
 # The page
 
 
-def test_the_page_needs_no_network(audited: Path) -> None:
+def test_page_needs_no_network(audited: Path) -> None:
     content = (audited / "audit.html").read_text()
     assert "http" not in content
     assert content.count("<script") == content.count("</script") == 2
@@ -396,7 +398,7 @@ def dataset_classes(folder: Path) -> dict[str, str]:
     return {key: split.classes[label] for key, label in zip(split.keys.tolist(), split.labels, strict=True)}
 
 
-def test_the_page_knows_the_labels_of_the_dataset(audited: Path, drawn: Path) -> None:
+def test_page_shows_dataset_labels(audited: Path, drawn: Path) -> None:
     """Of which the run's label noise has changed a fifth."""
     content = (audited / "audit.html").read_text(encoding="utf-8")
     data = json.loads(re.search(r'<script type="application/json" id="data">(.*?)</script>', content)[1])  # type: ignore[index]
@@ -420,9 +422,7 @@ def shown(page: Page) -> list[str]:
 
 
 @needs_chromium
-def test_the_page_shows_filters_decides_remembers_and_exports(
-    page: Page, audited: Path, drawn: Path, tmp_path: Path
-) -> None:
+def test_page_filters_records_and_exports_decisions(page: Page, audited: Path, drawn: Path, tmp_path: Path) -> None:
     classes = dataset_classes(drawn)
     rows = table(audited)[:60]
     keys = [row["key"] for row in rows]

@@ -12,7 +12,7 @@ from benchmarks.__main__ import main
 
 
 @pytest.mark.slow
-def test_data(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_data_benchmark_writes_its_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     names = ["adadf_dist torch", "files + torchvision", "limit: read"]
     words = ["--faces", "64", "--sizes", "32", "--seconds", "0.2", "--batch-size", "16", "--workers", "1"]
     main(["data", *words, "--only", *names, "--json", str(tmp_path / "out.json")])
@@ -26,18 +26,18 @@ def test_data(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "MB" in table
 
 
-def test_a_folder_without_shards(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_folder_without_shards_is_rejected(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         main(["data", "--shards", str(tmp_path / "nowhere")])
     assert "nowhere" in capsys.readouterr().err
 
 
-def test_step(capsys: pytest.CaptureFixture[str]) -> None:
+def test_step_benchmark_writes_its_table(capsys: pytest.CaptureFixture[str]) -> None:
     main(["step", "--sizes", "32", "--batch-size", "8", "--steps", "1", "--backbone", "resnet10"])
     assert "resnet10 at 32x32, batch 8:" in capsys.readouterr().out
 
 
-def test_pictures(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_images_benchmark_writes_its_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     pytest.importorskip("nvidia.dali", reason="DALI is not installed")
     main(["pictures", "--faces", "6", "--size", "40", "--out", str(tmp_path / "pairs.png")])
     with Image.open(tmp_path / "pairs.png") as page:

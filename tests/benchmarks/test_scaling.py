@@ -90,7 +90,7 @@ def steps_of_a_rank(world: World, config: Config) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("case", ["plain", pytest.param("frozen, local, three ranks", marks=pytest.mark.slow)])
-def test_a_step_on_paper_is_what_ranks_send(case: str, tmp_path: Path) -> None:
+def test_predicted_step_volume_equals_measured(case: str, tmp_path: Path) -> None:
     config, ranks = small(), 2
     if case != "plain":
         torch.save(build_resnet("resnet10").state_dict(), tmp_path / "weights.pt")
@@ -118,7 +118,7 @@ def whole_run(world: World, values: dict[str, str]) -> tuple[Sent, Sent]:
 
 
 @pytest.mark.slow
-def test_an_epoch_on_paper_is_what_ranks_send(faces: Path, tmp_path: Path) -> None:
+def test_predicted_epoch_volume_equals_measured(faces: Path, tmp_path: Path) -> None:
     """By the difference of a run of two epochs and a run of one, which is an epoch."""
     found = []
     for epochs in ("1", "2"):
@@ -144,7 +144,7 @@ def sum_by_operation(sent: Sent) -> Counter[str]:
     return total
 
 
-def test_parameters_on_paper() -> None:
+def test_predicted_parameter_counts() -> None:
     """ResNet18 without its classifier, its last three stages twice, heads of 7 and 1 on 512 features."""
     backbone = torchvision.models.resnet18()
     stages = sum(p.numel() for s in (backbone.layer2, backbone.layer3, backbone.layer4) for p in s.parameters())
@@ -157,7 +157,7 @@ def test_parameters_on_paper() -> None:
         assert gradients.sent(8) == pytest.approx(4 * parameters * 2 * 7 / 8)
 
 
-def test_batch_norm_of_each_rank_sends_nothing() -> None:
+def test_local_batch_norm_sends_nothing() -> None:
     config = small(runtime__sync_batch_norm=False)
     assert {t.part for t in step_traffic(network(config, 7, False), config, 8, "cuda")} == {"gradients", "attention"}
 
@@ -182,14 +182,14 @@ def late_rank(world: World) -> tuple[float, float, int]:
     return *split(taken, alone), sum(message.nbytes for message in taken.messages)
 
 
-def test_waiting_is_told_from_communication() -> None:
+def test_waiting_is_separated_from_communication() -> None:
     (communication, waiting, nbytes), late = run_ranks(late_rank, 2)
     assert nbytes == 8000
     assert waiting > 0.25 > 10 * communication
     assert late[0] + late[1] < 0.15
 
 
-def test_split_of_known_times() -> None:
+def test_step_time_split_of_known_times() -> None:
     step = StepTrace(began=0.0)
     step.messages = [SimpleNamespace()] * 2  # type: ignore[list-item]
     step.marks = [(1.0, 1.5), (2.0, 2.1)]
@@ -201,7 +201,7 @@ def test_split_of_known_times() -> None:
     assert step.seconds() == 4.0
 
 
-def test_the_tap_is_taken_off() -> None:
+def test_collective_timer_is_removed() -> None:
     before = dist.all_reduce
     with CollectiveTimer(SimpleNamespace(), World(torch.device("cpu"))).install():
         assert dist.all_reduce is not before
@@ -225,7 +225,7 @@ def test_loopback_counts_bytes() -> None:
 # --- the projection
 
 
-def test_sending_by_hand() -> None:
+def test_transfer_time_by_hand() -> None:
     assumptions = Assumptions(node_latency_us=10, network_latency_us=30, node_gb_s=100, network_gb_s=10)
     reduce, gather = Communication("", "all-reduce", 3, 10**9), Communication("", "all-gather", 3, 10**9)
     assert transfer_seconds(reduce, 8, assumptions) == pytest.approx(30e-6 + 2 * 7 / 8 / 100)
@@ -244,7 +244,7 @@ def projected(config: Config, gpus: int, **changed: float) -> Step:
     return step
 
 
-def test_a_projected_step() -> None:
+def test_projected_step_time() -> None:
     config = small(batch_size=80)
     alone = projected(config, 1)
     assert alone.arithmetic == pytest.approx(80 * 2 / 10_000 * 1000) and alone.launches == pytest.approx(0.6)
@@ -273,7 +273,7 @@ def test_the_first_bottleneck(first: str, synchronized: bool, changed: dict[str,
 
 
 @pytest.mark.parametrize("frozen", [False, True])
-def test_arithmetic_by_hand(frozen: bool) -> None:
+def test_flops_by_hand(frozen: bool) -> None:
     """Convolutions take it nearly all: one pass forward, two backward, none backward where nothing trains."""
     model, macs = build_resnet("resnet10"), Counter[str]()
     for name, module in model.named_modules():
@@ -294,7 +294,7 @@ def test_arithmetic_by_hand(frozen: bool) -> None:
 
 
 @pytest.mark.slow
-def test_scaling(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_scaling_command_writes_its_tables(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words = ["--ranks", "1", "2", "--backbone", "resnet10", "--size", "32", "--batch-size", "9", "--steps", "2"]
     words += ["--repeat", "1", "--sync-batch-norm", "on", "--timeout", "120", "--json", str(tmp_path / "out.json")]
     main(["scaling", *words])
@@ -310,7 +310,7 @@ def test_scaling(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         assert cases[2]["rounds"][0]["on_wire"] > 2 * gradients  # two ranks, a ring: each sends them once
 
 
-def test_ranks_that_do_not_end_are_ended(capsys: pytest.CaptureFixture[str]) -> None:
+def test_hanging_ranks_are_terminated(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         main(["scaling", "--ranks", "2", "--timeout", "0.2"])
     assert "still running after 0.2 s; increase --timeout" in capsys.readouterr().err
@@ -330,14 +330,14 @@ def test_ranks_that_do_not_end_are_ended(capsys: pytest.CaptureFixture[str]) -> 
         (["cost", "--node-gb-s", "0"], "--node-gb-s 0: must be greater than 0"),
     ],
 )
-def test_mistakes_are_told_in_one_line(words: list[str], output: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_user_errors_are_one_line(words: list[str], output: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as ended:
         main(words)
     error = capsys.readouterr().err
     assert ended.value.code == 2 and output in error and error.count("\n") == 1
 
 
-def test_cost(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_cost_command_prints_its_tables(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words = ["--backbone", "resnet10", "--size", "32", "--faces", "640", "--plain-images-per-s", "5000"]
     main(["cost", *words, "--frozen", "--batch-sizes", "64", "--json", str(tmp_path / "out.json")])
     out = capsys.readouterr().out

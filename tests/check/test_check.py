@@ -75,7 +75,7 @@ def check(values: dict[str, str], capsys: pytest.CaptureFixture[str]) -> tuple[i
 
 
 @pytest.mark.parametrize("ranks", [pytest.param(1, marks=pytest.mark.slow), 2])
-def test_a_healthy_environment(ranks: int, faces: Path, tmp_path: Path) -> None:
+def test_healthy_environment_passes(ranks: int, faces: Path, tmp_path: Path) -> None:
     before = files_below(faces)
     values = settings(faces, tmp_path / "runs" / "long", loss__epoch_threshold="2")
     threads = str(max(1, CORES // ranks))
@@ -97,7 +97,7 @@ def test_a_healthy_environment(ranks: int, faces: Path, tmp_path: Path) -> None:
     assert files_below(faces) == before
 
 
-def test_ctrl_c_ends_it(faces: Path, tmp_path: Path) -> None:
+def test_ctrl_c_ends_the_check(faces: Path, tmp_path: Path) -> None:
     before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs pass on to ignore it
     try:
         process = start(command(settings(faces, tmp_path / "out"), 1, MODULE))
@@ -117,7 +117,7 @@ def test_ctrl_c_ends_it(faces: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_run_by_deepspeed(faces: Path, tmp_path: Path) -> None:
+def test_deepspeed_run_is_checked(faces: Path, tmp_path: Path) -> None:
     own = tmp_path / "ds.json"
     own.write_text('{"zero_optimization": {"overlap_comm": true}}')
     values = settings(faces, tmp_path / "out", engine="deepspeed", deepspeed__config=str(own))
@@ -127,14 +127,14 @@ def test_a_run_by_deepspeed(faces: Path, tmp_path: Path) -> None:
     assert "images/s" in page["step"][1]
 
 
-def test_an_engine_that_would_be_refused(faces: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_unsupported_engine_fails(faces: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     status, page = check(settings(faces, tmp_path / "out", runtime__compile="cuda-graphs"), capsys)
     assert status == 2
     assert page["settings"][0] == "error"
     assert "runtime.compile is cuda-graphs, but the device is cpu" in page["settings"][1]
 
 
-def test_no_shards(faces: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_missing_shards_fail(faces: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     status, page = check(settings(tmp_path / "nowhere", tmp_path / "out"), capsys)
     assert status == 2
     assert page["shards"] == ("error", f"{tmp_path / 'nowhere'}: no such dataset folder")
@@ -143,7 +143,7 @@ def test_no_shards(faces: Path, tmp_path: Path, capsys: pytest.CaptureFixture[st
     assert not list(tmp_path.iterdir())
 
 
-def test_a_run_folder_that_cannot_be_written(faces: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_unwritable_run_folder_fails(faces: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "file").write_text("")
     status, page = check(settings(faces, tmp_path / "file" / "out"), capsys)
     assert status == 2
@@ -151,7 +151,7 @@ def test_a_run_folder_that_cannot_be_written(faces: Path, tmp_path: Path, capsys
     assert page["time"][0] in ("ok", "warning")
 
 
-def test_a_run_replaces_no_file_of_a_user(faces: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_user_files_in_run_folder_are_kept(faces: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """A folder with a configuration written by hand, given as --out as well; and again once a run is in it."""
     own = tmp_path / "experiment"
     own.mkdir()
@@ -166,7 +166,7 @@ def test_a_run_replaces_no_file_of_a_user(faces: Path, tmp_path: Path, capsys: p
     assert check(values, capsys)[1]["run folder"][0] == "ok"
 
 
-def test_a_batch_too_small_for_the_ranks(faces: Path, tmp_path: Path) -> None:
+def test_batch_smaller_than_ranks_fails(faces: Path, tmp_path: Path) -> None:
     done = train_forked(settings(faces, tmp_path / "out", batch_size="3"), 2, module="adadf_dist.check.__main__")
     page = read_page(done.stdout)
     assert done.returncode == 2
@@ -177,7 +177,7 @@ def test_a_batch_too_small_for_the_ranks(faces: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("samples", "raised"), [(7, False), (65, True)])
-def test_a_larger_batch_is_advised_only_where_it_helps(samples: int, raised: bool) -> None:
+def test_larger_batch_is_advised_only_where_it_helps(samples: int, raised: bool) -> None:
     """Four ranks need batches of 8: of 7 samples no batch size makes one; 65 in batches of 6 are 11 of 5 or 6."""
     batches = split_batches(np.arange(samples), 16 if samples < 8 else 6)
     config = build_config([ConfigLayer("test", {"batch_size": 16})])
@@ -191,7 +191,7 @@ def test_a_larger_batch_is_advised_only_where_it_helps(samples: int, raised: boo
 
 
 @pytest.mark.parametrize(("keep", "lowered"), [(1, False), (2, True)])
-def test_fewer_checkpoints_are_advised_only_where_there_are_some(
+def test_fewer_checkpoints_are_advised_only_where_some_are_saved(
     keep: int, lowered: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(shutil, "disk_usage", lambda folder: SimpleNamespace(free=1))
@@ -200,7 +200,7 @@ def test_fewer_checkpoints_are_advised_only_where_there_are_some(
     assert line.mark is Status.ERROR and ("checkpoint.keep" in line.hint) is lowered
 
 
-def test_a_face_that_does_not_decode(faces: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_undecodable_image_fails(faces: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     shutil.copytree(faces, tmp_path / "faces")
     split = open_dataset(tmp_path / "faces").split("train")
     encoded = bytes(split.read(0))
@@ -213,7 +213,7 @@ def test_a_face_that_does_not_decode(faces: Path, tmp_path: Path, capsys: pytest
     assert "shards.verify" in page["reading"][1]
 
 
-def test_demo_faces_are_not_drawn(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_synthetic_dataset_is_not_rendered(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     values = settings(tmp_path / "faces", tmp_path / "out")
     status, page = check({**values, "data.embedded_faces": "[48, 16, 8]"}, capsys)
     assert status < 2
@@ -222,7 +222,7 @@ def test_demo_faces_are_not_drawn(tmp_path: Path, capsys: pytest.CaptureFixture[
     assert not list(tmp_path.iterdir())
 
 
-def test_a_remote_dataset_is_probed_and_not_fetched(
+def test_remote_dataset_is_probed_but_not_downloaded(
     faces: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     pytest.importorskip("aiohttp", reason="the remote extra is not installed")
@@ -236,7 +236,7 @@ def test_a_remote_dataset_is_probed_and_not_fetched(
     assert not list(tmp_path.iterdir())
 
 
-def test_a_run_that_would_be_refused(faces: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_incompatible_resume_fails(faces: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """The folder holds a run of another batch size; with its own it goes on, and is not touched."""
     values = settings(faces, tmp_path / "out", epochs="1")
     train.run(build_config([ConfigLayer("test", values)]))
@@ -255,7 +255,7 @@ def test_a_run_that_would_be_refused(faces: Path, tmp_path: Path, capsys: pytest
     assert {path: path.read_bytes() for path in (tmp_path / "out").rglob("*") if path.is_file()} == before
 
 
-def test_room_for_the_checkpoints(faces: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_disk_space_for_checkpoints_is_checked(faces: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config = build_config([ConfigLayer("test", settings(faces, tmp_path / "out"))])
     one = run_dir.checkpoint_bytes(config, 7, 64)
 
@@ -268,7 +268,7 @@ def test_room_for_the_checkpoints(faces: Path, tmp_path: Path, monkeypatch: pyte
 
 
 @pytest.mark.slow
-def test_two_nodes_without_a_common_run_folder(faces: Path, tmp_path: Path) -> None:
+def test_two_nodes_without_a_shared_run_folder_fail(faces: Path, tmp_path: Path) -> None:
     nodes = tmp_path / "node-a", tmp_path / "node-b"
     for node in nodes:
         node.mkdir()
@@ -289,7 +289,7 @@ def skewed(world: World, ahead_s: float) -> list[float]:
     ("ahead_s", "output"),
     [(5.0, "b is 5.0 s ahead of"), pytest.param(-3.0, "b is 3.0 s behind", marks=pytest.mark.slow)],
 )
-def test_a_clock_that_is_wrong(ahead_s: float, output: str) -> None:
+def test_clock_skew_is_reported(ahead_s: float, output: str) -> None:
     for offsets in run_ranks(skewed, 2, ahead_s):
         assert offsets == pytest.approx([0, ahead_s], abs=0.5)
         line = check_clocks(offsets, ["a", "b"])
@@ -330,14 +330,14 @@ def test_idle_gpus_and_cores_are_named() -> None:
     assert check_threads(ranks_on(1, 8, device="H"), 2).hint == "--data.workers 1"
 
 
-def test_help_teaches(capsys: pytest.CaptureFixture[str]) -> None:
+def test_help_has_examples(capsys: pytest.CaptureFixture[str]) -> None:
     main(["--help"])
     output = capsys.readouterr().out
     assert "torchrun" in output
     assert "Exit status: 0 ok, 1 warnings, 2 errors" in output
 
 
-def test_an_unknown_option(capsys: pytest.CaptureFixture[str]) -> None:
+def test_unknown_option_is_rejected(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as ended:
         main(["--batch_sise", "3"])
     assert ended.value.code == 2

@@ -35,7 +35,7 @@ def content(folder: Path) -> dict[str, bytes]:
     return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
 
 
-def test_the_plan_of_a_new_run(faces: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_plan_of_a_new_run(faces: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Its numbers against torchvision's network and the faces there are; 64 in batches of 16, twice."""
     whole = torchvision.models.resnet18(weights=None)
     torch.save(whole.state_dict(), tmp_path / "w.pt")
@@ -57,7 +57,7 @@ def test_the_plan_of_a_new_run(faces: Path, tmp_path: Path, capsys: pytest.Captu
     assert re.search(r"measured: [\d.]+ s, \d+ images/s on 1 rank on cpu", output)
 
 
-def test_a_step_is_rehearsed_at_the_largest_batch_there_is(
+def test_step_is_measured_at_the_largest_actual_batch(
     faces: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """64 samples make one batch of 64, whatever the batch size."""
@@ -66,7 +66,7 @@ def test_a_step_is_rehearsed_at_the_largest_batch_there_is(
     assert "batch_size = 640 is not less than the samples per epoch" in plan
 
 
-def test_the_plan_of_a_run_that_goes_on(faces: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_plan_of_a_resumed_run(faces: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     values = settings(faces, tmp_path / "run", epochs="1")
     train.main(command(values)[3:])
     assert capsys.readouterr().out.count("warning: loss.epoch_threshold = 3 is beyond the run's 1 epochs") == 1
@@ -77,7 +77,7 @@ def test_the_plan_of_a_run_that_goes_on(faces: Path, tmp_path: Path, capsys: pyt
 
 
 @pytest.mark.slow
-def test_of_two_ranks_one_speaks(faces: Path, tmp_path: Path) -> None:
+def test_only_one_of_two_ranks_prints(faces: Path, tmp_path: Path) -> None:
     done = finish([*command(settings(faces, tmp_path / "run"), 2), "--dry-run"], timeout=200)
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("run folder") == 1
@@ -85,14 +85,14 @@ def test_of_two_ranks_one_speaks(faces: Path, tmp_path: Path) -> None:
     assert not (tmp_path / "run").exists()
 
 
-def test_a_mistake_is_one_line(faces: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_user_error_is_one_line(faces: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as ended:
         planned(settings(faces / "nowhere", tmp_path / "run"), capsys)
     assert ended.value.code == 2
     assert "nowhere" in capsys.readouterr().err
 
 
-def test_what_a_step_keeps_for_its_backward_pass() -> None:
+def test_memory_saved_for_backward_is_counted() -> None:
     """A linear layer keeps its input, a ReLU its output, in float32; the weights are not counted."""
     layer, images = nn.Linear(10, 30), torch.randn(4, 10)
     steps = []
@@ -114,5 +114,5 @@ def test_what_a_step_keeps_for_its_backward_pass() -> None:
         (["--config", "x.toml", "--preset", "sfew"], "preset sfew"),
     ],
 )
-def test_what_a_run_is_compared_with(words: list[str], origin: str) -> None:
+def test_comparison_baseline_is_the_preset_or_the_defaults(words: list[str], origin: str) -> None:
     assert base_config(words)[0] == origin

@@ -92,7 +92,7 @@ def test_progress_counts_epochs_and_the_earliest_best() -> None:
     assert progress.epochs == [{"number": number} for number in range(5)]
 
 
-def test_positions_follow_each_other() -> None:
+def test_positions_are_consecutive() -> None:
     """The position of each step, and seen from after it; four batches an epoch."""
     progress = TrainingProgress()
     for step in range(12):
@@ -105,7 +105,7 @@ def test_positions_follow_each_other() -> None:
             progress.finish_epoch(0.0, {})
 
 
-def test_a_resumed_run_is_where_the_saved_one_was(tmp_path: Path) -> None:
+def test_resumed_run_has_the_saved_position(tmp_path: Path) -> None:
     first = Run(tmp_path)
     first.epochs(0.3, 0.2)
     torch.manual_seed(5)
@@ -120,7 +120,7 @@ def test_a_resumed_run_is_where_the_saved_one_was(tmp_path: Path) -> None:
     assert Run(tmp_path / "new").checkpoints.restore() is None
 
 
-def test_the_newest_are_kept_and_the_selected(tmp_path: Path) -> None:
+def test_newest_and_selected_checkpoints_are_kept(tmp_path: Path) -> None:
     run = Run(tmp_path, checkpoint__keep=2)
     run.epochs(0.5, 0.1, 0.5)
     (run.checkpoints.folder / "checkpoint-0003-000001.partial").touch()
@@ -135,7 +135,7 @@ def test_the_newest_are_kept_and_the_selected(tmp_path: Path) -> None:
     assert read_checkpoint(run.checkpoints.selected_path)["engine"]["model"]["w"].tolist() == [5.0] * 3
 
 
-def test_a_save_is_due_by_steps(tmp_path: Path) -> None:
+def test_save_is_due_by_steps(tmp_path: Path) -> None:
     due = {}
     for every in (0, 3):
         run = Run(tmp_path, checkpoint__every_steps=every, checkpoint__every_minutes=0)
@@ -147,7 +147,7 @@ def test_a_save_is_due_by_steps(tmp_path: Path) -> None:
     assert due == {0: [], 3: [3, 6, 9]}
 
 
-def test_a_save_is_due_by_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_save_is_due_by_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Two minutes, asked at each second step, of 50 seconds each."""
     now = [1000.0]
     monkeypatch.setattr("adadf_dist.checkpoint.manager.time.monotonic", lambda: now[0])
@@ -161,7 +161,7 @@ def test_a_save_is_due_by_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     assert due == [4, 8, 12]
 
 
-def test_damaged_checkpoints_are_passed_over(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_damaged_checkpoints_are_skipped(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run = Run(tmp_path, checkpoint__keep=3)
     run.epochs(0.3, 0.2, 0.1)
     newest, before, oldest = run.checkpoints.list_checkpoints()
@@ -177,16 +177,14 @@ def test_damaged_checkpoints_are_passed_over(tmp_path: Path, capsys: pytest.Capt
         Run(tmp_path).checkpoints.restore()
 
 
-def test_a_run_that_must_not_resume(tmp_path: Path) -> None:
+def test_incompatible_resume_is_rejected(tmp_path: Path) -> None:
     assert Run(tmp_path, resume="never").checkpoints.restore() is None
     Run(tmp_path).epochs(0.3)
     with pytest.raises(UserError, match="already contains a run"):
         Run(tmp_path, resume="never").checkpoints.restore()
 
 
-def test_the_selected_checkpoint_comes_along_or_its_loss_is_told(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_resume_copies_the_selected_checkpoint_or_warns(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     old = Run(tmp_path / "old", checkpoint__keep=9)
     old.epochs(0.1, 0.9, 0.2)
     newest, second, _ = old.checkpoints.list_checkpoints()
@@ -205,7 +203,7 @@ def test_the_selected_checkpoint_comes_along_or_its_loss_is_told(
     assert (completed_epochs(new.checkpoints.selected_path), new.progress.best_epoch) == (4, 4)
 
 
-def test_parts_that_a_checkpoint_lacks(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_missing_checkpoint_parts_are_handled(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     Run(tmp_path, names=("engine", "history")).epochs(0.3)
     assert Run(tmp_path).checkpoints.restore() is not None
     assert "without a digest of the data" in capsys.readouterr().err
@@ -213,7 +211,7 @@ def test_parts_that_a_checkpoint_lacks(tmp_path: Path, capsys: pytest.CaptureFix
         Run(tmp_path, names=("data", "engine", "history", "log")).checkpoints.restore()
 
 
-def test_weights_to_start_from_bring_no_settings(tmp_path: Path) -> None:
+def test_initial_weights_do_not_change_the_config(tmp_path: Path) -> None:
     """A checkpoint of no step: the engine alone is loaded, and only the network must be the same."""
     path = Run(tmp_path / "imported").save(7.0)
     run = Run(tmp_path / "run", resume=str(path), loss__lambda_min=0.4)
@@ -223,7 +221,7 @@ def test_weights_to_start_from_bring_no_settings(tmp_path: Path) -> None:
         Run(tmp_path / "other", resume=str(path), model__attention_on="features").checkpoints.restore()
 
 
-def test_weights_that_are_not_finite_are_not_saved(tmp_path: Path) -> None:
+def test_nonfinite_weights_are_not_saved(tmp_path: Path) -> None:
     for value in (float("nan"), float("inf")):
         with pytest.raises(UserError, match="step 3: non-finite values in parameter w"):
             Run(tmp_path).save(value, step=3)
@@ -241,7 +239,7 @@ def test_weights_that_are_not_finite_are_not_saved(tmp_path: Path) -> None:
         ({"data.relabel": "/new/list.csv"}, "data.relabel"),
     ],
 )
-def test_what_may_change_when_a_run_resumes(changed: dict[str, Any], refused: str) -> None:
+def test_resume_accepts_only_mutable_keys(changed: dict[str, Any], refused: str) -> None:
     saved = to_dict(override(Config(), {"data.relabel": "/old/list.csv", "optimizer.warmup_steps": 0}))
     now = to_dict(override(Config(), {"data.relabel": "/old/list.csv", "optimizer.warmup_steps": 0, **changed}))
     if not refused:
@@ -253,7 +251,7 @@ def test_what_may_change_when_a_run_resumes(changed: dict[str, Any], refused: st
 
 
 @pytest.mark.parametrize("saved", ["list.csv", "data/list.csv", "/srv/data/list.csv"])
-def test_a_relative_path_of_an_older_version_is_the_same_file(saved: str) -> None:
+def test_relative_path_of_an_older_version_is_the_same_file(saved: str) -> None:
     before = to_dict(override(Config(), {"data.relabel": saved}))
     check_config_compatible(before, to_dict(override(Config(), {"data.relabel": "/srv/data/list.csv"})), "x.pt", 1)
     with pytest.raises(UserError, match=r"data\.relabel"):
@@ -262,7 +260,7 @@ def test_a_relative_path_of_an_older_version_is_the_same_file(saved: str) -> Non
         )
 
 
-def test_a_full_disk_stops_only_what_must_be_saved(
+def test_full_disk_stops_only_required_saves(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run = Run(tmp_path, runtime__timeout_s=0.1)
@@ -297,7 +295,7 @@ def torchs_own(number: int) -> RuntimeError:
         (RuntimeError("something else"), False),
     ],
 )
-def test_a_failed_write_leaves_what_was_there(
+def test_failed_write_keeps_the_previous_file(
     error: Exception, no_room: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     save_checkpoint({"a": 1}, tmp_path / "x.pt")
@@ -315,7 +313,7 @@ def test_a_failed_write_leaves_what_was_there(
 
 
 @pytest.mark.parametrize("links", [True, False])
-def test_a_second_name_replaces_what_had_it(links: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_second_name_replaces_the_existing_file(links: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name, text in {"new.pt": "new", "selected.pt": "old", "selected.partial": "left by a kill"}.items():
         (tmp_path / name).write_text(text)
     if not links:
@@ -325,12 +323,12 @@ def test_a_second_name_replaces_what_had_it(links: bool, tmp_path: Path, monkeyp
     assert (tmp_path / "new.pt").samefile(tmp_path / "selected.pt") is links
 
 
-def test_bytes_of_nested_tensors() -> None:
+def test_nested_tensor_bytes_are_counted() -> None:
     nested = {"a": torch.zeros(3, 5), "b": {"c": torch.zeros(7, dtype=torch.float64), "d": "text"}, "e": 4}
     assert tensor_bytes(nested) == 3 * 5 * 4 + 7 * 8
 
 
-def test_the_epoch_of_a_file(tmp_path: Path) -> None:
+def test_epoch_is_read_from_a_file(tmp_path: Path) -> None:
     run = Run(tmp_path)
     run.epochs(0.3, 0.4)
     assert [completed_epochs(path) for path in run.checkpoints.list_checkpoints()] == [2, 1]
@@ -340,7 +338,7 @@ def test_the_epoch_of_a_file(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("lacking", ["config", "preprocessing", "progress", "rng", "version"])
-def test_a_checkpoint_that_lacks_something_is_none(lacking: str, tmp_path: Path) -> None:
+def test_incomplete_checkpoint_is_rejected(lacking: str, tmp_path: Path) -> None:
     content = dict(read_checkpoint(Run(tmp_path).save(1.0)))
     del content[lacking]
     save_checkpoint(content, tmp_path / "x.pt")

@@ -20,7 +20,7 @@ from adadf_dist.config.schema import Config
 from adadf_dist.errors import UserError
 
 
-def test_later_layers_win(tmp_path: Path) -> None:
+def test_later_layers_override_earlier_ones(tmp_path: Path) -> None:
     file = tmp_path / "mine.toml"
     file.write_text("epochs = 40\n[loss]\nlambda_min = 0.1\nepoch_threshold = 9\n")
     words = ["--preset", "affectnet7", "--config", str(file), "--loss.lambda_min", "0.3"]
@@ -31,7 +31,7 @@ def test_later_layers_win(tmp_path: Path) -> None:
     assert config.out == "runs/affectnet7-seed0"
 
 
-def test_yaml_and_toml_are_one(tmp_path: Path) -> None:
+def test_yaml_and_toml_load_alike(tmp_path: Path) -> None:
     (tmp_path / "a.toml").write_text("seed = 3\n[augment]\nerase_scale = [0.1, 0.2]\n")
     (tmp_path / "a.yaml").write_text("seed: 3\naugment:\n  erase_scale: [0.1, 0.2]\n")
     toml, yml = (parse_cli(["--config", str(tmp_path / f"a.{s}"), "--out", "x"]) for s in ("toml", "yaml"))
@@ -39,7 +39,7 @@ def test_yaml_and_toml_are_one(tmp_path: Path) -> None:
     assert toml.augment.erase_scale == (0.1, 0.2)
 
 
-def test_words_are_read_by_their_type() -> None:
+def test_command_line_values_are_parsed_by_type() -> None:
     words = ["--evaluation.test=false", "--data.embedded_faces", "[3,2,1]", "--optimizer.lr", "1e-4", "--out", "o"]
     config = parse_cli(words)
     assert config.evaluation.test is False
@@ -66,7 +66,7 @@ def test_words_are_read_by_their_type() -> None:
         (["--augment.magnitude", "11"], r"augment\.magnitude is 11\.0; allowed: \[0, 10\]"),
     ],
 )
-def test_mistakes_on_the_command_line(words: list[str], message: str) -> None:
+def test_command_line_errors_are_reported(words: list[str], message: str) -> None:
     with pytest.raises(UserError, match=message) as caught:
         parse_cli(words)
     assert "\n" not in str(caught.value)
@@ -83,7 +83,7 @@ def test_mistakes_on_the_command_line(words: list[str], message: str) -> None:
         ("a.ini", "", r"unsupported file type; use \.toml, \.yaml or \.json"),
     ],
 )
-def test_mistakes_in_a_file(name: str, text: str, message: str, tmp_path: Path) -> None:
+def test_config_file_errors_are_reported(name: str, text: str, message: str, tmp_path: Path) -> None:
     (tmp_path / name).write_text(text)
     with pytest.raises(UserError, match=message) as caught:
         parse_cli(["--config", str(tmp_path / name)])
@@ -91,14 +91,14 @@ def test_mistakes_in_a_file(name: str, text: str, message: str, tmp_path: Path) 
 
 
 @pytest.mark.parametrize("name", ["demo", "fer2013", "rafdb", "affectnet7", "affectnet7_large", "affectnet8", "sfew"])
-def test_presets_build_and_read_back(name: str) -> None:
+def test_presets_load_and_round_trip(name: str) -> None:
     assert name in available_presets()
     config = parse_cli(["--preset", name])
     text = yaml.safe_dump(to_dict(config))
     assert build_config([ConfigLayer("config.yaml", yaml.safe_load(text))]) == config
 
 
-def test_the_papers_constants() -> None:
+def test_presets_hold_the_papers_constants() -> None:
     """lambda_min .2; t .7/.5/.5; E 3/5/5; batch 64/64/16; 75 epochs; Adam 1e-3, gamma .9."""
     rafdb, affectnet, sfew = (parse_cli(["--preset", p]) for p in ("rafdb", "affectnet7", "sfew"))
     assert [c.class_distributions.threshold for c in (rafdb, affectnet, sfew)] == [0.7, 0.5, 0.5]
@@ -109,7 +109,7 @@ def test_the_papers_constants() -> None:
     assert (sfew.augment.operations, sfew.augment.magnitude) == (5, 3.0)
 
 
-def test_override_takes_dotted_keys_and_types() -> None:
+def test_override_accepts_dotted_keys_and_types() -> None:
     changed = override(Config(), {"loss.lambda_min": 0.05, "loss.detach": True, "data.image_size": "100"})
     assert (changed.loss.lambda_min, changed.loss.detach, changed.data.image_size) == (0.05, True, 100)
     assert changed.epochs == Config().epochs
@@ -117,7 +117,7 @@ def test_override_takes_dotted_keys_and_types() -> None:
         override(Config(), {"loss.lambda": 0.1}, "trial")
 
 
-def test_help_teaches_every_key(capsys: pytest.CaptureFixture[str]) -> None:
+def test_help_describes_every_key(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as done:
         parse_cli(["--help"])
     assert done.value.code == 0

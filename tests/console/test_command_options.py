@@ -7,16 +7,16 @@ from adadf_dist.config.schema import Config
 from tests.helpers.command_options import COMMITTED, find_options, find_subcommands, list_options
 
 
-def test_every_commands_options_are_those_committed() -> None:
+def test_command_options_equal_the_committed_list() -> None:
     assert list_options() == COMMITTED.read_text()
 
 
-def test_every_config_key_is_an_option_of_the_trainer() -> None:
+def test_every_config_key_is_a_trainer_option() -> None:
     options = {line.split()[-1] for line in COMMITTED.read_text().splitlines() if line.startswith("adadf_dist.train ")}
     assert {f"--{key}" for key, _ in flatten(to_dict(Config()))} <= options
 
 
-def test_options_are_found_in_a_help_text() -> None:
+def test_options_are_parsed_from_help() -> None:
     text = """usage: x [-h] SOURCE ...
 
 positional arguments:

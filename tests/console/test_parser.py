@@ -36,7 +36,7 @@ ROOT = Path(__file__).resolve().parents[2]
         ("loss", 3, "loss is a section; set its keys, such as loss.detach; got 3"),
     ],
 )
-def test_wrong_values_in_plain_words(key: str, value: object, message: str) -> None:
+def test_invalid_values_are_explained(key: str, value: object, message: str) -> None:
     with pytest.raises(UserError) as caught:
         build_config([ConfigLayer("mine.toml", {key: value})])
     assert str(caught.value) == f"mine.toml: {message}"
@@ -58,7 +58,7 @@ def test_wrong_values_in_plain_words(key: str, value: object, message: str) -> N
         ("tune.tables", ["noise", "--sedes", "3"], "did you mean --seeds?"),
     ],
 )
-def test_mistakes_are_one_line_with_a_hint(
+def test_user_errors_are_one_line_with_a_hint(
     module: str, words: list[str], message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(SystemExit) as done:
@@ -77,14 +77,14 @@ def test_every_command_prints_the_version(name: str, capsys: pytest.CaptureFixtu
     assert capsys.readouterr().out == f"adadf_dist {__version__}\n"
 
 
-def test_the_commands_are_listed_quickly() -> None:
+def test_commands_are_listed_quickly() -> None:
     script = "import sys; from adadf_dist.__main__ import main; main([]); sys.exit('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert all(f"  {name} " in done.stdout for name in commands.COMMANDS)
 
 
-def test_options_of_searches_do_not_become_keys_of_runs() -> None:
+def test_search_options_do_not_become_run_keys() -> None:
     assert "--trials" in search_options.make_parser().option_names()
     assert "--seeds" in tables.make_parser().option_names()
     with pytest.raises(UserError, match=r"unknown option --trails$"):

@@ -72,7 +72,7 @@ def without_console(kind: str) -> Iterator[None]:
 
 
 @pytest.mark.parametrize("make", GONE.values(), ids=GONE)
-def test_what_cannot_be_written_is_dropped(make: Callable[[], int]) -> None:
+def test_unwritable_output_is_dropped(make: Callable[[], int]) -> None:
     descriptor = make()
     stream = tolerant(text_stream(descriptor))
     assert write_error(stream) is None
@@ -84,7 +84,7 @@ def test_what_cannot_be_written_is_dropped(make: Callable[[], int]) -> None:
     os.close(descriptor)
 
 
-def test_what_can_be_written_is_written_whole() -> None:
+def test_writable_output_is_written_completely() -> None:
     reader, writer = os.pipe()
     text = "".join(f"{number} é\n" for number in range(20_000))  # more than a pipe holds
     got: list[bytes] = []
@@ -104,7 +104,7 @@ def test_what_can_be_written_is_written_whole() -> None:
     assert write_error(stream) is None
 
 
-def test_an_idle_reader_does_not_block(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_idle_reader_does_not_block(monkeypatch: pytest.MonkeyPatch) -> None:
     """A terminal stopped by Ctrl-S, or `| less` that nobody scrolls."""
     monkeypatch.setattr(terminal, "PATIENCE_S", 0.01)
     reader, writer = os.pipe()
@@ -118,7 +118,7 @@ def test_an_idle_reader_does_not_block(monkeypatch: pytest.MonkeyPatch) -> None:
     os.close(writer)
 
 
-def test_an_ascii_terminal_gets_escapes() -> None:
+def test_ascii_terminal_gets_escapes() -> None:
     reader, writer = os.pipe()
     ascii_only = io.TextIOWrapper(io.FileIO(writer, "w", closefd=False), "ascii", "strict", line_buffering=True)
     with pytest.raises(UnicodeEncodeError):
@@ -129,13 +129,13 @@ def test_an_ascii_terminal_gets_escapes() -> None:
     os.close(writer)
 
 
-def test_streams_of_a_caller_stay() -> None:
+def test_streams_of_a_caller_are_kept() -> None:
     before = sys.stdout, sys.stderr  # those of pytest
     with tolerant_console():
         assert (sys.stdout, sys.stderr) == before
 
 
-def test_closed_streams_take_text(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_closed_streams_accept_text(monkeypatch: pytest.MonkeyPatch) -> None:
     """`>&- 2>&-`: Python has no streams at all then."""
     monkeypatch.setattr(sys, "stdout", None)
     monkeypatch.setattr(sys, "stderr", None)
@@ -145,7 +145,7 @@ def test_closed_streams_take_text(monkeypatch: pytest.MonkeyPatch) -> None:
     assert sys.stdout is None
 
 
-def test_closed_descriptors_are_not_given_to_files() -> None:
+def test_closed_descriptors_are_not_reused_by_files() -> None:
     script = "import os; from adadf_dist.console.terminal import *\n"
     script += "with tolerant_console(): print(os.open('/', 0) > 2, flush=True)"
     script += "\nos.fstat(1), os.fstat(2)"
@@ -154,19 +154,19 @@ def test_closed_descriptors_are_not_given_to_files() -> None:
 
 
 @pytest.mark.parametrize("kind", GONE)
-def test_a_lost_log_is_no_error(kind: str) -> None:
+def test_lost_log_is_not_an_error(kind: str) -> None:
     with without_console(kind), cli_errors("test"):
         print("text")
 
 
 @pytest.mark.parametrize("kind", GONE)
-def test_a_lost_report_is_an_error(kind: str) -> None:
+def test_lost_report_is_an_error(kind: str) -> None:
     with without_console(kind), pytest.raises(SystemExit) as ended, cli_errors("test", prints="report"):
         print("text")
     assert ended.value.code in (1, 2)
 
 
-def test_a_watchdog_without_a_terminal_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_watchdog_continues_without_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
     descriptor = closed_terminal()
     monkeypatch.setattr("adadf_dist.training.watchdog.STDERR", descriptor)
     write_stderr("rank 0: no progress", stacks=True)
@@ -216,7 +216,7 @@ def test_sighup_saves_and_stops(hang_up: None, faces: Path, tmp_path: Path) -> N
     assert [record["step"] for record in records(out, "steps")] == list(range(1, 9))
 
 
-def test_an_ignored_sighup_stays_ignored(hang_up: None, faces: Path, tmp_path: Path) -> None:
+def test_ignored_sighup_stays_ignored(hang_up: None, faces: Path, tmp_path: Path) -> None:
     """As `nohup` has it."""
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
     out = tmp_path / "out"
@@ -227,7 +227,7 @@ def test_an_ignored_sighup_stays_ignored(hang_up: None, faces: Path, tmp_path: P
 
 @pytest.mark.slow
 @pytest.mark.parametrize("nohup", [False, True])
-def test_a_dropped_connection(nohup: bool, faces: Path, tmp_path: Path) -> None:
+def test_dropped_connection_saves_and_stops(nohup: bool, faces: Path, tmp_path: Path) -> None:
     """A real terminal, which the run controls as it does under ssh, is closed: SIGHUP to all its processes, and EIO."""
     out = tmp_path / "out"
     master, slave = pty.openpty()

@@ -73,7 +73,7 @@ TABLES: list[tuple[NDArray[np.uint8], Callable[[Image.Image], Image.Image], int]
 
 
 @pytest.mark.parametrize("number", range(len(TABLES)))
-def test_tables_against_pillow(number: int) -> None:
+def test_lookup_tables_equal_pillow(number: int) -> None:
     ours, theirs, tolerance = TABLES[number]
     image = picture()
     assert np.abs(array(apply_pillow.apply_lut(image, ours)) - array(theirs(image))).max() <= tolerance
@@ -85,7 +85,7 @@ def test_solarize_add_by_hand() -> None:
 
 
 @pytest.mark.parametrize("factor", [0.1, 0.5, 1.0, 1.5, 1.9])
-def test_enhancements_against_pillow(factor: float) -> None:
+def test_enhancements_equal_pillow(factor: float) -> None:
     image = picture(1)
     for kind, enhancer, tolerance in (
         (OpKind.COLOR, ImageEnhance.Color, 2),
@@ -96,7 +96,7 @@ def test_enhancements_against_pillow(factor: float) -> None:
         assert difference.max() <= tolerance, kind
 
 
-def test_saturation_by_arithmetic() -> None:
+def test_saturation_by_hand() -> None:
     image = picture(2)
     pixels = np.asarray(image).astype(float)
     luma = pixels @ np.array([0.299, 0.587, 0.114])
@@ -113,7 +113,7 @@ def torch_turn(image: Image.Image, degrees: float) -> Image.Image:
     return functional.rotate(image, degrees, v2.InterpolationMode.BILINEAR, fill=list(FILL))
 
 
-def test_warps_against_torchvision() -> None:
+def test_warps_equal_torchvision() -> None:
     """Its shift moves the picture, where ours moves the view."""
     image = picture(3)
     pairs = [
@@ -127,7 +127,7 @@ def test_warps_against_torchvision() -> None:
 
 
 @pytest.mark.parametrize("factor", [0.15, -0.3])
-def test_shear_by_a_naive_loop(factor: float) -> None:
+def test_shear_equals_a_naive_loop(factor: float) -> None:
     image = picture(4, 32)
     ours = array(apply_pillow.warp(image, operations.shear_x(one(factor))[0]))
     pixels = array(image)
@@ -144,12 +144,12 @@ def test_shear_by_a_naive_loop(factor: float) -> None:
     assert checked > 500
 
 
-def test_outside_is_filled() -> None:
+def test_pixels_outside_are_filled() -> None:
     shifted = array(apply_pillow.warp(picture(), operations.translate_x(one(0.5))[0]))
     assert (shifted[:, SIZE // 2 + 1 :] == FILL).all()
 
 
-def test_neighbouring_warps_join_to_one() -> None:
+def test_adjacent_warps_are_merged() -> None:
     image = picture(5)
     first = (OpKind.WARP, operations.rotation(one(10))[0])
     then = (OpKind.WARP, operations.shear_y(one(0.1))[0])
@@ -161,7 +161,7 @@ def test_neighbouring_warps_join_to_one() -> None:
     assert parted.kinds.tolist() == [[OpKind.WARP, OpKind.TABLE, OpKind.WARP]]
 
 
-def test_neighbouring_tables_and_saturations_join_exactly() -> None:
+def test_adjacent_tables_and_saturations_merge_exactly() -> None:
     image = picture(6)
     tables = operations.solarize(one(100)), operations.posterize(one(3)), operations.brightness(one(0.7))
     stages = [(OpKind.TABLE, table[0]) for table in tables]
@@ -171,7 +171,7 @@ def test_neighbouring_tables_and_saturations_join_exactly() -> None:
     assert listed((OpKind.COLOR, 0.5), (OpKind.COLOR, 0.4)).factors[0, 0] == pytest.approx(0.2)
 
 
-def test_numbers_are_those_of_numpys_generator() -> None:
+def test_random_numbers_equal_numpys_generator() -> None:
     samples = np.array([0, 7, 2**39])
     seed, epoch = 2**62 + 3, 11
     ours = SampleRng(seed, epoch, samples)
@@ -181,7 +181,7 @@ def test_numbers_are_those_of_numpys_generator() -> None:
         assert drawn[row].tolist() == np.random.Generator(np.random.Philox(key=key)).random(50).tolist()
 
 
-def test_each_face_keeps_its_own_place() -> None:
+def test_each_sample_keeps_its_own_stream() -> None:
     alone, together = SampleRng(0, 0, [5]), SampleRng(0, 0, [4, 5])
     for rows in ([0], [0, 1], [0], [1]):
         drawn = together.uniform(np.array(rows))
@@ -190,7 +190,7 @@ def test_each_face_keeps_its_own_place() -> None:
 
 @pytest.mark.parametrize("policy", ["published", "standard", "none"])
 @pytest.mark.parametrize(("number", "magnitude"), [(3, 5.0), (5, 9.5), (1, 0.0)])
-def test_drawn_together_as_drawn_one_by_one(policy: str, number: int, magnitude: float) -> None:
+def test_batched_draws_equal_single_draws(policy: str, number: int, magnitude: float) -> None:
     """The naive twin draws number after number, face after face, with numpy's own generators."""
     config = AugmentConfig(policy=policy, operations=number, magnitude=magnitude, erase=0.8)  # type: ignore[arg-type]
     samples = np.random.default_rng(1).integers(0, 10**6, 300)
@@ -213,7 +213,7 @@ def same(a: AugmentationBatch, b: AugmentationBatch) -> bool:
     return all(np.array_equal(x, y) for x, y in zip(a, b, strict=True))
 
 
-def test_drawing_is_pure() -> None:
+def test_draws_are_pure() -> None:
     config = AugmentConfig()
     whole = sample_augmentations(config, 100, 0, 3, range(50))
     backward = sample_augmentations(config, 100, 0, 3, range(49, -1, -1))
@@ -228,7 +228,7 @@ def test_drawing_is_pure() -> None:
         assert np.all(equal, axis=0).sum() < 10
 
 
-def test_no_number_of_operations_runs_a_stream_dry() -> None:
+def test_streams_suffice_for_any_number_of_operations() -> None:
     drawn = sample_augmentations(AugmentConfig(operations=100, erase=1.0), 64, 0, 0, [0])
     assert np.count_nonzero(drawn.kinds) > 10
     assert np.array_equal(
@@ -236,13 +236,13 @@ def test_no_number_of_operations_runs_a_stream_dry() -> None:
     )
 
 
-def test_streams_of_different_faces_do_not_meet() -> None:
+def test_streams_of_different_samples_do_not_overlap() -> None:
     firsts = {n for epoch in range(20) for n in SampleRng(0, epoch, range(200)).uniform(np.arange(200)).tolist()}
     assert len(firsts) == 4000
 
 
 @pytest.mark.parametrize("policy", ["published", "standard"])
-def test_operations_are_drawn_evenly(policy: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_operations_are_drawn_uniformly(policy: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Chi-squared over 6,000 draws; the 0.1 % limits of 14 and 13 degrees of freedom are 36.1 and 34.5."""
     kinds = PAPER_OPS if policy == "published" else TORCHVISION_OPS
     drawn = np.zeros(len(kinds))
@@ -286,7 +286,7 @@ def test_published_levels_at_magnitude_five() -> None:
     assert [o.signed for o in PAPER_OPS] == [number in (3, 11, 12, 13, 14) for number in range(15)]
 
 
-def test_levels_wander_about_the_magnitude(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_levels_vary_around_the_magnitude(monkeypatch: pytest.MonkeyPatch) -> None:
     levels: list[float] = []
 
     def make(drawn: NDArray[np.float64]) -> NDArray[np.uint8]:
@@ -299,7 +299,7 @@ def test_levels_wander_about_the_magnitude(monkeypatch: pytest.MonkeyPatch) -> N
     assert np.std(levels) == pytest.approx(0.5, abs=0.04)
 
 
-def test_standard_strengths_are_torchvisions() -> None:
+def test_standard_magnitudes_equal_torchvision() -> None:
     """Its own table of magnitudes, bin 9 of 31, on an image of 100 pixels."""
     theirs = v2.RandAugment(num_ops=1, magnitude=9)._AUGMENTATION_SPACE  # type: ignore[attr-defined]
     made = [operation.params_from_level(one(9 / 30))[0] for operation in TORCHVISION_OPS]
@@ -328,13 +328,13 @@ def test_flip_and_erase_rates() -> None:
     assert ((top >= 0) & (top < bottom) & (bottom <= 100) & (left >= 0) & (left < right) & (right <= 100)).all()
 
 
-def test_nothing_happens_when_nothing_may() -> None:
+def test_disabled_augmentation_is_the_identity() -> None:
     config = AugmentConfig(policy="none", flip=0.0, erase=0.0)
     assert same(sample_augmentations(config, 64, 0, 0, range(100)), identity(100))
     assert same(sample_augmentations(AugmentConfig(), 64, 0, -1, range(100)), identity(100))
 
 
-def test_auto_contrast_and_equalize_against_torchvision() -> None:
+def test_auto_contrast_and_equalize_equal_torchvision() -> None:
     dark = Image.fromarray((np.asarray(picture(7)) // 3 + 40).astype(np.uint8))
     tensor = torch.from_numpy(np.asarray(dark).copy()).permute(2, 0, 1)
     pairs = [(OpKind.AUTO_CONTRAST, functional.autocontrast(tensor)), (OpKind.EQUALIZE, functional.equalize(tensor))]

@@ -21,7 +21,7 @@ OURS = ("neutral", "happy", "sad", "surprise", "fear", "disgust", "anger", "cont
 
 
 @pytest.mark.parametrize(("other", "name"), PAIRS)
-def test_all_places_know_the_same_names(other: str, name: str, tmp_path: Path) -> None:
+def test_all_commands_know_the_same_emotion_names(other: str, name: str, tmp_path: Path) -> None:
     place = OURS.index(name)
     assert emotions.find_label(other, OURS) == place
     assert reference_labels.find_class(other, OURS) == place
@@ -30,13 +30,13 @@ def test_all_places_know_the_same_names(other: str, name: str, tmp_path: Path) -
     assert read_mapping(tmp_path / "m.toml", (other,), OURS) == {other: name}
 
 
-def test_names_of_no_emotion_keep_their_own() -> None:
+def test_unknown_emotion_names_are_kept() -> None:
     assert emotions.find_label("bored", OURS) is None
     assert emotions.find_label("\u00b2", OURS) is None  # a superscript two: a digit, but no number
     assert reference_labels.find_class("bored", ("Bored",)) == 0
 
 
-def test_a_class_mapped_twice_under_two_names(tmp_path: Path) -> None:
+def test_class_mapped_twice_under_two_names_is_rejected(tmp_path: Path) -> None:
     (tmp_path / "m.toml").write_text('happy = "happy"\njoy = "sad"\n')
     with pytest.raises(UserError, match="happy is mapped twice"):
         read_mapping(tmp_path / "m.toml", ("happy",), OURS)

@@ -111,7 +111,7 @@ def forget_data(run: Path, shards: str) -> None:
     ],
     ids=["classes", "index", "images"],
 )
-def test_a_digest_covers_the_content_of_its_split_alone(
+def test_digest_covers_only_the_content_of_its_split(
     faces: Path, tmp_path: Path, change: Callable[[dict[str, Any]], None]
 ) -> None:
     copy = Path(shutil.copytree(faces, tmp_path / "copy"))
@@ -125,7 +125,7 @@ def test_a_digest_covers_the_content_of_its_split_alone(
         assert read_manifest(copy).classes != read_manifest(faces).classes
 
 
-def test_a_run_is_evaluated_on_its_own_data_from_any_folder(
+def test_run_is_evaluated_on_its_own_data_from_any_folder(
     home: Path, other: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The folder has a dataset of its own under the path that the run was given."""
@@ -143,7 +143,7 @@ def test_a_run_is_evaluated_on_its_own_data_from_any_folder(
 
 
 @pytest.mark.parametrize("name", ["evaluate", "audit", "export", pytest.param("report", marks=pytest.mark.slow)])
-def test_other_data_where_the_run_had_its_own(
+def test_different_data_at_the_runs_path_is_rejected(
     name: str, home: Path, copy: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     place, kept = home / "data" / "faces", tmp_path / "moved"
@@ -182,7 +182,7 @@ def test_other_data_where_the_run_had_its_own(
 
 
 @pytest.mark.parametrize("old", [False, True], ids=["", "older version"])
-def test_training_samples_are_no_validation_split(
+def test_training_samples_are_rejected_as_validation_split(
     old: bool, home: Path, copy: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Another split assignment, under its own name or, with a run of an older version, under the run's own path."""
@@ -204,7 +204,7 @@ def test_training_samples_are_no_validation_split(
     evaluate([str(copy), "--split", "train", "--data.shards", str(home / "data" / "faces")])
 
 
-def test_a_run_resumes_where_its_dataset_is_now_and_not_on_other_data(
+def test_resume_accepts_a_moved_dataset_but_no_other(
     home: Path, copy: Path, other: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     moved = Path(shutil.copytree(home / "data" / "faces", tmp_path / "moved"))
@@ -225,7 +225,7 @@ def test_a_run_resumes_where_its_dataset_is_now_and_not_on_other_data(
     train.run(longer)  # the permission is needed once
 
 
-def test_a_run_of_an_older_version_resumes_with_one_warning(
+def test_run_of_an_older_version_resumes_with_one_warning(
     home: Path, copy: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     forget_data(copy, "data/faces")
@@ -234,7 +234,7 @@ def test_a_run_of_an_older_version_resumes_with_one_warning(
     assert "without a digest of the data" in line
 
 
-def test_an_input_file_may_move_and_may_not_change(faces: Path, tmp_path: Path) -> None:
+def test_input_file_may_move_but_not_change(faces: Path, tmp_path: Path) -> None:
     key = str(open_dataset(faces).split("train").keys[0])
     first, second = tmp_path / "a" / "noise.txt", tmp_path / "b" / "list.txt"
     for path in (first, second):
@@ -251,7 +251,7 @@ def test_an_input_file_may_move_and_may_not_change(faces: Path, tmp_path: Path) 
         train.run(config_of(faces, out, data__label_noise_file=str(second)))
 
 
-def test_a_search_resumes_on_its_data(
+def test_search_resumes_only_on_its_data(
     faces: Path, other: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     study = make_study(tmp_path / "study", SPACE)
@@ -271,7 +271,7 @@ def replace_path(source: Source, shards: str) -> Source:
     return source._replace(shards=shards)
 
 
-def test_runs_evaluated_on_other_data_do_not_compare(
+def test_runs_evaluated_on_other_data_are_not_compared(
     home: Path, other: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "second"
@@ -282,7 +282,7 @@ def test_runs_evaluated_on_other_data_do_not_compare(
     assert "was evaluated on" in (tmp_path / "page.html").read_text()
 
 
-def test_another_draw_of_synthetic_samples_is_other_data(faces: Path, tmp_path: Path) -> None:
+def test_other_synthetic_samples_are_other_data(faces: Path, tmp_path: Path) -> None:
     counts = {"train": 64, "validation": 20, "test": 30}
     again = build_synthetic_dataset(tmp_path / "again", counts, size=32, workers=1)
     assert again.manifest.digests() == read_manifest(faces).digests()
@@ -290,7 +290,7 @@ def test_another_draw_of_synthetic_samples_is_other_data(faces: Path, tmp_path: 
     assert not set(drawn.values()) & set(again.manifest.digests().values())
 
 
-def test_an_option_that_is_on_or_off_needs_no_value() -> None:
+def test_boolean_option_needs_no_value() -> None:
     words = ["--preset", "rafdb", "--allow-other-data"]
     assert parse_cli(words).allow_other_data
     assert parse_cli([*words, "--epochs", "3"]).epochs == 3

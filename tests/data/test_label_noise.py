@@ -23,7 +23,7 @@ from tests.helpers.runs import settings
 CLASSES = ("neutral", "happy", "sad", "surprise", "fear", "disgust", "anger")
 
 
-def test_symmetric_noise_is_exact_even_and_seeded() -> None:
+def test_symmetric_noise_is_exact_uniform_and_seeded() -> None:
     true = np.repeat(np.arange(7), 3000)
     noise = symmetric_noise(true, 7, 0.3, seed=0)
     assert len(noise.changed) == round(0.3 * len(true))
@@ -39,7 +39,7 @@ def test_symmetric_noise_is_exact_even_and_seeded() -> None:
 
 
 @pytest.mark.parametrize("carved", [False, True])
-def test_train_alone_is_disturbed(carved: bool, faces: Path, tmp_path: Path) -> None:
+def test_only_train_is_noisy(carved: bool, faces: Path, tmp_path: Path) -> None:
     if carved:
         faces = build_synthetic_dataset(tmp_path / "faces", {"train": 80, "test": 10}, size=32).folder
     values = settings(faces, tmp_path / "out", data__validation_fraction="0.2")
@@ -69,7 +69,7 @@ def noise_of(faces: Path, path: Path) -> LabelNoise:
     return read_noise(dataset.split("train"), path, 0, others)
 
 
-def test_a_confusion_matrix_in_any_order_of_classes(faces: Path, tmp_path: Path) -> None:
+def test_confusion_matrix_accepts_any_class_order(faces: Path, tmp_path: Path) -> None:
     """Everyone becomes the class that the matrix sends its own to."""
     target = {name: CLASSES[(number + 2) % 7] for number, name in enumerate(CLASSES)}
     shuffled = CLASSES[3:] + CLASSES[:3]
@@ -81,7 +81,7 @@ def test_a_confusion_matrix_in_any_order_of_classes(faces: Path, tmp_path: Path)
     assert np.array_equal(with_names.given, plain.given)
 
 
-def test_a_confusion_matrix_is_drawn_from(tmp_path: Path) -> None:
+def test_noise_is_sampled_from_a_confusion_matrix(tmp_path: Path) -> None:
     counts = {"train": 1500}
     split = build_synthetic_dataset(tmp_path / "many", counts, size=16).split("train")
     rows = ["0.7,0.3,0,0,0,0,0", *(",".join("1" if i == j else "0" for j in range(7)) for i in range(1, 7))]
@@ -92,7 +92,7 @@ def test_a_confusion_matrix_is_drawn_from(tmp_path: Path) -> None:
     assert set(noise.changed) <= set(np.flatnonzero(first))
 
 
-def test_a_list_as_scn_and_eac_publish_it(faces: Path, tmp_path: Path) -> None:
+def test_noise_lists_of_scn_and_eac_load(faces: Path, tmp_path: Path) -> None:
     dataset = open_dataset(faces)
     split = dataset.split("train")
     lines = [
@@ -122,7 +122,7 @@ def test_a_list_as_scn_and_eac_publish_it(faces: Path, tmp_path: Path) -> None:
         (",".join(CLASSES) + "\n" + "a,0,0,0,0,0,0\n" * 7, "line 2 must hold 7 numbers"),
     ],
 )
-def test_a_file_that_is_none(content: str, reason: str, faces: Path, tmp_path: Path) -> None:
+def test_invalid_noise_file_is_rejected(content: str, reason: str, faces: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError) as caught:
         noise_of(faces, write(tmp_path / "noise.txt", content))
     assert reason in str(caught.value)
@@ -130,18 +130,18 @@ def test_a_file_that_is_none(content: str, reason: str, faces: Path, tmp_path: P
     assert "\n" not in str(caught.value)
 
 
-def test_a_file_that_is_missing(faces: Path, tmp_path: Path) -> None:
+def test_missing_noise_file_is_rejected(faces: Path, tmp_path: Path) -> None:
     config = DataConfig(label_noise_file=str(tmp_path / "nowhere.txt"))
     with pytest.raises(UserError, match=r"data\.label_noise_file: .*nowhere\.txt: no such file"):
         apply_label_noise(open_dataset(faces).split("train"), config, 0)
 
 
-def test_both_kinds_at_once() -> None:
+def test_two_kinds_of_noise_at_once_are_rejected() -> None:
     with pytest.raises(UserError, match=r"data\.label_noise_file"):
         build_config([ConfigLayer("test", {"data.label_noise": 0.1, "data.label_noise_file": "x"})])
 
 
-def test_a_run_lists_what_it_changed(faces: Path, tmp_path: Path) -> None:
+def test_run_lists_the_changed_labels(faces: Path, tmp_path: Path) -> None:
     values = settings(faces, tmp_path / "out", data__label_noise="0.25", epochs="1")
     assert train.run(build_config([ConfigLayer("test", values)])) is not None
     with (tmp_path / "out" / "noise.csv").open() as stream:

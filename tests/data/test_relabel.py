@@ -60,7 +60,7 @@ def other(split: Split, place: int) -> str:
 
 
 @pytest.mark.parametrize("noise", [0.0, 0.3])
-def test_train_alone_changes_and_the_carve_stays(carved: Path, tmp_path: Path, noise: float) -> None:
+def test_only_train_changes_and_the_held_out_split_stays(carved: Path, tmp_path: Path, noise: float) -> None:
     plain = opened(carved)
     split = plain.train_split
     a, b, c = (str(split.keys[place]) for place in (3, 11, 40))
@@ -82,7 +82,7 @@ def test_train_alone_changes_and_the_carve_stays(carved: Path, tmp_path: Path, n
     assert data.relabelling[:3] == (1, 1, 1)
 
 
-def test_the_face_goes_with_its_label(carved: Path, tmp_path: Path) -> None:
+def test_image_keeps_its_label(carved: Path, tmp_path: Path) -> None:
     """Pictures after a dropped face are still their own."""
     train = opened(carved).train_split
     pictures = {key: bytes(train.read(place)) for place, key in enumerate(train.keys.tolist())}
@@ -104,7 +104,7 @@ def test_the_face_goes_with_its_label(carved: Path, tmp_path: Path) -> None:
         (["{test},relabel,happy"], "line 2: sample {test} is in split test; only training samples can change"),
     ],
 )
-def test_a_line_that_is_wrong(carved: Path, tmp_path: Path, lines: list[str], reason: str) -> None:
+def test_wrong_line_is_rejected(carved: Path, tmp_path: Path, lines: list[str], reason: str) -> None:
     dataset = open_dataset(carved)
     names = {split: str(dataset.split(split).keys[0]) for split in ("train", "test")}
     file = write(tmp_path / "relabel.csv", *(line.format(**names) for line in lines))
@@ -120,7 +120,7 @@ def old_labels(path: Path, *lines: str) -> Path:
     return path
 
 
-def test_a_file_of_another_dataset_with_the_same_keys(carved: Path, tmp_path: Path) -> None:
+def test_file_of_another_dataset_with_the_same_keys_is_rejected(carved: Path, tmp_path: Path) -> None:
     """Noticed by the class that a sample has, dropped and kept ones included; the class asked for is no difference."""
     split = opened(carved).train_split
     key, true, wrong = str(split.keys[3]), label_of(split, str(split.keys[3])), other(split, 3)
@@ -140,7 +140,7 @@ def test_a_file_of_another_dataset_with_the_same_keys(carved: Path, tmp_path: Pa
         opened(carved, data__relabel=str(file))
 
 
-def test_files_that_are_none(carved: Path, tmp_path: Path) -> None:
+def test_invalid_files_are_rejected(carved: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"data\.relabel: .*nowhere\.csv: no such file"):
         opened(carved, data__relabel=str(tmp_path / "nowhere.csv"))
     (tmp_path / "bare.csv").write_text("train-0000001,drop,\n")
@@ -148,21 +148,21 @@ def test_files_that_are_none(carved: Path, tmp_path: Path) -> None:
         opened(carved, data__relabel=str(tmp_path / "bare.csv"))
 
 
-def test_too_little_is_left(carved: Path, tmp_path: Path) -> None:
+def test_too_few_remaining_samples_are_rejected(carved: Path, tmp_path: Path) -> None:
     train = opened(carved).train_split
     everyone = write(tmp_path / "all.csv", *(f"{key},relabel,happy" for key in train.keys))
     with pytest.raises(UserError, match="contains only class happy"):
         opened(carved, data__relabel=str(everyone))
 
 
-def test_a_streamed_dataset_refuses_to_drop(faces: Path, tmp_path: Path) -> None:
+def test_streamed_dataset_rejects_dropping(faces: Path, tmp_path: Path) -> None:
     key = open_dataset(faces).split("train").keys[0]
     file = write(tmp_path / "r.csv", f"{key},drop,")
     with pytest.raises(UserError, match=r"drops 1 samples, but data\.access is stream"):
         opened(faces, data__relabel=str(file), data__access="stream", data__loader="torch")
 
 
-def test_a_run_keeps_what_it_trained_on_and_notices_a_changed_file(faces: Path, tmp_path: Path) -> None:
+def test_run_keeps_its_decisions_and_detects_a_changed_file(faces: Path, tmp_path: Path) -> None:
     split = open_dataset(faces).split("train")
     lines = [f"{split.keys[5]},relabel,{other(split, 5)}", f"{split.keys[9]},drop,"]
     file = write(tmp_path / "r.csv", *lines)
@@ -189,7 +189,7 @@ def build_drawn(out: Path, *options: object) -> Dataset:
     return run_build("synthetic", out, "--train", 40, "--validation", 10, "--test", 10, "--size", 32, *options)
 
 
-def test_the_builder_writes_the_decisions_down(tmp_path: Path) -> None:
+def test_builder_records_the_decisions(tmp_path: Path) -> None:
     plain = build_drawn(tmp_path / "plain")
     train = plain.split("train")
     a, b = str(train.keys[3]), str(train.keys[11])
@@ -215,7 +215,7 @@ def test_the_builder_writes_the_decisions_down(tmp_path: Path) -> None:
     assert built["findings"]["relabelled"] == built["findings"]["dropped_by_decision"] == 1  # type: ignore[index]
 
 
-def test_nothing_decided_is_nothing_changed_but_the_note(tmp_path: Path) -> None:
+def test_empty_decisions_change_only_the_note(tmp_path: Path) -> None:
     plain, changed = (
         build_drawn(tmp_path / "a" / "x"),
         build_drawn(tmp_path / "b" / "x", "--relabel", write(tmp_path / "r.csv")),
@@ -224,7 +224,7 @@ def test_nothing_decided_is_nothing_changed_but_the_note(tmp_path: Path) -> None
     assert {name for name in before if before[name] != after[name]} == {"dataset.json"}
 
 
-def test_the_builder_refuses_in_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_builder_errors_are_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     plain = build_drawn(tmp_path / "plain")
     key = str(plain.split("validation").keys[0])
     file = write(tmp_path / "r.csv", f"{key},drop,")
@@ -237,7 +237,7 @@ def test_the_builder_refuses_in_one_line(tmp_path: Path, capsys: pytest.CaptureF
     assert not (tmp_path / "out").exists()
 
 
-def test_a_decision_on_an_image_that_cannot_be_stored(tmp_path: Path) -> None:
+def test_decision_on_a_bad_image_drops_it(tmp_path: Path) -> None:
     """Dropped as any other; its class is known without it."""
     root = tmp_path / "faces"
     trees.class_folders(root, {"train": ["glad", "sad"] * 3})
@@ -251,7 +251,7 @@ def test_a_decision_on_an_image_that_cannot_be_stored(tmp_path: Path) -> None:
         run_build("folder", tmp_path / "other", *words, "--relabel", file)
 
 
-def test_the_builder_refuses_a_file_of_another_dataset(tmp_path: Path) -> None:
+def test_builder_rejects_a_file_of_another_dataset(tmp_path: Path) -> None:
     train = build_drawn(tmp_path / "plain").split("train")
     key, true, wrong = str(train.keys[3]), label_of(train, str(train.keys[3])), other(train, 3)
     fitting = old_labels(tmp_path / "a.csv", f"{key},relabel,{wrong},{true}")
@@ -260,14 +260,14 @@ def test_the_builder_refuses_a_file_of_another_dataset(tmp_path: Path) -> None:
         build_drawn(tmp_path / "out", "--relabel", old_labels(tmp_path / "b.csv", f"{key},drop,,{wrong}"))
 
 
-def test_all_training_faces_dropped(tmp_path: Path) -> None:
+def test_dropping_all_training_samples_is_rejected(tmp_path: Path) -> None:
     train = build_drawn(tmp_path / "plain").split("train")
     file = write(tmp_path / "r.csv", *(f"{key},drop," for key in train.keys))
     with pytest.raises(UserError, match="drops every training sample"):
         build_drawn(tmp_path / "out", "--relabel", file)
 
 
-def test_digests_tell_labels_and_keys_apart(carved: Path) -> None:
+def test_digests_distinguish_labels_and_keys(carved: Path) -> None:
     split = opened(carved).train_split
     labels = split.labels.copy()
     labels[0] = (labels[0] + 1) % 7

@@ -25,7 +25,7 @@ def epoch(sampler: str, number: int = 0, seed: int = 0, batch_size: int = 16) ->
     return np.concatenate(epoch_batches(LABELS, sampler, batch_size, seed, number)).tolist()
 
 
-def test_all_sees_each_face_once_in_another_order_each_epoch() -> None:
+def test_all_visits_each_sample_once_in_a_new_order_each_epoch() -> None:
     first, second = epoch("all"), epoch("all", 1)
     assert sorted(first) == sorted(second) == list(range(100))
     assert first != second
@@ -35,18 +35,18 @@ def test_all_sees_each_face_once_in_another_order_each_epoch() -> None:
 
 
 @pytest.mark.parametrize(("sampler", "counts"), [("balanced", [7, 7, 7, 7]), ("oversample", [50, 50, 50, 50])])
-def test_class_counts_of_an_epoch(sampler: str, counts: list[int]) -> None:
+def test_class_counts_of_each_sampler(sampler: str, counts: list[int]) -> None:
     drawn = epoch(sampler)
     assert np.bincount(LABELS[drawn]).tolist() == counts
 
 
-def test_balanced_draws_afresh_without_repeating() -> None:
+def test_balanced_redraws_each_epoch_without_repeats() -> None:
     first, second = epoch("balanced"), epoch("balanced", 1)
     assert len(set(first)) == len(first)
     assert set(first) != set(second)
 
 
-def test_oversample_repeats_each_face_as_often_as_any_other() -> None:
+def test_oversample_repeats_samples_of_a_class_equally() -> None:
     times = Counter(epoch("oversample"))
     rare = [times[i] for i in range(80, 87)]  # 7 faces for 50 places
     assert sum(rare) == 50
@@ -54,7 +54,7 @@ def test_oversample_repeats_each_face_as_often_as_any_other() -> None:
     assert {times[i] for i in range(50)} == {1}
 
 
-def test_sqrt_shares() -> None:
+def test_sqrt_sampler_shares() -> None:
     drawn = epoch("sqrt")
     assert len(drawn) == 100
     roots = np.sqrt([50, 30, 7, 13])
@@ -84,7 +84,7 @@ def test_apportion_gives_the_largest_remainders_one_more(weights: list[int]) -> 
 
 
 @pytest.mark.parametrize(("samples", "batch_size"), [(100, 16), (100, 100), (101, 100), (7, 64), (64, 64), (1, 2)])
-def test_batches_differ_by_one_at_most(samples: int, batch_size: int) -> None:
+def test_batch_sizes_differ_by_at_most_one(samples: int, batch_size: int) -> None:
     sizes = [len(b) for b in epoch_batches(np.zeros(samples, dtype=np.int64), "all", batch_size, 0, 0)]
     assert len(sizes) == -(-samples // batch_size)
     assert sum(sizes) == samples
@@ -93,14 +93,14 @@ def test_batches_differ_by_one_at_most(samples: int, batch_size: int) -> None:
 
 
 @pytest.mark.parametrize("ranks", [1, 2, 3, 5, 8])
-def test_slices_of_the_ranks_are_the_batch(ranks: int) -> None:
+def test_rank_slices_concatenate_to_the_batch(ranks: int) -> None:
     for size in range(1, 40):
         pieces = [range(*rank_slice(size, rank, ranks)) for rank in range(ranks)]
         assert [i for piece in pieces for i in piece] == list(range(size))
         assert max(map(len, pieces)) - min(map(len, pieces)) <= 1
 
 
-def test_carving_is_stratified_and_seeded() -> None:
+def test_hold_out_is_stratified_and_seeded() -> None:
     train, validation = stratified_holdout(LABELS, 0.1, 0)
     assert sorted([*train, *validation]) == list(range(100))
     assert np.bincount(LABELS[validation]).tolist() == [5, 3, 1, 1]
@@ -108,14 +108,14 @@ def test_carving_is_stratified_and_seeded() -> None:
     assert np.array_equal(validation, stratified_holdout(LABELS, 0.1, 0)[1])
 
 
-def test_carving_leaves_both_sides_a_face_of_each_class_of_two() -> None:
+def test_hold_out_keeps_a_sample_of_each_class_on_both_sides() -> None:
     train, validation = stratified_holdout(np.array([0, 0, 1, 1, 1]), 0.9, 0)
     assert set(np.array([0, 0, 1, 1, 1])[train]) == {0, 1}
     assert set(np.array([0, 0, 1, 1, 1])[validation]) == {0, 1}
 
 
 @pytest.mark.parametrize("sample", [0, 49, 83, 99])
-def test_a_substitute_is_another_sample_of_the_class(sample: int) -> None:
+def test_substitute_is_another_sample_of_the_class(sample: int) -> None:
     others = [i for i in range(100) if LABELS[i] == LABELS[sample] and i != sample]
     orders = [list(replacement_candidates(LABELS, sample, 0, number)) for number in range(3)]
     assert all(sorted(order) == others for order in orders)
@@ -123,7 +123,7 @@ def test_a_substitute_is_another_sample_of_the_class(sample: int) -> None:
     assert list(replacement_candidates(LABELS, sample, 1, 0)) != orders[0]
 
 
-def test_random_numbers_are_those_of_earlier_versions() -> None:
+def test_random_numbers_equal_those_of_earlier_versions() -> None:
     """A run resumes in mid-epoch after an upgrade, so the numbers of the streams are part of a checkpoint's meaning."""
     for seed, number in ((0, 0), (7, 3)):
         order = np.arange(100)
@@ -139,7 +139,7 @@ def test_evaluation_batches_hold_each_sample_once() -> None:
     assert np.concatenate(split_batches(np.arange(29), 8)).tolist() == list(range(29))
 
 
-def test_an_epoch_of_affectnet_is_planned_in_well_under_a_second() -> None:
+def test_affectnet_epoch_is_planned_within_a_second() -> None:
     labels = np.random.default_rng(0).choice(7, 283_901, p=[0.26, 0.47, 0.09, 0.05, 0.02, 0.02, 0.09])
     began = time.process_time()
     epoch_batches(labels, "balanced", 64, 0, 0)

@@ -22,13 +22,13 @@ from tests.helpers.runs import settings
 
 
 @pytest.mark.parametrize(("side", "size"), [(40, 32), (256, 224), (33, 32)])
-def test_crops_are_torchvisions(side: int, size: int) -> None:
+def test_crops_equal_torchvision(side: int, size: int) -> None:
     images = torch.rand(3, 3, side, side)
     theirs = torch.stack(functional.ten_crop(images, [size, size]), dim=1)
     assert torch.equal(ten_crop(images, size), theirs)
 
 
-def test_rows_of_a_batch_by_a_naive_loop() -> None:
+def test_batch_rows_equal_a_naive_loop() -> None:
     images = torch.rand(2, 10, 3, 4, 4)
     batch = Batch(images, torch.tensor([5, 6]), torch.tensor([70, 80]), offset=3, global_size=9)
     rows = batch.flatten_crops()
@@ -47,7 +47,7 @@ class FirstPixels:
         return images[:, :, 0, 0]
 
 
-def test_a_faces_logits_are_the_mean_over_its_crops() -> None:
+def test_sample_logits_are_the_mean_over_crops() -> None:
     images = torch.rand(4, 10, 3, 2, 2)
     batch = Batch(images, torch.zeros(4), torch.arange(4), 0, 4)
     wanted = images[..., 0, 0].numpy().mean(axis=1)
@@ -59,7 +59,7 @@ def config_for(faces: Path, out: Path) -> Config:
     return build_config([ConfigLayer("test", values)])
 
 
-def test_slices_are_of_faces(faces: Path, tmp_path: Path) -> None:
+def test_rank_slices_are_of_samples(faces: Path, tmp_path: Path) -> None:
     config = config_for(faces, tmp_path)
     parts = []
     for rank, ranks in ((0, 1), (0, 2), (1, 2)):
@@ -81,7 +81,7 @@ def test_each_crop_is_erased(faces: Path, tmp_path: Path) -> None:
     assert (erased == erased[:, :1]).float().mean() > 0.9  # the same box in each
 
 
-def test_a_run_counts_faces_not_crops(faces: Path, tmp_path: Path) -> None:
+def test_run_counts_samples_not_crops(faces: Path, tmp_path: Path) -> None:
     result = train.run(config_for(faces, tmp_path / "out"))
     assert result is not None
     assert result.test["samples"] == 30
@@ -92,6 +92,6 @@ def test_a_run_counts_faces_not_crops(faces: Path, tmp_path: Path) -> None:
     assert (history["attention"] <= 1.001).all()
 
 
-def test_crops_that_do_not_fit() -> None:
+def test_oversized_crops_are_rejected() -> None:
     with pytest.raises(UserError, match=r"data\.ten_crop is 224; allowed: 0, or above data\.image_size"):
         build_config([ConfigLayer("test", {"data.ten_crop": 224})])

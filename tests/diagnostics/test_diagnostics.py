@@ -81,12 +81,12 @@ def found(records: Sequence[Record], config: Config = CONFIG, **more: Any) -> di
     return {finding.name: finding for finding in diagnose(records, config, CLASSES, **more)}
 
 
-def test_a_healthy_run_has_nothing() -> None:
+def test_healthy_run_has_no_findings() -> None:
     assert found(run_of(9)) == {}
     assert found([]) == {}
 
 
-def test_collapse_to_one_class() -> None:
+def test_collapse_to_one_class_is_found() -> None:
     # of 120 predictions one class has 114 (95 %), or 113
     alone = confusion([1, 38, 1], [0, 38, 2], [1, 38, 1])
     nearly = confusion([2, 37, 1], [1, 38, 1], [1, 38, 1])
@@ -97,7 +97,7 @@ def test_collapse_to_one_class() -> None:
     assert "collapse" not in found(run_of(4, alone)), "the first epochs are slow"
 
 
-def test_collapse_to_chance() -> None:
+def test_collapse_to_chance_is_found() -> None:
     # 0.08 of the way from a third to 1 is 0.3867: 47 of 120 are above, 46 below
     edge = confusion([16, 14, 10], [12, 16, 12], [10, 15, 15])
     below = confusion([16, 14, 10], [13, 15, 12], [10, 15, 15])
@@ -115,7 +115,7 @@ def test_one_class_that_is_nearly_everything_is_no_collapse() -> None:
     assert found(run_of(6, skewed)) == {}
 
 
-def test_a_dead_class() -> None:
+def test_unpredicted_class_is_found() -> None:
     dead = confusion([0, 5, 5], [0, 30, 10], [0, 10, 30])
     few = confusion([0, 5, 4], [0, 30, 10], [0, 10, 30])
     once = confusion([0, 5, 5], [1, 31, 8], [0, 10, 30])
@@ -130,12 +130,12 @@ def test_a_dead_class() -> None:
     assert "data.sampler" not in found(run_of(6, dead), sampled)["dead class"].hint
 
 
-def test_a_collapse_is_not_told_twice() -> None:
+def test_collapse_hides_the_findings_that_it_implies() -> None:
     assert list(found(run_of(6, confusion([0, 40, 0], [0, 40, 0], [0, 40, 0])))) == ["collapse"]
 
 
 @pytest.mark.parametrize(("deviation", "flat"), [(0.039, True), (0.041, False)])
-def test_attention_all_alike(deviation: float, flat: bool) -> None:
+def test_uniform_attention_is_found(deviation: float, flat: bool) -> None:
     # 5 % of the range 0.2 to 1
     spread = {"mean": 0.97, "deviation": deviation}
     seen = found(run_of(6, attention=spread))
@@ -149,14 +149,14 @@ def test_attention_all_alike(deviation: float, flat: bool) -> None:
     assert "attention saturated" not in found(run_of(3, attention=spread))
 
 
-def test_records_of_older_runs_lack_some_figures() -> None:
+def test_records_of_older_runs_are_accepted() -> None:
     old = [{k: v for k, v in r.items() if k not in ("attention", "class_degrees", "waiting")} for r in run_of(9)]
     assert found(old) == {}
     never = found([{**r, "classes_at_threshold": 0} for r in old])["threshold never met"]
     assert "the constant T_c for 9 of 9 epochs" in never.seen
 
 
-def test_a_threshold_never_met() -> None:
+def test_threshold_never_reached_is_found() -> None:
     low = {"classes_at_threshold": 0, "class_degrees": [0.31, 0.58, 0.4]}
     seen = found(run_of(6, **low))["threshold never met"]
     assert seen.severity is Severity.WARNING
@@ -174,7 +174,7 @@ def test_a_threshold_never_met() -> None:
     assert found(run_of(6, **low), override(CONFIG, {"loss.supervision": "label"})) == {}
 
 
-def test_a_threshold_always_met() -> None:
+def test_threshold_always_reached_is_found() -> None:
     seen = found(run_of(6, classes_at_threshold=3))["threshold always met"]
     assert seen.severity is Severity.NOTE and "all 3 class means" in seen.seen
     assert found([*run_of(5, classes_at_threshold=3), record(6, classes_at_threshold=2)]) == {}
@@ -184,7 +184,7 @@ def test_a_threshold_always_met() -> None:
 
 
 @pytest.mark.parametrize(("share", "severity"), [(0.09, None), (0.11, 0), (0.29, 0), (0.31, 1)])
-def test_waiting_for_the_loader(share: float, severity: int | None) -> None:
+def test_slow_loader_is_found(share: float, severity: int | None) -> None:
     seen = found([record(1), record(2, waiting=share)]).get("waiting for the loader")
     assert (seen and int(seen.severity)) == severity
     if seen is not None:
@@ -192,7 +192,7 @@ def test_waiting_for_the_loader(share: float, severity: int | None) -> None:
     assert found([record(1, waiting=share)]) == {}, "workers start in the first epoch"
 
 
-def test_an_auxiliary_branch_that_diverges() -> None:
+def test_diverging_auxiliary_branch_is_found() -> None:
     def losses(*values: float) -> list[dict[str, Any]]:
         return [record(epoch, cross_entropy=value) for epoch, value in enumerate(values, start=1)]
 
@@ -205,7 +205,7 @@ def test_an_auxiliary_branch_that_diverges() -> None:
     assert "auxiliary branch diverging" not in found(losses(1.5, 1.0, 1.02, 1.05, 1.1), baseline)
 
 
-def test_an_auxiliary_branch_far_behind() -> None:
+def test_lagging_auxiliary_branch_is_found() -> None:
     # the target branch is right for 90 of 120, or for 900 of 1200
     many = [[10 * count for count in row] for row in GOOD]
     assert found(run_of(2, many), auxiliary_accuracy=0.66) == {}
@@ -217,12 +217,12 @@ def test_an_auxiliary_branch_far_behind() -> None:
 
 
 @pytest.mark.parametrize(("count", "severity"), [(0, None), (1, 0), (9, 0), (10, 1)])
-def test_replaced_faces(count: int, severity: int | None) -> None:
+def test_replaced_samples_are_found(count: int, severity: int | None) -> None:
     seen = found(run_of(2, replaced_faces=count)).get("replaced samples")
     assert (seen and int(seen.severity)) == severity  # data.max_bad_faces is 100
 
 
-def test_overfitting() -> None:
+def test_overfitting_is_found() -> None:
     # of 120 faces at 0.75, two standard errors of a difference are 2 sqrt(2 * 0.75 * 0.25 / 120) = 11.180 points
     def fallen_to(accuracy: float, **changed: Any) -> list[dict[str, Any]]:
         return run_of(3) + [record(epoch, accuracy=accuracy, **changed) for epoch in (4, 5, 6)]
@@ -245,7 +245,7 @@ def plain() -> Config:
     return override(CONFIG, {"augment.policy": "none"})
 
 
-def test_luck_is_no_overfitting() -> None:
+def test_random_best_epoch_is_not_overfitting() -> None:
     """As accurate in every epoch, judged on 700 faces that are drawn anew: the best of 40 epochs is so by luck."""
     random, alarms = np.random.default_rng(0), 0
     for _ in range(100):
@@ -312,7 +312,7 @@ def replace_keys(config: Config, values: Mapping[str, object]) -> Config:
 
 @pytest.mark.parametrize("name", UNWELL)
 @pytest.mark.parametrize("base", CONFIGS)
-def test_no_advice_is_followed_already_or_cannot_be(name: str, base: str) -> None:
+def test_advice_is_new_and_valid(name: str, base: str) -> None:
     """Advice is taken, time and again: it never names a value that is set, and every value it names is allowed."""
     config = replace_keys(CONFIG, CONFIGS[base])
     for _ in range(12):
@@ -334,7 +334,7 @@ def test_no_advice_is_followed_already_or_cannot_be(name: str, base: str) -> Non
         assert "dali" not in finding.hint
 
 
-def test_every_finding_is_among_the_unwell() -> None:
+def test_every_finding_is_among_the_unhealthy_runs() -> None:
     """So that a new rule is walked by the test above."""
     for name, records in UNWELL.items():
         assert name in found(records, auxiliary_accuracy=0.3)
@@ -344,7 +344,7 @@ def test_every_finding_is_among_the_unwell() -> None:
     assert named - varying - UNWELL.keys() <= {"replaced samples"}, "its advice has no value"
 
 
-def test_a_network_that_still_learns_is_no_collapse() -> None:
+def test_network_that_still_learns_is_no_collapse() -> None:
     """At chance by the rule (below 38.7 %), but up from 20 % three epochs ago, beyond the noise of 120 samples."""
     early = confusion([8, 16, 16], [16, 8, 16], [16, 16, 8])
     now = confusion([16, 12, 12], [13, 15, 12], [13, 12, 15])
@@ -352,7 +352,7 @@ def test_a_network_that_still_learns_is_no_collapse() -> None:
     assert "collapse" not in found([*run_of(5, early), record(6, now)])
 
 
-def test_a_class_may_come_late_while_accuracy_rises() -> None:
+def test_late_class_is_no_finding_while_accuracy_rises() -> None:
     """Fear is never predicted, and the mean accuracy of classes rose from a third to 0.58 in three epochs."""
     early, now = confusion([0, 40, 0], [0, 40, 0], [0, 40, 0]), confusion([0, 20, 20], [0, 35, 5], [0, 5, 35])
     records = [*run_of(3, early), *(record(epoch, now) for epoch in (4, 5, 6))]
@@ -375,7 +375,7 @@ def test_too_few_steps_are_no_collapse(warmup: int, step: int, judged: bool) -> 
     )
 
 
-def test_a_collapse_by_counts_of_predictions() -> None:
+def test_collapse_is_found_from_prediction_counts() -> None:
     """As a caller has them that keeps no confusion matrix."""
     labeled = np.array([40, 40, 40])
     assert "100% of the samples are predicted as sad" in describe_collapse(
@@ -384,7 +384,7 @@ def test_a_collapse_by_counts_of_predictions() -> None:
     assert describe_collapse(np.array([40, 45, 35]), labeled, 0.7, CLASSES) == ""
 
 
-def test_only_what_had_enough_data_is_judged() -> None:
+def test_only_rules_with_enough_data_are_judged() -> None:
     few = confusion([3, 3, 3], [4, 30, 6], [3, 7, 30])
     judged, not_judged = assess(run_of(6, few), CONFIG, CLASSES)
     assert "classes never predicted" in judged
@@ -405,7 +405,7 @@ def test_only_what_had_enough_data_is_judged() -> None:
     assert "attention" not in subjects and "threshold" not in subjects, "they do not apply"
 
 
-def test_the_threshold_of_a_recorded_demo() -> None:
+def test_threshold_of_a_recorded_demo() -> None:
     """`make demo` at t = 0.7, E = 2: one of seven classes in one of nine epochs (class_degrees as recorded)."""
     degrees = [
         [0.17, 0.15, 0.15, 0.15, 0.13, 0.15, 0.16],
@@ -431,18 +431,18 @@ def test_the_threshold_of_a_recorded_demo() -> None:
     assert "class_distributions.threshold = 0.6," in finding.hint
 
 
-def test_the_worst_comes_first() -> None:
+def test_worst_finding_comes_first() -> None:
     records = run_of(6, confusion([0, 40, 0], [0, 40, 0], [0, 40, 0]), waiting=0.2, replaced_faces=50)
     assert [f.severity for f in diagnose(records, CONFIG)] == [2, 1, 0]
 
 
-def test_only_what_changed_is_news() -> None:
+def test_only_changed_findings_are_new() -> None:
     records = [record(1), record(2, waiting=0.2), record(3, waiting=0.25), record(4, waiting=0.5), record(5)]
     output = [[(f.name, f.severity.word) for f in new_findings(records[:end], CONFIG)] for end in range(1, 6)]
     assert output == [[], [("waiting for the loader", "note")], [], [("waiting for the loader", "warning")], []]
 
 
-def test_when_a_finding_held() -> None:
+def test_epochs_of_a_finding_are_listed() -> None:
     shares = [0.0, 0.2, 0.25, 0.0, 0.2, 0.22]
     records = [record(epoch, waiting=share) for epoch, share in enumerate(shares, start=1)]
     held = [(e.first, e.last, e.finding.seen[:3]) for e in finding_spans(records, CONFIG)]
@@ -450,7 +450,7 @@ def test_when_a_finding_held() -> None:
     assert isinstance(finding_spans(records, CONFIG)[0], FindingSpan)
 
 
-def test_the_spread_of_attention() -> None:
+def test_attention_spread_by_hand() -> None:
     values = np.array([0.2, np.nan, 0.6, 1.0], dtype=np.float32)
     spread = attention_stats(values)
     assert spread is not None
@@ -459,7 +459,7 @@ def test_the_spread_of_attention() -> None:
     assert attention_stats(np.full(2, np.nan, dtype=np.float32)) is None
 
 
-def test_the_log_says_it_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_log_prints_a_finding_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     log = RunLogger(override(CONFIG, {"out": str(tmp_path), "runtime.tensorboard": False}), World(torch.device("cpu")))
     progress = TrainingProgress()
     log.start(progress, {"classes": list(CLASSES)}, None)

@@ -52,7 +52,7 @@ SENSELESS: dict[str, tuple[dict[str, Any], int, str]] = {
 
 
 @pytest.mark.parametrize("key", SENSELESS)
-def test_what_makes_no_sense_is_found_and_its_fix_is_one(key: str) -> None:
+def test_unsuitable_setting_is_found_and_its_fix_resolves_it(key: str) -> None:
     values, steps, figure = SENSELESS[key]
     config = build_config([ConfigLayer("test", values)])
     (problem,) = find_problems(config, steps)
@@ -78,7 +78,7 @@ def test_what_makes_no_sense_is_found_and_its_fix_is_one(key: str) -> None:
         ({"optimizer.gamma": 0.5, "optimizer.schedule": "cosine"}, 100),
     ],
 )
-def test_what_makes_sense_is_not_found(values: dict[str, Any], steps: int) -> None:
+def test_suitable_settings_give_no_finding(values: dict[str, Any], steps: int) -> None:
     assert find_problems(build_config([ConfigLayer("test", values)]), steps) == []
 
 
@@ -94,13 +94,13 @@ def test_what_makes_sense_is_not_found(values: dict[str, Any], steps: int) -> No
         ("sfew", 891 * 9 // 10, 1),
     ],
 )
-def test_the_presets_suit_their_datasets(name: str, samples: int, ranks: int) -> None:
+def test_presets_suit_their_datasets(name: str, samples: int, ranks: int) -> None:
     config = preset(name)
     assert find_problems(config, -(-samples // config.batch_size)) == []
 
 
 @pytest.mark.parametrize(("name", "steps_per_epoch", "warmup"), [("fer2013", 397, 200), ("demo", 50, 20)])
-def test_the_presets_warm_up_as_they_did(name: str, steps_per_epoch: int, warmup: int) -> None:
+def test_presets_keep_their_warm_up_steps(name: str, steps_per_epoch: int, warmup: int) -> None:
     """Of 25,398 and 2,400 samples, where the presets had these numbers of steps; and a small dataset has its share."""
     assert warmup_steps(preset(name), steps_per_epoch) == warmup
     small = preset(name, epochs=2, loss__epoch_threshold=2)
@@ -114,19 +114,19 @@ def test_the_presets_warm_up_as_they_did(name: str, steps_per_epoch: int, warmup
         ("runtime.log_every", {"epochs": 1, "loss.epoch_threshold": 1, "runtime.log_every": 99}, 1),
     ],
 )
-def test_no_advice_to_go_below_one(key: str, values: dict[str, Any], steps: int) -> None:
+def test_no_advice_below_one(key: str, values: dict[str, Any], steps: int) -> None:
     (problem,) = [p for p in find_problems(build_config([ConfigLayer("test", values)]), steps) if p.key == key]
     assert f"set {key} to 1" in problem.fix and "or less" not in problem.fix
 
 
-def test_a_small_rate_is_not_rounded_to_zero() -> None:
+def test_small_learning_rate_is_not_rounded_to_zero() -> None:
     """10 of 5,000 steps of a warm-up; in the second epoch, up to 20 of them, the cosine has halved the rate."""
     config = preset("fer2013", epochs=2, loss__epoch_threshold=2, optimizer__warmup_steps=5000)
     (problem,) = find_problems(config, 10)
     assert "reaches at most 0.2%" in problem.text
 
 
-def test_a_batch_of_all_samples_is_found() -> None:
+def test_batch_of_all_samples_is_found() -> None:
     values = {"batch_size": 5000, "epochs": 20, "loss.epoch_threshold": 2, "optimizer.gamma": 1.0}
     config = build_config([ConfigLayer("test", values)])
     (problem,) = find_problems(config, 1)
@@ -134,7 +134,7 @@ def test_a_batch_of_all_samples_is_found() -> None:
     assert find_problems(config, 2) == []
 
 
-def test_a_fraction_is_of_the_run() -> None:
+def test_fraction_is_of_the_whole_run() -> None:
     """A tenth of 5 epochs of 40 steps: 20 steps, in equal rises."""
     config = build_config([ConfigLayer("test", {"optimizer.warmup_steps": "0.1", "epochs": 5, "optimizer.gamma": 1.0})])
     rates = [learning_rate(config, Position(step // 40, step, step / 40, 40)) for step in range(200)]
@@ -151,14 +151,14 @@ def test_a_fraction_is_of_the_run() -> None:
         {"batch_size": 256, "optimizer.lr_scaling": "sqrt", "epochs": 4, "optimizer.scaling_warmup": 3.5},
     ],
 )
-def test_the_highest_rate_is_that_of_some_step(values: dict[str, Any]) -> None:
+def test_highest_learning_rate_is_reached_by_a_step(values: dict[str, Any]) -> None:
     config = build_config([ConfigLayer("test", values)])
     rates = [learning_rate(config, Position(step // 25, step, step / 25, 25)) for step in range(100)]
     assert peak_learning_rate(config, 25) == max(rates)
 
 
 @pytest.mark.parametrize("value", [200, "200", 0, 0.05, "0.05"])
-def test_steps_and_fractions_are_read_and_written(value: object) -> None:
+def test_steps_and_fractions_round_trip(value: object) -> None:
     config = build_config([ConfigLayer("test", {"optimizer.warmup_steps": value})])
     assert config.optimizer.warmup_steps == float(str(value))
     assert isinstance(config.optimizer.warmup_steps, float) is ("." in str(value))
@@ -167,13 +167,13 @@ def test_steps_and_fractions_are_read_and_written(value: object) -> None:
 
 
 @pytest.mark.parametrize("value", [1.0, 1.5, -1, -0.1, "20%"])
-def test_what_is_neither_is_refused(value: object) -> None:
+def test_neither_steps_nor_fraction_is_rejected(value: object) -> None:
     with pytest.raises(UserError, match=r"optimizer\.warmup_steps"):
         build_config([ConfigLayer("test", {"optimizer.warmup_steps": value})])
 
 
 @pytest.mark.parametrize(("finished", "refused"), [(1, True), (2, False)])
-def test_a_run_is_extended_once_its_warm_up_is_over(finished: int, refused: bool) -> None:
+def test_run_can_be_extended_after_its_warm_up(finished: int, refused: bool) -> None:
     """A fifth of 5 or 8 epochs is 1 or 1.6 of them: after two, no rate of either run depends on their number."""
     saved, now = (
         to_dict(build_config([ConfigLayer("test", {"optimizer.warmup_steps": 0.2, "epochs": epochs})]))
@@ -186,12 +186,12 @@ def test_a_run_is_extended_once_its_warm_up_is_over(finished: int, refused: bool
         check_config_compatible(saved, now, "x.pt", finished)
 
 
-def test_a_checkpoint_from_before_fractions_still_resumes() -> None:
+def test_checkpoint_from_before_fractions_resumes() -> None:
     saved = to_dict(preset("fer2013", optimizer__warmup_steps=200))
     check_config_compatible(saved, to_dict(preset("fer2013", optimizer__warmup_steps="200")), "x.pt", 1)
 
 
-def test_check_warns_of_each(capsys: pytest.CaptureFixture[str]) -> None:
+def test_check_warns_of_each_finding(capsys: pytest.CaptureFixture[str]) -> None:
     faces = DatasetInfo(7, 640, 64, batches=(64,) * 10)
     config = preset("fer2013", epochs=2, optimizer__warmup_steps=200, loss__epoch_threshold=5)
     lines = check_schedule(config, faces)
@@ -201,6 +201,6 @@ def test_check_warns_of_each(capsys: pytest.CaptureFixture[str]) -> None:
     assert (line.mark, line.text) == (Status.OK, "100 steps (10 x 10)")
 
 
-def test_a_loss_that_is_not_finite_is_not_blamed_on_a_warm_up_that_is_long() -> None:
+def test_nonfinite_loss_is_not_blamed_on_a_long_warm_up() -> None:
     assert "optimizer.warmup_steps" in fix_divergence(Config(), 100)
     assert fix_divergence(preset("fer2013"), 397) == ""

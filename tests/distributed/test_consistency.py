@@ -34,7 +34,7 @@ def nodes(tmp_path: Path) -> tuple[Path, Path]:
     return folders
 
 
-def test_a_run_folder_of_each_node_is_refused_by_every_rank(faces: Path, nodes: tuple[Path, Path]) -> None:
+def test_separate_run_folders_are_rejected_by_every_rank(faces: Path, nodes: tuple[Path, Path]) -> None:
     values = settings(faces, Path("runs/mine"), epochs="1")
     ended = two_nodes(nodes, values)
     for status, output in ended:
@@ -48,14 +48,14 @@ def test_a_run_folder_of_each_node_is_refused_by_every_rank(faces: Path, nodes: 
     assert left == []
 
 
-def test_one_run_folder_of_two_nodes(faces: Path, nodes: tuple[Path, Path], tmp_path: Path) -> None:
+def test_shared_run_folder_of_two_nodes_is_accepted(faces: Path, nodes: tuple[Path, Path], tmp_path: Path) -> None:
     ended = two_nodes(nodes, settings(faces, tmp_path / "shared", epochs="1"))
     assert [status for status, _ in ended] == [0, 0], ended
     assert (tmp_path / "shared" / "result.json").exists()
     assert not list((tmp_path / "shared").glob(".seen*"))
 
 
-def test_shards_on_one_node_only(faces: Path, nodes: tuple[Path, Path], tmp_path: Path) -> None:
+def test_shards_on_only_one_node_are_rejected(faces: Path, nodes: tuple[Path, Path], tmp_path: Path) -> None:
     shutil.copytree(faces, nodes[0] / "faces")
     ended = two_nodes(
         nodes, settings(Path("faces"), tmp_path / "shared", runtime__timeout_s="600")
@@ -68,7 +68,7 @@ def test_shards_on_one_node_only(faces: Path, nodes: tuple[Path, Path], tmp_path
 
 
 @pytest.mark.slow
-def test_other_shards_on_another_node(faces: Path, nodes: tuple[Path, Path], tmp_path: Path) -> None:
+def test_different_shards_on_another_node_are_rejected(faces: Path, nodes: tuple[Path, Path], tmp_path: Path) -> None:
     for node in nodes:
         shutil.copytree(faces, node / "faces")
     manifest = nodes[1] / "faces" / "dataset.json"
@@ -80,7 +80,7 @@ def test_other_shards_on_another_node(faces: Path, nodes: tuple[Path, Path], tmp
         assert "copy the same dataset to every node" in line
 
 
-def test_two_checkouts_of_one_version(faces: Path, tmp_path: Path) -> None:
+def test_different_checkouts_of_one_version_are_rejected(faces: Path, tmp_path: Path) -> None:
     """They differ in a comment; each rank starts in its own."""
     other = tmp_path / "checkout"
     shutil.copytree(ROOT / "adadf_dist", other / "adadf_dist", ignore=shutil.ignore_patterns("__pycache__"))
@@ -102,7 +102,7 @@ def test_two_checkouts_of_one_version(faces: Path, tmp_path: Path) -> None:
         assert f"source files is {mine} on {HOST} (rank 0) and {theirs} on {HOST} (rank 1): all nodes must run" in line
 
 
-def test_other_settings_on_another_node(faces: Path, tmp_path: Path) -> None:
+def test_different_settings_on_another_node_are_rejected(faces: Path, tmp_path: Path) -> None:
     port = free_port()
     commands = []
     for rank, batch_size in enumerate(("16", "32")):
@@ -114,7 +114,7 @@ def test_other_settings_on_another_node(faces: Path, tmp_path: Path) -> None:
         assert f"batch_size is 16 on {HOST} (rank 0) and 32 on {HOST} (rank 1): start every node with the" in line
 
 
-def test_nobody_at_the_address(faces: Path, tmp_path: Path) -> None:
+def test_unreachable_rank_0_is_one_line(faces: Path, tmp_path: Path) -> None:
     """A worker whose rank 0 never starts gives up after the stated time, with one line."""
     port = free_port()
     values = settings(faces, tmp_path / "out", runtime__timeout_s="3")
@@ -126,7 +126,7 @@ def test_nobody_at_the_address(faces: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_ranks_that_do_not_come(faces: Path, tmp_path: Path) -> None:
+def test_missing_ranks_are_one_line(faces: Path, tmp_path: Path) -> None:
     """Rank 0 listens, and rank 1 never starts."""
     port = free_port()
     values = settings(faces, tmp_path / "out", runtime__timeout_s="3")
@@ -146,7 +146,9 @@ def test_ranks_that_do_not_come(faces: Path, tmp_path: Path) -> None:
         ({"RANK": "5"}, "RANK is '5': set it to 0 ... 1"),
     ],
 )
-def test_an_environment_that_cannot_be(wrong: dict[str, str], words: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_contradictory_environment_is_one_line(
+    wrong: dict[str, str], words: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     for name, value in {**by_hand(0, free_port()), **wrong}.items():
         monkeypatch.setenv(name, value)
     with pytest.raises(UserError) as caught, init_world(1.0):
@@ -163,14 +165,14 @@ def told_of_kinds(world: World) -> list[str]:
     return [consistency.find_config_mismatch(config, world) for config in configs]
 
 
-def test_shards_may_differ_by_name_and_not_by_kind() -> None:
+def test_shard_paths_may_differ_by_name_but_not_by_kind() -> None:
     for rank in run_ranks(told_of_kinds, 2):
         for output, (_, _, wanted) in zip(rank, KINDS, strict=True):
             assert bool(output) == bool(wanted)
             assert wanted in output
 
 
-def test_files_of_one_name_must_hold_the_same(tmp_path: Path) -> None:
+def test_files_of_one_name_must_be_identical(tmp_path: Path) -> None:
     values = []
     for number in range(2):
         (tmp_path / str(number)).mkdir()
@@ -182,7 +184,7 @@ def test_files_of_one_name_must_hold_the_same(tmp_path: Path) -> None:
     assert digests[0] != digests[1]
 
 
-def test_a_folder_that_answers_with_an_error_does_not_show(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_folder_with_io_errors_is_not_visible(monkeypatch: pytest.MonkeyPatch) -> None:
     def stale(path: Path) -> bool:
         raise OSError(116, "Stale file handle")
 
@@ -190,7 +192,7 @@ def test_a_folder_that_answers_with_an_error_does_not_show(monkeypatch: pytest.M
     assert not consistency.path_exists(Path("anything"))
 
 
-def test_a_launcher_that_names_no_address(faces: Path, tmp_path: Path) -> None:
+def test_launcher_without_an_address_is_one_line(faces: Path, tmp_path: Path) -> None:
     start = Start(words(settings(faces, tmp_path / "out")), {"RANK": "1", "WORLD_SIZE": "2"})
     (done,) = finish_forked([start], timeout=60)
     assert done.returncode == 2
@@ -202,14 +204,14 @@ def installation_of(world: World, versions: Sequence[str]) -> str:
     return consistency.find_version_mismatch(world)
 
 
-def test_other_versions_of_torch_are_named_with_their_hosts() -> None:
+def test_different_torch_versions_are_named_with_their_hosts() -> None:
     output = run_ranks(installation_of, 2, ("2.14.0", "2.15.0"))
     assert output[0] == output[1]
     assert output[0].startswith(f"torch is 2.14.0 on {HOST} (rank 0) and 2.15.0 on {HOST} (rank 1): all nodes must run")
     assert run_ranks(installation_of, 2, ("2.15.0", "2.15.0")) == ["", ""]
 
 
-def test_many_places_are_counted() -> None:
+def test_many_differences_are_counted() -> None:
     known = {f"node-{rank} (rank {rank})": {"torch": "a" if rank else "b"} for rank in range(7)}
     named = "b on node-0 (rank 0) and a on node-1 (rank 1), node-2 (rank 2), node-3 (rank 3) and 3 more"
     assert consistency.describe_mismatch(known, "{name}: {values}") == f"torch: {named}"

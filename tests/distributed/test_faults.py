@@ -101,7 +101,7 @@ def end(process: subprocess.Popen[str], timeout: float = 240) -> tuple[str, str]
 
 
 @pytest.mark.parametrize("fault", ["hang", pytest.param("held", marks=pytest.mark.slow)])
-def test_a_hung_rank_says_where(fault: str, faces: Path, tmp_path: Path) -> None:
+def test_hung_rank_prints_stack_traces(fault: str, faces: Path, tmp_path: Path) -> None:
     values = settings(faces, tmp_path / "out", runtime__timeout_s="3", epochs="1")
     process = start(command(values, script=[FAULTY, fault, "3"]))
     if fault == "hang":
@@ -121,7 +121,7 @@ def test_a_hung_rank_says_where(fault: str, faces: Path, tmp_path: Path) -> None
 
 
 @pytest.mark.slow
-def test_a_stopped_and_continued_run_goes_on(reference: Path, faces: Path, tmp_path: Path) -> None:
+def test_suspended_run_continues(reference: Path, faces: Path, tmp_path: Path) -> None:
     """Ctrl-Z for longer than any limit of the watchdog is no hang."""
     out = tmp_path / "out"
     process = start(command(settings(faces, out, runtime__timeout_s="3")))
@@ -136,7 +136,7 @@ def test_a_stopped_and_continued_run_goes_on(reference: Path, faces: Path, tmp_p
 
 @pytest.mark.slow
 @pytest.mark.parametrize("how", ["stopped", "hung"])
-def test_torchrun_starts_again_when_a_rank_hangs(how: str, faces: Path, tmp_path: Path) -> None:
+def test_torchrun_restarts_when_a_rank_hangs(how: str, faces: Path, tmp_path: Path) -> None:
     """A stopped rank cannot speak: the other one prints its stacks. A hung one speaks and ends itself."""
     out = tmp_path / "out"
     values = settings(faces, out, runtime__timeout_s="8", checkpoint__every_steps="1")
@@ -159,7 +159,7 @@ def test_torchrun_starts_again_when_a_rank_hangs(how: str, faces: Path, tmp_path
 # Killed ranks
 
 
-def test_ranks_meet_over_a_store_that_remembers() -> None:
+def test_ranks_meet_over_a_reused_store() -> None:
     """Two starts over one store: each gives its ranks one name, another one, whatever the dead left behind."""
     server = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
     server.set("adadf/hello/2", "a rank that was killed before it was welcomed")
@@ -183,7 +183,7 @@ def test_ranks_meet_over_a_store_that_remembers() -> None:
     assert len(first | second | smaller) == 3
 
 
-def test_ranks_that_do_not_come_are_counted() -> None:
+def test_missing_ranks_are_counted() -> None:
     server = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
     with pytest.raises(RuntimeError, match=r"only 1 of 2 ranks joined within 0\.3 s"):
         exchange_start_id(server, 0, 2, 0.3)
@@ -191,7 +191,7 @@ def test_ranks_that_do_not_come_are_counted() -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kills", [1, 4])
-def test_torchrun_starts_again_when_a_rank_is_killed(kills: int, faces: Path, tmp_path: Path) -> None:
+def test_torchrun_restarts_when_a_rank_is_killed(kills: int, faces: Path, tmp_path: Path) -> None:
     out, chance, epochs = tmp_path / "out", random.Random(kills), 2 if kills == 1 else 6
     values = settings(faces, out, checkpoint__every_steps="1", epochs=str(epochs))
     process = start(elastic(values, restarts=kills))
@@ -209,7 +209,7 @@ def test_torchrun_starts_again_when_a_rank_is_killed(kills: int, faces: Path, tm
 
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
-def test_twenty_four_kills_leave_no_trace(faces: Path, tmp_path: Path) -> None:
+def test_sigkill_24_times_gives_identical_run(faces: Path, tmp_path: Path) -> None:
     """One run, killed 24 times, 8 of them with half a checkpoint on the disk."""
     epochs, chance = "14", random.Random(5)
     whole = tmp_path / "whole"
@@ -237,7 +237,9 @@ def test_twenty_four_kills_leave_no_trace(faces: Path, tmp_path: Path) -> None:
     assert_same_result(out, whole)
 
 
-def test_a_kill_between_the_last_batch_and_the_end_of_its_epoch(reference: Path, faces: Path, tmp_path: Path) -> None:
+def test_sigkill_between_last_batch_and_epoch_end_gives_identical_run(
+    reference: Path, faces: Path, tmp_path: Path
+) -> None:
     """No batch is left to set the learning rate that the epoch's record names."""
     out = tmp_path / "out"
     config = build_config([ConfigLayer("test", settings(faces, out, checkpoint__every_steps="1"))])
@@ -249,7 +251,7 @@ def test_a_kill_between_the_last_batch_and_the_end_of_its_epoch(reference: Path,
 
 
 @pytest.mark.slow
-def test_sigterm_of_two_ranks_saves_and_the_run_goes_on(faces: Path, tmp_path: Path) -> None:
+def test_sigterm_of_two_ranks_saves_and_run_resumes(faces: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     process = start(command(settings(faces, out), ranks=2))
     wait_for(lambda: len(records(out, "steps")) >= 3, process)
@@ -268,7 +270,7 @@ def test_sigterm_of_two_ranks_saves_and_the_run_goes_on(faces: Path, tmp_path: P
 
 
 @pytest.mark.parametrize("damage", ["cut off", "a bit turned over", pytest.param("empty", marks=pytest.mark.slow)])
-def test_a_damaged_checkpoint_is_passed_over(
+def test_damaged_checkpoint_is_skipped(
     damage: str, reference: Path, faces: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "out"
@@ -317,7 +319,7 @@ def test_out_of_memory_is_one_line(faces: Path, tmp_path: Path, monkeypatch: pyt
 
 
 @pytest.mark.slow
-def test_memory_that_is_really_not_there(faces: Path, tmp_path: Path) -> None:
+def test_real_memory_shortage_is_one_line(faces: Path, tmp_path: Path) -> None:
     values = settings(faces, tmp_path / "out", data__image_size="128", batch_size="32", runtime__precision="fp32")
     done = finish(command(values, script=[FAULTY, "tight", "2"]))
     assert done.returncode == 2, done.stderr
@@ -326,7 +328,7 @@ def test_memory_that_is_really_not_there(faces: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_killed_decoding_process_is_one_line(faces: Path, tmp_path: Path) -> None:
+def test_killed_decoding_process_is_one_line(faces: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     process = start(command(settings(faces, out, data__workers="1", epochs="30")))
     wait_for(lambda: len(records(out, "steps")) >= 2, process)
@@ -341,7 +343,7 @@ def test_a_killed_decoding_process_is_one_line(faces: Path, tmp_path: Path) -> N
 # Stragglers
 
 
-def test_a_slow_rank_is_named() -> None:
+def test_slow_rank_is_named() -> None:
     ranks = {"slowest": 5, "host": "n3", "loading_s": 1.0, "evaluation_s": 12.0, "median_s": 9.0, "epoch_s": 60.0}
     output = describe_straggler(ranks)
     assert "straggler: rank 5 on n3 took 13.0 s" in output
@@ -350,7 +352,7 @@ def test_a_slow_rank_is_named() -> None:
     assert not describe_straggler({**ranks, "epoch_s": 600.0})  # 4 s of ten minutes
 
 
-def test_the_record_names_the_slowest_rank(reference: Path) -> None:
+def test_record_names_the_slowest_rank(reference: Path) -> None:
     for record in records(reference, "epoch"):
         ranks = record["ranks"]
         assert ranks["slowest"] == 0  # type: ignore[index]
@@ -359,7 +361,7 @@ def test_the_record_names_the_slowest_rank(reference: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_slow_rank_of_two_is_warned_about(faces: Path, tmp_path: Path) -> None:
+def test_slow_rank_of_two_gives_a_warning(faces: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     done = finish(command(settings(faces, out), ranks=2, script=[FAULTY, "slow", "5"]), timeout=180)
     assert done.returncode == 0, done.stderr
@@ -390,7 +392,7 @@ def fill(path: Path, megabytes: int) -> None:
     path.write_bytes(bytes(megabytes << 20))
 
 
-def test_a_full_disk_is_waited_for(reference: Path, faces: Path, disk: Path) -> None:
+def test_full_disk_is_retried(reference: Path, faces: Path, disk: Path) -> None:
     """Room for one checkpoint of 117 MB: later saves in mid-epoch are warnings, the one at the epoch's end retries."""
     out, ballast = disk / "out", disk / "ballast"
     fill(ballast, 210)
@@ -423,7 +425,7 @@ def test_a_full_disk_is_waited_for(reference: Path, faces: Path, disk: Path) -> 
     assert_same_result(out, reference)
 
 
-def test_metrics_wait_for_room(disk: Path) -> None:
+def test_metrics_wait_for_disk_space(disk: Path) -> None:
     metrics, ballast = MetricsFile(disk / "metrics.jsonl"), disk / "ballast"
     metrics.append({"step": 1})
     with pytest.raises(OSError, match="No space left"):
@@ -438,7 +440,7 @@ def test_metrics_wait_for_room(disk: Path) -> None:
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")  # TensorBoard's writing thread
-def test_tensorboard_gives_way(disk: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_tensorboard_is_disabled_on_a_full_disk(disk: Path, capfd: pytest.CaptureFixture[str]) -> None:
     from adadf_dist.tracking.tensorboard import TensorBoardSink
 
     with pytest.raises(OSError, match="No space left"):
@@ -451,7 +453,7 @@ def test_tensorboard_gives_way(disk: Path, capfd: pytest.CaptureFixture[str]) ->
     assert capfd.readouterr().err.count("TensorBoard logging disabled") == 1
 
 
-def test_patience_ends(disk: Path) -> None:
+def test_waiting_for_disk_space_ends(disk: Path) -> None:
     with pytest.raises(OSError, match="No space left"):
         fill(disk / "ballast", 500)
     path, tries = disk / "file", []

@@ -124,7 +124,7 @@ def test_two_hosts_train_together(hosts: Hosts, faces: Path, tmp_path: Path) -> 
     assert "ranks: 2 on cpu" in hosts.said()
 
 
-def test_the_cable_is_pulled_and_put_back(hosts: Hosts, faces: Path, tmp_path: Path) -> None:
+def test_run_survives_a_pulled_cable(hosts: Hosts, faces: Path, tmp_path: Path) -> None:
     """Both ranks give up within `runtime.timeout_s`; the agents outlive the cut, and start both again."""
     out = tmp_path / "out"
     values = settings(faces, out, epochs="3", runtime__timeout_s="8", checkpoint__every_steps="1")
@@ -142,7 +142,7 @@ def test_the_cable_is_pulled_and_put_back(hosts: Hosts, faces: Path, tmp_path: P
     assert "resuming from" in hosts.said()
 
 
-def test_a_second_host_joins(hosts: Hosts, faces: Path, tmp_path: Path) -> None:
+def test_second_host_joins_elastic_run(hosts: Hosts, faces: Path, tmp_path: Path) -> None:
     """Elastic: one host begins alone, a second one comes, all start again as two and end the run."""
     out = tmp_path / "out"
     values = settings(faces, out, epochs="20", checkpoint__every_steps="1", runtime__timeout_s="30")

@@ -84,7 +84,7 @@ def assert_close(mine: dict[str, Tensor], theirs: dict[str, Tensor], tolerance: 
 
 
 @pytest.mark.parametrize("slices", [(8, 8), (9, 4), (5, 4, 4)])
-def test_a_step_of_n_ranks_is_the_step_of_one(slices: tuple[int, ...]) -> None:
+def test_step_on_n_ranks_equals_step_on_one(slices: tuple[int, ...]) -> None:
     """Losses, gradients (BatchNorm's included), Adam's step, class distributions, history."""
     one = train_steps(alone(), slices, 1)
     assert one["losses"][0][3] > 0.5  # the rank regularisation takes part
@@ -106,7 +106,7 @@ def test_a_step_of_n_ranks_is_the_step_of_one(slices: tuple[int, ...]) -> None:
         pytest.param((4, 3, 3, 3), 30, marks=pytest.mark.slow),
     ],
 )
-def test_steps_stay_together(slices: tuple[int, ...], steps: int) -> None:
+def test_ranks_stay_identical_over_steps(slices: tuple[int, ...], steps: int) -> None:
     """The losses of each step, and the class distributions of all, in float64; weights the same bits on every rank."""
     one = train_steps(alone(), slices, steps)
     ranks = run_ranks(train_steps, len(slices), slices, steps, timeout=300)
@@ -138,7 +138,7 @@ def normalizing_apart(world: World) -> dict[str, Any]:
     }
 
 
-def test_statistics_kept_apart_are_averaged_before_they_are_used() -> None:
+def test_local_batch_norm_statistics_are_averaged_before_use() -> None:
     one, two = run_ranks(normalizing_apart, 2)
     assert not torch.equal(one["before"], two["before"])
     mean = (one["before"] + two["before"]) / 2
@@ -163,7 +163,7 @@ def local_gradients(world: World, slices: tuple[int, ...]) -> float:
 
 
 @pytest.mark.parametrize("slices", [(3, 3), (9, 4), (1, 0, 4)])
-def test_gather_sums_gradients_and_hands_out_slices(slices: tuple[int, ...]) -> None:
+def test_gather_backward_sums_gradients_and_returns_slices(slices: tuple[int, ...]) -> None:
     run_ranks(local_gradients, len(slices), slices)
 
 
@@ -201,7 +201,7 @@ def normalize(world: World, slices: tuple[int, ...], dtype: torch.dtype, channel
 
 @pytest.mark.parametrize("slices", [(8, 8), (9, 4), (2, 3, 8)])
 @pytest.mark.parametrize("channels_last", [False, True])
-def test_batch_norm_over_ranks_is_batch_norm_of_the_whole(slices: tuple[int, ...], channels_last: bool) -> None:
+def test_synchronized_batch_norm_equals_whole_batch(slices: tuple[int, ...], channels_last: bool) -> None:
     one = normalize(alone(), slices, torch.float64, channels_last)
     ranks = run_ranks(normalize, len(slices), slices, torch.float64, channels_last)
     for place in (0, 1):  # outputs and input gradients: the ranks' rows, joined
@@ -211,7 +211,7 @@ def test_batch_norm_over_ranks_is_batch_norm_of_the_whole(slices: tuple[int, ...
             torch.testing.assert_close(many[place], one[place], rtol=1e-10, atol=1e-10)
 
 
-def test_batch_norm_over_ranks_in_bf16() -> None:
+def test_synchronized_batch_norm_in_bf16() -> None:
     one = normalize(alone(), (8, 8), torch.float64, True)
     ranks = run_ranks(normalize, 2, (8, 8), torch.bfloat16, True)
     torch.testing.assert_close(torch.cat([r[0] for r in ranks]), one[0], rtol=0.02, atol=0.05)
@@ -245,7 +245,7 @@ def class_state(world: World, state: dict[str, Tensor] | None, rows: int) -> dic
 
 
 @pytest.mark.parametrize(("before", "after"), [(1, 2), (2, 1), (3, 2)])
-def test_class_sums_survive_another_number_of_ranks(before: int, after: int) -> None:
+def test_class_sums_resume_on_another_number_of_ranks(before: int, after: int) -> None:
     """Half an epoch on some ranks, the other half on others: what was seen counts once."""
     whole = class_state(alone(), class_state(alone(), None, 13), 13)
     first = run_ranks(class_state, before, None, 13) if before > 1 else [class_state(alone(), None, 13)]
@@ -300,7 +300,7 @@ def naive_evaluation(folder: str) -> dict[str, object]:
 
 
 @pytest.mark.parametrize("ranks", [1, 2, 3])
-def test_evaluation_counts_each_face_once(ranks: int, faces: Path) -> None:
+def test_evaluation_counts_each_sample_once(ranks: int, faces: Path) -> None:
     """30 faces in batches of 8, 8, 7 and 7 over 1, 2 and 3 ranks, against a loop over the faces."""
     wanted = naive_evaluation(str(faces))
     found = run_ranks(evaluation, ranks, str(faces)) if ranks > 1 else [evaluation(alone(), str(faces))]

@@ -49,13 +49,13 @@ def both(world: World) -> tuple[list[float], list[float]]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("ranks", [1, 2])
-def test_compiled_steps_are_the_eager_ones(ranks: int) -> None:
+def test_compiled_steps_equal_eager_steps(ranks: int) -> None:
     for compiled, eager in run_ranks(both, ranks, timeout=400):
         assert compiled == pytest.approx(eager, rel=1e-3)
 
 
 @pytest.mark.parametrize("supervision", ["fused", "one_hot"])
-def test_nothing_breaks_the_graphs(supervision: str) -> None:
+def test_compiled_parts_have_no_graph_breaks(supervision: str) -> None:
     """One graph for the extractor and one for each branch: what would be left eager is not compiled at all."""
     config = override(engine_of("off", alone()).config, {"loss.supervision": supervision})
     engine = DDPEngine(config, CLASSES, alone())
@@ -72,14 +72,14 @@ def refused(world: World) -> str:
     return str(caught.value)
 
 
-def test_batch_norm_over_ranks_is_not_compiled() -> None:
+def test_synchronized_batch_norm_is_not_compiled() -> None:
     for message in run_ranks(refused, 2):
         assert "runtime.compile is default" in message
         assert "runtime.sync_batch_norm = false" in message
 
 
 @pytest.mark.slow
-def test_a_compiled_run_goes_on_from_an_eager_one(faces: Path, tmp_path: Path) -> None:
+def test_compiled_run_resumes_from_an_eager_one(faces: Path, tmp_path: Path) -> None:
     eager = settings(faces, tmp_path / "eager")
     mixed = settings(faces, tmp_path / "mixed")
     assert finish(command(eager)).returncode == 0
@@ -90,6 +90,6 @@ def test_a_compiled_run_goes_on_from_an_eager_one(faces: Path, tmp_path: Path) -
         assert mine["total"] == pytest.approx(theirs["total"], rel=1e-3)
 
 
-def test_graphs_need_a_gpu() -> None:
+def test_cuda_graphs_need_a_gpu() -> None:
     with pytest.raises(UserError, match=r"runtime\.compile is cuda-graphs, but the device is cpu"):
         engine_of("cuda-graphs", alone())

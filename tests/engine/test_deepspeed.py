@@ -101,7 +101,7 @@ def compare(world: World, stage: int, steps: int, changed: dict[str, object]) ->
         torch.testing.assert_close(zero.predict(images), ddp.predict(images), rtol=1e-3, atol=1e-3)
 
 
-def test_a_step_is_that_of_ddp() -> None:
+def test_step_equals_ddp() -> None:
     run_ranks(side_by_side, 2, STAGES, 2, {})
 
 
@@ -119,14 +119,14 @@ def back_to_the_start(world: World, stages: list[int]) -> list[float]:
 
 
 @pytest.mark.slow
-def test_a_state_without_moments_takes_them_away() -> None:
+def test_loading_a_state_without_moments_resets_them() -> None:
     """And a state that was taken does not change with the engine it was taken of."""
     for differences in run_ranks(back_to_the_start, 2, [1, 3]):
         assert max(differences) == 0
 
 
 @pytest.mark.slow
-def test_thirty_steps_are_those_of_ddp() -> None:
+def test_thirty_steps_equal_ddp() -> None:
     run_ranks(side_by_side, 2, STAGES, 30, {}, timeout=900)
 
 
@@ -141,7 +141,7 @@ def test_thirty_steps_are_those_of_ddp() -> None:
     ],
     ids=["clipped", "averaged", "one branch", "scaled"],
 )
-def test_variants_are_those_of_ddp(changed: dict[str, object]) -> None:
+def test_variants_equal_ddp(changed: dict[str, object]) -> None:
     run_ranks(side_by_side, 2, STAGES, 3, changed)
 
 
@@ -159,7 +159,7 @@ def clipped_norms(world: World, stages: list[int]) -> list[tuple[float, float]]:
 
 
 @pytest.mark.slow
-def test_clipping_is_of_the_whole_gradient() -> None:
+def test_clipping_uses_the_norm_of_the_whole_gradient() -> None:
     """Of all parameters over all ranks, not of what one rank holds."""
     for rank in run_ranks(clipped_norms, 2, [1, 3]):
         for free, clipped in rank:
@@ -208,7 +208,7 @@ def learn(world: World, changed: dict[str, object], steps: int) -> float:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("ranks", [2, 4])
-def test_more_ranks_learn_no_worse_in_bf16(ranks: int) -> None:
+def test_more_ranks_learn_as_well_in_bf16(ranks: int) -> None:
     """Known of DeepSpeed's own bf16 mode: accuracy falls as ranks are added (its issue 3979)."""
     zero = {"engine": "deepspeed", "deepspeed__zero_stage": 1}
     alone_learnt = learn(alone(), {}, 21)
@@ -219,7 +219,7 @@ def test_more_ranks_learn_no_worse_in_bf16(ranks: int) -> None:
 
 
 @pytest.mark.slow
-def test_a_run_goes_from_ddp_into_zero_and_back(faces: Path, tmp_path: Path) -> None:
+def test_run_switches_from_ddp_to_zero_and_back(faces: Path, tmp_path: Path) -> None:
     """An epoch on two ranks of DDP, one on two of ZeRO 3, one on one of DDP: the run that one rank does at once."""
     whole = settings(faces, tmp_path / "whole", epochs="3", runtime__precision="fp32")
     assert finish(command(whole)).returncode == 0

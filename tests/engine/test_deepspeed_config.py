@@ -19,7 +19,7 @@ def write(path: Path, content: object) -> str:
     return str(path)
 
 
-def test_a_json_of_ones_own_is_merged(tmp_path: Path) -> None:
+def test_custom_json_is_merged(tmp_path: Path) -> None:
     own = {
         "train_batch_size": "auto",
         "zero_optimization": {"stage": 2, "reduce_bucket_size": 1000, "overlap_comm": True},
@@ -76,7 +76,7 @@ def test_a_json_of_ones_own_is_merged(tmp_path: Path) -> None:
         ("{not json", ["does not parse"]),
     ],
 )
-def test_a_json_that_says_otherwise_is_refused(tmp_path: Path, content: object, words: list[str]) -> None:
+def test_contradicting_json_is_rejected(tmp_path: Path, content: object, words: list[str]) -> None:
     path = write(tmp_path / "ds.json", content)
     config = build_config([ConfigLayer("test", {"engine": "deepspeed", "deepspeed.config": path})])
     with pytest.raises(UserError) as caught:
@@ -86,13 +86,13 @@ def test_a_json_that_says_otherwise_is_refused(tmp_path: Path, content: object, 
         assert word in str(caught.value)
 
 
-def test_the_example_for_users_is_taken() -> None:
+def test_example_config_is_accepted() -> None:
     path = str(ROOT / "launch" / "deepspeed.json")
     config = build_config([ConfigLayer("test", {"engine": "deepspeed", "deepspeed.config": path})])
     assert make_deepspeed_config(config, ranks=8)["zero_optimization"]["overlap_comm"] is True
 
 
-def test_a_value_that_deepspeed_refuses_is_one_line(faces: Path, tmp_path: Path) -> None:
+def test_value_rejected_by_deepspeed_is_one_line(faces: Path, tmp_path: Path) -> None:
     path = write(tmp_path / "ds.json", {"zero_optimization": {"reduce_bucket_size": "many"}})
     values = settings(faces, tmp_path / "run", engine="deepspeed", deepspeed__config=path)
     done = train_forked(values)
@@ -101,7 +101,7 @@ def test_a_value_that_deepspeed_refuses_is_one_line(faces: Path, tmp_path: Path)
     assert f"error: {path}: DeepSpeed rejects it" in done.stderr
 
 
-def test_a_json_is_looked_at_before_shards(tmp_path: Path) -> None:
+def test_json_is_checked_before_shards(tmp_path: Path) -> None:
     """Which may take hours to fetch: here there are none, and the JSON is what is told."""
     path = write(tmp_path / "ds.json", {"zero_optimization": {"stage": 3}})
     values = settings(tmp_path / "nowhere", tmp_path / "run", engine="deepspeed", deepspeed__config=path)
@@ -110,7 +110,7 @@ def test_a_json_is_looked_at_before_shards(tmp_path: Path) -> None:
     assert "zero_optimization.stage is 3, but deepspeed.zero_stage requires 1" in done.stderr
 
 
-def test_a_missing_json_is_named(tmp_path: Path) -> None:
+def test_missing_json_is_named(tmp_path: Path) -> None:
     config = build_config(
         [ConfigLayer("test", {"engine": "deepspeed", "deepspeed.config": str(tmp_path / "none.json")})]
     )
@@ -127,7 +127,7 @@ def test_a_missing_json_is_named(tmp_path: Path) -> None:
         ({"engine": "horovod"}, ["engine", "ddp", "deepspeed"]),
     ],
 )
-def test_keys_that_cannot_be(values: dict[str, object], words: list[str]) -> None:
+def test_unsupported_keys_are_rejected(values: dict[str, object], words: list[str]) -> None:
     with pytest.raises(UserError) as caught:
         build_config([ConfigLayer("test", values)])
     for word in words:

@@ -51,7 +51,7 @@ def losses_of(engine: Engine, config: Config, world: World, steps: int = 6) -> l
     ],
     ids=lambda changed: "-".join(map(str, changed.values())),
 )
-def test_every_way_of_a_step_is_the_plain_one(changed: dict[str, object]) -> None:
+def test_every_variant_of_a_step_equals_the_plain_one(changed: dict[str, object]) -> None:
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
     world = World(torch.device("cuda", 0))
     plain, other = config_of(optimizer__lr=1e-5), config_of(optimizer__lr=1e-5, **changed)
@@ -60,7 +60,7 @@ def test_every_way_of_a_step_is_the_plain_one(changed: dict[str, object]) -> Non
 
 
 @pytest.mark.parametrize("engine", ["ddp", "deepspeed"])
-def test_a_run_on_the_gpu(engine: str, faces: Path, tmp_path: Path) -> None:
+def test_run_on_the_gpu(engine: str, faces: Path, tmp_path: Path) -> None:
     done = finish(command(settings(faces, tmp_path / "run", engine=engine, runtime__precision="bf16")), timeout=280)
     assert done.returncode == 0, done.stderr
     assert [record["epoch"] for record in records(tmp_path / "run", "epoch")] == [1, 2]

@@ -36,7 +36,7 @@ class Watch(TorchDispatchMode):
 
 @pytest.mark.parametrize("supervision", ["fused", "one_hot"])
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
-def test_no_operation_of_a_step_waits(supervision: str, precision: str) -> None:
+def test_step_never_synchronizes(supervision: str, precision: str) -> None:
     values = {"loss.supervision": supervision, "runtime.precision": precision, "model.backbone": "resnet10"}
     config = build_config([ConfigLayer("test", {**values, "optimizer.ema": 0.9})])
     world = alone()
@@ -58,7 +58,7 @@ def test_no_operation_of_a_step_waits(supervision: str, precision: str) -> None:
     assert watch.seen == []
 
 
-def test_the_watch_sees_a_wait() -> None:
+def test_watch_detects_a_synchronization() -> None:
     with Watch() as watch:
         torch.ones(3).sum().item()
     assert len(watch.seen) == 1

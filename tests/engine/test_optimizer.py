@@ -15,26 +15,26 @@ from adadf_dist.engine.base import update_ema
 from adadf_dist.engine.optimizer import build_optimizer, set_learning_rate
 
 
-def test_exponential() -> None:
+def test_exponential_schedule_by_formula() -> None:
     config = Config(optimizer=OptimizerConfig(lr=1e-3, gamma=0.9))
     rates = [learning_rate(config, Position(epoch, 100, epoch + 0.5)) for epoch in (0, 1, 10)]
     assert rates == pytest.approx([1e-3, 9e-4, 1e-3 * 0.9**10])
 
 
-def test_cosine() -> None:
+def test_cosine_schedule_by_formula() -> None:
     config = Config(epochs=4, optimizer=OptimizerConfig(lr=2e-3, schedule="cosine"))
     rates = [learning_rate(config, Position(epoch, 100, epoch)) for epoch in range(4)]
     assert rates == pytest.approx([1e-3 * (1 + math.cos(math.pi * epoch / 4)) for epoch in range(4)])
 
 
-def test_warm_up_rises_evenly() -> None:
+def test_warm_up_rises_linearly() -> None:
     config = Config(optimizer=OptimizerConfig(lr=1e-3, warmup_steps=10))
     rates = [learning_rate(config, Position(0, step, 0.0)) for step in (0, 4, 9, 10)]
     assert rates == pytest.approx([1e-4, 5e-4, 1e-3, 1e-3])
 
 
 @pytest.mark.parametrize(("scaling", "factor"), [("none", 1.0), ("sqrt", 4.0), ("linear", 16.0)])
-def test_a_large_batch_has_a_larger_rate_and_comes_to_it_evenly(
+def test_large_batch_scales_the_learning_rate_with_warm_up(
     scaling: Literal["none", "sqrt", "linear"], factor: float
 ) -> None:
     """A batch of 1024 where the recipe has 64, warmed up over two epochs: 16 times the faces a step."""
@@ -46,7 +46,7 @@ def test_a_large_batch_has_a_larger_rate_and_comes_to_it_evenly(
     assert rates == pytest.approx([1e-3, 1e-3 * quarter, 1e-3 * half, 1e-3 * factor, 1e-3 * factor])
 
 
-def test_a_smaller_batch_has_a_smaller_rate() -> None:
+def test_smaller_batch_has_a_smaller_learning_rate() -> None:
     optimizer = OptimizerConfig(lr=1e-3, lr_scaling="sqrt", scaling_from=64, scaling_warmup=0.0)
     assert learning_rate(Config(batch_size=16, optimizer=optimizer), Position(0, 0, 0.0)) == pytest.approx(5e-4)
 
@@ -59,7 +59,7 @@ class Small(nn.Module):
         self.register_buffer("seen", torch.zeros(()))
 
 
-def test_the_attention_heads_have_a_rate_of_their_own() -> None:
+def test_attention_heads_have_their_own_learning_rate() -> None:
     model = Small()
     optimizer = build_optimizer(model, OptimizerConfig(attention_lr_factor=0.02), torch.device("cpu"))
     set_learning_rate(optimizer, 0.1)
@@ -68,7 +68,7 @@ def test_the_attention_heads_have_a_rate_of_their_own() -> None:
         assert rates[id(parameter)] == pytest.approx(0.002 if "attention" in name else 0.1)
 
 
-def test_the_average_by_a_naive_loop() -> None:
+def test_weight_average_equals_a_naive_loop() -> None:
     torch.manual_seed(0)
     average, model = Small(), Small()
     wanted = {name: p.detach().clone() for name, p in average.named_parameters()}

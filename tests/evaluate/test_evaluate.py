@@ -124,7 +124,7 @@ def decoded(split: Split, size: int) -> torch.Tensor:
     return torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2).float()
 
 
-def test_the_number_is_the_runs_own(run: Path, faces: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_accuracy_equals_the_runs_result(run: Path, faces: Path, capsys: pytest.CaptureFixture[str]) -> None:
     found = evaluate(run)
     result = json.loads((run / "result.json").read_text())["test"]
     scores = found["scores"]
@@ -145,7 +145,7 @@ def test_the_number_is_the_runs_own(run: Path, faces: Path, capsys: pytest.Captu
     assert "distance from the votes of 30 samples" in output
 
 
-def test_other_checkpoints_and_splits(run: Path) -> None:
+def test_other_checkpoints_and_splits_are_evaluated(run: Path) -> None:
     result = json.loads((run / "result.json").read_text())
     last = evaluate(run, "--which", "last")
     assert last["asked"]["epoch"] == 2
@@ -154,7 +154,7 @@ def test_other_checkpoints_and_splits(run: Path) -> None:
     assert validation["scores"]["accuracy"]["value"] == result["validation_accuracy"]
 
 
-def test_a_run_in_progress_answers_with_what_is_selected(run: Path, tmp_path: Path) -> None:
+def test_unfinished_run_is_evaluated_at_its_selected_checkpoint(run: Path, tmp_path: Path) -> None:
     """All that such a run surely has is its selected checkpoint; another may be selected between two ranks' looks."""
     (tmp_path / "begun" / "checkpoints").mkdir(parents=True)
     shutil.copy(run / "checkpoints" / "selected.pt", tmp_path / "begun" / "checkpoints")
@@ -191,7 +191,7 @@ def naive_scores(logits: NDArray[np.float32], labels: NDArray[np.int64], classes
 
 
 @pytest.mark.parametrize("missing", [False, True])
-def test_scores_against_scikit_learn_and_loops(missing: bool) -> None:
+def test_scores_equal_scikit_learn_and_loops(missing: bool) -> None:
     random = np.random.default_rng(3)
     logits = (3 * random.normal(size=(200, 5))).astype(np.float32)
     labels = random.integers(0, 4 if missing else 5, 200)
@@ -219,14 +219,14 @@ def test_scores_against_scikit_learn_and_loops(missing: bool) -> None:
         assert math.isnan(scores.classes[4].recall) and math.isnan(scores.classes[2].precision)
 
 
-def test_certainty_falls_into_the_last_bin() -> None:
+def test_full_confidence_falls_into_the_last_bin() -> None:
     calibration = calibrate(np.array([[800, 0], [0, 800], [0, 800]], dtype=np.float32), np.array([0, 1, 0]))
     assert [bin.faces for bin in calibration.bins] == [0] * 14 + [3]
     assert calibration.ece == pytest.approx(1 / 3)
     assert calibration.nll == pytest.approx(800 / 3)  # where a probability of zero would have made it infinite
 
 
-def test_bootstrap_intervals_are_those_of_the_normal_distribution() -> None:
+def test_bootstrap_intervals_match_the_normal_distribution() -> None:
     random = np.random.default_rng(0)
     rows = random.normal(size=(2000, 2)) * [1, 10] + [0, 5]
     means = bootstrap_means(rows)
@@ -238,7 +238,7 @@ def test_bootstrap_intervals_are_those_of_the_normal_distribution() -> None:
         assert mean.interval.high == pytest.approx(mean.value + half, abs=0.1 * half)
 
 
-def test_the_interval_of_the_mean_class_accuracy() -> None:
+def test_mean_class_accuracy_interval() -> None:
     """Each class's recall is a binomial share of its own: their mean has a variance that is known."""
     random = np.random.default_rng(1)
     labels = np.repeat([0, 1, 2], [1000, 400, 600])
@@ -252,7 +252,7 @@ def test_the_interval_of_the_mean_class_accuracy() -> None:
     assert found.interval.high - found.interval.low == pytest.approx(2 * 1.96 * spread, rel=0.1)
 
 
-def test_the_order_of_the_classes_is_no_matter(run: Path, faces: Path, tmp_path: Path) -> None:
+def test_class_order_does_not_matter(run: Path, faces: Path, tmp_path: Path) -> None:
     other = build_renamed(tmp_path / "other", test=30)
     assert open_dataset(other).classes != open_dataset(faces).classes
     own, found = evaluate(run), evaluate(run, "--data.shards", other)
@@ -263,7 +263,7 @@ def test_the_order_of_the_classes_is_no_matter(run: Path, faces: Path, tmp_path:
         assert theirs == pytest.approx(mean["value"], abs=1e-5), measure
 
 
-def test_a_mapping_joins_and_leaves_out(run: Path, faces: Path, tmp_path: Path) -> None:
+def test_mapping_merges_and_drops_classes(run: Path, faces: Path, tmp_path: Path) -> None:
     names = ["plain", "glad", "gloomy", "startled", "afraid", "disgusted", "cross"]
     to = ["neutral", "happy", "sad", "", "sad", "disgust", "anger"]
     other = build_renamed(tmp_path / "other", test=30, names=names)
@@ -280,7 +280,7 @@ def test_a_mapping_joins_and_leaves_out(run: Path, faces: Path, tmp_path: Path) 
     assert [row["faces"] for row in found["scores"]["classes"]] == [sum(wanted[i] == c for i in kept) for c in classes]
 
 
-def test_votes_of_joined_classes_add_up(faces: Path) -> None:
+def test_votes_of_merged_classes_add_up(faces: Path) -> None:
     split = open_dataset(faces).split("test")
     ours = ("bad", "good")
     mapping = dict.fromkeys(split.classes, "bad") | {"happy": "good", "neutral": ""}
@@ -296,7 +296,7 @@ def test_votes_of_joined_classes_add_up(faces: Path) -> None:
         assert bytes(joined.read(row)) == bytes(split.read(face))
 
 
-def test_tta_against_pictures_mirrored_and_cut_by_hand(run: Path, faces: Path) -> None:
+def test_tta_equals_images_flipped_and_cropped_by_hand(run: Path, faces: Path) -> None:
     split = open_dataset(faces).split("test")
     network = TrainedPredictor(load_trained_model(run), torch.device("cpu"))
     images = decoded(split, 32)
@@ -347,7 +347,7 @@ def test_distances_by_hand(run: Path, faces: Path) -> None:
     assert low < found["auxiliary"]["kl"]["value"] < high
 
 
-def test_groups(run: Path, faces: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_subgroups_by_hand(run: Path, faces: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     other = build_renamed(tmp_path / "other", test=30, voted=False)
     found = evaluate(run, "--data.shards", other, "--groups", "glasses", "--groups", "side")
     assert "no annotator votes" in capsys.readouterr().out
@@ -373,7 +373,7 @@ def test_groups(run: Path, faces: Path, tmp_path: Path, capsys: pytest.CaptureFi
     assert "--require-votes: split test of " in line
 
 
-def test_of_a_remote_dataset_only_the_split_is_fetched(run: Path, faces: Path, tmp_path: Path) -> None:
+def test_only_the_split_of_a_remote_dataset_is_downloaded(run: Path, faces: Path, tmp_path: Path) -> None:
     with serve(faces) as site:
         found = evaluate(run, "--data.shards", site.url, "--data.cache", tmp_path / "cache")
         assert not [name for name in site.count() if name.startswith("train") and name.endswith(".tar")]
@@ -382,7 +382,9 @@ def test_of_a_remote_dataset_only_the_split_is_fetched(run: Path, faces: Path, t
     assert found["scores"] == evaluate(run)["scores"]
 
 
-def test_another_loader_is_said(run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_different_loader_is_reported(
+    run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     own = evaluate(run)["scores"]["calibration"]["nll"]
     assert capsys.readouterr().err == ""
     trained = load_trained_model(run)
@@ -400,7 +402,7 @@ def test_another_loader_is_said(run: Path, monkeypatch: pytest.MonkeyPatch, caps
     assert found["scores"]["calibration"]["nll"] != own  # bf16 rounds
 
 
-def test_ten_crops_are_taken_once(run: Path) -> None:
+def test_ten_crops_are_cropped_once(run: Path) -> None:
     plain = load_trained_model(run).preprocessing
     cropped = replace(plain, ten_crop=40)
     assert eval_preprocessing(plain, "flip") == plain
@@ -409,7 +411,7 @@ def test_ten_crops_are_taken_once(run: Path) -> None:
         eval_preprocessing(cropped, "flip")
 
 
-def test_faces_without_votes_are_left_out_of_the_distances(run: Path, faces: Path) -> None:
+def test_samples_without_votes_are_left_out_of_distances(run: Path, faces: Path) -> None:
     """Also: the row of D is the label's, which a matrix that is not symmetric shows."""
     split = open_dataset(faces).split("test")
     rows = np.random.default_rng(0).dirichlet(np.ones(7), size=7)
@@ -424,7 +426,7 @@ def test_faces_without_votes_are_left_out_of_the_distances(run: Path, faces: Pat
     assert compare_with_votes(trained, answers, replace(split, votes=split.votes * 0)) is None
 
 
-def test_the_baseline_has_no_auxiliary_branch(run: Path, faces: Path) -> None:
+def test_baseline_has_no_auxiliary_branch(run: Path, faces: Path) -> None:
     trained = load_trained_model(run)
     labels = open_dataset(faces).split("test").labels
     answers = load_predictions(run, "test").answers
@@ -438,7 +440,7 @@ def test_the_baseline_has_no_auxiliary_branch(run: Path, faces: Path) -> None:
     ]
 
 
-def test_a_carved_validation_split_is_the_runs(run: Path, tmp_path: Path) -> None:
+def test_held_out_validation_equals_the_runs(run: Path, tmp_path: Path) -> None:
     """The faces that the run would have set aside, with the dataset's own labels."""
     folder = tmp_path / "train-only"
     build_synthetic_dataset(folder, {"train": 64}, size=32, workers=1)
@@ -452,7 +454,7 @@ def test_a_carved_validation_split_is_the_runs(run: Path, tmp_path: Path) -> Non
     assert evaluate(run, "--data.shards", folder, "--split", "train")["asked"]["faces"] == len(kept)  # its own train
 
 
-def test_two_ranks_are_one(run: Path, faces: Path, tmp_path: Path) -> None:
+def test_two_ranks_equal_one(run: Path, faces: Path, tmp_path: Path) -> None:
     """Batches of 4 and 3 faces: the ranks' slices are uneven."""
     own = evaluate(run, "--batch-size", "4", "--tta", "flip")
     file = tmp_path / "two.json"
@@ -482,7 +484,7 @@ def assert_close(found: object, wanted: object) -> None:
         assert found == wanted
 
 
-def test_mistakes_are_one_line(run: Path, faces: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_user_errors_are_one_line(run: Path, faces: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "no such run folder or checkpoint" in refused(capsys, tmp_path / "nowhere")
     assert "no such dataset folder" in refused(capsys, run, "--data.shards", tmp_path / "nowhere")
     file = tmp_path / "there.json"
@@ -510,7 +512,7 @@ def test_mistakes_are_one_line(run: Path, faces: Path, tmp_path: Path, capsys: p
     assert "all classes are excluded" in refused(capsys, run, "--data.shards", other, "--mapping", mapping)
 
 
-def test_a_face_that_does_not_decode_is_named(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_undecodable_image_is_named(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     other = build_renamed(tmp_path / "other", test=8)
     split = open_dataset(other).split("test")
     shard, offset, size = split.locations[5].tolist()
@@ -521,7 +523,7 @@ def test_a_face_that_does_not_decode_is_named(run: Path, tmp_path: Path, capsys:
     assert f"sample {split.keys[5]} (test split)" in line
 
 
-def test_help_teaches(capsys: pytest.CaptureFixture[str]) -> None:
+def test_help_has_examples(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as ended:
         main(["--help"])
     assert not ended.value.code

@@ -74,7 +74,7 @@ def refused(capsys: pytest.CaptureFixture[str], *words: object) -> str:
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("rows", [1, 2, 5])
-def test_a_file_answers_as_the_training_network(run: Path, exported: Path, kind: str, rows: int) -> None:
+def test_exported_file_predicts_like_the_training_network(run: Path, exported: Path, kind: str, rows: int) -> None:
     images = torch.randn(rows, 3, 32, 32, generator=torch.Generator().manual_seed(rows))
     with torch.no_grad():
         wanted = load_trained_model(run).model(images).target_logits.numpy()
@@ -89,7 +89,7 @@ def test_a_file_answers_as_the_training_network(run: Path, exported: Path, kind:
     np.testing.assert_allclose(logits, wanted, atol=1e-5)
 
 
-def test_a_file_says_what_it_is(run: Path, exported: Path) -> None:
+def test_exported_file_has_metadata(run: Path, exported: Path) -> None:
     checkpoint = run / "checkpoints" / "selected.pt"
     session = onnxruntime.InferenceSession(exported / "model.onnx")
     extra = {"adadf_dist.json": ""}
@@ -108,7 +108,7 @@ def test_a_file_says_what_it_is(run: Path, exported: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_file_holds_no_auxiliary_branch_and_no_path(run: Path, exported: Path, kind: str) -> None:
+def test_exported_file_holds_no_auxiliary_branch_and_no_path(run: Path, exported: Path, kind: str) -> None:
     data = (exported / f"model.{kind}").read_bytes()
     weights = read_checkpoint(run / "checkpoints" / "selected.pt")["engine"]["model"]
     target = sum(w.nbytes for name, w in weights.items() if not name.startswith("auxiliary."))
@@ -118,7 +118,7 @@ def test_a_file_holds_no_auxiliary_branch_and_no_path(run: Path, exported: Path,
         assert str(place).encode() not in data
 
 
-def test_what_is_said(exported: Path) -> None:
+def test_export_prints_a_summary(exported: Path) -> None:
     said = (exported / "said").read_text().splitlines()
     assert "both branches" in said[0]
     assert "faces of embedded-faces, test (batch sizes 1, 2, 7)" in said[1]
@@ -131,7 +131,7 @@ def test_what_is_said(exported: Path) -> None:
     )
 
 
-def test_the_card(run: Path, exported: Path) -> None:
+def test_model_card_content(run: Path, exported: Path) -> None:
     _, front, body = (exported / "model.md").read_text().split("---\n", 2)
     head = yaml.safe_load(front)
     result = json.loads((run / "result.json").read_text())
@@ -146,7 +146,7 @@ def test_the_card(run: Path, exported: Path) -> None:
     assert str(run.parent) not in body
 
 
-def test_the_code_on_the_card_runs(
+def test_model_card_code_runs(
     exported: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     Image.fromarray(render_sample(3, 0, 48).image).save(tmp_path / "FACE.jpg")
@@ -160,7 +160,7 @@ def test_the_code_on_the_card_runs(
     assert done.stdout.strip() == capsys.readouterr().out.splitlines()[1].split(",")[1], done.stderr
 
 
-def test_the_baseline_exports(tmp_path: Path) -> None:
+def test_baseline_exports(tmp_path: Path) -> None:
     config = small_config({"loss.supervision": "one_hot"})
     model = drawn_network(config, 3)
     save_checkpoint(tmp_path / "baseline.pt", config, model, CLASSES)
@@ -179,7 +179,7 @@ def test_the_baseline_exports(tmp_path: Path) -> None:
     assert "model-index" not in yaml.safe_load(card.split("---\n")[1])
 
 
-def test_a_file_that_answers_otherwise_is_not_kept(
+def test_file_with_different_predictions_is_not_kept(
     drawn: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     honest = safetensors_format.write
@@ -197,7 +197,7 @@ def test_a_file_that_answers_otherwise_is_not_kept(
     assert sorted(drawn.parent.iterdir()) == before
 
 
-def test_a_network_of_nans_does_not_pass(drawn: Path) -> None:
+def test_network_of_nans_is_rejected(drawn: Path) -> None:
     trained = load_trained_model(drawn)
     images = torch.randn(7, 3, 32, 32)
     assert max_abs_diff(trained.model.predict, trained, images) == 0
@@ -205,7 +205,7 @@ def test_a_network_of_nans_does_not_pass(drawn: Path) -> None:
     assert not difference <= 1e-4
 
 
-def test_what_is_there_is_kept(drawn: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_existing_files_are_kept(drawn: Path, capsys: pytest.CaptureFixture[str]) -> None:
     there = drawn.parent / "there.safetensors"
     there.write_text("mine")
     assert "--force" in refused(capsys, drawn, "--safetensors", there)
@@ -218,7 +218,7 @@ def test_what_is_there_is_kept(drawn: Path, capsys: pytest.CaptureFixture[str]) 
     assert "License of the data: CC0." in there.with_suffix(".md").read_text()
 
 
-def test_mistakes_are_one_line(drawn: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_user_errors_are_one_line(drawn: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = drawn.parent
     assert "use the extension .onnx" in refused(capsys, drawn, "--onnx", folder / "x.bin")
     (folder / "file").write_text("mine")
@@ -233,7 +233,7 @@ def test_mistakes_are_one_line(drawn: Path, capsys: pytest.CaptureFixture[str]) 
         assert re.search(rf"--opset {opset}: must be from 18 .* to \d\d ", line)
 
 
-def test_the_ends_of_the_range_of_opsets_work(drawn: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_lowest_and_highest_opset_work(drawn: Path, capsys: pytest.CaptureFixture[str]) -> None:
     line = refused(capsys, drawn, "--onnx", drawn.parent / "x.onnx", "--opset", 999)
     highest = int(re.findall(r" to (\d+) ", line)[0])
     main([str(drawn), "--onnx", f"{drawn.parent}/x.onnx", "--opset", str(highest)])
@@ -241,14 +241,16 @@ def test_the_ends_of_the_range_of_opsets_work(drawn: Path, capsys: pytest.Captur
     assert not onnx_format.is_opset_supported(highest + 1) or highest == onnx_format.onnx.defs.onnx_opset_version()
 
 
-def test_without_onnx(drawn: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_missing_onnx_is_one_line(
+    drawn: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.delitem(sys.modules, "adadf_dist.export.onnx_format")
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
     line = refused(capsys, drawn, "--onnx", drawn.parent / "x.onnx")
     assert "pip install 'adadf_dist[onnx]'" in line
 
 
-def test_licences() -> None:
+def test_licenses_follow_the_training_data() -> None:
     assert "non-commercial" in data_license("rafdb", "")
     assert data_license("rafdb", "mine") == "mine"
     assert data_license("folder", "").startswith("unknown")

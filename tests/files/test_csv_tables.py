@@ -70,7 +70,7 @@ DIALECTS: dict[str, str | bytes] = {
 
 
 @pytest.mark.parametrize("content", DIALECTS.values(), ids=DIALECTS)
-def test_a_csv_in_every_dialect(content: str | bytes, tmp_path: Path) -> None:
+def test_every_csv_dialect_is_read(content: str | bytes, tmp_path: Path) -> None:
     for number, (name, *_) in enumerate(ROWS):
         write(tmp_path / name, jpeg(number))
     path = write(tmp_path / "list.csv", content)
@@ -82,7 +82,7 @@ def test_a_csv_in_every_dialect(content: str | bytes, tmp_path: Path) -> None:
     assert votes == {"a.jpg": [3, 0.5], "b c.jpg": [0.25, 2], "d.jpg": [1, 0], "e.jpg": [0, 1]}
 
 
-def test_the_separator_is_said_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_separator_is_reported_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for number, (name, *_) in enumerate(ROWS):
         write(tmp_path / name, jpeg(number))
     for separator, word in ((";", "semicolons"), ("\t", "tabs"), (",", "")):
@@ -136,9 +136,7 @@ REFUSED: dict[str, tuple[str | bytes, str]] = {
 
 
 @pytest.mark.parametrize(("content", "reason"), REFUSED.values(), ids=REFUSED)
-def test_what_a_csv_may_not_hold_is_refused_before_anything_is_written(
-    content: str | bytes, reason: str, tmp_path: Path
-) -> None:
+def test_invalid_csv_is_rejected_before_writing(content: str | bytes, reason: str, tmp_path: Path) -> None:
     for number, name in enumerate(("a.jpg", "b.jpg", "c.jpg")):
         write(tmp_path / name, jpeg(number))
     path = write(tmp_path / "list.csv", content)
@@ -164,7 +162,7 @@ def refused(source: str, tmp_path: Path, *words: Any) -> str:
         (["A", "b ", "C"], ("--classes", "c,B,a"), ("c", "B", "a"), "c"),
     ],
 )
-def test_numbers_and_names_as_labels(
+def test_numbers_and_names_are_labels(
     labels: list[str], options: tuple[Any, ...], classes: tuple[str, ...], of_last: str, tmp_path: Path
 ) -> None:
     for number in range(3):
@@ -176,7 +174,7 @@ def test_numbers_and_names_as_labels(
     assert dataset.classes[places(dataset)["2.jpg"][1]] == of_last
 
 
-def test_labels_that_count_from_1_are_never_shifted(tmp_path: Path) -> None:
+def test_labels_counted_from_1_are_never_shifted(tmp_path: Path) -> None:
     """Two of three classes: as numbers from 0 they would all be of the next class."""
     for number in range(4):
         write(tmp_path / f"{number}.jpg", jpeg(number))
@@ -206,7 +204,7 @@ def test_doubtful_class_names_are_warned_about(
     assert warning in "".join(warnings)
 
 
-def test_columns_that_are_not_read_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_ignored_columns_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for number in range(2):
         write(tmp_path / f"{number}.jpg", jpeg(number))
     path = write(tmp_path / "list.csv", "path,label,votes glad,,spilt\n0.jpg,glad,3,,train\n1.jpg,sad,0,,train\n")
@@ -214,7 +212,7 @@ def test_columns_that_are_not_read_are_named(tmp_path: Path, capsys: pytest.Capt
     assert f"note: {path}: columns not read: votes glad, spilt\n" in capsys.readouterr().err
 
 
-def test_absolute_paths_below_the_root(tmp_path: Path) -> None:
+def test_absolute_paths_below_the_root_are_accepted(tmp_path: Path) -> None:
     for number in range(2):
         write(tmp_path / "pics" / f"{number}.jpg", jpeg(number))
     path = write(tmp_path / "list.csv", "".join(["path,label\n", *(f"{tmp_path}/pics/{n}.jpg,{n}\n" for n in (0, 1))]))
@@ -223,7 +221,7 @@ def test_absolute_paths_below_the_root(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("listed", ["IMG1.JPG", "img1.JPG"])
-def test_names_that_differ_in_letter_case_are_named(listed: str, tmp_path: Path) -> None:
+def test_names_with_another_letter_case_are_named(listed: str, tmp_path: Path) -> None:
     write(tmp_path / "img1.jpg", jpeg(1))
     write(tmp_path / "b.jpg", jpeg(2))
     path = write(tmp_path / "list.csv", f"path,label\n{listed},x\nb.jpg,y\n")
@@ -233,7 +231,7 @@ def test_names_that_differ_in_letter_case_are_named(listed: str, tmp_path: Path)
     )
 
 
-def test_a_wrong_root_is_named(tmp_path: Path) -> None:
+def test_wrong_root_is_named(tmp_path: Path) -> None:
     path = write(tmp_path / "list.csv", "path,label\na.jpg,x\nb.jpg,y\n")
     assert "none of the 2 images can be read (first: a.jpg" in refused("csv", tmp_path, "--csv", path)
 
@@ -242,7 +240,7 @@ def test_a_wrong_root_is_named(tmp_path: Path) -> None:
     ("text", "number", "whole"),
     [("3", 3, 3), ("3.0", 3, 3), ("0,5", 0.5, None), ("1,000", None, None), ("²", None, None), ("1e1", 10, None)],
 )
-def test_numbers(text: str, number: float | None, whole: int | None) -> None:
+def test_numbers_are_parsed(text: str, number: float | None, whole: int | None) -> None:
     assert parse_whole(text) == whole
     assert np.isnan(parse_number(text)) if number is None else parse_number(text) == number
 
@@ -276,7 +274,7 @@ def test_every_label_of_a_noise_list_is_applied(
     assert [CLASSES[label] for label in noise.given] == given
 
 
-def test_a_name_that_no_sample_has_is_named_with_its_line(faces: Path, tmp_path: Path) -> None:
+def test_unknown_sample_is_named_with_its_line(faces: Path, tmp_path: Path) -> None:
     split = open_dataset(faces).split("train")
     path = write(tmp_path / "noise.txt", f"{split.keys[0]}.jpg sad\n\n{split.keys[1]}x.jpg sad\n")
     with pytest.raises(
@@ -288,7 +286,7 @@ def test_a_name_that_no_sample_has_is_named_with_its_line(faces: Path, tmp_path:
         read_noise(split, path, 0)
 
 
-def test_file_names_that_several_classes_have_need_their_folder(tmp_path: Path) -> None:
+def test_ambiguous_file_names_need_their_folder(tmp_path: Path) -> None:
     for number, (name, file) in enumerate((("x", "1"), ("x", "2"), ("y", "1"), ("y", "3"))):
         write(tmp_path / "tree" / name / f"{file}.jpg", jpeg(number))
     dataset = run_build("folder", tmp_path / "out", "--root", tmp_path / "tree", "--validation-fraction", 0)
@@ -300,7 +298,7 @@ def test_file_names_that_several_classes_have_need_their_folder(tmp_path: Path) 
     assert changed == ["x-1", "x-2"]
 
 
-def test_samples_that_the_builder_dropped_may_be_listed(tmp_path: Path) -> None:
+def test_noise_list_may_name_samples_dropped_by_the_builder(tmp_path: Path) -> None:
     """A published list names every training image, also those that leak into test."""
     trees.rafdb(tmp_path / "raf", {**{f"train_{n}.jpg": n % 7 + 1 for n in range(14)}, "test_0.jpg": 1})
     leak = (tmp_path / "raf/Image/aligned/test_0_aligned.jpg").read_bytes()
@@ -315,7 +313,7 @@ def test_samples_that_the_builder_dropped_may_be_listed(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("separator", [",", ";", "\t"])
 @pytest.mark.parametrize("mark", [b"", b"\xef\xbb\xbf"])
-def test_matrices_in_every_dialect(separator: str, mark: bytes, faces: Path, tmp_path: Path) -> None:
+def test_every_matrix_dialect_is_read(separator: str, mark: bytes, faces: Path, tmp_path: Path) -> None:
     split = open_dataset(faces).split("train")
     share = "0,5" if separator == ";" else "0.5"
     rows = [separator.join(share if (i + 1) % 7 == j else "0" for j in range(7)) for i in range(7)]
@@ -333,7 +331,7 @@ def test_matrices_in_every_dialect(separator: str, mark: bytes, faces: Path, tmp
         ([",".join((*CLASSES[:6], "neutral")), *["1,0,0,0,0,0,0"] * 7], "line 1 must name the classes"),
     ],
 )
-def test_bad_matrices(lines: list[str], reason: str, faces: Path, tmp_path: Path) -> None:
+def test_bad_matrices_are_rejected(lines: list[str], reason: str, faces: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError) as caught:
         read_noise(open_dataset(faces).split("train"), write(tmp_path / "m.csv", "\n".join(lines)), 0)
     assert reason in str(caught.value)
@@ -348,7 +346,7 @@ def test_bad_matrices(lines: list[str], reason: str, faces: Path, tmp_path: Path
         "key,decision,label\rk1,relabel,happy\rk2,drop,\r",
     ],
 )
-def test_decisions_in_every_dialect(content: str | bytes, tmp_path: Path) -> None:
+def test_every_decisions_dialect_is_read(content: str | bytes, tmp_path: Path) -> None:
     found = read_decisions(write(tmp_path / "r.csv", content), CLASSES, "data.relabel").by_key
     assert {key: (d.kind, d.label, d.line) for key, d in found.items()} == {
         "k1": ("relabel", 1, 2),
@@ -369,7 +367,7 @@ RAF_NAMES = [f"train_{n:05d}.jpg" for n in range(14)]
 
 
 @pytest.mark.parametrize("form", RAF_LISTS.values(), ids=RAF_LISTS)
-def test_lists_of_rafdb(form: Callable[[int, str], str], tmp_path: Path) -> None:
+def test_rafdb_list_dialects_are_read(form: Callable[[int, str], str], tmp_path: Path) -> None:
     root = tmp_path / "raf"
     trees.rafdb(root, {name: n % 7 + 1 for n, name in enumerate(RAF_NAMES)})
     write(root / "EmoLabel/list_patition_label.txt", "".join(form(n, name) for n, name in enumerate(RAF_NAMES)))
@@ -385,7 +383,7 @@ def test_lists_of_rafdb(form: Callable[[int, str], str], tmp_path: Path) -> None
         assert entry["votes"] == [0.5] * 6 + [number]
 
 
-def test_aligned_images_of_rafdb_under_their_plain_names(tmp_path: Path) -> None:
+def test_rafdb_aligned_images_with_plain_names_are_read(tmp_path: Path) -> None:
     root = tmp_path / "raf"
     trees.rafdb(root, {name: n % 7 + 1 for n, name in enumerate(RAF_NAMES)}, images="original")
     (root / "Image" / "original").rename(root / "Image" / "aligned")
@@ -409,13 +407,13 @@ def test_aligned_images_of_rafdb_under_their_plain_names(tmp_path: Path) -> None
         ),
     ],
 )
-def test_votes_of_rafdb_that_nobody_can_use(votes: str, reason: str, tmp_path: Path) -> None:
+def test_rafdb_unusable_votes_are_rejected(votes: str, reason: str, tmp_path: Path) -> None:
     trees.rafdb(tmp_path / "raf", {name: n % 7 + 1 for n, name in enumerate(RAF_NAMES)})
     write(tmp_path / "raf/EmoLabel/distribution.txt", votes)
     assert reason in refused("rafdb", tmp_path, "--root", tmp_path / "raf")
 
 
-def test_votes_of_rafdb_with_a_header(tmp_path: Path) -> None:
+def test_rafdb_votes_with_a_header_are_read(tmp_path: Path) -> None:
     trees.rafdb(tmp_path / "raf", {name: n % 7 + 1 for n, name in enumerate(RAF_NAMES)})
     header = "name Neutral Anger Sadness Happy Disgust Fear Surprise\n"
     write(tmp_path / "raf/EmoLabel/distribution.txt", header + f"{RAF_NAMES[0]} 7 6 5 4 3 2 1\n")
@@ -424,7 +422,7 @@ def test_votes_of_rafdb_with_a_header(tmp_path: Path) -> None:
     assert votes == [[1, 2, 3, 4, 5, 6, 7]]  # surprise, fear, disgust, happiness, sadness, anger, neutral
 
 
-def test_affectnet_2021_without_landmarks(tmp_path: Path) -> None:
+def test_affectnet_2021_without_landmarks_is_read(tmp_path: Path) -> None:
     root = tmp_path / "A"
     trees.affectnet_2021(root, list(range(8)) * 2, list(range(8)))
     for path in root.glob("*/annotations/*_lnd.npy"):
@@ -436,7 +434,7 @@ def test_affectnet_2021_without_landmarks(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("numbers", [np.arange(135.0), np.array([]), np.full(136, np.nan)])
-def test_affectnet_2021_with_one_bad_annotation(numbers: Any, tmp_path: Path) -> None:
+def test_affectnet_2021_bad_annotation_is_one_line(numbers: Any, tmp_path: Path) -> None:
     trees.affectnet_2021(tmp_path / "A", list(range(8)) * 2, list(range(8)))
     np.save(tmp_path / "A/train_set/annotations/3_lnd.npy", numbers)
     words = ("--root", tmp_path / "A", "--validation-fraction", 0)
@@ -458,7 +456,9 @@ def test_affectnet_2021_with_one_bad_annotation(numbers: Any, tmp_path: Path) ->
         ),
     ],
 )
-def test_lists_of_affectnet_2017_that_are_not_read(change: Callable[[str], bytes], reason: str, tmp_path: Path) -> None:
+def test_affectnet_2017_unreadable_lists_are_rejected(
+    change: Callable[[str], bytes], reason: str, tmp_path: Path
+) -> None:
     trees.affectnet_2017(tmp_path / "A", {f"0/{n:02d}.jpg": n for n in range(8)}, {f"9/{n}.jpg": n for n in range(8)})
     path = tmp_path / "A" / "training.csv"
     path.write_bytes(change(path.read_text(encoding="utf-8")))
@@ -466,7 +466,7 @@ def test_lists_of_affectnet_2017_that_are_not_read(change: Callable[[str], bytes
 
 
 @pytest.mark.parametrize("form", ["plain", "byte order mark", "semicolons", "windows paths and floats"])
-def test_lists_of_affectnet_2017(form: str, tmp_path: Path) -> None:
+def test_affectnet_2017_list_dialects_are_read(form: str, tmp_path: Path) -> None:
     trees.affectnet_2017(tmp_path / "A", {f"0/{n:02d}.jpg": n for n in range(8)}, {f"9/{n}.jpg": n for n in range(8)})
     for path in (tmp_path / "A" / "training.csv", tmp_path / "A" / "validation.csv"):
         text = path.read_text(encoding="utf-8")
@@ -497,7 +497,7 @@ def fer_csv(separator: str = ",", label: str = "{}") -> str:
         ("fer2013.txt", b"\xef\xbb\xbf" + fer_csv().replace("\n", "\r").encode()),
     ],
 )
-def test_fer2013_as_it_is_passed_on(name: str, content: bytes, tmp_path: Path) -> None:
+def test_fer2013_copies_are_read(name: str, content: bytes, tmp_path: Path) -> None:
     path = write(tmp_path / name, content)
     words = ("--csv", path, "--labels", "fer", "--validation-fraction", 0.3)
     dataset = run_build("fer2013", tmp_path / "out", *words)
@@ -519,7 +519,7 @@ def packed(kind: str) -> bytes:
 
 
 @pytest.mark.parametrize(("name", "kind"), [("fer2013.tar.gz", "w:gz"), ("fer2013.zip", "zip"), ("fer2013.tar", "w")])
-def test_archives_of_fer2013_are_called_so(name: str, kind: str, tmp_path: Path) -> None:
+def test_fer2013_archives_are_recognized(name: str, kind: str, tmp_path: Path) -> None:
     path = write(tmp_path / "download" / name, packed(kind))
     what = "a zip archive" if kind == "zip" else "a tar archive"
     assert f"{name}: is {what}, not text; unpack it" in refused("fer2013", tmp_path, "--csv", path, "--labels", "fer")
@@ -530,7 +530,7 @@ def test_archives_of_fer2013_are_called_so(name: str, kind: str, tmp_path: Path)
     assert deeper.endswith(f"pass --root {path.parent / 'fer2013'}")
 
 
-def test_names_with_dots_and_forms_of_accents(tmp_path: Path) -> None:
+def test_names_with_dots_and_decomposed_accents_are_read(tmp_path: Path) -> None:
     """Keys have no dots; macOS writes accents as two characters."""
     for number, name in enumerate(("fröhlich/a.1.jpg", "fröhlich/a.2.jpg", "sad/b.3.jpg")):
         write(tmp_path / "tree" / name, jpeg(number))

@@ -44,17 +44,17 @@ def site(faces: Path) -> Iterator[Site]:
         yield site
 
 
-def test_a_run_folder_without_locks(no_locks: None, tmp_path: Path) -> None:
+def test_run_folder_without_locks_is_one_line(no_locks: None, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=rf"out: \S+ {NO_LOCKS}"), lock_run_dir(tmp_path / "out"):
         pass
 
 
-def test_a_build_without_locks(no_locks: None, tmp_path: Path) -> None:
+def test_build_without_locks_is_one_line(no_locks: None, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=rf"--out: \S+ {NO_LOCKS}"), staging_dir(tmp_path / "built", False, {}):
         pass
 
 
-def test_a_cache_without_locks(no_locks: None, site: Site, tmp_path: Path) -> None:
+def test_cache_without_locks_is_one_line(no_locks: None, site: Site, tmp_path: Path) -> None:
     data = DataConfig(shards=site.url, cache=str(tmp_path / "cache"))
     with pytest.raises(UserError, match=rf"data\.cache: \S+ {NO_LOCKS}"), ensure_cached(data):
         pass
@@ -83,13 +83,13 @@ def test_check_finds_a_cache_without_locks(
     assert not (tmp_path / "a").exists()
 
 
-def test_a_probe_leaves_nothing(tmp_path: Path) -> None:
+def test_probe_leaves_no_file(tmp_path: Path) -> None:
     for owner in Owner:
         probe(tmp_path, owner, "out")
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_lock_of_a_file_excludes_within_a_process(tmp_path: Path) -> None:
+def test_file_lock_excludes_within_a_process(tmp_path: Path) -> None:
     path = tmp_path / "lock"
     with path.open("w") as first, path.open("w") as second:
         assert lock(first, Owner.FILE, "out", shared=True)
@@ -99,7 +99,7 @@ def test_a_lock_of_a_file_excludes_within_a_process(tmp_path: Path) -> None:
         assert lock(third, Owner.FILE, "out")
 
 
-def test_a_lock_of_a_process_excludes_another(tmp_path: Path) -> None:
+def test_process_lock_excludes_other_processes(tmp_path: Path) -> None:
     """Even a child that inherited the open file."""
     with lock_run_dir(tmp_path):
         child = os.fork()
@@ -112,7 +112,7 @@ def test_a_lock_of_a_process_excludes_another(tmp_path: Path) -> None:
         assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
 
 
-def test_a_cache_in_no_home_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_cache_without_a_home_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     def no_home(path: Path) -> Path:
         raise RuntimeError("Could not determine home directory.")
 

@@ -125,9 +125,7 @@ def path_options(parser: argparse.ArgumentParser, name: str) -> Iterator[tuple[s
 
 
 @pytest.mark.parametrize("module", COMMANDS)
-def test_every_path_option_is_known_as_an_input_or_tested_as_an_output(
-    module: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_every_path_option_is_an_input_or_a_tested_output(module: str, monkeypatch: pytest.MonkeyPatch) -> None:
     outputs = {*FILES, *FOLDERS, *RESUMED}
     found = set()
     for name, action in path_options(parser_of(module, monkeypatch), module):
@@ -138,7 +136,7 @@ def test_every_path_option_is_known_as_an_input_or_tested_as_an_output(
     assert found == {(name, option) for name, option in outputs if name.split()[0] == module}
 
 
-def test_every_command_is_walked() -> None:
+def test_every_command_is_tested() -> None:
     root = Path(__file__).parents[2]
     users = {
         ".".join(path.relative_to(root).with_suffix("").parts)
@@ -163,7 +161,7 @@ def refused(words: list[str], capsys: pytest.CaptureFixture[str]) -> str:
 
 
 @pytest.mark.parametrize("key", FILES, ids=name_of)
-def test_an_existing_file_is_refused_before_the_work(
+def test_existing_file_is_rejected_before_the_work(
     key: tuple[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -177,7 +175,7 @@ def test_an_existing_file_is_refused_before_the_work(
 
 
 @pytest.mark.parametrize("key", FOLDERS, ids=name_of)
-def test_a_folder_with_other_files_is_refused_before_the_work(
+def test_folder_with_other_files_is_rejected_before_the_work(
     key: tuple[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -189,7 +187,7 @@ def test_a_folder_with_other_files_is_refused_before_the_work(
     assert [entry.name for entry in tmp_path.iterdir()] == ["mine"]
 
 
-def test_a_comparison_is_not_written_over_the_report_of_its_first_run(
+def test_comparison_does_not_replace_the_report_of_its_first_run(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -203,7 +201,7 @@ def test_a_comparison_is_not_written_over_the_report_of_its_first_run(
 
 
 @pytest.mark.parametrize("name", ["config.yaml", "metrics.jsonl", "report.html", "result.json", "dataset.json"])
-def test_a_run_does_not_replace_files_where_no_run_has_been(name: str, tmp_path: Path) -> None:
+def test_run_does_not_replace_files_in_a_foreign_folder(name: str, tmp_path: Path) -> None:
     folder = tmp_path / "mine"
     folder.mkdir()
     (folder / "slurm-17.out").write_text("")  # logs of launchers are welcome
@@ -220,7 +218,7 @@ def test_a_run_does_not_replace_files_where_no_run_has_been(name: str, tmp_path:
         check_run_folder(folder)
 
 
-def test_a_failed_build_lists_bad_images_in_its_own_folder(tmp_path: Path) -> None:
+def test_failed_build_lists_bad_images_in_its_own_folder(tmp_path: Path) -> None:
     trees.class_folders(tmp_path / "faces", {"train": ["a", "b"] * 2})
     bad = trees.write(tmp_path / "faces" / "train" / "a" / "bad.jpg", b"broken")
     mine = trees.write(tmp_path / "out.quarantine.csv", "mine")
@@ -241,7 +239,7 @@ CHECKS: dict[str, Callable[[Path, bool], None]] = {"file": check_output_path, "f
 
 
 @pytest.mark.parametrize("check", CHECKS.values(), ids=CHECKS)
-def test_a_place_below_a_file_or_a_read_only_folder_is_refused(
+def test_path_below_a_file_or_read_only_folder_is_rejected(
     tmp_path: Path, check: Callable[[Path, bool], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "file").write_text("")
@@ -254,7 +252,7 @@ def test_a_place_below_a_file_or_a_read_only_folder_is_refused(
         check(tmp_path / "new" / "x", True)
 
 
-def test_a_file_appears_when_it_is_complete(tmp_path: Path) -> None:
+def test_file_appears_only_when_complete(tmp_path: Path) -> None:
     path = tmp_path / "new" / "folders" / "x.txt"
     with atomic_file(path) as partial:
         partial.write_text("complete")

@@ -39,14 +39,14 @@ TEXT = "# Übung 表情\nseed = 3\n"
 
 
 @pytest.mark.parametrize("encode", ENCODINGS.values(), ids=ENCODINGS)
-def test_every_encoding_that_names_itself(encode: Callable[[str], bytes], tmp_path: Path) -> None:
+def test_self_describing_encodings_are_read(encode: Callable[[str], bytes], tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_bytes(encode(TEXT))
     assert read_text(tmp_path / "a.txt") == TEXT
 
 
 @pytest.mark.parametrize("encode", ENCODINGS.values(), ids=ENCODINGS)
 @pytest.mark.parametrize("kind", ["toml", "TOML", "yaml", "json", "deepspeed", "mapping", "space"])
-def test_every_settings_file_in_every_encoding(kind: str, encode: Callable[[str], bytes], tmp_path: Path) -> None:
+def test_every_config_file_is_read_in_every_encoding(kind: str, encode: Callable[[str], bytes], tmp_path: Path) -> None:
     contents: dict[str, tuple[str, Callable[[Path], object], object]] = {
         "toml": (TEXT, lambda path: load_config_file(path).values, {"seed": 3}),
         "TOML": (TEXT, lambda path: load_config_file(path).values, {"seed": 3}),
@@ -94,7 +94,7 @@ BAD_FILES: dict[str, tuple[bytes, str]] = {
 
 
 @pytest.mark.parametrize(("content", "reason"), BAD_FILES.values(), ids=BAD_FILES)
-def test_what_is_not_text_is_one_line(content: bytes, reason: str, tmp_path: Path) -> None:
+def test_non_text_is_one_line(content: bytes, reason: str, tmp_path: Path) -> None:
     for name in ("x.toml", "x.yaml"):
         (tmp_path / name).write_bytes(content)
         with pytest.raises(UserError) as caught:
@@ -103,25 +103,25 @@ def test_what_is_not_text_is_one_line(content: bytes, reason: str, tmp_path: Pat
         assert "\n" not in str(caught.value)
 
 
-def test_files_that_do_not_open(tmp_path: Path) -> None:
+def test_unreadable_files_are_one_line(tmp_path: Path) -> None:
     for path, reason in ((tmp_path / "no.txt", "no such file"), (tmp_path, "Is a directory"), ("a\0b", "null byte")):
         with pytest.raises(UserError, match=reason) as caught:
             read_text(path, "--option")
         assert str(caught.value).startswith("--option: ")
 
 
-def test_marks_inside_joined_files_are_dropped(tmp_path: Path) -> None:
+def test_byte_order_marks_inside_joined_files_are_dropped(tmp_path: Path) -> None:
     (tmp_path / "joined.txt").write_bytes(b"\xef\xbb\xbfa\n\xef\xbb\xbfb\n")
     assert read_text(tmp_path / "joined.txt") == "a\nb\n"
 
 
-def test_an_error_of_the_reader_of_a_file_is_its_own(tmp_path: Path) -> None:
+def test_errors_of_the_caller_pass_through(tmp_path: Path) -> None:
     assert list(decode_lines(io.BytesIO(b"caf\xe9\n"), "x", any_bytes=True)) == ["caf\udce9\n"]
     with pytest.raises(UserError, match="x: line 1: byte 0xe9 at column 4"):
         list(decode_lines(io.BytesIO(b"caf\xe9\n"), "x"))
 
 
-def test_an_ascii_locale_changes_nothing(tmp_path: Path) -> None:
+def test_ascii_locale_changes_nothing(tmp_path: Path) -> None:
     """Settings, list and image are read, and the dataset is written, as in a UTF-8 locale."""
     (tmp_path / "my.toml").write_bytes(TEXT.encode())
     script = (
@@ -153,7 +153,7 @@ def test_an_ascii_locale_changes_nothing(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["x.toml", "x.yaml", "x.json"])
-def test_a_key_that_appears_twice_is_an_error(name: str, tmp_path: Path) -> None:
+def test_duplicate_key_is_an_error(name: str, tmp_path: Path) -> None:
     content = {"x.toml": "seed = 1\nseed = 2\n", "x.yaml": "seed: 1\nseed: 2\n", "x.json": '{"seed": 1, "seed": 2}'}
     (tmp_path / name).write_text(content[name], encoding="utf-8")
     with pytest.raises(UserError, match=rf"{name}: does not parse: .*line") as caught:
@@ -164,7 +164,7 @@ def test_a_key_that_appears_twice_is_an_error(name: str, tmp_path: Path) -> None
             read_json(tmp_path / name)
 
 
-def test_yaml_keeps_its_merge_keys(tmp_path: Path) -> None:
+def test_yaml_merge_keys_work(tmp_path: Path) -> None:
     text = "a: &a {x: 1}\nb: &b {y: 2}\nc:\n  <<: *a\n  <<: *b\n  x: 3\n"
     (tmp_path / "x.yaml").write_text(text, encoding="utf-8")
     assert load_config_file(tmp_path / "x.yaml").values["c"] == {"x": 3, "y": 2}
@@ -173,7 +173,7 @@ def test_yaml_keeps_its_merge_keys(tmp_path: Path) -> None:
 # Names of files
 
 
-def test_escaped_names_are_text_and_come_back() -> None:
+def test_escaped_names_round_trip() -> None:
     draw = random.Random(0)
     seen: dict[str, bytes] = {}
     for _ in range(3000):
@@ -187,7 +187,7 @@ def test_escaped_names_are_text_and_come_back() -> None:
         assert escape_name(plain) == plain
 
 
-def test_settings_refuse_paths_that_no_file_can_hold() -> None:
+def test_config_rejects_paths_that_no_file_can_store() -> None:
     with pytest.raises(UserError, match=r"command line: out: .*is not UTF-8 text"):
         build_config([ConfigLayer("command line", {"out": "runs/fr\udcf6h"})])
 
@@ -242,7 +242,7 @@ def text_calls(source: str) -> list[tuple[str, bool, bool]]:
     return found
 
 
-def test_text_is_opened_with_an_encoding_and_read_by_one_module() -> None:
+def test_text_is_opened_with_an_encoding_by_one_module() -> None:
     readers = set()
     for folder in ("adadf_dist", "shards", "tune"):
         for path in sorted((ROOT / folder).rglob("*.py")):
@@ -255,7 +255,7 @@ def test_text_is_opened_with_an_encoding_and_read_by_one_module() -> None:
     assert readers == OWN_FILES, f"no longer needed here: {sorted(OWN_FILES - readers)}"
 
 
-def test_the_check_of_the_code_sees_what_it_should() -> None:
+def test_code_check_detects_text_calls() -> None:
     source = "p.read_text()\nopen(x)\np.open('w')\np.open('rb')\np.write_text(t, encoding='utf-8')\nImage.open(f)"
     assert text_calls(source) == [
         ("read_text", True, False),

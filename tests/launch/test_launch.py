@@ -34,7 +34,7 @@ def cluster(tmp_path: Path) -> Cluster:
 
 
 @pytest.mark.parametrize("path", SCRIPTS, ids=lambda p: p.name)
-def test_scripts_are_sound_bash(path: Path) -> None:
+def test_scripts_are_valid_bash(path: Path) -> None:
     assert subprocess.run(["bash", "-n", path]).returncode == 0
     assert path.read_text().startswith("#!/usr/bin/env bash\n")
     assert os.access(path, os.X_OK) or path.suffix == ".sbatch"
@@ -44,14 +44,14 @@ def test_scripts_are_sound_bash(path: Path) -> None:
 
 
 @pytest.mark.parametrize("path", SCRIPTS, ids=lambda p: p.name)
-def test_help_needs_nothing(path: Path) -> None:
+def test_help_needs_no_setup(path: Path) -> None:
     bare = {"PATH": "/usr/bin:/bin"}
     done = subprocess.run(["bash", path, "--help"], env=bare, capture_output=True, text=True, timeout=TIMEOUT_S)
     assert (done.returncode, done.stderr) == (0, "")
     assert f"launch/{path.name}" in done.stdout
 
 
-def test_torchrun_on_one_node(cluster: Cluster) -> None:
+def test_torchrun_command_on_one_node(cluster: Cluster) -> None:
     done = cluster.script("torchrun.sh", "--preset", "rafdb", "--out", "a run", NPROC="2")
     assert done.returncode == 0, done.stderr
     started = torchrun_reads(cluster.words())
@@ -60,7 +60,7 @@ def test_torchrun_on_one_node(cluster: Cluster) -> None:
     assert started.training_script_args == ["--preset", "rafdb", "--out", "a run"]
 
 
-def test_torchrun_on_several_nodes(cluster: Cluster) -> None:
+def test_torchrun_command_on_several_nodes(cluster: Cluster) -> None:
     several = {
         "NNODES": "2:4",
         "NPROC": "8",
@@ -81,7 +81,7 @@ def torchrun_reads(words: Sequence[str]) -> argparse.Namespace:
     return get_args_parser().parse_args(words[2:])
 
 
-def test_deepspeed_on_a_hostfile(cluster: Cluster) -> None:
+def test_deepspeed_command_with_a_hostfile(cluster: Cluster) -> None:
     runner = pytest.importorskip("deepspeed.launcher.runner")
     hosts = LAUNCH / "hostfile.example"
     done = cluster.script("deepspeed.sh", "--out", "a run", HOSTFILE=str(hosts), MASTER_PORT="29777")
@@ -94,7 +94,7 @@ def test_deepspeed_on_a_hostfile(cluster: Cluster) -> None:
     assert dict(runner.fetch_hostfile(started.hostfile)) == {"node-1": 8, "node-2": 8}
 
 
-def test_deepspeed_on_one_node(cluster: Cluster) -> None:
+def test_deepspeed_command_on_one_node(cluster: Cluster) -> None:
     runner = pytest.importorskip("deepspeed.launcher.runner")
     assert cluster.script("deepspeed.sh", NPROC="2").returncode == 0
     started = runner.parse_args(cluster.words()[2:])
@@ -129,20 +129,20 @@ SEVERAL = {"NNODES": "2", "NPROC": "1"}
         ("deepspeed.sh", {"MASTER_PORT": "x"}, "MASTER_PORT is x; must be the number of a free port"),
     ],
 )
-def test_a_mistake_is_one_line(cluster: Cluster, script: str, variables: dict[str, str], output: str) -> None:
+def test_user_error_is_one_line(cluster: Cluster, script: str, variables: dict[str, str], output: str) -> None:
     done = cluster.script(script, **variables)
     assert done.returncode == 2
     assert output in done.stderr and done.stderr.startswith(f"{script}: error: ") and done.stderr.count("\n") == 1
     assert not (cluster.folder / "words-0").exists()
 
 
-def test_a_hostfile_of_comments_names_no_node(cluster: Cluster, tmp_path: Path) -> None:
+def test_hostfile_of_comments_is_rejected(cluster: Cluster, tmp_path: Path) -> None:
     (tmp_path / "hosts").write_text("# nobody\n\n")
     done = cluster.script("deepspeed.sh", HOSTFILE=str(tmp_path / "hosts"))
     assert done.returncode == 2 and "contains no node" in done.stderr
 
 
-def test_an_endpoint_that_nobody_keeps_is_given_up(cluster: Cluster) -> None:
+def test_unreachable_endpoint_gives_up(cluster: Cluster) -> None:
     endpoint = f"127.0.0.1:{free_port()}"
     done = cluster.script("torchrun.sh", **SEVERAL, RDZV_ENDPOINT=endpoint, NODE_RANK="1", RDZV_WAIT="1")
     assert done.returncode == 2
@@ -150,7 +150,7 @@ def test_an_endpoint_that_nobody_keeps_is_given_up(cluster: Cluster) -> None:
 
 
 @pytest.mark.parametrize("logged", [False, True], ids=["as it is", "logger on"])
-def test_the_example_settings_are_allowed_and_known_to_deepspeed(logged: bool, tmp_path: Path) -> None:
+def test_example_config_is_valid_for_deepspeed(logged: bool, tmp_path: Path) -> None:
     given = json.loads((LAUNCH / "deepspeed.json").read_text())
     given["comms_logger"]["enabled"] = logged
     path = tmp_path / "deepspeed.json"
@@ -178,14 +178,14 @@ def prepared_by_ray(name: str) -> dict[str, Any]:
     return prepared
 
 
-def test_ray_takes_the_cluster_file() -> None:
+def test_ray_accepts_the_cluster_file() -> None:
     cluster = yaml.safe_load((LAUNCH / "ray_cluster.yaml").read_text())
     assert {"cluster_name", "provider", "auth"} <= cluster.keys()
     assert cluster["provider"].keys() == {"type", "head_ip", "worker_ips"}
     assert prepared_by_ray("ray_cluster.yaml")["max_workers"] == len(cluster["provider"]["worker_ips"])
 
 
-def test_ray_and_aws_take_the_cloud_file() -> None:
+def test_ray_and_aws_accept_the_cloud_file() -> None:
     """Ray's schema for the file, and EC2's own model of RunInstances for what each node is."""
     prepared = prepared_by_ray("ray_cluster_aws.yaml")
     types = prepared["available_node_types"]
@@ -204,7 +204,7 @@ def test_ray_and_aws_take_the_cloud_file() -> None:
             assert subprocess.run(["bash", "-n", "-c", line]).returncode == 0, line
 
 
-def test_two_ranks_by_torchrun(faces: Path, tmp_path: Path) -> None:
+def test_two_ranks_train_under_torchrun(faces: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
     done = run_for_real("torchrun.sh", settings(faces, out, epochs="1"))
     assert done.returncode == 0, done.stderr
@@ -213,7 +213,7 @@ def test_two_ranks_by_torchrun(faces: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_two_ranks_by_deepspeeds_launcher_stop_and_go_on(faces: Path, tmp_path: Path) -> None:
+def test_two_ranks_under_deepspeeds_launcher_stop_and_resume(faces: Path, tmp_path: Path) -> None:
     pytest.importorskip("deepspeed")
     out = tmp_path / "run"
     values = settings(faces, out, epochs="8", deepspeed__config=str(LAUNCH / "deepspeed.json"))
@@ -239,7 +239,7 @@ def ranks_of(out: Path) -> object:
 
 
 @pytest.mark.slow
-def test_a_node_comes_later_and_another_is_lost(faces: Path, tmp_path: Path) -> None:
+def test_node_joins_late_and_another_is_lost(faces: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
     values = settings(faces, out, epochs="1000", checkpoint__every_steps="5")
     several = {"NNODES": "1:2", "NPROC": "1", "RDZV_ENDPOINT": f"localhost:{free_port()}"}

@@ -39,9 +39,7 @@ def writes(cluster: Cluster, state: str) -> str:
         ("", 143, True, 0),  # TERM before Python had a handler for it
     ],
 )
-def test_a_job_is_requeued_by_what_the_run_left(
-    cluster: Cluster, state: str, code: int, requeued: bool, status: int
-) -> None:
+def test_job_is_requeued_by_run_status(cluster: Cluster, state: str, code: int, requeued: bool, status: int) -> None:
     cluster.ranks((writes(cluster, state) if state else "") + f"exit {code}")
     done, output = ended(cluster.job())
     assert done == status, output
@@ -49,7 +47,7 @@ def test_a_job_is_requeued_by_what_the_run_left(
     assert ("not requeued" in output) is (not requeued and state != "finished")
 
 
-def test_an_earlier_starts_word_counts_for_nothing(cluster: Cluster) -> None:
+def test_status_of_an_earlier_start_is_ignored(cluster: Cluster) -> None:
     subprocess.run(["bash", "-c", writes(cluster, "stopped")], check=True)
     cluster.ranks("exit 1")
     done, output = ended(cluster.job())
@@ -57,7 +55,7 @@ def test_an_earlier_starts_word_counts_for_nothing(cluster: Cluster) -> None:
     assert not cluster.calls("scontrol requeue")
 
 
-def test_a_cancelled_job_is_left_alone(cluster: Cluster) -> None:
+def test_canceled_job_is_not_requeued(cluster: Cluster) -> None:
     cluster.ranks('echo COMPLETING >"$STUBS/job_state"\n' + writes(cluster, "stopped"))
     done, output = ended(cluster.job())
     assert done == 0 and "COMPLETING: left to SLURM" in output
@@ -77,7 +75,7 @@ exit {code}
 
 
 @pytest.mark.parametrize("number", [signal.SIGUSR1, signal.SIGTERM])
-def test_a_signal_reaches_the_ranks_and_is_waited_for(cluster: Cluster, number: signal.Signals) -> None:
+def test_signal_reaches_the_ranks_and_is_awaited(cluster: Cluster, number: signal.Signals) -> None:
     cluster.ranks(saving_at_term(cluster))
     job = cluster.job()
     wait_until((cluster.folder / "started").exists)
@@ -89,7 +87,7 @@ def test_a_signal_reaches_the_ranks_and_is_waited_for(cluster: Cluster, number: 
 
 
 @pytest.mark.parametrize(("name", "value"), [("preempt_time", "2030-01-01T00:00:00"), ("job_state", "COMPLETING")])
-def test_ranks_that_slurm_told_are_not_told_twice(cluster: Cluster, name: str, value: str) -> None:
+def test_ranks_signaled_by_slurm_are_not_signaled_again(cluster: Cluster, name: str, value: str) -> None:
     """A second TERM, later than two seconds, ends a rank unsaved."""
     cluster.ranks(saving_at_term(cluster))
     job = cluster.job()
@@ -102,14 +100,14 @@ def test_ranks_that_slurm_told_are_not_told_twice(cluster: Cluster, name: str, v
     assert cluster.calls("scontrol requeue") == (["scontrol requeue 4242"] if name == "preempt_time" else [])
 
 
-def test_ranks_that_a_preemption_ends_before_they_write_go_on(cluster: Cluster) -> None:
+def test_ranks_ended_by_preemption_before_writing_are_requeued(cluster: Cluster) -> None:
     cluster.ranks('echo 2030-01-01T00:00:00 >"$STUBS/preempt_time"; exit 2')
     done, output = ended(cluster.job())
     assert done == 0 and "before saving" in output
     assert cluster.calls("scontrol requeue")
 
 
-def test_a_status_behind_an_interrupted_wait_is_the_ranks(cluster: Cluster) -> None:
+def test_exit_status_after_an_interrupted_wait_is_the_ranks(cluster: Cluster) -> None:
     cluster.ranks(saving_at_term(cluster, 9).replace("stopped", "failed"))
     job = cluster.job()
     wait_until((cluster.folder / "started").exists)
@@ -125,7 +123,7 @@ done
 """
 
 
-def test_a_task_is_a_rank_with_the_users_words(cluster: Cluster, tmp_path: Path) -> None:
+def test_task_is_a_rank_with_the_users_arguments(cluster: Cluster, tmp_path: Path) -> None:
     cluster.ranks(TWO_TASKS + writes(cluster, "finished"))
     assert ended(cluster.job("--seed", "7", "--data.shards", "some where", TMPDIR=str(tmp_path)))[0] == 0
     for rank in (2, 3):
@@ -137,13 +135,13 @@ def test_a_task_is_a_rank_with_the_users_words(cluster: Cluster, tmp_path: Path)
         assert {name: cluster.variables(rank)[name] for name in expected} == expected
 
 
-def test_a_users_cache_stays(cluster: Cluster) -> None:
+def test_cache_of_the_user_is_kept(cluster: Cluster) -> None:
     cluster.ranks(TWO_TASKS + writes(cluster, "finished"))
     assert ended(cluster.job("--data.cache=mine"))[0] == 0
     assert cluster.words(2)[-1] == "--data.cache=mine"
 
 
-def test_the_run_folder_is_read_from_a_file_too(cluster: Cluster, tmp_path: Path) -> None:
+def test_run_folder_is_read_from_a_config_file(cluster: Cluster, tmp_path: Path) -> None:
     """status.json of the right folder: the one that the trainer takes."""
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
@@ -160,14 +158,14 @@ def test_the_run_folder_is_read_from_a_file_too(cluster: Cluster, tmp_path: Path
     assert cluster.calls("scontrol requeue")
 
 
-def test_a_wrong_setting_starts_no_rank(cluster: Cluster) -> None:
+def test_invalid_setting_starts_no_rank(cluster: Cluster) -> None:
     cluster.ranks('touch "$STUBS/started"')
     done, output = ended(cluster.job("--batch-sise", "3"))
     assert done == 2 and output.count("\n") == 1 and "did you mean --batch_size?" in output
     assert not (cluster.folder / "started").exists()
 
 
-def test_the_clock_tells_the_ranks_before_the_limit(cluster: Cluster) -> None:
+def test_ranks_are_signaled_before_the_time_limit(cluster: Cluster) -> None:
     cluster.ranks(saving_at_term(cluster))
     limit = time.time() + 6
     cluster.set("end_time", time.strftime("%Y-%m-%dT%H:%M:%S", time.localtime(limit)))

@@ -49,7 +49,7 @@ def images_of(count: int, side: int, seed: int) -> Tensor:
 
 
 @pytest.mark.parametrize("backbone", [pytest.param(n, marks=pytest.mark.slow) if n in SLOW else n for n in FAMILIES])
-def test_a_family_goes_all_the_way(
+def test_backbone_family_exports_evaluates_and_predicts(
     backbone: str, faces: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Of each file the logits; of ONNX also what `predict` says of a dataset, against what `evaluate` says of it."""

@@ -63,7 +63,7 @@ def timms_own(name: str, side: int) -> nn.Module:
 
 
 @pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.slow) if n in HEAVY else n for n in FAMILIES])
-def test_the_baseline_is_timms_network(name: str, tmp_path: Path) -> None:
+def test_baseline_equals_timms_network(name: str, tmp_path: Path) -> None:
     """A file of timm's own tensors fits by their names, and gives timm's own logits."""
     side = FAMILIES[name]
     whole = timms_own(name, side)
@@ -82,7 +82,7 @@ def test_the_baseline_is_timms_network(name: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["convnext_atto", "efficientnet_b0", "vit_tiny_patch16_224"])
-def test_where_the_split_is_changes_nothing_but_what_is_shared(name: str) -> None:
+def test_split_point_changes_only_what_is_shared(name: str) -> None:
     side, sizes, logits = FAMILIES[name], [], []
     whole = timms_own(name, side)
     prefix = "stages" if name == "convnext_atto" else "blocks"
@@ -97,7 +97,7 @@ def test_where_the_split_is_changes_nothing_but_what_is_shared(name: str) -> Non
     torch.testing.assert_close(*logits, rtol=1e-6, atol=1e-6)
 
 
-def test_a_branch_begins_as_a_copy_and_shares_nothing() -> None:
+def test_branch_starts_as_a_copy_and_shares_nothing() -> None:
     model = DualBranch(ModelConfig(backbone="timm:vit_tiny_patch16_224"), CLASSES, image_size=32)
     assert model.auxiliary is not None
     pairs = list(zip(model.auxiliary.parameters(), model.target.parameters(), strict=True))
@@ -105,7 +105,7 @@ def test_a_branch_begins_as_a_copy_and_shares_nothing() -> None:
 
 
 @pytest.mark.parametrize("name", ["swin_tiny_patch4_window7_224", "efficientnet_b0", "vit_tiny_patch16_224"])
-def test_training_draws_nothing(name: str) -> None:
+def test_training_uses_no_random_numbers(name: str) -> None:
     """Whatever the state of the generators: timm's Swin drops paths at random unless it is told not to."""
     side = FAMILIES[name]
     model = DualBranch(ModelConfig(backbone=f"timm:{name}"), CLASSES, image_size=side).train()
@@ -116,7 +116,7 @@ def test_training_draws_nothing(name: str) -> None:
     assert torch.equal(*answers)
 
 
-def test_a_frozen_extractor_stays_as_it_is() -> None:
+def test_frozen_extractor_is_unchanged() -> None:
     model = DualBranch(ModelConfig(backbone="timm:efficientnet_b0"), CLASSES, image_size=32)
     model.freeze_extractor()
     model.train()
@@ -129,7 +129,7 @@ def test_a_frozen_extractor_stays_as_it_is() -> None:
     assert not torch.equal(before["target.stages.bn2.running_mean"], after["target.stages.bn2.running_mean"])
 
 
-def test_the_rate_of_the_heads_is_not_that_of_a_transformers_attention() -> None:
+def test_head_learning_rate_excludes_transformer_attention() -> None:
     config = build_config([ConfigLayer("test", {"optimizer.attention_lr_factor": 0.5})])
     model = DualBranch(ModelConfig(backbone="timm:vit_tiny_patch16_224"), CLASSES, image_size=32)
     optimizer = build_optimizer(model, config.optimizer, torch.device("cpu"))
@@ -146,13 +146,13 @@ def test_the_rate_of_the_heads_is_not_that_of_a_transformers_attention() -> None
         ("timm:convnext_atto.nowhere", r"no weights 'nowhere' for convnext_atto; available: d2_in1k"),
     ],
 )
-def test_names_that_are_not_known(name: str, message: str) -> None:
+def test_unknown_names_are_rejected(name: str, message: str) -> None:
     with pytest.raises(UserError, match=message) as caught:
         build_config([ConfigLayer("test", {"model.backbone": name})])
     assert "\n" not in str(caught.value)
 
 
-def test_without_timm(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_timm_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "timm", None)
     build_config([ConfigLayer("test", {"model.backbone": "resnet50"})])
     with pytest.raises(UserError, match=r"pip install 'adadf_dist\[timm\]'"):
@@ -175,13 +175,13 @@ def test_without_timm(monkeypatch: pytest.MonkeyPatch) -> None:
         (ModelConfig(backbone="timm:vgg11", split="features.3"), 32, r"'features\.3': .* modifies its input in place"),
     ],
 )
-def test_what_cannot_be_cut(config: ModelConfig, side: int, message: str) -> None:
+def test_unsplittable_networks_are_rejected(config: ModelConfig, side: int, message: str) -> None:
     with pytest.raises(UserError, match=message) as caught:
         DualBranch(config, CLASSES, image_size=side)
     assert "\n" not in str(caught.value)
 
 
-def test_a_network_that_computes_something_else_is_refused() -> None:
+def test_network_that_differs_from_timm_is_rejected() -> None:
     whole, config = timm.create_model("convnext_atto", num_classes=0), ModelConfig(backbone="timm:convnext_atto")
     backbone = timm_backbones.split_sequential(whole, config)
     own = whole.forward_features
@@ -225,7 +225,7 @@ def train_steps(world: World, name: str, side: int) -> tuple[list[list[float]], 
         pytest.param("vit_tiny_patch16_224", marks=pytest.mark.slow),
     ],
 )
-def test_steps_of_two_ranks_are_those_of_one(name: str) -> None:
+def test_steps_of_two_ranks_equal_one(name: str) -> None:
     """timm's BatchNorm with its activation sees the global batch; no parameter is without a gradient."""
     one, gradients = train_steps(alone(), f"timm:{name}", FAMILIES[name])
     assert one[0][3] > 0.5  # the rank regularisation takes part
@@ -243,12 +243,12 @@ def refuse_one_dimension(world: World) -> str:
     return str(caught.value)
 
 
-def test_a_batch_norm_that_cannot_be_synchronised_is_told() -> None:
+def test_unsynchronizable_batch_norm_gives_a_warning() -> None:
     for said in run_ranks(refuse_one_dimension, 2):
         assert said.startswith("the backbone's BatchNorm1d cannot be synchronized over ranks on cpu")
 
 
-def test_on_gpus_it_is_torchs_synchronised_batch_norm() -> None:
+def test_gpu_uses_torchs_synchronized_batch_norm() -> None:
     """Converted layers keep names and activation; in evaluation they need no GPU to be asked."""
     whole, faces = timms_own("efficientnet_b0", 32), images(2, 32)
     with torch.no_grad():
@@ -284,7 +284,7 @@ class Predicting(nn.Module):
         return self.model.predict(faces)
 
 
-def test_timms_own_weights(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_timm_weights_are_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
     """`imagenet` asks timm for them at the image size; here a stand-in for the network gives them."""
     trained, asked = timms_own("vit_tiny_patch16_224", 48), []
     own = timm.create_model
@@ -309,7 +309,7 @@ def test_timms_own_weights(monkeypatch: pytest.MonkeyPatch) -> None:
         assert torch.equal(branch.stages.norm.weight, trained.norm.weight)  # type: ignore[union-attr, arg-type]
 
 
-def test_weights_that_cannot_be_fetched(faces: Path, tmp_path: Path) -> None:
+def test_unavailable_weights_are_one_line(faces: Path, tmp_path: Path) -> None:
     values = settings(faces, tmp_path / "run", model__backbone="timm:convnext_atto", model__pretrained="imagenet")
     done = train_forked(values, HF_HUB_OFFLINE="1", HF_HOME=str(tmp_path))
     assert done.returncode == 2
@@ -325,7 +325,7 @@ def finished(faces: Path, out: Path, ranks: int = 1, **changed: str) -> list[dic
 
 
 @pytest.mark.slow
-def test_a_run(faces: Path, tmp_path: Path) -> None:
+def test_run_of_two_epochs_on_two_ranks(faces: Path, tmp_path: Path) -> None:
     """Two epochs on two ranks, in bf16 and so channels last."""
     epochs = finished(
         faces, tmp_path / "run", 2, model__backbone="timm:mobilenetv3_small_050", runtime__precision="bf16"
@@ -337,7 +337,7 @@ def test_a_run(faces: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "name", ["convnext_atto", "efficientnet_b0", "swin_tiny_patch4_window7_224", "vit_tiny_patch16_224"]
 )
-def test_runs_of_each_family(name: str, faces: Path, tmp_path: Path) -> None:
+def test_every_family_trains_and_resumes(name: str, faces: Path, tmp_path: Path) -> None:
     """Trained for two epochs, and one more from the checkpoint: the same as three at once."""
     backbone, more = f"timm:{name}", {"runtime__precision": "fp32", "data__image_size": str(FAMILIES[name])}
     finished(faces, tmp_path / "a", model__backbone=backbone, **more)

@@ -16,7 +16,7 @@ from tests.method.test_losses import GOLDEN, needs_golden
 @needs_golden
 @pytest.mark.parametrize("number", range(3))
 @pytest.mark.parametrize("off_diagonal", ["normalised", "published"])
-def test_golden(number: int, off_diagonal: str) -> None:
+def test_class_distributions_equal_golden_vectors(number: int, off_diagonal: str) -> None:
     case = json.loads(GOLDEN.read_text())["class_distributions"][number]
     config = ClassDistributionConfig(threshold=case["threshold"], off_diagonal=off_diagonal)  # type: ignore[arg-type]
     classes = ClassDistributions(case["num_classes"], config, alone())
@@ -35,9 +35,7 @@ def test_golden(number: int, off_diagonal: str) -> None:
 
 
 @pytest.mark.parametrize(("threshold", "rest", "row_sum"), [(0.7, 0.4, 1.1), (0.5, 0.4, 0.9), (0.6, 0.4, 1.0)])
-def test_the_published_threshold_distribution_does_not_sum_to_one(
-    threshold: float, rest: float, row_sum: float
-) -> None:
+def test_published_threshold_distribution_does_not_sum_to_one(threshold: float, rest: float, row_sum: float) -> None:
     published = ClassDistributionConfig(threshold=threshold, off_diagonal="published")
     rows = threshold_distributions(7, published)
     assert rows.sum(dim=1).tolist() == pytest.approx([row_sum] * 7)
@@ -47,7 +45,7 @@ def test_the_published_threshold_distribution_does_not_sum_to_one(
     assert ours.diagonal().tolist() == [threshold] * 7
 
 
-def test_before_the_first_commit_and_for_unseen_classes() -> None:
+def test_distribution_before_first_commit_and_for_unseen_classes() -> None:
     config = ClassDistributionConfig(threshold=0.5)
     classes = ClassDistributions(3, config, alone())
     assert classes.targets[1].tolist() == [0.25, 0.5, 0.25]
@@ -58,7 +56,7 @@ def test_before_the_first_commit_and_for_unseen_classes() -> None:
     assert commit.distributions[2].tolist() == [0.25, 0.25, 0.5]
 
 
-def test_the_threshold_itself_is_enough() -> None:
+def test_class_degree_at_the_threshold_is_enough() -> None:
     """Equation 5 says at least t."""
     classes = ClassDistributions(2, ClassDistributionConfig(threshold=0.5), alone())
     classes.observe(torch.zeros(1, 2), torch.tensor([0]))
@@ -66,7 +64,7 @@ def test_the_threshold_itself_is_enough() -> None:
 
 
 @pytest.mark.parametrize("temperature", [0.5, 2.0])
-def test_sharpening_normalises_rows(temperature: float) -> None:
+def test_sharpening_normalizes_rows(temperature: float) -> None:
     """A matrix that is not symmetric, so that rows and columns have different sums."""
     rows = [[0.7, 0.2, 0.1], [0.25, 0.6, 0.15], [0.05, 0.05, 0.9]]
     expected = []
@@ -87,7 +85,7 @@ def test_committed_distributions_are_sharpened() -> None:
         assert rows[row].tolist() == pytest.approx([v / sum(squares) for v in squares])
 
 
-def test_each_commit_starts_anew() -> None:
+def test_each_commit_uses_only_its_own_samples() -> None:
     """Each epoch's means and counts are its own samples', whatever earlier epochs saw."""
     classes = ClassDistributions(2, ClassDistributionConfig(threshold=0.6), alone())
     for epoch in ([[0.9, 0.1], [0.7, 0.3]], [[0.2, 0.8]], [[0.5, 0.5], [0.1, 0.9], [0.3, 0.7]]):
@@ -144,6 +142,6 @@ def test_observed_sums_stay_on_their_device() -> None:
 
 
 @pytest.mark.parametrize(("source", "own_pass"), [("running", False), ("pass", True)])
-def test_only_the_source_pass_takes_a_pass_of_its_own(source: str, own_pass: bool) -> None:
+def test_only_source_pass_needs_an_extra_pass(source: str, own_pass: bool) -> None:
     config = ClassDistributionConfig(source=source)  # type: ignore[arg-type]
     assert ClassDistributions(7, config, alone()).needs_extra_pass is own_pass

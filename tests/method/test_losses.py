@@ -82,7 +82,7 @@ def naive_loss(
 
 @needs_golden
 @pytest.mark.parametrize("number", range(3))
-def test_golden_losses_and_gradients(number: int) -> None:
+def test_losses_and_gradients_equal_golden_vectors(number: int) -> None:
     case = json.loads(GOLDEN.read_text())["loss"][number]
     expected = case["expected"]
 
@@ -114,7 +114,7 @@ def test_golden_losses_and_gradients(number: int) -> None:
 
 @pytest.mark.parametrize("supervision", ["fused", "label", "class"])
 @pytest.mark.parametrize(("rows", "classes", "margin"), [(16, 7, 0.07), (13, 8, 0.9), (5, 3, 0.5), (2, 2, 0.5)])
-def test_naive_recomputation(supervision: str, rows: int, classes: int, margin: float) -> None:
+def test_losses_equal_naive_recomputation(supervision: str, rows: int, classes: int, margin: float) -> None:
     config = LossConfig(supervision=supervision, rank_margin=margin, lambda_min=0.1)  # type: ignore[arg-type]
     for seed, ramp in enumerate([LossWeights(0.3, 1.0), LossWeights(1.0, 0.4)]):
         output, labels, rows_of_classes = random_case(rows, classes, seed)
@@ -132,7 +132,7 @@ def test_naive_recomputation(supervision: str, rows: int, classes: int, margin: 
 
 
 @pytest.mark.parametrize("supervision", ["fused", "label", "class", "one_hot"])
-def test_gradients_by_finite_differences(supervision: str) -> None:
+def test_gradients_equal_finite_differences(supervision: str) -> None:
     output, labels, classes = random_case(6, 4, 3)
     config = LossConfig(supervision=supervision, rank_margin=0.9)  # type: ignore[arg-type]
 
@@ -154,7 +154,7 @@ def test_detach_stops_the_gradient_through_the_fused_distribution() -> None:
     torch.testing.assert_close(output.target_logits.grad, wanted, rtol=0, atol=1e-12)
 
 
-def test_one_hot_is_cross_entropy_of_the_only_branch() -> None:
+def test_one_hot_is_cross_entropy_of_the_target_branch() -> None:
     logits = torch.randn(6, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0)).requires_grad_()
     labels = [0, 1, 2, 3, 0, 1]
     ones = torch.ones(6, dtype=torch.float64)
@@ -171,7 +171,7 @@ def test_one_hot_is_cross_entropy_of_the_only_branch() -> None:
     assert not losses.per_sample.requires_grad
 
 
-def test_equal_weights_give_one_and_finite_gradients() -> None:
+def test_equal_weights_normalize_to_one_with_finite_gradients() -> None:
     output, labels, classes = random_case(6, 4, 0)
     same = torch.full((6,), 0.5, dtype=torch.float64)
     equal = output._replace(
@@ -184,7 +184,7 @@ def test_equal_weights_give_one_and_finite_gradients() -> None:
     assert torch.isfinite(equal.auxiliary_attention.grad).all()
 
 
-def test_ties_go_by_place() -> None:
+def test_ties_are_broken_by_position() -> None:
     """Four equal weights, two of them in the upper group: the earlier ones."""
     attention = torch.tensor([0.5, 0.5, 0.5, 0.5], dtype=torch.float64, requires_grad=True)
     rank_regularization(attention, 0.5, 0.3).backward()
@@ -215,7 +215,7 @@ def exact_floor(ratio: str, rows: int) -> int:
 
 
 @pytest.mark.parametrize(("ratio", "rows"), [("0.7", 10), ("0.7", 70), ("0.7", 190), ("0.29", 100), ("0.57", 100)])
-def test_upper_group_counts_as_written(ratio: str, rows: int) -> None:
+def test_upper_group_size_is_exact(ratio: str, rows: int) -> None:
     """floor(0.7 x 70) is 49, although 0.7 * 70 is 48.999... in binary."""
     upper = exact_floor(ratio, rows)
     assert upper == float(ratio) * rows or math.floor(float(ratio) * rows) == upper - 1  # binary falls short in most
@@ -226,7 +226,7 @@ def test_upper_group_counts_as_written(ratio: str, rows: int) -> None:
 
 
 @pytest.mark.parametrize("ratio", ["0.1", "0.3", "0.5", "0.7", "0.9"])
-def test_group_sizes_are_those_of_exact_arithmetic(ratio: str) -> None:
+def test_group_sizes_equal_exact_arithmetic(ratio: str) -> None:
     for rows in range(1, 300):
         upper = exact_floor(ratio, rows)
         attention = torch.arange(rows, 0, -1, dtype=torch.float64)
@@ -266,7 +266,7 @@ class Rank:
 
 
 @pytest.mark.parametrize("scope", ["global", "local"])
-def test_the_scope_of_a_step_over_ranks(scope: str) -> None:
+def test_attention_scope_over_ranks(scope: str) -> None:
     """Global: attention is compared over the batch, so ranks change nothing. Local: within each rank's rows."""
     config = LossConfig(scope=scope, rank_margin=0.9)  # type: ignore[arg-type]
     ramp, (output, labels, classes) = LossWeights(0.3, 0.8), random_case(13, 5, 4)

@@ -28,7 +28,7 @@ def count(module: torch.nn.Module) -> int:
 
 
 @pytest.mark.parametrize("backbone", ["resnet18", "resnet50"])
-def test_split_of_the_backbone(backbone: str) -> None:
+def test_backbone_split_into_extractor_and_branches(backbone: str) -> None:
     model = DualBranch(ModelConfig(backbone=backbone), 7)  # type: ignore[arg-type]
     whole = torchvision.models.get_model(backbone, weights=None)
     features = whole.fc.in_features
@@ -41,7 +41,7 @@ def test_split_of_the_backbone(backbone: str) -> None:
 
 
 @pytest.mark.parametrize("depth", [10, 18, 50])
-def test_a_resnet_is_as_deep_as_its_name_says(depth: int) -> None:
+def test_resnet_depth_matches_its_name(depth: int) -> None:
     """He et al. count the layers with weights on the way through: convolutions, but for shortcuts, and classifier."""
     model = DualBranch(ModelConfig(backbone=f"resnet{depth}"), 7, auxiliary=False)  # type: ignore[arg-type]
     modules = model.named_modules()
@@ -49,7 +49,7 @@ def test_a_resnet_is_as_deep_as_its_name_says(depth: int) -> None:
     assert len(convolutions) + 1 == depth
 
 
-def test_the_auxiliary_branch_starts_as_a_copy_and_shares_nothing() -> None:
+def test_auxiliary_branch_starts_as_a_copy_and_shares_nothing() -> None:
     model = DualBranch(ModelConfig(backbone="resnet10"), 7)
     assert model.auxiliary is not None
     pairs = list(zip(model.auxiliary.parameters(), model.target.parameters(), strict=True))
@@ -57,7 +57,7 @@ def test_the_auxiliary_branch_starts_as_a_copy_and_shares_nothing() -> None:
 
 
 @pytest.mark.parametrize("attention_on", ["logits", "features"])
-def test_where_attention_acts(attention_on: str) -> None:
+def test_attention_acts_on_features_or_logits(attention_on: str) -> None:
     model = DualBranch(ModelConfig(backbone="resnet10", attention_on=attention_on), 5).eval()  # type: ignore[arg-type]
     with torch.no_grad():
         output = model(images())
@@ -69,14 +69,14 @@ def test_where_attention_acts(attention_on: str) -> None:
     torch.testing.assert_close(output.target_attention, attention.squeeze(1), rtol=1e-4, atol=1e-5)
 
 
-def test_predicting_is_the_target_branch() -> None:
+def test_prediction_uses_only_the_target_branch() -> None:
     model = DualBranch(ModelConfig(backbone="resnet10"), 7).eval()
     with torch.no_grad():
         torch.testing.assert_close(model.predict(images()), model(images()).target_logits)
 
 
 @pytest.mark.parametrize("backbone", ["resnet18", "resnet50"])
-def test_the_baseline_is_torchvisions_network(backbone: str, tmp_path: Path) -> None:
+def test_baseline_equals_torchvisions_network(backbone: str, tmp_path: Path) -> None:
     """Same weights, same logits: extractor, branch and pooling are wired as the backbone was."""
     whole = torchvision.models.get_model(backbone, weights=None, num_classes=7).eval()
     torch.save(whole.state_dict(), tmp_path / "w.pt")
@@ -89,7 +89,7 @@ def test_the_baseline_is_torchvisions_network(backbone: str, tmp_path: Path) -> 
         torch.testing.assert_close(model(images()).target_logits, whole(images()), rtol=1e-4, atol=1e-4)
 
 
-def test_a_frozen_extractor_stays_as_it_is() -> None:
+def test_frozen_extractor_is_unchanged() -> None:
     model = DualBranch(ModelConfig(backbone="resnet10"), 7)
     model.freeze_extractor()
     model.train()
@@ -105,7 +105,7 @@ def test_a_frozen_extractor_stays_as_it_is() -> None:
 
 
 @pytest.mark.parametrize("auxiliary", [True, False])
-def test_what_is_trained_has_a_gradient(auxiliary: bool) -> None:
+def test_every_trained_parameter_has_a_gradient(auxiliary: bool) -> None:
     """DDP waits for the gradient of each parameter that is trained; the baseline uses no attention head."""
     model = DualBranch(ModelConfig(backbone="resnet10"), 7, auxiliary=auxiliary)
     output = model(images())
@@ -166,7 +166,7 @@ LAYOUTS = {
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_pretrained_layouts(layout: str, tmp_path: Path) -> None:
+def test_pretrained_layouts_are_recognized(layout: str, tmp_path: Path) -> None:
     weights, path = state(), tmp_path / "weights.pt"
     torch.save(LAYOUTS[layout](weights), path)
     config = ModelConfig(pretrained=str(path))
@@ -206,7 +206,7 @@ class Payload:
         (lambda: torchvision.models.resnet18(weights=None), r"it contains torchvision\.models\.resnet\.ResNet"),
     ],
 )
-def test_weights_that_do_not_fit(
+def test_mismatched_weights_are_rejected(
     content: object, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -227,7 +227,7 @@ FILES = {
 
 
 @pytest.mark.parametrize("kind", FILES)
-def test_files_that_are_no_weights(kind: str, tmp_path: Path) -> None:
+def test_files_without_weights_are_rejected(kind: str, tmp_path: Path) -> None:
     content, message = FILES[kind]
     (tmp_path / "w.pt").write_bytes(content)
     with pytest.raises(UserError, match=message) as caught:
@@ -237,7 +237,7 @@ def test_files_that_are_no_weights(kind: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("zipped", [True, False])
 @pytest.mark.parametrize("share", [0.001, 0.1, 0.5, 0.999])
-def test_files_that_are_cut_short(zipped: bool, share: float, tmp_path: Path) -> None:
+def test_truncated_files_are_rejected(zipped: bool, share: float, tmp_path: Path) -> None:
     path = tmp_path / "w.pt"
     torch.save(state(), path, _use_new_zipfile_serialization=zipped)
     os.truncate(path, round(share * path.stat().st_size))
@@ -246,7 +246,7 @@ def test_files_that_are_cut_short(zipped: bool, share: float, tmp_path: Path) ->
     assert "\n" not in str(caught.value)
 
 
-def test_weights_in_safetensors(tmp_path: Path) -> None:
+def test_safetensors_weights_are_loaded(tmp_path: Path) -> None:
     path, weights = tmp_path / "w.safetensors", state()
     save_file(weights, path)
     config = ModelConfig(pretrained=str(path))
@@ -258,20 +258,20 @@ def test_weights_in_safetensors(tmp_path: Path) -> None:
         load_pretrained(model, config)
 
 
-def test_missing_and_needless_weights() -> None:
+def test_missing_and_unused_weight_options_are_rejected() -> None:
     with pytest.raises(UserError, match="no such file"):
         load_pretrained(DualBranch(ModelConfig(), 7), ModelConfig(pretrained="nowhere.pt"))
     with pytest.raises(UserError, match="the extractor would stay random"):
         load_pretrained(DualBranch(ModelConfig(), 7), ModelConfig(freeze="always"))
 
 
-def test_there_are_no_imagenet_weights_of_resnet10() -> None:
+def test_resnet10_has_no_imagenet_weights() -> None:
     config = ModelConfig(backbone="resnet10", pretrained="imagenet")
     with pytest.raises(UserError, match=r"no resnet10 weights; use model\.backbone resnet18"):
         load_pretrained(DualBranch(config, 7), config)
 
 
-def test_what_a_run_starts_from_is_described() -> None:
+def test_initial_weights_are_described() -> None:
     model = DualBranch(ModelConfig(backbone="resnet10"), 7)
     assert load_pretrained(model, ModelConfig(backbone="resnet10")) == NO_WEIGHTS == LoadedWeights("", "", 0, ())
     assert NO_WEIGHTS.describe() == "random weights"
@@ -284,7 +284,7 @@ def test_what_a_run_starts_from_is_described() -> None:
         assert LoadedWeights("w.pt", "0", 5, ignored).describe() == text
 
 
-def test_heads_stay_wide_under_autocast() -> None:
+def test_heads_stay_float32_under_autocast() -> None:
     model = DualBranch(ModelConfig(backbone="resnet10"), 7)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         output = model(images())

@@ -29,7 +29,7 @@ def judged(*rows: list[int]) -> list[Score]:
     return [Score(float(np.mean(row)), len(row), np.array(row, dtype=bool)) for row in rows]
 
 
-def test_without_sampling_noise_intervals_are_those_of_the_paired_t_test() -> None:
+def test_intervals_without_sampling_noise_equal_the_paired_t_test() -> None:
     found = paired_difference(scores(FIRST), scores(SECOND))
     test = stats.ttest_rel(SECOND, FIRST)
     for interval, level in ((found.interval, 0.95), (found.equivalence, 0.9)):
@@ -51,13 +51,13 @@ def test_equivalence_is_two_one_sided_tests() -> None:
         assert found.is_equivalent(margin) == (above < 0.05 and below < 0.05)
 
 
-def test_a_difference_of_accuracies_is_at_most_one() -> None:
+def test_interval_of_a_difference_is_within_one() -> None:
     """Student's t of two seeds is 12.7: three comparisons of two noisy seeds reached 175 points."""
     found = paired_difference(scores([0.1, 0.3], 70), scores([0.3, 0.1], 70), comparisons=3)
     assert found.interval == (-1.0, 1.0) and found.verdict == "too few to tell"
 
 
-def test_tied_seeds_leave_the_sampling_noise() -> None:
+def test_tied_seeds_keep_the_sampling_noise() -> None:
     """Two seeds that agree to the sample, 3 of 69 samples apart: Student's t over seeds alone has width zero."""
     first, second = [0] * 50 + [1] * 19, [0] * 47 + [1] * 22
     found = paired_difference(judged(first, first), judged(second, second))
@@ -92,17 +92,17 @@ def test_equal_configurations_are_rarely_called_better(samples: int, seeds: int)
         assert max(rates) <= 0.05, case
 
 
-def test_a_large_gain_is_found() -> None:
+def test_large_gain_is_found() -> None:
     assert measure_rates(Case(4000, 3, 1, 0.05, 1.0, gain=0.58), 20, seed=1).paired > 0.9
 
 
-def test_one_pair_says_nothing() -> None:
+def test_single_pair_is_inconclusive() -> None:
     with pytest.raises(ValueError, match="two or more"):
         paired_difference(scores([0.1]), scores([0.2]))
 
 
 @pytest.mark.slow
-def test_a_way_of_training_equals_itself(faces: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_configuration_equals_itself(faces: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     small = settings(faces, tmp_path / "unused", epochs="1")
     common = [word for key, value in small.items() if key != "out" for word in (f"--{key}", value)]
     arguments = ["--first", "--seed 7", "--second", "--seed 7", "--seeds", "0", "1", "--out", str(tmp_path / "runs")]
@@ -123,7 +123,7 @@ def test_a_way_of_training_equals_itself(faces: Path, tmp_path: Path, capsys: py
         (["--seeds", "0", "1", "--", "--no.such.key", "1"], "unknown option --no.such.key"),
     ],
 )
-def test_mistakes_are_told_before_anything_starts(
+def test_user_errors_are_reported_before_simulating(
     arguments: list[str], words: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(SystemExit) as left:

@@ -40,7 +40,7 @@ def drawn(seed: int) -> NDArray[np.float64]:
 
 
 @pytest.mark.parametrize("name", MEASURES)
-def test_each_measure(name: str) -> None:
+def test_each_measure_equals_scipy_or_a_loop(name: str) -> None:
     p = drawn(0)
     for q in (np.random.default_rng(1).dirichlet(np.ones(7), size=40), drawn(2)):
         found = MEASURES[name](p, q)
@@ -50,13 +50,13 @@ def test_each_measure(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", MEASURES)
-def test_equal_distributions(name: str) -> None:
+def test_equal_distributions_have_distance_zero(name: str) -> None:
     p = drawn(3)
     best = 1.0 if name in ("cosine", "intersection") else 0.0
     np.testing.assert_allclose(MEASURES[name](p, p), best, atol=1e-12)
 
 
-def test_distributions_that_share_no_class() -> None:
+def test_disjoint_distributions_have_maximal_distance() -> None:
     p, q = np.array([[1.0, 0.0, 0.0]]), np.array([[0.0, 0.5, 0.5]])
     found = {name: measure(p, q).item() for name, measure in MEASURES.items()}
     assert found == pytest.approx(
@@ -72,6 +72,6 @@ def test_distributions_that_share_no_class() -> None:
     )
 
 
-def test_nothing_is_infinite() -> None:
+def test_distances_are_finite() -> None:
     p, q = np.array([[1 - 1e-300, 1e-300]]), np.array([[0.0, 1.0]])
     assert np.isfinite(kl(p, q)).all() and np.isfinite(jensen_shannon(p, q)).all()

@@ -54,7 +54,7 @@ def batch_of(images: Tensor, samples: list[int]) -> Batch:
     return Batch(images, torch.zeros(len(samples), dtype=torch.int64), torch.tensor(samples), 0, len(samples))
 
 
-def test_answers_come_in_the_order_of_the_split() -> None:
+def test_predictions_keep_the_order_of_the_split() -> None:
     images = torch.randn(5, 3, 6, 6)
     batches = [batch_of(images[[3, 0]], [3, 0]), batch_of(images[[4, 1, 2]], [4, 1, 2])]
     answers = predict_split(Echo(), batches, 5, ALONE)
@@ -69,13 +69,13 @@ def test_answers_come_in_the_order_of_the_split() -> None:
         )
 
 
-def test_the_answer_to_ten_crops_is_their_mean() -> None:
+def test_ten_crop_prediction_is_the_mean() -> None:
     images = torch.randn(2, 10, 3, 6, 6)
     answers = predict_split(Echo(), [batch_of(images, [1, 0])], 2, ALONE)
     assert answers.target_logits[1].tolist() == pytest.approx(images[0, :, 0, 0, 2:4].mean(dim=0).tolist(), abs=1e-6)
 
 
-def test_answers_that_are_no_numbers_are_refused() -> None:
+def test_nan_predictions_are_rejected() -> None:
     """The likeliest class of NaN would be the first one."""
     images = torch.randn(3, 3, 6, 6)
     images[1] = torch.nan
@@ -85,21 +85,21 @@ def test_answers_that_are_no_numbers_are_refused() -> None:
     check_finite(Predictions(*(rows[[0, 2]] for rows in answers)), "some.pt")
 
 
-def test_a_face_seen_twice_or_never_is_noticed() -> None:
+def test_duplicate_or_missing_samples_are_rejected() -> None:
     images = torch.randn(2, 3, 6, 6)
     for samples in ([0, 0], [0, 2]):
         with pytest.raises(RuntimeError, match="of 3 samples"):
             gather_outputs([Rows(torch.tensor(samples), images[:, 0, 0])], 3, ALONE)
 
 
-def test_some_faces_alone() -> None:
+def test_subset_of_samples_is_predicted() -> None:
     images = torch.randn(2, 3, 6, 6)
     rows = gather_outputs([Rows(torch.tensor([7, 2]), images[:, 0, 0])], 9, ALONE, np.array([2, 7]))
     np.testing.assert_allclose(rows, images[[1, 0], 0, 0])
 
 
 @pytest.mark.parametrize("supervision", ["fused", "label", "class", "one_hot"])
-def test_fusion_after_the_fact_is_equations_11_and_12(supervision: str) -> None:
+def test_fused_distributions_follow_equations_11_and_12(supervision: str) -> None:
     random = np.random.default_rng(0)
     faces, classes, lowest = 11, 3, 0.2
     answers = Predictions(
@@ -129,7 +129,7 @@ def test_fusion_after_the_fact_is_equations_11_and_12(supervision: str) -> None:
                 assert weights[face] == pytest.approx(w, abs=1e-12)
 
 
-def test_a_run_keeps_its_faces_and_the_selected_answers(run: Path, faces: Path) -> None:
+def test_run_keeps_its_samples_and_the_selected_predictions(run: Path, faces: Path) -> None:
     split = open_dataset(faces).split("validation")
     recorded = load_predictions(run, "validation")
     assert recorded.faces.keys.tolist() == [str(key) for key in split.keys]
@@ -144,7 +144,7 @@ def test_a_run_keeps_its_faces_and_the_selected_answers(run: Path, faces: Path) 
     assert trained.true_labels.tolist() == open_dataset(faces).split("train").labels.tolist()
 
 
-def test_a_trained_network_opens_again(run: Path) -> None:
+def test_trained_model_opens_with_the_same_predictions(run: Path) -> None:
     saved = read_checkpoint(run / "checkpoints" / "selected.pt")
     trained = load_trained_model(run)
     assert trained.epoch == saved["progress"]["epoch"]
@@ -156,7 +156,7 @@ def test_a_trained_network_opens_again(run: Path) -> None:
     assert load_trained_model(run / "checkpoints" / "selected.pt").epoch == trained.epoch
 
 
-def test_what_is_no_run(tmp_path: Path) -> None:
+def test_invalid_run_folder_is_rejected(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no such run folder or checkpoint"):
         load_trained_model(tmp_path / "nowhere")
     with pytest.raises(UserError, match="no checkpoint found"):
@@ -169,7 +169,7 @@ def test_what_is_no_run(tmp_path: Path) -> None:
         load_predictions(tmp_path, "test")
 
 
-def test_disputed_faces_are_listed_first(faces: Path) -> None:
+def test_most_ambiguous_samples_are_tracked_first(faces: Path) -> None:
     split = open_dataset(faces).split("train")
     votes = np.zeros((len(split), len(split.classes)), dtype=np.float32)
     votes[:, 0] = 10

@@ -103,7 +103,7 @@ def evaluation(checkpoint: Path, config: Config, split: str) -> np.ndarray:
 
 
 @pytest.mark.parametrize("kind", ["pt", "safetensors", "onnx", "pt2"])
-def test_a_dataset_is_answered_as_in_evaluation(
+def test_dataset_predictions_equal_evaluation(
     models: Path, faces: Path, kind: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out, lines = predict(capsys, models / f"model.{kind}", faces, "--batch-size", 7, "--device", "cpu")
@@ -116,7 +116,7 @@ def test_a_dataset_is_answered_as_in_evaluation(
     assert wanted.std(axis=0).max() > 1e-3  # faces are told apart, or all of this would say little
 
 
-def test_ten_crops_as_in_evaluation(faces: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_ten_crop_predictions_equal_evaluation(faces: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     config = small_config({"data.shards": str(faces), "data.ten_crop": 40, "data.workers": 0})
     save_checkpoint(tmp_path / "ten.pt", config, drawn_network(config, len(CLASSES)), CLASSES)
     wanted = evaluation(tmp_path / "ten.pt", config, "test")
@@ -127,7 +127,7 @@ def test_ten_crops_as_in_evaluation(faces: Path, tmp_path: Path, capsys: pytest.
         np.testing.assert_allclose(shares(read_csv(out)), wanted, atol=1e-5)
 
 
-def test_the_split_is_the_one_asked_for(models: Path, faces: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_requested_split_is_predicted(models: Path, faces: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out, _ = predict(capsys, models / "model.pt", faces, "--split", "train")
     rows = read_csv(out)
     assert len(rows) == 64
@@ -136,7 +136,7 @@ def test_the_split_is_the_one_asked_for(models: Path, faces: Path, capsys: pytes
     np.testing.assert_allclose(shares(rows), wanted, atol=1e-5)
 
 
-def test_a_folder_is_searched_in_order_and_bad_pictures_are_rows(
+def test_folder_is_walked_in_order_and_bad_images_are_rows(
     model: Path, pictures: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out, lines = predict(capsys, model, pictures, pictures / "b.png", "--batch-size", 2, "--workers", 3, status=1)
@@ -155,13 +155,13 @@ def test_a_folder_is_searched_in_order_and_bad_pictures_are_rows(
     ]
 
 
-def test_when_every_picture_failed(model: Path, pictures: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_all_images_failing_is_an_error(model: Path, pictures: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out, lines = predict(capsys, model, pictures / "e.jpg", pictures / "f.png", status=1)
     assert len(read_csv(out)) == 2
     assert len(lines) == 1
 
 
-def test_pixels_are_what_a_viewer_shows(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_pixels_equal_those_of_a_viewer(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     face = Image.fromarray(render_sample(2, 0, 32).image)
     turned = face.transpose(Image.Transpose.ROTATE_90)  # which tag 6 turns back
     exif = Image.Exif()
@@ -179,7 +179,7 @@ def test_pixels_are_what_a_viewer_shows(model: Path, tmp_path: Path, capsys: pyt
     assert np.abs(others[2] - upright).max() > 1e-4
 
 
-def test_json_lines_and_the_table_say_the_same(model: Path, pictures: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_json_lines_and_table_agree(model: Path, pictures: Path, capsys: pytest.CaptureFixture[str]) -> None:
     rows = read_csv(predict(capsys, model, pictures, status=1)[0])
     text, _ = predict(capsys, model, pictures, "--format", "jsonl", status=1)
     objects = [json.loads(line) for line in text.splitlines()]
@@ -199,7 +199,9 @@ def test_json_lines_and_the_table_say_the_same(model: Path, pictures: Path, caps
             assert line.endswith(row["path"])
 
 
-def test_odd_names(model: Path, pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_odd_file_names_are_kept(
+    model: Path, pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     odd = 'new\nline,"quoted"\x1b[31m.jpg'
     (tmp_path / odd).write_bytes((pictures / "a.jpg").read_bytes())
     latin = str(tmp_path).encode() + b"/caf\xe9.jpg"
@@ -215,7 +217,7 @@ def test_odd_names(model: Path, pictures: Path, tmp_path: Path, capsys: pytest.C
     assert latin in process.stdout
 
 
-def test_every_suffix_that_the_builder_takes(
+def test_every_suffix_of_the_builder_is_accepted(
     model: Path, pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     data = (pictures / "a.jpg").read_bytes()
@@ -235,7 +237,7 @@ def test_every_suffix_that_the_builder_takes(
         lambda text: text.replace("\n", "\r").encode(),
     ],
 )
-def test_stdin_in_every_encoding(
+def test_stdin_is_read_in_every_encoding(
     encode: Callable[[str], bytes],
     model: Path,
     pictures: Path,
@@ -264,7 +266,7 @@ def test_json_holds_names_of_any_bytes_as_text(
     assert unescape_name(output) == str(path)
 
 
-def test_paths_from_stdin_are_answered_as_they_come(model: Path, pictures: Path) -> None:
+def test_paths_from_stdin_are_predicted_as_they_arrive(model: Path, pictures: Path) -> None:
     process = subprocess.Popen(
         [sys.executable, "-m", "adadf_dist.predict", str(model), "-", "--format", "jsonl"],
         stdin=subprocess.PIPE,
@@ -290,7 +292,7 @@ def test_paths_from_stdin_are_answered_as_they_come(model: Path, pictures: Path)
         process.wait()
 
 
-def test_no_pictures(
+def test_no_images_is_one_line(
     model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "a.txt").touch()
@@ -303,7 +305,7 @@ def test_no_pictures(
     assert not (tmp_path / "rows.csv").exists()
 
 
-def test_mistakes_are_one_line(
+def test_user_errors_are_one_line(
     models: Path, model: Path, pictures: Path, faces: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     face = pictures / "a.jpg"
@@ -319,14 +321,16 @@ def test_mistakes_are_one_line(
         assert "--device cuda: no GPU" in refused(capsys, model, face, "--device", "cuda")
 
 
-def test_rows_go_to_a_file(model: Path, pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_rows_are_written_to_a_file(
+    model: Path, pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     wanted, _ = predict(capsys, model, pictures, status=1)
     out, _ = predict(capsys, model, pictures, "--out", tmp_path / "rows.csv", status=1)
     assert not out
     assert (tmp_path / "rows.csv").read_text() == wanted
 
 
-def test_no_more_is_read_ahead_than_a_few_batches(model: Path, pictures: Path) -> None:
+def test_reading_ahead_is_limited_to_a_few_batches(model: Path, pictures: Path) -> None:
     taken = []
 
     def endless() -> Iterator[ImageInput]:
@@ -341,7 +345,7 @@ def test_no_more_is_read_ahead_than_a_few_batches(model: Path, pictures: Path) -
         assert len(taken) <= 4 * number + 2 * 4 + 2 + 2  # judged, waiting, being decoded, in hand
 
 
-def test_what_ends_the_pictures_is_raised_after_the_rows_before(model: Path, pictures: Path) -> None:
+def test_input_error_is_raised_after_the_rows_before_it(model: Path, pictures: Path) -> None:
     def broken() -> Iterator[ImageInput]:
         yield file_picture(str(pictures / "a.jpg"))
         raise PermissionError(13, "Permission denied", "locked")
@@ -353,7 +357,7 @@ def test_what_ends_the_pictures_is_raised_after_the_rows_before(model: Path, pic
 
 
 @pytest.mark.slow
-def test_a_reader_that_leaves(model: Path, faces: Path) -> None:
+def test_closed_output_pipe_ends_quietly(model: Path, faces: Path) -> None:
     process = start([sys.executable, "-m", "adadf_dist.predict", str(model), str(faces), "--batch-size", "1"])
     assert process.stdout is not None
     try:
@@ -383,7 +387,7 @@ class Photographs:
         Image.new("RGB", (200, 200), (90, 120, 90)).save(self.folder / "3.png")
 
 
-def test_faces_of_photographs_are_aligned_as_the_builder_aligns_them(
+def test_photos_are_aligned_like_the_builder_does(
     model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     photographs = Photographs(tmp_path)
@@ -408,9 +412,7 @@ def test_faces_of_photographs_are_aligned_as_the_builder_aligns_them(
         assert shares([row]) == pytest.approx(shares([same]), abs=1e-5)
 
 
-def test_a_photograph_taken_for_a_face_is_remarked_on(
-    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_unaligned_photo_gives_a_warning(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     Image.new("RGB", (900, 700)).save(tmp_path / "large.png")
     Image.new("RGB", (300, 300)).save(tmp_path / "small.png")
     _, lines = predict(capsys, model, tmp_path)
@@ -419,7 +421,7 @@ def test_a_photograph_taken_for_a_face_is_remarked_on(
     assert "--align" in lines[0]
 
 
-def test_a_missing_path_is_a_row(model: Path, pictures: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_missing_path_is_a_row(model: Path, pictures: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """What comes after it is still predicted, and the exit status says that something failed."""
     out, lines = predict(capsys, model, pictures / "nowhere.png", pictures / "b.png", status=1)
     missing, fine = read_csv(out)
@@ -438,7 +440,7 @@ def test_dataset_rows_carry_the_true_label(models: Path, faces: Path, capsys: py
         assert [float(row[f"votes_{name}"]) for name in split.classes] == votes.tolist()
 
 
-def test_all_faces_have_a_row_and_a_box(
+def test_every_face_has_a_row_and_a_box(
     model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The largest first, whatever the detector's order."""

@@ -127,7 +127,7 @@ class Page(html.parser.HTMLParser):
             self.text += data + " "
 
 
-def test_the_page_loads_nothing_and_its_ids_are_its_own(run: Path) -> None:
+def test_page_loads_nothing_and_has_unique_ids(run: Path) -> None:
     page = Page(run / "report.html")
     assert all(value.startswith("data:") for value in page.loads), [v[:80] for v in page.loads]
     assert "@import" not in page.source and not re.search(r"url\((?!#)", page.source)
@@ -138,7 +138,7 @@ def test_the_page_loads_nothing_and_its_ids_are_its_own(run: Path) -> None:
     assert not list(run.glob("*.partial"))
 
 
-def test_only_what_was_judged_is_said_to_be_well(tmp_path: Path) -> None:
+def test_only_judged_rules_are_reported_as_healthy(tmp_path: Path) -> None:
     """A run of 2 epochs of 10 steps, too short for nearly every rule, with a warm-up ten times longer than itself."""
     few = confusion([3, 3, 3], [4, 30, 6], [3, 7, 30])
     epochs = tuple(record(epoch, few, step=10 * epoch) for epoch in (1, 2))
@@ -162,7 +162,7 @@ def test_only_what_was_judged_is_said_to_be_well(tmp_path: Path) -> None:
     assert "the learning rate reaches at most 10% of optimizer.lr" in text and "No problems found" not in text
 
 
-def test_the_figures_of_the_result_are_those_of_the_files(run: Path) -> None:
+def test_result_figures_equal_the_files(run: Path) -> None:
     page = Page(run / "report.html")
     result = json.loads((run / "result.json").read_text())
     epochs = records(run, "epoch")
@@ -175,7 +175,7 @@ def test_the_figures_of_the_result_are_those_of_the_files(run: Path) -> None:
     assert "In progress" not in page.text
 
 
-def test_the_confusion_is_what_the_selected_model_answers(run: Path) -> None:
+def test_confusion_matrix_is_of_the_selected_model(run: Path) -> None:
     svg = Page(run / "report.html").source
     with np.load(run / "answers-test.npz") as answers:
         labels, predicted = answers["labels"], answers["target_logits"].argmax(axis=1)
@@ -195,7 +195,7 @@ def test_the_confusion_is_what_the_selected_model_answers(run: Path) -> None:
             assert cells[size + row * len(classes) + column] == expected
 
 
-def test_the_slider_has_every_epochs_class_distributions(run: Path) -> None:
+def test_slider_has_class_distributions_of_every_epoch(run: Path) -> None:
     (data,) = map(json.loads, Page(run / "report.html").data)
     assert data["epochs"] == [1, 2, 3]
     for place, path in enumerate(sorted((run / "history").glob("epoch-*.npz"))):
@@ -205,7 +205,7 @@ def test_the_slider_has_every_epochs_class_distributions(run: Path) -> None:
     assert any(map(any, data["met"]))
 
 
-def test_the_faces_are_ranked_and_pictured(run: Path, faces: Path) -> None:
+def test_samples_are_ranked_and_shown(run: Path, faces: Path) -> None:
     page = Page(run / "report.html")
     with np.load(run / "answers-validation.npz") as answers:
         logits = answers["target_logits"].astype(np.float64)
@@ -222,7 +222,7 @@ def test_the_faces_are_ranked_and_pictured(run: Path, faces: Path) -> None:
     assert "no images" not in page.text
 
 
-def test_an_ambiguous_face_is_found_and_told(run: Path, faces: Path) -> None:
+def test_ambiguous_sample_is_found_and_described(run: Path, faces: Path) -> None:
     opened = open_run(run)
     face = find_tracked_sample(opened)
     assert face is not None and face.votes is not None
@@ -246,13 +246,13 @@ def test_an_ambiguous_face_is_found_and_told(run: Path, faces: Path) -> None:
     np.testing.assert_allclose(face.distributions[-1, FUSED], mixed, atol=2e-3)  # w' is kept as float16
 
 
-def test_attention_by_class() -> None:
+def test_attention_by_class_equals_the_history() -> None:
     values = np.array([0.2, 0.4, np.nan, 1.0])
     means = class_means(values, np.array([0, 0, 1, 2]), 4)
     np.testing.assert_allclose(means, [0.3, np.nan, 1.0, np.nan])
 
 
-def test_figures_for_a_paper(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_figures_are_written_for_papers(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     main([str(run), "--out", str(tmp_path / "page.html"), "--figures", str(tmp_path / "figures")])
     names = {path.stem for path in (tmp_path / "figures").iterdir()}
     assert {"curves", "confusion", "class_distributions", "thresholds", "attention", "features", "face"} == names
@@ -267,12 +267,12 @@ def test_figures_for_a_paper(run: Path, tmp_path: Path, capsys: pytest.CaptureFi
     assert "page.html: is a file" in wrong([*again[:-1], str(tmp_path / "page.html")], capsys)
 
 
-def test_the_same_run_gives_the_same_page(run: Path, tmp_path: Path) -> None:
+def test_page_is_deterministic(run: Path, tmp_path: Path) -> None:
     report([run], tmp_path / "again.html")
     assert (tmp_path / "again.html").read_bytes() == (run / "report.html").read_bytes()
 
 
-def test_a_map_keeps_neighbours_together() -> None:
+def test_tsne_keeps_neighbors_together() -> None:
     random = np.random.default_rng(0)
     centres = 8 * random.normal(size=(3, 16))
     labels = np.arange(90) % 3
@@ -281,7 +281,7 @@ def test_a_map_keeps_neighbours_together() -> None:
     assert (labels[distances.argmin(axis=1)] == labels).all()
 
 
-def test_the_map_is_beside_a_run_that_was_taught_otherwise(run: Path, baseline: Path, tmp_path: Path) -> None:
+def test_tsne_compares_with_a_differently_supervised_run(run: Path, baseline: Path, tmp_path: Path) -> None:
     again = copy_of(baseline, tmp_path / "again", seed="7")
     twin = copy_of(run, tmp_path / "twin", seed="7")
     for first, others, second in ((baseline, (again, run), run), (run, (twin, again), again)):
@@ -322,7 +322,7 @@ def test_several_runs_are_paired_by_seed(run: Path, copies: Path, tmp_path: Path
     assert compare_groups([open_run(mine[0]), open_run(mine[1])]) == [], "one way of training"
 
 
-def test_runs_that_do_not_compare(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_incomparable_runs_are_rejected(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Another task, or a seed that one way of training has twice: no difference is made of them."""
     twin = copy_of(run, tmp_path / "twin", 0.1)
     other = copy_of(run, tmp_path / "other")
@@ -337,7 +337,7 @@ def test_runs_that_do_not_compare(run: Path, tmp_path: Path, capsys: pytest.Capt
     main([str(run), str(cleaned), "--out", page])
 
 
-def test_torn_files_of_a_run(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_truncated_run_files_are_handled(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     torn = copy_of(run, tmp_path / "torn")
     with (torn / "metrics.jsonl").open("ab") as file:
         file.write(b'{"kind": "epoch", "\xff\xfe')
@@ -346,7 +346,7 @@ def test_torn_files_of_a_run(run: Path, tmp_path: Path, capsys: pytest.CaptureFi
     assert "epoch-0002.npz: truncated or corrupt" in wrong([str(torn)], capsys)
 
 
-def test_titles_do_not_touch(run: Path) -> None:
+def test_titles_do_not_overlap(run: Path) -> None:
     opened = open_run(run)
     face = find_tracked_sample(opened, "")
     assert face is not None and face.votes is not None  # so there are most panels
@@ -360,7 +360,7 @@ def test_titles_do_not_touch(run: Path) -> None:
         assert not any(box.overlaps(other) for other in boxes[:number])
 
 
-def test_a_run_in_progress(run: Path, tmp_path: Path) -> None:
+def test_unfinished_run_is_reported(run: Path, tmp_path: Path) -> None:
     begun = copy_of(run, tmp_path / "begun")
     for name in ("result.json", "answers-validation.npz", "answers-test.npz", "report.html"):
         (begun / name).unlink()
@@ -374,13 +374,13 @@ def test_a_run_in_progress(run: Path, tmp_path: Path) -> None:
     assert "features" not in page.ids and "confusion" in page.ids and "face" in page.ids
 
 
-def test_faces_that_are_not_at_hand(run: Path, tmp_path: Path) -> None:
+def test_unavailable_images_are_left_out(run: Path, tmp_path: Path) -> None:
     moved = copy_of(run, tmp_path / "moved", data__shards="elsewhere/faces")
     main([str(moved)])
     assert "no images: elsewhere/faces not found" in Page(moved / "report.html").text
 
 
-def test_the_baseline_has_no_distributions_to_show(baseline: Path, run: Path, tmp_path: Path) -> None:
+def test_baseline_report_has_no_distributions(baseline: Path, run: Path, tmp_path: Path) -> None:
     report([run, baseline], tmp_path / "both.html")
     page = Page(tmp_path / "both.html")
     assert "<!-- single-label baseline: baseline -->" in page.source
@@ -398,7 +398,7 @@ def wrong(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
     return output
 
 
-def test_mistakes_are_told_in_a_line(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_user_errors_are_one_line(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "no such run folder" in wrong([str(tmp_path / "nowhere")], capsys)
     assert "not a run folder of adadf_dist.train" in wrong([str(tmp_path)], capsys)
     assert "listed twice" in wrong([str(run), f"{run}/", "--out", str(tmp_path / "x.html")], capsys)
@@ -429,7 +429,7 @@ def test_mistakes_are_told_in_a_line(run: Path, tmp_path: Path, capsys: pytest.C
     assert there.read_text().startswith("<!doctype html>")
 
 
-def test_training_does_not_load_what_draws() -> None:
+def test_training_does_not_import_plotting() -> None:
     script = "import sys, adadf_dist.train; sys.exit(any(m in sys.modules for m in ('matplotlib', 'sklearn')))"
     assert finish([sys.executable, "-c", script]).returncode == 0
 
@@ -442,7 +442,7 @@ def shown(page: browser.Page) -> str:
 
 
 @browser.needs_chromium
-def test_the_page_in_a_browser(run: Path) -> None:
+def test_page_works_in_a_browser(run: Path) -> None:
     """The slider goes to the first epoch; played from the end, it starts there and goes on to the end."""
     (data,) = map(json.loads, Page(run / "report.html").data)
     first, last = (f"epoch {e} " + " ".join(f"{v:.2f}" for v in data["rows"][e - 1][0][:3]) for e in (1, 3))

@@ -105,7 +105,7 @@ def ferplus(mini: object, tmp_path_factory: pytest.TempPathFactory) -> Dataset:
     return run_build("fer2013", tmp_path_factory.mktemp("fer") / "ferplus", *MINI, "--samples-per-shard", 100)
 
 
-def test_ferplus_labels_votes_and_leaks_match_a_naive_count(
+def test_ferplus_labels_votes_and_leaks_equal_a_naive_count(
     ferplus: Dataset, mini: tuple[list[dict[str, str]], list[dict[str, str]]]
 ) -> None:
     faces, votes = mini
@@ -130,7 +130,7 @@ def test_ferplus_labels_votes_and_leaks_match_a_naive_count(
     assert sorted(listed) == sorted(f"mini_fer2013.csv.gz row {row}" for row in leaks)
 
 
-def test_ferplus_votes_and_pixels_are_those_of_the_row(
+def test_ferplus_votes_and_pixels_equal_the_row(
     ferplus: Dataset, mini: tuple[list[dict[str, str]], list[dict[str, str]]]
 ) -> None:
     faces, votes = mini
@@ -148,7 +148,7 @@ def test_ferplus_votes_and_pixels_are_those_of_the_row(
             assert np.abs(image - original).max() <= 2, "JPEG at quality 100 changes next to nothing"
 
 
-def test_validation_is_a_tenth_of_each_class_and_shares_no_face(ferplus: Dataset) -> None:
+def test_validation_is_a_tenth_of_each_class_without_duplicates(ferplus: Dataset) -> None:
     train, validation = ferplus.split("train"), ferplus.split("validation")
     for label in range(len(FERPLUS)):
         of_class = [int((split.labels == label).sum()) for split in (train, validation)]
@@ -174,7 +174,7 @@ def test_fer_labels_keep_every_row_and_map_the_votes(
         assert split.votes[sample].tolist() == [int(votes[row][FER_AS_FERPLUS.get(name, name)]) for name in FER]
 
 
-def test_bytes_do_not_depend_on_the_workers(ferplus: Dataset, tmp_path: Path) -> None:
+def test_bytes_do_not_depend_on_workers(ferplus: Dataset, tmp_path: Path) -> None:
     again = run_build("fer2013", tmp_path / "ferplus", *MINI, "--samples-per-shard", 100, workers=3)
     assert tree(again.folder) == tree(ferplus.folder)
 
@@ -217,7 +217,7 @@ def test_private_test_makes_public_test_the_validation_split(tmp_path: Path) -> 
     }
 
 
-def test_a_face_stays_in_the_split_that_judges(tmp_path: Path) -> None:
+def test_leaked_sample_is_dropped_from_train(tmp_path: Path) -> None:
     rows = [
         *[(0, face(1), "Training"), (0, face(2), "Training"), (0, face(3), "Training"), (1, face(9), "Training")],
         *[(0, face(2), "PublicTest"), (0, face(4), "PublicTest"), (1, face(5), "PublicTest")],
@@ -242,7 +242,7 @@ def test_a_face_stays_in_the_split_that_judges(tmp_path: Path) -> None:
     ]
 
 
-def test_twins_and_their_conflicts_are_counted(tmp_path: Path) -> None:
+def test_duplicates_and_conflicts_are_counted(tmp_path: Path) -> None:
     rows = [
         *[(0, face(1), "Training"), (0, face(1), "Training"), (0, face(2), "Training"), (3, face(2), "Training")],
         *[(5, face(2), "Training"), (4, face(3), "Training"), (4, face(4), "PublicTest"), (4, face(4), "PublicTest")],
@@ -254,7 +254,7 @@ def test_twins_and_their_conflicts_are_counted(tmp_path: Path) -> None:
     assert twins["validation"] == {"groups": 1, "faces": 2, "conflicting_groups": 0, "conflicting_faces": 0}
 
 
-def test_votes_decide_and_ties_go_to_the_first_column(tmp_path: Path) -> None:
+def test_majority_votes_decide_and_ties_take_the_first_column(tmp_path: Path) -> None:
     path = write_csv(tmp_path / "fer", [(0, face(n), "Training") for n in range(6)])
     counts = [
         (0, 1, 9, 0, 0, 0, 0, 0, 0, 0),
@@ -271,7 +271,7 @@ def test_votes_decide_and_ties_go_to_the_first_column(tmp_path: Path) -> None:
     assert (findings(dataset)["dropped_without_votes"], findings(dataset)["tied_votes"]) == (1, 2)
 
 
-def test_columns_may_stand_in_any_order(tmp_path: Path) -> None:
+def test_columns_may_be_in_any_order(tmp_path: Path) -> None:
     rows = [(usage, emotion, text) for emotion, text, usage in GOOD]
     path = write_csv(tmp_path / "fer", rows, header="Usage, emotion, pixels")
     assert sum(info.samples for info in build_fer(path.parent).splits.values()) == len(GOOD)
@@ -298,7 +298,7 @@ BAD_CSVS: dict[str, tuple[list[tuple[object, ...]], str]] = {
 
 
 @pytest.mark.parametrize(("rows", "line"), BAD_CSVS.values(), ids=BAD_CSVS)
-def test_bad_csv_is_told_in_one_line(tmp_path: Path, rows: list[tuple[object, ...]], line: str) -> None:
+def test_bad_csv_is_one_line(tmp_path: Path, rows: list[tuple[object, ...]], line: str) -> None:
     path = write_csv(tmp_path / "fer", rows)
     with pytest.raises(UserError, match=line) as error:
         build_fer(path.parent)
@@ -306,20 +306,20 @@ def test_bad_csv_is_told_in_one_line(tmp_path: Path, rows: list[tuple[object, ..
     assert not (tmp_path / "out").exists()
 
 
-def test_wrong_header_is_told(tmp_path: Path) -> None:
+def test_wrong_header_is_one_line(tmp_path: Path) -> None:
     path = write_csv(tmp_path / "fer", GOOD, header="label,pixels,Usage")
     with pytest.raises(UserError, match=r"line 1: no column emotion; the header has label, pixels, Usage.*right file"):
         build_fer(path.parent)
 
 
-def test_missing_csv_says_what_was_sought_and_seen(tmp_path: Path) -> None:
+def test_missing_csv_error_lists_expected_and_found_files(tmp_path: Path) -> None:
     (tmp_path / "fer").mkdir()
     (tmp_path / "fer" / "faces.txt").write_bytes(b"")
     with pytest.raises(UserError, match=r"expected fer2013\.csv, .* found faces\.txt; use --csv"):
         build_fer(tmp_path / "fer")
 
 
-def test_two_csvs_are_not_chosen_between(tmp_path: Path) -> None:
+def test_two_csvs_are_ambiguous(tmp_path: Path) -> None:
     path = write_csv(tmp_path / "fer", GOOD)
     path.with_suffix(".csv.gz").write_bytes(gzip.compress(path.read_bytes()))
     with pytest.raises(UserError, match=r"contains fer2013\.csv and fer2013\.csv\.gz; pass one"):
@@ -327,14 +327,14 @@ def test_two_csvs_are_not_chosen_between(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("damage", [lambda data: data[: len(data) // 2], lambda data: b"no gzip" + data])
-def test_damaged_gzip_is_told(tmp_path: Path, damage: Callable[[bytes], bytes]) -> None:
+def test_damaged_gzip_is_one_line(tmp_path: Path, damage: Callable[[bytes], bytes]) -> None:
     data = write_csv(tmp_path / "fer", GOOD).read_bytes()
     (tmp_path / "cut.csv.gz").write_bytes(damage(gzip.compress(data)))
     with pytest.raises(UserError, match=r"cut\.csv\.gz: corrupt gzip file"):
         run_build("fer2013", tmp_path / "out", "--csv", tmp_path / "cut.csv.gz", "--labels", "fer")
 
 
-def test_votes_must_list_the_same_faces(tmp_path: Path) -> None:
+def test_votes_must_list_the_same_samples(tmp_path: Path) -> None:
     path = write_csv(tmp_path / "fer", GOOD)
     votes = [(usage, [10] + [0] * 9) for _, _, usage in GOOD]
     write_votes(path.parent, votes[:-1])
@@ -358,7 +358,7 @@ def test_ferplus_labels_need_the_votes(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("seed", [0, 1])
-def test_carved_shares_are_exact_and_keep_twins_together(seed: int) -> None:
+def test_held_out_shares_are_exact_and_keep_duplicates_together(seed: int) -> None:
     rng = np.random.default_rng(seed)
     faces = rng.integers(0, 600, 1000).tolist()  # many twins
     labels = [content % 3 if content % 10 else int(rng.integers(3)) for content in faces]  # some in conflict
@@ -403,7 +403,7 @@ def build_folder(root: Path, *options: object) -> Dataset:
     return run_build("folder", root.parent / "out", "--root", root, *options)
 
 
-def test_flat_tree_is_carved_and_jpegs_pass_through(faces: Path) -> None:
+def test_flat_tree_is_split_and_jpegs_are_copied(faces: Path) -> None:
     dataset = build_folder(faces, "--test-fraction", 0.2)
     assert dataset.classes == ("cross", "glad")
     assert {name: info.class_counts for name, info in dataset.splits.items()} == {
@@ -451,7 +451,7 @@ ENCODED: dict[str, tuple[str, str, str]] = {
 
 
 @pytest.mark.parametrize(("mode", "file", "stored_mode"), ENCODED.values(), ids=ENCODED)
-def test_every_kind_of_picture_becomes_a_plain_jpeg(faces: Path, mode: str, file: str, stored_mode: str) -> None:
+def test_every_image_format_becomes_a_plain_jpeg(faces: Path, mode: str, file: str, stored_mode: str) -> None:
     path = save(faces / "glad" / file, mode, (40, 32))
     dataset = build_folder(faces, "--validation-fraction", 0)
     split, output = dataset.split("train"), facts(dataset, "train")
@@ -462,7 +462,7 @@ def test_every_kind_of_picture_becomes_a_plain_jpeg(faces: Path, mode: str, file
     assert np.abs(np.asarray(image, dtype=int) - original).mean() < 6, "noise at quality 95"
 
 
-def test_phone_picture_with_a_second_one_inside_is_stored_as_a_plain_jpeg(faces: Path) -> None:
+def test_multi_picture_jpeg_is_stored_as_a_plain_jpeg(faces: Path) -> None:
     pictures = [Image.new("RGB", (40, 32), colour) for colour in ("red", "blue")]
     pictures[0].save(faces / "glad" / "phone.jpg", "MPO", save_all=True, append_images=pictures[1:])
     dataset = build_folder(faces, "--validation-fraction", 0)
@@ -473,7 +473,7 @@ def test_phone_picture_with_a_second_one_inside_is_stored_as_a_plain_jpeg(faces:
     assert np.abs(np.asarray(image, dtype=int) - [255, 0, 0]).max() < 4
 
 
-def test_16_bit_grey_is_scaled_not_clipped(faces: Path) -> None:
+def test_16_bit_gray_is_scaled_not_clipped(faces: Path) -> None:
     ramp = np.linspace(0, 65535, 32 * 32).reshape(32, 32).astype(np.uint16)
     Image.fromarray(ramp).save(faces / "glad" / "deep.png")
     dataset = build_folder(faces, "--validation-fraction", 0)
@@ -482,7 +482,7 @@ def test_16_bit_grey_is_scaled_not_clipped(faces: Path) -> None:
     assert np.abs(pixels(split, sample).astype(int) - ramp / 257).max() < 5
 
 
-def test_rotation_in_exif_is_carried_out(faces: Path) -> None:
+def test_exif_rotation_is_applied(faces: Path) -> None:
     upright = Image.new("L", (40, 24), 0)
     upright.paste(255, (0, 0, 20, 24))  # white on the left
     exif = Image.Exif()
@@ -497,7 +497,7 @@ def test_rotation_in_exif_is_carried_out(faces: Path) -> None:
     assert image[22:].mean() < 5
 
 
-def test_large_pictures_are_made_smaller_and_small_ones_left(faces: Path) -> None:
+def test_large_images_are_downscaled_and_small_ones_kept(faces: Path) -> None:
     save(faces / "glad" / "large.jpg", size=(90, 60))
     dataset = build_folder(faces, "--validation-fraction", 0, "--image-size", 30)
     split, output = dataset.split("train"), facts(dataset, "train")
@@ -595,7 +595,7 @@ def test_shard_without_a_good_image_leaves_no_gap(faces: Path) -> None:
     assert verify(dataset.folder, 1)[1] == []
 
 
-def test_a_class_without_a_good_image_is_an_error(faces: Path) -> None:
+def test_class_without_a_good_image_is_an_error(faces: Path) -> None:
     for path in (faces / "glad").iterdir():
         path.write_bytes(b"broken")
     count = len(list((faces / "glad").iterdir()))
@@ -604,7 +604,7 @@ def test_a_class_without_a_good_image_is_an_error(faces: Path) -> None:
     assert not (faces.parent / "out").exists()
 
 
-def test_not_one_good_image_is_an_error(tmp_path: Path) -> None:
+def test_no_good_image_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "faces" / "glad").mkdir(parents=True)
     (tmp_path / "faces" / "glad" / "a.jpg").write_bytes(b"broken")
     (tmp_path / "faces" / "sad").mkdir()
@@ -633,7 +633,7 @@ BAD_TREES: dict[str, tuple[list[str], tuple[object, ...], str]] = {
 
 
 @pytest.mark.parametrize(("paths", "options", "line"), BAD_TREES.values(), ids=BAD_TREES)
-def test_bad_tree_is_told_in_one_line(tmp_path: Path, paths: list[str], options: tuple[object, ...], line: str) -> None:
+def test_bad_tree_is_one_line(tmp_path: Path, paths: list[str], options: tuple[object, ...], line: str) -> None:
     root = tmp_path / "faces"
     root.mkdir()
     for path in paths:
@@ -654,7 +654,7 @@ def run_program(*words: object) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)
 
 
-def test_programs_build_and_verify(faces: Path, tmp_path: Path) -> None:
+def test_commands_build_and_verify(faces: Path, tmp_path: Path) -> None:
     out = tmp_path / "data"
     done = run_program("shards.build", "folder", "--root", faces, "--out", out, "--test-fraction", 0.2, "--workers", 1)
     assert (done.returncode, "Traceback" in done.stderr) == (0, False), done.stderr
@@ -665,7 +665,7 @@ def test_programs_build_and_verify(faces: Path, tmp_path: Path) -> None:
     assert "train" in checked.stdout
 
 
-def test_programs_fail_with_a_line(faces: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_command_errors_are_one_line(faces: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = build_folder(faces).folder
     capsys.readouterr()
     with pytest.raises(SystemExit) as stop:
@@ -711,7 +711,7 @@ def test_killed_build_leaves_no_dataset_and_no_process(tmp_path: Path) -> None:
     assert sorted(path.name for path in dataset.folder.glob("*.tar")) == ["train-000000.tar"]
 
 
-def test_killed_build_goes_on_to_the_same_bytes(tmp_path: Path) -> None:
+def test_killed_build_resumes_to_the_same_bytes(tmp_path: Path) -> None:
     counts = ("--train", 600, "--validation", 50, "--test", 50, "--size", 32, "--samples-per-shard", 50)
     whole = tree(run_build("synthetic", tmp_path / "whole", *counts, "--name", "faces").folder)
     out, notes = tmp_path / "out", tmp_path / "out.partial" / ".unfinished"
@@ -733,7 +733,7 @@ def test_ray_builds_the_same_bytes(tmp_path: Path) -> None:
     assert tree(spread.folder) == tree(plain.folder)
 
 
-def test_help_explains(capsys: pytest.CaptureFixture[str]) -> None:
+def test_help_lists_sources_and_options(capsys: pytest.CaptureFixture[str]) -> None:
     for words, expected in ((["--help"], "synthetic"), (["fer2013", "--help"], "PublicTest becomes test")):
         with pytest.raises(SystemExit) as stop:
             parse_arguments(words)
@@ -741,12 +741,12 @@ def test_help_explains(capsys: pytest.CaptureFixture[str]) -> None:
         assert expected in capsys.readouterr().out
 
 
-def test_output_above_the_source_is_refused(faces: Path) -> None:
+def test_output_above_the_source_is_rejected(faces: Path) -> None:
     with pytest.raises(UserError, match="contains the source"):
         run_build("folder", faces.parent, "--root", faces, "--overwrite")
 
 
-def test_drawn_faces_from_the_command_line(tmp_path: Path) -> None:
+def test_synthetic_faces_are_built_from_the_command_line(tmp_path: Path) -> None:
     counts = ("--train", 12, "--validation", 0, "--test", 3, "--size", 32)
     dataset = run_build("synthetic", tmp_path / "out", *counts)
     assert {name: info.samples for name, info in dataset.splits.items()} == {"train": 12, "test": 3}
@@ -863,7 +863,7 @@ SPOILS: dict[str, tuple[Callable[[Path], object], str]] = {
 
 
 @pytest.mark.parametrize(("spoil", "line"), SPOILS.values(), ids=SPOILS)
-def test_verify_finds_what_is_wrong(faces: Path, spoil: Callable[[Path], object], line: str) -> None:
+def test_verify_finds_every_fault(faces: Path, spoil: Callable[[Path], object], line: str) -> None:
     folder = build_folder(faces, "--test-fraction", 0.2).folder
     assert verify(folder, 1)[1] == []
     spoil(folder)

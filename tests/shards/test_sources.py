@@ -51,7 +51,7 @@ def release_2017(tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize("classes", [7, 8])
-def test_affectnet_2017(classes: int, release_2017: Path, tmp_path: Path) -> None:
+def test_affectnet_2017_is_built(classes: int, release_2017: Path, tmp_path: Path) -> None:
     dataset = run_build("affectnet", tmp_path / "out", "--root", release_2017, "--classes", classes, *NO_CARVING)
     assert dataset.classes == OFFICIAL[:classes]
     wanted = {
@@ -69,7 +69,7 @@ def test_affectnet_2017(classes: int, release_2017: Path, tmp_path: Path) -> Non
     assert np.allclose(output["landmarks"], [[10 + i / 10, 5 + i / 10] for i in range(68)])
 
 
-def test_affectnet_2017_cuts_out_the_face(release_2017: Path, tmp_path: Path) -> None:
+def test_affectnet_2017_crops_the_face(release_2017: Path, tmp_path: Path) -> None:
     """The box is 16 x 16 at (4, 2) of 40 x 30; with half a box around it 32 x 32, less what lies outside."""
     cut = run_build("affectnet", tmp_path / "cut", "--root", release_2017, *NO_CARVING)
     wide = run_build("affectnet", tmp_path / "wide", "--root", release_2017, "--margin", 0.5, *NO_CARVING)
@@ -84,7 +84,7 @@ def test_affectnet_2017_cuts_out_the_face(release_2017: Path, tmp_path: Path) ->
     assert pixels(wide.split("train"), 0).shape == (26, 28, 3)
 
 
-def test_affectnet_2017_counts_what_does_not_fit(release_2017: Path, tmp_path: Path) -> None:
+def test_affectnet_2017_counts_skipped_rows(release_2017: Path, tmp_path: Path) -> None:
     csv = release_2017 / "training.csv"
     rows = csv.read_text().splitlines()
     again, other = trees.affectnet_row("0/00.jpg", 0), trees.affectnet_row("1/01.jpg", 5)
@@ -99,14 +99,14 @@ def test_affectnet_2017_counts_what_does_not_fit(release_2017: Path, tmp_path: P
     assert labels(dataset)["Manually_Annotated_Images/1/01.jpg"] == ("train", "happy")  # the first row stands
 
 
-def test_affectnet_2017_a_box_outside_the_picture_is_quarantined(release_2017: Path, tmp_path: Path) -> None:
+def test_affectnet_2017_box_outside_the_image_is_quarantined(release_2017: Path, tmp_path: Path) -> None:
     csv = release_2017 / "training.csv"
     csv.write_text(csv.read_text().replace("0/00.jpg,4,2,16,16", "0/00.jpg,400,2,16,16"))
     with pytest.raises(UserError, match=r"0/00\.jpg: face box \(400, 2, 416, 18\) leaves"):
         run_build("affectnet", tmp_path / "out", "--root", release_2017, *NO_CARVING)
 
 
-def test_affectnet_2021(tmp_path: Path) -> None:
+def test_affectnet_2021_is_built(tmp_path: Path) -> None:
     root = tmp_path / "AffectNet"
     trees.affectnet_2021(root, [*range(8), *range(8)], list(range(8)))
     write(root / "train_set" / "images" / "77.jpg", jpeg(7777))
@@ -128,7 +128,7 @@ def test_affectnet_2021(tmp_path: Path) -> None:
     "names",
     [[str(n) for n in range(8)], ["Neutral", "Happiness", "Sad", "surprise", "Fear", "Disgust", "Angry", "contempt"]],
 )
-def test_affectnet_as_folders(names: list[str], tmp_path: Path) -> None:
+def test_affectnet_as_folders_is_built(names: list[str], tmp_path: Path) -> None:
     trees.class_folders(tmp_path / "copy", {"train": names * 2, "val": names})
     dataset = run_build("affectnet", tmp_path / "out", "--root", tmp_path / "copy", *NO_CARVING)
     assert dataset.classes == OFFICIAL
@@ -140,7 +140,7 @@ def test_affectnet_as_folders(names: list[str], tmp_path: Path) -> None:
 # RAF-DB
 
 
-def test_rafdb(tmp_path: Path) -> None:
+def test_rafdb_is_built(tmp_path: Path) -> None:
     root = tmp_path / "basic"
     given = {f"train_{n:05d}.jpg": n % 7 + 1 for n in range(21)} | {f"test_{n:04d}.jpg": n + 1 for n in range(7)}
     trees.rafdb(root, given)
@@ -169,7 +169,7 @@ def test_rafdb(tmp_path: Path) -> None:
     assert train.votes.sum() == pytest.approx(1)
 
 
-def test_rafdb_originals(tmp_path: Path) -> None:
+def test_rafdb_original_images_are_built(tmp_path: Path) -> None:
     given = {"train_00001.jpg": 4, "test_0001.jpg": 7}
     trees.rafdb(tmp_path / "raf", given | {f"train_{n}.jpg": n for n in range(1, 8)}, images="original")
     with pytest.raises(UserError, match=r"Image/aligned: no such folder, but --images aligned"):
@@ -179,7 +179,7 @@ def test_rafdb_originals(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("images", ["aligned", "original"])
-def test_rafdbs_people(images: str, tmp_path: Path) -> None:
+def test_rafdb_subgroups_are_stored(images: str, tmp_path: Path) -> None:
     """Gender, race and age as RAF-DB's readme lists them, of either pictures; points alone, or an unknown number."""
     root = tmp_path / "basic"
     trees.rafdb(root, {f"train_{n}.jpg": n for n in range(1, 8)}, images)
@@ -200,7 +200,7 @@ def test_rafdbs_people(images: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("aligned", [False, True])
-def test_sfew(aligned: bool, tmp_path: Path) -> None:
+def test_sfew_is_built(aligned: bool, tmp_path: Path) -> None:
     root = tmp_path / "SFEW"
     inner = {"Train": "Train/Train_Aligned_Faces", "Val": "Val/Val_Aligned_Faces"} if aligned else {}
     trees.class_folders(root, {inner.get("Train", "Train"): SFEW * 2, inner.get("Val", "Val"): SFEW})
@@ -213,7 +213,7 @@ def test_sfew(aligned: bool, tmp_path: Path) -> None:
         assert split == {"Train": "train", "Val": "test"}[source.partition("/")[0]]
 
 
-def test_sfew_with_a_labelled_test(tmp_path: Path) -> None:
+def test_sfew_with_a_labeled_test_split(tmp_path: Path) -> None:
     trees.class_folders(tmp_path / "SFEW", {"Train": SFEW, "Val": SFEW, "Test": SFEW})
     dataset = run_build("sfew", tmp_path / "out", "--root", tmp_path / "SFEW")
     assert {name: info.samples for name, info in dataset.splits.items()} == {"train": 7, "validation": 7, "test": 7}
@@ -222,7 +222,7 @@ def test_sfew_with_a_labelled_test(tmp_path: Path) -> None:
 # Lists
 
 
-def test_csv_with_splits_and_votes(tmp_path: Path) -> None:
+def test_csv_with_splits_and_votes_is_built(tmp_path: Path) -> None:
     lines = ["path,label,split,votes_sad,votes_glad,age"]
     for number in range(12):
         write(tmp_path / "pics" / f"gesicht-ä{number}.jpg", jpeg(number))
@@ -247,7 +247,7 @@ def votes_by_source(dataset: Dataset) -> list[tuple[str, int, list[float]]]:
     return found
 
 
-def test_csv_of_numbers(tmp_path: Path) -> None:
+def test_csv_with_numeric_labels_is_built(tmp_path: Path) -> None:
     rows = "".join(f"{n}.jpg,{n % 3}\n" for n in range(9))
     for number in range(9):
         write(tmp_path / f"{number}.jpg", jpeg(number))
@@ -260,7 +260,7 @@ def test_csv_of_numbers(tmp_path: Path) -> None:
 # Files
 
 
-def test_files_of_every_kind(tmp_path: Path) -> None:
+def test_mixed_image_files_are_built(tmp_path: Path) -> None:
     """EXIF rotation is honoured; a PNG named jpg is stored as a JPEG; links round in circles end."""
     root = tmp_path / "faces"
     trees.class_folders(root, {"train": ["a", "b"] * 3})
@@ -277,7 +277,7 @@ def test_files_of_every_kind(tmp_path: Path) -> None:
     assert len(sizes) == 8
 
 
-def test_long_files_are_told_apart_by_size_beginning_and_end(tmp_path: Path) -> None:
+def test_long_files_are_distinguished_by_size_start_and_end(tmp_path: Path) -> None:
     big = np.random.default_rng(0).integers(0, 256, (400, 400, 3), dtype=np.uint8)
     for split, name in (("train", "a"), ("train", "b"), ("test", "a"), ("test", "b")):
         trees.class_folders(tmp_path / "faces", {split: [name] * 2}, first=1000 * len(split) + ord(name))
@@ -312,7 +312,7 @@ def test_broken_files_are_quarantined(name: str, tmp_path: Path) -> None:
     assert dataset.splits["train"].samples == 13
 
 
-def test_the_same_bytes_again(release_2017: Path, tmp_path: Path) -> None:
+def test_rebuild_is_bit_identical(release_2017: Path, tmp_path: Path) -> None:
     half = ("--validation-fraction", 0.5)
     one, two = (run_build("affectnet", tmp_path / name / "x", "--root", release_2017, *half) for name in ("one", "two"))
     digests = [{p.name: hashlib.sha256(p.read_bytes()).hexdigest() for p in d.folder.iterdir()} for d in (one, two)]
@@ -340,7 +340,9 @@ BAD_2017: list[tuple[str, str, str, str]] = [
 
 
 @pytest.mark.parametrize(("file", "old", "new", "reason"), BAD_2017)
-def test_bad_rows_of_2017(file: str, old: str, new: str, reason: str, release_2017: Path, tmp_path: Path) -> None:
+def test_affectnet_2017_bad_rows_are_one_line(
+    file: str, old: str, new: str, reason: str, release_2017: Path, tmp_path: Path
+) -> None:
     change(release_2017 / file, old, new)
     assert reason in told(tmp_path, "affectnet", "--root", release_2017)
 
@@ -355,7 +357,7 @@ def told(tmp_path: Path, *words: Any) -> str:
     return message
 
 
-def test_bad_roots(release_2017: Path, tmp_path: Path) -> None:
+def test_bad_roots_are_one_line(release_2017: Path, tmp_path: Path) -> None:
     empty = tmp_path / "empty"
     write(empty / "holiday.jpg", jpeg(0))
     (release_2017 / "validation.csv").unlink()
@@ -393,13 +395,13 @@ BAD_RAF: list[tuple[str, str]] = [
 
 
 @pytest.mark.parametrize(("text", "reason"), BAD_RAF)
-def test_bad_labels_of_rafdb(text: str, reason: str, tmp_path: Path) -> None:
+def test_rafdb_bad_labels_are_one_line(text: str, reason: str, tmp_path: Path) -> None:
     trees.rafdb(tmp_path / "raf", {"train_1.jpg": 1})
     write(tmp_path / "raf" / "EmoLabel" / "list_patition_label.txt", text)
     assert reason in told(tmp_path, "rafdb", "--root", tmp_path / "raf")
 
 
-def test_bad_votes_of_rafdb(tmp_path: Path) -> None:
+def test_rafdb_bad_votes_are_one_line(tmp_path: Path) -> None:
     trees.rafdb(tmp_path / "raf", {f"train_{n}.jpg": n for n in range(1, 8)})
     write(tmp_path / "raf" / "EmoLabel" / "distribution.txt", "train_1.jpg 0.5 0.5\n")
     assert "distribution.txt: line 1: expected a name and 6 or 7 fractions" in told(
@@ -421,11 +423,11 @@ BAD_CSV: list[tuple[str, str]] = [
 
 
 @pytest.mark.parametrize(("text", "reason"), BAD_CSV)
-def test_bad_lists(text: str, reason: str, tmp_path: Path) -> None:
+def test_bad_lists_are_one_line(text: str, reason: str, tmp_path: Path) -> None:
     assert reason in told(tmp_path, "csv", "--csv", write(tmp_path / "list.csv", text))
 
 
-def test_an_annotation_that_is_broken(tmp_path: Path) -> None:
+def test_affectnet_2021_broken_annotation_is_one_line(tmp_path: Path) -> None:
     trees.affectnet_2021(tmp_path / "A", list(range(8)), list(range(8)))
     np.save(tmp_path / "A" / "train_set" / "annotations" / "3_exp.npy", "9")
     assert "3_exp.npy: expression 9" in told(tmp_path, "affectnet", "--root", tmp_path / "A")
@@ -433,6 +435,6 @@ def test_an_annotation_that_is_broken(tmp_path: Path) -> None:
     assert "3_exp.npy: annotation 3_exp.npy cannot be read" in told(tmp_path, "affectnet", "--root", tmp_path / "A")
 
 
-def test_a_class_without_a_picture(tmp_path: Path) -> None:
+def test_class_without_an_image_is_an_error(tmp_path: Path) -> None:
     trees.affectnet_2021(tmp_path / "A", [0, 1, 2, 3, 4, 5, 7], [0])
     assert "class anger has no training images" in told(tmp_path, "affectnet", "--root", tmp_path / "A")

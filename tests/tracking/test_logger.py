@@ -58,7 +58,7 @@ class EagerBar(tqdm):  # type: ignore[type-arg]
         super().__init__(mininterval=0, **options)
 
 
-def test_lines_come_within_seconds_and_then_regularly(clock: Clock) -> None:
+def test_progress_lines_come_within_seconds_and_then_regularly(clock: Clock) -> None:
     pace, lines = Pace(), []
     for _ in range(600):
         clock.now += 0.1
@@ -74,7 +74,7 @@ def evaluated(pulse: Heartbeat, clock: Clock, batches: int) -> None:
         clock.now += 1.0
 
 
-def test_a_long_phase_tells_how_far_it_is(clock: Clock, capsys: pytest.CaptureFixture[str]) -> None:
+def test_long_phase_prints_its_progress(clock: Clock, capsys: pytest.CaptureFixture[str]) -> None:
     evaluated(Heartbeat(visible=True), clock, 60)
     lines = capsys.readouterr().err.splitlines()
     assert 3 <= len(lines) <= 7
@@ -83,13 +83,13 @@ def test_a_long_phase_tells_how_far_it_is(clock: Clock, capsys: pytest.CaptureFi
     assert lines[0].endswith(f"0m{(600 - first) // 10:02d}s left")
 
 
-def test_short_phases_and_other_ranks_say_nothing(clock: Clock, capsys: pytest.CaptureFixture[str]) -> None:
+def test_short_phases_and_other_ranks_print_nothing(clock: Clock, capsys: pytest.CaptureFixture[str]) -> None:
     evaluated(Heartbeat(visible=True), clock, 2)
     evaluated(Heartbeat(), clock, 60)
     assert capsys.readouterr().err == ""
 
 
-def test_a_terminal_gets_a_bar(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_terminal_gets_a_bar(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
     terminal = Terminal()
     monkeypatch.setattr(sys, "stderr", terminal)
     evaluated(Heartbeat(visible=True), clock, 3)
@@ -120,9 +120,7 @@ def epoch(log: RunLogger, clock: Clock, batches: int, seconds: float, more: int 
         log.log_step(progress, losses(1.5), 64, 1e-3)
 
 
-def test_an_epoch_of_slow_steps_shows_in_a_log_file(
-    log: RunLogger, clock: Clock, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_epoch_of_slow_steps_is_logged(log: RunLogger, clock: Clock, capsys: pytest.CaptureFixture[str]) -> None:
     """Steps of 5 s whose losses come to the host every 10 steps, 50 s apart."""
     began = clock.now
     output: list[float] = []
@@ -147,7 +145,7 @@ def test_an_epoch_of_slow_steps_shows_in_a_log_file(
     assert "loss 1.5000" in lines[-1]
 
 
-def test_an_epoch_shows_no_loss_of_the_one_before(
+def test_epoch_shows_no_loss_of_the_previous_one(
     log: RunLogger, clock: Clock, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Epochs of 5 batches, losses that come to the host every 10 and at an epoch's end."""
@@ -158,9 +156,7 @@ def test_an_epoch_shows_no_loss_of_the_one_before(
     assert "batch 4/5" in lines and "loss" not in lines
 
 
-def test_a_terminal_shows_loss_rate_and_time_left(
-    log: RunLogger, clock: Clock, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_terminal_shows_loss_rate_and_time_left(log: RunLogger, clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
     terminal = Terminal()
     monkeypatch.setattr(sys, "stderr", terminal)
     monkeypatch.setattr("adadf_dist.tracking.logger.tqdm", EagerBar)
@@ -173,13 +169,13 @@ def test_a_terminal_shows_loss_rate_and_time_left(
     assert "64 images/s" in text
 
 
-def test_showing_progress_waits_for_no_device(log: RunLogger, clock: Clock) -> None:
+def test_progress_does_not_synchronize_the_device(log: RunLogger, clock: Clock) -> None:
     with Watch() as watch:
         epoch(log, clock, 9, 20.0, more=9)  # losses would come to the host at the 10th
         assert watch.seen == []
 
 
-def test_the_table_is_explained_once(faces: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_table_is_explained_once(faces: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "out"
     train.run(build_config([ConfigLayer("test", settings(faces, out, epochs="2"))]))
     output = capsys.readouterr().out
@@ -197,7 +193,7 @@ def measured(accuracy: float) -> dict[str, object]:
     return {"accuracy": accuracy, **more, **values}
 
 
-def test_one_test_is_told_once() -> None:
+def test_single_test_is_printed_once() -> None:
     same = format_result(Result(2, 0.5, measured(0.25), measured(0.25), {}), epochs=2)
     assert [line for line in same if "25.00%" in line] == [same[1]]
     assert same[1].startswith("test accuracy (best and last epoch)")

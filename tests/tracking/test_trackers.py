@@ -65,11 +65,11 @@ def tracked(faces: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_nothing_of_a_run_changes(tracked: Path) -> None:
+def test_trackers_do_not_change_the_run(tracked: Path) -> None:
     assert_same_run(tracked / "run", tracked / "plain")
 
 
-def test_mlflow_has_the_run(tracked: Path) -> None:
+def test_mlflow_records_the_run(tracked: Path) -> None:
     client = mlflow.MlflowClient(f"sqlite:///{tracked}/mlflow.db")
     (experiment,) = (e for e in client.search_experiments() if e.name == "adadf_dist")
     (run,) = client.search_runs([experiment.experiment_id])  # one, though it was resumed
@@ -85,7 +85,7 @@ def test_mlflow_has_the_run(tracked: Path) -> None:
     assert run.data.metrics["result/test/accuracy"] == result["test"]["accuracy"]
 
 
-def test_wandb_has_the_run(tracked: Path) -> None:
+def test_wandb_records_the_run(tracked: Path) -> None:
     sessions = sorted((tracked / "run" / "wandb").glob("offline-run-*/*.wandb"))
     assert len(sessions) == 2
     ids, totals, summary, config = set(), [], {}, {}
@@ -107,7 +107,7 @@ def test_wandb_has_the_run(tracked: Path) -> None:
     assert summary["result"] == json.loads((tracked / "run" / "result.json").read_text())
 
 
-def test_the_profile(tracked: Path, faces: Path) -> None:
+def test_profile_covers_its_steps(tracked: Path, faces: Path) -> None:
     """Of two steps, after three that pass and one that warms up; and nothing else of the run changes."""
     out = tracked / "profiled"
     done = train_forked(settings(faces, out, runtime__profile="2"))
@@ -121,7 +121,7 @@ def test_the_profile(tracked: Path, faces: Path) -> None:
     assert any("conv" in str(event.get("name", "")) for event in events)
 
 
-def test_a_run_too_short_for_a_profile(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_run_too_short_for_a_profile(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     trace = StepProfiler(tmp_path / "trace", 2, 10, torch.device("cpu"))
     for _ in range(4):
         trace.step()
@@ -135,7 +135,7 @@ def test_a_run_too_short_for_a_profile(tmp_path: Path, capsys: pytest.CaptureFix
     assert [path.name for path in (tmp_path / "trace").iterdir()] == ["steps-000015-000016.pt.trace.json.gz"]
 
 
-def test_a_server_that_does_not_answer(
+def test_unresponsive_server_does_not_block(
     faces: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
@@ -156,7 +156,7 @@ class Slow:
         self.answered.wait()
 
 
-def test_a_server_that_hangs(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_hanging_server_is_abandoned(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     module = types.ModuleType("slow_tracker")
     module.Tracker = Slow  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "slow_tracker", module)
@@ -174,7 +174,7 @@ def test_a_server_that_hangs(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Cap
 
 
 @pytest.mark.parametrize("name", ["wandb", "mlflow"])
-def test_a_package_that_is_missing(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_package_is_one_line(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     config = build_config([ConfigLayer("test", {"runtime.loggers": [name]})])
     check_trackers(config.runtime)
     own = importlib.util.find_spec
@@ -183,12 +183,12 @@ def test_a_package_that_is_missing(name: str, monkeypatch: pytest.MonkeyPatch) -
         check_trackers(config.runtime)
 
 
-def test_a_tracker_that_is_not_known() -> None:
+def test_unknown_tracker_is_one_line() -> None:
     with pytest.raises(UserError, match=r"runtime\.loggers"):
         build_config([ConfigLayer("test", {"runtime.loggers": ["wandbb"]})])
 
 
-def test_the_keys_read_back() -> None:
+def test_keys_read_back() -> None:
     config = build_config([ConfigLayer("test", {"runtime.loggers": ["wandb", "mlflow"], "runtime.profile": 3})])
     assert dict(flatten(to_dict(config)))["runtime.loggers"] == ["wandb", "mlflow"]
     assert build_config([ConfigLayer("again", to_dict(config))]) == config

@@ -41,7 +41,7 @@ def clean(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("value", ["", " ", "3", "garbage"])
 @pytest.mark.parametrize("name", [name for name in LAUNCHER if name != "WORLD_SIZE"])
-def test_leftovers_of_a_launcher_are_ignored(name: str, value: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_leftover_launcher_variables_are_ignored(name: str, value: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Without WORLD_SIZE there is one process, whatever else an earlier launcher exported."""
     monkeypatch.setenv(name, value)
     found = world_size_from_env(), rank_from_env(), local_rank_from_env(), num_nodes_from_env()
@@ -51,7 +51,7 @@ def test_leftovers_of_a_launcher_are_ignored(name: str, value: str, monkeypatch:
 
 
 @pytest.mark.parametrize("value", ["", "1", " 1 "])
-def test_a_world_of_one(value: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_world_of_one_process(value: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WORLD_SIZE", value)
     monkeypatch.setenv("LOCAL_RANK", "")
     with init_world() as world:
@@ -62,7 +62,7 @@ def test_a_world_of_one(value: str, monkeypatch: pytest.MonkeyPatch) -> None:
     ("name", "value"),
     [("WORLD_SIZE", "two"), ("WORLD_SIZE", "²"), ("LOCAL_RANK", "first"), ("LOCAL_RANK", "-1"), ("RANK", "x")],
 )
-def test_garbage_of_a_launcher_is_one_line(name: str, value: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_invalid_launcher_variables_are_one_line(name: str, value: str, monkeypatch: pytest.MonkeyPatch) -> None:
     for other, usual in {"WORLD_SIZE": "2", "RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "9"}.items():
         monkeypatch.setenv(other, usual)
     monkeypatch.setenv(name, value)
@@ -72,7 +72,7 @@ def test_garbage_of_a_launcher_is_one_line(name: str, value: str, monkeypatch: p
 
 
 @pytest.mark.parametrize("name", ["RANK", "MASTER_ADDR", "MASTER_PORT"])
-def test_an_empty_variable_is_one_that_is_not_set(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_empty_variable_counts_as_unset(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     for other, usual in {"WORLD_SIZE": "2", "RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "9"}.items():
         monkeypatch.setenv(other, usual)
     monkeypatch.setenv(name, "")
@@ -80,7 +80,7 @@ def test_an_empty_variable_is_one_that_is_not_set(name: str, monkeypatch: pytest
         pass
 
 
-def test_sockets_of_ray_in_a_long_folder() -> None:
+def test_long_ray_socket_paths_are_shortened() -> None:
     cluster = pytest.importorskip("tune.runners.ray_cluster")
     error = OSError(f"validate_socket_filename failed: AF_UNIX path length cannot exceed 107 bytes: /{'x' * 120}/s")
     output = cluster.why_not_started(error)
@@ -88,7 +88,7 @@ def test_sockets_of_ray_in_a_long_folder() -> None:
     assert "--address" not in output
 
 
-def test_a_cluster_that_is_not_started_is_not_looked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_local_search_looks_for_no_cluster(monkeypatch: pytest.MonkeyPatch) -> None:
     cluster = pytest.importorskip("tune.runners.ray_cluster")
 
     def fail(**more: Any) -> None:
@@ -100,7 +100,7 @@ def test_a_cluster_that_is_not_started_is_not_looked_for(monkeypatch: pytest.Mon
 
 
 @pytest.mark.parametrize("error", [ImportError("cannot import name"), TypeError("Descriptors cannot be created")])
-def test_a_broken_tensorboard(
+def test_broken_tensorboard_gives_a_warning(
     error: Exception, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     own = builtins.__import__
@@ -121,7 +121,9 @@ def test_a_broken_tensorboard(
     assert str(error) in output
 
 
-def test_a_broken_tracker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_broken_tracker_gives_a_warning(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     (tmp_path / "broken_tracker.py").write_text("raise TypeError('Descriptors cannot be created')\n")
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.setattr("adadf_dist.tracking.async_tracker.MODULES", {"wandb": "broken_tracker"})
@@ -132,7 +134,9 @@ def test_a_broken_tracker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsy
     assert output.count("warning: wandb: import failed (Descriptors cannot be created)") == 1
 
 
-def test_compiled_code_that_cannot_be_kept(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_uncacheable_compiled_code_is_handled(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     """A read-only package, and no home: numba finds no place for its cache."""
     monkeypatch.setattr(numba.core.caching.CacheImpl, "_locator_classes", [])
 
@@ -146,7 +150,7 @@ def test_compiled_code_that_cannot_be_kept(monkeypatch: pytest.MonkeyPatch, caps
     assert capsys.readouterr().err.count("NUMBA_CACHE_DIR") == 1
 
 
-def test_installation_is_advised_where_something_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_installation_is_advised_for_missing_packages(monkeypatch: pytest.MonkeyPatch) -> None:
     assert install_or_repair(ModuleNotFoundError("No module named 'x'"), "tune") == (
         "install it with pip install 'adadf_dist[tune]'"
     )
@@ -163,7 +167,7 @@ def test_installation_is_advised_where_something_is_not_installed(monkeypatch: p
     assert "it is installed but broken" in output
 
 
-def test_weights_that_cannot_be_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_uncacheable_weights_are_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     class Weights:
         def get_state_dict(self, **more: object) -> None:
             raise PermissionError(errno.EACCES, "Permission denied", "/.cache")

@@ -126,7 +126,7 @@ def check_against_passes_of_their_own(out: Path, selected: int) -> None:
         assert json.loads(json.dumps(tested)) == result["last_test"]
 
 
-def test_a_run_stopped_before_its_test_is_evaluated_when_it_resumes(
+def test_run_stopped_before_its_test_is_tested_on_resume(
     faces: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """After the last epoch's checkpoint its passes are lost: they are made again, with the same results."""

@@ -41,7 +41,7 @@ def train_curve(folder: Path) -> list[list[float]]:
     return [[float(str(record[name])) for name in LOSSES] for record in records(folder / "run", "steps")]
 
 
-def test_the_losses_of_twenty_steps_are_those_committed(tmp_path: Path) -> None:
+def test_losses_of_twenty_steps_equal_the_committed_curve(tmp_path: Path) -> None:
     committed = json.loads(COMMITTED.read_text())
     losses = train_curve(tmp_path)
     assert len(losses) == 20

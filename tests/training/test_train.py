@@ -37,7 +37,7 @@ def wait_for_steps(out: Path, steps: int, timeout: float = 60) -> None:
     wait_until(lambda: len(records(out, "steps")) >= steps, "the run did not get that far", timeout)
 
 
-def test_a_run_leaves_what_it_promises(reference: Path) -> None:
+def test_run_writes_its_documented_files(reference: Path) -> None:
     assert [record["epoch"] for record in records(reference, "epoch")] == [1, 2]
     assert [record["step"] for record in records(reference, "steps")] == list(range(1, 9))  # 64 / 16 batches, twice
     assert status(reference)["state"] == "finished"
@@ -49,7 +49,7 @@ def test_a_run_leaves_what_it_promises(reference: Path) -> None:
     assert result["selected_epoch"] == best["epoch"]
 
 
-def test_the_written_configuration_starts_the_same_run(reference: Path, tmp_path: Path) -> None:
+def test_written_config_starts_the_same_run(reference: Path, tmp_path: Path) -> None:
     values = yaml.safe_load((reference / "config.yaml").read_text())
     config = build_config([ConfigLayer("config.yaml", values), ConfigLayer("test", {"out": str(tmp_path / "again")})])
     assert config.runtime.precision in ("fp32", "bf16")  # what `auto` came to
@@ -57,7 +57,7 @@ def test_the_written_configuration_starts_the_same_run(reference: Path, tmp_path
     assert_same_run(tmp_path / "again", reference)
 
 
-def test_a_finished_run_prints_its_result_again(reference: Path, faces: Path) -> None:
+def test_finished_run_prints_its_result_again(reference: Path, faces: Path) -> None:
     before = (reference / "result.json").stat().st_mtime_ns
     again = train_forked(settings(faces, reference))
     assert again.returncode == 0
@@ -65,7 +65,7 @@ def test_a_finished_run_prints_its_result_again(reference: Path, faces: Path) ->
     assert (reference / "result.json").stat().st_mtime_ns == before
 
 
-def test_sigterm_stops_in_mid_epoch_and_the_same_command_goes_on(reference: Path, faces: Path, tmp_path: Path) -> None:
+def test_sigterm_stops_mid_epoch_and_the_same_command_resumes(reference: Path, faces: Path, tmp_path: Path) -> None:
     out = tmp_path / "stopped"
     process = start(command(settings(faces, out)))
     wait_for_steps(out, 2)
@@ -81,7 +81,7 @@ def test_sigterm_stops_in_mid_epoch_and_the_same_command_goes_on(reference: Path
 
 
 @pytest.mark.slow
-def test_sigkill_at_random_moments(reference: Path, faces: Path, tmp_path: Path) -> None:
+def test_sigkill_at_random_times_gives_identical_run(reference: Path, faces: Path, tmp_path: Path) -> None:
     out, moments = tmp_path / "killed", random.Random(0)
     values = settings(faces, out, checkpoint__every_steps="1")
     for _ in range(2):
@@ -96,7 +96,9 @@ def test_sigkill_at_random_moments(reference: Path, faces: Path, tmp_path: Path)
 
 
 @pytest.mark.parametrize("write", [pytest.param(1, marks=pytest.mark.slow), 5])
-def test_sigkill_inside_a_checkpoint_write(write: int, reference: Path, faces: Path, tmp_path: Path) -> None:
+def test_sigkill_during_a_checkpoint_write_gives_identical_run(
+    write: int, reference: Path, faces: Path, tmp_path: Path
+) -> None:
     """The process dies with half a checkpoint on the disk: the first one, or the fifth (the end of epoch 1)."""
     out = tmp_path / "torn"
     script = Path(__file__).parents[1] / "helpers" / "killed_in_write.py"
@@ -110,7 +112,7 @@ def test_sigkill_inside_a_checkpoint_write(write: int, reference: Path, faces: P
     assert not list((out / "checkpoints").glob("*.partial"))
 
 
-def test_a_torn_checkpoint_is_passed_over_and_said_so(reference: Path, faces: Path, tmp_path: Path) -> None:
+def test_truncated_checkpoint_is_skipped_with_a_warning(reference: Path, faces: Path, tmp_path: Path) -> None:
     out = tmp_path / "damaged"
     train_forked(settings(faces, out, epochs="1", checkpoint__every_steps="3"))
     newest = sorted((out / "checkpoints").glob("checkpoint-*.pt"))[-1]
@@ -124,7 +126,7 @@ def test_a_torn_checkpoint_is_passed_over_and_said_so(reference: Path, faces: Pa
 
 
 @pytest.mark.parametrize(("before", "after"), [(2, 1), pytest.param(1, 2, marks=pytest.mark.slow)])
-def test_a_run_goes_on_with_another_number_of_ranks(
+def test_run_resumes_on_another_number_of_ranks(
     before: int, after: int, reference: Path, faces: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "ranks"
@@ -154,7 +156,7 @@ def test_two_ranks_train_and_agree_on_stopping(reference: Path, faces: Path, tmp
     assert first["total"] == pytest.approx(records(reference, "steps")[0]["total"], rel=1e-5)
 
 
-def test_a_changed_setting_is_not_the_same_run(reference: Path, faces: Path) -> None:
+def test_resume_with_a_changed_setting_is_rejected(reference: Path, faces: Path) -> None:
     done = train_forked(settings(faces, reference, loss__lambda_min="0.3"))
     assert done.returncode == 2
     assert "loss.lambda_min" in done.stderr
@@ -162,13 +164,13 @@ def test_a_changed_setting_is_not_the_same_run(reference: Path, faces: Path) -> 
     assert len(done.stderr.strip().splitlines()) == 1
 
 
-def test_resume_never_refuses_a_run_folder_in_use(reference: Path, faces: Path) -> None:
+def test_resume_never_rejects_a_run_folder_in_use(reference: Path, faces: Path) -> None:
     done = train_forked(settings(faces, reference, resume="never"))
     assert done.returncode == 2
     assert "already contains a run" in done.stderr
 
 
-def test_a_loss_that_is_not_finite_names_its_step(faces: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_nonfinite_loss_names_its_step(faces: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     out, calls, real = tmp_path / "nan", [], train.adadf_loss
 
     def poisoned(*args: object) -> object:
@@ -208,7 +210,7 @@ def test_ablations_train(supervision: str, faces: Path, tmp_path: Path) -> None:
     assert result.test["samples"] == 30
 
 
-def test_a_kill_between_checkpoint_and_selection(reference: Path, faces: Path, tmp_path: Path) -> None:
+def test_sigkill_between_checkpoint_and_selection_keeps_the_best(reference: Path, faces: Path, tmp_path: Path) -> None:
     """The selected checkpoint is the best epoch's even when the run died before it was named."""
     out = tmp_path / "out"
     shutil.copytree(reference, out)
@@ -230,7 +232,7 @@ def test_a_kill_between_checkpoint_and_selection(reference: Path, faces: Path, t
             train.run(build_config([ConfigLayer("test", settings(faces, out))]))
 
 
-def test_a_run_goes_on_in_another_folder(reference: Path, faces: Path, tmp_path: Path) -> None:
+def test_run_resumes_in_another_folder(reference: Path, faces: Path, tmp_path: Path) -> None:
     newest = sorted((reference / "checkpoints").glob("checkpoint-*"))[-1]
     values = settings(faces, tmp_path / "new", resume=str(newest), epochs="3")
     result = train.run(build_config([ConfigLayer("test", values)]))
@@ -241,7 +243,7 @@ def test_a_run_goes_on_in_another_folder(reference: Path, faces: Path, tmp_path:
     )
 
 
-def test_a_failed_run_says_so(faces: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_failed_run_reports_its_status(faces: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(*args: object) -> None:
         raise RuntimeError("evaluation broke")
 
@@ -252,7 +254,7 @@ def test_a_failed_run_says_so(faces: Path, tmp_path: Path, monkeypatch: pytest.M
     assert status(tmp_path / "out")["error"] == "evaluation broke"
 
 
-def test_weights_spoilt_by_a_gradient_are_not_saved(
+def test_nonfinite_weights_after_a_step_are_not_saved(
     faces: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The loss of the last step is finite, what it does to the weights is not."""
@@ -271,14 +273,14 @@ def test_weights_spoilt_by_a_gradient_are_not_saved(
     assert not list((tmp_path / "out" / "checkpoints").glob("*.pt"))
 
 
-def test_more_epochs_of_a_cosine_are_another_run(faces: Path, tmp_path: Path) -> None:
+def test_resume_with_changed_epochs_under_cosine_is_rejected(faces: Path, tmp_path: Path) -> None:
     values = settings(faces, tmp_path / "out", optimizer__schedule="cosine", epochs="1")
     train.run(build_config([ConfigLayer("test", values)]))
     with pytest.raises(UserError, match="epochs was 1 in the checkpoint"):
         train.run(build_config([ConfigLayer("test", {**values, "epochs": 2})]))
 
 
-def test_an_average_of_the_weights_over_two_ranks(faces: Path, tmp_path: Path) -> None:
+def test_weight_average_over_two_ranks(faces: Path, tmp_path: Path) -> None:
     out = tmp_path / "ema"
     done = train_forked(settings(faces, out, optimizer__ema="0.9", epochs="1"), 2, timeout=180)
     assert done.returncode == 0, done.stderr

@@ -32,7 +32,7 @@ def finished(faces: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
-def test_one_line_and_a_status_from_the_command_line(tmp_path: Path) -> None:
+def test_command_line_error_is_one_line_with_a_status(tmp_path: Path) -> None:
     done = train_forked(settings(tmp_path / "nowhere", tmp_path / "out"))
     assert done.returncode == 2
     assert done.stdout == ""
@@ -40,25 +40,25 @@ def test_one_line_and_a_status_from_the_command_line(tmp_path: Path) -> None:
     assert "nowhere" in done.stderr
 
 
-def test_no_shards_named(tmp_path: Path) -> None:
+def test_missing_shards_option_is_one_line(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"data\.shards is not set"):
         run({"out": str(tmp_path)})
 
 
-def test_more_ranks_than_a_batch_holds(faces: Path, tmp_path: Path) -> None:
+def test_more_ranks_than_samples_per_batch_is_one_line(faces: Path, tmp_path: Path) -> None:
     values = settings(faces, tmp_path / "out", batch_size="2", runtime__timeout_s="600")  # neither rank waits so long
     done = train_forked(values, 2, timeout=60)
     assert done.returncode != 0
     assert "raise batch_size to 4 or start at most 1 ranks" in done.stderr
 
 
-def test_run_folder_that_is_a_file(faces: Path, tmp_path: Path) -> None:
+def test_run_folder_that_is_a_file_is_one_line(faces: Path, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="cannot be written"):
         run(settings(faces, tmp_path / "file" / "out"))
 
 
-def test_a_full_disk_leaves_the_checkpoint_before(faces: Path, finished: Path) -> None:
+def test_full_disk_keeps_the_previous_checkpoint(faces: Path, finished: Path) -> None:
     """Files may grow to 1 MiB only, so the next epoch's checkpoint cannot be written."""
 
     def limit() -> None:
@@ -76,14 +76,14 @@ def test_a_full_disk_leaves_the_checkpoint_before(faces: Path, finished: Path) -
     assert all(read_checkpoint(path) for path in before)
 
 
-def test_checkpoint_of_another_architecture(faces: Path, finished: Path, tmp_path: Path) -> None:
+def test_checkpoint_of_another_architecture_is_rejected(faces: Path, finished: Path, tmp_path: Path) -> None:
     newest = sorted((finished / "checkpoints").glob("checkpoint-*"))[-1]
     values = settings(faces, tmp_path, resume=str(newest), epochs="2")
     with pytest.raises(UserError, match=r"model\.backbone was resnet10 in the checkpoint, is resnet50 now"):
         run({**values, "model.backbone": "resnet50"})
 
 
-def test_checkpoint_of_other_classes(faces: Path, finished: Path, tmp_path: Path) -> None:
+def test_checkpoint_of_other_classes_is_rejected(faces: Path, finished: Path, tmp_path: Path) -> None:
     newest = sorted((finished / "checkpoints").glob("checkpoint-*"))[-1]
     content = dict(read_checkpoint(newest))
     classes = list(open_dataset(faces).classes)
@@ -98,7 +98,9 @@ class Payload:
         return os.mkdir, ("pwned",)
 
 
-def test_hostile_checkpoint_is_refused_unopened(faces: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_hostile_checkpoint_is_rejected_without_unpickling(
+    faces: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     torch.save({"version": 1, "progress": Payload()}, tmp_path / "hostile.pt")
     with pytest.raises(UserError, match="contains pickled objects"):
@@ -106,7 +108,7 @@ def test_hostile_checkpoint_is_refused_unopened(faces: Path, tmp_path: Path, mon
     assert not (tmp_path / "pwned").exists()
 
 
-def test_two_runs_in_one_folder(faces: Path, tmp_path: Path) -> None:
+def test_two_runs_in_one_folder_are_rejected(faces: Path, tmp_path: Path) -> None:
     script = (
         "import sys\n"
         "from pathlib import Path\n"
@@ -127,25 +129,25 @@ def test_two_runs_in_one_folder(faces: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("content", [b"", b"not a checkpoint", pickle.dumps({"version": 1})])
-def test_file_that_is_no_checkpoint(content: bytes, tmp_path: Path) -> None:
+def test_file_that_is_no_checkpoint_is_rejected(content: bytes, tmp_path: Path) -> None:
     (tmp_path / "x.pt").write_bytes(content)
     with pytest.raises(UserError, match=r"x\.pt: (truncated or )?not a checkpoint"):
         read_checkpoint(tmp_path / "x.pt")
 
 
-def test_checkpoint_of_a_newer_version(tmp_path: Path) -> None:
+def test_checkpoint_of_a_newer_version_is_rejected(tmp_path: Path) -> None:
     torch.save({"version": 99, "progress": {}}, tmp_path / "x.pt")
     with pytest.raises(UserError, match="newer version"):
         read_checkpoint(tmp_path / "x.pt")
 
 
-def test_missing_checkpoint(faces: Path, tmp_path: Path) -> None:
+def test_missing_checkpoint_is_one_line(faces: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"no such checkpoint"):
         run(settings(faces, tmp_path / "out", resume=str(tmp_path / "nowhere.pt")))
 
 
 @pytest.mark.parametrize("loader", ["torch", pytest.param("dali", marks=pytest.mark.slow)])
-def test_one_rank_with_a_corrupt_face_ends_them_all(faces: Path, tmp_path: Path, loader: str) -> None:
+def test_corrupt_image_on_one_rank_ends_all_ranks(faces: Path, tmp_path: Path, loader: str) -> None:
     """The face stands in one rank's slice; the other rank ends too, soon, and says why. By choice: else it is replaced,
     which the epoch's record counts."""
     folder = tmp_path / "faces"

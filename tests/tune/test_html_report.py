@@ -91,7 +91,7 @@ def final(study: Study, accuracies: dict[int, list[float]]) -> Selection:
     return select_winner({number: [Score(value, 10**13) for value in values] for number, values in accuracies.items()})
 
 
-def test_the_page_holds_all_of_the_search_and_loads_nothing(tmp_path: Path) -> None:
+def test_page_shows_the_whole_search_and_loads_nothing(tmp_path: Path) -> None:
     study = make_study(tmp_path / "study", SPACE, halving=HALVING)
     searched(study, halted=[2, 3, 5], failed=[7])
     choice = final(study, {0: [0.60, 0.61, 0.60], 4: [0.65, 0.66, 0.652], 9: [0.60, 0.59, 0.63]})
@@ -108,7 +108,7 @@ def test_the_page_holds_all_of_the_search_and_loads_nothing(tmp_path: Path) -> N
     assert not list(study.folder.glob("*.partial"))
 
 
-def test_dots_and_error_bars_are_where_they_should_be(tmp_path: Path) -> None:
+def test_points_and_error_bars_equal_the_scores(tmp_path: Path) -> None:
     study = make_study(tmp_path / "study", SPACE, halving=HALVING)
     searched(study, halted=[2, 3], failed=[7])
     accuracies = {0: [0.60, 0.61, 0.60], 4: [0.65, 0.66, 0.652], 9: [0.60, 0.59, 0.63]}
@@ -141,7 +141,7 @@ def test_dots_and_error_bars_are_where_they_should_be(tmp_path: Path) -> None:
     assert 5 < len(conditional) < 35
 
 
-def test_what_decides_is_found(tmp_path: Path) -> None:
+def test_important_parameter_is_found(tmp_path: Path) -> None:
     study = make_study(tmp_path / "study", SPACE, halving=HALVING)
     searched(study, halted=range(10, 30))
     outcomes = study.trials.outcomes()
@@ -159,7 +159,7 @@ def test_what_decides_is_found(tmp_path: Path) -> None:
     assert traces is not None and traces[0]["y"][-1] == "optimizer.lr"
 
 
-def test_a_category_that_decides_is_found(tmp_path: Path) -> None:
+def test_important_category_is_found(tmp_path: Path) -> None:
     study = make_study(tmp_path / "study", SPACE)
     for number in range(1, 41):
         trial = study.sampled(number)
@@ -168,7 +168,7 @@ def test_a_category_that_decides_is_found(tmp_path: Path) -> None:
     assert next(iter(shares)) == "optimizer.schedule" and shares["optimizer.schedule"] > 0.6
 
 
-def test_halting_does_not_decide(tmp_path: Path) -> None:
+def test_halted_trials_do_not_distort_importance(tmp_path: Path) -> None:
     """Accuracy after two epochs is noise, and trials with a large lambda_min were halted: that is not importance."""
     study = make_study(tmp_path / "study", SPACE, halving=HALVING)
     noise = np.random.default_rng(1)
@@ -183,7 +183,7 @@ def test_halting_does_not_decide(tmp_path: Path) -> None:
     assert importance(study, misled).shares["loss.lambda_min"] > 0.9, "what comparing unlike epochs would say"
 
 
-def test_parallel_coordinates(tmp_path: Path) -> None:
+def test_parallel_coordinates_show_every_trial(tmp_path: Path) -> None:
     study = make_study(tmp_path / "study", SPACE)
     searched(study, failed=[7])
     traces = Page(write_page(study, study.trials.outcomes(), None)).figure("parallel")
@@ -201,7 +201,7 @@ def test_parallel_coordinates(tmp_path: Path) -> None:
     assert numbers(accuracy["values"]) == sorted(outcomes[t.name].best for t in drawn)
 
 
-def test_two_trials_weigh_nothing(tmp_path: Path) -> None:
+def test_two_trials_give_no_importance(tmp_path: Path) -> None:
     study = make_study(tmp_path / "study", SPACE, trials=2)
     searched(study)
     page = Page(write_page(study, study.trials.outcomes(), None))
@@ -210,7 +210,7 @@ def test_two_trials_weigh_nothing(tmp_path: Path) -> None:
     assert page.figure("importance") is None and page.figure("parallel") is not None
 
 
-def test_one_constant_is_not_weighed(tmp_path: Path) -> None:
+def test_constant_parameter_has_no_importance(tmp_path: Path) -> None:
     study = make_study(tmp_path / "study", {"optimizer.lr": {"loguniform": [1e-4, 1e-2]}})
     searched(study)
     page = Page(write_page(study, study.trials.outcomes(), None))
@@ -219,7 +219,7 @@ def test_one_constant_is_not_weighed(tmp_path: Path) -> None:
     assert traces is not None and {t["xaxis"] for t in traces} == {"x"}
 
 
-def test_before_the_first_epoch_there_is_a_page(tmp_path: Path) -> None:
+def test_page_exists_before_the_first_epoch(tmp_path: Path) -> None:
     study = make_study(tmp_path / "study", SPACE)
     assert "still running" in Page(write_page(study, [], None)).text
     study.trials.begin(study.default())
@@ -228,7 +228,7 @@ def test_before_the_first_epoch_there_is_a_page(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("missing", ["plotly", "optuna"])
-def test_without_its_packages_the_page_is_told_of(
+def test_missing_plot_packages_are_reported(
     missing: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     study = make_study(tmp_path / "study", SPACE)
@@ -265,7 +265,7 @@ class Pretended:
         output()
 
 
-def test_a_search_draws_itself_after_each_stage(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_search_updates_its_page_after_each_stage(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     study = make_study(tmp_path / "study", SPACE, trials=12)
     runner = Pretended()
     assert search(study, runner).winner == 3

@@ -69,7 +69,7 @@ def assert_ended_once(out: Path, epochs: int) -> None:
         assert epochs_of(folder) == list(range(1, done + 1)), folder.name
 
 
-def test_a_node_is_lost_in_mid_search(nodes: Nodes, faces: Path, tmp_path: Path) -> None:
+def test_search_survives_a_lost_node(nodes: Nodes, faces: Path, tmp_path: Path) -> None:
     out = tmp_path / "study"
     values = {"epochs": "6", "data.shards": str(faces), "address": nodes.address}
     values |= {"space": space(tmp_path, '"loss.lambda_min" = { uniform = [0.0, 0.5] }')}
@@ -105,7 +105,7 @@ def test_a_node_is_lost_in_mid_search(nodes: Nodes, faces: Path, tmp_path: Path)
     nodes.assert_free(within=10)
 
 
-def test_the_driver_is_killed_in_mid_trial(nodes: Nodes, faces: Path, tmp_path: Path) -> None:
+def test_search_resumes_after_its_driver_is_killed(nodes: Nodes, faces: Path, tmp_path: Path) -> None:
     out = tmp_path / "study"
     values = {"epochs": "3", "data.shards": str(faces), "address": nodes.address, "workers-per-trial": "2"}
     values |= {"space": space(tmp_path, '"loss.lambda_min" = { uniform = [0.0, 0.5] }')}
@@ -124,7 +124,7 @@ def test_the_driver_is_killed_in_mid_trial(nodes: Nodes, faces: Path, tmp_path: 
     nodes.assert_free(within=10)
 
 
-def test_the_driver_of_a_trial_is_killed(nodes: Nodes, faces: Path, tmp_path: Path) -> None:
+def test_trial_is_restarted_when_its_process_is_killed(nodes: Nodes, faces: Path, tmp_path: Path) -> None:
     """The process that Tune placed, which started the ranks: what they held is free for the next try."""
     out = tmp_path / "study"
     values = {"epochs": "4", "data.shards": str(faces), "address": nodes.address, "workers-per-trial": "2"}
@@ -145,7 +145,7 @@ def test_the_driver_of_a_trial_is_killed(nodes: Nodes, faces: Path, tmp_path: Pa
     nodes.assert_free(within=30)
 
 
-def test_trials_that_are_ended_early_leave_nothing(nodes: Nodes, faces: Path, tmp_path: Path) -> None:
+def test_halted_trials_leave_no_process(nodes: Nodes, faces: Path, tmp_path: Path) -> None:
     out = tmp_path / "study"
     values = {"epochs": "4", "data.shards": str(faces), "address": nodes.address, "workers-per-trial": "2"}
     values |= {"space": space(tmp_path, '"optimizer.lr" = { grid = [1e-2, 1e-12] }')}
@@ -158,7 +158,7 @@ def test_trials_that_are_ended_early_leave_nothing(nodes: Nodes, faces: Path, tm
     nodes.assert_free(within=10)
 
 
-def test_our_code_is_shipped_to_nodes_that_lack_it(nodes: Nodes) -> None:
+def test_code_is_shipped_to_nodes_without_it(nodes: Nodes) -> None:
     """As a search joins a cluster, on both nodes."""
     with connect(nodes.address):
 
@@ -184,12 +184,12 @@ def refusal(out: Path, values: Mapping[str, str]) -> str:
     return done.stderr
 
 
-def test_no_cluster_there(faces: Path, tmp_path: Path) -> None:
+def test_missing_cluster_is_one_line(faces: Path, tmp_path: Path) -> None:
     output = refusal(tmp_path / "study", {"data.shards": str(faces), "address": "127.0.0.1:1", "space": "recipe"})
     assert "--address 127.0.0.1:1" in output
 
 
-def test_what_the_cluster_cannot_hold(nodes: Nodes, faces: Path, tmp_path: Path) -> None:
+def test_oversized_trial_is_rejected(nodes: Nodes, faces: Path, tmp_path: Path) -> None:
     values = {"data.shards": str(faces), "address": nodes.address, "space": "recipe"}
     output = refusal(tmp_path / "workers", {**values, "workers-per-trial": "3"})
     assert "--workers-per-trial 3: a trial needs 3 CPUs, the cluster has 2" in output

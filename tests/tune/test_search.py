@@ -36,7 +36,7 @@ from tune.study.study import SearchOptions, start
 from tune.study.trial import DEFAULT
 
 
-def test_a_planted_optimum_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_known_optimum_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     trainer = train_by(monkeypatch, planted)
     study = begun(tmp_path, optimizer__lr=0.1)
     choice = search(study, Here())
@@ -52,7 +52,7 @@ def test_a_planted_optimum_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert len(trainer.epochs) == len(set(trainer.epochs)) == 16 * 6
 
 
-def test_the_test_split_is_read_by_the_winner_alone_and_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_test_split_is_read_once_and_only_by_the_winner(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     trainer = train_by(monkeypatch, planted)
     choice = search(begun(tmp_path, optimizer__lr=0.1), Here())
     assert trainer.tested == [f"{choice.winner:04d}-seed1"]
@@ -60,7 +60,7 @@ def test_the_test_split_is_read_by_the_winner_alone_and_once(tmp_path: Path, mon
     assert len(trainer.tested) == 1
 
 
-def test_noise_alone_chooses_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+def test_noise_alone_selects_the_default(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
     train_by(monkeypatch, flat)
     choice = search(begun(tmp_path), Here())
     assert not choice.improved
@@ -70,7 +70,9 @@ def test_noise_alone_chooses_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert tomllib.loads(best)["loss"]["lambda_min"] == 0.2 and output in best
 
 
-def test_seeds_of_one_configuration(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+def test_seeds_of_one_configuration_are_all_tested(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
     """Nothing is chosen, so every run is tested."""
     trainer = train_by(monkeypatch, flat)
     run_seeds(begun(tmp_path, SearchOptions(seeds=4)), Here())
@@ -83,7 +85,7 @@ def test_seeds_of_one_configuration(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert len(trainer.tested) == 4
 
 
-def test_halving_ends_what_is_poor(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_halving_stops_poor_trials(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The default, which all is measured by, and finals go to the end."""
     trainer = train_by(monkeypatch, planted)
     study = begun(tmp_path, replace(OPTIONS, halving=AshaSchedule(2, 2, 6)), optimizer__lr=0.1)
@@ -109,7 +111,7 @@ def test_halving_ends_what_is_poor(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         pytest.param(95, marks=pytest.mark.slow),
     ],
 )
-def test_a_stopped_search_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, after: int) -> None:
+def test_stopped_search_resumes_to_the_same_result(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, after: int) -> None:
     """Wherever it was stopped: the same answer, and no epoch twice."""
     whole = train_by(monkeypatch, planted)
     expected = search(begun(tmp_path / "whole", optimizer__lr=0.1), Here())
@@ -128,7 +130,7 @@ def test_a_stopped_search_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert rows(study_of(tmp_path / "cut", SPACE, OPTIONS)) == rows(study_of(tmp_path / "whole", SPACE, OPTIONS))
 
 
-def test_a_failed_trial_is_told_and_tried_again_on_resume(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_failed_trial_is_reported_and_retried_on_resume(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def failing(config: Config, epoch: int) -> float:
         if config.optimizer.lr == 0.1:
             raise UserError("the loss is not finite")
@@ -144,7 +146,7 @@ def test_a_failed_trial_is_told_and_tried_again_on_resume(tmp_path: Path, monkey
     assert all(row["end"] == "finished" for row in rows(study))
 
 
-def test_a_failed_default_ends_the_search(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_failed_default_ends_the_search(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def failing(config: Config, epoch: int) -> float:
         raise UserError("no such shards")
 
@@ -153,7 +155,7 @@ def test_a_failed_default_ends_the_search(tmp_path: Path, monkeypatch: pytest.Mo
         search(begun(tmp_path), Here())
 
 
-def test_a_full_disk_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_full_disk_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     train_by(monkeypatch, planted)
     study = begun(tmp_path)
 
@@ -167,7 +169,7 @@ def test_a_full_disk_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     search(begun(tmp_path), Here())
 
 
-def test_checkpoints_go_when_they_serve_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unneeded_checkpoints_are_deleted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     train_by(monkeypatch, planted)
     choice = search(begun(tmp_path / "winner", optimizer__lr=0.1), Here())
     kept = {path.parent.name for path in (tmp_path / "winner" / "trials").glob("*/checkpoints")}
@@ -176,7 +178,7 @@ def test_checkpoints_go_when_they_serve_nothing(tmp_path: Path, monkeypatch: pyt
     assert len(list((tmp_path / "all" / "trials").glob("*/checkpoints"))) == 16
 
 
-def test_csv_and_parquet_say_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_csv_and_parquet_agree(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     train_by(monkeypatch, flat)
     study = begun(tmp_path)
     search(study, Here())
@@ -185,7 +187,7 @@ def test_csv_and_parquet_say_the_same(tmp_path: Path, monkeypatch: pytest.Monkey
     ]
 
 
-def test_more_trials_go_on_from_those_that_are_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_more_trials_extend_an_existing_search(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     trainer = train_by(monkeypatch, planted)
     search(begun(tmp_path, optimizer__lr=0.1), Here())
     search(begun(tmp_path, replace(OPTIONS, trials=8), optimizer__lr=0.1), Here())
@@ -193,7 +195,7 @@ def test_more_trials_go_on_from_those_that_are_there(tmp_path: Path, monkeypatch
     assert {name for name, _ in trainer.epochs} >= {"0007-seed0", "0008-seed0"}
 
 
-def test_finalists_are_different(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_finalists_differ_from_each_other_and_the_default(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """From each other and from the default, whatever their numbers."""
     train_by(monkeypatch, planted)
     space: dict[str, object] = {"optimizer.lr": {"choice": [1e-3, 1e-2, 1e-1]}}
@@ -203,9 +205,7 @@ def test_finalists_are_different(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert sorted(rates) == [1e-3, 1e-2]
 
 
-def test_a_dataset_without_a_test_split_has_an_answer(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
-) -> None:
+def test_search_without_a_test_split_has_a_result(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
     train_by(monkeypatch, planted)
     monkeypatch.setattr("tune.study.trial.read_test", lambda folder: {})
     assert search(begun(tmp_path, optimizer__lr=0.1), Here()).improved
@@ -213,9 +213,7 @@ def test_a_dataset_without_a_test_split_has_an_answer(
     assert (tmp_path / "best.toml").exists()
 
 
-def test_a_search_that_grows_says_what_test_has_seen(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
-) -> None:
+def test_extended_search_reports_earlier_tests(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
     """The second winner's run is tested from its checkpoint, not trained again, and the first's test is not hidden."""
     trainer = train_by(monkeypatch, planted)
     first = search(begun(tmp_path, optimizer__lr=0.1), Here())
@@ -233,7 +231,7 @@ def test_a_search_that_grows_says_what_test_has_seen(
     assert f"the test split was already used by {first.winner:04d}-seed1" in capsys.readouterr().out
 
 
-def test_a_list_is_a_value(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_list_is_a_single_value(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     train_by(monkeypatch, flat)
     space: dict[str, object] = {"augment.erase_scale": {"grid": [[0.02, 0.1], [0.02, 0.2]]}}
     study = start(study_of(tmp_path, space, replace(OPTIONS, trials=2)), resume=False)

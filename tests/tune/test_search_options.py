@@ -15,7 +15,7 @@ from tune.search_options import plan
 from tune.study.study import start
 
 
-def test_what_changed_since_is_named(tmp_path: Path) -> None:
+def test_changes_since_the_first_start_are_named(tmp_path: Path) -> None:
     first = begun(tmp_path, epochs=5)
     first = begun(tmp_path)  # of the one before no trial ever began
     first.trials.begin(first.default())
@@ -45,19 +45,19 @@ def test_what_changed_since_is_named(tmp_path: Path) -> None:
         (["--loss.lamda_min", "0.1"], "unknown option --loss.lamda_min"),
     ],
 )
-def test_a_wrong_command_is_one_line(words: list[str], message: str) -> None:
+def test_invalid_command_is_one_line(words: list[str], message: str) -> None:
     with pytest.raises(UserError) as caught:
         plan(["--preset", "demo", *words])
     assert message in str(caught.value) and "\n" not in str(caught.value)
 
 
-def test_a_folder_that_cannot_be_written(tmp_path: Path) -> None:
+def test_unwritable_folder_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="cannot be written"):
         start(study_of(tmp_path / "file" / "study", SPACE, OPTIONS), resume=False)
 
 
-def test_paths_hold_on_every_node(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_paths_are_absolute_for_every_node(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.chdir(tmp_path)
     study, _ = plan(["--preset", "demo", "--data.shards", "faces"])
     assert study.base.data.shards == str(tmp_path / "faces")
@@ -66,17 +66,17 @@ def test_paths_hold_on_every_node(monkeypatch: pytest.MonkeyPatch, tmp_path: Pat
     assert study.base.data.shards == "s3://bucket/faces" and study.base.model.pretrained == "imagenet"
 
 
-def test_toml_holds_any_text() -> None:
+def test_toml_round_trips_any_text() -> None:
     config = replace(base(), data=replace(base().data, shards='a "quoted" \\ path, ünïcode'))
     assert tomllib.loads("\n".join(toml_of(config)))["data"]["shards"] == config.data.shards
 
 
-def test_seed_is_the_runs_and_not_seeds() -> None:
+def test_seed_option_is_not_seeds() -> None:
     study, _ = plan(["--preset", "demo", "--seed", "7"])
     assert (study.base.seed, study.options.seeds) == (7, 3)
 
 
-def test_grids_are_gone_through_once(tmp_path: Path) -> None:
+def test_grid_points_are_visited_once(tmp_path: Path) -> None:
     space = tmp_path / "space.toml"
     space.write_text('"optimizer.lr" = { grid = [1e-3, 1e-2, 1e-1] }')
     study, _ = plan(["--preset", "demo", "--space", str(space)])

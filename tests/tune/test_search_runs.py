@@ -81,7 +81,7 @@ def test_seeds_of_one_configuration_run_on_ray(tiny: Path, tmp_path: Path) -> No
 
 
 @pytest.mark.slow
-def test_a_small_search_finds_a_planted_optimum(tmp_path: Path) -> None:
+def test_small_search_finds_a_known_optimum(tmp_path: Path) -> None:
     """On drawn faces, by Ray on two CPUs: the default does not learn, one of two settings does."""
     space = space_in(tmp_path, f'"optimizer.lr" = {{ grid = [{BROKEN}, 1e-3] }}\n')
     done = finish(
@@ -117,7 +117,7 @@ def has_test(folder: Path) -> bool:
 
 
 @pytest.mark.slow
-def test_a_killed_search_goes_on_and_ray_or_not_is_one_answer(tiny: Path, tmp_path: Path) -> None:
+def test_killed_search_resumes_to_the_same_result_with_and_without_ray(tiny: Path, tmp_path: Path) -> None:
     """Runs of one CPU rank are bit-equal, so all three searches are: whole, killed and gone on with, on Ray."""
     space = space_in(tmp_path, SPACE)
     whole = finish(command(tmp_path / "whole", space, *SIZE, "--local", data__shards=str(tiny)), timeout=280)
@@ -149,7 +149,7 @@ def test_a_killed_search_goes_on_and_ray_or_not_is_one_answer(tiny: Path, tmp_pa
 
 
 @pytest.mark.slow
-def test_a_trial_that_crashes_on_ray_goes_on(tiny: Path, tmp_path: Path) -> None:
+def test_crashed_trial_on_ray_resumes(tiny: Path, tmp_path: Path) -> None:
     space = space_in(tmp_path, SPACE)
     process = start(command(tmp_path / "search", space, *SIZE, data__shards=str(tiny), epochs="5"))
     trial = tmp_path / "search" / "trials" / "0001-seed0"
@@ -163,7 +163,7 @@ def test_a_trial_that_crashes_on_ray_goes_on(tiny: Path, tmp_path: Path) -> None
 
 
 @pytest.mark.slow
-def test_ctrl_c_stops_a_search_that_goes_on(tiny: Path, tmp_path: Path) -> None:
+def test_search_resumes_after_ctrl_c(tiny: Path, tmp_path: Path) -> None:
     space = space_in(tmp_path, SPACE)
     search = command(tmp_path / "search", space, *SIZE, data__shards=str(tiny), epochs="5")
     process = start(search)
@@ -180,7 +180,7 @@ def test_ctrl_c_stops_a_search_that_goes_on(tiny: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_optuna_draws_from_what_is_known(tiny: Path, tmp_path: Path) -> None:
+def test_optuna_uses_known_results(tiny: Path, tmp_path: Path) -> None:
     """Twelve configurations and a search that goes on with two more; conditions hold, none is drawn twice."""
     space = space_in(
         tmp_path,

@@ -24,7 +24,7 @@ def scores(accuracies: Sequence[float], samples: int = MANY) -> list[Score]:
     return [Score(float(accuracy), samples) for accuracy in accuracies]
 
 
-def test_noise_wins_in_one_search_of_twenty() -> None:
+def test_noise_wins_at_most_one_search_in_twenty() -> None:
     """Of searches in which all configurations are alike, at most 5 % find one that is better than the default."""
     generator = np.random.default_rng(0)
     found = sum(
@@ -37,7 +37,7 @@ def test_noise_wins_in_one_search_of_twenty() -> None:
     assert 0.01 < alone / 2000 < 0.04  # one side of a 95 % interval
 
 
-def test_comparisons_are_widened_for_their_number() -> None:
+def test_intervals_are_corrected_for_multiple_comparisons() -> None:
     generator = np.random.default_rng(1)
     default, other = generator.normal(0.6, 0.02, 6), generator.normal(0.62, 0.02, 6)
     runs = {DEFAULT: scores(default), **dict.fromkeys((1, 2, 3), scores(other))}
@@ -47,7 +47,7 @@ def test_comparisons_are_widened_for_their_number() -> None:
     np.testing.assert_allclose(candidate.difference.interval, (paired.low, paired.high), atol=1e-5)
 
 
-def test_a_collapsed_network_cannot_win() -> None:
+def test_collapsed_network_cannot_win() -> None:
     runs = {DEFAULT: scores([0.2, 0.21, 0.2]), 1: scores([0.5, 0.51, 0.5]), 2: scores([0.4, 0.41, 0.4])}
     assert select_winner(runs).winner == 1
     collapse = "seed 1: 99% of the samples are predicted as neutral"
@@ -57,7 +57,7 @@ def test_a_collapsed_network_cannot_win() -> None:
     assert select_winner({DEFAULT: runs[DEFAULT], 1: runs[1]}, {1: collapse}).winner == DEFAULT
 
 
-def test_few_samples_and_tied_seeds_are_too_few_to_tell() -> None:
+def test_few_samples_and_tied_seeds_are_inconclusive() -> None:
     """22 of 69 samples against 19, the same on both seeds: the case that was once called better beyond noise."""
     choice = select_winner({DEFAULT: scores([19 / 69] * 2, 69), 1: scores([22 / 69] * 2, 69)})
     assert choice.winner == DEFAULT
@@ -81,7 +81,7 @@ def test_collapse_is_found_in_the_selected_epoch() -> None:
     assert not find_collapse(TrialResult(Trial(1, 3, "final", {}), "finished", "", (0.5,), fine), [*"abcdefg"])
 
 
-def test_halving_decides_as_rays_own_scheduler() -> None:
+def test_halving_equals_rays_scheduler() -> None:
     """Accuracies that come to a rung in turn, each trial to the next rung as long as it passes."""
     generator = np.random.default_rng(2)
     for factor in (2, 3, 4):

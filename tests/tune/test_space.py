@@ -22,7 +22,7 @@ MIXED: dict[str, object] = {
 }
 
 
-def test_draws_fill_their_domains() -> None:
+def test_samples_cover_their_domains() -> None:
     space = read_space("mixed", MIXED, base())
     drawn = [space.sample(0, number) for number in range(300)]
     lambdas = sorted(values["loss.lambda_min"] for values in drawn)
@@ -34,20 +34,20 @@ def test_draws_fill_their_domains() -> None:
         assert ("optimizer.gamma" in values) == (values["optimizer.schedule"] == "exponential")
 
 
-def test_a_draw_depends_on_seed_and_number_alone() -> None:
+def test_sample_depends_only_on_seed_and_index() -> None:
     space = read_space("mixed", MIXED, base())
     assert space.sample(3, 7) == read_space("mixed", MIXED, base()).sample(3, 7)
     assert space.sample(3, 7) != space.sample(4, 7) != space.sample(4, 8)
 
 
 @pytest.mark.parametrize("name", list(SPACES))
-def test_our_own_spaces_pass_every_check(name: str) -> None:
+def test_included_spaces_are_valid(name: str) -> None:
     space = open_space(name, base())
     assert set(space.domains) == set(SPACES[name])
     assert read_space(name, space.to_dict(), base()).domains == space.domains
 
 
-def test_a_file_may_nest_its_keys(tmp_path: Path) -> None:
+def test_file_may_nest_its_keys(tmp_path: Path) -> None:
     path = tmp_path / "mine.toml"
     path.write_text(
         "[loss]\nlambda_min = { uniform = [0.0, 0.5] }\n[optimizer]\nlr.loguniform = [1e-4, 1e-2]\n"
@@ -87,7 +87,7 @@ def test_a_file_may_nest_its_keys(tmp_path: Path) -> None:
         ('"epochs" = { choice = [4, 8] }', ["epochs", "cannot be searched"]),
     ],
 )
-def test_a_wrong_space_is_one_line(tmp_path: Path, content: str, words: list[str]) -> None:
+def test_invalid_space_is_one_line(tmp_path: Path, content: str, words: list[str]) -> None:
     path = tmp_path / "space.toml"
     path.write_text(content)
     with pytest.raises(UserError) as caught:
@@ -97,14 +97,14 @@ def test_a_wrong_space_is_one_line(tmp_path: Path, content: str, words: list[str
     assert all(word in message for word in words), message
 
 
-def test_a_space_that_is_not_there(tmp_path: Path) -> None:
+def test_missing_space_is_one_line(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"did you mean .?paper"):
         open_space("papr", base())
     with pytest.raises(UserError, match="no such file"):
         open_space(str(tmp_path / "none.toml"), base())
 
 
-def test_the_order_of_a_file_decides_nothing() -> None:
+def test_key_order_does_not_matter() -> None:
     """A search that goes on draws what it drew, however its space is written down."""
     turned = dict(reversed(MIXED.items()))
     one, other = read_space("a", MIXED, base()), read_space("b", turned, base())
@@ -112,7 +112,7 @@ def test_the_order_of_a_file_decides_nothing() -> None:
         assert one.sample(0, number) == other.sample(0, number)
 
 
-def test_a_condition_hangs_on_another() -> None:
+def test_conditions_may_be_nested() -> None:
     chain: dict[str, object] = {
         "optimizer.ema": {"choice": [0.9, 0.99], "when": {"optimizer.warmup_steps": 100}},
         "optimizer.warmup_steps": {"choice": [0, 100], "when": {"optimizer.schedule": "cosine"}},

@@ -37,13 +37,13 @@ def make(folder: Path, *names: str, seeds: int = 3, epochs: int = 2) -> str:
 
 
 @pytest.mark.parametrize("name", list(PAPER_RESULTS))
-def test_every_published_figure_has_its_row(name: str) -> None:
+def test_every_published_number_has_a_row(name: str) -> None:
     labels = {row.label for row in GRIDS[name].rows}
     for figures in PAPER_RESULTS[name].values():
         assert set(figures) <= labels
 
 
-def test_published_figures_are_the_papers() -> None:
+def test_published_numbers_equal_the_paper() -> None:
     """Read from the paper's own tables, in the order in which they stand there."""
     if not PAPER.exists():
         pytest.skip("the paper's text is not in this checkout")
@@ -75,7 +75,7 @@ def test_published_figures_are_the_papers() -> None:
     assert len(noisy) == 3
 
 
-def test_a_run_that_fits_many_tables_is_one() -> None:
+def test_run_in_several_tables_is_trained_once() -> None:
     config = base()  # the package's defaults: the recipe for RAF-DB
     shared = [
         ("lambda_min", "0.2"),
@@ -92,12 +92,12 @@ def test_a_run_that_fits_many_tables_is_one() -> None:
     assert len({str(values) for values in every}) == len(every)
 
 
-def test_a_sweep_has_the_defaults_own_value_in_its_place() -> None:
+def test_sweep_includes_the_default_value() -> None:
     rows = rows_of(base(loss__epoch_threshold=2), "epoch_threshold")
     assert [row.label for row in rows] == ["1", "2", "3", "5", "7", "9"]
 
 
-def test_the_table_says_what_the_runs_say(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_table_equals_the_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     train_by(monkeypatch, better_fused)
     monkeypatch.setattr("tune.study.trial.read_test", lambda folder: {})  # a dataset without a test split
     text = make(tmp_path, "ablation")
@@ -130,7 +130,7 @@ def test_the_table_says_what_the_runs_say(tmp_path: Path, monkeypatch: pytest.Mo
     assert (tmp_path / "ablation.svg").stat().st_size > 5000
 
 
-def test_every_run_is_tested_once_and_no_row_twice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_run_is_tested_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     trainer = train_by(monkeypatch, better_fused)
     make(tmp_path, "lambda_min")
     assert len(trainer.tested) == len(set(trainer.tested)) == 15
@@ -142,7 +142,7 @@ def test_every_run_is_tested_once_and_no_row_twice(tmp_path: Path, monkeypatch: 
     assert not list(tmp_path.glob("trials/*/checkpoints"))
 
 
-def test_stopped_tables_go_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_stopped_tables_resume(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     train_by(monkeypatch, better_fused)
     whole = make(tmp_path / "whole", "noise")
 
@@ -161,7 +161,7 @@ def test_stopped_tables_go_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
         make(tmp_path / "cut", "noise", epochs=3)
 
 
-def test_a_row_that_failed_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_failed_row_is_marked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def failing(config: Config, epoch: int) -> float:
         if config.loss.lambda_min == 0.3 and config.seed == 1:
             raise UserError("the loss is not finite")
@@ -181,13 +181,13 @@ def test_a_row_that_failed_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         (["ablation", "--evaluation.protocol", "published"], "evaluation.protocol"),
     ],
 )
-def test_a_wrong_command_is_one_line(words: list[str], message: str) -> None:
+def test_invalid_command_is_one_line(words: list[str], message: str) -> None:
     with pytest.raises(UserError) as caught:
         plan([*words, "--preset", "rafdb"])
     assert message in str(caught.value) and "\n" not in str(caught.value)
 
 
-def test_an_unknown_table_is_named(capsys: Any) -> None:
+def test_unknown_table_is_named(capsys: Any) -> None:
     with pytest.raises(SystemExit):
         plan(["table1", "--preset", "rafdb"])
     assert "lambda_min" in capsys.readouterr().err

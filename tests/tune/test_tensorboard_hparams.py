@@ -57,7 +57,7 @@ def test_tensorboard_shows_each_trial_once(tmp_path: Path) -> None:
     assert {m.name.tag for m in groups["0007-seed0"].metric_values} == {"epochs"}
 
 
-def test_going_on_writes_no_trial_twice_and_the_test_appears(tmp_path: Path) -> None:
+def test_resume_writes_no_trial_twice_and_adds_the_test(tmp_path: Path) -> None:
     study = make_study(tmp_path / "study", SPACE, trials=2)
     searched(study)
     write_hparams(study, study.trials.outcomes())

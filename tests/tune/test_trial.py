@@ -26,7 +26,9 @@ def crash(study: object, trial: object, reached: tuple[int, float]) -> bool:
     return False
 
 
-def test_a_trial_that_dies_before_it_is_judged_is_judged_later(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_trial_that_dies_before_its_decision_is_decided_on_resume(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Between the checkpoint of a rung's epoch and the decision."""
     options = replace(OPTIONS, halving=AshaSchedule(2, 2, 6))
     study = begun(tmp_path, options)
@@ -43,7 +45,7 @@ def test_a_trial_that_dies_before_it_is_judged_is_judged_later(tmp_path: Path, m
     assert trainer.epochs[-1] == ("0009-seed0", 2)
 
 
-def test_a_trial_is_not_put_in_the_place_of_another(tmp_path: Path) -> None:
+def test_trial_does_not_replace_another(tmp_path: Path) -> None:
     study = begun(tmp_path)
     study.trials.begin(Trial(1, 0, "search", {"optimizer.lr": 0.1}))
     with pytest.raises(UserError, match="contains a trial of"):
@@ -82,7 +84,7 @@ def of_two_ranks(world: World, folder: str, kind: str) -> tuple[str, str, list[i
 
 
 @pytest.mark.parametrize("kind", ["finished", "halted", "failed"])
-def test_ranks_agree_on_a_trials_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
+def test_ranks_agree_on_the_end_of_a_trial(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
     """Every rank reports every epoch, and knows the end that rank 0 wrote down."""
     study = begun(tmp_path, replace(OPTIONS, halving=AshaSchedule(2, 2, 6)))
     train_by(monkeypatch, planted)
@@ -94,14 +96,14 @@ def test_ranks_agree_on_a_trials_end(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert study.trials.get("0009-seed0").end == kind
 
 
-def test_trials_that_do_less_are_covered() -> None:
+def test_shorter_trials_are_covered() -> None:
     trial = Trial(1, 2, "final", {"loss.lambda_min": 0.1})
     tested = replace(trial, test=True)
     assert tested.satisfies(trial) and trial.satisfies(trial) and not trial.satisfies(tested)
     assert not tested.satisfies(replace(trial, values={"loss.lambda_min": 0.2}))
 
 
-def test_a_torn_trial_file_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_truncated_trial_file_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     study = begun(tmp_path)
     study.trials.begin(study.default())
     (tmp_path / "trials" / "0000-seed0" / "trial.json").write_text(json.dumps({})[:1])
@@ -109,7 +111,7 @@ def test_a_torn_trial_file_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         study.trials.outcomes()
 
 
-def test_a_lost_rank_is_no_failure_of_the_trial(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_lost_rank_is_not_a_failure_of_the_trial(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def losing(config: Config, epoch: int) -> float:
         raise LostRankError("lost contact with another rank")
 
@@ -120,7 +122,7 @@ def test_a_lost_rank_is_no_failure_of_the_trial(tmp_path: Path, monkeypatch: pyt
     assert study.trials.result(study.default()).end == ""
 
 
-def test_a_trial_writes_no_report(tmp_path: Path) -> None:
+def test_trial_writes_no_report(tmp_path: Path) -> None:
     """The search has a page of its own, and drawing takes seconds a trial."""
     base = Config()
     assert base.evaluation.report

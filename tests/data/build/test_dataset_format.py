@@ -105,14 +105,14 @@ def tree(folder: Path) -> dict[str, bytes]:
 
 
 @pytest.mark.parametrize(("name", "size"), [("a.jpg", 0), ("a" * 96 + ".jpg", 8**11 - 1), ("face_3.json", 12345)])
-def test_headers_are_tarfiles(name: str, size: int) -> None:
+def test_tar_headers_equal_tarfile(name: str, size: int) -> None:
     member = tarfile.TarInfo(name)
     member.size = size
     assert ustar_header(name, size) == member.tobuf(tarfile.USTAR_FORMAT)
 
 
 @pytest.mark.parametrize("name", ["train", "test"])
-def test_split_holds_what_the_source_gave(built: Dataset, name: str) -> None:
+def test_split_holds_the_samples_of_the_source(built: Dataset, name: str) -> None:
     split = built.split(name)
     numbers = [number_of(key) for key in split.keys]
     assert sorted(numbers) == [n for n in range(50) if (n < 41) == (name == "train")]
@@ -125,7 +125,7 @@ def test_split_holds_what_the_source_gave(built: Dataset, name: str) -> None:
         assert split.distributions[sample].tolist() == [0.5, 0.25, 0.25]
 
 
-def test_dataset_json_says_what_the_files_are(built: Dataset) -> None:
+def test_dataset_json_describes_the_files(built: Dataset) -> None:
     content = json.loads((built.folder / "dataset.json").read_text())
     assert content["format_version"] == 1
     assert content["classes"] == list(CLASSES)
@@ -141,7 +141,7 @@ def test_dataset_json_says_what_the_files_are(built: Dataset) -> None:
             assert shard["sha256"] == hashlib.sha256(data).hexdigest()
 
 
-def test_tars_are_ustar_without_traces_of_the_machine(built: Dataset) -> None:
+def test_tars_are_ustar_without_machine_metadata(built: Dataset) -> None:
     for path in built.folder.glob("*.tar"):
         with tarfile.open(path, "r:") as tar:
             members = tar.getmembers()
@@ -159,7 +159,7 @@ def test_labels_in_the_tar_have_a_fixed_width(built: Dataset) -> None:
     assert {int(label) for label in labels} <= {0, 1, 2}
 
 
-def test_stored_order_is_global_and_drawn_from_the_seed(built: Dataset, tmp_path: Path) -> None:
+def test_stored_order_is_a_global_permutation_by_seed(built: Dataset, tmp_path: Path) -> None:
     order = [number_of(key) for key in built.split("train").keys]
     first_shard = order[:7]
     assert max(first_shard) - min(first_shard) > 20, "the first tar should hold faces from all over"
@@ -169,7 +169,7 @@ def test_stored_order_is_global_and_drawn_from_the_seed(built: Dataset, tmp_path
     assert sorted(other_order) == sorted(order)
 
 
-def test_rebuild_gives_the_same_bytes_whatever_order_the_source_lists(built: Dataset, tmp_path: Path) -> None:
+def test_rebuild_is_bit_identical_for_any_source_order(built: Dataset, tmp_path: Path) -> None:
     again = build_dataset(Pictures(order=range(49, -1, -1)), tmp_path / "again", OPTIONS)
     assert tree(again.folder) == tree(built.folder)
 
@@ -177,7 +177,7 @@ def test_rebuild_gives_the_same_bytes_whatever_order_the_source_lists(built: Dat
 # Other readers
 
 
-def test_webdataset_reads_the_same(built: Dataset) -> None:
+def test_webdataset_reads_the_same_samples(built: Dataset) -> None:
     webdataset = pytest.importorskip("webdataset")
     split = built.split("train")
     urls = [str(built.folder / shard.file) for shard in built.splits["train"].shards]
@@ -189,7 +189,7 @@ def test_webdataset_reads_the_same(built: Dataset) -> None:
     assert [sample["jpg"] for sample in raw] == [bytes(split.read(sample)) for sample in range(len(split))]
 
 
-def test_dali_reads_the_same(built: Dataset) -> None:
+def test_dali_reads_the_same_samples(built: Dataset) -> None:
     dali, fn = pytest.importorskip("nvidia.dali"), pytest.importorskip("nvidia.dali.fn")
     files = [built.folder / shard.file for shard in built.splits["train"].shards]
 
@@ -215,7 +215,7 @@ def test_dali_reads_the_same(built: Dataset) -> None:
     assert labels[: len(split)] == split.labels.tolist()
 
 
-def test_dali_index_is_what_dalis_own_tool_writes(built: Dataset, tmp_path: Path) -> None:
+def test_dali_index_equals_dalis_own_tool(built: Dataset, tmp_path: Path) -> None:
     wds2idx = pytest.importorskip("wds2idx")
     for path in sorted(built.folder.glob("*.tar")):
         with wds2idx.IndexCreator(str(path), str(tmp_path / "theirs"), verbose=False) as creator:
@@ -223,7 +223,7 @@ def test_dali_index_is_what_dalis_own_tool_writes(built: Dataset, tmp_path: Path
         assert path.with_suffix(".idx").read_text() == (tmp_path / "theirs").read_text()
 
 
-def test_gnu_tar_lists_a_shard_without_complaint(built: Dataset) -> None:
+def test_gnu_tar_lists_a_shard(built: Dataset) -> None:
     if shutil.which("tar") is None:
         pytest.skip("no tar program here")
     done = subprocess.run(["tar", "tf", built.folder / "test-000000.tar"], capture_output=True, text=True, check=True)
@@ -264,7 +264,7 @@ def test_subset_renumbers_the_samples(built: Dataset) -> None:
         assert bytes(part.read(place)) == bytes(split.read(sample))
 
 
-def test_views_outlive_the_mapping_that_makes_room(built: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_views_outlive_an_evicted_mapping(built: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(dataset_format, "MAX_OPEN_MMAPS", 1)
     split = built.split("train")
     views = [split.read(sample) for sample in range(len(split))]
@@ -346,7 +346,7 @@ BREAKS: dict[str, tuple[Callable[[Path], object], str]] = {
 
 
 @pytest.mark.parametrize(("break_it", "line"), BREAKS.values(), ids=BREAKS)
-def test_broken_dataset_is_told_in_one_line(copy: Path, break_it: Callable[[Path], object], line: str) -> None:
+def test_broken_dataset_is_one_line(copy: Path, break_it: Callable[[Path], object], line: str) -> None:
     open_dataset(copy).split("train")  # whole before
     break_it(copy)
     with pytest.raises(UserError, match=line) as error:
@@ -355,12 +355,12 @@ def test_broken_dataset_is_told_in_one_line(copy: Path, break_it: Callable[[Path
     assert str(copy) in str(error.value)
 
 
-def test_missing_split_names_those_there(built: Dataset) -> None:
+def test_missing_split_error_lists_existing_splits(built: Dataset) -> None:
     with pytest.raises(UserError, match="no validation split; it has train, test"):
         built.split("validation")
 
 
-def test_one_class_cannot_be_trained(built: Dataset) -> None:
+def test_single_class_dataset_is_rejected(built: Dataset) -> None:
     split = built.split("train")
     check_trainable(split)
     with pytest.raises(UserError, match="split train contains only class glad"):
@@ -384,7 +384,7 @@ class Failing(Pictures):
         return super().load(number)
 
 
-def test_failed_build_spares_the_old(copy: Path, tmp_path: Path) -> None:
+def test_failed_build_keeps_the_old_dataset(copy: Path, tmp_path: Path) -> None:
     before = tree(copy)
     with pytest.raises(BreakOffError):
         build_dataset(Failing(), copy, replace(OPTIONS, overwrite=True))
@@ -394,7 +394,7 @@ def test_failed_build_spares_the_old(copy: Path, tmp_path: Path) -> None:
     assert {path.name for path in tmp_path.iterdir()} <= {"copy", "copy.partial", "new.partial"}
 
 
-def test_existing_dataset_is_replaced_only_when_told(copy: Path, tmp_path: Path) -> None:
+def test_existing_dataset_is_replaced_only_with_force(copy: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="dataset already exists; pass --force"):
         build_dataset(Pictures(), copy, OPTIONS)
     new = build_dataset(Pictures(), copy, replace(OPTIONS, samples_per_shard=50, overwrite=True))
@@ -403,7 +403,7 @@ def test_existing_dataset_is_replaced_only_when_told(copy: Path, tmp_path: Path)
     assert not (copy / "train-000001.tar").exists()
 
 
-def test_foreign_folder_is_never_replaced(tmp_path: Path) -> None:
+def test_folder_without_a_dataset_is_never_replaced(tmp_path: Path) -> None:
     (tmp_path / "home").mkdir()
     (tmp_path / "home" / "letter.txt").write_text("dear")
     with pytest.raises(UserError, match="not a dataset folder"):
@@ -411,7 +411,7 @@ def test_foreign_folder_is_never_replaced(tmp_path: Path) -> None:
     assert (tmp_path / "home" / "letter.txt").read_text() == "dear"
 
 
-def test_what_a_killed_build_left_is_cleared_away(built: Dataset, tmp_path: Path) -> None:
+def test_leftovers_of_a_killed_build_are_removed(built: Dataset, tmp_path: Path) -> None:
     partial = tmp_path / "new.partial"
     partial.mkdir()
     (partial / "train-000099.tar").write_bytes(b"half")
@@ -434,7 +434,7 @@ class Stopping(Pictures):
         return super().load(number)
 
 
-def test_an_unfinished_build_is_gone_on_with(built: Dataset, tmp_path: Path) -> None:
+def test_unfinished_build_is_resumed(built: Dataset, tmp_path: Path) -> None:
     first, second = Stopping(), Stopping(limit=50)
     with pytest.raises(BreakOffError):
         build_dataset(first, tmp_path / "new", OPTIONS)
@@ -449,7 +449,7 @@ def test_an_unfinished_build_is_gone_on_with(built: Dataset, tmp_path: Path) -> 
     assert sorted(path.name for path in tmp_path.iterdir()) == ["new"]
 
 
-def test_a_torn_tar_of_an_unfinished_build_is_written_again(built: Dataset, tmp_path: Path) -> None:
+def test_truncated_tar_of_an_unfinished_build_is_rewritten(built: Dataset, tmp_path: Path) -> None:
     with pytest.raises(BreakOffError):
         build_dataset(Stopping(), tmp_path / "new", OPTIONS)
     with (tmp_path / "new.partial" / "train-000000.tar").open("r+b") as stream:
@@ -457,7 +457,7 @@ def test_a_torn_tar_of_an_unfinished_build_is_written_again(built: Dataset, tmp_
     assert tree(build_dataset(Pictures(), tmp_path / "new", OPTIONS).folder) == tree(built.folder)
 
 
-def test_an_unfinished_build_with_other_options_is_noticed(built: Dataset, tmp_path: Path) -> None:
+def test_unfinished_build_with_other_options_is_rejected(built: Dataset, tmp_path: Path) -> None:
     with pytest.raises(BreakOffError):
         build_dataset(Stopping(), tmp_path / "new", OPTIONS)
     with pytest.raises(UserError, match=r"samples_per_shard was 7, is 9.*--restart"):
@@ -467,14 +467,14 @@ def test_an_unfinished_build_with_other_options_is_noticed(built: Dataset, tmp_p
     assert tree(build_dataset(Pictures(), tmp_path / "again", OPTIONS).folder) == tree(built.folder)
 
 
-def test_a_disk_without_room_is_told_before_the_work(tmp_path: Path) -> None:
+def test_insufficient_disk_space_is_reported_before_the_build(tmp_path: Path) -> None:
     source = Stopping(image_bytes=10**18)
     with pytest.raises(UserError, match=r"GB are free, but the dataset needs about 1000000000\.0 GB"):
         build_dataset(source, tmp_path / "new", OPTIONS)
     assert source.asked == []
 
 
-def test_little_room_is_told_in_megabytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_small_disk_space_is_reported_in_megabytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(builder.shutil, "disk_usage", lambda path: SimpleNamespace(free=7 * 10**4))
     with pytest.raises(UserError, match=r"0\.1 MB are free, but the dataset needs about 0\.2 MB"):  # 50 kB and 50 x 2.6
         build_dataset(Pictures(), tmp_path / "new", OPTIONS)
@@ -492,7 +492,7 @@ class Meeting(Pictures):
         return super().load(number)
 
 
-def test_two_builds_of_one_folder_do_not_mix(tmp_path: Path) -> None:
+def test_concurrent_builds_of_one_folder_are_rejected(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="locked by another build"):
         build_dataset(Meeting(out=tmp_path / "new"), tmp_path / "new", OPTIONS)
 
@@ -508,7 +508,7 @@ def small_files() -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
-def test_full_disk_is_told_in_one_line(tmp_path: Path) -> None:
+def test_full_disk_is_one_line(tmp_path: Path) -> None:
     full = r"train-000000\.tar: cannot be written: .*free some space"
     with pytest.raises(UserError, match=full) as error, small_files():
         build_dataset(Pictures(), tmp_path / "new", OPTIONS)
@@ -516,7 +516,7 @@ def test_full_disk_is_told_in_one_line(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_unwritable_folder_is_told_in_one_line(tmp_path: Path) -> None:
+def test_unwritable_folder_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("not a folder")
     with pytest.raises(UserError, match=r"cannot be written: .*choose a writable folder"):
         build_dataset(Pictures(), tmp_path / "file" / "new", OPTIONS)
@@ -531,13 +531,13 @@ class Deadly(Pictures):
         raise AssertionError
 
 
-def test_a_killed_worker_is_a_one_line_error(tmp_path: Path) -> None:
+def test_killed_worker_is_one_line(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"^worker \d \(process \d+\) was killed by SIGKILL; .*--workers \(now 2\)$"):
         build_dataset(Deadly(), tmp_path / "new", OPTIONS, ProcessPool(2))
     assert list(tmp_path.iterdir()) == []
 
 
-def test_what_fails_in_a_worker_fails_the_build(tmp_path: Path) -> None:
+def test_worker_error_fails_the_build(tmp_path: Path) -> None:
     with pytest.raises(BreakOffError):
         build_dataset(Failing(), tmp_path / "new", OPTIONS, ProcessPool(2))
     assert not (tmp_path / "new").exists()
@@ -546,7 +546,7 @@ def test_what_fails_in_a_worker_fails_the_build(tmp_path: Path) -> None:
 # Drawn faces
 
 
-def test_embedded_faces_are_a_dataset(tmp_path: Path) -> None:
+def test_embedded_faces_open_as_a_dataset(tmp_path: Path) -> None:
     counts = {"train": 30, "validation": 5, "test": 6}
     dataset = build_synthetic_dataset(tmp_path / "faces", counts, size=32)
     assert {name: info.samples for name, info in dataset.splits.items()} == counts
@@ -559,7 +559,7 @@ def test_embedded_faces_are_a_dataset(tmp_path: Path) -> None:
     assert Image.open(io.BytesIO(split.read(0))).size == (32, 32)
 
 
-def test_more_training_faces_leave_the_test_faces_alone(tmp_path: Path) -> None:
+def test_more_training_faces_keep_the_test_faces(tmp_path: Path) -> None:
     few = build_synthetic_dataset(tmp_path / "few", {"train": 3, "test": 6}, size=32)
     many = build_synthetic_dataset(tmp_path / "many", {"train": 20, "test": 6}, size=32)
     other = build_synthetic_dataset(tmp_path / "other", {"train": 3, "test": 6}, size=32, seed=1)

@@ -57,7 +57,7 @@ def litter(root: Path) -> None:
         write(root / path, jpeg(900 + number))
 
 
-def test_what_systems_leave_in_folders_is_no_sample(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_system_files_are_not_samples(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     root = tmp_path / "faces"
     trees.class_folders(root, FOLDERS)
     litter(root)
@@ -73,7 +73,7 @@ def test_what_systems_leave_in_folders_is_no_sample(tmp_path: Path, capsys: pyte
 
 
 @pytest.mark.parametrize("source", ["affectnet", "affectnet-folders", "sfew", "rafdb"])
-def test_what_systems_leave_is_skipped_by_every_source(source: str, tmp_path: Path) -> None:
+def test_system_files_are_skipped_by_every_source(source: str, tmp_path: Path) -> None:
     root = tmp_path / "tree"
     if source == "affectnet":
         trees.affectnet_2021(root, list(range(8)) * 2, list(range(8)))
@@ -97,7 +97,9 @@ def test_what_systems_leave_is_skipped_by_every_source(source: str, tmp_path: Pa
     assert places(dataset) == places(clean)
 
 
-def test_links_pipes_and_folders_that_cannot_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_broken_links_pipes_and_unreadable_folders_are_reported(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     root = tmp_path / "faces"
     trees.class_folders(root, FOLDERS)
     os.symlink(root / "train", root / "train" / "a" / "round")
@@ -124,7 +126,7 @@ def test_links_pipes_and_folders_that_cannot_be_read(tmp_path: Path, monkeypatch
         list(walk_files(root, Skipped()))
 
 
-def test_links_that_lead_back_are_no_classes_and_end_nothing(tmp_path: Path) -> None:
+def test_circular_links_are_not_classes_and_are_skipped(tmp_path: Path) -> None:
     """Beside and in class folders; a link to another folder is one still, as collections made of links are."""
     root = tmp_path / "faces"
     trees.class_folders(root, {"": ["a", "b"] * 3})
@@ -153,7 +155,7 @@ def test_archives_beside_folders_are_warned_about(tmp_path: Path, capsys: pytest
 
 
 @pytest.mark.parametrize("source", ["affectnet", "csv", "fer2013", "folder", "rafdb", "sfew"])
-def test_an_archive_or_a_file_as_root(source: str, tmp_path: Path) -> None:
+def test_archive_or_file_as_root_is_rejected(source: str, tmp_path: Path) -> None:
     csv = ("--csv", write(tmp_path / "list.csv", "path,label\n1.jpg,a\n")) if source == "csv" else ()
     archive, file = write(tmp_path / "faces.tar.gz", b""), write(tmp_path / "faces", b"")
     for root, reason in (
@@ -183,7 +185,7 @@ READ: dict[str, tuple[str, str, str]] = {  # train, validation, test
 
 
 @pytest.mark.parametrize("folders", READ.values(), ids=READ)
-def test_split_folders_under_their_usual_names(folders: tuple[str, str, str], tmp_path: Path) -> None:
+def test_usual_split_folder_names_are_recognized(folders: tuple[str, str, str], tmp_path: Path) -> None:
     trees.class_folders(
         tmp_path / "x", {name: ["a", "b"] * count for name, count in zip(folders, (3, 2, 1), strict=True)}
     )
@@ -220,7 +222,7 @@ LAYOUTS: dict[str, tuple[list[str], str]] = {
 
 
 @pytest.mark.parametrize(("paths", "reason"), LAYOUTS.values(), ids=LAYOUTS)
-def test_layouts_that_look_like_others_are_one_line(paths: list[str], reason: str, tmp_path: Path) -> None:
+def test_ambiguous_layouts_are_one_line(paths: list[str], reason: str, tmp_path: Path) -> None:
     root = tmp_path / "tree"
     for number, path in enumerate(paths):
         write(root / path, jpeg(number))
@@ -266,7 +268,7 @@ METADATA = {
 
 @pytest.mark.parametrize("late", [False, True])
 @pytest.mark.parametrize("metadata", METADATA.values(), ids=METADATA)
-def test_pixels_of_a_png_with_huge_metadata(metadata: bytes, late: bool, tmp_path: Path) -> None:
+def test_png_with_huge_metadata_keeps_its_pixels(metadata: bytes, late: bool, tmp_path: Path) -> None:
     pixels = np.random.default_rng(0).integers(0, 256, (12, 20, 3), dtype=np.uint8)
     Image.fromarray(pixels).save(tmp_path / "a.png")
     data = (tmp_path / "a.png").read_bytes()
@@ -313,7 +315,7 @@ def test_names_of_any_bytes_are_stored_escaped(tmp_path: Path) -> None:
     assert verify(dataset.folder, 1)[1] == []
 
 
-def test_the_doctor_tells_names_of_any_bytes(tmp_path: Path) -> None:
+def test_doctor_reports_names_of_any_bytes(tmp_path: Path) -> None:
     root = tmp_path / "x"
     tree_of_names(root)
     write(root / "train" / "b" / os.fsdecode(b"b\xe4d.jpg"), b"no image")
@@ -324,7 +326,7 @@ def test_the_doctor_tells_names_of_any_bytes(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", [b"tr\xe4urig", b"new\nline"])
-def test_folder_names_that_are_no_class_names_are_one_line(name: bytes, tmp_path: Path) -> None:
+def test_invalid_class_folder_names_are_one_line(name: bytes, tmp_path: Path) -> None:
     trees.class_folders(tmp_path / "x", {"train": ["a"]})
     folder = tmp_path / "x" / "train" / os.fsdecode(name)
     write(folder / "1.jpg", jpeg(9))
@@ -332,7 +334,7 @@ def test_folder_names_that_are_no_class_names_are_one_line(name: bytes, tmp_path
         run_build("folder", tmp_path / "out", "--root", tmp_path / "x", "--validation-fraction", 0)
 
 
-def test_dataset_folders_whose_name_is_not_text_are_one_line(tmp_path: Path) -> None:
+def test_dataset_folder_with_undecodable_name_is_one_line(tmp_path: Path) -> None:
     """Arrow cannot open them."""
     trees.class_folders(tmp_path / "x", FOLDERS)
     words = ("--root", tmp_path / "x", "--validation-fraction", 0)

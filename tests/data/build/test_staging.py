@@ -90,7 +90,7 @@ CHANGES = (fix_image, add_image, remove_bad_image, remove_a_shard, change_image,
 
 
 @pytest.mark.parametrize("change", CHANGES)
-def test_a_changed_source_builds_as_a_fresh_build(root: Path, tmp_path: Path, change: Callable[[Path], None]) -> None:
+def test_changed_source_gives_a_fresh_build(root: Path, tmp_path: Path, change: Callable[[Path], None]) -> None:
     with pytest.raises(UserError, match="1 of 30 images are invalid"):
         build_csv(root, tmp_path / "out")
     assert list((tmp_path / "out.partial").glob("*.tar"))
@@ -100,7 +100,7 @@ def test_a_changed_source_builds_as_a_fresh_build(root: Path, tmp_path: Path, ch
     assert not (tmp_path / "out.partial").exists()
 
 
-def test_only_the_shard_of_the_fixed_image_is_written_again(
+def test_only_the_shard_of_the_fixed_image_is_rewritten(
     root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with pytest.raises(UserError):
@@ -113,7 +113,7 @@ def test_only_the_shard_of_the_fixed_image_is_written_again(
     assert len(written) == 1
 
 
-def test_a_long_image_changed_in_its_middle_is_written_again(root: Path, tmp_path: Path) -> None:
+def test_long_image_changed_in_its_middle_is_rewritten(root: Path, tmp_path: Path) -> None:
     image = jpeg(3)
     comment = b"\xff\xfe\xff\xff" + bytes(2**16 - 3)
     padded = image[:2] + 3 * comment + image[2:]
@@ -182,7 +182,7 @@ FAULTS: dict[str, Callable[[Path], None]] = {
 
 
 @pytest.mark.parametrize("fault", FAULTS.values(), ids=FAULTS)
-def test_a_dataset_that_does_not_open_replaces_nothing(
+def test_invalid_dataset_does_not_replace_the_old_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fault: Callable[[Path], None]
 ) -> None:
     out = tmp_path / "out"
@@ -205,7 +205,7 @@ def test_a_dataset_that_does_not_open_replaces_nothing(
 
 
 @pytest.mark.parametrize("classes", [("left", "", "front"), ("left", "front", "left"), ()])
-def test_bad_class_names_are_refused_before_an_image_is_read(tmp_path: Path, classes: tuple[str, ...]) -> None:
+def test_bad_class_names_are_rejected_before_reading_images(tmp_path: Path, classes: tuple[str, ...]) -> None:
     before = tree(build_dataset(Pictures(), tmp_path / "out", OPTIONS).folder)
     again = BuildOptions(name="again", overwrite=True)
     with pytest.raises(UserError, match="classes"):
@@ -214,9 +214,7 @@ def test_bad_class_names_are_refused_before_an_image_is_read(tmp_path: Path, cla
     assert not (tmp_path / "out.partial").exists()
 
 
-def test_the_old_dataset_returns_when_the_new_one_cannot_take_its_place(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_old_dataset_is_restored_when_the_swap_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     out = tmp_path / "out"
     before = tree(build_dataset(Pictures(), out, OPTIONS).folder)
     rename = os.rename

@@ -96,7 +96,7 @@ BOUNDS = {
 
 @pytest.mark.parametrize("applied", APPLIERS)
 @pytest.mark.parametrize("kind", BOUNDS)
-def test_a_stage_is_pillows(applied: Apply, kind: OpKind, pictures: NDArray[np.uint8]) -> None:
+def test_stage_equals_pillow(applied: Apply, kind: OpKind, pictures: NDArray[np.uint8]) -> None:
     table = np.random.default_rng(1).integers(0, 256, 256)
     for factor in FACTORS.get(kind, (0.0,)):
         drawn = identity(len(pictures), 1)
@@ -110,7 +110,7 @@ def test_a_stage_is_pillows(applied: Apply, kind: OpKind, pictures: NDArray[np.u
 
 
 @pytest.mark.parametrize("applied", APPLIERS)
-def test_a_warp_is_pillows(applied: Apply, pictures: NDArray[np.uint8]) -> None:
+def test_warp_equals_pillow(applied: Apply, pictures: NDArray[np.uint8]) -> None:
     """Each face its own matrix. A pixel on the image's very edge may fall on either side."""
     random = np.random.default_rng(2)
     drawn = identity(len(pictures), 1)
@@ -123,7 +123,7 @@ def test_a_warp_is_pillows(applied: Apply, pictures: NDArray[np.uint8]) -> None:
 
 @pytest.mark.parametrize("applied", APPLIERS)
 @pytest.mark.parametrize(("policy", "magnitude"), [("published", 5.0), ("published", 9.0), ("standard", 9.0)])
-def test_whole_chains_are_pillows(applied: Apply, policy: str, magnitude: float, pictures: NDArray[np.uint8]) -> None:
+def test_chain_equals_pillow(applied: Apply, policy: str, magnitude: float, pictures: NDArray[np.uint8]) -> None:
     config = AugmentConfig(policy=policy, operations=4, magnitude=magnitude)  # type: ignore[arg-type]
     many = np.concatenate([pictures] * 6)
     drawn = sample_augmentations(config, 60, 0, 0, range(len(many)))
@@ -154,7 +154,7 @@ def epoch(shards: Path, loader: str, device: str = "cpu", rank: int = 0, ranks: 
 @pytest.mark.parametrize("device", ["cpu", GPU])
 @pytest.mark.parametrize("size", [48, 64, 100])
 @pytest.mark.parametrize("policy", ["published", "standard", "none"])
-def test_both_loaders_make_the_same_pictures(shards: Path, device: str, size: int, policy: str) -> None:
+def test_both_loaders_give_the_same_images(shards: Path, device: str, size: int, policy: str) -> None:
     """From tars to the network's input: decode, resize, stages, flip, erase.
 
     On a CPU within 1 level in the mean and 4 for 99.9 % of the pixels; on a GPU, whose decoder and resize have an
@@ -190,7 +190,7 @@ class Rehearsal(GpuBackend):
 
 
 @pytest.mark.parametrize("size", [48, 64, 100])
-def test_the_gpus_way_on_a_cpu(shards: Path, size: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_gpu_pipeline_on_a_cpu_equals_pillow(shards: Path, size: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """DALI's resize rounds otherwise than Pillow's, and a stage after it can make more of a level."""
     wanted = epoch(shards, "torch", data__image_size=size)
     monkeypatch.setattr(dali_loader, "make_backend", Rehearsal)
@@ -201,7 +201,7 @@ def test_the_gpus_way_on_a_cpu(shards: Path, size: int, monkeypatch: pytest.Monk
     assert (difference <= 4.1).double().mean() >= 0.995
 
 
-def test_ten_crops_too(shards: Path) -> None:
+def test_ten_crops_equal_the_torch_loader(shards: Path) -> None:
     more: dict[str, object] = {"data__image_size": 48, "data__ten_crop": 64}
     for theirs, ours in zip(epoch(shards, "torch", **more), epoch(shards, "dali", **more), strict=True):
         assert ours.images.shape[1:] == (10, 3, 48, 48)
@@ -211,7 +211,7 @@ def test_ten_crops_too(shards: Path) -> None:
 
 
 @pytest.mark.parametrize("sampler", ["all", "balanced"])
-def test_two_ranks_have_the_batches_of_one(shards: Path, sampler: str) -> None:
+def test_two_ranks_split_the_batches_of_one(shards: Path, sampler: str) -> None:
     whole = epoch(shards, "dali", data__sampler=sampler)
     parts = [epoch(shards, "dali", rank=rank, ranks=2, data__sampler=sampler) for rank in range(2)]
     for batch, first, second in zip(whole, *parts, strict=True):
@@ -220,7 +220,7 @@ def test_two_ranks_have_the_batches_of_one(shards: Path, sampler: str) -> None:
         assert (first.offset, second.offset) == (0, len(first.labels))
 
 
-def test_faces_of_many_sizes(tmp_path: Path) -> None:
+def test_images_of_many_sizes_load(tmp_path: Path) -> None:
     """A folder of pictures that were never cut to one size."""
     from tests.helpers.dataset_trees import write
 
@@ -249,7 +249,7 @@ def mutate(jpeg: bytes, random: np.random.Generator) -> bytes:
     return bytes(content)
 
 
-def test_spoilt_jpegs_end_neither_loader_and_fare_alike(shards: Path, tmp_path: Path) -> None:
+def test_corrupt_jpegs_are_handled_alike_by_both_loaders(shards: Path, tmp_path: Path) -> None:
     """DALI may end the process over a header that it cannot parse: so it is not given one."""
     import shutil
 
@@ -271,7 +271,7 @@ def test_spoilt_jpegs_end_neither_loader_and_fare_alike(shards: Path, tmp_path: 
     assert 20 < replaced < 120
 
 
-def test_plain_headers(shards: Path) -> None:
+def test_jpeg_header_check_accepts_plain_headers(shards: Path) -> None:
     split = open_dataset(shards).split("train")
     jpeg = bytes(split.read(0))
 
@@ -293,7 +293,7 @@ def test_plain_headers(shards: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_killed_run_goes_on_as_if_nothing_had_been(faces: Path, tmp_path: Path) -> None:
+def test_resume_after_sigkill_gives_identical_run(faces: Path, tmp_path: Path) -> None:
     """Bit for bit on one CPU rank, stopped in mid-epoch."""
     whole = settings(faces, tmp_path / "whole", data__loader="dali", checkpoint__every_steps="3")
     assert finish(command(whole)).returncode == 0
@@ -305,7 +305,7 @@ def test_a_killed_run_goes_on_as_if_nothing_had_been(faces: Path, tmp_path: Path
         assert numbers(tmp_path / "whole", kind) == numbers(tmp_path / "stopped", kind)
 
 
-def test_who_asks_an_old_pass_does_not_wait(shards: Path) -> None:
+def test_old_pass_does_not_block(shards: Path) -> None:
     values = {"data.shards": str(shards), "data.loader": "dali", "batch_size": 50, "data.workers": 0}
     with open_data(build_config([ConfigLayer("test", values)]), 0, 1, torch.device("cpu")) as data:
         old = data.train_batches(0)
@@ -323,7 +323,7 @@ HOW = {
 
 
 @pytest.mark.parametrize("how", [h if h == "missing" else pytest.param(h, marks=pytest.mark.slow) for h in HOW])
-def test_without_dali(faces: Path, tmp_path: Path, how: str) -> None:
+def test_missing_dali_falls_back_or_is_an_error(faces: Path, tmp_path: Path, how: str) -> None:
     """`auto` says once what it uses instead; `dali` is an error with the install line."""
     stand_in = tmp_path / "path" / "nvidia" / "dali"
     stand_in.mkdir(parents=True)

@@ -50,7 +50,7 @@ def batches(config: Config, rank: int = 0, ranks: int = 1, first: int = 0, epoch
         return list(data.train_batches(epoch, first))
 
 
-def test_pictures_are_what_one_would_make_by_hand(faces: Path, loader: str) -> None:
+def test_images_equal_a_manual_pipeline(faces: Path, loader: str) -> None:
     config = config_for(faces)
     split = open_dataset(faces).split("train")
     batch = batches(config)[0]
@@ -73,7 +73,7 @@ def test_pictures_are_what_one_would_make_by_hand(faces: Path, loader: str) -> N
     assert 0 < erased < 10
 
 
-def test_evaluation_pictures_are_plain(faces: Path, loader: str) -> None:
+def test_evaluation_images_are_not_augmented(faces: Path, loader: str) -> None:
     split = open_dataset(faces).split("validation")
     with open_data(config_for(faces), 0, 1, CPU) as data:
         seen = list(data.val_batches())
@@ -85,7 +85,7 @@ def test_evaluation_pictures_are_plain(faces: Path, loader: str) -> None:
 
 
 @pytest.mark.parametrize("ranks", [2, 3])
-def test_ranks_share_one_order_and_one_augmentation(faces: Path, ranks: int) -> None:
+def test_ranks_share_order_and_augmentation(faces: Path, ranks: int) -> None:
     whole = batches(config_for(faces))
     parts = [batches(config_for(faces), rank, ranks) for rank in range(ranks)]
     for number, batch in enumerate(whole):
@@ -96,7 +96,7 @@ def test_ranks_share_one_order_and_one_augmentation(faces: Path, ranks: int) -> 
         assert {p.global_size for p in pieces} == {len(batch.labels)}
 
 
-def test_workers_change_nothing_and_outlive_epochs(faces: Path, loader: str) -> None:
+def test_workers_do_not_change_batches_and_outlive_epochs(faces: Path, loader: str) -> None:
     alone = [batches(config_for(faces), epoch=e) for e in (0, 1)]
     others = workers_of_this_process()  # of tests before this one
     with open_data(config_for(faces, data__workers=2), 0, 1, CPU) as data:
@@ -119,13 +119,13 @@ def workers_of_this_process() -> set[int]:
     return {process.pid for process in workers if process.status() != psutil.STATUS_ZOMBIE}
 
 
-def test_a_resumed_epoch_is_the_rest_of_it(faces: Path) -> None:
+def test_resumed_epoch_is_its_remainder(faces: Path) -> None:
     whole, rest = batches(config_for(faces)), batches(config_for(faces), first=4)
     assert len(rest) == len(whole) - 4
     assert all(torch.equal(a.images, b.images) for a, b in zip(whole[4:], rest, strict=True))
 
 
-def test_a_second_pass_sees_the_same_faces(faces: Path) -> None:
+def test_second_pass_sees_the_same_samples(faces: Path) -> None:
     with open_data(config_for(faces), 0, 1, CPU) as data:
         trained, measured = list(data.train_batches(2)), list(data.class_distribution_batches(2))
     assert all(torch.equal(a.images, b.images) for a, b in zip(trained, measured, strict=True))
@@ -167,7 +167,7 @@ def cut_short(faces: Path, split: str, number: int) -> bytes:
         (None, "failed to decode"),
     ],
 )
-def test_a_bad_face_is_named(faces: Path, tmp_path: Path, workers: int, content: bytes | None, reason: str) -> None:
+def test_bad_sample_is_named(faces: Path, tmp_path: Path, workers: int, content: bytes | None, reason: str) -> None:
     (key,) = spoil(faces, tmp_path / "bad", "train", {0: content or cut_short(faces, "train", 0)})
     config = config_for(tmp_path / "bad", data__workers=workers, data__max_bad_faces=0)
     with pytest.raises(UserError, match=r"shards\.verify") as caught:
@@ -179,7 +179,7 @@ def test_a_bad_face_is_named(faces: Path, tmp_path: Path, workers: int, content:
     assert "\n" not in message
 
 
-def test_a_bad_face_is_replaced(faces: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_bad_sample_is_replaced(faces: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """By one of its class, another each epoch, the same for both loaders: a number of the plan decides."""
     spoilt = {5: b"hello", 17: cut_short(faces, "train", 17), 40: b"\xff\xd8\xff" + b"\0" * 300}
     keys = spoil(faces, tmp_path / "bad", "train", spoilt)
@@ -207,14 +207,14 @@ def test_a_bad_face_is_replaced(faces: Path, tmp_path: Path, capsys: pytest.Capt
     assert all(output.count(f"sample {key} (train split)") == 1 for key in keys)
 
 
-def test_too_many_bad_faces_end_the_run(faces: Path, tmp_path: Path) -> None:
+def test_too_many_bad_samples_end_the_run(faces: Path, tmp_path: Path) -> None:
     spoil(faces, tmp_path / "bad", "train", dict.fromkeys(range(4), b"hello"))
     assert batches(config_for(tmp_path / "bad", data__max_bad_faces=4))
     with pytest.raises(UserError, match=r"data\.max_bad_faces is 3"):
         batches(config_for(tmp_path / "bad", data__max_bad_faces=3))
 
 
-def test_no_face_is_replaced_in_evaluation(faces: Path, tmp_path: Path) -> None:
+def test_evaluation_replaces_no_sample(faces: Path, tmp_path: Path) -> None:
     (key,) = spoil(faces, tmp_path / "bad", "validation", {3: cut_short(faces, "validation", 3)})
     with (
         pytest.raises(UserError, match=rf"sample {key} \(validation split\)"),
@@ -223,7 +223,7 @@ def test_no_face_is_replaced_in_evaluation(faces: Path, tmp_path: Path) -> None:
         list(data.val_batches())
 
 
-def test_a_class_without_another_good_face(faces: Path, tmp_path: Path) -> None:
+def test_class_without_a_good_substitute_is_an_error(faces: Path, tmp_path: Path) -> None:
     labels = open_dataset(faces).split("train").labels
     spoil(faces, tmp_path / "bad", "train", dict.fromkeys(np.flatnonzero(labels == labels[0]).tolist(), b"hello"))
     with pytest.raises(UserError, match="failed to decode"):
@@ -231,7 +231,7 @@ def test_a_class_without_another_good_face(faces: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("sampler", ["balanced", "oversample"])
-def test_samplers_take_what_the_plan_says(faces: Path, sampler: str) -> None:
+def test_loaders_follow_the_sampling_plan(faces: Path, sampler: str) -> None:
     labels = open_dataset(faces).split("train").labels
     config = config_for(faces, data__sampler=sampler)
     plan = epoch_batches(labels, sampler, 10, config.seed, 1)
@@ -241,7 +241,7 @@ def test_samplers_take_what_the_plan_says(faces: Path, sampler: str) -> None:
     assert len(set(counts[counts > 0].tolist())) == 1
 
 
-def test_a_pass_left_early_does_not_disturb_the_next(faces: Path) -> None:
+def test_abandoned_pass_does_not_disturb_the_next(faces: Path) -> None:
     with open_data(config_for(faces, data__workers=1, data__prefetch=1), 0, 1, CPU) as data:
         for _ in range(3):
             next(iter(data.train_batches(0)))
@@ -249,7 +249,7 @@ def test_a_pass_left_early_does_not_disturb_the_next(faces: Path) -> None:
     assert all(torch.equal(a.images, b.images) for a, b in zip(batches(config_for(faces), epoch=1), after, strict=True))
 
 
-def test_memory_does_not_grow(faces: Path) -> None:
+def test_memory_does_not_grow_over_epochs(faces: Path) -> None:
     """Resident memory over 20 epochs, the first ones left to warm up; 64 faces are 2 MB of floats an epoch."""
     process = psutil.Process()
     used = []
@@ -261,12 +261,12 @@ def test_memory_does_not_grow(faces: Path) -> None:
     assert used[-1] - used[5] < 12, used
 
 
-def test_too_many_ranks_for_the_batches(faces: Path) -> None:
+def test_too_many_ranks_for_the_batches_are_rejected(faces: Path) -> None:
     with pytest.raises(UserError, match="start fewer ranks"), open_data(config_for(faces), 0, 6, CPU):
         pass
 
 
-def test_a_validation_split_is_carved_where_there_is_none(faces: Path, tmp_path: Path) -> None:
+def test_validation_is_held_out_when_missing(faces: Path, tmp_path: Path) -> None:
     from adadf_dist.data.synthetic.dataset import build_synthetic_dataset
 
     build_synthetic_dataset(tmp_path / "two", {"train": 60, "test": 10}, size=32)

@@ -95,7 +95,9 @@ def refused(config: DataConfig, transfer: RetryPolicy = QUICK) -> str:
     return message
 
 
-def test_a_fetched_dataset_is_the_original_and_is_fetched_once(site: Site, original: Path, tmp_path: Path) -> None:
+def test_downloaded_dataset_equals_the_original_and_is_downloaded_once(
+    site: Site, original: Path, tmp_path: Path
+) -> None:
     transfer = QUICK._replace(chunk_bytes=2**20)
     folder = fetch(data(site, tmp_path), transfer)
     same_files(folder, original)
@@ -120,13 +122,13 @@ def test_a_fetched_dataset_is_the_original_and_is_fetched_once(site: Site, origi
     ],
     ids=lambda f: f"{f.pattern}-{f.status}-{f.cut}-{f.wrong}-{f.stall_s}",
 )
-def test_what_passes_is_borne(site: Site, original: Path, tmp_path: Path, fault: Fault) -> None:
+def test_transient_faults_are_retried(site: Site, original: Path, tmp_path: Path, fault: Fault) -> None:
     site.faults = [fault]
     same_files(fetch(data(site, tmp_path), HASTY if fault.stall_s else QUICK), original)
     assert fault.times == 0
 
 
-def test_a_cut_is_resumed_not_begun_again(site: Site, original: Path, tmp_path: Path) -> None:
+def test_interrupted_download_is_resumed(site: Site, original: Path, tmp_path: Path) -> None:
     """The second run asks for what the first did not get."""
     size = (original / TAR).stat().st_size
     chunk = 2**14
@@ -155,7 +157,7 @@ def test_a_cut_is_resumed_not_begun_again(site: Site, original: Path, tmp_path: 
     assert min(starts) == kept
 
 
-def test_a_server_without_ranges(site: Site, original: Path, tmp_path: Path) -> None:
+def test_server_without_ranges_is_supported(site: Site, original: Path, tmp_path: Path) -> None:
     site.ranges = False
     same_files(fetch(data(site, tmp_path)), original)
 
@@ -174,14 +176,14 @@ def test_a_server_without_ranges(site: Site, original: Path, tmp_path: Path) -> 
     ],
     ids=lambda x: f"{x.pattern}-{x.status}-{x.cut}-{x.wrong}" if isinstance(x, Fault) else "",
 )
-def test_what_stays_is_one_line(site: Site, tmp_path: Path, fault: Fault, words: list[str]) -> None:
+def test_permanent_fault_is_one_line(site: Site, tmp_path: Path, fault: Fault, words: list[str]) -> None:
     site.faults = [fault]
     message = refused(data(site, tmp_path), HASTY if fault.stall_s else QUICK)
     assert site.url in message
     assert all(word in message for word in words), message
 
 
-def test_connection_refused_and_unknown_host(tmp_path: Path) -> None:
+def test_connection_refused_and_unknown_host_are_one_line(tmp_path: Path) -> None:
     with socket.socket() as unused:
         unused.bind(("127.0.0.1", 0))
         url = f"http://127.0.0.1:{unused.getsockname()[1]}/faces"
@@ -191,7 +193,7 @@ def test_connection_refused_and_unknown_host(tmp_path: Path) -> None:
     assert "no-such-host.invalid" in message and "4 attempts" in message
 
 
-def test_schemes(original: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_url_schemes_are_checked(original: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert "ftp:// is not supported" in refused(data("ftp://x/faces", tmp_path))
     assert "without a query" in refused(data("https://x/faces?sign=1", tmp_path))
     assert fetch(data(f"file://{original}", tmp_path)) == original
@@ -200,7 +202,7 @@ def test_schemes(original: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert "pip install 'adadf_dist[remote]'" in refused(data("gs://bucket/faces", tmp_path))
 
 
-def test_manifest_that_is_no_manifest(tmp_path: Path) -> None:
+def test_invalid_manifest_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "bad").mkdir()
     (tmp_path / "bad" / "dataset.json").write_text("<html>log in</html>")
     with serve(tmp_path / "bad") as site:
@@ -209,7 +211,7 @@ def test_manifest_that_is_no_manifest(tmp_path: Path) -> None:
     assert not list((tmp_path / "cache" / "entries").iterdir())
 
 
-def test_tar_shorter_than_its_manifest_says(original: Path, tmp_path: Path) -> None:
+def test_tar_shorter_than_its_manifest_is_one_line(original: Path, tmp_path: Path) -> None:
     shutil.copytree(original, tmp_path / "short")
     with (tmp_path / "short" / TAR).open("r+b") as stream:
         stream.truncate(9000)
@@ -218,7 +220,7 @@ def test_tar_shorter_than_its_manifest_says(original: Path, tmp_path: Path) -> N
     assert TAR in message and "re-upload the dataset" in message
 
 
-def test_cache_that_cannot_be_written(site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unwritable_cache_is_one_line(site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "cache").write_text("a file")
     assert "cannot be written" in refused(data(site, tmp_path))
     (tmp_path / "cache").unlink()
@@ -227,7 +229,7 @@ def test_cache_that_cannot_be_written(site: Site, tmp_path: Path, monkeypatch: p
     assert "are free; free some" in refused(data(site, tmp_path))
 
 
-def test_disk_that_fills_up(site: Site, tmp_path: Path) -> None:
+def test_full_disk_is_one_line(site: Site, tmp_path: Path) -> None:
     """Files of this process may grow to 10 kB only: what the kernel then says is told as a full disk."""
     script = (
         "import resource, signal, sys; from adadf_dist.data.remote.cache import ensure_cached\n"
@@ -248,7 +250,7 @@ FETCH = (
 )
 
 
-def test_two_processes_fetch_each_file_once(site: Site, original: Path, tmp_path: Path) -> None:
+def test_two_processes_download_each_file_once(site: Site, original: Path, tmp_path: Path) -> None:
     site.faults = [Fault("tar", 5, stall_s=0.5)]  # slow enough for both to be there at once
     arguments = [sys.executable, "-c", FETCH, site.url, str(tmp_path / "cache")]
     pipe = subprocess.PIPE
@@ -262,7 +264,7 @@ def test_two_processes_fetch_each_file_once(site: Site, original: Path, tmp_path
     assert set(counts.values()) == {1}
 
 
-def test_a_killed_fetch_leaves_no_lock(site: Site, original: Path, tmp_path: Path) -> None:
+def test_killed_download_leaves_no_lock(site: Site, original: Path, tmp_path: Path) -> None:
     site.faults = [Fault(TAR, 1, stall_s=20)]
     arguments = [sys.executable, "-c", FETCH, site.url, str(tmp_path / "cache")]
     process = subprocess.Popen(arguments, cwd=ROOT, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE)
@@ -272,7 +274,7 @@ def test_a_killed_fetch_leaves_no_lock(site: Site, original: Path, tmp_path: Pat
     same_files(fetch(data(site, tmp_path)), original)
 
 
-def test_cancel_ends_a_fetch_soon(site: Site, tmp_path: Path) -> None:
+def test_cancel_ends_a_download_soon(site: Site, tmp_path: Path) -> None:
     site.faults = [Fault("tar", 99, status=500)]
     cancelled = threading.Event()
     threading.Timer(0.3, cancelled.set).start()
@@ -281,7 +283,7 @@ def test_cancel_ends_a_fetch_soon(site: Site, tmp_path: Path) -> None:
         pass
 
 
-def test_changed_dataset_is_another_entry(tmp_path: Path) -> None:
+def test_changed_dataset_is_a_new_cache_entry(tmp_path: Path) -> None:
     build(tmp_path / "site", train=10)
     with serve(tmp_path / "site") as site:
         first = fetch(data(site, tmp_path))
@@ -295,7 +297,7 @@ def test_changed_dataset_is_another_entry(tmp_path: Path) -> None:
     assert first.name == hashlib.sha256((first / "dataset.json").read_bytes()).hexdigest()[:16]
 
 
-def test_offline_with_a_whole_copy(original: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_complete_copy_works_offline(original: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with serve(original) as site:
         folder = fetch(data(site, tmp_path))
     capsys.readouterr()
@@ -305,7 +307,7 @@ def test_offline_with_a_whole_copy(original: Path, tmp_path: Path, capsys: pytes
     assert "attempts" in refused(data(site, tmp_path))
 
 
-def test_eviction_takes_the_least_recently_used_and_spares_what_is_in_use(tmp_path: Path) -> None:
+def test_eviction_removes_the_least_recently_used_but_not_in_use(tmp_path: Path) -> None:
     folders, urls = [], []
     sizes = []
     for seed in range(3):
@@ -334,7 +336,7 @@ def test_locks_are_held_while_reading(site: Site, tmp_path: Path) -> None:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
-def test_bar_counts_bytes(site: Site, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_progress_bar_counts_bytes(site: Site, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with ensure_cached(data(site, tmp_path), bar=True, transfer=QUICK):
         pass
     shown = capsys.readouterr().err
@@ -352,7 +354,9 @@ def s3_endpoint() -> Iterator[str]:
     moto.stop()
 
 
-def test_s3(original: Path, tmp_path: Path, s3_endpoint: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_s3_dataset_is_downloaded(
+    original: Path, tmp_path: Path, s3_endpoint: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     import s3fs
 
     for name, value in {
@@ -388,7 +392,7 @@ def streamed(config: Config, rank: int, ranks: int, epoch: int = 0, first: int =
 
 
 @pytest.mark.parametrize(("ranks", "workers"), [(1, 0), (2, 1), (2, 2), (3, 0)])
-def test_streaming_sees_each_face_once_in_equal_steps(
+def test_streaming_visits_each_sample_once_in_equal_steps(
     site: Site, original: Path, tmp_path: Path, ranks: int, workers: int
 ) -> None:
     """Three tars over so many workers: no one runs dry, every rank has its slice of every global batch."""
@@ -412,7 +416,7 @@ def test_streaming_sees_each_face_once_in_equal_steps(
     assert not list((tmp_path / "cache").rglob("train*.tar*"))
 
 
-def test_streamed_pictures_are_the_cached_ones(site: Site, original: Path, tmp_path: Path) -> None:
+def test_streamed_images_equal_cached_ones(site: Site, original: Path, tmp_path: Path) -> None:
     pictures = []
     for access in ("cache", "stream"):
         config = run_config(site.url if access == "stream" else str(original), tmp_path, data__access=access)
@@ -432,7 +436,7 @@ def test_streamed_order_is_shuffled_repeats_and_resumes(original: Path, tmp_path
     assert streamed(config, 0, 1, 0, first=2) == first[24:]
 
 
-def test_runs_cut_every_epoch_exactly(original: Path) -> None:
+def test_runs_cover_every_epoch_exactly(original: Path) -> None:
     split = open_dataset(original).split("train")
     for ranks in (1, 2, 5):
         for lanes in (1, 3):
@@ -445,7 +449,7 @@ def test_runs_cut_every_epoch_exactly(original: Path) -> None:
                 assert all(0 <= run.start < run.end <= size[run.shard] for run in runs)
 
 
-def test_streaming_bears_faults_and_names_what_stays(
+def test_streaming_retries_faults_and_names_permanent_ones(
     site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("adadf_dist.data.datamodule.Remote", lambda url: Remote(url, QUICK))
@@ -460,7 +464,7 @@ def test_streaming_bears_faults_and_names_what_stays(
         streamed(config, 0, 1)
 
 
-def test_what_streaming_cannot_do_is_said(site: Site, tmp_path: Path) -> None:
+def test_unsupported_streaming_options_are_one_line(site: Site, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"data\.sampler .* data\.access is stream"):
         run_config(site.url, tmp_path, data__access="stream", data__sampler="balanced")
     build(tmp_path / "two", train=20, test=5)
@@ -483,7 +487,7 @@ def at_hand(world: World, urls: list[str], folder: str) -> list[tuple[str, list[
     return found
 
 
-def test_one_rank_fetches_for_all_and_fails_for_all(site: Site, tmp_path: Path) -> None:
+def test_one_rank_downloads_and_fails_for_all(site: Site, tmp_path: Path) -> None:
     site.faults = [Fault("train-.*tar", 3, stall_s=1.5)]
     shutil.copytree(site.folder, tmp_path / "other")
     (tmp_path / "other" / "dataset.json").write_text((site.folder / "dataset.json").read_text() + "\n")
@@ -512,7 +516,7 @@ def test_two_ranks_train_from_a_url(site: Site, original: Path, tmp_path: Path) 
 
 
 @pytest.mark.slow
-def test_two_ranks_end_soon_when_one_cannot_fetch(site: Site, tmp_path: Path) -> None:
+def test_two_ranks_end_soon_when_one_download_fails(site: Site, tmp_path: Path) -> None:
     site.faults = [Fault(TAR, 999, status=403)]
     values = settings(Path("x"), tmp_path / "run", data__cache=str(tmp_path / "c"), runtime__timeout_s="600")
     done = train_forked({**values, "data.shards": site.url}, 2, timeout=60)

@@ -53,14 +53,14 @@ def fingerprint(face: Face) -> str:
     return hashlib.sha256(b"".join(np.asarray(part).tobytes() for part in parts)).hexdigest()
 
 
-def test_a_face_depends_on_its_number_alone() -> None:
+def test_face_depends_only_on_seed_and_index() -> None:
     forth = {index: fingerprint(render_sample(3, index)) for index in range(12)}
     back = {index: fingerprint(render_sample(3, index)) for index in reversed(range(12))}
     assert forth == back
     assert len({*forth.values(), *(fingerprint(render_sample(4, index)) for index in range(12))}) == 24
 
 
-def test_another_process_draws_the_same_face() -> None:
+def test_another_process_renders_the_same_face() -> None:
     code = (
         "import hashlib; from adadf_dist.data.synthetic.faces import render_sample; face = render_sample(2**40, 7)\n"
         "print(hashlib.sha256(face.image.tobytes() + face.votes.tobytes()).hexdigest())"
@@ -72,7 +72,7 @@ def test_another_process_draws_the_same_face() -> None:
 
 
 @pytest.mark.parametrize("size", [16, 49, 128])
-def test_size_changes_the_picture_only(size: int) -> None:
+def test_size_changes_only_the_image(size: int) -> None:
     for index in range(4):
         face, other = render_sample(5, index), render_sample(5, index, size)
         assert other.image.shape == (size, size, 3)
@@ -86,7 +86,7 @@ def test_size_changes_the_picture_only(size: int) -> None:
         assert np.abs(thumbnails[0].astype(float) - thumbnails[1]).mean() < 12  # of 255: the same portrait
 
 
-def test_votes_and_labels(mixed: list[Face]) -> None:
+def test_votes_and_labels_agree(mixed: list[Face]) -> None:
     for face in mixed:
         assert face.votes.shape == face.distribution.shape == (7,)
         assert face.votes.sum() == 10
@@ -97,7 +97,7 @@ def test_votes_and_labels(mixed: list[Face]) -> None:
         assert 0 <= face.units.min() <= face.units.max() <= 1
 
 
-def test_ties_favour_nobody() -> None:
+def test_ties_favor_no_class() -> None:
     tied = [face for face in (render_sample(6, index, 16, ambiguity=1.0) for index in range(700)) if is_tied(face)]
     lowest = sum(face.label == int(face.votes.argmax()) for face in tied)
     assert len(tied) > 50
@@ -108,7 +108,7 @@ def is_tied(face: Face) -> bool:
     return int((face.votes == face.votes.max()).sum()) > 1
 
 
-def test_classes_come_evenly(mixed: list[Face], clear: list[Face]) -> None:
+def test_classes_are_balanced(mixed: list[Face], clear: list[Face]) -> None:
     counts = np.bincount([face.label for face in mixed + clear], minlength=7)
     even = counts.sum() / 7
     assert chi_squared_tail(float(((counts - even) ** 2 / even).sum()), 6) > SIGNIFICANT
@@ -125,18 +125,18 @@ def row(name: str) -> NDArray[np.float64]:
     return wrong
 
 
-def test_a_plain_expression_is_seen_as_the_table_says() -> None:
+def test_unambiguous_expression_is_voted_as_tabulated() -> None:
     for name in EMOTIONS:
         np.testing.assert_allclose(perceived_distribution(full(name)), row(name), atol=1e-12)
 
 
-def test_a_blend_is_shared_by_its_weight() -> None:
+def test_blend_is_voted_by_its_weight() -> None:
     for one, other in itertools.permutations(EMOTIONS[1:], 2):
         seen = perceived_distribution(full(one, 0.7) + full(other, 0.3))
         np.testing.assert_allclose(seen, 0.7 * row(one) + 0.3 * row(other), atol=1e-12)
 
 
-def test_a_weaker_expression_looks_more_neutral() -> None:
+def test_weaker_expression_is_voted_more_neutral() -> None:
     for name in EMOTIONS[1:]:
         neutral = [perceived_distribution(full(name, intensity))[0] for intensity in np.linspace(0.8, 0.1, 8)]
         assert all(before < after for before, after in itertools.pairwise(neutral))
@@ -169,7 +169,7 @@ def test_bayes_accuracy_counts_the_argmax() -> None:
     assert bayes_accuracy([[0.6, 0.4], [0.1, 0.9], [0.7, 0.3], [0.2, 0.8]], [0, 1, 1, 1]) == 0.75
 
 
-def test_the_ceiling_is_where_the_default_puts_it(mixed: list[Face], clear: list[Face]) -> None:
+def test_ceiling_equals_the_default(mixed: list[Face], clear: list[Face]) -> None:
     assert 0.85 < bayes_accuracy([face.distribution for face in mixed], [face.label for face in mixed]) < 0.93
     assert bayes_accuracy([face.distribution for face in clear], [face.label for face in clear]) > 0.99
 
@@ -193,7 +193,7 @@ def independence_tail(values: NDArray[np.float64], labels: NDArray[np.int64]) ->
     return 2 * min(chi_squared_tail(pearson, 4 * 6), chi_squared_tail(kruskal, 6))
 
 
-def test_no_nuisance_tells_the_label(mixed: list[Face], clear: list[Face]) -> None:
+def test_no_nuisance_factor_predicts_the_label(mixed: list[Face], clear: list[Face]) -> None:
     faces = mixed + clear
     labels = np.array([face.label for face in faces])
     columns = {name: np.array([face.nuisance[name] for face in faces]) for name in APPEARANCE}
@@ -212,7 +212,7 @@ def test_no_nuisance_tells_the_label(mixed: list[Face], clear: list[Face]) -> No
         assert independence_tail(narrow, labels) < bound, f"a spread planted in {name} goes unseen"
 
 
-def test_every_action_unit_shows_and_nothing_else_moves() -> None:
+def test_each_action_unit_changes_only_its_region() -> None:
     """Else no observer could read the true distribution off the picture."""
     for index in range(20):
         look = render_sample(7, index, size=16).nuisance
@@ -224,7 +224,7 @@ def test_every_action_unit_shows_and_nothing_else_moves() -> None:
             assert max(change[:4, :4].max(), change[:4, -4:].max()) == 0, f"action unit {unit} changes the backdrop"
 
 
-def test_all_nuisances_together_tell_nothing(mixed: list[Face], clear: list[Face]) -> None:
+def test_nuisance_factors_together_do_not_predict_the_label(mixed: list[Face], clear: list[Face]) -> None:
     """A linear classifier on all of them is at chance on held-out faces, and well above it where one is planted."""
     faces = mixed + clear
     labels = torch.tensor([face.label for face in faces])
@@ -255,7 +255,7 @@ def one_thread() -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("one_thread")
-def test_a_small_network_reads_clear_faces(clear: list[Face]) -> None:
+def test_small_network_learns_clear_faces(clear: list[Face]) -> None:
     """90 % of held-out faces, pose, light, skin and glasses notwithstanding; chance is 14 %."""
     images = torch.tensor(np.stack([face.image for face in clear])).permute(0, 3, 1, 2).float() / 255 - 0.5
     labels = torch.tensor([face.label for face in clear])
@@ -296,13 +296,13 @@ def train(network: nn.Sequential, images: torch.Tensor, labels: torch.Tensor, ep
     ("seed", "index", "size", "ambiguity", "named"),
     [(0, 0, 8, 0.3, "size"), (0, 0, 2000, 0.3, "size"), (0, 0, 64, 1.5, "ambiguity"), (0, -1, 64, 0.3, "negative")],
 )
-def test_what_cannot_be_drawn_is_named(seed: int, index: int, size: int, ambiguity: float, named: str) -> None:
+def test_invalid_arguments_are_named(seed: int, index: int, size: int, ambiguity: float, named: str) -> None:
     with pytest.raises(UserError, match=named) as caught:
         render_sample(seed, index, size, ambiguity)
     assert "\n" not in str(caught.value)
 
 
-def test_the_sheet_has_a_row_for_each_emotion(tmp_path: Path) -> None:
+def test_contact_sheet_has_a_row_for_each_emotion(tmp_path: Path) -> None:
     main(["--out", str(tmp_path / "sheet.png"), "--size", "16", "--seed", "9"])
     with Image.open(tmp_path / "sheet.png") as sheet:
         pixels = np.asarray(sheet)
@@ -317,7 +317,7 @@ def test_the_sheet_has_a_row_for_each_emotion(tmp_path: Path) -> None:
     ("arguments", "named"),
     [(["--out", "sheet.nope"], "sheet.nope"), (["--out", "file/sheet.png", "--size", "16"], "file")],
 )
-def test_a_bad_sheet_is_one_line(
+def test_bad_contact_sheet_is_one_line(
     arguments: list[str],
     named: str,
     tmp_path: Path,

@@ -41,7 +41,7 @@ def interleaved(start: int) -> list[int]:
     return [start + 1000 * worker + number for number in range(100) for worker in range(2)]
 
 
-def test_a_pass_left_early_leaves_nothing_in_the_next(pool: WorkerPool[int, Any]) -> None:
+def test_abandoned_pass_leaves_no_results_for_the_next(pool: WorkerPool[int, Any]) -> None:
     for start in range(0, 50, 5):
         left = pool.run([Task("count", start), Task("count", start)])
         for _ in range(start):
@@ -49,7 +49,7 @@ def test_a_pass_left_early_leaves_nothing_in_the_next(pool: WorkerPool[int, Any]
         assert count(pool, start) == interleaved(start)
 
 
-def test_a_worker_killed_in_mid_result(pool: WorkerPool[int, Any]) -> None:
+def test_worker_killed_while_sending_a_result(pool: WorkerPool[int, Any]) -> None:
     """4 MB fill every pipe, so the worker is blocked in the middle of sending when it is killed."""
     results = pool.run([Task("large results"), Task("large results")])
     victim = psutil.Process(next(results))
@@ -60,7 +60,7 @@ def test_a_worker_killed_in_mid_result(pool: WorkerPool[int, Any]) -> None:
         list(results)
 
 
-def test_a_worker_killed_between_passes(pool: WorkerPool[int, Any]) -> None:
+def test_worker_killed_between_passes(pool: WorkerPool[int, Any]) -> None:
     victim = psutil.Process(list(pool.run([Task("count"), Task("count")]))[1])
     victim.kill()
     with pytest.raises(DeadWorkerError, match=r"data worker 1 .*SIGKILL"):
@@ -75,19 +75,21 @@ def test_a_worker_killed_between_passes(pool: WorkerPool[int, Any]) -> None:
         ("memory", MemoryError, "in data worker 0"),
     ],
 )
-def test_a_task_that_fails(pool: WorkerPool[int, Any], what: str, error: type[Exception], text: str) -> None:
+def test_failing_task_raises_its_error(
+    pool: WorkerPool[int, Any], what: str, error: type[Exception], text: str
+) -> None:
     """Also a result that cannot be sent; the pool stays usable."""
     with pytest.raises(error, match=text):
         list(pool.run([Task(what), Task("count")]))
     assert count(pool, 0) == interleaved(0)
 
 
-def test_a_worker_that_exits(pool: WorkerPool[int, Any]) -> None:
+def test_exiting_worker_is_an_error(pool: WorkerPool[int, Any]) -> None:
     with pytest.raises(DeadWorkerError, match="ended with exit status 3"):
         list(pool.run([Task("exit"), Task("count")]))
 
 
-def test_a_result_that_cannot_be_read(pool: WorkerPool[int, Any]) -> None:
+def test_unreadable_result_ends_its_worker(pool: WorkerPool[int, Any]) -> None:
     """Its worker is ended: results that are still in its pipe never pass for those of a later pass."""
     with pytest.raises(ValueError, match="not a number"):
         list(pool.run([Task("unreadable"), Task("count")]))
@@ -102,7 +104,7 @@ def test_closing_ends_a_worker_that_holds_the_interpreter_lock(pool: WorkerPool[
     wait_until(lambda: not stuck.is_running() or stuck.status() == psutil.STATUS_ZOMBIE, "it still runs")
 
 
-def test_the_loader_names_a_killed_worker_in_one_line(faces: Path) -> None:
+def test_loader_reports_a_killed_worker_in_one_line(faces: Path) -> None:
     config = config_for(faces, data__loader="torch", data__workers=2, data__prefetch=1, data__image_size=224)
     with open_data(config, 0, 1, torch.device("cpu")) as data:
         batches = iter(data.train_batches(0))
@@ -115,7 +117,7 @@ def test_the_loader_names_a_killed_worker_in_one_line(faces: Path) -> None:
     assert "\n" not in str(caught.value)
 
 
-def test_a_stop_signal_is_noticed_while_waiting_for_a_batch(pool: WorkerPool[int, Any]) -> None:
+def test_stop_signal_is_handled_while_waiting_for_a_batch(pool: WorkerPool[int, Any]) -> None:
     """The worker goes on only after the rank, which waits for it, has handled the signal."""
     world = World(torch.device("cpu"))
     results = pool.run([Task("count"), Task("count")])

@@ -41,7 +41,7 @@ def calls(*folders: str) -> Iterator[tuple[str, ast.Call]]:
                     yield f"{path.relative_to(ROOT)}:{node.lineno}", node
 
 
-def test_product_code_never_forks() -> None:
+def test_package_code_never_forks() -> None:
     """No start method but forkserver or spawn, no Python code between fork and exec, no default context."""
     found = [f"{place}: {problem}" for place, call in calls("adadf_dist", "shards", "tune") for problem in forks(call)]
     assert not found, "\n".join(found)
@@ -95,7 +95,7 @@ PARENT = """
 """
 
 
-def test_a_stuck_worker_ends_when_its_parent_is_killed(tmp_path: Path) -> None:
+def test_stuck_worker_ends_when_its_parent_is_killed(tmp_path: Path) -> None:
     script = tmp_path / "parent.py"
     script.write_text(textwrap.dedent(PARENT))
     parent = subprocess.Popen(
@@ -189,7 +189,7 @@ LEFTOVER_PIPELINE = """
 """
 
 
-def test_workers_inherit_no_pipeline(faces: Path, tmp_path: Path) -> None:
+def test_workers_inherit_no_dali_pipeline(faces: Path, tmp_path: Path) -> None:
     """A forked worker that collects a DALI pipeline of its parent, whose threads it lacks, waits forever or crashes."""
     pytest.importorskip("nvidia.dali", reason="DALI is not installed")
     script = tmp_path / "script.py"
@@ -199,7 +199,7 @@ def test_workers_inherit_no_pipeline(faces: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_killed_rank_leaves_no_worker(faces: Path, tmp_path: Path) -> None:
+def test_killed_rank_leaves_no_worker(faces: Path, tmp_path: Path) -> None:
     values = settings(faces, tmp_path / "run", data__workers="2", epochs="200")
     rank = start(train_command(values))
     wait_until(lambda: records(tmp_path / "run", "steps"), "no training", 2 * BOUND_S)
@@ -210,7 +210,7 @@ def test_a_killed_rank_leaves_no_worker(faces: Path, tmp_path: Path) -> None:
     wait_until(lambda: all(map(has_ended, started)), "workers outlive their rank", BOUND_S)
 
 
-def test_a_long_temporary_folder_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_long_temporary_folder_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path / ("x" * 126)))
     with pytest.raises(UserError, match=r"TMPDIR: .* too long .* shorter path"):
         worker_context(__name__)
@@ -220,7 +220,7 @@ def refuse(*args: object, **options: object) -> None:
     raise OSError(28, "No space left on device")
 
 
-def test_the_torch_loader_needs_no_semaphore(faces: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_torch_loader_needs_no_semaphore(faces: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("multiprocessing.synchronize.SemLock.__init__", refuse)
     with open_data(config_for(faces, data__loader="torch", data__workers=1), 0, 1, CPU) as data:
         assert sum(len(batch.labels) for batch in data.train_batches(0)) == 64
@@ -238,12 +238,12 @@ def finish_without_shared_memory(command: Sequence[str]) -> None:
 
 
 @pytest.mark.slow
-def test_training_needs_no_room_in_shared_memory(faces: Path, tmp_path: Path) -> None:
+def test_training_needs_no_shared_memory(faces: Path, tmp_path: Path) -> None:
     values = settings(faces, tmp_path / "run", data__workers="2", epochs="1")
     finish_without_shared_memory(train_command(values))
 
 
-def test_a_build_needs_no_room_in_shared_memory(tmp_path: Path) -> None:
+def test_build_needs_no_shared_memory(tmp_path: Path) -> None:
     words = ["--workers", "2", "--train", "20", "--validation", "5", "--test", "5", "--size", "32"]
     finish_without_shared_memory(
         [sys.executable, "-m", "shards.build", "synthetic", "--out", str(tmp_path / "out"), *words]
@@ -296,7 +296,7 @@ def end_by_a_bad_face(faces: Path, folder: Path) -> None:
         list(data.train_batches(0))
 
 
-def test_workers_have_the_environment_of_their_parent(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_workers_get_the_current_environment_of_their_parent(monkeypatch: pytest.MonkeyPatch) -> None:
     """The present one: credentials and proxies may be set after the server of the workers has started."""
     context = worker_context("adadf_dist.data.workers.process")
     here, there = context.Pipe()
@@ -310,7 +310,7 @@ def test_workers_have_the_environment_of_their_parent(monkeypatch: pytest.Monkey
         worker.join(BOUND_S)
 
 
-def test_a_stuck_worker_can_be_terminated() -> None:
+def test_stuck_worker_can_be_terminated() -> None:
     """It holds the interpreter lock and ignores SIGTERM; multiprocessing calls `terminate` at exit."""
     context = worker_context("adadf_dist.data.workers.process")
     here, there = context.Pipe()

@@ -34,7 +34,7 @@ def has_ended(number: int) -> bool:
 
 
 @pytest.mark.parametrize("workers", [1, 2, 3])
-def test_results_are_in_the_order_of_the_tasks(tmp_path: Path, workers: int) -> None:
+def test_results_keep_the_order_of_tasks(tmp_path: Path, workers: int) -> None:
     sizes = [2000, 0, 1, 30, 0, 700, 5]
     counted: list[int] = []
     steps = [str(size) for size in sizes]
@@ -42,7 +42,7 @@ def test_results_are_in_the_order_of_the_tasks(tmp_path: Path, workers: int) -> 
     assert sum(counted) == sum(sizes)
 
 
-def test_samples_are_reported_before_the_task_ends_and_not_one_by_one(tmp_path: Path) -> None:
+def test_samples_are_reported_in_groups_before_the_task_ends(tmp_path: Path) -> None:
     counted: list[int] = []
 
     def on_samples(count: int) -> None:
@@ -54,35 +54,35 @@ def test_samples_are_reported_before_the_task_ends_and_not_one_by_one(tmp_path: 
 
 
 @pytest.mark.parametrize("moment", ["die_at_work", "die_in_mid_result"])
-def test_a_killed_worker_is_one_line_at_once(tmp_path: Path, moment: str) -> None:
+def test_killed_worker_is_one_line_at_once(tmp_path: Path, moment: str) -> None:
     """The other worker holds its pipe open, and is killed as well: it does not get to its next sample."""
     with pytest.raises(UserError, match=r"^worker \d \(process \d+\) was killed by SIGKILL; .*--workers \(now 2\)$"):
         run(tmp_path, "be_stuck", moment)
     assert has_ended(int((tmp_path / "stuck").read_text()))
 
 
-def test_a_worker_killed_while_it_starts(tmp_path: Path) -> None:
+def test_worker_killed_while_starting_is_one_line(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"^worker \d .*SIGKILL"):
         map_tasks(do_step, (tmp_path, Fatal()), ["0" * 2**24] * 2, 2, int)  # type: ignore[arg-type]
 
 
-def test_a_worker_killed_while_it_receives_a_task(tmp_path: Path) -> None:
+def test_worker_killed_while_receiving_a_task_is_one_line(tmp_path: Path) -> None:
     """The parent waits for room in the pipe."""
     with pytest.raises(UserError, match=r"^worker \d .*SIGKILL"):
         run(tmp_path, "die_in_next_task", "die_in_next_task", "0" * 2**24)
 
 
-def test_a_worker_killed_between_tasks(tmp_path: Path) -> None:
+def test_worker_killed_between_tasks_is_one_line(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"^worker \d .*SIGKILL"):
         run(tmp_path, "10", "10", Fatal(), "10")
 
 
-def test_a_worker_that_exits_is_one_line(tmp_path: Path) -> None:
+def test_exiting_worker_is_one_line(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"^worker \d .*exit status 3"):
         run(tmp_path, "end_process", "10")
 
 
-def test_a_failure_stops_the_others_at_their_next_sample(tmp_path: Path) -> None:
+def test_failure_stops_other_workers_at_their_next_sample(tmp_path: Path) -> None:
     with pytest.raises(KeyError, match="a bug") as caught:
         run(tmp_path, "count_without_end", "fail", "10")
     assert (tmp_path / "stopped").exists()
@@ -91,7 +91,7 @@ def test_a_failure_stops_the_others_at_their_next_sample(tmp_path: Path) -> None
     assert 'raise KeyError("a bug")' in note
 
 
-def test_a_worker_that_sends_a_result_stops_as_well(tmp_path: Path) -> None:
+def test_worker_sending_a_result_stops_after_a_failure(tmp_path: Path) -> None:
     """The parent does not read it any more."""
 
     def on_samples(count: int) -> None:
@@ -114,7 +114,7 @@ def test_a_worker_that_sends_a_result_stops_as_well(tmp_path: Path) -> None:
         ("return_unreadable", ValueError, "not a number"),
     ],
 )
-def test_what_a_task_raises_is_raised(tmp_path: Path, step: str, error: type[BaseException], text: str) -> None:
+def test_task_errors_are_raised(tmp_path: Path, step: str, error: type[BaseException], text: str) -> None:
     """Also what cannot be sent or read."""
     with pytest.raises(error, match=text):
         run(tmp_path, "10", step)
@@ -134,7 +134,7 @@ def test_no_semaphore_is_needed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     assert run(tmp_path, "10", "20") == ["10", "20"]
 
 
-def test_workers_that_cannot_start_are_one_line(tmp_path: Path) -> None:
+def test_unstartable_workers_are_one_line(tmp_path: Path) -> None:
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (3, hard))
     try:
@@ -145,7 +145,7 @@ def test_workers_that_cannot_start_are_one_line(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("second", [signal.SIGINT, signal.SIGTERM])
-def test_a_second_signal_ends_a_build_that_waits_for_its_workers(tmp_path: Path, second: signal.Signals) -> None:
+def test_second_signal_ends_a_build_waiting_for_workers(tmp_path: Path, second: signal.Signals) -> None:
     """One worker is suspended, so it never gets to its next sample."""
     words = ["shards.build", "synthetic", "--workers", "2", "--train", "9000", "--size", "224"]
     words += ["--out", str(tmp_path / "out")]

@@ -35,7 +35,7 @@ def examine(table: Path, *options: str) -> dict[str, object]:
     return found
 
 
-def test_splits_and_classes_are_those_of_the_build(table: Path, tmp_path: Path) -> None:
+def test_splits_and_classes_equal_the_build(table: Path, tmp_path: Path) -> None:
     root = ("--root", str(tmp_path / "pictures"))
     words = ["csv", "--csv", str(table), "--out", str(tmp_path / "out"), "--workers", "1", "--keep-leaks"]
     built = build(parse_arguments([*words, *root, *OPTIONS]))
@@ -51,7 +51,7 @@ def test_splits_and_classes_are_those_of_the_build(table: Path, tmp_path: Path) 
 
 
 @pytest.mark.parametrize(("row", "reason"), [("happy,train,1.jpg", "happy"), ("glad,dev,1.jpg", "dev")])
-def test_mistakes_are_those_of_the_build(
+def test_errors_equal_the_build(
     table: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], row: str, reason: str
 ) -> None:
     lines = table.read_text().splitlines()

@@ -98,7 +98,7 @@ def faulty(clean: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Told,
 # Planted faults
 
 
-def test_every_planted_fault_is_found_and_no_other(faulty: tuple[Told, dict[str, list[set[str]]]]) -> None:
+def test_every_injected_fault_is_found_and_no_other(faulty: tuple[Told, dict[str, list[set[str]]]]) -> None:
     output, faults = faulty
     assert same(output.groups("leaks", "exact"), faults["exact across"])
     assert same(output.groups("leaks", "near"), faults["near across"])
@@ -112,7 +112,7 @@ def test_every_planted_fault_is_found_and_no_other(faulty: tuple[Told, dict[str,
     assert output.status == 2
 
 
-def test_leaks_name_both_splits_and_their_number(faulty: tuple[Told, dict[str, list[set[str]]]]) -> None:
+def test_leaks_name_both_splits_and_their_count(faulty: tuple[Told, dict[str, list[set[str]]]]) -> None:
     output, _ = faulty
     [exact] = [verdict for verdict in output.verdicts("leaks") if "exact" in verdict["what"]]
     assert (exact["severity"], exact["where"]) == ("error", "train")
@@ -125,7 +125,7 @@ def test_leaks_name_both_splits_and_their_number(faulty: tuple[Told, dict[str, l
         assert len({face["class"] for face in group["faces"]}) == 2
 
 
-def test_reasons_are_told_in_plain_words(faulty: tuple[Told, dict[str, list[set[str]]]]) -> None:
+def test_reasons_are_explained(faulty: tuple[Told, dict[str, list[set[str]]]]) -> None:
     output, faults = faulty
     remarks = {
         group["faces"][0]["name"]: group["remark"]
@@ -139,7 +139,7 @@ def test_reasons_are_told_in_plain_words(faulty: tuple[Told, dict[str, list[set[
     assert not any("0x" in remark for remark in remarks.values()), "no addresses of objects"
 
 
-def test_clean_faces_are_accused_of_nothing(clean: Path, tmp_path: Path) -> None:
+def test_clean_tree_has_no_findings(clean: Path, tmp_path: Path) -> None:
     output = Told(clean, tmp_path)
     accused = [verdict for verdict in output.json["verdicts"] if verdict["severity"] != "ok"]
     # 30 and 60 faces of 7 classes are few, and drawn faces are no published dataset: both are so.
@@ -154,7 +154,7 @@ def test_workers_do_not_change_the_report(clean: Path, tmp_path: Path) -> None:
     assert Told(clean, tmp_path / "two", "--workers", "2").json == one.json
 
 
-def test_built_folder_with_leaks_kept_and_dropped(clean: Path, tmp_path: Path) -> None:
+def test_dataset_folder_with_leaks_kept_and_dropped(clean: Path, tmp_path: Path) -> None:
     root = tmp_path / "faces"
     shutil.copytree(clean, root)
     for path in sorted((root / "train").glob("*/*"))[:4]:
@@ -169,7 +169,7 @@ def test_built_folder_with_leaks_kept_and_dropped(clean: Path, tmp_path: Path) -
     assert ["4 leaks" in verdict["what"] for verdict in output.verdicts("builder")] == [True]
 
 
-def test_missing_splits_and_classes(clean: Path, tmp_path: Path) -> None:
+def test_missing_splits_and_classes_are_found(clean: Path, tmp_path: Path) -> None:
     root = tmp_path / "faces"
     shutil.copytree(clean / "train", root / "train")
     shutil.copytree(clean / "validation", root / "validation")
@@ -181,7 +181,7 @@ def test_missing_splits_and_classes(clean: Path, tmp_path: Path) -> None:
     assert output.status == 1
 
 
-def test_grey_training_and_colour_test(clean: Path, tmp_path: Path) -> None:
+def test_gray_train_and_color_test_are_found(clean: Path, tmp_path: Path) -> None:
     root = tmp_path / "faces"
     shutil.copytree(clean, root)
     for path in (root / "train").glob("*/*.png"):
@@ -196,7 +196,7 @@ def test_grey_training_and_colour_test(clean: Path, tmp_path: Path) -> None:
 # Counts and class order
 
 
-def test_counts_in_the_table_are_those_on_disk(clean: Path, tmp_path: Path) -> None:
+def test_table_counts_equal_the_disk(clean: Path, tmp_path: Path) -> None:
     output = Told(clean, tmp_path)
     for split, facts in output.json["splits"].items():
         files = Counter(path.parent.name for path in (clean / split).glob("*/*.png"))
@@ -204,7 +204,9 @@ def test_counts_in_the_table_are_those_on_disk(clean: Path, tmp_path: Path) -> N
         assert facts["faces"] == sum(files.values())
 
 
-def test_published_counts_and_swapped_names(clean: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_swapped_class_names_are_found_by_published_counts(
+    clean: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A release made of our own faces, in another label order; then two class folders change names."""
     root = tmp_path / "faces"
     shutil.copytree(clean, root)
@@ -258,7 +260,7 @@ def test_published_counts_add_up(release: Release) -> None:
 
 
 @pytest.mark.parametrize("flip", [NO_FLIP, MIRROR_BITS])
-def test_near_pairs_are_those_of_brute_force(flip: np.uint64) -> None:
+def test_near_pairs_equal_brute_force(flip: np.uint64) -> None:
     rng = np.random.default_rng(0)
     codes = rng.integers(0, 2**64, 1200, dtype=np.uint64)
     for bits in range(10):  # copies 0 to 9 bits away, of which those up to RADIUS are to be found
@@ -280,7 +282,7 @@ def test_equal_hashes_are_all_paired() -> None:
     assert not list(near_pairs(codes[:0]))
 
 
-def test_drawn_faces_are_all_told_apart() -> None:
+def test_synthetic_faces_are_no_near_duplicates() -> None:
     """Every pair, not only those near by hash; mirrored too. The threshold's docstring has the same for 2,000."""
     prints = np.stack(
         [fingerprint(Image.fromarray(render_sample(3, index, 48).image).convert("L")) for index in range(400)]
@@ -292,7 +294,7 @@ def test_drawn_faces_are_all_told_apart() -> None:
         assert alike.max() > 0.5, "faces are alike, or the test would say nothing"
 
 
-def test_mirrored_fingerprint_is_the_fingerprint_of_the_mirrored_picture() -> None:
+def test_mirrored_fingerprint_equals_that_of_the_mirrored_image() -> None:
     grey = Image.fromarray(render_sample(1, 5, 64).image).convert("L")
     straight, mirrored = (fingerprint(image).astype(np.float32) for image in (grey, ImageOps.mirror(grey)))
     assert np.abs(straight * MIRROR - mirrored).max() < 5e-3
@@ -304,7 +306,7 @@ def test_mirrored_fingerprint_is_the_fingerprint_of_the_mirrored_picture() -> No
     assert np.bitwise_count(codes[0] ^ codes[1] ^ MIRROR_BITS) <= 2
 
 
-def test_join() -> None:
+def test_groups_are_joined_transitively() -> None:
     assert connected_components([(5, 6), (1, 2), (9, 5), (2, 3)]) == [[1, 2, 3], [5, 6, 9]]
     assert connected_components([]) == []
 
@@ -330,7 +332,7 @@ class Page(HTMLParser):
         assert self.open.pop() == tag
 
 
-def test_page_shows_every_verdict_and_the_pictures(faulty: tuple[Told, dict[str, list[set[str]]]]) -> None:
+def test_page_shows_every_verdict_and_its_images(faulty: tuple[Told, dict[str, list[set[str]]]]) -> None:
     output, faults = faulty
     page = Page(output.html)
     assert not page.open, "every tag is closed"
@@ -346,7 +348,7 @@ def test_page_shows_every_verdict_and_the_pictures(faulty: tuple[Told, dict[str,
     assert "http" not in re.sub(r"base64,[^\"]*", "", output.html), "nothing is loaded from elsewhere"
 
 
-def test_page_escapes_what_the_data_says(clean: Path, tmp_path: Path) -> None:
+def test_page_escapes_names_from_the_data(clean: Path, tmp_path: Path) -> None:
     hostile = "<script>alert('&')<"
     root = tmp_path / "a&b<i>"
     for split in ("train", "test"):
@@ -400,7 +402,7 @@ def test_damaged_dataset_folder_is_one_line(faces: Path, tmp_path: Path, capsys:
     assert "truncated" in fails(capsys, tmp_path / "faces")
 
 
-def test_unreadable_face_in_a_dataset_folder(faces: Path, tmp_path: Path) -> None:
+def test_unreadable_image_in_a_dataset_folder_is_found(faces: Path, tmp_path: Path) -> None:
     shutil.copytree(faces, tmp_path / "faces")
     split = open_dataset(faces).split("test")
     encoded = bytes(split.read(3))
@@ -414,7 +416,7 @@ def test_unreadable_face_in_a_dataset_folder(faces: Path, tmp_path: Path) -> Non
 # Real faces
 
 
-def test_small_fer2013_against_its_csv(tmp_path: Path) -> None:
+def test_fer2013_sample_equals_its_csv(tmp_path: Path) -> None:
     """Exact copies are equal strings of pixels."""
     path = SHARED / "data" / "fer2013" / "mini_fer2013.csv.gz"
     if not path.is_file():
@@ -438,7 +440,7 @@ def test_small_fer2013_against_its_csv(tmp_path: Path) -> None:
     assert same(output.groups("twins", "exact", "train"), twins)
 
 
-def test_raw_trees_are_recognised(tmp_path: Path) -> None:
+def test_raw_trees_are_recognized(tmp_path: Path) -> None:
     """Each layout by itself, faces as they stand: none carved, none dropped."""
     trees.affectnet_2017(
         tmp_path / "2017", {f"1/{n}.jpg": n % 8 for n in range(16)}, {f"2/{n}.jpg": n for n in range(8)}
