@@ -26,8 +26,8 @@ from adadf_dist.alignment.similarity import (
 )
 from adadf_dist.errors import UserError
 from tests.helpers import dataset_trees as trees
+from tests.helpers.dataset_builds import facts, findings, pixels, run_build
 from tests.helpers.dataset_trees import write
-from tests.shards.test_build import facts, findings, pixels, run_build
 
 if find_spec("mtcnn") is None:  # not imported: that would need TensorFlow, and only its files are used
     pytest.skip("the extra `align` is not installed", allow_module_level=True)

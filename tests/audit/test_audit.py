@@ -30,9 +30,9 @@ from adadf_dist.data.synthetic.dataset import build_synthetic_dataset
 from adadf_dist.errors import UserError
 from adadf_dist.tracking.artifacts import load_samples
 from tests.helpers.browser import Page, chromium_page, needs_chromium
+from tests.helpers.dataset_builds import run_build
 from tests.helpers.runs import settings, train_here
 from tests.helpers.waiting import wait_until
-from tests.shards.test_build import run_build
 
 CPU = torch.device("cpu")
 NAN = float("nan")

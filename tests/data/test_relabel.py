@@ -20,8 +20,8 @@ from adadf_dist.errors import UserError
 from adadf_dist.tracking.artifacts import load_samples
 from shards.build import main as build_main
 from tests.helpers import dataset_trees as trees
+from tests.helpers.dataset_builds import facts, run_build, tree
 from tests.helpers.runs import settings
-from tests.shards.test_build import facts, run_build, tree
 
 CPU = torch.device("cpu")
 CLASSES = ("neutral", "happy", "sad", "surprise", "fear", "disgust", "anger")

@@ -18,7 +18,7 @@ from adadf_dist.errors import UserError
 from adadf_dist.files.outputs import atomic_file, check_output_folder, check_output_path
 from adadf_dist.tracking.logger import open_logger
 from tests.helpers import dataset_trees as trees
-from tests.shards.test_build import run_build
+from tests.helpers.dataset_builds import run_build
 
 COMMANDS = (
     "adadf_dist.audit.__main__",

@@ -37,8 +37,8 @@ from adadf_dist.report.figures.tracked_sample import (
 from adadf_dist.report.figures.tsne import tsne_embedding
 from adadf_dist.report.page import health
 from adadf_dist.report.run_reader import RunData, open_run
-from tests.diagnostics.test_diagnostics import confusion, record
 from tests.helpers import browser
+from tests.helpers.epoch_records import confusion, record
 from tests.helpers.runs import finish, records, settings, train_here
 from tests.helpers.waiting import wait_until
 

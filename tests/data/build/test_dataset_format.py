@@ -1,4 +1,4 @@
-"""The dataset folder: written once, read by us, by webdataset and by DALI; and every way in which it can be broken."""
+"""The dataset folder: file layout, determinism, and reading by this package, webdataset and DALI."""
 
 from __future__ import annotations
 
@@ -6,99 +6,29 @@ import hashlib
 import io
 import json
 import multiprocessing
-import os
 import pickle
-import resource
 import shutil
-import signal
 import subprocess
 import tarfile
-from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
 from adadf_dist.data import dataset as dataset_format
-from adadf_dist.data.build import builder
-from adadf_dist.data.build.builder import BuildOptions, Provenance, SourceItem, build_dataset
-from adadf_dist.data.build.writer import Sample, ustar_header
-from adadf_dist.data.dataset import Dataset, Split, check_trainable, open_dataset
-from adadf_dist.data.jpeg import Jpeg
+from adadf_dist.data.build.builder import build_dataset
+from adadf_dist.data.build.writer import ustar_header
+from adadf_dist.data.dataset import Dataset, Split
 from adadf_dist.data.synthetic.dataset import build_synthetic_dataset
-from adadf_dist.data.workers.task_pool import ProcessPool
-from adadf_dist.errors import UserError
-
-CLASSES = ("calm", "glad", "cross")
-COUNTS = {"train": 41, "test": 9}
-PROVENANCE = Provenance("pictures", {})
-
-
-def jpeg(number: int) -> Jpeg:
-    """A small picture that no other number has."""
-    width, height = 16 + number % 5, 16 + number % 3
-    pixels = np.random.default_rng(number).integers(0, 256, (height, width, 3)).astype(np.uint8)
-    stream = io.BytesIO()
-    Image.fromarray(pixels).save(stream, "JPEG", quality=80)
-    return Jpeg(stream.getvalue(), width, height)
-
-
-@dataclass(frozen=True)
-class Pictures:
-    """A source whose faces are known to the test: number n has label n % 3."""
-
-    order: Sequence[int] = range(50)
-    classes: tuple[str, ...] = CLASSES
-    provenance: Provenance = PROVENANCE
-    image_bytes: int = 50_000
-
-    def items(self) -> list[SourceItem]:
-        return [SourceItem("train" if n < COUNTS["train"] else "test", f"face_{n}", n) for n in self.order]
-
-    def describe_item(self, number: int) -> str:
-        return f"picture {number}"
-
-    def label(self, number: int) -> int:
-        return number % 3
-
-    def fingerprint(self, number: int) -> bytes:
-        return str(number).encode()
-
-    def load(self, number: int) -> Sample:
-        votes = None if number == 5 else [number % 4, number % 7, 1]
-        return Sample(
-            jpeg(number), number % 3, votes, [0.5, 0.25, 0.25], self.describe_item(number), {"room": number % 2}
-        )
-
-
-OPTIONS = BuildOptions(name="pictures", samples_per_shard=7)
-
-
-@pytest.fixture(scope="module")
-def built(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
-    return build_dataset(Pictures(), tmp_path_factory.mktemp("built") / "pictures", OPTIONS)
-
-
-@pytest.fixture
-def copy(built: Dataset, tmp_path: Path) -> Path:
-    """A copy to break."""
-    return Path(shutil.copytree(built.folder, tmp_path / "copy"))
+from tests.helpers.numbered_images import CLASSES, COUNTS, OPTIONS, Pictures, jpeg, tree
 
 
 def number_of(key: str) -> int:
     return int(key.removeprefix("face_"))
-
-
-def tree(folder: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
 # What was written is what is read
@@ -270,277 +200,6 @@ def test_views_outlive_an_evicted_mapping(built: Dataset, monkeypatch: pytest.Mo
     views = [split.read(sample) for sample in range(len(split))]
     assert len(split._maps) == 1
     assert [bytes(view) for view in views] == [jpeg(number_of(key)).data for key in split.keys]
-
-
-# What is wrong is told in one line
-
-
-def edit_json(folder: Path, change: Callable[[dict[str, Any]], object]) -> None:
-    path = folder / "dataset.json"
-    content = json.loads(path.read_text())
-    change(content)
-    path.write_text(json.dumps(content))
-
-
-def edit_index(folder: Path, column: str, change: Callable[[list[Any]], object]) -> None:
-    path = folder / "train.parquet"
-    table = pq.read_table(path)
-    cells = table[column].to_pylist()
-    change(cells)
-    place = table.column_names.index(column)
-    pq.write_table(table.set_column(place, column, pa.array(cells, table.schema.field(column).type)), path)
-
-
-def put(key: str, value: object) -> Callable[[Any], None]:
-    """A change: table[key] = value; `key` may be a path with dots, numbers being places in a list."""
-
-    def change(table: Any) -> None:
-        *path, last = [int(word) if word.isdigit() else word for word in key.split(".")]
-        for word in path:
-            table = table[word]
-        table[last] = value
-
-    return change
-
-
-BREAKS: dict[str, tuple[Callable[[Path], object], str]] = {
-    "folder gone": (shutil.rmtree, "no such dataset folder"),
-    "no dataset.json": (lambda f: (f / "dataset.json").unlink(), "no dataset.json"),
-    "newer": (lambda f: edit_json(f, put("format_version", 2)), "format version 2.*update adadf_dist"),
-    "no version": (lambda f: edit_json(f, lambda table: table.pop("format_version")), "missing field format_version"),
-    "damaged": (lambda f: os.truncate(f / "dataset.json", 300), "dataset.json: corrupt"),
-    "no object": (lambda f: (f / "dataset.json").write_text("[]"), "not a JSON object"),
-    "truncated tar": (lambda f: os.truncate(f / "train-000002.tar", 5000), "train-000002.tar: truncated: 5,000 bytes"),
-    "longer tar": (lambda f: os.truncate(f / "train-000002.tar", 10**6), "train-000002.tar: changed"),
-    "no tar": (lambda f: (f / "test-000001.tar").unlink(), "test-000001.tar: missing"),
-    "no index": (lambda f: (f / "train.parquet").unlink(), "train.parquet: missing"),
-    "damaged index": (lambda f: os.truncate(f / "train.parquet", 400), "train.parquet: corrupt"),
-    "foreign index": (
-        lambda f: pq.write_table(pa.table({"face": [1]}), f / "train.parquet"),
-        "train.parquet: not an index",
-    ),
-    "index of another split": (
-        lambda f: shutil.copy(f / "test.parquet", f / "train.parquet"),
-        "train.parquet: 9 rows where dataset.json has 41",
-    ),
-    "outside the tar": (lambda f: edit_index(f, "offset", put("3", 10**9)), r"row 3 \(key face_.*outside its tar"),
-    "beyond the tar": (lambda f: edit_index(f, "size", put("3", 10**9)), r"row 3 \(key face_.*outside its tar"),
-    "negative offset": (lambda f: edit_index(f, "offset", put("3", -1)), "outside its tar"),
-    "unknown shard": (lambda f: edit_index(f, "shard", put("4", 99)), "row 4 .*shard number"),
-    "label too large": (lambda f: edit_index(f, "label", put("2", 3)), "row 2 .*label outside the 3 classes"),
-    "label negative": (lambda f: edit_index(f, "label", put("2", -1)), "label outside the 3 classes"),
-    "label empty": (lambda f: edit_index(f, "label", put("2", None)), "label has empty cells"),
-    "labels miscounted": (
-        lambda f: edit_index(f, "label", lambda cells: put("0", (cells[0] + 1) % 3)(cells)),
-        "class counts differ from dataset.json",
-    ),
-    "votes too short": (lambda f: edit_index(f, "votes", put("0", [1.0])), "train.parquet: not an index"),
-    "no samples": (lambda f: edit_json(f, put("splits.test.samples", 0)), "splits.test has no samples"),
-    "samples miscounted": (lambda f: edit_json(f, put("splits.test.shards.0.samples", 3)), "counts that sum to 3"),
-    "class twice": (lambda f: edit_json(f, put("classes", ["calm", "glad", "calm"])), "'calm' is listed twice"),
-    "no classes": (lambda f: edit_json(f, put("classes", [])), "classes must be a list of names"),
-    "unknown split": (lambda f: edit_json(f, put("splits.dev", {})), "'dev' is not one of"),
-    "wrong type": (lambda f: edit_json(f, put("name", 5)), "name is '5', not of type str"),
-    "path in file": (lambda f: edit_json(f, put("splits.test.index", "../x.parquet")), "not a plain file name"),
-}
-
-
-@pytest.mark.parametrize(("break_it", "line"), BREAKS.values(), ids=BREAKS)
-def test_broken_dataset_is_one_line(copy: Path, break_it: Callable[[Path], object], line: str) -> None:
-    open_dataset(copy).split("train")  # whole before
-    break_it(copy)
-    with pytest.raises(UserError, match=line) as error:
-        open_dataset(copy).split("train")
-    assert "\n" not in str(error.value)
-    assert str(copy) in str(error.value)
-
-
-def test_missing_split_error_lists_existing_splits(built: Dataset) -> None:
-    with pytest.raises(UserError, match="no validation split; it has train, test"):
-        built.split("validation")
-
-
-def test_single_class_dataset_is_rejected(built: Dataset) -> None:
-    split = built.split("train")
-    check_trainable(split)
-    with pytest.raises(UserError, match="split train contains only class glad"):
-        check_trainable(split.subset(np.flatnonzero(split.labels == 1), "train"))
-
-
-# A folder appears whole or not at all
-
-
-class BreakOffError(Exception):
-    pass
-
-
-@dataclass(frozen=True)
-class Failing(Pictures):
-    """Breaks off in the middle."""
-
-    def load(self, number: int) -> Sample:
-        if number == 20:
-            raise BreakOffError
-        return super().load(number)
-
-
-def test_failed_build_keeps_the_old_dataset(copy: Path, tmp_path: Path) -> None:
-    before = tree(copy)
-    with pytest.raises(BreakOffError):
-        build_dataset(Failing(), copy, replace(OPTIONS, overwrite=True))
-    with pytest.raises(BreakOffError):
-        build_dataset(Failing(), tmp_path / "new", OPTIONS)
-    assert tree(copy) == before
-    assert {path.name for path in tmp_path.iterdir()} <= {"copy", "copy.partial", "new.partial"}
-
-
-def test_existing_dataset_is_replaced_only_with_force(copy: Path, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="dataset already exists; pass --force"):
-        build_dataset(Pictures(), copy, OPTIONS)
-    new = build_dataset(Pictures(), copy, replace(OPTIONS, samples_per_shard=50, overwrite=True))
-    assert len(new.splits["train"].shards) == 1
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["copy"]
-    assert not (copy / "train-000001.tar").exists()
-
-
-def test_folder_without_a_dataset_is_never_replaced(tmp_path: Path) -> None:
-    (tmp_path / "home").mkdir()
-    (tmp_path / "home" / "letter.txt").write_text("dear")
-    with pytest.raises(UserError, match="not a dataset folder"):
-        build_dataset(Pictures(), tmp_path / "home", replace(OPTIONS, overwrite=True))
-    assert (tmp_path / "home" / "letter.txt").read_text() == "dear"
-
-
-def test_leftovers_of_a_killed_build_are_removed(built: Dataset, tmp_path: Path) -> None:
-    partial = tmp_path / "new.partial"
-    partial.mkdir()
-    (partial / "train-000099.tar").write_bytes(b"half")
-    new = build_dataset(Pictures(), tmp_path / "new", OPTIONS)
-    assert tree(new.folder) == tree(built.folder)
-    assert not partial.exists()
-
-
-@dataclass(frozen=True)
-class Stopping(Pictures):
-    """Is asked for at most so many faces, and breaks off then."""
-
-    asked: list[int] = field(default_factory=list)
-    limit: int = 20
-
-    def load(self, number: int) -> Sample:
-        self.asked.append(number)
-        if len(self.asked) > self.limit:
-            raise BreakOffError
-        return super().load(number)
-
-
-def test_unfinished_build_is_resumed(built: Dataset, tmp_path: Path) -> None:
-    first, second = Stopping(), Stopping(limit=50)
-    with pytest.raises(BreakOffError):
-        build_dataset(first, tmp_path / "new", OPTIONS)
-    assert not (tmp_path / "new").exists()
-    output: list[int] = []
-    new = build_dataset(second, tmp_path / "new", OPTIONS, on_samples=output.append)
-    assert tree(new.folder) == tree(built.folder)
-    assert sum(output) == 50
-    done = (len(first.asked) - 1) // 7 * 7  # whole shards of 7 at most: 41 faces are 6 shards
-    assert len(second.asked) <= 50 - done + 7
-    assert len(second.asked) < 40
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["new"]
-
-
-def test_truncated_tar_of_an_unfinished_build_is_rewritten(built: Dataset, tmp_path: Path) -> None:
-    with pytest.raises(BreakOffError):
-        build_dataset(Stopping(), tmp_path / "new", OPTIONS)
-    with (tmp_path / "new.partial" / "train-000000.tar").open("r+b") as stream:
-        stream.truncate(1000)
-    assert tree(build_dataset(Pictures(), tmp_path / "new", OPTIONS).folder) == tree(built.folder)
-
-
-def test_unfinished_build_with_other_options_is_rejected(built: Dataset, tmp_path: Path) -> None:
-    with pytest.raises(BreakOffError):
-        build_dataset(Stopping(), tmp_path / "new", OPTIONS)
-    with pytest.raises(UserError, match=r"samples_per_shard was 7, is 9.*--restart"):
-        build_dataset(Pictures(), tmp_path / "new", replace(OPTIONS, samples_per_shard=9))
-    new = build_dataset(Pictures(), tmp_path / "new", replace(OPTIONS, samples_per_shard=9, restart=True))
-    assert len(new.splits["train"].shards) == 5
-    assert tree(build_dataset(Pictures(), tmp_path / "again", OPTIONS).folder) == tree(built.folder)
-
-
-def test_insufficient_disk_space_is_reported_before_the_build(tmp_path: Path) -> None:
-    source = Stopping(image_bytes=10**18)
-    with pytest.raises(UserError, match=r"GB are free, but the dataset needs about 1000000000\.0 GB"):
-        build_dataset(source, tmp_path / "new", OPTIONS)
-    assert source.asked == []
-
-
-def test_small_disk_space_is_reported_in_megabytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(builder.shutil, "disk_usage", lambda path: SimpleNamespace(free=7 * 10**4))
-    with pytest.raises(UserError, match=r"0\.1 MB are free, but the dataset needs about 0\.2 MB"):  # 50 kB and 50 x 2.6
-        build_dataset(Pictures(), tmp_path / "new", OPTIONS)
-    assert list(tmp_path.iterdir()) == []
-
-
-@dataclass(frozen=True)
-class Meeting(Pictures):
-    """Starts the same build again from within."""
-
-    out: Path = Path()
-
-    def load(self, number: int) -> Sample:
-        build_dataset(Pictures(), self.out, OPTIONS)
-        return super().load(number)
-
-
-def test_concurrent_builds_of_one_folder_are_rejected(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="locked by another build"):
-        build_dataset(Meeting(out=tmp_path / "new"), tmp_path / "new", OPTIONS)
-
-
-@contextmanager
-def small_files() -> Iterator[None]:
-    """No file may grow beyond 8 KB, as on a disk that is full; pytest's own log must not be written meanwhile."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (8192, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-
-
-def test_full_disk_is_one_line(tmp_path: Path) -> None:
-    full = r"train-000000\.tar: cannot be written: .*free some space"
-    with pytest.raises(UserError, match=full) as error, small_files():
-        build_dataset(Pictures(), tmp_path / "new", OPTIONS)
-    assert "\n" not in str(error.value)
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_unwritable_folder_is_one_line(tmp_path: Path) -> None:
-    (tmp_path / "file").write_text("not a folder")
-    with pytest.raises(UserError, match=r"cannot be written: .*choose a writable folder"):
-        build_dataset(Pictures(), tmp_path / "file" / "new", OPTIONS)
-
-
-@dataclass(frozen=True)
-class Deadly(Pictures):
-    """Kills the process that loads from it."""
-
-    def load(self, number: int) -> Sample:
-        os.kill(os.getpid(), signal.SIGKILL)
-        raise AssertionError
-
-
-def test_killed_worker_is_one_line(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"^worker \d \(process \d+\) was killed by SIGKILL; .*--workers \(now 2\)$"):
-        build_dataset(Deadly(), tmp_path / "new", OPTIONS, ProcessPool(2))
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_worker_error_fails_the_build(tmp_path: Path) -> None:
-    with pytest.raises(BreakOffError):
-        build_dataset(Failing(), tmp_path / "new", OPTIONS, ProcessPool(2))
-    assert not (tmp_path / "new").exists()
 
 
 # Drawn faces

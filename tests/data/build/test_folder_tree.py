@@ -22,8 +22,8 @@ from shards.doctor.dataset_view import open_dataset_view
 from shards.doctor.report import diagnose
 from shards.verify import verify
 from tests.helpers import dataset_trees as trees
+from tests.helpers.dataset_builds import facts, findings, places, run_build
 from tests.helpers.dataset_trees import jpeg, write
-from tests.shards.test_build import facts, findings, places, run_build
 
 JUNK = (
     "train/a/@eaDir/0000.jpg/SYNOPHOTO_THUMB_M.jpg",

@@ -13,8 +13,8 @@ from adadf_dist.data.build.builder import BuildOptions, build_dataset
 from adadf_dist.data.dataset import Dataset, open_dataset
 from adadf_dist.errors import UserError
 from shards.build import build, parse_arguments
-from tests.data.build.test_dataset_format import OPTIONS, Pictures
 from tests.helpers.dataset_trees import jpeg
+from tests.helpers.numbered_images import OPTIONS, Pictures
 
 CLASSES = ("cross", "glad", "calm")
 NUMBERS = range(30)
