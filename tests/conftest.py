@@ -1,4 +1,4 @@
-"""Shared input: a few drawn faces as shards, and the settings of a run small enough for a test."""
+"""Shared fixtures: a small synthetic dataset."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Checkpoints in the published code's layout: every tensor finds its place, and the network answers as it did."""
+"""Checkpoints in the published layout: every tensor is mapped, and the network predicts the same."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ NAMES = "neutral,happy,sad,surprise,fear,disgust,anger"
 
 @pytest.fixture(scope="module")
 def network() -> DualBranch:
-    """Whose branches differ, as after training."""
+    """A network whose branches differ, as after training."""
     return drawn_network(small_config({}), 7)
 
 
@@ -102,7 +102,7 @@ def test_converted_network_keeps_logits_and_attention(
 
 
 def test_other_layouts_of_the_heads_are_converted(network: DualBranch, tmp_path: Path) -> None:
-    """Classifiers only outside the branches, attention a bare Linear, no counters, no container."""
+    """Classifiers only outside the branches, attention as a bare Linear, no counters, no container."""
     state = {
         name.replace("alpha_1.0.", "alpha_1.").replace("alpha_2.0.", "alpha_2."): value
         for name, value in published(network, True, True).items()
@@ -148,7 +148,7 @@ def test_user_errors_are_one_line(network: DualBranch, tmp_path: Path, capsys: p
 
 
 def test_converted_weights_start_a_run(network: DualBranch, faces: Path, tmp_path: Path) -> None:
-    """The recipe is the new run's; weights are the file's: with a rate of nearly 0 they stay what they were."""
+    """The recipe is the new run's, the weights are the file's: at a learning rate near 0 they do not change."""
     run_import(save(tmp_path / "theirs.pth", published(network, True, False)), tmp_path / "ours.pt")
     more = {"resume": str(tmp_path / "ours.pt"), "optimizer__lr": "1e-12", "class_distributions__threshold": "0.5"}
     out = tmp_path / "run"

@@ -1,4 +1,4 @@
-"""Heavy packages stay in the files that are theirs. Layers of packages are a contract in pyproject.toml."""
+"""Heavy packages are imported only in listed files. The layers themselves are a contract in pyproject.toml."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def sources(*folders: str) -> list[Path]:
 
 
 def imports(path: Path) -> set[str]:
-    """Full names of everything a file imports, wherever in the file."""
+    """Full names of all imports in a file, at any level."""
     names = set()
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
@@ -57,7 +57,7 @@ def test_every_import_is_detected(tmp_path: Path) -> None:
 
 
 def test_environment_is_read_only_in_listed_files() -> None:
-    """Worker processes copy it besides, unread."""
+    """Worker processes also copy it, without reading it."""
     users = [p.name for p in sources("adadf_dist") if "os.environ" in p.read_text() or "getenv" in p.read_text()]
     assert users == ["process.py", "world.py"]
 

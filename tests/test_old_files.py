@@ -24,7 +24,7 @@ from tune.search import main as search
 
 @pytest.fixture
 def old(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A copy of the old files; their relative paths start at the folder of the project."""
+    """A copy of the old files; their relative paths start at the project folder."""
     monkeypatch.chdir(ROOT)
     return Path(shutil.copytree(FOLDER, tmp_path / "v0"))
 

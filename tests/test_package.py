@@ -1,4 +1,4 @@
-"""What is shipped: the wheel holds adadf_dist and nothing else."""
+"""The wheel contains adadf_dist and nothing else."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Alignment: the transform against linear algebra, the detector on a real, public-domain portrait."""
+"""Alignment: the transform against linear algebra, the detector on a public-domain portrait."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def detector() -> Detector:
 
 
 def naive_similarity(points: np.ndarray, size: int) -> np.ndarray:
-    """The four unknowns a, b, x, y of u = a x - b y + tx, v = b x + a y + ty, by numpy's least squares."""
+    """The unknowns a, b, x, y of u = a x - b y + tx, v = b x + a y + ty by numpy's least squares."""
     rows, wanted = [], []
     for (x, y), (u, v) in zip(points, template(size), strict=True):
         rows += [[x, -y, 1, 0], [y, x, 0, 1]]
@@ -89,7 +89,7 @@ def test_portrait_has_one_detected_face(detector: Detector, portrait: Image.Imag
 
 
 def turned(points: np.ndarray, degrees: float, size: tuple[int, int]) -> np.ndarray:
-    """Where points go when Pillow rotates a picture about its centre."""
+    """Positions of points after Pillow rotates an image about its center."""
     angle, centre = -math.radians(degrees), np.array(size) / 2
     rotation = np.array([[math.cos(angle), -math.sin(angle)], [math.sin(angle), math.cos(angle)]])
     return (points - centre) @ rotation.T + centre
@@ -100,7 +100,7 @@ def turned(points: np.ndarray, degrees: float, size: tuple[int, int]) -> np.ndar
 def test_rotated_and_resized_portraits_align_alike(
     degrees: float, scale: float, detector: Detector, portrait: Image.Image
 ) -> None:
-    """The pupils, whose places in the turned picture are known, land within 2 of 100 pixels of where they did."""
+    """The pupils, whose positions are known, move by at most 2 of 100 pixels."""
     side = round(512 * scale)
     changed = portrait.resize((side, side), Image.Resampling.LANCZOS).rotate(degrees, Image.Resampling.BICUBIC)
     (upright,), (face,) = detector.detect([portrait, changed])
@@ -129,7 +129,7 @@ def test_aligned_pupils_match_the_template(detector: Detector, portrait: Image.I
 
 
 def test_downscaling_averages_pixels() -> None:
-    """A fine chequerboard, aligned to a tenth of its size, is grey."""
+    """A fine checkerboard aligned to a tenth of its size is gray."""
     board = Image.fromarray((np.indices((1000, 1000)).sum(axis=0) % 2 * 255).astype(np.uint8))
     out = np.asarray(align(board, template(1000), 100)).astype(int)
     assert np.abs(out[5:-5, 5:-5] - 127).max() <= 2
@@ -247,7 +247,7 @@ def test_affectnet_landmarks_are_used(tmp_path: Path) -> None:
 
 
 def two_people(portrait: Image.Image) -> Image.Image:
-    """The portrait, and at its right a smaller, mirrored one."""
+    """The portrait with a smaller, mirrored copy at its right."""
     photo = Image.new("RGB", (820, 512))
     photo.paste(portrait, (0, 0))
     photo.paste(ImageOps.mirror(portrait).resize((300, 300), Image.Resampling.LANCZOS), (520, 100))
@@ -255,7 +255,7 @@ def two_people(portrait: Image.Image) -> Image.Image:
 
 
 def rafdb_photos(root: Path, photo: Image.Image) -> np.ndarray:
-    """A photo a class with two people in it, annotated the smaller one; that one's pupils, [2, 2]."""
+    """One photo per class with two people, annotated for the smaller one; that person's pupils, [2, 2]."""
     mirrored = np.array([511, 0]) + PUPILS[::-1] * [-1, 1]
     pupils = mirrored * 300 / 512 + [520, 100]
     labels = {f"train_{number:05d}.jpg": number for number in range(1, 8)} | {"test_0001.jpg": 1}

@@ -1,4 +1,4 @@
-"""Finding mislabelled faces: the evidence, the score on known noise, the table, the page."""
+"""The audit: training dynamics, scores on known label noise, the table, and the page."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ COLOURS = ("red", "lime", "blue", "yellow", "magenta", "cyan", "white")
 
 @pytest.fixture(scope="module")
 def drawn(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Drawn faces in the colours of their classes, so that a network tells them apart after a few steps.
+    """Synthetic faces tinted by class, so that a network learns them in a few steps.
 
     There is no validation split: the trainer carves one.
     """
@@ -253,7 +253,7 @@ def test_missing_cleanlab_is_reported(material: AuditInputs, monkeypatch: pytest
 
 
 def renamed(material: AuditInputs) -> Split:
-    """The same faces under keys that nobody else has."""
+    """The same samples under new keys."""
     keys = [f"new-{key}" for key in material.split.keys]
     return replace(material.split, keys=np.array(keys, dtype=np.dtypes.StringDType()))
 
@@ -271,7 +271,7 @@ def test_reference_labels_match_by_key_and_by_image(material: AuditInputs, drawn
 
 
 def test_reference_labels_accept_synonyms_and_unshared_classes(material: AuditInputs, drawn: Path) -> None:
-    """The run does not know fear, and calls happy otherwise; the other folder has both."""
+    """The run lacks fear and names happy differently; the other folder has both."""
     classes = tuple({"happy": "Happiness", "fear": "boredom"}.get(name, name) for name in material.classes)
     other = labels_from_dataset(replace(material.split, classes=classes), drawn)
     fear = material.classes.index("fear")
@@ -399,7 +399,7 @@ def dataset_classes(folder: Path) -> dict[str, str]:
 
 
 def test_page_shows_dataset_labels(audited: Path, drawn: Path) -> None:
-    """Of which the run's label noise has changed a fifth."""
+    """The run's label noise changed a fifth of them."""
     content = (audited / "audit.html").read_text(encoding="utf-8")
     data = json.loads(re.search(r'<script type="application/json" id="data">(.*?)</script>', content)[1])  # type: ignore[index]
     classes = dataset_classes(drawn)
@@ -476,7 +476,7 @@ def test_page_filters_records_and_exports_decisions(page: Page, audited: Path, d
 
 
 def other_than_label(row: dict[str, str]) -> str:
-    """The likeliest class of a face beside its label."""
+    """The likeliest class of a sample besides its label."""
     if row["proposed"] != row["label"]:
         return row["proposed"]
     shares = {name[7:]: float(share) for name, share in row.items() if name.startswith("target_")}

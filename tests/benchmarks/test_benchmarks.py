@@ -1,4 +1,4 @@
-"""The bench measures what it says and writes it down. No figure is judged here."""
+"""Benchmarks run and write their tables. No speed is asserted."""
 
 from __future__ import annotations
 

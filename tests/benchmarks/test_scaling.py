@@ -1,4 +1,4 @@
-"""What distribution costs: counts on paper against messages really sent, a step's split against planted delays."""
+"""Communication volume against messages actually sent, and step time splits against known delays."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def small(**changed: object) -> Config:
 
 
 def record(calls: Sent, nbytes: Sent) -> None:
-    """Count, from here on, what this process hands to torch's collectives."""
+    """Count what this process passes to torch's collectives from now on."""
 
     def count(name: str, place: int, torchs_name: str = "") -> None:
         torchs_name = torchs_name or name
@@ -119,7 +119,7 @@ def whole_run(world: World, values: dict[str, str]) -> tuple[Sent, Sent]:
 
 @pytest.mark.slow
 def test_predicted_epoch_volume_equals_measured(faces: Path, tmp_path: Path) -> None:
-    """By the difference of a run of two epochs and a run of one, which is an epoch."""
+    """One epoch is the difference between a run of two epochs and a run of one."""
     found = []
     for epochs in ("1", "2"):
         pace = {"runtime__stop_every": "2", "runtime__log_every": "2", "evaluation__test": "false"}
@@ -166,7 +166,7 @@ def test_local_batch_norm_sends_nothing() -> None:
 
 
 def late_rank(world: World) -> tuple[float, float, int]:
-    """Rank 1 comes 0.3 s late to the second of two messages."""
+    """Rank 1 is 0.3 s late for the second of two messages."""
     tap = CollectiveTimer(SimpleNamespace(), world)
     tensor = torch.ones(1000)
 
@@ -274,7 +274,7 @@ def test_the_first_bottleneck(first: str, synchronized: bool, changed: dict[str,
 
 @pytest.mark.parametrize("frozen", [False, True])
 def test_flops_by_hand(frozen: bool) -> None:
-    """Convolutions take it nearly all: one pass forward, two backward, none backward where nothing trains."""
+    """Convolutions dominate: one pass forward and two backward, none backward in frozen parts."""
     model, macs = build_resnet("resnet10"), Counter[str]()
     for name, module in model.named_modules():
         if isinstance(module, nn.Conv2d):

@@ -1,4 +1,4 @@
-"""The page before a long run: what is well, what is not, and that nothing is left behind."""
+"""The pre-flight check: healthy and faulty environments, and no files left behind."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ BY_THE_CLOCK = {"control", "step", "memory", "time"}
 
 @pytest.fixture(autouse=True)
 def short_measurements(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Checks in this process measure for fractions of a second: no figure is judged here."""
+    """Checks in this process measure for fractions of a second: no speed is asserted."""
     monkeypatch.setattr(throughput, "BUDGET_S", 0.5)
     monkeypatch.setattr(check_dataset, "READ_S", 0.2)
     monkeypatch.setattr(check_dataset, "LOADER_S", 0.4)
@@ -152,7 +152,7 @@ def test_unwritable_run_folder_fails(faces: Path, tmp_path: Path, capsys: pytest
 
 
 def test_user_files_in_run_folder_are_kept(faces: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """A folder with a configuration written by hand, given as --out as well; and again once a run is in it."""
+    """A folder with a handwritten config is also given as --out; again when it holds a run."""
     own = tmp_path / "experiment"
     own.mkdir()
     (own / "config.yaml").write_text("epochs: 1\n")
@@ -178,7 +178,7 @@ def test_batch_smaller_than_ranks_fails(faces: Path, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("samples", "raised"), [(7, False), (65, True)])
 def test_larger_batch_is_advised_only_where_it_helps(samples: int, raised: bool) -> None:
-    """Four ranks need batches of 8: of 7 samples no batch size makes one; 65 in batches of 6 are 11 of 5 or 6."""
+    """Four ranks need batches of 8: 7 samples cannot fill one; 65 samples in batches of 6 give 11 of 5 or 6."""
     batches = split_batches(np.arange(samples), 16 if samples < 8 else 6)
     config = build_config([ConfigLayer("test", {"batch_size": 16})])
     world: Any = SimpleNamespace(size=4)
@@ -237,7 +237,7 @@ def test_remote_dataset_is_probed_but_not_downloaded(
 
 
 def test_incompatible_resume_fails(faces: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """The folder holds a run of another batch size; with its own it goes on, and is not touched."""
+    """The folder holds a run of another batch size; with the same size it resumes, and stays unchanged."""
     values = settings(faces, tmp_path / "out", epochs="1")
     train.run(build_config([ConfigLayer("test", values)]))
     config = build_config([ConfigLayer("preset", {}), ConfigLayer("test", values)])

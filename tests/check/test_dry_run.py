@@ -1,4 +1,4 @@
-"""`train --dry-run`: the plan of a run, and nothing else."""
+"""`train --dry-run` prints the plan of a run and does nothing else."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from tests.helpers.runs import command, finish, settings
 
 @pytest.fixture(autouse=True)
 def short_measurements(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A step is measured for a fraction of a second: its speed is not judged here."""
+    """A step is measured for a fraction of a second: no speed is asserted."""
     monkeypatch.setattr(throughput, "BUDGET_S", 0.5)
 
 
@@ -36,7 +36,7 @@ def content(folder: Path) -> dict[str, bytes]:
 
 
 def test_plan_of_a_new_run(faces: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Its numbers against torchvision's network and the faces there are; 64 in batches of 16, twice."""
+    """Compared with torchvision's network and the dataset: 64 samples in batches of 16, twice."""
     whole = torchvision.models.resnet18(weights=None)
     torch.save(whole.state_dict(), tmp_path / "w.pt")
     more = {"model__backbone": "resnet18", "model__pretrained": str(tmp_path / "w.pt")}
@@ -93,7 +93,7 @@ def test_user_error_is_one_line(faces: Path, tmp_path: Path, capsys: pytest.Capt
 
 
 def test_memory_saved_for_backward_is_counted() -> None:
-    """A linear layer keeps its input, a ReLU its output, in float32; the weights are not counted."""
+    """A linear layer saves its input, a ReLU its output, in float32; weights are not counted."""
     layer, images = nn.Linear(10, 30), torch.randn(4, 10)
     steps = []
 

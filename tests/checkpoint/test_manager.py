@@ -1,4 +1,4 @@
-"""When checkpoints are saved, what is kept of them, and what resuming finds: in one process, with a few numbers."""
+"""Which checkpoints are saved, kept and resumed, in one process with small states."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from tests.helpers.ranks import alone
 
 
 class Part:
-    """State of one tensor, and of no input files."""
+    """A state of one tensor, without input files."""
 
     def __init__(self, value: float) -> None:
         self.state: Mapping[str, Any] = {}
@@ -51,7 +51,7 @@ class Part:
 
 
 class Run:
-    """A run folder, and a process that trains in it; keyword arguments are settings, with `__` for the dot."""
+    """A run folder and a process that trains in it; keyword arguments are config keys, with `__` for the dot."""
 
     def __init__(self, out: Path, names: tuple[str, ...] = ("data", "engine", "history"), **changed: object) -> None:
         values = {key.replace("__", "."): value for key, value in changed.items()}
@@ -93,7 +93,7 @@ def test_progress_counts_epochs_and_the_earliest_best() -> None:
 
 
 def test_positions_are_consecutive() -> None:
-    """The position of each step, and seen from after it; four batches an epoch."""
+    """The position at and after each step; four batches per epoch."""
     progress = TrainingProgress()
     for step in range(12):
         position = progress.position(4)
@@ -148,7 +148,7 @@ def test_save_is_due_by_steps(tmp_path: Path) -> None:
 
 
 def test_save_is_due_by_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Two minutes, asked at each second step, of 50 seconds each."""
+    """An interval of two minutes, checked every second step; a step takes 50 seconds."""
     now = [1000.0]
     monkeypatch.setattr("adadf_dist.checkpoint.manager.time.monotonic", lambda: now[0])
     run, due = Run(tmp_path, checkpoint__every_minutes=2.0, runtime__stop_every=2), []
@@ -212,7 +212,7 @@ def test_missing_checkpoint_parts_are_handled(tmp_path: Path, capsys: pytest.Cap
 
 
 def test_initial_weights_do_not_change_the_config(tmp_path: Path) -> None:
-    """A checkpoint of no step: the engine alone is loaded, and only the network must be the same."""
+    """A checkpoint without progress: only the engine is loaded, and only the network must match."""
     path = Run(tmp_path / "imported").save(7.0)
     run = Run(tmp_path / "run", resume=str(path), loss__lambda_min=0.4)
     run.checkpoints.restore()
@@ -278,7 +278,7 @@ def test_full_disk_stops_only_required_saves(
 
 
 def torchs_own(number: int) -> RuntimeError:
-    """As torch's writer raises it: over the system's error."""
+    """The error as torch's writer raises it, on top of the system's error."""
     error = RuntimeError("unexpected pos 64 vs 0")
     error.__context__ = OSError(number, os.strerror(number))
     return error

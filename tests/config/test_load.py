@@ -1,4 +1,4 @@
-"""One way in for presets, files, the command line and programs: dotted keys, typed and checked."""
+"""Presets, config files, command line and programs share one loader: dotted keys, typed and validated."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Names that users type: a renamed or lost option shows here, in one diff."""
+"""Option names are public: a renamed or removed option shows up here in one diff."""
 
 from __future__ import annotations
 

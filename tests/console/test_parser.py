@@ -1,4 +1,4 @@
-"""One look of mistakes on every command line, and the list of commands."""
+"""User errors look alike on every command line, and the list of commands."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Commands whose terminal, pipe or log file goes away, and signals that tell of it."""
+"""Commands whose terminal, pipe or log file disappears, and the signals that announce it."""
 
 from __future__ import annotations
 
@@ -52,13 +52,13 @@ GONE = {"closed terminal": closed_terminal, "pipe without reader": pipe_without_
 
 
 def text_stream(descriptor: int) -> TextIO:
-    """As Python opens standard output."""
+    """A stream as Python opens standard output."""
     return io.TextIOWrapper(io.FileIO(descriptor, "w", closefd=False), "utf-8", "strict", line_buffering=True)
 
 
 @contextmanager
 def without_console(kind: str) -> Iterator[None]:
-    """Standard output and error that cannot be written. Not a fixture: pytest sets both before each phase of a test."""
+    """Make standard output and error unwritable. Not a fixture: pytest sets both before each phase of a test."""
     descriptor = GONE[kind]()
     with pytest.raises(OSError, match=r"Input/output error|Broken pipe|No space left"):
         os.write(descriptor, b"x")  # it is really gone
@@ -105,7 +105,7 @@ def test_writable_output_is_written_completely() -> None:
 
 
 def test_idle_reader_does_not_block(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A terminal stopped by Ctrl-S, or `| less` that nobody scrolls."""
+    """A terminal stopped by Ctrl-S, or `| less` without scrolling."""
     monkeypatch.setattr(terminal, "PATIENCE_S", 0.01)
     reader, writer = os.pipe()
     stream = tolerant(text_stream(writer))
@@ -136,7 +136,7 @@ def test_streams_of_a_caller_are_kept() -> None:
 
 
 def test_closed_streams_accept_text(monkeypatch: pytest.MonkeyPatch) -> None:
-    """`>&- 2>&-`: Python has no streams at all then."""
+    """With `>&- 2>&-`, Python has no streams at all."""
     monkeypatch.setattr(sys, "stdout", None)
     monkeypatch.setattr(sys, "stderr", None)
     with cli_errors("test"):
@@ -197,7 +197,7 @@ class HangUpError(Exception):
 
 @pytest.fixture
 def hang_up() -> Iterator[None]:
-    """SIGHUP raises, where nothing handles it."""
+    """Make SIGHUP raise an error unless the code under test handles it."""
 
     def refuse(number: int, frame: object) -> None:
         raise HangUpError
@@ -217,7 +217,7 @@ def test_sighup_saves_and_stops(hang_up: None, faces: Path, tmp_path: Path) -> N
 
 
 def test_ignored_sighup_stays_ignored(hang_up: None, faces: Path, tmp_path: Path) -> None:
-    """As `nohup` has it."""
+    """Under `nohup`."""
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
     out = tmp_path / "out"
     config = build_config([ConfigLayer("test", settings(faces, out, epochs="1"))])
@@ -228,7 +228,7 @@ def test_ignored_sighup_stays_ignored(hang_up: None, faces: Path, tmp_path: Path
 @pytest.mark.slow
 @pytest.mark.parametrize("nohup", [False, True])
 def test_dropped_connection_saves_and_stops(nohup: bool, faces: Path, tmp_path: Path) -> None:
-    """A real terminal, which the run controls as it does under ssh, is closed: SIGHUP to all its processes, and EIO."""
+    """A real controlling terminal is closed, as by ssh: SIGHUP to all its processes, and EIO."""
     out = tmp_path / "out"
     master, slave = pty.openpty()
 

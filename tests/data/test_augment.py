@@ -1,4 +1,4 @@
-"""What augmentation draws, and what applying it does, against Pillow, torchvision and plain arithmetic."""
+"""Augmentation draws and operations against Pillow, torchvision and plain arithmetic."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ SIZE = 64
 
 
 def picture(seed: int = 0, size: int = SIZE) -> Image.Image:
-    """Smooth, so that interpolation has something to agree on."""
+    """A smooth image, so that interpolations agree."""
     noise = np.random.default_rng(seed).integers(0, 256, (6, 6, 3), dtype=np.uint8)
     return Image.fromarray(noise).resize((size, size), Image.Resampling.BICUBIC)
 
@@ -44,7 +44,7 @@ def one(value: float) -> NDArray[np.float64]:
 
 
 def listed(*stages: tuple[OpKind, object]) -> AugmentationBatch:
-    """One face with these stages, put together by `OpChainBuilder`."""
+    """One sample with these stages, built by `OpChainBuilder`."""
     lists = OpChainBuilder(identity(1, len(stages)))
     draws = SampleRng(0, 0, [0])
     for kind, value in stages:
@@ -54,7 +54,7 @@ def listed(*stages: tuple[OpKind, object]) -> AugmentationBatch:
 
 
 def applied(image: Image.Image, *stages: tuple[OpKind, object]) -> Image.Image:
-    """Stages one by one, each a list of its own."""
+    """Stages one by one, each in a list of its own."""
     for stage in stages:
         image = apply_stages(image, listed(stage), 0)
     return image
@@ -114,7 +114,7 @@ def torch_turn(image: Image.Image, degrees: float) -> Image.Image:
 
 
 def test_warps_equal_torchvision() -> None:
-    """Its shift moves the picture, where ours moves the view."""
+    """Torchvision's shift moves the image, ours moves the view."""
     image = picture(3)
     pairs = [
         (operations.rotation(one(15))[0], torch_turn(image, 15)),
@@ -191,7 +191,7 @@ def test_each_sample_keeps_its_own_stream() -> None:
 @pytest.mark.parametrize("policy", ["published", "standard", "none"])
 @pytest.mark.parametrize(("number", "magnitude"), [(3, 5.0), (5, 9.5), (1, 0.0)])
 def test_batched_draws_equal_single_draws(policy: str, number: int, magnitude: float) -> None:
-    """The naive twin draws number after number, face after face, with numpy's own generators."""
+    """The naive twin draws each number of each sample with numpy's own generators."""
     config = AugmentConfig(policy=policy, operations=number, magnitude=magnitude, erase=0.8)  # type: ignore[arg-type]
     samples = np.random.default_rng(1).integers(0, 10**6, 300)
     drawn = sample_augmentations(config, 100, 3, 2, samples)
@@ -267,7 +267,7 @@ def test_operations_are_drawn_uniformly(policy: str, monkeypatch: pytest.MonkeyP
 
 
 def test_published_levels_at_magnitude_five() -> None:
-    """The recipe's constants, written out again: 15 degrees, 2 bits, 128, 55, 1.0, 0.15, 0.225."""
+    """The published constants: 15 degrees, 2 bits, 128, 55, 1.0, 0.15, 0.225."""
     made = [operation.params_from_level(one(5.0))[0] for operation in PAPER_OPS]
     cos, sin = math.cos(math.radians(15)), math.sin(math.radians(15))
     linear = {3: [[cos, sin], [sin, cos]], 11: [[1, 0.15], [0, 1]], 12: [[1, 0], [0.15, 1]]}
@@ -300,7 +300,7 @@ def test_levels_vary_around_the_magnitude(monkeypatch: pytest.MonkeyPatch) -> No
 
 
 def test_standard_magnitudes_equal_torchvision() -> None:
-    """Its own table of magnitudes, bin 9 of 31, on an image of 100 pixels."""
+    """Torchvision's table of magnitudes, bin 9 of 31, on an image of 100 pixels."""
     theirs = v2.RandAugment(num_ops=1, magnitude=9)._AUGMENTATION_SPACE  # type: ignore[attr-defined]
     made = [operation.params_from_level(one(9 / 30))[0] for operation in TORCHVISION_OPS]
     for name, ours in {"ShearX": made[1][0, 1], "Color": made[7] - 1}.items():

@@ -1,4 +1,4 @@
-"""One table of emotion names for readers, evaluation, audit and diagnosis."""
+"""One table of emotion names for sources, evaluation, audit and the doctor."""
 
 from __future__ import annotations
 

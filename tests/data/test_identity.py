@@ -1,5 +1,4 @@
-"""Other data than a run was trained on, and a run's own training samples: recognized by every command, never used
-silently."""
+"""Data other than a run was trained on is detected by every command, and so are its own training samples."""
 
 from __future__ import annotations
 
@@ -52,7 +51,7 @@ def home(faces: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def copy(home: Path, tmp_path: Path) -> Path:
-    """The run folder, to be changed; its dataset is where it was."""
+    """A copy of the run folder that a test may change; its dataset is unchanged."""
     return Path(shutil.copytree(home / "runs" / "one", tmp_path / "one"))
 
 
@@ -64,20 +63,20 @@ def edit(folder: Path, change: Callable[[dict[str, Any]], None]) -> None:
 
 
 def other_images(manifest: dict[str, Any]) -> None:
-    """As after a rebuild whose images have other bytes: keys and labels are the same."""
+    """Replace image bytes and keep keys and labels, as a rebuild might."""
     for split in manifest["splits"].values():
         split["shards"][0]["sha256"] = "0" * 64
 
 
 def swap_splits(manifest: dict[str, Any]) -> None:
-    """Another split assignment of the same photos."""
+    """Assign the same photos to other splits."""
     splits = manifest["splits"]
     splits["train"], splits["validation"] = splits["validation"], splits["train"]
 
 
 @pytest.fixture
 def other(home: Path, tmp_path: Path) -> Path:
-    """A dataset of the same keys and labels with other images."""
+    """A dataset with the same keys and labels but other images."""
     folder = Path(shutil.copytree(home / "data" / "faces", tmp_path / "other" / "data" / "faces"))
     edit(folder, other_images)
     return folder
@@ -92,7 +91,7 @@ def refused(capsys: pytest.CaptureFixture[str], command: Callable[[list[str]], N
 
 
 def forget_data(run: Path, shards: str) -> None:
-    """Make the checkpoints those of an older version, which stored a relative path and no digests."""
+    """Turn the checkpoints into those of an older version, which stored a relative path and no digests."""
     for path in (run / "checkpoints").glob("*.pt"):
         content = torch.load(path, weights_only=True)
         del content["data"]
@@ -128,7 +127,7 @@ def test_digest_covers_only_the_content_of_its_split(
 def test_run_is_evaluated_on_its_own_data_from_any_folder(
     home: Path, other: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The folder has a dataset of its own under the path that the run was given."""
+    """The current folder has another dataset under the run's relative path."""
     monkeypatch.chdir(other.parents[1])
     run = home / "runs" / "one"
     evaluate([str(run), "--split", "validation", "--json", str(tmp_path / "report.json")])
@@ -185,7 +184,7 @@ def test_different_data_at_the_runs_path_is_rejected(
 def test_training_samples_are_rejected_as_validation_split(
     old: bool, home: Path, copy: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Another split assignment, under its own name or, with a run of an older version, under the run's own path."""
+    """Another split assignment, under its own name or, for a run of an older version, under the run's path."""
     swapped = Path(shutil.copytree(home / "data" / "faces", tmp_path / "swapped"))
     edit(swapped, swap_splits)
     words = [str(copy), "--split", "validation", "--data.shards", str(swapped)]

@@ -73,7 +73,7 @@ def test_ambiguous_file_names_need_their_folder(tmp_path: Path) -> None:
 
 
 def test_noise_list_may_name_samples_dropped_by_the_builder(tmp_path: Path) -> None:
-    """A published list names every training image, also those that leak into test."""
+    """A published list names every training image, including those that leak into test."""
     trees.rafdb(tmp_path / "raf", {**{f"train_{n}.jpg": n % 7 + 1 for n in range(14)}, "test_0.jpg": 1})
     leak = (tmp_path / "raf/Image/aligned/test_0_aligned.jpg").read_bytes()
     write(tmp_path / "raf/Image/aligned/train_3_aligned.jpg", leak)

@@ -1,4 +1,4 @@
-"""Label noise: how much, to whom, and what is kept of the truth."""
+"""Label noise: its amount, its targets, and the record of true labels."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def noise_of(faces: Path, path: Path) -> LabelNoise:
 
 
 def test_confusion_matrix_accepts_any_class_order(faces: Path, tmp_path: Path) -> None:
-    """Everyone becomes the class that the matrix sends its own to."""
+    """Every label becomes the class to which the matrix sends its own."""
     target = {name: CLASSES[(number + 2) % 7] for number, name in enumerate(CLASSES)}
     shuffled = CLASSES[3:] + CLASSES[:3]
     rows = [",".join("5" if column == target[row] else "0" for column in shuffled) for row in shuffled]

@@ -1,4 +1,4 @@
-"""Decisions about training faces, carried out by the trainer and by the builder."""
+"""Relabel and drop decisions, applied by the trainer and by the builder."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ CLASSES = ("neutral", "happy", "sad", "surprise", "fear", "disgust", "anger")
 
 @pytest.fixture(scope="module")
 def carved(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Faces of which validation is carved by the trainer."""
+    """A dataset from whose training split the trainer holds out validation."""
     return build_synthetic_dataset(
         tmp_path_factory.mktemp("shards") / "faces", {"train": 90, "test": 10}, size=32
     ).folder
@@ -55,7 +55,7 @@ def label_of(split: Split, key: str) -> str:
 
 
 def other(split: Split, place: int) -> str:
-    """A class that a face is not of."""
+    """A class other than the sample's."""
     return split.classes[(int(split.labels[place]) + 1) % len(split.classes)]
 
 
@@ -83,7 +83,7 @@ def test_only_train_changes_and_the_held_out_split_stays(carved: Path, tmp_path:
 
 
 def test_image_keeps_its_label(carved: Path, tmp_path: Path) -> None:
-    """Pictures after a dropped face are still their own."""
+    """Images after a dropped sample still match their labels."""
     train = opened(carved).train_split
     pictures = {key: bytes(train.read(place)) for place, key in enumerate(train.keys.tolist())}
     file = write(tmp_path / "r.csv", f"{train.keys[0]},drop,")
@@ -121,7 +121,7 @@ def old_labels(path: Path, *lines: str) -> Path:
 
 
 def test_file_of_another_dataset_with_the_same_keys_is_rejected(carved: Path, tmp_path: Path) -> None:
-    """Noticed by the class that a sample has, dropped and kept ones included; the class asked for is no difference."""
+    """Detected by the samples' current classes, dropped and kept ones included; requested classes do not matter."""
     split = opened(carved).train_split
     key, true, wrong = str(split.keys[3]), label_of(split, str(split.keys[3])), other(split, 3)
     file = old_labels(tmp_path / "r.csv", f"{key},relabel,{wrong},{true}")
@@ -238,7 +238,7 @@ def test_builder_errors_are_one_line(tmp_path: Path, capsys: pytest.CaptureFixtu
 
 
 def test_decision_on_a_bad_image_drops_it(tmp_path: Path) -> None:
-    """Dropped as any other; its class is known without it."""
+    """It is dropped like any other; its class is known without the image."""
     root = tmp_path / "faces"
     trees.class_folders(root, {"train": ["glad", "sad"] * 3})
     trees.write(root / "train" / "glad" / "bad.jpg", b"broken")

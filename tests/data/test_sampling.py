@@ -1,4 +1,4 @@
-"""Order is a pure function of seed, epoch, labels, sampler and batch size; ranks only cut it."""
+"""Sample order is a pure function of seed, epoch, labels, sampler and batch size; ranks only slice it."""
 
 from __future__ import annotations
 
@@ -124,7 +124,7 @@ def test_substitute_is_another_sample_of_the_class(sample: int) -> None:
 
 
 def test_random_numbers_equal_those_of_earlier_versions() -> None:
-    """A run resumes in mid-epoch after an upgrade, so the numbers of the streams are part of a checkpoint's meaning."""
+    """A run may resume mid-epoch after an upgrade, so random streams are part of a checkpoint's meaning."""
     for seed, number in ((0, 0), (7, 3)):
         order = np.arange(100)
         np.random.default_rng((seed, 1, number)).shuffle(order)

@@ -1,4 +1,4 @@
-"""Ten crops a face: how they are cut, how rows and slices count, what evaluation makes of them."""
+"""Ten crops per sample: cropping, rows and slices of a batch, and evaluation."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def test_batch_rows_equal_a_naive_loop() -> None:
 
 
 class FirstPixels:
-    """Predicts the first pixels of an image."""
+    """A network that predicts the first pixels of an image."""
 
     def predict(self, images: Tensor) -> Tensor:
         return images[:, :, 0, 0]

@@ -59,7 +59,7 @@ CONFIGS: dict[str, dict[str, object]] = {
 
 
 def replace_keys(config: Config, values: Mapping[str, object]) -> Config:
-    """`override` without its parser, which is slow; values are checked against the same ranges."""
+    """`override` without its slow parser; values are validated all the same."""
     for key, value in values.items():
         section, _, name = key.rpartition(".")
         changed = {name: value}
@@ -73,7 +73,7 @@ def replace_keys(config: Config, values: Mapping[str, object]) -> Config:
 @pytest.mark.parametrize("name", UNWELL)
 @pytest.mark.parametrize("base", CONFIGS)
 def test_advice_is_new_and_valid(name: str, base: str) -> None:
-    """Advice is taken, time and again: it never names a value that is set, and every value it names is allowed."""
+    """Advice is applied repeatedly: it never names a current value, and every value it names is valid."""
     config = replace_keys(CONFIG, CONFIGS[base])
     for _ in range(12):
         finding = found(UNWELL[name], config, auxiliary_accuracy=0.3).get(name)
@@ -95,7 +95,7 @@ def test_advice_is_new_and_valid(name: str, base: str) -> None:
 
 
 def test_every_finding_is_among_the_unhealthy_runs() -> None:
-    """So that a new rule is walked by the test above."""
+    """So that the test above covers every new rule."""
     for name, records in UNWELL.items():
         assert name in found(records, auxiliary_accuracy=0.3)
     source = Path(diagnostics.__file__).parent.glob("*.py")

@@ -181,7 +181,7 @@ def plain() -> Config:
 
 
 def test_random_best_epoch_is_not_overfitting() -> None:
-    """As accurate in every epoch, judged on 700 faces that are drawn anew: the best of 40 epochs is so by luck."""
+    """Equal accuracy in every epoch, estimated on 700 fresh samples: the best of 40 epochs is best by chance."""
     random, alarms = np.random.default_rng(0), 0
     for _ in range(100):
         right = random.binomial(700, 0.85, size=40) / 700

@@ -34,7 +34,7 @@ def test_network_that_still_learns_is_no_collapse() -> None:
 
 
 def test_late_class_is_no_finding_while_accuracy_rises() -> None:
-    """Fear is never predicted, and the mean accuracy of classes rose from a third to 0.58 in three epochs."""
+    """Fear is never predicted, and mean class accuracy rose from a third to 0.58 in three epochs."""
     early, now = confusion([0, 40, 0], [0, 40, 0], [0, 40, 0]), confusion([0, 20, 20], [0, 35, 5], [0, 5, 35])
     records = [*run_of(3, early), *(record(epoch, now) for epoch in (4, 5, 6))]
     assert "dead class" not in found(records)
@@ -57,7 +57,7 @@ def test_too_few_steps_are_no_collapse(warmup: int, step: int, judged: bool) -> 
 
 
 def test_collapse_is_found_from_prediction_counts() -> None:
-    """As a caller has them that keeps no confusion matrix."""
+    """For a caller that keeps no confusion matrix."""
     labeled = np.array([40, 40, 40])
     assert "100% of the samples are predicted as sad" in describe_collapse(
         np.array([0, 0, 120]), labeled, 1 / 3, CLASSES

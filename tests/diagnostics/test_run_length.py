@@ -1,4 +1,4 @@
-"""Settings against the length of a run: what makes no sense is found, and its fix is one."""
+"""Settings that do not suit the length of a run are found, and the suggested fix resolves each."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from adadf_dist.errors import UserError
 
 
 def preset(name: str, **changed: object) -> Config:
-    """A preset with some keys changed; keyword arguments write `__` for the dot."""
+    """A preset with some keys changed; keyword arguments have `__` for the dot."""
     values = {key.replace("__", "."): value for key, value in changed.items()}
     return build_config([load_preset(name), ConfigLayer("test", values)])
 
@@ -101,7 +101,7 @@ def test_presets_suit_their_datasets(name: str, samples: int, ranks: int) -> Non
 
 @pytest.mark.parametrize(("name", "steps_per_epoch", "warmup"), [("fer2013", 397, 200), ("demo", 50, 20)])
 def test_presets_keep_their_warm_up_steps(name: str, steps_per_epoch: int, warmup: int) -> None:
-    """Of 25,398 and 2,400 samples, where the presets had these numbers of steps; and a small dataset has its share."""
+    """For 25,398 and 2,400 samples, for which the presets had these step counts; a small dataset gets its share."""
     assert warmup_steps(preset(name), steps_per_epoch) == warmup
     small = preset(name, epochs=2, loss__epoch_threshold=2)
     assert warmup_steps(small, 10) == 1 and find_problems(small, 10) == []
@@ -120,7 +120,7 @@ def test_no_advice_below_one(key: str, values: dict[str, Any], steps: int) -> No
 
 
 def test_small_learning_rate_is_not_rounded_to_zero() -> None:
-    """10 of 5,000 steps of a warm-up; in the second epoch, up to 20 of them, the cosine has halved the rate."""
+    """10 of 5,000 warm-up steps; in the second epoch, up to step 20, the cosine has halved the rate."""
     config = preset("fer2013", epochs=2, loss__epoch_threshold=2, optimizer__warmup_steps=5000)
     (problem,) = find_problems(config, 10)
     assert "reaches at most 0.2%" in problem.text
@@ -135,7 +135,7 @@ def test_batch_of_all_samples_is_found() -> None:
 
 
 def test_fraction_is_of_the_whole_run() -> None:
-    """A tenth of 5 epochs of 40 steps: 20 steps, in equal rises."""
+    """A tenth of 5 epochs of 40 steps: 20 steps in equal increments."""
     config = build_config([ConfigLayer("test", {"optimizer.warmup_steps": "0.1", "epochs": 5, "optimizer.gamma": 1.0})])
     rates = [learning_rate(config, Position(step // 40, step, step / 40, 40)) for step in range(200)]
     expected = [1e-3 * (step + 1) / 20 if step < 20 else 1e-3 for step in range(200)]
@@ -174,7 +174,7 @@ def test_neither_steps_nor_fraction_is_rejected(value: object) -> None:
 
 @pytest.mark.parametrize(("finished", "refused"), [(1, True), (2, False)])
 def test_run_can_be_extended_after_its_warm_up(finished: int, refused: bool) -> None:
-    """A fifth of 5 or 8 epochs is 1 or 1.6 of them: after two, no rate of either run depends on their number."""
+    """A fifth of 5 or 8 epochs is 1 or 1.6 of them: after two, no learning rate depends on the number of epochs."""
     saved, now = (
         to_dict(build_config([ConfigLayer("test", {"optimizer.warmup_steps": 0.2, "epochs": epochs})]))
         for epochs in (5, 8)

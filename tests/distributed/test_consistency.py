@@ -1,4 +1,4 @@
-"""Ranks that are not one run: other code, other settings, another folder, nobody there. Real processes, two "nodes"."""
+"""Ranks with different code, settings, folders or datasets are rejected: real processes, two "nodes"."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ def test_different_shards_on_another_node_are_rejected(faces: Path, nodes: tuple
 
 
 def test_different_checkouts_of_one_version_are_rejected(faces: Path, tmp_path: Path) -> None:
-    """They differ in a comment; each rank starts in its own."""
+    """They differ in a comment; each rank starts in its own checkout."""
     other = tmp_path / "checkout"
     shutil.copytree(ROOT / "adadf_dist", other / "adadf_dist", ignore=shutil.ignore_patterns("__pycache__"))
     with (other / "adadf_dist" / "metrics" / "classification.py").open("a") as file:

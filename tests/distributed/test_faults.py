@@ -27,14 +27,14 @@ KILLED_IN_WRITE = str(Path(__file__).parents[1] / "helpers" / "killed_in_write.p
 
 
 def elastic(values: dict[str, str], script: list[str] | None = None, restarts: int = 3) -> list[str]:
-    """Two ranks under torchrun, which starts both again when one fails."""
+    """Two ranks under torchrun, which restarts both when one fails."""
     words = command(values, ranks=2, script=script or ["-m", "adadf_dist.train"])
     place = words.index("--standalone")
     return [*words[:place], "--max-restarts", str(restarts), "--monitor-interval", "0.2", *words[place:]]
 
 
 def rank_process(launcher: int, rank: int) -> psutil.Process:
-    """The process of a rank, which may just be starting."""
+    """The process of a rank, which may still be starting."""
     found: list[psutil.Process] = []
 
     def look() -> bool:
@@ -51,7 +51,7 @@ def rank_process(launcher: int, rank: int) -> psutil.Process:
 
 
 def end(process: subprocess.Popen[str], timeout: float = 240) -> tuple[str, str]:
-    """Wait for a launcher and its ranks; nothing is left running."""
+    """Wait for a launcher and its ranks; no process is left."""
     family = psutil.Process(process.pid).children(recursive=True) if process.poll() is None else []
     try:
         return communicate(process, timeout)
@@ -88,7 +88,7 @@ def test_hung_rank_prints_stack_traces(fault: str, faces: Path, tmp_path: Path) 
 
 @pytest.mark.slow
 def test_suspended_run_continues(reference: Path, faces: Path, tmp_path: Path) -> None:
-    """Ctrl-Z for longer than any limit of the watchdog is no hang."""
+    """Suspending (Ctrl-Z) for longer than any limit of the watchdog is not a hang."""
     out = tmp_path / "out"
     process = start(command(settings(faces, out, runtime__timeout_s="3")))
     wait_for(lambda: len(records(out, "steps")) >= 2, process)
@@ -103,7 +103,7 @@ def test_suspended_run_continues(reference: Path, faces: Path, tmp_path: Path) -
 @pytest.mark.slow
 @pytest.mark.parametrize("how", ["stopped", "hung"])
 def test_torchrun_restarts_when_a_rank_hangs(how: str, faces: Path, tmp_path: Path) -> None:
-    """A stopped rank cannot speak: the other one prints its stacks. A hung one speaks and ends itself."""
+    """A suspended rank cannot print, so the other one prints its stacks. A hung rank prints and exits."""
     out = tmp_path / "out"
     values = settings(faces, out, runtime__timeout_s="8", checkpoint__every_steps="1")
     script = [FAULTY, "hang", "4"] if how == "hung" else None
@@ -126,7 +126,7 @@ def test_torchrun_restarts_when_a_rank_hangs(how: str, faces: Path, tmp_path: Pa
 
 
 def test_ranks_meet_over_a_reused_store() -> None:
-    """Two starts over one store: each gives its ranks one name, another one, whatever the dead left behind."""
+    """Two starts over one store: the ranks of a start share a name that differs from the other start's."""
     server = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
     server.set("adadf/hello/2", "a rank that was killed before it was welcomed")
 
@@ -176,7 +176,7 @@ def test_torchrun_restarts_when_a_rank_is_killed(kills: int, faces: Path, tmp_pa
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
 def test_sigkill_24_times_gives_identical_run(faces: Path, tmp_path: Path) -> None:
-    """One run, killed 24 times, 8 of them with half a checkpoint on the disk."""
+    """One run, killed 24 times, 8 of them with half a checkpoint on disk."""
     epochs, chance = "14", random.Random(5)
     whole = tmp_path / "whole"
     train.run(build_config([ConfigLayer("test", settings(faces, whole, epochs=epochs))]))

@@ -1,4 +1,4 @@
-"""Two hosts as two network namespaces with a cable between them: torchrun over it, the cable pulled, a host that joins.
+"""Two hosts as two network namespaces: torchrun between them, a pulled cable, a host that joins.
 
 The settings that worked are those of `agent`; docs/faults.md says why.
 """
@@ -29,7 +29,7 @@ def ip(words: str) -> None:
 
 
 class Hosts:
-    """Hosts 1 and 2, of addresses 10.77.0.1 and 10.77.0.2 on adadf1 and adadf2; both see the same files."""
+    """Hosts 1 and 2 with addresses 10.77.0.1 and 10.77.0.2 on adadf1 and adadf2; both see the same files."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -47,7 +47,7 @@ class Hosts:
             ip(f"-n adadf{host} link set adadf{host} {state}")
 
     def agent(self, host: int, nodes: str, values: dict[str, str]) -> None:
-        """torchrun on a host, for one rank there. What it prints goes to a file."""
+        """Start torchrun on a host for one rank there. Its output goes to a file."""
         conf = f"is_host={int(host == 1)},join_timeout=120,last_call_timeout=2,read_timeout={REMEMBER_S}"
         conf += f",keep_alive_interval=1,keep_alive_max_attempt={REMEMBER_S}"
         launcher = f"-m torch.distributed.run --nnodes {nodes} --nproc_per_node 1 --max-restarts 3 --rdzv-id adadf"
@@ -125,7 +125,7 @@ def test_two_hosts_train_together(hosts: Hosts, faces: Path, tmp_path: Path) -> 
 
 
 def test_run_survives_a_pulled_cable(hosts: Hosts, faces: Path, tmp_path: Path) -> None:
-    """Both ranks give up within `runtime.timeout_s`; the agents outlive the cut, and start both again."""
+    """Both ranks give up within `runtime.timeout_s`; the agents survive and restart both."""
     out = tmp_path / "out"
     values = settings(faces, out, epochs="3", runtime__timeout_s="8", checkpoint__every_steps="1")
     for host in (1, 2):
@@ -143,7 +143,7 @@ def test_run_survives_a_pulled_cable(hosts: Hosts, faces: Path, tmp_path: Path) 
 
 
 def test_second_host_joins_elastic_run(hosts: Hosts, faces: Path, tmp_path: Path) -> None:
-    """Elastic: one host begins alone, a second one comes, all start again as two and end the run."""
+    """Elastic: one host starts alone, a second one joins, both restart as two ranks and finish the run."""
     out = tmp_path / "out"
     values = settings(faces, out, epochs="20", checkpoint__every_steps="1", runtime__timeout_s="30")
     hosts.agent(1, "1:2", values)

@@ -1,4 +1,4 @@
-"""The number of ranks is a deployment detail: n ranks equal one, with even slices and uneven ones."""
+"""Training on n ranks equals training on one, with even and uneven slices."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def bounds(slices: tuple[int, ...], rank: int) -> tuple[int, int]:
 
 
 def train_steps(world: World, slices: tuple[int, ...], steps: int) -> dict[str, Any]:
-    """`steps` steps in float64 on this rank's slice of each batch; what must not depend on the ranks."""
+    """`steps` steps in float64 on this rank's slice of each batch; returns what must not depend on the ranks."""
     torch.set_default_dtype(torch.float64)
     try:
         engine = DDPEngine(CONFIG, CLASSES, world)
@@ -107,7 +107,7 @@ def test_step_on_n_ranks_equals_step_on_one(slices: tuple[int, ...]) -> None:
     ],
 )
 def test_ranks_stay_identical_over_steps(slices: tuple[int, ...], steps: int) -> None:
-    """The losses of each step, and the class distributions of all, in float64; weights the same bits on every rank."""
+    """Losses of each step and the class distributions in float64; weights bit-identical on every rank."""
     one = train_steps(alone(), slices, steps)
     ranks = run_ranks(train_steps, len(slices), slices, steps, timeout=300)
     for many in ranks:
@@ -118,7 +118,7 @@ def test_ranks_stay_identical_over_steps(slices: tuple[int, ...], steps: int) ->
 
 
 def normalizing_apart(world: World) -> dict[str, Any]:
-    """Two steps with each rank's own rows normalised, and the running statistics before and after `consolidate`."""
+    """Two steps with local BatchNorm, and the running statistics before and after `consolidate`."""
     config = override(CONFIG, {"runtime.sync_batch_norm": False, "loss.supervision": "one_hot"})
     engine = DDPEngine(config, CLASSES, world)
     for number in range(2):
@@ -246,7 +246,7 @@ def class_state(world: World, state: dict[str, Tensor] | None, rows: int) -> dic
 
 @pytest.mark.parametrize(("before", "after"), [(1, 2), (2, 1), (3, 2)])
 def test_class_sums_resume_on_another_number_of_ranks(before: int, after: int) -> None:
-    """Half an epoch on some ranks, the other half on others: what was seen counts once."""
+    """Half an epoch on some ranks, the other half on others: each sample counts once."""
     whole = class_state(alone(), class_state(alone(), None, 13), 13)
     first = run_ranks(class_state, before, None, 13) if before > 1 else [class_state(alone(), None, 13)]
     second = run_ranks(class_state, after, first[0], 13) if after > 1 else [class_state(alone(), first[0], 13)]
@@ -256,7 +256,7 @@ def test_class_sums_resume_on_another_number_of_ranks(before: int, after: int) -
 
 
 class Table:
-    """Predicts fixed logits: an image's first pixel is its sample number."""
+    """A network of fixed logits: an image's first pixel is its sample number."""
 
     def __init__(self, samples: int) -> None:
         self.logits = torch.randn(samples, CLASSES, generator=torch.Generator().manual_seed(3))
@@ -301,7 +301,7 @@ def naive_evaluation(folder: str) -> dict[str, object]:
 
 @pytest.mark.parametrize("ranks", [1, 2, 3])
 def test_evaluation_counts_each_sample_once(ranks: int, faces: Path) -> None:
-    """30 faces in batches of 8, 8, 7 and 7 over 1, 2 and 3 ranks, against a loop over the faces."""
+    """30 samples in batches of 8, 8, 7 and 7 over 1, 2 and 3 ranks, against a loop over the samples."""
     wanted = naive_evaluation(str(faces))
     found = run_ranks(evaluation, ranks, str(faces)) if ranks > 1 else [evaluation(alone(), str(faces))]
     for result in found:

@@ -111,7 +111,7 @@ def test_slow_rank_of_two_gives_a_warning(faces: Path, tmp_path: Path) -> None:
 
 @pytest.fixture
 def disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of its own, of 380 MB."""
+    """A separate file system of 380 MB."""
     folder = tmp_path / "disk"
     folder.mkdir()
     mounted = os.geteuid() == 0 and not subprocess.call(["mount", "-t", "tmpfs", "-o", "size=380m", "tmpfs", folder])
@@ -128,7 +128,7 @@ def fill(path: Path, megabytes: int) -> None:
 
 
 def test_full_disk_is_retried(reference: Path, faces: Path, disk: Path) -> None:
-    """Room for one checkpoint of 117 MB: later saves in mid-epoch are warnings, the one at the epoch's end retries."""
+    """Space for one checkpoint of 117 MB: later mid-epoch saves are warnings, the one at the epoch's end retries."""
     out, ballast = disk / "out", disk / "ballast"
     fill(ballast, 210)
     values = settings(faces, out, checkpoint__every_steps="2", checkpoint__keep="1", runtime__timeout_s="6")

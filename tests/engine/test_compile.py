@@ -1,4 +1,4 @@
-"""Compiled parts compute what eager ones do, under the same names."""
+"""Compiled parts compute what eager ones compute, under the same parameter names."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def engine_of(compiled: str, world: World) -> DDPEngine:
 
 
 def losses_of(world: World, compiled: str) -> list[float]:
-    """Three steps on two kinds of batches: a whole one and a shorter last one."""
+    """Three steps on two kinds of batches: a full one and a shorter last one."""
     engine = engine_of(compiled, world)
     classes = ClassDistributions(CLASSES, engine.config.class_distributions, world)
     losses = []
@@ -56,7 +56,7 @@ def test_compiled_steps_equal_eager_steps(ranks: int) -> None:
 
 @pytest.mark.parametrize("supervision", ["fused", "one_hot"])
 def test_compiled_parts_have_no_graph_breaks(supervision: str) -> None:
-    """One graph for the extractor and one for each branch: what would be left eager is not compiled at all."""
+    """One graph for the extractor and one per branch: otherwise parts would stay eager."""
     config = override(engine_of("off", alone()).config, {"loss.supervision": supervision})
     engine = DDPEngine(config, CLASSES, alone())
     parts = [engine.model.extractor, *(b.stages for b in (engine.model.auxiliary, engine.model.target) if b)]

@@ -1,4 +1,4 @@
-"""DeepSpeed's steps are DDP's steps, from the same state, whatever its ranks share out; its checkpoints are too."""
+"""DeepSpeed's steps and checkpoints equal DDP's from the same state at every ZeRO stage."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ STAGES = [0, 1, 2, 3]
 
 
 def config_of(**changed: object) -> Config:
-    """Keyword arguments write `__` for the dot."""
+    """Keyword arguments have `__` for the dot."""
     base: dict[str, object] = {
         "loss.rank_margin": 1.0,  # the rank regularisation is always active
         "runtime.precision": "fp32",
@@ -83,7 +83,7 @@ def side_by_side(world: World, stages: list[int], steps: int, changed: dict[str,
 
 
 def compare(world: World, stage: int, steps: int, changed: dict[str, object]) -> None:
-    """Each step from the state that DDP's engine is in: losses, class sums, weights, buffers, moments within 1e-5."""
+    """Every step starts from the state of DDP's engine: losses, class sums, weights, buffers, moments within 1e-5."""
     ddp_config, zero_config = config_of(**changed), deepspeed_config(stage, **changed)
     ddp, zero = build_engine(ddp_config, CLASSES, world), build_engine(zero_config, CLASSES, world)
     for number in range(steps):
@@ -106,7 +106,7 @@ def test_step_equals_ddp() -> None:
 
 
 def back_to_the_start(world: World, stages: list[int]) -> list[float]:
-    """Losses of two steps, the same again from the state before them, and what they differ by."""
+    """Losses of two steps, of the same steps repeated from the earlier state, and their differences."""
     differences = []
     for config in (config_of(), *(deepspeed_config(stage) for stage in stages)):
         engine = build_engine(config, CLASSES, world)
@@ -120,7 +120,7 @@ def back_to_the_start(world: World, stages: list[int]) -> list[float]:
 
 @pytest.mark.slow
 def test_loading_a_state_without_moments_resets_them() -> None:
-    """And a state that was taken does not change with the engine it was taken of."""
+    """A saved state does not change along with its engine."""
     for differences in run_ranks(back_to_the_start, 2, [1, 3]):
         assert max(differences) == 0
 
@@ -146,7 +146,7 @@ def test_variants_equal_ddp(changed: dict[str, object]) -> None:
 
 
 def clipped_norms(world: World, stages: list[int]) -> list[tuple[float, float]]:
-    """Norm of the gradient that Adam saw in its first step, without and with clipping: exp_avg is a tenth of it."""
+    """Norm of the gradient in Adam's first step, without and with clipping: exp_avg is a tenth of it."""
 
     def norm(stage: int, clip: float) -> float:
         config = deepspeed_config(stage, optimizer__clip_norm=clip)
@@ -160,7 +160,7 @@ def clipped_norms(world: World, stages: list[int]) -> list[tuple[float, float]]:
 
 @pytest.mark.slow
 def test_clipping_uses_the_norm_of_the_whole_gradient() -> None:
-    """Of all parameters over all ranks, not of what one rank holds."""
+    """Over all parameters of all ranks, not only those of one rank."""
     for rank in run_ranks(clipped_norms, 2, [1, 3]):
         for free, clipped in rank:
             assert free > 0.2
@@ -182,7 +182,7 @@ def frozen(world: World, stages: list[int], weights: str) -> list[tuple[dict[str
 
 @pytest.mark.slow
 def test_frozen_parameters_and_buffers_are_in_the_checkpoint(tmp_path: Path) -> None:
-    """Every tensor that DDP saves, under the same name; frozen ones as loaded, BatchNorm's statistics as counted."""
+    """Every tensor that DDP saves, under the same name; frozen ones as loaded, BatchNorm's statistics as updated."""
     source = build_engine(config_of(), CLASSES, alone())
     backbone = {**source.model.extractor.state_dict(), **source.model.target.stages.state_dict()}
     torch.save(backbone, tmp_path / "backbone.pt")
@@ -199,7 +199,7 @@ def test_frozen_parameters_and_buffers_are_in_the_checkpoint(tmp_path: Path) -> 
 
 
 def learn(world: World, changed: dict[str, object], steps: int) -> float:
-    """Mean cross entropy of the last 5 of `steps` steps in bf16 over three batches again and again."""
+    """Mean cross entropy of the last 5 of `steps` steps in bf16 over three repeated batches."""
     config = config_of(runtime__precision="bf16", **changed)
     engine = build_engine(config, CLASSES, world)
     seen = [float(step(engine, config, world, number % 3)["losses"][2]) for number in range(steps)]
@@ -209,7 +209,7 @@ def learn(world: World, changed: dict[str, object], steps: int) -> float:
 @pytest.mark.slow
 @pytest.mark.parametrize("ranks", [2, 4])
 def test_more_ranks_learn_as_well_in_bf16(ranks: int) -> None:
-    """Known of DeepSpeed's own bf16 mode: accuracy falls as ranks are added (its issue 3979)."""
+    """DeepSpeed's own bf16 mode is known to lose accuracy as ranks are added (its issue 3979)."""
     zero = {"engine": "deepspeed", "deepspeed__zero_stage": 1}
     alone_learnt = learn(alone(), {}, 21)
     untrained = learn(alone(), {}, 5)
@@ -220,7 +220,7 @@ def test_more_ranks_learn_as_well_in_bf16(ranks: int) -> None:
 
 @pytest.mark.slow
 def test_run_switches_from_ddp_to_zero_and_back(faces: Path, tmp_path: Path) -> None:
-    """An epoch on two ranks of DDP, one on two of ZeRO 3, one on one of DDP: the run that one rank does at once."""
+    """One epoch each on two ranks of DDP, two of ZeRO 3 and one of DDP equal a run on one rank."""
     whole = settings(faces, tmp_path / "whole", epochs="3", runtime__precision="fp32")
     assert finish(command(whole)).returncode == 0
     mixed = settings(faces, tmp_path / "mixed", runtime__precision="fp32")

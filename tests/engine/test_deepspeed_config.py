@@ -1,4 +1,4 @@
-"""A DeepSpeed JSON of one's own: what is taken over, what is refused, and when."""
+"""A custom DeepSpeed JSON: which keys are merged, which are rejected, and when."""
 
 from __future__ import annotations
 
@@ -102,7 +102,7 @@ def test_value_rejected_by_deepspeed_is_one_line(faces: Path, tmp_path: Path) ->
 
 
 def test_json_is_checked_before_shards(tmp_path: Path) -> None:
-    """Which may take hours to fetch: here there are none, and the JSON is what is told."""
+    """Shards may take hours to download: here they are missing, and the JSON is reported."""
     path = write(tmp_path / "ds.json", {"zero_optimization": {"stage": 3}})
     values = settings(tmp_path / "nowhere", tmp_path / "run", engine="deepspeed", deepspeed__config=path)
     done = train_forked(values)

@@ -1,4 +1,4 @@
-"""What only a GPU can show of the engines: CUDA graphs, NCCL, DeepSpeed on CUDA, bf16."""
+"""Engines on a GPU: CUDA graphs, NCCL, DeepSpeed on CUDA, bf16."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def config_of(**changed: object) -> Config:
 
 
 def losses_of(engine: Engine, config: Config, world: World, steps: int = 6) -> list[float]:
-    """Of steps on batches of their own; the learning rate is small, so that rounding does not grow."""
+    """Losses of steps on different batches; a small learning rate keeps rounding from growing."""
     classes = ClassDistributions(CLASSES, config.class_distributions, world)
     losses = []
     for number in range(steps):

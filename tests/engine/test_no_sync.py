@@ -22,7 +22,7 @@ WAITS = ("_local_scalar_dense", "nonzero", "masked_select", "unique", "equal.def
 
 
 class Watch(TorchDispatchMode):
-    """Notes operations that need a value, or a size, on the host."""
+    """Records operations that need a value, or a size, on the host."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""Learning rates and the average of the weights, by their formulas written out again."""
+"""Learning rates and the weight average against their formulas."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def test_warm_up_rises_linearly() -> None:
 def test_large_batch_scales_the_learning_rate_with_warm_up(
     scaling: Literal["none", "sqrt", "linear"], factor: float
 ) -> None:
-    """A batch of 1024 where the recipe has 64, warmed up over two epochs: 16 times the faces a step."""
+    """Batch size 1024 where the recipe has 64, with two warm-up epochs: 16 times the samples per step."""
     optimizer = OptimizerConfig(lr=1e-3, gamma=1.0, lr_scaling=scaling, scaling_warmup=2.0)
     config = Config(batch_size=1024, optimizer=optimizer)
     rates = [learning_rate(config, Position(int(passed), 0, passed)) for passed in (0.0, 0.5, 1.0, 2.0, 30.0)]

@@ -62,13 +62,13 @@ def test_other_checkpoints_and_splits_are_evaluated(run: Path) -> None:
 
 
 def test_unfinished_run_is_evaluated_at_its_selected_checkpoint(run: Path, tmp_path: Path) -> None:
-    """All that such a run surely has is its selected checkpoint; another may be selected between two ranks' looks."""
+    """Only the selected checkpoint is certain to exist; another may be selected between the reads of two ranks."""
     (tmp_path / "begun" / "checkpoints").mkdir(parents=True)
     shutil.copy(run / "checkpoints" / "selected.pt", tmp_path / "begun" / "checkpoints")
     assert evaluate(tmp_path / "begun")["scores"] == evaluate(run)["scores"]
 
     class Behind(World):
-        """Two ranks, of which the other opened the checkpoint an epoch later."""
+        """Two ranks, of which the other opened the checkpoint one epoch later."""
 
         def all_gather_object(self, value: Any) -> list[Any]:
             return [value, (value[0], value[1] + 1)]
@@ -130,7 +130,7 @@ def test_baseline_has_no_auxiliary_branch(run: Path, faces: Path) -> None:
 
 
 def test_held_out_validation_equals_the_runs(run: Path, tmp_path: Path) -> None:
-    """The faces that the run would have set aside, with the dataset's own labels."""
+    """The samples that the run held out, with the dataset's own labels."""
     folder = tmp_path / "train-only"
     build_synthetic_dataset(folder, {"train": 64}, size=32, workers=1)
     train = open_dataset(folder).split("train")
@@ -144,7 +144,7 @@ def test_held_out_validation_equals_the_runs(run: Path, tmp_path: Path) -> None:
 
 
 def test_two_ranks_equal_one(run: Path, faces: Path, tmp_path: Path) -> None:
-    """Batches of 4 and 3 faces: the ranks' slices are uneven."""
+    """Batches of 4 and 3 samples: the ranks' slices are uneven."""
     own = evaluate(run, "--batch-size", "4", "--tta", "flip")
     file = tmp_path / "two.json"
     launcher = ["torch.distributed.run", "--standalone", "--nproc_per_node", "2", *MODULE]

@@ -27,7 +27,7 @@ from tests.helpers.evaluations import build_renamed, evaluate, refused
 
 
 def decoded(split: Split, size: int) -> torch.Tensor:
-    """[S, 3, size, size], the stored pictures normalised, by Pillow and numpy alone."""
+    """[S, 3, size, size], the stored images normalized, using only Pillow and numpy."""
     pictures = []
     for sample in range(len(split)):
         picture = Image.open(io.BytesIO(bytes(split.read(sample)))).convert("RGB")
@@ -107,7 +107,7 @@ def test_bootstrap_intervals_match_the_normal_distribution() -> None:
 
 
 def test_mean_class_accuracy_interval() -> None:
-    """Each class's recall is a binomial share of its own: their mean has a variance that is known."""
+    """Each class's recall is an independent binomial share, so the variance of the mean is known."""
     random = np.random.default_rng(1)
     labels = np.repeat([0, 1, 2], [1000, 400, 600])
     wrong = random.random(2000) < np.array([0.1, 0.5, 0.3])[labels]
@@ -146,7 +146,7 @@ def test_tta_equals_images_flipped_and_cropped_by_hand(run: Path, faces: Path) -
 
 
 def test_distances_by_hand(run: Path, faces: Path) -> None:
-    """Some of the measures on some of the distributions, face by face."""
+    """Some measures on some distributions, sample by sample."""
     found = evaluate(run)["distances"]["measures"]
     split = open_dataset(faces).split("test")
     answers = load_predictions(run, "test").answers
@@ -198,7 +198,7 @@ def test_subgroups_by_hand(run: Path, faces: Path, tmp_path: Path, capsys: pytes
 
 
 def test_samples_without_votes_are_left_out_of_distances(run: Path, faces: Path) -> None:
-    """Also: the row of D is the label's, which a matrix that is not symmetric shows."""
+    """Also: the row of D is the label's, which an asymmetric matrix shows."""
     split = open_dataset(faces).split("test")
     rows = np.random.default_rng(0).dirichlet(np.ones(7), size=7)
     trained = load_trained_model(run)._replace(class_distributions=torch.from_numpy(rows))

@@ -1,4 +1,4 @@
-"""Exported files answer as the training network does, say what they are, and come with a card."""
+"""Exported files predict like the training network, hold metadata, and come with a model card."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def run(faces: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def exported(run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with `model` in all kinds of file, and what was said in `said`."""
+    """A folder with `model` in every format, and the printed text in `said`."""
     folder = tmp_path_factory.mktemp("exported")
     words = [str(run), "--onnx", f"{folder}/model.onnx", "--safetensors", f"{folder}/model.safetensors"]
     with redirect_stdout(StringIO()) as said:
@@ -57,7 +57,7 @@ def exported(run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def drawn(tmp_path: Path) -> Path:
-    """A checkpoint of a drawn network, whose dataset nobody has."""
+    """A checkpoint of a network with random weights, whose dataset does not exist."""
     config = small_config({"data.shards": str(tmp_path / "nowhere")})
     save_checkpoint(tmp_path / "drawn.pt", config, drawn_network(config, len(CLASSES)), CLASSES)
     return tmp_path / "drawn.pt"

@@ -158,7 +158,7 @@ def test_numbers_and_names_are_labels(
 
 
 def test_labels_counted_from_1_are_never_shifted(tmp_path: Path) -> None:
-    """Two of three classes: as numbers from 0 they would all be of the next class."""
+    """Two of three classes: read as numbers from 0 they would all be shifted by one."""
     for number in range(4):
         write(tmp_path / f"{number}.jpg", jpeg(number))
     path = write(tmp_path / "list.csv", "path,label\n0.jpg,1\n1.jpg,2\n2.jpg,1\n3.jpg,2\n")

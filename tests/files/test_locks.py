@@ -1,4 +1,4 @@
-"""File systems without file locks: one line, from the run and from `check` before it."""
+"""File systems without file locks give one line, from the run and from `check` before it."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ NO_LOCKS = r"cannot be locked \(No locks available\)"
 
 @pytest.fixture
 def no_locks(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As on NFS whose lock service is down."""
+    """A file system as NFS without its lock service."""
 
     def refuse(*args: object) -> None:
         raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))

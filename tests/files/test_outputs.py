@@ -1,4 +1,4 @@
-"""Every output option of every command: what exists is replaced only with --force, and missing folders are created."""
+"""Output options of every command: existing files are replaced only with --force, folders are created."""
 
 from __future__ import annotations
 
@@ -100,7 +100,7 @@ def name_of(key: tuple[str, str]) -> str:
 
 
 def parser_of(module: str, monkeypatch: pytest.MonkeyPatch) -> argparse.ArgumentParser:
-    """The parser of a command, taken where it would parse."""
+    """The parser of a command, captured when it would parse."""
     found: list[argparse.ArgumentParser] = []
 
     def take(parser: argparse.ArgumentParser, *args: object, **kwargs: object) -> None:
@@ -115,7 +115,7 @@ def parser_of(module: str, monkeypatch: pytest.MonkeyPatch) -> argparse.Argument
 
 
 def path_options(parser: argparse.ArgumentParser, name: str) -> Iterator[tuple[str, argparse.Action]]:
-    """Every option that takes a path, of a parser and its commands."""
+    """Every path option of a parser and its subcommands."""
     for action in parser._actions:
         if isinstance(action, argparse._SubParsersAction):
             for command, below in action.choices.items():

@@ -1,4 +1,4 @@
-"""Text files of users are read alike everywhere: byte order marks, encodings, line ends, locales, names of files."""
+"""Text files are read alike everywhere: byte order marks, encodings, line ends, locales, file names."""
 
 from __future__ import annotations
 
@@ -122,7 +122,7 @@ def test_errors_of_the_caller_pass_through(tmp_path: Path) -> None:
 
 
 def test_ascii_locale_changes_nothing(tmp_path: Path) -> None:
-    """Settings, list and image are read, and the dataset is written, as in a UTF-8 locale."""
+    """Config, list and images are read, and the dataset is written, as in a UTF-8 locale."""
     (tmp_path / "my.toml").write_bytes(TEXT.encode())
     script = (
         "import sys\n"
@@ -220,7 +220,7 @@ NOT_FILES = ("Image", "tarfile", "gzip", "os", "webbrowser", "tap", "tree")
 
 
 def text_calls(source: str) -> list[tuple[str, bool, bool]]:
-    """Calls that open text: what is called, whether it reads, whether it names an encoding."""
+    """Calls that open text: the function, whether it reads, and whether it names an encoding."""
     found = []
     for node in ast.walk(ast.parse(source)):
         if not isinstance(node, ast.Call):

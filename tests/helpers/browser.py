@@ -1,4 +1,4 @@
-"""A page in headless Chromium, driven by the DevTools protocol through a pair of pipes: no port, no package."""
+"""A page in headless Chromium, driven by the DevTools protocol over pipes, without port or package."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ TIMEOUT_S = 60.0
 
 
 class Page:
-    """A tab. What goes wrong in the page is in `problems`."""
+    """A tab. Errors of the page are in `problems`."""
 
     def __init__(self, send: int, receive: int) -> None:
         self.problems: list[str] = []
@@ -55,7 +55,7 @@ class Page:
         return result
 
     def open(self, path: Path) -> None:
-        """Load a file, and wait until its scripts have run."""
+        """Load a file and wait until its scripts have run."""
         url = path.resolve().as_uri()
         self.call("Page.navigate", url=url)
         until = time.monotonic() + TIMEOUT_S
@@ -70,13 +70,13 @@ class Page:
         return found["result"].get("value")
 
     def press(self, key: str) -> None:
-        """A key, by its name in KeyboardEvent."""
+        """Press a key, by its name in KeyboardEvent."""
         text = {"text": key} if len(key) == 1 else {}
         self.call("Input.dispatchKeyEvent", type="keyDown", key=key, **text)
         self.call("Input.dispatchKeyEvent", type="keyUp", key=key)
 
     def click(self, selector: str) -> None:
-        """The mouse on the middle of the first element that the selector finds."""
+        """Click on the center of the first element that the selector matches."""
         place = f"document.querySelector({json.dumps(selector)})"
         self.run(f"{place}.scrollIntoView({{block: 'center'}})")
         box = self.run(
@@ -86,12 +86,12 @@ class Page:
             self.call("Input.dispatchMouseEvent", type=kind, x=box[0], y=box[1], button="left", clickCount=1)
 
     def choose(self, selector: str, value: str) -> None:
-        """An option of a select, as a user's choice."""
+        """Choose an option of a select element, as a user does."""
         place = f"document.querySelector({json.dumps(selector)})"
         self.run(f"{place}.value = {json.dumps(value)}; {place}.dispatchEvent(new Event('change', {{bubbles: true}}))")
 
     def slide(self, selector: str, value: int) -> None:
-        """A range to a value, as a user's drag."""
+        """Set a range input to a value, as a user's drag does."""
         place = f"document.querySelector({json.dumps(selector)})"
         self.run(f"{place}.value = {value}; {place}.dispatchEvent(new Event('input', {{bubbles: true}}))")
 
@@ -128,7 +128,7 @@ class Page:
 
 
 def high_pipe() -> list[int]:
-    """A pipe whose ends do not lie where Chromium looks for its own, 3 and 4."""
+    """A pipe whose descriptors avoid 3 and 4, which Chromium uses."""
     ends = os.pipe()
     high = [fcntl.fcntl(end, fcntl.F_DUPFD_CLOEXEC, 10) for end in ends]
     for end in ends:
@@ -138,7 +138,7 @@ def high_pipe() -> list[int]:
 
 @contextmanager
 def chromium_page() -> Iterator[Page]:
-    """A tab of a Chromium of its own, which is gone afterwards."""
+    """A tab of a new Chromium, which is closed afterwards."""
     assert CHROMIUM is not None
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as profile:
         their_end, send = high_pipe()

@@ -1,4 +1,4 @@
-"""Stubs of a cluster's commands on PATH, for the scripts in launch/."""
+"""Stubs of cluster commands on PATH, for the scripts in launch/."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ source "$STUBS/ranks"
 
 
 class Cluster:
-    """Stubs on PATH, and the run folder that the stub of srun writes into."""
+    """Stubs on PATH, and the run folder into which the stub of srun writes."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder / "stubs"
@@ -61,7 +61,7 @@ class Cluster:
         (self.folder / name).write_text(text)
 
     def ranks(self, text: str) -> None:
-        """What the ranks do: bash, with the words of a task as its arguments."""
+        """Run bash as the ranks, with the words of a task as its arguments."""
         self.set("ranks", text)
 
     def calls(self, start: str) -> list[str]:

@@ -24,7 +24,7 @@ ROOT = Path(__file__).parents[2]
 
 
 def run_build(source: str, out: Path, *options: object, workers: int = 1) -> Dataset:
-    """The command line, in this process."""
+    """Build a dataset as from the command line, in this process."""
     words = [source, "--out", out, "--workers", workers, *options]
     return build(parse_arguments([str(word) for word in words]))
 
@@ -55,7 +55,7 @@ def pixels(split: Split, sample: int) -> NDArray[np.uint8]:
 
 
 def places(dataset: Dataset) -> dict[str, tuple[str, int]]:
-    """Source -> (split, label) of every stored face."""
+    """Source -> (split, label) of every stored sample."""
     found = {}
     for name in dataset.splits:
         split, output = dataset.split(name), facts(dataset, name)
@@ -68,7 +68,7 @@ def places(dataset: Dataset) -> dict[str, tuple[str, int]]:
 
 
 def save(path: Path, mode: str = "RGB", size: tuple[int, int] = (24, 20), **options: Any) -> Path:
-    """A picture that depends on its name alone."""
+    """Write an image that depends on its name alone."""
     seed = zlib.crc32(path.name.encode())
     noise = np.random.default_rng(seed).integers(0, 256, (size[1], size[0], 3)).astype(np.uint8)
     path.parent.mkdir(parents=True, exist_ok=True)

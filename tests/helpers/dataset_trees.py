@@ -15,7 +15,7 @@ AFFECTNET_HEADER = (
 
 
 def jpeg(number: int, size: tuple[int, int] = (24, 20), kind: str = "JPEG") -> bytes:
-    """A picture that no other number has."""
+    """An image that is unique to its number."""
     blocks = np.random.default_rng(number).integers(0, 256, (4, 4, 3), dtype=np.uint8)
     stream = io.BytesIO()
     Image.fromarray(blocks).resize(size, Image.Resampling.BICUBIC).save(stream, kind)
@@ -34,7 +34,7 @@ def affectnet_row(path: str, expression: int, box: Sequence[int] = (4, 2, 16, 16
 
 
 def affectnet_2017(root: Path, train: Mapping[str, int], validation: Mapping[str, int]) -> None:
-    """`train` and `validation`: path -> expression. Pictures lie below Manually_Annotated_Images."""
+    """`train` and `validation`: path -> expression. Images are below Manually_Annotated_Images."""
     number = 0
     for name, rows in (("training", train), ("validation", validation)):
         lines = [AFFECTNET_HEADER, *(affectnet_row(path, expression) for path, expression in rows.items())]
@@ -45,7 +45,7 @@ def affectnet_2017(root: Path, train: Mapping[str, int], validation: Mapping[str
 
 
 def affectnet_2021(root: Path, train: Sequence[int], validation: Sequence[int]) -> None:
-    """The expressions of picture 0, 1, ... of each set."""
+    """The expressions of image 0, 1, ... of each set."""
     for offset, (folder, expressions) in enumerate((("train_set", train), ("val_set", validation))):
         (root / folder / "annotations").mkdir(parents=True)
         for number, expression in enumerate(expressions):
@@ -64,7 +64,7 @@ def rafdb(root: Path, labels: Mapping[str, int], images: str = "aligned") -> Non
 
 
 def class_folders(root: Path, faces: Mapping[str, Sequence[str]], first: int = 0) -> None:
-    """`faces`: split -> the class of each face."""
+    """`faces`: split -> the class of each image."""
     number = first
     for split, classes in faces.items():
         for name in classes:

@@ -27,7 +27,7 @@ GOOD = confusion([30, 5, 5], [4, 30, 6], [3, 7, 30])
 
 
 def record(epoch: int, matrix: list[list[int]] = GOOD, **changed: Any) -> dict[str, Any]:
-    """A healthy epoch, but for what is changed."""
+    """The record of a healthy epoch, with changes."""
     counts = np.array(matrix)
     recalls = np.diag(counts) / counts.sum(axis=1)
     accuracy = float(np.trace(counts) / counts.sum())

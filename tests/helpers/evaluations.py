@@ -20,7 +20,7 @@ from adadf_dist.evaluate.__main__ import main
 
 @dataclass(frozen=True)
 class Renamed(SyntheticSource):
-    """The drawn faces under other names or another order of the classes, with more said of each."""
+    """The synthetic samples with other class names or order, and with more metadata."""
 
     names: tuple[str, ...] = ()
     """Of the drawn emotions, in their order."""
@@ -45,7 +45,7 @@ class Renamed(SyntheticSource):
 
 
 def build_renamed(out: Path, test: int, names: Sequence[str] = (), voted: bool = True) -> Path:
-    """A dataset of test faces alone, the first `test` that `faces` tests on, its classes in another order."""
+    """Build a dataset of test samples only, the first `test` of those in `faces`, with its classes in another order."""
     names = tuple(names) or tuple(dataset.EMOTIONS)
     order = (3, 0, 6, 1, 5, 2, 4)
     source = Renamed({"train": 2, "test": test}, 32, 0, names=names, order=order, voted=voted)
@@ -66,7 +66,7 @@ def evaluate(*words: object) -> dict[str, Any]:
 
 
 def refused(capsys: pytest.CaptureFixture[str], *words: object) -> str:
-    """The one line of an evaluation that fails."""
+    """The one line of a failing evaluation."""
     with pytest.raises(SystemExit) as ended:
         main([*map(str, words)])
     output = capsys.readouterr().err

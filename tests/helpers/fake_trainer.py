@@ -1,4 +1,4 @@
-"""Searches without training: a stand-in for the trainer leaves what it leaves, at accuracies that a test plants."""
+"""Searches without training: a fake trainer writes its files at accuracies that a test chooses."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ Curve = Callable[[Config, int], float]
 
 
 def base(**changed: object) -> Config:
-    """A short run; keyword arguments write `__` for the dot."""
+    """A short run; keyword arguments have `__` for the dot."""
     values = {key.replace("__", "."): value for key, value in changed.items()}
     return override(build_config([ConfigLayer("test", {"epochs": 6, "loss.epoch_threshold": 1})]), values)
 
@@ -37,7 +37,7 @@ def study_of(folder: Path, space: dict[str, object], options: SearchOptions, **c
 
 
 class Here:
-    """Trials one after another in this process."""
+    """Runs trials one after another in this process."""
 
     def search(self, study: Study, output: Callable[[], None]) -> None:
         self.run(study, study.search_trials(), output)
@@ -50,7 +50,7 @@ class Here:
 
 
 class Trainer:
-    """Stands in for `adadf_dist.train.run`: an epoch is a line and a checkpoint, from which a run goes on."""
+    """Replaces `adadf_dist.train.run`: an epoch is a record and a checkpoint, from which a run resumes."""
 
     def __init__(self, curve: Curve, test: float = 0.5) -> None:
         self.curve = curve
@@ -83,7 +83,7 @@ class Trainer:
 
 
 def train_by(monkeypatch: pytest.MonkeyPatch, curve: Curve) -> Trainer:
-    """Trials train by the curve from here on; the page, which takes seconds to draw, is left out."""
+    """Make trials train by this curve; the page, which takes seconds to draw, is skipped."""
     trainer = Trainer(curve)
     monkeypatch.setattr("tune.runners.execute.run", trainer)
     monkeypatch.setattr("tune.search.write_page", lambda study, outcomes, choice: study.folder / "search.html")
@@ -91,7 +91,7 @@ def train_by(monkeypatch: pytest.MonkeyPatch, curve: Curve) -> Trainer:
 
 
 def noise(config: Config) -> float:
-    """A number in [-1, 1) of the run's own."""
+    """A number in [-1, 1) that is specific to the run."""
     words = json.dumps([config.seed, config.loss.lambda_min, config.optimizer.lr, config.loss.supervision])
     return (crc32(words.encode()) % 2001 - 1000) / 1000
 
@@ -101,13 +101,13 @@ OPTIONS = SearchOptions(seeds=3, trials=6, finalists=2)
 
 
 def planted(config: Config, epoch: int) -> float:
-    """A learning rate of 0.001 is worth 20 points, all else is noise."""
+    """A learning rate of 0.001 is worth 20 points, everything else is noise."""
     good = 0.7 if config.optimizer.lr == 1e-3 else 0.5
     return good + 0.01 * epoch + 0.005 * noise(config)
 
 
 def flat(config: Config, epoch: int) -> float:
-    """Nothing matters."""
+    """No setting matters."""
     return 0.6 + 0.02 * noise(config)
 
 
@@ -121,4 +121,4 @@ def rows(study: Study) -> list[dict[str, Any]]:
 
 
 class Stopped(Exception):  # noqa: N818 - stands for a signal
-    """The machine is gone."""
+    """The machine is lost."""

@@ -13,7 +13,7 @@ FAULTY = str(Path(__file__).parents[1] / "helpers" / "fault_injection.py")
 
 
 def assert_same_result(out: Path, reference: Path) -> None:
-    """The same run, and what it came to."""
+    """Assert that two runs and their results are equal."""
     assert_same_run(out, reference)
     assert (out / "result.json").read_text() == (reference / "result.json").read_text()
 

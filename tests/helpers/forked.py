@@ -1,4 +1,4 @@
-"""Commands in processes forked from a server that has imported the trainer: as users start them, without start-up.
+"""Commands in processes forked from a server that has imported the trainer, to save start-up time.
 
 Each has its own arguments, environment, folder and output. torchrun itself is started by tests/launch/test_launch.py.
 """
@@ -38,7 +38,7 @@ class Start(NamedTuple):
 def train_forked(
     values: Mapping[str, str], ranks: int = 1, timeout: float = 120, module: str = "adadf_dist.train", **more: str
 ) -> subprocess.CompletedProcess[str]:
-    """Run the trainer to its end on each of `ranks`, which share a machine. The output is that of all, by rank."""
+    """Run the trainer to its end on each of `ranks`, which share a machine. Returns the combined output, by rank."""
     port, arguments = free_port(), words(dict(values))
     launched = [one_machine(rank, port, ranks) if ranks > 1 else {} for rank in range(ranks)]
     done = finish_forked([Start(arguments, {**own, **more}, module=module) for own in launched], timeout)
@@ -54,7 +54,7 @@ def one_machine(rank: int, port: int, ranks: int) -> dict[str, str]:
 def two_nodes(
     folders: tuple[Path, Path], values: Mapping[str, str], module: str = "adadf_dist.train"
 ) -> list[tuple[int, str]]:
-    """Exit status and output of a rank on each of two nodes, which run in folders of their own."""
+    """Exit status and output of a rank on each of two nodes, which run in separate folders."""
     port, arguments = free_port(), words(dict(values))
     starts = [Start(arguments, by_hand(rank, port), folder, module) for rank, folder in enumerate(folders)]
     return [(done.returncode, done.stdout + done.stderr) for done in finish_forked(starts)]

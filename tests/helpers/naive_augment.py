@@ -1,4 +1,4 @@
-"""What augmentation draws, one face at a time and one number after another: the naive twin of `data/augment.py`."""
+"""Augmentation draws, one sample and one number at a time: the naive twin of `data/augment/policy.py`."""
 
 from __future__ import annotations
 
@@ -96,7 +96,7 @@ def draw_box(config: AugmentConfig, size: int, draws: Draws) -> Box:
 
 
 def draw_published(magnitude: float, draws: Draws) -> list[Stage]:
-    """One draw of the paper's policy: one of 15 operations, applied with probability 0.5, its level wandering."""
+    """One draw of the paper's policy: one of 15 operations, applied with probability 0.5, at a varying level."""
     operation = PUBLISHED[draws.below(len(PUBLISHED))]
     applied = draws.uniform() < APPLY
     level = min(max(magnitude + LEVEL_STD * draws.normal(), 0.0), MAX_LEVEL)
@@ -137,7 +137,7 @@ def affine(a: float, b: float, c: float, d: float, e: float, f: float) -> Stage:
 
 
 def rotation(degrees: float) -> Stage:
-    """Counter-clockwise about the centre."""
+    """Counter-clockwise about the center."""
     cos, sin = math.cos(math.radians(degrees)), math.sin(math.radians(degrees))
     return affine(cos, -sin, 0.5 - 0.5 * cos + 0.5 * sin, sin, cos, 0.5 - 0.5 * sin - 0.5 * cos)
 

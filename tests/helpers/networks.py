@@ -1,4 +1,4 @@
-"""Checkpoints of networks that nobody trained: every weight and statistic is drawn, none has a neutral value."""
+"""Checkpoints of untrained networks with random weights and statistics, none of them neutral."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def small_config(values: Mapping[str, object]) -> Config:
 
 
 def drawn_network(config: Config, num_classes: int, seed: int = 0) -> DualBranch:
-    """In evaluation mode; logits of order 1."""
+    """A network with random weights in evaluation mode; logits of order 1."""
     torch.manual_seed(seed)
     model = init_model(config, num_classes)
     with torch.no_grad():
@@ -38,7 +38,7 @@ def drawn_network(config: Config, num_classes: int, seed: int = 0) -> DualBranch
 
 
 def save_checkpoint(path: Path, config: Config, model: DualBranch, classes: tuple[str, ...]) -> None:
-    """As a run leaves it after its third epoch, its metrics and history aside."""
+    """A checkpoint as a run saves it after its third epoch, without metrics and history."""
     num_classes = len(classes)
     progress = {"epoch": 3, "batch": 0, "step": 12, "best_epoch": 3, "best_accuracy": 0.5, "seconds": 1.0, "epochs": []}
     preprocessing = Preprocessing(config.data.image_size, classes, "torch", ten_crop=config.data.ten_crop)

@@ -1,4 +1,4 @@
-"""Several nodes on one machine, as ranks that a launcher started by hand."""
+"""Several nodes on one machine, as ranks without a launcher."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def words(values: dict[str, str]) -> list[str]:
 def finish_all(
     commands: Sequence[tuple[Path, list[str], dict[str, str]]], timeout: float = 120
 ) -> list[tuple[int, str]]:
-    """Exit status and output of commands (folder, words, environment) that run side by side; none outlives this."""
+    """Exit status and output of commands (folder, words, environment) that run side by side; all are ended."""
     processes = [
         subprocess.Popen(
             arguments,
@@ -54,6 +54,6 @@ def finish_all(
 
 
 def by_hand(rank: int, port: int, ranks: int = 2) -> dict[str, str]:
-    """What a launcher other than torchrun sets."""
+    """Environment variables that a launcher other than torchrun sets."""
     numbers = {"RANK": str(rank), "WORLD_SIZE": str(ranks), "LOCAL_RANK": "0"}
     return {**numbers, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}

@@ -20,7 +20,7 @@ PROVENANCE = Provenance("pictures", {})
 
 
 def jpeg(number: int) -> Jpeg:
-    """A small picture that no other number has."""
+    """A small image that is unique to its number."""
     width, height = 16 + number % 5, 16 + number % 3
     pixels = np.random.default_rng(number).integers(0, 256, (height, width, 3)).astype(np.uint8)
     stream = io.BytesIO()
@@ -30,7 +30,7 @@ def jpeg(number: int) -> Jpeg:
 
 @dataclass(frozen=True)
 class Pictures:
-    """A source whose faces are known to the test: number n has label n % 3."""
+    """A source whose samples are known to the test: number n has label n % 3."""
 
     order: Sequence[int] = range(50)
     classes: tuple[str, ...] = CLASSES

@@ -1,4 +1,4 @@
-"""Files written by version 0.1.0, kept as they were: `tests/data/v0`.
+"""Files written by version 0.1.0, unchanged: `tests/data/v0`.
 
 `faces` is a dataset of the synthetic source, `ddp` and `deepspeed` are runs of two epochs on it, `study` is a search of
 one configuration beside the default. Checkpoints are left out, but for the layout of one: names, shapes and plain
@@ -24,7 +24,7 @@ FOLDER = Path(__file__).parents[1] / "data" / "v0"
 
 
 def fill(layout: Any) -> Any:
-    """Content of a checkpoint: tensors of the given shapes, all 0.01, where their values are not given."""
+    """Content of a checkpoint: tensors of the given shapes, all 0.01, unless their values are given."""
     if isinstance(layout, list):
         return [fill(value) for value in layout]
     if not isinstance(layout, dict):
@@ -38,7 +38,7 @@ def fill(layout: Any) -> Any:
 
 
 def write_checkpoint(run: Path) -> Path:
-    """The last checkpoint of a copy of an old run, in the layout of its version."""
+    """Write the last checkpoint of a copied old run, in the layout of its version."""
     content = fill(json.loads((FOLDER / "checkpoint_layout.json").read_text()))
     content["config"] = yaml.safe_load((run / "config.yaml").read_text())
     content["rng"] = torch.get_rng_state()

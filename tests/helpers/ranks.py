@@ -20,7 +20,7 @@ from tests.helpers.waiting import Patience
 
 
 class Job(NamedTuple):
-    """What a rank computes."""
+    """What a rank runs."""
 
     rank: int
     ranks: int
@@ -94,5 +94,5 @@ def run_rank(sender: Connection, environment: dict[str, str], job: Job) -> None:
 
 
 def alone() -> World:
-    """The world of one process."""
+    """The world of a single process."""
     return World(torch.device("cpu"))

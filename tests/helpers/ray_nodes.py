@@ -1,4 +1,4 @@
-"""A Ray cluster of two nodes on this machine, each with one CPU, and what an outsider sees of it."""
+"""A Ray cluster of two nodes on this machine with one CPU each, observed from outside."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ SMALL = {
 
 
 class Nodes:
-    """The head and one worker. Their processes know nothing of this checkout: neither by folder nor by environment."""
+    """The head and one worker. Their processes do not know this checkout, neither by folder nor by environment."""
 
     def __init__(self) -> None:
         limits: dict[str, Any] = {"num_cpus": 1, "object_store_memory": 80 * 2**20}
@@ -42,7 +42,7 @@ class Nodes:
         return str(self.cluster.address)
 
     def trials_on(self, node: Any) -> set[str]:
-        """Names of trials whose output some process of the node holds open: its raylet started all that work there."""
+        """Names of trials whose output is held open by a process of the node, which its raylet started."""
         try:
             processes = psutil.Process(node.all_processes["raylet"][0].process.pid).children(recursive=True)
         except psutil.NoSuchProcess:
@@ -56,7 +56,7 @@ class Nodes:
         return found
 
     def drivers(self) -> list[psutil.Process]:
-        """What Tune placed: the trial itself, or what starts its ranks."""
+        """The processes that Tune placed: a trial itself, or the parent of its ranks."""
         found = []
         for node in (self.cluster.head_node, self.worker):
             raylet = psutil.Process(node.all_processes["raylet"][0].process.pid)
@@ -93,7 +93,7 @@ class Nodes:
 
 @contextmanager
 def two_nodes(elsewhere: Path, patch: Any) -> Iterator[Nodes]:
-    """Started from `elsewhere`, without PYTHONPATH. Nothing of it is left behind."""
+    """A cluster started from `elsewhere`, without PYTHONPATH. Nothing of it is left behind."""
     patch.delenv("PYTHONPATH", raising=False)
     before = os.getcwd()
     os.chdir(elsewhere)
@@ -115,7 +115,7 @@ def search_command(out: Path, values: Mapping[str, str], *flags: str) -> list[st
 
 @contextmanager
 def started(command: list[str]) -> Iterator[subprocess.Popen[str]]:
-    """A search, as a user starts it."""
+    """A search, started as a user does."""
     pipe = subprocess.PIPE
     process = subprocess.Popen(command, cwd=ROOT, env=environment(), stdout=pipe, stderr=pipe, text=True)
     try:

@@ -1,4 +1,4 @@
-"""A web server on this machine that fails as it is told: once, a few times or always, for files of some name."""
+"""A local web server with injected faults: once, several times or always, for matching file names."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Fault:
 
 @dataclass
 class Site:
-    """A folder served on a free port, and what was asked of it."""
+    """A folder served on a free port, and the requests to it."""
 
     folder: Path
     ranges: bool = True

@@ -1,4 +1,4 @@
-"""Start the trainer as a user does, and read what it leaves behind."""
+"""Start the trainer as a user does, and read its output files."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ SMALL = {
 
 
 def settings(faces: Path, out: Path, **changed: str) -> dict[str, str]:
-    """A small run on `faces`; keyword arguments write `__` for the dot."""
+    """Options of a small run on `faces`; keyword arguments have `__` for the dot."""
     more = {key.replace("__", "."): value for key, value in changed.items()}
     return {**SMALL, "data.shards": str(faces), "out": str(out), **more}
 
@@ -60,7 +60,7 @@ def start(arguments: Sequence[str], **more: str) -> subprocess.Popen[str]:
 
 
 def finish(arguments: Sequence[str], timeout: float = 120, **more: str) -> subprocess.CompletedProcess[str]:
-    """Run to the end unless it is idle for `timeout` seconds; nothing is left running after it."""
+    """Run to the end unless idle for `timeout` seconds; no process is left."""
     process = start(arguments, **more)
     try:
         out, err = communicate(process, timeout)
@@ -72,7 +72,7 @@ def finish(arguments: Sequence[str], timeout: float = 120, **more: str) -> subpr
 
 
 def train_here(values: Mapping[str, str]) -> str:
-    """Train in this process, which has imported torch already. Returns what was printed."""
+    """Train in this process, which has imported torch already. Returns the printed text."""
     with contextlib.redirect_stdout(io.StringIO()) as printed:
         train.main(command(values)[3:])
     return printed.getvalue()
@@ -86,7 +86,7 @@ def records(out: Path, kind: str) -> list[dict[str, object]]:
 
 
 def numbers(out: Path, kind: str) -> list[dict[str, object]]:
-    """Records without what a clock measured."""
+    """Records without measured times."""
     return [
         {k: v for k, v in record.items() if k not in ("images_per_s", "waiting", "ranks")}
         for record in records(out, kind)
@@ -106,7 +106,7 @@ def final_weights(out: Path) -> dict[str, torch.Tensor]:
 
 
 def assert_same_run(out: Path, reference: Path) -> None:
-    """Every step's losses, every epoch's record and the weights at the end, bit for bit."""
+    """Assert equal losses of every step, records of every epoch and final weights, bit for bit."""
     assert numbers(out, "steps") == numbers(reference, "steps")
     assert numbers(out, "epoch") == numbers(reference, "epoch")
     mine, theirs = final_weights(out), final_weights(reference)

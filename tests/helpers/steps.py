@@ -1,4 +1,4 @@
-"""One training step of an engine, as the trainer takes it, without loader and log."""
+"""One training step of an engine without loader and logger."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def take_step(
     ranks: tuple[World, BatchSlice],
     loss: LossConfig,
 ) -> tuple[Output, Losses]:
-    """A step on this rank's rows, images and labels; `ranks` says where they stand in the global batch."""
+    """A step on this rank's rows, images and labels; `ranks` gives their positions in the global batch."""
     images, labels = batch
     output = engine.forward(images)
     losses = adadf_loss(output, labels, classes.targets, ramp_weights(2, 3), loss, ranks)

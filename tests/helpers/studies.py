@@ -1,4 +1,4 @@
-"""Studies made by hand: folders as a search leaves them, without training."""
+"""Handmade studies: folders as a search writes them, without training."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def put(
     error: str = "",
     test: float | None = None,
 ) -> None:
-    """Leave the trial's folder as one that had these accuracies, epoch by epoch."""
+    """Write the trial's folder as if it had these accuracies, epoch by epoch."""
     study.trials.finish(trial, end, error)
     folder = study.trials.path_of(trial)
     lines = [
@@ -60,12 +60,12 @@ def put(
 
 
 def metrics_of(accuracy: float) -> dict[str, object]:
-    """Metrics of a split so large that only the seeds make noise."""
+    """Metrics of a split so large that only the seeds add noise."""
     return {"accuracy": accuracy, "mean_class_accuracy": accuracy - 0.01, "samples": 10**13}
 
 
 def searched(study: Study, halted: Sequence[int] = (), failed: Sequence[int] = ()) -> None:
-    """Trials of the search whose accuracy is decided by the learning rate alone; halted ones lack two epochs."""
+    """Trials of the search whose accuracy depends on the learning rate alone; halted ones lack two epochs."""
     noise = np.random.default_rng(5)
     put(study, study.default(), [0.3, 0.4, 0.5, 0.6])
     for number in range(1, study.options.trials + 1):

@@ -1,4 +1,4 @@
-"""A tree of drawn faces with known faults, for the doctor's tests and for the picture of its page.
+"""A tree of synthetic faces with injected faults, for the doctor's tests and for the picture of its page.
 
 python -m tests.helpers.synthetic_faults DIR
 python -m shards.doctor DIR --html doctor.html
@@ -17,7 +17,7 @@ SIZE = 96
 
 
 def draw_tree(root: Path, train: int = 120, validation: int = 30, test: int = 60) -> None:
-    """`root`/SPLIT/CLASS/NUMBER.png: sound faces, all different. Numbers run on over the splits."""
+    """`root`/SPLIT/CLASS/NUMBER.png: valid, distinct faces. Numbers continue over the splits."""
     number = 0
     for split, count in (("train", train), ("validation", validation), ("test", test)):
         for _ in range(count):
@@ -27,7 +27,7 @@ def draw_tree(root: Path, train: int = 120, validation: int = 30, test: int = 60
 
 
 def save(image: Image.Image, path: Path) -> str:
-    """Write the picture; returns its path below the root."""
+    """Write the image; returns its path below the root."""
     path.parent.mkdir(parents=True, exist_ok=True)
     image.save(path)
     return path.relative_to(path.parents[2]).as_posix()
@@ -38,7 +38,7 @@ def pictures(root: Path, split: str) -> list[Path]:
 
 
 def plant(root: Path) -> dict[str, list[set[str]]]:
-    """Add faults to a drawn tree. Returns fault -> the groups of files (below `root`) that show it."""
+    """Inject faults into a tree. Returns fault -> the groups of files (below `root`) that show it."""
     train, validation = pictures(root, "train"), pictures(root, "validation")
 
     def below(path: Path) -> str:

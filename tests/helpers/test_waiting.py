@@ -1,4 +1,4 @@
-"""What limits the tests' waiting: processes that are idle, not those that a loaded machine slows down."""
+"""Limits count only while processes are idle, so a loaded machine fails no test."""
 
 from __future__ import annotations
 

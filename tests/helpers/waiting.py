@@ -1,4 +1,4 @@
-"""Wait for processes on a machine of any load: a limit in seconds counts only while they do not compute."""
+"""Wait for processes on a machine under any load: a limit in seconds counts only while they are idle."""
 
 from __future__ import annotations
 
@@ -14,27 +14,27 @@ IDLE = 0.03
 
 
 class Patience:
-    """Runs out after `seconds` in which processes and their descendants were idle."""
+    """Expires after `seconds` in which processes and their descendants were idle."""
 
     def __init__(self, seconds: float, processes: Sequence[int] | None = None) -> None:
-        """`processes`: their IDs; by default whatever this process has started."""
+        """`processes`: their IDs; by default all that this process has started."""
         self.seconds = seconds
         self._processes = processes
         self._since, self._cpu = time.monotonic(), self._cpu_seconds()
 
     def check(self, message: str) -> None:
-        """Raise `AssertionError` with the message once the patience has run out."""
+        """Raise `AssertionError` with the message if the time has expired."""
         assert not self.is_over(), f"idle for {self.seconds:g} s: {message}"
 
     def is_over(self) -> bool:
-        """Whether the processes were idle for `seconds`, up to now."""
+        """Whether the processes have been idle for `seconds`."""
         now, cpu = time.monotonic(), self._cpu_seconds()
         if cpu - self._cpu > IDLE * self.seconds:
             self._since, self._cpu = now, cpu
         return now - self._since >= self.seconds
 
     def _cpu_seconds(self) -> float:
-        """Of ended children, too: their parent has counted them."""
+        """Including ended children, which their parent has counted."""
         total = 0.0
         for process in self._alive():
             try:
@@ -57,7 +57,7 @@ class Patience:
 
 
 def communicate(process: subprocess.Popen[Any], seconds: float = 60, until: float = 1) -> tuple[Any, Any]:
-    """What a process wrote until its end. Raises `AssertionError` if it is idle for `seconds`."""
+    """Output of a process until its end. Raises `AssertionError` if it is idle for `seconds`."""
     patience = Patience(seconds, [process.pid])
     while True:
         try:
@@ -67,7 +67,7 @@ def communicate(process: subprocess.Popen[Any], seconds: float = 60, until: floa
 
 
 def wait_until(found: Callable[[], object], what: str = "in vain", seconds: float = 60) -> None:
-    """Wait for something that processes of ours bring about. Raises `AssertionError` if they are idle for `seconds`."""
+    """Wait for an effect of our processes. Raises `AssertionError` if they are idle for `seconds`."""
     patience = Patience(seconds)
     while not found():
         patience.check(what)

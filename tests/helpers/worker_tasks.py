@@ -1,4 +1,4 @@
-"""What the workers of tests do. Worker processes import this module, so it imports little."""
+"""Tasks for worker processes, which import this module, so it imports little."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def send_environment(pipe: Connection) -> None:
 
 
 def echo(pipe: Connection) -> None:
-    """Send back what comes, as a worker that answers no stop signal."""
+    """Return every message, as a worker that ignores stop signals."""
     leave_signals_to_parent()
     with suppress(EOFError):
         while True:
@@ -111,7 +111,7 @@ def note_process(path: Path) -> None:
 
 
 def do_step(folder: Path, step: str | Fatal, on_sample: Callable[[], object]) -> object:
-    """What a task of the worker pool's tests does: `step` is the name of a function below, or a number of samples."""
+    """A task of the worker pool's tests: `step` is the name of a function below, or a number of samples."""
     if isinstance(step, str) and not step.isdigit():
         return globals()[step](folder, on_sample)
     for _ in range(int(str(step))):
@@ -126,7 +126,7 @@ def die_at_work(folder: Path, on_sample: Callable[[], object]) -> None:
 
 
 def die_in_mid_result(folder: Path, on_sample: Callable[[], object]) -> bytes:
-    """Return a large result, of which the process sends one half before it is killed."""
+    """Return a large result; the process is killed when half of it is sent."""
     wait_for(folder / "stuck")
     send = Connection._send  # type: ignore[attr-defined]
 
@@ -162,7 +162,7 @@ def fail(folder: Path, on_sample: Callable[[], object]) -> None:
 
 
 def count_without_end(folder: Path, on_sample: Callable[[], object]) -> None:
-    """As a decoder does that takes every error for one of the image's."""
+    """Treats every error as one of the image, as a decoder does."""
     (folder / "counting").touch()
     try:
         while True:

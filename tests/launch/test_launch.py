@@ -1,4 +1,4 @@
-"""The scripts and example files in launch/ (test_slurm has the SLURM script): what is started, and what is refused."""
+"""The scripts and example files in launch/ (test_slurm has the SLURM script): commands and user errors."""
 
 from __future__ import annotations
 
@@ -186,7 +186,7 @@ def test_ray_accepts_the_cluster_file() -> None:
 
 
 def test_ray_and_aws_accept_the_cloud_file() -> None:
-    """Ray's schema for the file, and EC2's own model of RunInstances for what each node is."""
+    """Ray's schema for the file, and EC2's own model of RunInstances for each node."""
     prepared = prepared_by_ray("ray_cluster_aws.yaml")
     types = prepared["available_node_types"]
     assert prepared["head_node_type"] == "head" and types["head"]["max_workers"] == 0
@@ -261,7 +261,7 @@ def test_node_joins_late_and_another_is_lost(faces: Path, tmp_path: Path) -> Non
 
 
 def kill(job: subprocess.Popen[str]) -> None:
-    """With all that it started: ranks lead sessions of their own."""
+    """Kill a process and its descendants: ranks lead sessions of their own."""
     if job.poll() is None:
         for process in [*psutil.Process(job.pid).children(recursive=True), psutil.Process(job.pid)]:
             with contextlib.suppress(psutil.NoSuchProcess):

@@ -1,4 +1,4 @@
-"""launch/slurm.sbatch: what the ranks are started with, who tells them to stop, and when the job is requeued."""
+"""launch/slurm.sbatch: arguments of the ranks, signals, and when the job is requeued."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def cluster(tmp_path: Path) -> Cluster:
 
 
 def writes(cluster: Cluster, state: str) -> str:
-    """Bash that leaves word as adadf_dist.tracking.logger does: a new file, renamed."""
+    """Bash that writes a status as adadf_dist.tracking.logger does: a new file, renamed."""
     text = json.dumps({"state": state, "epoch": 1}, indent=2)
     return f"printf '%s' '{text}' >'{cluster.out}/new'; mv '{cluster.out}/new' '{cluster.out}/status.json'\n"
 
@@ -63,7 +63,7 @@ def test_canceled_job_is_not_requeued(cluster: Cluster) -> None:
 
 
 def saving_at_term(cluster: Cluster, code: int = 0) -> str:
-    """Ranks that take a while to save when they are told to stop."""
+    """Ranks that take a while to save when they receive SIGTERM."""
     return f"""
 trap 'told=yes' TERM
 touch "$STUBS/started"
@@ -88,7 +88,7 @@ def test_signal_reaches_the_ranks_and_is_awaited(cluster: Cluster, number: signa
 
 @pytest.mark.parametrize(("name", "value"), [("preempt_time", "2030-01-01T00:00:00"), ("job_state", "COMPLETING")])
 def test_ranks_signaled_by_slurm_are_not_signaled_again(cluster: Cluster, name: str, value: str) -> None:
-    """A second TERM, later than two seconds, ends a rank unsaved."""
+    """A second TERM, more than two seconds later, ends a rank unsaved."""
     cluster.ranks(saving_at_term(cluster))
     job = cluster.job()
     wait_until((cluster.folder / "started").exists)
@@ -142,7 +142,7 @@ def test_cache_of_the_user_is_kept(cluster: Cluster) -> None:
 
 
 def test_run_folder_is_read_from_a_config_file(cluster: Cluster, tmp_path: Path) -> None:
-    """status.json of the right folder: the one that the trainer takes."""
+    """status.json of the right folder: the one that the trainer uses."""
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
     (tmp_path / "my.toml").write_text(f'out = "{elsewhere}"\n')

@@ -1,4 +1,4 @@
-"""Whatever the backbone: exported, evaluated and asked about photos in the same way."""
+"""Every backbone family can be exported, evaluated and used for prediction."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ KINDS = ("onnx", "safetensors", "pt2")
 
 
 def settled_network(config: Config, num_classes: int, side: int) -> DualBranch:
-    """Its BatchNorm statistics are those of images, or a deep one would answer all images alike."""
+    """Its BatchNorm statistics fit images; otherwise a deep network would predict the same for all images."""
     model = drawn_network(config, num_classes).train()
     with torch.no_grad():
         for seed in range(30):
@@ -52,7 +52,7 @@ def images_of(count: int, side: int, seed: int) -> Tensor:
 def test_backbone_family_exports_evaluates_and_predicts(
     backbone: str, faces: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Of each file the logits; of ONNX also what `predict` says of a dataset, against what `evaluate` says of it."""
+    """The logits of each file; for ONNX also what `predict` gives for a dataset, against `evaluate`."""
     side, split = FAMILIES[backbone], open_dataset(faces).split("test")
     config = small_config({"model.backbone": backbone, "data.image_size": side, "data.shards": str(faces)})
     checkpoint = tmp_path / "drawn.pt"

@@ -1,4 +1,4 @@
-"""Any backbone: timm's networks cut in two compute what timm computes, draw nothing, and train over any ranks."""
+"""timm backbones split in two equal timm's networks, use no random numbers, and train on any ranks."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def images(rows: int, side: int, seed: int = 0) -> Tensor:
 
 
 def timms_own(name: str, side: int) -> nn.Module:
-    """With weights and statistics in which no part is without effect, as zeros at the start would be."""
+    """Random weights and statistics, so that every part has an effect, unlike zeros at initialization."""
     sized = {"img_size": side} if name.startswith(SIZED) else {}
     whole: nn.Module = timm.create_model(name, num_classes=CLASSES, **sized).eval()
     generator = torch.Generator().manual_seed(1)
@@ -64,7 +64,7 @@ def timms_own(name: str, side: int) -> nn.Module:
 
 @pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.slow) if n in HEAVY else n for n in FAMILIES])
 def test_baseline_equals_timms_network(name: str, tmp_path: Path) -> None:
-    """A file of timm's own tensors fits by their names, and gives timm's own logits."""
+    """A file of timm's own tensors loads by name, and gives timm's logits."""
     side = FAMILIES[name]
     whole = timms_own(name, side)
     torch.save(whole.state_dict(), tmp_path / "w.pt")
@@ -106,7 +106,7 @@ def test_branch_starts_as_a_copy_and_shares_nothing() -> None:
 
 @pytest.mark.parametrize("name", ["swin_tiny_patch4_window7_224", "efficientnet_b0", "vit_tiny_patch16_224"])
 def test_training_uses_no_random_numbers(name: str) -> None:
-    """Whatever the state of the generators: timm's Swin drops paths at random unless it is told not to."""
+    """Whatever the state of the generators: timm's Swin drops paths at random by default."""
     side = FAMILIES[name]
     model = DualBranch(ModelConfig(backbone=f"timm:{name}"), CLASSES, image_size=side).train()
     answers = []
@@ -226,7 +226,7 @@ def train_steps(world: World, name: str, side: int) -> tuple[list[list[float]], 
     ],
 )
 def test_steps_of_two_ranks_equal_one(name: str) -> None:
-    """timm's BatchNorm with its activation sees the global batch; no parameter is without a gradient."""
+    """timm's BatchNorm with activation sees the global batch; every parameter has a gradient."""
     one, gradients = train_steps(alone(), f"timm:{name}", FAMILIES[name])
     assert one[0][3] > 0.5  # the rank regularisation takes part
     for many, theirs in run_ranks(train_steps, 2, f"timm:{name}", FAMILIES[name], timeout=240):
@@ -249,7 +249,7 @@ def test_unsynchronizable_batch_norm_gives_a_warning() -> None:
 
 
 def test_gpu_uses_torchs_synchronized_batch_norm() -> None:
-    """Converted layers keep names and activation; in evaluation they need no GPU to be asked."""
+    """Converted layers keep names and activation; in evaluation they need no GPU."""
     whole, faces = timms_own("efficientnet_b0", 32), images(2, 32)
     with torch.no_grad():
         before, names = whole(faces), list(whole.state_dict())
@@ -264,7 +264,7 @@ def test_gpu_uses_torchs_synchronized_batch_norm() -> None:
     "name", ["convnext_atto", pytest.param("efficientnet_b0", marks=pytest.mark.slow), "vit_tiny_patch16_224"]
 )
 def test_parts_are_plain_modules(name: str) -> None:
-    """torch.export takes the target branch whole, and torch.compile each part in one graph."""
+    """torch.export exports the whole target branch, and torch.compile each part in one graph."""
     side = FAMILIES[name]
     model = DualBranch(ModelConfig(backbone=f"timm:{name}"), CLASSES, image_size=side).eval()
     faces = images(2, side)
@@ -285,7 +285,7 @@ class Predicting(nn.Module):
 
 
 def test_timm_weights_are_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
-    """`imagenet` asks timm for them at the image size; here a stand-in for the network gives them."""
+    """`imagenet` requests them from timm at the image size; a stub replaces the network access."""
     trained, asked = timms_own("vit_tiny_patch16_224", 48), []
     own = timm.create_model
 
@@ -326,7 +326,7 @@ def finished(faces: Path, out: Path, ranks: int = 1, **changed: str) -> list[dic
 
 @pytest.mark.slow
 def test_run_of_two_epochs_on_two_ranks(faces: Path, tmp_path: Path) -> None:
-    """Two epochs on two ranks, in bf16 and so channels last."""
+    """Two epochs on two ranks in bf16, and therefore channels last."""
     epochs = finished(
         faces, tmp_path / "run", 2, model__backbone="timm:mobilenetv3_small_050", runtime__precision="bf16"
     )
@@ -338,7 +338,7 @@ def test_run_of_two_epochs_on_two_ranks(faces: Path, tmp_path: Path) -> None:
     "name", ["convnext_atto", "efficientnet_b0", "swin_tiny_patch4_window7_224", "vit_tiny_patch16_224"]
 )
 def test_every_family_trains_and_resumes(name: str, faces: Path, tmp_path: Path) -> None:
-    """Trained for two epochs, and one more from the checkpoint: the same as three at once."""
+    """Two epochs and a third from the checkpoint equal three epochs."""
     backbone, more = f"timm:{name}", {"runtime__precision": "fp32", "data__image_size": str(FAMILIES[name])}
     finished(faces, tmp_path / "a", model__backbone=backbone, **more)
     resumed = finished(faces, tmp_path / "a", model__backbone=backbone, epochs="3", **more)

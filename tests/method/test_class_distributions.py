@@ -57,7 +57,7 @@ def test_distribution_before_first_commit_and_for_unseen_classes() -> None:
 
 
 def test_class_degree_at_the_threshold_is_enough() -> None:
-    """Equation 5 says at least t."""
+    """Equation 5 requires at least t."""
     classes = ClassDistributions(2, ClassDistributionConfig(threshold=0.5), alone())
     classes.observe(torch.zeros(1, 2), torch.tensor([0]))
     assert classes.finalize_epoch().threshold_met.tolist() == [True, False]
@@ -65,7 +65,7 @@ def test_class_degree_at_the_threshold_is_enough() -> None:
 
 @pytest.mark.parametrize("temperature", [0.5, 2.0])
 def test_sharpening_normalizes_rows(temperature: float) -> None:
-    """A matrix that is not symmetric, so that rows and columns have different sums."""
+    """An asymmetric matrix, so that rows and columns have different sums."""
     rows = [[0.7, 0.2, 0.1], [0.25, 0.6, 0.15], [0.05, 0.05, 0.9]]
     expected = []
     for row in rows:
@@ -86,7 +86,7 @@ def test_committed_distributions_are_sharpened() -> None:
 
 
 def test_each_commit_uses_only_its_own_samples() -> None:
-    """Each epoch's means and counts are its own samples', whatever earlier epochs saw."""
+    """Each epoch's means and counts are of its own samples, whatever earlier epochs saw."""
     classes = ClassDistributions(2, ClassDistributionConfig(threshold=0.6), alone())
     for epoch in ([[0.9, 0.1], [0.7, 0.3]], [[0.2, 0.8]], [[0.5, 0.5], [0.1, 0.9], [0.3, 0.7]]):
         classes.observe(torch.tensor(epoch, dtype=torch.float64).log(), torch.zeros(len(epoch), dtype=torch.int64))
@@ -108,7 +108,7 @@ def test_half_precision_logits_are_averaged_in_double() -> None:
 
 
 class Rank:
-    """A rank of several, of which only its own sums are looked at."""
+    """One of several ranks, of which only its own sums matter."""
 
     def __init__(self, rank: int, device: str = "cpu") -> None:
         self.rank = rank
@@ -120,7 +120,7 @@ class Rank:
 
 @pytest.mark.parametrize("ranks", [1, 2, 3])
 def test_restored_sums_count_once_over_ranks(ranks: int) -> None:
-    """Four samples before the checkpoint, then one on each rank: the sums over ranks have each sample once."""
+    """Four samples before the checkpoint, then one per rank: the sums over ranks have each sample once."""
     config = ClassDistributionConfig(threshold=0.6)
     before = ClassDistributions(2, config, alone())
     before.observe(torch.tensor([[0.9, 0.1]] * 4, dtype=torch.float64).log(), torch.tensor([0, 0, 0, 1]))

@@ -1,4 +1,4 @@
-"""Equations 3 and 8 to 16 against golden vectors, and beyond them against plain loops and finite differences."""
+"""Equations 3 and 8 to 16 against golden vectors, plain loops and finite differences."""
 
 from __future__ import annotations
 
@@ -185,7 +185,7 @@ def test_equal_weights_normalize_to_one_with_finite_gradients() -> None:
 
 
 def test_ties_are_broken_by_position() -> None:
-    """Four equal weights, two of them in the upper group: the earlier ones."""
+    """Of four equal weights, the first two are in the upper group."""
     attention = torch.tensor([0.5, 0.5, 0.5, 0.5], dtype=torch.float64, requires_grad=True)
     rank_regularization(attention, 0.5, 0.3).backward()
     assert attention.grad is not None

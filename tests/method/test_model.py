@@ -1,4 +1,4 @@
-"""The two-branch network against torchvision's own, and pretrained weights in the layouts people have."""
+"""The two-branch network against torchvision's, and pretrained weights in common layouts."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def test_backbone_split_into_extractor_and_branches(backbone: str) -> None:
 
 @pytest.mark.parametrize("depth", [10, 18, 50])
 def test_resnet_depth_matches_its_name(depth: int) -> None:
-    """He et al. count the layers with weights on the way through: convolutions, but for shortcuts, and classifier."""
+    """He et al. count layers with weights: convolutions except shortcuts, and the classifier."""
     model = DualBranch(ModelConfig(backbone=f"resnet{depth}"), 7, auxiliary=False)  # type: ignore[arg-type]
     modules = model.named_modules()
     convolutions = [n for n, m in modules if isinstance(m, torch.nn.Conv2d) and "downsample" not in n]
@@ -77,7 +77,7 @@ def test_prediction_uses_only_the_target_branch() -> None:
 
 @pytest.mark.parametrize("backbone", ["resnet18", "resnet50"])
 def test_baseline_equals_torchvisions_network(backbone: str, tmp_path: Path) -> None:
-    """Same weights, same logits: extractor, branch and pooling are wired as the backbone was."""
+    """Equal weights give equal logits: extractor, branch and pooling are connected as in the backbone."""
     whole = torchvision.models.get_model(backbone, weights=None, num_classes=7).eval()
     torch.save(whole.state_dict(), tmp_path / "w.pt")
     config = ModelConfig(backbone=backbone, pretrained=str(tmp_path / "w.pt"))  # type: ignore[arg-type]
@@ -106,7 +106,7 @@ def test_frozen_extractor_is_unchanged() -> None:
 
 @pytest.mark.parametrize("auxiliary", [True, False])
 def test_every_trained_parameter_has_a_gradient(auxiliary: bool) -> None:
-    """DDP waits for the gradient of each parameter that is trained; the baseline uses no attention head."""
+    """DDP waits for the gradient of each trained parameter; the baseline uses no attention head."""
     model = DualBranch(ModelConfig(backbone="resnet10"), 7, auxiliary=auxiliary)
     output = model(images())
     torch.stack([t.sum() for t in output]).sum().backward()
@@ -120,19 +120,19 @@ def state() -> dict[str, Tensor]:
 
 
 def sequential(s: dict[str, Tensor]) -> dict[str, Tensor]:
-    """As `nn.Sequential(*resnet.children())` names them: torchvision's own modules say in what order."""
+    """Names as in `nn.Sequential(*resnet.children())`: torchvision's modules give the order."""
     children = dict(torchvision.models.resnet18(weights=None).named_children())
     return {".".join([str(list(children).index(k.split(".")[0])), *k.split(".")[1:]]): v for k, v in s.items()}
 
 
 def features(s: dict[str, Tensor]) -> dict[str, Tensor]:
-    """SCN's: no classifier in the sequence, an attention and a classifier beside it."""
+    """SCN's layout: no classifier in the sequence, but an attention head and a classifier beside it."""
     kept = {f"module.features.{k}": v for k, v in sequential(s).items() if not k.startswith("9.")}
     return {**kept, "module.fc.weight": torch.ones(7, 512), "module.alpha.0.weight": torch.ones(1, 512)}
 
 
 def moco(s: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Two encoders, of which the momentum one is not the one that was trained, and the queue."""
+    """MoCo's layout: two encoders, of which only the query encoder was trained, and the queue."""
     other = {f"module.encoder_k.{k}": torch.zeros_like(v) for k, v in s.items()}
     return {**other, **{f"module.encoder_q.{k}": v for k, v in s.items()}, "module.queue": torch.ones(128, 16)}
 

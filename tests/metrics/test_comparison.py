@@ -1,4 +1,4 @@
-"""Intervals of comparisons against naive recomputations, scipy's tests, and simulated configurations that are equal."""
+"""Intervals of comparisons against naive recomputations, scipy, and simulated equal configurations."""
 
 from __future__ import annotations
 
@@ -52,13 +52,13 @@ def test_equivalence_is_two_one_sided_tests() -> None:
 
 
 def test_interval_of_a_difference_is_within_one() -> None:
-    """Student's t of two seeds is 12.7: three comparisons of two noisy seeds reached 175 points."""
+    """Student's t of two seeds is 12.7: three comparisons of two noisy seeds would reach 175 points."""
     found = paired_difference(scores([0.1, 0.3], 70), scores([0.3, 0.1], 70), comparisons=3)
     assert found.interval == (-1.0, 1.0) and found.verdict == "too few to tell"
 
 
 def test_tied_seeds_keep_the_sampling_noise() -> None:
-    """Two seeds that agree to the sample, 3 of 69 samples apart: Student's t over seeds alone has width zero."""
+    """Two seeds with identical counts, 3 of 69 samples apart: Student's t over seeds alone has width zero."""
     first, second = [0] * 50 + [1] * 19, [0] * 47 + [1] * 22
     found = paired_difference(judged(first, first), judged(second, second))
     assert found.mean == pytest.approx(3 / 69)

@@ -1,4 +1,4 @@
-"""Measures between distributions: against scipy and against loops that spell out the definitions."""
+"""Distances between distributions against scipy and loops over the definitions."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ NAIVE = {
 
 
 def drawn(seed: int) -> NDArray[np.float64]:
-    """[40, 7] distributions of ten votes: many zeros, as annotators leave."""
+    """[40, 7] distributions of ten votes: many zeros, as with annotators."""
     random = np.random.default_rng(seed)
     return random.multinomial(10, random.dirichlet(np.full(7, 0.4), size=40)) / 10
 

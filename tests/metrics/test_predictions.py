@@ -1,4 +1,4 @@
-"""What a trained network says of a split, what a run keeps of it, and the network opened again."""
+"""Predictions of a trained network, those that a run stores, and opening the network again."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def run(faces: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 class Echo:
-    """A network whose answers are its images' first pixels."""
+    """A network whose predictions are its images' first pixels."""
 
     def forward_eval(self, images: Tensor) -> Output:
         rows = images[:, 0, 0, :6]
@@ -76,7 +76,7 @@ def test_ten_crop_prediction_is_the_mean() -> None:
 
 
 def test_nan_predictions_are_rejected() -> None:
-    """The likeliest class of NaN would be the first one."""
+    """The argmax of NaN would be the first class."""
     images = torch.randn(3, 3, 6, 6)
     images[1] = torch.nan
     answers = predict_split(Echo(), [batch_of(images, [0, 1, 2])], 3, ALONE)

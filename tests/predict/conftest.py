@@ -15,7 +15,7 @@ from tests.helpers.predictions import CLASSES
 
 @pytest.fixture(scope="module")
 def models(faces: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a drawn network as model.pt, .safetensors, .onnx and .pt2."""
+    """A folder with a random network as model.pt, .safetensors, .onnx and .pt2."""
     folder = tmp_path_factory.mktemp("models")
     config = small_config({"data.shards": str(faces)})
     save_checkpoint(folder / "model.pt", config, drawn_network(config, len(CLASSES)), CLASSES)
@@ -31,7 +31,7 @@ def model(models: Path) -> Path:
 
 @pytest.fixture
 def pictures(tmp_path: Path) -> Path:
-    """A folder of four good pictures, two bad ones, and what is no picture."""
+    """A folder of four valid images, two bad ones, and a file that is no image."""
     folder = tmp_path / "pictures"
     (folder / "below").mkdir(parents=True)
     for number, name in enumerate(["b.png", "a.jpg", "below/c.JPEG", "d.webp"]):

@@ -170,7 +170,7 @@ def test_no_images_is_one_line(
 
 
 def test_missing_path_is_a_row(model: Path, pictures: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """What comes after it is still predicted, and the exit status says that something failed."""
+    """Later paths are still predicted, and the exit status reports the failure."""
     out, lines = predict(capsys, model, pictures / "nowhere.png", pictures / "b.png", status=1)
     missing, fine = read_csv(out)
     assert missing["path"].endswith("nowhere.png") and missing["error"] == "No such file or directory"

@@ -14,7 +14,7 @@ from tests.helpers.predictions import predict, read_csv, shares
 
 
 class Photographs:
-    """A public-domain portrait (NASA), alone, twice in one picture, and shown to nobody."""
+    """A public-domain portrait (NASA): alone, twice in one image, and an image without a face."""
 
     def __init__(self, folder: Path) -> None:
         data = pytest.importorskip("skimage.data", reason="scikit-image, of the extra `dev`, is not installed")

@@ -29,7 +29,7 @@ CPU = torch.device("cpu")
 
 
 def evaluation(checkpoint: Path, config: Config, split: str) -> np.ndarray:
-    """[S, C]: what evaluation finds of a split, through the torch loader."""
+    """[S, C]: what evaluation predicts for a split, through the torch loader."""
     with open_data(config, 0, 1, CPU) as data:
         chosen = {"test": data.test_split, "train": data.train_split}[split]
         network = TrainedPredictor(load_trained_model(checkpoint), CPU, "fp32")

@@ -45,7 +45,7 @@ from tests.helpers.waiting import wait_until
 
 @pytest.fixture(scope="module")
 def run(faces: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A finished run of three epochs, its report written by training."""
+    """A finished run of three epochs with the report that training wrote."""
     out = tmp_path_factory.mktemp("runs") / "run"
     more = {"class_distributions__threshold": "0.15", "evaluation__report": "true"}
     printed = train_here(settings(faces, out, epochs="3", **more))
@@ -55,13 +55,13 @@ def run(faces: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def copies(run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder for runs that are like `run` but for what a test changes."""
+    """A folder for runs that equal `run` except for what a test changes."""
     return tmp_path_factory.mktemp("copies")
 
 
 @pytest.fixture(scope="module")
 def baseline(faces: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A finished run with single labels, whose report failed, and harmed nothing."""
+    """A finished run with one-hot labels, whose report failed without harm."""
     out = tmp_path_factory.mktemp("runs") / "baseline"
     (out / "report.html").mkdir(parents=True)  # where the page should go
     more = {"loss__supervision": "one_hot", "evaluation__report": "true"}
@@ -72,7 +72,7 @@ def baseline(faces: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def copy_of(run: Path, folder: Path, accuracy: float | None = None, **changed: str) -> Path:
-    """The run under another name and settings (`__` for the dot), and with another test accuracy."""
+    """A copy of the run with another name, settings (`__` for the dot) and test accuracy."""
     shutil.copytree(run, folder, ignore=shutil.ignore_patterns("checkpoints"))
     text = (folder / "config.yaml").read_text()
     for key, value in changed.items():
@@ -89,7 +89,7 @@ def copy_of(run: Path, folder: Path, accuracy: float | None = None, **changed: s
 
 
 class Page(html.parser.HTMLParser):
-    """What a browser would load, the ids it would meet, and the text it would show."""
+    """What a browser would load, the ids it would find, and the text it would show."""
 
     def __init__(self, path: Path) -> None:
         super().__init__()
@@ -139,7 +139,7 @@ def test_page_loads_nothing_and_has_unique_ids(run: Path) -> None:
 
 
 def test_only_judged_rules_are_reported_as_healthy(tmp_path: Path) -> None:
-    """A run of 2 epochs of 10 steps, too short for nearly every rule, with a warm-up ten times longer than itself."""
+    """A run of 2 epochs of 10 steps, too short for nearly every rule, with a warm-up ten times its length."""
     few = confusion([3, 3, 3], [4, 30, 6], [3, 7, 30])
     epochs = tuple(record(epoch, few, step=10 * epoch) for epoch in (1, 2))
     values = {"epochs": 2, "loss.epoch_threshold": 1, "optimizer.gamma": 1.0}
@@ -323,7 +323,7 @@ def test_several_runs_are_paired_by_seed(run: Path, copies: Path, tmp_path: Path
 
 
 def test_incomparable_runs_are_rejected(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Another task, or a seed that one way of training has twice: no difference is made of them."""
+    """Another task, or a seed that occurs twice in a group: no difference is computed."""
     twin = copy_of(run, tmp_path / "twin", 0.1)
     other = copy_of(run, tmp_path / "other")
     facts = json.loads((other / "run.json").read_text())
@@ -435,7 +435,7 @@ def test_training_does_not_import_plotting() -> None:
 
 
 def shown(page: browser.Page) -> str:
-    """The epoch of the class distributions on show, and the first class's first three shares."""
+    """The displayed epoch of the class distributions, and the first class's first three shares."""
     bars = "[...document.querySelectorAll('#forming .bar > div:last-child')].slice(0, 3).map((e) => e.textContent)"
     text: str = page.run(f"[document.querySelector('#forming output').textContent, ...{bars}].join(' ')")
     return text
@@ -443,7 +443,7 @@ def shown(page: browser.Page) -> str:
 
 @browser.needs_chromium
 def test_page_works_in_a_browser(run: Path) -> None:
-    """The slider goes to the first epoch; played from the end, it starts there and goes on to the end."""
+    """The slider moves to the first epoch; playing from the end starts there and runs to the end."""
     (data,) = map(json.loads, Page(run / "report.html").data)
     first, last = (f"epoch {e} " + " ".join(f"{v:.2f}" for v in data["rows"][e - 1][0][:3]) for e in (1, 3))
     with browser.chromium_page() as page:

@@ -41,7 +41,7 @@ def test_affectnet_2017_bad_rows_are_one_line(
 
 
 def told(tmp_path: Path, *words: Any) -> str:
-    """The one line that a build ends with."""
+    """The one line with which a build ends."""
     with pytest.raises(UserError) as caught:
         run_build(words[0], tmp_path / "nothing", *words[1:])
     message = str(caught.value)

@@ -59,7 +59,7 @@ def test_affectnet_2017_is_built(classes: int, release_2017: Path, tmp_path: Pat
 
 
 def test_affectnet_2017_crops_the_face(release_2017: Path, tmp_path: Path) -> None:
-    """The box is 16 x 16 at (4, 2) of 40 x 30; with half a box around it 32 x 32, less what lies outside."""
+    """The box is 16 x 16 at (4, 2) of 40 x 30; with a margin of half a box it is 32 x 32, clipped to the image."""
     cut = run_build("affectnet", tmp_path / "cut", "--root", release_2017, *NO_CARVING)
     wide = run_build("affectnet", tmp_path / "wide", "--root", release_2017, "--margin", 0.5, *NO_CARVING)
     whole = run_build("affectnet", tmp_path / "whole", "--root", release_2017, "--whole", *NO_CARVING)
@@ -169,7 +169,7 @@ def test_rafdb_original_images_are_built(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("images", ["aligned", "original"])
 def test_rafdb_subgroups_are_stored(images: str, tmp_path: Path) -> None:
-    """Gender, race and age as RAF-DB's readme lists them, of either pictures; points alone, or an unknown number."""
+    """Gender, race and age as in RAF-DB's readme, for both kinds of images; landmarks alone, or an unknown number."""
     root = tmp_path / "basic"
     trees.rafdb(root, {f"train_{n}.jpg": n for n in range(1, 8)}, images)
     points = "1.5\t2\n" * 5
@@ -250,7 +250,7 @@ def test_csv_with_numeric_labels_is_built(tmp_path: Path) -> None:
 
 
 def test_mixed_image_files_are_built(tmp_path: Path) -> None:
-    """EXIF rotation is honoured; a PNG named jpg is stored as a JPEG; links round in circles end."""
+    """EXIF rotation is applied; a PNG named jpg is stored as a JPEG; circular links end."""
     root = tmp_path / "faces"
     trees.class_folders(root, {"train": ["a", "b"] * 3})
     exif = Image.Exif()

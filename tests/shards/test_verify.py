@@ -22,7 +22,7 @@ from tests.helpers.dataset_builds import build_folder, one_pixel, png_header
 
 
 def rewrite(folder: Path, change: Callable[[str, bytes], bytes]) -> None:
-    """Change members of the first training tar, and make hashes, sizes and DALI's index fit again."""
+    """Change members of the first training tar, and update hashes, sizes and DALI's index."""
     path = folder / "train-000000.tar"
     members = []
     with tarfile.open(path) as tar:
@@ -53,7 +53,7 @@ def rehash(folder: Path) -> None:
 
 
 def edit_first(extension: str, change: Callable[[bytes], bytes]) -> Callable[[Path], None]:
-    """Change the first member with this extension, to as many bytes, so that nothing behind it moves."""
+    """Change the first member with this extension to content of the same length, so that nothing moves."""
 
     def apply(folder: Path) -> None:
         done: list[str] = []

@@ -1,4 +1,4 @@
-"""What a run shows while it works: on a terminal, in a log file, and in its table."""
+"""Progress of a run on a terminal, in a log file, and in its table."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from tests.helpers.runs import settings
 
 
 class Clock:
-    """Time that tests move by hand."""
+    """A clock that tests advance."""
 
     def __init__(self) -> None:
         self.now = 1000.0
@@ -52,7 +52,7 @@ class Terminal(io.StringIO):
 
 
 class EagerBar(tqdm):  # type: ignore[type-arg]
-    """Draws every change, however soon it comes after the last."""
+    """Draws every change, however soon after the last one."""
 
     def __init__(self, **options: Any) -> None:
         super().__init__(mininterval=0, **options)
@@ -110,7 +110,7 @@ def log(clock: Clock, tmp_path: Path) -> Iterator[RunLogger]:
 
 
 def epoch(log: RunLogger, clock: Clock, batches: int, seconds: float, more: int = 0) -> None:
-    """So many batches of a training pass, each taking so many seconds; `more` are left."""
+    """Batches of a training pass that take a given number of seconds each; `more` are left."""
     progress = TrainingProgress()
     log.start_epoch(progress, batches + more)
     for _ in range(batches):
@@ -121,7 +121,7 @@ def epoch(log: RunLogger, clock: Clock, batches: int, seconds: float, more: int 
 
 
 def test_epoch_of_slow_steps_is_logged(log: RunLogger, clock: Clock, capsys: pytest.CaptureFixture[str]) -> None:
-    """Steps of 5 s whose losses come to the host every 10 steps, 50 s apart."""
+    """Steps of 5 s whose losses reach the host every 10 steps, 50 s apart."""
     began = clock.now
     output: list[float] = []
     say = log.info
@@ -148,7 +148,7 @@ def test_epoch_of_slow_steps_is_logged(log: RunLogger, clock: Clock, capsys: pyt
 def test_epoch_shows_no_loss_of_the_previous_one(
     log: RunLogger, clock: Clock, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Epochs of 5 batches, losses that come to the host every 10 and at an epoch's end."""
+    """Epochs of 5 batches; losses reach the host every 10 steps and at an epoch's end."""
     epoch(log, clock, 5, 10.0)
     assert "loss 1.5000" in capsys.readouterr().out
     epoch(log, clock, 4, 20.0, more=1)

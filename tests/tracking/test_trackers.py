@@ -1,4 +1,4 @@
-"""What trackers and profiler are given: the same as metrics.jsonl, and never at the price of the training."""
+"""Trackers and profiler record what metrics.jsonl records, and never delay or stop training."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def wandb_records(path: Path) -> Iterator[Any]:
 
 @pytest.fixture(scope="module")
 def tracked(faces: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run of two epochs in two sessions, with every tracker; `plain` beside it has none, in one."""
+    """A run of two epochs in two sessions with every tracker; `plain` beside it has none, in one session."""
     folder = tmp_path_factory.mktemp("tracked")
     train_here(settings(faces, folder / "plain"))
     more = {"WANDB_MODE": "offline", "MLFLOW_TRACKING_URI": f"sqlite:///{folder}/mlflow.db"}
@@ -108,7 +108,7 @@ def test_wandb_records_the_run(tracked: Path) -> None:
 
 
 def test_profile_covers_its_steps(tracked: Path, faces: Path) -> None:
-    """Of two steps, after three that pass and one that warms up; and nothing else of the run changes."""
+    """Of two steps, after three skipped ones and one warm-up; nothing else of the run changes."""
     out = tracked / "profiled"
     done = train_forked(settings(faces, out, runtime__profile="2"))
     assert done.returncode == 0, done.stderr
@@ -146,7 +146,7 @@ def test_unresponsive_server_does_not_block(
 
 
 class Slow:
-    """A tracker whose server never answers a record."""
+    """A tracker whose server never acknowledges a record."""
 
     answered = threading.Event()
 

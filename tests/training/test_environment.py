@@ -1,4 +1,4 @@
-"""What an environment leaves lying about: a launcher's variables, broken packages, folders that cannot be written."""
+"""Leftovers of an environment: launcher variables, broken packages, unwritable folders."""
 
 from __future__ import annotations
 
@@ -137,7 +137,7 @@ def test_broken_tracker_gives_a_warning(
 def test_uncacheable_compiled_code_is_handled(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """A read-only package, and no home: numba finds no place for its cache."""
+    """With a read-only package and no home, numba has no place for its cache."""
     monkeypatch.setattr(numba.core.caching.CacheImpl, "_locator_classes", [])
 
     def double(values: Any) -> Any:

@@ -1,4 +1,4 @@
-"""The end of a run: every split is evaluated once by each model that is asked, and the predictions are kept."""
+"""The end of a run: each split is evaluated once per model, and predictions are stored."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ ALONE = World(torch.device("cpu"))
 
 @pytest.fixture
 def passes(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
-    """Images that went through the target branch in evaluation mode, by split."""
+    """Number of images that passed through the target branch in evaluation mode, by split."""
     seen: Counter[str] = Counter()
     now: list[str] = []
     real_batches, real_features = DataModule.eval_batches, Branch.features
@@ -94,7 +94,7 @@ def test_each_split_is_evaluated_once(
 
 
 def check_against_passes_of_their_own(out: Path, selected: int) -> None:
-    """Metrics, predictions and features bit for bit: from the checkpoints, by one pass for each."""
+    """Metrics, predictions and features equal separate passes over the checkpoints, bit for bit."""
     result = json.loads((out / "result.json").read_text())
     trained = load_trained_model(out)
     assert trained.epoch == selected
@@ -129,7 +129,7 @@ def check_against_passes_of_their_own(out: Path, selected: int) -> None:
 def test_run_stopped_before_its_test_is_tested_on_resume(
     faces: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """After the last epoch's checkpoint its passes are lost: they are made again, with the same results."""
+    """The evaluation passes after the last checkpoint are lost, and are repeated with the same results."""
     whole, stopped = (
         build_config([ConfigLayer("test", settings(faces, tmp_path / n, epochs="1"))]) for n in ("a", "b")
     )

@@ -1,4 +1,4 @@
-"""Twenty steps of training give the losses of the committed curve: a refactoring changes none of them.
+"""Twenty training steps reproduce the committed losses, so a refactoring cannot change them.
 
 On a processor of another kind sums are ordered otherwise: without AVX2 the losses differ by up to 6e-6.
 
@@ -24,7 +24,7 @@ LOSSES = ("total", "kl_divergence", "cross_entropy", "rank_regularization")
 
 
 def describe_machine() -> str:
-    """What decides how sums are ordered: processor and torch."""
+    """What determines the order of sums: processor and torch."""
     try:
         found = re.search(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text())
     except OSError:
@@ -34,7 +34,7 @@ def describe_machine() -> str:
 
 
 def train_curve(folder: Path) -> list[list[float]]:
-    """Losses by step, of one CPU rank in fp32: two steps an epoch, so that class distributions take part."""
+    """Losses by step of one CPU rank in fp32: two steps per epoch, so that class distributions take part."""
     changed = {"epochs": "10", "batch_size": "7", "loss__epoch_threshold": "3", "evaluation__test": "false"}
     changed["optimizer__lr"] = "1e-5"  # a usual rate makes a rounding error a thousand times larger within 5 steps
     train_here(settings(FOLDER / "faces", folder / "run", **changed))

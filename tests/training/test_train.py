@@ -1,4 +1,4 @@
-"""Whole runs: from shards to a result, stopped, killed, resumed, on one rank and on two."""
+"""Whole runs from shards to result: stopped, killed and resumed, on one rank and on two."""
 
 from __future__ import annotations
 
@@ -99,7 +99,7 @@ def test_sigkill_at_random_times_gives_identical_run(reference: Path, faces: Pat
 def test_sigkill_during_a_checkpoint_write_gives_identical_run(
     write: int, reference: Path, faces: Path, tmp_path: Path
 ) -> None:
-    """The process dies with half a checkpoint on the disk: the first one, or the fifth (the end of epoch 1)."""
+    """The process dies with half a checkpoint on disk: the first one, or the fifth (the end of epoch 1)."""
     out = tmp_path / "torn"
     script = Path(__file__).parents[1] / "helpers" / "killed_in_write.py"
     values = settings(faces, out, checkpoint__every_steps="1")
@@ -211,7 +211,7 @@ def test_ablations_train(supervision: str, faces: Path, tmp_path: Path) -> None:
 
 
 def test_sigkill_between_checkpoint_and_selection_keeps_the_best(reference: Path, faces: Path, tmp_path: Path) -> None:
-    """The selected checkpoint is the best epoch's even when the run died before it was named."""
+    """The selected checkpoint is the best epoch's even if the run died before recording it."""
     out = tmp_path / "out"
     shutil.copytree(reference, out)
     (out / "result.json").unlink()
@@ -257,7 +257,7 @@ def test_failed_run_reports_its_status(faces: Path, tmp_path: Path, monkeypatch:
 def test_nonfinite_weights_after_a_step_are_not_saved(
     faces: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The loss of the last step is finite, what it does to the weights is not."""
+    """The loss of the last step is finite, but its update is not."""
     real = DDPEngine.step
     steps: list[int] = []
 

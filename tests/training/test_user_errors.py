@@ -1,4 +1,4 @@
-"""What a user gets wrong: one line that names it and says how to hint it, and no traceback."""
+"""User errors give one line that names the cause and the fix, and no traceback."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def test_run_folder_that_is_a_file_is_one_line(faces: Path, tmp_path: Path) -> N
 
 
 def test_full_disk_keeps_the_previous_checkpoint(faces: Path, finished: Path) -> None:
-    """Files may grow to 1 MiB only, so the next epoch's checkpoint cannot be written."""
+    """Files may not exceed 1 MiB, so the next epoch's checkpoint cannot be written."""
 
     def limit() -> None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (2**20, 2**20))

@@ -1,4 +1,4 @@
-"""The page of a search, read as a browser gets it."""
+"""The page of a search, as a browser receives it."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ class Page(html.parser.HTMLParser):
                 self.cells[-1] += data
 
     def figure(self, name: str) -> list[dict[str, Any]] | None:
-        """The traces of a figure; None when it is not there."""
+        """The traces of a figure, or None if there is none."""
         for script in self.scripts:
             found = re.search(rf'Plotly\.newPlot\(\s*"{name}",\s*', script)
             if found:
@@ -76,14 +76,14 @@ class Page(html.parser.HTMLParser):
 
 
 def numbers(value: Any) -> list[float]:
-    """An array of a figure, which plotly may have packed."""
+    """An array of a figure, which plotly may have encoded."""
     if isinstance(value, dict):
         return [float(x) for x in np.frombuffer(base64.b64decode(value["bdata"]), dtype=value["dtype"])]
     return [math.nan if x is None else float(x) for x in value]
 
 
 def final(study: Study, accuracies: dict[int, list[float]]) -> Selection:
-    """Trials on fresh seeds, the first of the default tested."""
+    """Trials on fresh seeds; the first of the default is tested."""
     values = {number: study.sampled(number).values if number else {} for number in accuracies}
     for trial in study.final_trials(values):
         put(study, trial, [accuracies[trial.number][trial.seed - study.base.seed - 1]])
@@ -248,7 +248,7 @@ def test_missing_plot_packages_are_reported(
 
 
 class Pretended:
-    """A runner that leaves folders without training; configuration 3 is the better one."""
+    """A runner that writes folders without training; configuration 3 is the better one."""
 
     def __init__(self) -> None:
         self.pages: list[str] = []

@@ -1,4 +1,4 @@
-"""Searches on a Ray cluster of two nodes: a node is lost, the driver is killed, trials are ended; nothing leaks."""
+"""Searches on a Ray cluster of two nodes: lost nodes, killed drivers, halted trials, no leaks."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def note(seen: list[float], record: Record) -> None:
 
 
 def assert_ended_once(out: Path, epochs: int) -> None:
-    """Every trial has an end, and every epoch once, in order."""
+    """Assert that every trial has ended and has every epoch once, in order."""
     trials = sorted((out / "trials").iterdir())
     assert [row["trial"] for row in rows(out)] == [folder.name for folder in trials]
     for row, folder in zip(rows(out), trials, strict=True):
@@ -78,7 +78,7 @@ def test_search_survives_a_lost_node(nodes: Nodes, faces: Path, tmp_path: Path) 
     others: set[str] = set()
 
     def in_the_middle() -> bool:
-        """Of a trial on the second node, and the head has one of its own."""
+        """Whether the second node is in the middle of a trial, and the head runs another."""
         others.update(nodes.trials_on(nodes.cluster.head_node))
         done = {name: len(epochs_of(out / "trials" / name)) for name in nodes.trials_on(nodes.worker)}
         lost.update({name: epochs for name, epochs in done.items() if 1 <= epochs < 4})
@@ -125,7 +125,7 @@ def test_search_resumes_after_its_driver_is_killed(nodes: Nodes, faces: Path, tm
 
 
 def test_trial_is_restarted_when_its_process_is_killed(nodes: Nodes, faces: Path, tmp_path: Path) -> None:
-    """The process that Tune placed, which started the ranks: what they held is free for the next try."""
+    """The process that Tune placed, which started the ranks: its resources are free for the next attempt."""
     out = tmp_path / "study"
     values = {"epochs": "4", "data.shards": str(faces), "address": nodes.address, "workers-per-trial": "2"}
     values |= {"space": space(tmp_path, '"loss.lambda_min" = { uniform = [0.0, 0.5] }')}
@@ -159,7 +159,7 @@ def test_halted_trials_leave_no_process(nodes: Nodes, faces: Path, tmp_path: Pat
 
 
 def test_code_is_shipped_to_nodes_without_it(nodes: Nodes) -> None:
-    """As a search joins a cluster, on both nodes."""
+    """On both nodes, as when a search joins a cluster."""
     with connect(nodes.address):
 
         @ray.remote(num_cpus=1)
@@ -176,7 +176,7 @@ def test_code_is_shipped_to_nodes_without_it(nodes: Nodes) -> None:
 
 
 def refusal(out: Path, values: Mapping[str, str]) -> str:
-    """The one line with which a search is refused before any trial."""
+    """The one line with which a search is rejected before any trial."""
     done = finish(search_command(out, {"epochs": "3", **values}, "--grace", "2"), timeout=90)
     assert done.returncode == 2, done.stderr
     assert done.stderr.count("\n") == 1 and done.stderr.startswith("tune.search: error: "), done.stderr

@@ -1,4 +1,4 @@
-"""A search from its first trial to its answer: what is chosen, what noise may not choose, what is gone on with."""
+"""A search from its first trial to its result: selection, robustness to noise, and resume."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def test_noise_alone_selects_the_default(tmp_path: Path, monkeypatch: pytest.Mon
 def test_seeds_of_one_configuration_are_all_tested(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
 ) -> None:
-    """Nothing is chosen, so every run is tested."""
+    """Nothing is selected, so every run is tested."""
     trainer = train_by(monkeypatch, flat)
     run_seeds(begun(tmp_path, SearchOptions(seeds=4)), Here())
     accuracies = [flat(base(seed=seed), 6) for seed in range(1, 5)]
@@ -86,7 +86,7 @@ def test_seeds_of_one_configuration_are_all_tested(
 
 
 def test_halving_stops_poor_trials(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The default, which all is measured by, and finals go to the end."""
+    """The default, the baseline of all comparisons, and the finals run to the end."""
     trainer = train_by(monkeypatch, planted)
     study = begun(tmp_path, replace(OPTIONS, halving=AshaSchedule(2, 2, 6)), optimizer__lr=0.1)
     search(study, Here())
@@ -112,7 +112,7 @@ def test_halving_stops_poor_trials(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     ],
 )
 def test_stopped_search_resumes_to_the_same_result(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, after: int) -> None:
-    """Wherever it was stopped: the same answer, and no epoch twice."""
+    """Wherever it was stopped: the same result, and no epoch twice."""
     whole = train_by(monkeypatch, planted)
     expected = search(begun(tmp_path / "whole", optimizer__lr=0.1), Here())
 
@@ -214,7 +214,7 @@ def test_search_without_a_test_split_has_a_result(tmp_path: Path, monkeypatch: p
 
 
 def test_extended_search_reports_earlier_tests(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
-    """The second winner's run is tested from its checkpoint, not trained again, and the first's test is not hidden."""
+    """The second winner's run is tested from its checkpoint, not retrained, and the first one's test is not hidden."""
     trainer = train_by(monkeypatch, planted)
     first = search(begun(tmp_path, optimizer__lr=0.1), Here())
 

@@ -1,4 +1,4 @@
-"""What a search is asked for, and asked for again: commands, folders, and what has changed since."""
+"""Options of a search, its folder, and changes between starts."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ def test_grid_points_are_visited_once(tmp_path: Path) -> None:
 
 
 def test_combinations_are_checked_before_any_trial(tmp_path: Path) -> None:
-    """Each value by itself is right; crops larger than the picture are not."""
+    """Each value is valid by itself, but crops larger than the image are not."""
     space = tmp_path / "space.toml"
     space.write_text('"data.image_size" = { grid = [64, 160] }\n"data.ten_crop" = { grid = [0, 120] }')
     with pytest.raises(UserError, match=r"trial 4.*ten_crop"):

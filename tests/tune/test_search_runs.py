@@ -1,4 +1,4 @@
-"""Searches that train: on Ray and without, to their answer, stopped by force and gone on with."""
+"""Searches that train, with and without Ray: complete, killed and resumed."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ def test_seeds_of_one_configuration_run_on_ray(tiny: Path, tmp_path: Path) -> No
 
 @pytest.mark.slow
 def test_small_search_finds_a_known_optimum(tmp_path: Path) -> None:
-    """On drawn faces, by Ray on two CPUs: the default does not learn, one of two settings does."""
+    """On synthetic faces, with Ray on two CPUs: the default does not learn, one of two configurations does."""
     space = space_in(tmp_path, f'"optimizer.lr" = {{ grid = [{BROKEN}, 1e-3] }}\n')
     done = finish(
         command(
@@ -118,7 +118,7 @@ def has_test(folder: Path) -> bool:
 
 @pytest.mark.slow
 def test_killed_search_resumes_to_the_same_result_with_and_without_ray(tiny: Path, tmp_path: Path) -> None:
-    """Runs of one CPU rank are bit-equal, so all three searches are: whole, killed and gone on with, on Ray."""
+    """Runs on one CPU rank are bit-identical, so all three searches are: complete, killed and resumed, on Ray."""
     space = space_in(tmp_path, SPACE)
     whole = finish(command(tmp_path / "whole", space, *SIZE, "--local", data__shards=str(tiny)), timeout=280)
     assert whole.returncode == 0, whole.stderr
@@ -181,7 +181,7 @@ def test_search_resumes_after_ctrl_c(tiny: Path, tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_optuna_uses_known_results(tiny: Path, tmp_path: Path) -> None:
-    """Twelve configurations and a search that goes on with two more; conditions hold, none is drawn twice."""
+    """Twelve configurations and a resume with two more; conditions hold, none is drawn twice."""
     space = space_in(
         tmp_path,
         SPACE
@@ -206,7 +206,7 @@ def child_of(pid: int, word: str) -> int:
 
 
 def holder_of(lock: Path) -> int:
-    """Process that has a file open."""
+    """The process that has a file open."""
     for process in psutil.process_iter():
         try:
             if any(file.path == str(lock) for file in process.open_files()):

@@ -1,4 +1,4 @@
-"""Who goes on, who wins: against SciPy, Ray's own halving, and searches in which nothing matters."""
+"""Halving and selection against SciPy, Ray's scheduler, and searches in which nothing matters."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def scores(accuracies: Sequence[float], samples: int = MANY) -> list[Score]:
 
 
 def test_noise_wins_at_most_one_search_in_twenty() -> None:
-    """Of searches in which all configurations are alike, at most 5 % find one that is better than the default."""
+    """Of searches in which all configurations are equal, at most 5 % find one better than the default."""
     generator = np.random.default_rng(0)
     found = sum(
         select_winner({n: scores(generator.normal(0.6, 0.01, 5)) for n in range(4)}).improved for _ in range(2000)
@@ -58,7 +58,7 @@ def test_collapsed_network_cannot_win() -> None:
 
 
 def test_few_samples_and_tied_seeds_are_inconclusive() -> None:
-    """22 of 69 samples against 19, the same on both seeds: the case that was once called better beyond noise."""
+    """22 of 69 samples against 19, the same on both seeds: once wrongly called better beyond noise."""
     choice = select_winner({DEFAULT: scores([19 / 69] * 2, 69), 1: scores([22 / 69] * 2, 69)})
     assert choice.winner == DEFAULT
     assert describe(choice)[0].startswith("too few seeds or samples to tell")
@@ -82,7 +82,7 @@ def test_collapse_is_found_in_the_selected_epoch() -> None:
 
 
 def test_halving_equals_rays_scheduler() -> None:
-    """Accuracies that come to a rung in turn, each trial to the next rung as long as it passes."""
+    """Accuracies reach a rung one after another, each trial going on to the next rung as long as it passes."""
     generator = np.random.default_rng(2)
     for factor in (2, 3, 4):
         halving = AshaSchedule(grace=2, factor=factor, epochs=200)

@@ -1,4 +1,4 @@
-"""Spaces as data: what is drawn, and what is refused before any trial starts."""
+"""Search spaces: sampling, and what is rejected before any trial starts."""
 
 from __future__ import annotations
 
@@ -105,7 +105,7 @@ def test_missing_space_is_one_line(tmp_path: Path) -> None:
 
 
 def test_key_order_does_not_matter() -> None:
-    """A search that goes on draws what it drew, however its space is written down."""
+    """A resumed search draws the same samples, however its space file is ordered."""
     turned = dict(reversed(MIXED.items()))
     one, other = read_space("a", MIXED, base()), read_space("b", turned, base())
     for number in range(1, 20):
@@ -125,7 +125,7 @@ def test_conditions_may_be_nested() -> None:
 
 
 def test_grace_is_twice_the_largest_epoch_threshold() -> None:
-    """A trial of E = 5 is still ramping its losses where one of E = 1 is done with it."""
+    """A trial with E = 5 still ramps its losses when one with E = 1 has finished."""
     config = base(epochs=40)
     space = read_space("test", {"loss.epoch_threshold": {"choice": [1, 5]}}, config)
     assert plan_halving(space, config, None, 3).rungs == [10, 30]

@@ -1,4 +1,4 @@
-"""The paper's tables as grids: their rows, their figures, and what is made of runs."""
+"""The paper's tables as grids: rows, published numbers, and results."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def test_every_published_number_has_a_row(name: str) -> None:
 
 
 def test_published_numbers_equal_the_paper() -> None:
-    """Read from the paper's own tables, in the order in which they stand there."""
+    """Read from the paper's own tables, in their order."""
     if not PAPER.exists():
         pytest.skip("the paper's text is not in this checkout")
     text = PAPER.read_text()

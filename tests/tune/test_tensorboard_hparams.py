@@ -1,4 +1,4 @@
-"""TensorBoard's HPARAMS tab of a search, read by TensorBoard itself."""
+"""TensorBoard's HPARAMS tab of a search, read by TensorBoard."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from tune.study.study import Study
 
 
 def sessions(study: Study) -> tuple[Any, dict[str, Any]]:
-    """The experiment and its session groups by name, as TensorBoard's own server puts them together."""
+    """The experiment and its session groups by name, as assembled by TensorBoard's server."""
     multiplexer = EventMultiplexer(tensor_size_guidance={"": 100})
     multiplexer.AddRunsFromDirectory(str(study.trials.path))
     multiplexer.Reload()

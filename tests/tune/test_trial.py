@@ -1,4 +1,4 @@
-"""A trial by itself: its folder, its ranks, and what it leaves when it dies."""
+"""A single trial: its folder, its ranks, and its files when it dies."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def test_trial_does_not_replace_another(tmp_path: Path) -> None:
 
 
 def of_two_ranks(world: World, folder: str, kind: str) -> tuple[str, str, list[int]]:
-    """What a rank is told of a trial's end, and the epochs that it reported."""
+    """What a rank receives as the trial's end, and the epochs that it reported."""
     study = study_of(Path(folder), SPACE, replace(OPTIONS, halving=AshaSchedule(2, 2, 6)))
     reported: list[int] = []
 
@@ -85,7 +85,7 @@ def of_two_ranks(world: World, folder: str, kind: str) -> tuple[str, str, list[i
 
 @pytest.mark.parametrize("kind", ["finished", "halted", "failed"])
 def test_ranks_agree_on_the_end_of_a_trial(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
-    """Every rank reports every epoch, and knows the end that rank 0 wrote down."""
+    """Every rank reports every epoch, and receives the end that rank 0 recorded."""
     study = begun(tmp_path, replace(OPTIONS, halving=AshaSchedule(2, 2, 6)))
     train_by(monkeypatch, planted)
     run_trial(study, study.default())
@@ -123,7 +123,7 @@ def test_lost_rank_is_not_a_failure_of_the_trial(tmp_path: Path, monkeypatch: py
 
 
 def test_trial_writes_no_report(tmp_path: Path) -> None:
-    """The search has a page of its own, and drawing takes seconds a trial."""
+    """The search has its own page, and drawing takes seconds per trial."""
     base = Config()
     assert base.evaluation.report
     assert not config_of(base, Trial(1, 0, "search", {"optimizer.lr": 0.1}), tmp_path).evaluation.report

@@ -19,5 +19,5 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
 
 @pytest.fixture
 def copy(built: Dataset, tmp_path: Path) -> Path:
-    """A copy to break."""
+    """A copy that a test may damage."""
     return Path(shutil.copytree(built.folder, tmp_path / "copy"))

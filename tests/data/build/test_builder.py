@@ -30,7 +30,7 @@ class BreakOffError(Exception):
 
 @dataclass(frozen=True)
 class Failing(Pictures):
-    """Breaks off in the middle."""
+    """A source that fails halfway."""
 
     def load(self, number: int) -> Sample:
         if number == 20:
@@ -76,7 +76,7 @@ def test_leftovers_of_a_killed_build_are_removed(built: Dataset, tmp_path: Path)
 
 @dataclass(frozen=True)
 class Stopping(Pictures):
-    """Is asked for at most so many faces, and breaks off then."""
+    """A source that fails after a given number of images."""
 
     asked: list[int] = field(default_factory=list)
     limit: int = 20
@@ -137,7 +137,7 @@ def test_small_disk_space_is_reported_in_megabytes(tmp_path: Path, monkeypatch: 
 
 @dataclass(frozen=True)
 class Meeting(Pictures):
-    """Starts the same build again from within."""
+    """A source that starts the same build again while it is read."""
 
     out: Path = Path()
 
@@ -153,7 +153,7 @@ def test_concurrent_builds_of_one_folder_are_rejected(tmp_path: Path) -> None:
 
 @contextmanager
 def small_files() -> Iterator[None]:
-    """No file may grow beyond 8 KB, as on a disk that is full; pytest's own log must not be written meanwhile."""
+    """No file may exceed 8 KB, as on a full disk; pytest's own log must not be written meanwhile."""
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (8192, hard))
     try:
@@ -178,7 +178,7 @@ def test_unwritable_folder_is_one_line(tmp_path: Path) -> None:
 
 @dataclass(frozen=True)
 class Deadly(Pictures):
-    """Kills the process that loads from it."""
+    """A source that kills the process that reads it."""
 
     def load(self, number: int) -> Sample:
         os.kill(os.getpid(), signal.SIGKILL)

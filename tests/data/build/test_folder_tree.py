@@ -1,4 +1,4 @@
-"""Folders of images as people have them: thumbnails, layouts that look like others, suffixes, names of any bytes."""
+"""Image folders as found in practice: system files, ambiguous layouts, suffixes, names of any bytes."""
 
 from __future__ import annotations
 
@@ -127,7 +127,9 @@ def test_broken_links_pipes_and_unreadable_folders_are_reported(
 
 
 def test_circular_links_are_not_classes_and_are_skipped(tmp_path: Path) -> None:
-    """Beside and in class folders; a link to another folder is one still, as collections made of links are."""
+    """Beside and inside class folders. A link to another folder still counts, since some collections consist of
+    links.
+    """
     root = tmp_path / "faces"
     trees.class_folders(root, {"": ["a", "b"] * 3})
     os.symlink(root, root / "round")

@@ -37,7 +37,7 @@ def edit_index(folder: Path, column: str, change: Callable[[list[Any]], object])
 
 
 def put(key: str, value: object) -> Callable[[Any], None]:
-    """A change: table[key] = value; `key` may be a path with dots, numbers being places in a list."""
+    """Set table[key] = value; `key` may be a path with dots, in which numbers are list positions."""
 
     def change(table: Any) -> None:
         *path, last = [int(word) if word.isdigit() else word for word in key.split(".")]

@@ -1,4 +1,4 @@
-"""A build that failed, a source that was changed, and the same command again: the result is that of a fresh build."""
+"""Rebuilding after a failed build or a changed source gives the same dataset as a fresh build."""
 
 from __future__ import annotations
 

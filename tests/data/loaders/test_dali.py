@@ -1,4 +1,4 @@
-"""Pictures by DALI's loader against the reference, Pillow's: stage by stage, whole chains, ranks, resume, bad JPEGs.
+"""DALI's images against Pillow's: single stages, whole chains, ranks, resume, corrupt JPEGs.
 
 Those marked gpu run the same on a GPU: `python -m pytest -m gpu tests/data/loaders/test_dali.py`.
 """
@@ -73,7 +73,7 @@ APPLIERS = [
 
 @pytest.fixture(scope="module")
 def pictures() -> NDArray[np.uint8]:
-    """Drawn faces and plain noise, [40, 60, 52, 3]: neither square nor even, so that no axis passes for another."""
+    """Synthetic faces and noise, [40, 60, 52, 3]: neither square nor even, so that axes cannot be confused."""
     faces = [np.asarray(Image.fromarray(np.asarray(render_sample(0, n, 60).image)).resize((52, 60))) for n in range(36)]
     colour = [face if face.ndim == 3 else np.repeat(face[..., None], 3, axis=2) for face in faces]
     random = np.random.default_rng(0)
@@ -111,7 +111,7 @@ def test_stage_equals_pillow(applied: Apply, kind: OpKind, pictures: NDArray[np.
 
 @pytest.mark.parametrize("applied", APPLIERS)
 def test_warp_equals_pillow(applied: Apply, pictures: NDArray[np.uint8]) -> None:
-    """Each face its own matrix. A pixel on the image's very edge may fall on either side."""
+    """Each sample has its own matrix. A pixel on the image's edge may fall on either side."""
     random = np.random.default_rng(2)
     drawn = identity(len(pictures), 1)
     drawn.kinds[:] = OpKind.WARP
@@ -177,7 +177,7 @@ def test_both_loaders_give_the_same_images(shards: Path, device: str, size: int,
 
 
 class Rehearsal(GpuBackend):
-    """The GPU's way, all of it that a CPU can run: DALI's resize, the batched stages, chunks cut into batches."""
+    """The GPU pipeline as far as a CPU can run it: DALI's resize, batched stages, chunks cut into batches."""
 
     decoder = "cpu"
 
@@ -191,7 +191,7 @@ class Rehearsal(GpuBackend):
 
 @pytest.mark.parametrize("size", [48, 64, 100])
 def test_gpu_pipeline_on_a_cpu_equals_pillow(shards: Path, size: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """DALI's resize rounds otherwise than Pillow's, and a stage after it can make more of a level."""
+    """DALI's resize rounds differently from Pillow's, and a later stage can amplify a level."""
     wanted = epoch(shards, "torch", data__image_size=size)
     monkeypatch.setattr(dali_loader, "make_backend", Rehearsal)
     made = epoch(shards, "dali", data__image_size=size)
@@ -221,7 +221,7 @@ def test_two_ranks_split_the_batches_of_one(shards: Path, sampler: str) -> None:
 
 
 def test_images_of_many_sizes_load(tmp_path: Path) -> None:
-    """A folder of pictures that were never cut to one size."""
+    """A folder of images that were never cropped to one size."""
     from tests.helpers.dataset_trees import write
 
     random = np.random.default_rng(3)
@@ -242,7 +242,7 @@ def test_images_of_many_sizes_load(tmp_path: Path) -> None:
 
 
 def mutate(jpeg: bytes, random: np.random.Generator) -> bytes:
-    """A few bytes changed, most of them in the header."""
+    """Change a few bytes, most of them in the header."""
     content = bytearray(jpeg)
     for _ in range(random.integers(1, 5)):
         content[random.integers(2, len(content) if random.random() < 0.3 else 620)] = random.integers(0, 256)
@@ -250,7 +250,7 @@ def mutate(jpeg: bytes, random: np.random.Generator) -> bytes:
 
 
 def test_corrupt_jpegs_are_handled_alike_by_both_loaders(shards: Path, tmp_path: Path) -> None:
-    """DALI may end the process over a header that it cannot parse: so it is not given one."""
+    """DALI may end the process on a header that it cannot parse, so it never receives one."""
     import shutil
 
     shutil.copytree(shards, tmp_path / "spoilt")
@@ -294,7 +294,7 @@ def test_jpeg_header_check_accepts_plain_headers(shards: Path) -> None:
 
 @pytest.mark.slow
 def test_resume_after_sigkill_gives_identical_run(faces: Path, tmp_path: Path) -> None:
-    """Bit for bit on one CPU rank, stopped in mid-epoch."""
+    """Bit-identical on one CPU rank, killed mid-epoch."""
     whole = settings(faces, tmp_path / "whole", data__loader="dali", checkpoint__every_steps="3")
     assert finish(command(whole)).returncode == 0
     stopped = settings(faces, tmp_path / "stopped", data__loader="dali", checkpoint__every_steps="3")
@@ -324,7 +324,7 @@ HOW = {
 
 @pytest.mark.parametrize("how", [h if h == "missing" else pytest.param(h, marks=pytest.mark.slow) for h in HOW])
 def test_missing_dali_falls_back_or_is_an_error(faces: Path, tmp_path: Path, how: str) -> None:
-    """`auto` says once what it uses instead; `dali` is an error with the install line."""
+    """`auto` reports its fallback once; `dali` is an error with the install command."""
     stand_in = tmp_path / "path" / "nvidia" / "dali"
     stand_in.mkdir(parents=True)
     (stand_in.parent / "__init__.py").write_text("")

@@ -1,4 +1,4 @@
-"""Batches from tars by both loaders, against pictures made one by one; order, resume and slices; and bad faces."""
+"""Batches of both loaders against images made one by one; order, resume, slices and bad samples."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ ROUNDING = 1.01 / 255 / 0.224
 
 @pytest.fixture(params=["torch", "dali"], autouse=True)
 def loader(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    """Every test here is run by both."""
+    """Every test in this module runs with both loaders."""
     name: str = request.param
     if name == "dali":
         pytest.importorskip("nvidia.dali", reason="DALI is not installed")
@@ -113,7 +113,7 @@ def test_workers_do_not_change_batches_and_outlive_epochs(faces: Path, loader: s
 
 
 def workers_of_this_process() -> set[int]:
-    """Running workers are children of the server that they were forked from, which is a child of ours."""
+    """Running workers: children of the fork server, which is a child of this process."""
     servers = psutil.Process().children()
     workers = [process for server in servers for process in server.children()]
     return {process.pid for process in workers if process.status() != psutil.STATUS_ZOMBIE}
@@ -132,7 +132,7 @@ def test_second_pass_sees_the_same_samples(faces: Path) -> None:
 
 
 def spoil(faces: Path, folder: Path, split: str, spoilt: dict[int, bytes]) -> list[str]:
-    """A copy of the dataset some of whose faces hold other bytes. Returns these faces' keys."""
+    """Copy the dataset and replace the bytes of some samples. Returns these samples' keys."""
     shutil.copytree(faces, folder)
     opened = open_dataset(folder).split(split)
     for number, content in spoilt.items():
@@ -150,7 +150,7 @@ def png(width: int, height: int) -> bytes:
 
 
 def cut_short(faces: Path, split: str, number: int) -> bytes:
-    """What looks like a JPEG until its pixels end."""
+    """Bytes that look like a JPEG until its pixels end."""
     whole = bytes(open_dataset(faces).split(split).read(number))
     return whole[: len(whole) // 3]
 
@@ -180,7 +180,7 @@ def test_bad_sample_is_named(faces: Path, tmp_path: Path, workers: int, content:
 
 
 def test_bad_sample_is_replaced(faces: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """By one of its class, another each epoch, the same for both loaders: a number of the plan decides."""
+    """By another sample of its class, a new one each epoch, the same for both loaders: the plan decides."""
     spoilt = {5: b"hello", 17: cut_short(faces, "train", 17), 40: b"\xff\xd8\xff" + b"\0" * 300}
     keys = spoil(faces, tmp_path / "bad", "train", spoilt)
     split = open_dataset(faces).split("train")
@@ -250,7 +250,7 @@ def test_abandoned_pass_does_not_disturb_the_next(faces: Path) -> None:
 
 
 def test_memory_does_not_grow_over_epochs(faces: Path) -> None:
-    """Resident memory over 20 epochs, the first ones left to warm up; 64 faces are 2 MB of floats an epoch."""
+    """Resident memory over 20 epochs after a warm-up; 64 samples are 2 MB of floats per epoch."""
     process = psutil.Process()
     used = []
     with open_data(config_for(faces), 0, 1, CPU) as data:

@@ -1,4 +1,4 @@
-"""Remote shards from a server that fails on purpose; the cache shared, evicted, offline; streaming, each face once."""
+"""Remote datasets from a server with injected faults: cache, eviction, offline use, streaming."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ def fetch(config: DataConfig, transfer: RetryPolicy = QUICK) -> Path:
 
 
 def same_files(folder: Path, original: Path) -> None:
-    """Everything that dataset.json names is there, byte for byte."""
+    """Assert that every file of dataset.json exists with equal bytes."""
     names = [p.name for p in original.iterdir() if p.suffix in (".tar", ".parquet") or p.name == "dataset.json"]
     assert len(names) == 9
     for name in names:
@@ -129,7 +129,7 @@ def test_transient_faults_are_retried(site: Site, original: Path, tmp_path: Path
 
 
 def test_interrupted_download_is_resumed(site: Site, original: Path, tmp_path: Path) -> None:
-    """The second run asks for what the first did not get."""
+    """The second attempt requests only what is missing."""
     size = (original / TAR).stat().st_size
     chunk = 2**14
     assert size > 3 * chunk
@@ -230,7 +230,7 @@ def test_unwritable_cache_is_one_line(site: Site, tmp_path: Path, monkeypatch: p
 
 
 def test_full_disk_is_one_line(site: Site, tmp_path: Path) -> None:
-    """Files of this process may grow to 10 kB only: what the kernel then says is told as a full disk."""
+    """Files of this process may not exceed 10 kB; the kernel's error is reported as a full disk."""
     script = (
         "import resource, signal, sys; from adadf_dist.data.remote.cache import ensure_cached\n"
         "from adadf_dist.config.schema import DataConfig; from adadf_dist.console.exit import cli_errors\n"
@@ -395,7 +395,7 @@ def streamed(config: Config, rank: int, ranks: int, epoch: int = 0, first: int =
 def test_streaming_visits_each_sample_once_in_equal_steps(
     site: Site, original: Path, tmp_path: Path, ranks: int, workers: int
 ) -> None:
-    """Three tars over so many workers: no one runs dry, every rank has its slice of every global batch."""
+    """Three tars over any number of workers: none runs dry, every rank has its slice of every global batch."""
     config = run_config(site.url, tmp_path, data__access="stream", data__workers=workers)
     split = open_dataset(original).split("train")
     everything: list[list[Batch]] = []
@@ -474,7 +474,7 @@ def test_unsupported_streaming_options_are_one_line(site: Site, tmp_path: Path) 
 
 
 def at_hand(world: World, urls: list[str], folder: str) -> list[tuple[str, list[str]]]:
-    """For each URL: the message, or the tars at hand."""
+    """For each URL: the error message, or the tars that are available."""
     os.environ["LOCAL_RANK"] = str(world.rank)
     found = []
     for url in urls:
@@ -504,7 +504,7 @@ def test_one_rank_downloads_and_fails_for_all(site: Site, tmp_path: Path) -> Non
 
 @pytest.mark.slow
 def test_two_ranks_train_from_a_url(site: Site, original: Path, tmp_path: Path) -> None:
-    """Each file once a node, also when fetching takes longer than the ranks' time limit; the run is the local one."""
+    """Each file is downloaded once per node, even if that exceeds the ranks' timeout; the run equals the local one."""
     site.faults = [Fault("train-.*tar", 3, stall_s=8)]
     values = settings(Path("x"), tmp_path / "run", epochs="1", runtime__timeout_s="6", data__cache=str(tmp_path / "c"))
     done = train_forked({**values, "data.shards": site.url}, 2, timeout=120)

@@ -1,4 +1,4 @@
-"""Drawn faces: reproducible, honestly voted, readable, and giving nothing away but by the expression."""
+"""Synthetic faces: reproducible, with calibrated votes, learnable, and without shortcuts to the label."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def clear() -> list[Face]:
 
 @pytest.fixture(scope="module")
 def mixed() -> list[Face]:
-    """As users get them, only small."""
+    """Samples as users get them, only smaller."""
     return [render_sample(2, index, size=16) for index in range(1500)]
 
 
@@ -119,7 +119,7 @@ def full(name: str, intensity: float = 1.0) -> NDArray[np.float64]:
 
 
 def row(name: str) -> NDArray[np.float64]:
-    """Who sees what in a plain expression, from the table."""
+    """Vote shares of an unambiguous expression, from the table."""
     wrong = np.array([CONFUSIONS[name].get(other, 0.0) for other in EMOTIONS])
     wrong[EMOTIONS.index(name)] = 1 - wrong.sum()
     return wrong
@@ -145,7 +145,7 @@ def test_weaker_expression_is_voted_more_neutral() -> None:
 
 
 def calibration_tails(votes: NDArray[np.int64], shares: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Two-sided chance of vote counts as far from the stated shares as these, in each cell: 7 classes by 4 levels."""
+    """Two-sided probability of vote counts this far from the stated shares, in each cell: 7 classes by 4 levels."""
     tails = []
     for emotion in range(7):
         share = shares[:, emotion]
@@ -213,7 +213,7 @@ def test_no_nuisance_factor_predicts_the_label(mixed: list[Face], clear: list[Fa
 
 
 def test_each_action_unit_changes_only_its_region() -> None:
-    """Else no observer could read the true distribution off the picture."""
+    """Otherwise no observer could read the true distribution off the image."""
     for index in range(20):
         look = render_sample(7, index, size=16).nuisance
         rest = dict.fromkeys(ACTION_UNITS, 0.0)
@@ -225,7 +225,7 @@ def test_each_action_unit_changes_only_its_region() -> None:
 
 
 def test_nuisance_factors_together_do_not_predict_the_label(mixed: list[Face], clear: list[Face]) -> None:
-    """A linear classifier on all of them is at chance on held-out faces, and well above it where one is planted."""
+    """A linear classifier on all of them is at chance on held-out samples, and well above it where one is injected."""
     faces = mixed + clear
     labels = torch.tensor([face.label for face in faces])
     values = torch.tensor([list(face.nuisance.values()) for face in faces])
@@ -238,7 +238,7 @@ def test_nuisance_factors_together_do_not_predict_the_label(mixed: list[Face], c
 
 
 def linear_accuracy(values: torch.Tensor, labels: torch.Tensor) -> float:
-    """Ridge regression to one-hot labels, fitted on all but the first 2,000 rows and counted on those."""
+    """Ridge regression to one-hot labels, fitted on all but the first 2,000 rows and evaluated on those."""
     inputs = torch.cat([values, torch.ones(len(values), 1)], dim=1).double()
     targets = nn.functional.one_hot(labels, 7).double()
     train = inputs[2000:]
@@ -256,7 +256,7 @@ def one_thread() -> Iterator[None]:
 
 @pytest.mark.usefixtures("one_thread")
 def test_small_network_learns_clear_faces(clear: list[Face]) -> None:
-    """90 % of held-out faces, pose, light, skin and glasses notwithstanding; chance is 14 %."""
+    """At least 90 % on held-out samples despite pose, light, skin and glasses; chance is 14 %."""
     images = torch.tensor(np.stack([face.image for face in clear])).permute(0, 3, 1, 2).float() / 255 - 0.5
     labels = torch.tensor([face.label for face in clear])
     with torch.random.fork_rng():

@@ -1,4 +1,4 @@
-"""Worker pools: results in turn, and no worker's death or failure leaves the rank waiting."""
+"""Worker pools return results in order, and no dead or failing worker blocks the rank."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def test_abandoned_pass_leaves_no_results_for_the_next(pool: WorkerPool[int, Any
 
 
 def test_worker_killed_while_sending_a_result(pool: WorkerPool[int, Any]) -> None:
-    """4 MB fill every pipe, so the worker is blocked in the middle of sending when it is killed."""
+    """4 MB fill every pipe, so the worker is killed while it is blocked in sending."""
     results = pool.run([Task("large results"), Task("large results")])
     victim = psutil.Process(next(results))
     next(results)
@@ -78,7 +78,7 @@ def test_worker_killed_between_passes(pool: WorkerPool[int, Any]) -> None:
 def test_failing_task_raises_its_error(
     pool: WorkerPool[int, Any], what: str, error: type[Exception], text: str
 ) -> None:
-    """Also a result that cannot be sent; the pool stays usable."""
+    """Also for a result that cannot be pickled; the pool stays usable."""
     with pytest.raises(error, match=text):
         list(pool.run([Task(what), Task("count")]))
     assert count(pool, 0) == interleaved(0)
@@ -90,7 +90,7 @@ def test_exiting_worker_is_an_error(pool: WorkerPool[int, Any]) -> None:
 
 
 def test_unreadable_result_ends_its_worker(pool: WorkerPool[int, Any]) -> None:
-    """Its worker is ended: results that are still in its pipe never pass for those of a later pass."""
+    """Its worker is terminated: results left in its pipe are never taken for those of a later pass."""
     with pytest.raises(ValueError, match="not a number"):
         list(pool.run([Task("unreadable"), Task("count")]))
     with pytest.raises(DeadWorkerError):
@@ -118,7 +118,7 @@ def test_loader_reports_a_killed_worker_in_one_line(faces: Path) -> None:
 
 
 def test_stop_signal_is_handled_while_waiting_for_a_batch(pool: WorkerPool[int, Any]) -> None:
-    """The worker goes on only after the rank, which waits for it, has handled the signal."""
+    """The worker continues only after the waiting rank has handled the signal."""
     world = World(torch.device("cpu"))
     results = pool.run([Task("count"), Task("count")])
     worker = psutil.Process(next(results))

@@ -1,4 +1,4 @@
-"""Worker processes: never forked from this one, ended with their parent, refused in one line where none can start."""
+"""Worker processes are never forked from this one, end with their parent, and fail in one line."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ BOUND_S = 60
 
 
 def calls(*folders: str) -> Iterator[tuple[str, ast.Call]]:
-    """Every call in the Python files of these folders, and where it is."""
+    """Every call in the Python files of these folders, with its location."""
     for folder in folders:
         for path in sorted((ROOT / folder).rglob("*.py")):
             for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
@@ -134,7 +134,7 @@ SIGNALED = """
 
 
 def test_workers_survive_stop_signals_to_the_process_group(tmp_path: Path) -> None:
-    """As torchrun, SLURM and a terminal send them; the run itself decides when it stops. Then it exits at once, too."""
+    """As torchrun, SLURM and a terminal send them. The run decides when to stop, and then exits promptly."""
     names = ["SIGTERM", "SIGHUP", "SIGINT"]
     script = tmp_path / "parent.py"
     script.write_text(textwrap.dedent(SIGNALED))
@@ -190,7 +190,7 @@ LEFTOVER_PIPELINE = """
 
 
 def test_workers_inherit_no_dali_pipeline(faces: Path, tmp_path: Path) -> None:
-    """A forked worker that collects a DALI pipeline of its parent, whose threads it lacks, waits forever or crashes."""
+    """A forked worker that garbage-collects its parent's DALI pipeline, whose threads it lacks, hangs or crashes."""
     pytest.importorskip("nvidia.dali", reason="DALI is not installed")
     script = tmp_path / "script.py"
     script.write_text(textwrap.dedent(LEFTOVER_PIPELINE))
@@ -254,7 +254,7 @@ def test_build_needs_no_shared_memory(tmp_path: Path) -> None:
 def test_pipelines_end_without_the_garbage_collector(
     faces: Path, tmp_path: Path, end: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A pipeline in a reference cycle is destroyed by whoever collects garbage, in whatever thread or process."""
+    """A pipeline in a reference cycle would be destroyed by the garbage collector of any thread or process."""
     dali_loader = pytest.importorskip("adadf_dist.data.loaders.dali_loader", reason="DALI is not installed")
     alive: list[weakref.ref[object]] = []
     build = dali_loader.decode_pipeline
@@ -289,7 +289,7 @@ def test_pipelines_end_without_the_garbage_collector(
 
 
 def end_by_a_bad_face(faces: Path, folder: Path) -> None:
-    """A JPEG that looks whole until its pixels end, which DALI reports when the pipeline is at work."""
+    """A JPEG that looks complete until its pixels end, which DALI reports while the pipeline runs."""
     spoil(faces, folder, "train", {0: cut_short(faces, "train", 0)})
     config = config_for(folder, data__loader="dali", data__prefetch=1, data__max_bad_faces=0)
     with pytest.raises(UserError, match=r"shards\.verify"), open_data(config, 0, 1, CPU) as data:
@@ -297,7 +297,7 @@ def end_by_a_bad_face(faces: Path, folder: Path) -> None:
 
 
 def test_workers_get_the_current_environment_of_their_parent(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The present one: credentials and proxies may be set after the server of the workers has started."""
+    """The current one: credentials and proxies may be set after the workers' fork server has started."""
     context = worker_context("adadf_dist.data.workers.process")
     here, there = context.Pipe()
     for changes in ({"ADADF_TEST_ONE": "1"}, {"ADADF_TEST_TWO": "2"}):

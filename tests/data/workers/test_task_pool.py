@@ -1,4 +1,4 @@
-"""Tasks in worker processes: results in order, and no death, error or signal leaves the parent waiting."""
+"""Tasks in worker processes: ordered results; no death, error or signal blocks the parent."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def test_samples_are_reported_in_groups_before_the_task_ends(tmp_path: Path) -> 
 
 @pytest.mark.parametrize("moment", ["die_at_work", "die_in_mid_result"])
 def test_killed_worker_is_one_line_at_once(tmp_path: Path, moment: str) -> None:
-    """The other worker holds its pipe open, and is killed as well: it does not get to its next sample."""
+    """The other worker keeps its pipe open and is killed too, before its next sample."""
     with pytest.raises(UserError, match=r"^worker \d \(process \d+\) was killed by SIGKILL; .*--workers \(now 2\)$"):
         run(tmp_path, "be_stuck", moment)
     assert has_ended(int((tmp_path / "stuck").read_text()))
@@ -67,7 +67,7 @@ def test_worker_killed_while_starting_is_one_line(tmp_path: Path) -> None:
 
 
 def test_worker_killed_while_receiving_a_task_is_one_line(tmp_path: Path) -> None:
-    """The parent waits for room in the pipe."""
+    """The parent is waiting for space in the pipe."""
     with pytest.raises(UserError, match=r"^worker \d .*SIGKILL"):
         run(tmp_path, "die_in_next_task", "die_in_next_task", "0" * 2**24)
 
@@ -92,7 +92,7 @@ def test_failure_stops_other_workers_at_their_next_sample(tmp_path: Path) -> Non
 
 
 def test_worker_sending_a_result_stops_after_a_failure(tmp_path: Path) -> None:
-    """The parent does not read it any more."""
+    """The parent no longer reads it."""
 
     def on_samples(count: int) -> None:
         wait_until((tmp_path / "sender").exists)
@@ -115,7 +115,7 @@ def test_worker_sending_a_result_stops_after_a_failure(tmp_path: Path) -> None:
     ],
 )
 def test_task_errors_are_raised(tmp_path: Path, step: str, error: type[BaseException], text: str) -> None:
-    """Also what cannot be sent or read."""
+    """Also errors that cannot be pickled or unpickled."""
     with pytest.raises(error, match=text):
         run(tmp_path, "10", step)
 
@@ -129,7 +129,7 @@ def refuse(*args: object, **options: object) -> None:
 
 
 def test_no_semaphore_is_needed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A container may have no room for one in /dev/shm."""
+    """A container may have no space for one in /dev/shm."""
     monkeypatch.setattr("multiprocessing.synchronize.SemLock.__init__", refuse)
     assert run(tmp_path, "10", "20") == ["10", "20"]
 
@@ -146,7 +146,7 @@ def test_unstartable_workers_are_one_line(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("second", [signal.SIGINT, signal.SIGTERM])
 def test_second_signal_ends_a_build_waiting_for_workers(tmp_path: Path, second: signal.Signals) -> None:
-    """One worker is suspended, so it never gets to its next sample."""
+    """One worker is suspended and never reaches its next sample."""
     words = ["shards.build", "synthetic", "--workers", "2", "--train", "9000", "--size", "224"]
     words += ["--out", str(tmp_path / "out")]
     build = subprocess.Popen(

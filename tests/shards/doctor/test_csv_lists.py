@@ -1,4 +1,4 @@
-"""The doctor reads a csv list just as `shards.build csv` does."""
+"""The doctor reads a CSV list exactly like `shards.build csv`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The doctor on trees with planted faults: each is found, and nothing else is accused."""
+"""The doctor on trees with injected faults finds each of them and nothing else."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ from tests.helpers.synthetic_faults import draw_tree, plant
 
 
 class Told:
-    """What a run of the doctor left behind."""
+    """The output of a run of the doctor."""
 
     def __init__(self, folder: Path, out: Path, *options: str) -> None:
         words = [
@@ -207,7 +207,7 @@ def test_table_counts_equal_the_disk(clean: Path, tmp_path: Path) -> None:
 def test_swapped_class_names_are_found_by_published_counts(
     clean: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A release made of our own faces, in another label order; then two class folders change names."""
+    """A release made of our own samples, in another label order; then two class folders swap names."""
     root = tmp_path / "faces"
     shutil.copytree(clean, root)
     classes = tuple(EMOTIONS)
@@ -241,7 +241,7 @@ def test_swapped_class_names_are_found_by_published_counts(
 
 @pytest.mark.parametrize("release", RELEASES, ids=lambda release: release.title)
 def test_published_counts_add_up(release: Release) -> None:
-    """Totals as the papers print them (Goodfellow 2013, Li 2017, Mollahosseini 2017; SFEW's as Ada-DF's paper does)."""
+    """Totals as printed in the papers (Goodfellow 2013, Li 2017, Mollahosseini 2017; SFEW's as in Ada-DF's paper)."""
     totals = {
         "fer2013": {"train": 28709, "validation": 3589, "test": 3589},
         "rafdb": {"train": 12271, "test": 3068},
@@ -283,7 +283,7 @@ def test_equal_hashes_are_all_paired() -> None:
 
 
 def test_synthetic_faces_are_no_near_duplicates() -> None:
-    """Every pair, not only those near by hash; mirrored too. The threshold's docstring has the same for 2,000."""
+    """Every pair, not only those with near hashes; mirrored too. The threshold's docstring has the same for 2,000."""
     prints = np.stack(
         [fingerprint(Image.fromarray(render_sample(3, index, 48).image).convert("L")) for index in range(400)]
     ).astype(np.float32)
@@ -417,7 +417,7 @@ def test_unreadable_image_in_a_dataset_folder_is_found(faces: Path, tmp_path: Pa
 
 
 def test_fer2013_sample_equals_its_csv(tmp_path: Path) -> None:
-    """Exact copies are equal strings of pixels."""
+    """Exact copies are equal pixel strings."""
     path = SHARED / "data" / "fer2013" / "mini_fer2013.csv.gz"
     if not path.is_file():
         pytest.skip("FER2013 is not at hand here")
@@ -441,7 +441,7 @@ def test_fer2013_sample_equals_its_csv(tmp_path: Path) -> None:
 
 
 def test_raw_trees_are_recognized(tmp_path: Path) -> None:
-    """Each layout by itself, faces as they stand: none carved, none dropped."""
+    """Each layout by itself, with all samples: none held out, none dropped."""
     trees.affectnet_2017(
         tmp_path / "2017", {f"1/{n}.jpg": n % 8 for n in range(16)}, {f"2/{n}.jpg": n for n in range(8)}
     )
