@@ -15,7 +15,7 @@ ROOT = Path(__file__).resolve().parents[1]
 
 def test_wheel_contains_only_the_package(tmp_path: Path) -> None:
     tracked = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True).stdout.split()
-    for name in tracked:  # a clean copy: building in place would leave folders behind
+    for name in tracked:  # a clean copy, since building in place would leave folders behind
         if name.startswith(("adadf_dist/", "shards/", "tests/")) or "/" not in name:
             copy = tmp_path / "source" / name
             copy.parent.mkdir(parents=True, exist_ok=True)

@@ -150,7 +150,7 @@ def test_annotated_face_is_selected() -> None:
     small, large = Face((0, 0, 10, 10), 0.99, points), Face((50, 50, 90, 90), 0.9, points)
     assert select_face([small, large]) is large
     assert select_face([small, large], [1, 1, 12, 12]) is small
-    assert select_face([small, large], [200, 200, 240, 240]) is None  # somebody else's faces
+    assert select_face([small, large], [200, 200, 240, 240]) is None  # faces of other people
     assert select_face([]) is None
     assert iou((0, 0, 10, 10), (5, 0, 15, 10)) == pytest.approx(1 / 3)
 
@@ -211,7 +211,7 @@ def test_build_stores_aligned_images(portrait: Image.Image, tmp_path: Path) -> N
     faces = {output[str(key)]["source"]: number for number, key in enumerate(split.keys)}
     one, other = (pixels(split, faces[name]).astype(int) for name in ("calm/one.jpg", "glad/turned.jpg"))
     assert one.shape == other.shape == (100, 100, 3)
-    assert np.abs(one[30:80, 25:75] - other[30:80, 25:75]).mean() < 12  # the same face in the same place
+    assert np.abs(one[30:80, 25:75] - other[30:80, 25:75]).mean() < 12  # the same face at the same position
     key = str(split.keys[faces["calm/one.jpg"]])
     assert output[key]["faces"] == 1
     assert np.abs(np.array(output[key]["aligned_by"])[:2] - PUPILS).max() < 3
@@ -266,7 +266,7 @@ def rafdb_photos(root: Path, photo: Image.Image) -> np.ndarray:
     points = template(1) @ np.array([[a, b], [-b, a]]) + [x, y]
     for number, name in enumerate(labels):
         varied = photo.copy()
-        varied.putpixel((number, 0), (255, 0, 0))  # no copies of one another
+        varied.putpixel((number, 0), (255, 0, 0))  # not copies of each other
         save(root / "Image" / "original" / name, varied)
         stem = name.removesuffix(".jpg")
         lines = "".join(f"{u:.3f}\t{v:.3f}\n" for u, v in points)

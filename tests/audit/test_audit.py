@@ -86,7 +86,7 @@ def table(audited: Path) -> list[dict[str, str]]:
 
 def test_forgetting_and_means_match_a_handmade_history() -> None:
     correct = np.array(
-        # learnt, forgotten twice, never learnt, not seen in epoch 2, half right, never seen
+        # learned, forgotten twice, never learned, not seen in epoch 2, half correct, never seen
         [
             [0.0, 1.0, 0.0, 1.0, 0.5, NAN],
             [1.0, 0.0, 0.0, NAN, 1.0, NAN],
@@ -159,7 +159,7 @@ def test_audit_reads_the_split_used_for_training(run: Path, drawn: Path, materia
     assert [str(key) for key in material.split.keys] == faces.keys.tolist()
     assert material.labels.tolist() == faces.labels.tolist()
     whole = open_dataset(drawn).split("train")
-    assert len(whole) == 280 > len(material.labels)  # validation is carved
+    assert len(whole) == 280 > len(material.labels)  # validation is held out
     pictures = {str(key): bytes(whole.read(place)) for place, key in enumerate(whole.keys)}
     assert bytes(material.split.read(7)) == pictures[str(material.split.keys[7])]
 
@@ -186,7 +186,7 @@ def test_injected_noise_is_ranked_better_than_chance(material: AuditInputs, audi
     assert own["auc"] == pytest.approx(roc_auc_score(wrong, given))
     count = int(wrong.sum())
     assert cards[0]["wrong"] == count == round(0.2 * len(wrong))
-    # four standard errors above the half of a score that knows nothing (Mann and Whitney)
+    # four standard errors above 0.5, the expectation of an uninformative score (Mann and Whitney)
     assert own["auc"] > 0.5 + 4 * ((len(wrong) + 1) / (12 * count * (len(wrong) - count))) ** 0.5
     assert own["at_changed"] > 0.2 + 4 * (0.2 * 0.8 / count) ** 0.5
     assert own["at_changed"] == pytest.approx(wrong[np.argsort(-given, kind="stable")[:count]].mean())
@@ -233,7 +233,7 @@ def test_report_is_markdown_and_replaced_only_with_force(
     assert re.search(r"\| \*\*suspicion\*\* \| [01]\.\d{3} \| [\d.]+% \|", output)
     assert "| attention, mean | 0." in output
     assert (audited / "audit.csv").read_bytes() == before
-    assert (audited / "relabel.csv").exists()  # a user's file is not the audit's to remove
+    assert (audited / "relabel.csv").exists()  # the audit must not remove a user's file
 
 
 def test_missing_cleanlab_is_reported(material: AuditInputs, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -295,7 +295,7 @@ def test_folders_without_shared_samples_are_rejected(material: AuditInputs, tmp_
         labels_from_dataset(replace(material.split, classes=tuple("ABCDEFG")), strange)
 
 
-# What goes wrong
+# User errors
 
 
 def copy_of(run: Path, tmp_path: Path) -> Path:
@@ -432,15 +432,15 @@ def test_page_filters_records_and_exports_decisions(page: Page, audited: Path, d
     )
     assert page.run(loaded) == 60
 
-    page.press("k")  # the first face; the next one is in focus then
+    page.press("k")  # the first sample; then the next one has the focus
     page.press("r")
     page.press("ArrowRight")
     page.press("d")
     page.click(".face:nth-child(6) [data-do=relabel]")
-    page.press("7")  # the seventh face becomes of class 7
+    page.press("7")  # the seventh sample gets class 7
     page.press("k")
     page.press("ArrowLeft")
-    page.press("u")  # the eighth once more undecided
+    page.press("u")  # the eighth is undecided again
     wanted = {
         keys[0]: ("keep", ""),
         keys[1]: ("relabel", other_than_label(rows[1])),
@@ -448,7 +448,7 @@ def test_page_filters_records_and_exports_decisions(page: Page, audited: Path, d
         keys[5]: ("relabel", other_than_label(rows[5])),
         keys[6]: ("relabel", page.run("data.classes[6]")),
     }
-    page.open(audited / "audit.html")  # reloaded: nothing is lost
+    page.open(audited / "audit.html")  # nothing is lost on reload
     assert "5 decided" in page.run("document.getElementById('count').textContent")
 
     label = rows[0]["label"]

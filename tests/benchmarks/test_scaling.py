@@ -62,13 +62,13 @@ def record(calls: Sent, nbytes: Sent) -> None:
             setattr(module, torchs_name, counted)
 
     count("all_reduce", 0)
-    # the newer name is what objects are gathered by, where torch has it
+    # newer versions of torch gather objects by this name
     newer = hasattr(distributed_c10d, "all_gather_single")
     count("all_gather", 1, "all_gather_single" if newer else "all_gather")
     count("broadcast", 0)
 
 
-# --- counts on paper against real messages
+# --- predicted counts against real messages
 
 
 def steps_of_a_rank(world: World, config: Config) -> dict[str, Any]:
@@ -83,7 +83,7 @@ def steps_of_a_rank(world: World, config: Config) -> dict[str, Any]:
     wrapped.register_comm_hook(dist.group.WORLD, hook)
     record(calls, nbytes)
     work.step()
-    # the hook hands the buckets to all_reduce too: what is left are the messages of our own
+    # the hook passes the buckets to all_reduce too: the rest are our own messages
     calls["all_reduce", "torch.float32"] -= len(buckets)
     nbytes["all_reduce", "torch.float32"] -= sum(buckets)
     return {"calls": calls, "bytes": nbytes, "buckets": buckets, "frozen": work.engine.model.extractor_frozen}
@@ -127,7 +127,7 @@ def test_predicted_epoch_volume_equals_measured(faces: Path, tmp_path: Path) -> 
         found.append(run_ranks(whole_run, 2, values)[0])
     config = build_config([ConfigLayer("test", values)])
     step = step_traffic(network(config, 7, False), config, 2, "cpu")
-    paper = [traffic.scaled(4) for traffic in step if traffic.part != "gradients"]  # 64 faces; DDP's own are not seen
+    paper = [traffic.scaled(4) for traffic in step if traffic.part != "gradients"]  # 64 samples; without DDP's own
     paper += epoch_traffic(config, 7, 64)
     for number, field in enumerate(("calls", "nbytes")):
         sent = sum_by_operation(found[1][number]) - sum_by_operation(found[0][number])
@@ -162,7 +162,7 @@ def test_local_batch_norm_sends_nothing() -> None:
     assert {t.part for t in step_traffic(network(config, 7, False), config, 8, "cuda")} == {"gradients", "attention"}
 
 
-# --- the tap and the split
+# --- the collective timer and the split of a step
 
 
 def late_rank(world: World) -> tuple[float, float, int]:
@@ -195,7 +195,7 @@ def test_step_time_split_of_known_times() -> None:
     step.marks = [(1.0, 1.5), (2.0, 2.1)]
     step.buckets = [SimpleNamespace()] * 2  # type: ignore[list-item]
     step.last_bucket, step.backward_ended, step.ended = 3.0, 3.4, 4.0
-    # of 0.5 s its own 0.2; of 0.1 s all, though it takes 0.3 alone; of the gradients' 0.4 s their own 0.1 + 0.2
+    # of 0.5 s its own 0.2; all of 0.1 s, although it takes 0.3 alone; of the gradients' 0.4 s their own 0.1 + 0.2
     communication, waiting = split(step, [0.2, 0.3, 0.1, 0.2])
     assert (communication, waiting) == (pytest.approx(0.6), pytest.approx(0.4))
     assert step.seconds() == 4.0
@@ -248,7 +248,7 @@ def test_projected_step_time() -> None:
     config = small(batch_size=80)
     alone = projected(config, 1)
     assert alone.arithmetic == pytest.approx(80 * 2 / 10_000 * 1000) and alone.launches == pytest.approx(0.6)
-    assert alone.total == alone.arithmetic  # nobody to talk to
+    assert alone.total == alone.arithmetic  # there is no other rank
     eight = projected(config, 8)
     assert eight.arithmetic == pytest.approx(alone.arithmetic / 8)
     messages = eight.batch_norm + eight.gradients + eight.attention

@@ -98,7 +98,7 @@ def test_healthy_environment_passes(ranks: int, faces: Path, tmp_path: Path) -> 
 
 
 def test_ctrl_c_ends_the_check(faces: Path, tmp_path: Path) -> None:
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs pass on to ignore it
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
     try:
         process = start(command(settings(faces, tmp_path / "out"), 1, MODULE))
     finally:
@@ -138,7 +138,7 @@ def test_missing_shards_fail(faces: Path, tmp_path: Path, capsys: pytest.Capture
     status, page = check(settings(tmp_path / "nowhere", tmp_path / "out"), capsys)
     assert status == 2
     assert page["shards"] == ("error", f"{tmp_path / 'nowhere'}: no such dataset folder")
-    assert page["run folder"][0] == "ok"  # the rest goes on where it can
+    assert page["run folder"][0] == "ok"  # the other checks continue where possible
     assert not {"step", "time", "loader"} & page.keys()
     assert not list(tmp_path.iterdir())
 
@@ -162,7 +162,7 @@ def test_user_files_in_run_folder_are_kept(faces: Path, tmp_path: Path, capsys: 
     with pytest.raises(UserError, match="a run would replace its config"):
         train.run(build_config([ConfigLayer("test", values)]))
     assert {path.name: path.read_text() for path in own.iterdir()} == {"config.yaml": "epochs: 1\n"}
-    (own / "run.json").write_text("{}")  # now it is a run's
+    (own / "run.json").write_text("{}")  # now it belongs to a run
     assert check(values, capsys)[1]["run folder"][0] == "ok"
 
 
@@ -263,7 +263,7 @@ def test_disk_space_for_checkpoints_is_checked(faces: Path, tmp_path: Path, monk
         monkeypatch.setattr(run_dir.shutil, "disk_usage", lambda path: type("Usage", (), {"free": free}))
         return run_dir.check_folder(config, alone(), 7, 64).mark
 
-    # two that are kept, the selected one, and the one being written
+    # two kept ones, the selected one, and the one being written
     assert [judged(3.9 * one), judged(4.1 * one), judged(8.1 * one)] == [Status.ERROR, Status.WARNING, Status.OK]
 
 

@@ -131,7 +131,7 @@ def test_newest_and_selected_checkpoints_are_kept(tmp_path: Path) -> None:
     assert completed_epochs(run.checkpoints.selected_path) == 1
     run.progress.batch = 0
     run.epochs(0.6)
-    run.save(6.0, batch=1)  # in mid-epoch, right after the best one: its weights are not those that were selected
+    run.save(6.0, batch=1)  # mid-epoch, right after the best epoch: its weights are not the selected ones
     assert read_checkpoint(run.checkpoints.selected_path)["engine"]["model"]["w"].tolist() == [5.0] * 3
 
 
@@ -188,7 +188,7 @@ def test_resume_copies_the_selected_checkpoint_or_warns(tmp_path: Path, capsys: 
     old = Run(tmp_path / "old", checkpoint__keep=9)
     old.epochs(0.1, 0.9, 0.2)
     newest, second, _ = old.checkpoints.list_checkpoints()
-    for path in (newest, second):  # the best epoch's stands beside the file, or is the file
+    for path in (newest, second):  # the best epoch's checkpoint is beside the file, or is the file
         new = Run(tmp_path / path.stem, resume=str(path))
         new.checkpoints.restore()
         assert (completed_epochs(new.checkpoints.selected_path), new.progress.best_epoch) == (2, 2)

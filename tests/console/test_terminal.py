@@ -61,7 +61,7 @@ def without_console(kind: str) -> Iterator[None]:
     """Make standard output and error unwritable. Not a fixture: pytest sets both before each phase of a test."""
     descriptor = GONE[kind]()
     with pytest.raises(OSError, match=r"Input/output error|Broken pipe|No space left"):
-        os.write(descriptor, b"x")  # it is really gone
+        os.write(descriptor, b"x")  # it is closed
     with pytest.MonkeyPatch.context() as patch:
         for name in ("stdout", "stderr"):
             stream = text_stream(descriptor)
@@ -112,7 +112,7 @@ def test_idle_reader_does_not_block(monkeypatch: pytest.MonkeyPatch) -> None:
     print("x" * 1_000_000, file=stream, flush=True)
     assert isinstance(write_error(stream), TimeoutError)
     assert len(os.read(reader, 1_000_000)) > 0
-    print("end", file=stream, flush=True)  # there is room again
+    print("end", file=stream, flush=True)  # there is space again
     assert os.read(reader, 1_000_000).endswith(b"end\n")
     os.close(reader)
     os.close(writer)

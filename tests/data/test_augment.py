@@ -134,7 +134,7 @@ def test_shear_equals_a_naive_loop(factor: float) -> None:
     checked = 0
     for row in range(32):
         for column in range(32):
-            x = (column + 0.5) + factor * (row + 0.5) - 0.5  # where the output looks, in pixels
+            x = (column + 0.5) + factor * (row + 0.5) - 0.5  # source positions of the output, in pixels
             left = math.floor(x)
             if not 0 <= left < 31:
                 continue

@@ -32,7 +32,7 @@ def test_all_commands_know_the_same_emotion_names(other: str, name: str, tmp_pat
 
 def test_unknown_emotion_names_are_kept() -> None:
     assert emotions.find_label("bored", OURS) is None
-    assert emotions.find_label("\u00b2", OURS) is None  # a superscript two: a digit, but no number
+    assert emotions.find_label("\u00b2", OURS) is None  # a superscript two is a digit, but not a number
     assert reference_labels.find_class("bored", ("Bored",)) == 0
 
 

@@ -120,7 +120,7 @@ def test_digest_covers_only_the_content_of_its_split(
     edit(copy, change)
     after = read_manifest(copy).digests()
     assert after["test"] != before["test"]
-    if before["train"] != after["train"]:  # class names are every split's
+    if before["train"] != after["train"]:  # class names belong to every split
         assert read_manifest(copy).classes != read_manifest(faces).classes
 
 
@@ -199,7 +199,7 @@ def test_training_samples_are_rejected_as_validation_split(
     assert "64 of these 64 samples are training samples of the run" in said.out
     assert json.loads((tmp_path / "report.json").read_text())["asked"]["training_samples"] == 64
     assert said.err.count("warning: ") == old  # of an older version: one line
-    evaluate([str(copy), "--split", "test", "--data.shards", str(swapped)])  # the test split is what it was
+    evaluate([str(copy), "--split", "test", "--data.shards", str(swapped)])  # the test split is unchanged
     evaluate([str(copy), "--split", "train", "--data.shards", str(home / "data" / "faces")])
 
 
@@ -221,7 +221,7 @@ def test_resume_accepts_a_moved_dataset_but_no_other(
     assert "resumed on other data" in capsys.readouterr().out
     assert [source["shards"] for source in json.loads((copy / "data.json").read_text())["earlier"]]
     assert yaml.safe_load((copy / "config.yaml").read_text())["allow_other_data"] is False
-    train.run(longer)  # the permission is needed once
+    train.run(longer)  # the permission is needed only once
 
 
 def test_run_of_an_older_version_resumes_with_one_warning(

@@ -28,7 +28,7 @@ def test_symmetric_noise_is_exact_uniform_and_seeded() -> None:
     noise = symmetric_noise(true, 7, 0.3, seed=0)
     assert len(noise.changed) == round(0.3 * len(true))
     assert np.array_equal(noise.true, true)
-    for c in range(7):  # even over the six others: chi-squared, 0.1 % limit of 5 degrees of freedom
+    for c in range(7):  # uniform over the six others: chi-squared, 0.1 % limit of 5 degrees of freedom
         counts = np.bincount(noise.given[(true == c) & (noise.given != true)], minlength=7)
         assert counts[c] == 0
         others = np.delete(counts, c)

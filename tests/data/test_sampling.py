@@ -48,7 +48,7 @@ def test_balanced_redraws_each_epoch_without_repeats() -> None:
 
 def test_oversample_repeats_samples_of_a_class_equally() -> None:
     times = Counter(epoch("oversample"))
-    rare = [times[i] for i in range(80, 87)]  # 7 faces for 50 places
+    rare = [times[i] for i in range(80, 87)]  # 7 samples for 50 places
     assert sum(rare) == 50
     assert set(rare) == {7, 8}
     assert {times[i] for i in range(50)} == {1}
@@ -61,7 +61,7 @@ def test_sqrt_sampler_shares() -> None:
     wanted = 100 * roots / roots.sum()
     assert np.abs(np.bincount(LABELS[drawn]) - wanted).max() < 1
     common = [i for i in drawn if i < 50]
-    assert len(set(common)) == len(common)  # no face twice while its class lasts
+    assert len(set(common)) == len(common)  # no sample twice before its class is exhausted
 
 
 def test_apportion_sums_to_its_total() -> None:

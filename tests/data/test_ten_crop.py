@@ -66,7 +66,7 @@ def test_rank_slices_are_of_samples(faces: Path, tmp_path: Path) -> None:
         with open_data(config, rank, ranks, torch.device("cpu")) as data:
             parts.append(next(data.train_batches(0)).flatten_crops())
     whole, first, second = parts
-    assert len(whole.images) == whole.global_size == 80  # 64 faces in 8 batches
+    assert len(whole.images) == whole.global_size == 80  # 64 samples in 8 batches
     assert second.offset == len(first.images) == 40
     assert torch.equal(torch.cat([first.images, second.images]), whole.images)
     assert torch.equal(torch.cat([first.sample_ids, second.sample_ids]), whole.sample_ids)

@@ -158,7 +158,7 @@ def test_replaced_samples_are_found(count: int, severity: int | None) -> None:
 
 
 def test_overfitting_is_found() -> None:
-    # of 120 faces at 0.75, two standard errors of a difference are 2 sqrt(2 * 0.75 * 0.25 / 120) = 11.180 points
+    # of 120 samples at 0.75, two standard errors of a difference are 2 sqrt(2 * 0.75 * 0.25 / 120) = 11.180 points
     def fallen_to(accuracy: float, **changed: Any) -> list[dict[str, Any]]:
         return run_of(3) + [record(epoch, accuracy=accuracy, **changed) for epoch in (4, 5, 6)]
 

@@ -74,7 +74,7 @@ def test_unsuitable_setting_is_found_and_its_fix_resolves_it(key: str) -> None:
         ({"loss.epoch_threshold": 9, "epochs": 8, "loss.supervision": "one_hot"}, 100),  # no such loss
         ({"optimizer.ema": 0.99, "epochs": 3}, 100),
         ({"checkpoint.every_steps": 400, "epochs": 4}, 100),
-        ({"epochs": 1, "loss.epoch_threshold": 1}, 2),  # the default intervals do no harm
+        ({"epochs": 1, "loss.epoch_threshold": 1}, 2),  # the default intervals cause no finding
         ({"optimizer.gamma": 0.5, "optimizer.schedule": "cosine"}, 100),
     ],
 )

@@ -59,7 +59,7 @@ def test_shards_on_only_one_node_are_rejected(faces: Path, nodes: tuple[Path, Pa
     shutil.copytree(faces, nodes[0] / "faces")
     ended = two_nodes(
         nodes, settings(Path("faces"), tmp_path / "shared", runtime__timeout_s="600")
-    )  # none waits so long
+    )  # no rank waits so long
     for status, output in ended:
         assert status != 0
         (line,) = our_lines(output)

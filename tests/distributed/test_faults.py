@@ -78,7 +78,7 @@ def test_hung_rank_prints_stack_traces(fault: str, faces: Path, tmp_path: Path) 
         )
         assert "exiting with status 75" in output
         assert "in hang_for_ever" in output
-    else:  # nobody but faulthandler can speak, and its launcher has to end the process
+    else:  # only faulthandler can print, and the launcher has to end the process
         wait_for(lambda: len(records(tmp_path / "out", "steps")) == 2, process)
         time.sleep(6)
         assert process.poll() is None

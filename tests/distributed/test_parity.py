@@ -87,14 +87,14 @@ def assert_close(mine: dict[str, Tensor], theirs: dict[str, Tensor], tolerance: 
 def test_step_on_n_ranks_equals_step_on_one(slices: tuple[int, ...]) -> None:
     """Losses, gradients (BatchNorm's included), Adam's step, class distributions, history."""
     one = train_steps(alone(), slices, 1)
-    assert one["losses"][0][3] > 0.5  # the rank regularisation takes part
+    assert one["losses"][0][3] > 0.5  # rank regularization is active
     for many in run_ranks(train_steps, len(slices), slices, 1):
         torch.testing.assert_close(many["losses"], one["losses"], rtol=1e-9, atol=1e-9)
         assert_close(many["gradients"], one["gradients"], 1e-9)
         assert_close(
             {"d": many["distributions"], "m": many["means"]}, {"d": one["distributions"], "m": one["means"]}, 1e-9
         )
-        # the history is kept in float32
+        # the history is stored in float32
         assert_close(many["history"], one["history"], 1e-6)
 
 
@@ -155,7 +155,7 @@ def local_gradients(world: World, slices: tuple[int, ...]) -> float:
     mine = weights[first:end].clone().requires_grad_()
     gathered = world.gather(mine, first, sum(slices))
     assert torch.equal(gathered.detach(), weights)
-    # a loss computed whole on every rank: its gradient, averaged over ranks, is that of one rank
+    # a loss computed completely on every rank: its gradient, averaged over ranks, equals that of one rank
     (gathered.pow(3).sum()).backward()
     assert mine.grad is not None
     torch.testing.assert_close(mine.grad / world.size, 3 * weights[first:end] ** 2, rtol=1e-12, atol=1e-12)
@@ -204,7 +204,7 @@ def normalize(world: World, slices: tuple[int, ...], dtype: torch.dtype, channel
 def test_synchronized_batch_norm_equals_whole_batch(slices: tuple[int, ...], channels_last: bool) -> None:
     one = normalize(alone(), slices, torch.float64, channels_last)
     ranks = run_ranks(normalize, len(slices), slices, torch.float64, channels_last)
-    for place in (0, 1):  # outputs and input gradients: the ranks' rows, joined
+    for place in (0, 1):  # outputs and input gradients: the ranks' rows, concatenated
         torch.testing.assert_close(torch.cat([r[place] for r in ranks]), one[place], rtol=1e-10, atol=1e-10)
     for many in ranks:
         for place in range(2, 6):

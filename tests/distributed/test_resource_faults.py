@@ -165,7 +165,7 @@ def test_metrics_wait_for_disk_space(disk: Path) -> None:
     metrics.append({"step": 1})
     with pytest.raises(OSError, match="No space left"):
         fill(ballast, 500)
-    long = "x" * 10_000  # a page has room for a few bytes more
+    long = "x" * 10_000  # a page has space for a few more bytes
     metrics.append({"step": 2, "text": long})
     metrics.append({"step": 3})
     assert [json.loads(line)["step"] for line in metrics.path.read_text().splitlines()] == [1]

@@ -22,7 +22,7 @@ CLASSES = 7
 
 def engine_of(compiled: str, world: World) -> DDPEngine:
     values: dict[str, object] = {"model.backbone": "resnet10", "runtime.precision": "fp32", "runtime.compile": compiled}
-    # steps small enough that Adam does not make a rounding large
+    # steps so small that Adam does not amplify rounding
     values |= {"runtime.sync_batch_norm": world.size == 1, "optimizer.lr": 1e-5}
     return DDPEngine(build_config([ConfigLayer("test", values)]), CLASSES, world)
 

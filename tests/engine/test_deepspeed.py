@@ -30,7 +30,7 @@ STAGES = [0, 1, 2, 3]
 def config_of(**changed: object) -> Config:
     """Keyword arguments have `__` for the dot."""
     base: dict[str, object] = {
-        "loss.rank_margin": 1.0,  # the rank regularisation is always active
+        "loss.rank_margin": 1.0,  # rank regularization is always active
         "runtime.precision": "fp32",
         "model.backbone": "resnet10",
         "batch_size": ROWS,

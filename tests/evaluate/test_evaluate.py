@@ -135,7 +135,7 @@ def test_held_out_validation_equals_the_runs(run: Path, tmp_path: Path) -> None:
     build_synthetic_dataset(folder, {"train": 64}, size=32, workers=1)
     train = open_dataset(folder).split("train")
     kept, held_out = stratified_holdout(train.labels, 0.1, 0)
-    found = evaluate(run, "--data.shards", folder, "--allow-training-samples")  # the run held nothing out of them
+    found = evaluate(run, "--data.shards", folder, "--allow-training-samples")  # the run held out none of them
     assert (found["asked"]["split"], found["asked"]["faces"]) == ("validation", len(held_out))
     assert found["asked"]["training_samples"] == len(held_out)
     counts = np.bincount(train.labels[held_out], minlength=7)

@@ -64,7 +64,7 @@ def test_scores_equal_scikit_learn_and_loops(missing: bool) -> None:
     logits = (3 * random.normal(size=(200, 5))).astype(np.float32)
     labels = random.integers(0, 4 if missing else 5, 200)
     if missing:
-        logits[:, 2] = -20  # a class never predicted, beside one without faces
+        logits[:, 2] = -20  # a class that is never predicted, and one without samples
     scores = score(logits, labels, tuple("abcde"))
     naive = naive_scores(logits, labels, 5)
     assert scores.accuracy.value == pytest.approx(naive["accuracy"])
@@ -181,7 +181,7 @@ def test_subgroups_by_hand(run: Path, faces: Path, tmp_path: Path, capsys: pytes
     numbers = [int(str(key).rpartition("-")[2]) for key in split.keys]
     for field, of in (("glasses", lambda n: str(n % 3 == 0)), ("side", lambda n: "left" if n % 2 else "not given")):
         output = {group["name"]: group for group in found["groups"][field]}
-        base = 2 * 10**9  # where the numbers of test faces begin
+        base = 2 * 10**9  # where the indices of test samples start
         for name, group in output.items():
             members = [row for row, number in enumerate(numbers) if of(base + number) == name]
             assert group["faces"] == len(members)

@@ -78,7 +78,7 @@ def test_exported_file_predicts_like_the_training_network(run: Path, exported: P
     images = torch.randn(rows, 3, 32, 32, generator=torch.Generator().manual_seed(rows))
     with torch.no_grad():
         wanted = load_trained_model(run).model(images).target_logits.numpy()
-    if kind == "onnx":  # as a stranger's program opens it
+    if kind == "onnx":  # as another program opens it
         session = onnxruntime.InferenceSession(exported / "model.onnx")
         assert [value.name for value in session.get_inputs() + session.get_outputs()] == ["images", "logits"]
         logits = session.run(None, {"images": images.numpy()})[0]

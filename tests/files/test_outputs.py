@@ -204,7 +204,7 @@ def test_comparison_does_not_replace_the_report_of_its_first_run(
 def test_run_does_not_replace_files_in_a_foreign_folder(name: str, tmp_path: Path) -> None:
     folder = tmp_path / "mine"
     folder.mkdir()
-    (folder / "slurm-17.out").write_text("")  # logs of launchers are welcome
+    (folder / "slurm-17.out").write_text("")  # a folder may hold logs of launchers
     check_run_folder(folder)
     (folder / name).write_text("mine")
     with pytest.raises(UserError, match=rf"out: {folder} .*{name}.*choose another --out"):

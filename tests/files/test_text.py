@@ -192,10 +192,10 @@ def test_config_rejects_paths_that_no_file_can_store() -> None:
         build_config([ConfigLayer("command line", {"out": "runs/fr\udcf6h"})])
 
 
-# The product's code
+# The package's code
 
 OWN_FILES = {
-    "adadf_dist/audit/gallery.py",  # parts of our page
+    "adadf_dist/audit/gallery.py",  # parts of the report page
     "adadf_dist/data/remote/cache.py",
     "adadf_dist/data/build/shard_task.py",
     "adadf_dist/data/build/staging.py",

@@ -14,7 +14,7 @@ LAUNCH = ROOT / "launch"
 TIMEOUT_S = 60
 
 STUBS = {
-    # answers questions by the real interpreter, and writes down what it was started with otherwise
+    # queries go to the real interpreter, other arguments are recorded
     "python": f"""
 if [[ $1 == -c ]]; then exec {sys.executable} "$@"; fi
 printf '%s\\n' "$@" >"$STUBS/words-${{RANK:-0}}"

@@ -45,7 +45,7 @@ def finish_all(
     finally:
         for process in processes:
             if process.poll() is None:
-                process.terminate()  # an agent takes its worker along
+                process.terminate()  # an agent ends its worker
                 try:
                     process.communicate(timeout=40)
                 except subprocess.TimeoutExpired:

@@ -84,7 +84,7 @@ def answer(request: BaseHTTPRequestHandler, site: Site) -> None:
         site.asked.append((name, wanted))
     fault = site.fault_for(name)
     path = site.folder / name
-    request.close_connection = True  # or a closed site would go on answering
+    request.close_connection = True  # or a closed site would keep answering
     status = fault.status if fault.status != 200 else 200 if path.is_file() else 404
     if status != 200:
         request.send_response(status)
@@ -109,5 +109,5 @@ def answer(request: BaseHTTPRequestHandler, site: Site) -> None:
         request.wfile.flush()
         time.sleep(fault.stall_s)
         request.wfile.write(body[sent // 2 : sent])
-    except OSError:  # the other side has had enough
+    except OSError:  # the client has closed the connection
         pass

@@ -33,10 +33,10 @@ def writes(cluster: Cluster, state: str) -> str:
         ("stopped", 0, True, 0),
         ("finished", 0, False, 0),
         ("failed", 1, False, 1),
-        ("running", 137, False, 137),  # killed for its memory
+        ("running", 137, False, 137),  # killed by the out-of-memory killer
         ("", 2, False, 2),
         ("", 0, False, 1),
-        ("", 143, True, 0),  # TERM before Python had a handler for it
+        ("", 143, True, 0),  # TERM before Python had installed its handler
     ],
 )
 def test_job_is_requeued_by_run_status(cluster: Cluster, state: str, code: int, requeued: bool, status: int) -> None:

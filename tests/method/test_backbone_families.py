@@ -64,7 +64,7 @@ def test_backbone_family_exports_evaluates_and_predicts(
     images = images_of(3, side, 99)
     with torch.no_grad():
         wanted = load_trained_model(checkpoint).model(images).target_logits
-    assert wanted.std(dim=0).max() > 1e-3  # it tells images apart
+    assert wanted.std(dim=0).max() > 1e-3  # it distinguishes images
     by_strangers = onnxruntime.InferenceSession(files["onnx"]).run(None, {"images": images.numpy()})[0]
     torch.testing.assert_close(torch.from_numpy(by_strangers), wanted, atol=1e-5, rtol=1e-4)
     for kind in ("safetensors", "pt2"):

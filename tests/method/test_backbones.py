@@ -228,10 +228,10 @@ def train_steps(world: World, name: str, side: int) -> tuple[list[list[float]], 
 def test_steps_of_two_ranks_equal_one(name: str) -> None:
     """timm's BatchNorm with activation sees the global batch; every parameter has a gradient."""
     one, gradients = train_steps(alone(), f"timm:{name}", FAMILIES[name])
-    assert one[0][3] > 0.5  # the rank regularisation takes part
+    assert one[0][3] > 0.5  # rank regularization is active
     for many, theirs in run_ranks(train_steps, 2, f"timm:{name}", FAMILIES[name], timeout=240):
         torch.testing.assert_close(many[0], one[0], rtol=1e-9, atol=1e-9)
-        torch.testing.assert_close(many[1], one[1], rtol=1e-6, atol=1e-6)  # Adam makes a rounding of a gradient larger
+        torch.testing.assert_close(many[1], one[1], rtol=1e-6, atol=1e-6)  # Adam amplifies the rounding of a gradient
         assert theirs.keys() == gradients.keys()
         for key in gradients:
             torch.testing.assert_close(theirs[key], gradients[key], rtol=1e-8, atol=1e-9, msg=lambda m, k=key: k + m)

@@ -127,7 +127,7 @@ def test_restored_sums_count_once_over_ranks(ranks: int) -> None:
     total = torch.zeros(2, 3, dtype=torch.float64)
     for rank in range(ranks):
         classes = ClassDistributions(2, config, Rank(rank))
-        classes.observe(torch.zeros(5, 2), torch.zeros(5, dtype=torch.int64))  # forgotten: a restored state replaces it
+        classes.observe(torch.zeros(5, 2), torch.zeros(5, dtype=torch.int64))  # replaced by the restored state
         classes.load_state_dict(before.state_dict())
         classes.observe(torch.tensor([[0.3, 0.7]], dtype=torch.float64).log(), torch.tensor([1]))
         total += classes.state_dict()["pending"]

@@ -149,7 +149,7 @@ def test_detach_stops_the_gradient_through_the_fused_distribution() -> None:
     losses.total.backward()
     assert output.auxiliary_logits.grad is not None
     assert output.auxiliary_logits.grad.abs().max() == 0  # its own loss has weight 0 here
-    # what is left is the KL's plain gradient: prediction minus fused target, over N
+    # the rest is the gradient of KL: prediction minus fused target, over N
     wanted = (output.target_logits.softmax(dim=1) - losses.fused_distributions).detach() / 8
     torch.testing.assert_close(output.target_logits.grad, wanted, rtol=0, atol=1e-12)
 
@@ -192,9 +192,9 @@ def test_ties_are_broken_by_position() -> None:
     assert attention.grad.tolist() == [-0.5, -0.5, 0.5, 0.5]
     tied = torch.tensor([0.2, 0.8, 0.2, 0.8], dtype=torch.float64, requires_grad=True)
     weights = normalize_attention(tied, tied, 0.0)
-    # of the tied extremes the first carries the gradient, not each a share: it is 0 whatever happens ...
+    # of tied extremes only the first carries the gradient; its weight stays 0 ...
     assert torch.autograd.grad(weights[0], tied, retain_graph=True)[0].tolist() == [0, 0, 0, 0]
-    # ... and its twin moves against it, by 1 over the range
+    # ... and its duplicate moves against it, by 1 over the range
     moved = torch.autograd.grad(weights[2], tied)[0]
     torch.testing.assert_close(moved, torch.tensor([-1 / 0.6, 0, 1 / 0.6, 0], dtype=torch.float64))
 
@@ -218,7 +218,7 @@ def exact_floor(ratio: str, rows: int) -> int:
 def test_upper_group_size_is_exact(ratio: str, rows: int) -> None:
     """floor(0.7 x 70) is 49, although 0.7 * 70 is 48.999... in binary."""
     upper = exact_floor(ratio, rows)
-    assert upper == float(ratio) * rows or math.floor(float(ratio) * rows) == upper - 1  # binary falls short in most
+    assert upper == float(ratio) * rows or math.floor(float(ratio) * rows) == upper - 1  # binary is mostly below
     attention = torch.zeros(rows, dtype=torch.float64)
     attention[:upper] = 1.0
     # margin - (1 - 0) is exactly 0 only where both groups are cut at `upper`

@@ -47,7 +47,7 @@ def test_all_images_failing_is_an_error(model: Path, pictures: Path, capsys: pyt
 
 def test_pixels_equal_those_of_a_viewer(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     face = Image.fromarray(render_sample(2, 0, 32).image)
-    turned = face.transpose(Image.Transpose.ROTATE_90)  # which tag 6 turns back
+    turned = face.transpose(Image.Transpose.ROTATE_90)  # which orientation 6 undoes
     exif = Image.Exif()
     exif[0x0112] = 6
     turned.save(tmp_path / "turned.png", exif=exif)
@@ -146,7 +146,7 @@ def test_paths_from_stdin_are_predicted_as_they_arrive(model: Path, pictures: Pa
         for name, error in (("a.jpg", None), ("nowhere.jpg", "No such file or directory"), ("below", "Is a directory")):
             process.stdin.write(f"{pictures / name}\n")
             process.stdin.flush()
-            value = json.loads(process.stdout.readline())  # before the next line goes in
+            value = json.loads(process.stdout.readline())  # before the next line is sent
             assert (value["path"], value["error"]) == (str(pictures / name), error)
         _, err = communicate(process)
         assert (process.returncode, len(err.splitlines())) == (1, 1)

@@ -47,7 +47,7 @@ def test_dataset_predictions_equal_evaluation(
     assert [row["prediction"] for row in rows] == [CLASSES[best] for best in wanted.argmax(axis=1)]
     np.testing.assert_allclose([float(row["confidence"]) for row in rows], wanted.max(axis=1), atol=1e-5)
     assert not lines
-    assert wanted.std(axis=0).max() > 1e-3  # faces are told apart, or all of this would say little
+    assert wanted.std(axis=0).max() > 1e-3  # the network distinguishes samples, otherwise this would prove little
 
 
 def test_ten_crop_predictions_equal_evaluation(faces: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -127,7 +127,7 @@ def test_reading_ahead_is_limited_to_a_few_batches(model: Path, pictures: Path) 
     rows = predictor.predict(endless())
     for number in range(1, 4):
         assert len(next(rows)) == 4
-        assert len(taken) <= 4 * number + 2 * 4 + 2 + 2  # judged, waiting, being decoded, in hand
+        assert len(taken) <= 4 * number + 2 * 4 + 2 + 2  # predicted, waiting, being decoded, and just read
 
 
 def test_input_error_is_raised_after_the_rows_before_it(model: Path, pictures: Path) -> None:

@@ -63,7 +63,7 @@ def copies(run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def baseline(faces: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished run with one-hot labels, whose report failed without harm."""
     out = tmp_path_factory.mktemp("runs") / "baseline"
-    (out / "report.html").mkdir(parents=True)  # where the page should go
+    (out / "report.html").mkdir(parents=True)  # where the page would be written
     more = {"loss__supervision": "one_hot", "evaluation__report": "true"}
     last = train_here(settings(faces, out, epochs="1", **more)).splitlines()[-1]
     assert last.startswith("warning: report failed (UserError: ") and "python -m adadf_dist.report" in last
@@ -182,7 +182,7 @@ def test_confusion_matrix_is_of_the_selected_model(run: Path) -> None:
     totals = Counter(labels.tolist())
     classes = open_run(run).classes
     for number, name in enumerate(classes):
-        assert f"<!-- {name} ({totals[number]}) -->" in svg  # matplotlib notes each text that it draws
+        assert f"<!-- {name} ({totals[number]}) -->" in svg  # matplotlib records every text that it draws
     drawn = svg[svg.index('id="confusion"') : svg.index('id="class_distributions"')]
     assert "<!-- Test, same epoch -->" in drawn
     cells = re.findall(r"<!-- (\d+|·) -->", drawn)
@@ -243,7 +243,7 @@ def test_ambiguous_sample_is_found_and_described(run: Path, faces: Path) -> None
     # equation 12: the fused distribution lies between its two parts, by w'
     weight = face.weights[-1]
     mixed = weight * shown["class (5)"] + (1 - weight) * face.distributions[-1, AUXILIARY]
-    np.testing.assert_allclose(face.distributions[-1, FUSED], mixed, atol=2e-3)  # w' is kept as float16
+    np.testing.assert_allclose(face.distributions[-1, FUSED], mixed, atol=2e-3)  # w' is stored as float16
 
 
 def test_attention_by_class_equals_the_history() -> None:
@@ -349,7 +349,7 @@ def test_truncated_run_files_are_handled(run: Path, tmp_path: Path, capsys: pyte
 def test_titles_do_not_overlap(run: Path) -> None:
     opened = open_run(run)
     face = find_tracked_sample(opened, "")
-    assert face is not None and face.votes is not None  # so there are most panels
+    assert face is not None and face.votes is not None  # the case with the most panels
     with plot_style():
         figure = face_figure(opened, face)
         FigureCanvasAgg(figure).draw()
@@ -411,7 +411,7 @@ def test_user_errors_are_one_line(run: Path, tmp_path: Path, capsys: pytest.Capt
     with np.load(run / "history" / "epoch-0001.npz") as epoch, np.load(run / "faces.npz") as columns:
         other = next(str(key) for n, key in enumerate(columns["keys"]) if n not in epoch["listed"].tolist())
     assert f"runtime.history_samples {other}" in wrong([str(run), "--face", other], capsys)
-    for path in (begun / "history").glob("*.npz"):  # as a sampler that left the face out
+    for path in (begun / "history").glob("*.npz"):  # as with a sampler that skipped the sample
         with np.load(path) as arrays:
             columns = dict(arrays)
         columns["seen"][columns["listed"]] = 0

@@ -17,7 +17,7 @@ from shards.verify import verify
 from tests.helpers.dataset_builds import ROOT, build_folder, run_build, tree
 from tests.helpers.waiting import wait_until
 
-# The programs
+# The commands
 
 
 def run_program(*words: object) -> subprocess.CompletedProcess[str]:

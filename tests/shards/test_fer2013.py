@@ -22,7 +22,7 @@ FERPLUS = ("neutral", "happiness", "surprise", "sadness", "anger", "disgust", "f
 FER_AS_FERPLUS = {"angry": "anger", "happy": "happiness", "sad": "sadness"}
 
 
-# FER2013 as it is
+# The published FER2013
 
 
 @pytest.fixture(scope="module")
@@ -118,7 +118,7 @@ def test_bytes_do_not_depend_on_workers(ferplus: Dataset, tmp_path: Path) -> Non
     assert tree(again.folder) == tree(ferplus.folder)
 
 
-# FER2013 made by hand
+# Handmade FER2013 files
 
 
 def face(value: int) -> str:
@@ -197,11 +197,11 @@ def test_majority_votes_decide_and_ties_take_the_first_column(tmp_path: Path) ->
     path = write_csv(tmp_path / "fer", [(0, face(n), "Training") for n in range(6)])
     counts = [
         (0, 1, 9, 0, 0, 0, 0, 0, 0, 0),
-        (0, 4, 0, 4, 2, 0, 0, 0, 0, 0),  # a tie: happiness stands before sadness
+        (0, 4, 0, 4, 2, 0, 0, 0, 0, 0),  # a tie: happiness comes before sadness
         (0, 0, 0, 0, 0, 0, 0, 1, 9, 0),  # `unknown` does not count
         (0, 0, 0, 0, 0, 0, 0, 0, 4, 6),  # no vote left
         (9, 0, 0, 0, 0, 0, 0, 0, 0, 0),  # nine annotators
-        (0, 0, 0, 0, 0, 5, 5, 0, 0, 0),  # a tie: disgust stands before fear
+        (0, 0, 0, 0, 0, 5, 5, 0, 0, 0),  # a tie: disgust comes before fear
     ]
     write_votes(path.parent, [("Training", row) for row in counts])
     dataset = run_build("fer2013", tmp_path / "out", "--root", path.parent, "--validation-fraction", 0.01)
@@ -293,13 +293,13 @@ def test_ferplus_labels_need_the_votes(tmp_path: Path) -> None:
         run_build("fer2013", tmp_path / "out", "--root", path.parent)
 
 
-# Carving
+# Held-out splits
 
 
 @pytest.mark.parametrize("seed", [0, 1])
 def test_held_out_shares_are_exact_and_keep_duplicates_together(seed: int) -> None:
     rng = np.random.default_rng(seed)
-    faces = rng.integers(0, 600, 1000).tolist()  # many twins
+    faces = rng.integers(0, 600, 1000).tolist()  # many duplicates
     labels = [content % 3 if content % 10 else int(rng.integers(3)) for content in faces]  # some in conflict
     digests = [str(content).encode() for content in faces]
     carved = hold_out_splits(range(1000), digests, labels, {"test": 0.2, "validation": 0.1}, seed)

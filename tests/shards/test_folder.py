@@ -99,7 +99,7 @@ def test_exif_rotation_is_applied(image_folder: Path) -> None:
     upright = Image.new("L", (40, 24), 0)
     upright.paste(255, (0, 0, 20, 24))  # white on the left
     exif = Image.Exif()
-    exif[0x0112] = 6  # to be turned clockwise by 90 degrees: white then is on top
+    exif[0x0112] = 6  # to be rotated clockwise by 90 degrees: white is on top then
     upright.save(image_folder / "glad" / "turned.jpg", exif=exif, quality=95)
     dataset = build_folder(image_folder, "--validation-fraction", 0)
     split, output = dataset.split("train"), facts(dataset, "train")

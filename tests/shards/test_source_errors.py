@@ -13,7 +13,7 @@ from tests.helpers import dataset_trees as trees
 from tests.helpers.dataset_builds import run_build
 from tests.helpers.dataset_trees import jpeg, write
 
-# What users get wrong
+# User errors
 
 
 def change(path: Path, old: str, new: str) -> None:

@@ -85,7 +85,7 @@ def test_affectnet_2017_counts_skipped_rows(release_2017: Path, tmp_path: Path) 
     found = findings(dataset)
     assert (found["repeated_rows"], found["repeated_rows_of_another_label"]) == (1, 1)
     assert (found["images_without_annotation"], found["quarantined"]) == (1, 1)
-    assert labels(dataset)["Manually_Annotated_Images/1/01.jpg"] == ("train", "happy")  # the first row stands
+    assert labels(dataset)["Manually_Annotated_Images/1/01.jpg"] == ("train", "happy")  # the first row wins
 
 
 def test_affectnet_2017_box_outside_the_image_is_quarantined(release_2017: Path, tmp_path: Path) -> None:
@@ -254,7 +254,7 @@ def test_mixed_image_files_are_built(tmp_path: Path) -> None:
     root = tmp_path / "faces"
     trees.class_folders(root, {"train": ["a", "b"] * 3})
     exif = Image.Exif()
-    exif[0x0112] = 6  # turned clockwise to be upright
+    exif[0x0112] = 6  # rotated clockwise to be upright
     tall = Image.new("RGB", (40, 20), (200, 10, 10))
     tall.save(root / "train" / "a" / "turned.jpg", exif=exif)
     write(root / "train" / "b" / "png.jpg", jpeg(50, kind="PNG"))

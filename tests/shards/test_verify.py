@@ -18,7 +18,7 @@ from PIL import Image
 from shards.verify import verify
 from tests.helpers.dataset_builds import build_folder, one_pixel, png_header
 
-# Verifying
+# The verifier
 
 
 def rewrite(folder: Path, change: Callable[[str, bytes], bytes]) -> None:

@@ -171,7 +171,7 @@ def test_terminal_shows_loss_rate_and_time_left(log: RunLogger, clock: Clock, mo
 
 def test_progress_does_not_synchronize_the_device(log: RunLogger, clock: Clock) -> None:
     with Watch() as watch:
-        epoch(log, clock, 9, 20.0, more=9)  # losses would come to the host at the 10th
+        epoch(log, clock, 9, 20.0, more=9)  # losses would reach the host at the 10th step
         assert watch.seen == []
 
 

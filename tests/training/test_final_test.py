@@ -84,7 +84,7 @@ def test_each_split_is_evaluated_once(
     config = build_config([ConfigLayer("test", settings(faces, out, data__ten_crop=str(ten_crop)))])
     assert train.run(config) is not None
     last, crops = selected == 2, 10 if ten_crop else 1
-    # two epochs' validation; the selected model's predictions, where they are not the last epoch's
+    # validation of two epochs, and predictions of the selected model if it is not the last epoch's
     assert passes["validation"] == crops * 20 * (2 if last else 3)
     assert passes["test"] == crops * 30 * (1 if last else 2)
     assert len(read) == (0 if last else 1)

@@ -52,7 +52,7 @@ def test_run_writes_its_documented_files(reference: Path) -> None:
 def test_written_config_starts_the_same_run(reference: Path, tmp_path: Path) -> None:
     values = yaml.safe_load((reference / "config.yaml").read_text())
     config = build_config([ConfigLayer("config.yaml", values), ConfigLayer("test", {"out": str(tmp_path / "again")})])
-    assert config.runtime.precision in ("fp32", "bf16")  # what `auto` came to
+    assert config.runtime.precision in ("fp32", "bf16")  # the value that `auto` chose
     train.run(config)
     assert_same_run(tmp_path / "again", reference)
 
@@ -140,7 +140,7 @@ def test_run_resumes_on_another_number_of_ranks(
     assert [r["epoch"] for r in records(out, "epoch")] == [1, 2]
     mine, theirs = records(out, "steps"), records(reference, "steps")
     assert [r["step"] for r in mine] == [r["step"] for r in theirs]
-    # the first step starts from the same weights; later ones drift apart as rounding does
+    # the first step starts from the same weights; later ones diverge by rounding
     assert mine[0]["total"] == pytest.approx(theirs[0]["total"], rel=1e-5)
     for step, (a, b) in enumerate(zip(mine, theirs, strict=True), start=1):
         assert a["total"] == pytest.approx(b["total"], rel=0.03), f"step {step}"
@@ -151,7 +151,7 @@ def test_two_ranks_train_and_agree_on_stopping(reference: Path, faces: Path, tmp
     done = train_forked(settings(faces, out), 2, timeout=180)
     assert done.returncode == 0, done.stderr
     assert status(out)["state"] == "finished"
-    assert done.stdout.count("run folder:") == 2  # rank 0 alone speaks: at the start and at the end
+    assert done.stdout.count("run folder:") == 2  # only rank 0 prints, at the start and at the end
     first = records(out, "steps")[0]
     assert first["total"] == pytest.approx(records(reference, "steps")[0]["total"], rel=1e-5)
 
@@ -219,7 +219,7 @@ def test_sigkill_between_checkpoint_and_selection_keeps_the_best(reference: Path
     other = next(p for p in (out / "checkpoints").glob("checkpoint-*") if f"-{best:04d}-" not in p.name)
     (out / "checkpoints" / "selected.pt").unlink()
     newest = sorted((out / "checkpoints").glob("checkpoint-*"))[-1]
-    if f"-{best:04d}-" in newest.name:  # what a kill leaves: the new checkpoint, and the old selection
+    if f"-{best:04d}-" in newest.name:  # after the kill: the new checkpoint, and the old selection
         os.link(other, out / "checkpoints" / "selected.pt")
         assert train.run(build_config([ConfigLayer("test", settings(faces, out))])) is not None
         assert read_checkpoint(out / "checkpoints" / "selected.pt")["progress"]["epoch"] == best
@@ -227,7 +227,7 @@ def test_sigkill_between_checkpoint_and_selection_keeps_the_best(reference: Path
             json.loads((out / "result.json").read_text())["test"]
             == json.loads((reference / "result.json").read_text())["test"]
         )
-    else:  # the best epoch's is nowhere: said, not guessed
+    else:  # the best epoch's checkpoint is missing: reported, not replaced
         with pytest.raises(UserError, match=r"selected\.pt"):
             train.run(build_config([ConfigLayer("test", settings(faces, out))]))
 

@@ -46,7 +46,7 @@ def test_missing_shards_option_is_one_line(tmp_path: Path) -> None:
 
 
 def test_more_ranks_than_samples_per_batch_is_one_line(faces: Path, tmp_path: Path) -> None:
-    values = settings(faces, tmp_path / "out", batch_size="2", runtime__timeout_s="600")  # neither rank waits so long
+    values = settings(faces, tmp_path / "out", batch_size="2", runtime__timeout_s="600")  # neither rank waits that long
     done = train_forked(values, 2, timeout=60)
     assert done.returncode != 0
     assert "raise batch_size to 4 or start at most 1 ranks" in done.stderr
@@ -125,7 +125,7 @@ def test_two_runs_in_one_folder_are_rejected(faces: Path, tmp_path: Path) -> Non
         with pytest.raises(UserError, match="is locked by another run"):
             run(settings(faces, tmp_path / "out"))
         holder.kill()
-    run(settings(faces, tmp_path / "out", epochs="1"))  # a killed run holds nothing
+    run(settings(faces, tmp_path / "out", epochs="1"))  # a killed run holds no lock
 
 
 @pytest.mark.parametrize("content", [b"", b"not a checkpoint", pickle.dumps({"version": 1})])
@@ -163,7 +163,7 @@ def test_corrupt_image_on_one_rank_ends_all_ranks(faces: Path, tmp_path: Path, l
         "data__loader": loader,
         "data__max_bad_faces": "0",
         "runtime__timeout_s": "600",
-    }  # neither rank waits so long
+    }  # neither rank waits that long
     values = settings(folder, tmp_path / "out", **more)
     done = train_forked(values, 2, timeout=60)
     assert done.returncode != 0

@@ -96,7 +96,7 @@ def test_search_survives_a_lost_node(nodes: Nodes, faces: Path, tmp_path: Path) 
         output = (out / "trials" / name / "output.txt").read_text()
         assert int(re.findall(r"resuming from \S+/checkpoint-(\d+)", output)[-1]) >= epochs
     study = load_study(out)
-    for row in rows(out):  # what the same trainings come to by hand
+    for row in rows(out):  # the same runs by hand
         outcome = next(o for o in study.trials.outcomes() if o.trial.name == row["trial"])
         seen: list[float] = []
         config = config_of(study.base, replace(outcome.trial, test=False), tmp_path / "by hand" / row["trial"])
@@ -136,7 +136,7 @@ def test_trial_is_restarted_when_its_process_is_killed(nodes: Nodes, faces: Path
         for driver in nodes.drivers():
             driver.kill()
         wait_until(lambda: json.loads((first / "trial.json").read_text())["end"], "it does not go on", 200)
-        search.send_signal(signal.SIGINT)  # among trials that have not begun
+        search.send_signal(signal.SIGINT)  # among trials that have not started
         _, errors = communicate(search)
     assert search.returncode == 2 and errors.count("\n") == 1 and "interrupted; " in errors, errors
     assert json.loads((first / "trial.json").read_text())["end"] == "finished"

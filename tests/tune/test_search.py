@@ -47,7 +47,7 @@ def test_known_optimum_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     assert config.optimizer.lr == 1e-3 and config.epochs == 6 and config.evaluation.test
     winner = next(c for c in choice.candidates if c.number == choice.winner)
     assert config.loss.lambda_min == study.space.sample(0, winner.number)["loss.lambda_min"]
-    # the default and six of the search on its seed, the default and two finalists on three others
+    # the default and six configurations on the search's seed, the default and two finalists on three other seeds
     assert Counter(trial["seed"] for trial in rows(study)) == {0: 7, 1: 3, 2: 3, 3: 3}
     assert len(trainer.epochs) == len(set(trainer.epochs)) == 16 * 6
 
@@ -79,7 +79,7 @@ def test_seeds_of_one_configuration_are_all_tested(
     accuracies = [flat(base(seed=seed), 6) for seed in range(1, 5)]
     interval = stats.t.interval(0.95, 3, np.mean(accuracies), stats.sem(accuracies))
     said = capsys.readouterr().out
-    low, high = interval  # the stand-in's split is so large that the interval is Student's
+    low, high = interval  # the fake trainer's split is so large that the interval is Student's
     output = f"{np.mean(accuracies):.2%} on 4 seeds (95% CI for new seeds and samples {low:.2%} to {high:.2%})"
     assert f"validation accuracy: {output}" in said and "test accuracy: 50.00% on 4 seeds" in said
     assert len(trainer.tested) == 4

@@ -17,7 +17,7 @@ from tune.study.study import start
 
 def test_changes_since_the_first_start_are_named(tmp_path: Path) -> None:
     first = begun(tmp_path, epochs=5)
-    first = begun(tmp_path)  # of the one before no trial ever began
+    first = begun(tmp_path)  # no trial of the one before ever started
     first.trials.begin(first.default())
     with pytest.raises(UserError, match="already contains a search; pass --resume"):
         start(study_of(tmp_path, SPACE, OPTIONS), resume=False)

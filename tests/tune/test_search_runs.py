@@ -127,11 +127,11 @@ def test_killed_search_resumes_to_the_same_result_with_and_without_ray(tiny: Pat
     process = start(cut)
     trial = tmp_path / "cut" / "trials" / "0001-seed0"
     wait_until(lambda: len(records(trial, "epoch")) >= 1, "no epoch, or no trial", 120)
-    kill(child_of(process.pid, "tune.run_trial"))  # a crash: the trial goes on from its checkpoint
+    kill(child_of(process.pid, "tune.run_trial"))  # a crash: the trial resumes from its checkpoint
     wait_until(
         lambda: (tmp_path / "cut" / "trials" / "0002-seed0" / "metrics.jsonl").exists(), "no epoch, or no trial", 120
     )
-    for victim in [process.pid, child_of(process.pid, "tune.run_trial")]:  # the machine goes down
+    for victim in [process.pid, child_of(process.pid, "tune.run_trial")]:  # the machine fails
         kill(victim)
     communicate(process)
     again = finish(cut, timeout=60)

@@ -28,7 +28,7 @@ def test_samples_cover_their_domains() -> None:
     lambdas = sorted(values["loss.lambda_min"] for values in drawn)
     assert 0.1 <= lambdas[0] < 0.11 and 0.39 < lambdas[-1] < 0.4
     below = sum(math.log10(values["optimizer.lr"]) < -3 for values in drawn)
-    assert 120 < below < 180  # half of a logarithmic range lies below its geometric middle
+    assert 120 < below < 180  # half of a logarithmic range is below its geometric mean
     assert Counter(values["batch_size"] for values in drawn) == {16: 100, 32: 100, 64: 100}
     for values in drawn:
         assert ("optimizer.gamma" in values) == (values["optimizer.schedule"] == "exponential")

@@ -21,7 +21,7 @@ from adadf_dist.data.workers.task_pool import ProcessPool
 from adadf_dist.errors import UserError
 from tests.helpers.numbered_images import OPTIONS, Pictures, tree
 
-# A folder appears whole or not at all
+# A dataset folder appears atomically
 
 
 class BreakOffError(Exception):
@@ -97,7 +97,7 @@ def test_unfinished_build_is_resumed(built: Dataset, tmp_path: Path) -> None:
     new = build_dataset(second, tmp_path / "new", OPTIONS, on_samples=output.append)
     assert tree(new.folder) == tree(built.folder)
     assert sum(output) == 50
-    done = (len(first.asked) - 1) // 7 * 7  # whole shards of 7 at most: 41 faces are 6 shards
+    done = (len(first.asked) - 1) // 7 * 7  # complete shards of at most 7: 41 samples are 6 shards
     assert len(second.asked) <= 50 - done + 7
     assert len(second.asked) < 40
     assert sorted(path.name for path in tmp_path.iterdir()) == ["new"]

@@ -31,7 +31,7 @@ def number_of(key: str) -> int:
     return int(key.removeprefix("face_"))
 
 
-# What was written is what is read
+# Reading returns what was written
 
 
 @pytest.mark.parametrize(("name", "size"), [("a.jpg", 0), ("a" * 96 + ".jpg", 8**11 - 1), ("face_3.json", 12345)])
@@ -202,7 +202,7 @@ def test_views_outlive_an_evicted_mapping(built: Dataset, monkeypatch: pytest.Mo
     assert [bytes(view) for view in views] == [jpeg(number_of(key)).data for key in split.keys]
 
 
-# Drawn faces
+# Synthetic faces
 
 
 def test_embedded_faces_open_as_a_dataset(tmp_path: Path) -> None:

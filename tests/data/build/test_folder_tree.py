@@ -105,7 +105,7 @@ def test_broken_links_pipes_and_unreadable_folders_are_reported(
     os.symlink(root / "train", root / "train" / "a" / "round")
     os.symlink("me.jpg", root / "train" / "a" / "me.jpg")  # a link to itself
     os.symlink("gone.jpg", root / "train" / "a" / "dangling.jpg")
-    os.mkfifo(root / "train" / "a" / "pipe.jpg")  # would block whoever opens it
+    os.mkfifo(root / "train" / "a" / "pipe.jpg")  # would block a process that opens it
     words = ("--root", root, "--validation-fraction", 0)
     with pytest.raises(UserError, match="2 of 12 images are invalid"):
         run_build("folder", tmp_path / "out", *words)

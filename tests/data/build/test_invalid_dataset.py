@@ -17,7 +17,7 @@ import pytest
 from adadf_dist.data.dataset import Dataset, check_trainable, open_dataset
 from adadf_dist.errors import UserError
 
-# What is wrong is told in one line
+# Every fault is one line
 
 
 def edit_json(folder: Path, change: Callable[[dict[str, Any]], object]) -> None:
@@ -92,7 +92,7 @@ BREAKS: dict[str, tuple[Callable[[Path], object], str]] = {
 
 @pytest.mark.parametrize(("break_it", "line"), BREAKS.values(), ids=BREAKS)
 def test_broken_dataset_is_one_line(copy: Path, break_it: Callable[[Path], object], line: str) -> None:
-    open_dataset(copy).split("train")  # whole before
+    open_dataset(copy).split("train")  # valid before
     break_it(copy)
     with pytest.raises(UserError, match=line) as error:
         open_dataset(copy).split("train")

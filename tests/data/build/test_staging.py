@@ -138,7 +138,7 @@ def test_other_options_still_need_restart(root: Path, tmp_path: Path) -> None:
     assert build_csv(root, tmp_path / "out", "--seed", "1", "--restart").splits["train"].samples == 30
 
 
-# What replaces a dataset was opened before
+# A dataset is opened before it replaces another one
 
 
 def without_index(folder: Path) -> None:

@@ -39,7 +39,7 @@ from tests.helpers.runs import ROOT, environment, finish, numbers, settings
 from tests.helpers.waiting import communicate, wait_until
 
 QUICK = RetryPolicy(attempts=4, initial_backoff_s=0.01, read_timeout_s=20, chunk_bytes=4096)
-HASTY = QUICK._replace(read_timeout_s=0.3)  # only where the server stalls on purpose: a busy machine stalls too
+HASTY = QUICK._replace(read_timeout_s=0.3)  # only where the server stalls deliberately: a busy machine stalls too
 CPU = torch.device("cpu")
 TAR = "train-000001.tar"
 
@@ -251,7 +251,7 @@ FETCH = (
 
 
 def test_two_processes_download_each_file_once(site: Site, original: Path, tmp_path: Path) -> None:
-    site.faults = [Fault("tar", 5, stall_s=0.5)]  # slow enough for both to be there at once
+    site.faults = [Fault("tar", 5, stall_s=0.5)]  # slow enough for both to run at the same time
     arguments = [sys.executable, "-c", FETCH, site.url, str(tmp_path / "cache")]
     pipe = subprocess.PIPE
     both = [subprocess.Popen(arguments, cwd=ROOT, env=environment(), stdout=pipe, stderr=pipe) for _ in range(2)]
@@ -320,7 +320,7 @@ def test_eviction_removes_the_least_recently_used_but_not_in_use(tmp_path: Path)
         os.utime(folders[0], (2e9, 2e9))  # used after the other
         third = fetch(data(urls[2], tmp_path, cache_size_gb=room))
         assert folders[0].exists() and not folders[1].exists() and third.exists()
-        os.utime(folders[0], (1e9, 1e9))  # the least recently used, but in use: by us, here
+        os.utime(folders[0], (1e9, 1e9))  # the least recently used, but in use by this process
         with ensure_cached(data(urls[0], tmp_path), transfer=QUICK), ensure_cached(data(urls[2], tmp_path)):
             assert "in use by other runs" in refused(data(urls[1], tmp_path, cache_size_gb=room))
             open_dataset(folders[0])
@@ -444,7 +444,7 @@ def test_runs_cover_every_epoch_exactly(original: Path) -> None:
                 epoch = StreamPlan(split, [16, 15, 15, 14], 3, number)
                 runs = [run for r in range(ranks) for n in range(lanes) for run in epoch.runs(r, ranks, n, lanes)]
                 assert sorted(s for run in runs for s in run.samples.tolist()) == list(range(60))
-                assert len(runs) <= 3 + ranks * lanes  # a tar is opened once, and once more where a run begins in it
+                assert len(runs) <= 3 + ranks * lanes  # a tar is opened once, and again where a run starts in it
                 size = {n: (original / name).stat().st_size for n, name in enumerate(split.shards)}
                 assert all(0 <= run.start < run.end <= size[run.shard] for run in runs)
 

@@ -65,7 +65,7 @@ def test_another_process_renders_the_same_face() -> None:
         "import hashlib; from adadf_dist.data.synthetic.faces import render_sample; face = render_sample(2**40, 7)\n"
         "print(hashlib.sha256(face.image.tobytes() + face.votes.tobytes()).hexdigest())"
     )
-    root, settings = Path(__file__).parents[3], {**os.environ, "PYTHONHASHSEED": "1"}  # ours is another
+    root, settings = Path(__file__).parents[3], {**os.environ, "PYTHONHASHSEED": "1"}  # different from this process's
     done = subprocess.run([sys.executable, "-c", code], cwd=root, env=settings, capture_output=True, timeout=120)
     here = render_sample(2**40, 7)
     assert done.stdout.decode().strip() == hashlib.sha256(here.image.tobytes() + here.votes.tobytes()).hexdigest()
@@ -161,7 +161,7 @@ def test_votes_follow_the_distribution(mixed: list[Face], clear: list[Face]) -> 
     faces = mixed + clear
     votes, shares = np.stack([face.votes for face in faces]), np.stack([face.distribution for face in faces])
     assert calibration_tails(votes, shares).min() > SIGNIFICANT / 28
-    off = 0.95 * shares + 0.05 / 7  # five percent of the annotators guess: the same check must see it
+    off = 0.95 * shares + 0.05 / 7  # five percent of the annotators guess: the same check must detect it
     assert calibration_tails(votes, off).min() < SIGNIFICANT / 28
 
 
@@ -197,14 +197,14 @@ def test_no_nuisance_factor_predicts_the_label(mixed: list[Face], clear: list[Fa
     faces = mixed + clear
     labels = np.array([face.label for face in faces])
     columns = {name: np.array([face.nuisance[name] for face in faces]) for name in APPEARANCE}
-    for place in (0, -1):  # what is drawn, not only what was noted: the upper corners of the picture
+    for place in (0, -1):  # the rendered pixels, not only the metadata: the upper corners of the image
         columns[f"corner {place}"] = np.array([float(face.image[0, place].sum()) for face in faces])
     bound = SIGNIFICANT / len(columns)
     tails = {name: independence_tail(values, labels) for name, values in columns.items()}
     assert {name: tail for name, tail in tails.items() if tail < bound} == {}
 
     angry = labels == EMOTIONS.index("anger")
-    for name, (low, high) in APPEARANCE.items():  # planted in one emotion of seven: a shift, and a narrower spread
+    for name, (low, high) in APPEARANCE.items():  # injected into one emotion of seven: a shift, and a narrower spread
         middle = (low + high) / 2
         shifted = columns[name] + 0.15 * (high - low) * angry
         narrow = np.where(angry, middle + 0.6 * (columns[name] - middle), columns[name])

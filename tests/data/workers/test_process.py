@@ -127,7 +127,7 @@ SIGNALED = """
         first, pipe, word = start(context)
         print(word, flush=True)
         sys.stdin.readline()
-        start(context)  # a server that was killed is dead by now
+        start(context)  # a killed server is gone by now
         pipe.send("again")
         print(first.exitcode, pipe.recv(), flush=True)
 """

@@ -95,7 +95,7 @@ def faulty(clean: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Told,
     return Told(root, root.parent), faults
 
 
-# Planted faults
+# Injected faults
 
 
 def test_every_injected_fault_is_found_and_no_other(faulty: tuple[Told, dict[str, list[set[str]]]]) -> None:
@@ -142,7 +142,7 @@ def test_reasons_are_explained(faulty: tuple[Told, dict[str, list[set[str]]]]) -
 def test_clean_tree_has_no_findings(clean: Path, tmp_path: Path) -> None:
     output = Told(clean, tmp_path)
     accused = [verdict for verdict in output.json["verdicts"] if verdict["severity"] != "ok"]
-    # 30 and 60 faces of 7 classes are few, and drawn faces are no published dataset: both are so.
+    # 30 and 60 samples of 7 classes are few, and synthetic faces are no published dataset: both are reported.
     assert {verdict["check"] for verdict in accused} <= {"classes", "dataset"}
     assert {verdict["severity"] for verdict in accused} == {"note"}
     assert output.status == 0
@@ -211,7 +211,7 @@ def test_swapped_class_names_are_found_by_published_counts(
     root = tmp_path / "faces"
     shutil.copytree(clean, root)
     classes = tuple(EMOTIONS)
-    for label, name in enumerate(classes):  # 10, 9, ... faces: classes that can be told apart by their counts
+    for label, name in enumerate(classes):  # 10, 9, ... samples: classes that are distinguishable by their counts
         for extra in sorted((root / "train" / name).iterdir())[10 - label :]:
             extra.unlink()
     files = {
@@ -263,7 +263,7 @@ def test_published_counts_add_up(release: Release) -> None:
 def test_near_pairs_equal_brute_force(flip: np.uint64) -> None:
     rng = np.random.default_rng(0)
     codes = rng.integers(0, 2**64, 1200, dtype=np.uint64)
-    for bits in range(10):  # copies 0 to 9 bits away, of which those up to RADIUS are to be found
+    for bits in range(10):  # copies 0 to 9 bits away, of which those up to RADIUS must be found
         for number in range(60):
             turned = np.bitwise_xor.reduce(np.uint64(1) << rng.choice(64, bits, replace=False).astype(np.uint64))
             codes[600 + 60 * bits + number] = codes[number] ^ turned ^ flip
@@ -413,7 +413,7 @@ def test_unreadable_image_in_a_dataset_folder_is_found(faces: Path, tmp_path: Pa
     assert output.status == 2
 
 
-# Real faces
+# Real images
 
 
 def test_fer2013_sample_equals_its_csv(tmp_path: Path) -> None:
