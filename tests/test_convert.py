@@ -15,7 +15,7 @@ from adadf_dist.convert import main
 from adadf_dist.export.exported_model import load_model
 from adadf_dist.method.model import DualBranch
 from tests.helpers.forked import train_forked
-from tests.helpers.networks import drawn_network, small_config
+from tests.helpers.networks import random_network, small_config
 from tests.helpers.runs import records, settings
 
 NAMES = "neutral,happy,sad,surprise,fear,disgust,anger"
@@ -24,7 +24,7 @@ NAMES = "neutral,happy,sad,surprise,fear,disgust,anger"
 @pytest.fixture(scope="module")
 def network() -> DualBranch:
     """A network whose branches differ, as after training."""
-    return drawn_network(small_config({}), 7)
+    return random_network(small_config({}), 7)
 
 
 def published(network: DualBranch, numbered: bool, repeated: bool) -> dict[str, Tensor]:

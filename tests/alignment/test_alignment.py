@@ -294,7 +294,7 @@ def test_rafdb_annotations_select_the_face(portrait: Image.Image, tmp_path: Path
         run_build("rafdb", tmp_path / "elsewhere", *words, "--align", "detect")
     write(boxes / "train_00003_boundingbox.txt", "400 four\n")
     with pytest.raises(UserError, match=r"train_00003_boundingbox\.txt does not start with 4 numbers"):
-        run_build("rafdb", tmp_path / "torn", *words, "--align", "detect")
+        run_build("rafdb", tmp_path / "truncated", *words, "--align", "detect")
 
 
 def test_alignment_decisions_are_recorded(portrait: Image.Image, tmp_path: Path) -> None:

@@ -29,7 +29,7 @@ from adadf_dist.data.sampling import split_batches
 from adadf_dist.distributed.world import World
 from adadf_dist.errors import UserError
 from tests.helpers.forked import train_forked, two_nodes
-from tests.helpers.ranks import alone, run_ranks
+from tests.helpers.ranks import run_ranks, single_process_world
 from tests.helpers.remote_server import serve
 from tests.helpers.runs import command, settings, start
 from tests.helpers.waiting import communicate
@@ -261,7 +261,7 @@ def test_disk_space_for_checkpoints_is_checked(faces: Path, tmp_path: Path, monk
 
     def judged(free: float) -> Status:
         monkeypatch.setattr(run_dir.shutil, "disk_usage", lambda path: type("Usage", (), {"free": free}))
-        return run_dir.check_folder(config, alone(), 7, 64).mark
+        return run_dir.check_folder(config, single_process_world(), 7, 64).mark
 
     # two kept ones, the selected one, and the one being written
     assert [judged(3.9 * one), judged(4.1 * one), judged(8.1 * one)] == [Status.ERROR, Status.WARNING, Status.OK]

@@ -27,7 +27,7 @@ from adadf_dist.config.load import override, to_dict
 from adadf_dist.config.schema import Config
 from adadf_dist.data.preprocessing import Preprocessing
 from adadf_dist.errors import DiskFullError, UserError
-from tests.helpers.ranks import alone
+from tests.helpers.ranks import single_process_world
 
 
 class Part:
@@ -59,7 +59,7 @@ class Run:
         self.progress = TrainingProgress()
         config = override(Config(), {"out": str(out), **values})
         shown = Preprocessing(32, ("sad", "happy"), "torch")
-        self.checkpoints = CheckpointManager(config, alone(), self.parts, self.progress, shown)
+        self.checkpoints = CheckpointManager(config, single_process_world(), self.parts, self.progress, shown)
 
     def save(self, value: float, **progress: Any) -> Path:
         for part in self.parts.values():

@@ -26,7 +26,7 @@ def diverged() -> list[dict[str, Any]]:
     return [record(epoch, cross_entropy=value) for epoch, value in enumerate(losses, start=1)]
 
 
-UNWELL = {
+UNHEALTHY = {
     "collapse": run_of(6, confusion([0, 40, 0], [0, 40, 0], [0, 40, 0]), step=2400),
     "dead class": run_of(6, confusion([0, 20, 20], [0, 30, 10], [0, 10, 30])),
     "attention saturated": run_of(6, attention={"mean": 0.97, "deviation": 0.0}),
@@ -70,13 +70,13 @@ def replace_keys(config: Config, values: Mapping[str, object]) -> Config:
     return config
 
 
-@pytest.mark.parametrize("name", UNWELL)
+@pytest.mark.parametrize("name", UNHEALTHY)
 @pytest.mark.parametrize("base", CONFIGS)
 def test_advice_is_new_and_valid(name: str, base: str) -> None:
     """Advice is applied repeatedly: it never names a current value, and every value it names is valid."""
     config = replace_keys(CONFIG, CONFIGS[base])
     for _ in range(12):
-        finding = found(UNWELL[name], config, auxiliary_accuracy=0.3).get(name)
+        finding = found(UNHEALTHY[name], config, auxiliary_accuracy=0.3).get(name)
         if finding is None:
             return
         assert finding.hint
@@ -96,9 +96,9 @@ def test_advice_is_new_and_valid(name: str, base: str) -> None:
 
 def test_every_finding_is_among_the_unhealthy_runs() -> None:
     """So that the test above covers every new rule."""
-    for name, records in UNWELL.items():
+    for name, records in UNHEALTHY.items():
         assert name in found(records, auxiliary_accuracy=0.3)
     source = Path(diagnostics.__file__).parent.glob("*.py")
     named = {name for path in source for name in re.findall(r'Finding\(\s*f?"([^"]+)"', path.read_text())}
     varying = {"threshold {'hardly ever' if any(late) else 'never'} met"}
-    assert named - varying - UNWELL.keys() <= {"replaced samples"}, "its advice has no value"
+    assert named - varying - UNHEALTHY.keys() <= {"replaced samples"}, "its advice has no value"

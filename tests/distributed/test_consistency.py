@@ -15,7 +15,7 @@ from adadf_dist.distributed.world import World, init_world
 from adadf_dist.errors import UserError
 from adadf_dist.training import consistency
 from tests.helpers.forked import Start, finish_forked, two_nodes
-from tests.helpers.nodes import by_hand, finish_all, free_port, words
+from tests.helpers.nodes import finish_all, free_port, launcher_environment, words
 from tests.helpers.ranks import run_ranks
 from tests.helpers.runs import ROOT, settings
 
@@ -90,8 +90,8 @@ def test_different_checkouts_of_one_version_are_rejected(faces: Path, tmp_path: 
     command = [sys.executable, "-m", "adadf_dist.train", *words(settings(faces, tmp_path / "out"))]
     ended = finish_all(
         [
-            (ROOT, command, by_hand(0, port)),
-            (other, command, {**by_hand(1, port), "PYTHONPATH": str(other)}),
+            (ROOT, command, launcher_environment(0, port)),
+            (other, command, {**launcher_environment(1, port), "PYTHONPATH": str(other)}),
         ]
     )
     mine, theirs = consistency.source_hash(), consistency.source_hash(other / "adadf_dist")
@@ -107,7 +107,7 @@ def test_different_settings_on_another_node_are_rejected(faces: Path, tmp_path: 
     commands = []
     for rank, batch_size in enumerate(("16", "32")):
         values = settings(faces, tmp_path / "out", batch_size=batch_size)
-        commands.append(Start(words(values), by_hand(rank, port)))
+        commands.append(Start(words(values), launcher_environment(rank, port)))
     for done in finish_forked(commands):
         assert done.returncode == 2
         (line,) = done.stderr.strip().splitlines()
@@ -118,7 +118,7 @@ def test_unreachable_rank_0_is_one_line(faces: Path, tmp_path: Path) -> None:
     """A worker whose rank 0 never starts gives up after the stated time, with one line."""
     port = free_port()
     values = settings(faces, tmp_path / "out", runtime__timeout_s="3")
-    (done,) = finish_forked([Start(words(values), by_hand(1, port))], timeout=60)
+    (done,) = finish_forked([Start(words(values), launcher_environment(1, port))], timeout=60)
     assert done.returncode == 2
     (line,) = done.stderr.strip().splitlines()
     assert line.startswith(f"adadf_dist.train[rank 1]: error: rank 0 cannot be reached at 127.0.0.1:{port}")
@@ -130,7 +130,7 @@ def test_missing_ranks_are_one_line(faces: Path, tmp_path: Path) -> None:
     """Rank 0 listens, and rank 1 never starts."""
     port = free_port()
     values = settings(faces, tmp_path / "out", runtime__timeout_s="3")
-    (done,) = finish_forked([Start(words(values), by_hand(0, port))], timeout=60)
+    (done,) = finish_forked([Start(words(values), launcher_environment(0, port))], timeout=60)
     assert done.returncode == 2
     (line,) = done.stderr.strip().splitlines()
     assert f"rendezvous of 2 ranks at 127.0.0.1:{port}" in line
@@ -149,7 +149,7 @@ def test_missing_ranks_are_one_line(faces: Path, tmp_path: Path) -> None:
 def test_contradictory_environment_is_one_line(
     wrong: dict[str, str], words: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for name, value in {**by_hand(0, free_port()), **wrong}.items():
+    for name, value in {**launcher_environment(0, free_port()), **wrong}.items():
         monkeypatch.setenv(name, value)
     with pytest.raises(UserError) as caught, init_world(1.0):
         pass

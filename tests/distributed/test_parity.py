@@ -22,7 +22,7 @@ from adadf_dist.method.class_distributions import ClassDistributions
 from adadf_dist.method.losses import BatchSlice
 from adadf_dist.metrics.evaluator import evaluate
 from adadf_dist.tracking.sample_history import SampleHistoryRecorder
-from tests.helpers.ranks import alone, run_ranks
+from tests.helpers.ranks import run_ranks, single_process_world
 from tests.helpers.steps import over_ranks, take_step
 
 CLASSES = 7
@@ -86,7 +86,7 @@ def assert_close(mine: dict[str, Tensor], theirs: dict[str, Tensor], tolerance: 
 @pytest.mark.parametrize("slices", [(8, 8), (9, 4), (5, 4, 4)])
 def test_step_on_n_ranks_equals_step_on_one(slices: tuple[int, ...]) -> None:
     """Losses, gradients (BatchNorm's included), Adam's step, class distributions, history."""
-    one = train_steps(alone(), slices, 1)
+    one = train_steps(single_process_world(), slices, 1)
     assert one["losses"][0][3] > 0.5  # rank regularization is active
     for many in run_ranks(train_steps, len(slices), slices, 1):
         torch.testing.assert_close(many["losses"], one["losses"], rtol=1e-9, atol=1e-9)
@@ -108,7 +108,7 @@ def test_step_on_n_ranks_equals_step_on_one(slices: tuple[int, ...]) -> None:
 )
 def test_ranks_stay_identical_over_steps(slices: tuple[int, ...], steps: int) -> None:
     """Losses of each step and the class distributions in float64; weights bit-identical on every rank."""
-    one = train_steps(alone(), slices, steps)
+    one = train_steps(single_process_world(), slices, steps)
     ranks = run_ranks(train_steps, len(slices), slices, steps, timeout=300)
     for many in ranks:
         torch.testing.assert_close(many["losses"], one["losses"], rtol=1e-9, atol=1e-9)
@@ -202,7 +202,7 @@ def normalize(world: World, slices: tuple[int, ...], dtype: torch.dtype, channel
 @pytest.mark.parametrize("slices", [(8, 8), (9, 4), (2, 3, 8)])
 @pytest.mark.parametrize("channels_last", [False, True])
 def test_synchronized_batch_norm_equals_whole_batch(slices: tuple[int, ...], channels_last: bool) -> None:
-    one = normalize(alone(), slices, torch.float64, channels_last)
+    one = normalize(single_process_world(), slices, torch.float64, channels_last)
     ranks = run_ranks(normalize, len(slices), slices, torch.float64, channels_last)
     for place in (0, 1):  # outputs and input gradients: the ranks' rows, concatenated
         torch.testing.assert_close(torch.cat([r[place] for r in ranks]), one[place], rtol=1e-10, atol=1e-10)
@@ -212,7 +212,7 @@ def test_synchronized_batch_norm_equals_whole_batch(slices: tuple[int, ...], cha
 
 
 def test_synchronized_batch_norm_in_bf16() -> None:
-    one = normalize(alone(), (8, 8), torch.float64, True)
+    one = normalize(single_process_world(), (8, 8), torch.float64, True)
     ranks = run_ranks(normalize, 2, (8, 8), torch.bfloat16, True)
     torch.testing.assert_close(torch.cat([r[0] for r in ranks]), one[0], rtol=0.02, atol=0.05)
     torch.testing.assert_close(torch.cat([r[1] for r in ranks]), one[1], rtol=0.05, atol=0.05)
@@ -247,9 +247,13 @@ def class_state(world: World, state: dict[str, Tensor] | None, rows: int) -> dic
 @pytest.mark.parametrize(("before", "after"), [(1, 2), (2, 1), (3, 2)])
 def test_class_sums_resume_on_another_number_of_ranks(before: int, after: int) -> None:
     """Half an epoch on some ranks, the other half on others: each sample counts once."""
-    whole = class_state(alone(), class_state(alone(), None, 13), 13)
-    first = run_ranks(class_state, before, None, 13) if before > 1 else [class_state(alone(), None, 13)]
-    second = run_ranks(class_state, after, first[0], 13) if after > 1 else [class_state(alone(), first[0], 13)]
+    whole = class_state(single_process_world(), class_state(single_process_world(), None, 13), 13)
+    first = run_ranks(class_state, before, None, 13) if before > 1 else [class_state(single_process_world(), None, 13)]
+    second = (
+        run_ranks(class_state, after, first[0], 13)
+        if after > 1
+        else [class_state(single_process_world(), first[0], 13)]
+    )
     for state in second:
         torch.testing.assert_close(state["pending"], whole["pending"], rtol=1e-12, atol=1e-12)
     assert whole["pending"][:, -1].sum() == 26
@@ -303,7 +307,7 @@ def naive_evaluation(folder: str) -> dict[str, object]:
 def test_evaluation_counts_each_sample_once(ranks: int, faces: Path) -> None:
     """30 samples in batches of 8, 8, 7 and 7 over 1, 2 and 3 ranks, against a loop over the samples."""
     wanted = naive_evaluation(str(faces))
-    found = run_ranks(evaluation, ranks, str(faces)) if ranks > 1 else [evaluation(alone(), str(faces))]
+    found = run_ranks(evaluation, ranks, str(faces)) if ranks > 1 else [evaluation(single_process_world(), str(faces))]
     for result in found:
         assert result["samples"] == 30
         assert result["confusion"] == wanted["confusion"]

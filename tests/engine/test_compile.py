@@ -13,7 +13,7 @@ from adadf_dist.engine.ddp import DDPEngine
 from adadf_dist.errors import UserError
 from adadf_dist.method.class_distributions import ClassDistributions
 from adadf_dist.method.losses import BatchSlice
-from tests.helpers.ranks import alone, run_ranks
+from tests.helpers.ranks import run_ranks, single_process_world
 from tests.helpers.runs import command, finish, numbers, settings
 from tests.helpers.steps import over_ranks, take_step
 
@@ -57,8 +57,8 @@ def test_compiled_steps_equal_eager_steps(ranks: int) -> None:
 @pytest.mark.parametrize("supervision", ["fused", "one_hot"])
 def test_compiled_parts_have_no_graph_breaks(supervision: str) -> None:
     """One graph for the extractor and one per branch: otherwise parts would stay eager."""
-    config = override(engine_of("off", alone()).config, {"loss.supervision": supervision})
-    engine = DDPEngine(config, CLASSES, alone())
+    config = override(engine_of("off", single_process_world()).config, {"loss.supervision": supervision})
+    engine = DDPEngine(config, CLASSES, single_process_world())
     parts = [engine.model.extractor, *(b.stages for b in (engine.model.auxiliary, engine.model.target) if b)]
     maps = [torch.randn(4, 3, 32, 32), *[torch.randn(4, 64, 8, 8)] * 2]
     for part, images in zip(parts, maps, strict=False):
@@ -66,7 +66,9 @@ def test_compiled_parts_have_no_graph_breaks(supervision: str) -> None:
 
 
 def refused(world: World) -> str:
-    config = override(engine_of("off", alone()).config, {"runtime.compile": "default", "runtime.sync_batch_norm": True})
+    config = override(
+        engine_of("off", single_process_world()).config, {"runtime.compile": "default", "runtime.sync_batch_norm": True}
+    )
     with pytest.raises(UserError) as caught:
         DDPEngine(config, CLASSES, world)
     return str(caught.value)
@@ -92,4 +94,4 @@ def test_compiled_run_resumes_from_an_eager_one(faces: Path, tmp_path: Path) -> 
 
 def test_cuda_graphs_need_a_gpu() -> None:
     with pytest.raises(UserError, match=r"runtime\.compile is cuda-graphs, but the device is cpu"):
-        engine_of("cuda-graphs", alone())
+        engine_of("cuda-graphs", single_process_world())

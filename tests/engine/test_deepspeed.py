@@ -17,7 +17,7 @@ from adadf_dist.distributed.world import World
 from adadf_dist.engine.ddp import Engine, build_engine
 from adadf_dist.method.class_distributions import ClassDistributions
 from adadf_dist.method.losses import BatchSlice
-from tests.helpers.ranks import alone, run_ranks
+from tests.helpers.ranks import run_ranks, single_process_world
 from tests.helpers.runs import command, finish, records, settings
 from tests.helpers.steps import over_ranks, take_step
 
@@ -183,7 +183,7 @@ def frozen(world: World, stages: list[int], weights: str) -> list[tuple[dict[str
 @pytest.mark.slow
 def test_frozen_parameters_and_buffers_are_in_the_checkpoint(tmp_path: Path) -> None:
     """Every tensor that DDP saves, under the same name; frozen ones as loaded, BatchNorm's statistics as updated."""
-    source = build_engine(config_of(), CLASSES, alone())
+    source = build_engine(config_of(), CLASSES, single_process_world())
     backbone = {**source.model.extractor.state_dict(), **source.model.target.stages.state_dict()}
     torch.save(backbone, tmp_path / "backbone.pt")
     names = source.model.state_dict().keys()
@@ -211,8 +211,8 @@ def learn(world: World, changed: dict[str, object], steps: int) -> float:
 def test_more_ranks_learn_as_well_in_bf16(ranks: int) -> None:
     """DeepSpeed's own bf16 mode is known to lose accuracy as ranks are added (its issue 3979)."""
     zero = {"engine": "deepspeed", "deepspeed__zero_stage": 1}
-    alone_learnt = learn(alone(), {}, 21)
-    untrained = learn(alone(), {}, 5)
+    alone_learnt = learn(single_process_world(), {}, 21)
+    untrained = learn(single_process_world(), {}, 5)
     for learnt in run_ranks(learn, ranks, zero, 21):
         assert learnt < untrained / 2
         assert learnt == pytest.approx(alone_learnt, rel=0.1)

@@ -15,7 +15,7 @@ from adadf_dist.engine.ddp import DDPEngine
 from adadf_dist.method.class_distributions import ClassDistributions
 from adadf_dist.method.losses import BatchSlice
 from adadf_dist.tracking.sample_history import SampleHistoryRecorder
-from tests.helpers.ranks import alone
+from tests.helpers.ranks import single_process_world
 from tests.helpers.steps import LOSSES, take_step
 
 WAITS = ("_local_scalar_dense", "nonzero", "masked_select", "unique", "equal.default", "is_nonzero")
@@ -39,7 +39,7 @@ class Watch(TorchDispatchMode):
 def test_step_never_synchronizes(supervision: str, precision: str) -> None:
     values = {"loss.supervision": supervision, "runtime.precision": precision, "model.backbone": "resnet10"}
     config = build_config([ConfigLayer("test", {**values, "optimizer.ema": 0.9})])
-    world = alone()
+    world = single_process_world()
     engine = DDPEngine(config, 7, world)
     classes = ClassDistributions(7, config.class_distributions, world)
     history = SampleHistoryRecorder(20, 7, world, listed=[3, 5])

@@ -30,7 +30,7 @@ from adadf_dist.export.metadata import ExportMetadata
 from adadf_dist.export.target_network import TargetNetwork
 from adadf_dist.export.verify import max_abs_diff
 from adadf_dist.predict.__main__ import main as predict
-from tests.helpers.networks import drawn_network, save_checkpoint, small_config
+from tests.helpers.networks import random_network, save_checkpoint, small_config
 from tests.helpers.runs import ROOT, settings, train_here
 
 CLASSES = ("glad", "bad", 'älso "odd", quoted')
@@ -59,7 +59,7 @@ def exported(run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def drawn(tmp_path: Path) -> Path:
     """A checkpoint of a network with random weights, whose dataset does not exist."""
     config = small_config({"data.shards": str(tmp_path / "nowhere")})
-    save_checkpoint(tmp_path / "drawn.pt", config, drawn_network(config, len(CLASSES)), CLASSES)
+    save_checkpoint(tmp_path / "drawn.pt", config, random_network(config, len(CLASSES)), CLASSES)
     return tmp_path / "drawn.pt"
 
 
@@ -162,7 +162,7 @@ def test_model_card_code_runs(
 
 def test_baseline_exports(tmp_path: Path) -> None:
     config = small_config({"loss.supervision": "one_hot"})
-    model = drawn_network(config, 3)
+    model = random_network(config, 3)
     save_checkpoint(tmp_path / "baseline.pt", config, model, CLASSES)
     main([f"{tmp_path}/baseline.pt", "--safetensors", f"{tmp_path}/b.safetensors", "--onnx", f"{tmp_path}/b.onnx"])
     images = torch.randn(3, 3, 32, 32)

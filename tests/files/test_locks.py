@@ -20,7 +20,7 @@ from adadf_dist.data.build.staging import staging_dir
 from adadf_dist.data.remote.cache import ensure_cached
 from adadf_dist.errors import RunDirLockedError, UserError
 from adadf_dist.files.locks import Owner, lock, probe
-from tests.helpers.ranks import alone
+from tests.helpers.ranks import single_process_world
 from tests.helpers.remote_server import Site, serve
 from tests.helpers.runs import settings
 
@@ -62,7 +62,7 @@ def test_cache_without_locks_is_one_line(no_locks: None, site: Site, tmp_path: P
 
 def test_check_finds_a_run_folder_without_locks(no_locks: None, faces: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
-    line = check_folder(build_config([ConfigLayer("test", settings(faces, out))]), alone(), 7, 64)
+    line = check_folder(build_config([ConfigLayer("test", settings(faces, out))]), single_process_world(), 7, 64)
     assert line.mark is Status.ERROR
     assert "No locks available" in line.text
     assert not out.exists()
@@ -73,10 +73,10 @@ def test_check_finds_a_cache_without_locks(
 ) -> None:
     values = settings(Path(site.url), tmp_path / "out", data__shards=site.url, data__cache=str(tmp_path / "a" / "b"))
     config = build_config([ConfigLayer("test", values)])
-    _, line = inspect_remote_dataset(config, alone())
+    _, line = inspect_remote_dataset(config, single_process_world())
     assert line.mark is Status.OK
     request.getfixturevalue("no_locks")
-    _, line = inspect_remote_dataset(config, alone())
+    _, line = inspect_remote_dataset(config, single_process_world())
     assert line.mark is Status.ERROR
     assert "data.cache" in line.text
     assert "No locks available" in line.text

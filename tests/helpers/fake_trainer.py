@@ -36,7 +36,7 @@ def study_of(folder: Path, space: dict[str, object], options: SearchOptions, **c
     return Study(folder, config, read_space("test", space, config), options)
 
 
-class Here:
+class InProcessRunner:
     """Runs trials one after another in this process."""
 
     def search(self, study: Study, output: Callable[[], None]) -> None:

@@ -20,9 +20,9 @@ from typing import NamedTuple
 
 import torch
 
-from tests.helpers.nodes import by_hand, free_port, words
+from tests.helpers.nodes import free_port, launcher_environment, words
 from tests.helpers.runs import ROOT, environment
-from tests.helpers.waiting import Patience
+from tests.helpers.waiting import IdleLimit
 
 
 class Start(NamedTuple):
@@ -48,7 +48,7 @@ def train_forked(
 
 
 def one_machine(rank: int, port: int, ranks: int) -> dict[str, str]:
-    return {**by_hand(rank, port, ranks), "LOCAL_RANK": str(rank), "LOCAL_WORLD_SIZE": str(ranks)}
+    return {**launcher_environment(rank, port, ranks), "LOCAL_RANK": str(rank), "LOCAL_WORLD_SIZE": str(ranks)}
 
 
 def two_nodes(
@@ -56,7 +56,7 @@ def two_nodes(
 ) -> list[tuple[int, str]]:
     """Exit status and output of a rank on each of two nodes, which run in separate folders."""
     port, arguments = free_port(), words(dict(values))
-    starts = [Start(arguments, by_hand(rank, port), folder, module) for rank, folder in enumerate(folders)]
+    starts = [Start(arguments, launcher_environment(rank, port), folder, module) for rank, folder in enumerate(folders)]
     return [(done.returncode, done.stdout + done.stderr) for done in finish_forked(starts)]
 
 
@@ -94,14 +94,14 @@ def finish_forked(starts: Sequence[Start], timeout: float = 120) -> list[subproc
 
 
 def wait_for_all(processes: Sequence[ForkServerProcess], timeout: float) -> None:
-    patience = Patience(timeout, [process.pid for process in processes if process.pid])
+    limit = IdleLimit(timeout, [process.pid for process in processes if process.pid])
     alive, failed = list(processes), None
     while alive:
         if not wait([process.sentinel for process in alive], 1):
-            patience.check("commands have not ended")
+            limit.check("commands have not ended")
         alive = [process for process in alive if process.is_alive()]
         if failed is None and any(process.exitcode for process in processes):
-            failed = Patience(10, [process.pid for process in alive if process.pid])
+            failed = IdleLimit(10, [process.pid for process in alive if process.pid])
         if failed is not None and failed.is_over():
             for process in alive:
                 process.terminate()

@@ -20,7 +20,7 @@ def small_config(values: Mapping[str, object]) -> Config:
     return build_config([ConfigLayer("test", {**SMALL, **values})])
 
 
-def drawn_network(config: Config, num_classes: int, seed: int = 0) -> DualBranch:
+def random_network(config: Config, num_classes: int, seed: int = 0) -> DualBranch:
     """A network with random weights in evaluation mode; logits of order 1."""
     torch.manual_seed(seed)
     model = init_model(config, num_classes)

@@ -53,7 +53,7 @@ def finish_all(
     return found
 
 
-def by_hand(rank: int, port: int, ranks: int = 2) -> dict[str, str]:
+def launcher_environment(rank: int, port: int, ranks: int = 2) -> dict[str, str]:
     """Environment variables that a launcher other than torchrun sets."""
     numbers = {"RANK": str(rank), "WORLD_SIZE": str(ranks), "LOCAL_RANK": "0"}
     return {**numbers, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}

@@ -16,7 +16,7 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 
 from adadf_dist.distributed.world import World, init_world
-from tests.helpers.waiting import Patience
+from tests.helpers.waiting import IdleLimit
 
 
 class Job(NamedTuple):
@@ -54,10 +54,10 @@ def run_ranks(function: Callable[..., Any], ranks: int, *args: object, timeout: 
                 process.start()
                 sender.close()
             waiting = {receiver: rank for rank, (receiver, _) in enumerate(pipes)}
-            patience = Patience(timeout, [process.pid for process in processes if process.pid])
+            limit = IdleLimit(timeout, [process.pid for process in processes if process.pid])
             while waiting:
                 while not (ready := wait(list(waiting), 1)):
-                    patience.check(f"ranks {sorted(waiting.values())} have not ended")
+                    limit.check(f"ranks {sorted(waiting.values())} have not ended")
                 for receiver in ready:
                     assert isinstance(receiver, Connection)
                     rank = waiting.pop(receiver)
@@ -93,6 +93,6 @@ def run_rank(sender: Connection, environment: dict[str, str], job: Job) -> None:
         raise
 
 
-def alone() -> World:
+def single_process_world() -> World:
     """The world of a single process."""
     return World(torch.device("cpu"))

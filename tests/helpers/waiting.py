@@ -13,7 +13,7 @@ IDLE = 0.03
 """Share of a core below which processes are not computing. A crowded machine still gives them more."""
 
 
-class Patience:
+class IdleLimit:
     """Expires after `seconds` in which processes and their descendants were idle."""
 
     def __init__(self, seconds: float, processes: Sequence[int] | None = None) -> None:
@@ -58,17 +58,17 @@ class Patience:
 
 def communicate(process: subprocess.Popen[Any], seconds: float = 60, until: float = 1) -> tuple[Any, Any]:
     """Output of a process until its end. Raises `AssertionError` if it is idle for `seconds`."""
-    patience = Patience(seconds, [process.pid])
+    limit = IdleLimit(seconds, [process.pid])
     while True:
         try:
             return process.communicate(timeout=until)
         except subprocess.TimeoutExpired:
-            patience.check(f"process {process.pid} has not ended")
+            limit.check(f"process {process.pid} has not ended")
 
 
 def wait_until(found: Callable[[], object], what: str = "in vain", seconds: float = 60) -> None:
     """Wait for an effect of our processes. Raises `AssertionError` if they are idle for `seconds`."""
-    patience = Patience(seconds)
+    limit = IdleLimit(seconds)
     while not found():
-        patience.check(what)
+        limit.check(what)
         time.sleep(0.05)

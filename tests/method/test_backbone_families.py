@@ -20,7 +20,7 @@ from adadf_dist.export.__main__ import main as export
 from adadf_dist.export.exported_model import load_model
 from adadf_dist.method.model import DualBranch
 from adadf_dist.predict.__main__ import main as predict
-from tests.helpers.networks import drawn_network, save_checkpoint, small_config
+from tests.helpers.networks import random_network, save_checkpoint, small_config
 
 pytest.importorskip("timm")
 
@@ -37,7 +37,7 @@ KINDS = ("onnx", "safetensors", "pt2")
 
 def settled_network(config: Config, num_classes: int, side: int) -> DualBranch:
     """Its BatchNorm statistics fit images; otherwise a deep network would predict the same for all images."""
-    model = drawn_network(config, num_classes).train()
+    model = random_network(config, num_classes).train()
     with torch.no_grad():
         for seed in range(30):
             model(images_of(8, side, seed))

@@ -23,7 +23,7 @@ from adadf_dist.method.losses import BatchSlice
 from adadf_dist.method.model import DualBranch
 from adadf_dist.method.pretrained import load_pretrained
 from tests.helpers.forked import train_forked
-from tests.helpers.ranks import alone, run_ranks
+from tests.helpers.ranks import run_ranks, single_process_world
 from tests.helpers.runs import records, settings
 from tests.helpers.steps import over_ranks, take_step
 
@@ -227,7 +227,7 @@ def train_steps(world: World, name: str, side: int) -> tuple[list[list[float]], 
 )
 def test_steps_of_two_ranks_equal_one(name: str) -> None:
     """timm's BatchNorm with activation sees the global batch; every parameter has a gradient."""
-    one, gradients = train_steps(alone(), f"timm:{name}", FAMILIES[name])
+    one, gradients = train_steps(single_process_world(), f"timm:{name}", FAMILIES[name])
     assert one[0][3] > 0.5  # rank regularization is active
     for many, theirs in run_ranks(train_steps, 2, f"timm:{name}", FAMILIES[name], timeout=240):
         torch.testing.assert_close(many[0], one[0], rtol=1e-9, atol=1e-9)

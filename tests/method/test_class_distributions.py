@@ -9,7 +9,7 @@ import torch
 
 from adadf_dist.config.schema import ClassDistributionConfig
 from adadf_dist.method.class_distributions import ClassDistributions, sharpen, threshold_distributions
-from tests.helpers.ranks import alone
+from tests.helpers.ranks import single_process_world
 from tests.method.test_losses import GOLDEN, needs_golden
 
 
@@ -19,7 +19,7 @@ from tests.method.test_losses import GOLDEN, needs_golden
 def test_class_distributions_equal_golden_vectors(number: int, off_diagonal: str) -> None:
     case = json.loads(GOLDEN.read_text())["class_distributions"][number]
     config = ClassDistributionConfig(threshold=case["threshold"], off_diagonal=off_diagonal)  # type: ignore[arg-type]
-    classes = ClassDistributions(case["num_classes"], config, alone())
+    classes = ClassDistributions(case["num_classes"], config, single_process_world())
     logits = torch.tensor(case["auxiliary_logits"], dtype=torch.float64)
     labels = torch.tensor(case["labels"])
     for rows in torch.arange(len(labels)).split(50):  # in several batches, the last one smaller
@@ -47,7 +47,7 @@ def test_published_threshold_distribution_does_not_sum_to_one(threshold: float, 
 
 def test_distribution_before_first_commit_and_for_unseen_classes() -> None:
     config = ClassDistributionConfig(threshold=0.5)
-    classes = ClassDistributions(3, config, alone())
+    classes = ClassDistributions(3, config, single_process_world())
     assert classes.targets[1].tolist() == [0.25, 0.5, 0.25]
     classes.observe(torch.tensor([[5.0, 0.0, 0.0]]), torch.tensor([0]))
     commit = classes.finalize_epoch()
@@ -58,7 +58,7 @@ def test_distribution_before_first_commit_and_for_unseen_classes() -> None:
 
 def test_class_degree_at_the_threshold_is_enough() -> None:
     """Equation 5 requires at least t."""
-    classes = ClassDistributions(2, ClassDistributionConfig(threshold=0.5), alone())
+    classes = ClassDistributions(2, ClassDistributionConfig(threshold=0.5), single_process_world())
     classes.observe(torch.zeros(1, 2), torch.tensor([0]))
     assert classes.finalize_epoch().threshold_met.tolist() == [True, False]
 
@@ -77,7 +77,7 @@ def test_sharpening_normalizes_rows(temperature: float) -> None:
 
 def test_committed_distributions_are_sharpened() -> None:
     config = ClassDistributionConfig(threshold=0.6, sharpen=0.5)
-    classes = ClassDistributions(3, config, alone())
+    classes = ClassDistributions(3, config, single_process_world())
     classes.observe(torch.tensor([[0.8, 0.15, 0.05]], dtype=torch.float64).log(), torch.tensor([0]))
     rows = classes.finalize_epoch().distributions
     for row, before in ((0, [0.8, 0.15, 0.05]), (1, [0.2, 0.6, 0.2])):  # the class mean, and a threshold row
@@ -87,7 +87,7 @@ def test_committed_distributions_are_sharpened() -> None:
 
 def test_each_commit_uses_only_its_own_samples() -> None:
     """Each epoch's means and counts are of its own samples, whatever earlier epochs saw."""
-    classes = ClassDistributions(2, ClassDistributionConfig(threshold=0.6), alone())
+    classes = ClassDistributions(2, ClassDistributionConfig(threshold=0.6), single_process_world())
     for epoch in ([[0.9, 0.1], [0.7, 0.3]], [[0.2, 0.8]], [[0.5, 0.5], [0.1, 0.9], [0.3, 0.7]]):
         classes.observe(torch.tensor(epoch, dtype=torch.float64).log(), torch.zeros(len(epoch), dtype=torch.int64))
         commit = classes.finalize_epoch()
@@ -100,7 +100,7 @@ def test_each_commit_uses_only_its_own_samples() -> None:
 def test_half_precision_logits_are_averaged_in_double() -> None:
     logits = torch.randn(400, 5, generator=torch.Generator().manual_seed(0)).bfloat16()
     labels = torch.zeros(400, dtype=torch.int64)
-    classes = ClassDistributions(5, ClassDistributionConfig(), alone())
+    classes = ClassDistributions(5, ClassDistributionConfig(), single_process_world())
     for i in range(400):
         classes.observe(logits[i : i + 1], labels[i : i + 1])
     wanted = logits.double().softmax(dim=1).mean(dim=0)
@@ -122,7 +122,7 @@ class Rank:
 def test_restored_sums_count_once_over_ranks(ranks: int) -> None:
     """Four samples before the checkpoint, then one per rank: the sums over ranks have each sample once."""
     config = ClassDistributionConfig(threshold=0.6)
-    before = ClassDistributions(2, config, alone())
+    before = ClassDistributions(2, config, single_process_world())
     before.observe(torch.tensor([[0.9, 0.1]] * 4, dtype=torch.float64).log(), torch.tensor([0, 0, 0, 1]))
     total = torch.zeros(2, 3, dtype=torch.float64)
     for rank in range(ranks):
@@ -144,4 +144,4 @@ def test_observed_sums_stay_on_their_device() -> None:
 @pytest.mark.parametrize(("source", "own_pass"), [("running", False), ("pass", True)])
 def test_only_source_pass_needs_an_extra_pass(source: str, own_pass: bool) -> None:
     config = ClassDistributionConfig(source=source)  # type: ignore[arg-type]
-    assert ClassDistributions(7, config, alone()).needs_extra_pass is own_pass
+    assert ClassDistributions(7, config, single_process_world()).needs_extra_pass is own_pass

@@ -23,14 +23,14 @@ from adadf_dist.method.losses import (
 )
 from adadf_dist.method.model import Output
 from tests.conftest import SHARED
-from tests.helpers.ranks import alone
+from tests.helpers.ranks import single_process_world
 
 GOLDEN = SHARED / "golden" / "ada_df_golden.json"
 needs_golden = pytest.mark.skipif(not GOLDEN.exists(), reason="the golden vectors are not here")
 
 
 def loss_of(output: Output, labels: Tensor, classes: Tensor, ramp: LossWeights, config: LossConfig) -> Losses:
-    return adadf_loss(output, labels, classes, ramp, config, (alone(), BatchSlice(0, len(labels))))
+    return adadf_loss(output, labels, classes, ramp, config, (single_process_world(), BatchSlice(0, len(labels))))
 
 
 def random_case(rows: int, classes: int, seed: int, scale: float = 2.0) -> tuple[Output, Tensor, Tensor]:

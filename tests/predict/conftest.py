@@ -9,7 +9,7 @@ from PIL import Image
 
 from adadf_dist.data.synthetic.faces import render_sample
 from adadf_dist.export.__main__ import main as export
-from tests.helpers.networks import drawn_network, save_checkpoint, small_config
+from tests.helpers.networks import random_network, save_checkpoint, small_config
 from tests.helpers.predictions import CLASSES
 
 
@@ -18,7 +18,7 @@ def models(faces: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a random network as model.pt, .safetensors, .onnx and .pt2."""
     folder = tmp_path_factory.mktemp("models")
     config = small_config({"data.shards": str(faces)})
-    save_checkpoint(folder / "model.pt", config, drawn_network(config, len(CLASSES)), CLASSES)
+    save_checkpoint(folder / "model.pt", config, random_network(config, len(CLASSES)), CLASSES)
     files = ["--safetensors", f"{folder}/model.safetensors", "--onnx", f"{folder}/model.onnx"]
     export([f"{folder}/model.pt", *files, "--torch-export", f"{folder}/model.pt2"])
     return folder

@@ -13,7 +13,7 @@ from tests.helpers.dataset_builds import run_build
 from tests.helpers.predictions import predict, read_csv, shares
 
 
-class Photographs:
+class Photos:
     """A public-domain portrait (NASA): alone, twice in one image, and an image without a face."""
 
     def __init__(self, folder: Path) -> None:
@@ -34,8 +34,8 @@ class Photographs:
 def test_photos_are_aligned_like_the_builder_does(
     model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    photographs = Photographs(tmp_path)
-    out, lines = predict(capsys, model, photographs.folder, "--align", status=1)
+    photos = Photos(tmp_path)
+    out, lines = predict(capsys, model, photos.folder, "--align", status=1)
     rows = read_csv(out)
     assert [row["faces"] for row in rows] == ["1", "2", "0"]
     assert rows[2]["error"] == "no face found"
@@ -44,7 +44,7 @@ def test_photos_are_aligned_like_the_builder_does(
     tree = tmp_path / "tree"
     for name in ("happy", "sad"):
         (tree / "train" / name).mkdir(parents=True)
-        source = photographs.folder / ("1.png" if name == "happy" else "2.png")
+        source = photos.folder / ("1.png" if name == "happy" else "2.png")
         (tree / "train" / name / f"{name}.png").write_bytes(source.read_bytes())
     stored = tmp_path / "stored"
     run_build("folder", stored, "--root", tree, "--align", "detect")

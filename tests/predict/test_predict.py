@@ -21,7 +21,7 @@ from adadf_dist.export.exported_model import load_model
 from adadf_dist.metrics.predictions import predict_split
 from adadf_dist.predict.inputs import ImageInput, file_picture
 from adadf_dist.predict.predictor import Predictor
-from tests.helpers.networks import drawn_network, save_checkpoint, small_config
+from tests.helpers.networks import random_network, save_checkpoint, small_config
 from tests.helpers.predictions import CLASSES, predict, read_csv, refused, shares
 from tests.helpers.runs import start
 
@@ -52,7 +52,7 @@ def test_dataset_predictions_equal_evaluation(
 
 def test_ten_crop_predictions_equal_evaluation(faces: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     config = small_config({"data.shards": str(faces), "data.ten_crop": 40, "data.workers": 0})
-    save_checkpoint(tmp_path / "ten.pt", config, drawn_network(config, len(CLASSES)), CLASSES)
+    save_checkpoint(tmp_path / "ten.pt", config, random_network(config, len(CLASSES)), CLASSES)
     wanted = evaluation(tmp_path / "ten.pt", config, "test")
     export([f"{tmp_path}/ten.pt", "--safetensors", f"{tmp_path}/ten.safetensors"])
     for name in ("ten.pt", "ten.safetensors"):
@@ -99,8 +99,8 @@ def test_user_errors_are_one_line(
     for name in ("x.onnx", "x.pt2", "x.safetensors", "x.pt"):
         (pictures / name).write_bytes(b"nothing of the kind")
         assert name in refused(capsys, pictures / name, face, "--device", "cpu")
-    torn = (models / "model.safetensors").read_bytes()[:5000]
-    (pictures / "x.safetensors").write_bytes(torn)
+    truncated = (models / "model.safetensors").read_bytes()[:5000]
+    (pictures / "x.safetensors").write_bytes(truncated)
     assert "truncated" in refused(capsys, pictures / "x.safetensors", face)
     if not torch.cuda.is_available():
         assert "--device cuda: no GPU" in refused(capsys, model, face, "--device", "cuda")

@@ -338,12 +338,12 @@ def test_incomparable_runs_are_rejected(run: Path, tmp_path: Path, capsys: pytes
 
 
 def test_truncated_run_files_are_handled(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    torn = copy_of(run, tmp_path / "torn")
-    with (torn / "metrics.jsonl").open("ab") as file:
+    truncated = copy_of(run, tmp_path / "truncated")
+    with (truncated / "metrics.jsonl").open("ab") as file:
         file.write(b'{"kind": "epoch", "\xff\xfe')
-    assert len(open_run(torn).epochs) == 3
-    (torn / "history" / "epoch-0002.npz").write_bytes(b"")
-    assert "epoch-0002.npz: truncated or corrupt" in wrong([str(torn)], capsys)
+    assert len(open_run(truncated).epochs) == 3
+    (truncated / "history" / "epoch-0002.npz").write_bytes(b"")
+    assert "epoch-0002.npz: truncated or corrupt" in wrong([str(truncated)], capsys)
 
 
 def test_titles_do_not_overlap(run: Path) -> None:

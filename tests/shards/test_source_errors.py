@@ -37,10 +37,10 @@ def test_affectnet_2017_bad_rows_are_one_line(
     file: str, old: str, new: str, reason: str, release_2017: Path, tmp_path: Path
 ) -> None:
     change(release_2017 / file, old, new)
-    assert reason in told(tmp_path, "affectnet", "--root", release_2017)
+    assert reason in build_error(tmp_path, "affectnet", "--root", release_2017)
 
 
-def told(tmp_path: Path, *words: Any) -> str:
+def build_error(tmp_path: Path, *words: Any) -> str:
     """The one line with which a build ends."""
     with pytest.raises(UserError) as caught:
         run_build(words[0], tmp_path / "nothing", *words[1:])
@@ -71,9 +71,11 @@ def test_bad_roots_are_one_line(release_2017: Path, tmp_path: Path) -> None:
         (("csv", "--csv", empty / "list.csv"), "list.csv: no such file"),
     ]
     for words, reason in cases:
-        assert reason in told(tmp_path, *words)
+        assert reason in build_error(tmp_path, *words)
     images.rename(release_2017 / "elsewhere")
-    assert "none of 0/00.jpg and the next 100 paths found in" in told(tmp_path, "affectnet", "--root", release_2017)
+    assert "none of 0/00.jpg and the next 100 paths found in" in build_error(
+        tmp_path, "affectnet", "--root", release_2017
+    )
 
 
 BAD_RAF: list[tuple[str, str]] = [
@@ -91,13 +93,13 @@ BAD_RAF: list[tuple[str, str]] = [
 def test_rafdb_bad_labels_are_one_line(text: str, reason: str, tmp_path: Path) -> None:
     trees.rafdb(tmp_path / "raf", {"train_1.jpg": 1})
     write(tmp_path / "raf" / "EmoLabel" / "list_patition_label.txt", text)
-    assert reason in told(tmp_path, "rafdb", "--root", tmp_path / "raf")
+    assert reason in build_error(tmp_path, "rafdb", "--root", tmp_path / "raf")
 
 
 def test_rafdb_bad_votes_are_one_line(tmp_path: Path) -> None:
     trees.rafdb(tmp_path / "raf", {f"train_{n}.jpg": n for n in range(1, 8)})
     write(tmp_path / "raf" / "EmoLabel" / "distribution.txt", "train_1.jpg 0.5 0.5\n")
-    assert "distribution.txt: line 1: expected a name and 6 or 7 fractions" in told(
+    assert "distribution.txt: line 1: expected a name and 6 or 7 fractions" in build_error(
         tmp_path, "rafdb", "--root", tmp_path / "raf"
     )
 
@@ -117,17 +119,19 @@ BAD_CSV: list[tuple[str, str]] = [
 
 @pytest.mark.parametrize(("text", "reason"), BAD_CSV)
 def test_bad_lists_are_one_line(text: str, reason: str, tmp_path: Path) -> None:
-    assert reason in told(tmp_path, "csv", "--csv", write(tmp_path / "list.csv", text))
+    assert reason in build_error(tmp_path, "csv", "--csv", write(tmp_path / "list.csv", text))
 
 
 def test_affectnet_2021_broken_annotation_is_one_line(tmp_path: Path) -> None:
     trees.affectnet_2021(tmp_path / "A", list(range(8)), list(range(8)))
     np.save(tmp_path / "A" / "train_set" / "annotations" / "3_exp.npy", "9")
-    assert "3_exp.npy: expression 9" in told(tmp_path, "affectnet", "--root", tmp_path / "A")
+    assert "3_exp.npy: expression 9" in build_error(tmp_path, "affectnet", "--root", tmp_path / "A")
     write(tmp_path / "A" / "train_set" / "annotations" / "3_exp.npy", b"junk")
-    assert "3_exp.npy: annotation 3_exp.npy cannot be read" in told(tmp_path, "affectnet", "--root", tmp_path / "A")
+    assert "3_exp.npy: annotation 3_exp.npy cannot be read" in build_error(
+        tmp_path, "affectnet", "--root", tmp_path / "A"
+    )
 
 
 def test_class_without_an_image_is_an_error(tmp_path: Path) -> None:
     trees.affectnet_2021(tmp_path / "A", [0, 1, 2, 3, 4, 5, 7], [0])
-    assert "class anger has no training images" in told(tmp_path, "affectnet", "--root", tmp_path / "A")
+    assert "class anger has no training images" in build_error(tmp_path, "affectnet", "--root", tmp_path / "A")

@@ -96,7 +96,7 @@ def drop_line(folder: Path) -> None:
     path.write_text("\n".join(path.read_text().splitlines()[:-1]) + "\n")
 
 
-SPOILS: dict[str, tuple[Callable[[Path], object], str]] = {
+FAULTS: dict[str, tuple[Callable[[Path], object], str]] = {
     "byte flipped": (flip_byte, "train-000000.tar: SHA-256 differs from dataset.json"),
     "truncated": (lambda f: (f / "train-000000.tar").write_bytes(b"x" * 9999), "truncated: 9,999 bytes"),
     "index of DALI": (drop_line, "train-000000.idx: does not match the members"),
@@ -125,11 +125,11 @@ SPOILS: dict[str, tuple[Callable[[Path], object], str]] = {
 }
 
 
-@pytest.mark.parametrize(("spoil", "line"), SPOILS.values(), ids=SPOILS)
-def test_verify_finds_every_fault(image_folder: Path, spoil: Callable[[Path], object], line: str) -> None:
+@pytest.mark.parametrize(("inject", "line"), FAULTS.values(), ids=FAULTS)
+def test_verify_finds_every_fault(image_folder: Path, inject: Callable[[Path], object], line: str) -> None:
     folder = build_folder(image_folder, "--test-fraction", 0.2).folder
     assert verify(folder, 1)[1] == []
-    spoil(folder)
+    inject(folder)
     found = verify(folder, 1)[1]
     assert any(line in finding for finding in found), found
     assert all("\n" not in finding for finding in found)

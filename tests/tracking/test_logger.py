@@ -24,7 +24,7 @@ from adadf_dist.method.losses import Losses
 from adadf_dist.tracking.logger import RunLogger
 from adadf_dist.training.final_test import Result, format_result
 from tests.engine.test_no_sync import Watch
-from tests.helpers.ranks import alone
+from tests.helpers.ranks import single_process_world
 from tests.helpers.runs import settings
 
 
@@ -69,8 +69,8 @@ def test_progress_lines_come_within_seconds_and_then_regularly(clock: Clock) -> 
     assert max(b - a for a, b in pairwise(lines)) <= 30
 
 
-def evaluated(pulse: Heartbeat, clock: Clock, batches: int) -> None:
-    for _ in pulse.wrap(range(batches), "evaluating test", 10 * batches, "samples", lambda thing: 10):
+def evaluated(heartbeat: Heartbeat, clock: Clock, batches: int) -> None:
+    for _ in heartbeat.wrap(range(batches), "evaluating test", 10 * batches, "samples", lambda thing: 10):
         clock.now += 1.0
 
 
@@ -104,7 +104,7 @@ def losses(value: float) -> Losses:
 @pytest.fixture
 def log(clock: Clock, tmp_path: Path) -> Iterator[RunLogger]:
     values = settings(tmp_path, tmp_path, runtime__log_every="10", batch_size="64", epochs="3")
-    log = RunLogger(build_config([ConfigLayer("test", values)]), alone())
+    log = RunLogger(build_config([ConfigLayer("test", values)]), single_process_world())
     yield log
     log.close()
 

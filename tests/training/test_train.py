@@ -100,7 +100,7 @@ def test_sigkill_during_a_checkpoint_write_gives_identical_run(
     write: int, reference: Path, faces: Path, tmp_path: Path
 ) -> None:
     """The process dies with half a checkpoint on disk: the first one, or the fifth (the end of epoch 1)."""
-    out = tmp_path / "torn"
+    out = tmp_path / "truncated"
     script = Path(__file__).parents[1] / "helpers" / "killed_in_write.py"
     values = settings(faces, out, checkpoint__every_steps="1")
     died = finish(command(values, script=[str(script), str(write)]))

@@ -247,7 +247,7 @@ def test_missing_plot_packages_are_reported(
     assert not (study.folder / "search.html").exists()
 
 
-class Pretended:
+class FakeRunner:
     """A runner that writes folders without training; configuration 3 is the better one."""
 
     def __init__(self) -> None:
@@ -267,7 +267,7 @@ class Pretended:
 
 def test_search_updates_its_page_after_each_stage(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     study = make_study(tmp_path / "study", SPACE, trials=12)
-    runner = Pretended()
+    runner = FakeRunner()
     assert search(study, runner).winner == 3
     before, while_finals, _ = runner.pages
     assert before == "" and "still running" in while_finals

@@ -20,7 +20,7 @@ from adadf_dist.errors import DiskFullError, UserError
 from tests.helpers.fake_trainer import (
     OPTIONS,
     SPACE,
-    Here,
+    InProcessRunner,
     Stopped,
     base,
     begun,
@@ -39,7 +39,7 @@ from tune.study.trial import DEFAULT
 def test_known_optimum_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     trainer = train_by(monkeypatch, planted)
     study = begun(tmp_path, optimizer__lr=0.1)
-    choice = search(study, Here())
+    choice = search(study, InProcessRunner())
     assert choice.improved
     best = tomllib.loads((tmp_path / "best.toml").read_text())
     assert best["optimizer"]["lr"] == 1e-3
@@ -54,15 +54,15 @@ def test_known_optimum_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 
 def test_test_split_is_read_once_and_only_by_the_winner(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     trainer = train_by(monkeypatch, planted)
-    choice = search(begun(tmp_path, optimizer__lr=0.1), Here())
+    choice = search(begun(tmp_path, optimizer__lr=0.1), InProcessRunner())
     assert trainer.tested == [f"{choice.winner:04d}-seed1"]
-    search(begun(tmp_path, optimizer__lr=0.1), Here())
+    search(begun(tmp_path, optimizer__lr=0.1), InProcessRunner())
     assert len(trainer.tested) == 1
 
 
 def test_noise_alone_selects_the_default(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
     train_by(monkeypatch, flat)
-    choice = search(begun(tmp_path), Here())
+    choice = search(begun(tmp_path), InProcessRunner())
     assert not choice.improved
     output = "too few seeds or samples to tell whether a configuration is better than the default"  # of three seeds
     assert output in capsys.readouterr().out
@@ -75,7 +75,7 @@ def test_seeds_of_one_configuration_are_all_tested(
 ) -> None:
     """Nothing is selected, so every run is tested."""
     trainer = train_by(monkeypatch, flat)
-    run_seeds(begun(tmp_path, SearchOptions(seeds=4)), Here())
+    run_seeds(begun(tmp_path, SearchOptions(seeds=4)), InProcessRunner())
     accuracies = [flat(base(seed=seed), 6) for seed in range(1, 5)]
     interval = stats.t.interval(0.95, 3, np.mean(accuracies), stats.sem(accuracies))
     said = capsys.readouterr().out
@@ -89,7 +89,7 @@ def test_halving_stops_poor_trials(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     """The default, the baseline of all comparisons, and the finals run to the end."""
     trainer = train_by(monkeypatch, planted)
     study = begun(tmp_path, replace(OPTIONS, halving=AshaSchedule(2, 2, 6)), optimizer__lr=0.1)
-    search(study, Here())
+    search(study, InProcessRunner())
     by_name = {row["trial"]: row for row in rows(study)}
     for number in range(1, 7):
         row = by_name[f"{number:04d}-seed0"]
@@ -114,7 +114,7 @@ def test_halving_stops_poor_trials(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 def test_stopped_search_resumes_to_the_same_result(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, after: int) -> None:
     """Wherever it was stopped: the same result, and no epoch twice."""
     whole = train_by(monkeypatch, planted)
-    expected = search(begun(tmp_path / "whole", optimizer__lr=0.1), Here())
+    expected = search(begun(tmp_path / "whole", optimizer__lr=0.1), InProcessRunner())
 
     def until(config: Config, epoch: int) -> float:
         if len(trainer.epochs) == after:
@@ -123,9 +123,9 @@ def test_stopped_search_resumes_to_the_same_result(tmp_path: Path, monkeypatch: 
 
     trainer = train_by(monkeypatch, until)
     with pytest.raises(Stopped):
-        search(begun(tmp_path / "cut", optimizer__lr=0.1), Here())
+        search(begun(tmp_path / "cut", optimizer__lr=0.1), InProcessRunner())
     later = train_by(monkeypatch, planted)
-    assert search(begun(tmp_path / "cut", optimizer__lr=0.1), Here()) == expected
+    assert search(begun(tmp_path / "cut", optimizer__lr=0.1), InProcessRunner()) == expected
     assert trainer.epochs + later.epochs == whole.epochs
     assert rows(study_of(tmp_path / "cut", SPACE, OPTIONS)) == rows(study_of(tmp_path / "whole", SPACE, OPTIONS))
 
@@ -138,11 +138,11 @@ def test_failed_trial_is_reported_and_retried_on_resume(tmp_path: Path, monkeypa
 
     train_by(monkeypatch, failing)
     study = begun(tmp_path)
-    choice = search(study, Here())
+    choice = search(study, InProcessRunner())
     assert all(row["error"] == "the loss is not finite" for row in rows(study) if row["optimizer.lr"] == 0.1)
     assert {c.number for c in choice.candidates} <= {0, 1, 3, 5}
     train_by(monkeypatch, planted)
-    search(begun(tmp_path), Here())
+    search(begun(tmp_path), InProcessRunner())
     assert all(row["end"] == "finished" for row in rows(study))
 
 
@@ -152,7 +152,7 @@ def test_failed_default_ends_the_search(tmp_path: Path, monkeypatch: pytest.Monk
 
     train_by(monkeypatch, failing)
     with pytest.raises(UserError, match="default configuration failed: no such shards"):
-        search(begun(tmp_path), Here())
+        search(begun(tmp_path), InProcessRunner())
 
 
 def test_full_disk_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -165,23 +165,23 @@ def test_full_disk_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("tune.study.trial.write_json", full)
         with pytest.raises(UserError, match="no room left"):
-            search(study, Here())
-    search(begun(tmp_path), Here())
+            search(study, InProcessRunner())
+    search(begun(tmp_path), InProcessRunner())
 
 
 def test_unneeded_checkpoints_are_deleted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     train_by(monkeypatch, planted)
-    choice = search(begun(tmp_path / "winner", optimizer__lr=0.1), Here())
+    choice = search(begun(tmp_path / "winner", optimizer__lr=0.1), InProcessRunner())
     kept = {path.parent.name for path in (tmp_path / "winner" / "trials").glob("*/checkpoints")}
     assert kept == {f"{candidate.number:04d}-seed1" for candidate in choice.candidates}
-    search(begun(tmp_path / "all", replace(OPTIONS, keep="all"), optimizer__lr=0.1), Here())
+    search(begun(tmp_path / "all", replace(OPTIONS, keep="all"), optimizer__lr=0.1), InProcessRunner())
     assert len(list((tmp_path / "all" / "trials").glob("*/checkpoints"))) == 16
 
 
 def test_csv_and_parquet_agree(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     train_by(monkeypatch, flat)
     study = begun(tmp_path)
-    search(study, Here())
+    search(study, InProcessRunner())
     assert pyarrow.parquet.read_table(tmp_path / "trials.parquet").to_pylist() == [
         {**row, "error": row["error"] or ""} for row in rows(study)
     ]
@@ -189,8 +189,8 @@ def test_csv_and_parquet_agree(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 
 def test_more_trials_extend_an_existing_search(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     trainer = train_by(monkeypatch, planted)
-    search(begun(tmp_path, optimizer__lr=0.1), Here())
-    search(begun(tmp_path, replace(OPTIONS, trials=8), optimizer__lr=0.1), Here())
+    search(begun(tmp_path, optimizer__lr=0.1), InProcessRunner())
+    search(begun(tmp_path, replace(OPTIONS, trials=8), optimizer__lr=0.1), InProcessRunner())
     assert len(trainer.epochs) == len(set(trainer.epochs))
     assert {name for name, _ in trainer.epochs} >= {"0007-seed0", "0008-seed0"}
 
@@ -200,7 +200,7 @@ def test_finalists_differ_from_each_other_and_the_default(tmp_path: Path, monkey
     train_by(monkeypatch, planted)
     space: dict[str, object] = {"optimizer.lr": {"choice": [1e-3, 1e-2, 1e-1]}}
     study = start(study_of(tmp_path, space, replace(OPTIONS, trials=9, finalists=4), optimizer__lr=0.1), resume=False)
-    choice = search(study, Here())
+    choice = search(study, InProcessRunner())
     rates = [study.space.sample(0, c.number)["optimizer.lr"] for c in choice.candidates if c.number != DEFAULT]
     assert sorted(rates) == [1e-3, 1e-2]
 
@@ -208,7 +208,7 @@ def test_finalists_differ_from_each_other_and_the_default(tmp_path: Path, monkey
 def test_search_without_a_test_split_has_a_result(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
     train_by(monkeypatch, planted)
     monkeypatch.setattr("tune.study.trial.read_test", lambda folder: {})
-    assert search(begun(tmp_path, optimizer__lr=0.1), Here()).improved
+    assert search(begun(tmp_path, optimizer__lr=0.1), InProcessRunner()).improved
     assert "no test split" in capsys.readouterr().out
     assert (tmp_path / "best.toml").exists()
 
@@ -216,7 +216,7 @@ def test_search_without_a_test_split_has_a_result(tmp_path: Path, monkeypatch: p
 def test_extended_search_reports_earlier_tests(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
     """The second winner's run is tested from its checkpoint, not retrained, and the first one's test is not hidden."""
     trainer = train_by(monkeypatch, planted)
-    first = search(begun(tmp_path, optimizer__lr=0.1), Here())
+    first = search(begun(tmp_path, optimizer__lr=0.1), InProcessRunner())
 
     def another(config: Config, epoch: int) -> float:
         return planted(config, epoch) + (0.1 if config.seed > 3 and config.loss.lambda_min != lambda_of(first) else 0)
@@ -225,7 +225,7 @@ def test_extended_search_reports_earlier_tests(tmp_path: Path, monkeypatch: pyte
         return float(study_of(tmp_path, SPACE, OPTIONS).space.sample(0, choice.winner)["loss.lambda_min"])
 
     trainer.curve = another
-    second = search(begun(tmp_path, replace(OPTIONS, seeds=6), optimizer__lr=0.1), Here())
+    second = search(begun(tmp_path, replace(OPTIONS, seeds=6), optimizer__lr=0.1), InProcessRunner())
     assert second.winner != first.winner and second.improved
     assert len(trainer.epochs) == len(set(trainer.epochs))
     assert f"the test split was already used by {first.winner:04d}-seed1" in capsys.readouterr().out
@@ -235,5 +235,5 @@ def test_list_is_a_single_value(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     train_by(monkeypatch, flat)
     space: dict[str, object] = {"augment.erase_scale": {"grid": [[0.02, 0.1], [0.02, 0.2]]}}
     study = start(study_of(tmp_path, space, replace(OPTIONS, trials=2)), resume=False)
-    search(study, Here())
+    search(study, InProcessRunner())
     assert {row["augment.erase_scale"] for row in rows(study)} == {"[0.02, 0.25]", "[0.02, 0.1]", "[0.02, 0.2]"}

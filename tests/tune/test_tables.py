@@ -13,7 +13,7 @@ from scipy import stats
 
 from adadf_dist.config.schema import Config
 from adadf_dist.errors import UserError
-from tests.helpers.fake_trainer import Here, Stopped, base, noise, train_by
+from tests.helpers.fake_trainer import InProcessRunner, Stopped, base, noise, train_by
 from tune.paper.grids import GRIDS, config_id, configurations, rows_of
 from tune.paper.published import PAPER_RESULTS
 from tune.study.study import STUDY_FILE, start
@@ -32,7 +32,7 @@ def make(folder: Path, *names: str, seeds: int = 3, epochs: int = 2) -> str:
     command = [*names, "--preset", "rafdb", "--epochs", str(epochs), "--out", str(folder), "--seeds", str(seeds)]
     study, options, preset = plan(command)
     start(study, resume=(folder / STUDY_FILE).exists())
-    make_tables(study, options.tables, preset, Here())
+    make_tables(study, options.tables, preset, InProcessRunner())
     return (folder / f"{names[0]}.md").read_text()
 
 

@@ -12,7 +12,7 @@ import pytest
 from adadf_dist.config.schema import Config
 from adadf_dist.distributed.world import World
 from adadf_dist.errors import LostRankError, UserError
-from tests.helpers.fake_trainer import OPTIONS, SPACE, Here, Stopped, begun, planted, study_of, train_by
+from tests.helpers.fake_trainer import OPTIONS, SPACE, InProcessRunner, Stopped, begun, planted, study_of, train_by
 from tests.helpers.ranks import run_ranks
 from tune.runners.execute import config_of, run_trial
 from tune.search import search
@@ -118,7 +118,7 @@ def test_lost_rank_is_not_a_failure_of_the_trial(tmp_path: Path, monkeypatch: py
     train_by(monkeypatch, losing)
     study = begun(tmp_path)
     with pytest.raises(LostRankError):
-        search(study, Here())
+        search(study, InProcessRunner())
     assert study.trials.result(study.default()).end == ""
 
 

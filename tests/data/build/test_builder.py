@@ -29,7 +29,7 @@ class BreakOffError(Exception):
 
 
 @dataclass(frozen=True)
-class Failing(Pictures):
+class FailingSource(Pictures):
     """A source that fails halfway."""
 
     def load(self, number: int) -> Sample:
@@ -41,9 +41,9 @@ class Failing(Pictures):
 def test_failed_build_keeps_the_old_dataset(copy: Path, tmp_path: Path) -> None:
     before = tree(copy)
     with pytest.raises(BreakOffError):
-        build_dataset(Failing(), copy, replace(OPTIONS, overwrite=True))
+        build_dataset(FailingSource(), copy, replace(OPTIONS, overwrite=True))
     with pytest.raises(BreakOffError):
-        build_dataset(Failing(), tmp_path / "new", OPTIONS)
+        build_dataset(FailingSource(), tmp_path / "new", OPTIONS)
     assert tree(copy) == before
     assert {path.name for path in tmp_path.iterdir()} <= {"copy", "copy.partial", "new.partial"}
 
@@ -75,7 +75,7 @@ def test_leftovers_of_a_killed_build_are_removed(built: Dataset, tmp_path: Path)
 
 
 @dataclass(frozen=True)
-class Stopping(Pictures):
+class LimitedSource(Pictures):
     """A source that fails after a given number of images."""
 
     asked: list[int] = field(default_factory=list)
@@ -89,7 +89,7 @@ class Stopping(Pictures):
 
 
 def test_unfinished_build_is_resumed(built: Dataset, tmp_path: Path) -> None:
-    first, second = Stopping(), Stopping(limit=50)
+    first, second = LimitedSource(), LimitedSource(limit=50)
     with pytest.raises(BreakOffError):
         build_dataset(first, tmp_path / "new", OPTIONS)
     assert not (tmp_path / "new").exists()
@@ -105,7 +105,7 @@ def test_unfinished_build_is_resumed(built: Dataset, tmp_path: Path) -> None:
 
 def test_truncated_tar_of_an_unfinished_build_is_rewritten(built: Dataset, tmp_path: Path) -> None:
     with pytest.raises(BreakOffError):
-        build_dataset(Stopping(), tmp_path / "new", OPTIONS)
+        build_dataset(LimitedSource(), tmp_path / "new", OPTIONS)
     with (tmp_path / "new.partial" / "train-000000.tar").open("r+b") as stream:
         stream.truncate(1000)
     assert tree(build_dataset(Pictures(), tmp_path / "new", OPTIONS).folder) == tree(built.folder)
@@ -113,7 +113,7 @@ def test_truncated_tar_of_an_unfinished_build_is_rewritten(built: Dataset, tmp_p
 
 def test_unfinished_build_with_other_options_is_rejected(built: Dataset, tmp_path: Path) -> None:
     with pytest.raises(BreakOffError):
-        build_dataset(Stopping(), tmp_path / "new", OPTIONS)
+        build_dataset(LimitedSource(), tmp_path / "new", OPTIONS)
     with pytest.raises(UserError, match=r"samples_per_shard was 7, is 9.*--restart"):
         build_dataset(Pictures(), tmp_path / "new", replace(OPTIONS, samples_per_shard=9))
     new = build_dataset(Pictures(), tmp_path / "new", replace(OPTIONS, samples_per_shard=9, restart=True))
@@ -122,7 +122,7 @@ def test_unfinished_build_with_other_options_is_rejected(built: Dataset, tmp_pat
 
 
 def test_insufficient_disk_space_is_reported_before_the_build(tmp_path: Path) -> None:
-    source = Stopping(image_bytes=10**18)
+    source = LimitedSource(image_bytes=10**18)
     with pytest.raises(UserError, match=r"GB are free, but the dataset needs about 1000000000\.0 GB"):
         build_dataset(source, tmp_path / "new", OPTIONS)
     assert source.asked == []
@@ -136,7 +136,7 @@ def test_small_disk_space_is_reported_in_megabytes(tmp_path: Path, monkeypatch: 
 
 
 @dataclass(frozen=True)
-class Meeting(Pictures):
+class ReentrantSource(Pictures):
     """A source that starts the same build again while it is read."""
 
     out: Path = Path()
@@ -148,7 +148,7 @@ class Meeting(Pictures):
 
 def test_concurrent_builds_of_one_folder_are_rejected(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="locked by another build"):
-        build_dataset(Meeting(out=tmp_path / "new"), tmp_path / "new", OPTIONS)
+        build_dataset(ReentrantSource(out=tmp_path / "new"), tmp_path / "new", OPTIONS)
 
 
 @contextmanager
@@ -177,7 +177,7 @@ def test_unwritable_folder_is_one_line(tmp_path: Path) -> None:
 
 
 @dataclass(frozen=True)
-class Deadly(Pictures):
+class KillingSource(Pictures):
     """A source that kills the process that reads it."""
 
     def load(self, number: int) -> Sample:
@@ -187,11 +187,11 @@ class Deadly(Pictures):
 
 def test_killed_worker_is_one_line(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"^worker \d \(process \d+\) was killed by SIGKILL; .*--workers \(now 2\)$"):
-        build_dataset(Deadly(), tmp_path / "new", OPTIONS, ProcessPool(2))
+        build_dataset(KillingSource(), tmp_path / "new", OPTIONS, ProcessPool(2))
     assert list(tmp_path.iterdir()) == []
 
 
 def test_worker_error_fails_the_build(tmp_path: Path) -> None:
     with pytest.raises(BreakOffError):
-        build_dataset(Failing(), tmp_path / "new", OPTIONS, ProcessPool(2))
+        build_dataset(FailingSource(), tmp_path / "new", OPTIONS, ProcessPool(2))
     assert not (tmp_path / "new").exists()

@@ -176,7 +176,7 @@ def test_both_loaders_give_the_same_images(shards: Path, device: str, size: int,
     assert (everything <= bounds[1] * 1.03).double().mean() >= 0.999
 
 
-class Rehearsal(GpuBackend):
+class CpuPipeline(GpuBackend):
     """The GPU pipeline as far as a CPU can run it: DALI's resize, batched stages, chunks cut into batches."""
 
     decoder = "cpu"
@@ -193,7 +193,7 @@ class Rehearsal(GpuBackend):
 def test_gpu_pipeline_on_a_cpu_equals_pillow(shards: Path, size: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """DALI's resize rounds differently from Pillow's, and a later stage can amplify a level."""
     wanted = epoch(shards, "torch", data__image_size=size)
-    monkeypatch.setattr(dali_loader, "make_backend", Rehearsal)
+    monkeypatch.setattr(dali_loader, "make_backend", CpuPipeline)
     made = epoch(shards, "dali", data__image_size=size)
     difference = torch.cat([((a.images - b.images).abs() / LEVEL).flatten() for a, b in zip(wanted, made, strict=True)])
     assert all(torch.equal(a.sample_ids, b.sample_ids) for a, b in zip(wanted, made, strict=True))

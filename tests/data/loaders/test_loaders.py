@@ -131,16 +131,16 @@ def test_second_pass_sees_the_same_samples(faces: Path) -> None:
     assert all(torch.equal(a.images, b.images) for a, b in zip(trained, measured, strict=True))
 
 
-def spoil(faces: Path, folder: Path, split: str, spoilt: dict[int, bytes]) -> list[str]:
+def corrupt_samples(faces: Path, folder: Path, split: str, bad: dict[int, bytes]) -> list[str]:
     """Copy the dataset and replace the bytes of some samples. Returns these samples' keys."""
     shutil.copytree(faces, folder)
     opened = open_dataset(folder).split(split)
-    for number, content in spoilt.items():
+    for number, content in bad.items():
         shard, offset, size = opened.locations[number].tolist()
         with (folder / opened.shards[shard]).open("r+b") as tar:
             tar.seek(offset)
             tar.write(content[:size].ljust(size, b"\0"))
-    return [str(opened.keys[number]) for number in spoilt]
+    return [str(opened.keys[number]) for number in bad]
 
 
 def png(width: int, height: int) -> bytes:
@@ -149,7 +149,7 @@ def png(width: int, height: int) -> bytes:
     return stream.getvalue()
 
 
-def cut_short(faces: Path, split: str, number: int) -> bytes:
+def make_truncated_jpeg(faces: Path, split: str, number: int) -> bytes:
     """Bytes that look like a JPEG until its pixels end."""
     whole = bytes(open_dataset(faces).split(split).read(number))
     return whole[: len(whole) // 3]
@@ -168,7 +168,7 @@ def cut_short(faces: Path, split: str, number: int) -> bytes:
     ],
 )
 def test_bad_sample_is_named(faces: Path, tmp_path: Path, workers: int, content: bytes | None, reason: str) -> None:
-    (key,) = spoil(faces, tmp_path / "bad", "train", {0: content or cut_short(faces, "train", 0)})
+    (key,) = corrupt_samples(faces, tmp_path / "bad", "train", {0: content or make_truncated_jpeg(faces, "train", 0)})
     config = config_for(tmp_path / "bad", data__workers=workers, data__max_bad_faces=0)
     with pytest.raises(UserError, match=r"shards\.verify") as caught:
         batches(config)
@@ -181,23 +181,23 @@ def test_bad_sample_is_named(faces: Path, tmp_path: Path, workers: int, content:
 
 def test_bad_sample_is_replaced(faces: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """By another sample of its class, a new one each epoch, the same for both loaders: the plan decides."""
-    spoilt = {5: b"hello", 17: cut_short(faces, "train", 17), 40: b"\xff\xd8\xff" + b"\0" * 300}
-    keys = spoil(faces, tmp_path / "bad", "train", spoilt)
+    bad = {5: b"hello", 17: make_truncated_jpeg(faces, "train", 17), 40: b"\xff\xd8\xff" + b"\0" * 300}
+    keys = corrupt_samples(faces, tmp_path / "bad", "train", bad)
     split = open_dataset(faces).split("train")
     stand_ins = []
     with open_data(config_for(tmp_path / "bad"), 0, 1, CPU) as data:
         for epoch in range(3):
             good, seen = batches(config_for(faces), epoch=epoch), list(data.train_batches(epoch))
-            for whole, mended in zip(good, seen, strict=True):
-                assert torch.equal(whole.labels, mended.labels)
+            for whole, repaired in zip(good, seen, strict=True):
+                assert torch.equal(whole.labels, repaired.labels)
                 for row, sample in enumerate(whole.sample_ids.tolist()):
-                    other = int(mended.sample_ids[row])
-                    if sample not in spoilt:
+                    other = int(repaired.sample_ids[row])
+                    if sample not in bad:
                         assert other == sample
-                        assert torch.equal(whole.images[row], mended.images[row])
+                        assert torch.equal(whole.images[row], repaired.images[row])
                         continue
                     candidates = replacement_candidates(split.labels, sample, 0, epoch)
-                    assert other == next(n for n in candidates if n not in spoilt)
+                    assert other == next(n for n in candidates if n not in bad)
                     stand_ins.append(other)
         assert data.pop_num_replaced() == 9
         assert data.pop_num_replaced() == 0
@@ -208,14 +208,14 @@ def test_bad_sample_is_replaced(faces: Path, tmp_path: Path, capsys: pytest.Capt
 
 
 def test_too_many_bad_samples_end_the_run(faces: Path, tmp_path: Path) -> None:
-    spoil(faces, tmp_path / "bad", "train", dict.fromkeys(range(4), b"hello"))
+    corrupt_samples(faces, tmp_path / "bad", "train", dict.fromkeys(range(4), b"hello"))
     assert batches(config_for(tmp_path / "bad", data__max_bad_faces=4))
     with pytest.raises(UserError, match=r"data\.max_bad_faces is 3"):
         batches(config_for(tmp_path / "bad", data__max_bad_faces=3))
 
 
 def test_evaluation_replaces_no_sample(faces: Path, tmp_path: Path) -> None:
-    (key,) = spoil(faces, tmp_path / "bad", "validation", {3: cut_short(faces, "validation", 3)})
+    (key,) = corrupt_samples(faces, tmp_path / "bad", "validation", {3: make_truncated_jpeg(faces, "validation", 3)})
     with (
         pytest.raises(UserError, match=rf"sample {key} \(validation split\)"),
         open_data(config_for(tmp_path / "bad"), 0, 1, CPU) as data,
@@ -225,7 +225,9 @@ def test_evaluation_replaces_no_sample(faces: Path, tmp_path: Path) -> None:
 
 def test_class_without_a_good_substitute_is_an_error(faces: Path, tmp_path: Path) -> None:
     labels = open_dataset(faces).split("train").labels
-    spoil(faces, tmp_path / "bad", "train", dict.fromkeys(np.flatnonzero(labels == labels[0]).tolist(), b"hello"))
+    corrupt_samples(
+        faces, tmp_path / "bad", "train", dict.fromkeys(np.flatnonzero(labels == labels[0]).tolist(), b"hello")
+    )
     with pytest.raises(UserError, match="failed to decode"):
         batches(config_for(tmp_path / "bad"))
 

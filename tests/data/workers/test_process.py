@@ -21,7 +21,7 @@ import torch
 from adadf_dist.data.datamodule import open_data
 from adadf_dist.data.workers.process import worker_context
 from adadf_dist.errors import UserError
-from tests.data.loaders.test_loaders import config_for, cut_short, spoil
+from tests.data.loaders.test_loaders import config_for, corrupt_samples, make_truncated_jpeg
 from tests.helpers.runs import ROOT, environment, finish, records, settings, start
 from tests.helpers.runs import command as train_command
 from tests.helpers.waiting import wait_until
@@ -290,7 +290,7 @@ def test_pipelines_end_without_the_garbage_collector(
 
 def end_by_a_bad_face(faces: Path, folder: Path) -> None:
     """A JPEG that looks complete until its pixels end, which DALI reports while the pipeline runs."""
-    spoil(faces, folder, "train", {0: cut_short(faces, "train", 0)})
+    corrupt_samples(faces, folder, "train", {0: make_truncated_jpeg(faces, "train", 0)})
     config = config_for(folder, data__loader="dali", data__prefetch=1, data__max_bad_faces=0)
     with pytest.raises(UserError, match=r"shards\.verify"), open_data(config, 0, 1, CPU) as data:
         list(data.train_batches(0))

@@ -40,7 +40,7 @@ from tests.helpers import dataset_trees as trees
 from tests.helpers.synthetic_faults import draw_tree, plant
 
 
-class Told:
+class DoctorOutput:
     """The output of a run of the doctor."""
 
     def __init__(self, folder: Path, out: Path, *options: str) -> None:
@@ -88,17 +88,17 @@ def clean(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def faulty(clean: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Told, dict[str, list[set[str]]]]:
+def faulty(clean: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[DoctorOutput, dict[str, list[set[str]]]]:
     root = tmp_path_factory.mktemp("faulty") / "faces"
     shutil.copytree(clean, root)
     faults = plant(root)
-    return Told(root, root.parent), faults
+    return DoctorOutput(root, root.parent), faults
 
 
 # Injected faults
 
 
-def test_every_injected_fault_is_found_and_no_other(faulty: tuple[Told, dict[str, list[set[str]]]]) -> None:
+def test_every_injected_fault_is_found_and_no_other(faulty: tuple[DoctorOutput, dict[str, list[set[str]]]]) -> None:
     output, faults = faulty
     assert same(output.groups("leaks", "exact"), faults["exact across"])
     assert same(output.groups("leaks", "near"), faults["near across"])
@@ -112,7 +112,7 @@ def test_every_injected_fault_is_found_and_no_other(faulty: tuple[Told, dict[str
     assert output.status == 2
 
 
-def test_leaks_name_both_splits_and_their_count(faulty: tuple[Told, dict[str, list[set[str]]]]) -> None:
+def test_leaks_name_both_splits_and_their_count(faulty: tuple[DoctorOutput, dict[str, list[set[str]]]]) -> None:
     output, _ = faulty
     [exact] = [verdict for verdict in output.verdicts("leaks") if "exact" in verdict["what"]]
     assert (exact["severity"], exact["where"]) == ("error", "train")
@@ -125,7 +125,7 @@ def test_leaks_name_both_splits_and_their_count(faulty: tuple[Told, dict[str, li
         assert len({face["class"] for face in group["faces"]}) == 2
 
 
-def test_reasons_are_explained(faulty: tuple[Told, dict[str, list[set[str]]]]) -> None:
+def test_reasons_are_explained(faulty: tuple[DoctorOutput, dict[str, list[set[str]]]]) -> None:
     output, faults = faulty
     remarks = {
         group["faces"][0]["name"]: group["remark"]
@@ -140,7 +140,7 @@ def test_reasons_are_explained(faulty: tuple[Told, dict[str, list[set[str]]]]) -
 
 
 def test_clean_tree_has_no_findings(clean: Path, tmp_path: Path) -> None:
-    output = Told(clean, tmp_path)
+    output = DoctorOutput(clean, tmp_path)
     accused = [verdict for verdict in output.json["verdicts"] if verdict["severity"] != "ok"]
     # 30 and 60 samples of 7 classes are few, and synthetic faces are no published dataset: both are reported.
     assert {verdict["check"] for verdict in accused} <= {"classes", "dataset"}
@@ -150,8 +150,8 @@ def test_clean_tree_has_no_findings(clean: Path, tmp_path: Path) -> None:
 
 def test_workers_do_not_change_the_report(clean: Path, tmp_path: Path) -> None:
     (tmp_path / "two").mkdir()
-    one = Told(clean, tmp_path)
-    assert Told(clean, tmp_path / "two", "--workers", "2").json == one.json
+    one = DoctorOutput(clean, tmp_path)
+    assert DoctorOutput(clean, tmp_path / "two", "--workers", "2").json == one.json
 
 
 def test_dataset_folder_with_leaks_kept_and_dropped(clean: Path, tmp_path: Path) -> None:
@@ -162,7 +162,7 @@ def test_dataset_folder_with_leaks_kept_and_dropped(clean: Path, tmp_path: Path)
     for name, option, status in (("kept", ["--keep-leaks"], 2), ("dropped", [], 0)):
         words = ["folder", "--root", str(root), "--out", str(tmp_path / name), "--workers", "1", *option]
         build(parse_arguments(words))
-        output = Told(tmp_path / name, tmp_path)
+        output = DoctorOutput(tmp_path / name, tmp_path)
         assert output.status == status
         assert output.json["kind"] == "dataset folder"
         assert len(output.groups("leaks")) == (4 if name == "kept" else 0)
@@ -174,7 +174,7 @@ def test_missing_splits_and_classes_are_found(clean: Path, tmp_path: Path) -> No
     shutil.copytree(clean / "train", root / "train")
     shutil.copytree(clean / "validation", root / "validation")
     shutil.rmtree(root / "validation" / "fear")
-    output = Told(root, tmp_path)
+    output = DoctorOutput(root, tmp_path)
     [missing] = output.verdicts("splits")
     assert (missing["severity"], "test" in missing["what"]) == ("warning", True)
     assert [verdict["where"] for verdict in output.verdicts("classes", "note")] == ["validation"]
@@ -186,7 +186,7 @@ def test_gray_train_and_color_test_are_found(clean: Path, tmp_path: Path) -> Non
     shutil.copytree(clean, root)
     for path in (root / "train").glob("*/*.png"):
         Image.open(path).convert("L").save(path)
-    output = Told(root, tmp_path)
+    output = DoctorOutput(root, tmp_path)
     [grey] = output.verdicts("colour")
     assert grey["severity"] == "warning"
     assert "train 100.0%" in grey["what"]
@@ -197,7 +197,7 @@ def test_gray_train_and_color_test_are_found(clean: Path, tmp_path: Path) -> Non
 
 
 def test_table_counts_equal_the_disk(clean: Path, tmp_path: Path) -> None:
-    output = Told(clean, tmp_path)
+    output = DoctorOutput(clean, tmp_path)
     for split, facts in output.json["splits"].items():
         files = Counter(path.parent.name for path in (clean / split).glob("*/*.png"))
         assert dict(zip(output.json["classes"], facts["class_counts"], strict=True)) == files
@@ -221,19 +221,19 @@ def test_swapped_class_names_are_found_by_published_counts(
     counts = {split: tuple(found[name] for name in classes) for split, found in files.items()}
     assert counts["train"] == (10, 9, 8, 7, 6, 5, 4)
     monkeypatch.setattr(release_checks, "RELEASES", (Release("drawn", "Drawn Faces 1", classes, counts),))
-    output = Told(root, tmp_path)
+    output = DoctorOutput(root, tmp_path)
     assert [verdict["severity"] for verdict in output.json["verdicts"] if verdict["check"] == "counts"] == ["ok"] * 3
     assert [verdict["severity"] for verdict in output.verdicts("class order")] == ["note"], (
         "sorted, so in another order"
     )
     next((root / "test" / "sad").iterdir()).unlink()
-    [short] = Told(root, tmp_path).verdicts("counts")
+    [short] = DoctorOutput(root, tmp_path).verdicts("counts")
     assert "sad -1" in short["what"]
     for split in files:
         (root / split / "sad").rename(root / split / "x")
         (root / split / "happy").rename(root / split / "sad")
         (root / split / "x").rename(root / split / "happy")
-    output = Told(root, tmp_path)
+    output = DoctorOutput(root, tmp_path)
     [swapped] = output.verdicts("class order", "warning")
     assert "happy is sad" in swapped["what"]
     assert "sad is happy" in swapped["what"]
@@ -332,7 +332,7 @@ class Page(HTMLParser):
         assert self.open.pop() == tag
 
 
-def test_page_shows_every_verdict_and_its_images(faulty: tuple[Told, dict[str, list[set[str]]]]) -> None:
+def test_page_shows_every_verdict_and_its_images(faulty: tuple[DoctorOutput, dict[str, list[set[str]]]]) -> None:
     output, faults = faulty
     page = Page(output.html)
     assert not page.open, "every tag is closed"
@@ -356,7 +356,7 @@ def test_page_escapes_names_from_the_data(clean: Path, tmp_path: Path) -> None:
             shutil.copytree(clean / split / name, root / split / new)
     face = next((root / "train" / hostile).iterdir())
     shutil.copy(face, root / "test" / hostile / '"><b>.png')
-    output = Told(root, tmp_path)
+    output = DoctorOutput(root, tmp_path)
     page = Page(output.html)
     assert not page.open
     assert not {"script", "i"} & {tag for tag, attributes in page.tags if "style" not in attributes}
@@ -408,7 +408,7 @@ def test_unreadable_image_in_a_dataset_folder_is_found(faces: Path, tmp_path: Pa
     encoded = bytes(split.read(3))
     tar = next((tmp_path / "faces").glob("test-*.tar"))
     tar.write_bytes(tar.read_bytes().replace(encoded, b"\xff" * len(encoded)))
-    output = Told(tmp_path / "faces", tmp_path)
+    output = DoctorOutput(tmp_path / "faces", tmp_path)
     assert output.groups("unreadable") == [{str(split.keys[3])}]
     assert output.status == 2
 
@@ -424,7 +424,7 @@ def test_fer2013_sample_equals_its_csv(tmp_path: Path) -> None:
     root = tmp_path / "fer"
     root.mkdir()
     shutil.copy(path, root / "fer2013.csv.gz")
-    output = Told(root, tmp_path)
+    output = DoctorOutput(root, tmp_path)
     with gzip.open(path, "rt") as stream:
         rows = list(csv.DictReader(stream))
     test = {row["pixels"] for row in rows if row["Usage"] == "PublicTest"}
