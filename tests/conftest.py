@@ -1,4 +1,4 @@
-"""Shared input: a few drawn faces as shards, and the settings of a run small enough for a test."""
+"""Shared fixtures: a small synthetic dataset."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ SHARED = Path(__file__).resolve().parents[2] / "shared"
 """Real faces and golden vectors, where there are some."""
 
 
-# a background job of a script ignores Ctrl-C, and the programs that tests interrupt would inherit that
+# a background job of a script ignores Ctrl-C, and programs that tests interrupt would inherit this
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 

@@ -1,4 +1,4 @@
-"""Heavy packages stay in the files that are theirs. Layers of packages are a contract in pyproject.toml."""
+"""Heavy packages are imported only in listed files. The layers themselves are a contract in pyproject.toml."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def sources(*folders: str) -> list[Path]:
 
 
 def imports(path: Path) -> set[str]:
-    """Full names of everything a file imports, wherever in the file."""
+    """Full names of all imports in a file, at any level."""
     names = set()
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
@@ -44,20 +44,20 @@ def imports(path: Path) -> set[str]:
 
 
 @pytest.mark.parametrize("path", sources("adadf_dist", "shards", "tune"), ids=lambda p: str(p.relative_to(ROOT)))
-def test_heavy_packages_stay_in_their_files(path: Path) -> None:
+def test_heavy_packages_are_imported_only_where_listed(path: Path) -> None:
     for name in imports(path):
         places = ONLY_IN.get(name.split(".")[0])
         assert places is None or any(p in str(path.relative_to(ROOT)) for p in places), f"{path} imports {name}"
 
 
-def test_a_wrong_import_would_be_seen(tmp_path: Path) -> None:
+def test_every_import_is_detected(tmp_path: Path) -> None:
     path = tmp_path / "x.py"
     path.write_text("def f():\n    from adadf_dist.train import run\n    import ray.tune as t\n")
     assert {"adadf_dist.train", "ray.tune"} <= imports(path)
 
 
-def test_the_environment_is_read_in_one_file() -> None:
-    """Worker processes copy it besides, unread."""
+def test_environment_is_read_only_in_listed_files() -> None:
+    """Worker processes also copy it, without reading it."""
     users = [p.name for p in sources("adadf_dist") if "os.environ" in p.read_text() or "getenv" in p.read_text()]
     assert users == ["process.py", "world.py"]
 

@@ -18,8 +18,8 @@ from adadf_dist.config.load import build_config, load_config_file, to_dict
 from adadf_dist.data.dataset import open_dataset
 from adadf_dist.report.__main__ import main as report
 from shards.verify import verify
-from tests.old_files import FOLDER, write_checkpoint
-from tests.runs import ROOT, numbers
+from tests.helpers.old_files import FOLDER, write_checkpoint
+from tests.helpers.runs import ROOT, numbers
 from tune.search import main as search
 
 RENAMED_KEYS = {
@@ -70,12 +70,12 @@ RENAMED_VALUES = {
 
 @pytest.fixture
 def old(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A copy of the old files; their relative paths start at the folder of the project."""
+    """A copy of the old files; their relative paths start at the project folder."""
     monkeypatch.chdir(ROOT)
     return Path(shutil.copytree(FOLDER, tmp_path / "v0"))
 
 
-def test_a_dataset_opens(old: Path) -> None:
+def test_old_dataset_opens(old: Path) -> None:
     dataset = open_dataset(old / "faces")
     assert [len(dataset.split(name)) for name in ("train", "validation", "test")] == [14, 7, 7]
     assert dataset.split("train").distributions is not None
@@ -83,7 +83,7 @@ def test_a_dataset_opens(old: Path) -> None:
     assert not findings and manifest.name == "faces"
 
 
-def test_config_file_of_version_0_1_keeps_its_values(old: Path) -> None:
+def test_old_config_file_gives_its_values(old: Path) -> None:
     path = old / "ddp" / "config.yaml"
     loaded = dict(flatten(to_dict(build_config([load_config_file(path)]))))
     for old_key, old_value in flatten(yaml.safe_load(path.read_text())):
@@ -93,7 +93,7 @@ def test_config_file_of_version_0_1_keeps_its_values(old: Path) -> None:
 
 
 @pytest.mark.parametrize("engine", ["ddp", "deepspeed"])
-def test_a_run_resumes(old: Path, engine: str) -> None:
+def test_old_run_resumes(old: Path, engine: str) -> None:
     """Under DDP, from either engine's checkpoint."""
     run = old / engine
     before = numbers(run, "epoch")
@@ -108,14 +108,14 @@ def test_a_run_resumes(old: Path, engine: str) -> None:
     assert json.loads((run / "result.json").read_text())["epochs"] == 3
 
 
-def test_a_trained_network_opens_with_its_weights(old: Path) -> None:
+def test_old_checkpoint_opens_with_its_weights(old: Path) -> None:
     trained = load_trained_model(write_checkpoint(old / "ddp"))
     weights = trained.model.state_dict()
     assert torch.equal(weights["extractor.conv1.weight"], torch.full((64, 3, 7, 7), 0.01))
     assert trained.preprocessing.classes[0] == "neutral"
 
 
-def test_a_report_shows_the_run(old: Path) -> None:
+def test_old_run_is_reported(old: Path) -> None:
     page = old / "report.html"
     report([str(old / "ddp"), "--out", str(page)])
     text = page.read_text()
@@ -124,7 +124,7 @@ def test_a_report_shows_the_run(old: Path) -> None:
     assert len(np.load(old / "ddp" / "history" / "epoch-0002.npz")["loss"]) == 14
 
 
-def test_a_finished_study_is_read_again_without_training(old: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_old_study_is_read_without_training(old: Path, capsys: pytest.CaptureFixture[str]) -> None:
     base = flatten(json.loads((old / "study" / "study.json").read_text())["base"])
     words = [f"--{key}={json.dumps(value) if not isinstance(value, str) else value}" for key, value in base]
     words = [word for word in words if not word.startswith(("--out", "--resume"))]

@@ -1,4 +1,4 @@
-"""What is shipped: the wheel holds adadf_dist and nothing else."""
+"""The wheel contains adadf_dist and nothing else."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 
 
-def test_the_wheel_holds_the_package_alone(tmp_path: Path) -> None:
+def test_wheel_contains_only_the_package(tmp_path: Path) -> None:
     tracked = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True).stdout.split()
-    for name in tracked:  # a clean copy: building in place would leave folders behind
+    for name in tracked:  # a clean copy, since building in place would leave folders behind
         if name.startswith(("adadf_dist/", "shards/", "tests/")) or "/" not in name:
             copy = tmp_path / "source" / name
             copy.parent.mkdir(parents=True, exist_ok=True)
@@ -29,7 +29,7 @@ def test_the_wheel_holds_the_package_alone(tmp_path: Path) -> None:
     assert any(name.endswith("LICENSE") for name in names)
 
 
-def test_no_tracked_file_names_a_place_on_some_machine() -> None:
+def test_no_tracked_file_contains_a_local_path() -> None:
     found = subprocess.run(
         ["git", "grep", "-nIE", r"(^|[^A-Za-z0-9_.-])/(work|farm|root|home)/", "--", ".", ":!tests/test_package.py"],
         cwd=ROOT,
