@@ -119,7 +119,7 @@ def test_presets_hold_the_papers_constants() -> None:
 
 def test_override_accepts_dotted_keys_and_types() -> None:
     changed = override(Config(), {"loss.lambda_min": 0.05, "loss.detach_targets": True, "data.image_size": "100"})
-    assert (changed.loss.lambda_min, changed.loss.detach, changed.data.image_size) == (0.05, True, 100)
+    assert (changed.loss.lambda_min, changed.loss.detach_targets, changed.data.image_size) == (0.05, True, 100)
     assert changed.epochs == Config().epochs
     with pytest.raises(UserError, match="trial: unknown key"):
         override(Config(), {"loss.lambda": 0.1}, "trial")

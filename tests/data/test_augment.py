@@ -192,7 +192,7 @@ def test_each_sample_keeps_its_own_stream() -> None:
 @pytest.mark.parametrize(("number", "magnitude"), [(3, 5.0), (5, 9.5), (1, 0.0)])
 def test_batched_draws_equal_single_draws(policy: str, number: int, magnitude: float) -> None:
     """The naive twin draws each number of each sample with numpy's own generators."""
-    config = AugmentConfig(policy=policy, operations=number, magnitude=magnitude, erase=0.8)  # type: ignore[arg-type]
+    config = AugmentConfig(policy=policy, num_ops=number, magnitude=magnitude, erase_prob=0.8)  # type: ignore[arg-type]
     samples = np.random.default_rng(1).integers(0, 10**6, 300)
     drawn = sample_augmentations(config, 100, 3, 2, samples)
     stages = 0
@@ -229,7 +229,7 @@ def test_draws_are_pure() -> None:
 
 
 def test_streams_suffice_for_any_number_of_operations() -> None:
-    drawn = sample_augmentations(AugmentConfig(operations=100, erase=1.0), 64, 0, 0, [0])
+    drawn = sample_augmentations(AugmentConfig(num_ops=100, erase_prob=1.0), 64, 0, 0, [0])
     assert np.count_nonzero(drawn.kinds) > 10
     assert np.array_equal(
         drawn.boxes, sample_augmentations(AugmentConfig(num_ops=0, erase_prob=1.0), 64, 0, 0, [0]).boxes
@@ -329,7 +329,7 @@ def test_flip_and_erase_rates() -> None:
 
 
 def test_disabled_augmentation_is_the_identity() -> None:
-    config = AugmentConfig(policy="none", flip=0.0, erase=0.0)
+    config = AugmentConfig(policy="none", flip_prob=0.0, erase_prob=0.0)
     assert same(sample_augmentations(config, 64, 0, 0, range(100)), identity(100))
     assert same(sample_augmentations(AugmentConfig(), 64, 0, -1, range(100)), identity(100))
 

@@ -88,7 +88,7 @@ def test_advice_is_new_and_valid(name: str, base: str) -> None:
             assert str(now[key]) != value, finding.hint
             assert not isinstance(now[key], float) or float(value) != now[key], finding.hint
         config = replace_keys(config, {key: yaml.safe_load(value) for key, value in changes.items()})
-    assert "detach" not in finding.hint or not config.loss.detach
+    assert "detach" not in finding.hint or not config.loss.detach_targets
     assert "pretrained" not in finding.hint or not config.model.pretrained
     if name == "waiting for the loader" and config.data.access == "stream":
         assert "dali" not in finding.hint

@@ -16,7 +16,7 @@ from adadf_dist.engine.optimizer import build_optimizer, set_learning_rate
 
 
 def test_exponential_schedule_by_formula() -> None:
-    config = Config(optimizer=OptimizerConfig(lr=1e-3, gamma=0.9))
+    config = Config(optimizer=OptimizerConfig(lr=1e-3, lr_gamma=0.9))
     rates = [learning_rate(config, Position(epoch, 100, epoch + 0.5)) for epoch in (0, 1, 10)]
     assert rates == pytest.approx([1e-3, 9e-4, 1e-3 * 0.9**10])
 
@@ -38,7 +38,7 @@ def test_large_batch_scales_the_learning_rate_with_warm_up(
     scaling: Literal["none", "sqrt", "linear"], factor: float
 ) -> None:
     """Batch size 1024 where the recipe has 64, with two warm-up epochs: 16 times the samples per step."""
-    optimizer = OptimizerConfig(lr=1e-3, gamma=1.0, lr_scaling=scaling, scaling_warmup=2.0)
+    optimizer = OptimizerConfig(lr=1e-3, lr_gamma=1.0, lr_scaling=scaling, scaling_warmup_epochs=2.0)
     config = Config(batch_size=1024, optimizer=optimizer)
     rates = [learning_rate(config, Position(int(passed), 0, passed)) for passed in (0.0, 0.5, 1.0, 2.0, 30.0)]
     quarter = 1 + (factor - 1) / 4
@@ -47,7 +47,7 @@ def test_large_batch_scales_the_learning_rate_with_warm_up(
 
 
 def test_smaller_batch_has_a_smaller_learning_rate() -> None:
-    optimizer = OptimizerConfig(lr=1e-3, lr_scaling="sqrt", scaling_from=64, scaling_warmup=0.0)
+    optimizer = OptimizerConfig(lr=1e-3, lr_scaling="sqrt", base_batch_size=64, scaling_warmup_epochs=0.0)
     assert learning_rate(Config(batch_size=16, optimizer=optimizer), Position(0, 0, 0.0)) == pytest.approx(5e-4)
 
 

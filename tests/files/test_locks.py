@@ -55,7 +55,7 @@ def test_build_without_locks_is_one_line(no_locks: None, tmp_path: Path) -> None
 
 
 def test_cache_without_locks_is_one_line(no_locks: None, site: Site, tmp_path: Path) -> None:
-    data = DataConfig(shards=site.url, cache=str(tmp_path / "cache"))
+    data = DataConfig(shards=site.url, cache_dir=str(tmp_path / "cache"))
     with pytest.raises(UserError, match=rf"data\.cache_dir: \S+ {NO_LOCKS}"), ensure_cached(data):
         pass
 

@@ -76,7 +76,7 @@ def test_sharpening_normalizes_rows(temperature: float) -> None:
 
 
 def test_committed_distributions_are_sharpened() -> None:
-    config = ClassDistributionConfig(threshold=0.6, sharpen=0.5)
+    config = ClassDistributionConfig(threshold=0.6, sharpen_temperature=0.5)
     classes = ClassDistributions(3, config, single_process_world())
     classes.observe(torch.tensor([[0.8, 0.15, 0.05]], dtype=torch.float64).log(), torch.tensor([0]))
     rows = classes.finalize_epoch().distributions

@@ -124,7 +124,7 @@ def test_warp_equals_pillow(applied: Apply, pictures: NDArray[np.uint8]) -> None
 @pytest.mark.parametrize("applied", APPLIERS)
 @pytest.mark.parametrize(("policy", "magnitude"), [("paper", 5.0), ("paper", 9.0), ("torchvision", 9.0)])
 def test_chain_equals_pillow(applied: Apply, policy: str, magnitude: float, pictures: NDArray[np.uint8]) -> None:
-    config = AugmentConfig(policy=policy, operations=4, magnitude=magnitude)  # type: ignore[arg-type]
+    config = AugmentConfig(policy=policy, num_ops=4, magnitude=magnitude)  # type: ignore[arg-type]
     many = np.concatenate([pictures] * 6)
     drawn = sample_augmentations(config, 60, 0, 0, range(len(many)))
     assert set(drawn.kinds.ravel()) == set(OpKind)
