@@ -1,7 +1,7 @@
 #!/bin/sh
 # Reproduces: the doctor's findings on FER2013, 340 exact leaks from Training into PublicTest and 248 near-duplicates
 #   (docs/data.md, README.md).
-# Time: see recipes/README.md.
+# Time: 1 minute, the build included, on two AMD EPYC cores with other work running.
 # Data: a folder with fer2013.csv and fer2013new.csv, as an argument or in FER2013.
 # The doctor's exit status is 1 for warnings and 2 for errors, which is expected here.
 set -eu
