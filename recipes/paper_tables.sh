@@ -3,6 +3,7 @@
 #   seeds each, 30% of the samples, 8 epochs of ResNet10 at 32x32 (default: 60.03% on test).
 # Time: 160 s per run on one core, an hour or two in all, on machine B.
 # Data: a folder with fer2013.csv and fer2013new.csv, as an argument or in FER2013.
+# Needs the extra `tune` (Ray); add --local to run one trial after another without it.
 # The tables were measured with t = 0.5 and E = 2 as the preset's values.
 set -eu
 cd "$(dirname "$0")/.."
