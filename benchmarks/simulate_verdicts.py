@@ -1,6 +1,6 @@
 """Estimate the false positive rate and the power of a search by simulation.
 
-    python -m benchmarks.simulate_verdicts    # about 15 minutes on one core; prints the tables of docs/statistics.md
+    python -m benchmarks.simulate_verdicts    # 2 to 6 minutes on one core; prints the tables of docs/statistics.md
 
 A simulated search has a default and finalists, trained on the same seeds and evaluated on the same samples. A run
 classifies a sample correctly if this sum is positive: the sample's easiness, the configuration's bias on the sample,
