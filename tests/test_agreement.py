@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from adadf_dist.config.load import ConfigLayer, build_config
+from adadf_dist.distributed.nodes import describe_mismatch
 from adadf_dist.distributed.world import World, init_world
 from adadf_dist.errors import UserError
 from adadf_dist.training import consistency
@@ -212,4 +213,4 @@ def test_other_versions_of_torch_are_named_with_their_hosts() -> None:
 def test_many_places_are_counted() -> None:
     known = {f"node-{rank} (rank {rank})": {"torch": "a" if rank else "b"} for rank in range(7)}
     named = "b on node-0 (rank 0) and a on node-1 (rank 1), node-2 (rank 2), node-3 (rank 3) and 3 more"
-    assert consistency.describe_mismatch(known, "{name}: {values}") == f"torch: {named}"
+    assert describe_mismatch(known, "{name}: {values}") == f"torch: {named}"

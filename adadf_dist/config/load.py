@@ -23,6 +23,8 @@ from adadf_dist.errors import UserError, did_you_mean
 from adadf_dist.files.text import is_text, read_text
 
 DEFAULT_PRESET = "demo"
+DRY_RUN = "--dry-run"
+"""Option of train and check besides the configuration keys."""
 
 INPUT_FILES = ("data.label_noise_file", "data.relabel", "deepspeed.config", "model.pretrained")
 """Keys whose value may be the path of an input file."""
@@ -173,6 +175,11 @@ def parse_cli(argv: Sequence[str], own_options: Sequence[str] = ()) -> Config:
     return replace(config, out=f"runs/{name}-seed{config.seed}")
 
 
+def split_dry_run(argv: Sequence[str]) -> tuple[bool, list[str]]:
+    """Return whether a command line contains `--dry-run`, and its other words, for `parse_cli`."""
+    return DRY_RUN in argv, [word for word in argv if word != DRY_RUN]
+
+
 def base_config(argv: Sequence[str]) -> tuple[str, Config]:
     """Return the preset of a command line, or the defaults, as (name, configuration) before its file and keys."""
     words = parse_overrides(argv)
@@ -241,7 +248,7 @@ def print_help() -> None:
         f"  --preset NAME         Base configuration: {', '.join(available_presets())}\n"
         f"                        (default: {DEFAULT_PRESET}).\n"
         "  --config FILE         TOML or YAML file with the keys below.\n"
-        "  --dry-run             Print the resolved plan and a cost estimate from one synthetic step; do not train.\n"
+        f"  {DRY_RUN}             Print the resolved plan and a cost estimate from one synthetic step; do not train.\n"
         "  --version             Print the version."
     )
     # remove jsonargparse's per-section file options: only --config reads a file
