@@ -8,40 +8,30 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
-from adadf_dist.check.dry_run import dry_run
 from adadf_dist.checkpoint.manager import CheckpointManager, Stateful
 from adadf_dist.checkpoint.progress import TrainingProgress
-from adadf_dist.config.keys import flatten
-from adadf_dist.config.load import parse_cli, to_dict
+from adadf_dist.config.load import DRY_RUN, parse_cli, split_dry_run
 from adadf_dist.config.schema import Config
 from adadf_dist.console.exit import cli_errors
 from adadf_dist.console.terminal import tolerant_console
 from adadf_dist.data.batch import Batch
-from adadf_dist.data.datamodule import DataModule, open_data
 from adadf_dist.data.dataset import Split
-from adadf_dist.data.identity import DATA_FILE, DataRecord, digest_files
-from adadf_dist.data.label_noise import write_noise
 from adadf_dist.diagnostics.run import attention_stats
-from adadf_dist.diagnostics.run_length import find_problems
 from adadf_dist.distributed.stragglers import find_straggler
-from adadf_dist.distributed.world import World, init_world, rank_from_env
+from adadf_dist.distributed.world import init_world, rank_from_env
 from adadf_dist.engine.ddp import Engine, build_engine
-from adadf_dist.files.atomic import write_json
 from adadf_dist.method.class_distributions import ClassDistributions
 from adadf_dist.method.losses import BatchSlice, Losses, adadf_loss, ramp_weights
 from adadf_dist.method.model import Output
 from adadf_dist.metrics.classification import Metrics
 from adadf_dist.metrics.evaluator import evaluate
-from adadf_dist.tracking.artifacts import save_samples
-from adadf_dist.tracking.logger import RunLogger, open_logger
-from adadf_dist.tracking.sample_history import SampleHistoryRecorder, select_tracked_samples
-from adadf_dist.training.consistency import check_consistency
+from adadf_dist.tracking.sample_history import SampleHistoryRecorder
 from adadf_dist.training.evaluation_pass import SplitPass, pass_over
 from adadf_dist.training.final_test import Result, finalize_run
 from adadf_dist.training.out_of_memory import report_out_of_memory
-from adadf_dist.training.setup import local_shards, prepare_config, run_info
+from adadf_dist.training.setup import RunContext, prepare_run, write_run_info
 from adadf_dist.training.watchdog import run_watchdog
 
 Record = Mapping[str, object]
@@ -69,89 +59,77 @@ class TrainState:
         self.progress.step += 1
 
 
+@dataclass(frozen=True)
+class Stopped:
+    """Outcome of a run, or of an epoch, that ended early on SIGTERM, SIGINT or SIGHUP, or `World.request_stop`.
+
+    Its state is saved, also in mid-epoch: `run` with the same configuration resumes.
+    """
+
+
 def no_op(record: Record) -> None:
     pass
 
 
-def run(config: Config, on_epoch: Callable[[Record], None] = no_op) -> Result | None:
+def run(config: Config, on_epoch: Callable[[Record], None] = no_op) -> Result | Stopped:
     """Train with `config`, resuming if `config.out` contains a checkpoint.
 
-    `on_epoch` is called on every rank with each epoch's record. Returns the result on every rank, or None if the run
-    was asked to stop. Raises `UserError` if the configuration or the data is invalid.
+    `on_epoch` is called on every rank with each epoch's record. Returns the same outcome on every rank. Raises
+    `UserError` if the configuration or the data is invalid.
     """
-    with tolerant_console(), init_world(config.runtime.timeout_s) as world:
-        # --- configuration
-        check_consistency(config, world)
-        allow_other_data = config.allow_other_data
-        config = prepare_config(replace(config, allow_other_data=False), world)
-        with (
-            local_shards(config, world) as folder,
-            open_logger(config, world) as log,
-            open_data(config, world.rank, world.size, world.device, folder) as data,
-        ):
-            # --- model and training state
-            engine = build_engine(config, len(data.classes), world)
-            classes = ClassDistributions(len(data.classes), config.class_distributions, world)
-            listed = select_tracked_samples(data.train_split, config.runtime, config.seed)
-            history = SampleHistoryRecorder(
-                len(data.train_split), len(data.classes), world, listed, data.train_split.digest()
-            )
-            state = TrainState(engine, classes, history, TrainingProgress())
-            # --- resume
-            files = digest_files(dict(flatten(to_dict(config))))
-            record = DataRecord(data.source, data.train_split, files, allow_other_data, world.is_main)
-            parts: Mapping[str, Stateful] = {
-                "data": record,
-                "engine": engine,
-                "class_distributions": classes,
-                "history": history,
-                "log": log,
-            }
-            checkpoints = CheckpointManager(config, world, parts, state.progress, data.preprocessing)
-            resumed = checkpoints.restore()
-            # --- run folder
-            log.start(state.progress, run_info(data, engine, world), resumed)
-            for problem in find_problems(config, data.num_batches(0)):
-                log.info(f"  warning: {problem}")
-            if world.is_main:
-                write_json(log.folder / DATA_FILE, record.to_dict())
-                save_samples(log.folder, data.train_split, data.noise)
-                if data.noise is not None:
-                    write_noise(log.folder / "noise.csv", data.train_split, data.noise)
-            # --- training
-            with run_watchdog(world, state.progress, config.runtime.timeout_s), report_out_of_memory(config, world):
-                return train_epochs(state, data, log, checkpoints, on_epoch)
+    with (
+        tolerant_console(),
+        init_world(config.runtime.timeout_s) as world,
+        prepare_run(config, world) as context,
+    ):
+        config, data = context.config, context.data
+        # --- model and training state
+        engine = build_engine(config, len(data.classes), world)
+        classes = ClassDistributions(len(data.classes), config.class_distributions, world)
+        history = SampleHistoryRecorder(
+            len(data.train_split), len(data.classes), world, context.tracked_samples, data.train_split.digest()
+        )
+        state = TrainState(engine, classes, history, TrainingProgress())
+        # --- resume
+        parts: Mapping[str, Stateful] = {
+            "data": context.data_record,
+            "engine": engine,
+            "class_distributions": classes,
+            "history": history,
+            "log": context.log,
+        }
+        checkpoints = CheckpointManager(config, world, parts, state.progress, data.preprocessing)
+        resumed = checkpoints.restore()
+        write_run_info(context, engine, state.progress, resumed)
+        # --- training
+        with run_watchdog(world, state.progress, config.runtime.timeout_s), report_out_of_memory(config, world):
+            return train_epochs(context, state, checkpoints, on_epoch)
 
 
 def train_epochs(
-    state: TrainState,
-    data: DataModule,
-    log: RunLogger,
-    checkpoints: CheckpointManager,
-    on_epoch: Callable[[Record], None],
-) -> Result | None:
-    """Train the remaining epochs, then run the final test. Returns None if the run was stopped."""
-    config, world = log.config, log.world
-    while state.progress.epoch < config.epochs:
-        training = train_epoch(state, data, log, checkpoints, world)
-        if training is None:
+    context: RunContext, state: TrainState, checkpoints: CheckpointManager, on_epoch: Callable[[Record], None]
+) -> Result | Stopped:
+    """Train the remaining epochs, then run the final test."""
+    world, log = context.world, context.log
+    while state.progress.epoch < context.config.epochs:
+        training = train_epoch(context, state, checkpoints)
+        if isinstance(training, Stopped):
             log.log_stopped(state.progress)
-            return None
+            return training
         if state.classes.needs_extra_pass:
-            collect_class_distributions(state, data, world)
-        record = finish_epoch(state, data, training, config, world)
+            collect_class_distributions(context, state)
+        record = finish_epoch(context, state, training)
         checkpoints.save()
         log.log_epoch(state.progress, record)
         world.heartbeat.beat("in on_epoch")
         on_epoch(record)
-    return finalize_run(state.engine, data, log, checkpoints, world, state.passes)
+    return finalize_run(context, state.engine, checkpoints, state.passes)
 
 
-def train_epoch(
-    state: TrainState, data: DataModule, log: RunLogger, checkpoints: CheckpointManager, world: World
-) -> dict[str, float] | None:
-    """Train the rest of the current epoch. Returns its mean losses, or None if the run was stopped."""
-    engine, progress, config = state.engine, state.progress, log.config
+def train_epoch(context: RunContext, state: TrainState, checkpoints: CheckpointManager) -> dict[str, float] | Stopped:
+    """Train the rest of the current epoch. Returns its mean losses, image rate and waiting fraction."""
+    config, world, data, log = context.config, context.world, context.data, context.log
+    engine, progress = state.engine, state.progress
     ramp = ramp_weights(progress.epoch + 1, config.loss.epoch_threshold)
     num_batches = data.num_batches(progress.epoch)
     log.start_epoch(progress, num_batches)
@@ -174,35 +152,34 @@ def train_epoch(
             log.flush(progress)  # fails on a non-finite loss, so no checkpoint is saved after one
             checkpoints.save(skippable=not stop)
         if stop:
-            return None
+            return Stopped()
     # --- end of the epoch
     if world.should_stop():  # the evaluation that follows is long and cannot be checkpointed
         log.flush(progress)
         checkpoints.save()
-        return None
+        return Stopped()
     return log.finish_training_pass(progress)
 
 
-def collect_class_distributions(state: TrainState, data: DataModule, world: World) -> None:
+def collect_class_distributions(context: RunContext, state: TrainState) -> None:
     """Compute equation 4 in an extra pass as in the paper's code: augmented training samples, evaluation mode."""
+    data, epoch = context.data, state.progress.epoch
     state.engine.sync_for_eval()
-    epoch = state.progress.epoch
     batches = data.class_distribution_batches(epoch)
-    for batch in world.heartbeat.wrap(batches, "computing the class distributions", data.num_batches(epoch)):
+    for batch in context.world.heartbeat.wrap(batches, "computing the class distributions", data.num_batches(epoch)):
         rows = batch.flatten_crops()
         state.classes.observe(state.engine.forward_eval(rows.images).auxiliary_logits, rows.labels, 1 / batch.num_crops)
 
 
-def finish_epoch(
-    state: TrainState, data: DataModule, training: Mapping[str, float], config: Config, world: World
-) -> dict[str, object]:
+def finish_epoch(context: RunContext, state: TrainState, training: Mapping[str, float]) -> dict[str, object]:
     """Finalize the epoch: class distributions, evaluation, record. Collective: every rank must call this."""
+    config, world, data = context.config, context.world, context.data
     engine, progress = state.engine, state.progress
     # --- class distributions and evaluation
     world.heartbeat.beat("summing the class distributions")
     commit = state.classes.finalize_epoch()
     engine.sync_for_eval()
-    metrics = evaluate_epoch(state, data, data.validation_split, world)
+    metrics = evaluate_epoch(context, state, data.validation_split)
     # --- record
     record: dict[str, object] = {"kind": "epoch", "epoch": progress.epoch + 1, "step": progress.step}
     record |= {**training, "learning_rate": engine.learning_rate}
@@ -211,7 +188,7 @@ def finish_epoch(
     record |= {"class_degrees": commit.means.diagonal().tolist(), "validation": metrics.to_dict()}
     if config.evaluation.protocol == "paper":
         assert data.test_split is not None
-        record["test_accuracy"] = evaluate_epoch(state, data, data.test_split, world).accuracy
+        record["test_accuracy"] = evaluate_epoch(context, state, data.test_split).accuracy
     # --- stragglers and sample history
     record["ranks"] = find_straggler(world)
     world.heartbeat.beat("writing the sample history")
@@ -221,21 +198,24 @@ def finish_epoch(
     return record
 
 
-def evaluate_epoch(state: TrainState, data: DataModule, split: Split, world: World) -> Metrics:
+def evaluate_epoch(context: RunContext, state: TrainState, split: Split) -> Metrics:
     """Evaluate the epoch's model; also keep the last epoch's predictions. Collective: every rank must call this."""
-    if state.progress.epoch + 1 < data.config.epochs:
-        return evaluate(state.engine, data.eval_batches(split), split, world)
-    state.passes[split.name] = pass_over(state.engine, data.eval_batches(split), split, world)
+    batches = context.data.eval_batches(split)
+    if state.progress.epoch + 1 < context.config.epochs:
+        return evaluate(state.engine, batches, split, context.world)
+    state.passes[split.name] = pass_over(state.engine, batches, split, context.world)
     return state.passes[split.name].metrics()
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    words = list(sys.argv[1:] if argv is None else argv)
+    only_plan, words = split_dry_run(sys.argv[1:] if argv is None else argv)
     with cli_errors("adadf_dist.train", rank_from_env()):
-        if "--dry-run" in words:
-            dry_run([word for word in words if word != "--dry-run"])
+        if only_plan:
+            from adadf_dist.check.dry_run import dry_run  # imported here: training needs nothing of check
+
+            dry_run(words)
         else:
-            run(parse_cli(words, ["--dry-run"]))
+            run(parse_cli(words, [DRY_RUN]))
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ from adadf_dist.config.schema import Config
 from adadf_dist.errors import UserError
 from adadf_dist.files.outputs import write_output
 from adadf_dist.metrics.comparison import Score, paired_difference
-from adadf_dist.train import run
+from adadf_dist.train import Stopped, run
 from benchmarks.machine import describe_machine
 
 POINTS = 100
@@ -70,7 +70,7 @@ def plan(words: Sequence[str], seed: int, out: Path) -> Config:
 
 def train(config: Config) -> Score:
     """Train and return the last epoch's validation score. Raises `UserError` if the run was stopped."""
-    if run(config) is None:
+    if isinstance(run(config), Stopped):
         raise UserError("stopped. Run the same command to resume.")
     records = [
         json.loads(line) for line in (Path(config.out) / "metrics.jsonl").read_text(encoding="utf-8").splitlines()

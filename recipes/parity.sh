@@ -6,4 +6,4 @@
 set -eu
 cd "$(dirname "$0")/.."
 export OMP_NUM_THREADS=1
-"${PYTHON:-python}" -m pytest -m slow tests/test_parity.py tests/test_deepspeed.py
+"${PYTHON:-python}" -m pytest -m slow tests/distributed/test_parity.py tests/engine/test_deepspeed.py

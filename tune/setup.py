@@ -18,10 +18,10 @@ from adadf_dist.config.schema import Config
 from adadf_dist.data.dataset import open_dataset
 from adadf_dist.data.identity import Source
 from adadf_dist.data.manifest import MANIFEST, read_manifest
+from adadf_dist.data.prepare import generate_synthetic_dataset
 from adadf_dist.data.remote.client import Remote, ServerUnreachableError, is_remote, local_path
 from adadf_dist.distributed.world import World
 from adadf_dist.errors import UserError
-from adadf_dist.training.setup import generate_synthetic_dataset
 from tune.runners.local import Runner, make_runner
 from tune.study.study import STUDY_FILE, Study, start
 

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from adadf_dist.check.communication import check_communication
 from adadf_dist.check.dataset import check_loader, check_read_rate, check_schedule, inspect_dataset, with_largest_batch
+from adadf_dist.check.dry_run import dry_run
 from adadf_dist.check.environment import (
     check_clocks,
     check_threads,
@@ -19,7 +20,7 @@ from adadf_dist.check.environment import (
 from adadf_dist.check.results import CheckReport, CheckResult, Status, describe_error
 from adadf_dist.check.run_dir import check_folder
 from adadf_dist.check.throughput import check_batch, check_step, estimate_duration
-from adadf_dist.config.load import parse_cli
+from adadf_dist.config.load import DRY_RUN, parse_cli, split_dry_run
 from adadf_dist.config.schema import Config
 from adadf_dist.console.exit import cli_errors
 from adadf_dist.distributed.world import World, init_world, rank_from_env
@@ -27,7 +28,7 @@ from adadf_dist.errors import UserError
 from adadf_dist.training.setup import resolve_auto
 
 HELP = """\
-usage: python -m adadf_dist.check [any option of python -m adadf_dist.train]
+usage: python -m adadf_dist.check [--dry-run] [any option of python -m adadf_dist.train]
 
 Preflight checks: inspect the environment and estimate whether a run would succeed. Takes at most two minutes.
 Start it exactly like the run, with check instead of train:
@@ -35,6 +36,9 @@ Start it exactly like the run, with check instead of train:
   python -m adadf_dist.check --preset rafdb --data.shards data/rafdb
   torchrun --standalone --nproc_per_node 8 -m adadf_dist.check --preset affectnet7 --data.shards DIR --out runs/long
   torchrun --nnodes 4 --nproc_per_node 8 --rdzv_backend c10d --rdzv_endpoint HOST:29500 -m adadf_dist.check ...
+
+  --dry-run    Print only the resolved plan and a cost estimate from one synthetic step, like
+               python -m adadf_dist.train --dry-run.
 
 Lines of the report:
   versions     same code, torch and Python on every node; settings that differ between ranks
@@ -125,12 +129,15 @@ def examine(config: Config, world: World, page: CheckReport) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    words = sys.argv[1:] if argv is None else argv
+    only_plan, words = split_dry_run(sys.argv[1:] if argv is None else argv)
     if any(word in ("-h", "--help") for word in words):
         print(HELP)
         return
     with cli_errors("adadf_dist.check", rank_from_env(), "report"):
-        worst = run(parse_cli(words))
+        if only_plan:
+            dry_run(words)
+            return
+        worst = run(parse_cli(words, [DRY_RUN]))
     raise SystemExit(int(worst))
 
 

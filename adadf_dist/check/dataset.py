@@ -21,14 +21,15 @@ from adadf_dist.data.dataset import open_dataset
 from adadf_dist.data.jpeg import InvalidImageError
 from adadf_dist.data.loaders.base import decode_image
 from adadf_dist.data.manifest import MANIFEST, Manifest, read_manifest
+from adadf_dist.data.prepare import find_shards_mismatch
 from adadf_dist.data.remote.cache import cache_folder, check_cache, streamed_splits
 from adadf_dist.data.remote.client import Remote, RetryPolicy, is_remote, local_path
 from adadf_dist.data.sampling import MIN_SAMPLES_PER_RANK, epoch_batches
 from adadf_dist.data.synthetic.faces import EMOTIONS
 from adadf_dist.diagnostics.run_length import Length, find_problems
+from adadf_dist.distributed.nodes import format_nodes, gather_per_node
 from adadf_dist.distributed.world import World
 from adadf_dist.errors import UserError
-from adadf_dist.training.consistency import find_shards_mismatch, format_nodes, gather_per_node
 from adadf_dist.training.synthetic_step import synchronize
 
 MAX_SAMPLES = 512

@@ -1,4 +1,4 @@
-"""`train --dry-run`: print the resolved plan and a cost estimate from one synthetic step, without training."""
+"""`--dry-run` of train and check: print the resolved plan and a cost estimate from one synthetic step."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch.autograd.graph import saved_tensors_hooks
 from adadf_dist.check.dataset import DatasetInfo, inspect_dataset, with_largest_batch
 from adadf_dist.check.results import describe_error
 from adadf_dist.check.run_dir import describe_run_dir
-from adadf_dist.check.throughput import StepTiming, estimate_duration, peak_memory, time_step
+from adadf_dist.check.throughput import describe_speed, estimate_duration, measure_trainer
 from adadf_dist.config.keys import flatten
 from adadf_dist.config.load import base_config, parse_cli, to_dict
 from adadf_dist.config.schema import Config
@@ -99,13 +99,12 @@ def measure_step(config: Config, faces: DatasetInfo, world: World) -> Iterator[t
     rows = len(trainer.images)
     yield "memory", f"calculated: {counted}{format_bytes(2 * trained * size)} per process"
     yield "", f"measured: {format_bytes(kept)} of activations per step ({rows} images per rank)"
-    step_s, infer_s = time_step(trainer, trainer.step), time_step(trainer, trainer.infer)
-    peak = peak_memory(world.device)
+    measured = measure_trainer(trainer)
     whose = "the process" if world.device.type == "cpu" else "the GPU"
-    yield "", f"measured: {format_bytes(peak)} total peak memory of {whose} during a step"
+    yield "", f"measured: {format_bytes(measured.peak)} total peak memory of {whose} during a step"
     where = f"{world.size} rank{'s' * (world.size > 1)} on {world.device.type}, {config.runtime.precision}"
-    yield "step", f"measured: {step_s:.3g} s, {config.batch_size / step_s:,.0f} images/s on {where}"
-    for line in estimate_duration(config, faces, StepTiming(step_s, infer_s, peak, 0), 0.0):
+    yield "step", f"measured: {describe_speed(config, measured.step_s)} on {where}"
+    for line in estimate_duration(config, faces, measured, 0.0):
         yield "time", line.text
 
 

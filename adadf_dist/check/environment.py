@@ -15,15 +15,10 @@ import torch
 from adadf_dist.check.results import CheckResult, Status
 from adadf_dist.config.schema import Config
 from adadf_dist.data.workers.process import worker_context
+from adadf_dist.distributed.nodes import format_nodes, rank_label
 from adadf_dist.distributed.world import World, local_rank_from_env
 from adadf_dist.errors import UserError
-from adadf_dist.training.consistency import (
-    find_config_mismatch,
-    find_version_mismatch,
-    format_nodes,
-    installed_versions,
-    rank_label,
-)
+from adadf_dist.training.consistency import find_config_mismatch, find_version_mismatch, installed_versions
 
 CLOCK_ROUNDS = 5
 MAX_CLOCK_SKEW_S = 1.0

@@ -16,9 +16,9 @@ from adadf_dist.config.load import override
 from adadf_dist.config.schema import Config
 from adadf_dist.console.progress import duration
 from adadf_dist.data.sampling import MIN_SAMPLES_PER_RANK, check_batch_size, rank_slice
+from adadf_dist.distributed.nodes import format_nodes
 from adadf_dist.distributed.world import World
 from adadf_dist.errors import UserError
-from adadf_dist.training.consistency import format_nodes
 from adadf_dist.training.synthetic_step import SyntheticTrainer, synchronize
 
 BUDGET_S = 8.0
@@ -106,7 +106,7 @@ def check_step(
         step_s, own = time_step(trainer, trainer.step), alone[world.rank]
         together = world.all_gather_object(own._replace(step_s=step_s, peak=max(own.peak, peak_memory(world.device))))
     step_s, computing = max(m.step_s for m in together), max(m.step_s for m in alone)
-    text = f"{step_s:.3g} s, {config.batch_size / step_s:,.0f} images/s, {config.runtime.precision}"
+    text = f"{describe_speed(config, step_s)}, {config.runtime.precision}"
     line = CheckResult("step", text)
     if world.size > 1:
         share = max(0.0, 1 - computing / step_s)
@@ -123,10 +123,19 @@ def measure_single_rank(config: Config, num_classes: int, device: torch.device, 
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
     config = override(config, {"engine": "ddp", "deepspeed.config_file": "", "batch_size": rows})
-    trainer = SyntheticTrainer(config, num_classes, World(device))
+    return measure_trainer(SyntheticTrainer(config, num_classes, World(device)))
+
+
+def measure_trainer(trainer: SyntheticTrainer) -> StepTiming:
+    """Measure a step, the same batch in evaluation mode, and memory. Collective over the ranks of `trainer`."""
+    device = trainer.world.device
     step_s, infer_s = time_step(trainer, trainer.step), time_step(trainer, trainer.infer)
     limit = torch.cuda.get_device_properties(device).total_memory if device.type == "cuda" else 0
     return StepTiming(step_s, infer_s, peak_memory(device), limit)
+
+
+def describe_speed(config: Config, step_s: float) -> str:
+    return f"{step_s:.3g} s, {config.batch_size / step_s:,.0f} images/s"
 
 
 def peak_memory(device: torch.device) -> int:

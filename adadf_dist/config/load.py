@@ -36,6 +36,8 @@ from adadf_dist.errors import UserError, did_you_mean
 from adadf_dist.files.text import is_text, read_text
 
 DEFAULT_PRESET = "demo"
+DRY_RUN = "--dry-run"
+"""Option of train and check besides the configuration keys."""
 
 NO_PATHS = ("", "imagenet", "auto", "never")
 """Values of keys with `Role.PATH` that are no paths."""
@@ -193,6 +195,11 @@ def warn_of_renames(layers: Iterable[ConfigLayer]) -> None:
             print(f"warning: {layer.origin}: {', '.join(renames)}; rename before 0.3", file=sys.stderr, flush=True)
 
 
+def split_dry_run(argv: Sequence[str]) -> tuple[bool, list[str]]:
+    """Return whether a command line contains `--dry-run`, and its other words, for `parse_cli`."""
+    return DRY_RUN in argv, [word for word in argv if word != DRY_RUN]
+
+
 def base_config(argv: Sequence[str]) -> tuple[str, Config]:
     """Return the preset of a command line, or the defaults, as (name, configuration) before its file and keys."""
     words = parse_overrides(argv)
@@ -251,7 +258,7 @@ def print_help() -> None:
         f"  --preset NAME         Base configuration: {', '.join(available_presets())}\n"
         f"                        (default: {DEFAULT_PRESET}).\n"
         "  --config FILE         TOML or YAML file with the keys below.\n"
-        "  --dry-run             Print the resolved plan and a cost estimate from one synthetic step; do not train.\n"
+        f"  {DRY_RUN}             Print the resolved plan and a cost estimate from one synthetic step; do not train.\n"
         "  --version             Print the version."
     )
     # remove jsonargparse's per-section file options: only --config reads a file

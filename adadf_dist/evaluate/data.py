@@ -19,6 +19,7 @@ from adadf_dist.data.dataset import Split, open_dataset
 from adadf_dist.data.identity import Source
 from adadf_dist.data.loaders.base import Loader, LoaderConfig
 from adadf_dist.data.manifest import read_manifest
+from adadf_dist.data.prepare import local_shards
 from adadf_dist.data.preprocessing import Preprocessing
 from adadf_dist.data.remote.client import scheme_of
 from adadf_dist.data.sampling import split_batches
@@ -26,7 +27,6 @@ from adadf_dist.distributed.world import World
 from adadf_dist.errors import UserError
 from adadf_dist.evaluate.cli import EvalArgs
 from adadf_dist.evaluate.origin import Found
-from adadf_dist.training.setup import local_shards
 
 
 @contextmanager

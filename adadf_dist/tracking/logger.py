@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import json
-import math
 import platform
 import sys
-import time
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Never
+from typing import Any
 
 import torch
 import yaml
@@ -22,7 +20,6 @@ from adadf_dist.checkpoint.progress import TrainingProgress
 from adadf_dist.checkpoint.run_dir import check_run_folder, lock_run_dir
 from adadf_dist.config.load import to_dict
 from adadf_dist.config.schema import Config
-from adadf_dist.console.progress import Pace, duration
 from adadf_dist.data.batch import Batch
 from adadf_dist.diagnostics.run import new_findings
 from adadf_dist.diagnostics.run_length import fix_divergence
@@ -32,6 +29,7 @@ from adadf_dist.distributed.world import World
 from adadf_dist.errors import DiskFullError, UserError
 from adadf_dist.files.atomic import write_json, write_text
 from adadf_dist.method.losses import Losses
+from adadf_dist.tracking.epoch_display import EpochDisplay
 from adadf_dist.tracking.epoch_table import describe_epoch, heading
 from adadf_dist.tracking.metrics_file import MetricsFile
 from adadf_dist.tracking.sinks import MetricSinks
@@ -47,19 +45,14 @@ class RunLogger:
     """Logs a run. Losses stay on the device and are reduced over ranks every `runtime.log_every_steps` steps."""
 
     def __init__(self, config: Config, world: World) -> None:
-        self.config = config
-        self.world = world
+        self._config = config
+        self._world = world
         self.folder = Path(config.out)
         self._losses: list[torch.Tensor] = []
         self._epoch_sums = torch.zeros(len(LOSS_NAMES), dtype=torch.float64)
         self._epoch_steps = 0
-        self._images = 0
-        self._epoch_began = time.monotonic()
-        self._pace = Pace()
-        self._losses_text = ""
-        """Losses of the last flush, formatted."""
+        self._display = EpochDisplay(config, world.is_main, lambda line: self.info(line))
         self._session_epochs = 0
-        self._bar: tqdm[Never] | None = None
         self._metrics = MetricsFile(self.folder / "metrics.jsonl")
         self._boards = MetricSinks(config)
         self._learning_rate = config.optimizer.lr
@@ -68,13 +61,13 @@ class RunLogger:
 
     def start(self, progress: TrainingProgress, facts: Mapping[str, object], resumed: Path | None) -> None:
         """Write the configuration and run info, and truncate the metrics to the point of resuming."""
-        if not self.world.is_main:
+        if not self._world.is_main:
             return
         self._classes = list(facts["classes"])  # type: ignore[call-overload]
-        write_text(self.folder / "config.yaml", yaml.safe_dump(to_dict(self.config), sort_keys=False))
-        write_json(self.folder / "run.json", {**environment(self.world), **facts})
+        write_text(self.folder / "config.yaml", yaml.safe_dump(to_dict(self._config), sort_keys=False))
+        write_json(self.folder / "run.json", {**environment(self._world), **facts})
         self._metrics.truncate_to(progress)
-        self._boards.start(progress.step, self.world.device)
+        self._boards.start(progress.step, self._world.device)
         self.info(f"run folder: {self.folder}")
         for name, value in facts.items():
             self.info(f"  {name}: {format_value(value)}")
@@ -82,28 +75,14 @@ class RunLogger:
             self.info(f"  resuming from {resumed} (epoch {progress.epoch + 1}, batch {progress.batch})")
 
     def start_epoch(self, progress: TrainingProgress, num_batches: int) -> None:
-        self._epoch_began = time.monotonic()
-        self._pace = Pace()
-        self._images = 0
-        self._losses_text = ""  # do not show losses of the previous epoch
-        self.world.heartbeat.reset()
+        self._world.heartbeat.reset()
         self._num_batches = num_batches
         self.status("running", progress)
-        if self.world.is_main and sys.stderr.isatty():
-            self._bar = tqdm(
-                total=num_batches,
-                initial=progress.batch,
-                desc=f"epoch {progress.epoch + 1}/{self.config.epochs}",
-                unit="batch",
-                leave=False,
-                dynamic_ncols=True,
-            )
-        elif not self._session_epochs:
-            self.info(f"training: epoch {progress.epoch + 1}/{self.config.epochs}, {num_batches} batches per epoch")
+        self._display.start(progress, num_batches, announce=not self._session_epochs)
 
     def timed_batches(self, batches: Iterator[Batch]) -> Iterator[Batch]:
         """Yield the batches, and measure how long training waits for them."""
-        heartbeat = self.world.heartbeat
+        heartbeat = self._world.heartbeat
         while True:
             heartbeat.beat("waiting for a batch")
             with heartbeat.timed(LOADING):
@@ -117,11 +96,11 @@ class RunLogger:
         """Record the losses of a step; `progress` already includes it."""
         self._learning_rate = learning_rate
         self._losses.append(torch.stack([getattr(losses, name).detach() for name in LOSS_NAMES]))
-        self._images += global_size
-        if progress.step % self.config.runtime.log_every_steps == 0 or progress.batch == self._num_batches:
+        self._display.add(global_size)
+        if progress.step % self._config.runtime.log_every_steps == 0 or progress.batch == self._num_batches:
             self.flush(progress)
         self._boards.step()
-        self._show(progress)
+        self._display.show(progress)
 
     def flush(self, progress: TrainingProgress) -> None:
         """Copy the pending losses to the host, averaged over ranks. Collective: every rank must call this.
@@ -131,49 +110,31 @@ class RunLogger:
         if not self._losses:
             return
         steps = torch.stack(self._losses).double()
-        steps = (self.world.all_reduce_sum_(steps) / self.world.size).cpu()
+        steps = (self._world.all_reduce_sum_(steps) / self._world.size).cpu()
         first = progress.step - len(steps) + 1
         self._losses.clear()
         for number, row in enumerate(steps, start=first):
             if not torch.isfinite(row).all():
                 named = ", ".join(f"{n} {v:g}" for n, v in zip(LOSS_NAMES, row.tolist(), strict=True))
+                fix = fix_divergence(self._config, self._num_batches)
                 raise UserError(
                     f"step {number} (epoch {progress.epoch + 1}): non-finite loss ({named}). The last checkpoint in "
                     f"{self.folder / 'checkpoints'} is valid; start a new run with another --out and a lower "
-                    f"optimizer.lr (now {self.config.optimizer.lr:g})" + fix_divergence(self.config, self._num_batches)
+                    f"optimizer.lr (now {self._config.optimizer.lr:g}){fix}"
                 )
             self._epoch_sums += row  # one by one: bit-identical regardless of when flushes happen
         self._epoch_steps += len(steps)
-        if self.world.is_main:
+        if self._world.is_main:
             self._write_steps(progress, first, steps)
 
     def _write_steps(self, progress: TrainingProgress, first: int, steps: torch.Tensor) -> None:
-        now = time.monotonic()
-        rate = self._images / max(now - self._epoch_began, 1e-9)
+        rate = self._display.images_per_s
         mean = dict(zip(LOSS_NAMES, steps.mean(dim=0).tolist(), strict=True))
         record = {"kind": "steps", "step": progress.step, "from_step": first, "epoch": progress.epoch + 1}
         self._metrics.append({**record, **mean, "learning_rate": self._learning_rate, "images_per_s": rate})
         self._boards.add("train", {**mean, "images_per_s": rate}, progress.step)
         text = f"loss {mean['total']:.4f} | kl {mean['kl_divergence']:.4f} | ce {mean['cross_entropy']:.4f} | "
-        self._losses_text = f"{text}lr {self._learning_rate:.2g} | "
-
-    def _show(self, progress: TrainingProgress) -> None:
-        """Show progress within the epoch: the last flushed losses and the rate. Never waits for the device."""
-        if not self.world.is_main or (self._bar is None and not self._pace.due()):
-            return
-        seconds = time.monotonic() - self._epoch_began
-        rate = f"{self._losses_text}{self._images / max(seconds, 1e-9):.0f} images/s"
-        if self._bar is not None:
-            self._bar.set_postfix_str(rate, refresh=False)
-            self._bar.update()
-            return
-        left = (self._num_batches - progress.batch) * seconds / max(self._done(progress), 1)
-        where = f"epoch {progress.epoch + 1}/{self.config.epochs} batch {progress.batch}/{self._num_batches}"
-        self.info(f"{where} | {rate} | epoch ETA {duration(left)}")
-
-    def _done(self, progress: TrainingProgress) -> int:
-        """Return the number of batches of this epoch that this process has trained on."""
-        return math.ceil(self._images / self.config.batch_size) if self._images else progress.batch
+        self._display.losses = f"{text}lr {self._learning_rate:.2g} | "
 
     def finish_training_pass(self, progress: TrainingProgress) -> dict[str, float]:
         """Return the epoch's mean losses, image rate, and fraction of time spent waiting for data.
@@ -181,31 +142,29 @@ class RunLogger:
         Collective: every rank must call this.
         """
         self.flush(progress)
-        seconds = time.monotonic() - self._epoch_began
+        seconds, rate = self._display.seconds, self._display.images_per_s
         progress.seconds += seconds
         means = (self._epoch_sums / max(self._epoch_steps, 1)).tolist()
         self._epoch_sums.zero_()
         self._epoch_steps = 0
-        if self._bar is not None:
-            self._bar.close()
-            self._bar = None
+        self._display.close()
         return {
             **dict(zip(LOSS_NAMES, means, strict=True)),
-            "images_per_s": self._images / max(seconds, 1e-9),
-            "waiting": self.world.heartbeat.seconds(LOADING) / max(seconds, 1e-9),
+            "images_per_s": rate,
+            "waiting": self._world.heartbeat.seconds(LOADING) / max(seconds, 1e-9),
         }
 
     def log_epoch(self, progress: TrainingProgress, record: Mapping[str, object]) -> None:
         """Log a finished epoch: table row, metrics record, TensorBoard."""
-        if not self.world.is_main:
+        if not self._world.is_main:
             return
         self._metrics.append(record)
         self._session_epochs += 1
         for line in heading(progress, self._session_epochs == 1, len(self._classes)):
             self.info(line)
-        self.info(describe_epoch(progress, record, self.config.epochs))
+        self.info(describe_epoch(progress, record, self._config.epochs))
         metrics: Any = record["validation"]
-        for finding in new_findings(progress.epochs, self.config, self._classes):
+        for finding in new_findings(progress.epochs, self._config, self._classes):
             self.info(f"  {finding}")
         if straggler := describe_straggler(record["ranks"]):  # type: ignore[arg-type]
             self.info(f"  warning: {straggler}")
@@ -228,10 +187,10 @@ class RunLogger:
 
     def status(self, state: str, progress: TrainingProgress, **more: object) -> None:
         """Write `status.json` for launchers: running, stopped, finished or failed, and the position in training."""
-        if self.world.is_main:
+        if self._world.is_main:
             where = {"state": state, "epoch": progress.epoch, "batch": progress.batch, "step": progress.step}
             try:
-                write_json(self.folder / "status.json", {**where, "epochs": self.config.epochs, **more})
+                write_json(self.folder / "status.json", {**where, "epochs": self._config.epochs, **more})
                 self._boards.set_status(state)
             except DiskFullError as error:
                 if state != "running":  # launchers depend on the final state
@@ -239,21 +198,20 @@ class RunLogger:
                 print(f"warning: {error}; status.json not updated", file=sys.stderr, flush=True)
 
     def info(self, text: str) -> None:
-        if self.world.is_main:
+        if self._world.is_main:
             tqdm.write(text, file=sys.stdout)
             sys.stdout.flush()
 
     def mark_failed(self, error: BaseException) -> None:
         """Record in `status.json` that the run failed."""
         path = self.folder / "status.json"
-        if self.world.is_main and path.exists():
+        if self._world.is_main and path.exists():
             known = json.loads(path.read_text(encoding="utf-8"))
             with suppress(UserError):  # a full disk: the caller reports `error` itself
                 write_json(path, {**known, "state": "failed", "error": str(error) or type(error).__name__})
 
     def close(self) -> None:
-        if self._bar is not None:
-            self._bar.close()
+        self._display.close()
         self._boards.close()
         self._metrics.close()
 

@@ -1,4 +1,4 @@
-"""Consistency checks before a multi-rank run: same code, settings and dataset on all nodes, and a shared run folder.
+"""Consistency checks before a multi-rank run: same code and settings on all nodes, and a shared run folder.
 
 Otherwise differences between nodes show late or never: as wrong gradients, as a missing checkpoint when resuming, or as
 a rank that exits while the others wait. Each check is a collective with the same result on every rank, so all ranks
@@ -10,14 +10,12 @@ from __future__ import annotations
 import hashlib
 import platform
 import secrets
-import socket
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from functools import cache
 from importlib import metadata
 from pathlib import Path
-from typing import Any, TypeVar
 
 import torch
 
@@ -25,25 +23,18 @@ import adadf_dist
 from adadf_dist.config.fields import Role
 from adadf_dist.config.keys import flatten, keys_with
 from adadf_dist.config.load import to_dict
-from adadf_dist.config.schema import Config, DataConfig
-from adadf_dist.data.dataset import open_dataset
+from adadf_dist.config.schema import Config
 from adadf_dist.data.identity import digest_files
-from adadf_dist.data.manifest import MANIFEST
-from adadf_dist.data.remote.cache import streamed_splits
-from adadf_dist.data.remote.client import is_remote, local_path
-from adadf_dist.distributed.world import World, local_rank_from_env, num_nodes_from_env
+from adadf_dist.data.remote.client import is_remote
+from adadf_dist.distributed.nodes import describe_mismatch, format_nodes, gather_per_node
+from adadf_dist.distributed.world import World, num_nodes_from_env
 from adadf_dist.errors import UserError
-
-T = TypeVar("T")
 
 SHARED_FS_TIMEOUT_S = 6.0
 """A shared file system may show a new file to other nodes with a delay (NFS caches attributes for 3 s or more)."""
 
 CHECKED_PACKAGES = ("torchvision", "numpy", "nvidia-dali-cuda120", "deepspeed", "timm")
 """Packages that, besides torch, affect the result of a step."""
-
-MAX_NODES_LISTED = 3
-"""Maximum number of nodes named in a message; the rest are counted."""
 
 
 def check_consistency(config: Config, world: World) -> None:
@@ -55,22 +46,6 @@ def check_consistency(config: Config, world: World) -> None:
         problem = find_unshared_run_dir(Path(config.out), world)
     if problem:
         raise UserError(problem)
-
-
-def rank_label(world: World) -> str:
-    """Return a human-readable label of this rank."""
-    return f"{socket.gethostname()} (rank {world.rank})"
-
-
-def gather_per_node(world: World, look: Callable[[], T]) -> dict[str, T]:
-    """Call `look` on each node's first rank; return the results by `HOST (rank R)`, in rank order. Collective.
-
-    Plain Python data only, so that nodes with different versions can read it.
-    """
-    report = None
-    if local_rank_from_env() == 0:
-        report = (rank_label(world), look())
-    return dict(found for found in world.all_gather_object(report) if found is not None)
 
 
 def find_version_mismatch(world: World) -> str:
@@ -128,24 +103,6 @@ def source_hash(folder: Path = Path(adadf_dist.__file__).parent) -> str:
     return digest.hexdigest()[:12]
 
 
-def describe_mismatch(known: Mapping[str, Mapping[str, Any]], line: str) -> str:
-    """Format `line` with the first name whose value differs between nodes; return an empty text if none does."""
-    for name in dict.fromkeys(name for values in known.values() for name in values):
-        held: dict[str, list[str]] = {}
-        for place, values in known.items():
-            held.setdefault(str(values.get(name, "unknown")), []).append(place)
-        if len(held) > 1:
-            return line.format(
-                name=name, values=" and ".join(f"{value} on {format_nodes(places)}" for value, places in held.items())
-            )
-    return ""
-
-
-def format_nodes(places: Sequence[str]) -> str:
-    more = len(places) - MAX_NODES_LISTED
-    return ", ".join(places[:MAX_NODES_LISTED]) + (f" and {more} more" if more > 0 else "")
-
-
 def find_unshared_run_dir(folder: Path, world: World) -> str:
     """Return an error message if a file that rank 0 writes to the run folder is not visible on every node, else "".
 
@@ -201,37 +158,3 @@ def path_exists(path: Path) -> bool:
         return path.exists()
     except OSError:
         return False
-
-
-def find_shards_mismatch(data: DataConfig, world: World) -> str:
-    """Return an error message if a node cannot read local `data.shards` or has a different dataset, else "".
-
-    Collective: every rank must call this.
-    """
-    found = gather_per_node(world, lambda: probe_shards(data))
-    problems = {place: problem for place, (problem, _) in found.items() if problem}
-    if len(problems) == len(found):
-        return next(iter(problems.values()))
-    if problems:
-        problem = next(iter(problems.values()))
-        well = format_nodes([place for place in found if place not in problems])
-        return (
-            f"data.shards on {format_nodes(list(problems))}: {problem}; it can be read on {well}: copy the dataset to "
-            "every node, or use a folder that all nodes share"
-        )
-    return describe_mismatch(
-        {place: {MANIFEST: digest} for place, (_, digest) in found.items()},
-        "data.shards: the digest of {name} is {values}: copy the same dataset to every node",
-    )
-
-
-def probe_shards(data: DataConfig) -> tuple[str, str]:
-    """Return (problem or "", digest of dataset.json) of the dataset folder on this node."""
-    folder = local_path(data.shards)
-    try:
-        open_dataset(folder, streamed_splits(data))
-        return "", hashlib.sha256((folder / MANIFEST).read_bytes()).hexdigest()[:12]
-    except UserError as error:
-        return str(error), ""
-    except OSError as error:
-        return f"{error.filename}: {error.strerror}", ""

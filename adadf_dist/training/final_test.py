@@ -9,7 +9,6 @@ from typing import Any, NamedTuple
 
 from adadf_dist.checkpoint.manager import CheckpointManager
 from adadf_dist.checkpoint.storage import read_checkpoint
-from adadf_dist.data.datamodule import DataModule
 from adadf_dist.data.identity import DataRecord
 from adadf_dist.distributed.world import World
 from adadf_dist.engine.ddp import Engine
@@ -20,6 +19,7 @@ from adadf_dist.report.api import PAGE, report
 from adadf_dist.tracking.artifacts import save_predictions
 from adadf_dist.tracking.logger import RunLogger
 from adadf_dist.training.evaluation_pass import SplitPass, pass_over
+from adadf_dist.training.setup import RunContext
 
 
 class Result(NamedTuple):
@@ -38,46 +38,42 @@ class Result(NamedTuple):
 
 
 def finalize_run(
-    engine: Engine,
-    data: DataModule,
-    log: RunLogger,
-    checkpoints: CheckpointManager,
-    world: World,
-    last: Mapping[str, SplitPass],
+    context: RunContext, engine: Engine, checkpoints: CheckpointManager, last: Mapping[str, SplitPass]
 ) -> Result:
     """Test the last and the selected model once; write predictions and `result.json`. Collective.
 
     `last`: evaluation passes of the last epoch's model by split name, which are not repeated. A run that already has
     its result only prints it.
     """
-    path = Path(log.config.out) / "result.json"
-    progress = checkpoints.progress
+    config, world, log, progress = context.config, context.world, context.log, checkpoints.progress
+    path = Path(config.out) / "result.json"
     kept = world.broadcast_object(read_result(path) if world.is_main else None)
-    wanted = log.config.evaluation.run_test and data.test_split is not None
+    wanted = config.evaluation.run_test and context.data.test_split is not None
     if isinstance(kept, dict) and kept["epochs"] == progress.epoch and (kept["test"] or not wanted):
         result = Result(**{name: kept[name] for name in Result._fields})
         log.info(f"run already finished; result from {path}:")
     else:
-        result = run_final_test(engine, data, checkpoints, world, dict(last))
+        result = run_final_test(context, engine, checkpoints, dict(last))
         if world.is_main:
             write_json(path, {"epochs": progress.epoch, **result._asdict()})
     log.status("finished", progress)
     for line in (*format_result(result, progress.epoch), *other_data_of(checkpoints)):
         log.info(line)
-    log.info(f"run folder: {log.config.out}")
-    if log.config.evaluation.write_report and world.is_main:
+    log.info(f"run folder: {config.out}")
+    if config.evaluation.write_report and world.is_main:
+        world.heartbeat.beat("writing the report")
         write_report(log)
     return result
 
 
 def run_final_test(
-    engine: Engine, data: DataModule, checkpoints: CheckpointManager, world: World, passes: dict[str, SplitPass]
+    context: RunContext, engine: Engine, checkpoints: CheckpointManager, passes: dict[str, SplitPass]
 ) -> Result:
     """Test the last and the selected weights, and write the predictions of the selected ones. Collective.
 
     `passes`: existing evaluation passes of the last weights, by split name.
     """
-    config, progress = checkpoints.config, checkpoints.progress
+    config, world, data, progress = context.config, context.world, context.data, checkpoints.progress
     test = data.test_split if config.evaluation.run_test else None
     last: dict[str, Any] = {}
     if progress.best_epoch != progress.epoch:
@@ -116,7 +112,6 @@ def other_data_of(checkpoints: CheckpointManager) -> list[str]:
 def write_report(log: RunLogger) -> None:
     """Write the HTML report. Errors are only logged, since the run itself is complete."""
     page = log.folder / PAGE
-    log.world.heartbeat.beat("writing the report")
     log.info("writing the report ...")
     try:
         report([log.folder], page)

@@ -1,32 +1,69 @@
-"""Setup before the first step: resolve `auto` values, create the demo dataset, fetch shards, and collect run info."""
+"""Prepare a run: consistency of the ranks, resolved configuration, locked run folder, opened data, run info."""
 
 from __future__ import annotations
 
 import sys
-import time
 from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor, wait
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
-from threading import Event
 
-from adadf_dist.config.load import override, with_absolute_paths
+from adadf_dist.checkpoint.progress import TrainingProgress
+from adadf_dist.config.keys import flatten
+from adadf_dist.config.load import override, to_dict, with_absolute_paths
 from adadf_dist.config.schema import Config
-from adadf_dist.data.datamodule import DataModule, dali_unavailable_reason
+from adadf_dist.data.datamodule import DataModule, dali_unavailable_reason, open_data
+from adadf_dist.data.identity import DATA_FILE, DataRecord, digest_files
+from adadf_dist.data.label_noise import write_noise
 from adadf_dist.data.loaders.streaming import STREAMING_LIMITATIONS
-from adadf_dist.data.remote.cache import ensure_cached, entry_folder
-from adadf_dist.data.remote.client import is_remote, local_path
+from adadf_dist.data.prepare import generate_synthetic_dataset, local_shards
 from adadf_dist.data.sampling import check_batch_size
-from adadf_dist.data.synthetic.dataset import build_synthetic_dataset
-from adadf_dist.distributed.world import World, local_rank_from_env
+from adadf_dist.diagnostics.run_length import find_problems
+from adadf_dist.distributed.world import World
 from adadf_dist.engine.base import resolve_precision
 from adadf_dist.engine.ddp import Engine, check_engine
 from adadf_dist.errors import UserError
+from adadf_dist.files.atomic import write_json
+from adadf_dist.tracking.artifacts import save_samples
 from adadf_dist.tracking.async_tracker import check_trackers
-from adadf_dist.training.consistency import find_shards_mismatch
+from adadf_dist.tracking.logger import RunLogger, open_logger
+from adadf_dist.tracking.sample_history import select_tracked_samples
+from adadf_dist.training.consistency import check_consistency
 
-POLL_S = 0.5
-"""Seconds between checks by all ranks whether the shards are downloaded."""
+
+@dataclass(frozen=True)
+class RunContext:
+    """What all stages of a run share."""
+
+    config: Config
+    """Configuration with absolute paths and no `auto`."""
+    world: World
+    data: DataModule
+    data_record: DataRecord
+    """Identity of the data, saved in checkpoints and compared when resuming."""
+    tracked_samples: list[int]
+    """Training samples whose distributions are recorded every epoch."""
+    log: RunLogger
+
+
+@contextmanager
+def prepare_run(config: Config, world: World) -> Iterator[RunContext]:
+    """Prepare a run up to its model, and release the run folder and the data at the end. Collective.
+
+    Raises `UserError` if ranks or nodes differ, or if the configuration, the run folder or the data is invalid.
+    """
+    check_consistency(config, world)
+    allow_other_data = config.allow_other_data
+    config = prepare_config(replace(config, allow_other_data=False), world)
+    with (
+        local_shards(config, world) as folder,
+        open_logger(config, world) as log,
+        open_data(config, world.rank, world.size, world.device, folder) as data,
+    ):
+        files = digest_files(dict(flatten(to_dict(config))))
+        record = DataRecord(data.source, data.train_split, files, allow_other_data, world.is_main)
+        tracked = select_tracked_samples(data.train_split, config.runtime, config.seed)
+        yield RunContext(config, world, data, record, tracked, log)
 
 
 def prepare_config(config: Config, world: World) -> Config:
@@ -70,73 +107,6 @@ def resolve_loader(config: Config, world: World) -> str:
     return "torch" if problem else "dali"
 
 
-def generate_synthetic_dataset(config: Config, world: World) -> None:
-    """Render a missing synthetic dataset of `data.synthetic_samples` samples on rank 0; the other ranks wait."""
-    folder = local_path(config.data.shards)
-    if not config.data.synthetic_samples or is_remote(config.data.shards):
-        return
-    if world.broadcast_object(folder.exists()):  # use rank 0's result: the folder may appear at any time
-        return
-    if world.is_main:
-        train, validation, test = config.data.synthetic_samples
-        build_synthetic_dataset(folder, {"train": train, "validation": validation, "test": test}, workers=2)
-    world.barrier()
-
-
-@contextmanager
-def local_shards(config: Config, world: World) -> Iterator[Path]:
-    """Return `data.shards` as a local folder; each node's first rank downloads remote shards. Collective.
-
-    The wait for a download is unlimited: the ranks poll every `POLL_S`, so the process group does not time out. Raises
-    `UserError` on all ranks if one node lacks the folder or its download fails.
-    """
-    if not is_remote(config.data.shards):
-        if problem := find_shards_mismatch(config.data, world):
-            raise UserError(problem)
-        yield local_path(config.data.shards)
-        return
-    with ExitStack() as held, ThreadPoolExecutor(1) as thread:
-        cancelled = Event()
-        task: Future[Path] | None = None
-        if local_rank_from_env() == 0:
-            task = thread.submit(held.enter_context, ensure_cached(config.data, world.is_main, cancelled))
-        try:
-            yield entry_folder(config.data, wait_for_fetch(task, world))
-        finally:
-            cancelled.set()  # otherwise, exiting would wait for the thread
-
-
-def wait_for_fetch(task: Future[Path] | None, world: World) -> str:
-    """Wait for the downloads of all nodes, and return the name of their common cache entry. Collective."""
-    while True:
-        reports = [report for r in world.all_gather_object(poll_fetch(task)) if isinstance(report := r, tuple)]
-        problem = next((text for text, _ in reports if text), "")
-        if problem:
-            if task is not None and task.done() and not isinstance(task.exception(), (UserError, type(None))):
-                task.result()
-            raise UserError(problem)
-        if world.should_stop():
-            raise UserError("interrupted while downloading shards; completed files are kept. Rerun to resume.")
-        if len(reports) == world.size:
-            names = sorted({name for _, name in reports} - {""})
-            if len(names) > 1:
-                raise UserError("data.shards changed while the nodes were downloading it; rerun")
-            return str(names[0])
-
-
-def poll_fetch(task: Future[Path] | None) -> tuple[str, str] | None:
-    """Return (problem, entry name) of a finished download, ("", "") on ranks without one, None while it is running."""
-    if task is None:
-        time.sleep(POLL_S)
-        return "", ""
-    if not wait([task], POLL_S).done:
-        return None
-    error = task.exception()
-    if error is not None:
-        return str(error) or type(error).__name__, ""
-    return "", task.result().name
-
-
 def run_info(data: DataModule, engine: Engine, world: World) -> dict[str, object]:
     """Return the run info shown at the start and stored in the run folder."""
     splits = {
@@ -159,3 +129,19 @@ def run_info(data: DataModule, engine: Engine, world: World) -> dict[str, object
         "ranks": f"{world.size} on {world.device.type}",
         "pretrained weights": weights,
     }
+
+
+def write_run_info(context: RunContext, engine: Engine, progress: TrainingProgress, resumed: Path | None) -> None:
+    """Log what this run is, and write its configuration, data and samples to the run folder.
+
+    `resumed`: checkpoint that the run continues from.
+    """
+    config, data, log = context.config, context.data, context.log
+    log.start(progress, run_info(data, engine, context.world), resumed)
+    for problem in find_problems(config, data.num_batches(0)):
+        log.info(f"  warning: {problem}")
+    if context.world.is_main:
+        write_json(log.folder / DATA_FILE, context.data_record.to_dict())
+        save_samples(log.folder, data.train_split, data.noise)
+        if data.noise is not None:
+            write_noise(log.folder / "noise.csv", data.train_split, data.noise)

@@ -12,6 +12,7 @@ import torchvision
 from torch import nn
 
 from adadf_dist import train
+from adadf_dist.check import __main__ as check
 from adadf_dist.check import throughput
 from adadf_dist.check.dry_run import activation_bytes
 from adadf_dist.config.load import base_config
@@ -74,6 +75,21 @@ def test_plan_of_a_resumed_run(faces: Path, tmp_path: Path, capsys: pytest.Captu
     assert "contains a run with 1 finished epochs (will resume)" in planned({**values, "epochs": "3"}, capsys)
     assert "would be refused" in planned({**values, "optimizer.lr": "0.5"}, capsys)
     assert content(tmp_path) == before
+
+
+def test_check_offers_the_same_plan(faces: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """All but the measured lines, which differ from call to call."""
+
+    def exact(output: str) -> list[str]:
+        return [line for line in output.splitlines() if "measured" not in line and not line.startswith("time ")]
+
+    values = settings(faces, tmp_path / "run")
+    plan = planned(values, capsys)
+    check.main([*command(values)[3:], "--dry-run"])
+    output = capsys.readouterr().out
+    assert exact(output) == exact(plan)
+    assert "train 64, validation 20, test 30" in output
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.slow

@@ -27,6 +27,7 @@ from adadf_dist.console import terminal
 from adadf_dist.console.exit import cli_errors
 from adadf_dist.console.terminal import tolerant, tolerant_console, write_error
 from adadf_dist.evaluate.__main__ import main as evaluate
+from adadf_dist.training.final_test import Result
 from adadf_dist.training.watchdog import write_stderr
 from shards.build import main as build
 from tests.helpers.runs import ROOT, command, environment, records, settings, status
@@ -210,9 +211,9 @@ def hang_up() -> Iterator[None]:
 def test_sighup_saves_and_stops(hang_up: None, faces: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     config = build_config([ConfigLayer("test", settings(faces, out))])
-    assert train.run(config, lambda record: os.kill(os.getpid(), signal.SIGHUP)) is None
+    assert isinstance(train.run(config, lambda record: os.kill(os.getpid(), signal.SIGHUP)), train.Stopped)
     assert status(out)["state"] == "stopped"
-    assert train.run(config) is not None
+    assert isinstance(train.run(config), Result)
     assert [record["step"] for record in records(out, "steps")] == list(range(1, 9))
 
 
@@ -221,7 +222,7 @@ def test_ignored_sighup_stays_ignored(hang_up: None, faces: Path, tmp_path: Path
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
     out = tmp_path / "out"
     config = build_config([ConfigLayer("test", settings(faces, out, epochs="1"))])
-    assert train.run(config, lambda record: os.kill(os.getpid(), signal.SIGHUP)) is not None
+    assert isinstance(train.run(config, lambda record: os.kill(os.getpid(), signal.SIGHUP)), Result)
     assert status(out)["state"] == "finished"
 
 

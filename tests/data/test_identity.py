@@ -27,6 +27,7 @@ from adadf_dist.errors import UserError
 from adadf_dist.evaluate.__main__ import main as evaluate
 from adadf_dist.export.__main__ import main as export
 from adadf_dist.report.__main__ import main as report
+from adadf_dist.training.final_test import Result
 from tests.helpers.runs import settings
 from tests.helpers.studies import SPACE, make_study, put
 from tune.study.study import STUDY_FILE, start
@@ -215,7 +216,7 @@ def test_resume_accepts_a_moved_dataset_but_no_other(
     with pytest.raises(UserError, match="was trained on other data"):
         describe_run_dir(longer, copy)
     assert "will resume" in describe_run_dir(replace(longer, allow_other_data=True), copy)
-    assert train.run(config_of(moved, copy, epochs="1")) is not None  # finished: its result is printed again
+    assert isinstance(train.run(config_of(moved, copy, epochs="1")), Result)  # finished: its result is printed again
     capsys.readouterr()
     train.run(replace(longer, allow_other_data=True))
     assert "resumed on other data" in capsys.readouterr().out

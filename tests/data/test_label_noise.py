@@ -18,6 +18,7 @@ from adadf_dist.data.dataset import open_dataset
 from adadf_dist.data.label_noise import LabelNoise, apply_label_noise, read_noise, symmetric_noise
 from adadf_dist.data.synthetic.dataset import build_synthetic_dataset
 from adadf_dist.errors import UserError
+from adadf_dist.training.final_test import Result
 from tests.helpers.runs import settings
 
 CLASSES = ("neutral", "happy", "sad", "surprise", "fear", "disgust", "anger")
@@ -145,7 +146,7 @@ def test_two_kinds_of_noise_at_once_are_rejected() -> None:
 
 def test_run_lists_the_changed_labels(faces: Path, tmp_path: Path) -> None:
     values = settings(faces, tmp_path / "out", data__label_noise_rate="0.25", epochs="1")
-    assert train.run(build_config([ConfigLayer("test", values)])) is not None
+    assert isinstance(train.run(build_config([ConfigLayer("test", values)])), Result)
     with (tmp_path / "out" / "noise.csv").open() as stream:
         rows = list(csv.DictReader(stream))
     index = pq.read_table(faces / "train.parquet").to_pydict()

@@ -18,6 +18,7 @@ from adadf_dist.data.relabel import read_decisions
 from adadf_dist.data.synthetic.dataset import build_synthetic_dataset
 from adadf_dist.errors import UserError
 from adadf_dist.tracking.artifacts import load_samples
+from adadf_dist.training.final_test import Result
 from shards.build import main as build_main
 from tests.helpers import dataset_trees as trees
 from tests.helpers.dataset_builds import facts, run_build, tree
@@ -168,7 +169,7 @@ def test_run_keeps_its_decisions_and_detects_a_changed_file(faces: Path, tmp_pat
     file = write(tmp_path / "r.csv", *lines)
     values = settings(faces, tmp_path / "run", data__relabel_file=str(file))
     short, longer = (build_config([ConfigLayer("test", {**values, "epochs": epochs})]) for epochs in (1, 2))
-    assert train.run(short) is not None
+    assert isinstance(train.run(short), Result)
     assert "r.csv: 1 training samples relabeled, 1 dropped" in (tmp_path / "run" / "run.json").read_text()
     recorded = load_samples(tmp_path / "run")
     assert len(recorded.labels) == len(split) - 1
@@ -181,7 +182,7 @@ def test_run_keeps_its_decisions_and_detects_a_changed_file(faces: Path, tmp_pat
     ):
         train.run(longer)
     write(file, lines[1], lines[0])  # the same decisions in another order are the same
-    assert train.run(longer) is not None
+    assert isinstance(train.run(longer), Result)
 
 
 # The builder

@@ -18,6 +18,7 @@ from adadf_dist.data.datamodule import open_data
 from adadf_dist.data.preprocessing import ten_crop
 from adadf_dist.errors import UserError
 from adadf_dist.metrics.evaluator import predict_batch
+from adadf_dist.training.final_test import Result
 from tests.helpers.runs import settings
 
 
@@ -85,7 +86,7 @@ def test_each_crop_is_erased(faces: Path, tmp_path: Path) -> None:
 
 def test_run_counts_samples_not_crops(faces: Path, tmp_path: Path) -> None:
     result = train.run(config_for(faces, tmp_path / "out"))
-    assert result is not None
+    assert isinstance(result, Result)
     assert result.test["samples"] == 30
     history = np.load(tmp_path / "out" / "history" / "epoch-0001.npz")
     assert (history["seen"] == 1).all()

@@ -12,7 +12,8 @@ import pytest
 import yaml
 
 from adadf_dist import diagnostics
-from adadf_dist.config.load import flatten, to_dict
+from adadf_dist.config.keys import flatten
+from adadf_dist.config.load import to_dict
 from adadf_dist.config.schema import Config
 from adadf_dist.config.validate import validate
 from tests.helpers.epoch_records import CONFIG, confusion, found, record, run_of

@@ -10,7 +10,10 @@ from pathlib import Path
 
 import pytest
 
+from adadf_dist.config.fields import Role
+from adadf_dist.config.keys import keys_with
 from adadf_dist.config.load import ConfigLayer, build_config
+from adadf_dist.distributed.nodes import describe_mismatch
 from adadf_dist.distributed.world import World, init_world
 from adadf_dist.errors import UserError
 from adadf_dist.training import consistency
@@ -179,7 +182,9 @@ def test_files_of_one_name_must_be_identical(tmp_path: Path) -> None:
         (tmp_path / str(number) / "labels.csv").write_text(f"sample,label\nface,{number}\n")
     names = [str(tmp_path / str(number) / "labels.csv") for number in range(2)]
     values = [{"data.label_noise_file": name} for name in names]
-    digests = [consistency.hash_config_files({**dict.fromkeys(consistency.FILE_KEYS, ""), **value}) for value in values]
+    digests = [
+        consistency.hash_config_files({**dict.fromkeys(keys_with(Role.INPUT_FILE), ""), **value}) for value in values
+    ]
     assert digests[0].keys() == {"the digest of data.label_noise_file"}
     assert digests[0] != digests[1]
 
@@ -214,4 +219,4 @@ def test_different_torch_versions_are_named_with_their_hosts() -> None:
 def test_many_differences_are_counted() -> None:
     known = {f"node-{rank} (rank {rank})": {"torch": "a" if rank else "b"} for rank in range(7)}
     named = "b on node-0 (rank 0) and a on node-1 (rank 1), node-2 (rank 2), node-3 (rank 3) and 3 more"
-    assert consistency.describe_mismatch(known, "{name}: {values}") == f"torch: {named}"
+    assert describe_mismatch(known, "{name}: {values}") == f"torch: {named}"

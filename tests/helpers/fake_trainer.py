@@ -60,7 +60,7 @@ class Trainer:
         self.tested: list[str] = []
         """Folders of the runs that looked at test."""
 
-    def __call__(self, config: Config, on_epoch: Callable[[Record], None]) -> Result | None:
+    def __call__(self, config: Config, on_epoch: Callable[[Record], None]) -> Result:
         out = Path(config.out)
         (out / "checkpoints").mkdir(parents=True, exist_ok=True)
         metrics = out / "metrics.jsonl"

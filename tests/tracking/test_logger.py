@@ -41,7 +41,11 @@ class Clock:
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     clock = Clock()
-    for module in ("adadf_dist.console.progress", "adadf_dist.tracking.logger", "adadf_dist.distributed.heartbeat"):
+    for module in (
+        "adadf_dist.console.progress",
+        "adadf_dist.tracking.epoch_display",
+        "adadf_dist.distributed.heartbeat",
+    ):
         monkeypatch.setattr(f"{module}.time", clock)
     return clock
 
@@ -159,7 +163,7 @@ def test_epoch_shows_no_loss_of_the_previous_one(
 def test_terminal_shows_loss_rate_and_time_left(log: RunLogger, clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
     terminal = Terminal()
     monkeypatch.setattr(sys, "stderr", terminal)
-    monkeypatch.setattr("adadf_dist.tracking.logger.tqdm", EagerBar)
+    monkeypatch.setattr("adadf_dist.tracking.epoch_display.tqdm", EagerBar)
     epoch(log, clock, 20, 1.0)
     log.close()
     text = terminal.getvalue()

@@ -23,6 +23,7 @@ from adadf_dist.method.model import Branch
 from adadf_dist.metrics.evaluator import evaluate
 from adadf_dist.metrics.predictions import predict_split
 from adadf_dist.tracking.artifacts import load_predictions
+from adadf_dist.training.final_test import Result
 from tests.helpers.runs import records, settings
 
 ALONE = World(torch.device("cpu"))
@@ -82,7 +83,7 @@ def test_each_split_is_evaluated_once(
     )
     out = tmp_path / "run"
     config = build_config([ConfigLayer("test", settings(faces, out, data__ten_crop_resize=str(ten_crop)))])
-    assert train.run(config) is not None
+    assert isinstance(train.run(config), Result)
     last, crops = selected == 2, 10 if ten_crop else 1
     # validation of two epochs, and predictions of the selected model if it is not the last epoch's
     assert passes["validation"] == crops * 20 * (2 if last else 3)

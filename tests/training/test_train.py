@@ -19,6 +19,7 @@ from adadf_dist.checkpoint.storage import read_checkpoint
 from adadf_dist.config.load import ConfigLayer, build_config
 from adadf_dist.engine.ddp import DDPEngine
 from adadf_dist.errors import UserError
+from adadf_dist.training.final_test import Result
 from tests.helpers.forked import train_forked
 from tests.helpers.runs import assert_same_run, command, finish, records, settings, start, status
 from tests.helpers.waiting import communicate, wait_until
@@ -197,7 +198,7 @@ def test_on_epoch_and_the_published_protocol(faces: Path, tmp_path: Path) -> Non
         build_config([ConfigLayer("test", values)]), on_epoch=lambda record: seen.append(record["epoch"])
     )
     assert seen == [1, 2]
-    assert result is not None
+    assert isinstance(result, Result)
     tested = {r["epoch"]: r["test_accuracy"] for r in records(tmp_path / "published", "epoch")}
     assert result.best_on_test["accuracy"] == max(tested.values())  # type: ignore[type-var]
 
@@ -206,7 +207,7 @@ def test_on_epoch_and_the_published_protocol(faces: Path, tmp_path: Path) -> Non
 def test_ablations_train(supervision: str, faces: Path, tmp_path: Path) -> None:
     values = settings(faces, tmp_path / supervision, loss__supervision=supervision, epochs="1")
     result = train.run(build_config([ConfigLayer("test", values)]))
-    assert result is not None
+    assert isinstance(result, Result)
     assert result.test["samples"] == 30
 
 
@@ -221,7 +222,7 @@ def test_sigkill_between_checkpoint_and_selection_keeps_the_best(reference: Path
     newest = sorted((out / "checkpoints").glob("checkpoint-*"))[-1]
     if f"-{best:04d}-" in newest.name:  # after the kill: the new checkpoint, and the old selection
         os.link(other, out / "checkpoints" / "selected.pt")
-        assert train.run(build_config([ConfigLayer("test", settings(faces, out))])) is not None
+        assert isinstance(train.run(build_config([ConfigLayer("test", settings(faces, out))])), Result)
         assert read_checkpoint(out / "checkpoints" / "selected.pt")["progress"]["epoch"] == best
         assert (
             json.loads((out / "result.json").read_text())["test"]
@@ -236,7 +237,7 @@ def test_run_resumes_in_another_folder(reference: Path, faces: Path, tmp_path: P
     newest = sorted((reference / "checkpoints").glob("checkpoint-*"))[-1]
     values = settings(faces, tmp_path / "new", resume=str(newest), epochs="3")
     result = train.run(build_config([ConfigLayer("test", values)]))
-    assert result is not None
+    assert isinstance(result, Result)
     assert result.test["samples"] == 30
     assert read_checkpoint(tmp_path / "new" / "checkpoints" / "selected.pt")["progress"]["epoch"] == (
         result.selected_epoch

@@ -12,7 +12,7 @@ from adadf_dist.config.load import override
 from adadf_dist.config.schema import Config
 from adadf_dist.distributed.world import World, init_world
 from adadf_dist.errors import LostRankError, RunDirLockedError, UserError
-from adadf_dist.train import Record, run
+from adadf_dist.train import Record, Stopped, run
 from tune.study.study import Study
 from tune.study.trial import Trial, TrialResult, status
 
@@ -72,7 +72,7 @@ def train(study: Study, trial: Trial, report: Callable[[Record], None], world: W
 
     end: status = "finished"
     try:
-        if run(config_of(study.base, trial, study.trials.path_of(trial)), on_epoch) is None:
+        if isinstance(run(config_of(study.base, trial, study.trials.path_of(trial)), on_epoch), Stopped):
             end = ""
     except PrunedTrial:
         end = "halted"

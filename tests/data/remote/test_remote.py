@@ -26,12 +26,12 @@ from adadf_dist.data.build.builder import BuildOptions, build_dataset
 from adadf_dist.data.datamodule import open_data
 from adadf_dist.data.dataset import open_dataset
 from adadf_dist.data.loaders.streaming import StreamPlan
+from adadf_dist.data.prepare import local_shards
 from adadf_dist.data.remote.cache import ensure_cached
 from adadf_dist.data.remote.client import Remote, RetryPolicy, TransferCancelled
 from adadf_dist.data.synthetic.dataset import make_synthetic_source
 from adadf_dist.distributed.world import World
 from adadf_dist.errors import UserError
-from adadf_dist.training.setup import local_shards
 from tests.helpers.forked import train_forked
 from tests.helpers.ranks import run_ranks
 from tests.helpers.remote_server import Fault, Site, serve

@@ -1,0 +1,125 @@
+"""Make `data.shards` available on every node: generate the synthetic dataset, download, compare local copies."""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from threading import Event
+
+from adadf_dist.config.schema import Config, DataConfig
+from adadf_dist.data.dataset import open_dataset
+from adadf_dist.data.manifest import MANIFEST
+from adadf_dist.data.remote.cache import ensure_cached, entry_folder, streamed_splits
+from adadf_dist.data.remote.client import is_remote, local_path
+from adadf_dist.data.synthetic.dataset import build_synthetic_dataset
+from adadf_dist.distributed.nodes import describe_mismatch, format_nodes, gather_per_node
+from adadf_dist.distributed.world import World, local_rank_from_env
+from adadf_dist.errors import UserError
+
+POLL_S = 0.5
+"""Seconds between checks by all ranks whether the shards are downloaded."""
+
+
+def generate_synthetic_dataset(config: Config, world: World) -> None:
+    """Render a missing synthetic dataset of `data.synthetic_samples` samples on rank 0; the other ranks wait."""
+    folder = local_path(config.data.shards)
+    if not config.data.synthetic_samples or is_remote(config.data.shards):
+        return
+    if world.broadcast_object(folder.exists()):  # use rank 0's result: the folder may appear at any time
+        return
+    if world.is_main:
+        train, validation, test = config.data.synthetic_samples
+        build_synthetic_dataset(folder, {"train": train, "validation": validation, "test": test}, workers=2)
+    world.barrier()
+
+
+@contextmanager
+def local_shards(config: Config, world: World) -> Iterator[Path]:
+    """Return `data.shards` as a local folder; each node's first rank downloads remote shards. Collective.
+
+    The wait for a download is unlimited: the ranks poll every `POLL_S`, so the process group does not time out. Raises
+    `UserError` on all ranks if one node lacks the folder or its download fails.
+    """
+    if not is_remote(config.data.shards):
+        if problem := find_shards_mismatch(config.data, world):
+            raise UserError(problem)
+        yield local_path(config.data.shards)
+        return
+    with ExitStack() as held, ThreadPoolExecutor(1) as thread:
+        cancelled = Event()
+        task: Future[Path] | None = None
+        if local_rank_from_env() == 0:
+            task = thread.submit(held.enter_context, ensure_cached(config.data, world.is_main, cancelled))
+        try:
+            yield entry_folder(config.data, wait_for_fetch(task, world))
+        finally:
+            cancelled.set()  # otherwise, exiting would wait for the thread
+
+
+def wait_for_fetch(task: Future[Path] | None, world: World) -> str:
+    """Wait for the downloads of all nodes, and return the name of their common cache entry. Collective."""
+    while True:
+        reports = [report for r in world.all_gather_object(poll_fetch(task)) if isinstance(report := r, tuple)]
+        problem = next((text for text, _ in reports if text), "")
+        if problem:
+            if task is not None and task.done() and not isinstance(task.exception(), (UserError, type(None))):
+                task.result()
+            raise UserError(problem)
+        if world.should_stop():
+            raise UserError("interrupted while downloading shards; completed files are kept. Rerun to resume.")
+        if len(reports) == world.size:
+            names = sorted({name for _, name in reports} - {""})
+            if len(names) > 1:
+                raise UserError("data.shards changed while the nodes were downloading it; rerun")
+            return str(names[0])
+
+
+def poll_fetch(task: Future[Path] | None) -> tuple[str, str] | None:
+    """Return (problem, entry name) of a finished download, ("", "") on ranks without one, None while it is running."""
+    if task is None:
+        time.sleep(POLL_S)
+        return "", ""
+    if not wait([task], POLL_S).done:
+        return None
+    error = task.exception()
+    if error is not None:
+        return str(error) or type(error).__name__, ""
+    return "", task.result().name
+
+
+def find_shards_mismatch(data: DataConfig, world: World) -> str:
+    """Return an error message if a node cannot read local `data.shards` or has a different dataset, else "".
+
+    Collective: every rank must call this.
+    """
+    found = gather_per_node(world, lambda: probe_shards(data))
+    problems = {place: problem for place, (problem, _) in found.items() if problem}
+    if len(problems) == len(found):
+        return next(iter(problems.values()))
+    if problems:
+        problem = next(iter(problems.values()))
+        well = format_nodes([place for place in found if place not in problems])
+        return (
+            f"data.shards on {format_nodes(list(problems))}: {problem}; it can be read on {well}: copy the dataset to "
+            "every node, or use a folder that all nodes share"
+        )
+    return describe_mismatch(
+        {place: {MANIFEST: digest} for place, (_, digest) in found.items()},
+        "data.shards: the digest of {name} is {values}: copy the same dataset to every node",
+    )
+
+
+def probe_shards(data: DataConfig) -> tuple[str, str]:
+    """Return (problem or "", digest of dataset.json) of the dataset folder on this node."""
+    folder = local_path(data.shards)
+    try:
+        open_dataset(folder, streamed_splits(data))
+        return "", hashlib.sha256((folder / MANIFEST).read_bytes()).hexdigest()[:12]
+    except UserError as error:
+        return str(error), ""
+    except OSError as error:
+        return f"{error.filename}: {error.strerror}", ""
