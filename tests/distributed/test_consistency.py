@@ -160,16 +160,16 @@ def test_contradictory_environment_is_one_line(
 
 
 KINDS = [("data/a", "data/b", ""), ("data/a", "", "a local folder"), ("data/a", "https://host/a", "https://host/a")]
-"""`data.shards` of two ranks, and what is told of it."""
+"""`data.shards` of two ranks, and the reported value."""
 
 
-def told_of_kinds(world: World) -> list[str]:
+def reported_kinds(world: World) -> list[str]:
     configs = [build_config([ConfigLayer("test", {"data.shards": pair[world.rank]})]) for pair in KINDS]
     return [consistency.find_config_mismatch(config, world) for config in configs]
 
 
 def test_shard_paths_may_differ_by_name_but_not_by_kind() -> None:
-    for rank in run_ranks(told_of_kinds, 2):
+    for rank in run_ranks(reported_kinds, 2):
         for output, (_, _, wanted) in zip(rank, KINDS, strict=True):
             assert bool(output) == bool(wanted)
             assert wanted in output
