@@ -316,7 +316,7 @@ def test_a_failed_write_leaves_what_was_there(
 
 @pytest.mark.parametrize("links", [True, False])
 def test_a_second_name_replaces_what_had_it(links: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, text in {"new.pt": "new", "selected.pt": "old", "selected.partial": "left by a kill"}.items():
+    for name, text in {"new.pt": "new", "selected.pt": "old", "selected.pt.partial": "left by a kill"}.items():
         (tmp_path / name).write_text(text)
     if not links:
         monkeypatch.setattr(storage.os, "link", full)

@@ -13,8 +13,8 @@ from typing import TextIO
 from adadf_dist.data.dataset import open_dataset
 from adadf_dist.data.manifest import MANIFEST
 from adadf_dist.errors import UserError
+from adadf_dist.files.atomic import os_errors_as_user_errors, write_text
 from adadf_dist.files.locks import Owner, lock
-from adadf_dist.files.outputs import os_errors_as_user_errors
 
 PARTIAL_STATE_DIR = ".unfinished"
 """Folder in `OUT.partial` with the state of the build. Removed from the finished folder."""
@@ -73,7 +73,7 @@ def prepare(partial: Path, order: Mapping[str, object], restart: bool) -> None:
     if kept is None:
         clear(partial)
         (partial / PARTIAL_STATE_DIR).mkdir()
-        write_whole(partial / PARTIAL_STATE_DIR / _ORDER, json.dumps(order))
+        write_text(partial / PARTIAL_STATE_DIR / _ORDER, json.dumps(order), sync=True)
     else:
         check_fingerprint(partial, kept, order)
 
@@ -142,16 +142,6 @@ def remove_others(partial: Path, kept: Collection[Path]) -> None:
     for entry in (*partial.iterdir(), *(partial / PARTIAL_STATE_DIR).iterdir()):
         if entry.is_file() and entry not in own and entry not in kept:
             entry.unlink()
-
-
-def write_whole(path: Path, text: str) -> None:
-    """Write a file atomically."""
-    half = path.with_name(path.name + ".half")
-    with half.open("w", encoding="utf-8") as stream:
-        stream.write(text)
-        stream.flush()
-        os.fsync(stream.fileno())
-    os.replace(half, path)
 
 
 def swap_dirs(new: Path, out: Path) -> None:

@@ -34,8 +34,8 @@ from adadf_dist.data.remote.client import (
 )
 from adadf_dist.data.remote.download import fetch_files, list_files, missing_files, remaining_bytes
 from adadf_dist.errors import UserError
+from adadf_dist.files.atomic import os_errors_as_user_errors
 from adadf_dist.files.locks import Owner, lock, probe
-from adadf_dist.files.outputs import os_errors_as_user_errors
 
 GB = 10**9
 SETTING = "data.cache"

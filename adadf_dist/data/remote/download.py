@@ -17,7 +17,7 @@ from tqdm import tqdm
 from adadf_dist.data.manifest import Manifest
 from adadf_dist.data.remote.client import Remote, TransferCancelled
 from adadf_dist.errors import UserError
-from adadf_dist.files.outputs import os_errors_as_user_errors
+from adadf_dist.files.atomic import os_errors_as_user_errors
 
 THREADS = 8
 """Parallel downloads."""
