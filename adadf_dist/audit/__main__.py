@@ -17,8 +17,8 @@ from adadf_dist.console.parser import Parser
 from adadf_dist.data.identity import ALLOW_OTHER_DATA
 from adadf_dist.distributed.world import pick_device, world_size_from_env
 from adadf_dist.errors import UserError
-from adadf_dist.files.atomic import write_json, write_text
-from adadf_dist.files.outputs import add_force_option, os_errors_as_user_errors
+from adadf_dist.files.atomic import os_errors_as_user_errors, write_json, write_text
+from adadf_dist.files.outputs import add_force_option
 
 FOLDER = "audit"
 

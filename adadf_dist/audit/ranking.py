@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from adadf_dist.audit.reference_labels import ReferenceLabels
 from adadf_dist.audit.run_data import AuditInputs
 from adadf_dist.audit.scores import SampleEvidence, label_error_score, suggest_labels
-from adadf_dist.files.outputs import os_errors_as_user_errors
+from adadf_dist.files.atomic import atomic_write
 
 Floats = NDArray[np.float64]
 
@@ -49,8 +49,7 @@ def score_labels(material: AuditInputs, truth: ReferenceLabels | None) -> AuditR
 def write_table(path: Path, findings: AuditResult) -> None:
     """Write `audit.csv` atomically: one row per sample, most likely mislabeled first. Raises `UserError`."""
     classes = findings.material.classes
-    partial = path.with_suffix(".partial.csv")
-    with os_errors_as_user_errors(path), partial.open("w", newline="", encoding="utf-8") as stream:
+    with atomic_write(path) as partial, partial.open("w", newline="", encoding="utf-8") as stream:
         writer = csv.writer(stream, lineterminator="\n")
         traces = ("attention_mean", "attention_last", "loss_mean", "loss_last", "forgotten", "never_learnt")
         kinds = [f"{kind}_{name}" for kind in ("auxiliary", "target", "fused") for name in classes]
@@ -58,7 +57,6 @@ def write_table(path: Path, findings: AuditResult) -> None:
         writer.writerow(["rank", "key", "label", "proposed", "suspicion", *traces, *known, *kinds])
         for rank, face in enumerate(findings.ranked.tolist(), start=1):
             writer.writerow([rank, *row(findings, face)])
-    partial.replace(path)
 
 
 def row(findings: AuditResult, face: int) -> Iterator[object]:

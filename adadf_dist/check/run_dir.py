@@ -25,7 +25,7 @@ from adadf_dist.data.remote.client import is_remote, local_path
 from adadf_dist.distributed.world import World
 from adadf_dist.engine.base import init_model
 from adadf_dist.errors import UserError
-from adadf_dist.files.locks import Owner, probe
+from adadf_dist.files.locks import probe
 from adadf_dist.training.consistency import find_unshared_run_dir
 
 GB = 1e9
@@ -51,7 +51,7 @@ def check_folder(config: Config, world: World, num_classes: int, train_faces: in
 def check_run_dir_space(config: Config, folder: Path, num_classes: int, train_faces: int) -> CheckResult:
     try:
         held = describe_run_dir(config, folder)
-        probe(folder, Owner.PROCESS, "out")
+        probe(folder, "out")
     except (ValueError, OSError) as error:
         return CheckResult("run folder", describe_error(error), Status.ERROR, "")
     checkpoint = checkpoint_bytes(config, num_classes, train_faces)

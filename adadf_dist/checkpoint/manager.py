@@ -30,7 +30,6 @@ from adadf_dist.data.preprocessing import Preprocessing
 from adadf_dist.distributed.world import World
 from adadf_dist.errors import DiskFullError, UserError
 from adadf_dist.files.disk_space import retry_on_full_disk
-from adadf_dist.files.outputs import os_errors_as_user_errors
 
 ADDED_PARTS = ("data",)
 """Parts missing in checkpoints of older versions; a run resumes without checking them."""
@@ -105,8 +104,7 @@ class CheckpointManager:
         def write() -> None:
             save_checkpoint(content, path)
             if self.progress.batch == 0 and self.progress.best_epoch == self.progress.epoch:
-                with os_errors_as_user_errors(self.selected_path):
-                    link_atomically(path, self.selected_path)
+                link_atomically(path, self.selected_path)
 
         timeout_s = 0.0 if skippable else self.config.runtime.timeout_s
         try:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from adadf_dist.data.manifest import MANIFEST
 from adadf_dist.errors import RunDirLockedError, UserError
-from adadf_dist.files.locks import Owner, lock
+from adadf_dist.files.locks import exclusive_lock
 
 MARKS = (".lock", "checkpoints", "run.json")
 """A folder with one of these is a run folder."""
@@ -36,12 +36,7 @@ def check_run_folder(folder: Path) -> None:
 @contextmanager
 def lock_run_dir(folder: Path) -> Iterator[None]:
     """Create the run folder and lock it against other runs. Raises `UserError`."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        file = (folder / ".lock").open("w", encoding="utf-8")
-    except OSError as error:
-        raise UserError(f"out: {folder} cannot be written ({error.strerror}); choose another --out") from None
-    with file:
-        if not lock(file, Owner.PROCESS, "out"):
+    with exclusive_lock(folder / ".lock", "out") as locked:
+        if not locked:
             raise RunDirLockedError(f"out: {folder} is locked by another run; stop it, or choose another --out")
         yield

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import os
 import pickle
 import shutil
@@ -16,26 +15,22 @@ import torch
 
 from adadf_dist.checkpoint.progress import TrainingProgress
 from adadf_dist.errors import DiskFullError, UserError, single_line
+from adadf_dist.files.atomic import DISK_FULL, atomic_write, replace_when_complete, sync_to_disk
 
 CHECKPOINT_VERSION = 1
 
 
 def save_checkpoint(content: Mapping[str, object], path: Path) -> None:
-    """Write a checkpoint atomically: temporary file, fsync, rename.
+    """Write a checkpoint atomically and flush it to disk.
 
     Raises `DiskFullError` for a full disk and `UserError` for other errors; an existing file is then unchanged.
     """
-    partial = path.with_suffix(".partial")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with partial.open("wb") as file:
+        with replace_when_complete(path, sync=True) as partial, partial.open("wb") as file:
             torch.save(dict(content), file)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)
-        fsync_dir(path.parent)
+        sync_to_disk(path.parent)
     except (OSError, RuntimeError) as error:
-        partial.unlink(missing_ok=True)
         if is_disk_full(error):
             needed, free = tensor_bytes(content), free_bytes(path.parent)
             raise DiskFullError(
@@ -51,7 +46,7 @@ def save_checkpoint(content: Mapping[str, object], path: Path) -> None:
 def is_disk_full(error: BaseException | None) -> bool:
     """Return whether a write failed because the disk is full, also if torch wrapped the system error."""
     while error is not None:
-        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        if isinstance(error, OSError) and error.errno in DISK_FULL:
             return True
         error = error.__cause__ or error.__context__
     return False
@@ -76,22 +71,12 @@ def tensor_bytes(content: object) -> int:
 
 def link_atomically(path: Path, name: Path) -> None:
     """Hard-link a finished file to a second name, replacing an existing file. Copies if links are unsupported."""
-    partial = name.with_suffix(".partial")
-    partial.unlink(missing_ok=True)
-    try:
-        os.link(path, partial)
-    except OSError:
-        partial.write_bytes(path.read_bytes())
-    partial.replace(name)
-
-
-def fsync_dir(folder: Path) -> None:
-    """Sync a folder, so that a rename survives a power failure."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    with atomic_write(name) as partial:
+        partial.unlink(missing_ok=True)
+        try:
+            os.link(path, partial)
+        except OSError:
+            partial.write_bytes(path.read_bytes())
 
 
 def read_checkpoint(path: Path | str) -> dict[str, Any]:

@@ -23,8 +23,8 @@ from adadf_dist.data.build.label_list import (
 )
 from adadf_dist.data.dataset import Split
 from adadf_dist.errors import UserError
+from adadf_dist.files.atomic import os_errors_as_user_errors
 from adadf_dist.files.csv_tables import Row, find_class, parse_number, read_list
-from adadf_dist.files.outputs import os_errors_as_user_errors
 from adadf_dist.files.text import located, open_text
 
 OPTION = "data.label_noise_file"

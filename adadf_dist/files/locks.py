@@ -1,53 +1,79 @@
 """File locks, which the kernel releases when a process ends, so that a kill leaves no stale locks.
 
 All locks use this module, so a file system without locks (NFS without its lock service, some object-store mounts) gives
-the same message everywhere, and `probe` can test for it before a run.
+the same message everywhere, and `probe` can test for it before a run. They are `flock` locks of one open file: two
+locks of one process exclude each other, child processes do not keep a lock of their parent, and NFS passes them to its
+server. Lock files are never removed: a lock on a removed file excludes no one.
 """
 
 from __future__ import annotations
 
-import errno
 import fcntl
 import tempfile
-from enum import Enum
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import IO, Any
+
+from filelock import FileLock, Timeout
 
 from adadf_dist.errors import UserError
 
-
-class Owner(Enum):
-    """Owner of a lock."""
-
-    PROCESS = "process"
-    """The process (POSIX lock): child processes that inherit the file do not keep the lock after a kill."""
-    FILE = "file"
-    """The open file (flock): two locks of one process exclude each other, and locks may be shared."""
+POLL_S = 0.2
+"""Polling interval in seconds for a lock that another process holds."""
 
 
-def lock(file: IO[Any], owner: Owner, setting: str, shared: bool = False, wait: bool = False) -> bool:
-    """Lock an open file until it is closed.
+@contextmanager
+def exclusive_lock(path: Path, setting: str, give_up: Callable[[], bool] | None = None) -> Iterator[bool]:
+    """Lock a file while the block runs; yields whether the lock was acquired. Creates the file and its folder.
 
-    `setting`: option that set the folder, for the message. Returns whether the lock was acquired: without `wait`, False
-    if another owner holds it. Raises `UserError` if the file system has no locks.
+    `setting`: option that set the folder, for messages. `give_up`: wait for another owner until it returns true;
+    without it, do not wait. Raises `UserError` if the folder cannot be written or has no locks.
     """
-    take = fcntl.lockf if owner is Owner.PROCESS else fcntl.flock
-    how = (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | (0 if wait else fcntl.LOCK_NB)
+    lock = FileLock(path, thread_local=False, poll_interval=POLL_S, fallback_to_soft=False)
+    acquired = True
+    with lock_errors(path, setting):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            lock.acquire(blocking=give_up is not None, cancel_check=give_up)
+        except Timeout:
+            acquired = False
     try:
-        take(file, how)
+        yield acquired
+    finally:
+        lock.release()
+
+
+@contextmanager
+def shared_lock(path: Path, setting: str) -> Iterator[None]:
+    """Lock a file against exclusive locks while the block runs; waits for their end. Otherwise as `exclusive_lock`.
+
+    `filelock` shares locks only through a database or marker files, neither of which ends with the process everywhere.
+    """
+    with ExitStack() as opened:
+        with lock_errors(path, setting):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            fcntl.flock(opened.enter_context(path.open("a", encoding="utf-8")), fcntl.LOCK_SH)
+        yield
+
+
+def probe(folder: Path, setting: str) -> None:
+    """Test whether an existing folder supports locks; leaves no file. Raises as `exclusive_lock`."""
+    with tempfile.NamedTemporaryFile(dir=folder, prefix=".lock-") as file, exclusive_lock(Path(file.name), setting):
+        pass
+
+
+@contextmanager
+def lock_errors(path: Path, setting: str) -> Iterator[None]:
+    """Convert an operating-system error into a `UserError`; one without a file name comes from locking itself."""
+    try:
+        yield
     except OSError as error:
-        if error.errno in (errno.EACCES, errno.EAGAIN):
-            return False
-        folder = Path(file.name).parent
+        if error.filename is not None:
+            raise UserError(
+                f"{setting}: {path.parent} cannot be written ({error.strerror}); choose a writable folder"
+            ) from None
         raise UserError(
-            f"{setting}: {folder} cannot be locked ({error.strerror}), but locks are needed to prevent two processes "
-            f"from writing there; choose a folder on another file system for {setting}, or enable file locks (on NFS: "
-            "the lock service, or NFS 4)"
+            f"{setting}: {path.parent} cannot be locked ({error.strerror}), but locks are needed to prevent two "
+            f"processes from writing there; choose a folder on another file system for {setting}, or enable file "
+            "locks (on NFS: the lock service, or NFS 4)"
         ) from None
-    return True
-
-
-def probe(folder: Path, owner: Owner, setting: str) -> None:
-    """Test whether an existing folder supports locks; leaves no file. Raises `UserError` as `lock` does."""
-    with tempfile.NamedTemporaryFile(dir=folder, prefix=".lock-") as file:
-        lock(file.file, owner, setting)

@@ -7,14 +7,14 @@ An existing file, or a folder that is not empty, is replaced only with `--force`
 from __future__ import annotations
 
 import argparse
-import errno
 import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from adadf_dist.errors import DiskFullError, UserError
+from adadf_dist.errors import UserError
+from adadf_dist.files.atomic import atomic_write, os_errors_as_user_errors
 
 
 def add_force_option(parser: argparse.ArgumentParser | argparse._ArgumentGroup, what: str) -> None:
@@ -63,15 +63,13 @@ def atomic_file(path: Path) -> Iterator[Path]:
     """
     with os_errors_as_user_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        if path.exists() and not path.is_file():
+    if path.exists() and not path.is_file():
+        with os_errors_as_user_errors(path):
             yield path
-            return
-        partial = path.with_name(f".{path.stem}.{os.getpid()}.partial{path.suffix}")
-        try:
-            yield partial
-            partial.replace(path)
-        finally:
-            partial.unlink(missing_ok=True)
+        return
+    # other processes may write to the same path; writers choose the format by the suffix
+    with atomic_write(path, partial=path.with_name(f".{path.stem}.{os.getpid()}.partial{path.suffix}")) as partial:
+        yield partial
 
 
 def write_output(path: Path, content: object) -> None:
@@ -79,15 +77,3 @@ def write_output(path: Path, content: object) -> None:
     text = content if isinstance(content, str) else json.dumps(content, indent=2) + "\n"
     with atomic_file(path) as partial:
         partial.write_text(text, encoding="utf-8")
-
-
-@contextmanager
-def os_errors_as_user_errors(path: Path) -> Iterator[None]:
-    """Convert an operating-system error while writing into a `UserError` with the file name."""
-    try:
-        yield
-    except OSError as error:
-        full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-        hint = "free some space, or write to another disk" if full else "choose a writable folder"
-        kind = DiskFullError if error.errno in (errno.ENOSPC, errno.EDQUOT) else UserError
-        raise kind(f"{error.filename or path}: cannot be written: {error.strerror or error}; {hint}") from None

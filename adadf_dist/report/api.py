@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from adadf_dist.errors import UserError
-from adadf_dist.files.outputs import os_errors_as_user_errors, write_output
+from adadf_dist.files.atomic import os_errors_as_user_errors
+from adadf_dist.files.outputs import write_output
 
 PAGE = "report.html"
 

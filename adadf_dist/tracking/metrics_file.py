@@ -10,8 +10,7 @@ from pathlib import Path
 
 from adadf_dist.checkpoint.progress import TrainingProgress
 from adadf_dist.errors import DiskFullError
-from adadf_dist.files.atomic import write_text
-from adadf_dist.files.outputs import os_errors_as_user_errors
+from adadf_dist.files.atomic import os_errors_as_user_errors, write_text
 
 
 class MetricsFile:

@@ -16,8 +16,8 @@ from adadf_dist.data.batch import Batch
 from adadf_dist.data.dataset import Split
 from adadf_dist.distributed.world import World
 from adadf_dist.errors import UserError
+from adadf_dist.files.atomic import atomic_write, os_errors_as_user_errors
 from adadf_dist.files.disk_space import retry_on_full_disk
-from adadf_dist.files.outputs import os_errors_as_user_errors
 from adadf_dist.method.class_distributions import EpochDistributions
 from adadf_dist.method.losses import Losses
 from adadf_dist.method.model import Output
@@ -161,15 +161,10 @@ class SampleHistoryRecorder:
 
 def write_arrays(path: Path, arrays: Mapping[str, NDArray[Any]]) -> None:
     """Write an NPZ file atomically. Raises `UserError`, or `DiskFullError` if the disk is full."""
-    partial = path.with_suffix(".partial.npz")
-    try:
-        with os_errors_as_user_errors(path):
-            path.parent.mkdir(exist_ok=True)
-            np.savez_compressed(partial, allow_pickle=False, **arrays)
-            partial.replace(path)
-    except UserError:
-        partial.unlink(missing_ok=True)
-        raise
+    with os_errors_as_user_errors(path):
+        path.parent.mkdir(exist_ok=True)
+    with atomic_write(path) as partial, partial.open("wb") as file:
+        np.savez_compressed(file, allow_pickle=False, **arrays)
 
 
 def select_tracked_samples(split: Split, config: RuntimeConfig, seed: int) -> list[int]:

@@ -313,8 +313,8 @@ def test_failed_write_keeps_the_previous_file(
 
 
 @pytest.mark.parametrize("links", [True, False])
-def test_second_name_replaces_the_existing_file(links: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, text in {"new.pt": "new", "selected.pt": "old", "selected.partial": "left by a kill"}.items():
+def test_a_second_name_replaces_what_had_it(links: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, text in {"new.pt": "new", "selected.pt": "old", "selected.pt.partial": "left by a kill"}.items():
         (tmp_path / name).write_text(text)
     if not links:
         monkeypatch.setattr(storage.os, "link", full)

@@ -21,8 +21,8 @@ from adadf_dist.distributed.heartbeat import Heartbeat
 from adadf_dist.distributed.stragglers import describe_straggler
 from adadf_dist.engine.ddp import DDPEngine
 from adadf_dist.errors import DiskFullError, UserError
+from adadf_dist.files.atomic import os_errors_as_user_errors
 from adadf_dist.files.disk_space import retry_on_full_disk
-from adadf_dist.files.outputs import os_errors_as_user_errors
 from adadf_dist.tracking.metrics_file import MetricsFile
 from tests.helpers.faults import FAULTY, assert_same_result, wait_for
 from tests.helpers.forked import train_forked

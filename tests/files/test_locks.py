@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -19,7 +20,7 @@ from adadf_dist.config.schema import DataConfig
 from adadf_dist.data.build.staging import staging_dir
 from adadf_dist.data.remote.cache import ensure_cached
 from adadf_dist.errors import RunDirLockedError, UserError
-from adadf_dist.files.locks import Owner, lock, probe
+from adadf_dist.files.locks import exclusive_lock, probe, shared_lock
 from tests.helpers.ranks import single_process_world
 from tests.helpers.remote_server import Site, serve
 from tests.helpers.runs import settings
@@ -85,20 +86,35 @@ def test_check_finds_a_cache_without_locks(
     assert not (tmp_path / "a").exists()
 
 
-def test_probe_leaves_no_file(tmp_path: Path) -> None:
-    for owner in Owner:
-        probe(tmp_path, owner, "out")
+def test_a_probe_leaves_nothing(tmp_path: Path) -> None:
+    probe(tmp_path, "out")
     assert list(tmp_path.iterdir()) == []
 
 
-def test_file_lock_excludes_within_a_process(tmp_path: Path) -> None:
+def test_shared_locks_exclude_an_exclusive_one_within_a_process(tmp_path: Path) -> None:
     path = tmp_path / "lock"
-    with path.open("w") as first, path.open("w") as second:
-        assert lock(first, Owner.FILE, "out", shared=True)
-        assert lock(second, Owner.FILE, "out", shared=True)
-        assert not lock(second, Owner.FILE, "out")
-    with path.open("w") as third:
-        assert lock(third, Owner.FILE, "out")
+    with shared_lock(path, "out"), shared_lock(path, "out"), exclusive_lock(path, "out") as acquired:
+        assert not acquired
+    with exclusive_lock(path, "out") as first, exclusive_lock(path, "out") as second:
+        assert (first, second) == (True, False)
+    with exclusive_lock(path, "out") as acquired:
+        assert acquired
+
+
+def test_a_wait_for_a_lock_can_be_given_up(tmp_path: Path) -> None:
+    answers = iter([False, True])
+    with (
+        shared_lock(tmp_path / "lock", "out"),
+        exclusive_lock(tmp_path / "lock", "out", give_up=lambda: next(answers)) as acquired,
+    ):
+        assert not acquired
+    assert next(answers, None) is None
+
+
+def test_a_run_folder_that_cannot_be_opened_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / ".lock").mkdir()
+    with pytest.raises(UserError, match=r"out: \S+ cannot be written \(Is a directory\)"), lock_run_dir(tmp_path):
+        pass
 
 
 def test_process_lock_excludes_other_processes(tmp_path: Path) -> None:
@@ -114,7 +130,31 @@ def test_process_lock_excludes_other_processes(tmp_path: Path) -> None:
         assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
 
 
-def test_cache_without_a_home_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_child_does_not_keep_the_lock_of_a_killed_process(tmp_path: Path) -> None:
+    ready, done = os.pipe(), os.pipe()
+    owner = os.fork()
+    if not owner:
+        with lock_run_dir(tmp_path):
+            os.close(done[1])
+            if not os.fork():  # outlives the owner
+                os.write(ready[1], b"x")
+                os.read(done[0], 1)
+                os._exit(0)
+            signal.pause()
+    try:
+        assert os.read(ready[0], 1) == b"x"
+        with pytest.raises(RunDirLockedError), lock_run_dir(tmp_path):
+            pass
+        os.kill(owner, signal.SIGKILL)
+        os.waitpid(owner, 0)
+        with lock_run_dir(tmp_path):
+            pass
+    finally:
+        for end in (*ready, *done):
+            os.close(end)
+
+
+def test_a_cache_in_no_home_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     def no_home(path: Path) -> Path:
         raise RuntimeError("Could not determine home directory.")
 

@@ -15,8 +15,7 @@ from adadf_dist.config.keys import flatten
 from adadf_dist.config.load import override, to_dict
 from adadf_dist.config.schema import Config
 from adadf_dist.errors import UserError
-from adadf_dist.files.atomic import write_text
-from adadf_dist.files.outputs import os_errors_as_user_errors
+from adadf_dist.files.atomic import atomic_write, write_text
 from tune.study.selection import Candidate, Selection
 from tune.study.study import Study
 from tune.study.trial import DEFAULT, Trial, TrialResult
@@ -29,10 +28,8 @@ def write_trials(study: Study, outcomes: Sequence[TrialResult]) -> None:
         return
     table = pa.Table.from_pylist(rows)
     for name, write in (("trials.csv", pyarrow.csv.write_csv), ("trials.parquet", pyarrow.parquet.write_table)):
-        path = study.folder / name
-        with os_errors_as_user_errors(path):
-            write(table, str(path) + ".partial")
-            Path(str(path) + ".partial").replace(path)
+        with atomic_write(study.folder / name) as partial:
+            write(table, str(partial))
 
 
 def row_of(study: Study, outcome: TrialResult) -> dict[str, Any]:

@@ -8,9 +8,7 @@ own trial.
 from __future__ import annotations
 
 import io
-import os
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from google.protobuf.struct_pb2 import ListValue, Value
@@ -32,7 +30,7 @@ from tensorboard.plugins.hparams.api_pb2 import (
 from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData, SessionEndInfo, SessionStartInfo
 from tensorboard.summary.writer.record_writer import RecordWriter
 
-from adadf_dist.files.outputs import os_errors_as_user_errors
+from adadf_dist.files.atomic import atomic_write
 from tune.report.axes import Axis, axes_of, label
 from tune.study.study import Study
 from tune.study.trial import TRIAL_FILE, TrialResult
@@ -49,15 +47,8 @@ def write_hparams(study: Study, outcomes: Sequence[TrialResult]) -> None:
             folder = study.trials.path_of(outcome.trial)
             content = events(study, axes, outcome, (folder / TRIAL_FILE).stat().st_mtime)
             if not (folder / FILE).exists() or (folder / FILE).read_bytes() != content:
-                write_bytes(folder / FILE, content)
-
-
-def write_bytes(path: Path, content: bytes) -> None:
-    """Write a file atomically."""
-    partial = path.with_name(path.name + ".partial")
-    with os_errors_as_user_errors(path):
-        partial.write_bytes(content)
-        os.replace(partial, path)
+                with atomic_write(folder / FILE) as partial:
+                    partial.write_bytes(content)
 
 
 def events(study: Study, axes: Sequence[Axis], outcome: TrialResult, time: float) -> bytes:

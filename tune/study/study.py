@@ -16,8 +16,7 @@ from adadf_dist.config.load import ConfigLayer, build_config, to_dict
 from adadf_dist.config.schema import Config
 from adadf_dist.data.identity import Source, how_to_fix, other_data
 from adadf_dist.errors import UserError
-from adadf_dist.files.atomic import write_json
-from adadf_dist.files.outputs import os_errors_as_user_errors
+from adadf_dist.files.atomic import os_errors_as_user_errors, write_json
 from tune.study.asha import AshaSchedule
 from tune.study.space import Space, read_space
 from tune.study.trial import DEFAULT, Trial, TrialStore

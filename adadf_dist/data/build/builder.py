@@ -45,7 +45,7 @@ from adadf_dist.data.jpeg import InvalidImageError
 from adadf_dist.data.manifest import MANIFEST, SPLITS, Manifest, SplitInfo, check_classes
 from adadf_dist.data.workers.task_pool import ProcessPool
 from adadf_dist.errors import UserError
-from adadf_dist.files.outputs import os_errors_as_user_errors
+from adadf_dist.files.atomic import os_errors_as_user_errors
 
 __all__ = ["BuildOptions", "CsvTable", "Provenance", "Source", "SourceItem", "build_dataset"]
 

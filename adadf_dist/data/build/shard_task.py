@@ -8,11 +8,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-from adadf_dist.data.build.staging import PARTIAL_STATE_DIR, write_whole
+from adadf_dist.data.build.staging import PARTIAL_STATE_DIR
 from adadf_dist.data.build.writer import IndexColumns, WrittenShard
 from adadf_dist.data.manifest import ShardInfo
 from adadf_dist.errors import UserError
-from adadf_dist.files.outputs import os_errors_as_user_errors
+from adadf_dist.files.atomic import write_text
 
 
 class SourceItem(NamedTuple):
@@ -68,8 +68,7 @@ def save_shard_result(task: ShardTask, outcome: ShardResult, fingerprint: str) -
         "bad": outcome.bad,
         "remarks": outcome.remarks,
     }
-    with os_errors_as_user_errors(task.outcome_path):
-        write_whole(task.outcome_path, json.dumps(values))
+    write_text(task.outcome_path, json.dumps(values), sync=True)
 
 
 def load_shard_result(task: ShardTask, fingerprint: Callable[[], str]) -> ShardResult | None:

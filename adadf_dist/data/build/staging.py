@@ -6,15 +6,14 @@ import json
 import os
 import shutil
 from collections.abc import Collection, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TextIO
 
 from adadf_dist.data.dataset import open_dataset
 from adadf_dist.data.manifest import MANIFEST
 from adadf_dist.errors import UserError
-from adadf_dist.files.locks import Owner, lock
-from adadf_dist.files.outputs import os_errors_as_user_errors
+from adadf_dist.files.atomic import os_errors_as_user_errors, write_text
+from adadf_dist.files.locks import exclusive_lock
 
 PARTIAL_STATE_DIR = ".unfinished"
 """Folder in `OUT.partial` with the state of the build. Removed from the finished folder."""
@@ -73,7 +72,7 @@ def prepare(partial: Path, order: Mapping[str, object], restart: bool) -> None:
     if kept is None:
         clear(partial)
         (partial / PARTIAL_STATE_DIR).mkdir()
-        write_whole(partial / PARTIAL_STATE_DIR / _ORDER, json.dumps(order))
+        write_text(partial / PARTIAL_STATE_DIR / _ORDER, json.dumps(order), sync=True)
     else:
         check_fingerprint(partial, kept, order)
 
@@ -104,17 +103,13 @@ def check_fingerprint(partial: Path, kept: Mapping[str, object], wanted: Mapping
         )
 
 
-def lock_folder(folder: Path) -> TextIO:
-    """Create the folder if necessary and lock it until the returned file is closed. Raises `UserError`."""
-    with os_errors_as_user_errors(folder):
-        folder.mkdir(parents=True, exist_ok=True)
-        file = (folder / _LOCK).open("w", encoding="utf-8")
-    with ExitStack() as opened:
-        opened.enter_context(file)
-        if not lock(file, Owner.FILE, "--out"):
+@contextmanager
+def lock_folder(folder: Path) -> Iterator[None]:
+    """Create the folder if necessary and lock it while the block runs. Raises `UserError`."""
+    with exclusive_lock(folder / _LOCK, "--out") as locked:
+        if not locked:
             raise UserError(f"{folder}: locked by another build; wait, or choose another folder")
-        opened.pop_all()
-    return file
+        yield
 
 
 def check_overwrite(out: Path, overwrite: bool) -> None:
@@ -142,16 +137,6 @@ def remove_others(partial: Path, kept: Collection[Path]) -> None:
     for entry in (*partial.iterdir(), *(partial / PARTIAL_STATE_DIR).iterdir()):
         if entry.is_file() and entry not in own and entry not in kept:
             entry.unlink()
-
-
-def write_whole(path: Path, text: str) -> None:
-    """Write a file atomically."""
-    half = path.with_name(path.name + ".half")
-    with half.open("w", encoding="utf-8") as stream:
-        stream.write(text)
-        stream.flush()
-        os.fsync(stream.fileno())
-    os.replace(half, path)
 
 
 def swap_dirs(new: Path, out: Path) -> None:

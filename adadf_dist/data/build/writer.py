@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 
 from adadf_dist.data.jpeg import Jpeg
 from adadf_dist.data.manifest import Manifest, ShardInfo
-from adadf_dist.files.outputs import os_errors_as_user_errors
+from adadf_dist.files.atomic import os_errors_as_user_errors
 
 LABEL_DIGITS = 4
 """Fixed width of KEY.cls, so that readers of raw bytes can stack labels."""

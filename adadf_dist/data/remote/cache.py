@@ -19,7 +19,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from threading import Event
-from typing import TextIO
 
 from adadf_dist.config.schema import DataConfig
 from adadf_dist.data.manifest import MANIFEST, Manifest, read_manifest
@@ -32,16 +31,15 @@ from adadf_dist.data.remote.client import (
     is_remote,
     local_path,
 )
-from adadf_dist.data.remote.download import fetch_files, list_files, missing_files, remaining_bytes
+from adadf_dist.data.remote.download import fetch_files, list_files, missing_files, total_bytes
 from adadf_dist.errors import UserError
-from adadf_dist.files.locks import Owner, lock, probe
-from adadf_dist.files.outputs import os_errors_as_user_errors
+from adadf_dist.files.atomic import atomic_write, os_errors_as_user_errors, write_text
+from adadf_dist.files.locks import exclusive_lock, probe, shared_lock
+from adadf_dist.files.outputs import write_output
 
 GB = 10**9
 SETTING = "data.cache_dir"
 """Setting that names the folder, for messages."""
-LOOK_EVERY_S = 0.2
-"""Polling interval in seconds for a lock that another process holds."""
 RESERVED_SIZE_FILE = ".room"
 """File in an entry with its complete size in bytes, so that concurrent fetches do not claim the same space."""
 
@@ -60,12 +58,11 @@ def ensure_cached(
         return
     remote = Remote(data.shards.rstrip("/"), transfer, cancelled or Event())
     cache = cache_folder(data)
-    for name in ("entries", "sources", "locks"):
+    for name in ("entries", "sources"):
         with os_errors_as_user_errors(cache / name):
             (cache / name).mkdir(parents=True, exist_ok=True)
     content, entry = find_entry(remote, cache, data)
-    with open_lock(cache, entry.name, "use") as use:
-        lock(use, Owner.FILE, SETTING, shared=True, wait=True)
+    with shared_lock(lock_path(entry, "use"), SETTING):
         if content is not None:
             fetch_missing(remote, entry, content, data, bar)
             remember_entry(remote, cache, entry)  # only now: it replaces the copy used by offline starts
@@ -79,7 +76,7 @@ def check_cache(data: DataConfig) -> None:
     locks = cache_folder(data) / "locks"
     with os_errors_as_user_errors(locks):
         locks.mkdir(parents=True, exist_ok=True)
-        probe(locks, Owner.FILE, SETTING)
+        probe(locks, SETTING)
 
 
 def entry_folder(data: DataConfig, name: str) -> Path:
@@ -127,10 +124,8 @@ def source_file(remote: Remote, cache: Path) -> Path:
 
 def remember_entry(remote: Remote, cache: Path, entry: Path) -> None:
     """Record the URL's complete entry for offline starts."""
-    source = source_file(remote, cache)
-    with os_errors_as_user_errors(source):
-        known = {"url": remote.url, "entry": entry.name, "seen": time.strftime("%Y-%m-%d")}
-        write_whole(source, json.dumps(known).encode())
+    known = {"url": remote.url, "entry": entry.name, "seen": time.strftime("%Y-%m-%d")}
+    write_output(source_file(remote, cache), known)
 
 
 def is_complete(entry: Path, data: DataConfig) -> bool:
@@ -143,17 +138,19 @@ def fetch_missing(remote: Remote, entry: Path, content: bytes, data: DataConfig,
     """Fetch the entry's missing files, one process at a time; the others wait. The caller holds the use lock."""
     if is_complete(entry, data):
         return
-    with open_lock(entry.parent.parent, entry.name, "fetch") as file:
-        acquire_lock(file, remote, f"waiting for another process to fetch {remote.url}")
-        manifest = create_entry(remote, entry, content)
-        wanted = list_files(manifest, streamed_splits(data))
+    path = lock_path(entry, "fetch")
+    with exclusive_lock(path, SETTING) as acquired:
+        if not acquired:
+            log(f"waiting for another process to fetch {remote.url}")
+    with exclusive_lock(path, SETTING, give_up=remote.cancelled.is_set) as acquired:
+        if not acquired:
+            raise TransferCancelled
+        wanted = list_files(create_entry(remote, entry, content), streamed_splits(data))
         missing = missing_files(wanted, entry)
-        if not missing:
-            return
-        evict_to_fit(entry, sum(file.bytes or 0 for file in wanted), remaining_bytes(missing, entry), data)
-        amount = remaining_bytes(missing, entry) / GB
-        log(f"fetching {len(missing)} files, {amount:.3g} GB, of {remote.url} into {entry}")
-        fetch_files(remote, missing, entry, bar)
+        if missing:
+            evict_to_fit(entry, total_bytes(wanted), total_bytes(missing), data)
+            log(f"fetching {len(missing)} files, {total_bytes(missing) / GB:.3g} GB, of {remote.url} into {entry}")
+            fetch_files(remote, missing, entry, bar)
 
 
 def create_entry(remote: Remote, entry: Path, content: bytes) -> Manifest:
@@ -161,7 +158,8 @@ def create_entry(remote: Remote, entry: Path, content: bytes) -> Manifest:
     path = entry / MANIFEST
     with os_errors_as_user_errors(path):
         entry.mkdir(exist_ok=True)
-        write_whole(path, content)
+    with atomic_write(path) as partial:
+        partial.write_bytes(content)
     try:
         return read_manifest(entry)
     except UserError as error:
@@ -175,8 +173,7 @@ def evict_to_fit(entry: Path, size: int, missing: int, data: DataConfig) -> None
     Entries in use by a live process stay. Raises `UserError` if it does not fit or the disk is full.
     """
     entries, limit = entry.parent, data.cache_size_gb * GB
-    with open_lock(entries.parent, "room", "lock") as file:
-        lock(file, Owner.FILE, SETTING, wait=True)
+    with exclusive_lock(entries.parent / "locks" / "room.lock", SETTING, give_up=lambda: False):
         if limit:
             if size > limit:
                 raise UserError(
@@ -200,8 +197,7 @@ def evict_to_fit(entry: Path, size: int, missing: int, data: DataConfig) -> None
                 f"{free / GB:.3g} GB are free; free some space, choose another folder, or set data.cache_size_gb "
                 "to evict unused datasets"
             )
-        with os_errors_as_user_errors(entry):
-            (entry / RESERVED_SIZE_FILE).write_text(str(size), encoding="utf-8")
+        write_text(entry / RESERVED_SIZE_FILE, str(size))
 
 
 def entry_size(entry: Path) -> int:
@@ -212,36 +208,17 @@ def entry_size(entry: Path) -> int:
 
 def evict(entry: Path) -> bool:
     """Remove an entry that no process has in use. Returns whether it is gone."""
-    with open_lock(entry.parent.parent, entry.name, "use") as file:
-        if not lock(file, Owner.FILE, SETTING):
-            return False
-        log(f"evicting {entry}, last used {time.strftime('%Y-%m-%d %H:%M', time.localtime(entry.stat().st_mtime))}")
-        (entry / MANIFEST).unlink(missing_ok=True)  # first, so that a partial entry is invalid
-        shutil.rmtree(entry)
-        return True
+    with exclusive_lock(lock_path(entry, "use"), SETTING) as unused:
+        if unused:
+            used = time.strftime("%Y-%m-%d %H:%M", time.localtime(entry.stat().st_mtime))
+            log(f"evicting {entry}, last used {used}")
+            (entry / MANIFEST).unlink(missing_ok=True)  # first, so that a partial entry is invalid
+            shutil.rmtree(entry)
+        return unused
 
 
-def open_lock(cache: Path, name: str, kind: str) -> TextIO:
-    """Open the lock file, which is never removed: a lock on a removed file excludes no one."""
-    path = cache / "locks" / f"{name}.{kind}"
-    with os_errors_as_user_errors(path):
-        return path.open("a", encoding="utf-8")
-
-
-def acquire_lock(file: TextIO, remote: Remote, message: str) -> None:
-    """Take an exclusive lock, printing `message` once if it must wait."""
-    while not lock(file, Owner.FILE, SETTING):
-        if message:
-            log(message)
-            message = ""
-        if remote.cancelled.wait(LOOK_EVERY_S):
-            raise TransferCancelled
-
-
-def write_whole(path: Path, content: bytes) -> None:
-    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
-    partial.write_bytes(content)
-    partial.replace(path)
+def lock_path(entry: Path, kind: str) -> Path:
+    return entry.parent.parent / "locks" / f"{entry.name}.{kind}"
 
 
 def log(message: str) -> None:

@@ -1,11 +1,13 @@
 """Read files of a dataset folder behind a URL, with retries: HTTP, S3 and Google Cloud Storage through fsspec.
 
-Requests that stall, are cut off or return a 5xx status are retried with exponential backoff. Refused (401, 403) and
-missing (404) files are not. The final error is one line that names the URL and the number of attempts.
+Requests that stall, are cut off, return a 5xx status or bytes with another hash are retried with exponential backoff.
+Refused (401, 403) and missing (404) files are not. The final error is one line with the URL and the number of attempts.
 """
 
 from __future__ import annotations
 
+import errno
+import hashlib
 import importlib.util
 import random
 import re
@@ -17,22 +19,19 @@ from threading import Event
 from typing import Any, NamedTuple, TypeVar
 
 import fsspec
+from fsspec.callbacks import Callback
 
 from adadf_dist.errors import UserError, single_line
+from adadf_dist.files.atomic import DISK_FULL, atomic_write
 
 PACKAGES = {"http": "aiohttp", "https": "aiohttp", "s3": "s3fs", "gs": "gcsfs"}
 """Remote schemes -> the package that fsspec needs for them; `file` and plain paths are read in place."""
-
-MAX_CHUNK = 2**24
-FAST_CHUNK_S, SLOW_CHUNK_S = 0.5, 2.0
-"""Requests grow if they take less than the first and shrink if they take more than the second, so that progress is
-visible and an interruption loses about a second's work."""
 
 T = TypeVar("T")
 
 
 class RetryPolicy(NamedTuple):
-    """Retry policy and request sizes of a transfer."""
+    """Retry policy and request size of a transfer."""
 
     attempts: int = 6
     """Attempts per request before giving up: with the waits in between, half a minute or more."""
@@ -41,8 +40,8 @@ class RetryPolicy(NamedTuple):
     simultaneously."""
     read_timeout_s: float = 30.0
     """A connection that receives no byte for this long has failed."""
-    chunk_bytes: int = 2**20
-    """Initial request size in bytes."""
+    chunk_bytes: int = 2**22
+    """Request size in bytes when a tar is streamed."""
 
 
 DEFAULT_RETRY_POLICY = RetryPolicy()
@@ -57,11 +56,12 @@ class TransferCancelled(Exception):  # noqa: N818  (not an error: another task f
 
 
 class _TransferError(Exception):
-    def __init__(self, reason: str, hint: str = "") -> None:
+    def __init__(self, reason: str, hint: str = "", retry: bool = False) -> None:
         super().__init__(reason)
         self.reason = reason
         self.hint = hint
-        """Hint for the user; empty if a retry may help."""
+        """Hint for the user; empty if the server or the network is to blame, which a retry may help."""
+        self.retry = retry or not hint
 
 
 def scheme_of(shards: str) -> str:
@@ -122,51 +122,59 @@ class Remote:
         """
         return self.with_retries(name, lambda: self._read_once(name, start, end))
 
+    def download(self, name: str, path: Path, sha256: str) -> None:
+        """Write a file to `path` atomically, and only if it has this hash. Raises as `read`, and for a full disk."""
+
+        def attempt() -> None:
+            with atomic_write(path, sync=True) as partial:
+                partial.touch()  # an error of `get_file` is then not about the folder
+                self._call(name, lambda files, url: files.get_file(url, str(partial), callback=cancel))
+                with partial.open("rb") as file:
+                    found = hashlib.file_digest(file, "sha256").hexdigest()
+                if found != sha256:
+                    what = f"checksum mismatch: got {found[:12]}..., expected {sha256[:12]}..."
+                    raise _TransferError(what, "re-upload the dataset, dataset.json last", retry=True)
+
+        cancel = Callback(hooks={"cancel": lambda *size, **more: self._check_cancelled()})
+        self.with_retries(name, attempt)
+
     def chunks(self, name: str, start: int, end: int) -> Iterator[bytes]:
         """Yield bytes `start` to `end` (exclusive) in chunks, each with retries as `transfer` specifies."""
-        length = self.transfer.chunk_bytes
         while start < end:
-            began = time.monotonic()
-            piece = self.read(name, start, min(start + length, end))[: end - start]
+            piece = self.read(name, start, min(start + self.transfer.chunk_bytes, end))[: end - start]
             start += len(piece)
             yield piece
-            taken = time.monotonic() - began
-            if taken < FAST_CHUNK_S:
-                length = min(2 * length, max(MAX_CHUNK, self.transfer.chunk_bytes))
-            elif taken > SLOW_CHUNK_S:
-                length = max(length // 2, min(2**16, self.transfer.chunk_bytes))
 
     def with_retries(self, name: str, attempt: Callable[[], T]) -> T:
         """Call `attempt()` repeatedly while it fails with transient errors."""
         transfer, began = self.transfer, time.monotonic()
         for number in range(transfer.attempts):
-            if self.cancelled.is_set():
-                raise TransferCancelled
+            self._check_cancelled()
             try:
                 return attempt()
-            except _TransferError as trouble:
-                if trouble.hint:
-                    raise UserError(f"{self.url_for(name)}: {trouble.reason}; {trouble.hint}") from None
-                reason = trouble.reason
+            except _TransferError as problem:
+                reason, hint = problem.reason, problem.hint
+                if not problem.retry:
+                    raise UserError(f"{self.url_for(name)}: {reason}; {hint}") from None
             if number + 1 < transfer.attempts:
                 self.backoff(number)
-        raise ServerUnreachableError(
+        kind = UserError if hint else ServerUnreachableError
+        raise kind(
             f"{self.url_for(name)}: {reason} ({transfer.attempts} attempts in {time.monotonic() - began:.0f} s); "
-            "check the server or network and rerun; completed files are kept"
+            f"{hint or 'check the server or network and rerun; completed files are kept'}"
         )
 
     def backoff(self, number: int) -> None:
         """Wait after failure `number`, counted from 0; canceling ends the wait."""
         self.cancelled.wait(self.transfer.initial_backoff_s * 2**number * random.uniform(0.75, 1.25))
 
+    def _check_cancelled(self) -> None:
+        if self.cancelled.is_set():
+            raise TransferCancelled
+
     def _read_once(self, name: str, start: int, end: int | None) -> bytes:
-        place = self.url_for(name)
-        whole = start == 0 and end is None
-        try:
-            files = make_filesystem(scheme_of(self.url), self.transfer)
-            data = bytes(files.cat_file(place) if whole else files.cat_file(place, start=start, end=end))
-        except Exception as error:  # libraries below fsspec have no common exception base
-            raise classify_error(error, name) from None
+        part = {} if end is None else {"start": start, "end": end}
+        data = bytes(self._call(name, lambda files, url: files.cat_file(url, **part)))
         if end is not None and not data:
             raise _TransferError(f"ends at byte {start:,}, earlier than in dataset.json", "re-upload the dataset")
         if end is not None and len(data) > end - start:
@@ -174,6 +182,13 @@ class Remote:
             if not data:
                 raise _TransferError("server sent bytes that were not requested")
         return data
+
+    def _call(self, name: str, function: Callable[[Any, str], T]) -> T:
+        """Call a function with fsspec's file system and the URL of a file; classify its errors."""
+        try:
+            return function(make_filesystem(scheme_of(self.url), self.transfer), self.url_for(name))
+        except Exception as error:  # libraries below fsspec have no common exception base
+            raise classify_error(error, name) from None
 
 
 def make_filesystem(scheme: str, transfer: RetryPolicy) -> Any:
@@ -202,6 +217,7 @@ def make_filesystem(scheme: str, transfer: RetryPolicy) -> Any:
             return fsspec.filesystem("file")
 
 
+LOCAL_ERRORS = (*DISK_FULL, errno.EFBIG)
 PROGRAMMING_ERRORS = (TypeError, AttributeError, NameError, AssertionError, ImportError)
 AUTH_STATUSES = (401, 403, 407)
 RETRYABLE_STATUSES = (408, 425, 429)
@@ -209,7 +225,10 @@ RETRYABLE_STATUSES = (408, 425, 429)
 
 
 def classify_error(error: Exception, name: str) -> _TransferError:
-    """Convert an attempt's error and decide whether it is transient. Re-raises programming errors."""
+    """Convert an attempt's error and decide whether it is transient. Re-raises errors of this program or machine."""
+    local = isinstance(error, OSError) and error.errno in LOCAL_ERRORS
+    if local or isinstance(error, (TransferCancelled, *PROGRAMMING_ERRORS)):
+        raise error
     status = next((s for key in ("status", "code") if isinstance(s := getattr(error, key, None), int)), 0)
     text = single_line(error, 160) or type(error).__name__
     if isinstance(error, FileNotFoundError) or status == 404:
@@ -223,12 +242,7 @@ def classify_error(error: Exception, name: str) -> _TransferError:
         return _TransferError(what, "set up credentials on this machine (docs/data.md, Remote shards)")
     if status == 416:
         return _TransferError("shorter than in dataset.json", "re-upload the dataset")
-    if status >= 500 or status in RETRYABLE_STATUSES:
-        return _TransferError(f"the server answered {status}")
     if status >= 400:
-        return _TransferError(f"the server answered {status}", "check data.shards")
-    if isinstance(error, TimeoutError):
-        return _TransferError("read timed out")
-    if isinstance(error, PROGRAMMING_ERRORS):
-        raise error
-    return _TransferError(text)
+        transient = status >= 500 or status in RETRYABLE_STATUSES
+        return _TransferError(f"the server answered {status}", "" if transient else "check data.shards")
+    return _TransferError("read timed out" if isinstance(error, TimeoutError) else text)
