@@ -145,7 +145,7 @@ def test_only_what_was_judged_is_said_to_be_well(tmp_path: Path) -> None:
     values = {"epochs": 2, "loss.epoch_threshold": 1, "optimizer.gamma": 1.0}
     config = build_config([ConfigLayer("test", values)])
     facts = {"classes": ["fear", "happy", "sad"]}
-    text = " ".join(health([RunData(tmp_path, config, facts, epochs, None)]))
+    text = str(health(RunData(tmp_path, config, facts, epochs, None)))
     judged, _, not_judged = text.partition("Not checked: ")
     assert (
         "No problems found. Checked: settings for the length of the run, loader, samples that do not decode." in judged
@@ -158,7 +158,7 @@ def test_only_what_was_judged_is_said_to_be_well(tmp_path: Path) -> None:
     ):
         assert reason in not_judged
     slow = override(config, {"optimizer.warmup_steps": 200})
-    text = " ".join(health([RunData(tmp_path, slow, facts, epochs, None)]))
+    text = str(health(RunData(tmp_path, slow, facts, epochs, None)))
     assert "the learning rate reaches at most 10% of optimizer.lr" in text and "No problems found" not in text
 
 
