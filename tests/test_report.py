@@ -35,8 +35,9 @@ from adadf_dist.report.figures.tracked_sample import (
     find_tracked_sample,
 )
 from adadf_dist.report.figures.tsne import tsne_embedding
-from adadf_dist.report.page import health
+from adadf_dist.report.page import health, render
 from adadf_dist.report.run_reader import RunData, open_run
+from adadf_dist.report.thumbnails import Thumbnails
 from tests import browser
 from tests.patience import wait_until
 from tests.runs import finish, records, settings, train_here
@@ -136,6 +137,21 @@ def test_the_page_loads_nothing_and_its_ids_are_its_own(run: Path) -> None:
     for figure in ("curves", "confusion", "class_distributions", "thresholds", "attention", "features", "face"):
         assert figure in page.ids
     assert not list(run.glob("*.partial"))
+
+
+def test_names_are_escaped(run: Path, tmp_path: Path) -> None:
+    named = copy_of(run, tmp_path / "a<script>&b")
+    facts = json.loads((named / "run.json").read_text())
+    classes = [f"<script>{name}" for name in facts["classes"]]
+    (named / "run.json").write_text(json.dumps({**facts, "classes": classes}))
+    with np.load(named / "answers-validation.npz") as arrays:
+        columns = {**arrays, "classes": np.array(classes)}
+    np.savez(named / "answers-validation.npz", **columns)
+    opened = open_run(named)
+    (tmp_path / "page.html").write_text(render([opened], None, [], Thumbnails(opened)), encoding="utf-8")
+    page = Page(tmp_path / "page.html")
+    assert page.source.count("<script") == 1  # the page's own
+    assert "Report: a<script>&b" in page.text and "label <script>" in page.text
 
 
 def test_only_what_was_judged_is_said_to_be_well(tmp_path: Path) -> None:

@@ -24,7 +24,6 @@ def render(findings: AuditResult, most: int) -> str:
     return render_page(
         Path(__file__).with_name("gallery.html"),
         title=f"Audit: {material.run.resolve().name}",
-        stylesheet="gallery.css",
         command=f"python -m adadf_dist.audit {material.run}",
         run=material.run.resolve().name,
         shown=f"{len(chosen):,}",

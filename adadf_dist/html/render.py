@@ -9,7 +9,7 @@ from markupsafe import Markup
 
 
 def render_page(template: Path, **values: object) -> str:
-    """Render `template`, which extends base.html. All values are escaped, except those that the template marks safe.
+    """Render `template`, which extends base.html; its styles are in a CSS file of the same name. Values are escaped.
 
     `file("NAME")` in a template inserts a style sheet or script from the template's folder, or this one, unchanged.
     """
@@ -17,4 +17,4 @@ def render_page(template: Path, **values: object) -> str:
     environment = Environment(loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True)
     environment.policies["json.dumps_kwargs"] = {"separators": (",", ":")}
     environment.globals["file"] = lambda name: Markup(loader.get_source(environment, name)[0])
-    return environment.get_template(template.name).render(values)
+    return environment.get_template(template.name).render(values, stylesheet=f"{template.stem}.css")

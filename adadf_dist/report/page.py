@@ -31,19 +31,16 @@ def render(
     """Render the page as HTML."""
     run = runs[0]
     pairs = compare_groups(runs)
-    keys = differing_keys(runs)
     return render_page(
         Path(__file__).with_name("page.html"),
         title=f"Report: {', '.join(run.name for run in runs[:3])}",
-        stylesheet="page.css",
         command=f"python -m adadf_dist.report {' '.join(str(run.folder) for run in runs)}",
         run=run,
         runs=runs,
         sizes=", ".join(f"{count:,} {split}" for split, count in run.facts["faces"].items() if count),
         warnings=list(other_data_notes(runs, pictures)),
-        headline=list(headline(run)),
-        keys=list(keys),
-        comparison=[comparison_row(run, [v[place] for v in keys.values()]) for place, run in enumerate(runs)],
+        tests=[run.result["test"] if has_test_result(run) and run.result else None for run in runs],
+        differing=differing_keys(runs),
         pairs=[(pair.name, comparison_sentence(pair)) for pair in pairs],
         corrected=len(pairs) > 1 and any(pair.difference for pair in pairs),
         health=[health(run) for run in runs],
@@ -65,35 +62,6 @@ def other_data_notes(runs: Sequence[RunData], pictures: Thumbnails) -> Iterator[
     for run in runs:
         for source in run.data["earlier"] if run.data is not None else ():
             yield f"{run.name} was trained on {source['shards']} before it was resumed on other data"
-
-
-def headline(run: RunData) -> Iterator[tuple[str, Sequence[float] | None, str]]:
-    """Yield the numbers of the result: text, 95% interval, what it is."""
-    validation = run.best["validation"]
-    yield percent(validation["accuracy"]), validation["accuracy_interval"], f"validation, epoch {run.best['epoch']}"
-    yield percent(validation["mean_class_accuracy"]), None, "validation, mean class accuracy"
-    if has_test_result(run) and run.result is not None:
-        test = run.result["test"]
-        yield percent(test["accuracy"]), test["accuracy_interval"], f"test ({test['samples']:,} samples, best epoch)"
-        yield percent(test["mean_class_accuracy"]), None, "test, mean class accuracy"
-        if test["vote_divergence"] is not None:
-            yield f"{test['vote_divergence']:.3f}", None, "nats, KL(votes || prediction) on test"
-        if test["ceiling"] is not None:
-            yield percent(test["ceiling"]), None, "Bayes-optimal accuracy on test"
-        if best := run.result["best_on_test"]:
-            what = f"best on test, epoch {best['epoch']}, selected on the test split"
-            yield percent(best["accuracy"]), None, what
-
-
-def percent(share: float) -> str:
-    return f"{share:.2%}"
-
-
-def comparison_row(run: RunData, values: Sequence[object]) -> dict[str, Any]:
-    """Return a run's row of the comparison: cells and metrics. `values` are those of the settings that differ."""
-    texts = [run.name, run.config.seed, *values, f"{len(run.epochs)} of {run.config.epochs}"]
-    test = run.result["test"] if has_test_result(run) and run.result is not None else None
-    return {"texts": texts, "validation": run.best["validation"], "test": test}
 
 
 VERDICTS: dict[Verdict, str] = {
@@ -129,7 +97,8 @@ def health(run: RunData) -> dict[str, Any]:
             not_judged.append("auxiliary vs. target branch (needs the predictions of a finished run)")
     return {
         "run": run.name,
-        "findings": [describe_finding(span, int(run.epoch_numbers[-1])) for span in spans],
+        "spans": spans,
+        "newest": run.epoch_numbers[-1],
         "checked": f"{'' if spans else 'No problems found. '}Checked: {', '.join(judged)}.",
         "not_checked": f"Not checked: {'; '.join(not_judged)}." if not_judged else "",
     }
@@ -142,19 +111,6 @@ def of_the_length(run: RunData) -> Iterator[FindingSpan]:
     for problem in find_problems(run.config, steps_per_epoch) if steps_per_epoch else ():
         found = Finding(problem.key, Severity.WARNING, problem.text, problem.fix)
         yield FindingSpan(found, 1, int(run.epoch_numbers[-1]))
-
-
-def describe_finding(span: FindingSpan, newest: int) -> dict[str, str]:
-    """Return the texts of a finding. Resolved findings get the color of `ok`."""
-    found, active = span.finding, span.last == newest
-    return {
-        "kind": found.severity.word if active else "ok",
-        "word": found.severity.word if active else "resolved",
-        "name": found.name,
-        "when": f"epochs {span.first} to {span.last}" if span.first != span.last else f"epoch {span.last}",
-        "seen": found.seen,
-        "hint": found.hint,
-    }
 
 
 def auxiliary_findings(run: RunData) -> Iterator[FindingSpan]:
