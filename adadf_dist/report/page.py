@@ -125,7 +125,7 @@ def auxiliary_findings(run: RunData) -> Iterator[FindingSpan]:
             yield FindingSpan(found, run.best["epoch"], int(run.epoch_numbers[-1]))
 
 
-def draw(drawings: Sequence[FigureSpec]) -> list[dict[str, str]]:
+def draw(drawings: Sequence[FigureSpec]) -> list[dict[str, Any]]:
     """Return the figures as inline SVG."""
     with plot_style():
         return [{**drawn._asdict(), "svg": inline(drawn.make(), drawn.name, drawn.title)} for drawn in drawings]
