@@ -26,6 +26,8 @@ def test_wheel_contains_only_the_package(tmp_path: Path) -> None:
     names = zipfile.ZipFile(wheel).namelist()
     assert {name.split("/")[0] for name in names if ".dist-info" not in name} == {"adadf_dist"}
     assert {"adadf_dist/train.py", "adadf_dist/config/presets/demo.toml", "adadf_dist/py.typed"} <= set(names)
+    assets = {name for name in tracked if name.startswith("adadf_dist/") and name.endswith((".html", ".css", ".js"))}
+    assert "adadf_dist/html/base.html" in assets and assets <= set(names)
     assert any(name.endswith("LICENSE") for name in names)
 
 

@@ -79,7 +79,7 @@ function card(face, place) {
   if (!agreed) title.append(data.classes[face.proposed]);
   title.append(element("span", { class: "verdict" }), element("span", { class: "rank" }, `${face.rank}.`));
   const picture = face.picture
-    ? element("img", { alt: face.key, src: `data:image/jpeg;base64,${face.picture}` })
+    ? element("img", { alt: face.key, src: face.picture })
     : element("div", { class: "lost" }, "unreadable");
   const made = element("article", { class: "face", tabindex: "-1" });
   made.append(title, element("div", {}, picture, facts(face)), bars(face), decideRow(face));

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import io
 import os
 import re
@@ -205,3 +206,12 @@ def encode(image: Image.Image | NDArray[np.uint8], quality: int = QUALITY) -> Jp
     stream = io.BytesIO()
     image.save(stream, "JPEG", quality=quality, subsampling=0, exif=b"", icc_profile=None)
     return Jpeg(stream.getvalue(), *image.size)
+
+
+def thumbnail_url(data: bytes, side: int) -> str:
+    """Return a JPEG with a longest side of at most `side` pixels as a data URL. Raises `InvalidImageError`."""
+    image = to_gray_or_rgb(decode(data))
+    if max(image.size) > side or len(data) > 2**14:
+        image.thumbnail((side, side), Image.Resampling.LANCZOS)
+        data = encode(image, 88).data
+    return f"data:image/jpeg;base64,{base64.b64encode(data).decode('ascii')}"

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from html import escape
-
 import numpy as np
 
 from adadf_dist.report.figures.tracked_sample import entropy
@@ -15,20 +12,16 @@ from adadf_dist.tracking.artifacts import SavedPredictions
 NUM_SHOWN = 14
 
 
-def face_sections(run: RunData, pictures: Thumbnails) -> Iterator[str]:
-    """Yield the gallery of validation samples, or a note if the predictions are not available yet."""
-    yield "<h2>Samples</h2>"
+def gallery_sections(run: RunData, pictures: Thumbnails) -> list[tuple[str, list[dict[str, str | None]]]] | None:
+    """Return validation samples by section title; None if the predictions are not available yet."""
     recorded = run.predictions("validation")
     if recorded is None:
-        yield '<p class="note">Validation samples by confidence are available when the run ends.</p>'
-        return
-    if pictures.missing:
-        yield f'<p class="note">{escape(pictures.missing)}</p>'
-    for title, numbers in most_and_least_confident(recorded).items():
-        if len(numbers):
-            yield f'<h3>{title}</h3><div class="faces">'
-            yield from (face(recorded, int(number), pictures) for number in numbers)
-            yield "</div>"
+        return None
+    return [
+        (title, [describe_sample(recorded, int(number), pictures) for number in numbers])
+        for title, numbers in most_and_least_confident(recorded).items()
+        if len(numbers)
+    ]
 
 
 def most_and_least_confident(recorded: SavedPredictions) -> dict[str, np.ndarray[tuple[int, ...], np.dtype[np.int64]]]:
@@ -43,16 +36,16 @@ def most_and_least_confident(recorded: SavedPredictions) -> dict[str, np.ndarray
     }
 
 
-def face(recorded: SavedPredictions, number: int, pictures: Thumbnails) -> str:
+def describe_sample(recorded: SavedPredictions, number: int, pictures: Thumbnails) -> dict[str, str | None]:
     classes, key = recorded.faces.classes, str(recorded.faces.keys[number])
-    label, predicted = recorded.faces.labels[number], recorded.answers.predicted_labels[number]
-    share = recorded.answers.target_probs[number, predicted]
-    url = pictures.find(key, "validation")
-    shown = f'<img alt="{escape(key)}" src="{url}">' if url else '<div class="lost">no image</div>'
-    kind = "right" if label == predicted else "wrong"
-    lines = [f'<b class="{kind}">{escape(classes[predicted])} {share:.0%}</b>', f"label {escape(classes[label])}"]
-    if recorded.faces.votes is not None and recorded.faces.votes[number].any():
-        votes = recorded.faces.votes[number]
-        most = [c for c in np.argsort(-votes, kind="stable")[:3] if votes[c]]
-        lines.append("votes " + ", ".join(f"{escape(classes[c])} {votes[c]:g}" for c in most))
-    return f"<figure>{shown}<figcaption>{'<br>'.join(lines)}<code>{escape(key)}</code></figcaption></figure>"
+    predicted = recorded.answers.predicted_labels[number]
+    votes = recorded.faces.votes[number] if recorded.faces.votes is not None else np.zeros(len(classes))
+    most = [c for c in np.argsort(-votes, kind="stable")[:3] if votes[c]]
+    return {
+        "key": key,
+        "url": pictures.find(key, "validation"),
+        "label": classes[recorded.faces.labels[number]],
+        "predicted": classes[predicted],
+        "share": f"{recorded.answers.target_probs[number, predicted]:.0%}",
+        "votes": ", ".join(f"{classes[c]} {votes[c]:g}" for c in most),
+    }

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import base64
 from pathlib import Path
-
-from PIL import Image
 
 from adadf_dist.data.dataset import Dataset, Split, open_dataset
 from adadf_dist.data.identity import Source, how_to_fix, other_data
-from adadf_dist.data.jpeg import InvalidImageError, decode, encode, to_gray_or_rgb
+from adadf_dist.data.jpeg import InvalidImageError, thumbnail_url
 from adadf_dist.data.remote.client import is_remote, local_path
 from adadf_dist.errors import UserError
 from adadf_dist.report.run_reader import RunData
@@ -55,7 +52,7 @@ class Thumbnails:
             opened, places = self._open(self._dataset, name)
             if key in places:
                 try:
-                    return data_url(opened.read(places[key]))
+                    return thumbnail_url(bytes(opened.read(places[key])), SIDE)
                 except (InvalidImageError, OSError):
                     return None
         return None
@@ -65,13 +62,3 @@ class Thumbnails:
             split = dataset.split(name)
             self._splits[name] = split, {str(key): number for number, key in enumerate(split.keys)}
         return self._splits[name]
-
-
-def data_url(encoded: memoryview) -> str:
-    """Encode an image as a data URL. Raises `InvalidImageError`."""
-    data = bytes(encoded)
-    image: Image.Image = to_gray_or_rgb(decode(data))
-    if max(image.size) > SIDE or len(data) > 2**14:
-        image.thumbnail((SIDE, SIDE), Image.Resampling.LANCZOS)
-        data = encode(image, 88).data
-    return f"data:image/jpeg;base64,{base64.b64encode(data).decode('ascii')}"

@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import base64
-from collections.abc import Iterable, Iterator, Sequence
-from html import escape
-from itertools import groupby
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from PIL import Image
-
-from adadf_dist.data.jpeg import InvalidImageError, decode, encode, to_gray_or_rgb
+from adadf_dist.data.jpeg import InvalidImageError, thumbnail_url
 from adadf_dist.data.manifest import SPLITS
-from shards.doctor.finding import Finding, SampleGroup, Severity
+from adadf_dist.html.render import render_page
+from shards.doctor.finding import Severity
 from shards.doctor.report import Report
 
 MAX_GROUPS = 24
@@ -31,86 +27,24 @@ _TITLES = {
 
 
 def render(report: Report) -> str:
-    """Render the page as HTML. Every string from the data is escaped."""
-    css = Path(__file__).with_name("page.css").read_text(encoding="utf-8")
-    title = f"Doctor: {report.case.material.path.name}"
-    return "\n".join(
-        [
-            "<!doctype html>",
-            '<html lang="en">',
-            '<head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">',
-            f"<title>{escape(title)}</title>",
-            f"<style>\n{css}</style></head>",
-            "<body><main>",
-            *head(report),
-            *sections(report),
-            "<h2>Faces</h2>",
-            *count_table(report),
-            *footer(report),
-            "</main></body></html>\n",
-        ]
-    )
-
-
-def head(report: Report) -> Iterator[str]:
+    """Render the page as HTML."""
     material = report.case.material
-    yield f"<h1>{escape(material.path.resolve().name)}</h1>"
     identity = next((verdict.what for verdict in report.verdicts if verdict.check == "dataset"), material.kind)
-    yield f'<p class="lead">{escape(identity)} &middot; {len(material):,} samples, {len(material.classes)} classes</p>'
-    yield '<ul class="tally">'
-    for severity in reversed(Severity):
-        count = sum(verdict.severity == severity for verdict in report.verdicts)
-        word = severity.word + ("s" if count != 1 and severity is not Severity.OK else "")
-        yield f'<li class="{severity.word}{"" if count else " none"}"><b>{count}</b><span>{word}</span></li>'
-    yield "</ul>"
-
-
-def sections(report: Report) -> Iterator[str]:
-    """Yield the sections, errors first; passed checks come last and small."""
-    ranked = sorted(report.verdicts, key=lambda verdict: -verdict.severity)
-    for severity, verdicts in groupby(ranked, key=lambda verdict: verdict.severity):
-        yield f"<h2>{_TITLES[severity]}</h2>"
-        if severity is Severity.OK:
-            yield '<ul class="fine ok">'
-            for verdict in verdicts:
-                yield f'<li><span class="check">{escape(verdict.check)}</span> {escape(verdict.what)}</li>'
-            yield "</ul>"
-            continue
-        for verdict in verdicts:
-            yield from section(report, verdict)
-
-
-def section(report: Report, verdict: Finding) -> Iterator[str]:
-    yield f'<section class="verdict {verdict.severity.word}">'
-    where = f' <span class="lead">({escape(verdict.where)})</span>' if verdict.where else ""
-    if verdict.where in SPLITS:
-        where = f' <span class="split {verdict.where}">{verdict.where}</span>'
-    yield f'<header><span class="check">{escape(verdict.check)}</span><h3>{escape(verdict.what)}{where}</h3></header>'
-    if verdict.hint:
-        yield f'<p class="hint">{escape(verdict.hint)}</p>'
-    if verdict.exhibits:
-        yield '<div class="groups">'
-        for exhibit in verdict.exhibits[:MAX_GROUPS]:
-            yield from group(report, exhibit)
-        yield "</div>"
-        hidden = len(verdict.exhibits) - MAX_GROUPS
-        if hidden > 0:
-            yield f'<p class="more">and {hidden:,} more; see <code>--json</code></p>'
-    yield "</section>"
-
-
-def group(report: Report, exhibit: SampleGroup) -> Iterator[str]:
-    yield '<div class="group">'
-    if exhibit.remark:
-        yield f"<p>{escape(exhibit.remark)}</p>"
-    yield '<div class="faces">'
-    for face in pick(report, exhibit.faces):
-        yield figure(report, face)
-    yield "</div>"
-    hidden = len(exhibit.faces) - MAX_FACES
-    if hidden > 0:
-        yield f'<p class="more">and {hidden:,} more in this group</p>'
-    yield "</div>"
+    return render_page(
+        Path(__file__).with_name("page.html"),
+        title=f"Doctor: {material.path.name}",
+        command=f"python -m shards.doctor {material.path}",
+        name=material.path.resolve().name,
+        lead=f"{identity} \u00b7 {len(material):,} samples, {len(material.classes)} classes",
+        report=report,
+        severities=list(reversed(Severity)),
+        sections=_TITLES,
+        known_splits=SPLITS,
+        counts=report.case.counts(),
+        pick=pick,
+        image_url=image_url,
+        max_groups=MAX_GROUPS,
+    )
 
 
 def pick(report: Report, faces: Sequence[int]) -> Iterable[int]:
@@ -124,48 +58,9 @@ def pick(report: Report, faces: Sequence[int]) -> Iterable[int]:
     return sorted([*chosen, *others[: MAX_FACES - len(chosen)]])
 
 
-def figure(report: Report, face: int) -> str:
-    text = report.describe(face)
-    name = str(text["name"])
-    short = name.rpartition("/")[2]
-    encoded = unique_image(report, face)
-    shown = '<div class="lost">unreadable</div>'
-    if encoded is not None:
-        shown = f'<img alt="{escape(name)}" src="data:image/jpeg;base64,{encoded}">'
-    return (
-        f'<figure>{shown}<figcaption><span class="split {text["split"]}">{text["split"]}</span>'
-        f"<b>{escape(text['class'] or 'class unknown')}</b>"
-        f'<code title="{escape(name)}">{escape(short)}</code></figcaption></figure>'
-    )
-
-
-def unique_image(report: Report, face: int) -> str | None:
-    """Return the image as base64 of a small JPEG; None if unreadable."""
+def image_url(report: Report, face: int) -> str:
+    """Return the image as a data URL; empty if unreadable."""
     try:
-        data = report.case.material.faces.read(face).data
-        image = to_gray_or_rgb(decode(data))
+        return thumbnail_url(report.case.material.faces.read(face).data, SIDE)
     except InvalidImageError:
-        return None
-    if max(image.size) > SIDE or len(data) > 2**14:
-        image.thumbnail((SIDE, SIDE), Image.Resampling.LANCZOS)
-        data = encode(image, 88).data
-    return base64.b64encode(data).decode("ascii")
-
-
-def count_table(report: Report) -> Iterator[str]:
-    """Readable samples per class and split; bars show the fraction of train, or of the first split."""
-    material, counts = report.case.material, report.case.counts()
-    splits = "".join(f"<th>{escape(split)}</th>" for split in material.splits)
-    yield f'<div class="card"><table><thead><tr><th>class</th><th></th>{splits}</tr></thead><tbody>'
-    most = max(1, int(counts[0].max())) if len(counts) else 1
-    for label, name in enumerate(material.classes):
-        cells = "".join(f"<td>{row[label]:,}</td>" for row in counts)
-        width = 100 * int(counts[0][label]) / most if len(counts) else 0
-        bar = f'<td class="bar"><i style="width:{width:.1f}%"></i></td>'
-        yield f"<tr><th>{label} &middot; {escape(name)}</th>{bar}{cells}</tr>"
-    sums = "".join(f"<td>{row.sum():,}</td>" for row in counts)
-    yield f"</tbody><tfoot><tr><th>all</th><td></td>{sums}</tr></tfoot></table></div>"
-
-
-def footer(report: Report) -> Iterator[str]:
-    yield f"<footer>python -m shards.doctor {escape(str(report.case.material.path))}</footer>"
+        return ""

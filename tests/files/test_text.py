@@ -195,7 +195,6 @@ def test_config_rejects_paths_that_no_file_can_store() -> None:
 # The package's code
 
 OWN_FILES = {
-    "adadf_dist/audit/gallery.py",  # parts of the report page
     "adadf_dist/data/remote/cache.py",
     "adadf_dist/data/build/shard_task.py",
     "adadf_dist/data/build/staging.py",
@@ -208,7 +207,6 @@ OWN_FILES = {
     "adadf_dist/tracking/metrics_file.py",
     "adadf_dist/tracking/mlflow_tracker.py",
     "adadf_dist/tracking/wandb_tracker.py",
-    "shards/doctor/html_report.py",
     "shards/verify.py",
     "tune/runners/ray_runner.py",
     "tune/study/study.py",

@@ -35,8 +35,9 @@ from adadf_dist.report.figures.tracked_sample import (
     find_tracked_sample,
 )
 from adadf_dist.report.figures.tsne import tsne_embedding
-from adadf_dist.report.page import health
+from adadf_dist.report.page import health, render
 from adadf_dist.report.run_reader import RunData, open_run
+from adadf_dist.report.thumbnails import Thumbnails
 from tests.helpers import browser
 from tests.helpers.epoch_records import confusion, record
 from tests.helpers.runs import finish, records, settings, train_here
@@ -138,6 +139,21 @@ def test_page_loads_nothing_and_has_unique_ids(run: Path) -> None:
     assert not list(run.glob("*.partial"))
 
 
+def test_names_are_escaped(run: Path, tmp_path: Path) -> None:
+    named = copy_of(run, tmp_path / "a<script>&b")
+    facts = json.loads((named / "run.json").read_text())
+    classes = [f"<script>{name}" for name in facts["classes"]]
+    (named / "run.json").write_text(json.dumps({**facts, "classes": classes}))
+    with np.load(named / "answers-validation.npz") as arrays:
+        columns = {**arrays, "classes": np.array(classes)}
+    np.savez(named / "answers-validation.npz", **columns)
+    opened = open_run(named)
+    (tmp_path / "page.html").write_text(render([opened], None, [], Thumbnails(opened)), encoding="utf-8")
+    page = Page(tmp_path / "page.html")
+    assert page.source.count("<script") == 1  # the page's own
+    assert "Report: a<script>&b" in page.text and "label <script>" in page.text
+
+
 def test_only_judged_rules_are_reported_as_healthy(tmp_path: Path) -> None:
     """A run of 2 epochs of 10 steps, too short for nearly every rule, with a warm-up ten times its length."""
     few = confusion([3, 3, 3], [4, 30, 6], [3, 7, 30])
@@ -145,7 +161,7 @@ def test_only_judged_rules_are_reported_as_healthy(tmp_path: Path) -> None:
     values = {"epochs": 2, "loss.epoch_threshold": 1, "optimizer.lr_gamma": 1.0}
     config = build_config([ConfigLayer("test", values)])
     facts = {"classes": ["fear", "happy", "sad"]}
-    text = " ".join(health([RunData(tmp_path, config, facts, epochs, None)]))
+    text = str(health(RunData(tmp_path, config, facts, epochs, None)))
     judged, _, not_judged = text.partition("Not checked: ")
     assert (
         "No problems found. Checked: settings for the length of the run, loader, samples that do not decode." in judged
@@ -158,7 +174,7 @@ def test_only_judged_rules_are_reported_as_healthy(tmp_path: Path) -> None:
     ):
         assert reason in not_judged
     slow = override(config, {"optimizer.warmup_steps": 200})
-    text = " ".join(health([RunData(tmp_path, slow, facts, epochs, None)]))
+    text = str(health(RunData(tmp_path, slow, facts, epochs, None)))
     assert "the learning rate reaches at most 10% of optimizer.lr" in text and "No problems found" not in text
 
 

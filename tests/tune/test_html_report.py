@@ -92,13 +92,14 @@ def final(study: Study, accuracies: dict[int, list[float]]) -> Selection:
 
 
 def test_page_shows_the_whole_search_and_loads_nothing(tmp_path: Path) -> None:
-    study = make_study(tmp_path / "study", SPACE, halving=HALVING)
+    study = make_study(tmp_path / "<script>study", SPACE, halving=HALVING)
     searched(study, halted=[2, 3, 5], failed=[7])
     choice = final(study, {0: [0.60, 0.61, 0.60], 4: [0.65, 0.66, 0.652], 9: [0.60, 0.59, 0.63]})
     outcomes = study.trials.outcomes()
     page = Page(write_page(study, outcomes, choice))
 
     assert page.loads == []
+    assert page.text.count("<script>study") == 2, "title and heading, escaped"
     assert "font" in page.style and "url(" not in page.style and "@import" not in page.style
     assert not [s for s in page.scripts if not s.strip()], "a script from elsewhere"
     assert {o.trial.name for o in outcomes} <= set(page.cells) and len(outcomes) == 50

@@ -6,6 +6,7 @@ import io
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from html import escape
 from pathlib import Path
 from typing import Any
 
@@ -110,7 +111,7 @@ def inline(figure: Figure, name: str, alt: str) -> str:
     text = re.sub(r'\bid="', f'id="{name}-', text)
     text = re.sub(r'(xlink:href="#|url\(#)', rf"\1{name}-", text)
     share = figure.get_figwidth() / WIDTH
-    head = rf'<svg class="drawing" style="--share: {share:.3f}" \1 role="img" aria-label="{alt}">'
+    head = rf'<svg class="drawing" style="--share: {share:.3f}" \1 role="img" aria-label="{escape(alt)}">'
     text = re.sub(r'<svg [^>]*?(viewBox="[^"]*")[^>]*>', head, text)
     text = text.replace("xlink:href", "href")
     for value, variable in TONES.items():

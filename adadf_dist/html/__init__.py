@@ -1,0 +1,1 @@
+"""HTML pages: one base template, shared macros and styles. Each page's template is next to the code that fills it."""
