@@ -53,7 +53,7 @@ FILES: dict[tuple[str, str], list[str]] = {
             "epoch": ["epoch"],
             "scaling": ["scaling"],
             "cost": ["cost"],
-            "paired": ["paired", "--first", "a", "--second", "b", "--out", "runs"],
+            "audit": ["audit", "nowhere"],
         }.items()
     },
     ("benchmarks.__main__ pictures", "--out"): ["benchmarks.__main__", "pictures"],
@@ -88,9 +88,6 @@ FOLDERS: dict[tuple[str, str], list[str]] = {
     ("tune.search", "--out"): ["tune.search", "--preset", "demo", "--local"],
     ("tune.tables", "--out"): ["tune.tables", "ablation", "--preset", "demo", "--local"],
 }
-
-RESUMED = {("benchmarks.__main__ paired", "--out")}
-"""Folders of training runs, which the same command resumes."""
 
 ENDINGS = {"--onnx": ".onnx", "--safetensors": ".safetensors", "--torch-export": ".pt2", "--html": ".html"}
 
@@ -128,7 +125,7 @@ def path_options(parser: argparse.ArgumentParser, name: str) -> Iterator[tuple[s
 def test_every_path_option_is_known_as_an_input_or_tested_as_an_output(
     module: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    outputs = {*FILES, *FOLDERS, *RESUMED}
+    outputs = {*FILES, *FOLDERS}
     found = set()
     for name, action in path_options(parser_of(module, monkeypatch), module):
         if action.dest in INPUTS:
