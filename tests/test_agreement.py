@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from adadf_dist.config.load import ConfigLayer, build_config
+from adadf_dist.config.load import INPUT_FILES, ConfigLayer, build_config
 from adadf_dist.distributed.world import World, init_world
 from adadf_dist.errors import UserError
 from adadf_dist.training import consistency
@@ -177,7 +177,7 @@ def test_files_of_one_name_must_hold_the_same(tmp_path: Path) -> None:
         (tmp_path / str(number) / "labels.csv").write_text(f"sample,label\nface,{number}\n")
     names = [str(tmp_path / str(number) / "labels.csv") for number in range(2)]
     values = [{"data.label_noise_file": name} for name in names]
-    digests = [consistency.hash_config_files({**dict.fromkeys(consistency.FILE_KEYS, ""), **value}) for value in values]
+    digests = [consistency.hash_config_files({**dict.fromkeys(INPUT_FILES, ""), **value}) for value in values]
     assert digests[0].keys() == {"the digest of data.label_noise_file"}
     assert digests[0] != digests[1]
 

@@ -252,7 +252,7 @@ def test_the_benchmark_prints_a_table_per_source_of_labels(
     output = capsys.readouterr().out
     assert len(re.findall(r"\| \*\*suspicion\*\* \| [01]\.\d{3} \| [\d.]+% \|", output)) == 2
     assert "| attention, mean | 0." in output
-    assert "labels of tinted: " in output and "data.label_noise 0.2: " in output
+    assert f"labels of {drawn.name}: " in output and "data.label_noise 0.2: " in output
 
 
 def test_the_benchmark_needs_known_errors(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

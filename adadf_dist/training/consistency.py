@@ -22,7 +22,7 @@ from typing import Any, TypeVar
 import torch
 
 import adadf_dist
-from adadf_dist.config.load import INPUT_FILES, flatten, to_dict
+from adadf_dist.config.load import flatten, to_dict
 from adadf_dist.config.schema import Config, DataConfig
 from adadf_dist.data.dataset import open_dataset
 from adadf_dist.data.identity import digest_files
@@ -39,9 +39,6 @@ SHARED_FS_TIMEOUT_S = 6.0
 
 NODE_LOCAL_KEYS = ("out", "data.shards", "data.cache")
 """Keys that may differ: a folder can have different names on different nodes."""
-
-FILE_KEYS = INPUT_FILES
-"""Keys of files whose contents must also be equal."""
 
 CHECKED_PACKAGES = ("torchvision", "numpy", "nvidia-dali-cuda120", "deepspeed", "timm")
 """Packages that, besides torch, affect the result of a step."""
