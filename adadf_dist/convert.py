@@ -33,6 +33,7 @@ from adadf_dist.errors import UserError
 from adadf_dist.files.outputs import add_force_option, check_output_path
 from adadf_dist.method.class_distributions import ClassDistributions
 from adadf_dist.method.model import DualBranch
+from adadf_dist.method.pretrained import first_few
 from adadf_dist.method.weight_files import read_weights, strip_wrapper_prefix
 
 Tensors = Mapping[str, Tensor]
@@ -94,15 +95,8 @@ def remap_state_dict(tensors: Tensors, path: Path) -> dict[str, Tensor]:
         elif not torch.equal(ours[place], tensor):
             raise UserError(f"{path}: {name} should equal {found[place]} but differs; unsupported layout")
     if unknown:
-        raise UserError(
-            f"{path}: {truncate_list(unknown)} {'is' if len(unknown) == 1 else 'are'} unknown in this layout"
-        )
+        raise UserError(f"{path}: {first_few(unknown)} {'is' if len(unknown) == 1 else 'are'} unknown in this layout")
     return ours
-
-
-def truncate_list(names: Sequence[str]) -> str:
-    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
-    return ", ".join(names[:3]) + more
 
 
 def load_published(path: Path) -> dict[str, Tensor]:
@@ -146,7 +140,7 @@ def load_strict(model: DualBranch, tensors: Tensors, path: Path) -> None:
         ("shape mismatch of", [name for name in tensors if name in own and own[name].shape != tensors[name].shape]),
     ):
         if names:
-            raise UserError(f"{path}: {problem} {truncate_list(names)} (adadf_dist names)")
+            raise UserError(f"{path}: {problem} {first_few(names)} (adadf_dist names)")
     model.load_state_dict({**own, **tensors})
 
 

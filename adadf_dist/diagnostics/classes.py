@@ -71,9 +71,8 @@ def fix_collapse(run: RunRecords) -> str:
     """Return fixes for a collapse that the configuration does not use yet."""
     config, optimizer = run.config, run.config.optimizer
     heads = config.loss.supervision != "one_hot" and optimizer.attention_lr_factor > HEAD_FACTOR
-    longer = run.steps_per_epoch and warmup_steps(config, run.steps_per_epoch) < WARMUP / 2 * (
-        config.epochs * run.steps_per_epoch
-    )
+    steps = config.epochs * run.steps_per_epoch
+    longer = steps and warmup_steps(config, run.steps_per_epoch) < WARMUP / 2 * steps
     return either(
         "" if config.model.pretrained else "start from model.pretrained weights",
         f"set optimizer.attention_lr_factor = {HEAD_FACTOR:g}" if heads else "",
