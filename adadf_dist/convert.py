@@ -33,6 +33,7 @@ from adadf_dist.errors import UserError
 from adadf_dist.files.outputs import add_force_option, check_output_path
 from adadf_dist.method.class_distributions import ClassDistributions
 from adadf_dist.method.model import DualBranch
+from adadf_dist.method.pretrained import first_few
 from adadf_dist.method.weight_files import read_weights, strip_wrapper_prefix
 
 Tensors = Mapping[str, Tensor]
@@ -53,88 +54,49 @@ example:
   python -m adadf_dist.predict rafdb.pt FACE.jpg
 """
 
+STAGES = r"branch_[12](?:_feature)?\."
+LINEAR = r"(?:(?:0|1|fc|linear|classifier)\.)?(?=(?:weight|bias)$)"
+"""A Linear, or the first module of a Sequential."""
 NAME_MAP = {
-    "feature": "extractor",
-    "branch_1": "auxiliary.stages",
-    "branch_2": "target.stages",
-    "branch_1_feature": "auxiliary.stages",
-    "branch_2_feature": "target.stages",
-    "branch_1_classifier": "auxiliary.classifier",
-    "branch_2_classifier": "target.classifier",
-    "alpha_1": "auxiliary.attention",
-    "alpha_2": "target.attention",
+    r"feature\.(?:0|conv1)\.": "extractor.conv1.",
+    r"feature\.(?:1|bn1)\.": "extractor.bn1.",
+    r"feature\.(?:4|layer1)\.": "extractor.layer1.",
+    rf"{STAGES}(?:0|layer2)\.": "BRANCH.stages.layer2.",
+    rf"{STAGES}(?:1|layer3)\.": "BRANCH.stages.layer3.",
+    rf"{STAGES}(?:2|layer4)\.": "BRANCH.stages.layer4.",
+    rf"{STAGES}(?:[3-9]|classifier|fc|head)\.(?=(?:weight|bias)$)": "BRANCH.classifier.",
+    rf"branch_[12]_classifier\.{LINEAR}": "BRANCH.classifier.",
+    rf"alpha_[12]\.{LINEAR}": "BRANCH.attention.",
 }
-"""First component of a published name -> adadf_dist module."""
-SEQUENTIAL_NAMES = {
-    "feature": ("conv1", "bn1", None, None, "layer1"),
-    "branch": ("layer2", "layer3", "layer4", None, "classifier"),
-}
-"""Modules of a Sequential by index; None: without tensors (activation, pooling)."""
-CLASSIFIERS = ("classifier", "fc", "head")
+"""Beginning of a published name -> that of the adadf_dist name. The classifier's index depends on pooling and
+flattening."""
 
 
-def map_name(name: str, part_names: Sequence[str]) -> str | None:
-    """Map a published tensor name to the adadf_dist name; None if unknown.
-
-    `part_names`: the first name components within the part, in file order, which determine its numbering.
-    """
-    part, _, rest = name.partition(".")
-    ours = NAME_MAP.get(part)
-    if ours is None or not rest:
-        return None
-    leaf = rest.rpartition(".")[2]
-    if ours.endswith(("attention", "classifier")):  # a Linear, or the first module of a Sequential
-        return f"{ours}.{leaf}" if re.fullmatch(r"((0|1|fc|linear|classifier)\.)?(weight|bias)", rest) else None
-    first, _, below = rest.partition(".")
-    first = resolve_sequential_index(part, first, part_names)
-    if ours != "extractor" and first in CLASSIFIERS:
-        return f"{ours.partition('.')[0]}.classifier.{leaf}" if below in ("weight", "bias") else None
-    return f"{ours}.{first}.{below}"
-
-
-def resolve_sequential_index(part: str, first: str, part_names: Sequence[str]) -> str:
-    """Map a Sequential index to the adadf_dist name, such as `0` of a branch to `layer2`."""
-    if not first.isdigit():
-        return first
-    names = SEQUENTIAL_NAMES["feature" if part == "feature" else "branch"]
-    if part != "feature" and first == part_names[-1] and len(part_names) == 4:
-        return "classifier"  # its index depends on pooling and flattening
-    number = int(first)
-    return names[number] or first if number < len(names) else first
+def map_name(name: str) -> str | None:
+    """Map a published tensor name to the adadf_dist name; None if unknown."""
+    for pattern, ours in NAME_MAP.items():
+        if found := re.match(pattern, name):
+            branch = "auxiliary" if "_1" in found[0] else "target"
+            return ours.replace("BRANCH", branch) + name[found.end() :]
+    return None
 
 
 def remap_state_dict(tensors: Tensors, path: Path) -> dict[str, Tensor]:
     """Rename the file's tensors and drop duplicates. Raises `UserError` for unknown or unequal duplicate tensors."""
-    below: dict[str, list[str]] = {}
-    for name in tensors:
-        part, first = (*name.split("."), "")[:2]
-        if first not in below.setdefault(part, []):
-            below[part].append(first)
     found: dict[str, str] = {}
     ours: dict[str, Tensor] = {}
     unknown = []
     for name, tensor in tensors.items():
-        place = map_name(name, below[name.partition(".")[0]])
+        place = map_name(name)
         if place is None:
             unknown.append(name)
         elif place not in found:
             found[place], ours[place] = name, tensor
-        elif not tensors_equal(ours[place], tensor):
+        elif not torch.equal(ours[place], tensor):
             raise UserError(f"{path}: {name} should equal {found[place]} but differs; unsupported layout")
     if unknown:
-        raise UserError(
-            f"{path}: {truncate_list(unknown)} {'is' if len(unknown) == 1 else 'are'} unknown in this layout"
-        )
+        raise UserError(f"{path}: {first_few(unknown)} {'is' if len(unknown) == 1 else 'are'} unknown in this layout")
     return ours
-
-
-def tensors_equal(a: Tensor, b: Tensor) -> bool:
-    return a.shape == b.shape and bool(torch.equal(a, b))
-
-
-def truncate_list(names: Sequence[str]) -> str:
-    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
-    return ", ".join(names[:3]) + more
 
 
 def load_published(path: Path) -> dict[str, Tensor]:
@@ -178,7 +140,7 @@ def load_strict(model: DualBranch, tensors: Tensors, path: Path) -> None:
         ("shape mismatch of", [name for name in tensors if name in own and own[name].shape != tensors[name].shape]),
     ):
         if names:
-            raise UserError(f"{path}: {problem} {truncate_list(names)} (adadf_dist names)")
+            raise UserError(f"{path}: {problem} {first_few(names)} (adadf_dist names)")
     model.load_state_dict({**own, **tensors})
 
 

@@ -1,4 +1,4 @@
-"""Run benchmarks: `python -m benchmarks data|step|epoch|pictures|scaling|cost|paired`.
+"""Run benchmarks: `python -m benchmarks data|step|epoch|pictures|scaling|cost|audit`.
 
 Timings on shared machines are noisy, so compare ratios of measurements from the same run.
 """
@@ -11,7 +11,7 @@ from pathlib import Path
 from adadf_dist.console.exit import cli_errors
 from adadf_dist.console.parser import Parser
 from adadf_dist.files.outputs import add_force_option, check_output_path
-from benchmarks import epoch, loader_images, loaders, paired, step
+from benchmarks import audit_scores, epoch, loader_images, loaders, step
 from benchmarks.scaling import cost_tables
 from benchmarks.scaling import measure as scaling
 
@@ -53,12 +53,12 @@ COMMANDS = {
         "Print Markdown tables of the messages of a step and an epoch, computed from the network, and of predicted "
         "step times on other machines under stated assumptions.",
     ),
-    "paired": (
-        paired,
-        "two configurations on the same seeds: difference, interval, equivalence",
-        "Train both configurations on each seed and compare validation accuracies after the last epoch. Example:\n"
-        "paired --first '--batch_size 64' --second '--batch_size 512 --optimizer.lr_scaling sqrt' --out runs/large -- "
-        "--preset fer2013",
+    "audit": (
+        audit_scores,
+        "the audit's label error score compared with others on known label errors; no timing",
+        "Print Markdown tables of AUC and precision of label error scores on a finished run: of the audit, of training "
+        "dynamics, and of confident learning (cleanlab). Label errors are known under injected label noise, or from "
+        "--true-labels.",
     ),
 }
 
@@ -69,7 +69,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     for name, (module, brief, description) in COMMANDS.items():
         command = commands.add_parser(name, help=brief, description=description)
         module.add_options(command)
-        if module not in (loader_images, cost_tables, paired):
+        if module not in (loader_images, cost_tables, audit_scores):
             rounds = 3 if module is scaling else 1
             command.add_argument(
                 "--repeat", type=int, default=rounds, help="rounds, interleaved (default: %(default)s)"
@@ -79,10 +79,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         add_force_option(command, "an output file")
     options = parser.parse_args(argv)
     with cli_errors("benchmarks"):
-        image = options.out if options.command == "pictures" else None  # --out of paired is a folder
-        for option, path in (("--json", getattr(options, "json", None)), ("--out", image)):
+        for option in ("json", "out"):
+            path = getattr(options, option, None)
             if path is not None:
-                check_output_path(path, options.force, option)
+                check_output_path(path, options.force, f"--{option}")
         options.run(options)
 
 

@@ -10,6 +10,7 @@ import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from statistics import median
 from typing import Any, NamedTuple
 
 import torch
@@ -18,7 +19,7 @@ import torchvision
 from adadf_dist.data.synthetic.dataset import build_synthetic_dataset
 from adadf_dist.files.outputs import write_output
 from benchmarks.baseline_loop import Work, baseline_epoch
-from benchmarks.machine import describe_machine, median
+from benchmarks.machine import describe_machine
 
 STORED_SIZE, NETWORK_SIZE, BATCH = 100, 224, 64
 

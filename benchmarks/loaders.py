@@ -15,6 +15,7 @@ from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from importlib import import_module
 from pathlib import Path
+from statistics import median
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -36,7 +37,7 @@ from adadf_dist.distributed.world import pick_device
 from adadf_dist.errors import UserError
 from adadf_dist.files.outputs import write_output
 from benchmarks.baseline_loop import transforms
-from benchmarks.machine import describe_machine, median
+from benchmarks.machine import describe_machine
 
 STORED_SIZE = 100
 SHARDS = 8

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import itertools
 import time
+from statistics import median
 
 from adadf_dist.config.load import ConfigLayer, build_config, override
 from adadf_dist.config.schema import Config
@@ -12,7 +13,7 @@ from adadf_dist.distributed.world import World, pick_device
 from adadf_dist.engine.base import resolve_precision
 from adadf_dist.files.outputs import write_output
 from adadf_dist.training.synthetic_step import SyntheticTrainer, synchronize
-from benchmarks.machine import describe_machine, median
+from benchmarks.machine import describe_machine
 
 CLASSES = 7
 WARM_UP = 3

@@ -15,7 +15,7 @@ train() { # NAME OPTION...
     for seed in ${SEEDS:-0 1 2}; do
         "$PYTHON" -m adadf_dist.train --preset fer2013 --data.shards data/fer2013-30 --model.backbone resnet10 \
             --data.image_size 32 --epochs 8 --class_distributions.threshold 0.5 --optimizer.warmup_steps 200 \
-            --seed "$seed" --output_dir "runs/auxiliary-$name-$seed" "$@"
+            --seed "$seed" --out "runs/auxiliary-$name-$seed" "$@"
     done
 }
 train one_hot --loss.supervision one_hot --loss.epoch_threshold 2

@@ -12,6 +12,6 @@ for source in running second_pass; do
         "$PYTHON" -m adadf_dist.train --preset fer2013 --model.backbone resnet10 --data.image_size 32 --epochs 4 \
             --data.loader torch --class_distributions.source "$source" --class_distributions.threshold 0.5 \
             --loss.epoch_threshold 2 --optimizer.warmup_steps 200 --evaluation.run_test false --seed "$seed" \
-            --output_dir "runs/source-$source-$seed"
+            --out "runs/source-$source-$seed"
     done
 done

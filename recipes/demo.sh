@@ -10,5 +10,5 @@ PYTHON=${PYTHON:-python}
 export OMP_NUM_THREADS=1
 for seed in ${SEEDS:-0 1 2}; do
     "$PYTHON" -m torch.distributed.run --standalone --nproc_per_node 2 -m adadf_dist.train --preset demo \
-        --class_distributions.threshold 0.7 --seed "$seed" --output_dir "runs/demo-t0.7-2ranks-$seed"
+        --class_distributions.threshold 0.7 --seed "$seed" --out "runs/demo-t0.7-2ranks-$seed"
 done

@@ -9,6 +9,6 @@ PYTHON=${PYTHON:-python}
 for t in 0.7 0.5; do
     for seed in ${SEEDS:-0 1 2}; do
         "$PYTHON" -m adadf_dist.train --preset demo --class_distributions.threshold "$t" --seed "$seed" \
-            --output_dir "runs/demo-t$t-$seed"
+            --out "runs/demo-t$t-$seed"
     done
 done

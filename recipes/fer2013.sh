@@ -11,4 +11,4 @@ export OMP_NUM_THREADS=1
 recipes/fer2013_data.sh "${1:-${FER2013:-}}" fer2013
 "$PYTHON" -m torch.distributed.run --standalone --nproc_per_node 2 -m adadf_dist.train --preset fer2013 \
     --class_distributions.threshold 0.5 --loss.epoch_threshold 2 --optimizer.warmup_steps 200 --seed 0 \
-    --output_dir runs/fer2013-t0.5-0
+    --out runs/fer2013-t0.5-0

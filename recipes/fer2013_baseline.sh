@@ -14,7 +14,7 @@ for data in fer2013 fer; do
             run=runs/baseline-$data-$target-$seed
             "$PYTHON" -m adadf_dist.train --preset fer2013 --data.shards "data/$data" --model.backbone resnet10 \
                 --data.image_size 32 --epochs 12 --loss.epoch_threshold 3 --loss.supervision "$target" \
-                --class_distributions.threshold 0.5 --optimizer.warmup_steps 200 --seed "$seed" --output_dir "$run"
+                --class_distributions.threshold 0.5 --optimizer.warmup_steps 200 --seed "$seed" --out "$run"
             "$PYTHON" -m adadf_dist.evaluate "$run" --json "$run/evaluation.json" --force
         done
     done

@@ -11,7 +11,7 @@ recipes/fer2013_data.sh "${1:-${FER2013:-}}" fer2013-30
 train() { # T E SEED
     "$PYTHON" -m adadf_dist.train --preset fer2013 --data.shards data/fer2013-30 --model.backbone resnet10 \
         --data.image_size 32 --epochs 8 --class_distributions.threshold "$1" --loss.epoch_threshold "$2" --seed "$3" \
-        --output_dir "runs/fer30-t$1-E$2-$3"
+        --out "runs/fer30-t$1-E$2-$3"
 }
 for seed in 0 1 2; do train 0.4 3 "$seed"; done
 for seed in 0 1; do train 0.5 2 "$seed"; done

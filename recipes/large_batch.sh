@@ -7,7 +7,15 @@ set -eu
 cd "$(dirname "$0")/.."
 PYTHON=${PYTHON:-python}
 recipes/fer2013_data.sh "${1:-${FER2013:-}}" fer2013
-"$PYTHON" -m benchmarks paired --first "--batch_size 64 --optimizer.warmup_steps 200" \
-    --second "--batch_size 512 --optimizer.lr_scaling sqrt --optimizer.warmup_steps 25" --out runs/large -- \
-    --preset fer2013 --model.backbone resnet10 --data.image_size 32 --epochs 8 \
-    --class_distributions.threshold 0.5 --loss.epoch_threshold 2
+train() { # NAME SEED OPTION...
+    out=runs/large/$1-seed$2
+    seed=$2
+    shift 2
+    "$PYTHON" -m adadf_dist.train --preset fer2013 --model.backbone resnet10 --data.image_size 32 --epochs 8 \
+        --class_distributions.threshold 0.5 --loss.epoch_threshold 2 --evaluation.run_test false --seed "$seed" --out "$out" "$@"
+}
+for seed in ${SEEDS:-0 1 2}; do
+    train 64 "$seed" --optimizer.warmup_steps 200
+    train 512 "$seed" --batch_size 512 --optimizer.lr_scaling sqrt --optimizer.warmup_steps 25
+done
+"$PYTHON" -m adadf_dist.report runs/large/64-seed? runs/large/512-seed? --figures figures/large

@@ -12,7 +12,7 @@ for loader in torch dali; do
         "$PYTHON" -m adadf_dist.train --preset fer2013 --model.backbone resnet10 --data.image_size 32 --epochs 4 \
             --data.loader "$loader" --class_distributions.threshold 0.5 --loss.epoch_threshold 2 \
             --optimizer.warmup_steps 200 --evaluation.run_test false --seed "$seed" \
-            --output_dir "runs/loader-$loader-$seed"
+            --out "runs/loader-$loader-$seed"
     done
 done
 mkdir -p runs

@@ -12,7 +12,7 @@ for target in one_hot fused; do
         "$PYTHON" -m adadf_dist.train --preset fer2013 --data.shards data/fer2013-30 --model.backbone resnet10 \
             --data.image_size 32 --epochs 24 --loss.epoch_threshold 6 --loss.supervision "$target" \
             --class_distributions.threshold 0.5 --optimizer.warmup_steps 200 --seed "$seed" \
-            --output_dir "runs/longer-$target-$seed"
+            --out "runs/longer-$target-$seed"
     done
 done
 "$PYTHON" -m adadf_dist.report runs/longer-one_hot-? runs/longer-fused-? --out runs/longer.html --force

@@ -13,7 +13,7 @@ from PIL import Image
 
 from adadf_dist.data.build.builder import Provenance, Source, SourceItem
 from adadf_dist.data.build.writer import Sample
-from adadf_dist.data.jpeg import InvalidImageError, decode, encode, make_upright, to_gray_or_rgb
+from adadf_dist.data.jpeg import InvalidImageError, decode_upright, encode
 from adadf_dist.errors import UserError
 from shards.image_files import ImageFileSource, ImageSourceOptions, SourceListing, make_image_source, read_bytes
 
@@ -67,7 +67,7 @@ class AlignedSource:
 
         picture = self.photos.listing.pictures[number]
         facts = self.photos.facts(number)
-        image = apply_exif_orientation(read_bytes(f"{self.photos.options.root}/{picture.path}")[0])
+        image = decode_upright(read_bytes(f"{self.photos.options.root}/{picture.path}")[0])
         try:
             found = dataset_landmarks(facts) if self.by == "landmarks" else detect_landmarks(image, facts)
             face, remark = align(image, found["points"], self.size), ""
@@ -83,11 +83,6 @@ class AlignedSource:
 
 class NoFaceFoundError(Exception):
     """No face was detected, or none where the dataset locates it."""
-
-
-def apply_exif_orientation(data: bytes) -> Image.Image:
-    """Return the upright image, gray or RGB. Raises `InvalidImageError`."""
-    return to_gray_or_rgb(make_upright(decode(data)))
 
 
 def dataset_landmarks(facts: Mapping[str, Any]) -> dict[str, Any]:

@@ -123,7 +123,9 @@ def test_every_tensor_is_accounted_for(network: DualBranch, tmp_path: Path, caps
     line = refused(capsys, with_change({"gamma.weight": torch.zeros(3)}))
     assert "gamma.weight is unknown" in line
     line = refused(capsys, with_change({"feature.7.weight": torch.zeros(3)}))
-    assert "unexpected tensors: extractor.7.weight" in line
+    assert "feature.7.weight is unknown" in line
+    line = refused(capsys, with_change({"feature.4.0.conv9.weight": torch.zeros(3)}))
+    assert "unexpected tensors: extractor.layer1.0.conv9.weight" in line
     line = refused(capsys, with_change({"alpha_2.0.bias": None}))
     assert "missing tensors: target.attention.bias" in line
     line = refused(capsys, with_change({"branch_1_feature.1.0.conv1.weight": torch.zeros(3)}))

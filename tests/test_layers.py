@@ -22,7 +22,7 @@ ONLY_IN = {
     "onnx": ("export/onnx_format.py",),
     "onnxruntime": ("export/onnx_format.py",),
     "onnxscript": ("export/onnx_format.py",),
-    "cleanlab": ("audit/confident_learning.py",),
+    "cleanlab": ("benchmarks/audit_scores.py",),
     "nvidia": ("data/loaders/dali_loader.py", "benchmarks/dali_native.py"),
 }
 

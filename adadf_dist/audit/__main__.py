@@ -9,15 +9,13 @@ from pathlib import Path
 
 from adadf_dist.audit.gallery import render
 from adadf_dist.audit.ranking import AuditResult, score_labels, write_table
-from adadf_dist.audit.reference_labels import ReferenceLabels, injected_noise, labels_from_dataset
-from adadf_dist.audit.run_data import AuditInputs, load_audit_inputs
-from adadf_dist.audit.score_comparison import ScoreReport, score
+from adadf_dist.audit.run_data import load_audit_inputs
 from adadf_dist.console.exit import cli_errors
 from adadf_dist.console.parser import Parser
 from adadf_dist.data.identity import ALLOW_OTHER_DATA
 from adadf_dist.distributed.world import pick_device, world_size_from_env
 from adadf_dist.errors import UserError
-from adadf_dist.files.atomic import os_errors_as_user_errors, write_json, write_text
+from adadf_dist.files.atomic import os_errors_as_user_errors, write_text
 from adadf_dist.files.outputs import add_force_option
 
 FOLDER = "audit"
@@ -31,15 +29,14 @@ training split and from the training dynamics. Writes to RUN/audit:
                distribution
   audit.html   gallery of the most likely mislabeled samples: keep, relabel or drop them and export relabel.csv, which
                `--data.relabel_file` of the trainer and `--relabel` of shards.build apply
-  scores.json  how well this and baseline scores find known label errors, if there are any
 
-Label errors are known if the run was trained with data.label_noise_rate or data.label_noise_file, or from other labels
-of the same photos (--true-labels, such as FER+ for FER2013). An unfinished run is audited on its epochs so far.
+If the run was trained with data.label_noise_rate or data.label_noise_file, both files show the labels before it. An
+unfinished run is audited on its epochs so far.
 """
 EPILOG = """\
 examples:
   python -m adadf_dist.audit runs/rafdb-seed0
-  python -m adadf_dist.audit runs/fer2013-seed0 --true-labels data/ferplus --gallery 1000 --force
+  python -m adadf_dist.audit runs/fer2013-seed0 --gallery 1000 --force
 """
 
 
@@ -72,12 +69,7 @@ def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
         action="store_true",
         help="audit even if the images differ from the run's training images (different dataset digest)",
     )
-    parser.add_argument(
-        "--true-labels",
-        type=Path,
-        metavar="DIR",
-        help="dataset with reference labels of the same photos",
-    )
+    parser.add_argument("--true-labels", metavar="DIR", help=argparse.SUPPRESS)  # now of the benchmark
     add_force_option(parser, "an audit of RUN")
     args = parser.parse_args(argv)
     if args.gallery < 1:
@@ -87,40 +79,29 @@ def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
 
 def audit(args: argparse.Namespace) -> None:
     """Score the labels, write the files and print a summary. Raises `UserError`."""
-    table, page, scores = (args.run / FOLDER / name for name in ("audit.csv", "audit.html", "scores.json"))
-    if not args.force and any(file.exists() for file in (table, page, scores)):
+    table, page = (args.run / FOLDER / name for name in ("audit.csv", "audit.html"))
+    if not args.force and (table.exists() or page.exists()):
         raise UserError(f"{table.parent}: audit already exists; pass --force to replace it")
     if world_size_from_env() > 1:
         raise UserError("audit runs in a single process; do not launch it with torchrun")
+    if args.true_labels is not None:
+        print(
+            "note: --true-labels is not used by the audit; the comparison with reference labels is now "
+            f"python -m benchmarks audit {args.run} --true-labels {args.true_labels}",
+            file=sys.stderr,
+        )
     with load_audit_inputs(args.run, args.checkpoint, args.shards, pick_device(), args.allow_other_data) as material:
-        truths = find_reference_labels(args, material)
-        findings = score_labels(material, truths[0] if truths else None)
-        scorecards = [score(findings, truth) for truth in truths]
+        findings = score_labels(material)
         content = render(findings, args.gallery)
         with os_errors_as_user_errors(table):  # keep other files, such as a saved relabel.csv
             table.parent.mkdir(exist_ok=True)
         write_table(table, findings)
         write_text(page, content)
-        if scorecards:
-            write_json(scores, [card.to_dict() for card in scorecards])
-        else:
-            scores.unlink(missing_ok=True)
-        print_summary(findings, scorecards)
-        print(f"written: {table}, {page}" + (f", {scores}" if scorecards else ""))
+        print_summary(findings)
+        print(f"written: {table}, {page}")
 
 
-def find_reference_labels(args: argparse.Namespace, material: AuditInputs) -> list[ReferenceLabels]:
-    """Return the available reference labels: from --true-labels and from injected noise."""
-    truths = []
-    if args.true_labels is not None:
-        truths.append(labels_from_dataset(material.split, args.true_labels))
-    noise = injected_noise(material.faces, material.trained.config.data)
-    return truths if noise is None else [*truths, noise]
-
-
-def print_summary(findings: AuditResult, scorecards: Sequence[ScoreReport]) -> None:
-    for card in scorecards:
-        print(card.to_markdown(), end="\n\n")
+def print_summary(findings: AuditResult) -> None:
     material = findings.material
     if material.other_data:
         print(f"warning: the run {material.other_data} ({ALLOW_OTHER_DATA})")

@@ -10,9 +10,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from adadf_dist.audit.reference_labels import ReferenceLabels
 from adadf_dist.audit.run_data import AuditInputs
-from adadf_dist.audit.scores import SampleEvidence, label_error_score, suggest_labels
 from adadf_dist.files.atomic import atomic_write
 
 Floats = NDArray[np.float64]
@@ -22,28 +20,29 @@ class AuditResult(NamedTuple):
     """Results for S training samples, in the order of the split."""
 
     material: AuditInputs
-    evidence: SampleEvidence
+    auxiliary: Floats
+    """[S, C], label distributions (eq 1, 2)."""
+    target: Floats
+    """[S, C], predicted distributions."""
     suspicion: Floats
-    """[S], label error score in [0, 1]."""
+    """[S], label error score in [0, 1]: 1 minus the label's mean probability over both branches. Selected by comparing
+    scores on known label errors: see the table in docs/audit.md."""
     proposed: NDArray[np.int64]
-    """[S]; the label itself if the model agrees with it."""
+    """[S], most likely class by the mean of both branches; the label itself if they agree with it."""
     ranked: NDArray[np.intp]
     """[S], sample indices, most likely mislabeled first; ties in the order of the split."""
-    truth: ReferenceLabels | None
-    """Reference labels, only for display; never used for scoring."""
 
     def truth_of(self, face: int) -> int:
-        """Return the reference label, or -1 if unknown."""
-        return -1 if self.truth is None else int(self.truth.labels[face])
+        """Return the label before injected noise, for display only; -1 if no noise was injected."""
+        return int(self.material.faces.true_labels[face]) if self.material.noisy else -1
 
 
-def score_labels(material: AuditInputs, truth: ReferenceLabels | None) -> AuditResult:
-    answers = material.answers
-    evidence = SampleEvidence(
-        material.labels, material.traces, answers.target_probs, answers.auxiliary_probs, material.fused
-    )
-    score = label_error_score(evidence)
-    return AuditResult(material, evidence, score, suggest_labels(evidence), np.argsort(-score, kind="stable"), truth)
+def score_labels(material: AuditInputs) -> AuditResult:
+    auxiliary, target = material.answers.auxiliary_probs, material.answers.target_probs
+    mean_probs = (target + auxiliary) / 2
+    score = 1 - mean_probs[np.arange(len(material.labels)), material.labels]
+    ranked = np.argsort(-score, kind="stable")
+    return AuditResult(material, auxiliary, target, score, mean_probs.argmax(axis=1), ranked)
 
 
 def write_table(path: Path, findings: AuditResult) -> None:
@@ -53,7 +52,7 @@ def write_table(path: Path, findings: AuditResult) -> None:
         writer = csv.writer(stream, lineterminator="\n")
         traces = ("attention_mean", "attention_last", "loss_mean", "loss_last", "forgotten", "never_learnt")
         kinds = [f"{kind}_{name}" for kind in ("auxiliary", "target", "fused") for name in classes]
-        known = ["true_label"] if findings.truth is not None else []
+        known = ["true_label"] if findings.material.noisy else []
         writer.writerow(["rank", "key", "label", "proposed", "suspicion", *traces, *known, *kinds])
         for rank, face in enumerate(findings.ranked.tolist(), start=1):
             writer.writerow([rank, *row(findings, face)])
@@ -71,10 +70,9 @@ def row(findings: AuditResult, face: int) -> Iterator[object]:
         yield number(column[face])
     yield int(traces.forgotten[face])
     yield int(traces.never_learnt[face])
-    if findings.truth is not None:
-        truth = findings.truth_of(face)
-        yield classes[truth] if truth >= 0 else ""
-    for distributions in (findings.evidence.auxiliary, findings.evidence.target, findings.evidence.fused):
+    if material.noisy:
+        yield classes[findings.truth_of(face)]
+    for distributions in (findings.auxiliary, findings.target, material.fused):
         for share in distributions[face]:
             yield number(share)
 

@@ -56,6 +56,11 @@ class AuditInputs(NamedTuple):
         return self.split.labels
 
     @property
+    def noisy(self) -> bool:
+        """Whether label noise was injected, so that the labels before it are known."""
+        return bool((self.faces.labels != self.faces.true_labels).any())
+
+    @property
     def under_way(self) -> str:
         """Note for an unfinished run; empty for a finished one."""
         planned = self.trained.config.epochs

@@ -151,6 +151,11 @@ def make_upright(image: Image.Image) -> Image.Image:
     return image if orientation == 1 else image.transpose(_TRANSPOSITIONS[orientation])
 
 
+def decode_upright(data: bytes) -> Image.Image:
+    """Decode to an upright image, gray or RGB. Raises `InvalidImageError`."""
+    return to_gray_or_rgb(make_upright(decode(data)))
+
+
 def to_jpeg(data: bytes, side: int | None = None, box: Box | None = None) -> Jpeg:
     """Encode the image, or its part in `box`, as an upright JPEG, gray or RGB, shorter side at most `side` pixels.
 

@@ -71,18 +71,14 @@ def fix_collapse(run: RunRecords) -> str:
     """Return fixes for a collapse that the configuration does not use yet."""
     config, optimizer = run.config, run.config.optimizer
     heads = config.loss.supervision != "one_hot" and optimizer.attention_lr_mult > HEAD_FACTOR
-    longer = run.steps_per_epoch and warmup_steps(config, run.steps_per_epoch) < WARMUP / 2 * steps_of(run)
+    steps = config.epochs * run.steps_per_epoch
+    longer = steps and warmup_steps(config, run.steps_per_epoch) < WARMUP / 2 * steps
     return either(
         "" if config.model.pretrained else "start from model.pretrained weights",
         f"set optimizer.attention_lr_mult = {HEAD_FACTOR:g}" if heads else "",
         f"set optimizer.warmup_steps = {WARMUP:g} (a fraction of the run)" if longer else "",
         f"lower optimizer.lr (now {optimizer.lr:g})",
     )
-
-
-def steps_of(run: RunRecords) -> int:
-    """Return the number of steps of the complete run."""
-    return run.config.epochs * run.steps_per_epoch
 
 
 def class_accuracy(record: Record, judged: NDArray[np.bool_]) -> tuple[float, float]:

@@ -46,16 +46,10 @@ class PairedDifference(NamedTuple):
     """In [-1, 1], like the interval bounds."""
     interval: Interval
     """Two-sided 95% interval."""
-    equivalence: Interval
-    """90% interval. If it lies within +/- margin, the two are equivalent at the 5% level (TOST, Schuirmann 1987)."""
     seeds: int
     samples: int
     paired: bool
     """Whether samples were paired. Without saved predictions of both, the interval is wider than necessary."""
-
-    def is_equivalent(self, margin: float) -> bool:
-        """Return whether the two are equivalent within `margin`. False can also mean too few pairs."""
-        return -margin < self.equivalence.low and self.equivalence.high < margin
 
     @property
     def verdict(self) -> Verdict:
@@ -88,12 +82,9 @@ def paired_difference(first: Sequence[Score], second: Sequence[Score], compariso
     else:
         paired, sampling = False, unpaired_variance(first) + unpaired_variance(second)
     seed = float(differences.var(ddof=1)) / len(differences)
-    interval, equivalence = (
-        Interval(max(-1.0, mean - half), min(1.0, mean + half))
-        for level in (0.95, 0.9)
-        for half in [half_width(seed, sampling, len(differences), 1 - (1 - level) / comparisons)]
-    )
-    return PairedDifference(mean, interval, equivalence, len(differences), samples, paired)
+    half = half_width(seed, sampling, len(differences), 1 - 0.05 / comparisons)
+    interval = Interval(max(-1.0, mean - half), min(1.0, mean + half))
+    return PairedDifference(mean, interval, len(differences), samples, paired)
 
 
 def accuracy_interval(scores: Sequence[Score]) -> Interval:

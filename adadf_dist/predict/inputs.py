@@ -13,7 +13,7 @@ from PIL import Image
 
 from adadf_dist.data.build.folder_tree import Skipped, walk_files
 from adadf_dist.data.dataset import Split, open_dataset
-from adadf_dist.data.jpeg import InvalidImageError, decode, image_suffixes, is_image_name, make_upright, to_gray_or_rgb
+from adadf_dist.data.jpeg import InvalidImageError, decode_upright, image_suffixes, is_image_name
 from adadf_dist.data.loaders.base import decode_image
 from adadf_dist.data.manifest import MANIFEST
 from adadf_dist.errors import UserError, single_line
@@ -139,7 +139,7 @@ def load_file(path: str) -> Image.Image:
         data = file.read()
     if not data:
         raise InvalidImageError("empty file")
-    return to_gray_or_rgb(make_upright(decode(data)))
+    return decode_upright(data)
 
 
 def failed_picture(path: str, reason: str) -> ImageInput:

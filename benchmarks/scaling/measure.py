@@ -12,13 +12,14 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from statistics import median
 
 import torch
 
 from adadf_dist.data.sampling import MIN_SAMPLES_PER_RANK
 from adadf_dist.errors import UserError
 from adadf_dist.files.outputs import write_output
-from benchmarks.machine import describe_machine, median
+from benchmarks.machine import describe_machine
 from benchmarks.scaling.comm_volume import Device, network, step_traffic
 from benchmarks.scaling.cost_tables import bytes_sent
 from benchmarks.scaling.worker import BenchmarkCase, Measurement

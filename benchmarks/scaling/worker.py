@@ -7,6 +7,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from statistics import median
 
 import torch
 
@@ -15,7 +16,6 @@ from adadf_dist.config.schema import Config
 from adadf_dist.console.exit import cli_errors
 from adadf_dist.distributed.world import World, init_world, rank_from_env
 from adadf_dist.training.synthetic_step import synchronize
-from benchmarks.machine import median
 from benchmarks.scaling.collective_timer import CollectiveTimer, StepTrace, time_messages
 from benchmarks.step import make_warm_trainer
 

@@ -19,16 +19,17 @@ from PIL import Image, ImageColor
 from sklearn.metrics import roc_auc_score
 
 from adadf_dist.audit.__main__ import main
-from adadf_dist.audit.reference_labels import labels_from_dataset
+from adadf_dist.audit.ranking import score_labels
 from adadf_dist.audit.run_data import AuditInputs, load_audit_inputs
-from adadf_dist.audit.score_comparison import auc, precision_at
-from adadf_dist.audit.scores import SampleEvidence, forgetting, label_error_score, rank_average, suggest_labels
 from adadf_dist.audit.training_dynamics import load_training_dynamics, summarize
 from adadf_dist.data.dataset import Split, open_dataset
 from adadf_dist.data.jpeg import decode
 from adadf_dist.data.synthetic.dataset import build_synthetic_dataset
 from adadf_dist.errors import UserError
 from adadf_dist.tracking.artifacts import load_samples
+from benchmarks.__main__ import main as benchmark
+from benchmarks.audit_scores import compare_scores, forgetting, precision_at, rank_average
+from benchmarks.reference_labels import injected_noise, labels_from_dataset
 from tests.helpers.browser import Page, chromium_page, needs_chromium
 from tests.helpers.dataset_builds import run_build
 from tests.helpers.runs import settings, train_here
@@ -72,6 +73,14 @@ def audited(run: Path) -> Path:
 
 
 @pytest.fixture(scope="module")
+def compared(run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The JSON of the benchmark that compares scores."""
+    file = tmp_path_factory.mktemp("scores") / "scores.json"
+    benchmark(["audit", str(run), "--json", str(file)])
+    return file
+
+
+@pytest.fixture(scope="module")
 def material(run: Path) -> Iterator[AuditInputs]:
     with load_audit_inputs(run, "selected", "", CPU) as opened:
         yield opened
@@ -111,12 +120,14 @@ def test_last_epoch_is_the_last_that_contained_the_sample() -> None:
     assert summarize(seen_first, seen_first, seen_first).attention_last.tolist() == [0.5]
 
 
-def test_suspicion_is_the_mean_probability_of_other_classes() -> None:
-    target, auxiliary = np.array([[0.7, 0.2, 0.1], [0.1, 0.5, 0.4]]), np.array([[0.5, 0.5, 0.0], [0.2, 0.2, 0.6]])
-    flat = np.zeros((1, 2))
-    evidence = SampleEvidence(np.array([0, 1]), summarize(flat, flat, flat), target, auxiliary, target)
-    assert label_error_score(evidence).tolist() == pytest.approx([0.4, 0.65])
-    assert suggest_labels(evidence).tolist() == [0, 2]
+def test_suspicion_is_the_mean_probability_of_other_classes(material: AuditInputs) -> None:
+    target, auxiliary = np.array([[0.7, 0.2, 0.1], [0.1, 0.5, 0.4]]), np.array([[0.5, 0.5, 1e-9], [0.2, 0.2, 0.6]])
+    answers = material.answers._replace(target_logits=np.log(target), auxiliary_logits=np.log(auxiliary))
+    split = replace(material.split.subset(np.arange(2), "train"), labels=np.array([0, 1]))
+    findings = score_labels(material._replace(split=split, answers=answers))
+    assert findings.suspicion.tolist() == pytest.approx([0.4, 0.65])
+    assert findings.proposed.tolist() == [0, 2]
+    assert findings.ranked.tolist() == [1, 0]
 
 
 def test_rank_average_shares_ties_and_centers_missing_scores() -> None:
@@ -126,14 +137,6 @@ def test_rank_average_shares_ties_and_centers_missing_scores() -> None:
 
 
 # Scores of scores
-
-
-@pytest.mark.parametrize("distinct", [400, 5])
-def test_auc_equals_scikit_learn(distinct: int) -> None:
-    random = np.random.default_rng(0)
-    score, wrong = random.integers(0, distinct, 400).astype(float), random.random(400) < 0.3
-    assert auc(score, wrong) == pytest.approx(roc_auc_score(wrong, score), abs=1e-12)
-    assert np.isnan(auc(score, np.zeros(400, dtype=bool)))
 
 
 def test_precision_averages_over_orders_of_ties() -> None:
@@ -177,9 +180,9 @@ def test_training_dynamics_equal_the_files(run: Path, material: AuditInputs) -> 
         assert material.traces.loss_last[face] == pytest.approx(losses[-1])
 
 
-def test_injected_noise_is_ranked_better_than_chance(material: AuditInputs, audited: Path) -> None:
+def test_injected_noise_is_ranked_better_than_chance(material: AuditInputs, compared: Path) -> None:
     wrong = material.faces.labels != material.faces.true_labels
-    cards = json.loads((audited / "scores.json").read_text())
+    cards = json.loads(compared.read_text())
     rows = {row["name"]: row for row in cards[0]["scores"]}
     own = rows["**suspicion**"]
     both = (material.answers.target_probs + material.answers.auxiliary_probs) / 2
@@ -194,9 +197,9 @@ def test_injected_noise_is_ranked_better_than_chance(material: AuditInputs, audi
     assert {"attention, mean", "loss, mean", "loss, last epoch", "forgetting"} < set(rows)
 
 
-def test_table_includes_confident_learning(audited: Path) -> None:
+def test_table_includes_confident_learning(compared: Path) -> None:
     pytest.importorskip("cleanlab", reason="the optional extra is not installed")
-    card = json.loads((audited / "scores.json").read_text())[0]
+    card = json.loads(compared.read_text())[0]
     names = [row["name"] for row in card["scores"]]
     assert {"confident learning, label quality", "confident learning, issues first"} < set(names)
     assert "out-of-sample" in card["remarks"][0]
@@ -230,24 +233,46 @@ def test_report_is_markdown_and_replaced_only_with_force(
     (audited / "relabel.csv").write_text("key,decision,label\n")
     before = (audited / "audit.csv").read_bytes()
     main([str(run), "--gallery", "60", "--force"])
-    output = capsys.readouterr().out
-    assert re.search(r"\| \*\*suspicion\*\* \| [01]\.\d{3} \| [\d.]+% \|", output)
-    assert "| attention, mean | 0." in output
     assert (audited / "audit.csv").read_bytes() == before
     assert (audited / "relabel.csv").exists()  # the audit must not remove a user's file
 
 
-def test_missing_cleanlab_is_reported(material: AuditInputs, monkeypatch: pytest.MonkeyPatch) -> None:
-    from adadf_dist.audit.ranking import score_labels
-    from adadf_dist.audit.reference_labels import injected_noise
-    from adadf_dist.audit.score_comparison import score
+def test_missing_cleanlab_is_reported(
+    run: Path, drawn: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    copy = copy_of(run, tmp_path)
+    main([str(copy), "--gallery", "1", "--true-labels", str(drawn)])
+    note = capsys.readouterr().err
+    assert note.count("\n") == 1
+    assert f"python -m benchmarks audit {copy} --true-labels {drawn}" in note
+    assert (copy / "audit" / "audit.csv").exists()
 
-    monkeypatch.setitem(sys.modules, "adadf_dist.audit.confident_learning", None)
-    truth = injected_noise(material.faces, material.trained.config.data)
-    assert truth is not None
-    output = score(score_labels(material, truth), truth).to_markdown()
+
+def test_the_benchmark_prints_a_table_per_source_of_labels(
+    run: Path, drawn: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    benchmark(["audit", str(run), "--true-labels", str(drawn)])
+    output = capsys.readouterr().out
+    assert len(re.findall(r"\| \*\*suspicion\*\* \| [01]\.\d{3} \| [\d.]+% \|", output)) == 2
+    assert "| attention, mean | 0." in output
+    assert f"labels of {drawn.name}: " in output and "data.label_noise_rate 0.2: " in output
+
+
+def test_the_benchmark_needs_known_errors(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    copy = copy_of(run, tmp_path)
+    with np.load(copy / "faces.npz") as file:
+        arrays = dict(file)
+    np.savez(copy / "faces.npz", **{**arrays, "true_labels": arrays["labels"]})
+    with pytest.raises(SystemExit):
+        benchmark(["audit", str(copy)])
+    assert "trained without label noise; pass --true-labels DIR" in capsys.readouterr().err
+
+
+def test_cleanlab_missing_is_said(material: AuditInputs, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "cleanlab.filter", None)
+    output = compare_scores(score_labels(material), injected_noise(material)).to_markdown()
     assert "| confident learning" not in output
-    assert "pip install 'adadf_dist[audit]'" in output
+    assert "pip install 'adadf_dist[benchmarks]'" in output
 
 
 # Other labels of the same photos

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from adadf_dist.audit import reference_labels
 from adadf_dist.errors import UserError
 from adadf_dist.evaluate.class_mapping import read_mapping
+from benchmarks import reference_labels
 from shards.doctor import releases
 from shards.sources import emotions
 

@@ -53,7 +53,7 @@ FILES: dict[tuple[str, str], list[str]] = {
             "epoch": ["epoch"],
             "scaling": ["scaling"],
             "cost": ["cost"],
-            "paired": ["paired", "--first", "a", "--second", "b", "--out", "runs"],
+            "audit": ["audit", "nowhere"],
         }.items()
     },
     ("benchmarks.__main__ pictures", "--out"): ["benchmarks.__main__", "pictures"],
@@ -89,9 +89,6 @@ FOLDERS: dict[tuple[str, str], list[str]] = {
     ("tune.tables", "--out"): ["tune.tables", "ablation", "--preset", "demo", "--local"],
 }
 
-RESUMED = {("benchmarks.__main__ paired", "--out")}
-"""Folders of training runs, which the same command resumes."""
-
 ENDINGS = {"--onnx": ".onnx", "--safetensors": ".safetensors", "--torch-export": ".pt2", "--html": ".html"}
 
 
@@ -126,7 +123,7 @@ def path_options(parser: argparse.ArgumentParser, name: str) -> Iterator[tuple[s
 
 @pytest.mark.parametrize("module", COMMANDS)
 def test_every_path_option_is_an_input_or_a_tested_output(module: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    outputs = {*FILES, *FOLDERS, *RESUMED}
+    outputs = {*FILES, *FOLDERS}
     found = set()
     for name, action in path_options(parser_of(module, monkeypatch), module):
         if action.dest in INPUTS:

@@ -277,5 +277,4 @@ def test_search_updates_its_page_after_each_stage(tmp_path: Path, capsys: pytest
         "Configuration 3 is significantly better than the default (95%, seeds and samples)." in text
         and "61.23%" in text
     )
-    assert len(list(study.trials.path.glob("*/*tfevents*"))) == 13 + 9
     assert capsys.readouterr().out.splitlines()[-1].startswith("python -m adadf_dist.train --config ")

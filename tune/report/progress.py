@@ -7,7 +7,6 @@ import sys
 from adadf_dist.errors import UserError
 from tune.report.live_table import LiveTable
 from tune.report.results import write_trials
-from tune.report.tensorboard_hparams import write_hparams
 from tune.study.study import Study
 
 
@@ -23,8 +22,6 @@ class ProgressReporter:
         outcomes = self.study.trials.outcomes()
         try:
             write_trials(self.study, outcomes)
-            if self.study.base.runtime.tensorboard:
-                write_hparams(self.study, outcomes)
         except UserError as error:
             if str(error) != self._warned:
                 self._warned = str(error)

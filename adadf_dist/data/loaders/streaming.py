@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from webdataset.filters import _shuffle as shuffle_in_buffer
+from webdataset import shuffle
 from webdataset.tariterators import group_by_keys, tar_file_expander
 
 from adadf_dist.data.batch import Batch
@@ -202,7 +202,7 @@ class DecodeStream:
         faces = read_runs(self.remote, self.epoch.split, runs)
         key = (self.epoch.seed, BUFFER, self.epoch.number, self.ranks[0], lane)
         draws = random.Random(int(np.random.default_rng(key).integers(2**63)))
-        shuffled: Iterator[Face] = shuffle_in_buffer(faces, self.buffer, self.buffer, rng=draws)
+        shuffled: Iterator[Face] = shuffle(self.buffer, initial=self.buffer, rng=draws)(faces)
         return shuffled
 
     def decode(self, faces: DecodeDataset, share: Share, picked: dict[int, bytes]) -> DecodedBatch:

@@ -10,11 +10,10 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from adadf_dist.config.schema import DataConfig
+from adadf_dist.audit.run_data import AuditInputs
 from adadf_dist.data.dataset import Dataset, Split, open_dataset
 from adadf_dist.data.emotions import find_class
 from adadf_dist.errors import UserError
-from adadf_dist.tracking.artifacts import SampleTable
 
 MAX_COMPARED_IMAGES = 100
 """Maximum number of samples matched by key whose images are compared."""
@@ -34,15 +33,13 @@ class ReferenceLabels(NamedTuple):
         return np.flatnonzero(self.labels >= 0)
 
 
-def injected_noise(faces: SampleTable, data: DataConfig) -> ReferenceLabels | None:
-    """Return the labels before `data.label_noise_rate` or `data.label_noise_file`; None if no label was changed."""
+def injected_noise(material: AuditInputs) -> ReferenceLabels:
+    """Return the labels before `data.label_noise_rate` or `data.label_noise_file`."""
+    data, faces = material.trained.config.data, material.faces
     kind = f"data.label_noise_rate {data.label_noise_rate:g}" if data.label_noise_rate else "data.label_noise_file"
-    changed = int((faces.labels != faces.true_labels).sum())
-    if not changed:
-        return None
-    share = changed / len(faces.labels)
+    changed, total = int((faces.labels != faces.true_labels).sum()), len(faces.labels)
     return ReferenceLabels(
-        faces.true_labels, f"{kind}: {changed:,} of {len(faces.labels):,} labels changed ({share:.1%})"
+        faces.true_labels, f"{kind}: {changed:,} of {total:,} labels changed ({changed / total:.1%})"
     )
 
 
