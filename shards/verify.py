@@ -62,7 +62,7 @@ class Member(NamedTuple):
 def verify(path: Path, workers: int) -> tuple[Manifest, list[str]]:
     """Return all findings about a dataset folder. Raises `UserError` if `dataset.json` itself cannot be read."""
     manifest = read_manifest(path)
-    findings = list(check_files(path, manifest))
+    findings = list(map(str, check_files(path, manifest)))
     splits: dict[str, Split] = {}
     for name, info in manifest.splits.items():
         if not (path / info.index).is_file():

@@ -79,8 +79,7 @@ def inspect_dataset(config: Config, world: World) -> tuple[DatasetInfo | None, C
         drawn = f"{sum(config.data.embedded_faces):,} synthetic samples"
         return faces, CheckResult("shards", f"{shards}: not found; a run would generate {drawn} there")
     if problem := find_shards_mismatch(config.data, world):
-        what, _, hint = problem.rpartition("; ")
-        return None, CheckResult("shards", what or problem, Status.ERROR, hint if what else "")
+        return None, CheckResult("shards", problem.message, Status.ERROR, problem.hint)
     found = gather_probe(world, lambda: inspect_local_dataset(config, world))
     own = found[world.rank]
     if wrong := next((f for f in found if isinstance(f, ProbeFailure)), None):

@@ -39,7 +39,7 @@ def dry_run(argv: Sequence[str]) -> None:
             print_row(world, name, text)
         faces, line = inspect_dataset(resolved, world)
         if faces is None:
-            raise UserError(": ".join(part for part in (line.text, line.hint) if part))
+            raise UserError(line.text, line.hint)
         for name, text in (*describe_faces(resolved, faces, line.text), *describe_folder(resolved)):
             print_row(world, name, text)
         with report_out_of_memory(resolved, world):

@@ -46,8 +46,8 @@ class RankInfo(NamedTuple):
     """Number of cores that this process may run on."""
     memory: int
     """Memory of its node in bytes."""
-    no_workers: str = ""
-    """Why worker processes cannot start on its node; empty if they can."""
+    no_workers: UserError | None = None
+    """Why worker processes cannot start on its node; None if they can."""
 
 
 def gather_rank_info(world: World) -> list[RankInfo]:
@@ -70,13 +70,13 @@ def gather_rank_info(world: World) -> list[RankInfo]:
     )
 
 
-def why_no_workers() -> str:
-    """Return why worker processes cannot start on this node; empty if they can."""
+def why_no_workers() -> UserError | None:
+    """Return why worker processes cannot start on this node; None if they can."""
     try:
         worker_context(__name__)
     except UserError as error:
-        return str(error)
-    return ""
+        return error
+    return None
 
 
 def nodes_of(ranks: Sequence[RankInfo]) -> list[list[RankInfo]]:
@@ -96,8 +96,7 @@ def check_versions(config: Config, world: World) -> Iterator[CheckResult]:
         ("settings", find_config_mismatch(config, world)),
     ):
         if problem:
-            what, _, hint = problem.partition(": ")
-            yield CheckResult(name, what, Status.ERROR, hint)
+            yield CheckResult(name, problem.message, Status.ERROR, problem.hint)
         elif name == "versions":
             own = installed_versions()
             digest, *others = (own.pop("the digest of adadf_dist's source files"), *own.items())
@@ -131,8 +130,8 @@ def judge_workers(ranks: Sequence[RankInfo], config: Config) -> CheckResult:
         return CheckResult("workers", "not needed: each rank decodes in its own process")
     for rank in ranks:
         if rank.no_workers:
-            problem, _, fix = rank.no_workers.rpartition("; ")
-            return CheckResult("workers", f"{problem} (on {rank.host})", Status.ERROR, fix)
+            problem = rank.no_workers
+            return CheckResult("workers", f"{problem.message} (on {rank.host})", Status.ERROR, problem.hint)
     return CheckResult("workers", f"{pluralize(config.data.workers, 'data worker')} per rank can start")
 
 

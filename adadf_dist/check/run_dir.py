@@ -38,8 +38,7 @@ def check_folder(config: Config, world: World, num_classes: int, train_faces: in
     with restore_dirs(folder):
         problem = find_unshared_run_dir(folder, world)
         if problem:
-            what, _, hint = problem.removeprefix("out: ").rpartition("; ")
-            return CheckResult("run folder", what, Status.ERROR, hint)
+            return CheckResult("run folder", problem.message.removeprefix("out: "), Status.ERROR, problem.hint)
         line = check_run_dir_space(config, folder, num_classes, train_faces) if world.is_main else None
         shared = world.broadcast_object(line)
         world.barrier()  # all ranks are done with the folder before it is removed

@@ -75,8 +75,7 @@ def check_batch(config: Config, world: World, faces: DatasetInfo) -> CheckResult
     try:
         check_batch_size(config.batch_size, world.size)
     except UserError as error:
-        what, _, hint = str(error).rpartition(": ")
-        return CheckResult("batch", what, Status.ERROR, hint)
+        return CheckResult("batch", error.message, Status.ERROR, error.hint)
     text = f"{config.batch_size} samples over {world.size} rank{'s' * (world.size > 1)}"
     if most < world.size:
         text += f", but {faces.train:,} samples make batches of {smallest}, less than {MIN_SAMPLES_PER_RANK} per rank"

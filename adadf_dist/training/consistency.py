@@ -58,7 +58,7 @@ def check_consistency(config: Config, world: World) -> None:
     if not problem and config.out and num_nodes_from_env() > 1:
         problem = find_unshared_run_dir(Path(config.out), world)
     if problem:
-        raise UserError(problem)
+        raise problem
 
 
 def rank_label(world: World) -> str:
@@ -77,21 +77,23 @@ def gather_per_node(world: World, look: Callable[[], T]) -> dict[str, T]:
     return dict(found for found in world.all_gather_object(report) if found is not None)
 
 
-def find_version_mismatch(world: World) -> str:
-    """Return an error message if package versions differ between nodes, else an empty text. Collective."""
+def find_version_mismatch(world: World) -> UserError | None:
+    """Return an error if package versions differ between nodes. Collective."""
     return describe_mismatch(
         gather_per_node(world, installed_versions),
-        "{name} is {values}: all nodes must run the same code; install the same versions on every node",
+        "{name} is {values}",
+        "all nodes must run the same code; install the same versions on every node",
     )
 
 
-def find_config_mismatch(config: Config, world: World) -> str:
-    """Return an error message if a configuration key differs between nodes, else an empty text. Collective."""
+def find_config_mismatch(config: Config, world: World) -> UserError | None:
+    """Return an error if a configuration key differs between nodes. Collective."""
     settings = {key: value for key, value in flatten(to_dict(config)) if key not in NODE_LOCAL_KEYS}
     settings["data.shards"] = shards_location(config.data.shards)  # the following collectives depend on it
     return describe_mismatch(
         gather_per_node(world, lambda: {**settings, **hash_config_files(settings)}),
-        "{name} is {values}: start every node with the same command and files",
+        "{name} is {values}",
+        "start every node with the same command and files",
     )
 
 
@@ -132,17 +134,16 @@ def source_hash(folder: Path = Path(adadf_dist.__file__).parent) -> str:
     return digest.hexdigest()[:12]
 
 
-def describe_mismatch(known: Mapping[str, Mapping[str, Any]], line: str) -> str:
-    """Format `line` with the first name whose value differs between nodes; return an empty text if none does."""
+def describe_mismatch(known: Mapping[str, Mapping[str, Any]], message: str, hint: str) -> UserError | None:
+    """Return an error with the first name whose value differs between nodes, formatted into `message`."""
     for name in dict.fromkeys(name for values in known.values() for name in values):
         held: dict[str, list[str]] = {}
         for place, values in known.items():
             held.setdefault(str(values.get(name, "unknown")), []).append(place)
         if len(held) > 1:
-            return line.format(
-                name=name, values=" and ".join(f"{value} on {format_nodes(places)}" for value, places in held.items())
-            )
-    return ""
+            values = " and ".join(f"{value} on {format_nodes(places)}" for value, places in held.items())
+            return UserError(message.format(name=name, values=values), hint)
+    return None
 
 
 def format_nodes(places: Sequence[str]) -> str:
@@ -150,18 +151,18 @@ def format_nodes(places: Sequence[str]) -> str:
     return ", ".join(places[:MAX_NODES_LISTED]) + (f" and {more} more" if more > 0 else "")
 
 
-def find_unshared_run_dir(folder: Path, world: World) -> str:
-    """Return an error message if a file that rank 0 writes to the run folder is not visible on every node, else "".
+def find_unshared_run_dir(folder: Path, world: World) -> UserError | None:
+    """Return an error if a file that rank 0 writes to the run folder is not visible on every node.
 
     Collective: every rank must call this. Creates the folder; the test file is removed.
     """
     with ExitStack() as stack:
-        token, problem = "", ""
+        token, problem = "", None
         if world.is_main:
             try:
                 token = stack.enter_context(marker_file(folder)).name
             except OSError as error:
-                problem = f"out: {folder} cannot be written ({error.strerror}); choose another --out"
+                problem = UserError(f"out: {folder} cannot be written ({error.strerror})", "choose another --out")
         token, problem = world.broadcast_object((token, problem))  # type: ignore[misc]
         if problem:
             return problem
@@ -169,11 +170,11 @@ def find_unshared_run_dir(folder: Path, world: World) -> str:
     writer = next(iter(seen))
     blind = [f"{place} in {path}" for place, (found, path) in seen.items() if not found]
     if not blind:
-        return ""
-    return (
+        return None
+    return UserError(
         f"out: {folder} is not shared: files written by {writer} to {seen[writer][1]} are not visible on "
-        f"{format_nodes(blind)}; choose an --out that all nodes share, because each reads the checkpoint from it when "
-        "resuming"
+        f"{format_nodes(blind)}",
+        "choose an --out that all nodes share, because each reads the checkpoint from it when resuming",
     )
 
 
@@ -207,8 +208,8 @@ def path_exists(path: Path) -> bool:
         return False
 
 
-def find_shards_mismatch(data: DataConfig, world: World) -> str:
-    """Return an error message if a node cannot read local `data.shards` or has a different dataset, else "".
+def find_shards_mismatch(data: DataConfig, world: World) -> UserError | None:
+    """Return an error if a node cannot read local `data.shards` or has a different dataset.
 
     Collective: every rank must call this.
     """
@@ -219,23 +220,24 @@ def find_shards_mismatch(data: DataConfig, world: World) -> str:
     if problems:
         problem = next(iter(problems.values()))
         well = format_nodes([place for place in found if place not in problems])
-        return (
-            f"data.shards on {format_nodes(list(problems))}: {problem}; it can be read on {well}: copy the dataset to "
-            "every node, or use a folder that all nodes share"
+        return UserError(
+            f"data.shards on {format_nodes(list(problems))}: {problem}; it can be read on {well}",
+            "copy the dataset to every node, or use a folder that all nodes share",
         )
     return describe_mismatch(
         {place: {MANIFEST: digest} for place, (_, digest) in found.items()},
-        "data.shards: the digest of {name} is {values}: copy the same dataset to every node",
+        "data.shards: the digest of {name} is {values}",
+        "copy the same dataset to every node",
     )
 
 
-def probe_shards(data: DataConfig) -> tuple[str, str]:
-    """Return (problem or "", digest of dataset.json) of the dataset folder on this node."""
+def probe_shards(data: DataConfig) -> tuple[UserError | None, str]:
+    """Return (problem or None, digest of dataset.json) of the dataset folder on this node."""
     folder = local_path(data.shards)
     try:
         open_dataset(folder, streamed_splits(data))
-        return "", hashlib.sha256((folder / MANIFEST).read_bytes()).hexdigest()[:12]
+        return None, hashlib.sha256((folder / MANIFEST).read_bytes()).hexdigest()[:12]
     except UserError as error:
-        return str(error), ""
+        return error, ""
     except OSError as error:
-        return f"{error.filename}: {error.strerror}", ""
+        return UserError(f"{error.filename}: {error.strerror}"), ""

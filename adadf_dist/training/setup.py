@@ -92,7 +92,7 @@ def local_shards(config: Config, world: World) -> Iterator[Path]:
     """
     if not is_remote(config.data.shards):
         if problem := find_shards_mismatch(config.data, world):
-            raise UserError(problem)
+            raise problem
         yield local_path(config.data.shards)
         return
     with ExitStack() as held, ThreadPoolExecutor(1) as thread:
