@@ -111,7 +111,7 @@ def run(config: Config, on_epoch: Callable[[Record], None] = no_op) -> Result | 
             # --- run folder
             log.start(state.progress, run_info(data, engine, world), resumed)
             for problem in find_problems(config, data.num_batches(0)):
-                log.info(f"  warning: {problem}")
+                log.info(f"  warning: {problem.line}")
             if world.is_main:
                 write_json(log.folder / DATA_FILE, record.to_dict())
                 save_samples(log.folder, data.train_split, data.noise)

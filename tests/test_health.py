@@ -20,10 +20,8 @@ from adadf_dist.config.schema import Config
 from adadf_dist.config.validate import validate
 from adadf_dist.diagnostics.classes import describe_collapse
 from adadf_dist.diagnostics.run import (
-    Finding,
     FindingSpan,
     Record,
-    Severity,
     assess,
     attention_stats,
     diagnose,
@@ -31,6 +29,7 @@ from adadf_dist.diagnostics.run import (
     new_findings,
 )
 from adadf_dist.distributed.world import World
+from adadf_dist.findings import Finding, Severity
 from adadf_dist.tracking.logger import RunLogger
 
 CLASSES = ("fear", "happy", "sad")
@@ -91,9 +90,11 @@ def test_collapse_to_one_class() -> None:
     alone = confusion([1, 38, 1], [0, 38, 2], [1, 38, 1])
     nearly = confusion([2, 37, 1], [1, 38, 1], [1, 38, 1])
     seen = found(run_of(6, alone))["collapse"]
-    assert seen.severity is Severity.ERROR and "95% of the samples are predicted as happy, on validation" in seen.seen
+    assert (
+        seen.severity is Severity.ERROR and "95% of the samples are predicted as happy, on validation" in seen.message
+    )
     assert "attention_lr_factor" in seen.hint
-    assert "predicted as" not in found(run_of(6, nearly))["collapse"].seen  # still at chance
+    assert "predicted as" not in found(run_of(6, nearly))["collapse"].message  # still at chance
     assert "collapse" not in found(run_of(4, alone)), "the first epochs are slow"
 
 
@@ -102,7 +103,7 @@ def test_collapse_to_chance() -> None:
     edge = confusion([16, 14, 10], [12, 16, 12], [10, 15, 15])
     below = confusion([16, 14, 10], [13, 15, 12], [10, 15, 15])
     assert "collapse" not in found(run_of(6, edge))
-    assert "38.3% where chance is 33.3%" in found(run_of(6, below))["collapse"].seen
+    assert "38.3% where chance is 33.3%" in found(run_of(6, below))["collapse"].message
 
 
 def test_two_classes_at_three_quarters_are_no_collapse() -> None:
@@ -120,8 +121,8 @@ def test_a_dead_class() -> None:
     few = confusion([0, 5, 4], [0, 30, 10], [0, 10, 30])
     once = confusion([0, 5, 5], [1, 31, 8], [0, 10, 30])
     seen = found(run_of(6, dead))["dead class"]
-    assert (seen.severity, seen.subject) == (Severity.WARNING, "fear")
-    assert "fear (10 samples)" in seen.seen and "data.sampler = sqrt" in seen.hint
+    assert (seen.severity, seen.location) == (Severity.WARNING, "fear")
+    assert "fear (10 samples)" in seen.message and "data.sampler = sqrt" in seen.hint
     assert found(run_of(6, few)) == {}, "nine faces may go unpredicted"
     assert found([*run_of(5, dead), record(6, once)]) == {}
     assert found([*run_of(3), record(4, once), record(5, dead), record(6, dead)]) == {}, "not three epochs yet"
@@ -141,7 +142,7 @@ def test_attention_all_alike(deviation: float, flat: bool) -> None:
     seen = found(run_of(6, attention=spread))
     assert ("attention saturated" in seen) is flat
     if flat:
-        assert f"0.970 with a standard deviation of {deviation:.3f}" in seen["attention saturated"].seen
+        assert f"0.970 with a standard deviation of {deviation:.3f}" in seen["attention saturated"].message
     for supervision in ("label", "class", "one_hot"):
         assert "attention saturated" not in found(
             run_of(6, attention=spread), override(CONFIG, {"loss.supervision": supervision})
@@ -153,15 +154,15 @@ def test_records_of_older_runs_lack_some_figures() -> None:
     old = [{k: v for k, v in r.items() if k not in ("attention", "class_degrees", "waiting")} for r in run_of(9)]
     assert found(old) == {}
     never = found([{**r, "classes_at_threshold": 0} for r in old])["threshold never met"]
-    assert "the constant T_c for 9 of 9 epochs" in never.seen
+    assert "the constant T_c for 9 of 9 epochs" in never.message
 
 
 def test_a_threshold_never_met() -> None:
     low = {"classes_at_threshold": 0, "class_degrees": [0.31, 0.58, 0.4]}
     seen = found(run_of(6, **low))["threshold never met"]
     assert seen.severity is Severity.WARNING
-    assert "the constant T_c for 6 of 6 epochs" in seen.seen and "0 of 18 cases" in seen.seen
-    assert "the highest class mean is now 0.58, of happy" in seen.seen
+    assert "the constant T_c for 6 of 6 epochs" in seen.message and "0 of 18 cases" in seen.message
+    assert "the highest class mean is now 0.58, of happy" in seen.message
     assert "class_distributions.threshold = 0.4," in seen.hint, "happy and sad reach it, half of three classes and more"
     assert found(run_of(5, **low)) == {}, "two epochs are no time"
     once = {"classes_at_threshold": 1, "class_degrees": [0.31, 0.72, 0.4]}
@@ -176,7 +177,7 @@ def test_a_threshold_never_met() -> None:
 
 def test_a_threshold_always_met() -> None:
     seen = found(run_of(6, classes_at_threshold=3))["threshold always met"]
-    assert seen.severity is Severity.NOTE and "all 3 class means" in seen.seen
+    assert seen.severity is Severity.INFO and "all 3 class means" in seen.message
     assert found([*run_of(5, classes_at_threshold=3), record(6, classes_at_threshold=2)]) == {}
     assert "threshold always met" not in found(run_of(5, classes_at_threshold=3))
     late = [record(1), record(2), *(record(epoch, classes_at_threshold=3) for epoch in range(3, 9))]
@@ -188,7 +189,7 @@ def test_waiting_for_the_loader(share: float, severity: int | None) -> None:
     seen = found([record(1), record(2, waiting=share)]).get("waiting for the loader")
     assert (seen and int(seen.severity)) == severity
     if seen is not None:
-        assert f"{share:.0%} of the epoch" in seen.seen and "data.workers = 4 (now 2)" in seen.hint
+        assert f"{share:.0%} of the epoch" in seen.message and "data.workers = 4 (now 2)" in seen.hint
     assert found([record(1, waiting=share)]) == {}, "workers start in the first epoch"
 
 
@@ -197,7 +198,7 @@ def test_an_auxiliary_branch_that_diverges() -> None:
         return [record(epoch, cross_entropy=value) for epoch, value in enumerate(values, start=1)]
 
     seen = found(losses(1.5, 1.0, 1.02, 1.05, 1.1))["auxiliary branch diverging"]
-    assert "rose 3 epochs in a row, to 1.100 from 1.000" in seen.seen
+    assert "rose 3 epochs in a row, to 1.100 from 1.000" in seen.message
     assert found(losses(1.5, 1.0, 1.02, 1.05, 1.09)) == {}, "not by a tenth"
     assert found(losses(1.5, 1.0, 1.2, 1.1, 1.3)) == {}, "up and down"
     assert found(losses(1.0, 1.05, 1.1)) == {}, "twice"
@@ -210,7 +211,7 @@ def test_an_auxiliary_branch_far_behind() -> None:
     many = [[10 * count for count in row] for row in GOOD]
     assert found(run_of(2, many), auxiliary_accuracy=0.66) == {}
     seen = found(run_of(2, many), auxiliary_accuracy=0.64)["auxiliary branch behind"]
-    assert "64.0% of 1,200 validation samples" in seen.seen and "75.0%" in seen.seen
+    assert "64.0% of 1,200 validation samples" in seen.message and "75.0%" in seen.message
     # of 120, two standard errors of the difference are 2 sqrt((0.75 * 0.25 + 0.64 * 0.36) / 120) = 11.8 points
     assert found(run_of(2), auxiliary_accuracy=0.64) == {}, "within noise"
     assert "auxiliary branch behind" in found(run_of(2), auxiliary_accuracy=0.62)
@@ -229,12 +230,12 @@ def test_overfitting() -> None:
 
     assert found(fallen_to(0.639)).keys() == set()
     seen = found(fallen_to(0.638))["overfitting"]
-    assert seen.severity is Severity.NOTE and "11.2 points below its best 3" in seen.seen
+    assert seen.severity is Severity.INFO and "11.2 points below its best 3" in seen.message
     assert "optimizer.weight_decay = 0.0002" in found(fallen_to(0.6), decaying(1e-4))["overfitting"].hint
     assert "augment.policy = published" in found(fallen_to(0.6), plain())["overfitting"].hint
     assert found(fallen_to(0.6, kl_divergence=2.1)) == {}, "it does not learn at all"
     one_hot = override(CONFIG, {"loss.supervision": "one_hot"})
-    assert "from 2.000 to 0.333" in found(fallen_to(0.6), one_hot)["overfitting"].seen
+    assert "from 2.000 to 0.333" in found(fallen_to(0.6), one_hot)["overfitting"].message
 
 
 def decaying(rate: float) -> Config:
@@ -427,7 +428,7 @@ def test_the_threshold_of_a_recorded_demo() -> None:
     (finding,) = diagnose(records, config)
     assert finding.name == "threshold hardly ever met" and finding.severity is Severity.WARNING
     # the means of epoch 8, one of them above t, are the targets of epoch 9
-    assert "the constant T_c for 8 of 9 epochs" in finding.seen and "1 of 63 cases" in finding.seen
+    assert "the constant T_c for 8 of 9 epochs" in finding.message and "1 of 63 cases" in finding.message
     assert "class_distributions.threshold = 0.6," in finding.hint
 
 
@@ -445,7 +446,7 @@ def test_only_what_changed_is_news() -> None:
 def test_when_a_finding_held() -> None:
     shares = [0.0, 0.2, 0.25, 0.0, 0.2, 0.22]
     records = [record(epoch, waiting=share) for epoch, share in enumerate(shares, start=1)]
-    held = [(e.first, e.last, e.finding.seen[:3]) for e in finding_spans(records, CONFIG)]
+    held = [(e.first, e.last, e.finding.message[:3]) for e in finding_spans(records, CONFIG)]
     assert held == [(5, 6, "22%"), (2, 3, "25%")]
     assert isinstance(finding_spans(records, CONFIG)[0], FindingSpan)
 

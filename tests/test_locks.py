@@ -11,7 +11,6 @@ from pathlib import Path
 import pytest
 
 from adadf_dist.check.dataset import inspect_remote_dataset
-from adadf_dist.check.results import Status
 from adadf_dist.check.run_dir import check_folder
 from adadf_dist.checkpoint.run_dir import lock_run_dir
 from adadf_dist.config.load import ConfigLayer, build_config
@@ -20,6 +19,7 @@ from adadf_dist.data.build.staging import staging_dir
 from adadf_dist.data.remote.cache import ensure_cached
 from adadf_dist.errors import RunDirLockedError, UserError
 from adadf_dist.files.locks import Owner, lock, probe
+from adadf_dist.findings import Severity
 from tests.ranks import alone
 from tests.remote_server import Site, serve
 from tests.runs import settings
@@ -63,8 +63,8 @@ def test_a_cache_without_locks(no_locks: None, site: Site, tmp_path: Path) -> No
 def test_check_finds_a_run_folder_without_locks(no_locks: None, faces: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     line = check_folder(build_config([ConfigLayer("test", settings(faces, out))]), alone(), 7, 64)
-    assert line.mark is Status.ERROR
-    assert "No locks available" in line.text
+    assert line.severity is Severity.ERROR
+    assert "No locks available" in line.message
     assert not out.exists()
 
 
@@ -74,12 +74,12 @@ def test_check_finds_a_cache_without_locks(
     values = settings(Path(site.url), tmp_path / "out", data__shards=site.url, data__cache=str(tmp_path / "a" / "b"))
     config = build_config([ConfigLayer("test", values)])
     _, line = inspect_remote_dataset(config, alone())
-    assert line.mark is Status.OK
+    assert line.severity is Severity.OK
     request.getfixturevalue("no_locks")
     _, line = inspect_remote_dataset(config, alone())
-    assert line.mark is Status.ERROR
-    assert "data.cache" in line.text
-    assert "No locks available" in line.text
+    assert line.severity is Severity.ERROR
+    assert "data.cache" in line.message
+    assert "No locks available" in line.message
     assert not (tmp_path / "a").exists()
 
 

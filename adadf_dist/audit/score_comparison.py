@@ -13,6 +13,7 @@ from scipy.stats import rankdata
 from adadf_dist.audit.ranking import AuditResult
 from adadf_dist.audit.reference_labels import ReferenceLabels
 from adadf_dist.audit.scores import BASELINE_SCORES, fill_missing
+from adadf_dist.console.tables import markdown_table
 
 Floats = NDArray[np.float64]
 
@@ -55,10 +56,11 @@ class ScoreReport(NamedTuple):
 
     def to_markdown(self) -> str:
         heads = ("score", "AUC", f"precision at {self.wrong:,}", "at 1 %", "at 5 %")
-        lines = [self.truth.source, "", f"| {' | '.join(heads)} |", "|---|--:|--:|--:|--:|"]
+        rows = []
         for name, area, *shares in self.rows:
             cells = [f"{area:.3f}", *(f"{share:.1%}" for share in shares)]
-            lines.append(f"| {' | '.join([name, *('-' if 'nan' in cell else cell for cell in cells)])} |")
+            rows.append([name, *("-" if "nan" in cell else cell for cell in cells)])
+        lines = [self.truth.source, "", *markdown_table(heads, rows)]
         text = f"Of the wrong labels among the top {self.wrong:,}, {self.proposals:.1%} have a correct proposed label."
         if not self.wrong:
             text = "No label is known to be wrong."

@@ -14,6 +14,7 @@ from adadf_dist.check.run_dir import describe_run_dir
 from adadf_dist.check.throughput import StepTiming, estimate_duration, peak_memory, time_step
 from adadf_dist.config.load import base_config, flatten, parse_cli, to_dict
 from adadf_dist.config.schema import Config
+from adadf_dist.console.formats import plural
 from adadf_dist.data.sampling import check_batch_size
 from adadf_dist.diagnostics.run_length import find_problems
 from adadf_dist.distributed.world import World, init_world
@@ -39,8 +40,8 @@ def dry_run(argv: Sequence[str]) -> None:
             print_row(world, name, text)
         faces, line = inspect_dataset(resolved, world)
         if faces is None:
-            raise UserError(line.text, line.hint)
-        for name, text in (*describe_faces(resolved, faces, line.text), *describe_folder(resolved)):
+            raise UserError(line.message, line.hint)
+        for name, text in (*describe_faces(resolved, faces, line.message), *describe_folder(resolved)):
             print_row(world, name, text)
         with report_out_of_memory(resolved, world):
             for name, text in measure_step(resolved, faces, world):
@@ -68,7 +69,7 @@ def describe_faces(config: Config, faces: DatasetInfo, found: str) -> Iterator[t
     text = f"{steps:,} per epoch ({trained:,} samples, sampler {config.data.sampler}), {steps * config.epochs:,} in "
     yield "steps", text + f"{config.epochs} epochs"
     for problem in find_problems(config, steps):
-        yield "warning", str(problem)
+        yield "warning", problem.line
 
 
 def describe_folder(config: Config) -> Iterator[tuple[str, str]]:
@@ -102,10 +103,10 @@ def measure_step(config: Config, faces: DatasetInfo, world: World) -> Iterator[t
     peak = peak_memory(world.device)
     whose = "the process" if world.device.type == "cpu" else "the GPU"
     yield "", f"measured: {format_bytes(peak)} total peak memory of {whose} during a step"
-    where = f"{world.size} rank{'s' * (world.size > 1)} on {world.device.type}, {config.runtime.precision}"
+    where = f"{plural(world.size, 'rank')} on {world.device.type}, {config.runtime.precision}"
     yield "step", f"measured: {step_s:.3g} s, {config.batch_size / step_s:,.0f} images/s on {where}"
     for line in estimate_duration(config, faces, StepTiming(step_s, infer_s, peak, 0), 0.0):
-        yield "time", line.text
+        yield "time", line.message
 
 
 def activation_bytes(trainer: SyntheticTrainer) -> int:

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from adadf_dist.check.results import CheckResult, Status, describe_error
+from adadf_dist.check.results import describe_error
 from adadf_dist.checkpoint.compatibility import check_config_compatible
 from adadf_dist.checkpoint.manager import CHECKPOINT_PATTERN
 from adadf_dist.checkpoint.run_dir import check_run_folder, lock_run_dir
@@ -25,6 +25,7 @@ from adadf_dist.distributed.world import World
 from adadf_dist.engine.base import init_model
 from adadf_dist.errors import UserError
 from adadf_dist.files.locks import Owner, probe
+from adadf_dist.findings import Finding, Severity, ok, warning
 from adadf_dist.training.consistency import find_unshared_run_dir
 
 GB = 1e9
@@ -32,26 +33,26 @@ EXTRA_CHECKPOINTS = 2
 """Checkpoints besides the newest ones: that of the selected epoch, and the one being written."""
 
 
-def check_folder(config: Config, world: World, num_classes: int, train_faces: int) -> CheckResult:
+def check_folder(config: Config, world: World, num_classes: int, train_faces: int) -> Finding:
     """Check the run folder and leave the disk unchanged. Collective: every rank must call this."""
     folder = Path(config.out)
     with restore_dirs(folder):
         problem = find_unshared_run_dir(folder, world)
         if problem:
-            return CheckResult("run folder", problem.message.removeprefix("out: "), Status.ERROR, problem.hint)
+            return Finding("run folder", Severity.ERROR, problem.message.removeprefix("out: "), problem.hint)
         line = check_run_dir_space(config, folder, num_classes, train_faces) if world.is_main else None
         shared = world.broadcast_object(line)
         world.barrier()  # all ranks are done with the folder before it is removed
-    assert isinstance(shared, CheckResult)
+    assert isinstance(shared, Finding)
     return shared
 
 
-def check_run_dir_space(config: Config, folder: Path, num_classes: int, train_faces: int) -> CheckResult:
+def check_run_dir_space(config: Config, folder: Path, num_classes: int, train_faces: int) -> Finding:
     try:
         held = describe_run_dir(config, folder)
         probe(folder, Owner.PROCESS, "out")
     except (ValueError, OSError) as error:
-        return CheckResult("run folder", describe_error(error), Status.ERROR, "")
+        return Finding("run folder", Severity.ERROR, describe_error(error))
     checkpoint = checkpoint_bytes(config, num_classes, train_faces)
     history = 8 * train_faces * config.epochs
     needed = (config.checkpoint.keep + EXTRA_CHECKPOINTS) * checkpoint + history
@@ -62,10 +63,8 @@ def check_run_dir_space(config: Config, folder: Path, num_classes: int, train_fa
     fewer = "lower checkpoint.keep, " if config.checkpoint.keep > 1 else ""
     hint = f"free some space, {fewer}or choose another --out"
     if missing > free:
-        return CheckResult("run folder", text, Status.ERROR, hint)
-    return (
-        CheckResult("run folder", text, Status.WARNING, hint) if 2 * missing > free else CheckResult("run folder", text)
-    )
+        return Finding("run folder", Severity.ERROR, text, hint)
+    return warning("run folder", text, hint) if 2 * missing > free else ok("run folder", text)
 
 
 def describe_run_dir(config: Config, folder: Path) -> str:

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from html import escape
 from pathlib import Path
 
-from adadf_dist.diagnostics.run import AUXILIARY_LAGS, Finding, FindingSpan, Severity, assess, diagnose, finding_spans
+from adadf_dist.diagnostics.run import AUXILIARY_LAGS, FindingSpan, assess, diagnose, finding_spans
 from adadf_dist.diagnostics.run_length import find_problems
 from adadf_dist.metrics.comparison import Verdict
 from adadf_dist.report.comparison import (
@@ -197,8 +197,7 @@ def of_the_length(run: RunData) -> Iterator[FindingSpan]:
     newest = run.epochs[-1]
     steps_per_epoch = round(newest.get("step", 0) / newest["epoch"])
     for problem in find_problems(run.config, steps_per_epoch) if steps_per_epoch else ():
-        found = Finding(problem.key, Severity.WARNING, problem.text, problem.fix)
-        yield FindingSpan(found, 1, int(run.epoch_numbers[-1]))
+        yield FindingSpan(problem, 1, int(run.epoch_numbers[-1]))
 
 
 def finding(episode: FindingSpan, newest: int) -> Iterator[str]:
@@ -209,7 +208,7 @@ def finding(episode: FindingSpan, newest: int) -> Iterator[str]:
     word = found.severity.word if episode.last == newest else "resolved"
     yield f'<section class="finding {kind}"><header><span class="check">{word}</span>'
     yield f'<h3>{escape(found.name)}</h3><span class="when">{held}</span></header>'
-    yield f'<p>{escape(found.seen)}.</p><p class="hint">{escape(found.hint)}</p></section>'
+    yield f'<p>{escape(found.message)}.</p><p class="hint">{escape(found.hint)}</p></section>'
 
 
 def auxiliary_findings(run: RunData) -> Iterator[FindingSpan]:

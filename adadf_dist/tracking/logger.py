@@ -22,7 +22,8 @@ from adadf_dist.checkpoint.progress import TrainingProgress
 from adadf_dist.checkpoint.run_dir import check_run_folder, lock_run_dir
 from adadf_dist.config.load import to_dict
 from adadf_dist.config.schema import Config
-from adadf_dist.console.progress import Pace, duration
+from adadf_dist.console.formats import format_duration
+from adadf_dist.console.progress import Pace
 from adadf_dist.data.batch import Batch
 from adadf_dist.diagnostics.run import new_findings
 from adadf_dist.diagnostics.run_length import fix_divergence
@@ -169,7 +170,7 @@ class RunLogger:
             return
         left = (self._num_batches - progress.batch) * seconds / max(self._done(progress), 1)
         where = f"epoch {progress.epoch + 1}/{self.config.epochs} batch {progress.batch}/{self._num_batches}"
-        self.info(f"{where} | {rate} | epoch ETA {duration(left)}")
+        self.info(f"{where} | {rate} | epoch ETA {format_duration(left)}")
 
     def _done(self, progress: TrainingProgress) -> int:
         """Return the number of batches of this epoch that this process has trained on."""

@@ -12,7 +12,8 @@ from PIL import Image
 
 from adadf_dist.data.jpeg import InvalidImageError, decode, encode, to_gray_or_rgb
 from adadf_dist.data.manifest import SPLITS
-from shards.doctor.finding import Finding, SampleGroup, Severity
+from adadf_dist.findings import Finding, Severity
+from shards.doctor.finding import SampleFinding, SampleGroup
 from shards.doctor.report import Report
 
 MAX_GROUPS = 24
@@ -25,7 +26,7 @@ SIDE = 112
 _TITLES = {
     Severity.ERROR: "Errors",
     Severity.WARNING: "Warnings",
-    Severity.NOTE: "Notes",
+    Severity.INFO: "Info",
     Severity.OK: "OK",
 }
 
@@ -55,59 +56,59 @@ def render(report: Report) -> str:
 def head(report: Report) -> Iterator[str]:
     material = report.case.material
     yield f"<h1>{escape(material.path.resolve().name)}</h1>"
-    identity = next((verdict.what for verdict in report.verdicts if verdict.check == "dataset"), material.kind)
+    identity = next((finding.message for finding in report.findings if finding.name == "dataset"), material.kind)
     yield f'<p class="lead">{escape(identity)} &middot; {len(material):,} samples, {len(material.classes)} classes</p>'
     yield '<ul class="tally">'
     for severity in reversed(Severity):
-        count = sum(verdict.severity == severity for verdict in report.verdicts)
-        word = severity.word + ("s" if count != 1 and severity is not Severity.OK else "")
-        yield f'<li class="{severity.word}{"" if count else " none"}"><b>{count}</b><span>{word}</span></li>'
+        count = sum(finding.severity == severity for finding in report.findings)
+        shown = severity.word if count else f"{severity.word} none"
+        yield f'<li class="{shown}"><b>{count}</b><span>{severity.plural(count)}</span></li>'
     yield "</ul>"
 
 
 def sections(report: Report) -> Iterator[str]:
     """Yield the sections, errors first; passed checks come last and small."""
-    ranked = sorted(report.verdicts, key=lambda verdict: -verdict.severity)
-    for severity, verdicts in groupby(ranked, key=lambda verdict: verdict.severity):
+    ranked = sorted(report.findings, key=lambda finding: -finding.severity)
+    for severity, findings in groupby(ranked, key=lambda finding: finding.severity):
         yield f"<h2>{_TITLES[severity]}</h2>"
         if severity is Severity.OK:
             yield '<ul class="fine ok">'
-            for verdict in verdicts:
-                yield f'<li><span class="check">{escape(verdict.check)}</span> {escape(verdict.what)}</li>'
+            for finding in findings:
+                yield f'<li><span class="check">{escape(finding.name)}</span> {escape(finding.message)}</li>'
             yield "</ul>"
             continue
-        for verdict in verdicts:
-            yield from section(report, verdict)
+        for finding in findings:
+            yield from section(report, finding)
 
 
-def section(report: Report, verdict: Finding) -> Iterator[str]:
-    yield f'<section class="verdict {verdict.severity.word}">'
-    where = f' <span class="lead">({escape(verdict.where)})</span>' if verdict.where else ""
-    if verdict.where in SPLITS:
-        where = f' <span class="split {verdict.where}">{verdict.where}</span>'
-    yield f'<header><span class="check">{escape(verdict.check)}</span><h3>{escape(verdict.what)}{where}</h3></header>'
-    if verdict.hint:
-        yield f'<p class="hint">{escape(verdict.hint)}</p>'
-    if verdict.exhibits:
+def section(report: Report, finding: Finding) -> Iterator[str]:
+    yield f'<section class="finding {finding.severity.word}">'
+    where = f' <span class="lead">({escape(finding.location)})</span>' if finding.location else ""
+    if finding.location in SPLITS:
+        where = f' <span class="split {finding.location}">{finding.location}</span>'
+    yield f'<header><span class="check">{escape(finding.name)}</span><h3>{escape(finding.message)}{where}</h3></header>'
+    if finding.hint:
+        yield f'<p class="hint">{escape(finding.hint)}</p>'
+    if isinstance(finding, SampleFinding) and finding.sample_groups:
         yield '<div class="groups">'
-        for exhibit in verdict.exhibits[:MAX_GROUPS]:
-            yield from group(report, exhibit)
+        for samples in finding.sample_groups[:MAX_GROUPS]:
+            yield from group(report, samples)
         yield "</div>"
-        hidden = len(verdict.exhibits) - MAX_GROUPS
+        hidden = len(finding.sample_groups) - MAX_GROUPS
         if hidden > 0:
             yield f'<p class="more">and {hidden:,} more; see <code>--json</code></p>'
     yield "</section>"
 
 
-def group(report: Report, exhibit: SampleGroup) -> Iterator[str]:
+def group(report: Report, samples: SampleGroup) -> Iterator[str]:
     yield '<div class="group">'
-    if exhibit.remark:
-        yield f"<p>{escape(exhibit.remark)}</p>"
+    if samples.note:
+        yield f"<p>{escape(samples.note)}</p>"
     yield '<div class="faces">'
-    for face in pick(report, exhibit.faces):
+    for face in pick(report, samples.faces):
         yield figure(report, face)
     yield "</div>"
-    hidden = len(exhibit.faces) - MAX_FACES
+    hidden = len(samples.faces) - MAX_FACES
     if hidden > 0:
         yield f'<p class="more">and {hidden:,} more in this group</p>'
     yield "</div>"
