@@ -217,15 +217,12 @@ def check_build_stats(case: CheckContext) -> Iterator[Finding]:
         if isinstance(other, int) and other:
             yield Finding("other files", Severity.INFO, f"{plural(other, 'file')} that cannot be images")
         return
-    for key, what in (
-        ("leaks_dropped", "leak dropped by the builder"),
-        ("quarantined", "image skipped as invalid"),
-        ("dropped_without_votes", "sample dropped without annotator votes"),
+    for key, noun, rest, file in (
+        ("leaks_dropped", "leak", "dropped by the builder", "leaks.csv"),
+        ("quarantined", "image", "skipped as invalid", "quarantine.csv"),
+        ("dropped_without_votes", "sample", "dropped without annotator votes", ""),
     ):
         count = found.get(key)
         if isinstance(count, int) and count:
-            noun, _, rest = what.partition(" ")
-            file = {"leaks_dropped": "leaks.csv", "quarantined": "quarantine.csv"}.get(key, "")
-            yield Finding(
-                "builder", Severity.INFO, f"{plural(count, noun)} {rest}", f"listed in {file}" if file else ""
-            )
+            hint = f"listed in {file}" if file else ""
+            yield Finding("builder", Severity.INFO, f"{plural(count, noun)} {rest}", hint)

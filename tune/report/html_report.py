@@ -12,7 +12,7 @@ from adadf_dist.errors import UserError
 from adadf_dist.files.atomic import write_text
 from adadf_dist.metrics.classification import Interval
 from tune.report.axes import label
-from tune.report.results import describe, name_of
+from tune.report.results import conclude, name_of
 from tune.study.comparable import MatchedResults, match_budgets
 from tune.study.selection import Candidate, Selection
 from tune.study.study import Study
@@ -132,7 +132,7 @@ def heading(study: Study, outcomes: Sequence[TrialResult]) -> str:
 def answer(study: Study, outcomes: Sequence[TrialResult], choice: Selection | None) -> str:
     if choice is None:
         return p_html("The search is still running.", "answer")
-    text = describe(choice)[0].partition(":")[0]  # the rest is about best.toml
+    text = conclude(choice)
     parts = [p_html(escape(f"{text[0].upper()}{text[1:]}."), "answer")]
     trials = {o.trial.number: o.trial for o in outcomes if o.trial.stage == "search"}
     parts += [
