@@ -184,10 +184,12 @@ def test_a_threshold_always_met() -> None:
     assert found(late) == {}, "it kept early class means out"
 
 
-@pytest.mark.parametrize(("share", "severity"), [(0.09, None), (0.11, 0), (0.29, 0), (0.31, 1)])
-def test_waiting_for_the_loader(share: float, severity: int | None) -> None:
+@pytest.mark.parametrize(
+    ("share", "severity"), [(0.09, None), (0.11, Severity.INFO), (0.29, Severity.INFO), (0.31, Severity.WARNING)]
+)
+def test_waiting_for_the_loader(share: float, severity: Severity | None) -> None:
     seen = found([record(1), record(2, waiting=share)]).get("waiting for the loader")
-    assert (seen and int(seen.severity)) == severity
+    assert (seen and seen.severity) is severity
     if seen is not None:
         assert f"{share:.0%} of the epoch" in seen.message and "data.workers = 4 (now 2)" in seen.hint
     assert found([record(1, waiting=share)]) == {}, "workers start in the first epoch"
@@ -217,10 +219,12 @@ def test_an_auxiliary_branch_far_behind() -> None:
     assert "auxiliary branch behind" in found(run_of(2), auxiliary_accuracy=0.62)
 
 
-@pytest.mark.parametrize(("count", "severity"), [(0, None), (1, 0), (9, 0), (10, 1)])
-def test_replaced_faces(count: int, severity: int | None) -> None:
+@pytest.mark.parametrize(
+    ("count", "severity"), [(0, None), (1, Severity.INFO), (9, Severity.INFO), (10, Severity.WARNING)]
+)
+def test_replaced_faces(count: int, severity: Severity | None) -> None:
     seen = found(run_of(2, replaced_faces=count)).get("replaced samples")
-    assert (seen and int(seen.severity)) == severity  # data.max_bad_faces is 100
+    assert (seen and seen.severity) is severity  # data.max_bad_faces is 100
 
 
 def test_overfitting() -> None:
@@ -434,13 +438,13 @@ def test_the_threshold_of_a_recorded_demo() -> None:
 
 def test_the_worst_comes_first() -> None:
     records = run_of(6, confusion([0, 40, 0], [0, 40, 0], [0, 40, 0]), waiting=0.2, replaced_faces=50)
-    assert [f.severity for f in diagnose(records, CONFIG)] == [2, 1, 0]
+    assert [f.severity for f in diagnose(records, CONFIG)] == [Severity.ERROR, Severity.WARNING, Severity.INFO]
 
 
 def test_only_what_changed_is_news() -> None:
     records = [record(1), record(2, waiting=0.2), record(3, waiting=0.25), record(4, waiting=0.5), record(5)]
     output = [[(f.name, f.severity.word) for f in new_findings(records[:end], CONFIG)] for end in range(1, 6)]
-    assert output == [[], [("waiting for the loader", "note")], [], [("waiting for the loader", "warning")], []]
+    assert output == [[], [("waiting for the loader", "info")], [], [("waiting for the loader", "warning")], []]
 
 
 def test_when_a_finding_held() -> None:

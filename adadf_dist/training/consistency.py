@@ -141,8 +141,8 @@ def describe_mismatch(known: Mapping[str, Mapping[str, Any]], message: str, hint
         for place, values in known.items():
             held.setdefault(str(values.get(name, "unknown")), []).append(place)
         if len(held) > 1:
-            values = " and ".join(f"{value} on {format_nodes(places)}" for value, places in held.items())
-            return UserError(message.format(name=name, values=values), hint)
+            differing = " and ".join(f"{value} on {format_nodes(places)}" for value, places in held.items())
+            return UserError(message.format(name=name, values=differing), hint)
     return None
 
 
