@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from adadf_dist.console.formats import format_duration, plural
+from adadf_dist.console.formats import format_duration, format_gb, format_mib, plural
 from adadf_dist.console.tables import align_columns, markdown_table
 from adadf_dist.findings import Finding, Severity, ok, summarize_severities, warning, worst_severity
 
@@ -51,6 +51,11 @@ def test_plurals(count: int, noun: str, text: str) -> None:
 )
 def test_durations(seconds: float, text: str) -> None:
     assert format_duration(seconds) == text
+
+
+def test_bytes() -> None:
+    assert [format_gb(n) for n in (5.2e8, 9.994e9, 1.2e12)] == ["0.52 GB", "9.99 GB", "1,200 GB"]
+    assert [format_mib(n) for n in (0, 2**30 + 2**19)] == ["0.0 MiB", "1,024.5 MiB"]
 
 
 def test_findings_are_counted_from_the_worst_on() -> None:

@@ -14,7 +14,7 @@ from adadf_dist.check.run_dir import describe_run_dir
 from adadf_dist.check.throughput import StepTiming, estimate_duration, peak_memory, time_step
 from adadf_dist.config.load import base_config, flatten, parse_cli, to_dict
 from adadf_dist.config.schema import Config
-from adadf_dist.console.formats import plural
+from adadf_dist.console.formats import format_mib, plural
 from adadf_dist.data.sampling import check_batch_size
 from adadf_dist.diagnostics.run_length import find_problems
 from adadf_dist.distributed.world import World, init_world
@@ -23,8 +23,6 @@ from adadf_dist.training.consistency import check_consistency
 from adadf_dist.training.out_of_memory import report_out_of_memory
 from adadf_dist.training.setup import resolve_auto
 from adadf_dist.training.synthetic_step import SyntheticTrainer
-
-MIB = 2**20
 
 
 def dry_run(argv: Sequence[str]) -> None:
@@ -94,15 +92,15 @@ def measure_step(config: Config, faces: DatasetInfo, world: World) -> Iterator[t
     kept = activation_bytes(trainer)
     size = parameters[0].element_size()
     average = (trained + frozen) * bool(config.optimizer.ema)
-    counted = f"weights {format_bytes((trained + frozen + average) * size)}, "
-    counted += f"gradients {format_bytes(trained * size)}, Adam's moments "
+    counted = f"weights {format_mib((trained + frozen + average) * size)}, "
+    counted += f"gradients {format_mib(trained * size)}, Adam's moments "
     rows = len(trainer.images)
-    yield "memory", f"calculated: {counted}{format_bytes(2 * trained * size)} per process"
-    yield "", f"measured: {format_bytes(kept)} of activations per step ({rows} images per rank)"
+    yield "memory", f"calculated: {counted}{format_mib(2 * trained * size)} per process"
+    yield "", f"measured: {format_mib(kept)} of activations per step ({rows} images per rank)"
     step_s, infer_s = time_step(trainer, trainer.step), time_step(trainer, trainer.infer)
     peak = peak_memory(world.device)
     whose = "the process" if world.device.type == "cpu" else "the GPU"
-    yield "", f"measured: {format_bytes(peak)} total peak memory of {whose} during a step"
+    yield "", f"measured: {format_mib(peak)} total peak memory of {whose} during a step"
     where = f"{plural(world.size, 'rank')} on {world.device.type}, {config.runtime.precision}"
     yield "step", f"measured: {step_s:.3g} s, {config.batch_size / step_s:,.0f} images/s on {where}"
     for line in estimate_duration(config, faces, StepTiming(step_s, infer_s, peak, 0), 0.0):
@@ -123,7 +121,3 @@ def activation_bytes(trainer: SyntheticTrainer) -> int:
     with saved_tensors_hooks(pack, lambda tensor: tensor):
         trainer.step()
     return sum(held.values())
-
-
-def format_bytes(count: float) -> str:
-    return f"{count / MIB:,.1f} MiB"

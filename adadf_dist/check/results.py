@@ -45,13 +45,13 @@ class CheckReport:
 
     def close(self) -> None:
         """Print the summary line."""
-        outcome = {
-            Severity.OK: "ready to train",
-            Severity.WARNING: "ready to train, with warnings",
-            Severity.ERROR: "not ready to train: fix the errors above",
-        }
+        outcome = (
+            "ready to train",
+            "ready to train, with warnings",
+            "not ready to train: fix the errors above",
+        )[self.worst.exit_status]
         if self.printed:
-            print(f"{outcome[self.worst]} ({summarize_severities(self.lines)})", flush=True)
+            print(f"{outcome} ({summarize_severities(self.lines)})", flush=True)
 
 
 def format_finding(finding: Finding) -> str:

@@ -18,6 +18,7 @@ from adadf_dist.checkpoint.run_dir import check_run_folder, lock_run_dir
 from adadf_dist.checkpoint.storage import read_checkpoint
 from adadf_dist.config.load import flatten, to_dict, with_absolute_paths
 from adadf_dist.config.schema import Config
+from adadf_dist.console.formats import format_gb
 from adadf_dist.data.identity import Source, TrainedOn, how_to_fix, moved_files, other_data
 from adadf_dist.data.manifest import read_manifest
 from adadf_dist.data.remote.client import is_remote, local_path
@@ -28,7 +29,6 @@ from adadf_dist.files.locks import Owner, probe
 from adadf_dist.findings import Finding, Severity, ok, warning
 from adadf_dist.training.consistency import find_unshared_run_dir
 
-GB = 1e9
 EXTRA_CHECKPOINTS = 2
 """Checkpoints besides the newest ones: that of the selected epoch, and the one being written."""
 
@@ -58,8 +58,8 @@ def check_run_dir_space(config: Config, folder: Path, num_classes: int, train_fa
     needed = (config.checkpoint.keep + EXTRA_CHECKPOINTS) * checkpoint + history
     there = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
     missing, free = max(needed - there, checkpoint), shutil.disk_usage(folder).free
-    text = f"{folder}: writable and shared; {held}; needs about {format_bytes(needed)} ("
-    text += f"{format_bytes(checkpoint)} per checkpoint), {format_bytes(free)} free"
+    text = f"{folder}: writable and shared; {held}; needs about {format_gb(needed)} ("
+    text += f"{format_gb(checkpoint)} per checkpoint), {format_gb(free)} free"
     fewer = "lower checkpoint.keep, " if config.checkpoint.keep > 1 else ""
     hint = f"free some space, {fewer}or choose another --out"
     if missing > free:
@@ -121,7 +121,3 @@ def restore_dirs(folder: Path) -> Iterator[None]:
                 path.rmdir()
             except OSError:  # removed by another rank, or never created
                 continue
-
-
-def format_bytes(count: float) -> str:
-    return f"{count / GB:.2f} GB" if count < 10 * GB else f"{count / GB:,.0f} GB"

@@ -15,3 +15,14 @@ def format_duration(seconds: float) -> str:
     minutes, s = divmod(round(seconds), 60)
     hours, m = divmod(minutes, 60)
     return f"{hours}h{m:02d}m" if hours else f"{m}m{s:02d}s"
+
+
+def format_gb(count: float) -> str:
+    """Return bytes as `0.52 GB` or, from 10 GB on, `1,200 GB`."""
+    size = count / 1e9
+    return f"{size:.2f} GB" if size < 10 else f"{size:,.0f} GB"
+
+
+def format_mib(count: float) -> str:
+    """Return bytes as `1,024.5 MiB`."""
+    return f"{count / 2**20:,.1f} MiB"
