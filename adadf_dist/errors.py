@@ -7,7 +7,20 @@ from collections.abc import Iterable
 
 
 class UserError(ValueError):
-    """Invalid user input. The message is one line with the problem, its location and a fix."""
+    """Invalid user input: one line with the problem, its location and, after a semicolon, the hint.
+
+    A hint that is not passed separately is part of `message`.
+    """
+
+    def __init__(self, message: str, hint: str = "") -> None:
+        super().__init__(message, hint)  # both, so that pickling keeps them apart
+        self.message = message
+        """The problem and its location."""
+        self.hint = hint
+        """Suggested fix."""
+
+    def __str__(self) -> str:
+        return f"{self.message}; {self.hint}" if self.hint else self.message
 
 
 class LostRankError(UserError):

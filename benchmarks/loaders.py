@@ -28,6 +28,7 @@ from tqdm import tqdm
 
 from adadf_dist.config.load import ConfigLayer, build_config
 from adadf_dist.config.schema import Config
+from adadf_dist.console.tables import align_columns
 from adadf_dist.data.build.builder import BuildOptions, build_dataset
 from adadf_dist.data.datamodule import DALI_LOADER, open_data
 from adadf_dist.data.dataset import open_dataset
@@ -270,17 +271,18 @@ def memory_mb() -> float:
 
 def print_table(figures: dict[str, dict[str, list[Found]]], options: argparse.Namespace) -> None:
     columns = [f"{size}{word}" for word in (" augmented", "") for size in options.sizes]
-    print(f"{'images/s':28s}" + "".join(f"{column:>16s}" for column in columns) + f"{'memory, MB':>16s}")
+    rows = [["images/s", *columns, "memory, MB"]]
     for name, row in figures.items():
         cells = [row.get(column, row.get("", [])) for column in columns]
-        rates = [f"{median([f.images_per_s for f in found]):16,.0f}" if found else " " * 16 for found in cells]
+        rates = [f"{median([f.images_per_s for f in found]):,.0f}" if found else "" for found in cells]
         memory = max(f.memory_mb for found in row.values() for f in found)
-        print(f"{name:28s}" + "".join(rates) + f"{memory:16,.0f}")
-    compare(figures, columns)
+        rows.append([name, *rates, f"{memory:,.0f}"])
+    rows += [[*row, ""] for row in compare(figures, columns)]
+    print("\n".join(align_columns(rows)))
 
 
-def compare(figures: dict[str, dict[str, list[Found]]], columns: Sequence[str]) -> None:
-    """Print the speed of the DALI loader relative to the others."""
+def compare(figures: dict[str, dict[str, list[Found]]], columns: Sequence[str]) -> Iterator[list[str]]:
+    """Yield rows with the speed of the DALI loader relative to the others."""
     first = "adadf_dist dali"
     for name in figures:
         if first in figures and name != first and name not in PLAIN:
@@ -288,4 +290,4 @@ def compare(figures: dict[str, dict[str, list[Found]]], columns: Sequence[str]) 
                 median([f.images_per_s for f in figures[first][c]]) / median([f.images_per_s for f in figures[name][c]])
                 for c in columns
             ]
-            print(f"{'times ' + name:28s}" + "".join(f"{ratio:16.2f}" for ratio in ratios))
+            yield [f"times {name}", *(f"{ratio:.2f}" for ratio in ratios)]

@@ -15,6 +15,7 @@ from types import ModuleType
 
 from adadf_dist.console.exit import cli_errors
 from adadf_dist.console.parser import Parser
+from adadf_dist.console.tables import align_columns
 from adadf_dist.data.build.builder import BuildOptions, build_dataset
 from adadf_dist.data.build.staging import check_overwrite
 from adadf_dist.data.dataset import Dataset
@@ -157,13 +158,14 @@ def build(args: argparse.Namespace) -> Dataset:
 def summary(dataset: Dataset) -> str:
     """Summarize the dataset: samples per split and class, and everything that was dropped or duplicated."""
     splits = dataset.splits
-    width = max(len("class"), *map(len, dataset.classes))
-    lines = [f"{dataset.name}: {sum(info.samples for info in splits.values()):,} samples in {dataset.folder}", ""]
-    lines.append(f"  {'class':<{width}}" + "".join(f"{split:>12}" for split in splits))
+    infos = splits.values()
+    lines = [f"{dataset.name}: {sum(info.samples for info in infos):,} samples in {dataset.folder}", ""]
+    rows = [["  class", *splits]]
     for label, name in enumerate(dataset.classes):
-        lines.append(f"  {name:<{width}}" + "".join(f"{info.class_counts[label]:>12,}" for info in splits.values()))
-    lines.append(f"  {'all':<{width}}" + "".join(f"{info.samples:>12,}" for info in splits.values()))
-    lines.append(f"  {'shards':<{width}}" + "".join(f"{len(info.shards):>12,}" for info in splits.values()))
+        rows.append([f"  {name}", *(f"{info.class_counts[label]:,}" for info in infos)])
+    rows.append(["  all", *(f"{info.samples:,}" for info in infos)])
+    rows.append(["  shards", *(f"{len(info.shards):,}" for info in infos)])
+    lines += align_columns(rows)
     findings = dataset.manifest.built.get("findings")
     assert isinstance(findings, Mapping)
     lines += ["", *describe(findings)]

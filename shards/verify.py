@@ -20,7 +20,9 @@ from typing import NamedTuple
 import numpy as np
 
 from adadf_dist.console.exit import cli_errors
+from adadf_dist.console.formats import plural
 from adadf_dist.console.parser import Parser
+from adadf_dist.console.tables import align_columns
 from adadf_dist.data.dataset import Split, check_files, open_split
 from adadf_dist.data.jpeg import InvalidImageError, decode
 from adadf_dist.data.manifest import Manifest, ShardInfo, read_manifest
@@ -62,7 +64,7 @@ class Member(NamedTuple):
 def verify(path: Path, workers: int) -> tuple[Manifest, list[str]]:
     """Return all findings about a dataset folder. Raises `UserError` if `dataset.json` itself cannot be read."""
     manifest = read_manifest(path)
-    findings = list(check_files(path, manifest))
+    findings = list(map(str, check_files(path, manifest)))
     splits: dict[str, Split] = {}
     for name, info in manifest.splits.items():
         if not (path / info.index).is_file():
@@ -205,11 +207,11 @@ def check_dali_index(path: Path, lines: Sequence[str]) -> list[str]:
 
 def table(manifest: Manifest) -> str:
     """Return a table of samples and bytes per split."""
-    lines = [f"{'split':<12}{'faces':>12}{'shards':>8}{'MB':>10}"]
+    rows = [["split", "faces", "shards", "MB"]]
     for name, info in manifest.splits.items():
         megabytes = sum(shard.bytes for shard in info.shards) / 1e6
-        lines.append(f"{name:<12}{info.samples:>12,}{len(info.shards):>8}{megabytes:>10,.1f}")
-    return "\n".join(lines)
+        rows.append([name, f"{info.samples:,}", str(len(info.shards)), f"{megabytes:,.1f}"])
+    return "\n".join(align_columns(rows))
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -225,7 +227,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         manifest, findings = verify(args.folder, args.workers)
         if findings:
             print("\n".join(findings))
-            print(f"{args.folder}: {len(findings):,} finding{'s' if len(findings) > 1 else ''}")
+            print(f"{args.folder}: {plural(len(findings), 'finding')}")
             raise SystemExit(1)
         print(table(manifest))
         print(f"{args.folder}: OK: all checksums, labels and images match dataset.json")

@@ -17,7 +17,7 @@ from adadf_dist.check.environment import (
     judge_ranks,
     judge_workers,
 )
-from adadf_dist.check.results import CheckReport, CheckResult, Status, describe_error
+from adadf_dist.check.results import CheckReport, describe_error
 from adadf_dist.check.run_dir import check_folder
 from adadf_dist.check.throughput import check_batch, check_step, estimate_duration
 from adadf_dist.config.load import DRY_RUN, parse_cli, split_dry_run
@@ -25,6 +25,7 @@ from adadf_dist.config.schema import Config
 from adadf_dist.console.exit import cli_errors
 from adadf_dist.distributed.world import World, init_world, rank_from_env
 from adadf_dist.errors import UserError
+from adadf_dist.findings import Finding, Severity
 from adadf_dist.training.setup import resolve_auto
 
 HELP = """\
@@ -67,7 +68,7 @@ TIMEOUT_S = 120.0
 """Seconds after which an unresponsive rank counts as lost."""
 
 
-def run(config: Config) -> Status:
+def run(config: Config) -> Severity:
     """Print the report on rank 0. Returns the worst status there, and `OK` on the other ranks."""
     page = CheckReport(printed=rank_from_env() == 0)
     try:
@@ -78,9 +79,9 @@ def run(config: Config) -> Status:
     except (ValueError, RuntimeError, OSError) as error:  # the ranks are out of sync; stop here
         if not page.printed:
             raise UserError(describe_error(error)) from None
-        page.add(CheckResult(page.current, describe_error(error), Status.ERROR))
+        page.add(Finding(page.current, Severity.ERROR, describe_error(error)))
         page.close()
-    return page.status if page.printed else Status.OK
+    return page.worst if page.printed else Severity.OK
 
 
 def examine(config: Config, world: World, page: CheckReport) -> None:
@@ -88,7 +89,7 @@ def examine(config: Config, world: World, page: CheckReport) -> None:
     page.current = "versions"
     alike = list(check_versions(config, world))
     page.add(*alike)
-    if any(line.mark is Status.ERROR for line in alike):
+    if any(line.severity is Severity.ERROR for line in alike):
         return  # the other checks need identical versions and settings
     ranks = gather_rank_info(world)
     places = [rank.label for rank in ranks]
@@ -118,7 +119,7 @@ def examine(config: Config, world: World, page: CheckReport) -> None:
         return
     line = check_batch(config, world, faces)
     page.add(line)
-    if line.mark is Status.ERROR:
+    if line.severity is Severity.ERROR:
         return
     config = with_largest_batch(config, faces, world)
     page.announce("step", f"training steps of {config.batch_size} samples, first on each rank alone")
@@ -138,7 +139,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             dry_run(words)
             return
         worst = run(parse_cli(words, [DRY_RUN]))
-    raise SystemExit(int(worst))
+    raise SystemExit(worst.exit_status)
 
 
 if __name__ == "__main__":

@@ -8,8 +8,8 @@ from statistics import median
 
 import torch
 
-from adadf_dist.check.results import CheckResult, Status
 from adadf_dist.distributed.world import World
+from adadf_dist.findings import Finding, ok, warning
 from adadf_dist.training.synthetic_step import synchronize
 
 DECISIONS = 30
@@ -20,22 +20,22 @@ BUDGET_S = 3.0
 MOST_ROUNDS = 20
 
 
-def check_communication(world: World) -> Iterator[CheckResult]:
+def check_communication(world: World) -> Iterator[Finding]:
     """Measure barrier latency and all-reduce bandwidth. Collective: every rank must call this."""
     if world.size == 1:
-        yield CheckResult("network", "single rank: no communication")
+        yield ok("network", "single rank: no communication")
         return
     latency = median(time_exchange(world.barrier) for _ in range(DECISIONS))
     text = f"gloo: {milliseconds(latency)} per control-group barrier"
     if latency > SLOW_DECISION_S:
         hint = "slow or wrong network: set GLOO_SOCKET_IFNAME to the right interface, or raise runtime.stop_check_steps"
-        yield CheckResult("control", text, Status.WARNING, hint)
+        yield warning("control", text, hint)
     else:
-        yield CheckResult("control", text)
+        yield ok("control", text)
     small, large = (all_reduce_seconds(world, size) for size in (SMALL, LARGE))
     backend = "nccl" if world.device.type == "cuda" else "gloo"
     text = f"{backend}: {milliseconds(small)} at {SMALL // 1024} KB, {milliseconds(large)} at {LARGE >> 20} MB"
-    yield CheckResult("all-reduce", f"{text} ({LARGE / large / 1e6:,.0f} MB/s)")
+    yield ok("all-reduce", f"{text} ({LARGE / large / 1e6:,.0f} MB/s)")
 
 
 def all_reduce_seconds(world: World, size: int) -> float:

@@ -7,12 +7,13 @@ import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
-from adadf_dist.check.results import CheckResult, ProbeFailure, Status, describe_error, gather_probe, group_failures
+from adadf_dist.check.results import ProbeFailure, describe_error, gather_probe, group_failures
 from adadf_dist.check.run_dir import restore_dirs
 from adadf_dist.config.load import override
 from adadf_dist.config.schema import Config
@@ -30,6 +31,7 @@ from adadf_dist.diagnostics.run_length import Length, find_problems
 from adadf_dist.distributed.nodes import format_nodes, gather_per_node
 from adadf_dist.distributed.world import World
 from adadf_dist.errors import UserError
+from adadf_dist.findings import Finding, Severity, ok
 from adadf_dist.training.synthetic_step import synchronize
 
 MAX_SAMPLES = 512
@@ -61,16 +63,16 @@ class ReadRate(NamedTuple):
     """Samples per second that one process reads and decodes."""
 
 
-def inspect_dataset(config: Config, world: World) -> tuple[DatasetInfo | None, CheckResult]:
+def inspect_dataset(config: Config, world: World) -> tuple[DatasetInfo | None, Finding]:
     """Return the dataset info (None on error) and its report line. Collective: every rank must call this."""
     shards = config.data.shards
     if not shards:
         hint = "pass a dataset folder written by `python -m shards.build`"
-        return None, CheckResult("shards", "data.shards is not set", Status.ERROR, hint)
+        return None, Finding("shards", Severity.ERROR, "data.shards is not set", hint)
     try:
         remote = is_remote(shards)
     except UserError as error:
-        return None, CheckResult("shards", str(error), Status.ERROR)
+        return None, Finding("shards", Severity.ERROR, str(error))
     if remote:
         return inspect_remote_dataset(config, world)
     if config.data.synthetic_samples and not world.broadcast_object(local_path(shards).exists()):
@@ -78,16 +80,15 @@ def inspect_dataset(config: Config, world: World) -> tuple[DatasetInfo | None, C
         sizes = tuple(batch_sizes(config, np.zeros(train, dtype=np.int64)))
         faces = DatasetInfo(len(EMOTIONS), train, validation, sizes, test=test)
         drawn = f"{sum(config.data.synthetic_samples):,} synthetic samples"
-        return faces, CheckResult("shards", f"{shards}: not found; a run would generate {drawn} there")
+        return faces, ok("shards", f"{shards}: not found; a run would generate {drawn} there")
     if problem := find_shards_mismatch(config.data, world):
-        what, _, hint = problem.rpartition("; ")
-        return None, CheckResult("shards", what or problem, Status.ERROR, hint if what else "")
+        return None, Finding("shards", Severity.ERROR, problem.message, problem.hint)
     found = gather_probe(world, lambda: inspect_local_dataset(config, world))
     own = found[world.rank]
     if wrong := next((f for f in found if isinstance(f, ProbeFailure)), None):
-        return None, CheckResult("shards", wrong.reason, Status.ERROR)
+        return None, Finding("shards", Severity.ERROR, wrong.reason)
     assert isinstance(own, DatasetInfo)
-    return own, CheckResult("shards", f"{shards}: {describe(own)}, available on every rank")
+    return own, ok("shards", f"{shards}: {describe(own)}, available on every rank")
 
 
 def inspect_local_dataset(config: Config, world: World) -> DatasetInfo:
@@ -109,7 +110,7 @@ def describe(faces: DatasetInfo) -> str:
     return f"{faces.train:,} training and {faces.validation:,} validation samples, {faces.classes} classes"
 
 
-def inspect_remote_dataset(config: Config, world: World) -> tuple[DatasetInfo | None, CheckResult]:
+def inspect_remote_dataset(config: Config, world: World) -> tuple[DatasetInfo | None, Finding]:
     """Check a remote dataset on each node: read dataset.json and a few megabytes of a tar.
 
     Collective: every rank must call this.
@@ -118,7 +119,7 @@ def inspect_remote_dataset(config: Config, world: World) -> tuple[DatasetInfo | 
     problems = {place: report for place, report in found.items() if isinstance(report, str)}
     if problems:
         reason = next(iter(problems.values()))
-        return None, CheckResult("shards", f"on {format_nodes(list(problems))}: {reason}", Status.ERROR)
+        return None, Finding("shards", Severity.ERROR, f"on {format_nodes(list(problems))}: {reason}")
     reports = [report for report in found.values() if not isinstance(report, str)]
     counts, validation, whole = reports[0][:3]
     rate = min(report[3] for report in reports)
@@ -128,7 +129,7 @@ def inspect_remote_dataset(config: Config, world: World) -> tuple[DatasetInfo | 
         labels = labels[validation:]
     faces = DatasetInfo(len(counts), len(labels), validation, tuple(batch_sizes(config, labels)))
     text = f"{config.data.shards}: {describe(faces)}; {whole / 1e9:.2f} GB at {rate:.1f} MB/s on the slowest node"
-    return faces, CheckResult("shards", f"{text}: {whole / 1e6 / rate:,.0f} s to download, unless cached")
+    return faces, ok("shards", f"{text}: {whole / 1e6 / rate:,.0f} s to download, unless cached")
 
 
 def probe(config: Config) -> tuple[tuple[int, ...], int, int, float] | str:
@@ -158,25 +159,25 @@ def parse_manifest(content: bytes) -> Manifest:
         return read_manifest(Path(name))
 
 
-def check_schedule(config: Config, faces: DatasetInfo) -> list[CheckResult]:
+def check_schedule(config: Config, faces: DatasetInfo) -> list[Finding]:
     """Return one line per setting that makes no sense for the length of the run, or a single ok line."""
     steps_per_epoch = len(faces.batches)
     problems = find_problems(config, steps_per_epoch)
     if not problems:
-        return [CheckResult("schedule", f"{Length(config.epochs, steps_per_epoch)}")]
-    return [CheckResult("schedule", problem.text, Status.WARNING, problem.fix) for problem in problems]
+        return [ok("schedule", f"{Length(config.epochs, steps_per_epoch)}")]
+    return [replace(problem, name="schedule") for problem in problems]
 
 
-def check_read_rate(config: Config, world: World, places: Sequence[str]) -> CheckResult:
+def check_read_rate(config: Config, world: World, places: Sequence[str]) -> Finding:
     """Measure reading and decoding of random samples, one process per rank. Collective: every rank must call this."""
     found = gather_probe(world, lambda: measure_read_rate(config, world.rank))
     for reason, where in group_failures(found, places).items():
-        return CheckResult("reading", f"on {format_nodes(where)}: {reason}", Status.ERROR)
+        return Finding("reading", Severity.ERROR, f"on {format_nodes(where)}: {reason}")
     rates = [rate for rate in found if isinstance(rate, ReadRate)]
     slowest = min(rates, key=lambda rate: rate.faces_per_s)
     text = f"{slowest.faces} random samples: read at {slowest.megabytes_per_s:,.0f} MB/s (including the page cache), "
     text += f"read and decoded at {slowest.faces_per_s:,.0f} samples/s per process"
-    return CheckResult("reading", text + (", on the slowest rank" if world.size > 1 else ""))
+    return ok("reading", text + (", on the slowest rank" if world.size > 1 else ""))
 
 
 def measure_read_rate(config: Config, rank: int) -> ReadRate:
@@ -201,18 +202,18 @@ def measure_read_rate(config: Config, rank: int) -> ReadRate:
     return ReadRate(count, size / 1e6 / max(reading, 1e-9), count / max(whole, 1e-9))
 
 
-def check_loader(config: Config, world: World, places: Sequence[str]) -> tuple[float, CheckResult]:
+def check_loader(config: Config, world: World, places: Sequence[str]) -> tuple[float, Finding]:
     """Return the loader's rate in samples per second over all ranks (0 on error), and its report line.
 
     Collective: every rank must call this.
     """
     found = gather_probe(world, lambda: measure_loader_rate(config, world))
     for reason, where in group_failures(found, places).items():
-        return 0.0, CheckResult("loader", f"on {format_nodes(where)}: {reason}", Status.ERROR)
+        return 0.0, Finding("loader", Severity.ERROR, f"on {format_nodes(where)}: {reason}")
     rates = [rate for rate in found if not isinstance(rate, ProbeFailure)]
     together = world.size * min(rates)  # all ranks wait for the slowest
     text = f"{config.data.loader}, {config.data.image_size}x{config.data.image_size}, augmented: "
-    return together, CheckResult("loader", f"{text}{together:,.0f} samples/s over all ranks, limited by the slowest")
+    return together, ok("loader", f"{text}{together:,.0f} samples/s over all ranks, limited by the slowest")
 
 
 def measure_loader_rate(config: Config, world: World) -> float:

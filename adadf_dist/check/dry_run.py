@@ -15,6 +15,7 @@ from adadf_dist.check.throughput import describe_speed, estimate_duration, measu
 from adadf_dist.config.keys import flatten
 from adadf_dist.config.load import base_config, parse_cli, to_dict
 from adadf_dist.config.schema import Config
+from adadf_dist.console.formats import format_mib, plural
 from adadf_dist.data.sampling import check_batch_size
 from adadf_dist.diagnostics.run_length import find_problems
 from adadf_dist.distributed.world import World, init_world
@@ -23,8 +24,6 @@ from adadf_dist.training.consistency import check_consistency
 from adadf_dist.training.out_of_memory import report_out_of_memory
 from adadf_dist.training.setup import resolve_auto
 from adadf_dist.training.synthetic_step import SyntheticTrainer
-
-MIB = 2**20
 
 
 def dry_run(argv: Sequence[str]) -> None:
@@ -40,8 +39,8 @@ def dry_run(argv: Sequence[str]) -> None:
             print_row(world, name, text)
         faces, line = inspect_dataset(resolved, world)
         if faces is None:
-            raise UserError(": ".join(part for part in (line.text, line.hint) if part))
-        for name, text in (*describe_faces(resolved, faces, line.text), *describe_folder(resolved)):
+            raise UserError(line.message, line.hint)
+        for name, text in (*describe_faces(resolved, faces, line.message), *describe_folder(resolved)):
             print_row(world, name, text)
         with report_out_of_memory(resolved, world):
             for name, text in measure_step(resolved, faces, world):
@@ -69,7 +68,7 @@ def describe_faces(config: Config, faces: DatasetInfo, found: str) -> Iterator[t
     text = f"{steps:,} per epoch ({trained:,} samples, sampler {config.data.sampler}), {steps * config.epochs:,} in "
     yield "steps", text + f"{config.epochs} epochs"
     for problem in find_problems(config, steps):
-        yield "warning", str(problem)
+        yield "warning", problem.line
 
 
 def describe_folder(config: Config) -> Iterator[tuple[str, str]]:
@@ -94,18 +93,18 @@ def measure_step(config: Config, faces: DatasetInfo, world: World) -> Iterator[t
     kept = activation_bytes(trainer)
     size = parameters[0].element_size()
     average = (trained + frozen) * bool(config.optimizer.ema_decay)
-    counted = f"weights {format_bytes((trained + frozen + average) * size)}, "
-    counted += f"gradients {format_bytes(trained * size)}, Adam's moments "
+    counted = f"weights {format_mib((trained + frozen + average) * size)}, "
+    counted += f"gradients {format_mib(trained * size)}, Adam's moments "
     rows = len(trainer.images)
-    yield "memory", f"calculated: {counted}{format_bytes(2 * trained * size)} per process"
-    yield "", f"measured: {format_bytes(kept)} of activations per step ({rows} images per rank)"
+    yield "memory", f"calculated: {counted}{format_mib(2 * trained * size)} per process"
+    yield "", f"measured: {format_mib(kept)} of activations per step ({rows} images per rank)"
     measured = measure_trainer(trainer)
     whose = "the process" if world.device.type == "cpu" else "the GPU"
-    yield "", f"measured: {format_bytes(measured.peak)} total peak memory of {whose} during a step"
-    where = f"{world.size} rank{'s' * (world.size > 1)} on {world.device.type}, {config.runtime.precision}"
+    yield "", f"measured: {format_mib(measured.peak)} total peak memory of {whose} during a step"
+    where = f"{plural(world.size, 'rank')} on {world.device.type}, {config.runtime.precision}"
     yield "step", f"measured: {describe_speed(config, measured.step_s)} on {where}"
     for line in estimate_duration(config, faces, measured, 0.0):
-        yield "time", line.text
+        yield "time", line.message
 
 
 def activation_bytes(trainer: SyntheticTrainer) -> int:
@@ -122,7 +121,3 @@ def activation_bytes(trainer: SyntheticTrainer) -> int:
     with saved_tensors_hooks(pack, lambda tensor: tensor):
         trainer.step()
     return sum(held.values())
-
-
-def format_bytes(count: float) -> str:
-    return f"{count / MIB:,.1f} MiB"

@@ -12,12 +12,13 @@ from typing import NamedTuple
 
 import torch
 
-from adadf_dist.check.results import CheckResult, Status
 from adadf_dist.config.schema import Config
+from adadf_dist.console.formats import plural
 from adadf_dist.data.workers.process import worker_context
 from adadf_dist.distributed.nodes import format_nodes, rank_label
 from adadf_dist.distributed.world import World, local_rank_from_env
 from adadf_dist.errors import UserError
+from adadf_dist.findings import Finding, Severity, ok, warning
 from adadf_dist.training.consistency import find_config_mismatch, find_version_mismatch, installed_versions
 
 CLOCK_ROUNDS = 5
@@ -41,8 +42,8 @@ class RankInfo(NamedTuple):
     """Number of cores that this process may run on."""
     memory: int
     """Memory of its node in bytes."""
-    no_workers: str = ""
-    """Why worker processes cannot start on its node; empty if they can."""
+    no_workers: UserError | None = None
+    """Why worker processes cannot start on its node; None if they can."""
 
 
 def gather_rank_info(world: World) -> list[RankInfo]:
@@ -65,13 +66,13 @@ def gather_rank_info(world: World) -> list[RankInfo]:
     )
 
 
-def why_no_workers() -> str:
-    """Return why worker processes cannot start on this node; empty if they can."""
+def why_no_workers() -> UserError | None:
+    """Return why worker processes cannot start on this node; None if they can."""
     try:
         worker_context(__name__)
     except UserError as error:
-        return str(error)
-    return ""
+        return error
+    return None
 
 
 def nodes_of(ranks: Sequence[RankInfo]) -> list[list[RankInfo]]:
@@ -84,73 +85,70 @@ def nodes_of(ranks: Sequence[RankInfo]) -> list[list[RankInfo]]:
     return nodes
 
 
-def check_versions(config: Config, world: World) -> Iterator[CheckResult]:
+def check_versions(config: Config, world: World) -> Iterator[Finding]:
     """Compare versions and settings of all nodes. Collective: every rank must call this."""
     for name, problem in (
         ("versions", find_version_mismatch(world)),
         ("settings", find_config_mismatch(config, world)),
     ):
         if problem:
-            what, _, hint = problem.partition(": ")
-            yield CheckResult(name, what, Status.ERROR, hint)
+            yield Finding(name, Severity.ERROR, problem.message, problem.hint)
         elif name == "versions":
             own = installed_versions()
             digest, *others = (own.pop("the digest of adadf_dist's source files"), *own.items())
             text = ", ".join(f"{package} {version}" for package, version in others)
             cuda = f", CUDA {torch.version.cuda}" if world.device.type == "cuda" else ""
-            yield CheckResult(name, f"{text}{cuda}; source digest {digest}")
+            yield ok(name, f"{text}{cuda}; source digest {digest}")
 
 
-def judge_ranks(ranks: Sequence[RankInfo]) -> CheckResult:
+def judge_ranks(ranks: Sequence[RankInfo]) -> Finding:
     nodes = nodes_of(ranks)
     message = [
         f"{node[0].host} {' + '.join(f'{n} x {device}' for device, n in Counter(r.device for r in node).items())}"
         for node in nodes
     ]
-    text = f"{pluralize(len(ranks), 'rank')} on {pluralize(len(nodes), 'node')}: {format_nodes(message)}"
+    text = f"{plural(len(ranks), 'rank')} on {plural(len(nodes), 'node')}: {format_nodes(message)}"
     idle = [node[0].host for node in nodes if len(node) < node[0].gpus]
     if idle:
         gpus = nodes[0][0].gpus
         hint = f"--nproc_per_node {gpus} uses them all"
-        return CheckResult("ranks", f"{text}; unused GPUs on {format_nodes(idle)}", Status.WARNING, hint)
+        return warning("ranks", f"{text}; unused GPUs on {format_nodes(idle)}", hint)
     unseen = [node[0].host for node in nodes if node[0].gpu_not_visible]
     if unseen:
         hint = "check CUDA_VISIBLE_DEVICES, nvidia-smi, and whether torch is a CUDA build"
-        return CheckResult("ranks", f"{text}; torch sees no GPU on {format_nodes(unseen)}", Status.WARNING, hint)
-    return CheckResult("ranks", text)
+        return warning("ranks", f"{text}; torch sees no GPU on {format_nodes(unseen)}", hint)
+    return ok("ranks", text)
 
 
-def judge_workers(ranks: Sequence[RankInfo], config: Config) -> CheckResult:
+def judge_workers(ranks: Sequence[RankInfo], config: Config) -> Finding:
     """Check that data workers can start if the loader needs them. DALI decodes in its own threads."""
     if config.data.loader == "dali" or config.data.num_workers == 0:
-        return CheckResult("workers", "not needed: each rank decodes in its own process")
+        return ok("workers", "not needed: each rank decodes in its own process")
     for rank in ranks:
         if rank.no_workers:
-            problem, _, fix = rank.no_workers.rpartition("; ")
-            return CheckResult("workers", f"{problem} (on {rank.host})", Status.ERROR, fix)
-    return CheckResult("workers", f"{pluralize(config.data.num_workers, 'data worker')} per rank can start")
+            problem = rank.no_workers
+            return Finding("workers", Severity.ERROR, f"{problem.message} (on {rank.host})", problem.hint)
+    return ok("workers", f"{plural(config.data.num_workers, 'data worker')} per rank can start")
 
 
-def check_threads(ranks: Sequence[RankInfo], workers: int) -> CheckResult:
+def check_threads(ranks: Sequence[RankInfo], workers: int) -> Finding:
     """Check that the cores of each node are neither idle nor oversubscribed."""
-    text = f"{pluralize(ranks[0].threads, 'thread')} and {pluralize(workers, 'data worker')} per rank"
-    text += f"; {pluralize(ranks[0].cores, 'core')} per node"
+    text = f"{plural(ranks[0].threads, 'thread')} and {plural(workers, 'data worker')} per rank"
+    text += f"; {plural(ranks[0].cores, 'core')} per node"
     for node in nodes_of(ranks):
         cores, computing = node[0].cores, sum(rank.threads for rank in node)
         fair = max(cores // len(node), 1)
         if node[0].device != "cpu":
             if workers * len(node) > cores:
                 more = f"{text}; {node[0].host} has too few cores for {workers * len(node)} workers"
-                return CheckResult("threads", more, Status.WARNING, f"--data.num_workers {fair}")
+                return warning("threads", more, f"--data.num_workers {fair}")
         elif computing > max(cores, len(node)):
-            more = f"{text}; {computing} threads oversubscribe {pluralize(cores, 'core')} on {node[0].host}"
-            return CheckResult("threads", more, Status.WARNING, f"set OMP_NUM_THREADS={fair}")
+            more = f"{text}; {computing} threads oversubscribe {plural(cores, 'core')} on {node[0].host}"
+            return warning("threads", more, f"set OMP_NUM_THREADS={fair}")
         elif 2 * computing < cores:
             more = f"{text}; {cores - computing} cores are unused on {node[0].host}"
-            return CheckResult(
-                "threads", more, Status.WARNING, f"set OMP_NUM_THREADS={fair} (torchrun sets 1), or start more ranks"
-            )
-    return CheckResult("threads", text)
+            return warning("threads", more, f"set OMP_NUM_THREADS={fair} (torchrun sets 1), or start more ranks")
+    return ok("threads", text)
 
 
 def clock_offsets(world: World, clock: Callable[[], float] = time.time) -> list[float]:
@@ -167,17 +165,11 @@ def clock_offsets(world: World, clock: Callable[[], float] = time.time) -> list[
     return world.all_gather_object(min(offsets))
 
 
-def check_clocks(offsets: Sequence[float], places: Sequence[str]) -> CheckResult:
+def check_clocks(offsets: Sequence[float], places: Sequence[str]) -> Finding:
     worst = max(range(len(offsets)), key=lambda rank: abs(offsets[rank]))
     apart = abs(offsets[worst])
     if apart <= MAX_CLOCK_SKEW_S:
-        return CheckResult("clocks", f"within {max(apart, 0.001):.3f} s of rank 0")
+        return ok("clocks", f"within {max(apart, 0.001):.3f} s of rank 0")
     direction = "ahead of" if offsets[worst] > 0 else "behind"
     text = f"{places[worst]} is {apart:.1f} s {direction} rank 0's"
-    return CheckResult(
-        "clocks", text, Status.WARNING, "synchronize clocks with NTP: logs and remote storage depend on them"
-    )
-
-
-def pluralize(number: int, noun: str) -> str:
-    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+    return warning("clocks", text, "synchronize clocks with NTP: logs and remote storage depend on them")

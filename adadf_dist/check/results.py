@@ -4,35 +4,13 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterable
-from enum import IntEnum
 from typing import NamedTuple, TypeVar
 
 from adadf_dist.distributed.world import World
 from adadf_dist.errors import UserError, single_line
+from adadf_dist.findings import Finding, Severity, summarize_severities, worst_severity
 
 T = TypeVar("T")
-
-
-class Status(IntEnum):
-    """Status of a check. The worst one is the exit status."""
-
-    OK = 0
-    WARNING = 1
-    ERROR = 2
-
-
-class CheckResult(NamedTuple):
-    name: str
-    """What was checked, in one or two words."""
-    text: str
-    """The finding."""
-    mark: Status = Status.OK
-    hint: str = ""
-    """Suggested fix; empty if none is needed."""
-
-    def __str__(self) -> str:
-        line = f"{self.mark.name.lower():<8} {self.name:<11} {self.text}"
-        return f"{line}\n{'':<21}-> {self.hint}" if self.hint else line
 
 
 class ProbeFailure(NamedTuple):
@@ -45,7 +23,7 @@ class CheckReport:
     def __init__(self, printed: bool) -> None:
         """`printed`: on rank 0."""
         self.printed = printed
-        self.lines: list[CheckResult] = []
+        self.lines: list[Finding] = []
         self.current = "start"
         """Name of the check in progress, reported if the connection is lost."""
 
@@ -55,27 +33,30 @@ class CheckReport:
         if self.printed:
             print(f"measuring {what} ...", file=sys.stderr, flush=True)
 
-    def add(self, *lines: CheckResult) -> None:
+    def add(self, *lines: Finding) -> None:
         for line in lines:
             self.lines.append(line)
             if self.printed:
-                print(line, flush=True)
+                print(format_finding(line), flush=True)
 
     @property
-    def status(self) -> Status:
-        return max((line.mark for line in self.lines), default=Status.OK)
+    def worst(self) -> Severity:
+        return worst_severity(self.lines)
 
     def close(self) -> None:
         """Print the summary line."""
-        counts = {mark: sum(line.mark == mark for line in self.lines) for mark in Status}
-        text = [f"{n} {mark.name.lower()}{'s' if n > 1 and mark else ''}" for mark, n in reversed(counts.items()) if n]
-        outcome = {
-            Status.OK: "ready to train",
-            Status.WARNING: "ready to train, with warnings",
-            Status.ERROR: "not ready to train: fix the errors above",
-        }
+        outcome = (
+            "ready to train",
+            "ready to train, with warnings",
+            "not ready to train: fix the errors above",
+        )[self.worst.exit_status]
         if self.printed:
-            print(f"{outcome[self.status]} ({', '.join(text)})", flush=True)
+            print(f"{outcome} ({summarize_severities(self.lines)})", flush=True)
+
+
+def format_finding(finding: Finding) -> str:
+    line = f"{finding.severity.word:<8} {finding.name:<11} {finding.message}"
+    return f"{line}\n{'':<21}-> {finding.hint}" if finding.hint else line
 
 
 def gather_probe(world: World, look: Callable[[], T]) -> list[T | ProbeFailure]:

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from adadf_dist.check.results import CheckResult, Status, describe_error
+from adadf_dist.check.results import describe_error
 from adadf_dist.checkpoint.compatibility import check_config_compatible
 from adadf_dist.checkpoint.manager import CHECKPOINT_PATTERN
 from adadf_dist.checkpoint.run_dir import check_run_folder, lock_run_dir
@@ -19,6 +19,7 @@ from adadf_dist.checkpoint.storage import read_checkpoint
 from adadf_dist.config.keys import flatten
 from adadf_dist.config.load import to_dict, with_absolute_paths
 from adadf_dist.config.schema import Config
+from adadf_dist.console.formats import format_gb
 from adadf_dist.data.identity import Source, TrainedOn, how_to_fix, moved_files, other_data
 from adadf_dist.data.manifest import read_manifest
 from adadf_dist.data.remote.client import is_remote, local_path
@@ -26,48 +27,45 @@ from adadf_dist.distributed.world import World
 from adadf_dist.engine.base import init_model
 from adadf_dist.errors import UserError
 from adadf_dist.files.locks import probe
+from adadf_dist.findings import Finding, Severity, ok, warning
 from adadf_dist.training.consistency import find_unshared_run_dir
 
-GB = 1e9
 EXTRA_CHECKPOINTS = 2
 """Checkpoints besides the newest ones: that of the selected epoch, and the one being written."""
 
 
-def check_folder(config: Config, world: World, num_classes: int, train_faces: int) -> CheckResult:
+def check_folder(config: Config, world: World, num_classes: int, train_faces: int) -> Finding:
     """Check the run folder and leave the disk unchanged. Collective: every rank must call this."""
     folder = Path(config.out)
     with restore_dirs(folder):
         problem = find_unshared_run_dir(folder, world)
         if problem:
-            what, _, hint = problem.removeprefix("out: ").rpartition("; ")
-            return CheckResult("run folder", what, Status.ERROR, hint)
+            return Finding("run folder", Severity.ERROR, problem.message.removeprefix("out: "), problem.hint)
         line = check_run_dir_space(config, folder, num_classes, train_faces) if world.is_main else None
         shared = world.broadcast_object(line)
         world.barrier()  # all ranks are done with the folder before it is removed
-    assert isinstance(shared, CheckResult)
+    assert isinstance(shared, Finding)
     return shared
 
 
-def check_run_dir_space(config: Config, folder: Path, num_classes: int, train_faces: int) -> CheckResult:
+def check_run_dir_space(config: Config, folder: Path, num_classes: int, train_faces: int) -> Finding:
     try:
         held = describe_run_dir(config, folder)
         probe(folder, "out")
     except (ValueError, OSError) as error:
-        return CheckResult("run folder", describe_error(error), Status.ERROR, "")
+        return Finding("run folder", Severity.ERROR, describe_error(error))
     checkpoint = checkpoint_bytes(config, num_classes, train_faces)
     history = 8 * train_faces * config.epochs
     needed = (config.checkpoint.keep_last + EXTRA_CHECKPOINTS) * checkpoint + history
     there = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
     missing, free = max(needed - there, checkpoint), shutil.disk_usage(folder).free
-    text = f"{folder}: writable and shared; {held}; needs about {format_bytes(needed)} ("
-    text += f"{format_bytes(checkpoint)} per checkpoint), {format_bytes(free)} free"
+    text = f"{folder}: writable and shared; {held}; needs about {format_gb(needed)} ("
+    text += f"{format_gb(checkpoint)} per checkpoint), {format_gb(free)} free"
     fewer = "lower checkpoint.keep_last, " if config.checkpoint.keep_last > 1 else ""
     hint = f"free some space, {fewer}or choose another --out"
     if missing > free:
-        return CheckResult("run folder", text, Status.ERROR, hint)
-    return (
-        CheckResult("run folder", text, Status.WARNING, hint) if 2 * missing > free else CheckResult("run folder", text)
-    )
+        return Finding("run folder", Severity.ERROR, text, hint)
+    return warning("run folder", text, hint) if 2 * missing > free else ok("run folder", text)
 
 
 def describe_run_dir(config: Config, folder: Path) -> str:
@@ -124,7 +122,3 @@ def restore_dirs(folder: Path) -> Iterator[None]:
                 path.rmdir()
             except OSError:  # removed by another rank, or never created
                 continue
-
-
-def format_bytes(count: float) -> str:
-    return f"{count / GB:.2f} GB" if count < 10 * GB else f"{count / GB:,.0f} GB"

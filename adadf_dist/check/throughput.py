@@ -11,14 +11,15 @@ import torch
 
 from adadf_dist.check.dataset import DatasetInfo, validation_batches
 from adadf_dist.check.environment import RankInfo, nodes_of
-from adadf_dist.check.results import CheckResult, ProbeFailure, Status, gather_probe, group_failures
+from adadf_dist.check.results import ProbeFailure, gather_probe, group_failures
 from adadf_dist.config.load import override
 from adadf_dist.config.schema import Config
-from adadf_dist.console.progress import duration
+from adadf_dist.console.formats import format_duration, plural
 from adadf_dist.data.sampling import MIN_SAMPLES_PER_RANK, check_batch_size, rank_slice
 from adadf_dist.distributed.nodes import format_nodes
 from adadf_dist.distributed.world import World
 from adadf_dist.errors import UserError
+from adadf_dist.findings import Finding, Severity, ok, warning
 from adadf_dist.training.synthetic_step import SyntheticTrainer, synchronize
 
 BUDGET_S = 8.0
@@ -68,27 +69,26 @@ def time_repeats(world: World, work: Callable[[], None], goes: int) -> float:
     return time.perf_counter() - began
 
 
-def check_batch(config: Config, world: World, faces: DatasetInfo) -> CheckResult:
+def check_batch(config: Config, world: World, faces: DatasetInfo) -> Finding:
     """Check that the global batch can be distributed over the ranks."""
     smallest = min(faces.batches)
     most = smallest // MIN_SAMPLES_PER_RANK
     try:
         check_batch_size(config.batch_size, world.size)
     except UserError as error:
-        what, _, hint = str(error).rpartition(": ")
-        return CheckResult("batch", what, Status.ERROR, hint)
-    text = f"{config.batch_size} samples over {world.size} rank{'s' * (world.size > 1)}"
+        return Finding("batch", Severity.ERROR, error.message, error.hint)
+    text = f"{config.batch_size} samples over {plural(world.size, 'rank')}"
     if most < world.size:
         text += f", but {faces.train:,} samples make batches of {smallest}, less than {MIN_SAMPLES_PER_RANK} per rank"
         raised = "raise batch_size or " if sum(faces.batches) >= MIN_SAMPLES_PER_RANK * world.size else ""
-        return CheckResult("batch", text, Status.ERROR, f"{raised}start fewer ranks")
+        return Finding("batch", Severity.ERROR, text, f"{raised}start fewer ranks")
     shares = sorted({smallest // world.size, -(-max(faces.batches) // world.size)})
-    return CheckResult("batch", f"{text}: {' to '.join(map(str, shares))} per rank; at most {most:,} ranks")
+    return ok("batch", f"{text}: {' to '.join(map(str, shares))} per rank; at most {most:,} ranks")
 
 
 def check_step(
     config: Config, world: World, ranks: Sequence[RankInfo], faces: DatasetInfo
-) -> tuple[StepTiming | None, list[CheckResult]]:
+) -> tuple[StepTiming | None, list[Finding]]:
     """Measure a step on each rank alone, which may fail without blocking the others, then with all ranks together.
 
     Collective: every rank must call this. `config`: the result of `with_largest_batch`.
@@ -97,7 +97,7 @@ def check_step(
     found = gather_probe(world, lambda: measure_single_rank(config, faces.classes, world.device, end - first))
     for reason, where in group_failures(found, [rank.label for rank in ranks]).items():
         hint = "" if "memory" not in reason.lower() else "lower batch_size or data.image_size, or start more ranks"
-        return None, [CheckResult("step", f"on {format_nodes(where)}: {reason}", Status.ERROR, hint)]
+        return None, [Finding("step", Severity.ERROR, f"on {format_nodes(where)}: {reason}", hint)]
     alone = [outcome for outcome in found if not isinstance(outcome, ProbeFailure)]
     if world.size == 1 and config.engine == "ddp":
         together = alone
@@ -107,13 +107,12 @@ def check_step(
         together = world.all_gather_object(own._replace(step_s=step_s, peak=max(own.peak, peak_memory(world.device))))
     step_s, computing = max(m.step_s for m in together), max(m.step_s for m in alone)
     text = f"{describe_speed(config, step_s)}, {config.runtime.precision}"
-    line = CheckResult("step", text)
+    line = ok("step", text)
     if world.size > 1:
         share = max(0.0, 1 - computing / step_s)
-        line = CheckResult("step", f"{text}; {share:.0%} spent in communication and waiting")
-        if share > COMM_WARNING_SHARE:
-            hint = "raise batch_size, use fewer ranks or a faster network, or turn runtime.sync_batch_norm off"
-            line = line._replace(mark=Status.WARNING, hint=hint)
+        text += f"; {share:.0%} spent in communication and waiting"
+        hint = "raise batch_size, use fewer ranks or a faster network, or turn runtime.sync_batch_norm off"
+        line = warning("step", text, hint) if share > COMM_WARNING_SHARE else ok("step", text)
     infer = max(m.infer_s for m in alone)
     return together[0]._replace(step_s=step_s, infer_s=infer), [line, check_memory(together, ranks)]
 
@@ -144,7 +143,7 @@ def peak_memory(device: torch.device) -> int:
     return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # KiB on Linux
 
 
-def check_memory(measured: Sequence[StepTiming], ranks: Sequence[RankInfo]) -> CheckResult:
+def check_memory(measured: Sequence[StepTiming], ranks: Sequence[RankInfo]) -> Finding:
     """Check peak memory per device, or per node for CPU ranks."""
     if measured[0].limit:
         share, peak, limit = max((m.peak / m.limit, m.peak, m.limit) for m in measured)
@@ -156,13 +155,13 @@ def check_memory(measured: Sequence[StepTiming], ranks: Sequence[RankInfo]) -> C
         text = f"peak {max(peaks.values()) / 2**30:.1f} GiB per process, {peak / 2**30:.1f} of {limit / 2**30:.0f} GiB "
         text += "per node, excluding data workers"
     if share > MEMORY_WARNING_SHARE:
-        return CheckResult("memory", text, Status.WARNING, "lower batch_size or data.image_size, or start more ranks")
-    return CheckResult("memory", text)
+        return warning("memory", text, "lower batch_size or data.image_size, or start more ranks")
+    return ok("memory", text)
 
 
 def estimate_duration(
     config: Config, faces: DatasetInfo, measured: StepTiming, faces_per_s: float
-) -> Iterator[CheckResult]:
+) -> Iterator[Finding]:
     """Estimate the duration of an epoch and of the run from step and loader rates; `faces_per_s` 0: unknown."""
     trained = sum(faces.batches)
     computing = len(faces.batches) * measured.step_s
@@ -170,14 +169,14 @@ def estimate_duration(
     passes = 2 if config.class_distributions.source == "second_pass" else 1
     epoch = max(computing, loading) + validation_batches(faces, config.batch_size) * measured.infer_s
     epoch += (passes - 1) * max(len(faces.batches) * measured.infer_s, loading)
-    text = f"an epoch of {trained:,} samples takes about {duration(epoch)}, all {config.epochs} epochs about "
-    text += duration(config.epochs * epoch)
+    text = f"an epoch of {trained:,} samples takes about {format_duration(epoch)}, all {config.epochs} epochs about "
+    text += format_duration(config.epochs * epoch)
     if not faces_per_s:
         text += ", if the loader keeps up (not measured)"
     if loading > computing:
         text += f"; data-bound: the network would wait for data {1 - computing / loading:.0%} of the time"
         dali = "" if config.data.loader == "dali" or config.data.access == "stream" else "install DALI, "
         hint = f"raise data.num_workers if cores are idle, {dali}or train on a machine with more cores"
-        yield CheckResult("time", text, Status.WARNING, hint)
+        yield warning("time", text, hint)
     else:
-        yield CheckResult("time", text)
+        yield ok("time", text)

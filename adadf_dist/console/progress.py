@@ -12,6 +12,8 @@ from typing import Never
 
 from tqdm import tqdm
 
+from adadf_dist.console.formats import format_duration
+
 FIRST_LINE_S = 3.0
 """Delay of a phase's first line in a log file; shorter phases print none."""
 LINE_EVERY_S = 15.0
@@ -58,7 +60,9 @@ class Display:
         if not self.total:
             return f"{self.doing}: {self._done:,} {self.unit}, {rate:,.0f}/s"
         left = max(self.total - self._done, 0) / max(rate, 1e-9)
-        return f"{self.doing}: {self._done:,} of {self.total:,} {self.unit}, {rate:,.0f}/s, {duration(left)} left"
+        return (
+            f"{self.doing}: {self._done:,} of {self.total:,} {self.unit}, {rate:,.0f}/s, {format_duration(left)} left"
+        )
 
     def __enter__(self) -> Display:
         return self
@@ -66,9 +70,3 @@ class Display:
     def __exit__(self, kind: type[BaseException] | None, error: object, trace: TracebackType | None) -> None:
         if self._bar is not None:
             self._bar.close()
-
-
-def duration(seconds: float) -> str:
-    minutes, s = divmod(round(seconds), 60)
-    hours, m = divmod(minutes, 60)
-    return f"{hours}h{m:02d}m" if hours else f"{m}m{s:02d}s"

@@ -120,11 +120,11 @@ class Dataset:
     def split(self, name: str) -> Split:
         """Open a split by its name. Raises `UserError`."""
         if name not in self.splits:
-            raise UserError(f"{self.folder}: no {name} split; it has {', '.join(self.splits)}")
+            raise UserError(f"{self.folder}: no {name} split", f"it has {', '.join(self.splits)}")
         split = open_split(self.folder, self.manifest, name)
         index = self.folder / self.splits[name].index
         if hashlib.sha256(index.read_bytes()).hexdigest() != self.splits[name].index_sha256:
-            raise UserError(f"{index}: SHA-256 differs from dataset.json; re-copy the dataset")
+            raise UserError(f"{index}: SHA-256 differs from dataset.json", "re-copy the dataset")
         return split
 
 
@@ -137,22 +137,23 @@ def open_dataset(folder: str | Path, streamed: Collection[str] = ()) -> Dataset:
     dataset = Dataset(Path(folder), read_manifest(Path(folder)))
     problem = next(check_files(dataset.folder, dataset.manifest, streamed), None)
     if problem is not None:
-        raise UserError(problem)
+        raise problem
     return dataset
 
 
-def check_files(folder: Path, manifest: Manifest, streamed: Collection[str] = ()) -> Iterator[str]:
-    """Yield a line for each file that is missing or differs in size from `dataset.json`."""
+def check_files(folder: Path, manifest: Manifest, streamed: Collection[str] = ()) -> Iterator[UserError]:
+    """Yield an error for each file that is missing or differs in size from `dataset.json`."""
+    hint = "re-copy or rebuild the dataset"
     for name, split in manifest.splits.items():
         if not (folder / split.index).is_file():
-            yield f"{folder / split.index}: missing; re-copy or rebuild the dataset"
+            yield UserError(f"{folder / split.index}: missing", hint)
         for shard in () if name in streamed else split.shards:
             path = folder / shard.file
             if not path.is_file():
-                yield f"{path}: missing; re-copy or rebuild the dataset"
+                yield UserError(f"{path}: missing", hint)
             elif (size := path.stat().st_size) != shard.bytes:
                 state = "truncated" if size < shard.bytes else "changed"
-                yield f"{path}: {state}: {size:,} bytes, expected {shard.bytes:,}; re-copy or rebuild the dataset"
+                yield UserError(f"{path}: {state}: {size:,} bytes, expected {shard.bytes:,}", hint)
 
 
 def open_split(folder: Path, manifest: Manifest, name: str) -> Split:
@@ -168,9 +169,9 @@ def open_split(folder: Path, manifest: Manifest, name: str) -> Split:
         distributions = _rows(table, "distribution", num_classes) if "distribution" in table.column_names else None
     except (KeyError, ValueError, TypeError, pa.ArrowException) as error:
         reason = single_line(error, 120)
-        raise UserError(f"{path}: not an index of this dataset ({reason}); rebuild the dataset") from None
+        raise UserError(f"{path}: not an index of this dataset ({reason})", "rebuild the dataset") from None
     if len(labels) != info.samples:
-        raise UserError(f"{path}: {len(labels):,} rows where dataset.json has {info.samples:,}; rebuild the dataset")
+        raise UserError(f"{path}: {len(labels):,} rows where dataset.json has {info.samples:,}", "rebuild the dataset")
     split = Split(
         name=name,
         folder=folder,
@@ -191,7 +192,7 @@ def check_trainable(split: Split) -> None:
     present = np.flatnonzero(split.class_counts())
     if len(present) < 2:
         only = f"only class {split.classes[int(present[0])]}" if len(present) else "no class"
-        raise UserError(f"{split.folder}: split {split.name} contains {only}; training needs at least two classes")
+        raise UserError(f"{split.folder}: split {split.name} contains {only}", "training needs at least two classes")
 
 
 def _read_table(path: Path) -> pa.Table:
@@ -199,7 +200,7 @@ def _read_table(path: Path) -> pa.Table:
         return pq.read_table(path, memory_map=False)
     except (pa.ArrowException, OSError) as error:
         reason = single_line(error, 120)
-        raise UserError(f"{path}: corrupt ({reason}); re-copy or rebuild the dataset") from None
+        raise UserError(f"{path}: corrupt ({reason})", "re-copy or rebuild the dataset") from None
 
 
 def _column(table: pa.Table, name: str) -> NDArray[np.int64]:
@@ -227,11 +228,11 @@ def _check_rows(split: Split, info: SplitInfo, path: Path) -> None:
     def refuse_any(wrong: NDArray[np.bool_], what: str) -> None:
         if wrong.any():
             sample = int(wrong.argmax())
-            raise UserError(f"{path}: row {sample} (key {split.keys[sample]}): {what}; rebuild the dataset")
+            raise UserError(f"{path}: row {sample} (key {split.keys[sample]}): {what}", "rebuild the dataset")
 
     refuse_any((labels < 0) | (labels >= len(split.classes)), f"label outside the {len(split.classes)} classes")
     refuse_any((shard < 0) | (shard >= len(info.shards)), f"shard number outside the {len(info.shards)} tars")
     ends = np.array([entry.bytes for entry in info.shards], dtype=np.int64)
     refuse_any((offset < 0) | (size < 1) | (offset + size > ends[shard]), "image bytes outside its tar")
     if split.class_counts().tolist() != list(info.class_counts):
-        raise UserError(f"{path}: class counts differ from dataset.json; rebuild the dataset")
+        raise UserError(f"{path}: class counts differ from dataset.json", "rebuild the dataset")

@@ -76,23 +76,25 @@ def read_manifest(folder: Path) -> Manifest:
     path = folder / MANIFEST
     check_path(folder)
     if not folder.is_dir():
-        raise UserError(f"{folder}: no such dataset folder; build it with `python -m shards.build`")
+        raise UserError(f"{folder}: no such dataset folder", "build it with `python -m shards.build`")
     if not path.is_file():
-        raise UserError(f"{folder}: no {MANIFEST} in it, so not a dataset folder; `python -m shards.build` writes one")
+        raise UserError(
+            f"{folder}: no {MANIFEST} in it, so not a dataset folder", "`python -m shards.build` writes one"
+        )
     try:
         content = json.loads(read_text(path))
     except ValueError as error:
-        raise UserError(f"{path}: corrupt ({error}); re-copy the file or rebuild the dataset") from None
+        raise UserError(f"{path}: corrupt ({error})", "re-copy the file or rebuild the dataset") from None
     table = _Table(path, "", content)
     version = table.get("format_version", int)
     if version != FORMAT_VERSION:
         hint = "update adadf_dist" if version > FORMAT_VERSION else "rebuild the dataset"
-        raise UserError(f"{path}: format version {version}, but this version reads {FORMAT_VERSION}; {hint}")
+        raise UserError(f"{path}: format version {version}, but this version reads {FORMAT_VERSION}", hint)
     classes = _read_classes(table)
     splits = table.get("splits", dict)
     for name in splits:
         if name not in SPLITS:
-            raise UserError(f"{path}: splits: {name!r} is not one of {', '.join(SPLITS)}; rebuild the dataset")
+            raise UserError(f"{path}: splits: {name!r} is not one of {', '.join(SPLITS)}", "rebuild the dataset")
     return Manifest(
         name=table.get("name", str),
         classes=classes,
@@ -112,10 +114,10 @@ def _read_classes(table: _Table) -> tuple[str, ...]:
 def check_classes(classes: Sequence[object], where: str, hint: str) -> None:
     """Raise `UserError` for class names that `read_manifest` does not accept."""
     if not classes or not all(isinstance(name, str) and name for name in classes):
-        raise UserError(f"{where}: classes must be a list of names; {hint}")
+        raise UserError(f"{where}: classes must be a list of names", hint)
     repeated = [name for name, count in Counter(classes).items() if count > 1]
     if repeated:
-        raise UserError(f"{where}: classes: {repeated[0]!r} is listed twice; give each class its own name")
+        raise UserError(f"{where}: classes: {repeated[0]!r} is listed twice", "give each class its own name")
 
 
 def _read_split(path: Path, name: str, content: object, num_classes: int) -> SplitInfo:
@@ -136,9 +138,9 @@ def _read_split(path: Path, name: str, content: object, num_classes: int) -> Spl
         )
     samples = table.get("samples", int)
     if samples < 1:
-        raise UserError(f"{path}: {where} has no samples; rebuild the dataset from a source that has some")
+        raise UserError(f"{path}: {where} has no samples", "rebuild the dataset from a source that has some")
     if samples != sum(shard.samples for shard in shards):
-        raise UserError(f"{path}: {where}: shard sample counts do not sum to {samples:,}; rebuild the dataset")
+        raise UserError(f"{path}: {where}: shard sample counts do not sum to {samples:,}", "rebuild the dataset")
     return SplitInfo(
         samples=samples,
         class_counts=table.counts(num_classes, samples),
@@ -158,10 +160,10 @@ class _Table:
 
     def get(self, key: str, kind: type[T]) -> T:
         if not isinstance(self.content, dict):
-            raise UserError(f"{self.path}: {self.where or 'the content'} is not a JSON object; rebuild the dataset")
+            raise UserError(f"{self.path}: {self.where or 'the content'} is not a JSON object", "rebuild the dataset")
         name = f"{self.where}.{key}".lstrip(".")
         if key not in self.content:
-            raise UserError(f"{self.path}: missing field {name}; re-copy the file or rebuild the dataset")
+            raise UserError(f"{self.path}: missing field {name}", "re-copy the file or rebuild the dataset")
         value = self.content[key]
         if not isinstance(value, kind):
             raise UserError(f"{self.path}: {name} is {str(value)[:40]!r}, not of type {kind.__name__}")
@@ -186,7 +188,7 @@ class _Table:
         whole = all(isinstance(count, int) and count >= 0 for count in counts)
         if not whole or len(counts) != num_classes or sum(counts) != samples:
             raise UserError(
-                f"{self.path}: {self.where}.class_counts must be {num_classes} counts that sum to {samples:,}; "
-                "rebuild the dataset"
+                f"{self.path}: {self.where}.class_counts must be {num_classes} counts that sum to {samples:,}",
+                "rebuild the dataset",
             )
         return tuple(counts)

@@ -46,7 +46,7 @@ def local_shards(config: Config, world: World) -> Iterator[Path]:
     """
     if not is_remote(config.data.shards):
         if problem := find_shards_mismatch(config.data, world):
-            raise UserError(problem)
+            raise problem
         yield local_path(config.data.shards)
         return
     with ExitStack() as held, ThreadPoolExecutor(1) as thread:
@@ -91,8 +91,8 @@ def poll_fetch(task: Future[Path] | None) -> tuple[str, str] | None:
     return "", task.result().name
 
 
-def find_shards_mismatch(data: DataConfig, world: World) -> str:
-    """Return an error message if a node cannot read local `data.shards` or has a different dataset, else "".
+def find_shards_mismatch(data: DataConfig, world: World) -> UserError | None:
+    """Return an error if a node cannot read local `data.shards` or has a different dataset.
 
     Collective: every rank must call this.
     """
@@ -103,23 +103,24 @@ def find_shards_mismatch(data: DataConfig, world: World) -> str:
     if problems:
         problem = next(iter(problems.values()))
         well = format_nodes([place for place in found if place not in problems])
-        return (
-            f"data.shards on {format_nodes(list(problems))}: {problem}; it can be read on {well}: copy the dataset to "
-            "every node, or use a folder that all nodes share"
+        return UserError(
+            f"data.shards on {format_nodes(list(problems))}: {problem}; it can be read on {well}",
+            "copy the dataset to every node, or use a folder that all nodes share",
         )
     return describe_mismatch(
         {place: {MANIFEST: digest} for place, (_, digest) in found.items()},
-        "data.shards: the digest of {name} is {values}: copy the same dataset to every node",
+        "data.shards: the digest of {name} is {values}",
+        "copy the same dataset to every node",
     )
 
 
-def probe_shards(data: DataConfig) -> tuple[str, str]:
-    """Return (problem or "", digest of dataset.json) of the dataset folder on this node."""
+def probe_shards(data: DataConfig) -> tuple[UserError | None, str]:
+    """Return (problem or None, digest of dataset.json) of the dataset folder on this node."""
     folder = local_path(data.shards)
     try:
         open_dataset(folder, streamed_splits(data))
-        return "", hashlib.sha256((folder / MANIFEST).read_bytes()).hexdigest()[:12]
+        return None, hashlib.sha256((folder / MANIFEST).read_bytes()).hexdigest()[:12]
     except UserError as error:
-        return str(error), ""
+        return error, ""
     except OSError as error:
-        return f"{error.filename}: {error.strerror}", ""
+        return UserError(f"{error.filename}: {error.strerror}"), ""

@@ -10,7 +10,8 @@ from numpy.typing import NDArray
 
 from adadf_dist.config.learning_rate import warmup_steps
 from adadf_dist.config.schema import Config
-from adadf_dist.diagnostics.finding import MIN_SAMPLES, Finding, Record, RunRecords, Severity, either
+from adadf_dist.diagnostics.finding import MIN_SAMPLES, Record, RunRecords, either
+from adadf_dist.findings import Finding, Severity
 
 MIN_ABOVE_CHANCE = 0.08
 """Fraction of the range from chance to 1 below which mean class accuracy counts as chance (7 classes: 1.5x chance)."""
@@ -154,7 +155,7 @@ def find_useless_threshold(run: RunRecords) -> Iterator[Finding]:
         higher = f" above {min(degrees):.2f}, the lowest class mean now" if degrees and min(degrees) < 1 else ""
         yield Finding(
             "threshold always met",
-            Severity.NOTE,
+            Severity.INFO,
             f"all {count} class means were above {threshold:g} in each of {len(met)} epochs, including the first, so "
             "the threshold excluded no early class mean",
             f"expected if intended; otherwise raise class_distributions.threshold{higher}",

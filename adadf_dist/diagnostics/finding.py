@@ -1,11 +1,10 @@
-"""Inputs and findings of the diagnostic rules."""
+"""Inputs of the diagnostic rules."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from enum import IntEnum
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,35 +20,6 @@ MIN_SAMPLES = 10
 """Classes with fewer validation samples are skipped: they may go unpredicted by chance."""
 MIN_STEPS = 200
 """Steps after the warm-up before a lack of learning is reported."""
-
-
-class Severity(IntEnum):
-    NOTE = 0
-    WARNING = 1
-    ERROR = 2
-
-    @property
-    def word(self) -> str:
-        return self.name.lower()
-
-
-class Finding(NamedTuple):
-    name: str
-    severity: Severity
-    seen: str
-    """The observation, with numbers."""
-    hint: str
-    """Suggested fix: configuration keys and values."""
-    subject: str = ""
-    """What the finding concerns, for example class names."""
-
-    @property
-    def identity(self) -> tuple[str, int, str]:
-        """Key that stays the same if only the numbers of a finding change."""
-        return self.name, int(self.severity), self.subject
-
-    def __str__(self) -> str:
-        return f"{self.severity.word}: {self.name}: {self.seen}; {self.hint}"
 
 
 @dataclass(frozen=True)

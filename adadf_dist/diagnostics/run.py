@@ -15,15 +15,14 @@ from numpy.typing import NDArray
 from adadf_dist.config.schema import Config
 from adadf_dist.diagnostics import classes as on_classes
 from adadf_dist.diagnostics import training as on_training
-from adadf_dist.diagnostics.finding import MIN_SAMPLES, Finding, Record, RunRecords, Severity
+from adadf_dist.diagnostics.finding import MIN_SAMPLES, Record, RunRecords
 from adadf_dist.diagnostics.training import AUXILIARY_LAGS
+from adadf_dist.findings import Finding
 
 __all__ = [
     "AUXILIARY_LAGS",
-    "Finding",
     "FindingSpan",
     "Record",
-    "Severity",
     "assess",
     "diagnose",
     "finding_spans",
@@ -109,8 +108,8 @@ def run_records(records: Sequence[Record], config: Config, classes: Sequence[str
 
 def new_findings(records: Sequence[Record], config: Config, classes: Sequence[str] = ()) -> list[Finding]:
     """Return the findings of the newest epoch that did not hold at the previous one."""
-    known = {finding.identity for finding in diagnose(records[:-1], config, classes)}
-    return [finding for finding in diagnose(records, config, classes) if finding.identity not in known]
+    known = {finding.key for finding in diagnose(records[:-1], config, classes)}
+    return [finding for finding in diagnose(records, config, classes) if finding.key not in known]
 
 
 def finding_spans(records: Sequence[Record], config: Config, classes: Sequence[str] = ()) -> list[FindingSpan]:
@@ -118,9 +117,9 @@ def finding_spans(records: Sequence[Record], config: Config, classes: Sequence[s
     found: list[FindingSpan] = []
     for end in range(1, len(records) + 1):
         epoch = int(records[end - 1]["epoch"])
-        standing = {episode.finding.identity: place for place, episode in enumerate(found) if episode.last == epoch - 1}
+        standing = {episode.finding.key: place for place, episode in enumerate(found) if episode.last == epoch - 1}
         for finding in diagnose(records[:end], config, classes):
-            place = standing.get(finding.identity)
+            place = standing.get(finding.key)
             if place is None:
                 found.append(FindingSpan(finding, epoch, epoch))
             else:

@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 from adadf_dist.config.learning_rate import Position, batch_factor, full_batch_factor, learning_rate, warmup_steps
 from adadf_dist.config.schema import Config
+from adadf_dist.findings import Finding, warning
 
 MOST_WARMUP = 1 / 3
 """Maximum fraction of the run for a warm-up, or for the horizon of the averaged weights."""
@@ -36,24 +37,13 @@ class Length(NamedTuple):
         return f"{self.steps:,} steps ({self.epochs:,} x {self.steps_per_epoch:,})"
 
 
-class Problem(NamedTuple):
-    """A setting that makes no sense for the length of the run."""
-
-    key: str
-    text: str
-    fix: str
-
-    def __str__(self) -> str:
-        return f"{self.text}; {self.fix}"
-
-
-def find_problems(config: Config, steps_per_epoch: int) -> list[Problem]:
+def find_problems(config: Config, steps_per_epoch: int) -> list[Finding]:
     """Return the settings that make no sense for a run of `config.epochs` times `steps_per_epoch` steps."""
     length = Length(config.epochs, steps_per_epoch)
     return [problem for rule in RULES for problem in rule(config, length)]
 
 
-def find_long_warmup(config: Config, length: Length) -> Iterator[Problem]:
+def find_long_warmup(config: Config, length: Length) -> Iterator[Finding]:
     """Find a warm-up that takes more than a third of the run."""
     warmup = warmup_steps(config, length.steps_per_epoch)
     if warmup <= MOST_WARMUP * length.steps:
@@ -65,7 +55,7 @@ def find_long_warmup(config: Config, length: Length) -> Iterator[Problem]:
         text = f"{key} takes {warmup / length.steps:.0%} of the run's {length}"
     full = full_batch_factor(config.optimizer, config.batch_size)
     peak = peak_learning_rate(config, length.steps_per_epoch) / (config.optimizer.lr * full)
-    yield Problem(
+    yield warning(
         "optimizer.warmup_steps",
         f"{text}: the learning rate reaches at most {100 * peak:.{0 if peak >= 0.01 else 1}f}% of "
         + ("optimizer.lr" if full == 1 else f"optimizer.lr times {full:.3g}, the batch-size factor"),
@@ -73,14 +63,14 @@ def find_long_warmup(config: Config, length: Length) -> Iterator[Problem]:
     )
 
 
-def find_long_scaling(config: Config, length: Length) -> Iterator[Problem]:
+def find_long_scaling(config: Config, length: Length) -> Iterator[Finding]:
     """Find a warm-up of `optimizer.lr_scaling` that takes more than a third of the run."""
     optimizer = config.optimizer
     full = full_batch_factor(optimizer, config.batch_size)
     if full == 1 or optimizer.scaling_warmup_epochs <= MOST_WARMUP * length.epochs:
         return
     reached = batch_factor(optimizer, config.batch_size, length.epochs - 1 / length.steps_per_epoch)
-    yield Problem(
+    yield warning(
         "optimizer.scaling_warmup_epochs",
         f"optimizer.scaling_warmup_epochs = {optimizer.scaling_warmup_epochs:g} epochs of {length.epochs}: the "
         f"batch-size factor on the learning rate is {reached:.2f} at the last step, below its full value of {full:.2f}",
@@ -88,12 +78,12 @@ def find_long_scaling(config: Config, length: Length) -> Iterator[Problem]:
     )
 
 
-def find_late_threshold(config: Config, length: Length) -> Iterator[Problem]:
+def find_late_threshold(config: Config, length: Length) -> Iterator[Finding]:
     """Find an epoch threshold E (eq 15, 16) that the run does not reach."""
     threshold = config.loss.epoch_threshold
     if threshold <= length.epochs or config.loss.supervision == "one_hot":
         return
-    yield Problem(
+    yield warning(
         "loss.epoch_threshold",
         f"loss.epoch_threshold = {threshold} is beyond the run's {length.epochs} epochs: the target branch's loss "
         "never gets full weight (eq 15), and the auxiliary branch's loss never decays (eq 16)",
@@ -101,13 +91,13 @@ def find_late_threshold(config: Config, length: Length) -> Iterator[Problem]:
     )
 
 
-def find_long_average(config: Config, length: Length) -> Iterator[Problem]:
+def find_long_average(config: Config, length: Length) -> Iterator[Finding]:
     """Find averaged weights with a horizon of more than a third of the run."""
     decay = config.optimizer.ema_decay
     if not decay or 1 / (1 - decay) <= MOST_WARMUP * length.steps:
         return
     shorter = 1 - float(f"{10 / length.steps:.1g}")
-    yield Problem(
+    yield warning(
         "optimizer.ema_decay",
         f"optimizer.ema_decay = {decay:g} averages the weights over about {1 / (1 - decay):,.0f} steps, and the run "
         f"has {length}: {decay**length.steps:.0%} of the evaluated weights are still the initial ones at the end",
@@ -115,11 +105,11 @@ def find_long_average(config: Config, length: Length) -> Iterator[Problem]:
     )
 
 
-def find_large_batch(config: Config, length: Length) -> Iterator[Problem]:
+def find_large_batch(config: Config, length: Length) -> Iterator[Finding]:
     """Find a batch as large as the training split, which makes an epoch a single step."""
     if length.steps_per_epoch > 1:
         return
-    yield Problem(
+    yield warning(
         "batch_size",
         f"batch_size = {config.batch_size} is not less than the samples per epoch, so an epoch is one step, "
         f"and the run has {length.steps:,}",
@@ -127,7 +117,7 @@ def find_large_batch(config: Config, length: Length) -> Iterator[Problem]:
     )
 
 
-def find_long_intervals(config: Config, length: Length) -> Iterator[Problem]:
+def find_long_intervals(config: Config, length: Length) -> Iterator[Finding]:
     """Find non-default intervals that are longer than the run. The defaults are harmless in a short run."""
     usual = Config()
     for key, effect in INTERVALS.items():
@@ -135,10 +125,10 @@ def find_long_intervals(config: Config, length: Length) -> Iterator[Problem]:
         steps = getattr(getattr(config, section), name)
         if steps != getattr(getattr(usual, section), name) and steps > length.steps:
             fix = f"set {key} to {length.steps_per_epoch}{' or less' if length.steps_per_epoch > 1 else ''}"
-            yield Problem(key, f"{key} = {steps} is more than the run's {length}: {effect}", fix)
+            yield warning(key, f"{key} = {steps} is more than the run's {length}: {effect}", fix)
 
 
-def find_vanishing_rate(config: Config, length: Length) -> Iterator[Problem]:
+def find_vanishing_rate(config: Config, length: Length) -> Iterator[Finding]:
     """Find an exponential schedule with a negligible learning rate for half of the run."""
     gamma = config.optimizer.lr_gamma
     if config.optimizer.schedule != "exponential":
@@ -147,7 +137,7 @@ def find_vanishing_rate(config: Config, length: Length) -> Iterator[Problem]:
     if first > length.epochs / 2:
         return
     enough = NEGLIGIBLE_RATE ** (1 / length.epochs)
-    yield Problem(
+    yield warning(
         "optimizer.lr_gamma",
         f"optimizer.lr_gamma = {gamma:g} puts the learning rate below {NEGLIGIBLE_RATE:.1%} of optimizer.lr from epoch "
         f"{first + 1} of {length.epochs} on, where training has almost no effect",
@@ -172,7 +162,7 @@ def fix_divergence(config: Config, steps_per_epoch: int) -> str:
     return f", or optimizer.warmup_steps = {2 * WARMUP:g} (a fraction of the run)"
 
 
-RULES: tuple[Callable[[Config, Length], Iterator[Problem]], ...] = (
+RULES: tuple[Callable[[Config, Length], Iterator[Finding]], ...] = (
     find_large_batch,
     find_long_warmup,
     find_long_scaling,

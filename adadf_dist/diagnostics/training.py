@@ -9,12 +9,13 @@ from itertools import pairwise
 import numpy as np
 
 from adadf_dist.config.schema import Config
-from adadf_dist.diagnostics.finding import Finding, RunRecords, Severity, either
+from adadf_dist.diagnostics.finding import RunRecords, either
+from adadf_dist.findings import Finding, Severity
 
 MIN_ATTENTION_STD = 0.05
 """Minimum standard deviation of attention weights, as a fraction of their range [lambda_min, 1]."""
 WAITING, WAITING_LONG = 0.1, 0.3
-"""Fractions of an epoch spent waiting for data that trigger a note and a warning."""
+"""Fractions of an epoch spent waiting for data that trigger an info and a warning."""
 RISING, RISE = 3, 1.1
 """The auxiliary branch diverges if its cross entropy rises `RISING` epochs in a row, to `RISE` times its minimum."""
 MAX_AUXILIARY_GAP = 0.1
@@ -85,7 +86,7 @@ def find_loader_waiting(run: RunRecords) -> Iterator[Finding]:
     dali = "data.loader = dali (needs NVIDIA DALI)" if data.loader != "dali" and data.access == "cache" else ""
     yield Finding(
         "waiting for the loader",
-        Severity.WARNING if waiting >= WAITING_LONG else Severity.NOTE,
+        Severity.WARNING if waiting >= WAITING_LONG else Severity.INFO,
         f"{waiting:.0%} of the epoch was spent waiting for data",
         f"try {either(workers, dali)}",
     )
@@ -144,7 +145,7 @@ def find_replaced(run: RunRecords) -> Iterator[Finding]:
     if count:
         yield Finding(
             "replaced samples",
-            Severity.WARNING if count >= BAD_FRACTION * run.config.data.max_bad_samples else Severity.NOTE,
+            Severity.WARNING if count >= BAD_FRACTION * run.config.data.max_bad_samples else Severity.INFO,
             f"{count} training samples failed to decode in this epoch and were replaced by others of their class",
             "find them with python -m shards.verify on data.shards, then rebuild the dataset",
         )
@@ -171,7 +172,7 @@ def find_overfitting(run: RunRecords) -> Iterator[Finding]:
         return
     yield Finding(
         "overfitting",
-        Severity.NOTE,
+        Severity.INFO,
         f"validation accuracy {newest:.1%} over the last {OVERFIT_WINDOW} epochs, {100 * (top - newest):.1f} points "
         f"below its best {OVERFIT_WINDOW}, while training loss fell from {best[name]:.3f} to {run.newest[name]:.3f}",
         f"epoch {best['epoch']} remains selected; try {fix_overfitting(config)}",

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
 from adadf_dist.distributed.world import World, local_rank_from_env
+from adadf_dist.errors import UserError
 
 T = TypeVar("T")
 
@@ -30,17 +31,16 @@ def gather_per_node(world: World, look: Callable[[], T]) -> dict[str, T]:
     return dict(found for found in world.all_gather_object(report) if found is not None)
 
 
-def describe_mismatch(known: Mapping[str, Mapping[str, Any]], line: str) -> str:
-    """Format `line` with the first name whose value differs between nodes; return an empty text if none does."""
+def describe_mismatch(known: Mapping[str, Mapping[str, Any]], message: str, hint: str) -> UserError | None:
+    """Return an error with the first name whose value differs between nodes, formatted into `message`."""
     for name in dict.fromkeys(name for values in known.values() for name in values):
         held: dict[str, list[str]] = {}
         for place, values in known.items():
             held.setdefault(str(values.get(name, "unknown")), []).append(place)
         if len(held) > 1:
-            return line.format(
-                name=name, values=" and ".join(f"{value} on {format_nodes(places)}" for value, places in held.items())
-            )
-    return ""
+            differing = " and ".join(f"{value} on {format_nodes(places)}" for value, places in held.items())
+            return UserError(message.format(name=name, values=differing), hint)
+    return None
 
 
 def format_nodes(places: Sequence[str]) -> str:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
+from adadf_dist.console.tables import align_columns
 from adadf_dist.evaluate.annotators import Distances
 from adadf_dist.evaluate.origin import Origin, describe_origin
 from adadf_dist.evaluate.subgroups import Subgroup
@@ -142,15 +143,7 @@ def distance_table(distances: Distances) -> str:
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Format a table with minimal column widths; the first column is left-aligned, the others right-aligned."""
-    widths = [max(map(len, column)) for column in zip(head, *rows, strict=True)]
-
-    def lines() -> Iterator[str]:
-        for row in (head, *rows):
-            cells = [cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True)]
-            yield "  ".join([row[0].ljust(widths[0]), *cells]).rstrip()
-
-    return "\n".join(lines())
+    return "\n".join(align_columns([head, *rows]))
 
 
 def format_float(value: float) -> str:

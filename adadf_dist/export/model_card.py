@@ -11,6 +11,7 @@ import yaml
 
 from adadf_dist.checkpoint.trained_model import TrainedModel
 from adadf_dist.config.schema import Config
+from adadf_dist.console.tables import markdown_table
 from adadf_dist.data.dataset import Dataset
 from adadf_dist.errors import UserError
 from adadf_dist.export.licenses import data_license
@@ -133,17 +134,14 @@ def describe_data(dataset: Dataset | None, config: Config) -> list[str]:
         return ["Unknown: the dataset was not available when this card was written."]
     built = dataset.manifest.built
     counts = [
-        f"| {name} | " + " | ".join(f"{count:,}" for count in (info.samples, *info.class_counts)) + " |"
-        for name, info in dataset.splits.items()
+        [name, *(f"{count:,}" for count in (info.samples, *info.class_counts))] for name, info in dataset.splits.items()
     ]
     lines = [
         f"`{dataset.name}`, built from the source `{built.get('source', 'unknown')}` with the options",
         f"`{json.dumps(built.get('options', {}), ensure_ascii=False)}`; the builder found",
         f"`{json.dumps(built.get('findings', {}), ensure_ascii=False)}`.",
         "",
-        "| split | samples | " + " | ".join(dataset.classes) + " |",
-        "|---" + "|--:" * (len(dataset.classes) + 1) + "|",
-        *counts,
+        *markdown_table(["split", "samples", *dataset.classes], counts),
     ]
     if "validation" not in dataset.splits:
         share = config.data.validation_fraction
@@ -192,24 +190,15 @@ def find_metrics(trained: TrainedModel) -> list[Measured]:
 def describe_metrics(measured: Sequence[Measured], classes: Sequence[str]) -> list[str]:
     if not measured:
         return ["Unknown: neither the checkpoint nor its run's `result.json` has metrics of this epoch."]
-    lines = ["| split | samples | accuracy | 95% CI | mean class accuracy |", "|---|--:|--:|--:|--:|"]
+    rows, per_class = [], []
     for split, metrics in measured:
         low, high = metrics["accuracy_interval"]
-        lines.append(
-            f"| {split} | {metrics['samples']:,} | {metrics['accuracy']:.2%} | {low:.2%} to {high:.2%} | "
-            f"{metrics['mean_class_accuracy']:.2%} |"
-        )
-    lines += [
-        "",
-        "Per-class accuracy:",
-        "",
-        "| split | " + " | ".join(classes) + " |",
-        "|---" + "|--:" * len(classes),
-    ]
-    lines[-1] += "|"
-    for split, metrics in measured:
+        accuracies = f"{metrics['accuracy']:.2%}", f"{low:.2%} to {high:.2%}", f"{metrics['mean_class_accuracy']:.2%}"
+        rows.append([split, f"{metrics['samples']:,}", *accuracies])
         cells = ("no samples" if share is None else f"{share:.1%}" for share in metrics["class_accuracy"])
-        lines.append(f"| {split} | " + " | ".join(cells) + " |")
+        per_class.append([split, *cells])
+    lines = markdown_table(["split", "samples", "accuracy", "95% CI", "mean class accuracy"], rows)
+    lines += ["", "Per-class accuracy:", "", *markdown_table(["split", *classes], per_class)]
     notes = ["", "Wilson intervals. Validation accuracy is optimistic if the epoch was selected on validation."]
     if all(split != "test" for split, _ in measured):
         notes.append("This epoch was not tested.")

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from adadf_dist.diagnostics.run import AUXILIARY_LAGS, Finding, FindingSpan, Severity, assess, diagnose, finding_spans
+from adadf_dist.diagnostics.run import AUXILIARY_LAGS, FindingSpan, assess, diagnose, finding_spans
 from adadf_dist.diagnostics.run_length import find_problems
 from adadf_dist.html.render import render_page
 from adadf_dist.metrics.comparison import Verdict
@@ -109,8 +109,7 @@ def of_the_length(run: RunData) -> Iterator[FindingSpan]:
     newest = run.epochs[-1]
     steps_per_epoch = round(newest.get("step", 0) / newest["epoch"])
     for problem in find_problems(run.config, steps_per_epoch) if steps_per_epoch else ():
-        found = Finding(problem.key, Severity.WARNING, problem.text, problem.fix)
-        yield FindingSpan(found, 1, int(run.epoch_numbers[-1]))
+        yield FindingSpan(problem, 1, int(run.epoch_numbers[-1]))
 
 
 def auxiliary_findings(run: RunData) -> Iterator[FindingSpan]:

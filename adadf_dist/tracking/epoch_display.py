@@ -12,7 +12,8 @@ from tqdm import tqdm
 
 from adadf_dist.checkpoint.progress import TrainingProgress
 from adadf_dist.config.schema import Config
-from adadf_dist.console.progress import Pace, duration
+from adadf_dist.console.formats import format_duration
+from adadf_dist.console.progress import Pace
 
 
 class EpochDisplay:
@@ -76,7 +77,7 @@ class EpochDisplay:
             return
         left = (self._num_batches - progress.batch) * seconds / max(self._done(progress), 1)
         where = f"epoch {progress.epoch + 1}/{self._config.epochs} batch {progress.batch}/{self._num_batches}"
-        self._print_line(f"{where} | {rate} | epoch ETA {duration(left)}")
+        self._print_line(f"{where} | {rate} | epoch ETA {format_duration(left)}")
 
     def _done(self, progress: TrainingProgress) -> int:
         """Return the number of batches of this epoch that this process has trained on."""

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from adadf_dist.checkpoint.progress import TrainingProgress
-from adadf_dist.console.progress import duration
+from adadf_dist.console.formats import format_duration
 
 HEADER_EVERY = 20
 """Number of epochs between two headers."""
@@ -31,5 +31,5 @@ def describe_epoch(progress: TrainingProgress, record: Mapping[str, object], epo
         f"{progress.epoch:5d} {record['total']:7.4f} {record['kl_divergence']:7.4f} "
         f"{record['cross_entropy']:7.4f}   {metrics['accuracy']:8.2%}{mark}   "
         f"{metrics['mean_class_accuracy']:8.2%}  {record['classes_at_threshold']:>10} "
-        f"{record['learning_rate']:7.1e}  {record['images_per_s']:8.0f}  {duration(left):>9}"
+        f"{record['learning_rate']:7.1e}  {record['images_per_s']:8.0f}  {format_duration(left):>9}"
     )

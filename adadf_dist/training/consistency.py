@@ -45,24 +45,26 @@ def check_consistency(config: Config, world: World) -> None:
     if not problem and config.out and num_nodes_from_env() > 1:
         problem = find_unshared_run_dir(Path(config.out), world)
     if problem:
-        raise UserError(problem)
+        raise problem
 
 
-def find_version_mismatch(world: World) -> str:
-    """Return an error message if package versions differ between nodes, else an empty text. Collective."""
+def find_version_mismatch(world: World) -> UserError | None:
+    """Return an error if package versions differ between nodes. Collective."""
     return describe_mismatch(
         gather_per_node(world, installed_versions),
-        "{name} is {values}: all nodes must run the same code; install the same versions on every node",
+        "{name} is {values}",
+        "all nodes must run the same code; install the same versions on every node",
     )
 
 
-def find_config_mismatch(config: Config, world: World) -> str:
-    """Return an error message if a configuration key differs between nodes, else an empty text. Collective."""
+def find_config_mismatch(config: Config, world: World) -> UserError | None:
+    """Return an error if a configuration key differs between nodes. Collective."""
     settings = {key: value for key, value in flatten(to_dict(config)) if key not in keys_with(Role.PER_NODE)}
     settings["data.shards"] = shards_location(config.data.shards)  # the following collectives depend on it
     return describe_mismatch(
         gather_per_node(world, lambda: {**settings, **hash_config_files(settings)}),
-        "{name} is {values}: start every node with the same command and files",
+        "{name} is {values}",
+        "start every node with the same command and files",
     )
 
 
@@ -103,18 +105,18 @@ def source_hash(folder: Path = Path(adadf_dist.__file__).parent) -> str:
     return digest.hexdigest()[:12]
 
 
-def find_unshared_run_dir(folder: Path, world: World) -> str:
-    """Return an error message if a file that rank 0 writes to the run folder is not visible on every node, else "".
+def find_unshared_run_dir(folder: Path, world: World) -> UserError | None:
+    """Return an error if a file that rank 0 writes to the run folder is not visible on every node.
 
     Collective: every rank must call this. Creates the folder; the test file is removed.
     """
     with ExitStack() as stack:
-        token, problem = "", ""
+        token, problem = "", None
         if world.is_main:
             try:
                 token = stack.enter_context(marker_file(folder)).name
             except OSError as error:
-                problem = f"out: {folder} cannot be written ({error.strerror}); choose another --out"
+                problem = UserError(f"out: {folder} cannot be written ({error.strerror})", "choose another --out")
         token, problem = world.broadcast_object((token, problem))  # type: ignore[misc]
         if problem:
             return problem
@@ -122,11 +124,11 @@ def find_unshared_run_dir(folder: Path, world: World) -> str:
     writer = next(iter(seen))
     blind = [f"{place} in {path}" for place, (found, path) in seen.items() if not found]
     if not blind:
-        return ""
-    return (
+        return None
+    return UserError(
         f"out: {folder} is not shared: files written by {writer} to {seen[writer][1]} are not visible on "
-        f"{format_nodes(blind)}; choose an --out that all nodes share, because each reads the checkpoint from it when "
-        "resuming"
+        f"{format_nodes(blind)}",
+        "choose an --out that all nodes share, because each reads the checkpoint from it when resuming",
     )
 
 

@@ -139,7 +139,7 @@ def write_run_info(context: RunContext, engine: Engine, progress: TrainingProgre
     config, data, log = context.config, context.data, context.log
     log.start(progress, run_info(data, engine, context.world), resumed)
     for problem in find_problems(config, data.num_batches(0)):
-        log.info(f"  warning: {problem}")
+        log.info(f"  warning: {problem.line}")
     if context.world.is_main:
         write_json(log.folder / DATA_FILE, context.data_record.to_dict())
         save_samples(log.folder, data.train_split, data.noise)

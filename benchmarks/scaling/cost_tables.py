@@ -9,6 +9,7 @@ from dataclasses import asdict, fields, replace
 
 from adadf_dist.config.load import ConfigLayer, build_config, override
 from adadf_dist.config.schema import Config
+from adadf_dist.console.tables import markdown_table
 from adadf_dist.data.sampling import MIN_SAMPLES_PER_RANK
 from adadf_dist.errors import UserError
 from adadf_dist.files.outputs import write_output
@@ -95,20 +96,19 @@ def bytes_table(config: Config, model: DualBranch, faces: int) -> Iterator[str]:
     worlds: list[tuple[int, Device]] = [(2, "cpu"), (8, "cuda"), (512, "cuda")]
     steps = math.ceil(faces / config.batch_size)
     columns = [step_traffic(model, config, ranks, device) for ranks, device in worlds]
-    yield "| per step; kB sent per rank | messages | 2 CPU ranks | 8 GPUs | 512 GPUs |"
-    yield "|---|--:|--:|--:|--:|"
+    heads = ["messages", "2 CPU ranks", "8 GPUs", "512 GPUs"]
+    rows = []
     for row in zip(*columns, strict=True):
         cells = [f"{traffic.sent(ranks) / 1e3:,.1f}" for traffic, (ranks, _) in zip(row, worlds, strict=True)]
-        yield f"| {row[0].part} | {row[0].calls} | {' | '.join(cells)} |"
+        rows.append([row[0].part, str(row[0].calls), *cells])
+    yield from markdown_table(["per step; kB sent per rank", *heads], rows)
     yield ""
-    yield f"| per epoch of {faces:,} samples; kB sent per rank | messages | 2 CPU ranks | 8 GPUs | 512 GPUs |"
-    yield "|---|--:|--:|--:|--:|"
     whole = [bytes_sent(column, ranks) * steps / 1e3 for column, (ranks, _) in zip(columns, worlds, strict=True)]
     calls = sum(traffic.calls for traffic in columns[0]) * steps
-    yield f"| {steps:,} steps as above | {calls:,} | {' | '.join(f'{kb:,.1f}' for kb in whole)} |"
+    rows = [[f"{steps:,} steps as above", f"{calls:,}", *(f"{kb:,.1f}" for kb in whole)]]
     for traffic in epoch_traffic(config, CLASSES, faces):
-        cells = [f"{traffic.sent(ranks) / 1e3:,.1f}" for ranks, _ in worlds]
-        yield f"| {traffic.part} | {traffic.calls:,} | {' | '.join(cells)} |"
+        rows.append([traffic.part, f"{traffic.calls:,}", *(f"{traffic.sent(ranks) / 1e3:,.1f}" for ranks, _ in worlds)])
+    yield from markdown_table([f"per epoch of {faces:,} samples; kB sent per rank", *heads], rows)
 
 
 def assumption_lines(config: Config, work: ComputeWork, assumptions: Assumptions) -> Iterator[str]:

@@ -16,6 +16,7 @@ from statistics import median
 
 import torch
 
+from adadf_dist.console.tables import markdown_table
 from adadf_dist.data.sampling import MIN_SAMPLES_PER_RANK
 from adadf_dist.errors import UserError
 from adadf_dist.files.outputs import write_output
@@ -166,11 +167,8 @@ def mean_over_ranks(found: Sequence[Measurement]) -> ScalingRound:
 
 def table(rounds: Mapping[BenchmarkCase, Sequence[ScalingRound]]) -> Iterator[str]:
     """Yield a Markdown table: breakdown of a step, speed-up over one rank, measured and predicted bytes."""
-    yield (
-        "| | step | compute | communication | waiting | slice on one rank | images/s | speed-up | messages | MB sent "
-        "| predicted |"
-    )
-    yield "|---|" + "--:|" * 10
+    heads = ["", "step", "compute", "communication", "waiting", "slice on one rank", "images/s", "speed-up", "messages"]
+    rows = []
     medians = {case: median([found.step for found in cases]) for case, cases in rounds.items()}
     batch = max(case.batch_size for case in rounds)
     alone = {case.batch_size: seconds for case, seconds in medians.items() if case.ranks == 1}
@@ -183,7 +181,8 @@ def table(rounds: Mapping[BenchmarkCase, Sequence[ScalingRound]]) -> Iterator[st
         speed_up = f"{alone[batch] / step:.2f}" if batch in alone else ""
         cells = [*(f"{1000 * seconds:.0f}" for seconds in times), f"{batch / step:.1f}", speed_up]
         cells += [str(found[0].collectives), *bytes_on_wire(case, found)]
-        yield f"| {case.name} | {' | '.join(cells)} |"
+        rows.append([case.name, *cells])
+    yield from markdown_table([*heads, "MB sent", "predicted"], rows)
 
 
 def bytes_on_wire(case: BenchmarkCase, found: Sequence[ScalingRound]) -> tuple[str, str]:

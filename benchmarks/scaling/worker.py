@@ -14,6 +14,7 @@ import torch
 from adadf_dist.config.load import ConfigLayer, build_config
 from adadf_dist.config.schema import Config
 from adadf_dist.console.exit import cli_errors
+from adadf_dist.console.formats import plural
 from adadf_dist.distributed.world import World, init_world, rank_from_env
 from adadf_dist.training.synthetic_step import synchronize
 from benchmarks.scaling.collective_timer import CollectiveTimer, StepTrace, time_messages
@@ -40,7 +41,7 @@ class BenchmarkCase:
 
     @property
     def name(self) -> str:
-        ranks = f"{self.ranks} rank{'s' if self.ranks > 1 else ''}"
+        ranks = plural(self.ranks, "rank")
         return ranks if self.sync_batch_norm or self.ranks == 1 else f"{ranks}, per-rank BatchNorm"
 
     def config(self) -> Config:

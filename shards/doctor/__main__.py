@@ -5,16 +5,16 @@
 PATH is a dataset folder, a raw tree or a csv list that the builder can read. Prints one line per finding to stdout,
 the worst last; the exit status gives the severity (see --help). `--json FILE` writes the results as JSON:
 
-    schema_version  1
+    format          2
     path            PATH as given
     kind            "dataset folder" or "raw tree"
     source          the builder's source that made or reads it
     classes         names in label order
     splits          split -> {faces, class_counts}: readable images, in total and in label order
-    worst           "ok", "note", "warning" or "error"
+    worst           "ok", "info", "warning" or "error"
     exit_status     0, 1 or 2
-    verdicts        list of {check, severity, what, where, mend, groups}; the strings as printed
-      groups        list of {faces, remark}: every image of the finding, copies of one image together
+    findings        list of {check, severity, message, location, hint, groups}; the strings as printed
+      groups        list of {faces, note}: every image of the finding, copies of one image together
         faces       list of {split, name, class}: name is the key in a dataset folder, the path in a raw tree;
                     class is null for an unreadable image
 """
@@ -31,7 +31,9 @@ from pathlib import Path
 from adadf_dist.console.exit import cli_errors
 from adadf_dist.console.parser import Parser
 from adadf_dist.files.outputs import add_force_option, check_output_path, write_output
+from adadf_dist.findings import summarize_severities
 from shards.doctor.dataset_view import TREES, DatasetView, open_dataset_view, open_tree
+from shards.doctor.finding import format_finding
 from shards.doctor.html_report import render
 from shards.doctor.report import Report, diagnose
 from shards.sources import csv_list as listing
@@ -46,7 +48,7 @@ EPILOG = f"""\
 PATH is a dataset folder (dataset.json), a csv list with the options of `shards.build csv`, or a raw tree:
 {chr(10).join(f"  {name:<11} {tree.markers}" for name, tree in TREES.items())}
 
-exit status: 0 OK, or notes only; 1 warnings; 2 errors, or PATH cannot be read
+exit status: 0 OK or info only; 1 warnings; 2 errors, or PATH cannot be read
 
 examples:
   python -m shards.doctor data/ferplus
@@ -86,8 +88,8 @@ def open_path(args: argparse.Namespace) -> DatasetView:
 
 def summary(report: Report) -> str:
     """Return the findings as lines, the worst last, where a terminal shows it."""
-    lines = [str(verdict) for verdict in sorted(report.verdicts, key=lambda verdict: verdict.severity)]
-    return "\n".join([*lines, f"{report.case.material.path}: {report.tally()}"])
+    lines = [format_finding(finding) for finding in sorted(report.findings, key=lambda finding: finding.severity)]
+    return "\n".join([*lines, f"{report.case.material.path}: {summarize_severities(report.findings)}"])
 
 
 def main(argv: Sequence[str] | None = None) -> None:

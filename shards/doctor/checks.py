@@ -8,9 +8,11 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from adadf_dist.console.formats import plural
+from adadf_dist.findings import Finding, Severity, ok
 from shards.doctor.dataset_view import DatasetView
 from shards.doctor.duplicates import BLANK_CONTRAST, DuplicateIndex
-from shards.doctor.finding import Finding, SampleGroup, Severity, ok, plural
+from shards.doctor.finding import SampleFinding, SampleGroup
 from shards.doctor.image_stats import FileAnomaly, ImageStats
 
 MIN_SIDE = 32
@@ -48,21 +50,21 @@ def check_splits(case: CheckContext) -> Iterator[Finding]:
     splits = case.material.splits
     if "train" not in splits:
         hint = "add a train split, or check the folder names"
-        yield Finding("splits", Severity.ERROR, "no training faces", hint=hint)
+        yield Finding("splits", Severity.ERROR, "no training faces", hint)
     if "test" not in splits:
         yield Finding(
             "splits",
             Severity.WARNING,
             "no test split",
-            hint="add or hold out one (--help) to report accuracy",
+            "add or hold out one (--help) to report accuracy",
         )
     if "validation" not in splits:
         raw = case.material.kind == "raw tree"
         yield Finding(
             "splits",
-            Severity.NOTE if raw else Severity.WARNING,
+            Severity.INFO if raw else Severity.WARNING,
             "no validation split",
-            hint="the builder holds one out from train"
+            "the builder holds one out from train"
             if raw
             else "models would be selected on test; rebuild with --validation-fraction 0.1",
         )
@@ -82,12 +84,12 @@ def check_balance(case: CheckContext) -> Iterator[Finding]:
             sound = False
             bad = Severity.ERROR if split == "train" else Severity.WARNING
             hint = "add samples, or leave the class out" if split == "train" else "its accuracy cannot be measured"
-            yield Finding("classes", bad, f"no samples of {', '.join(missing)}", split, hint)
+            yield Finding("classes", bad, f"no samples of {', '.join(missing)}", hint, split)
         few = [f"{name} {count}" for name, count in zip(classes, row, strict=True) if 0 < count < MIN_CLASS_SAMPLES]
         if few and split != "train":
             sound = False
             yield Finding(
-                "classes", Severity.NOTE, f"few samples: {', '.join(few)}", split, "per-class accuracy is unreliable"
+                "classes", Severity.INFO, f"few samples: {', '.join(few)}", "per-class accuracy is unreliable", split
             )
     if sound:
         yield ok("classes", f"{plural(len(classes), 'class')}, each in every split")
@@ -101,7 +103,7 @@ def check_balance(case: CheckContext) -> Iterator[Finding]:
         what = f"{classes[most]} outnumbers {classes[least]} {ratio:.1f} to 1 ({train[most]:,} to {train[least]:,})"
         if ratio >= IMBALANCE_RATIO:
             yield Finding(
-                "balance", Severity.NOTE, what, "train", "report mean class accuracy too; consider another sampler"
+                "balance", Severity.INFO, what, "report mean class accuracy too; consider another sampler", "train"
             )
         else:
             yield ok("balance", what, "train")
@@ -122,15 +124,15 @@ def check_sizes(case: CheckContext) -> Iterator[Finding]:
         )
         spread = (high.max() / max(low.min(), 1)) >= 4 or len(np.unique(np.round(sizes[:, 0] / sizes[:, 1], 1))) > 1
         hint = "are all images aligned faces? uncropped photos mixed with crops hurt training" if spread else ""
-        yield Finding("sizes", Severity.NOTE, f"mixed: {text} pixels", hint=hint)
+        yield Finding("sizes", Severity.INFO, f"mixed: {text} pixels", hint)
     tiny = np.flatnonzero(known & (case.looks.size.min(axis=1) < MIN_SIDE))
     if len(tiny):
-        yield Finding(
+        yield SampleFinding(
             "tiny",
             Severity.WARNING,
             f"{plural(len(tiny), 'face')} with a side below {MIN_SIDE} pixels",
-            case.per_split(tiny),
             "find larger originals or leave them out",
+            case.per_split(tiny),
             singles(case, tiny),
         )
     else:
@@ -155,9 +157,9 @@ def check_color(case: CheckContext) -> Iterator[Finding]:
     text = ", ".join(f"{split} {share:.1%}" for split, share in shares.items())
     if max(shares.values()) - min(shares.values()) > 0.2:
         hint = "the splits differ: train on gray images only, or find the color originals"
-        yield Finding("colour", Severity.WARNING, f"gray fraction: {text}", hint=hint)
+        yield Finding("colour", Severity.WARNING, f"gray fraction: {text}", hint)
     elif max(shares.values()) > 0 and min(shares.values()) < 1:
-        yield Finding("colour", Severity.NOTE, f"gray and color mixed; gray fraction: {text}")
+        yield Finding("colour", Severity.INFO, f"gray and color mixed; gray fraction: {text}")
     else:
         yield ok("colour", "all gray" if max(shares.values()) == 1 else "all in color")
 
@@ -187,20 +189,20 @@ def file_finding(
     case: CheckContext, check: str, severity: Severity, what: str, hint: str, oddities: Sequence[FileAnomaly]
 ) -> Finding:
     where = case.per_split(np.array([oddity.face for oddity in oddities]))
-    return Finding(
-        check, severity, what, where, hint, tuple(SampleGroup((oddity.face,), oddity.reason) for oddity in oddities)
+    return SampleFinding(
+        check, severity, what, hint, where, tuple(SampleGroup((oddity.face,), oddity.reason) for oddity in oddities)
     )
 
 
 def check_blank(case: CheckContext) -> Iterator[Finding]:
     blank = np.flatnonzero(case.looks.readable & (case.looks.contrast < BLANK_CONTRAST))
     if len(blank):
-        yield Finding(
+        yield SampleFinding(
             "blank",
             Severity.WARNING,
             f"{plural(len(blank), 'blank image')} (contrast below {BLANK_CONTRAST:g} of 255 levels)",
-            case.per_split(blank),
             "leave them out: their label is meaningless",
+            case.per_split(blank),
             tuple(SampleGroup((face,), f"contrast {case.looks.contrast[face]:.1f}") for face in blank.tolist()),
         )
     else:
@@ -213,17 +215,14 @@ def check_build_stats(case: CheckContext) -> Iterator[Finding]:
     if case.material.kind == "raw tree":
         other = found.get("other_files")
         if isinstance(other, int) and other:
-            yield Finding("other files", Severity.NOTE, f"{plural(other, 'file')} that cannot be images")
+            yield Finding("other files", Severity.INFO, f"{plural(other, 'file')} that cannot be images")
         return
-    for key, what in (
-        ("leaks_dropped", "leak dropped by the builder"),
-        ("quarantined", "image skipped as invalid"),
-        ("dropped_without_votes", "sample dropped without annotator votes"),
+    for key, noun, rest, file in (
+        ("leaks_dropped", "leak", "dropped by the builder", "leaks.csv"),
+        ("quarantined", "image", "skipped as invalid", "quarantine.csv"),
+        ("dropped_without_votes", "sample", "dropped without annotator votes", ""),
     ):
         count = found.get(key)
         if isinstance(count, int) and count:
-            noun, _, rest = what.partition(" ")
-            file = {"leaks_dropped": "leaks.csv", "quarantined": "quarantine.csv"}.get(key, "")
-            yield Finding(
-                "builder", Severity.NOTE, f"{plural(count, noun)} {rest}", "", f"listed in {file}" if file else ""
-            )
+            hint = f"listed in {file}" if file else ""
+            yield Finding("builder", Severity.INFO, f"{plural(count, noun)} {rest}", hint)

@@ -8,9 +8,11 @@ from itertools import combinations
 import numpy as np
 from numpy.typing import NDArray
 
+from adadf_dist.console.formats import plural
+from adadf_dist.findings import Finding, Severity, ok
 from shards.doctor.checks import CheckContext
 from shards.doctor.duplicates import Kind
-from shards.doctor.finding import Finding, SampleGroup, Severity, ok, plural
+from shards.doctor.finding import SampleFinding, SampleGroup
 
 KINDS: dict[Kind, str] = {"exact": "exact copy", "near": "near copy", "mirrored": "mirrored copy"}
 
@@ -32,12 +34,12 @@ def check_leaks(case: CheckContext) -> Iterator[Finding]:
             text[leaks, high] = True
             members = set(leaks.tolist())
             shown = [group for group in groups if members.intersection(group) and high in split_of[list(group)]]
-            yield Finding(
+            yield SampleFinding(
                 "leaks",
                 Severity.ERROR if kind == "exact" else Severity.WARNING,
                 f"{plural(len(leaks), 'face')} with {article(name)} in {splits[high]}",
-                splits[low],
                 leak_hint(case, kind),
+                splits[low],
                 tuple(SampleGroup(group, note(case, group)) for group in shown),
             )
         if clean:
@@ -75,12 +77,12 @@ def check_duplicates(case: CheckContext) -> Iterator[Finding]:
                 continue
             clean = False
             groups = groups_within_split(case, kind, number)
-            yield Finding(
+            yield SampleFinding(
                 "twins",
-                Severity.WARNING if split != "train" and kind == "exact" else Severity.NOTE,
+                Severity.WARNING if split != "train" and kind == "exact" else Severity.INFO,
                 f"{plural(len(mine), 'face')} with {article(name)} in the same split, {plural(len(groups), 'group')}",
-                split,
                 "counted more than once in the accuracy; keep one" if split != "train" else "duplicates weigh double",
+                split,
                 tuple(SampleGroup(group, note(case, group)) for group in groups),
             )
         if clean:
@@ -108,13 +110,13 @@ def check_conflicts(case: CheckContext) -> Iterator[Finding]:
             agreeing.append(f"{name.removesuffix('y')}ies")
             continue
         faces = np.array(sorted({face for group in conflicts for face in group}))
-        yield Finding(
+        yield SampleFinding(
             "labels",
-            Severity.WARNING if kind == "exact" else Severity.NOTE,
+            Severity.WARNING if kind == "exact" else Severity.INFO,
             f"{plural(len(conflicts), 'group')} of {name.removesuffix('y')}ies with different labels "
             f"({share(len(conflicts), len(groups))} of {plural(len(groups), 'group')}, {plural(len(faces), 'face')})",
-            case.per_split(faces),
             "resolve manually or by majority vote; they cap the achievable accuracy",
+            case.per_split(faces),
             tuple(SampleGroup(group, confusion(case, labels[list(group)])) for group in conflicts),
         )
     if agreeing:

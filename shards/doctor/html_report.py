@@ -7,8 +7,8 @@ from pathlib import Path
 
 from adadf_dist.data.jpeg import InvalidImageError, thumbnail_url
 from adadf_dist.data.manifest import SPLITS
+from adadf_dist.findings import Severity
 from adadf_dist.html.render import render_page
-from shards.doctor.finding import Severity
 from shards.doctor.report import Report
 
 MAX_GROUPS = 24
@@ -21,7 +21,7 @@ SIDE = 112
 _TITLES = {
     Severity.ERROR: "Errors",
     Severity.WARNING: "Warnings",
-    Severity.NOTE: "Notes",
+    Severity.INFO: "Info",
     Severity.OK: "OK",
 }
 
@@ -29,7 +29,7 @@ _TITLES = {
 def render(report: Report) -> str:
     """Render the page as HTML."""
     material = report.case.material
-    identity = next((verdict.what for verdict in report.verdicts if verdict.check == "dataset"), material.kind)
+    identity = next((finding.message for finding in report.findings if finding.name == "dataset"), material.kind)
     return render_page(
         Path(__file__).with_name("page.html"),
         title=f"Doctor: {material.path.name}",

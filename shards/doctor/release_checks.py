@@ -9,8 +9,8 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from adadf_dist.findings import Finding, Severity, ok
 from shards.doctor.checks import CheckContext
-from shards.doctor.finding import Finding, Severity, ok
 from shards.doctor.releases import RELEASES, Release, align, expected_counts
 
 MAX_RELEASE_DIFF = 0.25
@@ -66,7 +66,7 @@ def check_identity(case: CheckContext) -> Iterator[Finding]:
     elif case.material.source == "synthetic":
         yield ok("dataset", f"synthetic faces: {source}")
     else:
-        yield Finding("dataset", Severity.NOTE, f"{source}; no published counts to compare with")
+        yield Finding("dataset", Severity.INFO, f"{source}; no published counts to compare with")
 
 
 def check_counts(case: CheckContext) -> Iterator[Finding]:
@@ -81,7 +81,7 @@ def check_counts(case: CheckContext) -> Iterator[Finding]:
     for split in dict.fromkeys([*wanted, *found]):
         if split not in wanted or split not in found:
             lacking = "the data" if split in wanted else "the release"
-            yield Finding("counts", Severity.WARNING, f"{lacking} has no such split", split)
+            yield Finding("counts", Severity.WARNING, f"{lacking} has no such split", location=split)
             continue
         differences = found[split] - wanted[split]
         total, known = int(found[split].sum()), int(wanted[split].sum())
@@ -96,10 +96,10 @@ def check_counts(case: CheckContext) -> Iterator[Finding]:
         slight = np.abs(differences).sum() <= MINOR_RELEASE_DIFF * known
         yield Finding(
             "counts",
-            Severity.NOTE if slight else Severity.WARNING,
+            Severity.INFO if slight else Severity.WARNING,
             f"{total:,} samples, published: {known:,} ({text})",
-            split,
             "results are approximately comparable" if slight else "re-download the files; results are not comparable",
+            split,
         )
 
 
@@ -116,18 +116,18 @@ def check_class_order(case: CheckContext) -> Iterator[Finding]:
         text = ", ".join(f"{name} {own[label]}" for name, label in zip(case.material.classes, match.order, strict=True))
         yield Finding(
             "class order",
-            Severity.NOTE,
+            Severity.INFO,
             f"classes are numbers; in the release: {text}",
-            hint="rename the folders",
+            "rename the folders",
         )
     elif list(match.order) == sorted(match.order):
         yield ok("class order", "matches the release")
     else:
         yield Finding(
             "class order",
-            Severity.NOTE,
+            Severity.INFO,
             f"labels are {', '.join(case.material.classes)}; the release has {', '.join(own)}",
-            hint="map the labels before comparing with third-party weights or predictions",
+            "map the labels before comparing with third-party weights or predictions",
         )
 
 
@@ -153,7 +153,7 @@ def find_swapped_classes(case: CheckContext) -> Finding | None:
                 "class order",
                 Severity.ERROR,
                 f"the counts are those of {release.title} under other names: {text}",
-                split,
                 "rename the classes",
+                split,
             )
     return None

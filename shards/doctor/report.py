@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from itertools import chain
 
 from adadf_dist.files.text import escape_name
+from adadf_dist.findings import Finding, Severity, worst_severity
 from shards.doctor.checks import (
     CheckContext,
     check_balance,
@@ -21,11 +22,12 @@ from shards.doctor.checks import (
 from shards.doctor.dataset_view import UNKNOWN, DatasetView
 from shards.doctor.duplicate_checks import check_conflicts, check_duplicates, check_leaks
 from shards.doctor.duplicates import find_copies
-from shards.doctor.finding import Finding, Severity
+from shards.doctor.finding import SampleFinding
 from shards.doctor.image_stats import compute_image_stats
 from shards.doctor.release_checks import check_class_order, check_counts, check_identity
 
-SCHEMA_VERSION = 1
+FORMAT = 2
+"""Version of the JSON. Version 1 had `verdicts` with `what`, `where`, `mend` and `remark`, and the severity `note`."""
 
 CHECKS: tuple[Callable[[CheckContext], Iterator[Finding]], ...] = (
     check_identity,
@@ -49,19 +51,11 @@ class Report:
     """The data that was checked and all findings."""
 
     case: CheckContext
-    verdicts: Sequence[Finding]
+    findings: Sequence[Finding]
 
     @property
     def worst(self) -> Severity:
-        return max((verdict.severity for verdict in self.verdicts), default=Severity.OK)
-
-    def tally(self) -> str:
-        """`1 error, 3 warnings, 2 notes, 9 ok`."""
-        counts = {severity: sum(v.severity == severity for v in self.verdicts) for severity in reversed(Severity)}
-        words = [
-            f"{count} {severity.word}{'s' if count > 1 and severity else ''}" for severity, count in counts.items()
-        ]
-        return ", ".join(word for word in words if not word.startswith("0 "))
+        return worst_severity(self.findings)
 
     def to_json(self) -> str:
         """Return the JSON documented in `shards.doctor`."""
@@ -70,7 +64,7 @@ class Report:
             split: {"faces": sum(row), "class_counts": row} for split, row in zip(material.splits, counts, strict=True)
         }
         content = {
-            "schema_version": SCHEMA_VERSION,
+            "format": FORMAT,
             "path": escape_name(str(material.path)),
             "kind": material.kind,
             "source": material.source,
@@ -78,20 +72,20 @@ class Report:
             "splits": splits,
             "worst": self.worst.word,
             "exit_status": self.worst.exit_status,
-            "verdicts": [self._verdict(verdict) for verdict in self.verdicts],
+            "findings": [self._finding(finding) for finding in self.findings],
         }
         return json.dumps(content, indent=1) + "\n"
 
-    def _verdict(self, verdict: Finding) -> dict[str, object]:
+    def _finding(self, finding: Finding) -> dict[str, object]:
+        groups = finding.sample_groups if isinstance(finding, SampleFinding) else ()
         return {
-            "check": verdict.check,
-            "severity": verdict.severity.word,
-            "what": verdict.what,
-            "where": verdict.where,
-            "mend": verdict.hint,
+            "check": finding.name,
+            "severity": finding.severity.word,
+            "message": finding.message,
+            "location": finding.location,
+            "hint": finding.hint,
             "groups": [
-                {"faces": [self.describe(face) for face in exhibit.faces], "remark": exhibit.remark}
-                for exhibit in verdict.exhibits
+                {"faces": [self.describe(face) for face in group.faces], "note": group.note} for group in groups
             ],
         }
 

@@ -20,7 +20,6 @@ from adadf_dist.check import run_dir, throughput
 from adadf_dist.check.__main__ import HELP, main
 from adadf_dist.check.dataset import DatasetInfo
 from adadf_dist.check.environment import RankInfo, check_clocks, check_threads, clock_offsets, judge_ranks
-from adadf_dist.check.results import CheckResult, Status
 from adadf_dist.check.throughput import check_batch
 from adadf_dist.config.load import ConfigLayer, build_config
 from adadf_dist.data.datamodule import check_batch_per_rank
@@ -28,6 +27,7 @@ from adadf_dist.data.dataset import open_dataset
 from adadf_dist.data.sampling import split_batches
 from adadf_dist.distributed.world import World
 from adadf_dist.errors import UserError
+from adadf_dist.findings import Finding, Severity
 from tests.helpers.forked import train_forked, two_nodes
 from tests.helpers.ranks import run_ranks, single_process_world
 from tests.helpers.remote_server import serve
@@ -183,7 +183,7 @@ def test_larger_batch_is_advised_only_where_it_helps(samples: int, raised: bool)
     config = build_config([ConfigLayer("test", {"batch_size": 16})])
     world: Any = SimpleNamespace(size=4)
     line = check_batch(config, world, DatasetInfo(7, samples, 0, tuple(map(len, batches))))
-    assert line.mark is Status.ERROR and ("raise batch_size" in line.hint) is raised
+    assert line.severity is Severity.ERROR and ("raise batch_size" in line.hint) is raised
     data: Any = SimpleNamespace(_plan=lambda epoch: batches)
     with pytest.raises(UserError) as output:
         check_batch_per_rank(data, 4)
@@ -197,7 +197,7 @@ def test_fewer_checkpoints_are_advised_only_where_some_are_saved(
     monkeypatch.setattr(shutil, "disk_usage", lambda folder: SimpleNamespace(free=1))
     values = {"checkpoint.keep_last": keep, "model.backbone": "resnet10", "out": str(tmp_path)}
     line = run_dir.check_run_dir_space(build_config([ConfigLayer("test", values)]), tmp_path, 7, 64)
-    assert line.mark is Status.ERROR and ("checkpoint.keep_last" in line.hint) is lowered
+    assert line.severity is Severity.ERROR and ("checkpoint.keep_last" in line.hint) is lowered
 
 
 def test_undecodable_image_fails(faces: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -259,12 +259,12 @@ def test_disk_space_for_checkpoints_is_checked(faces: Path, tmp_path: Path, monk
     config = build_config([ConfigLayer("test", settings(faces, tmp_path / "out"))])
     one = run_dir.checkpoint_bytes(config, 7, 64)
 
-    def judged(free: float) -> Status:
+    def judged(free: float) -> Severity:
         monkeypatch.setattr(run_dir.shutil, "disk_usage", lambda path: type("Usage", (), {"free": free}))
-        return run_dir.check_folder(config, single_process_world(), 7, 64).mark
+        return run_dir.check_folder(config, single_process_world(), 7, 64).severity
 
     # two kept ones, the selected one, and the one being written
-    assert [judged(3.9 * one), judged(4.1 * one), judged(8.1 * one)] == [Status.ERROR, Status.WARNING, Status.OK]
+    assert [judged(3.9 * one), judged(4.1 * one), judged(8.1 * one)] == [Severity.ERROR, Severity.WARNING, Severity.OK]
 
 
 @pytest.mark.slow
@@ -293,9 +293,9 @@ def test_clock_skew_is_reported(ahead_s: float, output: str) -> None:
     for offsets in run_ranks(skewed, 2, ahead_s):
         assert offsets == pytest.approx([0, ahead_s], abs=0.5)
         line = check_clocks(offsets, ["a", "b"])
-        assert line.mark is Status.WARNING
-        assert line.text.startswith(output)
-    assert check_clocks([0.0, 0.4], ["a", "b"]).mark is Status.OK
+        assert line.severity is Severity.WARNING
+        assert line.message.startswith(output)
+    assert check_clocks([0.0, 0.4], ["a", "b"]).severity is Severity.OK
 
 
 def ranks_on(nodes: int, each: int, **more: object) -> list[RankInfo]:
@@ -316,16 +316,16 @@ def ranks_on(nodes: int, each: int, **more: object) -> list[RankInfo]:
 
 def test_idle_gpus_and_cores_are_named() -> None:
     line = judge_ranks(ranks_on(2, 4, device="H", gpus=8))
-    assert line == CheckResult(
+    assert line == Finding(
         "ranks",
+        Severity.WARNING,
         "8 ranks on 2 nodes: n0 4 x H, n1 4 x H; unused GPUs on n0, n1",
-        Status.WARNING,
         "--nproc_per_node 8 uses them all",
     )
-    assert judge_ranks(ranks_on(2, 8, device="H", gpus=8)).mark is Status.OK
-    assert judge_ranks(ranks_on(1, 1, gpu_not_visible=True)).mark is Status.WARNING
+    assert judge_ranks(ranks_on(2, 8, device="H", gpus=8)).severity is Severity.OK
+    assert judge_ranks(ranks_on(1, 1, gpu_not_visible=True)).severity is Severity.WARNING
     assert check_threads(ranks_on(1, 2), 2).hint.startswith("set OMP_NUM_THREADS=4 ")  # 2 of 8 cores compute
-    assert check_threads(ranks_on(1, 2, threads=4), 2).mark is Status.OK
+    assert check_threads(ranks_on(1, 2, threads=4), 2).severity is Severity.OK
     assert check_threads(ranks_on(1, 4, threads=4), 2).hint == "set OMP_NUM_THREADS=2"  # 16 threads on 8 cores
     assert check_threads(ranks_on(1, 8, device="H"), 2).hint == "--data.num_workers 1"
 

@@ -13,7 +13,6 @@ from adadf_dist.config.load import override
 from adadf_dist.diagnostics.classes import describe_collapse
 from adadf_dist.diagnostics.run import (
     FindingSpan,
-    Severity,
     assess,
     attention_stats,
     diagnose,
@@ -21,6 +20,7 @@ from adadf_dist.diagnostics.run import (
     new_findings,
 )
 from adadf_dist.distributed.world import World
+from adadf_dist.findings import Severity
 from adadf_dist.tracking.logger import RunLogger
 from tests.helpers.epoch_records import CLASSES, CONFIG, confusion, found, record, run_of
 
@@ -108,25 +108,25 @@ def test_threshold_of_a_recorded_demo() -> None:
     (finding,) = diagnose(records, config)
     assert finding.name == "threshold hardly ever met" and finding.severity is Severity.WARNING
     # the means of epoch 8, one of them above t, are the targets of epoch 9
-    assert "the constant T_c for 8 of 9 epochs" in finding.seen and "1 of 63 cases" in finding.seen
+    assert "the constant T_c for 8 of 9 epochs" in finding.message and "1 of 63 cases" in finding.message
     assert "class_distributions.threshold = 0.6," in finding.hint
 
 
 def test_worst_finding_comes_first() -> None:
     records = run_of(6, confusion([0, 40, 0], [0, 40, 0], [0, 40, 0]), waiting=0.2, replaced_faces=50)
-    assert [f.severity for f in diagnose(records, CONFIG)] == [2, 1, 0]
+    assert [f.severity for f in diagnose(records, CONFIG)] == [Severity.ERROR, Severity.WARNING, Severity.INFO]
 
 
 def test_only_changed_findings_are_new() -> None:
     records = [record(1), record(2, waiting=0.2), record(3, waiting=0.25), record(4, waiting=0.5), record(5)]
     output = [[(f.name, f.severity.word) for f in new_findings(records[:end], CONFIG)] for end in range(1, 6)]
-    assert output == [[], [("waiting for the loader", "note")], [], [("waiting for the loader", "warning")], []]
+    assert output == [[], [("waiting for the loader", "info")], [], [("waiting for the loader", "warning")], []]
 
 
 def test_epochs_of_a_finding_are_listed() -> None:
     shares = [0.0, 0.2, 0.25, 0.0, 0.2, 0.22]
     records = [record(epoch, waiting=share) for epoch, share in enumerate(shares, start=1)]
-    held = [(e.first, e.last, e.finding.seen[:3]) for e in finding_spans(records, CONFIG)]
+    held = [(e.first, e.last, e.finding.message[:3]) for e in finding_spans(records, CONFIG)]
     assert held == [(5, 6, "22%"), (2, 3, "25%")]
     assert isinstance(finding_spans(records, CONFIG)[0], FindingSpan)
 

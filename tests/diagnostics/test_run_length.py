@@ -9,13 +9,13 @@ import pytest
 import yaml
 
 from adadf_dist.check.dataset import DatasetInfo, check_schedule
-from adadf_dist.check.results import Status
 from adadf_dist.checkpoint.compatibility import check_config_compatible
 from adadf_dist.config.learning_rate import Position, learning_rate, warmup_steps
 from adadf_dist.config.load import ConfigLayer, build_config, load_preset, to_dict
 from adadf_dist.config.schema import Config
 from adadf_dist.diagnostics.run_length import find_problems, fix_divergence, peak_learning_rate
 from adadf_dist.errors import UserError
+from adadf_dist.findings import Severity
 
 
 def preset(name: str, **changed: object) -> Config:
@@ -56,10 +56,10 @@ def test_unsuitable_setting_is_found_and_its_fix_resolves_it(key: str) -> None:
     values, steps, figure = SENSELESS[key]
     config = build_config([ConfigLayer("test", values)])
     (problem,) = find_problems(config, steps)
-    assert problem.key == key and key in problem.text and figure in problem.text
-    assert "\n" not in str(problem)
-    advised = re.search(rf"set {re.escape(key)} (?:=|to) ([\d.]*\d)", problem.fix)
-    assert advised, problem.fix
+    assert problem.name == key and key in problem.message and figure in problem.message
+    assert "\n" not in problem.line
+    advised = re.search(rf"set {re.escape(key)} (?:=|to) ([\d.]*\d)", problem.hint)
+    assert advised, problem.hint
     fixed = build_config([ConfigLayer("test", values), ConfigLayer("fix", {key: yaml.safe_load(advised[1])})])
     assert find_problems(fixed, steps) == []
 
@@ -118,22 +118,22 @@ def test_presets_keep_their_warm_up_steps(name: str, steps_per_epoch: int, warmu
     ],
 )
 def test_no_advice_below_one(key: str, values: dict[str, Any], steps: int) -> None:
-    (problem,) = [p for p in find_problems(build_config([ConfigLayer("test", values)]), steps) if p.key == key]
-    assert f"set {key} to 1" in problem.fix and "or less" not in problem.fix
+    (problem,) = [p for p in find_problems(build_config([ConfigLayer("test", values)]), steps) if p.name == key]
+    assert f"set {key} to 1" in problem.hint and "or less" not in problem.hint
 
 
 def test_small_learning_rate_is_not_rounded_to_zero() -> None:
     """10 of 5,000 warm-up steps; in the second epoch, up to step 20, the cosine has halved the rate."""
     config = preset("fer2013", epochs=2, loss__epoch_threshold=2, optimizer__warmup_steps=5000)
     (problem,) = find_problems(config, 10)
-    assert "reaches at most 0.2%" in problem.text
+    assert "reaches at most 0.2%" in problem.message
 
 
 def test_batch_of_all_samples_is_found() -> None:
     values = {"batch_size": 5000, "epochs": 20, "loss.epoch_threshold": 2, "optimizer.lr_gamma": 1.0}
     config = build_config([ConfigLayer("test", values)])
     (problem,) = find_problems(config, 1)
-    assert problem.key == "batch_size" and "batch_size = 5000" in problem.text and "20" in problem.text
+    assert problem.name == "batch_size" and "batch_size = 5000" in problem.message and "20" in problem.message
     assert find_problems(config, 2) == []
 
 
@@ -200,10 +200,10 @@ def test_check_warns_of_each_finding(capsys: pytest.CaptureFixture[str]) -> None
     faces = DatasetInfo(7, 640, 64, batches=(64,) * 10)
     config = preset("fer2013", epochs=2, optimizer__warmup_steps=200, loss__epoch_threshold=5)
     lines = check_schedule(config, faces)
-    assert [(line.name, line.mark) for line in lines] == [("schedule", Status.WARNING)] * 2
-    assert "more than the run's 20 steps" in lines[0].text and "at most 5% of optimizer.lr" in lines[0].text
+    assert [(line.name, line.severity) for line in lines] == [("schedule", Severity.WARNING)] * 2
+    assert "more than the run's 20 steps" in lines[0].message and "at most 5% of optimizer.lr" in lines[0].message
     (line,) = check_schedule(preset("fer2013"), faces)
-    assert (line.mark, line.text) == (Status.OK, "100 steps (10 x 10)")
+    assert (line.severity, line.message) == (Severity.OK, "100 steps (10 x 10)")
 
 
 def test_nonfinite_loss_is_not_blamed_on_a_long_warm_up() -> None:

@@ -67,7 +67,7 @@ def test_shards_on_only_one_node_are_rejected(faces: Path, nodes: tuple[Path, Pa
         assert status != 0
         (line,) = our_lines(output)
         assert f"data.shards on {HOST} (rank 1): {nodes[1] / 'faces'}: no such dataset folder" in line
-        assert f"it can be read on {HOST} (rank 0): copy the dataset to every node" in line
+        assert f"it can be read on {HOST} (rank 0); copy the dataset to every node" in line
 
 
 @pytest.mark.slow
@@ -102,7 +102,7 @@ def test_different_checkouts_of_one_version_are_rejected(faces: Path, tmp_path: 
     for status, output in ended:
         assert status == 2
         (line,) = output.strip().splitlines()
-        assert f"source files is {mine} on {HOST} (rank 0) and {theirs} on {HOST} (rank 1): all nodes must run" in line
+        assert f"source files is {mine} on {HOST} (rank 0) and {theirs} on {HOST} (rank 1); all nodes must run" in line
 
 
 def test_different_settings_on_another_node_are_rejected(faces: Path, tmp_path: Path) -> None:
@@ -114,7 +114,7 @@ def test_different_settings_on_another_node_are_rejected(faces: Path, tmp_path: 
     for done in finish_forked(commands):
         assert done.returncode == 2
         (line,) = done.stderr.strip().splitlines()
-        assert f"batch_size is 16 on {HOST} (rank 0) and 32 on {HOST} (rank 1): start every node with the" in line
+        assert f"batch_size is 16 on {HOST} (rank 0) and 32 on {HOST} (rank 1); start every node with the" in line
 
 
 def test_unreachable_rank_0_is_one_line(faces: Path, tmp_path: Path) -> None:
@@ -163,6 +163,11 @@ KINDS = [("data/a", "data/b", ""), ("data/a", "", "a local folder"), ("data/a", 
 """`data.shards` of two ranks, and the reported value."""
 
 
+def told_of_kinds(world: World) -> list[str]:
+    configs = [build_config([ConfigLayer("test", {"data.shards": pair[world.rank]})]) for pair in KINDS]
+    return [str(consistency.find_config_mismatch(config, world) or "") for config in configs]
+
+
 def reported_kinds(world: World) -> list[str]:
     configs = [build_config([ConfigLayer("test", {"data.shards": pair[world.rank]})]) for pair in KINDS]
     return [consistency.find_config_mismatch(config, world) for config in configs]
@@ -206,17 +211,17 @@ def test_launcher_without_an_address_is_one_line(faces: Path, tmp_path: Path) ->
 
 def installation_of(world: World, versions: Sequence[str]) -> str:
     consistency.installed_versions = lambda: {"adadf_dist": "1", "torch": versions[world.rank]}
-    return consistency.find_version_mismatch(world)
+    return str(consistency.find_version_mismatch(world) or "")
 
 
 def test_different_torch_versions_are_named_with_their_hosts() -> None:
     output = run_ranks(installation_of, 2, ("2.14.0", "2.15.0"))
     assert output[0] == output[1]
-    assert output[0].startswith(f"torch is 2.14.0 on {HOST} (rank 0) and 2.15.0 on {HOST} (rank 1): all nodes must run")
+    assert output[0].startswith(f"torch is 2.14.0 on {HOST} (rank 0) and 2.15.0 on {HOST} (rank 1); all nodes must run")
     assert run_ranks(installation_of, 2, ("2.15.0", "2.15.0")) == ["", ""]
 
 
 def test_many_differences_are_counted() -> None:
     known = {f"node-{rank} (rank {rank})": {"torch": "a" if rank else "b"} for rank in range(7)}
     named = "b on node-0 (rank 0) and a on node-1 (rank 1), node-2 (rank 2), node-3 (rank 3) and 3 more"
-    assert describe_mismatch(known, "{name}: {values}") == f"torch: {named}"
+    assert str(describe_mismatch(known, "{name}: {values}", "hint")) == f"torch: {named}; hint"

@@ -12,7 +12,6 @@ from pathlib import Path
 import pytest
 
 from adadf_dist.check.dataset import inspect_remote_dataset
-from adadf_dist.check.results import Status
 from adadf_dist.check.run_dir import check_folder
 from adadf_dist.checkpoint.run_dir import lock_run_dir
 from adadf_dist.config.load import ConfigLayer, build_config
@@ -21,6 +20,7 @@ from adadf_dist.data.build.staging import staging_dir
 from adadf_dist.data.remote.cache import ensure_cached
 from adadf_dist.errors import RunDirLockedError, UserError
 from adadf_dist.files.locks import exclusive_lock, probe, shared_lock
+from adadf_dist.findings import Severity
 from tests.helpers.ranks import single_process_world
 from tests.helpers.remote_server import Site, serve
 from tests.helpers.runs import settings
@@ -64,8 +64,8 @@ def test_cache_without_locks_is_one_line(no_locks: None, site: Site, tmp_path: P
 def test_check_finds_a_run_folder_without_locks(no_locks: None, faces: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     line = check_folder(build_config([ConfigLayer("test", settings(faces, out))]), single_process_world(), 7, 64)
-    assert line.mark is Status.ERROR
-    assert "No locks available" in line.text
+    assert line.severity is Severity.ERROR
+    assert "No locks available" in line.message
     assert not out.exists()
 
 
@@ -77,12 +77,12 @@ def test_check_finds_a_cache_without_locks(
     )
     config = build_config([ConfigLayer("test", values)])
     _, line = inspect_remote_dataset(config, single_process_world())
-    assert line.mark is Status.OK
+    assert line.severity is Severity.OK
     request.getfixturevalue("no_locks")
     _, line = inspect_remote_dataset(config, single_process_world())
-    assert line.mark is Status.ERROR
-    assert "data.cache_dir" in line.text
-    assert "No locks available" in line.text
+    assert line.severity is Severity.ERROR
+    assert "data.cache_dir" in line.message
+    assert "No locks available" in line.message
     assert not (tmp_path / "a").exists()
 
 

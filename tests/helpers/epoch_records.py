@@ -9,10 +9,10 @@ import numpy as np
 
 from adadf_dist.config.schema import Config
 from adadf_dist.diagnostics.run import (
-    Finding,
     Record,
     diagnose,
 )
+from adadf_dist.findings import Finding
 
 CLASSES = ("fear", "happy", "sad")
 CONFIG = Config()

@@ -10,7 +10,7 @@ from ray.tune.schedulers.async_hyperband import _Bracket
 from scipy import stats
 
 from adadf_dist.metrics.comparison import Score
-from tune.report.results import describe
+from tune.report.results import conclude, describe
 from tune.study.asha import AshaSchedule
 from tune.study.scores import find_collapse
 from tune.study.selection import select_winner
@@ -63,6 +63,7 @@ def test_few_samples_and_tied_seeds_are_inconclusive() -> None:
     assert choice.winner == DEFAULT
     assert describe(choice)[0].startswith("too few seeds or samples to tell")
     assert "2 seeds and 69 validation samples" in describe(choice)[0]
+    assert conclude(choice) == "too few seeds or samples to tell whether a configuration is better than the default"
     close = select_winner({DEFAULT: scores([0.6, 0.61, 0.6]), 1: scores([0.601, 0.611, 0.599])})
     assert describe(close)[0].startswith("no configuration is significantly better")
 

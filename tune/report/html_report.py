@@ -11,7 +11,7 @@ from adadf_dist.errors import UserError
 from adadf_dist.files.atomic import write_text
 from adadf_dist.html.render import render_page
 from tune.report.axes import label
-from tune.report.results import describe, name_of
+from tune.report.results import conclude, name_of
 from tune.study.comparable import match_budgets
 from tune.study.selection import Selection
 from tune.study.study import Study
@@ -54,7 +54,7 @@ def write_page(study: Study, outcomes: Sequence[TrialResult], choice: Selection 
         space=Path(study.space.name).stem,
         ends=Counter(o.end or "running" for o in outcomes if o.trial.stage == "search"),
         choice=choice,
-        result=describe(choice)[0].partition(":")[0] if choice is not None else "",  # the rest is about best.toml
+        result=conclude(choice) if choice is not None else "",
         tested=[o for o in outcomes if o.test is not None and choice is not None and o.trial.number == choice.winner],
         sampled={o.trial.number: o.trial for o in outcomes if o.trial.stage == "search"},
         default=DEFAULT,

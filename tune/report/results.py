@@ -75,14 +75,19 @@ def describe(choice: Selection) -> list[str]:
         for candidate in choice.candidates
         if candidate.collapse
     ]
-    if choice.improved:
-        verdict = f"configuration {choice.winner} is significantly better than the default (95%, seeds and samples)"
-    elif choice.too_few:
-        verdict = "too few seeds or samples to tell whether a configuration is better than the default: "
-        verdict += f"{describe_precision(choice)}; keeping the default"
-    else:
-        verdict = "no configuration is significantly better than the default; keeping the default"
+    verdict = conclude(choice)
+    if choice.too_few:
+        verdict += f": {describe_precision(choice)}; keeping the default"
     return [verdict, *collapsed, *table]
+
+
+def conclude(choice: Selection) -> str:
+    """Return the verdict as one sentence."""
+    if choice.improved:
+        return f"configuration {choice.winner} is significantly better than the default (95%, seeds and samples)"
+    if choice.too_few:
+        return "too few seeds or samples to tell whether a configuration is better than the default"
+    return "no configuration is significantly better than the default; keeping the default"
 
 
 def describe_precision(choice: Selection) -> str:

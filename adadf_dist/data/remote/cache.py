@@ -112,7 +112,7 @@ def find_entry(remote: Remote, cache: Path, data: DataConfig) -> tuple[bytes | N
         entry = cache / "entries" / str(known.get("entry"))
         if not known or not is_complete(entry, data):
             raise
-        log(f"{error.args[0].partition(' (')[0]}; offline: using the cached copy of {known['seen']}")
+        log(f"{error.message.partition(' (')[0]}; offline: using the cached copy of {known['seen']}")
         return None, entry
     return content, cache / "entries" / hashlib.sha256(content).hexdigest()[:16]
 

@@ -103,8 +103,8 @@ def check_socket_path() -> None:
     length = len(os.fsencode(folder)) + SOCKET_NAME
     if length > SOCKET_PATH:
         raise UserError(
-            f"TMPDIR: {folder} is {length - SOCKET_PATH} bytes too long for the sockets of worker processes; "
-            "set TMPDIR to a shorter path such as /tmp"
+            f"TMPDIR: {folder} is {length - SOCKET_PATH} bytes too long for the sockets of worker processes",
+            "set TMPDIR to a shorter path such as /tmp",
         )
 
 

@@ -323,7 +323,7 @@ def test_doctor_reports_names_of_any_bytes(tmp_path: Path) -> None:
     write(root / "train" / "b" / os.fsdecode(b"b\xe4d.jpg"), b"no image")
     text = diagnose(open_dataset_view(root), 1).to_json()
     assert "\\udc" not in text
-    names = {face["name"] for v in json.loads(text)["verdicts"] for group in v["groups"] for face in group["faces"]}
+    names = {face["name"] for v in json.loads(text)["findings"] for group in v["groups"] for face in group["faces"]}
     assert "train/b/b\\xe4d.jpg" in names
 
 

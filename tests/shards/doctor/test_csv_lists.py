@@ -45,7 +45,7 @@ def test_splits_and_classes_equal_the_build(table: Path, tmp_path: Path) -> None
     assert found["splits"] == {
         name: {"faces": info.samples, "class_counts": list(info.class_counts)} for name, info in built.splits.items()
     }
-    leaks = [verdict for verdict in found["verdicts"] if verdict["check"] == "leaks"]  # type: ignore[attr-defined]
+    leaks = [verdict for verdict in found["findings"] if verdict["check"] == "leaks"]  # type: ignore[attr-defined]
     names = {face["name"] for verdict in leaks for group in verdict["groups"] for face in group["faces"]}
     assert names == {"3.jpg", "20.jpg"}
 

@@ -60,10 +60,10 @@ class DoctorOutput:
         self.html = (out / "doctor.html").read_text()
 
     def verdicts(self, check: str, worse_than: str = "ok") -> list[dict[str, Any]]:
-        words = ["ok", "note", "warning", "error"]
+        words = ["ok", "info", "warning", "error"]
         return [
             verdict
-            for verdict in self.json["verdicts"]
+            for verdict in self.json["findings"]
             if verdict["check"] == check and words.index(verdict["severity"]) > words.index(worse_than)
         ]
 
@@ -71,7 +71,7 @@ class DoctorOutput:
         return [
             {face["name"] for face in group["faces"]}
             for verdict in self.verdicts(check)
-            if containing in verdict["what"] and where in verdict["where"]
+            if containing in verdict["message"] and where in verdict["location"]
             for group in verdict["groups"]
         ]
 
@@ -114,10 +114,10 @@ def test_every_injected_fault_is_found_and_no_other(faulty: tuple[DoctorOutput, 
 
 def test_leaks_name_both_splits_and_their_count(faulty: tuple[DoctorOutput, dict[str, list[set[str]]]]) -> None:
     output, _ = faulty
-    [exact] = [verdict for verdict in output.verdicts("leaks") if "exact" in verdict["what"]]
-    assert (exact["severity"], exact["where"]) == ("error", "train")
-    assert "3 faces" in exact["what"]
-    assert "test" in exact["what"]
+    [exact] = [verdict for verdict in output.verdicts("leaks") if "exact" in verdict["message"]]
+    assert (exact["severity"], exact["location"]) == ("error", "train")
+    assert "3 faces" in exact["message"]
+    assert "test" in exact["message"]
     for group in exact["groups"]:
         assert {face["split"] for face in group["faces"]} == {"train", "test"}
     [conflict] = output.verdicts("labels")
@@ -128,7 +128,7 @@ def test_leaks_name_both_splits_and_their_count(faulty: tuple[DoctorOutput, dict
 def test_reasons_are_explained(faulty: tuple[DoctorOutput, dict[str, list[set[str]]]]) -> None:
     output, faults = faulty
     remarks = {
-        group["faces"][0]["name"]: group["remark"]
+        group["faces"][0]["name"]: group["note"]
         for check in ("unreadable", "suspicious")
         for verdict in output.verdicts(check)
         for group in verdict["groups"]
@@ -141,10 +141,10 @@ def test_reasons_are_explained(faulty: tuple[DoctorOutput, dict[str, list[set[st
 
 def test_clean_tree_has_no_findings(clean: Path, tmp_path: Path) -> None:
     output = DoctorOutput(clean, tmp_path)
-    accused = [verdict for verdict in output.json["verdicts"] if verdict["severity"] != "ok"]
+    accused = [verdict for verdict in output.json["findings"] if verdict["severity"] != "ok"]
     # 30 and 60 samples of 7 classes are few, and synthetic faces are no published dataset: both are reported.
     assert {verdict["check"] for verdict in accused} <= {"classes", "dataset"}
-    assert {verdict["severity"] for verdict in accused} == {"note"}
+    assert {verdict["severity"] for verdict in accused} == {"info"}
     assert output.status == 0
 
 
@@ -166,7 +166,7 @@ def test_dataset_folder_with_leaks_kept_and_dropped(clean: Path, tmp_path: Path)
         assert output.status == status
         assert output.json["kind"] == "dataset folder"
         assert len(output.groups("leaks")) == (4 if name == "kept" else 0)
-    assert ["4 leaks" in verdict["what"] for verdict in output.verdicts("builder")] == [True]
+    assert ["4 leaks" in verdict["message"] for verdict in output.verdicts("builder")] == [True]
 
 
 def test_missing_splits_and_classes_are_found(clean: Path, tmp_path: Path) -> None:
@@ -176,8 +176,8 @@ def test_missing_splits_and_classes_are_found(clean: Path, tmp_path: Path) -> No
     shutil.rmtree(root / "validation" / "fear")
     output = DoctorOutput(root, tmp_path)
     [missing] = output.verdicts("splits")
-    assert (missing["severity"], "test" in missing["what"]) == ("warning", True)
-    assert [verdict["where"] for verdict in output.verdicts("classes", "note")] == ["validation"]
+    assert (missing["severity"], "test" in missing["message"]) == ("warning", True)
+    assert [verdict["location"] for verdict in output.verdicts("classes", "info")] == ["validation"]
     assert output.status == 1
 
 
@@ -189,8 +189,8 @@ def test_gray_train_and_color_test_are_found(clean: Path, tmp_path: Path) -> Non
     output = DoctorOutput(root, tmp_path)
     [grey] = output.verdicts("colour")
     assert grey["severity"] == "warning"
-    assert "train 100.0%" in grey["what"]
-    assert "test 0.0%" in grey["what"]
+    assert "train 100.0%" in grey["message"]
+    assert "test 0.0%" in grey["message"]
 
 
 # Counts and class order
@@ -222,21 +222,21 @@ def test_swapped_class_names_are_found_by_published_counts(
     assert counts["train"] == (10, 9, 8, 7, 6, 5, 4)
     monkeypatch.setattr(release_checks, "RELEASES", (Release("drawn", "Drawn Faces 1", classes, counts),))
     output = DoctorOutput(root, tmp_path)
-    assert [verdict["severity"] for verdict in output.json["verdicts"] if verdict["check"] == "counts"] == ["ok"] * 3
-    assert [verdict["severity"] for verdict in output.verdicts("class order")] == ["note"], (
+    assert [verdict["severity"] for verdict in output.json["findings"] if verdict["check"] == "counts"] == ["ok"] * 3
+    assert [verdict["severity"] for verdict in output.verdicts("class order")] == ["info"], (
         "sorted, so in another order"
     )
     next((root / "test" / "sad").iterdir()).unlink()
     [short] = DoctorOutput(root, tmp_path).verdicts("counts")
-    assert "sad -1" in short["what"]
+    assert "sad -1" in short["message"]
     for split in files:
         (root / split / "sad").rename(root / split / "x")
         (root / split / "happy").rename(root / split / "sad")
         (root / split / "x").rename(root / split / "happy")
     output = DoctorOutput(root, tmp_path)
     [swapped] = output.verdicts("class order", "warning")
-    assert "happy is sad" in swapped["what"]
-    assert "sad is happy" in swapped["what"]
+    assert "happy is sad" in swapped["message"]
+    assert "sad is happy" in swapped["message"]
 
 
 @pytest.mark.parametrize("release", RELEASES, ids=lambda release: release.title)
@@ -336,8 +336,8 @@ def test_page_shows_every_verdict_and_its_images(faulty: tuple[DoctorOutput, dic
     output, faults = faulty
     page = Page(output.html)
     assert not page.open, "every tag is closed"
-    for verdict in output.json["verdicts"]:
-        assert verdict["what"] in output.html
+    for verdict in output.json["findings"]:
+        assert verdict["message"] in output.html
     shown = {attributes["alt"] for tag, attributes in page.tags if tag == "img"}
     for fault, groups in faults.items():
         if fault != "unreadable":
@@ -433,8 +433,8 @@ def test_fer2013_sample_equals_its_csv(tmp_path: Path) -> None:
         if row["Usage"] == "Training":
             alike.setdefault(row["pixels"], set()).add(f"fer2013.csv.gz row {number}")
     leaks = sum(len(twins) for pixels, twins in alike.items() if pixels in test)
-    [exact] = [verdict for verdict in output.verdicts("leaks") if "exact" in verdict["what"]]
-    assert exact["what"].split()[0] == str(leaks)
+    [exact] = [verdict for verdict in output.verdicts("leaks") if "exact" in verdict["message"]]
+    assert exact["message"].split()[0] == str(leaks)
     twins = [found for found in alike.values() if len(found) > 1]
     assert twins
     assert same(output.groups("twins", "exact", "train"), twins)

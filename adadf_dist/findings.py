@@ -1,0 +1,78 @@
+"""Findings of the checks, of the diagnostics of a run, and of the doctor of datasets."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from enum import IntEnum
+
+
+class Severity(IntEnum):
+    """Severity of a finding, in ascending order."""
+
+    OK = 0
+    INFO = 1
+    WARNING = 2
+    ERROR = 3
+
+    @property
+    def word(self) -> str:
+        return self.name.lower()
+
+    @property
+    def exit_status(self) -> int:
+        """Exit status of a command with this as its worst finding: 2 for errors, 1 for warnings, otherwise 0."""
+        return max(0, self - Severity.INFO)
+
+    def count(self, number: int) -> str:
+        """Return `1 error`, `3 warnings`, `2 info` or `9 ok`."""
+        return f"{number} {self.plural(number)}"
+
+    def plural(self, number: int) -> str:
+        return self.word + ("s" if number != 1 and self >= Severity.WARNING else "")
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What a check or a rule found."""
+
+    name: str
+    """What was checked, in one or two words."""
+    severity: Severity
+    message: str
+    """The observation, with numbers."""
+    hint: str = ""
+    """Suggested fix; empty if none is needed."""
+    location: str = ""
+    """What it concerns, for example a split or class names."""
+
+    @property
+    def line(self) -> str:
+        """Message and hint."""
+        return f"{self.message}; {self.hint}" if self.hint else self.message
+
+    @property
+    def key(self) -> tuple[str, Severity, str]:
+        """Key that stays the same if only the numbers of a finding change."""
+        return self.name, self.severity, self.location
+
+    def __str__(self) -> str:
+        return f"{self.severity.word}: {self.name}: {self.line}"
+
+
+def ok(name: str, message: str, location: str = "") -> Finding:
+    return Finding(name, Severity.OK, message, location=location)
+
+
+def warning(name: str, message: str, hint: str) -> Finding:
+    return Finding(name, Severity.WARNING, message, hint)
+
+
+def worst_severity(findings: Iterable[Finding]) -> Severity:
+    return max((finding.severity for finding in findings), default=Severity.OK)
+
+
+def summarize_severities(findings: Iterable[Finding]) -> str:
+    """Return `1 error, 3 warnings, 2 info, 9 ok`."""
+    found = [finding.severity for finding in findings]
+    return ", ".join(severity.count(found.count(severity)) for severity in reversed(Severity) if severity in found)
