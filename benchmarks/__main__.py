@@ -1,22 +1,23 @@
-"""Run benchmarks: `python -m benchmarks data|step|epoch|pictures|scaling|cost|paired`.
+"""Run benchmarks: `python -m benchmarks loaders|step|epoch|loader-images|scaling|comm-cost`.
 
 Timings on shared machines are noisy, so compare ratios of measurements from the same run.
 """
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from adadf_dist.console.exit import cli_errors
-from adadf_dist.console.parser import Parser
-from adadf_dist.files.outputs import add_force_option, check_output_path
-from benchmarks import epoch, loader_images, loaders, paired, step
+from adadf_dist.console.parser import make_parser
+from adadf_dist.files.outputs import add_overwrite_option, check_output_path
+from benchmarks import epoch, loader_images, loaders, step
 from benchmarks.scaling import cost_tables
 from benchmarks.scaling import measure as scaling
 
 COMMANDS = {
-    "data": (
+    "loaders": (
         loaders,
         "images/s of the data loaders, compared with alternatives and upper limits",
         "Encoded images from shards to the network's input, for repeated epochs: both loaders of adadf_dist; "
@@ -35,7 +36,7 @@ COMMANDS = {
         "DataLoader, fp32, NCHW, a second full pass for the class distributions). Images are stored at 100x100 and "
         "trained at 224x224, batch 64, extractor frozen.",
     ),
-    "pictures": (
+    "loader-images": (
         loader_images,
         "output of both loaders for the same samples, side by side in one image",
         "The first batch of a training epoch from both loaders, and their difference, as a PNG.",
@@ -47,42 +48,42 @@ COMMANDS = {
         "GPU. Communication: time of a step's messages when sent alone by all ranks together. Waiting: other blocking "
         "time of the step. Compute: the rest. MB sent: measured by the counter of the loopback device.",
     ),
-    "cost": (
+    "comm-cost": (
         cost_tables,
         "predicted communication volume and step times on other machines; no timing",
         "Print Markdown tables of the messages of a step and an epoch, computed from the network, and of predicted "
         "step times on other machines under stated assumptions.",
     ),
-    "paired": (
-        paired,
-        "two configurations on the same seeds: difference, interval, equivalence",
-        "Train both configurations on each seed and compare validation accuracies after the last epoch. Example:\n"
-        "paired --first '--batch_size 64' --second '--batch_size 512 --optimizer.lr_scaling sqrt' --out runs/large -- "
-        "--preset fer2013",
-    ),
 }
+OLD_COMMANDS = {"data": "loaders", "pictures": "loader-images", "cost": "comm-cost"}
+"""Names of the last release, accepted for one more release."""
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = Parser(prog="python -m benchmarks", description=__doc__)
+    parser = make_parser("benchmarks", __doc__)
     commands = parser.add_subparsers(dest="command", required=True)
     for name, (module, brief, description) in COMMANDS.items():
         command = commands.add_parser(name, help=brief, description=description)
         module.add_options(command)
-        if module not in (loader_images, cost_tables, paired):
+        if module not in (loader_images, cost_tables):
             rounds = 3 if module is scaling else 1
             command.add_argument(
                 "--repeat", type=int, default=rounds, help="rounds, interleaved (default: %(default)s)"
             )
         if module is not loader_images:
             command.add_argument("--json", type=Path, help="also write the results to this file")
-        add_force_option(command, "an output file")
-    options = parser.parse_args(argv)
+        add_overwrite_option(command, "an output file")
+    words = list(sys.argv[1:] if argv is None else argv)
+    if words and (renamed := OLD_COMMANDS.get(words[0])):
+        print(f"note: {words[0]} is now {renamed}", file=sys.stderr, flush=True)
+        words[0] = renamed
+    if words[:1] == ["paired"]:
+        parser.error("paired was removed: train both configurations on the same seeds and run adadf_dist.report on all")
+    options = parser.parse_args(words)
     with cli_errors("benchmarks"):
-        image = options.out if options.command == "pictures" else None  # --out of paired is a folder
-        for option, path in (("--json", getattr(options, "json", None)), ("--out", image)):
-            if path is not None:
-                check_output_path(path, options.force, option)
+        for option, name in (("--json", "json"), ("--out", "out")):
+            if (path := getattr(options, name, None)) is not None:
+                check_output_path(path, options.overwrite, option)
         options.run(options)
 
 

@@ -4,11 +4,11 @@
 one configuration beside the default. Checkpoints are left out, but for the layout of one: names, shapes and plain
 values, from which `write_checkpoint` makes one whose weights are all alike.
 
-python -m shards.build synthetic --train 14 --validation 7 --test 7 --size 32 --out faces
+python -m shards.build synthetic --train 14 --validation 7 --test 7 --image-size 32 --out faces
 python -m adadf_dist.train --preset demo --data.shards faces --data.embedded_faces [] --data.image_size 32 \
     --data.workers 0 --data.loader torch --batch_size 7 --epochs 2 --loss.epoch_threshold 1 --evaluation.report false \
     --runtime.tensorboard false --runtime.log_every 1 --runtime.history_faces 2 --engine ENGINE --out ENGINE
-python -m tune.search (the same keys) --local --trials 1 --seeds 2 --finalists 1 --scheduler none --out study
+python -m tune.search (the same keys) --local --num-trials 1 --num-seeds 2 --finalists 1 --scheduler none --out study
 """
 
 from __future__ import annotations

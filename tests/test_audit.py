@@ -66,13 +66,13 @@ def run(drawn: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def audited(run: Path) -> Path:
-    main([str(run), "--gallery", "60"])
+    main([str(run), "--max-images", "60"])
     return run / "audit"
 
 
 @pytest.fixture(scope="module")
 def material(run: Path) -> Iterator[AuditInputs]:
-    with load_audit_inputs(run, "selected", "", CPU) as opened:
+    with load_audit_inputs(run, "selected", {}, CPU) as opened:
         yield opened
 
 
@@ -228,7 +228,7 @@ def test_it_is_told_as_markdown_and_replaced_by_force_alone(
     assert capsys.readouterr().err.count("\n") == 1
     (audited / "relabel.csv").write_text("key,decision,label\n")
     before = (audited / "audit.csv").read_bytes()
-    main([str(run), "--gallery", "60", "--force"])
+    main([str(run), "--max-images", "60", "--overwrite"])
     output = capsys.readouterr().out
     assert re.search(r"\| \*\*suspicion\*\* \| [01]\.\d{3} \| [\d.]+% \|", output)
     assert "| attention, mean | 0." in output
@@ -356,7 +356,7 @@ def test_a_run_in_progress_is_judged_by_the_epochs_there_are(
     copy = copy_of(run, tmp_path)
     (copy / "history" / "epoch-0003.npz").unlink()
     (copy / "history" / "epoch-0003.partial.npz").write_bytes(b"half")
-    main([str(copy), "--gallery", "1"])
+    main([str(copy), "--max-images", "1"])
     assert "the run is at 2 of 3 epochs" in capsys.readouterr().out
     assert load_training_dynamics(copy, len(load_samples(copy).labels)).epochs == 2
     assert "2 of 3 epochs" in (copy / "audit" / "audit.html").read_text()
@@ -368,9 +368,7 @@ def test_a_dataset_that_has_moved(run: Path, tmp_path: Path, capsys: pytest.Capt
     content = torch.load(selected, weights_only=True)
     content["config"]["data"]["shards"] = "gone/faces"
     torch.save(content, selected)
-    assert "gone/faces: the run's dataset was not found; pass its location as --data.shards" in problem(
-        capsys, str(copy)
-    )
+    assert "gone/faces: the run's dataset was not found; pass its location as --shards" in problem(capsys, str(copy))
 
 
 def test_a_history_of_other_faces(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import math
-from pathlib import Path
 
 import numpy as np
 import pytest
 from scipy import stats
 
 from adadf_dist.metrics.comparison import Score, accuracy_interval, paired_difference
-from benchmarks.__main__ import main
 from benchmarks.simulate_verdicts import Case, equal_configurations, measure_rates
-from tests.runs import settings
 
 FIRST = [0.622, 0.625, 0.634, 0.619]
 SECOND = [0.629, 0.624, 0.640, 0.626]
@@ -99,35 +95,3 @@ def test_a_large_gain_is_found() -> None:
 def test_one_pair_says_nothing() -> None:
     with pytest.raises(ValueError, match="two or more"):
         paired_difference(scores([0.1]), scores([0.2]))
-
-
-@pytest.mark.slow
-def test_a_way_of_training_equals_itself(faces: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    small = settings(faces, tmp_path / "unused", epochs="1")
-    common = [word for key, value in small.items() if key != "out" for word in (f"--{key}", value)]
-    arguments = ["--first", "--seed 7", "--second", "--seed 7", "--seeds", "0", "1", "--out", str(tmp_path / "runs")]
-    main(["paired", *arguments, "--json", str(tmp_path / "found.json"), "--", "--preset", "rafdb", *common])
-    assert "margin 1.5 points: equivalent" in capsys.readouterr().out
-    found = json.loads((tmp_path / "found.json").read_text())
-    assert found["difference"]["mean"] == 0
-    for number, accuracy in enumerate(found["accuracy"]["first"]):
-        lines = (tmp_path / "runs" / f"first-seed{number}" / "metrics.jsonl").read_text().splitlines()
-        epoch = next(record for record in map(json.loads, lines) if record["kind"] == "epoch")
-        assert accuracy == 100 * epoch["validation"]["accuracy"]
-
-
-@pytest.mark.parametrize(
-    ("arguments", "words"),
-    [
-        (["--seeds", "0"], "at least two are required"),
-        (["--seeds", "0", "1", "--", "--no.such.key", "1"], "unknown option --no.such.key"),
-    ],
-)
-def test_mistakes_are_told_before_anything_starts(
-    arguments: list[str], words: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    with pytest.raises(SystemExit) as left:
-        main(["paired", "--first", "", "--second", "", "--out", str(tmp_path / "runs"), *arguments])
-    assert left.value.code == 2
-    assert words in capsys.readouterr().err
-    assert not (tmp_path / "runs").exists()

@@ -96,7 +96,7 @@ def build_renamed(out: Path, test: int, names: Sequence[str] = (), voted: bool =
 def evaluate(*words: object) -> dict[str, Any]:
     """The report of an evaluation in this process."""
     file = Path(str(words[0])).parent / "report.json"
-    main([*map(str, words), "--json", str(file), "--force"])
+    main([*map(str, words), "--json", str(file), "--overwrite"])
     report: dict[str, Any] = json.loads(file.read_text())
     return report
 
@@ -147,7 +147,7 @@ def test_the_number_is_the_runs_own(run: Path, faces: Path, capsys: pytest.Captu
 
 def test_other_checkpoints_and_splits(run: Path) -> None:
     result = json.loads((run / "result.json").read_text())
-    last = evaluate(run, "--which", "last")
+    last = evaluate(run, "--checkpoint", "last")
     assert last["asked"]["epoch"] == 2
     assert last["scores"]["accuracy"]["value"] == result["last_test"]["accuracy"]
     validation = evaluate(run / "checkpoints" / "selected.pt", "--split", "validation")
@@ -255,7 +255,7 @@ def test_the_interval_of_the_mean_class_accuracy() -> None:
 def test_the_order_of_the_classes_is_no_matter(run: Path, faces: Path, tmp_path: Path) -> None:
     other = build_renamed(tmp_path / "other", test=30)
     assert open_dataset(other).classes != open_dataset(faces).classes
-    own, found = evaluate(run), evaluate(run, "--data.shards", other)
+    own, found = evaluate(run), evaluate(run, "--shards", other)
     assert found["asked"]["dataset"] == str(other)
     assert found["scores"]["confusion"] == own["scores"]["confusion"]
     for measure, mean in own["distances"]["measures"]["auxiliary"].items():
@@ -269,7 +269,7 @@ def test_a_mapping_joins_and_leaves_out(run: Path, faces: Path, tmp_path: Path) 
     other = build_renamed(tmp_path / "other", test=30, names=names)
     mapping = tmp_path / "mapping.toml"
     mapping.write_text("".join(f'"{name}" = "{ours}"\n' for name, ours in zip(names, to, strict=True)))
-    found = evaluate(run, "--data.shards", other, "--mapping", mapping)
+    found = evaluate(run, "--shards", other, "--class-mapping", mapping)
     split, classes = open_dataset(faces).split("test"), list(open_dataset(faces).classes)
     recorded = load_predictions(run, "test")
     wanted = [to[label] for label in split.labels.tolist()]
@@ -349,7 +349,7 @@ def test_distances_by_hand(run: Path, faces: Path) -> None:
 
 def test_groups(run: Path, faces: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     other = build_renamed(tmp_path / "other", test=30, voted=False)
-    found = evaluate(run, "--data.shards", other, "--groups", "glasses", "--groups", "side")
+    found = evaluate(run, "--shards", other, "--group-by", "glasses", "--group-by", "side")
     assert "no annotator votes" in capsys.readouterr().out
     assert found["distances"] is None and found["ceiling"] is None
     split = open_dataset(faces).split("test")
@@ -366,18 +366,18 @@ def test_groups(run: Path, faces: Path, tmp_path: Path, capsys: pytest.CaptureFi
     renamed = open_dataset(other).split("test")
     sides = ["left" if int(str(key).rpartition("-")[2]) % 2 else "not given" for key in renamed.keys]
     assert read_groups(renamed, ["side"]) == {"side": sides}
-    line = refused(capsys, run, "--data.shards", other, "--groups", "hat", "--groups", "weight")
-    assert "--groups hat, weight: KEY.json" in line
+    line = refused(capsys, run, "--shards", other, "--group-by", "hat", "--group-by", "weight")
+    assert "--group-by hat, weight: KEY.json" in line
     assert "available: glasses, height, side, width" in line
-    line = refused(capsys, run, "--data.shards", other, "--require-votes")
+    line = refused(capsys, run, "--shards", other, "--require-votes")
     assert "--require-votes: split test of " in line
 
 
 def test_of_a_remote_dataset_only_the_split_is_fetched(run: Path, faces: Path, tmp_path: Path) -> None:
     with serve(faces) as site:
-        found = evaluate(run, "--data.shards", site.url, "--data.cache", tmp_path / "cache")
+        found = evaluate(run, "--shards", site.url, "--cache-dir", tmp_path / "cache")
         assert not [name for name in site.count() if name.startswith("train") and name.endswith(".tar")]
-        evaluate(run, "--data.shards", site.url, "--data.cache", tmp_path / "cache", "--split", "train")
+        evaluate(run, "--shards", site.url, "--cache-dir", tmp_path / "cache", "--split", "train")
         assert site.count()["train-000000.tar"] == 1
     assert found["scores"] == evaluate(run)["scores"]
 
@@ -444,12 +444,12 @@ def test_a_carved_validation_split_is_the_runs(run: Path, tmp_path: Path) -> Non
     build_synthetic_dataset(folder, {"train": 64}, size=32, workers=1)
     train = open_dataset(folder).split("train")
     kept, held_out = stratified_holdout(train.labels, 0.1, 0)
-    found = evaluate(run, "--data.shards", folder, "--allow-training-samples")  # the run held nothing out of them
+    found = evaluate(run, "--shards", folder, "--allow-training-samples")  # the run held nothing out of them
     assert (found["asked"]["split"], found["asked"]["faces"]) == ("validation", len(held_out))
     assert found["asked"]["training_samples"] == len(held_out)
     counts = np.bincount(train.labels[held_out], minlength=7)
     assert [row["faces"] for row in found["scores"]["classes"]] == counts.tolist()
-    assert evaluate(run, "--data.shards", folder, "--split", "train")["asked"]["faces"] == len(kept)  # its own train
+    assert evaluate(run, "--shards", folder, "--split", "train")["asked"]["faces"] == len(kept)  # its own train
 
 
 def test_two_ranks_are_one(run: Path, faces: Path, tmp_path: Path) -> None:
@@ -484,7 +484,7 @@ def assert_close(found: object, wanted: object) -> None:
 
 def test_mistakes_are_one_line(run: Path, faces: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "no such run folder or checkpoint" in refused(capsys, tmp_path / "nowhere")
-    assert "no such dataset folder" in refused(capsys, run, "--data.shards", tmp_path / "nowhere")
+    assert "no such dataset folder" in refused(capsys, run, "--shards", tmp_path / "nowhere")
     file = tmp_path / "there.json"
     file.write_text("kept")
     assert "already exists" in refused(capsys, run, "--json", file)
@@ -492,22 +492,22 @@ def test_mistakes_are_one_line(run: Path, faces: Path, tmp_path: Path, capsys: p
     assert "is not a folder" in refused(capsys, run, "--json", file / "x.json")
     names = ["neutral", "glad", "sad", "surprise", "fear", "disgust", "anger"]
     other = build_renamed(tmp_path / "other", test=8, names=names)
-    line = refused(capsys, run, "--data.shards", other)
-    assert "glad" in line and "happy" in line and "--mapping FILE" in line
-    assert "has no train split; it has test" in refused(capsys, run, "--data.shards", other, "--split", "train")
+    line = refused(capsys, run, "--shards", other)
+    assert "glad" in line and "happy" in line and "--class-mapping FILE" in line
+    assert "has no train split; it has test" in refused(capsys, run, "--shards", other, "--split", "train")
     copied = tmp_path / "moved.pt"
     content = torch.load(run / "checkpoints" / "selected.pt", weights_only=True)
     content["config"]["data"]["shards"] = "gone/faces"
     torch.save(content, copied)
-    assert "gone/faces: dataset of the run not found; pass its new location as --data.shards" in refused(capsys, copied)
+    assert "gone/faces: dataset of the run not found; pass its new location as --shards" in refused(capsys, copied)
     mapping = tmp_path / "mapping.toml"
     mapping.write_text('glad = "hapy"\nsad = "sad"\nBored = "surprise"\n')
-    line = refused(capsys, run, "--data.shards", other, "--mapping", mapping)
+    line = refused(capsys, run, "--shards", other, "--class-mapping", mapping)
     assert "'Bored': not a dataset class" in line
     assert "hapy': not a model class" in line
     assert "'anger', 'disgust', 'fear', 'neutral', 'surprise': not mapped" in line
     mapping.write_text("".join(f'{name} = ""\n' for name in names))
-    assert "all classes are excluded" in refused(capsys, run, "--data.shards", other, "--mapping", mapping)
+    assert "all classes are excluded" in refused(capsys, run, "--shards", other, "--class-mapping", mapping)
 
 
 def test_a_face_that_does_not_decode_is_named(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -517,7 +517,7 @@ def test_a_face_that_does_not_decode_is_named(run: Path, tmp_path: Path, capsys:
     with (other / split.shards[shard]).open("r+b") as tar:
         tar.seek(offset)
         tar.write(bytes(size))
-    line = refused(capsys, run, "--data.shards", other)
+    line = refused(capsys, run, "--shards", other)
     assert f"sample {split.keys[5]} (test split)" in line
 
 
@@ -526,5 +526,5 @@ def test_help_teaches(capsys: pytest.CaptureFixture[str]) -> None:
         main(["--help"])
     assert not ended.value.code
     output = capsys.readouterr().out
-    for word in ("--mapping", "--tta", "--groups", "examples:", "torchrun", "docs/evaluation.md"):
+    for word in ("--class-mapping", "--tta", "--group-by", "examples:", "torchrun", "docs/evaluation.md"):
         assert word in output

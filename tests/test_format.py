@@ -395,7 +395,7 @@ def test_failed_build_spares_the_old(copy: Path, tmp_path: Path) -> None:
 
 
 def test_existing_dataset_is_replaced_only_when_told(copy: Path, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="dataset already exists; pass --force"):
+    with pytest.raises(UserError, match="dataset already exists; pass --overwrite"):
         build_dataset(Pictures(), copy, OPTIONS)
     new = build_dataset(Pictures(), copy, replace(OPTIONS, samples_per_shard=50, overwrite=True))
     assert len(new.splits["train"].shards) == 1
@@ -460,7 +460,7 @@ def test_a_torn_tar_of_an_unfinished_build_is_written_again(built: Dataset, tmp_
 def test_an_unfinished_build_with_other_options_is_noticed(built: Dataset, tmp_path: Path) -> None:
     with pytest.raises(BreakOffError):
         build_dataset(Stopping(), tmp_path / "new", OPTIONS)
-    with pytest.raises(UserError, match=r"samples_per_shard was 7, is 9.*--restart"):
+    with pytest.raises(UserError, match=r"samples_per_shard was 7, is 9.*--discard-partial"):
         build_dataset(Pictures(), tmp_path / "new", replace(OPTIONS, samples_per_shard=9))
     new = build_dataset(Pictures(), tmp_path / "new", replace(OPTIONS, samples_per_shard=9, restart=True))
     assert len(new.splits["train"].shards) == 5
@@ -532,7 +532,8 @@ class Deadly(Pictures):
 
 
 def test_a_killed_worker_is_a_one_line_error(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"^worker \d \(process \d+\) was killed by SIGKILL; .*--workers \(now 2\)$"):
+    killed = r"^worker \d \(process \d+\) was killed by SIGKILL; .*--num-workers \(now 2\)$"
+    with pytest.raises(UserError, match=killed):
         build_dataset(Deadly(), tmp_path / "new", OPTIONS, ProcessPool(2))
     assert list(tmp_path.iterdir()) == []
 

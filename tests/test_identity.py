@@ -149,12 +149,12 @@ def test_other_data_where_the_run_had_its_own(
     place, kept = home / "data" / "faces", tmp_path / "moved"
     commands: dict[str, tuple[Callable[[list[str]], None], list[str]]] = {
         "evaluate": (evaluate, [str(copy)]),
-        "audit": (audit, [str(copy), "--gallery", "1"]),
+        "audit": (audit, [str(copy), "--max-images", "1"]),
         "export": (export, [str(copy), "--safetensors", str(tmp_path / "m.safetensors")]),
         "report": (report, [str(copy), "--out", str(tmp_path / "page.html")]),
     }
     command, words = commands[name]
-    force = ["--force"]
+    force = ["--overwrite"]
     before = read_manifest(place).digests()
     place.rename(kept)
     try:

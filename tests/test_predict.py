@@ -139,7 +139,7 @@ def test_the_split_is_the_one_asked_for(models: Path, faces: Path, capsys: pytes
 def test_a_folder_is_searched_in_order_and_bad_pictures_are_rows(
     model: Path, pictures: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    out, lines = predict(capsys, model, pictures, pictures / "b.png", "--batch-size", 2, "--workers", 3, status=1)
+    out, lines = predict(capsys, model, pictures, pictures / "b.png", "--batch-size", 2, "--num-workers", 3, status=1)
     rows = read_csv(out)
     names = ["a.jpg", "b.png", "d.webp", "e.jpg", "f.png", "below/c.JPEG", "b.png"]
     assert [row["path"] for row in rows] == [str(pictures / name) for name in names]
@@ -308,7 +308,7 @@ def test_mistakes_are_one_line(
 ) -> None:
     face = pictures / "a.jpg"
     assert "none of the paths is a dataset" in refused(capsys, model, face, "--split", "test")
-    assert "--force" in refused(capsys, model, face, "--out", pictures / "notes.txt")
+    assert "--overwrite" in refused(capsys, model, face, "--out", pictures / "notes.txt")
     for name in ("x.onnx", "x.pt2", "x.safetensors", "x.pt"):
         (pictures / name).write_bytes(b"nothing of the kind")
         assert name in refused(capsys, pictures / name, face, "--device", "cpu")

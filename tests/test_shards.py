@@ -44,7 +44,7 @@ FER_AS_FERPLUS = {"angry": "anger", "happy": "happiness", "sad": "sadness"}
 
 def run_build(source: str, out: Path, *options: object, workers: int = 1) -> Dataset:
     """The command line, in this process."""
-    words = [source, "--out", out, "--workers", workers, *options]
+    words = [source, "--out", out, "--num-workers", workers, *options]
     return build(parse_arguments([str(word) for word in words]))
 
 
@@ -499,7 +499,7 @@ def test_rotation_in_exif_is_carried_out(faces: Path) -> None:
 
 def test_large_pictures_are_made_smaller_and_small_ones_left(faces: Path) -> None:
     save(faces / "glad" / "large.jpg", size=(90, 60))
-    dataset = build_folder(faces, "--validation-fraction", 0, "--image-size", 30)
+    dataset = build_folder(faces, "--validation-fraction", 0, "--max-side", 30)
     split, output = dataset.split("train"), facts(dataset, "train")
     sizes = {output[key]["source"]: pixels(split, sample).shape[:2] for sample, key in enumerate(split.keys)}
     assert sizes.pop("glad/large.jpg") == (30, 45)
@@ -568,13 +568,15 @@ BAD_IMAGES: dict[str, tuple[bytes, str]] = {
 @pytest.mark.parametrize(("data", "reason"), BAD_IMAGES.values(), ids=BAD_IMAGES)
 def test_bad_images_are_an_error_and_then_quarantined(faces: Path, data: bytes, reason: str) -> None:
     (faces / "glad" / "bad.jpg").write_bytes(data)
-    with pytest.raises(UserError, match=r"1 of 41 images are invalid \(first: glad/bad\.jpg.*--max-bad 1") as error:
+    with pytest.raises(
+        UserError, match=r"1 of 41 images are invalid \(first: glad/bad\.jpg.*--max-bad-images 1"
+    ) as error:
         build_folder(faces, "--validation-fraction", 0)
     assert reason in str(error.value)
     assert "\n" not in str(error.value)
     assert not (faces.parent / "out").exists()
     assert reason in (faces.parent / "out.partial" / "quarantine.csv").read_text()
-    dataset = build_folder(faces, "--validation-fraction", 0, "--max-bad", 1)
+    dataset = build_folder(faces, "--validation-fraction", 0, "--max-bad-images", 1)
     assert dataset.splits["train"].samples == 40
     assert findings(dataset)["quarantined"] == 1
     with (dataset.folder / "quarantine.csv").open() as stream:
@@ -588,7 +590,7 @@ def test_shard_without_a_good_image_leaves_no_gap(faces: Path) -> None:
     sources = [told["source"] for told in order[0].values()]
     for source in sources[10:20]:
         (faces / source).write_bytes(b"broken")
-    options = ("--validation-fraction", 0, "--samples-per-shard", 10, "--max-bad", 10, "--overwrite")
+    options = ("--validation-fraction", 0, "--samples-per-shard", 10, "--max-bad-images", 10, "--overwrite")
     dataset = build_folder(faces, *options)
     assert [shard.file for shard in dataset.splits["train"].shards] == [f"train-00000{n}.tar" for n in range(3)]
     assert sorted(path.name for path in dataset.folder.glob("*.idx")) == [f"train-00000{n}.idx" for n in range(3)]
@@ -600,7 +602,7 @@ def test_a_class_without_a_good_image_is_an_error(faces: Path) -> None:
         path.write_bytes(b"broken")
     count = len(list((faces / "glad").iterdir()))
     with pytest.raises(UserError, match=rf"class glad: all its training images are invalid.*\({count} invalid "):
-        build_folder(faces, "--validation-fraction", 0, "--max-bad", 99)
+        build_folder(faces, "--validation-fraction", 0, "--max-bad-images", 99)
     assert not (faces.parent / "out").exists()
 
 
@@ -610,7 +612,7 @@ def test_not_one_good_image_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "faces" / "sad").mkdir()
     (tmp_path / "faces" / "sad" / "b.jpg").write_bytes(b"broken too")
     with pytest.raises(UserError, match="split train: all images are invalid"):
-        build_folder(tmp_path / "faces", "--max-bad", 9)
+        build_folder(tmp_path / "faces", "--max-bad-images", 9)
 
 
 BAD_TREES: dict[str, tuple[list[str], tuple[object, ...], str]] = {
@@ -628,7 +630,7 @@ BAD_TREES: dict[str, tuple[list[str], tuple[object, ...], str]] = {
         ("--test-fraction", 0.6, "--validation-fraction", 0.6),
         "no training images",
     ),
-    "image size": (["glad/a.jpg"], ("--image-size", 3), "--image-size 3: must be at least 16"),
+    "image size": (["glad/a.jpg"], ("--max-side", 3), "--max-side 3: must be at least 16"),
 }
 
 
@@ -656,11 +658,13 @@ def run_program(*words: object) -> subprocess.CompletedProcess[str]:
 
 def test_programs_build_and_verify(faces: Path, tmp_path: Path) -> None:
     out = tmp_path / "data"
-    done = run_program("shards.build", "folder", "--root", faces, "--out", out, "--test-fraction", 0.2, "--workers", 1)
+    done = run_program(
+        "shards.build", "folder", "--root", faces, "--out", out, "--test-fraction", 0.2, "--num-workers", 1
+    )
     assert (done.returncode, "Traceback" in done.stderr) == (0, False), done.stderr
     assert done.stdout == summary(open_dataset(out)) + "\n"
     assert "validation" in done.stdout
-    checked = run_program("shards.verify", out, "--workers", 1)
+    checked = run_program("shards.verify", out, "--num-workers", 1)
     assert checked.returncode == 0, checked.stdout
     assert "train" in checked.stdout
 
@@ -672,11 +676,11 @@ def test_programs_fail_with_a_line(faces: Path, capsys: pytest.CaptureFixture[st
         build_main(["folder", "--root", str(faces), "--out", str(out)])
     assert stop.value.code == 2
     assert capsys.readouterr().err.splitlines() == [
-        f"shards.build: error: {out}: dataset already exists; pass --force to replace it, or choose another --out"
+        f"shards.build: error: {out}: dataset already exists; pass --overwrite to replace it, or choose another --out"
     ]
     (out / "train-000000.idx").unlink()
     with pytest.raises(SystemExit) as stop:
-        verify_main([str(out), "--workers", "1"])
+        verify_main([str(out), "--num-workers", "1"])
     assert stop.value.code == 1
     assert capsys.readouterr().out.splitlines() == [
         f"{out / 'train-000000.idx'}: missing; DALI would have to scan the tar",
@@ -694,7 +698,7 @@ def descendants(process: int) -> set[int]:
 
 def test_killed_build_leaves_no_dataset_and_no_process(tmp_path: Path) -> None:
     out, partial = tmp_path / "out", tmp_path / "out.partial"
-    words = ["shards.build", "synthetic", "--out", out, "--workers", 2, "--train", 10**6]
+    words = ["shards.build", "synthetic", "--out", out, "--num-workers", 2, "--train", 10**6]
     with subprocess.Popen([sys.executable, "-m", *map(str, words)], cwd=ROOT, stderr=subprocess.DEVNULL) as build:
         wait_until(lambda: len(list(partial.glob("*.tar"))) == 2)
         workers = descendants(build.pid)
@@ -706,16 +710,16 @@ def test_killed_build_leaves_no_dataset_and_no_process(tmp_path: Path) -> None:
     if list((partial / ".unfinished").glob("train-*.json")):
         with pytest.raises(UserError, match="unfinished build with different settings"):
             run_build("synthetic", out, *few)
-    dataset = run_build("synthetic", out, *few, "--restart")
+    dataset = run_build("synthetic", out, *few, "--discard-partial")
     assert not partial.exists()
     assert sorted(path.name for path in dataset.folder.glob("*.tar")) == ["train-000000.tar"]
 
 
 def test_killed_build_goes_on_to_the_same_bytes(tmp_path: Path) -> None:
-    counts = ("--train", 600, "--validation", 50, "--test", 50, "--size", 32, "--samples-per-shard", 50)
+    counts = ("--train", 600, "--validation", 50, "--test", 50, "--image-size", 32, "--samples-per-shard", 50)
     whole = tree(run_build("synthetic", tmp_path / "whole", *counts, "--name", "faces").folder)
     out, notes = tmp_path / "out", tmp_path / "out.partial" / ".unfinished"
-    words = ["shards.build", "synthetic", "--out", out, "--workers", 2, *counts, "--name", "faces"]
+    words = ["shards.build", "synthetic", "--out", out, "--num-workers", 2, *counts, "--name", "faces"]
     for number in (1, 3):
         with subprocess.Popen([sys.executable, "-m", *map(str, words)], cwd=ROOT, stderr=subprocess.DEVNULL) as build:
             wait_until(lambda wanted=number: len(list(notes.glob("train-*.json"))) >= wanted)  # type: ignore[misc]
@@ -727,7 +731,20 @@ def test_killed_build_goes_on_to_the_same_bytes(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_ray_builds_the_same_bytes(tmp_path: Path) -> None:
-    counts = ("--train", 40, "--validation", 5, "--test", 5, "--size", 32, "--samples-per-shard", 10, "--name", "faces")
+    counts = (
+        "--train",
+        40,
+        "--validation",
+        5,
+        "--test",
+        5,
+        "--image-size",
+        32,
+        "--samples-per-shard",
+        10,
+        "--name",
+        "faces",
+    )
     plain = run_build("synthetic", tmp_path / "plain", *counts)
     spread = run_build("synthetic", tmp_path / "spread", *counts, "--ray", "local")
     assert tree(spread.folder) == tree(plain.folder)
@@ -747,7 +764,7 @@ def test_output_above_the_source_is_refused(faces: Path) -> None:
 
 
 def test_drawn_faces_from_the_command_line(tmp_path: Path) -> None:
-    counts = ("--train", 12, "--validation", 0, "--test", 3, "--size", 32)
+    counts = ("--train", 12, "--validation", 0, "--test", 3, "--image-size", 32)
     dataset = run_build("synthetic", tmp_path / "out", *counts)
     assert {name: info.samples for name, info in dataset.splits.items()} == {"train": 12, "test": 3}
     assert verify(dataset.folder, 1)[1] == []

@@ -177,7 +177,7 @@ def test_our_code_is_shipped_to_nodes_that_lack_it(nodes: Nodes) -> None:
 
 def refusal(out: Path, values: Mapping[str, str]) -> str:
     """The one line with which a search is refused before any trial."""
-    done = finish(search_command(out, {"epochs": "3", **values}, "--grace", "2"), timeout=90)
+    done = finish(search_command(out, {"epochs": "3", **values}, "--grace-period", "2"), timeout=90)
     assert done.returncode == 2, done.stderr
     assert done.stderr.count("\n") == 1 and done.stderr.startswith("tune.search: error: "), done.stderr
     assert not (out / "trials").exists()
@@ -192,6 +192,6 @@ def test_no_cluster_there(faces: Path, tmp_path: Path) -> None:
 def test_what_the_cluster_cannot_hold(nodes: Nodes, faces: Path, tmp_path: Path) -> None:
     values = {"data.shards": str(faces), "address": nodes.address, "space": "recipe"}
     output = refusal(tmp_path / "workers", {**values, "workers-per-trial": "3"})
-    assert "--workers-per-trial 3: a trial needs 3 CPUs, the cluster has 2" in output
+    assert "--ranks-per-trial 3: a trial needs 3 CPUs, the cluster has 2" in output
     output = refusal(tmp_path / "gpus", {**values, "gpus-per-worker": "1"})
-    assert "a trial needs 1 GPUs, the cluster has 0; lower it or --gpus-per-worker" in output
+    assert "a trial needs 1 GPUs, the cluster has 0; lower it or --gpus-per-rank" in output
