@@ -113,7 +113,7 @@ start_slurm
 
 if [[ ${2-} == search ]]; then
     echo "== the time limit of a search approaches"
-    export SAVE_S=40
+    export SAVE_GRACE_S=40
     tell_job "$(search)" search
     cut -d , -f 1-4,6- "$folder/search/trials.csv"
     exit 0
@@ -121,7 +121,7 @@ fi
 
 echo "== the time limit approaches"
 epochs=24
-export SAVE_S=40
+export SAVE_GRACE_S=40
 tell "$(submit limit --time 2)" limit
 
 echo "== the finished run is submitted again"

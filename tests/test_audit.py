@@ -236,6 +236,29 @@ def test_it_is_told_as_markdown_and_replaced_by_force_alone(
     assert (audited / "relabel.csv").exists()  # a user's file is not the audit's to remove
 
 
+def test_bf16_predictions_differ_from_fp32(run: Path) -> None:
+    logits = []
+    for precision in ("fp32", "bf16"):
+        with load_audit_inputs(run, "selected", {}, CPU, precision=precision) as opened:  # type: ignore[arg-type]
+            logits.append(opened.answers.target_logits)
+    assert (logits[0] != logits[1]).any()
+    assert abs(logits[0] - logits[1]).max() < 0.5
+
+
+def test_options_reach_the_audit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    found: list[tuple[object, ...]] = []
+
+    def take(*values: object) -> None:
+        found.append(values)
+        raise UserError("enough")
+
+    monkeypatch.setattr("adadf_dist.audit.__main__.load_audit_inputs", take)
+    words = ["--checkpoint", "last", "--shards", "a", "--cache-dir", "b", "--device", "cpu", "--precision", "bf16"]
+    with pytest.raises(SystemExit):
+        main([str(tmp_path), *words])
+    assert found == [(tmp_path, "last", {"data.shards": "a", "data.cache": "b"}, CPU, False, "bf16")]
+
+
 def test_cleanlab_missing_is_said(material: AuditInputs, monkeypatch: pytest.MonkeyPatch) -> None:
     from adadf_dist.audit.ranking import score_labels
     from adadf_dist.audit.reference_labels import injected_noise
