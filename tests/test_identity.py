@@ -166,13 +166,13 @@ def test_other_data_where_the_run_had_its_own(
         assert str(place) in output
         assert before[split][:12] in output
         assert now[split][:12] in output
-        assert "--data.shards DIR" in output
+        assert " --shards DIR" in output
         assert "--allow-other-data" in output
         command([*words, *force, "--allow-other-data"])
         said = capsys.readouterr()
         page = (tmp_path / "page.html").read_text() if name == "report" else ""
         assert "was trained on other data" in said.out + said.err + page
-        command([*words, *force, "--data.shards", str(kept)])  # the dataset has moved
+        command([*words, *force, "--shards", str(kept)])  # the dataset has moved
         said = capsys.readouterr()
         page = (tmp_path / "page.html").read_text() if name == "report" else ""
         assert "other data" not in said.out + said.err + page
@@ -188,7 +188,7 @@ def test_training_samples_are_no_validation_split(
     """Another split assignment, under its own name or, with a run of an older version, under the run's own path."""
     swapped = Path(shutil.copytree(home / "data" / "faces", tmp_path / "swapped"))
     edit(swapped, swap_splits)
-    words = [str(copy), "--split", "validation", "--data.shards", str(swapped)]
+    words = [str(copy), "--split", "validation", "--shards", str(swapped)]
     if old:
         forget_data(copy, str(swapped))
         words = words[:3]
@@ -200,8 +200,8 @@ def test_training_samples_are_no_validation_split(
     assert "64 of these 64 samples are training samples of the run" in said.out
     assert json.loads((tmp_path / "report.json").read_text())["asked"]["training_samples"] == 64
     assert said.err.count("warning: ") == old  # of an older version: one line
-    evaluate([str(copy), "--split", "test", "--data.shards", str(swapped)])  # the test split is what it was
-    evaluate([str(copy), "--split", "train", "--data.shards", str(home / "data" / "faces")])
+    evaluate([str(copy), "--split", "test", "--shards", str(swapped)])  # the test split is what it was
+    evaluate([str(copy), "--split", "train", "--shards", str(home / "data" / "faces")])
 
 
 def test_a_run_resumes_where_its_dataset_is_now_and_not_on_other_data(

@@ -73,7 +73,7 @@ def test_a_node_is_lost_in_mid_search(nodes: Nodes, faces: Path, tmp_path: Path)
     out = tmp_path / "study"
     values = {"epochs": "6", "data.shards": str(faces), "address": nodes.address}
     values |= {"space": space(tmp_path, '"loss.lambda_min" = { uniform = [0.0, 0.5] }')}
-    values |= {"trials": "2", "seeds": "2", "finalists": "1", "scheduler": "none"}
+    values |= {"num-trials": "2", "num-seeds": "2", "finalists": "1", "scheduler": "none"}
     lost: dict[str, int] = {}
     others: set[str] = set()
 
@@ -107,9 +107,9 @@ def test_a_node_is_lost_in_mid_search(nodes: Nodes, faces: Path, tmp_path: Path)
 
 def test_the_driver_is_killed_in_mid_trial(nodes: Nodes, faces: Path, tmp_path: Path) -> None:
     out = tmp_path / "study"
-    values = {"epochs": "3", "data.shards": str(faces), "address": nodes.address, "workers-per-trial": "2"}
+    values = {"epochs": "3", "data.shards": str(faces), "address": nodes.address, "ranks-per-trial": "2"}
     values |= {"space": space(tmp_path, '"loss.lambda_min" = { uniform = [0.0, 0.5] }')}
-    values |= {"trials": "1", "seeds": "2", "finalists": "1", "scheduler": "none"}
+    values |= {"num-trials": "1", "num-seeds": "2", "finalists": "1", "scheduler": "none"}
     with started(search_command(out, values)) as search:
         first = out / "trials" / "0000-seed0"
         wait_until(lambda: epochs_of(first) or search.poll() is not None, "no first epoch", 200)
@@ -127,7 +127,7 @@ def test_the_driver_is_killed_in_mid_trial(nodes: Nodes, faces: Path, tmp_path: 
 def test_the_driver_of_a_trial_is_killed(nodes: Nodes, faces: Path, tmp_path: Path) -> None:
     """The process that Tune placed, which started the ranks: what they held is free for the next try."""
     out = tmp_path / "study"
-    values = {"epochs": "4", "data.shards": str(faces), "address": nodes.address, "workers-per-trial": "2"}
+    values = {"epochs": "4", "data.shards": str(faces), "address": nodes.address, "ranks-per-trial": "2"}
     values |= {"space": space(tmp_path, '"loss.lambda_min" = { uniform = [0.0, 0.5] }')}
     first = out / "trials" / "0000-seed0"
     with started(search_command(out, values)) as search:
@@ -147,9 +147,9 @@ def test_the_driver_of_a_trial_is_killed(nodes: Nodes, faces: Path, tmp_path: Pa
 
 def test_trials_that_are_ended_early_leave_nothing(nodes: Nodes, faces: Path, tmp_path: Path) -> None:
     out = tmp_path / "study"
-    values = {"epochs": "4", "data.shards": str(faces), "address": nodes.address, "workers-per-trial": "2"}
+    values = {"epochs": "4", "data.shards": str(faces), "address": nodes.address, "ranks-per-trial": "2"}
     values |= {"space": space(tmp_path, '"optimizer.lr" = { grid = [1e-2, 1e-12] }')}
-    values |= {"trials": "2", "seeds": "2", "finalists": "1", "grace": "2", "factor": "2"}
+    values |= {"num-trials": "2", "num-seeds": "2", "finalists": "1", "grace-period": "2", "reduction-factor": "2"}
     done = finish(search_command(out, values), timeout=900)
     assert done.returncode == 0, done.stderr
     assert done.stderr == ""
@@ -191,7 +191,7 @@ def test_no_cluster_there(faces: Path, tmp_path: Path) -> None:
 
 def test_what_the_cluster_cannot_hold(nodes: Nodes, faces: Path, tmp_path: Path) -> None:
     values = {"data.shards": str(faces), "address": nodes.address, "space": "recipe"}
-    output = refusal(tmp_path / "workers", {**values, "workers-per-trial": "3"})
+    output = refusal(tmp_path / "workers", {**values, "ranks-per-trial": "3"})
     assert "--ranks-per-trial 3: a trial needs 3 CPUs, the cluster has 2" in output
-    output = refusal(tmp_path / "gpus", {**values, "gpus-per-worker": "1"})
+    output = refusal(tmp_path / "gpus", {**values, "gpus-per-rank": "1"})
     assert "a trial needs 1 GPUs, the cluster has 0; lower it or --gpus-per-rank" in output

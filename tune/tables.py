@@ -81,7 +81,7 @@ def trials_of(study: Study, tables: Sequence[str]) -> list[Trial]:
     """Return the trials of all rows and seeds, ordered by seed, so that tables complete seed by seed."""
     numbers = dict.fromkeys(config_id(study.base, row) for name in tables for row in rows_of(study.base, name))
     known = configurations(study.base)
-    seeds = range(study.base.seed, study.base.seed + study.options.num_seeds)
+    seeds = range(study.base.seed, study.base.seed + study.options.seeds)
     return [Trial(number, seed, "final", known[number], test=True) for seed in seeds for number in sorted(numbers)]
 
 
