@@ -55,7 +55,7 @@ def test_wrong_values_in_plain_words(key: str, value: object, message: str) -> N
         ("tune.search", ["--trails", "3"], "unknown option --trails; did you mean --num-trials?"),
         ("tune.search", ["--keep-checkpoint", "all"], "did you mean --keep-checkpoints?"),
         ("tune.search", ["--epoch", "3"], "did you mean --epochs?"),
-        ("tune.tables", ["noise", "--sedes", "3"], "did you mean --num-seeds?"),
+        ("tune.tables", ["noise", "--num-seds", "3"], "did you mean --num-seeds?"),
     ],
 )
 def test_mistakes_are_one_line_with_a_hint(

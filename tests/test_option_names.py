@@ -154,7 +154,9 @@ def test_words_after_two_dashes_are_arguments() -> None:
 
 
 def test_a_search_takes_old_names_and_leaves_keys_of_the_runs(capsys: pytest.CaptureFixture[str]) -> None:
-    study, options = plan(["--preset", "demo", "--data.shards", "faces", "--trials", "4", "--grace=10", "--local"])
+    study, options = plan(
+        ["--preset", "demo", "--data.shards", "faces", "--trials", "4", "--grace=10", "--scheduler", "none"]
+    )
     assert (study.options.trials, options.grace_period) == (4, 10)
     assert study.base.data.shards.endswith("faces")
     assert capsys.readouterr().err == "note: --trials is now --num-trials\nnote: --grace is now --grace-period\n"

@@ -140,7 +140,7 @@ def test_every_command_is_walked() -> None:
         ".".join(path.relative_to(root).with_suffix("").parts)
         for package in ("adadf_dist", "shards", "tune", "benchmarks")
         for path in (root / package).rglob("*.py")
-        if re.search(r"= ((argparse\.Argument)?Parser\(|make_parser\(\")", path.read_text(encoding="utf-8"))
+        if re.search(r"= ((argparse\.Argument)?Parser\(|make_parser\(\s*\")", path.read_text(encoding="utf-8"))
     }
     parsers = {"adadf_dist.evaluate.cli": "adadf_dist.evaluate.__main__", "tune.search_options": "tune.search"}
     found = {parsers.get(name, name) for name in users}

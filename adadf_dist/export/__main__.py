@@ -138,7 +138,7 @@ def export(
     print(f"{trained.path}: epoch {trained.epoch}, {branches}, {size_and_pace}")
     print(
         f"verifying against the checkpoint on random images and {probes.whose} "
-        f"(batch sizes {', '.join(map(str, BATCHES))}; device {device_name})"
+        f"(batch sizes {', '.join(map(str, BATCHES))}), device {device_name}"
     )
     for path, write in writers.items():
         with atomic_file(path) as partial:
