@@ -22,7 +22,7 @@ test-all: .venv/all  ## The slow tests too; those marked gpu run where there is 
 
 gpu: .venv/all  ## On a GPU: its tests, and the speed of its loader and step.
 	$(BIN)/python -m pytest -m gpu
-	$(BIN)/python -m benchmarks data --batch-size 256 --workers 8
+	$(BIN)/python -m benchmarks loaders --batch-size 256 --num-workers 8
 	$(BIN)/python -m benchmarks step --batch-size 256 --steps 30 --compile off default reduce-overhead
 
 lint: .venv/all  ## ruff, the words of .dialect, the layers, mypy --strict.

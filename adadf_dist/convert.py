@@ -25,12 +25,12 @@ from adadf_dist.checkpoint.storage import CHECKPOINT_VERSION, save_checkpoint
 from adadf_dist.config.load import ConfigLayer, build_config, to_dict
 from adadf_dist.config.schema import Config
 from adadf_dist.console.exit import cli_errors
-from adadf_dist.console.parser import Parser
+from adadf_dist.console.parser import make_parser
 from adadf_dist.data.preprocessing import Preprocessing
 from adadf_dist.distributed.world import World
 from adadf_dist.engine.base import init_model
 from adadf_dist.errors import UserError
-from adadf_dist.files.outputs import add_force_option, check_output_path
+from adadf_dist.files.outputs import add_overwrite_option, check_output_path
 from adadf_dist.method.class_distributions import ClassDistributions
 from adadf_dist.method.model import DualBranch
 from adadf_dist.method.pretrained import first_few
@@ -197,18 +197,14 @@ def parse_classes(text: str) -> tuple[str, ...]:
 
 
 def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
-    parser = Parser(
-        prog="python -m adadf_dist.convert",
-        description=DESCRIPTION,
-        epilog=EPILOG,
-    )
+    parser = make_parser("adadf_dist.convert", DESCRIPTION, EPILOG)
     parser.add_argument("file", type=Path, metavar="FILE", help="checkpoint of the published code")
     parser.add_argument("--classes", required=True, metavar="NAMES", help="class names in the order of the logits")
     parser.add_argument("--out", type=Path, required=True, metavar="MODEL.pt", help="checkpoint to write")
     parser.add_argument(
         "--image-size", type=int, default=224, metavar="N", help="side of the network's input (default: %(default)s)"
     )
-    add_force_option(parser, "MODEL.pt")
+    add_overwrite_option(parser, "MODEL.pt")
     return parser.parse_args(argv)
 
 
@@ -216,7 +212,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parse_arguments(sys.argv[1:] if argv is None else argv)
     with cli_errors("adadf_dist.convert"):
         classes = parse_classes(args.classes)
-        check_output_path(args.out, args.force, "--out")
+        check_output_path(args.out, args.overwrite, "--out")
         content, account = convert_checkpoint(args.file, classes, args.image_size)
         save_checkpoint(content, args.out)
         print(f"{args.out}: {account}")

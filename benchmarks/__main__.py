@@ -1,22 +1,23 @@
-"""Run benchmarks: `python -m benchmarks data|step|epoch|pictures|scaling|cost|audit`.
+"""Run benchmarks: `python -m benchmarks loaders|step|epoch|loader-images|scaling|comm-cost|audit`.
 
 Timings on shared machines are noisy, so compare ratios of measurements from the same run.
 """
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from adadf_dist.console.exit import cli_errors
-from adadf_dist.console.parser import Parser
-from adadf_dist.files.outputs import add_force_option, check_output_path
+from adadf_dist.console.parser import make_parser
+from adadf_dist.files.outputs import add_overwrite_option, check_output_path
 from benchmarks import audit_scores, epoch, loader_images, loaders, step
 from benchmarks.scaling import cost_tables
 from benchmarks.scaling import measure as scaling
 
 COMMANDS = {
-    "data": (
+    "loaders": (
         loaders,
         "images/s of the data loaders, compared with alternatives and upper limits",
         "Encoded images from shards to the network's input, for repeated epochs: both loaders of adadf_dist; "
@@ -35,7 +36,7 @@ COMMANDS = {
         "DataLoader, fp32, NCHW, a second full pass for the class distributions). Images are stored at 100x100 and "
         "trained at 224x224, batch 64, extractor frozen.",
     ),
-    "pictures": (
+    "loader-images": (
         loader_images,
         "output of both loaders for the same samples, side by side in one image",
         "The first batch of a training epoch from both loaders, and their difference, as a PNG.",
@@ -47,7 +48,7 @@ COMMANDS = {
         "GPU. Communication: time of a step's messages when sent alone by all ranks together. Waiting: other blocking "
         "time of the step. Compute: the rest. MB sent: measured by the counter of the loopback device.",
     ),
-    "cost": (
+    "comm-cost": (
         cost_tables,
         "predicted communication volume and step times on other machines; no timing",
         "Print Markdown tables of the messages of a step and an epoch, computed from the network, and of predicted "
@@ -58,13 +59,15 @@ COMMANDS = {
         "the audit's label error score compared with others on known label errors; no timing",
         "Print Markdown tables of AUC and precision of label error scores on a finished run: of the audit, of training "
         "dynamics, and of confident learning (cleanlab). Label errors are known under injected label noise, or from "
-        "--true-labels.",
+        "--reference-labels.",
     ),
 }
+OLD_COMMANDS = {"data": "loaders", "pictures": "loader-images", "cost": "comm-cost"}
+"""Names of the last release, accepted for one more release."""
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = Parser(prog="python -m benchmarks", description=__doc__)
+    parser = make_parser("benchmarks", __doc__)
     commands = parser.add_subparsers(dest="command", required=True)
     for name, (module, brief, description) in COMMANDS.items():
         command = commands.add_parser(name, help=brief, description=description)
@@ -76,13 +79,18 @@ def main(argv: Sequence[str] | None = None) -> None:
             )
         if module is not loader_images:
             command.add_argument("--json", type=Path, help="also write the results to this file")
-        add_force_option(command, "an output file")
-    options = parser.parse_args(argv)
+        add_overwrite_option(command, "an output file")
+    words = list(sys.argv[1:] if argv is None else argv)
+    if words and (renamed := OLD_COMMANDS.get(words[0])):
+        print(f"note: {words[0]} is now {renamed}", file=sys.stderr, flush=True)
+        words[0] = renamed
+    if words[:1] == ["paired"]:
+        parser.error("paired was removed: train both configurations on the same seeds and run adadf_dist.report on all")
+    options = parser.parse_args(words)
     with cli_errors("benchmarks"):
-        for option in ("json", "out"):
-            path = getattr(options, option, None)
-            if path is not None:
-                check_output_path(path, options.force, f"--{option}")
+        for option, name in (("--json", "json"), ("--out", "out")):
+            if (path := getattr(options, name, None)) is not None:
+                check_output_path(path, options.overwrite, option)
         options.run(options)
 
 

@@ -38,13 +38,13 @@ IN_SAMPLE = (
 def add_options(audit: argparse.ArgumentParser) -> None:
     audit.add_argument("folder", type=Path, metavar="RUN", help="run directory of adadf_dist.train")
     audit.add_argument(
-        "--true-labels",
+        "--reference-labels",
         type=Path,
         metavar="DIR",
         help="dataset with reference labels of the same photos, such as FER+ for FER2013",
     )
     audit.add_argument("--checkpoint", choices=("selected", "last"), default="selected", help="(default: %(default)s)")
-    audit.add_argument("--data.shards", dest="shards", default="", metavar="DIR", help="the run's dataset, if it moved")
+    audit.add_argument("--shards", default="", metavar="DIR", help="the run's dataset, if it moved")
     audit.add_argument(ALLOW_OTHER_DATA, action="store_true", help="accept images that differ from the run's")
     audit.set_defaults(run=bench_audit)
 
@@ -52,14 +52,15 @@ def add_options(audit: argparse.ArgumentParser) -> None:
 def bench_audit(options: argparse.Namespace) -> None:
     """Print one table per set of reference labels. Raises `UserError`, also if there are none."""
     folder, which, other = options.folder, options.checkpoint, options.allow_other_data
-    with load_audit_inputs(folder, which, options.shards, pick_device(), other) as material:
+    moved = {"data.shards": options.shards} if options.shards else {}
+    with load_audit_inputs(folder, which, moved, pick_device(), other) as material:
         truths = []
-        if options.true_labels is not None:
-            truths.append(labels_from_dataset(material.split, options.true_labels))
+        if options.reference_labels is not None:
+            truths.append(labels_from_dataset(material.split, options.reference_labels))
         if material.noisy:
             truths.append(injected_noise(material))
         if not truths:
-            raise UserError(f"{folder}: trained without label noise; pass --true-labels DIR")
+            raise UserError(f"{folder}: trained without label noise; pass --reference-labels DIR")
         findings = score_labels(material)
         reports = [compare_scores(findings, truth) for truth in truths]
     for report in reports:

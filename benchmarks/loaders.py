@@ -173,10 +173,10 @@ PLAIN = ("limit: read", "limit: DALI decode", "DALI decode + one warp")
 
 def add_options(data: argparse.ArgumentParser) -> None:
     data.add_argument("--shards", type=Path, help="dataset directory (default: synthetic faces, 100x100)")
-    data.add_argument("--faces", type=int, default=4096, help="number of synthetic faces (default: %(default)s)")
-    data.add_argument("--sizes", type=int, nargs="+", default=[64, 100, 224], help="image sizes (default: 64 100 224)")
+    data.add_argument("--num-samples", type=int, default=4096, help="number of synthetic faces (default: %(default)s)")
+    data.add_argument("--image-sizes", type=int, nargs="+", default=[64, 100, 224], help="(default: 64 100 224)")
     data.add_argument("--batch-size", type=int, default=64, help="default: %(default)s")
-    data.add_argument("--workers", type=int, default=2, help="processes or threads per loader (default: %(default)s)")
+    data.add_argument("--num-workers", type=int, default=2, help="workers or threads per loader (default: %(default)s)")
     data.add_argument(
         "--seconds", type=float, default=3.0, help="seconds per measurement, after a warm-up (default: %(default)s)"
     )
@@ -188,8 +188,10 @@ def bench_data(options: argparse.Namespace) -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name) / "faces"
         if options.shards is None:
-            source = make_synthetic_source({"train": options.faces, "validation": 64, "test": 64}, STORED_SIZE, seed=0)
-            shards = BuildOptions(name="synthetic faces", samples_per_shard=max(options.faces // SHARDS, 1))
+            source = make_synthetic_source(
+                {"train": options.num_samples, "validation": 64, "test": 64}, STORED_SIZE, seed=0
+            )
+            shards = BuildOptions(name="synthetic faces", samples_per_shard=max(options.num_samples // SHARDS, 1))
             build_dataset(source, folder, shards, ProcessPool(1))
         else:
             link_dataset(options.shards, folder)
@@ -197,9 +199,14 @@ def bench_data(options: argparse.Namespace) -> None:
         figures = measure_all(folder, options)
     machine = describe_machine()
     print_table(figures, options)
-    print(f"{options.workers} workers or threads per loader, batch {options.batch_size}; {machine}")
+    print(f"{options.num_workers} workers or threads per loader, batch {options.batch_size}; {machine}")
     if options.json is not None:
-        report = {"machine": machine, "workers": options.workers, "batch_size": options.batch_size, "figures": figures}
+        report = {
+            "machine": machine,
+            "workers": options.num_workers,
+            "batch_size": options.batch_size,
+            "figures": figures,
+        }
         write_output(options.json, report)
 
 
@@ -222,9 +229,9 @@ def write_files(folder: Path) -> None:
 def measure_all(folder: Path, options: argparse.Namespace) -> dict[str, dict[str, list[Found]]]:
     """Return candidate -> case -> one result per round. Rounds are interleaved over all candidates."""
     cases = [
-        Case(folder, size, augment, options.batch_size, options.workers)
+        Case(folder, size, augment, options.batch_size, options.num_workers)
         for augment in (True, False)
-        for size in options.sizes
+        for size in options.image_sizes
     ]
     figures: dict[str, dict[str, list[Found]]] = {}
     rounds = [(name, case) for _ in range(options.repeat) for case in cases for name in options.only]
@@ -270,7 +277,7 @@ def memory_mb() -> float:
 
 
 def print_table(figures: dict[str, dict[str, list[Found]]], options: argparse.Namespace) -> None:
-    columns = [f"{size}{word}" for word in (" augmented", "") for size in options.sizes]
+    columns = [f"{size}{word}" for word in (" augmented", "") for size in options.image_sizes]
     rows = [["images/s", *columns, "memory, MB"]]
     for name, row in figures.items():
         cells = [row.get(column, row.get("", [])) for column in columns]

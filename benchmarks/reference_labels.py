@@ -54,7 +54,7 @@ def labels_from_dataset(split: Split, folder: Path) -> ReferenceLabels:
     to_ours = [-1 if place is None else place for place in places]
     if not any(ours >= 0 for ours in to_ours):
         raise UserError(
-            f"--true-labels {folder}: its classes {', '.join(other.classes)} do not match the run's "
+            f"--reference-labels {folder}: its classes {', '.join(other.classes)} do not match the run's "
             f"{', '.join(split.classes)}; pass a dataset of the same emotions"
         )
     others = [other.split(name) for name in other.splits]
@@ -62,8 +62,8 @@ def labels_from_dataset(split: Split, folder: Path) -> ReferenceLabels:
     if not by_key + by_picture:
         theirs = example_key(other)
         raise UserError(
-            f"--true-labels {folder}: no sample in common with the run by key or image (example keys: {theirs}, run: "
-            f"{split.keys[0]}); pass a dataset of the same photos"
+            f"--reference-labels {folder}: no sample in common with the run by key or image (example keys: {theirs}, "
+            f"run: {split.keys[0]}); pass a dataset of the same photos"
         )
     table = np.array([*to_ours, -1])  # the last entry is for unmatched samples, -1
     in_both = np.isin(split.labels, table[table >= 0])

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from adadf_dist.console.exit import cli_errors
-from adadf_dist.console.parser import Parser
+from adadf_dist.console.parser import make_parser
 from adadf_dist.data.jpeg import encode
 from adadf_dist.data.synthetic.faces import EMOTIONS, render_sample
 from adadf_dist.errors import UserError
@@ -97,21 +97,21 @@ def unique_memory_bytes(process: int) -> int:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = Parser(prog="python -m benchmarks.shard_build", description=__doc__)
-    parser.add_argument("--faces", type=int, default=280_000, help="number of 100x100 JPEGs (default: %(default)s)")
-    parser.add_argument("--workers", type=int, default=len(os.sched_getaffinity(0)), help="default: one per core")
+    parser = make_parser("benchmarks.shard_build", __doc__)
+    parser.add_argument("--num-samples", type=int, default=280_000, help="100x100 JPEGs (default: %(default)s)")
+    parser.add_argument("--num-workers", type=int, default=len(os.sched_getaffinity(0)), help="default: one per core")
     parser.add_argument("--dir", type=Path, help="working directory; needs 3 KB per image (default: temporary)")
     options = parser.parse_args(argv)
     with cli_errors("benchmarks.shard_build"), tempfile.TemporaryDirectory(dir=options.dir) as name:
-        measure(Path(name), options.faces, options.workers)
+        measure(Path(name), options.num_samples, options.num_workers)
 
 
 def measure(folder: Path, faces: int, workers: int) -> None:
     make_tree(folder / "tree", faces)
     out = str(folder / "shards")
     source = ["folder", "--root", str(folder / "tree"), "--out", out]
-    build = run_and_measure([sys.executable, "-m", "shards.build", *source, "--workers", str(workers)])
-    verify = run_and_measure([sys.executable, "-m", "shards.verify", out, "--workers", str(workers)])
+    build = run_and_measure([sys.executable, "-m", "shards.build", *source, "--num-workers", str(workers)])
+    verify = run_and_measure([sys.executable, "-m", "shards.verify", out, "--num-workers", str(workers)])
     done = subprocess.run([sys.executable, "-c", PLAN, out], check=True, capture_output=True, text=True)
     opened, planned, memory = map(float, done.stdout.split())
     print(f"{faces:,} JPEGs of {SIDE}x{SIDE}, {workers} workers, {platform.processor() or platform.machine()}")

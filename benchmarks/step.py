@@ -31,7 +31,9 @@ def make_warm_trainer(config: Config, world: World) -> SyntheticTrainer:
 
 
 def add_options(step: argparse.ArgumentParser) -> None:
-    step.add_argument("--sizes", type=int, nargs="+", default=[100, 224], help="sides in pixels (default: 100 224)")
+    step.add_argument(
+        "--image-sizes", type=int, nargs="+", default=[100, 224], help="sides in pixels (default: 100 224)"
+    )
     step.add_argument("--batch-size", type=int, default=64, help="samples per step (default: %(default)s)")
     step.add_argument("--steps", type=int, default=10, help="steps per measurement (default: %(default)s)")
     step.add_argument("--backbone", default="resnet18", help="model.backbone (default: %(default)s)")
@@ -44,7 +46,7 @@ def add_options(step: argparse.ArgumentParser) -> None:
 def bench_step(options: argparse.Namespace) -> None:
     figures: dict[str, list[float]] = {}
     for _ in range(options.repeat):
-        for size, compiled in itertools.product(options.sizes, options.compile):
+        for size, compiled in itertools.product(options.image_sizes, options.compile):
             layer = {"model.backbone": options.backbone, "runtime.precision": options.precision}
             layer |= {"data.image_size": size, "batch_size": options.batch_size, "runtime.compile": compiled}
             name = f"{size}x{size}" + (f", compile {compiled}" if options.compile != ["off"] else "")

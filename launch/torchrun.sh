@@ -20,7 +20,7 @@ All arguments are passed to `python -m adadf_dist.train` (see its --help). Envir
     NNODES         number of nodes, or MIN:MAX (default: 1)
     RDZV_ENDPOINT  HOST:PORT of the node that hosts the rendezvous; its port must be open to the others
     NODE_RANK      0 on HOST, another number elsewhere; the rendezvous assigns the actual ranks
-    RDZV_WAIT      seconds to wait for HOST:PORT on the other nodes (default: 120)
+    RDZV_TIMEOUT_S  seconds to wait for HOST:PORT on the other nodes (default: 120)
     RDZV_ID        distinguishes runs on the same endpoint (default: adadf)
     MAX_RESTARTS   number of restarts of failed ranks (default: 0 on one node, 3 on several)
     OMP_NUM_THREADS  threads per rank (default: this node's cores / ranks)
@@ -33,14 +33,20 @@ fail() {
     exit 2
 }
 
+renamed() { # OLD NEW: take the value of a variable of the last release, for one more release
+    [[ ${!1-} && -z ${!2-} ]] || return 0
+    echo "torchrun.sh: $1 is now $2" >&2
+    export "$2=${!1}"
+}
+
 is_whole() { [[ $1 =~ ^(0|[1-9][0-9]*)$ ]]; }
 
 reach() { # wait until something listens at HOST PORT
-    local until=$((SECONDS + RDZV_WAIT))
+    local until=$((SECONDS + RDZV_TIMEOUT_S))
     # shellcheck disable=SC2016 # expanded by the inner bash
     until timeout 2 bash -c 'exec 3<>"/dev/tcp/$0/$1"' "$1" "$2" 2>/dev/null; do
-        ((SECONDS < until)) || fail "RDZV_ENDPOINT: $1:$2 is not reachable after $RDZV_WAIT s; start the node that" \
-            "hosts it, open its port, or increase RDZV_WAIT"
+        ((SECONDS < until)) || fail "RDZV_ENDPOINT: $1:$2 is not reachable after $RDZV_TIMEOUT_S s; start the node" \
+            "that hosts it, open its port, or increase RDZV_TIMEOUT_S"
         sleep 1
     done
 }
@@ -54,9 +60,10 @@ if [[ ${1-} == --help || ${1-} == -h ]]; then
     usage
     exit 0
 fi
-PYTHON=${PYTHON:-python} NNODES=${NNODES:-1} RDZV_WAIT=${RDZV_WAIT:-120}
+renamed RDZV_WAIT RDZV_TIMEOUT_S
+PYTHON=${PYTHON:-python} NNODES=${NNODES:-1} RDZV_TIMEOUT_S=${RDZV_TIMEOUT_S:-120}
 [[ $NNODES =~ ^[1-9][0-9]*(:[1-9][0-9]*)?$ ]] || fail "NNODES is $NNODES; must be a number of nodes or MIN:MAX"
-is_whole "$RDZV_WAIT" || fail "RDZV_WAIT is $RDZV_WAIT; must be an integer number of seconds"
+is_whole "$RDZV_TIMEOUT_S" || fail "RDZV_TIMEOUT_S is $RDZV_TIMEOUT_S; must be an integer number of seconds"
 command -v "$PYTHON" >/dev/null || fail "PYTHON: $PYTHON not found; activate the environment or set PYTHON"
 if [[ -z ${NPROC-} ]]; then
     NPROC=$("$PYTHON" -c 'import torch; print(torch.cuda.device_count() or 1)') || fail "PYTHON: no torch in $PYTHON"

@@ -85,7 +85,7 @@ search() { # print the job ID
     sbatch --parsable --nodes 1 --cpus-per-task 2 --gpus-per-node 0 --time 4 --output "$folder/job-search.out" \
         launch/ray_on_slurm.sbatch --preset demo --data.shards "$folder/faces" --data.synthetic_samples '[200,50,50]' \
         --data.image_size 32 --data.loader torch --data.num_workers 0 --epochs 4 --runtime.tensorboard false \
-        --trials 1 --seeds 2 --finalists 1 --scheduler none --out "$folder/search"
+        --num-trials 1 --num-seeds 2 --finalists 1 --scheduler none --out "$folder/search"
 }
 
 is_over() { [[ ! $(squeue --noheader --jobs "$1" 2>/dev/null) ]]; }
@@ -113,7 +113,7 @@ start_slurm
 
 if [[ ${2-} == search ]]; then
     echo "== the time limit of a search approaches"
-    export SAVE_S=40
+    export SAVE_GRACE_S=40
     tell_job "$(search)" search
     cut -d , -f 1-4,6- "$folder/search/trials.csv"
     exit 0
@@ -121,7 +121,7 @@ fi
 
 echo "== the time limit approaches"
 epochs=24
-export SAVE_S=40
+export SAVE_GRACE_S=40
 tell "$(submit limit --time 2)" limit
 
 echo "== the finished run is submitted again"

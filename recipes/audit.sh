@@ -20,4 +20,4 @@ for rate in 0.1 0.2 0.3; do
     "$PYTHON" -m benchmarks audit "runs/audit-noise-$rate"
 done
 train fer --data.shards data/fer-30
-"$PYTHON" -m benchmarks audit runs/audit-fer --true-labels data/fer2013
+"$PYTHON" -m benchmarks audit runs/audit-fer --reference-labels data/fer2013

@@ -21,6 +21,10 @@ if TYPE_CHECKING:
     from adadf_dist.alignment.mtcnn import Detector
 
 
+STORED_NO_FACE = {"skip": "quarantine", "center-crop": "centre"}
+"""Value of `--on-no-face` -> its name in dataset.json."""
+
+
 @dataclass(frozen=True)
 class AlignedSource:
     """A `Source` around `ImageFileSource` whose faces are aligned to the five-point template."""
@@ -31,7 +35,7 @@ class AlignedSource:
     size: int
     """Side of a stored face in pixels."""
     no_face: str
-    """`quarantine`, or `centre`: keep the center of the image and note it."""
+    """`skip`, or `center-crop`: keep the center of the image and note it."""
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -41,7 +45,7 @@ class AlignedSource:
     def provenance(self) -> Provenance:
         made = self.photos.provenance
         options = {key: value for key, value in made.options.items() if key not in ("image_size", "margin")}
-        options |= {"align": self.by, "aligned_size": self.size, "no_face": self.no_face}
+        options |= {"align": self.by, "aligned_size": self.size, "no_face": STORED_NO_FACE[self.no_face]}
         if self.by == "detect":  # another release may place landmarks differently: do not mix shards of both
             options |= {name: version(name) for name in ("mtcnn", "torch")}
         return replace(made, options=options)
@@ -72,7 +76,7 @@ class AlignedSource:
             found = dataset_landmarks(facts) if self.by == "landmarks" else detect_landmarks(image, facts)
             face, remark = align(image, found["points"], self.size), ""
         except NoFaceFoundError as error:
-            if self.no_face == "quarantine":
+            if self.no_face == "skip":
                 raise InvalidImageError(str(error)) from None
             face, found, remark = centre_crop(image, self.size), {}, f"{error}: used the center of the image"
         except ValueError as error:
@@ -126,8 +130,8 @@ def add_align_arguments(parser: argparse._ArgumentGroup) -> None:
         "--align",
         choices=("none", "detect", "landmarks"),
         default="none",
-        help="align eyes, nose and mouth to the standard five-point template: landmarks from MTCNN (extra `align`), or "
-        "the dataset's own (default: %(default)s)",
+        help="align eyes, nose and mouth to the standard five-point template: landmarks from MTCNN (extra `align`; "
+        "always on the CPU, because a GPU would change the stored bytes), or the dataset's own (default: %(default)s)",
     )
     parser.add_argument(
         "--aligned-size",
@@ -137,10 +141,10 @@ def add_align_arguments(parser: argparse._ArgumentGroup) -> None:
         help="side of an aligned face (default: %(default)s)",
     )
     parser.add_argument(
-        "--no-face",
-        choices=("quarantine", "centre"),
-        default="quarantine",
-        help="an image without a detected face counts as invalid (see --max-bad), or its center "
+        "--on-no-face",
+        choices=tuple(STORED_NO_FACE),
+        default="skip",
+        help="an image without a detected face counts as invalid (see --max-bad-images), or its center "
         "is kept and listed in remarks.csv (default: %(default)s)",
     )
 
@@ -151,8 +155,8 @@ def make_source(listing: SourceListing, options: ImageSourceOptions, args: argpa
         return make_image_source(listing, options)
     if not 16 <= args.aligned_size <= 1024:
         raise UserError(f"--aligned-size {args.aligned_size}: must be from 16 to 1024")
-    if args.image_size is not None:
-        raise UserError("--image-size: not allowed with --align; use --aligned-size")
+    if args.max_side is not None:
+        raise UserError("--max-side: not allowed with --align; use --aligned-size")
     if args.align == "detect":
         open_detector()  # fail now, not after minutes of reading, if the weights are not installed
-    return AlignedSource(make_image_source(listing, options), args.align, args.aligned_size, args.no_face)
+    return AlignedSource(make_image_source(listing, options), args.align, args.aligned_size, args.on_no_face)

@@ -14,14 +14,14 @@ from pathlib import Path
 from types import ModuleType
 
 from adadf_dist.console.exit import cli_errors
-from adadf_dist.console.parser import Parser
+from adadf_dist.console.parser import make_parser
 from adadf_dist.console.tables import align_columns
 from adadf_dist.data.build.builder import BuildOptions, build_dataset
 from adadf_dist.data.build.staging import check_overwrite
 from adadf_dist.data.dataset import Dataset
 from adadf_dist.data.workers.task_pool import ProcessPool
 from adadf_dist.errors import UserError
-from adadf_dist.files.outputs import add_force_option
+from adadf_dist.files.outputs import add_overwrite_option
 from adadf_dist.files.text import check_path, escape_name
 from shards.progress import Progress
 from shards.ray_pool import RayPool
@@ -48,10 +48,8 @@ with `python -m shards.verify DIR`.
 
 
 def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
-    parser = Parser(
-        prog="python -m shards.build",
-        description=DESCRIPTION,
-        epilog="`python -m shards.build SOURCE --help` describes a source and its options.",
+    parser = make_parser(
+        "shards.build", DESCRIPTION, "`python -m shards.build SOURCE --help` describes a source and its options."
     )
     sources = parser.add_subparsers(dest="source", metavar="SOURCE", required=True)
     for name, source in SOURCES.items():
@@ -81,7 +79,7 @@ def add_common_arguments(parser: argparse._ArgumentGroup) -> None:
         help="random seed of the stored order and of held-out splits (default: %(default)s)",
     )
     parser.add_argument(
-        "--max-bad",
+        "--max-bad-images",
         type=non_negative_int,
         default=0,
         metavar="N",
@@ -96,7 +94,7 @@ def add_common_arguments(parser: argparse._ArgumentGroup) -> None:
         "or drop; validation and test are unchanged",
     )
     parser.add_argument(
-        "--workers",
+        "--num-workers",
         type=positive_int,
         default=cores,
         metavar="N",
@@ -109,11 +107,11 @@ def add_common_arguments(parser: argparse._ArgumentGroup) -> None:
         "--out must be on storage shared by all nodes",
     )
     parser.add_argument(
-        "--restart",
+        "--discard-partial",
         action="store_true",
         help="discard an unfinished build in OUT.partial (default: resume it, checking that the options are the same)",
     )
-    add_force_option(parser, "the dataset at --out")
+    add_overwrite_option(parser, "the dataset at --out")
 
 
 def positive_int(text: str) -> int:
@@ -135,7 +133,7 @@ def build(args: argparse.Namespace) -> Dataset:
     root = getattr(args, "root", None)
     if root is not None and root.resolve().is_relative_to(out):
         raise UserError(f"--out {args.out}: contains the source; choose another --out")
-    check_overwrite(out, args.force)  # fail now, not after minutes of reading
+    check_overwrite(out, args.overwrite)  # fail now, not after minutes of reading
     source = SOURCES[args.source].open_source(args)
     if args.relabel is not None:
         source = relabel_source(source, args.relabel)
@@ -143,11 +141,11 @@ def build(args: argparse.Namespace) -> Dataset:
         name=escape_name(args.name or out.name),
         seed=args.seed,
         samples_per_shard=args.samples_per_shard,
-        max_bad=args.max_bad,
-        overwrite=args.force,
-        restart=args.restart,
+        max_bad=args.max_bad_images,
+        overwrite=args.overwrite,
+        restart=args.discard_partial,
     )
-    pool = ProcessPool(args.workers) if args.ray is None else RayPool(args.ray)
+    pool = ProcessPool(args.num_workers) if args.ray is None else RayPool(args.ray)
     with Progress("writing", len(source.items())) as progress:
         try:
             return build_dataset(source, out, options, pool, progress.update)

@@ -288,7 +288,7 @@ def add_photo_arguments(parser: argparse._ArgumentGroup, carved: Mapping[str, st
             help=f"fraction of each class to hold out from train for {split} (default: {default})",
         )
     parser.add_argument(
-        "--image-size",
+        "--max-side",
         type=int,
         metavar="N",
         help="downscale larger images to shorter side N pixels (default: off)",
@@ -300,9 +300,9 @@ def photo_options(
     args: argparse.Namespace, fractions: Mapping[str, float], image_size: int | None = None, margin: float | None = None
 ) -> ImageSourceOptions:
     """Options from the command line. `image_size` is the default. Raises `UserError`."""
-    side = args.image_size if args.image_size is not None else image_size
+    side = args.max_side if args.max_side is not None else image_size
     if side is not None and side < 16:
-        raise UserError(f"--image-size {side}: must be at least 16 pixels")
+        raise UserError(f"--max-side {side}: must be at least 16 pixels")
     return ImageSourceOptions(args.root, fractions, side, margin, args.seed, args.keep_leaks)
 
 

@@ -21,7 +21,7 @@ import numpy as np
 
 from adadf_dist.console.exit import cli_errors
 from adadf_dist.console.formats import plural
-from adadf_dist.console.parser import Parser
+from adadf_dist.console.parser import make_parser
 from adadf_dist.console.tables import align_columns
 from adadf_dist.data.dataset import Split, check_files, open_split
 from adadf_dist.data.jpeg import InvalidImageError, decode
@@ -215,16 +215,13 @@ def table(manifest: Manifest) -> str:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = Parser(
-        prog="python -m shards.verify",
-        description=DESCRIPTION,
-    )
+    parser = make_parser("shards.verify", DESCRIPTION)
     parser.add_argument("folder", type=Path, metavar="DIR", help="dataset folder")
     cores = len(os.sched_getaffinity(0))
-    parser.add_argument("--workers", type=int, default=cores, metavar="N", help="processes (default: %(default)s)")
+    parser.add_argument("--num-workers", type=int, default=cores, metavar="N", help="processes (default: %(default)s)")
     args = parser.parse_args(sys.argv[1:] if argv is None else argv)
     with cli_errors("shards.verify", prints="report"):
-        manifest, findings = verify(args.folder, args.workers)
+        manifest, findings = verify(args.folder, args.num_workers)
         if findings:
             print("\n".join(findings))
             print(f"{args.folder}: {plural(len(findings), 'finding')}")

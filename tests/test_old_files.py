@@ -128,7 +128,7 @@ def test_old_study_is_read_without_training(old: Path, capsys: pytest.CaptureFix
     base = flatten(json.loads((old / "study" / "study.json").read_text())["base"])
     words = [f"--{key}={json.dumps(value) if not isinstance(value, str) else value}" for key, value in base]
     words = [word for word in words if not word.startswith(("--out", "--resume"))]
-    own = ["--local", "--trials", "1", "--seeds", "2", "--finalists", "1", "--scheduler", "none", "--resume"]
+    own = ["--local", "--num-trials", "1", "--num-seeds", "2", "--finalists", "1", "--scheduler", "none", "--resume"]
     before = (old / "study" / "trials.csv").read_text()
     search([*own, "--preset", "demo", *words, "--out", str(old / "study")])
     assert (old / "study" / "trials.csv").read_text() == before

@@ -19,11 +19,11 @@ from tune.study.study import SearchOptions, Study
 DEFAULT_TRIALS = 16
 HELP = """\
 Train many configurations on one seed, retrain the best of them and the default on held-out seeds, and compare them pair
-by pair. Only the winner is evaluated on the test split, once, at the end. With --trials 0, train one configuration on
---seeds seeds and print the mean.
+by pair. Only the winner is evaluated on the test split, once, at the end. With --num-trials 0, train one configuration
+on --num-seeds seeds and print the mean.
 
-  python -m tune.search --preset demo --trials 8 --local
-  python -m tune.search --preset affectnet7 --data.shards DIR --space paper --trials 64 --seeds 5 --address auto
+  python -m tune.search --preset demo --num-trials 8 --local
+  python -m tune.search --preset affectnet7 --data.shards DIR --space paper --num-trials 64 --num-seeds 5 --address auto
 
 Every other --key VALUE is a training option (python -m adadf_dist.train --help) and defines the default configuration.
 """
@@ -34,18 +34,18 @@ def make_parser() -> Parser:
     spaces = ", ".join(SPACES)
     parser.add_argument("--space", default="paper", help=f"{spaces}, or a TOML file (default: %(default)s)")
     parser.add_argument(
-        "--trials",
+        "--num-trials",
         type=int,
         help=f"besides the default; 0: only repeat the default (default: {DEFAULT_TRIALS}, or all grid points)",
     )
-    parser.add_argument("--seeds", type=int, default=3, help="held-out seeds per finalist (default: %(default)s)")
+    parser.add_argument("--num-seeds", type=int, default=3, help="held-out seeds per finalist (default: %(default)s)")
     parser.add_argument("--finalists", type=int, default=3, help="configurations to retrain (default: %(default)s)")
     parser.add_argument("--out", type=Path, help="study directory (default: runs/search-PRESET-SPACE)")
     parser.add_argument("--resume", action="store_true", help="resume the search in --out")
     parser.add_argument("--searcher", choices=["random", "tpe"], default="random", help="tpe uses Optuna and needs Ray")
     parser.add_argument("--scheduler", choices=["asha", "none"], default="asha", help="asha stops poor trials early")
-    parser.add_argument("--grace", type=int, help="grace period in epochs (default: twice the largest E)")
-    parser.add_argument("--factor", type=int, default=3, help="reduction factor (default: %(default)s)")
+    parser.add_argument("--grace-period", type=int, help="grace period in epochs (default: twice the largest E)")
+    parser.add_argument("--reduction-factor", type=int, default=3, help="reduction factor (default: %(default)s)")
     parser.add_argument(
         "--keep-checkpoints", choices=["winner", "all"], default="winner", help="of finished trials (default: winner)"
     )
@@ -59,9 +59,10 @@ def plan(argv: Sequence[str]) -> tuple[Study, argparse.Namespace]:
     options, words = parser.parse_known_args(argv)
     base = parse_cli(words, parser.option_names())
     space = open_space(options.space, base)
-    for key, least in (("trials", 0), ("seeds", 2), ("finalists", 1)):
-        if getattr(options, key) is not None and getattr(options, key) < least:
-            raise UserError(f"--{key} {getattr(options, key)}: must be at least {least}")
+    for key, least in (("num-trials", 0), ("num-seeds", 2), ("finalists", 1)):
+        value = getattr(options, key.replace("-", "_"))
+        if value is not None and value < least:
+            raise UserError(f"--{key} {value}: must be at least {least}")
     trials = checked_trials(space, options)
     if options.searcher == "random":
         check_samples(space, base, trials)
@@ -70,12 +71,12 @@ def plan(argv: Sequence[str]) -> tuple[Study, argparse.Namespace]:
     check_protocol(base)
     asha = options.scheduler == "asha"
     chosen = SearchOptions(
-        seeds=options.seeds,
+        seeds=options.num_seeds,
         trials=trials,
         finalists=options.finalists,
         searcher=options.searcher,
         keep=options.keep_checkpoints,
-        halving=plan_halving(space, base, options.grace, options.factor) if asha else None,
+        halving=plan_halving(space, base, options.grace_period, options.reduction_factor) if asha else None,
     )
     folder = options.out or Path("runs") / f"search-{study_name(base)}-{Path(options.space).stem}"
     return Study(folder.absolute(), make_paths_absolute(base), space, chosen), options
@@ -96,8 +97,10 @@ def checked_trials(space: Space, options: argparse.Namespace) -> int:
     grids = [key for key, domain in space.domains.items() if domain.kind == "grid"]
     if options.searcher == "tpe" and grids:
         raise UserError(f"space {space.name}: {grids[0]} is a grid, but --searcher tpe samples; use choice instead")
-    if space.points is None or options.trials == 0:
-        return DEFAULT_TRIALS if options.trials is None else int(options.trials)
-    if options.trials is not None and options.trials > space.points:
-        raise UserError(f"--trials {options.trials}: the grids of space {space.name} have {space.points} points")
-    return space.points if options.trials is None else int(options.trials)
+    if space.points is None or options.num_trials == 0:
+        return DEFAULT_TRIALS if options.num_trials is None else int(options.num_trials)
+    if options.num_trials is not None and options.num_trials > space.points:
+        raise UserError(
+            f"--num-trials {options.num_trials}: the grids of space {space.name} have {space.points} points"
+        )
+    return space.points if options.num_trials is None else int(options.num_trials)

@@ -29,7 +29,7 @@ Reproduce tables of the paper as grids of runs, all on the same seeds, each test
   backbone                                 Table 3: ResNet18 and ResNet50
   noise                                    Table 4: 0 to 30% label noise, compared with training on single labels
 
-  python -m tune.tables lambda_min ablation --preset rafdb --data.shards DIR --seeds 5 --address auto
+  python -m tune.tables lambda_min ablation --preset rafdb --data.shards DIR --num-seeds 5 --address auto
 
 A run that appears in several tables is trained once. Rerun the same command to resume, or with more tables or seeds to
 extend. Every other --key VALUE is a training option (python -m adadf_dist.train --help).
@@ -40,7 +40,7 @@ def make_parser() -> Parser:
     usage = "python -m tune.tables TABLE [TABLE ...] [options] [--preset NAME] [--key VALUE ...]"
     parser = Parser(prog="python -m tune.tables", usage=usage, description=HELP)
     parser.add_argument("tables", nargs="+", metavar="TABLE", choices=list(GRIDS), help=", ".join(GRIDS))
-    parser.add_argument("--seeds", type=int, default=3, help="seeds per row (default: %(default)s)")
+    parser.add_argument("--num-seeds", type=int, default=3, help="seeds per row (default: %(default)s)")
     parser.add_argument("--out", type=Path, help="directory of runs and tables (default: runs/tables-PRESET)")
     parser.add_argument(
         "--keep-checkpoints", choices=["none", "all"], default="none", help="of finished runs (default: none)"
@@ -55,9 +55,9 @@ def plan(argv: Sequence[str]) -> tuple[Study, argparse.Namespace, str]:
     options, words = parser.parse_known_args(argv)
     base = parse_cli(words, parser.option_names())
     preset = parse_overrides(words).get("preset", "")
-    if options.seeds < 2:
+    if options.num_seeds < 2:
         raise UserError(
-            f"--seeds {options.seeds}: must be at least 2; one run per row gives no estimate of seed variance"
+            f"--num-seeds {options.num_seeds}: must be at least 2; one run per row gives no estimate of seed variance"
         )
     check_protocol(base)
     if "backbone" in options.tables and base.model.pretrained not in ("", "imagenet"):
@@ -66,7 +66,7 @@ def plan(argv: Sequence[str]) -> tuple[Study, argparse.Namespace, str]:
             "set model.pretrained = imagenet or remove it"
         )
     folder = options.out or Path("runs") / f"tables-{study_name(base)}"
-    chosen = SearchOptions(options.seeds, keep=options.keep_checkpoints)
+    chosen = SearchOptions(options.num_seeds, keep=options.keep_checkpoints)
     return Study(folder.absolute(), make_paths_absolute(base), space_of(base), chosen), options, preset
 
 

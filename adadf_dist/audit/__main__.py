@@ -11,12 +11,12 @@ from adadf_dist.audit.gallery import render
 from adadf_dist.audit.ranking import AuditResult, score_labels, write_table
 from adadf_dist.audit.run_data import load_audit_inputs
 from adadf_dist.console.exit import cli_errors
-from adadf_dist.console.parser import Parser
+from adadf_dist.console.parser import add_device_option, make_parser
 from adadf_dist.data.identity import ALLOW_OTHER_DATA
 from adadf_dist.distributed.world import pick_device, world_size_from_env
 from adadf_dist.errors import UserError
 from adadf_dist.files.atomic import os_errors_as_user_errors, write_text
-from adadf_dist.files.outputs import add_force_option
+from adadf_dist.files.outputs import add_overwrite_option
 
 FOLDER = "audit"
 
@@ -36,19 +36,15 @@ unfinished run is audited on its epochs so far.
 EPILOG = """\
 examples:
   python -m adadf_dist.audit runs/rafdb-seed0
-  python -m adadf_dist.audit runs/fer2013-seed0 --gallery 1000 --force
+  python -m adadf_dist.audit runs/fer2013-seed0 --max-images 1000 --overwrite
 """
 
 
 def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
-    parser = Parser(
-        prog="python -m adadf_dist.audit",
-        description=DESCRIPTION,
-        epilog=EPILOG,
-    )
+    parser = make_parser("adadf_dist.audit", DESCRIPTION, EPILOG)
     parser.add_argument("run", type=Path, metavar="RUN", help="run directory of adadf_dist.train")
     parser.add_argument(
-        "--gallery", type=int, default=500, metavar="N", help="samples in audit.html (default: %(default)s)"
+        "--max-images", type=int, default=500, metavar="N", help="samples in audit.html (default: %(default)s)"
     )
     parser.add_argument(
         "--checkpoint",
@@ -57,42 +53,48 @@ def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
         help="checkpoint to use (default: %(default)s)",
     )
     parser.add_argument(
-        "--data.shards",
         "--shards",
-        dest="shards",
         default="",
         metavar="DIR",
         help="the run's dataset, if it moved",
     )
     parser.add_argument(
+        "--cache-dir", default="", metavar="DIR", help="cache of remote shards (default: as in the run)"
+    )
+    add_device_option(parser)
+    parser.add_argument("--precision", choices=("fp32", "bf16"), help="compute precision (default: as in the run)")
+    parser.add_argument(
         ALLOW_OTHER_DATA,
         action="store_true",
         help="audit even if the images differ from the run's training images (different dataset digest)",
     )
-    parser.add_argument("--true-labels", metavar="DIR", help=argparse.SUPPRESS)  # now of the benchmark
-    add_force_option(parser, "an audit of RUN")
+    parser.add_argument("--reference-labels", metavar="DIR", help=argparse.SUPPRESS)  # now of the benchmark
+    add_overwrite_option(parser, "an audit of RUN")
     args = parser.parse_args(argv)
-    if args.gallery < 1:
-        parser.error(f"--gallery {args.gallery}: must be at least 1")
+    if args.max_images < 1:
+        parser.error(f"--max-images {args.max_images}: must be at least 1")
     return args
 
 
 def audit(args: argparse.Namespace) -> None:
     """Score the labels, write the files and print a summary. Raises `UserError`."""
     table, page = (args.run / FOLDER / name for name in ("audit.csv", "audit.html"))
-    if not args.force and (table.exists() or page.exists()):
-        raise UserError(f"{table.parent}: audit already exists; pass --force to replace it")
+    if not args.overwrite and (table.exists() or page.exists()):
+        raise UserError(f"{table.parent}: audit already exists; pass --overwrite to replace it")
     if world_size_from_env() > 1:
         raise UserError("audit runs in a single process; do not launch it with torchrun")
-    if args.true_labels is not None:
+    if args.reference_labels is not None:
         print(
-            "note: --true-labels is not used by the audit; the comparison with reference labels is now "
-            f"python -m benchmarks audit {args.run} --true-labels {args.true_labels}",
+            "note: --reference-labels is not used by the audit; the comparison with reference labels is now "
+            f"python -m benchmarks audit {args.run} --reference-labels {args.reference_labels}",
             file=sys.stderr,
         )
-    with load_audit_inputs(args.run, args.checkpoint, args.shards, pick_device(), args.allow_other_data) as material:
+    given = {"data.shards": args.shards, "data.cache_dir": args.cache_dir}
+    moved = {key: value for key, value in given.items() if value}
+    device = pick_device(args.device)
+    with load_audit_inputs(args.run, args.checkpoint, moved, device, args.allow_other_data, args.precision) as material:
         findings = score_labels(material)
-        content = render(findings, args.gallery)
+        content = render(findings, args.max_images)
         with os_errors_as_user_errors(table):  # keep other files, such as a saved relabel.csv
             table.parent.mkdir(exist_ok=True)
         write_table(table, findings)

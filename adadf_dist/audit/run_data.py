@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -71,28 +71,34 @@ class AuditInputs(NamedTuple):
 
 @contextmanager
 def load_audit_inputs(
-    run: Path, which: CheckpointChoice, shards: str, device: torch.device, allow_other_data: bool = False
+    run: Path,
+    which: CheckpointChoice,
+    moved: Mapping[str, str],
+    device: torch.device,
+    allow_other_data: bool = False,
+    precision: Literal["fp32", "bf16"] | None = None,
 ) -> Iterator[AuditInputs]:
     """Predict the training split with the same held-out split, relabeling and label noise as in the run.
 
-    `shards`: current location of the dataset; empty: as in the run. `allow_other_data`: audit other images with the
-    same keys and labels. Raises `UserError`.
+    `moved`: configuration keys with another value than in the run, such as the dataset's location. `allow_other_data`:
+    audit other images with the same keys and labels. `precision`: None: as in the run. Raises `UserError`.
     """
     if run.is_file():
         raise UserError(f"{run}: is a file; pass the run directory, whose history is needed too")
     trained = load_trained_model(run, which)
-    if not shards and not scheme_of(trained.config.data.shards) and not Path(trained.config.data.shards).is_dir():
-        raise UserError(
-            f"{trained.config.data.shards}: the run's dataset was not found; pass its location as --data.shards DIR"
-        )
+    shards = trained.config.data.shards
+    if "data.shards" not in moved and not scheme_of(shards) and not Path(shards).is_dir():
+        raise UserError(f"{shards}: the run's dataset was not found; pass its location as --shards DIR")
     faces = load_samples(run)
     traces = load_training_dynamics(run, len(faces.labels))
     world = World(device)
-    with open_data(audit_config(trained.config, shards, world), 0, 1, device) as data:
+    with open_data(audit_config(trained.config, moved, world), 0, 1, device) as data:
         check_same_faces(data, faces, trained)
         difference = check_same_images(data, trained, allow_other_data)
         split = data.train_split
-        answers = predict_split(TrainedPredictor(trained, device), data.eval_batches(split), len(split), world)
+        answers = predict_split(
+            TrainedPredictor(trained, device, precision), data.eval_batches(split), len(split), world
+        )
         check_finite(answers, trained.path)
         config = trained.config
         weights, fused = fuse_distributions(
@@ -109,11 +115,9 @@ def read_stored_labels(split: Split) -> NDArray[np.int64]:
     return np.array([labels[key] for key in split.keys.tolist()])
 
 
-def audit_config(config: Config, shards: str, world: World) -> Config:
+def audit_config(config: Config, moved: Mapping[str, str], world: World) -> Config:
     """Return the run's configuration, without DALI if it is unavailable, and caching streamed shards."""
-    changed: dict[str, object] = {"data.access": "cache"}
-    if shards:
-        changed["data.shards"] = shards
+    changed: dict[str, object] = {"data.access": "cache", **moved}
     if config.data.loader == "dali":
         changed["data.loader"] = resolve_loader(override(config, {"data.loader": "auto"}), world)
     return with_absolute_paths(override(config, changed))
@@ -125,7 +129,7 @@ def check_same_images(data: DataModule, trained: TrainedModel, allow_other_data:
         return ""  # written by an older version; keys and labels were compared
     difference = other_data(trained.data.source, data.source, ["train"])
     if difference and not allow_other_data:
-        raise UserError(f"{trained.path}: {difference}; {how_to_fix()}")
+        raise UserError(f"{trained.path}: {difference}; {how_to_fix('--shards DIR')}")
     return difference
 
 
@@ -135,12 +139,12 @@ def check_same_faces(data: DataModule, faces: SampleTable, trained: TrainedModel
     if data.classes != trained.classes:
         raise UserError(
             f"{shards}: has the classes {', '.join(data.classes)}, but {trained.path} was trained on "
-            f"{', '.join(trained.classes)}; pass the run's dataset as --data.shards"
+            f"{', '.join(trained.classes)}; pass the run's dataset as --shards"
         )
     if not np.array_equal(sample_keys(data.train_split), faces.keys):
-        raise UserError(f"{shards}: training samples differ from the run's; pass the run's dataset as --data.shards")
+        raise UserError(f"{shards}: training samples differ from the run's; pass the run's dataset as --shards")
     if not np.array_equal(data.train_split.labels, faces.labels):
         raise UserError(
-            f"{shards}: training labels differ from the run's; pass the run's dataset as --data.shards and restore the "
+            f"{shards}: training labels differ from the run's; pass the run's dataset as --shards and restore the "
             "files of data.relabel_file and data.label_noise_file"
         )

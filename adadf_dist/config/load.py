@@ -48,7 +48,9 @@ examples:
   torchrun --standalone --nproc_per_node 8 -m adadf_dist.train --preset affectnet7 --data.shards DIR
   python -m adadf_dist.train --config my.toml --loss.lambda_min 0.3 --out runs/lambda-0.3
 A configuration file has the same keys, nested (TOML or YAML). The command line overrides the file, the file overrides
-the preset. Training in an existing run folder resumes the run."""
+the preset. Training in an existing run folder resumes the run. Dashes are accepted for underscores: --batch-size is
+--batch_size. There is no --device: each rank uses the GPU of its local rank, or the CPU if there is no GPU or
+CUDA_VISIBLE_DEVICES is empty."""
 
 
 class HelpFormatter(DefaultHelpFormatter, RawDescriptionHelpFormatter):

@@ -10,6 +10,7 @@ from typing import Any, NoReturn, cast
 
 from adadf_dist import __version__
 from adadf_dist.console.exit import exit_with_error
+from adadf_dist.console.old_names import replace_old_names
 from adadf_dist.errors import did_you_mean
 
 VERSION = f"adadf_dist {__version__}"
@@ -29,9 +30,10 @@ class Parser(argparse.ArgumentParser):
         self._words: list[str] = []
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
-        """Parse as argparse does, and keep the arguments for hints in `error`."""
-        self._words = list(sys.argv[1:] if args is None else args)
-        return super().parse_known_args(args, namespace)
+        """Parse as argparse does, accept old names, and keep the arguments for hints in `error`."""
+        own = [option for action in self._actions for option in action.option_strings]
+        self._words = replace_old_names(sys.argv[1:] if args is None else args, own)
+        return super().parse_known_args(self._words, namespace)
 
     def parse_args(self, args: Any = None, namespace: Any = None) -> argparse.Namespace:  # type: ignore[override]
         parsed, unknown = self.parse_known_args(args, namespace)
@@ -66,6 +68,19 @@ class Parser(argparse.ArgumentParser):
                 for name, parser in action.choices.items():
                     if name in self._words and isinstance(parser, Parser):
                         yield from parser._long_options()
+
+
+def make_parser(command: str, description: str | None = None, epilog: str | None = None) -> Parser:
+    """Return the parser of `python -m COMMAND`."""
+    return Parser(prog=f"python -m {command}", description=description, epilog=epilog)
+
+
+def add_device_option(parser: argparse.ArgumentParser, default: str = "auto", text: str = "") -> None:
+    """Add `--device`. `text`: what runs there, for the help text."""
+    shown = "GPU if available" if default == "auto" else default
+    parser.add_argument(
+        "--device", choices=("auto", "cpu", "cuda"), default=default, help=f"{text} (default: {shown})".lstrip()
+    )
 
 
 def plain_message(message: str) -> str:

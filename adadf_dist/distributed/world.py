@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from datetime import timedelta
 from types import FrameType
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -26,7 +26,9 @@ from adadf_dist.distributed.rendezvous import check_master_addr, exchange_start_
 from adadf_dist.errors import LostRankError, UserError
 
 T = TypeVar("T")
+DeviceName = Literal["auto", "cpu", "cuda"]
 
+NO_GPU = "--device cuda: no GPU available; pass --device cpu or auto"
 DUPLICATE_SIGNAL_WINDOW_S = 2.0
 """Ctrl-C reaches a rank twice, from the terminal and from torchrun: signals within this time count as one."""
 
@@ -140,7 +142,9 @@ class _Gather(torch.autograd.Function):
 
 
 @contextmanager
-def init_world(timeout_s: float = 300.0, finish_steps: bool = True) -> Iterator[World]:
+def init_world(
+    timeout_s: float = 300.0, finish_steps: bool = True, device_name: DeviceName = "auto"
+) -> Iterator[World]:
     """Initialize the world from torchrun's environment, an existing process group, or as a single process.
 
     An existing group (from Ray or a test) is used and left open. With `finish_steps`, stop signals are only reported by
@@ -148,7 +152,7 @@ def init_world(timeout_s: float = 300.0, finish_steps: bool = True) -> Iterator[
     """
     adopted = dist.is_initialized()
     launched = world_size_from_env() > 1
-    device = pick_device()
+    device = pick_device(device_name)
     if launched and not adopted:
         init_process_group("nccl" if device.type == "cuda" else "gloo", timeout_s)
     world = World(device)
@@ -216,9 +220,11 @@ def is_peer_failure(error: RuntimeError) -> bool:
     return any(sign in str(error) for sign in signs)
 
 
-def pick_device() -> torch.device:
-    """Return this rank's GPU, or the CPU. Raises `UserError` if the node has more ranks than GPUs."""
-    if not torch.cuda.is_available():
+def pick_device(name: DeviceName = "auto") -> torch.device:
+    """Return this rank's GPU, or the CPU. Raises `UserError` without a GPU for `cuda`, or with more ranks than GPUs."""
+    if name == "cuda" and not torch.cuda.is_available():
+        raise UserError(NO_GPU)
+    if name == "cpu" or not torch.cuda.is_available():
         return torch.device("cpu")
     local_rank = local_rank_from_env()
     if local_rank >= torch.cuda.device_count():

@@ -25,17 +25,17 @@ from adadf_dist.metrics.scores import score
 
 def run(options: EvalArgs) -> None:
     """Predict, evaluate, print and write. Raises `UserError`, if possible before the first sample is decoded."""
-    with init_world(finish_steps=False) as world:
+    with init_world(finish_steps=False, device_name=options.device) as world:
         if problem := world.broadcast_object(json_path_error(options)):
             raise UserError(str(problem))
         trained = load_same_on_all_ranks(options, world)
         options = with_run_defaults(options, trained)
         with open_split(options, trained.config, world) as found:
-            mapping = match_classes(found.split.classes, trained.classes, options.mapping)
+            mapping = match_classes(found.split.classes, trained.classes, options.class_mapping)
             split = map_labels(found.split, mapping, trained.classes)
             origin = origin_of(trained, found._replace(split=split), options, world)
             check_votes(split, options)
-            groups = read_groups(split, options.groups)
+            groups = read_groups(split, options.group_by)
             network = TrainedPredictor(trained, world.device, options.precision)
             with make_eval_loader(split, trained, options, world) as loader:
                 answers = predict_split(network, eval_batches(loader, split, options), len(split), world)
@@ -52,7 +52,7 @@ def load_same_on_all_ranks(options: EvalArgs, world: World) -> TrainedModel:
 
     Collective: every rank must call this.
     """
-    trained = load_trained_model(options.path, options.which)
+    trained = load_trained_model(options.path, options.checkpoint)
     opened = set(world.all_gather_object((str(trained.path), trained.epoch)))
     if len(opened) > 1:
         raise UserError(f"{options.path}: the run wrote another checkpoint while the ranks opened it; rerun")

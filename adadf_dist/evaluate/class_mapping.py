@@ -22,7 +22,7 @@ def match_classes(theirs: tuple[str, ...], ours: tuple[str, ...], file: Path | N
     if set(theirs) != set(ours):
         raise UserError(
             f"dataset classes ({', '.join(theirs)}) do not match model classes ({', '.join(ours)}); pass "
-            "--mapping FILE (see --help)"
+            "--class-mapping FILE (see --help)"
         )
     return {name: name for name in theirs}
 
@@ -35,7 +35,7 @@ def read_mapping(file: Path, theirs: tuple[str, ...], ours: tuple[str, ...]) -> 
         place, target = find_class(name, theirs), find_class(str(to), ours) if to else None
         name = name if place is None else theirs[place]
         if name in values:
-            raise UserError(f"--mapping {file}: {name} is mapped twice, once under a synonym; keep one line")
+            raise UserError(f"--class-mapping {file}: {name} is mapped twice, once under a synonym; keep one line")
         values[name] = to if target is None else ours[target]
     problems = {
         f"{quoted(name for name in values if name not in theirs)}: not a dataset class ({', '.join(theirs)})",
@@ -45,9 +45,9 @@ def read_mapping(file: Path, theirs: tuple[str, ...], ours: tuple[str, ...]) -> 
     }
     text = sorted(problem for problem in problems if not problem.startswith(":"))
     if text:
-        raise UserError(f"--mapping {file}: {'; '.join(text)}")
+        raise UserError(f"--class-mapping {file}: {'; '.join(text)}")
     if not any(values.values()):
-        raise UserError(f"--mapping {file}: all classes are excluded; map at least one")
+        raise UserError(f"--class-mapping {file}: all classes are excluded; map at least one")
     return {name: str(values[name]) for name in theirs}
 
 

@@ -8,12 +8,13 @@ from pathlib import Path
 from typing import Literal, cast
 
 from adadf_dist.checkpoint.trained_model import CheckpointChoice, TrainedModel
-from adadf_dist.console.parser import Parser
+from adadf_dist.console.parser import add_device_option, make_parser
 from adadf_dist.data.identity import ALLOW_OTHER_DATA, ALLOW_TRAINING_SAMPLES
 from adadf_dist.data.manifest import SPLITS
 from adadf_dist.data.remote.client import scheme_of
+from adadf_dist.distributed.world import DeviceName
 from adadf_dist.errors import UserError
-from adadf_dist.files.outputs import add_force_option, check_output_path
+from adadf_dist.files.outputs import add_overwrite_option, check_output_path
 
 DESCRIPTION = """\
 Evaluate a trained model on any dataset with its classes: accuracy and mean class accuracy with 95% intervals, F1,
@@ -22,8 +23,8 @@ distance of the predicted distributions from the votes, compared with the traini
 """
 EPILOG = """\
 CLASSES OF ANOTHER DATASET
-  Classes are matched by name, in any order. Other names need --mapping FILE, a TOML file with one line per class of the
-  dataset. Several classes can map to one, and "" excludes the samples of a class:
+  Classes are matched by name, in any order. Other names need --class-mapping FILE, a TOML file with one line per class
+  of the dataset. Several classes can map to one, and "" excludes the samples of a class:
 
     happiness = "happy"
     anger     = "angry"
@@ -38,18 +39,18 @@ SPLITS
   dataset: neither data.label_noise_rate nor data.relabel_file is applied.
 
 OTHER DATA AND TRAINING SAMPLES
-  A run records the location and the digests of its dataset. Without --data.shards, a changed dataset is an error; pass
-  --data.shards DIR for a dataset that has moved. A split with samples that the run was trained on (identified by key)
+  A run records the location and the digests of its dataset. Without --shards, a changed dataset is an error; pass
+  --shards DIR for a dataset that has moved. A split with samples that the run was trained on (identified by key)
   is always an error, except --split train of the run's own dataset. --allow-other-data and --allow-training-samples
   turn these errors into warnings in the report.
 
 examples:
   python -m adadf_dist.evaluate runs/rafdb-seed0
   python -m adadf_dist.evaluate runs/rafdb-seed0 --tta flip --json rafdb.json
-  python -m adadf_dist.evaluate runs/rafdb-seed0 --data.shards data/sfew --mapping sfew.toml
-  python -m adadf_dist.evaluate runs/ferplus-seed0 --split validation --which last --require-votes
-  python -m adadf_dist.evaluate runs/rafdb-seed0 --groups gender --groups age
-  python -m adadf_dist.evaluate selected.pt --data.shards https://HOST/affectnet7 --data.cache_dir /scratch/faces
+  python -m adadf_dist.evaluate runs/rafdb-seed0 --shards data/sfew --class-mapping sfew.toml
+  python -m adadf_dist.evaluate runs/ferplus-seed0 --split validation --checkpoint last --require-votes
+  python -m adadf_dist.evaluate runs/rafdb-seed0 --group-by gender --group-by age
+  python -m adadf_dist.evaluate selected.pt --shards https://HOST/affectnet7 --cache-dir /scratch/faces
   torchrun --standalone --nproc_per_node 8 -m adadf_dist.evaluate runs/affectnet7-seed0
 
 A run in progress is evaluated with its currently selected checkpoint. Definitions of all metrics: docs/evaluation.md.
@@ -65,50 +66,41 @@ class EvalArgs:
     """Evaluation options. `with_run_defaults` replaces empty, 0 or None by the settings of the run."""
 
     path: Path
-    which: CheckpointChoice
+    checkpoint: CheckpointChoice
     shards: str
     shards_given: bool
     """Whether the user passed a dataset, which may then differ from the run's."""
-    cache: str
+    cache_dir: str
     split: str
-    mapping: Path | None
+    class_mapping: Path | None
     tta: Literal["none", "flip", "tencrop"]
-    groups: tuple[str, ...]
+    group_by: tuple[str, ...]
     require_votes: bool
     loader: str
     batch_size: int
-    workers: int | None
+    num_workers: int | None
+    device: DeviceName
     precision: Precision | None
     json: Path | None
-    force: bool
+    overwrite: bool
     allow_other_data: bool
     allow_training_samples: bool
 
 
 def parse_options(argv: Sequence[str]) -> EvalArgs:
-    parser = Parser(
-        prog="python -m adadf_dist.evaluate",
-        description=DESCRIPTION,
-        epilog=EPILOG,
-    )
+    parser = make_parser("adadf_dist.evaluate", DESCRIPTION, EPILOG)
     add = parser.add_argument
     add("path", type=Path, metavar="RUN|CHECKPOINT", help="run folder, or a checkpoint")
     add(
-        "--which",
+        "--checkpoint",
         choices=("selected", "last"),
         default="selected",
         help="checkpoint of a run folder (default: %(default)s)",
     )
-    add("--data.shards", dest="shards", default="", metavar="DIR", help="dataset folder or URL (default: the run's)")
-    add(
-        "--data.cache_dir",
-        dest="cache",
-        default="",
-        metavar="DIR",
-        help="cache of remote shards (default: as in the run)",
-    )
+    add("--shards", default="", metavar="DIR", help="dataset folder or URL (default: the run's)")
+    add("--cache-dir", default="", metavar="DIR", help="cache of remote shards (default: as in the run)")
     add("--split", choices=SPLITS, default="", help="split to evaluate (default: test, else validation)")
-    add("--mapping", type=Path, metavar="FILE", help="TOML file that maps dataset classes to model classes")
+    add("--class-mapping", type=Path, metavar="FILE", help="TOML file that maps dataset classes to model classes")
     add(
         "--tta",
         choices=("none", "flip", "tencrop"),
@@ -118,7 +110,7 @@ def parse_options(argv: Sequence[str]) -> EvalArgs:
         "crops if the run uses them)",
     )
     add(
-        "--groups",
+        "--group-by",
         action="append",
         default=[],
         metavar="FIELD",
@@ -133,10 +125,16 @@ def parse_options(argv: Sequence[str]) -> EvalArgs:
         metavar="N",
         help="global batch size (default: as in the run)",
     )
-    add("--workers", type=int, metavar="N", help="decoding processes or DALI threads per rank (default: as in the run)")
+    add(
+        "--num-workers",
+        type=int,
+        metavar="N",
+        help="decoding processes or DALI threads per rank (default: as in the run)",
+    )
+    add_device_option(parser)
     add("--precision", choices=("fp32", "bf16"), help="compute precision (default: as in the run)")
     add("--json", type=Path, metavar="FILE", help="write results as JSON")
-    add_force_option(parser, "FILE")
+    add_overwrite_option(parser, "FILE")
     add(
         ALLOW_OTHER_DATA,
         action="store_true",
@@ -150,9 +148,11 @@ def parse_options(argv: Sequence[str]) -> EvalArgs:
     args = parser.parse_args(argv)
     if args.batch_size < 0:
         parser.error(f"--batch-size {args.batch_size}: at least 1")
-    if args.workers is not None and args.workers < 0:
-        parser.error(f"--workers {args.workers}: at least 0 (0: decode in this process)")
-    return EvalArgs(**{**vars(args), "groups": tuple(dict.fromkeys(args.groups)), "shards_given": bool(args.shards)})
+    if args.num_workers is not None and args.num_workers < 0:
+        parser.error(f"--num-workers {args.num_workers}: at least 0 (0: decode in this process)")
+    return EvalArgs(
+        **{**vars(args), "group_by": tuple(dict.fromkeys(args.group_by)), "shards_given": bool(args.shards)}
+    )
 
 
 def with_run_defaults(options: EvalArgs, trained: TrainedModel) -> EvalArgs:
@@ -160,17 +160,17 @@ def with_run_defaults(options: EvalArgs, trained: TrainedModel) -> EvalArgs:
     run = trained.config
     shards = options.shards or run.data.shards
     if not shards:
-        raise UserError(f"{trained.path}: no dataset recorded; pass --data.shards DIR")
+        raise UserError(f"{trained.path}: no dataset recorded; pass --shards DIR")
     drawn = run.data.synthetic_samples and shards == run.data.shards  # these are generated if missing
     if not options.shards and not drawn and not scheme_of(shards) and not Path(shards).is_dir():
-        raise UserError(f"{shards}: dataset of the run not found; pass its new location as --data.shards DIR")
+        raise UserError(f"{shards}: dataset of the run not found; pass its new location as --shards DIR")
     return replace(
         options,
         shards=shards,
-        cache=options.cache or run.data.cache_dir,
+        cache_dir=options.cache_dir or run.data.cache_dir,
         loader=options.loader or trained.preprocessing.loader,
         batch_size=options.batch_size or run.batch_size,
-        workers=run.data.num_workers if options.workers is None else options.workers,
+        num_workers=run.data.num_workers if options.num_workers is None else options.num_workers,
         precision=options.precision or cast(Precision, run.runtime.precision),  # never auto in a checkpoint
     )
 
@@ -179,7 +179,7 @@ def json_path_error(options: EvalArgs) -> str:
     """Return why `--json FILE` cannot be written; empty if it can. Rank 0 broadcasts the result."""
     try:
         if options.json is not None:
-            check_output_path(options.json, options.force, "--json")
+            check_output_path(options.json, options.overwrite, "--json")
     except UserError as error:
         return str(error)
     return ""

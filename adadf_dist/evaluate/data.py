@@ -35,7 +35,7 @@ def open_split(options: EvalArgs, run: Config, world: World) -> Iterator[Found]:
 
     Training tars of a remote dataset are downloaded only if they contain samples of the split.
     """
-    data = replace(run.data, shards=options.shards, cache_dir=options.cache)
+    data = replace(run.data, shards=options.shards, cache_dir=options.cache_dir)
     with local_shards(replace(run, data=replace(data, access="stream")), world) as folder:
         manifest = read_manifest(folder)
         there, source = tuple(manifest.splits), Source(absolute(options.shards), manifest.digests())
@@ -75,7 +75,7 @@ def make_eval_loader(split: Split, trained: TrainedModel, options: EvalArgs, wor
         rank=world.rank,
         ranks=world.size,
         batch_size=options.batch_size,
-        workers=options.workers or 0,
+        workers=options.num_workers or 0,
         prefetch=run.data.prefetch_batches,
         max_bad_samples=0,
     )

@@ -45,12 +45,12 @@ class Origin(NamedTuple):
 def check_origin(trained: TrainedModel, found: Found, options: EvalArgs) -> Origin:
     """Raise `UserError` if the data is not the run's, or contains its training samples, unless the user allows it.
 
-    A dataset passed as `--data.shards` may differ, and `--split train` permits training samples.
+    A dataset passed as `--shards` may differ, and `--split train` permits training samples.
     """
     recorded = None if trained.data is None else trained.data.source
     difference = other_data(recorded, found.source, [found.stored]) if recorded is not None else ""
     if difference and not options.shards_given and not options.allow_other_data:
-        raise UserError(f"{trained.path}: {difference}; {how_to_fix()}")
+        raise UserError(f"{trained.path}: {difference}; {how_to_fix('--shards DIR')}")
     known = training_samples(trained)
     shared = 0 if known is None else count_shared(known, found.split)
     own = not options.shards_given or not difference  # as far as known for runs of older versions

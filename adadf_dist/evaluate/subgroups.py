@@ -43,8 +43,8 @@ def read_groups(split: Split, fields: Sequence[str]) -> dict[str, list[str]]:
     missing = [field for field in fields if field not in usable]
     if missing:
         raise UserError(
-            f"--groups {', '.join(missing)}: KEY.json of split {split.name} in {split.folder} has no such field of at "
-            f"most {MOST_GROUPS} values; available: {', '.join(sorted(usable)) or 'none'}"
+            f"--group-by {', '.join(missing)}: KEY.json of split {split.name} in {split.folder} has no such field of "
+            f"at most {MOST_GROUPS} values; available: {', '.join(sorted(usable)) or 'none'}"
         )
     return {field: usable[field] for field in fields}
 

@@ -13,9 +13,10 @@ from pathlib import Path
 
 from adadf_dist.checkpoint.trained_model import TrainedModel, load_trained_model
 from adadf_dist.console.exit import cli_errors
-from adadf_dist.console.parser import Parser
+from adadf_dist.console.parser import add_device_option, make_parser
 from adadf_dist.data.dataset import Dataset
 from adadf_dist.data.identity import ALLOW_OTHER_DATA, how_to_fix
+from adadf_dist.distributed.world import DeviceName, pick_device
 from adadf_dist.errors import UserError
 from adadf_dist.export import safetensors_format, torch_export_format
 from adadf_dist.export.exported_model import ONNX_FILE
@@ -24,7 +25,7 @@ from adadf_dist.export.model_card import write_card
 from adadf_dist.export.sample_inputs import difference_of, find_dataset, make_sample_inputs
 from adadf_dist.export.target_network import TargetNetwork
 from adadf_dist.export.verify import BATCHES, VerificationResult, seconds_per_image, verify_export
-from adadf_dist.files.outputs import add_force_option, atomic_file, check_output_path, write_output
+from adadf_dist.files.outputs import add_overwrite_option, atomic_file, check_output_path, write_output
 
 Write = Callable[[TargetNetwork, ExportMetadata, Path], None]
 
@@ -47,33 +48,28 @@ ENDINGS = {"onnx": ".onnx", "safetensors": ".safetensors", "torch_export": ".pt2
 
 
 def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
-    parser = Parser(
-        prog="python -m adadf_dist.export",
-        description=DESCRIPTION,
-        epilog=EPILOG,
-    )
+    parser = make_parser("adadf_dist.export", DESCRIPTION, EPILOG)
     parser.add_argument("run", type=Path, metavar="RUN", help="run directory or checkpoint")
     for option, ending in ENDINGS.items():
         flag = f"--{option.replace('_', '-')}"
         parser.add_argument(flag, type=Path, metavar="FILE", help=f"write this {ending} file")
     parser.add_argument("--opset", type=int, metavar="N", help="ONNX opset (default: 18, which most runtimes support)")
     parser.add_argument(
-        "--card",
+        "--model-card",
         type=Path,
         metavar="FILE",
         help="model card (default: the first file's name with the extension .md, or with .md appended if that card "
         "already exists)",
     )
-    parser.add_argument(
-        "--data.shards", dest="shards", default="", metavar="DIR", help="the run's dataset, if it moved"
-    )
+    parser.add_argument("--shards", default="", metavar="DIR", help="the run's dataset, if it moved")
     parser.add_argument(
         ALLOW_OTHER_DATA,
         action="store_true",
         help="describe the available dataset even if the run was trained on another one (different digest)",
     )
-    parser.add_argument("--data-licence", default="", metavar="TEXT", help="license of the data for the card")
-    add_force_option(parser, "a file")
+    parser.add_argument("--data-license", default="", metavar="TEXT", help="license of the data for the card")
+    add_device_option(parser, "cpu", "device on which each file is verified and timed")
+    add_overwrite_option(parser, "a file")
     args = parser.parse_args(argv)
     if not any(getattr(args, option) for option in ENDINGS):
         parser.error("pass --onnx, --safetensors or --torch-export")
@@ -97,10 +93,10 @@ def find_writers(args: argparse.Namespace) -> dict[Path, Write]:
 
 def find_card(args: argparse.Namespace, first: Path) -> Path:
     """Return the path of the model card. Does not replace the card of an export in another format."""
-    if args.card is not None:
-        return Path(args.card)
+    if args.model_card is not None:
+        return Path(args.model_card)
     card = first.with_suffix(".md")
-    return card if args.force or not card.exists() else first.with_name(f"{first.name}.md")
+    return card if args.overwrite or not card.exists() else first.with_name(f"{first.name}.md")
 
 
 def find_writer(option: str, opset: int | None) -> Write:
@@ -122,14 +118,16 @@ def open_data_of(trained: TrainedModel, shards: str, allow_other_data: bool) -> 
     dataset = find_dataset(trained, shards)
     difference = difference_of(trained, dataset)
     if difference and not allow_other_data:
-        raise UserError(f"{trained.path}: {difference}; {how_to_fix()}")
+        raise UserError(f"{trained.path}: {difference}; {how_to_fix('--shards DIR')}")
     if dataset is not None and trained.data is None and not shards:
         warning = f"{trained.path}: written by an older version without a digest of its data"
         print(f"warning: {warning}; cannot verify {dataset.folder}", file=sys.stderr, flush=True)
     return dataset, difference
 
 
-def export(trained: TrainedModel, dataset: Dataset | None, writers: dict[Path, Write]) -> ExportMetadata:
+def export(
+    trained: TrainedModel, dataset: Dataset | None, writers: dict[Path, Write], device_name: DeviceName = "cpu"
+) -> ExportMetadata:
     """Write and verify each file, and print a line for each. Raises `UserError`."""
     facts, probes = make_metadata(trained), make_sample_inputs(trained, dataset, max(BATCHES))
     network = TargetNetwork(trained.model)
@@ -140,12 +138,12 @@ def export(trained: TrainedModel, dataset: Dataset | None, writers: dict[Path, W
     print(f"{trained.path}: epoch {trained.epoch}, {branches}, {size_and_pace}")
     print(
         f"verifying against the checkpoint on random images and {probes.whose} "
-        f"(batch sizes {', '.join(map(str, BATCHES))})"
+        f"(batch sizes {', '.join(map(str, BATCHES))}), device {device_name}"
     )
     for path, write in writers.items():
         with atomic_file(path) as partial:
             write(network, facts, partial)
-            found = verify_export(partial, trained, probes)
+            found = verify_export(partial, trained, probes, device_name)
         print(describe(path, found, pace), flush=True)
     return facts
 
@@ -162,15 +160,16 @@ def main(argv: Sequence[str] | None = None) -> None:
         writers = find_writers(args)
         card = find_card(args, next(iter(writers)))
         if card.suffix in ENDINGS.values():
-            raise UserError(f"--card {card}: has the extension of a model file; use .md")
+            raise UserError(f"--model-card {card}: has the extension of a model file; use .md")
+        pick_device(args.device)  # fail now if there is none
         for path in (*writers, card):
-            check_output_path(path, args.force)
+            check_output_path(path, args.overwrite)
         trained = load_trained_model(args.run)
         dataset, difference = open_data_of(trained, args.shards, args.allow_other_data)
         if difference:
             print(f"warning: the run {difference} ({ALLOW_OTHER_DATA})", file=sys.stderr, flush=True)
-        facts = export(trained, dataset, writers)
-        text = write_card(trained, facts, list(writers), (dataset, difference), args.data_licence)
+        facts = export(trained, dataset, writers, args.device)
+        text = write_card(trained, facts, list(writers), (dataset, difference), args.data_license)
         write_output(card, text)
         print(f"{card}: model card")
 

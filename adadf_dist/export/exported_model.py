@@ -5,19 +5,19 @@ from __future__ import annotations
 from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from adadf_dist.checkpoint.trained_model import load_trained_model
 from adadf_dist.data.preprocessing import Preprocessing
+from adadf_dist.distributed.world import NO_GPU, DeviceName
 from adadf_dist.errors import UserError
 from adadf_dist.export import safetensors_format, torch_export_format
 from adadf_dist.export.metadata import ExportMetadata, make_metadata
 from adadf_dist.export.target_network import TargetNetwork
 
-DeviceName = Literal["auto", "cpu", "cuda"]
 ONNX_FILE = "adadf_dist.export.onnx_format"
 """Imported lazily, because its packages are optional."""
 KINDS = (".safetensors", ".onnx", ".pt2")
@@ -72,5 +72,5 @@ def load_model(path: Path, device_name: DeviceName = "auto") -> ExportedModel:
 def pick_device(name: DeviceName, has_cuda: bool) -> torch.device:
     """Return the device. Raises `UserError` if no GPU is available for `cuda`."""
     if name == "cuda" and not has_cuda:
-        raise UserError("--device cuda: no GPU available; pass --device cpu or auto")
+        raise UserError(NO_GPU)
     return torch.device("cpu" if name == "cpu" or not has_cuda else "cuda")

@@ -29,4 +29,4 @@ def data_license(source: str, given: str) -> str:
     if given:
         return given
     known = KNOWN_LICENSES.get(source)
-    return known or "unknown (`--data-licence` was not set, and no license is known for this source)"
+    return known or "unknown (`--data-license` was not set, and no license is known for this source)"

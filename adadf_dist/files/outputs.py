@@ -1,7 +1,8 @@
 """Output files and folders, with the same rules for every command.
 
-An existing file, or a folder that is not empty, is replaced only with `--force`. Missing parent folders are created.
-`check_output_path` applies the rule before the work starts; `atomic_file` gives a file its name once it is complete.
+An existing file, or a folder that is not empty, is replaced only with `--overwrite`. Missing parent folders are
+created. `check_output_path` applies the rule before the work starts; `atomic_file` gives a file its name once it is
+complete.
 """
 
 from __future__ import annotations
@@ -17,30 +18,28 @@ from adadf_dist.errors import UserError
 from adadf_dist.files.atomic import atomic_write, os_errors_as_user_errors
 
 
-def add_force_option(parser: argparse.ArgumentParser | argparse._ArgumentGroup, what: str) -> None:
-    """Add `--force`, with the alias `--overwrite`. `what`: what is replaced, for the help text."""
-    parser.add_argument(
-        "--force", "--overwrite", dest="force", action="store_true", help=f"replace {what} if it exists"
-    )
+def add_overwrite_option(parser: argparse.ArgumentParser | argparse._ArgumentGroup, what: str) -> None:
+    """Add `--overwrite`. `what`: what is replaced, for the help text."""
+    parser.add_argument("--overwrite", action="store_true", help=f"replace {what} if it exists")
 
 
-def check_output_path(path: Path, force: bool, option: str = "") -> None:
-    """Check that a file may be written. Raises `UserError` for a folder, or an existing file without `force`."""
+def check_output_path(path: Path, overwrite: bool, option: str = "") -> None:
+    """Check that a file may be written. Raises `UserError` for a folder, or an existing file without `overwrite`."""
     name = f"{option} {path}".lstrip()
     if path.is_dir():
         raise UserError(f"{name}: is a folder; pass a file name")
-    if path.is_file() and not force:
-        raise UserError(f"{name}: already exists; choose another name, or pass --force to replace it")
+    if path.is_file() and not overwrite:
+        raise UserError(f"{name}: already exists; choose another name, or pass --overwrite to replace it")
     check_writable(path, name)
 
 
-def check_output_folder(path: Path, force: bool, option: str = "") -> None:
-    """Check that files may be written to a folder. Raises `UserError` if it is not empty, unless `force`."""
+def check_output_folder(path: Path, overwrite: bool, option: str = "") -> None:
+    """Check that files may be written to a folder. Raises `UserError` if it is not empty, unless `overwrite`."""
     name = f"{option} {path}".lstrip()
     if path.exists() and not path.is_dir():
         raise UserError(f"{name}: is a file; pass a folder")
-    if path.is_dir() and not force and any(path.iterdir()):
-        raise UserError(f"{name}: is not empty; choose another folder, or pass --force to replace files in it")
+    if path.is_dir() and not overwrite and any(path.iterdir()):
+        raise UserError(f"{name}: is not empty; choose another folder, or pass --overwrite to replace files in it")
     check_writable(path, name)
 
 

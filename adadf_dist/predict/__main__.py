@@ -19,10 +19,10 @@ import torch
 from tqdm import tqdm
 
 from adadf_dist.console.exit import cli_errors
-from adadf_dist.console.parser import Parser
+from adadf_dist.console.parser import add_device_option, make_parser
 from adadf_dist.errors import UserError
 from adadf_dist.export.exported_model import ExportedModel, load_model
-from adadf_dist.files.outputs import add_force_option, atomic_file, check_output_path
+from adadf_dist.files.outputs import add_overwrite_option, atomic_file, check_output_path
 from adadf_dist.predict.inputs import Inputs, find_images
 from adadf_dist.predict.output_formats import Columns, Format, make_format
 from adadf_dist.predict.predictor import Predictor
@@ -30,9 +30,9 @@ from adadf_dist.predict.preprocess import LARGE, Aligner
 
 DESCRIPTION = """\
 Predict the expression of faces. Class names and preprocessing come from MODEL, images are preprocessed as in the run's
-evaluation, and everything is computed in fp32. Rows are written in input order as soon as they are available: path,
-prediction, confidence, a probability per class, and the error of an image that failed. Samples of a dataset also have
-their true label (as named in the dataset) and their votes, if any.
+evaluation, and everything is computed in fp32, so that all formats of a model agree. Rows are written in input order as
+soon as they are available: path, prediction, confidence, a probability per class, and the error of an image that
+failed. Samples of a dataset also have their true label (as named in the dataset) and their votes, if any.
 """
 EPILOG = """\
 MODEL    a run directory (its selected epoch), a checkpoint, or a .safetensors, .onnx or .pt2 file of adadf_dist.export
@@ -54,11 +54,7 @@ examples:
 
 
 def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
-    parser = Parser(
-        prog="python -m adadf_dist.predict",
-        description=DESCRIPTION,
-        epilog=EPILOG,
-    )
+    parser = make_parser("adadf_dist.predict", DESCRIPTION, EPILOG)
     parser.add_argument("model", type=Path, metavar="MODEL", help="model to use")
     parser.add_argument("paths", nargs="+", metavar="PATH", help="images to classify; - reads paths from stdin")
     parser.add_argument(
@@ -72,16 +68,16 @@ def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--batch-size", type=int, default=64, metavar="N", help="default: %(default)s")
     cores = len(os.sched_getaffinity(0))
     parser.add_argument(
-        "--workers", type=int, default=cores, metavar="N", help="image decoding threads (default: %(default)s)"
+        "--num-workers", type=int, default=cores, metavar="N", help="image decoding threads (default: %(default)s)"
     )
-    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="default: GPU if available")
+    add_device_option(parser)
     parser.add_argument(
         "--format", choices=("csv", "jsonl", "table"), help="default: table on a terminal, csv otherwise"
     )
     parser.add_argument("--out", type=Path, metavar="FILE", help="write predictions to this file instead of stdout")
-    add_force_option(parser, "FILE")
+    add_overwrite_option(parser, "FILE")
     args = parser.parse_args(argv)
-    for option, lowest, highest in (("batch_size", 1, 65536), ("workers", 1, 1024), ("aligned_size", 16, 1024)):
+    for option, lowest, highest in (("batch_size", 1, 65536), ("num_workers", 1, 1024), ("aligned_size", 16, 1024)):
         if not lowest <= getattr(args, option) <= highest:
             parser.error(
                 f"--{option.replace('_', '-')} {getattr(args, option)}: must be between {lowest} and {highest}"
@@ -147,14 +143,14 @@ def make_predictor(args: argparse.Namespace, model: ExportedModel) -> Predictor:
     if args.align:
         on_gpu = args.device != "cpu" and torch.cuda.is_available()
         aligner = Aligner(torch.device("cuda" if on_gpu else "cpu"), args.aligned_size, args.all_faces)
-    return Predictor(model, args.batch_size, args.workers, aligner)
+    return Predictor(model, args.batch_size, args.num_workers, aligner)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     args = parse_arguments(sys.argv[1:] if argv is None else argv)
     with cli_errors("adadf_dist.predict", prints="data"):
         if args.out is not None:
-            check_output_path(args.out, args.force, "--out")
+            check_output_path(args.out, args.overwrite, "--out")
         inputs = find_images(args.paths, args.split)
         model = load_model(args.model, args.device)
         predictor = make_predictor(args, model)

@@ -1,6 +1,6 @@
 """Command line of the report: an HTML page of one or more runs, and figures for papers.
 
-python -m adadf_dist.report RUN [RUN ...] [--out FILE] [--figures DIR] [--face KEY]
+python -m adadf_dist.report RUN [RUN ...] [--out FILE] [--figures DIR] [--sample KEY]
 """
 
 from __future__ import annotations
@@ -11,9 +11,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from adadf_dist.console.exit import cli_errors
-from adadf_dist.console.parser import Parser
+from adadf_dist.console.parser import make_parser
 from adadf_dist.data.identity import ALLOW_OTHER_DATA
-from adadf_dist.files.outputs import add_force_option, check_output_folder, check_output_path
+from adadf_dist.files.outputs import add_overwrite_option, check_output_folder, check_output_path
 from adadf_dist.report.api import PAGE, report
 
 COMPARISON = "comparison.html"
@@ -33,11 +33,7 @@ examples:
 
 
 def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
-    parser = Parser(
-        prog="python -m adadf_dist.report",
-        description=DESCRIPTION,
-        epilog=EPILOG,
-    )
+    parser = make_parser("adadf_dist.report", DESCRIPTION, EPILOG)
     parser.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="run folder written by training")
     parser.add_argument(
         "--out",
@@ -46,16 +42,14 @@ def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
         help=f"output page (default: {PAGE} in the run folder; for several runs {COMPARISON} in the current folder)",
     )
     parser.add_argument("--figures", type=Path, metavar="DIR", help="also write each figure as PNG (300 dpi) and SVG")
-    parser.add_argument("--face", default="", metavar="KEY", help="tracked sample to show (default: most ambiguous)")
-    parser.add_argument(
-        "--data.shards", dest="shards", default="", metavar="DIR", help="dataset of the first run, if it moved"
-    )
+    parser.add_argument("--sample", default="", metavar="KEY", help="tracked sample to show (default: most ambiguous)")
+    parser.add_argument("--shards", default="", metavar="DIR", help="dataset of the first run, if it moved")
     parser.add_argument(
         ALLOW_OTHER_DATA,
         action="store_true",
         help="show images and compare runs even if the dataset digest differs from that of the run",
     )
-    add_force_option(parser, "the page or a figure")
+    add_overwrite_option(parser, "the page or a figure")
     return parser.parse_args(argv)
 
 
@@ -65,7 +59,7 @@ def output_path(args: argparse.Namespace) -> Path:
     if len(args.runs) == 1 and (args.out is None or args.out.resolve() == own.resolve()):
         return own
     out: Path = args.out or Path(COMPARISON)
-    check_output_path(out, args.force, "--out")
+    check_output_path(out, args.overwrite, "--out")
     return out
 
 
@@ -74,8 +68,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     with cli_errors("adadf_dist.report"):
         page = output_path(args)
         if args.figures is not None:
-            check_output_folder(args.figures, args.force, "--figures")
-        report(args.runs, page, args.face, args.figures, args.shards, args.allow_other_data)
+            check_output_folder(args.figures, args.overwrite, "--figures")
+        report(args.runs, page, args.sample, args.figures, args.shards, args.allow_other_data)
         print(f"report: {page}")
 
 

@@ -42,7 +42,7 @@ class Thumbnails:
             found = Source(shards, self._dataset.manifest.digests())
             self.other_data = other_data(run.source, found, found.digests)
         if self.other_data and not allow_other_data:
-            raise UserError(f"{run.folder}: {self.other_data}; {how_to_fix()}")
+            raise UserError(f"{run.folder}: {self.other_data}; {how_to_fix('--shards DIR')}")
 
     def find(self, key: str, split: str) -> str | None:
         """Return an image as a data URL; None if unavailable. A validation sample may be stored in the train split."""

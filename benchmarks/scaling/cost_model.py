@@ -35,13 +35,13 @@ def assumption(default: float, meaning: str) -> Any:
 class Assumptions:
     """Assumed values, not measured; `meaning` states the source. 1 GB is 10^9 bytes."""
 
-    plain_images_per_s: float = assumption(
+    reference_images_per_s: float = assumption(
         0.0,
         "images/s of one GPU training the plain backbone (ffcv-imagenet's README, A100: ResNet18 10032, ResNet50 3042)",
     )
-    plain_size: float = assumption(176.0, "size of these images in pixels (ffcv: 160 increasing to 192)")
+    reference_size: float = assumption(176.0, "size of these images in pixels (ffcv: 160 increasing to 192)")
     launch_us: float = assumption(6.0, "us of host time per operation of a step (assumed: eager PyTorch)")
-    gpus_a_node: int = assumption(8, "GPUs per node")
+    gpus_per_node: int = assumption(8, "GPUs per node")
     node_latency_us: float = assumption(20.0, "us per small collective within a node (assumed: NVLink)")
     network_latency_us: float = assumption(
         43.0, "us added between nodes (github.com/NVIDIA/nccl/issues/652: 63 us in total, 32 nodes of eight A100)"
@@ -143,7 +143,11 @@ def estimate_step(
     """
     if config.batch_size < MIN_SAMPLES_PER_RANK * gpus:
         return None
-    face_s = work.arithmetic / assumptions.plain_images_per_s * (config.data.image_size / assumptions.plain_size) ** 2
+    face_s = (
+        work.arithmetic
+        / assumptions.reference_images_per_s
+        * (config.data.image_size / assumptions.reference_size) ** 2
+    )
     arithmetic = config.batch_size / gpus * face_s
     launches = work.operations * assumptions.launch_us / 1e6
     batch_norm = gradients = attention = 0.0
@@ -169,7 +173,7 @@ def transfer_seconds(traffic: Communication, gpus: int, assumptions: Assumptions
 
     Sums the latency of each message, the bytes within a node, and the bytes between nodes over each GPU's own link.
     """
-    local = min(gpus, assumptions.gpus_a_node)
+    local = min(gpus, assumptions.gpus_per_node)
     nodes = gpus / local
     latency_us = assumptions.node_latency_us + (assumptions.network_latency_us if nodes > 1 else 0)
     if traffic.operation == "all-reduce":  # reduce-scatter in the node, all-reduce of the parts, all-gather

@@ -21,9 +21,9 @@ from benchmarks.step import CLASSES
 
 def add_options(cost: argparse.ArgumentParser) -> None:
     cost.add_argument("--backbone", default="resnet18", help="model.backbone (default: %(default)s)")
-    cost.add_argument("--size", type=int, default=224, help="side in pixels (default: %(default)s)")
-    cost.add_argument("--frozen", action="store_true", help="freeze the extractor, as with pretrained weights")
-    cost.add_argument("--faces", type=int, default=283_901, help="samples per epoch (default: %(default)s: AffectNet)")
+    cost.add_argument("--image-size", type=int, default=224, help="side in pixels (default: %(default)s)")
+    cost.add_argument("--frozen", action="store_true", help="extractor frozen, as with pretrained weights")
+    cost.add_argument("--num-samples", type=int, default=283_901, help="per epoch (default: %(default)s: AffectNet)")
     cost.add_argument(
         "--batch-sizes", type=int, nargs="+", default=[64, 512, 4096], help="global batch sizes (default: 64 512 4096)"
     )
@@ -39,7 +39,7 @@ def add_options(cost: argparse.ArgumentParser) -> None:
 def bench_cost(options: argparse.Namespace) -> None:
     """Print Markdown tables of communication volume and predicted step times."""
     assumptions = Assumptions(**{field.name: getattr(options, field.name) for field in fields(Assumptions)})
-    values = {"model.backbone": options.backbone, "data.image_size": options.size, "runtime.precision": "fp32"}
+    values = {"model.backbone": options.backbone, "data.image_size": options.image_size, "runtime.precision": "fp32"}
     config = build_config([ConfigLayer("bench", {**values, "batch_size": options.batch_sizes[0]})])
     assumptions = check(options, assumptions)
     model = network(config, CLASSES, options.frozen)
@@ -52,7 +52,7 @@ def bench_cost(options: argparse.Namespace) -> None:
     extractor = "frozen" if options.frozen else "trained"
     print(f"{options.backbone}, extractor {extractor}, global batch {config.batch_size}\n")
     for text in (
-        *bytes_table(config, model, options.faces),
+        *bytes_table(config, model, options.num_samples),
         *assumption_lines(config, work, assumptions),
         *projection_table(projected),
     ):
@@ -69,19 +69,21 @@ def bench_cost(options: argparse.Namespace) -> None:
 
 def check(options: argparse.Namespace, assumptions: Assumptions) -> Assumptions:
     """Validate the options and fill in the published rate if none is set. Raises `UserError`."""
-    for name, values in {"gpus": options.gpus, "faces": [options.faces]}.items():
+    for name, values in {"gpus": options.gpus, "num-samples": [options.num_samples]}.items():
         if min(values) < 1:
             raise UserError(f"--{name} {min(values)}: must be at least 1")
     for name, value in asdict(assumptions).items():
-        if value < 0 or (value == 0 and name not in ("plain_images_per_s", "sync_operations") and "_us" not in name):
+        if value < 0 or (
+            value == 0 and name not in ("reference_images_per_s", "sync_operations") and "_us" not in name
+        ):
             raise UserError(f"--{name.replace('_', '-')} {value:g}: must be greater than 0")
-    if not assumptions.plain_images_per_s and options.backbone not in PUBLISHED:
-        raise UserError(f"--backbone {options.backbone}: no published rate; pass --plain-images-per-s")
+    if not assumptions.reference_images_per_s and options.backbone not in PUBLISHED:
+        raise UserError(f"--backbone {options.backbone}: no published rate; pass --reference-images-per-s")
     for gpus in options.gpus:
-        if gpus > assumptions.gpus_a_node and gpus % assumptions.gpus_a_node:
-            raise UserError(f"--gpus {gpus}: must be a multiple of --gpus-a-node {assumptions.gpus_a_node}")
-    rate = assumptions.plain_images_per_s or PUBLISHED[options.backbone]
-    return replace(assumptions, plain_images_per_s=rate)
+        if gpus > assumptions.gpus_per_node and gpus % assumptions.gpus_per_node:
+            raise UserError(f"--gpus {gpus}: must be a multiple of --gpus-per-node {assumptions.gpus_per_node}")
+    rate = assumptions.reference_images_per_s or PUBLISHED[options.backbone]
+    return replace(assumptions, reference_images_per_s=rate)
 
 
 def config_grid(config: Config, batch_sizes: Sequence[int]) -> Iterator[Config]:
@@ -114,7 +116,7 @@ def bytes_table(config: Config, model: DualBranch, faces: int) -> Iterator[str]:
 def assumption_lines(config: Config, work: ComputeWork, assumptions: Assumptions) -> Iterator[str]:
     """Yield the counted work and the assumptions."""
     backbone, size = config.model.backbone, config.data.image_size
-    rate = assumptions.plain_images_per_s * (assumptions.plain_size / size) ** 2 / work.arithmetic
+    rate = assumptions.reference_images_per_s * (assumptions.reference_size / size) ** 2 / work.arithmetic
     yield f"\nCounted: a step has {work.arithmetic:.2f}x the FLOPs of the plain {backbone} and about"
     yield f"{work.operations} operations. Assumptions, giving {rate:,.0f} images/s on one GPU at {size}x{size}:\n"
     for field in fields(Assumptions):

@@ -33,7 +33,7 @@ USER_ERROR = 2
 def add_options(scaling: argparse.ArgumentParser) -> None:
     scaling.add_argument("--ranks", type=int, nargs="+", default=[1, 2, 4], help="numbers of ranks (default: 1 2 4)")
     scaling.add_argument("--threads", type=int, default=1, help="threads per rank (default: %(default)s)")
-    scaling.add_argument("--size", type=int, default=64, help="side in pixels (default: %(default)s)")
+    scaling.add_argument("--image-size", type=int, default=64, help="side in pixels (default: %(default)s)")
     scaling.add_argument("--batch-size", type=int, default=64, help="global batch (default: %(default)s)")
     scaling.add_argument("--backbone", default="resnet18", help="model.backbone (default: %(default)s)")
     scaling.add_argument("--precision", default="auto", help="runtime.precision (default: %(default)s)")
@@ -64,7 +64,9 @@ def bench_scaling(options: argparse.Namespace) -> None:
         for case in cases:
             rounds[case].append(mean_over_ranks(run_case(case)))
     machine = describe_machine()
-    print(f"{options.backbone} at {options.size}x{options.size}, global batch {options.batch_size}; {machine}")
+    print(
+        f"{options.backbone} at {options.image_size}x{options.image_size}, global batch {options.batch_size}; {machine}"
+    )
     print(f"medians of {options.repeat} rounds of {options.steps} steps, {options.threads} threads per rank, in ms:\n")
     for line in table(rounds):
         print(line)
@@ -91,7 +93,7 @@ def plan_cases(options: argparse.Namespace) -> Iterator[BenchmarkCase]:
     base = BenchmarkCase(
         ranks=1,
         threads=options.threads,
-        size=options.size,
+        size=options.image_size,
         batch_size=options.batch_size,
         backbone=options.backbone,
         precision=options.precision,

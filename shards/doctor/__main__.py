@@ -29,8 +29,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from adadf_dist.console.exit import cli_errors
-from adadf_dist.console.parser import Parser
-from adadf_dist.files.outputs import add_force_option, check_output_path, write_output
+from adadf_dist.console.parser import make_parser
+from adadf_dist.files.outputs import add_overwrite_option, check_output_path, write_output
 from adadf_dist.findings import summarize_severities
 from shards.doctor.dataset_view import TREES, DatasetView, open_dataset_view, open_tree
 from shards.doctor.finding import format_finding
@@ -58,22 +58,18 @@ examples:
 
 
 def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
-    parser = Parser(
-        prog="python -m shards.doctor",
-        description=DESCRIPTION,
-        epilog=EPILOG,
-    )
+    parser = make_parser("shards.doctor", DESCRIPTION, EPILOG)
     parser.add_argument("folder", type=Path, metavar="PATH", help="dataset folder, root of a raw tree, or a csv list")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all findings and samples as JSON")
     parser.add_argument("--html", type=Path, metavar="FILE", help="write an HTML page with the affected images")
-    add_force_option(parser, "a FILE")
+    add_overwrite_option(parser, "a FILE")
     listing.add_arguments(parser.add_argument_group("csv list, as in `shards.build csv`"), csv_option=False)
     parser.set_defaults(seed=0)
     cores = len(os.sched_getaffinity(0))
-    parser.add_argument("--workers", type=int, default=cores, metavar="N", help="processes (default: %(default)s)")
+    parser.add_argument("--num-workers", type=int, default=cores, metavar="N", help="processes (default: %(default)s)")
     args = parser.parse_args(argv)
-    if args.workers < 1:
-        parser.error(f"--workers {args.workers}: must be at least 1")
+    if args.num_workers < 1:
+        parser.error(f"--num-workers {args.num_workers}: must be at least 1")
     return args
 
 
@@ -97,8 +93,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     with cli_errors("shards.doctor", prints="report"):
         for option, path in (("--json", args.json), ("--html", args.html)):
             if path is not None:
-                check_output_path(path, args.force, option)
-        report = diagnose(open_path(args), args.workers)
+                check_output_path(path, args.overwrite, option)
+        report = diagnose(open_path(args), args.num_workers)
         if args.json is not None:
             write_output(args.json, report.to_json())
         if args.html is not None:

@@ -172,7 +172,7 @@ def check_files(case: CheckContext) -> Iterator[Finding]:
     if unreadable:
         hint = "run `python -m shards.verify` to find the corrupt tar, then rebuild it"
         if raw:
-            hint = "re-download the files, or skip them in the build with --max-bad"
+            hint = "re-download the files, or skip them in the build with --max-bad-images"
         what = f"{plural(len(unreadable), 'face')} cannot be read"
         yield file_finding(case, "unreadable", Severity.ERROR, what, hint, unreadable)
     else:

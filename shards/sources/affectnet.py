@@ -38,7 +38,7 @@ Detects the layout and prints it:
 
 2017      DIR/training.csv and DIR/validation.csv, with images in numbered folders next to them or in
           Manually_Annotated_Images/. Images are photos: they are cropped to the annotated face box, shorter side at
-          most {SIDE} pixels (--margin, --image-size, --whole). Expressions 8 to 10 are skipped and counted.
+          most {SIDE} pixels (--margin, --max-side, --no-crop). Expressions 8 to 10 are skipped and counted.
 2021      DIR/train_set/images/N.jpg with annotations/N_exp.npy, N_aro.npy, N_val.npy, N_lnd.npy; same for DIR/val_set
 folders   DIR/train/CLASS/*, DIR/val/CLASS/*, classes by number 0 to 7 or by name
 
@@ -52,7 +52,7 @@ KEY.json  valence, arousal, landmarks and (2017) the box, as annotated: in pixel
 EPILOG = """\
 examples:
   python -m shards.build affectnet --root AffectNet --out data/affectnet7 --classes 7
-  python -m shards.build affectnet --root AffectNet --out data/affectnet8 --align landmarks --max-bad 100
+  python -m shards.build affectnet --root AffectNet --out data/affectnet8 --align landmarks --max-bad-images 100
 """
 
 
@@ -120,7 +120,7 @@ def add_arguments(parser: argparse._ArgumentGroup) -> None:
         metavar="F",
         help="release of 2017: margin around the face box, as a fraction of its sides (default: %(default)s)",
     )
-    parser.add_argument("--whole", action="store_true", help="release of 2017: store the uncropped photos")
+    parser.add_argument("--no-crop", action="store_true", help="release of 2017: store the uncropped photos")
     add_photo_arguments(parser, {"validation": "0.1 where the published validation set is test"})
     add_align_arguments(parser)
 
@@ -128,14 +128,14 @@ def add_arguments(parser: argparse._ArgumentGroup) -> None:
 def open_source(args: argparse.Namespace) -> Source:
     if not 0 <= args.margin <= 2:
         raise UserError(f"--margin {args.margin:g}: must be from 0 to 2")
-    if args.align != "none" and (args.margin or args.whole):
-        raise UserError("--margin and --whole are not allowed with --align, which crops the face itself")
+    if args.align != "none" and (args.margin or args.no_crop):
+        raise UserError("--margin and --no-crop are not allowed with --align, which crops the face itself")
     layout = find_layout(args.root)
     print(f"{args.root}: AffectNet, {layout.what}", file=sys.stderr)
     listing = layout.read(args.root, EXPRESSIONS[: args.classes])
     if args.align == "landmarks" and listing.findings.get("images_without_landmarks") == len(listing.pictures) > 0:
         raise UserError(f"{args.root}: no image has landmarks (N_lnd.npy); align with --align detect")
     fractions = carve_validation(args, any(picture.split == "validation" for picture in listing.pictures))
-    boxed = layout is LAYOUTS[0] and not args.whole
+    boxed = layout is LAYOUTS[0] and not args.no_crop
     options = photo_options(args, fractions, SIDE if boxed else None, args.margin if boxed else None)
     return make_source(listing, options, args)

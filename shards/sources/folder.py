@@ -39,7 +39,7 @@ leaks       training images with a byte-identical copy in validation or test (an
 EPILOG = """\
 examples:
   python -m shards.build folder --root faces --out data/faces --validation-fraction 0.1 --test-fraction 0.2
-  python -m shards.build folder --root faces --out data/faces --image-size 256 --max-bad 3
+  python -m shards.build folder --root faces --out data/faces --max-side 256 --max-bad-images 3
 """
 
 

@@ -21,12 +21,12 @@ example:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     for split, count in (("train", 4000), ("validation", 500), ("test", 1000)):
         parser.add_argument(f"--{split}", type=int, default=count, metavar="N", help="samples (default: %(default)s)")
-    parser.add_argument("--size", type=int, default=64, metavar="PIXELS", help="side of a face (default: %(default)s)")
+    parser.add_argument("--image-size", type=int, default=64, metavar="N", help="side in pixels (default: %(default)s)")
 
 
 def open_source(args: argparse.Namespace) -> SyntheticSource:
     if args.train < 1:
         raise UserError(f"--train {args.train}: must be at least 1")
     return make_synthetic_source(
-        {"train": args.train, "validation": args.validation, "test": args.test}, args.size, args.seed
+        {"train": args.train, "validation": args.validation, "test": args.test}, args.image_size, args.seed
     )

@@ -198,9 +198,9 @@ def test_build_stores_aligned_images(portrait: Image.Image, tmp_path: Path) -> N
     save(root / "glad" / "turned.jpg", portrait.rotate(20, Image.Resampling.BICUBIC))
     save(root / "glad" / "wall.jpg", Image.new("RGB", (200, 150), (90, 120, 90)))
     words = ("folder", tmp_path / "out", "--root", root, "--align", "detect", "--validation-fraction", 0)
-    with pytest.raises(UserError, match=r"glad/wall\.jpg: no face found.*--max-bad 1"):
+    with pytest.raises(UserError, match=r"glad/wall\.jpg: no face found.*--max-bad-images 1"):
         run_build(*words)
-    kept = run_build(*words, "--no-face", "centre", "--restart")
+    kept = run_build(*words, "--on-no-face", "centre", "--discard-partial")
     assert findings(kept)["remarks"] == 1
     with (kept.folder / "remarks.csv").open() as stream:
         assert [row["source"] for row in csv.DictReader(stream)] == ["glad/wall.jpg"]
@@ -215,7 +215,7 @@ def test_build_stores_aligned_images(portrait: Image.Image, tmp_path: Path) -> N
     key = str(split.keys[faces["calm/one.jpg"]])
     assert output[key]["faces"] == 1
     assert np.abs(np.array(output[key]["aligned_by"])[:2] - PUPILS).max() < 3
-    again = run_build("folder", tmp_path / "again", *words[2:], "--no-face", "centre", "--name", "out")
+    again = run_build("folder", tmp_path / "again", *words[2:], "--on-no-face", "centre", "--name", "out")
     assert {p.name: p.read_bytes() for p in again.folder.iterdir()} == {
         p.name: p.read_bytes() for p in kept.folder.iterdir()
     }
@@ -301,12 +301,12 @@ def test_alignment_decisions_are_recorded(portrait: Image.Image, tmp_path: Path)
     root = tmp_path / "faces"
     save(root / "calm" / "one.jpg", portrait)
     words = ("folder", tmp_path / "out", "--root", root, "--align", "detect", "--validation-fraction", 0)
-    with pytest.raises(UserError, match="--image-size: not allowed with --align; use --aligned-size"):
-        run_build(*words, "--image-size", 64)
+    with pytest.raises(UserError, match="--max-side: not allowed with --align; use --aligned-size"):
+        run_build(*words, "--max-side", 64)
     (root / "broken").mkdir()
     write(root / "broken" / "not.jpg", b"\xff\xd8 not a picture")
     with pytest.raises(UserError, match=r"broken/not\.jpg: failed to decode"):
         run_build(*words)
     trees.affectnet_2017(tmp_path / "A", {f"1/{n}.jpg": n for n in range(8)}, {f"2/{n}.jpg": n for n in range(8)})
-    with pytest.raises(UserError, match="--margin and --whole"):
-        run_build("affectnet", tmp_path / "a", "--root", tmp_path / "A", "--align", "landmarks", "--whole")
+    with pytest.raises(UserError, match="--margin and --no-crop"):
+        run_build("affectnet", tmp_path / "a", "--root", tmp_path / "A", "--align", "landmarks", "--no-crop")

@@ -68,7 +68,7 @@ def run(drawn: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def audited(run: Path) -> Path:
-    main([str(run), "--gallery", "60"])
+    main([str(run), "--max-images", "60"])
     return run / "audit"
 
 
@@ -82,7 +82,7 @@ def compared(run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def material(run: Path) -> Iterator[AuditInputs]:
-    with load_audit_inputs(run, "selected", "", CPU) as opened:
+    with load_audit_inputs(run, "selected", {}, CPU) as opened:
         yield opened
 
 
@@ -232,26 +232,49 @@ def test_report_is_markdown_and_replaced_only_with_force(
     assert capsys.readouterr().err.count("\n") == 1
     (audited / "relabel.csv").write_text("key,decision,label\n")
     before = (audited / "audit.csv").read_bytes()
-    main([str(run), "--gallery", "60", "--force"])
+    main([str(run), "--max-images", "60", "--overwrite"])
     assert (audited / "audit.csv").read_bytes() == before
     assert (audited / "relabel.csv").exists()  # the audit must not remove a user's file
+
+
+def test_bf16_predictions_differ_from_fp32(run: Path) -> None:
+    logits = []
+    for precision in ("fp32", "bf16"):
+        with load_audit_inputs(run, "selected", {}, CPU, precision=precision) as opened:  # type: ignore[arg-type]
+            logits.append(opened.answers.target_logits)
+    assert (logits[0] != logits[1]).any()
+    assert abs(logits[0] - logits[1]).max() < 0.5
+
+
+def test_options_reach_the_audit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    found: list[tuple[object, ...]] = []
+
+    def take(*values: object) -> None:
+        found.append(values)
+        raise UserError("enough")
+
+    monkeypatch.setattr("adadf_dist.audit.__main__.load_audit_inputs", take)
+    words = ["--checkpoint", "last", "--shards", "a", "--cache-dir", "b", "--device", "cpu", "--precision", "bf16"]
+    with pytest.raises(SystemExit):
+        main([str(tmp_path), *words])
+    assert found == [(tmp_path, "last", {"data.shards": "a", "data.cache_dir": "b"}, CPU, False, "bf16")]
 
 
 def test_missing_cleanlab_is_reported(
     run: Path, drawn: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     copy = copy_of(run, tmp_path)
-    main([str(copy), "--gallery", "1", "--true-labels", str(drawn)])
+    main([str(copy), "--max-images", "1", "--reference-labels", str(drawn)])
     note = capsys.readouterr().err
     assert note.count("\n") == 1
-    assert f"python -m benchmarks audit {copy} --true-labels {drawn}" in note
+    assert f"python -m benchmarks audit {copy} --reference-labels {drawn}" in note
     assert (copy / "audit" / "audit.csv").exists()
 
 
 def test_the_benchmark_prints_a_table_per_source_of_labels(
     run: Path, drawn: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    benchmark(["audit", str(run), "--true-labels", str(drawn)])
+    benchmark(["audit", str(run), "--reference-labels", str(drawn)])
     output = capsys.readouterr().out
     assert len(re.findall(r"\| \*\*suspicion\*\* \| [01]\.\d{3} \| [\d.]+% \|", output)) == 2
     assert "| attention, mean | 0." in output
@@ -265,7 +288,7 @@ def test_the_benchmark_needs_known_errors(run: Path, tmp_path: Path, capsys: pyt
     np.savez(copy / "faces.npz", **{**arrays, "true_labels": arrays["labels"]})
     with pytest.raises(SystemExit):
         benchmark(["audit", str(copy)])
-    assert "trained without label noise; pass --true-labels DIR" in capsys.readouterr().err
+    assert "trained without label noise; pass --reference-labels DIR" in capsys.readouterr().err
 
 
 def test_cleanlab_missing_is_said(material: AuditInputs, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -384,7 +407,7 @@ def test_unfinished_run_is_audited_by_its_completed_epochs(
     copy = copy_of(run, tmp_path)
     (copy / "history" / "epoch-0003.npz").unlink()
     (copy / "history" / "epoch-0003.partial.npz").write_bytes(b"half")
-    main([str(copy), "--gallery", "1"])
+    main([str(copy), "--max-images", "1"])
     assert "the run is at 2 of 3 epochs" in capsys.readouterr().out
     assert load_training_dynamics(copy, len(load_samples(copy).labels)).epochs == 2
     assert "2 of 3 epochs" in (copy / "audit" / "audit.html").read_text()
@@ -396,9 +419,7 @@ def test_moved_dataset_is_found_by_option(run: Path, tmp_path: Path, capsys: pyt
     content = torch.load(selected, weights_only=True)
     content["config"]["data"]["shards"] = "gone/faces"
     torch.save(content, selected)
-    assert "gone/faces: the run's dataset was not found; pass its location as --data.shards" in problem(
-        capsys, str(copy)
-    )
+    assert "gone/faces: the run's dataset was not found; pass its location as --shards" in problem(capsys, str(copy))
 
 
 def test_history_of_other_samples_is_rejected(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

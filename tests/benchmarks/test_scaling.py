@@ -238,7 +238,7 @@ def test_transfer_time_by_hand() -> None:
 
 
 def projected(config: Config, gpus: int, **changed: float) -> Step:
-    assumptions = replace(Assumptions(plain_images_per_s=10_000, plain_size=32), **changed)
+    assumptions = replace(Assumptions(reference_images_per_s=10_000, reference_size=32), **changed)
     step = estimate_step(config, network(config, 7, False), ComputeWork(2.0, 100), gpus, assumptions)
     assert step is not None
     return step
@@ -260,7 +260,7 @@ def test_projected_step_time() -> None:
 @pytest.mark.parametrize(
     ("first", "synchronized", "changed"),
     [
-        ("arithmetic", True, {"plain_images_per_s": 10.0}),
+        ("arithmetic", True, {"reference_images_per_s": 10.0}),
         ("BatchNorm over all ranks", True, {"node_latency_us": 1000.0}),
         ("gradients", False, {"node_gb_s": 0.1}),
         ("launches (too few samples per GPU)", False, {"launch_us": 1000.0}),
@@ -295,7 +295,7 @@ def test_flops_by_hand(frozen: bool) -> None:
 
 @pytest.mark.slow
 def test_scaling_command_writes_its_tables(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    words = ["--ranks", "1", "2", "--backbone", "resnet10", "--size", "32", "--batch-size", "9", "--steps", "2"]
+    words = ["--ranks", "1", "2", "--backbone", "resnet10", "--image-size", "32", "--batch-size", "9", "--steps", "2"]
     words += ["--repeat", "1", "--sync-batch-norm", "on", "--timeout", "120", "--json", str(tmp_path / "out.json")]
     main(["scaling", *words])
     assert "| 2 ranks |" in capsys.readouterr().out
@@ -325,9 +325,9 @@ def test_hanging_ranks_are_terminated(capsys: pytest.CaptureFixture[str]) -> Non
         (["scaling", "--ranks", "4", "--batch-size", "7"], "--batch-size 7: 4 ranks need 2 samples each"),
         (["scaling", "--ranks", "0"], "--ranks 0: must be at least 1"),
         (["scaling", "--backbone", "resnet9"], "model.backbone"),
-        (["cost", "--backbone", "resnet10"], "pass --plain-images-per-s"),
-        (["cost", "--gpus", "12"], "--gpus 12: must be a multiple of --gpus-a-node 8"),
-        (["cost", "--node-gb-s", "0"], "--node-gb-s 0: must be greater than 0"),
+        (["comm-cost", "--backbone", "resnet10"], "pass --reference-images-per-s"),
+        (["comm-cost", "--gpus", "12"], "--gpus 12: must be a multiple of --gpus-per-node 8"),
+        (["comm-cost", "--node-gb-s", "0"], "--node-gb-s 0: must be greater than 0"),
     ],
 )
 def test_user_errors_are_one_line(words: list[str], output: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -338,10 +338,10 @@ def test_user_errors_are_one_line(words: list[str], output: str, capsys: pytest.
 
 
 def test_cost_command_prints_its_tables(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    words = ["--backbone", "resnet10", "--size", "32", "--faces", "640", "--plain-images-per-s", "5000"]
-    main(["cost", *words, "--frozen", "--batch-sizes", "64", "--json", str(tmp_path / "out.json")])
+    words = ["--backbone", "resnet10", "--image-size", "32", "--num-samples", "640", "--reference-images-per-s", "5000"]
+    main(["comm-cost", *words, "--frozen", "--batch-sizes", "64", "--json", str(tmp_path / "out.json")])
     out = capsys.readouterr().out
-    assert "| 10 steps as above |" in out and "- plain_images_per_s 5000:" in out
+    assert "| 10 steps as above |" in out and "- reference_images_per_s 5000:" in out
     assert "| 64 | all ranks | 512 |" in out and "invalid: needs 2 samples per rank (max. 32 GPUs)" in out
     report = json.loads((tmp_path / "out.json").read_text())
     assert [step["gpus"] for step in report["steps_ms"]] == [1, 8, 1, 8]

@@ -51,15 +51,15 @@ def test_invalid_values_are_explained(key: str, value: object, message: str) -> 
     [
         ("shards.build", ["fer2013", "--rot", "x"], "unknown option --rot; did you mean --root?"),
         ("shards.build", ["fer2103"], "got 'fer2103'; did you mean fer2013?"),
-        ("shards.verify", ["x", "--workers", "y"], "--workers must be an integer, got 'y'"),
+        ("shards.verify", ["x", "--num-workers", "y"], "--num-workers must be an integer, got 'y'"),
         ("adadf_dist.predict.__main__", ["m", "p", "--formt", "csv"], "did you mean --format?"),
         ("adadf_dist.predict.__main__", ["m"], "the following arguments are required: PATH"),
-        ("adadf_dist.evaluate.__main__", ["m", "--maping", "x"], "did you mean --mapping?"),
+        ("adadf_dist.evaluate.__main__", ["m", "--class-maping", "x"], "did you mean --class-mapping?"),
         ("adadf_dist.train", ["--dry-rum", "x"], "did you mean --dry-run?"),
-        ("tune.search", ["--trails", "3"], "unknown option --trails; did you mean --trials?"),
+        ("tune.search", ["--trails", "3"], "unknown option --trails; did you mean --num-trials?"),
         ("tune.search", ["--keep-checkpoint", "all"], "did you mean --keep-checkpoints?"),
         ("tune.search", ["--epoch", "3"], "did you mean --epochs?"),
-        ("tune.tables", ["noise", "--sedes", "3"], "did you mean --seeds?"),
+        ("tune.tables", ["noise", "--num-seds", "3"], "did you mean --num-seeds?"),
     ],
 )
 def test_user_errors_are_one_line_with_a_hint(
@@ -89,7 +89,7 @@ def test_commands_are_listed_quickly() -> None:
 
 
 def test_search_options_do_not_become_run_keys() -> None:
-    assert "--trials" in search_options.make_parser().option_names()
-    assert "--seeds" in tables.make_parser().option_names()
+    assert "--num-trials" in search_options.make_parser().option_names()
+    assert "--num-seeds" in tables.make_parser().option_names()
     with pytest.raises(UserError, match=r"unknown option --trails$"):
         parse_cli(["--trails", "3"])

@@ -149,12 +149,12 @@ def test_different_data_at_the_runs_path_is_rejected(
     place, kept = home / "data" / "faces", tmp_path / "moved"
     commands: dict[str, tuple[Callable[[list[str]], None], list[str]]] = {
         "evaluate": (evaluate, [str(copy)]),
-        "audit": (audit, [str(copy), "--gallery", "1"]),
+        "audit": (audit, [str(copy), "--max-images", "1"]),
         "export": (export, [str(copy), "--safetensors", str(tmp_path / "m.safetensors")]),
         "report": (report, [str(copy), "--out", str(tmp_path / "page.html")]),
     }
     command, words = commands[name]
-    force = ["--force"]
+    force = ["--overwrite"]
     before = read_manifest(place).digests()
     place.rename(kept)
     try:
@@ -166,13 +166,13 @@ def test_different_data_at_the_runs_path_is_rejected(
         assert str(place) in output
         assert before[split][:12] in output
         assert now[split][:12] in output
-        assert "--data.shards DIR" in output
+        assert " --shards DIR" in output
         assert "--allow-other-data" in output
         command([*words, *force, "--allow-other-data"])
         said = capsys.readouterr()
         page = (tmp_path / "page.html").read_text() if name == "report" else ""
         assert "was trained on other data" in said.out + said.err + page
-        command([*words, *force, "--data.shards", str(kept)])  # the dataset has moved
+        command([*words, *force, "--shards", str(kept)])  # the dataset has moved
         said = capsys.readouterr()
         page = (tmp_path / "page.html").read_text() if name == "report" else ""
         assert "other data" not in said.out + said.err + page
@@ -188,7 +188,7 @@ def test_training_samples_are_rejected_as_validation_split(
     """Another split assignment, under its own name or, for a run of an older version, under the run's path."""
     swapped = Path(shutil.copytree(home / "data" / "faces", tmp_path / "swapped"))
     edit(swapped, swap_splits)
-    words = [str(copy), "--split", "validation", "--data.shards", str(swapped)]
+    words = [str(copy), "--split", "validation", "--shards", str(swapped)]
     if old:
         forget_data(copy, str(swapped))
         words = words[:3]
@@ -200,8 +200,8 @@ def test_training_samples_are_rejected_as_validation_split(
     assert "64 of these 64 samples are training samples of the run" in said.out
     assert json.loads((tmp_path / "report.json").read_text())["asked"]["training_samples"] == 64
     assert said.err.count("warning: ") == old  # of an older version: one line
-    evaluate([str(copy), "--split", "test", "--data.shards", str(swapped)])  # the test split is unchanged
-    evaluate([str(copy), "--split", "train", "--data.shards", str(home / "data" / "faces")])
+    evaluate([str(copy), "--split", "test", "--shards", str(swapped)])  # the test split is unchanged
+    evaluate([str(copy), "--split", "train", "--shards", str(home / "data" / "faces")])
 
 
 def test_resume_accepts_a_moved_dataset_but_no_other(

@@ -189,7 +189,7 @@ def test_run_keeps_its_decisions_and_detects_a_changed_file(faces: Path, tmp_pat
 
 
 def build_drawn(out: Path, *options: object) -> Dataset:
-    return run_build("synthetic", out, "--train", 40, "--validation", 10, "--test", 10, "--size", 32, *options)
+    return run_build("synthetic", out, "--train", 40, "--validation", 10, "--test", 10, "--image-size", 32, *options)
 
 
 def test_builder_records_the_decisions(tmp_path: Path) -> None:
@@ -233,7 +233,7 @@ def test_builder_errors_are_one_line(tmp_path: Path, capsys: pytest.CaptureFixtu
     file = write(tmp_path / "r.csv", f"{key},drop,")
     words = ["synthetic", "--out", str(tmp_path / "out"), "--train", "40", "--validation", "10", "--test", "10"]
     with pytest.raises(SystemExit) as left:
-        build_main([*words, "--size", "32", "--relabel", str(file)])
+        build_main([*words, "--image-size", "32", "--relabel", str(file)])
     assert left.value.code == 2
     line = capsys.readouterr().err.splitlines()[-1]
     assert f"shards.build: error: --relabel: {file}: line 2: sample {key} is in split validation" in line

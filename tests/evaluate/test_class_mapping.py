@@ -15,7 +15,7 @@ from tests.helpers.evaluations import build_renamed, evaluate
 def test_class_order_does_not_matter(run: Path, faces: Path, tmp_path: Path) -> None:
     other = build_renamed(tmp_path / "other", test=30)
     assert open_dataset(other).classes != open_dataset(faces).classes
-    own, found = evaluate(run), evaluate(run, "--data.shards", other)
+    own, found = evaluate(run), evaluate(run, "--shards", other)
     assert found["asked"]["dataset"] == str(other)
     assert found["scores"]["confusion"] == own["scores"]["confusion"]
     for measure, mean in own["distances"]["measures"]["auxiliary"].items():
@@ -29,7 +29,7 @@ def test_mapping_merges_and_drops_classes(run: Path, faces: Path, tmp_path: Path
     other = build_renamed(tmp_path / "other", test=30, names=names)
     mapping = tmp_path / "mapping.toml"
     mapping.write_text("".join(f'"{name}" = "{ours}"\n' for name, ours in zip(names, to, strict=True)))
-    found = evaluate(run, "--data.shards", other, "--mapping", mapping)
+    found = evaluate(run, "--shards", other, "--class-mapping", mapping)
     split, classes = open_dataset(faces).split("test"), list(open_dataset(faces).classes)
     recorded = load_predictions(run, "test")
     wanted = [to[label] for label in split.labels.tolist()]

@@ -54,7 +54,7 @@ def test_accuracy_equals_the_runs_result(run: Path, faces: Path, capsys: pytest.
 
 def test_other_checkpoints_and_splits_are_evaluated(run: Path) -> None:
     result = json.loads((run / "result.json").read_text())
-    last = evaluate(run, "--which", "last")
+    last = evaluate(run, "--checkpoint", "last")
     assert last["asked"]["epoch"] == 2
     assert last["scores"]["accuracy"]["value"] == result["last_test"]["accuracy"]
     validation = evaluate(run / "checkpoints" / "selected.pt", "--split", "validation")
@@ -79,9 +79,9 @@ def test_unfinished_run_is_evaluated_at_its_selected_checkpoint(run: Path, tmp_p
 
 def test_only_the_split_of_a_remote_dataset_is_downloaded(run: Path, faces: Path, tmp_path: Path) -> None:
     with serve(faces) as site:
-        found = evaluate(run, "--data.shards", site.url, "--data.cache_dir", tmp_path / "cache")
+        found = evaluate(run, "--shards", site.url, "--cache-dir", tmp_path / "cache")
         assert not [name for name in site.count() if name.startswith("train") and name.endswith(".tar")]
-        evaluate(run, "--data.shards", site.url, "--data.cache_dir", tmp_path / "cache", "--split", "train")
+        evaluate(run, "--shards", site.url, "--cache-dir", tmp_path / "cache", "--split", "train")
         assert site.count()["train-000000.tar"] == 1
     assert found["scores"] == evaluate(run)["scores"]
 
@@ -135,12 +135,12 @@ def test_held_out_validation_equals_the_runs(run: Path, tmp_path: Path) -> None:
     build_synthetic_dataset(folder, {"train": 64}, size=32, workers=1)
     train = open_dataset(folder).split("train")
     kept, held_out = stratified_holdout(train.labels, 0.1, 0)
-    found = evaluate(run, "--data.shards", folder, "--allow-training-samples")  # the run held out none of them
+    found = evaluate(run, "--shards", folder, "--allow-training-samples")  # the run held out none of them
     assert (found["asked"]["split"], found["asked"]["faces"]) == ("validation", len(held_out))
     assert found["asked"]["training_samples"] == len(held_out)
     counts = np.bincount(train.labels[held_out], minlength=7)
     assert [row["faces"] for row in found["scores"]["classes"]] == counts.tolist()
-    assert evaluate(run, "--data.shards", folder, "--split", "train")["asked"]["faces"] == len(kept)  # its own train
+    assert evaluate(run, "--shards", folder, "--split", "train")["asked"]["faces"] == len(kept)  # its own train
 
 
 def test_two_ranks_equal_one(run: Path, faces: Path, tmp_path: Path) -> None:
@@ -175,7 +175,7 @@ def assert_close(found: object, wanted: object) -> None:
 
 def test_user_errors_are_one_line(run: Path, faces: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "no such run folder or checkpoint" in refused(capsys, tmp_path / "nowhere")
-    assert "no such dataset folder" in refused(capsys, run, "--data.shards", tmp_path / "nowhere")
+    assert "no such dataset folder" in refused(capsys, run, "--shards", tmp_path / "nowhere")
     file = tmp_path / "there.json"
     file.write_text("kept")
     assert "already exists" in refused(capsys, run, "--json", file)
@@ -183,22 +183,22 @@ def test_user_errors_are_one_line(run: Path, faces: Path, tmp_path: Path, capsys
     assert "is not a folder" in refused(capsys, run, "--json", file / "x.json")
     names = ["neutral", "glad", "sad", "surprise", "fear", "disgust", "anger"]
     other = build_renamed(tmp_path / "other", test=8, names=names)
-    line = refused(capsys, run, "--data.shards", other)
-    assert "glad" in line and "happy" in line and "--mapping FILE" in line
-    assert "has no train split; it has test" in refused(capsys, run, "--data.shards", other, "--split", "train")
+    line = refused(capsys, run, "--shards", other)
+    assert "glad" in line and "happy" in line and "--class-mapping FILE" in line
+    assert "has no train split; it has test" in refused(capsys, run, "--shards", other, "--split", "train")
     copied = tmp_path / "moved.pt"
     content = torch.load(run / "checkpoints" / "selected.pt", weights_only=True)
     content["config"]["data"]["shards"] = "gone/faces"
     torch.save(content, copied)
-    assert "gone/faces: dataset of the run not found; pass its new location as --data.shards" in refused(capsys, copied)
+    assert "gone/faces: dataset of the run not found; pass its new location as --shards" in refused(capsys, copied)
     mapping = tmp_path / "mapping.toml"
     mapping.write_text('glad = "hapy"\nsad = "sad"\nBored = "surprise"\n')
-    line = refused(capsys, run, "--data.shards", other, "--mapping", mapping)
+    line = refused(capsys, run, "--shards", other, "--class-mapping", mapping)
     assert "'Bored': not a dataset class" in line
     assert "hapy': not a model class" in line
     assert "'anger', 'disgust', 'fear', 'neutral', 'surprise': not mapped" in line
     mapping.write_text("".join(f'{name} = ""\n' for name in names))
-    assert "all classes are excluded" in refused(capsys, run, "--data.shards", other, "--mapping", mapping)
+    assert "all classes are excluded" in refused(capsys, run, "--shards", other, "--class-mapping", mapping)
 
 
 def test_undecodable_image_is_named(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -208,7 +208,7 @@ def test_undecodable_image_is_named(run: Path, tmp_path: Path, capsys: pytest.Ca
     with (other / split.shards[shard]).open("r+b") as tar:
         tar.seek(offset)
         tar.write(bytes(size))
-    line = refused(capsys, run, "--data.shards", other)
+    line = refused(capsys, run, "--shards", other)
     assert f"sample {split.keys[5]} (test split)" in line
 
 
@@ -217,5 +217,5 @@ def test_help_has_examples(capsys: pytest.CaptureFixture[str]) -> None:
         main(["--help"])
     assert not ended.value.code
     output = capsys.readouterr().out
-    for word in ("--mapping", "--tta", "--groups", "examples:", "torchrun", "docs/evaluation.md"):
+    for word in ("--class-mapping", "--tta", "--group-by", "examples:", "torchrun", "docs/evaluation.md"):
         assert word in output

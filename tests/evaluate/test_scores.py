@@ -173,7 +173,7 @@ def test_distances_by_hand(run: Path, faces: Path) -> None:
 
 def test_subgroups_by_hand(run: Path, faces: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     other = build_renamed(tmp_path / "other", test=30, voted=False)
-    found = evaluate(run, "--data.shards", other, "--groups", "glasses", "--groups", "side")
+    found = evaluate(run, "--shards", other, "--group-by", "glasses", "--group-by", "side")
     assert "no annotator votes" in capsys.readouterr().out
     assert found["distances"] is None and found["ceiling"] is None
     split = open_dataset(faces).split("test")
@@ -190,10 +190,10 @@ def test_subgroups_by_hand(run: Path, faces: Path, tmp_path: Path, capsys: pytes
     renamed = open_dataset(other).split("test")
     sides = ["left" if int(str(key).rpartition("-")[2]) % 2 else "not given" for key in renamed.keys]
     assert read_groups(renamed, ["side"]) == {"side": sides}
-    line = refused(capsys, run, "--data.shards", other, "--groups", "hat", "--groups", "weight")
-    assert "--groups hat, weight: KEY.json" in line
+    line = refused(capsys, run, "--shards", other, "--group-by", "hat", "--group-by", "weight")
+    assert "--group-by hat, weight: KEY.json" in line
     assert "available: glasses, height, side, width" in line
-    line = refused(capsys, run, "--data.shards", other, "--require-votes")
+    line = refused(capsys, run, "--shards", other, "--require-votes")
     assert "--require-votes: split test of " in line
 
 

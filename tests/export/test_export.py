@@ -175,7 +175,7 @@ def test_baseline_exports(tmp_path: Path) -> None:
     card = (tmp_path / "b.md").read_text()
     assert "single-label baseline" in card
     assert "Unknown: the dataset was not available" in card
-    assert "`--data-licence` was not set" in card
+    assert "`--data-license` was not set" in card
     assert "model-index" not in yaml.safe_load(card.split("---\n")[1])
 
 
@@ -208,12 +208,12 @@ def test_network_of_nans_is_rejected(drawn: Path) -> None:
 def test_existing_files_are_kept(drawn: Path, capsys: pytest.CaptureFixture[str]) -> None:
     there = drawn.parent / "there.safetensors"
     there.write_text("mine")
-    assert "--force" in refused(capsys, drawn, "--safetensors", there)
+    assert "--overwrite" in refused(capsys, drawn, "--safetensors", there)
     (drawn.parent / "new.md").write_text("my card")
-    card = ("--card", drawn.parent / "new.md")
+    card = ("--model-card", drawn.parent / "new.md")
     assert "new.md: already exists" in refused(capsys, drawn, "--safetensors", drawn.parent / "new.safetensors", *card)
     assert there.read_text() == "mine"
-    main([str(drawn), "--safetensors", str(there), "--force", "--data-licence", "CC0"])
+    main([str(drawn), "--safetensors", str(there), "--overwrite", "--data-license", "CC0"])
     assert load_model(there, "cpu").classes == CLASSES
     assert "License of the data: CC0." in there.with_suffix(".md").read_text()
 
@@ -223,9 +223,9 @@ def test_user_errors_are_one_line(drawn: Path, capsys: pytest.CaptureFixture[str
     assert "use the extension .onnx" in refused(capsys, drawn, "--onnx", folder / "x.bin")
     (folder / "file").write_text("mine")
     assert "is not a folder" in refused(capsys, drawn, "--safetensors", folder / "file" / "x.safetensors")
-    card = refused(capsys, drawn, "--safetensors", folder / "x.safetensors", "--card", folder / "x.safetensors")
-    assert "--card" in card and "use .md" in card
-    nowhere = refused(capsys, drawn, "--safetensors", "/proc/x.safetensors", "--card", folder / "x.md")
+    card = refused(capsys, drawn, "--safetensors", folder / "x.safetensors", "--model-card", folder / "x.safetensors")
+    assert "--model-card" in card and "use .md" in card
+    nowhere = refused(capsys, drawn, "--safetensors", "/proc/x.safetensors", "--model-card", folder / "x.md")
     assert "/proc" in nowhere and "written" in nowhere
     assert "no such run folder" in refused(capsys, folder / "no", "--safetensors", folder / "x.safetensors")
     for opset in (17, 999):

@@ -39,8 +39,8 @@ COMMANDS = (
 """Commands with an argument parser. Those of training (train, check) take the keys of a configuration instead."""
 
 INPUTS = {
-    *("run", "runs", "folder", "path", "file", "model", "root", "csv", "ferplus", "relabel", "mapping", "shards"),
-    *("true_labels", "dir", "source_root"),
+    *("run", "runs", "folder", "path", "file", "model", "root", "csv", "ferplus", "relabel", "class_mapping", "shards"),
+    *("reference_labels", "dir", "source_root"),
 }
 """Destinations of options whose path is read."""
 
@@ -48,21 +48,21 @@ FILES: dict[tuple[str, str], list[str]] = {
     **{
         (f"benchmarks.__main__ {name}", "--json"): ["benchmarks.__main__", *words]
         for name, words in {
-            "data": ["data"],
+            "loaders": ["loaders"],
             "step": ["step"],
             "epoch": ["epoch"],
             "scaling": ["scaling"],
-            "cost": ["cost"],
+            "comm-cost": ["comm-cost"],
             "audit": ["audit", "nowhere"],
         }.items()
     },
-    ("benchmarks.__main__ pictures", "--out"): ["benchmarks.__main__", "pictures"],
+    ("benchmarks.__main__ loader-images", "--out"): ["benchmarks.__main__", "loader-images"],
     ("adadf_dist.data.synthetic.faces", "--out"): ["adadf_dist.data.synthetic.faces"],
     ("adadf_dist.evaluate.__main__", "--json"): ["adadf_dist.evaluate.__main__", "nowhere"],
     ("adadf_dist.export.__main__", "--onnx"): ["adadf_dist.export.__main__", "nowhere"],
     ("adadf_dist.export.__main__", "--safetensors"): ["adadf_dist.export.__main__", "nowhere"],
     ("adadf_dist.export.__main__", "--torch-export"): ["adadf_dist.export.__main__", "nowhere"],
-    ("adadf_dist.export.__main__", "--card"): ["adadf_dist.export.__main__", "nowhere", "--onnx", "x.onnx"],
+    ("adadf_dist.export.__main__", "--model-card"): ["adadf_dist.export.__main__", "nowhere", "--onnx", "x.onnx"],
     ("adadf_dist.convert", "--out"): ["adadf_dist.convert", "nowhere", "--classes", "a,b"],
     ("adadf_dist.predict.__main__", "--out"): ["adadf_dist.predict.__main__", "nowhere", "nothing"],
     ("adadf_dist.report.__main__", "--out"): ["adadf_dist.report.__main__", "nowhere"],
@@ -139,7 +139,7 @@ def test_every_command_is_tested() -> None:
         ".".join(path.relative_to(root).with_suffix("").parts)
         for package in ("adadf_dist", "shards", "tune", "benchmarks")
         for path in (root / package).rglob("*.py")
-        if re.search(r"= (argparse\.Argument)?Parser\(", path.read_text(encoding="utf-8"))
+        if re.search(r"= ((argparse\.Argument)?Parser\(|make_parser\(\s*\")", path.read_text(encoding="utf-8"))
     }
     parsers = {"adadf_dist.evaluate.cli": "adadf_dist.evaluate.__main__", "tune.search_options": "tune.search"}
     found = {parsers.get(name, name) for name in users}
@@ -162,11 +162,11 @@ def test_existing_file_is_rejected_before_the_work(
     key: tuple[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    path = tmp_path / f"mine{ENDINGS.get(key[1], '.md' if key[1] == '--card' else '.png')}"
+    path = tmp_path / f"mine{ENDINGS.get(key[1], '.md' if key[1] == '--model-card' else '.png')}"
     path.write_text("mine")
     line = refused([*FILES[key], key[1], str(path)], capsys)
     assert str(path) in line
-    assert "--force" in line
+    assert "--overwrite" in line
     assert path.read_text() == "mine"
     assert [entry.name for entry in tmp_path.iterdir()] == [path.name]
 

@@ -129,7 +129,7 @@ def test_ascii_locale_changes_nothing(tmp_path: Path) -> None:
         "from adadf_dist.config.load import load_config_file\n"
         "from shards.build import main\n"
         "assert load_config_file(sys.argv[1] + '/my.toml').values == {'seed': 3}\n"
-        "main(['csv', '--csv', sys.argv[1] + '/list.csv', '--out', sys.argv[2], '--workers', '1',"
+        "main(['csv', '--csv', sys.argv[1] + '/list.csv', '--out', sys.argv[2], '--num-workers', '1',"
         " '--validation-fraction', '0'])\n"
     )
     from tests.helpers.dataset_trees import jpeg

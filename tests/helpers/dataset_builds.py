@@ -25,7 +25,7 @@ ROOT = Path(__file__).parents[2]
 
 def run_build(source: str, out: Path, *options: object, workers: int = 1) -> Dataset:
     """Build a dataset as from the command line, in this process."""
-    words = [source, "--out", out, "--workers", workers, *options]
+    words = [source, "--out", out, "--num-workers", workers, *options]
     return build(parse_arguments([str(word) for word in words]))
 
 

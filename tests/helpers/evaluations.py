@@ -60,7 +60,7 @@ def build_renamed(out: Path, test: int, names: Sequence[str] = (), voted: bool =
 def evaluate(*words: object) -> dict[str, Any]:
     """The report of an evaluation in this process."""
     file = Path(str(words[0])).parent / "report.json"
-    main([*map(str, words), "--json", str(file), "--force"])
+    main([*map(str, words), "--json", str(file), "--overwrite"])
     report: dict[str, Any] = json.loads(file.read_text())
     return report
 

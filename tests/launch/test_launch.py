@@ -144,9 +144,18 @@ def test_hostfile_of_comments_is_rejected(cluster: Cluster, tmp_path: Path) -> N
 
 def test_unreachable_endpoint_gives_up(cluster: Cluster) -> None:
     endpoint = f"127.0.0.1:{free_port()}"
-    done = cluster.script("torchrun.sh", **SEVERAL, RDZV_ENDPOINT=endpoint, NODE_RANK="1", RDZV_WAIT="1")
+    done = cluster.script("torchrun.sh", **SEVERAL, RDZV_ENDPOINT=endpoint, NODE_RANK="1", RDZV_TIMEOUT_S="1")
     assert done.returncode == 2
     assert f"{endpoint} is not reachable after 1 s" in done.stderr and done.stderr.count("\n") == 1
+
+
+def test_a_variable_of_the_last_release_is_accepted_with_a_line(cluster: Cluster) -> None:
+    endpoint = f"127.0.0.1:{free_port()}"
+    done = cluster.script("torchrun.sh", **SEVERAL, RDZV_ENDPOINT=endpoint, NODE_RANK="1", RDZV_WAIT="1")
+    assert done.returncode == 2
+    renamed, error = done.stderr.splitlines()
+    assert renamed == "torchrun.sh: RDZV_WAIT is now RDZV_TIMEOUT_S"
+    assert f"{endpoint} is not reachable after 1 s" in error
 
 
 @pytest.mark.parametrize("logged", [False, True], ids=["as it is", "logger on"])

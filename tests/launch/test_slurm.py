@@ -165,13 +165,16 @@ def test_invalid_setting_starts_no_rank(cluster: Cluster) -> None:
     assert not (cluster.folder / "started").exists()
 
 
-def test_ranks_are_signaled_before_the_time_limit(cluster: Cluster) -> None:
+@pytest.mark.parametrize("name", ["SAVE_GRACE_S", "SAVE_S"])
+def test_ranks_are_signaled_before_the_time_limit(cluster: Cluster, name: str) -> None:
     cluster.ranks(saving_at_term(cluster))
     limit = time.time() + 6
     cluster.set("end_time", time.strftime("%Y-%m-%dT%H:%M:%S", time.localtime(limit)))
-    job = cluster.job(SAVE_S="3")
+    job = cluster.job(**{name: "3"})
     wait_until((cluster.folder / "started").exists)
-    assert ended(job)[0] == 0
+    status, output = ended(job)
+    assert status == 0
+    assert ("SAVE_S is now SAVE_GRACE_S" in output) == (name == "SAVE_S")
     assert time.time() < limit
     assert cluster.calls("scancel") == ["scancel --signal=TERM 4242"]
     assert cluster.calls("scontrol requeue") == ["scontrol requeue 4242"]

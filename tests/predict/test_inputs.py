@@ -23,7 +23,7 @@ from tests.helpers.waiting import communicate
 def test_folder_is_walked_in_order_and_bad_images_are_rows(
     model: Path, pictures: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    out, lines = predict(capsys, model, pictures, pictures / "b.png", "--batch-size", 2, "--workers", 3, status=1)
+    out, lines = predict(capsys, model, pictures, pictures / "b.png", "--batch-size", 2, "--num-workers", 3, status=1)
     rows = read_csv(out)
     names = ["a.jpg", "b.png", "d.webp", "e.jpg", "f.png", "below/c.JPEG", "b.png"]
     assert [row["path"] for row in rows] == [str(pictures / name) for name in names]

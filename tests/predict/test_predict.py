@@ -95,7 +95,7 @@ def test_user_errors_are_one_line(
 ) -> None:
     face = pictures / "a.jpg"
     assert "none of the paths is a dataset" in refused(capsys, model, face, "--split", "test")
-    assert "--force" in refused(capsys, model, face, "--out", pictures / "notes.txt")
+    assert "--overwrite" in refused(capsys, model, face, "--out", pictures / "notes.txt")
     for name in ("x.onnx", "x.pt2", "x.safetensors", "x.pt"):
         (pictures / name).write_bytes(b"nothing of the kind")
         assert name in refused(capsys, pictures / name, face, "--device", "cpu")

@@ -423,25 +423,25 @@ def test_user_errors_are_one_line(run: Path, tmp_path: Path, capsys: pytest.Capt
     assert "no finished epoch to report yet" in wrong([str(begun)], capsys)
     face = find_tracked_sample(open_run(run))
     assert face is not None
-    assert f"did you mean {face.key}?" in wrong([str(run), "--face", f"{face.key}x"], capsys)
+    assert f"did you mean {face.key}?" in wrong([str(run), "--sample", f"{face.key}x"], capsys)
     with np.load(run / "history" / "epoch-0001.npz") as epoch, np.load(run / "faces.npz") as columns:
         other = next(str(key) for n, key in enumerate(columns["keys"]) if n not in epoch["listed"].tolist())
-    assert f"runtime.tracked_samples {other}" in wrong([str(run), "--face", other], capsys)
+    assert f"runtime.tracked_samples {other}" in wrong([str(run), "--sample", other], capsys)
     for path in (begun / "history").glob("*.npz"):  # as with a sampler that skipped the sample
         with np.load(path) as arrays:
             columns = dict(arrays)
         columns["seen"][columns["listed"]] = 0
         np.savez(path, **columns)
     shutil.copy(run / "metrics.jsonl", begun)
-    assert "not sampled in any finished epoch yet" in wrong([str(begun), "--face", face.key], capsys)
+    assert "not sampled in any finished epoch yet" in wrong([str(begun), "--sample", face.key], capsys)
     assert find_tracked_sample(open_run(begun)) is None
     there = tmp_path / "mine.html"
     there.write_text("mine")
-    assert "--force to replace it" in wrong([str(run), "--out", str(there)], capsys)
+    assert "--overwrite to replace it" in wrong([str(run), "--out", str(there)], capsys)
     assert there.read_text() == "mine"
     assert "is a folder" in wrong([str(run), "--out", str(tmp_path)], capsys)
     assert "is not a folder" in wrong([str(run), "--out", str(there / "x.html")], capsys)
-    main([str(run), "--out", str(there), "--force", "--face", face.key])
+    main([str(run), "--out", str(there), "--overwrite", "--sample", face.key])
     assert there.read_text().startswith("<!doctype html>")
 
 

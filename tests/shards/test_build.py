@@ -28,12 +28,12 @@ def run_program(*words: object) -> subprocess.CompletedProcess[str]:
 def test_commands_build_and_verify(image_folder: Path, tmp_path: Path) -> None:
     out = tmp_path / "data"
     done = run_program(
-        "shards.build", "folder", "--root", image_folder, "--out", out, "--test-fraction", 0.2, "--workers", 1
+        "shards.build", "folder", "--root", image_folder, "--out", out, "--test-fraction", 0.2, "--num-workers", 1
     )
     assert (done.returncode, "Traceback" in done.stderr) == (0, False), done.stderr
     assert done.stdout == summary(open_dataset(out)) + "\n"
     assert "validation" in done.stdout
-    checked = run_program("shards.verify", out, "--workers", 1)
+    checked = run_program("shards.verify", out, "--num-workers", 1)
     assert checked.returncode == 0, checked.stdout
     assert "train" in checked.stdout
 
@@ -45,11 +45,11 @@ def test_command_errors_are_one_line(image_folder: Path, capsys: pytest.CaptureF
         build_main(["folder", "--root", str(image_folder), "--out", str(out)])
     assert stop.value.code == 2
     assert capsys.readouterr().err.splitlines() == [
-        f"shards.build: error: {out}: dataset already exists; pass --force to replace it, or choose another --out"
+        f"shards.build: error: {out}: dataset already exists; pass --overwrite to replace it, or choose another --out"
     ]
     (out / "train-000000.idx").unlink()
     with pytest.raises(SystemExit) as stop:
-        verify_main([str(out), "--workers", "1"])
+        verify_main([str(out), "--num-workers", "1"])
     assert stop.value.code == 1
     assert capsys.readouterr().out.splitlines() == [
         f"{out / 'train-000000.idx'}: missing; DALI would have to scan the tar",
@@ -67,7 +67,7 @@ def descendants(process: int) -> set[int]:
 
 def test_killed_build_leaves_no_dataset_and_no_process(tmp_path: Path) -> None:
     out, partial = tmp_path / "out", tmp_path / "out.partial"
-    words = ["shards.build", "synthetic", "--out", out, "--workers", 2, "--train", 10**6]
+    words = ["shards.build", "synthetic", "--out", out, "--num-workers", 2, "--train", 10**6]
     with subprocess.Popen([sys.executable, "-m", *map(str, words)], cwd=ROOT, stderr=subprocess.DEVNULL) as build:
         wait_until(lambda: len(list(partial.glob("*.tar"))) == 2)
         workers = descendants(build.pid)
@@ -79,16 +79,16 @@ def test_killed_build_leaves_no_dataset_and_no_process(tmp_path: Path) -> None:
     if list((partial / ".unfinished").glob("train-*.json")):
         with pytest.raises(UserError, match="unfinished build with different settings"):
             run_build("synthetic", out, *few)
-    dataset = run_build("synthetic", out, *few, "--restart")
+    dataset = run_build("synthetic", out, *few, "--discard-partial")
     assert not partial.exists()
     assert sorted(path.name for path in dataset.folder.glob("*.tar")) == ["train-000000.tar"]
 
 
 def test_killed_build_resumes_to_the_same_bytes(tmp_path: Path) -> None:
-    counts = ("--train", 600, "--validation", 50, "--test", 50, "--size", 32, "--samples-per-shard", 50)
+    counts = ("--train", 600, "--validation", 50, "--test", 50, "--image-size", 32, "--samples-per-shard", 50)
     whole = tree(run_build("synthetic", tmp_path / "whole", *counts, "--name", "faces").folder)
     out, notes = tmp_path / "out", tmp_path / "out.partial" / ".unfinished"
-    words = ["shards.build", "synthetic", "--out", out, "--workers", 2, *counts, "--name", "faces"]
+    words = ["shards.build", "synthetic", "--out", out, "--num-workers", 2, *counts, "--name", "faces"]
     for number in (1, 3):
         with subprocess.Popen([sys.executable, "-m", *map(str, words)], cwd=ROOT, stderr=subprocess.DEVNULL) as build:
             wait_until(lambda wanted=number: len(list(notes.glob("train-*.json"))) >= wanted)  # type: ignore[misc]
@@ -100,7 +100,20 @@ def test_killed_build_resumes_to_the_same_bytes(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_ray_builds_the_same_bytes(tmp_path: Path) -> None:
-    counts = ("--train", 40, "--validation", 5, "--test", 5, "--size", 32, "--samples-per-shard", 10, "--name", "faces")
+    counts = (
+        "--train",
+        40,
+        "--validation",
+        5,
+        "--test",
+        5,
+        "--image-size",
+        32,
+        "--samples-per-shard",
+        10,
+        "--name",
+        "faces",
+    )
     plain = run_build("synthetic", tmp_path / "plain", *counts)
     spread = run_build("synthetic", tmp_path / "spread", *counts, "--ray", "local")
     assert tree(spread.folder) == tree(plain.folder)
@@ -120,7 +133,7 @@ def test_output_above_the_source_is_rejected(image_folder: Path) -> None:
 
 
 def test_synthetic_faces_are_built_from_the_command_line(tmp_path: Path) -> None:
-    counts = ("--train", 12, "--validation", 0, "--test", 3, "--size", 32)
+    counts = ("--train", 12, "--validation", 0, "--test", 3, "--image-size", 32)
     dataset = run_build("synthetic", tmp_path / "out", *counts)
     assert {name: info.samples for name, info in dataset.splits.items()} == {"train": 12, "test": 3}
     assert verify(dataset.folder, 1)[1] == []

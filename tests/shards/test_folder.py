@@ -112,7 +112,7 @@ def test_exif_rotation_is_applied(image_folder: Path) -> None:
 
 def test_large_images_are_downscaled_and_small_ones_kept(image_folder: Path) -> None:
     save(image_folder / "glad" / "large.jpg", size=(90, 60))
-    dataset = build_folder(image_folder, "--validation-fraction", 0, "--image-size", 30)
+    dataset = build_folder(image_folder, "--validation-fraction", 0, "--max-side", 30)
     split, output = dataset.split("train"), facts(dataset, "train")
     sizes = {output[key]["source"]: pixels(split, sample).shape[:2] for sample, key in enumerate(split.keys)}
     assert sizes.pop("glad/large.jpg") == (30, 45)
@@ -165,13 +165,15 @@ BAD_IMAGES: dict[str, tuple[bytes, str]] = {
 @pytest.mark.parametrize(("data", "reason"), BAD_IMAGES.values(), ids=BAD_IMAGES)
 def test_bad_images_are_an_error_and_then_quarantined(image_folder: Path, data: bytes, reason: str) -> None:
     (image_folder / "glad" / "bad.jpg").write_bytes(data)
-    with pytest.raises(UserError, match=r"1 of 41 images are invalid \(first: glad/bad\.jpg.*--max-bad 1") as error:
+    with pytest.raises(
+        UserError, match=r"1 of 41 images are invalid \(first: glad/bad\.jpg.*--max-bad-images 1"
+    ) as error:
         build_folder(image_folder, "--validation-fraction", 0)
     assert reason in str(error.value)
     assert "\n" not in str(error.value)
     assert not (image_folder.parent / "out").exists()
     assert reason in (image_folder.parent / "out.partial" / "quarantine.csv").read_text()
-    dataset = build_folder(image_folder, "--validation-fraction", 0, "--max-bad", 1)
+    dataset = build_folder(image_folder, "--validation-fraction", 0, "--max-bad-images", 1)
     assert dataset.splits["train"].samples == 40
     assert findings(dataset)["quarantined"] == 1
     with (dataset.folder / "quarantine.csv").open() as stream:
@@ -185,7 +187,7 @@ def test_shard_without_a_good_image_leaves_no_gap(image_folder: Path) -> None:
     sources = [told["source"] for told in order[0].values()]
     for source in sources[10:20]:
         (image_folder / source).write_bytes(b"broken")
-    options = ("--validation-fraction", 0, "--samples-per-shard", 10, "--max-bad", 10, "--overwrite")
+    options = ("--validation-fraction", 0, "--samples-per-shard", 10, "--max-bad-images", 10, "--overwrite")
     dataset = build_folder(image_folder, *options)
     assert [shard.file for shard in dataset.splits["train"].shards] == [f"train-00000{n}.tar" for n in range(3)]
     assert sorted(path.name for path in dataset.folder.glob("*.idx")) == [f"train-00000{n}.idx" for n in range(3)]
@@ -197,7 +199,7 @@ def test_class_without_a_good_image_is_an_error(image_folder: Path) -> None:
         path.write_bytes(b"broken")
     count = len(list((image_folder / "glad").iterdir()))
     with pytest.raises(UserError, match=rf"class glad: all its training images are invalid.*\({count} invalid "):
-        build_folder(image_folder, "--validation-fraction", 0, "--max-bad", 99)
+        build_folder(image_folder, "--validation-fraction", 0, "--max-bad-images", 99)
     assert not (image_folder.parent / "out").exists()
 
 
@@ -207,7 +209,7 @@ def test_no_good_image_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "faces" / "sad").mkdir()
     (tmp_path / "faces" / "sad" / "b.jpg").write_bytes(b"broken too")
     with pytest.raises(UserError, match="split train: all images are invalid"):
-        build_folder(tmp_path / "faces", "--max-bad", 9)
+        build_folder(tmp_path / "faces", "--max-bad-images", 9)
 
 
 BAD_TREES: dict[str, tuple[list[str], tuple[object, ...], str]] = {
@@ -225,7 +227,7 @@ BAD_TREES: dict[str, tuple[list[str], tuple[object, ...], str]] = {
         ("--test-fraction", 0.6, "--validation-fraction", 0.6),
         "no training images",
     ),
-    "image size": (["glad/a.jpg"], ("--image-size", 3), "--image-size 3: must be at least 16"),
+    "image size": (["glad/a.jpg"], ("--max-side", 3), "--max-side 3: must be at least 16"),
 }
 
 

@@ -105,7 +105,7 @@ def test_affectnet_2021_bad_annotation_is_one_line(numbers: Any, tmp_path: Path)
     assert "1 of 24 images are invalid (first: train_set/images/3.jpg: annotation 3_lnd.npy" in refused(
         "affectnet", tmp_path, *words
     )
-    dataset = run_build("affectnet", tmp_path / "out", *words, "--max-bad", 1)
+    dataset = run_build("affectnet", tmp_path / "out", *words, "--max-bad-images", 1)
     assert dataset.splits["train"].samples == 15
 
 

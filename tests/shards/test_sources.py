@@ -62,7 +62,7 @@ def test_affectnet_2017_crops_the_face(release_2017: Path, tmp_path: Path) -> No
     """The box is 16 x 16 at (4, 2) of 40 x 30; with a margin of half a box it is 32 x 32, clipped to the image."""
     cut = run_build("affectnet", tmp_path / "cut", "--root", release_2017, *NO_CARVING)
     wide = run_build("affectnet", tmp_path / "wide", "--root", release_2017, "--margin", 0.5, *NO_CARVING)
-    whole = run_build("affectnet", tmp_path / "whole", "--root", release_2017, "--whole", *NO_CARVING)
+    whole = run_build("affectnet", tmp_path / "whole", "--root", release_2017, "--no-crop", *NO_CARVING)
     for source, data in stored(whole).items():
         photo = release_2017 / source
         assert data == photo.read_bytes()
@@ -79,9 +79,9 @@ def test_affectnet_2017_counts_skipped_rows(release_2017: Path, tmp_path: Path) 
     again, other = trees.affectnet_row("0/00.jpg", 0), trees.affectnet_row("1/01.jpg", 5)
     csv.write_text("\n".join([*rows, again, other, trees.affectnet_row("2/gone.jpg", 1)]) + "\n")
     write(release_2017 / "Manually_Annotated_Images" / "0" / "extra.jpg", jpeg(999))
-    with pytest.raises(UserError, match=r"2/gone\.jpg: cannot be read: No such file.*--max-bad 1"):
+    with pytest.raises(UserError, match=r"2/gone\.jpg: cannot be read: No such file.*--max-bad-images 1"):
         run_build("affectnet", tmp_path / "out", "--root", release_2017, *NO_CARVING)
-    dataset = run_build("affectnet", tmp_path / "out", "--root", release_2017, *NO_CARVING, "--max-bad", 1)
+    dataset = run_build("affectnet", tmp_path / "out", "--root", release_2017, *NO_CARVING, "--max-bad-images", 1)
     found = findings(dataset)
     assert (found["repeated_rows"], found["repeated_rows_of_another_label"]) == (1, 1)
     assert (found["images_without_annotation"], found["quarantined"]) == (1, 1)
@@ -295,7 +295,7 @@ def test_broken_files_are_quarantined(name: str, tmp_path: Path) -> None:
     write(tmp_path / "raf" / "Image" / "aligned" / "train_3_aligned.jpg", content)
     with pytest.raises(UserError, match=r"1 of 14 images are invalid.*train_3_aligned\.jpg"):
         run_build("rafdb", tmp_path / "out", "--root", tmp_path / "raf", *NO_CARVING)
-    dataset = run_build("rafdb", tmp_path / "out", "--root", tmp_path / "raf", *NO_CARVING, "--max-bad", 1)
+    dataset = run_build("rafdb", tmp_path / "out", "--root", tmp_path / "raf", *NO_CARVING, "--max-bad-images", 1)
     assert reason in (dataset.folder / "quarantine.csv").read_text()
     assert "0x" not in (dataset.folder / "quarantine.csv").read_text()
     assert dataset.splits["train"].samples == 13

@@ -73,7 +73,7 @@ def test_search_survives_a_lost_node(nodes: Nodes, faces: Path, tmp_path: Path) 
     out = tmp_path / "study"
     values = {"epochs": "6", "data.shards": str(faces), "address": nodes.address}
     values |= {"space": space(tmp_path, '"loss.lambda_min" = { uniform = [0.0, 0.5] }')}
-    values |= {"trials": "2", "seeds": "2", "finalists": "1", "scheduler": "none"}
+    values |= {"num-trials": "2", "num-seeds": "2", "finalists": "1", "scheduler": "none"}
     lost: dict[str, int] = {}
     others: set[str] = set()
 
@@ -107,9 +107,9 @@ def test_search_survives_a_lost_node(nodes: Nodes, faces: Path, tmp_path: Path) 
 
 def test_search_resumes_after_its_driver_is_killed(nodes: Nodes, faces: Path, tmp_path: Path) -> None:
     out = tmp_path / "study"
-    values = {"epochs": "3", "data.shards": str(faces), "address": nodes.address, "workers-per-trial": "2"}
+    values = {"epochs": "3", "data.shards": str(faces), "address": nodes.address, "ranks-per-trial": "2"}
     values |= {"space": space(tmp_path, '"loss.lambda_min" = { uniform = [0.0, 0.5] }')}
-    values |= {"trials": "1", "seeds": "2", "finalists": "1", "scheduler": "none"}
+    values |= {"num-trials": "1", "num-seeds": "2", "finalists": "1", "scheduler": "none"}
     with started(search_command(out, values)) as search:
         first = out / "trials" / "0000-seed0"
         wait_until(lambda: epochs_of(first) or search.poll() is not None, "no first epoch", 200)
@@ -127,7 +127,7 @@ def test_search_resumes_after_its_driver_is_killed(nodes: Nodes, faces: Path, tm
 def test_trial_is_restarted_when_its_process_is_killed(nodes: Nodes, faces: Path, tmp_path: Path) -> None:
     """The process that Tune placed, which started the ranks: its resources are free for the next attempt."""
     out = tmp_path / "study"
-    values = {"epochs": "4", "data.shards": str(faces), "address": nodes.address, "workers-per-trial": "2"}
+    values = {"epochs": "4", "data.shards": str(faces), "address": nodes.address, "ranks-per-trial": "2"}
     values |= {"space": space(tmp_path, '"loss.lambda_min" = { uniform = [0.0, 0.5] }')}
     first = out / "trials" / "0000-seed0"
     with started(search_command(out, values)) as search:
@@ -147,9 +147,9 @@ def test_trial_is_restarted_when_its_process_is_killed(nodes: Nodes, faces: Path
 
 def test_halted_trials_leave_no_process(nodes: Nodes, faces: Path, tmp_path: Path) -> None:
     out = tmp_path / "study"
-    values = {"epochs": "4", "data.shards": str(faces), "address": nodes.address, "workers-per-trial": "2"}
+    values = {"epochs": "4", "data.shards": str(faces), "address": nodes.address, "ranks-per-trial": "2"}
     values |= {"space": space(tmp_path, '"optimizer.lr" = { grid = [1e-2, 1e-12] }')}
-    values |= {"trials": "2", "seeds": "2", "finalists": "1", "grace": "2", "factor": "2"}
+    values |= {"num-trials": "2", "num-seeds": "2", "finalists": "1", "grace-period": "2", "reduction-factor": "2"}
     done = finish(search_command(out, values), timeout=900)
     assert done.returncode == 0, done.stderr
     assert done.stderr == ""
@@ -177,7 +177,7 @@ def test_code_is_shipped_to_nodes_without_it(nodes: Nodes) -> None:
 
 def refusal(out: Path, values: Mapping[str, str]) -> str:
     """The one line with which a search is rejected before any trial."""
-    done = finish(search_command(out, {"epochs": "3", **values}, "--grace", "2"), timeout=90)
+    done = finish(search_command(out, {"epochs": "3", **values}, "--grace-period", "2"), timeout=90)
     assert done.returncode == 2, done.stderr
     assert done.stderr.count("\n") == 1 and done.stderr.startswith("tune.search: error: "), done.stderr
     assert not (out / "trials").exists()
@@ -191,7 +191,7 @@ def test_missing_cluster_is_one_line(faces: Path, tmp_path: Path) -> None:
 
 def test_oversized_trial_is_rejected(nodes: Nodes, faces: Path, tmp_path: Path) -> None:
     values = {"data.shards": str(faces), "address": nodes.address, "space": "recipe"}
-    output = refusal(tmp_path / "workers", {**values, "workers-per-trial": "3"})
-    assert "--workers-per-trial 3: a trial needs 3 CPUs, the cluster has 2" in output
-    output = refusal(tmp_path / "gpus", {**values, "gpus-per-worker": "1"})
-    assert "a trial needs 1 GPUs, the cluster has 0; lower it or --gpus-per-worker" in output
+    output = refusal(tmp_path / "workers", {**values, "ranks-per-trial": "3"})
+    assert "--ranks-per-trial 3: a trial needs 3 CPUs, the cluster has 2" in output
+    output = refusal(tmp_path / "gpus", {**values, "gpus-per-rank": "1"})
+    assert "a trial needs 1 GPUs, the cluster has 0; lower it or --gpus-per-rank" in output

@@ -36,12 +36,12 @@ def test_changes_since_the_first_start_are_named(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--trials", "-1"], "--trials -1: must be at least 0"),
-        (["--seeds", "1"], "--seeds 1: must be at least 2"),
+        (["--num-trials", "-1"], "--num-trials -1: must be at least 0"),
+        (["--num-seeds", "1"], "--num-seeds 1: must be at least 2"),
         (["--evaluation.protocol", "paper"], "evaluation.protocol=paper"),
         (["--searcher", "tpe", "--local"], "--searcher tpe"),
         (["--space", "papr"], "--space papr"),
-        (["--grace", "3"], "--grace 3"),
+        (["--grace-period", "3"], "--grace-period 3"),
         (["--loss.lamda_min", "0.1"], "unknown option --loss.lamda_min"),
     ],
 )
@@ -81,8 +81,8 @@ def test_grid_points_are_visited_once(tmp_path: Path) -> None:
     space.write_text('"optimizer.lr" = { grid = [1e-3, 1e-2, 1e-1] }')
     study, _ = plan(["--preset", "demo", "--space", str(space)])
     assert [trial.values.get("optimizer.lr") for trial in study.search_trials()] == [None, 1e-3, 1e-2, 1e-1]
-    with pytest.raises(UserError, match=r"--trials 4: the grids .* have 3 points"):
-        plan(["--preset", "demo", "--space", str(space), "--trials", "4"])
+    with pytest.raises(UserError, match=r"--num-trials 4: the grids .* have 3 points"):
+        plan(["--preset", "demo", "--space", str(space), "--num-trials", "4"])
     with pytest.raises(UserError, match=r"optimizer\.lr is a grid"):
         plan(["--preset", "demo", "--space", str(space), "--searcher", "tpe"])
 

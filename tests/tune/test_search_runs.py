@@ -20,7 +20,7 @@ from tests.helpers.runs import SMALL, finish, records, start
 from tests.helpers.waiting import communicate, wait_until
 
 SPACE = '"loss.lambda_min" = { uniform = [0.0, 0.5] }\n'
-SIZE = ("--trials", "2", "--seeds", "2", "--finalists", "1", "--scheduler", "none")
+SIZE = ("--num-trials", "2", "--num-seeds", "2", "--finalists", "1", "--scheduler", "none")
 BROKEN = 1e-12
 """A learning rate that learns nothing."""
 
@@ -66,7 +66,9 @@ def test_seeds_of_one_configuration_run_on_ray(tiny: Path, tmp_path: Path) -> No
     """Two trials of one epoch: each finishes and is tested, and both sources of noise are in the interval."""
     space = space_in(tmp_path, SPACE)
     done = finish(
-        command(tmp_path / "search", space, "--trials", "0", "--seeds", "2", data__shards=str(tiny), epochs="1"),
+        command(
+            tmp_path / "search", space, "--num-trials", "0", "--num-seeds", "2", data__shards=str(tiny), epochs="1"
+        ),
         timeout=280,
     )
     assert done.returncode == 0, done.stderr
@@ -88,7 +90,7 @@ def test_small_search_finds_a_known_optimum(tmp_path: Path) -> None:
         command(
             tmp_path / "search",
             space,
-            *("--trials", "2", "--seeds", "3", "--finalists", "1", "--scheduler", "none"),
+            *("--num-trials", "2", "--num-seeds", "3", "--finalists", "1", "--scheduler", "none"),
             data__shards=str(tmp_path / "faces"),
             data__synthetic_samples="[1000, 210, 70]",
             loss__supervision="one_hot",
@@ -188,8 +190,8 @@ def test_optuna_uses_known_results(tiny: Path, tmp_path: Path) -> None:
         + '"optimizer.schedule" = { choice = ["exponential", "cosine"] }\n'
         + '"optimizer.lr_gamma" = { choice = [0.8, 0.9], when = { "optimizer.schedule" = "exponential" } }\n',
     )
-    few = ("--seeds", "2", "--finalists", "1", "--scheduler", "none", "--searcher", "tpe")
-    for words in (("--trials", "3"), ("--trials", "5", "--resume")):
+    few = ("--num-seeds", "2", "--finalists", "1", "--scheduler", "none", "--searcher", "tpe")
+    for words in (("--num-trials", "3"), ("--num-trials", "5", "--resume")):
         search = command(tmp_path / "search", space, *few, *words, data__shards=str(tiny), epochs="1")
         done = finish(search, timeout=280)
         assert done.returncode == 0, done.stderr

@@ -130,7 +130,7 @@ def test_grace_is_twice_the_largest_epoch_threshold() -> None:
     space = read_space("test", {"loss.epoch_threshold": {"choice": [1, 5]}}, config)
     assert plan_halving(space, config, None, 3).rungs == [10, 30]
     assert plan_halving(space, config, 12, 2).rungs == [12, 24]
-    with pytest.raises(UserError, match=r"--grace 9: must be at least 10, .*loss\.epoch_threshold \(5\)"):
+    with pytest.raises(UserError, match=r"--grace-period 9: must be at least 10, .*loss\.epoch_threshold \(5\)"):
         plan_halving(space, config, 9, 3)
     conditional: dict[str, object] = {
         "loss.epoch_threshold": {"choice": [1, 3], "when": {"optimizer.schedule": "cosine"}},
@@ -140,7 +140,7 @@ def test_grace_is_twice_the_largest_epoch_threshold() -> None:
     assert plan_halving(read_space("test", conditional, ten), ten, None, 3).grace == 20
     fixed = read_space("test", {"loss.lambda_min": {"uniform": [0.0, 0.5]}}, config)
     assert plan_halving(fixed, config, None, 3).grace == 2
-    with pytest.raises(UserError, match="--factor 1"):
+    with pytest.raises(UserError, match="--reduction-factor 1"):
         plan_halving(fixed, config, None, 1)
 
 

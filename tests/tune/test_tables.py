@@ -29,7 +29,7 @@ def better_fused(config: Config, epoch: int) -> float:
 
 
 def make(folder: Path, *names: str, seeds: int = 3, epochs: int = 2) -> str:
-    command = [*names, "--preset", "rafdb", "--epochs", str(epochs), "--out", str(folder), "--seeds", str(seeds)]
+    command = [*names, "--preset", "rafdb", "--epochs", str(epochs), "--out", str(folder), "--num-seeds", str(seeds)]
     study, options, preset = plan(command)
     start(study, resume=(folder / STUDY_FILE).exists())
     make_tables(study, options.tables, preset, InProcessRunner())
@@ -177,7 +177,7 @@ def test_failed_row_is_marked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     ("words", "message"),
     [
         (["backbone", "--model.pretrained", "msceleb.pth"], "msceleb.pth contains weights of one backbone"),
-        (["ablation", "--seeds", "1"], "--seeds 1"),
+        (["ablation", "--num-seeds", "1"], "--num-seeds 1"),
         (["ablation", "--evaluation.protocol", "paper"], "evaluation.protocol"),
     ],
 )

@@ -96,7 +96,7 @@ def describe_precision(choice: Selection) -> str:
     best = min(found, key=lambda difference: difference.interval.high - difference.interval.low)
     points = 50 * (best.interval.high - best.interval.low)
     text = f"with {best.seeds} seeds and {best.samples:,} validation samples, differences below {points:.0f} points "
-    return text + "are undetectable; raise --seeds or use a larger validation split"
+    return text + "are undetectable; raise --num-seeds or use a larger validation split"
 
 
 def name_of(number: int) -> str:

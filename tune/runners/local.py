@@ -112,10 +112,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     where = parser.add_argument_group("where trials run")
     where.add_argument("--local", action="store_true", help="one after another on this machine, without Ray")
     where.add_argument("--address", default="", help="address of a Ray cluster, or auto (default: start one here)")
-    where.add_argument("--workers-per-trial", type=int, default=1, help="ranks per trial (default: %(default)s)")
-    where.add_argument("--cpus-per-worker", type=float, default=1.0, help="CPUs per rank (default: %(default)s)")
+    where.add_argument("--ranks-per-trial", type=int, default=1, help="ranks per trial (default: %(default)s)")
+    where.add_argument("--cpus-per-rank", type=float, default=1.0, help="CPUs per rank (default: %(default)s)")
     where.add_argument(
-        "--gpus-per-worker",
+        "--gpus-per-rank",
         type=float,
         help="GPUs per rank; a fraction only for one rank (default: 1 if there are GPUs)",
     )
@@ -124,12 +124,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 @contextmanager
 def make_runner(options: argparse.Namespace) -> Iterator[Runner]:
     """Create the runner for the parsed options. Raises `UserError` if Ray is unavailable or too small for a trial."""
-    if options.workers_per_trial < 1:
-        raise UserError(f"--workers-per-trial {options.workers_per_trial}: must be at least 1")
-    if options.local and (options.address or options.gpus_per_worker is not None):
-        raise UserError("--local runs trials sequentially on this machine; remove --address and --gpus-per-worker")
+    if options.ranks_per_trial < 1:
+        raise UserError(f"--ranks-per-trial {options.ranks_per_trial}: must be at least 1")
+    if options.local and (options.address or options.gpus_per_rank is not None):
+        raise UserError("--local runs trials sequentially on this machine; remove --address and --gpus-per-rank")
     if options.local:
-        yield LocalRunner(options.workers_per_trial)
+        yield LocalRunner(options.ranks_per_trial)
         return
     try:
         from tune.runners.ray_cluster import connect, trial_resources  # slow to import, and optional
@@ -139,4 +139,4 @@ def make_runner(options: argparse.Namespace) -> Iterator[Runner]:
             f"importing Ray failed ({single_line(error)}); {install_or_repair(error, 'tune')}, or pass --local"
         ) from None
     with connect(options.address):
-        yield RayRunner(trial_resources(options.workers_per_trial, options.cpus_per_worker, options.gpus_per_worker))
+        yield RayRunner(trial_resources(options.ranks_per_trial, options.cpus_per_rank, options.gpus_per_rank))

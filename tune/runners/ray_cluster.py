@@ -93,12 +93,12 @@ def trial_resources(workers: int, cpus: float, gpus: float | None) -> TrialResou
     if gpus is None:
         gpus = 1.0 if resource_per_node("GPU") else 0.0
     if cpus < 0 or gpus < 0 or cpus == gpus == 0:
-        raise UserError(f"--cpus-per-worker {cpus:g}, --gpus-per-worker {gpus:g}: a worker needs CPUs or GPUs")
+        raise UserError(f"--cpus-per-rank {cpus:g}, --gpus-per-rank {gpus:g}: a rank needs CPUs or GPUs")
     if gpus > 1 and gpus % 1:
-        raise UserError(f"--gpus-per-worker {gpus:g}: above 1, it must be an integer")
+        raise UserError(f"--gpus-per-rank {gpus:g}: above 1, it must be an integer")
     if workers > 1 and gpus % 1:
         raise UserError(
-            f"--gpus-per-worker {gpus:g}: NCCL refuses two ranks on one GPU; fractions need --workers-per-trial 1"
+            f"--gpus-per-rank {gpus:g}: NCCL refuses two ranks on one GPU; fractions need --ranks-per-trial 1"
         )
     return TrialResources(workers, cpus, gpus)
 
@@ -109,7 +109,7 @@ def trials_at_once(share: TrialResources) -> int:
         whole, largest = sum(resource_per_node(name)), max(resource_per_node(name), default=0.0)
         if amount * share.workers > whole:
             raise UserError(
-                f"--workers-per-trial {share.workers}: a trial needs {amount * share.workers:g} {name}s, the cluster "
+                f"--ranks-per-trial {share.workers}: a trial needs {amount * share.workers:g} {name}s, the cluster "
                 f"has {whole:g}; lower it or --{name.lower()}s-per-worker"
             )
         if amount > largest:
@@ -122,7 +122,7 @@ def trials_at_once(share: TrialResources) -> int:
     )
     if workers < share.workers:
         raise UserError(
-            f"--workers-per-trial {share.workers}: only {workers} workers with {share.cpus:g} CPUs and "
+            f"--ranks-per-trial {share.workers}: only {workers} workers with {share.cpus:g} CPUs and "
             f"{share.gpus:g} GPUs each fit on the cluster's nodes; lower one of these"
         )
     return workers // share.workers

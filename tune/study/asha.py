@@ -51,9 +51,9 @@ def plan_halving(space: Space, base: Config, grace: int | None, factor: int) -> 
         grace = least
     if grace < least:
         raise UserError(
-            f"--grace {grace}: must be at least {least}, twice the largest loss.epoch_threshold ({largest}); earlier, "
-            "such a trial is still ramping its losses (eqs 15, 16) and would be pruned unfairly"
+            f"--grace-period {grace}: must be at least {least}, twice the largest loss.epoch_threshold ({largest}); "
+            "earlier, such a trial is still ramping its losses (eqs 15, 16) and would be pruned unfairly"
         )
     if factor < 2:
-        raise UserError(f"--factor {factor}: must be at least 2; 1 in this many trials passes a rung")
+        raise UserError(f"--reduction-factor {factor}: must be at least 2; 1 in this many trials passes a rung")
     return AshaSchedule(grace, factor, base.epochs)

@@ -225,7 +225,7 @@ def too_many_bad_error(folder: Path, bad: Sequence[BuildNote], samples: int) -> 
     write_table(path, BuildNote._fields, bad)
     return UserError(
         f"{len(bad):,} of {samples:,} images are invalid (first: {bad[0].source}: {bad[0].reason}; "
-        f"full list: {path}). Fix them and rerun, or skip them with --max-bad {len(bad)}"
+        f"full list: {path}). Fix them and rerun, or skip them with --max-bad-images {len(bad)}"
     )
 
 

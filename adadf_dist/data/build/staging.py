@@ -99,7 +99,7 @@ def check_fingerprint(partial: Path, kept: Mapping[str, object], wanted: Mapping
     if changes:
         raise UserError(
             f"{partial}: unfinished build with different settings ({'; '.join(changes)}); "
-            "rerun with the original settings or pass --restart to discard it"
+            "rerun with the original settings or pass --discard-partial to discard it"
         )
 
 
@@ -119,7 +119,7 @@ def check_overwrite(out: Path, overwrite: bool) -> None:
     if not (out / MANIFEST).is_file():
         raise UserError(f"{out}: exists and is not a dataset folder; choose another --out")
     if not overwrite:
-        raise UserError(f"{out}: dataset already exists; pass --force to replace it, or choose another --out")
+        raise UserError(f"{out}: dataset already exists; pass --overwrite to replace it, or choose another --out")
 
 
 def clear(folder: Path) -> None:

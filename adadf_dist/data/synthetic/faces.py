@@ -5,7 +5,7 @@ The expression is a vector of action-unit intensities (the muscle movements of F
 to it, and the majority is the label. Everything else in the image (identity, skin, pose, light, glasses, hair, blur,
 noise) is sampled independently of it.
 
-    python -m adadf_dist.data.synthetic.faces --out sheet.png --size 96 --seed 0
+    python -m adadf_dist.data.synthetic.faces --out sheet.png --image-size 96 --seed 0
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ from numpy.typing import ArrayLike, NDArray
 from PIL import Image, ImageDraw, ImageFont
 
 from adadf_dist.console.exit import cli_errors
-from adadf_dist.console.parser import Parser
+from adadf_dist.console.parser import make_parser
 from adadf_dist.data.synthetic.renderer import APPEARANCE, FaceRenderer, camera_effects, smoothstep
 from adadf_dist.errors import UserError
-from adadf_dist.files.outputs import add_force_option, atomic_file, check_output_path
+from adadf_dist.files.outputs import add_overwrite_option, atomic_file, check_output_path
 
 EMOTIONS: tuple[str, ...] = ("neutral", "happy", "sad", "surprise", "fear", "disgust", "anger")
 """Class names in label order."""
@@ -162,18 +162,18 @@ def contact_sheet(seed: int = 0, size: int = 96, columns: int = 10) -> Image.Ima
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = Parser(prog="python -m adadf_dist.data.synthetic.faces", description="Render a sheet of synthetic faces.")
+    parser = make_parser("adadf_dist.data.synthetic.faces", "Render a sheet of synthetic faces.")
     parser.add_argument("--out", type=Path, required=True, help="image file to write")
-    parser.add_argument("--size", type=int, default=96, help="side of a face in pixels (default: %(default)s)")
+    parser.add_argument("--image-size", type=int, default=96, help="side of a face in pixels (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="random seed (default: %(default)s)")
-    add_force_option(parser, "the image")
+    add_overwrite_option(parser, "the image")
     options = parser.parse_args(argv)
     with cli_errors("adadf_dist.data.synthetic.faces"):
         if options.out.suffix.lower() not in Image.registered_extensions():
             raise UserError(f"--out {options.out}: unknown image format; use the extension .png")
-        check_output_path(options.out, options.force, "--out")
+        check_output_path(options.out, options.overwrite, "--out")
         with atomic_file(options.out) as partial:
-            contact_sheet(options.seed, options.size).save(partial)
+            contact_sheet(options.seed, options.image_size).save(partial)
 
 
 if __name__ == "__main__":

@@ -68,7 +68,7 @@ def map_tasks(
                 worker.send(orders)
             return distribute_tasks(pool, tasks, on_samples)
     except DeadWorkerError as error:
-        raise DeadWorkerError(f"{error}; if out of memory, use fewer --workers (now {workers})") from None
+        raise DeadWorkerError(f"{error}; if out of memory, use fewer --num-workers (now {workers})") from None
 
 
 @dataclass(frozen=True)

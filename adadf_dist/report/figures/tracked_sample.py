@@ -43,14 +43,14 @@ def find_tracked_sample(run: RunData, key: str = "") -> TrackedSample | None:
     numbers = run.history[-1]["listed"] if run.history and run.faces is not None else np.zeros(0, np.int64)
     if not len(numbers) or run.faces is None:
         if key:
-            raise UserError(f"--face {key}: {run.folder} has no tracked samples; set runtime.num_tracked_samples")
+            raise UserError(f"--sample {key}: {run.folder} has no tracked samples; set runtime.num_tracked_samples")
         return None
     seen = np.sum([epoch["seen"][numbers] for epoch in run.history], axis=0) > 0
     if key:
         place = place_of(run, key, [str(run.faces.keys[number]) for number in numbers])
         if not seen[place]:
             raise UserError(
-                f"--face {key}: not sampled in any finished epoch yet (data.sampler = {run.config.data.sampler})"
+                f"--sample {key}: not sampled in any finished epoch yet (data.sampler = {run.config.data.sampler})"
             )
         return listed_face(run, place)
     votes = None if run.faces.votes is None else run.faces.votes[numbers]
@@ -67,11 +67,11 @@ def place_of(run: RunData, key: str, keys: Sequence[str]) -> int:
     assert run.faces is not None
     if key in run.faces.keys:
         raise UserError(
-            f"--face {key}: not a tracked sample; train with --runtime.tracked_samples {key}, or choose one of the "
+            f"--sample {key}: not a tracked sample; train with --runtime.tracked_samples {key}, or choose one of the "
             f"{len(keys)} tracked samples, such as {keys[0]}"
         )
     near = difflib.get_close_matches(key, keys, n=1, cutoff=0.0)[0]
-    raise UserError(f"--face {key}: unknown sample key; did you mean {near}?")
+    raise UserError(f"--sample {key}: unknown sample key; did you mean {near}?")
 
 
 def listed_face(run: RunData, place: int) -> TrackedSample:

@@ -49,7 +49,7 @@ def test_failed_build_keeps_the_old_dataset(copy: Path, tmp_path: Path) -> None:
 
 
 def test_existing_dataset_is_replaced_only_with_force(copy: Path, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="dataset already exists; pass --force"):
+    with pytest.raises(UserError, match="dataset already exists; pass --overwrite"):
         build_dataset(Pictures(), copy, OPTIONS)
     new = build_dataset(Pictures(), copy, replace(OPTIONS, samples_per_shard=50, overwrite=True))
     assert len(new.splits["train"].shards) == 1
@@ -114,7 +114,7 @@ def test_truncated_tar_of_an_unfinished_build_is_rewritten(built: Dataset, tmp_p
 def test_unfinished_build_with_other_options_is_rejected(built: Dataset, tmp_path: Path) -> None:
     with pytest.raises(BreakOffError):
         build_dataset(LimitedSource(), tmp_path / "new", OPTIONS)
-    with pytest.raises(UserError, match=r"samples_per_shard was 7, is 9.*--restart"):
+    with pytest.raises(UserError, match=r"samples_per_shard was 7, is 9.*--discard-partial"):
         build_dataset(Pictures(), tmp_path / "new", replace(OPTIONS, samples_per_shard=9))
     new = build_dataset(Pictures(), tmp_path / "new", replace(OPTIONS, samples_per_shard=9, restart=True))
     assert len(new.splits["train"].shards) == 5
@@ -186,7 +186,8 @@ class KillingSource(Pictures):
 
 
 def test_killed_worker_is_one_line(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"^worker \d \(process \d+\) was killed by SIGKILL; .*--workers \(now 2\)$"):
+    killed = r"^worker \d \(process \d+\) was killed by SIGKILL; .*--num-workers \(now 2\)$"
+    with pytest.raises(UserError, match=killed):
         build_dataset(KillingSource(), tmp_path / "new", OPTIONS, ProcessPool(2))
     assert list(tmp_path.iterdir()) == []
 

@@ -109,7 +109,7 @@ def test_broken_links_pipes_and_unreadable_folders_are_reported(
     words = ("--root", root, "--validation-fraction", 0)
     with pytest.raises(UserError, match="2 of 12 images are invalid"):
         run_build("folder", tmp_path / "out", *words)
-    dataset = run_build("folder", tmp_path / "out", *words, "--max-bad", 2)
+    dataset = run_build("folder", tmp_path / "out", *words, "--max-bad-images", 2)
     assert findings(dataset)["skipped"] == {"links to folders": 1, "special files": 1}
 
     real = os.scandir
@@ -139,7 +139,7 @@ def test_circular_links_are_not_classes_and_are_skipped(tmp_path: Path) -> None:
     (tmp_path / "elsewhere").mkdir()
     (root / "b").rename(tmp_path / "elsewhere" / "b")
     os.symlink(tmp_path / "elsewhere" / "b", root / "b")
-    dataset = run_build("folder", tmp_path / "out", "--root", root, "--validation-fraction", 0, "--max-bad", 1)
+    dataset = run_build("folder", tmp_path / "out", "--root", root, "--validation-fraction", 0, "--max-bad-images", 1)
     assert dataset.classes == ("a", "b")
     assert dataset.splits["train"].class_counts == (3, 3)
     assert findings(dataset)["skipped"] == {"links to folders": 2}
@@ -305,7 +305,7 @@ def test_names_of_any_bytes_are_stored_escaped(tmp_path: Path) -> None:
     words = ("--root", root, "--validation-fraction", 0)
     with pytest.raises(UserError, match=r"first: train/b/b\\xe4d\.jpg: failed to decode"):
         run_build("folder", tmp_path / "out", *words)
-    dataset = run_build("folder", tmp_path / "out", *words, "--max-bad", 1, "--keep-leaks", "--restart")
+    dataset = run_build("folder", tmp_path / "out", *words, "--max-bad-images", 1, "--keep-leaks", "--discard-partial")
     sources = {entry["source"] for entry in facts(dataset, "train").values()}
     assert {"train/a/fr\\xf6hlich\\x5c1.jpg", "train/a/new\\x0aline.jpg"} <= sources
     assert all((root / unescape_name(source)).is_file() for source in sources)

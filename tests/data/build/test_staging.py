@@ -21,7 +21,7 @@ NUMBERS = range(30)
 
 
 def build_csv(root: Path, out: Path, *options: str) -> Dataset:
-    words = ["csv", "--csv", str(root / "list.csv"), "--out", str(out), "--name", "faces", "--workers", "1"]
+    words = ["csv", "--csv", str(root / "list.csv"), "--out", str(out), "--name", "faces", "--num-workers", "1"]
     words += ["--samples-per-shard", "5", "--validation-fraction", "0"]
     return build(parse_arguments([*words, *options]))
 
@@ -133,9 +133,11 @@ def test_other_options_still_need_restart(root: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError):
         build_csv(root, tmp_path / "out")
     fix_image(root)
-    with pytest.raises(UserError, match=r"unfinished build with different settings \(seed was 0, is 1\).*--restart"):
+    with pytest.raises(
+        UserError, match=r"unfinished build with different settings \(seed was 0, is 1\).*--discard-partial"
+    ):
         build_csv(root, tmp_path / "out", "--seed", "1")
-    assert build_csv(root, tmp_path / "out", "--seed", "1", "--restart").splits["train"].samples == 30
+    assert build_csv(root, tmp_path / "out", "--seed", "1", "--discard-partial").splits["train"].samples == 30
 
 
 # A dataset is opened before it replaces another one

@@ -303,7 +303,7 @@ def test_invalid_arguments_are_named(seed: int, index: int, size: int, ambiguity
 
 
 def test_contact_sheet_has_a_row_for_each_emotion(tmp_path: Path) -> None:
-    main(["--out", str(tmp_path / "sheet.png"), "--size", "16", "--seed", "9"])
+    main(["--out", str(tmp_path / "sheet.png"), "--image-size", "16", "--seed", "9"])
     with Image.open(tmp_path / "sheet.png") as sheet:
         pixels = np.asarray(sheet)
     np.testing.assert_array_equal(pixels, np.asarray(contact_sheet(9, 16)))
@@ -315,7 +315,7 @@ def test_contact_sheet_has_a_row_for_each_emotion(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("arguments", "named"),
-    [(["--out", "sheet.nope"], "sheet.nope"), (["--out", "file/sheet.png", "--size", "16"], "file")],
+    [(["--out", "sheet.nope"], "sheet.nope"), (["--out", "file/sheet.png", "--image-size", "16"], "file")],
 )
 def test_bad_contact_sheet_is_one_line(
     arguments: list[str],

@@ -244,7 +244,7 @@ def test_training_needs_no_shared_memory(faces: Path, tmp_path: Path) -> None:
 
 
 def test_build_needs_no_shared_memory(tmp_path: Path) -> None:
-    words = ["--workers", "2", "--train", "20", "--validation", "5", "--test", "5", "--size", "32"]
+    words = ["--num-workers", "2", "--train", "20", "--validation", "5", "--test", "5", "--image-size", "32"]
     finish_without_shared_memory(
         [sys.executable, "-m", "shards.build", "synthetic", "--out", str(tmp_path / "out"), *words]
     )

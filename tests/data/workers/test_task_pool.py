@@ -56,7 +56,8 @@ def test_samples_are_reported_in_groups_before_the_task_ends(tmp_path: Path) -> 
 @pytest.mark.parametrize("moment", ["die_at_work", "die_in_mid_result"])
 def test_killed_worker_is_one_line_at_once(tmp_path: Path, moment: str) -> None:
     """The other worker keeps its pipe open and is killed too, before its next sample."""
-    with pytest.raises(UserError, match=r"^worker \d \(process \d+\) was killed by SIGKILL; .*--workers \(now 2\)$"):
+    killed = r"^worker \d \(process \d+\) was killed by SIGKILL; .*--num-workers \(now 2\)$"
+    with pytest.raises(UserError, match=killed):
         run(tmp_path, "be_stuck", moment)
     assert has_ended(int((tmp_path / "stuck").read_text()))
 
@@ -147,7 +148,7 @@ def test_unstartable_workers_are_one_line(tmp_path: Path) -> None:
 @pytest.mark.parametrize("second", [signal.SIGINT, signal.SIGTERM])
 def test_second_signal_ends_a_build_waiting_for_workers(tmp_path: Path, second: signal.Signals) -> None:
     """One worker is suspended and never reaches its next sample."""
-    words = ["shards.build", "synthetic", "--workers", "2", "--train", "9000", "--size", "224"]
+    words = ["shards.build", "synthetic", "--num-workers", "2", "--train", "9000", "--image-size", "224"]
     words += ["--out", str(tmp_path / "out")]
     build = subprocess.Popen(
         [sys.executable, "-m", *words], stderr=subprocess.PIPE, env=environment(), text=True, start_new_session=True

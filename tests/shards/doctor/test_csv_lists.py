@@ -11,7 +11,7 @@ from shards.build import build, parse_arguments
 from shards.doctor.__main__ import main
 from tests.helpers.dataset_trees import jpeg
 
-OPTIONS = ("--validation-fraction", "0", "--classes", "cross,glad", "--image-size", "16")
+OPTIONS = ("--validation-fraction", "0", "--classes", "cross,glad", "--max-side", "16")
 
 
 @pytest.fixture
@@ -30,14 +30,14 @@ def table(tmp_path: Path) -> Path:
 def examine(table: Path, *options: str) -> dict[str, object]:
     out = table.parent / "doctor.json"
     with pytest.raises(SystemExit):
-        main([str(table), "--workers", "1", "--json", str(out), *options])
+        main([str(table), "--num-workers", "1", "--json", str(out), *options])
     found: dict[str, object] = json.loads(out.read_text())
     return found
 
 
 def test_splits_and_classes_equal_the_build(table: Path, tmp_path: Path) -> None:
     root = ("--root", str(tmp_path / "pictures"))
-    words = ["csv", "--csv", str(table), "--out", str(tmp_path / "out"), "--workers", "1", "--keep-leaks"]
+    words = ["csv", "--csv", str(table), "--out", str(tmp_path / "out"), "--num-workers", "1", "--keep-leaks"]
     built = build(parse_arguments([*words, *root, *OPTIONS]))
     found = examine(table, *root, *OPTIONS)
     assert (found["source"], found["path"]) == ("csv", str(table))

@@ -50,11 +50,11 @@ class DoctorOutput:
             str(out / "doctor.json"),
             "--html",
             str(out / "doctor.html"),
-            "--force",
+            "--overwrite",
             *options,
         ]
         with pytest.raises(SystemExit) as ended:
-            main([*words, "--workers", "1"] if "--workers" not in options else words)
+            main([*words, "--num-workers", "1"] if "--num-workers" not in options else words)
         self.status = ended.value.code
         self.json: dict[str, Any] = json.loads((out / "doctor.json").read_text())
         self.html = (out / "doctor.html").read_text()
@@ -151,7 +151,7 @@ def test_clean_tree_has_no_findings(clean: Path, tmp_path: Path) -> None:
 def test_workers_do_not_change_the_report(clean: Path, tmp_path: Path) -> None:
     (tmp_path / "two").mkdir()
     one = DoctorOutput(clean, tmp_path)
-    assert DoctorOutput(clean, tmp_path / "two", "--workers", "2").json == one.json
+    assert DoctorOutput(clean, tmp_path / "two", "--num-workers", "2").json == one.json
 
 
 def test_dataset_folder_with_leaks_kept_and_dropped(clean: Path, tmp_path: Path) -> None:
@@ -160,7 +160,7 @@ def test_dataset_folder_with_leaks_kept_and_dropped(clean: Path, tmp_path: Path)
     for path in sorted((root / "train").glob("*/*"))[:4]:
         shutil.copy(path, root / "test" / path.parent.name / f"copy-{path.name}")
     for name, option, status in (("kept", ["--keep-leaks"], 2), ("dropped", [], 0)):
-        words = ["folder", "--root", str(root), "--out", str(tmp_path / name), "--workers", "1", *option]
+        words = ["folder", "--root", str(root), "--out", str(tmp_path / name), "--num-workers", "1", *option]
         build(parse_arguments(words))
         output = DoctorOutput(tmp_path / name, tmp_path)
         assert output.status == status
