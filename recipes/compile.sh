@@ -5,4 +5,4 @@
 set -eu
 cd "$(dirname "$0")/.."
 export OMP_NUM_THREADS=2
-"${PYTHON:-python}" -m benchmarks step --sizes 64 --batch-size 64 --steps 8 --compile off default
+"${PYTHON:-python}" -m benchmarks step --image-sizes 64 --batch-size 64 --steps 8 --compile off default

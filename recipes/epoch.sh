@@ -8,5 +8,5 @@ cd "$(dirname "$0")/.."
 PYTHON=${PYTHON:-python}
 "$PYTHON" -m benchmarks epoch
 for precision in bf16 fp32; do
-    "$PYTHON" -m benchmarks step --sizes 112 --batch-size 32 --steps 3 --precision "$precision"
+    "$PYTHON" -m benchmarks step --image-sizes 112 --batch-size 32 --steps 3 --precision "$precision"
 done

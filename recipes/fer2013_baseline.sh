@@ -15,9 +15,9 @@ for data in fer2013 fer; do
             "$PYTHON" -m adadf_dist.train --preset fer2013 --data.shards "data/$data" --model.backbone resnet10 \
                 --data.image_size 32 --epochs 12 --loss.epoch_threshold 3 --loss.supervision "$target" \
                 --class_distributions.threshold 0.5 --optimizer.warmup_steps 200 --seed "$seed" --out "$run"
-            "$PYTHON" -m adadf_dist.evaluate "$run" --json "$run/evaluation.json" --force
+            "$PYTHON" -m adadf_dist.evaluate "$run" --json "$run/evaluation.json" --overwrite
         done
     done
     "$PYTHON" -m adadf_dist.report runs/baseline-$data-one_hot-? runs/baseline-$data-fused-? \
-        --out "runs/baseline-$data.html" --force
+        --out "runs/baseline-$data.html" --overwrite
 done

@@ -16,4 +16,4 @@ for loader in torch dali; do
     done
 done
 mkdir -p runs
-"$PYTHON" -m benchmarks pictures --shards data/fer2013 --size 32 --out runs/loaders-fer2013.png --force
+"$PYTHON" -m benchmarks loader-images --shards data/fer2013 --image-size 32 --out runs/loaders-fer2013.png --overwrite

@@ -5,4 +5,4 @@
 # Data: none; 4,096 synthetic images are rendered. Needs the extra `dali`.
 set -eu
 cd "$(dirname "$0")/.."
-"${PYTHON:-python}" -m benchmarks data
+"${PYTHON:-python}" -m benchmarks loaders

@@ -15,4 +15,4 @@ for target in one_hot fused; do
             --out "runs/longer-$target-$seed"
     done
 done
-"$PYTHON" -m adadf_dist.report runs/longer-one_hot-? runs/longer-fused-? --out runs/longer.html --force
+"$PYTHON" -m adadf_dist.report runs/longer-one_hot-? runs/longer-fused-? --out runs/longer.html --overwrite

@@ -12,4 +12,4 @@ recipes/fer2013_data.sh "${1:-${FER2013:-}}" fer2013-30
 "$PYTHON" -m tune.tables lambda_min threshold epoch_threshold ablation --preset fer2013 --data.shards data/fer2013-30 \
     --data.image_size 32 --model.backbone resnet10 --epochs 8 --data.num_workers 1 \
     --class_distributions.threshold 0.5 --loss.epoch_threshold 2 --optimizer.warmup_steps 200 \
-    --seeds 3 --out runs/tables
+    --num-seeds 3 --out runs/tables

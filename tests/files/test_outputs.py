@@ -1,4 +1,4 @@
-"""Output options of every command: existing files are replaced only with --force, folders are created."""
+"""Output options of every command: existing files are replaced only with --overwrite, folders are created."""
 
 from __future__ import annotations
 
