@@ -183,9 +183,9 @@ def finish_epoch(context: RunContext, state: TrainState, training: Mapping[str, 
     # --- record
     record: dict[str, object] = {"kind": "epoch", "epoch": progress.epoch + 1, "step": progress.step}
     record |= {**training, "learning_rate": engine.learning_rate}
-    record["replaced_faces"] = sum(world.all_gather_object(data.pop_num_replaced()))
+    record["num_replaced_samples"] = sum(world.all_gather_object(data.pop_num_replaced()))
     record |= {"classes_at_threshold": int(commit.threshold_met.sum())}
-    record |= {"class_degrees": commit.means.diagonal().tolist(), "validation": metrics.to_dict()}
+    record |= {"class_mean_target_prob": commit.means.diagonal().tolist(), "validation": metrics.to_dict()}
     if config.evaluation.protocol == "paper":
         assert data.test_split is not None
         record["test_accuracy"] = evaluate_epoch(context, state, data.test_split).accuracy

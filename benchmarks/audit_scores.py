@@ -129,7 +129,7 @@ def margin(findings: AuditResult, distributions: Floats) -> Floats:
 
 def forgetting(traces: TrainingDynamics) -> Floats:
     """Score never-learned samples highest, as in Toneva et al., then by number of forgetting events."""
-    return np.where(traces.never_learnt, traces.epochs + 1, traces.forgotten).astype(np.float64)
+    return np.where(traces.never_learned, traces.epochs + 1, traces.forgetting_events).astype(np.float64)
 
 
 def rank_average(*scores: Floats) -> Floats:
@@ -145,7 +145,7 @@ def fill_missing(score: Floats) -> Floats:
 
 
 SCORES: Mapping[str, Callable[[AuditResult], Floats]] = {
-    "**suspicion**": lambda f: f.suspicion,
+    "**suspicion**": lambda f: f.label_error_score,
     "attention, mean": lambda f: -f.material.traces.attention_mean,
     "attention, last epoch": lambda f: -f.material.traces.attention_last,
     "loss, mean": lambda f: f.material.traces.loss_mean,
@@ -158,10 +158,12 @@ SCORES: Mapping[str, Callable[[AuditResult], Floats]] = {
     "margin of target": lambda f: margin(f, f.target),
     "margin of auxiliary": lambda f: margin(f, f.auxiliary),
     "auxiliary disagrees": lambda f: (f.auxiliary.argmax(axis=1) != f.material.labels).astype(np.float64),
-    "rank average of loss, mean and suspicion": lambda f: rank_average(f.material.traces.loss_mean, f.suspicion),
-    "rank average of share wrong and suspicion": lambda f: rank_average(f.material.traces.wrong, f.suspicion),
+    "rank average of loss, mean and suspicion": lambda f: rank_average(
+        f.material.traces.loss_mean, f.label_error_score
+    ),
+    "rank average of share wrong and suspicion": lambda f: rank_average(f.material.traces.wrong, f.label_error_score),
     "rank average of attention, mean and suspicion": lambda f: rank_average(
-        -f.material.traces.attention_mean, f.suspicion
+        -f.material.traces.attention_mean, f.label_error_score
     ),
 }
 """Higher: more likely mislabeled. (The KL divergence of fused from the label would be infinite.)"""
@@ -175,9 +177,9 @@ def compare_scores(findings: AuditResult, truth: ReferenceLabels) -> ScoreReport
     scores = {name: fill_missing(compute(findings)) for name, compute in SCORES.items()} | rivals
     rows = [evaluate_score(name, values[known], wrong) for name, values in scores.items()]
     count = int(wrong.sum())
-    first = known[np.argsort(-findings.suspicion[known], kind="stable")[:count]]
+    first = known[np.argsort(-findings.label_error_score[known], kind="stable")[:count]]
     first = first[truth.labels[first] != findings.material.labels[first]]
-    right = findings.proposed[first] == truth.labels[first]
+    right = findings.suggested_label[first] == truth.labels[first]
     return ScoreReport(truth, len(known), count, rows, float(right.mean()) if len(right) else float("nan"), remarks)
 
 

@@ -90,4 +90,4 @@ def time_ours(work: Work, out: Path) -> Ours:
     lines: Sequence[dict[str, Any]] = [
         json.loads(line) for line in (out / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
     ]
-    return Ours(seconds, next(line["waiting"] for line in lines if line["kind"] == "epoch"))
+    return Ours(seconds, next(line["data_wait_fraction"] for line in lines if line["kind"] == "epoch"))

@@ -145,7 +145,7 @@ def add_align_arguments(parser: argparse._ArgumentGroup) -> None:
         choices=tuple(STORED_NO_FACE),
         default="skip",
         help="an image without a detected face counts as invalid (see --max-bad-images), or its center "
-        "is kept and listed in remarks.csv (default: %(default)s)",
+        "is kept and listed in notes.csv (default: %(default)s)",
     )
 
 

@@ -83,7 +83,7 @@ def add_common_arguments(parser: argparse._ArgumentGroup) -> None:
         type=non_negative_int,
         default=0,
         metavar="N",
-        help="maximum number of invalid images to skip; they are listed in quarantine.csv "
+        help="maximum number of invalid images to skip; they are listed in skipped_images.csv "
         "(default: 0, invalid images are an error that lists them)",
     )
     parser.add_argument(
@@ -164,7 +164,7 @@ def summary(dataset: Dataset) -> str:
     rows.append(["  all", *(f"{info.samples:,}" for info in infos)])
     rows.append(["  shards", *(f"{len(info.shards):,}" for info in infos)])
     lines += align_columns(rows)
-    findings = dataset.manifest.built.get("findings")
+    findings = dataset.manifest.provenance.get("stats")
     assert isinstance(findings, Mapping)
     lines += ["", *describe(findings)]
     return "\n".join(lines)

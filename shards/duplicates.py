@@ -47,13 +47,13 @@ class SplitAssignment:
     twins: Mapping[str, DuplicateStats]
     kept_leaks: bool
 
-    def findings(self) -> dict[str, object]:
-        """Return the findings for `dataset.json`."""
+    def stats(self) -> dict[str, object]:
+        """Return the stats for `dataset.json`."""
         pairs = Counter(f"{leak.split} face also in {leak.twin_split}" for leak in self.leaks)
         return {
             "leaks": dict(sorted(pairs.items())),
             "leaks_dropped": 0 if self.kept_leaks else len(self.leaks),
-            "twins": {split: asdict(twins) for split, twins in self.twins.items()},
+            "duplicates": {split: asdict(twins) for split, twins in self.twins.items()},
         }
 
     def table(self, locate: Callable[[int], str], labels: Sequence[int], classes: Sequence[str]) -> CsvTable:

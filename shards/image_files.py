@@ -67,7 +67,7 @@ class SourceListing:
     pictures: Sequence[ImageEntry]
     layout: str
     """Published layout that was recognized, for messages."""
-    findings: Mapping[str, object] = field(default_factory=dict)
+    stats: Mapping[str, object] = field(default_factory=dict)
     facts: Facts | None = None
 
 
@@ -148,7 +148,7 @@ def make_image_source(listing: SourceListing, options: ImageSourceOptions) -> Im
             "margin": options.margin,
             "keep_leaks": options.keep_leaks,
         },
-        findings={"pictures": len(pictures), **listing.findings, **parting.findings()},
+        stats={"images": len(pictures), **listing.stats, **parting.stats()},
         tables={"leaks.csv": leaks} if leaks.lines else {},
     )
     most = float("inf") if options.image_size is None else options.image_size**2
@@ -238,8 +238,8 @@ def list_files(root: Path, below: str, skipped: Skipped) -> list[str]:
     return [os.path.relpath(path, root) for path in walk_files(root / below, skipped)]
 
 
-def skipped_findings(skipped: Skipped) -> dict[str, object]:
-    """Return what the walk skipped as findings, and print it."""
+def count_skipped(skipped: Skipped) -> dict[str, object]:
+    """Return how much the walk skipped, and print it."""
     if not skipped.kinds:
         return {}
     print(f"note: {skipped.describe()}", file=sys.stderr)

@@ -69,11 +69,11 @@ def relabel_source(source: Source, path: Path) -> RelabeledSource:
     if not any(item.split == "train" for item in kept):
         raise UserError(f"{decisions.where}: drops every training sample; keep some")
     made = source.provenance
-    findings = {"relabelled": len(by_kind["relabel"]), "dropped_by_decision": len(by_kind["drop"])}
+    stats = {"relabeled": len(by_kind["relabel"]), "dropped_by_decision": len(by_kind["drop"])}
     provenance = replace(
         made,
         options={**made.options, "relabel": {"file": decisions.file, "sha256": decisions.sha256}},
-        findings={**made.findings, **findings},
+        stats={**made.stats, **stats},
     )
     labels = {number: decision.label for number, decision in by_kind["relabel"].items()}
     return RelabeledSource(source, kept, labels, provenance)

@@ -81,7 +81,7 @@ def search(study: Study, runner: Runner) -> Selection:
 def select_configurations(study: Study) -> dict[int, Values]:
     """Return the changed values of the default and finalists by number. Raises `UserError` if the default failed."""
     default = study.trials.result(study.default())
-    if default.end == "failed":
+    if default.status == "failed":
         raise UserError(f"the default configuration failed: {default.error}")
     outcomes = study.trials.outcomes()
     values = {outcome.trial.number: outcome.trial.values for outcome in outcomes if outcome.trial.stage == "search"}
@@ -114,11 +114,11 @@ def finished_on_every_seed(results: Sequence[TrialResult], study: Study) -> dict
     found: dict[int, list[TrialResult]] = {}
     for outcome in results:
         found.setdefault(outcome.trial.number, [])
-        if outcome.end == "finished":
+        if outcome.status == "finished":
             found[outcome.trial.number].append(outcome)
     whole = {number: outcomes for number, outcomes in found.items() if len(outcomes) == study.options.seeds}
     if DEFAULT not in whole:
-        failed = next(o for o in results if o.trial.number == DEFAULT and o.end != "finished")
+        failed = next(o for o in results if o.trial.number == DEFAULT and o.status != "finished")
         raise UserError(f"the default configuration failed on seed {failed.trial.seed}: {failed.error}")
     return whole
 

@@ -24,8 +24,8 @@ DESCRIPTION = """\
 Rank the training samples of a run by how likely they are mislabeled, from predictions of the trained network on the
 training split and from the training dynamics. Writes to RUN/audit:
 
-  audit.csv    every training sample, most likely mislabeled first: label, proposed label, suspicion (label error
-               score), attention and loss (mean and last), how often it was forgotten, auxiliary, target and fused
+  audit.csv    every training sample, most likely mislabeled first: label, suggested label, label error score, attention
+               and loss (mean and last), how often it was forgotten, auxiliary, target and fused
                distribution
   audit.html   gallery of the most likely mislabeled samples: keep, relabel or drop them and export relabel.csv, which
                `--data.relabel_file` of the trainer and `--relabel` of shards.build apply
@@ -109,14 +109,15 @@ def print_summary(findings: AuditResult) -> None:
         print(f"warning: the run {material.other_data} ({ALLOW_OTHER_DATA})")
     if material.under_way:
         print(material.under_way)
-    doubted = int((findings.proposed != material.labels).sum())
+    doubted = int((findings.suggested_label != material.labels).sum())
     print(
         f"{len(material.labels):,} training samples; the model disagrees with {doubted:,} labels. "
         "Most likely mislabeled:"
     )
     for face in findings.ranked[:5].tolist():
-        label, proposed = material.classes[material.labels[face]], material.classes[findings.proposed[face]]
-        print(f"  {findings.suspicion[face]:.3f}  {material.split.keys[face]}  {label} -> {proposed}")
+        label = material.classes[material.labels[face]]
+        suggested = material.classes[findings.suggested_label[face]]
+        print(f"  {findings.label_error_score[face]:.3f}  {material.split.keys[face]}  {label} -> {suggested}")
 
 
 def main(argv: Sequence[str] | None = None) -> None:

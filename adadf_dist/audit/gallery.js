@@ -35,7 +35,7 @@ function element(name, attributes = {}, ...children) {
 
 // The most likely class other than the label: the default for relabeling.
 function candidate(face) {
-  if (face.proposed !== face.label) return face.proposed;
+  if (face.suggested_label !== face.label) return face.suggested_label;
   const others = face.target.map((p, c) => (c === face.label ? -1 : p));
   return others.indexOf(Math.max(...others));
 }
@@ -49,15 +49,15 @@ function bars(face) {
       const share = `${(100 * face[kind][c]).toFixed(1)}%`;
       return element("td", { class: kind, title: `${kind}: ${share}` }, element("i", { style: `width:${share}` }));
     });
-    const kind = c === face.label ? "given" : c === face.proposed ? "proposed" : "";
+    const kind = c === face.label ? "given" : c === face.suggested_label ? "proposed" : "";
     return element("tr", { class: kind }, element("th", { title: name }, name), ...cells);
   });
   return element("table", {}, element("thead", {}, head), element("tbody", {}, ...rows));
 }
 
 function facts(face) {
-  const learnt = face.never_learnt ? "never learned" : `forgotten ${face.forgotten}×`;
-  const lines = [`label error score ${face.suspicion.toFixed(3)}`, `attention ${face.attention}`, `loss ${face.loss}`, learnt];
+  const learnt = face.never_learned ? "never learned" : `forgotten ${face.forgetting_events}×`;
+  const lines = [`label error score ${face.label_error_score.toFixed(3)}`, `attention ${face.attention}`, `loss ${face.loss}`, learnt];
   if (face.truth) lines.push(`reference label ${face.truth}`);
   const parts = lines.flatMap((line) => [line, element("br")]);
   return element("div", { class: "facts" }, ...parts, element("code", { title: "key" }, face.key));
@@ -74,9 +74,9 @@ function decideRow(face) {
 
 function card(face, place) {
   const label = data.classes[face.label];
-  const agreed = face.proposed === face.label;
+  const agreed = face.suggested_label === face.label;
   const title = element("h2", {}, label, element("span", { class: "to" }, agreed ? "model agrees" : "→"));
-  if (!agreed) title.append(data.classes[face.proposed]);
+  if (!agreed) title.append(data.classes[face.suggested_label]);
   title.append(element("span", { class: "verdict" }), element("span", { class: "rank" }, `${face.rank}.`));
   const picture = face.picture
     ? element("img", { alt: face.key, src: face.picture })
@@ -107,7 +107,7 @@ function mark(place) {
 
 function matches(face) {
   const decided = face.key in decisions;
-  const pair = `${face.label}>${face.proposed}`;
+  const pair = `${face.label}>${face.suggested_label}`;
   const [label, wanted, which] = ["label", "pair", "which"].map((id) => byId(id).value);
   return (
     (!label || face.label === Number(label)) &&
@@ -196,9 +196,9 @@ function download() {
 
 function fillFilters() {
   const counts = new Map();
-  for (const { label, proposed } of data.faces) {
+  for (const { label, suggested_label } of data.faces) {
     counts.set(`${label}`, (counts.get(`${label}`) ?? 0) + 1);
-    if (label !== proposed) counts.set(`${label}>${proposed}`, (counts.get(`${label}>${proposed}`) ?? 0) + 1);
+    if (label !== suggested_label) counts.set(`${label}>${suggested_label}`, (counts.get(`${label}>${suggested_label}`) ?? 0) + 1);
   }
   for (const [value, count] of [...counts].sort((a, b) => b[1] - a[1])) {
     const names = value.split(">").map((c) => data.classes[c]);

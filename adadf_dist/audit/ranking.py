@@ -24,10 +24,10 @@ class AuditResult(NamedTuple):
     """[S, C], label distributions (eq 1, 2)."""
     target: Floats
     """[S, C], predicted distributions."""
-    suspicion: Floats
+    label_error_score: Floats
     """[S], label error score in [0, 1]: 1 minus the label's mean probability over both branches. Selected by comparing
     scores on known label errors: see the table in docs/audit.md."""
-    proposed: NDArray[np.int64]
+    suggested_label: NDArray[np.int64]
     """[S], most likely class by the mean of both branches; the label itself if they agree with it."""
     ranked: NDArray[np.intp]
     """[S], sample indices, most likely mislabeled first; ties in the order of the split."""
@@ -50,10 +50,10 @@ def write_table(path: Path, findings: AuditResult) -> None:
     classes = findings.material.classes
     with atomic_write(path) as partial, partial.open("w", newline="", encoding="utf-8") as stream:
         writer = csv.writer(stream, lineterminator="\n")
-        traces = ("attention_mean", "attention_last", "loss_mean", "loss_last", "forgotten", "never_learnt")
+        traces = ("attention_mean", "attention_last", "loss_mean", "loss_last", "forgetting_events", "never_learned")
         kinds = [f"{kind}_{name}" for kind in ("auxiliary", "target", "fused") for name in classes]
         known = ["true_label"] if findings.material.noisy else []
-        writer.writerow(["rank", "key", "label", "proposed", "suspicion", *traces, *known, *kinds])
+        writer.writerow(["rank", "key", "label", "suggested_label", "label_error_score", *traces, *known, *kinds])
         for rank, face in enumerate(findings.ranked.tolist(), start=1):
             writer.writerow([rank, *row(findings, face)])
 
@@ -64,12 +64,12 @@ def row(findings: AuditResult, face: int) -> Iterator[object]:
     classes = material.classes
     yield material.split.keys[face]
     yield classes[material.labels[face]]
-    yield classes[findings.proposed[face]]
-    yield number(findings.suspicion[face])
+    yield classes[findings.suggested_label[face]]
+    yield number(findings.label_error_score[face])
     for column in (traces.attention_mean, traces.attention_last, traces.loss_mean, traces.loss_last):
         yield number(column[face])
-    yield int(traces.forgotten[face])
-    yield int(traces.never_learnt[face])
+    yield int(traces.forgetting_events[face])
+    yield int(traces.never_learned[face])
     if material.noisy:
         yield classes[findings.truth_of(face)]
     for distributions in (findings.auxiliary, findings.target, material.fused):

@@ -29,9 +29,9 @@ class TrainingDynamics(NamedTuple):
     """[S], the target branch's loss (eq 13)."""
     loss_last: Floats
     """[S]"""
-    forgotten: NDArray[np.int64]
+    forgetting_events: NDArray[np.int64]
     """[S], transitions from correct to incorrect between epochs that included the sample (Toneva et al., 2019)."""
-    never_learnt: NDArray[np.bool_]
+    never_learned: NDArray[np.bool_]
     """[S], seen, but never predicted correctly."""
     wrong: Floats
     """[S], fraction of epochs in which the prediction was incorrect."""
@@ -65,7 +65,7 @@ def summarize(attention: Floats, loss: Floats, correct: Floats) -> TrainingDynam
     seen = ~np.isnan(correct)
     right = seen & (np.nan_to_num(correct) > 0.5)
     times = seen.sum(axis=0)
-    never_learnt = (times > 0) & ~right.any(axis=0)
+    never_learned = (times > 0) & ~right.any(axis=0)
     wrong = (seen & ~right).sum(axis=0) / np.where(times > 0, times, np.nan)
     return TrainingDynamics(
         epochs=len(correct),
@@ -73,20 +73,20 @@ def summarize(attention: Floats, loss: Floats, correct: Floats) -> TrainingDynam
         attention_last=last_seen(attention, seen),
         loss_mean=mean_seen(loss, times),
         loss_last=last_seen(loss, seen),
-        forgotten=count_forgetting(right, seen),
-        never_learnt=never_learnt,
+        forgetting_events=count_forgetting(right, seen),
+        never_learned=never_learned,
         wrong=wrong,
     )
 
 
 def count_forgetting(right: NDArray[np.bool_], seen: NDArray[np.bool_]) -> NDArray[np.int64]:
     """Count transitions from correct to incorrect between consecutive epochs that included a sample: [E, S] -> [S]."""
-    forgotten = np.zeros(right.shape[1], dtype=np.int64)
+    forgetting_events = np.zeros(right.shape[1], dtype=np.int64)
     was_right = np.zeros(right.shape[1], dtype=bool)
     for now, shown in zip(right, seen, strict=True):
-        forgotten += was_right & shown & ~now
+        forgetting_events += was_right & shown & ~now
         was_right = np.where(shown, now, was_right)
-    return forgotten
+    return forgetting_events
 
 
 def mean_seen(values: Floats, times: NDArray[np.int64]) -> Floats:

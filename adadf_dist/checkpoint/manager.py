@@ -30,6 +30,7 @@ from adadf_dist.data.preprocessing import Preprocessing
 from adadf_dist.distributed.world import World
 from adadf_dist.errors import DiskFullError, UserError
 from adadf_dist.files.disk_space import retry_on_full_disk
+from adadf_dist.files.old_names import upgrade_fields
 
 ADDED_PARTS = ("data",)
 """Parts missing in checkpoints of older versions; a run resumes without checking them."""
@@ -150,7 +151,7 @@ class CheckpointManager:
             if name not in content:
                 raise UserError(f"{path}: has no {name}; not a checkpoint of a compatible run")
             part.load_state_dict(content[name])
-        for key, value in content["progress"].items():
+        for key, value in upgrade_fields(content["progress"]).items():
             setattr(self.progress, key, value)
         torch.set_rng_state(content["rng"])
         if self.world.is_main:

@@ -10,9 +10,17 @@ from adadf_dist.data.manifest import MANIFEST
 from adadf_dist.errors import RunDirLockedError, UserError
 from adadf_dist.files.locks import exclusive_lock
 
-MARKS = (".lock", "checkpoints", "run.json")
+MARKS = (".lock", "checkpoints", "run_info.json", "run.json")
 """A folder with one of these is a run folder."""
-RUN_FILES = ("config.yaml", "data.json", "metrics.jsonl", "noise.csv", "report.html", "result.json", "status.json")
+RUN_FILES = (
+    "config.yaml",
+    "data.json",
+    "metrics.jsonl",
+    "label_noise.csv",
+    "report.html",
+    "result.json",
+    "status.json",
+)
 """Files that a run writes; in other folders they belong to the user."""
 
 

@@ -169,7 +169,7 @@ def noise_from_list(split: Split, rows: Sequence[Row], path: Path, others: Itera
 
 
 def write_noise(path: Path, split: Split, noise: LabelNoise) -> None:
-    """Write `noise.csv`: key, true label and given label of every sample whose label was changed."""
+    """Write `label_noise.csv`: key, true label and given label of every sample whose label was changed."""
     with os_errors_as_user_errors(path), path.open("w", newline="", encoding="utf-8") as stream:
         writer = csv.writer(stream, lineterminator="\n")
         writer.writerow(("key", "true", "given"))

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from adadf_dist.errors import UserError
+from adadf_dist.files.old_names import upgrade_fields
 from adadf_dist.files.text import check_path, read_text
 
 FORMAT_VERSION = 1
@@ -51,8 +52,8 @@ class Manifest:
     smallest_image: tuple[int, int]
     """Minimum width and minimum height over all images, in pixels."""
     largest_image: tuple[int, int]
-    built: Mapping[str, object]
-    """Human-readable build info: source, options, versions and findings of the builder. No program reads it."""
+    provenance: Mapping[str, object]
+    """Human-readable build info: source, options, versions and stats of the builder. No program reads it."""
     splits: Mapping[str, SplitInfo]
 
     def digests(self) -> dict[str, str]:
@@ -85,6 +86,8 @@ def read_manifest(folder: Path) -> Manifest:
         content = json.loads(read_text(path))
     except ValueError as error:
         raise UserError(f"{path}: corrupt ({error})", "re-copy the file or rebuild the dataset") from None
+    if isinstance(content, dict) and "built" in content:  # version 0.1
+        content["provenance"] = upgrade_fields(content.pop("built"))
     table = _Table(path, "", content)
     version = table.get("format_version", int)
     if version != FORMAT_VERSION:
@@ -100,7 +103,7 @@ def read_manifest(folder: Path) -> Manifest:
         classes=classes,
         smallest_image=table.pair("smallest_image"),
         largest_image=table.pair("largest_image"),
-        built=table.get("built", dict),
+        provenance=table.get("provenance", dict),
         splits={name: _read_split(path, name, splits[name], len(classes)) for name in SPLITS if name in splits},
     )
 

@@ -151,7 +151,7 @@ def find_useless_threshold(run: RunRecords) -> Iterator[Finding]:
     met = [record["classes_at_threshold"] for record in run.records]
     late = [record["classes_at_threshold"] for record in run.late]
     if min(met) == count:
-        degrees = run.newest.get("class_degrees")
+        degrees = run.newest.get("class_mean_target_prob")
         higher = f" above {min(degrees):.2f}, the lowest class mean now" if degrees and min(degrees) < 1 else ""
         yield Finding(
             "threshold always met",
@@ -177,7 +177,7 @@ def describe_constant(met: Sequence[int], count: int, threshold: float) -> str:
 
 
 def nearest_class(run: RunRecords) -> str:
-    degrees = run.newest.get("class_degrees")
+    degrees = run.newest.get("class_mean_target_prob")
     if not degrees:
         return ""
     return f"; the highest class mean is now {max(degrees):.2f}, of {run.classes[int(np.argmax(degrees))]}"
@@ -188,7 +188,7 @@ def will_meet(run: RunRecords) -> bool:
     if run.is_last or len(run.records) < GRACE_EPOCHS:
         return False
     now, before = (
-        np.array(record.get("class_degrees") or [0.0]) for record in (run.newest, run.records[-GRACE_EPOCHS])
+        np.array(record.get("class_mean_target_prob") or [0.0]) for record in (run.newest, run.records[-GRACE_EPOCHS])
     )
     rise = (now - before) / (GRACE_EPOCHS - 1) * (run.config.epochs - run.epoch)
     return bool((now + rise.clip(0) >= run.config.class_distributions.threshold).any())
@@ -196,7 +196,7 @@ def will_meet(run: RunRecords) -> bool:
 
 def fix_threshold(run: RunRecords) -> str:
     """Suggest a threshold that half of the newest class means reach, if that is clearly above chance."""
-    degrees, chance = run.newest.get("class_degrees"), 1 / len(run.classes)
+    degrees, chance = run.newest.get("class_mean_target_prob"), 1 / len(run.classes)
     if not degrees:
         return "lower class_distributions.threshold to a value that half of the class means reach"
     half = math.floor(20 * sorted(degrees, reverse=True)[(len(degrees) - 1) // 2] + 1e-9) / 20

@@ -13,8 +13,8 @@ from adadf_dist.config.learning_rate import warmup_steps
 from adadf_dist.config.schema import Config
 
 Record = Mapping[str, Any]
-"""Record of one epoch, as in metrics.jsonl. Older runs lack `attention`, `class_degrees` or `waiting`; rules that need
-them are skipped."""
+"""Record of one epoch, as in metrics.jsonl. Rules are skipped if a record of an older run lacks `attention`,
+`class_mean_target_prob` or `data_wait_fraction`."""
 
 MIN_SAMPLES = 10
 """Classes with fewer validation samples are skipped: they may go unpredicted by chance."""

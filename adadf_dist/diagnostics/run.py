@@ -131,4 +131,4 @@ def finding_spans(records: Sequence[Record], config: Config, classes: Sequence[s
 def attention_stats(attention: NDArray[np.float32]) -> dict[str, float] | None:
     """Return mean and standard deviation of w' over the samples [S] of an epoch (NaN: not seen)."""
     seen = attention[~np.isnan(attention)].astype(np.float64)
-    return {"mean": float(seen.mean()), "deviation": float(seen.std())} if len(seen) else None
+    return {"mean": float(seen.mean()), "std": float(seen.std())} if len(seen) else None

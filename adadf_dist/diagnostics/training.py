@@ -43,7 +43,7 @@ def why_no_attention_rule(run: RunRecords) -> str | None:
 def find_flat_attention(run: RunRecords) -> Iterator[Finding]:
     """Find nearly constant attention weights w': eq 12 then fuses every sample in the same proportion."""
     spread, loss = run.newest["attention"], run.config.loss
-    if spread["deviation"] < MIN_ATTENTION_STD * (1 - loss.lambda_min):
+    if spread["std"] < MIN_ATTENTION_STD * (1 - loss.lambda_min):
         yield Finding(
             "attention saturated",
             Severity.WARNING,
@@ -72,14 +72,14 @@ def fix_attention(config: Config) -> str:
 
 def why_no_waiting_rule(run: RunRecords) -> str:
     """Return why waiting cannot be checked; empty if it can. The first epoch also starts the workers."""
-    if run.newest.get("waiting") is None:
+    if run.newest.get("data_wait_fraction") is None:
         return "not recorded by this version"
     return "checked from epoch 2 on" if len(run.records) < 2 else ""
 
 
 def find_loader_waiting(run: RunRecords) -> Iterator[Finding]:
     """Find training that waits for the data loader."""
-    waiting, data = run.newest["waiting"], run.config.data
+    waiting, data = run.newest["data_wait_fraction"], run.config.data
     if waiting < WAITING:
         return
     workers = f"data.num_workers = {max(2, 2 * data.num_workers)} (now {data.num_workers}) if CPU cores are idle"
@@ -141,7 +141,7 @@ def why_no_replaced_rule(run: RunRecords) -> str:
 
 def find_replaced(run: RunRecords) -> Iterator[Finding]:
     """Find samples that failed to decode."""
-    count = run.newest.get("replaced_faces", 0)
+    count = run.newest.get("num_replaced_samples", 0)
     if count:
         yield Finding(
             "replaced samples",

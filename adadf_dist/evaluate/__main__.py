@@ -111,7 +111,7 @@ def compute_report(
     return Report(
         asked=asked,
         scores=score(answers.target_logits, split.labels, trained.classes),
-        ceiling=bayes_accuracy(split),
+        bayes_accuracy=bayes_accuracy(split),
         groups={field: score_groups(names, right) for field, names in groups.items()},
         distances=compare_with_votes(trained, answers, split),
     )

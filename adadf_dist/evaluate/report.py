@@ -49,7 +49,7 @@ class EvalContext(NamedTuple):
 class Report(NamedTuple):
     asked: EvalContext
     scores: Scores
-    ceiling: float | None
+    bayes_accuracy: float | None
     """Bayes-optimal accuracy; None if the true distributions are unknown."""
     groups: Mapping[str, Sequence[Subgroup]]
     """Field -> scores of its groups."""
@@ -92,8 +92,8 @@ class Report(NamedTuple):
             f"mean class accuracy  {format_percent(scores.mean_class_accuracy)} (bootstrap over samples)",
             f"macro F1             {format_percent(scores.macro_f1)} (bootstrap over samples)",
         ]
-        if self.ceiling is not None:
-            lines.append(f"Bayes-optimal        {self.ceiling:7.2%}  maximum, given the true distributions")
+        if self.bayes_accuracy is not None:
+            lines.append(f"Bayes-optimal        {self.bayes_accuracy:7.2%}  maximum, given the true distributions")
         return "\n".join(lines)
 
 

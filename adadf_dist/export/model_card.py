@@ -46,7 +46,7 @@ def write_card(
     run was trained on.
     """
     dataset, difference = data
-    source = str(dataset.manifest.built.get("source", "")) if dataset is not None else ""
+    source = str(dataset.manifest.provenance.get("source", "")) if dataset is not None else ""
     measured = find_metrics(trained)
     name = dataset.name if dataset is not None else "an unknown dataset"
     sections = [
@@ -132,14 +132,14 @@ def usage_lines(facts: ExportMetadata, files: Sequence[Path]) -> list[str]:
 def describe_data(dataset: Dataset | None, config: Config) -> list[str]:
     if dataset is None:
         return ["Unknown: the dataset was not available when this card was written."]
-    built = dataset.manifest.built
+    built = dataset.manifest.provenance
     counts = [
         [name, *(f"{count:,}" for count in (info.samples, *info.class_counts))] for name, info in dataset.splits.items()
     ]
     lines = [
         f"`{dataset.name}`, built from the source `{built.get('source', 'unknown')}` with the options",
         f"`{json.dumps(built.get('options', {}), ensure_ascii=False)}`; the builder found",
-        f"`{json.dumps(built.get('findings', {}), ensure_ascii=False)}`.",
+        f"`{json.dumps(built.get('stats', {}), ensure_ascii=False)}`.",
         "",
         *markdown_table(["split", "samples", *dataset.classes], counts),
     ]
@@ -178,7 +178,7 @@ def find_metrics(trained: TrainedModel) -> list[Measured]:
     path = trained.path.parent.parent / "result.json"
     try:
         result = json.loads(path.read_text(encoding="utf-8"))
-        by_epoch = {result["epochs"]: result["last_test"], result["selected_epoch"]: result["test"]}
+        by_epoch = {result["epochs"]: result["final_epoch_test"], result["selected_epoch"]: result["test"]}
     except FileNotFoundError:
         return found
     except (OSError, ValueError, KeyError, TypeError) as error:

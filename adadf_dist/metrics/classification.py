@@ -33,9 +33,9 @@ class Metrics(NamedTuple):
     """[C][C]; rows: true class, columns: predicted class."""
     cross_entropy: float
     """Mean -log p of the true class, in nats."""
-    vote_divergence: float | None
+    votes_kl: float | None
     """Mean KL(votes || prediction) in nats over the samples with votes; None without votes."""
-    ceiling: float | None
+    bayes_accuracy: float | None
     """Bayes-optimal accuracy (argmax of the true distributions); None if the distributions are unknown."""
 
     def to_dict(self) -> dict[str, object]:

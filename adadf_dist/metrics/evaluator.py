@@ -63,8 +63,8 @@ class MetricAccumulator:
             class_accuracy=tuple(recalls.tolist()),
             confusion=tuple(tuple(row) for row in confusion.tolist()),
             cross_entropy=float(entropy / samples),
-            vote_divergence=float(divergence / voted) if voted else None,
-            ceiling=bayes_accuracy(split),
+            votes_kl=float(divergence / voted) if voted else None,
+            bayes_accuracy=bayes_accuracy(split),
         )
 
 

@@ -17,6 +17,7 @@ from adadf_dist.config.load import ConfigLayer, build_config, load_config_file
 from adadf_dist.config.schema import Config
 from adadf_dist.data.identity import DATA_FILE, Source
 from adadf_dist.errors import UserError
+from adadf_dist.files.old_names import find_file, upgrade_fields
 from adadf_dist.tracking.artifacts import (
     SAMPLES_FILE,
     SampleTable,
@@ -39,7 +40,7 @@ class RunData:
     folder: Path
     config: Config
     facts: Record
-    """Content of run.json."""
+    """Content of run_info.json."""
     epochs: tuple[Record, ...]
     """Records of the E finished epochs, at least one."""
     result: Record | None
@@ -90,11 +91,11 @@ class RunData:
     @cached_property
     def faces(self) -> SampleTable | None:
         """Training samples; None if not saved."""
-        return load_samples(self.folder) if (self.folder / SAMPLES_FILE).is_file() else None
+        return load_samples(self.folder) if find_file(self.folder, SAMPLES_FILE).is_file() else None
 
     def predictions(self, split: str) -> SavedPredictions | None:
         if split not in self._answers:
-            there = self.finished and (self.folder / f"answers-{split}.npz").is_file()
+            there = self.finished and find_file(self.folder, f"predictions-{split}.npz").is_file()
             self._answers[split] = load_predictions(self.folder, split) if there else None
         return self._answers[split]
 
@@ -117,9 +118,9 @@ def open_run(folder: Path) -> RunData:
     epochs = tuple(read_epochs(folder / "metrics.jsonl"))
     if not epochs:
         raise UserError(f"{folder}: no finished epoch to report yet")
-    facts, result, data = (read_json(folder / name) for name in ("run.json", "result.json", DATA_FILE))
+    facts, result, data = (read_json(find_file(folder, name)) for name in ("run_info.json", "result.json", DATA_FILE))
     if facts is None:
-        raise UserError(f"{folder / 'run.json'}: missing; copy the run folder again")
+        raise UserError(f"{folder / 'run_info.json'}: missing; copy the run folder again")
     return RunData(folder, config, facts, epochs, result, data)
 
 
@@ -127,7 +128,7 @@ def read_epochs(path: Path) -> Iterator[Record]:
     """Yield the epoch records in order. Skips truncated lines, after a crash or during a write."""
     for line in path.read_bytes().splitlines() if path.exists() else []:
         with suppress(json.JSONDecodeError, UnicodeDecodeError):
-            record = json.loads(line)
+            record = upgrade_fields(json.loads(line))
             if record["kind"] == "epoch":
                 yield record
 
@@ -135,7 +136,7 @@ def read_epochs(path: Path) -> Iterator[Record]:
 def read_json(path: Path) -> Record | None:
     """Read a JSON file; None if it is missing. Raises `UserError` if it does not parse."""
     try:
-        value: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        value: dict[str, Any] = upgrade_fields(json.loads(path.read_text(encoding="utf-8")))
     except FileNotFoundError:
         return None
     except json.JSONDecodeError as error:

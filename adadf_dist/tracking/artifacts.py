@@ -1,8 +1,8 @@
 """Per-sample files of a run folder, read by the report, the audit and user scripts.
 
-faces.npz                 the training samples: keys, labels as trained, reference labels under label noise, votes
+samples.npz               the training samples: keys, labels as trained, reference labels under label noise, votes
 history/epoch-NNNN.npz    sample history of one epoch, written by `tracking/sample_history.py`
-answers-SPLIT.npz         predictions of the selected model on validation, and on test once it is evaluated
+predictions-SPLIT.npz     predictions of the selected model on validation, and on test once it is evaluated
 """
 
 from __future__ import annotations
@@ -17,10 +17,11 @@ from numpy.typing import NDArray
 from adadf_dist.data.dataset import Split
 from adadf_dist.data.label_noise import LabelNoise
 from adadf_dist.errors import UserError
+from adadf_dist.files.old_names import RENAMED_FIELDS, find_file
 from adadf_dist.metrics.predictions import Predictions
 from adadf_dist.tracking.sample_history import write_arrays
 
-SAMPLES_FILE = "faces.npz"
+SAMPLES_FILE = "samples.npz"
 MAX_FEATURE_SAMPLES = 2000
 """Maximum number of samples per split whose features are saved, for the t-SNE plot."""
 
@@ -51,7 +52,7 @@ class SavedPredictions(NamedTuple):
 
 
 def save_samples(folder: Path, split: Split, noise: LabelNoise | None) -> None:
-    """Write `faces.npz` for a training split. Raises `UserError`."""
+    """Write `samples.npz` for a training split. Raises `UserError`."""
     true = split.labels if noise is None else noise.true
     write_arrays(
         folder / SAMPLES_FILE,
@@ -60,8 +61,8 @@ def save_samples(folder: Path, split: Split, noise: LabelNoise | None) -> None:
 
 
 def load_samples(folder: Path) -> SampleTable:
-    """Read `faces.npz`. Raises `UserError` if it is missing or corrupt."""
-    return from_columns(load_npz(folder / SAMPLES_FILE))
+    """Read `samples.npz`. Raises `UserError` if it is missing or corrupt."""
+    return from_columns(load_npz(find_file(folder, SAMPLES_FILE)))
 
 
 def save_predictions(folder: Path, split: Split, answers: Predictions, features: NDArray[np.float32]) -> None:
@@ -72,12 +73,12 @@ def save_predictions(folder: Path, split: Split, answers: Predictions, features:
     faces = SampleTable(split.classes, sample_keys(split), split.labels, split.labels, split.votes)
     arrays = {**to_columns(faces), **answers._asdict(), "featured": feature_subset(len(split))}
     arrays["features"] = features.astype(np.float16)
-    write_arrays(folder / f"answers-{split.name}.npz", arrays)
+    write_arrays(folder / f"predictions-{split.name}.npz", arrays)
 
 
 def load_predictions(folder: Path, split: str) -> SavedPredictions:
-    """Read `answers-SPLIT.npz`. Raises `UserError` if it is missing or corrupt."""
-    arrays = load_npz(folder / f"answers-{split}.npz")
+    """Read `predictions-SPLIT.npz`. Raises `UserError` if it is missing or corrupt."""
+    arrays = load_npz(find_file(folder, f"predictions-{split}.npz"))
     answers = Predictions(**{name: arrays[name] for name in Predictions._fields})
     return SavedPredictions(from_columns(arrays), answers, arrays["featured"], arrays["features"].astype(np.float32))
 
@@ -106,7 +107,7 @@ def load_npz(path: Path) -> dict[str, NDArray[Any]]:
     """Read all arrays of an NPZ file. Raises `UserError` if it is missing or corrupt."""
     try:
         with np.load(path, allow_pickle=False) as file:
-            return {name: file[name] for name in file.files}
+            return {RENAMED_FIELDS.get(name, name): file[name] for name in file.files}
     except FileNotFoundError:
         raise UserError(f"{path}: missing; the run has not written it yet, or is of an older version") from None
     except (OSError, ValueError, EOFError, zipfile.BadZipFile, KeyError) as error:

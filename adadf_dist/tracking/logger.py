@@ -65,7 +65,7 @@ class RunLogger:
             return
         self._classes = list(facts["classes"])  # type: ignore[call-overload]
         write_text(self.folder / "config.yaml", yaml.safe_dump(to_dict(self._config), sort_keys=False))
-        write_json(self.folder / "run.json", {**environment(self._world), **facts})
+        write_json(self.folder / "run_info.json", {**environment(self._world), **facts})
         self._metrics.truncate_to(progress)
         self._boards.start(progress.step, self._world.device)
         self.info(f"run folder: {self.folder}")
@@ -151,7 +151,7 @@ class RunLogger:
         return {
             **dict(zip(LOSS_NAMES, means, strict=True)),
             "images_per_s": rate,
-            "waiting": self._world.heartbeat.seconds(LOADING) / max(seconds, 1e-9),
+            "data_wait_fraction": self._world.heartbeat.seconds(LOADING) / max(seconds, 1e-9),
         }
 
     def log_epoch(self, progress: TrainingProgress, record: Mapping[str, object]) -> None:

@@ -124,8 +124,8 @@ class SampleHistoryRecorder:
                 "class_counts": commit.counts.numpy(),
                 "class_threshold_met": commit.threshold_met.numpy(),
                 "class_distributions": commit.distributions.numpy(),
-                "listed": np.array(self.tracked, dtype=np.int64),
-                "listed_distributions": listed / appearances,
+                "tracked_samples": np.array(self.tracked, dtype=np.int64),
+                "tracked_distributions": listed / appearances,
             }
             retry_on_full_disk(lambda: write_arrays(path, arrays), timeout_s, self.world.heartbeat.wait_for_disk)
         return history

@@ -31,7 +31,7 @@ class Result(NamedTuple):
     """Validation accuracy of the selected epoch."""
     test: dict[str, Any]
     """Test metrics of the selected epoch's model; empty if the run does not test."""
-    last_test: dict[str, Any]
+    final_epoch_test: dict[str, Any]
     """Test metrics of the last epoch's model."""
     best_on_test: dict[str, Any]
     """Only for `evaluation.protocol = paper`: the best test epoch and its test accuracy."""
@@ -142,7 +142,7 @@ def read_result(path: Path) -> dict[str, object] | None:
 def format_result(result: Result, epochs: int) -> list[str]:
     """Format a result as lines to print. `epochs`: number of epochs of the run."""
     lines = [f"best epoch: {result.selected_epoch} (validation accuracy {result.validation_accuracy:.2%})"]
-    tested = {"best": result.test, "last": result.last_test}
+    tested = {"best": result.test, "last": result.final_epoch_test}
     if result.selected_epoch == epochs:
         tested = {"best and last": result.test}
     for name, test in tested.items():
@@ -150,11 +150,11 @@ def format_result(result: Result, epochs: int) -> list[str]:
             low, high = test["accuracy_interval"]
             line = f"test accuracy ({name} epoch): {test['accuracy']:.2%} (95% CI {low:.2%} to {high:.2%}, "
             line += f"n={test['samples']}), mean class accuracy {test['mean_class_accuracy']:.2%}"
-            if test["vote_divergence"] is not None:
-                line += f", KL(votes || prediction) {test['vote_divergence']:.3f} nats"
+            if test["votes_kl"] is not None:
+                line += f", KL(votes || prediction) {test['votes_kl']:.3f} nats"
             lines.append(line)
-    if result.test and result.test["ceiling"] is not None:
-        ceiling, accuracy = result.test["ceiling"], result.test["accuracy"]
+    if result.test and result.test["bayes_accuracy"] is not None:
+        ceiling, accuracy = result.test["bayes_accuracy"], result.test["accuracy"]
         share = accuracy / ceiling
         lines.append(f"Bayes-optimal accuracy: {ceiling:.2%}; the best epoch reaches {share:.1%} of it")
     if result.best_on_test:

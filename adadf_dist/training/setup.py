@@ -144,4 +144,4 @@ def write_run_info(context: RunContext, engine: Engine, progress: TrainingProgre
         write_json(log.folder / DATA_FILE, context.data_record.to_dict())
         save_samples(log.folder, data.train_split, data.noise)
         if data.noise is not None:
-            write_noise(log.folder / "noise.csv", data.train_split, data.noise)
+            write_noise(log.folder / "label_noise.csv", data.train_split, data.noise)

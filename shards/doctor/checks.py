@@ -211,7 +211,7 @@ def check_blank(case: CheckContext) -> Iterator[Finding]:
 
 def check_build_stats(case: CheckContext) -> Iterator[Finding]:
     """What the builder dropped, which its folder no longer shows."""
-    found: Mapping[str, object] = case.material.findings
+    found: Mapping[str, object] = case.material.stats
     if case.material.kind == "raw tree":
         other = found.get("other_files")
         if isinstance(other, int) and other:
@@ -219,7 +219,7 @@ def check_build_stats(case: CheckContext) -> Iterator[Finding]:
         return
     for key, noun, rest, file in (
         ("leaks_dropped", "leak", "dropped by the builder", "leaks.csv"),
-        ("quarantined", "image", "skipped as invalid", "quarantine.csv"),
+        ("skipped_images", "image", "skipped as invalid", "skipped_images.csv"),
         ("dropped_without_votes", "sample", "dropped without annotator votes", ""),
     ):
         count = found.get(key)

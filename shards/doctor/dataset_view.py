@@ -58,7 +58,7 @@ class DatasetView:
     """Builder source that made or reads it."""
     options: Mapping[str, object]
     """Options of that source."""
-    findings: Mapping[str, object]
+    stats: Mapping[str, object]
     """Counts of samples that the source dropped, found duplicated or ambiguous."""
     classes: tuple[str, ...]
     splits: tuple[str, ...]
@@ -215,14 +215,14 @@ def open_dataset_view(path: Path) -> DatasetView:
 
 def open_stored(dataset: Dataset) -> DatasetView:
     splits = tuple(dataset.split(name) for name in dataset.splits)
-    built = dataset.manifest.built
-    options, findings = built.get("options"), built.get("findings")
+    built = dataset.manifest.provenance
+    options, stats = built.get("options"), built.get("stats")
     return DatasetView(
         path=dataset.folder,
         kind="dataset folder",
         source=str(built.get("source", "unknown")),
         options=options if isinstance(options, Mapping) else {},
-        findings=findings if isinstance(findings, Mapping) else {},
+        stats=stats if isinstance(stats, Mapping) else {},
         classes=dataset.classes,
         splits=tuple(split.name for split in splits),
         split_of=np.repeat(np.arange(len(splits), dtype=np.int8), [len(split) for split in splits]),
@@ -231,7 +231,7 @@ def open_stored(dataset: Dataset) -> DatasetView:
 
 
 def open_tree(root: Path, name: str, source: Source) -> DatasetView:
-    if others := source.provenance.findings.get("other_files"):
+    if others := source.provenance.stats.get("other_files"):
         print(f"note: {others:,} other files skipped (no image extension)", file=sys.stderr)
     items = sorted(source.items(), key=lambda item: (SPLITS.index(item.split), item.number))
     splits = tuple(split for split in SPLITS if any(item.split == split for item in items))
@@ -240,7 +240,7 @@ def open_tree(root: Path, name: str, source: Source) -> DatasetView:
         kind="raw tree",
         source=name,
         options=source.provenance.options,
-        findings=source.provenance.findings,
+        stats=source.provenance.stats,
         classes=source.classes,
         splits=splits,
         split_of=np.array([splits.index(item.split) for item in items], dtype=np.int8),

@@ -19,9 +19,9 @@ from shards.image_files import (
     SourceListing,
     add_photo_arguments,
     carve_validation,
+    count_skipped,
     list_files,
     photo_options,
-    skipped_findings,
 )
 from shards.sources import affectnet_2017, affectnet_2021
 from shards.sources.emotions import find_label
@@ -88,8 +88,8 @@ def list_folders(root: Path, classes: Sequence[str]) -> SourceListing:
                     pictures.append(ImageEntry(path, split, label))
                 else:
                     others += 1
-    findings = {"other_files": others, "contempt_left_out": contempt, **skipped_findings(skipped)}
-    return SourceListing("affectnet", tuple(classes), pictures, "folders of classes", findings)
+    stats = {"other_files": others, "contempt_left_out": contempt, **count_skipped(skipped)}
+    return SourceListing("affectnet", tuple(classes), pictures, "folders of classes", stats)
 
 
 LAYOUTS = (
@@ -133,7 +133,7 @@ def open_source(args: argparse.Namespace) -> Source:
     layout = find_layout(args.root)
     print(f"{args.root}: AffectNet, {layout.what}", file=sys.stderr)
     listing = layout.read(args.root, EXPRESSIONS[: args.classes])
-    if args.align == "landmarks" and listing.findings.get("images_without_landmarks") == len(listing.pictures) > 0:
+    if args.align == "landmarks" and listing.stats.get("images_without_landmarks") == len(listing.pictures) > 0:
         raise UserError(f"{args.root}: no image has landmarks (N_lnd.npy); align with --align detect")
     fractions = carve_validation(args, any(picture.split == "validation" for picture in listing.pictures))
     boxed = layout is LAYOUTS[0] and not args.no_crop

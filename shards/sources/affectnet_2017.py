@@ -17,7 +17,7 @@ from adadf_dist.data.jpeg import InvalidImageError
 from adadf_dist.errors import UserError
 from adadf_dist.files.csv_tables import detect_separator, parse_whole
 from adadf_dist.files.text import decode_text, encoding_of, open_bytes
-from shards.image_files import ImageEntry, SourceListing, check_relative_path, list_files, skipped_findings
+from shards.image_files import ImageEntry, SourceListing, check_relative_path, count_skipped, list_files
 from shards.progress import track
 
 FILES = {"train": "training.csv", "test": "validation.csv"}
@@ -118,9 +118,9 @@ def list_release(root: Path, classes: Sequence[str]) -> SourceListing:
         separators.append(separator)
     folders = {place.partition("/")[0] for place in pictures}
     extra = sum(path not in named for folder in sorted(folders) for path in list_files(root, folder, skipped))
-    findings = {**left_out, "images_without_annotation": extra, **skipped_findings(skipped)}
+    stats = {**left_out, "images_without_annotation": extra, **count_skipped(skipped)}
     facts = Facts(files, columns, separators, file_of, start_of)
-    return SourceListing("affectnet", tuple(classes), list(pictures.values()), "release of 2017", findings, facts)
+    return SourceListing("affectnet", tuple(classes), list(pictures.values()), "release of 2017", stats, facts)
 
 
 def read_rows(path: Path) -> tuple[list[str], str, list[Row]]:

@@ -11,7 +11,7 @@ import numpy as np
 from adadf_dist.data.build.folder_tree import Skipped, file_names, list_entries
 from adadf_dist.data.jpeg import InvalidImageError, is_image_name
 from adadf_dist.errors import UserError
-from shards.image_files import ImageEntry, SourceListing, skipped_findings
+from shards.image_files import ImageEntry, SourceListing, count_skipped
 from shards.progress import track
 
 FOLDERS = {"train": "train_set", "test": "val_set"}
@@ -63,14 +63,14 @@ def list_release(root: Path, classes: Sequence[str]) -> SourceListing:
                 without += f"{stem}_lnd.npy" not in notes
         stems = {name.rpartition(".")[0] for name in files}
         unread += sum(n.endswith("_exp.npy") and n.removesuffix("_exp.npy") not in stems for n in notes)
-    findings = {
+    stats = {
         "contempt_left_out": contempt,
         "images_without_annotation": orphans,
         "annotations_without_image": unread,
         **({"images_without_landmarks": without} if without else {}),
-        **skipped_findings(skipped),
+        **count_skipped(skipped),
     }
-    return SourceListing("affectnet", tuple(classes), pictures, "release of 2021", findings, Facts(root, pictures))
+    return SourceListing("affectnet", tuple(classes), pictures, "release of 2021", stats, Facts(root, pictures))
 
 
 def read_expression(path: Path) -> int:

@@ -127,7 +127,7 @@ def read_fer2013(options: Fer2013Options) -> Fer2013:
         raise UserError(f"{options.csv}: no faces in it; re-download the file")
     votes = None if options.ferplus is None else read_votes(options.ferplus, faces)
     splits = published_splits(faces)
-    findings: dict[str, object] = {}
+    stats: dict[str, object] = {}
     labels, classes, columns = faces.emotions, tuple(EMOTIONS), FER_COLUMNS
     if options.labels == "ferplus":
         if votes is None:
@@ -135,7 +135,7 @@ def read_fer2013(options: Fer2013Options) -> Fer2013:
         labels, classes, columns = votes[:, :8].argmax(axis=1), FERPLUS, tuple(range(8))
         without = np.flatnonzero(votes[:, :8].sum(axis=1) == 0).tolist()
         splits = {number: split for number, split in splits.items() if number not in set(without)}
-        findings = {"dropped_without_votes": len(without), "tied_votes": count_ties(votes[list(splits), :8])}
+        stats = {"dropped_without_votes": len(without), "tied_votes": count_ties(votes[list(splits), :8])}
     carved = {} if "validation" in splits.values() else {"validation": options.validation_fraction}
     parting = assign_splits(
         splits,
@@ -155,7 +155,7 @@ def read_fer2013(options: Fer2013Options) -> Fer2013:
             "validation_fraction": carved.get("validation"),
             "keep_leaks": options.keep_leaks,
         },
-        findings={"rows": len(labels), **findings, **parting.findings()},
+        stats={"rows": len(labels), **stats, **parting.stats()},
         tables={"leaks.csv": leaks} if leaks.lines else {},
     )
     return Fer2013(faces, votes, classes, labels, columns, dict(parting.splits), provenance)

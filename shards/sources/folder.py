@@ -17,9 +17,9 @@ from shards.image_files import (
     ImageEntry,
     SourceListing,
     add_photo_arguments,
+    count_skipped,
     list_files,
     photo_options,
-    skipped_findings,
 )
 from shards.sources.splits import check_class_folders, count_images, split_names
 
@@ -60,10 +60,10 @@ def list_folder(root: Path) -> SourceListing:
     layout = "class folders below split folders" if root not in trees.values() else "class folders"
     outside = sum(count_images(folder) for folder in {root, *trees.values()})
     warn_of_archives({root, *trees.values()})
-    findings: dict[str, object] = {"other_files": others}
+    stats: dict[str, object] = {"other_files": others}
     if outside:
-        findings["images_outside_class_folders"] = outside
-    return SourceListing("folder", classes, pictures, layout, {**findings, **skipped_findings(skipped)})
+        stats["images_outside_class_folders"] = outside
+    return SourceListing("folder", classes, pictures, layout, {**stats, **count_skipped(skipped)})
 
 
 def find_splits(root: Path, skipped: Skipped | None = None) -> dict[str, Path]:

@@ -21,10 +21,10 @@ from shards.image_files import (
     add_photo_arguments,
     carve_validation,
     check_relative_path,
+    count_skipped,
     list_files,
     photo_options,
     read_bytes,
-    skipped_findings,
 )
 from shards.sources.emotions import find_label
 
@@ -84,14 +84,14 @@ def list_rafdb(root: Path, images: str) -> SourceListing:
         for stem, votes in read_votes(base / VOTES, pictures).items():
             pictures[stem] = pictures[stem]._replace(votes=votes if any(votes) else None)
     extra = there - {picture.path.rpartition("/")[2] for picture in pictures.values()}
-    findings = {
-        **skipped_findings(skipped),
+    stats = {
+        **count_skipped(skipped),
         "images_without_label": len(extra),
         "faces_with_votes": sum(p.votes is not None for p in pictures.values()),
     }
     listed = list(pictures.values())
     facts = Facts(base, listed, images == "original")
-    return SourceListing("rafdb", CLASSES, listed, f"single-label part, {images} images", findings, facts)
+    return SourceListing("rafdb", CLASSES, listed, f"single-label part, {images} images", stats, facts)
 
 
 def stem_of(name: str) -> str:

@@ -16,9 +16,9 @@ from shards.image_files import (
     SourceListing,
     add_photo_arguments,
     carve_validation,
+    count_skipped,
     list_files,
     photo_options,
-    skipped_findings,
 )
 from shards.sources.emotions import find_label
 
@@ -61,7 +61,7 @@ def list_sfew(root: Path) -> SourceListing:
                 else:
                     others += 1
     layout = "Train and Val, which is test" if test is None else "Train, Val and a labelled Test"
-    return SourceListing("sfew", CLASSES, pictures, layout, {"other_files": others, **skipped_findings(skipped)})
+    return SourceListing("sfew", CLASSES, pictures, layout, {"other_files": others, **count_skipped(skipped)})
 
 
 def find_emotions(folder: Path) -> Path | None:

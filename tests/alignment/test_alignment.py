@@ -202,9 +202,9 @@ def test_build_stores_aligned_images(portrait: Image.Image, tmp_path: Path) -> N
         run_build(*words)
     kept = run_build(*words, "--on-no-face", "centre", "--discard-partial")
     assert findings(kept)["remarks"] == 1
-    with (kept.folder / "remarks.csv").open() as stream:
+    with (kept.folder / "notes.csv").open() as stream:
         assert [row["source"] for row in csv.DictReader(stream)] == ["glad/wall.jpg"]
-    options = kept.manifest.built["options"]
+    options = kept.manifest.provenance["options"]
     assert isinstance(options, dict) and "image_size" not in options
     assert [options[name] for name in ("align", "mtcnn", "torch")] == ["detect", version("mtcnn"), version("torch")]
     split, output = kept.split("train"), facts(kept, "train")

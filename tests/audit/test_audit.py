@@ -106,8 +106,8 @@ def test_forgetting_and_means_match_a_handmade_history() -> None:
     )
     attention = np.where(np.isnan(correct), NAN, [[0.1], [0.2], [0.3], [0.6]])
     traces = summarize(attention, 10 * attention, correct)
-    assert traces.forgotten.tolist() == [0, 2, 0, 1, 1, 0]
-    assert traces.never_learnt.tolist() == [False, False, True, False, False, False]
+    assert traces.forgetting_events.tolist() == [0, 2, 0, 1, 1, 0]
+    assert traces.never_learned.tolist() == [False, False, True, False, False, False]
     assert traces.wrong[:5].tolist() == pytest.approx([1 / 4, 2 / 4, 1, 1 / 3, 2 / 4])
     assert traces.attention_mean[:4].tolist() == pytest.approx([0.3, 0.3, 0.3, 1 / 3])
     assert traces.loss_last[:5].tolist() == pytest.approx([6.0] * 5)
@@ -125,8 +125,8 @@ def test_suspicion_is_the_mean_probability_of_other_classes(material: AuditInput
     answers = material.answers._replace(target_logits=np.log(target), auxiliary_logits=np.log(auxiliary))
     split = replace(material.split.subset(np.arange(2), "train"), labels=np.array([0, 1]))
     findings = score_labels(material._replace(split=split, answers=answers))
-    assert findings.suspicion.tolist() == pytest.approx([0.4, 0.65])
-    assert findings.proposed.tolist() == [0, 2]
+    assert findings.label_error_score.tolist() == pytest.approx([0.4, 0.65])
+    assert findings.suggested_label.tolist() == [0, 2]
     assert findings.ranked.tolist() == [1, 0]
 
 
@@ -173,8 +173,8 @@ def test_training_dynamics_equal_the_files(run: Path, material: AuditInputs) -> 
     assert material.traces.epochs == len(epochs) == 3
     for face in (0, 11, 200):
         right = [bool(epoch["correct"][face] > 0.5) for epoch in epochs]
-        assert material.traces.forgotten[face] == sum(a and not b for a, b in pairwise(right))
-        assert material.traces.never_learnt[face] == (not any(right))
+        assert material.traces.forgetting_events[face] == sum(a and not b for a, b in pairwise(right))
+        assert material.traces.never_learned[face] == (not any(right))
         losses = [float(epoch["loss"][face]) for epoch in epochs]
         assert material.traces.loss_mean[face] == pytest.approx(sum(losses) / 3)
         assert material.traces.loss_last[face] == pytest.approx(losses[-1])
@@ -208,7 +208,7 @@ def test_table_includes_confident_learning(compared: Path) -> None:
 def test_table_lists_every_sample_once_most_suspicious_first(material: AuditInputs, audited: Path) -> None:
     rows = table(audited)
     assert sorted(row["key"] for row in rows) == sorted(str(key) for key in material.split.keys)
-    scores = [float(row["suspicion"]) for row in rows]
+    scores = [float(row["label_error_score"]) for row in rows]
     assert scores == sorted(scores, reverse=True)
     places = {str(key): place for place, key in enumerate(material.split.keys)}
     for row in rows[:5]:
@@ -217,10 +217,12 @@ def test_table_lists_every_sample_once_most_suspicious_first(material: AuditInpu
         auxiliary = [float(row[f"auxiliary_{name}"]) for name in material.classes]
         assert sum(target) == pytest.approx(1, abs=1e-4)
         both = [(a + b) / 2 for a, b in zip(target, auxiliary, strict=True)]
-        assert row["proposed"] == material.classes[both.index(max(both))]
+        assert row["suggested_label"] == material.classes[both.index(max(both))]
         assert row["label"] == material.classes[material.faces.labels[face]]
         assert row["true_label"] == material.classes[material.faces.true_labels[face]]
-        assert float(row["suspicion"]) == pytest.approx(1 - both[material.classes.index(row["label"])], abs=1e-4)
+        assert float(row["label_error_score"]) == pytest.approx(
+            1 - both[material.classes.index(row["label"])], abs=1e-4
+        )
 
 
 def test_report_is_markdown_and_replaced_only_with_force(
@@ -283,9 +285,9 @@ def test_the_benchmark_prints_a_table_per_source_of_labels(
 
 def test_the_benchmark_needs_known_errors(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     copy = copy_of(run, tmp_path)
-    with np.load(copy / "faces.npz") as file:
+    with np.load(copy / "samples.npz") as file:
         arrays = dict(file)
-    np.savez(copy / "faces.npz", **{**arrays, "true_labels": arrays["labels"]})
+    np.savez(copy / "samples.npz", **{**arrays, "true_labels": arrays["labels"]})
     with pytest.raises(SystemExit):
         benchmark(["audit", str(copy)])
     assert "trained without label noise; pass --reference-labels DIR" in capsys.readouterr().err
@@ -369,8 +371,8 @@ def test_incomplete_run_is_rejected(run: Path, tmp_path: Path, capsys: pytest.Ca
     assert "gone" in problem(capsys, str(copy), "--shards", moved)
     shutil.rmtree(copy / "history")
     assert "history/epoch-0001.npz" in problem(capsys, str(copy))
-    (copy / "faces.npz").unlink()
-    assert "faces.npz: missing" in problem(capsys, str(copy))
+    (copy / "samples.npz").unlink()
+    assert "samples.npz: missing" in problem(capsys, str(copy))
     shutil.rmtree(copy / "checkpoints")
     assert "no checkpoint found" in problem(capsys, str(copy))
     assert "is a file" in problem(capsys, str(copy / "config.yaml"))
@@ -383,10 +385,10 @@ def test_different_dataset_is_rejected(
     other = run_build("folder", tmp_path / "other", "--root", drawn.parent / "tinted", "--validation-fraction", 0.2)
     capsys.readouterr()  # the builder's progress
     assert "training samples differ from the run's" in problem(capsys, str(copy), "--shards", str(other.folder))
-    with np.load(copy / "faces.npz") as file:
+    with np.load(copy / "samples.npz") as file:
         arrays = dict(file)
     arrays["labels"][0] = (arrays["labels"][0] + 1) % 7
-    np.savez(copy / "faces.npz", **arrays)
+    np.savez(copy / "samples.npz", **arrays)
     assert "training labels differ from the run's" in problem(capsys, str(copy))
 
 
@@ -504,10 +506,10 @@ def test_page_filters_records_and_exports_decisions(page: Page, audited: Path, d
     page.choose("#label", str(number))
     assert shown(page) == [row["key"] for row in rows if row["label"] == label]
     page.choose("#label", "")
-    doubted = next(row for row in rows if row["label"] != row["proposed"])
-    pair = (doubted["label"], doubted["proposed"])
+    doubted = next(row for row in rows if row["label"] != row["suggested_label"])
+    pair = (doubted["label"], doubted["suggested_label"])
     page.choose("#pair", ">".join(str(page.run(f"data.classes.indexOf({json.dumps(name)})")) for name in pair))
-    assert shown(page) == [row["key"] for row in rows if (row["label"], row["proposed"]) == pair]
+    assert shown(page) == [row["key"] for row in rows if (row["label"], row["suggested_label"]) == pair]
     page.choose("#pair", "")
     page.choose("#which", "open")
     assert shown(page) == [key for key in keys if key not in wanted]
@@ -525,7 +527,7 @@ def test_page_filters_records_and_exports_decisions(page: Page, audited: Path, d
 
 def other_than_label(row: dict[str, str]) -> str:
     """The likeliest class of a sample besides its label."""
-    if row["proposed"] != row["label"]:
-        return row["proposed"]
+    if row["suggested_label"] != row["label"]:
+        return row["suggested_label"]
     shares = {name[7:]: float(share) for name, share in row.items() if name.startswith("target_")}
     return max((share, name) for name, share in shares.items() if name != row["label"])[1]

@@ -162,7 +162,7 @@ def test_user_files_in_run_folder_are_kept(faces: Path, tmp_path: Path, capsys: 
     with pytest.raises(UserError, match="a run would replace its config"):
         train.run(build_config([ConfigLayer("test", values)]))
     assert {path.name: path.read_text() for path in own.iterdir()} == {"config.yaml": "epochs: 1\n"}
-    (own / "run.json").write_text("{}")  # now it belongs to a run
+    (own / "run_info.json").write_text("{}")  # now it belongs to a run
     assert check(values, capsys)[1]["run folder"][0] == "ok"
 
 

@@ -147,7 +147,7 @@ def test_two_kinds_of_noise_at_once_are_rejected() -> None:
 def test_run_lists_the_changed_labels(faces: Path, tmp_path: Path) -> None:
     values = settings(faces, tmp_path / "out", data__label_noise_rate="0.25", epochs="1")
     assert isinstance(train.run(build_config([ConfigLayer("test", values)])), Result)
-    with (tmp_path / "out" / "noise.csv").open() as stream:
+    with (tmp_path / "out" / "label_noise.csv").open() as stream:
         rows = list(csv.DictReader(stream))
     index = pq.read_table(faces / "train.parquet").to_pydict()
     true = dict(zip(index["key"], index["label"], strict=True))

@@ -170,7 +170,7 @@ def test_run_keeps_its_decisions_and_detects_a_changed_file(faces: Path, tmp_pat
     values = settings(faces, tmp_path / "run", data__relabel_file=str(file))
     short, longer = (build_config([ConfigLayer("test", {**values, "epochs": epochs})]) for epochs in (1, 2))
     assert isinstance(train.run(short), Result)
-    assert "r.csv: 1 training samples relabeled, 1 dropped" in (tmp_path / "run" / "run.json").read_text()
+    assert "r.csv: 1 training samples relabeled, 1 dropped" in (tmp_path / "run" / "run_info.json").read_text()
     recorded = load_samples(tmp_path / "run")
     assert len(recorded.labels) == len(split) - 1
     place = recorded.keys.tolist().index(str(split.keys[5]))
@@ -212,10 +212,10 @@ def test_builder_records_the_decisions(tmp_path: Path) -> None:
         assert (changed.folder / f"{name}-000000.tar").read_bytes() == (
             plain.folder / f"{name}-000000.tar"
         ).read_bytes()
-    built = changed.manifest.built
+    built = changed.manifest.provenance
     assert built["options"]["relabel"]["file"] == "mine.csv"  # type: ignore[index]
     assert built["options"]["relabel"]["sha256"] == read_decisions(file, CLASSES, "x").sha256  # type: ignore[index]
-    assert built["findings"]["relabelled"] == built["findings"]["dropped_by_decision"] == 1  # type: ignore[index]
+    assert built["stats"]["relabeled"] == built["stats"]["dropped_by_decision"] == 1  # type: ignore[index]
 
 
 def test_empty_decisions_change_only_the_note(tmp_path: Path) -> None:

@@ -71,10 +71,10 @@ def test_collapse_hides_the_findings_that_it_implies() -> None:
     assert list(found(run_of(6, confusion([0, 40, 0], [0, 40, 0], [0, 40, 0])))) == ["collapse"]
 
 
-@pytest.mark.parametrize(("deviation", "flat"), [(0.039, True), (0.041, False)])
+@pytest.mark.parametrize(("std", "flat"), [(0.039, True), (0.041, False)])
 def test_uniform_attention_is_found(deviation: float, flat: bool) -> None:
     # 5 % of the range 0.2 to 1
-    spread = {"mean": 0.97, "deviation": deviation}
+    spread = {"mean": 0.97, "std": deviation}
     seen = found(run_of(6, attention=spread))
     assert ("attention saturated" in seen) is flat
     if flat:
@@ -87,26 +87,29 @@ def test_uniform_attention_is_found(deviation: float, flat: bool) -> None:
 
 
 def test_records_of_older_runs_are_accepted() -> None:
-    old = [{k: v for k, v in r.items() if k not in ("attention", "class_degrees", "waiting")} for r in run_of(9)]
+    old = [
+        {k: v for k, v in r.items() if k not in ("attention", "class_mean_target_prob", "data_wait_fraction")}
+        for r in run_of(9)
+    ]
     assert found(old) == {}
     never = found([{**r, "classes_at_threshold": 0} for r in old])["threshold never met"]
     assert "the constant T_c for 9 of 9 epochs" in never.message
 
 
 def test_threshold_never_reached_is_found() -> None:
-    low = {"classes_at_threshold": 0, "class_degrees": [0.31, 0.58, 0.4]}
+    low = {"classes_at_threshold": 0, "class_mean_target_prob": [0.31, 0.58, 0.4]}
     seen = found(run_of(6, **low))["threshold never met"]
     assert seen.severity is Severity.WARNING
     assert "the constant T_c for 6 of 6 epochs" in seen.message and "0 of 18 cases" in seen.message
     assert "the highest class mean is now 0.58, of happy" in seen.message
     assert "class_distributions.threshold = 0.4," in seen.hint, "happy and sad reach it, half of three classes and more"
     assert found(run_of(5, **low)) == {}, "two epochs are no time"
-    once = {"classes_at_threshold": 1, "class_degrees": [0.31, 0.72, 0.4]}
+    once = {"classes_at_threshold": 1, "class_mean_target_prob": [0.31, 0.72, 0.4]}
     assert found([*run_of(5, **low), record(6, **once)]) == {}, "1 of 9 cases after the epoch threshold"
-    rising = [record(e, classes_at_threshold=0, class_degrees=[0.1, 0.1 * e, 0.1]) for e in range(1, 7)]
+    rising = [record(e, classes_at_threshold=0, class_mean_target_prob=[0.1, 0.1 * e, 0.1]) for e in range(1, 7)]
     assert found(rising) == {}, "0.6 and 0.1 more each epoch: it is on its way in a run of 75 epochs"
     assert "threshold never met" in found(rising, override(CONFIG, {"epochs": 6})), "there are no more epochs"
-    slow = [record(e, classes_at_threshold=0, class_degrees=[0.1, 0.3 + 0.02 * e, 0.1]) for e in range(1, 7)]
+    slow = [record(e, classes_at_threshold=0, class_mean_target_prob=[0.1, 0.3 + 0.02 * e, 0.1]) for e in range(1, 7)]
     assert "threshold never met" in found(slow, override(CONFIG, {"epochs": 12})), "0.42, and 0.54 at the end"
     assert found(run_of(6, **low), override(CONFIG, {"loss.supervision": "label"})) == {}
 
@@ -124,11 +127,11 @@ def test_threshold_always_reached_is_found() -> None:
     ("share", "severity"), [(0.09, None), (0.11, Severity.INFO), (0.29, Severity.INFO), (0.31, Severity.WARNING)]
 )
 def test_slow_loader_is_found(share: float, severity: Severity | None) -> None:
-    seen = found([record(1), record(2, waiting=share)]).get("waiting for the loader")
+    seen = found([record(1), record(2, data_wait_fraction=share)]).get("waiting for the loader")
     assert (seen and seen.severity) is severity
     if seen is not None:
         assert f"{share:.0%} of the epoch" in seen.message and "data.num_workers = 4 (now 2)" in seen.hint
-    assert found([record(1, waiting=share)]) == {}, "workers start in the first epoch"
+    assert found([record(1, data_wait_fraction=share)]) == {}, "workers start in the first epoch"
 
 
 def test_diverging_auxiliary_branch_is_found() -> None:
@@ -159,7 +162,7 @@ def test_lagging_auxiliary_branch_is_found() -> None:
     ("count", "severity"), [(0, None), (1, Severity.INFO), (9, Severity.INFO), (10, Severity.WARNING)]
 )
 def test_replaced_samples_are_found(count: int, severity: Severity | None) -> None:
-    seen = found(run_of(2, replaced_faces=count)).get("replaced samples")
+    seen = found(run_of(2, num_replaced_samples=count)).get("replaced samples")
     assert (seen and seen.severity) is severity  # data.max_bad_samples is 100
 
 

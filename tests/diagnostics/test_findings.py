@@ -87,7 +87,7 @@ def test_only_rules_with_enough_data_are_judged() -> None:
 
 
 def test_threshold_of_a_recorded_demo() -> None:
-    """`make demo` at t = 0.7, E = 2: one of seven classes in one of nine epochs (class_degrees as recorded)."""
+    """`make demo` at t = 0.7, E = 2: one of seven classes in one of nine epochs (class means as recorded)."""
     degrees = [
         [0.17, 0.15, 0.15, 0.15, 0.13, 0.15, 0.16],
         [0.20, 0.17, 0.17, 0.20, 0.15, 0.17, 0.24],
@@ -101,7 +101,9 @@ def test_threshold_of_a_recorded_demo() -> None:
     ]
     good = np.full((7, 7), 3) + 40 * np.eye(7, dtype=int)
     records = [
-        record(epoch, good.tolist(), class_degrees=row, classes_at_threshold=sum(degree >= 0.7 for degree in row))
+        record(
+            epoch, good.tolist(), class_mean_target_prob=row, classes_at_threshold=sum(degree >= 0.7 for degree in row)
+        )
         for epoch, row in enumerate(degrees, start=1)
     ]
     config = override(CONFIG, {"loss.epoch_threshold": 2, "epochs": 9})
@@ -113,19 +115,25 @@ def test_threshold_of_a_recorded_demo() -> None:
 
 
 def test_worst_finding_comes_first() -> None:
-    records = run_of(6, confusion([0, 40, 0], [0, 40, 0], [0, 40, 0]), waiting=0.2, replaced_faces=50)
+    records = run_of(6, confusion([0, 40, 0], [0, 40, 0], [0, 40, 0]), data_wait_fraction=0.2, num_replaced_samples=50)
     assert [f.severity for f in diagnose(records, CONFIG)] == [Severity.ERROR, Severity.WARNING, Severity.INFO]
 
 
 def test_only_changed_findings_are_new() -> None:
-    records = [record(1), record(2, waiting=0.2), record(3, waiting=0.25), record(4, waiting=0.5), record(5)]
+    records = [
+        record(1),
+        record(2, data_wait_fraction=0.2),
+        record(3, data_wait_fraction=0.25),
+        record(4, data_wait_fraction=0.5),
+        record(5),
+    ]
     output = [[(f.name, f.severity.word) for f in new_findings(records[:end], CONFIG)] for end in range(1, 6)]
     assert output == [[], [("waiting for the loader", "info")], [], [("waiting for the loader", "warning")], []]
 
 
 def test_epochs_of_a_finding_are_listed() -> None:
     shares = [0.0, 0.2, 0.25, 0.0, 0.2, 0.22]
-    records = [record(epoch, waiting=share) for epoch, share in enumerate(shares, start=1)]
+    records = [record(epoch, data_wait_fraction=share) for epoch, share in enumerate(shares, start=1)]
     held = [(e.first, e.last, e.finding.message[:3]) for e in finding_spans(records, CONFIG)]
     assert held == [(5, 6, "22%"), (2, 3, "25%")]
     assert isinstance(finding_spans(records, CONFIG)[0], FindingSpan)
@@ -136,7 +144,7 @@ def test_attention_spread_by_hand() -> None:
     spread = attention_stats(values)
     assert spread is not None
     assert spread["mean"] == pytest.approx(0.6)
-    assert spread["deviation"] == pytest.approx((0.32 / 3) ** 0.5)
+    assert spread["std"] == pytest.approx((0.32 / 3) ** 0.5)
     assert attention_stats(np.full(2, np.nan, dtype=np.float32)) is None
 
 

@@ -298,7 +298,7 @@ def naive_evaluation(folder: str) -> dict[str, object]:
         "accuracy": correct / len(split),
         "mean_class_accuracy": float(np.mean([confusion[c][c] / sum(confusion[c]) for c in range(CLASSES)])),
         "cross_entropy": float(-np.mean([np.log(p[row, label]) for row, label in enumerate(split.labels)])),
-        "vote_divergence": float(np.mean(divergence)),
+        "votes_kl": float(np.mean(divergence)),
         "confusion": confusion,
     }
 
@@ -311,5 +311,5 @@ def test_evaluation_counts_each_sample_once(ranks: int, faces: Path) -> None:
     for result in found:
         assert result["samples"] == 30
         assert result["confusion"] == wanted["confusion"]
-        for name in ("accuracy", "mean_class_accuracy", "cross_entropy", "vote_divergence"):
+        for name in ("accuracy", "mean_class_accuracy", "cross_entropy", "votes_kl"):
             assert result[name] == pytest.approx(wanted[name], rel=1e-6)

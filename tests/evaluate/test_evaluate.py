@@ -44,8 +44,8 @@ def test_accuracy_equals_the_runs_result(run: Path, faces: Path, capsys: pytest.
     assert scores["confusion"] == result["confusion"]
     assert scores["calibration"]["nll"] == pytest.approx(result["cross_entropy"], abs=1e-6)
     predicted = found["distances"]["measures"]["predicted"]["kl"]["value"]
-    assert predicted == pytest.approx(result["vote_divergence"], abs=1e-6)
-    assert found["ceiling"] == result["ceiling"]
+    assert predicted == pytest.approx(result["votes_kl"], abs=1e-6)
+    assert found["bayes_accuracy"] == result["bayes_accuracy"]
     assert (found["asked"]["split"], found["asked"]["faces"]) == ("test", 30)
     output = capsys.readouterr().out
     assert f"{result['accuracy']:.2%}" in output
@@ -56,7 +56,7 @@ def test_other_checkpoints_and_splits_are_evaluated(run: Path) -> None:
     result = json.loads((run / "result.json").read_text())
     last = evaluate(run, "--checkpoint", "last")
     assert last["asked"]["epoch"] == 2
-    assert last["scores"]["accuracy"]["value"] == result["last_test"]["accuracy"]
+    assert last["scores"]["accuracy"]["value"] == result["final_epoch_test"]["accuracy"]
     validation = evaluate(run / "checkpoints" / "selected.pt", "--split", "validation")
     assert validation["scores"]["accuracy"]["value"] == result["validation_accuracy"]
 

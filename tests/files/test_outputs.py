@@ -218,17 +218,17 @@ def test_run_does_not_replace_files_in_a_foreign_folder(name: str, tmp_path: Pat
 def test_failed_build_lists_bad_images_in_its_own_folder(tmp_path: Path) -> None:
     trees.class_folders(tmp_path / "faces", {"train": ["a", "b"] * 2})
     bad = trees.write(tmp_path / "faces" / "train" / "a" / "bad.jpg", b"broken")
-    mine = trees.write(tmp_path / "out.quarantine.csv", "mine")
+    mine = trees.write(tmp_path / "out.skipped_images.csv", "mine")
     words = ("--root", tmp_path / "faces", "--validation-fraction", 0)
     with pytest.raises(UserError) as caught:
         run_build("folder", tmp_path / "out", *words)
-    file = tmp_path / "out.partial" / "quarantine.csv"
+    file = tmp_path / "out.partial" / "skipped_images.csv"
     assert str(file) in str(caught.value)
     assert "train/a/bad.jpg" in file.read_text()
     assert mine.read_text() == "mine"
     bad.unlink()
     dataset = run_build("folder", tmp_path / "out", *words)
-    assert not (dataset.folder / "quarantine.csv").exists()
+    assert not (dataset.folder / "skipped_images.csv").exists()
     assert not file.exists()
 
 

@@ -34,7 +34,7 @@ def tree(folder: Path) -> dict[str, bytes]:
 
 
 def findings(dataset: Dataset) -> Mapping[str, Any]:
-    found = dataset.manifest.built["findings"]
+    found = dataset.manifest.provenance["stats"]
     assert isinstance(found, Mapping)
     return found
 

@@ -44,7 +44,7 @@ class InProcessRunner:
 
     def run(self, study: Study, trials: Sequence[Trial], output: Callable[[], None]) -> None:
         for trial in trials:
-            if not study.trials.result(trial).end:
+            if not study.trials.result(trial).status:
                 run_trial(study, trial)
                 output()
 

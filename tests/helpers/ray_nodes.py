@@ -50,7 +50,7 @@ class Nodes:
         found = set()
         for process in processes:
             try:
-                found |= {Path(f.path).parent.name for f in process.open_files() if f.path.endswith("/output.txt")}
+                found |= {Path(f.path).parent.name for f in process.open_files() if f.path.endswith("/trial.log")}
             except psutil.Error:
                 continue
         return found

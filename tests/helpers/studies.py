@@ -14,7 +14,7 @@ from adadf_dist.config.schema import Config
 from tune.study.asha import AshaSchedule
 from tune.study.space import Space, read_domain
 from tune.study.study import SearchOptions, Study, start
-from tune.study.trial import Trial, status
+from tune.study.trial import Trial
 
 SPACE: dict[str, dict[str, object]] = {
     "loss.lambda_min": {"uniform": [0.0, 0.5]},
@@ -43,12 +43,12 @@ def put(
     study: Study,
     trial: Trial,
     accuracies: Sequence[float],
-    end: status = "finished",
+    status: Status = "finished",
     error: str = "",
     test: float | None = None,
 ) -> None:
     """Write the trial's folder as if it had these accuracies, epoch by epoch."""
-    study.trials.finish(trial, end, error)
+    study.trials.finish(trial, status, error)
     folder = study.trials.path_of(trial)
     lines = [
         json.dumps({"kind": "epoch", "epoch": epoch, "validation": metrics_of(accuracy)})
@@ -74,6 +74,6 @@ def searched(study: Study, halted: Sequence[int] = (), failed: Sequence[int] = (
         if number in failed:
             put(study, trial, [], "failed", "loss: is not finite <b>at</b> step 3")
         elif number in halted:
-            put(study, trial, [best - 0.2, best - 0.1], "halted")
+            put(study, trial, [best - 0.2, best - 0.1], "pruned")
         else:
             put(study, trial, [best - 0.2, best - 0.1, best, best - 0.05])

@@ -105,7 +105,7 @@ def wait_for(path: Path) -> None:
 
 def note_process(path: Path) -> None:
     """Write this process's id; the file appears only when it is complete."""
-    unfinished = path.with_suffix(".unfinished")
+    unfinished = path.with_suffix(".state")
     unfinished.write_text(str(os.getpid()))
     unfinished.rename(path)
 

@@ -243,7 +243,7 @@ def test_two_ranks_under_deepspeeds_launcher_stop_and_resume(faces: Path, tmp_pa
 
 
 def ranks_of(out: Path) -> object:
-    path = out / "run.json"
+    path = out / "run_info.json"
     return json.loads(path.read_text())["ranks"] if path.exists() else None
 
 

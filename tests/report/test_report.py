@@ -141,12 +141,12 @@ def test_page_loads_nothing_and_has_unique_ids(run: Path) -> None:
 
 def test_names_are_escaped(run: Path, tmp_path: Path) -> None:
     named = copy_of(run, tmp_path / "a<script>&b")
-    facts = json.loads((named / "run.json").read_text())
+    facts = json.loads((named / "run_info.json").read_text())
     classes = [f"<script>{name}" for name in facts["classes"]]
-    (named / "run.json").write_text(json.dumps({**facts, "classes": classes}))
-    with np.load(named / "answers-validation.npz") as arrays:
+    (named / "run_info.json").write_text(json.dumps({**facts, "classes": classes}))
+    with np.load(named / "predictions-validation.npz") as arrays:
         columns = {**arrays, "classes": np.array(classes)}
-    np.savez(named / "answers-validation.npz", **columns)
+    np.savez(named / "predictions-validation.npz", **columns)
     opened = open_run(named)
     (tmp_path / "page.html").write_text(render([opened], None, [], Thumbnails(opened)), encoding="utf-8")
     page = Page(tmp_path / "page.html")
@@ -193,7 +193,7 @@ def test_result_figures_equal_the_files(run: Path) -> None:
 
 def test_confusion_matrix_is_of_the_selected_model(run: Path) -> None:
     svg = Page(run / "report.html").source
-    with np.load(run / "answers-test.npz") as answers:
+    with np.load(run / "predictions-test.npz") as answers:
         labels, predicted = answers["labels"], answers["target_logits"].argmax(axis=1)
     totals = Counter(labels.tolist())
     classes = open_run(run).classes
@@ -223,7 +223,7 @@ def test_slider_has_class_distributions_of_every_epoch(run: Path) -> None:
 
 def test_samples_are_ranked_and_shown(run: Path, faces: Path) -> None:
     page = Page(run / "report.html")
-    with np.load(run / "answers-validation.npz") as answers:
+    with np.load(run / "predictions-validation.npz") as answers:
         logits = answers["target_logits"].astype(np.float64)
         keys = answers["keys"]
     shares = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
@@ -244,7 +244,7 @@ def test_ambiguous_sample_is_found_and_described(run: Path, faces: Path) -> None
     assert face is not None and face.votes is not None
     split = open_dataset(faces).split("train")
     with np.load(run / "history" / "epoch-0003.npz") as epoch:
-        listed, rows = epoch["listed"], epoch["listed_distributions"]
+        listed, rows = epoch["tracked_samples"], epoch["tracked_distributions"]
     assert split.votes is not None
     votes = split.votes[listed] / split.votes[listed].sum(axis=1, keepdims=True)
     entropies = -(votes * np.log(np.where(votes > 0, votes, 1))).sum(axis=1)
@@ -342,10 +342,10 @@ def test_incomparable_runs_are_rejected(run: Path, tmp_path: Path, capsys: pytes
     """Another task, or a seed that occurs twice in a group: no difference is computed."""
     twin = copy_of(run, tmp_path / "twin", 0.1)
     other = copy_of(run, tmp_path / "other")
-    facts = json.loads((other / "run.json").read_text())
-    (other / "run.json").write_text(json.dumps({**facts, "dataset": "other-faces"}))
+    facts = json.loads((other / "run_info.json").read_text())
+    (other / "run_info.json").write_text(json.dumps({**facts, "dataset": "other-faces"}))
     cleaned = copy_of(run, tmp_path / "cleaned", loss__lambda_min="0.4")
-    (cleaned / "run.json").write_text(json.dumps({**facts, "faces": {**facts["faces"], "train": 60}}))
+    (cleaned / "run_info.json").write_text(json.dumps({**facts, "faces": {**facts["faces"], "train": 60}}))
     page = str(tmp_path / "page.html")
     assert "same settings and seed as" in wrong([str(run), str(twin), "--out", page], capsys)
     assert "evaluated on a different dataset than" in wrong([str(run), str(other), "--out", page], capsys)
@@ -378,7 +378,7 @@ def test_titles_do_not_overlap(run: Path) -> None:
 
 def test_unfinished_run_is_reported(run: Path, tmp_path: Path) -> None:
     begun = copy_of(run, tmp_path / "begun")
-    for name in ("result.json", "answers-validation.npz", "answers-test.npz", "report.html"):
+    for name in ("result.json", "predictions-validation.npz", "predictions-test.npz", "report.html"):
         (begun / name).unlink()
     lines = (begun / "metrics.jsonl").read_text().splitlines(keepends=True)
     second = next(n for n, line in enumerate(lines) if '"kind": "epoch"' in line and '"epoch": 2' in line)
@@ -424,13 +424,13 @@ def test_user_errors_are_one_line(run: Path, tmp_path: Path, capsys: pytest.Capt
     face = find_tracked_sample(open_run(run))
     assert face is not None
     assert f"did you mean {face.key}?" in wrong([str(run), "--sample", f"{face.key}x"], capsys)
-    with np.load(run / "history" / "epoch-0001.npz") as epoch, np.load(run / "faces.npz") as columns:
-        other = next(str(key) for n, key in enumerate(columns["keys"]) if n not in epoch["listed"].tolist())
+    with np.load(run / "history" / "epoch-0001.npz") as epoch, np.load(run / "samples.npz") as columns:
+        other = next(str(key) for n, key in enumerate(columns["keys"]) if n not in epoch["tracked_samples"].tolist())
     assert f"runtime.tracked_samples {other}" in wrong([str(run), "--sample", other], capsys)
     for path in (begun / "history").glob("*.npz"):  # as with a sampler that skipped the sample
         with np.load(path) as arrays:
             columns = dict(arrays)
-        columns["seen"][columns["listed"]] = 0
+        columns["seen"][columns["tracked_samples"]] = 0
         np.savez(path, **columns)
     shutil.copy(run / "metrics.jsonl", begun)
     assert "not sampled in any finished epoch yet" in wrong([str(begun), "--sample", face.key], capsys)

@@ -76,7 +76,7 @@ def test_killed_build_leaves_no_dataset_and_no_process(tmp_path: Path) -> None:
     wait_until(lambda: not any(Path(f"/proc/{worker}").exists() for worker in workers))
     assert not out.exists()
     few = ("--train", 5, "--validation", 0, "--test", 0)
-    if list((partial / ".unfinished").glob("train-*.json")):
+    if list((partial / ".state").glob("train-*.json")):
         with pytest.raises(UserError, match="unfinished build with different settings"):
             run_build("synthetic", out, *few)
     dataset = run_build("synthetic", out, *few, "--discard-partial")
@@ -87,7 +87,7 @@ def test_killed_build_leaves_no_dataset_and_no_process(tmp_path: Path) -> None:
 def test_killed_build_resumes_to_the_same_bytes(tmp_path: Path) -> None:
     counts = ("--train", 600, "--validation", 50, "--test", 50, "--image-size", 32, "--samples-per-shard", 50)
     whole = tree(run_build("synthetic", tmp_path / "whole", *counts, "--name", "faces").folder)
-    out, notes = tmp_path / "out", tmp_path / "out.partial" / ".unfinished"
+    out, notes = tmp_path / "out", tmp_path / "out.partial" / ".state"
     words = ["shards.build", "synthetic", "--out", out, "--num-workers", 2, *counts, "--name", "faces"]
     for number in (1, 3):
         with subprocess.Popen([sys.executable, "-m", *map(str, words)], cwd=ROOT, stderr=subprocess.DEVNULL) as build:

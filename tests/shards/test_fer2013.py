@@ -188,7 +188,7 @@ def test_duplicates_and_conflicts_are_counted(tmp_path: Path) -> None:
     ]
     rows.append((4, face(7), "PrivateTest"))
     dataset = build_fer(write_csv(tmp_path / "fer", rows).parent)
-    twins = findings(dataset)["twins"]
+    twins = findings(dataset)["duplicates"]
     assert twins["train"] == {"groups": 2, "faces": 5, "conflicting_groups": 1, "conflicting_faces": 3}
     assert twins["validation"] == {"groups": 1, "faces": 2, "conflicting_groups": 0, "conflicting_faces": 0}
 

@@ -172,11 +172,11 @@ def test_bad_images_are_an_error_and_then_quarantined(image_folder: Path, data: 
     assert reason in str(error.value)
     assert "\n" not in str(error.value)
     assert not (image_folder.parent / "out").exists()
-    assert reason in (image_folder.parent / "out.partial" / "quarantine.csv").read_text()
+    assert reason in (image_folder.parent / "out.partial" / "skipped_images.csv").read_text()
     dataset = build_folder(image_folder, "--validation-fraction", 0, "--max-bad-images", 1)
     assert dataset.splits["train"].samples == 40
-    assert findings(dataset)["quarantined"] == 1
-    with (dataset.folder / "quarantine.csv").open() as stream:
+    assert findings(dataset)["skipped_images"] == 1
+    with (dataset.folder / "skipped_images.csv").open() as stream:
         (line,) = csv.DictReader(stream)
     assert (line["split"], line["source"]) == ("train", "glad/bad.jpg")
     assert reason in line["reason"]

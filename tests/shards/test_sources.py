@@ -84,7 +84,7 @@ def test_affectnet_2017_counts_skipped_rows(release_2017: Path, tmp_path: Path) 
     dataset = run_build("affectnet", tmp_path / "out", "--root", release_2017, *NO_CARVING, "--max-bad-images", 1)
     found = findings(dataset)
     assert (found["repeated_rows"], found["repeated_rows_of_another_label"]) == (1, 1)
-    assert (found["images_without_annotation"], found["quarantined"]) == (1, 1)
+    assert (found["images_without_annotation"], found["skipped_images"]) == (1, 1)
     assert labels(dataset)["Manually_Annotated_Images/1/01.jpg"] == ("train", "happy")  # the first row wins
 
 
@@ -107,7 +107,7 @@ def test_affectnet_2021_is_built(tmp_path: Path) -> None:
     found = findings(dataset)
     assert (found["contempt_left_out"], found["images_without_annotation"]) == (3, 1)
     assert found["annotations_without_image"] == 1
-    assert dataset.manifest.built["options"]["layout"] == "release of 2021"  # type: ignore[index, call-overload]
+    assert dataset.manifest.provenance["options"]["layout"] == "release of 2021"  # type: ignore[index, call-overload]
     assert all(data == (root / source).read_bytes() for source, data in stored(dataset).items())
     output = next(iter(facts(dataset, "test").values()))
     assert output["landmarks"] == np.arange(136.0).reshape(68, 2).tolist()
@@ -296,8 +296,8 @@ def test_broken_files_are_quarantined(name: str, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"1 of 14 images are invalid.*train_3_aligned\.jpg"):
         run_build("rafdb", tmp_path / "out", "--root", tmp_path / "raf", *NO_CARVING)
     dataset = run_build("rafdb", tmp_path / "out", "--root", tmp_path / "raf", *NO_CARVING, "--max-bad-images", 1)
-    assert reason in (dataset.folder / "quarantine.csv").read_text()
-    assert "0x" not in (dataset.folder / "quarantine.csv").read_text()
+    assert reason in (dataset.folder / "skipped_images.csv").read_text()
+    assert "0x" not in (dataset.folder / "skipped_images.csv").read_text()
     assert dataset.splits["train"].samples == 13
 
 

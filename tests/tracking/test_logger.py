@@ -192,7 +192,7 @@ def test_table_is_explained_once(faces: Path, tmp_path: Path, capsys: pytest.Cap
 
 
 def measured(accuracy: float) -> dict[str, object]:
-    values = dict.fromkeys(("vote_divergence", "ceiling"))
+    values = dict.fromkeys(("votes_kl", "bayes_accuracy"))
     more = {"samples": 30, "mean_class_accuracy": accuracy, "accuracy_interval": (0.0, 1.0)}
     return {"accuracy": accuracy, **more, **values}
 

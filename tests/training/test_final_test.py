@@ -124,7 +124,7 @@ def check_against_passes_of_their_own(out: Path, selected: int) -> None:
         last = TrainedPredictor(load_trained_model(out, "last"), ALONE.device)
         assert data.test_split is not None
         tested = evaluate(last, data.test_batches(), data.test_split, ALONE).to_dict()
-        assert json.loads(json.dumps(tested)) == result["last_test"]
+        assert json.loads(json.dumps(tested)) == result["final_epoch_test"]
 
 
 def test_run_stopped_before_its_test_is_tested_on_resume(

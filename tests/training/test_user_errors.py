@@ -175,7 +175,7 @@ def test_corrupt_image_on_one_rank_ends_all_ranks(faces: Path, tmp_path: Path, l
     assert replacing.returncode == 0, replacing.stderr
     assert replacing.stderr.count(f"sample {split.keys[0]} (train split)") == 1
     (record,) = records(tmp_path / "out", "epoch")
-    assert record["replaced_faces"] == 1
+    assert record["num_replaced_samples"] == 1
 
 
 def test_ctrl_c_twice_stops_at_once(faces: Path, tmp_path: Path) -> None:

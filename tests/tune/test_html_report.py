@@ -177,7 +177,7 @@ def test_halted_trials_do_not_distort_importance(tmp_path: Path) -> None:
         trial = study.sampled(number)
         start = [float(value) for value in 0.5 + 0.01 * noise.random(2)]
         halted = trial.values["loss.lambda_min"] > 0.25
-        put(study, trial, start if halted else [*start, 0.8, 0.8], "halted" if halted else "finished")
+        put(study, trial, start if halted else [*start, 0.8, 0.8], "pruned" if halted else "finished")
     compared = match_budgets(study, study.trials.outcomes())
     assert importance(study, compared).shares["loss.lambda_min"] < 0.6
     misled = compared._replace(accuracies=tuple(outcome.best for outcome in compared.outcomes))

@@ -64,8 +64,8 @@ def assert_ended_once(out: Path, epochs: int) -> None:
     trials = sorted((out / "trials").iterdir())
     assert [row["trial"] for row in rows(out)] == [folder.name for folder in trials]
     for row, folder in zip(rows(out), trials, strict=True):
-        assert row["end"] in ("finished", "halted"), row
-        done = epochs if row["end"] == "finished" else int(row["epochs"])
+        assert row["status"] in ("finished", "pruned"), row
+        done = epochs if row["status"] == "finished" else int(row["epochs"])
         assert epochs_of(folder) == list(range(1, done + 1)), folder.name
 
 
@@ -93,7 +93,7 @@ def test_search_survives_a_lost_node(nodes: Nodes, faces: Path, tmp_path: Path) 
     assert errors == ""
     assert_ended_once(out, epochs=6)
     for name, epochs in lost.items():
-        output = (out / "trials" / name / "output.txt").read_text()
+        output = (out / "trials" / name / "trial.log").read_text()
         assert int(re.findall(r"resuming from \S+/checkpoint-(\d+)", output)[-1]) >= epochs
     study = load_study(out)
     for row in rows(out):  # the same runs by hand
@@ -135,12 +135,12 @@ def test_trial_is_restarted_when_its_process_is_killed(nodes: Nodes, faces: Path
         assert search.poll() is None, search.communicate()
         for driver in nodes.drivers():
             driver.kill()
-        wait_until(lambda: json.loads((first / "trial.json").read_text())["end"], "it does not go on", 200)
+        wait_until(lambda: json.loads((first / "trial.json").read_text())["status"], "it does not go on", 200)
         search.send_signal(signal.SIGINT)  # among trials that have not started
         _, errors = communicate(search)
     assert search.returncode == 2 and errors.count("\n") == 1 and "interrupted; " in errors, errors
-    assert json.loads((first / "trial.json").read_text())["end"] == "finished"
-    assert "resuming from" in (first / "output.txt").read_text()
+    assert json.loads((first / "trial.json").read_text())["status"] == "finished"
+    assert "resuming from" in (first / "trial.log").read_text()
     assert epochs_of(first) == [1, 2, 3, 4]
     nodes.assert_free(within=30)
 
@@ -154,7 +154,7 @@ def test_halted_trials_leave_no_process(nodes: Nodes, faces: Path, tmp_path: Pat
     assert done.returncode == 0, done.stderr
     assert done.stderr == ""
     assert_ended_once(out, epochs=4)
-    assert "halted" in {row["end"] for row in rows(out)}
+    assert "pruned" in {row["status"] for row in rows(out)}
     nodes.assert_free(within=10)
 
 

@@ -94,10 +94,10 @@ def test_halving_stops_poor_trials(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     for number in range(1, 7):
         row = by_name[f"{number:04d}-seed0"]
         poor = row["optimizer.lr"] == 0.1
-        assert not poor or row["end"] == "halted", row
-        assert row["end"] != "halted" or row["epochs"] in (2, 4)
+        assert not poor or row["status"] == "pruned", row
+        assert row["status"] != "pruned" or row["epochs"] in (2, 4)
     assert all(by_name[f"0000-seed{seed}"]["epochs"] == 6 for seed in range(4))
-    assert all(row["end"] == "finished" for row in rows(study) if row["stage"] == "final")
+    assert all(row["status"] == "finished" for row in rows(study) if row["stage"] == "final")
     assert len(trainer.epochs) < 16 * 6
 
 
@@ -143,7 +143,7 @@ def test_failed_trial_is_reported_and_retried_on_resume(tmp_path: Path, monkeypa
     assert {c.number for c in choice.candidates} <= {0, 1, 3, 5}
     train_by(monkeypatch, planted)
     search(begun(tmp_path), InProcessRunner())
-    assert all(row["end"] == "finished" for row in rows(study))
+    assert all(row["status"] == "finished" for row in rows(study))
 
 
 def test_failed_default_ends_the_search(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

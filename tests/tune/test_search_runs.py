@@ -74,7 +74,7 @@ def test_seeds_of_one_configuration_run_on_ray(tiny: Path, tmp_path: Path) -> No
     assert done.returncode == 0, done.stderr
     assert done.stderr == ""
     assert "test accuracy: " in done.stdout and "95% CI for new seeds and samples" in done.stdout
-    assert {row["trial"]: row["end"] for row in rows(tmp_path / "search")} == {
+    assert {row["trial"]: row["status"] for row in rows(tmp_path / "search")} == {
         "0000-seed1": "finished",
         "0000-seed2": "finished",
     }
@@ -106,7 +106,7 @@ def test_small_search_finds_a_known_optimum(tmp_path: Path) -> None:
     assert "configuration 2 is significantly better than the default" in done.stdout
     assert tomllib.loads((tmp_path / "search" / "best.toml").read_text())["optimizer"]["lr"] == 1e-3
     assert done.stderr == ""
-    ends = {row["trial"]: row["end"] for row in rows(tmp_path / "search")}
+    ends = {row["trial"]: row["status"] for row in rows(tmp_path / "search")}
     assert len(ends) == 3 + 2 * 3 and set(ends.values()) == {"finished"}
     each_epoch_once(tmp_path / "search")
     tested = [row["trial"] for row in rows(tmp_path / "search") if has_test(tmp_path / "search" / row["folder"])]
@@ -160,8 +160,8 @@ def test_crashed_trial_on_ray_resumes(tiny: Path, tmp_path: Path) -> None:
     _, err = communicate(process, 280)
     assert process.returncode == 0, err
     each_epoch_once(tmp_path / "search")
-    assert {row["end"] for row in rows(tmp_path / "search")} == {"finished"}
-    assert "resuming from" in (trial / "output.txt").read_text()
+    assert {row["status"] for row in rows(tmp_path / "search")} == {"finished"}
+    assert "resuming from" in (trial / "trial.log").read_text()
 
 
 @pytest.mark.slow

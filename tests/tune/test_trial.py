@@ -41,7 +41,7 @@ def test_trial_that_dies_before_its_decision_is_decided_on_resume(
         with pytest.raises(Stopped):
             run_trial(study, poor)
     assert trainer.epochs[-1] == ("0009-seed0", 2)
-    assert run_trial(study, poor).end == "halted"
+    assert run_trial(study, poor).status == "pruned"
     assert trainer.epochs[-1] == ("0009-seed0", 2)
 
 
@@ -73,27 +73,27 @@ def of_two_ranks(world: World, folder: str, kind: str) -> tuple[str, str, list[i
             on_epoch(record)
         return object()
 
-    values = {"optimizer.lr": 0.1} if kind == "halted" else {}
+    values = {"optimizer.lr": 0.1} if kind == "pruned" else {}
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("tune.runners.execute.run", train)
         try:
             outcome = run_trial(study, Trial(9, 0, "search", values), lambda record: reported.append(record["epoch"]))
         except UserError as problem:
             return "raised", str(problem), reported
-    return outcome.end, outcome.error, reported
+    return outcome.status, outcome.error, reported
 
 
-@pytest.mark.parametrize("kind", ["finished", "halted", "failed"])
+@pytest.mark.parametrize("kind", ["finished", "pruned", "failed"])
 def test_ranks_agree_on_the_end_of_a_trial(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
     """Every rank reports every epoch, and receives the end that rank 0 recorded."""
     study = begun(tmp_path, replace(OPTIONS, halving=AshaSchedule(2, 2, 6)))
     train_by(monkeypatch, planted)
     run_trial(study, study.default())
     one, two = run_ranks(of_two_ranks, 2, str(tmp_path), kind)
-    epochs = {"finished": [1, 2, 3, 4, 5, 6], "halted": [1, 2], "failed": [1, 2]}[kind]
+    epochs = {"finished": [1, 2, 3, 4, 5, 6], "pruned": [1, 2], "failed": [1, 2]}[kind]
     assert one == (kind, "the loss is not finite" if kind == "failed" else "", epochs)
     assert two == (one if kind != "failed" else ("raised", "the loss is not finite", epochs))
-    assert study.trials.get("0009-seed0").end == kind
+    assert study.trials.get("0009-seed0").status == kind
 
 
 def test_shorter_trials_are_covered() -> None:
@@ -119,7 +119,7 @@ def test_lost_rank_is_not_a_failure_of_the_trial(tmp_path: Path, monkeypatch: py
     study = begun(tmp_path)
     with pytest.raises(LostRankError):
         search(study, InProcessRunner())
-    assert study.trials.result(study.default()).end == ""
+    assert study.trials.result(study.default()).status == ""
 
 
 def test_trial_writes_no_report(tmp_path: Path) -> None:

@@ -72,7 +72,7 @@ def table_of(study: Study, name: str, preset: str, outcomes: Sequence[TrialResul
     rows = rows_of(base, name)
     found: dict[int, list[TrialResult]] = {}
     for outcome in outcomes:
-        if outcome.trial.seed in seeds and outcome.end:
+        if outcome.trial.seed in seeds and outcome.status:
             found.setdefault(outcome.trial.number, []).append(outcome)
     comparisons = sum(baseline_of(base, name, row) is not None for row in rows)
     published = PAPER_RESULTS[name].get(preset, {})
@@ -92,7 +92,7 @@ def table_of(study: Study, name: str, preset: str, outcomes: Sequence[TrialResul
 
 
 def finished(runs: Sequence[TrialResult]) -> list[TrialResult]:
-    return [run for run in runs if run.end == "finished"]
+    return [run for run in runs if run.status == "finished"]
 
 
 def measured_split(runs: Sequence[TrialResult]) -> Split:

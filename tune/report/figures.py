@@ -138,12 +138,12 @@ def marks_of(outcomes: Sequence[TrialResult]) -> list[MarkerGroup]:
         "running": {**ring, "symbol": "diamond-open", "color": GREY},
         "default": {"symbol": "star", "size": 11, "color": INK},
     }
-    names = {"finished": "finished", "halted": "stopped early", "failed": "failed", "": "running"}
+    names = {"finished": "finished", "pruned": "stopped early", "failed": "failed", "": "running"}
     found = {name: MarkerGroup(name, marker, []) for name, marker in looks.items()}
     for outcome in outcomes:
         if outcome.trial.stage == "search" and outcome.epochs:
             default = outcome.trial.number == DEFAULT
-            found["default" if default else names[outcome.end]].outcomes.append(outcome)
+            found["default" if default else names[outcome.status]].outcomes.append(outcome)
     return [marks for marks in found.values() if marks.outcomes]
 
 

@@ -52,7 +52,7 @@ def write_page(study: Study, outcomes: Sequence[TrialResult], choice: Selection 
         study=study,
         options=study.options,
         space=Path(study.space.name).stem,
-        ends=Counter(o.end or "running" for o in outcomes if o.trial.stage == "search"),
+        ends=Counter(o.status or "running" for o in outcomes if o.trial.stage == "search"),
         choice=choice,
         result=conclude(choice) if choice is not None else "",
         tested=[o for o in outcomes if o.test is not None and choice is not None and o.trial.number == choice.winner],
@@ -62,8 +62,8 @@ def write_page(study: Study, outcomes: Sequence[TrialResult], choice: Selection 
         label=label,
         compared=compared,
         weighed=weighed,
-        halted=any(outcome.end == "halted" for outcome in outcomes),
-        lost=sum(o.trial.stage == "search" and o.end == "failed" and not o.epochs for o in outcomes),
+        halted=any(outcome.status == "pruned" for outcome in outcomes),
+        lost=sum(o.trial.stage == "search" and o.status == "failed" and not o.epochs for o in outcomes),
         outcomes=sorted(outcomes, key=lambda o: (-o.epochs, -o.best, o.trial.name)),
     )
     path = study.folder / PAGE

@@ -38,7 +38,7 @@ class LiveTable:
             self._drawn = len(lines)
             return
         for outcome in outcomes:
-            if outcome.end and outcome.trial.name not in self._told:
+            if outcome.status and outcome.trial.name not in self._told:
                 self._told.add(outcome.trial.name)
                 print(f"{self.count(outcomes)}: {describe(outcome)}", file=self.stream, flush=True)
 
@@ -47,13 +47,13 @@ class LiveTable:
         self._drawn = 0
 
     def count(self, outcomes: Sequence[TrialResult]) -> str:
-        ended = sum(bool(outcome.end) for outcome in outcomes)
+        ended = sum(bool(outcome.status) for outcome in outcomes)
         return f"{ended} of {self.most} trials"
 
     def table(self, outcomes: Sequence[TrialResult]) -> Iterator[str]:
         """Yield the lines of the table: running trials first, then the best."""
-        running = [outcome for outcome in outcomes if not outcome.end]
-        ended = sorted((o for o in outcomes if o.end), key=lambda o: (o.epochs, o.best), reverse=True)
+        running = [outcome for outcome in outcomes if not outcome.status]
+        ended = sorted((o for o in outcomes if o.status), key=lambda o: (o.epochs, o.best), reverse=True)
         shown = [*running, *ended][:ROWS]
         yield self.count(outcomes)
         yield from (describe(outcome) for outcome in shown)
@@ -65,7 +65,7 @@ def describe(outcome: TrialResult) -> str:
     trial = outcome.trial
     values = ", ".join(f"{key} {format_short(value)}" for key, value in trial.values.items()) or "the default"
     accuracy = f"{outcome.best:.2%}" if outcome.epochs else "-"
-    state = outcome.end or "running"
+    state = outcome.status or "running"
     reason = f" ({outcome.error})" if outcome.error else ""
     mean = "-" if outcome.mean_class_accuracy is None else f"{outcome.mean_class_accuracy:.2%}"
     return f"{trial.name}  {state:8}  epoch {outcome.epochs:3}  {accuracy:>7}  mean class {mean:>7}  {values}{reason}"

@@ -40,7 +40,7 @@ def row_of(study: Study, outcome: TrialResult) -> dict[str, Any]:
         "seed": trial.seed,
         "stage": trial.stage,
         **{key: column(value) for key, value in study.full_values(trial).items()},
-        "end": outcome.end,
+        "status": outcome.status,
         "epochs": outcome.epochs,
         "accuracy": outcome.best if outcome.epochs else None,
         "mean_class_accuracy": outcome.mean_class_accuracy,
@@ -116,7 +116,7 @@ def describe_plan(study: Study) -> str:
 
 def describe_test(study: Study, tested: Trial) -> str:
     outcome = study.trials.result(tested)
-    if outcome.end != "finished":
+    if outcome.status != "finished":
         raise UserError(f"{tested.name}: not tested ({outcome.error or 'interrupted'}); rerun with --resume")
     if outcome.test is None:
         return "the dataset has no test split; the winner was not tested"

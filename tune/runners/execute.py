@@ -14,7 +14,7 @@ from adadf_dist.distributed.world import World, init_world
 from adadf_dist.errors import LostRankError, RunDirLockedError, UserError
 from adadf_dist.train import Record, Stopped, run
 from tune.study.study import Study
-from tune.study.trial import Trial, TrialResult, status
+from tune.study.trial import Status, Trial, TrialResult
 
 T = TypeVar("T")
 PREVIOUS_WRITER_TIMEOUT_S = 180
@@ -54,7 +54,7 @@ def run_trial(study: Study, trial: Trial, report: Callable[[Record], None] = ign
             wait_for_previous_writer(study.trials.path_of(trial))
             study.trials.begin(trial)
             recheck_rung(study, trial)
-        if from_main(world, bool(study.trials.result(trial).end)):
+        if from_main(world, bool(study.trials.result(trial).status)):
             return from_main(world, study.trials.result(trial))
         return train(study, trial, report, world)
 
@@ -65,17 +65,17 @@ def train(study: Study, trial: Trial, report: Callable[[Record], None], world: W
     def on_epoch(record: Record) -> None:
         halted = world.is_main and should_prune(study, trial, accuracy_of(record))
         if halted:
-            study.trials.finish(trial, "halted")  # before anything that may block or fail
+            study.trials.finish(trial, "pruned")  # before anything that may block or fail
         report(record)
         if from_main(world, halted):
             raise PrunedTrial
 
-    end: status = "finished"
+    status: Status = "finished"
     try:
         if isinstance(run(config_of(study.base, trial, study.trials.path_of(trial)), on_epoch), Stopped):
-            end = ""
+            status = ""
     except PrunedTrial:
-        end = "halted"
+        status = "pruned"
     except (LostRankError, RunDirLockedError):
         raise
     except UserError as problem:
@@ -83,13 +83,13 @@ def train(study: Study, trial: Trial, report: Callable[[Record], None], world: W
             raise
         finish_trial(study, trial, "failed", str(problem))  # no collective: the state of the other ranks is unknown
         return study.trials.result(trial)
-    if world.is_main and end:
-        finish_trial(study, trial, end)
+    if world.is_main and status:
+        finish_trial(study, trial, status)
     return from_main(world, study.trials.result(trial))
 
 
-def finish_trial(study: Study, trial: Trial, end: status, reason: str = "") -> None:
-    study.trials.finish(trial, end, reason)
+def finish_trial(study: Study, trial: Trial, status: Status, reason: str = "") -> None:
+    study.trials.finish(trial, status, reason)
     if not study.keeps_checkpoints(trial):
         study.trials.drop_checkpoints(trial)
 
@@ -103,7 +103,7 @@ def recheck_rung(study: Study, trial: Trial) -> None:
     """Prune a trial that crashed at a rung, after writing the checkpoint but before the rung was evaluated."""
     accuracies = study.trials.result(trial).accuracies
     if accuracies and should_prune(study, trial, (len(accuracies), accuracies[-1])):
-        study.trials.finish(trial, "halted")
+        study.trials.finish(trial, "pruned")
 
 
 def wait_for_previous_writer(folder: Path) -> None:

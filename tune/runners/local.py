@@ -59,21 +59,21 @@ class LocalRunner:
 
     def run(self, study: Study, trials: Sequence[Trial], on_update: Callable[[], None]) -> None:
         for trial in trials:
-            if not study.trials.result(trial).end:
+            if not study.trials.result(trial).status:
                 study.trials.begin(trial)
                 self._finish(study, trial, on_update)
                 on_update()
 
     def _finish(self, study: Study, trial: Trial, on_update: Callable[[], None]) -> None:
         """Run one trial with retries. Raises `UserError` when the trial is interrupted, which ends the search."""
-        log = study.trials.path_of(trial) / "output.txt"
+        log = study.trials.path_of(trial) / "trial.log"
         command = [sys.executable, "-m", "tune.run_trial", str(study.folder), trial.name]
         if self.workers > 1:
             ranks = ["torch.distributed.run", "--standalone", "--nproc_per_node", str(self.workers)]
             command = [sys.executable, "-m", *ranks, *command[1:]]
         for _ in range(MAX_ATTEMPTS):
             status = run_subprocess(command, log, on_update)
-            if study.trials.result(trial).end:
+            if study.trials.result(trial).status:
                 return
             if status == 0:
                 raise interrupted_error()

@@ -26,7 +26,7 @@ class OptunaSearcher(Searcher):
         super().__init__(METRIC, "max")
         self.study = study
         begun = {o.trial.number: o for o in study.trials.outcomes() if o.trial.stage == "search"}
-        self._left = [outcome.trial for outcome in begun.values() if not outcome.end]
+        self._left = [outcome.trial for outcome in begun.values() if not outcome.status]
         self._again: dict[str, Trial] = {}
         """Resumed trials by their current Tune trial ID."""
         if DEFAULT not in begun:
@@ -34,7 +34,7 @@ class OptunaSearcher(Searcher):
             self._left.insert(0, study.default())
         self._numbers = [number for number in range(1, study.options.trials + 1) if number not in begun]
         self._drawn: set[str] = set()
-        ended = [o for o in begun.values() if o.end in ("finished", "halted") and o.trial.number != DEFAULT]
+        ended = [o for o in begun.values() if o.status in ("finished", "pruned") and o.trial.number != DEFAULT]
         self._optuna = self._open(ended, len(begun))
 
     def _open(self, ended: Sequence[TrialResult], begun: int) -> OptunaSearch:

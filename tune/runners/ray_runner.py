@@ -56,7 +56,7 @@ class RayRunner:
         self.run(study, study.search_trials(), on_update)
 
     def run(self, study: Study, trials: Sequence[Trial], on_update: Callable[[], None]) -> None:
-        left = [trial for trial in trials if not study.trials.result(trial).end]
+        left = [trial for trial in trials if not study.trials.result(trial).status]
         for trial in left:
             study.trials.begin(trial)
         if left:
@@ -91,7 +91,7 @@ class RayRunner:
             ),
         )
         with (
-            (study.folder / "ray.txt").open("a", encoding="utf-8") as log,
+            (study.folder / "ray.log").open("a", encoding="utf-8") as log,
             redirect_stdout(log),
         ):  # Tune's output
             tuner.fit()
@@ -101,14 +101,14 @@ class RayRunner:
         wanted = None if searcher else set(source)  # type: ignore[arg-type]
         begun = study.trials.outcomes()
         mine = [o for o in begun if (o.trial.stage == "search" if wanted is None else o.trial.name in wanted)]
-        if not all(outcome.end for outcome in mine):
+        if not all(outcome.status for outcome in mine):
             raise interrupted_error()
 
 
 def freeze(study: Study, name: str, error: str) -> None:
     """Record the failure of a trial that did not record its own status."""
     outcome = study.trials.get(name)
-    if not outcome.end:
+    if not outcome.status:
         study.trials.finish(outcome.trial, "failed", error)
 
 
@@ -199,14 +199,14 @@ def train_rank(config: dict[str, Any]) -> None:
 
 
 def train(name: str, study_folder: str, report: Callable[[Any], None]) -> None:
-    """Run the trial and log to its output.txt. Raises `RuntimeError` if interrupted, so that Tune restarts it."""
+    """Run the trial and log to its trial.log. Raises `RuntimeError` if interrupted, so that Tune restarts it."""
     study = load_study(Path(study_folder))
     trial = study.trials.get(name).trial
     with (
-        (study.trials.path_of(trial) / "output.txt").open("a", encoding="utf-8") as output,
+        (study.trials.path_of(trial) / "trial.log").open("a", encoding="utf-8") as output,
         redirect_stdout(tolerant(output)),
         redirect_stderr(tolerant(output)),
     ):
         outcome = run_trial(study, trial, report)
-    if not outcome.end:
+    if not outcome.status:
         raise RuntimeError(f"{name}: interrupted before finishing")

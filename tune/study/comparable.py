@@ -32,6 +32,6 @@ def match_budgets(study: Study, outcomes: Sequence[TrialResult]) -> MatchedResul
     """
     rungs = study.options.halving.rungs if study.options.halving else []
     epochs = rungs[0] if rungs else None
-    searched = [o for o in outcomes if o.trial.stage == "search" and o.end != "failed" and o.epochs]
-    there = [o for o in searched if (o.end == "finished" if epochs is None else o.epochs >= epochs)]
+    searched = [o for o in outcomes if o.trial.stage == "search" and o.status != "failed" and o.epochs]
+    there = [o for o in searched if (o.status == "finished" if epochs is None else o.epochs >= epochs)]
     return MatchedResults(epochs, tuple(there), tuple(max(o.accuracies[:epochs]) for o in there))

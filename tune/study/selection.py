@@ -56,7 +56,7 @@ def select_finalists(study: Study, count: int) -> list[int]:
     Epochs come first because accuracies after different numbers of epochs are not comparable. The default and
     duplicate configurations are excluded.
     """
-    searched = [o for o in study.trials.outcomes() if o.trial.stage == "search" and o.end != "failed" and o.epochs]
+    searched = [o for o in study.trials.outcomes() if o.trial.stage == "search" and o.status != "failed" and o.epochs]
     ordered = sorted(searched, key=lambda outcome: (outcome.epochs, outcome.best), reverse=True)
     found: list[int] = []
     seen = [study.full_values(study.default())]

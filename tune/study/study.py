@@ -122,7 +122,7 @@ def start(study: Study, resume: bool, source: Source | None = None) -> Study:
             )
     write_json(path, {**now, **data_of(before, source, study)})
     for outcome in study.trials.outcomes():
-        if outcome.end == "failed":
+        if outcome.status == "failed":
             study.trials.finish(outcome.trial, "")
     return study
 

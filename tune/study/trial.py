@@ -13,6 +13,7 @@ from typing import Any, Literal
 from adadf_dist.config.keys import upgrade_keys
 from adadf_dist.errors import UserError
 from adadf_dist.files.atomic import write_json
+from adadf_dist.files.old_names import find_file, upgrade_fields
 from tune.study.space import Values
 
 TRIAL_FILE = "trial.json"
@@ -21,7 +22,7 @@ DEFAULT = 0
 METRIC = "accuracy"
 """Metric reported by trials: validation accuracy of the epoch's model."""
 Stage = Literal["search", "final"]
-status = Literal["", "finished", "halted", "failed"]
+Status = Literal["", "finished", "pruned", "failed"]
 """How a trial ended; empty: not ended."""
 
 
@@ -51,7 +52,7 @@ class TrialResult:
     """State of a trial, read from its folder."""
 
     trial: Trial
-    end: status
+    status: Status
     error: str
     accuracies: tuple[float, ...] = ()
     """Validation accuracy per epoch."""
@@ -103,21 +104,21 @@ class TrialStore:
         if outcome is None or not outcome.trial.satisfies(trial):
             self.finish(trial, "")
 
-    def finish(self, trial: Trial, end: status, error: str = "") -> None:
+    def finish(self, trial: Trial, status: Status, error: str = "") -> None:
         self._ended.pop(trial.name, None)
         self.path_of(trial).mkdir(parents=True, exist_ok=True)
-        write_json(self.path_of(trial) / TRIAL_FILE, {**asdict(trial), "end": end, "error": error})
+        write_json(self.path_of(trial) / TRIAL_FILE, {**asdict(trial), "status": status, "error": error})
 
     def result(self, trial: Trial) -> TrialResult:
         """Return the trial's state; unfinished if the folder's trial did less, such as no test evaluation."""
         outcome = self._read(self.path_of(trial))
         if outcome is None or not outcome.trial.satisfies(trial):
-            return TrialResult(trial, "", "") if outcome is None else replace(outcome, trial=trial, end="", error="")
+            return TrialResult(trial, "", "") if outcome is None else replace(outcome, trial=trial, status="", error="")
         return outcome
 
     def classes(self, trial: Trial) -> tuple[str, ...]:
         """Return the class names that a trial was trained on; empty before it starts."""
-        path = self.path_of(trial) / "run.json"
+        path = find_file(self.path_of(trial), "run_info.json")
         return tuple(json.loads(path.read_text(encoding="utf-8"))["classes"]) if path.exists() else ()
 
     def drop_checkpoints(self, trial: Trial) -> None:
@@ -140,16 +141,18 @@ class TrialStore:
         if folder.name in self._ended:
             return self._ended[folder.name]
         try:
-            content: dict[str, Any] = json.loads((folder / TRIAL_FILE).read_text(encoding="utf-8"))
+            content = upgrade_fields(json.loads((folder / TRIAL_FILE).read_text(encoding="utf-8")))
         except FileNotFoundError:
             return None
         except json.JSONDecodeError as problem:
             raise UserError(f"{folder / TRIAL_FILE}: parse error ({problem}); remove the trial's folder") from None
-        end, error = content.pop("end"), content.pop("error")
+        status, error = content.pop("status"), content.pop("error")
+        if status == "pruned":  # version 0.1
+            status = "pruned"
         trial = Trial(**{**content, "values": upgrade_keys(content["values"])})
         tested = read_test(folder) if trial.test else {}
-        outcome = TrialResult(trial, end, error, *read_validation(folder), tested)
-        if end:
+        outcome = TrialResult(trial, status, error, *read_validation(folder), tested)
+        if status:
             self._ended[folder.name] = outcome
         return outcome
 

@@ -94,7 +94,7 @@ def build_dataset(
 ) -> Dataset:
     """Write `source` as the dataset folder `out` and open it. `on_samples(n)` is called after n more samples.
 
-    Invalid images are skipped and listed in quarantine.csv; more than `options.max_bad` of them is an error.
+    Invalid images are skipped and listed in skipped_images.csv; more than `options.max_bad` of them is an error.
     Raises `UserError`; then `out` is not created, an existing one is unchanged, and the list and the finished shards
     stay in `OUT.partial`. The next build keeps the shards whose samples are unchanged and writes the rest.
     """
@@ -221,7 +221,7 @@ def build_shard(source: Source, task: ShardTask, on_sample: Callable[[], object]
 
 def too_many_bad_error(folder: Path, bad: Sequence[BuildNote], samples: int) -> UserError:
     """Save the list in the unfinished build and return an error that explains how to continue."""
-    path = folder / "quarantine.csv"
+    path = folder / "skipped_images.csv"
     write_table(path, BuildNote._fields, bad)
     return UserError(
         f"{len(bad):,} of {samples:,} images are invalid (first: {bad[0].source}: {bad[0].reason}; "
@@ -248,7 +248,7 @@ def finalize_dataset(
     if bad:
         check_every_class(source.classes, shards["train"], bad)
     made = source.provenance
-    lists = {"quarantine.csv": CsvTable(BuildNote._fields, bad), "remarks.csv": CsvTable(BuildNote._fields, remarks)}
+    lists = {"skipped_images.csv": CsvTable(BuildNote._fields, bad), "notes.csv": CsvTable(BuildNote._fields, remarks)}
     for name, table in {**made.tables, **lists}.items():
         if table.lines:
             write_table(folder / name, table.header, table.lines)
@@ -258,10 +258,10 @@ def finalize_dataset(
         classes=source.classes,
         smallest_image=(min(s.smallest_image[0] for s in whole), min(s.smallest_image[1] for s in whole)),
         largest_image=(max(s.largest_image[0] for s in whole), max(s.largest_image[1] for s in whole)),
-        built={
+        provenance={
             "source": made.source,
             "options": {**made.options, "seed": options.seed, "samples_per_shard": options.samples_per_shard},
-            "findings": {**made.findings, "quarantined": len(bad), "remarks": len(remarks)},
+            "stats": {**made.stats, "skipped_images": len(bad), "notes": len(remarks)},
             "versions": encoder_versions(),
         },
         splits={split: finalize_split(folder, split, found) for split, found in shards.items()},

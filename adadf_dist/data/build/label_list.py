@@ -94,7 +94,7 @@ def without_suffix(name: str) -> str:
 
 def left_out(folder: Path) -> Iterator[str]:
     """Keys of samples that the builder dropped, if its lists are available: published lists name them too."""
-    for file in ("leaks.csv", "quarantine.csv"):
+    for file in ("leaks.csv", "skipped_images.csv"):
         if (folder / file).is_file():
             with open_text(folder / file) as lines:
                 for _, (source,) in open_table(lines, str(folder / file), ("source",)).select(("source",)):

@@ -42,7 +42,7 @@ class ShardTask:
 
 
 class BuildNote(NamedTuple):
-    """One line of quarantine.csv or remarks.csv."""
+    """One line of skipped_images.csv or notes.csv."""
 
     split: str
     key: str

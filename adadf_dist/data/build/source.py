@@ -23,7 +23,7 @@ class Provenance:
 
     source: str
     options: Mapping[str, object]
-    findings: Mapping[str, object] = field(default_factory=dict)
+    stats: Mapping[str, object] = field(default_factory=dict)
     """Counts of dropped, duplicate or ambiguous samples."""
     tables: Mapping[str, CsvTable] = field(default_factory=dict)
     """File name -> individual findings."""

@@ -15,11 +15,11 @@ from adadf_dist.errors import UserError
 from adadf_dist.files.atomic import os_errors_as_user_errors, write_text
 from adadf_dist.files.locks import exclusive_lock
 
-PARTIAL_STATE_DIR = ".unfinished"
+PARTIAL_STATE_DIR = ".state"
 """Folder in `OUT.partial` with the state of the build. Removed from the finished folder."""
 
 _LOCK = ".lock"
-_ORDER = "order.json"
+_ORDER = "fingerprint.json"
 
 
 @contextmanager
@@ -68,6 +68,7 @@ def check_readable(partial: Path, out: Path) -> None:
 
 def prepare(partial: Path, order: Mapping[str, object], restart: bool) -> None:
     """Empty `partial` unless it contains unfinished work of the same order. Raises `UserError`."""
+    upgrade_state(partial)
     kept = None if restart else read_fingerprint(partial)
     if kept is None:
         clear(partial)
@@ -75,6 +76,15 @@ def prepare(partial: Path, order: Mapping[str, object], restart: bool) -> None:
         write_text(partial / PARTIAL_STATE_DIR / _ORDER, json.dumps(order), sync=True)
     else:
         check_fingerprint(partial, kept, order)
+
+
+def upgrade_state(partial: Path) -> None:
+    """Rename the state of an unfinished build of version 0.1."""
+    old, state = partial / ".unfinished", partial / PARTIAL_STATE_DIR
+    if old.is_dir() and not state.exists():
+        if (old / "order.json").exists():
+            (old / "order.json").rename(old / _ORDER)
+        old.rename(state)
 
 
 def read_fingerprint(partial: Path) -> dict[str, object] | None:

@@ -43,7 +43,7 @@ class Sample(NamedTuple):
     details: Mapping[str, object]
     """Additional fields of KEY.json."""
     remark: str = ""
-    """Note worth reporting; listed in remarks.csv."""
+    """Note worth reporting; listed in notes.csv."""
 
 
 @dataclass

@@ -23,7 +23,7 @@ def curves(run: RunData) -> Figure:
     ramps(panels[2], run)
     line(panels[3], run, 1e3 * run.values("learning_rate"), "Learning rate", "rate (10$^{-3}$)")
     line(panels[4], run, run.values("images_per_s"), "Training speed", "images/s")
-    line(panels[5], run, 100 * run.values("waiting"), "Waiting for data", "% of the epoch")
+    line(panels[5], run, 100 * run.values("data_wait_fraction"), "Waiting for data", "% of the epoch")
     return figure
 
 

@@ -40,7 +40,7 @@ def find_tracked_sample(run: RunData, key: str = "") -> TrackedSample | None:
     Most ambiguous: highest entropy of the votes or, without votes, of the last fused distribution. Raises `UserError`
     for a key that is not tracked, with the closest one that is.
     """
-    numbers = run.history[-1]["listed"] if run.history and run.faces is not None else np.zeros(0, np.int64)
+    numbers = run.history[-1]["tracked_samples"] if run.history and run.faces is not None else np.zeros(0, np.int64)
     if not len(numbers) or run.faces is None:
         if key:
             raise UserError(f"--sample {key}: {run.folder} has no tracked samples; set runtime.num_tracked_samples")
@@ -55,7 +55,7 @@ def find_tracked_sample(run: RunData, key: str = "") -> TrackedSample | None:
         return listed_face(run, place)
     votes = None if run.faces.votes is None else run.faces.votes[numbers]
     if votes is None or not votes.any():
-        ambiguity = entropy(np.nan_to_num(run.history[-1]["listed_distributions"][:, FUSED].astype(np.float64)))
+        ambiguity = entropy(np.nan_to_num(run.history[-1]["tracked_distributions"][:, FUSED].astype(np.float64)))
     else:
         ambiguity = entropy(votes.astype(np.float64))
     return listed_face(run, int(np.argmax(np.where(seen, ambiguity, -1)))) if seen.any() else None
@@ -76,9 +76,9 @@ def place_of(run: RunData, key: str, keys: Sequence[str]) -> int:
 
 def listed_face(run: RunData, place: int) -> TrackedSample:
     assert run.faces is not None
-    number = int(run.history[-1]["listed"][place])
+    number = int(run.history[-1]["tracked_samples"][place])
     seen = np.array([epoch["seen"][number] > 0 for epoch in run.history])
-    rows = np.where(seen[:, None, None], run.stack_history("listed_distributions")[:, place], np.nan)
+    rows = np.where(seen[:, None, None], run.stack_history("tracked_distributions")[:, place], np.nan)
     votes = None if run.faces.votes is None else run.faces.votes[number].astype(np.float64)
     shares = votes / votes.sum() if votes is not None and votes.any() else None
     weights = np.array([epoch["attention"][number] for epoch in run.history], dtype=np.float64)

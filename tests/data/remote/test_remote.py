@@ -522,5 +522,5 @@ def test_two_ranks_train_from_a_stream(site: Site, tmp_path: Path) -> None:
     done = train_forked(values, 2, timeout=120)
     assert done.returncode == 0, done.stderr
     assert "training tars are streamed" in done.stdout
-    assert json.loads((tmp_path / "run" / "run.json").read_text())["access"]
+    assert json.loads((tmp_path / "run" / "run_info.json").read_text())["access"]
     assert len(numbers(tmp_path / "run", "epoch")) == 2

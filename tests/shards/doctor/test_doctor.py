@@ -103,7 +103,7 @@ def test_every_injected_fault_is_found_and_no_other(faulty: tuple[DoctorOutput, 
     assert same(output.groups("leaks", "exact"), faults["exact across"])
     assert same(output.groups("leaks", "near"), faults["near across"])
     assert same(output.groups("leaks", "mirrored"), faults["mirrored across"])
-    assert same(output.groups("twins"), faults["relabelled"])
+    assert same(output.groups("duplicates"), faults["relabelled"])
     assert same(output.groups("labels"), faults["relabelled"])
     assert same(output.groups("blank"), faults["blank"])
     assert same(output.groups("tiny"), faults["tiny"])
@@ -437,7 +437,7 @@ def test_fer2013_sample_equals_its_csv(tmp_path: Path) -> None:
     assert exact["message"].split()[0] == str(leaks)
     twins = [found for found in alike.values() if len(found) > 1]
     assert twins
-    assert same(output.groups("twins", "exact", "train"), twins)
+    assert same(output.groups("duplicates", "exact", "train"), twins)
 
 
 def test_raw_trees_are_recognized(tmp_path: Path) -> None:
