@@ -194,7 +194,9 @@ def warn_of_renames(layers: Iterable[ConfigLayer]) -> None:
     for layer in layers:
         renames = describe_renames(layer.values)
         if renames and os.environ.get("RANK", "0") == "0":
-            print(f"warning: {layer.origin}: {', '.join(renames)}; rename before 0.3", file=sys.stderr, flush=True)
+            more = f" and {len(renames) - 3} more" if len(renames) > 3 else ""
+            text = f"{', '.join(renames[:3])}{more}; rename before 0.3 (see CHANGELOG.md)"
+            print(f"warning: {layer.origin}: {text}", file=sys.stderr, flush=True)
 
 
 def split_dry_run(argv: Sequence[str]) -> tuple[bool, list[str]]:

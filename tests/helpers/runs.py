@@ -88,7 +88,7 @@ def records(out: Path, kind: str) -> list[dict[str, object]]:
 def numbers(out: Path, kind: str) -> list[dict[str, object]]:
     """Records without measured times."""
     return [
-        {k: v for k, v in record.items() if k not in ("images_per_s", "data_wait_fraction", "ranks")}
+        {k: v for k, v in record.items() if k not in ("images_per_s", "data_wait_fraction", "waiting", "ranks")}
         for record in records(out, kind)
     ]
 

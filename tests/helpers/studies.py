@@ -14,7 +14,7 @@ from adadf_dist.config.schema import Config
 from tune.study.asha import AshaSchedule
 from tune.study.space import Space, read_domain
 from tune.study.study import SearchOptions, Study, start
-from tune.study.trial import Trial
+from tune.study.trial import Status, Trial
 
 SPACE: dict[str, dict[str, object]] = {
     "loss.lambda_min": {"uniform": [0.0, 0.5]},
