@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import os
 import re
-import sys
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -13,6 +12,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple, TypeAlias
 
+from adadf_dist.console.logs import NO_PREFIX, get_logger
 from adadf_dist.data.build.builder import MAX_KEY_LENGTH, Provenance, SourceItem
 from adadf_dist.data.build.folder_tree import Skipped, walk_files
 from adadf_dist.data.build.writer import Sample
@@ -22,6 +22,8 @@ from adadf_dist.files.text import escape_name, native_name, plain_form
 from shards.duplicates import assign_splits, digest
 from shards.progress import track
 from shards.sources.class_names import class_name_warnings
+
+logger = get_logger(__name__)
 
 DIGEST_EDGE_BYTES = 2**16
 """Long files are compared by this many bytes at either end, so that a release of photos need not be read twice."""
@@ -183,7 +185,7 @@ def check_classes(listing: SourceListing, root: Path) -> None:
             "the class folders, or the right column of the list?"
         )
     for warning in class_name_warnings(listing.classes):
-        print(f"{root}: warning: {warning}", file=sys.stderr)
+        logger.warning(f"{root}: warning: {warning}", extra=NO_PREFIX)
     counts = Counter(picture.label for picture in listing.pictures if picture.split == "train")
     for label, name in enumerate(listing.classes):
         if not counts[label]:
@@ -242,7 +244,7 @@ def count_skipped(skipped: Skipped) -> dict[str, object]:
     """Return how much the walk skipped, and print it."""
     if not skipped.kinds:
         return {}
-    print(f"note: {skipped.describe()}", file=sys.stderr)
+    logger.info(f"note: {skipped.describe()}")
     return {"skipped": skipped.counts()}
 
 

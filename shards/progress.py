@@ -10,6 +10,10 @@ from typing import TypeVar
 
 from tqdm import tqdm
 
+from adadf_dist.console.logs import get_logger
+
+logger = get_logger(__name__)
+
 T = TypeVar("T")
 
 _FIRST_LINE_S = 3.0
@@ -40,9 +44,7 @@ class Progress:
         seconds = time.monotonic() - self.started
         of = "" if self.total is None or self.done == self.total else f" of {self.total:,}"
         rate = self.done / max(seconds, 1e-9)
-        print(
-            f"{self.what}: {self.done:,}{of} {self.unit}s, {rate:,.0f}/s, {seconds:.1f} s", file=sys.stderr, flush=True
-        )
+        logger.info(f"{self.what}: {self.done:,}{of} {self.unit}s, {rate:,.0f}/s, {seconds:.1f} s")
 
     def __enter__(self) -> Progress:
         return self

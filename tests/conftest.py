@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from adadf_dist.console.logs import configure_logging
 from adadf_dist.data.synthetic.dataset import build_synthetic_dataset
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
@@ -26,6 +27,12 @@ forkserver.ensure_running()
 
 torch.set_num_threads(1)
 """As every rank of a test runs: another number of threads sums in another order."""
+
+
+@pytest.fixture(autouse=True)
+def console_logging() -> None:
+    """Print log messages as a command on rank 0 does, whatever rank an earlier test's command had."""
+    configure_logging()
 
 
 @pytest.fixture(scope="session")

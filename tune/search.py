@@ -8,6 +8,7 @@ from dataclasses import replace
 from statistics import fmean
 
 from adadf_dist.console.exit import cli_errors
+from adadf_dist.console.logs import get_logger
 from adadf_dist.errors import UserError
 from adadf_dist.metrics.comparison import accuracy_interval
 from tune.report.html_report import write_page
@@ -21,6 +22,8 @@ from tune.study.selection import Selection, select_finalists, select_winner
 from tune.study.space import Values
 from tune.study.study import Study
 from tune.study.trial import DEFAULT, TrialResult
+
+logger = get_logger(__name__)
 
 
 def run_seeds(study: Study, runner: Runner) -> None:
@@ -93,7 +96,7 @@ def write_search_page(study: Study, choice: Selection | None) -> None:
     try:
         print(f"report: {write_page(study, study.trials.outcomes(), choice)}")
     except UserError as error:
-        print(f"warning: {error}", file=sys.stderr, flush=True)
+        logger.warning(f"{error}")
 
 
 def choose_finalist(study: Study, outcomes: Sequence[TrialResult]) -> Selection:

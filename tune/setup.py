@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -15,6 +14,7 @@ import torch
 from adadf_dist.checkpoint.run_dir import lock_run_dir
 from adadf_dist.config.load import with_absolute_paths
 from adadf_dist.config.schema import Config
+from adadf_dist.console.logs import get_logger
 from adadf_dist.data.dataset import open_dataset
 from adadf_dist.data.identity import Source
 from adadf_dist.data.manifest import MANIFEST, read_manifest
@@ -24,6 +24,8 @@ from adadf_dist.distributed.world import World
 from adadf_dist.errors import UserError
 from tune.runners.local import Runner, make_runner
 from tune.study.study import STUDY_FILE, Study, start
+
+logger = get_logger(__name__)
 
 
 def make_paths_absolute(base: Config) -> Config:
@@ -53,7 +55,7 @@ def remote_digests(url: str) -> dict[str, str]:
     try:
         content = remote.read(MANIFEST)
     except ServerUnreachableError as error:
-        print(f"warning: {error}; cannot check whether the data changed", file=sys.stderr, flush=True)
+        logger.warning(f"{error}; cannot check whether the data changed")
         return {}
     with TemporaryDirectory() as folder:
         (Path(folder) / MANIFEST).write_bytes(content)

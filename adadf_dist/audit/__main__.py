@@ -11,12 +11,15 @@ from adadf_dist.audit.gallery import render
 from adadf_dist.audit.ranking import AuditResult, score_labels, write_table
 from adadf_dist.audit.run_data import load_audit_inputs
 from adadf_dist.console.exit import cli_errors
+from adadf_dist.console.logs import get_logger
 from adadf_dist.console.parser import add_device_option, make_parser
 from adadf_dist.data.identity import ALLOW_OTHER_DATA
 from adadf_dist.distributed.world import pick_device, world_size_from_env
 from adadf_dist.errors import UserError
 from adadf_dist.files.atomic import os_errors_as_user_errors, write_text
 from adadf_dist.files.outputs import add_overwrite_option
+
+logger = get_logger(__name__)
 
 FOLDER = "audit"
 
@@ -84,10 +87,9 @@ def audit(args: argparse.Namespace) -> None:
     if world_size_from_env() > 1:
         raise UserError("audit runs in a single process; do not launch it with torchrun")
     if args.reference_labels is not None:
-        print(
+        logger.info(
             "note: --reference-labels is not used by the audit; the comparison with reference labels is now "
-            f"python -m benchmarks audit {args.run} --reference-labels {args.reference_labels}",
-            file=sys.stderr,
+            f"python -m benchmarks audit {args.run} --reference-labels {args.reference_labels}"
         )
     given = {"data.shards": args.shards, "data.cache_dir": args.cache_dir}
     moved = {key: value for key, value in given.items() if value}

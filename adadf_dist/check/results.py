@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Iterable
 from typing import NamedTuple, TypeVar
 
+from adadf_dist.console.logs import get_logger
 from adadf_dist.distributed.world import World
 from adadf_dist.errors import UserError, single_line
 from adadf_dist.findings import Finding, Severity, summarize_severities, worst_severity
+
+logger = get_logger(__name__)
 
 T = TypeVar("T")
 
@@ -30,8 +32,7 @@ class CheckReport:
     def announce(self, name: str, what: str) -> None:
         """Announce a slow check on stderr."""
         self.current = name
-        if self.printed:
-            print(f"measuring {what} ...", file=sys.stderr, flush=True)
+        logger.info(f"measuring {what} ...")
 
     def add(self, *lines: Finding) -> None:
         for line in lines:

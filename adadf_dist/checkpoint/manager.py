@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import sys
 import time
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -25,12 +24,15 @@ from adadf_dist.config.fields import Role
 from adadf_dist.config.keys import flatten, keys_with
 from adadf_dist.config.load import to_dict
 from adadf_dist.config.schema import Config
+from adadf_dist.console.logs import get_logger
 from adadf_dist.data.identity import moved_files
 from adadf_dist.data.preprocessing import Preprocessing
 from adadf_dist.distributed.world import World
 from adadf_dist.errors import DiskFullError, UserError
 from adadf_dist.files.disk_space import retry_on_full_disk
 from adadf_dist.files.old_names import upgrade_fields
+
+logger = get_logger(__name__)
 
 ADDED_PARTS = ("data",)
 """Parts missing in checkpoints of older versions; a run resumes without checking them."""
@@ -113,7 +115,7 @@ class CheckpointManager:
         except DiskFullError as error:
             if not skippable:
                 raise
-            print(f"warning: {error}; checkpoint skipped", file=sys.stderr, flush=True)
+            logger.warning(f"{error}; checkpoint skipped")
             return
         self._prune()
 
@@ -144,7 +146,7 @@ class CheckpointManager:
             if not begun and name != "engine":  # initial weights only: everything else starts fresh
                 continue
             if name not in content and name in ADDED_PARTS:
-                self._warn(
+                logger.warning(
                     f"{path}: written by an older version, without a digest of the data; make sure it is the same"
                 )
                 continue
@@ -170,15 +172,11 @@ class CheckpointManager:
                     link_atomically(candidate, self.selected_path)
                 return
         if best:
-            self._warn(
+            logger.warning(
                 f"{self.selected_path}: best checkpoint (epoch {best}) is missing; "
                 "selection restarts from the next epoch"
             )
             self.progress.best_epoch, self.progress.best_accuracy = 0, -1.0
-
-    def _warn(self, text: str) -> None:
-        if self.world.is_main:
-            print(f"warning: {text}", file=sys.stderr, flush=True)
 
     def _check_finite(self, weights: Mapping[str, torch.Tensor]) -> None:
         """Raise `UserError` for non-finite weights, which a finite loss with non-finite gradients can cause."""
@@ -212,7 +210,7 @@ class CheckpointManager:
                 return str(path), ""
             except UserError as error:
                 problems.append(str(error))
-                print(f"warning: {error}; falling back to the previous checkpoint", file=sys.stderr, flush=True)
+                logger.warning(f"{error}; falling back to the previous checkpoint")
         if problems:
             return (
                 "",

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import re
-import sys
 import tomllib
 from argparse import RawDescriptionHelpFormatter
 from collections.abc import Hashable, Iterable, Mapping, Sequence
@@ -31,9 +29,12 @@ from adadf_dist.config.keys import (
 from adadf_dist.config.schema import Config
 from adadf_dist.config.type_errors import describe_mismatch, type_hints
 from adadf_dist.config.validate import validate
+from adadf_dist.console.logs import get_logger
 from adadf_dist.console.parser import VERSION
 from adadf_dist.errors import UserError, did_you_mean
 from adadf_dist.files.text import is_text, read_text
+
+logger = get_logger(__name__)
 
 DEFAULT_PRESET = "demo"
 DRY_RUN = "--dry-run"
@@ -190,13 +191,12 @@ def parse_cli(argv: Sequence[str], own_options: Sequence[str] = ()) -> Config:
 
 
 def warn_of_renames(layers: Iterable[ConfigLayer]) -> None:
-    """Print one line per file or command line with keys of version 0.1, on rank 0."""
+    """Print one line per file or command line with keys of version 0.1."""
     for layer in layers:
         renames = describe_renames(layer.values)
-        if renames and os.environ.get("RANK", "0") == "0":
+        if renames:
             more = f" and {len(renames) - 3} more" if len(renames) > 3 else ""
-            text = f"{', '.join(renames[:3])}{more}; rename before 0.3 (see CHANGELOG.md)"
-            print(f"warning: {layer.origin}: {text}", file=sys.stderr, flush=True)
+            logger.warning(f"{layer.origin}: {', '.join(renames[:3])}{more}; rename before 0.3 (see CHANGELOG.md)")
 
 
 def split_dry_run(argv: Sequence[str]) -> tuple[bool, list[str]]:

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from io import TextIOWrapper
 from typing import Literal, NoReturn
 
+from adadf_dist.console.logs import configure_logging
 from adadf_dist.console.terminal import tolerant_console, write_error
 from adadf_dist.errors import UserError
 
@@ -18,10 +19,11 @@ from adadf_dist.errors import UserError
 def cli_errors(program: str, rank: int = 0, prints: Literal["log", "report", "data"] = "log") -> Iterator[None]:
     """Convert a `UserError` or an operating-system error into one line on stderr and exit status 2 (Ctrl-C: 130).
 
-    `rank` labels the lines of each process. `prints` is the kind of standard output: a `log` may be lost silently, a
-    lost `report` is an error at the end, and `data` must not be lost. Any other exception is a bug and keeps its
-    traceback.
+    `rank` labels the process's errors and selects its log messages (`configure_logging`). `prints` is the kind of
+    standard output: a `log` may be lost silently, a lost `report` is an error at the end, and `data` must not be lost.
+    Any other exception is a bug and keeps its traceback.
     """
+    configure_logging(rank)
     program = f"{program}[rank {rank}]" if rank else program
     if isinstance(sys.stdout, TextIOWrapper):  # so that class names and paths print in every locale
         sys.stdout.reconfigure(errors="backslashreplace")

@@ -13,6 +13,9 @@ from typing import Never
 from tqdm import tqdm
 
 from adadf_dist.console.formats import format_duration
+from adadf_dist.console.logs import get_logger
+
+logger = get_logger(__name__)
 
 FIRST_LINE_S = 3.0
 """Delay of a phase's first line in a log file; shorter phases print none."""
@@ -53,7 +56,7 @@ class Display:
         if self._bar is not None:
             self._bar.update(count)
         elif self._visible and self._pace.due():
-            print(self._line(), file=sys.stderr, flush=True)
+            logger.info(self._line())
 
     def _line(self) -> str:
         rate = self._done / max(time.monotonic() - self._began, 1e-9)

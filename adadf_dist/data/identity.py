@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import sys
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,8 +13,11 @@ from numpy.typing import NDArray
 
 from adadf_dist.config.fields import Role
 from adadf_dist.config.keys import keys_with, upgrade_keys
+from adadf_dist.console.logs import get_logger
 from adadf_dist.data.dataset import Split
 from adadf_dist.errors import UserError
+
+logger = get_logger(__name__)
 
 DATA_FILE = "data.json"
 """File in the run directory: a `Source` and the digests of the files that the configuration names."""
@@ -58,14 +60,13 @@ class TrainedOn(NamedTuple):
 class DataRecord:
     """Checkpoint state that identifies the data; a resuming run compares it with its own."""
 
-    def __init__(self, source: Source, train: Split, files: Mapping[str, str], allow_other: bool, warn: bool) -> None:
-        """`files`: what `digest_files` returns. `warn`: whether this rank prints warnings."""
+    def __init__(self, source: Source, train: Split, files: Mapping[str, str], allow_other: bool) -> None:
+        """`files`: what `digest_files` returns."""
         self.source = source
         self.files = dict(files)
         self.earlier: list[Source] = []
         self._samples = torch.from_numpy(key_digests(train.keys))
         self._allow_other = allow_other
-        self._warn = warn
 
     def state_dict(self) -> dict[str, object]:
         return {**self.to_dict(), "samples": self._samples}
@@ -82,8 +83,7 @@ class DataRecord:
             if not self._allow_other:
                 raise UserError(f"the checkpoint {problem}; {how_to_fix()}")
             self.earlier.append(recorded.source)
-            if self._warn:
-                print(f"warning: the checkpoint {problem}; {ALLOW_OTHER_DATA} is given", file=sys.stderr, flush=True)
+            logger.warning(f"the checkpoint {problem}; {ALLOW_OTHER_DATA} is given")
 
 
 def how_to_fix(option: str = "--data.shards DIR") -> str:

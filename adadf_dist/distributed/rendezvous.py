@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import socket
-import sys
 import time
 import uuid
 from typing import TYPE_CHECKING
 
+from adadf_dist.console.logs import EVERY_RANK, get_logger
 from adadf_dist.errors import UserError
 
 if TYPE_CHECKING:
     from torch.distributed.distributed_c10d import Store
+
+logger = get_logger(__name__)
 
 NOTIFY_AFTER_S = 10.0
 """Print a message if the wait takes longer than this."""
@@ -55,7 +57,7 @@ def wait_for_address(host: str, port: int, timeout_s: float) -> None:
             )
         if not spoken and time.monotonic() - began > NOTIFY_AFTER_S:
             spoken = True
-            print(f"waiting for rank 0 at {host}:{port} ({left:.0f} s left): {reason}", file=sys.stderr, flush=True)
+            logger.info(f"waiting for rank 0 at {host}:{port} ({left:.0f} s left): {reason}", extra=EVERY_RANK)
         time.sleep(min(RETRY_INTERVAL_S, left))
 
 

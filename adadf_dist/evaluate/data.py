@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -13,6 +12,7 @@ import torch
 
 from adadf_dist.checkpoint.trained_model import TrainedModel
 from adadf_dist.config.schema import Config
+from adadf_dist.console.logs import get_logger
 from adadf_dist.data.batch import Batch
 from adadf_dist.data.datamodule import dali_unavailable_reason, hold_out_validation, make_loader
 from adadf_dist.data.dataset import Split, open_dataset
@@ -27,6 +27,8 @@ from adadf_dist.distributed.world import World
 from adadf_dist.errors import UserError
 from adadf_dist.evaluate.cli import EvalArgs
 from adadf_dist.evaluate.origin import Found
+
+logger = get_logger(__name__)
 
 
 @contextmanager
@@ -63,9 +65,8 @@ def make_eval_loader(split: Split, trained: TrainedModel, options: EvalArgs, wor
     if name == "dali" and (problem := dali_unavailable_reason()):
         whose = "the run's loader" if own.loader == name else "--loader"
         raise UserError(f"{whose} is dali, but {problem}, or pass --loader torch")
-    if name != own.loader and world.is_main:
-        text = f"note: using loader {name} instead of the run's {own.loader}; pixel values may differ by 1"
-        print(text, file=sys.stderr, flush=True)
+    if name != own.loader:
+        logger.info(f"note: using loader {name} instead of the run's {own.loader}; pixel values may differ by 1")
     recipe = LoaderConfig(
         splits={split.name: split},
         preprocessing=eval_preprocessing(own, options.tta),

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import sys
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from adadf_dist.checkpoint.trained_model import TrainedModel
+from adadf_dist.console.logs import get_logger
 from adadf_dist.data.dataset import Split
 from adadf_dist.data.identity import (
     ALLOW_OTHER_DATA,
@@ -22,6 +22,8 @@ from adadf_dist.data.identity import (
 from adadf_dist.errors import UserError
 from adadf_dist.evaluate.cli import EvalArgs
 from adadf_dist.tracking.artifacts import SAMPLES_FILE, load_samples
+
+logger = get_logger(__name__)
 
 
 class Found(NamedTuple):
@@ -61,12 +63,12 @@ def check_origin(trained: TrainedModel, found: Found, options: EvalArgs) -> Orig
             f"{ALLOW_TRAINING_SAMPLES}"
         )
     if recorded is None and not options.shards_given:
-        warn(
+        logger.warning(
             f"{trained.path}: written by an older version without data digests; cannot verify that "
             f"{found.source.shards} is unchanged"
         )
     elif known is None and trained.epoch:
-        warn(f"{trained.path}: written by an older version; cannot check for training samples in the split")
+        logger.warning(f"{trained.path}: written by an older version; cannot check for training samples in the split")
     return Origin("" if options.shards_given else difference, shared)
 
 
@@ -76,10 +78,6 @@ def training_samples(trained: TrainedModel) -> NDArray[np.int64] | None:
         return trained.data.samples
     folder = trained.path.parent.parent
     return key_digests(load_samples(folder).keys) if (folder / SAMPLES_FILE).is_file() else None
-
-
-def warn(text: str) -> None:
-    print(f"warning: {text}", file=sys.stderr, flush=True)
 
 
 def describe_origin(origin: Origin, samples: int) -> list[str]:

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from adadf_dist.checkpoint.trained_model import TrainedModel, load_trained_model
 from adadf_dist.console.exit import cli_errors
+from adadf_dist.console.logs import get_logger
 from adadf_dist.console.parser import add_device_option, make_parser
 from adadf_dist.data.dataset import Dataset
 from adadf_dist.data.identity import ALLOW_OTHER_DATA, how_to_fix
@@ -26,6 +27,8 @@ from adadf_dist.export.sample_inputs import difference_of, find_dataset, make_sa
 from adadf_dist.export.target_network import TargetNetwork
 from adadf_dist.export.verify import BATCHES, VerificationResult, seconds_per_image, verify_export
 from adadf_dist.files.outputs import add_overwrite_option, atomic_file, check_output_path, write_output
+
+logger = get_logger(__name__)
 
 Write = Callable[[TargetNetwork, ExportMetadata, Path], None]
 
@@ -121,7 +124,7 @@ def open_data_of(trained: TrainedModel, shards: str, allow_other_data: bool) -> 
         raise UserError(f"{trained.path}: {difference}; {how_to_fix('--shards DIR')}")
     if dataset is not None and trained.data is None and not shards:
         warning = f"{trained.path}: written by an older version without a digest of its data"
-        print(f"warning: {warning}; cannot verify {dataset.folder}", file=sys.stderr, flush=True)
+        logger.warning(f"{warning}; cannot verify {dataset.folder}")
     return dataset, difference
 
 
@@ -167,7 +170,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         trained = load_trained_model(args.run)
         dataset, difference = open_data_of(trained, args.shards, args.allow_other_data)
         if difference:
-            print(f"warning: the run {difference} ({ALLOW_OTHER_DATA})", file=sys.stderr, flush=True)
+            logger.warning(f"the run {difference} ({ALLOW_OTHER_DATA})")
         facts = export(trained, dataset, writers, args.device)
         text = write_card(trained, facts, list(writers), (dataset, difference), args.data_license)
         write_output(card, text)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-import sys
+import logging
 import time
 from collections.abc import Callable
 
 from adadf_dist.errors import DiskFullError
+
+logger = logging.getLogger(__name__)
 
 FULL_DISK_WAIT_SHARE = 0.5
 """Fraction of the ranks' timeout to wait for disk space, because the other ranks wait meanwhile."""
@@ -27,7 +29,7 @@ def retry_on_full_disk(write: Callable[[], None], timeout_s: float, on_wait: Cal
             if left <= 0:
                 raise
             pause = min(pause, left)
-            print(f"warning: {error}; retrying in {pause:.0f} s ({left:.0f} s left)", file=sys.stderr, flush=True)
+            logger.warning(f"{error}; retrying in {pause:.0f} s ({left:.0f} s left)")
         on_wait()
         time.sleep(pause)
         pause *= 2

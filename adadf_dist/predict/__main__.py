@@ -19,6 +19,7 @@ import torch
 from tqdm import tqdm
 
 from adadf_dist.console.exit import cli_errors
+from adadf_dist.console.logs import get_logger
 from adadf_dist.console.parser import add_device_option, make_parser
 from adadf_dist.errors import UserError
 from adadf_dist.export.exported_model import ExportedModel, load_model
@@ -27,6 +28,8 @@ from adadf_dist.predict.inputs import Inputs, find_images
 from adadf_dist.predict.output_formats import Columns, Format, make_format
 from adadf_dist.predict.predictor import Predictor
 from adadf_dist.predict.preprocess import LARGE, Aligner
+
+logger = get_logger(__name__)
 
 DESCRIPTION = """\
 Predict the expression of faces. Class names and preprocessing come from MODEL, images are preprocessed as in the run's
@@ -161,14 +164,14 @@ def main(argv: Sequence[str] | None = None) -> None:
             raise UserError("no images on stdin")
         inputs = inputs._replace(pictures=chain([first], inputs.pictures))
         if inputs.skipped.kinds:
-            print(f"adadf_dist.predict: {inputs.skipped.describe()}", file=sys.stderr, flush=True)
+            logger.info(f"adadf_dist.predict: {inputs.skipped.describe()}")
         for_eyes = args.out is None and sys.stdout.isatty()
         columns = Columns(model.classes, inputs.label_classes, inputs.vote_classes, args.align, args.all_faces)
         form = make_format(args.format or ("table" if for_eyes else "csv"), columns)
         with open_output(args.out) as out:
             tally = predict(predictor, inputs, form, out)
     for line in tally.messages():
-        print(f"adadf_dist.predict: {line}", file=sys.stderr, flush=True)
+        logger.info(f"adadf_dist.predict: {line}")
     raise SystemExit(int(tally.failed > 0))
 
 

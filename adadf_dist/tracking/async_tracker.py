@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import threading
 from collections.abc import Callable, Mapping
 from importlib import import_module
@@ -11,7 +10,10 @@ from queue import Full, Queue
 from typing import Any, Protocol
 
 from adadf_dist.config.schema import Config, RuntimeConfig
+from adadf_dist.console.logs import get_logger
 from adadf_dist.errors import UserError, single_line
+
+logger = get_logger(__name__)
 
 MODULES = {"wandb": "adadf_dist.tracking.wandb_tracker", "mlflow": "adadf_dist.tracking.mlflow_tracker"}
 """Name in `runtime.trackers` -> module whose `Tracker` is used; only that module imports the package."""
@@ -108,5 +110,4 @@ class AsyncTracker:
     def _disable(self, reason: str) -> None:
         if not self._lost:
             self._lost = True
-            text = f"warning: {self.name}: {reason}; tracker disabled (metrics.jsonl is complete)"
-            print(text, file=sys.stderr, flush=True)
+            logger.warning(f"{self.name}: {reason}; tracker disabled (metrics.jsonl is complete)")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import platform
-import sys
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from importlib.metadata import version
@@ -13,13 +12,13 @@ from typing import Any
 
 import torch
 import yaml
-from tqdm import tqdm
 
 from adadf_dist import __version__
 from adadf_dist.checkpoint.progress import TrainingProgress
 from adadf_dist.checkpoint.run_dir import check_run_folder, lock_run_dir
 from adadf_dist.config.load import to_dict
 from adadf_dist.config.schema import Config
+from adadf_dist.console.logs import RUN_LOG, get_logger
 from adadf_dist.data.batch import Batch
 from adadf_dist.diagnostics.run import new_findings
 from adadf_dist.diagnostics.run_length import fix_divergence
@@ -33,6 +32,9 @@ from adadf_dist.tracking.epoch_display import EpochDisplay
 from adadf_dist.tracking.epoch_table import describe_epoch, heading
 from adadf_dist.tracking.metrics_file import MetricsFile
 from adadf_dist.tracking.sinks import MetricSinks
+
+logger = get_logger(__name__)
+run_log = get_logger(RUN_LOG)
 
 LOSS_NAMES = ("total", "kl_divergence", "cross_entropy", "rank_regularization")
 
@@ -195,12 +197,10 @@ class RunLogger:
             except DiskFullError as error:
                 if state != "running":  # launchers depend on the final state
                     raise
-                print(f"warning: {error}; status.json not updated", file=sys.stderr, flush=True)
+                logger.warning(f"{error}; status.json not updated")
 
     def info(self, text: str) -> None:
-        if self._world.is_main:
-            tqdm.write(text, file=sys.stdout)
-            sys.stdout.flush()
+        run_log.info(text)
 
     def mark_failed(self, error: BaseException) -> None:
         """Record in `status.json` that the run failed."""

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import json
 import os
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 
 from adadf_dist.checkpoint.progress import TrainingProgress
+from adadf_dist.console.logs import get_logger
 from adadf_dist.errors import DiskFullError
 from adadf_dist.files.atomic import os_errors_as_user_errors, write_text
+
+logger = get_logger(__name__)
 
 
 class MetricsFile:
@@ -27,7 +29,7 @@ class MetricsFile:
             self._flush_pending()
         except DiskFullError as error:
             if first:
-                print(f"warning: {error}; buffering metrics in memory", file=sys.stderr, flush=True)
+                logger.warning(f"{error}; buffering metrics in memory")
 
     def truncate_to(self, progress: TrainingProgress) -> None:
         """Drop records newer than the checkpoint, and add epochs of the checkpoint that the file lacks."""
@@ -47,7 +49,7 @@ class MetricsFile:
         try:
             self._flush_pending()
         except DiskFullError as error:
-            print(f"warning: {error}; {len(self._pending)} metric records lost", file=sys.stderr, flush=True)
+            logger.warning(f"{error}; {len(self._pending)} metric records lost")
 
     def _flush_pending(self) -> None:
         """Write all buffered lines atomically."""

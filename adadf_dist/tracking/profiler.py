@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 import torch
 from torch.profiler import ProfilerActivity, profile, schedule
+
+from adadf_dist.console.logs import get_logger
+
+logger = get_logger(__name__)
 
 SKIP_STEPS = 3
 """Steps skipped at the start: compilation, caches, the allocator."""
@@ -43,7 +46,7 @@ class StepProfiler:
         if ending.step_num <= SKIP_STEPS + WARMUP_STEPS:
             skipped = SKIP_STEPS + WARMUP_STEPS
             text = f"no profile written: runtime.profile_steps skips the first {skipped} steps, and the run had no more"
-            print(f"warning: {text}", file=sys.stderr, flush=True)
+            logger.warning(text)
 
     def _write(self, found: profile) -> None:
         first, last = self._before + SKIP_STEPS + WARMUP_STEPS + 1, self._before + found.step_num
@@ -54,4 +57,4 @@ class StepProfiler:
             path.parent.mkdir(exist_ok=True)
             found.export_chrome_trace(str(path))
         except (OSError, RuntimeError) as error:
-            print(f"warning: {path}: trace not written ({error})", file=sys.stderr, flush=True)
+            logger.warning(f"{path}: trace not written ({error})")

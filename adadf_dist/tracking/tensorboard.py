@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from adadf_dist.console.logs import get_logger
 from adadf_dist.errors import single_line
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
+
+logger = get_logger(__name__)
 
 
 class TensorBoardSink:
@@ -56,4 +58,4 @@ class TensorBoardSink:
 
     def _lose(self, warning: str) -> None:
         self._writer = None
-        print(f"warning: {warning}", file=sys.stderr, flush=True)
+        logger.warning(warning)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -12,6 +11,7 @@ from adadf_dist.checkpoint.progress import TrainingProgress
 from adadf_dist.config.keys import flatten
 from adadf_dist.config.load import override, to_dict, with_absolute_paths
 from adadf_dist.config.schema import Config
+from adadf_dist.console.logs import get_logger
 from adadf_dist.data.datamodule import DataModule, dali_unavailable_reason, open_data
 from adadf_dist.data.identity import DATA_FILE, DataRecord, digest_files
 from adadf_dist.data.label_noise import write_noise
@@ -29,6 +29,8 @@ from adadf_dist.tracking.async_tracker import check_trackers
 from adadf_dist.tracking.logger import RunLogger, open_logger
 from adadf_dist.tracking.sample_history import select_tracked_samples
 from adadf_dist.training.consistency import check_consistency
+
+logger = get_logger(__name__)
 
 
 @dataclass(frozen=True)
@@ -61,7 +63,7 @@ def prepare_run(config: Config, world: World) -> Iterator[RunContext]:
         open_data(config, world.rank, world.size, world.device, folder) as data,
     ):
         files = digest_files(dict(flatten(to_dict(config))))
-        record = DataRecord(data.source, data.train_split, files, allow_other_data, world.is_main)
+        record = DataRecord(data.source, data.train_split, files, allow_other_data)
         tracked = select_tracked_samples(data.train_split, config.runtime, config.seed)
         yield RunContext(config, world, data, record, tracked, log)
 
@@ -103,7 +105,7 @@ def resolve_loader(config: Config, world: World) -> str:
         return "torch"
     problem = dali_unavailable_reason() if world.is_main else ""
     if problem:
-        print(f"data.loader=torch (DALI would be faster, but {problem})", file=sys.stderr, flush=True)
+        logger.info(f"data.loader=torch (DALI would be faster, but {problem})")
     return "torch" if problem else "dali"
 
 

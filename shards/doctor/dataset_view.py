@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Literal, NamedTuple, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from adadf_dist.console.logs import get_logger
 from adadf_dist.data.build.builder import Source
 from adadf_dist.data.build.folder_tree import is_system_name, list_entries, subfolders
 from adadf_dist.data.dataset import Dataset, Split, open_dataset
@@ -22,6 +22,8 @@ from shards.image_files import ImageSourceOptions, SourceListing, make_image_sou
 from shards.sources import affectnet, fer2013, folder, rafdb, sfew
 from shards.sources.fer2013_csv import CSV_NAMES, find_csv
 from shards.sources.splits import check_class_folders, split_names
+
+logger = get_logger(__name__)
 
 UNKNOWN = -1
 """Label of an unreadable sample."""
@@ -232,7 +234,7 @@ def open_stored(dataset: Dataset) -> DatasetView:
 
 def open_tree(root: Path, name: str, source: Source) -> DatasetView:
     if others := source.provenance.stats.get("other_files"):
-        print(f"note: {others:,} other files skipped (no image extension)", file=sys.stderr)
+        logger.info(f"note: {others:,} other files skipped (no image extension)")
     items = sorted(source.items(), key=lambda item: (SPLITS.index(item.split), item.number))
     splits = tuple(split for split in SPLITS if any(item.split == split for item in items))
     return DatasetView(

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from adadf_dist.console.logs import get_logger
 from adadf_dist.data.build.builder import Source
 from adadf_dist.data.build.folder_tree import Skipped, check_root, subfolders
 from adadf_dist.data.jpeg import is_image_name
@@ -26,6 +26,8 @@ from shards.image_files import (
 from shards.sources import affectnet_2017, affectnet_2021
 from shards.sources.emotions import find_label
 from shards.sources.splits import split_names
+
+logger = get_logger(__name__)
 
 EXPRESSIONS = ("neutral", "happy", "sad", "surprise", "fear", "disgust", "anger", "contempt")
 """In the official order; 8 to 10 (none, uncertain, no face) are not expressions."""
@@ -131,7 +133,7 @@ def open_source(args: argparse.Namespace) -> Source:
     if args.align != "none" and (args.margin or args.no_crop):
         raise UserError("--margin and --no-crop are not allowed with --align, which crops the face itself")
     layout = find_layout(args.root)
-    print(f"{args.root}: AffectNet, {layout.what}", file=sys.stderr)
+    logger.info(f"{args.root}: AffectNet, {layout.what}")
     listing = layout.read(args.root, EXPRESSIONS[: args.classes])
     if args.align == "landmarks" and listing.stats.get("images_without_landmarks") == len(listing.pictures) > 0:
         raise UserError(f"{args.root}: no image has landmarks (N_lnd.npy); align with --align detect")

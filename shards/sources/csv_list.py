@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from adadf_dist.console.logs import NO_PREFIX, get_logger
 from adadf_dist.data.build.builder import Source
 from adadf_dist.data.build.folder_tree import check_root
 from adadf_dist.data.manifest import SPLITS
@@ -25,6 +25,8 @@ from shards.image_files import (
 )
 from shards.sources.folder import wanted_fractions
 from shards.sources.splits import split_names
+
+logger = get_logger(__name__)
 
 VOTES = "votes_"
 COLUMNS = ("path", "label", "split")
@@ -82,7 +84,7 @@ def read_lines(path: Path, root: Path) -> tuple[list[Line], list[str]]:
     with open_text(path) as text:
         table = open_table(text, located(path), ("path", "label"), ("split",))
         if note := table.note():
-            print(f"note: {note}", file=sys.stderr)
+            logger.info(f"note: {note}")
         columns = vote_columns(table.header, located(path))
         unread = [name for name in table.header if name and name not in (*COLUMNS, *columns)]
         words: dict[str, set[str]] = {name: set() for name in unread}
@@ -124,7 +126,7 @@ def check_unread(words: Mapping[str, set[str]], path: Path, has_split: bool) -> 
                 "else remove it"
             )
     if words:
-        print(f"note: {path}: columns not read: {', '.join(map(escape_name, words))}", file=sys.stderr)
+        logger.info(f"note: {path}: columns not read: {', '.join(map(escape_name, words))}")
 
 
 def check_class_name(name: str, where: str) -> None:
@@ -171,7 +173,8 @@ def class_names(lines: Sequence[Line], first_label: int) -> list[str]:
     if len(known) < len(lines) or max(known) > 999:
         if known:
             line = lines[numbers.index(known[0])]
-            print(f"{line.where}: warning: label {line.label!r} is a number, but others are names", file=sys.stderr)
+            text = f"{line.where}: warning: label {line.label!r} is a number, but others are names"
+            logger.warning(text, extra=NO_PREFIX)
         return sorted({line.label for line in lines})
     if min(known) < first_label:
         line = lines[known.index(min(known))]

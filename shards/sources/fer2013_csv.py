@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gzip
 import io
-import sys
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,11 +13,14 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from adadf_dist.console.logs import get_logger
 from adadf_dist.data.build.folder_tree import check_root, is_archive, list_entries, subfolders
 from adadf_dist.errors import UserError
 from adadf_dist.files.csv_tables import MAX_NUMBER, NoColumnError, open_table, parse_whole
 from adadf_dist.files.text import decode_lines, escape_name, located, open_bytes
 from shards.progress import track
+
+logger = get_logger(__name__)
 
 SIDE = 48
 EMOTIONS = ("angry", "disgust", "fear", "happy", "sad", "surprise", "neutral")
@@ -136,7 +138,7 @@ def open_rows(path: Path, columns: tuple[str, ...]) -> Iterator[Iterator[tuple[s
             lines = decode_lines(io.BufferedReader(gzip.GzipFile(fileobj=raw)) if packed else raw, where)
             table = open_table(lines, where, columns)
             if note := table.note():
-                print(f"note: {note}", file=sys.stderr)
+                logger.info(f"note: {note}")
             yield ((row.where, cells) for row, cells in table.select(columns))
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
         raise UserError(f"{where}: corrupt gzip file ({error}); re-download it") from None

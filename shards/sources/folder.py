@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+from adadf_dist.console.logs import NO_PREFIX, get_logger
 from adadf_dist.data.build.builder import Source
 from adadf_dist.data.build.folder_tree import Skipped, check_root, is_archive, list_entries, readable_name, subfolders
 from adadf_dist.data.jpeg import FORMATS, is_image_name
@@ -22,6 +22,8 @@ from shards.image_files import (
     photo_options,
 )
 from shards.sources.splits import check_class_folders, count_images, split_names
+
+logger = get_logger(__name__)
 
 HELP = "one folder per class, optionally below train/, validation/ and test/"
 DESCRIPTION = f"""\
@@ -114,10 +116,10 @@ def warn_of_archives(folders: Iterable[Path]) -> None:
     """Warn about archives next to the class or split folders: their images are not read."""
     for folder in sorted(folders):
         if names := [escape_name(entry.name) for entry in list_entries(folder) if is_archive(entry.name)]:
-            print(
+            logger.warning(
                 f"{escape_name(str(folder))}: warning: archives are not read: {', '.join(names)}; unpack those that "
                 "belong to the dataset",
-                file=sys.stderr,
+                extra=NO_PREFIX,
             )
 
 

@@ -15,6 +15,7 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
+from adadf_dist.console.logs import configure_logging
 from adadf_dist.distributed.world import World, init_world
 from tests.helpers.waiting import IdleLimit
 
@@ -79,6 +80,7 @@ def run_rank(sender: Connection, environment: dict[str, str], job: Job) -> None:
     os.environ.update(environment, GLOO_SOCKET_IFNAME="lo")
     torch.set_num_threads(1)
     rank, ranks, folder = job.rank, job.ranks, Path(job.folder)
+    configure_logging(rank)
     try:
         store = dist.FileStore(str(folder / "store"), ranks)
         dist.init_process_group("gloo", store=store, rank=rank, world_size=ranks, timeout=timedelta(seconds=60))

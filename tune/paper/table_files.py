@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import csv
 import io
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from statistics import fmean
 from typing import NamedTuple
 
+from adadf_dist.console.logs import get_logger
 from adadf_dist.errors import UserError
 from adadf_dist.files.atomic import write_text
 from adadf_dist.metrics.classification import Interval
@@ -19,6 +19,8 @@ from tune.paper.published import DATASETS, PAPER_RESULTS
 from tune.study.scores import Split, read_score
 from tune.study.study import Study
 from tune.study.trial import TrialResult
+
+logger = get_logger(__name__)
 
 POINTS = 100
 
@@ -134,7 +136,7 @@ def write_table(folder: Path, table: Table) -> str:
     try:
         plot(table, folder / f"{table.name}.svg")
     except UserError as error:
-        print(f"warning: {error}", file=sys.stderr, flush=True)
+        logger.warning(f"{error}")
     return text
 
 

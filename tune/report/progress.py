@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import sys
-
+from adadf_dist.console.logs import get_logger
 from adadf_dist.errors import UserError
 from tune.report.live_table import LiveTable
 from tune.report.results import write_trials
 from tune.study.study import Study
+
+logger = get_logger(__name__)
 
 
 class ProgressReporter:
@@ -25,7 +26,7 @@ class ProgressReporter:
         except UserError as error:
             if str(error) != self._warned:
                 self._warned = str(error)
-                print(f"warning: {error}", file=sys.stderr, flush=True)
+                logger.warning(f"{error}")
         self.table.show(outcomes)
 
     def settle(self) -> None:

@@ -24,6 +24,7 @@ from ray.tune.integration.ray_train import TuneReportCallback
 from ray.tune.search import Searcher
 from ray.util.placement_group import PlacementGroup, get_current_placement_group, remove_placement_group
 
+from adadf_dist.console.logs import configure_logging
 from adadf_dist.console.terminal import tolerant
 from adadf_dist.errors import single_line
 from adadf_dist.files.atomic import write_text
@@ -193,13 +194,15 @@ def train_distributed(config: dict[str, Any], study_folder: str) -> None:
 def train_rank(config: dict[str, Any]) -> None:
     """Run one rank of a trial in Ray's process group."""
     logging.getLogger("ray.train").setLevel(logging.WARNING)  # keep the trial's output free of Ray messages
-    if ray_train.get_context().get_world_rank() == 0:
+    rank = ray_train.get_context().get_world_rank()
+    if rank == 0:
         save_placement_group(load_study(Path(config["study"])).trials.path / config["trial"])
-    train(config["trial"], config["study"], lambda record: ray_train.report(report_of(record)))
+    train(config["trial"], config["study"], lambda record: ray_train.report(report_of(record)), rank)
 
 
-def train(name: str, study_folder: str, report: Callable[[Any], None]) -> None:
+def train(name: str, study_folder: str, report: Callable[[Any], None], rank: int = 0) -> None:
     """Run the trial and log to its trial.log. Raises `RuntimeError` if interrupted, so that Tune restarts it."""
+    configure_logging(rank)
     study = load_study(Path(study_folder))
     trial = study.trials.get(name).trial
     with (

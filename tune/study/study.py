@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from functools import cached_property
@@ -14,12 +13,15 @@ from adadf_dist.config.fields import Role
 from adadf_dist.config.keys import flatten, keys_with, unflatten, upgrade_keys
 from adadf_dist.config.load import ConfigLayer, build_config, to_dict
 from adadf_dist.config.schema import Config
+from adadf_dist.console.logs import get_logger
 from adadf_dist.data.identity import Source, how_to_fix, other_data
 from adadf_dist.errors import UserError
 from adadf_dist.files.atomic import os_errors_as_user_errors, write_json
 from tune.study.asha import AshaSchedule
 from tune.study.space import Space, read_space
 from tune.study.trial import DEFAULT, Trial, TrialStore
+
+logger = get_logger(__name__)
 
 STUDY_FILE = "study.json"
 VERSION = 1
@@ -140,10 +142,9 @@ def data_of(before: Mapping[str, Any], source: Source | None, study: Study) -> d
             )
         earlier.append(recorded.to_dict())
     for other in earlier:
-        warning = (
-            f"warning: {study.folder}: contains trials on other data, {other['shards']}; results may not be comparable"
+        logger.warning(
+            f"{study.folder}: contains trials on other data, {other['shards']}; results may not be comparable"
         )
-        print(warning, file=sys.stderr, flush=True)
     return {"data": None if source is None else source.to_dict(), "earlier_data": earlier}
 
 

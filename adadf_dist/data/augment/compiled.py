@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-import sys
 from typing import Any
 
 from numba import njit
+
+from adadf_dist.console.logs import get_logger
+
+logger = get_logger(__name__)
 
 NO_CACHE = (
     "compiled code cannot be cached here, so every start compiles it again; set NUMBA_CACHE_DIR to a writable directory"
@@ -26,5 +29,5 @@ def compiled(function: Any) -> Any:
 def report_uncached() -> None:
     """Print once to standard error if compiled code cannot be cached."""
     if _uncached:
-        print(f"note: {NO_CACHE}", file=sys.stderr, flush=True)
+        logger.info(f"note: {NO_CACHE}")
         _uncached.clear()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
@@ -12,15 +11,17 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
-from tqdm import tqdm
 
 from adadf_dist.config.schema import AugmentConfig
+from adadf_dist.console.logs import EVERY_RANK, get_logger
 from adadf_dist.data.batch import Batch
 from adadf_dist.data.dataset import Split
 from adadf_dist.data.jpeg import InvalidImageError, decode
 from adadf_dist.data.preprocessing import Preprocessing, ten_crop
 from adadf_dist.data.sampling import Samples, rank_slice, replacement_candidates
 from adadf_dist.errors import UserError
+
+logger = get_logger(__name__)
 
 Read = Callable[[int], bytes | memoryview]
 """Returns a sample's encoded image by its index."""
@@ -146,8 +147,8 @@ class ReplacementLog:
             if len(self._known) > self._limit:
                 allowed = f" (data.max_bad_samples is {self._limit})"
                 raise UserError(describe_bad_sample(split, sample, reason) + allowed)
-            text = f"warning: {describe_bad_sample(split, sample, reason)}; replaced by sample {split.keys[substitute]}"
-            tqdm.write(text, file=sys.stderr)
+            text = f"{describe_bad_sample(split, sample, reason)}; replaced by sample {split.keys[substitute]}"
+            logger.warning(text, extra=EVERY_RANK)
         return len(replaced)
 
 

@@ -68,8 +68,7 @@ class CpuBackend:
 
     def __init__(self, recipe: LoaderConfig) -> None:
         tune_malloc()
-        if recipe.rank == 0:
-            report_uncached()
+        report_uncached()
         self._size = recipe.preprocessing.resized
         self._finish = DeviceTransform(recipe.preprocessing, recipe.device)
         self._ten_crop = recipe.preprocessing.ten_crop > 0

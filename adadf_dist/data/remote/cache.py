@@ -13,7 +13,6 @@ import hashlib
 import json
 import os
 import shutil
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -21,6 +20,7 @@ from pathlib import Path
 from threading import Event
 
 from adadf_dist.config.schema import DataConfig
+from adadf_dist.console.logs import EVERY_RANK, get_logger
 from adadf_dist.data.manifest import MANIFEST, Manifest, read_manifest
 from adadf_dist.data.remote.client import (
     DEFAULT_RETRY_POLICY,
@@ -36,6 +36,8 @@ from adadf_dist.errors import UserError
 from adadf_dist.files.atomic import atomic_write, os_errors_as_user_errors, write_text
 from adadf_dist.files.locks import exclusive_lock, probe, shared_lock
 from adadf_dist.files.outputs import write_output
+
+logger = get_logger(__name__)
 
 GB = 10**9
 SETTING = "data.cache_dir"
@@ -222,4 +224,5 @@ def lock_path(entry: Path, kind: str) -> Path:
 
 
 def log(message: str) -> None:
-    print(f"data: {message}", file=sys.stderr, flush=True)
+    """Log on any rank: the first rank of each node has its own cache."""
+    logger.info(f"data: {message}", extra=EVERY_RANK)

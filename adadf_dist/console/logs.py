@@ -1,0 +1,58 @@
+"""Messages of commands (warnings, notes, progress) on the standard `logging` module.
+
+Only commands configure it, in `cli_errors`. In other programs the loggers follow the program's own configuration.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+
+from tqdm import tqdm
+
+ROOT = "adadf_dist"
+RUN_LOG = f"{ROOT}.run_log"
+"""Logger of a run's log (run info, epoch table), which goes to standard output instead of standard error."""
+EVERY_RANK = {"every_rank": True}
+"""`extra` of a message that any rank may print, because it concerns only its node or its share of the data."""
+NO_PREFIX = {"prefix": ""}
+"""`extra` of a warning whose text already contains the word, after a file name."""
+PREFIXES = {logging.WARNING: "warning: ", logging.ERROR: "error: "}
+
+
+def get_logger(name: str) -> logging.Logger:
+    """Return the logger of a module of any package, below `adadf_dist`."""
+    return logging.getLogger(name if name.partition(".")[0] == ROOT else f"{ROOT}.{name}")
+
+
+def configure_logging(rank: int = 0) -> None:
+    """Print the messages of this process as lines. Ranks other than 0 print only errors and `EVERY_RANK` messages."""
+    logger = logging.getLogger(ROOT)
+    for handler in [handler for handler in logger.handlers if isinstance(handler, ConsoleHandler)]:
+        logger.removeHandler(handler)
+    logger.addHandler(ConsoleHandler(rank))
+    logger.setLevel(logging.INFO)
+    logger.propagate = False  # a library may have given the root logger a handler, which would print a second line
+
+
+class ConsoleHandler(logging.Handler):
+    """Prints above progress bars. Errors of the stream are raised, as `print` does."""
+
+    def __init__(self, rank: int) -> None:
+        super().__init__()
+        self.rank = rank
+        self.addFilter(self.is_shown)
+
+    def is_shown(self, record: logging.LogRecord) -> bool:
+        return self.rank == 0 or record.levelno >= logging.ERROR or getattr(record, "every_rank", False)
+
+    def format(self, record: logging.LogRecord) -> str:
+        prefix = getattr(record, "prefix", PREFIXES.get(record.levelno, ""))
+        return f"{prefix}{super().format(record)}"
+
+    def emit(self, record: logging.LogRecord) -> None:
+        # looked up for each message: `tolerant_console` and Ray trials replace the streams
+        stream = sys.stdout if record.name == RUN_LOG else sys.stderr
+        if stream is not None:  # closed when Python started
+            tqdm.write(self.format(record), file=stream)
+            stream.flush()
