@@ -66,7 +66,7 @@ def test_other_ranks_print_errors_and_messages_of_every_rank_only(
         LOG.warning("full disk")
         LOG.warning("bad sample", extra=EVERY_RANK)
         LOG.error("lost")
-        parse_cli(["--data.num_workers", "1"])  # an old name, which is a warning
+        parse_cli(["--data.workers", "1"])  # an old name, which is a warning
     out, err = capsys.readouterr()
     if rank == 0:
         assert out == "epoch 1\n"
@@ -144,10 +144,10 @@ def test_workers_of_a_build_do_not_repeat_its_messages(tmp_path: Path) -> None:
 
 
 def test_ranks_and_data_workers_of_a_run_do_not_repeat_its_messages(faces: Path, tmp_path: Path) -> None:
-    values = settings(faces, tmp_path / "run", epochs="1", data__loader="torch", data__num_workers="2")
+    values = settings(faces, tmp_path / "run", epochs="1", data__loader="torch", data__workers="2")
     done = train_forked(values, ranks=2)
     assert done.returncode == 0, done.stderr
-    assert done.stderr.count("data.num_workers is now data.num_workers") == 1
+    assert done.stderr.count("data.workers is now data.num_workers") == 1
     lines = done.stdout.splitlines()
     assert lines.count(f"run folder: {tmp_path / 'run'}") == 2  # at the start and at the end
     assert len([line for line in lines if line.startswith("  dataset: ")]) == 1

@@ -163,14 +163,9 @@ KINDS = [("data/a", "data/b", ""), ("data/a", "", "a local folder"), ("data/a", 
 """`data.shards` of two ranks, and the reported value."""
 
 
-def told_of_kinds(world: World) -> list[str]:
-    configs = [build_config([ConfigLayer("test", {"data.shards": pair[world.rank]})]) for pair in KINDS]
-    return [str(consistency.find_config_mismatch(config, world) or "") for config in configs]
-
-
 def reported_kinds(world: World) -> list[str]:
     configs = [build_config([ConfigLayer("test", {"data.shards": pair[world.rank]})]) for pair in KINDS]
-    return [consistency.find_config_mismatch(config, world) for config in configs]
+    return [str(consistency.find_config_mismatch(config, world) or "") for config in configs]
 
 
 def test_shard_paths_may_differ_by_name_but_not_by_kind() -> None:

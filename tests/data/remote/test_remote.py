@@ -223,7 +223,7 @@ def test_full_disk_is_one_line(site: Site, tmp_path: Path) -> None:
         "import resource, signal, sys; from adadf_dist.data.remote.cache import ensure_cached\n"
         "from adadf_dist.config.schema import DataConfig; from adadf_dist.console.exit import cli_errors\n"
         "signal.signal(signal.SIGXFSZ, signal.SIG_IGN); resource.setrlimit(resource.RLIMIT_FSIZE, (10000, 10000))\n"
-        "with cli_errors('x'), ensure_cached(DataConfig(shards=sys.argv[1], cache=sys.argv[2])): pass\n"
+        "with cli_errors('x'), ensure_cached(DataConfig(shards=sys.argv[1], cache_dir=sys.argv[2])): pass\n"
     )
     done = finish([sys.executable, "-c", script, site.url, str(tmp_path / "cache")], timeout=60)
     assert done.returncode == 2, done.stderr
@@ -234,7 +234,7 @@ def test_full_disk_is_one_line(site: Site, tmp_path: Path) -> None:
 FETCH = (
     "import sys; from adadf_dist.data.remote.cache import ensure_cached\n"
     "from adadf_dist.config.schema import DataConfig\n"
-    "with ensure_cached(DataConfig(shards=sys.argv[1], cache=sys.argv[2])) as folder: print(folder)\n"
+    "with ensure_cached(DataConfig(shards=sys.argv[1], cache_dir=sys.argv[2])) as folder: print(folder)\n"
 )
 
 
