@@ -47,10 +47,12 @@ def find_docstrings(tree: ast.Module) -> Iterator[tuple[str, str]]:
             if text := ast.get_docstring(node):
                 yield getattr(node, "name", "module"), first_paragraph(text)
             for before, after in zip(node.body, node.body[1:], strict=False):
-                if isinstance(before, ast.AnnAssign | ast.Assign) and isinstance(after, ast.Expr):
-                    if isinstance(after.value, ast.Constant) and isinstance(after.value.value, str):
-                        target = before.target if isinstance(before, ast.AnnAssign) else before.targets[0]
-                        yield ast.unparse(target), first_paragraph(after.value.value)
+                match before, after:
+                    case (
+                        ast.AnnAssign(target=target) | ast.Assign(targets=[target, *_]),
+                        ast.Expr(value=ast.Constant(value=str(text))),
+                    ):
+                        yield ast.unparse(target), first_paragraph(text)
 
 
 def find_messages(tree: ast.Module) -> Iterator[str]:
