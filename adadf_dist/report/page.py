@@ -6,8 +6,9 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from adadf_dist.diagnostics.run import AUXILIARY_LAGS, FindingSpan, assess, diagnose, finding_spans
+from adadf_dist.diagnostics.run import FindingSpan, assess, diagnose, finding_spans
 from adadf_dist.diagnostics.run_length import find_problems
+from adadf_dist.diagnostics.training import AUXILIARY_LAGS
 from adadf_dist.html.render import render_page
 from adadf_dist.metrics.comparison import Verdict
 from adadf_dist.report.comparison import (
@@ -88,19 +89,19 @@ def comparison_sentence(pair: GroupComparison) -> str:
 def health(run: RunData) -> dict[str, Any]:
     """Return the findings of a run, active ones first, and which rules were checked."""
     spans = [*of_the_length(run), *auxiliary_findings(run), *finding_spans(run.epochs, run.config, run.classes)]
-    judged, not_judged = assess(run.epochs, run.config, run.classes)
-    judged.insert(0, "settings for the length of the run")
+    checked, not_checked = assess(run.epochs, run.config, run.classes)
+    checked.insert(0, "settings for the length of the run")
     if run.config.loss.supervision != "one_hot":
         if run.predictions("validation") is not None:
-            judged.append("auxiliary vs. target branch")
+            checked.append("auxiliary vs. target branch")
         else:
-            not_judged.append("auxiliary vs. target branch (needs the predictions of a finished run)")
+            not_checked.append("auxiliary vs. target branch (needs the predictions of a finished run)")
     return {
         "run": run.name,
         "spans": spans,
         "newest": run.epoch_numbers[-1],
-        "checked": f"{'' if spans else 'No problems found. '}Checked: {', '.join(judged)}.",
-        "not_checked": f"Not checked: {'; '.join(not_judged)}." if not_judged else "",
+        "checked": f"{'' if spans else 'No problems found. '}Checked: {', '.join(checked)}.",
+        "not_checked": f"Not checked: {'; '.join(not_checked)}." if not_checked else "",
     }
 
 
