@@ -90,31 +90,30 @@ def audit(args: argparse.Namespace) -> None:
             f"python -m benchmarks audit {args.run} --true-labels {args.true_labels}",
             file=sys.stderr,
         )
-    with load_audit_inputs(args.run, args.checkpoint, args.shards, pick_device(), args.allow_other_data) as material:
-        findings = score_labels(material)
-        content = render(findings, args.gallery)
+    with load_audit_inputs(args.run, args.checkpoint, args.shards, pick_device(), args.allow_other_data) as inputs:
+        result = score_labels(inputs)
+        content = render(result, args.gallery)
         with os_errors_as_user_errors(table):  # keep other files, such as a saved relabel.csv
             table.parent.mkdir(exist_ok=True)
-        write_table(table, findings)
+        write_table(table, result)
         write_text(page, content)
-        print_summary(findings)
+        print_summary(result)
         print(f"written: {table}, {page}")
 
 
-def print_summary(findings: AuditResult) -> None:
-    material = findings.material
-    if material.other_data:
-        print(f"warning: the run {material.other_data} ({ALLOW_OTHER_DATA})")
-    if material.under_way:
-        print(material.under_way)
-    doubted = int((findings.proposed != material.labels).sum())
+def print_summary(result: AuditResult) -> None:
+    inputs = result.material
+    if inputs.other_data:
+        print(f"warning: the run {inputs.other_data} ({ALLOW_OTHER_DATA})")
+    if inputs.progress_note:
+        print(inputs.progress_note)
+    changed = int((result.proposed != inputs.labels).sum())
     print(
-        f"{len(material.labels):,} training samples; the model disagrees with {doubted:,} labels. "
-        "Most likely mislabeled:"
+        f"{len(inputs.labels):,} training samples; the model disagrees with {changed:,} labels. Most likely mislabeled:"
     )
-    for face in findings.ranked[:5].tolist():
-        label, proposed = material.classes[material.labels[face]], material.classes[findings.proposed[face]]
-        print(f"  {findings.suspicion[face]:.3f}  {material.split.keys[face]}  {label} -> {proposed}")
+    for index in result.ranked[:5].tolist():
+        label, proposed = inputs.classes[inputs.labels[index]], inputs.classes[result.proposed[index]]
+        print(f"  {result.suspicion[index]:.3f}  {inputs.split.keys[index]}  {label} -> {proposed}")
 
 
 def main(argv: Sequence[str] | None = None) -> None:

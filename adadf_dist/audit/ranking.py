@@ -32,50 +32,49 @@ class AuditResult(NamedTuple):
     ranked: NDArray[np.intp]
     """[S], sample indices, most likely mislabeled first; ties in the order of the split."""
 
-    def truth_of(self, face: int) -> int:
+    def true_label(self, index: int) -> int:
         """Return the label before injected noise, for display only; -1 if no noise was injected."""
-        return int(self.material.faces.true_labels[face]) if self.material.noisy else -1
+        return int(self.material.faces.true_labels[index]) if self.material.noisy else -1
 
 
-def score_labels(material: AuditInputs) -> AuditResult:
-    auxiliary, target = material.answers.auxiliary_probs, material.answers.target_probs
+def score_labels(inputs: AuditInputs) -> AuditResult:
+    auxiliary, target = inputs.answers.auxiliary_probs, inputs.answers.target_probs
     mean_probs = (target + auxiliary) / 2
-    score = 1 - mean_probs[np.arange(len(material.labels)), material.labels]
+    score = 1 - mean_probs[np.arange(len(inputs.labels)), inputs.labels]
     ranked = np.argsort(-score, kind="stable")
-    return AuditResult(material, auxiliary, target, score, mean_probs.argmax(axis=1), ranked)
+    return AuditResult(inputs, auxiliary, target, score, mean_probs.argmax(axis=1), ranked)
 
 
-def write_table(path: Path, findings: AuditResult) -> None:
+def write_table(path: Path, result: AuditResult) -> None:
     """Write `audit.csv` atomically: one row per sample, most likely mislabeled first. Raises `UserError`."""
-    classes = findings.material.classes
+    classes = result.material.classes
     with atomic_write(path) as partial, partial.open("w", newline="", encoding="utf-8") as stream:
         writer = csv.writer(stream, lineterminator="\n")
-        traces = ("attention_mean", "attention_last", "loss_mean", "loss_last", "forgotten", "never_learnt")
-        kinds = [f"{kind}_{name}" for kind in ("auxiliary", "target", "fused") for name in classes]
-        known = ["true_label"] if findings.material.noisy else []
-        writer.writerow(["rank", "key", "label", "proposed", "suspicion", *traces, *known, *kinds])
-        for rank, face in enumerate(findings.ranked.tolist(), start=1):
-            writer.writerow([rank, *row(findings, face)])
+        dynamics = ("attention_mean", "attention_last", "loss_mean", "loss_last", "forgotten", "never_learnt")
+        probabilities = [f"{kind}_{name}" for kind in ("auxiliary", "target", "fused") for name in classes]
+        true_label = ["true_label"] if result.material.noisy else []
+        writer.writerow(["rank", "key", "label", "proposed", "suspicion", *dynamics, *true_label, *probabilities])
+        for rank, index in enumerate(result.ranked.tolist(), start=1):
+            writer.writerow([rank, *list_cells(result, index)])
 
 
-def row(findings: AuditResult, face: int) -> Iterator[object]:
+def list_cells(result: AuditResult, index: int) -> Iterator[object]:
     """Yield the cells of a sample after its rank. Unknown values are empty."""
-    material, traces = findings.material, findings.material.traces
-    classes = material.classes
-    yield material.split.keys[face]
-    yield classes[material.labels[face]]
-    yield classes[findings.proposed[face]]
-    yield number(findings.suspicion[face])
-    for column in (traces.attention_mean, traces.attention_last, traces.loss_mean, traces.loss_last):
-        yield number(column[face])
-    yield int(traces.forgotten[face])
-    yield int(traces.never_learnt[face])
-    if material.noisy:
-        yield classes[findings.truth_of(face)]
-    for distributions in (findings.auxiliary, findings.target, material.fused):
-        for share in distributions[face]:
-            yield number(share)
+    inputs, dynamics = result.material, result.material.traces
+    classes = inputs.classes
+    yield inputs.split.keys[index]
+    yield classes[inputs.labels[index]]
+    yield classes[result.proposed[index]]
+    yield format_number(result.suspicion[index])
+    for column in (dynamics.attention_mean, dynamics.attention_last, dynamics.loss_mean, dynamics.loss_last):
+        yield format_number(column[index])
+    yield int(dynamics.forgotten[index])
+    yield int(dynamics.never_learnt[index])
+    if inputs.noisy:
+        yield classes[result.true_label(index)]
+    for distributions in (result.auxiliary, result.target, inputs.fused):
+        yield from map(format_number, distributions[index])
 
 
-def number(value: float) -> str:
+def format_number(value: float) -> str:
     return "" if np.isnan(value) else f"{value:.6g}"
