@@ -32,7 +32,7 @@ class TrainingDynamics(NamedTuple):
     forgotten: NDArray[np.int64]
     """[S], transitions from correct to incorrect between epochs that included the sample (Toneva et al., 2019)."""
     never_learnt: NDArray[np.bool_]
-    """[S], seen, but never predicted correctly."""
+    """[S], sampled, but never predicted correctly."""
     wrong: Floats
     """[S], fraction of epochs in which the prediction was incorrect."""
 
@@ -62,29 +62,29 @@ def summarize(attention: Floats, loss: Floats, correct: Floats) -> TrainingDynam
     A sample with several crops or augmentations in an epoch counts as correct if most of its predictions are.
     """
     sampled = ~np.isnan(correct)
-    right = sampled & (np.nan_to_num(correct) > 0.5)
+    is_correct = sampled & (np.nan_to_num(correct) > 0.5)
     times = sampled.sum(axis=0)
-    never_learnt = (times > 0) & ~right.any(axis=0)
-    wrong = (sampled & ~right).sum(axis=0) / np.where(times > 0, times, np.nan)
+    never_learnt = (times > 0) & ~is_correct.any(axis=0)
+    wrong = (sampled & ~is_correct).sum(axis=0) / np.where(times > 0, times, np.nan)
     return TrainingDynamics(
         epochs=len(correct),
         attention_mean=mean_of_sampled(attention, times),
         attention_last=last_sampled(attention, sampled),
         loss_mean=mean_of_sampled(loss, times),
         loss_last=last_sampled(loss, sampled),
-        forgotten=count_forgetting(right, sampled),
+        forgotten=count_forgetting(is_correct, sampled),
         never_learnt=never_learnt,
         wrong=wrong,
     )
 
 
-def count_forgetting(right: NDArray[np.bool_], sampled: NDArray[np.bool_]) -> NDArray[np.int64]:
+def count_forgetting(is_correct: NDArray[np.bool_], sampled: NDArray[np.bool_]) -> NDArray[np.int64]:
     """Count transitions from correct to incorrect between consecutive epochs that included a sample: [E, S] -> [S]."""
-    forgotten = np.zeros(right.shape[1], dtype=np.int64)
-    was_right = np.zeros(right.shape[1], dtype=bool)
-    for now, in_epoch in zip(right, sampled, strict=True):
-        forgotten += was_right & in_epoch & ~now
-        was_right = np.where(in_epoch, now, was_right)
+    forgotten = np.zeros(is_correct.shape[1], dtype=np.int64)
+    was_correct = np.zeros(is_correct.shape[1], dtype=bool)
+    for now, in_epoch in zip(is_correct, sampled, strict=True):
+        forgotten += was_correct & in_epoch & ~now
+        was_correct = np.where(in_epoch, now, was_correct)
     return forgotten
 
 

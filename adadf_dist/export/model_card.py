@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import yaml
 
@@ -30,13 +30,6 @@ Intended for research on facial expressions: which label annotators would give t
 - Probabilities estimate the distribution of annotators' labels; they are not calibrated unless stated."""
 
 
-class SplitMetrics(NamedTuple):
-    """Metrics of the exported epoch on a split."""
-
-    split: str
-    metrics: Mapping[str, Any]
-
-
 def write_card(
     trained: TrainedModel,
     metadata: ExportMetadata,
@@ -51,7 +44,7 @@ def write_card(
     """
     dataset, difference = data
     source = str(dataset.manifest.built.get("source", "")) if dataset is not None else ""
-    measured = find_metrics(trained)
+    metrics = find_metrics(trained)
     name = dataset.name if dataset is not None else "an unknown dataset"
     sections = [
         (f"Ada-DF on {name}", summary_lines(trained, metadata, files)),
@@ -67,16 +60,16 @@ def write_card(
             ],
         ),
         ("Training", describe_training(trained.config, trained.epoch)),
-        ("Metrics", describe_metrics(measured, trained.classes)),
+        ("Metrics", describe_metrics(metrics, trained.classes)),
         ("Preprocessing", describe_preprocessing(metadata)),
     ]
-    text = [f"---\n{yaml.safe_dump(front_matter(name, measured, files), sort_keys=False, allow_unicode=True)}---"]
+    text = [f"---\n{yaml.safe_dump(front_matter(name, metrics, files), sort_keys=False, allow_unicode=True)}---"]
     for number, (title, body) in enumerate(sections):
         text += [f"{'#' if number == 0 else '##'} {title}", body if isinstance(body, str) else "\n".join(body)]
     return "\n\n".join(text) + "\n"
 
 
-def front_matter(name: str, measured: Sequence[SplitMetrics], files: Sequence[Path]) -> dict[str, object]:
+def front_matter(name: str, by_split: Mapping[str, Mapping[str, Any]], files: Sequence[Path]) -> dict[str, object]:
     """Return the front matter; a model index only with results, because Hugging Face rejects an empty one."""
     endings = {".onnx": "onnx", ".safetensors": "safetensors", ".pt2": "pytorch"}
     tags = ["facial-expression-recognition", "ada-df", *(endings[file.suffix] for file in files)]
@@ -87,7 +80,7 @@ def front_matter(name: str, measured: Sequence[SplitMetrics], files: Sequence[Pa
             "dataset": {"name": name, "type": name, "split": split},
             "metrics": [{"type": "accuracy", "value": round(metrics["accuracy"], 4)}],
         }
-        for split, metrics in measured
+        for split, metrics in by_split.items()
     ]
     return {**values, "model-index": [{"name": f"Ada-DF on {name}", "results": results}]} if results else values
 
@@ -177,10 +170,10 @@ def describe_training(config: Config, epoch: int) -> list[str]:
     ]
 
 
-def find_metrics(trained: TrainedModel) -> list[SplitMetrics]:
-    """Return the run's metrics of the exported epoch: validation from the checkpoint, test from `result.json`."""
-    records = [record for record in trained.records if record["epoch"] == trained.epoch]
-    found = [SplitMetrics("validation", record["validation"]) for record in records]
+def find_metrics(trained: TrainedModel) -> dict[str, Mapping[str, Any]]:
+    """Return the exported epoch's metrics: validation from the checkpoint, test from the run's `result.json`."""
+    record = next((record for record in trained.records if record["epoch"] == trained.epoch), None)
+    found = {"validation": record["validation"]} if record is not None else {}
     path = trained.path.parent.parent / "result.json"
     try:
         result = json.loads(path.read_text(encoding="utf-8"))
@@ -190,14 +183,14 @@ def find_metrics(trained: TrainedModel) -> list[SplitMetrics]:
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path}: corrupt ({error}); rerun the finished run to rewrite it") from None
     test = by_epoch.get(trained.epoch)
-    return [*found, SplitMetrics("test", test)] if test else found
+    return {**found, "test": test} if test else found
 
 
-def describe_metrics(measured: Sequence[SplitMetrics], classes: Sequence[str]) -> list[str]:
-    if not measured:
+def describe_metrics(by_split: Mapping[str, Mapping[str, Any]], classes: Sequence[str]) -> list[str]:
+    if not by_split:
         return ["Unknown: neither the checkpoint nor its run's `result.json` has metrics of this epoch."]
     rows, per_class = [], []
-    for split, metrics in measured:
+    for split, metrics in by_split.items():
         low, high = metrics["accuracy_interval"]
         accuracies = f"{metrics['accuracy']:.2%}", f"{low:.2%} to {high:.2%}", f"{metrics['mean_class_accuracy']:.2%}"
         rows.append([split, f"{metrics['samples']:,}", *accuracies])
@@ -206,7 +199,7 @@ def describe_metrics(measured: Sequence[SplitMetrics], classes: Sequence[str]) -
     lines = markdown_table(["split", "samples", "accuracy", "95% CI", "mean class accuracy"], rows)
     lines += ["", "Per-class accuracy:", "", *markdown_table(["split", *classes], per_class)]
     notes = ["", "Wilson intervals. Validation accuracy is optimistic if the epoch was selected on validation."]
-    if all(split != "test" for split, _ in measured):
+    if "test" not in by_split:
         notes.append("This epoch was not tested.")
     return [*lines, *notes]
 

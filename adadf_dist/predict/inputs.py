@@ -144,11 +144,11 @@ def load_file(path: str) -> Image.Image:
 
 def failed_image(path: str, reason: str) -> ImageInput:
     """Return a placeholder for an unreadable folder: loading it raises `InvalidImageError` with the reason."""
-    return ImageInput(path, partial(raise_bad_image, reason.removeprefix(f"{escape_name(path)}: ")))
 
+    def load() -> NoReturn:
+        raise InvalidImageError(reason.removeprefix(f"{escape_name(path)}: "))
 
-def raise_bad_image(reason: str) -> NoReturn:
-    raise InvalidImageError(reason)
+    return ImageInput(path, load)
 
 
 def open_dataset_path(path: str, name: str | None) -> PathImages:
