@@ -83,17 +83,17 @@ def map_name(name: str) -> str | None:
 
 def remap_state_dict(tensors: Tensors, path: Path) -> dict[str, Tensor]:
     """Rename the file's tensors and drop duplicates. Raises `UserError` for unknown or unequal duplicate tensors."""
-    found: dict[str, str] = {}
+    published: dict[str, str] = {}
     ours: dict[str, Tensor] = {}
     unknown = []
     for name, tensor in tensors.items():
-        place = map_name(name)
-        if place is None:
+        new_name = map_name(name)
+        if new_name is None:
             unknown.append(name)
-        elif place not in found:
-            found[place], ours[place] = name, tensor
-        elif not torch.equal(ours[place], tensor):
-            raise UserError(f"{path}: {name} should equal {found[place]} but differs; unsupported layout")
+        elif new_name not in ours:
+            published[new_name], ours[new_name] = name, tensor
+        elif not torch.equal(ours[new_name], tensor):
+            raise UserError(f"{path}: {name} should equal {published[new_name]} but differs; unsupported layout")
     if unknown:
         raise UserError(f"{path}: {first_few(unknown)} {'is' if len(unknown) == 1 else 'are'} unknown in this layout")
     return ours
@@ -160,8 +160,7 @@ def default_config(backbone: str, image_size: int) -> Config:
 def make_checkpoint(model: DualBranch, config: Config, classes: tuple[str, ...]) -> dict[str, object]:
     """Return a checkpoint at epoch 0: the weights (also as their average) and the distributions of eq 7."""
     weights = model.state_dict()
-    alone = World(torch.device("cpu"))
-    distributions = ClassDistributions(len(classes), config.class_distributions, alone)
+    distributions = ClassDistributions(len(classes), config.class_distributions, World(torch.device("cpu")))
     return {
         "version": CHECKPOINT_VERSION,
         "config": to_dict(config),
@@ -184,8 +183,8 @@ def convert_checkpoint(path: Path, classes: tuple[str, ...], image_size: int) ->
     config = default_config(backbone, image_size)
     model = init_model(config, len(classes))
     load_strict(model, ours, path)
-    account = f"{len(tensors)} tensors: {len(ours)} converted, {len(tensors) - len(ours)} duplicates"
-    return make_checkpoint(model, config, classes), f"{backbone}, {len(classes)} classes, {account}"
+    summary = f"{len(tensors)} tensors: {len(ours)} converted, {len(tensors) - len(ours)} duplicates"
+    return make_checkpoint(model, config, classes), f"{backbone}, {len(classes)} classes, {summary}"
 
 
 def parse_classes(text: str) -> tuple[str, ...]:
@@ -213,9 +212,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     with cli_errors("adadf_dist.convert"):
         classes = parse_classes(args.classes)
         check_output_path(args.out, args.overwrite, "--out")
-        content, account = convert_checkpoint(args.file, classes, args.image_size)
+        content, summary = convert_checkpoint(args.file, classes, args.image_size)
         save_checkpoint(content, args.out)
-        print(f"{args.out}: {account}")
+        print(f"{args.out}: {summary}")
 
 
 if __name__ == "__main__":

@@ -94,32 +94,30 @@ def audit(args: argparse.Namespace) -> None:
     given = {"data.shards": args.shards, "data.cache_dir": args.cache_dir}
     moved = {key: value for key, value in given.items() if value}
     device = pick_device(args.device)
-    with load_audit_inputs(args.run, args.checkpoint, moved, device, args.allow_other_data, args.precision) as material:
-        findings = score_labels(material)
-        content = render(findings, args.max_images)
+    with load_audit_inputs(args.run, args.checkpoint, moved, device, args.allow_other_data, args.precision) as inputs:
+        result = score_labels(inputs)
+        content = render(result, args.max_images)
         with os_errors_as_user_errors(table):  # keep other files, such as a saved relabel.csv
             table.parent.mkdir(exist_ok=True)
-        write_table(table, findings)
+        write_table(table, result)
         write_text(page, content)
-        print_summary(findings)
+        print_summary(result)
         print(f"written: {table}, {page}")
 
 
-def print_summary(findings: AuditResult) -> None:
-    material = findings.material
-    if material.other_data:
-        print(f"warning: the run {material.other_data} ({ALLOW_OTHER_DATA})")
-    if material.under_way:
-        print(material.under_way)
-    doubted = int((findings.suggested_label != material.labels).sum())
+def print_summary(result: AuditResult) -> None:
+    inputs = result.material
+    if inputs.other_data:
+        print(f"warning: the run {inputs.other_data} ({ALLOW_OTHER_DATA})")
+    if inputs.progress_note:
+        print(inputs.progress_note)
+    changed = int((result.suggested_label != inputs.labels).sum())
     print(
-        f"{len(material.labels):,} training samples; the model disagrees with {doubted:,} labels. "
-        "Most likely mislabeled:"
+        f"{len(inputs.labels):,} training samples; the model disagrees with {changed:,} labels. Most likely mislabeled:"
     )
-    for face in findings.ranked[:5].tolist():
-        label = material.classes[material.labels[face]]
-        suggested = material.classes[findings.suggested_label[face]]
-        print(f"  {findings.label_error_score[face]:.3f}  {material.split.keys[face]}  {label} -> {suggested}")
+    for index in result.ranked[:5].tolist():
+        label, proposed = inputs.classes[inputs.labels[index]], inputs.classes[result.suggested_label[index]]
+        print(f"  {result.label_error_score[index]:.3f}  {inputs.split.keys[index]}  {label} -> {proposed}")
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -17,65 +17,66 @@ SIDE = 160
 """Longest side of an embedded image in pixels; smaller images are embedded unchanged."""
 
 
-def render(findings: AuditResult, most: int) -> str:
+def render(result: AuditResult, most: int) -> str:
     """Render the HTML page of the `most` most likely mislabeled samples. Reads their images from the shards."""
-    material = findings.material
-    chosen = findings.ranked[:most].tolist()
+    inputs = result.material
+    shown = result.ranked[:most].tolist()
+    name = inputs.run.resolve().name
     return render_page(
         Path(__file__).with_name("gallery.html"),
-        title=f"Audit: {material.run.resolve().name}",
-        command=f"python -m adadf_dist.audit {material.run}",
-        run=material.run.resolve().name,
-        shown=f"{len(chosen):,}",
-        total=f"{len(material.labels):,}",
-        epoch=material.trained.epoch,
-        epochs=material.traces.epochs,
-        unfinished=material.under_way,
+        title=f"Audit: {name}",
+        command=f"python -m adadf_dist.audit {inputs.run}",
+        run=name,
+        shown=f"{len(shown):,}",
+        total=f"{len(inputs.labels):,}",
+        epoch=inputs.trained.epoch,
+        epochs=inputs.traces.epochs,
+        unfinished=inputs.progress_note,
         data={
-            "run": f"adadf-audit/{material.split.digest()[:24]}",
-            "classes": material.classes,
-            "faces": [face_data(findings, face, rank) for rank, face in enumerate(chosen, start=1)],
+            "run": f"adadf-audit/{inputs.split.digest()[:24]}",
+            "classes": inputs.classes,
+            "faces": [describe_sample(result, index, rank) for rank, index in enumerate(shown, start=1)],
         },
     )
 
 
-def face_data(findings: AuditResult, face: int, rank: int) -> dict[str, object]:
+def describe_sample(result: AuditResult, index: int, rank: int) -> dict[str, object]:
     """Return the page's data of a sample, with rounded numbers."""
-    material, traces = findings.material, findings.material.traces
-    votes = None if material.split.votes is None else material.split.votes[face]
-    truth = findings.truth_of(face)
+    inputs, dynamics = result.material, result.material.traces
+    votes = None if inputs.split.votes is None else inputs.split.votes[index]
+    true_label = result.true_label(index)
     return {
-        "key": str(material.split.keys[face]),
+        "key": str(inputs.split.keys[index]),
         "rank": rank,
-        "label": int(material.labels[face]),
-        "stored": int(material.stored_labels[face]),
-        "suggested_label": int(findings.suggested_label[face]),
-        "label_error_score": round(float(findings.label_error_score[face]), 4),
-        "attention": format_probability(traces.attention_mean[face]),
-        "loss": format_probability(traces.loss_mean[face]),
-        "forgetting_events": int(traces.forgetting_events[face]),
-        "never_learned": bool(traces.never_learned[face]),
-        "votes": shares(votes) if votes is not None and votes.sum() > 0 else None,
-        "auxiliary": shares(findings.auxiliary[face]),
-        "target": shares(findings.target[face]),
-        "fused": shares(material.fused[face]),
-        "truth": None if truth < 0 or truth == material.labels[face] else material.classes[truth],
-        "picture": picture(material.split, face),
+        "label": int(inputs.labels[index]),
+        "stored": int(inputs.stored_labels[index]),
+        "suggested_label": int(result.suggested_label[index]),
+        "label_error_score": round(float(result.label_error_score[index]), 4),
+        "attention": format_number(dynamics.attention_mean[index]),
+        "loss": format_number(dynamics.loss_mean[index]),
+        "forgetting_events": int(dynamics.forgetting_events[index]),
+        "never_learned": bool(dynamics.never_learned[index]),
+        "votes": round_fractions(votes) if votes is not None and votes.sum() > 0 else None,
+        "auxiliary": round_fractions(result.auxiliary[index]),
+        "target": round_fractions(result.target[index]),
+        "fused": round_fractions(inputs.fused[index]),
+        "truth": None if true_label in (-1, inputs.labels[index]) else inputs.classes[true_label],
+        "picture": find_thumbnail(inputs.split, index),
     }
 
 
-def format_probability(value: float) -> str:
-    return "unknown" if value != value else f"{value:.2f}"
+def format_number(value: float) -> str:
+    return "unknown" if np.isnan(value) else f"{value:.2f}"
 
 
-def shares(values: NDArray[Any]) -> list[float]:
+def round_fractions(values: NDArray[Any]) -> list[float]:
     row = np.asarray(values, dtype=np.float64)
-    return [round(float(share), 3) for share in row / row.sum()]
+    return [round(float(fraction), 3) for fraction in row / row.sum()]
 
 
-def picture(split: Split, face: int) -> str | None:
+def find_thumbnail(split: Split, index: int) -> str | None:
     """Return the sample's image as a data URL; None if it cannot be read."""
     try:
-        return thumbnail_url(bytes(split.read(face)), SIDE)
+        return thumbnail_url(bytes(split.read(index)), SIDE)
     except InvalidImageError:
         return None

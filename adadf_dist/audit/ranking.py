@@ -32,50 +32,51 @@ class AuditResult(NamedTuple):
     ranked: NDArray[np.intp]
     """[S], sample indices, most likely mislabeled first; ties in the order of the split."""
 
-    def truth_of(self, face: int) -> int:
+    def true_label(self, index: int) -> int:
         """Return the label before injected noise, for display only; -1 if no noise was injected."""
-        return int(self.material.faces.true_labels[face]) if self.material.noisy else -1
+        return int(self.material.faces.true_labels[index]) if self.material.noisy else -1
 
 
-def score_labels(material: AuditInputs) -> AuditResult:
-    auxiliary, target = material.answers.auxiliary_probs, material.answers.target_probs
+def score_labels(inputs: AuditInputs) -> AuditResult:
+    auxiliary, target = inputs.answers.auxiliary_probs, inputs.answers.target_probs
     mean_probs = (target + auxiliary) / 2
-    score = 1 - mean_probs[np.arange(len(material.labels)), material.labels]
+    score = 1 - mean_probs[np.arange(len(inputs.labels)), inputs.labels]
     ranked = np.argsort(-score, kind="stable")
-    return AuditResult(material, auxiliary, target, score, mean_probs.argmax(axis=1), ranked)
+    return AuditResult(inputs, auxiliary, target, score, mean_probs.argmax(axis=1), ranked)
 
 
-def write_table(path: Path, findings: AuditResult) -> None:
+def write_table(path: Path, result: AuditResult) -> None:
     """Write `audit.csv` atomically: one row per sample, most likely mislabeled first. Raises `UserError`."""
-    classes = findings.material.classes
+    classes = result.material.classes
     with atomic_write(path) as partial, partial.open("w", newline="", encoding="utf-8") as stream:
         writer = csv.writer(stream, lineterminator="\n")
-        traces = ("attention_mean", "attention_last", "loss_mean", "loss_last", "forgetting_events", "never_learned")
-        kinds = [f"{kind}_{name}" for kind in ("auxiliary", "target", "fused") for name in classes]
-        known = ["true_label"] if findings.material.noisy else []
-        writer.writerow(["rank", "key", "label", "suggested_label", "label_error_score", *traces, *known, *kinds])
-        for rank, face in enumerate(findings.ranked.tolist(), start=1):
-            writer.writerow([rank, *row(findings, face)])
+        dynamics = ("attention_mean", "attention_last", "loss_mean", "loss_last", "forgetting_events", "never_learned")
+        probabilities = [f"{kind}_{name}" for kind in ("auxiliary", "target", "fused") for name in classes]
+        true_label = ["true_label"] if result.material.noisy else []
+        writer.writerow(
+            ["rank", "key", "label", "suggested_label", "label_error_score", *dynamics, *true_label, *probabilities]
+        )
+        for rank, index in enumerate(result.ranked.tolist(), start=1):
+            writer.writerow([rank, *list_cells(result, index)])
 
 
-def row(findings: AuditResult, face: int) -> Iterator[object]:
+def list_cells(result: AuditResult, index: int) -> Iterator[object]:
     """Yield the cells of a sample after its rank. Unknown values are empty."""
-    material, traces = findings.material, findings.material.traces
-    classes = material.classes
-    yield material.split.keys[face]
-    yield classes[material.labels[face]]
-    yield classes[findings.suggested_label[face]]
-    yield number(findings.label_error_score[face])
-    for column in (traces.attention_mean, traces.attention_last, traces.loss_mean, traces.loss_last):
-        yield number(column[face])
-    yield int(traces.forgetting_events[face])
-    yield int(traces.never_learned[face])
-    if material.noisy:
-        yield classes[findings.truth_of(face)]
-    for distributions in (findings.auxiliary, findings.target, material.fused):
-        for share in distributions[face]:
-            yield number(share)
+    inputs, dynamics = result.material, result.material.traces
+    classes = inputs.classes
+    yield inputs.split.keys[index]
+    yield classes[inputs.labels[index]]
+    yield classes[result.suggested_label[index]]
+    yield format_number(result.label_error_score[index])
+    for column in (dynamics.attention_mean, dynamics.attention_last, dynamics.loss_mean, dynamics.loss_last):
+        yield format_number(column[index])
+    yield int(dynamics.forgetting_events[index])
+    yield int(dynamics.never_learned[index])
+    if inputs.noisy:
+        yield classes[result.true_label(index)]
+    for distributions in (result.auxiliary, result.target, inputs.fused):
+        yield from map(format_number, distributions[index])
 
 
-def number(value: float) -> str:
+def format_number(value: float) -> str:
     return "" if np.isnan(value) else f"{value:.6g}"

@@ -61,7 +61,7 @@ class AuditInputs(NamedTuple):
         return bool((self.faces.labels != self.faces.true_labels).any())
 
     @property
-    def under_way(self) -> str:
+    def progress_note(self) -> str:
         """Note for an unfinished run; empty for a finished one."""
         planned = self.trained.config.epochs
         if self.traces.epochs >= planned:
@@ -93,7 +93,7 @@ def load_audit_inputs(
     traces = load_training_dynamics(run, len(faces.labels))
     world = World(device)
     with open_data(audit_config(trained.config, moved, world), 0, 1, device) as data:
-        check_same_faces(data, faces, trained)
+        check_same_samples(data, faces, trained)
         difference = check_same_images(data, trained, allow_other_data)
         split = data.train_split
         answers = predict_split(
@@ -133,7 +133,7 @@ def check_same_images(data: DataModule, trained: TrainedModel, allow_other_data:
     return difference
 
 
-def check_same_faces(data: DataModule, faces: SampleTable, trained: TrainedModel) -> None:
+def check_same_samples(data: DataModule, samples: SampleTable, trained: TrainedModel) -> None:
     """Raise `UserError` unless the dataset yields the run's recorded training split."""
     shards = data.config.data.shards
     if data.classes != trained.classes:
@@ -141,9 +141,9 @@ def check_same_faces(data: DataModule, faces: SampleTable, trained: TrainedModel
             f"{shards}: has the classes {', '.join(data.classes)}, but {trained.path} was trained on "
             f"{', '.join(trained.classes)}; pass the run's dataset as --shards"
         )
-    if not np.array_equal(sample_keys(data.train_split), faces.keys):
+    if not np.array_equal(sample_keys(data.train_split), samples.keys):
         raise UserError(f"{shards}: training samples differ from the run's; pass the run's dataset as --shards")
-    if not np.array_equal(data.train_split.labels, faces.labels):
+    if not np.array_equal(data.train_split.labels, samples.labels):
         raise UserError(
             f"{shards}: training labels differ from the run's; pass the run's dataset as --shards and restore the "
             "files of data.relabel_file and data.label_noise_file"

@@ -32,23 +32,22 @@ class TrainingDynamics(NamedTuple):
     forgetting_events: NDArray[np.int64]
     """[S], transitions from correct to incorrect between epochs that included the sample (Toneva et al., 2019)."""
     never_learned: NDArray[np.bool_]
-    """[S], seen, but never predicted correctly."""
+    """[S], sampled, but never predicted correctly."""
     wrong: Floats
     """[S], fraction of epochs in which the prediction was incorrect."""
 
 
 def load_training_dynamics(run: Path, samples: int) -> TrainingDynamics:
     """Load all `history/epoch-NNNN.npz`. Raises `UserError`."""
-    there = {
+    files = {
         int(found[1]): file for file in (run / "history").glob("epoch-*.npz") if (found := NAME.fullmatch(file.name))
     }
-    files = [there[number] for number in sorted(there)]
     if not files:
         raise UserError(f"{run}: history/epoch-0001.npz not found; wait for the run's first epoch")
-    if missing := set(range(1, max(there) + 1)) - there.keys():
+    if missing := set(range(1, max(files) + 1)) - files.keys():
         raise UserError(f"{run}: history/epoch-{min(missing):04d}.npz is missing; re-copy the run directory")
     epochs: dict[str, list[Floats]] = {"attention": [], "loss": [], "correct": []}
-    for file in files:
+    for _, file in sorted(files.items()):
         arrays = load_npz(file)
         for name, rows in epochs.items():
             if name not in arrays or arrays[name].shape != (samples,):
@@ -62,41 +61,41 @@ def summarize(attention: Floats, loss: Floats, correct: Floats) -> TrainingDynam
 
     A sample with several crops or augmentations in an epoch counts as correct if most of its predictions are.
     """
-    seen = ~np.isnan(correct)
-    right = seen & (np.nan_to_num(correct) > 0.5)
-    times = seen.sum(axis=0)
-    never_learned = (times > 0) & ~right.any(axis=0)
-    wrong = (seen & ~right).sum(axis=0) / np.where(times > 0, times, np.nan)
+    sampled = ~np.isnan(correct)
+    is_correct = sampled & (np.nan_to_num(correct) > 0.5)
+    times = sampled.sum(axis=0)
+    never_learned = (times > 0) & ~is_correct.any(axis=0)
+    wrong = (sampled & ~is_correct).sum(axis=0) / np.where(times > 0, times, np.nan)
     return TrainingDynamics(
         epochs=len(correct),
-        attention_mean=mean_seen(attention, times),
-        attention_last=last_seen(attention, seen),
-        loss_mean=mean_seen(loss, times),
-        loss_last=last_seen(loss, seen),
-        forgetting_events=count_forgetting(right, seen),
+        attention_mean=mean_of_sampled(attention, times),
+        attention_last=last_sampled(attention, sampled),
+        loss_mean=mean_of_sampled(loss, times),
+        loss_last=last_sampled(loss, sampled),
+        forgetting_events=count_forgetting(is_correct, sampled),
         never_learned=never_learned,
         wrong=wrong,
     )
 
 
-def count_forgetting(right: NDArray[np.bool_], seen: NDArray[np.bool_]) -> NDArray[np.int64]:
+def count_forgetting(is_correct: NDArray[np.bool_], sampled: NDArray[np.bool_]) -> NDArray[np.int64]:
     """Count transitions from correct to incorrect between consecutive epochs that included a sample: [E, S] -> [S]."""
-    forgetting_events = np.zeros(right.shape[1], dtype=np.int64)
-    was_right = np.zeros(right.shape[1], dtype=bool)
-    for now, shown in zip(right, seen, strict=True):
-        forgetting_events += was_right & shown & ~now
-        was_right = np.where(shown, now, was_right)
+    forgetting_events = np.zeros(is_correct.shape[1], dtype=np.int64)
+    was_correct = np.zeros(is_correct.shape[1], dtype=bool)
+    for now, in_epoch in zip(is_correct, sampled, strict=True):
+        forgetting_events += was_correct & in_epoch & ~now
+        was_correct = np.where(in_epoch, now, was_correct)
     return forgetting_events
 
 
-def mean_seen(values: Floats, times: NDArray[np.int64]) -> Floats:
-    """Return the mean over epochs [S]; NaN for a sample that was never seen."""
+def mean_of_sampled(values: Floats, times: NDArray[np.int64]) -> Floats:
+    """Return the mean over epochs [S]; NaN for a sample that was never sampled."""
     means: Floats = np.nansum(values, axis=0) / np.where(times > 0, times, np.nan)
     return means
 
 
-def last_seen(values: Floats, seen: NDArray[np.bool_]) -> Floats:
+def last_sampled(values: Floats, sampled: NDArray[np.bool_]) -> Floats:
     """Return the value in the last epoch that included the sample [S]."""
-    last = len(seen) - 1 - seen[::-1].argmax(axis=0)
+    last = len(sampled) - 1 - sampled[::-1].argmax(axis=0)
     found: Floats = np.take_along_axis(values, last[None], axis=0)[0]
     return found

@@ -15,7 +15,7 @@ from adadf_dist.findings import Finding, Severity
 
 MIN_ABOVE_CHANCE = 0.08
 """Fraction of the range from chance to 1 below which mean class accuracy counts as chance (7 classes: 1.5x chance)."""
-COLLAPSE_SHARE = 0.95
+COLLAPSE_FRACTION = 0.95
 """Fraction of predictions of one class that counts as a collapse."""
 GRACE_EPOCHS = 3
 """Epochs after the epoch threshold before class means and unpredicted classes are checked."""
@@ -41,12 +41,12 @@ def describe_collapse(
         classes: Names of the C classes.
     """
     most, chance = int(predicted.argmax()), 1 / len(classes)
-    share = predicted[most] / predicted.sum()
-    alone = share >= COLLAPSE_SHARE and labeled[most] / labeled.sum() < COLLAPSE_SHARE
-    if not alone and mean_class_accuracy >= chance + MIN_ABOVE_CHANCE * (1 - chance):
+    fraction = predicted[most] / predicted.sum()
+    one_class = fraction >= COLLAPSE_FRACTION and labeled[most] / labeled.sum() < COLLAPSE_FRACTION
+    if not one_class and mean_class_accuracy >= chance + MIN_ABOVE_CHANCE * (1 - chance):
         return ""
     text = f"mean class accuracy {mean_class_accuracy:.1%} where chance is {chance:.1%}"
-    return f"{text}, {share:.0%} of the samples are predicted as {classes[most]}" if alone else text
+    return f"{text}, {fraction:.0%} of the samples are predicted as {classes[most]}" if one_class else text
 
 
 def why_no_collapse_rule(run: RunRecords) -> str:
@@ -54,7 +54,7 @@ def why_no_collapse_rule(run: RunRecords) -> str:
     first = run.config.loss.epoch_threshold + 2  # from scratch, the first epoch with full weight may be slow
     if run.epoch < first:
         return f"checked from epoch {first} on"
-    if run.is_judged().sum() < 2:
+    if run.enough_samples.sum() < 2:
         return f"fewer than two classes have {MIN_SAMPLES} validation samples"
     return run.too_early
 
@@ -62,7 +62,7 @@ def why_no_collapse_rule(run: RunRecords) -> str:
 def find_collapse(run: RunRecords) -> Iterator[Finding]:
     """Find predictions at chance level or of a single class. A run can stay there, with attention near zero."""
     confusion = run.confusion
-    accuracy, _ = class_accuracy(run.newest, run.is_judged())
+    accuracy, _ = class_accuracy(run.newest, run.enough_samples)
     text = describe_collapse(confusion.sum(axis=0), confusion.sum(axis=1), accuracy, run.classes)
     if text and not is_rising(run):
         yield Finding("collapse", Severity.ERROR, f"{text}, on validation", fix_collapse(run))
@@ -82,18 +82,18 @@ def fix_collapse(run: RunRecords) -> str:
     )
 
 
-def class_accuracy(record: Record, judged: NDArray[np.bool_]) -> tuple[float, float]:
-    """Return the mean validation accuracy of the judged classes, and its standard error."""
-    confusion = np.array(record["validation"]["confusion"])[judged]
-    samples = confusion.sum(axis=1)
-    right = np.array(record["validation"]["confusion"]).diagonal()[judged] / samples
-    return float(right.mean()), float(np.sqrt((right * (1 - right) / samples).sum()) / len(samples))
+def class_accuracy(record: Record, included: NDArray[np.bool_]) -> tuple[float, float]:
+    """Return the mean validation accuracy of the included classes, and its standard error."""
+    confusion = np.array(record["validation"]["confusion"])
+    samples = confusion.sum(axis=1)[included]
+    recall = confusion.diagonal()[included] / samples
+    return float(recall.mean()), float(np.sqrt((recall * (1 - recall) / samples).sum()) / len(samples))
 
 
 def is_rising(run: RunRecords) -> bool:
     """Return whether mean class accuracy rose significantly over the last epochs."""
     (now, error), (before, error_before) = (
-        class_accuracy(record, run.is_judged()) for record in (run.newest, run.records[-GRACE_EPOCHS - 1 :][0])
+        class_accuracy(record, run.enough_samples) for record in (run.newest, run.records[-GRACE_EPOCHS - 1 :][0])
     )
     return now - before > NOISE * math.hypot(error, error_before)
 
@@ -102,7 +102,7 @@ def why_no_dead_class_rule(run: RunRecords) -> str:
     """Return why unpredicted classes cannot be checked; empty if they can."""
     if len(run.late) < GRACE_EPOCHS:
         return f"checked from epoch {run.config.loss.epoch_threshold + GRACE_EPOCHS} on"
-    if not run.is_judged().any():
+    if not run.enough_samples.any():
         return f"no class has {MIN_SAMPLES} validation samples"
     return run.too_early
 
@@ -111,7 +111,7 @@ def find_dead_class(run: RunRecords) -> Iterator[Finding]:
     """Find validation classes that are never predicted."""
     confusions = np.array([record["validation"]["confusion"] for record in run.late[-GRACE_EPOCHS:]])
     samples, predicted = confusions[-1].sum(axis=1), confusions.sum(axis=(0, 1))
-    dead = np.flatnonzero((predicted == 0) & run.is_judged()).tolist()
+    dead = np.flatnonzero((predicted == 0) & run.enough_samples).tolist()
     if not dead or (is_rising(run) and not run.is_last):  # a class may still be learned
         return
     subject = ", ".join(run.classes[number] for number in dead)
@@ -132,7 +132,7 @@ def fix_dead_class(config: Config) -> str:
 def few_samples(run: RunRecords) -> str:
     """List the classes with too few validation samples, with their counts; empty if none."""
     samples = run.confusion.sum(axis=1)
-    few = [f"{run.classes[number]} ({samples[number]})" for number in np.flatnonzero(~run.is_judged()).tolist()]
+    few = [f"{run.classes[number]} ({samples[number]})" for number in np.flatnonzero(~run.enough_samples).tolist()]
     return ", ".join(few)
 
 

@@ -69,8 +69,9 @@ class RunRecords:
             return ""
         return f"{after:,} steps after the warm-up of {warmup:,}, {MIN_STEPS} needed"
 
-    def is_judged(self) -> NDArray[np.bool_]:
-        """Return a mask [C] of the classes with enough validation samples."""
+    @property
+    def enough_samples(self) -> NDArray[np.bool_]:
+        """Mask [C] of the classes with enough validation samples."""
         return np.asarray(self.confusion.sum(axis=1) >= MIN_SAMPLES)
 
 

@@ -16,18 +16,7 @@ from adadf_dist.config.schema import Config
 from adadf_dist.diagnostics import classes as on_classes
 from adadf_dist.diagnostics import training as on_training
 from adadf_dist.diagnostics.finding import MIN_SAMPLES, Record, RunRecords
-from adadf_dist.diagnostics.training import AUXILIARY_LAGS
 from adadf_dist.findings import Finding
-
-__all__ = [
-    "AUXILIARY_LAGS",
-    "FindingSpan",
-    "Record",
-    "assess",
-    "diagnose",
-    "finding_spans",
-    "new_findings",
-]
 
 
 class Rule(NamedTuple):
@@ -46,7 +35,7 @@ RULES = (
     Rule("class distribution threshold", on_classes.why_no_threshold_rule, on_classes.find_useless_threshold),
     Rule("loader", on_training.why_no_waiting_rule, on_training.find_loader_waiting),
     Rule("auxiliary branch's loss", on_training.why_no_diverging_rule, on_training.find_diverging),
-    Rule("samples that do not decode", on_training.why_no_replaced_rule, on_training.find_replaced),
+    Rule("samples that do not decode", lambda run: "", on_training.find_replaced),
     Rule("overfitting", on_training.why_no_overfitting_rule, on_training.find_overfitting),
 )
 
@@ -59,76 +48,59 @@ class FindingSpan(NamedTuple):
     last: int
 
 
-class Assessment(NamedTuple):
-    """Which rules could be checked for a run."""
-
-    judged: list[str]
-    """Subjects of the rules that had enough data."""
-    not_judged: list[str]
-    """Subjects of the other rules, each with the reason."""
-
-
 def diagnose(
-    records: Sequence[Record], config: Config, classes: Sequence[str] = (), auxiliary_accuracy: float | None = None
+    records: Sequence[Record], config: Config, classes: Sequence[str], auxiliary_accuracy: float | None = None
 ) -> list[Finding]:
     """Return all findings at the newest epoch of a run, most severe first.
 
-    `classes`: class names, if known. `auxiliary_accuracy`: validation accuracy of the auxiliary branch with the weights
-    of the newest epoch, if measured.
+    `auxiliary_accuracy`: validation accuracy of the auxiliary branch with the weights of the newest epoch, if measured.
     """
     if not records:
         return []
-    run = run_records(records, config, classes)
+    run = RunRecords(records, config, classes)
     found = [finding for rule in RULES if rule.why_not(run) == "" for finding in rule.find(run)]
     if auxiliary_accuracy is not None:
         validation = run.newest["validation"]
-        samples = int(validation["samples"])
-        found += on_training.find_behind(config, validation["accuracy"], auxiliary_accuracy, samples)
+        found += on_training.find_behind(config, validation["accuracy"], auxiliary_accuracy, validation["samples"])
     if any(finding.name == "collapse" for finding in found):  # dead classes are a consequence of the collapse
         found = [finding for finding in found if finding.name != "dead class"]
     return sorted(found, key=lambda finding: -finding.severity)
 
 
-def assess(records: Sequence[Record], config: Config, classes: Sequence[str] = ()) -> Assessment:
-    """Return which rules can be checked at the newest epoch of a run (at least one), and why the others cannot."""
-    run = run_records(records, config, classes)
+def assess(records: Sequence[Record], config: Config, classes: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Return what can be checked at the newest epoch of a run (at least one), and what cannot, with the reasons."""
+    run = RunRecords(records, config, classes)
     reasons = {rule.subject: rule.why_not(run) for rule in RULES}
-    judged = [subject for subject, reason in reasons.items() if reason == ""]
-    not_judged = [f"{subject} ({reason})" for subject, reason in reasons.items() if reason]
+    checked = [subject for subject, reason in reasons.items() if reason == ""]
+    not_checked = [f"{subject} ({reason})" for subject, reason in reasons.items() if reason]
     if few := on_classes.few_samples(run):
-        not_judged.append(f"classes with fewer than {MIN_SAMPLES} validation samples: {few}")
-    return Assessment(judged, not_judged)
+        not_checked.append(f"classes with fewer than {MIN_SAMPLES} validation samples: {few}")
+    return checked, not_checked
 
 
-def run_records(records: Sequence[Record], config: Config, classes: Sequence[str]) -> RunRecords:
-    """Bundle the records, with a default name for each unnamed class."""
-    names = list(classes) or [f"class {number}" for number in range(len(records[-1]["validation"]["class_accuracy"]))]
-    return RunRecords(records, config, names)
-
-
-def new_findings(records: Sequence[Record], config: Config, classes: Sequence[str] = ()) -> list[Finding]:
+def new_findings(records: Sequence[Record], config: Config, classes: Sequence[str]) -> list[Finding]:
     """Return the findings of the newest epoch that did not hold at the previous one."""
     known = {finding.key for finding in diagnose(records[:-1], config, classes)}
     return [finding for finding in diagnose(records, config, classes) if finding.key not in known]
 
 
-def finding_spans(records: Sequence[Record], config: Config, classes: Sequence[str] = ()) -> list[FindingSpan]:
+def finding_spans(records: Sequence[Record], config: Config, classes: Sequence[str]) -> list[FindingSpan]:
     """Return every finding of a run and when it held: still active ones first, then by severity."""
-    found: list[FindingSpan] = []
+    spans: list[FindingSpan] = []
     for end in range(1, len(records) + 1):
         epoch = int(records[end - 1]["epoch"])
-        standing = {episode.finding.key: place for place, episode in enumerate(found) if episode.last == epoch - 1}
+        active = {span.finding.key: index for index, span in enumerate(spans) if span.last == epoch - 1}
         for finding in diagnose(records[:end], config, classes):
-            place = standing.get(finding.key)
-            if place is None:
-                found.append(FindingSpan(finding, epoch, epoch))
+            index = active.get(finding.key)
+            if index is None:
+                spans.append(FindingSpan(finding, epoch, epoch))
             else:
-                found[place] = FindingSpan(finding, found[place].first, epoch)
+                spans[index] = FindingSpan(finding, spans[index].first, epoch)
     newest = records[-1]["epoch"] if records else 0
-    return sorted(found, key=lambda episode: (episode.last != newest, -episode.finding.severity, episode.first))
+    return sorted(spans, key=lambda span: (span.last != newest, -span.finding.severity, span.first))
 
 
 def attention_stats(attention: NDArray[np.float32]) -> dict[str, float] | None:
-    """Return mean and standard deviation of w' over the samples [S] of an epoch (NaN: not seen)."""
-    seen = attention[~np.isnan(attention)].astype(np.float64)
-    return {"mean": float(seen.mean()), "std": float(seen.std())} if len(seen) else None
+    """Return mean and standard deviation of w' over the samples [S] of an epoch (NaN: not sampled)."""
+    sampled = attention[~np.isnan(attention)].astype(np.float64)
+    return {"mean": float(sampled.mean()), "std": float(sampled.std())} if len(sampled) else None

@@ -119,11 +119,11 @@ def find_large_batch(config: Config, length: Length) -> Iterator[Finding]:
 
 def find_long_intervals(config: Config, length: Length) -> Iterator[Finding]:
     """Find non-default intervals that are longer than the run. The defaults are harmless in a short run."""
-    usual = Config()
+    defaults = Config()
     for key, effect in INTERVALS.items():
         section, _, name = key.partition(".")
         steps = getattr(getattr(config, section), name)
-        if steps != getattr(getattr(usual, section), name) and steps > length.steps:
+        if steps != getattr(getattr(defaults, section), name) and steps > length.steps:
             fix = f"set {key} to {length.steps_per_epoch}{' or less' if length.steps_per_epoch > 1 else ''}"
             yield warning(key, f"{key} = {steps} is more than the run's {length}: {effect}", fix)
 

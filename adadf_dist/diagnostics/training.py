@@ -65,9 +65,8 @@ def fix_attention(config: Config) -> str:
     lower = f"set optimizer.attention_lr_mult = {factor / 10:g} (now {factor:g})"
     margin = min(1.0, 2 * loss.rank_margin or 0.07)
     raised = f"set loss.rank_margin = {margin:g} (now {loss.rank_margin:g})" if loss.rank_margin < 1 else ""
-    return (
-        either(lower if factor > LOWEST_FACTOR else "", raised) or f"lower optimizer.lr (now {config.optimizer.lr:g})"
-    )
+    fixes = either(lower if factor > LOWEST_FACTOR else "", raised)
+    return fixes or f"lower optimizer.lr (now {config.optimizer.lr:g})"
 
 
 def why_no_waiting_rule(run: RunRecords) -> str:
@@ -132,11 +131,6 @@ def find_behind(config: Config, target: float, auxiliary: float, samples: int) -
         f"it is correct on {auxiliary:.1%} of {samples:,} validation samples, the target branch on {target:.1%}",
         either(later if threshold < config.epochs else "", fix_pull(config)) or "train longer (raise epochs)",
     )
-
-
-def why_no_replaced_rule(run: RunRecords) -> str:
-    """Return an empty reason: replaced samples are always checked."""
-    return ""
 
 
 def find_replaced(run: RunRecords) -> Iterator[Finding]:

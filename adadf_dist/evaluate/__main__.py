@@ -19,7 +19,7 @@ from adadf_dist.evaluate.report import EvalContext, Report
 from adadf_dist.evaluate.subgroups import read_groups, score_groups
 from adadf_dist.files.outputs import write_output
 from adadf_dist.metrics.evaluator import bayes_accuracy
-from adadf_dist.metrics.predictions import Predictions, check_finite, predict_split
+from adadf_dist.metrics.predictions import check_finite, predict_split
 from adadf_dist.metrics.scores import score
 
 
@@ -33,17 +33,25 @@ def run(options: EvalArgs) -> None:
         with open_split(options, trained.config, world) as found:
             mapping = match_classes(found.split.classes, trained.classes, options.class_mapping)
             split = map_labels(found.split, mapping, trained.classes)
-            origin = origin_of(trained, found._replace(split=split), options, world)
+            origin = check_origin_once(trained, found._replace(split=split), options, world)
             check_votes(split, options)
             groups = read_groups(split, options.group_by)
             network = TrainedPredictor(trained, world.device, options.precision)
             with make_eval_loader(split, trained, options, world) as loader:
-                answers = predict_split(network, eval_batches(loader, split, options), len(split), world)
-            check_finite(answers, trained.path)
+                predictions = predict_split(network, eval_batches(loader, split, options), len(split), world)
+            check_finite(predictions, trained.path)
             if world.is_main:
-                asked = describe(options, trained, (split, len(found.split) - len(split)), mapping, world)
-                asked = asked._replace(other_data=origin.other_data, training_samples=origin.training_samples)
-                write_report(compute_report(trained, answers, split, groups, asked), options)
+                excluded = len(found.split) - len(split)
+                context = make_context(options, trained, split, excluded, mapping, world)._replace(**origin._asdict())
+                correct = predictions.predicted_labels == split.labels
+                report = Report(
+                    asked=context,
+                    scores=score(predictions.target_logits, split.labels, trained.classes),
+                    bayes_accuracy=bayes_accuracy(split),
+                    groups={field: score_groups(names, correct) for field, names in groups.items()},
+                    distances=compare_with_votes(trained, predictions, split),
+                )
+                write_report(report, options)
         world.barrier()
 
 
@@ -53,13 +61,12 @@ def load_same_on_all_ranks(options: EvalArgs, world: World) -> TrainedModel:
     Collective: every rank must call this.
     """
     trained = load_trained_model(options.path, options.checkpoint)
-    opened = set(world.all_gather_object((str(trained.path), trained.epoch)))
-    if len(opened) > 1:
+    if len(set(world.all_gather_object((str(trained.path), trained.epoch)))) > 1:
         raise UserError(f"{options.path}: the run wrote another checkpoint while the ranks opened it; rerun")
     return trained
 
 
-def origin_of(trained: TrainedModel, found: Found, options: EvalArgs, world: World) -> Origin:
+def check_origin_once(trained: TrainedModel, found: Found, options: EvalArgs, world: World) -> Origin:
     """Run `check_origin` on rank 0; all ranks raise its `UserError`. Collective: every rank must call this."""
     shared: object = None
     if world.is_main:
@@ -73,18 +80,17 @@ def origin_of(trained: TrainedModel, found: Found, options: EvalArgs, world: Wor
     return shared
 
 
-def describe(
-    options: EvalArgs, trained: TrainedModel, faces: tuple[Split, int], mapping: Mapping[str, str], world: World
+def make_context(
+    options: EvalArgs, trained: TrainedModel, split: Split, excluded: int, mapping: Mapping[str, str], world: World
 ) -> EvalContext:
-    """Describe the evaluation. `faces`: the split, and the number of samples that the mapping excluded."""
-    split, left_out = faces
+    """Describe the evaluation. `excluded`: number of samples that the mapping excluded."""
     return EvalContext(
         checkpoint=trained.path,
         epoch=trained.epoch,
         dataset=options.shards,
         split=split.name,
         faces=len(split),
-        left_out=left_out,
+        left_out=excluded,
         mapping=mapping,
         tta=options.tta,
         ten_crop=eval_preprocessing(trained.preprocessing, options.tta).ten_crop,
@@ -102,19 +108,6 @@ def check_votes(split: Split, options: EvalArgs) -> None:
             f"--require-votes: split {split.name} of {options.shards} has no annotator votes; rebuild the dataset with "
             "votes or omit the option"
         )
-
-
-def compute_report(
-    trained: TrainedModel, answers: Predictions, split: Split, groups: Mapping[str, Sequence[str]], asked: EvalContext
-) -> Report:
-    right = answers.predicted_labels == split.labels
-    return Report(
-        asked=asked,
-        scores=score(answers.target_logits, split.labels, trained.classes),
-        bayes_accuracy=bayes_accuracy(split),
-        groups={field: score_groups(names, right) for field, names in groups.items()},
-        distances=compare_with_votes(trained, answers, split),
-    )
 
 
 def write_report(report: Report, options: EvalArgs) -> None:

@@ -28,25 +28,26 @@ class Distances(NamedTuple):
     """Distribution -> measure -> mean."""
 
 
-def compare_with_votes(trained: TrainedModel, answers: Predictions, split: Split) -> Distances | None:
+def compare_with_votes(trained: TrainedModel, predictions: Predictions, split: Split) -> Distances | None:
     """Return the mean distances from the votes; None if no sample of the split has votes."""
     if split.votes is None or not (voted := split.votes.sum(axis=1) > 0).any():
         return None
     votes = normalize_rows(split.votes[voted].astype(np.float64))
-    rivals = {name: normalize_rows(rows[voted]) for name, rows in distributions(trained, answers, split.labels).items()}
-    rows = np.stack([measure(votes, q) for q in rivals.values() for measure in MEASURES.values()], axis=1)
+    found = distributions(trained, predictions, split.labels)
+    compared = {name: normalize_rows(rows[voted]) for name, rows in found.items()}
+    rows = np.stack([measure(votes, q) for q in compared.values() for measure in MEASURES.values()], axis=1)
     means = iter(bootstrap_means(rows))
-    return Distances(int(voted.sum()), {name: {measure: next(means) for measure in MEASURES} for name in rivals})
+    return Distances(int(voted.sum()), {name: {measure: next(means) for measure in MEASURES} for name in compared})
 
 
-def distributions(trained: TrainedModel, answers: Predictions, labels: NDArray[np.int64]) -> dict[str, Floats]:
+def distributions(trained: TrainedModel, predictions: Predictions, labels: NDArray[np.int64]) -> dict[str, Floats]:
     """Return the compared distributions, [S, C] each: predictions, targets of the method, and the labels."""
     classes, config = len(trained.classes), trained.config
     one_hot = np.eye(classes)[labels]
-    found = {"predicted": answers.target_probs}
+    found = {"predicted": predictions.target_probs}
     if trained.model.auxiliary is not None:  # the baseline has neither
-        _, fused = fuse_distributions(answers, labels, trained.class_distributions, config.loss, config.batch_size)
-        found |= {"auxiliary": answers.auxiliary_probs, "fused": fused}
+        _, fused = fuse_distributions(predictions, labels, trained.class_distributions, config.loss, config.batch_size)
+        found |= {"auxiliary": predictions.auxiliary_probs, "fused": fused}
     return {
         **found,
         "class distribution": trained.class_distributions.numpy()[labels],
@@ -57,5 +58,5 @@ def distributions(trained: TrainedModel, answers: Predictions, labels: NDArray[n
 
 def normalize_rows(rows: Floats) -> Floats:
     """Divide each row by its sum: votes are counts, and published threshold distributions do not sum to 1."""
-    shares: Floats = rows / rows.sum(axis=1, keepdims=True)
-    return shares
+    normalized: Floats = rows / rows.sum(axis=1, keepdims=True)
+    return normalized

@@ -32,16 +32,16 @@ def read_mapping(file: Path, theirs: tuple[str, ...], ours: tuple[str, ...]) -> 
     given = load_config_file(file).values
     values: dict[str, object] = {}
     for name, to in given.items():
-        place, target = find_class(name, theirs), find_class(str(to), ours) if to else None
-        name = name if place is None else theirs[place]
+        index, target = find_class(name, theirs), find_class(str(to), ours) if to else None
+        name = name if index is None else theirs[index]
         if name in values:
             raise UserError(f"--class-mapping {file}: {name} is mapped twice, once under a synonym; keep one line")
         values[name] = to if target is None else ours[target]
     problems = {
-        f"{quoted(name for name in values if name not in theirs)}: not a dataset class ({', '.join(theirs)})",
-        f"{quoted(f'{name} = {to}' for name, to in values.items() if to != '' and to not in ours)}: "
+        f"{quote_names(name for name in values if name not in theirs)}: not a dataset class ({', '.join(theirs)})",
+        f"{quote_names(f'{name} = {to}' for name, to in values.items() if to != '' and to not in ours)}: "
         f"not a model class ({', '.join(ours)})",
-        f'{quoted(name for name in theirs if name not in values)}: not mapped; use "" to exclude a class',
+        f'{quote_names(name for name in theirs if name not in values)}: not mapped; use "" to exclude a class',
     }
     text = sorted(problem for problem in problems if not problem.startswith(":"))
     if text:
@@ -51,7 +51,7 @@ def read_mapping(file: Path, theirs: tuple[str, ...], ours: tuple[str, ...]) -> 
     return {name: str(values[name]) for name in theirs}
 
 
-def quoted(names: Iterable[object]) -> str:
+def quote_names(names: Iterable[object]) -> str:
     return ", ".join(sorted({repr(name) for name in names}))
 
 
@@ -61,15 +61,15 @@ def map_labels(split: Split, mapping: Mapping[str, str], ours: tuple[str, ...]) 
     Votes for excluded classes are dropped; true distributions are then None. Raises `UserError` if no sample remains.
     """
     targets = np.array([ours.index(mapping[name]) if mapping[name] else -1 for name in split.classes])
-    kept = np.flatnonzero(targets[split.labels] >= 0)
-    if not len(kept):
+    indices = np.flatnonzero(targets[split.labels] >= 0)
+    if not len(indices):
         raise UserError(
             f"{split.folder}: the mapping excludes all samples of split {split.name}; map at least one of: "
             f"{', '.join(n for n, c in zip(split.classes, split.class_counts(), strict=True) if c)}"
         )
-    chosen = split.subset(kept, split.name)
+    subset = split.subset(indices, split.name)
 
-    def joined(rows: NDArray[np.float32] | None) -> NDArray[np.float32] | None:
+    def merge_columns(rows: NDArray[np.float32] | None) -> NDArray[np.float32] | None:
         if rows is None:
             return None
         columns = np.zeros((len(rows), len(ours)), dtype=np.float32)
@@ -78,11 +78,10 @@ def map_labels(split: Split, mapping: Mapping[str, str], ours: tuple[str, ...]) 
                 columns[:, target] += rows[:, column]
         return columns
 
-    whole = bool((targets >= 0).all())
     return replace(
-        chosen,
+        subset,
         classes=ours,
-        labels=targets[chosen.labels],
-        votes=joined(chosen.votes),
-        distributions=joined(chosen.distributions) if whole else None,
+        labels=targets[subset.labels],
+        votes=merge_columns(subset.votes),
+        distributions=merge_columns(subset.distributions) if (targets >= 0).all() else None,
     )

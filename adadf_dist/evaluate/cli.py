@@ -161,8 +161,8 @@ def with_run_defaults(options: EvalArgs, trained: TrainedModel) -> EvalArgs:
     shards = options.shards or run.data.shards
     if not shards:
         raise UserError(f"{trained.path}: no dataset recorded; pass --shards DIR")
-    drawn = run.data.synthetic_samples and shards == run.data.shards  # these are generated if missing
-    if not options.shards and not drawn and not scheme_of(shards) and not Path(shards).is_dir():
+    generated = run.data.synthetic_samples and shards == run.data.shards  # rendered if missing
+    if not options.shards and not generated and not scheme_of(shards) and not Path(shards).is_dir():
         raise UserError(f"{shards}: dataset of the run not found; pass its new location as --shards DIR")
     return replace(
         options,

@@ -40,16 +40,17 @@ def open_split(options: EvalArgs, run: Config, world: World) -> Iterator[Found]:
     data = replace(run.data, shards=options.shards, cache_dir=options.cache_dir)
     with local_shards(replace(run, data=replace(data, access="stream")), world) as folder:
         manifest = read_manifest(folder)
-        there, source = tuple(manifest.splits), Source(absolute(options.shards), manifest.digests())
-        name = options.split or next((name for name in ("test", "validation") if name in there), "validation")
-        if name in there and name != "train":
+        splits, source = tuple(manifest.splits), Source(absolute(options.shards), manifest.digests())
+        name = options.split or next((name for name in ("test", "validation") if name in splits), "validation")
+        if name in splits and name != "train":
             yield Found(open_dataset(folder, ["train"]).split(name), source, name)
             return
-    if name == "test" or "train" not in there:
-        raise UserError(f"{data.shards}: has no {name} split; it has {', '.join(there)}: pass one of them as --split")
+    if name == "test" or "train" not in splits:
+        raise UserError(f"{data.shards}: has no {name} split; it has {', '.join(splits)}: pass one of them as --split")
     with local_shards(replace(run, data=replace(data, access="cache")), world) as folder:
-        whole = open_dataset(folder).split("train")
-        split = whole if "validation" in there else {part.name: part for part in hold_out_validation(whole, run)}[name]
+        split = open_dataset(folder).split("train")
+        if "validation" not in splits:
+            split = next(part for part in hold_out_validation(split, run) if part.name == name)
         yield Found(split, source, "train")
 
 
@@ -63,11 +64,11 @@ def make_eval_loader(split: Split, trained: TrainedModel, options: EvalArgs, wor
     """Create the loader of one split. Raises `UserError` if it is unavailable."""
     name, own, run = options.loader, trained.preprocessing, trained.config
     if name == "dali" and (problem := dali_unavailable_reason()):
-        whose = "the run's loader" if own.loader == name else "--loader"
-        raise UserError(f"{whose} is dali, but {problem}, or pass --loader torch")
+        origin = "the run's loader" if own.loader == name else "--loader"
+        raise UserError(f"{origin} is dali, but {problem}, or pass --loader torch")
     if name != own.loader:
         logger.info(f"note: using loader {name} instead of the run's {own.loader}; pixel values may differ by 1")
-    recipe = LoaderConfig(
+    config = LoaderConfig(
         splits={split.name: split},
         preprocessing=eval_preprocessing(own, options.tta),
         augment=run.augment,
@@ -80,7 +81,7 @@ def make_eval_loader(split: Split, trained: TrainedModel, options: EvalArgs, wor
         prefetch=run.data.prefetch_batches,
         max_bad_samples=0,
     )
-    loader = make_loader(name, recipe)
+    loader = make_loader(name, config)
     try:
         yield loader
     finally:

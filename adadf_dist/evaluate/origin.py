@@ -53,12 +53,12 @@ def check_origin(trained: TrainedModel, found: Found, options: EvalArgs) -> Orig
     difference = other_data(recorded, found.source, [found.stored]) if recorded is not None else ""
     if difference and not options.shards_given and not options.allow_other_data:
         raise UserError(f"{trained.path}: {difference}; {how_to_fix('--shards DIR')}")
-    known = training_samples(trained)
-    shared = 0 if known is None else count_shared(known, found.split)
-    own = not options.shards_given or not difference  # as far as known for runs of older versions
-    if shared and not options.allow_training_samples and not (found.split.name == "train" and own):
+    digests = training_samples(trained)
+    overlap = 0 if digests is None else count_shared(digests, found.split)
+    is_own_data = not options.shards_given or not difference  # as far as known for runs of older versions
+    if overlap and not options.allow_training_samples and not (found.split.name == "train" and is_own_data):
         raise UserError(
-            f"{found.source.shards}: {shared:,} of the {len(found.split):,} samples of split {found.split.name} are "
+            f"{found.source.shards}: {overlap:,} of the {len(found.split):,} samples of split {found.split.name} are "
             f"training samples of {trained.path} (same keys); evaluate a split that was not used for training, or pass "
             f"{ALLOW_TRAINING_SAMPLES}"
         )
@@ -67,9 +67,9 @@ def check_origin(trained: TrainedModel, found: Found, options: EvalArgs) -> Orig
             f"{trained.path}: written by an older version without data digests; cannot verify that "
             f"{found.source.shards} is unchanged"
         )
-    elif known is None and trained.epoch:
+    elif digests is None and trained.epoch:
         logger.warning(f"{trained.path}: written by an older version; cannot check for training samples in the split")
-    return Origin("" if options.shards_given else difference, shared)
+    return Origin("" if options.shards_given else difference, overlap)
 
 
 def training_samples(trained: TrainedModel) -> NDArray[np.int64] | None:

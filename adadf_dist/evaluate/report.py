@@ -64,7 +64,7 @@ class Report(NamedTuple):
 
     def __str__(self) -> str:
         parts = [
-            self.asked_of(),
+            self.heading(),
             self.summary(),
             class_table(self.scores.classes),
             confusion_table(self.scores),
@@ -74,13 +74,14 @@ class Report(NamedTuple):
         ]
         return "\n\n".join(parts)
 
-    def asked_of(self) -> str:
+    def heading(self) -> str:
         asked = self.asked
-        out = f" ({asked.left_out:,} excluded by the mapping)" if asked.left_out else ""
-        seen = f", ten crops from {asked.ten_crop}" if asked.ten_crop else ", with mirroring" * (asked.tta == "flip")
+        excluded = f" ({asked.left_out:,} excluded by the mapping)" if asked.left_out else ""
+        tta = f", ten crops from {asked.ten_crop}" if asked.ten_crop else ", with mirroring" * (asked.tta == "flip")
         lines = [
             f"{asked.checkpoint}, epoch {asked.epoch}",
-            f"{asked.dataset}, {asked.split}: {asked.faces:,} samples{out}; {asked.loader}, {asked.precision}{seen}",
+            f"{asked.dataset}, {asked.split}: {asked.faces:,} samples{excluded}; "
+            f"{asked.loader}, {asked.precision}{tta}",
             *describe_origin(Origin(asked.other_data, asked.training_samples), asked.faces),
         ]
         return "\n".join(lines)

@@ -33,12 +33,12 @@ def read_groups(split: Split, fields: Sequence[str]) -> dict[str, list[str]]:
     """Return field -> group of each sample of the split. Raises `UserError` with the available fields."""
     if not fields:
         return {}
-    facts = read_sample_metadata(split)
+    metadata = read_sample_metadata(split)
     values: dict[str, list[str]] = {}
-    for row, known in enumerate(facts):
-        for field, value in known.items():
+    for row, fields_of_sample in enumerate(metadata):
+        for field, value in fields_of_sample.items():
             if field not in NO_GROUPS and isinstance(value, (str, int)):  # bool is an int; a float is not a group
-                values.setdefault(field, [UNKNOWN] * len(facts))[row] = str(value)
+                values.setdefault(field, [UNKNOWN] * len(metadata))[row] = str(value)
     usable = {field: groups for field, groups in values.items() if len(set(groups)) <= MOST_GROUPS}
     missing = [field for field in fields if field not in usable]
     if missing:
@@ -52,26 +52,26 @@ def read_groups(split: Split, fields: Sequence[str]) -> dict[str, list[str]]:
 def read_sample_metadata(split: Split) -> list[dict[str, object]]:
     """Read KEY.json of every sample, in split order. Raises `UserError`."""
     rows = {f"{key}.json": row for row, key in enumerate(split.keys.tolist())}
-    facts: list[dict[str, object]] = [{}] * len(split)
+    metadata: list[dict[str, object]] = [{}] * len(split)
     for number in np.unique(split.locations[:, 0]).tolist():
         path = split.folder / split.shards[number]
         try:
             with tarfile.open(path, "r:") as tar:
                 for member in tar:
                     if member.name in rows and (stream := tar.extractfile(member)) is not None:
-                        known = json.loads(stream.read())
-                        if not isinstance(known, dict):
+                        content = json.loads(stream.read())
+                        if not isinstance(content, dict):
                             raise ValueError(f"{member.name} is not a JSON object")
-                        facts[rows[member.name]] = known
+                        metadata[rows[member.name]] = content
         except (tarfile.TarError, ValueError, EOFError) as error:
             raise UserError(
                 f"{path}: truncated or corrupt ({single_line(error, 120)}); copy it again or rebuild"
             ) from None
-    return facts
+    return metadata
 
 
-def score_groups(groups: Sequence[str], right: NDArray[np.bool_]) -> list[Subgroup]:
+def score_groups(groups: Sequence[str], correct: NDArray[np.bool_]) -> list[Subgroup]:
     """Return the accuracy of each group, largest group first."""
     names = np.array(groups)
     by_size = sorted(Counter(groups).items(), key=lambda item: (-item[1], item[0]))
-    return [Subgroup(name, faces, accuracy(right[names == name])) for name, faces in by_size]
+    return [Subgroup(name, count, accuracy(correct[names == name])) for name, count in by_size]

@@ -140,7 +140,7 @@ def export(
     size_and_pace = f"weights {whole / 1e6:.1f} MB, {pace * 1e3:.1f} ms per image"
     print(f"{trained.path}: epoch {trained.epoch}, {branches}, {size_and_pace}")
     print(
-        f"verifying against the checkpoint on random images and {probes.whose} "
+        f"verifying against the checkpoint on random images and {probes.source} "
         f"(batch sizes {', '.join(map(str, BATCHES))}), device {device_name}"
     )
     for path, write in writers.items():

@@ -27,18 +27,18 @@ KINDS = (".safetensors", ".onnx", ".pt2")
 class ExportedModel(NamedTuple):
     """A trained network on a device, in fp32 regardless of the training precision, so that all formats agree."""
 
-    facts: ExportMetadata
+    metadata: ExportMetadata
     device: torch.device
     """Device of the images and logits."""
     compute: Callable[[Tensor], Tensor]
 
     @property
     def classes(self) -> tuple[str, ...]:
-        return self.facts.classes
+        return self.metadata.classes
 
     @property
     def preprocessing(self) -> Preprocessing:
-        return self.facts.preprocessing
+        return self.metadata.preprocessing
 
     @torch.no_grad()
     def logits(self, images: Tensor) -> Tensor:
@@ -56,17 +56,17 @@ def load_model(path: Path, device_name: DeviceName = "auto") -> ExportedModel:
         onnx_file = import_module(ONNX_FILE)
         device = pick_device(device_name, onnx_file.has_cuda())
         network = onnx_file.OnnxNetwork(path, device)
-        return ExportedModel(network.facts, torch.device("cpu"), network)
+        return ExportedModel(network.metadata, torch.device("cpu"), network)
     device = pick_device(device_name, torch.cuda.is_available())
     if path.suffix == ".pt2":
-        compute, facts = torch_export_format.read(path, device)
-        return ExportedModel(facts, device, compute)
+        compute, metadata = torch_export_format.read(path, device)
+        return ExportedModel(metadata, device, compute)
     if path.suffix == ".safetensors":
-        target, facts = safetensors_format.read(path)
+        target, metadata = safetensors_format.read(path)
     else:
         trained = load_trained_model(path)
-        target, facts = TargetNetwork(trained.model), make_metadata(trained)
-    return ExportedModel(facts, device, target.to(device))
+        target, metadata = TargetNetwork(trained.model), make_metadata(trained)
+    return ExportedModel(metadata, device, target.to(device))
 
 
 def pick_device(name: DeviceName, has_cuda: bool) -> torch.device:

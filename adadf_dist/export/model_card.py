@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import yaml
 
@@ -30,15 +30,12 @@ Intended for research on facial expressions: which label annotators would give t
 - Probabilities estimate the distribution of annotators' labels; they are not calibrated unless stated."""
 
 
-class Measured(NamedTuple):
-    """Metrics of the exported epoch on a split."""
-
-    split: str
-    metrics: Mapping[str, Any]
-
-
 def write_card(
-    trained: TrainedModel, facts: ExportMetadata, files: Sequence[Path], data: tuple[Dataset | None, str], licence: str
+    trained: TrainedModel,
+    metadata: ExportMetadata,
+    files: Sequence[Path],
+    data: tuple[Dataset | None, str],
+    licence: str,
 ) -> str:
     """Return the card's text.
 
@@ -47,11 +44,11 @@ def write_card(
     """
     dataset, difference = data
     source = str(dataset.manifest.provenance.get("source", "")) if dataset is not None else ""
-    measured = find_metrics(trained)
+    metrics = find_metrics(trained)
     name = dataset.name if dataset is not None else "an unknown dataset"
     sections = [
-        (f"Ada-DF on {name}", summary_lines(trained, facts, files)),
-        ("Use", usage_lines(facts, files)),
+        (f"Ada-DF on {name}", summary_lines(trained, metadata, files)),
+        ("Use", usage_lines(metadata, files)),
         ("Intended use and limits", LIMITS),
         (
             "Data",
@@ -63,16 +60,16 @@ def write_card(
             ],
         ),
         ("Training", describe_training(trained.config, trained.epoch)),
-        ("Metrics", describe_metrics(measured, trained.classes)),
-        ("Preprocessing", describe_preprocessing(facts)),
+        ("Metrics", describe_metrics(metrics, trained.classes)),
+        ("Preprocessing", describe_preprocessing(metadata)),
     ]
-    text = [f"---\n{yaml.safe_dump(front_matter(name, measured, files), sort_keys=False, allow_unicode=True)}---"]
+    text = [f"---\n{yaml.safe_dump(front_matter(name, metrics, files), sort_keys=False, allow_unicode=True)}---"]
     for number, (title, body) in enumerate(sections):
         text += [f"{'#' if number == 0 else '##'} {title}", body if isinstance(body, str) else "\n".join(body)]
     return "\n\n".join(text) + "\n"
 
 
-def front_matter(name: str, measured: Sequence[Measured], files: Sequence[Path]) -> dict[str, object]:
+def front_matter(name: str, by_split: Mapping[str, Mapping[str, Any]], files: Sequence[Path]) -> dict[str, object]:
     """Return the front matter; a model index only with results, because Hugging Face rejects an empty one."""
     endings = {".onnx": "onnx", ".safetensors": "safetensors", ".pt2": "pytorch"}
     tags = ["facial-expression-recognition", "ada-df", *(endings[file.suffix] for file in files)]
@@ -83,25 +80,26 @@ def front_matter(name: str, measured: Sequence[Measured], files: Sequence[Path])
             "dataset": {"name": name, "type": name, "split": split},
             "metrics": [{"type": "accuracy", "value": round(metrics["accuracy"], 4)}],
         }
-        for split, metrics in measured
+        for split, metrics in by_split.items()
     ]
     return {**values, "model-index": [{"name": f"Ada-DF on {name}", "results": results}]} if results else values
 
 
-def summary_lines(trained: TrainedModel, facts: ExportMetadata, files: Sequence[Path]) -> list[str]:
-    method = "its single-label baseline" if facts.supervision == "one_hot" else "the target branch of Ada-DF"
+def summary_lines(trained: TrainedModel, metadata: ExportMetadata, files: Sequence[Path]) -> list[str]:
+    size = metadata.preprocessing.image_size
+    method = "its single-label baseline" if metadata.supervision == "one_hot" else "the target branch of Ada-DF"
     return [
         f"Facial-expression classifier, {method} (Liu et al., ICASSP 2023): {trained.config.model.backbone}, "
-        f"{len(facts.classes)} classes, images of {facts.preprocessing.image_size} x {facts.preprocessing.image_size}.",
+        f"{len(metadata.classes)} classes, images of {size} x {size}.",
         "",
         f"- Files: {', '.join(f'`{file.name}`' for file in files)}",
-        f"- Written by adadf_dist {facts.version} from the checkpoint of epoch {facts.epoch}, "
-        f"SHA-256 `{facts.checkpoint_sha256}`",
-        f"- Classes, in the order of the logits: {', '.join(facts.classes)}",
+        f"- Written by adadf_dist {metadata.version} from the checkpoint of epoch {metadata.epoch}, "
+        f"SHA-256 `{metadata.checkpoint_sha256}`",
+        f"- Classes, in the order of the logits: {', '.join(metadata.classes)}",
     ]
 
 
-def usage_lines(facts: ExportMetadata, files: Sequence[Path]) -> list[str]:
+def usage_lines(metadata: ExportMetadata, files: Sequence[Path]) -> list[str]:
     """Return example code for using the files."""
     lines = [
         "From a shell, with any of the files:",
@@ -111,8 +109,9 @@ def usage_lines(facts: ExportMetadata, files: Sequence[Path]) -> list[str]:
         "```",
     ]
     onnx = next((file.name for file in files if file.suffix == ".onnx"), None)
-    if onnx and not facts.preprocessing.ten_crop:
-        size, (mean, std) = facts.preprocessing.image_size, (facts.preprocessing.mean, facts.preprocessing.std)
+    preprocessing = metadata.preprocessing
+    if onnx and not preprocessing.ten_crop:
+        size, mean, std = preprocessing.image_size, preprocessing.mean, preprocessing.std
         lines += [
             "",
             "Without adadf_dist (numpy, Pillow, onnxruntime), for an image cropped to the face:",
@@ -144,8 +143,8 @@ def describe_data(dataset: Dataset | None, config: Config) -> list[str]:
         *markdown_table(["split", "samples", *dataset.classes], counts),
     ]
     if "validation" not in dataset.splits:
-        share = config.data.validation_fraction
-        lines += ["", f"Validation was held out from train: {share:.0%} of each class, using seed {config.seed}."]
+        fraction = config.data.validation_fraction
+        lines += ["", f"Validation was held out from train: {fraction:.0%} of each class, using seed {config.seed}."]
     if config.data.label_noise_rate or config.data.label_noise_file:
         lines += ["", "Label noise was injected into the training labels (`data.label_noise_rate`) as an experiment."]
     return lines
@@ -171,10 +170,10 @@ def describe_training(config: Config, epoch: int) -> list[str]:
     ]
 
 
-def find_metrics(trained: TrainedModel) -> list[Measured]:
-    """Return the run's metrics of the exported epoch: validation from the checkpoint, test from `result.json`."""
-    records = [record for record in trained.records if record["epoch"] == trained.epoch]
-    found = [Measured("validation", record["validation"]) for record in records]
+def find_metrics(trained: TrainedModel) -> dict[str, Mapping[str, Any]]:
+    """Return the exported epoch's metrics: validation from the checkpoint, test from the run's `result.json`."""
+    record = next((record for record in trained.records if record["epoch"] == trained.epoch), None)
+    found = {"validation": record["validation"]} if record is not None else {}
     path = trained.path.parent.parent / "result.json"
     try:
         result = json.loads(path.read_text(encoding="utf-8"))
@@ -184,29 +183,29 @@ def find_metrics(trained: TrainedModel) -> list[Measured]:
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path}: corrupt ({error}); rerun the finished run to rewrite it") from None
     test = by_epoch.get(trained.epoch)
-    return [*found, Measured("test", test)] if test else found
+    return {**found, "test": test} if test else found
 
 
-def describe_metrics(measured: Sequence[Measured], classes: Sequence[str]) -> list[str]:
-    if not measured:
+def describe_metrics(by_split: Mapping[str, Mapping[str, Any]], classes: Sequence[str]) -> list[str]:
+    if not by_split:
         return ["Unknown: neither the checkpoint nor its run's `result.json` has metrics of this epoch."]
     rows, per_class = [], []
-    for split, metrics in measured:
+    for split, metrics in by_split.items():
         low, high = metrics["accuracy_interval"]
         accuracies = f"{metrics['accuracy']:.2%}", f"{low:.2%} to {high:.2%}", f"{metrics['mean_class_accuracy']:.2%}"
         rows.append([split, f"{metrics['samples']:,}", *accuracies])
-        cells = ("no samples" if share is None else f"{share:.1%}" for share in metrics["class_accuracy"])
+        cells = ("no samples" if fraction is None else f"{fraction:.1%}" for fraction in metrics["class_accuracy"])
         per_class.append([split, *cells])
     lines = markdown_table(["split", "samples", "accuracy", "95% CI", "mean class accuracy"], rows)
     lines += ["", "Per-class accuracy:", "", *markdown_table(["split", *classes], per_class)]
     notes = ["", "Wilson intervals. Validation accuracy is optimistic if the epoch was selected on validation."]
-    if all(split != "test" for split, _ in measured):
+    if "test" not in by_split:
         notes.append("This epoch was not tested.")
     return [*lines, *notes]
 
 
-def describe_preprocessing(facts: ExportMetadata) -> list[str]:
-    values = facts.preprocessing
+def describe_preprocessing(metadata: ExportMetadata) -> list[str]:
+    values = metadata.preprocessing
     resized = f"Resized to {values.resized} x {values.resized} ({values.kernel}), RGB"
     if values.ten_crop:
         resized += f"; ten crops of {values.image_size} (corners, center, mirrored), whose logits are averaged"

@@ -45,8 +45,8 @@ def check_opset(opset: int) -> None:
 
 def is_opset_supported(opset: int) -> bool:
     """Return whether the installed ONNX Runtime loads a minimal model of an opset."""
-    there, back = (onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, [1]) for name in "xy")
-    graph = onnx.helper.make_graph([onnx.helper.make_node("Identity", ["x"], ["y"])], "smallest", [there], [back])
+    x, y = (onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, [1]) for name in "xy")
+    graph = onnx.helper.make_graph([onnx.helper.make_node("Identity", ["x"], ["y"])], "smallest", [x], [y])
     imports = [onnx.helper.make_opsetid("", opset)]
     model = onnx.helper.make_model(graph, opset_imports=imports, ir_version=10)  # what torch's exporter writes
     try:
@@ -56,13 +56,13 @@ def is_opset_supported(opset: int) -> bool:
     return True
 
 
-def write(network: TargetNetwork, facts: ExportMetadata, path: Path, opset: int = OPSET) -> None:
+def write(network: TargetNetwork, metadata: ExportMetadata, path: Path, opset: int = OPSET) -> None:
     """Export to `path`. Raises `UserError` for an unsupported opset. The file contains no local paths."""
     check_opset(opset)
     with suppress_exporter_warnings():
         # the same graph as for torch.export, traced with a dynamic batch size
         program = torch.onnx.export(
-            trace(network, facts),
+            trace(network, metadata),
             dynamo=True,
             input_names=[INPUT],
             output_names=[OUTPUT],
@@ -71,13 +71,13 @@ def write(network: TargetNetwork, facts: ExportMetadata, path: Path, opset: int 
         )
     assert program is not None
     model = program.model_proto
-    made = {entry.domain: entry.version for entry in model.opset_import}[""]
-    if made != opset:
-        raise UserError(f"--opset {opset}: this network can only be exported as opset {made}; pass --opset {made}")
+    actual = {entry.domain: entry.version for entry in model.opset_import}[""]
+    if actual != opset:
+        raise UserError(f"--opset {opset}: this network can only be exported as opset {actual}; pass --opset {actual}")
     for part in (*model.graph.node, *model.graph.value_info, *model.graph.initializer, *model.functions):
         del part.metadata_props[:]  # Python source locations
         part.doc_string = ""
-    onnx.helper.set_model_props(model, facts.to_metadata())
+    onnx.helper.set_model_props(model, metadata.to_metadata())
     onnx.save(model, path)
 
 
@@ -112,7 +112,7 @@ class OnnxNetwork:
             self._session = onnxruntime.InferenceSession(str(path), quiet_options(), providers=[provider])
         except Exception as error:  # its errors have no common base class
             raise UserError(f"{path}: ONNX Runtime cannot open it ({single_line(error, 160)})") from None
-        self.facts = ExportMetadata.from_metadata(self._session.get_modelmeta().custom_metadata_map, path)
+        self.metadata = ExportMetadata.from_metadata(self._session.get_modelmeta().custom_metadata_map, path)
 
     def __call__(self, images: Tensor) -> Tensor:
         (logits,) = self._session.run([OUTPUT], {INPUT: images.cpu().numpy()})

@@ -13,10 +13,10 @@ from adadf_dist.export.metadata import ExportMetadata
 from adadf_dist.export.target_network import TargetNetwork
 
 
-def write(network: TargetNetwork, facts: ExportMetadata, path: Path) -> None:
+def write(network: TargetNetwork, metadata: ExportMetadata, path: Path) -> None:
     tensors = {name: tensor.contiguous() for name, tensor in network.state_dict().items()}
     try:
-        save_file(tensors, path, metadata={"format": "pt", **facts.to_metadata()})
+        save_file(tensors, path, metadata={"format": "pt", **metadata.to_metadata()})
     except SafetensorError as error:  # also for an unwritable folder
         raise UserError(f"{path}: cannot be written ({single_line(error, 120)}); write elsewhere") from None
 
@@ -25,15 +25,15 @@ def read(path: Path) -> tuple[TargetNetwork, ExportMetadata]:
     """Load the network. Raises `UserError` for a corrupt file or one not written by `write`."""
     try:
         with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
+            stored = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except (SafetensorError, OSError) as error:
         raise UserError(f"{path}: truncated or not a safetensors file ({single_line(error, 120)})") from None
-    facts = ExportMetadata.from_metadata(metadata, path)
-    network = TargetNetwork(init_model(facts.config(path), len(facts.classes)))
+    metadata = ExportMetadata.from_metadata(stored, path)
+    network = TargetNetwork(init_model(metadata.config(path), len(metadata.classes)))
     own = network.state_dict()
     for name in [*own, *tensors]:
         if name not in own or name not in tensors or own[name].shape != tensors[name].shape:
             raise UserError(f"{path}: tensor {name} does not match the network in its metadata; export again")
     network.load_state_dict(tensors)
-    return network, facts
+    return network, metadata

@@ -27,8 +27,8 @@ class SampleInputs(NamedTuple):
 
     random: Tensor
     faces: Tensor
-    whose: str
-    """Source of the faces."""
+    source: str
+    """Description of the faces."""
 
 
 def make_sample_inputs(trained: TrainedModel, dataset: Dataset | None, count: int) -> SampleInputs:
@@ -38,11 +38,11 @@ def make_sample_inputs(trained: TrainedModel, dataset: Dataset | None, count: in
     try:
         if dataset is None:
             raise UserError("no dataset")
-        faces, whose = stored_faces(dataset, count)
+        faces, source = stored_faces(dataset, count)
     except (UserError, OSError, InvalidImageError):
         faces = [Image.fromarray(render_sample(0, number).image) for number in range(count)]
-        whose = "synthetic faces (run dataset not available)"
-    return SampleInputs(random, prepare(faces, trained.preprocessing)[:count], whose)
+        source = "synthetic faces (run dataset not available)"
+    return SampleInputs(random, prepare(faces, trained.preprocessing)[:count], source)
 
 
 def find_dataset(trained: TrainedModel, shards: str) -> Dataset | None:
@@ -50,9 +50,9 @@ def find_dataset(trained: TrainedModel, shards: str) -> Dataset | None:
 
     `shards`: its current location; empty: as in the run. Raises `UserError` if `shards` is set and does not open.
     """
-    place = shards or trained.config.data.shards
+    location = shards or trained.config.data.shards
     try:
-        dataset = open_dataset(local_path(place)) if place and not is_remote(place) else None
+        dataset = open_dataset(local_path(location)) if location and not is_remote(location) else None
     except (UserError, OSError):
         if shards:
             raise

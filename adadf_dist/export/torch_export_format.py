@@ -21,9 +21,9 @@ METADATA = "adadf_dist.json"
 """Name of the extra file with the metadata as JSON."""
 
 
-def trace(network: TargetNetwork, facts: ExportMetadata) -> ExportedProgram:
+def trace(network: TargetNetwork, metadata: ExportMetadata) -> ExportedProgram:
     """Trace the network for its image size and any batch size. The program contains no local paths."""
-    size = facts.preprocessing.image_size
+    size = metadata.preprocessing.image_size
     example = torch.zeros(2, 3, size, size)  # a batch of 1 would be treated as constant
     program = torch.export.export(network, (example,), dynamic_shapes={INPUT: {0: Dim("n")}})
     for module in program.graph_module.modules():
@@ -32,8 +32,8 @@ def trace(network: TargetNetwork, facts: ExportMetadata) -> ExportedProgram:
     return program
 
 
-def write(network: TargetNetwork, facts: ExportMetadata, path: Path) -> None:
-    torch.export.save(trace(network, facts), path, extra_files={METADATA: json.dumps(facts.to_metadata())})
+def write(network: TargetNetwork, metadata: ExportMetadata, path: Path) -> None:
+    torch.export.save(trace(network, metadata), path, extra_files={METADATA: json.dumps(metadata.to_metadata())})
 
 
 def read(path: Path, device: torch.device) -> tuple[Callable[[Tensor], Tensor], ExportMetadata]:
@@ -49,9 +49,9 @@ def read(path: Path, device: torch.device) -> tuple[Callable[[Tensor], Tensor], 
     except Exception as error:  # the loader raises arbitrary errors
         raise UserError(f"{path}: truncated or not a torch.export program ({single_line(error, 120)})") from None
     try:
-        metadata = json.loads(extra[METADATA] or "{}")
+        stored = json.loads(extra[METADATA] or "{}")
     except ValueError as error:
         raise UserError(f"{path}: corrupt metadata ({error}); export again") from None
     if device.type != "cpu":
         program = move_to_device_pass(program, device)
-    return program.module(), ExportMetadata.from_metadata(metadata, path)
+    return program.module(), ExportMetadata.from_metadata(stored, path)

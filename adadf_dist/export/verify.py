@@ -49,7 +49,7 @@ def verify_export(
             return model.logits(images.to(model.device)).cpu()
 
     on_random, on_faces = (max_abs_diff(logits, trained, images) for images in probes[:2])
-    for kind, difference in (("random images", on_random), (probes.whose, on_faces)):
+    for kind, difference in (("random images", on_random), (probes.source, on_faces)):
         if not difference <= TOLERANCE:  # a NaN does not pass either
             raise UserError(
                 f"exported model differs from the checkpoint by {difference:.1e} on {kind} (tolerance {TOLERANCE:g}); "

@@ -49,11 +49,11 @@ class Metrics(NamedTuple):
 
 def wilson_interval(correct: int, total: int) -> Interval:
     """Return the 95% Wilson interval (Wilson, 1927) of a fraction; it always lies within [0, 1]."""
-    share, z2 = correct / total, Z95**2
-    centre = (share + z2 / (2 * total)) / (1 + z2 / total)
-    half = Z95 / (1 + z2 / total) * math.sqrt(share * (1 - share) / total + z2 / (4 * total**2))
+    fraction, z2 = correct / total, Z95**2
+    center = (fraction + z2 / (2 * total)) / (1 + z2 / total)
+    half = Z95 / (1 + z2 / total) * math.sqrt(fraction * (1 - fraction) / total + z2 / (4 * total**2))
     # the bounds for 0 and `total` are exact; rounding would miss them slightly
-    return Interval(0.0 if correct == 0 else centre - half, 1.0 if correct == total else centre + half)
+    return Interval(0.0 if correct == 0 else center - half, 1.0 if correct == total else center + half)
 
 
 def per_class_recall(confusion: NDArray[np.int64]) -> NDArray[np.float64]:

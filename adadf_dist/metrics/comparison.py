@@ -120,8 +120,8 @@ def unpaired_variance(scores: Sequence[Score]) -> float:
     Adds two successes and two failures (Agresti and Coull, 1998), so the variance is never zero.
     """
     samples = min(score.samples for score in scores)
-    share = (float(np.mean([score.accuracy for score in scores])) * samples + 2) / (samples + 4)
-    return share * (1 - share) / samples
+    fraction = (float(np.mean([score.accuracy for score in scores])) * samples + 2) / (samples + 4)
+    return fraction * (1 - fraction) / samples
 
 
 def half_width(seed_variance: float, sample_variance: float, seeds: int, level: float) -> float:

@@ -21,8 +21,8 @@ FLOOR = 1e-12
 def kl(p: Floats, q: Floats) -> Floats:
     """Return KL(p || q), the sum of p log(p / q). Terms with p = 0 are 0; q is clamped to `FLOOR`."""
     terms = np.zeros_like(p)
-    seen = p > 0
-    terms[seen] = p[seen] * np.log(p[seen] / np.maximum(q[seen], FLOOR))
+    positive = p > 0
+    terms[positive] = p[positive] * np.log(p[positive] / np.maximum(q[positive], FLOOR))
     return row_sum(terms)
 
 

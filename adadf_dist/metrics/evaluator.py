@@ -41,16 +41,16 @@ class MetricAccumulator:
         divergence = voted = log_p.new_zeros(())
         if votes is not None:
             counts = votes.sum(dim=1, keepdim=True)
-            shares = votes.double() / counts.clamp_min(1)
-            terms = torch.xlogy(shares, shares) - shares * log_p
+            fractions = votes.double() / counts.clamp_min(1)
+            terms = torch.xlogy(fractions, fractions) - fractions * log_p
             divergence, voted = terms.sum(), (counts > 0).sum().double()
         self.sums += torch.stack([log_p.new_tensor(len(labels)), entropy, divergence, voted])
 
     def compute(self, split: Split) -> Metrics:
         """Sum over ranks and return the metrics. Collective: every rank must call this."""
-        everything = self.world.all_reduce_sum_(torch.cat([self.sums, self.confusion])).cpu().numpy()
-        samples, entropy, divergence, voted = everything[:4]
-        confusion = everything[4:].reshape(self.num_classes, self.num_classes).astype(np.int64)
+        totals = self.world.all_reduce_sum_(torch.cat([self.sums, self.confusion])).cpu().numpy()
+        samples, entropy, divergence, voted = totals[:4]
+        confusion = totals[4:].reshape(self.num_classes, self.num_classes).astype(np.int64)
         if not samples == len(split) == confusion.sum():  # not an assertion: also checked under python -O
             raise RuntimeError(f"{samples:.0f} samples counted, but split {split.name} has {len(split)}")
         recalls = per_class_recall(confusion)

@@ -92,13 +92,13 @@ def gather_answers(found: Sequence[Rows], samples: int, world: World) -> Predict
     return Predictions(rows[:, :classes], rows[:, classes:-1], rows[:, -1])
 
 
-def check_finite(answers: Predictions, whose: object) -> None:
+def check_finite(predictions: Predictions, source: object) -> None:
     """Raise `UserError` for non-finite predictions, whose argmax would be the first class."""
-    finite = np.isfinite(np.column_stack(answers))
+    finite = np.isfinite(np.column_stack(predictions))
     bad = np.flatnonzero(~finite.all(axis=1))
     if len(bad):
         raise UserError(
-            f"{whose}: non-finite outputs for {len(bad):,} of {len(finite):,} samples; training diverged: use an "
+            f"{source}: non-finite outputs for {len(bad):,} of {len(finite):,} samples; training diverged: use an "
             "earlier checkpoint, or train again with a lower optimizer.lr"
         )
 
@@ -110,22 +110,21 @@ def gather_outputs(
 
     `only`: the sample indices to expect, if not the entire split. Raises `RuntimeError` unless each occurs once.
     """
-    wanted = np.arange(samples) if only is None else only
+    expected = np.arange(samples) if only is None else only
     rows_of = torch.full((samples,), -1, dtype=torch.int64, device=world.device)
-    rows_of[torch.from_numpy(wanted).to(world.device)] = torch.arange(len(wanted), device=world.device)
+    rows_of[torch.from_numpy(expected).to(world.device)] = torch.arange(len(expected), device=world.device)
     width = max(world.all_gather_object(found[0].values.shape[1] if found else 0))
-    everything = torch.zeros(len(wanted), width + 1, device=world.device)
-    for places, rows in found:
-        seen = torch.ones(len(rows), 1, device=rows.device)
-        everything.index_add_(0, rows_of[places], torch.cat([rows, seen], dim=1))
-    gathered = world.all_reduce_sum_(everything).cpu().numpy()
+    sums = torch.zeros(len(expected), width + 1, device=world.device)  # the last column counts
+    for indices, values in found:
+        sums.index_add_(0, rows_of[indices], torch.cat([values, values.new_ones(len(values), 1)], dim=1))
+    gathered = world.all_reduce_sum_(sums).cpu().numpy()
     if not (gathered[:, -1] == 1).all():
-        raise RuntimeError(f"{int((gathered[:, -1] != 1).sum())} of {len(wanted)} samples were not seen exactly once")
+        raise RuntimeError(f"{int((gathered[:, -1] != 1).sum())} of {len(expected)} samples were not seen exactly once")
     return np.ascontiguousarray(gathered[:, :-1])
 
 
 def fuse_distributions(
-    answers: Predictions, labels: NDArray[np.int64], class_distributions: Tensor, loss: LossConfig, batch_size: int
+    predictions: Predictions, labels: NDArray[np.int64], class_distributions: Tensor, loss: LossConfig, batch_size: int
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Apply eq 11 and 12 after training: compute the target branch's training targets for these samples.
 
@@ -137,13 +136,13 @@ def fuse_distributions(
         w' [S] and the fused distributions [S, C].
     """
     if loss.supervision == "one_hot":  # the baseline trains on the label itself
-        return np.ones(len(labels)), np.eye(answers.target_logits.shape[1])[labels]
-    attention = torch.from_numpy(answers.attention).double()
-    runs = split_batches(np.arange(len(labels)), batch_size)
-    parts = [attention[torch.from_numpy(run)] for run in runs]
+        return np.ones(len(labels)), np.eye(predictions.target_logits.shape[1])[labels]
+    attention = torch.from_numpy(predictions.attention).double()
+    batches = split_batches(np.arange(len(labels)), batch_size)
+    parts = [attention[torch.from_numpy(batch)] for batch in batches]
     weights = torch.cat([normalize_attention(part, part, loss.lambda_min) for part in parts])
     targets = class_distributions[torch.from_numpy(labels)]
-    fused = make_targets(torch.from_numpy(answers.auxiliary_probs), targets, weights, loss)
+    fused = make_targets(torch.from_numpy(predictions.auxiliary_probs), targets, weights, loss)
     return weights.numpy(), fused.numpy()
 
 

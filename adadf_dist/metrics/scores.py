@@ -82,7 +82,7 @@ class Scores(NamedTuple):
 def score(logits: NDArray[np.float32], labels: Labels, names: tuple[str, ...]) -> Scores:
     """Score logits [S, C] against labels [S]; class indices follow `names`."""
     predicted = logits.argmax(axis=1)
-    right = predicted == labels
+    correct = predicted == labels
     confusion = confusion_matrix(labels, predicted, labels=np.arange(len(names)))
     precision, recall, f1, faces = precision_recall_fscore_support(
         labels, predicted, labels=np.arange(len(names)), zero_division=np.nan
@@ -93,14 +93,14 @@ def score(logits: NDArray[np.float32], labels: Labels, names: tuple[str, ...]) -
     def by_class(times: Floats) -> Floats:
         """Return mean class recall and mean F1, with each sample counted `times` times."""
         size = len(names)
-        hits = np.bincount(labels, times * right, minlength=size)
+        hits = np.bincount(labels, times * correct, minlength=size)
         own, guessed = (np.bincount(of, times, minlength=size) for of in (labels, predicted))
         some = own > 0
         return np.array([np.mean(hits[some] / own[some]), np.mean(2 * hits[some] / (own + guessed)[some])])
 
     low, high = bootstrap(len(labels), by_class)
     return Scores(
-        accuracy=accuracy(right),
+        accuracy=accuracy(correct),
         mean_class_accuracy=Estimate(float(recall[present].mean()), Interval(low[0], high[0])),
         macro_f1=Estimate(float(f1[present].mean()), Interval(low[1], high[1])),
         classes=tuple(ClassScore(*row) for row in zip(names, *columns, strict=True)),
@@ -109,22 +109,22 @@ def score(logits: NDArray[np.float32], labels: Labels, names: tuple[str, ...]) -
     )
 
 
-def accuracy(right: NDArray[np.bool_]) -> Estimate:
+def accuracy(correct: NDArray[np.bool_]) -> Estimate:
     """Return the accuracy over at least one sample, with its Wilson interval."""
-    return Estimate(float(right.mean()), wilson_interval(int(right.sum()), len(right)))
+    return Estimate(float(correct.mean()), wilson_interval(int(correct.sum()), len(correct)))
 
 
 def calibrate(logits: NDArray[np.float32], labels: Labels) -> Calibration:
     """Compute the calibration of logits [S, C] against labels [S]."""
     logs = log_softmax(logits.astype(np.float64), axis=1)
     probabilities = np.exp(logs)
-    confidence, right = probabilities.max(axis=1), probabilities.argmax(axis=1) == labels
+    confidence, correct = probabilities.max(axis=1), probabilities.argmax(axis=1) == labels
     edges = np.linspace(0, 1, BINS + 1)
-    place = np.clip(np.searchsorted(edges, confidence, side="left") - 1, 0, BINS - 1)
+    bin_of = np.clip(np.searchsorted(edges, confidence, side="left") - 1, 0, BINS - 1)
     bins = []
     for number in range(BINS):
-        inside = place == number
-        means = (float(confidence[inside].mean()), float(right[inside].mean())) if inside.any() else (np.nan, np.nan)
+        inside = bin_of == number
+        means = (float(confidence[inside].mean()), float(correct[inside].mean())) if inside.any() else (np.nan, np.nan)
         bins.append(Bin(float(edges[number]), float(edges[number + 1]), int(inside.sum()), *means))
     error = sum(bin.faces * abs(bin.accuracy - bin.confidence) for bin in bins if bin.faces) / len(labels)
     squares = (probabilities - np.eye(logits.shape[1])[labels]) ** 2
@@ -132,14 +132,14 @@ def calibrate(logits: NDArray[np.float32], labels: Labels) -> Calibration:
     return Calibration(error, float(squares.sum(axis=1).mean()), float(nll), tuple(bins))
 
 
-def bootstrap(faces: int, statistic: Callable[[Floats], Floats]) -> tuple[list[float], list[float]]:
+def bootstrap(samples: int, statistic: Callable[[Floats], Floats]) -> tuple[list[float], list[float]]:
     """Return the lower and upper bounds of 95% percentile intervals (Efron, 1979) for the K values of `statistic`.
 
-    `statistic` receives how often each sample occurs in one resample with replacement, [faces].
+    `statistic` receives how often each sample occurs in one resample with replacement, [samples].
     """
     random = np.random.default_rng(SEED)
-    draws = (np.bincount(random.integers(faces, size=faces), minlength=faces) for _ in range(RESAMPLES))
-    values = np.stack([statistic(times.astype(np.float64)) for times in draws])
+    resamples = (np.bincount(random.integers(samples, size=samples), minlength=samples) for _ in range(RESAMPLES))
+    values = np.stack([statistic(times.astype(np.float64)) for times in resamples])
     low, high = np.percentile(values, [2.5, 97.5], axis=0)
     return low.tolist(), high.tolist()
 

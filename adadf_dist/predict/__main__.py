@@ -25,7 +25,7 @@ from adadf_dist.errors import UserError
 from adadf_dist.export.exported_model import ExportedModel, load_model
 from adadf_dist.files.outputs import add_overwrite_option, atomic_file, check_output_path
 from adadf_dist.predict.inputs import Inputs, find_images
-from adadf_dist.predict.output_formats import Columns, Format, make_format
+from adadf_dist.predict.output_formats import FORMATS, Columns, Format
 from adadf_dist.predict.predictor import Predictor
 from adadf_dist.predict.preprocess import LARGE, Aligner
 
@@ -128,17 +128,17 @@ class PredictionCounts:
 
 def predict(predictor: Predictor, inputs: Inputs, form: Format, out: TextIO) -> PredictionCounts:
     """Write the rows of all images, one batch at a time."""
-    tally = PredictionCounts()
+    counts = PredictionCounts()
     out.write(form.head())
     with tqdm(total=inputs.total, unit="image", leave=False, disable=not sys.stderr.isatty()) as bar:
-        for rows in predictor.predict(inputs.pictures):
+        for rows in predictor.predict(inputs.images):
             out.writelines(form.line(row) for row in rows)
             out.flush()
-            tally.rows += len(rows)
-            tally.failed += sum(row.probabilities is None for row in rows)
-            tally.large += sum(row.face.is_large for row in rows)
+            counts.rows += len(rows)
+            counts.failed += sum(row.probabilities is None for row in rows)
+            counts.large += sum(row.face.is_large for row in rows)
             bar.update(sum(row.face.number in (None, 1) for row in rows))
-    return tally
+    return counts
 
 
 def make_predictor(args: argparse.Namespace, model: ExportedModel) -> Predictor:
@@ -159,20 +159,20 @@ def main(argv: Sequence[str] | None = None) -> None:
         predictor = make_predictor(args, model)
         if args.out is None and sys.stdout is None:
             raise UserError("standard output is closed; pass --out FILE")
-        first = next(inputs.pictures, None)  # read before an output file is created or replaced
+        first = next(inputs.images, None)  # read before an output file is created or replaced
         if first is None:
             raise UserError("no images on stdin")
-        inputs = inputs._replace(pictures=chain([first], inputs.pictures))
+        inputs = inputs._replace(images=chain([first], inputs.images))
         if inputs.skipped.kinds:
             logger.info(f"adadf_dist.predict: {inputs.skipped.describe()}")
-        for_eyes = args.out is None and sys.stdout.isatty()
+        on_terminal = args.out is None and sys.stdout.isatty()
         columns = Columns(model.classes, inputs.label_classes, inputs.vote_classes, args.align, args.all_faces)
-        form = make_format(args.format or ("table" if for_eyes else "csv"), columns)
+        form = FORMATS[args.format or ("table" if on_terminal else "csv")](columns)
         with open_output(args.out) as out:
-            tally = predict(predictor, inputs, form, out)
-    for line in tally.messages():
+            counts = predict(predictor, inputs, form, out)
+    for line in counts.messages():
         logger.info(f"adadf_dist.predict: {line}")
-    raise SystemExit(int(tally.failed > 0))
+    raise SystemExit(int(counts.failed > 0))
 
 
 if __name__ == "__main__":

@@ -36,7 +36,7 @@ class ImageInput(NamedTuple):
 
 
 class Inputs(NamedTuple):
-    pictures: Iterator[ImageInput]
+    images: Iterator[ImageInput]
     total: int | None
     """None if paths come from standard input."""
     skipped: Skipped
@@ -47,10 +47,10 @@ class Inputs(NamedTuple):
     """Class names of the datasets with votes."""
 
 
-class Source(NamedTuple):
+class PathImages(NamedTuple):
     """Images of one command-line path."""
 
-    pictures: Iterable[ImageInput]
+    images: Iterable[ImageInput]
     total: int | None
     """None if not known in advance."""
     split: Split | None = None
@@ -78,7 +78,7 @@ def find_images(paths: Sequence[str], split: str | None) -> Inputs:
             f"{', '.join(sorted(image_suffixes()))}{note}"
         )
     return Inputs(
-        pictures=chain.from_iterable(source.pictures for source in sources),
+        images=chain.from_iterable(source.images for source in sources),
         total=total,
         skipped=skipped,
         label_classes=merge_classes(splits),
@@ -91,31 +91,31 @@ def merge_classes(splits: Iterable[Split]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(name for split in splits for name in split.classes))
 
 
-def open_path(path: str, split: str | None, skipped: Skipped) -> Source:
+def open_path(path: str, split: str | None, skipped: Skipped) -> PathImages:
     """Open one command-line path. Raises `UserError` for a dataset without the split."""
     if path == STDIN:
-        return Source(read_stdin_paths(), None)
+        return PathImages(read_stdin_paths(), None)
     if os.path.isfile(os.path.join(path, MANIFEST)):
         return open_dataset_path(path, split)
     if os.path.isdir(path):
-        pictures = list_folder(path, skipped)
-        return Source(pictures, len(pictures))
-    return Source([file_picture(path)], 1, is_missing=not os.path.exists(path))
+        images = list_folder(path, skipped)
+        return PathImages(images, len(images))
+    return PathImages([file_image(path)], 1, is_missing=not os.path.exists(path))
 
 
 def list_folder(folder: str, skipped: Skipped) -> list[ImageInput]:
     """List the images in a folder tree, sorted; an unreadable subfolder counts as an image that fails to load."""
-    found: list[ImageInput] = []
+    images: list[ImageInput] = []
 
     def add_unreadable(path: str, error: UserError) -> None:
-        found.append(failed_picture(path, str(error)))
+        images.append(failed_image(path, str(error)))
 
     for path in walk_files(folder, skipped, add_unreadable):
         if is_image_name(path):
-            found.append(file_picture(path))
+            images.append(file_image(path))
         else:
             skipped.add(path, "other files")
-    return found
+    return images
 
 
 def read_stdin_paths() -> Iterator[ImageInput]:
@@ -126,10 +126,10 @@ def read_stdin_paths() -> Iterator[ImageInput]:
     with open(sys.stdin.fileno(), "rb", closefd=False) as stream:
         for line in decode_lines(stream, "standard input", any_bytes=True):
             if path := line.rstrip("\n"):
-                yield file_picture(native_name(path))
+                yield file_image(native_name(path))
 
 
-def file_picture(path: str) -> ImageInput:
+def file_image(path: str) -> ImageInput:
     return ImageInput(path, partial(load_file, path))
 
 
@@ -142,41 +142,40 @@ def load_file(path: str) -> Image.Image:
     return decode_upright(data)
 
 
-def failed_picture(path: str, reason: str) -> ImageInput:
+def failed_image(path: str, reason: str) -> ImageInput:
     """Return a placeholder for an unreadable folder: loading it raises `InvalidImageError` with the reason."""
-    return ImageInput(path, partial(raise_bad_image, reason.removeprefix(f"{escape_name(path)}: ")))
+
+    def load() -> NoReturn:
+        raise InvalidImageError(reason.removeprefix(f"{escape_name(path)}: "))
+
+    return ImageInput(path, load)
 
 
-def raise_bad_image(reason: str) -> NoReturn:
-    raise InvalidImageError(reason)
-
-
-def open_dataset_path(path: str, name: str | None) -> Source:
+def open_dataset_path(path: str, name: str | None) -> PathImages:
     """Open a dataset's split (default: test), in its order. Raises `UserError` if the dataset lacks the split."""
     try:
         dataset = open_dataset(path)
-        name_or_test = name or "test"
-        if name_or_test in dataset.splits:
-            split = dataset.split(name_or_test)
-            return Source(stored_pictures(split), len(split), split)
+        if (name or "test") in dataset.splits:
+            split = dataset.split(name or "test")
+            return PathImages(stored_images(split), len(split), split)
     except (UserError, OSError) as error:
         reason = str(error) if isinstance(error, UserError) else single_line(error)
-        return Source([failed_picture(path, reason)], 1, is_missing=True)
+        return PathImages([failed_image(path, reason)], 1, is_missing=True)
     problem = f"no {name} split; available:" if name else "has no test split; pass --split, one of"
     raise UserError(f"{escape_name(path)}: {problem} {', '.join(dataset.splits)}")
 
 
-def stored_pictures(split: Split) -> Iterator[ImageInput]:
+def stored_images(split: Split) -> Iterator[ImageInput]:
     """Yield the samples of a split with their labels and votes, if any."""
     for sample, (key, label) in enumerate(zip(split.keys, split.labels.tolist(), strict=True)):
         votes = [] if split.votes is None else split.votes[sample].tolist()
         yield ImageInput(
             f"{split.name}/{key}",
-            partial(load_stored, split, sample),
+            partial(load_sample, split, sample),
             split.classes[label],
             dict(zip(split.classes, votes, strict=True)) if any(votes) else None,
         )
 
 
-def load_stored(split: Split, sample: int) -> Image.Image:
+def load_sample(split: Split, sample: int) -> Image.Image:
     return decode_image(split.read(sample))

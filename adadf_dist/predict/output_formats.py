@@ -6,13 +6,12 @@ import csv
 import io
 import json
 from collections.abc import Sequence
-from typing import Literal, NamedTuple, Protocol, TypeAlias
+from typing import NamedTuple, TypeAlias
 
 from adadf_dist.data.jpeg import Box
 from adadf_dist.files.text import escape_name
 from adadf_dist.predict.predictor import Row
 
-FormatName = Literal["csv", "jsonl", "table"]
 DIGITS = 6
 """Decimals of a probability."""
 Value: TypeAlias = str | int | float | None
@@ -51,7 +50,7 @@ class Record(NamedTuple):
 
 def make_record(row: Row, columns: Columns) -> Record:
     face, p = row
-    picture = face.picture
+    source = face.source
     probabilities = None if p is None else dict(zip(columns.classes, map(float, p), strict=True))
     best = None if p is None else int(p.argmax())
     detection: dict[str, Value] = {}
@@ -62,13 +61,13 @@ def make_record(row: Row, columns: Columns) -> Record:
         detection |= {"face": face.number, **dict(zip(box_columns(), box, strict=True))}
     return Record(
         result={
-            "path": picture.name,
+            "path": source.name,
             "prediction": None if best is None else columns.classes[best],
             "confidence": None if p is None else float(p.max()),
         },
         probabilities=probabilities,
-        annotation={"label": picture.label} if columns.label_classes else {},
-        votes=None if picture.votes is None else {name: as_count(votes) for name, votes in picture.votes.items()},
+        annotation={"label": source.label} if columns.label_classes else {},
+        votes=None if source.votes is None else {name: as_count(votes) for name, votes in source.votes.items()},
         detection=detection,
         error=face.error,
     )
@@ -87,23 +86,22 @@ def as_count(votes: float) -> int | float:
     return int(votes) if votes == int(votes) else round(votes, DIGITS)
 
 
-class Format(Protocol):
-    def head(self) -> str:
-        """Return the text before the rows, including its newline."""
-
-    def line(self, row: Row) -> str: ...
-
-
-def make_format(name: FormatName, columns: Columns) -> Format:
-    kinds: dict[str, type[Csv | JsonLines | Table]] = {"csv": Csv, "jsonl": JsonLines, "table": Table}
-    return kinds[name](columns)
-
-
-class Csv:
-    """path, prediction, confidence, p_CLASS per class, label, votes_CLASS per class, faces, face, box_*, error."""
+class Format:
+    """Writes rows as text."""
 
     def __init__(self, columns: Columns) -> None:
         self.columns = columns
+
+    def head(self) -> str:
+        """Return the text before the rows, including its newline."""
+        return ""
+
+    def line(self, row: Row) -> str:
+        raise NotImplementedError
+
+
+class Csv(Format):
+    """path, prediction, confidence, p_CLASS per class, label, votes_CLASS per class, faces, face, box_*, error."""
 
     def head(self) -> str:
         names = ["path", "prediction", "confidence", *(f"p_{name}" for name in self.columns.classes)]
@@ -113,8 +111,8 @@ class Csv:
 
     def line(self, row: Row) -> str:
         record = make_record(row, self.columns)
-        shares, votes = record.probabilities or {}, record.votes or {}
-        predicted = [*record.result.values(), *(shares.get(name) for name in self.columns.classes)]
+        probabilities, votes = record.probabilities or {}, record.votes or {}
+        predicted = [*record.result.values(), *(probabilities.get(name) for name in self.columns.classes)]
         cells = [f"{value:.{DIGITS}f}" if isinstance(value, float) else as_text(value) for value in predicted]
         given = [*record.annotation.values(), *(votes.get(name) for name in self.columns.vote_classes)]
         return as_csv([*cells, *map(as_text, (*given, *record.detection.values())), record.error])
@@ -130,36 +128,30 @@ def as_csv(cells: Sequence[str]) -> str:
     return stream.getvalue()
 
 
-class JsonLines:
+class JsonLines(Format):
     """One object per line. `probabilities` and `votes` are objects keyed by class; empty CSV cells are null.
 
     Bytes of a path that are not UTF-8, control characters and backslashes are written as `\\xNN`.
     """
 
-    def __init__(self, columns: Columns) -> None:
-        self.columns = columns
-
-    def head(self) -> str:
-        return ""
-
     def line(self, row: Row) -> str:
         record = make_record(row, self.columns)
-        values: dict[str, object] = {**record.result, "path": escape_name(row.face.picture.name)}
+        values: dict[str, object] = {**record.result, "path": escape_name(row.face.source.name)}
         values["probabilities"] = None
         if record.probabilities is not None:
-            shares = {name: round(share, DIGITS) for name, share in record.probabilities.items()}
-            values |= {"confidence": max(shares.values()), "probabilities": shares}
+            probabilities = {name: round(value, DIGITS) for name, value in record.probabilities.items()}
+            values |= {"confidence": max(probabilities.values()), "probabilities": probabilities}
         values |= record.annotation
         if self.columns.vote_classes:
             values["votes"] = record.votes
         return json.dumps({**values, **record.detection, "error": record.error or None}) + "\n"
 
 
-class Table:
+class Table(Format):
     """Aligned columns; the path is last, followed by the error if any."""
 
     def __init__(self, columns: Columns) -> None:
-        self.columns = columns
+        super().__init__(columns)
         self.width = max(len("prediction"), *map(len, columns.classes))
         self.label_width = max(map(len, ("label", *columns.label_classes)))
 
@@ -171,14 +163,17 @@ class Table:
 
     def line(self, row: Row) -> str:
         record = make_record(row, self.columns)
-        shares, votes = record.probabilities or {}, record.votes or {}
+        probabilities, votes = record.probabilities or {}, record.votes or {}
         confidence = "-" if row.probabilities is None else f"{row.probabilities.max():.1%}"
         cells = [(as_text(record.result["prediction"]) or "-").ljust(self.width), confidence.rjust(10)]
         for name in self.columns.classes:
-            cells.append((f"{shares[name]:.1%}" if shares else "-").rjust(max(7, len(name))))
+            cells.append((f"{probabilities[name]:.1%}" if probabilities else "-").rjust(max(7, len(name))))
         cells += [(as_text(label) or "-").ljust(self.label_width) for label in record.annotation.values()]
         cells += [(as_text(votes.get(name)) or "-").rjust(len(f"votes_{name}")) for name in self.columns.vote_classes]
         cells += [(as_text(value) or "-").rjust(max(5, len(name))) for name, value in record.detection.items()]
-        path = row.face.picture.name
+        path = row.face.source.name
         path = path if path.isprintable() else ascii(path)[1:-1]  # prevent names from controlling the terminal
         return "  ".join([*cells, path + (f": {record.error}" if record.error else "")]) + "\n"
+
+
+FORMATS: dict[str, type[Format]] = {"csv": Csv, "jsonl": JsonLines, "table": Table}

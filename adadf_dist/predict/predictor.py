@@ -20,7 +20,7 @@ from adadf_dist.predict.preprocess import Aligner, PreparedImage, load_faces
 MAX_BATCH_WAIT_S = 0.05
 """Maximum wait for the next image of a batch; paths may be typed interactively."""
 
-Seen = Future[list[PreparedImage]]
+Prepared = Future[list[PreparedImage]]
 
 
 class Row(NamedTuple):
@@ -41,26 +41,26 @@ class Predictor:
         self.aligner = aligner
         self._finish = DeviceTransform(model.preprocessing, model.device)
 
-    def predict(self, pictures: Iterable[ImageInput]) -> Iterator[list[Row]]:
-        """Yield a list of rows per batch of images. Re-raises errors of `pictures` after the earlier rows."""
-        ahead: Queue[Seen | BaseException | None] = Queue(2 * self.batch_size + self.workers)
+    def predict(self, images: Iterable[ImageInput]) -> Iterator[list[Row]]:
+        """Yield a list of rows per batch of images. Re-raises errors of `images` after the earlier rows."""
+        ahead: Queue[Prepared | BaseException | None] = Queue(2 * self.batch_size + self.workers)
         with ThreadPoolExecutor(self.workers, "decode") as pool:
-            Thread(target=self._read_ahead, args=(pictures, pool, ahead), daemon=True).start()
+            Thread(target=self._read_ahead, args=(images, pool, ahead), daemon=True).start()
             ended = False
             while not ended:
                 batch, end = collect_batch(ahead, self.batch_size)
                 if batch:
-                    yield self._predict_batch([face for seen in batch for face in seen.result()])
+                    yield self._predict_batch([face for prepared in batch for face in prepared.result()])
                 if isinstance(end, BaseException):
                     raise end
                 ended = end is None
 
     def _read_ahead(
-        self, pictures: Iterable[ImageInput], pool: ThreadPoolExecutor, ahead: Queue[Seen | BaseException | None]
+        self, images: Iterable[ImageInput], pool: ThreadPoolExecutor, ahead: Queue[Prepared | BaseException | None]
     ) -> None:
         try:
-            for picture in pictures:
-                ahead.put(pool.submit(load_faces, picture, self.model.preprocessing.resized, self.aligner))
+            for image in images:
+                ahead.put(pool.submit(load_faces, image, self.model.preprocessing.resized, self.aligner))
         except BaseException as error:
             ahead.put(error)
         else:
@@ -88,10 +88,10 @@ MORE_TO_COME = "more"
 
 
 def collect_batch(
-    ahead: Queue[Seen | BaseException | None], size: int
-) -> tuple[list[Seen], BaseException | str | None]:
+    ahead: Queue[Prepared | BaseException | None], size: int
+) -> tuple[list[Prepared], BaseException | str | None]:
     """Return up to `size` images (at least one before the end) and `MORE_TO_COME`, the final error, or None."""
-    batch: list[Seen] = []
+    batch: list[Prepared] = []
     while len(batch) < size:
         try:
             item = ahead.get(timeout=MAX_BATCH_WAIT_S if batch else None)

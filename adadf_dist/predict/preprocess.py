@@ -24,7 +24,7 @@ LARGE = 512
 class PreparedImage(NamedTuple):
     """Input of one prediction, or an error."""
 
-    picture: ImageInput
+    source: ImageInput
     pixels: NDArray[np.uint8] | None
     """[S, S, 3] RGB at the size that preprocessing resizes to."""
     error: str = ""
@@ -62,27 +62,27 @@ class Aligner:
         return decode_image(encode(aligned).data)  # re-encode as JPEG like the builder
 
 
-def load_faces(picture: ImageInput, size: int, aligner: Aligner | None) -> list[PreparedImage]:
+def load_faces(source: ImageInput, size: int, aligner: Aligner | None) -> list[PreparedImage]:
     """Read an image and, with an aligner, find its faces. Returns at least one item; errors are stored, not raised."""
     try:
-        image = picture.load()
+        image = source.load()
         if aligner is None:
-            return [PreparedImage(picture, resize_image(image.convert("RGB"), size), is_large=min(image.size) > LARGE)]
+            return [PreparedImage(source, resize_image(image.convert("RGB"), size), is_large=min(image.size) > LARGE)]
         faces, found = aligner.find(image)
     except OSError as error:
-        return [PreparedImage(picture, None, error.strerror or single_line(error))]
-    except ValueError as error:  # `InvalidImageError`, or a path with a null byte
-        return [
-            PreparedImage(picture, None, str(error) if isinstance(error, InvalidImageError) else single_line(error))
-        ]
+        return [PreparedImage(source, None, error.strerror or single_line(error))]
+    except InvalidImageError as error:
+        return [PreparedImage(source, None, str(error))]
+    except ValueError as error:  # a path with a null byte
+        return [PreparedImage(source, None, single_line(error))]
     if not faces:
-        return [PreparedImage(picture, None, "no face found", found=0)]
-    loaded = []
+        return [PreparedImage(source, None, "no face found", found=0)]
+    prepared = []
     for number, face in enumerate(faces, start=1):
-        pixels, error_text = None, ""
+        pixels, message = None, ""
         try:
             pixels = resize_image(aligner.align(image, face), size)
         except InvalidImageError as error:
-            error_text = str(error)
-        loaded.append(PreparedImage(picture, pixels, error_text, found, number, Box(*map(round, face.box))))
-    return loaded
+            message = str(error)
+        prepared.append(PreparedImage(source, pixels, message, found, number, Box(*map(round, face.box))))
+    return prepared

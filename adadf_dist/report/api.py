@@ -29,23 +29,23 @@ def report(
     from adadf_dist.report.figures.index import list_figures
     from adadf_dist.report.figures.style import plot_style, save
     from adadf_dist.report.figures.tracked_sample import find_tracked_sample
+    from adadf_dist.report.gallery import Thumbnails
     from adadf_dist.report.page import render
     from adadf_dist.report.run_reader import open_run
-    from adadf_dist.report.thumbnails import Thumbnails
 
     runs = [open_run(folder) for folder in folders]
-    twice = next((folder for folder in folders if sum(folder.resolve() == f.resolve() for f in folders) > 1), None)
-    if twice is not None:
-        raise UserError(f"{twice}: listed twice")
+    resolved = [folder.resolve() for folder in folders]
+    if repeated := [folder for folder in folders if resolved.count(folder.resolve()) > 1]:
+        raise UserError(f"{repeated[0]}: listed twice")
     check_comparable(runs, allow_other_data)
-    pictures = Thumbnails(runs[0], shards, allow_other_data)
-    listed = find_tracked_sample(runs[0], face)
-    drawings = list(list_figures(runs, listed))
+    thumbnails = Thumbnails(runs[0], shards, allow_other_data)
+    sample = find_tracked_sample(runs[0], face)
+    specs = list(list_figures(runs, sample))
     if figures is not None:  # fail early if it cannot be created
         with os_errors_as_user_errors(figures):
             figures.mkdir(parents=True, exist_ok=True)
-    write_output(page, render(runs, listed, drawings, pictures))
+    write_output(page, render(runs, sample, specs, thumbnails))
     if figures is not None:
         with plot_style():
-            for drawn in drawings:
-                save(drawn.make(), figures, drawn.name)
+            for spec in specs:
+                save(spec.make(), figures, spec.name)

@@ -36,7 +36,7 @@ def recipe_values(run: RunData) -> dict[str, Any]:
     for key, digest in upgrade_keys(run.data["files"] if run.data is not None else {}).items():
         flat[key] = f"{Path(str(flat[key])).name} ({str(digest)[:SHOWN_DIGITS]})"  # its folder does not matter
     text = {key: value for key, value in flat.items() if key not in keys_with(Role.OPERATIONAL)}
-    return {"dataset": run.facts["dataset"], **text}
+    return {"dataset": run.info["dataset"], **text}
 
 
 def differing_keys(runs: Sequence[RunData]) -> dict[str, list[Any]]:
@@ -55,42 +55,40 @@ def group_by_config(runs: Sequence[RunData]) -> list[list[RunData]]:
 
 def score(run: RunData, measure: str) -> Score:
     """Return the score of the selected epoch, per sample if the run saved its predictions."""
-    metrics = run.best["validation"] if measure == "validation" or run.result is None else run.result["test"]
-    kept, correct = run.predictions(measure), None
-    if kept is not None:
-        right = kept.answers.predicted_labels == kept.faces.labels
-        correct = right if abs(float(right.mean()) - metrics["accuracy"]) < 1e-6 else None  # else: another epoch
+    metrics = (run.test if measure == "test" else None) or run.best["validation"]
+    saved, correct = run.predictions(measure), None
+    if saved is not None:
+        correct = saved.answers.predicted_labels == saved.faces.labels
+        if abs(float(correct.mean()) - metrics["accuracy"]) >= 1e-6:  # predictions of another epoch
+            correct = None
     return Score(float(metrics["accuracy"]), int(metrics["samples"]), correct)
 
 
 def same_samples(runs: Sequence[RunData], measure: str) -> bool:
     """Return whether the saved predictions of all runs cover the same samples in the same order."""
-    kept = [run.predictions(measure) for run in runs]
-    keys = [answers.faces.keys for answers in kept if answers is not None]
+    keys = [saved.faces.keys for saved in (run.predictions(measure) for run in runs) if saved is not None]
     return len(keys) == len(runs) and all(np.array_equal(other, keys[0]) for other in keys)
-
-
-def has_test_result(run: RunData) -> bool:
-    return run.finished and run.result is not None and bool(run.result["test"])
 
 
 def evaluation_signature(run: RunData) -> tuple[object, ...]:
     """Return what two runs must share to be comparable. The number of training samples may differ."""
-    judged = (count for split, count in run.facts["faces"].items() if split != "train")
-    return run.facts["dataset"], run.classes, *judged
+    counts = (count for split, count in run.info["faces"].items() if split != "train")
+    return run.info["dataset"], run.classes, *counts
 
 
 def differently_evaluated(runs: Sequence[RunData]) -> str:
     """Describe how the evaluation data of a run differs from the first run's, by digest; empty if it does not."""
+    reference = runs[0].source
     for run in runs[1:]:
-        if run.source is None or runs[0].source is None:
+        source = run.source
+        if source is None or reference is None:
             continue
         for split in ("validation", "test"):
-            first, second = (r.source.digests.get(split) for r in (runs[0], run) if r.source is not None)
+            first, second = reference.digests.get(split), source.digests.get(split)
             if first is not None and second is not None and first != second:
                 return (
-                    f"{run.folder}: was evaluated on {run.source.shards}, split {split} with digest "
-                    f"{second[:SHOWN_DIGITS]}; {runs[0].folder} on {runs[0].source.shards} with digest "
+                    f"{run.folder}: was evaluated on {source.shards}, split {split} with digest "
+                    f"{second[:SHOWN_DIGITS]}; {runs[0].folder} on {reference.shards} with digest "
                     f"{first[:SHOWN_DIGITS]}"
                 )
     return ""
@@ -100,7 +98,7 @@ def check_comparable(runs: Sequence[RunData], allow_other_data: bool = False) ->
     """Raise `UserError` for runs evaluated on other data than the first, and for a repeated seed of a configuration."""
     for run in runs:
         if evaluation_signature(run) != evaluation_signature(runs[0]):
-            what = "number of samples" if run.facts["dataset"] == runs[0].facts["dataset"] else "dataset"
+            what = "number of samples" if run.info["dataset"] == runs[0].info["dataset"] else "dataset"
             raise UserError(
                 f"{run.folder}: evaluated on a different {what} than {runs[0].folder}; not comparable, so report them "
                 "separately"
@@ -118,26 +116,24 @@ def check_comparable(runs: Sequence[RunData], allow_other_data: bool = False) ->
 def compare_groups(runs: Sequence[RunData]) -> list[GroupComparison]:
     """Compare every other configuration with the first, if they share seeds. The runs must be comparable."""
     groups = group_by_config(runs)
-    found = []
+    comparisons = []
     first = {run.config.seed: run for run in groups[0]}
-    others = [({run.config.seed: run for run in group}, group[0]) for group in groups[1:]]
-    for second, run in others:
+    for group in groups[1:]:
+        second = {run.config.seed: run for run in group}
         seeds = tuple(sorted(first.keys() & second.keys()))
         if not seeds:
             continue
-        both = [way[seed] for way in (first, second) for seed in seeds]
-        measure = "test" if all(map(has_test_result, both)) else "validation"
-        before, after = ([score(way[seed], measure) for seed in seeds] for way in (first, second))
+        both = [by_seed[seed] for by_seed in (first, second) for seed in seeds]
+        measure = "test" if all(run.test for run in both) else "validation"
+        scores = [score(run, measure) for run in both]
         if not same_samples(both, measure):
-            before, after = ([one._replace(correct=None) for one in scores] for scores in (before, after))
-        difference = paired_difference(before, after, len(others)) if len(seeds) > 1 else None
-        first_values, second_values = (tuple(one.accuracy for one in scores) for scores in (before, after))
-        found.append(
-            GroupComparison(
-                describe_difference(groups[0][0], run), measure, seeds, first_values, second_values, difference
-            )
-        )
-    return found
+            scores = [one._replace(correct=None) for one in scores]
+        before, after = scores[: len(seeds)], scores[len(seeds) :]
+        difference = paired_difference(before, after, len(groups) - 1) if len(seeds) > 1 else None
+        name = describe_difference(groups[0][0], group[0])
+        old, new = (tuple(one.accuracy for one in side) for side in (before, after))
+        comparisons.append(GroupComparison(name, measure, seeds, old, new, difference))
+    return comparisons
 
 
 def describe_difference(first: RunData, second: RunData) -> str:

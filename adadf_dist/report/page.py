@@ -6,27 +6,21 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from adadf_dist.diagnostics.run import AUXILIARY_LAGS, FindingSpan, assess, diagnose, finding_spans
+from adadf_dist.diagnostics.run import FindingSpan, assess, diagnose, finding_spans
 from adadf_dist.diagnostics.run_length import find_problems
+from adadf_dist.diagnostics.training import AUXILIARY_LAGS
 from adadf_dist.html.render import render_page
 from adadf_dist.metrics.comparison import Verdict
-from adadf_dist.report.comparison import (
-    GroupComparison,
-    compare_groups,
-    differently_evaluated,
-    differing_keys,
-    has_test_result,
-)
-from adadf_dist.report.face_gallery import gallery_sections
+from adadf_dist.report.comparison import GroupComparison, compare_groups, differently_evaluated, differing_keys
 from adadf_dist.report.figures.index import FigureSpec
 from adadf_dist.report.figures.style import inline, plot_style
 from adadf_dist.report.figures.tracked_sample import TrackedSample
+from adadf_dist.report.gallery import Thumbnails, gallery_sections
 from adadf_dist.report.run_reader import RunData
-from adadf_dist.report.thumbnails import Thumbnails
 
 
 def render(
-    runs: Sequence[RunData], face: TrackedSample | None, drawings: Sequence[FigureSpec], pictures: Thumbnails
+    runs: Sequence[RunData], sample: TrackedSample | None, specs: Sequence[FigureSpec], thumbnails: Thumbnails
 ) -> str:
     """Render the page as HTML."""
     run = runs[0]
@@ -37,26 +31,27 @@ def render(
         command=f"python -m adadf_dist.report {' '.join(str(run.folder) for run in runs)}",
         run=run,
         runs=runs,
-        sizes=", ".join(f"{count:,} {split}" for split, count in run.facts["faces"].items() if count),
-        warnings=list(other_data_notes(runs, pictures)),
-        tests=[run.result["test"] if has_test_result(run) and run.result else None for run in runs],
+        sizes=", ".join(f"{count:,} {split}" for split, count in run.info["faces"].items() if count),
+        warnings=list(other_data_notes(runs, thumbnails)),
+        tests=[run.test for run in runs],
         differing=differing_keys(runs),
-        pairs=[(pair.name, comparison_sentence(pair)) for pair in pairs],
+        pairs=[(pair.name, describe_comparison(pair)) for pair in pairs],
         corrected=len(pairs) > 1 and any(pair.difference for pair in pairs),
-        health=[health(run) for run in runs],
-        figures=draw(drawings),
-        portrait=portrait(face, pictures) if face is not None else None,
-        slider=slider(run) if any(drawn.name == "class_distributions" for drawn in drawings) else None,
-        gallery=gallery_sections(run, pictures),
-        missing=pictures.missing,
+        health=[summarize_findings(run) for run in runs],
+        figures=render_figures(specs),
+        tracked_key=sample.key if sample is not None else "",
+        portrait=thumbnails.find(sample.key, "train") if sample is not None else None,
+        slider=slider_data(run) if any(spec.name == "class_distributions" for spec in specs) else None,
+        gallery=gallery_sections(run, thumbnails),
+        missing=thumbnails.missing,
         configuration=(run.folder / "config.yaml").read_text(encoding="utf-8"),
     )
 
 
-def other_data_notes(runs: Sequence[RunData], pictures: Thumbnails) -> Iterator[str]:
+def other_data_notes(runs: Sequence[RunData], thumbnails: Thumbnails) -> Iterator[str]:
     """Yield warnings about replaced data, which the user allowed."""
-    if pictures.other_data:
-        yield f"the images are not from the data of this run, which {pictures.other_data}"
+    if thumbnails.other_data:
+        yield f"the images are not from the data of this run, which {thumbnails.other_data}"
     if difference := differently_evaluated(runs):
         yield difference
     for run in runs:
@@ -72,7 +67,7 @@ VERDICTS: dict[Verdict, str] = {
 }
 
 
-def comparison_sentence(pair: GroupComparison) -> str:
+def describe_comparison(pair: GroupComparison) -> str:
     what = f"{pair.measure} accuracy vs. the configuration of the first run: "
     difference = pair.difference
     if difference is None:
@@ -85,26 +80,26 @@ def comparison_sentence(pair: GroupComparison) -> str:
     return text if difference.paired else f"{text} Samples are not paired: the predictions of a run are missing."
 
 
-def health(run: RunData) -> dict[str, Any]:
+def summarize_findings(run: RunData) -> dict[str, Any]:
     """Return the findings of a run, active ones first, and which rules were checked."""
-    spans = [*of_the_length(run), *auxiliary_findings(run), *finding_spans(run.epochs, run.config, run.classes)]
-    judged, not_judged = assess(run.epochs, run.config, run.classes)
-    judged.insert(0, "settings for the length of the run")
+    spans = [*find_length_problems(run), *find_lagging_branch(run), *finding_spans(run.epochs, run.config, run.classes)]
+    checked, not_checked = assess(run.epochs, run.config, run.classes)
+    checked.insert(0, "settings for the length of the run")
     if run.config.loss.supervision != "one_hot":
         if run.predictions("validation") is not None:
-            judged.append("auxiliary vs. target branch")
+            checked.append("auxiliary vs. target branch")
         else:
-            not_judged.append("auxiliary vs. target branch (needs the predictions of a finished run)")
+            not_checked.append("auxiliary vs. target branch (needs the predictions of a finished run)")
     return {
         "run": run.name,
         "spans": spans,
         "newest": run.epoch_numbers[-1],
-        "checked": f"{'' if spans else 'No problems found. '}Checked: {', '.join(judged)}.",
-        "not_checked": f"Not checked: {'; '.join(not_judged)}." if not_judged else "",
+        "checked": f"{'' if spans else 'No problems found. '}Checked: {', '.join(checked)}.",
+        "not_checked": f"Not checked: {'; '.join(not_checked)}." if not_checked else "",
     }
 
 
-def of_the_length(run: RunData) -> Iterator[FindingSpan]:
+def find_length_problems(run: RunData) -> Iterator[FindingSpan]:
     """Yield settings that make no sense for the length of the run."""
     newest = run.epochs[-1]
     steps_per_epoch = round(newest.get("step", 0) / newest["epoch"])
@@ -112,30 +107,25 @@ def of_the_length(run: RunData) -> Iterator[FindingSpan]:
         yield FindingSpan(problem, 1, int(run.epoch_numbers[-1]))
 
 
-def auxiliary_findings(run: RunData) -> Iterator[FindingSpan]:
+def find_lagging_branch(run: RunData) -> Iterator[FindingSpan]:
     """Yield the findings that need the predictions of a finished run."""
-    recorded = run.predictions("validation")
-    if recorded is None or run.config.loss.supervision == "one_hot":
+    saved = run.predictions("validation")
+    if saved is None or run.config.loss.supervision == "one_hot":
         return
-    right = float((recorded.answers.auxiliary_probs.argmax(axis=1) == recorded.faces.labels).mean())
-    upto = [record for record in run.epochs if record["epoch"] <= run.best["epoch"]]
-    for found in diagnose(upto, run.config, run.classes, right):
-        if found.name == AUXILIARY_LAGS:
-            yield FindingSpan(found, run.best["epoch"], int(run.epoch_numbers[-1]))
+    accuracy = float((saved.answers.auxiliary_probs.argmax(axis=1) == saved.faces.labels).mean())
+    records = [record for record in run.epochs if record["epoch"] <= run.best["epoch"]]
+    for finding in diagnose(records, run.config, run.classes, accuracy):
+        if finding.name == AUXILIARY_LAGS:
+            yield FindingSpan(finding, run.best["epoch"], int(run.epoch_numbers[-1]))
 
 
-def draw(drawings: Sequence[FigureSpec]) -> list[dict[str, Any]]:
+def render_figures(specs: Sequence[FigureSpec]) -> list[dict[str, Any]]:
     """Return the figures as inline SVG."""
     with plot_style():
-        return [{**drawn._asdict(), "svg": inline(drawn.make(), drawn.name, drawn.title)} for drawn in drawings]
+        return [{**spec._asdict(), "svg": inline(spec.make(), spec.name, spec.title)} for spec in specs]
 
 
-def portrait(face: TrackedSample, pictures: Thumbnails) -> dict[str, str | None]:
-    missing = pictures.missing or "image cannot be read"
-    return {"key": face.key, "url": pictures.find(face.key, "train"), "missing": missing}
-
-
-def slider(run: RunData) -> dict[str, Any]:
+def slider_data(run: RunData) -> dict[str, Any]:
     """Return the data of the epoch slider: the class distributions of every epoch."""
     return {
         "classes": run.classes,

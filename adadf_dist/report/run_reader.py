@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -39,7 +39,7 @@ class RunData:
 
     folder: Path
     config: Config
-    facts: Record
+    info: Record
     """Content of run_info.json."""
     epochs: tuple[Record, ...]
     """Records of the E finished epochs, at least one."""
@@ -47,6 +47,8 @@ class RunData:
     """Content of result.json; None before the run has finished."""
     data: Record | None = None
     """Content of data.json; None for runs of older versions."""
+    _predictions: dict[str, SavedPredictions | None] = field(default_factory=dict, init=False)
+    """Cache by split."""
 
     @property
     def name(self) -> str:
@@ -59,11 +61,16 @@ class RunData:
 
     @property
     def classes(self) -> tuple[str, ...]:
-        return tuple(self.facts["classes"])
+        return tuple(self.info["classes"])
 
     @property
     def finished(self) -> bool:
         return self.result is not None and self.result["epochs"] == len(self.epochs)
+
+    @property
+    def test(self) -> Record | None:
+        """Test metrics of the selected epoch; None unless the run has finished and was tested."""
+        return self.result["test"] or None if self.finished and self.result is not None else None
 
     @property
     def best(self) -> Record:
@@ -73,7 +80,7 @@ class RunData:
     def values(self, name: str) -> NDArray[np.float64]:
         """Return a metric of every epoch or of its validation, [E]; NaN if missing."""
         found = [record.get(name, record["validation"].get(name)) for record in self.epochs]
-        return np.array([np.nan if value is None else value for value in found], dtype=np.float64)
+        return np.array(found, dtype=np.float64)  # None becomes NaN
 
     @property
     def epoch_numbers(self) -> NDArray[np.int64]:
@@ -89,19 +96,15 @@ class RunData:
         return tuple({name: a for name, a in load_npz(path).items() if name not in SKIPPED_ARRAYS} for path in paths)
 
     @cached_property
-    def faces(self) -> SampleTable | None:
+    def samples(self) -> SampleTable | None:
         """Training samples; None if not saved."""
         return load_samples(self.folder) if find_file(self.folder, SAMPLES_FILE).is_file() else None
 
     def predictions(self, split: str) -> SavedPredictions | None:
-        if split not in self._answers:
-            there = self.finished and find_file(self.folder, f"predictions-{split}.npz").is_file()
-            self._answers[split] = load_predictions(self.folder, split) if there else None
-        return self._answers[split]
-
-    @cached_property
-    def _answers(self) -> dict[str, SavedPredictions | None]:
-        return {}
+        if split not in self._predictions:
+            exists = self.finished and find_file(self.folder, f"predictions-{split}.npz").is_file()
+            self._predictions[split] = load_predictions(self.folder, split) if exists else None
+        return self._predictions[split]
 
     def stack_history(self, name: str) -> NDArray[np.float64]:
         """Stack an array of the history over epochs, [E, ...]."""
@@ -118,10 +121,10 @@ def open_run(folder: Path) -> RunData:
     epochs = tuple(read_epochs(folder / "metrics.jsonl"))
     if not epochs:
         raise UserError(f"{folder}: no finished epoch to report yet")
-    facts, result, data = (read_json(find_file(folder, name)) for name in ("run_info.json", "result.json", DATA_FILE))
-    if facts is None:
+    info, result, data = (read_json(find_file(folder, name)) for name in ("run_info.json", "result.json", DATA_FILE))
+    if info is None:
         raise UserError(f"{folder / 'run_info.json'}: missing; copy the run folder again")
-    return RunData(folder, config, facts, epochs, result, data)
+    return RunData(folder, config, info, epochs, result, data)
 
 
 def read_epochs(path: Path) -> Iterator[Record]:

@@ -50,7 +50,7 @@ def test_too_few_steps_are_no_collapse(warmup: int, step: int, judged: bool) -> 
     records[-1]["step"] = step
     config = override(CONFIG, {"optimizer.warmup_steps": warmup})
     assert ("collapse" in found(records, config)) is judged
-    reasons = assess(records, config, CLASSES).not_judged
+    _, reasons = assess(records, config, CLASSES)
     assert (
         any(reason.startswith("collapse") and "steps after the warm-up" in reason for reason in reasons) is not judged
     )
@@ -67,12 +67,12 @@ def test_collapse_is_found_from_prediction_counts() -> None:
 
 def test_only_rules_with_enough_data_are_judged() -> None:
     few = confusion([3, 3, 3], [4, 30, 6], [3, 7, 30])
-    judged, not_judged = assess(run_of(6, few), CONFIG, CLASSES)
-    assert "classes never predicted" in judged
-    assert "classes with fewer than 10 validation samples: fear (9)" in not_judged
-    judged, not_judged = assess(run_of(1), CONFIG, CLASSES)
-    assert judged == ["samples that do not decode"]
-    assert [text.split(" (")[0] for text in not_judged] == [
+    checked, not_checked = assess(run_of(6, few), CONFIG, CLASSES)
+    assert "classes never predicted" in checked
+    assert "classes with fewer than 10 validation samples: fear (9)" in not_checked
+    checked, not_checked = assess(run_of(1), CONFIG, CLASSES)
+    assert checked == ["samples that do not decode"]
+    assert [text.split(" (")[0] for text in not_checked] == [
         "collapse",
         "classes never predicted",
         "attention",
@@ -82,7 +82,8 @@ def test_only_rules_with_enough_data_are_judged() -> None:
         "overfitting",
     ]
     baseline = override(CONFIG, {"loss.supervision": "one_hot"})
-    subjects = " ".join([*assess(run_of(9), baseline).judged, *assess(run_of(9), baseline).not_judged])
+    checked, not_checked = assess(run_of(9), baseline, CLASSES)
+    subjects = " ".join([*checked, *not_checked])
     assert "attention" not in subjects and "threshold" not in subjects, "they do not apply"
 
 
@@ -107,7 +108,7 @@ def test_threshold_of_a_recorded_demo() -> None:
         for epoch, row in enumerate(degrees, start=1)
     ]
     config = override(CONFIG, {"loss.epoch_threshold": 2, "epochs": 9})
-    (finding,) = diagnose(records, config)
+    (finding,) = diagnose(records, config, [f"class {number}" for number in range(7)])
     assert finding.name == "threshold hardly ever met" and finding.severity is Severity.WARNING
     # the means of epoch 8, one of them above t, are the targets of epoch 9
     assert "the constant T_c for 8 of 9 epochs" in finding.message and "1 of 63 cases" in finding.message
@@ -116,7 +117,7 @@ def test_threshold_of_a_recorded_demo() -> None:
 
 def test_worst_finding_comes_first() -> None:
     records = run_of(6, confusion([0, 40, 0], [0, 40, 0], [0, 40, 0]), data_wait_fraction=0.2, num_replaced_samples=50)
-    assert [f.severity for f in diagnose(records, CONFIG)] == [Severity.ERROR, Severity.WARNING, Severity.INFO]
+    assert [f.severity for f in diagnose(records, CONFIG, CLASSES)] == [Severity.ERROR, Severity.WARNING, Severity.INFO]
 
 
 def test_only_changed_findings_are_new() -> None:
@@ -127,16 +128,16 @@ def test_only_changed_findings_are_new() -> None:
         record(4, data_wait_fraction=0.5),
         record(5),
     ]
-    output = [[(f.name, f.severity.word) for f in new_findings(records[:end], CONFIG)] for end in range(1, 6)]
+    output = [[(f.name, f.severity.word) for f in new_findings(records[:end], CONFIG, CLASSES)] for end in range(1, 6)]
     assert output == [[], [("waiting for the loader", "info")], [], [("waiting for the loader", "warning")], []]
 
 
 def test_epochs_of_a_finding_are_listed() -> None:
     shares = [0.0, 0.2, 0.25, 0.0, 0.2, 0.22]
     records = [record(epoch, data_wait_fraction=share) for epoch, share in enumerate(shares, start=1)]
-    held = [(e.first, e.last, e.finding.message[:3]) for e in finding_spans(records, CONFIG)]
+    held = [(e.first, e.last, e.finding.message[:3]) for e in finding_spans(records, CONFIG, CLASSES)]
     assert held == [(5, 6, "22%"), (2, 3, "25%")]
-    assert isinstance(finding_spans(records, CONFIG)[0], FindingSpan)
+    assert isinstance(finding_spans(records, CONFIG, CLASSES)[0], FindingSpan)
 
 
 def test_attention_spread_by_hand() -> None:

@@ -8,10 +8,8 @@ from typing import Any
 import numpy as np
 
 from adadf_dist.config.schema import Config
-from adadf_dist.diagnostics.run import (
-    Record,
-    diagnose,
-)
+from adadf_dist.diagnostics.finding import Record
+from adadf_dist.diagnostics.run import diagnose
 from adadf_dist.findings import Finding
 
 CLASSES = ("fear", "happy", "sad")

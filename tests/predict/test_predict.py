@@ -19,7 +19,7 @@ from adadf_dist.distributed.world import World
 from adadf_dist.export.__main__ import main as export
 from adadf_dist.export.exported_model import load_model
 from adadf_dist.metrics.predictions import predict_split
-from adadf_dist.predict.inputs import ImageInput, file_picture
+from adadf_dist.predict.inputs import ImageInput, file_image
 from adadf_dist.predict.predictor import Predictor
 from tests.helpers.networks import random_network, save_checkpoint, small_config
 from tests.helpers.predictions import CLASSES, predict, read_csv, refused, shares
@@ -121,7 +121,7 @@ def test_reading_ahead_is_limited_to_a_few_batches(model: Path, pictures: Path) 
     def endless() -> Iterator[ImageInput]:
         while True:
             taken.append(0)
-            yield file_picture(str(pictures / "a.jpg"))
+            yield file_image(str(pictures / "a.jpg"))
 
     predictor = Predictor(load_model(model, "cpu"), batch_size=4, workers=2)
     rows = predictor.predict(endless())
@@ -132,7 +132,7 @@ def test_reading_ahead_is_limited_to_a_few_batches(model: Path, pictures: Path) 
 
 def test_input_error_is_raised_after_the_rows_before_it(model: Path, pictures: Path) -> None:
     def broken() -> Iterator[ImageInput]:
-        yield file_picture(str(pictures / "a.jpg"))
+        yield file_image(str(pictures / "a.jpg"))
         raise PermissionError(13, "Permission denied", "locked")
 
     rows = Predictor(load_model(model, "cpu"), batch_size=4, workers=2).predict(broken())

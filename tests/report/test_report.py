@@ -31,13 +31,13 @@ from adadf_dist.report.figures.tracked_sample import (
     AUXILIARY,
     FUSED,
     distribution_stages,
-    face_figure,
     find_tracked_sample,
+    plot_tracked_sample,
 )
 from adadf_dist.report.figures.tsne import tsne_embedding
-from adadf_dist.report.page import health, render
+from adadf_dist.report.gallery import Thumbnails
+from adadf_dist.report.page import render, summarize_findings
 from adadf_dist.report.run_reader import RunData, open_run
-from adadf_dist.report.thumbnails import Thumbnails
 from tests.helpers import browser
 from tests.helpers.epoch_records import confusion, record
 from tests.helpers.runs import finish, records, settings, train_here
@@ -161,7 +161,7 @@ def test_only_judged_rules_are_reported_as_healthy(tmp_path: Path) -> None:
     values = {"epochs": 2, "loss.epoch_threshold": 1, "optimizer.lr_gamma": 1.0}
     config = build_config([ConfigLayer("test", values)])
     facts = {"classes": ["fear", "happy", "sad"]}
-    text = str(health(RunData(tmp_path, config, facts, epochs, None)))
+    text = str(summarize_findings(RunData(tmp_path, config, facts, epochs, None)))
     judged, _, not_judged = text.partition("Not checked: ")
     assert (
         "No problems found. Checked: settings for the length of the run, loader, samples that do not decode." in judged
@@ -174,7 +174,7 @@ def test_only_judged_rules_are_reported_as_healthy(tmp_path: Path) -> None:
     ):
         assert reason in not_judged
     slow = override(config, {"optimizer.warmup_steps": 200})
-    text = str(health(RunData(tmp_path, slow, facts, epochs, None)))
+    text = str(summarize_findings(RunData(tmp_path, slow, facts, epochs, None)))
     assert "the learning rate reaches at most 10% of optimizer.lr" in text and "No problems found" not in text
 
 
@@ -367,7 +367,7 @@ def test_titles_do_not_overlap(run: Path) -> None:
     face = find_tracked_sample(opened, "")
     assert face is not None and face.votes is not None  # the case with the most panels
     with plot_style():
-        figure = face_figure(opened, face)
+        figure = plot_tracked_sample(opened, face)
         FigureCanvasAgg(figure).draw()
         titles = [(axes, axes.get_title("left")) for axes in figure.axes]
         boxes = [t.get_window_extent() for axes, title in titles for t in axes.findobj(Text) if t.get_text() == title]

@@ -18,10 +18,11 @@ from adadf_dist.report.figures.style import (
     LINE,
     SOFT,
     WIDTH,
-    colour,
+    add_class_legend,
+    color,
     format_epoch_axis,
-    marker,
     new_figure,
+    plot_classes,
 )
 from adadf_dist.report.run_reader import RunData
 
@@ -29,18 +30,18 @@ DARK_CELL = 0.55
 """Fraction above which a cell is dark enough for white text."""
 
 
-def confusion(matrices: dict[str, NDArray[np.int64]], classes: Sequence[str]) -> Figure:
+def plot_confusion(matrices: dict[str, NDArray[np.int64]], classes: Sequence[str]) -> Figure:
     """Plot confusion matrices side by side, in percent of each row; row labels include the number of samples."""
     side = WIDTH / 2
     figure = new_figure(side + 0.35, side * len(matrices) if len(matrices) > 1 else side + 0.9)
     panels = np.atleast_1d(figure.subplots(1, len(matrices)))
     for axes, (title, counts) in zip(panels, matrices.items(), strict=True):
         totals = counts.sum(axis=1)
-        shares = counts / np.maximum(totals, 1)[:, None]
-        draw_heatmap(axes, shares)
-        for row, column in np.ndindex(*shares.shape):
-            tone = "white" if shares[row, column] > DARK_CELL else INK
-            text = f"{100 * shares[row, column]:.0f}" if counts[row, column] else "·"
+        fractions = counts / np.maximum(totals, 1)[:, None]
+        draw_heatmap(axes, fractions)
+        for row, column in np.ndindex(*fractions.shape):
+            tone = "white" if fractions[row, column] > DARK_CELL else INK
+            text = f"{100 * fractions[row, column]:.0f}" if counts[row, column] else "·"
             axes.text(column, row, text, ha="center", va="center", fontsize=7.5, color=tone)
         names = [f"{name} ({total})" for name, total in zip(classes, totals, strict=True)]
         axes.set_xticks(range(len(classes)), classes, rotation=40, ha="right", rotation_mode="anchor")
@@ -49,41 +50,41 @@ def confusion(matrices: dict[str, NDArray[np.int64]], classes: Sequence[str]) ->
     return figure
 
 
-def draw_heatmap(axes: Any, shares: NDArray[np.float64]) -> None:
+def draw_heatmap(axes: Any, fractions: NDArray[np.float64]) -> None:
     """Plot values [R, K] in [0, 1] as squares of one color, with the value as opacity."""
-    rows, columns = shares.shape
+    rows, columns = fractions.shape
     for row, column in np.ndindex(rows, columns):
         patch = axes.add_patch(Rectangle((column - 0.5, row - 0.5), 1, 1))
-        patch.set(facecolor=ACCENT, alpha=float(np.clip(shares[row, column], 0, 1)), linewidth=0)
+        patch.set(facecolor=ACCENT, alpha=float(np.clip(fractions[row, column], 0, 1)), linewidth=0)
     axes.set(xlim=(-0.5, columns - 0.5), ylim=(rows - 0.5, -0.5))
     axes.tick_params(length=0)
     for spine in axes.spines.values():
         spine.set(visible=True, color=LINE)
 
 
-def distributions(run: RunData) -> Figure:
+def plot_distributions(run: RunData) -> Figure:
     """Plot the class distributions after the last epoch, one panel per class (Figure 4 of the paper)."""
     classes, last = run.classes, run.history[-1]
     columns = min(4, len(classes))
     rows = math.ceil(len(classes) / columns)
     figure = new_figure(1.55 * rows + 0.3)
     panels = figure.subplots(rows, columns, sharey=True, squeeze=False)
-    places = np.arange(len(classes))
+    positions = np.arange(len(classes))
     for number, axes in enumerate(panels.ravel()):
         if number >= len(classes):
             axes.set_visible(False)
             continue
         met = bool(last["class_threshold_met"][number])
-        tones = [colour(number) if place == number else SOFT for place in places]
-        bars = axes.bar(places, last["class_distributions"][number], color=tones, width=0.72)
+        tones = [color(number) if position == number else SOFT for position in positions]
+        bars = axes.bar(positions, last["class_distributions"][number], color=tones, width=0.72)
         for bar in () if met else bars:
             bar.set(fill=False, edgecolor=bar.get_facecolor(), linewidth=0.9, hatch="/////")
         axes.axhline(run.config.class_distributions.threshold, color=INK, linewidth=0.7, linestyle=":")
         axes.set_title(classes[number])
         axes.set(ylim=(0, 1))
-        axes.set_xticks(places, classes, rotation=50, ha="right", rotation_mode="anchor")
+        axes.set_xticks(positions, classes, rotation=50, ha="right", rotation_mode="anchor")
         axes.tick_params(axis="x", length=0)
-        axes.plot(places, last["class_means"][number], "o", color=INK, markersize=2.4)
+        axes.plot(positions, last["class_means"][number], "o", color=INK, markersize=2.4)
         axes.grid(axis="y")
         if number % columns == 0:
             axes.set_ylabel("description degree")
@@ -97,15 +98,13 @@ def distributions(run: RunData) -> Figure:
     return figure
 
 
-def thresholds(run: RunData) -> Figure:
+def plot_thresholds(run: RunData) -> Figure:
     """Plot the degree of each class in its own class mean over epochs, and when it met the threshold."""
     classes, met = run.classes, run.stack_history("class_threshold_met") > 0
     own = np.diagonal(run.stack_history("class_means"), axis1=1, axis2=2)
     figure = new_figure(2.7)
     left, right = figure.subplots(1, 2, width_ratios=(1.25, 1))
-    for number, name in enumerate(classes):
-        style = {"color": colour(number), "marker": marker(number), "label": name}
-        left.plot(run.epoch_numbers, own[:, number], **style, markevery=max(1, len(run.epochs) // 12), linewidth=1.2)
+    plot_classes(left, run.epoch_numbers, own, classes)
     left.axhline(run.config.class_distributions.threshold, color=INK, linewidth=0.8, linestyle=":")
     left.annotate(
         "t",
@@ -119,7 +118,7 @@ def thresholds(run: RunData) -> Figure:
     left.set(title="Class mean (4), own class", ylabel="description degree", ylim=(0, 1))
     format_epoch_axis(left, run.epoch_numbers)
     for row, column in np.ndindex(*met.T.shape):
-        tone = colour(row) if met[column, row] else LINE
+        tone = color(row) if met[column, row] else LINE
         right.add_patch(
             Rectangle((float(run.epoch_numbers[column]) - 0.46, row - 0.4), 0.92, 0.8, facecolor=tone, linewidth=0)
         )
@@ -130,15 +129,14 @@ def thresholds(run: RunData) -> Figure:
     right.grid(visible=False)
     right.tick_params(axis="y", length=0)
     right.spines["left"].set_visible(False)
-    handles, labels = left.get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=min(len(classes), 8), columnspacing=1.2)
+    add_class_legend(figure, left)
     return figure
 
 
-def attention(run: RunData) -> Figure:
+def plot_attention(run: RunData) -> Figure:
     """Plot w' (eq 11) by class: over samples in the last epoch, and its mean over epochs."""
-    assert run.faces is not None
-    classes, labels = run.classes, run.faces.labels
+    assert run.samples is not None
+    classes, labels = run.classes, run.samples.labels
     last = run.history[-1]["attention"].astype(np.float64)
     figure = new_figure(2.7)
     left, right = figure.subplots(1, 2, width_ratios=(1.15, 1))
@@ -146,14 +144,13 @@ def attention(run: RunData) -> Figure:
     for number, group in enumerate(groups):
         if len(group) > 1 and group.std() > 0:
             parts = left.violinplot([group], [number], widths=0.85, showextrema=False, points=60)
-            parts["bodies"][0].set(facecolor=colour(number), alpha=0.45, linewidth=0)
+            parts["bodies"][0].set(facecolor=color(number), alpha=0.45, linewidth=0)
         if len(group):
             low, middle, high = np.quantile(group, (0.25, 0.5, 0.75))
-            left.vlines(number, low, high, color=colour(number), linewidth=3.5)
+            left.vlines(number, low, high, color=color(number), linewidth=3.5)
             left.plot(number, middle, "o", color=INK, markersize=3.5)
     left.set_xticks(range(len(classes)), classes, rotation=40, ha="right", rotation_mode="anchor")
-    low = run.config.loss.lambda_min
-    left.axhline(low, color=SOFT, linewidth=0.7, linestyle=":")
+    left.axhline(run.config.loss.lambda_min, color=SOFT, linewidth=0.7, linestyle=":")
     left.set(
         title=f"Epoch {run.epoch_numbers[-1]}: samples, quartiles, median", ylabel="attention weight w'", ylim=(0, 1.03)
     )
@@ -162,19 +159,16 @@ def attention(run: RunData) -> Figure:
     means = np.array(
         [class_means(epoch["attention"].astype(np.float64), labels, len(classes)) for epoch in run.history]
     )
-    for number, name in enumerate(classes):
-        style = {"color": colour(number), "marker": marker(number), "label": name}
-        right.plot(run.epoch_numbers, means[:, number], **style, markevery=max(1, len(run.epochs) // 12), linewidth=1.2)
+    plot_classes(right, run.epoch_numbers, means, classes)
     right.set(title="Mean over epochs", ylabel="mean attention weight w'")
     format_epoch_axis(right, run.epoch_numbers)
-    handles, names = right.get_legend_handles_labels()
-    figure.legend(handles, names, loc="outside lower center", ncols=min(len(classes), 8), columnspacing=1.2)
+    add_class_legend(figure, right)
     return figure
 
 
 def class_means(values: NDArray[np.float64], labels: NDArray[np.int64], classes: int) -> NDArray[np.float64]:
     """Return the mean [C] of the non-NaN values [S] of each class; NaN for a class without any."""
-    seen = ~np.isnan(values)
-    counts = np.bincount(labels[seen], minlength=classes)
-    sums = np.bincount(labels[seen], weights=values[seen], minlength=classes)
+    valid = ~np.isnan(values)
+    counts = np.bincount(labels[valid], minlength=classes)
+    sums = np.bincount(labels[valid], weights=values[valid], minlength=classes)
     return np.where(counts > 0, sums / np.maximum(counts, 1), np.nan)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from html import escape
 from pathlib import Path
@@ -23,12 +23,12 @@ WIDTH = 7.16
 """Figure width in inches: two columns of a journal page."""
 DPI = 300
 INK, SOFT, LINE, ACCENT, FIRST = "#1d2430", "#5b6675", "#dfe3e9", "#0072b2", "#0173b2"
-TONES = {INK: "--ink", SOFT: "--soft", LINE: "--line", ACCENT: "--accent", FIRST: "--first"}
+THEME_COLORS = {INK: "--ink", SOFT: "--soft", LINE: "--line", ACCENT: "--accent", FIRST: "--first"}
 """Colors that the page replaces by CSS variables (light and dark theme). Other colors must differ from them."""
 
-COLOURS = (FIRST, "#de8f05", "#029e73", "#cc78bc", "#d55e00", "#56b4e9", "#949449", "#8a8a8a")
+COLORS = (FIRST, "#de8f05", "#029e73", "#cc78bc", "#d55e00", "#56b4e9", "#949449", "#8a8a8a")
 """Color-blind-safe colors of classes and runs, for light and dark backgrounds."""
-MARKS = ("o", "s", "^", "D", "v", "P", "X", "*")
+MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
 DASHES: tuple[Any, ...] = ("-", (0, (5, 1.5)), (0, (1.2, 1.2)), (0, (6, 1.5, 1.2, 1.5)))
 
 STYLE: Any = {
@@ -78,17 +78,31 @@ def new_figure(height: float, width: float = WIDTH) -> Figure:
     return Figure(figsize=(width, height), layout="constrained")
 
 
-def colour(number: int) -> str:
-    return COLOURS[number % len(COLOURS)]
+def color(number: int) -> str:
+    return COLORS[number % len(COLORS)]
 
 
 def marker(number: int) -> str:
-    return MARKS[(number + number // len(COLOURS)) % len(MARKS)]
+    return MARKERS[(number + number // len(COLORS)) % len(MARKERS)]
 
 
 def dash_pattern(number: int) -> Any:
     """Return the dash pattern, which distinguishes lines without color."""
     return DASHES[number % len(DASHES)]
+
+
+def plot_classes(axes: Any, epochs: NDArray[Any], values: NDArray[Any], classes: Sequence[str]) -> None:
+    """Plot a line per class over epochs; values [E, C]."""
+    every = max(1, len(epochs) // 12)
+    for number, name in enumerate(classes):
+        style = {"color": color(number), "marker": marker(number), "markevery": every, "linewidth": 1.2}
+        axes.plot(epochs, values[:, number], label=name, **style)
+
+
+def add_class_legend(figure: Any, axes: Any) -> None:
+    """Add a legend of the classes in `axes` below the figure."""
+    handles, labels = axes.get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=min(len(labels), 8), columnspacing=1.2)
 
 
 def format_epoch_axis(axes: Any, epochs: NDArray[Any]) -> None:
@@ -110,11 +124,11 @@ def inline(figure: Figure, name: str, alt: str) -> str:
     text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
     text = re.sub(r'\bid="', f'id="{name}-', text)
     text = re.sub(r'(xlink:href="#|url\(#)', rf"\1{name}-", text)
-    share = figure.get_figwidth() / WIDTH
-    head = rf'<svg class="drawing" style="--share: {share:.3f}" \1 role="img" aria-label="{escape(alt)}">'
+    fraction = figure.get_figwidth() / WIDTH
+    head = rf'<svg class="drawing" style="--share: {fraction:.3f}" \1 role="img" aria-label="{escape(alt)}">'
     text = re.sub(r'<svg [^>]*?(viewBox="[^"]*")[^>]*>', head, text)
     text = text.replace("xlink:href", "href")
-    for value, variable in TONES.items():
+    for value, variable in THEME_COLORS.items():
         text = text.replace(value, f"var({variable})")
     return text
 

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from adadf_dist.errors import UserError
 from adadf_dist.method.class_distributions import class_distributions
-from adadf_dist.report.figures.style import SOFT, colour, format_epoch_axis, marker, new_figure
+from adadf_dist.report.figures.style import SOFT, add_class_legend, color, format_epoch_axis, new_figure, plot_classes
 from adadf_dist.report.run_reader import RunData
 
 AUXILIARY, FUSED, TARGET = range(3)
@@ -40,32 +40,32 @@ def find_tracked_sample(run: RunData, key: str = "") -> TrackedSample | None:
     Most ambiguous: highest entropy of the votes or, without votes, of the last fused distribution. Raises `UserError`
     for a key that is not tracked, with the closest one that is.
     """
-    numbers = run.history[-1]["tracked_samples"] if run.history and run.faces is not None else np.zeros(0, np.int64)
-    if not len(numbers) or run.faces is None:
+    numbers = run.history[-1]["tracked_samples"] if run.history and run.samples is not None else np.zeros(0, np.int64)
+    if not len(numbers) or run.samples is None:
         if key:
             raise UserError(f"--sample {key}: {run.folder} has no tracked samples; set runtime.num_tracked_samples")
         return None
-    seen = np.sum([epoch["seen"][numbers] for epoch in run.history], axis=0) > 0
+    sampled = np.sum([epoch["seen"][numbers] for epoch in run.history], axis=0) > 0
     if key:
-        place = place_of(run, key, [str(run.faces.keys[number]) for number in numbers])
-        if not seen[place]:
+        index = find_index(run, key, [str(run.samples.keys[number]) for number in numbers])
+        if not sampled[index]:
             raise UserError(
                 f"--sample {key}: not sampled in any finished epoch yet (data.sampler = {run.config.data.sampler})"
             )
-        return listed_face(run, place)
-    votes = None if run.faces.votes is None else run.faces.votes[numbers]
+        return load_tracked_sample(run, index)
+    votes = None if run.samples.votes is None else run.samples.votes[numbers]
     if votes is None or not votes.any():
         ambiguity = entropy(np.nan_to_num(run.history[-1]["tracked_distributions"][:, FUSED].astype(np.float64)))
     else:
         ambiguity = entropy(votes.astype(np.float64))
-    return listed_face(run, int(np.argmax(np.where(seen, ambiguity, -1)))) if seen.any() else None
+    return load_tracked_sample(run, int(np.argmax(np.where(sampled, ambiguity, -1)))) if sampled.any() else None
 
 
-def place_of(run: RunData, key: str, keys: Sequence[str]) -> int:
+def find_index(run: RunData, key: str, keys: Sequence[str]) -> int:
     if key in keys:
         return keys.index(key)
-    assert run.faces is not None
-    if key in run.faces.keys:
+    assert run.samples is not None
+    if key in run.samples.keys:
         raise UserError(
             f"--sample {key}: not a tracked sample; train with --runtime.tracked_samples {key}, or choose one of the "
             f"{len(keys)} tracked samples, such as {keys[0]}"
@@ -74,50 +74,50 @@ def place_of(run: RunData, key: str, keys: Sequence[str]) -> int:
     raise UserError(f"--sample {key}: unknown sample key; did you mean {near}?")
 
 
-def listed_face(run: RunData, place: int) -> TrackedSample:
-    assert run.faces is not None
-    number = int(run.history[-1]["tracked_samples"][place])
-    seen = np.array([epoch["seen"][number] > 0 for epoch in run.history])
-    rows = np.where(seen[:, None, None], run.stack_history("tracked_distributions")[:, place], np.nan)
-    votes = None if run.faces.votes is None else run.faces.votes[number].astype(np.float64)
-    shares = votes / votes.sum() if votes is not None and votes.any() else None
+def load_tracked_sample(run: RunData, index: int) -> TrackedSample:
+    assert run.samples is not None
+    number = int(run.history[-1]["tracked_samples"][index])
+    sampled = np.array([epoch["seen"][number] > 0 for epoch in run.history])
+    rows = np.where(sampled[:, None, None], run.stack_history("tracked_distributions")[:, index], np.nan)
+    votes = None if run.samples.votes is None else run.samples.votes[number].astype(np.float64)
+    fractions = votes / votes.sum() if votes is not None and votes.any() else None
     weights = np.array([epoch["attention"][number] for epoch in run.history], dtype=np.float64)
-    return TrackedSample(str(run.faces.keys[number]), int(run.faces.labels[number]), rows, weights, shares)
+    return TrackedSample(str(run.samples.keys[number]), int(run.samples.labels[number]), rows, weights, fractions)
 
 
 def entropy(rows: NDArray[np.float64]) -> NDArray[np.float64]:
     """Return the entropy [n] in nats of rows [n, C], after normalizing each row to sum to 1."""
-    shares = rows / np.maximum(rows.sum(axis=1, keepdims=True), 1e-12)
-    found: NDArray[np.float64] = -(shares * np.log(np.where(shares > 0, shares, 1))).sum(axis=1)
+    fractions = rows / np.maximum(rows.sum(axis=1, keepdims=True), 1e-12)
+    found: NDArray[np.float64] = -(fractions * np.log(np.where(fractions > 0, fractions, 1))).sum(axis=1)
     return found
 
 
-def distribution_stages(run: RunData, face: TrackedSample) -> dict[str, NDArray[np.float64]]:
+def distribution_stages(run: RunData, sample: TrackedSample) -> dict[str, NDArray[np.float64]]:
     """Return by title the votes, label, training targets and prediction of the last epoch that sampled it."""
-    last = int(np.flatnonzero(~np.isnan(face.distributions[:, 0, 0]))[-1])
-    found = {"votes": face.votes} if face.votes is not None else {}
-    found["label"] = np.eye(len(run.classes))[face.label]
+    last = int(np.flatnonzero(~np.isnan(sample.distributions[:, 0, 0]))[-1])
+    found = {"votes": sample.votes} if sample.votes is not None else {}
+    found["label"] = np.eye(len(run.classes))[sample.label]
     if run.config.loss.supervision != "one_hot":
-        found["auxiliary (1)"] = face.distributions[last, AUXILIARY]
-        found["class (5)"] = class_distribution(run, last, face.label)
-        found["fused (12)"] = face.distributions[last, FUSED]
-    found["target"] = face.distributions[last, TARGET]
+        found["auxiliary (1)"] = sample.distributions[last, AUXILIARY]
+        found["class (5)"] = class_distribution(run, last, sample.label)
+        found["fused (12)"] = sample.distributions[last, FUSED]
+    found["target"] = sample.distributions[last, TARGET]
     return found
 
 
-def class_distribution(run: RunData, place: int, label: int) -> NDArray[np.float64]:
+def class_distribution(run: RunData, index: int, label: int) -> NDArray[np.float64]:
     """Return the class distribution [C] that eq 12 used in an epoch: that of the previous epoch."""
-    if place:
-        left: NDArray[np.float64] = run.history[place - 1]["class_distributions"][label].astype(np.float64)
-        return left
-    nothing = torch.zeros(len(run.classes), len(run.classes), dtype=torch.float64)
-    commit = class_distributions(nothing, nothing[0], run.config.class_distributions)
-    return np.asarray(commit.distributions[label], dtype=np.float64)
+    if index:
+        previous: NDArray[np.float64] = run.history[index - 1]["class_distributions"][label].astype(np.float64)
+        return previous
+    zeros = torch.zeros(len(run.classes), len(run.classes), dtype=torch.float64)
+    initial = class_distributions(zeros, zeros[0], run.config.class_distributions)
+    return np.asarray(initial.distributions[label], dtype=np.float64)
 
 
-def face_figure(run: RunData, face: TrackedSample) -> Figure:
+def plot_tracked_sample(run: RunData, sample: TrackedSample) -> Figure:
     """Plot the distributions of the last epoch (top) and those that change, over epochs (bottom)."""
-    classes, shown = run.classes, distribution_stages(run, face)
+    classes, shown = run.classes, distribution_stages(run, sample)
     moving = {"Auxiliary (label distribution)": AUXILIARY, "Fused": FUSED, "Target (prediction)": TARGET}
     if run.config.loss.supervision == "one_hot":
         moving = {"Target (prediction)": TARGET}
@@ -126,13 +126,13 @@ def face_figure(run: RunData, face: TrackedSample) -> Figure:
     upper, lower = parts
     for part in parts:
         part.set_facecolor("none")
-    places = np.arange(len(classes))
+    positions = np.arange(len(classes))
     for axes, (title, row) in zip(upper.subplots(1, len(shown), sharey=True), shown.items(), strict=True):
-        axes.barh(places, row, color=[colour(number) for number in range(len(classes))], height=0.72)
-        for place, value in enumerate(row):
+        axes.barh(positions, row, color=[color(number) for number in range(len(classes))], height=0.72)
+        for position, value in enumerate(row):
             axes.text(
                 min(value, 0.86) + 0.03 if value < 0.8 else value - 0.03,
-                place,
+                position,
                 f"{value:.2f}".lstrip("0"),
                 va="center",
                 ha="left" if value < 0.8 else "right",
@@ -141,17 +141,13 @@ def face_figure(run: RunData, face: TrackedSample) -> Figure:
             )
         axes.set(title=title, xlim=(0, 1), ylim=(len(classes) - 0.5, -0.5))
         axes.set_xticks([0, 0.5, 1], ["0", ".5", "1"])
-        axes.set_yticks(places, classes)
+        axes.set_yticks(positions, classes)
         axes.tick_params(axis="y", length=0)
     panels = np.atleast_1d(lower.subplots(1, len(moving), sharey=True))
     for axes, (title, stage) in zip(panels, moving.items(), strict=True):
-        for number, name in enumerate(classes):
-            style = {"color": colour(number), "marker": marker(number), "label": name, "linewidth": 1.2}
-            every = max(1, len(run.epochs) // 12)
-            axes.plot(run.epoch_numbers, face.distributions[:, stage, number], **style, markevery=every)
+        plot_classes(axes, run.epoch_numbers, sample.distributions[:, stage], classes)
         axes.set(title=title, ylim=(0, 1.02))
         format_epoch_axis(axes, run.epoch_numbers)
     panels[0].set_ylabel("description degree")
-    handles, names = panels[0].get_legend_handles_labels()
-    lower.legend(handles, names, loc="outside lower center", ncols=min(len(classes), 8), columnspacing=1.2)
+    add_class_legend(lower, panels[0])
     return figure

@@ -9,16 +9,16 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from numpy.typing import NDArray
 
-from adadf_dist.report.figures.style import SOFT, WIDTH, colour, marker, new_figure
+from adadf_dist.report.figures.style import SOFT, WIDTH, color, marker, new_figure
 from adadf_dist.tracking.artifacts import SavedPredictions
 
 MOST_POINTS = 1000
 FEWEST_POINTS = 10
 
 
-def subsample(recorded: SavedPredictions) -> NDArray[np.int64]:
-    """Return the rows of the recorded features to plot, evenly spread."""
-    rows = len(recorded.features)
+def subsample(saved: SavedPredictions) -> NDArray[np.int64]:
+    """Return the rows of the saved features to plot, evenly spread."""
+    rows = len(saved.features)
     return np.unique(np.linspace(0, rows - 1, min(rows, MOST_POINTS)).round().astype(np.int64))
 
 
@@ -34,26 +34,26 @@ def tsne_embedding(features: NDArray[np.float32]) -> NDArray[np.float64]:
     return points
 
 
-def feature_map(runs: Mapping[str, SavedPredictions]) -> Figure:
+def plot_features(runs: Mapping[str, SavedPredictions]) -> Figure:
     """Plot one map per run, by title, of the same split. Color and marker encode the true class."""
     side = WIDTH / 2
     width = WIDTH if len(runs) > 1 else side + 1.4
     figure = new_figure(side + 0.25, width)
     panels = np.atleast_1d(figure.subplots(1, len(runs)))
-    for axes, (title, recorded) in zip(panels, runs.items(), strict=True):
-        rows = subsample(recorded)
-        points, labels = tsne_embedding(recorded.features[rows]), recorded.faces.labels[recorded.featured[rows]]
-        for number in range(len(recorded.faces.classes)):
+    for axes, (title, saved) in zip(panels, runs.items(), strict=True):
+        rows = subsample(saved)
+        points, labels = tsne_embedding(saved.features[rows]), saved.faces.labels[saved.featured[rows]]
+        for number in range(len(saved.faces.classes)):
             mine = points[labels == number]
-            axes.scatter(*mine.T, s=11, color=colour(number), marker=marker(number), alpha=0.75, linewidth=0)
+            axes.scatter(*mine.T, s=11, color=color(number), marker=marker(number), alpha=0.75, linewidth=0)
         axes.set(title=title, xticks=[], yticks=[])
         axes.set_box_aspect(1)
         axes.margins(0.04)
         for spine in axes.spines.values():
             spine.set(visible=True, color=SOFT, linewidth=0.5)
     handles = [
-        Line2D([], [], color=colour(number), marker=marker(number), linestyle="", markersize=4.5, label=name)
-        for number, name in enumerate(recorded.faces.classes)
+        Line2D([], [], color=color(number), marker=marker(number), linestyle="", markersize=4.5, label=name)
+        for number, name in enumerate(saved.faces.classes)
     ]
     columns = 4 if len(runs) > 1 and len(handles) == 8 else min(len(handles), 7 if len(runs) > 1 else 4)
     figure.legend(handles=handles, loc="outside lower center", ncols=columns, handletextpad=0.2, columnspacing=1.2)

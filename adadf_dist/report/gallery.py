@@ -1,18 +1,25 @@
-"""Sample images by key, from the dataset folder if it is available locally."""
+"""Images of samples, and the gallery of the most and least confident predictions of the selected model."""
 
 from __future__ import annotations
 
 from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
 
 from adadf_dist.data.dataset import Dataset, Split, open_dataset
 from adadf_dist.data.identity import Source, how_to_fix, other_data
 from adadf_dist.data.jpeg import InvalidImageError, thumbnail_url
 from adadf_dist.data.remote.client import is_remote, local_path
 from adadf_dist.errors import UserError
+from adadf_dist.report.figures.tracked_sample import entropy
 from adadf_dist.report.run_reader import RunData
+from adadf_dist.tracking.artifacts import SavedPredictions
 
 SIDE = 112
 """Maximum side length of an embedded image in pixels; smaller images are embedded unchanged."""
+NUM_SHOWN = 14
+"""Number of samples in a section of the gallery."""
 
 
 class Thumbnails:
@@ -49,10 +56,10 @@ class Thumbnails:
         for name in (split, "train"):
             if self._dataset is None or name not in self._dataset.splits:
                 continue
-            opened, places = self._open(self._dataset, name)
-            if key in places:
+            opened, indices = self._open(self._dataset, name)
+            if key in indices:
                 try:
-                    return thumbnail_url(bytes(opened.read(places[key])), SIDE)
+                    return thumbnail_url(bytes(opened.read(indices[key])), SIDE)
                 except (InvalidImageError, OSError):
                     return None
         return None
@@ -60,5 +67,43 @@ class Thumbnails:
     def _open(self, dataset: Dataset, name: str) -> tuple[Split, dict[str, int]]:
         if name not in self._splits:
             split = dataset.split(name)
-            self._splits[name] = split, {str(key): number for number, key in enumerate(split.keys)}
+            self._splits[name] = split, {str(key): index for index, key in enumerate(split.keys)}
         return self._splits[name]
+
+
+def gallery_sections(run: RunData, thumbnails: Thumbnails) -> list[tuple[str, list[dict[str, str | None]]]] | None:
+    """Return validation samples by section title; None if the predictions are not available yet."""
+    saved = run.predictions("validation")
+    if saved is None:
+        return None
+    return [
+        (title, [describe_sample(saved, int(index), thumbnails) for index in indices])
+        for title, indices in most_and_least_confident(saved).items()
+        if len(indices)
+    ]
+
+
+def most_and_least_confident(saved: SavedPredictions) -> dict[str, NDArray[np.int64]]:
+    """Return sample indices by section title."""
+    order = np.argsort(entropy(saved.answers.target_probs), kind="stable")
+    errors = order[saved.answers.predicted_labels[order] != saved.faces.labels[order]]
+    return {
+        "Most confident": order[:NUM_SHOWN],
+        "Least confident": order[::-1][:NUM_SHOWN],
+        "Most confident errors": errors[:NUM_SHOWN],
+    }
+
+
+def describe_sample(saved: SavedPredictions, index: int, thumbnails: Thumbnails) -> dict[str, str | None]:
+    classes, key = saved.faces.classes, str(saved.faces.keys[index])
+    predicted = saved.answers.predicted_labels[index]
+    votes = saved.faces.votes[index] if saved.faces.votes is not None else np.zeros(len(classes))
+    most_votes = [c for c in np.argsort(-votes, kind="stable")[:3] if votes[c]]
+    return {
+        "key": key,
+        "url": thumbnails.find(key, "validation"),
+        "label": classes[saved.faces.labels[index]],
+        "predicted": classes[predicted],
+        "confidence": f"{saved.answers.target_probs[index, predicted]:.0%}",
+        "votes": ", ".join(f"{classes[c]} {votes[c]:g}" for c in most_votes),
+    }
