@@ -59,9 +59,9 @@ class Display:
         rate = self._done / max(time.monotonic() - self._began, 1e-9)
         if not self.total:
             return f"{self.doing}: {self._done:,} {self.unit}, {rate:,.0f}/s"
-        left_s = max(self.total - self._done, 0) / max(rate, 1e-9)
+        left = max(self.total - self._done, 0) / max(rate, 1e-9)
         return (
-            f"{self.doing}: {self._done:,} of {self.total:,} {self.unit}, {rate:,.0f}/s, {format_duration(left_s)} left"
+            f"{self.doing}: {self._done:,} of {self.total:,} {self.unit}, {rate:,.0f}/s, {format_duration(left)} left"
         )
 
     def __enter__(self) -> Display:

@@ -68,7 +68,7 @@ def average_bn_stats(model: nn.Module, world: World) -> None:
     if not statistics:  # for example a transformer or ConvNeXt
         return
     means = world.all_reduce_sum_(torch.cat([statistic.double() for statistic in statistics])) / world.size
-    for statistic, mean in zip(statistics, means.split(list(map(len, statistics))), strict=True):
+    for statistic, mean in zip(statistics, torch.split(means, list(map(len, statistics))), strict=True):
         statistic.copy_(mean)
 
 
