@@ -48,7 +48,7 @@ class RunLogger:
         self._losses: list[torch.Tensor] = []
         self._epoch_sums = torch.zeros(len(LOSS_NAMES), dtype=torch.float64)
         self._epoch_steps = 0
-        self._display = EpochDisplay(config, world.is_main, self.info)
+        self._display = EpochDisplay(config, world.is_main, lambda line: self.info(line))
         self._session_epochs = 0
         self._metrics = MetricsFile(self.folder / "metrics.jsonl")
         self._sinks = MetricSinks(config)
