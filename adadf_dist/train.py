@@ -67,11 +67,7 @@ class Stopped:
     """
 
 
-def no_op(record: Record) -> None:
-    pass
-
-
-def run(config: Config, on_epoch: Callable[[Record], None] = no_op) -> Result | Stopped:
+def run(config: Config, on_epoch: Callable[[Record], None] = lambda record: None) -> Result | Stopped:
     """Train with `config`, resuming if `config.out` contains a checkpoint.
 
     `on_epoch` is called on every rank with each epoch's record. Returns the same outcome on every rank. Raises
@@ -192,8 +188,8 @@ def finish_epoch(context: RunContext, state: TrainState, training: Mapping[str, 
     # --- stragglers and sample history
     record["ranks"] = find_straggler(world)
     world.heartbeat.beat("writing the sample history")
-    faces = state.history.finish_epoch(config.out, progress.epoch + 1, commit, config.runtime.timeout_s)
-    record["attention"] = attention_stats(faces.attention)
+    samples = state.history.finish_epoch(config.out, progress.epoch + 1, commit, config.runtime.timeout_s)
+    record["attention"] = attention_stats(samples.attention)
     progress.finish_epoch(metrics.accuracy, record)
     return record
 

@@ -70,63 +70,63 @@ TIMEOUT_S = 120.0
 
 def run(config: Config) -> Severity:
     """Print the report on rank 0. Returns the worst status there, and `OK` on the other ranks."""
-    page = CheckReport(printed=rank_from_env() == 0)
+    report = CheckReport(printed=rank_from_env() == 0)
     try:
         with init_world(min(config.runtime.timeout_s, TIMEOUT_S), finish_steps=False) as world:
-            examine(config, world, page)
-            page.close()
+            examine(config, world, report)
+            report.close()
             world.barrier()  # a launcher kills all ranks once one fails; print the report first
     except (ValueError, RuntimeError, OSError) as error:  # the ranks are out of sync; stop here
-        if not page.printed:
+        if not report.printed:
             raise UserError(describe_error(error)) from None
-        page.add(Finding(page.current, Severity.ERROR, describe_error(error)))
-        page.close()
-    return page.worst if page.printed else Severity.OK
+        report.add(Finding(report.current, Severity.ERROR, describe_error(error)))
+        report.close()
+    return report.worst if report.printed else Severity.OK
 
 
-def examine(config: Config, world: World, page: CheckReport) -> None:
+def examine(config: Config, world: World, report: CheckReport) -> None:
     """Run all checks in order. Collective: every rank must call this and takes the same branches."""
-    page.current = "versions"
-    alike = list(check_versions(config, world))
-    page.add(*alike)
-    if any(line.severity is Severity.ERROR for line in alike):
+    report.current = "versions"
+    mismatches = list(check_versions(config, world))
+    report.add(*mismatches)
+    if any(finding.severity is Severity.ERROR for finding in mismatches):
         return  # the other checks need identical versions and settings
     ranks = gather_rank_info(world)
-    places = [rank.label for rank in ranks]
-    page.add(judge_ranks(ranks), check_threads(ranks, config.data.num_workers))
+    labels = [rank.label for rank in ranks]
+    report.add(judge_ranks(ranks), check_threads(ranks, config.data.num_workers))
     if world.size > 1:
-        page.announce("network", "clock offsets, barrier latency, and all-reduce of a small and a large message")
-        page.add(check_clocks(clock_offsets(world), places))
-    page.add(*check_communication(world))
-    page.current = "settings"
+        report.announce("network", "clock offsets, barrier latency, and all-reduce of a small and a large message")
+        report.add(check_clocks(clock_offsets(world), labels))
+    report.add(*check_communication(world))
+    report.current = "settings"
     config = resolve_auto(config, world)
-    page.add(judge_workers(ranks, config))
-    page.current = "shards"
-    faces, line = inspect_dataset(config, world)
-    page.add(line)
-    if faces is not None:
-        page.add(*check_schedule(config, faces))
-    faces_per_s = 0.0
-    if faces is not None and faces.is_local:
-        page.announce("reading", "read and decode rates")
-        page.add(check_read_rate(config, world, places))
-        page.announce("loader", f"the {config.data.loader} loader with the run's batch size and augmentation")
-        faces_per_s, line = check_loader(config, world, places)
-        page.add(line)
-    page.current = "run folder"
-    page.add(check_folder(config, world, faces.classes if faces else 7, faces.train if faces else 0))
-    if faces is None:
+    report.add(judge_workers(ranks, config))
+    report.current = "shards"
+    dataset, line = inspect_dataset(config, world)
+    report.add(line)
+    if dataset is not None:
+        report.add(*check_schedule(config, dataset))
+    samples_per_s = 0.0
+    if dataset is not None and dataset.is_local:
+        report.announce("reading", "read and decode rates")
+        report.add(check_read_rate(config, world, labels))
+        report.announce("loader", f"the {config.data.loader} loader with the run's batch size and augmentation")
+        samples_per_s, line = check_loader(config, world, labels)
+        report.add(line)
+    report.current = "run folder"
+    report.add(check_folder(config, world, dataset.classes if dataset else 7, dataset.train if dataset else 0))
+    if dataset is None:
         return
-    line = check_batch(config, world, faces)
-    page.add(line)
+    line = check_batch(config, world, dataset)
+    report.add(line)
     if line.severity is Severity.ERROR:
         return
-    config = with_largest_batch(config, faces, world)
-    page.announce("step", f"training steps of {config.batch_size} samples, first on each rank alone")
-    measured, lines = check_step(config, world, ranks, faces)
-    page.add(*lines)
+    config = with_largest_batch(config, dataset, world)
+    report.announce("step", f"training steps of {config.batch_size} samples, first on each rank alone")
+    measured, lines = check_step(config, world, ranks, dataset)
+    report.add(*lines)
     if measured is not None:
-        page.add(*estimate_duration(config, faces, measured, faces_per_s))
+        report.add(*estimate_duration(config, dataset, measured, samples_per_s))
 
 
 def main(argv: Sequence[str] | None = None) -> None:

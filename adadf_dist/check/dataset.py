@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import math
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
@@ -21,7 +20,7 @@ from adadf_dist.data.datamodule import open_splits
 from adadf_dist.data.dataset import open_dataset
 from adadf_dist.data.jpeg import InvalidImageError
 from adadf_dist.data.loaders.base import decode_image
-from adadf_dist.data.manifest import MANIFEST, Manifest, read_manifest
+from adadf_dist.data.manifest import MANIFEST, read_manifest
 from adadf_dist.data.prepare import find_shards_mismatch
 from adadf_dist.data.remote.cache import cache_folder, check_cache, streamed_splits
 from adadf_dist.data.remote.client import Remote, RetryPolicy, is_remote, local_path
@@ -57,9 +56,9 @@ class DatasetInfo(NamedTuple):
 
 
 class ReadRate(NamedTuple):
-    faces: int
+    samples: int
     megabytes_per_s: float
-    faces_per_s: float
+    samples_per_s: float
     """Samples per second that one process reads and decodes."""
 
 
@@ -77,10 +76,10 @@ def inspect_dataset(config: Config, world: World) -> tuple[DatasetInfo | None, F
         return inspect_remote_dataset(config, world)
     if config.data.synthetic_samples and not world.broadcast_object(local_path(shards).exists()):
         train, validation, test = config.data.synthetic_samples
-        sizes = tuple(batch_sizes(config, np.zeros(train, dtype=np.int64)))
-        faces = DatasetInfo(len(EMOTIONS), train, validation, sizes, test=test)
-        drawn = f"{sum(config.data.synthetic_samples):,} synthetic samples"
-        return faces, ok("shards", f"{shards}: not found; a run would generate {drawn} there")
+        sizes = batch_sizes(config, np.zeros(train, dtype=np.int64))
+        dataset = DatasetInfo(len(EMOTIONS), train, validation, sizes, test=test)
+        samples = f"{sum(config.data.synthetic_samples):,} synthetic samples"
+        return dataset, ok("shards", f"{shards}: not found; a run would generate {samples} there")
     if problem := find_shards_mismatch(config.data, world):
         return None, Finding("shards", Severity.ERROR, problem.message, problem.hint)
     found = gather_probe(world, lambda: inspect_local_dataset(config, world))
@@ -95,19 +94,18 @@ def inspect_local_dataset(config: Config, world: World) -> DatasetInfo:
     """Open the splits on this rank as training does. Raises `UserError`."""
     data = open_splits(config, local_path(config.data.shards), (world.rank, world.size), world.device)
     with closing(data.loader):
-        sizes = tuple(batch_sizes(config, data.train_split.labels))
+        sizes = batch_sizes(config, data.train_split.labels)
         test = len(data.test_split) if data.test_split is not None else 0
         return DatasetInfo(len(data.classes), len(data.train_split), len(data.validation_split), sizes, True, test)
 
 
-def batch_sizes(config: Config, labels: np.ndarray[tuple[int, ...], np.dtype[np.int64]]) -> Iterator[int]:
-    """Yield the size of each global batch of the first epoch."""
-    plan = epoch_batches(labels, config.data.sampler, config.batch_size, config.seed, 0)
-    return map(len, plan)
+def batch_sizes(config: Config, labels: np.ndarray[tuple[int, ...], np.dtype[np.int64]]) -> tuple[int, ...]:
+    """Return the size of each global batch of the first epoch."""
+    return tuple(map(len, epoch_batches(labels, config.data.sampler, config.batch_size, config.seed, 0)))
 
 
-def describe(faces: DatasetInfo) -> str:
-    return f"{faces.train:,} training and {faces.validation:,} validation samples, {faces.classes} classes"
+def describe(dataset: DatasetInfo) -> str:
+    return f"{dataset.train:,} training and {dataset.validation:,} validation samples, {dataset.classes} classes"
 
 
 def inspect_remote_dataset(config: Config, world: World) -> tuple[DatasetInfo | None, Finding]:
@@ -116,76 +114,72 @@ def inspect_remote_dataset(config: Config, world: World) -> tuple[DatasetInfo | 
     Collective: every rank must call this.
     """
     found = gather_per_node(world, lambda: probe(config))
-    problems = {place: report for place, report in found.items() if isinstance(report, str)}
+    problems = {node: report for node, report in found.items() if isinstance(report, str)}
     if problems:
         reason = next(iter(problems.values()))
         return None, Finding("shards", Severity.ERROR, f"on {format_nodes(list(problems))}: {reason}")
     reports = [report for report in found.values() if not isinstance(report, str)]
-    counts, validation, whole = reports[0][:3]
+    counts, validation, size = reports[0][:3]
     rate = min(report[3] for report in reports)
     labels = np.repeat(np.arange(len(counts)), counts)
     if not validation:
         validation = round(config.data.validation_fraction * len(labels))
         labels = labels[validation:]
-    faces = DatasetInfo(len(counts), len(labels), validation, tuple(batch_sizes(config, labels)))
-    text = f"{config.data.shards}: {describe(faces)}; {whole / 1e9:.2f} GB at {rate:.1f} MB/s on the slowest node"
-    return faces, ok("shards", f"{text}: {whole / 1e6 / rate:,.0f} s to download, unless cached")
+    dataset = DatasetInfo(len(counts), len(labels), validation, batch_sizes(config, labels))
+    text = f"{config.data.shards}: {describe(dataset)}; {size / 1e9:.2f} GB at {rate:.1f} MB/s on the slowest node"
+    return dataset, ok("shards", f"{text}: {size / 1e6 / rate:,.0f} s to download, unless cached")
 
 
 def probe(config: Config) -> tuple[tuple[int, ...], int, int, float] | str:
     """Return (training samples per class, validation samples, bytes of all tars, MB/s), or a one-line error."""
     try:
         remote = Remote(config.data.shards.rstrip("/"), QUICK_RETRY_POLICY)
-        manifest = parse_manifest(remote.read(MANIFEST))
+        with tempfile.TemporaryDirectory() as folder:
+            (Path(folder) / MANIFEST).write_bytes(remote.read(MANIFEST))
+            manifest = read_manifest(Path(folder))
         if "train" not in manifest.splits:
             return f"{remote.url}: has no train split; build one with python -m shards.build"
         train = manifest.splits["train"]
         first = train.shards[0]
         began = time.perf_counter()
-        got = sum(map(len, remote.chunks(first.file, 0, min(first.bytes, PROBE_BYTES))))
-        rate = got / 1e6 / max(time.perf_counter() - began, 1e-9)
+        size = sum(map(len, remote.chunks(first.file, 0, min(first.bytes, PROBE_BYTES))))
+        rate = size / 1e6 / max(time.perf_counter() - began, 1e-9)
         with restore_dirs(cache_folder(config.data) / "locks"):
             check_cache(config.data)
     except (UserError, OSError) as error:
         return describe_error(error)
-    whole = sum(shard.bytes for split in manifest.splits.values() for shard in split.shards)
+    total_bytes = sum(shard.bytes for split in manifest.splits.values() for shard in split.shards)
     validation = manifest.splits["validation"].samples if "validation" in manifest.splits else 0
-    return tuple(train.class_counts), validation, whole, rate
+    return tuple(train.class_counts), validation, total_bytes, rate
 
 
-def parse_manifest(content: bytes) -> Manifest:
-    with tempfile.TemporaryDirectory() as name:
-        (Path(name) / MANIFEST).write_bytes(content)
-        return read_manifest(Path(name))
-
-
-def check_schedule(config: Config, faces: DatasetInfo) -> list[Finding]:
+def check_schedule(config: Config, dataset: DatasetInfo) -> list[Finding]:
     """Return one line per setting that makes no sense for the length of the run, or a single ok line."""
-    steps_per_epoch = len(faces.batches)
+    steps_per_epoch = len(dataset.batches)
     problems = find_problems(config, steps_per_epoch)
     if not problems:
         return [ok("schedule", f"{Length(config.epochs, steps_per_epoch)}")]
     return [replace(problem, name="schedule") for problem in problems]
 
 
-def check_read_rate(config: Config, world: World, places: Sequence[str]) -> Finding:
+def check_read_rate(config: Config, world: World, labels: Sequence[str]) -> Finding:
     """Measure reading and decoding of random samples, one process per rank. Collective: every rank must call this."""
     found = gather_probe(world, lambda: measure_read_rate(config, world.rank))
-    for reason, where in group_failures(found, places).items():
+    for reason, where in group_failures(found, labels).items():
         return Finding("reading", Severity.ERROR, f"on {format_nodes(where)}: {reason}")
     rates = [rate for rate in found if isinstance(rate, ReadRate)]
-    slowest = min(rates, key=lambda rate: rate.faces_per_s)
-    text = f"{slowest.faces} random samples: read at {slowest.megabytes_per_s:,.0f} MB/s (including the page cache), "
-    text += f"read and decoded at {slowest.faces_per_s:,.0f} samples/s per process"
+    slowest = min(rates, key=lambda rate: rate.samples_per_s)
+    text = f"{slowest.samples} random samples: read at {slowest.megabytes_per_s:,.0f} MB/s (including the page cache), "
+    text += f"read and decoded at {slowest.samples_per_s:,.0f} samples/s per process"
     return ok("reading", text + (", on the slowest rank" if world.size > 1 else ""))
 
 
 def measure_read_rate(config: Config, rank: int) -> ReadRate:
     """Measure the read rate on this rank. Raises `UserError` with the key of a sample that fails to decode."""
     split = open_dataset(local_path(config.data.shards), streamed_splits(config.data)).split("train")
-    chosen = np.random.default_rng().permutation(len(split))[:MAX_SAMPLES].tolist()
+    samples = np.random.default_rng().permutation(len(split))[:MAX_SAMPLES].tolist()
     count, size, reading, began = 0, 0, 0.0, time.perf_counter()
-    for sample in chosen:
+    for sample in samples:
         start = time.perf_counter()
         encoded = bytes(split.read(sample))
         reading += time.perf_counter() - start
@@ -198,17 +192,17 @@ def measure_read_rate(config: Config, rank: int) -> ReadRate:
         count, size = count + 1, size + len(encoded)
         if time.perf_counter() - began > READ_S:
             break
-    whole = time.perf_counter() - began
-    return ReadRate(count, size / 1e6 / max(reading, 1e-9), count / max(whole, 1e-9))
+    seconds = time.perf_counter() - began
+    return ReadRate(count, size / 1e6 / max(reading, 1e-9), count / max(seconds, 1e-9))
 
 
-def check_loader(config: Config, world: World, places: Sequence[str]) -> tuple[float, Finding]:
+def check_loader(config: Config, world: World, labels: Sequence[str]) -> tuple[float, Finding]:
     """Return the loader's rate in samples per second over all ranks (0 on error), and its report line.
 
     Collective: every rank must call this.
     """
     found = gather_probe(world, lambda: measure_loader_rate(config, world))
-    for reason, where in group_failures(found, places).items():
+    for reason, where in group_failures(found, labels).items():
         return 0.0, Finding("loader", Severity.ERROR, f"on {format_nodes(where)}: {reason}")
     rates = [rate for rate in found if not isinstance(rate, ProbeFailure)]
     together = world.size * min(rates)  # all ranks wait for the slowest
@@ -235,11 +229,7 @@ def measure_loader_rate(config: Config, world: World) -> float:
     return after / (ended - started) if after else count / max(ended - began, 1e-9)
 
 
-def with_largest_batch(config: Config, faces: DatasetInfo, world: World) -> Config:
+def with_largest_batch(config: Config, dataset: DatasetInfo, world: World) -> Config:
     """Return the config for measuring a step: not compiled, with the largest batch of an epoch of this dataset."""
-    largest = max(*faces.batches, MIN_SAMPLES_PER_RANK * world.size)
+    largest = max(*dataset.batches, MIN_SAMPLES_PER_RANK * world.size)
     return override(config, {"runtime.compile": "off", "batch_size": largest})
-
-
-def validation_batches(faces: DatasetInfo, batch_size: int) -> int:
-    return math.ceil(faces.validation / batch_size)

@@ -37,13 +37,13 @@ def dry_run(argv: Sequence[str]) -> None:
         print_row(world, "dry run: nothing will be trained or written", "")
         for name, text in (("settings", origin), *config_diff(resolved, base, origin)):
             print_row(world, name, text)
-        faces, line = inspect_dataset(resolved, world)
-        if faces is None:
+        dataset, line = inspect_dataset(resolved, world)
+        if dataset is None:
             raise UserError(line.message, line.hint)
-        for name, text in (*describe_faces(resolved, faces, line.message), *describe_folder(resolved)):
+        for name, text in (*describe_dataset(resolved, dataset, line.message), *describe_folder(resolved)):
             print_row(world, name, text)
         with report_out_of_memory(resolved, world):
-            for name, text in measure_step(resolved, faces, world):
+            for name, text in measure_step(resolved, dataset, world):
                 print_row(world, name, text)
 
 
@@ -54,17 +54,17 @@ def print_row(world: World, name: str, text: str) -> None:
 
 def config_diff(config: Config, base: Config, origin: str) -> Iterator[tuple[str, str]]:
     """Yield the keys that differ from `base`, which is named `origin`."""
-    usual = dict(flatten(to_dict(base)))
+    base_values = dict(flatten(to_dict(base)))
     for key, value in flatten(to_dict(config)):
-        if value != usual[key] and key != "out":
-            yield "", f"{key} = {value} ({origin}: {usual[key]})"
+        if value != base_values[key] and key != "out":
+            yield "", f"{key} = {value} ({origin}: {base_values[key]})"
 
 
-def describe_faces(config: Config, faces: DatasetInfo, found: str) -> Iterator[tuple[str, str]]:
+def describe_dataset(config: Config, dataset: DatasetInfo, found: str) -> Iterator[tuple[str, str]]:
     yield "dataset", found
-    test = "unknown until downloaded" if faces.test is None else f"{faces.test:,}"
-    yield "splits", f"train {faces.train:,}, validation {faces.validation:,}, test {test}"
-    steps, trained = len(faces.batches), sum(faces.batches)
+    test = "unknown until downloaded" if dataset.test is None else f"{dataset.test:,}"
+    yield "splits", f"train {dataset.train:,}, validation {dataset.validation:,}, test {test}"
+    steps, trained = len(dataset.batches), sum(dataset.batches)
     text = f"{steps:,} per epoch ({trained:,} samples, sampler {config.data.sampler}), {steps * config.epochs:,} in "
     yield "steps", text + f"{config.epochs} epochs"
     for problem in find_problems(config, steps):
@@ -73,51 +73,51 @@ def describe_faces(config: Config, faces: DatasetInfo, found: str) -> Iterator[t
 
 def describe_folder(config: Config) -> Iterator[tuple[str, str]]:
     try:
-        held = describe_run_dir(config, Path(config.out))
+        state = describe_run_dir(config, Path(config.out))
     except (ValueError, OSError) as error:
-        held = f"would be refused: {describe_error(error)}"
+        state = f"would be refused: {describe_error(error)}"
     if config.resume not in ("auto", "never"):
-        held = f"{held}; starts from {config.resume}"
-    yield "run folder", f"{config.out}: {held}"
+        state = f"{state}; starts from {config.resume}"
+    yield "run folder", f"{config.out}: {state}"
 
 
-def measure_step(config: Config, faces: DatasetInfo, world: World) -> Iterator[tuple[str, str]]:
+def measure_step(config: Config, dataset: DatasetInfo, world: World) -> Iterator[tuple[str, str]]:
     """Measure parameters, memory and time with steps on random images. Collective: every rank must call this."""
-    config = with_largest_batch(config, faces, world)
-    trainer = SyntheticTrainer(config, faces.classes, world)
+    config = with_largest_batch(config, dataset, world)
+    trainer = SyntheticTrainer(config, dataset.classes, world)
     parameters = list(trainer.engine.model.parameters())
     trained = sum(p.numel() for p in parameters if p.requires_grad)
     frozen = sum(p.numel() for p in parameters) - trained
     weights = trainer.engine.weights.describe()
     yield "model", f"{config.model.backbone} from {weights}: {trained:,} parameters are trained, {frozen:,} are frozen"
-    kept = activation_bytes(trainer)
+    activations = activation_bytes(trainer)
     size = parameters[0].element_size()
     average = (trained + frozen) * bool(config.optimizer.ema_decay)
     counted = f"weights {format_mib((trained + frozen + average) * size)}, "
     counted += f"gradients {format_mib(trained * size)}, Adam's moments "
     rows = len(trainer.images)
     yield "memory", f"calculated: {counted}{format_mib(2 * trained * size)} per process"
-    yield "", f"measured: {format_mib(kept)} of activations per step ({rows} images per rank)"
+    yield "", f"measured: {format_mib(activations)} of activations per step ({rows} images per rank)"
     measured = measure_trainer(trainer)
-    whose = "the process" if world.device.type == "cpu" else "the GPU"
-    yield "", f"measured: {format_mib(measured.peak)} total peak memory of {whose} during a step"
+    owner = "the process" if world.device.type == "cpu" else "the GPU"
+    yield "", f"measured: {format_mib(measured.peak)} total peak memory of {owner} during a step"
     where = f"{plural(world.size, 'rank')} on {world.device.type}, {config.runtime.precision}"
     yield "step", f"measured: {describe_speed(config, measured.step_s)} on {where}"
-    for line in estimate_duration(config, faces, measured, 0.0):
+    for line in estimate_duration(config, dataset, measured, 0.0):
         yield "time", line.message
 
 
 def activation_bytes(trainer: SyntheticTrainer) -> int:
     """Return the bytes that autograd keeps between forward and backward pass of a step, excluding weights."""
     own = {p.untyped_storage().data_ptr() for p in trainer.engine.model.parameters()}
-    held: dict[int, int] = {}
+    stored: dict[int, int] = {}
 
     def pack(tensor: Tensor) -> Tensor:
         storage = tensor.untyped_storage()
         if storage.data_ptr() not in own:
-            held[storage.data_ptr()] = storage.nbytes()
+            stored[storage.data_ptr()] = storage.nbytes()
         return tensor
 
     with saved_tensors_hooks(pack, lambda tensor: tensor):
         trainer.step()
-    return sum(held.values())
+    return sum(stored.values())

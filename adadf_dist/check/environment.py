@@ -113,10 +113,10 @@ def judge_ranks(ranks: Sequence[RankInfo]) -> Finding:
         gpus = nodes[0][0].gpus
         hint = f"--nproc_per_node {gpus} uses them all"
         return warning("ranks", f"{text}; unused GPUs on {format_nodes(idle)}", hint)
-    unseen = [node[0].host for node in nodes if node[0].gpu_not_visible]
-    if unseen:
+    without_gpu = [node[0].host for node in nodes if node[0].gpu_not_visible]
+    if without_gpu:
         hint = "check CUDA_VISIBLE_DEVICES, nvidia-smi, and whether torch is a CUDA build"
-        return warning("ranks", f"{text}; torch sees no GPU on {format_nodes(unseen)}", hint)
+        return warning("ranks", f"{text}; torch sees no GPU on {format_nodes(without_gpu)}", hint)
     return ok("ranks", text)
 
 
@@ -165,11 +165,11 @@ def clock_offsets(world: World, clock: Callable[[], float] = time.time) -> list[
     return world.all_gather_object(min(offsets))
 
 
-def check_clocks(offsets: Sequence[float], places: Sequence[str]) -> Finding:
+def check_clocks(offsets: Sequence[float], labels: Sequence[str]) -> Finding:
     worst = max(range(len(offsets)), key=lambda rank: abs(offsets[rank]))
     apart = abs(offsets[worst])
     if apart <= MAX_CLOCK_SKEW_S:
         return ok("clocks", f"within {max(apart, 0.001):.3f} s of rank 0")
     direction = "ahead of" if offsets[worst] > 0 else "behind"
-    text = f"{places[worst]} is {apart:.1f} s {direction} rank 0's"
+    text = f"{labels[worst]} is {apart:.1f} s {direction} rank 0's"
     return warning("clocks", text, "synchronize clocks with NTP: logs and remote storage depend on them")

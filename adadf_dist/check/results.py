@@ -25,7 +25,7 @@ class CheckReport:
     def __init__(self, printed: bool) -> None:
         """`printed`: on rank 0."""
         self.printed = printed
-        self.lines: list[Finding] = []
+        self.findings: list[Finding] = []
         self.current = "start"
         """Name of the check in progress, reported if the connection is lost."""
 
@@ -34,15 +34,15 @@ class CheckReport:
         self.current = name
         logger.info(f"measuring {what} ...")
 
-    def add(self, *lines: Finding) -> None:
-        for line in lines:
-            self.lines.append(line)
+    def add(self, *findings: Finding) -> None:
+        for finding in findings:
+            self.findings.append(finding)
             if self.printed:
-                print(format_finding(line), flush=True)
+                print(format_finding(finding), flush=True)
 
     @property
     def worst(self) -> Severity:
-        return worst_severity(self.lines)
+        return worst_severity(self.findings)
 
     def close(self) -> None:
         """Print the summary line."""
@@ -52,7 +52,7 @@ class CheckReport:
             "not ready to train: fix the errors above",
         )[self.worst.exit_status]
         if self.printed:
-            print(f"{outcome} ({summarize_severities(self.lines)})", flush=True)
+            print(f"{outcome} ({summarize_severities(self.findings)})", flush=True)
 
 
 def format_finding(finding: Finding) -> str:
@@ -60,13 +60,14 @@ def format_finding(finding: Finding) -> str:
     return f"{line}\n{'':<21}-> {finding.hint}" if finding.hint else line
 
 
-def gather_probe(world: World, look: Callable[[], T]) -> list[T | ProbeFailure]:
-    """Return the result of `look` on each rank, or why it failed, in rank order. Collective: every rank must call this.
+def gather_probe(world: World, probe: Callable[[], T]) -> list[T | ProbeFailure]:
+    """Return the result of `probe` on each rank, or why it failed, in rank order.
 
-    `look` itself must not call collectives, so that a failure on one rank does not block the others.
+    Collective: every rank must call this. `probe` itself must not call collectives, so that
+    a failure on one rank does not block the others.
     """
     try:
-        found: T | ProbeFailure = look()
+        found: T | ProbeFailure = probe()
     except Exception as error:  # a check reports any error
         found = ProbeFailure(describe_error(error))
     return world.all_gather_object(found)
@@ -77,10 +78,10 @@ def describe_error(error: BaseException) -> str:
     return text if isinstance(error, UserError) else f"{type(error).__name__}: {text}"
 
 
-def group_failures(found: Iterable[object], places: Iterable[str]) -> dict[str, list[str]]:
+def group_failures(found: Iterable[object], ranks: Iterable[str]) -> dict[str, list[str]]:
     """Group failures: reason -> the ranks on which a check failed for it."""
     reasons: dict[str, list[str]] = {}
-    for outcome, place in zip(found, places, strict=True):
+    for outcome, rank in zip(found, ranks, strict=True):
         if isinstance(outcome, ProbeFailure):
-            reasons.setdefault(outcome.reason, []).append(place)
+            reasons.setdefault(outcome.reason, []).append(rank)
     return reasons

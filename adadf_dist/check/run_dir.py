@@ -34,32 +34,32 @@ EXTRA_CHECKPOINTS = 2
 """Checkpoints besides the newest ones: that of the selected epoch, and the one being written."""
 
 
-def check_folder(config: Config, world: World, num_classes: int, train_faces: int) -> Finding:
+def check_folder(config: Config, world: World, num_classes: int, train_samples: int) -> Finding:
     """Check the run folder and leave the disk unchanged. Collective: every rank must call this."""
     folder = Path(config.out)
     with restore_dirs(folder):
         problem = find_unshared_run_dir(folder, world)
         if problem:
             return Finding("run folder", Severity.ERROR, problem.message.removeprefix("out: "), problem.hint)
-        line = check_run_dir_space(config, folder, num_classes, train_faces) if world.is_main else None
-        shared = world.broadcast_object(line)
+        finding = check_run_dir_space(config, folder, num_classes, train_samples) if world.is_main else None
+        shared = world.broadcast_object(finding)
         world.barrier()  # all ranks are done with the folder before it is removed
     assert isinstance(shared, Finding)
     return shared
 
 
-def check_run_dir_space(config: Config, folder: Path, num_classes: int, train_faces: int) -> Finding:
+def check_run_dir_space(config: Config, folder: Path, num_classes: int, train_samples: int) -> Finding:
     try:
-        held = describe_run_dir(config, folder)
+        state = describe_run_dir(config, folder)
         probe(folder, "out")
     except (ValueError, OSError) as error:
         return Finding("run folder", Severity.ERROR, describe_error(error))
-    checkpoint = checkpoint_bytes(config, num_classes, train_faces)
-    history = 8 * train_faces * config.epochs
+    checkpoint = checkpoint_bytes(config, num_classes, train_samples)
+    history = 8 * train_samples * config.epochs
     needed = (config.checkpoint.keep_last + EXTRA_CHECKPOINTS) * checkpoint + history
-    there = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
-    missing, free = max(needed - there, checkpoint), shutil.disk_usage(folder).free
-    text = f"{folder}: writable and shared; {held}; needs about {format_gb(needed)} ("
+    existing = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+    missing, free = max(needed - existing, checkpoint), shutil.disk_usage(folder).free
+    text = f"{folder}: writable and shared; {state}; needs about {format_gb(needed)} ("
     text += f"{format_gb(checkpoint)} per checkpoint), {format_gb(free)} free"
     fewer = "lower checkpoint.keep_last, " if config.checkpoint.keep_last > 1 else ""
     hint = f"free some space, {fewer}or choose another --out"
@@ -101,13 +101,13 @@ def check_same_data(config: Config, content: Mapping[str, Any]) -> None:
         raise UserError(f"the checkpoint {problem}; {how_to_fix()}")
 
 
-def checkpoint_bytes(config: Config, num_classes: int, train_faces: int) -> int:
+def checkpoint_bytes(config: Config, num_classes: int, train_samples: int) -> int:
     """Estimate the checkpoint size: weights (and their average), Adam's two moments, and per-sample sums."""
     with torch.device("meta"):
         model = init_model(config, num_classes)
     weights = sum(int(tensor.nbytes) for tensor in model.state_dict().values())
     trained = sum(int(parameter.nbytes) for parameter in model.parameters())
-    return weights * (2 if config.optimizer.ema_decay else 1) + 2 * trained + 16 * train_faces
+    return weights * (2 if config.optimizer.ema_decay else 1) + 2 * trained + 16 * train_samples
 
 
 @contextmanager

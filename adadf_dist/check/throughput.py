@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import resource
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -9,7 +10,7 @@ from typing import NamedTuple
 
 import torch
 
-from adadf_dist.check.dataset import DatasetInfo, validation_batches
+from adadf_dist.check.dataset import DatasetInfo
 from adadf_dist.check.environment import RankInfo, nodes_of
 from adadf_dist.check.results import ProbeFailure, gather_probe, group_failures
 from adadf_dist.config.load import override
@@ -26,9 +27,9 @@ BUDGET_S = 8.0
 MOST_STEPS = 20
 SLOW_STEP_S = 15.0
 """If the first step takes longer, it is the measurement."""
-MEMORY_WARNING_SHARE = 0.9
+MEMORY_WARNING_FRACTION = 0.9
 """Fraction of memory above which little is left for evaluation and fragmentation."""
-COMM_WARNING_SHARE = 0.5
+COMM_WARNING_FRACTION = 0.5
 """Fraction of a step spent in communication that triggers a warning."""
 
 
@@ -56,22 +57,22 @@ def time_step(trainer: SyntheticTrainer, work: Callable[[], None]) -> float:
         return first
     more = world.broadcast_object(time_repeats(world, work, 2) / 2 if first < 1 else first)
     assert isinstance(more, float)
-    goes = max(1, min(MOST_STEPS, int(BUDGET_S / max(more, 1e-6))))
-    return time_repeats(world, work, goes) / goes
+    repeats = max(1, min(MOST_STEPS, int(BUDGET_S / max(more, 1e-6))))
+    return time_repeats(world, work, repeats) / repeats
 
 
-def time_repeats(world: World, work: Callable[[], None], goes: int) -> float:
+def time_repeats(world: World, work: Callable[[], None], repeats: int) -> float:
     synchronize(world.device)
     began = time.perf_counter()
-    for _ in range(goes):
+    for _ in range(repeats):
         work()
     synchronize(world.device)
     return time.perf_counter() - began
 
 
-def check_batch(config: Config, world: World, faces: DatasetInfo) -> Finding:
+def check_batch(config: Config, world: World, dataset: DatasetInfo) -> Finding:
     """Check that the global batch can be distributed over the ranks."""
-    smallest = min(faces.batches)
+    smallest = min(dataset.batches)
     most = smallest // MIN_SAMPLES_PER_RANK
     try:
         check_batch_size(config.batch_size, world.size)
@@ -79,22 +80,22 @@ def check_batch(config: Config, world: World, faces: DatasetInfo) -> Finding:
         return Finding("batch", Severity.ERROR, error.message, error.hint)
     text = f"{config.batch_size} samples over {plural(world.size, 'rank')}"
     if most < world.size:
-        text += f", but {faces.train:,} samples make batches of {smallest}, less than {MIN_SAMPLES_PER_RANK} per rank"
-        raised = "raise batch_size or " if sum(faces.batches) >= MIN_SAMPLES_PER_RANK * world.size else ""
+        text += f", but {dataset.train:,} samples make batches of {smallest}, less than {MIN_SAMPLES_PER_RANK} per rank"
+        raised = "raise batch_size or " if sum(dataset.batches) >= MIN_SAMPLES_PER_RANK * world.size else ""
         return Finding("batch", Severity.ERROR, text, f"{raised}start fewer ranks")
-    shares = sorted({smallest // world.size, -(-max(faces.batches) // world.size)})
-    return ok("batch", f"{text}: {' to '.join(map(str, shares))} per rank; at most {most:,} ranks")
+    sizes = sorted({smallest // world.size, -(-max(dataset.batches) // world.size)})
+    return ok("batch", f"{text}: {' to '.join(map(str, sizes))} per rank; at most {most:,} ranks")
 
 
 def check_step(
-    config: Config, world: World, ranks: Sequence[RankInfo], faces: DatasetInfo
+    config: Config, world: World, ranks: Sequence[RankInfo], dataset: DatasetInfo
 ) -> tuple[StepTiming | None, list[Finding]]:
     """Measure a step on each rank alone, which may fail without blocking the others, then with all ranks together.
 
     Collective: every rank must call this. `config`: the result of `with_largest_batch`.
     """
     first, end = rank_slice(config.batch_size, world.rank, world.size)
-    found = gather_probe(world, lambda: measure_single_rank(config, faces.classes, world.device, end - first))
+    found = gather_probe(world, lambda: measure_single_rank(config, dataset.classes, world.device, end - first))
     for reason, where in group_failures(found, [rank.label for rank in ranks]).items():
         hint = "" if "memory" not in reason.lower() else "lower batch_size or data.image_size, or start more ranks"
         return None, [Finding("step", Severity.ERROR, f"on {format_nodes(where)}: {reason}", hint)]
@@ -102,17 +103,17 @@ def check_step(
     if world.size == 1 and config.engine == "ddp":
         together = alone
     else:
-        trainer = SyntheticTrainer(config, faces.classes, world)
+        trainer = SyntheticTrainer(config, dataset.classes, world)
         step_s, own = time_step(trainer, trainer.step), alone[world.rank]
         together = world.all_gather_object(own._replace(step_s=step_s, peak=max(own.peak, peak_memory(world.device))))
     step_s, computing = max(m.step_s for m in together), max(m.step_s for m in alone)
     text = f"{describe_speed(config, step_s)}, {config.runtime.precision}"
     line = ok("step", text)
     if world.size > 1:
-        share = max(0.0, 1 - computing / step_s)
-        text += f"; {share:.0%} spent in communication and waiting"
+        fraction = max(0.0, 1 - computing / step_s)
+        text += f"; {fraction:.0%} spent in communication and waiting"
         hint = "raise batch_size, use fewer ranks or a faster network, or turn runtime.sync_batch_norm off"
-        line = warning("step", text, hint) if share > COMM_WARNING_SHARE else ok("step", text)
+        line = warning("step", text, hint) if fraction > COMM_WARNING_FRACTION else ok("step", text)
     infer = max(m.infer_s for m in alone)
     return together[0]._replace(step_s=step_s, infer_s=infer), [line, check_memory(together, ranks)]
 
@@ -146,32 +147,32 @@ def peak_memory(device: torch.device) -> int:
 def check_memory(measured: Sequence[StepTiming], ranks: Sequence[RankInfo]) -> Finding:
     """Check peak memory per device, or per node for CPU ranks."""
     if measured[0].limit:
-        share, peak, limit = max((m.peak / m.limit, m.peak, m.limit) for m in measured)
+        fraction, peak, limit = max((m.peak / m.limit, m.peak, m.limit) for m in measured)
         text = f"peak {peak / 2**30:.1f} of {limit / 2**30:.0f} GiB GPU memory during a step"
     else:
         peaks = {rank.label: m.peak for rank, m in zip(ranks, measured, strict=True)}
         nodes = [(sum(peaks[rank.label] for rank in node), node[0].memory) for node in nodes_of(ranks)]
-        share, peak, limit = max((used / memory, used, memory) for used, memory in nodes)
+        fraction, peak, limit = max((used / memory, used, memory) for used, memory in nodes)
         text = f"peak {max(peaks.values()) / 2**30:.1f} GiB per process, {peak / 2**30:.1f} of {limit / 2**30:.0f} GiB "
         text += "per node, excluding data workers"
-    if share > MEMORY_WARNING_SHARE:
+    if fraction > MEMORY_WARNING_FRACTION:
         return warning("memory", text, "lower batch_size or data.image_size, or start more ranks")
     return ok("memory", text)
 
 
 def estimate_duration(
-    config: Config, faces: DatasetInfo, measured: StepTiming, faces_per_s: float
+    config: Config, dataset: DatasetInfo, measured: StepTiming, samples_per_s: float
 ) -> Iterator[Finding]:
-    """Estimate the duration of an epoch and of the run from step and loader rates; `faces_per_s` 0: unknown."""
-    trained = sum(faces.batches)
-    computing = len(faces.batches) * measured.step_s
-    loading = trained / faces_per_s if faces_per_s else 0.0
+    """Estimate the duration of an epoch and of the run from step and loader rates; `samples_per_s` 0: unknown."""
+    trained = sum(dataset.batches)
+    computing = len(dataset.batches) * measured.step_s
+    loading = trained / samples_per_s if samples_per_s else 0.0
     passes = 2 if config.class_distributions.source == "second_pass" else 1
-    epoch = max(computing, loading) + validation_batches(faces, config.batch_size) * measured.infer_s
-    epoch += (passes - 1) * max(len(faces.batches) * measured.infer_s, loading)
+    epoch = max(computing, loading) + math.ceil(dataset.validation / config.batch_size) * measured.infer_s
+    epoch += (passes - 1) * max(len(dataset.batches) * measured.infer_s, loading)
     text = f"an epoch of {trained:,} samples takes about {format_duration(epoch)}, all {config.epochs} epochs about "
     text += format_duration(config.epochs * epoch)
-    if not faces_per_s:
+    if not samples_per_s:
         text += ", if the loader keeps up (not measured)"
     if loading > computing:
         text += f"; data-bound: the network would wait for data {1 - computing / loading:.0%} of the time"

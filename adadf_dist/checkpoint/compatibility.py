@@ -31,12 +31,12 @@ def check_config_compatible(
     before, after = {**dict(flatten(to_dict(Config()))), **upgrade_keys(saved, str(path))}, dict(flatten(now))
     input_files = keys_with(Role.INPUT_FILE)
     for key in sorted(before.keys() | after.keys()):
-        free = key in keys_with(Role.RESUMABLE)
+        may_differ = key in keys_with(Role.RESUMABLE)
         if (only and key not in only) or key in moved or (key in input_files and same_path(before[key], after[key])):
-            free = True
+            may_differ = True
         elif key == "epochs" and rates_follow_epochs(before, after, finished):
-            free = False
-        if not free and before.get(key) != after.get(key):
+            may_differ = False
+        if not may_differ and before.get(key) != after.get(key):
             raise UserError(
                 f"{path}: config mismatch: {key} was {before.get(key)} in the checkpoint, is {after.get(key)} now; "
                 f"pass --{key} {before.get(key)} to resume, or another --out for a new run"

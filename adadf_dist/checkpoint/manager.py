@@ -73,12 +73,12 @@ class CheckpointManager:
 
     def should_save(self) -> bool:
         """Return whether a save in mid-epoch is due, by rank 0's clock. Collective: every rank must call this."""
-        rules = self.config.checkpoint
-        by_step = rules.save_every_steps > 0 and self.progress.step % rules.save_every_steps == 0
-        if by_step or not rules.save_every_minutes or self.progress.step % self.config.runtime.stop_check_steps:
+        settings = self.config.checkpoint
+        by_step = settings.save_every_steps > 0 and self.progress.step % settings.save_every_steps == 0
+        if by_step or not settings.save_every_minutes or self.progress.step % self.config.runtime.stop_check_steps:
             return by_step
         elapsed = time.monotonic() - self._saved_at
-        return bool(self.world.broadcast_object(elapsed >= rules.save_every_minutes * 60))
+        return bool(self.world.broadcast_object(elapsed >= settings.save_every_minutes * 60))
 
     def save(self, skippable: bool = False) -> Path:
         """Save the state of the run atomically. Collective: every rank must call this.
@@ -135,15 +135,15 @@ class CheckpointManager:
 
     def load(self, path: Path | str) -> None:
         content = read_checkpoint(path)
-        begun = content["progress"]["step"] > 0
+        has_steps = content["progress"]["step"] > 0
         now, finished = to_dict(self.config), content["progress"]["epoch"]
         moved = moved_files(content.get("data"), dict(flatten(now)))
         check_config_compatible(
-            content["config"], now, path, finished, () if begun else keys_with(Role.ARCHITECTURE), moved
+            content["config"], now, path, finished, () if has_steps else keys_with(Role.ARCHITECTURE), moved
         )
         check_classes_match(content["preprocessing"], self.preprocessing, path)
         for name, part in self.parts.items():
-            if not begun and name != "engine":  # initial weights only: everything else starts fresh
+            if not has_steps and name != "engine":  # initial weights only: everything else starts fresh
                 continue
             if name not in content and name in ADDED_PARTS:
                 logger.warning(

@@ -10,7 +10,7 @@ from adadf_dist.data.manifest import MANIFEST
 from adadf_dist.errors import RunDirLockedError, UserError
 from adadf_dist.files.locks import exclusive_lock
 
-MARKS = (".lock", "checkpoints", "run_info.json", "run.json")
+MARKERS = (".lock", "checkpoints", "run_info.json", "run.json")
 """A folder with one of these is a run folder."""
 RUN_FILES = (
     "config.yaml",
@@ -29,7 +29,7 @@ def check_run_folder(folder: Path) -> None:
 
     Other files, such as launcher logs and notes, are allowed.
     """
-    if any((folder / mark).exists() for mark in MARKS):
+    if any((folder / marker).exists() for marker in MARKERS):
         return
     if (folder / MANIFEST).is_file():
         raise UserError(f"out: {folder} is a dataset folder ({MANIFEST}); choose another --out")

@@ -91,7 +91,7 @@ def plain_message(message: str) -> str:
         return f"{name} must be {TYPE_NAMES.get(kind, kind)}, got {value}"
     found = re.fullmatch(r"argument (\S+?)(?:/\S+)?: invalid choice: (.*?) \(choose from (.*)\)", message, re.DOTALL)
     if found:
-        name, value, listed = found.groups()
-        choices = [choice.strip("'\"") for choice in listed.split(", ")]
+        name, value, names = found.groups()
+        choices = [choice.strip("'\"") for choice in names.split(", ")]
         return f"{name} must be one of {', '.join(choices)}, got {value}{did_you_mean(value.strip(chr(39)), choices)}"
     return message.removeprefix("argument ")

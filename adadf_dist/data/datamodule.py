@@ -177,10 +177,10 @@ def load_train_val(dataset: Dataset, config: Config) -> tuple[Split, Split]:
 
 def hold_out_validation(train: Split, config: Config) -> tuple[Split, Split]:
     """Hold out validation from `train` as configured. Raises `UserError` if nothing can be held out."""
-    kept, held_out = stratified_holdout(train.labels, config.data.validation_fraction, config.seed)
+    train_samples, held_out = stratified_holdout(train.labels, config.data.validation_fraction, config.seed)
     if not len(held_out):
         raise UserError(f"{train.folder}: no class has two training faces, so none can be held out for validation")
-    return train.subset(kept, "train"), train.subset(held_out, "validation")
+    return train.subset(train_samples, "train"), train.subset(held_out, "validation")
 
 
 def apply_relabeling(
@@ -190,22 +190,22 @@ def apply_relabeling(
     if not config.data.relabel_file:
         return train, None
     decisions = read_decisions(Path(config.data.relabel_file), dataset.classes, "data.relabel_file")
-    own = [split for split in others if split is not None and split.name in dataset.splits]
-    carved = [split for split in others if split is not None and split.name not in dataset.splits]
+    stored = [split for split in others if split is not None and split.name in dataset.splits]
+    held_out = [split for split in others if split is not None and split.name not in dataset.splits]
     decisions.check_keys(
-        {str(key) for split in (train, *carved) for key in split.keys},
-        {str(key): split.name for split in own for key in split.keys},
+        {str(key) for split in (train, *held_out) for key in split.keys},
+        {str(key): split.name for split in stored for key in split.keys},
     )
-    labels = {str(key): int(n) for split in (train, *carved) for key, n in zip(split.keys, split.labels, strict=True)}
+    labels = {str(key): int(n) for split in (train, *held_out) for key, n in zip(split.keys, split.labels, strict=True)}
     decisions.check_labels(labels, dataset.classes)
-    train, done = relabel(train, decisions)
-    if done.dropped and config.data.access == "stream":
+    train, stats = relabel(train, decisions)
+    if stats.dropped and config.data.access == "stream":
         raise UserError(
-            f"{decisions.where}: drops {done.dropped:,} samples, but data.access is stream, which reads entire tars; "
+            f"{decisions.where}: drops {stats.dropped:,} samples, but data.access is stream, which reads entire tars; "
             "set data.access = cache, or rebuild the dataset with python -m shards.build ... --relabel"
         )
     check_trainable(train)
-    return train, done
+    return train, stats
 
 
 def make_loader(name: str, recipe: LoaderConfig) -> Loader:

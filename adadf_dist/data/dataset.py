@@ -163,7 +163,7 @@ def open_split(folder: Path, manifest: Manifest, name: str) -> Split:
     table = _read_table(path)
     try:
         labels = _column(table, "label")
-        places = np.stack([_column(table, key) for key in ("shard", "offset", "size")], axis=1)
+        locations = np.stack([_column(table, key) for key in ("shard", "offset", "size")], axis=1)
         keys = np.array(table["key"].to_pylist(), dtype=np.dtypes.StringDType())
         votes = _rows(table, "votes", num_classes)
         distributions = _rows(table, "distribution", num_classes) if "distribution" in table.column_names else None
@@ -181,7 +181,7 @@ def open_split(folder: Path, manifest: Manifest, name: str) -> Split:
         votes=votes,
         distributions=distributions,
         shards=tuple(shard.file for shard in info.shards),
-        locations=places,
+        locations=locations,
     )
     _check_rows(split, info, path)
     return split

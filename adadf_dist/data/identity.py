@@ -98,10 +98,10 @@ def other_data(recorded: Source, found: Source, splits: Collection[str]) -> str:
     for split in splits:
         before, now = recorded.digests.get(split), found.digests.get(split)
         if before is not None and before != now:
-            has = f"digest {now[:SHOWN_DIGITS]}" if now else f"no {split} split"
+            current = f"digest {now[:SHOWN_DIGITS]}" if now else f"no {split} split"
             return (
                 f"was trained on other data: {recorded.shards}, split {split} with digest {before[:SHOWN_DIGITS]}; "
-                f"{found.shards} has {has}"
+                f"{found.shards} has {current}"
             )
     return ""
 

@@ -110,8 +110,8 @@ def png_without_metadata(data: bytes) -> bytes | None:
     """
     if not data.startswith(_PNG_SIGNATURE):
         return None
-    kept = [data[start:end] for kind, start, end in png_chunks(data) if kind not in _PNG_METADATA]
-    pixels = b"".join([_PNG_SIGNATURE, *kept])
+    chunks = [data[start:end] for kind, start, end in png_chunks(data) if kind not in _PNG_METADATA]
+    pixels = b"".join([_PNG_SIGNATURE, *chunks])
     return pixels if len(pixels) < len(data) else None
 
 

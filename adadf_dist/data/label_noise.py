@@ -50,8 +50,8 @@ class LabelNoise(NamedTuple):
         return np.flatnonzero(self.given != self.true)
 
     def describe(self) -> str:
-        changed, faces = len(self.changed), len(self.true)
-        return f"{self.kind}: {changed:,} of {faces:,} training labels changed ({changed / faces:.1%})"
+        changed, total = len(self.changed), len(self.true)
+        return f"{self.kind}: {changed:,} of {total:,} training labels changed ({changed / total:.1%})"
 
 
 def apply_label_noise(
@@ -72,10 +72,10 @@ def apply_label_noise(
 
 def symmetric_noise(labels: Labels, num_classes: int, rate: float, seed: int) -> LabelNoise:
     """Give exactly round(rate S) samples, chosen uniformly, another class, chosen uniformly."""
-    random = np.random.default_rng((seed, NOISE))
-    chosen = random.permutation(len(labels))[: round(rate * len(labels))]
+    rng = np.random.default_rng((seed, NOISE))
+    chosen = rng.permutation(len(labels))[: round(rate * len(labels))]
     given = labels.copy()
-    given[chosen] = (given[chosen] + random.integers(1, num_classes, len(chosen))) % num_classes
+    given[chosen] = (given[chosen] + rng.integers(1, num_classes, len(chosen))) % num_classes
     return LabelNoise(given, labels, f"symmetric noise of {rate:.0%}")
 
 
@@ -110,27 +110,27 @@ def read_matrix(rows: Sequence[Row], classes: Sequence[str]) -> NDArray[np.float
         )
     matrix = np.full((len(classes), len(classes)), np.nan)
     for row, own in zip(body, order, strict=True):
-        place = own
+        true_label = own
         if len(row.cells) == len(classes) + 1:
             label = find_class(row.cells[0], classes)
             if label is None and len(header.cells) == len(classes) + 1:
                 raise UserError(f"{row.where}: {row.cells[0]!r} is none of the classes {', '.join(classes)}")
-            place = own if label is None else label
+            true_label = own if label is None else label
         values = np.array([parse_number(cell) for cell in row.cells[-len(classes) :]])
         usable = len(values) == len(classes) and len(row.cells) <= len(classes) + 1
         if not usable or not np.isfinite(values).all() or (values < 0).any() or not values.sum():
             raise UserError(f"{row.where} must hold {len(classes)} numbers of 0 or more")
-        if not np.isnan(matrix[place]).all():
-            raise UserError(f"{row.where}: a second row for class {classes[place]}; one per class is needed")
-        matrix[place, order] = values / values.sum()
+        if not np.isnan(matrix[true_label]).all():
+            raise UserError(f"{row.where}: a second row for class {classes[true_label]}; one per class is needed")
+        matrix[true_label, order] = values / values.sum()
     return matrix
 
 
 def noise_from_matrix(split: Split, matrix: NDArray[np.float64], seed: int) -> LabelNoise:
     """Sample each label from the row of its true class."""
     steps = matrix.cumsum(axis=1)
-    places = np.random.default_rng((seed, NOISE)).random(len(split))
-    given = (places[:, None] >= steps[split.labels]).sum(axis=1).clip(max=len(matrix) - 1)
+    positions = np.random.default_rng((seed, NOISE)).random(len(split))
+    given = (positions[:, None] >= steps[split.labels]).sum(axis=1).clip(max=len(matrix) - 1)
     return LabelNoise(given.astype(np.int64), split.labels, "noise from a confusion matrix")
 
 

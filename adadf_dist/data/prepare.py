@@ -49,11 +49,11 @@ def local_shards(config: Config, world: World) -> Iterator[Path]:
             raise problem
         yield local_path(config.data.shards)
         return
-    with ExitStack() as held, ThreadPoolExecutor(1) as thread:
+    with ExitStack() as stack, ThreadPoolExecutor(1) as thread:
         cancelled = Event()
         task: Future[Path] | None = None
         if local_rank_from_env() == 0:
-            task = thread.submit(held.enter_context, ensure_cached(config.data, world.is_main, cancelled))
+            task = thread.submit(stack.enter_context, ensure_cached(config.data, world.is_main, cancelled))
         try:
             yield entry_folder(config.data, wait_for_fetch(task, world))
         finally:
@@ -97,18 +97,18 @@ def find_shards_mismatch(data: DataConfig, world: World) -> UserError | None:
     Collective: every rank must call this.
     """
     found = gather_per_node(world, lambda: probe_shards(data))
-    problems = {place: problem for place, (problem, _) in found.items() if problem}
+    problems = {node: problem for node, (problem, _) in found.items() if problem}
     if len(problems) == len(found):
         return next(iter(problems.values()))
     if problems:
         problem = next(iter(problems.values()))
-        well = format_nodes([place for place in found if place not in problems])
+        others = format_nodes([node for node in found if node not in problems])
         return UserError(
-            f"data.shards on {format_nodes(list(problems))}: {problem}; it can be read on {well}",
+            f"data.shards on {format_nodes(list(problems))}: {problem}; it can be read on {others}",
             "copy the dataset to every node, or use a folder that all nodes share",
         )
     return describe_mismatch(
-        {place: {MANIFEST: digest} for place, (_, digest) in found.items()},
+        {node: {MANIFEST: digest} for node, (_, digest) in found.items()},
         "data.shards: the digest of {name} is {values}",
         "copy the same dataset to every node",
     )

@@ -47,6 +47,6 @@ def ten_crop(images: Tensor, size: int) -> Tensor:
     """Crop the corners and the center of the image and its mirror image: [n, 3, S, S] to [n, 10, 3, size, size]."""
     end = images.shape[-1] - size
     middle = round(end / 2)
-    places = [(0, 0), (0, end), (end, 0), (end, end), (middle, middle)]
+    corners = [(0, 0), (0, end), (end, 0), (end, end), (middle, middle)]
     both = (images, images.flip(-1))
-    return torch.stack([v[..., top : top + size, left : left + size] for v in both for top, left in places], dim=1)
+    return torch.stack([v[..., top : top + size, left : left + size] for v in both for top, left in corners], dim=1)

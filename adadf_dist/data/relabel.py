@@ -93,13 +93,13 @@ class RelabelingStats(NamedTuple):
     relabelled: int
     """Samples whose label changed."""
     dropped: int
-    passed_over: int
+    unused: int
     """Decisions on samples held out of train for validation: these keep their labels."""
     file: str
 
     def describe(self) -> str:
         text = f"{self.file}: {self.relabelled:,} training samples relabeled, {self.dropped:,} dropped"
-        return text + (f", {self.passed_over:,} decisions unused: held out for validation" if self.passed_over else "")
+        return text + (f", {self.unused:,} decisions unused: held out for validation" if self.unused else "")
 
 
 def read_decisions(path: Path, classes: Sequence[str], option: str) -> Decisions:
@@ -141,18 +141,18 @@ def read_decisions(path: Path, classes: Sequence[str], option: str) -> Decisions
 
 def relabel(split: Split, decisions: Decisions) -> tuple[Split, RelabelingStats]:
     """Apply the decisions to the training split; decisions on samples not in it are counted."""
-    places = {str(key): place for place, key in enumerate(split.keys)}
+    indices = {str(key): index for index, key in enumerate(split.keys)}
     labels = split.labels.copy()
-    kept = np.ones(len(split), dtype=bool)
-    passed_over = 0
+    is_kept = np.ones(len(split), dtype=bool)
+    unused = 0
     for key, decision in decisions.by_key.items():
-        place = places.get(key)
-        if place is None:
-            passed_over += 1
+        index = indices.get(key)
+        if index is None:
+            unused += 1
         elif decision.kind == "drop":
-            kept[place] = False
+            is_kept[index] = False
         elif decision.kind == "relabel":
-            labels[place] = decision.label
-    changed = int((labels != split.labels)[kept].sum())
-    done = RelabelingStats(changed, int((~kept).sum()), passed_over, decisions.file)
-    return replace(split, labels=labels).subset(np.flatnonzero(kept), split.name), done
+            labels[index] = decision.label
+    changed = int((labels != split.labels)[is_kept].sum())
+    stats = RelabelingStats(changed, int((~is_kept).sum()), unused, decisions.file)
+    return replace(split, labels=labels).subset(np.flatnonzero(is_kept), split.name), stats

@@ -48,9 +48,9 @@ def epoch_batches(labels: NDArray[np.int64], sampler: str, batch_size: int, seed
         (number of classes present times the smallest class count) and `oversample` (times the largest).
     """
     random = np.random.default_rng((seed, EPOCH_STREAM, epoch))
-    chosen = sample_indices(labels, sampler, random)
-    random.shuffle(chosen)
-    return split_batches(chosen, batch_size)
+    samples = sample_indices(labels, sampler, random)
+    random.shuffle(samples)
+    return split_batches(samples, batch_size)
 
 
 def sample_indices(labels: NDArray[np.int64], sampler: str, random: np.random.Generator) -> Samples:
@@ -60,13 +60,13 @@ def sample_indices(labels: NDArray[np.int64], sampler: str, random: np.random.Ge
     members = [np.flatnonzero(labels == c) for c in np.unique(labels)]
     counts = np.array([len(m) for m in members])
     if sampler == "balanced":
-        wanted = np.full(len(counts), counts.min())
+        numbers = np.full(len(counts), counts.min())
     elif sampler == "oversample":
-        wanted = np.full(len(counts), counts.max())
+        numbers = np.full(len(counts), counts.max())
     else:
         assert sampler == "sqrt", sampler
-        wanted = apportion(len(labels), np.sqrt(counts))
-    return np.concatenate([repeat_and_sample(m, n, random) for m, n in zip(members, wanted.tolist(), strict=True)])
+        numbers = apportion(len(labels), np.sqrt(counts))
+    return np.concatenate([repeat_and_sample(m, n, random) for m, n in zip(members, numbers.tolist(), strict=True)])
 
 
 def repeat_and_sample(members: Samples, number: int, random: np.random.Generator) -> Samples:
@@ -77,24 +77,24 @@ def repeat_and_sample(members: Samples, number: int, random: np.random.Generator
 
 def apportion(total: int, weights: NDArray[np.float64]) -> NDArray[np.int64]:
     """Return integers proportional to `weights` that sum to `total` (largest remainders)."""
-    shares = total * weights / weights.sum()
-    whole: NDArray[np.int64] = np.floor(shares).astype(np.int64)
-    order = np.argsort(whole - shares, kind="stable")
+    exact = total * weights / weights.sum()
+    whole: NDArray[np.int64] = np.floor(exact).astype(np.int64)
+    order = np.argsort(whole - exact, kind="stable")
     whole[order[: total - whole.sum()]] += 1
     return whole
 
 
 def split_batches(samples: Samples, batch_size: int) -> list[Samples]:
     """Split into ceil(len / B) contiguous batches whose lengths differ by at most one."""
-    runs: list[Samples] = np.array_split(samples, math.ceil(len(samples) / batch_size))
-    return runs
+    batches: list[Samples] = np.array_split(samples, math.ceil(len(samples) / batch_size))
+    return batches
 
 
 def rank_slice(size: int, rank: int, ranks: int) -> tuple[int, int]:
     """Start and end index (exclusive) of a rank's slice of `size` rows; slice sizes differ by at most one."""
-    share, more = divmod(size, ranks)
-    first = rank * share + min(rank, more)
-    return first, first + share + (rank < more)
+    rows, more = divmod(size, ranks)
+    first = rank * rows + min(rank, more)
+    return first, first + rows + (rank < more)
 
 
 def stratified_holdout(labels: NDArray[np.int64], fraction: float, seed: int) -> tuple[Samples, Samples]:

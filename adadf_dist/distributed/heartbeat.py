@@ -15,10 +15,6 @@ LOADING, EVALUATION = "loading", "evaluation"
 """Kinds of timed work."""
 
 
-def one(thing: object) -> int:
-    return 1
-
-
 class Activity(NamedTuple):
     """A heartbeat: what the rank was doing, and when."""
 
@@ -45,18 +41,23 @@ class Heartbeat:
         self.beat("waiting for disk space")
 
     def wrap(
-        self, things: Iterable[T], doing: str, total: int = 0, unit: str = "batches", count: Callable[[T], int] = one
+        self,
+        items: Iterable[T],
+        doing: str,
+        total: int = 0,
+        unit: str = "batches",
+        count: Callable[[T], int] = lambda item: 1,
     ) -> Iterator[T]:
-        """Yield `things` with a beat for each, and display progress towards `total` units (0: unknown).
+        """Yield `items` with a beat for each, and display progress towards `total` units (0: unknown).
 
-        `count` returns the number of units of a thing.
+        `count` returns the number of units of an item.
         """
         self.beat(doing)
         with Display(doing, total, unit, self._visible) as display:
-            for thing in things:
-                yield thing
+            for item in items:
+                yield item
                 self.beat(doing)
-                display.update(count(thing))
+                display.update(count(item))
 
     @contextmanager
     def timed(self, kind: str) -> Iterator[None]:

@@ -40,7 +40,7 @@ def wait_for_address(host: str, port: int, timeout_s: float) -> None:
     torch would also wait, but report a timeout with pages of C++ frames.
     """
     began = time.monotonic()
-    spoken = False
+    notified = False
     while True:
         left = began + timeout_s - time.monotonic()
         try:
@@ -55,8 +55,8 @@ def wait_for_address(host: str, port: int, timeout_s: float) -> None:
                 f"connection within {timeout_s:g} s (runtime.timeout_s): check that rank 0 is running, that this is "
                 "its address and that no firewall blocks it"
             )
-        if not spoken and time.monotonic() - began > NOTIFY_AFTER_S:
-            spoken = True
+        if not notified and time.monotonic() - began > NOTIFY_AFTER_S:
+            notified = True
             logger.info(f"waiting for rank 0 at {host}:{port} ({left:.0f} s left): {reason}", extra=EVERY_RANK)
         time.sleep(min(RETRY_INTERVAL_S, left))
 

@@ -16,15 +16,15 @@ from adadf_dist.distributed.world import World
 
 SLOW_FACTOR = 1.3
 """Minimum ratio of a rank's own work to the median of the ranks for a warning."""
-MIN_LOST_SHARE = 0.02
+MIN_LOST_FRACTION = 0.02
 """Minimum fraction of the epoch's time that a straggler must cost for a warning."""
 
 
 def find_straggler(world: World) -> dict[str, object]:
     """Find the slowest rank by seconds of loading plus evaluation. Collective: every rank must call this."""
     heartbeat = world.heartbeat
-    mine = (socket.gethostname(), heartbeat.seconds(LOADING), heartbeat.seconds(EVALUATION), heartbeat.elapsed())
-    ranks = world.all_gather_object(mine)
+    own = (socket.gethostname(), heartbeat.seconds(LOADING), heartbeat.seconds(EVALUATION), heartbeat.elapsed())
+    ranks = world.all_gather_object(own)
     totals = [loading + evaluation for _, loading, evaluation, _ in ranks]
     slowest = max(range(len(totals)), key=totals.__getitem__)
     host, loading, evaluation, epoch = ranks[slowest]
@@ -40,12 +40,12 @@ def find_straggler(world: World) -> dict[str, object]:
 
 def describe_straggler(ranks: Mapping[str, Any]) -> str:
     """Return a warning about the slowest rank, or an empty text if it is about as fast as the others."""
-    own, usual = ranks["loading_s"] + ranks["evaluation_s"], ranks["median_s"]
-    lost = own - usual
-    if own <= SLOW_FACTOR * usual or lost < MIN_LOST_SHARE * ranks["epoch_s"]:
+    own, median_s = ranks["loading_s"] + ranks["evaluation_s"], ranks["median_s"]
+    lost = own - median_s
+    if own <= SLOW_FACTOR * median_s or lost < MIN_LOST_FRACTION * ranks["epoch_s"]:
         return ""
-    part = "loading" if ranks["loading_s"] > ranks["evaluation_s"] else "evaluation"
+    activity = "loading" if ranks["loading_s"] > ranks["evaluation_s"] else "evaluation"
     return (
         f"straggler: rank {ranks['slowest']} on {ranks['host']} took {own:.1f} s for loading and evaluation in this "
-        f"epoch (median of the ranks: {usual:.1f} s), mostly {part}; this costs about {lost:.1f} s per epoch"
+        f"epoch (median of the ranks: {median_s:.1f} s), mostly {activity}; this costs about {lost:.1f} s per epoch"
     )

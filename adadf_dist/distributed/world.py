@@ -102,10 +102,10 @@ class World:
 
     def should_stop(self) -> bool:
         """Return whether any rank was asked to stop, equal on all ranks. Collective: call it at fixed steps."""
-        asked = torch.tensor([int(self._stop_requested)])
+        requested = torch.tensor([int(self._stop_requested)])
         if self._control is not None:
-            dist.all_reduce(asked, op=dist.ReduceOp.MAX, group=self._control)
-        return bool(asked.item())
+            dist.all_reduce(requested, op=dist.ReduceOp.MAX, group=self._control)
+        return bool(requested.item())
 
     def prepare_deepspeed(self) -> None:
         """Set up what DeepSpeed expects at import and start: a process group, LOCAL_RANK, the accelerator type."""
@@ -128,9 +128,9 @@ class _Gather(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, values: Tensor, first: int, total: int) -> Tensor:
-        ctx.place = slice(first, first + len(values))
+        ctx.rows = slice(first, first + len(values))
         gathered = values.new_zeros(total, *values.shape[1:])
-        gathered[ctx.place] = values
+        gathered[ctx.rows] = values
         dist.all_reduce(gathered)
         return gathered
 
@@ -138,7 +138,7 @@ class _Gather(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
         gradient = gradient.contiguous().clone()
         dist.all_reduce(gradient)
-        return gradient[ctx.place], None, None
+        return gradient[ctx.rows], None, None
 
 
 @contextmanager
@@ -151,13 +151,10 @@ def init_world(
     `World.should_stop`; without it, they end the process as usual.
     """
     adopted = dist.is_initialized()
-    launched = world_size_from_env() > 1
     device = pick_device(device_name)
-    if launched and not adopted:
+    if world_size_from_env() > 1 and not adopted:
         init_process_group("nccl" if device.type == "cuda" else "gloo", timeout_s)
-    world = World(device)
-    if dist.is_initialized():
-        world = World(device, dist.get_rank(), dist.get_world_size())
+    world = World(device, dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else World(device)
     world.init_control_group(timeout_s)
     with handle_stop_signals(world) if finish_steps else nullcontext():
         try:
@@ -184,25 +181,25 @@ def init_process_group(backend: str, timeout_s: float) -> None:
                 f"WORLD_SIZE is {size}, but {name} is not set: start the ranks with torchrun, or set RANK, WORLD_SIZE, "
                 "LOCAL_RANK, MASTER_ADDR and MASTER_PORT for each"
             )
-    host, port, own = os.environ["MASTER_ADDR"], os.environ["MASTER_PORT"], os.environ["RANK"]
-    if not (own.isascii() and own.isdigit()) or int(own) >= size:
-        raise UserError(f"RANK is {own!r}: set it to 0 ... {size - 1}, one number per rank (WORLD_SIZE is {size})")
+    host, port, rank = os.environ["MASTER_ADDR"], os.environ["MASTER_PORT"], os.environ["RANK"]
+    if not (rank.isascii() and rank.isdigit()) or int(rank) >= size:
+        raise UserError(f"RANK is {rank!r}: set it to 0 ... {size - 1}, one number per rank (WORLD_SIZE is {size})")
     if not (port.isascii() and port.isdigit()) or not 0 < int(port) < 2**16:
         raise UserError(f"MASTER_PORT is {port!r}: set it to a free port on {host}")
     # torchrun listens there itself; without torchrun, rank 0 does
-    if rank_from_env() != 0 or os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
+    has_agent_store = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+    if int(rank) != 0 or has_agent_store:
         wait_for_address(host, int(port), timeout_s)
     else:
         check_master_addr(host, int(port))
     limit = timedelta(seconds=timeout_s)
     try:
-        if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
+        if not has_agent_store:
             dist.init_process_group(backend, timeout=limit)
             return
-        rank = rank_from_env()
         store = TCPStore(host, int(port), is_master=False, timeout=limit)
-        fresh = PrefixStore(exchange_start_id(store, rank, size, timeout_s), store)
-        dist.init_process_group(backend, store=fresh, rank=rank, world_size=size, timeout=limit)
+        fresh = PrefixStore(exchange_start_id(store, int(rank), size, timeout_s), store)
+        dist.init_process_group(backend, store=fresh, rank=int(rank), world_size=size, timeout=limit)
     except RuntimeError as error:
         reason = str(error).partition("\n")[0][:200].rstrip(".")
         raise UserError(
@@ -216,8 +213,8 @@ def is_peer_failure(error: RuntimeError) -> bool:
     """Return whether a collective failed because a peer exited or does not respond, not because of a local error."""
     if isinstance(error, (dist.DistBackendError, dist.DistNetworkError)):
         return True
-    signs = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "Timed out waiting")
-    return any(sign in str(error) for sign in signs)
+    messages = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "Timed out waiting")
+    return any(message in str(error) for message in messages)
 
 
 def pick_device(name: DeviceName = "auto") -> torch.device:
@@ -244,21 +241,21 @@ def handle_stop_signals(world: World) -> Iterator[None]:
 
     A second signal after `DUPLICATE_SIGNAL_WINDOW_S` exits immediately. A SIGHUP that `nohup` ignores stays ignored.
     """
-    asked_at = 0.0
+    requested_at = 0.0
 
     def on_signal(number: int, frame: FrameType | None) -> None:
-        nonlocal asked_at
+        nonlocal requested_at
         now = time.monotonic()
-        if asked_at and now - asked_at > DUPLICATE_SIGNAL_WINDOW_S:
+        if requested_at and now - requested_at > DUPLICATE_SIGNAL_WINDOW_S:
             os._exit(128 + number)
-        asked_at = asked_at or now
+        requested_at = requested_at or now
         world.request_stop()
 
-    handled = [signal.SIGTERM, signal.SIGINT]
+    numbers = [signal.SIGTERM, signal.SIGINT]
     if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
-        handled.append(signal.SIGHUP)
+        numbers.append(signal.SIGHUP)
     try:
-        previous = {n: signal.signal(n, on_signal) for n in handled}
+        previous = {number: signal.signal(number, on_signal) for number in numbers}
     except ValueError:  # not in the main thread: the caller handles signals
         yield
         return

@@ -43,8 +43,8 @@ def init_model(config: Config, num_classes: int) -> DualBranch:
     """Build the network with random weights from the seed, without changing the global random state."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
-        branches = config.loss.supervision != "one_hot"
-        return DualBranch(config.model, num_classes, auxiliary=branches, image_size=config.data.image_size)
+        auxiliary = config.loss.supervision != "one_hot"
+        return DualBranch(config.model, num_classes, auxiliary=auxiliary, image_size=config.data.image_size)
 
 
 def build_model(config: Config, num_classes: int) -> tuple[DualBranch, LoadedWeights]:
@@ -86,9 +86,9 @@ class BaseEngine(InferenceModel):
                 update_ema(self.average, self.model, self.config.optimizer.ema_decay)
 
     def sync_for_eval(self) -> None:
-        self._agree_on_statistics()
+        self._average_bn_stats()
 
-    def _agree_on_statistics(self) -> None:
+    def _average_bn_stats(self) -> None:
         """Average unsynchronized BatchNorm statistics over ranks. Collective: every rank must call this."""
         if self.config.runtime.sync_batch_norm or self.world.size == 1:
             return
@@ -108,7 +108,7 @@ class BaseEngine(InferenceModel):
         load_moments(self.model, self.optimizer, moments)
 
     def state_dict(self) -> dict[str, object]:
-        self._agree_on_statistics()
+        self._average_bn_stats()
         with self.gathered_params():
             state: dict[str, object] = {"model": cpu_state_dict(self.model)}
         state["moments"] = self.moments()
@@ -129,8 +129,8 @@ class BaseEngine(InferenceModel):
 def update_ema(average: nn.Module, model: nn.Module, decay: float) -> None:
     """Update the average with the model's weights; BatchNorm statistics are copied, not averaged."""
     torch._foreach_lerp_(list(average.parameters()), list(model.parameters()), 1 - decay)
-    for kept, new in zip(average.buffers(), model.buffers(), strict=True):
-        kept.copy_(new)
+    for buffer, new in zip(average.buffers(), model.buffers(), strict=True):
+        buffer.copy_(new)
 
 
 def cpu_state_dict(model: nn.Module) -> dict[str, Tensor]:

@@ -58,17 +58,17 @@ def activate(norm: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Ten
 @torch.no_grad()
 def average_bn_stats(model: nn.Module, world: World) -> None:
     """Average the running statistics of local BatchNorm over ranks. Collective: every rank must call this."""
-    kept = [
+    statistics = [
         statistic
         for module in model.modules()
         if isinstance(module, _BatchNorm)
         for statistic in (module.running_mean, module.running_var)
         if statistic is not None
     ]
-    if not kept:  # for example a transformer or ConvNeXt
+    if not statistics:  # for example a transformer or ConvNeXt
         return
-    together = world.all_reduce_sum_(torch.cat([statistic.double() for statistic in kept])) / world.size
-    for statistic, mean in zip(kept, torch.split(together, [len(statistic) for statistic in kept]), strict=True):
+    means = world.all_reduce_sum_(torch.cat([statistic.double() for statistic in statistics])) / world.size
+    for statistic, mean in zip(statistics, torch.split(means, list(map(len, statistics))), strict=True):
         statistic.copy_(mean)
 
 

@@ -42,7 +42,7 @@ def compile_stages(model: DualBranch, config: RuntimeConfig, world: World) -> No
     model.extractor.compile(mode=mode)
 
 
-def mark_step_begin(how: str) -> None:
+def mark_step_begin(mode: str) -> None:
     """Mark the start of a step, so that CUDA graphs may reuse the outputs of the previous one."""
-    if how == "reduce-overhead":
+    if mode == "reduce-overhead":
         torch.compiler.cudagraph_mark_step_begin()  # type: ignore[no-untyped-call]

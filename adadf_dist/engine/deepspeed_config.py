@@ -90,16 +90,16 @@ def make_deepspeed_config(config: Config, ranks: int) -> dict[str, Any]:
 
 def drop_disabled(content: Mapping[str, object]) -> dict[str, object]:
     """Return `content` without `auto` and null, sections with `enabled` false, and offloading without a device."""
-    kept: dict[str, object] = {}
+    result: dict[str, object] = {}
     for key, value in content.items():
         if isinstance(value, Mapping):
             off = value.get("enabled") is False or value.get("device", "") in ("none", None)
             value = {} if off else drop_disabled(value)
             if value:
-                kept[key] = value
+                result[key] = value
         elif value not in ("auto", None):
-            kept[key] = value
-    return kept
+            result[key] = value
+    return result
 
 
 def unique_keys(pairs: Sequence[tuple[str, object]]) -> dict[str, object]:
@@ -137,5 +137,5 @@ def check_matches_config(path: Path, theirs: tuple[str, object], ours: tuple[str
 def check_allowed(path: Path, key: str) -> None:
     if matches_key(key, ALLOWED):
         return
-    reason = next((why for name, why in REJECT_REASONS.items() if f"{key}.".startswith(f"{name}.")), ALLOWED_HINT)
+    reason = next((text for name, text in REJECT_REASONS.items() if f"{key}.".startswith(f"{name}.")), ALLOWED_HINT)
     raise UserError(f"{path}: {key} cannot be set: {reason}; remove it from the file")

@@ -24,8 +24,8 @@ def build_optimizer(model: nn.Module, config: OptimizerConfig, device: torch.dev
             (heads if name.startswith(ATTENTION_HEAD_PARAMS) else others).append(parameter)
     groups = [{"params": others, "factor": 1.0}, {"params": heads, "factor": config.attention_lr_mult}]
     fused = device.type in ("cuda", "cpu")
-    given = [group for group in groups if group["params"]]
-    optimizer = torch.optim.Adam(given, weight_decay=config.weight_decay, fused=fused)
+    nonempty = [group for group in groups if group["params"]]
+    optimizer = torch.optim.Adam(nonempty, weight_decay=config.weight_decay, fused=fused)
     set_learning_rate(optimizer, config.lr)
     return optimizer
 

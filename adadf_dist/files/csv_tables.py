@@ -61,9 +61,9 @@ class Table:
 
     def select(self, columns: Sequence[str]) -> Iterator[tuple[Row, list[str]]]:
         """Yield each row with its cells in `columns`."""
-        places = [self.header.index(name) for name in columns]
+        indices = [self.header.index(name) for name in columns]
         for row in self.rows:
-            yield row, [row.cells[place] for place in places]
+            yield row, [row.cells[index] for index in indices]
 
     def records(self) -> Iterator[tuple[Row, dict[str, str]]]:
         """Yield each row with its cells by column name, without unnamed columns."""
@@ -88,9 +88,7 @@ def open_table(lines: Iterable[str], where: str, required: Sequence[str], option
     lines = iter(lines)
     number, header_line = _first_line(lines)
     separator = None
-    if (
-        header_line.strip().lower().startswith("sep=") and len(header_line.strip()) == 5
-    ):  # written by spreadsheet programs
+    if re.fullmatch("sep=.", header_line.strip(), re.IGNORECASE | re.ASCII):  # written by spreadsheet programs
         separator = header_line.strip()[4]
         if separator not in SEPARATORS:
             raise UserError(f"{where}: line {number}: separator {separator!r} is unknown; use a comma or a semicolon")
@@ -113,15 +111,15 @@ def read_rows(lines: Iterable[str], where: str, separator: str, first: int = 1) 
     reader = csv.reader(lines, delimiter=separator, skipinitialspace=separator != "\t", strict=True)
     while True:
         start = first + reader.line_num
-        place = f"{where}: line {start}"
+        position = f"{where}: line {start}"
         try:
             cells = next(reader)
         except StopIteration:
             return
         except csv.Error as error:
-            raise UserError(f"{place}: {_quoting_problem(str(error))}") from None
+            raise UserError(f"{position}: {_quoting_problem(str(error))}") from None
         if any(map(str.strip, cells)):
-            yield Row(place, start, [cell.strip() for cell in cells])
+            yield Row(position, start, [cell.strip() for cell in cells])
 
 
 def read_list(lines: Iterable[str], where: str) -> Iterator[Row]:
@@ -218,10 +216,10 @@ def _name_columns(row: Row, required: Sequence[str], optional: Sequence[str]) ->
     header = tuple(asked.get(cell.casefold(), cell) for cell in row.cells)
     missing = [name for name in required if name not in header]
     if missing:
-        seen = ", ".join(name for name in header if name)[:100] or "nothing"
+        names = ", ".join(name for name in header if name)[:100] or "nothing"
         close = did_you_mean(missing[0], [name for name in header if name])
         raise NoColumnError(
-            f"{row.where}: no column {', '.join(missing)}; the header has {seen}{close or '; add the column names'}",
+            f"{row.where}: no column {', '.join(missing)}; the header has {names}{close or '; add the column names'}",
             row.line,
         )
     twice = [name for name, count in Counter(header).items() if name and count > 1]

@@ -10,7 +10,7 @@ from adadf_dist.errors import DiskFullError
 
 logger = logging.getLogger(__name__)
 
-FULL_DISK_WAIT_SHARE = 0.5
+FULL_DISK_WAIT_FRACTION = 0.5
 """Fraction of the ranks' timeout to wait for disk space, because the other ranks wait meanwhile."""
 
 
@@ -25,7 +25,7 @@ def retry_on_full_disk(write: Callable[[], None], timeout_s: float, on_wait: Cal
             write()
             return
         except DiskFullError as error:
-            left = FULL_DISK_WAIT_SHARE * timeout_s - (time.monotonic() - began)
+            left = FULL_DISK_WAIT_FRACTION * timeout_s - (time.monotonic() - began)
             if left <= 0:
                 raise
             pause = min(pause, left)

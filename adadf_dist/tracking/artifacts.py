@@ -65,13 +65,13 @@ def load_samples(folder: Path) -> SampleTable:
     return from_columns(load_npz(find_file(folder, SAMPLES_FILE)))
 
 
-def save_predictions(folder: Path, split: Split, answers: Predictions, features: NDArray[np.float32]) -> None:
+def save_predictions(folder: Path, split: Split, predictions: Predictions, features: NDArray[np.float32]) -> None:
     """Write the selected model's predictions on a split and the features [M, F] of its `feature_subset`.
 
     Raises `UserError`.
     """
-    faces = SampleTable(split.classes, sample_keys(split), split.labels, split.labels, split.votes)
-    arrays = {**to_columns(faces), **answers._asdict(), "featured": feature_subset(len(split))}
+    samples = SampleTable(split.classes, sample_keys(split), split.labels, split.labels, split.votes)
+    arrays = {**to_columns(samples), **predictions._asdict(), "featured": feature_subset(len(split))}
     arrays["features"] = features.astype(np.float16)
     write_arrays(folder / f"predictions-{split.name}.npz", arrays)
 
@@ -79,8 +79,9 @@ def save_predictions(folder: Path, split: Split, answers: Predictions, features:
 def load_predictions(folder: Path, split: str) -> SavedPredictions:
     """Read `predictions-SPLIT.npz`. Raises `UserError` if it is missing or corrupt."""
     arrays = load_npz(find_file(folder, f"predictions-{split}.npz"))
-    answers = Predictions(**{name: arrays[name] for name in Predictions._fields})
-    return SavedPredictions(from_columns(arrays), answers, arrays["featured"], arrays["features"].astype(np.float32))
+    predictions = Predictions(**{name: arrays[name] for name in Predictions._fields})
+    features = arrays["features"].astype(np.float32)
+    return SavedPredictions(from_columns(arrays), predictions, arrays["featured"], features)
 
 
 def feature_subset(samples: int) -> NDArray[np.int64]:
@@ -92,10 +93,10 @@ def sample_keys(split: Split) -> NDArray[np.str_]:
     return np.array(split.keys.tolist(), dtype=np.str_)
 
 
-def to_columns(faces: SampleTable) -> dict[str, NDArray[Any]]:
-    columns = {"classes": np.array(faces.classes), "keys": faces.keys, "labels": faces.labels.astype(np.int16)}
-    columns["true_labels"] = faces.true_labels.astype(np.int16)
-    return columns if faces.votes is None else {**columns, "votes": faces.votes.astype(np.float32)}
+def to_columns(samples: SampleTable) -> dict[str, NDArray[Any]]:
+    columns = {"classes": np.array(samples.classes), "keys": samples.keys, "labels": samples.labels.astype(np.int16)}
+    columns["true_labels"] = samples.true_labels.astype(np.int16)
+    return columns if samples.votes is None else {**columns, "votes": samples.votes.astype(np.float32)}
 
 
 def from_columns(arrays: dict[str, NDArray[Any]]) -> SampleTable:

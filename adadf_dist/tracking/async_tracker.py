@@ -59,8 +59,8 @@ class AsyncTracker:
         self.name = name
         self.state = ""
         """State of the run, as in `status.json`."""
-        self._waiting: Queue[Call | None] = Queue(MAX_QUEUE)
-        self._lost = False
+        self._queue: Queue[Call | None] = Queue(MAX_QUEUE)
+        self._disabled = False
         try:
             module = import_module(MODULES[name])
         except Exception as error:  # installed, but broken
@@ -72,8 +72,8 @@ class AsyncTracker:
         self._thread.start()
 
     def add(self, section: str, values: Mapping[str, float], step: int) -> None:
-        kept = dict(values)
-        self._enqueue(lambda tracker: tracker.add(section, kept, step))
+        copy = dict(values)
+        self._enqueue(lambda tracker: tracker.add(section, copy, step))
 
     def finish(self, result: Mapping[str, Any]) -> None:
         self._enqueue(lambda tracker: tracker.log_result(result))
@@ -82,7 +82,7 @@ class AsyncTracker:
         """Do nothing: records are sent as they arrive."""
 
     def close(self) -> None:
-        if self._lost:
+        if self._disabled:
             return
         self._enqueue(None)
         self._thread.join(FLUSH_TIMEOUT_S)
@@ -92,22 +92,22 @@ class AsyncTracker:
     def _run(self, open_tracker: Callable[[], Tracker]) -> None:
         try:
             tracker = open_tracker()
-            while not self._lost and (call := self._waiting.get()) is not None:
+            while not self._disabled and (call := self._queue.get()) is not None:
                 call(tracker)
-            if not self._lost:
+            if not self._disabled:
                 tracker.close(self.state if self.state in ("finished", "stopped") else "failed")
         except Exception as error:  # no error of a server or its client may stop training
             self._disable(single_line(error) or type(error).__name__)
 
     def _enqueue(self, call: Call | None) -> None:
-        if self._lost:
+        if self._disabled:
             return
         try:
-            self._waiting.put_nowait(call)
+            self._queue.put_nowait(call)
         except Full:
             self._disable(f"{MAX_QUEUE} records queued")
 
     def _disable(self, reason: str) -> None:
-        if not self._lost:
-            self._lost = True
+        if not self._disabled:
+            self._disabled = True
             logger.warning(f"{self.name}: {reason}; tracker disabled (metrics.jsonl is complete)")

@@ -1,12 +1,12 @@
-"""Progress within an epoch on rank 0: a bar on a terminal, otherwise a line every few seconds."""
+"""Progress of training on the console of rank 0: a bar or lines within an epoch, and a table of the epochs."""
 
 from __future__ import annotations
 
 import math
 import sys
 import time
-from collections.abc import Callable
-from typing import Never
+from collections.abc import Callable, Mapping
+from typing import Any, Never
 
 from tqdm import tqdm
 
@@ -14,6 +14,14 @@ from adadf_dist.checkpoint.progress import TrainingProgress
 from adadf_dist.config.schema import Config
 from adadf_dist.console.formats import format_duration
 from adadf_dist.console.progress import Pace
+
+HEADER_EVERY = 20
+"""Number of epochs between two headers."""
+HEADER = "epoch    loss      kl      ce     val acc  mean class  classes>=t      lr  images/s        ETA"
+LEGEND = (
+    "* best validation accuracy so far; mean class: mean validation accuracy over classes; classes>=t: number of "
+    "classes (of {classes}) whose mean label distribution reaches the threshold t for the class itself (eq 7)"
+)
 
 
 class EpochDisplay:
@@ -69,13 +77,12 @@ class EpochDisplay:
         """Show the last flushed losses and the rate, if a bar is open or a line is due."""
         if not self._visible or (self._bar is None and not self._pace.due()):
             return
-        seconds = self.seconds
-        rate = f"{self.losses}{self._images / max(seconds, 1e-9):.0f} images/s"
+        rate = f"{self.losses}{self.images_per_s:.0f} images/s"
         if self._bar is not None:
             self._bar.set_postfix_str(rate, refresh=False)
             self._bar.update()
             return
-        left = (self._num_batches - progress.batch) * seconds / max(self._done(progress), 1)
+        left = (self._num_batches - progress.batch) * self.seconds / max(self._done(progress), 1)
         where = f"epoch {progress.epoch + 1}/{self._config.epochs} batch {progress.batch}/{self._num_batches}"
         self._print_line(f"{where} | {rate} | epoch ETA {format_duration(left)}")
 
@@ -88,3 +95,21 @@ class EpochDisplay:
         if self._bar is not None:
             self._bar.close()
             self._bar = None
+
+
+def format_heading(progress: TrainingProgress, first: bool, classes: int) -> list[str]:
+    """Return the lines above an epoch's row. `first`: whether it is the first epoch of this process."""
+    legend = [LEGEND.format(classes=classes)] if first else []
+    return [*legend, HEADER] if first or len(progress.epochs) % HEADER_EVERY == 1 else []
+
+
+def describe_epoch(progress: TrainingProgress, record: Mapping[str, object], epochs: int) -> str:
+    metrics: Any = record["validation"]
+    left = progress.seconds / progress.epoch * (epochs - progress.epoch)
+    mark = "*" if progress.best_epoch == progress.epoch else " "
+    return (
+        f"{progress.epoch:5d} {record['total']:7.4f} {record['kl_divergence']:7.4f} "
+        f"{record['cross_entropy']:7.4f}   {metrics['accuracy']:8.2%}{mark}   "
+        f"{metrics['mean_class_accuracy']:8.2%}  {record['classes_at_threshold']:>10} "
+        f"{record['learning_rate']:7.1e}  {record['images_per_s']:8.0f}  {format_duration(left):>9}"
+    )

@@ -28,8 +28,7 @@ from adadf_dist.distributed.world import World
 from adadf_dist.errors import DiskFullError, UserError
 from adadf_dist.files.atomic import write_json, write_text
 from adadf_dist.method.losses import Losses
-from adadf_dist.tracking.epoch_display import EpochDisplay
-from adadf_dist.tracking.epoch_table import describe_epoch, heading
+from adadf_dist.tracking.epoch_display import EpochDisplay, describe_epoch, format_heading
 from adadf_dist.tracking.metrics_file import MetricsFile
 from adadf_dist.tracking.sinks import MetricSinks
 
@@ -37,8 +36,6 @@ logger = get_logger(__name__)
 run_log = get_logger(RUN_LOG)
 
 LOSS_NAMES = ("total", "kl_divergence", "cross_entropy", "rank_regularization")
-
-
 MOST_NAMED = 20
 """Maximum number of list items printed on the console."""
 
@@ -56,22 +53,22 @@ class RunLogger:
         self._display = EpochDisplay(config, world.is_main, lambda line: self.info(line))
         self._session_epochs = 0
         self._metrics = MetricsFile(self.folder / "metrics.jsonl")
-        self._boards = MetricSinks(config)
+        self._sinks = MetricSinks(config)
         self._learning_rate = config.optimizer.lr
         self._num_batches = 0
         self._classes: list[str] = []
 
-    def start(self, progress: TrainingProgress, facts: Mapping[str, object], resumed: Path | None) -> None:
+    def start(self, progress: TrainingProgress, run_info: Mapping[str, object], resumed: Path | None) -> None:
         """Write the configuration and run info, and truncate the metrics to the point of resuming."""
         if not self._world.is_main:
             return
-        self._classes = list(facts["classes"])  # type: ignore[call-overload]
+        self._classes = list(run_info["classes"])  # type: ignore[call-overload]
         write_text(self.folder / "config.yaml", yaml.safe_dump(to_dict(self._config), sort_keys=False))
-        write_json(self.folder / "run_info.json", {**environment(self._world), **facts})
+        write_json(self.folder / "run_info.json", {**environment(self._world), **run_info})
         self._metrics.truncate_to(progress)
-        self._boards.start(progress.step, self._world.device)
+        self._sinks.start(progress.step, self._world.device)
         self.info(f"run folder: {self.folder}")
-        for name, value in facts.items():
+        for name, value in run_info.items():
             self.info(f"  {name}: {format_value(value)}")
         if resumed is not None:
             self.info(f"  resuming from {resumed} (epoch {progress.epoch + 1}, batch {progress.batch})")
@@ -101,7 +98,7 @@ class RunLogger:
         self._display.add(global_size)
         if progress.step % self._config.runtime.log_every_steps == 0 or progress.batch == self._num_batches:
             self.flush(progress)
-        self._boards.step()
+        self._sinks.step()
         self._display.show(progress)
 
     def flush(self, progress: TrainingProgress) -> None:
@@ -134,7 +131,7 @@ class RunLogger:
         mean = dict(zip(LOSS_NAMES, steps.mean(dim=0).tolist(), strict=True))
         record = {"kind": "steps", "step": progress.step, "from_step": first, "epoch": progress.epoch + 1}
         self._metrics.append({**record, **mean, "learning_rate": self._learning_rate, "images_per_s": rate})
-        self._boards.add("train", {**mean, "images_per_s": rate}, progress.step)
+        self._sinks.add("train", {**mean, "images_per_s": rate}, progress.step)
         text = f"loss {mean['total']:.4f} | kl {mean['kl_divergence']:.4f} | ce {mean['cross_entropy']:.4f} | "
         self._display.losses = f"{text}lr {self._learning_rate:.2g} | "
 
@@ -162,17 +159,17 @@ class RunLogger:
             return
         self._metrics.append(record)
         self._session_epochs += 1
-        for line in heading(progress, self._session_epochs == 1, len(self._classes)):
+        for line in format_heading(progress, self._session_epochs == 1, len(self._classes)):
             self.info(line)
         self.info(describe_epoch(progress, record, self._config.epochs))
-        metrics: Any = record["validation"]
         for finding in new_findings(progress.epochs, self._config, self._classes):
             self.info(f"  {finding}")
         if straggler := describe_straggler(record["ranks"]):  # type: ignore[arg-type]
             self.info(f"  warning: {straggler}")
-        everything = {**record, **{f"validation_{name}": value for name, value in metrics.items()}}
-        self._boards.add("epoch", {k: v for k, v in everything.items() if isinstance(v, float)}, progress.epoch)
-        self._boards.flush()
+        metrics: Any = record["validation"]
+        values = {**record, **{f"validation_{name}": value for name, value in metrics.items()}}
+        self._sinks.add("epoch", {k: v for k, v in values.items() if isinstance(v, float)}, progress.epoch)
+        self._sinks.flush()
 
     def log_stopped(self, progress: TrainingProgress) -> None:
         """Log that the run was stopped on request."""
@@ -193,7 +190,7 @@ class RunLogger:
             where = {"state": state, "epoch": progress.epoch, "batch": progress.batch, "step": progress.step}
             try:
                 write_json(self.folder / "status.json", {**where, "epochs": self._config.epochs, **more})
-                self._boards.set_status(state)
+                self._sinks.set_status(state)
             except DiskFullError as error:
                 if state != "running":  # launchers depend on the final state
                     raise
@@ -212,7 +209,7 @@ class RunLogger:
 
     def close(self) -> None:
         self._display.close()
-        self._boards.close()
+        self._sinks.close()
         self._metrics.close()
 
 

@@ -27,13 +27,13 @@ class Tracker:
     def __init__(self, config: Config) -> None:
         folder = Path(config.out)
         self._client = MlflowClient()
-        known = folder / "mlflow.id"
-        if known.exists():
-            self._id = known.read_text(encoding="utf-8")
+        id_file = folder / "mlflow.id"
+        if id_file.exists():
+            self._id = id_file.read_text(encoding="utf-8")
             self._client.update_run(self._id, status="RUNNING")
             return
         self._id = self._client.create_run(self._experiment(), run_name=folder.name).info.run_id
-        write_text(known, self._id)
+        write_text(id_file, self._id)
         values = [Param(key, str(value)) for key, value in flatten(to_dict(config))]
         for first in range(0, len(values), 100):  # batch size limit of the server
             self._client.log_batch(self._id, params=values[first : first + 100])

@@ -41,20 +41,20 @@ class StepProfiler:
         """Stop profiling, and write an incomplete trace."""
         if self._profile is None:
             return
-        ending, self._profile = self._profile, None
-        ending.stop()
-        if ending.step_num <= SKIP_STEPS + WARMUP_STEPS:
+        finished, self._profile = self._profile, None
+        finished.stop()
+        if finished.step_num <= SKIP_STEPS + WARMUP_STEPS:
             skipped = SKIP_STEPS + WARMUP_STEPS
             text = f"no profile written: runtime.profile_steps skips the first {skipped} steps, and the run had no more"
             logger.warning(text)
 
-    def _write(self, found: profile) -> None:
-        first, last = self._before + SKIP_STEPS + WARMUP_STEPS + 1, self._before + found.step_num
+    def _write(self, finished: profile) -> None:
+        first, last = self._before + SKIP_STEPS + WARMUP_STEPS + 1, self._before + finished.step_num
         if last < first:
             return
         path = self._folder / f"steps-{first:06d}-{last:06d}.pt.trace.json.gz"
         try:
             path.parent.mkdir(exist_ok=True)
-            found.export_chrome_trace(str(path))
+            finished.export_chrome_trace(str(path))
         except (OSError, RuntimeError) as error:
             logger.warning(f"{path}: trace not written ({error})")

@@ -65,10 +65,10 @@ class SampleHistoryRecorder:
         self._row[torch.tensor(self.tracked, dtype=torch.int64)] = torch.arange(len(self.tracked), device=world.device)
 
     @torch.no_grad()
-    def update(self, batch: Batch, output: Output, losses: Losses, share: float = 1.0) -> None:
-        """Add one rank's rows, each weighted by `share` of a sample. Does not synchronize with the device."""
+    def update(self, batch: Batch, output: Output, losses: Losses, fraction: float = 1.0) -> None:
+        """Add one rank's rows, each weighted by `fraction` of a sample. Does not synchronize with the device."""
         correct = output.target_logits.argmax(dim=1) == batch.labels
-        rows = share * torch.stack(
+        rows = fraction * torch.stack(
             [
                 losses.attention_weights,
                 losses.per_sample,
@@ -79,10 +79,10 @@ class SampleHistoryRecorder:
         )
         self._sums.index_add_(0, batch.sample_ids, rows.to(self._sums.dtype))
         if self.tracked:
-            self._observe_listed(batch.sample_ids, output, losses, share)
+            self._update_tracked(batch.sample_ids, output, losses, fraction)
 
-    def _observe_listed(self, samples: Tensor, output: Output, losses: Losses, share: float) -> None:
-        distributions = share * torch.stack(
+    def _update_tracked(self, samples: Tensor, output: Output, losses: Losses, fraction: float) -> None:
+        distributions = fraction * torch.stack(
             [
                 output.auxiliary_logits.softmax(dim=1),
                 losses.fused_distributions,
@@ -106,7 +106,7 @@ class SampleHistoryRecorder:
         tracked samples, the auxiliary, fused and target distributions [L, 3, C].
         """
         sums = self.world.all_reduce_sum_(self._sums.clone()).cpu().numpy()
-        listed = self.world.all_reduce_sum_(self._distributions.clone()).cpu().numpy()
+        tracked = self.world.all_reduce_sum_(self._distributions.clone()).cpu().numpy()
         self._sums.zero_()
         self._distributions.zero_()
         seen = np.rint(sums[:, SEEN]).astype(np.int64)
@@ -125,7 +125,7 @@ class SampleHistoryRecorder:
                 "class_threshold_met": commit.threshold_met.numpy(),
                 "class_distributions": commit.distributions.numpy(),
                 "tracked_samples": np.array(self.tracked, dtype=np.int64),
-                "tracked_distributions": listed / appearances,
+                "tracked_distributions": tracked / appearances,
             }
             retry_on_full_disk(lambda: write_arrays(path, arrays), timeout_s, self.world.heartbeat.wait_for_disk)
         return history
@@ -173,21 +173,21 @@ def select_tracked_samples(split: Split, config: RuntimeConfig, seed: int) -> li
     These are the samples of `runtime.tracked_samples` and `runtime.num_tracked_samples` more. With votes, half of the
     latter are the most ambiguous samples; the others are random. Raises `UserError` for an unknown sample key.
     """
-    listed = []
+    tracked = []
     if config.tracked_samples:
-        places = {str(key): number for number, key in enumerate(split.keys)}
+        indices = {str(key): index for index, key in enumerate(split.keys)}
         for key in config.tracked_samples:
-            if key not in places:
+            if key not in indices:
                 raise UserError(f"runtime.tracked_samples: unknown sample key {key}")
-            listed.append(places[key])
-    drawn = np.random.default_rng((seed, TRACKED_SAMPLES_STREAM)).permutation(len(split)).tolist()
-    disputed = [] if split.votes is None else most_ambiguous(split.votes, config.num_tracked_samples // 2)
-    more = [number for number in dict.fromkeys([*disputed, *drawn]) if number not in set(listed)]
-    return listed + more[: config.num_tracked_samples]
+            tracked.append(indices[key])
+    shuffled = np.random.default_rng((seed, TRACKED_SAMPLES_STREAM)).permutation(len(split)).tolist()
+    ambiguous = [] if split.votes is None else most_ambiguous(split.votes, config.num_tracked_samples // 2)
+    more = [index for index in dict.fromkeys([*ambiguous, *shuffled]) if index not in set(tracked)]
+    return tracked + more[: config.num_tracked_samples]
 
 
 def most_ambiguous(votes: NDArray[np.float32], most: int) -> list[int]:
     """Return the indices of the samples whose votes [S, C] have the highest entropy; ties by index."""
-    shares = votes / np.maximum(votes.sum(axis=1, keepdims=True), 1)
-    entropy = -(shares * np.log(np.where(shares > 0, shares, 1))).sum(axis=1)
-    return [int(number) for number in np.argsort(-entropy, kind="stable")[:most]]
+    fractions = votes / np.maximum(votes.sum(axis=1, keepdims=True), 1)
+    entropy = -(fractions * np.log(np.where(fractions > 0, fractions, 1))).sum(axis=1)
+    return np.argsort(-entropy, kind="stable")[:most].tolist()  # type: ignore[no-any-return]

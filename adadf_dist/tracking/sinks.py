@@ -21,26 +21,26 @@ class MetricSinks:
         self._config = config
         self._folder = Path(config.out)
         self._trackers: list[AsyncTracker] = []
-        self._all: list[TensorBoardSink | AsyncTracker] = []
+        self._sinks: list[TensorBoardSink | AsyncTracker] = []
         self._trace: StepProfiler | None = None
 
     def start(self, step: int, device: torch.device) -> None:
         """Open the sinks. `step`: Number of finished steps of the run."""
         runtime = self._config.runtime
         self._trackers = [AsyncTracker(name, self._config) for name in runtime.trackers]
-        self._all = [*self._trackers]
+        self._sinks = [*self._trackers]
         if runtime.tensorboard:
-            self._all.append(TensorBoardSink(self._folder / "tensorboard", purge_step=step))
+            self._sinks.append(TensorBoardSink(self._folder / "tensorboard", purge_step=step))
         if runtime.profile_steps:
             self._trace = StepProfiler(self._folder / "trace", runtime.profile_steps, step, device)
 
     def add(self, section: str, values: Mapping[str, float], step: int) -> None:
-        for board in self._all:
-            board.add(section, values, step)
+        for sink in self._sinks:
+            sink.add(section, values, step)
 
     def flush(self) -> None:
-        for board in self._all:
-            board.flush()
+        for sink in self._sinks:
+            sink.flush()
 
     def step(self) -> None:
         """Record the end of a training step."""
@@ -57,5 +57,5 @@ class MetricSinks:
     def close(self) -> None:
         if self._trace is not None:
             self._trace.close()
-        for board in self._all:
-            board.close()
+        for sink in self._sinks:
+            sink.close()

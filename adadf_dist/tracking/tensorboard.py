@@ -48,14 +48,14 @@ class TensorBoardSink:
         try:
             yield
         except OSError as error:
-            self._lose(f"{self._folder}: {error.strerror or error}; TensorBoard logging disabled")
+            self._disable(f"{self._folder}: {error.strerror or error}; TensorBoard logging disabled")
         except Exception as error:  # a broken installation
             reason = single_line(error) or type(error).__name__
-            self._lose(
+            self._disable(
                 f"TensorBoard does not work ({reason}); TensorBoard logging disabled. Fix the installation or set "
                 "runtime.tensorboard = false"
             )
 
-    def _lose(self, warning: str) -> None:
+    def _disable(self, warning: str) -> None:
         self._writer = None
         logger.warning(warning)

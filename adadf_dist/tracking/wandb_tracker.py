@@ -23,11 +23,11 @@ class Tracker:
 
     def __init__(self, config: Config) -> None:
         folder = Path(config.out)
-        known = folder / "wandb.id"
-        if not known.exists():
-            write_text(known, secrets.token_hex(4))
+        id_file = folder / "wandb.id"
+        if not id_file.exists():
+            write_text(id_file, secrets.token_hex(4))
         self._run = wandb.init(
-            id=known.read_text(encoding="utf-8"),
+            id=id_file.read_text(encoding="utf-8"),
             resume="allow",
             project=wandb.setup().settings.project or PROJECT,
             name=folder.name,

@@ -60,16 +60,13 @@ def find_version_mismatch(world: World) -> UserError | None:
 def find_config_mismatch(config: Config, world: World) -> UserError | None:
     """Return an error if a configuration key differs between nodes. Collective."""
     settings = {key: value for key, value in flatten(to_dict(config)) if key not in keys_with(Role.PER_NODE)}
-    settings["data.shards"] = shards_location(config.data.shards)  # the following collectives depend on it
+    shards = config.data.shards  # the following collectives depend on where they are, not on the path
+    settings["data.shards"] = shards if is_remote(shards) else "a local folder" if shards else "empty"
     return describe_mismatch(
         gather_per_node(world, lambda: {**settings, **hash_config_files(settings)}),
         "{name} is {values}",
         "start every node with the same command and files",
     )
-
-
-def shards_location(shards: str) -> str:
-    return shards if is_remote(shards) else "a local folder" if shards else "empty"
 
 
 def hash_config_files(settings: Mapping[str, object]) -> dict[str, str]:
@@ -120,14 +117,14 @@ def find_unshared_run_dir(folder: Path, world: World) -> UserError | None:
         token, problem = world.broadcast_object((token, problem))  # type: ignore[misc]
         if problem:
             return problem
-        seen = gather_per_node(world, lambda: (wait_until_visible(folder / token), str(folder.absolute())))
-    writer = next(iter(seen))
-    blind = [f"{place} in {path}" for place, (found, path) in seen.items() if not found]
-    if not blind:
+        nodes = gather_per_node(world, lambda: (wait_until_visible(folder / token), str(folder.absolute())))
+    writer = next(iter(nodes))
+    without_file = [f"{node} in {path}" for node, (visible, path) in nodes.items() if not visible]
+    if not without_file:
         return None
     return UserError(
-        f"out: {folder} is not shared: files written by {writer} to {seen[writer][1]} are not visible on "
-        f"{format_nodes(blind)}",
+        f"out: {folder} is not shared: files written by {writer} to {nodes[writer][1]} are not visible on "
+        f"{format_nodes(without_file)}",
         "choose an --out that all nodes share, because each reads the checkpoint from it when resuming",
     )
 

@@ -55,15 +55,15 @@ def pass_over(network: Network, batches: Iterable[Batch], split: Split, world: W
     """Run the network on this rank's batches of a split. No collective."""
     predictions: list[Rows] = []
     features: list[Rows] = []
-    chosen = torch.zeros(len(split), dtype=torch.bool, device=world.device)
-    chosen[torch.from_numpy(feature_subset(len(split))).to(world.device)] = True
+    has_features = torch.zeros(len(split), dtype=torch.bool, device=world.device)
+    has_features[torch.from_numpy(feature_subset(len(split))).to(world.device)] = True
 
     def predict(batch: Batch) -> Tensor:
-        output, found = network.infer_with_features(batch.flatten_crops().images)
+        output, features_of_views = network.infer_with_features(batch.flatten_crops().images)
         predictions.append(both_branches(output, batch))
-        samples, values = mean_rows(found, batch)
-        wanted = chosen[samples]
-        features.append(Rows(samples[wanted], values[wanted]))
+        samples, values = mean_rows(features_of_views, batch)
+        selected = has_features[samples]
+        features.append(Rows(samples[selected], values[selected]))
         return mean_of_crops(output.target_logits, batch)
 
     totals = count(predict, batches, split, world)

@@ -47,17 +47,17 @@ def finalize_run(
     """
     config, world, log, progress = context.config, context.world, context.log, checkpoints.progress
     path = Path(config.out) / "result.json"
-    kept = world.broadcast_object(read_result(path) if world.is_main else None)
+    saved = world.broadcast_object(read_result(path) if world.is_main else None)
     wanted = config.evaluation.run_test and context.data.test_split is not None
-    if isinstance(kept, dict) and kept["epochs"] == progress.epoch and (kept["test"] or not wanted):
-        result = Result(**{name: kept[name] for name in Result._fields})
+    if isinstance(saved, dict) and saved["epochs"] == progress.epoch and (saved["test"] or not wanted):
+        result = Result(**{name: saved[name] for name in Result._fields})
         log.info(f"run already finished; result from {path}:")
     else:
         result = run_final_test(context, engine, checkpoints, dict(last))
         if world.is_main:
             write_json(path, {"epochs": progress.epoch, **result._asdict()})
     log.status("finished", progress)
-    for line in (*format_result(result, progress.epoch), *other_data_of(checkpoints)):
+    for line in (*format_result(result, progress.epoch), *describe_earlier_data(checkpoints)):
         log.info(line)
     log.info(f"run folder: {config.out}")
     if config.evaluation.write_report and world.is_main:
@@ -86,7 +86,7 @@ def run_final_test(
         if split is not None and split.name not in passes:
             passes[split.name] = pass_over(engine, data.eval_batches(split), split, world)
     selected = {} if test is None else passes[test.name].metrics().to_dict()
-    keep_answers(Path(config.out), [passes[split.name] for split in (data.validation_split, test) if split], world)
+    save_passes(Path(config.out), [passes[split.name] for split in (data.validation_split, test) if split], world)
     best_on_test: dict[str, Any] = {}
     if config.evaluation.protocol == "paper":
         best = max(progress.epochs, key=lambda record: record["test_accuracy"])  # type: ignore[arg-type, return-value]
@@ -94,15 +94,15 @@ def run_final_test(
     return Result(progress.best_epoch, progress.best_accuracy, selected, last or selected, best_on_test)
 
 
-def keep_answers(folder: Path, passes: Sequence[SplitPass], world: World) -> None:
+def save_passes(folder: Path, passes: Sequence[SplitPass], world: World) -> None:
     """Write the predictions of the selected weights on validation and, if tested, test. Collective."""
-    for done in passes:
-        answers, features = done.answers(), done.featured()
+    for split_pass in passes:
+        predictions, features = split_pass.answers(), split_pass.featured()
         if world.is_main:
-            save_predictions(folder, done.split, answers, features)
+            save_predictions(folder, split_pass.split, predictions, features)
 
 
-def other_data_of(checkpoints: CheckpointManager) -> list[str]:
+def describe_earlier_data(checkpoints: CheckpointManager) -> list[str]:
     """Return a warning for each dataset that the run used before it was resumed on other data (if allowed)."""
     record = checkpoints.parts.get("data")
     earlier = record.earlier if isinstance(record, DataRecord) else []
@@ -116,20 +116,20 @@ def write_report(log: RunLogger) -> None:
     try:
         report([log.folder], page)
     except Exception as error:
-        again = f"python -m adadf_dist.report {log.folder}"
-        log.info(f"warning: report failed ({type(error).__name__}: {single_line(error)}); retry with {again}")
+        command = f"python -m adadf_dist.report {log.folder}"
+        log.info(f"warning: report failed ({type(error).__name__}: {single_line(error)}); retry with {command}")
     else:
         log.info(f"report: {page}")
 
 
 def load_selected_weights(engine: Engine, checkpoints: CheckpointManager) -> None:
     """Load the selected weights. Collective. Raises `UserError` if `selected.pt` is from another epoch."""
-    kept = read_checkpoint(checkpoints.selected_path)
-    if kept["progress"]["epoch"] != checkpoints.progress.best_epoch:
+    content = read_checkpoint(checkpoints.selected_path)
+    if content["progress"]["epoch"] != checkpoints.progress.best_epoch:
         raise UserError(
             f"{checkpoints.selected_path}: is not from the selected epoch {checkpoints.progress.best_epoch}"
         )
-    engine.load_state_dict(kept["engine"])
+    engine.load_state_dict(content["engine"])
 
 
 def read_result(path: Path) -> dict[str, object] | None:
@@ -154,9 +154,9 @@ def format_result(result: Result, epochs: int) -> list[str]:
                 line += f", KL(votes || prediction) {test['votes_kl']:.3f} nats"
             lines.append(line)
     if result.test and result.test["bayes_accuracy"] is not None:
-        ceiling, accuracy = result.test["bayes_accuracy"], result.test["accuracy"]
-        share = accuracy / ceiling
-        lines.append(f"Bayes-optimal accuracy: {ceiling:.2%}; the best epoch reaches {share:.1%} of it")
+        ceiling = result.test["bayes_accuracy"]
+        fraction = result.test["accuracy"] / ceiling
+        lines.append(f"Bayes-optimal accuracy: {ceiling:.2%}; the best epoch reaches {fraction:.1%} of it")
     if result.best_on_test:
         best = result.best_on_test
         label = "best test epoch (published protocol, selected on the test split)"

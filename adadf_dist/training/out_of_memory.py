@@ -24,15 +24,15 @@ def report_out_of_memory(config: Config, world: World) -> Iterator[None]:
     except DeadWorkerError as error:
         raise UserError(f"{error}; the same command resumes from the last checkpoint") from None
     except (RuntimeError, MemoryError, OSError) as error:  # torch.OutOfMemoryError is a RuntimeError
-        if not out_of_memory(error):
+        if not is_out_of_memory(error):
             raise
         raise UserError(describe_oom(config, world, error)) from None
 
 
-def out_of_memory(error: BaseException) -> bool:
+def is_out_of_memory(error: BaseException) -> bool:
     if isinstance(error, OSError):
         return error.errno == errno.ENOMEM
-    return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or any(sign in str(error) for sign in OOM_MESSAGES)
+    return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or any(text in str(error) for text in OOM_MESSAGES)
 
 
 def describe_oom(config: Config, world: World, error: BaseException) -> str:
@@ -42,11 +42,11 @@ def describe_oom(config: Config, world: World, error: BaseException) -> str:
     lower = ["lower batch_size", "lower data.image_size"]
     if config.runtime.precision == "fp32":
         lower.insert(1, "set runtime.precision = bf16")
-    said = single_line(error)
     return (
         f"out of memory on rank {world.rank} ({world.device}) while {world.heartbeat.last.doing}: "
         f"batch_size {config.batch_size} over {world.size} ranks = {rows} samples{crops} per rank, "
         f"data.image_size {config.data.image_size}, "
         f"model.backbone {config.model.backbone}, runtime.precision {config.runtime.precision}; use more "
-        f"ranks (this run can resume), or start a new run with another --out and {', or '.join(lower)} ({said})"
+        f"ranks (this run can resume), or start a new run with another --out and {', or '.join(lower)} "
+        f"({single_line(error)})"
     )

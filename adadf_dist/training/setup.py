@@ -90,11 +90,11 @@ def resolve_auto(config: Config, world: World) -> Config:
     """
     check_engine(config, world)
     check_trackers(config.runtime)
-    settled = {
+    resolved = {
         "data.loader": resolve_loader(config, world),
         "runtime.precision": resolve_precision(config, world.device),
     }
-    return override(config, world.broadcast_object(settled))  # type: ignore[arg-type]
+    return override(config, world.broadcast_object(resolved))  # type: ignore[arg-type]
 
 
 def resolve_loader(config: Config, world: World) -> str:

@@ -23,7 +23,7 @@ class SyntheticTrainer:
         self.world = world
         self.engine = build_engine(config, num_classes, world)
         self.classes = ClassDistributions(num_classes, config.class_distributions, world)
-        self.place = BatchSlice(first * crops, config.batch_size * crops)
+        self.batch_slice = BatchSlice(first * crops, config.batch_size * crops)
         size = config.data.image_size
         self.images = torch.randn((end - first) * crops, 3, size, size, device=world.device)
         self.labels = torch.arange(len(self.images), device=world.device) % num_classes
@@ -35,7 +35,7 @@ class SyntheticTrainer:
         self.engine.set_schedule_step(Position(0, self._steps, 0.0))
         self._steps += 1
         output = self.engine.forward(self.images)
-        ranks = (self.world, self.place)
+        ranks = (self.world, self.batch_slice)
         losses = adadf_loss(output, self.labels, self.classes.targets, self._ramp, self.config.loss, ranks)
         self.engine.step(losses.total)
         self.classes.observe(output.auxiliary_logits, self.labels)

@@ -54,19 +54,19 @@ class Watchdog:
 
     def _watch(self) -> None:
         tick = min(1.0, self.timeout_s / 20)
-        seen, silent, text = self.world.heartbeat.last, 0.0, False
-        looked = time.monotonic()
+        last_beat, silent, dumped = self.world.heartbeat.last, 0.0, False
+        checked_at = time.monotonic()
         while not self._closed.wait(tick):
             now = time.monotonic()
             # do not count time in which the process was suspended (Ctrl-Z, SIGSTOP)
-            silent, looked = silent + min(now - looked, 2 * tick), now
-            if self.world.heartbeat.last is not seen:
-                seen, silent, text = self.world.heartbeat.last, 0.0, False
-            if not text and silent >= DUMP_AFTER * self.timeout_s:
-                text = True
-                write_stderr(f"{self._describe(seen, silent)}; thread stacks:", stacks=True)
+            silent, checked_at = silent + min(now - checked_at, 2 * tick), now
+            if self.world.heartbeat.last is not last_beat:
+                last_beat, silent, dumped = self.world.heartbeat.last, 0.0, False
+            if not dumped and silent >= DUMP_AFTER * self.timeout_s:
+                dumped = True
+                write_stderr(f"{self._describe(last_beat, silent)}; thread stacks:", stacks=True)
             if silent >= self._limit():
-                write_stderr(f"{self._describe(seen, silent)}; exiting with status {EXIT_HUNG}")
+                write_stderr(f"{self._describe(last_beat, silent)}; exiting with status {EXIT_HUNG}")
                 os._exit(EXIT_HUNG)
             faulthandler.dump_traceback_later(DUMP_AFTER * self.timeout_s, file=STDERR)
 
@@ -75,9 +75,9 @@ class Watchdog:
         return KILL_AFTER * self.timeout_s * (1.0 if started else FIRST_STEP_FACTOR)
 
     def _describe(self, beat: Activity, silent: float) -> str:
-        place = f"epoch {self.progress.epoch + 1}, batch {self.progress.batch + 1}, after step {self.progress.step}"
-        who = f"rank {self.world.rank} on {socket.gethostname()} (process {os.getpid()})"
-        return f"{who}: no progress for {silent:.0f} s while {beat.doing} ({place})"
+        position = f"epoch {self.progress.epoch + 1}, batch {self.progress.batch + 1}, after step {self.progress.step}"
+        process = f"rank {self.world.rank} on {socket.gethostname()} (process {os.getpid()})"
+        return f"{process}: no progress for {silent:.0f} s while {beat.doing} ({position})"
 
 
 def write_stderr(line: str, stacks: bool = False) -> None:

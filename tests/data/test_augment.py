@@ -50,7 +50,7 @@ def listed(*stages: tuple[OpKind, object]) -> AugmentationBatch:
     for kind, value in stages:
         made = np.asarray([0.0 if value is None else value])
         lists.add(Operation(kind, lambda levels, made=made: made), np.array([0]), one(0), draws)
-    return lists.drawn
+    return lists.batch
 
 
 def applied(image: Image.Image, *stages: tuple[OpKind, object]) -> Image.Image:

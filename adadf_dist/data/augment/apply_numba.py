@@ -25,9 +25,9 @@ LUMA_16 = (19595, 38470, 7471)
 """LUMA in units of 1/65,536, as Pillow converts RGB to gray."""
 
 
-def apply_stages(images: NDArray[np.uint8], drawn: AugmentationBatch) -> None:
+def apply_stages(images: NDArray[np.uint8], batch: AugmentationBatch) -> None:
     """Apply the stages and flips of all samples to their images [n, H, W, 3], in place."""
-    run(images, *drawn[:5])
+    run(images, *batch[:5])
 
 
 @compiled
@@ -40,30 +40,30 @@ def run(
     flips: NDArray[np.bool_],
 ) -> None:
     scratch = np.empty_like(images[0])
-    look_ups = np.empty((3, 256), dtype=np.uint8)
+    lookups = np.empty((3, 256), dtype=np.uint8)
     for row in range(len(images)):
         image = images[row]
-        for place in range(kinds.shape[1]):
-            kind = kinds[row, place]
+        for stage in range(kinds.shape[1]):
+            kind = kinds[row, stage]
             if kind == WARP:
                 scratch[:] = image
-                warp(scratch, matrices[row, place], image)
+                warp(scratch, matrices[row, stage], image)
             elif kind == COLOR:
-                adjust_saturation(image, factors[row, place])
+                adjust_saturation(image, factors[row, stage])
             elif kind == SHARPNESS:
                 scratch[:] = image
-                sharpen(scratch, factors[row, place], image)
+                sharpen(scratch, factors[row, stage], image)
             elif kind != 0:
                 if kind == TABLE:
                     for channel in range(3):
-                        look_ups[channel] = tables[row, place]
+                        lookups[channel] = tables[row, stage]
                 elif kind == CONTRAST:
-                    contrast(image, factors[row, place], look_ups)
+                    contrast(image, factors[row, stage], lookups)
                 elif kind == AUTO_CONTRAST:
-                    auto_contrast(image, look_ups)
+                    auto_contrast(image, lookups)
                 elif kind == EQUALIZE:
-                    equalize(image, look_ups)
-                apply_lut(image, look_ups)
+                    equalize(image, lookups)
+                apply_lut(image, lookups)
         if flips[row]:
             flip(image)
 
@@ -84,15 +84,15 @@ def warp(image: Image, matrix: NDArray[np.float64], out: Image) -> None:
                 out[i, j, 0], out[i, j, 1], out[i, j, 2] = FILL
                 continue
             column, row = int(x + half), int(y + half)
-            right_share, lower_share = x + half - np.float32(column), y + half - np.float32(row)
+            right_weight, lower_weight = x + half - np.float32(column), y + half - np.float32(row)
             # unsigned: numba checks signed indices for negative values
             left, top = np.uintp(max(column - 1, 0)), np.uintp(max(row - 1, 0))
             right, bottom = np.uintp(min(column, width - 1)), np.uintp(min(row, height - 1))
             for c in range(3):
                 a, b = np.float32(image[top, left, c]), np.float32(image[top, right, c])
                 d, e = np.float32(image[bottom, left, c]), np.float32(image[bottom, right, c])
-                upper, lower = a + (b - a) * right_share, d + (e - d) * right_share
-                out[i, j, c] = np.uint8(upper + (lower - upper) * lower_share)
+                upper, lower = a + (b - a) * right_weight, d + (e - d) * right_weight
+                out[i, j, c] = np.uint8(upper + (lower - upper) * lower_weight)
 
 
 @compiled
@@ -114,9 +114,9 @@ def adjust_saturation(image: Image, factor: float) -> None:
     height, width = image.shape[:2]
     for i in range(height):
         for j in range(width):
-            grey = RED * image[i, j, 0] + GREEN * image[i, j, 1] + BLUE * image[i, j, 2]
+            gray = RED * image[i, j, 0] + GREEN * image[i, j, 1] + BLUE * image[i, j, 2]
             for c in range(3):
-                image[i, j, c] = clip(grey + factor * (image[i, j, c] - grey) + 0.5)
+                image[i, j, c] = clip(gray + factor * (image[i, j, c] - gray) + 0.5)
 
 
 @compiled
@@ -200,16 +200,16 @@ def flip(image: Image) -> None:
 @compiled
 def normalize_and_erase(
     images: NDArray[np.uint8],
-    normalised: NDArray[np.float32],
+    normalized: NDArray[np.float32],
     boxes: NDArray[np.int64],
     out: NDArray[np.float32],
 ) -> None:
-    """Normalize images [n, H, W, 3] to `out` [n, 3, H, W] and erase; `normalised` [3, 256] is the lookup table."""
+    """Normalize images [n, H, W, 3] to `out` [n, 3, H, W] and erase; `normalized` [3, 256] is the lookup table."""
     n, height, width = images.shape[:3]
     for row in range(n):
         for i in range(height):
             for j in range(width):
                 for c in range(3):
-                    out[row, c, i, j] = normalised[c, images[row, i, j, c]]
+                    out[row, c, i, j] = normalized[c, images[row, i, j, c]]
         top, left, bottom, right = boxes[row]
         out[row, :, top:bottom, left:right] = 0.0

@@ -10,24 +10,24 @@ from adadf_dist.data.augment.operations import OpKind
 from adadf_dist.data.augment.policy import FILL, LUMA, AugmentationBatch
 
 
-def apply_stages(image: Image.Image, drawn: AugmentationBatch, row: int) -> Image.Image:
+def apply_stages(image: Image.Image, batch: AugmentationBatch, row: int) -> Image.Image:
     """Apply the stages of one sample to its RGB image of any size."""
-    for place, kind in enumerate(drawn.kinds[row]):
+    for stage, kind in enumerate(batch.kinds[row]):
         match kind:
             case OpKind.WARP:
-                image = warp(image, drawn.matrices[row, place])
+                image = warp(image, batch.matrices[row, stage])
             case OpKind.TABLE:
-                image = apply_lut(image, drawn.tables[row, place])
+                image = apply_lut(image, batch.tables[row, stage])
             case OpKind.COLOR:
-                image = adjust_saturation(image, drawn.factors[row, place])
+                image = adjust_saturation(image, batch.factors[row, stage])
             case OpKind.CONTRAST:
-                image = ImageEnhance.Contrast(image).enhance(drawn.factors[row, place])
+                image = ImageEnhance.Contrast(image).enhance(batch.factors[row, stage])
             case OpKind.AUTO_CONTRAST:
                 image = ImageOps.autocontrast(image)
             case OpKind.EQUALIZE:
                 image = ImageOps.equalize(image)
             case OpKind.SHARPNESS:
-                image = ImageEnhance.Sharpness(image).enhance(drawn.factors[row, place])
+                image = ImageEnhance.Sharpness(image).enhance(batch.factors[row, stage])
     return image
 
 

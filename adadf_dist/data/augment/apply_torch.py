@@ -16,7 +16,7 @@ from torch import Tensor
 from adadf_dist.data.augment.operations import OpKind
 from adadf_dist.data.augment.policy import FILL, LUMA, AugmentationBatch
 
-SMOOTH_CENTRE, SMOOTH_SUM = 5, 13
+SMOOTH_CENTER, SMOOTH_SUM = 5, 13
 """Sharpness's 3x3 mean: weight of the center, and the sum of all nine weights."""
 
 ROUNDING = 2.0**-10
@@ -25,34 +25,34 @@ BOTH_TRUE = 0x0101
 """Two adjacent booleans read as one number: reducing over so short a dimension is slow."""
 
 
-def apply_stages(images: Tensor, drawn: AugmentationBatch) -> Tensor:
+def apply_stages(images: Tensor, batch: AugmentationBatch) -> Tensor:
     """Apply all samples' stages and flips to images uint8 [n, 3, H, W], in place, and return the images."""
-    for place in range(drawn.kinds.shape[1]):
-        kinds = drawn.kinds[:, place]
+    for stage in range(batch.kinds.shape[1]):
+        kinds = batch.kinds[:, stage]
         for kind in np.unique(kinds):
             if kind == OpKind.NOTHING:
                 continue
             rows = np.flatnonzero(kinds == kind)
             where = to_device_of(rows, images)
-            changed = apply_stage(images.index_select(0, where), OpKind(kind), drawn, rows, place)
+            changed = apply_stage(images.index_select(0, where), OpKind(kind), batch, rows, stage)
             images.index_copy_(0, where, changed)
-    if drawn.flips.any():
-        where = to_device_of(np.flatnonzero(drawn.flips), images)
+    if batch.flips.any():
+        where = to_device_of(np.flatnonzero(batch.flips), images)
         images.index_copy_(0, where, images.index_select(0, where).flip(-1))
     return images
 
 
-def apply_stage(images: Tensor, kind: OpKind, drawn: AugmentationBatch, rows: NDArray[np.int64], place: int) -> Tensor:
-    """Apply one kind of stage to images [m, 3, H, W], which belong to `rows` of `drawn`."""
+def apply_stage(images: Tensor, kind: OpKind, batch: AugmentationBatch, rows: NDArray[np.int64], stage: int) -> Tensor:
+    """Apply one kind of stage to images [m, 3, H, W], which belong to `rows` of `batch`."""
 
     def factors() -> Tensor:
-        return to_device_of(drawn.factors[rows, place], images).float().view(-1, 1, 1, 1)
+        return to_device_of(batch.factors[rows, stage], images).float().view(-1, 1, 1, 1)
 
     match kind:
         case OpKind.WARP:
-            return warp(images, to_device_of(drawn.matrices[rows, place], images).float())
+            return warp(images, to_device_of(batch.matrices[rows, stage], images).float())
         case OpKind.TABLE:
-            return apply_lut(images, to_device_of(drawn.tables[rows, place], images)[:, None])
+            return apply_lut(images, to_device_of(batch.tables[rows, stage], images)[:, None])
         case OpKind.COLOR:
             return adjust_saturation(images, factors())
         case OpKind.CONTRAST:
@@ -79,23 +79,23 @@ def warp(images: Tensor, matrices: Tensor) -> Tensor:
     y = ((torch.arange(height, device=images.device) + 0.5) * (2 / height)).unsqueeze(1)
     # elementwise, not affine_grid: its matrix product may run in TF32, with errors of half a pixel
     a = matrices.view(-1, 6, 1, 1).unbind(1)
-    looks = images.new_empty(len(images), height, width, 2, dtype=torch.float32)
-    torch.add(a[0] * x, a[1] * y + (2 * a[2] - 1), out=looks[..., 0])
-    torch.add(a[3] * x, a[4] * y + (2 * a[5] - 1), out=looks[..., 1])
-    seen = F.grid_sample(images.float(), looks, "bilinear", "border", align_corners=False)
-    inside = (looks.abs() < 1).view(torch.int16) == BOTH_TRUE
+    grid = images.new_empty(len(images), height, width, 2, dtype=torch.float32)
+    torch.add(a[0] * x, a[1] * y + (2 * a[2] - 1), out=grid[..., 0])
+    torch.add(a[3] * x, a[4] * y + (2 * a[5] - 1), out=grid[..., 1])
+    sampled = F.grid_sample(images.float(), grid, "bilinear", "border", align_corners=False)
+    inside = (grid.abs() < 1).view(torch.int16) == BOTH_TRUE
     fill = torch.tensor(FILL, dtype=torch.uint8, device=images.device).view(3, 1, 1)
     # truncated like the reference, but rounding may leave the mean of four equal values slightly below them
-    seen = seen.add_(ROUNDING).to(torch.uint8)
-    return torch.where(inside.view(-1, 1, height, width), seen, fill)
+    sampled = sampled.add_(ROUNDING).to(torch.uint8)
+    return torch.where(inside.view(-1, 1, height, width), sampled, fill)
 
 
 def apply_lut(images: Tensor, tables: Tensor) -> Tensor:
     """Look up values in `tables` uint8 [m, 1, 256], or [m, 3, 256] with one table per channel."""
     m, channels = tables.shape[:2]
     starts = torch.arange(0, m * channels * 256, 256, dtype=torch.int32, device=images.device)
-    places = images.view(m, channels, -1).int().add_(starts.view(m, channels, 1))
-    return tables.reshape(-1).index_select(0, places.view(-1)).view_as(images)
+    indices = images.view(m, channels, -1).int().add_(starts.view(m, channels, 1))
+    return tables.reshape(-1).index_select(0, indices.view(-1)).view_as(images)
 
 
 def luma(images: Tensor) -> Tensor:
@@ -105,8 +105,8 @@ def luma(images: Tensor) -> Tensor:
 
 
 def adjust_saturation(images: Tensor, factor: Tensor) -> Tensor:
-    grey = luma(images)
-    return to_uint8(torch.lerp(grey, images.float(), factor).add_(0.5))
+    gray = luma(images)
+    return to_uint8(torch.lerp(gray, images.float(), factor).add_(0.5))
 
 
 def contrast(images: Tensor, factor: Tensor) -> Tensor:
@@ -145,8 +145,8 @@ def equalize(images: Tensor) -> Tensor:
 def sharpen(images: Tensor, factor: Tensor) -> Tensor:
     values = images.to(torch.int16)
     rows = values[:, :, :-2] + values[:, :, 1:-1] + values[:, :, 2:]
-    centre = values[:, :, 1:-1, 1:-1]
-    sums = rows[..., :-2] + rows[..., 1:-1] + rows[..., 2:] + (SMOOTH_CENTRE - 1) * centre
+    center = values[:, :, 1:-1, 1:-1]
+    sums = rows[..., :-2] + rows[..., 1:-1] + rows[..., 2:] + (SMOOTH_CENTER - 1) * center
     smooth = images.float()
     smooth[:, :, 1:-1, 1:-1] = (sums.float() / SMOOTH_SUM).add_(0.5).floor_()
     return to_uint8(torch.lerp(smooth, images.float(), factor))

@@ -77,13 +77,13 @@ def shear_y(factor: Numbers) -> Matrices:
     return affine(1, 0, 0, factor, 1, 0)
 
 
-def translate_x(share: Numbers) -> Matrices:
-    """Shift left by `share` of the side: the output shows the input `share` further right."""
-    return affine(1, 0, share, 0, 1, 0)
+def translate_x(fraction: Numbers) -> Matrices:
+    """Shift left by `fraction` of the side: the output shows the input `fraction` further right."""
+    return affine(1, 0, fraction, 0, 1, 0)
 
 
-def translate_y(share: Numbers) -> Matrices:
-    return affine(1, 0, 0, 0, 1, share)
+def translate_y(fraction: Numbers) -> Matrices:
+    return affine(1, 0, 0, 0, 1, fraction)
 
 
 def rounded(values: NDArray[Any]) -> Tables:

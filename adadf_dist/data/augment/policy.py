@@ -51,23 +51,23 @@ class AugmentationBatch(NamedTuple):
     """[n, 4], pixels zeroed after normalization: top, left, bottom and right (both exclusive); empty for none."""
 
     @property
-    def faces(self) -> int:
+    def num_samples(self) -> int:
         return len(self.flips)
 
-    def rows(self, chosen: slice) -> AugmentationBatch:
+    def rows(self, rows: slice) -> AugmentationBatch:
         """Return the rows of some samples."""
-        return AugmentationBatch._make(values[chosen] for values in self)
+        return AugmentationBatch._make(values[rows] for values in self)
 
 
-def identity(faces: int, stages: int = 0) -> AugmentationBatch:
-    """Return the identity augmentation of `faces` samples, with room for `stages` stages."""
+def identity(num_samples: int, stages: int = 0) -> AugmentationBatch:
+    """Return the identity augmentation of `num_samples` samples, with room for `stages` stages."""
     return AugmentationBatch(
-        np.zeros((faces, stages), dtype=np.int8),
-        np.zeros((faces, stages, 2, 3)),
-        np.zeros((faces, stages, 256), dtype=np.uint8),
-        np.zeros((faces, stages)),
-        np.zeros(faces, dtype=np.bool_),
-        np.zeros((faces, 4), dtype=np.int64),
+        np.zeros((num_samples, stages), dtype=np.int8),
+        np.zeros((num_samples, stages, 2, 3)),
+        np.zeros((num_samples, stages, 256), dtype=np.uint8),
+        np.zeros((num_samples, stages)),
+        np.zeros(num_samples, dtype=np.bool_),
+        np.zeros((num_samples, 4), dtype=np.int64),
     )
 
 
@@ -83,88 +83,88 @@ def sample_augmentations(
     """
     if epoch < 0:
         return identity(len(samples))
-    draws = SampleRng(seed, epoch, samples)
+    rng = SampleRng(seed, epoch, samples)
     every = np.arange(len(samples))
-    stages = OpChainBuilder(identity(len(samples), 0 if config.policy == "none" else config.num_ops))
-    drawn = stages.drawn
-    drawn.flips[:] = draws.uniform(every) < config.flip_prob
-    sample_erase_boxes(config, size, draws, drawn.boxes)
-    for _ in range(drawn.kinds.shape[1]):
+    batch = identity(len(samples), 0 if config.policy == "none" else config.num_ops)
+    stages = OpChainBuilder(batch)
+    batch.flips[:] = rng.uniform(every) < config.flip_prob
+    sample_erase_boxes(config, size, rng, batch.boxes)
+    for _ in range(batch.kinds.shape[1]):
         if config.policy == "paper":
-            sample_paper_policy(config.magnitude, draws, stages)
+            sample_paper_policy(config.magnitude, rng, stages)
         else:
-            sample_torchvision_policy(config.magnitude, draws, stages)
-    return drawn
+            sample_torchvision_policy(config.magnitude, rng, stages)
+    return batch
 
 
-def sample_erase_boxes(config: AugmentConfig, size: int, draws: SampleRng, boxes: NDArray[np.int64]) -> None:
+def sample_erase_boxes(config: AugmentConfig, size: int, rng: SampleRng, boxes: NDArray[np.int64]) -> None:
     """Random erasing (Zhong et al.): boxes of random area and aspect ratio, resampled a few times until they fit."""
-    open_ = np.flatnonzero(draws.uniform(np.arange(len(boxes))) < config.erase_prob)
+    unplaced = np.flatnonzero(rng.uniform(np.arange(len(boxes))) < config.erase_prob)
     for _ in range(ERASE_TRIES):
-        area = size * size * draws.uniform(open_, *config.erase_scale)
-        ratio = np.exp(draws.uniform(open_, math.log(ERASE_RATIO[0]), math.log(ERASE_RATIO[1])))
+        area = size * size * rng.uniform(unplaced, *config.erase_scale)
+        ratio = np.exp(rng.uniform(unplaced, math.log(ERASE_RATIO[0]), math.log(ERASE_RATIO[1])))
         height, width = np.rint(np.sqrt(area * ratio)), np.rint(np.sqrt(area / ratio))
         fits = (height > 0) & (height < size) & (width > 0) & (width < size)
-        rows, h, w = open_[fits], height[fits].astype(np.int64), width[fits].astype(np.int64)
-        top = draws.integers(rows, size - h + 1)
-        left = draws.integers(rows, size - w + 1)
+        rows, h, w = unplaced[fits], height[fits].astype(np.int64), width[fits].astype(np.int64)
+        top = rng.integers(rows, size - h + 1)
+        left = rng.integers(rows, size - w + 1)
         boxes[rows] = np.stack([top, left, top + h, left + w], axis=1)
-        open_ = open_[~fits]
-        if not len(open_):
+        unplaced = unplaced[~fits]
+        if not len(unplaced):
             break
 
 
-def sample_paper_policy(magnitude: float, draws: SampleRng, stages: OpChainBuilder) -> None:
+def sample_paper_policy(magnitude: float, rng: SampleRng, stages: OpChainBuilder) -> None:
     """Apply one round of the paper's policy: one of 15 operations, with probability 0.5 and a random level."""
-    every = np.arange(stages.drawn.faces)
-    chosen = draws.integers(every, len(PAPER_OPS))
-    applied = draws.uniform(every) < APPLY_PROB
-    levels = np.clip(magnitude + LEVEL_STD * draws.normal(every), 0.0, MAX_LEVEL)
+    every = np.arange(stages.batch.num_samples)
+    chosen = rng.integers(every, len(PAPER_OPS))
+    applied = rng.uniform(every) < APPLY_PROB
+    levels = np.clip(magnitude + LEVEL_STD * rng.normal(every), 0.0, MAX_LEVEL)
     for number, operation in enumerate(PAPER_OPS):
         rows = np.flatnonzero((chosen == number) & applied)
-        stages.add(operation, rows, levels[rows], draws)
+        stages.add(operation, rows, levels[rows], rng)
 
 
-def sample_torchvision_policy(magnitude: float, draws: SampleRng, stages: OpChainBuilder) -> None:
+def sample_torchvision_policy(magnitude: float, rng: SampleRng, stages: OpChainBuilder) -> None:
     """Apply one round of torchvision's RandAugment: one of 14 operations at bin `magnitude` of 31."""
-    chosen = draws.integers(np.arange(stages.drawn.faces), len(TORCHVISION_OPS))
+    chosen = rng.integers(np.arange(stages.batch.num_samples), len(TORCHVISION_OPS))
     strength = min(int(magnitude), STANDARD_BINS - 1) / (STANDARD_BINS - 1)
     for number, operation in enumerate(TORCHVISION_OPS):
         rows = np.flatnonzero(chosen == number)
-        stages.add(operation, rows, np.full(len(rows), strength), draws)
+        stages.add(operation, rows, np.full(len(rows), strength), rng)
 
 
 class OpChainBuilder:
     """Builds lists of stages in normal form: consecutive warps become one warp (one interpolation), consecutive
     tables one table, consecutive saturations one saturation."""
 
-    def __init__(self, drawn: AugmentationBatch) -> None:
-        self.drawn = drawn
-        self._lengths = np.zeros(drawn.faces, dtype=np.int64)
+    def __init__(self, batch: AugmentationBatch) -> None:
+        self.batch = batch
+        self._lengths = np.zeros(batch.num_samples, dtype=np.int64)
 
-    def add(self, operation: Operation, rows: Rows, levels: Numbers, draws: SampleRng) -> None:
+    def add(self, operation: Operation, rows: Rows, levels: Numbers, rng: SampleRng) -> None:
         """Append the operation to the lists of `rows`, each at its level."""
         if not len(rows) or operation.kind == OpKind.NOTHING:
             return
         if operation.signed:
-            levels = draws.random_sign(rows, levels)
+            levels = rng.random_sign(rows, levels)
         kind = operation.kind
-        made = operation.params_from_level(levels)
+        params = operation.params_from_level(levels)
         lengths = self._lengths[rows]
         joins = np.zeros(len(rows), dtype=np.bool_)
         if kind in (OpKind.WARP, OpKind.TABLE, OpKind.COLOR):
-            joins = (lengths > 0) & (self.drawn.kinds[rows, lengths - 1] == kind)
-        places = rows, np.where(joins, lengths - 1, lengths)
-        self.drawn.kinds[places] = kind
+            joins = (lengths > 0) & (self.batch.kinds[rows, lengths - 1] == kind)
+        cells = rows, np.where(joins, lengths - 1, lengths)
+        self.batch.kinds[cells] = kind
         self._lengths[rows] += ~joins
         match kind:
             case OpKind.WARP:
-                joined = compose(self.drawn.matrices[places], made)
-                self.drawn.matrices[places] = np.where(joins[:, None, None], joined, made)
+                joined = compose(self.batch.matrices[cells], params)
+                self.batch.matrices[cells] = np.where(joins[:, None, None], joined, params)
             case OpKind.TABLE:
-                joined = np.take_along_axis(made, self.drawn.tables[places].astype(np.int64), axis=1)
-                self.drawn.tables[places] = np.where(joins[:, None], joined, made)
+                joined = np.take_along_axis(params, self.batch.tables[cells].astype(np.int64), axis=1)
+                self.batch.tables[cells] = np.where(joins[:, None], joined, params)
             case OpKind.COLOR:
-                self.drawn.factors[places] = np.where(joins, self.drawn.factors[places], 1.0) * made
+                self.batch.factors[cells] = np.where(joins, self.batch.factors[cells], 1.0) * params
             case OpKind.CONTRAST | OpKind.SHARPNESS:
-                self.drawn.factors[places] = made
+                self.batch.factors[cells] = params

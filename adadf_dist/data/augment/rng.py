@@ -33,30 +33,30 @@ class SampleRng:
 
     def __init__(self, seed: int, epoch: int, samples: Sequence[int] | NDArray[np.int64]) -> None:
         """`epoch` counts from 0; supports up to 2^23 epochs and 2^40 samples."""
-        chosen = np.asarray(samples, dtype=np.uint64)
-        self._keys = (np.uint64(seed), (np.uint64(epoch) << np.uint64(40)) | chosen)
-        self._numbers = np.empty((len(chosen), 0))
-        self._position = np.zeros(len(chosen), dtype=np.int64)
+        indices = np.asarray(samples, dtype=np.uint64)
+        self._keys = (np.uint64(seed), (np.uint64(epoch) << np.uint64(40)) | indices)
+        self._numbers = np.empty((len(indices), 0))
+        self._position = np.zeros(len(indices), dtype=np.int64)
         self._generate_blocks(FIRST_BLOCKS)
 
     def uniform(self, rows: Rows, low: float = 0.0, high: float = 1.0) -> Numbers:
         """Next number in [`low`, `high`) for each sample in `rows`, which must be unique."""
-        places = self._position[rows]
-        if len(places) and places.max() >= self._numbers.shape[1]:
+        positions = self._position[rows]
+        if len(positions) and positions.max() >= self._numbers.shape[1]:
             self._generate_blocks(MORE_BLOCKS)
         self._position[rows] += 1
-        return low + (high - low) * self._numbers[rows, places]
+        return low + (high - low) * self._numbers[rows, positions]
 
     def integers(self, rows: Rows, limit: int | NDArray[np.int64]) -> NDArray[np.int64]:
         """Integers from 0 to `limit` - 1."""
-        drawn: NDArray[np.int64] = np.minimum((self.uniform(rows) * limit).astype(np.int64), np.asarray(limit) - 1)
-        return drawn
+        numbers: NDArray[np.int64] = np.minimum((self.uniform(rows) * limit).astype(np.int64), np.asarray(limit) - 1)
+        return numbers
 
     def normal(self, rows: Rows) -> Numbers:
         """Standard normal numbers (Box-Muller)."""
         radius = np.sqrt(-2 * np.log(1 - self.uniform(rows)))
-        drawn: Numbers = radius * np.cos(2 * np.pi * self.uniform(rows))
-        return drawn
+        numbers: Numbers = radius * np.cos(2 * np.pi * self.uniform(rows))
+        return numbers
 
     def random_sign(self, rows: Rows, values: Numbers) -> Numbers:
         """Return `values`, each negated with probability 0.5."""

@@ -100,8 +100,8 @@ def decode_image(encoded: bytes | memoryview) -> Image.Image:
 
 def resize_image(image: Image.Image, size: int) -> NDArray[np.uint8]:
     """Resize an RGB image to the size for augmentation, or for cropping and normalization: [size, size, 3]."""
-    wanted = (size, size)
-    return np.asarray(image if image.size == wanted else image.resize(wanted, Image.Resampling.BILINEAR))
+    target = (size, size)
+    return np.asarray(image if image.size == target else image.resize(target, Image.Resampling.BILINEAR))
 
 
 def find_replacement(
@@ -166,10 +166,10 @@ class DeviceTransform:
         pixels = self.normalize(images)
         if self.preprocessing.ten_crop:
             pixels = ten_crop(pixels, self.preprocessing.image_size)
-        places = torch.arange(pixels.shape[-1], device=pixels.device)
+        positions = torch.arange(pixels.shape[-1], device=pixels.device)
         top, left, bottom, right = (boxes[:, i : i + 1] for i in range(4))
-        rows = (places >= top) & (places < bottom)
-        columns = (places >= left) & (places < right)
+        rows = (positions >= top) & (positions < bottom)
+        columns = (positions >= left) & (positions < right)
         erased = rows.unsqueeze(2) & columns.unsqueeze(1)
         return pixels.masked_fill_(erased.view(len(pixels), *[1] * (pixels.ndim - 3), *erased.shape[1:]), 0.0)
 

@@ -40,7 +40,7 @@ class DecodeBackend(Protocol):
     def copy_out(self, outputs: Any) -> Any:
         """Copy decoded images out of DALI's memory."""
 
-    def augment(self, taken: Any, drawn: AugmentationBatch) -> Tensor:
+    def augment(self, decoded: Any, augmentation: AugmentationBatch) -> Tensor:
         """Compute network input from the output of `copy_out`, which may be overwritten."""
 
     def stream_context(self) -> AbstractContextManager[object]:
@@ -73,38 +73,38 @@ class CpuBackend:
         self._finish = DeviceTransform(recipe.preprocessing, recipe.device)
         self._ten_crop = recipe.preprocessing.ten_crop > 0
         every_value = torch.arange(256, dtype=torch.uint8).expand(1, 3, 1, 256)
-        self._normalised = self._finish.normalize(every_value).view(3, 256).numpy()
+        self._normalized = self._finish.normalize(every_value).view(3, 256).numpy()
         self._workers = ThreadPoolExecutor(max(recipe.workers, 1), "augment")
 
     def copy_out(self, outputs: Any) -> list[NDArray[np.uint8]]:
         return [np.array(output) for output in outputs]
 
-    def augment(self, taken: list[NDArray[np.uint8]], drawn: AugmentationBatch) -> Tensor:
+    def augment(self, decoded: list[NDArray[np.uint8]], augmentation: AugmentationBatch) -> Tensor:
         if self._ten_crop:
-            return self._augment_crops(taken, drawn)
-        pixels = torch.empty(len(taken), 3, self._size, self._size)
+            return self._augment_crops(decoded, augmentation)
+        pixels = torch.empty(len(decoded), 3, self._size, self._size)
 
         def work(start: int) -> None:
             rows = slice(start, start + BLOCK)
-            images, part = self._resized(taken[rows]), drawn.rows(rows)
+            images, part = self._resize(decoded[rows]), augmentation.rows(rows)
             apply_numba.apply_stages(images, part)
-            apply_numba.normalize_and_erase(images, self._normalised, part.boxes, pixels[rows].numpy())
+            apply_numba.normalize_and_erase(images, self._normalized, part.boxes, pixels[rows].numpy())
 
-        list(self._workers.map(work, range(0, len(taken), BLOCK)))
+        list(self._workers.map(work, range(0, len(decoded), BLOCK)))
         return pixels
 
-    def _augment_crops(self, taken: list[NDArray[np.uint8]], drawn: AugmentationBatch) -> Tensor:
-        images = self._resized(taken)
-        apply_numba.apply_stages(images, drawn)
-        return self._finish(torch.from_numpy(images).permute(0, 3, 1, 2), torch.from_numpy(drawn.boxes))
+    def _augment_crops(self, decoded: list[NDArray[np.uint8]], augmentation: AugmentationBatch) -> Tensor:
+        images = self._resize(decoded)
+        apply_numba.apply_stages(images, augmentation)
+        return self._finish(torch.from_numpy(images).permute(0, 3, 1, 2), torch.from_numpy(augmentation.boxes))
 
-    def _resized(self, faces: list[NDArray[np.uint8]]) -> NDArray[np.uint8]:
+    def _resize(self, decoded: list[NDArray[np.uint8]]) -> NDArray[np.uint8]:
         """Resize to [n, S, S, 3] using Pillow's 8-bit arithmetic: closer to the reference than DALI, and faster."""
         size = (self._size, self._size)
-        images = np.empty((len(faces), *size, 3), dtype=np.uint8)
-        for shape in {face.shape for face in faces}:
-            rows = [row for row, face in enumerate(faces) if face.shape == shape]
-            stored = np.stack([faces[row] for row in rows])
+        images = np.empty((len(decoded), *size, 3), dtype=np.uint8)
+        for shape in {image.shape for image in decoded}:
+            rows = [row for row, image in enumerate(decoded) if image.shape == shape]
+            stored = np.stack([decoded[row] for row in rows])
             if shape[:2] != size:
                 pixels = torch.from_numpy(stored).permute(0, 3, 1, 2)
                 resized = F.interpolate(pixels, size=size, mode="bilinear", antialias=True)
@@ -140,9 +140,9 @@ class GpuBackend:
     def copy_out(self, outputs: Any) -> Tensor:
         return from_dlpack(outputs.as_tensor()).permute(0, 3, 1, 2).contiguous()
 
-    def augment(self, taken: Tensor, drawn: AugmentationBatch) -> Tensor:
-        images = apply_torch.apply_stages(taken, drawn)
-        return self._finish(images, apply_torch.to_device_of(drawn.boxes, images))
+    def augment(self, decoded: Tensor, augmentation: AugmentationBatch) -> Tensor:
+        images = apply_torch.apply_stages(decoded, augmentation)
+        return self._finish(images, apply_torch.to_device_of(augmentation.boxes, images))
 
     def stream_context(self) -> AbstractContextManager[object]:
         return torch.cuda.stream(self._stream)
@@ -151,9 +151,9 @@ class GpuBackend:
         self._stream.synchronize()
 
     def record_stream(self, batch: Batch) -> Batch:
-        ours = torch.cuda.current_stream(self._device)
+        stream = torch.cuda.current_stream(self._device)
         for tensor in (batch.images, batch.labels, batch.sample_ids):
-            tensor.record_stream(ours)  # made on another stream: not to be reused before this stream is done
+            tensor.record_stream(stream)  # created on another stream: not to be reused before this stream is done
         return batch
 
     def close(self) -> None:

@@ -60,19 +60,19 @@ class DaliLoader:
         self.recipe = recipe
         self.num_replaced = 0
         self._replacements = ReplacementLog(recipe.max_bad_samples)
-        self._place = make_backend(recipe)
+        self._backend = make_backend(recipe)
         self._decoder: DaliDecoder | None = None
         self._running: BackgroundPrefetcher[Batch] | None = None
 
     def batches(self, split: str, plan: Sequence[Samples], epoch: int = -1) -> Iterator[Batch]:
         self._stop()
         self._running = BackgroundPrefetcher(self._produce(self.recipe.jobs(split, plan, epoch)), self.recipe.prefetch)
-        yield from map(self._place.record_stream, self._running)
+        yield from map(self._backend.record_stream, self._running)
 
     def close(self) -> None:
         self._stop()
         self._drop_decoder()
-        self._place.close()
+        self._backend.close()
 
     def _drop_decoder(self) -> None:
         if self._decoder is not None:
@@ -89,11 +89,11 @@ class DaliLoader:
         """Yield the jobs' batches. Runs in a background thread."""
         chunks = (self._read_chunk(group) for group in group_jobs(jobs))
         try:
-            with self._place.stream_context():
-                for chunk, taken in self._decode(chunks):
-                    made = self._finish_chunk(chunk, taken)
-                    self._place.synchronize()  # before DALI reuses the source memory of the copies
-                    yield from made
+            with self._backend.stream_context():
+                for chunk, decoded in self._decode(chunks):
+                    batches = self._finish_chunk(chunk, decoded)
+                    self._backend.synchronize()  # before DALI reuses the source memory of the copies
+                    yield from batches
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
@@ -122,7 +122,7 @@ class DaliLoader:
         feed = iter(chunks)
         while True:
             if self._decoder is None:
-                self._decoder = DaliDecoder(self.recipe, self._place)
+                self._decoder = DaliDecoder(self.recipe, self._backend)
             decoder = self._decoder
             try:
                 yield from decoder.run(feed)
@@ -160,12 +160,12 @@ class DaliLoader:
             chunk.encoded[row] = to_bmp(image)
         self.num_replaced += self._replacements.record(split, replaced)
 
-    def _finish_chunk(self, chunk: Chunk, taken: Any) -> list[Batch]:
+    def _finish_chunk(self, chunk: Chunk, decoded: Any) -> list[Batch]:
         """Augment and normalize a chunk and split it into its batches."""
         recipe = self.recipe
         size, epoch = recipe.preprocessing.image_size, chunk.jobs[0].epoch
-        drawn = sample_augmentations(recipe.augment, size, recipe.seed, epoch, chunk.samples)
-        pixels = self._place.augment(taken, drawn)
+        augmentation = sample_augmentations(recipe.augment, size, recipe.seed, epoch, chunk.samples)
+        pixels = self._backend.augment(decoded, augmentation)
         labels = to_device_of(recipe.splits[chunk.jobs[0].split].labels[chunk.samples], pixels)
         samples = to_device_of(chunk.samples, pixels)
         batches, start = [], 0
@@ -197,16 +197,16 @@ class DaliDecoder:
     break that cycle, so a pipeline is freed with its last reference, without waiting for the garbage collector.
     """
 
-    def __init__(self, recipe: LoaderConfig, place: DecodeBackend) -> None:
+    def __init__(self, recipe: LoaderConfig, backend: DecodeBackend) -> None:
         self.feed = ChunkFeed()
-        self._place = place
+        self._backend = backend
         self._pipeline = decode_pipeline(
             self.feed,
-            place.decoder,
-            recipe.preprocessing.resized if place.resizes else 0,
+            backend.decoder,
+            recipe.preprocessing.resized if backend.resizes else 0,
             batch_size=max(CHUNK, math.ceil(recipe.batch_size / recipe.ranks)),
             num_threads=max(recipe.workers, 1),
-            device_id=place.device_id,
+            device_id=backend.device_id,
             prefetch_queue_depth=PREFETCH_CHUNKS,
         )
 
@@ -222,9 +222,9 @@ class DaliDecoder:
                 self._pipeline.reset()
                 self.feed.pending = iter(())
                 return
-            taken = self._place.copy_out(outputs)
+            decoded = self._backend.copy_out(outputs)
             self._pipeline.release_outputs()
-            yield self.feed.in_flight.popleft(), taken
+            yield self.feed.in_flight.popleft(), decoded
 
     def close(self) -> None:
         """Destroy the pipeline immediately."""
@@ -266,5 +266,5 @@ def group_jobs(jobs: Sequence[LocalBatch]) -> Iterator[list[LocalBatch]]:
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether torch or DALI, which has no exception class for it, ran out of memory."""
     return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or any(
-        sign in str(error).lower() for sign in ("out of memory", "bad_alloc", "cudaerrormemoryallocation")
+        text in str(error).lower() for text in ("out of memory", "bad_alloc", "cudaerrormemoryallocation")
     )

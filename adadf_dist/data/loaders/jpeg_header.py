@@ -27,23 +27,23 @@ def is_well_formed_jpeg(data: NDArray[np.uint8]) -> bool:
     common subsampling and an allowed size."""
     if len(data) < 4 or data[0] != 0xFF or data[1] != START:
         return False
-    place, framed = 2, False
-    while place + 4 <= len(data):
-        marker = data[place + 1]
-        end = place + 2 + read_uint16(data, place + 2)
-        if data[place] != 0xFF or not FIRST <= marker <= LAST or RESTART <= marker <= END or end > len(data):
+    position, framed = 2, False
+    while position + 4 <= len(data):
+        marker = data[position + 1]
+        end = position + 2 + read_uint16(data, position + 2)
+        if data[position] != 0xFF or not FIRST <= marker <= LAST or RESTART <= marker <= END or end > len(data):
             return False
-        if end < place + 4:
+        if end < position + 4:
             return False
         if marker in (BASELINE, EXTENDED, PROGRESSIVE):
-            if framed or not is_well_formed_frame(data[place:end]):
+            if framed or not is_well_formed_frame(data[position:end]):
                 return False
             framed = True
         elif marker <= LAST_FRAME and marker != HUFFMAN:
             return False
         if marker == SCAN:
             return framed
-        place = end
+        position = end
     return False
 
 
@@ -63,5 +63,5 @@ def is_well_formed_frame(frame: NDArray[np.uint8]) -> bool:
 
 
 @compiled
-def read_uint16(data: NDArray[np.uint8], place: int) -> Any:
-    return np.int64(data[place]) * 256 + data[place + 1]
+def read_uint16(data: NDArray[np.uint8], position: int) -> Any:
+    return np.int64(data[position]) * 256 + data[position + 1]

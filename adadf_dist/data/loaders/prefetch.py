@@ -21,27 +21,27 @@ class _EndOfStream:
 
 
 class BackgroundPrefetcher(Generic[T]):
-    """Iterates over the items of `maker`, produced `depth` items ahead in a background thread."""
+    """Iterates over the items of `producer`, produced `depth` items ahead in a background thread."""
 
-    def __init__(self, maker: Iterator[T], depth: int) -> None:
+    def __init__(self, producer: Iterator[T], depth: int) -> None:
         self._queue: queue.Queue[T | _EndOfStream] = queue.Queue(depth)
         self._closed = threading.Event()
-        self._thread = threading.Thread(target=self._run, args=(maker,), daemon=True, name="loader")
+        self._thread = threading.Thread(target=self._run, args=(producer,), daemon=True, name="loader")
         self._thread.start()
 
     def __iter__(self) -> Iterator[T]:
         """Yield the items; the producer's error is raised at its position."""
         while True:
-            made = self._queue.get()
-            if isinstance(made, _EndOfStream):
+            item = self._queue.get()
+            if isinstance(item, _EndOfStream):
                 self._thread.join()
-                if made.error is None:
+                if item.error is None:
                     return
                 try:
-                    raise made.error
+                    raise item.error
                 finally:
-                    del made  # the error's traceback holds this frame: no reference cycle
-            yield made
+                    del item  # the error's traceback holds this frame: no reference cycle
+            yield item
 
     def close(self) -> None:
         """Stop the thread and drop its items. Returns after the producer has cleaned up."""
@@ -52,25 +52,25 @@ class BackgroundPrefetcher(Generic[T]):
             _EndOfStream(RuntimeError("closed: a later pass has started"))
         )  # a consumer that is still iterating must not wait
 
-    def _run(self, maker: Iterator[T]) -> None:
+    def _run(self, producer: Iterator[T]) -> None:
         error: BaseException | None = None
         try:
-            for made in maker:
-                if not self._put(made):
+            for item in producer:
+                if not self._put(item):
                     break
         except BaseException as raised:  # any error is passed to the consumer
             error = raised
         finally:
-            if hasattr(maker, "close"):
-                maker.close()
+            if hasattr(producer, "close"):
+                producer.close()
         self._put(_EndOfStream(error))
-        del error, maker  # the error's traceback holds this frame: no reference cycle
+        del error, producer  # the error's traceback holds this frame: no reference cycle
 
-    def _put(self, made: T | _EndOfStream) -> bool:
+    def _put(self, item: T | _EndOfStream) -> bool:
         """Return False if the item is no longer wanted."""
         while not self._closed.is_set():
             try:
-                self._queue.put(made, timeout=POLL_S)
+                self._queue.put(item, timeout=POLL_S)
                 return True
             except queue.Full:
                 continue

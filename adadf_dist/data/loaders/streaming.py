@@ -52,7 +52,7 @@ class SampleRun(NamedTuple):
     """Sample indices within the split, in stored order."""
 
 
-class Share(NamedTuple):
+class StreamSlice(NamedTuple):
     """One rank's slice of a global batch."""
 
     number: int
@@ -73,22 +73,22 @@ class StreamPlan:
     number: int
     """Epoch, counted from 0."""
 
-    def shares(self, rank: int, ranks: int) -> list[Share]:
+    def slices(self, rank: int, ranks: int) -> list[StreamSlice]:
         """The rank's slice of each global batch."""
         bounds = (rank_slice(size, rank, ranks) for size in self.sizes)
         return [
-            Share(number, first, end - first, size)
+            StreamSlice(number, first, end - first, size)
             for number, ((first, end), size) in enumerate(zip(bounds, self.sizes, strict=True))
         ]
 
-    def runs(self, rank: int, ranks: int, lane: int, lanes: int) -> list[SampleRun]:
-        """Runs that worker `lane` of `lanes` of a rank reads, in order; it fills every `lanes`-th slice of its rank."""
+    def runs(self, rank: int, ranks: int, worker: int, workers: int) -> list[SampleRun]:
+        """Runs that a rank's worker reads, in order; it fills every `workers`-th slice of its rank."""
         lengths = [
-            sum(share.rows for share in self.shares(r, ranks)[n::lanes]) for r in range(ranks) for n in range(lanes)
+            sum(part.rows for part in self.slices(r, ranks)[n::workers]) for r in range(ranks) for n in range(workers)
         ]
-        mine = rank * lanes + lane
-        start = sum(lengths[:mine])
-        return self.cut(start, start + lengths[mine])
+        own = rank * workers + worker
+        start = sum(lengths[:own])
+        return self.cut(start, start + lengths[own])
 
     def cut(self, start: int, end: int) -> list[SampleRun]:
         """Runs for positions `start` to `end` (exclusive) of the epoch's sample sequence."""
@@ -96,67 +96,67 @@ class StreamPlan:
         stored = np.lexsort((offsets, shards))
         edges = np.searchsorted(shards[stored], np.arange(len(self.split.shards) + 1))
         runs = []
-        place = 0
+        position = 0
         for shard in np.random.default_rng((self.seed, TARS, self.number)).permutation(len(self.split.shards)):
             members = stored[edges[shard] : edges[shard + 1]]
-            first, last = max(start - place, 0), min(end - place, len(members))
+            first, last = max(start - position, 0), min(end - position, len(members))
             if first < last:
-                begins = int(offsets[members[first]]) - HEADER
+                first_byte = int(offsets[members[first]]) - HEADER
                 # skip what follows the last image (its label and metadata)
                 image = self.split.locations[members[last - 1]]
-                ends = int(image[1] + image[2] + -image[2] % HEADER)
-                runs.append(SampleRun(int(shard), begins, ends, members[first:last]))
-            place += len(members)
+                end_byte = int(image[1] + image[2] + -image[2] % HEADER)
+                runs.append(SampleRun(int(shard), first_byte, end_byte, members[first:last]))
+            position += len(members)
         return runs
 
 
 class ChunkedReader:
     """File object over chunks of bytes, as `tarfile` reads a stream."""
 
-    def __init__(self, pieces: Iterator[bytes]) -> None:
-        self._pieces = pieces
+    def __init__(self, chunks: Iterator[bytes]) -> None:
+        self._chunks = chunks
         self._rest = memoryview(b"")
         self.problem: UserError | None = None
         """Why the bytes ended early. Stored because webdataset appends to the message of errors passing through it."""
 
     def read(self, number: int) -> bytes:
-        found = []
+        parts = []
         while number > 0:
             if not self._rest:
                 self._rest = memoryview(self._next())
                 if not self._rest:
                     break
-            found.append(self._rest[:number])
-            number -= len(found[-1])
-            self._rest = self._rest[len(found[-1]) :]
-        return b"".join(found)
+            parts.append(self._rest[:number])
+            number -= len(parts[-1])
+            self._rest = self._rest[len(parts[-1]) :]
+        return b"".join(parts)
 
     def _next(self) -> bytes:
         try:
-            return next(self._pieces, b"")
+            return next(self._chunks, b"")
         except UserError as error:
             self.problem = error
             raise OSError from None
 
 
-class Face(NamedTuple):
+class EncodedSample(NamedTuple):
     sample: int
     image: bytes
     """Encoded image."""
 
 
-def read_runs(remote: Remote, split: Split, runs: Sequence[SampleRun]) -> Iterator[Face]:
+def read_runs(remote: Remote, split: Split, runs: Sequence[SampleRun]) -> Iterator[EncodedSample]:
     """Yield the samples of the runs, in order. Raises `UserError` if a tar does not match the index."""
     for run in runs:
         file = split.shards[run.shard]
-        pieces = ChunkedReader(remote.chunks(file, run.start, run.end))
-        found = group_by_keys(tar_file_expander(iter([{"url": file, "stream": pieces}]), select_files=is_image))
+        reader = ChunkedReader(remote.chunks(file, run.start, run.end))
+        members = group_by_keys(tar_file_expander(iter([{"url": file, "stream": reader}]), select_files=is_image))
         for sample in run.samples.tolist():
             try:
-                record: dict[str, Any] = next(found, {"__key__": "none"})
+                record: dict[str, Any] = next(members, {"__key__": "none"})
             except (OSError, tarfile.TarError, ValueError) as error:
-                if pieces.problem is not None:
-                    raise pieces.problem from None
+                if reader.problem is not None:
+                    raise reader.problem from None
                 record = {"__key__": type(error).__name__}
             key = str(split.keys[sample])
             if record["__key__"] != key:
@@ -164,7 +164,7 @@ def read_runs(remote: Remote, split: Split, runs: Sequence[SampleRun]) -> Iterat
                     f"{remote.url_for(file)}: tar does not match its index (expected sample {key}, "
                     f"found {record['__key__']}); re-upload the dataset, dataset.json last"
                 )
-            yield Face(sample, record["jpg"])
+            yield EncodedSample(sample, record["jpg"])
 
 
 def is_image(name: str) -> bool:
@@ -184,37 +184,37 @@ class DecodeStream:
     buffer: int
     first_batch: int
 
-    def __call__(self, faces: DecodeDataset) -> Iterator[DecodedBatch]:
-        lane, lanes = self.num_workers
-        stream = self.shuffled(lane, lanes)
-        for share in self.epoch.shares(*self.ranks)[lane::lanes]:
+    def __call__(self, decoder: DecodeDataset) -> Iterator[DecodedBatch]:
+        worker, workers = self.num_workers
+        stream = self.shuffled(worker, workers)
+        for part in self.epoch.slices(*self.ranks)[worker::workers]:
             try:
-                picked = dict(islice(stream, share.rows))
+                images = dict(islice(stream, part.rows))
             except UserError as error:
                 yield failed(str(error))
                 return
-            assert len(picked) == share.rows, "a worker has too few samples"
-            if share.number >= self.first_batch:
-                yield self.decode(faces, share, picked)
+            assert len(images) == part.rows, "a worker has too few samples"
+            if part.number >= self.first_batch:
+                yield self.decode(decoder, part, images)
 
-    def shuffled(self, lane: int, lanes: int) -> Iterator[Face]:
-        runs = self.epoch.runs(*self.ranks, lane, lanes)
-        faces = read_runs(self.remote, self.epoch.split, runs)
-        key = (self.epoch.seed, BUFFER, self.epoch.number, self.ranks[0], lane)
-        draws = random.Random(int(np.random.default_rng(key).integers(2**63)))
-        shuffled: Iterator[Face] = shuffle(self.buffer, initial=self.buffer, rng=draws)(faces)
+    def shuffled(self, worker: int, workers: int) -> Iterator[EncodedSample]:
+        runs = self.epoch.runs(*self.ranks, worker, workers)
+        samples = read_runs(self.remote, self.epoch.split, runs)
+        key = (self.epoch.seed, BUFFER, self.epoch.number, self.ranks[0], worker)
+        rng = random.Random(int(np.random.default_rng(key).integers(2**63)))
+        shuffled: Iterator[EncodedSample] = shuffle(self.buffer, initial=self.buffer, rng=rng)(samples)
         return shuffled
 
-    def decode(self, faces: DecodeDataset, share: Share, picked: dict[int, bytes]) -> DecodedBatch:
-        split, samples = self.epoch.split, np.fromiter(picked, dtype=np.int64)
-        job = LocalBatch(split.name, self.epoch.number, samples, share.first, share.global_size)
+    def decode(self, decoder: DecodeDataset, part: StreamSlice, images: dict[int, bytes]) -> DecodedBatch:
+        split, samples = self.epoch.split, np.fromiter(images, dtype=np.int64)
+        job = LocalBatch(split.name, self.epoch.number, samples, part.first, part.global_size)
 
         def read(sample: int) -> bytes:
-            if sample not in picked:
+            if sample not in images:
                 raise InvalidImageError("not available")  # so a bad sample has no replacement here and is an error
-            return picked[sample]
+            return images[sample]
 
-        decoded = faces.decode(job, read)
+        decoded = decoder.decode(job, read)
         return decoded._replace(error=decoded.error.replace(str(split.folder), self.remote.url))
 
 
@@ -237,11 +237,14 @@ class StreamLoader:
         Starts at `first_batch`; earlier batches are read and skipped. Raises `UserError`.
         """
         recipe = self.loader.recipe
-        whole = StreamPlan(recipe.splits["train"], [len(samples) for samples in plan], recipe.seed, epoch)
-        lanes = max(recipe.workers, 1)
+        epoch_plan = StreamPlan(recipe.splits["train"], [len(samples) for samples in plan], recipe.seed, epoch)
+        workers = max(recipe.workers, 1)
         ranks = (recipe.rank, recipe.ranks)
-        order = [(first_batch + turn) % lanes for turn in range(lanes)]
+        order = [(first_batch + turn) % workers for turn in range(workers)]
         """Workers take turns, starting with the worker of the first batch."""
-        tasks = [DecodeStream(self.remote, whole, ranks, (lane, lanes), self.buffer, first_batch) for lane in order]
+        tasks = [
+            DecodeStream(self.remote, epoch_plan, ranks, (worker, workers), self.buffer, first_batch)
+            for worker in order
+        ]
         for decoded in self.loader.run(tasks):
             yield self.loader.finish(decoded, "train")

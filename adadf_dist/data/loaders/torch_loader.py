@@ -62,7 +62,7 @@ class DecodeDataset:
     def __init__(self, recipe: LoaderConfig) -> None:
         self.splits = recipe.splits
         self.size = recipe.preprocessing.resized
-        self.cropped = recipe.preprocessing.image_size
+        self.image_size = recipe.preprocessing.image_size
         self.augment = recipe.augment
         self.seed = recipe.seed
 
@@ -71,18 +71,18 @@ class DecodeDataset:
         split = self.splits[job.split]
         samples = job.samples.copy()
         images = np.empty((len(samples), self.size, self.size, 3), dtype=np.uint8)
-        replaced, problem = [], ""
+        replaced, error_text = [], ""
         try:
             for row, sample in enumerate(samples.tolist()):
                 try:
-                    images[row] = self.picture(read(sample))
+                    images[row] = self.decode_and_resize(read(sample))
                 except InvalidImageError as reason:
                     replaced.append(find_replacement(split, read, self.seed, job.epoch, (sample, reason)))
                     samples[row] = replaced[-1].substitute
-                    images[row] = self.picture(read(replaced[-1].substitute))
+                    images[row] = self.decode_and_resize(read(replaced[-1].substitute))
         except UserError as error:
-            problem = str(error)
-        boxes = self.augmented(images, samples, job.epoch)
+            error_text = str(error)
+        boxes = self.augment_images(images, samples, job.epoch)
         return DecodedBatch(
             np.ascontiguousarray(images.transpose(0, 3, 1, 2)),
             boxes,
@@ -91,20 +91,20 @@ class DecodeDataset:
             job.first,
             job.global_size,
             replaced,
-            problem,
+            error_text,
         )
 
-    def picture(self, encoded: bytes | memoryview) -> NDArray[np.uint8]:
+    def decode_and_resize(self, encoded: bytes | memoryview) -> NDArray[np.uint8]:
         """Decode a stored image and resize it for augmentation: [H, W, 3]. Raises `InvalidImageError`."""
         return resize_image(decode_image(encoded), self.size)
 
-    def augmented(self, images: NDArray[np.uint8], samples: Samples, epoch: int) -> NDArray[np.int64]:
+    def augment_images(self, images: NDArray[np.uint8], samples: Samples, epoch: int) -> NDArray[np.int64]:
         """Apply stages and flips to images [n, H, W, 3] in place. Returns the erasing boxes [n, 4]."""
-        drawn = sample_augmentations(self.augment, self.cropped, self.seed, epoch, samples)
-        for row in np.flatnonzero(drawn.kinds.any(axis=1)).tolist():
-            images[row] = np.asarray(apply_stages(Image.fromarray(images[row]), drawn, row))
-        images[drawn.flips] = images[drawn.flips, :, ::-1]
-        return drawn.boxes
+        augmentation = sample_augmentations(self.augment, self.image_size, self.seed, epoch, samples)
+        for row in np.flatnonzero(augmentation.kinds.any(axis=1)).tolist():
+            images[row] = np.asarray(apply_stages(Image.fromarray(images[row]), augmentation, row))
+        images[augmentation.flips] = images[augmentation.flips, :, ::-1]
+        return augmentation.boxes
 
 
 Task = Callable[[DecodeDataset], Iterator[DecodedBatch]]
@@ -117,8 +117,8 @@ class DecodeJobs:
 
     jobs: Sequence[LocalBatch]
 
-    def __call__(self, faces: DecodeDataset) -> Iterator[DecodedBatch]:
-        return (faces.decode(job, faces.splits[job.split].read) for job in self.jobs)
+    def __call__(self, decoder: DecodeDataset) -> Iterator[DecodedBatch]:
+        return (decoder.decode(job, decoder.splits[job.split].read) for job in self.jobs)
 
 
 class TorchLoader:
@@ -127,24 +127,24 @@ class TorchLoader:
     def __init__(self, recipe: LoaderConfig) -> None:
         """Start the workers. Raises `UserError` if they cannot start."""
         self.recipe = recipe
-        self.faces = DecodeDataset(recipe)
+        self.decoder = DecodeDataset(recipe)
         self.num_replaced = 0
         self._replacements = ReplacementLog(recipe.max_bad_samples)
         self._finish = DeviceTransform(recipe.preprocessing, recipe.device)
         self._workers: WorkerPool[DecodeDataset, DecodedBatch] | None = None
         if recipe.workers:
-            self._workers = WorkerPool(self.faces, recipe.workers, recipe.prefetch, __name__)
+            self._workers = WorkerPool(self.decoder, recipe.workers, recipe.prefetch, __name__)
 
     def batches(self, split: str, plan: Sequence[Samples], epoch: int = -1) -> Iterator[Batch]:
-        jobs, lanes = self.recipe.jobs(split, plan, epoch), max(self.recipe.workers, 1)
-        for decoded in self.run([DecodeJobs(jobs[lane::lanes]) for lane in range(lanes)]):
+        jobs, workers = self.recipe.jobs(split, plan, epoch), max(self.recipe.workers, 1)
+        for decoded in self.run([DecodeJobs(jobs[worker::workers]) for worker in range(workers)]):
             yield self.finish(decoded, split)
 
     def run(self, tasks: Sequence[Task]) -> Iterator[DecodedBatch]:
         """Yield the results of one task per worker, one from each in turn. Raises `DeadWorkerError`."""
         if self._workers is None:
             (task,) = tasks
-            yield from task(self.faces)
+            yield from task(self.decoder)
             return
         try:
             yield from self._workers.run(tasks)

@@ -203,8 +203,8 @@ def evict_to_fit(entry: Path, size: int, missing: int, data: DataConfig) -> None
 
 
 def entry_size(entry: Path) -> int:
-    room = entry / RESERVED_SIZE_FILE
-    reserved = int(room.read_text(encoding="utf-8") or 0) if room.is_file() else 0
+    size_file = entry / RESERVED_SIZE_FILE
+    reserved = int(size_file.read_text(encoding="utf-8") or 0) if size_file.is_file() else 0
     return max(reserved, sum(path.stat().st_size for path in entry.iterdir()))
 
 

@@ -141,9 +141,9 @@ class Remote:
     def chunks(self, name: str, start: int, end: int) -> Iterator[bytes]:
         """Yield bytes `start` to `end` (exclusive) in chunks, each with retries as `transfer` specifies."""
         while start < end:
-            piece = self.read(name, start, min(start + self.transfer.chunk_bytes, end))[: end - start]
-            start += len(piece)
-            yield piece
+            chunk = self.read(name, start, min(start + self.transfer.chunk_bytes, end))[: end - start]
+            start += len(chunk)
+            yield chunk
 
     def with_retries(self, name: str, attempt: Callable[[], T]) -> T:
         """Call `attempt()` repeatedly while it fails with transient errors."""
@@ -197,12 +197,12 @@ def make_filesystem(scheme: str, transfer: RetryPolicy) -> Any:
         case "http" | "https":
             import aiohttp  # optional dependency
 
-            patience = aiohttp.ClientTimeout(
+            timeout = aiohttp.ClientTimeout(
                 total=None, sock_connect=transfer.read_timeout_s, sock_read=transfer.read_timeout_s
             )
             return fsspec.filesystem(
                 scheme,
-                client_kwargs={"timeout": patience, "trust_env": True},  # use proxies and ~/.netrc, like curl
+                client_kwargs={"timeout": timeout, "trust_env": True},  # use proxies and ~/.netrc, like curl
                 headers={"Accept-Encoding": "identity"},  # ranges refer to the stored bytes
             )
         case "s3":

@@ -39,18 +39,18 @@ def list_files(manifest: Manifest, streamed: Iterable[str] = ()) -> list[FileInf
 def missing_files(files: Iterable[FileInfo], folder: Path) -> list[FileInfo]:
     """Files missing from the folder. A file gets its name only after its hash was verified, so sizes suffice."""
 
-    def there(file: FileInfo) -> bool:
+    def is_complete(file: FileInfo) -> bool:
         path = folder / file.name
         return path.is_file() and file.bytes in (0, path.stat().st_size)
 
-    return [file for file in files if not there(file)]
+    return [file for file in files if not is_complete(file)]
 
 
 def total_bytes(files: Iterable[FileInfo]) -> int:
     return sum(file.bytes for file in files)
 
 
-def fetch_files(remote: Remote, files: Sequence[FileInfo], folder: Path, shown: bool) -> None:
+def fetch_files(remote: Remote, files: Sequence[FileInfo], folder: Path, visible: bool) -> None:
     """Download `files` into `folder`. After an error, completed files are kept and the next call fetches the others.
 
     Raises `UserError` for the first file that fails, after the others have stopped, and `TransferCancelled`.
@@ -61,7 +61,7 @@ def fetch_files(remote: Remote, files: Sequence[FileInfo], folder: Path, shown: 
         desc="fetching shards",
         unit="B",
         unit_scale=True,
-        disable=not shown,
+        disable=not visible,
         mininterval=every,
     )
     with bar, ThreadPoolExecutor(THREADS) as pool:

@@ -52,7 +52,7 @@ class SyntheticSource:
         return f"drawn face {number}"
 
     def label(self, number: int) -> int:
-        return int(render_sample(self.seed, number, self.size).label)
+        return render_sample(self.seed, number, self.size).label
 
     def fingerprint(self, number: int) -> bytes:
         return f"{self.seed} {number} {self.size}".encode()
@@ -61,20 +61,16 @@ class SyntheticSource:
         face = render_sample(self.seed, number, self.size)
         return Sample(
             image=encode(face.image),
-            label=int(face.label),
-            votes=[int(count) for count in face.votes],
-            distribution=[float(share) for share in face.distribution],
+            label=face.label,
+            votes=face.votes.tolist(),
+            distribution=face.distribution.tolist(),
             source=self.describe_item(number),
             details={},
         )
 
 
 def build_synthetic_dataset(
-    out: Path,
-    counts: Mapping[str, int],
-    size: int = 64,
-    seed: int = 0,
-    workers: int = 1,
+    out: Path, counts: Mapping[str, int], size: int = 64, seed: int = 0, workers: int = 1
 ) -> Dataset:
     """Render `counts[split]` faces of `size` pixels per split and write them as the dataset folder `out`.
 

@@ -20,7 +20,8 @@ from PIL import Image, ImageDraw, ImageFont
 
 from adadf_dist.console.exit import cli_errors
 from adadf_dist.console.parser import make_parser
-from adadf_dist.data.synthetic.renderer import APPEARANCE, FaceRenderer, camera_effects, smoothstep
+from adadf_dist.data.synthetic.pixels import camera_effects, smoothstep
+from adadf_dist.data.synthetic.renderer import FaceRenderer
 from adadf_dist.errors import UserError
 from adadf_dist.files.outputs import add_overwrite_option, atomic_file, check_output_path
 
@@ -56,9 +57,27 @@ CONFUSIONS: dict[str, dict[str, float]] = {
 }
 """Fraction of annotators who confuse one clearly shown emotion with another: an assumption, not a measurement."""
 
+# fmt: off
+APPEARANCE: dict[str, tuple[float, float]] = {
+    "face_width": (0.68, 0.8), "face_length": (0.94, 1.06), "jaw": (1.8, 2.6), "cheeks": (0, 1), "ear": (0.8, 1.2),
+    "eye_distance": (0.29, 0.345), "eye_width": (0.155, 0.19), "eye_height": (0.85, 1.15), "eye_slant": (-0.02, 0.03),
+    "nose_width": (0.085, 0.13), "nose_length": (0.3, 0.38), "mouth_width": (0.22, 0.28), "lip": (0.045, 0.085),
+    "brow_thickness": (0.028, 0.058), "brow_height": (0.2, 0.245), "age": (0, 1),
+    "skin": (0, 1), "redness": (0, 1), "iris": (0, 1), "makeup": (0, 1), "beard": (0, 1),
+    "hair_length": (0, 1), "hair_volume": (1.05, 1.22), "hair_line": (-0.74, -0.5), "hair_part": (-0.3, 0.3),
+    "hair_wave": (0, 1), "hair_color": (0, 1), "glasses": (0, 1), "frame": (0, 1),
+    "roll": (-0.22, 0.22), "yaw": (-0.24, 0.24), "pitch": (-0.14, 0.14), "scale": (0.94, 1.12),
+    "shift_x": (-0.06, 0.06), "shift_y": (-0.06, 0.06), "gaze_x": (-1, 1), "gaze_y": (-1, 1),
+    "light_x": (-0.9, 0.9), "light_y": (-0.8, 0.2), "light_strength": (0.3, 0.9), "light_warmth": (-1, 1),
+    "exposure": (0.82, 1.05), "backdrop": (0, 1), "clothes": (0, 1), "blur": (0, 1), "noise": (0, 1),
+}
+# fmt: on
+"""Bounds of appearance values, each uniform and independent of all others. Lengths are in half head heights, angles in
+radians; positive is clockwise, to the viewer's right, or down."""
+
 _FULL = np.array([[float(unit in PROTOTYPES[name]) for unit in ACTION_UNITS] for name in EMOTIONS])
 _ACTIVATION = np.linalg.pinv(_FULL[1:])  # the six prototypes are linearly independent
-_CONFUSION = np.array([[CONFUSIONS[true].get(seen, 0.0) for seen in EMOTIONS] for true in EMOTIONS])
+_CONFUSION = np.array([[CONFUSIONS[true].get(name, 0.0) for name in EMOTIONS] for true in EMOTIONS])
 _CONFUSION += np.diag(1 - _CONFUSION.sum(axis=1))
 _LOW, _HIGH = np.transpose(list(APPEARANCE.values()))
 
@@ -93,14 +112,15 @@ def render_sample(seed: int, index: int, size: int = 64, ambiguity: float = AMBI
     if seed < 0 or index < 0:
         raise UserError(f"seed {seed}, face {index}: neither may be negative")
     rng = np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(index,)))
-    look = dict(zip(APPEARANCE, rng.uniform(_LOW, _HIGH).tolist(), strict=True))
-    units = _draw_units(rng, ambiguity)
+    appearance = dict(zip(APPEARANCE, rng.uniform(_LOW, _HIGH).tolist(), strict=True))
+    units = _sample_units(rng, ambiguity)
     distribution = perceived_distribution(units)
     ballots = rng.choice(len(EMOTIONS), size=ANNOTATORS, p=distribution)
     votes = np.bincount(ballots, minlength=len(EMOTIONS))
     label = next(int(ballot) for ballot in ballots if votes[ballot] == votes.max())
-    portrait = FaceRenderer(dict(zip(ACTION_UNITS, units.tolist(), strict=True)), look, size)
-    return Face(camera_effects(portrait.picture, look, rng), label, votes, distribution, units, look)
+    renderer = FaceRenderer(dict(zip(ACTION_UNITS, units.tolist(), strict=True)), appearance, size)
+    image = camera_effects(renderer.image, appearance, rng)
+    return Face(image, label, votes, distribution, units, appearance)
 
 
 def perceived_distribution(units: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -112,8 +132,8 @@ def perceived_distribution(units: NDArray[np.float64]) -> NDArray[np.float64]:
     activation = np.clip(units @ _ACTIVATION, 0, None)
     strength = activation.sum()
     noticed = smoothstep((strength - 0.05) / 0.8)
-    shares = np.array([1 - noticed, *(noticed * activation / max(strength, 1e-9))])
-    distribution: NDArray[np.float64] = shares @ _CONFUSION
+    fractions = np.array([1 - noticed, *(noticed * activation / max(strength, 1e-9))])
+    distribution: NDArray[np.float64] = fractions @ _CONFUSION
     return distribution
 
 
@@ -123,7 +143,7 @@ def bayes_accuracy(distributions: ArrayLike, labels: ArrayLike) -> float:
     return float(np.mean(np.argmax(np.asarray(distributions), axis=1) == np.asarray(labels)))
 
 
-def _draw_units(rng: np.random.Generator, ambiguity: float) -> NDArray[np.float64]:
+def _sample_units(rng: np.random.Generator, ambiguity: float) -> NDArray[np.float64]:
     """One emotion at 65 to 100 % of its prototype, or a blend of two; muscles vary independently by about 10 %."""
     first, second = rng.choice(len(EMOTIONS), size=2, replace=False)
     weight, strength = rng.uniform([0.5, 0.65], [0.62, 1.0])
@@ -156,8 +176,8 @@ def contact_sheet(seed: int = 0, size: int = 96, columns: int = 10) -> Image.Ima
             sheet.paste(Image.fromarray(face.image), (left, top))
             if name == "blends":
                 best = np.argsort(-face.distribution)[:3]
-                shares = "\n".join(f"{EMOTIONS[emotion]} {face.distribution[emotion]:.2f}" for emotion in best)
-                pen.multiline_text((left, top + size), shares, "black", font, spacing=1)
+                text = "\n".join(f"{EMOTIONS[emotion]} {face.distribution[emotion]:.2f}" for emotion in best)
+                pen.multiline_text((left, top + size), text, "black", font, spacing=1)
     return sheet
 
 

@@ -1,37 +1,23 @@
-"""Renders a portrait from action-unit intensities and appearance values, with numpy only."""
+"""Renders a face from action-unit intensities and appearance values, with numpy only."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Mapping
 
 import numpy as np
-from numpy.typing import NDArray
-from PIL import Image, ImageFilter
 
-# fmt: off
-APPEARANCE: dict[str, tuple[float, float]] = {
-    "face_width": (0.68, 0.8), "face_length": (0.94, 1.06), "jaw": (1.8, 2.6), "cheeks": (0, 1), "ear": (0.8, 1.2),
-    "eye_distance": (0.29, 0.345), "eye_width": (0.155, 0.19), "eye_height": (0.85, 1.15), "eye_slant": (-0.02, 0.03),
-    "nose_width": (0.085, 0.13), "nose_length": (0.3, 0.38), "mouth_width": (0.22, 0.28), "lip": (0.045, 0.085),
-    "brow_thickness": (0.028, 0.058), "brow_height": (0.2, 0.245), "age": (0, 1),
-    "skin": (0, 1), "redness": (0, 1), "iris": (0, 1), "makeup": (0, 1), "beard": (0, 1),
-    "hair_length": (0, 1), "hair_volume": (1.05, 1.22), "hair_line": (-0.74, -0.5), "hair_part": (-0.3, 0.3),
-    "hair_wave": (0, 1), "hair_colour": (0, 1), "glasses": (0, 1), "frame": (0, 1),
-    "roll": (-0.22, 0.22), "yaw": (-0.24, 0.24), "pitch": (-0.14, 0.14), "scale": (0.94, 1.12),
-    "shift_x": (-0.06, 0.06), "shift_y": (-0.06, 0.06), "gaze_x": (-1, 1), "gaze_y": (-1, 1),
-    "light_x": (-0.9, 0.9), "light_y": (-0.8, 0.2), "light_strength": (0.3, 0.9), "light_warmth": (-1, 1),
-    "exposure": (0.82, 1.05), "backdrop": (0, 1), "clothes": (0, 1), "blur": (0, 1), "noise": (0, 1),
-}
-# fmt: on
-"""Bounds of appearance values, each uniform and independent of all others. Lengths are in half head heights, angles in
-radians; positive is clockwise, to the viewer's right, or down."""
-
-Plane = NDArray[np.floating[Any]]
-"""One number per pixel, [size, size]; float32."""
-Colour = NDArray[np.floating[Any]]
-"""RGB from 0 to 1, [3, 1, 1], or per pixel, [3, size, size]."""
+from adadf_dist.data.synthetic.pixels import (
+    Color,
+    Plane,
+    gaussian,
+    gradient_color,
+    hue_color,
+    norm,
+    rgb,
+    smoothstep,
+    stripes,
+)
 
 _EYES, _MOUTH, _VIEW = -0.08, 0.58, 1.13  # heights on the face; half the image side
 _SKIN = (0xFFE0CC, 0xF0C4A4, 0xD3A07C, 0x96654A, 0x5E4031)
@@ -41,25 +27,27 @@ _FRAMES = (0x151515, 0x5A2D1A, 0x7F8489, 0x1D2C50)
 
 
 class FaceRenderer:
-    """Renders one face, back to front. Planes are [size, size], `picture` and `light` [3, size, size].
+    """Renders one face, back to front. Planes are [size, size], `image` and `light` [3, size, size].
 
     A pixel maps to (u, v) of the upright frontal head and to (x, y) of its turned surface; y points down. `au` contains
-    intensities by action unit, `look` the sampled values of `APPEARANCE`.
+    intensities by action unit, `appearance` the values of `faces.APPEARANCE`.
     """
 
-    def __init__(self, au: Mapping[int, float], look: Mapping[str, float], size: int) -> None:
-        self.au, self.appearance = au, look
+    def __init__(self, au: Mapping[int, float], appearance: Mapping[str, float], size: int) -> None:
+        self.au, self.appearance = au, appearance
         step = 2 * _VIEW / size
-        self.pixel = step / look["scale"]
+        scale = appearance["scale"]
+        self.pixel = step / scale
         axis = (np.arange(size, dtype=np.float32) + 0.5) * step - _VIEW
-        across, down = axis[None, :] - look["shift_x"], axis[:, None] - look["shift_y"]
-        cos, sin = math.cos(look["roll"]) / look["scale"], math.sin(look["roll"]) / look["scale"]
+        across, down = axis[None, :] - appearance["shift_x"], axis[:, None] - appearance["shift_y"]
+        cos, sin = math.cos(appearance["roll"]) / scale, math.sin(appearance["roll"]) / scale
         self.u, self.v = across * cos + down * sin, down * cos - across * sin
         self.turn()
-        self.skin, self.hair = gradient_color(_SKIN, look["skin"]), gradient_color(_HAIR, look["hair_colour"])
-        self.nose = _EYES + look["nose_length"]  # height of the tip
+        self.skin = gradient_color(_SKIN, appearance["skin"])
+        self.hair = gradient_color(_HAIR, appearance["hair_color"])
+        self.nose = _EYES + appearance["nose_length"]  # height of the tip
         self.light = self.shine()
-        self.picture: Colour = np.empty((3, size, size), np.float32)
+        self.image: Color = np.empty((3, size, size), np.float32)
         for part in (self.backdrop, self.body, self.head, self.mouth, self.eyes, self.brows, self.fringe, self.glasses):
             part()
 
@@ -75,8 +63,8 @@ class FaceRenderer:
         self.x, self.y = nx * wide, ny * high
         self.side = np.abs(self.x)  # both halves of the face are rendered at once
 
-    def paint(self, colour: Colour, cover: Plane) -> None:
-        self.picture += (colour - self.picture) * cover
+    def paint(self, color: Color, cover: Plane) -> None:
+        self.image += (color - self.image) * cover
 
     def fill(self, inside: Plane) -> Plane:
         """Coverage of each pixel, from its signed distance to the outline."""
@@ -88,7 +76,7 @@ class FaceRenderer:
         cover: Plane = np.minimum(self.fill(half_width - np.abs(distance)), 2 * half_width / self.pixel)
         return cover
 
-    def shine(self) -> Colour:
+    def shine(self) -> Color:
         """Light reflected by the skin: a soft lamp on the relief and its creases, and slight gloss."""
         look = self.appearance
         slope_y, slope_x = np.gradient(self.relief(), self.pixel)
@@ -98,7 +86,7 @@ class FaceRenderer:
         facing = np.maximum(facing / (math.hypot(*lamp) * np.sqrt(nx * nx + ny * ny + nz * nz)), -0.2)
         shade = (1.08 - 0.75 * look["light_strength"] * (1 - facing)) * (1 - 0.5 * self.creases())
         gloss = 0.16 * look["light_strength"] * np.exp(24 * (facing - 1))
-        light: Colour = np.maximum(shade, 0.12) ** _rgb(0.9, 1.06, 1.14) + gloss  # shadows on skin are warm
+        light: Color = np.maximum(shade, 0.12) ** rgb(0.9, 1.06, 1.14) + gloss  # shadows on skin are warm
         return light
 
     def relief(self) -> Plane:
@@ -125,14 +113,14 @@ class FaceRenderer:
         path = nose_width + 0.015 + (width + 0.055 - nose_width) * along**1.3
         nasolabial = 0.12 + 0.2 * age + 0.5 * au[12] + 0.45 * au[9] + 0.3 * au[10]
         total: Plane = nasolabial * gaussian(side - path, 0.022) * np.sin(np.pi * np.sqrt(along))
-        forehead = _stripes(y + 0.15 * x * x, 0.095) * gaussian(y + 0.55, 0.12) * gaussian(x, 0.16 + 0.2 * au[2])
+        forehead = stripes(y + 0.15 * x * x, 0.095) * gaussian(y + 0.55, 0.12) * gaussian(x, 0.16 + 0.2 * au[2])
         total += (0.08 * age + 0.45 * max(au[1], au[2])) * forehead
         frown = gaussian(side - 0.045, 0.017) * gaussian(y + 0.29, 0.08)
         total += (0.08 * age + 0.65 * au[4] * (1 - 0.5 * au[1])) * frown
-        bridge = _stripes(y + 0.4 * side, 0.065) * gaussian(x, 0.1) * gaussian(y - 0.03, 0.08)
+        bridge = stripes(y + 0.4 * side, 0.065) * gaussian(x, 0.1) * gaussian(y - 0.03, 0.08)
         total += 0.6 * au[9] * bridge
         outer = side - eye - self.appearance["eye_width"]
-        crows_feet = _stripes((y - _EYES) / (np.abs(outer) + 0.08), 0.5) * gaussian(outer - 0.075, 0.045)
+        crows_feet = stripes((y - _EYES) / (np.abs(outer) + 0.08), 0.5) * gaussian(outer - 0.075, 0.045)
         total += (0.1 * age + 0.5 * au[6]) * crows_feet * gaussian(y - _EYES, 0.09)
         under = y - _EYES - 0.115 + 0.02 * au[6] + 0.6 * (side - eye) ** 2
         total += (0.12 + 0.2 * age + 0.4 * au[6] + 0.2 * au[7]) * gaussian(side - eye, 0.13) * gaussian(under, 0.018)
@@ -151,7 +139,7 @@ class FaceRenderer:
 
     def backdrop(self) -> None:
         fall = 0.95 - 0.25 * self.v + 0.15 * self.appearance["light_x"] * self.u
-        self.picture[:] = hue_color(self.appearance["backdrop"], 0.5, 0.13) * fall
+        self.image[:] = hue_color(self.appearance["backdrop"], 0.5, 0.13) * fall
 
     def body(self) -> None:
         """Long hair behind, neck, clothes and ears."""
@@ -175,10 +163,9 @@ class FaceRenderer:
         down = np.where(v > 0, v / (look["face_length"] + 0.11 * au[26]), -v)
         power = np.where(v > 0, np.float32(look["jaw"]), np.float32(2.3))
         self.face = self.fill((1 - (across**power + down**power) ** (1 / power)) * 0.72)
-        flush = gaussian(side - 0.4, 0.16) * gaussian(y - 0.25, 0.14) + 0.7 * gaussian(x, 0.12) * gaussian(
-            y - self.nose, 0.1
-        )
-        skin = self.skin * (1 - (0.02 + 0.17 * look["redness"]) * flush * _rgb(0.1, 1.0, 0.8))
+        flush = gaussian(side - 0.4, 0.16) * gaussian(y - 0.25, 0.14)
+        flush = flush + 0.7 * gaussian(x, 0.12) * gaussian(y - self.nose, 0.1)
+        skin = self.skin * (1 - (0.02 + 0.17 * look["redness"]) * flush * rgb(0.1, 1.0, 0.8))
         if look["beard"] > 0.72:
             start = 0.43 + 0.2 * gaussian(side - 0.3, 0.12) - 1.6 * np.square(np.maximum(side - 0.45, 0))
             curls = 0.92 + 0.08 * np.sin(70 * x) * np.sin(63 * y)
@@ -206,19 +193,19 @@ class FaceRenderer:
         upper = top - 0.8 * lip * bow**0.7 * (1 - 0.3 * gaussian(along, 0.16))
         lower = bottom + lip * bow**0.6
         ends = self.fill(width - self.side)
-        lips = self.skin * _rgb(0.86, 0.6, 0.58)
+        lips = self.skin * rgb(0.86, 0.6, 0.58)
         if self.appearance["makeup"] > 0.65:
-            lips = lips + (_rgb(0.72, 0.13, 0.2) - lips) * (self.appearance["makeup"] - 0.4)
+            lips = lips + (rgb(0.72, 0.13, 0.2) - lips) * (self.appearance["makeup"] - 0.4)
         self.paint(lips * self.light * 0.93, self.fill(np.minimum(y - upper, line + 0.02 - y)) * ends)
         self.paint(lips * self.light, self.fill(np.minimum(y - line, lower - y)) * ends)
         inside = self.fill(np.minimum(y - top, bottom - y)) * ends
-        self.paint(_rgb(0.24, 0.07, 0.07), inside)
+        self.paint(rgb(0.24, 0.07, 0.07), inside)
         tongue = norm(x / (0.62 * width), (y - _MOUTH - 0.75 * gap - 0.06) / 0.09)
-        self.paint(_rgb(0.68, 0.3, 0.3), inside * self.fill((1 - tongue) * 0.09) * min(1.0, 3 * gap))
+        self.paint(rgb(0.68, 0.3, 0.3), inside * self.fill((1 - tongue) * 0.09) * min(1.0, 3 * gap))
         row = inside * self.fill(0.88 * width - self.side)
-        self.paint(_rgb(0.95, 0.93, 0.88) * (1 - 0.25 * along), row * self.fill(top + 0.085 - y))
+        self.paint(rgb(0.95, 0.93, 0.88) * (1 - 0.25 * along), row * self.fill(top + 0.085 - y))
         bared = min(1.0, 1.2 * au[16] + 0.8 * au[20])
-        self.paint(_rgb(0.85, 0.82, 0.77), row * self.fill(y - bottom + 0.05) * bared)
+        self.paint(rgb(0.85, 0.82, 0.77), row * self.fill(y - bottom + 0.05) * bared)
         closed = np.exp((top - bottom) / 0.03)
         self.paint(lips * 0.35, self.stroke(y - line, 0.01 + 0.008 * au[23] + 0.005 * au[15]) * ends * closed)
 
@@ -235,15 +222,15 @@ class FaceRenderer:
         lower = tilt + 0.055 * look["eye_height"] * max(below, 0.0) * bow**0.8
         ball = self.fill(np.minimum(y - upper, lower - y)) * self.fill((1 - np.abs(along)) * width)
         shadow = 0.72 + 0.28 * np.clip((y - upper) / 0.06, 0, 1)  # of the upper lid
-        self.paint(_rgb(0.96, 0.95, 0.93) * shadow * np.sqrt(self.light), ball)
+        self.paint(rgb(0.96, 0.95, 0.93) * shadow * np.sqrt(self.light), ball)
         away = self.x - np.where(self.x > 0, np.float32(middle), -np.float32(middle)) - 0.028 * look["gaze_x"]
         iris = norm(away, y - _EYES + 0.012 - 0.015 * look["gaze_y"])
-        colour = gradient_color(_IRIS, look["iris"])
-        self.paint(colour * (0.6 + 5 * iris), ball * self.fill(0.078 - iris))
-        self.paint(colour * 0.4, ball * self.stroke(iris - 0.074, 0.008))
-        self.paint(_rgb(0.04, 0.03, 0.03), ball * self.fill(0.036 - iris))
+        color = gradient_color(_IRIS, look["iris"])
+        self.paint(color * (0.6 + 5 * iris), ball * self.fill(0.078 - iris))
+        self.paint(color * 0.4, ball * self.stroke(iris - 0.074, 0.008))
+        self.paint(rgb(0.04, 0.03, 0.03), ball * self.fill(0.036 - iris))
         glint = norm(away - math.copysign(0.026, look["light_x"]), y - _EYES + 0.04)
-        self.paint(_rgb(1, 1, 1), 0.9 * ball * self.fill(0.02 - glint))
+        self.paint(rgb(1, 1, 1), 0.9 * ball * self.fill(0.02 - glint))
         lids = np.abs(along) < 1
         lash = 0.013 + 0.012 * max(0.0, look["makeup"] - 0.4)
         self.paint(self.skin * 0.2, self.stroke(y - upper, lash) * lids)
@@ -269,10 +256,8 @@ class FaceRenderer:
         look = self.appearance
         angle = 60 * np.arctan2(self.u - look["hair_part"], self.v + 1.6) + 4 * look["hair_wave"] * np.sin(7 * self.v)
         lamp = self.normal[0] * look["light_x"] - self.normal[1] * (0.3 - look["light_y"])
-        bright: Plane = (
-            0.95 + 0.07 * np.sin(angle) + 0.08 * np.sin(1.7 * angle + 1) + 0.3 * look["light_strength"] * lamp
-        )
-        return bright
+        bright: Plane = 0.95 + 0.07 * np.sin(angle) + 0.08 * np.sin(1.7 * angle + 1)
+        return bright + 0.3 * look["light_strength"] * lamp
 
     def fringe(self) -> None:
         """Hair over skull and temples: none, shaved, short or long."""
@@ -301,60 +286,9 @@ class FaceRenderer:
         power = 2 + 3 * look["frame"]
         rim = ((np.abs(across) / 0.235) ** power + (np.abs(down) / 0.19) ** power) ** (1 / power)
         lens = self.fill((1 - rim) * 0.19)
-        self.paint(_rgb(0.95, 0.97, 1.0), (0.1 + 0.18 * gaussian(across + down - 0.08, 0.045)) * lens)
+        self.paint(rgb(0.95, 0.97, 1.0), (0.1 + 0.18 * gaussian(across + down - 0.08, 0.045)) * lens)
         half = 0.012 + 0.05 * look["glasses"]
         temple = self.stroke(down + 0.08, half) * (across > 0.22)
         bars = np.where(self.side < 0.2, self.stroke(down + 0.06, half), temple)
         metal = np.maximum(self.stroke((rim - 1) * 0.19, half), bars * (1 - lens))
         self.paint(gradient_color(_FRAMES, look["frame"]), metal * self.face)
-
-
-def camera_effects(picture: Colour, look: Mapping[str, float], rng: np.random.Generator) -> NDArray[np.uint8]:
-    """Apply a camera's white balance, exposure, focus and grain: [3, size, size], 0 to 1, to [size, size, 3]."""
-    warm, size = look["light_warmth"], picture.shape[1]
-    exposed = np.clip(picture * (_rgb(1 + 0.09 * warm, 1, 1 - 0.11 * warm) * look["exposure"]), 0, 1)
-    image = Image.fromarray((exposed * 255).astype(np.uint8).transpose(1, 2, 0).copy())
-    if look["blur"] > 0.5:
-        image = image.filter(ImageFilter.GaussianBlur((look["blur"] - 0.5) * size / 40))
-    grain = rng.standard_normal((size, size, 3), np.float32) * (9 * look["noise"] ** 2)
-    levels: NDArray[np.uint8] = np.clip(np.asarray(image) + grain + 0.5, 0, 255).astype(np.uint8)
-    return levels
-
-
-def _rgb(red: float, green: float, blue: float) -> Colour:
-    return np.array([red, green, blue], np.float32).reshape(3, 1, 1)
-
-
-def hue_color(turn: float, level: float, chroma: float) -> Colour:
-    """Color of the color wheel, [3, 1, 1]."""
-    return _rgb(*(level + chroma * math.cos(2 * math.pi * (turn + third / 3)) for third in range(3)))
-
-
-def gradient_color(stops: Sequence[int], place: float) -> Colour:
-    """Color at `place`, 0 to 1, along the 0xRRGGBB `stops`, [3, 1, 1]."""
-    at = np.linspace(0, 1, len(stops))
-    return _rgb(*(np.interp(place, at, [stop >> shift & 255 for stop in stops]) / 255 for shift in (16, 8, 0)))
-
-
-def norm(across: Plane, down: Plane) -> Plane:
-    """Length of a vector; ten times faster than `np.hypot`."""
-    length: Plane = np.sqrt(across * across + down * down)
-    return length
-
-
-def gaussian(distance: Plane, width: Plane | float) -> Plane:
-    """1 at distance 0, 1/e at `width`."""
-    height: Plane = np.exp(-np.square(distance / width))
-    return height
-
-
-def smoothstep(t: Any) -> Any:
-    """0 below 0, 1 above 1, smooth in between."""
-    t = np.clip(t, 0, 1)
-    return t * t * (3 - 2 * t)
-
-
-def _stripes(t: Plane, period: float) -> Plane:
-    """Thin ridges of height 1, one per period."""
-    ridges: Plane = np.square(np.square(np.maximum(np.cos(2 * np.pi / period * t), 0)))
-    return ridges

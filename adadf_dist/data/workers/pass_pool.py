@@ -131,7 +131,8 @@ def receive_message(worker: Worker) -> Any:
 
 def serve(pipe: Connection, state: S) -> None:
     """Run passes for the rank at the other end of the pipe. Runs in a worker."""
-    settle_worker()
+    leave_signals_to_parent()  # a worker exits with its rank
+    torch.set_num_threads(1)
     while True:
         task = pipe.recv()
         if task is not None:  # None: a request to stop the pass that had just ended
@@ -149,9 +150,3 @@ def compute(pipe: Connection, task: Callable[[S], Iterator[R]], state: S) -> Pas
     except Exception as error:
         return PassEnd(traceback.format_exc(), isinstance(error, MemoryError))
     return PassEnd()
-
-
-def settle_worker() -> None:
-    """Compute on one thread and leave stop signals to the rank: a worker exits with its rank."""
-    leave_signals_to_parent()
-    torch.set_num_threads(1)

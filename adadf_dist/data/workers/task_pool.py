@@ -61,11 +61,11 @@ def map_tasks(
     workers = min(workers, len(tasks))
     if workers <= 1:
         return [work(shared, task, lambda: on_samples(1)) for task in tasks]
-    orders = ForkingPickler.dumps((work, shared))
+    job = ForkingPickler.dumps((work, shared))
     try:
         with start_workers(workers) as pool:
             for worker in pool:
-                worker.send(orders)
+                worker.send(job)
             return distribute_tasks(pool, tasks, on_samples)
     except DeadWorkerError as error:
         raise DeadWorkerError(f"{error}; if out of memory, use fewer --num-workers (now {workers})") from None
@@ -155,10 +155,10 @@ def run_worker(pipe: Connection) -> None:
 class TaskRunner:
     """Runs a worker's tasks and reports finished samples."""
 
-    def __init__(self, pipe: Connection, orders: bytes) -> None:
-        """`orders` contains the pickled function and the state shared by all tasks."""
+    def __init__(self, pipe: Connection, job: bytes) -> None:
+        """`job` contains the pickled function and the state shared by all tasks."""
         self._pipe = pipe
-        self._orders = orders
+        self._job = job
         self._function: Callable[[Any, Callable[[], object]], Any] | None = None
         self._poll = select.poll()
         self._poll.register(pipe, select.POLLIN)
@@ -169,8 +169,8 @@ class TaskRunner:
         """Run a pickled task. Returns the pickled final report. Raises `StopError` if the pipe is closed."""
         try:
             if self._function is None:
-                work, shared = pickle.loads(self._orders)
-                self._orders = b""
+                work, shared = pickle.loads(self._job)
+                self._job = b""
                 self._function = lambda task, on_sample: work(shared, task, on_sample)
             result = self._function(pickle.loads(task), self.on_sample_done)
             return ForkingPickler.dumps(Report(self._samples, finished=True, result=result))

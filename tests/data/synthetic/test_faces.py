@@ -19,6 +19,7 @@ from torch import nn
 
 from adadf_dist.data.synthetic.faces import (
     ACTION_UNITS,
+    APPEARANCE,
     CONFUSIONS,
     EMOTIONS,
     PROTOTYPES,
@@ -29,7 +30,7 @@ from adadf_dist.data.synthetic.faces import (
     perceived_distribution,
     render_sample,
 )
-from adadf_dist.data.synthetic.renderer import APPEARANCE, FaceRenderer
+from adadf_dist.data.synthetic.renderer import FaceRenderer
 from adadf_dist.errors import UserError
 
 TRAINING, HELD_OUT = 2000, 500
@@ -217,9 +218,9 @@ def test_each_action_unit_changes_only_its_region() -> None:
     for index in range(20):
         look = render_sample(7, index, size=16).nuisance
         rest = dict.fromkeys(ACTION_UNITS, 0.0)
-        calm = FaceRenderer(rest, look, 64).picture
+        calm = FaceRenderer(rest, look, 64).image
         for unit in ACTION_UNITS:
-            change = np.abs(FaceRenderer({**rest, unit: 1.0}, look, 64).picture - calm).max(axis=0)
+            change = np.abs(FaceRenderer({**rest, unit: 1.0}, look, 64).image - calm).max(axis=0)
             assert (change > 0.06).sum() >= 10, f"action unit {unit} is all but invisible on face {index}"
             assert max(change[:4, :4].max(), change[:4, -4:].max()) == 0, f"action unit {unit} changes the backdrop"
 
