@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from PIL import Image
 
-from adadf_dist.data.build.builder import Provenance, Source, SourceItem
+from adadf_dist.data.build.source import Provenance, Source, SourceItem
 from adadf_dist.data.build.writer import Sample
 from adadf_dist.data.jpeg import InvalidImageError, decode_upright, encode
 from adadf_dist.errors import UserError

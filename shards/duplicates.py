@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import NamedTuple
 
-from adadf_dist.data.build.builder import CsvTable
+from adadf_dist.data.build.source import CsvTable
 from adadf_dist.data.manifest import SPLITS
 
 

@@ -13,8 +13,9 @@ from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple, TypeAlias
 
-from adadf_dist.data.build.builder import MAX_KEY_LENGTH, Provenance, SourceItem
+from adadf_dist.data.build.builder import MAX_KEY_LENGTH
 from adadf_dist.data.build.folder_tree import Skipped, walk_files
+from adadf_dist.data.build.source import Provenance, SourceItem
 from adadf_dist.data.build.writer import Sample
 from adadf_dist.data.jpeg import Box, InvalidImageError, to_jpeg
 from adadf_dist.errors import UserError

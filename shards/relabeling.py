@@ -6,8 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from adadf_dist.data.build.shard_task import SourceItem
-from adadf_dist.data.build.source import Provenance, Source
+from adadf_dist.data.build.source import Provenance, Source, SourceItem
 from adadf_dist.data.build.writer import Sample
 from adadf_dist.data.relabel import read_decisions
 from adadf_dist.errors import UserError

@@ -11,8 +11,8 @@ from typing import Literal, NamedTuple, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from adadf_dist.data.build.builder import Source
 from adadf_dist.data.build.folder_tree import is_system_name, list_entries, subfolders
+from adadf_dist.data.build.source import Source
 from adadf_dist.data.dataset import Dataset, Split, open_dataset
 from adadf_dist.data.jpeg import is_image_name
 from adadf_dist.data.manifest import MANIFEST, SPLITS

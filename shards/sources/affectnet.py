@@ -8,8 +8,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from adadf_dist.data.build.builder import Source
 from adadf_dist.data.build.folder_tree import Skipped, check_root, subfolders
+from adadf_dist.data.build.source import Source
 from adadf_dist.data.jpeg import is_image_name
 from adadf_dist.errors import UserError
 from adadf_dist.files.text import escape_name

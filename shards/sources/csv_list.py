@@ -9,8 +9,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from adadf_dist.data.build.builder import Source
 from adadf_dist.data.build.folder_tree import check_root
+from adadf_dist.data.build.source import Source
 from adadf_dist.data.manifest import SPLITS
 from adadf_dist.errors import UserError
 from adadf_dist.files.csv_tables import Row, find_class, open_table, parse_whole, read_votes

@@ -12,7 +12,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from adadf_dist.data.build.builder import Provenance, SourceItem
+from adadf_dist.data.build.source import Provenance, SourceItem
 from adadf_dist.data.build.writer import Sample
 from adadf_dist.data.jpeg import encode
 from adadf_dist.errors import UserError

@@ -7,8 +7,8 @@ import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from adadf_dist.data.build.builder import Source
 from adadf_dist.data.build.folder_tree import Skipped, check_root, is_archive, list_entries, readable_name, subfolders
+from adadf_dist.data.build.source import Source
 from adadf_dist.data.jpeg import FORMATS, is_image_name
 from adadf_dist.errors import UserError
 from adadf_dist.files.text import escape_name, native_name, plain_form

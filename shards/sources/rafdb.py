@@ -8,8 +8,8 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from adadf_dist.data.build.builder import Source
 from adadf_dist.data.build.folder_tree import Skipped, check_root
+from adadf_dist.data.build.source import Source
 from adadf_dist.data.jpeg import InvalidImageError
 from adadf_dist.errors import UserError
 from adadf_dist.files.csv_tables import Row, parse_number, parse_whole, read_list, read_number

@@ -5,8 +5,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from adadf_dist.data.build.builder import Source
 from adadf_dist.data.build.folder_tree import Skipped, check_root, subfolders
+from adadf_dist.data.build.source import Source
 from adadf_dist.data.jpeg import is_image_name
 from adadf_dist.errors import UserError
 from adadf_dist.files.text import escape_name
