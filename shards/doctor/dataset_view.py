@@ -135,7 +135,7 @@ def open_fer2013(root: Path) -> Source:
 
 def has_affectnet(root: Path) -> bool:
     """Detect the releases; folders of classes could be anything, and are identified by their counts."""
-    return any(all((root / mark).exists() for mark in layout.marks) for layout in affectnet.LAYOUTS[:2])
+    return any(all((root / marker).exists() for marker in layout.markers) for layout in affectnet.LAYOUTS[:2])
 
 
 def has_rafdb(root: Path) -> bool:
