@@ -1,9 +1,9 @@
-"""Aligns a source's faces while they are stored."""
+"""Aligns the faces of image files while they are stored."""
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cache
 from importlib.metadata import version
@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Any
 
 from PIL import Image
 
-from adadf_dist.data.build.builder import Provenance, Source, SourceItem
+from adadf_dist.data.build.source import Source
 from adadf_dist.data.build.writer import Sample
 from adadf_dist.data.jpeg import InvalidImageError, decode_upright, encode
 from adadf_dist.errors import UserError
-from shards.image_files import ImageFileSource, ImageSourceOptions, SourceListing, make_image_source, read_bytes
+from shards.image_files import ImageFileSource, ImageSourceOptions, SourceListing, make_image_source
 
 if TYPE_CHECKING:
     from adadf_dist.alignment.mtcnn import Detector
@@ -26,84 +26,56 @@ STORED_NO_FACE = {"skip": "quarantine", "center-crop": "centre"}
 
 
 @dataclass(frozen=True)
-class AlignedSource:
-    """A `Source` around `ImageFileSource` whose faces are aligned to the five-point template."""
+class AlignedSource(ImageFileSource):
+    """A `Source` whose faces are aligned to the five-point template."""
 
-    photos: ImageFileSource
-    by: str
+    align_by: str
     """`detect`, or `landmarks` to use the dataset's own."""
     size: int
     """Side of a stored face in pixels."""
     no_face: str
     """`skip`, or `center-crop`: keep the center of the image and note it."""
 
-    @property
-    def classes(self) -> tuple[str, ...]:
-        return self.photos.classes
-
-    @property
-    def provenance(self) -> Provenance:
-        made = self.photos.provenance
-        options = {key: value for key, value in made.options.items() if key not in ("image_size", "margin")}
-        options |= {"align": self.by, "aligned_size": self.size, "no_face": STORED_NO_FACE[self.no_face]}
-        if self.by == "detect":  # another release may place landmarks differently: do not mix shards of both
-            options |= {name: version(name) for name in ("mtcnn", "torch")}
-        return replace(made, options=options)
-
-    @property
-    def image_bytes(self) -> int:
-        return self.size**2 * len(self.photos.splits)
-
-    def items(self) -> Sequence[SourceItem]:
-        return self.photos.items()
-
-    def describe_item(self, number: int) -> str:
-        return self.photos.describe_item(number)
-
-    def label(self, number: int) -> int:
-        return self.photos.label(number)
-
-    def fingerprint(self, number: int) -> bytes:
-        return self.photos.fingerprint(number)
-
     def load(self, number: int) -> Sample:
-        from adadf_dist.alignment.similarity import align, centre_crop
+        from adadf_dist.alignment.similarity import align, center_crop
 
-        picture = self.photos.listing.pictures[number]
-        facts = self.photos.facts(number)
-        image = decode_upright(read_bytes(f"{self.photos.options.root}/{picture.path}")[0])
+        entry, annotations = self.listing.images[number], self.listing.annotations(number)
+        image = decode_upright(self.read(number))
         try:
-            found = dataset_landmarks(facts) if self.by == "landmarks" else detect_landmarks(image, facts)
-            face, remark = align(image, found["points"], self.size), ""
+            if self.align_by == "landmarks":
+                found = read_landmarks(annotations)
+            else:
+                found = detect_landmarks(image, annotations)
+            face, remark = align(image, found.pop("points"), self.size), ""
         except NoFaceFoundError as error:
             if self.no_face == "skip":
                 raise InvalidImageError(str(error)) from None
-            face, found, remark = centre_crop(image, self.size), {}, f"{error}: used the center of the image"
+            face, found, remark = center_crop(image, self.size), {}, f"{error}: used the center of the image"
         except ValueError as error:
             raise InvalidImageError(str(error)) from None
-        details = {**facts, **{key: value for key, value in found.items() if key != "points"}}
-        return Sample(encode(face), picture.label, picture.votes, None, self.describe_item(number), details, remark)
+        details = {**annotations, **found}
+        return Sample(encode(face), entry.label, entry.votes, None, self.describe_item(number), details, remark)
 
 
 class NoFaceFoundError(Exception):
     """No face was detected, or none where the dataset locates it."""
 
 
-def dataset_landmarks(facts: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the dataset's own landmarks. Raises `InvalidImageError` or `ValueError`."""
+def read_landmarks(annotations: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the dataset's own landmarks as `points`. Raises `InvalidImageError` or `ValueError`."""
     from adadf_dist.alignment.similarity import five_points
 
-    if "landmarks" not in facts:
+    if "landmarks" not in annotations:
         raise InvalidImageError("the dataset has no landmarks for this image; use --align detect")
-    return {"points": five_points(facts["landmarks"])}
+    return {"points": five_points(annotations["landmarks"])}
 
 
-def detect_landmarks(image: Image.Image, facts: Mapping[str, Any]) -> dict[str, Any]:
-    """Detect the target face's landmarks and return the metadata for KEY.json. Raises `NoFaceFoundError`."""
+def detect_landmarks(image: Image.Image, annotations: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the target face's landmarks as `points` and the metadata for KEY.json. Raises `NoFaceFoundError`."""
     from adadf_dist.alignment.similarity import select_face
 
     faces = open_detector().detect([image])[0]
-    face = select_face(faces, facts.get("box"))
+    face = select_face(faces, annotations.get("box"))
     if face is None:
         raise NoFaceFoundError("no face found in the annotated box" if faces else "no face found")
     return {
@@ -159,4 +131,13 @@ def make_source(listing: SourceListing, options: ImageSourceOptions, args: argpa
         raise UserError("--max-side: not allowed with --align; use --aligned-size")
     if args.align == "detect":
         open_detector()  # fail now, not after minutes of reading, if the weights are not installed
-    return AlignedSource(make_image_source(listing, options), args.align, args.aligned_size, args.on_no_face)
+    source = make_image_source(listing, options)
+    recorded = {key: value for key, value in source.provenance.options.items() if key not in ("image_size", "margin")}
+    recorded |= {"align": args.align, "aligned_size": args.aligned_size, "no_face": STORED_NO_FACE[args.on_no_face]}
+    if args.align == "detect":  # another release may place landmarks differently: do not mix shards of both
+        recorded |= {name: version(name) for name in ("mtcnn", "torch")}
+    fields = vars(source) | {
+        "image_bytes": args.aligned_size**2 * len(source.splits),
+        "provenance": replace(source.provenance, options=recorded),
+    }
+    return AlignedSource(**fields, align_by=args.align, size=args.aligned_size, no_face=args.on_no_face)

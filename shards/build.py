@@ -26,8 +26,7 @@ from adadf_dist.files.text import check_path, escape_name
 from shards.progress import Progress
 from shards.ray_pool import RayPool
 from shards.relabeling import relabel_source
-from shards.sources import affectnet, fer2013, folder, rafdb, sfew, synthetic
-from shards.sources import csv_list as listing
+from shards.sources import affectnet, csv_list, fer2013, folder, rafdb, sfew, synthetic
 
 SOURCES: dict[str, ModuleType] = {
     "affectnet": affectnet,
@@ -35,7 +34,7 @@ SOURCES: dict[str, ModuleType] = {
     "sfew": sfew,
     "fer2013": fer2013,
     "folder": folder,
-    "csv": listing,
+    "csv": csv_list,
     "synthetic": synthetic,
 }
 
@@ -155,28 +154,25 @@ def build(args: argparse.Namespace) -> Dataset:
 
 def summary(dataset: Dataset) -> str:
     """Summarize the dataset: samples per split and class, and everything that was dropped or duplicated."""
-    splits = dataset.splits
-    infos = splits.values()
+    splits, infos = dataset.splits, dataset.splits.values()
     lines = [f"{dataset.name}: {sum(info.samples for info in infos):,} samples in {dataset.folder}", ""]
     rows = [["  class", *splits]]
     for label, name in enumerate(dataset.classes):
         rows.append([f"  {name}", *(f"{info.class_counts[label]:,}" for info in infos)])
     rows.append(["  all", *(f"{info.samples:,}" for info in infos)])
     rows.append(["  shards", *(f"{len(info.shards):,}" for info in infos)])
-    lines += align_columns(rows)
-    findings = dataset.manifest.provenance.get("stats")
-    assert isinstance(findings, Mapping)
-    lines += ["", *describe(findings)]
-    return "\n".join(lines)
+    stats = dataset.manifest.provenance.get("stats")
+    assert isinstance(stats, Mapping)
+    return "\n".join([*lines, *align_columns(rows), "", *describe_stats(stats)])
 
 
-def describe(findings: Mapping[str, object], prefix: str = "") -> list[str]:
-    """Return a line per finding; nested keys are joined, empty findings omitted."""
+def describe_stats(stats: Mapping[str, object], prefix: str = "") -> list[str]:
+    """Return a line per count; nested keys are joined, zeros below them omitted."""
     lines = []
-    for key, value in findings.items():
+    for key, value in stats.items():
         name = f"{prefix}{key.replace('_', ' ')}"
         if isinstance(value, Mapping):
-            lines += describe(value, f"{name}: ")
+            lines += describe_stats(value, f"{name}: ")
         elif value or not prefix:
             lines.append(f"  {name}: {value:,}")
     return lines

@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter, defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import NamedTuple
 
-from adadf_dist.data.build.builder import CsvTable
+from adadf_dist.data.build.source import CsvTable
 from adadf_dist.data.manifest import SPLITS
 
 
@@ -42,7 +42,7 @@ class SplitAssignment:
     """Split of every sample, and the duplicates found on the way."""
 
     splits: Mapping[int, str]
-    """Sample number -> split, for every sample that is kept."""
+    """Sample number -> split, without dropped samples."""
     leaks: Sequence[Leak]
     twins: Mapping[str, DuplicateStats]
     kept_leaks: bool
@@ -53,22 +53,17 @@ class SplitAssignment:
         return {
             "leaks": dict(sorted(pairs.items())),
             "leaks_dropped": 0 if self.kept_leaks else len(self.leaks),
-            "duplicates": {split: asdict(twins) for split, twins in self.twins.items()},
+            "duplicates": {split: asdict(stats) for split, stats in self.twins.items()},
         }
 
     def table(self, locate: Callable[[int], str], labels: Sequence[int], classes: Sequence[str]) -> CsvTable:
         """Return the individual leaks, for leaks.csv."""
         header = ("split", "source", "class", "twin_split", "twin_source", "twin_class")
-        return CsvTable(
-            header,
-            [
-                (
-                    *(leak.split, locate(leak.number), classes[labels[leak.number]]),
-                    *(leak.twin_split, locate(leak.twin), classes[labels[leak.twin]]),
-                )
-                for leak in self.leaks
-            ],
-        )
+        lines = [
+            (split, locate(number), classes[labels[number]], twin_split, locate(twin), classes[labels[twin]])
+            for number, split, twin, twin_split in self.leaks
+        ]
+        return CsvTable(header, lines)
 
 
 def digest(data: bytes) -> bytes:
@@ -91,30 +86,21 @@ def assign_splits(
     """
     leaks = find_leaks(splits, digests)
     dropped = set() if keep_leaks else {leak.number for leak in leaks}
-    kept = {number: split for number, split in splits.items() if number not in dropped}
-    train = [number for number, split in kept.items() if split == "train"]
-    kept |= hold_out_splits(train, digests, labels, fractions, seed)
-    twins = {
-        split: count_duplicates([number for number, mine in kept.items() if mine == split], digests, labels)
-        for split in SPLITS
-        if split in kept.values()
-    }
-    return SplitAssignment(kept, leaks, twins, keep_leaks)
+    assigned = {number: split for number, split in splits.items() if number not in dropped}
+    train = [number for number, split in assigned.items() if split == "train"]
+    assigned |= hold_out_splits(train, digests, labels, fractions, seed)
+    numbers = {split: [number for number, own in assigned.items() if own == split] for split in SPLITS}
+    twins = {split: count_duplicates(own, digests, labels) for split, own in numbers.items() if own}
+    return SplitAssignment(assigned, leaks, twins, keep_leaks)
 
 
 def find_leaks(splits: Mapping[int, str], digests: Sequence[bytes]) -> list[Leak]:
     """Find training samples also in validation or test, and validation samples also in test."""
-    rank = {split: place for place, split in enumerate(SPLITS)}
-    latest: dict[bytes, int] = {}
-    for number in sorted(splits):
-        holder = latest.get(digests[number])
-        if holder is None or rank[splits[number]] > rank[splits[holder]]:
-            latest[digests[number]] = number
-    return [
-        Leak(number, splits[number], latest[digests[number]], splits[latest[digests[number]]])
-        for number in sorted(splits)
-        if splits[number] != splits[latest[digests[number]]]
-    ]
+    leaks: list[Leak] = []
+    for group in group_by_digest(splits, digests).values():
+        twin = max(group, key=lambda number: SPLITS.index(splits[number]))
+        leaks += [Leak(n, splits[n], twin, splits[twin]) for n in group if splits[n] != splits[twin]]
+    return sorted(leaks)
 
 
 def hold_out_splits(
@@ -131,30 +117,30 @@ def hold_out_splits(
     duplicates.
     """
     groups = group_by_digest(numbers, digests)
-    classes: dict[int, list[bytes]] = defaultdict(list)
-    for mark in sorted(groups, key=lambda mark: hashlib.blake2b(mark, key=str(seed).encode()).digest()):
-        classes[labels[groups[mark][0]]].append(mark)
-    carved: dict[int, str] = {}
-    for marks in classes.values():
-        faces = sum(len(groups[mark]) for mark in marks)
-        free = marks[1:]
+    classes: dict[int, list[list[int]]] = defaultdict(list)
+    for content in sorted(groups, key=lambda content: hashlib.blake2b(content, key=str(seed).encode()).digest()):
+        classes[labels[groups[content][0]]].append(groups[content])
+    held_out: dict[int, str] = {}
+    for of_class in classes.values():
+        samples = sum(map(len, of_class))
+        available = of_class[1:]
         for split, fraction in fractions.items():
-            wanted = round(fraction * faces)
-            while wanted > 0 and free:
-                twins = groups[free.pop()]
-                carved |= dict.fromkeys(twins, split)
-                wanted -= len(twins)
-    return carved
+            missing = round(fraction * samples)
+            while missing > 0 and available:
+                copies = available.pop()
+                held_out |= dict.fromkeys(copies, split)
+                missing -= len(copies)
+    return held_out
 
 
 def count_duplicates(numbers: Sequence[int], digests: Sequence[bytes], labels: Sequence[int]) -> DuplicateStats:
     """Count exact copies among the given samples."""
-    groups = [twins for twins in group_by_digest(numbers, digests).values() if len(twins) > 1]
-    conflicts = [twins for twins in groups if len({labels[number] for number in twins}) > 1]
+    groups = [group for group in group_by_digest(numbers, digests).values() if len(group) > 1]
+    conflicts = [group for group in groups if len({labels[number] for number in group}) > 1]
     return DuplicateStats(len(groups), sum(map(len, groups)), len(conflicts), sum(map(len, conflicts)))
 
 
-def group_by_digest(numbers: Sequence[int], digests: Sequence[bytes]) -> dict[bytes, list[int]]:
+def group_by_digest(numbers: Iterable[int], digests: Sequence[bytes]) -> dict[bytes, list[int]]:
     groups: dict[bytes, list[int]] = defaultdict(list)
     for number in sorted(numbers):
         groups[digests[number]].append(number)

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import itertools
 import os
 import re
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -13,8 +13,9 @@ from pathlib import Path
 from typing import NamedTuple, TypeAlias
 
 from adadf_dist.console.logs import NO_PREFIX, get_logger
-from adadf_dist.data.build.builder import MAX_KEY_LENGTH, Provenance, SourceItem
+from adadf_dist.data.build.builder import MAX_KEY_LENGTH
 from adadf_dist.data.build.folder_tree import Skipped, walk_files
+from adadf_dist.data.build.source import Provenance, SourceItem
 from adadf_dist.data.build.writer import Sample
 from adadf_dist.data.jpeg import Box, InvalidImageError, to_jpeg
 from adadf_dist.errors import UserError
@@ -28,10 +29,12 @@ logger = get_logger(__name__)
 DIGEST_EDGE_BYTES = 2**16
 """Long files are compared by this many bytes at either end, so that a release of photos need not be read twice."""
 
-Facts: TypeAlias = Callable[[int], Mapping[str, object]]
-"""Annotations of an image, read when it is stored; `box` (left, top, right, bottom) may be cropped.
+ReadAnnotations: TypeAlias = Callable[[int], Mapping[str, object]]
+"""Picklable; reads the annotations of an image (`box`: left, top, right, bottom). Raises `InvalidImageError`."""
 
-Pickled into worker processes. Raises `InvalidImageError`."""
+
+def no_annotations(number: int) -> Mapping[str, object]:
+    return {}
 
 
 class ImageEntry(NamedTuple):
@@ -66,11 +69,15 @@ class SourceListing:
 
     name: str
     classes: tuple[str, ...]
-    pictures: Sequence[ImageEntry]
+    images: Sequence[ImageEntry]
     layout: str
     """Published layout that was recognized, for messages."""
     stats: Mapping[str, object] = field(default_factory=dict)
-    facts: Facts | None = None
+    annotations: ReadAnnotations = no_annotations
+
+    @property
+    def splits(self) -> set[str]:
+        return {entry.split for entry in self.images}
 
 
 @dataclass(frozen=True)
@@ -83,8 +90,8 @@ class ImageFileSource:
     splits: Mapping[int, str]
     image_bytes: int
     provenance: Provenance
-    marks: Sequence[bytes] = ()
-    """Digest of each image file."""
+    digests: Sequence[bytes]
+    """Digest of each image file; for a long one, of its ends and its modification time."""
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -94,33 +101,31 @@ class ImageFileSource:
         return [SourceItem(split, self.keys[number], number) for number, split in self.splits.items()]
 
     def describe_item(self, number: int) -> str:
-        return escape_name(self.listing.pictures[number].path)
+        return escape_name(self.listing.images[number].path)
 
     def label(self, number: int) -> int:
-        return self.listing.pictures[number].label
+        return self.listing.images[number].label
 
     def fingerprint(self, number: int) -> bytes:
-        picture = self.listing.pictures[number]
+        entry = self.listing.images[number]
         try:
-            facts: object = self.facts(number)
+            annotations: object = self.listing.annotations(number)
         except InvalidImageError as error:
-            facts = str(error)
-        return self.marks[number] + repr((picture.label, picture.votes, facts)).encode()
+            annotations = str(error)
+        return self.digests[number] + repr((entry.label, entry.votes, annotations)).encode()
 
     def load(self, number: int) -> Sample:
-        picture = self.listing.pictures[number]
-        facts = self.facts(number)
-        data, _ = read_bytes(f"{self.options.root}/{picture.path}")
-        image = to_jpeg(data, self.options.image_size, self.cut_out(facts))
-        return Sample(image, picture.label, picture.votes, None, self.describe_item(number), facts)
+        entry, annotations = self.listing.images[number], self.listing.annotations(number)
+        image = to_jpeg(self.read(number), self.options.image_size, self.box_to_store(annotations))
+        return Sample(image, entry.label, entry.votes, None, self.describe_item(number), annotations)
 
-    def facts(self, number: int) -> Mapping[str, object]:
-        """Annotations of an image besides its label. Raises `InvalidImageError`."""
-        return {} if self.listing.facts is None else self.listing.facts(number)
+    def read(self, number: int) -> bytes:
+        """Read an image file. Raises `InvalidImageError`."""
+        return read_bytes(f"{self.options.root}/{self.listing.images[number].path}")[0]
 
-    def cut_out(self, facts: Mapping[str, object]) -> Box | None:
+    def box_to_store(self, annotations: Mapping[str, object]) -> Box | None:
         """Part of the image to store; None for all of it."""
-        box, margin = facts.get("box"), self.options.margin
+        box, margin = annotations.get("box"), self.options.margin
         if margin is None or not isinstance(box, Sequence):
             return None
         left, top, right, bottom = box
@@ -130,17 +135,13 @@ class ImageFileSource:
 
 def make_image_source(listing: SourceListing, options: ImageSourceOptions) -> ImageFileSource:
     """Digest every file, drop leaks, hold out splits, create keys. Raises `UserError`."""
-    pictures, classes = listing.pictures, listing.classes
+    images, classes = listing.images, listing.classes
     check_classes(listing, options.root)
-    labels = [picture.label for picture in pictures]
-    marks, sizes = digest_all(pictures, options.root)
-    stamps = [  # the middle of a long file was not read
-        mark + modified(f"{options.root}/{picture.path}") if size > 2 * DIGEST_EDGE_BYTES else mark
-        for picture, mark, size in zip(pictures, marks, sizes, strict=True)
-    ]
-    splits = {number: picture.split for number, picture in enumerate(pictures)}
-    parting = assign_splits(splits, marks, labels, options.fractions, options.seed, options.keep_leaks)
-    leaks = parting.table(lambda number: escape_name(pictures[number].path), labels, classes)
+    labels = [entry.label for entry in images]
+    contents, sizes, times = zip(*digest_files(images, options.root), strict=True)
+    splits = {number: entry.split for number, entry in enumerate(images)}
+    assignment = assign_splits(splits, contents, labels, options.fractions, options.seed, options.keep_leaks)
+    leaks = assignment.table(lambda number: escape_name(images[number].path), labels, classes)
     provenance = Provenance(
         source=listing.name,
         options={
@@ -150,31 +151,32 @@ def make_image_source(listing: SourceListing, options: ImageSourceOptions) -> Im
             "margin": options.margin,
             "keep_leaks": options.keep_leaks,
         },
-        stats={"images": len(pictures), **listing.stats, **parting.stats()},
+        stats={"images": len(images), **listing.stats, **assignment.stats()},
         tables={"leaks.csv": leaks} if leaks.lines else {},
     )
-    most = float("inf") if options.image_size is None else options.image_size**2
-    need = round(sum(min(sizes[number], most) for number in parting.splits))
-    keys = make_keys([picture.path for picture in pictures])
-    return ImageFileSource(options, listing, keys, dict(parting.splits), need, provenance, stamps)
+    max_bytes = float("inf") if options.image_size is None else options.image_size**2
+    image_bytes = round(sum(min(sizes[number], max_bytes) for number in assignment.splits))
+    digests = [content + time for content, time in zip(contents, times, strict=True)]
+    return ImageFileSource(options, listing, make_keys(images), assignment.splits, image_bytes, provenance, digests)
 
 
-def digest_all(pictures: Sequence[ImageEntry], root: Path) -> tuple[list[bytes], list[int]]:
-    """Return the digest and size of every file. Raises `UserError` if none can be read."""
-    marks, sizes, problem, unreadable = [], [], "", 0
-    for picture in track(pictures, "finding duplicates", len(pictures)):
-        path = f"{root}/{picture.path}"
+def digest_files(images: Sequence[ImageEntry], root: Path) -> list[tuple[bytes, int, bytes]]:
+    """Return digest, size and, if only the ends are read, modification time of every file. Raises `UserError`."""
+    files, problems = [], []
+    for entry in track(images, "finding duplicates", len(images)):
+        path = f"{root}/{entry.path}"
         try:
-            ends, size = read_bytes(path, DIGEST_EDGE_BYTES)
-            mark = digest(size.to_bytes(8, "big") + ends)
+            ends, status = read_bytes(path, DIGEST_EDGE_BYTES)
         except InvalidImageError as error:  # not a duplicate; quarantined later
-            mark, size = digest(os.fsencode(path)), 0
-            problem, unreadable = problem or f"{escape_name(picture.path)} {error}", unreadable + 1
-        marks.append(mark)
-        sizes.append(size)
-    if pictures and unreadable == len(pictures):
-        raise UserError(f"{root}: none of the {unreadable:,} images can be read (first: {problem}); check --root")
-    return marks, sizes
+            files.append((digest(os.fsencode(path)), 0, b""))
+            problems.append(f"{escape_name(entry.path)} {error}")
+        else:
+            size = status.st_size
+            modified = str(status.st_mtime_ns).encode() if size > 2 * DIGEST_EDGE_BYTES else b""
+            files.append((digest(size.to_bytes(8, "big") + ends), size, modified))
+    if len(problems) == len(images):
+        raise UserError(f"{root}: none of the {len(images):,} images can be read (first: {problems[0]}); check --root")
+    return files
 
 
 def check_classes(listing: SourceListing, root: Path) -> None:
@@ -186,53 +188,45 @@ def check_classes(listing: SourceListing, root: Path) -> None:
         )
     for warning in class_name_warnings(listing.classes):
         logger.warning(f"{root}: warning: {warning}", extra=NO_PREFIX)
-    counts = Counter(picture.label for picture in listing.pictures if picture.split == "train")
+    labels = {entry.label for entry in listing.images if entry.split == "train"}
     for label, name in enumerate(listing.classes):
-        if not counts[label]:
+        if label not in labels:
             raise UserError(f"{root}: class {name} has no training images; add some or leave the class out")
 
 
-def read_bytes(path: str, limit: int | None = None) -> tuple[bytes, int]:
-    """Return a file's content and size; if longer than 2 `limit` bytes, only the first and last `limit` bytes.
+def read_bytes(path: str, limit: int | None = None) -> tuple[bytes, os.stat_result]:
+    """Return a file's content and status; if longer than 2 `limit` bytes, only the first and last `limit` bytes.
 
     Raises `InvalidImageError`, so that an unreadable file is handled like any invalid image.
     """
     try:
         with open(path, "rb") as stream:
-            size = os.fstat(stream.fileno()).st_size
-            if limit is None or size <= 2 * limit:
-                return stream.read(), size
+            status = os.fstat(stream.fileno())
+            if limit is None or status.st_size <= 2 * limit:
+                return stream.read(), status
             head = stream.read(limit)
             stream.seek(-limit, os.SEEK_END)
-            return head + stream.read(), size
+            return head + stream.read(), status
     except OSError as error:
-        raise InvalidImageError(f"cannot be read: {error.strerror}{similar_name(path)}") from None
+        raise InvalidImageError(f"cannot be read: {error.strerror}{suggest_name(path)}") from None
     except ValueError as error:  # a NUL in the path
         raise InvalidImageError(f"cannot be read: {error}") from None
 
 
-def similar_name(path: str) -> str:
-    """`; the folder has IMG.JPG`: the file probably meant, if names differ only in letter case or accents."""
+def suggest_name(path: str) -> str:
+    """Return `; the folder has IMG.JPG` if a name differs only in letter case or accents, else an empty text."""
     folder, name = os.path.split(path)
-    found = names_by_form(folder).get(plain_form(name))
+    found = index_names(folder).get(plain_form(name))
     return f"; the folder has {escape_name(found)}" if found is not None and found != name else ""
 
 
 @lru_cache(maxsize=64)
-def names_by_form(folder: str) -> Mapping[str, str]:
-    """File names in a folder by normalized form; empty if the folder is unreadable."""
+def index_names(folder: str) -> Mapping[str, str]:
+    """Map the normalized form of each file name in a folder to it; empty if the folder is unreadable."""
     try:
         return {plain_form(name): name for name in sorted(os.listdir(folder))}
     except OSError:
         return {}
-
-
-def modified(path: str) -> bytes:
-    """Modification time of a file; empty if unreadable."""
-    try:
-        return str(os.stat(path).st_mtime_ns).encode()
-    except OSError:
-        return b""
 
 
 def list_files(root: Path, below: str, skipped: Skipped) -> list[str]:
@@ -265,24 +259,22 @@ def check_relative_path(path: str, where: str, root: Path | None = None) -> str:
     return "/".join(parts)
 
 
-def make_keys(paths: Sequence[str]) -> list[str]:
-    """Make a key per path: plain characters, only the end of a long path, a number for duplicates."""
-    keys: list[str] = []
-    taken: set[str] = set()
-    for path in paths:
-        stem = re.sub(r"[^A-Za-z0-9_-]+", "-", path.rpartition(".")[0]).strip("-")[-(MAX_KEY_LENGTH - 10) :]
-        key, count = stem, 1
-        while key in taken or not key:
-            count += 1
-            key = f"{stem}-{count}"
-        taken.add(key)
-        keys.append(key)
-    return keys
+def make_keys(images: Sequence[ImageEntry]) -> list[str]:
+    """Make a key per image from its path: plain characters, only the end of a long path, a number for duplicates."""
+    keys: dict[str, ImageEntry] = {}
+    for entry in images:
+        stem = re.sub(r"[^A-Za-z0-9_-]+", "-", entry.path.rpartition(".")[0]).strip("-")[-(MAX_KEY_LENGTH - 10) :]
+        numbered = (f"{stem}-{count}" for count in itertools.count(2))
+        key = stem
+        while key in keys or not key:
+            key = next(numbered)
+        keys[key] = entry
+    return list(keys)
 
 
-def add_photo_arguments(parser: argparse._ArgumentGroup, carved: Mapping[str, str]) -> None:
-    """`carved`: for each split that may be held out from train, the default as shown in the help text."""
-    for split, default in carved.items():
+def add_image_arguments(parser: argparse._ArgumentGroup, held_out: Mapping[str, str]) -> None:
+    """Add the options of all image sources. `held_out`: split -> its default fraction, as shown in the help text."""
+    for split, default in held_out.items():
         parser.add_argument(
             f"--{split}-fraction",
             type=float,
@@ -298,22 +290,11 @@ def add_photo_arguments(parser: argparse._ArgumentGroup, carved: Mapping[str, st
     parser.add_argument("--keep-leaks", action="store_true", help="list leaks but keep them (as in published results)")
 
 
-def photo_options(
+def read_image_options(
     args: argparse.Namespace, fractions: Mapping[str, float], image_size: int | None = None, margin: float | None = None
 ) -> ImageSourceOptions:
-    """Options from the command line. `image_size` is the default. Raises `UserError`."""
+    """Return the options from the command line. `image_size` is the default. Raises `UserError`."""
     side = args.max_side if args.max_side is not None else image_size
     if side is not None and side < 16:
         raise UserError(f"--max-side {side}: must be at least 16 pixels")
     return ImageSourceOptions(args.root, fractions, side, margin, args.seed, args.keep_leaks)
-
-
-def carve_validation(args: argparse.Namespace, present: bool) -> dict[str, float]:
-    """Fraction of train to hold out for validation. Raises `UserError`."""
-    fraction = args.validation_fraction
-    if fraction is not None and present:
-        raise UserError("--validation-fraction: the source already has a validation split; remove the option")
-    if fraction is not None and not 0 <= fraction < 1:
-        raise UserError(f"--validation-fraction {fraction:g}: must be at least 0 and below 1")
-    share = 0.0 if present else 0.1 if fraction is None else fraction
-    return {"validation": share} if share else {}

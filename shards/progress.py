@@ -38,9 +38,9 @@ class Progress:
             self.bar.update(count)
         elif time.monotonic() > self.next_line:
             self.next_line = time.monotonic() + _LINE_EVERY_S
-            self._speak()
+            self._print_line()
 
-    def _speak(self) -> None:
+    def _print_line(self) -> None:
         seconds = time.monotonic() - self.started
         of = "" if self.total is None or self.done == self.total else f" of {self.total:,}"
         rate = self.done / max(seconds, 1e-9)
@@ -53,12 +53,12 @@ class Progress:
         if self.bar is not None:
             self.bar.close()
         if kind is None:
-            self._speak()
+            self._print_line()
 
 
-def track(things: Iterable[T], what: str, total: int | None = None, unit: str = "face") -> Iterator[T]:
-    """Yield the items of `things`, showing progress."""
+def track(items: Iterable[T], what: str, total: int | None = None, unit: str = "face") -> Iterator[T]:
+    """Yield the items, showing progress."""
     with Progress(what, total, unit) as progress:
-        for thing in things:
-            yield thing
+        for item in items:
+            yield item
             progress.update(1)

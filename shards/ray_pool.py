@@ -43,15 +43,15 @@ class RayPool:
             raise UserError(f"--ray {self.address}: no cluster found ({reason}); start one with ray start") from None
         try:
             remote = ray.remote(run_and_count)
-            source, order = ray.put(shared), ray.put(work)
-            places = {remote.remote(order, source, task): number for number, task in enumerate(tasks)}
-            results: dict[int, R] = {}
-            pending = list(places)
+            work_ref, shared_ref = ray.put(work), ray.put(shared)
+            refs = [remote.remote(work_ref, shared_ref, task) for task in tasks]
+            results: dict[Any, R] = {}
+            pending = refs
             while pending:
                 (ready,), pending = ray.wait(pending)
-                count, results[places[ready]] = ray.get(ready)
+                count, results[ready] = ray.get(ready)
                 on_samples(count)
-            return [results[number] for number in range(len(tasks))]
+            return [results[ref] for ref in refs]
         except ray.exceptions.RayTaskError as error:
             raise error.cause from None
         finally:

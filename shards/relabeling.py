@@ -6,8 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from adadf_dist.data.build.shard_task import SourceItem
-from adadf_dist.data.build.source import Provenance, Source
+from adadf_dist.data.build.source import Provenance, Source, SourceItem
 from adadf_dist.data.build.writer import Sample
 from adadf_dist.data.relabel import read_decisions
 from adadf_dist.errors import UserError
@@ -18,7 +17,7 @@ class RelabeledSource:
     """A `Source`. Remaining samples keep their keys, so every split keeps its stored order."""
 
     source: Source
-    kept: Sequence[SourceItem]
+    remaining: Sequence[SourceItem]
     labels: Mapping[int, int]
     """Sample number -> its new class."""
     provenance: Provenance
@@ -32,7 +31,7 @@ class RelabeledSource:
         return self.source.image_bytes
 
     def items(self) -> Sequence[SourceItem]:
-        return self.kept
+        return self.remaining
 
     def describe_item(self, number: int) -> str:
         return self.source.describe_item(number)
@@ -61,19 +60,15 @@ def relabel_source(source: Source, path: Path) -> RelabeledSource:
     decisions.check_keys(train, {item.key: item.split for item in items if item.split != "train"})
     decided = {key: number for key, number in train.items() if key in decisions.by_key}
     decisions.check_labels({key: source.label(number) for key, number in decided.items()}, source.classes)
-    by_kind = {
-        kind: {train[key]: decision for key, decision in decisions.by_key.items() if decision.kind == kind}
-        for kind in ("relabel", "drop")
-    }
-    kept = [item for item in items if item.number not in by_kind["drop"]]
-    if not any(item.split == "train" for item in kept):
+    dropped = {train[key] for key, decision in decisions.by_key.items() if decision.kind == "drop"}
+    labels = {train[key]: decision.label for key, decision in decisions.by_key.items() if decision.kind == "relabel"}
+    remaining = [item for item in items if item.number not in dropped]
+    if not any(item.split == "train" for item in remaining):
         raise UserError(f"{decisions.where}: drops every training sample; keep some")
-    made = source.provenance
-    stats = {"relabeled": len(by_kind["relabel"]), "dropped_by_decision": len(by_kind["drop"])}
+    original = source.provenance
     provenance = replace(
-        made,
-        options={**made.options, "relabel": {"file": decisions.file, "sha256": decisions.sha256}},
-        stats={**made.stats, **stats},
+        original,
+        options={**original.options, "relabel": {"file": decisions.file, "sha256": decisions.sha256}},
+        stats={**original.stats, "relabeled": len(labels), "dropped_by_decision": len(dropped)},
     )
-    labels = {number: decision.label for number, decision in by_kind["relabel"].items()}
-    return RelabeledSource(source, kept, labels, provenance)
+    return RelabeledSource(source, remaining, labels, provenance)

@@ -88,12 +88,12 @@ def verify(path: Path, workers: int) -> tuple[Manifest, list[str]]:
 
 
 def find_duplicate_keys(splits: Mapping[str, Split]) -> Iterator[str]:
-    seen: dict[str, str] = {}
+    split_of_key: dict[str, str] = {}
     for name, split in splits.items():
         for key in split.keys.tolist():
-            if key in seen:
-                yield f"{split.folder}: duplicate key {key} in {seen[key]} and {name}"
-            seen[key] = name
+            if key in split_of_key:
+                yield f"{split.folder}: duplicate key {key} in {split_of_key[key]} and {name}"
+            split_of_key[key] = name
 
 
 def check_shard(folder: Folder, task: Task, on_sample: Callable[[], object]) -> list[str]:
@@ -150,7 +150,7 @@ def check_sample(key: str, members: Sequence[Member], split: Split, row: int | N
     if [extension(member) for member in members] != ["jpg", "cls", "json"]:
         yield f"contains {', '.join(member.name for member in members)}, expected jpg, cls and json"
         return
-    image, label, facts = members
+    image, label, metadata = members
     size: tuple[int, int] | None = None
     try:
         decoded = decode(image.data)
@@ -166,28 +166,28 @@ def check_sample(key: str, members: Sequence[Member], split: Split, row: int | N
         yield f"the Parquet index has {split.keys[row]} here"
     if split.locations[row, 1:].tolist() != [image.offset, len(image.data)]:
         yield "image is not at the offset in the Parquet index"
-    known = int(split.labels[row])
-    if not label.data.isdigit() or int(label.data) != known:
-        yield f"KEY.cls is {label.data[:12]!r}, but the Parquet index has {known}"
-    yield from check_facts(facts.data, split, row, size)
+    indexed = int(split.labels[row])
+    if not label.data.isdigit() or int(label.data) != indexed:
+        yield f"KEY.cls is {label.data[:12]!r}, but the Parquet index has {indexed}"
+    yield from check_metadata(metadata.data, split, row, size)
 
 
-def check_facts(data: bytes, split: Split, row: int, size: tuple[int, int] | None) -> Iterator[str]:
+def check_metadata(data: bytes, split: Split, row: int, size: tuple[int, int] | None) -> Iterator[str]:
     """Compare KEY.json to the index and the image."""
     try:
-        facts = json.loads(data)
-        text = (facts["label"], facts["class"])
-        votes, share = facts["votes"], facts.get("distribution")
-        told_size = (facts["width"], facts["height"])
+        metadata = json.loads(data)
+        stored_class = (metadata["label"], metadata["class"])
+        votes, distribution = metadata["votes"], metadata.get("distribution")
+        stored_size = (metadata["width"], metadata["height"])
     except (ValueError, KeyError, TypeError) as error:
         yield f"KEY.json is corrupt ({type(error).__name__}: {error})"
         return
     label = int(split.labels[row])
-    if text != (label, split.classes[label]):
-        yield f"KEY.json has class {text}, but the Parquet index has {(label, split.classes[label])}"
-    if size is not None and told_size != size:
-        yield f"KEY.json has {told_size} pixels, but the image has {size}"
-    for name, value, rows in (("votes", votes, split.votes), ("distribution", share, split.distributions)):
+    if stored_class != (label, split.classes[label]):
+        yield f"KEY.json has class {stored_class}, but the Parquet index has {(label, split.classes[label])}"
+    if size is not None and stored_size != size:
+        yield f"KEY.json has {stored_size} pixels, but the image has {size}"
+    for name, value, rows in (("votes", votes, split.votes), ("distribution", distribution, split.distributions)):
         indexed = None if rows is None else rows[row]
         if value is None and (indexed is None or not indexed.any()):
             continue
@@ -205,7 +205,7 @@ def check_dali_index(path: Path, lines: Sequence[str]) -> list[str]:
     return []
 
 
-def table(manifest: Manifest) -> str:
+def format_table(manifest: Manifest) -> str:
     """Return a table of samples and bytes per split."""
     rows = [["split", "faces", "shards", "MB"]]
     for name, info in manifest.splits.items():
@@ -226,7 +226,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             print("\n".join(findings))
             print(f"{args.folder}: {plural(len(findings), 'finding')}")
             raise SystemExit(1)
-        print(table(manifest))
+        print(format_table(manifest))
         print(f"{args.folder}: OK: all checksums, labels and images match dataset.json")
 
 

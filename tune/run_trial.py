@@ -12,15 +12,11 @@ from tune.runners.execute import run_trial
 from tune.study.study import load_study
 
 
-def run_trial_by_name(study_folder: Path, name: str) -> None:
-    study = load_study(study_folder)
-    run_trial(study, study.trials.get(name).trial)
-
-
 def main(argv: Sequence[str] | None = None) -> None:
     folder, name = sys.argv[1:] if argv is None else argv
     with cli_errors("tune.run_trial", rank_from_env()):
-        run_trial_by_name(Path(folder), name)
+        study = load_study(Path(folder))
+        run_trial(study, study.trials.get(name).trial)
 
 
 if __name__ == "__main__":

@@ -73,7 +73,7 @@ def align(image: Image.Image, points: Points, size: int = 100) -> Image.Image:
     return image.transform((size, size), Image.Transform.AFFINE, data, Image.Resampling.BILINEAR)
 
 
-def centre_crop(image: Image.Image, size: int = 100) -> Image.Image:
+def center_crop(image: Image.Image, size: int = 100) -> Image.Image:
     """Return the largest central square, for an image without a detected face."""
     side = min(image.size)
     left, top = (image.width - side) // 2, (image.height - side) // 2

@@ -11,8 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from adadf_dist.console.logs import get_logger
-from adadf_dist.data.build.builder import Source
 from adadf_dist.data.build.folder_tree import is_system_name, list_entries, subfolders
+from adadf_dist.data.build.source import Source
 from adadf_dist.data.dataset import Dataset, Split, open_dataset
 from adadf_dist.data.jpeg import is_image_name
 from adadf_dist.data.manifest import MANIFEST, SPLITS
@@ -137,7 +137,7 @@ def open_fer2013(root: Path) -> Source:
 
 def has_affectnet(root: Path) -> bool:
     """Detect the releases; folders of classes could be anything, and are identified by their counts."""
-    return any(all((root / mark).exists() for mark in layout.marks) for layout in affectnet.LAYOUTS[:2])
+    return any(all((root / marker).exists() for marker in layout.markers) for layout in affectnet.LAYOUTS[:2])
 
 
 def has_rafdb(root: Path) -> bool:

@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 from adadf_dist.console.logs import get_logger
-from adadf_dist.data.build.builder import Source
 from adadf_dist.data.build.folder_tree import Skipped, check_root, subfolders
+from adadf_dist.data.build.source import Source
+from adadf_dist.data.emotions import find_label
 from adadf_dist.data.jpeg import is_image_name
 from adadf_dist.errors import UserError
 from adadf_dist.files.text import escape_name
@@ -17,15 +18,13 @@ from shards.alignment import add_align_arguments, make_source
 from shards.image_files import (
     ImageEntry,
     SourceListing,
-    add_photo_arguments,
-    carve_validation,
+    add_image_arguments,
     count_skipped,
     list_files,
-    photo_options,
+    read_image_options,
 )
 from shards.sources import affectnet_2017, affectnet_2021
-from shards.sources.emotions import find_label
-from shards.sources.splits import split_names
+from shards.sources.splits import fractions_to_hold_out, split_names
 
 logger = get_logger(__name__)
 
@@ -61,8 +60,8 @@ examples:
 class Layout(NamedTuple):
     """One layout of the dataset."""
 
-    what: str
-    marks: Sequence[str]
+    title: str
+    markers: Sequence[str]
     """Paths that all exist in the root in this layout."""
     read: Callable[[Path, Sequence[str]], SourceListing]
 
@@ -74,24 +73,22 @@ def list_folders(root: Path, classes: Sequence[str]) -> SourceListing:
     found = {split: root / name for name, split in splits.items() if split is not None}
     if "test" not in found and "validation" in found:
         found["test"] = found.pop("validation")
-    pictures, others, contempt = [], 0, 0
+    images, others, contempt = [], 0, 0
     for split, tree in found.items():
         for name in subfolders(tree, skipped):
             label = find_label(name, EXPRESSIONS)
             if label is None:
-                raise UserError(
-                    f"{escape_name(str(tree / name))}: not an AffectNet expression, by number or name; "
-                    "rename or remove it"
-                )
+                where = escape_name(str(tree / name))
+                raise UserError(f"{where}: not an AffectNet expression, by number or name; rename or remove it")
             for path in list_files(root, (tree / name).relative_to(root).as_posix(), skipped):
                 if label >= len(classes):
                     contempt += 1
                 elif is_image_name(path):
-                    pictures.append(ImageEntry(path, split, label))
+                    images.append(ImageEntry(path, split, label))
                 else:
                     others += 1
     stats = {"other_files": others, "contempt_left_out": contempt, **count_skipped(skipped)}
-    return SourceListing("affectnet", tuple(classes), pictures, "folders of classes", stats)
+    return SourceListing("affectnet", tuple(classes), images, "folders of classes", stats)
 
 
 LAYOUTS = (
@@ -105,11 +102,11 @@ def find_layout(root: Path) -> Layout:
     """Detect the layout. Raises `UserError` that lists what was expected and found."""
     check_root(root, "pass AffectNet's folder as --root")
     for layout in LAYOUTS:
-        if all((root / mark).exists() for mark in layout.marks):
+        if all((root / marker).exists() for marker in layout.markers):
             return layout
-    looked = " or ".join(" and ".join(layout.marks) for layout in LAYOUTS)
-    seen = ", ".join(sorted(entry.name for entry in root.iterdir())[:8]) or "nothing"
-    raise UserError(f"{root}: expected {looked}, found {seen}; pass the folder that contains one of them as --root")
+    expected = " or ".join(" and ".join(layout.markers) for layout in LAYOUTS)
+    found = ", ".join(sorted(entry.name for entry in root.iterdir())[:8]) or "nothing"
+    raise UserError(f"{root}: expected {expected}, found {found}; pass the folder that contains one of them as --root")
 
 
 def add_arguments(parser: argparse._ArgumentGroup) -> None:
@@ -123,7 +120,7 @@ def add_arguments(parser: argparse._ArgumentGroup) -> None:
         help="release of 2017: margin around the face box, as a fraction of its sides (default: %(default)s)",
     )
     parser.add_argument("--no-crop", action="store_true", help="release of 2017: store the uncropped photos")
-    add_photo_arguments(parser, {"validation": "0.1 where the published validation set is test"})
+    add_image_arguments(parser, {"validation": "0.1 where the published validation set is test"})
     add_align_arguments(parser)
 
 
@@ -133,11 +130,11 @@ def open_source(args: argparse.Namespace) -> Source:
     if args.align != "none" and (args.margin or args.no_crop):
         raise UserError("--margin and --no-crop are not allowed with --align, which crops the face itself")
     layout = find_layout(args.root)
-    logger.info(f"{args.root}: AffectNet, {layout.what}")
+    logger.info(f"{args.root}: AffectNet, {layout.title}")
     listing = layout.read(args.root, EXPRESSIONS[: args.classes])
-    if args.align == "landmarks" and listing.stats.get("images_without_landmarks") == len(listing.pictures) > 0:
+    if args.align == "landmarks" and listing.stats.get("images_without_landmarks") == len(listing.images) > 0:
         raise UserError(f"{args.root}: no image has landmarks (N_lnd.npy); align with --align detect")
-    fractions = carve_validation(args, any(picture.split == "validation" for picture in listing.pictures))
+    fractions = fractions_to_hold_out(args, listing.splits)
     boxed = layout is LAYOUTS[0] and not args.no_crop
-    options = photo_options(args, fractions, SIDE if boxed else None, args.margin if boxed else None)
+    options = read_image_options(args, fractions, SIDE if boxed else None, args.margin if boxed else None)
     return make_source(listing, options, args)

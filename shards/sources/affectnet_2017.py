@@ -54,8 +54,8 @@ class Row(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Facts:
-    """Annotations by image, read from the csv on demand: in memory they would take 300 MB."""
+class CsvAnnotations:
+    """Reads annotations from the csv on demand: in memory they would take 300 MB."""
 
     files: Sequence[Path]
     columns: Sequence[Sequence[str]]
@@ -87,14 +87,14 @@ class Facts:
 
 def list_release(root: Path, classes: Sequence[str]) -> SourceListing:
     """List every image with one of the expressions. Raises `UserError`."""
-    pictures: dict[str, ImageEntry] = {}
+    images: dict[str, ImageEntry] = {}
     left_out: Counter[str] = Counter()
     files: list[Path] = []
     columns: list[list[str]] = []
     separators: list[str] = []
     skipped = Skipped()
     file_of, start_of = array("b"), array("q")
-    named: set[str] = set()
+    listed: set[str] = set()
     for split, name in FILES.items():
         path = root / name
         if not path.is_file():
@@ -102,34 +102,32 @@ def list_release(root: Path, classes: Sequence[str]) -> SourceListing:
         header, separator, rows = read_rows(path)
         base = find_images(root, path, rows)
         for row in rows:
-            place = row.path if base == "." else f"{base}/{row.path}"
-            named.add(place)
+            image = row.path if base == "." else f"{base}/{row.path}"
+            listed.add(image)
             if row.expression >= len(classes):
                 left_out["contempt_left_out" if row.expression == 7 else "without_expression"] += 1
-            elif place in pictures:
-                same = pictures[place].label == row.expression
+            elif image in images:
+                same = images[image].label == row.expression
                 left_out["repeated_rows" if same else "repeated_rows_of_another_label"] += 1
             else:
-                pictures[place] = ImageEntry(place, split, row.expression)
+                images[image] = ImageEntry(image, split, row.expression)
                 file_of.append(len(files))
                 start_of.append(row.start)
         files.append(path)
         columns.append(header)
         separators.append(separator)
-    folders = {place.partition("/")[0] for place in pictures}
-    extra = sum(path not in named for folder in sorted(folders) for path in list_files(root, folder, skipped))
+    folders = {image.partition("/")[0] for image in images}
+    extra = sum(path not in listed for folder in sorted(folders) for path in list_files(root, folder, skipped))
     stats = {**left_out, "images_without_annotation": extra, **count_skipped(skipped)}
-    facts = Facts(files, columns, separators, file_of, start_of)
-    return SourceListing("affectnet", tuple(classes), list(pictures.values()), "release of 2017", stats, facts)
+    annotations = CsvAnnotations(files, columns, separators, file_of, start_of)
+    return SourceListing("affectnet", tuple(classes), list(images.values()), "release of 2017", stats, annotations)
 
 
 def read_rows(path: Path) -> tuple[list[str], str, list[Row]]:
     """Return the header, the separator and every line. Raises `UserError`."""
     with open_bytes(path) as stream:
         header, separator = read_header(path, stream)
-        place = header.index("subDirectory_filePath"), header.index("expression")
-        found = parse_rows(path, stream, (len(header), separator), place)
-        rows = list(track(found, f"reading {path.name}", unit="row"))
+        rows = list(track(parse_rows(path, stream, header, separator), f"reading {path.name}", unit="row"))
     if not rows:
         raise UserError(f"{path}: no lines after the header; re-download the file")
     return header, separator, rows
@@ -159,25 +157,25 @@ def split_cells(line: str, separator: str) -> list[str]:
     return [cell.strip() for cell in next(csv.reader([line], delimiter=separator), [])]
 
 
-def parse_rows(path: Path, lines: io.BufferedReader, form: tuple[int, str], place: tuple[int, int]) -> Iterator[Row]:
-    """Parse lines. `form`: number of columns and separator; `place`: column indices of path and expression."""
-    width, separator = form
-    start = lines.tell()
+def parse_rows(path: Path, lines: io.BufferedReader, header: Sequence[str], separator: str) -> Iterator[Row]:
+    """Parse the lines after the header. Raises `UserError`."""
+    path_column, expression_column = header.index("subDirectory_filePath"), header.index("expression")
+    end = lines.tell()
     for number, line in enumerate(iter(lines.readline, b""), start=2):
-        where, begun = f"{path} line {number}", start
-        start += len(line)
+        where, start = f"{path} line {number}", end
+        end += len(line)
         if not line.strip():
             continue
         try:
             cells = split_cells(line.decode("utf-8"), separator)
         except (UnicodeDecodeError, csv.Error) as error:
             raise UserError(f"{where}: not a UTF-8 CSV file ({error}); re-download the file") from None
-        if len(cells) != width:
-            raise UserError(f"{where}: {len(cells)} cells, expected {width} columns")
-        name, expression = cells[place[0]], parse_whole(cells[place[1]])
+        if len(cells) != len(header):
+            raise UserError(f"{where}: {len(cells)} cells, expected {len(header)} columns")
+        expression = parse_whole(cells[expression_column])
         if expression is None or not 0 <= expression < EXPRESSIONS:
-            raise UserError(f"{where}: expression {cells[place[1]]!r}; must be 0 to {EXPRESSIONS - 1}")
-        yield Row(check_relative_path(name, where), expression, begun)
+            raise UserError(f"{where}: expression {cells[expression_column]!r}; must be 0 to {EXPRESSIONS - 1}")
+        yield Row(check_relative_path(cells[path_column], where), expression, start)
 
 
 def find_images(root: Path, file: Path, rows: Sequence[Row]) -> str:
@@ -185,5 +183,5 @@ def find_images(root: Path, file: Path, rows: Sequence[Row]) -> str:
     for base in IMAGES:
         if any((root / base / row.path).is_file() for row in rows[:NUM_PATHS_CHECKED]):
             return base
-    looked = ", ".join(str(root / base) for base in IMAGES)
-    raise UserError(f"{file}: none of {rows[0].path} and the next {NUM_PATHS_CHECKED} paths found in {looked}")
+    folders = ", ".join(str(root / base) for base in IMAGES)
+    raise UserError(f"{file}: none of {rows[0].path} and the next {NUM_PATHS_CHECKED} paths found in {folders}")

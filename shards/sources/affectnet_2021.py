@@ -18,59 +18,59 @@ FOLDERS = {"train": "train_set", "test": "val_set"}
 
 
 @dataclass(frozen=True)
-class Facts:
-    """Annotations by image, as far as their files exist. Only `--align landmarks` needs landmarks."""
+class NpyAnnotations:
+    """Reads annotations, as far as their files exist. Only `--align landmarks` needs landmarks."""
 
     root: Path
-    pictures: Sequence[ImageEntry]
+    entries: Sequence[ImageEntry]
 
     def __call__(self, number: int) -> Mapping[str, object]:
-        folder, _, file = self.pictures[number].path.partition("/images/")
+        folder, _, file = self.entries[number].path.partition("/images/")
         stem = self.root / folder / "annotations" / file.rpartition(".")[0]
-        facts: dict[str, object] = {}
+        found: dict[str, object] = {}
         if (landmarks := Path(f"{stem}_lnd.npy")).exists():
             points = read_numbers(landmarks)
             if points.size % 2:
                 raise InvalidImageError(f"annotation {landmarks.name} has {points.size} numbers, not pairs")
-            facts["landmarks"] = points.reshape(-1, 2).tolist()
+            found["landmarks"] = points.reshape(-1, 2).tolist()
         for name, ending in (("valence", "val"), ("arousal", "aro")):
             if (annotation := Path(f"{stem}_{ending}.npy")).exists():
-                facts[name] = float(read_numbers(annotation)[0])
-        return facts
+                found[name] = float(read_numbers(annotation)[0])
+        return found
 
 
 def list_release(root: Path, classes: Sequence[str]) -> SourceListing:
     """List every image with one of the expressions. Raises `UserError`."""
-    pictures, contempt, orphans, unread, without = [], 0, 0, 0, 0
+    entries, contempt, without_label, without_image, without_landmarks = [], 0, 0, 0, 0
     skipped = Skipped()
     for split, folder in FOLDERS.items():
         images, annotations = root / folder / "images", root / folder / "annotations"
-        for needed in (images, annotations):
-            if not needed.is_dir():
-                raise UserError(f"{needed}: no such folder, but AffectNet's release of 2021 has it")
+        for required in (images, annotations):
+            if not required.is_dir():
+                raise UserError(f"{required}: no such folder, but AffectNet's release of 2021 has it")
         files = file_names(images, skipped)
-        notes = {entry.name for entry in list_entries(annotations)}
+        annotated = {entry.name for entry in list_entries(annotations)}
         for name in track(files, f"reading the labels of {folder}", len(files)):
             stem = name.rpartition(".")[0]
-            if not is_image_name(name) or f"{stem}_exp.npy" not in notes:
-                orphans += 1
+            if not is_image_name(name) or f"{stem}_exp.npy" not in annotated:
+                without_label += 1
                 continue
             label = read_expression(annotations / f"{stem}_exp.npy")
             if label >= len(classes):
                 contempt += 1
             else:
-                pictures.append(ImageEntry(f"{folder}/images/{name}", split, label))
-                without += f"{stem}_lnd.npy" not in notes
+                entries.append(ImageEntry(f"{folder}/images/{name}", split, label))
+                without_landmarks += f"{stem}_lnd.npy" not in annotated
         stems = {name.rpartition(".")[0] for name in files}
-        unread += sum(n.endswith("_exp.npy") and n.removesuffix("_exp.npy") not in stems for n in notes)
+        without_image += sum(n.endswith("_exp.npy") and n.removesuffix("_exp.npy") not in stems for n in annotated)
     stats = {
         "contempt_left_out": contempt,
-        "images_without_annotation": orphans,
-        "annotations_without_image": unread,
-        **({"images_without_landmarks": without} if without else {}),
+        "images_without_annotation": without_label,
+        "annotations_without_image": without_image,
+        **({"images_without_landmarks": without_landmarks} if without_landmarks else {}),
         **count_skipped(skipped),
     }
-    return SourceListing("affectnet", tuple(classes), pictures, "release of 2021", stats, Facts(root, pictures))
+    return SourceListing("affectnet", tuple(classes), entries, "release of 2021", stats, NpyAnnotations(root, entries))
 
 
 def read_expression(path: Path) -> int:

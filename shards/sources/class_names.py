@@ -8,8 +8,8 @@ import unicodedata
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 
+from adadf_dist.data.emotions import SYNONYMS
 from adadf_dist.files.csv_tables import parse_number, parse_whole
-from shards.sources.emotions import SYNONYMS
 
 MISSING = ("nan", "null", "none", "n/a", "na", "#n/a", "<na>")
 """Spellings of an empty cell."""

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from adadf_dist.console.logs import NO_PREFIX, get_logger
-from adadf_dist.data.build.builder import Source
 from adadf_dist.data.build.folder_tree import check_root
+from adadf_dist.data.build.source import Source
 from adadf_dist.data.manifest import SPLITS
 from adadf_dist.errors import UserError
 from adadf_dist.files.csv_tables import Row, find_class, open_table, parse_whole, read_votes
@@ -19,12 +19,11 @@ from shards.alignment import add_align_arguments, make_source
 from shards.image_files import (
     ImageEntry,
     SourceListing,
-    add_photo_arguments,
+    add_image_arguments,
     check_relative_path,
-    photo_options,
+    read_image_options,
 )
-from shards.sources.folder import wanted_fractions
-from shards.sources.splits import split_names
+from shards.sources.splits import fractions_to_hold_out, split_names
 
 logger = get_logger(__name__)
 
@@ -65,18 +64,18 @@ def list_csv(
     lines, voted = read_lines(path, path.parent if root is None else root)
     if not first_label:
         check_first_label(path, [line.label for line in lines], (*(classes or ()), *voted))
-    names = tuple(classes or voted or class_names(lines, first_label))
+    names = tuple(classes or voted or derive_classes(lines, first_label))
     if voted and sorted(voted) != sorted(names):
         raise UserError(f"{path}: votes of {', '.join(voted)}, but the classes are {', '.join(names)}")
     order = [voted.index(name) for name in names] if voted else []
-    pictures: dict[str, ImageEntry] = {}
+    images: dict[str, ImageEntry] = {}
     for line in lines:
-        if line.path in pictures:
+        if line.path in images:
             raise UserError(f"{line.where}: {escape_name(line.path)} is listed twice; keep one line")
-        label = label_of(line, names, first_label)
+        label = find_label(line, names, first_label)
         votes = None if line.votes is None else tuple(line.votes[column] for column in order)
-        pictures[line.path] = ImageEntry(line.path, line.split, label, votes)
-    return SourceListing("csv", names, list(pictures.values()), f"list {escape_name(path.name)}")
+        images[line.path] = ImageEntry(line.path, line.split, label, votes)
+    return SourceListing("csv", names, list(images.values()), f"list {escape_name(path.name)}")
 
 
 def read_lines(path: Path, root: Path) -> tuple[list[Line], list[str]]:
@@ -85,18 +84,19 @@ def read_lines(path: Path, root: Path) -> tuple[list[Line], list[str]]:
         table = open_table(text, located(path), ("path", "label"), ("split",))
         if note := table.note():
             logger.info(f"note: {note}")
-        columns = vote_columns(table.header, located(path))
-        unread = [name for name in table.header if name and name not in (*COLUMNS, *columns)]
-        words: dict[str, set[str]] = {name: set() for name in unread}
+        columns = find_vote_columns(table.header, located(path))
+        ignored: dict[str, set[str]] = {
+            name: set() for name in table.header if name and name not in (*COLUMNS, *columns)
+        }
         found = []
         for row, cells in table.records():
             found.append(read_line(row, cells, list(columns), root))
-            for name, seen in words.items():
-                if len(seen) <= len(SPLITS):
-                    seen.add(cells[name])
+            for name, values in ignored.items():
+                if len(values) <= len(SPLITS):
+                    values.add(cells[name])
     if not found:
         raise UserError(f"{path}: no lines after the header")
-    check_unread(words, path, "split" in table.header)
+    check_ignored_columns(ignored, path, "split" in table.header)
     splits = split_names({split for _, split in found})
     for line, word in found:
         if splits[word] is None:
@@ -104,7 +104,7 @@ def read_lines(path: Path, root: Path) -> tuple[list[Line], list[str]]:
     return [line._replace(split=splits[word] or "train") for line, word in found], list(columns.values())
 
 
-def vote_columns(header: Sequence[str], where: str) -> dict[str, str]:
+def find_vote_columns(header: Sequence[str], where: str) -> dict[str, str]:
     """Map vote columns, in any letter case, to their class. Raises `UserError`."""
     found = {name: name[len(VOTES) :].strip() for name in header if name.lower().startswith(VOTES)}
     for name, of_class in found.items():
@@ -117,16 +117,16 @@ def vote_columns(header: Sequence[str], where: str) -> dict[str, str]:
     return found
 
 
-def check_unread(words: Mapping[str, set[str]], path: Path, has_split: bool) -> None:
-    """Report ignored columns; `words` are their values. Raises `UserError` if one contains the splits."""
-    for name, seen in words.items():
-        if not has_split and len(seen) > 1 and all(split_names(seen).values()):
+def check_ignored_columns(columns: Mapping[str, set[str]], path: Path, has_split: bool) -> None:
+    """Report ignored columns; `columns`: name -> values. Raises `UserError` if one contains the splits."""
+    for name, values in columns.items():
+        if not has_split and len(values) > 1 and all(split_names(values).values()):
             raise UserError(
-                f"{path}: column {name} contains {', '.join(sorted(seen))}; if these are the splits, name it split, "
+                f"{path}: column {name} contains {', '.join(sorted(values))}; if these are the splits, name it split, "
                 "else remove it"
             )
-    if words:
-        logger.info(f"note: {path}: columns not read: {', '.join(map(escape_name, words))}")
+    if columns:
+        logger.info(f"note: {path}: columns not read: {', '.join(map(escape_name, columns))}")
 
 
 def check_class_name(name: str, where: str) -> None:
@@ -135,17 +135,17 @@ def check_class_name(name: str, where: str) -> None:
         raise UserError(f"{where}: class name {name!r} has control characters; remove them")
 
 
-def read_line(row: Row, cells: Mapping[str, str], voted: Sequence[str], root: Path) -> tuple[Line, str]:
+def read_line(row: Row, cells: Mapping[str, str], vote_columns: Sequence[str], root: Path) -> tuple[Line, str]:
     """Parse a row; also return its split word, which is resolved after all rows are read. Raises `UserError`."""
     if not cells["label"]:
         raise UserError(f"{row.where}: empty label; fill it in or remove the line")
     check_class_name(cells["label"], row.where)
-    votes = read_votes([cells[name] for name in voted], row.where)
+    votes = read_votes([cells[name] for name in vote_columns], row.where)
     path = check_relative_path(cells["path"], row.where, root)
     return Line(row.where, path, cells["label"], "", votes if any(votes) else None), cells.get("split", "train")
 
 
-def label_of(line: Line, names: Sequence[str], first_label: int) -> int:
+def find_label(line: Line, names: Sequence[str], first_label: int) -> int:
     """Return a row's class, by name or number. Raises `UserError`."""
     label = find_class(line.label, names)
     if label is not None:
@@ -166,7 +166,7 @@ def check_first_label(path: Path, labels: Sequence[str], names: Sequence[str]) -
         )
 
 
-def class_names(lines: Sequence[Line], first_label: int) -> list[str]:
+def derive_classes(lines: Sequence[Line], first_label: int) -> list[str]:
     """Derive class names from the labels, sorted, if nothing else defines them. Raises `UserError`."""
     numbers = [parse_whole(line.label) for line in lines]
     known = [number for number in numbers if number is not None]
@@ -190,7 +190,7 @@ def add_arguments(parser: argparse._ArgumentGroup, csv_option: bool = True) -> N
     parser.add_argument(
         "--first-label", type=int, choices=(0, 1), default=0, help="number of the first class (default: %(default)s)"
     )
-    add_photo_arguments(parser, {"validation": "0.1 where the list has none", "test": "none"})
+    add_image_arguments(parser, {"validation": "0.1 where the list has none", "test": "none"})
     add_align_arguments(parser)
 
 
@@ -201,5 +201,4 @@ def open_source(args: argparse.Namespace) -> Source:
     if classes and (not all(classes) or len(set(classes)) < len(classes)):
         raise UserError(f"--classes {args.classes}: class names must be unique and not empty")
     listing = list_csv(args.csv, classes, args.root, args.first_label)
-    present = sorted({picture.split for picture in listing.pictures})
-    return make_source(listing, photo_options(args, wanted_fractions(args, present)), args)
+    return make_source(listing, read_image_options(args, fractions_to_hold_out(args, listing.splits)), args)

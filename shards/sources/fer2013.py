@@ -12,7 +12,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from adadf_dist.data.build.builder import Provenance, SourceItem
+from adadf_dist.data.build.source import Provenance, SourceItem
 from adadf_dist.data.build.writer import Sample
 from adadf_dist.data.jpeg import encode
 from adadf_dist.errors import UserError
@@ -44,7 +44,7 @@ FERPLUS = VOTE_COLUMNS[:8]
 _QUALITY = 100  # raw pixels: quality 100 keeps them within a level or two, for 700 bytes per face more than 95
 _FER_NAMES = {"anger": "angry", "happiness": "happy", "sadness": "sad"}
 FER_COLUMNS = tuple(
-    next(place for place, name in enumerate(FERPLUS) if _FER_NAMES.get(name, name) == emotion) for emotion in EMOTIONS
+    next(column for column, name in enumerate(FERPLUS) if _FER_NAMES.get(name, name) == emotion) for emotion in EMOTIONS
 )
 """FER+ column of each FER2013 emotion."""
 
@@ -85,16 +85,15 @@ class Fer2013:
         return int(self.faces.pixels[0].size) * len(self.splits)
 
     def describe_item(self, number: int) -> str:
-        return describe_item(self.faces, number)
+        return self.faces.describe_row(number)
 
     def label(self, number: int) -> int:
         return int(self.labels[number])
 
     def fingerprint(self, number: int) -> bytes:
         votes = None if self.all_votes is None else self.all_votes[number].tolist()
-        known = [self.faces.usages[number], int(self.faces.emotions[number]), int(self.labels[number]), votes]
-        pixels: bytes = self.faces.pixels[number].tobytes()
-        return json.dumps(known).encode() + pixels
+        row = [self.faces.usages[number], int(self.faces.emotions[number]), int(self.labels[number]), votes]
+        return json.dumps(row).encode() + bytes(self.faces.pixels[number].tobytes())
 
     def load(self, number: int) -> Sample:
         details: dict[str, object] = {
@@ -116,59 +115,51 @@ class Fer2013:
         )
 
 
-def describe_item(faces: Faces, number: int) -> str:
-    return f"{faces.file} row {number}"
-
-
 def read_fer2013(options: Fer2013Options) -> Fer2013:
     """Read both files, determine labels and splits, drop leaks. Raises `UserError`."""
     faces = read_faces(options.csv)
     if not len(faces.emotions):
         raise UserError(f"{options.csv}: no faces in it; re-download the file")
     votes = None if options.ferplus is None else read_votes(options.ferplus, faces)
-    splits = published_splits(faces)
+    splits = read_splits(faces)
     stats: dict[str, object] = {}
     labels, classes, columns = faces.emotions, tuple(EMOTIONS), FER_COLUMNS
     if options.labels == "ferplus":
         if votes is None:
             raise UserError(f"--labels ferplus needs {VOTES_NAME} next to {options.csv}, or --ferplus FILE")
         labels, classes, columns = votes[:, :8].argmax(axis=1), FERPLUS, tuple(range(8))
-        without = np.flatnonzero(votes[:, :8].sum(axis=1) == 0).tolist()
-        splits = {number: split for number, split in splits.items() if number not in set(without)}
+        without = set(np.flatnonzero(votes[:, :8].sum(axis=1) == 0).tolist())
+        splits = {number: split for number, split in splits.items() if number not in without}
         stats = {"dropped_without_votes": len(without), "tied_votes": count_ties(votes[list(splits), :8])}
-    carved = {} if "validation" in splits.values() else {"validation": options.validation_fraction}
-    parting = assign_splits(
+    fractions = {} if "validation" in splits.values() else {"validation": options.validation_fraction}
+    assignment = assign_splits(
         splits,
         [digest(pixels.tobytes()) for pixels in faces.pixels],
         labels.tolist(),
-        carved,
+        fractions,
         options.seed,
         options.keep_leaks,
     )
-    leaks = parting.table(lambda number: describe_item(faces, number), labels.tolist(), classes)
+    leaks = assignment.table(faces.describe_row, labels.tolist(), classes)
     provenance = Provenance(
         source="fer2013",
         options={
             "csv": escape_name(options.csv.name),
             "ferplus": None if options.ferplus is None else escape_name(options.ferplus.name),
             "labels": options.labels,
-            "validation_fraction": carved.get("validation"),
+            "validation_fraction": fractions.get("validation"),
             "keep_leaks": options.keep_leaks,
         },
-        stats={"rows": len(labels), **stats, **parting.stats()},
+        stats={"rows": len(labels), **stats, **assignment.stats()},
         tables={"leaks.csv": leaks} if leaks.lines else {},
     )
-    return Fer2013(faces, votes, classes, labels, columns, dict(parting.splits), provenance)
+    return Fer2013(faces, votes, classes, labels, columns, dict(assignment.splits), provenance)
 
 
-def published_splits(faces: Faces) -> dict[int, str]:
-    """Row -> split, from the csv's Usage column."""
+def read_splits(faces: Faces) -> dict[int, str]:
+    """Return row -> split, from the csv's Usage column."""
     with_private = "PrivateTest" in faces.usages
-    names = {
-        "Training": "train",
-        "PublicTest": "validation" if with_private else "test",
-        "PrivateTest": "test",
-    }
+    names = {"Training": "train", "PublicTest": "validation" if with_private else "test", "PrivateTest": "test"}
     return {number: names[usage] for number, usage in enumerate(faces.usages)}
 
 

@@ -45,6 +45,9 @@ class Faces:
     """[N], ids 0 to 6."""
     usages: tuple[str, ...]
 
+    def describe_row(self, number: int) -> str:
+        return f"{self.file} row {number}"
+
 
 def find_csv(root: Path) -> Path:
     """Find FER2013's csv in a folder. Raises `UserError` if there is none or more than one."""
@@ -54,15 +57,15 @@ def find_csv(root: Path) -> Path:
         raise UserError(f"{root}: contains {' and '.join(path.name for path in found)}; pass one as --csv")
     if found:
         return found[0]
-    seen = [entry.name for entry in list_entries(root)]
-    archives = [name for name in seen if is_archive(name)]
+    existing = [entry.name for entry in list_entries(root)]
+    archives = [name for name in existing if is_archive(name)]
     below = [f"{name}/{file}" for name in subfolders(root) for file in CSV_NAMES if (root / name / file).is_file()]
     if below:
         raise UserError(f"{root}: the csv is in the subfolder {below[0]}; pass --root {(root / below[0]).parent}")
     if archives:
         raise UserError(f"{root}: {archives[0]} is an archive; unpack it and pass fer2013.csv's folder as --root")
     raise UserError(
-        f"{root}: expected {', '.join(CSV_NAMES)}, found {', '.join(seen[:8]) or 'an empty folder'}; use --csv FILE"
+        f"{root}: expected {', '.join(CSV_NAMES)}, found {', '.join(existing[:8]) or 'an empty folder'}; use --csv FILE"
     )
 
 

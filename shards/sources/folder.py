@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from pathlib import Path
 
 from adadf_dist.console.logs import NO_PREFIX, get_logger
-from adadf_dist.data.build.builder import Source
 from adadf_dist.data.build.folder_tree import Skipped, check_root, is_archive, list_entries, readable_name, subfolders
+from adadf_dist.data.build.source import Source
 from adadf_dist.data.jpeg import FORMATS, is_image_name
 from adadf_dist.errors import UserError
 from adadf_dist.files.text import escape_name, native_name, plain_form
@@ -16,12 +16,12 @@ from shards.alignment import add_align_arguments, make_source
 from shards.image_files import (
     ImageEntry,
     SourceListing,
-    add_photo_arguments,
+    add_image_arguments,
     count_skipped,
     list_files,
-    photo_options,
+    read_image_options,
 )
-from shards.sources.splits import check_class_folders, count_images, split_names
+from shards.sources.splits import check_class_folders, count_images, fractions_to_hold_out, split_names
 
 logger = get_logger(__name__)
 
@@ -50,22 +50,24 @@ def list_folder(root: Path) -> SourceListing:
     skipped = Skipped()
     trees = find_splits(root, skipped)
     classes = find_classes(trees, skipped)
-    pictures, others = [], 0
+    images, others = [], 0
     for split, tree in trees.items():
         for label, name in enumerate(classes):
             folder = tree / native_name(name)
             for path in list_files(root, folder.relative_to(root).as_posix(), skipped) if folder.is_dir() else []:
                 if is_image_name(path):
-                    pictures.append(ImageEntry(path, split, label))
+                    images.append(ImageEntry(path, split, label))
                 else:
                     others += 1
     layout = "class folders below split folders" if root not in trees.values() else "class folders"
     outside = sum(count_images(folder) for folder in {root, *trees.values()})
     warn_of_archives({root, *trees.values()})
-    stats: dict[str, object] = {"other_files": others}
-    if outside:
-        stats["images_outside_class_folders"] = outside
-    return SourceListing("folder", classes, pictures, layout, {**stats, **count_skipped(skipped)})
+    stats = {
+        "other_files": others,
+        **({"images_outside_class_folders": outside} if outside else {}),
+        **count_skipped(skipped),
+    }
+    return SourceListing("folder", classes, images, layout, stats)
 
 
 def find_splits(root: Path, skipped: Skipped | None = None) -> dict[str, Path]:
@@ -128,30 +130,14 @@ def has_list(folder: Path) -> bool:
     return any(entry.name.lower().endswith(".csv") for entry in list_entries(folder))
 
 
-def wanted_fractions(args: argparse.Namespace, present: Sequence[str]) -> dict[str, float]:
-    """Fractions to hold out from train. Raises `UserError`."""
-    asked = {"test": args.test_fraction, "validation": args.validation_fraction}
-    for split, fraction in asked.items():
-        if fraction is not None and split in present:
-            raise UserError(f"--{split}-fraction: {args.root} already has that split; remove the option")
-        if fraction is not None and not 0 <= fraction < 1:
-            raise UserError(f"--{split}-fraction {fraction:g}: must be at least 0 and below 1")
-    if args.validation_fraction is None and "validation" not in present:
-        asked["validation"] = 0.1
-    fractions = {split: fraction for split, fraction in asked.items() if fraction}
-    if sum(fractions.values()) >= 1:
-        raise UserError("--validation-fraction and --test-fraction leave no training images; lower them")
-    return fractions
-
-
 def add_arguments(parser: argparse._ArgumentGroup) -> None:
     parser.add_argument(
         "--root", type=Path, required=True, metavar="DIR", help="folder with the class or split folders"
     )
-    add_photo_arguments(parser, {"validation": "0.1 if there is no such folder", "test": "none"})
+    add_image_arguments(parser, {"validation": "0.1 if there is no such folder", "test": "none"})
     add_align_arguments(parser)
 
 
 def open_source(args: argparse.Namespace) -> Source:
-    options = photo_options(args, wanted_fractions(args, list(find_splits(args.root))))
+    options = read_image_options(args, fractions_to_hold_out(args, find_splits(args.root)))
     return make_source(list_folder(args.root), options, args)

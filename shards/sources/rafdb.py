@@ -8,8 +8,9 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from adadf_dist.data.build.builder import Source
 from adadf_dist.data.build.folder_tree import Skipped, check_root
+from adadf_dist.data.build.source import Source
+from adadf_dist.data.emotions import find_label
 from adadf_dist.data.jpeg import InvalidImageError
 from adadf_dist.errors import UserError
 from adadf_dist.files.csv_tables import Row, parse_number, parse_whole, read_list, read_number
@@ -18,15 +19,14 @@ from shards.alignment import add_align_arguments, make_source
 from shards.image_files import (
     ImageEntry,
     SourceListing,
-    add_photo_arguments,
-    carve_validation,
+    add_image_arguments,
     check_relative_path,
     count_skipped,
     list_files,
-    photo_options,
     read_bytes,
+    read_image_options,
 )
-from shards.sources.emotions import find_label
+from shards.sources.splits import fractions_to_hold_out
 
 CLASSES = ("surprise", "fear", "disgust", "happiness", "sadness", "anger", "neutral")
 """In label order; labels start at 1."""
@@ -72,69 +72,69 @@ def list_rafdb(root: Path, images: str) -> SourceListing:
     if not (root / below).is_dir():
         raise UserError(f"{root / below}: no such folder, but --images {images} reads images from it")
     skipped = Skipped()
-    there = {path.rpartition("/")[2] for path in list_files(root, below, skipped)}
-    pictures: dict[str, ImageEntry] = {}
+    existing = {path.rpartition("/")[2] for path in list_files(root, below, skipped)}
+    entries: dict[str, ImageEntry] = {}
     for name, label, where in read_labels(base / LABELS):
-        file = file_of(name, images, there)
-        stem = stem_of(name)
-        if stem in pictures:
+        stem = find_stem(name)
+        if stem in entries:
             raise UserError(f"{where}: {name} is listed twice; keep one line")
-        pictures[stem] = ImageEntry(f"{below}/{file}".removeprefix("./"), split_of(name, where), label)
+        path = f"{below}/{find_file(name, images, existing)}".removeprefix("./")
+        entries[stem] = ImageEntry(path, find_split(name, where), label)
     if (base / VOTES).is_file():
-        for stem, votes in read_votes(base / VOTES, pictures).items():
-            pictures[stem] = pictures[stem]._replace(votes=votes if any(votes) else None)
-    extra = there - {picture.path.rpartition("/")[2] for picture in pictures.values()}
+        for stem, votes in read_votes(base / VOTES, entries).items():
+            entries[stem] = entries[stem]._replace(votes=votes if any(votes) else None)
+    extra = existing - {entry.path.rpartition("/")[2] for entry in entries.values()}
     stats = {
         **count_skipped(skipped),
         "images_without_label": len(extra),
-        "faces_with_votes": sum(p.votes is not None for p in pictures.values()),
+        "faces_with_votes": sum(entry.votes is not None for entry in entries.values()),
     }
-    listed = list(pictures.values())
-    facts = Facts(base, listed, images == "original")
-    return SourceListing("rafdb", CLASSES, listed, f"single-label part, {images} images", stats, facts)
+    listed = list(entries.values())
+    annotations = TextAnnotations(base, listed, images == "original")
+    return SourceListing("rafdb", CLASSES, listed, f"single-label part, {images} images", stats, annotations)
 
 
-def stem_of(name: str) -> str:
-    """Image name as used by labels and votes: without extension and `_aligned`, which lists may contain."""
+def find_stem(name: str) -> str:
+    """Return an image name as used by labels and votes: without extension and `_aligned`, which lists may contain."""
     stem, dot, extension = name.rpartition(".")
     if not dot or not extension.isalpha():  # some vote lists have no extension
         stem = name
     return stem.removesuffix("_aligned")
 
 
-def file_of(name: str, images: str, there: Collection[str]) -> str:
+def find_file(name: str, images: str, existing: Collection[str]) -> str:
     """Find the file of a listed name: aligned images end in `_aligned`, even if the list omits it."""
     extension = name.rpartition(".")[2]
-    plain, aligned = f"{stem_of(name)}.{extension}", f"{stem_of(name)}_aligned.{extension}"
+    plain, aligned = f"{find_stem(name)}.{extension}", f"{find_stem(name)}_aligned.{extension}"
     wanted, other = (aligned, plain) if images == "aligned" else (plain, aligned)
-    return other if images == "aligned" and other in there and wanted not in there else wanted
+    return other if images == "aligned" and other in existing and wanted not in existing else wanted
 
 
 @dataclass(frozen=True)
-class Facts:
-    """Annotations of a face; landmarks and box, in pixels of the original photo, only for original images."""
+class TextAnnotations:
+    """Reads annotations of a face; landmarks and box, in pixels of the original photo, only for original images."""
 
     base: Path
-    pictures: Sequence[ImageEntry]
+    entries: Sequence[ImageEntry]
     original: bool
 
     def __call__(self, number: int) -> Mapping[str, object]:
-        stem = self.pictures[number].path.rpartition("/")[2].rpartition(".")[0]
+        stem = self.entries[number].path.rpartition("/")[2].rpartition(".")[0]
         if not self.original:
             return read_person(self.base / POINTS / f"{stem.removesuffix('_aligned')}_manu_attri.txt")
         attributes = self.base / POINTS / f"{stem}_manu_attri.txt"
-        facts = read_person(attributes)
+        found = read_person(attributes)
         points = read_annotation(attributes, 10)
         if points is not None:
-            facts["landmarks"] = [points[first : first + 2] for first in range(0, 10, 2)]
+            found["landmarks"] = [points[first : first + 2] for first in range(0, 10, 2)]
         box = read_annotation(self.base / BOXES / f"{stem}_boundingbox.txt", 4)
         if box is not None:
-            facts["box"] = box
-        return facts
+            found["box"] = box
+        return found
 
 
 def read_person(path: Path) -> dict[str, object]:
-    """Gender, race and age in the words of `PEOPLE`; missing or unknown codes are omitted."""
+    """Return gender, race and age in the words of `PEOPLE`; missing or unknown codes are omitted."""
     if not path.is_file():
         return {}
     codes = read_bytes(str(path))[0].decode(errors="replace").split()[10:13]
@@ -146,7 +146,11 @@ def read_annotation(path: Path, count: int) -> list[float] | None:
     """Return the first `count` numbers of a file; None if it does not exist. Raises `InvalidImageError`."""
     if not path.is_file():
         return None
-    values = numbers(read_bytes(str(path))[0].decode(errors="replace").split()[:count])
+    words = read_bytes(str(path))[0].decode(errors="replace").split()[:count]
+    try:
+        values = [float(word) for word in words]
+    except ValueError:
+        values = []
     if len(values) != count or not all(map(math.isfinite, values)):
         raise InvalidImageError(f"annotation {path.name} does not start with {count} numbers")
     return values
@@ -158,14 +162,14 @@ def find_base(root: Path) -> Path:
     for base in (root, root / "basic"):
         if (base / LABELS).is_file():
             return base
-    seen = ", ".join(sorted(entry.name for entry in root.iterdir())[:8]) or "nothing"
-    raise UserError(f"{root}: expected {LABELS} in it or in basic/, found {seen}; pass RAF-DB's folder as --root")
+    found = ", ".join(sorted(entry.name for entry in root.iterdir())[:8]) or "nothing"
+    raise UserError(f"{root}: expected {LABELS} in it or in basic/, found {found}; pass RAF-DB's folder as --root")
 
 
 def read_labels(path: Path) -> list[tuple[str, int, str]]:
     """Return (file name, label from 0, location in the file) per line. Raises `UserError`."""
     rows = []
-    for row in read_rows_of(path):
+    for row in read_rows(path):
         if len(row.cells) != 2 or "." not in row.cells[0]:
             raise UserError(f"{row.where}: {' '.join(row.cells)[:60]!r} is not `name label`, as in `train_00001.jpg 5`")
         name, label = row.cells[0], parse_whole(row.cells[1])
@@ -178,13 +182,13 @@ def read_labels(path: Path) -> list[tuple[str, int, str]]:
     return rows
 
 
-def read_rows_of(path: Path) -> list[Row]:
+def read_rows(path: Path) -> list[Row]:
     """Read the rows of a list, separated by spaces or by the separator of its first line. Raises `UserError`."""
     with open_text(path) as lines:
         return list(read_list(lines, str(path)))
 
 
-def split_of(name: str, where: str) -> str:
+def find_split(name: str, where: str) -> str:
     for split in ("train", "test"):
         if name.rpartition("/")[2].startswith(f"{split}_"):
             return split
@@ -193,7 +197,7 @@ def split_of(name: str, where: str) -> str:
 
 def read_votes(path: Path, known: Collection[str]) -> Mapping[str, tuple[float, ...]]:
     """Map each image stem to its [C] vote fractions; `known` are the labeled stems. Raises `UserError`."""
-    rows = read_rows_of(path)
+    rows = read_rows(path)
     order: Sequence[int] = range(len(CLASSES))
     if rows and len(rows[0].cells) > 1 and not any(math.isfinite(parse_number(cell)) for cell in rows[0].cells[1:]):
         order = column_order(rows.pop(0))
@@ -202,15 +206,15 @@ def read_votes(path: Path, known: Collection[str]) -> Mapping[str, tuple[float, 
         name, *cells = row.cells
         if len(cells) not in (len(CLASSES) - 1, len(CLASSES)) or len(cells) > len(order):
             raise UserError(f"{row.where}: expected a name and 6 or 7 fractions of at least 0, in label order")
-        shares = [0.0] * len(CLASSES)
+        fractions = [0.0] * len(CLASSES)
         for label, cell in zip(order, cells, strict=False):
-            shares[label] = read_number(cell, row.where, "shares")
-        stem = stem_of(name.replace("\\", "/").rpartition("/")[2])
+            fractions[label] = read_number(cell, row.where, "shares")
+        stem = find_stem(name.replace("\\", "/").rpartition("/")[2])
         if stem not in known:
             raise UserError(f"{row.where}: votes for {name}, which is not in {LABELS}; fix or remove the line")
         if stem in votes:
             raise UserError(f"{row.where}: {name} is listed twice; keep one line")
-        votes[stem] = tuple(shares)
+        votes[stem] = tuple(fractions)
     return votes
 
 
@@ -223,22 +227,13 @@ def column_order(header: Row) -> list[int]:
     return found
 
 
-def numbers(words: Sequence[str]) -> list[float]:
-    """Parse numbers; empty if any word is not a number."""
-    try:
-        return [float(word) for word in words]
-    except ValueError:
-        return []
-
-
 def add_arguments(parser: argparse._ArgumentGroup) -> None:
     parser.add_argument("--root", type=Path, required=True, metavar="DIR", help="folder with EmoLabel and Image")
     parser.add_argument("--images", choices=tuple(IMAGES), default="aligned", help="default: %(default)s")
-    add_photo_arguments(parser, {"validation": "0.1"})
+    add_image_arguments(parser, {"validation": "0.1"})
     add_align_arguments(parser)
 
 
 def open_source(args: argparse.Namespace) -> Source:
-    return make_source(
-        list_rafdb(args.root, args.images), photo_options(args, carve_validation(args, present=False)), args
-    )
+    listing = list_rafdb(args.root, args.images)
+    return make_source(listing, read_image_options(args, fractions_to_hold_out(args, listing.splits)), args)

@@ -5,8 +5,9 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from adadf_dist.data.build.builder import Source
 from adadf_dist.data.build.folder_tree import Skipped, check_root, subfolders
+from adadf_dist.data.build.source import Source
+from adadf_dist.data.emotions import find_label
 from adadf_dist.data.jpeg import is_image_name
 from adadf_dist.errors import UserError
 from adadf_dist.files.text import escape_name
@@ -14,13 +15,12 @@ from shards.alignment import add_align_arguments, make_source
 from shards.image_files import (
     ImageEntry,
     SourceListing,
-    add_photo_arguments,
-    carve_validation,
+    add_image_arguments,
     count_skipped,
     list_files,
-    photo_options,
+    read_image_options,
 )
-from shards.sources.emotions import find_label
+from shards.sources.splits import fractions_to_hold_out
 
 CLASSES = ("Angry", "Disgust", "Fear", "Happy", "Neutral", "Sad", "Surprise")
 HELP = "SFEW 2.0: Train/ and Val/ with folders Angry ... Surprise"
@@ -49,37 +49,35 @@ def list_sfew(root: Path) -> SourceListing:
             f"found {', '.join(subfolders(root)) or 'no folders'}"
         )
     splits = {"train": train, "test": val} if test is None else {"train": train, "validation": val, "test": test}
-    pictures, others = [], 0
+    images, others = [], 0
     for split, tree in splits.items():
         for name in subfolders(tree, skipped):
-            label = find_label(name, tuple(c.lower() for c in CLASSES))
+            label = find_label(name, CLASSES)
             if label is None:
                 raise UserError(f"{escape_name(str(tree / name))}: not one of {', '.join(CLASSES)}; rename or remove")
             for path in list_files(root, (tree / name).relative_to(root).as_posix(), skipped):
                 if is_image_name(path):
-                    pictures.append(ImageEntry(path, split, label))
+                    images.append(ImageEntry(path, split, label))
                 else:
                     others += 1
     layout = "Train and Val, which is test" if test is None else "Train, Val and a labelled Test"
-    return SourceListing("sfew", CLASSES, pictures, layout, {"other_files": others, **count_skipped(skipped)})
+    return SourceListing("sfew", CLASSES, images, layout, {"other_files": others, **count_skipped(skipped)})
 
 
 def find_emotions(folder: Path) -> Path | None:
     """Return the folder, or the one inside it, that contains folders of emotions."""
     for candidate in (folder, *(folder / name for name in subfolders(folder))):
-        names = [name.lower() for name in subfolders(candidate)]
-        if sum(find_label(name, tuple(c.lower() for c in CLASSES)) is not None for name in names) >= 2:
+        if sum(find_label(name, CLASSES) is not None for name in subfolders(candidate)) >= 2:
             return candidate
     return None
 
 
 def add_arguments(parser: argparse._ArgumentGroup) -> None:
     parser.add_argument("--root", type=Path, required=True, metavar="DIR", help="folder with Train and Val")
-    add_photo_arguments(parser, {"validation": "0.1 if Val is test"})
+    add_image_arguments(parser, {"validation": "0.1 if Val is test"})
     add_align_arguments(parser)
 
 
 def open_source(args: argparse.Namespace) -> Source:
     listing = list_sfew(args.root)
-    present = any(picture.split == "validation" for picture in listing.pictures)
-    return make_source(listing, photo_options(args, carve_validation(args, present)), args)
+    return make_source(listing, read_image_options(args, fractions_to_hold_out(args, listing.splits)), args)

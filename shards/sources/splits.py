@@ -1,9 +1,10 @@
-"""Recognizes split names of folders and lists, and layouts that `folder` does not read."""
+"""Recognizes split names of folders and lists, and layouts that `folder` does not read; reads held-out fractions."""
 
 from __future__ import annotations
 
+import argparse
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 
 from adadf_dist.data.build.folder_tree import list_entries, subfolders
@@ -37,6 +38,22 @@ def split_names(words: Iterable[str]) -> dict[str, str | None]:
         else next(split for start, split in _SPLITS.items() if name.startswith(start))
         for word, name in found.items()
     }
+
+
+def fractions_to_hold_out(args: argparse.Namespace, present: Collection[str]) -> dict[str, float]:
+    """Return the fraction of train to hold out per split; `present` splits have none. Raises `UserError`."""
+    requested = {"test": getattr(args, "test_fraction", None), "validation": args.validation_fraction}
+    for split, fraction in requested.items():
+        if fraction is not None and split in present:
+            raise UserError(f"--{split}-fraction: {args.root} already has that split; remove the option")
+        if fraction is not None and not 0 <= fraction < 1:
+            raise UserError(f"--{split}-fraction {fraction:g}: must be at least 0 and below 1")
+    if args.validation_fraction is None and "validation" not in present:
+        requested["validation"] = 0.1
+    fractions = {split: fraction for split, fraction in requested.items() if fraction}
+    if sum(fractions.values()) >= 1:
+        raise UserError("--validation-fraction and --test-fraction leave no training images; lower them")
+    return fractions
 
 
 def check_class_folders(root: Path, folders: Sequence[str]) -> None:

@@ -17,7 +17,7 @@ from adadf_dist.alignment import mtcnn
 from adadf_dist.alignment.mtcnn import Detector, Face
 from adadf_dist.alignment.similarity import (
     align,
-    centre_crop,
+    center_crop,
     five_points,
     iou,
     select_face,
@@ -158,7 +158,7 @@ def test_annotated_face_is_selected() -> None:
 def test_central_face_is_selected_without_annotation() -> None:
     picture = Image.new("RGB", (300, 100))
     picture.paste((255, 0, 0), (100, 0, 200, 100))
-    assert np.asarray(centre_crop(picture, 50))[:, 2:-2].min(axis=(0, 1)).tolist() == pytest.approx([255, 0, 0], abs=2)
+    assert np.asarray(center_crop(picture, 50))[:, 2:-2].min(axis=(0, 1)).tolist() == pytest.approx([255, 0, 0], abs=2)
 
 
 def test_missing_detector_weights_are_reported(monkeypatch: pytest.MonkeyPatch) -> None:

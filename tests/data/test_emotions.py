@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 
+from adadf_dist.data import emotions
 from adadf_dist.errors import UserError
 from adadf_dist.evaluate.class_mapping import read_mapping
 from benchmarks import reference_labels
 from shards.doctor import releases
-from shards.sources import emotions
 
 PAIRS = [
     ("Happiness", "happy"), ("joy", "happy"), ("angry", "anger"), ("sadness", "sad"), ("afraid", "fear"),

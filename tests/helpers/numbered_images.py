@@ -10,7 +10,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from adadf_dist.data.build.builder import BuildOptions, Provenance, SourceItem
+from adadf_dist.data.build.builder import BuildOptions
+from adadf_dist.data.build.source import Provenance, SourceItem
 from adadf_dist.data.build.writer import Sample
 from adadf_dist.data.jpeg import Jpeg
 

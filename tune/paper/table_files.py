@@ -141,8 +141,7 @@ def write_table(folder: Path, table: Table) -> str:
 
 
 def markdown(table: Table) -> str:
-    head = [table.axis, f"{table.split} accuracy, %", "95% CI", "mean class, %", "validation, %"]
-    head += ["difference, points"]
+    head = [table.axis, f"{table.split} accuracy, %", "95% CI", "mean class, %", "validation, %", "difference, points"]
     head += [f"paper ({table.dataset}), %"] if table.dataset else []
     rows = [format_cells(line, bool(table.dataset)) for line in table.lines]
     lines = ["| " + " | ".join(cells) + " |" for cells in (head, ["---"] * len(head), *rows)]
@@ -227,18 +226,18 @@ def plot(table: Table, path: Path) -> None:
     figure = Figure(figsize=(5, 3.4), layout="constrained")
     axes = figure.subplots()
     lines = [line for line in table.lines if line.measured]
-    places = [float(line.label) for line in lines] if table.numeric else [float(n) for n in range(len(lines))]
-    for place, line in zip(places, lines, strict=True):
+    xs = [float(line.label) for line in lines] if table.numeric else [float(n) for n in range(len(lines))]
+    for x, line in zip(xs, lines, strict=True):
         values = list(line.measured.values())
-        axes.plot([place] * len(values), values, ".", color="0.2", zorder=3, label="seed" if line is lines[0] else None)
+        axes.plot([x] * len(values), values, ".", color="0.2", zorder=3, label="seed" if line is lines[0] else None)
         interval, mean = line.interval, fmean(values)
         half = 0.0 if interval is None else POINTS * (interval.high - interval.low) / 2
         label = "mean, 95% CI" if line is lines[0] else None
-        axes.errorbar([place], [mean], yerr=[half], fmt="o", color="C0", capsize=3, label=label)
-    drawn = [(place, line.published) for place, line in zip(places, lines, strict=True) if line.published is not None]
-    if drawn:
-        axes.plot(*zip(*drawn, strict=True), "x", color="C3", label=f"paper, {table.dataset}")
-    axes.set_xticks(places, [line.label for line in lines], rotation=0 if table.numeric else 20)
+        axes.errorbar([x], [mean], yerr=[half], fmt="o", color="C0", capsize=3, label=label)
+    published = [(x, line.published) for x, line in zip(xs, lines, strict=True) if line.published is not None]
+    if published:
+        axes.plot(*zip(*published, strict=True), "x", color="C3", label=f"paper, {table.dataset}")
+    axes.set_xticks(xs, [line.label for line in lines], rotation=0 if table.numeric else 20)
     axes.set(xlabel=table.axis, ylabel=f"{table.split} accuracy, %", title=table.title)
     axes.legend(fontsize="small")
     figure.savefig(path)

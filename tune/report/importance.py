@@ -37,22 +37,22 @@ class Importance(NamedTuple):
 def importance(study: Study, compared: MatchedResults) -> Importance:
     """Compute importance from comparable trials. The forest is seeded, so the result is deterministic."""
     axes = axes_of(study)
-    drawn = []
+    sampled = []
     for outcome, accuracy in zip(compared.outcomes, compared.accuracies, strict=True):
         values = study.full_values(outcome.trial)
         positions = {axis.key: axis.coordinate(values[axis.key]) for axis in axes}
         if outcome.trial.number != DEFAULT and all(map(math.isfinite, positions.values())):
-            drawn.append((positions, accuracy))
-    refused = unavailable_reason(axes, [accuracy for _, accuracy in drawn])
+            sampled.append((positions, accuracy))
+    refused = unavailable_reason(axes, [accuracy for _, accuracy in sampled])
     if refused:
-        return Importance(len(drawn), {}, refused)
+        return Importance(len(sampled), {}, refused)
     optuna.logging.set_verbosity(optuna.logging.WARNING)  # suppress the log of the temporary study
-    seen = optuna.create_study(direction="maximize")
+    temporary = optuna.create_study(direction="maximize")
     distributions = {axis.key: distribution(axis) for axis in axes}
-    for positions, accuracy in drawn:
-        seen.add_trial(optuna.create_trial(params=positions, distributions=distributions, value=accuracy))
-    shares = get_param_importances(seen, evaluator=FanovaImportanceEvaluator(seed=0))
-    return Importance(len(drawn), dict(sorted(shares.items(), key=lambda item: item[1], reverse=True)))
+    for positions, accuracy in sampled:
+        temporary.add_trial(optuna.create_trial(params=positions, distributions=distributions, value=accuracy))
+    shares = get_param_importances(temporary, evaluator=FanovaImportanceEvaluator(seed=0))
+    return Importance(len(sampled), dict(sorted(shares.items(), key=lambda item: item[1], reverse=True)))
 
 
 def unavailable_reason(axes: Sequence[Axis], accuracies: Sequence[float]) -> str:

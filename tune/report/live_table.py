@@ -21,8 +21,8 @@ class LiveTable:
         self.most = most
         """Expected number of trials."""
         self._stream = stream
-        self._told: set[str] = set()
-        self._drawn = 0
+        self._printed: set[str] = set()
+        self._lines_shown = 0
 
     @property
     def stream(self) -> TextIO:
@@ -33,18 +33,18 @@ class LiveTable:
         if self.stream.isatty():
             width = shutil.get_terminal_size().columns - 1  # a wrapped line would break cursor movement
             lines = [line[:width] for line in self.table(outcomes)]
-            back = f"\x1b[{self._drawn}F\x1b[J" if self._drawn else ""
+            back = f"\x1b[{self._lines_shown}F\x1b[J" if self._lines_shown else ""
             print(back + "\n".join(lines), file=self.stream, flush=True)
-            self._drawn = len(lines)
+            self._lines_shown = len(lines)
             return
         for outcome in outcomes:
-            if outcome.status and outcome.trial.name not in self._told:
-                self._told.add(outcome.trial.name)
+            if outcome.status and outcome.trial.name not in self._printed:
+                self._printed.add(outcome.trial.name)
                 print(f"{self.count(outcomes)}: {describe(outcome)}", file=self.stream, flush=True)
 
     def settle(self) -> None:
         """Keep the printed table; the next one appears below it. Call after printing something else."""
-        self._drawn = 0
+        self._lines_shown = 0
 
     def count(self, outcomes: Sequence[TrialResult]) -> str:
         ended = sum(bool(outcome.status) for outcome in outcomes)

@@ -60,9 +60,9 @@ def column(value: Any) -> Any:
 def write_best(study: Study, choice: Selection, values: Mapping[str, Any]) -> Path:
     """Write best.toml for `adadf_dist.train --config`: searched keys and all other non-default values."""
     config = override(study.base, {**values, "evaluation.run_test": True})
-    lines = [f"# {line}" for line in describe(choice)]
+    comments = [f"# {line}" for line in describe(choice)]
     path = study.folder / "best.toml"
-    write_text(path, "\n".join([*lines, *toml_of(config, study.space.domains)]) + "\n")
+    write_text(path, "\n".join([*comments, *toml_of(config, study.space.domains)]) + "\n")
     return path
 
 

@@ -25,10 +25,6 @@ class PrunedTrial(Exception):  # noqa: N818 - not an error
     """Raised in `on_epoch` on every rank when the trial is pruned."""
 
 
-def ignore(record: Record) -> None:
-    pass
-
-
 def config_of(base: Config, trial: Trial, out: Path) -> Config:
     """Return the trial's configuration. It keeps only the newest and the selected checkpoint."""
     fixed = {
@@ -37,12 +33,12 @@ def config_of(base: Config, trial: Trial, out: Path) -> Config:
         "resume": "auto",
         "evaluation.run_test": trial.test,
         "checkpoint.keep_last": 1,
+        "evaluation.write_report": False,  # the search's page covers all trials
     }
-    fixed["evaluation.write_report"] = False  # the search's page covers all trials
     return override(base, {**trial.values, **fixed}, f"trial {trial.name}")
 
 
-def run_trial(study: Study, trial: Trial, report: Callable[[Record], None] = ignore) -> TrialResult:
+def run_trial(study: Study, trial: Trial, report: Callable[[Record], object] = lambda record: None) -> TrialResult:
     """Train the trial, report each epoch and record its status. Collective: every rank must call this.
 
     A `UserError` on rank 0 marks the trial as failed. Other errors are raised so that the trial is retried: an error
@@ -59,7 +55,7 @@ def run_trial(study: Study, trial: Trial, report: Callable[[Record], None] = ign
         return train(study, trial, report, world)
 
 
-def train(study: Study, trial: Trial, report: Callable[[Record], None], world: World) -> TrialResult:
+def train(study: Study, trial: Trial, report: Callable[[Record], object], world: World) -> TrialResult:
     """Train an unfinished trial from its last checkpoint."""
 
     def on_epoch(record: Record) -> None:

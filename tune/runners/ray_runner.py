@@ -97,7 +97,7 @@ class RayRunner:
         ):  # Tune's output
             tuner.fit()
         for name, error in events.failed.items():
-            freeze(study, name, error)
+            record_failure(study, name, error)
         on_update()
         wanted = None if searcher else set(source)  # type: ignore[arg-type]
         begun = study.trials.outcomes()
@@ -106,7 +106,7 @@ class RayRunner:
             raise interrupted_error()
 
 
-def freeze(study: Study, name: str, error: str) -> None:
+def record_failure(study: Study, name: str, error: str) -> None:
     """Record the failure of a trial that did not record its own status."""
     outcome = study.trials.get(name)
     if not outcome.status:
@@ -119,7 +119,7 @@ class TrialCallbacks(ray_tune.Callback):
     def __init__(self, on_update: Callable[[], None]) -> None:
         self.failed: dict[str, str] = {}
         """Trial name -> error."""
-        self._told = on_update
+        self._on_update = on_update
         self._last = 0.0
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
@@ -128,11 +128,11 @@ class TrialCallbacks(ray_tune.Callback):
 
     def on_trial_result(self, iteration: int, trials: list[Any], trial: Any, result: Any, **info: Any) -> None:
         if time.monotonic() - self._last > UPDATE_INTERVAL_S:
-            self._told()
+            self._on_update()
             self._last = time.monotonic()
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        self._told()
+        self._on_update()
 
 
 def report_of(record: Any) -> dict[str, float]:

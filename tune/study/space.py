@@ -65,14 +65,14 @@ class Domain:
     def continuous(self) -> bool:
         return self.kind.endswith("uniform")
 
-    def quantile(self, share: float) -> Any:
-        """Return the value at quantile `share` in [0, 1)."""
+    def quantile(self, fraction: float) -> Any:
+        """Return the value at quantile `fraction` in [0, 1)."""
         if not self.continuous:
-            return self.values[int(share * len(self.values))]
+            return self.values[int(fraction * len(self.values))]
         low, high = self.values
         if self.kind == "uniform":
-            return float(low + share * (high - low))
-        return float(math.exp(math.log(low) + share * (math.log(high) - math.log(low))))
+            return float(low + fraction * (high - low))
+        return float(math.exp(math.log(low) + fraction * (math.log(high) - math.log(low))))
 
 
 @dataclass(frozen=True)
@@ -105,12 +105,12 @@ class Space:
 
     def resolve_conditions(self, values: Values) -> Values:
         """Drop inactive keys (also those that depend on an inactive key) and order the rest as in the space."""
-        settled = {key: values[key] for key in self.domains if key in values}
-        while lost := [key for key in settled if not self._holds(key, settled)]:
-            settled = {key: value for key, value in settled.items() if key not in lost}
-        return settled
+        active = {key: values[key] for key in self.domains if key in values}
+        while inactive := [key for key in active if not self._is_active(key, active)]:
+            active = {key: value for key, value in active.items() if key not in inactive}
+        return active
 
-    def _holds(self, key: str, values: Values) -> bool:
+    def _is_active(self, key: str, values: Values) -> bool:
         return all(values.get(other) == wanted for other, wanted in self.domains[key].when.items())
 
     @property

@@ -10,7 +10,7 @@ import hashlib
 import json
 import shutil
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -24,12 +24,11 @@ from adadf_dist.data.build.shard_task import (
     BuildNote,
     ShardResult,
     ShardTask,
-    SourceItem,
     check_every_class,
     load_shard_result,
     save_shard_result,
 )
-from adadf_dist.data.build.source import CsvTable, Provenance, Source
+from adadf_dist.data.build.source import CsvTable, Source, SourceItem
 from adadf_dist.data.build.staging import PARTIAL_STATE_DIR, remove_others, staging_dir
 from adadf_dist.data.build.writer import (
     IndexColumns,
@@ -46,8 +45,6 @@ from adadf_dist.data.manifest import MANIFEST, SPLITS, Manifest, SplitInfo, chec
 from adadf_dist.data.workers.task_pool import ProcessPool
 from adadf_dist.errors import UserError
 from adadf_dist.files.atomic import os_errors_as_user_errors
-
-__all__ = ["BuildOptions", "CsvTable", "Provenance", "Source", "SourceItem", "build_dataset"]
 
 MAX_KEY_LENGTH = 90
 """Maximum key length in characters: with its extension, it must fit USTAR's 100-character names."""
@@ -102,31 +99,35 @@ def build_dataset(
     items = source.items()
     check_items(items)
     check_classes(source.classes, f"source {source.provenance.source}", "fix the labels")
-    with staging_dir(out, options.overwrite, build_fingerprint(source, options), options.restart) as folder:
+    with staging_dir(out, options.overwrite, build_settings(source, options), options.restart) as folder:
         tasks = plan_shards(items, folder, options)
-        outcomes = find_finished(folder, source, tasks)
-        missing = [task for task in tasks if task.path not in outcomes]
+        results = find_finished(folder, source, tasks)
+        missing = [task for task in tasks if task.path not in results]
         check_free_space(folder, source, sum(map(len, missing)) / len(items))
         on_samples(len(items) - sum(map(len, missing)))
-        done = pool.run(build_shard, source, missing, on_samples)
-        outcomes |= {task.path: outcome for task, outcome in zip(missing, done, strict=True)}
-        bad = [line for task in tasks for line in outcomes[task.path].bad]
+        new = pool.run(build_shard, source, missing, on_samples)
+        results |= {task.path: result for task, result in zip(missing, new, strict=True)}
+        bad = [note for task in tasks for note in results[task.path].bad]
         if len(bad) > options.max_bad:
             raise too_many_bad_error(folder, bad, len(items))
-        finalize_dataset(folder, source, options, [(task, outcomes[task.path]) for task in tasks])
+        finalize_dataset(folder, source, options, [(task, results[task.path]) for task in tasks])
     return open_dataset(out)
 
 
-def build_fingerprint(source: Source, options: BuildOptions) -> dict[str, object]:
+def build_settings(source: Source, options: BuildOptions) -> dict[str, object]:
     """Settings that determine the bytes of all shards; an unfinished build resumes only with the same ones.
 
-    Samples are compared per shard (`fingerprint`), so a build can resume after the source was fixed.
+    Samples are compared per shard (`fingerprint_shard`), so a build can resume after the source was fixed.
     """
-    made = source.provenance
+    provenance = source.provenance
     return {
-        "source": made.source,
-        "options": {**made.options, "seed": options.seed, "samples_per_shard": options.samples_per_shard},
-        "versions": encoder_versions(),
+        "source": provenance.source,
+        "options": {**provenance.options, "seed": options.seed, "samples_per_shard": options.samples_per_shard},
+        "versions": {  # of the libraries whose encoders determine the bytes
+            "libjpeg-turbo": str(features.version("libjpeg_turbo")),
+            "pillow": PIL.__version__,
+            "pyarrow": pa.__version__,
+        },
     }
 
 
@@ -135,17 +136,17 @@ def find_finished(folder: Path, source: Source, tasks: Sequence[ShardTask]) -> d
     found: dict[Path, ShardResult] = {}
     files: set[Path] = set()
     for task in tasks:
-        outcome = load_shard_result(task, partial(fingerprint, source, task))
-        if outcome is not None:
-            found[task.path] = outcome
-            files.add(task.outcome_path)
-            if outcome.shard is not None:
+        result = load_shard_result(task, partial(fingerprint_shard, source, task))
+        if result is not None:
+            found[task.path] = result
+            files.add(task.result_path)
+            if result.shard is not None:
                 files |= {task.path, task.path.with_suffix(".idx")}
     remove_others(folder, files)
     return found
 
 
-def fingerprint(source: Source, task: ShardTask) -> str:
+def fingerprint_shard(source: Source, task: ShardTask) -> str:
     """Digest of a shard's inputs: its classes and samples, in order."""
     digest = hashlib.sha256(json.dumps(source.classes).encode())
     for item in task.items:
@@ -154,10 +155,10 @@ def fingerprint(source: Source, task: ShardTask) -> str:
     return digest.hexdigest()
 
 
-def check_free_space(folder: Path, source: Source, share: float) -> None:
-    """Raise `UserError` if the disk has no space for the fraction `share` of the dataset."""
+def check_free_space(folder: Path, source: Source, fraction: float) -> None:
+    """Raise `UserError` if the disk has no space for this fraction of the dataset."""
     overhead = 2600 * len(source.items())  # a sample's headers, padding, label, json and index rows
-    need, free = round(share * (source.image_bytes + overhead)), shutil.disk_usage(folder).free
+    need, free = round(fraction * (source.image_bytes + overhead)), shutil.disk_usage(folder).free
     if need > free:
         unit, scale = ("GB", 1e9) if need >= 1e9 else ("MB", 1e6)
         raise UserError(
@@ -170,13 +171,12 @@ def plan_shards(items: Sequence[SourceItem], folder: Path, options: BuildOptions
     """Shuffle every split with the seed and divide it into shards of even size."""
     tasks = []
     for split in SPLITS:
-        mine = sorted(
-            (item for item in items if item.split == split), key=lambda item: shuffle_key(options.seed, item.key)
-        )
-        count = -(-len(mine) // options.samples_per_shard)
+        stored = [item for item in items if item.split == split]
+        stored.sort(key=lambda item: shuffle_key(options.seed, item.key))
+        count = -(-len(stored) // options.samples_per_shard)
         for shard in range(count):
-            first, last = shard * len(mine) // count, (shard + 1) * len(mine) // count
-            tasks.append(ShardTask(split, folder / f"{split}-{shard:06d}.tar", mine[first:last]))
+            first, last = shard * len(stored) // count, (shard + 1) * len(stored) // count
+            tasks.append(ShardTask(split, folder / f"{split}-{shard:06d}.tar", stored[first:last]))
     return tasks
 
 
@@ -192,8 +192,8 @@ def check_items(items: Sequence[SourceItem]) -> None:
     keys = Counter(item.key for item in items)
     assert len(keys) == len(items), f"key {keys.most_common(1)[0][0]} is not unique"
     for item in items:
-        plain = item.key.isascii() and item.key.replace("-", "").replace("_", "").isalnum()
-        assert item.split in SPLITS and plain and len(item.key) <= MAX_KEY_LENGTH, item
+        is_plain = item.key.isascii() and item.key.replace("-", "").replace("_", "").isalnum()
+        assert item.split in SPLITS and is_plain and len(item.key) <= MAX_KEY_LENGTH, item
 
 
 def build_shard(source: Source, task: ShardTask, on_sample: Callable[[], object]) -> ShardResult:
@@ -201,7 +201,7 @@ def build_shard(source: Source, task: ShardTask, on_sample: Callable[[], object]
     bad: list[BuildNote] = []
     remarks: list[BuildNote] = []
 
-    def samples() -> Iterator[tuple[str, Sample]]:
+    def load_samples() -> Iterator[tuple[str, Sample]]:
         for item in task.items:
             try:
                 sample = source.load(item.number)
@@ -213,10 +213,10 @@ def build_shard(source: Source, task: ShardTask, on_sample: Callable[[], object]
                 yield item.key, sample
             on_sample()
 
-    known = fingerprint(source, task)
-    outcome = ShardResult(write_shard(task.path, samples(), source.classes), bad, remarks)
-    save_shard_result(task, outcome, known)
-    return outcome
+    fingerprint = fingerprint_shard(source, task)  # before reading: a file that changes meanwhile is read again
+    result = ShardResult(write_shard(task.path, load_samples(), source.classes), bad, remarks)
+    save_shard_result(task, result, fingerprint)
+    return result
 
 
 def too_many_bad_error(folder: Path, bad: Sequence[BuildNote], samples: int) -> UserError:
@@ -230,41 +230,39 @@ def too_many_bad_error(folder: Path, bad: Sequence[BuildNote], samples: int) -> 
 
 
 def finalize_dataset(
-    folder: Path, source: Source, options: BuildOptions, written: Iterable[tuple[ShardTask, ShardResult]]
+    folder: Path, source: Source, options: BuildOptions, written: Sequence[tuple[ShardTask, ShardResult]]
 ) -> None:
     """Add the dataset's other files to the tars: indexes, lists and, last, `dataset.json`."""
-    bad: list[BuildNote] = []
-    remarks: list[BuildNote] = []
+    bad = [note for _, result in written for note in result.bad]
+    remarks = [note for _, result in written for note in result.remarks]
     shards: dict[str, list[WrittenShard]] = {}
-    for task, outcome in written:
-        bad += outcome.bad
-        remarks += outcome.remarks
-        mine = shards.setdefault(task.split, [])
-        if outcome.shard is not None:
-            mine.append(renumber_shard(folder, outcome.shard, f"{task.split}-{len(mine):06d}.tar"))
-    for split, found in shards.items():
-        if not found:
+    for task, result in written:
+        stored = shards.setdefault(task.split, [])
+        if result.shard is not None:
+            stored.append(renumber_shard(folder, result.shard, f"{task.split}-{len(stored):06d}.tar"))
+    for split, stored in shards.items():
+        if not stored:
             raise UserError(f"split {split}: all images are invalid (first: {bad[0].source}: {bad[0].reason})")
     if bad:
         check_every_class(source.classes, shards["train"], bad)
-    made = source.provenance
+    provenance, settings = source.provenance, build_settings(source, options)
     lists = {"skipped_images.csv": CsvTable(BuildNote._fields, bad), "notes.csv": CsvTable(BuildNote._fields, remarks)}
-    for name, table in {**made.tables, **lists}.items():
+    for name, table in {**provenance.tables, **lists}.items():
         if table.lines:
             write_table(folder / name, table.header, table.lines)
-    whole = [shard for found in shards.values() for shard in found]
+    every = [shard for stored in shards.values() for shard in stored]
     manifest = Manifest(
         name=options.name,
         classes=source.classes,
-        smallest_image=(min(s.smallest_image[0] for s in whole), min(s.smallest_image[1] for s in whole)),
-        largest_image=(max(s.largest_image[0] for s in whole), max(s.largest_image[1] for s in whole)),
+        smallest_image=(min(s.smallest_image[0] for s in every), min(s.smallest_image[1] for s in every)),
+        largest_image=(max(s.largest_image[0] for s in every), max(s.largest_image[1] for s in every)),
         provenance={
-            "source": made.source,
-            "options": {**made.options, "seed": options.seed, "samples_per_shard": options.samples_per_shard},
-            "stats": {**made.stats, "skipped_images": len(bad), "notes": len(remarks)},
-            "versions": encoder_versions(),
+            "source": settings["source"],
+            "options": settings["options"],
+            "stats": {**provenance.stats, "skipped_images": len(bad), "notes": len(remarks)},
+            "versions": settings["versions"],
         },
-        splits={split: finalize_split(folder, split, found) for split, found in shards.items()},
+        splits={split: finalize_split(folder, split, stored) for split, stored in shards.items()},
     )
     write_dataset_card(folder / "README.md", manifest)
     with os_errors_as_user_errors(folder / MANIFEST):
@@ -298,12 +296,3 @@ def finalize_split(folder: Path, split: str, shards: Sequence[WrittenShard]) -> 
         index_sha256=write_index(folder / index, rows),
         shards=tuple(shard.info for shard in shards),
     )
-
-
-def encoder_versions() -> dict[str, str]:
-    """Versions of the libraries whose encoders determine the bytes."""
-    return {
-        "libjpeg-turbo": str(features.version("libjpeg_turbo")),
-        "pillow": PIL.__version__,
-        "pyarrow": pa.__version__,
-    }

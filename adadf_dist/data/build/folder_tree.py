@@ -66,7 +66,7 @@ def is_system_name(name: str) -> bool:
 
 
 def is_known_name(name: str) -> bool:
-    """Whether a name is listed or of a known family: `@...` of NAS devices, FOUND.000 of Windows' disk check."""
+    """Whether a system name is known, or of a known family: `@...` of NAS devices, FOUND.000 of Windows' disk check."""
     plain = name.lower()
     return (
         plain in SYSTEM_FOLDERS
@@ -91,7 +91,6 @@ def walk_files(
     Links to folders are counted, not followed, because they may form a cycle. An unreadable folder is passed to
     `on_unreadable` with its error; without one, the `UserError` is raised.
     """
-    folders = []
     try:
         entries = list_entries(folder)
     except UserError as error:
@@ -99,6 +98,7 @@ def walk_files(
             raise
         on_unreadable(str(folder), error)
         return
+    folders = []
     for entry in entries:
         kind = kind_of(entry)
         if kind == "folder":

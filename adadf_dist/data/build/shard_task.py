@@ -8,21 +8,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import NamedTuple
 
+from adadf_dist.data.build.source import SourceItem
 from adadf_dist.data.build.staging import PARTIAL_STATE_DIR
 from adadf_dist.data.build.writer import IndexColumns, WrittenShard
 from adadf_dist.data.manifest import ShardInfo
 from adadf_dist.errors import UserError
 from adadf_dist.files.atomic import write_text
-
-
-class SourceItem(NamedTuple):
-    """A sample before its image is read."""
-
-    split: str
-    key: str
-    """Unique in the dataset; letters, digits, `-` and `_`."""
-    number: int
-    """Index in the source."""
 
 
 @dataclass(frozen=True)
@@ -37,7 +28,7 @@ class ShardTask:
         return len(self.items)
 
     @property
-    def outcome_path(self) -> Path:
+    def result_path(self) -> Path:
         return self.path.parent / PARTIAL_STATE_DIR / f"{self.path.stem}.json"
 
 
@@ -59,16 +50,16 @@ class ShardResult(NamedTuple):
     """Notes on stored images."""
 
 
-def save_shard_result(task: ShardTask, outcome: ShardResult, fingerprint: str) -> None:
+def save_shard_result(task: ShardTask, result: ShardResult, fingerprint: str) -> None:
     """Save a finished shard's result and the fingerprint of its samples. The tar must already be on disk."""
-    shard = outcome.shard
+    shard = result.shard
     values = {
         "fingerprint": fingerprint,
         "shard": None if shard is None else {**shard._asdict(), "info": asdict(shard.info), "rows": vars(shard.rows)},
-        "bad": outcome.bad,
-        "remarks": outcome.remarks,
+        "bad": result.bad,
+        "remarks": result.remarks,
     }
-    write_text(task.outcome_path, json.dumps(values), sync=True)
+    write_text(task.result_path, json.dumps(values), sync=True)
 
 
 def load_shard_result(task: ShardTask, fingerprint: Callable[[], str]) -> ShardResult | None:
@@ -77,20 +68,20 @@ def load_shard_result(task: ShardTask, fingerprint: Callable[[], str]) -> ShardR
     Returns None if there is none, if its samples' fingerprint changed, or if its tar is not as recorded.
     """
     try:
-        values = json.loads(task.outcome_path.read_text(encoding="utf-8"))
+        values = json.loads(task.result_path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return None
     if values.get("fingerprint") != fingerprint():
         return None
     bad, remarks = ([BuildNote(*line) for line in values[name]] for name in ("bad", "remarks"))
-    kept = values["shard"]
-    if kept is None:
+    shard = values["shard"]
+    if shard is None:
         return ShardResult(None, bad, remarks)
-    info = ShardInfo(**{**kept["info"], "class_counts": tuple(kept["info"]["class_counts"])})
+    info = ShardInfo(**{**shard["info"], "class_counts": tuple(shard["info"]["class_counts"])})
     if not task.path.is_file() or task.path.stat().st_size != info.bytes or not task.path.with_suffix(".idx").is_file():
         return None
-    smallest, largest = (tuple(kept[name]) for name in ("smallest_image", "largest_image"))
-    return ShardResult(WrittenShard(info, IndexColumns(**kept["rows"]), smallest, largest), bad, remarks)
+    smallest, largest = (tuple(shard[name]) for name in ("smallest_image", "largest_image"))
+    return ShardResult(WrittenShard(info, IndexColumns(**shard["rows"]), smallest, largest), bad, remarks)
 
 
 def check_every_class(classes: Sequence[str], train: Sequence[WrittenShard], bad: Sequence[BuildNote]) -> None:

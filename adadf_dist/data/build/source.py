@@ -6,12 +6,21 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol
 
-from adadf_dist.data.build.shard_task import SourceItem
 from adadf_dist.data.build.writer import Sample
 
 
+class SourceItem(NamedTuple):
+    """A sample before its image is read."""
+
+    split: str
+    key: str
+    """Unique in the dataset; letters, digits, `-` and `_`."""
+    number: int
+    """Index in the source."""
+
+
 class CsvTable(NamedTuple):
-    """A human-readable list, written into the dataset folder as csv."""
+    """A human-readable table, written into the dataset folder as csv."""
 
     header: tuple[str, ...]
     lines: Sequence[Sequence[object]]

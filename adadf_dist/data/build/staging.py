@@ -23,23 +23,23 @@ _ORDER = "fingerprint.json"
 
 
 @contextmanager
-def staging_dir(out: Path, overwrite: bool, order: Mapping[str, object], restart: bool = False) -> Iterator[Path]:
+def staging_dir(out: Path, overwrite: bool, settings: Mapping[str, object], restart: bool = False) -> Iterator[Path]:
     """Yield `OUT.partial` next to `out`; it becomes `out` if the block succeeds.
 
-    If the block fails or the process is killed, the contents are kept, and the next call with the same `order` finds
-    them. `order` contains everything that determines the bytes, as plain JSON values. A different order is an error
-    that names the differences, unless `restart` discards the unfinished work. An existing dataset is replaced only
-    with `overwrite`, and only after the new one has been opened successfully. Raises `UserError`.
+    If the block fails or the process is killed, the contents are kept, and the next call with the same `settings`
+    finds them. `settings` contains everything that determines the bytes, as plain JSON values. Different ones are an
+    error that names the differences, unless `restart` discards the unfinished work. An existing dataset is replaced
+    only with `overwrite`, and only after the new one has been opened successfully. Raises `UserError`.
     """
     check_overwrite(out, overwrite)
     partial = out.with_name(out.name + ".partial")
     with lock_folder(partial):
         with os_errors_as_user_errors(partial):
-            prepare(partial, json.loads(json.dumps(order)), restart)
+            prepare_folder(partial, json.loads(json.dumps(settings)), restart)
         try:
             yield partial
         except BaseException:
-            if read_fingerprint(partial) is None:
+            if read_settings(partial) is None:
                 shutil.rmtree(partial, ignore_errors=True)
             raise
         check_readable(partial, out)
@@ -66,16 +66,16 @@ def check_readable(partial: Path, out: Path) -> None:
         ) from None
 
 
-def prepare(partial: Path, order: Mapping[str, object], restart: bool) -> None:
-    """Empty `partial` unless it contains unfinished work of the same order. Raises `UserError`."""
+def prepare_folder(partial: Path, settings: Mapping[str, object], restart: bool) -> None:
+    """Empty `partial` unless it contains unfinished work with the same settings. Raises `UserError`."""
     upgrade_state(partial)
-    kept = None if restart else read_fingerprint(partial)
-    if kept is None:
-        clear(partial)
+    earlier = None if restart else read_settings(partial)
+    if earlier is None:
+        clear_folder(partial)
         (partial / PARTIAL_STATE_DIR).mkdir()
-        write_text(partial / PARTIAL_STATE_DIR / _ORDER, json.dumps(order), sync=True)
+        write_text(partial / PARTIAL_STATE_DIR / _ORDER, json.dumps(settings), sync=True)
     else:
-        check_fingerprint(partial, kept, order)
+        check_settings(partial, earlier, settings)
 
 
 def upgrade_state(partial: Path) -> None:
@@ -87,21 +87,21 @@ def upgrade_state(partial: Path) -> None:
         old.rename(state)
 
 
-def read_fingerprint(partial: Path) -> dict[str, object] | None:
-    """Fingerprint of the unfinished work in `partial`; None if there is nothing to resume."""
+def read_settings(partial: Path) -> dict[str, object] | None:
+    """Return the settings of the unfinished work in `partial`; None if there is nothing to resume."""
     folder = partial / PARTIAL_STATE_DIR
     try:
-        order: dict[str, object] = json.loads((folder / _ORDER).read_text(encoding="utf-8"))
+        settings: dict[str, object] = json.loads((folder / _ORDER).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
-    return order if len(list(folder.glob("*.json"))) > 1 else None
+    return settings if len(list(folder.glob("*.json"))) > 1 else None
 
 
-def check_fingerprint(partial: Path, kept: Mapping[str, object], wanted: Mapping[str, object]) -> None:
+def check_settings(partial: Path, earlier: Mapping[str, object], current: Mapping[str, object]) -> None:
     """Raise `UserError` naming the settings that differ from those of the work in `partial`."""
     changes = []
-    for key in sorted(wanted):
-        before, now = kept.get(key), wanted.get(key)
+    for key in sorted(current):
+        before, now = earlier.get(key), current[key]
         if isinstance(before, Mapping) and isinstance(now, Mapping):
             changes += [f"{k} was {before.get(k)}, is {now.get(k)}" for k in now if now[k] != before.get(k)]
         elif before != now:
@@ -132,7 +132,7 @@ def check_overwrite(out: Path, overwrite: bool) -> None:
         raise UserError(f"{out}: dataset already exists; pass --overwrite to replace it, or choose another --out")
 
 
-def clear(folder: Path) -> None:
+def clear_folder(folder: Path) -> None:
     """Remove everything in a folder except its lock."""
     for entry in folder.iterdir():
         if entry.is_dir() and not entry.is_symlink():
@@ -141,11 +141,11 @@ def clear(folder: Path) -> None:
             entry.unlink()
 
 
-def remove_others(partial: Path, kept: Collection[Path]) -> None:
-    """Remove every file of unfinished work except `kept` and this module's own."""
+def remove_others(partial: Path, keep: Collection[Path]) -> None:
+    """Remove every file of unfinished work except `keep` and this module's own."""
     own = {partial / _LOCK, partial / PARTIAL_STATE_DIR / _ORDER}
     for entry in (*partial.iterdir(), *(partial / PARTIAL_STATE_DIR).iterdir()):
-        if entry.is_file() and entry not in own and entry not in kept:
+        if entry.is_file() and entry not in own and entry not in keep:
             entry.unlink()
 
 

@@ -108,7 +108,7 @@ def write_shard(path: Path, samples: Iterable[tuple[str, Sample]], classes: Sequ
 
 def _members(sample: Sample, classes: Sequence[str]) -> Iterator[tuple[str, bytes]]:
     assert 0 <= sample.label < len(classes), f"{sample.source}: label {sample.label}"
-    facts = {
+    metadata = {
         "class": classes[sample.label],
         "label": sample.label,
         "votes": sample.votes,
@@ -118,10 +118,10 @@ def _members(sample: Sample, classes: Sequence[str]) -> Iterator[tuple[str, byte
         **sample.details,
     }
     if sample.distribution is not None:
-        facts["distribution"] = sample.distribution
+        metadata["distribution"] = sample.distribution
     yield "jpg", sample.image.data
     yield "cls", f"{sample.label:0{LABEL_DIGITS}d}".encode()
-    yield "json", json.dumps(facts, separators=(",", ":")).encode()
+    yield "json", json.dumps(metadata, separators=(",", ":")).encode()
 
 
 def _append(rows: IndexColumns, key: str, sample: Sample) -> None:

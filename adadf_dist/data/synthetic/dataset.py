@@ -6,7 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from adadf_dist.data.build.builder import BuildOptions, Provenance, SourceItem, build_dataset
+from adadf_dist.data.build.builder import BuildOptions, build_dataset
+from adadf_dist.data.build.source import Provenance, SourceItem
 from adadf_dist.data.build.writer import Sample
 from adadf_dist.data.dataset import Dataset
 from adadf_dist.data.jpeg import encode
