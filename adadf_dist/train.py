@@ -19,8 +19,9 @@ from adadf_dist.console.terminal import tolerant_console
 from adadf_dist.data.batch import Batch
 from adadf_dist.data.dataset import Split
 from adadf_dist.diagnostics.run import attention_stats
+from adadf_dist.distributed.environment import rank_from_env
 from adadf_dist.distributed.stragglers import find_straggler
-from adadf_dist.distributed.world import init_world, rank_from_env
+from adadf_dist.distributed.world import init_world
 from adadf_dist.engine.ddp import Engine, build_engine
 from adadf_dist.method.class_distributions import ClassDistributions
 from adadf_dist.method.losses import BatchSlice, Losses, adadf_loss, ramp_weights

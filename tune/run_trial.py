@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from adadf_dist.console.exit import cli_errors
-from adadf_dist.distributed.world import rank_from_env
+from adadf_dist.distributed.environment import rank_from_env
 from tune.runners.execute import run_trial
 from tune.study.study import load_study
 

@@ -14,7 +14,8 @@ from adadf_dist.console.exit import cli_errors
 from adadf_dist.console.logs import get_logger
 from adadf_dist.console.parser import add_device_option, make_parser
 from adadf_dist.data.identity import ALLOW_OTHER_DATA
-from adadf_dist.distributed.world import pick_device, world_size_from_env
+from adadf_dist.distributed.environment import world_size_from_env
+from adadf_dist.distributed.world import pick_device
 from adadf_dist.errors import UserError
 from adadf_dist.files.atomic import os_errors_as_user_errors, write_text
 from adadf_dist.files.outputs import add_overwrite_option

@@ -23,7 +23,8 @@ from adadf_dist.check.throughput import check_batch, check_step, estimate_durati
 from adadf_dist.config.load import DRY_RUN, parse_cli, split_dry_run
 from adadf_dist.config.schema import Config
 from adadf_dist.console.exit import cli_errors
-from adadf_dist.distributed.world import World, init_world, rank_from_env
+from adadf_dist.distributed.environment import rank_from_env
+from adadf_dist.distributed.world import World, init_world
 from adadf_dist.errors import UserError
 from adadf_dist.findings import Finding, Severity
 from adadf_dist.training.setup import resolve_auto

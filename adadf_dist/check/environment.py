@@ -15,8 +15,9 @@ import torch
 from adadf_dist.config.schema import Config
 from adadf_dist.console.formats import plural
 from adadf_dist.data.workers.process import worker_context
+from adadf_dist.distributed.environment import local_rank_from_env
 from adadf_dist.distributed.nodes import format_nodes, rank_label
-from adadf_dist.distributed.world import World, local_rank_from_env
+from adadf_dist.distributed.world import World
 from adadf_dist.errors import UserError
 from adadf_dist.findings import Finding, Severity, ok, warning
 from adadf_dist.training.consistency import find_config_mismatch, find_version_mismatch, installed_versions

@@ -16,8 +16,9 @@ from adadf_dist.data.manifest import MANIFEST
 from adadf_dist.data.remote.cache import ensure_cached, entry_folder, streamed_splits
 from adadf_dist.data.remote.client import is_remote, local_path
 from adadf_dist.data.synthetic.dataset import build_synthetic_dataset
+from adadf_dist.distributed.environment import local_rank_from_env
 from adadf_dist.distributed.nodes import describe_mismatch, format_nodes, gather_per_node
-from adadf_dist.distributed.world import World, local_rank_from_env
+from adadf_dist.distributed.world import World
 from adadf_dist.errors import UserError
 
 POLL_S = 0.5

@@ -6,7 +6,8 @@ import socket
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
-from adadf_dist.distributed.world import World, local_rank_from_env
+from adadf_dist.distributed.environment import local_rank_from_env
+from adadf_dist.distributed.world import World
 from adadf_dist.errors import UserError
 
 T = TypeVar("T")

@@ -8,7 +8,8 @@ from collections.abc import Mapping, Sequence
 from adadf_dist.checkpoint.trained_model import TrainedModel, TrainedPredictor, load_trained_model
 from adadf_dist.console.exit import cli_errors
 from adadf_dist.data.dataset import Split
-from adadf_dist.distributed.world import World, init_world, rank_from_env
+from adadf_dist.distributed.environment import rank_from_env
+from adadf_dist.distributed.world import World, init_world
 from adadf_dist.errors import UserError
 from adadf_dist.evaluate.annotators import compare_with_votes
 from adadf_dist.evaluate.class_mapping import map_labels, match_classes

@@ -26,8 +26,9 @@ from adadf_dist.config.load import to_dict
 from adadf_dist.config.schema import Config
 from adadf_dist.data.identity import digest_files
 from adadf_dist.data.remote.client import is_remote
+from adadf_dist.distributed.environment import num_nodes_from_env
 from adadf_dist.distributed.nodes import describe_mismatch, format_nodes, gather_per_node
-from adadf_dist.distributed.world import World, num_nodes_from_env
+from adadf_dist.distributed.world import World
 from adadf_dist.errors import UserError
 
 SHARED_FS_TIMEOUT_S = 6.0

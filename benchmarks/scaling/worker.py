@@ -15,7 +15,8 @@ from adadf_dist.config.load import ConfigLayer, build_config
 from adadf_dist.config.schema import Config
 from adadf_dist.console.exit import cli_errors
 from adadf_dist.console.formats import plural
-from adadf_dist.distributed.world import World, init_world, rank_from_env
+from adadf_dist.distributed.environment import rank_from_env
+from adadf_dist.distributed.world import World, init_world
 from adadf_dist.training.synthetic_step import synchronize
 from benchmarks.scaling.collective_timer import CollectiveTimer, StepTrace, time_messages
 from benchmarks.step import make_warm_trainer

@@ -17,13 +17,13 @@ from adadf_dist.config.load import ConfigLayer, build_config
 from adadf_dist.config.schema import ModelConfig
 from adadf_dist.data import datamodule
 from adadf_dist.data.augment import compiled
-from adadf_dist.distributed.world import (
-    init_world,
+from adadf_dist.distributed.environment import (
     local_rank_from_env,
     num_nodes_from_env,
     rank_from_env,
     world_size_from_env,
 )
+from adadf_dist.distributed.world import init_world
 from adadf_dist.errors import UserError, install_or_repair
 from adadf_dist.method.pretrained import imagenet_weights
 from adadf_dist.tracking.async_tracker import AsyncTracker
