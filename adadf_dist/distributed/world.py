@@ -1,6 +1,6 @@
 """The ranks of a run: process group, collectives, and coordinated stop.
 
-All signal handling, environment variables and collectives are in this module, except the collectives of DDP, DeepSpeed
+All signal handling and collectives are in this module, except the collectives of DDP, DeepSpeed
 and torch's SyncBatchNorm. A process without torchrun is a world of size 1, in which every collective is the identity.
 """
 
