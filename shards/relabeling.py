@@ -48,7 +48,7 @@ class RelabeledSource:
         label = self.labels.get(number, sample.label)
         if label == sample.label:
             return sample
-        details = {**sample.details, "relabelled_from": self.classes[sample.label]}
+        details = {**sample.details, "relabeled_from": self.classes[sample.label]}
         return sample._replace(label=label, details=details)
 
 

@@ -193,8 +193,8 @@ def select(
 
 def square_boxes(boxes: Tensor) -> Tensor:
     """Make boxes square with the longer side, around the same centers."""
-    centres, side = (boxes[:, :2] + boxes[:, 2:]) / 2, (boxes[:, 2:] - boxes[:, :2]).amax(dim=1, keepdim=True)
-    return torch.cat([centres - side / 2, centres + side / 2], dim=1)
+    centers, side = (boxes[:, :2] + boxes[:, 2:]) / 2, (boxes[:, 2:] - boxes[:, :2]).amax(dim=1, keepdim=True)
+    return torch.cat([centers - side / 2, centers + side / 2], dim=1)
 
 
 def crop_patches(images: Sequence[Tensor], owners: Tensor, boxes: Tensor, side: int) -> Tensor:

@@ -44,7 +44,7 @@ class DataModule:
     source: Source
     noise: LabelNoise | None = None
     """Label noise applied to the training split (`data.label_noise_rate`)."""
-    relabelling: RelabelingStats | None = None
+    relabeling: RelabelingStats | None = None
     """Relabeling applied to the training split before the noise (`data.relabel_file`)."""
     stream: StreamLoader | None = None
     """Reads the training samples if `data.access` is `stream`."""
@@ -121,7 +121,7 @@ def open_splits(config: Config, folder: Path, ranks: tuple[int, int], device: to
     train, validation = load_train_val(dataset, config)
     test = dataset.split("test") if "test" in dataset.splits else None
     others = [key for split in (train, validation, test) if split is not None for key in split.keys.tolist()]
-    train, relabelling = apply_relabeling(dataset, train, (validation, test), config)
+    train, relabeling = apply_relabeling(dataset, train, (validation, test), config)
     train, noise = apply_label_noise(train, config.data, config.seed, others)
     if test is None and config.evaluation.protocol == "paper":
         raise UserError(f"evaluation.protocol is published, but {config.data.shards} has no test split")
@@ -157,7 +157,7 @@ def open_splits(config: Config, folder: Path, ranks: tuple[int, int], device: to
         loader=loader,
         source=Source(config.data.shards, dataset.manifest.digests()),
         noise=noise,
-        relabelling=relabelling,
+        relabeling=relabeling,
         stream=stream,
     )
 

@@ -90,7 +90,7 @@ class Decisions:
 class RelabelingStats(NamedTuple):
     """Effect of the decisions on a training split."""
 
-    relabelled: int
+    relabeled: int
     """Samples whose label changed."""
     dropped: int
     unused: int
@@ -98,7 +98,7 @@ class RelabelingStats(NamedTuple):
     file: str
 
     def describe(self) -> str:
-        text = f"{self.file}: {self.relabelled:,} training samples relabeled, {self.dropped:,} dropped"
+        text = f"{self.file}: {self.relabeled:,} training samples relabeled, {self.dropped:,} dropped"
         return text + (f", {self.unused:,} decisions unused: held out for validation" if self.unused else "")
 
 

@@ -47,7 +47,7 @@ def find_flat_attention(run: RunRecords) -> Iterator[Finding]:
         yield Finding(
             "attention saturated",
             Severity.WARNING,
-            f"attention weights w' are {spread['mean']:.3f} with a standard deviation of {spread['deviation']:.3f} "
+            f"attention weights w' are {spread['mean']:.3f} with a standard deviation of {spread['std']:.3f} "
             f"over the samples, in a range of {loss.lambda_min:g} to 1",
             fix_attention(run.config),
         )

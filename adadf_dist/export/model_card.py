@@ -35,7 +35,7 @@ def write_card(
     metadata: ExportMetadata,
     files: Sequence[Path],
     data: tuple[Dataset | None, str],
-    licence: str,
+    license_name: str,
 ) -> str:
     """Return the card's text.
 
@@ -56,7 +56,7 @@ def write_card(
                 *([f"**The checkpoint {difference}.** This section describes the latter.", ""] if difference else []),
                 *describe_data(dataset, trained.config),
                 "",
-                f"License of the data: {data_license(source, licence)}.",
+                f"License of the data: {data_license(source, license_name)}.",
             ],
         ),
         ("Training", describe_training(trained.config, trained.epoch)),

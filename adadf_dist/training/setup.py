@@ -117,7 +117,7 @@ def run_info(data: DataModule, engine: Engine, world: World) -> dict[str, object
         "test": len(data.test_split) if data.test_split is not None else 0,
     }
     noise = {} if data.noise is None else {"label noise": data.noise.describe()}
-    relabelling = {} if data.relabelling is None else {"relabelling": data.relabelling.describe()}
+    relabeling = {} if data.relabeling is None else {"relabeling": data.relabeling.describe()}
     weights = engine.weights._asdict() if engine.weights.source else "none: from scratch"
     access = {"access": STREAMING_LIMITATIONS} if data.stream is not None else {}
     return {
@@ -126,7 +126,7 @@ def run_info(data: DataModule, engine: Engine, world: World) -> dict[str, object
         **access,
         "faces": splits,
         "classes": list(data.classes),
-        **relabelling,
+        **relabeling,
         **noise,
         "ranks": f"{world.size} on {world.device.type}",
         "pretrained weights": weights,

@@ -151,17 +151,17 @@ def check_color(case: CheckContext) -> Iterator[Finding]:
     for number, split in enumerate(case.material.splits):
         mine = case.looks.readable & (case.material.split_of == number)
         if mine.any():
-            shares[split] = 1 - float(case.looks.coloured[mine].mean())
+            shares[split] = 1 - float(case.looks.colored[mine].mean())
     if not shares:
         return
     text = ", ".join(f"{split} {share:.1%}" for split, share in shares.items())
     if max(shares.values()) - min(shares.values()) > 0.2:
         hint = "the splits differ: train on gray images only, or find the color originals"
-        yield Finding("colour", Severity.WARNING, f"gray fraction: {text}", hint)
+        yield Finding("color", Severity.WARNING, f"gray fraction: {text}", hint)
     elif max(shares.values()) > 0 and min(shares.values()) < 1:
-        yield Finding("colour", Severity.INFO, f"gray and color mixed; gray fraction: {text}")
+        yield Finding("color", Severity.INFO, f"gray and color mixed; gray fraction: {text}")
     else:
-        yield ok("colour", "all gray" if max(shares.values()) == 1 else "all in color")
+        yield ok("color", "all gray" if max(shares.values()) == 1 else "all in color")
 
 
 def check_files(case: CheckContext) -> Iterator[Finding]:

@@ -78,7 +78,7 @@ def check_duplicates(case: CheckContext) -> Iterator[Finding]:
             clean = False
             groups = groups_within_split(case, kind, number)
             yield SampleFinding(
-                "twins",
+                "duplicates",
                 Severity.WARNING if split != "train" and kind == "exact" else Severity.INFO,
                 f"{plural(len(mine), 'face')} with {article(name)} in the same split, {plural(len(groups), 'group')}",
                 "counted more than once in the accuracy; keep one" if split != "train" else "duplicates weigh double",
@@ -88,7 +88,7 @@ def check_duplicates(case: CheckContext) -> Iterator[Finding]:
         if clean:
             absent.append(name)
     if absent:
-        yield ok("twins", f"no {' and no '.join(absent)} within a split")
+        yield ok("duplicates", f"no {' and no '.join(absent)} within a split")
 
 
 def groups_within_split(case: CheckContext, kind: Kind, split: int) -> list[tuple[int, ...]]:

@@ -70,9 +70,9 @@ MIRROR: NDArray[np.float32] = np.where(_ORDER % _KEPT % 2 == 1, -1, 1).astype(np
 """[143]: a fingerprint times this is the mirrored image's."""
 
 
-def fingerprint(grey: Image.Image) -> NDArray[np.float16]:
-    """[143], of length 1; all zero for a uniform image. `grey` is of mode L and any size."""
-    pixels = np.asarray(grey.resize((_SIDE, _SIDE), Image.Resampling.BILINEAR), dtype=np.float32)
+def fingerprint(gray: Image.Image) -> NDArray[np.float16]:
+    """[143], of length 1; all zero for a uniform image. `gray` is of mode L and any size."""
+    pixels = np.asarray(gray.resize((_SIDE, _SIDE), Image.Resampling.BILINEAR), dtype=np.float32)
     low = (_COSINES @ pixels @ _COSINES.T).ravel()[_ORDER]
     length = float(np.linalg.norm(low))
     return (low / length if length > 1e-3 else np.zeros_like(low)).astype(np.float16)

@@ -46,7 +46,7 @@ class ImageStats:
     """[N, 2]: width and height in pixels."""
     contrast: NDArray[np.float32]
     """[N]: standard deviation of the gray levels."""
-    coloured: NDArray[np.bool_]
+    colored: NDArray[np.bool_]
     content: NDArray[np.uint64]
     """[N, 2]: digest of size and pixels."""
     fingerprint: NDArray[np.float16]
@@ -60,7 +60,7 @@ class ImageStats:
             label=np.full(count, UNKNOWN, np.int16),
             size=np.zeros((count, 2), np.int32),
             contrast=np.zeros(count, np.float32),
-            coloured=np.zeros(count, np.bool_),
+            colored=np.zeros(count, np.bool_),
             content=np.zeros((count, 2), np.uint64),
             fingerprint=np.zeros((count, LENGTH), np.float16),
             readable=np.zeros(count, np.bool_),
@@ -119,17 +119,17 @@ def plain(error: InvalidImageError) -> str:
 
 
 def measure(looks: ImageStats, row: int, image: Image.Image) -> None:
-    grey = image.convert("L")
+    gray = image.convert("L")
     looks.readable[row] = True
     looks.size[row] = image.size
-    looks.contrast[row] = np.asarray(grey).std()
-    looks.coloured[row] = is_coloured(image)
-    looks.fingerprint[row] = fingerprint(grey)
-    plain = grey if not looks.coloured[row] else image.convert("RGB")
+    looks.contrast[row] = np.asarray(gray).std()
+    looks.colored[row] = is_colored(image)
+    looks.fingerprint[row] = fingerprint(gray)
+    plain = gray if not looks.colored[row] else image.convert("RGB")
     looks.content[row] = np.frombuffer(digest(f"{plain.mode}{plain.size}".encode() + plain.tobytes()), np.uint64)
 
 
-def is_coloured(image: Image.Image) -> bool:
+def is_colored(image: Image.Image) -> bool:
     if image.mode == "L":
         return False
     pixels = np.asarray(image.convert("RGB"), dtype=np.int16)

@@ -60,7 +60,7 @@ def list_sfew(root: Path) -> SourceListing:
                     images.append(ImageEntry(path, split, label))
                 else:
                     others += 1
-    layout = "Train and Val, which is test" if test is None else "Train, Val and a labelled Test"
+    layout = "Train and Val, which is test" if test is None else "Train, Val and a labeled Test"
     return SourceListing("sfew", CLASSES, images, layout, {"other_files": others, **count_skipped(skipped)})
 
 

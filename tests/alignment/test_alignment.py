@@ -201,7 +201,7 @@ def test_build_stores_aligned_images(portrait: Image.Image, tmp_path: Path) -> N
     with pytest.raises(UserError, match=r"glad/wall\.jpg: no face found.*--max-bad-images 1"):
         run_build(*words)
     kept = run_build(*words, "--on-no-face", "centre", "--discard-partial")
-    assert findings(kept)["remarks"] == 1
+    assert findings(kept)["notes"] == 1
     with (kept.folder / "notes.csv").open() as stream:
         assert [row["source"] for row in csv.DictReader(stream)] == ["glad/wall.jpg"]
     options = kept.manifest.provenance["options"]

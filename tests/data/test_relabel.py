@@ -79,8 +79,8 @@ def test_only_train_changes_and_the_held_out_split_stays(carved: Path, tmp_path:
     assert [split.classes[label] for label in labels] == list(wanted.values())
     if noise:
         assert (data.train_split.labels != labels).sum() == round(noise * len(labels))
-    assert data.relabelling is not None
-    assert data.relabelling[:3] == (1, 1, 1)
+    assert data.relabeling is not None
+    assert data.relabeling[:3] == (1, 1, 1)
 
 
 def test_image_keeps_its_label(carved: Path, tmp_path: Path) -> None:
@@ -206,8 +206,8 @@ def test_builder_records_the_decisions(tmp_path: Path) -> None:
     pictures = {key: bytes(train.read(place)) for place, key in enumerate(train.keys.tolist())}
     assert all(bytes(split.read(place)) == pictures[key] for place, key in enumerate(split.keys.tolist()))
     output = facts(changed, "train")[a]
-    assert (output["class"], output["relabelled_from"]) == (other(train, 3), label_of(train, a))
-    assert "relabelled_from" not in facts(changed, "train")[str(train.keys[4])]
+    assert (output["class"], output["relabeled_from"]) == (other(train, 3), label_of(train, a))
+    assert "relabeled_from" not in facts(changed, "train")[str(train.keys[4])]
     for name in ("validation", "test"):
         assert (changed.folder / f"{name}-000000.tar").read_bytes() == (
             plain.folder / f"{name}-000000.tar"

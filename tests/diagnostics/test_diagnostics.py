@@ -71,7 +71,7 @@ def test_collapse_hides_the_findings_that_it_implies() -> None:
     assert list(found(run_of(6, confusion([0, 40, 0], [0, 40, 0], [0, 40, 0])))) == ["collapse"]
 
 
-@pytest.mark.parametrize(("std", "flat"), [(0.039, True), (0.041, False)])
+@pytest.mark.parametrize(("deviation", "flat"), [(0.039, True), (0.041, False)])
 def test_uniform_attention_is_found(deviation: float, flat: bool) -> None:
     # 5 % of the range 0.2 to 1
     spread = {"mean": 0.97, "std": deviation}

@@ -203,7 +203,7 @@ def test_absolute_paths_below_the_root_are_accepted(tmp_path: Path) -> None:
     assert sorted(places(dataset)) == ["0.jpg", "1.jpg"]
 
 
-@pytest.mark.parametrize("tracked_samples", ["IMG1.JPG", "img1.JPG"])
+@pytest.mark.parametrize("listed", ["IMG1.JPG", "img1.JPG"])
 def test_names_with_another_letter_case_are_named(listed: str, tmp_path: Path) -> None:
     write(tmp_path / "img1.jpg", jpeg(1))
     write(tmp_path / "b.jpg", jpeg(2))

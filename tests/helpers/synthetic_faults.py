@@ -52,8 +52,8 @@ def plant(root: Path) -> dict[str, list[set[str]]]:
         copy = save(Image.open(path), root / "test" / path.parent.name / f"copy-{path.name}")
         faults.setdefault("exact across", []).append({below(path), copy})
     for path in train[3:5]:  # twice in train, under two labels
-        copy = save(Image.open(path), root / "train" / other(path) / f"relabelled-{path.name}")
-        faults.setdefault("relabelled", []).append({below(path), copy})
+        copy = save(Image.open(path), root / "train" / other(path) / f"relabeled-{path.name}")
+        faults.setdefault("relabeled", []).append({below(path), copy})
     for path in validation[:2]:  # downscaled and re-encoded
         smaller = Image.open(path).convert("RGB").resize((80, 80), Image.Resampling.LANCZOS)
         copy = save(smaller, root / "train" / path.parent.name / f"smaller-{path.stem}.jpg")

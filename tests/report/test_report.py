@@ -290,9 +290,9 @@ def test_page_is_deterministic(run: Path, tmp_path: Path) -> None:
 
 def test_tsne_keeps_neighbors_together() -> None:
     random = np.random.default_rng(0)
-    centres = 8 * random.normal(size=(3, 16))
+    centers = 8 * random.normal(size=(3, 16))
     labels = np.arange(90) % 3
-    points = tsne_embedding((centres[labels] + random.normal(size=(90, 16))).astype(np.float32))
+    points = tsne_embedding((centers[labels] + random.normal(size=(90, 16))).astype(np.float32))
     distances = np.linalg.norm(points[:, None] - points[None], axis=2) + 1e9 * np.eye(90)
     assert (labels[distances.argmin(axis=1)] == labels).all()
 

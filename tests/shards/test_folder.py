@@ -76,7 +76,7 @@ def test_every_image_format_becomes_a_plain_jpeg(image_folder: Path, mode: str, 
 
 
 def test_multi_picture_jpeg_is_stored_as_a_plain_jpeg(image_folder: Path) -> None:
-    pictures = [Image.new("RGB", (40, 32), colour) for colour in ("red", "blue")]
+    pictures = [Image.new("RGB", (40, 32), color) for color in ("red", "blue")]
     pictures[0].save(image_folder / "glad" / "phone.jpg", "MPO", save_all=True, append_images=pictures[1:])
     dataset = build_folder(image_folder, "--validation-fraction", 0)
     split, output = dataset.split("train"), facts(dataset, "train")

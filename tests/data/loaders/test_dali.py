@@ -75,11 +75,11 @@ APPLIERS = [
 def pictures() -> NDArray[np.uint8]:
     """Synthetic faces and noise, [40, 60, 52, 3]: neither square nor even, so that axes cannot be confused."""
     faces = [np.asarray(Image.fromarray(np.asarray(render_sample(0, n, 60).image)).resize((52, 60))) for n in range(36)]
-    colour = [face if face.ndim == 3 else np.repeat(face[..., None], 3, axis=2) for face in faces]
+    color = [face if face.ndim == 3 else np.repeat(face[..., None], 3, axis=2) for face in faces]
     random = np.random.default_rng(0)
     extreme = [random.integers(0, 256, (60, 52, 3)), np.zeros((60, 52, 3)), np.full((60, 52, 3), 255)]
     two_values = np.where(random.random((60, 52, 3)) < 0.002, 7, 200)
-    return np.stack([*colour, *extreme, two_values]).astype(np.uint8)
+    return np.stack([*color, *extreme, two_values]).astype(np.uint8)
 
 
 FACTORS = {OpKind.COLOR: (0.1, 0.7, 1.0, 1.9), OpKind.CONTRAST: (0.1, 0.7, 1.9), OpKind.SHARPNESS: (0.1, 1.0, 1.9)}

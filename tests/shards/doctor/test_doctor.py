@@ -103,8 +103,8 @@ def test_every_injected_fault_is_found_and_no_other(faulty: tuple[DoctorOutput, 
     assert same(output.groups("leaks", "exact"), faults["exact across"])
     assert same(output.groups("leaks", "near"), faults["near across"])
     assert same(output.groups("leaks", "mirrored"), faults["mirrored across"])
-    assert same(output.groups("duplicates"), faults["relabelled"])
-    assert same(output.groups("labels"), faults["relabelled"])
+    assert same(output.groups("duplicates"), faults["relabeled"])
+    assert same(output.groups("labels"), faults["relabeled"])
     assert same(output.groups("blank"), faults["blank"])
     assert same(output.groups("tiny"), faults["tiny"])
     assert same(output.groups("unreadable"), faults["unreadable"])
@@ -187,7 +187,7 @@ def test_gray_train_and_color_test_are_found(clean: Path, tmp_path: Path) -> Non
     for path in (root / "train").glob("*/*.png"):
         Image.open(path).convert("L").save(path)
     output = DoctorOutput(root, tmp_path)
-    [grey] = output.verdicts("colour")
+    [grey] = output.verdicts("color")
     assert grey["severity"] == "warning"
     assert "train 100.0%" in grey["message"]
     assert "test 0.0%" in grey["message"]
