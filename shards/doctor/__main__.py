@@ -85,7 +85,7 @@ def open_path(args: argparse.Namespace) -> DatasetView:
 def summary(report: Report) -> str:
     """Return the findings as lines, the worst last, where a terminal shows it."""
     lines = [format_finding(finding) for finding in sorted(report.findings, key=lambda finding: finding.severity)]
-    return "\n".join([*lines, f"{report.case.material.path}: {summarize_severities(report.findings)}"])
+    return "\n".join([*lines, f"{report.context.view.path}: {summarize_severities(report.findings)}"])
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -27,27 +27,25 @@ MIN_CLASS_SAMPLES = 20
 class CheckContext:
     """Inputs of all checks."""
 
-    material: DatasetView
-    looks: ImageStats
+    view: DatasetView
+    image_stats: ImageStats
     copies: DuplicateIndex
 
     def counts(self) -> NDArray[np.int64]:
         """[splits, C]: readable samples per split and class."""
-        table = np.zeros((len(self.material.splits), len(self.material.classes)), np.int64)
-        known = self.looks.readable
-        np.add.at(table, (self.material.split_of[known], self.looks.label[known]), 1)
+        table = np.zeros((len(self.view.splits), len(self.view.classes)), np.int64)
+        known = self.image_stats.readable
+        np.add.at(table, (self.view.split_of[known], self.image_stats.label[known]), 1)
         return table
 
     def per_split(self, faces: NDArray[np.int64]) -> str:
         """`3 train, 1 test`."""
-        counts = np.bincount(self.material.split_of[faces], minlength=len(self.material.splits))
-        return ", ".join(
-            f"{count:,} {split}" for split, count in zip(self.material.splits, counts, strict=True) if count
-        )
+        counts = np.bincount(self.view.split_of[faces], minlength=len(self.view.splits))
+        return ", ".join(f"{count:,} {split}" for split, count in zip(self.view.splits, counts, strict=True) if count)
 
 
-def check_splits(case: CheckContext) -> Iterator[Finding]:
-    splits = case.material.splits
+def check_splits(context: CheckContext) -> Iterator[Finding]:
+    splits = context.view.splits
     if "train" not in splits:
         hint = "add a train split, or check the folder names"
         yield Finding("splits", Severity.ERROR, "no training faces", hint)
@@ -59,7 +57,7 @@ def check_splits(case: CheckContext) -> Iterator[Finding]:
             "add or hold out one (--help) to report accuracy",
         )
     if "validation" not in splits:
-        raw = case.material.kind == "raw tree"
+        raw = context.view.kind == "raw tree"
         yield Finding(
             "splits",
             Severity.INFO if raw else Severity.WARNING,
@@ -69,14 +67,14 @@ def check_splits(case: CheckContext) -> Iterator[Finding]:
             else "models would be selected on test; rebuild with --validation-fraction 0.1",
         )
     if len(splits) == 3:
-        counts = case.counts().sum(axis=1)
+        counts = context.counts().sum(axis=1)
         text = ", ".join(f"{split} {count:,}" for split, count in zip(splits, counts, strict=True))
         yield ok("splits", text)
 
 
-def check_balance(case: CheckContext) -> Iterator[Finding]:
+def check_balance(context: CheckContext) -> Iterator[Finding]:
     """Check for missing, rare or imbalanced classes."""
-    counts, classes, splits = case.counts(), case.material.classes, case.material.splits
+    counts, classes, splits = context.counts(), context.view.classes, context.view.splits
     sound = True
     for row, split in zip(counts, splits, strict=True):
         missing = [name for name, count in zip(classes, row, strict=True) if not count]
@@ -109,11 +107,11 @@ def check_balance(case: CheckContext) -> Iterator[Finding]:
             yield ok("balance", what, "train")
 
 
-def check_sizes(case: CheckContext) -> Iterator[Finding]:
-    known = case.looks.readable
+def check_sizes(context: CheckContext) -> Iterator[Finding]:
+    known = context.image_stats.readable
     if not known.any():
         return
-    sizes = case.looks.size[known]
+    sizes = context.image_stats.size[known]
     low, middle, high = (np.median(sizes, axis=0) if f is None else f(sizes, axis=0) for f in (np.min, None, np.max))
     if (low == high).all():
         yield ok("sizes", f"all {low[0]} x {low[1]} pixels")
@@ -125,33 +123,34 @@ def check_sizes(case: CheckContext) -> Iterator[Finding]:
         spread = (high.max() / max(low.min(), 1)) >= 4 or len(np.unique(np.round(sizes[:, 0] / sizes[:, 1], 1))) > 1
         hint = "are all images aligned faces? uncropped photos mixed with crops hurt training" if spread else ""
         yield Finding("sizes", Severity.INFO, f"mixed: {text} pixels", hint)
-    tiny = np.flatnonzero(known & (case.looks.size.min(axis=1) < MIN_SIDE))
+    tiny = np.flatnonzero(known & (context.image_stats.size.min(axis=1) < MIN_SIDE))
     if len(tiny):
         yield SampleFinding(
             "tiny",
             Severity.WARNING,
             f"{plural(len(tiny), 'face')} with a side below {MIN_SIDE} pixels",
             "find larger originals or leave them out",
-            case.per_split(tiny),
-            singles(case, tiny),
+            context.per_split(tiny),
+            singles(context, tiny),
         )
     else:
         yield ok("tiny", f"no side below {MIN_SIDE} pixels")
 
 
-def singles(case: CheckContext, faces: NDArray[np.int64]) -> tuple[SampleGroup, ...]:
+def singles(context: CheckContext, faces: NDArray[np.int64]) -> tuple[SampleGroup, ...]:
     return tuple(
-        SampleGroup((face,), f"{case.looks.size[face, 0]} x {case.looks.size[face, 1]}") for face in faces.tolist()
+        SampleGroup((face,), f"{context.image_stats.size[face, 0]} x {context.image_stats.size[face, 1]}")
+        for face in faces.tolist()
     )
 
 
-def check_color(case: CheckContext) -> Iterator[Finding]:
+def check_color(context: CheckContext) -> Iterator[Finding]:
     """Gray and color, and whether training and evaluation splits differ."""
     shares = {}
-    for number, split in enumerate(case.material.splits):
-        mine = case.looks.readable & (case.material.split_of == number)
+    for number, split in enumerate(context.view.splits):
+        mine = context.image_stats.readable & (context.view.split_of == number)
         if mine.any():
-            shares[split] = 1 - float(case.looks.colored[mine].mean())
+            shares[split] = 1 - float(context.image_stats.colored[mine].mean())
     if not shares:
         return
     text = ", ".join(f"{split} {share:.1%}" for split, share in shares.items())
@@ -164,55 +163,57 @@ def check_color(case: CheckContext) -> Iterator[Finding]:
         yield ok("color", "all gray" if max(shares.values()) == 1 else "all in color")
 
 
-def check_files(case: CheckContext) -> Iterator[Finding]:
+def check_files(context: CheckContext) -> Iterator[Finding]:
     """Unreadable images, and files whose content does not match their name."""
-    raw = case.material.kind == "raw tree"
-    unreadable = [oddity for oddity in case.looks.oddities if oddity.unreadable]
-    suspicious = [oddity for oddity in case.looks.oddities if not oddity.unreadable]
+    raw = context.view.kind == "raw tree"
+    unreadable = [oddity for oddity in context.image_stats.anomalies if oddity.unreadable]
+    suspicious = [oddity for oddity in context.image_stats.anomalies if not oddity.unreadable]
     if unreadable:
         hint = "run `python -m shards.verify` to find the corrupt tar, then rebuild it"
         if raw:
             hint = "re-download the files, or skip them in the build with --max-bad-images"
         what = f"{plural(len(unreadable), 'face')} cannot be read"
-        yield file_finding(case, "unreadable", Severity.ERROR, what, hint, unreadable)
+        yield file_finding(context, "unreadable", Severity.ERROR, what, hint, unreadable)
     else:
         yield ok("unreadable", "all images decode")
     if suspicious:
         hint = "content decides, not the file name; inspect, rename or replace"
         what = f"{plural(len(suspicious), 'file')} with an unexpected name or size"
-        yield file_finding(case, "suspicious", Severity.WARNING, what, hint, suspicious)
+        yield file_finding(context, "suspicious", Severity.WARNING, what, hint, suspicious)
     elif raw:
         yield ok("suspicious", "no file with an unexpected name or size")
 
 
 def file_finding(
-    case: CheckContext, check: str, severity: Severity, what: str, hint: str, oddities: Sequence[FileAnomaly]
+    context: CheckContext, check: str, severity: Severity, what: str, hint: str, anomalies: Sequence[FileAnomaly]
 ) -> Finding:
-    where = case.per_split(np.array([oddity.face for oddity in oddities]))
+    where = context.per_split(np.array([oddity.face for oddity in anomalies]))
     return SampleFinding(
-        check, severity, what, hint, where, tuple(SampleGroup((oddity.face,), oddity.reason) for oddity in oddities)
+        check, severity, what, hint, where, tuple(SampleGroup((oddity.face,), oddity.reason) for oddity in anomalies)
     )
 
 
-def check_blank(case: CheckContext) -> Iterator[Finding]:
-    blank = np.flatnonzero(case.looks.readable & (case.looks.contrast < BLANK_CONTRAST))
+def check_blank(context: CheckContext) -> Iterator[Finding]:
+    blank = np.flatnonzero(context.image_stats.readable & (context.image_stats.contrast < BLANK_CONTRAST))
     if len(blank):
         yield SampleFinding(
             "blank",
             Severity.WARNING,
             f"{plural(len(blank), 'blank image')} (contrast below {BLANK_CONTRAST:g} of 255 levels)",
             "leave them out: their label is meaningless",
-            case.per_split(blank),
-            tuple(SampleGroup((face,), f"contrast {case.looks.contrast[face]:.1f}") for face in blank.tolist()),
+            context.per_split(blank),
+            tuple(
+                SampleGroup((face,), f"contrast {context.image_stats.contrast[face]:.1f}") for face in blank.tolist()
+            ),
         )
     else:
         yield ok("blank", "no blank image")
 
 
-def check_build_stats(case: CheckContext) -> Iterator[Finding]:
+def check_build_stats(context: CheckContext) -> Iterator[Finding]:
     """What the builder dropped, which its folder no longer shows."""
-    found: Mapping[str, object] = case.material.stats
-    if case.material.kind == "raw tree":
+    found: Mapping[str, object] = context.view.stats
+    if context.view.kind == "raw tree":
         other = found.get("other_files")
         if isinstance(other, int) and other:
             yield Finding("other files", Severity.INFO, f"{plural(other, 'file')} that cannot be images")

@@ -17,14 +17,14 @@ from shards.doctor.finding import SampleFinding, SampleGroup
 KINDS: dict[Kind, str] = {"exact": "exact copy", "near": "near copy", "mirrored": "mirrored copy"}
 
 
-def check_leaks(case: CheckContext) -> Iterator[Finding]:
+def check_leaks(context: CheckContext) -> Iterator[Finding]:
     """Samples also in a split that evaluates theirs. Each is reported once, under the closest kind of copy."""
-    splits, split_of = case.material.splits, case.material.split_of
+    splits, split_of = context.view.splits, context.view.split_of
     text = np.zeros((len(split_of), len(splits)), np.bool_)
     absent = []
     for kind, name in KINDS.items():
-        reach = case.copies.splits_with_copies(kind, split_of)
-        groups = [group for group in case.copies.groups(kind) if len({int(split_of[face]) for face in group}) > 1]
+        reach = context.copies.splits_with_copies(kind, split_of)
+        groups = [group for group in context.copies.groups(kind) if len({int(split_of[face]) for face in group}) > 1]
         clean = True
         for low, high in combinations(range(len(splits)), 2):
             leaks = np.flatnonzero((split_of == low) & (reach >> high & 1).astype(bool) & ~text[:, high])
@@ -38,9 +38,9 @@ def check_leaks(case: CheckContext) -> Iterator[Finding]:
                 "leaks",
                 Severity.ERROR if kind == "exact" else Severity.WARNING,
                 f"{plural(len(leaks), 'face')} with {article(name)} in {splits[high]}",
-                leak_hint(case, kind),
+                leak_hint(context, kind),
                 splits[low],
-                tuple(SampleGroup(group, note(case, group)) for group in shown),
+                tuple(SampleGroup(group, note(context, group)) for group in shown),
             )
         if clean:
             absent.append(name)
@@ -48,42 +48,42 @@ def check_leaks(case: CheckContext) -> Iterator[Finding]:
         yield ok("leaks", f"no {' and no '.join(absent)} across splits")
 
 
-def leak_hint(case: CheckContext, kind: Kind) -> str:
+def leak_hint(context: CheckContext, kind: Kind) -> str:
     if kind != "exact":
         return "evaluate without these samples, or drop them from training (listed by --json)"
-    if case.material.kind == "raw tree":
+    if context.view.kind == "raw tree":
         return "the builder drops them from training unless --keep-leaks is set"
-    return "rebuild without --keep-leaks" if case.material.options.get("keep_leaks") else "drop them from training"
+    return "rebuild without --keep-leaks" if context.view.options.get("keep_leaks") else "drop them from training"
 
 
 def article(name: str) -> str:
     return f"an {name}" if name.startswith("exact") else f"a {name}"
 
 
-def note(case: CheckContext, group: tuple[int, ...]) -> str:
-    labels = {int(case.looks.label[face]) for face in group}
+def note(context: CheckContext, group: tuple[int, ...]) -> str:
+    labels = {int(context.image_stats.label[face]) for face in group}
     return "labels differ" if len(labels) > 1 else ""
 
 
-def check_duplicates(case: CheckContext) -> Iterator[Finding]:
+def check_duplicates(context: CheckContext) -> Iterator[Finding]:
     """Copies within one split."""
     absent = []
     for kind, name in KINDS.items():
-        reach = case.copies.splits_with_copies(kind, case.material.split_of)
+        reach = context.copies.splits_with_copies(kind, context.view.split_of)
         clean = True
-        for number, split in enumerate(case.material.splits):
-            mine = np.flatnonzero((case.material.split_of == number) & (reach >> number & 1).astype(bool))
+        for number, split in enumerate(context.view.splits):
+            mine = np.flatnonzero((context.view.split_of == number) & (reach >> number & 1).astype(bool))
             if not len(mine):
                 continue
             clean = False
-            groups = groups_within_split(case, kind, number)
+            groups = groups_within_split(context, kind, number)
             yield SampleFinding(
                 "duplicates",
                 Severity.WARNING if split != "train" and kind == "exact" else Severity.INFO,
                 f"{plural(len(mine), 'face')} with {article(name)} in the same split, {plural(len(groups), 'group')}",
                 "counted more than once in the accuracy; keep one" if split != "train" else "duplicates weigh double",
                 split,
-                tuple(SampleGroup(group, note(case, group)) for group in groups),
+                tuple(SampleGroup(group, note(context, group)) for group in groups),
             )
         if clean:
             absent.append(name)
@@ -91,18 +91,20 @@ def check_duplicates(case: CheckContext) -> Iterator[Finding]:
         yield ok("duplicates", f"no {' and no '.join(absent)} within a split")
 
 
-def groups_within_split(case: CheckContext, kind: Kind, split: int) -> list[tuple[int, ...]]:
+def groups_within_split(context: CheckContext, kind: Kind, split: int) -> list[tuple[int, ...]]:
     """Return the groups of that kind, restricted to one split."""
-    cut = (tuple(face for face in group if case.material.split_of[face] == split) for group in case.copies.groups(kind))
+    cut = (
+        tuple(face for face in group if context.view.split_of[face] == split) for group in context.copies.groups(kind)
+    )
     return [group for group in cut if len(group) > 1]
 
 
-def check_conflicts(case: CheckContext) -> Iterator[Finding]:
+def check_conflicts(context: CheckContext) -> Iterator[Finding]:
     """Copies of one image with conflicting labels: measurable label noise."""
-    labels = case.looks.label
+    labels = context.image_stats.label
     agreeing = []
     for kind, name in KINDS.items():
-        groups = list(case.copies.groups(kind))
+        groups = list(context.copies.groups(kind))
         if not groups:
             continue
         conflicts = [group for group in groups if len({int(labels[face]) for face in group}) > 1]
@@ -116,8 +118,8 @@ def check_conflicts(case: CheckContext) -> Iterator[Finding]:
             f"{plural(len(conflicts), 'group')} of {name.removesuffix('y')}ies with different labels "
             f"({share(len(conflicts), len(groups))} of {plural(len(groups), 'group')}, {plural(len(faces), 'face')})",
             "resolve manually or by majority vote; they cap the achievable accuracy",
-            case.per_split(faces),
-            tuple(SampleGroup(group, confusion(case, labels[list(group)])) for group in conflicts),
+            context.per_split(faces),
+            tuple(SampleGroup(group, confusion(context, labels[list(group)])) for group in conflicts),
         )
     if agreeing:
         yield ok("labels", f"{' and '.join(agreeing)} agree in their labels")
@@ -127,6 +129,6 @@ def share(part: int, whole: int) -> str:
     return f"{part / whole:.0%}"
 
 
-def confusion(case: CheckContext, labels: NDArray[np.int16]) -> str:
-    names = [case.material.classes[label] for label in sorted(set(labels.tolist()))]
+def confusion(context: CheckContext, labels: NDArray[np.int16]) -> str:
+    names = [context.view.classes[label] for label in sorted(set(labels.tolist()))]
     return " or ".join(names)

@@ -28,19 +28,19 @@ _TITLES = {
 
 def render(report: Report) -> str:
     """Render the page as HTML."""
-    material = report.case.material
-    identity = next((finding.message for finding in report.findings if finding.name == "dataset"), material.kind)
+    view = report.context.view
+    identity = next((finding.message for finding in report.findings if finding.name == "dataset"), view.kind)
     return render_page(
         Path(__file__).with_name("page.html"),
-        title=f"Doctor: {material.path.name}",
-        command=f"python -m shards.doctor {material.path}",
-        name=material.path.resolve().name,
-        lead=f"{identity} \u00b7 {len(material):,} samples, {len(material.classes)} classes",
+        title=f"Doctor: {view.path.name}",
+        command=f"python -m shards.doctor {view.path}",
+        name=view.path.resolve().name,
+        lead=f"{identity} \u00b7 {len(view):,} samples, {len(view.classes)} classes",
         report=report,
         severities=list(reversed(Severity)),
         sections=_TITLES,
         known_splits=SPLITS,
-        counts=report.case.counts(),
+        counts=report.context.counts(),
         pick=pick,
         image_url=image_url,
         max_groups=MAX_GROUPS,
@@ -51,8 +51,8 @@ def pick(report: Report, faces: Sequence[int]) -> Iterable[int]:
     """Select the images to show so that every split and class of the group appears if possible."""
     if len(faces) <= MAX_FACES:
         return faces
-    looks, split_of = report.case.looks, report.case.material.split_of
-    firsts = {(int(split_of[face]), int(looks.label[face])): face for face in reversed(faces)}
+    image_stats, split_of = report.context.image_stats, report.context.view.split_of
+    firsts = {(int(split_of[face]), int(image_stats.label[face])): face for face in reversed(faces)}
     chosen = sorted(firsts.values())[:MAX_FACES]
     others = [face for face in faces if face not in chosen]
     return sorted([*chosen, *others[: MAX_FACES - len(chosen)]])
@@ -61,6 +61,6 @@ def pick(report: Report, faces: Sequence[int]) -> Iterable[int]:
 def image_url(report: Report, face: int) -> str:
     """Return the image as a data URL; empty if unreadable."""
     try:
-        return thumbnail_url(report.case.material.faces.read(face).data, SIDE)
+        return thumbnail_url(report.context.view.faces.read(face).data, SIDE)
     except InvalidImageError:
         return ""

@@ -52,7 +52,7 @@ class ImageStats:
     fingerprint: NDArray[np.float16]
     """[N, 143]"""
     readable: NDArray[np.bool_]
-    oddities: list[FileAnomaly]
+    anomalies: list[FileAnomaly]
 
     @classmethod
     def blank(cls, count: int) -> ImageStats:
@@ -64,14 +64,14 @@ class ImageStats:
             content=np.zeros((count, 2), np.uint64),
             fingerprint=np.zeros((count, LENGTH), np.float16),
             readable=np.zeros(count, np.bool_),
-            oddities=[],
+            anomalies=[],
         )
 
     def fill(self, first: int, part: ImageStats) -> None:
         """Insert the statistics of the images from `first` on."""
         for field in fields(self):
-            if field.name == "oddities":
-                self.oddities += part.oddities
+            if field.name == "anomalies":
+                self.anomalies += part.anomalies
             else:
                 getattr(self, field.name)[first : first + len(part.label)] = getattr(part, field.name)
 
@@ -84,7 +84,7 @@ class Task(NamedTuple):
 
 
 def compute_image_stats(faces: Faces, count: int, workers: int) -> ImageStats:
-    """Measure every image. Unreadable ones are reported in `oddities`, never silently skipped."""
+    """Measure every image. Unreadable ones are reported in `anomalies`, never silently skipped."""
     tasks = [Task(first, min(first + _TASK, count)) for first in range(0, count, _TASK)]
     whole = ImageStats.blank(count)
     with Progress("examining", count) as progress:
@@ -95,7 +95,7 @@ def compute_image_stats(faces: Faces, count: int, workers: int) -> ImageStats:
 
 def compute_chunk(faces: Faces, task: Task, on_sample: Callable[[], object]) -> ImageStats:
     """Measure a range of images. Runs in a worker process."""
-    looks = ImageStats.blank(task.last - task.first)
+    image_stats = ImageStats.blank(task.last - task.first)
     for row, number in enumerate(range(task.first, task.last)):
         path = faces.file(number)
         reasons = [] if path is None else file_anomalies(path)
@@ -104,13 +104,13 @@ def compute_chunk(faces: Faces, task: Task, on_sample: Callable[[], object]) -> 
             image = decode(data)
         except InvalidImageError as error:
             reason = EMPTY if EMPTY in reasons else "; ".join([*reasons, plain(error)])
-            looks.oddities.append(FileAnomaly(number, reason, unreadable=True))
+            image_stats.anomalies.append(FileAnomaly(number, reason, unreadable=True))
         else:
-            measure(looks, row, image)
-            looks.label[row] = label
-            looks.oddities += [FileAnomaly(number, reason, unreadable=False) for reason in reasons]
+            measure(image_stats, row, image)
+            image_stats.label[row] = label
+            image_stats.anomalies += [FileAnomaly(number, reason, unreadable=False) for reason in reasons]
         on_sample()
-    return looks
+    return image_stats
 
 
 def plain(error: InvalidImageError) -> str:
@@ -118,15 +118,15 @@ def plain(error: InvalidImageError) -> str:
     return re.sub(r" <_io\.\w+ object at 0x[0-9a-f]+>", "", str(error))
 
 
-def measure(looks: ImageStats, row: int, image: Image.Image) -> None:
+def measure(image_stats: ImageStats, row: int, image: Image.Image) -> None:
     gray = image.convert("L")
-    looks.readable[row] = True
-    looks.size[row] = image.size
-    looks.contrast[row] = np.asarray(gray).std()
-    looks.colored[row] = is_colored(image)
-    looks.fingerprint[row] = fingerprint(gray)
-    plain = gray if not looks.colored[row] else image.convert("RGB")
-    looks.content[row] = np.frombuffer(digest(f"{plain.mode}{plain.size}".encode() + plain.tobytes()), np.uint64)
+    image_stats.readable[row] = True
+    image_stats.size[row] = image.size
+    image_stats.contrast[row] = np.asarray(gray).std()
+    image_stats.colored[row] = is_colored(image)
+    image_stats.fingerprint[row] = fingerprint(gray)
+    plain = gray if not image_stats.colored[row] else image.convert("RGB")
+    image_stats.content[row] = np.frombuffer(digest(f"{plain.mode}{plain.size}".encode() + plain.tobytes()), np.uint64)
 
 
 def is_colored(image: Image.Image) -> bool:

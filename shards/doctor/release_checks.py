@@ -29,15 +29,15 @@ class ReleaseMatch(NamedTuple):
     """Fraction of the release's samples by which the counts differ."""
 
 
-def match_release(case: CheckContext) -> ReleaseMatch | None:
+def match_release(context: CheckContext) -> ReleaseMatch | None:
     """Find the closest release with the same classes; None if none is close. Class and source names are not enough:
     thousands of other datasets have the same seven."""
     matches = []
     for release in RELEASES:
-        order = align(case.material.classes, release)
+        order = align(context.view.classes, release)
         if order is None:
             continue
-        wanted, found = expected_counts(release, order, case.material.splits), actual_counts(case, release)
+        wanted, found = expected_counts(release, order, context.view.splits), actual_counts(context, release)
         off = sum(
             int(np.abs(wanted.get(split, 0) - found.get(split, np.zeros(1, np.int64))).sum())
             for split in wanted.keys() | found.keys()
@@ -47,36 +47,36 @@ def match_release(case: CheckContext) -> ReleaseMatch | None:
     return best if best is not None and best.missing <= MAX_RELEASE_DIFF else None
 
 
-def actual_counts(case: CheckContext, release: Release) -> dict[str, NDArray[np.int64]]:
+def actual_counts(context: CheckContext, release: Release) -> dict[str, NDArray[np.int64]]:
     """Counts of the data, under the names used by `expected_counts`."""
-    counts = dict(zip(case.material.splits, case.counts(), strict=True))
+    counts = dict(zip(context.view.splits, context.counts(), strict=True))
     if "validation" in counts and "validation" not in release.counts and "train" in counts:
         counts["train + validation"] = counts.pop("train") + counts.pop("validation")
     return counts
 
 
-def check_identity(case: CheckContext) -> Iterator[Finding]:
-    match = match_release(case)
-    source = f"{case.material.kind} of source {case.material.source}"
-    labels = case.material.options.get("labels")
+def check_identity(context: CheckContext) -> Iterator[Finding]:
+    match = match_release(context)
+    source = f"{context.view.kind} of source {context.view.source}"
+    labels = context.view.options.get("labels")
     if isinstance(labels, str):
         source += f", labels {labels}"
     if match is not None:
         yield ok("dataset", f"{match.release.title}: {source}")
-    elif case.material.source == "synthetic":
+    elif context.view.source == "synthetic":
         yield ok("dataset", f"synthetic faces: {source}")
     else:
         yield Finding("dataset", Severity.INFO, f"{source}; no published counts to compare with")
 
 
-def check_counts(case: CheckContext) -> Iterator[Finding]:
+def check_counts(context: CheckContext) -> Iterator[Finding]:
     """Compare samples per split and class with the published counts."""
-    match = match_release(case)
+    match = match_release(context)
     if match is None:
         return
     wanted, found = (
-        expected_counts(match.release, match.order, case.material.splits),
-        actual_counts(case, match.release),
+        expected_counts(match.release, match.order, context.view.splits),
+        actual_counts(context, match.release),
     )
     for split in dict.fromkeys([*wanted, *found]):
         if split not in wanted or split not in found:
@@ -90,7 +90,7 @@ def check_counts(case: CheckContext) -> Iterator[Finding]:
             continue
         text = ", ".join(
             f"{name} {count:+,}"
-            for name, count in zip(case.material.classes, differences.tolist(), strict=True)
+            for name, count in zip(context.view.classes, differences.tolist(), strict=True)
             if count
         )
         slight = np.abs(differences).sum() <= MINOR_RELEASE_DIFF * known
@@ -103,17 +103,17 @@ def check_counts(case: CheckContext) -> Iterator[Finding]:
         )
 
 
-def check_class_order(case: CheckContext) -> Iterator[Finding]:
+def check_class_order(context: CheckContext) -> Iterator[Finding]:
     """Check that label numbers match the release's, else predictions or weights are misread."""
-    swapped = find_swapped_classes(case)
+    swapped = find_swapped_classes(context)
     if swapped is not None:
         yield swapped
-    match = match_release(case)
+    match = match_release(context)
     if match is None:
         return
     own = match.release.classes
-    if all(name.isdigit() for name in case.material.classes):
-        text = ", ".join(f"{name} {own[label]}" for name, label in zip(case.material.classes, match.order, strict=True))
+    if all(name.isdigit() for name in context.view.classes):
+        text = ", ".join(f"{name} {own[label]}" for name, label in zip(context.view.classes, match.order, strict=True))
         yield Finding(
             "class order",
             Severity.INFO,
@@ -126,24 +126,24 @@ def check_class_order(case: CheckContext) -> Iterator[Finding]:
         yield Finding(
             "class order",
             Severity.INFO,
-            f"labels are {', '.join(case.material.classes)}; the release has {', '.join(own)}",
+            f"labels are {', '.join(context.view.classes)}; the release has {', '.join(own)}",
             "map the labels before comparing with third-party weights or predictions",
         )
 
 
-def find_swapped_classes(case: CheckContext) -> Finding | None:
+def find_swapped_classes(context: CheckContext) -> Finding | None:
     """Detect a release's exact counts under other names: the names were assigned to the wrong numbers."""
     for release in RELEASES:
-        order = align(case.material.classes, release)
+        order = align(context.view.classes, release)
         if order is None:
             continue
-        wanted, found = expected_counts(release, order, case.material.splits), actual_counts(case, release)
+        wanted, found = expected_counts(release, order, context.view.splits), actual_counts(context, release)
         split = next(iter(wanted))
         if split not in found or (wanted[split] == found[split]).all():
             continue
         ours, theirs = found[split].tolist(), wanted[split].tolist()
         if sorted(ours) == sorted(theirs) and len(set(ours)) == len(ours):
-            names = case.material.classes
+            names = context.view.classes
             text = ", ".join(
                 f"{name} is {names[theirs.index(count)]}"
                 for name, count, known in zip_longest(names, ours, theirs)

@@ -50,7 +50,7 @@ CHECKS: tuple[Callable[[CheckContext], Iterator[Finding]], ...] = (
 class Report:
     """The data that was checked and all findings."""
 
-    case: CheckContext
+    context: CheckContext
     findings: Sequence[Finding]
 
     @property
@@ -59,16 +59,16 @@ class Report:
 
     def to_json(self) -> str:
         """Return the JSON documented in `shards.doctor`."""
-        material, counts = self.case.material, self.case.counts().tolist()
+        view, counts = self.context.view, self.context.counts().tolist()
         splits = {
-            split: {"faces": sum(row), "class_counts": row} for split, row in zip(material.splits, counts, strict=True)
+            split: {"faces": sum(row), "class_counts": row} for split, row in zip(view.splits, counts, strict=True)
         }
         content = {
             "format": FORMAT,
-            "path": escape_name(str(material.path)),
-            "kind": material.kind,
-            "source": material.source,
-            "classes": material.classes,
+            "path": escape_name(str(view.path)),
+            "kind": view.kind,
+            "source": view.source,
+            "classes": view.classes,
             "splits": splits,
             "worst": self.worst.word,
             "exit_status": self.worst.exit_status,
@@ -91,16 +91,16 @@ class Report:
 
     def describe(self, face: int) -> dict[str, str | None]:
         """Describe a sample by split, name and class."""
-        material, label = self.case.material, int(self.case.looks.label[face])
+        view, label = self.context.view, int(self.context.image_stats.label[face])
         return {
-            "split": material.splits[material.split_of[face]],
-            "name": material.faces.name(face),
-            "class": None if label == UNKNOWN else material.classes[label],
+            "split": view.splits[view.split_of[face]],
+            "name": view.faces.name(face),
+            "class": None if label == UNKNOWN else view.classes[label],
         }
 
 
-def diagnose(material: DatasetView, workers: int) -> Report:
+def diagnose(view: DatasetView, workers: int) -> Report:
     """Measure and check the data. Raises `UserError` if there is nothing to check."""
-    looks = compute_image_stats(material.faces, len(material), workers)
-    case = CheckContext(material, looks, find_copies(looks))
-    return Report(case, list(chain.from_iterable(check(case) for check in CHECKS)))
+    image_stats = compute_image_stats(view.faces, len(view), workers)
+    context = CheckContext(view, image_stats, find_copies(image_stats))
+    return Report(context, list(chain.from_iterable(check(context) for check in CHECKS)))
