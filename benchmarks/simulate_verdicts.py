@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from adadf_dist.metrics.comparison import Score, paired_difference
+from adadf_dist.metrics.intervals import Score, paired_difference
 
 EASE = (1.0, 2.2)
 """Mean and standard deviation of the samples' easiness: runs classify about two thirds correctly."""

@@ -10,7 +10,7 @@ from statistics import fmean
 from adadf_dist.console.exit import cli_errors
 from adadf_dist.console.logs import get_logger
 from adadf_dist.errors import UserError
-from adadf_dist.metrics.comparison import accuracy_interval
+from adadf_dist.metrics.intervals import accuracy_interval
 from tune.report.html_report import write_page
 from tune.report.progress import ProgressReporter
 from tune.report.results import describe, describe_plan, describe_test, write_best

@@ -1,18 +1,15 @@
 """The ranks of a run: process group, collectives, and coordinated stop.
 
-All signal handling and collectives are in this module, except the collectives of DDP, DeepSpeed
+All collectives are in this module, except the collectives of DDP, DeepSpeed
 and torch's SyncBatchNorm. A process without torchrun is a world of size 1, in which every collective is the identity.
 """
 
 from __future__ import annotations
 
 import os
-import signal
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from datetime import timedelta
-from types import FrameType
 from typing import Any, Literal, TypeVar
 
 import torch
@@ -24,14 +21,13 @@ from torch.distributed.rendezvous import TCPStore  # type: ignore[attr-defined]
 from adadf_dist.distributed.environment import local_rank_from_env, world_size_from_env
 from adadf_dist.distributed.heartbeat import Heartbeat
 from adadf_dist.distributed.rendezvous import check_master_addr, exchange_start_id, wait_for_address
+from adadf_dist.distributed.stop_signals import handle_stop_signals
 from adadf_dist.errors import LostRankError, UserError
 
 T = TypeVar("T")
 DeviceName = Literal["auto", "cpu", "cuda"]
 
 NO_GPU = "--device cuda: no GPU available; pass --device cpu or auto"
-DUPLICATE_SIGNAL_WINDOW_S = 2.0
-"""Ctrl-C reaches a rank twice, from the terminal and from torchrun: signals within this time count as one."""
 
 
 class World:
@@ -157,7 +153,7 @@ def init_world(
         init_process_group("nccl" if device.type == "cuda" else "gloo", timeout_s)
     world = World(device, dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else World(device)
     world.init_control_group(timeout_s)
-    with handle_stop_signals(world) if finish_steps else nullcontext():
+    with handle_stop_signals(world.request_stop) if finish_steps else nullcontext():
         try:
             yield world
         except RuntimeError as error:
@@ -234,34 +230,3 @@ def pick_device(name: DeviceName = "auto") -> torch.device:
     device = torch.device("cuda", local_rank)
     torch.cuda.set_device(device)
     return device
-
-
-@contextmanager
-def handle_stop_signals(world: World) -> Iterator[None]:
-    """Request a coordinated stop on SIGTERM, SIGINT or SIGHUP (the terminal closed).
-
-    A second signal after `DUPLICATE_SIGNAL_WINDOW_S` exits immediately. A SIGHUP that `nohup` ignores stays ignored.
-    """
-    requested_at = 0.0
-
-    def on_signal(number: int, frame: FrameType | None) -> None:
-        nonlocal requested_at
-        now = time.monotonic()
-        if requested_at and now - requested_at > DUPLICATE_SIGNAL_WINDOW_S:
-            os._exit(128 + number)
-        requested_at = requested_at or now
-        world.request_stop()
-
-    numbers = [signal.SIGTERM, signal.SIGINT]
-    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
-        numbers.append(signal.SIGHUP)
-    try:
-        previous = {number: signal.signal(number, on_signal) for number in numbers}
-    except ValueError:  # not in the main thread: the caller handles signals
-        yield
-        return
-    try:
-        yield
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)

@@ -8,13 +8,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-Z95 = 1.959963984540054
-"""Two-sided 95% quantile of the normal distribution."""
-
-
-class Interval(NamedTuple):
-    low: float
-    high: float
+from adadf_dist.metrics.intervals import Interval
 
 
 class Metrics(NamedTuple):
@@ -45,15 +39,6 @@ class Metrics(NamedTuple):
         values["accuracy_interval"] = list(self.accuracy_interval)
         values["confusion"] = [list(row) for row in self.confusion]
         return values
-
-
-def wilson_interval(correct: int, total: int) -> Interval:
-    """Return the 95% Wilson interval (Wilson, 1927) of a fraction; it always lies within [0, 1]."""
-    fraction, z2 = correct / total, Z95**2
-    center = (fraction + z2 / (2 * total)) / (1 + z2 / total)
-    half = Z95 / (1 + z2 / total) * math.sqrt(fraction * (1 - fraction) / total + z2 / (4 * total**2))
-    # the bounds for 0 and `total` are exact; rounding would miss them slightly
-    return Interval(0.0 if correct == 0 else center - half, 1.0 if correct == total else center + half)
 
 
 def per_class_recall(confusion: NDArray[np.int64]) -> NDArray[np.float64]:

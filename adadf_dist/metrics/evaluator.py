@@ -15,7 +15,8 @@ from adadf_dist.data.batch import Batch
 from adadf_dist.data.dataset import Split
 from adadf_dist.distributed.heartbeat import EVALUATION
 from adadf_dist.distributed.world import World
-from adadf_dist.metrics.classification import Metrics, per_class_recall, wilson_interval
+from adadf_dist.metrics.classification import Metrics, per_class_recall
+from adadf_dist.metrics.intervals import wilson_interval
 
 
 class Predictor(Protocol):

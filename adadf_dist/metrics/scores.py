@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from scipy.special import log_softmax
 from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
 
-from adadf_dist.metrics.classification import Interval, wilson_interval
+from adadf_dist.metrics.intervals import Interval, wilson_interval
 
 Floats = NDArray[np.float64]
 Labels = NDArray[np.int64]

@@ -13,7 +13,7 @@ from adadf_dist.config.keys import flatten, keys_with, upgrade_keys
 from adadf_dist.config.load import to_dict
 from adadf_dist.data.identity import ALLOW_OTHER_DATA, SHOWN_DIGITS
 from adadf_dist.errors import UserError
-from adadf_dist.metrics.comparison import PairedDifference, Score, paired_difference
+from adadf_dist.metrics.intervals import PairedDifference, Score, paired_difference
 from adadf_dist.report.run_reader import RunData
 
 

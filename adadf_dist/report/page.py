@@ -10,7 +10,7 @@ from adadf_dist.diagnostics.run import FindingSpan, assess, diagnose, finding_sp
 from adadf_dist.diagnostics.run_length import find_problems
 from adadf_dist.diagnostics.training import AUXILIARY_LAGS
 from adadf_dist.html.render import render_page
-from adadf_dist.metrics.comparison import Verdict
+from adadf_dist.metrics.intervals import Verdict
 from adadf_dist.report.comparison import GroupComparison, compare_groups, differently_evaluated, differing_keys
 from adadf_dist.report.figures.index import FigureSpec
 from adadf_dist.report.figures.style import inline, plot_style

@@ -7,7 +7,8 @@ import math
 import numpy as np
 import pytest
 
-from adadf_dist.metrics.classification import per_class_recall, wilson_interval
+from adadf_dist.metrics.classification import per_class_recall
+from adadf_dist.metrics.intervals import wilson_interval
 
 
 @pytest.mark.parametrize(("correct", "total"), [(0, 10), (10, 10), (81, 263), (2790, 3579)])

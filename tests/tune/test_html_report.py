@@ -19,7 +19,7 @@ import pytest
 from scipy import stats
 
 from adadf_dist.errors import UserError
-from adadf_dist.metrics.comparison import Score
+from adadf_dist.metrics.intervals import Score
 from tests.helpers.studies import HALVING, SPACE, make_study, put, searched
 from tune.report.html_report import write_page
 from tune.report.importance import importance

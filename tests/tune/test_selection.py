@@ -9,7 +9,7 @@ import numpy as np
 from ray.tune.schedulers.async_hyperband import _Bracket
 from scipy import stats
 
-from adadf_dist.metrics.comparison import Score
+from adadf_dist.metrics.intervals import Score
 from tune.report.results import conclude, describe
 from tune.study.asha import AshaSchedule
 from tune.study.scores import find_collapse

@@ -12,8 +12,7 @@ from typing import NamedTuple
 from adadf_dist.console.logs import get_logger
 from adadf_dist.errors import UserError
 from adadf_dist.files.atomic import write_text
-from adadf_dist.metrics.classification import Interval
-from adadf_dist.metrics.comparison import PairedDifference, accuracy_interval, paired_difference
+from adadf_dist.metrics.intervals import Interval, PairedDifference, accuracy_interval, paired_difference
 from tune.paper.grids import GRIDS, baseline_of, config_id, rows_of
 from tune.paper.published import DATASETS, PAPER_RESULTS
 from tune.study.scores import Split, read_score

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from adadf_dist.diagnostics.classes import describe_collapse
 from adadf_dist.errors import UserError
-from adadf_dist.metrics.comparison import Score
+from adadf_dist.metrics.intervals import Score
 from adadf_dist.tracking.artifacts import load_predictions
 from tune.study.study import Study
 from tune.study.trial import TrialResult

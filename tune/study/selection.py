@@ -11,8 +11,7 @@ from collections.abc import Mapping, Sequence
 from statistics import fmean
 from typing import NamedTuple
 
-from adadf_dist.metrics.classification import Interval
-from adadf_dist.metrics.comparison import PairedDifference, Score, accuracy_interval, paired_difference
+from adadf_dist.metrics.intervals import Interval, PairedDifference, Score, accuracy_interval, paired_difference
 from tune.study.study import Study
 from tune.study.trial import DEFAULT
 

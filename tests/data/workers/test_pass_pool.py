@@ -16,7 +16,8 @@ import torch
 from adadf_dist.data.datamodule import open_data
 from adadf_dist.data.workers.pass_pool import WorkerPool
 from adadf_dist.data.workers.process import DeadWorkerError
-from adadf_dist.distributed.world import World, handle_stop_signals
+from adadf_dist.distributed.stop_signals import handle_stop_signals
+from adadf_dist.distributed.world import World
 from adadf_dist.errors import UserError
 from tests.data.loaders.test_loaders import config_for
 from tests.helpers.waiting import wait_until
@@ -132,7 +133,7 @@ def test_stop_signal_is_handled_while_waiting_for_a_batch(pool: WorkerPool[int, 
 
     worker.suspend()
     asker = threading.Thread(target=ask_to_stop)
-    with handle_stop_signals(world):
+    with handle_stop_signals(world.request_stop):
         asker.start()
         assert len(list(results)) == 201
         asker.join()

@@ -1,4 +1,4 @@
-"""Compare two configurations, with confidence intervals that cover both seed variance and sampling variance.
+"""Confidence intervals: of a fraction, of a mean over seeds and samples, and of the difference of two configurations.
 
 Runs with k seeds are evaluated on the same n samples, so seeds and samples are crossed random effects. The variance of
 a mean over both is estimated in two parts (Owen, 2007, *The pigeonhole bootstrap*):
@@ -22,7 +22,14 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import stats
 
-from adadf_dist.metrics.classification import Interval
+Z95 = 1.959963984540054
+"""Two-sided 95% quantile of the normal distribution."""
+
+
+class Interval(NamedTuple):
+    low: float
+    high: float
+
 
 RESOLUTION = 0.05
 """Interval half-width above which a non-significant comparison is reported as too few runs to tell."""
@@ -134,3 +141,12 @@ def half_width(seed_variance: float, sample_variance: float, seeds: int, level: 
 def two_sided_quantiles(degrees: int, level: float) -> tuple[float, float]:
     """Return the Student's t and normal quantiles. Cached because scipy dominates the run time of a comparison."""
     return float(stats.t.ppf((1 + level) / 2, degrees)), float(stats.norm.ppf((1 + level) / 2))
+
+
+def wilson_interval(correct: int, total: int) -> Interval:
+    """Return the 95% Wilson interval (Wilson, 1927) of a fraction; it always lies within [0, 1]."""
+    fraction, z2 = correct / total, Z95**2
+    center = (fraction + z2 / (2 * total)) / (1 + z2 / total)
+    half = Z95 / (1 + z2 / total) * math.sqrt(fraction * (1 - fraction) / total + z2 / (4 * total**2))
+    # the bounds for 0 and `total` are exact; rounding would miss them slightly
+    return Interval(0.0 if correct == 0 else center - half, 1.0 if correct == total else center + half)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from adadf_dist.metrics.comparison import Score, accuracy_interval, paired_difference
+from adadf_dist.metrics.intervals import Score, accuracy_interval, paired_difference
 from benchmarks.simulate_verdicts import Case, equal_configurations, measure_rates
 
 FIRST = [0.622, 0.625, 0.634, 0.619]
