@@ -420,7 +420,7 @@ def test_user_errors_are_one_line(run: Path, tmp_path: Path, capsys: pytest.Capt
     assert "listed twice" in wrong([str(run), f"{run}/", "--out", str(tmp_path / "x.html")], capsys)
     begun = copy_of(run, tmp_path / "begun")
     (begun / "metrics.jsonl").write_text("")
-    assert "no finished epoch to report yet" in wrong([str(begun)], capsys)
+    assert "has not finished an epoch yet" in wrong([str(begun)], capsys)
     face = find_tracked_sample(open_run(run))
     assert face is not None
     assert f"did you mean {face.key}?" in wrong([str(run), "--sample", f"{face.key}x"], capsys)
