@@ -40,7 +40,7 @@ class NameIndex:
                 self.by_ending[ending] = -1 if ending in self.by_ending else number
 
     def find(self, entry: Entry) -> int | None:
-        """Return the sample that a line names by its path or file name; None if unknown. Raises `UserError` if ambiguous."""
+        """Return the sample named by a path or file name; None if unknown. Raises `UserError` if it is ambiguous."""
         names = list(name_forms(entry.name))
         for table in (self.by_key, self.by_ending):
             for name in names:
