@@ -90,6 +90,6 @@ def check_every_class(classes: Sequence[str], train: Sequence[WrittenShard], bad
     for name, count in zip(classes, counts, strict=True):
         if not count:
             raise UserError(
-                f"class {name}: all its training images are invalid; fix them, or leave the class out "
+                f"class {name}: all of its training images are invalid; fix them or exclude the class "
                 f"({len(bad):,} invalid images in total, first: {bad[0].source}: {bad[0].reason})"
             )

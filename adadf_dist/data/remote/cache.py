@@ -179,8 +179,8 @@ def evict_to_fit(entry: Path, size: int, missing: int, data: DataConfig) -> None
         if limit:
             if size > limit:
                 raise UserError(
-                    f"data.cache_size_gb is {data.cache_size_gb:g}, but {data.shards} has {size / GB:.3g} GB; "
-                    "raise it or set data.access = stream"
+                    f"data.cache_size_gb is {data.cache_size_gb:g}, but {data.shards} needs {size / GB:.3g} GB; "
+                    "raise the limit or set data.access = stream"
                 )
             others = sorted((path for path in entries.iterdir() if path != entry), key=lambda p: p.stat().st_mtime)
             used = {other: entry_size(other) for other in others}
@@ -190,7 +190,8 @@ def evict_to_fit(entry: Path, size: int, missing: int, data: DataConfig) -> None
             if size + sum(used.values()) > limit:
                 raise UserError(
                     f"data.cache_size_gb is {data.cache_size_gb:g}: {data.shards} needs {size / GB:.3g} GB, and "
-                    f"{sum(used.values()) / GB:.3g} GB in {data.cache_dir} are in use by other runs; raise it or wait"
+                    f"{sum(used.values()) / GB:.3g} GB in {data.cache_dir} are in use by other runs; "
+                    "raise the limit or wait"
                 )
         free = shutil.disk_usage(entries).free
         if missing > free:

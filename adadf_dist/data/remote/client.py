@@ -182,7 +182,7 @@ class Remote:
         if end is not None and len(data) > end - start:
             data = data[start:]
             if not data:
-                raise _TransferError("server sent bytes that were not requested")
+                raise _TransferError("the server sent bytes that were not requested")
         return data
 
     def _call(self, name: str, function: Callable[[Any, str], T]) -> T:
