@@ -29,8 +29,8 @@ Rank the training samples of a run by how likely they are mislabeled, from predi
 training split and from the training dynamics. Writes to RUN/audit:
 
   audit.csv    every training sample, most likely mislabeled first: label, suggested label, label error score, attention
-               and loss (mean and last), how often it was forgotten, auxiliary, target and fused
-               distribution
+               and loss (mean and last), number of times it was forgotten, and auxiliary, target and fused
+               distributions
   audit.html   gallery of the most likely mislabeled samples: keep, relabel or drop them and export relabel.csv, which
                `--data.relabel_file` of the trainer and `--relabel` of shards.build apply
 

@@ -72,12 +72,12 @@ def describe_comparison(pair: GroupComparison) -> str:
     difference = pair.difference
     if difference is None:
         points = 100 * (pair.second[0] - pair.first[0])
-        return f"{what}{points:+.2f} points on seed {pair.seeds[0]}. One seed gives no estimate of seed variance."
+        return f"{what}{points:+.2f} points on seed {pair.seeds[0]}. One seed gives no variance estimate."
     low, high = (100 * end for end in difference.interval)
     seeds = ", ".join(map(str, pair.seeds))
     text = f"{what}{100 * difference.mean:+.2f} points, 95% interval {low:+.2f} to {high:+.2f} over seeds {seeds} and "
     text += f"{difference.samples:,} samples: {VERDICTS[difference.verdict]}."
-    return text if difference.paired else f"{text} Samples are not paired: the predictions of a run are missing."
+    return text if difference.paired else f"{text} Samples could not be paired, because a run has no saved predictions."
 
 
 def summarize_findings(run: RunData) -> dict[str, Any]:

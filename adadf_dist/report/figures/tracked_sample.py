@@ -43,7 +43,9 @@ def find_tracked_sample(run: RunData, key: str = "") -> TrackedSample | None:
     numbers = run.history[-1]["tracked_samples"] if run.history and run.samples is not None else np.zeros(0, np.int64)
     if not len(numbers) or run.samples is None:
         if key:
-            raise UserError(f"--sample {key}: {run.folder} has no tracked samples; set runtime.num_tracked_samples")
+            raise UserError(
+                f"--sample {key}: {run.folder} tracked no samples; train with runtime.num_tracked_samples set"
+            )
         return None
     sampled = np.sum([epoch["seen"][numbers] for epoch in run.history], axis=0) > 0
     if key:
