@@ -1,1 +1,1 @@
-"""Find likely mislabeled training samples of a run: docs/audit.md."""
+"""Find the training samples of a run that are likely mislabeled. See docs/audit.md."""

@@ -29,13 +29,13 @@ Rank the training samples of a run by how likely they are mislabeled, from predi
 training split and from the training dynamics. Writes to RUN/audit:
 
   audit.csv    every training sample, most likely mislabeled first: label, suggested label, label error score, attention
-               and loss (mean and last), how often it was forgotten, auxiliary, target and fused
-               distribution
+               and loss (mean and last), number of times it was forgotten, and auxiliary, target and fused
+               distributions
   audit.html   gallery of the most likely mislabeled samples: keep, relabel or drop them and export relabel.csv, which
                `--data.relabel_file` of the trainer and `--relabel` of shards.build apply
 
-If the run was trained with data.label_noise_rate or data.label_noise_file, both files show the labels before it. An
-unfinished run is audited on its epochs so far.
+If the run was trained with data.label_noise_rate or data.label_noise_file, both files also show the original
+labels. An unfinished run is audited on its finished epochs.
 """
 EPILOG = """\
 examples:
@@ -60,7 +60,7 @@ def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
         "--shards",
         default="",
         metavar="DIR",
-        help="the run's dataset, if it moved",
+        help="location of the run's dataset, if it moved",
     )
     parser.add_argument(
         "--cache-dir", default="", metavar="DIR", help="cache of remote shards (default: as in the run)"
@@ -89,7 +89,7 @@ def audit(args: argparse.Namespace) -> None:
         raise UserError("audit runs in a single process; do not launch it with torchrun")
     if args.reference_labels is not None:
         logger.info(
-            "note: --reference-labels is not used by the audit; the comparison with reference labels is now "
+            "note: --reference-labels is ignored; to compare with reference labels, run "
             f"python -m benchmarks audit {args.run} --reference-labels {args.reference_labels}"
         )
     given = {"data.shards": args.shards, "data.cache_dir": args.cache_dir}

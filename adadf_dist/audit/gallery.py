@@ -18,7 +18,7 @@ SIDE = 160
 
 
 def render(result: AuditResult, most: int) -> str:
-    """Render the HTML page of the `most` most likely mislabeled samples. Reads their images from the shards."""
+    """Return an HTML page of up to `most` samples, most likely mislabeled first. Reads their images from the shards."""
     inputs = result.material
     shown = result.ranked[:most].tolist()
     name = inputs.run.resolve().name
@@ -41,7 +41,7 @@ def render(result: AuditResult, most: int) -> str:
 
 
 def describe_sample(result: AuditResult, index: int, rank: int) -> dict[str, object]:
-    """Return the page's data of a sample, with rounded numbers."""
+    """Return the data about a sample that the page shows, with rounded numbers."""
     inputs, dynamics = result.material, result.material.traces
     votes = None if inputs.split.votes is None else inputs.split.votes[index]
     true_label = result.true_label(index)

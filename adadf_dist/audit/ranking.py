@@ -1,4 +1,4 @@
-"""Result of an audit: label error scores and proposed labels, ranked, and written as a table."""
+"""Results of an audit: label error scores and suggested labels, ranked and written to a table."""
 
 from __future__ import annotations
 
@@ -17,23 +17,23 @@ Floats = NDArray[np.float64]
 
 
 class AuditResult(NamedTuple):
-    """Results for S training samples, in the order of the split."""
+    """Audit results for S training samples and C classes, in the order of the split."""
 
     material: AuditInputs
     auxiliary: Floats
-    """[S, C], label distributions (eq 1, 2)."""
+    """[S, C], label distributions predicted by the auxiliary branch (eq 1, 2)."""
     target: Floats
-    """[S, C], predicted distributions."""
+    """[S, C], distributions predicted by the target branch."""
     label_error_score: Floats
-    """[S], label error score in [0, 1]: 1 minus the label's mean probability over both branches. Selected by comparing
-    scores on known label errors: see the table in docs/audit.md."""
+    """[S], label error score in [0, 1]: 1 minus the label's mean probability over both branches. docs/audit.md
+    compares it with other scores on known label errors."""
     suggested_label: NDArray[np.int64]
-    """[S], most likely class by the mean of both branches; the label itself if they agree with it."""
+    """[S], most likely class by the mean prediction of both branches; equals the label if they agree with it."""
     ranked: NDArray[np.intp]
     """[S], sample indices, most likely mislabeled first; ties in the order of the split."""
 
     def true_label(self, index: int) -> int:
-        """Return the label before injected noise, for display only; -1 if no noise was injected."""
+        """Return the label from before noise was injected, for display only; -1 if no noise was injected."""
         return int(self.material.faces.true_labels[index]) if self.material.noisy else -1
 
 
@@ -61,7 +61,7 @@ def write_table(path: Path, result: AuditResult) -> None:
 
 
 def list_cells(result: AuditResult, index: int) -> Iterator[object]:
-    """Yield the cells of a sample after its rank. Unknown values are empty."""
+    """Yield the cells of a sample's row that follow its rank. Unknown values are empty."""
     inputs, dynamics = result.material, result.material.traces
     classes = inputs.classes
     yield inputs.split.keys[index]

@@ -27,24 +27,24 @@ from adadf_dist.training.setup import resolve_loader
 
 
 class AuditInputs(NamedTuple):
-    """S training samples of a run, in the order of its training split; C classes."""
+    """Audit inputs for S training samples of a run, in the order of its training split, and C classes."""
 
     run: Path
     split: Split
-    """Labels as trained on; `split.read` reads images while the run is open."""
+    """Training split with the labels used in training. Images can be read until `load_audit_inputs` exits."""
     faces: SampleTable
     trained: TrainedModel
     traces: TrainingDynamics
     answers: Predictions
     """Predictions on the training samples without augmentation."""
     weights: NDArray[np.float64]
-    """[S], w' of eq 11 from these predictions."""
+    """[S], attention weights w' (eq 11) computed from `answers`."""
     fused: NDArray[np.float64]
-    """[S, C], eq 12."""
+    """[S, C], fused distributions (eq 12)."""
     stored_labels: NDArray[np.int64]
-    """[S], labels in the dataset, before relabeling and label noise."""
+    """[S], labels stored in the dataset, before relabeling and label noise."""
     other_data: str = ""
-    """How the dataset differs from the run's training data, if the user allowed it."""
+    """How the dataset differs from the run's training data, if the user allowed it; empty if it does not differ."""
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -52,12 +52,12 @@ class AuditInputs(NamedTuple):
 
     @property
     def labels(self) -> NDArray[np.int64]:
-        """[S], labels as trained on."""
+        """[S], labels used in training."""
         return self.split.labels
 
     @property
     def noisy(self) -> bool:
-        """Whether label noise was injected, so that the labels before it are known."""
+        """Whether label noise was injected; the original labels are then known."""
         return bool((self.faces.labels != self.faces.true_labels).any())
 
     @property
@@ -66,7 +66,7 @@ class AuditInputs(NamedTuple):
         planned = self.trained.config.epochs
         if self.traces.epochs >= planned:
             return ""
-        return f"the run is at {self.traces.epochs} of {planned} epochs; auditing these"
+        return f"the run has finished {self.traces.epochs} of {planned} epochs; the audit covers these"
 
 
 @contextmanager
@@ -78,13 +78,13 @@ def load_audit_inputs(
     allow_other_data: bool = False,
     precision: Literal["fp32", "bf16"] | None = None,
 ) -> Iterator[AuditInputs]:
-    """Predict the training split with the same held-out split, relabeling and label noise as in the run.
+    """Predict the training samples, with the same held-out split, relabeling and label noise as in the run.
 
-    `moved`: configuration keys with another value than in the run, such as the dataset's location. `allow_other_data`:
-    audit other images with the same keys and labels. `precision`: None: as in the run. Raises `UserError`.
+    `moved`: configuration keys that differ from the run's, such as the dataset's location. `allow_other_data`:
+    audit other images with the same keys and labels. `precision`: as in the run if None. Raises `UserError`.
     """
     if run.is_file():
-        raise UserError(f"{run}: is a file; pass the run directory, whose history is needed too")
+        raise UserError(f"{run}: is a file; pass the run directory, because its history is also needed")
     trained = load_trained_model(run, which)
     shards = trained.config.data.shards
     if "data.shards" not in moved and not scheme_of(shards) and not Path(shards).is_dir():
@@ -109,14 +109,14 @@ def load_audit_inputs(
 
 
 def read_stored_labels(split: Split) -> NDArray[np.int64]:
-    """Return the dataset's labels of the training split's samples [S]."""
+    """Return the labels that the dataset stores for the samples of the training split, [S]."""
     stored = open_dataset(split.folder).split("train")
     labels = dict(zip(stored.keys.tolist(), stored.labels.tolist(), strict=True))
     return np.array([labels[key] for key in split.keys.tolist()])
 
 
 def audit_config(config: Config, moved: Mapping[str, str], world: World) -> Config:
-    """Return the run's configuration, without DALI if it is unavailable, and caching streamed shards."""
+    """Return the run's configuration for an audit: shards are cached, and DALI is replaced if it is unavailable."""
     changed: dict[str, object] = {"data.access": "cache", **moved}
     if config.data.loader == "dali":
         changed["data.loader"] = resolve_loader(override(config, {"data.loader": "auto"}), world)
@@ -124,7 +124,7 @@ def audit_config(config: Config, moved: Mapping[str, str], world: World) -> Conf
 
 
 def check_same_images(data: DataModule, trained: TrainedModel, allow_other_data: bool) -> str:
-    """Describe how the dataset differs from the run's. Raises `UserError` if it differs without permission."""
+    """Describe how the dataset differs from the run's. Raises `UserError` if it does and this is not allowed."""
     if trained.data is None:
         return ""  # written by an older version; keys and labels were compared
     difference = other_data(trained.data.source, data.source, ["train"])
@@ -134,7 +134,7 @@ def check_same_images(data: DataModule, trained: TrainedModel, allow_other_data:
 
 
 def check_same_samples(data: DataModule, samples: SampleTable, trained: TrainedModel) -> None:
-    """Raise `UserError` unless the dataset yields the run's recorded training split."""
+    """Raise `UserError` if the dataset's classes, training samples or labels differ from the run's."""
     shards = data.config.data.shards
     if data.classes != trained.classes:
         raise UserError(

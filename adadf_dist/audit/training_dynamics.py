@@ -18,32 +18,32 @@ NAME = re.compile(r"epoch-(\d{4,})\.npz")
 
 
 class TrainingDynamics(NamedTuple):
-    """Training dynamics of S samples over E epochs. A never-sampled sample has NaN and counts as learned."""
+    """Training dynamics of S samples over E epochs. Values of a sample that was never drawn are NaN, 0 or False."""
 
     epochs: int
     attention_mean: Floats
-    """[S], mean of w' of eq 11 over the epochs that included the sample."""
+    """[S], mean attention weight w' (eq 11) over the epochs that drew the sample."""
     attention_last: Floats
-    """[S], in the last of these epochs."""
+    """[S], attention weight w' in the last epoch that drew the sample."""
     loss_mean: Floats
-    """[S], the target branch's loss (eq 13)."""
+    """[S], mean loss of the target branch (eq 13) over the epochs that drew the sample."""
     loss_last: Floats
-    """[S]"""
+    """[S], loss of the target branch in the last epoch that drew the sample."""
     forgetting_events: NDArray[np.int64]
-    """[S], transitions from correct to incorrect between epochs that included the sample (Toneva et al., 2019)."""
+    """[S], transitions from correct to incorrect between epochs that drew the sample (Toneva et al., 2019)."""
     never_learned: NDArray[np.bool_]
-    """[S], sampled, but never predicted correctly."""
+    """[S], whether the sample was drawn in training but never predicted correctly."""
     wrong: Floats
-    """[S], fraction of epochs in which the prediction was incorrect."""
+    """[S], fraction of the epochs that drew the sample in which its prediction was incorrect."""
 
 
 def load_training_dynamics(run: Path, samples: int) -> TrainingDynamics:
-    """Load all `history/epoch-NNNN.npz`. Raises `UserError`."""
+    """Load and summarize a run's `history/epoch-NNNN.npz` files. Raises `UserError` if one is missing."""
     files = {
         int(found[1]): file for file in (run / "history").glob("epoch-*.npz") if (found := NAME.fullmatch(file.name))
     }
     if not files:
-        raise UserError(f"{run}: history/epoch-0001.npz not found; wait for the run's first epoch")
+        raise UserError(f"{run}: history/epoch-0001.npz not found; wait until the run has finished its first epoch")
     if missing := set(range(1, max(files) + 1)) - files.keys():
         raise UserError(f"{run}: history/epoch-{min(missing):04d}.npz is missing; re-copy the run directory")
     epochs: dict[str, list[Floats]] = {"attention": [], "loss": [], "correct": []}
@@ -57,7 +57,7 @@ def load_training_dynamics(run: Path, samples: int) -> TrainingDynamics:
 
 
 def summarize(attention: Floats, loss: Floats, correct: Floats) -> TrainingDynamics:
-    """Summarize arrays [E, S], NaN for samples that an epoch left out.
+    """Summarize arrays [E, S], which are NaN for samples that an epoch did not draw.
 
     A sample with several crops or augmentations in an epoch counts as correct if most of its predictions are.
     """
@@ -79,7 +79,7 @@ def summarize(attention: Floats, loss: Floats, correct: Floats) -> TrainingDynam
 
 
 def count_forgetting(is_correct: NDArray[np.bool_], sampled: NDArray[np.bool_]) -> NDArray[np.int64]:
-    """Count transitions from correct to incorrect between consecutive epochs that included a sample: [E, S] -> [S]."""
+    """Return how often each sample, [S], went from correct to incorrect between consecutive epochs that drew it."""
     forgetting_events = np.zeros(is_correct.shape[1], dtype=np.int64)
     was_correct = np.zeros(is_correct.shape[1], dtype=bool)
     for now, in_epoch in zip(is_correct, sampled, strict=True):
@@ -89,13 +89,13 @@ def count_forgetting(is_correct: NDArray[np.bool_], sampled: NDArray[np.bool_]) 
 
 
 def mean_of_sampled(values: Floats, times: NDArray[np.int64]) -> Floats:
-    """Return the mean over epochs [S]; NaN for a sample that was never sampled."""
+    """Return each sample's mean over the epochs that drew it, [S]; NaN if none did."""
     means: Floats = np.nansum(values, axis=0) / np.where(times > 0, times, np.nan)
     return means
 
 
 def last_sampled(values: Floats, sampled: NDArray[np.bool_]) -> Floats:
-    """Return the value in the last epoch that included the sample [S]."""
+    """Return each sample's value in the last epoch that drew it, [S]."""
     last = len(sampled) - 1 - sampled[::-1].argmax(axis=0)
     found: Floats = np.take_along_axis(values, last[None], axis=0)[0]
     return found

@@ -1,1 +1,1 @@
-"""Evaluate a trained model on any dataset with its classes: `python -m adadf_dist.evaluate --help`."""
+"""Evaluate a trained model on any dataset with the same classes: `python -m adadf_dist.evaluate --help`."""

@@ -25,7 +25,7 @@ from adadf_dist.metrics.scores import score
 
 
 def run(options: EvalArgs) -> None:
-    """Predict, evaluate, print and write. Raises `UserError`, if possible before the first sample is decoded."""
+    """Evaluate a model, and print and write the report. Raises `UserError`, if possible before decoding any sample."""
     with init_world(finish_steps=False, device_name=options.device) as world:
         if problem := world.broadcast_object(json_path_error(options)):
             raise UserError(str(problem))
@@ -57,18 +57,21 @@ def run(options: EvalArgs) -> None:
 
 
 def load_same_on_all_ranks(options: EvalArgs, world: World) -> TrainedModel:
-    """Load the same checkpoint on every rank; a run in progress may write another one meanwhile.
+    """Load the checkpoint on every rank. Raises `UserError` if a run in progress replaced it between loads.
 
     Collective: every rank must call this.
     """
     trained = load_trained_model(options.path, options.checkpoint)
     if len(set(world.all_gather_object((str(trained.path), trained.epoch)))) > 1:
-        raise UserError(f"{options.path}: the run wrote another checkpoint while the ranks opened it; rerun")
+        raise UserError(f"{options.path}: the run in progress replaced the checkpoint while it was being loaded; rerun")
     return trained
 
 
 def check_origin_once(trained: TrainedModel, found: Found, options: EvalArgs, world: World) -> Origin:
-    """Run `check_origin` on rank 0; all ranks raise its `UserError`. Collective: every rank must call this."""
+    """Run `check_origin` on rank 0, and return its result or raise its `UserError` on every rank.
+
+    Collective: every rank must call this.
+    """
     shared: object = None
     if world.is_main:
         try:
@@ -84,7 +87,7 @@ def check_origin_once(trained: TrainedModel, found: Found, options: EvalArgs, wo
 def make_context(
     options: EvalArgs, trained: TrainedModel, split: Split, excluded: int, mapping: Mapping[str, str], world: World
 ) -> EvalContext:
-    """Describe the evaluation. `excluded`: number of samples that the mapping excluded."""
+    """Return the context for the report. `excluded`: number of samples that the class mapping excludes."""
     return EvalContext(
         checkpoint=trained.path,
         epoch=trained.epoch,

@@ -1,4 +1,4 @@
-"""Compare annotator distributions with predictions, with the training targets of the method, and with labels."""
+"""Compare the distributions of annotator votes with predictions, training targets and labels."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ SMOOTHING = 0.1
 
 
 class Distances(NamedTuple):
-    """Mean distances over the samples with votes."""
+    """Mean distances from the annotator votes, over all samples that have votes."""
 
     faces: int
     measures: Mapping[str, Mapping[str, Estimate]]
-    """Distribution -> measure -> mean."""
+    """Name of a compared distribution -> distance measure -> mean distance."""
 
 
 def compare_with_votes(trained: TrainedModel, predictions: Predictions, split: Split) -> Distances | None:
-    """Return the mean distances from the votes; None if no sample of the split has votes."""
+    """Return each distribution's mean distances from the votes; None if no sample of the split has votes."""
     if split.votes is None or not (voted := split.votes.sum(axis=1) > 0).any():
         return None
     votes = normalize_rows(split.votes[voted].astype(np.float64))
@@ -41,7 +41,7 @@ def compare_with_votes(trained: TrainedModel, predictions: Predictions, split: S
 
 
 def distributions(trained: TrainedModel, predictions: Predictions, labels: NDArray[np.int64]) -> dict[str, Floats]:
-    """Return the compared distributions, [S, C] each: predictions, targets of the method, and the labels."""
+    """Return the distributions to compare with the votes, [S, C] each: predictions, training targets and labels."""
     classes, config = len(trained.classes), trained.config
     one_hot = np.eye(classes)[labels]
     found = {"predicted": predictions.target_probs}

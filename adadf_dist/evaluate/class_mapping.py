@@ -16,7 +16,7 @@ from adadf_dist.errors import UserError
 
 
 def match_classes(theirs: tuple[str, ...], ours: tuple[str, ...], file: Path | None) -> dict[str, str]:
-    """Return dataset class -> model class, or "" to exclude its samples. Raises `UserError`."""
+    """Return the model class of each dataset class, or "" for a class to exclude. Raises `UserError`."""
     if file is not None:
         return read_mapping(file, theirs, ours)
     if set(theirs) != set(ours):
@@ -28,7 +28,7 @@ def match_classes(theirs: tuple[str, ...], ours: tuple[str, ...], file: Path | N
 
 
 def read_mapping(file: Path, theirs: tuple[str, ...], ours: tuple[str, ...]) -> dict[str, str]:
-    """Read a TOML file of lines `"dataset class" = "model class"`. Raises `UserError` with all invalid names."""
+    """Read a TOML file of lines `"dataset class" = "model class"`. Raises `UserError` that lists all invalid names."""
     given = load_config_file(file).values
     values: dict[str, object] = {}
     for name, to in given.items():
@@ -56,9 +56,10 @@ def quote_names(names: Iterable[object]) -> str:
 
 
 def map_labels(split: Split, mapping: Mapping[str, str], ours: tuple[str, ...]) -> Split:
-    """Return the split with model labels. Votes and true distributions of merged classes are summed.
+    """Return the split with its labels mapped to model classes, without the excluded samples.
 
-    Votes for excluded classes are dropped; true distributions are then None. Raises `UserError` if no sample remains.
+    Votes and true distributions of merged classes are summed. If any class is excluded, its votes are dropped and the
+    split has no true distributions. Raises `UserError` if no sample remains.
     """
     targets = np.array([ours.index(mapping[name]) if mapping[name] else -1 for name in split.classes])
     indices = np.flatnonzero(targets[split.labels] >= 0)

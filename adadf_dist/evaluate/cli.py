@@ -1,4 +1,4 @@
-"""Command-line options of the evaluation."""
+"""Command-line options of `python -m adadf_dist.evaluate`."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from adadf_dist.errors import UserError
 from adadf_dist.files.outputs import add_overwrite_option, check_output_path
 
 DESCRIPTION = """\
-Evaluate a trained model on any dataset with its classes: accuracy and mean class accuracy with 95% intervals, F1,
+Evaluate a trained model on any dataset with the same classes: accuracy and mean class accuracy with 95% intervals, F1,
 precision and recall per class, confusion matrix, calibration, and accuracy per group. With annotator votes, also the
 distance of the predicted distributions from the votes, compared with the training targets and with plain labels.
 """
@@ -63,7 +63,7 @@ Precision = Literal["fp32", "bf16"]
 
 @dataclass(frozen=True)
 class EvalArgs:
-    """Evaluation options. `with_run_defaults` replaces empty, 0 or None by the settings of the run."""
+    """Evaluation options. `with_run_defaults` replaces unset ones (empty, 0 or None) with the run's settings."""
 
     path: Path
     checkpoint: CheckpointChoice
@@ -90,16 +90,16 @@ class EvalArgs:
 def parse_options(argv: Sequence[str]) -> EvalArgs:
     parser = make_parser("adadf_dist.evaluate", DESCRIPTION, EPILOG)
     add = parser.add_argument
-    add("path", type=Path, metavar="RUN|CHECKPOINT", help="run folder, or a checkpoint")
+    add("path", type=Path, metavar="RUN|CHECKPOINT", help="run folder or checkpoint file")
     add(
         "--checkpoint",
         choices=("selected", "last"),
         default="selected",
-        help="checkpoint of a run folder (default: %(default)s)",
+        help="which checkpoint of a run folder to use (default: %(default)s)",
     )
     add("--shards", default="", metavar="DIR", help="dataset folder or URL (default: the run's)")
     add("--cache-dir", default="", metavar="DIR", help="cache of remote shards (default: as in the run)")
-    add("--split", choices=SPLITS, default="", help="split to evaluate (default: test, else validation)")
+    add("--split", choices=SPLITS, default="", help="split to evaluate (default: test if available, else validation)")
     add("--class-mapping", type=Path, metavar="FILE", help="TOML file that maps dataset classes to model classes")
     add(
         "--tta",
@@ -133,12 +133,12 @@ def parse_options(argv: Sequence[str]) -> EvalArgs:
     )
     add_device_option(parser)
     add("--precision", choices=("fp32", "bf16"), help="compute precision (default: as in the run)")
-    add("--json", type=Path, metavar="FILE", help="write results as JSON")
+    add("--json", type=Path, metavar="FILE", help="also write the results to this JSON file")
     add_overwrite_option(parser, "FILE")
     add(
         ALLOW_OTHER_DATA,
         action="store_true",
-        help="evaluate even if the digest of the run's dataset has changed since training",
+        help="evaluate even if the run's dataset has changed since training (different digest)",
     )
     add(
         ALLOW_TRAINING_SAMPLES,
@@ -147,16 +147,16 @@ def parse_options(argv: Sequence[str]) -> EvalArgs:
     )
     args = parser.parse_args(argv)
     if args.batch_size < 0:
-        parser.error(f"--batch-size {args.batch_size}: at least 1")
+        parser.error(f"--batch-size {args.batch_size}: must be at least 1")
     if args.num_workers is not None and args.num_workers < 0:
-        parser.error(f"--num-workers {args.num_workers}: at least 0 (0: decode in this process)")
+        parser.error(f"--num-workers {args.num_workers}: must be at least 0 (0: decode in this process)")
     return EvalArgs(
         **{**vars(args), "group_by": tuple(dict.fromkeys(args.group_by)), "shards_given": bool(args.shards)}
     )
 
 
 def with_run_defaults(options: EvalArgs, trained: TrainedModel) -> EvalArgs:
-    """Replace unset options by the settings of the run. Raises `UserError` if no dataset is known or found."""
+    """Return the options, with unset ones taken from the run. Raises `UserError` if the dataset is not found."""
     run = trained.config
     shards = options.shards or run.data.shards
     if not shards:
@@ -176,7 +176,7 @@ def with_run_defaults(options: EvalArgs, trained: TrainedModel) -> EvalArgs:
 
 
 def json_path_error(options: EvalArgs) -> str:
-    """Return why `--json FILE` cannot be written; empty if it can. Rank 0 broadcasts the result."""
+    """Return the reason why `--json FILE` cannot be written; empty if it can be."""
     try:
         if options.json is not None:
             check_output_path(options.json, options.overwrite, "--json")

@@ -1,4 +1,4 @@
-"""Open the evaluated split, from any dataset folder or URL, and its loader."""
+"""Open the split to evaluate, from any dataset folder or URL, and create its data loader."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def open_split(options: EvalArgs, run: Config, world: World) -> Iterator[Found]:
             yield Found(open_dataset(folder, ["train"]).split(name), source, name)
             return
     if name == "test" or "train" not in splits:
-        raise UserError(f"{data.shards}: has no {name} split; it has {', '.join(splits)}: pass one of them as --split")
+        raise UserError(f"{data.shards}: has no {name} split; pass one of its splits as --split: {', '.join(splits)}")
     with local_shards(replace(run, data=replace(data, access="cache")), world) as folder:
         split = open_dataset(folder).split("train")
         if "validation" not in splits:
@@ -55,13 +55,13 @@ def open_split(options: EvalArgs, run: Config, world: World) -> Iterator[Found]:
 
 
 def absolute(shards: str) -> str:
-    """Return the absolute path of a folder; a URL is unchanged."""
+    """Return a folder's absolute path; a URL is returned unchanged."""
     return shards if scheme_of(shards) else str(Path(shards).absolute())
 
 
 @contextmanager
 def make_eval_loader(split: Split, trained: TrainedModel, options: EvalArgs, world: World) -> Iterator[Loader]:
-    """Create the loader of one split. Raises `UserError` if it is unavailable."""
+    """Create the data loader for a split, and close it at the end. Raises `UserError` if it is unavailable."""
     name, own, run = options.loader, trained.preprocessing, trained.config
     if name == "dali" and (problem := dali_unavailable_reason()):
         origin = "the run's loader" if own.loader == name else "--loader"
@@ -89,7 +89,7 @@ def make_eval_loader(split: Split, trained: TrainedModel, options: EvalArgs, wor
 
 
 def eval_preprocessing(own: Preprocessing, tta: str) -> Preprocessing:
-    """Return the preprocessing of the run, with ten crops if requested. Raises `UserError`."""
+    """Return the run's preprocessing, with ten crops if `tta` requests them. Raises `UserError` for a conflict."""
     if tta == "flip" and own.ten_crop:
         raise UserError("--tta flip: the run uses ten crops, five of them mirrored; omit --tta")
     if tta == "tencrop" and not own.ten_crop:
@@ -98,7 +98,7 @@ def eval_preprocessing(own: Preprocessing, tta: str) -> Preprocessing:
 
 
 def eval_batches(loader: Loader, split: Split, options: EvalArgs) -> Iterator[Batch]:
-    """Yield this rank's batches, each sample once; with --tta flip, original and mirror image as two crops."""
+    """Yield this rank's batches. With `--tta flip`, each sample has two crops: the image and its mirror image."""
     plan = split_batches(np.arange(len(split)), options.batch_size)
     for batch in loader.batches(split.name, plan):
         if options.tta == "flip":

@@ -1,4 +1,4 @@
-"""Check the origin of the evaluated samples: the dataset of the run, and overlap with its training samples."""
+"""Check whether the evaluated samples are from the run's dataset and whether any were used for training."""
 
 from __future__ import annotations
 
@@ -27,27 +27,27 @@ logger = get_logger(__name__)
 
 
 class Found(NamedTuple):
-    """An opened split and its source."""
+    """The split to evaluate, and the dataset that contains it."""
 
     split: Split
     source: Source
     stored: str
-    """Dataset split that contains the samples; train, if the run held the split out of train."""
+    """Split of the dataset that contains the samples: `train` if the run held the evaluated split out of it."""
 
 
 class Origin(NamedTuple):
-    """Caveats about the evaluated samples."""
+    """Facts about the evaluated samples that the report warns about."""
 
     other_data: str
-    """How the dataset differs from that of the run; empty if it does not, or if the user passed it."""
+    """How the dataset differs from the run's; empty if it does not, or if the user passed another dataset."""
     training_samples: int
     """Number of evaluated samples that the model was trained on."""
 
 
 def check_origin(trained: TrainedModel, found: Found, options: EvalArgs) -> Origin:
-    """Raise `UserError` if the data is not the run's, or contains its training samples, unless the user allows it.
+    """Check that the data is the run's and contains no training samples. Raises `UserError` unless the user allows it.
 
-    A dataset passed as `--shards` may differ, and `--split train` permits training samples.
+    A dataset passed as `--shards` may differ from the run's, and `--split train` may contain training samples.
     """
     recorded = None if trained.data is None else trained.data.source
     difference = other_data(recorded, found.source, [found.stored]) if recorded is not None else ""
@@ -68,12 +68,14 @@ def check_origin(trained: TrainedModel, found: Found, options: EvalArgs) -> Orig
             f"{found.source.shards} is unchanged"
         )
     elif digests is None and trained.epoch:
-        logger.warning(f"{trained.path}: written by an older version; cannot check for training samples in the split")
+        logger.warning(
+            f"{trained.path}: written by an older version; cannot check whether the split contains training samples"
+        )
     return Origin("" if options.shards_given else difference, overlap)
 
 
 def training_samples(trained: TrainedModel) -> NDArray[np.int64] | None:
-    """Return digests of the training sample keys (for older runs, from the run folder); None if unknown."""
+    """Return digests of the training samples' keys, from the checkpoint or the run folder; None if unknown."""
     if trained.data is not None:
         return trained.data.samples
     folder = trained.path.parent.parent

@@ -34,14 +34,14 @@ class EvalContext(NamedTuple):
     """Dataset class -> model class."""
     tta: str
     ten_crop: int
-    """Image side from which ten crops are taken, set by the run or by tta; 0: no ten-crop."""
+    """Side in pixels of the image from which ten crops are taken; 0 without ten-crop."""
     loader: str
     precision: str
     batch_size: int
     ranks: int
     device: str
     other_data: str = ""
-    """How the dataset differs from that of the run, if the user allowed it."""
+    """How the dataset differs from the run's, if the user allowed it; empty if it does not differ."""
     training_samples: int = 0
     """Number of evaluated samples that the run was trained on."""
 
@@ -52,12 +52,12 @@ class Report(NamedTuple):
     bayes_accuracy: float | None
     """Bayes-optimal accuracy; None if the true distributions are unknown."""
     groups: Mapping[str, Sequence[Subgroup]]
-    """Field -> scores of its groups."""
+    """Metadata field -> accuracy for each value of the field."""
     distances: Distances | None
-    """Distances from annotator votes; None without votes."""
+    """Distances of predictions, training targets and labels from the annotator votes; None without votes."""
 
     def to_dict(self) -> dict[str, object]:
-        """Return JSON-serializable values; undefined values become null."""
+        """Return the report as JSON-serializable values; undefined numbers become null."""
         values = to_jsonable(self)
         assert isinstance(values, dict)
         return {"schema_version": SCHEMA_VERSION, **values}

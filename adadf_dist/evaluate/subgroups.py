@@ -1,4 +1,4 @@
-"""Group samples by a metadata field of KEY.json in the tars, such as the number of faces in a photo."""
+"""Accuracy per group of samples, grouped by a field of the KEY.json files in the tars, such as age."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from adadf_dist.errors import UserError, single_line
 from adadf_dist.metrics.scores import Estimate, accuracy
 
 MOST_GROUPS = 50
-"""Maximum number of values of a field that can be used for grouping."""
+"""Maximum number of distinct values that a field for grouping may have."""
 NO_GROUPS = ("class", "label", "source")
-"""Fields that are not groups: the label, which has its own tables, and the source."""
+"""Fields not available for grouping: the label, which has its own tables, and the sample's source."""
 UNKNOWN = "not given"
-"""Group of the samples without the field."""
+"""Name of the group of samples that lack the field."""
 
 
 class Subgroup(NamedTuple):
@@ -30,7 +30,7 @@ class Subgroup(NamedTuple):
 
 
 def read_groups(split: Split, fields: Sequence[str]) -> dict[str, list[str]]:
-    """Return field -> group of each sample of the split. Raises `UserError` with the available fields."""
+    """Return, for each field, the group of every sample. Raises `UserError` that lists the usable fields."""
     if not fields:
         return {}
     metadata = read_sample_metadata(split)
@@ -43,14 +43,14 @@ def read_groups(split: Split, fields: Sequence[str]) -> dict[str, list[str]]:
     missing = [field for field in fields if field not in usable]
     if missing:
         raise UserError(
-            f"--group-by {', '.join(missing)}: KEY.json of split {split.name} in {split.folder} has no such field of "
-            f"at most {MOST_GROUPS} values; available: {', '.join(sorted(usable)) or 'none'}"
+            f"--group-by {', '.join(missing)}: no such field with at most {MOST_GROUPS} values in the KEY.json files "
+            f"of split {split.name} in {split.folder}; available: {', '.join(sorted(usable)) or 'none'}"
         )
     return {field: usable[field] for field in fields}
 
 
 def read_sample_metadata(split: Split) -> list[dict[str, object]]:
-    """Read KEY.json of every sample, in split order. Raises `UserError`."""
+    """Return the KEY.json content of every sample, in split order. Raises `UserError` for a corrupt tar."""
     rows = {f"{key}.json": row for row, key in enumerate(split.keys.tolist())}
     metadata: list[dict[str, object]] = [{}] * len(split)
     for number in np.unique(split.locations[:, 0]).tolist():
@@ -65,7 +65,7 @@ def read_sample_metadata(split: Split) -> list[dict[str, object]]:
                         metadata[rows[member.name]] = content
         except (tarfile.TarError, ValueError, EOFError) as error:
             raise UserError(
-                f"{path}: truncated or corrupt ({single_line(error, 120)}); copy it again or rebuild"
+                f"{path}: truncated or corrupt ({single_line(error, 120)}); copy it again or rebuild the dataset"
             ) from None
     return metadata
 

@@ -47,7 +47,7 @@ examples:
   python -m adadf_dist.predict demo.onnx photo.jpg
 """
 ENDINGS = {"onnx": ".onnx", "safetensors": ".safetensors", "torch_export": ".pt2"}
-"""Option -> file extension, by which `adadf_dist.predict` recognizes the format."""
+"""Option -> required file extension, from which `adadf_dist.predict` recognizes the format."""
 
 
 def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
@@ -55,7 +55,7 @@ def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("run", type=Path, metavar="RUN", help="run directory or checkpoint")
     for option, ending in ENDINGS.items():
         flag = f"--{option.replace('_', '-')}"
-        parser.add_argument(flag, type=Path, metavar="FILE", help=f"write this {ending} file")
+        parser.add_argument(flag, type=Path, metavar="FILE", help=f"export to this {ending} file")
     parser.add_argument("--opset", type=int, metavar="N", help="ONNX opset (default: 18, which most runtimes support)")
     parser.add_argument(
         "--model-card",
@@ -64,13 +64,13 @@ def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
         help="model card (default: the first file's name with the extension .md, or with .md appended if that card "
         "already exists)",
     )
-    parser.add_argument("--shards", default="", metavar="DIR", help="the run's dataset, if it moved")
+    parser.add_argument("--shards", default="", metavar="DIR", help="new location of the run's dataset, if it moved")
     parser.add_argument(
         ALLOW_OTHER_DATA,
         action="store_true",
-        help="describe the available dataset even if the run was trained on another one (different digest)",
+        help="describe the available dataset even if it differs from the run's training data (different digest)",
     )
-    parser.add_argument("--data-license", default="", metavar="TEXT", help="license of the data for the card")
+    parser.add_argument("--data-license", default="", metavar="TEXT", help="license of the data, for the model card")
     add_device_option(parser, "cpu", "device on which each file is verified and timed")
     add_overwrite_option(parser, "a file")
     args = parser.parse_args(argv)
@@ -82,7 +82,7 @@ def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
 
 
 def find_writers(args: argparse.Namespace) -> dict[Path, Write]:
-    """Return the writer of each requested file. Raises `UserError` for invalid options."""
+    """Return the function that writes each requested file. Raises `UserError` for invalid options."""
     writers: dict[Path, Write] = {}
     for option, ending in ENDINGS.items():
         path: Path | None = getattr(args, option)
@@ -95,7 +95,7 @@ def find_writers(args: argparse.Namespace) -> dict[Path, Write]:
 
 
 def find_card(args: argparse.Namespace, first: Path) -> Path:
-    """Return the path of the model card. Does not replace the card of an export in another format."""
+    """Return the path of the model card. The default avoids the card of an earlier export in another format."""
     if args.model_card is not None:
         return Path(args.model_card)
     card = first.with_suffix(".md")
@@ -114,7 +114,7 @@ def find_writer(option: str, opset: int | None) -> Write:
 
 
 def open_data_of(trained: TrainedModel, shards: str, allow_other_data: bool) -> tuple[Dataset | None, str]:
-    """Return the run's dataset, if available, and how it differs from the recorded one.
+    """Return the run's dataset (None if unavailable) and how it differs from the training data.
 
     Raises `UserError` if it differs and `allow_other_data` is not set.
     """
@@ -131,7 +131,7 @@ def open_data_of(trained: TrainedModel, shards: str, allow_other_data: bool) -> 
 def export(
     trained: TrainedModel, dataset: Dataset | None, writers: dict[Path, Write], device_name: DeviceName = "cpu"
 ) -> ExportMetadata:
-    """Write and verify each file, and print a line for each. Raises `UserError`."""
+    """Write and verify the files, and print one line about each. Raises `UserError`."""
     facts, probes = make_metadata(trained), make_sample_inputs(trained, dataset, max(BATCHES))
     network = TargetNetwork(trained.model)
     whole = sum(tensor.nbytes for tensor in trained.model.state_dict().values())

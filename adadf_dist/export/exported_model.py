@@ -19,7 +19,7 @@ from adadf_dist.export.metadata import ExportMetadata, make_metadata
 from adadf_dist.export.target_network import TargetNetwork
 
 ONNX_FILE = "adadf_dist.export.onnx_format"
-"""Imported lazily, because its packages are optional."""
+"""Module for ONNX files. Imported lazily, because it needs optional packages."""
 KINDS = (".safetensors", ".onnx", ".pt2")
 """Extensions of exported files."""
 
@@ -29,7 +29,7 @@ class ExportedModel(NamedTuple):
 
     metadata: ExportMetadata
     device: torch.device
-    """Device of the images and logits."""
+    """Device on which `compute` expects the images and returns the logits."""
     compute: Callable[[Tensor], Tensor]
 
     @property
@@ -42,14 +42,14 @@ class ExportedModel(NamedTuple):
 
     @torch.no_grad()
     def logits(self, images: Tensor) -> Tensor:
-        """Return logits [n, C] of faces [n, 3, H, W], or the mean over ten crops each [n, 10, 3, H, W]."""
+        """Return logits [n, C] for images [n, 3, H, W], or their mean over ten crops for images [n, 10, 3, H, W]."""
         crops = images.shape[1] if images.ndim == 5 else 1
         logits = self.compute(images.flatten(0, 1) if crops > 1 else images)
         return logits.view(-1, crops, logits.shape[1]).mean(dim=1)
 
 
 def load_model(path: Path, device_name: DeviceName = "auto") -> ExportedModel:
-    """Load a run folder (its selected epoch), a checkpoint or an exported file. Raises `UserError`."""
+    """Load a model from a run folder (its selected epoch), a checkpoint or an exported file. Raises `UserError`."""
     if path.suffix in KINDS and not path.is_file():
         raise UserError(f"{path}: no such file")
     if path.suffix == ".onnx":
@@ -70,7 +70,7 @@ def load_model(path: Path, device_name: DeviceName = "auto") -> ExportedModel:
 
 
 def pick_device(name: DeviceName, has_cuda: bool) -> torch.device:
-    """Return the device. Raises `UserError` if no GPU is available for `cuda`."""
+    """Return the device to use. Raises `UserError` if `cuda` is requested but no GPU is available."""
     if name == "cuda" and not has_cuda:
         raise UserError(NO_GPU)
     return torch.device("cpu" if name == "cpu" or not has_cuda else "cuda")

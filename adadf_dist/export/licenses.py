@@ -1,4 +1,4 @@
-"""Known licenses of datasets, by the builder's source."""
+"""Known licenses of datasets, by the source name in `dataset.json`."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ KNOWN_LICENSES = {
     ),
     "synthetic": "synthetic faces rendered by adadf_dist (Apache-2.0); no real person is shown",
 }
-"""Source in dataset.json -> known license. The terms you agreed to take precedence."""
+"""Source name in `dataset.json` -> license. The terms that you agreed to take precedence."""
 
 
 def data_license(source: str, given: str) -> str:
-    """Return the license text for the card: the user's, the known one, or a note that it is unknown."""
+    """Return the license text for the model card: `given`, else the known license or a note that it is unknown."""
     if given:
         return given
     known = KNOWN_LICENSES.get(source)

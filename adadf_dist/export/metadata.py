@@ -2,8 +2,8 @@
 
 adadf_dist          version that wrote the file
 classes             JSON list of class names in the order of the logits
-preprocessing       JSON object, all of `Preprocessing`
-model               JSON object, the run's section `model` without the origin of the initial weights
+preprocessing       JSON object with all fields of `Preprocessing`
+model               JSON object with the run's `model` settings, except the origin of the initial weights
 supervision         the run's `loss.supervision`; one_hot: the baseline, whose attention head is unused
 checkpoint_sha256   SHA-256 of the checkpoint file
 epoch               number of training epochs
@@ -28,7 +28,7 @@ from adadf_dist.export.target_network import INPUT, OUTPUT
 
 REQUIRED_KEYS = ("adadf_dist", "classes", "preprocessing", "model", "supervision", "checkpoint_sha256", "epoch")
 PROVENANCE_KEYS = ("pretrained", "freeze")
-"""Excluded keys of the section `model`: not needed to rebuild the network, and may contain a user's path."""
+"""Keys of the `model` settings to exclude: they are not needed to rebuild the network and may contain local paths."""
 
 
 class ExportMetadata(NamedTuple):
@@ -47,7 +47,7 @@ class ExportMetadata(NamedTuple):
         return self.preprocessing.classes
 
     def to_metadata(self) -> dict[str, str]:
-        """Return the metadata as in the module docstring."""
+        """Return the metadata as strings, with the keys listed in the module docstring."""
         size, values = self.preprocessing.image_size, self.preprocessing.to_dict()
         mean, std = ([round(value, 6) for value in values[name]] for name in ("mean", "std"))
         return {
@@ -79,7 +79,7 @@ class ExportMetadata(NamedTuple):
         return ExportMetadata(preprocessing, model, *rest)
 
     def config(self, path: Path) -> Config:
-        """Return the configuration to rebuild the network. Raises `UserError` if this version does not support it."""
+        """Return a configuration that rebuilds the network. Raises `UserError` if this version does not support it."""
         values = {
             "model": self.model,
             "loss": {"supervision": self.supervision},

@@ -37,7 +37,7 @@ def write_card(
     data: tuple[Dataset | None, str],
     license_name: str,
 ) -> str:
-    """Return the card's text.
+    """Return the text of the model card.
 
     `files`: the exported files. `data`: the dataset (None if not available) and how it differs from the one that the
     run was trained on.
@@ -53,7 +53,11 @@ def write_card(
         (
             "Data",
             [
-                *([f"**The checkpoint {difference}.** This section describes the latter.", ""] if difference else []),
+                *(
+                    [f"**The checkpoint {difference}.** This section describes the dataset available now.", ""]
+                    if difference
+                    else []
+                ),
                 *describe_data(dataset, trained.config),
                 "",
                 f"License of the data: {data_license(source, license_name)}.",
@@ -70,7 +74,7 @@ def write_card(
 
 
 def front_matter(name: str, by_split: Mapping[str, Mapping[str, Any]], files: Sequence[Path]) -> dict[str, object]:
-    """Return the front matter; a model index only with results, because Hugging Face rejects an empty one."""
+    """Return the front matter. A model index is included only with results: Hugging Face rejects an empty one."""
     endings = {".onnx": "onnx", ".safetensors": "safetensors", ".pt2": "pytorch"}
     tags = ["facial-expression-recognition", "ada-df", *(endings[file.suffix] for file in files)]
     values: dict[str, object] = {"library_name": "adadf_dist", "pipeline_tag": "image-classification", "tags": tags}

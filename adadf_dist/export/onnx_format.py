@@ -28,7 +28,7 @@ except ImportError as problem:
     ) from None
 
 OPSET = 18
-"""Default opset, the lowest that torch's exporter supports: more runtimes support older opsets."""
+"""Default opset: the lowest that PyTorch's exporter supports, because more runtimes support older opsets."""
 
 
 def check_opset(opset: int) -> None:
@@ -44,7 +44,7 @@ def check_opset(opset: int) -> None:
 
 
 def is_opset_supported(opset: int) -> bool:
-    """Return whether the installed ONNX Runtime loads a minimal model of an opset."""
+    """Return whether the installed ONNX Runtime can load a minimal model with the given opset."""
     x, y = (onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, [1]) for name in "xy")
     graph = onnx.helper.make_graph([onnx.helper.make_node("Identity", ["x"], ["y"])], "smallest", [x], [y])
     imports = [onnx.helper.make_opsetid("", opset)]
@@ -57,7 +57,7 @@ def is_opset_supported(opset: int) -> bool:
 
 
 def write(network: TargetNetwork, metadata: ExportMetadata, path: Path, opset: int = OPSET) -> None:
-    """Export to `path`. Raises `UserError` for an unsupported opset. The file contains no local paths."""
+    """Export the network to an ONNX file that contains no local paths. Raises `UserError` for an unsupported opset."""
     check_opset(opset)
     with suppress_exporter_warnings():
         # the same graph as for torch.export, traced with a dynamic batch size
@@ -100,7 +100,7 @@ def quiet_options() -> Any:
 
 
 class OnnxNetwork:
-    """An ONNX file in ONNX Runtime, on the CPU or a CUDA device. Raises `UserError`."""
+    """An ONNX file loaded into ONNX Runtime, on the CPU or a CUDA device. Loading raises `UserError`."""
 
     def __init__(self, path: Path, device: torch.device) -> None:
         provider = "CUDAExecutionProvider" if device.type == "cuda" else "CPUExecutionProvider"

@@ -1,4 +1,4 @@
-"""Weights as safetensors: data only, safe to load from untrusted sources; adadf_dist rebuilds the network."""
+"""Write and read safetensors files. They contain only data and are safe to load from untrusted sources."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def write(network: TargetNetwork, metadata: ExportMetadata, path: Path) -> None:
     try:
         save_file(tensors, path, metadata={"format": "pt", **metadata.to_metadata()})
     except SafetensorError as error:  # also for an unwritable folder
-        raise UserError(f"{path}: cannot be written ({single_line(error, 120)}); write elsewhere") from None
+        raise UserError(f"{path}: cannot be written ({single_line(error, 120)}); choose another path") from None
 
 
 def read(path: Path) -> tuple[TargetNetwork, ExportMetadata]:

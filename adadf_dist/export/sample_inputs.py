@@ -23,12 +23,12 @@ CPU = torch.device("cpu")
 
 
 class SampleInputs(NamedTuple):
-    """Preprocessed images [n, 3, H, W]."""
+    """Preprocessed test images, [n, 3, H, W] each."""
 
     random: Tensor
     faces: Tensor
     source: str
-    """Description of the faces."""
+    """Description of where the faces come from, for messages."""
 
 
 def make_sample_inputs(trained: TrainedModel, dataset: Dataset | None, count: int) -> SampleInputs:
@@ -48,7 +48,8 @@ def make_sample_inputs(trained: TrainedModel, dataset: Dataset | None, count: in
 def find_dataset(trained: TrainedModel, shards: str) -> Dataset | None:
     """Open the dataset that a run was trained on; None if it is not available locally or has other classes.
 
-    `shards`: its current location; empty: as in the run. Raises `UserError` if `shards` is set and does not open.
+    `shards`: current location of the dataset; if empty, the location recorded in the run. Raises `UserError` if
+    `shards` is set but cannot be opened.
     """
     location = shards or trained.config.data.shards
     try:
@@ -61,7 +62,7 @@ def find_dataset(trained: TrainedModel, shards: str) -> Dataset | None:
 
 
 def difference_of(trained: TrainedModel, dataset: Dataset | None) -> str:
-    """Describe how a dataset differs from the run's training data; empty if it does not or if unknown."""
+    """Describe how a dataset differs from the run's training data; empty if it does not, or if that is unknown."""
     if dataset is None or trained.data is None:
         return ""
     found = Source(str(dataset.folder.absolute()), dataset.manifest.digests())
@@ -69,7 +70,7 @@ def difference_of(trained: TrainedModel, dataset: Dataset | None) -> str:
 
 
 def stored_faces(dataset: Dataset, count: int) -> tuple[list[Image.Image], str]:
-    """Return the first samples of a dataset's last split (test if available).
+    """Return the first images of a dataset's last split (test if available) and a description of them.
 
     Raises `UserError`, `OSError`, `InvalidImageError`.
     """
@@ -80,7 +81,7 @@ def stored_faces(dataset: Dataset, count: int) -> tuple[list[Image.Image], str]:
 
 
 def prepare(faces: list[Image.Image], preprocessing: Preprocessing) -> Tensor:
-    """Preprocess faces as in evaluation [rows, 3, H, W]; with ten-crop, each crop is a row."""
+    """Return faces preprocessed as in evaluation, [n, 3, H, W]. With ten-crop, each crop is a separate image."""
     pixels = np.stack([resize_image(face, preprocessing.resized) for face in faces])
     images = torch.from_numpy(pixels).permute(0, 3, 1, 2)
     ready = DeviceTransform(preprocessing, CPU)(images, torch.zeros(len(faces), 4, dtype=torch.int64))

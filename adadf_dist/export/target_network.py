@@ -7,23 +7,23 @@ from torch import Tensor, nn
 from adadf_dist.method.model import DualBranch
 
 INPUT, OUTPUT = "images", "logits"
-"""Input and output names in every file."""
+"""Names of the network's input and output in exported files."""
 
 
 class TargetNetwork(nn.Module):
-    """Images [n, 3, H, W] as `Preprocessing` makes them -> logits [n, C], attention applied; fp32 throughout.
+    """Map images [n, 3, H, W] from `Preprocessing` to attention-weighted logits [n, C], in fp32.
 
-    Returns logits instead of probabilities, because ten-crop averages logits and temperature scaling needs them. Their
-    softmax is the predicted distribution.
+    Returns logits instead of probabilities, because ten-crop averages logits and temperature scaling needs them. The
+    softmax of the logits is the predicted distribution.
     """
 
     def __init__(self, model: DualBranch) -> None:
-        """Create the network, sharing the weights of `model`, in evaluation mode."""
+        """Create the network in evaluation mode. It shares the weights of `model`."""
         super().__init__()
         self.extractor = model.extractor
         self.target = model.target
         self.attends = model.auxiliary is not None
-        """False for the baseline, a plain classifier without auxiliary branch, whose attention head is unused."""
+        """Whether attention is applied; False for the baseline, a plain classifier without an auxiliary branch."""
         self.eval()
 
     def forward(self, images: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Export to a torch.export program: weights and graph, independent of adadf_dist. For PyTorch 2.11 and newer."""
+"""Export to a torch.export program: weights and graph, usable without adadf_dist. For PyTorch 2.11 and newer."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from adadf_dist.export.metadata import ExportMetadata
 from adadf_dist.export.target_network import INPUT, TargetNetwork
 
 METADATA = "adadf_dist.json"
-"""Name of the extra file with the metadata as JSON."""
+"""Name of the JSON file with the metadata inside the exported archive."""
 
 
 def trace(network: TargetNetwork, metadata: ExportMetadata) -> ExportedProgram:

@@ -18,14 +18,14 @@ from adadf_dist.export.exported_model import load_model
 from adadf_dist.export.sample_inputs import SampleInputs
 
 BATCHES = (1, 2, 7)
-"""Batch sizes to verify: one, the size used for tracing, and another."""
+"""Batch sizes to verify: 1, the size used for tracing (2), and an arbitrary other size."""
 TOLERANCE = 1e-4
-"""Maximum absolute logit difference."""
+"""Maximum allowed absolute difference of any logit."""
 TIMED_BATCH, TIMED_PASSES = 8, 5
 
 
 class VerificationResult(NamedTuple):
-    """Result of verifying a file."""
+    """Result of verifying an exported file: logit differences, file size and speed."""
 
     on_random: float
     """Maximum absolute logit difference on random images."""
@@ -38,9 +38,9 @@ class VerificationResult(NamedTuple):
 def verify_export(
     path: Path, trained: TrainedModel, probes: SampleInputs, device_name: DeviceName = "cpu"
 ) -> VerificationResult:
-    """Compare the logits of an exported file, on a device, with the checkpoint's on the CPU.
+    """Compare an exported file's logits, computed on a device, with the checkpoint's logits from the CPU.
 
-    Raises `UserError` beyond the tolerance.
+    Raises `UserError` if they differ by more than the tolerance.
     """
     model = load_model(path, device_name)
 
@@ -60,7 +60,7 @@ def verify_export(
 
 @torch.no_grad()
 def max_abs_diff(logits: Callable[[Tensor], Tensor], trained: TrainedModel, images: Tensor) -> float:
-    """Return the maximum difference from the training model's target branch in fp32, over all batch sizes."""
+    """Return the maximum absolute logit difference from the trained model's target branch, over all batch sizes."""
     worst = torch.zeros(())
     for size in BATCHES:
         rows = images[:size]

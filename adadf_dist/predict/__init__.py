@@ -1,1 +1,1 @@
-"""Predict expressions in images: files, folders, datasets, or paths on standard input."""
+"""Predict facial expressions in image files, folders, datasets, or paths read from standard input."""

@@ -1,4 +1,4 @@
-"""Predict the expressions in image files, folders and datasets, or in the paths on standard input.
+"""Predict facial expressions in image files, folders, datasets, or paths read from standard input.
 
 python -m adadf_dist.predict MODEL photo.jpg more/ --align --format csv
 """
@@ -61,7 +61,7 @@ def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("model", type=Path, metavar="MODEL", help="model to use")
     parser.add_argument("paths", nargs="+", metavar="PATH", help="images to classify; - reads paths from stdin")
     parser.add_argument(
-        "--split", choices=("train", "validation", "test"), help="split of dataset folders (default: test)"
+        "--split", choices=("train", "validation", "test"), help="split to read from dataset folders (default: test)"
     )
     parser.add_argument("--align", action="store_true", help="find the largest face in each photo and align it")
     parser.add_argument("--all-faces", action="store_true", help="one row per face found; needs --align")
@@ -94,7 +94,7 @@ def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
 
 @contextmanager
 def open_output(path: Path | None) -> Iterator[TextIO]:
-    """Open the output for rows. Raises `UserError` for a file that cannot be written."""
+    """Open the output file, or standard output if `path` is None. Raises `UserError` if it cannot be written."""
     if path is None:
         if isinstance(sys.stdout, TextIOWrapper):
             # paths may contain bytes that are not text; piped output is UTF-8 in every locale
@@ -116,9 +116,9 @@ class PredictionCounts:
         self.rows = self.failed = self.large = 0
 
     def messages(self) -> Iterator[str]:
-        """Lines for stderr."""
+        """Yield summary lines to print to stderr."""
         if self.failed:
-            yield f"{self.failed:,} of {self.rows:,} rows have no prediction; see their error column"
+            yield f"{self.failed:,} of {self.rows:,} rows have no prediction; see the error column"
         if self.large:
             yield (
                 f"{self.large:,} images have more than {LARGE} pixels per side and were not cropped; use --align if "
@@ -127,7 +127,7 @@ class PredictionCounts:
 
 
 def predict(predictor: Predictor, inputs: Inputs, form: Format, out: TextIO) -> PredictionCounts:
-    """Write the rows of all images, one batch at a time."""
+    """Predict all images, write their rows batch by batch, and return the counts."""
     counts = PredictionCounts()
     out.write(form.head())
     with tqdm(total=inputs.total, unit="image", leave=False, disable=not sys.stderr.isatty()) as bar:
@@ -161,7 +161,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             raise UserError("standard output is closed; pass --out FILE")
         first = next(inputs.images, None)  # read before an output file is created or replaced
         if first is None:
-            raise UserError("no images on stdin")
+            raise UserError("no image paths on standard input")
         inputs = inputs._replace(images=chain([first], inputs.images))
         if inputs.skipped.kinds:
             logger.info(f"adadf_dist.predict: {inputs.skipped.describe()}")

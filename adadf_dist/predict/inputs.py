@@ -1,4 +1,4 @@
-"""Find the input images, in order: files, folders, dataset folders, and lines of standard input."""
+"""Find the input images in files, folders, dataset folders and paths on standard input, keeping their order."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ class ImageInput(NamedTuple):
     """Input image, loaded lazily."""
 
     name: str
-    """Value of the `path` column: a path, or SPLIT/KEY of a dataset."""
+    """Value of the `path` column: a file path, or SPLIT/KEY for a sample of a dataset."""
     load: Callable[[], Image.Image]
-    """Gray or RGB, and upright. Raises `InvalidImageError`, `OSError`."""
+    """Returns the image upright, in grayscale or RGB. Raises `InvalidImageError` or `OSError`."""
     label: str | None = None
-    """True class of a dataset's sample, as the dataset names it."""
+    """True class of a dataset sample, as named in the dataset; None for other images."""
     votes: Mapping[str, float] | None = None
     """Class -> number of annotators who chose it; None for a sample without votes."""
 
@@ -38,29 +38,29 @@ class ImageInput(NamedTuple):
 class Inputs(NamedTuple):
     images: Iterator[ImageInput]
     total: int | None
-    """None if paths come from standard input."""
+    """Number of images; None if paths come from standard input."""
     skipped: Skipped
-    """Skipped files in folders. A file named on the command line may have any name."""
+    """Files that were skipped in folders. Files named on the command line are never skipped."""
     label_classes: tuple[str, ...]
-    """Class names of all datasets; empty without a dataset."""
+    """Class names of all input datasets; empty if there are none."""
     vote_classes: tuple[str, ...]
-    """Class names of the datasets with votes."""
+    """Class names of the input datasets that have votes."""
 
 
 class PathImages(NamedTuple):
-    """Images of one command-line path."""
+    """Images found at one command-line path."""
 
     images: Iterable[ImageInput]
     total: int | None
-    """None if not known in advance."""
+    """Number of images; None if not known in advance."""
     split: Split | None = None
-    """Split of a dataset folder."""
+    """Split that the images are from, if the path is a dataset folder."""
     is_missing: bool = False
-    """Whether the path does not exist or is a dataset folder that does not open."""
+    """Whether the path does not exist or is a dataset folder that cannot be opened."""
 
 
 def find_images(paths: Sequence[str], split: str | None) -> Inputs:
-    """Find all images on the command line; an unreadable path counts as an image that fails to load.
+    """Find the images at all command-line paths. An unreadable path counts as an image that fails to load.
 
     Raises `UserError` if there is no image or a dataset lacks the split.
     """
@@ -92,7 +92,7 @@ def merge_classes(splits: Iterable[Split]) -> tuple[str, ...]:
 
 
 def open_path(path: str, split: str | None, skipped: Skipped) -> PathImages:
-    """Open one command-line path. Raises `UserError` for a dataset without the split."""
+    """Find the images at one command-line path. Raises `UserError` for a dataset without the split."""
     if path == STDIN:
         return PathImages(read_stdin_paths(), None)
     if os.path.isfile(os.path.join(path, MANIFEST)):
@@ -104,7 +104,7 @@ def open_path(path: str, split: str | None, skipped: Skipped) -> PathImages:
 
 
 def list_folder(folder: str, skipped: Skipped) -> list[ImageInput]:
-    """List the images in a folder tree, sorted; an unreadable subfolder counts as an image that fails to load."""
+    """Return the images in a folder tree, sorted. An unreadable subfolder counts as an image that fails to load."""
     images: list[ImageInput] = []
 
     def add_unreadable(path: str, error: UserError) -> None:
@@ -119,7 +119,7 @@ def list_folder(folder: str, skipped: Skipped) -> list[ImageInput]:
 
 
 def read_stdin_paths() -> Iterator[ImageInput]:
-    """Yield one image per line as soon as the line arrives."""
+    """Yield the image at each path on standard input as soon as its line arrives."""
     if sys.stdin is None:
         raise UserError("standard input is closed; cannot read image paths")
     # not sys.stdin: a thread blocked in it would delay program exit
@@ -134,7 +134,7 @@ def file_image(path: str) -> ImageInput:
 
 
 def load_file(path: str) -> Image.Image:
-    """Read an image file as the builder does. Raises `InvalidImageError`, `OSError`."""
+    """Read an image file in the same way as the dataset builder. Raises `InvalidImageError`, `OSError`."""
     with open(path, "rb") as file:
         data = file.read()
     if not data:
@@ -143,7 +143,7 @@ def load_file(path: str) -> Image.Image:
 
 
 def failed_image(path: str, reason: str) -> ImageInput:
-    """Return a placeholder for an unreadable folder: loading it raises `InvalidImageError` with the reason."""
+    """Return a placeholder for an unreadable path; loading it raises `InvalidImageError` with the reason."""
 
     def load() -> NoReturn:
         raise InvalidImageError(reason.removeprefix(f"{escape_name(path)}: "))
@@ -152,7 +152,7 @@ def failed_image(path: str, reason: str) -> ImageInput:
 
 
 def open_dataset_path(path: str, name: str | None) -> PathImages:
-    """Open a dataset's split (default: test), in its order. Raises `UserError` if the dataset lacks the split."""
+    """Find the images of a dataset's split (default: test), in stored order. Raises `UserError` if there is none."""
     try:
         dataset = open_dataset(path)
         if (name or "test") in dataset.splits:
@@ -161,7 +161,7 @@ def open_dataset_path(path: str, name: str | None) -> PathImages:
     except (UserError, OSError) as error:
         reason = str(error) if isinstance(error, UserError) else single_line(error)
         return PathImages([failed_image(path, reason)], 1, is_missing=True)
-    problem = f"no {name} split; available:" if name else "has no test split; pass --split, one of"
+    problem = f"no {name} split; available:" if name else "has no test split; pass one of its splits as --split:"
     raise UserError(f"{escape_name(path)}: {problem} {', '.join(dataset.splits)}")
 
 

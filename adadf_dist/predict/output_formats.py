@@ -13,38 +13,38 @@ from adadf_dist.files.text import escape_name
 from adadf_dist.predict.predictor import Row
 
 DIGITS = 6
-"""Decimals of a probability."""
+"""Number of decimals of a probability."""
 Value: TypeAlias = str | int | float | None
 
 
 class Columns(NamedTuple):
-    """Columns besides `path`, `prediction`, `confidence` and `error`."""
+    """Output columns other than `path`, `prediction`, `confidence` and `error`."""
 
     classes: tuple[str, ...]
-    """Classes of the model; one probability column each."""
+    """Classes of the model; each has a probability column."""
     label_classes: tuple[str, ...] = ()
-    """Possible values of `label` (true classes of a dataset); empty: no such column."""
+    """Possible values of the `label` column (true classes of a dataset); empty if there is no such column."""
     vote_classes: tuple[str, ...] = ()
-    """Classes with a vote count column each."""
+    """Dataset classes; each has a column with its number of votes."""
     has_faces: bool = False
-    """Whether there is a column `faces`: number of faces found in the image."""
+    """Whether there is a `faces` column with the number of faces found in the image."""
     has_boxes: bool = False
-    """Whether there are columns `face` (number of the face) and `box_*` (its position in the image)."""
+    """Whether there are `face` (number of the face) and `box_*` (its position in the image) columns."""
 
 
 class Record(NamedTuple):
-    """The values of a row by column, in groups; None for an empty cell."""
+    """Values of an output row, grouped by kind; None for an empty cell."""
 
     result: dict[str, Value]
     """`path`, `prediction` and `confidence`."""
     probabilities: dict[str, float] | None
-    """Model class -> probability."""
+    """Model class -> probability; None for a row without a prediction."""
     annotation: dict[str, Value]
-    """`label`, if there is such a column."""
+    """True `label` of a dataset sample; empty if there is no such column."""
     votes: dict[str, Value] | None
-    """Class of the sample's dataset -> number of votes."""
+    """Dataset class -> number of votes; None if the sample has no votes."""
     detection: dict[str, Value]
-    """`faces`, `face` and `box_*`, if there are such columns."""
+    """Face detection results: whichever of the `faces`, `face` and `box_*` columns are present."""
     error: str
 
 
@@ -82,12 +82,12 @@ def detection_columns(columns: Columns) -> list[str]:
 
 
 def as_count(votes: float) -> int | float:
-    """Return an int for integral votes, else a rounded float; some datasets weight their votes."""
+    """Return a vote count as an int if it is whole, else as a rounded float: some datasets have weighted votes."""
     return int(votes) if votes == int(votes) else round(votes, DIGITS)
 
 
 class Format:
-    """Writes rows as text."""
+    """Base class of the output formats, which convert rows to text."""
 
     def __init__(self, columns: Columns) -> None:
         self.columns = columns
@@ -101,7 +101,7 @@ class Format:
 
 
 class Csv(Format):
-    """path, prediction, confidence, p_CLASS per class, label, votes_CLASS per class, faces, face, box_*, error."""
+    """CSV with the columns path, prediction, confidence, p_CLASS, label, votes_CLASS, faces, face, box_* and error."""
 
     def head(self) -> str:
         names = ["path", "prediction", "confidence", *(f"p_{name}" for name in self.columns.classes)]
@@ -129,7 +129,7 @@ def as_csv(cells: Sequence[str]) -> str:
 
 
 class JsonLines(Format):
-    """One object per line. `probabilities` and `votes` are objects keyed by class; empty CSV cells are null.
+    """One JSON object per line. `probabilities` and `votes` are objects keyed by class; missing values are null.
 
     Bytes of a path that are not UTF-8, control characters and backslashes are written as `\\xNN`.
     """
@@ -148,7 +148,7 @@ class JsonLines(Format):
 
 
 class Table(Format):
-    """Aligned columns; the path is last, followed by the error if any."""
+    """Human-readable table with aligned columns. The path is last, followed by the error, if any."""
 
     def __init__(self, columns: Columns) -> None:
         super().__init__(columns)

@@ -18,21 +18,21 @@ from adadf_dist.predict.inputs import ImageInput
 from adadf_dist.predict.preprocess import Aligner, PreparedImage, load_faces
 
 MAX_BATCH_WAIT_S = 0.05
-"""Maximum wait for the next image of a batch; paths may be typed interactively."""
+"""Maximum wait for the next image before an incomplete batch is predicted: paths may be typed interactively."""
 
 Prepared = Future[list[PreparedImage]]
 
 
 class Row(NamedTuple):
-    """Result for an image or one of its faces."""
+    """Prediction for an image or for one of its faces."""
 
     face: PreparedImage
     probabilities: NDArray[np.float64] | None
-    """[C]; None if the face has an error."""
+    """[C], class probabilities; None if there is an error instead."""
 
 
 class Predictor:
-    """A model with evaluation preprocessing and decoding threads."""
+    """Predicts images with a model, decoding them in threads and preprocessing them as in evaluation."""
 
     def __init__(self, model: ExportedModel, batch_size: int, workers: int, aligner: Aligner | None = None) -> None:
         self.model = model
@@ -42,7 +42,7 @@ class Predictor:
         self._finish = DeviceTransform(model.preprocessing, model.device)
 
     def predict(self, images: Iterable[ImageInput]) -> Iterator[list[Row]]:
-        """Yield a list of rows per batch of images. Re-raises errors of `images` after the earlier rows."""
+        """Yield the rows of each batch of images. An error raised by `images` is re-raised after the preceding rows."""
         ahead: Queue[Prepared | BaseException | None] = Queue(2 * self.batch_size + self.workers)
         with ThreadPoolExecutor(self.workers, "decode") as pool:
             Thread(target=self._read_ahead, args=(images, pool, ahead), daemon=True).start()
@@ -76,7 +76,7 @@ class Predictor:
         return [Row(face, None if face.pixels is None else next(probabilities)) for face in faces]
 
     def probabilities(self, pixels: NDArray[np.uint8]) -> NDArray[np.float64]:
-        """Return probabilities [n, C] of faces [n, S, S, 3]."""
+        """Return class probabilities [n, C] for RGB images [n, S, S, 3]."""
         device = self.model.device
         images = torch.from_numpy(pixels).to(device).permute(0, 3, 1, 2)
         nothing_erased = torch.zeros(len(images), 4, dtype=torch.int64, device=device)
@@ -90,7 +90,7 @@ MORE_TO_COME = "more"
 def collect_batch(
     ahead: Queue[Prepared | BaseException | None], size: int
 ) -> tuple[list[Prepared], BaseException | str | None]:
-    """Return up to `size` images (at least one before the end) and `MORE_TO_COME`, the final error, or None."""
+    """Return up to `size` images, and either `MORE_TO_COME`, None at the end, or the error that ended the input."""
     batch: list[Prepared] = []
     while len(batch) < size:
         try:

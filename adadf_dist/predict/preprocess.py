@@ -1,4 +1,4 @@
-"""Load an input image, or each face found in it, at the input size of preprocessing. Runs in a worker thread."""
+"""Load an input image, or each face found in it, resized for preprocessing. Runs in worker threads."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ LARGE = 512
 
 
 class PreparedImage(NamedTuple):
-    """Input of one prediction, or an error."""
+    """Pixels for one prediction, or the error that prevents it."""
 
     source: ImageInput
     pixels: NDArray[np.uint8] | None
-    """[S, S, 3] RGB at the size that preprocessing resizes to."""
+    """[S, S, 3], RGB pixels resized for preprocessing; None if there is an error."""
     error: str = ""
-    """Empty if there are pixels."""
+    """Reason why there are no pixels; empty if there are."""
     found: int | None = None
     """Number of faces that the detector found in the image; None without alignment."""
     number: int | None = None
@@ -40,7 +40,7 @@ class PreparedImage(NamedTuple):
 
 
 class Aligner:
-    """Finds faces in photos and aligns them to the template, as the builder's `--align detect` does."""
+    """Finds faces in photos and aligns them to the template, like the dataset builder with `--align detect`."""
 
     def __init__(self, device: torch.device, size: int, all_faces: bool = False) -> None:
         """`size`: side of an aligned face in pixels. Raises `UserError` if the detector's weights are missing."""
@@ -54,7 +54,7 @@ class Aligner:
         return faces if self._all_faces else faces[:1], len(faces)
 
     def align(self, photo: Image.Image, face: mtcnn.Face) -> Image.Image:
-        """Align a face to the template. Raises `InvalidImageError`."""
+        """Return a face aligned to the template. Raises `InvalidImageError` if it cannot be aligned."""
         try:
             aligned = align(photo, face.landmarks, self._size)
         except ValueError as error:

@@ -1,1 +1,1 @@
-"""HTML report of runs, and publication-quality figures. Reads run folders only."""
+"""HTML report about training runs, and publication-quality figures."""

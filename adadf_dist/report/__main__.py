@@ -1,4 +1,4 @@
-"""Command line of the report: an HTML page of one or more runs, and figures for papers.
+"""Command line of the report: writes an HTML page about one or more runs, and figures for papers.
 
 python -m adadf_dist.report RUN [RUN ...] [--out FILE] [--figures DIR] [--sample KEY]
 """
@@ -17,13 +17,13 @@ from adadf_dist.files.outputs import add_overwrite_option, check_output_folder, 
 from adadf_dist.report.api import PAGE, report
 
 COMPARISON = "comparison.html"
-"""Default page of several runs, in the current folder."""
+"""Default file name of a report on several runs, written to the current folder."""
 
 DESCRIPTION = f"""\
 Write a self-contained HTML page about a run, finished or in progress: result, curves, confusion, class distributions,
-thresholds, attention, features, an ambiguous sample, most and least confident samples, and diagnostics. With several
-runs, the page describes the first and compares all. Training writes {PAGE} into the run folder when it ends; a
-comparison never replaces it.
+thresholds, attention, features, an ambiguous sample, most and least confident samples, and diagnostics. Given several
+runs, the page describes the first and compares them all. Training writes {PAGE} into the run folder when it ends;
+a report on several runs never replaces it.
 """
 EPILOG = """\
 examples:
@@ -43,18 +43,21 @@ def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
     )
     parser.add_argument("--figures", type=Path, metavar="DIR", help="also write each figure as PNG (300 dpi) and SVG")
     parser.add_argument("--sample", default="", metavar="KEY", help="tracked sample to show (default: most ambiguous)")
-    parser.add_argument("--shards", default="", metavar="DIR", help="dataset of the first run, if it moved")
+    parser.add_argument("--shards", default="", metavar="DIR", help="location of the first run's dataset, if it moved")
     parser.add_argument(
         ALLOW_OTHER_DATA,
         action="store_true",
-        help="show images and compare runs even if the dataset digest differs from that of the run",
+        help="show images and compare runs even if a dataset has changed (different digest)",
     )
     add_overwrite_option(parser, "the page or a figure")
     return parser.parse_args(argv)
 
 
 def output_path(args: argparse.Namespace) -> Path:
-    """Return the path of the page. A run's own page is replaced; raises `UserError` for any other existing file."""
+    """Return the path of the page to write.
+
+    Raises `UserError` if the file exists, unless it is the run's own report or `--overwrite` is set.
+    """
     own: Path = args.runs[0] / PAGE
     if len(args.runs) == 1 and (args.out is None or args.out.resolve() == own.resolve()):
         return own

@@ -22,8 +22,8 @@ def report(
 ) -> None:
     """Write the report page of one or more runs, and optionally their figures.
 
-    `shards`: Location of the first run's dataset, if it moved. Raises `UserError`, also if the images are not from the
-    first run's data or the runs were not evaluated on the same data, unless `allow_other_data`.
+    `shards`: new location of the first run's dataset, if it moved. Raises `UserError` if a run cannot be read or the
+    runs are not comparable. Data with other digests than the first run's is also an error, unless `allow_other_data`.
     """
     from adadf_dist.report.comparison import check_comparable
     from adadf_dist.report.figures.index import list_figures
@@ -36,7 +36,7 @@ def report(
     runs = [open_run(folder) for folder in folders]
     resolved = [folder.resolve() for folder in folders]
     if repeated := [folder for folder in folders if resolved.count(folder.resolve()) > 1]:
-        raise UserError(f"{repeated[0]}: listed twice")
+        raise UserError(f"{repeated[0]}: run is listed twice; list it once")
     check_comparable(runs, allow_other_data)
     thumbnails = Thumbnails(runs[0], shards, allow_other_data)
     sample = find_tracked_sample(runs[0], face)

@@ -18,7 +18,7 @@ from adadf_dist.report.run_reader import RunData
 
 
 class GroupComparison(NamedTuple):
-    """Comparison of a configuration with the first one, on common seeds."""
+    """Comparison of a configuration with the first run's, on the seeds that both were trained with."""
 
     name: str
     measure: str
@@ -27,11 +27,11 @@ class GroupComparison(NamedTuple):
     first: tuple[float, ...]
     second: tuple[float, ...]
     difference: PairedDifference | None
-    """None with fewer than two pairs."""
+    """None if the two configurations share fewer than two seeds."""
 
 
 def recipe_values(run: RunData) -> dict[str, Any]:
-    """Return the dataset and the settings that define the configuration of a run."""
+    """Return a run's dataset and settings, except operational ones such as the seed."""
     flat = {key: tuple(v) if isinstance(v, list) else v for key, v in flatten(to_dict(run.config))}
     for key, digest in upgrade_keys(run.data["files"] if run.data is not None else {}).items():
         flat[key] = f"{Path(str(flat[key])).name} ({str(digest)[:SHOWN_DIGITS]})"  # its folder does not matter
@@ -40,13 +40,13 @@ def recipe_values(run: RunData) -> dict[str, Any]:
 
 
 def differing_keys(runs: Sequence[RunData]) -> dict[str, list[Any]]:
-    """Return the keys with values that differ between runs, and the value of each run."""
+    """Return the settings that differ between runs, each with its value in every run."""
     values = [recipe_values(run) for run in runs]
     return {key: [v[key] for v in values] for key in values[0] if len({repr(v[key]) for v in values}) > 1}
 
 
 def group_by_config(runs: Sequence[RunData]) -> list[list[RunData]]:
-    """Group the runs that differ only in their seed, in the given order."""
+    """Group runs that differ only in their seed. Groups and their runs keep the given order."""
     groups: dict[str, list[RunData]] = {}
     for run in runs:
         groups.setdefault(repr(sorted(recipe_values(run).items())), []).append(run)
@@ -54,7 +54,7 @@ def group_by_config(runs: Sequence[RunData]) -> list[list[RunData]]:
 
 
 def score(run: RunData, measure: str) -> Score:
-    """Return the score of the selected epoch, per sample if the run saved its predictions."""
+    """Return the accuracy of the selected epoch, and the correctness of each sample if predictions were saved."""
     metrics = (run.test if measure == "test" else None) or run.best["validation"]
     saved, correct = run.predictions(measure), None
     if saved is not None:
@@ -71,13 +71,13 @@ def same_samples(runs: Sequence[RunData], measure: str) -> bool:
 
 
 def evaluation_signature(run: RunData) -> tuple[object, ...]:
-    """Return what two runs must share to be comparable. The number of training samples may differ."""
+    """Return the dataset, classes and evaluation split sizes, which must be equal for runs to be comparable."""
     counts = (count for split, count in run.info["faces"].items() if split != "train")
     return run.info["dataset"], run.classes, *counts
 
 
 def differently_evaluated(runs: Sequence[RunData]) -> str:
-    """Describe how the evaluation data of a run differs from the first run's, by digest; empty if it does not."""
+    """Describe a run whose evaluation data differs from the first run's, by digest; empty if there is none."""
     reference = runs[0].source
     for run in runs[1:]:
         source = run.source
@@ -87,24 +87,24 @@ def differently_evaluated(runs: Sequence[RunData]) -> str:
             first, second = reference.digests.get(split), source.digests.get(split)
             if first is not None and second is not None and first != second:
                 return (
-                    f"{run.folder}: was evaluated on {source.shards}, split {split} with digest "
-                    f"{second[:SHOWN_DIGITS]}; {runs[0].folder} on {reference.shards} with digest "
-                    f"{first[:SHOWN_DIGITS]}"
+                    f"{run.folder}: was evaluated on split {split} of {source.shards} (digest "
+                    f"{second[:SHOWN_DIGITS]}), but {runs[0].folder} on that of {reference.shards} (digest "
+                    f"{first[:SHOWN_DIGITS]})"
                 )
     return ""
 
 
 def check_comparable(runs: Sequence[RunData], allow_other_data: bool = False) -> None:
-    """Raise `UserError` for runs evaluated on other data than the first, and for a repeated seed of a configuration."""
+    """Raise `UserError` if a run was evaluated on different data, or has the same settings and seed as another."""
     for run in runs:
         if evaluation_signature(run) != evaluation_signature(runs[0]):
             what = "number of samples" if run.info["dataset"] == runs[0].info["dataset"] else "dataset"
             raise UserError(
-                f"{run.folder}: evaluated on a different {what} than {runs[0].folder}; not comparable, so report them "
-                "separately"
+                f"{run.folder}: evaluated on a different {what} than {runs[0].folder}; not comparable, so report the "
+                "runs separately"
             )
     if not allow_other_data and (difference := differently_evaluated(runs)):
-        raise UserError(f"{difference}: not comparable; report them separately, or pass {ALLOW_OTHER_DATA}")
+        raise UserError(f"{difference}; not comparable: report the runs separately, or pass {ALLOW_OTHER_DATA}")
     for group in group_by_config(runs):
         by_seed: dict[int, RunData] = {}
         for run in group:
@@ -114,7 +114,7 @@ def check_comparable(runs: Sequence[RunData], allow_other_data: bool = False) ->
 
 
 def compare_groups(runs: Sequence[RunData]) -> list[GroupComparison]:
-    """Compare every other configuration with the first, if they share seeds. The runs must be comparable."""
+    """Compare each configuration that shares seeds with the first run's. Call `check_comparable` before."""
     groups = group_by_config(runs)
     comparisons = []
     first = {run.config.seed: run for run in groups[0]}
@@ -137,7 +137,7 @@ def compare_groups(runs: Sequence[RunData]) -> list[GroupComparison]:
 
 
 def describe_difference(first: RunData, second: RunData) -> str:
-    """Describe the settings of the second run that differ from the first."""
+    """Describe the settings of the second run that differ from the first run's."""
     return ", ".join(
         f"{key} = {values[1]} (was {values[0]})" for key, values in differing_keys([first, second]).items()
     )

@@ -1,4 +1,4 @@
-"""Images of samples, and the gallery of the most and least confident predictions of the selected model."""
+"""Sample images, and the gallery of the selected model's most and least confident predictions."""
 
 from __future__ import annotations
 
@@ -19,22 +19,22 @@ from adadf_dist.tracking.artifacts import SavedPredictions
 SIDE = 112
 """Maximum side length of an embedded image in pixels; smaller images are embedded unchanged."""
 NUM_SHOWN = 14
-"""Number of samples in a section of the gallery."""
+"""Maximum number of samples in each section of the gallery."""
 
 
 class Thumbnails:
-    """Images from a run's `data.shards`. If unavailable, `missing` gives the reason."""
+    """Sample images from a run's dataset. If the dataset is unavailable, `missing` gives the reason."""
 
     def __init__(self, run: RunData, shards: str = "", allow_other_data: bool = False) -> None:
         """Open the dataset.
 
-        `shards`: Current location of the dataset; empty: as in the run. Raises `UserError` if the dataset is not that
-        of the run, unless `allow_other_data`.
+        `shards`: current location of the dataset; if empty, the location recorded in the run. Raises `UserError` if
+        the dataset differs from the run's, unless `allow_other_data` is set.
         """
         shards = shards or run.config.data.shards
         self.missing = ""
         self.other_data = ""
-        """How the dataset differs from that of the run, if allowed."""
+        """How the dataset differs from the run's, if the user allowed it; empty if it does not differ."""
         self._dataset: Dataset | None = None
         self._splits: dict[str, tuple[Split, dict[str, int]]] = {}
         if not shards or is_remote(shards):
@@ -52,7 +52,10 @@ class Thumbnails:
             raise UserError(f"{run.folder}: {self.other_data}; {how_to_fix('--shards DIR')}")
 
     def find(self, key: str, split: str) -> str | None:
-        """Return an image as a data URL; None if unavailable. A validation sample may be stored in the train split."""
+        """Return a sample's image as a data URL; None if it is unavailable.
+
+        Also searches the train split, which contains the validation samples that a run held out.
+        """
         for name in (split, "train"):
             if self._dataset is None or name not in self._dataset.splits:
                 continue
@@ -72,7 +75,7 @@ class Thumbnails:
 
 
 def gallery_sections(run: RunData, thumbnails: Thumbnails) -> list[tuple[str, list[dict[str, str | None]]]] | None:
-    """Return validation samples by section title; None if the predictions are not available yet."""
+    """Return the gallery's sections as (title, samples); None if the run has no validation predictions yet."""
     saved = run.predictions("validation")
     if saved is None:
         return None
@@ -84,7 +87,7 @@ def gallery_sections(run: RunData, thumbnails: Thumbnails) -> list[tuple[str, li
 
 
 def most_and_least_confident(saved: SavedPredictions) -> dict[str, NDArray[np.int64]]:
-    """Return sample indices by section title."""
+    """Return the sample indices of each gallery section, by section title."""
     order = np.argsort(entropy(saved.answers.target_probs), kind="stable")
     errors = order[saved.answers.predicted_labels[order] != saved.faces.labels[order]]
     return {

@@ -22,7 +22,7 @@ from adadf_dist.report.run_reader import RunData
 def render(
     runs: Sequence[RunData], sample: TrackedSample | None, specs: Sequence[FigureSpec], thumbnails: Thumbnails
 ) -> str:
-    """Render the page as HTML."""
+    """Return the page as HTML."""
     run = runs[0]
     pairs = compare_groups(runs)
     return render_page(
@@ -49,9 +49,9 @@ def render(
 
 
 def other_data_notes(runs: Sequence[RunData], thumbnails: Thumbnails) -> Iterator[str]:
-    """Yield warnings about replaced data, which the user allowed."""
+    """Yield warnings about data that differs from a run's own data, which the user allowed."""
     if thumbnails.other_data:
-        yield f"the images are not from the data of this run, which {thumbnails.other_data}"
+        yield f"the images are not from the dataset of this run, which {thumbnails.other_data}"
     if difference := differently_evaluated(runs):
         yield difference
     for run in runs:
@@ -72,12 +72,12 @@ def describe_comparison(pair: GroupComparison) -> str:
     difference = pair.difference
     if difference is None:
         points = 100 * (pair.second[0] - pair.first[0])
-        return f"{what}{points:+.2f} points on seed {pair.seeds[0]}. One seed gives no estimate of seed variance."
+        return f"{what}{points:+.2f} points on seed {pair.seeds[0]}. One seed gives no variance estimate."
     low, high = (100 * end for end in difference.interval)
     seeds = ", ".join(map(str, pair.seeds))
     text = f"{what}{100 * difference.mean:+.2f} points, 95% interval {low:+.2f} to {high:+.2f} over seeds {seeds} and "
     text += f"{difference.samples:,} samples: {VERDICTS[difference.verdict]}."
-    return text if difference.paired else f"{text} Samples are not paired: the predictions of a run are missing."
+    return text if difference.paired else f"{text} Samples could not be paired, because a run has no saved predictions."
 
 
 def summarize_findings(run: RunData) -> dict[str, Any]:
@@ -100,7 +100,7 @@ def summarize_findings(run: RunData) -> dict[str, Any]:
 
 
 def find_length_problems(run: RunData) -> Iterator[FindingSpan]:
-    """Yield settings that make no sense for the length of the run."""
+    """Yield findings about settings that do not suit the length of the run."""
     newest = run.epochs[-1]
     steps_per_epoch = round(newest.get("step", 0) / newest["epoch"])
     for problem in find_problems(run.config, steps_per_epoch) if steps_per_epoch else ():
@@ -108,7 +108,7 @@ def find_length_problems(run: RunData) -> Iterator[FindingSpan]:
 
 
 def find_lagging_branch(run: RunData) -> Iterator[FindingSpan]:
-    """Yield the findings that need the predictions of a finished run."""
+    """Yield a finding if the auxiliary branch lags behind the target branch. Needs saved predictions."""
     saved = run.predictions("validation")
     if saved is None or run.config.loss.supervision == "one_hot":
         return
@@ -126,7 +126,7 @@ def render_figures(specs: Sequence[FigureSpec]) -> list[dict[str, Any]]:
 
 
 def slider_data(run: RunData) -> dict[str, Any]:
-    """Return the data of the epoch slider: the class distributions of every epoch."""
+    """Return the data for the epoch slider: the class distributions after every epoch."""
     return {
         "classes": run.classes,
         "epochs": run.epoch_numbers.tolist(),

@@ -35,7 +35,7 @@ SKIPPED_ARRAYS = ("loss", "correct")
 
 @dataclass(frozen=True, eq=False)
 class RunData:
-    """Data of a run. E: number of finished epochs, C: number of classes."""
+    """Contents of a run folder. In shapes, E is the number of finished epochs and C the number of classes."""
 
     folder: Path
     config: Config
@@ -48,7 +48,7 @@ class RunData:
     data: Record | None = None
     """Content of data.json; None for runs of older versions."""
     _predictions: dict[str, SavedPredictions | None] = field(default_factory=dict, init=False)
-    """Cache by split."""
+    """Split -> predictions loaded so far; None if the run has not saved any for the split."""
 
     @property
     def name(self) -> str:
@@ -56,7 +56,7 @@ class RunData:
 
     @property
     def source(self) -> Source | None:
-        """Training dataset of the run."""
+        """Dataset that the run was trained on; None for runs of older versions."""
         return None if self.data is None else Source.from_dict(self.data["source"])
 
     @property
@@ -78,18 +78,18 @@ class RunData:
         return max(self.epochs, key=lambda record: float(record["validation"]["accuracy"]))
 
     def values(self, name: str) -> NDArray[np.float64]:
-        """Return a metric of every epoch or of its validation, [E]; NaN if missing."""
+        """Return the value of a training or validation metric in every epoch, [E]; NaN where it is missing."""
         found = [record.get(name, record["validation"].get(name)) for record in self.epochs]
         return np.array(found, dtype=np.float64)  # None becomes NaN
 
     @property
     def epoch_numbers(self) -> NDArray[np.int64]:
-        """Numbers of the finished epochs, from 1, [E]."""
+        """[E], numbers of the finished epochs, counted from 1."""
         return np.array([record["epoch"] for record in self.epochs])
 
     @cached_property
     def history(self) -> tuple[Arrays, ...]:
-        """Sample and class history of each finished epoch; empty if any file is missing."""
+        """Recorded arrays of samples and classes for each finished epoch; empty if any file is missing."""
         paths = [self.folder / "history" / f"epoch-{number:04d}.npz" for number in self.epoch_numbers]
         if not all(path.is_file() for path in paths):
             return ()
@@ -97,7 +97,7 @@ class RunData:
 
     @cached_property
     def samples(self) -> SampleTable | None:
-        """Training samples; None if not saved."""
+        """Table of the training samples; None if the run did not save it."""
         return load_samples(self.folder) if find_file(self.folder, SAMPLES_FILE).is_file() else None
 
     def predictions(self, split: str) -> SavedPredictions | None:
@@ -107,12 +107,12 @@ class RunData:
         return self._predictions[split]
 
     def stack_history(self, name: str) -> NDArray[np.float64]:
-        """Stack an array of the history over epochs, [E, ...]."""
+        """Return an array of the history stacked over the epochs, [E, ...]."""
         return np.stack([epoch[name] for epoch in self.history]).astype(np.float64)
 
 
 def open_run(folder: Path) -> RunData:
-    """Open a run folder. Raises `UserError` if it is not one, or if no epoch has finished."""
+    """Read a run folder. Raises `UserError` if it is not a run folder or has no finished epoch."""
     if not (folder / "config.yaml").is_file():
         what = "not a run folder of adadf_dist.train" if folder.is_dir() else "no such run folder"
         raise UserError(f"{folder}: {what}; pass a folder written by training (its --out)")
@@ -120,7 +120,7 @@ def open_run(folder: Path) -> RunData:
     config = build_config([ConfigLayer(str(folder / "config.yaml"), settings)])
     epochs = tuple(read_epochs(folder / "metrics.jsonl"))
     if not epochs:
-        raise UserError(f"{folder}: no finished epoch to report yet")
+        raise UserError(f"{folder}: the run has not finished an epoch yet; rerun later")
     info, result, data = (read_json(find_file(folder, name)) for name in ("run_info.json", "result.json", DATA_FILE))
     if info is None:
         raise UserError(f"{folder / 'run_info.json'}: missing; copy the run folder again")
@@ -128,7 +128,7 @@ def open_run(folder: Path) -> RunData:
 
 
 def read_epochs(path: Path) -> Iterator[Record]:
-    """Yield the epoch records in order. Skips truncated lines, after a crash or during a write."""
+    """Yield the epoch records in order. Skips truncated lines, which remain after a crash or during a write."""
     for line in path.read_bytes().splitlines() if path.exists() else []:
         with suppress(json.JSONDecodeError, UnicodeDecodeError):
             record = upgrade_fields(json.loads(line))
@@ -137,7 +137,7 @@ def read_epochs(path: Path) -> Iterator[Record]:
 
 
 def read_json(path: Path) -> Record | None:
-    """Read a JSON file; None if it is missing. Raises `UserError` if it does not parse."""
+    """Return the content of a JSON file; None if it does not exist. Raises `UserError` if it cannot be parsed."""
     try:
         value: dict[str, Any] = upgrade_fields(json.loads(path.read_text(encoding="utf-8")))
     except FileNotFoundError:

@@ -115,7 +115,7 @@ def test_unfinished_run_is_audited_by_its_completed_epochs(
     (copy / "history" / "epoch-0003.npz").unlink()
     (copy / "history" / "epoch-0003.partial.npz").write_bytes(b"half")
     main([str(copy), "--max-images", "1"])
-    assert "the run is at 2 of 3 epochs" in capsys.readouterr().out
+    assert "the run has finished 2 of 3 epochs" in capsys.readouterr().out
     assert load_training_dynamics(copy, len(load_samples(copy).labels)).epochs == 2
     assert "2 of 3 epochs" in (copy / "audit" / "audit.html").read_text()
 

@@ -65,7 +65,7 @@ def test_ambiguous_file_names_need_their_folder(tmp_path: Path) -> None:
         write(tmp_path / "tree" / name / f"{file}.jpg", jpeg(number))
     dataset = run_build("folder", tmp_path / "out", "--root", tmp_path / "tree", "--validation-fraction", 0)
     split = dataset.split("train")
-    with pytest.raises(UserError, match=r"line 1: 1\.jpg may be .*give the path below"):
+    with pytest.raises(UserError, match=r"line 1: 1\.jpg is ambiguous .*path relative to"):
         read_noise(split, write(tmp_path / "noise.txt", "1.jpg y\n"), 0)
     noise = read_noise(split, write(tmp_path / "noise.txt", "x/1.jpg y\n2.jpg y\n"), 0)
     changed = sorted(str(split.keys[number]) for number in noise.changed)

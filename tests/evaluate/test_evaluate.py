@@ -185,7 +185,7 @@ def test_user_errors_are_one_line(run: Path, faces: Path, tmp_path: Path, capsys
     other = build_renamed(tmp_path / "other", test=8, names=names)
     line = refused(capsys, run, "--shards", other)
     assert "glad" in line and "happy" in line and "--class-mapping FILE" in line
-    assert "has no train split; it has test" in refused(capsys, run, "--shards", other, "--split", "train")
+    assert "has no train split; pass one of its splits" in refused(capsys, run, "--shards", other, "--split", "train")
     copied = tmp_path / "moved.pt"
     content = torch.load(run / "checkpoints" / "selected.pt", weights_only=True)
     content["config"]["data"]["shards"] = "gone/faces"

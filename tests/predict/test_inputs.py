@@ -35,7 +35,7 @@ def test_folder_is_walked_in_order_and_bad_images_are_rows(
     assert shares([rows[1]]) == pytest.approx(shares([rows[6]]), abs=2e-6)
     assert lines == [
         "adadf_dist.predict: skipped 1 other files",
-        "adadf_dist.predict: 2 of 7 rows have no prediction; see their error column",
+        "adadf_dist.predict: 2 of 7 rows have no prediction; see the error column",
     ]
 
 
@@ -165,7 +165,7 @@ def test_no_images_is_one_line(
     with (tmp_path / "lines").open() as lines:
         monkeypatch.setattr(sys, "stdin", lines)
         _, said = predict(capsys, model, "-", "--out", tmp_path / "rows.csv", status=2)
-    assert [line for line in said if "no images on stdin" in line] == said
+    assert [line for line in said if "no image paths on standard input" in line] == said
     assert not (tmp_path / "rows.csv").exists()
 
 
@@ -175,4 +175,4 @@ def test_missing_path_is_a_row(model: Path, pictures: Path, capsys: pytest.Captu
     missing, fine = read_csv(out)
     assert missing["path"].endswith("nowhere.png") and missing["error"] == "No such file or directory"
     assert missing["prediction"] == "" and fine["prediction"] in CLASSES
-    assert lines == ["adadf_dist.predict: 1 of 2 rows have no prediction; see their error column"]
+    assert lines == ["adadf_dist.predict: 1 of 2 rows have no prediction; see the error column"]

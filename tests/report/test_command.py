@@ -31,7 +31,7 @@ def test_user_errors_are_one_line(run: Path, tmp_path: Path, capsys: pytest.Capt
     assert "listed twice" in error_line([str(run), f"{run}/", "--out", str(tmp_path / "x.html")], capsys)
     unfinished = copy_run(run, tmp_path / "begun")
     (unfinished / "metrics.jsonl").write_text("")
-    assert "no finished epoch to report yet" in error_line([str(unfinished)], capsys)
+    assert "has not finished an epoch yet" in error_line([str(unfinished)], capsys)
     sample = find_tracked_sample(open_run(run))
     assert sample is not None
     assert f"did you mean {sample.key}?" in error_line([str(run), "--sample", f"{sample.key}x"], capsys)

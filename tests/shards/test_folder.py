@@ -198,7 +198,7 @@ def test_class_without_a_good_image_is_an_error(image_folder: Path) -> None:
     for path in (image_folder / "glad").iterdir():
         path.write_bytes(b"broken")
     count = len(list((image_folder / "glad").iterdir()))
-    with pytest.raises(UserError, match=rf"class glad: all its training images are invalid.*\({count} invalid "):
+    with pytest.raises(UserError, match=rf"class glad: all of its training images are invalid.*\({count} invalid "):
         build_folder(image_folder, "--validation-fraction", 0, "--max-bad-images", 99)
     assert not (image_folder.parent / "out").exists()
 

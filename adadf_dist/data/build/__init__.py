@@ -1,1 +1,1 @@
-"""Building dataset folders: writes samples to WebDataset tars with their indexes."""
+"""Build dataset folders: write samples to WebDataset tars with indexes."""

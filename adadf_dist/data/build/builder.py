@@ -1,4 +1,4 @@
-"""Builds a dataset folder from a source: plan the shards, write them in worker processes, assemble the folder.
+"""Build a dataset folder from a source: plan the shards, write them in worker processes, assemble the folder.
 
 A source first yields lightweight items (split, key, number), so that everything is planned before any image is read.
 Each shard is then one task for one process, so the bytes do not depend on the number of processes.
@@ -47,7 +47,7 @@ from adadf_dist.errors import UserError
 from adadf_dist.files.atomic import os_errors_as_user_errors
 
 MAX_KEY_LENGTH = 90
-"""Maximum key length in characters: with its extension, it must fit USTAR's 100-character names."""
+"""Maximum length of a sample key: with a file extension, it must fit the 100-character names of USTAR archives."""
 SINGLE_PROCESS = ProcessPool(1)
 
 
@@ -67,7 +67,7 @@ class BuildOptions:
 
 
 class TaskPool(Protocol):
-    """Runs the tasks: processes on this machine (`ProcessPool`), or a cluster's."""
+    """Runs shard tasks in parallel: in processes on this machine (`ProcessPool`) or on a cluster."""
 
     def run(
         self,
@@ -78,7 +78,7 @@ class TaskPool(Protocol):
     ) -> list[ShardResult]:
         """Run `work(source, task, on_sample)` for every task and return the results in task order.
 
-        `on_samples(n)` is called after n more samples are done. Raises `UserError`.
+        Calls `on_samples(n)` whenever n more samples are done. Raises `UserError`.
         """
 
 
@@ -89,11 +89,11 @@ def build_dataset(
     pool: TaskPool = SINGLE_PROCESS,
     on_samples: Callable[[int], object] = lambda count: None,
 ) -> Dataset:
-    """Write `source` as the dataset folder `out` and open it. `on_samples(n)` is called after n more samples.
+    """Write `source` as the dataset folder `out` and open it. Calls `on_samples(n)` whenever n more samples are done.
 
     Invalid images are skipped and listed in skipped_images.csv; more than `options.max_bad` of them is an error.
-    Raises `UserError`; then `out` is not created, an existing one is unchanged, and the list and the finished shards
-    stay in `OUT.partial`. The next build keeps the shards whose samples are unchanged and writes the rest.
+    Raises `UserError`. In that case `out` is neither created nor changed, and `OUT.partial` keeps the list and the
+    finished shards. The next build reuses the shards whose samples are unchanged and writes the rest.
     """
     out = out.resolve()
     items = source.items()
@@ -115,7 +115,7 @@ def build_dataset(
 
 
 def build_settings(source: Source, options: BuildOptions) -> dict[str, object]:
-    """Settings that determine the bytes of all shards; an unfinished build resumes only with the same ones.
+    """Return the settings that determine the bytes of all shards. A build is resumed only with the same settings.
 
     Samples are compared per shard (`fingerprint_shard`), so a build can resume after the source was fixed.
     """
@@ -147,7 +147,7 @@ def find_finished(folder: Path, source: Source, tasks: Sequence[ShardTask]) -> d
 
 
 def fingerprint_shard(source: Source, task: ShardTask) -> str:
-    """Digest of a shard's inputs: its classes and samples, in order."""
+    """Return a digest of a shard's inputs: the classes and the samples, in order."""
     digest = hashlib.sha256(json.dumps(source.classes).encode())
     for item in task.items:
         name = json.dumps([item.split, item.key, source.describe_item(item.number)])
@@ -156,7 +156,7 @@ def fingerprint_shard(source: Source, task: ShardTask) -> str:
 
 
 def check_free_space(folder: Path, source: Source, fraction: float) -> None:
-    """Raise `UserError` if the disk has no space for this fraction of the dataset."""
+    """Raise `UserError` if the disk is too full for the given fraction of the dataset."""
     overhead = 2600 * len(source.items())  # a sample's headers, padding, label, json and index rows
     need, free = round(fraction * (source.image_bytes + overhead)), shutil.disk_usage(folder).free
     if need > free:
@@ -168,7 +168,7 @@ def check_free_space(folder: Path, source: Source, fraction: float) -> None:
 
 
 def plan_shards(items: Sequence[SourceItem], folder: Path, options: BuildOptions) -> list[ShardTask]:
-    """Shuffle every split with the seed and divide it into shards of even size."""
+    """Return the shards to write: each split is shuffled with the seed and divided into shards of nearly equal size."""
     tasks = []
     for split in SPLITS:
         stored = [item for item in items if item.split == split]
@@ -181,12 +181,12 @@ def plan_shards(items: Sequence[SourceItem], folder: Path, options: BuildOptions
 
 
 def shuffle_key(seed: int, key: str) -> bytes:
-    """Return pseudorandom bytes from seed and key: a hash, so that no library's generator can change the order."""
+    """Return a sort key for shuffling: a hash of seed and key, so that the order does not depend on any library."""
     return hashlib.blake2b(f"{seed}/{key}".encode(), digest_size=16).digest()
 
 
 def check_items(items: Sequence[SourceItem]) -> None:
-    """Check the requirements on every source's items."""
+    """Check that there are training samples, and that keys are valid and unique. Raises `UserError`."""
     if not any(item.split == "train" for item in items):
         raise UserError("the source has no training samples; check --root and the split options")
     keys = Counter(item.key for item in items)
@@ -220,7 +220,7 @@ def build_shard(source: Source, task: ShardTask, on_sample: Callable[[], object]
 
 
 def too_many_bad_error(folder: Path, bad: Sequence[BuildNote], samples: int) -> UserError:
-    """Save the list in the unfinished build and return an error that explains how to continue."""
+    """Save the list of invalid images in `folder`, and return an error that explains how to continue."""
     path = folder / "skipped_images.csv"
     write_table(path, BuildNote._fields, bad)
     return UserError(
@@ -232,7 +232,7 @@ def too_many_bad_error(folder: Path, bad: Sequence[BuildNote], samples: int) -> 
 def finalize_dataset(
     folder: Path, source: Source, options: BuildOptions, written: Sequence[tuple[ShardTask, ShardResult]]
 ) -> None:
-    """Add the dataset's other files to the tars: indexes, lists and, last, `dataset.json`."""
+    """Write the dataset's other files next to the tars: indexes, lists and, last, `dataset.json`."""
     bad = [note for _, result in written for note in result.bad]
     remarks = [note for _, result in written for note in result.remarks]
     shards: dict[str, list[WrittenShard]] = {}
@@ -270,7 +270,7 @@ def finalize_dataset(
 
 
 def renumber_shard(folder: Path, shard: WrittenShard, file: str) -> WrittenShard:
-    """Renumber a shard to close a gap left by a shard without a valid image."""
+    """Rename a shard's files to close a gap left by a shard without valid images."""
     if shard.info.file == file:
         return shard
     # if killed after this point, the next build must not match the renamed tar to its old record
@@ -282,7 +282,7 @@ def renumber_shard(folder: Path, shard: WrittenShard, file: str) -> WrittenShard
 
 
 def finalize_split(folder: Path, split: str, shards: Sequence[WrittenShard]) -> SplitInfo:
-    """Write the split's index and count its classes."""
+    """Write a split's index and return the split's manifest entry."""
     rows = IndexColumns()
     for number, shard in enumerate(shards):
         shard.rows.shard = [number] * len(shard.rows)

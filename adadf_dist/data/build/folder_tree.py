@@ -1,4 +1,4 @@
-"""Walks image folders. Files that operating systems and archivers add are skipped and counted."""
+"""List the files of image folders. Files added by operating systems and archivers are skipped and counted."""
 
 from __future__ import annotations
 
@@ -32,9 +32,9 @@ SYSTEM_FOLDERS = frozenset(
         "_vti_cnf",  # thumbnails of FrontPage
     )
 )
-"""Lower case. Hidden folders (`.ipynb_checkpoints`, `.Trash-1000`, ...) need no entry."""
+"""Folders that systems add, in lowercase. Hidden folders (`.ipynb_checkpoints`, `.Trash-1000`, ...) need no entry."""
 SYSTEM_FILES = frozenset(("thumbs.db", "ehthumbs.db", "ehthumbs_vista.db", "desktop.ini", "icon\r", "folder.jpg.lnk"))
-"""Lower case. Hidden files (`.DS_Store`, `._NAME`, ...) need no entry."""
+"""Files that systems add, in lowercase. Hidden files (`.DS_Store`, `._NAME`, ...) need no entry."""
 
 ARCHIVES = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".7z", ".rar")
 
@@ -44,13 +44,13 @@ class Skipped:
     """Paths that a walk skipped, each counted once, even if walked repeatedly."""
 
     kinds: dict[str, str] = field(default_factory=dict)
-    """Path -> kind, for messages."""
+    """Skipped path -> kind of file or folder, for messages."""
 
     def add(self, path: str, kind: str) -> None:
         self.kinds[path] = kind
 
     def counts(self) -> dict[str, int]:
-        """Number of skipped paths per kind."""
+        """Return the number of skipped paths of each kind."""
         return dict(sorted(Counter(self.kinds.values()).items()))
 
     def describe(self) -> str:
@@ -61,12 +61,12 @@ class Skipped:
 
 
 def is_system_name(name: str) -> bool:
-    """Whether a file or folder is hidden or was added by an operating system, a NAS or an archiver."""
+    """Return whether a file or folder is hidden or was added by an operating system, a NAS or an archiver."""
     return name.startswith(".") or is_known_name(name)
 
 
 def is_known_name(name: str) -> bool:
-    """Whether a system name is known, or of a known family: `@...` of NAS devices, FOUND.000 of Windows' disk check."""
+    """Return whether a name is a listed system name, `@...` (NAS devices) or FOUND.000 (Windows disk check)."""
     plain = name.lower()
     return (
         plain in SYSTEM_FOLDERS
@@ -77,7 +77,7 @@ def is_known_name(name: str) -> bool:
 
 
 def system_kind(name: str) -> str:
-    """Return the kind of a system name, for messages."""
+    """Return the kind of a system file or folder by its name, for messages."""
     if name.startswith("._"):
         return "._* files"
     return name.strip() if is_known_name(name) or name in (".DS_Store", ".ipynb_checkpoints") else "hidden"
@@ -88,7 +88,7 @@ def walk_files(
 ) -> Iterator[str]:
     """Yield paths of all files in a folder and its subfolders, files first, sorted within each folder.
 
-    Links to folders are counted, not followed, because they may form a cycle. An unreadable folder is passed to
+    Links to folders are skipped, because they may form a cycle. An unreadable folder is passed to
     `on_unreadable` with its error; without one, the `UserError` is raised.
     """
     try:
@@ -124,7 +124,7 @@ def file_names(folder: Path, skipped: Skipped) -> list[str]:
 
 
 def subfolders(folder: Path, skipped: Skipped | None = None) -> list[str]:
-    """Return the sorted names of folders in a folder, without system folders. Raises `UserError`."""
+    """Return the sorted names of a folder's subfolders, without system folders. Raises `UserError`."""
     found = []
     for entry in list_entries(folder):
         if not is_folder(entry):
@@ -142,7 +142,7 @@ def subfolders(folder: Path, skipped: Skipped | None = None) -> list[str]:
 
 
 def is_folder(entry: os.DirEntry[str]) -> bool:
-    """Whether the entry is a folder or a link to one; a link that resolves to itself is not."""
+    """Return whether an entry is a folder or a link to a folder. A link to itself is not."""
     try:
         return entry.is_dir()
     except OSError:
@@ -160,7 +160,7 @@ def check_root(root: Path, fix: str) -> None:
 
 
 def is_archive(name: str) -> bool:
-    """Whether a file name has an archive extension."""
+    """Return whether a file name has an archive extension."""
     return name.lower().endswith(ARCHIVES)
 
 
@@ -176,7 +176,7 @@ def list_entries(folder: Path | str) -> list[os.DirEntry[str]]:
 
 
 def kind_of(entry: os.DirEntry[str]) -> str:
-    """`file`, `folder`, or the reason to skip it. A dangling link is a file, so that reading it fails."""
+    """Return `file`, `folder`, or a reason to skip the entry. A dangling link is a file, so that reading it fails."""
     if is_system_name(entry.name):
         return system_kind(entry.name)
     try:

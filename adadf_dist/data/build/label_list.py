@@ -1,4 +1,4 @@
-"""Lists of labels by sample name: `name label` lines, as published with papers on label noise."""
+"""Read lists of labels with one `name label` line per sample, as published with papers on label noise."""
 
 from __future__ import annotations
 
@@ -20,18 +20,18 @@ class Entry(NamedTuple):
 
     where: str
     name: str
-    """As written in the file."""
+    """Sample name, as written in the file."""
     label: str
 
 
 class NameIndex:
-    """Finds samples by any name under which a list may mention them."""
+    """Finds samples by any form of their name that a list may use."""
 
     def __init__(self, keys: Sequence[str]) -> None:
         self.keys = keys
         self.by_key: dict[str, int] = {}
         self.by_ending: dict[str, int] = {}
-        """Key suffixes that start after a `-`: a key is a path, but lists may name only the file. -1: ambiguous."""
+        """End of a key after a `-` -> sample, or -1 if ambiguous. Lists may give only the end of a path."""
         for number, key in enumerate(map(without_suffix, keys)):
             self.by_key[key] = number
             parts = key.split("-")
@@ -40,7 +40,7 @@ class NameIndex:
                 self.by_ending[ending] = -1 if ending in self.by_ending else number
 
     def find(self, entry: Entry) -> int | None:
-        """Find a line's sample: by its path, as in keys, or by file name alone. Raises `UserError`."""
+        """Return the sample named by a path or file name; None if unknown. Raises `UserError` if it is ambiguous."""
         names = list(name_forms(entry.name))
         for table in (self.by_key, self.by_ending):
             for name in names:
@@ -48,8 +48,8 @@ class NameIndex:
                 if sample == -1:
                     same = [key for key in self.keys if without_suffix(key).endswith(f"-{name}")]
                     raise UserError(
-                        f"{entry.where}: {entry.name} may be {' or '.join(same[:3])}; give the path below "
-                        "the image root"
+                        f"{entry.where}: {entry.name} is ambiguous ({', '.join(same[:3])}); give its "
+                        "path relative to the image root"
                     )
                 if sample is not None:
                     return sample
@@ -57,9 +57,9 @@ class NameIndex:
 
 
 def name_forms(name: str) -> Iterator[str]:
-    """Yield the key forms of a listed name, longest first, dropping its leading folders one by one.
+    """Yield the keys that a listed name may stand for, dropping its leading folders one by one.
 
-    First with an extension removed, then as a name that contains a dot but no extension.
+    First assumes that the name ends in a file extension, then that it contains a dot but no extension.
     """
     for text in (name, f"{name}."):
         parts = [without_suffix(part) for part in key_form(text).split("/") if part not in ("", ".")]
@@ -75,13 +75,13 @@ def read_entry(row: Row) -> Entry:
 
 
 def is_header(row: Row, first: Row, classes: Sequence[str]) -> bool:
-    """Whether a row is a list's header, such as `name,label`."""
+    """Return whether a row is the header of a list, such as `name,label`."""
     words = [cell.casefold() for cell in row.cells]
     return row is first and len(words) == 2 and words[1] in HEADERS and find_class(row.cells[1], classes) is None
 
 
 def key_form(name: str) -> str:
-    """Convert a file's path to key form, folder by folder: no extension, plain characters only."""
+    """Convert a file path to the form used in keys, except for `/`: no extension, plain characters only."""
     path = name.replace("\\", "/")
     folders, slash, file = path.rpartition("/")
     return re.sub(r"[^A-Za-z0-9_/-]+", "-", folders + slash + (file.rpartition(".")[0] or file))
@@ -93,7 +93,7 @@ def without_suffix(name: str) -> str:
 
 
 def left_out(folder: Path) -> Iterator[str]:
-    """Keys of samples that the builder dropped, if its lists are available: published lists name them too."""
+    """Yield the keys of samples that the builder dropped, as far as recorded. Published lists name them too."""
     for file in ("leaks.csv", "skipped_images.csv"):
         if (folder / file).is_file():
             with open_text(folder / file) as lines:
@@ -102,7 +102,10 @@ def left_out(folder: Path) -> Iterator[str]:
 
 
 def label_numbers(entries: Sequence[Entry], classes: Sequence[str]) -> list[int]:
-    """Labels as numbers: class names, or numbers from 1 (RAF-DB), or from 0 if a 0 occurs. Raises `UserError`."""
+    """Return class indices for labels that are class names or numbers, which count from 0 if a 0 occurs, else from 1.
+
+    Raises `UserError` for a label that is not a class.
+    """
     named = [find_class(entry.label, classes) for entry in entries]
     if all(label is not None for label in named):
         return [label for label in named if label is not None]
@@ -118,12 +121,12 @@ def label_numbers(entries: Sequence[Entry], classes: Sequence[str]) -> list[int]
         assert number is not None
         if not first <= number < first + len(classes):
             raise UserError(
-                f"{entry.where}: label {number}, but the {len(classes)} classes count from {first} to "
+                f"{entry.where}: label {number} is out of range; the {len(classes)} classes are numbered {first} to "
                 f"{first + len(classes) - 1}"
             )
     return [number - first for number in numbers if number is not None]
 
 
 def first_number(entries: Sequence[Entry]) -> int:
-    """Number of the first class: 0 if a 0 is among the labels, else 1."""
+    """Return the number of the first class: 0 if any label is 0, else 1."""
     return 0 if any(parse_whole(entry.label) == 0 for entry in entries) else 1

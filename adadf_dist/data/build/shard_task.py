@@ -1,4 +1,4 @@
-"""Result of one shard, saved next to unfinished work so that a killed build does not repeat it."""
+"""Tasks and results of shards. Results are saved so that a resumed build does not repeat finished shards."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from adadf_dist.files.atomic import write_text
 
 @dataclass(frozen=True)
 class ShardTask:
-    """One shard to write."""
+    """A shard to write, and its samples."""
 
     split: str
     path: Path
@@ -65,7 +65,7 @@ def save_shard_result(task: ShardTask, result: ShardResult, fingerprint: str) ->
 def load_shard_result(task: ShardTask, fingerprint: Callable[[], str]) -> ShardResult | None:
     """Load the result of a shard that an earlier, unfinished build wrote.
 
-    Returns None if there is none, if its samples' fingerprint changed, or if its tar is not as recorded.
+    Returns None if there is no result, if its samples' fingerprint changed, or if its tar is not as recorded.
     """
     try:
         values = json.loads(task.result_path.read_text(encoding="utf-8"))
@@ -90,6 +90,6 @@ def check_every_class(classes: Sequence[str], train: Sequence[WrittenShard], bad
     for name, count in zip(classes, counts, strict=True):
         if not count:
             raise UserError(
-                f"class {name}: all its training images are invalid; fix them, or leave the class out "
+                f"class {name}: all of its training images are invalid; fix them or exclude the class "
                 f"({len(bad):,} invalid images in total, first: {bad[0].source}: {bad[0].reason})"
             )

@@ -10,17 +10,17 @@ from adadf_dist.data.build.writer import Sample
 
 
 class SourceItem(NamedTuple):
-    """A sample before its image is read."""
+    """A sample whose image has not been read yet."""
 
     split: str
     key: str
-    """Unique in the dataset; letters, digits, `-` and `_`."""
+    """Name that is unique in the dataset; consists of letters, digits, `-` and `_`."""
     number: int
-    """Index in the source."""
+    """Index of the sample in the source."""
 
 
 class CsvTable(NamedTuple):
-    """A human-readable table, written into the dataset folder as csv."""
+    """A human-readable table, written into the dataset folder as CSV."""
 
     header: tuple[str, ...]
     lines: Sequence[Sequence[object]]
@@ -35,11 +35,11 @@ class Provenance:
     stats: Mapping[str, object] = field(default_factory=dict)
     """Counts of dropped, duplicate or ambiguous samples."""
     tables: Mapping[str, CsvTable] = field(default_factory=dict)
-    """File name -> individual findings."""
+    """File name -> table of individual findings, such as duplicates."""
 
 
 class Source(Protocol):
-    """Where samples come from. Pickled into every worker process."""
+    """Interface of a source of samples. It is pickled for every worker process."""
 
     @property
     def classes(self) -> tuple[str, ...]: ...
@@ -61,7 +61,7 @@ class Source(Protocol):
         """Return the class of sample `number`, known without reading its image."""
 
     def fingerprint(self, number: int) -> bytes:
-        """Digest of everything that `load(number)` reads: image file, label, votes and annotations.
+        """Return a digest of everything that `load(number)` reads: image file, label, votes and annotations.
 
         A resumed build keeps a stored sample only while its fingerprint is unchanged.
         """

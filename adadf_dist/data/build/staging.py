@@ -1,4 +1,4 @@
-"""Staging directory: a folder that appears atomically and whose unfinished state can be resumed."""
+"""Staging directory, with which a finished folder appears atomically and an unfinished build can be resumed."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ def staging_dir(out: Path, overwrite: bool, settings: Mapping[str, object], rest
     """Yield `OUT.partial` next to `out`; it becomes `out` if the block succeeds.
 
     If the block fails or the process is killed, the contents are kept, and the next call with the same `settings`
-    finds them. `settings` contains everything that determines the bytes, as plain JSON values. Different ones are an
-    error that names the differences, unless `restart` discards the unfinished work. An existing dataset is replaced
+    finds them. `settings` contains everything that determines the bytes, as plain JSON values. Other settings are
+    an error that names the differences, unless `restart` discards the unfinished work. An existing dataset is replaced
     only with `overwrite`, and only after the new one has been opened successfully. Raises `UserError`.
     """
     check_overwrite(out, overwrite)
@@ -50,7 +50,7 @@ def staging_dir(out: Path, overwrite: bool, settings: Mapping[str, object], rest
 
 
 def check_readable(partial: Path, out: Path) -> None:
-    """Check that readers can open the new dataset in `partial`. Raises `UserError`; then `out` is unchanged."""
+    """Raise `UserError`, leaving `out` unchanged, if the new dataset in `partial` cannot be opened."""
     try:
         dataset = open_dataset(partial)
         for name, info in dataset.splits.items():
@@ -79,7 +79,7 @@ def prepare_folder(partial: Path, settings: Mapping[str, object], restart: bool)
 
 
 def upgrade_state(partial: Path) -> None:
-    """Rename the state of an unfinished build of version 0.1."""
+    """Rename the state files of an unfinished build from version 0.1 to their current names."""
     old, state = partial / ".unfinished", partial / PARTIAL_STATE_DIR
     if old.is_dir() and not state.exists():
         if (old / "order.json").exists():
@@ -98,7 +98,7 @@ def read_settings(partial: Path) -> dict[str, object] | None:
 
 
 def check_settings(partial: Path, earlier: Mapping[str, object], current: Mapping[str, object]) -> None:
-    """Raise `UserError` naming the settings that differ from those of the work in `partial`."""
+    """Raise `UserError` naming the settings that differ from those of the unfinished build in `partial`."""
     changes = []
     for key in sorted(current):
         before, now = earlier.get(key), current[key]
@@ -142,7 +142,7 @@ def clear_folder(folder: Path) -> None:
 
 
 def remove_others(partial: Path, keep: Collection[Path]) -> None:
-    """Remove every file of unfinished work except `keep` and this module's own."""
+    """Remove the files of an unfinished build except `keep`, the lock and the recorded settings."""
     own = {partial / _LOCK, partial / PARTIAL_STATE_DIR / _ORDER}
     for entry in (*partial.iterdir(), *(partial / PARTIAL_STATE_DIR).iterdir()):
         if entry.is_file() and entry not in own and entry not in keep:

@@ -1,4 +1,4 @@
-"""Writes the files of a dataset folder. Equal samples give equal bytes: no time, user or machine is recorded."""
+"""Write the files of a dataset folder. Equal samples give equal bytes: no time, user or machine is recorded."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from adadf_dist.data.manifest import Manifest, ShardInfo
 from adadf_dist.files.atomic import os_errors_as_user_errors
 
 LABEL_DIGITS = 4
-"""Fixed width of KEY.cls, so that readers of raw bytes can stack labels."""
+"""Number of digits in every KEY.cls file. The fixed width lets readers of raw bytes stack labels."""
 
 _BLOCK = tarfile.BLOCKSIZE
 _BLANK_HEADER = tarfile.TarInfo().tobuf(tarfile.USTAR_FORMAT)
@@ -35,7 +35,7 @@ class Sample(NamedTuple):
     image: Jpeg
     label: int
     votes: Sequence[float] | None
-    """Annotators per class, or their fractions, in class order."""
+    """Number or fraction of annotators who chose each class, in class order; None without votes."""
     distribution: Sequence[float] | None
     """True label distribution, if known."""
     source: str
@@ -43,7 +43,7 @@ class Sample(NamedTuple):
     details: Mapping[str, object]
     """Additional fields of KEY.json."""
     remark: str = ""
-    """Note worth reporting; listed in notes.csv."""
+    """Note about the sample for notes.csv; empty if there is none."""
 
 
 @dataclass
@@ -67,7 +67,7 @@ class IndexColumns:
 
 
 class WrittenShard(NamedTuple):
-    """A tar on disk. `rows.shard` is set when the shards are numbered."""
+    """A tar file on disk. `rows.shard` is filled in later, when the shards are numbered."""
 
     info: ShardInfo
     rows: IndexColumns
@@ -76,7 +76,7 @@ class WrittenShard(NamedTuple):
 
 
 def write_shard(path: Path, samples: Iterable[tuple[str, Sample]], classes: Sequence[str]) -> WrittenShard | None:
-    """Write a tar of (key, sample) and its DALI index. Memory is bounded: samples are consumed one by one.
+    """Write a tar of (key, sample) pairs and its DALI index. Samples are consumed one by one to limit memory use.
 
     Returns None, and leaves no file, if there are no samples. Raises `UserError` if writing fails.
     """
@@ -164,7 +164,7 @@ class _Tar:
 def ustar_header(name: str, size: int) -> bytes:
     """Return a USTAR header of mode 0644, owner 0, time 0: nothing depends on the machine.
 
-    Equals `tarfile`'s header, but takes a tenth of its time, which equals the time to decode a small JPEG.
+    Equals `tarfile`'s header but takes a tenth of the time; `tarfile` takes as long as decoding a small JPEG.
     """
     named = name.encode("ascii")
     assert 0 < len(named) <= 100, name
@@ -200,7 +200,7 @@ def write_index(path: Path, rows: IndexColumns) -> str:
 
 
 def write_table(path: Path, header: Sequence[str], lines: Iterable[Sequence[object]]) -> None:
-    """Write a human-readable csv."""
+    """Write a human-readable CSV file."""
     with os_errors_as_user_errors(path), path.open("w", newline="", encoding="utf-8") as stream:
         writer = csv.writer(stream, lineterminator="\n")
         writer.writerow(header)
@@ -208,7 +208,7 @@ def write_table(path: Path, header: Sequence[str], lines: Iterable[Sequence[obje
 
 
 def write_dataset_card(path: Path, manifest: Manifest) -> None:
-    """Write a dataset card, whose header tells Hugging Face `datasets` that the data are the tars, not the indexes."""
+    """Write a dataset card. Its header makes Hugging Face `datasets` load the tars, not the indexes."""
     files = [line for split in manifest.splits for line in (f"  - split: {split}", f"    path: {split}-*.tar")]
     counts = ", ".join(f"{info.samples:,} {split}" for split, info in manifest.splits.items())
     head = ["---", "configs:", "- config_name: default", "  data_files:", *files, "---"]

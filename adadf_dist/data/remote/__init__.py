@@ -1,1 +1,1 @@
-"""Datasets on object storage and web servers, and their local cache."""
+"""Access to datasets on object storage and web servers, and their local cache."""

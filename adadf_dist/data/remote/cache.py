@@ -1,8 +1,8 @@
-"""Local cache of remote datasets: fetched once, shared by all ranks and runs, evicted least recently used first.
+"""Local cache of remote datasets, shared by all ranks and runs. The least recently used are evicted first.
 
     CACHE/entries/HASH/   a dataset folder, named by the SHA-256 of its dataset.json: changed content is a new entry
     CACHE/sources/        for each URL, its latest entry, for offline starts
-    CACHE/locks/          HASH.use, shared by an entry's readers; HASH.fetch, held by the process that fetches; room
+    CACHE/locks/          HASH.use, shared by an entry's readers; HASH.fetch, held to fetch it; room.lock, held to evict
 
 Locks are released when their process ends.
 """
@@ -41,16 +41,16 @@ logger = get_logger(__name__)
 
 GB = 10**9
 SETTING = "data.cache_dir"
-"""Setting that names the folder, for messages."""
+"""Setting that names the cache folder, for messages."""
 RESERVED_SIZE_FILE = ".room"
-"""File in an entry with its complete size in bytes, so that concurrent fetches do not claim the same space."""
+"""File that contains an entry's full size in bytes, so that concurrent fetches do not claim the same space."""
 
 
 @contextmanager
 def ensure_cached(
     data: DataConfig, bar: bool = False, cancelled: Event | None = None, transfer: RetryPolicy = DEFAULT_RETRY_POLICY
 ) -> Iterator[Path]:
-    """Yield a local folder of `data.shards`, fetched into `data.cache_dir` if necessary and protected from eviction.
+    """Yield a local folder with the data of `data.shards`, fetched into `data.cache_dir` and protected from eviction.
 
     With `data.access = "stream"` the training tars are not fetched.
     Raises `UserError`, and `TransferCancelled` if the event is set while fetching.
@@ -82,12 +82,12 @@ def check_cache(data: DataConfig) -> None:
 
 
 def entry_folder(data: DataConfig, name: str) -> Path:
-    """Local path of an entry."""
+    """Return the local path of a cache entry."""
     return cache_folder(data) / "entries" / name
 
 
 def cache_folder(data: DataConfig) -> Path:
-    """Expanded `data.cache_dir`. Raises `UserError` for `~` without a home folder (container without passwd entry)."""
+    """Return `data.cache_dir` with `~` expanded. Raises `UserError` if the user has no home folder."""
     try:
         return Path(data.cache_dir).expanduser()
     except RuntimeError:
@@ -97,12 +97,12 @@ def cache_folder(data: DataConfig) -> Path:
 
 
 def streamed_splits(data: DataConfig) -> tuple[str, ...]:
-    """Splits whose tars are read remotely."""
+    """Return the splits whose tars are read from the server instead of being cached."""
     return ("train",) if data.access == "stream" else ()
 
 
 def find_entry(remote: Remote, cache: Path, data: DataConfig) -> tuple[bytes | None, Path]:
-    """Return the content of the URL's dataset.json and the entry it identifies.
+    """Return the content of the remote dataset.json and the path of the cache entry for it.
 
     The content is None if the server is unreachable and a complete copy is cached. Raises `UserError`.
     """
@@ -120,12 +120,12 @@ def find_entry(remote: Remote, cache: Path, data: DataConfig) -> tuple[bytes | N
 
 
 def source_file(remote: Remote, cache: Path) -> Path:
-    """File that names the URL's last complete entry."""
+    """Return the file that records a URL's last complete cache entry."""
     return cache / "sources" / f"{hashlib.sha256(remote.url.encode()).hexdigest()[:16]}.json"
 
 
 def remember_entry(remote: Remote, cache: Path, entry: Path) -> None:
-    """Record the URL's complete entry for offline starts."""
+    """Record a URL's complete cache entry, so that later runs can start offline."""
     known = {"url": remote.url, "entry": entry.name, "seen": time.strftime("%Y-%m-%d")}
     write_output(source_file(remote, cache), known)
 
@@ -137,7 +137,7 @@ def is_complete(entry: Path, data: DataConfig) -> bool:
 
 
 def fetch_missing(remote: Remote, entry: Path, content: bytes, data: DataConfig, bar: bool) -> None:
-    """Fetch the entry's missing files, one process at a time; the others wait. The caller holds the use lock."""
+    """Fetch an entry's missing files while other processes wait. The caller must hold the entry's `use` lock."""
     if is_complete(entry, data):
         return
     path = lock_path(entry, "fetch")
@@ -156,7 +156,7 @@ def fetch_missing(remote: Remote, entry: Path, content: bytes, data: DataConfig,
 
 
 def create_entry(remote: Remote, entry: Path, content: bytes) -> Manifest:
-    """Create the entry with its checked dataset.json."""
+    """Create a cache entry with its dataset.json and return the manifest. Raises `UserError` if it is invalid."""
     path = entry / MANIFEST
     with os_errors_as_user_errors(path):
         entry.mkdir(exist_ok=True)
@@ -172,15 +172,15 @@ def create_entry(remote: Remote, entry: Path, content: bytes) -> Manifest:
 def evict_to_fit(entry: Path, size: int, missing: int, data: DataConfig) -> None:
     """Evict complete entries, least recently used first, until `size` bytes fit `data.cache_size_gb`.
 
-    Entries in use by a live process stay. Raises `UserError` if it does not fit or the disk is full.
+    Entries in use by a running process are kept. Raises `UserError` if there is not enough space.
     """
     entries, limit = entry.parent, data.cache_size_gb * GB
     with exclusive_lock(entries.parent / "locks" / "room.lock", SETTING, give_up=lambda: False):
         if limit:
             if size > limit:
                 raise UserError(
-                    f"data.cache_size_gb is {data.cache_size_gb:g}, but {data.shards} has {size / GB:.3g} GB; "
-                    "raise it or set data.access = stream"
+                    f"data.cache_size_gb is {data.cache_size_gb:g}, but {data.shards} needs {size / GB:.3g} GB; "
+                    "raise the limit or set data.access = stream"
                 )
             others = sorted((path for path in entries.iterdir() if path != entry), key=lambda p: p.stat().st_mtime)
             used = {other: entry_size(other) for other in others}
@@ -190,7 +190,8 @@ def evict_to_fit(entry: Path, size: int, missing: int, data: DataConfig) -> None
             if size + sum(used.values()) > limit:
                 raise UserError(
                     f"data.cache_size_gb is {data.cache_size_gb:g}: {data.shards} needs {size / GB:.3g} GB, and "
-                    f"{sum(used.values()) / GB:.3g} GB in {data.cache_dir} are in use by other runs; raise it or wait"
+                    f"{sum(used.values()) / GB:.3g} GB in {data.cache_dir} are in use by other runs; "
+                    "raise the limit or wait"
                 )
         free = shutil.disk_usage(entries).free
         if missing > free:
@@ -209,7 +210,7 @@ def entry_size(entry: Path) -> int:
 
 
 def evict(entry: Path) -> bool:
-    """Remove an entry that no process has in use. Returns whether it is gone."""
+    """Remove an entry unless a process is using it. Returns whether the entry was removed."""
     with exclusive_lock(lock_path(entry, "use"), SETTING) as unused:
         if unused:
             used = time.strftime("%Y-%m-%d %H:%M", time.localtime(entry.stat().st_mtime))
@@ -224,5 +225,5 @@ def lock_path(entry: Path, kind: str) -> Path:
 
 
 def log(message: str) -> None:
-    """Log on any rank: the first rank of each node has its own cache."""
+    """Log a message on any rank, because the first rank of each node fetches into its own cache."""
     logger.info(f"data: {message}", extra=EVERY_RANK)

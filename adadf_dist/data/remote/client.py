@@ -1,7 +1,7 @@
-"""Read files of a dataset folder behind a URL, with retries: HTTP, S3 and Google Cloud Storage through fsspec.
+"""Read files of a dataset folder at a URL, with retries: HTTP, S3 and Google Cloud Storage through fsspec.
 
-Requests that stall, are cut off, return a 5xx status or bytes with another hash are retried with exponential backoff.
-Refused (401, 403) and missing (404) files are not. The final error is one line with the URL and the number of attempts.
+Requests that stall, are cut off, or return a 5xx status or a wrong hash are retried with exponential backoff. Refused
+(401, 403) and missing (404) files are not. The final error is one line with the URL and the number of attempts.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ DEFAULT_RETRY_POLICY = RetryPolicy()
 
 
 class ServerUnreachableError(UserError):
-    """No attempt reached the server or got a valid response; a cached copy may still be used."""
+    """The server could not be reached or gave no valid response. A cached copy may still be used."""
 
 
 class TransferCancelled(Exception):  # noqa: N818  (not an error: another task failed, or a stop was requested)
@@ -60,12 +60,12 @@ class _TransferError(Exception):
         super().__init__(reason)
         self.reason = reason
         self.hint = hint
-        """Hint for the user; empty if the server or the network is to blame, which a retry may help."""
+        """What the user can do; empty if the server or network is to blame, so that a retry may help."""
         self.retry = retry or not hint
 
 
 def scheme_of(shards: str) -> str:
-    """Return `s3` for s3://bucket/folder; empty for a plain path. Raises `UserError` for unsupported schemes."""
+    """Return the URL scheme, such as `s3`; empty for a plain path. Raises `UserError` for an unsupported scheme."""
     found = re.match(r"([A-Za-z][A-Za-z0-9+.-]*)://", shards)
     if found is None:
         return ""
@@ -77,7 +77,7 @@ def scheme_of(shards: str) -> str:
 
 
 def is_remote(shards: str) -> bool:
-    """Whether `data.shards` must be fetched. Raises `UserError` for an unsupported scheme."""
+    """Return whether `data.shards` is on a server. Raises `UserError` for an unsupported scheme."""
     return scheme_of(shards) in PACKAGES
 
 
@@ -115,7 +115,7 @@ class Remote:
         return f"{self.url.rstrip('/')}/{name}"
 
     def read(self, name: str, start: int = 0, end: int | None = None) -> bytes:
-        """Read bytes `start` to `end` (exclusive) of a file, or as many as the server sends at once; by default all.
+        """Read bytes `start` to `end` (exclusive) of a file, or as many of them as the server sends; by default all.
 
         If the server ignores ranges, returns everything from `start` on.
         Raises `UserError` (`ServerUnreachableError` if a later retry may help) and `TransferCancelled`.
@@ -123,7 +123,7 @@ class Remote:
         return self.with_retries(name, lambda: self._read_once(name, start, end))
 
     def download(self, name: str, path: Path, sha256: str) -> None:
-        """Write a file to `path` atomically, and only if it has this hash. Raises as `read`, and for a full disk."""
+        """Download a file to `path` atomically after checking its hash. Raises as `read` does, and for a full disk."""
 
         def attempt() -> None:
             with atomic_write(path, sync=True) as partial:
@@ -146,7 +146,7 @@ class Remote:
             yield chunk
 
     def with_retries(self, name: str, attempt: Callable[[], T]) -> T:
-        """Call `attempt()` repeatedly while it fails with transient errors."""
+        """Return the result of `attempt()`, repeated while it fails with transient errors. Raises as `read` does."""
         transfer, began = self.transfer, time.monotonic()
         for number in range(transfer.attempts):
             self._check_cancelled()
@@ -176,11 +176,13 @@ class Remote:
         part = {} if end is None else {"start": start, "end": end}
         data = bytes(self._call(name, lambda files, url: files.cat_file(url, **part)))
         if end is not None and not data:
-            raise _TransferError(f"ends at byte {start:,}, earlier than in dataset.json", "re-upload the dataset")
+            raise _TransferError(
+                f"ends at byte {start:,}, but is longer according to dataset.json", "re-upload the dataset"
+            )
         if end is not None and len(data) > end - start:
             data = data[start:]
             if not data:
-                raise _TransferError("server sent bytes that were not requested")
+                raise _TransferError("the server sent bytes that were not requested")
         return data
 
     def _call(self, name: str, function: Callable[[Any, str], T]) -> T:
@@ -192,7 +194,7 @@ class Remote:
 
 
 def make_filesystem(scheme: str, transfer: RetryPolicy) -> Any:
-    """Create fsspec's file system for a scheme; it keeps one per thread and process, with its connections."""
+    """Return the fsspec file system for a scheme. fsspec caches one with its connections per thread and process."""
     match scheme:
         case "http" | "https":
             import aiohttp  # optional dependency
@@ -225,7 +227,7 @@ RETRYABLE_STATUSES = (408, 425, 429)
 
 
 def classify_error(error: Exception, name: str) -> _TransferError:
-    """Convert an attempt's error and decide whether it is transient. Re-raises errors of this program or machine."""
+    """Convert an error and decide whether to retry. Re-raises errors caused by this program or this machine."""
     local = isinstance(error, OSError) and error.errno in LOCAL_ERRORS
     if local or isinstance(error, (TransferCancelled, *PROGRAMMING_ERRORS)):
         raise error
@@ -235,13 +237,13 @@ def classify_error(error: Exception, name: str) -> _TransferError:
         if name == "dataset.json":
             hint = "data.shards must be the folder written by `python -m shards.build`, including dataset.json"
             return _TransferError("not found", hint)
-        return _TransferError("not found, though dataset.json names it", "re-upload the dataset")
+        return _TransferError("not found, although dataset.json lists it", "re-upload the dataset")
     credentials = "credential" in type(error).__name__.lower() or "credentials" in text.lower()
     if isinstance(error, PermissionError) or status in AUTH_STATUSES or credentials:
         what = f"access refused ({status or text})"
         return _TransferError(what, "set up credentials on this machine (docs/data.md, Remote shards)")
     if status == 416:
-        return _TransferError("shorter than in dataset.json", "re-upload the dataset")
+        return _TransferError("shorter than dataset.json says", "re-upload the dataset")
     if status >= 400:
         transient = status >= 500 or status in RETRYABLE_STATUSES
         return _TransferError(f"the server answered {status}", "" if transient else "check data.shards")

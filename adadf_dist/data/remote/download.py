@@ -1,4 +1,4 @@
-"""Download files of a remote dataset folder: in parallel, each complete and verified or not at all."""
+"""Download files of a remote dataset folder in parallel. A file appears only when it is complete and verified."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from adadf_dist.data.manifest import Manifest
 from adadf_dist.data.remote.client import Remote
 
 THREADS = 8
-"""Parallel downloads."""
+"""Number of parallel downloads."""
 
 
 class FileInfo(NamedTuple):
@@ -23,11 +23,11 @@ class FileInfo(NamedTuple):
     name: str
     sha256: str
     bytes: int
-    """0 for the indexes, which are small: `dataset.json` does not give their size."""
+    """Size in bytes; 0 for the small index files, whose size `dataset.json` does not give."""
 
 
 def list_files(manifest: Manifest, streamed: Iterable[str] = ()) -> list[FileInfo]:
-    """Indexes and tars of every split; only the indexes of the `streamed` splits."""
+    """List the indexes and tars of all splits, but only the indexes of `streamed` splits."""
     files = []
     for name, split in manifest.splits.items():
         files.append(FileInfo(split.index, split.index_sha256, 0))
@@ -37,7 +37,7 @@ def list_files(manifest: Manifest, streamed: Iterable[str] = ()) -> list[FileInf
 
 
 def missing_files(files: Iterable[FileInfo], folder: Path) -> list[FileInfo]:
-    """Files missing from the folder. A file gets its name only after its hash was verified, so sizes suffice."""
+    """Return the files missing from the folder. Only sizes are checked: hashes were verified during download."""
 
     def is_complete(file: FileInfo) -> bool:
         path = folder / file.name

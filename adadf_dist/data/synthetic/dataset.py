@@ -17,7 +17,7 @@ from adadf_dist.data.workers.task_pool import ProcessPool
 from adadf_dist.errors import UserError
 
 ID_STRIDE = 10**9
-"""Face numbers reserved for each split, so that more training faces never change a test face."""
+"""Number of face indices reserved for each split, so that adding training faces never changes a test face."""
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ class SyntheticSource:
     counts: Mapping[str, int]
     """Number of faces per split."""
     size: int
-    """Side in pixels."""
+    """Side of an image in pixels."""
     seed: int
 
     @property
@@ -82,7 +82,7 @@ def build_synthetic_dataset(
 
 
 def make_synthetic_source(counts: Mapping[str, int], size: int, seed: int) -> SyntheticSource:
-    """Validate the arguments and drop empty splits. Raises `UserError`."""
+    """Return a source for the non-empty splits. Raises `UserError` for invalid arguments."""
     for split, count in counts.items():
         if not 0 <= count <= ID_STRIDE:
             raise UserError(f"{split}: {count} faces; must be from 0 to {ID_STRIDE:,}")

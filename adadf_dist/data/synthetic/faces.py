@@ -30,7 +30,7 @@ EMOTIONS: tuple[str, ...] = ("neutral", "happy", "sad", "surprise", "fear", "dis
 ANNOTATORS = 10
 """Number of votes per face."""
 AMBIGUITY = 0.3
-"""Default fraction of faces that blend two emotions; the Bayes-optimal accuracy is then near 90 %."""
+"""Default fraction of faces that blend two emotions; the Bayes-optimal accuracy is then near 90%."""
 
 PROTOTYPES: dict[str, tuple[int, ...]] = {
     "neutral": (),
@@ -72,7 +72,7 @@ APPEARANCE: dict[str, tuple[float, float]] = {
     "exposure": (0.82, 1.05), "backdrop": (0, 1), "clothes": (0, 1), "blur": (0, 1), "noise": (0, 1),
 }
 # fmt: on
-"""Bounds of appearance values, each uniform and independent of all others. Lengths are in half head heights, angles in
+"""Bounds of the appearance values, sampled uniformly and independently. Lengths are in half head heights, angles in
 radians; positive is clockwise, to the viewer's right, or down."""
 
 _FULL = np.array([[float(unit in PROTOTYPES[name]) for unit in ACTION_UNITS] for name in EMOTIONS])
@@ -90,17 +90,17 @@ class Face(NamedTuple):
     label: int
     """Emotion with the most votes; ties go to the first one voted for."""
     votes: NDArray[np.int64]
-    """[7], sums to `ANNOTATORS`."""
+    """[7], number of votes for each emotion; sums to `ANNOTATORS`."""
     distribution: NDArray[np.float64]
-    """[7], sums to 1: vote fractions in the limit of infinitely many votes."""
+    """[7], true probability that an annotator votes for each emotion; sums to 1."""
     units: NDArray[np.float64]
-    """[14], intensities from 0 to 1 of `ACTION_UNITS`: the complete expression."""
+    """[14], intensity of each of `ACTION_UNITS` from 0 to 1, which together define the expression."""
     nuisance: dict[str, float]
     """Sampled values of `APPEARANCE`."""
 
 
 def render_sample(seed: int, index: int, size: int = 64, ambiguity: float = AMBIGUITY) -> Face:
-    """Render face `index` of the sequence `seed`: a pure function, independent of the other faces.
+    """Render face number `index` of the random sequence `seed`. The result depends only on the arguments.
 
     A fraction `ambiguity` of the faces blends two emotions. Another `size` (pixels) gives the same face and votes.
     Raises `UserError`. On another processor, rounding in exponentials may change a pixel by one level.
@@ -110,7 +110,7 @@ def render_sample(seed: int, index: int, size: int = 64, ambiguity: float = AMBI
     if not 0 <= ambiguity <= 1:
         raise UserError(f"ambiguity: {ambiguity}; must be a fraction from 0 to 1")
     if seed < 0 or index < 0:
-        raise UserError(f"seed {seed}, face {index}: neither may be negative")
+        raise UserError(f"seed {seed}, face {index}: must not be negative")
     rng = np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(index,)))
     appearance = dict(zip(APPEARANCE, rng.uniform(_LOW, _HIGH).tolist(), strict=True))
     units = _sample_units(rng, ambiguity)
@@ -124,7 +124,7 @@ def render_sample(seed: int, index: int, size: int = 64, ambiguity: float = AMBI
 
 
 def perceived_distribution(units: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Fraction of people who see each emotion, [7], in an expression given as intensities of `ACTION_UNITS`, [14].
+    """Return the fraction of people who see each emotion, [7], given the intensities of `ACTION_UNITS`, [14].
 
     Least squares finds the activation of each prototype. An expression that is too weak to notice counts as neutral,
     the emotions divide the rest by activation, and `CONFUSIONS` applies to each fraction.
@@ -138,13 +138,15 @@ def perceived_distribution(units: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 def bayes_accuracy(distributions: ArrayLike, labels: ArrayLike) -> float:
-    """Bayes-optimal accuracy: the fraction of `labels` [N] that equal the argmax of the true `distributions` [N, C]. No
-    classifier does better, except by chance."""
+    """Return the Bayes-optimal accuracy, which no classifier exceeds except by chance.
+
+    It is the fraction of `labels` [N] that equal the argmax of the true `distributions` [N, C].
+    """
     return float(np.mean(np.argmax(np.asarray(distributions), axis=1) == np.asarray(labels)))
 
 
 def _sample_units(rng: np.random.Generator, ambiguity: float) -> NDArray[np.float64]:
-    """One emotion at 65 to 100 % of its prototype, or a blend of two; muscles vary independently by about 10 %."""
+    """Return intensities of one emotion at 65% to 100% or of a blend of two. Each varies by about 10%."""
     first, second = rng.choice(len(EMOTIONS), size=2, replace=False)
     weight, strength = rng.uniform([0.5, 0.65], [0.62, 1.0])
     weight = weight if rng.random() < ambiguity else 1.0

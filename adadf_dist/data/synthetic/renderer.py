@@ -1,4 +1,4 @@
-"""Renders a face from action-unit intensities and appearance values, with numpy only."""
+"""Render a face from action-unit intensities and appearance values, with numpy only."""
 
 from __future__ import annotations
 
@@ -67,17 +67,17 @@ class FaceRenderer:
         self.image += (color - self.image) * cover
 
     def fill(self, inside: Plane) -> Plane:
-        """Coverage of each pixel, from its signed distance to the outline."""
+        """Return the coverage of each pixel by a shape, from the signed distance to its outline."""
         cover: Plane = np.clip(0.5 + inside / self.pixel, 0, 1)
         return cover
 
     def stroke(self, distance: Plane, half_width: Plane | float) -> Plane:
-        """Like `fill`, for a line; lines thinner than a pixel fade instead of vanishing."""
+        """Return the coverage of each pixel by a line. Lines thinner than a pixel fade instead of vanishing."""
         cover: Plane = np.minimum(self.fill(half_width - np.abs(distance)), 2 * half_width / self.pixel)
         return cover
 
     def shine(self) -> Color:
-        """Light reflected by the skin: a soft lamp on the relief and its creases, and slight gloss."""
+        """Return the light reflected by the skin: a soft lamp on the relief and its creases, and slight gloss."""
         look = self.appearance
         slope_y, slope_x = np.gradient(self.relief(), self.pixel)
         nx, ny, nz = self.normal[0] - slope_x, self.normal[1] - slope_y, self.normal[2]
@@ -90,7 +90,7 @@ class FaceRenderer:
         return light
 
     def relief(self) -> Plane:
-        """Height of the face above the ellipsoid."""
+        """Return the height of the facial features above the head ellipsoid."""
         au, look, x, y, side = self.au, self.appearance, self.x, self.y, self.side
         along = np.clip((y + 0.1) / (self.nose + 0.1), 0, 1)
         ridge = 0.15 * along * gaussian(x, 0.035 + 0.5 * look["nose_width"] * along)
@@ -105,7 +105,7 @@ class FaceRenderer:
         return ridge + wings + cheeks + sockets + chin + muzzle
 
     def creases(self) -> Plane:
-        """Folds and wrinkles, 0 to 1: some from age, most from the expression."""
+        """Return the depth of folds and wrinkles, 0 to 1: some from age, most from the expression."""
         au, x, y, side, age = self.au, self.x, self.y, self.side, self.appearance["age"]
         eye, nose_width = self.appearance["eye_distance"], self.appearance["nose_width"]
         width, corner = self.corner()
@@ -131,7 +131,7 @@ class FaceRenderer:
         return total
 
     def corner(self) -> tuple[float, float]:
-        """Position of the mouth corner: distance from the middle, and height."""
+        """Return the position of the mouth corner: distance from the middle, and height."""
         au = self.au
         width = self.appearance["mouth_width"] * (1 + 0.38 * au[12] + 0.4 * au[20] - 0.14 * au[23] + 0.05 * au[15])
         width *= 1 - 0.22 * au[26] * (1 - au[20])
@@ -142,7 +142,7 @@ class FaceRenderer:
         self.image[:] = hue_color(self.appearance["backdrop"], 0.5, 0.13) * fall
 
     def body(self) -> None:
-        """Long hair behind, neck, clothes and ears."""
+        """Paint long hair behind the head, then neck, clothes and ears."""
         v, out, look = self.v, np.abs(self.u), self.appearance
         width = look["face_width"] * look["hair_volume"]
         if look["hair_length"] > 0.62:
@@ -157,7 +157,7 @@ class FaceRenderer:
         self.paint(self.skin * self.light * (0.75 + 0.2 * np.minimum(ear, 1)), self.fill((1 - ear) * 0.09))
 
     def head(self) -> None:
-        """Skin, blush, beard and nostrils."""
+        """Paint skin, blush, beard and nostrils."""
         look, au, v, x, y, side = self.appearance, self.au, self.v, self.x, self.y, self.side
         across = np.abs(self.u) / (look["face_width"] * (1 - 0.17 * smoothstep((v - 0.1) / 0.9)))
         down = np.where(v > 0, v / (look["face_length"] + 0.11 * au[26]), -v)
@@ -177,7 +177,7 @@ class FaceRenderer:
         self.paint(self.skin * 0.3, 0.75 * self.fill((1 - nostril) * half[1]))
 
     def mouth(self) -> None:
-        """Lips, and between them, if parted, the dark mouth, the tongue and the teeth."""
+        """Paint the lips and, if they are parted, the dark mouth, the tongue and the teeth between them."""
         au, x, y, lip = self.au, self.x, self.y, self.appearance["lip"]
         width, corner = self.corner()
         along = np.minimum(self.side / width, 1)
@@ -210,7 +210,7 @@ class FaceRenderer:
         self.paint(lips * 0.35, self.stroke(y - line, 0.01 + 0.008 * au[23] + 0.005 * au[15]) * ends * closed)
 
     def eyes(self) -> None:
-        """Eyeballs with iris and shadow, lids and lashes."""
+        """Paint the eyeballs with iris and shadow, the lids and the lashes."""
         au, look, y = self.au, self.appearance, self.y
         width, middle = look["eye_width"], look["eye_distance"]
         along = (self.side - middle) / width
@@ -252,7 +252,7 @@ class FaceRenderer:
         self.paint(dark * (0.6 + 0.4 * self.light), 0.92 * hairs * ends)
 
     def strands(self) -> Plane:
-        """Brightness of hair: lit strands that run down from the parting."""
+        """Return the brightness of the hair: lit strands that run down from the parting."""
         look = self.appearance
         angle = 60 * np.arctan2(self.u - look["hair_part"], self.v + 1.6) + 4 * look["hair_wave"] * np.sin(7 * self.v)
         lamp = self.normal[0] * look["light_x"] - self.normal[1] * (0.3 - look["light_y"])
@@ -260,7 +260,7 @@ class FaceRenderer:
         return bright + 0.3 * look["light_strength"] * lamp
 
     def fringe(self) -> None:
-        """Hair over skull and temples: none, shaved, short or long."""
+        """Paint the hair over skull and temples: none, shaved, short or long."""
         look, v, out = self.appearance, self.v, np.abs(self.u)
         if look["hair_length"] < 0.06:
             return
@@ -278,7 +278,7 @@ class FaceRenderer:
         self.paint(self.hair * self.strands(), (0.55 if shaved else 1.0) * cap * self.fill(grown))
 
     def glasses(self) -> None:
-        """Glasses on a quarter of the faces, with frames from oval to square."""
+        """Paint glasses on a quarter of the faces, with frames from oval to square."""
         look = self.appearance
         if look["glasses"] > 0.25:
             return

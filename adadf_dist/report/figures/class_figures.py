@@ -1,4 +1,4 @@
-"""Per-class figures: confusion, class distributions, thresholds, attention."""
+"""Per-class figures: confusion matrices, class distributions, thresholds and attention weights."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from adadf_dist.report.figures.style import (
 from adadf_dist.report.run_reader import RunData
 
 DARK_CELL = 0.55
-"""Fraction above which a cell is dark enough for white text."""
+"""A confusion matrix cell with a larger fraction is dark enough for white text."""
 
 
 def plot_confusion(matrices: dict[str, NDArray[np.int64]], classes: Sequence[str]) -> Figure:
@@ -51,7 +51,7 @@ def plot_confusion(matrices: dict[str, NDArray[np.int64]], classes: Sequence[str
 
 
 def draw_heatmap(axes: Any, fractions: NDArray[np.float64]) -> None:
-    """Plot values [R, K] in [0, 1] as squares of one color, with the value as opacity."""
+    """Plot a matrix of values in [0, 1] as squares of a single color, using each value as the opacity."""
     rows, columns = fractions.shape
     for row, column in np.ndindex(rows, columns):
         patch = axes.add_patch(Rectangle((column - 0.5, row - 0.5), 1, 1))
@@ -99,7 +99,7 @@ def plot_distributions(run: RunData) -> Figure:
 
 
 def plot_thresholds(run: RunData) -> Figure:
-    """Plot the degree of each class in its own class mean over epochs, and when it met the threshold."""
+    """Plot, over the epochs, each class's entry in its own class mean and whether it met the threshold."""
     classes, met = run.classes, run.stack_history("class_threshold_met") > 0
     own = np.diagonal(run.stack_history("class_means"), axis1=1, axis2=2)
     figure = new_figure(2.7)
@@ -134,7 +134,7 @@ def plot_thresholds(run: RunData) -> Figure:
 
 
 def plot_attention(run: RunData) -> Figure:
-    """Plot w' (eq 11) by class: over samples in the last epoch, and its mean over epochs."""
+    """Plot the attention weights w' (eq 11) by class: all samples in the last epoch, and the mean in every epoch."""
     assert run.samples is not None
     classes, labels = run.classes, run.samples.labels
     last = run.history[-1]["attention"].astype(np.float64)
@@ -167,7 +167,7 @@ def plot_attention(run: RunData) -> Figure:
 
 
 def class_means(values: NDArray[np.float64], labels: NDArray[np.int64], classes: int) -> NDArray[np.float64]:
-    """Return the mean [C] of the non-NaN values [S] of each class; NaN for a class without any."""
+    """Return the mean value of each class, [C], ignoring NaN in the sample values, [S]; NaN for an empty class."""
     valid = ~np.isnan(values)
     counts = np.bincount(labels[valid], minlength=classes)
     sums = np.bincount(labels[valid], weights=values[valid], minlength=classes)

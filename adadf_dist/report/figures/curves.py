@@ -1,4 +1,4 @@
-"""Figures over epochs: losses, loss weights, accuracy, learning rate, speed; for one run, and overlays of several."""
+"""Training curves: losses, loss weights, accuracy, learning rate and speed of one run, and several runs overlaid."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def plot_losses(axes: Any, run: RunData) -> None:
 
 
 def plot_loss_weights(axes: Any, run: RunData) -> None:
-    """Plot equations 15 and 16 over all configured epochs; future epochs are faint."""
+    """Plot the loss weights (eq 15 and 16) over all configured epochs; epochs not yet finished are faint."""
     epochs = np.arange(1, run.config.epochs + 1)
     weights = [ramp_weights(int(epoch), run.config.loss.epoch_threshold) for epoch in epochs]
     done = len(run.epochs)
@@ -81,7 +81,7 @@ def plot_line(axes: Any, run: RunData, values: Any, title: str, unit: str) -> No
 
 
 def plot_runs(runs: Sequence[RunData]) -> Figure:
-    """Plot several runs in the same axes. Color: configuration; dash pattern: run."""
+    """Plot several runs in the same axes. The color shows the configuration, the dash pattern the run."""
     figure = new_figure(2.7)
     panels = figure.subplots(1, 3)
     shown = (
@@ -110,5 +110,5 @@ def legend_below(axes: Any) -> None:
 
 
 def points(run: RunData) -> dict[str, Any]:
-    """Return marker options: dots if there are few epochs."""
+    """Return the marker style of a curve: one dot per epoch if there are few epochs, else no markers."""
     return {"marker": "o"} if len(run.epochs) <= 12 else {}

@@ -1,4 +1,4 @@
-"""List of all figures of a report, with captions."""
+"""List of all figures in a report, with their captions."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ from adadf_dist.report.run_reader import RunData
 
 class FigureSpec(NamedTuple):
     name: str
-    """Base name of its files and HTML id in the page."""
+    """Base name of the figure's files, and its HTML id on the page."""
     title: str
     make: Callable[[], Figure]
     caption: str
 
 
 def list_figures(runs: Sequence[RunData], sample: TrackedSample | None) -> Iterator[FigureSpec]:
-    """Yield the figures of the first run, and overlays if there are several runs."""
+    """Yield the figures of the first run, and figures that compare the runs if there are several."""
     run = runs[0]
     if len(runs) > 1:
         yield FigureSpec("runs", "Runs compared", lambda: plot_runs(runs), "Validation after each epoch.")
@@ -49,7 +49,8 @@ def list_figures(runs: Sequence[RunData], sample: TrackedSample | None) -> Itera
             "class_distributions",
             "Class distributions",
             lambda: plot_distributions(run),
-            f"After epoch {run.epoch_numbers[-1]} (eq 5; Figure 4 of the paper). On the page, below: by epoch.",
+            f"After epoch {run.epoch_numbers[-1]} (eq 5; Figure 4 of the paper). On the page, the slider "
+            "below shows every epoch.",
         )
         yield FigureSpec(
             "thresholds",
@@ -73,7 +74,7 @@ def list_figures(runs: Sequence[RunData], sample: TrackedSample | None) -> Itera
 
 
 def confusion_matrices(run: RunData) -> dict[str, np.ndarray[tuple[int, ...], np.dtype[np.int64]]]:
-    """Return confusion matrices by title: validation of the selected epoch, and test if evaluated."""
+    """Return the selected epoch's confusion matrices by title: validation, and test if it was evaluated."""
     found = {f"Validation, epoch {run.best['epoch']}": np.array(run.best["validation"]["confusion"])}
     if run.test:
         found["Test, same epoch"] = np.array(run.test["confusion"])
@@ -81,12 +82,12 @@ def confusion_matrices(run: RunData) -> dict[str, np.ndarray[tuple[int, ...], np
 
 
 def confusion_caption(run: RunData) -> str:
-    text = "The selected epoch's model, target branch."
+    text = "Predictions of the selected epoch's model (target branch)."
     return text if run.finished else f"{text} The test split is evaluated when the run ends."
 
 
 def tsne_figures(runs: Sequence[RunData]) -> Iterator[FigureSpec]:
-    """Yield the features of the first run next to those of a run with other supervision, preferably a baseline."""
+    """Yield a t-SNE figure of the first run's features and of one other run's, preferably the single-label baseline."""
 
     def by_supervision(run: RunData) -> tuple[bool, bool]:
         supervision = run.config.loss.supervision

@@ -1,4 +1,4 @@
-"""Style of the figures, and their export for the page and for papers. Imports matplotlib."""
+"""Style of the figures, and functions that save them for the page and for papers."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ WIDTH = 7.16
 DPI = 300
 INK, SOFT, LINE, ACCENT, FIRST = "#1d2430", "#5b6675", "#dfe3e9", "#0072b2", "#0173b2"
 THEME_COLORS = {INK: "--ink", SOFT: "--soft", LINE: "--line", ACCENT: "--accent", FIRST: "--first"}
-"""Colors that the page replaces by CSS variables (light and dark theme). Other colors must differ from them."""
+"""Color -> CSS variable that replaces it on the page, for light and dark themes. All other colors must differ."""
 
 COLORS = (FIRST, "#de8f05", "#029e73", "#cc78bc", "#d55e00", "#56b4e9", "#949449", "#8a8a8a")
-"""Color-blind-safe colors of classes and runs, for light and dark backgrounds."""
+"""Color-blind-safe colors for classes and runs, on light and dark backgrounds."""
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
 DASHES: tuple[Any, ...] = ("-", (0, (5, 1.5)), (0, (1.2, 1.2)), (0, (6, 1.5, 1.2, 1.5)))
 
@@ -74,7 +74,7 @@ def plot_style() -> Iterator[None]:
 
 
 def new_figure(height: float, width: float = WIDTH) -> Figure:
-    """Create a figure; sizes in inches. Does not use pyplot, so a training process keeps no global state."""
+    """Create a figure; sizes are in inches. Avoids pyplot, whose global state would remain in a training process."""
     return Figure(figsize=(width, height), layout="constrained")
 
 
@@ -87,12 +87,12 @@ def marker(number: int) -> str:
 
 
 def dash_pattern(number: int) -> Any:
-    """Return the dash pattern, which distinguishes lines without color."""
+    """Return the dash pattern of a line, which keeps lines distinguishable without color."""
     return DASHES[number % len(DASHES)]
 
 
 def plot_classes(axes: Any, epochs: NDArray[Any], values: NDArray[Any], classes: Sequence[str]) -> None:
-    """Plot a line per class over epochs; values [E, C]."""
+    """Plot `values` [E, C] over the E epochs, one line per class."""
     every = max(1, len(epochs) // 12)
     for number, name in enumerate(classes):
         style = {"color": color(number), "marker": marker(number), "markevery": every, "linewidth": 1.2}
@@ -106,7 +106,7 @@ def add_class_legend(figure: Any, axes: Any) -> None:
 
 
 def format_epoch_axis(axes: Any, epochs: NDArray[Any]) -> None:
-    """Format the x axis as integer epochs."""
+    """Format the x-axis to show epochs as integers."""
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=6, min_n_ticks=1))
     room = 0.03 * (epochs[-1] - epochs[0]) or 0.5
     axes.set_xlim(max(epochs[0] - room, 0.5), epochs[-1] + room)

@@ -21,29 +21,31 @@ AUXILIARY, FUSED, TARGET = range(3)
 
 
 class TrackedSample(NamedTuple):
-    """A training sample with recorded distributions. E epochs, C classes."""
+    """A training sample whose distributions over C classes were recorded in each of E epochs."""
 
     key: str
     label: int
     """Label as used in training."""
     distributions: NDArray[np.float64]
-    """[E, 3, C]: auxiliary, fused, target; NaN in epochs that did not sample it."""
+    """[E, 3, C], auxiliary, fused and target distributions; NaN in epochs that did not draw the sample."""
     weights: NDArray[np.float64]
-    """[E], w' of eq 11; NaN likewise."""
+    """[E], attention weights w' (eq 11); NaN in epochs that did not draw the sample."""
     votes: NDArray[np.float64] | None
-    """[C], fractions of the votes; None without votes."""
+    """[C], fraction of annotator votes for each class; None if the sample has no votes."""
 
 
 def find_tracked_sample(run: RunData, key: str = "") -> TrackedSample | None:
-    """Return the sample `key`, or else the most ambiguous tracked sample; None if the run tracked none.
+    """Return the tracked sample `key` or, if `key` is empty, the most ambiguous one; None if there is none.
 
-    Most ambiguous: highest entropy of the votes or, without votes, of the last fused distribution. Raises `UserError`
-    for a key that is not tracked, with the closest one that is.
+    The most ambiguous sample has the highest entropy of its votes or, without votes, of its last fused distribution.
+    Raises `UserError`, with a suggestion, if `key` is not a tracked sample.
     """
     numbers = run.history[-1]["tracked_samples"] if run.history and run.samples is not None else np.zeros(0, np.int64)
     if not len(numbers) or run.samples is None:
         if key:
-            raise UserError(f"--sample {key}: {run.folder} has no tracked samples; set runtime.num_tracked_samples")
+            raise UserError(
+                f"--sample {key}: {run.folder} tracked no samples; train with runtime.num_tracked_samples set"
+            )
         return None
     sampled = np.sum([epoch["seen"][numbers] for epoch in run.history], axis=0) > 0
     if key:
@@ -86,14 +88,14 @@ def load_tracked_sample(run: RunData, index: int) -> TrackedSample:
 
 
 def entropy(rows: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Return the entropy [n] in nats of rows [n, C], after normalizing each row to sum to 1."""
+    """Return the entropy of each row in nats, [n], after normalizing the rows [n, C] to sum to 1."""
     fractions = rows / np.maximum(rows.sum(axis=1, keepdims=True), 1e-12)
     found: NDArray[np.float64] = -(fractions * np.log(np.where(fractions > 0, fractions, 1))).sum(axis=1)
     return found
 
 
 def distribution_stages(run: RunData, sample: TrackedSample) -> dict[str, NDArray[np.float64]]:
-    """Return by title the votes, label, training targets and prediction of the last epoch that sampled it."""
+    """Return distributions by title: the sample's votes and label, then its last recorded targets and prediction."""
     last = int(np.flatnonzero(~np.isnan(sample.distributions[:, 0, 0]))[-1])
     found = {"votes": sample.votes} if sample.votes is not None else {}
     found["label"] = np.eye(len(run.classes))[sample.label]
@@ -106,7 +108,7 @@ def distribution_stages(run: RunData, sample: TrackedSample) -> dict[str, NDArra
 
 
 def class_distribution(run: RunData, index: int, label: int) -> NDArray[np.float64]:
-    """Return the class distribution [C] that eq 12 used in an epoch: that of the previous epoch."""
+    """Return the class distribution, [C], that eq 12 used in an epoch: the one computed after the previous epoch."""
     if index:
         previous: NDArray[np.float64] = run.history[index - 1]["class_distributions"][label].astype(np.float64)
         return previous
@@ -116,7 +118,7 @@ def class_distribution(run: RunData, index: int, label: int) -> NDArray[np.float
 
 
 def plot_tracked_sample(run: RunData, sample: TrackedSample) -> Figure:
-    """Plot the distributions of the last epoch (top) and those that change, over epochs (bottom)."""
+    """Plot the last recorded distributions of the sample (top), and how they changed over the epochs (bottom)."""
     classes, shown = run.classes, distribution_stages(run, sample)
     moving = {"Auxiliary (label distribution)": AUXILIARY, "Fused": FUSED, "Target (prediction)": TARGET}
     if run.config.loss.supervision == "one_hot":

@@ -17,13 +17,13 @@ FEWEST_POINTS = 10
 
 
 def subsample(saved: SavedPredictions) -> NDArray[np.int64]:
-    """Return the rows of the saved features to plot, evenly spread."""
+    """Return evenly spaced row indices of the saved features, at most `MOST_POINTS`."""
     rows = len(saved.features)
     return np.unique(np.linspace(0, rows - 1, min(rows, MOST_POINTS)).round().astype(np.int64))
 
 
 def tsne_embedding(features: NDArray[np.float32]) -> NDArray[np.float64]:
-    """Embed features [M, F] into [M, 2] with t-SNE, initialized by PCA. Deterministic for any number of cores."""
+    """Map features [n, F] to points [n, 2] with t-SNE, initialized by PCA. Deterministic for any number of cores."""
     from sklearn.manifold import TSNE
     from threadpoolctl import threadpool_limits
 
@@ -35,7 +35,7 @@ def tsne_embedding(features: NDArray[np.float32]) -> NDArray[np.float64]:
 
 
 def plot_features(runs: Mapping[str, SavedPredictions]) -> Figure:
-    """Plot one map per run, by title, of the same split. Color and marker encode the true class."""
+    """Plot one t-SNE map for each entry of `runs` (title -> predictions). Color and marker show the true class."""
     side = WIDTH / 2
     width = WIDTH if len(runs) > 1 else side + 1.4
     figure = new_figure(side + 0.25, width)
