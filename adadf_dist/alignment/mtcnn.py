@@ -98,7 +98,7 @@ def load_network(name: str, layers: StageSpec, side: int) -> MtcnnStage:
         path = next(file for file in distribution("mtcnn").files or [] if file.name == f"{name}.lz4")
         values = joblib.load(path.locate())
     except (ImportError, PackageNotFoundError, StopIteration, ValueError):
-        raise UserError(f"face detection needs the weights of the package mtcnn: {INSTALL}") from None
+        raise UserError(f"face detection needs the weights from the mtcnn package: {INSTALL}") from None
     network = MtcnnStage(layers, side)
     for parameter, value in zip(network.parameters(), map(torch.from_numpy, values), strict=True):
         if value.ndim == 4:
@@ -192,7 +192,7 @@ def select(
 
 
 def square_boxes(boxes: Tensor) -> Tensor:
-    """Make boxes square with the longer side, around the same centers."""
+    """Expand each box to a square with its longer side, keeping its center."""
     centers, side = (boxes[:, :2] + boxes[:, 2:]) / 2, (boxes[:, 2:] - boxes[:, :2]).amax(dim=1, keepdim=True)
     return torch.cat([centers - side / 2, centers + side / 2], dim=1)
 

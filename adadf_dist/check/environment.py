@@ -35,20 +35,20 @@ class RankInfo(NamedTuple):
     local_rank: int
     device: str
     gpus: int
-    """Number of GPUs of its node that torch sees."""
+    """Number of GPUs on this rank's node that torch sees."""
     gpu_not_visible: bool
     """Whether the node has an NVIDIA device but torch sees none."""
     threads: int
     cores: int
     """Number of cores that this process may run on."""
     memory: int
-    """Memory of its node in bytes."""
+    """Total memory of this rank's node, in bytes."""
     no_workers: UserError | None = None
     """Why worker processes cannot start on its node; None if they can."""
 
 
 def gather_rank_info(world: World) -> list[RankInfo]:
-    """Gather the info of all ranks. Collective: every rank must call this."""
+    """Gather info from all ranks. Collective: every rank must call this. Collective: every rank must call this."""
     host, gpus = socket.gethostname(), torch.cuda.device_count()
     device = torch.cuda.get_device_name(world.device) if world.device.type == "cuda" else world.device.type
     return world.all_gather_object(

@@ -26,7 +26,7 @@ from adadf_dist.training.synthetic_step import SyntheticTrainer, synchronize
 BUDGET_S = 8.0
 MOST_STEPS = 20
 SLOW_STEP_S = 15.0
-"""If the first step takes longer, it is the measurement."""
+"""If the first step takes longer than this, its time is the result and no further steps are timed."""
 MEMORY_WARNING_FRACTION = 0.9
 """Fraction of memory above which little is left for evaluation and fragmentation."""
 COMM_WARNING_FRACTION = 0.5

@@ -8,7 +8,7 @@ from typing import Any
 
 from adadf_dist.config.fields import Role
 from adadf_dist.config.keys import flatten, keys_with, upgrade_keys
-from adadf_dist.config.load import NO_PATHS, to_dict
+from adadf_dist.config.load import NON_PATHS, to_dict
 from adadf_dist.config.schema import Config
 from adadf_dist.data.preprocessing import Preprocessing
 from adadf_dist.errors import UserError
@@ -54,7 +54,7 @@ def rates_follow_epochs(before: Mapping[str, Any], after: Mapping[str, Any], fin
 def same_path(saved: object, now: object) -> bool:
     """Return whether two paths may be the same file: older versions saved paths as given, possibly relative."""
     before, after = PurePath(str(saved)), PurePath(str(now))
-    if saved in NO_PATHS or before.is_absolute():
+    if saved in NON_PATHS or before.is_absolute():
         return saved == now
     return after.parts[-len(before.parts) :] == before.parts
 

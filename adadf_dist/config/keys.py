@@ -35,7 +35,7 @@ def renamed_keys() -> Mapping[str, str]:
 
 
 def upgrade_keys(values: Mapping[str, object], origin: str = "") -> dict[str, object]:
-    """Flatten nested or dotted `values`, with keys and values of version 0.1 under their names of today.
+    """Flatten nested or dotted `values`, renaming version 0.1 keys and values to their current names.
 
     Raises `UserError` if a key is given under both names.
     """

@@ -40,8 +40,8 @@ DEFAULT_PRESET = "demo"
 DRY_RUN = "--dry-run"
 """Option of train and check besides the configuration keys."""
 
-NO_PATHS = ("", "imagenet", "auto", "never")
-"""Values of keys with `Role.PATH` that are no paths."""
+NON_PATHS = ("", "imagenet", "auto", "never")
+"""Values of `Role.PATH` keys that are not paths."""
 
 EPILOG = """\
 examples:
@@ -145,7 +145,7 @@ def with_absolute_paths(config: Config) -> Config:
     relative = {
         key: value
         for key, value in values.items()
-        if value not in NO_PATHS and "://" not in value and value[0] != "~" and not Path(value).is_absolute()
+        if value not in NON_PATHS and "://" not in value and value[0] != "~" and not Path(value).is_absolute()
     }
     return (
         override(config, {key: str(Path(value).absolute()) for key, value in relative.items()}) if relative else config

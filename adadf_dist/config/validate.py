@@ -26,7 +26,7 @@ def validate(config: Config) -> None:
 
 
 def list_rules(config: Config) -> list[Rule]:
-    """Return the rules that are not a range of one key."""
+    """Return the rules other than range checks on a single key."""
     data, augment, optimizer = config.data, config.augment, config.optimizer
     is_streamed, is_ddp = data.access == "stream", config.engine == "ddp"
     max_magnitude = 30 if augment.policy == "torchvision" else 10

@@ -12,7 +12,7 @@ from tqdm import tqdm
 
 ROOT = "adadf_dist"
 RUN_LOG = f"{ROOT}.run_log"
-"""Logger of a run's log (run info, epoch table), which goes to standard output instead of standard error."""
+"""Logger for run output (run info, epoch table), which is written to stdout instead of stderr."""
 EVERY_RANK = {"every_rank": True}
 """`extra` of a message that any rank may print, because it concerns only its node or its share of the data."""
 NO_PREFIX = {"prefix": ""}

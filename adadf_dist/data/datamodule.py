@@ -124,7 +124,7 @@ def open_splits(config: Config, folder: Path, ranks: tuple[int, int], device: to
     train, relabeling = apply_relabeling(dataset, train, (validation, test), config)
     train, noise = apply_label_noise(train, config.data, config.seed, others)
     if test is None and config.evaluation.protocol == "paper":
-        raise UserError(f"evaluation.protocol is published, but {config.data.shards} has no test split")
+        raise UserError(f"evaluation.protocol = paper requires a test split, but {config.data.shards} has none")
     preprocessing = Preprocessing(
         config.data.image_size, train.classes, config.data.loader, ten_crop=config.data.ten_crop_resize
     )

@@ -28,8 +28,9 @@ def check_batch_size(batch_size: int, ranks: int) -> None:
     """Raise `UserError` if a global batch gives some rank fewer samples than a step needs."""
     if batch_size < MIN_SAMPLES_PER_RANK * ranks:
         raise UserError(
-            f"batch_size is {batch_size} over {ranks} ranks; a step needs {MIN_SAMPLES_PER_RANK} samples per rank",
-            f"raise batch_size to {MIN_SAMPLES_PER_RANK * ranks} or start at most "
+            f"batch_size {batch_size} is too small for {ranks} ranks: a step needs "
+            f"{MIN_SAMPLES_PER_RANK} samples per rank",
+            f"raise batch_size to {MIN_SAMPLES_PER_RANK * ranks} or use at most "
             f"{batch_size // MIN_SAMPLES_PER_RANK} ranks",
         )
 

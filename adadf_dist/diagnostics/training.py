@@ -28,7 +28,7 @@ OVERFIT_SIGMAS = 2.0
 OVERFIT_WINDOW = 3
 """Number of epochs averaged to detect overfitting."""
 LOWEST_FACTOR = 0.001
-"""`optimizer.attention_lr_mult` at or below which lowering it is not suggested."""
+"""Do not suggest lowering `optimizer.attention_lr_mult` if it is already at or below this value."""
 
 
 def why_no_attention_rule(run: RunRecords) -> str | None:

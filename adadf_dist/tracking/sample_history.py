@@ -38,7 +38,7 @@ class SampleHistory(NamedTuple):
     correct: NDArray[np.float32]
     """[S], fraction of its appearances that the target branch predicted correctly; NaN likewise."""
     seen: NDArray[np.int64]
-    """[S], number of appearances."""
+    """[S], number of times the sample was drawn in the epoch."""
 
 
 class SampleHistoryRecorder:
@@ -139,7 +139,7 @@ class SampleHistoryRecorder:
         }
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        """Restore the sums on rank 0 only, like those of the class distributions.
+        """Restore the accumulated sums on rank 0 only: the all-reduce adds the other ranks' zeros.
 
         Raises `UserError` if the training samples or labels changed.
         """

@@ -159,6 +159,6 @@ def format_result(result: Result, epochs: int) -> list[str]:
         lines.append(f"Bayes-optimal accuracy: {ceiling:.2%}; the best epoch reaches {fraction:.1%} of it")
     if result.best_on_test:
         best = result.best_on_test
-        label = "best test epoch (published protocol, selected on the test split)"
+        label = "best test epoch (paper protocol, selected on the test split)"
         lines.append(f"{label}: {best['epoch']} (test accuracy {best['accuracy']:.2%})")
     return lines

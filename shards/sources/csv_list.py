@@ -105,7 +105,7 @@ def read_lines(path: Path, root: Path) -> tuple[list[Line], list[str]]:
 
 
 def find_vote_columns(header: Sequence[str], where: str) -> dict[str, str]:
-    """Map vote columns, in any letter case, to their class. Raises `UserError`."""
+    """Map vote columns to their classes, ignoring case. Raises `UserError`."""
     found = {name: name[len(VOTES) :].strip() for name in header if name.lower().startswith(VOTES)}
     for name, of_class in found.items():
         if not of_class:

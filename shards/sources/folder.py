@@ -46,7 +46,7 @@ examples:
 
 
 def list_folder(root: Path) -> SourceListing:
-    """List every image of the tree. Raises `UserError`."""
+    """List every image in the tree. Raises `UserError`."""
     skipped = Skipped()
     trees = find_splits(root, skipped)
     classes = find_classes(trees, skipped)

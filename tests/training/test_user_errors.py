@@ -49,7 +49,7 @@ def test_more_ranks_than_samples_per_batch_is_one_line(faces: Path, tmp_path: Pa
     values = settings(faces, tmp_path / "out", batch_size="2", runtime__timeout_s="600")  # neither rank waits that long
     done = train_forked(values, 2, timeout=60)
     assert done.returncode != 0
-    assert "raise batch_size to 4 or start at most 1 ranks" in done.stderr
+    assert "raise batch_size to 4 or use at most 1 ranks" in done.stderr
 
 
 def test_run_folder_that_is_a_file_is_one_line(faces: Path, tmp_path: Path) -> None:

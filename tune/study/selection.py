@@ -29,7 +29,7 @@ class Candidate(NamedTuple):
     mean_class_accuracy: float | None = None
     """Mean over the seeds; None if not recorded."""
     collapse: str = ""
-    """On which seeds the network collapsed and how; empty if it did not."""
+    """Seeds on which the network collapsed, and how; empty if there were none."""
 
 
 class Selection(NamedTuple):

@@ -30,7 +30,7 @@ from adadf_dist.config.schema import Config
 from adadf_dist.errors import UserError, did_you_mean
 
 Values = dict[str, Any]
-"""Dotted keys that a trial changes -> values."""
+"""Maps each dotted key that a trial changes to its new value."""
 
 KINDS = ("uniform", "loguniform", "choice", "grid")
 

@@ -80,7 +80,7 @@ class Study:
         return [self.default(), *(self.sampled(number) for number in range(1, self.options.trials + 1))]
 
     def final_trials(self, values: Mapping[int, dict[str, Any]]) -> list[Trial]:
-        """Return a trial for every configuration of `values` (number -> values) and final seed."""
+        """Return one trial per configuration in `values` (number -> values) and final seed."""
         seeds = range(self.base.seed + 1, self.base.seed + 1 + self.options.seeds)
         return [Trial(number, seed, "final", changed) for seed in seeds for number, changed in values.items()]
 

@@ -122,7 +122,7 @@ class TrialStore:
         return tuple(json.loads(path.read_text(encoding="utf-8"))["classes"]) if path.exists() else ()
 
     def drop_checkpoints(self, trial: Trial) -> None:
-        """Delete the checkpoints of an ended trial; its metrics are kept."""
+        """Delete a trial's checkpoints once it has ended, but keep its metrics."""
         shutil.rmtree(self.path_of(trial) / "checkpoints", ignore_errors=True)
 
     def get(self, name: str) -> TrialResult:

@@ -50,7 +50,7 @@ class Chunk:
     encoded: list[NDArray[np.uint8]]
     """Views of the mapped tars, kept alive while DALI may read them, or bitmaps decoded by Pillow."""
     decoded_with_pillow: bool = False
-    """Whether all entries are bitmaps."""
+    """Whether `encoded` holds bitmaps already decoded by Pillow instead of JPEG data."""
 
 
 class DaliLoader:
@@ -177,7 +177,7 @@ class DaliLoader:
 
 
 class ChunkFeed:
-    """Chunks queued for a pipeline, and chunks inside it."""
+    """Feeds chunks to a DALI pipeline, and tracks those pending and in flight."""
 
     def __init__(self) -> None:
         self.pending: Iterator[Chunk] = iter(())

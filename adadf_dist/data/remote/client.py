@@ -82,7 +82,7 @@ def is_remote(shards: str) -> bool:
 
 
 def local_path(shards: str) -> Path:
-    """Return the folder of a plain path or a file:// URL."""
+    """Return the local path that a plain path or file:// URL refers to."""
     return Path(shards[len("file://") :] if scheme_of(shards) == "file" else shards)
 
 
