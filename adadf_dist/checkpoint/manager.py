@@ -184,8 +184,8 @@ class CheckpointManager:
             if not torch.isfinite(weight).all():
                 raise UserError(
                     f"step {self.progress.step}: non-finite values in parameter {name}; the last checkpoint in "
-                    f"{self.folder} is still valid, but training has diverged: start a new run with another --out and a "
-                    "lower optimizer.lr"
+                    f"{self.folder} is still valid, but training has diverged: start a new run with another --out and "
+                    "a lower optimizer.lr"
                 )
 
     def list_checkpoints(self) -> list[Path]:
