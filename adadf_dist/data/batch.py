@@ -13,7 +13,7 @@ class Batch(NamedTuple):
     images: Tensor
     """[n, 3, H, W] float32, normalized; [n, K, 3, H, W] with K views per sample (ten crops, or two mirror images)."""
     labels: Tensor
-    """[n] int64."""
+    """[n] int64, class index of each sample."""
     sample_ids: Tensor
     """[n] int64, sample indices within the split."""
     offset: int

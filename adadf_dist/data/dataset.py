@@ -42,7 +42,7 @@ class Split:
     keys: Keys
     """[S], unique across the dataset."""
     labels: NDArray[np.int64]
-    """[S]"""
+    """[S], class index of each sample."""
     votes: NDArray[np.float32] | None
     """[S, C] annotator votes per class, all zero for a sample without votes; None if no sample of the split has any."""
     distributions: NDArray[np.float32] | None

@@ -70,7 +70,7 @@ class Rows(NamedTuple):
     samples: Tensor
     """[n] int64, sample indices."""
     values: Tensor
-    """[n, K] float32."""
+    """[n, K] float32, K values per sample."""
 
 
 def mean_rows(values: Tensor, batch: Batch) -> Rows:

@@ -31,7 +31,7 @@ class SampleTable(NamedTuple):
 
     classes: tuple[str, ...]
     keys: NDArray[np.str_]
-    """[S]"""
+    """[S], key of each sample."""
     labels: NDArray[np.int64]
     """[S], labels as used in training."""
     true_labels: NDArray[np.int64]

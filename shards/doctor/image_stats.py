@@ -50,7 +50,7 @@ class ImageStats:
     content: NDArray[np.uint64]
     """[N, 2]: digest of size and pixels."""
     fingerprint: NDArray[np.float16]
-    """[N, 143]"""
+    """[N, 143], fingerprint of each image, by which near-duplicates are found."""
     readable: NDArray[np.bool_]
     anomalies: list[FileAnomaly]
 

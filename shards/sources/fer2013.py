@@ -68,7 +68,7 @@ class Fer2013:
 
     faces: Faces
     all_votes: NDArray[np.int64] | None
-    """[N, 10]"""
+    """[N, 10], FER+ votes per class; None if no FER+ file is given."""
     classes: tuple[str, ...]
     labels: NDArray[np.int64]
     """[N]; undefined for a face that is not among the items."""

@@ -40,7 +40,7 @@ class Faces:
 
     file: str
     pixels: NDArray[np.uint8]
-    """[N, 48, 48]"""
+    """[N, 48, 48], gray pixels."""
     emotions: NDArray[np.int64]
     """[N], ids 0 to 6."""
     usages: tuple[str, ...]

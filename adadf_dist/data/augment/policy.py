@@ -42,9 +42,9 @@ class AugmentationBatch(NamedTuple):
     matrices: NDArray[np.float64]
     """[n, k, 2, 3], unit coordinates."""
     tables: NDArray[np.uint8]
-    """[n, k, 256]"""
+    """[n, k, 256], lookup table for pixel values of each stage."""
     factors: NDArray[np.float64]
-    """[n, k]"""
+    """[n, k], blending factor of each stage."""
     flips: NDArray[np.bool_]
     """[n], whether to mirror left to right."""
     boxes: NDArray[np.int64]

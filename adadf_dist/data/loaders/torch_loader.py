@@ -44,7 +44,7 @@ class DecodedBatch(NamedTuple):
     """
 
     images: NDArray[np.uint8]
-    """[n, 3, H, W]"""
+    """[n, 3, H, W], pixels of the batch."""
     boxes: NDArray[np.int64]
     """[n, 4], erasing boxes: top, left, bottom, right."""
     labels: NDArray[np.int64]
