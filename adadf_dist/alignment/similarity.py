@@ -19,7 +19,7 @@ TEMPLATE: Points = np.array(
 """[5, 2], eyes, nose and mouth corners in 112 x 112 pixels, as in face recognition (ArcFace)."""
 TEMPLATE_SIDE = 112
 FIVE_OF_68 = ((36, 42), (42, 48), (30, 31), (48, 49), (54, 55))
-"""For each of the five points, the range (first, last plus one) of iBUG's 68 points whose mean it is."""
+"""Ranges (first, end) of iBUG's 68 points to average for each of the five points; `end` is exclusive."""
 
 
 def five_points(points: Sequence[Sequence[float]]) -> Points:

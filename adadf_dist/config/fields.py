@@ -47,7 +47,7 @@ class Setting:
     old_name: str = ""
     """Dotted name in version 0.1, still accepted."""
     old_values: Mapping[str, str] = field(default_factory=dict)
-    """Values in version 0.1, still accepted -> their names today."""
+    """Mapping from version 0.1 values, which are still accepted, to their current names."""
 
     def allows(self, value: object) -> bool:
         """Return whether a number is within the range; always true for other values."""

@@ -30,7 +30,7 @@ def flags() -> frozenset[str]:
 
 @cache
 def renamed_keys() -> Mapping[str, str]:
-    """Return the names of keys in version 0.1 -> their names today."""
+    """Return a mapping from version 0.1 key names to current names."""
     return {declared.old_name: key for key, declared in settings().items() if declared.old_name}
 
 
@@ -50,7 +50,7 @@ def upgrade_keys(values: Mapping[str, object], origin: str = "") -> dict[str, ob
 
 
 def upgrade_value(key: str, value: object) -> object:
-    """Return today's name of a value of version 0.1, or the value itself."""
+    """Return the current name of a version 0.1 value, or the value unchanged."""
     return settings()[key].old_values.get(value, value) if key in settings() and isinstance(value, str) else value
 
 

@@ -62,7 +62,7 @@ def fail_for_system(program: str, error: OSError) -> NoReturn:
 
 
 def flush_error() -> OSError | None:
-    """Flush standard output; return the error because of which printed text was lost, if any."""
+    """Flush standard output; return the error that caused printed text to be lost, or None."""
     sys.stdout.flush()
     return write_error(sys.stdout)
 

@@ -14,9 +14,9 @@ ROOT = "adadf_dist"
 RUN_LOG = f"{ROOT}.run_log"
 """Logger for run output (run info, epoch table), which is written to stdout instead of stderr."""
 EVERY_RANK = {"every_rank": True}
-"""`extra` of a message that any rank may print, because it concerns only its node or its share of the data."""
+"""`extra` for a message that any rank may print, because it concerns only its node or its slice of the data."""
 NO_PREFIX = {"prefix": ""}
-"""`extra` of a warning whose text already contains the word, after a file name."""
+"""`extra` for a message whose text already contains the word "warning" after a file name."""
 PREFIXES = {logging.WARNING: "warning: ", logging.ERROR: "error: "}
 
 
@@ -36,7 +36,7 @@ def configure_logging(rank: int = 0) -> None:
 
 
 class ConsoleHandler(logging.Handler):
-    """Prints above progress bars. Errors of the stream are raised, as `print` does."""
+    """Print log messages above progress bars. Stream errors are raised, as with `print`."""
 
     def __init__(self, rank: int) -> None:
         super().__init__()

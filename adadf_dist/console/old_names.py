@@ -39,7 +39,7 @@ OLD_OPTIONS = {
     "--workers": "--num-workers",
     "--workers-per-trial": "--ranks-per-trial",
 }
-"""Each applies to a command that has the new option and not the old one."""
+"""An entry applies only to commands that have the new option but not the old one."""
 OLD_VALUES = {"--on-no-face": {"quarantine": "skip", "centre": "center-crop"}}
 
 

@@ -41,7 +41,7 @@ RENAMED_FIELDS = {
     # trial.json
     "end": "status",
 }
-"""Old field -> its name today."""
+"""Mapping from old field names to current names."""
 
 
 def find_file(folder: Path, name: str) -> Path:

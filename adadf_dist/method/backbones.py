@@ -28,7 +28,7 @@ Units = Mapping[str, nn.Module]
 
 @dataclass(frozen=True)
 class Backbone:
-    """Images [n, 3, H, W] -> extractor -> stages -> pool -> features [n, F]."""
+    """Network that maps images [n, 3, H, W] to features [n, F]: extractor, then stages, then pool."""
 
     extractor: nn.Module
     """Shared by both branches; outputs feature maps or tokens."""
@@ -67,7 +67,7 @@ def build_resnet(name: str) -> ResNet:
 
 
 class GlobalAveragePool(nn.Module):
-    """Feature maps [n, F, h, w] -> spatial means [n, F]."""
+    """Average feature maps [n, F, h, w] over space to get features [n, F]."""
 
     def forward(self, maps: Tensor) -> Tensor:
         return maps.mean(dim=(2, 3))

@@ -103,7 +103,7 @@ class ClassDistributions:
         return {"pending": self.world.all_reduce_sum_(self._pending.clone()).cpu(), **self.latest._asdict()}
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        """Load a state; only rank 0 gets the pending sums, since they are summed over ranks later."""
+        """Restore the state. Only rank 0 gets the pending sums: the all-reduce adds the other ranks' zeros."""
         self.latest = EpochDistributions(**{name: state[name] for name in EpochDistributions._fields})
         self.targets = self._as_targets()
         self._pending.zero_()

@@ -65,7 +65,7 @@ def layouts(wanted: set[str]) -> list[dict[str, str]]:
 
 
 def common_prefix(names: Iterable[str], known: Mapping[str, str]) -> tuple[int, str]:
-    """Return the prefix with the most known names, as (number of known names, prefix)."""
+    """Return the prefix under which the most known names occur, as (number of known names, prefix)."""
     counts: Counter[str] = Counter()
     for name in names:
         pieces = name.split(".")

@@ -40,13 +40,13 @@ class RunData:
     folder: Path
     config: Config
     info: Record
-    """Content of run_info.json."""
+    """Contents of run_info.json."""
     epochs: tuple[Record, ...]
     """Records of the E finished epochs, at least one."""
     result: Record | None
     """Content of result.json; None before the run has finished."""
     data: Record | None = None
-    """Content of data.json; None for runs of older versions."""
+    """Contents of data.json; None for runs from older versions."""
     _predictions: dict[str, SavedPredictions | None] = field(default_factory=dict, init=False)
     """Split -> predictions loaded so far; None if the run has not saved any for the split."""
 

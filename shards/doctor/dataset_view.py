@@ -100,7 +100,7 @@ class StoredFaces:
 
 @dataclass(frozen=True)
 class SourceFaces:
-    """Samples of a raw tree; `numbers` are the source's own."""
+    """Samples read directly from an original dataset folder; `numbers` holds their indices in `source`."""
 
     source: Source
     root: Path

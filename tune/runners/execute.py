@@ -127,6 +127,6 @@ def should_prune(study: Study, trial: Trial, reached: tuple[int, float]) -> bool
 
 
 def from_main(world: World, value: T) -> T:
-    """Broadcast rank 0's value. Only rank 0 reads the other trials' folders, because they change meanwhile."""
+    """Broadcast rank 0's value. Only it reads the other trials' folders, which may change at any time."""
     shared: Any = world.broadcast_object(value)
     return cast(T, shared)
