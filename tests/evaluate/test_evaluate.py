@@ -73,7 +73,7 @@ def test_unfinished_run_is_evaluated_at_its_selected_checkpoint(run: Path, tmp_p
         def all_gather_object(self, value: Any) -> list[Any]:
             return [value, (value[0], value[1] + 1)]
 
-    with pytest.raises(UserError, match="another checkpoint while the ranks opened it; rerun"):
+    with pytest.raises(UserError, match="replaced the checkpoint while it was being loaded; rerun"):
         load_same_on_all_ranks(parse_options([str(tmp_path / "begun")]), Behind(torch.device("cpu")))
 
 
