@@ -248,7 +248,7 @@ def test_incompatible_resume_fails(faces: Path, tmp_path: Path, capsys: pytest.C
     capsys.readouterr()
     status, page = check({**values, "epochs": "2", "batch_size": "32"}, capsys)
     assert status == 2
-    assert "batch_size was 16 in the checkpoint, is 32 now" in page["run folder"][1]
+    assert "batch_size was 16 in the checkpoint but is 32 now" in page["run folder"][1]
     status, page = check({**values, "epochs": "2"}, capsys)
     assert status < 2
     assert "contains a run with 1 finished epochs (will resume)" in page["run folder"][1]
