@@ -101,7 +101,7 @@ def test_threshold_never_reached_is_found() -> None:
     seen = found(run_of(6, **low))["threshold never met"]
     assert seen.severity is Severity.WARNING
     assert "the constant T_c for 6 of 6 epochs" in seen.message and "0 of 18 cases" in seen.message
-    assert "the highest class mean is now 0.58, of happy" in seen.message
+    assert "the highest class mean is now 0.58 (happy)" in seen.message
     assert "class_distributions.threshold = 0.4," in seen.hint, "happy and sad reach it, half of three classes and more"
     assert found(run_of(5, **low)) == {}, "two epochs are no time"
     once = {"classes_at_threshold": 1, "class_mean_target_prob": [0.31, 0.72, 0.4]}
