@@ -80,8 +80,10 @@ def check_batch(config: Config, world: World, dataset: DatasetInfo) -> Finding:
         return Finding("batch", Severity.ERROR, error.message, error.hint)
     text = f"{config.batch_size} samples over {plural(world.size, 'rank')}"
     if most < world.size:
-        text += f", but {dataset.train:,} training samples give a batch of only {smallest}, fewer than "
-        text += f"{MIN_SAMPLES_PER_RANK} per rank"
+        text += (
+            f", but {dataset.train:,} training samples give a batch of only {smallest}, fewer than "
+            f"{MIN_SAMPLES_PER_RANK} per rank"
+        )
         raised = "raise batch_size or " if sum(dataset.batches) >= MIN_SAMPLES_PER_RANK * world.size else ""
         return Finding("batch", Severity.ERROR, text, f"{raised}start fewer ranks")
     sizes = sorted({smallest // world.size, -(-max(dataset.batches) // world.size)})
