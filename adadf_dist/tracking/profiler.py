@@ -45,7 +45,7 @@ class StepProfiler:
         finished.stop()
         if finished.step_num <= SKIP_STEPS + WARMUP_STEPS:
             skipped = SKIP_STEPS + WARMUP_STEPS
-            text = f"no profile written: profiling starts after the first {skipped} steps, but the run ended before"
+            text = f"no profile written: runtime.profile_steps skips the first {skipped} steps, but the run ended early"
             logger.warning(text)
 
     def _write(self, finished: profile) -> None:

@@ -139,7 +139,7 @@ def test_diverging_auxiliary_branch_is_found() -> None:
         return [record(epoch, cross_entropy=value) for epoch, value in enumerate(values, start=1)]
 
     seen = found(losses(1.5, 1.0, 1.02, 1.05, 1.1))["auxiliary branch diverging"]
-    assert "rose 3 epochs in a row, to 1.100 from 1.000" in seen.message
+    assert "rose 3 epochs in a row, from a minimum of 1.000 to 1.100" in seen.message
     assert found(losses(1.5, 1.0, 1.02, 1.05, 1.09)) == {}, "not by a tenth"
     assert found(losses(1.5, 1.0, 1.2, 1.1, 1.3)) == {}, "up and down"
     assert found(losses(1.0, 1.05, 1.1)) == {}, "twice"
