@@ -48,10 +48,10 @@ class TrainState:
     history: SampleHistoryRecorder
     progress: TrainingProgress
     passes: dict[str, SplitPass] = field(default_factory=dict)
-    """Predictions of the last epoch's model by split, kept so that the final test need not repeat them."""
+    """Evaluation passes of the last epoch's model by split name, kept so that the final test can reuse them."""
 
     def observe(self, batch: Batch, output: Output, losses: Losses) -> None:
-        """Record a step in class sums, history and progress, without moving data off the device."""
+        """Add a step to the class sums, sample history and progress, without copying data from the device."""
         rows = batch.flatten_crops()
         if not self.classes.needs_extra_pass:
             self.classes.observe(output.auxiliary_logits, rows.labels, 1 / batch.num_crops)
@@ -62,9 +62,9 @@ class TrainState:
 
 @dataclass(frozen=True)
 class Stopped:
-    """Outcome of a run, or of an epoch, that ended early on SIGTERM, SIGINT or SIGHUP, or `World.request_stop`.
+    """Outcome of a run or epoch that was stopped early by SIGTERM, SIGINT, SIGHUP or `World.request_stop`.
 
-    Its state is saved, also in mid-epoch: `run` with the same configuration resumes.
+    The state is saved, even in mid-epoch: call `run` with the same configuration to resume.
     """
 
 
@@ -124,7 +124,7 @@ def train_epochs(
 
 
 def train_epoch(context: RunContext, state: TrainState, checkpoints: CheckpointManager) -> dict[str, float] | Stopped:
-    """Train the rest of the current epoch. Returns its mean losses, image rate and waiting fraction."""
+    """Train the rest of the current epoch; return its mean losses, image rate and fraction of time waiting for data."""
     config, world, data, log = context.config, context.world, context.data, context.log
     engine, progress = state.engine, state.progress
     ramp = ramp_weights(progress.epoch + 1, config.loss.epoch_threshold)
@@ -159,7 +159,10 @@ def train_epoch(context: RunContext, state: TrainState, checkpoints: CheckpointM
 
 
 def collect_class_distributions(context: RunContext, state: TrainState) -> None:
-    """Compute equation 4 in an extra pass as in the paper's code: augmented training samples, evaluation mode."""
+    """Compute the class means (eq 4) in an extra pass over augmented training samples in evaluation mode.
+
+    The paper's code does the same.
+    """
     data, epoch = context.data, state.progress.epoch
     state.engine.sync_for_eval()
     batches = data.class_distribution_batches(epoch)
@@ -169,7 +172,7 @@ def collect_class_distributions(context: RunContext, state: TrainState) -> None:
 
 
 def finish_epoch(context: RunContext, state: TrainState, training: Mapping[str, float]) -> dict[str, object]:
-    """Finalize the epoch: class distributions, evaluation, record. Collective: every rank must call this."""
+    """Update class distributions, evaluate, and return the epoch's record. Collective: every rank must call this."""
     config, world, data = context.config, context.world, context.data
     engine, progress = state.engine, state.progress
     # --- class distributions and evaluation
@@ -196,7 +199,10 @@ def finish_epoch(context: RunContext, state: TrainState, training: Mapping[str, 
 
 
 def evaluate_epoch(context: RunContext, state: TrainState, split: Split) -> Metrics:
-    """Evaluate the epoch's model; also keep the last epoch's predictions. Collective: every rank must call this."""
+    """Evaluate the epoch's model on a split; keep the results if the epoch is the last.
+
+    Collective: every rank must call this.
+    """
     batches = context.data.eval_batches(split)
     if state.progress.epoch + 1 < context.config.epochs:
         return evaluate(state.engine, batches, split, context.world)

@@ -1,4 +1,4 @@
-"""Command line of the preflight checks: `python -m adadf_dist.check` with the options of the run. See --help."""
+"""Command line of the preflight checks: `python -m adadf_dist.check` takes the same options as the training run."""
 
 from __future__ import annotations
 
@@ -50,17 +50,17 @@ Lines of the report:
   clocks       clock offsets between hosts
   control      latency of a control-group barrier
   all-reduce   gradient all-reduce of a small and a large message
-  shards       whether every rank can read the dataset; of a remote one, a few megabytes are downloaded
-  schedule     steps of the run, and settings that make no sense for its length
-  reading      random samples, read and decoded by one process
+  shards       whether every rank can read the dataset; downloads a few megabytes if it is remote
+  schedule     number of steps in the run, and settings that do not suit its length
+  reading      how fast one process reads and decodes random samples
   loader       samples per second of the data loader, as in training
-  batch        slices of the global batch per rank, and the maximum number of ranks
+  batch        samples of the global batch per rank, and the maximum number of ranks
   run folder   writable, shared by all nodes, enough space for checkpoints; its current content
   step         one training step with the configured batch, without runtime.compile
   memory       peak memory of the step
   time         estimated time of an epoch and of the run, from the step and the loader
 
-Each line starts with ok, warning or error, followed by a suggested fix.
+Each line starts with ok, warning or error. If there is a suggested fix, it follows on the next line.
 Exit status: 0 ok, 1 warnings, 2 errors. (torchrun exits with 1 for any non-zero status.)
 It trains nothing, generates no samples, and leaves no files behind.
 All configuration keys: python -m adadf_dist.train --help"""
@@ -70,7 +70,7 @@ TIMEOUT_S = 120.0
 
 
 def run(config: Config) -> Severity:
-    """Print the report on rank 0. Returns the worst status there, and `OK` on the other ranks."""
+    """Run all checks and print the report on rank 0. Returns the worst severity on rank 0, and `OK` on other ranks."""
     report = CheckReport(printed=rank_from_env() == 0)
     try:
         with init_world(min(config.runtime.timeout_s, TIMEOUT_S), finish_steps=False) as world:

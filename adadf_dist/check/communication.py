@@ -1,4 +1,4 @@
-"""Measure communication: barriers on the control group, all-reduce on the device's group."""
+"""Measure communication between ranks: barrier latency on the control group, all-reduce speed between devices."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from adadf_dist.training.synthetic_step import synchronize
 DECISIONS = 30
 SLOW_DECISION_S = 0.02
 SMALL, LARGE = 2**12, 2**26
-"""Sizes of the two messages in bytes."""
+"""Sizes in bytes of the small and the large message in the all-reduce measurement."""
 BUDGET_S = 3.0
 MOST_ROUNDS = 20
 
@@ -39,7 +39,7 @@ def check_communication(world: World) -> Iterator[Finding]:
 
 
 def all_reduce_seconds(world: World, size: int) -> float:
-    """Return the median seconds of an all-reduce of `size` bytes on the slowest rank.
+    """Return the median time in seconds of an all-reduce of `size` bytes, on the slowest rank.
 
     Collective: every rank must call this.
     """

@@ -1,4 +1,4 @@
-"""Check the dataset: availability on every rank, and read and loader rates."""
+"""Check the dataset: whether every rank can open it, and how fast samples are read, decoded and loaded."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ PROBE_BYTES = 2**23
 
 
 class DatasetInfo(NamedTuple):
-    """Dataset of a run."""
+    """Size of a run's dataset."""
 
     classes: int
     train: int
@@ -52,18 +52,18 @@ class DatasetInfo(NamedTuple):
     is_local: bool = False
     """Whether the dataset is on this node's disk."""
     test: int | None = None
-    """Number of test samples, if known yet."""
+    """Number of test samples; None if not known yet."""
 
 
 class ReadRate(NamedTuple):
     samples: int
     megabytes_per_s: float
     samples_per_s: float
-    """Samples per second that one process reads and decodes."""
+    """Number of samples that one process reads and decodes per second."""
 
 
 def inspect_dataset(config: Config, world: World) -> tuple[DatasetInfo | None, Finding]:
-    """Return the dataset info (None on error) and its report line. Collective: every rank must call this."""
+    """Return the size of the dataset (None on error) and its report line. Collective: every rank must call this."""
     shards = config.data.shards
     if not shards:
         hint = "pass a dataset folder written by `python -m shards.build`"
@@ -91,7 +91,7 @@ def inspect_dataset(config: Config, world: World) -> tuple[DatasetInfo | None, F
 
 
 def inspect_local_dataset(config: Config, world: World) -> DatasetInfo:
-    """Open the splits on this rank as training does. Raises `UserError`."""
+    """Open the splits on this rank as training does, and return their sizes. Raises `UserError` if this fails."""
     data = open_splits(config, local_path(config.data.shards), (world.rank, world.size), world.device)
     with closing(data.loader):
         sizes = batch_sizes(config, data.train_split.labels)
@@ -109,7 +109,7 @@ def describe(dataset: DatasetInfo) -> str:
 
 
 def inspect_remote_dataset(config: Config, world: World) -> tuple[DatasetInfo | None, Finding]:
-    """Check a remote dataset on each node: read dataset.json and a few megabytes of a tar.
+    """Check a remote dataset from each node by reading dataset.json and a few megabytes of a tar.
 
     Collective: every rank must call this.
     """
@@ -131,7 +131,7 @@ def inspect_remote_dataset(config: Config, world: World) -> tuple[DatasetInfo | 
 
 
 def probe(config: Config) -> tuple[tuple[int, ...], int, int, float] | str:
-    """Return (training samples per class, validation samples, bytes of all tars, MB/s), or a one-line error."""
+    """Return (training samples per class, validation samples, bytes of all tars, MB/s), or an error message."""
     try:
         remote = Remote(config.data.shards.rstrip("/"), QUICK_RETRY_POLICY)
         with tempfile.TemporaryDirectory() as folder:
@@ -154,7 +154,7 @@ def probe(config: Config) -> tuple[tuple[int, ...], int, int, float] | str:
 
 
 def check_schedule(config: Config, dataset: DatasetInfo) -> list[Finding]:
-    """Return one line per setting that makes no sense for the length of the run, or a single ok line."""
+    """Return a warning for each setting that does not suit the length of the run, or an ok line if there is none."""
     steps_per_epoch = len(dataset.batches)
     problems = find_problems(config, steps_per_epoch)
     if not problems:
@@ -163,19 +163,19 @@ def check_schedule(config: Config, dataset: DatasetInfo) -> list[Finding]:
 
 
 def check_read_rate(config: Config, world: World, labels: Sequence[str]) -> Finding:
-    """Measure reading and decoding of random samples, one process per rank. Collective: every rank must call this."""
+    """Measure how fast each rank reads and decodes random samples. Collective: every rank must call this."""
     found = gather_probe(world, lambda: measure_read_rate(config, world.rank))
     for reason, where in group_failures(found, labels).items():
         return Finding("reading", Severity.ERROR, f"on {format_nodes(where)}: {reason}")
     rates = [rate for rate in found if isinstance(rate, ReadRate)]
     slowest = min(rates, key=lambda rate: rate.samples_per_s)
-    text = f"{slowest.samples} random samples: read at {slowest.megabytes_per_s:,.0f} MB/s (including the page cache), "
+    text = f"{slowest.samples} random samples: read at {slowest.megabytes_per_s:,.0f} MB/s (may be cached), "
     text += f"read and decoded at {slowest.samples_per_s:,.0f} samples/s per process"
     return ok("reading", text + (", on the slowest rank" if world.size > 1 else ""))
 
 
 def measure_read_rate(config: Config, rank: int) -> ReadRate:
-    """Measure the read rate on this rank. Raises `UserError` with the key of a sample that fails to decode."""
+    """Measure the read rate on this rank. Raises `UserError` naming a sample that fails to decode."""
     split = open_dataset(local_path(config.data.shards), streamed_splits(config.data)).split("train")
     samples = np.random.default_rng().permutation(len(split))[:MAX_SAMPLES].tolist()
     count, size, reading, began = 0, 0, 0.0, time.perf_counter()
@@ -187,7 +187,8 @@ def measure_read_rate(config: Config, rank: int) -> ReadRate:
             decode_image(encoded)
         except InvalidImageError as reason:
             raise UserError(
-                f"sample {split.keys[sample]} of {split.folder}: {reason}; python -m shards.verify lists bad samples"
+                f"sample {split.keys[sample]} of {split.folder}: {reason}; run python -m shards.verify to list all bad "
+                "samples"
             ) from None
         count, size = count + 1, size + len(encoded)
         if time.perf_counter() - began > READ_S:
@@ -211,7 +212,7 @@ def check_loader(config: Config, world: World, labels: Sequence[str]) -> tuple[f
 
 
 def measure_loader_rate(config: Config, world: World) -> float:
-    """Return this rank's samples per second after the first batch."""
+    """Return how many samples per second this rank loads, measured after the first batch."""
     data = open_splits(config, local_path(config.data.shards), (world.rank, world.size), world.device)
     with closing(data.loader):
         batches = data.train_batches(0)
@@ -230,6 +231,6 @@ def measure_loader_rate(config: Config, world: World) -> float:
 
 
 def with_largest_batch(config: Config, dataset: DatasetInfo, world: World) -> Config:
-    """Return the config for measuring a step: not compiled, with the largest batch of an epoch of this dataset."""
+    """Return the config for measuring a step: without compilation, and with the largest batch of the first epoch."""
     largest = max(*dataset.batches, MIN_SAMPLES_PER_RANK * world.size)
     return override(config, {"runtime.compile": "off", "batch_size": largest})

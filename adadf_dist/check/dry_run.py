@@ -27,7 +27,7 @@ from adadf_dist.training.synthetic_step import SyntheticTrainer
 
 
 def dry_run(argv: Sequence[str]) -> None:
-    """Print the plan of a command line on rank 0. Raises `UserError` wherever the run itself would."""
+    """Print on rank 0 what a run with this command line would do. Raises `UserError` if the run would."""
     config = parse_cli(argv)
     origin, base = base_config(argv)
     with init_world(config.runtime.timeout_s, finish_steps=False) as world:
@@ -53,7 +53,7 @@ def print_row(world: World, name: str, text: str) -> None:
 
 
 def config_diff(config: Config, base: Config, origin: str) -> Iterator[tuple[str, str]]:
-    """Yield the keys that differ from `base`, which is named `origin`."""
+    """Yield a row for each key whose value differs from `base`; `origin` names `base` in the output."""
     base_values = dict(flatten(to_dict(base)))
     for key, value in flatten(to_dict(config)):
         if value != base_values[key] and key != "out":
@@ -82,7 +82,7 @@ def describe_folder(config: Config) -> Iterator[tuple[str, str]]:
 
 
 def measure_step(config: Config, dataset: DatasetInfo, world: World) -> Iterator[tuple[str, str]]:
-    """Measure parameters, memory and time with steps on random images. Collective: every rank must call this."""
+    """Yield rows on parameters, memory and time of a step on random images. Collective: every rank must call this."""
     config = with_largest_batch(config, dataset, world)
     trainer = SyntheticTrainer(config, dataset.classes, world)
     parameters = list(trainer.engine.model.parameters())
@@ -108,7 +108,7 @@ def measure_step(config: Config, dataset: DatasetInfo, world: World) -> Iterator
 
 
 def activation_bytes(trainer: SyntheticTrainer) -> int:
-    """Return the bytes that autograd keeps between forward and backward pass of a step, excluding weights."""
+    """Return the bytes that autograd stores between the forward and backward passes of a step, excluding weights."""
     own = {p.untyped_storage().data_ptr() for p in trainer.engine.model.parameters()}
     stored: dict[int, int] = {}
 

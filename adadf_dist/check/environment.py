@@ -1,4 +1,4 @@
-"""Check the environment: versions, hosts, devices, threads, clocks."""
+"""Check the environment: versions, hosts, devices, threads and clocks."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class RankInfo(NamedTuple):
     """Properties of one rank."""
 
     label: str
-    """HOST (rank R)."""
+    """Name of the rank in the report, of the form HOST (rank R)."""
     host: str
     local_rank: int
     device: str
@@ -44,11 +44,11 @@ class RankInfo(NamedTuple):
     memory: int
     """Total memory of this rank's node, in bytes."""
     no_workers: UserError | None = None
-    """Why worker processes cannot start on its node; None if they can."""
+    """Why worker processes cannot start on this rank's node; None if they can."""
 
 
 def gather_rank_info(world: World) -> list[RankInfo]:
-    """Gather info from all ranks. Collective: every rank must call this. Collective: every rank must call this."""
+    """Gather info from all ranks. Collective: every rank must call this."""
     host, gpus = socket.gethostname(), torch.cuda.device_count()
     device = torch.cuda.get_device_name(world.device) if world.device.type == "cuda" else world.device.type
     return world.all_gather_object(
@@ -77,7 +77,7 @@ def why_no_workers() -> UserError | None:
 
 
 def nodes_of(ranks: Sequence[RankInfo]) -> list[list[RankInfo]]:
-    """Group the ranks by node. A node starts with its local rank 0."""
+    """Group the ranks by node: each local rank 0 begins a new node."""
     nodes: list[list[RankInfo]] = []
     for rank in ranks:
         if rank.local_rank == 0 or not nodes:
@@ -87,7 +87,7 @@ def nodes_of(ranks: Sequence[RankInfo]) -> list[list[RankInfo]]:
 
 
 def check_versions(config: Config, world: World) -> Iterator[Finding]:
-    """Compare versions and settings of all nodes. Collective: every rank must call this."""
+    """Compare the versions and settings of all nodes. Collective: every rank must call this."""
     for name, problem in (
         ("versions", find_version_mismatch(world)),
         ("settings", find_config_mismatch(config, world)),
@@ -112,7 +112,7 @@ def judge_ranks(ranks: Sequence[RankInfo]) -> Finding:
     idle = [node[0].host for node in nodes if len(node) < node[0].gpus]
     if idle:
         gpus = nodes[0][0].gpus
-        hint = f"--nproc_per_node {gpus} uses them all"
+        hint = f"start with --nproc_per_node {gpus} to use all of them"
         return warning("ranks", f"{text}; unused GPUs on {format_nodes(idle)}", hint)
     without_gpu = [node[0].host for node in nodes if node[0].gpu_not_visible]
     if without_gpu:
@@ -142,7 +142,7 @@ def check_threads(ranks: Sequence[RankInfo], workers: int) -> Finding:
         if node[0].device != "cpu":
             if workers * len(node) > cores:
                 more = f"{text}; {node[0].host} has too few cores for {workers * len(node)} workers"
-                return warning("threads", more, f"--data.num_workers {fair}")
+                return warning("threads", more, f"pass --data.num_workers {fair}")
         elif computing > max(cores, len(node)):
             more = f"{text}; {computing} threads oversubscribe {plural(cores, 'core')} on {node[0].host}"
             return warning("threads", more, f"set OMP_NUM_THREADS={fair}")
@@ -153,7 +153,7 @@ def check_threads(ranks: Sequence[RankInfo], workers: int) -> Finding:
 
 
 def clock_offsets(world: World, clock: Callable[[], float] = time.time) -> list[float]:
-    """Return the seconds by which each rank's clock is ahead of rank 0's, including the latency of one message.
+    """Return how many seconds each rank's clock is ahead of rank 0's, including the latency of one message.
 
     Collective: every rank must call this.
     """
@@ -172,5 +172,5 @@ def check_clocks(offsets: Sequence[float], labels: Sequence[str]) -> Finding:
     if apart <= MAX_CLOCK_SKEW_S:
         return ok("clocks", f"within {max(apart, 0.001):.3f} s of rank 0")
     direction = "ahead of" if offsets[worst] > 0 else "behind"
-    text = f"{labels[worst]} is {apart:.1f} s {direction} rank 0's"
+    text = f"the clock of {labels[worst]} is {apart:.1f} s {direction} rank 0's"
     return warning("clocks", text, "synchronize clocks with NTP: logs and remote storage depend on them")

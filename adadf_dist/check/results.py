@@ -1,4 +1,4 @@
-"""The report: one line per check with its status, printed by rank 0 as soon as it is known."""
+"""Preflight report: one line per check with its status, printed by rank 0 as soon as the check finishes."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ T = TypeVar("T")
 
 
 class ProbeFailure(NamedTuple):
-    """A check that failed on a rank, with a one-line reason."""
+    """Result of a check that failed on a rank, with a one-line reason."""
 
     reason: str
 
 
 class CheckReport:
     def __init__(self, printed: bool) -> None:
-        """`printed`: on rank 0."""
+        """Start an empty report. `printed`: whether to print it, which is True on rank 0 only."""
         self.printed = printed
         self.findings: list[Finding] = []
         self.current = "start"
@@ -45,7 +45,7 @@ class CheckReport:
         return worst_severity(self.findings)
 
     def close(self) -> None:
-        """Print the summary line."""
+        """Print the last line of the report, which says whether the run is ready to train."""
         outcome = (
             "ready to train",
             "ready to train, with warnings",
@@ -61,10 +61,10 @@ def format_finding(finding: Finding) -> str:
 
 
 def gather_probe(world: World, probe: Callable[[], T]) -> list[T | ProbeFailure]:
-    """Return the result of `probe` on each rank, or why it failed, in rank order.
+    """Run `probe` on every rank; return all results in rank order, with a `ProbeFailure` where it failed.
 
-    Collective: every rank must call this. `probe` itself must not call collectives, so that
-    a failure on one rank does not block the others.
+    Collective: every rank must call this. `probe` itself must not call collectives, so that a failure on one rank does
+    not block the others.
     """
     try:
         found: T | ProbeFailure = probe()
@@ -79,7 +79,7 @@ def describe_error(error: BaseException) -> str:
 
 
 def group_failures(found: Iterable[object], ranks: Iterable[str]) -> dict[str, list[str]]:
-    """Group failures: reason -> the ranks on which a check failed for it."""
+    """Return the failure reasons in `found`, each with the names of the ranks on which it occurred."""
     reasons: dict[str, list[str]] = {}
     for outcome, rank in zip(found, ranks, strict=True):
         if isinstance(outcome, ProbeFailure):

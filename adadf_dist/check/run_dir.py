@@ -1,4 +1,4 @@
-"""Check the run folder: writable, shared by all nodes, enough free space, and its current content."""
+"""Check that the run folder is writable, shared by all nodes and large enough, and describe its current content."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from adadf_dist.findings import Finding, Severity, ok, warning
 from adadf_dist.training.consistency import find_unshared_run_dir
 
 EXTRA_CHECKPOINTS = 2
-"""Checkpoints besides the newest ones: that of the selected epoch, and the one being written."""
+"""Number of checkpoints on disk besides the newest ones: the selected epoch's, and the one being written."""
 
 
 def check_folder(config: Config, world: World, num_classes: int, train_samples: int) -> Finding:
@@ -69,7 +69,7 @@ def check_run_dir_space(config: Config, folder: Path, num_classes: int, train_sa
 
 
 def describe_run_dir(config: Config, folder: Path) -> str:
-    """Summarize the content of a run folder. Raises `UserError` if a run with this configuration would be refused."""
+    """Summarize the content of a run folder. Raises `UserError` if a run with this configuration could not use it."""
     config = with_absolute_paths(config)
     check_run_folder(folder)
     if (folder / ".lock").exists():
@@ -80,7 +80,7 @@ def describe_run_dir(config: Config, folder: Path) -> str:
     if not saved:
         return "no run in it yet"
     if config.resume == "never":
-        raise ValueError(f"{folder} already contains a run and resume is never; choose another --out")
+        raise ValueError(f"{folder} already contains a run, and resume = never; choose another --out")
     content = read_checkpoint(saved[-1])
     if config.resume == "auto":
         now, finished = to_dict(config), content["progress"]["epoch"]
@@ -91,7 +91,7 @@ def describe_run_dir(config: Config, folder: Path) -> str:
 
 
 def check_same_data(config: Config, content: Mapping[str, Any]) -> None:
-    """Raise `UserError` if the local dataset differs from that of the checkpoint, as resuming would."""
+    """Raise `UserError` if the local dataset differs from the checkpoint's, in which case resuming would fail."""
     folder = local_path(config.data.shards)
     if "data" not in content or config.allow_other_data or is_remote(config.data.shards) or not folder.is_dir():
         return
@@ -112,7 +112,7 @@ def checkpoint_bytes(config: Config, num_classes: int, train_samples: int) -> in
 
 @contextmanager
 def restore_dirs(folder: Path) -> Iterator[None]:
-    """Remove empty folders on the path that did not exist before."""
+    """When the block ends, remove `folder` and its parent folders if they are empty and did not exist before."""
     missing = [path for path in (folder, *folder.parents) if not os.path.exists(path)]
     try:
         yield

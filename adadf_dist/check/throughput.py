@@ -1,4 +1,4 @@
-"""Measure a training step with the configured batch: memory, duration, and the estimated duration of the run."""
+"""Measure the duration and memory of a training step with the configured batch, and estimate the run's duration."""
 
 from __future__ import annotations
 
@@ -28,25 +28,25 @@ MOST_STEPS = 20
 SLOW_STEP_S = 15.0
 """If the first step takes longer than this, its time is the result and no further steps are timed."""
 MEMORY_WARNING_FRACTION = 0.9
-"""Fraction of memory above which little is left for evaluation and fragmentation."""
+"""Fraction of memory in use above which a warning says that too little is left for evaluation and fragmentation."""
 COMM_WARNING_FRACTION = 0.5
 """Fraction of a step spent in communication that triggers a warning."""
 
 
 class StepTiming(NamedTuple):
-    """Measurement on one rank."""
+    """Duration and memory of a training step, measured on one rank."""
 
     step_s: float
     infer_s: float
     """Seconds for the same batch in evaluation mode."""
     peak: int
-    """Peak bytes of the device (reserved by torch) or of the process."""
+    """Peak memory in bytes: GPU memory reserved by torch, or memory of the process on a CPU."""
     limit: int
-    """Memory of the device in bytes; 0 for a CPU."""
+    """Total GPU memory in bytes; 0 on a CPU."""
 
 
 def time_step(trainer: SyntheticTrainer, work: Callable[[], None]) -> float:
-    """Return the seconds of one call of `work` after a warm-up. Rank 0 determines the number of repeats.
+    """Return the mean duration in seconds of a call to `work` after a warm-up. Rank 0 chooses the number of calls.
 
     Collective over the ranks of `trainer`: every rank must call this.
     """
@@ -80,7 +80,10 @@ def check_batch(config: Config, world: World, dataset: DatasetInfo) -> Finding:
         return Finding("batch", Severity.ERROR, error.message, error.hint)
     text = f"{config.batch_size} samples over {plural(world.size, 'rank')}"
     if most < world.size:
-        text += f", but {dataset.train:,} samples make batches of {smallest}, less than {MIN_SAMPLES_PER_RANK} per rank"
+        text += (
+            f", but {dataset.train:,} training samples give a batch of only {smallest}, fewer than "
+            f"{MIN_SAMPLES_PER_RANK} per rank"
+        )
         raised = "raise batch_size or " if sum(dataset.batches) >= MIN_SAMPLES_PER_RANK * world.size else ""
         return Finding("batch", Severity.ERROR, text, f"{raised}start fewer ranks")
     sizes = sorted({smallest // world.size, -(-max(dataset.batches) // world.size)})
@@ -90,7 +93,7 @@ def check_batch(config: Config, world: World, dataset: DatasetInfo) -> Finding:
 def check_step(
     config: Config, world: World, ranks: Sequence[RankInfo], dataset: DatasetInfo
 ) -> tuple[StepTiming | None, list[Finding]]:
-    """Measure a step on each rank alone, which may fail without blocking the others, then with all ranks together.
+    """Measure a step on each rank alone, where a failure does not block other ranks, and then on all ranks together.
 
     Collective: every rank must call this. `config`: the result of `with_largest_batch`.
     """
@@ -119,7 +122,7 @@ def check_step(
 
 
 def measure_single_rank(config: Config, num_classes: int, device: torch.device, rows: int) -> StepTiming:
-    """Measure a step without communication. Raises whatever the step raises."""
+    """Measure a step on this rank alone, without communication. Lets errors of the step propagate."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
     config = override(config, {"engine": "ddp", "deepspeed.config_file": "", "batch_size": rows})
@@ -127,7 +130,7 @@ def measure_single_rank(config: Config, num_classes: int, device: torch.device, 
 
 
 def measure_trainer(trainer: SyntheticTrainer) -> StepTiming:
-    """Measure a step, the same batch in evaluation mode, and memory. Collective over the ranks of `trainer`."""
+    """Measure a training step, a pass in evaluation mode, and peak memory. Collective over the ranks of `trainer`."""
     device = trainer.world.device
     step_s, infer_s = time_step(trainer, trainer.step), time_step(trainer, trainer.infer)
     limit = torch.cuda.get_device_properties(device).total_memory if device.type == "cuda" else 0
@@ -163,7 +166,7 @@ def check_memory(measured: Sequence[StepTiming], ranks: Sequence[RankInfo]) -> F
 def estimate_duration(
     config: Config, dataset: DatasetInfo, measured: StepTiming, samples_per_s: float
 ) -> Iterator[Finding]:
-    """Estimate the duration of an epoch and of the run from step and loader rates; `samples_per_s` 0: unknown."""
+    """Estimate the duration of an epoch and of the run. `samples_per_s`: rate of the loader, 0 if unknown."""
     trained = sum(dataset.batches)
     computing = len(dataset.batches) * measured.step_s
     loading = trained / samples_per_s if samples_per_s else 0.0

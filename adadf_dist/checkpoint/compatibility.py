@@ -1,4 +1,4 @@
-"""Whether a run may resume from a checkpoint: which configuration keys may differ, and the classes."""
+"""Check whether a run can resume from a checkpoint: the configurations must be compatible and the classes equal."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ def check_config_compatible(
     only: Collection[str] = (),
     moved: Collection[str] = (),
 ) -> None:
-    """Raise `UserError` with the first key that differs but must not.
+    """Raise `UserError` naming the first configuration key that differs but must not.
 
-    `finished`: number of finished epochs of the checkpoint. `only`: keys to compare; empty: all. `moved`: keys of input
-    files that were moved but have the same content.
+    `finished`: number of epochs finished in the checkpoint. `only`: keys to compare; all keys if empty. `moved`: keys
+    of input files that have moved but have the same content.
     """
     # keys that did not exist in an older version had their default values
     before, after = {**dict(flatten(to_dict(Config()))), **upgrade_keys(saved, str(path))}, dict(flatten(now))
@@ -38,21 +38,23 @@ def check_config_compatible(
             may_differ = False
         if not may_differ and before.get(key) != after.get(key):
             raise UserError(
-                f"{path}: config mismatch: {key} was {before.get(key)} in the checkpoint, is {after.get(key)} now; "
-                f"pass --{key} {before.get(key)} to resume, or another --out for a new run"
+                f"{path}: config mismatch: {key} was {before.get(key)} in the checkpoint but is {after.get(key)} "
+                f"now; pass --{key} {before.get(key)} to resume, or start a new run with another --out"
             )
 
 
 def rates_follow_epochs(before: Mapping[str, Any], after: Mapping[str, Any], finished: int) -> bool:
-    """Return whether a different number of epochs would change learning rates: with the cosine schedule, or during a
-    warmup given as a fraction of the run that is not over after `finished` epochs."""
+    """Return whether changing the number of epochs would change the learning rates.
+
+    True with the cosine schedule, or if a warm-up given as a fraction of the run takes more than `finished` epochs.
+    """
     warmup = after["optimizer.warmup_steps"]
     under_way = isinstance(warmup, float) and finished < warmup * max(before["epochs"], after["epochs"])
     return after["optimizer.schedule"] == "cosine" or under_way
 
 
 def same_path(saved: object, now: object) -> bool:
-    """Return whether two paths may be the same file: older versions saved paths as given, possibly relative."""
+    """Return whether two paths may be the same file; older versions saved relative paths without resolving them."""
     before, after = PurePath(str(saved)), PurePath(str(now))
     if saved in NON_PATHS or before.is_absolute():
         return saved == now
@@ -63,6 +65,6 @@ def check_classes_match(saved: Mapping[str, Any], now: Preprocessing, path: Path
     classes = tuple(saved["classes"])
     if classes != now.classes:
         raise UserError(
-            f"{path}: was trained on the classes {', '.join(classes)}; the dataset has {', '.join(now.classes)}: "
-            "set data.shards to the dataset it was trained on"
+            f"{path}: trained on the classes {', '.join(classes)}, but the dataset has {', '.join(now.classes)}; "
+            "set data.shards to the dataset that the checkpoint was trained on"
         )

@@ -1,4 +1,4 @@
-"""Save and restore the complete state of a run, also after a kill and on a different number of ranks."""
+"""Save and restore the complete state of a run, even if it was killed or the number of ranks changes."""
 
 from __future__ import annotations
 
@@ -35,13 +35,13 @@ from adadf_dist.files.old_names import upgrade_fields
 logger = get_logger(__name__)
 
 ADDED_PARTS = ("data",)
-"""Parts missing in checkpoints of older versions; a run resumes without checking them."""
+"""Parts that checkpoints from older versions lack; such checkpoints still load, with a warning."""
 
 CHECKPOINT_PATTERN = re.compile(r"checkpoint-(\d{4})-(\d{6})\.pt")
 
 
 class Stateful(Protocol):
-    """State over all ranks. `state_dict` may be a collective, so every rank must call it."""
+    """Object with state to save and restore. `state_dict` may be a collective, so every rank must call it."""
 
     def state_dict(self) -> Mapping[str, object]: ...
 
@@ -49,7 +49,7 @@ class Stateful(Protocol):
 
 
 class CheckpointManager:
-    """Checkpoints of a run folder: `checkpoint-EPOCH-BATCH.pt` and `selected.pt`."""
+    """Saves and restores the checkpoints of a run folder: `checkpoint-EPOCH-BATCH.pt` and `selected.pt`."""
 
     def __init__(
         self,
@@ -72,7 +72,10 @@ class CheckpointManager:
         return self.folder / "selected.pt"
 
     def should_save(self) -> bool:
-        """Return whether a save in mid-epoch is due, by rank 0's clock. Collective: every rank must call this."""
+        """Return whether a mid-epoch checkpoint is due, by steps or rank 0's clock.
+
+        Collective: every rank must call this.
+        """
         settings = self.config.checkpoint
         by_step = settings.save_every_steps > 0 and self.progress.step % settings.save_every_steps == 0
         if by_step or not settings.save_every_minutes or self.progress.step % self.config.runtime.stop_check_steps:
@@ -83,8 +86,8 @@ class CheckpointManager:
     def save(self, skippable: bool = False) -> Path:
         """Save the state of the run atomically. Collective: every rank must call this.
 
-        If the disk is full, retries until a timeout and raises `UserError`. A `skippable` save only prints a warning;
-        the next one is tried when it is due.
+        If the disk is full, retries until a timeout and then raises `DiskFullError`. If `skippable`, logs a warning
+        and skips this checkpoint instead.
         """
         self.world.heartbeat.beat("saving a checkpoint")
         path = self.folder / f"checkpoint-{self.progress.epoch:04d}-{self.progress.batch:06d}.pt"
@@ -120,9 +123,9 @@ class CheckpointManager:
         self._prune()
 
     def restore(self) -> Path | None:
-        """Load the checkpoint selected by `resume` into every part. Returns its file, or None for a new run.
+        """Load the checkpoint that the `resume` setting selects. Returns its path, or None for a new run.
 
-        Raises `UserError` with the differing key if the run folder contains a different run.
+        Raises `UserError` if no checkpoint is valid, or if it belongs to a run with a different configuration.
         """
         found: Any = self.world.broadcast_object(self._find_resume_checkpoint() if self.world.is_main else None)
         if found is None:
@@ -147,11 +150,12 @@ class CheckpointManager:
                 continue
             if name not in content and name in ADDED_PARTS:
                 logger.warning(
-                    f"{path}: written by an older version, without a digest of the data; make sure it is the same"
+                    f"{path}: written by an older version that did not record a digest of the data; make sure that "
+                    "the data has not changed"
                 )
                 continue
             if name not in content:
-                raise UserError(f"{path}: has no {name}; not a checkpoint of a compatible run")
+                raise UserError(f"{path}: not a checkpoint of a compatible run (it contains no {name} state)")
             part.load_state_dict(content[name])
         for key, value in upgrade_fields(content["progress"]).items():
             setattr(self.progress, key, value)
@@ -162,8 +166,11 @@ class CheckpointManager:
         self.progress.best_epoch, self.progress.best_accuracy = best  # type: ignore[misc]
 
     def _restore_selected(self, path: Path) -> None:
-        """Ensure that `selected.pt` is from the best epoch so far; after a kill, a corrupt file or a start from another
-        folder, it can be older or missing. If the best epoch's checkpoint is lost, warn and restart the selection."""
+        """Ensure that `selected.pt` is the checkpoint of the best epoch so far.
+
+        It can be outdated or missing after a kill, after falling back from a corrupt checkpoint, or when starting from
+        another folder. If the best epoch's checkpoint is lost, warn and select among later epochs only.
+        """
         best = self.progress.best_epoch
         for candidate in (self.selected_path, path, path.with_name("selected.pt")):
             if best and candidate.exists() and completed_epochs(candidate) == best:
@@ -173,13 +180,13 @@ class CheckpointManager:
                 return
         if best:
             logger.warning(
-                f"{self.selected_path}: best checkpoint (epoch {best}) is missing; "
-                "selection restarts from the next epoch"
+                f"{self.selected_path}: the checkpoint of the best epoch ({best}) is missing; "
+                "the best epoch will be selected from the remaining epochs"
             )
             self.progress.best_epoch, self.progress.best_accuracy = 0, -1.0
 
     def _check_finite(self, weights: Mapping[str, torch.Tensor]) -> None:
-        """Raise `UserError` for non-finite weights, which a finite loss with non-finite gradients can cause."""
+        """Raise `UserError` if any weight is not finite: gradients can be non-finite even if the loss is finite."""
         for name, weight in weights.items():
             if not torch.isfinite(weight).all():
                 raise UserError(
@@ -195,7 +202,10 @@ class CheckpointManager:
         return sorted((p for p in self.folder.iterdir() if CHECKPOINT_PATTERN.fullmatch(p.name)), reverse=True)
 
     def _find_resume_checkpoint(self) -> tuple[str, str] | None:
-        """Return (path, "") to load, ("", message) on an error, None for a new run. Called on rank 0 only."""
+        """Return (path, "") of a checkpoint to load, ("", message) on an error, or None for a new run.
+
+        Called on rank 0 only.
+        """
         resume = self.config.resume
         if resume not in ("auto", "never"):
             return resume, ""

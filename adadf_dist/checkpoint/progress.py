@@ -1,4 +1,4 @@
-"""Progress of a run."""
+"""Training progress of a run, as saved in its checkpoints."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ from adadf_dist.config.learning_rate import Position
 
 @dataclass
 class TrainingProgress:
-    """Progress of a run, and its epoch records so far."""
+    """How far a run has trained, and its epoch records so far."""
 
     epoch: int = 0
     """Number of finished epochs."""
     batch: int = 0
     """Number of finished batches in the current epoch."""
     step: int = 0
-    """Number of finished steps."""
+    """Number of finished training steps over all epochs."""
     best_epoch: int = 0
-    """Epoch (from 1) with the best validation accuracy so far; 0: none yet. The earlier epoch wins ties."""
+    """Epoch (from 1) with the best validation accuracy so far; the earlier one if tied, 0 if none has finished."""
     best_accuracy: float = -1.0
     seconds: float = 0.0
     """Time spent in finished training passes, including those before a resume."""
@@ -26,11 +26,11 @@ class TrainingProgress:
     """One record per finished epoch, as in metrics.jsonl."""
 
     def position(self, num_batches: int) -> Position:
-        """Return the position of the next step, in an epoch with `num_batches` batches."""
+        """Return the position of the next training step in the run, given the number of batches per epoch."""
         return Position(self.epoch, self.step, self.epoch + self.batch / num_batches, num_batches)
 
     def last_position(self, num_batches: int) -> Position:
-        """Return the position of the last step, in an epoch with at least one finished batch."""
+        """Return the position of the last finished training step. The epoch must have a finished batch."""
         return Position(self.epoch, self.step - 1, self.epoch + (self.batch - 1) / num_batches, num_batches)
 
     def finish_epoch(self, accuracy: float, record: dict[str, object]) -> None:

@@ -11,7 +11,7 @@ from adadf_dist.errors import RunDirLockedError, UserError
 from adadf_dist.files.locks import exclusive_lock
 
 MARKERS = (".lock", "checkpoints", "run_info.json", "run.json")
-"""A folder with one of these is a run folder."""
+"""Names of files and folders that identify a run folder; any one of them is enough."""
 RUN_FILES = (
     "config.yaml",
     "data.json",
@@ -21,18 +21,18 @@ RUN_FILES = (
     "result.json",
     "status.json",
 )
-"""Files that a run writes; in other folders they belong to the user."""
+"""Files that a run writes or replaces. In a folder that is not a run folder, they belong to the user."""
 
 
 def check_run_folder(folder: Path) -> None:
     """Raise `UserError` if a run would replace files in a folder that is not a run folder.
 
-    Other files, such as launcher logs and notes, are allowed.
+    Files with other names, such as launcher logs and notes, are allowed.
     """
     if any((folder / marker).exists() for marker in MARKERS):
         return
     if (folder / MANIFEST).is_file():
-        raise UserError(f"out: {folder} is a dataset folder ({MANIFEST}); choose another --out")
+        raise UserError(f"out: {folder} is a dataset folder (it contains {MANIFEST}); choose another --out")
     found = [name for name in RUN_FILES if (folder / name).is_file()]
     if found:
         raise UserError(
@@ -43,7 +43,7 @@ def check_run_folder(folder: Path) -> None:
 
 @contextmanager
 def lock_run_dir(folder: Path) -> Iterator[None]:
-    """Create the run folder and lock it against other runs. Raises `UserError`."""
+    """Create the run folder and lock it against other runs. Raises `UserError` if another run has locked it."""
     with exclusive_lock(folder / ".lock", "out") as locked:
         if not locked:
             raise RunDirLockedError(f"out: {folder} is locked by another run; stop it, or choose another --out")

@@ -23,7 +23,7 @@ CHECKPOINT_VERSION = 1
 def save_checkpoint(content: Mapping[str, object], path: Path) -> None:
     """Write a checkpoint atomically and flush it to disk.
 
-    Raises `DiskFullError` for a full disk and `UserError` for other errors; an existing file is then unchanged.
+    Raises `DiskFullError` if the disk is full and `UserError` for other errors; an existing file is left unchanged.
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -44,7 +44,7 @@ def save_checkpoint(content: Mapping[str, object], path: Path) -> None:
 
 
 def is_disk_full(error: BaseException | None) -> bool:
-    """Return whether a write failed because the disk is full, also if torch wrapped the system error."""
+    """Return whether a write failed because the disk is full, even if torch wrapped the system error."""
     while error is not None:
         if isinstance(error, OSError) and error.errno in DISK_FULL:
             return True
@@ -53,7 +53,7 @@ def is_disk_full(error: BaseException | None) -> bool:
 
 
 def free_bytes(folder: Path) -> int:
-    """Return the free bytes on the folder's disk; 0 if unknown."""
+    """Return the number of free bytes on the folder's disk; 0 if unknown."""
     try:
         return shutil.disk_usage(folder).free
     except OSError:
@@ -61,7 +61,7 @@ def free_bytes(folder: Path) -> int:
 
 
 def tensor_bytes(content: object) -> int:
-    """Return the total size of tensors in nested content, which is nearly the size of the checkpoint."""
+    """Return the total bytes of the tensors in nested mappings, which is close to the size of the checkpoint file."""
     if isinstance(content, torch.Tensor):
         return content.numel() * content.element_size()
     if isinstance(content, Mapping):
@@ -70,7 +70,7 @@ def tensor_bytes(content: object) -> int:
 
 
 def link_atomically(path: Path, name: Path) -> None:
-    """Hard-link a finished file to a second name, replacing an existing file. Copies if links are unsupported."""
+    """Hard-link the file `path` to a second `name`, replacing any existing file; copy if links are unsupported."""
     with atomic_write(name) as partial:
         partial.unlink(missing_ok=True)
         try:
@@ -80,9 +80,9 @@ def link_atomically(path: Path, name: Path) -> None:
 
 
 def read_checkpoint(path: Path | str) -> dict[str, Any]:
-    """Read a checkpoint with plain data and tensors only. Raises `UserError` for anything else.
+    """Read a checkpoint, which may contain only plain data and tensors. Raises `UserError` for any other file.
 
-    Verifies all checksums: torch alone would load a checkpoint with flipped bits.
+    Verifies all checksums, because `torch.load` alone accepts files with flipped bits.
     """
     try:
         with zipfile.ZipFile(path) as archive:
@@ -91,10 +91,10 @@ def read_checkpoint(path: Path | str) -> dict[str, Any]:
     except FileNotFoundError:
         raise UserError(f"{path}: no such checkpoint") from None
     except IsADirectoryError:
-        raise UserError(f"{path}: is a folder; pass a checkpoint file in it") from None
+        raise UserError(f"{path}: is a folder; pass one of the checkpoint files in it") from None
     except pickle.UnpicklingError:
         raise UserError(
-            f"{path}: contains pickled objects, which are not loaded; not a checkpoint of adadf_dist"
+            f"{path}: contains pickled objects, which could run code when loaded; not a checkpoint of adadf_dist"
         ) from None
     except zipfile.BadZipFile as error:
         raise UserError(f"{path}: truncated or not a checkpoint ({error})") from None
@@ -106,7 +106,7 @@ def read_checkpoint(path: Path | str) -> dict[str, Any]:
         raise UserError(f"{path}: not a checkpoint of adadf_dist")
     if content["version"] > CHECKPOINT_VERSION:
         raise UserError(
-            f"{path}: written by a newer version (format {content['version']}, this one reads "
+            f"{path}: written by a newer version (format {content['version']}, but this version reads up to "
             f"{CHECKPOINT_VERSION}); upgrade adadf_dist"
         )
     parts = {"config", "preprocessing", "progress", "rng"}
@@ -116,7 +116,7 @@ def read_checkpoint(path: Path | str) -> dict[str, Any]:
 
 
 def completed_epochs(path: Path) -> int:
-    """Return the finished epochs of a checkpoint; -1 in mid-epoch, or if the file is not a checkpoint."""
+    """Return the number of epochs finished in a checkpoint; -1 for a mid-epoch or invalid checkpoint."""
     try:
         progress = read_checkpoint(path)["progress"]
     except UserError:

@@ -27,21 +27,21 @@ class TrainedModel(NamedTuple):
     """The trained network of a checkpoint, with its metadata."""
 
     model: DualBranch
-    """In evaluation mode, on the CPU; with averaged weights if the run used EMA."""
+    """Network in evaluation mode, on the CPU; with averaged weights if the run used EMA."""
     preprocessing: Preprocessing
     """Preprocessing from stored images to network input, and the class names in the order of the logits."""
     config: Config
     """Configuration of the run, with `auto` resolved."""
     class_distributions: Tensor
-    """[C, C] float64, D of eq 5 at the end of the epoch; row c is for class c."""
+    """[C, C] float64, class distributions D (eq 5) at the end of the epoch; row c is the distribution of class c."""
     path: Path
-    """Checkpoint file."""
+    """Checkpoint file that the network was loaded from."""
     epoch: int
     """Number of trained epochs."""
     records: tuple[Mapping[str, Any], ...] = ()
-    """Record of each trained epoch, as in metrics.jsonl."""
+    """One record per trained epoch, as in metrics.jsonl."""
     data: TrainedOn | None = None
-    """Training data; None if not recorded (an older version or an import)."""
+    """Identity of the training data; None if not recorded (by an older version, or for imported weights)."""
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -49,7 +49,10 @@ class TrainedModel(NamedTuple):
 
 
 def load_trained_model(path: Path | str, which: CheckpointChoice = "selected") -> TrainedModel:
-    """Load the network of a checkpoint file, or of a run folder's selected or last checkpoint. Raises `UserError`."""
+    """Load a trained network from a checkpoint file or a run folder. Raises `UserError` if this fails.
+
+    `which`: checkpoint to choose if `path` is a run folder.
+    """
     file = find_checkpoint(Path(path), which)
     content = read_checkpoint(file)
     config = build_config([ConfigLayer(str(file), content["config"])])
@@ -71,7 +74,7 @@ def load_trained_model(path: Path | str, which: CheckpointChoice = "selected") -
 
 
 def find_checkpoint(path: Path, which: CheckpointChoice) -> Path:
-    """Return the checkpoint for a run folder or file. Raises `UserError` if there is none."""
+    """Return the checkpoint file for `path`, a run folder or a checkpoint. Raises `UserError` if there is none."""
     if path.is_file():
         return path
     if not path.exists():
@@ -87,7 +90,7 @@ def find_checkpoint(path: Path, which: CheckpointChoice) -> Path:
 
 
 class TrainedPredictor(InferenceModel):
-    """A trained network on a device. `precision` defaults to that of the run."""
+    """Trained network on a device, ready for inference. `precision` defaults to that of the training run."""
 
     def __init__(
         self, trained: TrainedModel, device: torch.device, precision: Literal["fp32", "bf16"] | None = None

@@ -1,1 +1,1 @@
-"""Rules that detect problems of a run and suggest fixes."""
+"""Rules that detect problems in a run and suggest fixes."""

@@ -1,4 +1,4 @@
-"""Rules on classes: a collapse, classes that are never predicted, and the threshold of the class distributions."""
+"""Rules about classes: collapsed predictions, classes that are never predicted, the class distribution threshold."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from adadf_dist.diagnostics.finding import MIN_SAMPLES, Record, RunRecords, eith
 from adadf_dist.findings import Finding, Severity
 
 MIN_ABOVE_CHANCE = 0.08
-"""Fraction of the range from chance to 1 below which mean class accuracy counts as chance (7 classes: 1.5x chance)."""
+"""Minimum fraction of the range from chance to 1 that counts as better than chance (1.5x chance for 7 classes)."""
 COLLAPSE_FRACTION = 0.95
-"""Fraction of predictions of one class that counts as a collapse."""
+"""Minimum fraction of predictions that are the same class for this to count as a collapse."""
 GRACE_EPOCHS = 3
-"""Epochs after the epoch threshold before class means and unpredicted classes are checked."""
+"""Number of epochs after `loss.epoch_threshold` before class means and unpredicted classes are checked."""
 NOISE = 2.0
-"""Standard errors by which an accuracy must change to count as rising."""
+"""Number of standard errors by which an accuracy must increase to count as rising."""
 HARDLY = 0.1
-"""Fraction of class means after the epoch threshold below which the distribution threshold is rarely met."""
+"""The class distribution threshold is hardly ever met if fewer than this fraction of the class means reach it."""
 HEAD_FACTOR = 0.02
 """Suggested `optimizer.attention_lr_mult` for training from scratch."""
 WARMUP = 0.1
@@ -32,12 +32,12 @@ WARMUP = 0.1
 def describe_collapse(
     predicted: NDArray[np.int64], labeled: NDArray[np.int64], mean_class_accuracy: float, classes: Sequence[str]
 ) -> str:
-    """Describe how predictions collapsed, to chance or to one class; empty if they did not.
+    """Describe how predictions collapsed to chance level or to one class; return "" if they did not.
 
     Args:
-        predicted: Number of samples predicted as each class, [C].
-        labeled: Number of samples labeled as each class, [C].
-        mean_class_accuracy: Mean over the classes with enough samples.
+        predicted: [C], number of samples predicted as each class.
+        labeled: [C], number of samples labeled as each class.
+        mean_class_accuracy: Mean accuracy over the classes with enough samples.
         classes: Names of the C classes.
     """
     most, chance = int(predicted.argmax()), 1 / len(classes)
@@ -50,7 +50,7 @@ def describe_collapse(
 
 
 def why_no_collapse_rule(run: RunRecords) -> str:
-    """Return why collapse cannot be checked; empty if it can."""
+    """Return why collapse cannot be checked, or "" if it can."""
     first = run.config.loss.epoch_threshold + 2  # from scratch, the first epoch with full weight may be slow
     if run.epoch < first:
         return f"checked from epoch {first} on"
@@ -60,7 +60,7 @@ def why_no_collapse_rule(run: RunRecords) -> str:
 
 
 def find_collapse(run: RunRecords) -> Iterator[Finding]:
-    """Find predictions at chance level or of a single class. A run can stay there, with attention near zero."""
+    """Find predictions that are at chance level or all of one class; a run can get stuck in this state."""
     confusion = run.confusion
     accuracy, _ = class_accuracy(run.newest, run.enough_samples)
     text = describe_collapse(confusion.sum(axis=0), confusion.sum(axis=1), accuracy, run.classes)
@@ -99,7 +99,7 @@ def is_rising(run: RunRecords) -> bool:
 
 
 def why_no_dead_class_rule(run: RunRecords) -> str:
-    """Return why unpredicted classes cannot be checked; empty if they can."""
+    """Return why unpredicted classes cannot be checked, or "" if they can."""
     if len(run.late) < GRACE_EPOCHS:
         return f"checked from epoch {run.config.loss.epoch_threshold + GRACE_EPOCHS} on"
     if not run.enough_samples.any():
@@ -121,7 +121,7 @@ def find_dead_class(run: RunRecords) -> Iterator[Finding]:
 
 
 def fix_dead_class(config: Config) -> str:
-    """Return fixes that the configuration allows. Streaming reads every sample once, so it cannot oversample."""
+    """Return a fix for unpredicted classes. Streaming cannot oversample, because it reads each sample once."""
     better = {"all": "sqrt", "sqrt": "oversample"}.get(config.data.sampler)
     if better is None:
         return "check its samples with python -m shards.doctor"
@@ -130,14 +130,14 @@ def fix_dead_class(config: Config) -> str:
 
 
 def few_samples(run: RunRecords) -> str:
-    """List the classes with too few validation samples, with their counts; empty if none."""
+    """Return a list, as text, of the classes with too few validation samples and their counts; "" if there are none."""
     samples = run.confusion.sum(axis=1)
     few = [f"{run.classes[number]} ({samples[number]})" for number in np.flatnonzero(~run.enough_samples).tolist()]
     return ", ".join(few)
 
 
 def why_no_threshold_rule(run: RunRecords) -> str | None:
-    """Return why the threshold cannot be checked; None without class distributions, empty if it can."""
+    """Return why the threshold cannot be checked; "" if it can, None if the run does not use class distributions."""
     if run.config.loss.supervision not in ("fused", "class"):
         return None
     if len(run.late) < GRACE_EPOCHS:
@@ -146,7 +146,7 @@ def why_no_threshold_rule(run: RunRecords) -> str | None:
 
 
 def find_useless_threshold(run: RunRecords) -> Iterator[Finding]:
-    """Find a threshold that almost no class mean reaches (D_c is then the constant T_c), or that all always reach."""
+    """Find a threshold that class means almost never reach (D_c is then the constant T_c), or that all always reach."""
     threshold, count = run.config.class_distributions.threshold, len(run.classes)
     met = [record["classes_at_threshold"] for record in run.records]
     late = [record["classes_at_threshold"] for record in run.late]
@@ -158,7 +158,7 @@ def find_useless_threshold(run: RunRecords) -> Iterator[Finding]:
             Severity.INFO,
             f"all {count} class means were above {threshold:g} in each of {len(met)} epochs, including the first, so "
             "the threshold excluded no early class mean",
-            f"expected if intended; otherwise raise class_distributions.threshold{higher}",
+            f"no action is needed if this is intended; otherwise raise class_distributions.threshold{higher}",
         )
     elif sum(late) < HARDLY * count * len(late) and not will_meet(run):
         yield Finding(
@@ -170,7 +170,7 @@ def find_useless_threshold(run: RunRecords) -> Iterator[Finding]:
 
 
 def describe_constant(met: Sequence[int], count: int, threshold: float) -> str:
-    """Describe how long the class distributions were constant. An epoch's means are the targets of the next epoch."""
+    """Describe how long the class distributions were constant. Means of one epoch determine targets for the next."""
     constant = 1 + sum(number == 0 for number in met[:-1])
     text = f"the class distributions were the constant T_c for {constant} of {len(met)} epochs"
     return f"{text}: a class mean reached {threshold:g} in {sum(met)} of {count * len(met)} cases (classes x epochs)"
@@ -180,7 +180,7 @@ def nearest_class(run: RunRecords) -> str:
     degrees = run.newest.get("class_mean_target_prob")
     if not degrees:
         return ""
-    return f"; the highest class mean is now {max(degrees):.2f}, of {run.classes[int(np.argmax(degrees))]}"
+    return f"; the highest class mean is now {max(degrees):.2f} ({run.classes[int(np.argmax(degrees))]})"
 
 
 def will_meet(run: RunRecords) -> bool:
@@ -203,5 +203,5 @@ def fix_threshold(run: RunRecords) -> str:
     if half < chance + MIN_ABOVE_CHANCE * (1 - chance):
         return "train longer: most class means are near chance, so no class_distributions.threshold is useful"
     if half >= run.config.class_distributions.threshold:
-        return "train longer: half of the class means reach it now"
+        return "train longer: half of the class means reach the threshold now"
     return f"set class_distributions.threshold = {half:g}, which half of the class means reach, or train longer"

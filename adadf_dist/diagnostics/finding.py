@@ -17,14 +17,14 @@ Record = Mapping[str, Any]
 `class_mean_target_prob` or `data_wait_fraction`."""
 
 MIN_SAMPLES = 10
-"""Classes with fewer validation samples are skipped: they may go unpredicted by chance."""
+"""Classes with fewer validation samples than this are skipped: they may go unpredicted by chance."""
 MIN_STEPS = 200
-"""Steps after the warm-up before a lack of learning is reported."""
+"""Minimum number of steps after the warm-up before a lack of learning is reported."""
 
 
 @dataclass(frozen=True)
 class RunRecords:
-    """The finished epochs of a run, at least one."""
+    """Records of the finished epochs of a run (at least one), with its configuration and class names."""
 
     records: Sequence[Record]
     config: Config
@@ -60,14 +60,14 @@ class RunRecords:
 
     @property
     def too_early(self) -> str:
-        """Why it is too early to report a lack of learning; empty if it is not."""
+        """Why it is too early to report a lack of learning; "" if it is not."""
         if not self.steps_per_epoch:
             return ""
         step, warmup = int(self.newest["step"]), warmup_steps(self.config, self.steps_per_epoch)
         after = max(step - warmup, 0)
         if after >= MIN_STEPS:
             return ""
-        return f"{after:,} steps after the warm-up of {warmup:,}, {MIN_STEPS} needed"
+        return f"only {after:,} steps after the warm-up of {warmup:,} steps; at least {MIN_STEPS} are needed"
 
     @property
     def enough_samples(self) -> NDArray[np.bool_]:

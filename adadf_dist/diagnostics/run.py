@@ -1,7 +1,7 @@
 """Diagnose a run from its epoch records. Rules are pure functions that return an observation and a hint.
 
-The log prints a finding when it appears or changes (`new_findings`); the report shows the epochs over which each held
-(`finding_spans`) and which rules applied (`assess`).
+The log prints a finding when it appears or changes (`new_findings`). The report shows in which epochs each finding held
+(`finding_spans`) and which rules could be checked (`assess`).
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ class Rule(NamedTuple):
     subject: str
     """What the rule checks, in a few words."""
     why_not: Callable[[RunRecords], str | None]
-    """Why the rule cannot check these epochs; empty if it can, None if it does not apply to this configuration."""
+    """Returns why the rule cannot check these epochs; "" if it can, None if it does not apply to this configuration."""
     find: Callable[[RunRecords], Iterator[Finding]]
-    """Called only if `why_not` is empty."""
+    """Yields the findings of the rule. Called only if `why_not` returns ""."""
 
 
 RULES = (
@@ -68,7 +68,7 @@ def diagnose(
 
 
 def assess(records: Sequence[Record], config: Config, classes: Sequence[str]) -> tuple[list[str], list[str]]:
-    """Return what can be checked at the newest epoch of a run (at least one), and what cannot, with the reasons."""
+    """Return what can be checked at the newest epoch, and what cannot, with reasons. Needs at least one record."""
     run = RunRecords(records, config, classes)
     reasons = {rule.subject: rule.why_not(run) for rule in RULES}
     checked = [subject for subject, reason in reasons.items() if reason == ""]
@@ -101,6 +101,6 @@ def finding_spans(records: Sequence[Record], config: Config, classes: Sequence[s
 
 
 def attention_stats(attention: NDArray[np.float32]) -> dict[str, float] | None:
-    """Return mean and standard deviation of w' over the samples [S] of an epoch (NaN: not sampled)."""
+    """Return the mean and standard deviation of an epoch's attention weights w' [S], ignoring NaN (not sampled)."""
     sampled = attention[~np.isnan(attention)].astype(np.float64)
     return {"mean": float(sampled.mean()), "std": float(sampled.std())} if len(sampled) else None

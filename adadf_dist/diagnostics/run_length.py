@@ -1,4 +1,4 @@
-"""Find settings that make no sense for the length of a run, before its first step."""
+"""Find settings that do not suit the length of a run, before its first step."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ from adadf_dist.config.schema import Config
 from adadf_dist.findings import Finding, warning
 
 MOST_WARMUP = 1 / 3
-"""Maximum fraction of the run for a warm-up, or for the horizon of the averaged weights."""
+"""Maximum length of a warm-up, or of the horizon of weight averaging, as a fraction of the run."""
 WARMUP = 0.05
 """Suggested warm-up, as a fraction of the run."""
 NEGLIGIBLE_RATE = 1e-3
-"""Fraction of optimizer.lr below which an epoch barely trains."""
+"""Fraction of `optimizer.lr` below which a learning rate has almost no effect."""
 INTERVALS = {
     "checkpoint.save_every_steps": "no checkpoint is saved by steps, only at the end of each epoch and by time",
     "runtime.stop_check_steps": "a stop signal and checkpoints by time take effect only at the end of an epoch",
     "runtime.log_every_steps": "losses are logged and checked only at the end of each epoch",
 }
-"""Key of an interval in steps -> effect if the run is shorter than one interval."""
+"""For each setting that is an interval in steps, the effect if the run is shorter than one interval."""
 
 
 class Length(NamedTuple):
@@ -38,7 +38,7 @@ class Length(NamedTuple):
 
 
 def find_problems(config: Config, steps_per_epoch: int) -> list[Finding]:
-    """Return the settings that make no sense for a run of `config.epochs` times `steps_per_epoch` steps."""
+    """Return a warning for each setting that does not suit a run of `config.epochs` times `steps_per_epoch` steps."""
     length = Length(config.epochs, steps_per_epoch)
     return [problem for rule in RULES for problem in rule(config, length)]
 
@@ -92,15 +92,15 @@ def find_late_threshold(config: Config, length: Length) -> Iterator[Finding]:
 
 
 def find_long_average(config: Config, length: Length) -> Iterator[Finding]:
-    """Find averaged weights with a horizon of more than a third of the run."""
+    """Find weight averaging with a horizon of more than a third of the run."""
     decay = config.optimizer.ema_decay
     if not decay or 1 / (1 - decay) <= MOST_WARMUP * length.steps:
         return
     shorter = 1 - float(f"{10 / length.steps:.1g}")
     yield warning(
         "optimizer.ema_decay",
-        f"optimizer.ema_decay = {decay:g} averages the weights over about {1 / (1 - decay):,.0f} steps, and the run "
-        f"has {length}: {decay**length.steps:.0%} of the evaluated weights are still the initial ones at the end",
+        f"optimizer.ema_decay = {decay:g} averages the weights over about {1 / (1 - decay):,.0f} steps, but the whole "
+        f"run is only {length}: at its end, the initial weights still make up {decay**length.steps:.0%} of the average",
         f"set optimizer.ema_decay = {shorter:g} or less" if shorter >= 0.5 else "set optimizer.ema_decay = 0 (off)",
     )
 
@@ -111,8 +111,8 @@ def find_large_batch(config: Config, length: Length) -> Iterator[Finding]:
         return
     yield warning(
         "batch_size",
-        f"batch_size = {config.batch_size} is not less than the samples per epoch, so an epoch is one step, "
-        f"and the run has {length.steps:,}",
+        f"batch_size = {config.batch_size} is at least the number of samples per epoch, so each epoch is a single "
+        f"step and the run has only {length.steps:,} in total",
         "lower batch_size",
     )
 
@@ -156,7 +156,7 @@ def peak_learning_rate(config: Config, steps_per_epoch: int) -> float:
 
 
 def fix_divergence(config: Config, steps_per_epoch: int) -> str:
-    """Return the hint of a longer warm-up after a non-finite loss; empty if the warm-up is already long."""
+    """Return text that suggests a longer warm-up after a non-finite loss; "" if the warm-up is already long."""
     if warmup_steps(config, steps_per_epoch) >= WARMUP * config.epochs * steps_per_epoch:
         return ""
     return f", or optimizer.warmup_steps = {2 * WARMUP:g} (a fraction of the run)"

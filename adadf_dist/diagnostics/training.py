@@ -1,4 +1,4 @@
-"""Rules on training: attention, the loader, the auxiliary branch, replaced samples, overfitting."""
+"""Rules about training: attention, the loader, the auxiliary branch, replaced samples and overfitting."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ MIN_ATTENTION_STD = 0.05
 WAITING, WAITING_LONG = 0.1, 0.3
 """Fractions of an epoch spent waiting for data that trigger an info and a warning."""
 RISING, RISE = 3, 1.1
-"""The auxiliary branch diverges if its cross entropy rises `RISING` epochs in a row, to `RISE` times its minimum."""
+"""The auxiliary branch diverges if its cross entropy rises `RISING` epochs in a row to `RISE` times its minimum."""
 MAX_AUXILIARY_GAP = 0.1
 """Accuracy gap to the target branch above which the auxiliary branch is reported as behind."""
 AUXILIARY_LAGS = "auxiliary branch behind"
 BAD_FRACTION = 0.1
-"""Fraction of `data.max_bad_samples` at which replaced samples of an epoch trigger a warning."""
+"""Fraction of `data.max_bad_samples` at which the samples replaced in an epoch trigger a warning."""
 OVERFIT_SIGMAS = 2.0
-"""Standard errors above which an accuracy difference counts."""
+"""Number of standard errors above which a difference in accuracy is significant."""
 OVERFIT_WINDOW = 3
 """Number of epochs averaged to detect overfitting."""
 LOWEST_FACTOR = 0.001
@@ -32,7 +32,7 @@ LOWEST_FACTOR = 0.001
 
 
 def why_no_attention_rule(run: RunRecords) -> str | None:
-    """Return why attention cannot be checked; None if it is not used, empty if it can."""
+    """Return why attention cannot be checked; "" if it can, None if the run does not use attention."""
     if run.config.loss.supervision != "fused":
         return None
     if run.epoch <= run.config.loss.epoch_threshold:
@@ -70,7 +70,7 @@ def fix_attention(config: Config) -> str:
 
 
 def why_no_waiting_rule(run: RunRecords) -> str:
-    """Return why waiting cannot be checked; empty if it can. The first epoch also starts the workers."""
+    """Return why waiting for data cannot be checked; "" if it can. In the first epoch, workers are still starting."""
     if run.newest.get("data_wait_fraction") is None:
         return "not recorded by this version"
     return "checked from epoch 2 on" if len(run.records) < 2 else ""
@@ -92,7 +92,7 @@ def find_loader_waiting(run: RunRecords) -> Iterator[Finding]:
 
 
 def why_no_diverging_rule(run: RunRecords) -> str | None:
-    """Return why the auxiliary loss cannot be checked; None without that branch, empty if it can."""
+    """Return why the auxiliary branch's loss cannot be checked; "" if it can, None if the run has no such branch."""
     if run.config.loss.supervision == "one_hot":
         return None
     return "" if len(run.records) > RISING else f"checked from epoch {RISING + 1} on"
@@ -107,19 +107,19 @@ def find_diverging(run: RunRecords) -> Iterator[Finding]:
     yield Finding(
         "auxiliary branch diverging",
         Severity.WARNING,
-        f"its cross entropy rose {RISING} epochs in a row, to {tail[-1]:.3f} from {lowest:.3f} at its lowest",
+        f"the branch's cross entropy rose {RISING} epochs in a row, from a minimum of {lowest:.3f} to {tail[-1]:.3f}",
         either(f"lower optimizer.lr (now {run.config.optimizer.lr:g})", fix_pull(run.config)),
     )
 
 
 def fix_pull(config: Config) -> str:
-    """Suggest to stop the gradient that reaches the auxiliary branch through F, if there is one."""
+    """Suggest stopping the gradient that reaches the auxiliary branch through the fused targets F, if there is one."""
     pulled = config.loss.supervision in ("fused", "label") and not config.loss.detach_targets
     return "set loss.detach_targets = true" if pulled else ""
 
 
 def find_behind(config: Config, target: float, auxiliary: float, samples: int) -> Iterator[Finding]:
-    """Find an auxiliary branch with validation accuracy far, and significantly, below the target branch's."""
+    """Find an auxiliary branch whose validation accuracy is far, and significantly, below the target branch's."""
     error = math.sqrt((target * (1 - target) + auxiliary * (1 - auxiliary)) / samples)
     if target - auxiliary <= max(MAX_AUXILIARY_GAP, OVERFIT_SIGMAS * error):
         return
@@ -128,7 +128,8 @@ def find_behind(config: Config, target: float, auxiliary: float, samples: int) -
     yield Finding(
         AUXILIARY_LAGS,
         Severity.WARNING,
-        f"it is correct on {auxiliary:.1%} of {samples:,} validation samples, the target branch on {target:.1%}",
+        f"the auxiliary branch is correct on {auxiliary:.1%} of {samples:,} validation samples, but the target branch "
+        f"on {target:.1%}",
         either(later if threshold < config.epochs else "", fix_pull(config)) or "train longer (raise epochs)",
     )
 
@@ -146,14 +147,14 @@ def find_replaced(run: RunRecords) -> Iterator[Finding]:
 
 
 def why_no_overfitting_rule(run: RunRecords) -> str:
-    """Return why overfitting cannot be checked; empty if it can."""
+    """Return why overfitting cannot be checked, or "" if it can."""
     return "" if len(run.records) >= 2 * OVERFIT_WINDOW else f"checked from epoch {2 * OVERFIT_WINDOW} on"
 
 
 def find_overfitting(run: RunRecords) -> Iterator[Finding]:
-    """Find validation accuracy significantly below its best while the target branch's training loss kept falling.
+    """Find validation accuracy significantly below its best while the target branch's training loss has fallen.
 
-    Accuracies are means over `OVERFIT_WINDOW` epochs: the best of many single epochs is biased upward.
+    Compares means over `OVERFIT_WINDOW` epochs, because the best of many single epochs is biased upward.
     """
     records, config = run.records, run.config
     name = "cross_entropy" if config.loss.supervision == "one_hot" else "kl_divergence"
@@ -168,7 +169,8 @@ def find_overfitting(run: RunRecords) -> Iterator[Finding]:
         "overfitting",
         Severity.INFO,
         f"validation accuracy {newest:.1%} over the last {OVERFIT_WINDOW} epochs, {100 * (top - newest):.1f} points "
-        f"below its best {OVERFIT_WINDOW}, while training loss fell from {best[name]:.3f} to {run.newest[name]:.3f}",
+        f"below its best {OVERFIT_WINDOW} epochs, while training loss fell from {best[name]:.3f} to "
+        f"{run.newest[name]:.3f}",
         f"epoch {best['epoch']} remains selected; try {fix_overfitting(config)}",
     )
 

@@ -16,21 +16,21 @@ class Metrics(NamedTuple):
 
     samples: int
     accuracy: float
-    """Equation 17."""
+    """Fraction of samples that are classified correctly (eq 17)."""
     accuracy_interval: Interval
-    """95% Wilson interval."""
+    """95% Wilson interval of the accuracy."""
     mean_class_accuracy: float
-    """Mean recall over the classes that have samples."""
+    """Mean recall over the classes with samples."""
     class_accuracy: tuple[float, ...]
     """[C], recall per class; NaN for a class without samples."""
     confusion: tuple[tuple[int, ...], ...]
-    """[C][C]; rows: true class, columns: predicted class."""
+    """[C][C], number of samples for each true class (row) and predicted class (column)."""
     cross_entropy: float
     """Mean -log p of the true class, in nats."""
     votes_kl: float | None
-    """Mean KL(votes || prediction) in nats over the samples with votes; None without votes."""
+    """Mean KL(votes || prediction) in nats over the samples with votes; None if no sample has votes."""
     bayes_accuracy: float | None
-    """Bayes-optimal accuracy (argmax of the true distributions); None if the distributions are unknown."""
+    """Accuracy of predicting the argmax of the true distributions (Bayes-optimal); None if they are unknown."""
 
     def to_dict(self) -> dict[str, object]:
         """Return JSON-serializable values; NaN becomes None."""

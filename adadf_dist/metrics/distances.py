@@ -1,5 +1,7 @@
-"""Distances between predicted and annotator distributions: Jensen-Shannon, and the six standard measures of
-label-distribution learning (Geng, 2016, "Label Distribution Learning", table 1).
+"""Distances between predicted distributions and annotator distributions.
+
+These are the Jensen-Shannon divergence and the six standard measures of label distribution learning (Geng, 2016, "Label
+Distribution Learning", table 1).
 
 Every function takes the true distributions p and the predicted distributions q, [V, C] float64 with rows that sum to 1,
 and returns [V], one value per sample. Divergences are in nats.
@@ -33,13 +35,13 @@ def jensen_shannon(p: Floats, q: Floats) -> Floats:
 
 
 def chebyshev(p: Floats, q: Floats) -> Floats:
-    """Return the largest difference over classes, in [0, 1]."""
+    """Return the largest absolute difference over classes, in [0, 1]."""
     largest: Floats = np.abs(p - q).max(axis=1)
     return largest
 
 
 def clark(p: Floats, q: Floats) -> Floats:
-    """Return the root of the sum of squared relative differences, in [0, sqrt C]."""
+    """Return the square root of the sum of squared relative differences, in [0, sqrt C]."""
     return np.sqrt(row_sum(relative_difference(p, q) ** 2))
 
 

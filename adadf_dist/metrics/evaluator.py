@@ -24,17 +24,17 @@ class Predictor(Protocol):
 
 
 class MetricAccumulator:
-    """Per-rank sums over a split, reduced over ranks at the end."""
+    """Accumulates this rank's sums over a split, and adds up the sums of all ranks at the end."""
 
     def __init__(self, num_classes: int, world: World) -> None:
         self.world = world
         self.num_classes = num_classes
         self.confusion = torch.zeros(num_classes * num_classes, dtype=torch.float64, device=world.device)
         self.sums = torch.zeros(4, dtype=torch.float64, device=world.device)
-        """Number of samples, cross entropy, KL divergence from the votes, number of samples with votes."""
+        """Four sums: samples, cross entropy, KL divergence from the votes, and samples with votes."""
 
     def update(self, logits: Tensor, labels: Tensor, votes: Tensor | None) -> None:
-        """Add logits [n, C] with labels [n] and vote counts [n, C]."""
+        """Add n samples with logits [n, C], labels [n] and, if the dataset has votes, vote counts [n, C]."""
         log_p = F.log_softmax(logits.double(), dim=1)
         cells = labels * self.num_classes + logits.argmax(dim=1)
         self.confusion.index_add_(0, cells, torch.ones_like(log_p[:, 0]))
@@ -70,14 +70,14 @@ class MetricAccumulator:
 
 
 def evaluate(predictor: Predictor, batches: Iterable[Batch], split: Split, world: World) -> Metrics:
-    """Return the metrics of a split. `batches` holds this rank's slice. Collective: every rank must call this."""
+    """Return the metrics of a split. `batches`: this rank's part of it. Collective: every rank must call this."""
     return count(lambda batch: predict_batch(predictor, batch), batches, split, world).compute(split)
 
 
 def count(
     predict: Callable[[Batch], Tensor], batches: Iterable[Batch], split: Split, world: World
 ) -> MetricAccumulator:
-    """Return this rank's sums over `batches`; `predict` returns target logits [n, C]. Not a collective."""
+    """Return this rank's sums over `batches`. `predict` returns the target branch's logits [n, C]. Not a collective."""
     totals = MetricAccumulator(len(split.classes), world)
     votes = None if split.votes is None else torch.from_numpy(split.votes).to(world.device)
     with world.heartbeat.timed(EVALUATION):
@@ -89,12 +89,12 @@ def count(
 
 
 def predict_batch(predictor: Predictor, batch: Batch) -> Tensor:
-    """Return target logits [n, C], averaged over the crops of each sample."""
+    """Return the target branch's logits [n, C], averaged over the crops of each sample."""
     return mean_of_crops(predictor.predict(batch.flatten_crops().images), batch)
 
 
 def mean_of_crops(logits: Tensor, batch: Batch) -> Tensor:
-    """Return the mean logits [n, C] over crops, from one row per crop."""
+    """Average logits that have one row per crop over the crops of each sample, to [n, C]."""
     return logits.view(-1, batch.num_crops, logits.shape[1]).mean(dim=1) if batch.num_crops > 1 else logits
 
 

@@ -40,23 +40,23 @@ class Score(NamedTuple):
     """Result of one run on one split."""
 
     accuracy: float
-    """In [0, 1]."""
+    """Accuracy of the run, in [0, 1]."""
     samples: int
     correct: NDArray[np.bool_] | None = None
-    """[samples], in split order; None if the run saved no predictions."""
+    """[samples], whether each prediction is correct, in split order; None if the run saved no predictions."""
 
 
 class PairedDifference(NamedTuple):
     """Mean accuracy of the second configuration minus the first, over the seeds that both have."""
 
     mean: float
-    """In [-1, 1], like the interval bounds."""
+    """Mean difference in accuracy. It and the interval bounds are in [-1, 1]."""
     interval: Interval
     """Two-sided 95% interval."""
     seeds: int
     samples: int
     paired: bool
-    """Whether samples were paired. Without saved predictions of both, the interval is wider than necessary."""
+    """Whether samples were paired. If predictions are missing, they cannot be, and the interval is wider."""
 
     @property
     def verdict(self) -> Verdict:
@@ -79,7 +79,7 @@ def paired_difference(first: Sequence[Score], second: Sequence[Score], compariso
         ValueError: With fewer than two pairs.
     """
     if len(first) != len(second) or len(first) < 2:
-        raise ValueError(f"{len(first)} and {len(second)} scores cannot be paired; pass two or more pairs")
+        raise ValueError(f"cannot pair {len(first)} scores with {len(second)}; pass at least two scores of each")
     differences = np.array([b.accuracy - a.accuracy for a, b in zip(first, second, strict=True)])
     samples = min(score.samples for score in (*first, *second))
     mean = float(differences.mean())
@@ -95,7 +95,7 @@ def paired_difference(first: Sequence[Score], second: Sequence[Score], compariso
 
 
 def accuracy_interval(scores: Sequence[Score]) -> Interval:
-    """Return the 95% interval of the mean accuracy over at least two seeds, for new seeds and new samples."""
+    """Return a 95% interval of the mean accuracy of at least two seeds, which covers seed and sampling variance."""
     values = np.array([score.accuracy for score in scores])
     mean, seed = float(values.mean()), float(values.var(ddof=1)) / len(values)
     half = half_width(seed, unpaired_variance(scores), len(values), 0.95)
@@ -103,7 +103,7 @@ def accuracy_interval(scores: Sequence[Score]) -> Interval:
 
 
 def stack_correct(scores: Sequence[Score]) -> NDArray[np.float64] | None:
-    """Return [seeds, samples] with 1 for a correct prediction; None unless every run saved its predictions."""
+    """Return an array [seeds, samples], 1 where a prediction is correct; None unless every run saved predictions."""
     rows = [score.correct for score in scores if score.correct is not None]
     if len(rows) < len(scores) or len({len(row) for row in rows}) > 1:
         return None
@@ -113,8 +113,8 @@ def stack_correct(scores: Sequence[Score]) -> NDArray[np.float64] | None:
 def paired_variance(differences: NDArray[np.float64]) -> float:
     """Return the sampling variance of the mean of [seeds, samples] differences, each in {-1, 0, 1}.
 
-    Adds half a sample won by each side, which keeps coverage when few samples differ (Agresti and Min, 2005, for one
-    seed). Without it, the variance would be zero when no sample differs.
+    Adds half a sample in favor of each configuration, which preserves coverage when few samples differ (Agresti and
+    Min, 2005, for one seed). Without this, the variance would be zero when no sample differs.
     """
     per_sample = differences.mean(axis=0)
     squares = float(((per_sample - per_sample.mean()) ** 2).sum()) + 1
@@ -132,7 +132,7 @@ def unpaired_variance(scores: Sequence[Score]) -> float:
 
 
 def half_width(seed_variance: float, sample_variance: float, seeds: int, level: float) -> float:
-    """Return half the width of a two-sided interval: Student's t for seeds, normal quantile for samples."""
+    """Return half the width of a two-sided interval, with Student's t for seeds and a normal quantile for samples."""
     t, z = two_sided_quantiles(seeds - 1, level)
     return math.sqrt(t**2 * seed_variance + z**2 * sample_variance)
 

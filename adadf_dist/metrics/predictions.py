@@ -31,31 +31,31 @@ class Predictions(NamedTuple):
     """Predictions for the S samples of a split, in split order, on the host."""
 
     target_logits: FloatArray
-    """[S, C]; the mean over crops if ten-crop is used."""
+    """[S, C], logits of the target branch; averaged over the crops if ten-crop is used."""
     auxiliary_logits: FloatArray
-    """[S, C]; equal to the target logits in the baseline, which has no auxiliary branch."""
+    """[S, C], logits of the auxiliary branch; the target logits in the baseline, which has no auxiliary branch."""
     attention: FloatArray
     """[S], mean attention of the two branches (eq 8), in (0, 1); 1 in the baseline."""
 
     @property
     def target_probs(self) -> NDArray[np.float64]:
-        """Predicted distributions, [S, C]."""
+        """[S, C], class probabilities predicted by the target branch."""
         return softmax(self.target_logits)
 
     @property
     def auxiliary_probs(self) -> NDArray[np.float64]:
-        """Label distributions (eq 1, 2), [S, C]."""
+        """[S, C], label distributions predicted by the auxiliary branch (eq 1, 2)."""
         return softmax(self.auxiliary_logits)
 
     @property
     def predicted_labels(self) -> NDArray[np.intp]:
-        """Most likely class, [S]."""
+        """[S], most likely class of each sample according to the target branch."""
         best: NDArray[np.intp] = self.target_logits.argmax(axis=1)
         return best
 
 
 def predict_split(network: InferenceModel, batches: Iterable[Batch], samples: int, world: World) -> Predictions:
-    """Predict with both branches. Each of the `samples` is in `batches` of exactly one rank, once.
+    """Predict with both branches. Each of the `samples` must occur exactly once in the `batches` of all ranks.
 
     Collective: every rank must call this.
     """
@@ -79,21 +79,21 @@ def mean_rows(values: Tensor, batch: Batch) -> Rows:
 
 
 def both_branches(output: Output, batch: Batch) -> Rows:
-    """Return one row of `Predictions` per sample, with K = 2 C + 1 values."""
+    """Return target logits, auxiliary logits and attention of each sample, in rows of K = 2 C + 1 values."""
     attention = (output.auxiliary_attention + output.target_attention) / 2
     columns = [output.target_logits, output.auxiliary_logits, attention.unsqueeze(1)]
     return mean_rows(torch.cat(columns, dim=1), batch)
 
 
 def gather_answers(found: Sequence[Rows], samples: int, world: World) -> Predictions:
-    """Gather the `both_branches` rows of all ranks. Collective: every rank must call this."""
+    """Gather the rows that `both_branches` returned on all ranks. Collective: every rank must call this."""
     rows = gather_outputs(found, samples, world)
     classes = rows.shape[1] // 2
     return Predictions(rows[:, :classes], rows[:, classes:-1], rows[:, -1])
 
 
 def check_finite(predictions: Predictions, source: object) -> None:
-    """Raise `UserError` for non-finite predictions, whose argmax would be the first class."""
+    """Raise `UserError` if any prediction is not finite, because its argmax would be meaningless."""
     finite = np.isfinite(np.column_stack(predictions))
     bad = np.flatnonzero(~finite.all(axis=1))
     if len(bad):
@@ -108,7 +108,7 @@ def gather_outputs(
 ) -> FloatArray:
     """Gather the rows of all ranks into [samples, K] on every rank. Collective: every rank must call this.
 
-    `only`: the sample indices to expect, if not the entire split. Raises `RuntimeError` unless each occurs once.
+    `only`: indices of the expected samples; None for the entire split. Raises `RuntimeError` unless each occurs once.
     """
     expected = np.arange(samples) if only is None else only
     rows_of = torch.full((samples,), -1, dtype=torch.int64, device=world.device)
@@ -126,7 +126,7 @@ def gather_outputs(
 def fuse_distributions(
     predictions: Predictions, labels: NDArray[np.int64], class_distributions: Tensor, loss: LossConfig, batch_size: int
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Apply eq 11 and 12 after training: compute the target branch's training targets for these samples.
+    """Compute the training targets of the target branch for these samples, by applying eq 11 and 12 after training.
 
     Eq 11 scales attention by the extremes of a batch. Here a batch is `batch_size` consecutive samples of the split,
     which was shuffled when written. `loss.supervision` applies as in training: w' has no effect for `label` and
@@ -147,5 +147,5 @@ def fuse_distributions(
 
 
 def softmax(logits: NDArray[np.float32]) -> NDArray[np.float64]:
-    """Return the softmax of each row, [S, C]."""
+    """Return the softmax [S, C] of each row of logits."""
     return torch.from_numpy(logits).double().softmax(dim=1).numpy()

@@ -31,7 +31,7 @@ class Estimate(NamedTuple):
 
 
 class ClassScore(NamedTuple):
-    """Scores of one class against all others. NaN if undefined: no samples, or none predicted."""
+    """Scores of one class against all others. Undefined scores (no samples, or class never predicted) are NaN."""
 
     name: str
     faces: int
@@ -56,26 +56,26 @@ class Calibration(NamedTuple):
     """Calibration of the predicted probabilities."""
 
     ece: float
-    """Expected calibration error of the predicted class: |accuracy - confidence| averaged over bins, by sample."""
+    """Expected calibration error: mean |accuracy - confidence| over bins, weighted by their number of samples."""
     brier: float
-    """Mean over samples of the squared error summed over classes, in [0, 2]."""
+    """Brier score: mean over samples of the squared error summed over classes, in [0, 2]."""
     nll: float
     """Mean -log p of the label, in nats."""
     bins: tuple[Bin, ...]
 
 
 class Scores(NamedTuple):
-    """Scores of S samples."""
+    """Scores of the predictions for a set of samples."""
 
     accuracy: Estimate
-    """Wilson interval."""
+    """Fraction of correct predictions, with its Wilson interval."""
     mean_class_accuracy: Estimate
-    """Mean recall over the classes with samples; bootstrap interval over samples."""
+    """Mean recall over the classes with samples, with a bootstrap interval over samples."""
     macro_f1: Estimate
-    """Mean F1 over the classes with samples; bootstrap interval over samples."""
+    """Mean F1 over the classes with samples, with a bootstrap interval over samples."""
     classes: tuple[ClassScore, ...]
     confusion: NDArray[np.int64]
-    """[C, C]; rows: true class, columns: predicted class."""
+    """[C, C], number of samples for each true class (row) and predicted class (column)."""
     calibration: Calibration
 
 
@@ -135,7 +135,7 @@ def calibrate(logits: NDArray[np.float32], labels: Labels) -> Calibration:
 def bootstrap(samples: int, statistic: Callable[[Floats], Floats]) -> tuple[list[float], list[float]]:
     """Return the lower and upper bounds of 95% percentile intervals (Efron, 1979) for the K values of `statistic`.
 
-    `statistic` receives how often each sample occurs in one resample with replacement, [samples].
+    `statistic` receives an array [samples] with the number of times each sample occurs in a resample with replacement.
     """
     random = np.random.default_rng(SEED)
     resamples = (np.bincount(random.integers(samples, size=samples), minlength=samples) for _ in range(RESAMPLES))
@@ -145,6 +145,6 @@ def bootstrap(samples: int, statistic: Callable[[Floats], Floats]) -> tuple[list
 
 
 def bootstrap_means(rows: Floats) -> list[Estimate]:
-    """Return the mean of each of the K columns of [S, K], with bootstrap intervals over samples."""
+    """Return the mean of each column of `rows` [S, K], with its bootstrap interval over samples."""
     low, high = bootstrap(len(rows), lambda times: times @ rows / len(rows))
     return [Estimate(*both) for both in zip(rows.mean(axis=0).tolist(), map(Interval, low, high), strict=True)]

@@ -1,8 +1,8 @@
 """Per-sample files of a run folder, read by the report, the audit and user scripts.
 
-samples.npz               the training samples: keys, labels as trained, reference labels under label noise, votes
+samples.npz               training samples: keys, labels used in training, labels of the dataset, annotator votes
 history/epoch-NNNN.npz    sample history of one epoch, written by `tracking/sample_history.py`
-predictions-SPLIT.npz     predictions of the selected model on validation, and on test once it is evaluated
+predictions-SPLIT.npz     the selected model's predictions on validation, and on test once the run has tested it
 """
 
 from __future__ import annotations
@@ -27,17 +27,17 @@ MAX_FEATURE_SAMPLES = 2000
 
 
 class SampleTable(NamedTuple):
-    """The S samples of a split, in split order."""
+    """Keys, labels and votes of the S samples of a split, in the order of the split."""
 
     classes: tuple[str, ...]
     keys: NDArray[np.str_]
     """[S], key of each sample."""
     labels: NDArray[np.int64]
-    """[S], labels as used in training."""
+    """[S], labels used in training."""
     true_labels: NDArray[np.int64]
-    """[S], labels of the dataset; they differ from `labels` only under injected label noise."""
+    """[S], labels of the dataset; they differ from `labels` only if label noise was injected."""
     votes: NDArray[np.float32] | None
-    """[S, C], annotator votes per class; None without votes."""
+    """[S, C], number of annotator votes for each class; None if the dataset has no votes."""
 
 
 class SavedPredictions(NamedTuple):
@@ -46,13 +46,13 @@ class SavedPredictions(NamedTuple):
     faces: SampleTable
     answers: Predictions
     featured: NDArray[np.int64]
-    """[M], indices of the samples with saved features, evenly spread over the split."""
+    """[M], indices of the samples whose features are saved, evenly spaced over the split."""
     features: NDArray[np.float32]
-    """[M, F], input of the target branch's classifier (stored as float16)."""
+    """[M, F], features that the target branch's classifier receives; stored as float16."""
 
 
 def save_samples(folder: Path, split: Split, noise: LabelNoise | None) -> None:
-    """Write `samples.npz` for a training split. Raises `UserError`."""
+    """Write `samples.npz` for a training split. Raises `UserError` if this fails."""
     true = split.labels if noise is None else noise.true
     write_arrays(
         folder / SAMPLES_FILE,
@@ -66,9 +66,9 @@ def load_samples(folder: Path) -> SampleTable:
 
 
 def save_predictions(folder: Path, split: Split, predictions: Predictions, features: NDArray[np.float32]) -> None:
-    """Write the selected model's predictions on a split and the features [M, F] of its `feature_subset`.
+    """Write the selected model's predictions on a split, and the features [M, F] of the samples in `feature_subset`.
 
-    Raises `UserError`.
+    Raises `UserError` if this fails.
     """
     samples = SampleTable(split.classes, sample_keys(split), split.labels, split.labels, split.votes)
     arrays = {**to_columns(samples), **predictions._asdict(), "featured": feature_subset(len(split))}
@@ -85,7 +85,7 @@ def load_predictions(folder: Path, split: str) -> SavedPredictions:
 
 
 def feature_subset(samples: int) -> NDArray[np.int64]:
-    """Return at most `MAX_FEATURE_SAMPLES` sample indices, evenly spread over a split (which is stored shuffled)."""
+    """Return at most `MAX_FEATURE_SAMPLES` evenly spaced sample indices; splits are stored in shuffled order."""
     return np.unique(np.linspace(0, samples - 1, min(samples, MAX_FEATURE_SAMPLES)).round().astype(np.int64))
 
 
@@ -110,6 +110,6 @@ def load_npz(path: Path) -> dict[str, NDArray[Any]]:
         with np.load(path, allow_pickle=False) as file:
             return {RENAMED_FIELDS.get(name, name): file[name] for name in file.files}
     except FileNotFoundError:
-        raise UserError(f"{path}: missing; the run has not written it yet, or is of an older version") from None
+        raise UserError(f"{path}: missing; the run has not written it yet, or used an older version") from None
     except (OSError, ValueError, EOFError, zipfile.BadZipFile, KeyError) as error:
-        raise UserError(f"{path}: truncated or corrupt ({error}); copy it again") from None
+        raise UserError(f"{path}: truncated or corrupt ({error}); copy the file again") from None

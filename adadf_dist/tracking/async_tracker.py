@@ -16,9 +16,9 @@ from adadf_dist.errors import UserError, single_line
 logger = get_logger(__name__)
 
 MODULES = {"wandb": "adadf_dist.tracking.wandb_tracker", "mlflow": "adadf_dist.tracking.mlflow_tracker"}
-"""Name in `runtime.trackers` -> module whose `Tracker` is used; only that module imports the package."""
+"""Module that defines the `Tracker` for each name in `runtime.trackers`; no other module imports its package."""
 MAX_QUEUE = 10_000
-"""Maximum number of queued records; a tracker that exceeds it is disabled."""
+"""Maximum number of queued records; if a tracker's queue is full, the tracker is disabled."""
 FLUSH_TIMEOUT_S = 60.0
 """Seconds to wait for pending records at the end of a run."""
 
@@ -26,7 +26,7 @@ Call = Callable[["Tracker"], None]
 
 
 class Tracker(Protocol):
-    """A run on a tracking server. The run folder stores its server-side ID, so a resumed run continues it."""
+    """A run on a tracking server. The run folder stores the server's run ID, so that resuming continues that run."""
 
     def __init__(self, config: Config) -> None: ...
 
@@ -42,18 +42,18 @@ class Tracker(Protocol):
 
 
 def check_trackers(config: RuntimeConfig) -> None:
-    """Raise `UserError` for a tracker whose package is not installed."""
+    """Raise `UserError` if the package of a tracker in `runtime.trackers` is not installed."""
     for name in config.trackers:
         spec = find_spec(name)
         if spec is None or spec.origin is None:  # no origin: a plain folder of that name, such as the one W&B creates
             raise UserError(
-                f"runtime.trackers has {name}, but {name} is not installed; install it with "
+                f"runtime.trackers includes {name}, but {name} is not installed; install it with "
                 f"pip install 'adadf_dist[{name}]'"
             )
 
 
 class AsyncTracker:
-    """Passes records to a tracker in order. On the first error it warns once and disables the tracker."""
+    """Passes records to a tracker in order from a background thread. The first error disables it with a warning."""
 
     def __init__(self, name: str, config: Config) -> None:
         self.name = name
@@ -105,9 +105,9 @@ class AsyncTracker:
         try:
             self._queue.put_nowait(call)
         except Full:
-            self._disable(f"{MAX_QUEUE} records queued")
+            self._disable(f"too slow, with {MAX_QUEUE} records waiting to be sent")
 
     def _disable(self, reason: str) -> None:
         if not self._disabled:
             self._disabled = True
-            logger.warning(f"{self.name}: {reason}; tracker disabled (metrics.jsonl is complete)")
+            logger.warning(f"{self.name}: {reason}; tracker disabled (metrics.jsonl still gets all records)")

@@ -1,4 +1,4 @@
-"""Progress of training on the console of rank 0: a bar or lines within an epoch, and a table of the epochs."""
+"""Training progress on rank 0's console: a bar or lines during an epoch, and a table with one row per epoch."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from adadf_dist.console.formats import format_duration
 from adadf_dist.console.progress import Pace
 
 HEADER_EVERY = 20
-"""Number of epochs between two headers."""
+"""Number of epochs after which the table header is printed again."""
 HEADER = "epoch    loss      kl      ce     val acc  mean class  classes>=t      lr  images/s        ETA"
 LEGEND = (
-    "* best validation accuracy so far; mean class: mean validation accuracy over classes; classes>=t: number of "
-    "classes (of {classes}) whose mean label distribution reaches the threshold t for the class itself (eq 7)"
+    "* best validation accuracy so far; mean class: validation accuracy averaged over classes; classes>=t: number of "
+    "classes (of {classes}) whose mean predicted probability of the class itself reaches the threshold t (eq 7)"
 )
 
 
@@ -29,7 +29,7 @@ class EpochDisplay:
 
     def __init__(self, config: Config, visible: bool, print_line: Callable[[str], None]) -> None:
         self.losses = ""
-        """Losses of the last flush, formatted."""
+        """Most recently logged losses, formatted for display."""
         self._config = config
         self._visible = visible
         self._print_line = print_line
@@ -46,11 +46,11 @@ class EpochDisplay:
 
     @property
     def images_per_s(self) -> float:
-        """Samples per second over all ranks."""
+        """Samples per second in this epoch, over all ranks."""
         return self._images / max(self.seconds, 1e-9)
 
     def start(self, progress: TrainingProgress, num_batches: int, announce: bool) -> None:
-        """Start or resume an epoch; without a bar, `announce` prints its number and length."""
+        """Start or resume an epoch. If no bar is shown, `announce` prints the epoch's number and length."""
         self._began = time.monotonic()
         self._pace = Pace()
         self._images = 0
@@ -70,11 +70,11 @@ class EpochDisplay:
             self._print_line(f"training: {where}, {num_batches} batches per epoch")
 
     def add(self, images: int) -> None:
-        """Count the samples of a step over all ranks."""
+        """Add the number of samples in a step, over all ranks."""
         self._images += images
 
     def show(self, progress: TrainingProgress) -> None:
-        """Show the last flushed losses and the rate, if a bar is open or a line is due."""
+        """Show the most recently logged losses and the image rate, if a bar is open or it is time for a line."""
         if not self._visible or (self._bar is None and not self._pace.due()):
             return
         rate = f"{self.losses}{self.images_per_s:.0f} images/s"
@@ -91,14 +91,14 @@ class EpochDisplay:
         return math.ceil(self._images / self._config.batch_size) if self._images else progress.batch
 
     def close(self) -> None:
-        """Remove the bar."""
+        """Remove the progress bar."""
         if self._bar is not None:
             self._bar.close()
             self._bar = None
 
 
 def format_heading(progress: TrainingProgress, first: bool, classes: int) -> list[str]:
-    """Return the lines above an epoch's row. `first`: whether it is the first epoch of this process."""
+    """Return the header lines to print above an epoch's row. `first`: whether it is the first row of this process."""
     legend = [LEGEND.format(classes=classes)] if first else []
     return [*legend, HEADER] if first or len(progress.epochs) % HEADER_EVERY == 1 else []
 

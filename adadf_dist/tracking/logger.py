@@ -1,4 +1,4 @@
-"""Logging of a run: console, metrics.jsonl, TensorBoard, status.json. All ranks aggregate, rank 0 writes."""
+"""Log a run to the console, metrics.jsonl, TensorBoard and status.json. Only rank 0 writes, for all ranks."""
 
 from __future__ import annotations
 
@@ -37,11 +37,11 @@ run_log = get_logger(RUN_LOG)
 
 LOSS_NAMES = ("total", "kl_divergence", "cross_entropy", "rank_regularization")
 MOST_NAMED = 20
-"""Maximum number of list items printed on the console."""
+"""Maximum number of items of a list that are printed on the console."""
 
 
 class RunLogger:
-    """Logs a run. Losses stay on the device and are reduced over ranks every `runtime.log_every_steps` steps."""
+    """Logs a run. Losses stay on the device and are averaged over ranks every `runtime.log_every_steps` steps."""
 
     def __init__(self, config: Config, world: World) -> None:
         self._config = config
@@ -59,7 +59,7 @@ class RunLogger:
         self._classes: list[str] = []
 
     def start(self, progress: TrainingProgress, run_info: Mapping[str, object], resumed: Path | None) -> None:
-        """Write the configuration and run info, and truncate the metrics to the point of resuming."""
+        """Write the configuration and run info, and drop metrics from after the point where the run resumes."""
         if not self._world.is_main:
             return
         self._classes = list(run_info["classes"])  # type: ignore[call-overload]
@@ -80,7 +80,7 @@ class RunLogger:
         self._display.start(progress, num_batches, announce=not self._session_epochs)
 
     def timed_batches(self, batches: Iterator[Batch]) -> Iterator[Batch]:
-        """Yield the batches, and measure how long training waits for them."""
+        """Yield the batches and measure how long training waits for them."""
         heartbeat = self._world.heartbeat
         while True:
             heartbeat.beat("waiting for a batch")
@@ -92,7 +92,7 @@ class RunLogger:
             yield batch
 
     def log_step(self, progress: TrainingProgress, losses: Losses, global_size: int, learning_rate: float) -> None:
-        """Record the losses of a step; `progress` already includes it."""
+        """Record the losses of a step; `progress` must already count this step."""
         self._learning_rate = learning_rate
         self._losses.append(torch.stack([getattr(losses, name).detach() for name in LOSS_NAMES]))
         self._display.add(global_size)
@@ -104,7 +104,7 @@ class RunLogger:
     def flush(self, progress: TrainingProgress) -> None:
         """Copy the pending losses to the host, averaged over ranks. Collective: every rank must call this.
 
-        Raises `UserError` with the first step whose loss is not finite, before a checkpoint can contain its weights.
+        Raises `UserError` naming the first step with a non-finite loss, before its weights can reach a checkpoint.
         """
         if not self._losses:
             return
@@ -154,7 +154,7 @@ class RunLogger:
         }
 
     def log_epoch(self, progress: TrainingProgress, record: Mapping[str, object]) -> None:
-        """Log a finished epoch: table row, metrics record, TensorBoard."""
+        """Log a finished epoch to the console table, metrics.jsonl, TensorBoard and the trackers."""
         if not self._world.is_main:
             return
         self._metrics.append(record)
@@ -185,7 +185,7 @@ class RunLogger:
         self._epoch_steps = state["steps"]
 
     def status(self, state: str, progress: TrainingProgress, **more: object) -> None:
-        """Write `status.json` for launchers: running, stopped, finished or failed, and the position in training."""
+        """Write `status.json` for launchers: the state (running, stopped, finished or failed) and training progress."""
         if self._world.is_main:
             where = {"state": state, "epoch": progress.epoch, "batch": progress.batch, "step": progress.step}
             try:
@@ -215,7 +215,7 @@ class RunLogger:
 
 @contextmanager
 def open_logger(config: Config, world: World) -> Iterator[RunLogger]:
-    """Open a logger on the run folder. Raises `UserError` if the folder is locked or not writable."""
+    """Lock the run folder and open a logger for it. Raises `UserError` if the folder cannot be used."""
     with ExitStack() as stack:
         problem = ""
         if world.is_main:

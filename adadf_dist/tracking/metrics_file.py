@@ -1,4 +1,4 @@
-"""`metrics.jsonl`: one record per line, each exactly once, even after a crash or a full disk."""
+"""Write `metrics.jsonl`: one record per line, without duplicates after a crash or gaps after a full disk."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ logger = get_logger(__name__)
 
 
 class MetricsFile:
-    """Appends records. While the disk is full, records are buffered in memory and written before the next one."""
+    """Appends records to the file. While the disk is full, keeps them in memory and retries with each new record."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -32,7 +32,7 @@ class MetricsFile:
                 logger.warning(f"{error}; buffering metrics in memory")
 
     def truncate_to(self, progress: TrainingProgress) -> None:
-        """Drop records newer than the checkpoint, and add epochs of the checkpoint that the file lacks."""
+        """Drop records newer than the checkpoint, and restore epoch records of the checkpoint that the file lacks."""
         steps = []
         for line in self.path.read_text(encoding="utf-8").splitlines() if self.path.exists() else []:
             try:
@@ -45,14 +45,14 @@ class MetricsFile:
         write_text(self.path, "".join(json.dumps(record) + "\n" for record in records))
 
     def close(self) -> None:
-        """Retry writing the buffered records and warn about lost ones. Epochs are restored from checkpoints."""
+        """Retry writing the buffered records, or warn that they are lost. Resuming restores the lost epoch records."""
         try:
             self._flush_pending()
         except DiskFullError as error:
             logger.warning(f"{error}; {len(self._pending)} metric records lost")
 
     def _flush_pending(self) -> None:
-        """Write all buffered lines atomically."""
+        """Write all buffered lines, or none of them if the disk is full."""
         if not self._pending:
             return
         before = self.path.stat().st_size if self.path.exists() else 0

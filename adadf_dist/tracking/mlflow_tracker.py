@@ -22,7 +22,7 @@ STATUS = {"finished": "FINISHED", "stopped": "KILLED", "failed": "FAILED"}
 
 
 class Tracker:
-    """One MLflow run per run folder, also across resumes."""
+    """Logs to one MLflow run per run folder; resuming continues the same MLflow run."""
 
     def __init__(self, config: Config) -> None:
         folder = Path(config.out)
@@ -49,7 +49,7 @@ class Tracker:
         self._client.log_batch(self._id, metrics=metrics)
 
     def log_result(self, result: Mapping[str, Any]) -> None:
-        """Log the numeric values as metrics; the run folder has the rest."""
+        """Log the numeric values of the result as metrics; other values are only in the run folder."""
         now = int(1000 * time.time())
         numbers = {key: v for key, v in flatten(result) if isinstance(v, (int, float)) and not isinstance(v, bool)}
         metrics = [Metric(f"result/{key.replace('.', '/')}", float(v), now, 0) for key, v in numbers.items()]

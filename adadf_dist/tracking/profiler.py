@@ -12,16 +12,16 @@ from adadf_dist.console.logs import get_logger
 logger = get_logger(__name__)
 
 SKIP_STEPS = 3
-"""Steps skipped at the start: compilation, caches, the allocator."""
+"""Number of steps skipped at the start, which are slower (compilation, cold caches, memory allocation)."""
 WARMUP_STEPS = 1
-"""Warm-up steps of the profiler, which it discards."""
+"""Number of warm-up steps of the profiler, which are not part of the trace."""
 
 
 class StepProfiler:
-    """Traces `count` steps of this process, after the first few, into `steps-FIRST-LAST.pt.trace.json.gz`."""
+    """Skips the first few steps of this process and traces the next `count` to `steps-FIRST-LAST.pt.trace.json.gz`."""
 
     def __init__(self, folder: Path, count: int, step: int, device: torch.device) -> None:
-        """`step`: Number of finished steps of the run."""
+        """Start profiling. `count`: number of steps to trace. `step`: number of steps that the run has finished."""
         self._folder = folder
         self._before = step
         self._end = SKIP_STEPS + WARMUP_STEPS + count
@@ -38,14 +38,14 @@ class StepProfiler:
                 self.close()
 
     def close(self) -> None:
-        """Stop profiling, and write an incomplete trace."""
+        """Stop profiling, and write the trace even if it has fewer steps than requested."""
         if self._profile is None:
             return
         finished, self._profile = self._profile, None
         finished.stop()
         if finished.step_num <= SKIP_STEPS + WARMUP_STEPS:
             skipped = SKIP_STEPS + WARMUP_STEPS
-            text = f"no profile written: runtime.profile_steps skips the first {skipped} steps, and the run had no more"
+            text = f"no profile written: runtime.profile_steps skips the first {skipped} steps, but the run ended early"
             logger.warning(text)
 
     def _write(self, finished: profile) -> None:

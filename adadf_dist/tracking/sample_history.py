@@ -1,4 +1,4 @@
-"""Training dynamics per sample: attention, loss, correctness."""
+"""Record the training dynamics of each sample: attention weight, loss and correctness in every epoch."""
 
 from __future__ import annotations
 
@@ -25,24 +25,24 @@ from adadf_dist.method.model import Output
 ATTENTION, LOSS, CORRECT, SEEN = range(4)
 
 TRACKED_SAMPLES_STREAM = 0x66616365
-"""RNG stream for choosing tracked samples, separate from the other streams of the seed."""
+"""Number combined with the seed so that tracked samples are chosen with a separate random stream."""
 
 
 class SampleHistory(NamedTuple):
-    """One epoch's statistics of every training sample, in split order."""
+    """Statistics of the S training samples over one epoch, in the order of the split."""
 
     attention: NDArray[np.float32]
-    """[S], mean w' of eq 11; NaN for samples that the epoch's sampler left out."""
+    """[S], mean attention weight w' (eq 11); NaN for samples that were not drawn in the epoch."""
     loss: NDArray[np.float32]
-    """[S], mean loss of the target branch; NaN likewise."""
+    """[S], mean loss of the target branch; NaN for samples that were not drawn."""
     correct: NDArray[np.float32]
-    """[S], fraction of its appearances that the target branch predicted correctly; NaN likewise."""
+    """[S], how often the target branch was correct, as a fraction of `seen`; NaN for samples that were not drawn."""
     seen: NDArray[np.int64]
     """[S], number of times the sample was drawn in the epoch."""
 
 
 class SampleHistoryRecorder:
-    """Collects statistics on the device during an epoch and writes one file at its end."""
+    """Collects per-sample statistics on the device during an epoch and writes them to a file at the end."""
 
     def __init__(
         self, num_samples: int, num_classes: int, world: World, listed: Sequence[int] = (), digest: str = ""
@@ -54,7 +54,7 @@ class SampleHistoryRecorder:
             num_classes: Number of classes.
             world: Ranks of the run.
             listed: Indices of the tracked samples, whose distributions are also recorded.
-            digest: Digest of the training split, which a resumed run compares.
+            digest: Digest of the training split, compared with the checkpoint's when resuming.
         """
         self.world = world
         self.digest = torch.tensor(list(digest.encode()), dtype=torch.uint8)
@@ -66,7 +66,7 @@ class SampleHistoryRecorder:
 
     @torch.no_grad()
     def update(self, batch: Batch, output: Output, losses: Losses, fraction: float = 1.0) -> None:
-        """Add one rank's rows, each weighted by `fraction` of a sample. Does not synchronize with the device."""
+        """Add a batch of this rank, counting each row as `fraction` of a sample. Does not wait for the device."""
         correct = output.target_logits.argmax(dim=1) == batch.labels
         rows = fraction * torch.stack(
             [
@@ -98,12 +98,12 @@ class SampleHistoryRecorder:
     def finish_epoch(
         self, run_folder: str, epoch: int, commit: EpochDistributions, timeout_s: float = 0.0
     ) -> SampleHistory:
-        """Sum over ranks, write `history/epoch-NNNN.npz` (rank 0) and reset.
+        """Sum the statistics over ranks, write `history/epoch-NNNN.npz` on rank 0, and reset the sums.
 
-        Collective: every rank must call this. A full disk is retried for `timeout_s` (see `retry_on_full_disk`).
+        Collective: every rank must call this. If the disk is full, writing is retried (see `retry_on_full_disk`).
 
-        The file contains the sample history (float16), the class distributions of the epoch (eq 4 to 7) and, for
-        tracked samples, the auxiliary, fused and target distributions [L, 3, C].
+        The file contains the sample history (float16), the class distributions of the epoch (eq 4 to 7) and three
+        distributions of each of the L tracked samples [L, 3, C]: auxiliary, fused and target.
         """
         sums = self.world.all_reduce_sum_(self._sums.clone()).cpu().numpy()
         tracked = self.world.all_reduce_sum_(self._distributions.clone()).cpu().numpy()
@@ -145,14 +145,15 @@ class SampleHistoryRecorder:
         """
         if not torch.equal(state.get("digest", self.digest), self.digest):  # an older checkpoint has none
             raise UserError(
-                "the training data changed since this checkpoint (data.shards, data.relabel_file or "
-                "data.label_noise_file); restore it, or start a new run with another --out"
+                "the training data has changed since this checkpoint (data.shards, data.relabel_file or "
+                "data.label_noise_file); restore the original data, or start a new run with another --out"
             )
         for mine, saved in ((self._sums, state["sums"]), (self._distributions, state["distributions"])):
             if mine.shape != saved.shape:
                 raise UserError(
-                    f"sample history has shape {list(saved.shape)} in the checkpoint, {list(mine.shape)} in this run: "
-                    "the training split or runtime.tracked_samples changed; start a new run with another --out"
+                    f"the sample history has shape {list(saved.shape)} in the checkpoint but {list(mine.shape)} in "
+                    "this run, so the training split or runtime.tracked_samples has changed; start a new run with "
+                    "another --out"
                 )
             mine.zero_()
             if self.world.is_main:
@@ -168,17 +169,18 @@ def write_arrays(path: Path, arrays: Mapping[str, NDArray[Any]]) -> None:
 
 
 def select_tracked_samples(split: Split, config: RuntimeConfig, seed: int) -> list[int]:
-    """Return the indices of the samples whose distributions are recorded.
+    """Return the indices of the tracked samples, whose distributions are recorded in every epoch.
 
-    These are the samples of `runtime.tracked_samples` and `runtime.num_tracked_samples` more. With votes, half of the
-    latter are the most ambiguous samples; the others are random. Raises `UserError` for an unknown sample key.
+    These are the samples named in `runtime.tracked_samples`, plus `runtime.num_tracked_samples` random samples. If the
+    dataset has votes, half of the random samples are replaced by those with the most ambiguous votes. Raises
+    `UserError` for an unknown sample key.
     """
     tracked = []
     if config.tracked_samples:
         indices = {str(key): index for index, key in enumerate(split.keys)}
         for key in config.tracked_samples:
             if key not in indices:
-                raise UserError(f"runtime.tracked_samples: unknown sample key {key}")
+                raise UserError(f"runtime.tracked_samples: no training sample has the key {key}")
             tracked.append(indices[key])
     shuffled = np.random.default_rng((seed, TRACKED_SAMPLES_STREAM)).permutation(len(split)).tolist()
     ambiguous = [] if split.votes is None else most_ambiguous(split.votes, config.num_tracked_samples // 2)
@@ -187,7 +189,7 @@ def select_tracked_samples(split: Split, config: RuntimeConfig, seed: int) -> li
 
 
 def most_ambiguous(votes: NDArray[np.float32], most: int) -> list[int]:
-    """Return the indices of the samples whose votes [S, C] have the highest entropy; ties by index."""
+    """Return the indices of the `most` samples whose votes [S, C] have the highest entropy; ties are in index order."""
     fractions = votes / np.maximum(votes.sum(axis=1, keepdims=True), 1)
     entropy = -(fractions * np.log(np.where(fractions > 0, fractions, 1))).sum(axis=1)
     return np.argsort(-entropy, kind="stable")[:most].tolist()  # type: ignore[no-any-return]

@@ -1,4 +1,4 @@
-"""Outputs of a run besides its own files: TensorBoard, the trackers of `runtime.trackers`, a profiler trace."""
+"""Optional outputs of a run: TensorBoard, the trackers in `runtime.trackers`, and a profiler trace."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from adadf_dist.tracking.tensorboard import TensorBoardSink
 
 
 class MetricSinks:
-    """All configured sinks. Started on rank 0 only."""
+    """Sends metrics to all configured outputs. Started on rank 0 only."""
 
     def __init__(self, config: Config) -> None:
         self._config = config
@@ -25,7 +25,7 @@ class MetricSinks:
         self._trace: StepProfiler | None = None
 
     def start(self, step: int, device: torch.device) -> None:
-        """Open the sinks. `step`: Number of finished steps of the run."""
+        """Open the configured outputs. `step`: number of steps that the run has finished."""
         runtime = self._config.runtime
         self._trackers = [AsyncTracker(name, self._config) for name in runtime.trackers]
         self._sinks = [*self._trackers]
@@ -48,7 +48,7 @@ class MetricSinks:
             self._trace.step()
 
     def set_status(self, state: str) -> None:
-        """Pass the state of `status.json` to the trackers; for `finished`, also log the result."""
+        """Pass the run's state, as in `status.json`, to the trackers. If it is `finished`, also log the result."""
         for tracker in self._trackers:
             tracker.state = state
             if state == "finished":

@@ -1,4 +1,4 @@
-"""TensorBoard events. Optional: neither a full disk nor a broken installation stops a run."""
+"""Write TensorBoard event files. If this fails (full disk, broken installation), the run continues without them."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ logger = get_logger(__name__)
 
 
 class TensorBoardSink:
-    """Writes scalars of a run until the first write error."""
+    """Writes a run's scalars to TensorBoard event files. The first error disables it with a warning."""
 
     def __init__(self, folder: Path, purge_step: int) -> None:
         self._folder = folder

@@ -1,4 +1,4 @@
-"""Weights & Biases tracker. W&B's own environment variables set project, entity, server and WANDB_MODE=offline."""
+"""Weights & Biases tracker. Set project, entity, server and offline mode with W&B's own environment variables."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ LOGIN_S = 30.0
 
 
 class Tracker:
-    """One W&B run per run folder, also across resumes."""
+    """Logs to one W&B run per run folder; resuming continues the same W&B run."""
 
     def __init__(self, config: Config) -> None:
         folder = Path(config.out)

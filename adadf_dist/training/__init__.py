@@ -1,1 +1,1 @@
-"""Parts of the training loop: setup, checks, evaluation, the final test."""
+"""Parts of the training loop: setup, checks, evaluation and the final test."""

@@ -1,8 +1,8 @@
 """Consistency checks before a multi-rank run: same code and settings on all nodes, and a shared run folder.
 
-Otherwise differences between nodes show late or never: as wrong gradients, as a missing checkpoint when resuming, or as
-a rank that exits while the others wait. Each check is a collective with the same result on every rank, so all ranks
-exit together with a message that names the node.
+Without these checks, differences between nodes would show up late or never: as wrong gradients, as a missing checkpoint
+when resuming, or as a rank that exits while the others wait. Each check is a collective with the same result on every
+rank, so all ranks exit together with a message that names the node.
 """
 
 from __future__ import annotations
@@ -32,10 +32,10 @@ from adadf_dist.distributed.world import World
 from adadf_dist.errors import UserError
 
 SHARED_FS_TIMEOUT_S = 6.0
-"""A shared file system may show a new file to other nodes with a delay (NFS caches attributes for 3 s or more)."""
+"""Seconds to wait until other nodes see a new file on a shared file system; NFS caches attributes for 3 s or more."""
 
 CHECKED_PACKAGES = ("torchvision", "numpy", "nvidia-dali-cuda120", "deepspeed", "timm")
-"""Packages that, besides torch, affect the result of a step."""
+"""Packages besides torch whose versions can affect the result of a training step."""
 
 
 def check_consistency(config: Config, world: World) -> None:
@@ -71,12 +71,12 @@ def find_config_mismatch(config: Config, world: World) -> UserError | None:
 
 
 def hash_config_files(settings: Mapping[str, object]) -> dict[str, str]:
-    """Return the digests of input files; unreadable files are reported later, when they are used."""
+    """Return the digests of the input files; skips unreadable files, which are reported later when they are used."""
     return {f"the digest of {key}": digest[:12] for key, digest in digest_files(settings).items()}
 
 
 def installed_versions() -> dict[str, str]:
-    """Return the versions that must be equal on every node, by name."""
+    """Return the versions that must be the same on every node, by package name."""
     return {
         "adadf_dist": adadf_dist.__version__,
         "the digest of adadf_dist's source files": source_hash(),
@@ -95,7 +95,7 @@ def package_version(package: str) -> str:
 
 @cache
 def source_hash(folder: Path = Path(adadf_dist.__file__).parent) -> str:
-    """Return the first 12 digits of the SHA-256 of the package's source files, to compare checkouts."""
+    """Return a digest of the package's source files (12 hex digits of their SHA-256), to compare installations."""
     digest = hashlib.sha256()
     for path in sorted(path.relative_to(folder) for path in folder.rglob("*.py")):
         content = (folder / path).read_bytes()
@@ -106,7 +106,7 @@ def source_hash(folder: Path = Path(adadf_dist.__file__).parent) -> str:
 def find_unshared_run_dir(folder: Path, world: World) -> UserError | None:
     """Return an error if a file that rank 0 writes to the run folder is not visible on every node.
 
-    Collective: every rank must call this. Creates the folder; the test file is removed.
+    Collective: every rank must call this. Creates the folder if it is missing, and removes the test file at the end.
     """
     with ExitStack() as stack:
         token, problem = "", None
@@ -126,13 +126,13 @@ def find_unshared_run_dir(folder: Path, world: World) -> UserError | None:
     return UserError(
         f"out: {folder} is not shared: files written by {writer} to {nodes[writer][1]} are not visible on "
         f"{format_nodes(without_file)}",
-        "choose an --out that all nodes share, because each reads the checkpoint from it when resuming",
+        "choose an --out that all nodes share, because each node reads the checkpoint from it when resuming",
     )
 
 
 @contextmanager
 def marker_file(folder: Path) -> Iterator[Path]:
-    """Create a small temporary file in `folder`, which is created if missing. Raises `OSError`."""
+    """Create a small file in `folder` (created if missing); remove it when the block ends. Raises `OSError`."""
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f".seen-by-all-{secrets.token_hex(8)}"
     try:
@@ -153,7 +153,7 @@ def wait_until_visible(path: Path) -> bool:
 
 
 def path_exists(path: Path) -> bool:
-    """Return whether a path exists; False if its folder raises an error (a stale mount, no permission)."""
+    """Return whether a path exists; False if its folder cannot be accessed (stale mount, missing permission)."""
     try:
         return path.exists()
     except OSError:

@@ -31,7 +31,7 @@ class Network(Protocol):
 
 
 class SplitPass(NamedTuple):
-    """This rank's part of a pass over a split. The methods are collectives that merge the parts of all ranks."""
+    """This rank's results from a pass over a split. The methods are collectives that merge the results of all ranks."""
 
     split: Split
     totals: MetricAccumulator
@@ -46,13 +46,13 @@ class SplitPass(NamedTuple):
         return gather_answers(self.predictions, len(self.split), self.totals.world)
 
     def featured(self) -> FloatArray:
-        """Return [M, F] float32 features before the classifier of the target branch."""
+        """Return the features [M, F] float32 that the target branch's classifier receives, for `feature_subset`."""
         samples = len(self.split)
         return gather_outputs(self.features, samples, self.totals.world, feature_subset(samples))
 
 
 def pass_over(network: Network, batches: Iterable[Batch], split: Split, world: World) -> SplitPass:
-    """Run the network on this rank's batches of a split. No collective."""
+    """Run the network on this rank's batches of a split. Not a collective."""
     predictions: list[Rows] = []
     features: list[Rows] = []
     has_features = torch.zeros(len(split), dtype=torch.bool, device=world.device)

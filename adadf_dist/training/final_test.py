@@ -1,4 +1,4 @@
-"""End of a run: evaluate on the test split once, and save the result."""
+"""Finish a run: evaluate on the test split once, and save the result."""
 
 from __future__ import annotations
 
@@ -30,20 +30,20 @@ class Result(NamedTuple):
     validation_accuracy: float
     """Validation accuracy of the selected epoch."""
     test: dict[str, Any]
-    """Test metrics of the selected epoch's model; empty if the run does not test."""
+    """Test metrics of the selected epoch's model; empty if the model was not tested."""
     final_epoch_test: dict[str, Any]
     """Test metrics of the last epoch's model."""
     best_on_test: dict[str, Any]
-    """Only for `evaluation.protocol = paper`: the best test epoch and its test accuracy."""
+    """Epoch with the best test accuracy, and that accuracy; empty unless `evaluation.protocol = paper`."""
 
 
 def finalize_run(
     context: RunContext, engine: Engine, checkpoints: CheckpointManager, last: Mapping[str, SplitPass]
 ) -> Result:
-    """Test the last and the selected model once; write predictions and `result.json`. Collective.
+    """Test the models of the selected and the last epoch once; write predictions and `result.json`. Collective.
 
-    `last`: evaluation passes of the last epoch's model by split name, which are not repeated. A run that already has
-    its result only prints it.
+    If the run already has a result, only prints it. `last`: existing evaluation passes of the last epoch's model, by
+    split name; they are reused.
     """
     config, world, log, progress = context.config, context.world, context.log, checkpoints.progress
     path = Path(config.out) / "result.json"
@@ -69,9 +69,9 @@ def finalize_run(
 def run_final_test(
     context: RunContext, engine: Engine, checkpoints: CheckpointManager, passes: dict[str, SplitPass]
 ) -> Result:
-    """Test the last and the selected weights, and write the predictions of the selected ones. Collective.
+    """Test the weights of the selected and the last epoch, and write the selected model's predictions. Collective.
 
-    `passes`: existing evaluation passes of the last weights, by split name.
+    `passes`: existing evaluation passes of the last epoch's model, by split name; they are reused.
     """
     config, world, data, progress = context.config, context.world, context.data, checkpoints.progress
     test = data.test_split if config.evaluation.run_test else None
@@ -95,7 +95,7 @@ def run_final_test(
 
 
 def save_passes(folder: Path, passes: Sequence[SplitPass], world: World) -> None:
-    """Write the predictions of the selected weights on validation and, if tested, test. Collective."""
+    """Write the predictions and features from each evaluation pass to the run folder. Collective."""
     for split_pass in passes:
         predictions, features = split_pass.answers(), split_pass.featured()
         if world.is_main:
@@ -103,7 +103,7 @@ def save_passes(folder: Path, passes: Sequence[SplitPass], world: World) -> None
 
 
 def describe_earlier_data(checkpoints: CheckpointManager) -> list[str]:
-    """Return a warning for each dataset that the run used before it was resumed on other data (if allowed)."""
+    """Return a warning for each dataset that the run was trained on before it was resumed on other data."""
     record = checkpoints.parts.get("data")
     earlier = record.earlier if isinstance(record, DataRecord) else []
     return [f"warning: trained on {source.shards} before it was resumed on other data" for source in earlier]
@@ -123,11 +123,11 @@ def write_report(log: RunLogger) -> None:
 
 
 def load_selected_weights(engine: Engine, checkpoints: CheckpointManager) -> None:
-    """Load the selected weights. Collective. Raises `UserError` if `selected.pt` is from another epoch."""
+    """Load the weights of the selected epoch. Collective. Raises `UserError` if `selected.pt` is from another epoch."""
     content = read_checkpoint(checkpoints.selected_path)
     if content["progress"]["epoch"] != checkpoints.progress.best_epoch:
         raise UserError(
-            f"{checkpoints.selected_path}: is not from the selected epoch {checkpoints.progress.best_epoch}"
+            f"{checkpoints.selected_path}: not a checkpoint of the selected epoch ({checkpoints.progress.best_epoch})"
         )
     engine.load_state_dict(content["engine"])
 

@@ -1,4 +1,4 @@
-"""Report out-of-memory errors in one line, with the settings to lower."""
+"""Report out-of-memory errors in one line, with the settings that would reduce memory use."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def report_out_of_memory(config: Config, world: World) -> Iterator[None]:
     try:
         yield
     except DeadWorkerError as error:
-        raise UserError(f"{error}; the same command resumes from the last checkpoint") from None
+        raise UserError(f"{error}; run the same command to resume from the last checkpoint") from None
     except (RuntimeError, MemoryError, OSError) as error:  # torch.OutOfMemoryError is a RuntimeError
         if not is_out_of_memory(error):
             raise
@@ -36,7 +36,7 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 def describe_oom(config: Config, world: World, error: BaseException) -> str:
-    """Describe the error and its fixes: first for resuming this run, then for starting a new one."""
+    """Return a message with the error and suggested fixes: first one for resuming, then some for a new run."""
     rows = -(-config.batch_size // world.size)
     crops = " with 10 crops" if config.data.ten_crop_resize else ""
     lower = ["lower batch_size", "lower data.image_size"]
@@ -46,7 +46,7 @@ def describe_oom(config: Config, world: World, error: BaseException) -> str:
         f"out of memory on rank {world.rank} ({world.device}) while {world.heartbeat.last.doing}: "
         f"batch_size {config.batch_size} over {world.size} ranks = {rows} samples{crops} per rank, "
         f"data.image_size {config.data.image_size}, "
-        f"model.backbone {config.model.backbone}, runtime.precision {config.runtime.precision}; use more "
-        f"ranks (this run can resume), or start a new run with another --out and {', or '.join(lower)} "
+        f"model.backbone {config.model.backbone}, runtime.precision {config.runtime.precision}; resume this run on "
+        f"more ranks, or start a new run with another --out and {', or '.join(lower)} "
         f"({single_line(error)})"
     )

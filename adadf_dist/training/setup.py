@@ -1,4 +1,4 @@
-"""Prepare a run: consistency of the ranks, resolved configuration, locked run folder, opened data, run info."""
+"""Prepare a run: check that ranks agree, resolve the configuration, lock the run folder, open data, log run info."""
 
 from __future__ import annotations
 
@@ -35,22 +35,22 @@ logger = get_logger(__name__)
 
 @dataclass(frozen=True)
 class RunContext:
-    """What all stages of a run share."""
+    """Objects shared by all stages of a run."""
 
     config: Config
-    """Configuration with absolute paths and no `auto`."""
+    """Configuration with absolute paths and every `auto` value resolved."""
     world: World
     data: DataModule
     data_record: DataRecord
     """Identity of the data, saved in checkpoints and compared when resuming."""
     tracked_samples: list[int]
-    """Training samples whose distributions are recorded every epoch."""
+    """Indices of the training samples whose distributions are recorded in every epoch."""
     log: RunLogger
 
 
 @contextmanager
 def prepare_run(config: Config, world: World) -> Iterator[RunContext]:
-    """Prepare a run up to its model, and release the run folder and the data at the end. Collective.
+    """Prepare everything except the model; release the run folder and the data when the block ends. Collective.
 
     Raises `UserError` if ranks or nodes differ, or if the configuration, the run folder or the data is invalid.
     """
@@ -69,9 +69,9 @@ def prepare_run(config: Config, world: World) -> Iterator[RunContext]:
 
 
 def prepare_config(config: Config, world: World) -> Config:
-    """Resolve every `auto`, make paths absolute, and generate a missing synthetic dataset. Collective.
+    """Resolve every `auto` value, make paths absolute, and generate a missing synthetic dataset. Collective.
 
-    Raises `UserError` for a configuration with which no step could run.
+    Raises `UserError` if training with this configuration is impossible.
     """
     check_batch_size(config.batch_size, world.size)
     if not config.out:
@@ -84,9 +84,9 @@ def prepare_config(config: Config, world: World) -> Config:
 
 
 def resolve_auto(config: Config, world: World) -> Config:
-    """Resolve every `auto` on rank 0 and use the result on all ranks. Collective: every rank must call this.
+    """Resolve every `auto` value on rank 0 for all ranks. Collective: every rank must call this.
 
-    Raises `UserError` for an engine or tracker that is unavailable.
+    Raises `UserError` if the engine or a tracker is unavailable.
     """
     check_engine(config, world)
     check_trackers(config.runtime)
@@ -98,7 +98,7 @@ def resolve_auto(config: Config, world: World) -> Config:
 
 
 def resolve_loader(config: Config, world: World) -> str:
-    """Resolve `data.loader` = auto; print a hint if DALI is unavailable."""
+    """Return the loader that `data.loader` selects; if it is `auto` and DALI is unavailable, log a hint."""
     if config.data.loader != "auto":
         return config.data.loader
     if config.data.access == "stream":
@@ -110,7 +110,7 @@ def resolve_loader(config: Config, world: World) -> str:
 
 
 def run_info(data: DataModule, engine: Engine, world: World) -> dict[str, object]:
-    """Return the run info shown at the start and stored in the run folder."""
+    """Return the run info, which is logged at the start of the run and stored in the run folder."""
     splits = {
         "train": len(data.train_split),
         "validation": len(data.validation_split),
@@ -134,9 +134,9 @@ def run_info(data: DataModule, engine: Engine, world: World) -> dict[str, object
 
 
 def write_run_info(context: RunContext, engine: Engine, progress: TrainingProgress, resumed: Path | None) -> None:
-    """Log what this run is, and write its configuration, data and samples to the run folder.
+    """Log the run info, and write the configuration, data record and training samples to the run folder.
 
-    `resumed`: checkpoint that the run continues from.
+    `resumed`: checkpoint that the run resumes from, if any.
     """
     config, data, log = context.config, context.data, context.log
     log.start(progress, run_info(data, engine, context.world), resumed)

@@ -14,7 +14,7 @@ from adadf_dist.method.losses import BatchSlice, adadf_loss, ramp_weights
 
 
 class SyntheticTrainer:
-    """Repeats steps on one random global batch for a resolved config; each rank has its slice of the batch."""
+    """Repeats training steps on the same random global batch. Each rank has its slice; `config` must be resolved."""
 
     def __init__(self, config: Config, num_classes: int, world: World) -> None:
         crops = 10 if config.data.ten_crop_resize else 1
@@ -31,7 +31,7 @@ class SyntheticTrainer:
         self._ramp = ramp_weights(1, config.loss.epoch_threshold)
 
     def step(self) -> None:
-        """Run one step as in `train.train_epoch`, without log and history."""
+        """Run one training step as in `train.train_epoch`, without logging and sample history."""
         self.engine.set_schedule_step(Position(0, self._steps, 0.0))
         self._steps += 1
         output = self.engine.forward(self.images)
@@ -41,7 +41,7 @@ class SyntheticTrainer:
         self.classes.observe(output.auxiliary_logits, self.labels)
 
     def infer(self) -> None:
-        """Run the same rows in evaluation mode."""
+        """Run the network on the same batch in evaluation mode."""
         self.engine.forward_eval(self.images)
 
 

@@ -20,12 +20,11 @@ from adadf_dist.distributed.heartbeat import Activity
 from adadf_dist.distributed.world import World
 
 DUMP_AFTER = 0.9
-"""Fraction of `runtime.timeout_s` without a heartbeat after which stacks are printed: just before waiting ranks time
-out."""
+"""Print thread stacks after this fraction of `runtime.timeout_s` without a heartbeat, before other ranks time out."""
 KILL_AFTER = 1.5
-"""Fraction of `runtime.timeout_s` without a heartbeat after which the process exits. Every phase must be shorter."""
+"""Exit after this multiple of `runtime.timeout_s` without a heartbeat, so heartbeats must be more frequent."""
 FIRST_STEP_FACTOR = 3.0
-"""Factor on `KILL_AFTER` before the first step, to allow for compilation and a cold file system."""
+"""Factor by which `KILL_AFTER` is larger before the first step, to allow for compilation and a cold file system."""
 EXIT_HUNG = 75
 """Exit status of a rank stopped by its watchdog (EX_TEMPFAIL in sysexits.h: retry)."""
 STDERR = 2
@@ -81,7 +80,7 @@ class Watchdog:
 
 
 def write_stderr(line: str, stacks: bool = False) -> None:
-    """Print bypassing Python's buffers, whose locks a hung thread may hold, in one write per message."""
+    """Write a message directly to standard error: a hung thread may hold the locks of Python's buffers."""
     text = f"adadf_dist.train: {line}\n".encode()
     if stacks:
         try:

@@ -248,7 +248,7 @@ def test_incompatible_resume_fails(faces: Path, tmp_path: Path, capsys: pytest.C
     capsys.readouterr()
     status, page = check({**values, "epochs": "2", "batch_size": "32"}, capsys)
     assert status == 2
-    assert "batch_size was 16 in the checkpoint, is 32 now" in page["run folder"][1]
+    assert "batch_size was 16 in the checkpoint but is 32 now" in page["run folder"][1]
     status, page = check({**values, "epochs": "2"}, capsys)
     assert status < 2
     assert "contains a run with 1 finished epochs (will resume)" in page["run folder"][1]
@@ -287,7 +287,10 @@ def skewed(world: World, ahead_s: float) -> list[float]:
 
 @pytest.mark.parametrize(
     ("ahead_s", "output"),
-    [(5.0, "b is 5.0 s ahead of"), pytest.param(-3.0, "b is 3.0 s behind", marks=pytest.mark.slow)],
+    [
+        (5.0, "the clock of b is 5.0 s ahead of"),
+        pytest.param(-3.0, "the clock of b is 3.0 s behind", marks=pytest.mark.slow),
+    ],
 )
 def test_clock_skew_is_reported(ahead_s: float, output: str) -> None:
     for offsets in run_ranks(skewed, 2, ahead_s):
@@ -320,14 +323,14 @@ def test_idle_gpus_and_cores_are_named() -> None:
         "ranks",
         Severity.WARNING,
         "8 ranks on 2 nodes: n0 4 x H, n1 4 x H; unused GPUs on n0, n1",
-        "--nproc_per_node 8 uses them all",
+        "start with --nproc_per_node 8 to use all of them",
     )
     assert judge_ranks(ranks_on(2, 8, device="H", gpus=8)).severity is Severity.OK
     assert judge_ranks(ranks_on(1, 1, gpu_not_visible=True)).severity is Severity.WARNING
     assert check_threads(ranks_on(1, 2), 2).hint.startswith("set OMP_NUM_THREADS=4 ")  # 2 of 8 cores compute
     assert check_threads(ranks_on(1, 2, threads=4), 2).severity is Severity.OK
     assert check_threads(ranks_on(1, 4, threads=4), 2).hint == "set OMP_NUM_THREADS=2"  # 16 threads on 8 cores
-    assert check_threads(ranks_on(1, 8, device="H"), 2).hint == "--data.num_workers 1"
+    assert check_threads(ranks_on(1, 8, device="H"), 2).hint == "pass --data.num_workers 1"
 
 
 def test_help_has_examples(capsys: pytest.CaptureFixture[str]) -> None:

@@ -64,7 +64,7 @@ def test_step_is_measured_at_the_largest_actual_batch(
     """64 samples make one batch of 64, whatever the batch size."""
     plan = planned({**settings(faces, tmp_path / "run"), "batch_size": "640"}, capsys)
     assert "of activations per step (64 images per rank)" in plan
-    assert "batch_size = 640 is not less than the samples per epoch" in plan
+    assert "batch_size = 640 is at least the number of samples per epoch" in plan
 
 
 def test_plan_of_a_resumed_run(faces: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

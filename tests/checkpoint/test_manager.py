@@ -197,7 +197,7 @@ def test_resume_copies_the_selected_checkpoint_or_warns(tmp_path: Path, capsys: 
     assert "warning" not in capsys.readouterr().err
     new = Run(tmp_path / "bereft", resume=str(newest))
     new.checkpoints.restore()
-    assert "best checkpoint (epoch 2) is missing" in capsys.readouterr().err
+    assert "the checkpoint of the best epoch (2) is missing" in capsys.readouterr().err
     assert (new.progress.best_epoch, new.progress.best_accuracy) == (0, -1.0)
     new.epochs(0.0)
     assert (completed_epochs(new.checkpoints.selected_path), new.progress.best_epoch) == (4, 4)
@@ -206,8 +206,8 @@ def test_resume_copies_the_selected_checkpoint_or_warns(tmp_path: Path, capsys: 
 def test_missing_checkpoint_parts_are_handled(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     Run(tmp_path, names=("engine", "history")).epochs(0.3)
     assert Run(tmp_path).checkpoints.restore() is not None
-    assert "without a digest of the data" in capsys.readouterr().err
-    with pytest.raises(UserError, match="has no log"):
+    assert "did not record a digest of the data" in capsys.readouterr().err
+    with pytest.raises(UserError, match="contains no log state"):
         Run(tmp_path, names=("data", "engine", "history", "log")).checkpoints.restore()
 
 
@@ -217,7 +217,7 @@ def test_initial_weights_do_not_change_the_config(tmp_path: Path) -> None:
     run = Run(tmp_path / "run", resume=str(path), loss__lambda_min=0.4)
     run.checkpoints.restore()
     assert {name: part.value() for name, part in run.parts.items()} == {"data": -1.0, "engine": 7.0, "history": -1.0}
-    with pytest.raises(UserError, match=r"model\.attention_on was logits in the checkpoint, is features now"):
+    with pytest.raises(UserError, match=r"model\.attention_on was logits in the checkpoint but is features now"):
         Run(tmp_path / "other", resume=str(path), model__attention_on="features").checkpoints.restore()
 
 

@@ -231,7 +231,7 @@ def test_run_of_an_older_version_resumes_with_one_warning(
     forget_data(copy, "data/faces")
     train.run(config_of(home / "data" / "faces", copy, epochs="2"))
     (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("warning")]
-    assert "without a digest of the data" in line
+    assert "did not record a digest of the data" in line
 
 
 def test_input_file_may_move_but_not_change(faces: Path, tmp_path: Path) -> None:

@@ -178,7 +178,7 @@ def test_run_keeps_its_decisions_and_detects_a_changed_file(faces: Path, tmp_pat
 
     write(file, f"{split.keys[6]},relabel,{other(split, 6)}", lines[1])  # the same number of samples, another label
     with pytest.raises(
-        UserError, match=r"training data changed since this checkpoint \(data\.shards, data\.relabel_file"
+        UserError, match=r"training data has changed since this checkpoint \(data\.shards, data\.relabel_file"
     ):
         train.run(longer)
     write(file, lines[1], lines[0])  # the same decisions in another order are the same

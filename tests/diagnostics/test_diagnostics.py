@@ -101,7 +101,7 @@ def test_threshold_never_reached_is_found() -> None:
     seen = found(run_of(6, **low))["threshold never met"]
     assert seen.severity is Severity.WARNING
     assert "the constant T_c for 6 of 6 epochs" in seen.message and "0 of 18 cases" in seen.message
-    assert "the highest class mean is now 0.58, of happy" in seen.message
+    assert "the highest class mean is now 0.58 (happy)" in seen.message
     assert "class_distributions.threshold = 0.4," in seen.hint, "happy and sad reach it, half of three classes and more"
     assert found(run_of(5, **low)) == {}, "two epochs are no time"
     once = {"classes_at_threshold": 1, "class_mean_target_prob": [0.31, 0.72, 0.4]}
@@ -139,7 +139,7 @@ def test_diverging_auxiliary_branch_is_found() -> None:
         return [record(epoch, cross_entropy=value) for epoch, value in enumerate(values, start=1)]
 
     seen = found(losses(1.5, 1.0, 1.02, 1.05, 1.1))["auxiliary branch diverging"]
-    assert "rose 3 epochs in a row, to 1.100 from 1.000" in seen.message
+    assert "rose 3 epochs in a row, from a minimum of 1.000 to 1.100" in seen.message
     assert found(losses(1.5, 1.0, 1.02, 1.05, 1.09)) == {}, "not by a tenth"
     assert found(losses(1.5, 1.0, 1.2, 1.1, 1.3)) == {}, "up and down"
     assert found(losses(1.0, 1.05, 1.1)) == {}, "twice"

@@ -72,7 +72,7 @@ def test_killed_decoding_process_is_one_line(faces: Path, tmp_path: Path) -> Non
     _, output = communicate(process)
     assert process.returncode == 2, output
     assert "was killed by SIGKILL" in output.splitlines()[-1]
-    assert "resumes from the last checkpoint" in output.splitlines()[-1]
+    assert "run the same command to resume from the last checkpoint" in output.splitlines()[-1]
 
 
 # Stragglers

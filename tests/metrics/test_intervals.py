@@ -83,5 +83,5 @@ def test_large_gain_is_found() -> None:
 
 
 def test_single_pair_is_inconclusive() -> None:
-    with pytest.raises(ValueError, match="two or more"):
+    with pytest.raises(ValueError, match="at least two scores of each"):
         paired_difference(scores([0.1]), scores([0.2]))

@@ -62,7 +62,7 @@ def test_only_judged_rules_are_reported_as_healthy(tmp_path: Path) -> None:
     )
     for reason in (
         "collapse (checked from epoch 3 on)",
-        "attention (20 steps after the warm-up of 0, 200 needed)",
+        "attention (only 20 steps after the warm-up of 0 steps; at least 200 are needed)",
         "classes with fewer than 10 validation samples: fear (9)",
         "auxiliary vs. target branch (needs the predictions of a finished run)",
     ):

@@ -79,7 +79,7 @@ def test_full_disk_keeps_the_previous_checkpoint(faces: Path, finished: Path) ->
 def test_checkpoint_of_another_architecture_is_rejected(faces: Path, finished: Path, tmp_path: Path) -> None:
     newest = sorted((finished / "checkpoints").glob("checkpoint-*"))[-1]
     values = settings(faces, tmp_path, resume=str(newest), epochs="2")
-    with pytest.raises(UserError, match=r"model\.backbone was resnet10 in the checkpoint, is resnet50 now"):
+    with pytest.raises(UserError, match=r"model\.backbone was resnet10 in the checkpoint but is resnet50 now"):
         run({**values, "model.backbone": "resnet50"})
 
 
