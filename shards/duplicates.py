@@ -39,7 +39,7 @@ class DuplicateStats:
 
 @dataclass(frozen=True)
 class SplitAssignment:
-    """Split of every sample, and the duplicates found on the way."""
+    """Split assigned to each sample, and the duplicates found in the process."""
 
     splits: Mapping[int, str]
     """Sample number -> split, without dropped samples."""

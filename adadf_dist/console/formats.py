@@ -11,7 +11,7 @@ def plural(count: int, noun: str) -> str:
 
 
 def format_duration(seconds: float) -> str:
-    """Return `3m07s` or `2h05m`."""
+    """Format a duration in seconds, as `3m07s` or `2h05m`."""
     minutes, s = divmod(round(seconds), 60)
     hours, m = divmod(minutes, 60)
     return f"{hours}h{m:02d}m" if hours else f"{m}m{s:02d}s"

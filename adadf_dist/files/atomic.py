@@ -12,7 +12,7 @@ from pathlib import Path
 from adadf_dist.errors import DiskFullError, UserError
 
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
-"""Error numbers of a full disk and of an exceeded quota."""
+"""`errno` values for a full disk or an exceeded quota."""
 
 
 @contextmanager
