@@ -147,7 +147,7 @@ class TrialStore:
         except json.JSONDecodeError as problem:
             raise UserError(f"{folder / TRIAL_FILE}: parse error ({problem}); remove the trial's folder") from None
         status, error = content.pop("status"), content.pop("error")
-        if status == "pruned":  # version 0.1
+        if status == "halted":  # version 0.1
             status = "pruned"
         trial = Trial(**{**content, "values": upgrade_keys(content["values"])})
         tested = read_test(folder) if trial.test else {}
