@@ -170,7 +170,7 @@ def test_batch_smaller_than_ranks_fails(faces: Path, tmp_path: Path) -> None:
     done = train_forked(settings(faces, tmp_path / "out", batch_size="3"), 2, module="adadf_dist.check.__main__")
     page = read_page(done.stdout)
     assert done.returncode == 2
-    assert page["batch"] == ("error", "batch_size is 3 over 2 ranks; a step needs 2 samples per rank")
+    assert page["batch"] == ("error", "batch_size is 3, but 2 ranks need at least 2 samples each per step")
     assert "-> raise batch_size to 4" in done.stdout
     assert done.stdout.splitlines()[-1].startswith("not ready to train")
     assert "step" not in page
