@@ -1,4 +1,4 @@
-"""Batches that a loader yields: one rank's slice of a global batch."""
+"""The batches that loaders yield; each is one rank's slice of a global batch."""
 
 from __future__ import annotations
 
@@ -11,23 +11,23 @@ class Batch(NamedTuple):
     """Samples `offset` to `offset + n` of a global batch of `global_size`, on the rank's device."""
 
     images: Tensor
-    """[n, 3, H, W] float32, normalized; [n, K, 3, H, W] with K views per sample (ten crops, or two mirror images)."""
+    """[n, 3, H, W] float32, normalized; [n, K, 3, H, W] with K views per sample (ten crops, or image and mirror)."""
     labels: Tensor
-    """[n] int64, class index of each sample."""
+    """[n] int64, the class of each sample."""
     sample_ids: Tensor
-    """[n] int64, sample indices within the split."""
+    """[n] int64, the index of each sample within its split."""
     offset: int
     """Index of the first sample within the global batch."""
     global_size: int
-    """Size of the global batch over all ranks."""
+    """Number of samples in the global batch, summed over all ranks."""
 
     @property
     def num_crops(self) -> int:
-        """Views per sample: 1, or the number of crops."""
+        """Number of views per sample: the number of crops, or 1 if `images` has no dimension for crops."""
         return self.images.shape[1] if self.images.ndim == 5 else 1
 
     def flatten_crops(self) -> Batch:
-        """Return each crop as a separate sample, as the network and losses see it: N in eqs 9 to 13 counts crops."""
+        """Return a batch in which each crop is a separate sample: N in the paper's equations 9 to 13 counts crops."""
         if self.images.ndim == 4:
             return self
         k = self.num_crops

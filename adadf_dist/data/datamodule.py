@@ -27,7 +27,7 @@ from adadf_dist.data.sampling import MIN_SAMPLES_PER_RANK, Samples, epoch_batche
 from adadf_dist.errors import UserError, install_or_repair, single_line
 
 DALI_LOADER = "adadf_dist.data.loaders.dali_loader"
-"""Imported on demand, because it requires DALI."""
+"""Module of the DALI loader, imported on demand because it requires DALI."""
 
 
 @dataclass(frozen=True)
@@ -47,29 +47,29 @@ class DataModule:
     relabeling: RelabelingStats | None = None
     """Relabeling applied to the training split before the noise (`data.relabel_file`)."""
     stream: StreamLoader | None = None
-    """Reads the training samples if `data.access` is `stream`."""
+    """Loader of the training samples if `data.access` is `stream`; None otherwise."""
 
     @property
     def classes(self) -> tuple[str, ...]:
         return self.train_split.classes
 
     def num_batches(self, epoch: int) -> int:
-        """Number of global batches in a training epoch; epochs count from 0."""
+        """Return the number of global batches in a training epoch; epochs count from 0."""
         return len(self._plan(epoch))
 
     def train_batches(self, epoch: int, first_batch: int = 0) -> Iterator[Batch]:
-        """Batches of a training epoch, starting at `first_batch` so that a resumed run repeats no batch."""
+        """Return the batches of a training epoch, starting at `first_batch` so that a resumed run repeats no batch."""
         plan = self._plan(epoch)
         if self.stream is not None:
             return self.stream.batches(plan, epoch, first_batch)
         return self.loader.batches("train", plan[first_batch:], epoch)
 
     def class_distribution_batches(self, epoch: int) -> Iterator[Batch]:
-        """The samples of a training epoch again, with the same augmentation (the second pass of eq 4)."""
+        """Return the batches of `train_batches` again, with the same augmentation, for the second pass (equation 4)."""
         return self.train_batches(epoch)
 
     def pop_num_replaced(self) -> int:
-        """Number of this rank's training samples that failed to decode and were replaced since the last call."""
+        """Return how many of this rank's training samples were replaced as undecodable since the last call."""
         replaced, self.loader.num_replaced = self.loader.num_replaced, 0
         return replaced
 
@@ -81,7 +81,7 @@ class DataModule:
         return self.eval_batches(self.test_split)
 
     def eval_batches(self, split: Split, only: Samples | None = None) -> Iterator[Batch]:
-        """Samples of a split, or the subset `only`, each once and without augmentation."""
+        """Return batches of a split's samples, or only of those in `only`, each once and without augmentation."""
         samples = np.arange(len(split)) if only is None else only
         return self.loader.batches(split.name, split_batches(samples, self.config.batch_size))
 
@@ -94,10 +94,10 @@ class DataModule:
 def open_data(
     config: Config, rank: int, ranks: int, device: torch.device, folder: Path | None = None
 ) -> Iterator[DataModule]:
-    """Open `data.shards` for one of several ranks.
+    """Open the dataset `data.shards` for one rank; the loader is closed at the end of the `with` block.
 
-    `folder` is its local copy; None: locate it, and download it if necessary.
-    Raises `UserError` for data that cannot be trained on.
+    `folder` is the dataset's local copy; if None, it is located, and downloaded if necessary.
+    Raises `UserError` if the data cannot be used for training.
     """
     with ExitStack() as opened:
         if folder is None:
@@ -109,10 +109,10 @@ def open_data(
 
 
 def open_splits(config: Config, folder: Path, ranks: tuple[int, int], device: torch.device) -> DataModule:
-    """Open the splits of a dataset folder and their loaders; `ranks`: this rank and the number of ranks."""
+    """Open the splits of a dataset folder and create their loader; `ranks` is (this rank, number of ranks)."""
     dataset = open_dataset(folder, streamed_splits(config.data))
     if "train" not in dataset.splits:
-        raise UserError(f"{config.data.shards}: has no train split")
+        raise UserError(f"data.shards: {config.data.shards} has no train split")
     if config.data.access == "stream" and "validation" not in dataset.splits:
         raise UserError(
             f"data.access is stream, but {config.data.shards} has no validation split, and holding one out requires "
@@ -163,7 +163,7 @@ def open_splits(config: Config, folder: Path, ranks: tuple[int, int], device: to
 
 
 def load_train_val(dataset: Dataset, config: Config) -> tuple[Split, Split]:
-    """Train and validation splits. If the dataset has no validation split, hold one out of train.
+    """Return the train and validation splits. If the dataset has no validation split, hold one out of train.
 
     The held-out split is stratified by the dataset's own labels, so noise and relabeling do not change it.
     Raises `UserError`.
@@ -176,17 +176,17 @@ def load_train_val(dataset: Dataset, config: Config) -> tuple[Split, Split]:
 
 
 def hold_out_validation(train: Split, config: Config) -> tuple[Split, Split]:
-    """Hold out validation from `train` as configured. Raises `UserError` if nothing can be held out."""
+    """Split `train` into train and validation as configured. Raises `UserError` if nothing can be held out."""
     train_samples, held_out = stratified_holdout(train.labels, config.data.validation_fraction, config.seed)
     if not len(held_out):
-        raise UserError(f"{train.folder}: no class has two training faces, so none can be held out for validation")
+        raise UserError(f"{train.folder}: no class has two training images, so none can be held out for validation")
     return train.subset(train_samples, "train"), train.subset(held_out, "validation")
 
 
 def apply_relabeling(
     dataset: Dataset, train: Split, others: tuple[Split | None, ...], config: Config
 ) -> tuple[Split, RelabelingStats | None]:
-    """Apply the decisions of `data.relabel_file` to `train`. Raises `UserError`."""
+    """Relabel and drop samples of `train` as listed in `data.relabel_file`. Raises `UserError` if it is invalid."""
     if not config.data.relabel_file:
         return train, None
     decisions = read_decisions(Path(config.data.relabel_file), dataset.classes, "data.relabel_file")
@@ -209,7 +209,7 @@ def apply_relabeling(
 
 
 def make_loader(name: str, recipe: LoaderConfig) -> Loader:
-    """Return the `torch` or `dali` loader. Raises `UserError` if DALI cannot be imported."""
+    """Create the `torch` or `dali` loader. Raises `UserError` if DALI cannot be imported."""
     if name == "dali":
         if problem := dali_unavailable_reason():
             raise UserError(f"data.loader is dali, but {problem}, or set data.loader = torch")
@@ -218,22 +218,22 @@ def make_loader(name: str, recipe: LoaderConfig) -> Loader:
 
 
 def dali_unavailable_reason() -> str:
-    """Why DALI is unavailable and how to fix it; empty if it works."""
+    """Return why DALI is unavailable and how to fix it, or an empty string if it works."""
     try:
         import_module(DALI_LOADER)
     except Exception as error:  # a missing library, or any error that a broken one raises
-        return f"it does not import ({single_line(error)}); {install_or_repair(error, 'dali')}"
+        return f"it cannot be imported ({single_line(error)}); {install_or_repair(error, 'dali')}"
     return ""
 
 
 def check_batch_per_rank(data: DataModule, ranks: int) -> None:
-    """Raise `UserError` if some batch gives a rank fewer samples than a training step needs."""
+    """Raise `UserError` if any batch gives a rank fewer samples than a training step needs."""
     plan = data._plan(0)
     smallest = min(len(batch) for batch in plan)
     if smallest < MIN_SAMPLES_PER_RANK * ranks:
         samples, needed = sum(map(len, plan)), MIN_SAMPLES_PER_RANK * ranks
         advice = ["raise batch_size"] * (samples >= needed) + ["start fewer ranks"] * (ranks > 1)
         raise UserError(
-            f"batch_size: {samples} samples per epoch give batches of {smallest}; {ranks} ranks need "
+            f"batch_size: an epoch of {samples} samples has batches of only {smallest}, but {ranks} ranks need "
             f"at least {needed}; {' or '.join(advice) or 'add training samples'}"
         )

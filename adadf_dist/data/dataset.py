@@ -1,7 +1,8 @@
-"""Opened dataset folder: labels, votes and keys in memory, image bytes read from memory-mapped tars.
+"""Open datasets: labels, votes and keys are held in memory, and image bytes are read from memory-mapped tars.
 
-The folder is plain WebDataset (`train-000000.tar` with KEY.jpg, KEY.cls, KEY.json), DALI's index beside each tar,
-one Parquet index per split, and `dataset.json`. docs/data.md describes every file; `writer.py` writes them.
+A dataset folder contains WebDataset tars (`train-000000.tar` with KEY.jpg, KEY.cls, KEY.json), a DALI index for each
+tar, a Parquet index for each split, and `dataset.json`. docs/data.md describes every file; `build/writer.py` writes
+them.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ __all__ = ["FORMAT_VERSION", "Dataset", "Split", "check_files", "check_trainable
 Keys: TypeAlias = NDArray[Any]  # dtype np.dtypes.StringDType: variable width, no Python object per key
 
 MAX_OPEN_MMAPS = 512
-"""Most tars that one split keeps mapped per process: each mapping holds a file descriptor; 1,024 is a common limit."""
+"""Maximum number of tars mapped per split and process: each holds a file descriptor, often limited to 1,024."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,17 +41,17 @@ class Split:
     folder: Path
     classes: tuple[str, ...]
     keys: Keys
-    """[S], unique across the dataset."""
+    """[S], the key of each sample, unique across the dataset."""
     labels: NDArray[np.int64]
-    """[S], class index of each sample."""
+    """[S], the class of each sample, from 0 to C - 1."""
     votes: NDArray[np.float32] | None
-    """[S, C] annotator votes per class, all zero for a sample without votes; None if no sample of the split has any."""
+    """[S, C], annotator votes per class, all 0 for a sample without votes; None if no sample in the split has votes."""
     distributions: NDArray[np.float32] | None
-    """[S, C] true label distributions if the source knows them (synthetic faces); None otherwise."""
+    """[S, C], true label distributions if the data source provides them (synthetic faces); None otherwise."""
     shards: tuple[str, ...]
     """File names of the tars."""
     locations: NDArray[np.int64]
-    """[S, 3]: index of the tar, offset and size in bytes of the encoded image in it."""
+    """[S, 3], where each encoded image is stored: index of the tar, and offset and size in bytes within the tar."""
     _maps: dict[str, mmap.mmap] = field(default_factory=dict, repr=False)
 
     def __len__(self) -> int:
@@ -62,7 +63,7 @@ class Split:
         return memoryview(self._mmap(self.shards[shard]))[offset : offset + size]
 
     def subset(self, samples: NDArray[np.int64], name: str) -> Split:
-        """Return the given samples, in the given order, as a new split; its sample k is `samples[k]` of this one."""
+        """Return a new split of the given samples, in the given order; its sample k is this split's `samples[k]`."""
         return replace(
             self,
             name=name,
@@ -74,13 +75,13 @@ class Split:
         )
 
     def digest(self) -> str:
-        """Digest of keys and labels, in order."""
+        """Return the SHA-256 of all keys and labels, in stored order."""
         digest = hashlib.sha256("\n".join(self.keys.tolist()).encode())
         digest.update(self.labels.astype("<i8").tobytes())
         return digest.hexdigest()
 
     def class_counts(self) -> NDArray[np.int64]:
-        """[C] samples per class."""
+        """Return the number of samples in each class, [C]."""
         return np.bincount(self.labels, minlength=len(self.classes))
 
     def _mmap(self, file: str) -> mmap.mmap:
@@ -131,8 +132,8 @@ class Dataset:
 def open_dataset(folder: str | Path, streamed: Collection[str] = ()) -> Dataset:
     """Open a dataset folder: read `dataset.json` and check that every file it names exists with the right size.
 
-    The tars of the splits in `streamed` may be missing: they are read remotely.
-    `python -m shards.verify` checks hashes and images. Raises `UserError`.
+    The tars of splits named in `streamed` may be missing, because they are read remotely.
+    Hashes and images are not checked here, but by `python -m shards.verify`. Raises `UserError`.
     """
     dataset = Dataset(Path(folder), read_manifest(Path(folder)))
     problem = next(check_files(dataset.folder, dataset.manifest, streamed), None)
@@ -171,7 +172,7 @@ def open_split(folder: Path, manifest: Manifest, name: str) -> Split:
         reason = single_line(error, 120)
         raise UserError(f"{path}: not an index of this dataset ({reason})", "rebuild the dataset") from None
     if len(labels) != info.samples:
-        raise UserError(f"{path}: {len(labels):,} rows where dataset.json has {info.samples:,}", "rebuild the dataset")
+        raise UserError(f"{path}: {len(labels):,} rows, but dataset.json lists {info.samples:,}", "rebuild the dataset")
     split = Split(
         name=name,
         folder=folder,
@@ -188,7 +189,7 @@ def open_split(folder: Path, manifest: Manifest, name: str) -> Split:
 
 
 def check_trainable(split: Split) -> None:
-    """Raise `UserError` if the split contains samples of fewer than two classes."""
+    """Raise `UserError` unless the split contains samples of at least two classes."""
     present = np.flatnonzero(split.class_counts())
     if len(present) < 2:
         only = f"only class {split.classes[int(present[0])]}" if len(present) else "no class"
@@ -211,7 +212,7 @@ def _column(table: pa.Table, name: str) -> NDArray[np.int64]:
 
 
 def _rows(table: pa.Table, name: str, width: int) -> NDArray[np.float32] | None:
-    """Return a column of lists as [S, width]: zeros for a missing list, None if all are missing."""
+    """Return a column of lists as an array [S, width], with zeros for missing lists; None if all lists are missing."""
     column = table[name].combine_chunks()
     present = np.asarray(column.is_valid())
     if not present.any():
@@ -222,7 +223,7 @@ def _rows(table: pa.Table, name: str, width: int) -> NDArray[np.float32] | None:
 
 
 def _check_rows(split: Split, info: SplitInfo, path: Path) -> None:
-    """Check that labels are valid and counted as in `dataset.json`, and that images lie within their tars."""
+    """Check that labels are valid, class counts match `dataset.json`, and images lie within their tars."""
     labels, (shard, offset, size) = split.labels, split.locations.T
 
     def refuse_any(wrong: NDArray[np.bool_], what: str) -> None:

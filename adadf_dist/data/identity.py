@@ -1,4 +1,4 @@
-"""Identity of a run's data (dataset location, digests, samples), to detect resuming on other data."""
+"""Identity of a run's data (location, digests, samples), used to detect that a run is resumed on other data."""
 
 from __future__ import annotations
 
@@ -20,19 +20,19 @@ from adadf_dist.errors import UserError
 logger = get_logger(__name__)
 
 DATA_FILE = "data.json"
-"""File in the run directory: a `Source` and the digests of the files that the configuration names."""
+"""File in the run directory that stores the dataset's `Source` and the digests of the configured input files."""
 ALLOW_OTHER_DATA = "--allow-other-data"
 ALLOW_TRAINING_SAMPLES = "--allow-training-samples"
 SHOWN_DIGITS = 12
 
 
 class Source(NamedTuple):
-    """A dataset's location and digests at one time."""
+    """A dataset's location and digests at the time when a run used it."""
 
     shards: str
-    """Absolute path or URL."""
+    """Absolute path or URL of the dataset."""
     digests: Mapping[str, str]
-    """Split -> `Manifest.digests`; empty if unknown."""
+    """SHA-256 of each split's content, by split name (see `Manifest.digests`); empty if unknown."""
 
     def to_dict(self) -> dict[str, object]:
         return {"shards": self.shards, "digests": dict(self.digests)}
@@ -43,13 +43,13 @@ class Source(NamedTuple):
 
 
 class TrainedOn(NamedTuple):
-    """Data identity stored in a checkpoint."""
+    """Identity of a run's training data, as stored in a checkpoint."""
 
     source: Source
     samples: NDArray[np.int64]
-    """[S] digests of the training samples' keys."""
+    """[S], a 64-bit digest of each training sample's key."""
     earlier: tuple[Source, ...] = ()
-    """Earlier data of a run that was resumed on other data with the user's permission."""
+    """Datasets that the run used before it was resumed on other data with the user's permission."""
 
     @staticmethod
     def from_state(state: Mapping[str, Any]) -> TrainedOn:
@@ -58,10 +58,10 @@ class TrainedOn(NamedTuple):
 
 
 class DataRecord:
-    """Checkpoint state that identifies the data; a resuming run compares it with its own."""
+    """Checkpoint state that identifies the training data; a resumed run compares it with its own data."""
 
     def __init__(self, source: Source, train: Split, files: Mapping[str, str], allow_other: bool) -> None:
-        """`files`: what `digest_files` returns."""
+        """Record the identity of `source` and `train`; `files` is the result of `digest_files`."""
         self.source = source
         self.files = dict(files)
         self.earlier: list[Source] = []
@@ -72,18 +72,18 @@ class DataRecord:
         return {**self.to_dict(), "samples": self._samples}
 
     def to_dict(self) -> dict[str, object]:
-        """Plain values, for `DATA_FILE`."""
+        """Return the content of `DATA_FILE` as JSON-serializable values."""
         return {"source": self.source.to_dict(), "files": self.files, "earlier": [s.to_dict() for s in self.earlier]}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Raise `UserError` unless the data matches the checkpoint's or the user allows other data."""
+        """Raise `UserError` unless the data is the same as in the checkpoint or the user allows other data."""
         recorded = TrainedOn.from_state(state)
         self.earlier = list(recorded.earlier)
         if problem := other_data(recorded.source, self.source, recorded.source.digests):
             if not self._allow_other:
                 raise UserError(f"the checkpoint {problem}; {how_to_fix()}")
             self.earlier.append(recorded.source)
-            logger.warning(f"the checkpoint {problem}; {ALLOW_OTHER_DATA} is given")
+            logger.warning(f"the checkpoint {problem}; continuing because of {ALLOW_OTHER_DATA}")
 
 
 def how_to_fix(option: str = "--data.shards DIR") -> str:
@@ -91,9 +91,9 @@ def how_to_fix(option: str = "--data.shards DIR") -> str:
 
 
 def other_data(recorded: Source, found: Source, splits: Collection[str]) -> str:
-    """Describe how a dataset differs from the recorded one in the given splits, naming both; empty if it does not.
+    """Return a description of the first of `splits` that differs from the recorded dataset; empty if none differs.
 
-    Paths do not matter: a dataset may be moved. Splits that were not recorded are not compared.
+    Locations are not compared, because a dataset may be moved. Splits that were not recorded are skipped.
     """
     for split in splits:
         before, now = recorded.digests.get(split), found.digests.get(split)
@@ -107,18 +107,18 @@ def other_data(recorded: Source, found: Source, splits: Collection[str]) -> str:
 
 
 def key_digests(keys: Sequence[str] | NDArray[Any]) -> NDArray[np.int64]:
-    """[S] 64-bit digests of the keys: unique enough to identify samples, with a fixed size."""
+    """Return 64-bit digests of the keys, [S]: fixed-size, and unique enough to identify samples."""
     content = b"".join(hashlib.blake2b(str(key).encode(), digest_size=8).digest() for key in keys)
     return np.frombuffer(content, dtype="<i8").astype(np.int64)
 
 
 def count_shared(samples: NDArray[np.int64], split: Split) -> int:
-    """Number of samples of a split whose keys are among `samples` (`key_digests`)."""
+    """Return how many samples of a split have a key whose digest (`key_digests`) is in `samples`."""
     return int(np.isin(key_digests(split.keys), samples).sum())
 
 
 def digest_files(settings: Mapping[str, object]) -> dict[str, str]:
-    """SHA-256 of each file that a key with `Role.INPUT_FILE` names; unreadable files are skipped."""
+    """Return the SHA-256 of each configured input file, by key (`Role.INPUT_FILE`); unreadable files are skipped."""
     digests = {}
     for key in sorted(keys_with(Role.INPUT_FILE)):
         try:
@@ -130,6 +130,6 @@ def digest_files(settings: Mapping[str, object]) -> dict[str, str]:
 
 
 def moved_files(state: Mapping[str, Any] | None, settings: Mapping[str, object]) -> set[str]:
-    """Keys with `Role.INPUT_FILE` whose file content matches a checkpoint's `DataRecord`, wherever the file is now."""
+    """Return the keys of input files with the same content as in a checkpoint, even if their paths have changed."""
     known = {} if state is None else upgrade_keys(state["files"])
     return {key for key, digest in digest_files(settings).items() if known.get(key) == digest}

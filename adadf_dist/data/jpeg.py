@@ -21,12 +21,12 @@ MAX_PIXELS = 2**26
 MIN_SIDE = 8
 """Minimum side of a stored image, in pixels."""
 QUALITY = 95
-"""Default JPEG quality of images encoded here, with full-resolution chroma."""
+"""Default JPEG quality for encoding; chroma is always stored at full resolution."""
 FORMATS = ("BMP", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP")
-"""Accepted formats. Pillow supports more, but some of them (EPS) run a program to decode."""
+"""Accepted image formats. Pillow supports more, but for some (such as EPS) it runs an external program to decode."""
 
 MAX_JPEG_SIDE = 65_500
-"""Longest side, in pixels, that the JPEG library writes."""
+"""Maximum width and height, in pixels, that the JPEG library can write."""
 
 _ORIENTATION = 0x0112  # EXIF tag
 _TRANSPOSITIONS = {
@@ -38,28 +38,28 @@ _TRANSPOSITIONS = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-"""EXIF orientation -> transposition that makes the image upright. Every other value means upright, or nothing."""
+"""Transposition that makes an image upright, by EXIF orientation; with any other value, the image is not changed."""
 _PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _PNG_METADATA = (b"tEXt", b"zTXt", b"iTXt", b"iCCP")
 
 
 @cache
 def image_suffixes() -> frozenset[str]:
-    """Lower-case file name extensions of images: every extension that Pillow knows for the accepted formats."""
+    """Return all lower-case file name extensions that Pillow knows for the accepted image formats."""
     return frozenset(suffix for suffix, name in Image.registered_extensions().items() if name in FORMATS)
 
 
 def is_image_name(path: str) -> bool:
-    """Whether a file name has an image extension."""
+    """Return whether a file name has an image extension."""
     return os.path.splitext(path)[1].lower() in image_suffixes()
 
 
 class InvalidImageError(ValueError):
-    """An image that cannot be stored. The message is the reason; the caller adds the file name."""
+    """Raised for an image that cannot be used. The message states only the reason; callers add the file name."""
 
 
 class Jpeg(NamedTuple):
-    """An encoded image."""
+    """A JPEG-encoded image and its size in pixels."""
 
     data: bytes
     width: int
@@ -67,7 +67,7 @@ class Jpeg(NamedTuple):
 
 
 class Box(NamedTuple):
-    """Box in pixels of an upright image; parts outside the image are clipped."""
+    """Box in pixel coordinates of an upright image; it may extend beyond the image, and is then clipped."""
 
     left: int
     top: int
@@ -76,7 +76,7 @@ class Box(NamedTuple):
 
 
 def decode(data: bytes) -> Image.Image:
-    """Decode an image of any accepted format completely, in its own mode. Raises `InvalidImageError`."""
+    """Fully decode an image in any accepted format, keeping its color mode. Raises `InvalidImageError`."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Pillow warns about large images and odd metadata; both are checked here
         try:
@@ -96,7 +96,7 @@ def decode(data: bytes) -> Image.Image:
 
 
 def load(data: bytes) -> Image.Image:
-    """Decode, raising whatever the decoder raises."""
+    """Decode an image, without converting the decoder's exceptions to `InvalidImageError`."""
     image = Image.open(io.BytesIO(data), formats=FORMATS)
     check_size(*image.size)
     image.load()
@@ -104,9 +104,9 @@ def load(data: bytes) -> Image.Image:
 
 
 def png_without_metadata(data: bytes) -> bytes | None:
-    """Remove a PNG's texts and color profile, which Pillow refuses above a size; None if there are none to remove.
+    """Return a PNG without its text and color profile, which Pillow rejects if large; None if it has neither.
 
-    The EXIF chunk with the orientation stays.
+    The EXIF chunk, which contains the orientation, is kept. Also returns None for data that is not a PNG.
     """
     if not data.startswith(_PNG_SIGNATURE):
         return None
@@ -116,7 +116,7 @@ def png_without_metadata(data: bytes) -> bytes | None:
 
 
 def png_chunks(data: bytes) -> Iterator[tuple[bytes, int, int]]:
-    """Type, start and end of each chunk; the last one may be truncated."""
+    """Yield the type, start and end of each PNG chunk; the last chunk may be truncated."""
     start = len(_PNG_SIGNATURE)
     while start + 8 <= len(data):
         length, kind = struct.unpack_from(">I4s", data, start)
@@ -134,7 +134,7 @@ def check_size(width: int, height: int) -> None:
 
 
 def read_orientation(image: Image.Image) -> int:
-    """The EXIF orientation if the image is not upright, 1 otherwise. Metadata that cannot be parsed means upright."""
+    """Return the EXIF orientation, or 1 (upright) if it is missing, invalid or cannot be parsed."""
     try:
         orientation = image.getexif().get(_ORIENTATION)
     except Exception:  # the parser raises various errors for corrupt metadata
@@ -143,23 +143,24 @@ def read_orientation(image: Image.Image) -> int:
 
 
 def make_upright(image: Image.Image) -> Image.Image:
-    """Return the image as a viewer shows it.
+    """Rotate or mirror an image as its EXIF orientation requires.
 
-    `ImageOps.exif_transpose` also rewrites the metadata, which fails if other tags are corrupt.
+    `ImageOps.exif_transpose` is not used because it also rewrites the metadata, which fails if other tags are corrupt.
     """
     orientation = read_orientation(image)
     return image if orientation == 1 else image.transpose(_TRANSPOSITIONS[orientation])
 
 
 def decode_upright(data: bytes) -> Image.Image:
-    """Decode to an upright image, gray or RGB. Raises `InvalidImageError`."""
+    """Decode an image and return it upright, in grayscale or RGB. Raises `InvalidImageError`."""
     return to_gray_or_rgb(make_upright(decode(data)))
 
 
 def to_jpeg(data: bytes, side: int | None = None, box: Box | None = None) -> Jpeg:
-    """Encode the image, or its part in `box`, as an upright JPEG, gray or RGB, shorter side at most `side` pixels.
+    """Encode an image, or its part inside `box`, as an upright grayscale or RGB JPEG.
 
-    A JPEG that already complies is returned byte for byte. Raises `InvalidImageError`.
+    If its shorter side is longer than `side` pixels, the image is scaled down to that. A JPEG that needs no change is
+    returned byte for byte. Raises `InvalidImageError`.
     """
     image = decode(data)
     upright = "exif" not in image.info or read_orientation(image) == 1
@@ -181,12 +182,15 @@ def crop(image: Image.Image, box: Box) -> Image.Image:
     left, top = max(box.left, 0), max(box.top, 0)
     right, bottom = min(box.right, image.width), min(box.bottom, image.height)
     if right - left < MIN_SIDE or bottom - top < MIN_SIDE:
-        raise InvalidImageError(f"face box {tuple(box)} leaves {right - left} x {bottom - top} of {image.size} pixels")
+        raise InvalidImageError(f"face box {tuple(box)} leaves too little of the {image.width} x {image.height} image")
     return image.crop((left, top, right, bottom))
 
 
 def to_gray_or_rgb(image: Image.Image) -> Image.Image:
-    """8-bit gray stays gray, everything else becomes RGB; transparency is dropped. Raises `InvalidImageError`."""
+    """Convert a grayscale image to 8-bit grayscale, and any other to RGB without transparency.
+
+    Raises `InvalidImageError` for 32-bit pixels, whose range of values is unknown.
+    """
     match image.mode:
         case "L" | "RGB":
             return image
@@ -195,18 +199,21 @@ def to_gray_or_rgb(image: Image.Image) -> Image.Image:
         case "I;16" | "I;16B" | "I;16L" | "I;16N":  # Pillow's own conversion would clip, not scale
             return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
         case "I" | "F":
-            raise InvalidImageError(f"pixels of mode {image.mode} have no fixed range; store 8 or 16 bits per channel")
+            raise InvalidImageError(f"mode {image.mode} pixels have no fixed range; use 8 or 16 bits per channel")
         case _:
             return image.convert("RGB")
 
 
 def encode(image: Image.Image | NDArray[np.uint8], quality: int = QUALITY) -> Jpeg:
-    """Encode a gray or RGB image, or pixels [H, W] or [H, W, 3], without metadata. Raises `InvalidImageError`."""
+    """Encode a grayscale or RGB image, or pixels [H, W] or [H, W, 3], as a JPEG without metadata.
+
+    Raises `InvalidImageError` if the image is too large for a JPEG.
+    """
     if not isinstance(image, Image.Image):
         image = Image.fromarray(image)
     if max(image.size) > MAX_JPEG_SIDE:
         raise InvalidImageError(
-            f"{image.width:,} x {image.height:,} pixels; a JPEG has sides of at most {MAX_JPEG_SIDE:,}"
+            f"{image.width:,} x {image.height:,} pixels; each side of a JPEG can have at most {MAX_JPEG_SIDE:,}"
         )
     stream = io.BytesIO()
     image.save(stream, "JPEG", quality=quality, subsampling=0, exif=b"", icc_profile=None)
@@ -214,7 +221,10 @@ def encode(image: Image.Image | NDArray[np.uint8], quality: int = QUALITY) -> Jp
 
 
 def thumbnail_url(data: bytes, side: int) -> str:
-    """Return a JPEG with a longest side of at most `side` pixels as a data URL. Raises `InvalidImageError`."""
+    """Return a data URL of the image as a JPEG, with its longer side reduced to at most `side` pixels.
+
+    Raises `InvalidImageError`.
+    """
     image = to_gray_or_rgb(decode(data))
     if max(image.size) > side or len(data) > 2**14:
         image.thumbnail((side, side), Image.Resampling.LANCZOS)

@@ -1,4 +1,4 @@
-"""Seeded label noise for the training split; the true labels are kept."""
+"""Adding seeded label noise to the training split; the true labels are kept separately."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from adadf_dist.files.text import located, open_text
 
 OPTION = "data.label_noise_file"
 NOISE = 0x6E6F6973
-"""Random stream of label noise, independent of the other uses of the seed."""
+"""Key that makes the random stream of label noise independent of other streams with the same seed."""
 
 Labels = NDArray[np.int64]
 
@@ -42,7 +42,7 @@ class LabelNoise(NamedTuple):
     true: Labels
     """[S], the dataset's labels."""
     kind: str
-    """Human-readable description."""
+    """Human-readable description of the noise."""
 
     @property
     def changed(self) -> NDArray[np.intp]:
@@ -57,9 +57,10 @@ class LabelNoise(NamedTuple):
 def apply_label_noise(
     split: Split, config: DataConfig, seed: int, others: Iterable[str] = ()
 ) -> tuple[Split, LabelNoise | None]:
-    """Apply the configured noise to the training split; the noise is None if none is configured.
+    """Return the training split with the configured label noise applied, and the noise (None if none is configured).
 
-    `others` are keys of the dataset's other samples, which a list may also name. Raises `UserError`.
+    `others` are the keys of the dataset's samples outside `split`, which a list of labels may also name. Raises
+    `UserError`.
     """
     if not config.label_noise_rate and not config.label_noise_file:
         return split, None
@@ -71,7 +72,7 @@ def apply_label_noise(
 
 
 def symmetric_noise(labels: Labels, num_classes: int, rate: float, seed: int) -> LabelNoise:
-    """Give exactly round(rate S) samples, chosen uniformly, another class, chosen uniformly."""
+    """Change the labels of exactly round(rate * S) random samples, each to a random other class."""
     rng = np.random.default_rng((seed, NOISE))
     chosen = rng.permutation(len(labels))[: round(rate * len(labels))]
     given = labels.copy()
@@ -80,33 +81,41 @@ def symmetric_noise(labels: Labels, num_classes: int, rate: float, seed: int) ->
 
 
 def read_noise(split: Split, path: Path, seed: int, others: Iterable[str] = ()) -> LabelNoise:
-    """Noise from a file: a probability matrix or a list of labels, detected by its first line. Raises `UserError`."""
+    """Read noise from a file. Its first line shows if it is a matrix of probabilities or a list of labels.
+
+    Raises `UserError`.
+    """
     with open_text(path, OPTION) as lines:
         rows = list(read_list(lines, located(path, OPTION)))
     if not rows:
-        raise UserError(f"{OPTION}: {path}: is empty")
+        raise UserError(f"{OPTION}: {path} is empty")
     if is_matrix(rows[0].cells, split.classes):
         return noise_from_matrix(split, read_matrix(rows, split.classes), seed)
     return noise_from_list(split, rows, path, others)
 
 
 def is_matrix(first: Sequence[str], classes: Sequence[str]) -> bool:
-    """Whether the first row of a file is the header of a matrix: rows of a list have a name and a label."""
+    """Return whether a file's first row is the header of a matrix. In a list, each row has a name and a label."""
     return len(first) > 2 or (len(first) == 2 and all(find_class(cell, classes) is not None for cell in first))
 
 
 def read_matrix(rows: Sequence[Row], classes: Sequence[str]) -> NDArray[np.float64]:
-    """[C, C], one row per true class that sums to 1, in class order. Raises `UserError`."""
+    """Return a matrix [C, C] in class order; each row has the label probabilities of one true class.
+
+    Raises `UserError`.
+    """
     header, *body = rows
     names = header.cells[-len(classes) :]  # a column of row names is allowed
     order = [label for name in names if (label := find_class(name, classes)) is not None]
     if len(header.cells) > len(classes) + 1 or sorted(order) != [*range(len(classes))]:
         raise UserError(
-            f"{header.where} must name the classes {', '.join(classes)}, each once, or be `name label` for a list"
+            f"{header.where} must name each of the classes {', '.join(classes)} once; in a list of labels, each line "
+            "has a name and a label"
         )
     if len(body) != len(classes):
         raise UserError(
-            f"{body[-1].where if body else header.where}: {len(body)} rows of numbers; one per class is needed"
+            f"{body[-1].where if body else header.where}: expected {len(classes)} rows of numbers, one per class, "
+            f"but found {len(body)}"
         )
     matrix = np.full((len(classes), len(classes)), np.nan)
     for row, own in zip(body, order, strict=True):
@@ -114,20 +123,22 @@ def read_matrix(rows: Sequence[Row], classes: Sequence[str]) -> NDArray[np.float
         if len(row.cells) == len(classes) + 1:
             label = find_class(row.cells[0], classes)
             if label is None and len(header.cells) == len(classes) + 1:
-                raise UserError(f"{row.where}: {row.cells[0]!r} is none of the classes {', '.join(classes)}")
+                raise UserError(f"{row.where}: {row.cells[0]!r} is not a class; the classes are {', '.join(classes)}")
             true_label = own if label is None else label
         values = np.array([parse_number(cell) for cell in row.cells[-len(classes) :]])
         usable = len(values) == len(classes) and len(row.cells) <= len(classes) + 1
         if not usable or not np.isfinite(values).all() or (values < 0).any() or not values.sum():
-            raise UserError(f"{row.where} must hold {len(classes)} numbers of 0 or more")
+            raise UserError(f"{row.where} must contain {len(classes)} nonnegative numbers, not all 0")
         if not np.isnan(matrix[true_label]).all():
-            raise UserError(f"{row.where}: a second row for class {classes[true_label]}; one per class is needed")
+            raise UserError(
+                f"{row.where}: second row for class {classes[true_label]}; each class must have exactly one"
+            )
         matrix[true_label, order] = values / values.sum()
     return matrix
 
 
 def noise_from_matrix(split: Split, matrix: NDArray[np.float64], seed: int) -> LabelNoise:
-    """Sample each label from the row of its true class."""
+    """Sample each training label from the matrix row of its true class."""
     steps = matrix.cumsum(axis=1)
     positions = np.random.default_rng((seed, NOISE)).random(len(split))
     given = (positions[:, None] >= steps[split.labels]).sum(axis=1).clip(max=len(matrix) - 1)
@@ -135,9 +146,10 @@ def noise_from_matrix(split: Split, matrix: NDArray[np.float64], seed: int) -> L
 
 
 def noise_from_list(split: Split, rows: Sequence[Row], path: Path, others: Iterable[str]) -> LabelNoise:
-    """Labels by sample name. Samples missing from the list keep their labels; those of `others` are counted.
+    """Take labels from a list of sample names and labels. Samples that are not listed keep their labels.
 
-    Raises `UserError` for a malformed line and for a name that no sample of the dataset has.
+    Lines that name samples in `others` have no effect; only their number is reported. Raises `UserError` for a
+    malformed line and for a name that no sample of the dataset has.
     """
     entries = [read_entry(row) for row in rows if not is_header(row, rows[0], split.classes)]
     labels = label_numbers(entries, split.classes)
@@ -150,26 +162,28 @@ def noise_from_list(split: Split, rows: Sequence[Row], path: Path, others: Itera
             if known.find(entry) is not None:
                 continue
             raise UserError(
-                f"{entry.where}: no sample is called {entry.name}; a key of this dataset is {split.keys[0]}. Is the "
-                "list of another dataset? Correct the name or remove the line"
+                f"{entry.where}: no sample is named {entry.name} (this dataset's keys look like {split.keys[0]}); "
+                "is the list for another dataset? Correct the name or remove the line"
             )
         if sample in lines and given[sample] != label:
-            raise UserError(f"{entry.where}: {entry.name} has another label in {lines[sample].where}; keep one of them")
+            raise UserError(
+                f"{entry.where}: {entry.name} has a different label in {lines[sample].where}; keep only one"
+            )
         given[sample], lines[sample] = label, entry
     if not lines:
         raise UserError(
-            f"{OPTION}: {path}: none of its {len(entries):,} names is a training sample's (the first is "
-            f"{entries[0].name if entries else 'missing'}, a training sample here is {split.keys[0]})"
+            f"{OPTION}: {path}: none of its {len(entries):,} names matches a training sample (the first is "
+            f"{entries[0].name if entries else 'missing'}; this dataset's keys look like {split.keys[0]})"
         )
     counted = (
-        "" if find_class(entries[0].label, split.classes) is not None else f", numbers from {first_number(entries)}"
+        "" if find_class(entries[0].label, split.classes) is not None else f", numbered from {first_number(entries)}"
     )
-    note = f", {unused:,} lines for samples that are not trained on" if unused else ""
-    return LabelNoise(given, split.labels, f"labels of {path.name} for {len(lines):,} samples{counted}{note}")
+    note = f", {unused:,} lines for samples outside the training split" if unused else ""
+    return LabelNoise(given, split.labels, f"labels from {path.name} for {len(lines):,} samples{counted}{note}")
 
 
 def write_noise(path: Path, split: Split, noise: LabelNoise) -> None:
-    """Write `label_noise.csv`: key, true label and given label of every sample whose label was changed."""
+    """Write `label_noise.csv`: the key, true label and given label of each sample whose label was changed."""
     with os_errors_as_user_errors(path), path.open("w", newline="", encoding="utf-8") as stream:
         writer = csv.writer(stream, lineterminator="\n")
         writer.writerow(("key", "true", "given"))

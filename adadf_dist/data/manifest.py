@@ -1,4 +1,4 @@
-"""`dataset.json`: contents of a dataset folder and how it was built."""
+"""Reading and writing `dataset.json`, which lists the contents of a dataset folder and how it was built."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class ShardInfo:
-    """One tar."""
+    """Description of one tar in `dataset.json`."""
 
     file: str
     samples: int
@@ -34,7 +34,7 @@ class ShardInfo:
 
 @dataclass(frozen=True)
 class SplitInfo:
-    """One split: its Parquet index and its tars."""
+    """Description of one split in `dataset.json`: its Parquet index and its tars."""
 
     samples: int
     class_counts: tuple[int, ...]
@@ -53,14 +53,14 @@ class Manifest:
     """Minimum width and minimum height over all images, in pixels."""
     largest_image: tuple[int, int]
     provenance: Mapping[str, object]
-    """Human-readable build info: source, options, versions and stats of the builder. No program reads it."""
+    """How the dataset was built (source, options, versions, statistics), for people to read; no program uses it."""
     splits: Mapping[str, SplitInfo]
 
     def digests(self) -> dict[str, str]:
-        """SHA-256 of each split's content, by split name, computed from the manifest.
+        """Return the SHA-256 of each split's content, by split name, computed from the hashes in `dataset.json`.
 
-        It covers class names, keys, labels and votes (through the index's SHA-256) and images (through the shards'), in
-        order, but neither the name nor the location of the dataset.
+        It covers class names, keys, labels and votes (through the index's hash) and images (through the tars' hashes),
+        in order, but neither the name nor the location of the dataset.
         """
         return {name: self._digest(split) for name, split in self.splits.items()}
 
@@ -73,14 +73,14 @@ class Manifest:
 
 
 def read_manifest(folder: Path) -> Manifest:
-    """Read and check `dataset.json`, and no other file of the folder. Raises `UserError`."""
+    """Read and check the `dataset.json` of a folder, without checking its other files. Raises `UserError`."""
     path = folder / MANIFEST
     check_path(folder)
     if not folder.is_dir():
         raise UserError(f"{folder}: no such dataset folder", "build it with `python -m shards.build`")
     if not path.is_file():
         raise UserError(
-            f"{folder}: no {MANIFEST} in it, so not a dataset folder", "`python -m shards.build` writes one"
+            f"{folder}: not a dataset folder: it contains no {MANIFEST}", "`python -m shards.build` writes one"
         )
     try:
         content = json.loads(read_text(path))
@@ -92,7 +92,7 @@ def read_manifest(folder: Path) -> Manifest:
     version = table.get("format_version", int)
     if version != FORMAT_VERSION:
         hint = "update adadf_dist" if version > FORMAT_VERSION else "rebuild the dataset"
-        raise UserError(f"{path}: format version {version}, but this version reads {FORMAT_VERSION}", hint)
+        raise UserError(f"{path}: format version {version}, but this adadf_dist reads version {FORMAT_VERSION}", hint)
     classes = _read_classes(table)
     splits = table.get("splits", dict)
     for name in splits:
@@ -115,7 +115,7 @@ def _read_classes(table: _Table) -> tuple[str, ...]:
 
 
 def check_classes(classes: Sequence[object], where: str, hint: str) -> None:
-    """Raise `UserError` for class names that `read_manifest` does not accept."""
+    """Raise `UserError` unless the classes are one or more different nonempty names."""
     if not classes or not all(isinstance(name, str) and name for name in classes):
         raise UserError(f"{where}: classes must be a list of names", hint)
     repeated = [name for name, count in Counter(classes).items() if count > 1]
@@ -173,7 +173,7 @@ class _Table:
         return value
 
     def file(self, key: str) -> str:
-        """Return a file name, checked to stay within the folder."""
+        """Return the file name in field `key`. Raises `UserError` if it contains a folder."""
         name = self.get(key, str)
         if name != Path(name).name or name in ("", ".", ".."):
             raise UserError(f"{self.path}: {self.where}.{key} is {name!r}, not a plain file name")

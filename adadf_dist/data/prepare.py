@@ -1,4 +1,4 @@
-"""Make `data.shards` available on every node: generate the synthetic dataset, download, compare local copies."""
+"""Make `data.shards` available on every node: generate synthetic data, download shards, compare local copies."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ from adadf_dist.distributed.world import World
 from adadf_dist.errors import UserError
 
 POLL_S = 0.5
-"""Seconds between checks by all ranks whether the shards are downloaded."""
+"""Interval in seconds at which all ranks check whether the download has finished."""
 
 
 def generate_synthetic_dataset(config: Config, world: World) -> None:
-    """Render a missing synthetic dataset of `data.synthetic_samples` samples on rank 0; the other ranks wait."""
+    """Generate the configured synthetic dataset on rank 0 if it does not exist yet; the other ranks wait."""
     folder = local_path(config.data.shards)
     if not config.data.synthetic_samples or is_remote(config.data.shards):
         return
@@ -40,10 +40,11 @@ def generate_synthetic_dataset(config: Config, world: World) -> None:
 
 @contextmanager
 def local_shards(config: Config, world: World) -> Iterator[Path]:
-    """Return `data.shards` as a local folder; each node's first rank downloads remote shards. Collective.
+    """Yield the local folder of `data.shards`; each node's first rank downloads remote shards.
 
-    The wait for a download is unlimited: the ranks poll every `POLL_S`, so the process group does not time out. Raises
-    `UserError` on all ranks if one node lacks the folder or its download fails.
+    Collective: every rank must call this. A download may take any length of time: all ranks check it every `POLL_S`
+    seconds, so the process group does not time out. Raises `UserError` on all ranks if any node lacks the folder or
+    fails to download it.
     """
     if not is_remote(config.data.shards):
         if problem := find_shards_mismatch(config.data, world):
@@ -62,7 +63,10 @@ def local_shards(config: Config, world: World) -> Iterator[Path]:
 
 
 def wait_for_fetch(task: Future[Path] | None, world: World) -> str:
-    """Wait for the downloads of all nodes, and return the name of their common cache entry. Collective."""
+    """Wait until all nodes have downloaded the dataset, and return the name of their common cache entry.
+
+    Collective: every rank must call this.
+    """
     while True:
         reports = [report for r in world.all_gather_object(poll_fetch(task)) if isinstance(report := r, tuple)]
         problem = next((text for text, _ in reports if text), "")
@@ -80,7 +84,7 @@ def wait_for_fetch(task: Future[Path] | None, world: World) -> str:
 
 
 def poll_fetch(task: Future[Path] | None) -> tuple[str, str] | None:
-    """Return (problem, entry name) of a finished download, ("", "") on ranks without one, None while it is running."""
+    """Return (problem, cache entry name) of a finished download, ("", "") without a download, None while it runs."""
     if task is None:
         time.sleep(POLL_S)
         return "", ""
@@ -93,7 +97,7 @@ def poll_fetch(task: Future[Path] | None) -> tuple[str, str] | None:
 
 
 def find_shards_mismatch(data: DataConfig, world: World) -> UserError | None:
-    """Return an error if a node cannot read local `data.shards` or has a different dataset.
+    """Return an error if any node cannot read its local `data.shards` or if the nodes have different datasets.
 
     Collective: every rank must call this.
     """
@@ -116,7 +120,7 @@ def find_shards_mismatch(data: DataConfig, world: World) -> UserError | None:
 
 
 def probe_shards(data: DataConfig) -> tuple[UserError | None, str]:
-    """Return (problem or None, digest of dataset.json) of the dataset folder on this node."""
+    """Check the dataset folder on this node. Return (None, digest of `dataset.json`) or (error, "")."""
     folder = local_path(data.shards)
     try:
         open_dataset(folder, streamed_splits(data))

@@ -15,26 +15,26 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """Resize to `image_size` square (bilinear, antialiased), scale to [0, 1], subtract mean, divide by std (RGB)."""
+    """Settings for preprocessing: resize to a square, scale to [0, 1], subtract the RGB mean and divide by the std."""
 
     image_size: int
     classes: tuple[str, ...]
     """Class names in logit order."""
     loader: str
-    """Loader that decoded and resized in training."""
+    """Loader that decoded and resized the images in training: `torch` or `dali`."""
     mean: tuple[float, float, float] = IMAGENET_MEAN
     std: tuple[float, float, float] = IMAGENET_STD
     kernel: str = "bilinear, antialiased"
     ten_crop: int = 0
-    """If not 0: images are resized to this side, and ten crops of `image_size` are taken."""
+    """If nonzero, images are resized to a square with this side in pixels, and ten crops of `image_size` are taken."""
 
     @property
     def resized(self) -> int:
-        """Side in pixels to which a stored image is resized."""
+        """Side in pixels of the square to which stored images are resized."""
         return self.ten_crop or self.image_size
 
     def to_dict(self) -> dict[str, Any]:
-        """Return plain lists and numbers."""
+        """Return the settings as JSON-serializable values."""
         return {key: list(v) if isinstance(v, tuple) else v for key, v in asdict(self).items()}
 
     @staticmethod
@@ -44,7 +44,7 @@ class Preprocessing:
 
 
 def ten_crop(images: Tensor, size: int) -> Tensor:
-    """Crop the corners and the center of the image and its mirror image: [n, 3, S, S] to [n, 10, 3, size, size]."""
+    """Crop the corners and center of each image and its mirror image: [n, 3, S, S] becomes [n, 10, 3, size, size]."""
     end = images.shape[-1] - size
     middle = round(end / 2)
     corners = [(0, 0), (0, end), (end, 0), (end, end), (middle, middle)]

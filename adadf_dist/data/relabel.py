@@ -1,15 +1,15 @@
 """Manual decisions on training samples: relabel, drop or keep.
 
-`relabel.csv` has the columns key, decision, label, old_label; a line is one of
+`relabel.csv` has the columns key, decision, label and old_label. Each line has one of these forms:
 
     KEY,relabel,CLASS,OLD    set the label to CLASS
     KEY,drop,,OLD            remove the sample from the training split
     KEY,keep,,OLD            reviewed and correct
 
-OLD is the sample's class in the dataset. It reveals a file made for another dataset with the same keys. The column may
-be missing, and its cells may be empty.
+OLD is the class that the sample had when it was reviewed, which reveals a file made for another dataset with the same
+keys. The column is optional, and its cells may be empty.
 
-The trainer (`data.relabel_file`) and the builder (`--relabel`) read the file; the audit's gallery writes it.
+The trainer (`data.relabel_file`) and the builder (`--relabel`) read the file; the audit's page exports it.
 """
 
 from __future__ import annotations
@@ -41,15 +41,15 @@ class Decision(NamedTuple):
     line: int
     """Line number in the file, for messages."""
     old_label: int
-    """Class that the file expects in the dataset; -1 if not given."""
+    """Class that the sample had when it was reviewed; -1 if the file does not state it."""
 
 
 @dataclass(frozen=True)
 class Decisions:
-    """Decisions of a file, checked against the classes."""
+    """The decisions in a file; their labels are valid classes of the dataset."""
 
     where: str
-    """Option and file, for error messages."""
+    """Option and file, with which error messages start."""
     file: str
     """File name without folders."""
     sha256: str
@@ -59,23 +59,25 @@ class Decisions:
         return UserError(f"{self.where}: line {line}: {problem}")
 
     def check_keys(self, train: Collection[str], others: Mapping[str, str]) -> None:
-        """Raise `UserError` for a key that no training sample has.
+        """Raise `UserError` if a decision's key is not that of a training sample.
 
-        `others`: the split of every other sample, by key.
+        `others` maps the keys of all other samples to their splits.
         """
         for key, decision in self.by_key.items():
             if key in others:
-                problem = f"sample {key} is in split {others[key]}; only training samples can change; remove the line"
+                problem = (
+                    f"sample {key} is in split {others[key]}; only training samples can be changed; remove the line"
+                )
                 raise self.error(decision.line, problem)
             if key not in train:
-                problem = f"unknown sample key {key} (file of another dataset?); fix or remove the line"
+                problem = f"unknown sample key {key} (is the file for another dataset?); fix or remove the line"
                 raise self.error(decision.line, problem)
 
     def check_labels(self, labels: Mapping[str, int], classes: Sequence[str]) -> None:
-        """Raise `UserError` for a sample whose class changed since it was reviewed.
+        """Raise `UserError` if a sample's class has changed since it was reviewed.
 
-        `labels`: the dataset's class of every sample with a decision, by key. A label equal to the decision's is
-        accepted: the decision has already been applied.
+        `labels` maps the key of every sample with a decision to its class in the dataset. If that is already the
+        decision's new class, the decision has been applied before, and the sample is accepted.
         """
         for key, decision in self.by_key.items():
             if decision.old_label >= 0 and labels[key] not in (decision.old_label, decision.label):
@@ -83,7 +85,7 @@ class Decisions:
                 raise self.error(
                     decision.line,
                     f"sample {key} is {found} in this dataset, but was {expected} when it was reviewed; use the file "
-                    f"with the dataset that was audited, or clear the cell {OLD_LABEL}",
+                    f"with the dataset that was audited, or clear its {OLD_LABEL} cell",
                 )
 
 
@@ -94,16 +96,20 @@ class RelabelingStats(NamedTuple):
     """Samples whose label changed."""
     dropped: int
     unused: int
-    """Decisions on samples held out of train for validation: these keep their labels."""
+    """Decisions without effect, because their samples are held out of train for validation."""
     file: str
 
     def describe(self) -> str:
         text = f"{self.file}: {self.relabeled:,} training samples relabeled, {self.dropped:,} dropped"
-        return text + (f", {self.unused:,} decisions unused: held out for validation" if self.unused else "")
+        return text + (
+            f", {self.unused:,} decisions unused because their samples are held out for validation"
+            if self.unused
+            else ""
+        )
 
 
 def read_decisions(path: Path, classes: Sequence[str], option: str) -> Decisions:
-    """Read a file of decisions. Raises `UserError` naming the option, the file, the line and the fix."""
+    """Read a file of decisions. Raises `UserError` with the option, file, line and how to fix it."""
     where = located(path, option)
     with open_bytes(path, option) as stream:
         content = stream.read()
@@ -114,7 +120,8 @@ def read_decisions(path: Path, classes: Sequence[str], option: str) -> Decisions
         table = open_table(lines, where, COLUMNS, (OLD_LABEL,))
     except NoColumnError as error:
         raise decisions.error(
-            error.line, f"must be {','.join(COLUMNS)}; export the file from the audit's page again"
+            error.line,
+            f"must be a header with the columns {', '.join(COLUMNS)}; export the file from the audit's page again",
         ) from None
     for row, cells in table.records():
         key, kind, name = (cells[column] for column in COLUMNS)
@@ -128,7 +135,7 @@ def read_decisions(path: Path, classes: Sequence[str], option: str) -> Decisions
         if kind == "relabel" and label is None:
             raise decisions.error(row.line, f"label {name!r} is not a class; the classes are {', '.join(classes)}")
         if kind != "relabel" and name:
-            raise decisions.error(row.line, f"{kind} takes no label, got {name!r}; clear the cell")
+            raise decisions.error(row.line, f"decision {kind} takes no label, got {name!r}; clear the label cell")
         if old_label is None:
             raise decisions.error(
                 row.line, f"{OLD_LABEL} {old_name!r} is not a class; the classes are {', '.join(classes)}"
@@ -140,7 +147,7 @@ def read_decisions(path: Path, classes: Sequence[str], option: str) -> Decisions
 
 
 def relabel(split: Split, decisions: Decisions) -> tuple[Split, RelabelingStats]:
-    """Apply the decisions to the training split; decisions on samples not in it are counted."""
+    """Return the training split with the decisions applied, and statistics of their effect."""
     indices = {str(key): index for index, key in enumerate(split.keys)}
     labels = split.labels.copy()
     is_kept = np.ones(len(split), dtype=bool)

@@ -1,7 +1,7 @@
-"""Sampling order as a pure function: the samples of an epoch, split into global batches. numpy only, no state.
+"""Pure functions that choose and order the samples of an epoch, split into global batches. Requires only numpy.
 
-Every rank computes the same plan and takes its slice. The order, the batches and the next batch of a resumed run are
-therefore independent of the number of ranks.
+Every rank computes the same plan and takes its slice of each batch. The order, the batches and the batch at which a run
+resumes therefore do not depend on the number of ranks.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ Samples = NDArray[np.int64]
 """Sample indices within a split."""
 
 EPOCH_STREAM, HOLDOUT_STREAM, REPLACEMENT_STREAM = 1, 2, 5
-"""Random streams derived from one seed; loaders/streaming.py uses 3 and 4."""
+"""Keys of the random streams derived from one seed; loaders/streaming.py uses 3 and 4."""
 
 MIN_SAMPLES_PER_RANK = 2
-"""BatchNorm and the two attention groups of eq 10 need at least two samples."""
+"""Minimum number of samples per rank: BatchNorm and the two attention groups of equation 10 need at least two."""
 
 
 def check_batch_size(batch_size: int, ranks: int) -> None:
-    """Raise `UserError` if a global batch gives some rank fewer samples than a step needs."""
+    """Raise `UserError` if a global batch gives any rank fewer samples than a training step needs."""
     if batch_size < MIN_SAMPLES_PER_RANK * ranks:
         raise UserError(
             f"batch_size {batch_size} is too small for {ranks} ranks: a step needs "
@@ -36,17 +36,17 @@ def check_batch_size(batch_size: int, ranks: int) -> None:
 
 
 def epoch_batches(labels: NDArray[np.int64], sampler: str, batch_size: int, seed: int, epoch: int) -> list[Samples]:
-    """Return the global batches of an epoch.
+    """Return the sample indices of each global batch of an epoch.
 
     Args:
-        labels: [S], class of each sample of the split.
+        labels: [S], the class of each sample in the split.
         sampler: `all`, `balanced`, `oversample` or `sqrt` (`data.sampler`).
         batch_size: B, maximum samples per global batch.
         epoch: counted from 0.
 
     Returns:
         ceil(E / B) arrays whose sizes differ by at most one, with E samples in total. E is S, except for `balanced`
-        (number of classes present times the smallest class count) and `oversample` (times the largest).
+        (number of classes present times the size of the smallest) and `oversample` (times the size of the largest).
     """
     random = np.random.default_rng((seed, EPOCH_STREAM, epoch))
     samples = sample_indices(labels, sampler, random)
@@ -55,7 +55,7 @@ def epoch_batches(labels: NDArray[np.int64], sampler: str, batch_size: int, seed
 
 
 def sample_indices(labels: NDArray[np.int64], sampler: str, random: np.random.Generator) -> Samples:
-    """Samples of an epoch, class by class, resampled every epoch."""
+    """Return the indices of the samples in an epoch, in order of class, as selected by `sampler` (`data.sampler`)."""
     if sampler == "all":
         return np.arange(len(labels))
     members = [np.flatnonzero(labels == c) for c in np.unique(labels)]
@@ -71,13 +71,13 @@ def sample_indices(labels: NDArray[np.int64], sampler: str, random: np.random.Ge
 
 
 def repeat_and_sample(members: Samples, number: int, random: np.random.Generator) -> Samples:
-    """Sample `number` members: each equally often, plus a random subset without replacement for the remainder."""
+    """Return `number` samples: every member equally often, and a random subset of the members for the remainder."""
     repeats, rest = divmod(number, len(members))
     return np.concatenate([np.tile(members, repeats), random.permutation(members)[:rest]])
 
 
 def apportion(total: int, weights: NDArray[np.float64]) -> NDArray[np.int64]:
-    """Return integers proportional to `weights` that sum to `total` (largest remainders)."""
+    """Return integers proportional to `weights` that sum to `total` (largest remainder method)."""
     exact = total * weights / weights.sum()
     whole: NDArray[np.int64] = np.floor(exact).astype(np.int64)
     order = np.argsort(whole - exact, kind="stable")
@@ -86,22 +86,22 @@ def apportion(total: int, weights: NDArray[np.float64]) -> NDArray[np.int64]:
 
 
 def split_batches(samples: Samples, batch_size: int) -> list[Samples]:
-    """Split into ceil(len / B) contiguous batches whose lengths differ by at most one."""
+    """Split samples, in order, into batches of at most `batch_size` whose lengths differ by at most one."""
     batches: list[Samples] = np.array_split(samples, math.ceil(len(samples) / batch_size))
     return batches
 
 
 def rank_slice(size: int, rank: int, ranks: int) -> tuple[int, int]:
-    """Start and end index (exclusive) of a rank's slice of `size` rows; slice sizes differ by at most one."""
+    """Return the start and end (exclusive) of a rank's slice of `size` rows; slice sizes differ by at most one."""
     rows, more = divmod(size, ranks)
     first = rank * rows + min(rank, more)
     return first, first + rows + (rank < more)
 
 
 def stratified_holdout(labels: NDArray[np.int64], fraction: float, seed: int) -> tuple[Samples, Samples]:
-    """Split a training split into train and validation by seed, stratified by class, both in stored order.
+    """Randomly split samples into train and validation, stratified by class; return the indices of both, sorted.
 
-    A class with at least two samples has at least one on each side.
+    A class with at least two samples has at least one in each part.
     """
     random = np.random.default_rng((seed, HOLDOUT_STREAM))
     validation = []
@@ -115,7 +115,7 @@ def stratified_holdout(labels: NDArray[np.int64], fraction: float, seed: int) ->
 
 
 def replacement_candidates(labels: NDArray[np.int64], sample: int, seed: int, epoch: int) -> Iterator[int]:
-    """Other samples of a sample's class, in the order in which they may replace it in an epoch."""
+    """Yield the other samples of the same class, in the random order in which they may replace `sample` in an epoch."""
     others = np.flatnonzero(labels == labels[sample])
     for other in np.random.default_rng((seed, REPLACEMENT_STREAM, epoch, sample)).permutation(others).tolist():
         if other != sample:

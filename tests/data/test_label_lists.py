@@ -52,11 +52,11 @@ def test_unknown_sample_is_named_with_its_line(faces: Path, tmp_path: Path) -> N
     split = open_dataset(faces).split("train")
     path = write(tmp_path / "noise.txt", f"{split.keys[0]}.jpg sad\n\n{split.keys[1]}x.jpg sad\n")
     with pytest.raises(
-        UserError, match=rf"label_noise_file: .*noise\.txt: line 3: no sample is called {split.keys[1]}x"
+        UserError, match=rf"label_noise_file: .*noise\.txt: line 3: no sample is named {split.keys[1]}x"
     ):
         read_noise(split, path, 0)
     path = write(tmp_path / "noise.txt", f"{split.keys[0]}.jpg sad\n{split.keys[0]} happy\n")
-    with pytest.raises(UserError, match=rf"line 2: {split.keys[0]} has another label in .*line 1"):
+    with pytest.raises(UserError, match=rf"line 2: {split.keys[0]} has a different label in .*line 1"):
         read_noise(split, path, 0)
 
 
@@ -82,7 +82,7 @@ def test_noise_list_may_name_samples_dropped_by_the_builder(tmp_path: Path) -> N
     path = write(tmp_path / "noise.txt", "".join(f"train_{n}.jpg 7\n" for n in range(14)))
     noise = read_noise(dataset.split("train"), path, 0)
     assert noise.given.tolist() == [6] * 13
-    assert "1 lines for samples that are not trained on" in noise.describe()
+    assert "1 lines for samples outside the training split" in noise.describe()
 
 
 @pytest.mark.parametrize("separator", [",", ";", "\t"])
@@ -99,10 +99,10 @@ def test_every_matrix_dialect_is_read(separator: str, mark: bytes, faces: Path, 
 @pytest.mark.parametrize(
     ("lines", "reason"),
     [
-        ([",".join(CLASSES), *["nan,1,0,0,0,0,0"] * 7], "line 2 must hold 7 numbers"),
-        ([",".join(CLASSES), *["neutral,1,0,0,0,0,0,0"] * 7], "line 3: a second row for class neutral"),
-        (["," + ",".join(CLASSES), *["neutrl,1,0,0,0,0,0,0"] * 7], "line 2: 'neutrl' is none of the classes"),
-        ([",".join((*CLASSES[:6], "neutral")), *["1,0,0,0,0,0,0"] * 7], "line 1 must name the classes"),
+        ([",".join(CLASSES), *["nan,1,0,0,0,0,0"] * 7], "line 2 must contain 7 nonnegative numbers"),
+        ([",".join(CLASSES), *["neutral,1,0,0,0,0,0,0"] * 7], "line 3: second row for class neutral"),
+        (["," + ",".join(CLASSES), *["neutrl,1,0,0,0,0,0,0"] * 7], "line 2: 'neutrl' is not a class"),
+        ([",".join((*CLASSES[:6], "neutral")), *["1,0,0,0,0,0,0"] * 7], "line 1 must name each of the classes"),
     ],
 )
 def test_bad_matrices_are_rejected(lines: list[str], reason: str, faces: Path, tmp_path: Path) -> None:

@@ -113,16 +113,19 @@ def test_noise_lists_of_scn_and_eac_load(faces: Path, tmp_path: Path) -> None:
     ("content", "reason"),
     [
         ("", "is empty"),
-        ("someone.jpg 3\n", "line 1: no sample is called someone.jpg"),
+        ("someone.jpg 3\n", "line 1: no sample is named someone.jpg"),
         ("a.jpg 3\nb.jpg\n", "line 2 is not `name label`"),
         ("a.jpg 8\n", "label 8 is out of range; the 7 classes are numbered 1 to 7"),
         ("a.jpg 0\nb.jpg 7\n", "label 7 is out of range; the 7 classes are numbered 0 to 6"),
         ("a.jpg joyful\nb.jpg 1\n", "label 'joyful' is neither a number nor a class"),
-        ("neutral,happy\n1,0\n0,1\n", "line 1 must name the classes"),
-        (",".join(CLASSES) + "\n1,0,0,0,0,0,0\n", "1 rows of numbers"),
-        (",".join(CLASSES) + "\n" + "1,0,0,0,0,0,0\n" * 6 + "1,0,0,0,0,0,-1\n", "line 8 must hold 7 numbers"),
-        (",".join(CLASSES) + "\n" + "0,0,0,0,0,0,0\n" * 7, "line 2 must hold 7 numbers"),
-        (",".join(CLASSES) + "\n" + "a,0,0,0,0,0,0\n" * 7, "line 2 must hold 7 numbers"),
+        ("neutral,happy\n1,0\n0,1\n", "line 1 must name each of the classes"),
+        (",".join(CLASSES) + "\n1,0,0,0,0,0,0\n", "expected 7 rows of numbers, one per class, but found 1"),
+        (
+            ",".join(CLASSES) + "\n" + "1,0,0,0,0,0,0\n" * 6 + "1,0,0,0,0,0,-1\n",
+            "line 8 must contain 7 nonnegative numbers",
+        ),
+        (",".join(CLASSES) + "\n" + "0,0,0,0,0,0,0\n" * 7, "line 2 must contain 7 nonnegative numbers"),
+        (",".join(CLASSES) + "\n" + "a,0,0,0,0,0,0\n" * 7, "line 2 must contain 7 nonnegative numbers"),
     ],
 )
 def test_invalid_noise_file_is_rejected(content: str, reason: str, faces: Path, tmp_path: Path) -> None:

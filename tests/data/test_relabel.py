@@ -99,10 +99,10 @@ def test_image_keeps_its_label(carved: Path, tmp_path: Path) -> None:
         (["{train},keep,", "{train},drop,"], "line 3: sample {train} is already in line 2"),
         (["{train},relabel,joyful"], "line 2: label 'joyful' is not a class; the classes are neutral, happy"),
         (["{train},relabel,"], "line 2: label '' is not a class"),
-        (["{train},drop,happy"], "line 2: drop takes no label"),
+        (["{train},drop,happy"], "line 2: decision drop takes no label"),
         (["", "{train},remove,"], "line 3: decision 'remove' must be one of relabel, drop, keep"),
         (["{train},drop"], "line 2: 2 cells"),
-        (["{test},relabel,happy"], "line 2: sample {test} is in split test; only training samples can change"),
+        (["{test},relabel,happy"], "line 2: sample {test} is in split test; only training samples can be changed"),
     ],
 )
 def test_wrong_line_is_rejected(carved: Path, tmp_path: Path, lines: list[str], reason: str) -> None:
@@ -145,7 +145,7 @@ def test_invalid_files_are_rejected(carved: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"data\.relabel_file: .*nowhere\.csv: no such file"):
         opened(carved, data__relabel_file=str(tmp_path / "nowhere.csv"))
     (tmp_path / "bare.csv").write_text("train-0000001,drop,\n")
-    with pytest.raises(UserError, match=r"line 1: must be key,decision,label"):
+    with pytest.raises(UserError, match=r"line 1: must be a header with the columns key, decision, label"):
         opened(carved, data__relabel_file=str(tmp_path / "bare.csv"))
 
 

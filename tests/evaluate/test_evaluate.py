@@ -96,9 +96,9 @@ def test_different_loader_is_reported(
     monkeypatch.setattr("adadf_dist.evaluate.__main__.load_trained_model", lambda path, which: by_dali)
     monkeypatch.setattr(
         "adadf_dist.evaluate.data.dali_unavailable_reason",
-        lambda: "it does not import (not there); install it with pip install 'adadf_dist[dali]'",
+        lambda: "it cannot be imported (not there); install it with pip install 'adadf_dist[dali]'",
     )
-    assert "the run's loader is dali, but it does not import" in refused(capsys, run)
+    assert "the run's loader is dali, but it cannot be imported" in refused(capsys, run)
     found = evaluate(run, "--loader", "torch", "--precision", "bf16")
     assert capsys.readouterr().err.startswith("note: using loader torch instead of the run's dali")
     assert (found["asked"]["loader"], found["asked"]["precision"]) == ("torch", "bf16")

@@ -156,7 +156,7 @@ BAD_IMAGES: dict[str, tuple[bytes, str]] = {
     "one pixel": (one_pixel(), "1 x 1 pixels; each side must have at least 8"),
     "bomb": (png_header(30_000, 30_000), "more pixels than the limit of 67,108,864"),
     "below Pillow's limit": (png_header(9_000, 9_000), "9,000 x 9,000 pixels, more than the limit of 67,108,864"),
-    "wider than a JPEG": (wide_png(), "65,501 x 8 pixels; a JPEG has sides of at most 65,500"),
+    "wider than a JPEG": (wide_png(), "65,501 x 8 pixels; each side of a JPEG can have at most 65,500"),
     "PostScript": (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 20 20\n%%EndComments\n", "failed to decode"),
     "no range": (float_tiff(), "have no fixed range"),
 }

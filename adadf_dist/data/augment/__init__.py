@@ -1,1 +1,1 @@
-"""Augmentation: sampled as data, applied with Pillow, torch or numba."""
+"""Augmentation: parameters are sampled first, then applied with Pillow, torch or numba."""

@@ -1,6 +1,6 @@
-"""Augmentation stages on a CPU, compiled by numba; each image passes through all of them while in the cache.
+"""Augmentation on the CPU with functions compiled by numba; each image passes through all stages while in cache.
 
-Releases the GIL, so threads run in parallel. Arithmetic and rounding follow the reference, Pillow.
+The functions release the GIL, so threads run in parallel. Arithmetic and rounding follow the reference, Pillow.
 """
 
 from __future__ import annotations
@@ -16,17 +16,17 @@ from adadf_dist.data.augment.operations import OpKind
 from adadf_dist.data.augment.policy import FILL, LUMA, AugmentationBatch
 
 Image = NDArray[np.uint8]
-"""[H, W, 3]"""
+"""RGB pixels, [H, W, 3]."""
 
 WARP, TABLE, COLOR, CONTRAST = int(OpKind.WARP), int(OpKind.TABLE), int(OpKind.COLOR), int(OpKind.CONTRAST)
 AUTO_CONTRAST, EQUALIZE, SHARPNESS = int(OpKind.AUTO_CONTRAST), int(OpKind.EQUALIZE), int(OpKind.SHARPNESS)
 RED, GREEN, BLUE = LUMA
 LUMA_16 = (19595, 38470, 7471)
-"""LUMA in units of 1/65,536, as Pillow converts RGB to gray."""
+"""`LUMA` in units of 1/65,536: the weights with which Pillow converts RGB to grayscale."""
 
 
 def apply_stages(images: NDArray[np.uint8], batch: AugmentationBatch) -> None:
-    """Apply the stages and flips of all samples to their images [n, H, W, 3], in place."""
+    """Apply each sample's stages and flip to its image in `images` [n, H, W, 3], in place."""
     run(images, *batch[:5])
 
 
@@ -134,7 +134,7 @@ def contrast(image: Image, factor: float, tables: NDArray[np.uint8]) -> None:
 
 @compiled
 def channel_histograms(image: Image) -> NDArray[np.int64]:
-    """Histograms [3, 256]."""
+    """Return the histogram of each color channel, [3, 256]."""
     counts = np.zeros((3, 256), dtype=np.int64)
     height, width = image.shape[:2]
     for i in range(height):
@@ -204,7 +204,10 @@ def normalize_and_erase(
     boxes: NDArray[np.int64],
     out: NDArray[np.float32],
 ) -> None:
-    """Normalize images [n, H, W, 3] to `out` [n, 3, H, W] and erase; `normalized` [3, 256] is the lookup table."""
+    """Write images [n, H, W, 3], normalized and with `boxes` erased, to `out` [n, 3, H, W].
+
+    `normalized` [3, 256] contains the normalized value of each pixel value, by channel.
+    """
     n, height, width = images.shape[:3]
     for row in range(n):
         for i in range(height):

@@ -1,4 +1,4 @@
-"""Augmentation stages on a Pillow image, in the worker processes of the CPU loader: the reference implementation."""
+"""Reference implementation of augmentation, with Pillow; used by the worker processes of the torch loader."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from adadf_dist.data.augment.policy import FILL, LUMA, AugmentationBatch
 
 
 def apply_stages(image: Image.Image, batch: AugmentationBatch, row: int) -> Image.Image:
-    """Apply the stages of one sample to its RGB image of any size."""
+    """Apply the stages in row `row` of `batch` to an RGB image of any size."""
     for stage, kind in enumerate(batch.kinds[row]):
         match kind:
             case OpKind.WARP:
@@ -32,7 +32,7 @@ def apply_stages(image: Image.Image, batch: AugmentationBatch, row: int) -> Imag
 
 
 def warp(image: Image.Image, matrix: NDArray[np.float64]) -> Image.Image:
-    """Apply an affine warp. Pillow's matrix also maps output to input positions, but in pixels."""
+    """Apply an affine warp that maps output to input positions in unit coordinates; Pillow's matrix uses pixels."""
     width, height = image.size
     (a, b, c), (d, e, f) = matrix.tolist()
     pixels = (a, b * width / height, c * width, d * height / width, e, f * height)
@@ -44,7 +44,7 @@ def apply_lut(image: Image.Image, table: NDArray[np.uint8]) -> Image.Image:
 
 
 def adjust_saturation(image: Image.Image, factor: float) -> Image.Image:
-    """Apply luma + factor (value - luma) as a 3x4 matrix; it rounds where Pillow's own enhancement truncates."""
+    """Scale the saturation with a 3x4 color matrix, which rounds, whereas Pillow's `ImageEnhance.Color` truncates."""
     rows = []
     for channel in range(3):
         row = [(1 - factor) * weight for weight in LUMA]

@@ -1,8 +1,8 @@
-"""Augmentation stages on a batch, on any device, with 8 bits between stages like the reference.
+"""Augmentation of a batch with torch, on any device. As in the reference, images are 8-bit between stages.
 
-The host knows which samples a stage applies to, so nothing waits for the device. DALI has operators for most stages,
-but on a CPU its affine warp takes longer than all stages here, none takes a table per sample, and the rest would need a
-split and a merge of the batch for each kind and stage index.
+The host knows which samples each stage applies to, so it never waits for the device. DALI has operators for most
+stages, but its affine warp on a CPU takes longer than all stages here, none of its operators accepts a lookup table per
+sample, and the others would require splitting and merging the batch for each kind of stage at each stage index.
 """
 
 from __future__ import annotations
@@ -17,16 +17,16 @@ from adadf_dist.data.augment.operations import OpKind
 from adadf_dist.data.augment.policy import FILL, LUMA, AugmentationBatch
 
 SMOOTH_CENTER, SMOOTH_SUM = 5, 13
-"""Sharpness's 3x3 mean: weight of the center, and the sum of all nine weights."""
+"""Weight of the center pixel, and sum of all nine weights, in the 3x3 mean that `sharpen` uses."""
 
 ROUNDING = 2.0**-10
-"""Exceeds the single-precision error of a weighted mean of four 8-bit values."""
+"""Added before truncation; larger than the single-precision error of a weighted mean of four 8-bit values."""
 BOTH_TRUE = 0x0101
-"""Two adjacent booleans read as one number: reducing over so short a dimension is slow."""
+"""Two adjacent true booleans read as one int16, which is faster than reducing over a dimension of length two."""
 
 
 def apply_stages(images: Tensor, batch: AugmentationBatch) -> Tensor:
-    """Apply all samples' stages and flips to images uint8 [n, 3, H, W], in place, and return the images."""
+    """Apply each sample's stages and flip to its image in `images`, uint8 [n, 3, H, W], in place. Returns `images`."""
     for stage in range(batch.kinds.shape[1]):
         kinds = batch.kinds[:, stage]
         for kind in np.unique(kinds):
@@ -43,7 +43,7 @@ def apply_stages(images: Tensor, batch: AugmentationBatch) -> Tensor:
 
 
 def apply_stage(images: Tensor, kind: OpKind, batch: AugmentationBatch, rows: NDArray[np.int64], stage: int) -> Tensor:
-    """Apply one kind of stage to images [m, 3, H, W], which belong to `rows` of `batch`."""
+    """Apply a stage of kind `kind` to images [m, 3, H, W]; column `stage` of `batch` holds the parameters in `rows`."""
 
     def factors() -> Tensor:
         return to_device_of(batch.factors[rows, stage], images).float().view(-1, 1, 1, 1)
@@ -72,7 +72,7 @@ def to_device_of(values: NDArray[np.generic], images: Tensor) -> Tensor:
 
 
 def warp(images: Tensor, matrices: Tensor) -> Tensor:
-    """Apply a bilinear warp with `matrices` [m, 2, 3]; FILL where the output maps outside the image."""
+    """Warp images with bilinear interpolation by `matrices` [m, 2, 3]; positions outside the image become `FILL`."""
     height, width = images.shape[2:]
     # 2 x unit coordinates - 1 (subtracted below): grid_sample's image spans -1 to 1
     x = (torch.arange(width, device=images.device) + 0.5) * (2 / width)
@@ -91,7 +91,7 @@ def warp(images: Tensor, matrices: Tensor) -> Tensor:
 
 
 def apply_lut(images: Tensor, tables: Tensor) -> Tensor:
-    """Look up values in `tables` uint8 [m, 1, 256], or [m, 3, 256] with one table per channel."""
+    """Replace pixel values using lookup tables, uint8 [m, 1, 256], or [m, 3, 256] with one table per channel."""
     m, channels = tables.shape[:2]
     starts = torch.arange(0, m * channels * 256, 256, dtype=torch.int32, device=images.device)
     indices = images.view(m, channels, -1).int().add_(starts.view(m, channels, 1))
@@ -99,7 +99,7 @@ def apply_lut(images: Tensor, tables: Tensor) -> Tensor:
 
 
 def luma(images: Tensor) -> Tensor:
-    """[m, 1, H, W] float32."""
+    """Return the luma of each pixel, float32 [m, 1, H, W]."""
     weights = [weight * images[:, channel].float() for channel, weight in enumerate(LUMA)]
     return (weights[0] + weights[1] + weights[2]).unsqueeze(1)
 
@@ -128,7 +128,7 @@ def auto_contrast(images: Tensor) -> Tensor:
 
 
 def equalize(images: Tensor) -> Tensor:
-    """Equalize using the cumulative histogram in steps of 1/255 of the pixels, excluding those of the highest value."""
+    """Equalize each channel's histogram as Pillow does: the highest value present does not count toward the steps."""
     m, channels = images.shape[:2]
     flat = images.view(m * channels, -1).long()
     counts = torch.zeros(m * channels, 256, dtype=torch.int64, device=images.device)

@@ -1,4 +1,4 @@
-"""Functions compiled by numba and cached on disk for the next process, if a cache directory is writable."""
+"""Compiling functions with numba, with an on-disk cache for later processes if a cache directory is writable."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ NO_CACHE = (
     "compiled code cannot be cached here, so every start compiles it again; set NUMBA_CACHE_DIR to a writable directory"
 )
 _uncached: list[str] = []
-"""Functions that each process compiles, because neither the package directory nor the user's cache is writable."""
+"""Names of functions that cannot be cached, because neither the package nor the user's cache directory is writable."""
 
 
 def compiled(function: Any) -> Any:
-    """Compile at the first call. Releases the GIL, so threads run in parallel."""
+    """Have numba compile a function at its first call. It then releases the GIL, so threads run in parallel."""
     try:
         return njit(nogil=True, cache=True, error_model="numpy")(function)
     except RuntimeError:  # numba: cannot cache function, no locator available
@@ -27,7 +27,7 @@ def compiled(function: Any) -> Any:
 
 
 def report_uncached() -> None:
-    """Print once to standard error if compiled code cannot be cached."""
+    """Log a note, only once, if compiled code cannot be cached."""
     if _uncached:
         logger.info(f"note: {NO_CACHE}")
         _uncached.clear()

@@ -1,4 +1,4 @@
-"""Operations of both RandAugment policies, mapping levels to parameters for many samples at once."""
+"""Operations of the two RandAugment policies; each maps the levels of many samples to parameters at once."""
 
 from __future__ import annotations
 
@@ -12,59 +12,61 @@ from numpy.typing import NDArray
 from adadf_dist.data.augment.rng import Numbers
 
 Matrices = NDArray[np.float64]
-"""[n, 2, 3], unit coordinates: the output at p is the input at matrix (p, 1)."""
+"""[n, 2, 3], one affine map per image in unit coordinates: output position p shows input position matrix @ (p, 1)."""
 Tables = NDArray[np.uint8]
-"""[n, 256]"""
+"""[n, 256], one lookup table for pixel values per image."""
 
 VALUES = np.arange(256)
 
 
 class OpKind(IntEnum):
-    """Kind of stage. Its parameter is in the named array of `AugmentationBatch`."""
+    """Kind of an augmentation stage. Each docstring starts with the `AugmentationBatch` field of its parameter."""
 
     NOTHING = 0
     WARP = 1
-    """`matrices`. Bilinear warp: the output at p is the input at matrix (p, 1); FILL outside the image."""
+    """`matrices`: bilinear warp; output position p shows input position matrix @ (p, 1), or `FILL` outside."""
     TABLE = 2
-    """`tables`. Maps each channel's value v to table[v]."""
+    """`tables`: replaces each channel's value v with table[v]."""
     COLOR = 3
-    """`factors`. Saturation: luma + factor (value - luma), rounded and clipped."""
+    """`factors`: saturation, luma + factor * (value - luma), rounded and clipped."""
     CONTRAST = 4
-    """`factors`. mean + factor (value - mean), clipped; mean is the image's mean luma, rounded."""
+    """`factors`: mean + factor * (value - mean), clipped; mean is the image's rounded mean luma."""
     AUTO_CONTRAST = 5
-    """Maps each channel's lowest value to 0 and its highest to 255, linearly."""
+    """No parameter: stretches each channel linearly so that its lowest value becomes 0 and its highest 255."""
     EQUALIZE = 6
-    """Equalizes each channel's histogram."""
+    """No parameter: equalizes each channel's histogram."""
     SHARPNESS = 7
-    """`factors`. smooth + factor (value - smooth), clipped; smooth is the 3x3 mean with the center counted five times,
-    and on the border the value itself."""
+    """`factors`: smooth + factor * (value - smooth), clipped, except on the border, which does not change.
+
+    smooth is the 3x3 mean with the center counted five times.
+    """
 
 
 class Operation(NamedTuple):
-    """One operation of a policy."""
+    """One operation of a RandAugment policy."""
 
     kind: OpKind
     params_from_level: Callable[[Numbers], NDArray[Any]] = lambda levels: levels
     """Maps levels [n] to matrices, tables or factors, depending on the kind."""
     signed: bool = False
-    """Whether half of the levels are negated first."""
+    """Whether each level is first negated with probability 0.5."""
 
 
 def affine(a: Any, b: Any, c: Any, d: Any, e: Any, f: Any) -> Matrices:
-    """Return [[a, b, c], [d, e, f]]; each entry is a number or n of them."""
+    """Return the matrices [[a, b, c], [d, e, f]]; each entry is one number or an array of n numbers."""
     entries = np.broadcast_arrays(*(np.asarray(entry, dtype=np.float64) for entry in (a, b, c, d, e, f)))
     return np.stack(entries, axis=-1).reshape(-1, 2, 3)
 
 
 def compose(first: Matrices, then: Matrices) -> Matrices:
-    """Compose two warps into one: `first`, then `then`; the output maps back through both."""
+    """Return warps with the same effect as applying `first`, then `then`."""
     linear = first[:, :, :2] @ then[:, :, :2]
     offset = first[:, :, :2] @ then[:, :, 2:] + first[:, :, 2:]
     return np.concatenate([linear, offset], axis=2)
 
 
 def rotation(degrees: Numbers) -> Matrices:
-    """Rotate counterclockwise about the center."""
+    """Return warps that rotate the image counterclockwise about its center."""
     cos, sin = np.cos(np.radians(degrees)), np.sin(np.radians(degrees))
     return affine(cos, -sin, 0.5 - 0.5 * cos + 0.5 * sin, sin, cos, 0.5 - 0.5 * sin - 0.5 * cos)
 
@@ -78,7 +80,7 @@ def shear_y(factor: Numbers) -> Matrices:
 
 
 def translate_x(fraction: Numbers) -> Matrices:
-    """Shift left by `fraction` of the side: the output shows the input `fraction` further right."""
+    """Return warps that shift the image left by `fraction` of its width."""
     return affine(1, 0, fraction, 0, 1, 0)
 
 
@@ -95,18 +97,18 @@ def invert(levels: Numbers) -> Tables:
 
 
 def posterize(bits: Numbers) -> Tables:
-    """Keep the highest `bits` bits."""
+    """Return tables that keep only the highest `bits` bits of a value."""
     step = 2 ** (8 - bits.astype(np.int64))[:, None]
     return rounded(VALUES // step * step)
 
 
 def solarize(threshold: Numbers) -> Tables:
-    """Invert values of at least `threshold`."""
+    """Return tables that invert values of at least `threshold`."""
     return rounded(np.where(threshold[:, None] <= VALUES, 255 - VALUES, VALUES))
 
 
 def solarize_add(addition: Numbers) -> Tables:
-    """Add to values below 128."""
+    """Return tables that add `addition` to values below 128."""
     return rounded(np.where(VALUES < 128, VALUES + addition[:, None], VALUES))
 
 
@@ -135,7 +137,7 @@ PAPER_OPS = (
     Operation(OpKind.WARP, lambda m: translate_x(0.045 * m), signed=True),
     Operation(OpKind.WARP, lambda m: translate_y(0.045 * m), signed=True),
 )
-"""Operations by level m from 0 to 10."""
+"""Operations of the paper's policy; their level m is between 0 and 10."""
 
 TORCHVISION_OPS = (
     Operation(OpKind.NOTHING),
@@ -153,4 +155,4 @@ TORCHVISION_OPS = (
     Operation(OpKind.AUTO_CONTRAST),
     Operation(OpKind.EQUALIZE),
 )
-"""Operations by strength s from 0 to 1: bin / 30."""
+"""Operations of torchvision's policy; their strength s = bin / 30 is between 0 and 1."""

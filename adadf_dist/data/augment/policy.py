@@ -1,8 +1,8 @@
-"""Augmentation as data: a pure function of (seed, epoch, sample) returns a short list of stages.
+"""Sampling of augmentations: a pure function of (seed, epoch, sample) returns a short list of stages.
 
-The list is the complete specification; loaders only apply it. Stages are in normal form: adjacent warps are merged into
-one warp, adjacent tables into one table. They act on 8-bit RGB at the network's size, in order; then the flip; then,
-after normalization, the erasing. A batch's lists are sampled together as arrays; each sample's list is one row.
+The list is the complete specification; loaders only apply it. Adjacent warps are merged into one warp, and adjacent
+lookup tables into one table. The stages act, in order, on 8-bit RGB images at the network's size; then comes the flip,
+and, after normalization, the erasing. A batch's lists are sampled together as arrays, with one row per sample.
 
 Coordinates: the image is the unit square, (0, 0) its top left corner, x to the right, y down; the center of pixel
 (row i, column j) of an H x W image is ((j + 0.5) / W, (i + 0.5) / H).
@@ -22,45 +22,45 @@ from adadf_dist.data.augment.operations import PAPER_OPS, TORCHVISION_OPS, Opera
 from adadf_dist.data.augment.rng import Numbers, Rows, SampleRng
 
 FILL = (124, 116, 104)
-"""RGB fill of warps outside the image: the mean of natural images."""
+"""RGB color of warped pixels that come from outside the image: the mean color of natural images."""
 LUMA = (0.299, 0.587, 0.114)
-"""ITU-R 601 weights of R, G, B."""
+"""ITU-R 601 luma weights of R, G and B."""
 MAX_LEVEL = 10.0
 LEVEL_STD = 0.5
 APPLY_PROB = 0.5
-"""`paper`: probability that a sampled operation is applied."""
+"""Probability that the `paper` policy applies a sampled operation."""
 ERASE_RATIO = (0.3, 3.3)
 ERASE_TRIES = 10
 STANDARD_BINS = 31
 
 
 class AugmentationBatch(NamedTuple):
-    """Augmentation of each of n samples in one epoch, with at most k stages."""
+    """Augmentations of n samples in one epoch, each with at most k stages."""
 
     kinds: NDArray[np.int8]
-    """[n, k], `OpKind`; a sample's stages come first, in order."""
+    """[n, k], the `OpKind` of each stage, in order; unused entries at the end of a row are `NOTHING`."""
     matrices: NDArray[np.float64]
-    """[n, k, 2, 3], unit coordinates."""
+    """[n, k, 2, 3], affine matrices of `WARP` stages, in unit coordinates."""
     tables: NDArray[np.uint8]
-    """[n, k, 256], lookup table for pixel values of each stage."""
+    """[n, k, 256], lookup tables of `TABLE` stages."""
     factors: NDArray[np.float64]
-    """[n, k], blending factor of each stage."""
+    """[n, k], factors of `COLOR`, `CONTRAST` and `SHARPNESS` stages."""
     flips: NDArray[np.bool_]
-    """[n], whether to mirror left to right."""
+    """[n], whether to mirror each image left to right."""
     boxes: NDArray[np.int64]
-    """[n, 4], pixels zeroed after normalization: top, left, bottom and right (both exclusive); empty for none."""
+    """[n, 4], pixel box set to 0 after normalization: top, left, bottom, right (last two exclusive); all 0 for none."""
 
     @property
     def num_samples(self) -> int:
         return len(self.flips)
 
     def rows(self, rows: slice) -> AugmentationBatch:
-        """Return the rows of some samples."""
+        """Return the augmentations of the samples in the slice `rows`."""
         return AugmentationBatch._make(values[rows] for values in self)
 
 
 def identity(num_samples: int, stages: int = 0) -> AugmentationBatch:
-    """Return the identity augmentation of `num_samples` samples, with room for `stages` stages."""
+    """Return augmentations of `num_samples` samples that change nothing, with room for `stages` stages each."""
     return AugmentationBatch(
         np.zeros((num_samples, stages), dtype=np.int8),
         np.zeros((num_samples, stages, 2, 3)),
@@ -74,11 +74,11 @@ def identity(num_samples: int, stages: int = 0) -> AugmentationBatch:
 def sample_augmentations(
     config: AugmentConfig, size: int, seed: int, epoch: int, samples: Sequence[int] | NDArray[np.int64]
 ) -> AugmentationBatch:
-    """Sample the augmentations of training samples. Pure, and each sample's result is independent of the others.
+    """Sample the augmentations of training samples. Each sample's augmentation is independent of the other samples.
 
     Args:
-        size: side of the network's input in pixels, the unit of the erasing boxes.
-        epoch: counted from 0; -1: no augmentation.
+        size: side length of the network's input in pixels, which limits the erasing boxes.
+        epoch: counted from 0; -1 disables augmentation.
         samples: indices within the split.
     """
     if epoch < 0:
@@ -98,7 +98,7 @@ def sample_augmentations(
 
 
 def sample_erase_boxes(config: AugmentConfig, size: int, rng: SampleRng, boxes: NDArray[np.int64]) -> None:
-    """Random erasing (Zhong et al.): boxes of random area and aspect ratio, resampled a few times until they fit."""
+    """Sample boxes for random erasing (Zhong et al.) into `boxes`; a box that does not fit is resampled a few times."""
     unplaced = np.flatnonzero(rng.uniform(np.arange(len(boxes))) < config.erase_prob)
     for _ in range(ERASE_TRIES):
         area = size * size * rng.uniform(unplaced, *config.erase_scale)
@@ -115,7 +115,7 @@ def sample_erase_boxes(config: AugmentConfig, size: int, rng: SampleRng, boxes: 
 
 
 def sample_paper_policy(magnitude: float, rng: SampleRng, stages: OpChainBuilder) -> None:
-    """Apply one round of the paper's policy: one of 15 operations, with probability 0.5 and a random level."""
+    """Add one round of the paper's policy: one of 15 operations at a random level, applied with probability 0.5."""
     every = np.arange(stages.batch.num_samples)
     chosen = rng.integers(every, len(PAPER_OPS))
     applied = rng.uniform(every) < APPLY_PROB
@@ -126,7 +126,7 @@ def sample_paper_policy(magnitude: float, rng: SampleRng, stages: OpChainBuilder
 
 
 def sample_torchvision_policy(magnitude: float, rng: SampleRng, stages: OpChainBuilder) -> None:
-    """Apply one round of torchvision's RandAugment: one of 14 operations at bin `magnitude` of 31."""
+    """Add one round of torchvision's RandAugment: one of 14 operations, at bin `magnitude` of 31."""
     chosen = rng.integers(np.arange(stages.batch.num_samples), len(TORCHVISION_OPS))
     strength = min(int(magnitude), STANDARD_BINS - 1) / (STANDARD_BINS - 1)
     for number, operation in enumerate(TORCHVISION_OPS):
@@ -135,15 +135,18 @@ def sample_torchvision_policy(magnitude: float, rng: SampleRng, stages: OpChainB
 
 
 class OpChainBuilder:
-    """Builds lists of stages in normal form: consecutive warps become one warp (one interpolation), consecutive
-    tables one table, consecutive saturations one saturation."""
+    """Builds lists of stages, merging consecutive stages of the same kind where possible.
+
+    Consecutive warps become one warp (and one interpolation), lookup tables one table, and saturation changes one
+    saturation change.
+    """
 
     def __init__(self, batch: AugmentationBatch) -> None:
         self.batch = batch
         self._lengths = np.zeros(batch.num_samples, dtype=np.int64)
 
     def add(self, operation: Operation, rows: Rows, levels: Numbers, rng: SampleRng) -> None:
-        """Append the operation to the lists of `rows`, each at its level."""
+        """Append the operation to the stage lists of the samples in `rows`, each at its own level."""
         if not len(rows) or operation.kind == OpKind.NOTHING:
             return
         if operation.signed:

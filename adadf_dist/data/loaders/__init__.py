@@ -1,1 +1,1 @@
-"""Loaders: batches of one rank from a split of a dataset."""
+"""Loaders, which produce one rank's batches from a split of a dataset."""

@@ -1,4 +1,4 @@
-"""Loader interface and configuration, replacement of corrupt training samples, and the final on-device transform."""
+"""Loader interface and configuration, replacement of corrupt training samples, and final transform on the device."""
 
 from __future__ import annotations
 
@@ -24,20 +24,19 @@ from adadf_dist.errors import UserError
 logger = get_logger(__name__)
 
 Read = Callable[[int], bytes | memoryview]
-"""Returns a sample's encoded image by its index."""
+"""Function that returns a sample's encoded image, given the sample's index."""
 
 
 class Loader(Protocol):
-    """Batches of a dataset's splits for one rank."""
+    """Produces one rank's batches from the splits of a dataset."""
 
     num_replaced: int
-    """Training samples that failed to decode and were replaced since the counter was last reset."""
+    """Number of training samples replaced since the last reset because they failed to decode."""
 
     def batches(self, split: str, plan: Sequence[Samples], epoch: int = -1) -> Iterator[Batch]:
         """Yield this rank's slices of the global batches of `plan`; epoch -1 disables augmentation.
 
-        Empty slices are skipped. Raises `UserError` naming a sample that failed to decode, if it must not be
-        replaced.
+        Empty slices are skipped. If a sample fails to decode and cannot be replaced, raises `UserError` naming it.
         """
 
     def close(self) -> None:
@@ -56,13 +55,13 @@ class LoaderConfig:
     rank: int
     ranks: int
     batch_size: int
-    """Maximum samples of a global batch."""
+    """Maximum number of samples per global batch."""
     workers: int
     prefetch: int
     max_bad_samples: int
 
     def jobs(self, split: str, plan: Sequence[Samples], epoch: int) -> list[LocalBatch]:
-        """Return this rank's slices of global batches, without the empty ones."""
+        """Return this rank's nonempty slices of the global batches in `plan`."""
         bounds = (rank_slice(len(samples), self.rank, self.ranks) for samples in plan)
         slices = (
             LocalBatch(split, epoch, samples[first:end], first, len(samples))
@@ -76,7 +75,7 @@ class LocalBatch(NamedTuple):
 
     split: str
     epoch: int
-    """Counted from 0; -1: no augmentation."""
+    """Epoch, counted from 0; -1 disables augmentation."""
     samples: Samples
     first: int
     global_size: int
@@ -94,12 +93,12 @@ def decode_image(encoded: bytes | memoryview) -> Image.Image:
     """Decode a stored image to RGB. Raises `InvalidImageError`."""
     image = decode(bytes(encoded))
     if image.format != "JPEG":
-        raise InvalidImageError(f"is a {image.format}, but shards hold JPEGs")
+        raise InvalidImageError(f"is a {image.format} image, but shards must contain only JPEGs")
     return image.convert("RGB")
 
 
 def resize_image(image: Image.Image, size: int) -> NDArray[np.uint8]:
-    """Resize an RGB image to the size for augmentation, or for cropping and normalization: [size, size, 3]."""
+    """Return the pixels of an RGB image resized to a square, [size, size, 3]."""
     target = (size, size)
     return np.asarray(image if image.size == target else image.resize(target, Image.Resampling.BILINEAR))
 
@@ -107,10 +106,10 @@ def resize_image(image: Image.Image, size: int) -> NDArray[np.uint8]:
 def find_replacement(
     split: Split, read: Read, seed: int, epoch: int, bad: tuple[int, InvalidImageError]
 ) -> Replacement:
-    """Replace a bad sample by the first of its class that decodes, in an order seeded by (seed, epoch, sample).
+    """Find a replacement for a bad sample: the first sample of its class that decodes, in a seeded random order.
 
-    Raises `UserError` in evaluation, where a missing or repeated sample would falsify the metrics, and if no other
-    sample of the class decodes.
+    Raises `UserError` if no other sample of the class decodes. Always raises it in evaluation (epoch -1), where a
+    missing or repeated sample would falsify the metrics.
     """
     sample, reason = bad
     if epoch >= 0:
@@ -127,19 +126,19 @@ def describe_bad_sample(split: Split, sample: int, reason: str) -> str:
     shard = split.folder / split.shards[split.locations[sample, 0]]
     return (
         f"{shard}: sample {split.keys[sample]} ({split.name} split): {reason}. Run python -m shards.verify to list all "
-        "bad samples; rebuilding skips them"
+        "bad samples; rebuilding the dataset skips them"
     )
 
 
 class ReplacementLog:
-    """Counts a rank's replaced samples, warns about each once, and fails if there are too many."""
+    """Counts a rank's replaced samples, warns once about each, and raises an error if there are too many."""
 
     def __init__(self, limit: int) -> None:
         self._limit = limit
         self._known: set[tuple[str, int]] = set()
 
     def record(self, split: Split, replaced: Sequence[Replacement]) -> int:
-        """Count and report replacements. Returns their number. Raises `UserError` beyond the limit."""
+        """Count and report replacements, and return their number. Raises `UserError` if the limit is exceeded."""
         for sample, substitute, reason in replaced:
             if (split.name, sample) in self._known:
                 continue
@@ -153,7 +152,7 @@ class ReplacementLog:
 
 
 class DeviceTransform:
-    """Final steps on the rank's device: normalize, crop, erase."""
+    """Final steps of preprocessing on the rank's device: normalize, crop, erase."""
 
     def __init__(self, preprocessing: Preprocessing, device: torch.device) -> None:
         self.preprocessing = preprocessing
@@ -162,7 +161,7 @@ class DeviceTransform:
         self._std = torch.tensor(preprocessing.std, device=device).mul_(255).view(shape)
 
     def __call__(self, images: Tensor, boxes: Tensor) -> Tensor:
-        """Compute network input from images uint8 [n, 3, S, S] and erasing boxes int64 [n, 4] in its pixels."""
+        """Turn images, uint8 [n, 3, S, S], into network input, in which the areas `boxes`, int64 [n, 4], are erased."""
         pixels = self.normalize(images)
         if self.preprocessing.ten_crop:
             pixels = ten_crop(pixels, self.preprocessing.image_size)

@@ -1,4 +1,4 @@
-"""CPU and GPU backends of the DALI loader: only what differs between the two."""
+"""CPU and GPU backends of the DALI loader, which contain only what differs between the two."""
 
 from __future__ import annotations
 
@@ -21,36 +21,36 @@ from adadf_dist.data.batch import Batch
 from adadf_dist.data.loaders.base import DeviceTransform, LoaderConfig
 
 BLOCK = 16
-"""Images per augmentation task of a CPU thread."""
+"""Number of images that a CPU thread augments per task."""
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
-"""Constants from glibc's malloc.h."""
+"""Parameters of `mallopt`, from glibc's malloc.h."""
 MALLOC_LIMIT = 2**31 - 1
 
 
 class DecodeBackend(Protocol):
-    """Device on which images are decoded and augmented."""
+    """Interface of the backends, which decode and augment images on one type of device."""
 
     decoder: Literal["cpu", "mixed"]
-    """DALI's decoder; `mixed` starts on the CPU and finishes on the GPU."""
+    """Device of DALI's image decoder; `mixed` starts on the CPU and finishes on the GPU."""
     resizes: bool
-    """Whether DALI also resizes."""
+    """Whether DALI also resizes the images; otherwise, `augment` does."""
     device_id: int | None
-    """DALI's device id; None: CPU."""
+    """GPU index for DALI; None for the CPU."""
 
     def copy_out(self, outputs: Any) -> Any:
         """Copy decoded images out of DALI's memory."""
 
     def augment(self, decoded: Any, augmentation: AugmentationBatch) -> Tensor:
-        """Compute network input from the output of `copy_out`, which may be overwritten."""
+        """Augment and normalize the output of `copy_out`, which may be overwritten, and return the network input."""
 
     def stream_context(self) -> AbstractContextManager[object]:
-        """Return the context for all work of the loader's thread."""
+        """Return a context manager in which the loader's thread does all its work."""
 
     def synchronize(self) -> None:
         """Wait until all queued work is done."""
 
     def record_stream(self, batch: Batch) -> Batch:
-        """Make a batch safe to use on the caller's stream."""
+        """Make a batch safe to use on the caller's CUDA stream, and return it."""
 
     def close(self) -> None: ...
 
@@ -60,7 +60,7 @@ def make_backend(recipe: LoaderConfig) -> DecodeBackend:
 
 
 class CpuBackend:
-    """Resizes like torchvision, runs stages compiled by numba, and processes blocks of images in parallel threads."""
+    """Resizes images like torchvision and augments them with numba, in blocks that threads process in parallel."""
 
     decoder: Literal["cpu", "mixed"] = "cpu"
     resizes = False
@@ -99,7 +99,7 @@ class CpuBackend:
         return self._finish(torch.from_numpy(images).permute(0, 3, 1, 2), torch.from_numpy(augmentation.boxes))
 
     def _resize(self, decoded: list[NDArray[np.uint8]]) -> NDArray[np.uint8]:
-        """Resize to [n, S, S, 3] using Pillow's 8-bit arithmetic: closer to the reference than DALI, and faster."""
+        """Resize images to [n, S, S, 3] in Pillow's 8-bit arithmetic: faster than DALI, and closer to the reference."""
         size = (self._size, self._size)
         images = np.empty((len(decoded), *size, 3), dtype=np.uint8)
         for shape in {image.shape for image in decoded}:
@@ -126,7 +126,7 @@ class CpuBackend:
 
 
 class GpuBackend:
-    """Runs everything on its own CUDA stream, concurrently with the training step."""
+    """Decodes and augments images on its own CUDA stream, concurrently with the training step."""
 
     decoder: Literal["cpu", "mixed"] = "mixed"
     resizes = True
@@ -163,8 +163,8 @@ class GpuBackend:
 def tune_malloc() -> None:
     """Make the C library keep freed memory for reuse.
 
-    By default it returns large blocks to the system at once, and the page faults for every intermediate result cost
-    more time than the arithmetic.
+    By default, it returns large blocks to the system at once, and the page faults for each intermediate result then
+    take more time than the arithmetic.
     """
     try:
         mallopt = ctypes.CDLL("libc.so.6").mallopt

@@ -1,8 +1,8 @@
 """DALI loader: reads encoded bytes from mapped tars in plan order, decodes and augments them on the device.
 
-DALI decodes ahead in its own threads, a few hundred images at a time, because each batch costs the same overhead
-whatever its size. A background thread applies the stages (`augment/apply_torch.py`), builds the batches and keeps
-`prefetch` of them ready. On a GPU all of this runs on a separate CUDA stream.
+DALI decodes ahead in its own threads, a few hundred images at a time, because each batch has the same overhead
+regardless of its size. A background thread augments the images (`dali_backends.py`), builds the batches and keeps
+`prefetch` of them ready. On a GPU, all of this runs on a separate CUDA stream.
 """
 
 from __future__ import annotations
@@ -33,28 +33,28 @@ from adadf_dist.data.sampling import Samples
 from adadf_dist.errors import UserError
 
 CHUNK = 256
-"""Maximum images decoded and augmented together, unless a single batch is larger."""
+"""Maximum number of images decoded and augmented together, unless a single batch is larger."""
 PREFETCH_CHUNKS = 2
-"""Chunks that DALI holds, decoded or in progress."""
+"""Number of chunks that DALI holds at a time, decoded or in progress."""
 DECODING = {"output_type": types.RGB, "adjust_orientation": False, "jpeg_fancy_upsampling": True}
-"""Match Pillow: stored images are upright, and chroma is interpolated."""
+"""Decoder options that match Pillow: no EXIF rotation (stored images are upright), and interpolated chroma."""
 
 
 @dataclass
 class Chunk:
-    """Consecutive jobs, decoded together."""
+    """Consecutive local batches, decoded together."""
 
     jobs: Sequence[LocalBatch]
     samples: Samples
     """Sample indices of all jobs; samples that failed to decode are already replaced."""
     encoded: list[NDArray[np.uint8]]
-    """Views of the mapped tars, kept alive while DALI may read them, or bitmaps decoded by Pillow."""
+    """Encoded images: views of the mapped tars, kept alive while DALI may read them, or BMPs of Pillow's output."""
     decoded_with_pillow: bool = False
-    """Whether `encoded` holds bitmaps already decoded by Pillow instead of JPEG data."""
+    """Whether Pillow has decoded all images, so that all of `encoded` are BMPs."""
 
 
 class DaliLoader:
-    """Batches of a dataset's splits for one rank."""
+    """Produces one rank's batches from the splits of a dataset, using DALI."""
 
     def __init__(self, recipe: LoaderConfig) -> None:
         self.recipe = recipe
@@ -80,13 +80,13 @@ class DaliLoader:
             self._decoder = None
 
     def _stop(self) -> None:
-        """Stop a pass that was abandoned early."""
+        """Stop the current pass, if any, even if it is unfinished."""
         if self._running is not None:
             self._running.close()
             self._running = None
 
     def _produce(self, jobs: Sequence[LocalBatch]) -> Iterator[Batch]:
-        """Yield the jobs' batches. Runs in a background thread."""
+        """Yield a batch for each job. Runs in a background thread."""
         chunks = (self._read_chunk(group) for group in group_jobs(jobs))
         try:
             with self._backend.stream_context():
@@ -104,7 +104,7 @@ class DaliLoader:
             ) from None
 
     def _read_chunk(self, jobs: Sequence[LocalBatch]) -> Chunk:
-        """Read the encoded images of some jobs."""
+        """Return a chunk with the encoded images of the jobs; unusual JPEGs are decoded with Pillow right away."""
         split = self.recipe.splits[jobs[0].split]
         samples = np.concatenate([job.samples for job in jobs])
         chunk = Chunk(jobs, samples, [np.frombuffer(split.read(sample), np.uint8) for sample in samples.tolist()])
@@ -116,8 +116,8 @@ class DaliLoader:
     def _decode(self, chunks: Iterable[Chunk]) -> Iterator[tuple[Chunk, Any]]:
         """Yield each chunk with its decoded images, as `DecodeBackend.copy_out` returns them.
 
-        DALI reports a decoding failure only when the chunk comes back, and its pipeline is unusable afterwards. The
-        chunks in flight are then repaired and fed to a new pipeline.
+        DALI reports a decoding failure only when it returns the chunk, and its pipeline is unusable afterwards. Pillow
+        then decodes all chunks in flight, and they are fed to a new pipeline.
         """
         feed = iter(chunks)
         while True:
@@ -142,9 +142,9 @@ class DaliLoader:
             feed = chain(in_flight, feed)
 
     def _decode_with_pillow(self, chunk: Chunk, rows: Iterable[int]) -> None:
-        """Decode samples with Pillow, which decides for both loaders, and replace those that fail.
+        """Decode samples with Pillow, which decides for both loaders whether a sample is bad, and replace bad samples.
 
-        Raises `UserError` if they must not be replaced.
+        Raises `UserError` if a bad sample cannot be replaced.
         """
         split = self.recipe.splits[chunk.jobs[0].split]
         epoch = chunk.jobs[0].epoch
@@ -161,7 +161,7 @@ class DaliLoader:
         self.num_replaced += self._replacements.record(split, replaced)
 
     def _finish_chunk(self, chunk: Chunk, decoded: Any) -> list[Batch]:
-        """Augment and normalize a chunk and split it into its batches."""
+        """Augment and normalize a decoded chunk, and split it into batches."""
         recipe = self.recipe
         size, epoch = recipe.preprocessing.image_size, chunk.jobs[0].epoch
         augmentation = sample_augmentations(recipe.augment, size, recipe.seed, epoch, chunk.samples)
@@ -177,7 +177,7 @@ class DaliLoader:
 
 
 class ChunkFeed:
-    """Feeds chunks to a DALI pipeline, and tracks those pending and in flight."""
+    """Feeds queued chunks to a DALI pipeline and keeps the chunks that are inside it."""
 
     def __init__(self) -> None:
         self.pending: Iterator[Chunk] = iter(())
@@ -191,10 +191,10 @@ class ChunkFeed:
 
 
 class DaliDecoder:
-    """A DALI pipeline and the chunks inside it.
+    """A DALI pipeline that decodes chunks, and the chunks inside it.
 
     The pipeline references the feed, and the feed references the loader through the queued chunks. `run` and `close`
-    break that cycle, so a pipeline is freed with its last reference, without waiting for the garbage collector.
+    break this cycle, so a pipeline is freed with its last reference, without waiting for the garbage collector.
     """
 
     def __init__(self, recipe: LoaderConfig, backend: DecodeBackend) -> None:
@@ -211,7 +211,7 @@ class DaliDecoder:
         )
 
     def run(self, chunks: Iterator[Chunk]) -> Iterator[tuple[Chunk, Any]]:
-        """Yield each chunk with its decoded images. Raises `RuntimeError` if one fails to decode."""
+        """Yield each chunk with its decoded images. Raises `RuntimeError` if an image fails to decode."""
         assert self._pipeline is not None
         self.feed.pending = chunks
         while True:
@@ -235,7 +235,7 @@ class DaliDecoder:
 
 @pipeline_def(enable_conditionals=True)  # type: ignore[untyped-decorator]
 def decode_pipeline(source: Any, decoder: str, size: int) -> Any:
-    """Decode, and resize to `size` if necessary; 0 keeps the decoded size."""
+    """Decode the images from `source` and resize them to a square of side `size`; 0 keeps their size."""
     encoded = fn.external_source(source=source, batch=True, no_copy=True, dtype=types.UINT8, ndim=1)
     images = fn.decoders.image(encoded, device=decoder, **DECODING)
     if size:
@@ -252,7 +252,7 @@ def to_bmp(image: Image.Image) -> NDArray[np.uint8]:
 
 
 def group_jobs(jobs: Sequence[LocalBatch]) -> Iterator[list[LocalBatch]]:
-    """Group consecutive jobs of up to `CHUNK` samples, or one larger job."""
+    """Yield groups of consecutive jobs with at most `CHUNK` samples in total; a larger job forms its own group."""
     group: list[LocalBatch] = []
     for job in jobs:
         if group and sum(len(g.samples) for g in group) + len(job.samples) > CHUNK:
@@ -264,7 +264,7 @@ def group_jobs(jobs: Sequence[LocalBatch]) -> Iterator[list[LocalBatch]]:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether torch or DALI, which has no exception class for it, ran out of memory."""
+    """Return whether torch or DALI ran out of memory; DALI has no exception class for this."""
     return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or any(
         text in str(error).lower() for text in ("out of memory", "bad_alloc", "cudaerrormemoryallocation")
     )

@@ -1,7 +1,8 @@
 """Checks whether a JPEG is safe to pass to DALI.
 
-An image that fails to decode ends a DALI pipeline with a recoverable error. An unparsable header may crash the process
-(DALI 2.4: a thread keeps working for a call that has already thrown). So images with unusual headers bypass DALI.
+An image that fails to decode ends a DALI pipeline with a recoverable error, but an unparsable header may crash the
+process (in DALI 2.4, a thread continues to work on a call that has already raised an exception). Images with unusual
+headers therefore bypass DALI.
 """
 
 from __future__ import annotations
@@ -23,8 +24,10 @@ LAST_FRAME, RESTART, FIRST, LAST = 0xCF, 0xD0, 0xC0, 0xFE
 
 @compiled
 def is_well_formed_jpeg(data: NDArray[np.uint8]) -> bool:
-    """Whether the markers up to the first scan are well formed: one 8-bit frame of one or three components, with a
-    common subsampling and an allowed size."""
+    """Return whether all markers up to the first scan are well formed and describe a common type of JPEG.
+
+    This is one 8-bit frame of one or three components, with a common chroma subsampling and an allowed size.
+    """
     if len(data) < 4 or data[0] != 0xFF or data[1] != START:
         return False
     position, framed = 2, False
@@ -49,7 +52,7 @@ def is_well_formed_jpeg(data: NDArray[np.uint8]) -> bool:
 
 @compiled
 def is_well_formed_frame(frame: NDArray[np.uint8]) -> bool:
-    """Whether a frame's marker segment is well formed."""
+    """Return whether a frame header is well formed and describes a common type of JPEG."""
     if len(frame) < 13:
         return False
     height, width, components = read_uint16(frame, 5), read_uint16(frame, 7), frame[9]

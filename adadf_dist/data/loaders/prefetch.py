@@ -14,14 +14,14 @@ POLL_S = 0.1
 
 
 class _EndOfStream:
-    """Marks that the producer has finished or failed."""
+    """Last item in the queue: the producer has finished or failed."""
 
     def __init__(self, error: BaseException | None) -> None:
         self.error = error
 
 
 class BackgroundPrefetcher(Generic[T]):
-    """Iterates over the items of `producer`, produced `depth` items ahead in a background thread."""
+    """Iterates over the items of `producer`, which a background thread produces up to `depth` items ahead."""
 
     def __init__(self, producer: Iterator[T], depth: int) -> None:
         self._queue: queue.Queue[T | _EndOfStream] = queue.Queue(depth)
@@ -30,7 +30,7 @@ class BackgroundPrefetcher(Generic[T]):
         self._thread.start()
 
     def __iter__(self) -> Iterator[T]:
-        """Yield the items; the producer's error is raised at its position."""
+        """Yield the items in order. If the producer failed, raise its error after the last item."""
         while True:
             item = self._queue.get()
             if isinstance(item, _EndOfStream):
@@ -44,7 +44,7 @@ class BackgroundPrefetcher(Generic[T]):
             yield item
 
     def close(self) -> None:
-        """Stop the thread and drop its items. Returns after the producer has cleaned up."""
+        """Stop the thread and discard its items. Returns after the producer has cleaned up."""
         self._closed.set()
         self._thread.join()
         self._queue = queue.Queue()
@@ -67,7 +67,7 @@ class BackgroundPrefetcher(Generic[T]):
         del error, producer  # the error's traceback holds this frame: no reference cycle
 
     def _put(self, item: T | _EndOfStream) -> bool:
-        """Return False if the item is no longer wanted."""
+        """Put an item in the queue. Returns False if the prefetcher was closed first."""
         while not self._closed.is_set():
             try:
                 self._queue.put(item, timeout=POLL_S)

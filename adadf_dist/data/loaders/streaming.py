@@ -1,9 +1,10 @@
 """Stream training samples from remote tars through `webdataset`, front to back, without storing them on disk.
 
-An epoch's tars, in an order sampled from (seed, epoch), form one long sequence of samples. It is cut into runs of exact
-length, one per worker of each rank. Every sample is therefore read once per epoch and every rank yields every global
-batch, wherever the tar boundaries are: a worker may start in the middle of a tar. Augmentation depends only on the
-sample's index, as in the other loaders. `STREAMING_LIMITATIONS` lists the drawbacks compared to a cache.
+An epoch's tars, in a random order that depends on (seed, epoch), form one long sequence of samples. Each worker of each
+rank reads a contiguous part of this sequence with exactly the length that it needs, and may start in the middle of a
+tar. Every sample is therefore read once per epoch, and every rank yields its slice of every global batch. As in the
+other loaders, a sample's augmentation depends only on the seed, the epoch and its index. `STREAMING_LIMITATIONS` lists
+the drawbacks compared to a cache.
 """
 
 from __future__ import annotations
@@ -30,19 +31,19 @@ from adadf_dist.data.sampling import Samples, rank_slice
 from adadf_dist.errors import UserError
 
 STREAMING_LIMITATIONS = (
-    "training tars are streamed: each sample once per epoch, but the order depends on ranks and workers, the only "
-    "sampler is all, and a run stopped in mid-epoch resumes exactly only with the same ranks and workers"
+    "training tars are streamed: each sample is read once per epoch, but the order depends on the numbers of ranks and "
+    "workers, data.sampler must be all, and resuming mid-epoch is exact only with the same numbers of ranks and workers"
 )
 
 TARS, BUFFER = 3, 4
-"""Random streams, in addition to those of sampling.py."""
+"""Keys of the random streams for the order of tars and the shuffle buffer; sampling.py defines the other keys."""
 
 HEADER = tarfile.BLOCKSIZE
-"""A member's header directly precedes its data (USTAR), and KEY.jpg is a sample's first member."""
+"""Size in bytes of a tar member's header, directly before its data (USTAR). A sample's first member is KEY.jpg."""
 
 
 class SampleRun(NamedTuple):
-    """Consecutive samples of one tar."""
+    """Consecutive samples of one tar, read as one range of bytes."""
 
     shard: int
     start: int
@@ -56,7 +57,7 @@ class StreamSlice(NamedTuple):
     """One rank's slice of a global batch."""
 
     number: int
-    """Index of the batch in the epoch, from 0."""
+    """Index of the global batch within the epoch, counted from 0."""
     first: int
     rows: int
     global_size: int
@@ -64,17 +65,17 @@ class StreamSlice(NamedTuple):
 
 @dataclass(frozen=True)
 class StreamPlan:
-    """Samples that each worker of each rank reads in an epoch. Pure: every rank computes the same plan."""
+    """Plan of which samples each worker of each rank reads in an epoch. Every rank computes the same plan."""
 
     split: Split
     sizes: Sequence[int]
-    """Size of each global batch; they sum to the split's size."""
+    """Sizes of the global batches, which sum to the split's size."""
     seed: int
     number: int
     """Epoch, counted from 0."""
 
     def slices(self, rank: int, ranks: int) -> list[StreamSlice]:
-        """The rank's slice of each global batch."""
+        """Return the rank's slice of each global batch."""
         bounds = (rank_slice(size, rank, ranks) for size in self.sizes)
         return [
             StreamSlice(number, first, end - first, size)
@@ -82,7 +83,7 @@ class StreamPlan:
         ]
 
     def runs(self, rank: int, ranks: int, worker: int, workers: int) -> list[SampleRun]:
-        """Runs that a rank's worker reads, in order; it fills every `workers`-th slice of its rank."""
+        """Return the runs that a worker of a rank reads, in order, to fill every `workers`-th slice of its rank."""
         lengths = [
             sum(part.rows for part in self.slices(r, ranks)[n::workers]) for r in range(ranks) for n in range(workers)
         ]
@@ -91,7 +92,7 @@ class StreamPlan:
         return self.cut(start, start + lengths[own])
 
     def cut(self, start: int, end: int) -> list[SampleRun]:
-        """Runs for positions `start` to `end` (exclusive) of the epoch's sample sequence."""
+        """Return the runs that cover positions `start` to `end` (exclusive) of the epoch's sample sequence."""
         shards, offsets = self.split.locations[:, 0], self.split.locations[:, 1]
         stored = np.lexsort((offsets, shards))
         edges = np.searchsorted(shards[stored], np.arange(len(self.split.shards) + 1))
@@ -111,13 +112,13 @@ class StreamPlan:
 
 
 class ChunkedReader:
-    """File object over chunks of bytes, as `tarfile` reads a stream."""
+    """File-like object that reads from an iterator of byte chunks, for use with `tarfile`."""
 
     def __init__(self, chunks: Iterator[bytes]) -> None:
         self._chunks = chunks
         self._rest = memoryview(b"")
         self.problem: UserError | None = None
-        """Why the bytes ended early. Stored because webdataset appends to the message of errors passing through it."""
+        """Error that ended the stream early; stored because webdataset changes the messages of errors it passes on."""
 
     def read(self, number: int) -> bytes:
         parts = []
@@ -146,7 +147,7 @@ class EncodedSample(NamedTuple):
 
 
 def read_runs(remote: Remote, split: Split, runs: Sequence[SampleRun]) -> Iterator[EncodedSample]:
-    """Yield the samples of the runs, in order. Raises `UserError` if a tar does not match the index."""
+    """Yield the samples of the runs, in order. Raises `UserError` if a tar does not match its index."""
     for run in runs:
         file = split.shards[run.shard]
         reader = ChunkedReader(remote.chunks(file, run.start, run.end))
@@ -173,14 +174,14 @@ def is_image(name: str) -> bool:
 
 @dataclass(frozen=True)
 class DecodeStream:
-    """A worker's part of one rank's pass over an epoch."""
+    """One worker's share of its rank's pass over an epoch."""
 
     remote: Remote
     epoch: StreamPlan
     ranks: tuple[int, int]
     """This rank and the number of ranks."""
     num_workers: tuple[int, int]
-    """Worker index and number of workers."""
+    """This worker's index and the number of workers."""
     buffer: int
     first_batch: int
 
@@ -225,23 +226,23 @@ def failed(problem: str) -> DecodedBatch:
 
 @dataclass(frozen=True)
 class StreamLoader:
-    """Streams one rank's training batches; `loader` decodes, normalizes and erases them."""
+    """Streams one rank's training batches; `loader` decodes and augments the streamed images."""
 
     remote: Remote
     loader: TorchLoader
     buffer: int
 
     def batches(self, plan: Sequence[NDArray[Any]], epoch: int, first_batch: int = 0) -> Iterator[Batch]:
-        """Yield this rank's slices of an epoch whose global batch sizes are those of `plan`.
+        """Yield this rank's slices of an epoch's global batches; `plan` determines only the sizes of the batches.
 
-        Starts at `first_batch`; earlier batches are read and skipped. Raises `UserError`.
+        Starts at `first_batch`: the samples of earlier batches are read, but skipped. Raises `UserError`.
         """
         recipe = self.loader.recipe
         epoch_plan = StreamPlan(recipe.splits["train"], [len(samples) for samples in plan], recipe.seed, epoch)
         workers = max(recipe.workers, 1)
         ranks = (recipe.rank, recipe.ranks)
         order = [(first_batch + turn) % workers for turn in range(workers)]
-        """Workers take turns, starting with the worker of the first batch."""
+        """Order in which the workers take turns, starting with the worker of the first batch."""
         tasks = [
             DecodeStream(self.remote, epoch_plan, ranks, (worker, workers), self.buffer, first_batch)
             for worker in order

@@ -1,6 +1,6 @@
-"""Torchvision loader: worker processes decode, resize and augment; the rank's device normalizes and erases.
+"""Torch loader: worker processes decode, resize and augment images; the rank's device normalizes and erases.
 
-Workers send 8-bit pixels and erasing boxes, a quarter of the bytes of float images.
+Workers send 8-bit pixels and erasing boxes, which take a quarter of the space of float images.
 """
 
 from __future__ import annotations
@@ -37,23 +37,23 @@ from adadf_dist.errors import UserError
 
 
 class DecodedBatch(NamedTuple):
-    """A job's decoded images, or an error.
+    """A job's decoded and augmented images, or an error.
 
-    Arrays, not tensors: torch sends tensors between processes through /dev/shm, which may be too small; arrays go
-    through a pipe.
+    The fields are arrays, not tensors: torch sends tensors between processes through /dev/shm, which may be too small,
+    whereas arrays go through a pipe.
     """
 
     images: NDArray[np.uint8]
-    """[n, 3, H, W], pixels of the batch."""
+    """[n, 3, H, W], pixels after the stages and flips of augmentation."""
     boxes: NDArray[np.int64]
-    """[n, 4], erasing boxes: top, left, bottom, right."""
+    """[n, 4], boxes to erase: top, left, bottom, right."""
     labels: NDArray[np.int64]
     samples: NDArray[np.int64]
     first: int
     global_size: int
     replaced: list[Replacement]
     error: str
-    """Empty, or a one-line error for the user: raised in a worker it would appear as a traceback."""
+    """One-line error message for the user, or empty. An exception raised in a worker would appear as a traceback."""
 
 
 class DecodeDataset:
@@ -67,7 +67,7 @@ class DecodeDataset:
         self.seed = recipe.seed
 
     def decode(self, job: LocalBatch, read: Read) -> DecodedBatch:
-        """Decode the job's samples; `read` returns an encoded image by sample index."""
+        """Decode and augment the job's samples; `read` returns the encoded image of a sample, given its index."""
         split = self.splits[job.split]
         samples = job.samples.copy()
         images = np.empty((len(samples), self.size, self.size, 3), dtype=np.uint8)
@@ -95,7 +95,7 @@ class DecodeDataset:
         )
 
     def decode_and_resize(self, encoded: bytes | memoryview) -> NDArray[np.uint8]:
-        """Decode a stored image and resize it for augmentation: [H, W, 3]. Raises `InvalidImageError`."""
+        """Decode a stored image and resize it to the size for augmentation, [H, W, 3]. Raises `InvalidImageError`."""
         return resize_image(decode_image(encoded), self.size)
 
     def augment_images(self, images: NDArray[np.uint8], samples: Samples, epoch: int) -> NDArray[np.int64]:
@@ -108,12 +108,12 @@ class DecodeDataset:
 
 
 Task = Callable[[DecodeDataset], Iterator[DecodedBatch]]
-"""A worker's work in one pass."""
+"""Function that yields a worker's results in one pass."""
 
 
 @dataclass(frozen=True)
 class DecodeJobs:
-    """A worker's part of a pass over stored samples."""
+    """One worker's share of a pass over samples stored on disk."""
 
     jobs: Sequence[LocalBatch]
 
@@ -141,7 +141,7 @@ class TorchLoader:
             yield self.finish(decoded, split)
 
     def run(self, tasks: Sequence[Task]) -> Iterator[DecodedBatch]:
-        """Yield the results of one task per worker, one from each in turn. Raises `DeadWorkerError`."""
+        """Run one task per worker and yield results, one from each worker in turn. Raises `DeadWorkerError`."""
         if self._workers is None:
             (task,) = tasks
             yield from task(self.decoder)
@@ -150,12 +150,12 @@ class TorchLoader:
             yield from self._workers.run(tasks)
         except DeadWorkerError as error:
             raise DeadWorkerError(
-                f"{error}; if out of memory, lower data.num_workers (now {self.recipe.workers}) or "
+                f"{error}; if it ran out of memory, lower data.num_workers (now {self.recipe.workers}) or "
                 f"data.prefetch_batches (now {self.recipe.prefetch})"
             ) from None
 
     def finish(self, decoded: DecodedBatch, split: str) -> Batch:
-        """Move to the device and run the final steps there. Raises `UserError` for a worker's error."""
+        """Move a batch to the device and run the final steps there. Raises `UserError` if decoding failed."""
         if decoded.error:
             raise UserError(decoded.error)
         self.num_replaced += self._replacements.record(self.recipe.splits[split], decoded.replaced)

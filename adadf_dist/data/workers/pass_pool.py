@@ -1,4 +1,4 @@
-"""Pool of worker processes that share a pass, each with its own pipe (see `start_worker`)."""
+"""Pool of worker processes that share the work of a pass over the data (each has its own pipe: see `start_worker`)."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ R = TypeVar("R")
 
 
 class PassEnd(NamedTuple):
-    """Message of a worker after a pass's last result."""
+    """Message that a worker sends after the last result of a pass."""
 
     failure: str = ""
     """Traceback of the error that ended the pass; empty if none."""
@@ -33,15 +33,15 @@ class PassEnd(NamedTuple):
 
 
 class WorkerPool(Generic[S, R]):
-    """Processes that hold a copy of `state` and run passes over it until the pool is closed.
+    """Worker processes that each hold a copy of `state` and run passes until the pool is closed.
 
-    A pass is one task per worker, a picklable function from the state to an iterator of results.
+    In a pass, each worker runs one task: a picklable function that takes the state and returns an iterator of results.
     """
 
     def __init__(self, state: S, workers: int, ahead: int, module: str) -> None:
-        """Prepare the pool; workers start at the first pass and keep `ahead` results ready. Raises `UserError`.
+        """Prepare the pool; workers start with the first pass and each keeps `ahead` results ready. Raises `UserError`.
 
-        `module` contains the tasks' code.
+        `module` is the name of the module that contains the tasks' code.
         """
         self._context = worker_context(module)
         self._state = state
@@ -55,9 +55,9 @@ class WorkerPool(Generic[S, R]):
             self._workers.append(start_worker(self._context, serve, (self._state,), f"data worker {number}"))
 
     def run(self, tasks: Sequence[Callable[[S], Iterator[R]]]) -> Iterator[R]:
-        """Yield the results, one from each worker in turn, up to the first worker that has no more.
+        """Yield results, one from each worker in turn, until it is the turn of a worker that has no more.
 
-        Raises `DeadWorkerError` for a killed worker, and `RuntimeError` or `MemoryError` for a failed task.
+        Raises `DeadWorkerError` if a worker was killed, and `RuntimeError` or `MemoryError` if a task failed.
         """
         self.stop()
         if not self._workers:
@@ -77,7 +77,7 @@ class WorkerPool(Generic[S, R]):
                 yield result
 
     def stop(self) -> None:
-        """Stop a pass that was abandoned early. Waits for the result that each worker is computing."""
+        """Stop an unfinished pass. Waits for the result that each worker is computing."""
         for worker in self._workers if self._streams else ():
             try:
                 worker.pipe.send(None)
@@ -100,7 +100,7 @@ class WorkerPool(Generic[S, R]):
 
 
 def receive(worker: Worker) -> Iterator[Any]:
-    """Yield a worker's results up to the end of the pass. Runs in a thread."""
+    """Yield a worker's results until the pass ends. Runs in a thread."""
     message: Any = None
     try:
         while not isinstance(message := receive_message(worker), PassEnd):
@@ -118,7 +118,7 @@ def receive(worker: Worker) -> Iterator[Any]:
 
 
 def receive_message(worker: Worker) -> Any:
-    """Receive one message from a worker. A message that cannot be read ends the worker: its pipe is out of sync."""
+    """Receive one message from a worker. Kills the worker if the message cannot be read: its pipe is out of sync."""
     try:
         return pickle.loads(worker.receive())
     except DeadWorkerError:
@@ -140,7 +140,7 @@ def serve(pipe: Connection, state: S) -> None:
 
 
 def compute(pipe: Connection, task: Callable[[S], Iterator[R]], state: S) -> PassEnd:
-    """Send a pass's results until the rank asks to stop. Returns how the pass ended."""
+    """Run a task and send its results until it ends or the rank asks to stop. Returns how the pass ended."""
     try:
         for result in task(state):
             pipe.send(result)  # pickles in this thread, so a result that cannot be pickled is an error of the task

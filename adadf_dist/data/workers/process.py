@@ -24,40 +24,41 @@ from typing import Any, NamedTuple
 from adadf_dist.errors import UserError, single_line
 
 warnings.filterwarnings("ignore", ".*found in sys.modules after import of package", RuntimeWarning)
-"""Raised by runpy in workers: the server has already imported the main module, as intended."""
+"""Issued by runpy in workers because the server has already imported the main module, which is intended."""
 SOCKET_PATH = 107
 """Maximum length in bytes of a Unix socket path on Linux."""
 SOCKET_NAME = len("/pymp-01234567/listener-01234567")
-"""Length of the path that multiprocessing appends to the temporary folder."""
+"""Length of the socket path that multiprocessing appends to the temporary folder."""
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-"""Handled by the process that receives the stop request, not by its workers or their server."""
+"""Signals that request a stop. Only the parent process handles them, not its workers or their server."""
 F_SETSIG = 10
-"""From fcntl.h on Linux: sets the signal that a file descriptor's owner gets."""
+"""Command from Linux's fcntl.h that sets which signal a file descriptor's owner receives."""
 
 
 class WorkerHandle(popen_forkserver.Popen):
-    """Handle that ends a process."""
+    """Process handle that terminates a worker by killing it."""
 
     def terminate(self) -> None:
-        """Kill the process, even if it is stuck: workers ignore SIGTERM, which their parent handles.
+        """Kill the process, even if it is stuck. Workers ignore SIGTERM, because their parent handles it.
 
-        The interpreter calls this directly at exit and then waits for the process.
+        The interpreter calls this method at exit and then waits for the process.
         """
         self.kill()
 
 
 class WorkerProcess(ForkServerProcess):
-    """A process with its parent's current environment variables; the server, started earlier, has older ones."""
+    """A process with its parent's current environment variables, rather than those with which the server started."""
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
         self._environment = dict(os.environ)
 
     def start(self) -> None:
-        """Start the process, and the server if none runs, with stop signals blocked in them.
+        """Start the process, and the server if none is running, with stop signals blocked in both.
 
-        Launchers and terminals send these to the process group. If the server died, workers would count as dead and the
-        run would fail instead of stopping. The resource tracker starts first: its start unblocks them in this thread.
+        Launchers and terminals send stop signals to the whole process group. If the server died from one, its workers
+        would count as dead, and the run would fail instead of stopping. The resource tracker starts first because
+        starting it unblocks the signals in this thread.
         """
         before = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
         try:
@@ -68,7 +69,7 @@ class WorkerProcess(ForkServerProcess):
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
     def run(self) -> None:
-        """Run with the parent's environment."""
+        """Set the parent's environment variables and run the process."""
         os.environ.clear()
         os.environ.update(self._environment)
         super().run()
@@ -79,7 +80,7 @@ class WorkerProcess(ForkServerProcess):
 
 
 class WorkerContext(ForkServerContext):
-    """A context whose processes are `WorkerProcess`es."""
+    """A multiprocessing context whose processes are of type `WorkerProcess`."""
 
     Process = WorkerProcess
 
@@ -109,7 +110,7 @@ def check_socket_path() -> None:
 
 
 class DeadWorkerError(UserError):
-    """A worker process was killed (likely out of memory) or could not start."""
+    """Raised when a worker process was killed (most likely out of memory) or could not start."""
 
 
 class Worker(NamedTuple):
@@ -119,21 +120,21 @@ class Worker(NamedTuple):
     pipe: Connection
 
     def send(self, message: bytes | memoryview) -> None:
-        """Send bytes. Raises `DeadWorkerError`."""
+        """Send bytes to the worker. Raises `DeadWorkerError` if it has died."""
         try:
             self.pipe.send_bytes(message)
         except OSError:
             raise self.describe_death() from None
 
     def receive(self) -> bytes:
-        """Receive bytes. Raises `DeadWorkerError`, also if the worker died in the middle of a message."""
+        """Receive bytes from the worker. Raises `DeadWorkerError` if it has died, even in the middle of a message."""
         try:
             return self.pipe.recv_bytes()
         except (EOFError, OSError):
             raise self.describe_death() from None
 
     def describe_death(self) -> DeadWorkerError:
-        """Return an error that describes which worker died, and how."""
+        """Return an error that states which worker died and how."""
         self.process.join(1)
         code = self.process.exitcode or 0
         how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit status {code}"
@@ -143,11 +144,11 @@ class Worker(NamedTuple):
 def start_worker(
     context: ForkServerContext, target: Callable[..., object], arguments: tuple[object, ...], name: str
 ) -> Worker:
-    """Start a process that runs `target(pipe, *arguments)`. Raises `DeadWorkerError` when it cannot start.
+    """Start a process that runs `target(pipe, *arguments)`. Raises `DeadWorkerError` if it cannot start.
 
     Only the worker holds the far end of its pipe, so its death closes the pipe at once, even in the middle of a
-    message. A queue shared by workers (torch's `DataLoader`, `concurrent.futures`) would stay open, and its reader
-    would wait forever.
+    message. A queue shared by workers (as in torch's `DataLoader` and `concurrent.futures`) would stay open, and its
+    reader would wait forever.
     """
     try:
         pipe, far_end = context.Pipe()
@@ -160,17 +161,17 @@ def start_worker(
 
 
 def leave_signals_to_parent() -> None:
-    """Ignore stop signals in this worker, which exits with its parent."""
+    """Make this worker ignore stop signals, and exit when its parent exits."""
     end_with_parent()
     for number in STOP_SIGNALS:
         signal.signal(number, signal.SIG_IGN)
 
 
 def end_with_parent() -> None:
-    """Have this worker killed when its parent exits, even while it holds the interpreter lock.
+    """Arrange for this worker to be killed when its parent exits, even while it holds the interpreter lock.
 
-    The parent's exit closes a pipe; the kernel responds with SIGKILL. A thread also watches the pipe, in case the
-    kernel sends no signal.
+    The parent's exit closes a pipe, and the kernel then sends SIGKILL to this worker. A thread also watches the pipe,
+    in case the kernel sends no signal.
     """
     parent = multiprocessing.parent_process()
     assert parent is not None

@@ -1,4 +1,4 @@
-"""Runs tasks in several processes and returns results in task order.
+"""Runs tasks in several processes and returns their results in task order.
 
 Each worker has its own pipe, so a killed worker closes its pipe at once, even in the middle of a result. The parent
 closes its ends of the pipes to stop the workers.
@@ -30,14 +30,14 @@ T = TypeVar("T")
 R = TypeVar("R")
 
 Work: TypeAlias = Callable[[S, T, Callable[[], object]], R]
-"""work(shared, task, on_sample) -> result"""
+"""Function work(shared, task, on_sample) -> result, which calls on_sample() after each sample."""
 
 REPORT_S = 0.1
-"""Minimum seconds between two progress reports of a worker."""
+"""Minimum time in seconds between two progress reports from a worker."""
 
 
 class Report(NamedTuple):
-    """Message of a worker: during a task, at its end, or on failure."""
+    """Message that a worker sends during a task, at its end, or on failure."""
 
     samples: int
     """Samples finished since the previous report."""
@@ -47,16 +47,17 @@ class Report(NamedTuple):
 
 
 class StopError(BaseException):
-    """Ends a worker's task because the parent closed the pipe. No handler of `Exception` may swallow it."""
+    """Raised to end a worker's task after the parent closed the pipe; `except Exception` does not catch it."""
 
 
 def map_tasks(
     work: Work[S, T, R], shared: S, tasks: Sequence[T], workers: int, on_samples: Callable[[int], object]
 ) -> list[R]:
-    """Run `work(shared, task, on_sample)` for every task, in this process if one worker suffices.
+    """Run `work(shared, task, on_sample)` for every task, in worker processes unless one worker suffices.
 
-    `on_samples(n)` is called here as the workers call `on_sample()`. Raises whatever `work` raises; the other workers
-    then stop at their next `on_sample()`. Raises `UserError` if a worker is killed, and kills the others.
+    `on_samples(n)` is called in this process each time the workers have finished n more samples. Raises whatever `work`
+    raises; the other workers then stop at their next `on_sample()`. If a worker is killed, kills the others and raises
+    `UserError`.
     """
     workers = min(workers, len(tasks))
     if workers <= 1:
@@ -68,25 +69,25 @@ def map_tasks(
                 worker.send(job)
             return distribute_tasks(pool, tasks, on_samples)
     except DeadWorkerError as error:
-        raise DeadWorkerError(f"{error}; if out of memory, use fewer --num-workers (now {workers})") from None
+        raise DeadWorkerError(f"{error}; if it ran out of memory, lower --num-workers (now {workers})") from None
 
 
 @dataclass(frozen=True)
 class ProcessPool:
-    """Worker processes on this machine."""
+    """Runs tasks in worker processes on this machine."""
 
     workers: int
 
     def run(self, work: Work[S, T, R], shared: S, tasks: Sequence[T], on_samples: Callable[[int], object]) -> list[R]:
-        """Like `map_tasks`."""
+        """Run `work` for every task and return the results in task order (see `map_tasks`)."""
         return map_tasks(work, shared, tasks, self.workers, on_samples)
 
 
 @contextmanager
 def start_workers(count: int) -> Iterator[list[Worker]]:
-    """Start workers, and wait for them to exit at the end of the block.
+    """Start `count` workers; at the end of the `with` block, stop them and wait for them to exit.
 
-    A second Ctrl-C while they finish their current samples kills them.
+    A second Ctrl-C, while they are finishing their current samples, kills them.
     """
     context = worker_context(__name__)
     pool: list[Worker] = []
@@ -112,7 +113,7 @@ def start_workers(count: int) -> Iterator[list[Worker]]:
 
 
 def distribute_tasks(pool: Sequence[Worker], tasks: Sequence[Any], on_samples: Callable[[int], object]) -> list[Any]:
-    """Give each worker its next task as soon as it finishes one. Returns the results in task order."""
+    """Give each worker a new task as soon as it finishes one. Returns the results in task order."""
     results: dict[int, Any] = {}
     waiting = iter(range(len(tasks)))
     busy: dict[Connection, tuple[Worker, int]] = {}
@@ -142,7 +143,7 @@ def distribute_tasks(pool: Sequence[Worker], tasks: Sequence[Any], on_samples: C
 
 
 def run_worker(pipe: Connection) -> None:
-    """Run tasks until the parent closes its end of the pipe. Runs in a worker."""
+    """Receive and run tasks until the parent closes its end of the pipe. Runs in a worker."""
     leave_signals_to_parent()
     try:
         runner = TaskRunner(pipe, pipe.recv_bytes())
@@ -153,10 +154,10 @@ def run_worker(pipe: Connection) -> None:
 
 
 class TaskRunner:
-    """Runs a worker's tasks and reports finished samples."""
+    """Runs a worker's tasks and reports to the parent how many samples are finished."""
 
     def __init__(self, pipe: Connection, job: bytes) -> None:
-        """`job` contains the pickled function and the state shared by all tasks."""
+        """Create a runner; `job` contains the pickled function and the state that all tasks share."""
         self._pipe = pipe
         self._job = job
         self._function: Callable[[Any, Callable[[], object]], Any] | None = None
@@ -166,7 +167,7 @@ class TaskRunner:
         self._next_report = time.monotonic() + REPORT_S
 
     def run(self, task: bytes) -> memoryview:
-        """Run a pickled task. Returns the pickled final report. Raises `StopError` if the pipe is closed."""
+        """Run a pickled task and return its pickled final report. Raises `StopError` if the pipe is closed."""
         try:
             if self._function is None:
                 work, shared = pickle.loads(self._job)
@@ -182,7 +183,7 @@ class TaskRunner:
             self._samples = 0
 
     def on_sample_done(self) -> None:
-        """Count a sample. Raises `StopError` if the parent has closed the pipe."""
+        """Count a finished sample, and send a report if due. Raises `StopError` if the parent closed the pipe."""
         self._samples += 1
         if self._poll.poll(0):  # the parent sends nothing during a task: readable means closed
             raise StopError
@@ -196,7 +197,7 @@ class TaskRunner:
 
 
 def make_picklable(error: BaseException) -> BaseException:
-    """Add the worker's traceback to an error as a note. Returns a `RuntimeError` if the error cannot be pickled."""
+    """Return the error with the worker's traceback as a note, or a `RuntimeError` if the error cannot be pickled."""
     text = "In a worker process:\n" + "".join(traceback.format_exception(error))
     error.add_note(text)
     try:

@@ -66,7 +66,7 @@ BREAKS: dict[str, tuple[Callable[[Path], object], str]] = {
     ),
     "index of another split": (
         lambda f: shutil.copy(f / "test.parquet", f / "train.parquet"),
-        "train.parquet: 9 rows where dataset.json has 41",
+        "train.parquet: 9 rows, but dataset.json lists 41",
     ),
     "outside the tar": (lambda f: edit_index(f, "offset", put("3", 10**9)), r"row 3 \(key face_.*outside its tar"),
     "beyond the tar": (lambda f: edit_index(f, "size", put("3", 10**9)), r"row 3 \(key face_.*outside its tar"),
