@@ -66,7 +66,7 @@ def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
     )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all findings and affected samples as JSON")
     parser.add_argument("--html", type=Path, metavar="FILE", help="write an HTML page with the affected images")
-    add_overwrite_option(parser, "the FILE of --json or --html")
+    add_overwrite_option(parser, "an output FILE")
     listing.add_arguments(parser.add_argument_group("csv list, as in `shards.build csv`"), csv_option=False)
     parser.set_defaults(seed=0)
     cores = len(os.sched_getaffinity(0))
