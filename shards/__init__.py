@@ -1,1 +1,1 @@
-"""Programs that build and check dataset folders: `python -m shards.build --help`, `python -m shards.verify --help`."""
+"""Command-line programs that build, verify and examine datasets: `shards.build`, `shards.verify`, `shards.doctor`."""

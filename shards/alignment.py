@@ -1,4 +1,4 @@
-"""Aligns the faces of image files while they are stored."""
+"""Aligns the faces in image files when a dataset is built."""
 
 from __future__ import annotations
 
@@ -22,19 +22,19 @@ if TYPE_CHECKING:
 
 
 STORED_NO_FACE = {"skip": "quarantine", "center-crop": "centre"}
-"""Value of `--on-no-face` -> its name in dataset.json."""
+"""Maps each value of `--on-no-face` to its name in dataset.json."""
 
 
 @dataclass(frozen=True)
 class AlignedSource(ImageFileSource):
-    """A `Source` whose faces are aligned to the five-point template."""
+    """A `Source` of image files that aligns faces to the five-point template."""
 
     align_by: str
-    """`detect`, or `landmarks` to use the dataset's own."""
+    """`detect` to detect landmarks, or `landmarks` to use the dataset's own."""
     size: int
-    """Side of a stored face in pixels."""
+    """Side of each stored square face, in pixels."""
     no_face: str
-    """`skip`, or `center-crop`: keep the center of the image and note it."""
+    """What to do if no face is found: `skip` the image, or `center-crop` it and list it in notes.csv."""
 
     def load(self, number: int) -> Sample:
         from adadf_dist.alignment.similarity import align, center_crop
@@ -58,7 +58,7 @@ class AlignedSource(ImageFileSource):
 
 
 class NoFaceFoundError(Exception):
-    """No face was detected, or none where the dataset locates it."""
+    """Raised if no face is detected, or none in the box annotated by the dataset."""
 
 
 def read_landmarks(annotations: Mapping[str, Any]) -> dict[str, Any]:
@@ -71,7 +71,7 @@ def read_landmarks(annotations: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def detect_landmarks(image: Image.Image, annotations: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the target face's landmarks as `points` and the metadata for KEY.json. Raises `NoFaceFoundError`."""
+    """Return the landmarks of the target face as `points`, plus metadata for KEY.json. Raises `NoFaceFoundError`."""
     from adadf_dist.alignment.similarity import select_face
 
     faces = open_detector().detect([image])[0]
@@ -88,7 +88,10 @@ def detect_landmarks(image: Image.Image, annotations: Mapping[str, Any]) -> dict
 
 @cache
 def open_detector() -> Detector:
-    """One detector per process, on one CPU thread: processes already use all cores; a GPU would change the bytes."""
+    """Return this process's detector, which uses one CPU thread.
+
+    The worker processes already use all cores, and a GPU would change the stored bytes.
+    """
     import torch
 
     from adadf_dist.alignment.mtcnn import Detector
@@ -102,27 +105,28 @@ def add_align_arguments(parser: argparse._ArgumentGroup) -> None:
         "--align",
         choices=("none", "detect", "landmarks"),
         default="none",
-        help="align eyes, nose and mouth to the standard five-point template: landmarks from MTCNN (extra `align`; "
-        "always on the CPU, because a GPU would change the stored bytes), or the dataset's own (default: %(default)s)",
+        help="align eyes, nose and mouth to the standard five-point template: `detect` finds landmarks with MTCNN "
+        "(needs the extra `align`; always on the CPU, because a GPU would change the stored bytes), `landmarks` uses "
+        "the dataset's own (default: %(default)s)",
     )
     parser.add_argument(
         "--aligned-size",
         type=int,
         default=100,
         metavar="N",
-        help="side of an aligned face (default: %(default)s)",
+        help="side of an aligned face in pixels (default: %(default)s)",
     )
     parser.add_argument(
         "--on-no-face",
         choices=tuple(STORED_NO_FACE),
         default="skip",
-        help="an image without a detected face counts as invalid (see --max-bad-images), or its center "
-        "is kept and listed in notes.csv (default: %(default)s)",
+        help="if no face is found: `skip` counts the image as invalid (see --max-bad-images), `center-crop` stores its "
+        "center and lists it in notes.csv (default: %(default)s)",
     )
 
 
 def make_source(listing: SourceListing, options: ImageSourceOptions, args: argparse.Namespace) -> Source:
-    """Create a source from the listing, aligned if requested. Raises `UserError`."""
+    """Create a source from the listing that aligns faces if --align requests it. Raises `UserError`."""
     if args.align == "none":
         return make_image_source(listing, options)
     if not 16 <= args.aligned_size <= 1024:

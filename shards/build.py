@@ -68,14 +68,18 @@ def add_common_arguments(parser: argparse._ArgumentGroup) -> None:
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="dataset folder to write")
     parser.add_argument("--name", help="dataset name (default: name of --out)")
     parser.add_argument(
-        "--samples-per-shard", type=positive_int, default=4096, metavar="N", help="maximum (default: %(default)s)"
+        "--samples-per-shard",
+        type=positive_int,
+        default=4096,
+        metavar="N",
+        help="maximum number of samples per tar (default: %(default)s)",
     )
     parser.add_argument(
         "--seed",
         type=int,
         default=0,
         metavar="N",
-        help="random seed of the stored order and of held-out splits (default: %(default)s)",
+        help="random seed for the sample order and the held-out splits (default: %(default)s)",
     )
     parser.add_argument(
         "--max-bad-images",
@@ -83,14 +87,14 @@ def add_common_arguments(parser: argparse._ArgumentGroup) -> None:
         default=0,
         metavar="N",
         help="maximum number of invalid images to skip; they are listed in skipped_images.csv "
-        "(default: 0, invalid images are an error that lists them)",
+        "(default: 0, any invalid image is an error)",
     )
     parser.add_argument(
         "--relabel",
         type=Path,
         metavar="FILE",
-        help="decisions on training samples (key,decision,label), as exported from the adadf_dist.audit page: relabel "
-        "or drop; validation and test are unchanged",
+        help="csv with columns key,decision,label, as exported from the adadf_dist.audit page, that relabels or drops "
+        "training samples; validation and test are unchanged",
     )
     parser.add_argument(
         "--num-workers",
@@ -102,8 +106,8 @@ def add_common_arguments(parser: argparse._ArgumentGroup) -> None:
     parser.add_argument(
         "--ray",
         metavar="ADDRESS",
-        help="write the shards as tasks of a Ray cluster (`auto`: the one on this machine), same bytes; source and "
-        "--out must be on storage shared by all nodes",
+        help="write the shards on the Ray cluster at ADDRESS (`auto`: the one running on this machine) instead of in "
+        "local processes; the output is the same; the source and --out must be on storage shared by all nodes",
     )
     parser.add_argument(
         "--discard-partial",
@@ -126,12 +130,12 @@ def non_negative_int(text: str) -> int:
 
 
 def build(args: argparse.Namespace) -> Dataset:
-    """Build the dataset as requested on the command line. Raises `UserError`."""
+    """Build the dataset requested on the command line. Raises `UserError`."""
     out = args.out.resolve()
     check_path(out, "--out")
     root = getattr(args, "root", None)
     if root is not None and root.resolve().is_relative_to(out):
-        raise UserError(f"--out {args.out}: contains the source; choose another --out")
+        raise UserError(f"--out {args.out}: contains the source data; choose another --out")
     check_overwrite(out, args.overwrite)  # fail now, not after minutes of reading
     source = SOURCES[args.source].open_source(args)
     if args.relabel is not None:
@@ -149,11 +153,11 @@ def build(args: argparse.Namespace) -> Dataset:
         try:
             return build_dataset(source, out, options, pool, progress.update)
         except KeyboardInterrupt:
-            raise UserError(f"interrupted; progress kept in {out}.partial. Rerun to resume") from None
+            raise UserError(f"interrupted; progress kept in {out}.partial. To resume, rerun the same command") from None
 
 
 def summary(dataset: Dataset) -> str:
-    """Summarize the dataset: samples per split and class, and everything that was dropped or duplicated."""
+    """Return a summary of the dataset: samples per split and class, and counts of dropped and duplicate samples."""
     splits, infos = dataset.splits, dataset.splits.values()
     lines = [f"{dataset.name}: {sum(info.samples for info in infos):,} samples in {dataset.folder}", ""]
     rows = [["  class", *splits]]
@@ -167,7 +171,7 @@ def summary(dataset: Dataset) -> str:
 
 
 def describe_stats(stats: Mapping[str, object], prefix: str = "") -> list[str]:
-    """Return a line per count; nested keys are joined, zeros below them omitted."""
+    """Return one line per count; the keys of nested counts are joined, and nested zeros are omitted."""
     lines = []
     for key, value in stats.items():
         name = f"{prefix}{key.replace('_', ' ')}"

@@ -1,4 +1,4 @@
-"""Duplicate samples: leaks between splits, duplicates within a split, and split assignment that keeps them together.
+"""Finds duplicate samples between and within splits, and assigns samples to splits without separating duplicates.
 
 Samples are compared by a digest of their content, so only exact copies are found, not near-duplicates.
 """
@@ -16,25 +16,28 @@ from adadf_dist.data.manifest import SPLITS
 
 
 class Leak(NamedTuple):
-    """A sample of `split` that is also in a split used to evaluate it."""
+    """A sample of `split` with an exact copy in a split that is used to evaluate models."""
 
     number: int
+    """Sample number of the leaked sample."""
     split: str
     twin: int
+    """Sample number of its copy in `twin_split`."""
     twin_split: str
 
 
 @dataclass(frozen=True)
 class DuplicateStats:
-    """Exact copies within one split."""
+    """Counts of exact copies within one split."""
 
     groups: int
-    """Number of samples that occur more than once."""
+    """Number of groups of identical samples."""
     faces: int
-    """Number of copies in these groups, including the first."""
+    """Total number of samples in these groups."""
     conflicting_groups: int
-    """Groups whose copies have different labels."""
+    """Number of groups whose samples have different labels."""
     conflicting_faces: int
+    """Total number of samples in groups with different labels."""
 
 
 @dataclass(frozen=True)
@@ -42,13 +45,15 @@ class SplitAssignment:
     """Split assigned to each sample, and the duplicates found in the process."""
 
     splits: Mapping[int, str]
-    """Sample number -> split, without dropped samples."""
+    """Maps each sample number to its split; dropped samples are omitted."""
     leaks: Sequence[Leak]
     twins: Mapping[str, DuplicateStats]
+    """Maps each split to its duplicate counts."""
     kept_leaks: bool
+    """Whether leaked samples were kept instead of dropped."""
 
     def stats(self) -> dict[str, object]:
-        """Return the stats for `dataset.json`."""
+        """Return the counts of leaks and duplicates that are stored in `dataset.json`."""
         pairs = Counter(f"{leak.split} face also in {leak.twin_split}" for leak in self.leaks)
         return {
             "leaks": dict(sorted(pairs.items())),
@@ -57,7 +62,7 @@ class SplitAssignment:
         }
 
     def table(self, locate: Callable[[int], str], labels: Sequence[int], classes: Sequence[str]) -> CsvTable:
-        """Return the individual leaks, for leaks.csv."""
+        """Return a table with one row per leak, to be written to leaks.csv."""
         header = ("split", "source", "class", "twin_split", "twin_source", "twin_class")
         lines = [
             (split, locate(number), classes[labels[number]], twin_split, locate(twin), classes[labels[twin]])
@@ -67,7 +72,7 @@ class SplitAssignment:
 
 
 def digest(data: bytes) -> bytes:
-    """Digest that identifies a sample."""
+    """Return a 16-byte digest that identifies the content of a sample."""
     return hashlib.blake2b(data, digest_size=16).digest()
 
 
@@ -81,8 +86,8 @@ def assign_splits(
 ) -> SplitAssignment:
     """Drop leaks, hold out the splits in `fractions` from train, and count each split's duplicates.
 
-    `splits` maps the number of every sample to be stored to its original split; `digests` and `labels` cover all
-    samples, by number.
+    `splits` maps the number of each sample to be stored to its original split; `digests` and `labels` are indexed by
+    sample number and cover all samples.
     """
     leaks = find_leaks(splits, digests)
     dropped = set() if keep_leaks else {leak.number for leak in leaks}
@@ -95,7 +100,7 @@ def assign_splits(
 
 
 def find_leaks(splits: Mapping[int, str], digests: Sequence[bytes]) -> list[Leak]:
-    """Find training samples also in validation or test, and validation samples also in test."""
+    """Find training samples with copies in validation or test, and validation samples with copies in test."""
     leaks: list[Leak] = []
     for group in group_by_digest(splits, digests).values():
         twin = max(group, key=lambda number: SPLITS.index(splits[number]))
@@ -110,11 +115,11 @@ def hold_out_splits(
     fractions: Mapping[str, float],
     seed: int,
 ) -> dict[int, str]:
-    """Hold out the fraction `fractions[split]` of each class, sampled with the seed: sample number -> split.
+    """Hold out the fraction `fractions[split]` of each class at random; map held-out sample numbers to their splits.
 
-    Duplicates stay together, whatever their labels; a group counts for the class of its first sample. At least one
-    group of each class stays in train. A split gets its rounded fraction of the class, plus at most one group's
-    duplicates.
+    Duplicates stay together even if their labels differ; a group counts toward the class of its first sample. At least
+    one group of each class stays in train. A split may exceed its rounded fraction of a class by the remaining
+    duplicates of one group.
     """
     groups = group_by_digest(numbers, digests)
     classes: dict[int, list[list[int]]] = defaultdict(list)
@@ -134,7 +139,7 @@ def hold_out_splits(
 
 
 def count_duplicates(numbers: Sequence[int], digests: Sequence[bytes], labels: Sequence[int]) -> DuplicateStats:
-    """Count exact copies among the given samples."""
+    """Count the exact copies among the samples in `numbers`."""
     groups = [group for group in group_by_digest(numbers, digests).values() if len(group) > 1]
     conflicts = [group for group in groups if len({labels[number] for number in group}) > 1]
     return DuplicateStats(len(groups), sum(map(len, groups)), len(conflicts), sum(map(len, conflicts)))

@@ -1,4 +1,4 @@
-"""Shared by all sources of image files: image list, leaks, held-out splits and loading."""
+"""Code shared by all sources of image files: listing and loading images, dropping leaks and holding out splits."""
 
 from __future__ import annotations
 
@@ -27,10 +27,13 @@ from shards.sources.class_names import class_name_warnings
 logger = get_logger(__name__)
 
 DIGEST_EDGE_BYTES = 2**16
-"""Long files are compared by this many bytes at either end, so that a release of photos need not be read twice."""
+"""Number of bytes compared at each end of a large file, so that the photos of a dataset need not be read twice."""
 
 ReadAnnotations: TypeAlias = Callable[[int], Mapping[str, object]]
-"""Picklable; reads the annotations of an image (`box`: left, top, right, bottom). Raises `InvalidImageError`."""
+"""Picklable function that returns the annotations of an image number, such as its `box` (left, top, right, bottom).
+
+Raises `InvalidImageError` if the annotations are invalid.
+"""
 
 
 def no_annotations(number: int) -> Mapping[str, object]:
@@ -38,40 +41,40 @@ def no_annotations(number: int) -> Mapping[str, object]:
 
 
 class ImageEntry(NamedTuple):
-    """One image file of the tree."""
+    """One image file of a source, with its split and label."""
 
     path: str
-    """Relative to the root, with `/`, as `open` expects it."""
+    """Path relative to the root, with `/` as separator, spelled as in the file system."""
     split: str
     label: int
     votes: tuple[float, ...] | None = None
-    """Annotators per class, or their fractions."""
+    """[C], number or fraction of annotators who chose each class."""
 
 
 @dataclass(frozen=True)
 class ImageSourceOptions:
-    """Options that determine the content of an image dataset, whatever its source."""
+    """Options, common to all sources of image files, that determine the content of the dataset."""
 
     root: Path
     fractions: Mapping[str, float]
-    """Fraction of each class to hold out from train, by split."""
+    """Maps each split to hold out from train to its fraction of each class."""
     image_size: int | None = None
     """Maximum shorter side in pixels; larger images are downscaled."""
     margin: float | None = None
-    """Margin around an annotated box, as a fraction of its sides; None: the complete image."""
+    """Margin around the annotated box, as a fraction of its sides; None keeps the complete image."""
     seed: int = 0
     keep_leaks: bool = False
 
 
 @dataclass(frozen=True)
 class SourceListing:
-    """Images of a source, and their provenance."""
+    """All images of a source, and how they were found."""
 
     name: str
     classes: tuple[str, ...]
     images: Sequence[ImageEntry]
     layout: str
-    """Published layout that was recognized, for messages."""
+    """Name of the recognized folder layout, for messages and `dataset.json`."""
     stats: Mapping[str, object] = field(default_factory=dict)
     annotations: ReadAnnotations = no_annotations
 
@@ -82,7 +85,7 @@ class SourceListing:
 
 @dataclass(frozen=True)
 class ImageFileSource:
-    """A `Source`; sample numbers are indices into the list of images."""
+    """A `Source` of image files; sample numbers are indices into `listing.images`."""
 
     options: ImageSourceOptions
     listing: SourceListing
@@ -91,7 +94,7 @@ class ImageFileSource:
     image_bytes: int
     provenance: Provenance
     digests: Sequence[bytes]
-    """Digest of each image file; for a long one, of its ends and its modification time."""
+    """Digest of each image file; for a large file, only both ends and the modification time are used."""
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -120,11 +123,11 @@ class ImageFileSource:
         return Sample(image, entry.label, entry.votes, None, self.describe_item(number), annotations)
 
     def read(self, number: int) -> bytes:
-        """Read an image file. Raises `InvalidImageError`."""
+        """Return the content of an image file. Raises `InvalidImageError` if it is unreadable."""
         return read_bytes(f"{self.options.root}/{self.listing.images[number].path}")[0]
 
     def box_to_store(self, annotations: Mapping[str, object]) -> Box | None:
-        """Part of the image to store; None for all of it."""
+        """Return the part of the image to store, or None to store the complete image."""
         box, margin = annotations.get("box"), self.options.margin
         if margin is None or not isinstance(box, Sequence):
             return None
@@ -134,7 +137,7 @@ class ImageFileSource:
 
 
 def make_image_source(listing: SourceListing, options: ImageSourceOptions) -> ImageFileSource:
-    """Digest every file, drop leaks, hold out splits, create keys. Raises `UserError`."""
+    """Create a source from a listing: drop leaks, hold out splits and create keys. Raises `UserError`."""
     images, classes = listing.images, listing.classes
     check_classes(listing, options.root)
     labels = [entry.label for entry in images]
@@ -161,7 +164,10 @@ def make_image_source(listing: SourceListing, options: ImageSourceOptions) -> Im
 
 
 def digest_files(images: Sequence[ImageEntry], root: Path) -> list[tuple[bytes, int, bytes]]:
-    """Return digest, size and, if only the ends are read, modification time of every file. Raises `UserError`."""
+    """Return the digest, size and modification time of every file. Raises `UserError` if no file can be read.
+
+    The time is empty unless the file is so large that only its ends are digested.
+    """
     files, problems = [], []
     for entry in track(images, "finding duplicates", len(images)):
         path = f"{root}/{entry.path}"
@@ -180,24 +186,24 @@ def digest_files(images: Sequence[ImageEntry], root: Path) -> list[tuple[bytes, 
 
 
 def check_classes(listing: SourceListing, root: Path) -> None:
-    """Raise `UserError` for a single class or a class without training images. Warns about unusual names."""
+    """Raise `UserError` if there is only one class or a class has no training images, and warn about unusual names."""
     if len(listing.classes) < 2:
         raise UserError(
-            f"{root}: contains only class {', '.join(listing.classes)}; at least two are needed. Is this the folder of "
-            "the class folders, or the right column of the list?"
+            f"{root}: contains only class {', '.join(listing.classes)}, but at least two are needed; check that --root "
+            "contains the class folders, or that the csv's label column contains the classes"
         )
     for warning in class_name_warnings(listing.classes):
         logger.warning(f"{root}: warning: {warning}", extra=NO_PREFIX)
     labels = {entry.label for entry in listing.images if entry.split == "train"}
     for label, name in enumerate(listing.classes):
         if label not in labels:
-            raise UserError(f"{root}: class {name} has no training images; add some or leave the class out")
+            raise UserError(f"{root}: class {name} has no training images; add some or remove the class")
 
 
 def read_bytes(path: str, limit: int | None = None) -> tuple[bytes, os.stat_result]:
-    """Return a file's content and status; if longer than 2 `limit` bytes, only the first and last `limit` bytes.
+    """Return a file's content and status; for a file longer than 2 * `limit` bytes, only the first and last `limit`.
 
-    Raises `InvalidImageError`, so that an unreadable file is handled like any invalid image.
+    Raises `InvalidImageError` if the file is unreadable, so that it is handled like any other invalid image.
     """
     try:
         with open(path, "rb") as stream:
@@ -214,7 +220,7 @@ def read_bytes(path: str, limit: int | None = None) -> tuple[bytes, os.stat_resu
 
 
 def suggest_name(path: str) -> str:
-    """Return `; the folder has IMG.JPG` if a name differs only in letter case or accents, else an empty text."""
+    """Return `; the folder has IMG.JPG` if a file name differs only in case or Unicode form, else an empty string."""
     folder, name = os.path.split(path)
     found = index_names(folder).get(plain_form(name))
     return f"; the folder has {escape_name(found)}" if found is not None and found != name else ""
@@ -222,7 +228,7 @@ def suggest_name(path: str) -> str:
 
 @lru_cache(maxsize=64)
 def index_names(folder: str) -> Mapping[str, str]:
-    """Map the normalized form of each file name in a folder to it; empty if the folder is unreadable."""
+    """Map the normalized form of each file name in a folder to the name itself; empty if the folder is unreadable."""
     try:
         return {plain_form(name): name for name in sorted(os.listdir(folder))}
     except OSError:
@@ -230,12 +236,15 @@ def index_names(folder: str) -> Mapping[str, str]:
 
 
 def list_files(root: Path, below: str, skipped: Skipped) -> list[str]:
-    """Return all files under `root/below`, relative to the root, without system files. Raises `UserError`."""
+    """Return the paths of all files under `root/below`, relative to `root`; system files are skipped.
+
+    Raises `UserError` if a folder is unreadable.
+    """
     return [os.path.relpath(path, root) for path in walk_files(root / below, skipped)]
 
 
 def count_skipped(skipped: Skipped) -> dict[str, object]:
-    """Return how much the walk skipped, and print it."""
+    """Log the files and folders that were skipped, and return their counts for `dataset.json`."""
     if not skipped.kinds:
         return {}
     logger.info(f"note: {skipped.describe()}")
@@ -243,9 +252,10 @@ def count_skipped(skipped: Skipped) -> dict[str, object]:
 
 
 def check_relative_path(path: str, where: str, root: Path | None = None) -> str:
-    """Return the path relative to the root, as `open` expects it. Raises `UserError` naming `where` it is.
+    """Return `path` relative to the root, spelled as in the file system.
 
-    Windows backslashes become `/`, and an absolute path under the root becomes relative.
+    Windows backslashes become `/`, and an absolute path under the root becomes relative. Raises `UserError` if the path
+    is outside the root; the message starts with `where`, the location of the path in a list.
     """
     plain = native_name(path)
     if "\\" in plain and not (root is not None and (root / plain).exists()):
@@ -255,12 +265,15 @@ def check_relative_path(path: str, where: str, root: Path | None = None) -> str:
             plain = plain.removeprefix(base.rstrip("/") + "/")
     parts = [part for part in plain.split("/") if part not in ("", ".")]
     if not parts or plain.startswith("/") or ".." in parts or re.match(r"[A-Za-z]:$", parts[0]) or "\0" in plain:
-        raise UserError(f"{where}: path {path!r} is outside the folder; use a relative path with /")
+        raise UserError(f"{where}: path {path!r} is outside the folder; use a relative path with / as separator")
     return "/".join(parts)
 
 
 def make_keys(images: Sequence[ImageEntry]) -> list[str]:
-    """Make a key per image from its path: plain characters, only the end of a long path, a number for duplicates."""
+    """Return a unique key for each image, derived from its path.
+
+    Special characters become `-`, a long path is cut at the start, and a number makes equal keys unique.
+    """
     keys: dict[str, ImageEntry] = {}
     for entry in images:
         stem = re.sub(r"[^A-Za-z0-9_-]+", "-", entry.path.rpartition(".")[0]).strip("-")[-(MAX_KEY_LENGTH - 10) :]
@@ -273,7 +286,10 @@ def make_keys(images: Sequence[ImageEntry]) -> list[str]:
 
 
 def add_image_arguments(parser: argparse._ArgumentGroup, held_out: Mapping[str, str]) -> None:
-    """Add the options of all image sources. `held_out`: split -> its default fraction, as shown in the help text."""
+    """Add the options common to all image sources.
+
+    `held_out` maps each split to its default fraction, as shown in the help text.
+    """
     for split, default in held_out.items():
         parser.add_argument(
             f"--{split}-fraction",
@@ -285,15 +301,19 @@ def add_image_arguments(parser: argparse._ArgumentGroup, held_out: Mapping[str, 
         "--max-side",
         type=int,
         metavar="N",
-        help="downscale larger images to shorter side N pixels (default: off)",
+        help="downscale larger images so that their shorter side is N pixels (default: off)",
     )
-    parser.add_argument("--keep-leaks", action="store_true", help="list leaks but keep them (as in published results)")
+    parser.add_argument(
+        "--keep-leaks",
+        action="store_true",
+        help="keep leaks, as in published results, but still list them in leaks.csv",
+    )
 
 
 def read_image_options(
     args: argparse.Namespace, fractions: Mapping[str, float], image_size: int | None = None, margin: float | None = None
 ) -> ImageSourceOptions:
-    """Return the options from the command line. `image_size` is the default. Raises `UserError`."""
+    """Return the options given on the command line; `image_size` is the default of --max-side. Raises `UserError`."""
     side = args.max_side if args.max_side is not None else image_size
     if side is not None and side < 16:
         raise UserError(f"--max-side {side}: must be at least 16 pixels")

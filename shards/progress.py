@@ -1,4 +1,4 @@
-"""Progress of a long job: a bar on a terminal, periodic lines in a log."""
+"""Shows the progress of a long job: a progress bar on a terminal, otherwise periodic log lines."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _LINE_EVERY_S = 10.0
 
 
 class Progress:
-    """Context manager that counts towards `total` and prints count and rate at the end. Writes to stderr."""
+    """Context manager that shows progress toward `total` on stderr, and finally the total count and rate."""
 
     def __init__(self, what: str, total: int | None, unit: str = "face") -> None:
         self.what, self.total, self.unit = what, total, unit
@@ -57,7 +57,7 @@ class Progress:
 
 
 def track(items: Iterable[T], what: str, total: int | None = None, unit: str = "face") -> Iterator[T]:
-    """Yield the items, showing progress."""
+    """Yield the items while showing progress."""
     with Progress(what, total, unit) as progress:
         for item in items:
             yield item

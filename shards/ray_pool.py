@@ -1,4 +1,7 @@
-"""Runs a builder's tasks on a Ray cluster. The nodes must see the source and the output under the same paths."""
+"""Runs the dataset builder's tasks on a Ray cluster.
+
+The source data and the output folder must have the same paths on all nodes.
+"""
 
 from __future__ import annotations
 
@@ -15,10 +18,10 @@ R = TypeVar("R")
 
 @dataclass(frozen=True)
 class RayPool:
-    """A worker pool that runs one Ray task per shard; a task whose node dies is repeated."""
+    """A worker pool that runs one Ray task per shard; if a node dies, Ray retries its tasks."""
 
     address: str
-    """Cluster address; `auto` for the one on this machine, `local` to start one in this process."""
+    """Address of the Ray cluster; `auto` connects to the one running on this machine, `local` starts a new one."""
 
     def run(
         self,
@@ -29,7 +32,7 @@ class RayPool:
     ) -> list[R]:
         """Run `work(shared, task, on_sample)` for every task and return the results in task order.
 
-        Raises `UserError` if there is no cluster, and whatever `work` raises.
+        Raises `UserError` if no cluster is found; exceptions from `work` are re-raised.
         """
         import adadf_dist
         import shards
@@ -40,7 +43,7 @@ class RayPool:
             ray.init(self.address, runtime_env={"py_modules": packages}, log_to_driver=False, logging_level="error")
         except ConnectionError as error:
             reason = single_line(error, 1000)
-            raise UserError(f"--ray {self.address}: no cluster found ({reason}); start one with ray start") from None
+            raise UserError(f"--ray {self.address}: no cluster found ({reason}); run `ray start`") from None
         try:
             remote = ray.remote(run_and_count)
             work_ref, shared_ref = ray.put(work), ray.put(shared)
@@ -59,14 +62,14 @@ class RayPool:
 
 
 def run_and_count(work: Callable[[S, T, Callable[[], object]], R], shared: S, task: T) -> tuple[int, R]:
-    """Run a task on a worker, and count the samples that it reports as done."""
+    """Run a task on a worker, and return the number of finished samples and the result."""
     counted: list[None] = []
     result = work(shared, task, lambda: counted.append(None))
     return len(counted), result
 
 
 def import_ray() -> Any:
-    """Import Ray. Raises `UserError` naming the extra if it is not installed."""
+    """Import and return Ray. Raises `UserError` with installation instructions if the import fails."""
     try:
         import ray
     except ImportError as error:

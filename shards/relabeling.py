@@ -1,4 +1,4 @@
-"""A source with the decisions of a `relabel.csv` applied to train: changed labels and dropped samples."""
+"""Applies the decisions in a `relabel.csv` to the training split of a source: changes labels and drops samples."""
 
 from __future__ import annotations
 
@@ -14,12 +14,16 @@ from adadf_dist.errors import UserError
 
 @dataclass(frozen=True)
 class RelabeledSource:
-    """A `Source`. Remaining samples keep their keys, so every split keeps its stored order."""
+    """A `Source` with changed labels and without dropped samples.
+
+    The remaining samples keep their keys, and therefore their stored order.
+    """
 
     source: Source
     remaining: Sequence[SourceItem]
+    """Samples that were not dropped."""
     labels: Mapping[int, int]
-    """Sample number -> its new class."""
+    """Maps the number of each relabeled sample to its new label."""
     provenance: Provenance
 
     @property
@@ -43,7 +47,7 @@ class RelabeledSource:
         return f"{self.labels.get(number)} ".encode() + self.source.fingerprint(number)
 
     def load(self, number: int) -> Sample:
-        """Load a sample; KEY.json records a relabeled sample's old class."""
+        """Load a sample with its new label; the old class of a relabeled sample is recorded in KEY.json."""
         sample = self.source.load(number)
         label = self.labels.get(number, sample.label)
         if label == sample.label:
@@ -53,7 +57,7 @@ class RelabeledSource:
 
 
 def relabel_source(source: Source, path: Path) -> RelabeledSource:
-    """Apply the decisions in `path`. Raises `UserError` naming the line if they do not fit the source."""
+    """Apply the decisions in the csv `path` to a source. Raises `UserError` if they do not match its samples."""
     decisions = read_decisions(path, source.classes, "--relabel")
     items = source.items()
     train = {item.key: item.number for item in items if item.split == "train"}
@@ -64,7 +68,7 @@ def relabel_source(source: Source, path: Path) -> RelabeledSource:
     labels = {train[key]: decision.label for key, decision in decisions.by_key.items() if decision.kind == "relabel"}
     remaining = [item for item in items if item.number not in dropped]
     if not any(item.split == "train" for item in remaining):
-        raise UserError(f"{decisions.where}: drops every training sample; keep some")
+        raise UserError(f"{decisions.where}: drops every training sample; keep at least one")
     original = source.provenance
     provenance = replace(
         original,

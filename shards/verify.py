@@ -2,7 +2,7 @@
 
     python -m shards.verify DIR
 
-Exits with 0 and a table if everything is OK, else with 1 and a line for each finding.
+Prints a table and exits with status 0 if everything is OK; otherwise prints one line per problem and exits with 1.
 """
 
 from __future__ import annotations
@@ -31,38 +31,43 @@ from adadf_dist.errors import UserError
 from shards.progress import Progress
 
 DESCRIPTION = """\
-Re-reads every tar of a dataset folder: checks its SHA-256 against dataset.json, the DALI and Parquet indexes against
-the members, KEY.cls and KEY.json against the index, and decodes every image. Prints a table and exits with 0, or
-prints a line for each finding and exits with 1.
+Reads every tar of a dataset folder again, compares its SHA-256 with dataset.json, its DALI and Parquet indexes with its
+members, and KEY.cls and KEY.json with the Parquet index, and decodes every image. If everything is OK, prints a table
+and exits with status 0; otherwise prints one line per problem and exits with 1.
 """
 
 
 @dataclass(frozen=True)
 class Folder:
-    """Data shared by all workers."""
+    """The dataset folder to verify; shared by all worker processes."""
 
     path: Path
     splits: Mapping[str, Split]
 
 
 class Task(NamedTuple):
-    """One tar to check."""
+    """One tar for a worker process to check."""
 
     split: str
     number: int
+    """Index of the tar within its split."""
     info: ShardInfo
 
 
 class Member(NamedTuple):
-    """A file in a tar."""
+    """A file in a tar, with its content."""
 
     name: str
     offset: int
+    """Position of the content in the tar, in bytes."""
     data: bytes
 
 
 def verify(path: Path, workers: int) -> tuple[Manifest, list[str]]:
-    """Return all findings about a dataset folder. Raises `UserError` if `dataset.json` itself cannot be read."""
+    """Return the manifest and all problems found in a dataset folder.
+
+    Raises `UserError` if `dataset.json` itself cannot be read.
+    """
     manifest = read_manifest(path)
     findings = list(map(str, check_files(path, manifest)))
     splits: dict[str, Split] = {}
@@ -97,7 +102,7 @@ def find_duplicate_keys(splits: Mapping[str, Split]) -> Iterator[str]:
 
 
 def check_shard(folder: Folder, task: Task, on_sample: Callable[[], object]) -> list[str]:
-    """Return findings about one tar. Runs in a worker process."""
+    """Return the problems found in one tar. Runs in a worker process."""
     path, split = folder.path / task.info.file, folder.splits[task.split]
     findings = []
     with path.open("rb") as stream:
@@ -120,14 +125,14 @@ def check_shard(folder: Folder, task: Task, on_sample: Callable[[], object]) -> 
     except (tarfile.TarError, EOFError) as error:
         findings.append(f"{path}: corrupt after {samples:,} samples ({error})")
     if samples != len(rows):
-        findings.append(f"{path}: {samples:,} samples, but {task.split}.parquet has {len(rows):,}")
+        findings.append(f"{path}: contains {samples:,} samples, but {task.split}.parquet lists {len(rows):,}")
     if (samples, tuple(counts)) != (task.info.samples, task.info.class_counts):
         findings.append(f"{path}: class counts differ from dataset.json")
     return findings + check_dali_index(path.with_suffix(".idx"), lines)
 
 
 def group_samples(path: Path) -> Iterator[list[Member]]:
-    """Group consecutive members with the same key, like WebDataset. One sample in memory at a time."""
+    """Yield groups of consecutive members with the same key, as WebDataset does, one sample in memory at a time."""
     group: list[Member] = []
     with tarfile.open(path, "r:") as tar:
         for info in tar:
@@ -146,9 +151,12 @@ def extension(member: Member) -> str:
 
 
 def check_sample(key: str, members: Sequence[Member], split: Split, row: int | None) -> Iterator[str]:
-    """Yield what is wrong with one sample; `row` is its row in the index, None if the index ended before it."""
+    """Yield a description of each problem with a sample.
+
+    `row` is its row in the Parquet index, or None if the tar has more samples than the index.
+    """
     if [extension(member) for member in members] != ["jpg", "cls", "json"]:
-        yield f"contains {', '.join(member.name for member in members)}, expected jpg, cls and json"
+        yield f"contains {', '.join(member.name for member in members)}, expected KEY.jpg, KEY.cls and KEY.json"
         return
     image, label, metadata = members
     size: tuple[int, int] | None = None
@@ -163,9 +171,9 @@ def check_sample(key: str, members: Sequence[Member], split: Split, row: int | N
         yield "not in the Parquet index"
         return
     if str(split.keys[row]) != key:
-        yield f"the Parquet index has {split.keys[row]} here"
+        yield f"the Parquet index has key {split.keys[row]} at this position"
     if split.locations[row, 1:].tolist() != [image.offset, len(image.data)]:
-        yield "image is not at the offset in the Parquet index"
+        yield "the image's offset or length differs from the Parquet index"
     indexed = int(split.labels[row])
     if not label.data.isdigit() or int(label.data) != indexed:
         yield f"KEY.cls is {label.data[:12]!r}, but the Parquet index has {indexed}"
@@ -173,7 +181,7 @@ def check_sample(key: str, members: Sequence[Member], split: Split, row: int | N
 
 
 def check_metadata(data: bytes, split: Split, row: int, size: tuple[int, int] | None) -> Iterator[str]:
-    """Compare KEY.json to the index and the image."""
+    """Yield each difference between KEY.json and the Parquet index or the image, whose width and height are `size`."""
     try:
         metadata = json.loads(data)
         stored_class = (metadata["label"], metadata["class"])
@@ -186,7 +194,7 @@ def check_metadata(data: bytes, split: Split, row: int, size: tuple[int, int] | 
     if stored_class != (label, split.classes[label]):
         yield f"KEY.json has class {stored_class}, but the Parquet index has {(label, split.classes[label])}"
     if size is not None and stored_size != size:
-        yield f"KEY.json has {stored_size} pixels, but the image has {size}"
+        yield f"KEY.json has image size {stored_size}, but the image has size {size}"
     for name, value, rows in (("votes", votes, split.votes), ("distribution", distribution, split.distributions)):
         indexed = None if rows is None else rows[row]
         if value is None and (indexed is None or not indexed.any()):
@@ -196,9 +204,9 @@ def check_metadata(data: bytes, split: Split, row: int, size: tuple[int, int] | 
 
 
 def check_dali_index(path: Path, lines: Sequence[str]) -> list[str]:
-    """Compare DALI's index to the members of the tar."""
+    """Compare a DALI index with `lines`, the lines expected from the tar's members, and return the problems."""
     if not path.is_file():
-        return [f"{path}: missing; DALI would have to scan the tar"]
+        return [f"{path}: missing; without this index, DALI must scan the tar"]
     found = path.read_text(encoding="utf-8", errors="replace").splitlines()
     if found != [f"v1.2 {len(lines)}", *lines]:
         return [f"{path}: does not match the members of its tar; rebuild the dataset"]
@@ -206,7 +214,7 @@ def check_dali_index(path: Path, lines: Sequence[str]) -> list[str]:
 
 
 def format_table(manifest: Manifest) -> str:
-    """Return a table of samples and bytes per split."""
+    """Return a table with the number of samples and tars and the total size of each split."""
     rows = [["split", "faces", "shards", "MB"]]
     for name, info in manifest.splits.items():
         megabytes = sum(shard.bytes for shard in info.shards) / 1e6

@@ -2,21 +2,22 @@
 
     python -m shards.doctor PATH [--json FILE] [--html FILE]
 
-PATH is a dataset folder, a raw tree or a csv list that the builder can read. Prints one line per finding to stdout,
-the worst last; the exit status gives the severity (see --help). `--json FILE` writes the results as JSON:
+PATH is a dataset folder, an original dataset folder or a csv list that the builder can read. Prints one line per
+finding to stdout, with the most severe ones last, and exits with a status that depends on the highest severity (see
+--help). `--json FILE` writes the results as JSON:
 
     format          2
     path            PATH as given
-    kind            "dataset folder" or "raw tree"
-    source          the builder's source that made or reads it
+    kind            "dataset folder", or "raw tree" for an original dataset folder or a csv list
+    source          name of the `shards.build` source that built or can read the data
     classes         names in label order
-    splits          split -> {faces, class_counts}: readable images, in total and in label order
-    worst           "ok", "info", "warning" or "error"
+    splits          split -> {faces, class_counts}: number of readable images, and number per class in label order
+    worst           highest severity: "ok", "info", "warning" or "error"
     exit_status     0, 1 or 2
-    findings        list of {check, severity, message, location, hint, groups}; the strings as printed
-      groups        list of {faces, note}: every image of the finding, copies of one image together
-        faces       list of {split, name, class}: name is the key in a dataset folder, the path in a raw tree;
-                    class is null for an unreadable image
+    findings        list of {check, severity, message, location, hint, groups}; strings are as printed
+      groups        list of {faces, note}: the images that the finding is about; copies of one image form a group
+        faces       list of {split, name, class}: name is the key in a dataset folder, otherwise the path or csv
+                    row; class is null for an unreadable image
 """
 
 from __future__ import annotations
@@ -41,11 +42,12 @@ from shards.sources import csv_list as listing
 DESCRIPTION = """\
 Check a dataset of faces: identify the release, compare counts per split and class with the published ones, and report
 missing splits and classes, image sizes and colors, files that fail to decode or have wrong types, blank images, and
-duplicates: leaks between splits, duplicates within a split, and conflicting labels. Finds copies that are pixel-equal,
-re-encoded, resized, relit, cropped by a column or mirrored. Nothing is changed.
+duplicates: leaks between splits, duplicates within a split, and conflicting labels. Detects copies that are identical,
+re-encoded, resized, changed in brightness or contrast, cropped by a column or mirrored. Does not modify the dataset.
 """
 EPILOG = f"""\
-PATH is a dataset folder (dataset.json), a csv list with the options of `shards.build csv`, or a raw tree:
+PATH is a dataset folder (dataset.json), a csv list with the options of `shards.build csv`, or an original dataset
+folder with one of these contents:
 {chr(10).join(f"  {name:<11} {tree.markers}" for name, tree in TREES.items())}
 
 exit status: 0 OK or info only; 1 warnings; 2 errors, or PATH cannot be read
@@ -59,10 +61,12 @@ examples:
 
 def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
     parser = make_parser("shards.doctor", DESCRIPTION, EPILOG)
-    parser.add_argument("folder", type=Path, metavar="PATH", help="dataset folder, root of a raw tree, or a csv list")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write all findings and samples as JSON")
+    parser.add_argument(
+        "folder", type=Path, metavar="PATH", help="dataset folder, original dataset folder, or csv list"
+    )
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write all findings and affected samples as JSON")
     parser.add_argument("--html", type=Path, metavar="FILE", help="write an HTML page with the affected images")
-    add_overwrite_option(parser, "a FILE")
+    add_overwrite_option(parser, "an output FILE")
     listing.add_arguments(parser.add_argument_group("csv list, as in `shards.build csv`"), csv_option=False)
     parser.set_defaults(seed=0)
     cores = len(os.sched_getaffinity(0))
@@ -74,7 +78,7 @@ def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
 
 
 def open_path(args: argparse.Namespace) -> DatasetView:
-    """Open a folder, or a csv list like `shards.build csv`. Raises `UserError`."""
+    """Open a folder, or a csv list in the format of `shards.build csv`. Raises `UserError`."""
     if not args.folder.is_file():
         return open_dataset_view(args.folder)
     args.csv, args.keep_leaks = args.folder, True  # leaks are findings here
@@ -83,7 +87,7 @@ def open_path(args: argparse.Namespace) -> DatasetView:
 
 
 def summary(report: Report) -> str:
-    """Return the findings as lines, the worst last, where a terminal shows it."""
+    """Return one line per finding, with the most severe ones last, so that they stay visible in a terminal."""
     lines = [format_finding(finding) for finding in sorted(report.findings, key=lambda finding: finding.severity)]
     return "\n".join([*lines, f"{report.context.view.path}: {summarize_severities(report.findings)}"])
 

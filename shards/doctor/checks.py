@@ -1,4 +1,4 @@
-"""Checks of content: counts, splits, sizes, colors, files. `duplicate_checks` covers copies."""
+"""Checks of class counts, splits, image sizes, colors and files; `duplicate_checks` checks for copies."""
 
 from __future__ import annotations
 
@@ -16,30 +16,30 @@ from shards.doctor.finding import SampleFinding, SampleGroup
 from shards.doctor.image_stats import FileAnomaly, ImageStats
 
 MIN_SIDE = 32
-"""Shorter side in pixels below which an expression is barely recognizable; FER2013 has 48."""
+"""Shorter side in pixels below which expressions are barely recognizable; FER2013's images have 48."""
 IMBALANCE_RATIO = 10.0
-"""Ratio of the most to the least frequent class above which a sampler is worth considering."""
+"""Ratio of the most to the least frequent class from which another sampler is worth considering."""
 MIN_CLASS_SAMPLES = 20
-"""Samples of a class in an evaluation split below which its accuracy is mostly chance."""
+"""Number of samples of a class in an evaluation split below which the class accuracy is unreliable."""
 
 
 @dataclass(frozen=True, eq=False)
 class CheckContext:
-    """Inputs of all checks."""
+    """The data that every check receives."""
 
     view: DatasetView
     image_stats: ImageStats
     copies: DuplicateIndex
 
     def counts(self) -> NDArray[np.int64]:
-        """[splits, C]: readable samples per split and class."""
+        """Return the number of readable samples per split and class, [number of splits, C]."""
         table = np.zeros((len(self.view.splits), len(self.view.classes)), np.int64)
         known = self.image_stats.readable
         np.add.at(table, (self.view.split_of[known], self.image_stats.label[known]), 1)
         return table
 
     def per_split(self, faces: NDArray[np.int64]) -> str:
-        """`3 train, 1 test`."""
+        """Count the given samples per split and return a text such as `3 train, 1 test`."""
         counts = np.bincount(self.view.split_of[faces], minlength=len(self.view.splits))
         return ", ".join(f"{count:,} {split}" for split, count in zip(self.view.splits, counts, strict=True) if count)
 
@@ -54,7 +54,7 @@ def check_splits(context: CheckContext) -> Iterator[Finding]:
             "splits",
             Severity.WARNING,
             "no test split",
-            "add or hold out one (--help) to report accuracy",
+            "add a test split, or hold one out when building the dataset, to report accuracy",
         )
     if "validation" not in splits:
         raw = context.view.kind == "raw tree"
@@ -73,7 +73,7 @@ def check_splits(context: CheckContext) -> Iterator[Finding]:
 
 
 def check_balance(context: CheckContext) -> Iterator[Finding]:
-    """Check for missing, rare or imbalanced classes."""
+    """Report missing, rare and imbalanced classes."""
     counts, classes, splits = context.counts(), context.view.classes, context.view.splits
     sound = True
     for row, split in zip(counts, splits, strict=True):
@@ -81,7 +81,7 @@ def check_balance(context: CheckContext) -> Iterator[Finding]:
         if missing:
             sound = False
             bad = Severity.ERROR if split == "train" else Severity.WARNING
-            hint = "add samples, or leave the class out" if split == "train" else "its accuracy cannot be measured"
+            hint = "add samples, or leave the class out" if split == "train" else "class accuracy cannot be measured"
             yield Finding("classes", bad, f"no samples of {', '.join(missing)}", hint, split)
         few = [f"{name} {count}" for name, count in zip(classes, row, strict=True) if 0 < count < MIN_CLASS_SAMPLES]
         if few and split != "train":
@@ -90,7 +90,7 @@ def check_balance(context: CheckContext) -> Iterator[Finding]:
                 "classes", Severity.INFO, f"few samples: {', '.join(few)}", "per-class accuracy is unreliable", split
             )
     if sound:
-        yield ok("classes", f"{plural(len(classes), 'class')}, each in every split")
+        yield ok("classes", f"{plural(len(classes), 'class')}, each present in every split")
     if "train" not in splits:
         return
     train = counts[splits.index("train")]
@@ -118,7 +118,7 @@ def check_sizes(context: CheckContext) -> Iterator[Finding]:
     else:
         text = ", ".join(
             f"{name} {w:.0f} x {h:.0f}"
-            for name, (w, h) in zip(("least", "median", "most"), (low, middle, high), strict=True)
+            for name, (w, h) in zip(("minimum", "median", "maximum"), (low, middle, high), strict=True)
         )
         spread = (high.max() / max(low.min(), 1)) >= 4 or len(np.unique(np.round(sizes[:, 0] / sizes[:, 1], 1))) > 1
         hint = "are all images aligned faces? uncropped photos mixed with crops hurt training" if spread else ""
@@ -134,7 +134,7 @@ def check_sizes(context: CheckContext) -> Iterator[Finding]:
             singles(context, tiny),
         )
     else:
-        yield ok("tiny", f"no side below {MIN_SIDE} pixels")
+        yield ok("tiny", f"no image has a side below {MIN_SIDE} pixels")
 
 
 def singles(context: CheckContext, faces: NDArray[np.int64]) -> tuple[SampleGroup, ...]:
@@ -145,7 +145,7 @@ def singles(context: CheckContext, faces: NDArray[np.int64]) -> tuple[SampleGrou
 
 
 def check_color(context: CheckContext) -> Iterator[Finding]:
-    """Gray and color, and whether training and evaluation splits differ."""
+    """Report the fraction of gray images per split, and warn if the splits differ."""
     shares = {}
     for number, split in enumerate(context.view.splits):
         mine = context.image_stats.readable & (context.view.split_of == number)
@@ -158,13 +158,13 @@ def check_color(context: CheckContext) -> Iterator[Finding]:
         hint = "the splits differ: train on gray images only, or find the color originals"
         yield Finding("color", Severity.WARNING, f"gray fraction: {text}", hint)
     elif max(shares.values()) > 0 and min(shares.values()) < 1:
-        yield Finding("color", Severity.INFO, f"gray and color mixed; gray fraction: {text}")
+        yield Finding("color", Severity.INFO, f"mix of gray and color images; gray fraction: {text}")
     else:
         yield ok("color", "all gray" if max(shares.values()) == 1 else "all in color")
 
 
 def check_files(context: CheckContext) -> Iterator[Finding]:
-    """Unreadable images, and files whose content does not match their name."""
+    """Report unreadable images and files with an unexpected size, or content that does not match their name."""
     raw = context.view.kind == "raw tree"
     unreadable = [oddity for oddity in context.image_stats.anomalies if oddity.unreadable]
     suspicious = [oddity for oddity in context.image_stats.anomalies if not oddity.unreadable]
@@ -177,7 +177,7 @@ def check_files(context: CheckContext) -> Iterator[Finding]:
     else:
         yield ok("unreadable", "all images decode")
     if suspicious:
-        hint = "content decides, not the file name; inspect, rename or replace"
+        hint = "formats are detected from content, not file names; inspect the files, then rename or replace them"
         what = f"{plural(len(suspicious), 'file')} with an unexpected name or size"
         yield file_finding(context, "suspicious", Severity.WARNING, what, hint, suspicious)
     elif raw:
@@ -200,23 +200,23 @@ def check_blank(context: CheckContext) -> Iterator[Finding]:
             "blank",
             Severity.WARNING,
             f"{plural(len(blank), 'blank image')} (contrast below {BLANK_CONTRAST:g} of 255 levels)",
-            "leave them out: their label is meaningless",
+            "leave them out: their labels are meaningless",
             context.per_split(blank),
             tuple(
                 SampleGroup((face,), f"contrast {context.image_stats.contrast[face]:.1f}") for face in blank.tolist()
             ),
         )
     else:
-        yield ok("blank", "no blank image")
+        yield ok("blank", "no blank images")
 
 
 def check_build_stats(context: CheckContext) -> Iterator[Finding]:
-    """What the builder dropped, which its folder no longer shows."""
+    """Report samples that the builder dropped, and files in an original dataset folder that are not images."""
     found: Mapping[str, object] = context.view.stats
     if context.view.kind == "raw tree":
         other = found.get("other_files")
         if isinstance(other, int) and other:
-            yield Finding("other files", Severity.INFO, f"{plural(other, 'file')} that cannot be images")
+            yield Finding("other files", Severity.INFO, f"{plural(other, 'file')} without an image extension")
         return
     for key, noun, rest, file in (
         ("leaks_dropped", "leak", "dropped by the builder", "leaks.csv"),

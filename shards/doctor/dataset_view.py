@@ -1,4 +1,4 @@
-"""Dataset under inspection: a built dataset folder, or a raw tree read through a builder's source."""
+"""Uniform view of the dataset to check: a built dataset folder, or original data read by a `shards.build` source."""
 
 from __future__ import annotations
 
@@ -30,43 +30,44 @@ UNKNOWN = -1
 
 
 class StoredSample(NamedTuple):
-    """A sample as it is stored or would be stored."""
+    """An image and label, as stored in a dataset folder or as the builder would store them."""
 
     data: bytes
-    """Encoded image."""
+    """Content of the encoded image file."""
     label: int
 
 
 class Faces(Protocol):
-    """N samples by number, 0 to N - 1. Pickled into every worker process."""
+    """Gives access to N samples by number, 0 to N - 1; pickled for every worker process."""
 
     def read(self, number: int) -> StoredSample:
-        """Read a sample. Raises `InvalidImageError`."""
+        """Return the encoded image and the label of a sample. Raises `InvalidImageError`."""
 
     def name(self, number: int) -> str:
-        """Human-readable name: the key, or the path in the tree."""
+        """Return the name of a sample for messages: its key in a dataset folder, otherwise its path or csv row."""
 
     def file(self, number: int) -> Path | None:
-        """The sample's own file, if it has one."""
+        """Return the image file of a sample, or None if it is stored in a tar or csv."""
 
 
 @dataclass(frozen=True, eq=False)
 class DatasetView:
-    """Data to check."""
+    """The dataset to check, with N samples."""
 
     path: Path
     kind: Literal["dataset folder", "raw tree"]
+    """`raw tree` is an original dataset folder or a csv list."""
     source: str
-    """Builder source that made or reads it."""
+    """Name of the `shards.build` source that built or can read the data."""
     options: Mapping[str, object]
-    """Options of that source."""
+    """Options with which the source was opened."""
     stats: Mapping[str, object]
-    """Counts of samples that the source dropped, found duplicated or ambiguous."""
+    """Counts recorded by the source, such as dropped, duplicate or ambiguous samples."""
     classes: tuple[str, ...]
     splits: tuple[str, ...]
-    """Existing splits, in the order of `SPLITS`."""
+    """Names of the splits that exist, in the order of `SPLITS`."""
     split_of: NDArray[np.int8]
-    """[N], indices into `splits`."""
+    """[N], index into `splits` of each sample."""
     faces: Faces
 
     def __len__(self) -> int:
@@ -75,7 +76,7 @@ class DatasetView:
 
 @dataclass(frozen=True)
 class StoredFaces:
-    """Samples of a dataset folder, split after split."""
+    """Samples of a dataset folder, numbered through its splits in order."""
 
     splits: tuple[Split, ...]
 
@@ -119,11 +120,14 @@ class SourceFaces:
 
 
 class RawTreeFormat(NamedTuple):
-    """A known raw tree: how to detect it, and how to read it completely, including leaks."""
+    """A known layout of an original dataset folder."""
 
     markers: str
+    """Files or folders that identify the layout, for messages."""
     matches: Callable[[Path], bool]
+    """Returns whether a folder has this layout."""
     open: Callable[[Path], Source]
+    """Opens the folder as a source that keeps all samples, including leaks."""
 
 
 def has_fer2013(root: Path) -> bool:
@@ -136,7 +140,10 @@ def open_fer2013(root: Path) -> Source:
 
 
 def has_affectnet(root: Path) -> bool:
-    """Detect the releases; folders of classes could be anything, and are identified by their counts."""
+    """Return whether the folder is an AffectNet release.
+
+    Class folders are not recognized here, because they could be any dataset; they are identified by their counts.
+    """
     return any(all((root / marker).exists() for marker in layout.markers) for layout in affectnet.LAYOUTS[:2])
 
 
@@ -150,7 +157,7 @@ def open_rafdb(root: Path) -> Source:
 
 
 def has_sfew(root: Path) -> bool:
-    """Detect Train and Val with exactly SFEW's emotions."""
+    """Return whether the folder contains Train and Val with exactly SFEW's class folders."""
     names = {name.lower(): name for name in subfolders(root)}
     if not {"train", "val"} <= names.keys():
         return False
@@ -159,7 +166,7 @@ def has_sfew(root: Path) -> bool:
 
 
 def has_class_folders(root: Path) -> bool:
-    """Detect images two folders deep (class), or three (split, class)."""
+    """Return whether the folder contains images in CLASS/ or SPLIT/CLASS/ folders."""
     splits = [root / name for name, split in split_names(subfolders(root)).items() if split is not None]
     return any(
         is_image_name(entry.name) and not is_system_name(entry.name)
@@ -170,7 +177,7 @@ def has_class_folders(root: Path) -> bool:
 
 
 def unmodified_source(listing: SourceListing, root: Path, margin: float | None = None) -> Source:
-    """Return a source that keeps every sample in its split and drops no leaks."""
+    """Return a source that keeps every sample in its original split, including leaks."""
     return make_image_source(listing, ImageSourceOptions(root, {}, margin=margin, keep_leaks=True))
 
 
@@ -183,7 +190,7 @@ TREES: dict[str, RawTreeFormat] = {
     ),
     "rafdb": RawTreeFormat(rafdb.LABELS, has_rafdb, open_rafdb),
     "sfew": RawTreeFormat(
-        "Train/ and Val/ of emotions", has_sfew, lambda root: unmodified_source(sfew.list_sfew(root), root)
+        "Train/ and Val/ with emotion folders", has_sfew, lambda root: unmodified_source(sfew.list_sfew(root), root)
     ),
     "folder": RawTreeFormat(
         "CLASS/ or SPLIT/CLASS/ folders of images",
@@ -191,13 +198,13 @@ TREES: dict[str, RawTreeFormat] = {
         lambda root: unmodified_source(folder.list_folder(root), root),
     ),
 }
-"""In the order of detection."""
+"""Known layouts of original dataset folders by source name, in the order in which they are tried."""
 
 
 def open_dataset_view(path: Path) -> DatasetView:
-    """Open a dataset folder or a raw tree. Raises `UserError`."""
+    """Open a dataset folder or an original dataset folder. Raises `UserError`."""
     if not path.exists():
-        raise UserError(f"{path}: no such folder; pass a dataset folder or the root of a raw tree")
+        raise UserError(f"{path}: no such folder; pass a dataset folder or an original dataset folder")
     if not path.is_dir():
         raise UserError(f"{path}: is a file; pass the folder that contains it")
     if (path / MANIFEST).is_file():
@@ -210,8 +217,8 @@ def open_dataset_view(path: Path) -> DatasetView:
     entries = [escape_name(entry.name) + "/" * entry.is_dir() for entry in list_entries(path)]
     saw = ", ".join(entries[:6]) + (f" and {len(entries) - 6:,} more" if len(entries) > 6 else "")
     raise UserError(
-        f"{path}: neither a dataset folder nor a known tree; expected {MANIFEST} (dataset folder); {looked}; "
-        f"found {saw or 'an empty folder'}; pass the folder that contains one of these"
+        f"{path}: neither a dataset folder nor a known original dataset folder; expected {MANIFEST} (dataset folder); "
+        f"{looked}; found {saw or 'an empty folder'}; pass the folder that contains one of these"
     )
 
 

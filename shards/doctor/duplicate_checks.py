@@ -18,7 +18,7 @@ KINDS: dict[Kind, str] = {"exact": "exact copy", "near": "near copy", "mirrored"
 
 
 def check_leaks(context: CheckContext) -> Iterator[Finding]:
-    """Samples also in a split that evaluates theirs. Each is reported once, under the closest kind of copy."""
+    """Report samples with copies in another split; each leak is reported once, as the closest kind of copy."""
     splits, split_of = context.view.splits, context.view.split_of
     text = np.zeros((len(split_of), len(splits)), np.bool_)
     absent = []
@@ -66,7 +66,7 @@ def note(context: CheckContext, group: tuple[int, ...]) -> str:
 
 
 def check_duplicates(context: CheckContext) -> Iterator[Finding]:
-    """Copies within one split."""
+    """Report copies within one split."""
     absent = []
     for kind, name in KINDS.items():
         reach = context.copies.splits_with_copies(kind, context.view.split_of)
@@ -81,7 +81,9 @@ def check_duplicates(context: CheckContext) -> Iterator[Finding]:
                 "duplicates",
                 Severity.WARNING if split != "train" and kind == "exact" else Severity.INFO,
                 f"{plural(len(mine), 'face')} with {article(name)} in the same split, {plural(len(groups), 'group')}",
-                "counted more than once in the accuracy; keep one" if split != "train" else "duplicates weigh double",
+                "counted more than once in the accuracy; keep one"
+                if split != "train"
+                else "duplicates count more than once in training",
                 split,
                 tuple(SampleGroup(group, note(context, group)) for group in groups),
             )
@@ -92,7 +94,7 @@ def check_duplicates(context: CheckContext) -> Iterator[Finding]:
 
 
 def groups_within_split(context: CheckContext, kind: Kind, split: int) -> list[tuple[int, ...]]:
-    """Return the groups of that kind, restricted to one split."""
+    """Return the groups of copies of the given kind, restricted to the samples of one split."""
     cut = (
         tuple(face for face in group if context.view.split_of[face] == split) for group in context.copies.groups(kind)
     )
@@ -100,7 +102,7 @@ def groups_within_split(context: CheckContext, kind: Kind, split: int) -> list[t
 
 
 def check_conflicts(context: CheckContext) -> Iterator[Finding]:
-    """Copies of one image with conflicting labels: measurable label noise."""
+    """Report copies of an image that have different labels, which reveals label noise."""
     labels = context.image_stats.label
     agreeing = []
     for kind, name in KINDS.items():
@@ -122,7 +124,7 @@ def check_conflicts(context: CheckContext) -> Iterator[Finding]:
             tuple(SampleGroup(group, confusion(context, labels[list(group)])) for group in conflicts),
         )
     if agreeing:
-        yield ok("labels", f"{' and '.join(agreeing)} agree in their labels")
+        yield ok("labels", f"{' and '.join(agreeing)} have consistent labels")
 
 
 def share(part: int, whole: int) -> str:

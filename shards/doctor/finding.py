@@ -1,4 +1,4 @@
-"""Findings about samples."""
+"""Findings that list the affected samples."""
 
 from __future__ import annotations
 
@@ -9,15 +9,17 @@ from adadf_dist.findings import Finding
 
 
 class SampleGroup(NamedTuple):
-    """Samples shown together: copies of one image, or a single anomaly."""
+    """Samples to show together: copies of one image, or a single conspicuous image."""
 
     faces: tuple[int, ...]
+    """Sample numbers."""
     note: str = ""
+    """Remark on this group, such as the image size."""
 
 
 @dataclass(frozen=True)
 class SampleFinding(Finding):
-    """A finding with the samples that it is about."""
+    """A finding that lists the affected samples."""
 
     sample_groups: tuple[SampleGroup, ...] = ()
 

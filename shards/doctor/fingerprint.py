@@ -1,16 +1,16 @@
-"""An image in 143 numbers, to recognize copies after re-encoding, resizing, relighting and mirroring.
+"""Fingerprints of 143 numbers per image, which reveal copies despite re-encoding, resizing, relighting or mirroring.
 
-The image is converted to gray, 32 x 32; its discrete cosine transform is cropped to 12 x 12, the mean is dropped and
-the rest is normalized to length 1: the *fingerprint*. The product of two fingerprints is their images' *similarity*,
-1 if equal, independent of brightness and contrast. The signs of the 64 lowest frequencies are the *hash* (as in
-pHash, Zauner 2010, but without its median). Copies differ in few bits, so candidates are found by hash and confirmed by
-similarity. Mirroring an image flips the sign of its odd horizontal frequencies, so mirrored copies need no second
-fingerprint.
+To compute the *fingerprint*, an image is converted to gray and resized to 32 x 32, its discrete cosine transform is
+cropped to 12 x 12, the mean is dropped and the other 143 numbers are scaled to length 1. The dot product of two
+fingerprints is the *similarity* of their images: 1 for equal images, regardless of brightness and contrast. The signs
+of the 64 lowest frequencies are the *hash* (as in pHash, Zauner 2010, but without its median). The hashes of copies
+differ in few bits, so candidates are found by hash and confirmed by similarity. Mirroring an image flips the signs of
+its odd horizontal frequencies, so mirrored copies need no second fingerprint.
 
-No library: `imagehash` 4.3 requires scipy and PyWavelets for what takes ten lines of numpy here.
+This module does not use the library `imagehash` 4.3, which requires scipy and PyWavelets for ten lines of numpy.
 
-How `MAX_HAMMING_DISTANCE` and `MIN_SIMILARITY` were chosen (measured on 2,000 synthetic faces of 64 pixels, where each
-pair shows two faces, and on FER2013's 32,138 without exact copies; one image in 64 was altered and compared to itself):
+How `MAX_HAMMING_DISTANCE` and `MIN_SIMILARITY` were chosen (measured on 2,000 different synthetic faces of 64 pixels
+and on FER2013's 32,138 without exact copies; one image in 64 was altered and compared with its original):
 
 | alteration | hash bits: median, 90 %, 99 % (FER2013) | similarity: median, 10 %, 1 % |
 |---|---|---|
@@ -26,9 +26,9 @@ pair shows two faces, and on FER2013's 32,138 without exact copies; one image in
 
 Of the 1,999,000 pairs of synthetic faces, 483 are within 7 bits, and their highest similarity is 0.968 (with one
 mirrored: 490 and 0.975), so 0.98 gives no false positives. Of FER2013's 516 million pairs, 5,151 are within
-7 bits, and 3,327 of them reach 0.98 (including exact copies). Of those that are not exact, 60 random ones from 0.98 to
-0.985 and 60 from 0.96 to 0.97 were all visually the same photo. Of 241 mirrored pairs, 12 reach 0.98, all of them the
-same photo. Crops of 5 % and rotations of 3 degrees are not detected.
+7 bits, and 3,327 of them reach 0.98 (including exact copies). Of the pairs that are not exact copies, 60 random ones
+from 0.98 to 0.985 and 60 from 0.96 to 0.97 were all visually the same photo. Of 241 mirrored pairs, 12 reach 0.98, all
+of them the same photo. Crops of 5 % and rotations of 3 degrees are not detected.
 """
 
 from __future__ import annotations
@@ -40,9 +40,9 @@ from numpy.typing import NDArray
 from PIL import Image
 
 MAX_HAMMING_DISTANCE = 7
-"""Maximum number of bits in which hashes of candidates may differ."""
+"""Maximum number of differing hash bits for two images to be compared as possible copies."""
 MIN_SIMILARITY = 0.98
-"""Minimum similarity of near copies."""
+"""Minimum similarity of two images to count as near or mirrored copies."""
 
 _SIDE, _KEPT = 32, 12
 _BANDS, _BAND_BITS = 4, 16
@@ -50,7 +50,7 @@ _CHUNK = 1 << 21  # candidate pairs processed together: 50 MB of temporary array
 
 
 def _cosines() -> NDArray[np.float32]:
-    """[12, 32]: the lowest rows of the orthonormal discrete cosine transform (DCT-II)."""
+    """Return [12, 32], the lowest-frequency rows of the orthonormal discrete cosine transform (DCT-II)."""
     frequency, place = np.mgrid[:_KEPT, :_SIDE]
     rows = np.cos(np.pi * (2 * place + 1) * frequency / (2 * _SIDE))
     unit: NDArray[np.float64] = rows / np.linalg.norm(rows, axis=1, keepdims=True)
@@ -58,7 +58,7 @@ def _cosines() -> NDArray[np.float32]:
 
 
 def _low_first() -> NDArray[np.int64]:
-    """[143]: indices into a flat 12 x 12 block, lowest frequency first, without the mean."""
+    """Return [143], indices into a flattened 12 x 12 block of frequencies, lowest first, without the mean."""
     down, across = np.mgrid[:_KEPT, :_KEPT]
     return np.argsort((down**2 + across**2).ravel(), kind="stable")[1:]
 
@@ -67,11 +67,11 @@ _COSINES = _cosines()
 _ORDER = _low_first()
 LENGTH = len(_ORDER)
 MIRROR: NDArray[np.float32] = np.where(_ORDER % _KEPT % 2 == 1, -1, 1).astype(np.float32)
-"""[143]: a fingerprint times this is the mirrored image's."""
+"""[143], 1 or -1; multiplying a fingerprint by this gives the fingerprint of the mirrored image."""
 
 
 def fingerprint(gray: Image.Image) -> NDArray[np.float16]:
-    """[143], of length 1; all zero for a uniform image. `gray` is of mode L and any size."""
+    """Return the fingerprint [143] of a gray image (mode L) of any size; all zeros for a uniform image."""
     pixels = np.asarray(gray.resize((_SIDE, _SIDE), Image.Resampling.BILINEAR), dtype=np.float32)
     low = (_COSINES @ pixels @ _COSINES.T).ravel()[_ORDER]
     length = float(np.linalg.norm(low))
@@ -79,22 +79,25 @@ def fingerprint(gray: Image.Image) -> NDArray[np.float16]:
 
 
 def hashes(fingerprints: NDArray[np.float16]) -> NDArray[np.uint64]:
-    """[N, 143] -> [N]: the signs of the 64 lowest frequencies."""
+    """Return the hashes [N] of fingerprints [N, 143]: the signs of the 64 lowest frequencies, as bits."""
     bits: NDArray[np.uint8] = np.packbits(fingerprints[:, :64] > 0, axis=1)
     return np.ascontiguousarray(bits).view(np.uint64).ravel()
 
 
 NO_FLIP = np.uint64(0)
 MIRROR_BITS: np.uint64 = hashes(-MIRROR[None].astype(np.float16))[0]
-"""A hash XOR this is the mirrored image's."""
+"""XOR of a hash with this gives the hash of the mirrored image."""
 
 
 def near_pairs(codes: NDArray[np.uint64], flip: np.uint64 = NO_FLIP) -> Iterator[NDArray[np.int64]]:
-    """Yield pairs i < j with at most `MAX_HAMMING_DISTANCE` bits in `codes[i] ^ codes[j] ^ flip`, in chunks [P, 2].
+    """Yield chunks [P, 2] of all index pairs (i, j) of hashes that differ in at most `MAX_HAMMING_DISTANCE` bits.
 
-    Multi-index hashing (Norouzi, Punjani and Fleet 2012): if two codes differ in 7 bits or fewer, at least one of their
-    four 16-bit bands differs in at most one bit, so 17 lookups per band find all pairs. A pair is reported once, in the
-    first such band.
+    A pair is found if i < j and `codes[i] ^ codes[j] ^ flip` has that few bits; pass `MIRROR_BITS` as `flip` to find
+    mirrored images.
+
+    Uses multi-index hashing (Norouzi, Punjani and Fleet 2012): if two hashes differ in at most 7 bits, at least one of
+    their four 16-bit bands differs in at most one bit, so 17 lookups per band find all pairs. Each pair is yielded
+    once, for the first such band.
     """
     bands = [(codes >> np.uint64(band * _BAND_BITS)).astype(np.uint16) for band in range(_BANDS)]
     flips = [np.uint16(int(flip) >> band * _BAND_BITS & 0xFFFF) for band in range(_BANDS)]
@@ -127,7 +130,7 @@ def near_pairs(codes: NDArray[np.uint64], flip: np.uint64 = NO_FLIP) -> Iterator
 def _expand(
     order: NDArray[np.int64], starts: NDArray[np.int64], ends: NDArray[np.int64]
 ) -> Iterator[NDArray[np.int64]]:
-    """Pair each i with each of `order[starts[i]:ends[i]]`, as sorted pairs, in chunks of bounded size."""
+    """Yield pairs of each i and each item of `order[starts[i]:ends[i]]`, smaller first, in chunks of bounded size."""
     counts = ends - starts
     reach = np.cumsum(counts)
     first = 0
@@ -145,7 +148,7 @@ def _expand(
 def similarity(
     fingerprints: NDArray[np.float16], pairs: NDArray[np.int64], mirrored: bool = False
 ) -> NDArray[np.float32]:
-    """[P]: similarity of the two images of each pair, optionally with the second one mirrored."""
+    """Return [P], the similarity of the two images of each pair, optionally after mirroring the second image."""
     first, second = (fingerprints[column].astype(np.float32) for column in pairs.T)
     product: NDArray[np.float32] = np.einsum("pk,pk->p", first, second * MIRROR if mirrored else second)
     return product

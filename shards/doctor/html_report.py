@@ -1,4 +1,4 @@
-"""The report as one self-contained HTML page: no script, no external resources, affected images embedded."""
+"""Renders the report as a self-contained HTML page with embedded images, without scripts or external resources."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from adadf_dist.html.render import render_page
 from shards.doctor.report import Report
 
 MAX_GROUPS = 24
-"""Groups shown per finding; `--json` has all."""
+"""Maximum number of groups shown per finding; `--json` lists all of them."""
 MAX_FACES = 8
-"""Images shown per group."""
+"""Maximum number of images shown per group."""
 SIDE = 112
-"""Longest side of an embedded image, in pixels; smaller ones are embedded unchanged."""
+"""Maximum longer side of an embedded image in pixels; smaller images are embedded unchanged."""
 
 _TITLES = {
     Severity.ERROR: "Errors",
@@ -27,7 +27,7 @@ _TITLES = {
 
 
 def render(report: Report) -> str:
-    """Render the page as HTML."""
+    """Return the report as an HTML page."""
     view = report.context.view
     identity = next((finding.message for finding in report.findings if finding.name == "dataset"), view.kind)
     return render_page(
@@ -48,7 +48,7 @@ def render(report: Report) -> str:
 
 
 def pick(report: Report, faces: Sequence[int]) -> Iterable[int]:
-    """Select the images to show so that every split and class of the group appears if possible."""
+    """Select up to `MAX_FACES` samples of a group so that each of its splits and classes is shown if possible."""
     if len(faces) <= MAX_FACES:
         return faces
     image_stats, split_of = report.context.image_stats, report.context.view.split_of
@@ -59,7 +59,7 @@ def pick(report: Report, faces: Sequence[int]) -> Iterable[int]:
 
 
 def image_url(report: Report, face: int) -> str:
-    """Return the image as a data URL; empty if unreadable."""
+    """Return a thumbnail of a sample as a data URL, or an empty string if the image is unreadable."""
     try:
         return thumbnail_url(report.context.view.faces.read(face).data, SIDE)
     except InvalidImageError:

@@ -1,4 +1,7 @@
-"""Decodes and measures every image once, in worker processes. An image takes 350 bytes, so 280,000 take 100 MB."""
+"""Decodes and measures every image once, in worker processes.
+
+The results take 350 bytes of memory per image, or 100 MB for 280,000 images.
+"""
 
 from __future__ import annotations
 
@@ -20,9 +23,9 @@ from shards.duplicates import digest
 from shards.progress import Progress
 
 HUGE_FILE = 20 * 2**20
-"""File size in bytes above which a file is not a typical face image."""
+"""File size in bytes above which a file is reported as unusually large for a face image."""
 COLOR_LEVELS = 8
-"""Channel difference that indicates a color image; JPEG causes smaller ones in gray images."""
+"""An image is in color if its channels differ by more than this; JPEG causes smaller differences in gray images."""
 
 EMPTY = "empty file"
 
@@ -30,25 +33,26 @@ _TASK = 512  # faces
 
 
 class FileAnomaly(NamedTuple):
-    """A file that is unreadable or does not match its name."""
+    """An image that is unreadable, or whose file has an unexpected size or name."""
 
     face: int
+    """Sample number."""
     reason: str
     unreadable: bool
 
 
 @dataclass(eq=False)
 class ImageStats:
-    """Statistics of N images. Rows of unreadable ones are zero, with label `UNKNOWN`."""
+    """Measurements of N images; those of unreadable images are zero, with the label `UNKNOWN`."""
 
     label: NDArray[np.int16]
     size: NDArray[np.int32]
-    """[N, 2]: width and height in pixels."""
+    """[N, 2], width and height of each image in pixels."""
     contrast: NDArray[np.float32]
-    """[N]: standard deviation of the gray levels."""
+    """[N], standard deviation of each image's gray levels."""
     colored: NDArray[np.bool_]
     content: NDArray[np.uint64]
-    """[N, 2]: digest of size and pixels."""
+    """[N, 2], digest of each image's size and pixels."""
     fingerprint: NDArray[np.float16]
     """[N, 143], fingerprint of each image, by which near-duplicates are found."""
     readable: NDArray[np.bool_]
@@ -68,7 +72,7 @@ class ImageStats:
         )
 
     def fill(self, first: int, part: ImageStats) -> None:
-        """Insert the statistics of the images from `first` on."""
+        """Copy the measurements in `part` into the rows from `first` on."""
         for field in fields(self):
             if field.name == "anomalies":
                 self.anomalies += part.anomalies
@@ -77,14 +81,14 @@ class ImageStats:
 
 
 class Task(NamedTuple):
-    """A range of images for one process."""
+    """A range of sample numbers, from `first` up to but excluding `last`, for a worker process to measure."""
 
     first: int
     last: int
 
 
 def compute_image_stats(faces: Faces, count: int, workers: int) -> ImageStats:
-    """Measure every image. Unreadable ones are reported in `anomalies`, never silently skipped."""
+    """Measure all `count` images; unreadable images are listed in `anomalies`."""
     tasks = [Task(first, min(first + _TASK, count)) for first in range(0, count, _TASK)]
     whole = ImageStats.blank(count)
     with Progress("examining", count) as progress:
@@ -114,7 +118,7 @@ def compute_chunk(faces: Faces, task: Task, on_sample: Callable[[], object]) -> 
 
 
 def plain(error: InvalidImageError) -> str:
-    """Return the reason without object addresses, which Pillow includes in some messages."""
+    """Return the error message without the object addresses that Pillow sometimes includes."""
     return re.sub(r" <_io\.\w+ object at 0x[0-9a-f]+>", "", str(error))
 
 
@@ -137,7 +141,7 @@ def is_colored(image: Image.Image) -> bool:
 
 
 def file_anomalies(path: Path) -> Sequence[str]:
-    """Return what is unusual about a file, before decoding it."""
+    """Return descriptions of what is unusual about a file's size or format, without decoding the image."""
     size = path.stat().st_size
     if not size:
         return [EMPTY]
@@ -149,7 +153,7 @@ def file_anomalies(path: Path) -> Sequence[str]:
     try:
         with Image.open(path, formats=FORMATS) as image:
             if text is not None and image.format != text:
-                found.append(f"named {path.suffix}, but {image.format} inside")
+                found.append(f"named {path.suffix}, but contains {image.format} data")
     except (UnidentifiedImageError, OSError, ValueError, Image.DecompressionBombError, SyntaxError):
         pass  # the decoder reports the error
     return found

@@ -1,4 +1,4 @@
-"""Identifies the dataset and release, and checks whether it is complete."""
+"""Identifies the published release of a dataset, and checks whether the data is complete."""
 
 from __future__ import annotations
 
@@ -14,24 +14,26 @@ from shards.doctor.checks import CheckContext
 from shards.doctor.releases import RELEASES, Release, align, expected_counts
 
 MAX_RELEASE_DIFF = 0.25
-"""Maximum difference in counts, as a fraction of the release, for data to match a release."""
+"""Maximum difference in class counts, as a fraction of a release's samples, for the data to match the release."""
 MINOR_RELEASE_DIFF = 0.02
-"""Fraction of samples that copies of a release commonly lack (corrupt files, withdrawn photos)."""
+"""Maximum difference in class counts, as a fraction, that is common (corrupt files, withdrawn photos)."""
 
 
 class ReleaseMatch(NamedTuple):
-    """The release that matches the data best."""
+    """A release, and how well the data matches it."""
 
     release: Release
     order: Sequence[int]
-    """Release label of each class in the data."""
+    """Maps each label of the data to the release's label for the same class."""
     missing: float
-    """Fraction of the release's samples by which the counts differ."""
+    """Total difference in class counts, as a fraction of the release's samples."""
 
 
 def match_release(context: CheckContext) -> ReleaseMatch | None:
-    """Find the closest release with the same classes; None if none is close. Class and source names are not enough:
-    thousands of other datasets have the same seven."""
+    """Return the release with the same classes and the most similar class counts, or None if none is close.
+
+    The class names alone do not identify a release, because many datasets have the same seven classes.
+    """
     matches = []
     for release in RELEASES:
         order = align(context.view.classes, release)
@@ -48,7 +50,7 @@ def match_release(context: CheckContext) -> ReleaseMatch | None:
 
 
 def actual_counts(context: CheckContext, release: Release) -> dict[str, NDArray[np.int64]]:
-    """Counts of the data, under the names used by `expected_counts`."""
+    """Return the class counts per split of the data, with splits combined as in `expected_counts`."""
     counts = dict(zip(context.view.splits, context.counts(), strict=True))
     if "validation" in counts and "validation" not in release.counts and "train" in counts:
         counts["train + validation"] = counts.pop("train") + counts.pop("validation")
@@ -57,7 +59,7 @@ def actual_counts(context: CheckContext, release: Release) -> dict[str, NDArray[
 
 def check_identity(context: CheckContext) -> Iterator[Finding]:
     match = match_release(context)
-    source = f"{context.view.kind} of source {context.view.source}"
+    source = f"{context.view.kind}, source {context.view.source}"
     labels = context.view.options.get("labels")
     if isinstance(labels, str):
         source += f", labels {labels}"
@@ -70,7 +72,7 @@ def check_identity(context: CheckContext) -> Iterator[Finding]:
 
 
 def check_counts(context: CheckContext) -> Iterator[Finding]:
-    """Compare samples per split and class with the published counts."""
+    """Compare the number of samples per split and class with the published counts."""
     match = match_release(context)
     if match is None:
         return
@@ -81,7 +83,7 @@ def check_counts(context: CheckContext) -> Iterator[Finding]:
     for split in dict.fromkeys([*wanted, *found]):
         if split not in wanted or split not in found:
             lacking = "the data" if split in wanted else "the release"
-            yield Finding("counts", Severity.WARNING, f"{lacking} has no such split", location=split)
+            yield Finding("counts", Severity.WARNING, f"this split is missing from {lacking}", location=split)
             continue
         differences = found[split] - wanted[split]
         total, known = int(found[split].sum()), int(wanted[split].sum())
@@ -104,7 +106,7 @@ def check_counts(context: CheckContext) -> Iterator[Finding]:
 
 
 def check_class_order(context: CheckContext) -> Iterator[Finding]:
-    """Check that label numbers match the release's, else predictions or weights are misread."""
+    """Check that the label numbers match the release; otherwise third-party predictions would be misread."""
     swapped = find_swapped_classes(context)
     if swapped is not None:
         yield swapped
@@ -117,7 +119,7 @@ def check_class_order(context: CheckContext) -> Iterator[Finding]:
         yield Finding(
             "class order",
             Severity.INFO,
-            f"classes are numbers; in the release: {text}",
+            f"class names are numbers; the release names them {text}",
             "rename the folders",
         )
     elif list(match.order) == sorted(match.order):
@@ -126,13 +128,13 @@ def check_class_order(context: CheckContext) -> Iterator[Finding]:
         yield Finding(
             "class order",
             Severity.INFO,
-            f"labels are {', '.join(context.view.classes)}; the release has {', '.join(own)}",
+            f"label order is {', '.join(context.view.classes)}; in the release it is {', '.join(own)}",
             "map the labels before comparing with third-party weights or predictions",
         )
 
 
 def find_swapped_classes(context: CheckContext) -> Finding | None:
-    """Detect a release's exact counts under other names: the names were assigned to the wrong numbers."""
+    """Return an error if the counts equal a release's in another order, so that the class names must be mixed up."""
     for release in RELEASES:
         order = align(context.view.classes, release)
         if order is None:
@@ -145,14 +147,14 @@ def find_swapped_classes(context: CheckContext) -> Finding | None:
         if sorted(ours) == sorted(theirs) and len(set(ours)) == len(ours):
             names = context.view.classes
             text = ", ".join(
-                f"{name} is {names[theirs.index(count)]}"
+                f"{name} should be {names[theirs.index(count)]}"
                 for name, count, known in zip_longest(names, ours, theirs)
                 if count != known
             )
             return Finding(
                 "class order",
                 Severity.ERROR,
-                f"the counts are those of {release.title} under other names: {text}",
+                f"the class counts match {release.title}, but with class names mixed up: {text}",
                 "rename the classes",
                 split,
             )

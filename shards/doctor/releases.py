@@ -1,4 +1,4 @@
-"""Class counts of published datasets, in the form used by the checks."""
+"""Class counts of published dataset releases."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ class Release(NamedTuple):
     """One published release of a dataset."""
 
     dataset: str
-    """Name of the builder's source."""
+    """Name of the `shards.build` source that reads it."""
     title: str
     classes: tuple[str, ...]
-    """In the order of the release's label numbers."""
+    """Class names, in the order of the release's label numbers."""
     counts: Mapping[str, tuple[int, ...]]
-    """Split -> samples per class, in that order; splits as named by the builder."""
+    """Maps each split, as named by the builder, to its number of samples per class, in the order of `classes`."""
 
 
 _FER = ("angry", "disgust", "fear", "happy", "sad", "surprise", "neutral")
@@ -80,9 +80,9 @@ RELEASES: tuple[Release, ...] = (
 
 
 def align(classes: Sequence[str], release: Release) -> list[int] | None:
-    """Return the release label of each of `classes`; None if the classes differ.
+    """Return the release's label for each of `classes`, or None if the classes differ.
 
-    Classes named by numbers are assumed to be in the release's order.
+    If all class names are numbers, their numerical order is assumed to be the release's order.
     """
     if len(classes) == len(release.classes) and all(name.isdigit() for name in classes):
         return [sorted(classes, key=int).index(name) for name in classes]
@@ -92,10 +92,10 @@ def align(classes: Sequence[str], release: Release) -> list[int] | None:
 
 
 def expected_counts(release: Release, order: Sequence[int], splits: Sequence[str]) -> dict[str, NDArray[np.int64]]:
-    """Return published counts in the order of the data's classes, for its splits.
+    """Map each split to the published counts per class, in the order of the data's classes.
 
-    A validation split that the release lacks was held out from train: both together are compared with train,
-    under the name `train + validation`.
+    If the data has a validation split but the release does not, it was held out from train. The published counts of
+    train are then returned as `train + validation`.
     """
     found = {}
     for split, counts in release.counts.items():

@@ -1,4 +1,4 @@
-"""The doctor's report: all findings, and their JSON form."""
+"""Runs all checks, and returns their findings as a report or as JSON."""
 
 from __future__ import annotations
 
@@ -27,7 +27,10 @@ from shards.doctor.image_stats import compute_image_stats
 from shards.doctor.release_checks import check_class_order, check_counts, check_identity
 
 FORMAT = 2
-"""Version of the JSON. Version 1 had `verdicts` with `what`, `where`, `mend` and `remark`, and the severity `note`."""
+"""Version of the JSON format.
+
+Version 1 had `verdicts` with `what`, `where`, `mend` and `remark`, and the severity `note`.
+"""
 
 CHECKS: tuple[Callable[[CheckContext], Iterator[Finding]], ...] = (
     check_identity,
@@ -48,7 +51,7 @@ CHECKS: tuple[Callable[[CheckContext], Iterator[Finding]], ...] = (
 
 @dataclass(frozen=True, eq=False)
 class Report:
-    """The data that was checked and all findings."""
+    """The data that was checked, and all findings."""
 
     context: CheckContext
     findings: Sequence[Finding]
@@ -58,7 +61,7 @@ class Report:
         return worst_severity(self.findings)
 
     def to_json(self) -> str:
-        """Return the JSON documented in `shards.doctor`."""
+        """Return the report as JSON, in the format documented in `shards/doctor/__main__.py`."""
         view, counts = self.context.view, self.context.counts().tolist()
         splits = {
             split: {"faces": sum(row), "class_counts": row} for split, row in zip(view.splits, counts, strict=True)
@@ -90,7 +93,7 @@ class Report:
         }
 
     def describe(self, face: int) -> dict[str, str | None]:
-        """Describe a sample by split, name and class."""
+        """Return the split, name and class of a sample; the class is None if the image is unreadable."""
         view, label = self.context.view, int(self.context.image_stats.label[face])
         return {
             "split": view.splits[view.split_of[face]],
@@ -100,7 +103,7 @@ class Report:
 
 
 def diagnose(view: DatasetView, workers: int) -> Report:
-    """Measure and check the data. Raises `UserError` if there is nothing to check."""
+    """Measure all images, run all checks and return the report."""
     image_stats = compute_image_stats(view.faces, len(view), workers)
     context = CheckContext(view, image_stats, find_copies(image_stats))
     return Report(context, list(chain.from_iterable(check(context) for check in CHECKS)))

@@ -1,5 +1,6 @@
-"""Readers of published datasets, one file per source. Each source module has:
+"""Sources of `python -m shards.build`: one module per published dataset or generic format.
 
-`add_arguments(parser)`, which declares its command line, `open_source(args)`, which lists its samples and
-returns an `adadf_dist.data.build.source.Source`, and `HELP`, its line in `python -m shards.build --help`.
+Each source module defines `HELP`, its line in `python -m shards.build --help`; `DESCRIPTION` and `EPILOG`, its own help
+text; `add_arguments(parser)`, which declares its command-line options; and `open_source(args)`, which lists its samples
+and returns an `adadf_dist.data.build.source.Source`.
 """

@@ -1,4 +1,4 @@
-"""AffectNet in its known layouts: the release of 2017, the release of 2021, folders of classes."""
+"""Reads AffectNet in its known layouts: the 2017 release, the 2021 release, or class folders."""
 
 from __future__ import annotations
 
@@ -29,26 +29,26 @@ from shards.sources.splits import fractions_to_hold_out, split_names
 logger = get_logger(__name__)
 
 EXPRESSIONS = ("neutral", "happy", "sad", "surprise", "fear", "disgust", "anger", "contempt")
-"""In the official order; 8 to 10 (none, uncertain, no face) are not expressions."""
+"""Expressions in the official label order; labels 8 to 10 (none, uncertain, no face) are not expressions."""
 SIDE = 256
-"""Default shorter side of faces cropped from the photos of 2017."""
+"""Default maximum shorter side, in pixels, of faces cropped from the photos of the 2017 release."""
 
-HELP = "AffectNet: release of 2017 (training.csv), of 2021 (train_set/), or folders of classes"
+HELP = "AffectNet: 2017 release (training.csv), 2021 release (train_set/), or class folders"
 DESCRIPTION = f"""\
 Detects the layout and prints it:
 
 2017      DIR/training.csv and DIR/validation.csv, with images in numbered folders next to them or in
-          Manually_Annotated_Images/. Images are photos: they are cropped to the annotated face box, shorter side at
-          most {SIDE} pixels (--margin, --max-side, --no-crop). Expressions 8 to 10 are skipped and counted.
+          Manually_Annotated_Images/. Photos are cropped to the annotated face box, with a shorter side of at most
+          {SIDE} pixels (see --margin, --max-side, --no-crop). Expressions 8 to 10 are skipped and counted.
 2021      DIR/train_set/images/N.jpg with annotations/N_exp.npy, N_aro.npy, N_val.npy, N_lnd.npy; same for DIR/val_set
-folders   DIR/train/CLASS/*, DIR/val/CLASS/*, classes by number 0 to 7 or by name
+folders   DIR/train/CLASS/*, DIR/val/CLASS/*, where CLASS is a number from 0 to 7 or a name
 
 Labels are in the official order {", ".join(EXPRESSIONS)};
 --classes 7 drops contempt, as in the paper.
 
-splits    test labels were never published, and results are reported on the published validation set: it becomes test,
-          and validation is held out from train. Folders with val and test keep both.
-KEY.json  valence, arousal, landmarks and (2017) the box, as annotated: in pixels of the published image
+splits    Since the test labels were never published, results are reported on the published validation set. It becomes
+          test here, and validation is held out from train. Class folders that have both val and test keep both.
+KEY.json  valence, arousal, landmarks and (2017) the face box, in pixels of the published image
 """
 EPILOG = """\
 examples:
@@ -58,16 +58,17 @@ examples:
 
 
 class Layout(NamedTuple):
-    """One layout of the dataset."""
+    """A known layout of the dataset."""
 
     title: str
     markers: Sequence[str]
-    """Paths that all exist in the root in this layout."""
+    """Paths, relative to the root, that all exist in this layout."""
     read: Callable[[Path, Sequence[str]], SourceListing]
+    """Lists the images of the given classes in a root."""
 
 
 def list_folders(root: Path, classes: Sequence[str]) -> SourceListing:
-    """List folders of classes in train and val. Raises `UserError`."""
+    """List the images of the `classes` in the class folders of each split folder. Raises `UserError`."""
     skipped = Skipped()
     splits = split_names(subfolders(root, skipped))
     found = {split: root / name for name, split in splits.items() if split is not None}
@@ -79,7 +80,7 @@ def list_folders(root: Path, classes: Sequence[str]) -> SourceListing:
             label = find_label(name, EXPRESSIONS)
             if label is None:
                 where = escape_name(str(tree / name))
-                raise UserError(f"{where}: not an AffectNet expression, by number or name; rename or remove it")
+                raise UserError(f"{where}: not the number or name of an AffectNet expression; rename or remove it")
             for path in list_files(root, (tree / name).relative_to(root).as_posix(), skipped):
                 if label >= len(classes):
                     contempt += 1
@@ -99,7 +100,7 @@ LAYOUTS = (
 
 
 def find_layout(root: Path) -> Layout:
-    """Detect the layout. Raises `UserError` that lists what was expected and found."""
+    """Return the layout of the folder. Raises `UserError`, listing what was expected and found, if it is unknown."""
     check_root(root, "pass AffectNet's folder as --root")
     for layout in LAYOUTS:
         if all((root / marker).exists() for marker in layout.markers):
@@ -111,16 +112,22 @@ def find_layout(root: Path) -> Layout:
 
 def add_arguments(parser: argparse._ArgumentGroup) -> None:
     parser.add_argument("--root", type=Path, required=True, metavar="DIR", help="AffectNet's folder")
-    parser.add_argument("--classes", type=int, choices=(7, 8), default=8, help="default: %(default)s")
+    parser.add_argument(
+        "--classes",
+        type=int,
+        choices=(7, 8),
+        default=8,
+        help="number of classes; 7 drops contempt (default: %(default)s)",
+    )
     parser.add_argument(
         "--margin",
         type=float,
         default=0.0,
         metavar="F",
-        help="release of 2017: margin around the face box, as a fraction of its sides (default: %(default)s)",
+        help="2017 release: margin around the face box, as a fraction of its sides (default: %(default)s)",
     )
-    parser.add_argument("--no-crop", action="store_true", help="release of 2017: store the uncropped photos")
-    add_image_arguments(parser, {"validation": "0.1 where the published validation set is test"})
+    parser.add_argument("--no-crop", action="store_true", help="2017 release: store the uncropped photos")
+    add_image_arguments(parser, {"validation": "0.1 if the published validation set becomes test"})
     add_align_arguments(parser)
 
 
@@ -133,7 +140,7 @@ def open_source(args: argparse.Namespace) -> Source:
     logger.info(f"{args.root}: AffectNet, {layout.title}")
     listing = layout.read(args.root, EXPRESSIONS[: args.classes])
     if args.align == "landmarks" and listing.stats.get("images_without_landmarks") == len(listing.images) > 0:
-        raise UserError(f"{args.root}: no image has landmarks (N_lnd.npy); align with --align detect")
+        raise UserError(f"{args.root}: no image has landmarks (N_lnd.npy); use --align detect")
     fractions = fractions_to_hold_out(args, listing.splits)
     boxed = layout is LAYOUTS[0] and not args.no_crop
     options = read_image_options(args, fractions, SIDE if boxed else None, args.margin if boxed else None)

@@ -1,4 +1,4 @@
-"""AffectNet's release of 2017: two csv files and numbered folders of photos."""
+"""Reads AffectNet's 2017 release: two csv files and numbered folders of photos."""
 
 from __future__ import annotations
 
@@ -41,27 +41,30 @@ COLUMNS = (
 )
 EXPRESSIONS = 11
 NUM_PATHS_CHECKED = 100
-"""Rows checked to locate the image folder."""
+"""Number of rows whose images are looked for to find the image folder."""
 
 
 class Row(NamedTuple):
-    """A csv line that is annotated with an expression."""
+    """One line of the csv."""
 
     path: str
     expression: int
+    """Label from 0 to 10; see `affectnet.EXPRESSIONS`."""
     start: int
-    """Byte offset of the line."""
+    """Byte offset of the line in the file."""
 
 
 @dataclass(frozen=True)
 class CsvAnnotations:
-    """Reads annotations from the csv on demand: in memory they would take 300 MB."""
+    """Reads the annotations of an image from the csv on demand, because all of them would take 300 MB of memory."""
 
     files: Sequence[Path]
     columns: Sequence[Sequence[str]]
     separators: Sequence[str]
     file_of: array[int]
+    """Index into `files` of the csv that lists each image."""
     start_of: array[int]
+    """Byte offset of each image's line in that csv."""
 
     def __call__(self, number: int) -> Mapping[str, object]:
         file = self.file_of[number]
@@ -86,7 +89,7 @@ class CsvAnnotations:
 
 
 def list_release(root: Path, classes: Sequence[str]) -> SourceListing:
-    """List every image with one of the expressions. Raises `UserError`."""
+    """List every image whose expression is among `classes`. Raises `UserError`."""
     images: dict[str, ImageEntry] = {}
     left_out: Counter[str] = Counter()
     files: list[Path] = []
@@ -98,7 +101,7 @@ def list_release(root: Path, classes: Sequence[str]) -> SourceListing:
     for split, name in FILES.items():
         path = root / name
         if not path.is_file():
-            raise UserError(f"{path}: missing; AffectNet's release of 2017 has training.csv and validation.csv")
+            raise UserError(f"{path}: missing; AffectNet's 2017 release has training.csv and validation.csv")
         header, separator, rows = read_rows(path)
         base = find_images(root, path, rows)
         for row in rows:
@@ -124,7 +127,7 @@ def list_release(root: Path, classes: Sequence[str]) -> SourceListing:
 
 
 def read_rows(path: Path) -> tuple[list[str], str, list[Row]]:
-    """Return the header, the separator and every line. Raises `UserError`."""
+    """Return the column names, the separator and all rows of the csv. Raises `UserError`."""
     with open_bytes(path) as stream:
         header, separator = read_header(path, stream)
         rows = list(track(parse_rows(path, stream, header, separator), f"reading {path.name}", unit="row"))
@@ -153,12 +156,12 @@ def read_header(path: Path, stream: io.BufferedReader) -> tuple[list[str], str]:
 
 
 def split_cells(line: str, separator: str) -> list[str]:
-    """Return the stripped cells of one line. Raises `csv.Error`."""
+    """Return the cells of one line, without surrounding spaces. Raises `csv.Error`."""
     return [cell.strip() for cell in next(csv.reader([line], delimiter=separator), [])]
 
 
 def parse_rows(path: Path, lines: io.BufferedReader, header: Sequence[str], separator: str) -> Iterator[Row]:
-    """Parse the lines after the header. Raises `UserError`."""
+    """Yield the row of each line after the header. Raises `UserError`."""
     path_column, expression_column = header.index("subDirectory_filePath"), header.index("expression")
     end = lines.tell()
     for number, line in enumerate(iter(lines.readline, b""), start=2):
@@ -174,14 +177,18 @@ def parse_rows(path: Path, lines: io.BufferedReader, header: Sequence[str], sepa
             raise UserError(f"{where}: {len(cells)} cells, expected {len(header)} columns")
         expression = parse_whole(cells[expression_column])
         if expression is None or not 0 <= expression < EXPRESSIONS:
-            raise UserError(f"{where}: expression {cells[expression_column]!r}; must be 0 to {EXPRESSIONS - 1}")
+            raise UserError(
+                f"{where}: expression {cells[expression_column]!r} must be a number from 0 to {EXPRESSIONS - 1}"
+            )
         yield Row(check_relative_path(cells[path_column], where), expression, start)
 
 
 def find_images(root: Path, file: Path, rows: Sequence[Row]) -> str:
-    """Find the folder that the csv's paths are relative to. Raises `UserError`."""
+    """Return the folder, relative to the root, that contains the csv's image paths. Raises `UserError`."""
     for base in IMAGES:
         if any((root / base / row.path).is_file() for row in rows[:NUM_PATHS_CHECKED]):
             return base
     folders = ", ".join(str(root / base) for base in IMAGES)
-    raise UserError(f"{file}: none of {rows[0].path} and the next {NUM_PATHS_CHECKED} paths found in {folders}")
+    raise UserError(
+        f"{file}: none of the first {NUM_PATHS_CHECKED} images ({rows[0].path}, ...) was found in {folders}"
+    )

@@ -1,4 +1,4 @@
-"""AffectNet's release of 2021: cropped faces, each with four small annotation files."""
+"""Reads AffectNet's 2021 release: cropped faces, each with four small annotation files."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ FOLDERS = {"train": "train_set", "test": "val_set"}
 
 @dataclass(frozen=True)
 class NpyAnnotations:
-    """Reads annotations, as far as their files exist. Only `--align landmarks` needs landmarks."""
+    """Reads the annotation files of an image; missing files are skipped, since only `--align landmarks` needs any."""
 
     root: Path
     entries: Sequence[ImageEntry]
@@ -31,7 +31,7 @@ class NpyAnnotations:
         if (landmarks := Path(f"{stem}_lnd.npy")).exists():
             points = read_numbers(landmarks)
             if points.size % 2:
-                raise InvalidImageError(f"annotation {landmarks.name} has {points.size} numbers, not pairs")
+                raise InvalidImageError(f"annotation {landmarks.name} has an odd number of coordinates ({points.size})")
             found["landmarks"] = points.reshape(-1, 2).tolist()
         for name, ending in (("valence", "val"), ("arousal", "aro")):
             if (annotation := Path(f"{stem}_{ending}.npy")).exists():
@@ -40,14 +40,14 @@ class NpyAnnotations:
 
 
 def list_release(root: Path, classes: Sequence[str]) -> SourceListing:
-    """List every image with one of the expressions. Raises `UserError`."""
+    """List every image whose expression is among `classes`. Raises `UserError`."""
     entries, contempt, without_label, without_image, without_landmarks = [], 0, 0, 0, 0
     skipped = Skipped()
     for split, folder in FOLDERS.items():
         images, annotations = root / folder / "images", root / folder / "annotations"
         for required in (images, annotations):
             if not required.is_dir():
-                raise UserError(f"{required}: no such folder, but AffectNet's release of 2021 has it")
+                raise UserError(f"{required}: no such folder, but AffectNet's 2021 release contains it")
         files = file_names(images, skipped)
         annotated = {entry.name for entry in list_entries(annotations)}
         for name in track(files, f"reading the labels of {folder}", len(files)):
@@ -74,22 +74,24 @@ def list_release(root: Path, classes: Sequence[str]) -> SourceListing:
 
 
 def read_expression(path: Path) -> int:
-    """Read a label. Raises `UserError`: labels affect the split assignment, so a bad one must not be skipped."""
+    """Read the label from a file. Raises `UserError` if it is invalid, because skipping it would change the splits."""
     try:
         value = read_numbers(path)[0]
     except InvalidImageError as error:
         raise UserError(f"{path}: {error}") from None
     if not (value == int(value) and 0 <= value <= 7):
-        raise UserError(f"{path}: expression {value:g}; must be 0 to 7 in AffectNet's release of 2021")
+        raise UserError(
+            f"{path}: expression {value:g} must be a whole number from 0 to 7, as in AffectNet's 2021 release"
+        )
     return int(value)
 
 
 def read_numbers(path: Path) -> np.ndarray[tuple[int], np.dtype[np.float64]]:
-    """Read a file's numbers, flattened; some files store text. Raises `InvalidImageError`."""
+    """Return all numbers in a file as a flat array, converting numbers stored as text. Raises `InvalidImageError`."""
     try:
         values = np.atleast_1d(np.load(path, allow_pickle=False)).astype(np.float64).ravel()
     except (OSError, ValueError, EOFError) as error:
         raise InvalidImageError(f"annotation {path.name} cannot be read ({type(error).__name__})") from None
     if not values.size or not np.isfinite(values).all():
-        raise InvalidImageError(f"annotation {path.name} contains no numbers")
+        raise InvalidImageError(f"annotation {path.name} is empty or contains values that are not finite numbers")
     return values

@@ -1,4 +1,4 @@
-"""Warnings about class names that are probably mistakes."""
+"""Warns about class names that are probably mistakes."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from adadf_dist.data.emotions import SYNONYMS
 from adadf_dist.files.csv_tables import parse_number, parse_whole
 
 MISSING = ("nan", "null", "none", "n/a", "na", "#n/a", "<na>")
-"""Spellings of an empty cell."""
+"""Texts that other programs write for an empty cell."""
 
 
 def class_name_warnings(classes: Sequence[str]) -> Iterator[str]:
-    """Yield warnings: names that may be one class, missing labels, spaces at the ends, numbers as names."""
+    """Yield a warning for each suspicious name: a variant of another name, a missing label, extra spaces, a number."""
     alike: dict[str, list[str]] = defaultdict(list)
     for name in classes:
         alike[plain_name(name)].append(name)
@@ -27,7 +27,7 @@ def class_name_warnings(classes: Sequence[str]) -> Iterator[str]:
         if name.casefold() in MISSING:
             yield f"class {name!r} looks like a missing label; if so, fill it in or remove its samples"
         if name != name.strip():
-            yield f"class {name!r} has leading or trailing spaces; other datasets will not match it"
+            yield f"class {name!r} has leading or trailing spaces, so it will not match the class in other datasets"
     numbers = [parse_whole(name) for name in classes]
     if all(math.isfinite(parse_number(name)) for name in classes):
         order = "" if numbers == sorted(numbers, key=lambda n: n or 0) else ", sorted as text"
@@ -35,6 +35,6 @@ def class_name_warnings(classes: Sequence[str]) -> Iterator[str]:
 
 
 def plain_name(name: str) -> str:
-    """Normalize a name: no case, spaces or invisible characters; synonyms of an emotion become equal."""
+    """Return a name in lower case without separators and invisible characters; synonyms of an emotion get one name."""
     plain = re.sub(r"[\s_\u200b-\u200f\ufeff-]+", "", unicodedata.normalize("NFKC", name).casefold())
     return next((main for main, others in SYNONYMS.items() if plain in (main, *others)), plain)

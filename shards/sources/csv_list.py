@@ -1,4 +1,4 @@
-"""Custom data: a csv of paths and labels."""
+"""Reads a custom dataset: a csv that lists image paths and labels."""
 
 from __future__ import annotations
 
@@ -31,15 +31,16 @@ VOTES = "votes_"
 COLUMNS = ("path", "label", "split")
 HELP = "custom csv list `path,label[,split][,votes_CLASS ...]`"
 DESCRIPTION = """\
-Reads a csv with a header; cells are separated by commas, semicolons, tabs or vertical bars; the encoding is UTF-8 (or
-UTF-16 with a byte order mark). Columns may be in any order; other columns are ignored and listed in a note:
+Reads a csv with a header. Cells are separated by commas, semicolons, tabs or vertical bars, and the encoding is UTF-8
+(or UTF-16 with a byte order mark). These columns may be in any order; others are ignored and listed in a note:
 
 path          image path relative to --root (default: the csv's folder)
 label         class name, or class number starting at 0 (or --first-label)
-split         train, validation (val, valid) or test; without this column everything is train
+split         train, validation (val, valid) or test; without this column, all images are in train
 votes_CLASS   number (or fraction) of annotators who chose CLASS, one column per class
 
-Classes are --classes, else the vote columns in order, else the labels: names sorted, numbers as they are.
+The classes are those of --classes, otherwise the vote columns in order, otherwise the labels, sorted by name
+or number.
 """
 EPILOG = """\
 example:
@@ -48,25 +49,30 @@ example:
 
 
 class Line(NamedTuple):
-    """One row of the csv."""
+    """One parsed row of the csv."""
 
     where: str
+    """File and line number, for messages."""
     path: str
     label: str
     split: str
     votes: tuple[float, ...] | None
+    """Votes in the order of the vote columns; None if there are none."""
 
 
 def list_csv(
     path: Path, classes: Sequence[str] | None, root: Path | None = None, first_label: int = 0
 ) -> SourceListing:
-    """List every image. `root`: base of the paths; `first_label`: number of the first class. Raises `UserError`."""
+    """List every image in the csv. Raises `UserError`.
+
+    Image paths are relative to `root` (default: the csv's folder), and `first_label` is the number of the first class.
+    """
     lines, voted = read_lines(path, path.parent if root is None else root)
     if not first_label:
         check_first_label(path, [line.label for line in lines], (*(classes or ()), *voted))
     names = tuple(classes or voted or derive_classes(lines, first_label))
     if voted and sorted(voted) != sorted(names):
-        raise UserError(f"{path}: votes of {', '.join(voted)}, but the classes are {', '.join(names)}")
+        raise UserError(f"{path}: the vote columns are for {', '.join(voted)}, but the classes are {', '.join(names)}")
     order = [voted.index(name) for name in names] if voted else []
     images: dict[str, ImageEntry] = {}
     for line in lines:
@@ -79,7 +85,7 @@ def list_csv(
 
 
 def read_lines(path: Path, root: Path) -> tuple[list[Line], list[str]]:
-    """Return the rows, and the classes that have a vote column. Raises `UserError`."""
+    """Return the rows, and the classes of the vote columns in order. Raises `UserError`."""
     with open_text(path) as text:
         table = open_table(text, located(path), ("path", "label"), ("split",))
         if note := table.note():
@@ -100,7 +106,7 @@ def read_lines(path: Path, root: Path) -> tuple[list[Line], list[str]]:
     splits = split_names({split for _, split in found})
     for line, word in found:
         if splits[word] is None:
-            raise UserError(f"{line.where}: split {word!r}; must be train, validation or test")
+            raise UserError(f"{line.where}: split {word!r} must be train, validation or test")
     return [line._replace(split=splits[word] or "train") for line, word in found], list(columns.values())
 
 
@@ -109,7 +115,9 @@ def find_vote_columns(header: Sequence[str], where: str) -> dict[str, str]:
     found = {name: name[len(VOTES) :].strip() for name in header if name.lower().startswith(VOTES)}
     for name, of_class in found.items():
         if not of_class:
-            raise UserError(f"{where}: column {name} names no class; rename it to {VOTES}CLASS")
+            raise UserError(
+                f"{where}: column {name} names no class; rename it to {VOTES}CLASS, where CLASS is the class name"
+            )
         check_class_name(of_class, where)
     for of_class, count in Counter(found.values()).items():
         if count > 1:
@@ -118,25 +126,31 @@ def find_vote_columns(header: Sequence[str], where: str) -> dict[str, str]:
 
 
 def check_ignored_columns(columns: Mapping[str, set[str]], path: Path, has_split: bool) -> None:
-    """Report ignored columns; `columns`: name -> values. Raises `UserError` if one contains the splits."""
+    """Log the names of ignored columns. Raises `UserError` if one seems to contain the splits.
+
+    `columns` maps each ignored column to some of its values.
+    """
     for name, values in columns.items():
         if not has_split and len(values) > 1 and all(split_names(values).values()):
             raise UserError(
-                f"{path}: column {name} contains {', '.join(sorted(values))}; if these are the splits, name it split, "
-                "else remove it"
+                f"{path}: column {name} contains {', '.join(sorted(values))}; if these are the splits, rename the "
+                "column to split, otherwise remove it"
             )
     if columns:
-        logger.info(f"note: {path}: columns not read: {', '.join(map(escape_name, columns))}")
+        logger.info(f"note: {path}: ignored columns: {', '.join(map(escape_name, columns))}")
 
 
 def check_class_name(name: str, where: str) -> None:
-    """Raise `UserError` for a class name with control characters."""
+    """Raise `UserError` if a class name contains control characters."""
     if not is_printable_name(name):
-        raise UserError(f"{where}: class name {name!r} has control characters; remove them")
+        raise UserError(f"{where}: class name {name!r} contains control characters; remove them")
 
 
 def read_line(row: Row, cells: Mapping[str, str], vote_columns: Sequence[str], root: Path) -> tuple[Line, str]:
-    """Parse a row; also return its split word, which is resolved after all rows are read. Raises `UserError`."""
+    """Return the parsed row and the text of its split cell, which can only be interpreted after reading all rows.
+
+    Raises `UserError`.
+    """
     if not cells["label"]:
         raise UserError(f"{row.where}: empty label; fill it in or remove the line")
     check_class_name(cells["label"], row.where)
@@ -146,7 +160,7 @@ def read_line(row: Row, cells: Mapping[str, str], vote_columns: Sequence[str], r
 
 
 def find_label(line: Line, names: Sequence[str], first_label: int) -> int:
-    """Return a row's class, by name or number. Raises `UserError`."""
+    """Return the class index of a row whose label is a class name or number. Raises `UserError`."""
     label = find_class(line.label, names)
     if label is not None:
         return label
@@ -157,7 +171,7 @@ def find_label(line: Line, names: Sequence[str], first_label: int) -> int:
 
 
 def check_first_label(path: Path, labels: Sequence[str], names: Sequence[str]) -> None:
-    """Raise `UserError` if all labels are numbers, none is a name, and they seem to start at 1."""
+    """Raise `UserError` if all labels are numbers that seem to start at 1, and none is one of the class `names`."""
     numbers = [number for label in labels if (number := parse_whole(label)) is not None]
     if len(numbers) == len(labels) and min(numbers) == 1 and not set(labels) & set(names):
         raise UserError(
@@ -167,7 +181,7 @@ def check_first_label(path: Path, labels: Sequence[str], names: Sequence[str]) -
 
 
 def derive_classes(lines: Sequence[Line], first_label: int) -> list[str]:
-    """Derive class names from the labels, sorted, if nothing else defines them. Raises `UserError`."""
+    """Return the class names defined by the labels alone: sorted names or consecutive numbers. Raises `UserError`."""
     numbers = [parse_whole(line.label) for line in lines]
     known = [number for number in numbers if number is not None]
     if len(known) < len(lines) or max(known) > 999:
@@ -185,18 +199,20 @@ def derive_classes(lines: Sequence[Line], first_label: int) -> list[str]:
 def add_arguments(parser: argparse._ArgumentGroup, csv_option: bool = True) -> None:
     if csv_option:
         parser.add_argument("--csv", type=Path, required=True, metavar="FILE", help="csv file")
-    parser.add_argument("--root", type=Path, metavar="DIR", help="base folder of the paths (default: the csv's folder)")
+    parser.add_argument(
+        "--root", type=Path, metavar="DIR", help="folder that image paths are relative to (default: the csv's folder)"
+    )
     parser.add_argument("--classes", metavar="A,B,...", help="class names in label order")
     parser.add_argument(
         "--first-label", type=int, choices=(0, 1), default=0, help="number of the first class (default: %(default)s)"
     )
-    add_image_arguments(parser, {"validation": "0.1 where the list has none", "test": "none"})
+    add_image_arguments(parser, {"validation": "0.1 if the csv has no validation split", "test": "none"})
     add_align_arguments(parser)
 
 
 def open_source(args: argparse.Namespace) -> Source:
     args.root = args.root or args.csv.parent
-    check_root(args.root, "pass the base folder of the csv's paths as --root")
+    check_root(args.root, "pass the folder that the csv's paths are relative to as --root")
     classes = [name.strip() for name in args.classes.split(",")] if args.classes else None
     if classes and (not all(classes) or len(set(classes)) < len(classes)):
         raise UserError(f"--classes {args.classes}: class names must be unique and not empty")

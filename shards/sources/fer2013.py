@@ -1,4 +1,4 @@
-"""FER2013, with its original labels or those of FER+ (ten annotators per face)."""
+"""Reads FER2013 with its original labels or the FER+ labels, which are votes of ten annotators per face."""
 
 from __future__ import annotations
 
@@ -22,15 +22,14 @@ from shards.sources.fer2013_csv import EMOTIONS, VOTE_COLUMNS, VOTES_NAME, Faces
 
 HELP = "FER2013: 48 x 48 gray faces in a csv, with FER+'s votes if available"
 DESCRIPTION = """\
-Reads fer2013.csv (columns emotion, pixels, Usage; plain or .gz) and, if present, FER+'s fer2013new.csv, whose
-rows are the same faces in the same order.
+Reads fer2013.csv (columns emotion, pixels, Usage; plain or .gz) and, if present, FER+'s fer2013new.csv, whose rows
+list the same faces in the same order.
 
 splits      PublicTest becomes test, and validation is held out from Training; if the csv also has PrivateTest,
             PublicTest becomes validation and PrivateTest test
-labels      fer: FER2013's 7. ferplus: FER+'s emotion (of 8) with most votes, not counting `unknown` and `NF` (not a
-            face); ties go to the first in FER+'s column order; faces without a vote are dropped
-votes       stored if fer2013new.csv is present, in class order (with `fer`, 7 of FER+'s 8: contempt
-            is in KEY.json only)
+labels      fer: FER2013's 7 emotions. ferplus: the one of FER+'s 8 emotions with the most votes, ignoring `unknown`
+            and `NF` (not a face); ties go to the first in FER+'s column order; faces without a vote are dropped
+votes       stored in class order if fer2013new.csv is present (with `fer`, votes for contempt are only in KEY.json)
 images      the csv's pixels as gray JPEGs of quality 100
 leaks       training faces with an exact copy in validation or test are dropped and listed in leaks.csv
 """
@@ -46,16 +45,16 @@ _FER_NAMES = {"anger": "angry", "happiness": "happy", "sadness": "sad"}
 FER_COLUMNS = tuple(
     next(column for column, name in enumerate(FERPLUS) if _FER_NAMES.get(name, name) == emotion) for emotion in EMOTIONS
 )
-"""FER+ column of each FER2013 emotion."""
+"""Index of the FER+ vote column of each FER2013 emotion."""
 
 
 @dataclass(frozen=True)
 class Fer2013Options:
-    """Options that determine the content of the dataset."""
+    """Options that determine the content of a FER2013 dataset."""
 
     csv: Path
     ferplus: Path | None
-    """FER+'s votes; None if unavailable."""
+    """The csv with FER+'s votes; None if unavailable."""
     labels: Literal["fer", "ferplus"]
     validation_fraction: float = 0.1
     seed: int = 0
@@ -64,17 +63,18 @@ class Fer2013Options:
 
 @dataclass(frozen=True)
 class Fer2013:
-    """A `Source`; sample numbers are the csv's rows, from 0."""
+    """A `Source` whose sample numbers are the rows of FER2013's csv, starting at 0."""
 
     faces: Faces
     all_votes: NDArray[np.int64] | None
     """[N, 10], FER+ votes per class; None if no FER+ file is given."""
     classes: tuple[str, ...]
     labels: NDArray[np.int64]
-    """[N]; undefined for a face that is not among the items."""
+    """[N], label of each row; meaningless for rows that are dropped."""
     columns: tuple[int, ...]
-    """Vote column of each class."""
+    """Index of the vote column of each class."""
     splits: dict[int, str]
+    """Maps each row that is stored to its split."""
     provenance: Provenance
 
     def items(self) -> Sequence[SourceItem]:
@@ -116,10 +116,10 @@ class Fer2013:
 
 
 def read_fer2013(options: Fer2013Options) -> Fer2013:
-    """Read both files, determine labels and splits, drop leaks. Raises `UserError`."""
+    """Read FER2013 and, if available, FER+, determine labels and splits, and drop leaks. Raises `UserError`."""
     faces = read_faces(options.csv)
     if not len(faces.emotions):
-        raise UserError(f"{options.csv}: no faces in it; re-download the file")
+        raise UserError(f"{options.csv}: contains no faces; re-download the file")
     votes = None if options.ferplus is None else read_votes(options.ferplus, faces)
     splits = read_splits(faces)
     stats: dict[str, object] = {}
@@ -157,32 +157,39 @@ def read_fer2013(options: Fer2013Options) -> Fer2013:
 
 
 def read_splits(faces: Faces) -> dict[int, str]:
-    """Return row -> split, from the csv's Usage column."""
+    """Map each row to its split according to the csv's Usage column."""
     with_private = "PrivateTest" in faces.usages
     names = {"Training": "train", "PublicTest": "validation" if with_private else "test", "PrivateTest": "test"}
     return {number: names[usage] for number, usage in enumerate(faces.usages)}
 
 
 def count_ties(votes: NDArray[np.int64]) -> int:
-    """Count rows of [N, C] whose maximum is not unique."""
+    """Return the number of rows in `votes` [N, C] in which several classes have the most votes."""
     return int(((votes == votes.max(axis=1, keepdims=True)).sum(axis=1) > 1).sum())
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--root", type=Path, metavar="DIR", help="folder with fer2013.csv and fer2013new.csv")
-    parser.add_argument("--csv", type=Path, metavar="FILE", help="the csv itself, if --root is ambiguous")
+    parser.add_argument("--csv", type=Path, metavar="FILE", help="FER2013's csv, if --root contains several or none")
     parser.add_argument(
-        "--ferplus", type=Path, metavar="FILE", help=f"FER+'s votes (default: {VOTES_NAME} next to the csv)"
+        "--ferplus", type=Path, metavar="FILE", help=f"csv with FER+'s votes (default: {VOTES_NAME} next to the csv)"
     )
-    parser.add_argument("--labels", choices=("fer", "ferplus"), default="ferplus", help="default: %(default)s")
+    parser.add_argument(
+        "--labels", choices=("fer", "ferplus"), default="ferplus", help="labels to store (default: %(default)s)"
+    )
     parser.add_argument(
         "--validation-fraction",
         type=float,
         default=0.1,
         metavar="F",
-        help="fraction of each class of Training for validation; duplicates stay together (default: %(default)s)",
+        help="fraction of each class to hold out from Training for validation; duplicates stay together "
+        "(default: %(default)s)",
     )
-    parser.add_argument("--keep-leaks", action="store_true", help="list leaks but keep them (as in published results)")
+    parser.add_argument(
+        "--keep-leaks",
+        action="store_true",
+        help="keep leaks, as in published results, but still list them in leaks.csv",
+    )
 
 
 def open_source(args: argparse.Namespace) -> Fer2013:

@@ -1,4 +1,4 @@
-"""FER2013's csv and FER+'s votes, read and validated row by row."""
+"""Reads and validates FER2013's csv and FER+'s csv of votes."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ logger = get_logger(__name__)
 
 SIDE = 48
 EMOTIONS = ("angry", "disgust", "fear", "happy", "sad", "surprise", "neutral")
-"""Names of emotion ids 0 to 6."""
+"""Names of the emotions that FER2013 numbers 0 to 6."""
 USAGES = ("Training", "PublicTest", "PrivateTest")
 VOTE_COLUMNS = (
     *("neutral", "happiness", "surprise", "sadness", "anger", "disgust", "fear", "contempt"),
@@ -36,21 +36,22 @@ VOTES_NAME = "fer2013new.csv"
 
 @dataclass(frozen=True)
 class Faces:
-    """Rows of FER2013's csv, N of them, in file order."""
+    """The N rows of FER2013's csv, in file order."""
 
     file: str
     pixels: NDArray[np.uint8]
     """[N, 48, 48], gray pixels."""
     emotions: NDArray[np.int64]
-    """[N], ids 0 to 6."""
+    """[N], emotion of each face, as an index into `EMOTIONS`."""
     usages: tuple[str, ...]
+    """[N], one of `USAGES` for each face."""
 
     def describe_row(self, number: int) -> str:
         return f"{self.file} row {number}"
 
 
 def find_csv(root: Path) -> Path:
-    """Find FER2013's csv in a folder. Raises `UserError` if there is none or more than one."""
+    """Return the path of FER2013's csv in a folder. Raises `UserError` if there is none or more than one."""
     check_root(root, "pass the folder with fer2013.csv as --root")
     found = [root / name for name in CSV_NAMES if (root / name).is_file()]
     if len(found) > 1:
@@ -70,7 +71,7 @@ def find_csv(root: Path) -> Path:
 
 
 def read_faces(path: Path) -> Faces:
-    """Read `emotion,pixels,Usage` (in any order, plain or gzip). Raises `UserError`, naming the line."""
+    """Read a plain or gzip csv with columns emotion, pixels and Usage, in any order. Raises `UserError`."""
     pixels, emotions, usages = bytearray(), [], []
     with open_rows(path, ("emotion", "pixels", "Usage")) as rows:
         for where, (emotion, text, usage) in track(rows, f"reading {path.name}"):
@@ -88,7 +89,7 @@ def read_faces(path: Path) -> Faces:
 
 
 def parse_pixels(text: str, where: str) -> bytes:
-    """Parse the gray values of one face, row by row. Raises `UserError`."""
+    """Return the 48 x 48 gray values of one face from its csv cell. Raises `UserError`."""
     try:
         pixels = bytes(map(int, text.split()))
     except ValueError as error:
@@ -99,9 +100,9 @@ def parse_pixels(text: str, where: str) -> bytes:
 
 
 def read_votes(path: Path, faces: Faces) -> NDArray[np.int64]:
-    """Read FER+'s votes [N, 10] of the same faces, in `VOTE_COLUMNS` order.
+    """Return FER+'s votes [N, 10] for the same faces, with columns as in `VOTE_COLUMNS`. Raises `UserError`.
 
-    Joined by row: FER+'s image names are not row numbers. Raises `UserError`, naming the line.
+    Votes are matched to faces by row, because the image names in FER+'s csv are not row numbers.
     """
     votes: list[list[int]] = []
     with open_rows(path, ("Usage", *VOTE_COLUMNS)) as rows:
@@ -110,7 +111,7 @@ def read_votes(path: Path, faces: Faces) -> NDArray[np.int64]:
             if len(row) < len(counts):
                 raise UserError(f"{where}: votes must be integers, not {','.join(counts)[:80]}")
             if min(row) < 0:
-                raise UserError(f"{where}: negative number of votes")
+                raise UserError(f"{where}: votes must not be negative")
             if max(row) > MAX_NUMBER:
                 raise UserError(f"{where}: {max(row):,} votes exceed {MAX_NUMBER:,}; re-download the file")
             number = len(votes)
@@ -130,9 +131,9 @@ def read_votes(path: Path, faces: Faces) -> NDArray[np.int64]:
 
 @contextmanager
 def open_rows(path: Path, columns: tuple[str, ...]) -> Iterator[Iterator[tuple[str, list[str]]]]:
-    """Yield an iterator over (file and line, cells of `columns`) of a plain or gzip file, whatever its name.
+    """Open a plain or gzip csv, and yield an iterator over its rows: location (file and line) and cells of `columns`.
 
-    File errors become `UserError`s.
+    Gzip is recognized by content or by the suffix .gz. Raises `UserError` if the file is corrupt or lacks a column.
     """
     where = located(path)
     try:

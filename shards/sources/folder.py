@@ -1,4 +1,4 @@
-"""Any dataset stored as one folder per class."""
+"""Reads any dataset that is stored as one folder per class."""
 
 from __future__ import annotations
 
@@ -25,15 +25,15 @@ from shards.sources.splits import check_class_folders, count_images, fractions_t
 
 logger = get_logger(__name__)
 
-HELP = "one folder per class, optionally below train/, validation/ and test/"
+HELP = "one folder per class, optionally inside train/, validation/ and test/"
 DESCRIPTION = f"""\
-Reads DIR/train/CLASS/*, DIR/validation/CLASS/* (or val, valid) and DIR/test/CLASS/*, or DIR/CLASS/*. Training,
-PublicTest and PrivateTest are read as in FER2013. A missing split can be held out from train, class by
-class. Classes are the sorted folder names; images may be in subfolders. Hidden files, and files of operating
-systems and NAS devices (@eaDir, __MACOSX, Thumbs.db, ...), are skipped and counted.
+Reads DIR/train/CLASS/*, DIR/validation/CLASS/* (or val, valid) and DIR/test/CLASS/*, or DIR/CLASS/*. The folder names
+Training, PublicTest and PrivateTest have the same meaning as in FER2013. A missing split can be held out from train,
+class by class. Classes are the sorted folder names; images may be in subfolders. Hidden files and files created by
+operating systems and NAS devices (@eaDir, __MACOSX, Thumbs.db, ...) are skipped and counted.
 
-images      JPEGs are stored as they are; other formats ({", ".join(f for f in FORMATS if f != "JPEG")}), JPEGs with an
-            EXIF rotation and those neither gray nor RGB are re-encoded at quality 95; files with other
+images      JPEGs are stored unchanged; other formats ({", ".join(f for f in FORMATS if f != "JPEG")}), JPEGs with an
+            EXIF rotation and JPEGs that are neither gray nor RGB are re-encoded at quality 95; files with other
             extensions are counted and ignored
 leaks       training images with a byte-identical copy in validation or test (and validation images with one in test)
             are dropped and listed in leaks.csv; held-out splits keep copies together
@@ -71,11 +71,11 @@ def list_folder(root: Path) -> SourceListing:
 
 
 def find_splits(root: Path, skipped: Skipped | None = None) -> dict[str, Path]:
-    """Map each split to its folder of classes. Raises `UserError`."""
+    """Map each split to the folder that contains its class folders. Raises `UserError`."""
     check_root(root, "pass the folder that contains the class folders as --root")
     folders = subfolders(root, skipped)
     if not folders:
-        raise UserError(f"{root}: no folders in it; one folder per class is needed")
+        raise UserError(f"{root}: contains no folders; one folder per class is needed")
     splits = split_names(folders)
     if not any(splits.values()):
         check_class_folders(root, folders)
@@ -83,26 +83,26 @@ def find_splits(root: Path, skipped: Skipped | None = None) -> dict[str, Path]:
     trees: dict[str, Path] = {}
     for name, split in splits.items():
         if split is None:
-            raise UserError(f"{root / name}: not a split folder, but next to some; move or rename it")
+            raise UserError(f"{root / name}: not a split folder, but is next to split folders; move or rename it")
         if split in trees:
-            raise UserError(f"{root}: contains both {trees[split].name} and {name}; keep one")
+            raise UserError(f"{root}: contains both {trees[split].name} and {name} for the same split; keep one")
         trees[split] = root / name
     if "train" not in trees:
         raise UserError(
-            f"{root}: contains {', '.join(folders)} but no train; add it, or pass the folder above the classes"
+            f"{root}: contains {', '.join(folders)} but no train; add it, or pass the folder that contains the classes"
         )
     return trees
 
 
 def find_classes(trees: dict[str, Path], skipped: Skipped) -> tuple[str, ...]:
-    """Return the class names, which are those of train. Raises `UserError`."""
+    """Return the class names, which are the names of the folders in train. Raises `UserError`."""
     train = trees["train"]
     classes = tuple(readable_name(train, name) for name in subfolders(train, skipped))
     if not classes:
         images = count_images(train)
         raise UserError(
-            f"{train}: no folders in it; one folder per class is needed"
-            + (f", but its {images:,} images are in none" if images else "")
+            f"{train}: contains no folders; one folder per class is needed"
+            + (f", but its {images:,} images are in no class folder" if images else "")
             + ("; for FER+'s folders use `python -m shards.build fer2013`" if images and has_list(train) else "")
         )
     for tree in trees.values():
@@ -115,18 +115,18 @@ def find_classes(trees: dict[str, Path], skipped: Skipped) -> tuple[str, ...]:
 
 
 def warn_of_archives(folders: Iterable[Path]) -> None:
-    """Warn about archives next to the class or split folders: their images are not read."""
+    """Warn about archives next to the class or split folders, because images in archives are not read."""
     for folder in sorted(folders):
         if names := [escape_name(entry.name) for entry in list_entries(folder) if is_archive(entry.name)]:
             logger.warning(
-                f"{escape_name(str(folder))}: warning: archives are not read: {', '.join(names)}; unpack those that "
+                f"{escape_name(str(folder))}: warning: archives are not read: {', '.join(names)}; unpack any that "
                 "belong to the dataset",
                 extra=NO_PREFIX,
             )
 
 
 def has_list(folder: Path) -> bool:
-    """Whether a csv of labels is next to the images, as in FER+'s folders."""
+    """Return whether the folder contains a csv file, as FER+'s image folders do."""
     return any(entry.name.lower().endswith(".csv") for entry in list_entries(folder))
 
 
@@ -134,7 +134,7 @@ def add_arguments(parser: argparse._ArgumentGroup) -> None:
     parser.add_argument(
         "--root", type=Path, required=True, metavar="DIR", help="folder with the class or split folders"
     )
-    add_image_arguments(parser, {"validation": "0.1 if there is no such folder", "test": "none"})
+    add_image_arguments(parser, {"validation": "0.1 if there is no validation folder", "test": "none"})
     add_align_arguments(parser)
 
 

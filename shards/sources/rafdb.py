@@ -1,4 +1,4 @@
-"""RAF-DB: real-world faces; the part with one basic emotion per face."""
+"""Reads the single-label part of RAF-DB: real-world faces with one basic emotion each."""
 
 from __future__ import annotations
 
@@ -29,34 +29,34 @@ from shards.image_files import (
 from shards.sources.splits import fractions_to_hold_out
 
 CLASSES = ("surprise", "fear", "disgust", "happiness", "sadness", "anger", "neutral")
-"""In label order; labels start at 1."""
+"""Class names in label order; RAF-DB's labels start at 1."""
 LABELS = "EmoLabel/list_patition_label.txt"  # the publishers' spelling
 VOTES = "EmoLabel/distribution.txt"
 IMAGES = {"aligned": "Image/aligned", "original": "Image/original"}
 POINTS = "Annotation/manual"
-"""NAME_manu_attri.txt: five lines `x y` (eyes, nose, mouth corners), then gender, race and age."""
+"""Folder of NAME_manu_attri.txt files: five lines `x y` (eyes, nose, mouth corners), then gender, race and age."""
 PEOPLE = {
     "gender": ("male", "female", "unsure"),
     "race": ("Caucasian", "African-American", "Asian"),
     "age": ("0-3", "4-19", "20-39", "40-69", "70+"),
 }
-"""Meaning of the three numbers after the points, starting at 0."""
+"""Meaning of the codes, starting at 0, of the three numbers after the points."""
 BOXES = "Annotation/boundingbox"
-"""NAME_boundingbox.txt: left, top, right, bottom of the target face; since version 1.1."""
+"""Folder of NAME_boundingbox.txt files: left, top, right, bottom of the labeled face; RAF-DB 1.1 and later."""
 
 HELP = "RAF-DB: EmoLabel/list_patition_label.txt and Image/aligned or Image/original"
 DESCRIPTION = f"""\
 Reads DIR/{LABELS} (labels 1 to 7: {", ".join(CLASSES)}) and
-DIR/Image/aligned/*_aligned.jpg, or with --images original DIR/Image/original/*. DIR may also be the folder `basic` or
-its parent.
+DIR/Image/aligned/*_aligned.jpg, or with --images original DIR/Image/original/*. DIR is the folder `basic` or its
+parent.
 
 splits      train_* is train, test_* is test; validation is held out from train
-votes       {VOTES}, if present: a line `name fraction fraction ...` per face, in label order, six or
-            seven fractions (six: no neutral), or a header that names the columns. Unlisted images have no votes;
-            unknown names are an error. Names may end in _aligned in both lists.
-KEY.json    if available: gender, race and age (in years, from-to) of {POINTS}; with --images original
-            also its five points (used by --align landmarks) and the box of {BOXES} (--align
-            detect selects the face in it)
+votes       {VOTES}, if present: one line `name fraction fraction ...` per face, with seven fractions in
+            label order, or six without neutral; a header may name the columns in another order. Images not listed
+            have no votes; unknown names are an error. Names may end in _aligned in both lists.
+KEY.json    if available: gender, race and age (a range in years) from {POINTS}; with --images original
+            also its five points (used by --align landmarks) and the face box from {BOXES}
+            (used by --align detect to select the face)
 """
 EPILOG = """\
 examples:
@@ -95,7 +95,7 @@ def list_rafdb(root: Path, images: str) -> SourceListing:
 
 
 def find_stem(name: str) -> str:
-    """Return an image name as used by labels and votes: without extension and `_aligned`, which lists may contain."""
+    """Return an image name without extension and `_aligned`, so that the names in both lists match."""
     stem, dot, extension = name.rpartition(".")
     if not dot or not extension.isalpha():  # some vote lists have no extension
         stem = name
@@ -103,7 +103,7 @@ def find_stem(name: str) -> str:
 
 
 def find_file(name: str, images: str, existing: Collection[str]) -> str:
-    """Find the file of a listed name: aligned images end in `_aligned`, even if the list omits it."""
+    """Return the file name of a listed image: aligned images end in `_aligned` even if the list omits it."""
     extension = name.rpartition(".")[2]
     plain, aligned = f"{find_stem(name)}.{extension}", f"{find_stem(name)}_aligned.{extension}"
     wanted, other = (aligned, plain) if images == "aligned" else (plain, aligned)
@@ -112,7 +112,10 @@ def find_file(name: str, images: str, existing: Collection[str]) -> str:
 
 @dataclass(frozen=True)
 class TextAnnotations:
-    """Reads annotations of a face; landmarks and box, in pixels of the original photo, only for original images."""
+    """Reads the annotations of an image.
+
+    Landmarks and box are in pixels of the original photo, so they are read for original images only.
+    """
 
     base: Path
     entries: Sequence[ImageEntry]
@@ -134,7 +137,7 @@ class TextAnnotations:
 
 
 def read_person(path: Path) -> dict[str, object]:
-    """Return gender, race and age in the words of `PEOPLE`; missing or unknown codes are omitted."""
+    """Return the gender, race and age in a file as named in `PEOPLE`, omitting missing or unknown codes."""
     if not path.is_file():
         return {}
     codes = read_bytes(str(path))[0].decode(errors="replace").split()[10:13]
@@ -157,7 +160,7 @@ def read_annotation(path: Path, count: int) -> list[float] | None:
 
 
 def find_base(root: Path) -> Path:
-    """Find the folder that contains EmoLabel. Raises `UserError`."""
+    """Return the folder that contains EmoLabel: the root or its subfolder `basic`. Raises `UserError`."""
     check_root(root, "pass the folder that contains EmoLabel and Image as --root")
     for base in (root, root / "basic"):
         if (base / LABELS).is_file():
@@ -167,11 +170,16 @@ def find_base(root: Path) -> Path:
 
 
 def read_labels(path: Path) -> list[tuple[str, int, str]]:
-    """Return (file name, label from 0, location in the file) per line. Raises `UserError`."""
+    """Return the image name, the label (starting at 0) and the location of each line in the list.
+
+    Raises `UserError`.
+    """
     rows = []
     for row in read_rows(path):
         if len(row.cells) != 2 or "." not in row.cells[0]:
-            raise UserError(f"{row.where}: {' '.join(row.cells)[:60]!r} is not `name label`, as in `train_00001.jpg 5`")
+            raise UserError(
+                f"{row.where}: {' '.join(row.cells)[:60]!r} is not `name label`, for example `train_00001.jpg 5`"
+            )
         name, label = row.cells[0], parse_whole(row.cells[1])
         if label is None or not 1 <= label <= len(CLASSES):
             hint = "; this list seems to start at 0, the published one at 1" if label == 0 else ""
@@ -183,7 +191,10 @@ def read_labels(path: Path) -> list[tuple[str, int, str]]:
 
 
 def read_rows(path: Path) -> list[Row]:
-    """Read the rows of a list, separated by spaces or by the separator of its first line. Raises `UserError`."""
+    """Return the rows of a list, whose cells are separated by spaces or by the separator found in its first line.
+
+    Raises `UserError`.
+    """
     with open_text(path) as lines:
         return list(read_list(lines, str(path)))
 
@@ -196,7 +207,10 @@ def find_split(name: str, where: str) -> str:
 
 
 def read_votes(path: Path, known: Collection[str]) -> Mapping[str, tuple[float, ...]]:
-    """Map each image stem to its [C] vote fractions; `known` are the labeled stems. Raises `UserError`."""
+    """Map each image name, as returned by `find_stem`, to its vote fractions [C]. Raises `UserError`.
+
+    Names that are not in `known`, the labeled images, are an error.
+    """
     rows = read_rows(path)
     order: Sequence[int] = range(len(CLASSES))
     if rows and len(rows[0].cells) > 1 and not any(math.isfinite(parse_number(cell)) for cell in rows[0].cells[1:]):
@@ -219,17 +233,19 @@ def read_votes(path: Path, known: Collection[str]) -> Mapping[str, tuple[float, 
 
 
 def column_order(header: Row) -> list[int]:
-    """Return the class of each vote column. Raises `UserError`."""
+    """Return the class index of each vote column named in the header. Raises `UserError`."""
     order = [find_label(cell, CLASSES) for cell in header.cells[1:]]
     found = [label for label in order if label is not None]
     if len(found) < len(order) or len(set(found)) < len(found):
-        raise UserError(f"{header.where}: the columns {', '.join(header.cells[1:])} are not {', '.join(CLASSES)}")
+        raise UserError(f"{header.where}: columns are {', '.join(header.cells[1:])}, expected {', '.join(CLASSES)}")
     return found
 
 
 def add_arguments(parser: argparse._ArgumentGroup) -> None:
     parser.add_argument("--root", type=Path, required=True, metavar="DIR", help="folder with EmoLabel and Image")
-    parser.add_argument("--images", choices=tuple(IMAGES), default="aligned", help="default: %(default)s")
+    parser.add_argument(
+        "--images", choices=tuple(IMAGES), default="aligned", help="images to store (default: %(default)s)"
+    )
     add_image_arguments(parser, {"validation": "0.1"})
     add_align_arguments(parser)
 

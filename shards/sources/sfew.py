@@ -1,4 +1,4 @@
-"""SFEW 2.0: movie frames in folders of emotions."""
+"""Reads SFEW 2.0: movie frames in one folder per emotion."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ from shards.sources.splits import fractions_to_hold_out
 CLASSES = ("Angry", "Disgust", "Fear", "Happy", "Neutral", "Sad", "Surprise")
 HELP = "SFEW 2.0: Train/ and Val/ with folders Angry ... Surprise"
 DESCRIPTION = f"""\
-Reads DIR/Train/EMOTION/* and DIR/Val/EMOTION/* (also Train/Train_Aligned_Faces/EMOTION/*), emotions
-{", ".join(CLASSES)}, labels in this order.
+Reads DIR/Train/EMOTION/* and DIR/Val/EMOTION/* (or DIR/Train/Train_Aligned_Faces/EMOTION/*, and so on). The emotions,
+in label order, are {", ".join(CLASSES)}.
 
-splits      SFEW's test labels were not published, and results are reported on Val: it becomes test, and validation is
-            held out from Train. If Test/ also has folders of emotions, Val is validation and Test is test.
+splits      Since SFEW's test labels were not published, results are reported on Val. It becomes test here, and
+            validation is held out from Train. If Test/ also has emotion folders, Val is validation and Test is test.
 """
 EPILOG = """\
 example:
@@ -54,7 +54,9 @@ def list_sfew(root: Path) -> SourceListing:
         for name in subfolders(tree, skipped):
             label = find_label(name, CLASSES)
             if label is None:
-                raise UserError(f"{escape_name(str(tree / name))}: not one of {', '.join(CLASSES)}; rename or remove")
+                raise UserError(
+                    f"{escape_name(str(tree / name))}: not one of {', '.join(CLASSES)}; rename or remove it"
+                )
             for path in list_files(root, (tree / name).relative_to(root).as_posix(), skipped):
                 if is_image_name(path):
                     images.append(ImageEntry(path, split, label))
@@ -65,7 +67,7 @@ def list_sfew(root: Path) -> SourceListing:
 
 
 def find_emotions(folder: Path) -> Path | None:
-    """Return the folder, or the one inside it, that contains folders of emotions."""
+    """Return the folder itself or its subfolder that contains the emotion folders, or None if there is none."""
     for candidate in (folder, *(folder / name for name in subfolders(folder))):
         if sum(find_label(name, CLASSES) is not None for name in subfolders(candidate)) >= 2:
             return candidate
@@ -74,7 +76,7 @@ def find_emotions(folder: Path) -> Path | None:
 
 def add_arguments(parser: argparse._ArgumentGroup) -> None:
     parser.add_argument("--root", type=Path, required=True, metavar="DIR", help="folder with Train and Val")
-    add_image_arguments(parser, {"validation": "0.1 if Val is test"})
+    add_image_arguments(parser, {"validation": "0.1 if Val becomes test"})
     add_align_arguments(parser)
 
 

@@ -1,4 +1,4 @@
-"""Recognizes split names of folders and lists, and layouts that `folder` does not read; reads held-out fractions."""
+"""Recognizes split names and unsupported folder layouts, and reads the options for held-out splits."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ _SPLITS = {"train": "train", "val": "validation", "test": "test", "private": "te
 
 
 def split_names(words: Iterable[str]) -> dict[str, str | None]:
-    """Map each word to the split it means, or None.
+    """Map each name to the split that it stands for, or None if it is not the name of a split.
 
-    FER2013's PublicTest is test, or validation if there is a PrivateTest.
+    FER2013's PublicTest stands for test, or for validation if there is also a PrivateTest.
     """
     words = list(words)
     found = {word: match[1].lower() if (match := _SPLIT.fullmatch(word.strip())) else None for word in words}
@@ -41,7 +41,7 @@ def split_names(words: Iterable[str]) -> dict[str, str | None]:
 
 
 def fractions_to_hold_out(args: argparse.Namespace, present: Collection[str]) -> dict[str, float]:
-    """Return the fraction of train to hold out per split; `present` splits have none. Raises `UserError`."""
+    """Return the fraction of train to hold out for each split that is not already `present`. Raises `UserError`."""
     requested = {"test": getattr(args, "test_fraction", None), "validation": args.validation_fraction}
     for split, fraction in requested.items():
         if fraction is not None and split in present:
@@ -57,7 +57,7 @@ def fractions_to_hold_out(args: argparse.Namespace, present: Collection[str]) ->
 
 
 def check_class_folders(root: Path, folders: Sequence[str]) -> None:
-    """Raise `UserError` if the supposed class folders are another layout, naming the layout and the fix."""
+    """Raise `UserError`, with a suggested fix, if `folders` are not class folders but belong to another layout."""
     names = {name.lower() for name in folders}
     shown = escape_name(str(root))
     if names & {"images", "imgs", "jpegimages"} and names & {"labels", "annotations", "annotation", "label"}:
@@ -69,8 +69,8 @@ def check_class_folders(root: Path, folders: Sequence[str]) -> None:
     if len(holders) == len(folders) > 1 and not any(name.lower().startswith(("fold", "split")) for name in folders):
         first, inner = next(iter(holders.items()))
         raise UserError(
-            f"{shown}: {escape_name(first)} contains {', '.join(inner)}, but splits belong above classes: "
-            f"{inner[0]}/{escape_name(first)}, not {escape_name(first)}/{inner[0]}"
+            f"{shown}: {escape_name(first)} contains {', '.join(inner)}, but split folders must contain the class "
+            f"folders: {inner[0]}/{escape_name(first)}, not {escape_name(first)}/{inner[0]}"
         )
     for name, inner in holders.items():
         raise UserError(
@@ -86,7 +86,7 @@ def check_class_folders(root: Path, folders: Sequence[str]) -> None:
 
 
 def check_parts(root: Path, folders: Sequence[str]) -> None:
-    """Raise `UserError` if several folders contain the same emotions: they are parts of a dataset, not classes."""
+    """Raise `UserError` if all folders contain the same emotions, because they must be parts of a dataset then."""
     emotions = [{plain_name(name) for name in subfolders(root / folder)} & SYNONYMS.keys() for folder in folders]
     if len(folders) < 2 or any(plain_name(name) in SYNONYMS for name in folders):
         return
@@ -99,11 +99,11 @@ def check_parts(root: Path, folders: Sequence[str]) -> None:
 
 
 def split_folders(folder: Path) -> list[str]:
-    """Return subfolders named like splits, if there are two or one is train."""
+    """Return the subfolders with names of splits if there are at least two or one is train; otherwise an empty list."""
     found = {name: split for name, split in split_names(subfolders(folder)).items() if split is not None}
     return list(found) if len(found) > 1 or "train" in found.values() else []
 
 
 def count_images(folder: Path) -> int:
-    """Count the images directly in a folder."""
+    """Return the number of images directly in a folder, not counting subfolders."""
     return sum(is_image_name(entry.name) and not entry.name.startswith(".") for entry in list_entries(folder))

@@ -1,4 +1,4 @@
-"""Faces rendered on demand: no download, and the true label distributions are known."""
+"""Renders synthetic faces, which need no download and whose true label distributions are known."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from adadf_dist.errors import UserError
 
 HELP = "rendered faces with known label distributions, for demos and tests; needs no data"
 DESCRIPTION = """\
-Renders faces of 7 emotions with seeded appearance and annotator votes. Each true label distribution is stored in
-KEY.json and in the column `distribution` of the Parquet index.
+Renders faces of 7 emotions, with random appearance and annotator votes that depend only on --seed. The true label
+distribution of each face is stored in KEY.json and in the column `distribution` of the Parquet index.
 """
 EPILOG = """\
 example:
@@ -20,8 +20,12 @@ example:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     for split, count in (("train", 4000), ("validation", 500), ("test", 1000)):
-        parser.add_argument(f"--{split}", type=int, default=count, metavar="N", help="samples (default: %(default)s)")
-    parser.add_argument("--image-size", type=int, default=64, metavar="N", help="side in pixels (default: %(default)s)")
+        parser.add_argument(
+            f"--{split}", type=int, default=count, metavar="N", help=f"{split} samples (default: %(default)s)"
+        )
+    parser.add_argument(
+        "--image-size", type=int, default=64, metavar="N", help="side of each image in pixels (default: %(default)s)"
+    )
 
 
 def open_source(args: argparse.Namespace) -> SyntheticSource:

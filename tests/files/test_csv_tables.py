@@ -112,7 +112,7 @@ REFUSED: dict[str, tuple[str | bytes, str]] = {
     "line end in a label": ("path,label\na.jpg,x\nb.jpg,y\u2028z\n", "line 3: class name 'y\\u2028z' has control"),
     "splits under another name": (
         "path,label,Usage\na.jpg,x,Training\nb.jpg,y,Training\nc.jpg,y,PublicTest\n",
-        "column Usage contains PublicTest, Training; if these are the splits, name it split",
+        "column Usage contains PublicTest, Training; if these are the splits, rename the column to split",
     ),
     "web page": ("<!DOCTYPE html><html>sign in", "is a web page, not text; pass a text file"),
     "rich text": ("{\\rtf1 path,label", "is a rich text document, not text"),
@@ -192,7 +192,7 @@ def test_ignored_columns_are_named(tmp_path: Path, capsys: pytest.CaptureFixture
         write(tmp_path / f"{number}.jpg", jpeg(number))
     path = write(tmp_path / "list.csv", "path,label,votes glad,,spilt\n0.jpg,glad,3,,train\n1.jpg,sad,0,,train\n")
     run_build("csv", tmp_path / "out", "--csv", path, "--validation-fraction", 0)
-    assert f"note: {path}: columns not read: votes glad, spilt\n" in capsys.readouterr().err
+    assert f"note: {path}: ignored columns: votes glad, spilt\n" in capsys.readouterr().err
 
 
 def test_absolute_paths_below_the_root_are_accepted(tmp_path: Path) -> None:

@@ -52,7 +52,7 @@ def test_command_errors_are_one_line(image_folder: Path, capsys: pytest.CaptureF
         verify_main([str(out), "--num-workers", "1"])
     assert stop.value.code == 1
     assert capsys.readouterr().out.splitlines() == [
-        f"{out / 'train-000000.idx'}: missing; DALI would have to scan the tar",
+        f"{out / 'train-000000.idx'}: missing; without this index, DALI must scan the tar",
         f"{out}: 1 finding",
     ]
     with pytest.raises(SystemExit) as stop:

@@ -231,7 +231,7 @@ BAD_CSVS: dict[str, tuple[list[tuple[object, ...]], str]] = {
     "emotion no number": (change_row(4, "joy", face(1), "Training"), r"line 6: emotion 'joy' is unknown"),
     "usage unknown": (change_row(5, 0, face(1), "Test"), r"line 7: Usage 'Test' is unknown; known: Training"),
     "cell missing": (change_row(5, 0, face(1)), r"line 7: 2 cells where the header has 3"),
-    "no rows": ([], r"no faces in it"),
+    "no rows": ([], r"contains no faces"),
     "no training face": ([row for row in GOOD if row[2] == "PublicTest"], r"no training samples"),
 }
 
@@ -283,7 +283,7 @@ def test_votes_must_list_the_same_samples(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"line 29: Usage 'PublicTest', but fer2013\.csv has 'Training'"):
         build_fer(path.parent)
     write_votes(path.parent, [("Training", [-1] + [0] * 9), *votes[1:]])
-    with pytest.raises(UserError, match=r"line 2: negative number of votes"):
+    with pytest.raises(UserError, match=r"line 2: votes must not be negative"):
         build_fer(path.parent)
 
 

@@ -213,13 +213,17 @@ def test_no_good_image_is_an_error(tmp_path: Path) -> None:
 
 
 BAD_TREES: dict[str, tuple[list[str], tuple[object, ...], str]] = {
-    "no folders": ([], (), "no folders in it"),
+    "no folders": ([], (), "contains no folders"),
     "empty class": (["glad/a.jpg", "cross/"], (), "class cross has no training images"),
     "no train": (["val/glad/a.jpg"], (), "contains val but no train"),
     "two validations": (["train/glad/a.jpg", "val/glad/b.jpg", "valid/glad/c.jpg"], (), "contains both val and valid"),
-    "stranger": (["train/glad/a.jpg", "extra/glad/b.jpg"], (), "extra: not a split folder, but next to some"),
+    "stranger": (
+        ["train/glad/a.jpg", "extra/glad/b.jpg"],
+        (),
+        "extra: not a split folder, but is next to split folders",
+    ),
     "unknown class": (["train/glad/a.jpg", "test/Glad/b.jpg"], (), "test/Glad: class is not in train"),
-    "no classes": (["train/"], (), "train: no folders in it"),
+    "no classes": (["train/"], (), "train: contains no folders"),
     "carved twice": (["train/glad/a.jpg", "val/glad/b.jpg"], ("--validation-fraction", 0.1), "already has that split"),
     "fraction": (["glad/a.jpg"], ("--test-fraction", 1.5), "--test-fraction 1.5: must be"),
     "nothing left": (

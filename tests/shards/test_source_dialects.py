@@ -67,7 +67,7 @@ def test_rafdb_aligned_images_with_plain_names_are_read(tmp_path: Path) -> None:
         ),
         (
             "name a b c d e f g\ntrain_00001.jpg 1 0 0 0 0 0 0\n",
-            "line 1: the columns a, b, c, d, e, f, g are not surpr",
+            "line 1: columns are a, b, c, d, e, f, g, expected surpr",
         ),
     ],
 )

@@ -24,7 +24,12 @@ def change(path: Path, old: str, new: str) -> None:
 
 BAD_2017: list[tuple[str, str, str, str]] = [
     ("training.csv", "expression,", "emotion,", "training.csv line 1: no column expression"),
-    ("training.csv", ",0,-0.25,0.5", ",11,-0.25,0.5", "training.csv line 2: expression '11'; must be 0 to 10"),
+    (
+        "training.csv",
+        ",0,-0.25,0.5",
+        ",11,-0.25,0.5",
+        "training.csv line 2: expression '11' must be a number from 0 to 10",
+    ),
     ("training.csv", ",0,-0.25,0.5", ",x,-0.25,0.5", "training.csv line 2: expression 'x'"),
     ("training.csv", "0/00.jpg", "../00.jpg", "training.csv line 2: path '../00.jpg' is outside the folder"),
     ("training.csv", "0/00.jpg", "/etc/passwd", "training.csv line 2: path '/etc/passwd' is outside the folder"),
@@ -73,7 +78,7 @@ def test_bad_roots_are_one_line(release_2017: Path, tmp_path: Path) -> None:
     for words, reason in cases:
         assert reason in build_error(tmp_path, *words)
     images.rename(release_2017 / "elsewhere")
-    assert "none of 0/00.jpg and the next 100 paths found in" in build_error(
+    assert "none of the first 100 images (0/00.jpg, ...) was found in" in build_error(
         tmp_path, "affectnet", "--root", release_2017
     )
 

@@ -110,7 +110,7 @@ FAULTS: dict[str, tuple[Callable[[Path], object], str]] = {
     ),
     "size in json": (
         edit_first("json", lambda data: data.replace(b'"width":24', b'"width":25')),
-        "KEY.json has (25, 20) pixels, but the image has (24, 20)",
+        "KEY.json has image size (25, 20), but the image has size (24, 20)",
     ),
     "json damaged": (edit_first("json", lambda data: data[:-1]), "KEY.json is corrupt"),
     "votes in json": (edit_first("json", lambda data: data.replace(b"null", b"[1] ")), "KEY.json has votes"),

@@ -206,13 +206,13 @@ LAYOUTS: dict[str, tuple[list[str], str]] = {
     ),
     "splits below classes": (
         ["a/train/1.jpg", "a/test/2.jpg", "b/train/3.jpg", "b/test/4.jpg"],
-        "a contains test, train, but splits belong above classes: test/a, not a/test",
+        "a contains test, train, but split folders must contain the class folders: test/a, not a/test",
     ),
     "classes one level down": (["faces/a/1.jpg", "faces/b/2.jpg"], "its only folder faces contains a, b; if these are"),
     "YOLO": (["images/1.jpg", "labels/1.txt"], "contains images, labels, like detection datasets"),
     "FER+": (
         ["FER2013Train/1.png", "FER2013Train/label.csv", "FER2013Valid/2.png", "FER2013Test/3.png"],
-        "its 1 images are in none; for FER+'s folders use `python -m shards.build fer2013`",
+        "its 1 images are in no class folder; for FER+'s folders use `python -m shards.build fer2013`",
     ),
     "parts of a dataset": (
         ["one/happy/1.jpg", "one/sadness/2.jpg", "two/happiness/3.jpg", "two/sad/4.jpg"],

@@ -49,7 +49,7 @@ def test_reasons_are_explained(faulty: tuple[DoctorOutput, dict[str, list[set[st
     }
     assert "empty file" in notes["train/happy/empty.jpg"]
     [renamed] = faults["suspicious"][0]
-    assert "PNG inside" in notes[renamed]
+    assert "contains PNG data" in notes[renamed]
     assert not any("0x" in note for note in notes.values()), "no addresses of objects"
 
 
