@@ -340,7 +340,7 @@ def test_different_images_under_the_same_keys_are_detected(material: AuditInputs
 
 def test_folders_without_shared_samples_are_rejected(material: AuditInputs, tmp_path: Path) -> None:
     strange = build_synthetic_dataset(tmp_path / "strange", {"train": 8}, size=32, seed=9).folder
-    with pytest.raises(UserError, match="no sample in common"):
+    with pytest.raises(UserError, match="no sample has the same key or image"):
         labels_from_dataset(renamed(material), strange)
     with pytest.raises(UserError, match=r"its classes .*neutral"):
         labels_from_dataset(replace(material.split, classes=tuple("ABCDEFG")), strange)
