@@ -1,1 +1,1 @@
-"""Benchmarks; not installed with the package."""
+"""Benchmarks, which are not installed with the package."""

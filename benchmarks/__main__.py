@@ -20,14 +20,14 @@ COMMANDS = {
     "loaders": (
         loaders,
         "images/s of the data loaders, compared with alternatives and upper limits",
-        "Encoded images from shards to the network's input, for repeated epochs: both loaders of adadf_dist; "
-        "torchvision and a DataLoader over image files; webdataset and torchvision; DALI's reader and rand_augment; as "
-        "upper limits, reading only and decoding only. Each runs in its own process with the same cores.",
+        "Load encoded images up to the network's input, for repeated epochs, with: both loaders of adadf_dist; "
+        "torchvision and a DataLoader over image files; webdataset and torchvision; DALI's reader and rand_augment; "
+        "and, as upper limits, reading only and decoding only. Each runs in its own process with the same cores.",
     ),
     "step": (
         step,
         "images/s of the network alone, on a synthetic batch",
-        "Forward, losses, backward and Adam of both branches, repeated on one synthetic batch.",
+        "Run forward pass, losses, backward pass and Adam update of both branches repeatedly on one synthetic batch.",
     ),
     "epoch": (
         epoch,
@@ -39,14 +39,14 @@ COMMANDS = {
     "loader-images": (
         loader_images,
         "output of both loaders for the same samples, side by side in one image",
-        "The first batch of a training epoch from both loaders, and their difference, as a PNG.",
+        "Write a PNG of the first batch of a training epoch from each loader, and of their difference.",
     ),
     "scaling": (
         scaling,
         "scaling over ranks on this machine: compute, communication, waiting, bytes",
-        "The same synthetic global batch on 1, 2 and more ranks of this machine: gloo on the CPU, or one NCCL rank per "
-        "GPU. Communication: time of a step's messages when sent alone by all ranks together. Waiting: other blocking "
-        "time of the step. Compute: the rest. MB sent: measured by the counter of the loopback device.",
+        "Train on the same synthetic global batch with 1, 2 and more ranks on this machine: gloo on the CPU, or one "
+        "NCCL rank per GPU. Communication: the time of a step's messages when all ranks send them alone. Waiting: "
+        "other time during which the step is blocked. Compute: the rest. MB sent: by the loopback device's counter.",
     ),
     "comm-cost": (
         cost_tables,
@@ -57,13 +57,13 @@ COMMANDS = {
     "audit": (
         audit_scores,
         "the audit's label error score compared with others on known label errors; no timing",
-        "Print Markdown tables of AUC and precision of label error scores on a finished run: of the audit, of training "
-        "dynamics, and of confident learning (cleanlab). Label errors are known under injected label noise, or from "
-        "--reference-labels.",
+        "Print Markdown tables of the AUC and precision of label error scores on a finished run: the audit's score, "
+        "scores from training dynamics, and confident learning (cleanlab). Label errors are known if the run had "
+        "injected label noise, or from --reference-labels.",
     ),
 }
 OLD_COMMANDS = {"data": "loaders", "pictures": "loader-images", "cost": "comm-cost"}
-"""Names of the last release, accepted for one more release."""
+"""Command names of the last release, mapped to the current names; accepted for one more release."""
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -75,7 +75,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         if module not in (loader_images, cost_tables, audit_scores):
             rounds = 3 if module is scaling else 1
             command.add_argument(
-                "--repeat", type=int, default=rounds, help="rounds, interleaved (default: %(default)s)"
+                "--repeat", type=int, default=rounds, help="number of interleaved rounds (default: %(default)s)"
             )
         if module is not loader_images:
             command.add_argument("--json", type=Path, help="also write the results to this file")
@@ -85,7 +85,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         print(f"note: {words[0]} is now {renamed}", file=sys.stderr, flush=True)
         words[0] = renamed
     if words[:1] == ["paired"]:
-        parser.error("paired was removed: train both configurations on the same seeds and run adadf_dist.report on all")
+        parser.error(
+            "paired was removed: train both configurations on the same seeds and run adadf_dist.report on all runs"
+        )
     options = parser.parse_args(words)
     with cli_errors("benchmarks"):
         for option, name in (("--json", "json"), ("--out", "out")):

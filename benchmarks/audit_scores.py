@@ -1,7 +1,7 @@
 """Compare the audit's label error score with baselines and confident learning on known label errors of a run.
 
-Prints the tables of docs/audit.md. Labels are known to be wrong if the run was trained with injected noise, or from
-another dataset with the same images.
+This prints the tables of docs/audit.md. Label errors are known if the run was trained with injected noise, or by
+comparison with another dataset that has the same images.
 """
 
 from __future__ import annotations
@@ -43,14 +43,19 @@ def add_options(audit: argparse.ArgumentParser) -> None:
         metavar="DIR",
         help="dataset with reference labels of the same photos, such as FER+ for FER2013",
     )
-    audit.add_argument("--checkpoint", choices=("selected", "last"), default="selected", help="(default: %(default)s)")
-    audit.add_argument("--shards", default="", metavar="DIR", help="the run's dataset, if it moved")
+    audit.add_argument(
+        "--checkpoint",
+        choices=("selected", "last"),
+        default="selected",
+        help="checkpoint to audit (default: %(default)s)",
+    )
+    audit.add_argument("--shards", default="", metavar="DIR", help="the run's dataset, if it was moved")
     audit.add_argument(ALLOW_OTHER_DATA, action="store_true", help="accept images that differ from the run's")
     audit.set_defaults(run=bench_audit)
 
 
 def bench_audit(options: argparse.Namespace) -> None:
-    """Print one table per set of reference labels. Raises `UserError`, also if there are none."""
+    """Print one table per set of reference labels. Raises `UserError` if there is none or the run cannot be audited."""
     folder, which, other = options.folder, options.checkpoint, options.allow_other_data
     moved = {"data.shards": options.shards} if options.shards else {}
     with load_audit_inputs(folder, which, moved, pick_device(), other) as material:
@@ -70,17 +75,17 @@ def bench_audit(options: argparse.Namespace) -> None:
 
 
 class ScoreRow(NamedTuple):
-    """One score on one set of reference labels. Fractions in [0, 1]; NaN if undefined."""
+    """Results of one score on one set of reference labels: fractions in [0, 1], or NaN if undefined."""
 
     name: str
     auc: float
-    """Probability that a mislabeled sample scores above a correctly labeled one, counting ties half."""
+    """Probability that a mislabeled sample scores above a correctly labeled one; a tie counts as half."""
     at_changed: float
-    """Precision at k = number of wrong labels."""
+    """Precision among the top k samples, where k is the number of wrong labels."""
     at_1: float
-    """Precision at the top 1% of the samples."""
+    """Precision among the top 1% of the samples."""
     at_5: float
-    """Precision at the top 5% of the samples."""
+    """Precision among the top 5% of the samples."""
 
 
 class ScoreReport(NamedTuple):
@@ -90,8 +95,8 @@ class ScoreReport(NamedTuple):
     wrong: int
     rows: Sequence[ScoreRow]
     proposals: float
-    """Of the wrong labels among the top `wrong` samples, the fraction whose proposed label is correct. Ties are in the
-    order of the split."""
+    """Fraction of the wrong labels among the top `wrong` samples whose proposed label is correct. Ties are ranked in
+    the order of the split."""
     remarks: Sequence[str]
 
     def to_dict(self) -> dict[str, object]:
@@ -115,12 +120,12 @@ class ScoreReport(NamedTuple):
 
 
 def prob_of_label(findings: AuditResult, distributions: Floats) -> Floats:
-    """Return the probability of the label [S] in the distributions [S, C]."""
+    """Return the probability [S] of each sample's label in its distribution, a row of `distributions` [S, C]."""
     return distributions[np.arange(len(distributions)), findings.material.labels]
 
 
 def margin(findings: AuditResult, distributions: Floats) -> Floats:
-    """Return the probability of the best other class minus that of the label [S]."""
+    """Return [S], the probability of the most probable other class minus the probability of the label."""
     others = distributions.copy()
     others[np.arange(len(others)), findings.material.labels] = -np.inf
     best: Floats = others.max(axis=1)
@@ -128,18 +133,18 @@ def margin(findings: AuditResult, distributions: Floats) -> Floats:
 
 
 def forgetting(traces: TrainingDynamics) -> Floats:
-    """Score never-learned samples highest, as in Toneva et al., then by number of forgetting events."""
+    """Score samples by their number of forgetting events, with never-learned samples highest, as in Toneva et al."""
     return np.where(traces.never_learned, traces.epochs + 1, traces.forgetting_events).astype(np.float64)
 
 
 def rank_average(*scores: Floats) -> Floats:
-    """Return the mean normalized rank of each sample over the scores [S] in [0, 1]; ties get their average rank."""
+    """Return [S], each sample's rank averaged over the scores and scaled to [0, 1]; ties get their average rank."""
     ranks = [(rankdata(fill_missing(score)) - 1) / max(len(score) - 1, 1) for score in scores]
     return np.asarray(np.mean(ranks, axis=0), dtype=np.float64)
 
 
 def fill_missing(score: Floats) -> Floats:
-    """Replace NaN (samples that were never sampled) by the median, which is neutral."""
+    """Replace the NaN scores of samples that were never drawn with the median, which is neutral."""
     unknown = np.isnan(score)
     return score if not unknown.any() else np.where(unknown, np.nanmedian(score) if not unknown.all() else 0.0, score)
 
@@ -166,11 +171,14 @@ SCORES: Mapping[str, Callable[[AuditResult], Floats]] = {
         -f.material.traces.attention_mean, f.label_error_score
     ),
 }
-"""Higher: more likely mislabeled. (The KL divergence of fused from the label would be infinite.)"""
+"""Scores by name; a higher value means that the label is more likely wrong.
+
+The KL divergence is that of the label to the fused distribution, because the reverse would be infinite.
+"""
 
 
 def compare_scores(findings: AuditResult, truth: ReferenceLabels) -> ScoreReport:
-    """Evaluate all scores on the samples with a reference label."""
+    """Evaluate all scores on the samples that have a reference label."""
     known = truth.known
     wrong = truth.labels[known] != findings.material.labels[known]
     rivals, remarks = confident_learning(findings)
@@ -186,8 +194,8 @@ def compare_scores(findings: AuditResult, truth: ReferenceLabels) -> ScoreReport
 def confident_learning(findings: AuditResult) -> tuple[dict[str, Floats], list[str]]:
     """Return scores of confident learning (Northcutt et al., 2021) and remarks; no scores if cleanlab is not installed.
 
-    cleanlab expects out-of-sample predictions from cross-validation. These predictions are in-sample, which puts it at
-    a disadvantage if the network memorized wrong labels.
+    cleanlab expects out-of-sample predictions from cross-validation. These predictions are in-sample, which is a
+    disadvantage for it if the network memorized wrong labels.
     """
     try:
         from cleanlab.filter import find_label_issues
@@ -210,8 +218,10 @@ def evaluate_score(name: str, values: Floats, wrong: NDArray[np.bool_]) -> Score
 
 
 def precision_at(score: Floats, wrong: NDArray[np.bool_], k: int) -> float:
-    """Return the fraction of wrong labels among the k highest scores; ties at the cutoff count by their expectation.
-    NaN without samples or for k = 0."""
+    """Return the fraction of wrong labels among the k highest scores; NaN without samples or for k = 0.
+
+    Samples tied at the cutoff count with their average fraction of wrong labels.
+    """
     if not len(score) or not k:
         return float("nan")
     threshold = np.partition(score, len(score) - k)[len(score) - k]

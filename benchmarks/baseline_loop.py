@@ -1,7 +1,7 @@
-"""Conventional training loop without this package, the baseline of the epoch benchmark.
+"""A conventional training loop, the baseline of the epoch benchmark.
 
-One process, PIL decode and transforms in a DataLoader, fp32, NCHW, and a second full pass over the training samples
-for the class distributions. The method is the same; only the implementation differs.
+It uses one process, PIL decoding and transforms in a DataLoader, fp32, NCHW, and a second full pass over the training
+samples for the class distributions. The method is the same as in this package; only the implementation differs.
 """
 
 from __future__ import annotations
@@ -30,17 +30,17 @@ IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 class Work(NamedTuple):
-    """Workload of both implementations."""
+    """The workload, which is the same for both implementations."""
 
     shards: Path
     weights: Path
-    """State dict of a backbone; loading it freezes the extractor."""
+    """File with the state dict of a backbone; loading it freezes the feature extractor."""
     image_size: int
     batch_size: int
 
 
 class Faces(Dataset[tuple[Tensor, int]]):
-    """Samples as PIL images with torchvision's transforms."""
+    """Dataset that decodes samples with PIL and applies torchvision's transforms."""
 
     def __init__(self, split: Split, transform: v2.Compose) -> None:
         self.split, self.transform = split, transform
@@ -64,7 +64,7 @@ def transforms(image_size: int, train: bool) -> v2.Compose:
 
 
 def baseline_epoch(work: Work) -> float:
-    """Return the seconds of one epoch including class distributions and test."""
+    """Train one epoch and return its seconds, including class distributions and the test."""
     began = time.perf_counter()
     dataset = open_dataset(work.shards)
     world = World(pick_device())

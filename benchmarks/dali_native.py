@@ -1,4 +1,4 @@
-"""DALI's built-in alternatives: its webdataset reader and automatic augmentation."""
+"""Loaders built from DALI's own webdataset reader and automatic augmentation, for comparison."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from adadf_dist.data.dataset import Split
 
 MEAN, STD = [0.485 * 255, 0.456 * 255, 0.406 * 255], [0.229 * 255, 0.224 * 255, 0.225 * 255]
 OPERATIONS, MAGNITUDE = 3, 15
-"""15 of 31 bins, equivalent to 5 of 10."""
+"""Operations per image and their magnitude: 15 of 31 bins, equivalent to 5 of 10."""
 
 
 def pipeline_kwargs(batch: int, workers: int, device: torch.device) -> dict[str, Any]:
-    """Return the common pipeline arguments for a device."""
+    """Return the pipeline arguments for a device, which all pipelines share."""
     gpu = device.type == "cuda"
     where = {"decoder": "mixed", "device_id": device.index or 0} if gpu else {"decoder": "cpu", "device_id": None}
     return {"batch_size": batch, "num_threads": max(workers, 1), **where}
@@ -45,7 +45,7 @@ def reader_pipeline(tars: list[str], indexes: list[str], size: int, augment: boo
 def reader_epochs(
     split: Split, size: int, augment: bool, batch: int, workers: int, device: torch.device
 ) -> Iterator[int]:
-    """Yield batch sizes indefinitely."""
+    """Load batches indefinitely with DALI's reader and yield the size of each."""
     tars = [str(split.folder / shard) for shard in split.shards]
     with redirect_stderr(io.StringIO()):  # deprecation warnings of DALI's augmentation
         pipeline = reader_pipeline(
@@ -76,7 +76,7 @@ def decode_pipeline(source: Any, warp: bool, decoder: str) -> Any:
 
 
 def decode_epochs(split: Split, batch: int, workers: int, device: torch.device, warp: bool) -> Iterator[int]:
-    """Decode in storage order and yield batch sizes indefinitely."""
+    """Decode batches in storage order indefinitely and yield the size of each."""
     starts = cycle(range(0, len(split) - batch + 1, batch))
 
     def source() -> list[Any]:

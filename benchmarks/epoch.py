@@ -40,7 +40,7 @@ def add_options(epoch: argparse.ArgumentParser) -> None:
 
 
 def bench_epoch(options: argparse.Namespace) -> None:
-    """Print the seconds of both, the ratio of medians, and the machine."""
+    """Time both implementations; print their seconds, the ratio of the medians, and the machine."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         shards = folder / "faces"
@@ -79,7 +79,7 @@ def bench_epoch(options: argparse.Namespace) -> None:
 
 
 def time_ours(work: Work, out: Path) -> Ours:
-    """Time one epoch, including class distributions and test."""
+    """Time a complete training process of one epoch, including class distributions and the test."""
     command = [sys.executable, "-m", "adadf_dist.train", "--preset", "rafdb", "--epochs", "1"]
     command += ["--data.shards", str(work.shards), "--model.pretrained", str(work.weights), "--out", str(out)]
     command += ["--data.image_size", str(work.image_size), "--batch_size", str(work.batch_size)]

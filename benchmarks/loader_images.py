@@ -1,4 +1,4 @@
-"""Show the output of both loaders for the same samples side by side in an image."""
+"""Write an image that shows the output of both loaders for the same samples side by side."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from adadf_dist.distributed.world import pick_device
 from adadf_dist.files.outputs import atomic_file
 
 AMPLIFIED = 32
-"""Amplification of differences; a difference of 8 levels is white."""
+"""Factor that amplifies differences for display; a difference of 8 gray levels is white."""
 STORED_SIZE, COLUMNS, GAP = 100, 4, 4
 
 
@@ -52,7 +52,7 @@ def write_loader_images(options: argparse.Namespace) -> None:
 
 
 def first_batch(shards: Path, loader: str, options: argparse.Namespace) -> NDArray[np.uint8]:
-    """Return the first batch of an epoch with full augmentation as pixels [n, H, W, 3]."""
+    """Return the first batch of an epoch, with full augmentation, as 8-bit pixels [n, H, W, 3]."""
     values = {"data.shards": str(shards), "data.loader": loader, "data.image_size": options.image_size}
     config = build_config([ConfigLayer("loader-images", {**values, "batch_size": options.num_samples})])
     with open_data(config, 0, 1, pick_device()) as data:
@@ -63,7 +63,7 @@ def first_batch(shards: Path, loader: str, options: argparse.Namespace) -> NDArr
 
 
 def tile(tiles: list[NDArray[np.uint8]]) -> NDArray[np.uint8]:
-    """Arrange tiles [H, W, 3] in rows, separated by white."""
+    """Arrange tiles [H, W, 3] in rows on one page, separated by white gaps."""
     height, width = tiles[0].shape[:2]
     rows = -(-len(tiles) // COLUMNS)
     page = np.full((rows * (height + GAP) - GAP, COLUMNS * (width + 3 * GAP) - 3 * GAP, 3), 255, dtype=np.uint8)

@@ -42,14 +42,14 @@ from benchmarks.machine import describe_machine
 
 STORED_SIZE = 100
 SHARDS = 8
-"""Enough tars for every worker of loaders that distribute complete tars."""
+"""Number of tars: enough for every worker of a loader that assigns whole tars to workers."""
 
 
 class Case(NamedTuple):
-    """Loader configuration."""
+    """Configuration in which a loader is measured."""
 
     folder: Path
-    """Shards; the subfolder `files` contains the same images as files."""
+    """Dataset folder; its subfolder `files` contains the same images as single files."""
     size: int
     augment: bool
     batch: int
@@ -67,12 +67,12 @@ class Case(NamedTuple):
 class Found(NamedTuple):
     images_per_s: float
     memory_mb: float
-    """Memory of the process and its workers at the end, minus the memory before creating the loader."""
+    """Memory of the process and its workers at the end, minus the memory before the loader was created."""
     device_memory_mb: float
 
 
 Epochs = Iterator[int]
-"""Batch sizes, over epochs without end."""
+"""The sizes of successive batches, over an endless sequence of epochs."""
 
 
 def adadf_loader(loader: str, case: Case) -> Epochs:
@@ -88,7 +88,7 @@ def adadf_loader(loader: str, case: Case) -> Epochs:
 
 
 def image_files(case: Case) -> Epochs:
-    """Conventional loader: one file per image, torchvision's transforms, a DataLoader."""
+    """Load batches conventionally: one file per image, torchvision's transforms and a DataLoader."""
     faces = ImageFolder(str(case.folder / "files"), transforms(case.size, case.augment))
     loader: Any = DataLoader(
         faces,
@@ -133,7 +133,7 @@ def dali_reader(case: Case) -> Epochs:
 
 
 def raw_read(case: Case) -> Epochs:
-    """Read the encoded bytes in random order."""
+    """Only read the encoded bytes of each image, in random order."""
     split = open_dataset(case.folder).split("train")
     while True:
         order = np.random.default_rng(0).permutation(len(split)).tolist()
@@ -142,7 +142,7 @@ def raw_read(case: Case) -> Epochs:
 
 
 def decode_only(case: Case) -> Epochs:
-    """Run only DALI's decoder."""
+    """Only decode images with DALI."""
     from benchmarks.dali_native import decode_epochs
 
     split = open_dataset(case.folder).split("train")
@@ -150,7 +150,7 @@ def decode_only(case: Case) -> Epochs:
 
 
 def decode_and_warp(case: Case) -> Epochs:
-    """Run DALI's decoder and its affine warp with one matrix per image."""
+    """Decode images with DALI and apply one affine warp with a different matrix per image."""
     from benchmarks.dali_native import decode_epochs
 
     split = open_dataset(case.folder).split("train")
@@ -168,14 +168,14 @@ CANDIDATES: dict[str, Callable[[Case], Epochs]] = {
     "DALI decode + one warp": decode_and_warp,
 }
 PLAIN = ("limit: read", "limit: DALI decode", "DALI decode + one warp")
-"""Measured once, because size and augmentation do not affect them."""
+"""Candidates measured in only one case, because size and augmentation do not affect them."""
 
 
 def add_options(data: argparse.ArgumentParser) -> None:
     data.add_argument("--shards", type=Path, help="dataset directory (default: synthetic faces, 100x100)")
     data.add_argument("--num-samples", type=int, default=4096, help="number of synthetic faces (default: %(default)s)")
-    data.add_argument("--image-sizes", type=int, nargs="+", default=[64, 100, 224], help="(default: 64 100 224)")
-    data.add_argument("--batch-size", type=int, default=64, help="default: %(default)s")
+    data.add_argument("--image-sizes", type=int, nargs="+", default=[64, 100, 224], help="in px (default: 64 100 224)")
+    data.add_argument("--batch-size", type=int, default=64, help="samples per batch (default: %(default)s)")
     data.add_argument("--num-workers", type=int, default=2, help="workers or threads per loader (default: %(default)s)")
     data.add_argument(
         "--seconds", type=float, default=3.0, help="seconds per measurement, after a warm-up (default: %(default)s)"
@@ -211,7 +211,7 @@ def bench_data(options: argparse.Namespace) -> None:
 
 
 def link_dataset(shards: Path, folder: Path) -> None:
-    """Link the user's shards into a folder to which image files can be added."""
+    """Create a folder that links to the user's shards, so that image files can be added to it."""
     open_dataset(shards)
     folder.mkdir()
     for path in shards.resolve().iterdir():
@@ -227,7 +227,7 @@ def write_files(folder: Path) -> None:
 
 
 def measure_all(folder: Path, options: argparse.Namespace) -> dict[str, dict[str, list[Found]]]:
-    """Return candidate -> case -> one result per round. Rounds are interleaved over all candidates."""
+    """Return one result per round for each candidate and case. Every round measures all candidates in turn."""
     cases = [
         Case(folder, size, augment, options.batch_size, options.num_workers)
         for augment in (True, False)
@@ -270,7 +270,7 @@ def measure(name: str, case: Case, seconds: float) -> Found:
 
 
 def memory_mb() -> float:
-    """Return the memory of this process and its workers; shared memory is counted once."""
+    """Return the memory of this process and its workers in MB; shared memory is counted once."""
     pids = [os.getpid(), *(child.pid for child in multiprocessing.active_children())]
     rollups = [Path(f"/proc/{pid}/smaps_rollup").read_text(encoding="utf-8") for pid in pids]
     return sum(int(re.findall(r"^Pss: +(\d+) kB", rollup, re.MULTILINE)[0]) for rollup in rollups) / 1024
@@ -289,7 +289,7 @@ def print_table(figures: dict[str, dict[str, list[Found]]], options: argparse.Na
 
 
 def compare(figures: dict[str, dict[str, list[Found]]], columns: Sequence[str]) -> Iterator[list[str]]:
-    """Yield rows with the speed of the DALI loader relative to the others."""
+    """Yield table rows with the speed of the DALI loader relative to each other candidate."""
     first = "adadf_dist dali"
     for name in figures:
         if first in figures and name != first and name not in PLAIN:

@@ -1,4 +1,4 @@
-"""Describe the machine."""
+"""Describe the machine on which a benchmark runs."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def describe_machine() -> str:
 
 
 def processor() -> str:
-    """Return the processor's name from Linux."""
+    """Return the name of the processor, from /proc/cpuinfo if it exists."""
     known = Path("/proc/cpuinfo")
     for line in known.read_text(encoding="utf-8").splitlines() if known.exists() else []:
         if line.startswith("model name"):

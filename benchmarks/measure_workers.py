@@ -1,8 +1,8 @@
-"""Measure data workers of the torch loader: start-up time, memory, and batch transfer through a pipe.
+"""Measure the worker processes of the torch loader: startup time, memory, and batch transfer through a pipe.
 
     python -m benchmarks.measure_workers    # about a minute; prints the table of docs/loaders.md
 
-Every round runs in its own process, so the fork server is restarted. Results are medians over rounds.
+Every round runs in its own process, so that each starts its own fork server. Results are medians over rounds.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ from adadf_dist.data.workers.pass_pool import WorkerPool
 
 COUNTS = (1, 2, 4)
 BATCH = (256, 3, 112, 112)
-"""Shape of a batch of 8-bit pixels as sent by workers: 9.6 MB."""
+"""Shape of a batch of 8-bit pixels as workers send it, 9.6 MB."""
 BATCHES = 100
 ROUNDS = 3
 
 
 @dataclass(frozen=True)
 class SendBatches:
-    """Pass of a worker: yields its process ID, then `batches` identical batches."""
+    """Task of a worker: yields its process ID, then `batches` identical batches."""
 
     batches: int
 
@@ -44,7 +44,7 @@ class SendBatches:
 
 
 def start(count: int) -> tuple[WorkerPool[None, Any], list[psutil.Process], float]:
-    """Start workers. Returns them and the seconds until all have responded."""
+    """Start workers; return their pool, their processes and the seconds until all have responded."""
     started = time.perf_counter()
     pool: WorkerPool[None, Any] = WorkerPool(None, count, 1, "adadf_dist.data.loaders.torch_loader")
     processes = [psutil.Process(number) for number in pool.run([SendBatches(0)] * count)]
@@ -52,7 +52,7 @@ def start(count: int) -> tuple[WorkerPool[None, Any], list[psutil.Process], floa
 
 
 def measure_start(count: int) -> dict[str, float]:
-    """Measure start-up with a new and with a running server, and memory of idle workers after a batch."""
+    """Measure the startup of workers with a new and with a running fork server, and their idle memory after a batch."""
     pool, _, cold = start(count)
     pool.close()
     pool, processes, warm = start(count)
@@ -68,7 +68,7 @@ def measure_start(count: int) -> dict[str, float]:
 
 
 def measure_pipe() -> dict[str, float]:
-    """Measure receiving and unpickling batches from one worker."""
+    """Measure how fast batches from one worker are received and unpickled."""
     pool, _, _ = start(1)
     results = pool.run([SendBatches(BATCHES)])
     next(results)

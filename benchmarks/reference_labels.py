@@ -1,4 +1,4 @@
-"""Reference labels: labels before injected noise, or other labels of the same photos."""
+"""Reference labels of a run: its labels before noise was injected, or another dataset's labels of the same photos."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ from adadf_dist.data.emotions import find_class
 from adadf_dist.errors import UserError
 
 MAX_COMPARED_IMAGES = 100
-"""Maximum number of samples matched by key whose images are compared."""
+"""Maximum number of key-matched samples whose images are compared."""
 
 
 class ReferenceLabels(NamedTuple):
     """Reference labels of S training samples."""
 
     labels: NDArray[np.int64]
-    """[S], in the run's classes; -1 if unknown."""
+    """[S], each sample's reference label as an index into the run's classes; -1 if unknown."""
     source: str
-    """Human-readable source of the labels and number of samples."""
+    """Description of where the labels come from and how many there are, for users."""
 
     @property
     def known(self) -> NDArray[np.intp]:
@@ -34,7 +34,7 @@ class ReferenceLabels(NamedTuple):
 
 
 def injected_noise(material: AuditInputs) -> ReferenceLabels:
-    """Return the labels before `data.label_noise_rate` or `data.label_noise_file`."""
+    """Return the labels before `data.label_noise_rate` or `data.label_noise_file` changed them."""
     data, faces = material.trained.config.data, material.faces
     kind = f"data.label_noise_rate {data.label_noise_rate:g}" if data.label_noise_rate else "data.label_noise_file"
     changed, total = int((faces.labels != faces.true_labels).sum()), len(faces.labels)
@@ -44,17 +44,17 @@ def injected_noise(material: AuditInputs) -> ReferenceLabels:
 
 
 def labels_from_dataset(split: Split, folder: Path) -> ReferenceLabels:
-    """Read reference labels from another dataset folder with the same images, in any split.
+    """Read reference labels from another dataset with the same images, whichever split they are in there.
 
     Samples are matched by key, or else by image bytes. Samples whose class is missing in the other dataset are
-    ignored. Raises `UserError` if no sample matches or there is no common class.
+    ignored. Raises `UserError` if no sample matches or the datasets have no class in common.
     """
     other = open_dataset(folder)
     places = [find_class(name, split.classes) for name in other.classes]
     to_ours = [-1 if place is None else place for place in places]
     if not any(ours >= 0 for ours in to_ours):
         raise UserError(
-            f"--reference-labels {folder}: its classes {', '.join(other.classes)} do not match the run's "
+            f"--reference-labels {folder}: its classes {', '.join(other.classes)} include none of the run's, "
             f"{', '.join(split.classes)}; pass a dataset of the same emotions"
         )
     others = [other.split(name) for name in other.splits]
@@ -62,8 +62,8 @@ def labels_from_dataset(split: Split, folder: Path) -> ReferenceLabels:
     if not by_key + by_picture:
         theirs = example_key(other)
         raise UserError(
-            f"--reference-labels {folder}: no sample in common with the run by key or image (example keys: {theirs}, "
-            f"run: {split.keys[0]}); pass a dataset of the same photos"
+            f"--reference-labels {folder}: no sample has the same key or image as a sample of the run (example keys: "
+            f"{theirs} here, {split.keys[0]} in the run); pass a dataset of the same photos"
         )
     table = np.array([*to_ours, -1])  # the last entry is for unmatched samples, -1
     in_both = np.isin(split.labels, table[table >= 0])
@@ -78,9 +78,9 @@ def labels_from_dataset(split: Split, folder: Path) -> ReferenceLabels:
 
 
 def match(split: Split, others: Sequence[Split]) -> tuple[NDArray[np.int64], int, int]:
-    """Return the other splits' labels of the samples [S] (-1: none), and the numbers matched by key and by image.
+    """Return [S], each sample's label in the other splits (-1: none), and how many were matched by key and by image.
 
-    Duplicate images match only if their labels agree.
+    If the other splits contain an image several times, it matches only if its labels agree.
     """
     of_key = {str(key): int(label) for other in others for key, label in zip(other.keys, other.labels, strict=True)}
     found = np.array([of_key.get(str(key), -1) for key in split.keys], dtype=np.int64)
@@ -97,10 +97,10 @@ def match(split: Split, others: Sequence[Split]) -> tuple[NDArray[np.int64], int
 
 
 def count_identical_images(split: Split, others: Sequence[Split]) -> tuple[int, int]:
-    """Return how many of the first `MAX_COMPARED_IMAGES` samples matched by key have identical images, and the total.
+    """Return how many key-matched samples have identical images, and how many were compared.
 
-    Reported to the user, because datasets may have the same numbering but different images. Differently cropped
-    versions of a photo are not identical either.
+    At most `MAX_COMPARED_IMAGES` are compared. The numbers are reported to the user, because two datasets may use the
+    same keys for different images. Differently cropped versions of a photo also count as different.
     """
     place = {str(key): (other, row) for other in others for row, key in enumerate(other.keys)}
     found = [row for row, key in enumerate(split.keys) if str(key) in place][:MAX_COMPARED_IMAGES]

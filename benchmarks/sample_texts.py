@@ -1,4 +1,4 @@
-"""Sample docstrings and messages for a reader test: is each understood at first reading, without the code?
+"""Sample docstrings and messages for a reader test, which asks whether each is clear at first reading without the code.
 
 python -m benchmarks.sample_texts --seed 1
 """
@@ -14,7 +14,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = ("adadf_dist", "shards", "tune")
 MESSAGE_CALLS = ("UserError", "DiskFullError", "RunDirLockedError", "info", "warning", "error")
-"""Functions whose first argument is a message for users."""
+"""Names of functions and methods whose first argument is a message for users."""
 
 
 def main() -> None:

@@ -1,7 +1,7 @@
-"""Measure the speed and memory of building shards from an AffectNet-sized folder: `python -m benchmarks.shard_build`.
+"""Measure the speed and memory of building shards from a folder as large as AffectNet.
 
-The folder contains synthetic faces. To save time, only a few hundred are rendered; each file gets a unique comment
-after the JPEG header, so that no two files are identical.
+Run `python -m benchmarks.shard_build`. The folder contains synthetic faces. To save time, only a few hundred are
+rendered; each file gets a unique comment after the JPEG header, so that no two files are identical.
 """
 
 from __future__ import annotations
@@ -47,11 +47,11 @@ class ResourceUsage(NamedTuple):
 
     seconds: float
     memory_mb: float
-    """Peak sum of the private memory of all processes, sampled."""
+    """Peak private memory of all processes together, sampled while the command runs."""
 
 
 def make_tree(folder: Path, faces: int) -> None:
-    """Write `faces` 100x100 JPEGs to CLASS/PART/NUMBER.jpg."""
+    """Write `faces` JPEGs of 100x100 pixels, as CLASS/PART/NUMBER.jpg in `folder`."""
     drawn = [render_sample(0, number, SIDE) for number in range(min(DRAWN, faces))]
     jpegs = [(face.label, encode(face.image).data) for face in drawn]
     with Progress("files", faces, "file") as progress:
@@ -66,7 +66,7 @@ def make_tree(folder: Path, faces: int) -> None:
 
 
 def run_and_measure(command: Sequence[str]) -> ResourceUsage:
-    """Run a command and measure it. Raises `UserError` when it fails."""
+    """Run a command and measure its time and memory. Raises `UserError` if it fails."""
     began = time.perf_counter()
     with subprocess.Popen(command, stdout=subprocess.DEVNULL) as process:
         peak = 0
@@ -79,7 +79,7 @@ def run_and_measure(command: Sequence[str]) -> ResourceUsage:
 
 
 def process_tree(process: int) -> list[int]:
-    """List a process and all its descendants (Linux only)."""
+    """Return the IDs of a process and all its descendants (Linux only)."""
     try:
         children = Path(f"/proc/{process}/task/{process}/children").read_text(encoding="utf-8").split()
     except OSError:  # the process has ended
@@ -98,8 +98,12 @@ def unique_memory_bytes(process: int) -> int:
 
 def main(argv: Sequence[str] | None = None) -> None:
     parser = make_parser("benchmarks.shard_build", __doc__)
-    parser.add_argument("--num-samples", type=int, default=280_000, help="100x100 JPEGs (default: %(default)s)")
-    parser.add_argument("--num-workers", type=int, default=len(os.sched_getaffinity(0)), help="default: one per core")
+    parser.add_argument(
+        "--num-samples", type=int, default=280_000, help="number of 100x100 JPEGs (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--num-workers", type=int, default=len(os.sched_getaffinity(0)), help="worker processes (default: one per core)"
+    )
     parser.add_argument("--dir", type=Path, help="working directory; needs 3 KB per image (default: temporary)")
     options = parser.parse_args(argv)
     with cli_errors("benchmarks.shard_build"), tempfile.TemporaryDirectory(dir=options.dir) as name:

@@ -1,4 +1,4 @@
-"""Estimate the false positive rate and the power of a search by simulation.
+"""Estimate by simulation how often a search finds a false or a true improvement.
 
     python -m benchmarks.simulate_verdicts    # 2 to 6 minutes on one core; prints the tables of docs/statistics.md
 
@@ -19,15 +19,15 @@ import numpy as np
 from adadf_dist.metrics.intervals import Score, paired_difference
 
 EASE = (1.0, 2.2)
-"""Mean and standard deviation of the samples' easiness: runs classify about two thirds correctly."""
+"""Mean and standard deviation of the samples' easiness, with which runs classify about two thirds correctly."""
 SEED_SD = (0.0, 0.05, 0.15)
-"""Standard deviation of skill over seeds; 0.15 is about 2 points of accuracy."""
+"""Standard deviations of skill over seeds; 0.15 is about 2 points of accuracy."""
 NOISE_SD = (0.3, 1.0)
-"""Standard deviation of bias plus noise per sample: two configurations differ on about 5 or 17% of the samples."""
+"""Standard deviations of bias plus noise per sample, with which configurations differ on about 5% or 17% of samples."""
 SIZES = (69, 400, 4000)
 SEEDS = (2, 3, 5)
 GAINS = {"+2 points": 0.14, "+4 points": 0.28, "+8 points": 0.58}
-"""True gain in accuracy -> gain in skill."""
+"""Gains in skill, by the gain in accuracy that they cause."""
 
 
 class Case(NamedTuple):
@@ -37,7 +37,7 @@ class Case(NamedTuple):
     seed_sd: float
     noise_sd: float
     gain: float = 0.0
-    """True gain in skill of every finalist over the default."""
+    """How much more skill every finalist has than the default."""
 
 
 class Rates(NamedTuple):
@@ -45,11 +45,11 @@ class Rates(NamedTuple):
 
     paired: float
     unpaired: float
-    """The same searches without stored predictions."""
+    """The fraction for the same searches if predictions are not stored, so samples cannot be paired."""
 
 
 def simulate(case: Case, generator: np.random.Generator) -> list[list[Score]]:
-    """Return the scores by seed of the default and of each finalist."""
+    """Return the scores of the default and of each finalist, one list per configuration with one score per seed."""
     ease = generator.normal(*EASE, case.samples)
     runs = []
     for number in range(1 + case.finalists):
@@ -64,7 +64,7 @@ def simulate(case: Case, generator: np.random.Generator) -> list[list[Score]]:
 
 
 def finds_better(runs: list[list[Score]]) -> bool:
-    """Return whether any finalist is reported better than the default, with the comparison of `tune.search`."""
+    """Return whether any finalist is reported as better than the default, using the comparison of `tune.search`."""
     return any(paired_difference(runs[0], scores, len(runs) - 1).verdict == "better" for scores in runs[1:])
 
 

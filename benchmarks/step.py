@@ -17,11 +17,11 @@ from benchmarks.machine import describe_machine
 
 CLASSES = 7
 WARM_UP = 3
-"""Warm-up steps: memory is allocated, kernels are selected, DDP has its final buckets."""
+"""Number of warm-up steps, after which memory is allocated, kernels are selected and DDP's buckets are final."""
 
 
 def make_warm_trainer(config: Config, world: World) -> SyntheticTrainer:
-    """Return a warmed-up synthetic trainer; the config's precision may be `auto`."""
+    """Return a synthetic trainer that has run its warm-up steps; the configured precision may be `auto`."""
     config = override(config, {"runtime.precision": resolve_precision(config, world.device)})
     trainer = SyntheticTrainer(config, CLASSES, world)
     for _ in range(WARM_UP):
@@ -39,7 +39,9 @@ def add_options(step: argparse.ArgumentParser) -> None:
     step.add_argument("--backbone", default="resnet18", help="model.backbone (default: %(default)s)")
     step.add_argument("--precision", default="auto", help="runtime.precision (default: %(default)s)")
     modes = ["off", "default", "reduce-overhead"]
-    step.add_argument("--compile", nargs="+", choices=modes, default=["off"], help="runtime.compile, one or more")
+    step.add_argument(
+        "--compile", nargs="+", choices=modes, default=["off"], help="one or more values of runtime.compile"
+    )
     step.set_defaults(run=bench_step)
 
 
@@ -61,7 +63,7 @@ def bench_step(options: argparse.Namespace) -> None:
 
 
 def rate(config: Config, steps: int) -> float:
-    """Return the images/s of training steps on one batch."""
+    """Return how many images per second are trained in `steps` steps on one batch."""
     world = World(pick_device())
     work = make_warm_trainer(config, world)
     began = time.perf_counter()

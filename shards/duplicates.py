@@ -21,9 +21,9 @@ class Leak(NamedTuple):
     number: int
     """Sample number of the leaked sample."""
     split: str
-    twin: int
-    """Sample number of its copy in `twin_split`."""
-    twin_split: str
+    duplicate: int
+    """Sample number of its copy in `duplicate_split`."""
+    duplicate_split: str
 
 
 @dataclass(frozen=True)
@@ -47,26 +47,26 @@ class SplitAssignment:
     splits: Mapping[int, str]
     """Maps each sample number to its split; dropped samples are omitted."""
     leaks: Sequence[Leak]
-    twins: Mapping[str, DuplicateStats]
+    duplicates: Mapping[str, DuplicateStats]
     """Maps each split to its duplicate counts."""
     kept_leaks: bool
     """Whether leaked samples were kept instead of dropped."""
 
     def stats(self) -> dict[str, object]:
         """Return the counts of leaks and duplicates that are stored in `dataset.json`."""
-        pairs = Counter(f"{leak.split} face also in {leak.twin_split}" for leak in self.leaks)
+        pairs = Counter(f"{leak.split} face also in {leak.duplicate_split}" for leak in self.leaks)
         return {
             "leaks": dict(sorted(pairs.items())),
             "leaks_dropped": 0 if self.kept_leaks else len(self.leaks),
-            "duplicates": {split: asdict(stats) for split, stats in self.twins.items()},
+            "duplicates": {split: asdict(stats) for split, stats in self.duplicates.items()},
         }
 
     def table(self, locate: Callable[[int], str], labels: Sequence[int], classes: Sequence[str]) -> CsvTable:
         """Return a table with one row per leak, to be written to leaks.csv."""
-        header = ("split", "source", "class", "twin_split", "twin_source", "twin_class")
+        header = ("split", "source", "class", "duplicate_split", "duplicate_source", "duplicate_class")
         lines = [
-            (split, locate(number), classes[labels[number]], twin_split, locate(twin), classes[labels[twin]])
-            for number, split, twin, twin_split in self.leaks
+            (split, locate(number), classes[labels[number]], duplicate_split, locate(duplicate), classes[labels[duplicate]])
+            for number, split, duplicate, duplicate_split in self.leaks
         ]
         return CsvTable(header, lines)
 
@@ -95,16 +95,16 @@ def assign_splits(
     train = [number for number, split in assigned.items() if split == "train"]
     assigned |= hold_out_splits(train, digests, labels, fractions, seed)
     numbers = {split: [number for number, own in assigned.items() if own == split] for split in SPLITS}
-    twins = {split: count_duplicates(own, digests, labels) for split, own in numbers.items() if own}
-    return SplitAssignment(assigned, leaks, twins, keep_leaks)
+    duplicates = {split: count_duplicates(own, digests, labels) for split, own in numbers.items() if own}
+    return SplitAssignment(assigned, leaks, duplicates, keep_leaks)
 
 
 def find_leaks(splits: Mapping[int, str], digests: Sequence[bytes]) -> list[Leak]:
     """Find training samples with copies in validation or test, and validation samples with copies in test."""
     leaks: list[Leak] = []
     for group in group_by_digest(splits, digests).values():
-        twin = max(group, key=lambda number: SPLITS.index(splits[number]))
-        leaks += [Leak(n, splits[n], twin, splits[twin]) for n in group if splits[n] != splits[twin]]
+        duplicate = max(group, key=lambda number: SPLITS.index(splits[number]))
+        leaks += [Leak(n, splits[n], duplicate, splits[duplicate]) for n in group if splits[n] != splits[duplicate]]
     return sorted(leaks)
 
 

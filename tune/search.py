@@ -27,7 +27,10 @@ logger = get_logger(__name__)
 
 
 def run_seeds(study: Study, runner: Runner) -> None:
-    """Run only the default, on every final seed. Nothing is selected, so every run is tested."""
+    """Train the default configuration on every final seed and print its mean accuracy on validation and test.
+
+    No configuration is selected here, so every run may be evaluated on the test split.
+    """
     runs = [replace(trial, test=True) for trial in study.final_trials({DEFAULT: {}})]
     text = ProgressReporter(study, len(runs))
     runner.run(study, runs, text)
@@ -42,7 +45,7 @@ def run_seeds(study: Study, runner: Runner) -> None:
 
 
 def describe_repeats(split: Split, outcomes: Sequence[TrialResult], study: Study) -> str:
-    """Describe the mean accuracy of one configuration over its seeds."""
+    """Return one line with the mean accuracy of a configuration over its seeds."""
     scores = [read_score(study, outcome, split) for outcome in outcomes]
     metrics = [outcome.selected if split == "validation" else outcome.tested for outcome in outcomes]
     low, high = accuracy_interval(scores)
@@ -52,7 +55,7 @@ def describe_repeats(split: Split, outcomes: Sequence[TrialResult], study: Study
 
 
 def search(study: Study, runner: Runner) -> Selection:
-    """Run or resume the search and select the winner. Raises `UserError` when the default failed."""
+    """Run or resume the search and select the winner. Raises `UserError` if the default configuration fails."""
     options = study.options
     most = 1 + options.trials + options.seeds * (1 + min(options.finalists, options.trials))
     text = ProgressReporter(study, most)
@@ -82,7 +85,10 @@ def search(study: Study, runner: Runner) -> Selection:
 
 
 def select_configurations(study: Study) -> dict[int, Values]:
-    """Return the changed values of the default and finalists by number. Raises `UserError` if the default failed."""
+    """Map configuration numbers to changed values for the default and the finalists.
+
+    Raises `UserError` if the default configuration failed.
+    """
     default = study.trials.result(study.default())
     if default.status == "failed":
         raise UserError(f"the default configuration failed: {default.error}")
@@ -92,7 +98,10 @@ def select_configurations(study: Study) -> dict[int, Values]:
 
 
 def write_search_page(study: Study, choice: Selection | None) -> None:
-    """Write the search page. Called after each stage, because it takes seconds. Warns if its packages are missing."""
+    """Write search.html and print its path, or log a warning if its optional packages are missing.
+
+    Writing takes seconds, so it is done after each stage of the search and not after each trial.
+    """
     try:
         print(f"report: {write_page(study, study.trials.outcomes(), choice)}")
     except UserError as error:
@@ -100,7 +109,10 @@ def write_search_page(study: Study, choice: Selection | None) -> None:
 
 
 def choose_finalist(study: Study, outcomes: Sequence[TrialResult]) -> Selection:
-    """Compare the finalists that finished on every seed. Raises `UserError` if the default failed on a seed."""
+    """Select the winner among the default and the finalists that finished on every seed.
+
+    Raises `UserError` if the default failed on a seed.
+    """
     runs = finished_on_every_seed(outcomes, study)
     classes = study.trials.classes(outcomes[0].trial)
     means, collapses = {}, {}
@@ -113,7 +125,10 @@ def choose_finalist(study: Study, outcomes: Sequence[TrialResult]) -> Selection:
 
 
 def finished_on_every_seed(results: Sequence[TrialResult], study: Study) -> dict[int, list[TrialResult]]:
-    """Group results by configuration number, in seed order, without configurations that failed on a seed."""
+    """Group results by configuration number, keeping only configurations that finished on every seed.
+
+    Raises `UserError` if the default is not among them.
+    """
     found: dict[int, list[TrialResult]] = {}
     for outcome in results:
         found.setdefault(outcome.trial.number, [])

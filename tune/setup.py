@@ -1,4 +1,4 @@
-"""Prepare a study: a configuration valid on every node, the dataset, the study folder and the runner."""
+"""Prepare a study: make its configuration valid on every node, check its dataset, and open its folder and runner."""
 
 from __future__ import annotations
 
@@ -29,14 +29,18 @@ logger = get_logger(__name__)
 
 
 def make_paths_absolute(base: Config) -> Config:
-    """Make every path absolute except `~`: trials run in other folders, and each node has its own home."""
+    """Return the configuration with absolute paths, because trials run in other folders.
+
+    Paths that start with `~` are kept, because each node has its own home directory.
+    """
     return with_absolute_paths(replace(base, out=""))
 
 
 def check_shards(base: Config) -> Source:
-    """Check the dataset and generate a missing synthetic one. Raises `UserError` if the dataset does not open.
+    """Return the dataset's source after checking that it opens; a missing synthetic dataset is generated first.
 
-    For a URL, only the manifest is read here; each node downloads the shards once.
+    For a URL, only the manifest is read here; each node downloads the shards once. Raises `UserError` if the dataset
+    cannot be opened.
     """
     if not base.data.shards:
         raise UserError(
@@ -50,12 +54,12 @@ def check_shards(base: Config) -> Source:
 
 
 def remote_digests(url: str) -> dict[str, str]:
-    """Return the digests of the dataset at a URL; empty if the server is unreachable. Raises `UserError`."""
+    """Return the digest of each split of the dataset at a URL; empty if the server is unreachable."""
     remote = Remote(url.rstrip("/"))
     try:
         content = remote.read(MANIFEST)
     except ServerUnreachableError as error:
-        logger.warning(f"{error}; cannot check whether the data changed")
+        logger.warning(f"{error}; cannot check whether the dataset changed")
         return {}
     with TemporaryDirectory() as folder:
         (Path(folder) / MANIFEST).write_bytes(content)
@@ -63,7 +67,7 @@ def remote_digests(url: str) -> dict[str, str]:
 
 
 def check_protocol(base: Config) -> None:
-    """Raise `UserError` for the protocol that selects epochs on the test split: it would bias every comparison."""
+    """Raise `UserError` if epochs are selected on the test split, which would bias every comparison."""
     if base.evaluation.protocol == "paper":
         raise UserError(
             "evaluation.protocol=paper selects epochs on the test split, which biases comparisons; "
@@ -72,12 +76,12 @@ def check_protocol(base: Config) -> None:
 
 
 def study_name(base: Config) -> str:
-    """Return the name of the preset or file that `base` comes from."""
+    """Return the name of the preset or configuration file that `base` was loaded from."""
     return Path(base.out).name.rpartition("-seed")[0]
 
 
 def check_folder(folder: Path) -> None:
-    """Raise `UserError` if the folder contains other files but no study."""
+    """Raise `UserError` unless the folder is missing, empty or already contains a study."""
     if folder.exists() and not folder.is_dir():
         raise UserError(f"--out {folder}: not a directory")
     if not folder.is_dir() or (folder / STUDY_FILE).exists():
@@ -88,7 +92,10 @@ def check_folder(folder: Path) -> None:
 
 @contextmanager
 def open_study(study: Study, resume: bool, options: argparse.Namespace) -> Iterator[Runner]:
-    """Create or resume the study, lock its folder and yield the runner of its trials. Raises `UserError`."""
+    """Lock the study's folder, create or resume the study in it, and yield a runner for its trials.
+
+    Raises `UserError` if the folder, the dataset or the options are unsuitable.
+    """
     check_folder(study.folder)
     source = check_shards(study.base)
     with lock_run_dir(study.folder):

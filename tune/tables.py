@@ -22,7 +22,7 @@ from tune.study.study import STUDY_FILE, SearchOptions, Study
 from tune.study.trial import Trial
 
 HELP = """\
-Reproduce tables of the paper as grids of runs, all on the same seeds, each tested once at its end:
+Reproduce tables of the paper as grids of runs, all on the same seeds, each evaluated once on test at its end:
 
   lambda_min, threshold, epoch_threshold   Table 1: one constant varied, the others from the preset
   ablation                                 Table 2: single label, label, class, or fused distributions
@@ -31,8 +31,8 @@ Reproduce tables of the paper as grids of runs, all on the same seeds, each test
 
   python -m tune.tables lambda_min ablation --preset rafdb --data.shards DIR --num-seeds 5 --address auto
 
-A run that appears in several tables is trained once. Rerun the same command to resume, or with more tables or seeds to
-extend. Every other --key VALUE is a training option (python -m adadf_dist.train --help).
+A run that appears in several tables is trained once. Rerun the same command to resume; add tables or seeds to
+extend the results. Every other --key VALUE is a training option (python -m adadf_dist.train --help).
 """
 
 
@@ -43,27 +43,30 @@ def make_parser() -> Parser:
     parser.add_argument("--num-seeds", type=int, default=3, help="seeds per row (default: %(default)s)")
     parser.add_argument("--out", type=Path, help="directory of runs and tables (default: runs/tables-PRESET)")
     parser.add_argument(
-        "--keep-checkpoints", choices=["none", "all"], default="none", help="of finished runs (default: none)"
+        "--keep-checkpoints",
+        choices=["none", "all"],
+        default="none",
+        help="finished runs whose checkpoints are kept (default: none)",
     )
     add_arguments(parser)
     return parser
 
 
 def plan(argv: Sequence[str]) -> tuple[Study, argparse.Namespace, str]:
-    """Parse the command line into the study, the options and the preset's name."""
+    """Return the study, the parsed options and the preset's name. Raises `UserError` if the command line is invalid."""
     parser = make_parser()
     options, words = parser.parse_known_args(argv)
     base = parse_cli(words, parser.option_names())
     preset = parse_overrides(words).get("preset", "")
     if options.num_seeds < 2:
         raise UserError(
-            f"--num-seeds {options.num_seeds}: must be at least 2; one run per row gives no estimate of seed variance"
+            f"--num-seeds {options.num_seeds}: must be at least 2; one run per row does not show how much seeds vary"
         )
     check_protocol(base)
     if "backbone" in options.tables and base.model.pretrained not in ("", "imagenet"):
         raise UserError(
-            f"model.pretrained: {base.model.pretrained} contains weights of one backbone, but the table trains two; "
-            "set model.pretrained = imagenet or remove it"
+            f"model.pretrained: {base.model.pretrained} contains weights of one backbone, but table backbone trains "
+            "two; set model.pretrained = imagenet or remove it"
         )
     folder = options.out or Path("runs") / f"tables-{study_name(base)}"
     chosen = SearchOptions(options.num_seeds, keep=options.keep_checkpoints)
@@ -71,14 +74,14 @@ def plan(argv: Sequence[str]) -> tuple[Study, argparse.Namespace, str]:
 
 
 def space_of(base: Config) -> Space:
-    """Return the space of all keys that any table changes, for the columns of trials.csv."""
+    """Return a space with every key that any table changes; these keys become columns of trials.csv."""
     changed = configurations(base)
     keys = list(dict.fromkeys(key for values in changed for key in values))
     return Space("tables", {key: Domain("grid", tuple(v[key] for v in changed if key in v)) for key in keys})
 
 
 def trials_of(study: Study, tables: Sequence[str]) -> list[Trial]:
-    """Return the trials of all rows and seeds, ordered by seed, so that tables complete seed by seed."""
+    """Return one trial per configuration and seed, ordered so that all rows finish one seed before the next starts."""
     numbers = dict.fromkeys(config_id(study.base, row) for name in tables for row in rows_of(study.base, name))
     known = configurations(study.base)
     seeds = range(study.base.seed, study.base.seed + study.options.seeds)
@@ -86,7 +89,7 @@ def trials_of(study: Study, tables: Sequence[str]) -> list[Trial]:
 
 
 def make_tables(study: Study, names: Sequence[str], preset: str, runner: Runner) -> None:
-    """Run or resume the study and write its tables. Failed rows are marked as failed."""
+    """Run or resume the study, then write and print its tables, which list failed runs."""
     trials = trials_of(study, names)
     text = ProgressReporter(study, len(trials))
     runner.run(study, trials, text)

@@ -1,1 +1,1 @@
-"""Scaling over ranks: measured, and predicted from communication volume."""
+"""Measure scaling over ranks, and predict it from communication volume."""

@@ -1,7 +1,8 @@
-"""Time collectives by wrapping torch's functions, and by sending the same messages alone.
+"""Time collectives during a step by wrapping torch's functions, and afterward by sending the same messages alone.
 
-A wrapped call is timed from entry to return, so its time includes the message and waiting for late ranks. Gradients
-are sent during the backward pass; their cost is the time from sending the last bucket to the end of the backward pass.
+A wrapped call is timed from entry to return, so its time includes both sending the message and waiting for
+late ranks. Gradients are sent during the backward pass; their cost is the time from sending the last bucket to the end
+of the backward pass.
 """
 
 from __future__ import annotations
@@ -23,13 +24,13 @@ from adadf_dist.distributed.world import World
 from adadf_dist.training.synthetic_step import synchronize
 
 OPERATIONS = ("all_reduce", "all_gather_into_tensor", "all_gather_single")
-"""Collectives of a step: this package uses the first; torch's SyncBatchNorm uses others depending on its version."""
+"""Collectives of a step: this package uses the first; torch's SyncBatchNorm uses others, depending on its version."""
 
 Timestamp = float | torch.cuda.Event
 
 
 class DeviceClock:
-    """Timestamps of a rank: of the stream on a GPU, because the host runs ahead of it."""
+    """Clock of a rank. On a GPU, it marks positions in the CUDA stream, because the host runs ahead of the device."""
 
     def __init__(self, device: torch.device) -> None:
         self._on_stream = device.type == "cuda"
@@ -43,7 +44,7 @@ class DeviceClock:
 
 
 def seconds(began: Timestamp, ended: Timestamp) -> float:
-    """Return the seconds between two marks; on a GPU only valid after a synchronization."""
+    """Return the seconds between two marks; on a GPU, the device must be synchronized first."""
     if isinstance(began, float):
         assert isinstance(ended, float)
         return ended - began
@@ -53,31 +54,31 @@ def seconds(began: Timestamp, ended: Timestamp) -> float:
 
 
 class Message(NamedTuple):
-    """Data needed to repeat a collective."""
+    """The data needed to repeat a collective."""
 
     operation: str
     shapes: tuple[tuple[int, ...], ...]
-    """Shapes of the tensor arguments in order."""
+    """Shapes of the tensor arguments, in order."""
     dtype: torch.dtype
 
     @property
     def nbytes(self) -> int:
-        """Input bytes of this rank: the last tensor (the first one of an all-gather is its output)."""
+        """Bytes of this rank's input, the last tensor (the first tensor of an all-gather is its output)."""
         return torch.Size(self.shapes[-1]).numel() * self.dtype.itemsize
 
 
 class StepTrace:
-    """Timestamps and messages of a step."""
+    """Timestamps and messages recorded during a step."""
 
     def __init__(self, began: Timestamp) -> None:
         self.began = began
         self.ended: Timestamp | None = None
         self.messages: list[Message] = []
-        """Blocking messages, in order."""
+        """Messages for which the step waits, in order."""
         self.marks: list[tuple[Timestamp, Timestamp]] = []
         """Start and end of each message."""
         self.buckets: list[Message] = []
-        """Gradient buckets of DDP."""
+        """DDP's gradient buckets, as messages."""
         self.last_bucket: Timestamp | None = None
         self.backward_ended: Timestamp | None = None
 
@@ -86,7 +87,7 @@ class StepTrace:
         return seconds(self.began, self.ended)
 
     def blocking_times(self) -> list[float]:
-        """Return the seconds of each of `messages`, then the final wait for gradients, if any."""
+        """Return the seconds of each message in `messages`, followed by the final wait for gradients, if any."""
         times = [seconds(began, ended) for began, ended in self.marks]
         if self.last_bucket is not None:
             assert self.backward_ended is not None
@@ -95,7 +96,7 @@ class StepTrace:
 
 
 class CollectiveTimer:
-    """Records every collective of its steps. The DDP hook is permanent: create one timer per process, at its end."""
+    """Records every collective of a step. Create only one per process, and last, because its DDP hook is permanent."""
 
     def __init__(self, engine: object, world: World) -> None:
         self.world = world
@@ -140,7 +141,7 @@ class CollectiveTimer:
         return call
 
     def _send_bucket(self, bucket: Any) -> torch.futures.Future[Tensor]:
-        """Send a `GradBucket` like DDP's default hook, and record it."""
+        """Record a `GradBucket` and send it as DDP's default hook does."""
         if self.steps:
             gradients = bucket.buffer()
             self.steps[-1].buckets.append(Message("all_reduce", (tuple(gradients.shape),), gradients.dtype))
@@ -154,9 +155,9 @@ class CollectiveTimer:
 
 
 def time_messages(messages: Sequence[Message], world: World, rounds: int) -> list[list[float]]:
-    """Return the seconds of each message sent alone, one list per round.
+    """Return the seconds that each message takes when nothing else runs, as one list per round.
 
-    A round starts with a barrier and then sends the messages back to back, so that all ranks are in sync.
+    A round starts with a barrier, so that all ranks are in sync, and then sends the messages back to back.
     """
     clock = DeviceClock(world.device)
     found = []

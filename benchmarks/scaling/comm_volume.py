@@ -1,4 +1,4 @@
-"""Predict the communication volume: the messages of a step and of an epoch, computed from the network."""
+"""Compute the messages of a training step and of an epoch, and their size, from the network."""
 
 from __future__ import annotations
 
@@ -14,26 +14,26 @@ from adadf_dist.engine.base import build_model
 from adadf_dist.method.model import DualBranch
 
 FLOAT, DOUBLE, INTEGER = 4, 8, 8
-"""Sizes in bytes."""
+"""Bytes per number of each type."""
 FIRST_BUCKET, BUCKET = 1 << 20, 25 << 20
-"""Size in bytes of DDP's first gradient bucket and of the others (its defaults)."""
+"""Sizes in bytes of DDP's first gradient bucket and of all others, by default."""
 EVALUATION_SUMS, LOSSES, HISTORY = 4, 4, 4
-"""Count of evaluation sums besides the confusion matrix, losses per step, and history values per sample."""
+"""Numbers of evaluation sums besides the confusion matrix, of losses per step, and of history values per sample."""
 
 Device = Literal["cpu", "cuda"]
 
 
 class Communication(NamedTuple):
-    """Messages of one purpose."""
+    """All messages with the same purpose."""
 
     part: str
     operation: Literal["all-reduce", "all-gather", "broadcast"]
     calls: int
     nbytes: int
-    """Input bytes of one rank, total over all calls; of rank 0 for a broadcast."""
+    """Input bytes of one rank (rank 0 for a broadcast), summed over all calls."""
 
     def sent(self, ranks: int) -> float:
-        """Return the mean bytes that a rank sends, assuming ring algorithms for all operations."""
+        """Return the mean number of bytes that a rank sends, assuming ring algorithms for all operations."""
         if self.operation == "all-reduce":
             return 2 * (ranks - 1) / ranks * self.nbytes
         if self.operation == "all-gather":
@@ -53,7 +53,7 @@ def network(config: Config, num_classes: int, frozen: bool) -> DualBranch:
 
 
 def step_traffic(model: DualBranch, config: Config, ranks: int, device: Device) -> list[Communication]:
-    """Return a training step's messages for a global batch of `config.batch_size` samples, one crop each."""
+    """Return the messages of a training step on a global batch of `config.batch_size` samples with one crop each."""
     found = [gradients(model)]
     if config.loss.batch_scope == "global" and config.loss.supervision != "one_hot":
         # eqs 9 to 11: each rank writes its attention, and its gradient, to a buffer of the global batch
@@ -64,7 +64,7 @@ def step_traffic(model: DualBranch, config: Config, ranks: int, device: Device) 
 
 
 def gradients(model: nn.Module) -> Communication:
-    """Return the gradients of all trainable parameters, always in float32; DDP fills buckets in reverse order."""
+    """Return the messages for the float32 gradients of all trainable parameters, which DDP buckets in reverse order."""
     sizes = [p.numel() * FLOAT for p in model.parameters() if p.requires_grad]
     buckets, filled, limit = 0, 0, FIRST_BUCKET
     for size in reversed(sizes):
@@ -75,10 +75,11 @@ def gradients(model: nn.Module) -> Communication:
 
 
 def batch_norm(model: nn.Module, ranks: int, device: Device) -> list[Communication]:
-    """Return the messages of BatchNorm over the global batch: one per layer forward, one backward.
+    """Return the messages of BatchNorm over the global batch: one per layer in the forward and in the backward pass.
 
-    On a CPU (runtime.normalization), an all-reduce of a [ranks, 1 + 2C] float64 buffer and one of 2C; on a GPU (torch's
-    SyncBatchNorm), an all-gather of 1 + 2C float32 and an all-reduce of 2C. Frozen layers send nothing.
+    On a CPU, these are an all-reduce of a [ranks, 1 + 2C] float64 buffer and one of 2C float64 values; on a GPU, where
+    torch's SyncBatchNorm is used, an all-gather of 1 + 2C and an all-reduce of 2C float32 values. Frozen layers send
+    nothing.
     """
     channels = [m.num_features for m in model.modules() if isinstance(m, nn.BatchNorm2d) and m.training]
     layers, statistics = len(channels), sum(1 + 2 * c for c in channels)
@@ -90,9 +91,9 @@ def batch_norm(model: nn.Module, ranks: int, device: Device) -> list[Communicati
 
 
 def epoch_traffic(config: Config, num_classes: int, faces: int) -> list[Communication]:
-    """Return an epoch's messages besides its steps: one validation pass and the checkpoint at the end of the epoch.
+    """Return an epoch's messages outside its steps, including one validation pass and the checkpoint at its end.
 
-    Barriers (no payload) and mid-epoch checkpoints are not counted.
+    Barriers, which have no payload, and mid-epoch checkpoints are not counted.
     """
     steps = math.ceil(faces / config.batch_size)
     agreements, reports = steps // config.runtime.stop_check_steps, math.ceil(steps / config.runtime.log_every_steps)
@@ -118,5 +119,5 @@ def epoch_traffic(config: Config, num_classes: int, faces: int) -> list[Communic
 
 
 def object_bytes(value: object) -> int:
-    """Return the bytes of a Python object as sent by torch: its length, then its pickle."""
+    """Return the number of bytes that torch sends for a Python object: its length, then its pickle."""
     return INTEGER + len(pickle.dumps(value))

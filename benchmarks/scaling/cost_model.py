@@ -1,4 +1,4 @@
-"""Predict step times on other machines from stated assumptions, communication volume and operation counts."""
+"""Predict step times on other machines from communication volume, operation counts and stated assumptions."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ from benchmarks.scaling.comm_volume import Communication, step_traffic
 from benchmarks.step import make_warm_trainer
 
 PUBLISHED = {"resnet18": 10_032.0, "resnet50": 3_042.0}
-"""Images/s of plain training on one A100, from ffcv-imagenet's README: ResNet18, 88 epochs of ImageNet in 187.3 minutes
-on one GPU; ResNet50, 24,340 images/s on eight. Includes validation."""
+"""Images per second of plain training on one A100, from ffcv-imagenet's README. ResNet18: 88 epochs of ImageNet in
+187.3 minutes on one GPU; ResNet50: 24,340 images/s on eight GPUs. Both include validation."""
 BACKWARD = 2 / 3
-"""Fraction of the backward pass in a step's arithmetic."""
+"""Fraction of a step's arithmetic that is in the backward pass."""
 
 
 def assumption(default: float, meaning: str) -> Any:
@@ -33,13 +33,13 @@ def assumption(default: float, meaning: str) -> Any:
 
 @dataclass(frozen=True)
 class Assumptions:
-    """Assumed values, not measured; `meaning` states the source. 1 GB is 10^9 bytes."""
+    """Values that are assumed, not measured; each `meaning` names its source. 1 GB is 10^9 bytes."""
 
     reference_images_per_s: float = assumption(
         0.0,
         "images/s of one GPU training the plain backbone (ffcv-imagenet's README, A100: ResNet18 10032, ResNet50 3042)",
     )
-    reference_size: float = assumption(176.0, "size of these images in pixels (ffcv: 160 increasing to 192)")
+    reference_size: float = assumption(176.0, "side of these images in pixels (ffcv: 160 increasing to 192)")
     launch_us: float = assumption(6.0, "us of host time per operation of a step (assumed: eager PyTorch)")
     gpus_per_node: int = assumption(8, "GPUs per node")
     node_latency_us: float = assumption(20.0, "us per small collective within a node (assumed: NVLink)")
@@ -59,29 +59,29 @@ class Assumptions:
 
 
 class ComputeWork(NamedTuple):
-    """Compute work of a step."""
+    """Amount of computation in a step."""
 
     arithmetic: float
-    """FLOPs per sample relative to the plain backbone."""
+    """FLOPs per sample, as a multiple of the plain backbone's."""
     operations: int
-    """Approximate number of launched operations (excluding views)."""
+    """Approximate number of operations that the host launches, excluding views."""
 
 
 class Step(NamedTuple):
-    """Predicted step; times in milliseconds."""
+    """Prediction for a step, with times in milliseconds."""
 
     gpus: int
     batch_size: int
     arithmetic: float
     launches: float
-    """Launch time of the host, which runs ahead of the device; the step takes the longer of the two."""
+    """Time to launch operations on the host, in parallel with `arithmetic`; the step takes the longer of the two."""
     batch_norm: float
-    """Messages and additional launches of torch's SyncBatchNorm."""
+    """Time for the messages and additional launches of torch's SyncBatchNorm."""
     gradients: float
-    """Time not hidden by the backward pass; the complete time if BatchNorm's messages queue behind gradients."""
+    """Time to send gradients after the backward pass, or their total time if BatchNorm's messages queue behind them."""
     attention: float
     decoding: float
-    """Concurrent with the step; the step takes at least this long."""
+    """Time to decode images, concurrent with the step, which takes at least this long."""
 
     @property
     def total(self) -> float:
@@ -92,7 +92,7 @@ class Step(NamedTuple):
 
     @property
     def bottleneck(self) -> str:
-        """Name of the slowest part."""
+        """Name of the part that takes the most time."""
         parts = {
             "arithmetic": self.arithmetic,
             "launches (too few samples per GPU)": self.launches,
@@ -104,7 +104,7 @@ class Step(NamedTuple):
 
 
 class OperationCounter(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Counts operations launched on a GPU: all except views and allocations."""
+    """Counts the operations that a GPU would launch: all except views and allocations."""
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -118,7 +118,7 @@ class OperationCounter(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 
 def measure_work(config: Config, frozen: bool) -> ComputeWork:
-    """Count the work of one step of two samples on the CPU."""
+    """Count the FLOPs and operations of a step by running one with two samples on the CPU."""
     size = config.data.image_size
     if config.model.backbone not in RESNETS:
         raise UserError(f"model.backbone {config.model.backbone}: must be one of {', '.join(RESNETS)}")
@@ -136,7 +136,7 @@ def measure_work(config: Config, frozen: bool) -> ComputeWork:
 def estimate_step(
     config: Config, model: DualBranch, work: ComputeWork, gpus: int, assumptions: Assumptions
 ) -> Step | None:
-    """Predict a step of `config.batch_size` samples over `gpus`; None if a rank would have too few.
+    """Predict a step of `config.batch_size` samples on `gpus` GPUs; None if a rank would have too few samples.
 
     Args:
         model: from `comm_volume.network`.
@@ -169,9 +169,10 @@ def estimate_step(
 
 
 def transfer_seconds(traffic: Communication, gpus: int, assumptions: Assumptions) -> float:
-    """Return the seconds of sequential messages.
+    """Return the seconds that messages take when sent one after another.
 
-    Sums the latency of each message, the bytes within a node, and the bytes between nodes over each GPU's own link.
+    This is the sum of each message's latency and of the times to send bytes within a node and between nodes, where each
+    GPU has its own link.
     """
     local = min(gpus, assumptions.gpus_per_node)
     nodes = gpus / local

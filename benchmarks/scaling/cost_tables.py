@@ -22,8 +22,10 @@ from benchmarks.step import CLASSES
 def add_options(cost: argparse.ArgumentParser) -> None:
     cost.add_argument("--backbone", default="resnet18", help="model.backbone (default: %(default)s)")
     cost.add_argument("--image-size", type=int, default=224, help="side in pixels (default: %(default)s)")
-    cost.add_argument("--frozen", action="store_true", help="extractor frozen, as with pretrained weights")
-    cost.add_argument("--num-samples", type=int, default=283_901, help="per epoch (default: %(default)s: AffectNet)")
+    cost.add_argument("--frozen", action="store_true", help="freeze the feature extractor, as with pretrained weights")
+    cost.add_argument(
+        "--num-samples", type=int, default=283_901, help="samples per epoch (default: AffectNet, %(default)s)"
+    )
     cost.add_argument(
         "--batch-sizes", type=int, nargs="+", default=[64, 512, 4096], help="global batch sizes (default: 64 512 4096)"
     )
@@ -68,7 +70,10 @@ def bench_cost(options: argparse.Namespace) -> None:
 
 
 def check(options: argparse.Namespace, assumptions: Assumptions) -> Assumptions:
-    """Validate the options and fill in the published rate if none is set. Raises `UserError`."""
+    """Validate the options and return the assumptions, with the published images/s if none is given.
+
+    Raises `UserError` if an option is invalid.
+    """
     for name, values in {"gpus": options.gpus, "num-samples": [options.num_samples]}.items():
         if min(values) < 1:
             raise UserError(f"--{name} {min(values)}: must be at least 1")
@@ -78,7 +83,7 @@ def check(options: argparse.Namespace, assumptions: Assumptions) -> Assumptions:
         ):
             raise UserError(f"--{name.replace('_', '-')} {value:g}: must be greater than 0")
     if not assumptions.reference_images_per_s and options.backbone not in PUBLISHED:
-        raise UserError(f"--backbone {options.backbone}: no published rate; pass --reference-images-per-s")
+        raise UserError(f"--backbone {options.backbone}: no published images/s is known; pass --reference-images-per-s")
     for gpus in options.gpus:
         if gpus > assumptions.gpus_per_node and gpus % assumptions.gpus_per_node:
             raise UserError(f"--gpus {gpus}: must be a multiple of --gpus-per-node {assumptions.gpus_per_node}")
@@ -87,14 +92,14 @@ def check(options: argparse.Namespace, assumptions: Assumptions) -> Assumptions:
 
 
 def config_grid(config: Config, batch_sizes: Sequence[int]) -> Iterator[Config]:
-    """Yield each batch size with global and with per-rank BatchNorm."""
+    """Yield a configuration for each batch size, with global and with per-rank BatchNorm."""
     for batch_size in batch_sizes:
         for synchronized in (True, False):
             yield override(config, {"batch_size": batch_size, "runtime.sync_batch_norm": synchronized})
 
 
 def bytes_table(config: Config, model: DualBranch, faces: int) -> Iterator[str]:
-    """Yield tables of a step's and an epoch's messages and the bytes sent per rank, for 2, 8 and 512 ranks."""
+    """Yield tables of the messages of a step and of an epoch, with the bytes sent per rank, for 2, 8 and 512 ranks."""
     worlds: list[tuple[int, Device]] = [(2, "cpu"), (8, "cuda"), (512, "cuda")]
     steps = math.ceil(faces / config.batch_size)
     columns = [step_traffic(model, config, ranks, device) for ranks, device in worlds]
@@ -114,7 +119,7 @@ def bytes_table(config: Config, model: DualBranch, faces: int) -> Iterator[str]:
 
 
 def assumption_lines(config: Config, work: ComputeWork, assumptions: Assumptions) -> Iterator[str]:
-    """Yield the counted work and the assumptions."""
+    """Yield lines with the counted work of a step and the assumptions."""
     backbone, size = config.model.backbone, config.data.image_size
     rate = assumptions.reference_images_per_s * (assumptions.reference_size / size) ** 2 / work.arithmetic
     yield f"\nCounted: a step has {work.arithmetic:.2f}x the FLOPs of the plain {backbone} and about"
@@ -125,12 +130,12 @@ def assumption_lines(config: Config, work: ComputeWork, assumptions: Assumptions
 
 
 def bytes_sent(messages: Iterable[Communication], ranks: int) -> float:
-    """Return the bytes that a rank sends."""
+    """Return the total number of bytes that a rank sends for all messages."""
     return sum(traffic.sent(ranks) for traffic in messages)
 
 
 def projection_table(projected: Sequence[tuple[Config, int, Step | None]]) -> Iterator[str]:
-    """Yield a table of predicted milliseconds per step and the speed-up over one GPU with the same batch."""
+    """Yield a table of predicted milliseconds per step and of the speed-up over one GPU with the same batch."""
     yield "Predicted milliseconds per step, and speed-up over one GPU with the same batch:\n"
     yield (
         "| batch | BatchNorm over | GPUs | arithmetic | launches | BatchNorm | gradients | attention | step | speed-up "

@@ -1,4 +1,4 @@
-"""Measure the cost of distributed training: the same global batch over 1, 2 and more ranks of this machine."""
+"""Measure the cost of distributed training by running the same global batch on 1, 2 and more ranks of this machine."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ from benchmarks.scaling.worker import BenchmarkCase, Measurement
 from benchmarks.step import CLASSES
 
 USER_ERROR = 2
-"""Exit status of a rank that printed a one-line error."""
+"""Exit status of a rank that failed with a `UserError`."""
 
 
 def add_options(scaling: argparse.ArgumentParser) -> None:
     scaling.add_argument("--ranks", type=int, nargs="+", default=[1, 2, 4], help="numbers of ranks (default: 1 2 4)")
     scaling.add_argument("--threads", type=int, default=1, help="threads per rank (default: %(default)s)")
     scaling.add_argument("--image-size", type=int, default=64, help="side in pixels (default: %(default)s)")
-    scaling.add_argument("--batch-size", type=int, default=64, help="global batch (default: %(default)s)")
+    scaling.add_argument("--batch-size", type=int, default=64, help="global batch size (default: %(default)s)")
     scaling.add_argument("--backbone", default="resnet18", help="model.backbone (default: %(default)s)")
     scaling.add_argument("--precision", default="auto", help="runtime.precision (default: %(default)s)")
     scaling.add_argument("--steps", type=int, default=10, help="steps per measurement (default: %(default)s)")
@@ -45,7 +45,7 @@ def add_options(scaling: argparse.ArgumentParser) -> None:
 
 @dataclass(frozen=True)
 class ScalingRound:
-    """One round of a case: means over ranks, in seconds and bytes."""
+    """Results of one round of a case: means over ranks, in seconds and bytes."""
 
     step: float
     communication: float
@@ -76,7 +76,7 @@ def bench_scaling(options: argparse.Namespace) -> None:
 
 
 def check(options: argparse.Namespace) -> None:
-    """Validate the options. Raises `UserError`."""
+    """Raise `UserError` if an option is invalid."""
     most = max(options.ranks)
     for name in ("ranks", "threads", "steps", "repeat"):
         if (least := min(options.ranks) if name == "ranks" else getattr(options, name)) < 1:
@@ -84,11 +84,11 @@ def check(options: argparse.Namespace) -> None:
     if options.batch_size < MIN_SAMPLES_PER_RANK * most:
         raise UserError(f"--batch-size {options.batch_size}: {most} ranks need {MIN_SAMPLES_PER_RANK} samples each")
     if torch.cuda.is_available() and most > torch.cuda.device_count():
-        raise UserError(f"--ranks {most}: each rank needs a GPU, and this machine has {torch.cuda.device_count()}")
+        raise UserError(f"--ranks {most}: each rank needs a GPU, but this machine has {torch.cuda.device_count()}")
 
 
 def plan_cases(options: argparse.Namespace) -> Iterator[BenchmarkCase]:
-    """Yield the global batch on each number of ranks, and a rank's slice on a single rank."""
+    """Yield a case for the global batch on each number of ranks, and one for a rank's slice of it on a single rank."""
     modes = {"both": (True, False), "on": (True,), "off": (False,)}[options.sync_batch_norm]
     base = BenchmarkCase(
         ranks=1,
@@ -108,7 +108,7 @@ def plan_cases(options: argparse.Namespace) -> Iterator[BenchmarkCase]:
 
 
 def run_case(case: BenchmarkCase) -> list[Measurement]:
-    """Run the ranks and return their measurements in rank order. No process is left running."""
+    """Run all ranks of a case and return their measurements in rank order. No process is left running afterward."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -130,7 +130,7 @@ def run_case(case: BenchmarkCase) -> list[Measurement]:
 
 
 def start_rank(case: BenchmarkCase, rank: int, port: int, folder: Path) -> subprocess.Popen[bytes]:
-    """Start a rank like torchrun, on this machine's loopback."""
+    """Start a rank as torchrun would, communicating over this machine's loopback device."""
     where = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": case.ranks, "MASTER_ADDR": "127.0.0.1"}
     where |= {"MASTER_PORT": port, "OMP_NUM_THREADS": case.threads, "GLOO_SOCKET_IFNAME": "lo"}
     command = ["env", *(f"{name}={value}" for name, value in where.items()), sys.executable]
@@ -140,7 +140,7 @@ def start_rank(case: BenchmarkCase, rank: int, port: int, folder: Path) -> subpr
 
 
 def wait_for_all(case: BenchmarkCase, processes: Sequence[subprocess.Popen[bytes]], folder: Path) -> None:
-    """Wait for all ranks. Raises as soon as a rank fails, or at the timeout."""
+    """Wait until all ranks end. Raises an error as soon as a rank fails or the timeout passes."""
     until = time.monotonic() + case.timeout_s
     while any(process.poll() is None for process in processes) and time.monotonic() < until:
         if any(process.poll() for process in processes):
@@ -168,7 +168,7 @@ def mean_over_ranks(found: Sequence[Measurement]) -> ScalingRound:
 
 
 def table(rounds: Mapping[BenchmarkCase, Sequence[ScalingRound]]) -> Iterator[str]:
-    """Yield a Markdown table: breakdown of a step, speed-up over one rank, measured and predicted bytes."""
+    """Yield a Markdown table with the parts of a step, the speed-up over one rank, and measured and predicted bytes."""
     heads = ["", "step", "compute", "communication", "waiting", "slice on one rank", "images/s", "speed-up", "messages"]
     rows = []
     medians = {case: median([found.step for found in cases]) for case, cases in rounds.items()}
@@ -188,7 +188,10 @@ def table(rounds: Mapping[BenchmarkCase, Sequence[ScalingRound]]) -> Iterator[st
 
 
 def bytes_on_wire(case: BenchmarkCase, found: Sequence[ScalingRound]) -> tuple[str, str]:
-    """Return MB per step over loopback, all ranks: measured (minimum, as other traffic only adds) and predicted."""
+    """Return the measured and the predicted MB that all ranks send per step.
+
+    The measured value is the minimum over rounds, because other traffic can only add to it.
+    """
     measured = [f.on_wire for f in found if f.on_wire is not None]
     config = case.config()
     device: Device = "cuda" if torch.cuda.is_available() else "cpu"

@@ -1,4 +1,4 @@
-"""One rank of the scaling benchmark, in its own process: `python -m benchmarks.scaling.worker CASE`."""
+"""Run one rank of the scaling benchmark in its own process: `python -m benchmarks.scaling.worker CASE`."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ from benchmarks.scaling.collective_timer import CollectiveTimer, StepTrace, time
 from benchmarks.step import make_warm_trainer
 
 ALONE_ROUNDS = 5
-"""Repetitions of sending a step's messages alone."""
+"""Number of times that a step's messages are sent alone."""
 
 
 @dataclass(frozen=True)
 class BenchmarkCase:
-    """Configuration of one measurement."""
+    """Settings of one measurement."""
 
     ranks: int
     threads: int
@@ -53,13 +53,13 @@ class BenchmarkCase:
 
 @dataclass(frozen=True)
 class Measurement:
-    """Measurements of a rank: median seconds over its steps, and bytes."""
+    """Measurements of a rank: seconds, as medians over its steps, and bytes."""
 
     step: float
     communication: float
     waiting: float
     collectives: int
-    """Collectives per step, including gradient buckets."""
+    """Number of collectives per step, including gradient buckets."""
     handed_in: int
     """Input bytes of this rank's collectives per step."""
     on_wire: float | None
@@ -99,8 +99,8 @@ def split(step: StepTrace, alone: Sequence[float]) -> tuple[float, float]:
     """Split the blocking time of a step into seconds of communication and of waiting.
 
     Args:
-        alone: seconds of each message, then of each bucket, sent alone. A message's communication time is the minimum
-            of this and its blocking time; of gradients, only the time after the backward computation counts.
+        alone: seconds that each message, then each bucket, takes when sent alone. A message's communication time is
+            the smaller of this and its blocking time. Gradients count only from sending the last bucket on.
     """
     costs = list(alone[: len(step.messages)])
     if step.buckets:
@@ -111,7 +111,7 @@ def split(step: StepTrace, alone: Sequence[float]) -> tuple[float, float]:
 
 
 def loopback_bytes() -> int | None:
-    """Return the bytes sent over Linux's loopback device so far, by all processes."""
+    """Return the bytes that all processes have sent over Linux's loopback device so far; None if unknown."""
     counters = Path("/proc/net/dev")
     for line in counters.read_text(encoding="utf-8").splitlines() if counters.exists() else []:
         name, _, figures = line.partition(":")
@@ -121,7 +121,7 @@ def loopback_bytes() -> int | None:
 
 
 def main(argv: Sequence[str]) -> None:
-    """Print the rank's measurements as one line of JSON."""
+    """Measure the case in `argv` and print the rank's measurements as one line of JSON."""
     case = BenchmarkCase(**json.loads(argv[0]))
     torch.set_num_threads(case.threads)
     with cli_errors("benchmarks", rank_from_env()), init_world(case.timeout_s) as world:

@@ -52,7 +52,7 @@ def test_different_images_under_the_same_keys_are_detected(inputs: AuditInputs, 
 
 def test_folders_without_shared_samples_are_rejected(inputs: AuditInputs, tmp_path: Path) -> None:
     other = build_synthetic_dataset(tmp_path / "strange", {"train": 8}, size=32, seed=9).folder
-    with pytest.raises(UserError, match="no sample in common"):
+    with pytest.raises(UserError, match="no sample has the same key or image"):
         labels_from_dataset(renamed(inputs), other)
     with pytest.raises(UserError, match=r"its classes .*neutral"):
         labels_from_dataset(replace(inputs.split, classes=tuple("ABCDEFG")), other)

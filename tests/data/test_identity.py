@@ -262,7 +262,7 @@ def test_search_resumes_only_on_its_data(
     with pytest.raises(UserError, match=r"were trained on other data.*--allow-other-data"):
         start(study, True, changed)
     start(replace(study, base=replace(study.base, allow_other_data=True)), True, changed)
-    assert "contains trials on other data" in capsys.readouterr().err
+    assert "contains trials on another dataset" in capsys.readouterr().err
     start(study, True, changed)
     assert len(json.loads((study.folder / STUDY_FILE).read_text())["earlier_data"]) == 1
 

@@ -39,9 +39,9 @@ def test_symmetric_noise_is_exact_uniform_and_seeded() -> None:
     assert len(symmetric_noise(true, 7, 1.0, seed=0).changed) == len(true)
 
 
-@pytest.mark.parametrize("carved", [False, True])
-def test_only_train_is_noisy(carved: bool, faces: Path, tmp_path: Path) -> None:
-    if carved:
+@pytest.mark.parametrize("held_out", [False, True])
+def test_only_train_is_noisy(held_out: bool, faces: Path, tmp_path: Path) -> None:
+    if held_out:
         faces = build_synthetic_dataset(tmp_path / "faces", {"train": 80, "test": 10}, size=32).folder
     values = settings(faces, tmp_path / "out", data__validation_fraction="0.2")
     device = torch.device("cpu")

@@ -29,7 +29,7 @@ CLASSES = ("neutral", "happy", "sad", "surprise", "fear", "disgust", "anger")
 
 
 @pytest.fixture(scope="module")
-def carved(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def dataset_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A dataset from whose training split the trainer holds out validation."""
     return build_synthetic_dataset(
         tmp_path_factory.mktemp("shards") / "faces", {"train": 90, "test": 10}, size=32
@@ -61,13 +61,13 @@ def other(split: Split, place: int) -> str:
 
 
 @pytest.mark.parametrize("noise", [0.0, 0.3])
-def test_only_train_changes_and_the_held_out_split_stays(carved: Path, tmp_path: Path, noise: float) -> None:
-    plain = opened(carved)
+def test_only_train_changes_and_the_held_out_split_stays(dataset_folder: Path, tmp_path: Path, noise: float) -> None:
+    plain = opened(dataset_folder)
     split = plain.train_split
     a, b, c = (str(split.keys[place]) for place in (3, 11, 40))
     held = str(plain.validation_split.keys[2])
     lines = [f"{a},relabel,{other(split, 3)}", f"{b},drop,", f"{c},keep,", f"{held},drop,"]
-    data = opened(carved, data__relabel_file=str(write(tmp_path / "r.csv", *lines)), data__label_noise_rate=noise)
+    data = opened(dataset_folder, data__relabel_file=str(write(tmp_path / "r.csv", *lines)), data__label_noise_rate=noise)
     assert data.validation_split.keys.tolist() == plain.validation_split.keys.tolist()
     assert data.validation_split.labels.tolist() == plain.validation_split.labels.tolist()
     assert plain.test_split is not None
@@ -83,12 +83,12 @@ def test_only_train_changes_and_the_held_out_split_stays(carved: Path, tmp_path:
     assert data.relabeling[:3] == (1, 1, 1)
 
 
-def test_image_keeps_its_label(carved: Path, tmp_path: Path) -> None:
+def test_image_keeps_its_label(dataset_folder: Path, tmp_path: Path) -> None:
     """Images after a dropped sample still match their labels."""
-    train = opened(carved).train_split
+    train = opened(dataset_folder).train_split
     pictures = {key: bytes(train.read(place)) for place, key in enumerate(train.keys.tolist())}
     file = write(tmp_path / "r.csv", f"{train.keys[0]},drop,")
-    split = opened(carved, data__relabel_file=str(file)).train_split
+    split = opened(dataset_folder, data__relabel_file=str(file)).train_split
     assert all(bytes(split.read(place)) == pictures[key] for place, key in enumerate(split.keys.tolist()))
 
 
@@ -105,12 +105,12 @@ def test_image_keeps_its_label(carved: Path, tmp_path: Path) -> None:
         (["{test},relabel,happy"], "line 2: sample {test} is in split test; only training samples can be changed"),
     ],
 )
-def test_wrong_line_is_rejected(carved: Path, tmp_path: Path, lines: list[str], reason: str) -> None:
-    dataset = open_dataset(carved)
+def test_wrong_line_is_rejected(dataset_folder: Path, tmp_path: Path, lines: list[str], reason: str) -> None:
+    dataset = open_dataset(dataset_folder)
     names = {split: str(dataset.split(split).keys[0]) for split in ("train", "test")}
     file = write(tmp_path / "relabel.csv", *(line.format(**names) for line in lines))
     with pytest.raises(UserError) as caught:
-        opened(carved, data__relabel_file=str(file))
+        opened(dataset_folder, data__relabel_file=str(file))
     output = str(caught.value)
     assert f"data.relabel_file: {file}: {reason.format(**names)}" in output
     assert "\n" not in output
@@ -121,39 +121,39 @@ def old_labels(path: Path, *lines: str) -> Path:
     return path
 
 
-def test_file_of_another_dataset_with_the_same_keys_is_rejected(carved: Path, tmp_path: Path) -> None:
+def test_file_of_another_dataset_with_the_same_keys_is_rejected(dataset_folder: Path, tmp_path: Path) -> None:
     """Detected by the samples' current classes, dropped and kept ones included; requested classes do not matter."""
-    split = opened(carved).train_split
+    split = opened(dataset_folder).train_split
     key, true, wrong = str(split.keys[3]), label_of(split, str(split.keys[3])), other(split, 3)
     file = old_labels(tmp_path / "r.csv", f"{key},relabel,{wrong},{true}")
-    relabeled = opened(carved, data__relabel_file=str(file)).train_split
+    relabeled = opened(dataset_folder, data__relabel_file=str(file)).train_split
     assert label_of(relabeled, key) == wrong
     for line in (f"{key},drop,,{wrong}", f"{key},keep,,{wrong}"):
         file = old_labels(tmp_path / "r.csv", line)
         with pytest.raises(
             UserError, match=rf"r\.csv: line 2: sample {key} is {true} in this dataset, but was {wrong}"
         ):
-            opened(carved, data__relabel_file=str(file))
+            opened(dataset_folder, data__relabel_file=str(file))
     file = old_labels(tmp_path / "r.csv", f"{key},relabel,{true},{wrong}", f"{split.keys[4]},drop,,")
-    assert label_of(opened(carved, data__relabel_file=str(file)).train_split, key) == true
+    assert label_of(opened(dataset_folder, data__relabel_file=str(file)).train_split, key) == true
     file = old_labels(tmp_path / "r.csv", f"{key},drop,,joyful")
     with pytest.raises(UserError, match=r"line 2: old_label 'joyful' is not a class; the classes are neutral"):
-        opened(carved, data__relabel_file=str(file))
+        opened(dataset_folder, data__relabel_file=str(file))
 
 
-def test_invalid_files_are_rejected(carved: Path, tmp_path: Path) -> None:
+def test_invalid_files_are_rejected(dataset_folder: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"data\.relabel_file: .*nowhere\.csv: no such file"):
-        opened(carved, data__relabel_file=str(tmp_path / "nowhere.csv"))
+        opened(dataset_folder, data__relabel_file=str(tmp_path / "nowhere.csv"))
     (tmp_path / "bare.csv").write_text("train-0000001,drop,\n")
     with pytest.raises(UserError, match=r"line 1: must be a header with the columns key, decision, label"):
-        opened(carved, data__relabel_file=str(tmp_path / "bare.csv"))
+        opened(dataset_folder, data__relabel_file=str(tmp_path / "bare.csv"))
 
 
-def test_too_few_remaining_samples_are_rejected(carved: Path, tmp_path: Path) -> None:
-    train = opened(carved).train_split
+def test_too_few_remaining_samples_are_rejected(dataset_folder: Path, tmp_path: Path) -> None:
+    train = opened(dataset_folder).train_split
     everyone = write(tmp_path / "all.csv", *(f"{key},relabel,happy" for key in train.keys))
     with pytest.raises(UserError, match="contains only class happy"):
-        opened(carved, data__relabel_file=str(everyone))
+        opened(dataset_folder, data__relabel_file=str(everyone))
 
 
 def test_streamed_dataset_rejects_dropping(faces: Path, tmp_path: Path) -> None:
@@ -270,8 +270,8 @@ def test_dropping_all_training_samples_is_rejected(tmp_path: Path) -> None:
         build_drawn(tmp_path / "out", "--relabel", file)
 
 
-def test_digests_distinguish_labels_and_keys(carved: Path) -> None:
-    split = opened(carved).train_split
+def test_digests_distinguish_labels_and_keys(dataset_folder: Path) -> None:
+    split = opened(dataset_folder).train_split
     labels = split.labels.copy()
     labels[0] = (labels[0] + 1) % 7
     assert replace(split, labels=labels).digest() != split.digest()

@@ -172,7 +172,7 @@ def test_leaked_sample_is_dropped_from_train(tmp_path: Path) -> None:
     }
     with (dataset.folder / "leaks.csv").open() as stream:
         lines = [
-            (line["source"], line["class"], line["twin_source"], line["twin_class"]) for line in csv.DictReader(stream)
+            (line["source"], line["class"], line["duplicate_source"], line["duplicate_class"]) for line in csv.DictReader(stream)
         ]
     assert lines == [
         ("fer2013.csv row 1", "angry", "fer2013.csv row 4", "angry"),
@@ -188,9 +188,9 @@ def test_duplicates_and_conflicts_are_counted(tmp_path: Path) -> None:
     ]
     rows.append((4, face(7), "PrivateTest"))
     dataset = build_fer(write_csv(tmp_path / "fer", rows).parent)
-    twins = findings(dataset)["duplicates"]
-    assert twins["train"] == {"groups": 2, "faces": 5, "conflicting_groups": 1, "conflicting_faces": 3}
-    assert twins["validation"] == {"groups": 1, "faces": 2, "conflicting_groups": 0, "conflicting_faces": 0}
+    duplicates = findings(dataset)["duplicates"]
+    assert duplicates["train"] == {"groups": 2, "faces": 5, "conflicting_groups": 1, "conflicting_faces": 3}
+    assert duplicates["validation"] == {"groups": 1, "faces": 2, "conflicting_groups": 0, "conflicting_faces": 0}
 
 
 def test_majority_votes_decide_and_ties_take_the_first_column(tmp_path: Path) -> None:
@@ -302,16 +302,16 @@ def test_held_out_shares_are_exact_and_keep_duplicates_together(seed: int) -> No
     faces = rng.integers(0, 600, 1000).tolist()  # many duplicates
     labels = [content % 3 if content % 10 else int(rng.integers(3)) for content in faces]  # some in conflict
     digests = [str(content).encode() for content in faces]
-    carved = hold_out_splits(range(1000), digests, labels, {"test": 0.2, "validation": 0.1}, seed)
+    held_out = hold_out_splits(range(1000), digests, labels, {"test": 0.2, "validation": 0.1}, seed)
     homes: dict[int, set[str]] = {}
     for number, content in enumerate(faces):
-        homes.setdefault(content, set()).add(carved.get(number, "train"))
+        homes.setdefault(content, set()).add(held_out.get(number, "train"))
     assert all(len(home) == 1 for home in homes.values())
     first_label = {content: labels[faces.index(content)] for content in set(faces)}
-    most_twins = max(Counter(faces).values())
+    most_duplicates = max(Counter(faces).values())
     for label in range(3):
         of_class = [number for number, content in enumerate(faces) if first_label[content] == label]
         for split, fraction in (("test", 0.2), ("validation", 0.1)):
             got = sum(carved.get(number) == split for number in of_class)
-            assert 0 <= got - round(fraction * len(of_class)) < most_twins
+            assert 0 <= got - round(fraction * len(of_class)) < most_duplicates
     assert hold_out_splits(range(1000), digests, labels, {"test": 0.2, "validation": 0.1}, seed + 7) != carved

@@ -81,7 +81,7 @@ def test_grid_points_are_visited_once(tmp_path: Path) -> None:
     space.write_text('"optimizer.lr" = { grid = [1e-3, 1e-2, 1e-1] }')
     study, _ = plan(["--preset", "demo", "--space", str(space)])
     assert [trial.values.get("optimizer.lr") for trial in study.search_trials()] == [None, 1e-3, 1e-2, 1e-1]
-    with pytest.raises(UserError, match=r"--num-trials 4: the grids .* have 3 points"):
+    with pytest.raises(UserError, match=r"--num-trials 4: space .* has only 3 grid points"):
         plan(["--preset", "demo", "--space", str(space), "--num-trials", "4"])
     with pytest.raises(UserError, match=r"optimizer\.lr is a grid"):
         plan(["--preset", "demo", "--space", str(space), "--searcher", "tpe"])

@@ -48,7 +48,7 @@ def test_trial_that_dies_before_its_decision_is_decided_on_resume(
 def test_trial_does_not_replace_another(tmp_path: Path) -> None:
     study = begun(tmp_path)
     study.trials.begin(Trial(1, 0, "search", {"optimizer.lr": 0.1}))
-    with pytest.raises(UserError, match="contains a trial of"):
+    with pytest.raises(UserError, match="contains a trial with values"):
         study.trials.begin(Trial(1, 0, "search", {"optimizer.lr": 0.2}))
 
 

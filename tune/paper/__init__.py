@@ -1,1 +1,1 @@
-"""The paper's tables: grids, published numbers, files."""
+"""Reproduce the paper's tables: grids of runs, published results and output files."""

@@ -13,21 +13,21 @@ from tune.study.trial import DEFAULT
 
 
 class Row(NamedTuple):
-    """Table row: one configuration."""
+    """One row of a table: a configuration."""
 
     label: str
     values: Values
-    """Keys and values; values equal to the default are not changes."""
+    """Configuration keys and their values; some may equal the default."""
     against: str = ""
-    """Label of the row used as its baseline; its own label: no baseline; empty: the default configuration."""
+    """Label of the baseline row; the row's own label if it has no baseline; empty to compare with the default."""
 
 
 class Grid(NamedTuple):
-    """Table of the paper."""
+    """A table of the paper, as the configurations of its rows."""
 
     title: str
     axis: str
-    """Name of what varies between rows."""
+    """Name of the quantity that varies between rows."""
     rows: tuple[Row, ...]
     numeric: bool = False
     """Whether row labels are numbers in ascending order."""
@@ -78,13 +78,13 @@ GRIDS: Mapping[str, Grid] = {
         ),
     ),
 }
-"""Command-line name -> grid."""
+"""All tables, by their names on the command line."""
 
 
 def configurations(base: Config) -> list[Values]:
-    """Return the distinct configurations of all tables as changes to `base`. The first changes nothing.
+    """Return the distinct configurations of all tables as changes to `base`. The first one is empty: the default.
 
-    Numbering is independent of the requested tables, so tables share runs.
+    Their order does not depend on the requested tables, so tables can share runs.
     """
     found: list[Values] = [{}]
     for grid in GRIDS.values():
@@ -101,14 +101,14 @@ def changed_keys(base: Config, values: Values) -> Values:
 
 
 def config_id(base: Config, row: Row) -> int:
-    """Return the number of a row's configuration; `DEFAULT` for the default."""
+    """Return the number of a row's configuration, its index in `configurations`; `DEFAULT` for the default."""
     number = configurations(base).index(changed_keys(base, row.values))
     assert (number == DEFAULT) == (not changed_keys(base, row.values))
     return number
 
 
 def rows_of(base: Config, name: str) -> list[Row]:
-    """Return the table's rows; a sweep also includes the default's value, in order."""
+    """Return the table's rows. If the rows vary a number, a row for the default value is added where it is missing."""
     grid = GRIDS[name]
     rows = list(grid.rows)
     if grid.numeric and all(changed_keys(base, row.values) for row in rows):

@@ -1,6 +1,6 @@
-"""The paper's results for Ada-DF: accuracy in percent, best epoch on test, one run each, MS-Celeb weights.
+"""The paper's Ada-DF results: test accuracy in percent at the best epoch of one run, from MS-Celeb weights.
 
-Keyed by table, dataset preset and row label as in `tune.tables`.
+Results are keyed by table, dataset preset and row label as in `tune.tables`.
 """
 
 from __future__ import annotations

@@ -25,7 +25,7 @@ POINTS = 100
 
 
 class TableRow(NamedTuple):
-    """Results of a row over all its seeds. Accuracies in percent."""
+    """Results of a table row over all its seeds, with accuracies in percent."""
 
     label: str
     test: dict[int, float]
@@ -35,12 +35,12 @@ class TableRow(NamedTuple):
     mean_class: dict[int, float]
     """Seed -> mean class accuracy on the same split as `measured`."""
     interval: Interval | None
-    """95% CI of the mean of `measured`, for new seeds and new samples; None with fewer than two seeds."""
+    """95% CI of the mean of `measured`, accounting for seeds and samples; None with fewer than two seeds."""
     difference: PairedDifference | None
     """Difference from the baseline row, as a fraction; None for the baseline itself or with fewer than two pairs."""
     published: float | None
     failed: tuple[str, ...]
-    """Errors of the failed seeds."""
+    """Error messages of the seeds that failed."""
 
     @property
     def measured(self) -> dict[int, float]:
@@ -55,7 +55,7 @@ class Table(NamedTuple):
     lines: tuple[TableRow, ...]
     seeds: int
     comparisons: int
-    """Number of rows with a baseline; the intervals of the differences are widened for it."""
+    """Number of rows compared with a baseline; the intervals of the differences are widened accordingly."""
     dataset: str
     """The paper's name of the dataset; empty if the paper has no results for it."""
     reference: str
@@ -67,7 +67,7 @@ class Table(NamedTuple):
 
 
 def table_of(study: Study, name: str, preset: str, outcomes: Sequence[TrialResult]) -> Table:
-    """Build the table from the available runs of a study."""
+    """Build the table from the runs of a study that have ended."""
     base, grid = study.base, GRIDS[name]
     seeds = range(base.seed, base.seed + study.options.seeds)
     rows = rows_of(base, name)
@@ -116,7 +116,10 @@ def class_accuracies(runs: Sequence[TrialResult]) -> dict[int, float]:
 def difference_of(
     study: Study, first: Sequence[TrialResult], second: Sequence[TrialResult], comparisons: int
 ) -> PairedDifference | None:
-    """Return second minus first on their common seeds; on test if both were tested, else on validation."""
+    """Return the accuracy difference `second` minus `first` on common seeds; None with fewer than two.
+
+    It is measured on the test split if both were tested, else on validation.
+    """
     split: Split = "test" if measured_split(first) == measured_split(second) == "test" else "validation"
     before, after = (
         {run.trial.seed: read_score(study, run, split) for run in finished(runs)} for runs in (first, second)
@@ -217,11 +220,14 @@ def comma_separated(table: Table) -> str:
 
 
 def plot(table: Table, path: Path) -> None:
-    """Plot every seed, the mean with its interval, and the paper's result if any. Raises `UserError`."""
+    """Plot every seed, the mean with its interval, and the paper's result if any.
+
+    Raises `UserError` if matplotlib is not installed.
+    """
     try:
         from matplotlib.figure import Figure  # optional: tables are written without it
     except ImportError as error:
-        raise UserError(f"{path}: plot skipped ({error}); pip install 'adadf_dist[tune]'") from None
+        raise UserError(f"{path}: plot not written ({error}); pip install 'adadf_dist[tune]'") from None
     figure = Figure(figsize=(5, 3.4), layout="constrained")
     axes = figure.subplots()
     lines = [line for line in table.lines if line.measured]

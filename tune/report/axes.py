@@ -15,16 +15,16 @@ from tune.study.study import Study
 
 @dataclass(frozen=True)
 class Axis:
-    """One key of the space, extended to include the default's value if necessary."""
+    """Axis for one key of the search space, extended to include the default value if necessary."""
 
     key: str
     scale: Literal["linear", "log", "steps"]
     values: tuple[Any, ...]
-    """The two limits; for `steps` all values, numbers sorted."""
+    """Lower and upper limit; for `steps`, all values, sorted if they are numbers."""
     default: Any
 
     def coordinate(self, value: Any) -> float:
-        """Return the value's coordinate: itself, its decimal logarithm (NaN for 0) or its step index."""
+        """Return the position of a value on the axis: itself, its base-10 logarithm (NaN for 0) or its step index."""
         if self.scale == "steps":
             return float(self.values.index(value))
         if self.scale == "log":
@@ -33,12 +33,12 @@ class Axis:
 
     @property
     def limits(self) -> tuple[float, float]:
-        """Coordinates of both ends."""
+        """Positions of the two ends of the axis, as returned by `coordinate`."""
         return self.coordinate(self.values[0]), self.coordinate(self.values[-1])
 
 
 def axes_of(study: Study) -> list[Axis]:
-    """Return the axes of all keys, in the order of the space."""
+    """Return one axis per key of the search space, in the order of the space."""
     defaults = dict(flatten(to_dict(study.base)))
     return [axis_of(key, domain, defaults[key]) for key, domain in study.space.domains.items()]
 

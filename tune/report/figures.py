@@ -1,4 +1,4 @@
-"""Figures of a search. Requires plotly."""
+"""Plot the results of a search. Requires plotly."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from tune.study.trial import DEFAULT, Trial, TrialResult
 COLUMNS = 3
 INK, GREY, RULE = "#1d2530", "#6b7280", "#e3e6ea"
 BLUE, ORANGE = "#0072b2", "#d55e00"
-"""Distinguishable for color-blind readers; every marker also has its own shape for print without color."""
+"""Colors that color-blind readers can distinguish; markers also differ in shape, for printing without color."""
 FONT = {"family": "system-ui, -apple-system, Segoe UI, Roboto, Helvetica, Arial, sans-serif", "size": 12, "color": INK}
 
 
 def importance_chart(shares: Mapping[str, float]) -> go.Figure:
-    """Plot the importance of each hyperparameter, largest on top."""
+    """Plot the importance of each hyperparameter as a bar, with the largest on top."""
     keys = list(shares)[::-1]
     values = [shares[key] for key in keys]
     figure = go.Figure(
@@ -45,7 +45,7 @@ def importance_chart(shares: Mapping[str, float]) -> go.Figure:
 
 
 def parallel_coordinates(study: Study, compared: MatchedResults) -> go.Figure:
-    """Plot one line per trial across all hyperparameters and its accuracy."""
+    """Plot each trial as a line across one axis per hyperparameter and an accuracy axis."""
     axes = axes_of(study)
     lines = []
     for outcome, accuracy in zip(compared.outcomes, compared.accuracies, strict=True):
@@ -85,7 +85,7 @@ def dimension(axis: Axis, positions: Sequence[float]) -> dict[str, Any]:
 
 
 def decades(low: float, high: float) -> Iterator[float]:
-    """Yield 1 and 3 times the powers of ten within the limits; over many decades only the powers."""
+    """Yield axis ticks within the limits: 1 and 3 times each power of ten, or only the powers if there are many."""
     first, last = math.floor(math.log10(low)), math.ceil(math.log10(high))
     for exponent in range(first, last + 1):
         for digit in (1, 3) if last - first <= 3 else (1,):
@@ -95,7 +95,7 @@ def decades(low: float, high: float) -> Iterator[float]:
 
 
 class MarkerGroup(NamedTuple):
-    """Trials with the same marker."""
+    """Trials that are drawn with the same marker."""
 
     name: str
     marker: dict[str, Any]
@@ -103,7 +103,7 @@ class MarkerGroup(NamedTuple):
 
 
 def scatter(study: Study, outcomes: Sequence[TrialResult], choice: Selection | None) -> go.Figure:
-    """Plot accuracy against each hyperparameter: search trials, and candidates on held-out seeds."""
+    """Plot accuracy against each hyperparameter, for search trials and for candidates on held-out seeds."""
     axes = axes_of(study)
     columns = min(COLUMNS, len(axes))
     rows = math.ceil(len(axes) / columns)
@@ -129,7 +129,7 @@ def scatter(study: Study, outcomes: Sequence[TrialResult], choice: Selection | N
 
 
 def marks_of(outcomes: Sequence[TrialResult]) -> list[MarkerGroup]:
-    """Group the search trials that have an accuracy by marker."""
+    """Group the search trials that completed an epoch by the marker that shows their status."""
     ring = {"symbol": "circle-open", "size": 7, "color": BLUE, "opacity": 0.55, "line": {"width": 1.3}}
     looks: dict[str, dict[str, Any]] = {
         "finished": {"symbol": "circle", "size": 7, "color": BLUE, "opacity": 0.85},
@@ -166,7 +166,7 @@ def trial_markers(
 def mean_markers(
     study: Study, axis: Axis, choice: Selection, trials: Mapping[int, Trial], finalists: bool, legend: bool
 ) -> go.Scatter:
-    """Plot means on held-out seeds with their intervals, of the finalists or the default."""
+    """Plot the mean accuracies of the finalists or the default on held-out seeds, with confidence intervals."""
     shown = [c for c in choice.candidates if (c.number != DEFAULT) == finalists]
     shown = [c for c in shown if not finalists or axis.key in trials[c.number].values]
     order = [c.number for c in choice.candidates]
@@ -197,7 +197,7 @@ def mean_markers(
 
 
 def x_coordinate(study: Study, axis: Axis, trial: Trial, aside: float) -> float:
-    """Return the x value in a scatter plot, whose axis applies the logarithm. `aside` separates markers of a step."""
+    """Return a trial's x value for plotly, which computes logarithms itself. `aside` offsets markers on a step axis."""
     value = study.full_values(trial)[axis.key]
     return axis.coordinate(value) + aside if axis.scale == "steps" else float(value)
 

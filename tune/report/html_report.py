@@ -1,4 +1,4 @@
-"""The report of a search, search.html: result, figures and tables. The page works offline."""
+"""Write the report of a search, search.html, with results, figures and tables. The page works offline."""
 
 from __future__ import annotations
 
@@ -34,7 +34,9 @@ def write_page(study: Study, outcomes: Sequence[TrialResult], choice: Selection 
         from tune.report.figures import importance_chart, parallel_coordinates, scatter
         from tune.report.importance import importance
     except ImportError as error:
-        raise UserError(f"{PAGE} skipped ({error}); pip install 'adadf_dist[tune]' and rerun with --resume") from None
+        raise UserError(
+            f"{PAGE} skipped ({error}); pip install 'adadf_dist[tune]' and rerun the search with --resume"
+        ) from None
     compared = match_budgets(study, outcomes)
     weighed = importance(study, compared)
     figures: dict[str, go.Figure] = {}

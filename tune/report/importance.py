@@ -1,4 +1,4 @@
-"""Hyperparameter importance: fANOVA (Hutter et al. 2014), using Optuna."""
+"""Compute hyperparameter importance by fANOVA (Hutter et al. 2014), using Optuna."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ from tune.study.study import Study
 from tune.study.trial import DEFAULT
 
 MIN_TRIALS = 10
-"""Minimum number of trials; with fewer, a random forest fits noise."""
+"""Minimum number of trials; with fewer, the random forest would fit noise."""
 MIN_TRIALS_PER_KEY = 10
-"""Trials per hyperparameter below which importances are only indicative."""
+"""Number of trials per hyperparameter below which importances are only a rough indication."""
 
 
 class Importance(NamedTuple):
     trials: int
-    """Number of sampled trials with finite coordinates on every axis; the default is excluded."""
+    """Number of trials used: those with finite coordinates on every axis, except the default."""
     shares: dict[str, float]
-    """Key -> fraction of the main-effect variance, largest first, summing to 1; empty when refused."""
+    """Each key's fraction of the variance explained by single keys, largest first; empty if not computed."""
     refused: str = ""
-    """Why importance was not computed."""
+    """Reason why importance was not computed; empty if it was."""
 
     @property
     def few(self) -> bool:
@@ -35,7 +35,7 @@ class Importance(NamedTuple):
 
 
 def importance(study: Study, compared: MatchedResults) -> Importance:
-    """Compute importance from comparable trials. The forest is seeded, so the result is deterministic."""
+    """Compute importance from comparable trials. The random forest is seeded, so the result is deterministic."""
     axes = axes_of(study)
     sampled = []
     for outcome, accuracy in zip(compared.outcomes, compared.accuracies, strict=True):
@@ -67,7 +67,7 @@ def unavailable_reason(axes: Sequence[Axis], accuracies: Sequence[float]) -> str
 
 
 def distribution(axis: Axis) -> BaseDistribution:
-    """Return the distribution of coordinates: a logarithmic axis is uniform over its decades, as sampled."""
+    """Return Optuna's distribution of an axis's coordinates, which are logarithms if the axis is logarithmic."""
     if axis.scale == "steps":
         return CategoricalDistribution([axis.coordinate(value) for value in axis.values])
     return FloatDistribution(*axis.limits)

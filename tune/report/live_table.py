@@ -1,4 +1,4 @@
-"""Live progress of a search: a table redrawn on a terminal, or one line per ended trial otherwise."""
+"""Show the live progress of a search: a table redrawn on a terminal, or else one line per ended trial."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import TextIO
 from tune.study.trial import TrialResult
 
 ROWS = 12
-"""Maximum rows of the table."""
+"""Maximum number of trials shown in the table."""
 
 
 class LiveTable:
@@ -26,7 +26,7 @@ class LiveTable:
 
     @property
     def stream(self) -> TextIO:
-        """Output stream. Looked up on each use, because Ray pickles the table into processes with another stdout."""
+        """Output stream, looked up on each use because Ray pickles the table into processes with a different stdout."""
         return self._stream or sys.stdout
 
     def show(self, outcomes: Sequence[TrialResult]) -> None:
@@ -43,7 +43,7 @@ class LiveTable:
                 print(f"{self.count(outcomes)}: {describe(outcome)}", file=self.stream, flush=True)
 
     def settle(self) -> None:
-        """Keep the printed table; the next one appears below it. Call after printing something else."""
+        """Keep the current table on the screen and draw the next one below it. Call this after printing other text."""
         self._lines_shown = 0
 
     def count(self, outcomes: Sequence[TrialResult]) -> str:
@@ -51,7 +51,7 @@ class LiveTable:
         return f"{ended} of {self.most} trials"
 
     def table(self, outcomes: Sequence[TrialResult]) -> Iterator[str]:
-        """Yield the lines of the table: running trials first, then the best."""
+        """Yield the lines of the table: running trials first, then ended ones, best first."""
         running = [outcome for outcome in outcomes if not outcome.status]
         ended = sorted((o for o in outcomes if o.status), key=lambda o: (o.epochs, o.best), reverse=True)
         shown = [*running, *ended][:ROWS]

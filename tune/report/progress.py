@@ -12,7 +12,7 @@ logger = get_logger(__name__)
 
 
 class ProgressReporter:
-    """Callback for whenever something may have changed. Write errors are printed once; trials continue."""
+    """Callback that updates trials.csv and the live table; a write error is logged once, and trials continue."""
 
     def __init__(self, study: Study, most: int) -> None:
         self.study = study
@@ -30,5 +30,5 @@ class ProgressReporter:
         self.table.show(outcomes)
 
     def settle(self) -> None:
-        """Keep the printed table; the next one appears below it."""
+        """Keep the current table on the screen and draw the next one below it."""
         self.table.settle()

@@ -1,4 +1,4 @@
-"""Result files of a search: trials.csv, trials.parquet, best.toml."""
+"""Write the result files of a search (trials.csv, trials.parquet, best.toml) and describe its results."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def column(value: Any) -> Any:
 
 
 def write_best(study: Study, choice: Selection, values: Mapping[str, Any]) -> Path:
-    """Write best.toml for `adadf_dist.train --config`: searched keys and all other non-default values."""
+    """Write best.toml for `adadf_dist.train --config`, with the searched keys and all other non-default values."""
     config = override(study.base, {**values, "evaluation.run_test": True})
     comments = [f"# {line}" for line in describe(choice)]
     path = study.folder / "best.toml"
@@ -67,7 +67,7 @@ def write_best(study: Study, choice: Selection, values: Mapping[str, Any]) -> Pa
 
 
 def describe(choice: Selection) -> list[str]:
-    """Return the verdict and its evidence as printed lines."""
+    """Return the verdict and the results that support it, as lines to print."""
     table = [describe_candidate(candidate) for candidate in choice.candidates]
     collapsed = [
         f"{name_of(candidate.number)} collapsed ({candidate.collapse})"
@@ -91,7 +91,7 @@ def conclude(choice: Selection) -> str:
 
 
 def describe_precision(choice: Selection) -> str:
-    """Describe the detectable difference and how to improve it."""
+    """Describe which differences are too small to detect and how to detect them."""
     found = [c.difference for c in choice.candidates if c.difference is not None and not c.collapse]
     best = min(found, key=lambda difference: difference.interval.high - difference.interval.low)
     points = 50 * (best.interval.high - best.interval.low)
@@ -117,7 +117,7 @@ def describe_plan(study: Study) -> str:
 def describe_test(study: Study, tested: Trial) -> str:
     outcome = study.trials.result(tested)
     if outcome.status != "finished":
-        raise UserError(f"{tested.name}: not tested ({outcome.error or 'interrupted'}); rerun with --resume")
+        raise UserError(f"{tested.name}: not tested ({outcome.error or 'interrupted'}); rerun the search with --resume")
     if outcome.test is None:
         return "the dataset has no test split; the winner was not tested"
     line = f"test accuracy (seed {tested.seed}): {outcome.test:.2%}"
@@ -144,7 +144,7 @@ def describe_candidate(candidate: Candidate) -> str:
 
 
 def toml_of(config: Config, keys: Collection[str] = ()) -> list[str]:
-    """Return TOML lines of the non-default keys and of `keys`, without `out` and `seed`."""
+    """Return TOML lines for all non-default keys and for `keys`, except `out` and `seed`."""
     defaults = dict(flatten(to_dict(Config())))
     changed = {
         k: v for k, v in flatten(to_dict(config)) if (v != defaults[k] or k in keys) and k not in ("out", "seed")

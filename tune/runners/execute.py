@@ -18,7 +18,8 @@ from tune.study.trial import Status, Trial, TrialResult
 
 T = TypeVar("T")
 PREVIOUS_WRITER_TIMEOUT_S = 180
-"""Covers the time Ray needs to end a process and NFS to release the locks of a dead node (90 s on Linux)."""
+"""Seconds to wait until an earlier process unlocks the folder: long enough for Ray to end the process, and for NFS to
+release the locks of a dead node (90 s on Linux)."""
 
 
 class PrunedTrial(Exception):  # noqa: N818 - not an error
@@ -26,7 +27,7 @@ class PrunedTrial(Exception):  # noqa: N818 - not an error
 
 
 def config_of(base: Config, trial: Trial, out: Path) -> Config:
-    """Return the trial's configuration. It keeps only the newest and the selected checkpoint."""
+    """Return the trial's training configuration, which keeps only the newest and the selected checkpoint."""
     fixed = {
         "seed": trial.seed,
         "out": str(out),
@@ -43,7 +44,7 @@ def run_trial(study: Study, trial: Trial, report: Callable[[Record], object] = l
 
     A `UserError` on rank 0 marks the trial as failed. Other errors are raised so that the trial is retried: an error
     on another rank, a lost rank, or a folder that another process still writes to. An interrupted trial has an empty
-    `end`.
+    `status`.
     """
     with init_world(study.base.runtime.timeout_s, finish_steps=False) as world:
         if world.is_main:
@@ -91,12 +92,12 @@ def finish_trial(study: Study, trial: Trial, status: Status, reason: str = "") -
 
 
 def accuracy_of(record: Mapping[str, Any]) -> tuple[int, float]:
-    """Return the epoch and its validation accuracy."""
+    """Return the epoch of a record and its validation accuracy."""
     return int(record["epoch"]), float(record["validation"]["accuracy"])
 
 
 def recheck_rung(study: Study, trial: Trial) -> None:
-    """Prune a trial that crashed at a rung, after writing the checkpoint but before the rung was evaluated."""
+    """Prune a resumed trial that had reached a rung but crashed before it could be pruned there."""
     accuracies = study.trials.result(trial).accuracies
     if accuracies and should_prune(study, trial, (len(accuracies), accuracies[-1])):
         study.trials.finish(trial, "pruned")
@@ -106,7 +107,7 @@ def wait_for_previous_writer(folder: Path) -> None:
     """Wait until no process holds the lock of the trial's folder.
 
     A killed search may leave a process that still writes to the folder, and a dead node may leave its lock. After
-    `PREVIOUS_WRITER_TIMEOUT_S` this returns, and training reports the locked folder.
+    `PREVIOUS_WRITER_TIMEOUT_S`, return anyway; training then reports that the folder is locked.
     """
     until = time.monotonic() + PREVIOUS_WRITER_TIMEOUT_S
     while time.monotonic() < until:
@@ -118,7 +119,7 @@ def wait_for_previous_writer(folder: Path) -> None:
 
 
 def should_prune(study: Study, trial: Trial, reached: tuple[int, float]) -> bool:
-    """Return whether to prune a trial that has `reached` this epoch and accuracy."""
+    """Return whether to prune a trial, given the epoch that it has reached and its accuracy there."""
     (epoch, accuracy), halving = reached, study.halving_of(trial)
     if halving is None or epoch not in halving.rungs:
         return False
@@ -127,6 +128,6 @@ def should_prune(study: Study, trial: Trial, reached: tuple[int, float]) -> bool
 
 
 def from_main(world: World, value: T) -> T:
-    """Broadcast rank 0's value. Only it reads the other trials' folders, which may change at any time."""
+    """Return rank 0's value on every rank, because ranks that read the trials' folders themselves may disagree."""
     shared: Any = world.broadcast_object(value)
     return cast(T, shared)

@@ -1,4 +1,4 @@
-"""The trial runner interface, the local runner and their command-line options."""
+"""The interface of trial runners, the local runner, and the command-line options that choose a runner."""
 
 from __future__ import annotations
 
@@ -15,36 +15,41 @@ from tune.study.study import Study
 from tune.study.trial import Trial
 
 MAX_ATTEMPTS = 3
-"""Attempts per crashing trial; each resumes from the last checkpoint."""
+"""Maximum number of attempts for a trial that crashes; each resumes from the last checkpoint."""
 
 
 class Runner(Protocol):
-    """Runs trials and skips those that have already ended. Every runner produces the same folders."""
+    """Runs trials and skips trials that have already ended. Every runner writes the same folders."""
 
     def search(self, study: Study, on_update: Callable[[], None]) -> None:
-        """Run the default and `options.trials` configurations."""
+        """Run the default and the other `study.options.trials` configurations of a search."""
         ...
 
     def run(self, study: Study, trials: Sequence[Trial], on_update: Callable[[], None]) -> None:
-        """Run these trials. `on_update` is called whenever something may have changed."""
+        """Run `trials`, calling `on_update` whenever the state of a trial may have changed."""
         ...
 
 
 POLL_S = 2.0
 """Seconds between two polls of a trial."""
 SHUTDOWN_GRACE_S = 120.0
-"""Seconds that a stopping trial has to save its state."""
+"""Seconds that an interrupted trial has to save its state before it is killed."""
 STOP_WITH_PARENT = """
 import ctypes, os, signal, sys
 PR_SET_PDEATHSIG = 1  # of Linux's prctl.h
 ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
 os.execv(sys.argv[1], sys.argv[1:])
 """
-"""Runs a command that gets SIGTERM when the parent thread ends. Not a `preexec_fn`, which runs Python after a fork."""
+"""Script that runs a command that Linux sends SIGTERM when the parent thread ends.
+
+A `preexec_fn` could do the same, but would run Python code after a fork, which is unsafe.
+"""
 
 
 def interrupted_error() -> UserError:
-    return UserError("interrupted; trial checkpoints kept. Rerun to continue (a search with --resume).")
+    return UserError(
+        "interrupted; the trials' checkpoints are kept. Rerun the command to continue; a search also needs --resume"
+    )
 
 
 class LocalRunner:
@@ -52,7 +57,7 @@ class LocalRunner:
 
     def __init__(self, workers: int) -> None:
         self.workers = workers
-        """Ranks per trial."""
+        """Number of ranks per trial."""
 
     def search(self, study: Study, on_update: Callable[[], None]) -> None:
         self.run(study, study.search_trials(), on_update)
@@ -65,7 +70,7 @@ class LocalRunner:
                 on_update()
 
     def _finish(self, study: Study, trial: Trial, on_update: Callable[[], None]) -> None:
-        """Run one trial with retries. Raises `UserError` when the trial is interrupted, which ends the search."""
+        """Run one trial, retrying after crashes. Raises `UserError` if it is interrupted, which ends the search."""
         log = study.trials.path_of(trial) / "trial.log"
         command = [sys.executable, "-m", "tune.run_trial", str(study.folder), trial.name]
         if self.workers > 1:
@@ -81,7 +86,10 @@ class LocalRunner:
 
 
 def run_subprocess(command: Sequence[str], log: Path, on_update: Callable[[], None]) -> int:
-    """Run a command and return its exit status, polling every `POLL_S`. Stopping us stops it and lets it save."""
+    """Run a command, calling `on_update` every `POLL_S` seconds, and return its exit status.
+
+    If this process is interrupted, the command is stopped and gets time to save its state.
+    """
     with log.open("ab") as output:
         # a new process group, so that Ctrl-C reaches only this process; the kernel stops the child if we are killed
         child = subprocess.Popen(
@@ -110,24 +118,29 @@ def run_subprocess(command: Sequence[str], log: Path, on_update: Callable[[], No
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options that specify where trials run."""
     where = parser.add_argument_group("where trials run")
-    where.add_argument("--local", action="store_true", help="one after another on this machine, without Ray")
-    where.add_argument("--address", default="", help="address of a Ray cluster, or auto (default: start one here)")
+    where.add_argument("--local", action="store_true", help="run trials one by one on this machine, without Ray")
+    where.add_argument(
+        "--address", default="", help="address of a Ray cluster; auto finds one (default: start one here)"
+    )
     where.add_argument("--ranks-per-trial", type=int, default=1, help="ranks per trial (default: %(default)s)")
     where.add_argument("--cpus-per-rank", type=float, default=1.0, help="CPUs per rank (default: %(default)s)")
     where.add_argument(
         "--gpus-per-rank",
         type=float,
-        help="GPUs per rank; a fraction only for one rank (default: 1 if there are GPUs)",
+        help="GPUs per rank; with one rank per trial, it may be a fraction (default: 1 if there are GPUs, else 0)",
     )
 
 
 @contextmanager
 def make_runner(options: argparse.Namespace) -> Iterator[Runner]:
-    """Create the runner for the parsed options. Raises `UserError` if Ray is unavailable or too small for a trial."""
+    """Yield the runner that the options select.
+
+    Raises `UserError` if Ray is unavailable or its cluster is too small for a trial.
+    """
     if options.ranks_per_trial < 1:
         raise UserError(f"--ranks-per-trial {options.ranks_per_trial}: must be at least 1")
     if options.local and (options.address or options.gpus_per_rank is not None):
-        raise UserError("--local runs trials sequentially on this machine; remove --address and --gpus-per-rank")
+        raise UserError("--address and --gpus-per-rank apply only to Ray; remove them or remove --local")
     if options.local:
         yield LocalRunner(options.ranks_per_trial)
         return

@@ -1,4 +1,4 @@
-"""Optuna's TPE through Ray's integration: samples configurations based on earlier results."""
+"""Sample configurations based on earlier results, using Optuna's TPE through Ray's integration."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tune.study.trial import DEFAULT, METRIC, Trial, TrialResult
 
 
 class OptunaSearcher(Searcher):
-    """Yields the search's trials: the default first, then unfinished trials, then new ones sampled by Optuna.
+    """Suggests the trials of a search: first the default, then unfinished trials, then new ones sampled by Optuna.
 
     Optuna's study is rebuilt from the folders of finished trials, so a resumed search knows all of them.
     """
@@ -28,7 +28,7 @@ class OptunaSearcher(Searcher):
         begun = {o.trial.number: o for o in study.trials.outcomes() if o.trial.stage == "search"}
         self._left = [outcome.trial for outcome in begun.values() if not outcome.status]
         self._again: dict[str, Trial] = {}
-        """Resumed trials by their current Tune trial ID."""
+        """Resumed trials by the ID that Ray Tune currently uses for them."""
         if DEFAULT not in begun:
             study.trials.begin(study.default())
             self._left.insert(0, study.default())
@@ -85,7 +85,10 @@ class OptunaSearcher(Searcher):
 
 
 def distribution(domain: Domain) -> BaseDistribution:
-    """Return the Optuna distribution of a value or of its index: integer if values are ordered, else categorical."""
+    """Return Optuna's distribution of a continuous domain's values, or of the indices of any other domain's values.
+
+    Indices are integers if the values are in ascending order, else categories.
+    """
     if domain.continuous:
         low, high = domain.values
         return FloatDistribution(low, high, log=domain.kind == "loguniform")

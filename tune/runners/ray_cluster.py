@@ -18,21 +18,21 @@ from adadf_dist.errors import UserError, single_line
 
 ROOT = Path(__file__).resolve().parents[2]
 DRIVER_ENV = {"RAY_AIR_NEW_OUTPUT": "0", "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1"}
-"""Turns off Tune's table and loggers: `LiveTable` and the trials' folders replace them."""
+"""Environment variables that turn off Tune's table and loggers; `LiveTable` and the trials' folders replace them."""
 WORKER_ENV = {"RAY_TRAIN_V2_ENABLED": "1", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "1"}
-"""Hides GPUs from trials that have none assigned."""
+"""Environment variables of workers: use Ray Train v2, and hide GPUs from trials that have none assigned."""
 POLL_S = 10.0
 
 
 @dataclass(frozen=True)
 class TrialResources:
-    """Resources of a trial."""
+    """Number of workers of a trial, and the resources of each."""
 
     workers: int
     cpus: float
-    """Per worker."""
+    """CPUs per worker."""
     gpus: float
-    """Per worker."""
+    """GPUs per worker."""
 
     def per_worker(self) -> dict[str, float]:
         return {name: amount for name, amount in (("CPU", self.cpus), ("GPU", self.gpus)) if amount}
@@ -40,7 +40,10 @@ class TrialResources:
 
 @contextmanager
 def connect(address: str) -> Iterator[None]:
-    """Connect to the cluster at `address`, or start one here for the context. Raises `UserError`."""
+    """Connect to the Ray cluster at `address`, or start a local one if it is empty; disconnect at the end.
+
+    Raises `UserError` if there is no cluster at the address or Ray fails to start.
+    """
     for name, value in DRIVER_ENV.items():
         os.environ.setdefault(name, value)
     for name in ("ray.tune", "ray.train"):
@@ -59,9 +62,9 @@ def connect(address: str) -> Iterator[None]:
     except (OSError, ValueError, RuntimeError) as error:
         if not address:
             raise UserError(f"Ray failed to start: {why_not_started(error)}") from None
-        mend = "start one or remove the option"
+        mend = "start one or remove --address"
         if "AuthToken" in str(error.__cause__):
-            mend = "the cluster requires a token: set RAY_AUTH_MODE=token here too"
+            mend = "the cluster requires a token; set RAY_AUTH_MODE=token on this machine too"
         raise UserError(f"--address {address}: no Ray cluster found ({single_line(error, 200)}); {mend}") from None
     try:
         yield
@@ -70,7 +73,7 @@ def connect(address: str) -> Iterator[None]:
 
 
 def why_not_started(error: Exception) -> str:
-    """Return the reason and a fix in one line."""
+    """Return one line that says why Ray failed to start and how to fix it."""
     reason = single_line(error, 200)
     if "AF_UNIX" in reason:
         return (
@@ -81,7 +84,7 @@ def why_not_started(error: Exception) -> str:
 
 
 def check_address(address: str) -> None:
-    """Raise `OSError` if nothing listens at `address`, because Ray retries for a long time."""
+    """Raise `OSError` if nothing listens at `address`; Ray itself would retry for a long time."""
     host, _, port = address.rpartition(":")
     if port.isdigit() and "/" not in host:
         with create_connection((host, int(port)), timeout=POLL_S):
@@ -89,16 +92,22 @@ def check_address(address: str) -> None:
 
 
 def trial_resources(workers: int, cpus: float, gpus: float | None) -> TrialResources:
-    """Return the resources of a trial. `gpus` None: one per worker if the cluster has any. Raises `UserError`."""
+    """Return a trial's resources; if `gpus` is None, each worker gets one GPU if the cluster has any.
+
+    Raises `UserError` if the amounts are invalid.
+    """
     if gpus is None:
         gpus = 1.0 if resource_per_node("GPU") else 0.0
     if cpus < 0 or gpus < 0 or cpus == gpus == 0:
-        raise UserError(f"--cpus-per-rank {cpus:g}, --gpus-per-rank {gpus:g}: a rank needs CPUs or GPUs")
+        raise UserError(
+            f"--cpus-per-rank {cpus:g}, --gpus-per-rank {gpus:g}: a rank needs a positive number of CPUs or GPUs"
+        )
     if gpus > 1 and gpus % 1:
-        raise UserError(f"--gpus-per-rank {gpus:g}: above 1, it must be an integer")
+        raise UserError(f"--gpus-per-rank {gpus:g}: must be an integer if it is greater than 1")
     if workers > 1 and gpus % 1:
         raise UserError(
-            f"--gpus-per-rank {gpus:g}: NCCL refuses two ranks on one GPU; fractions need --ranks-per-trial 1"
+            f"--gpus-per-rank {gpus:g}: a fraction requires --ranks-per-trial 1, because NCCL does "
+            "not support two ranks on one GPU"
         )
     return TrialResources(workers, cpus, gpus)
 
@@ -110,11 +119,11 @@ def trials_at_once(share: TrialResources) -> int:
         if amount * share.workers > whole:
             raise UserError(
                 f"--ranks-per-trial {share.workers}: a trial needs {amount * share.workers:g} {name}s, the cluster "
-                f"has {whole:g}; lower it or --{name.lower()}s-per-worker"
+                f"has {whole:g}; lower it or --{name.lower()}s-per-rank"
             )
         if amount > largest:
             raise UserError(
-                f"--{name.lower()}s-per-worker {amount:g}: no node of the cluster has more than {largest:g} {name}s"
+                f"--{name.lower()}s-per-rank {amount:g}: no node of the cluster has more than {largest:g} {name}s"
             )
     workers = sum(
         min(math.floor(node.get(name, 0.0) / amount) for name, amount in share.per_worker().items())
@@ -122,7 +131,7 @@ def trials_at_once(share: TrialResources) -> int:
     )
     if workers < share.workers:
         raise UserError(
-            f"--ranks-per-trial {share.workers}: only {workers} workers with {share.cpus:g} CPUs and "
+            f"--ranks-per-trial {share.workers}: only {workers} ranks with {share.cpus:g} CPUs and "
             f"{share.gpus:g} GPUs each fit on the cluster's nodes; lower one of these"
         )
     return workers // share.workers

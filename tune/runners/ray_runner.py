@@ -1,8 +1,8 @@
-"""Run trials on a Ray cluster with Ray Tune; trials of several ranks use Ray Train inside.
+"""Run trials on a Ray cluster with Ray Tune; trials with several ranks also use Ray Train.
 
-Tune schedules trials and restarts crashed ones. Its schedulers stop a trial by killing it, which leaves an inner
-placement group behind that holds GPUs. So each trial evaluates `tune.study.asha` itself and ends on all ranks like a
-finished run. The study folder is the only state.
+Tune schedules trials and restarts crashed ones. Its schedulers stop a trial by killing it, which leaves behind a
+placement group that still holds GPUs. Therefore, each trial evaluates `tune.study.asha` itself and ends on all ranks
+like a finished run. All state is in the study folder.
 """
 
 from __future__ import annotations
@@ -35,14 +35,14 @@ from tune.study.study import Study, load_study
 from tune.study.trial import METRIC, Trial
 
 DRIVER_RESOURCES = {"memory": 1.0}
-"""Resources of the driver of a multi-rank trial. Tune requires some, and the CPUs are for the ranks; in bytes."""
+"""Resources of a multi-rank trial's driver: one byte of memory. Tune requires some, and the CPUs are for the ranks."""
 PLACEMENT_FILE = "placement_group"
 UPDATE_INTERVAL_S = 2.0
 """Minimum seconds between two progress updates."""
 
 
 class RayRunner:
-    """Runs trials on the connected cluster with fixed resources per trial."""
+    """Runs trials on the connected Ray cluster, each with the same resources."""
 
     def __init__(self, share: TrialResources) -> None:
         self.share = share
@@ -66,7 +66,7 @@ class RayRunner:
     def _tune(
         self, study: Study, source: Sequence[str] | Searcher, samples: int, on_update: Callable[[], None]
     ) -> None:
-        """Run the named trials, or those that a searcher suggests, with Tune. Raises `UserError` when interrupted."""
+        """Run the named trials, or the trials that a searcher suggests. Raises `UserError` if interrupted."""
         alone = self.share.workers == 1
         trainable = partial(train_single_process if alone else train_distributed, study_folder=str(study.folder))
         placed = ray_tune.with_resources(trainable, self.share.per_worker() if alone else DRIVER_RESOURCES)
@@ -114,11 +114,11 @@ def record_failure(study: Study, name: str, error: str) -> None:
 
 
 class TrialCallbacks(ray_tune.Callback):
-    """Reports trial events and collects permanent failures."""
+    """Calls `on_update` when a trial progresses, and collects the errors of trials that failed permanently."""
 
     def __init__(self, on_update: Callable[[], None]) -> None:
         self.failed: dict[str, str] = {}
-        """Trial name -> error."""
+        """Error messages by trial name."""
         self._on_update = on_update
         self._last = 0.0
 
@@ -145,7 +145,7 @@ def train_single_process(config: dict[str, Any], study_folder: str) -> None:
 
 
 class RankTrainer(TorchTrainer):
-    """Ray Train without its placement group cleaner; `release_placement_group` replaces it.
+    """Ray Train's trainer without its placement group cleaner, which `release_placement_group` replaces.
 
     The cleaner asks the dashboard whether a trial is alive. If the dashboard's packages are not installed, it gets no
     reply, never cleans up, and remains as a process on the head node.
@@ -192,7 +192,7 @@ def train_distributed(config: dict[str, Any], study_folder: str) -> None:
 
 
 def train_rank(config: dict[str, Any]) -> None:
-    """Run one rank of a trial in Ray's process group."""
+    """Run one rank of a multi-rank trial in Ray Train's process group."""
     logging.getLogger("ray.train").setLevel(logging.WARNING)  # keep the trial's output free of Ray messages
     rank = ray_train.get_context().get_world_rank()
     if rank == 0:

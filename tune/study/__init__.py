@@ -1,1 +1,1 @@
-"""A study: search space, trials, early stopping, selection."""
+"""Studies: search spaces, trials, early stopping and selection of the winner."""

@@ -16,19 +16,19 @@ from adadf_dist.errors import UserError
 from tune.study.space import Space
 
 GRACE = 2
-"""Minimum grace period in multiples of E, the largest epoch threshold: the target loss ramps up until epoch E."""
+"""Minimum grace period as a multiple of E, the largest epoch threshold, because the target loss ramps up until E."""
 
 
 @dataclass(frozen=True)
 class AshaSchedule:
-    """Rungs at `grace`, `grace` x `factor`, ... epochs."""
+    """Epochs at which poor trials are pruned, called rungs: `grace`, `grace` x `factor`, `grace` x `factor`^2, ..."""
 
     grace: int
-    """Grace period: epochs that every trial runs."""
+    """Grace period: the number of epochs that every trial completes."""
     factor: int
     """Reduction factor: about 1 in `factor` trials passes a rung."""
     epochs: int
-    """Epochs of a complete trial."""
+    """Number of epochs of a trial that is not pruned."""
 
     @property
     def rungs(self) -> list[int]:
@@ -44,7 +44,7 @@ class AshaSchedule:
 
 
 def plan_halving(space: Space, base: Config, grace: int | None, factor: int) -> AshaSchedule:
-    """Create the schedule. Raises `UserError` if the grace period is too short for the largest epoch threshold."""
+    """Return the schedule of rungs. Raises `UserError` if the grace period is too short or the factor is below 2."""
     largest = int(space.largest("loss.epoch_threshold", base))
     least = GRACE * largest
     if grace is None:
@@ -52,7 +52,7 @@ def plan_halving(space: Space, base: Config, grace: int | None, factor: int) -> 
     if grace < least:
         raise UserError(
             f"--grace-period {grace}: must be at least {least}, twice the largest loss.epoch_threshold ({largest}); "
-            "earlier, such a trial is still ramping its losses (eqs 15, 16) and would be pruned unfairly"
+            "pruning earlier is unfair to trials whose losses are still ramping up (eqs 15, 16)"
         )
     if factor < 2:
         raise UserError(f"--reduction-factor {factor}: must be at least 2; 1 in this many trials passes a rung")

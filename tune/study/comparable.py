@@ -1,4 +1,4 @@
-"""Comparable accuracies of a search: every trial at the same number of epochs, even if it trained longer."""
+"""Compare the trials of a search after the same number of epochs, even if some trained longer."""
 
 from __future__ import annotations
 
@@ -10,25 +10,25 @@ from tune.study.trial import TrialResult
 
 
 class MatchedResults(NamedTuple):
-    """Search trials (including the default) and the accuracy of each at the same epoch."""
+    """Search trials, including the default, with their accuracies after the same number of epochs."""
 
     epochs: int | None
-    """None: no early stopping; finished trials are compared at their best epoch."""
+    """Number of epochs compared; None without early stopping: finished trials are compared at their best epoch."""
     outcomes: tuple[TrialResult, ...]
     accuracies: tuple[float, ...]
-    """Best validation accuracy of each outcome within these epochs."""
+    """Best validation accuracy of each trial within the first `epochs` epochs."""
 
     @property
     def accuracy(self) -> str:
-        """Label of the accuracy."""
+        """Description of the accuracies for the report."""
         return "validation accuracy" if self.epochs is None else f"validation accuracy by epoch {self.epochs}"
 
 
 def match_budgets(study: Study, outcomes: Sequence[TrialResult]) -> MatchedResults:
-    """Compare trials at the first rung, which every trial reaches.
+    """Return the accuracies of search trials at the first rung, which every trial reaches.
 
-    Survivors of later rungs were selected by accuracy. Among them an important hyperparameter would seem unimportant,
-    because its poor values were pruned.
+    Only accurate trials reach later rungs. Comparing there would make an important hyperparameter seem unimportant,
+    because the trials with poor values were already pruned.
     """
     rungs = study.options.halving.rungs if study.options.halving else []
     epochs = rungs[0] if rungs else None

@@ -1,4 +1,4 @@
-"""Scores of trials, per sample if predictions were stored, and detection of collapsed networks."""
+"""Read the scores of trials, per sample if predictions were stored, and detect collapsed networks."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ Split = Literal["validation", "test"]
 
 
 def read_score(study: Study, outcome: TrialResult, split: Split = "validation") -> Score:
-    """Return the score of a finished trial's selected epoch."""
+    """Return the score of a finished trial's selected epoch on a split."""
     metrics = outcome.selected if split == "validation" else outcome.tested
     accuracy = float(metrics["accuracy"])
     correct = read_correct(study.trials.path_of(outcome.trial), split, accuracy)
@@ -28,7 +28,7 @@ def read_score(study: Study, outcome: TrialResult, split: Split = "validation") 
 
 
 def read_correct(folder: Path, split: str, accuracy: float) -> NDArray[np.bool_] | None:
-    """Return which stored predictions are correct [samples]; None if none or those of another epoch are stored."""
+    """Return whether each stored prediction is correct, [samples]; None without predictions of the selected epoch."""
     try:
         kept = load_predictions(folder, split)
     except UserError:

@@ -17,26 +17,26 @@ from tune.study.trial import DEFAULT
 
 
 class Candidate(NamedTuple):
-    """A configuration on the final seeds; accuracies in [0, 1]."""
+    """Results of a configuration on the held-out seeds, with accuracies in [0, 1]."""
 
     number: int
     accuracies: tuple[float, ...]
     mean: float
     interval: Interval
-    """95% confidence interval of the mean, for new seeds and new samples."""
+    """95% confidence interval of the mean, accounting for variation between seeds and between samples."""
     difference: PairedDifference | None
     """Difference from the default, paired by seed; None for the default itself."""
     mean_class_accuracy: float | None = None
-    """Mean over the seeds; None if not recorded."""
+    """Mean class accuracy averaged over the seeds; None if it was not recorded."""
     collapse: str = ""
-    """Seeds on which the network collapsed, and how; empty if there were none."""
+    """Description of how the network collapsed and on which seeds; empty if it did not collapse."""
 
 
 class Selection(NamedTuple):
     candidates: tuple[Candidate, ...]
     """The default and the finalists that trained on every seed, best mean first."""
     winner: int
-    """Number of the best finalist if it is significantly better than the default, else of the default."""
+    """Configuration number of the best finalist that is significantly better than the default, else `DEFAULT`."""
 
     @property
     def improved(self) -> bool:
@@ -50,7 +50,7 @@ class Selection(NamedTuple):
 
 
 def select_finalists(study: Study, count: int) -> list[int]:
-    """Return the numbers of the best configurations, ordered by epochs reached, then by accuracy.
+    """Return the numbers of the `count` best configurations, ranked by epochs completed, then by accuracy.
 
     Epochs come first because accuracies after different numbers of epochs are not comparable. The default and
     duplicate configurations are excluded.
@@ -72,7 +72,7 @@ def select_winner(
     collapses: Mapping[int, str] | None = None,
     class_accuracies: Mapping[int, float | None] | None = None,
 ) -> Selection:
-    """Select a configuration by validation scores on the same seeds in the same order.
+    """Select the winner by validation scores, given for every configuration on the same seeds in the same order.
 
     A finalist is better if the interval of its difference from the default is above 0. The intervals account for seeds
     and samples and are widened for the number of comparisons (Bonferroni): if all configurations are equal, at most

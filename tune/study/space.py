@@ -8,7 +8,8 @@ A space is one of `SPACES` below or a TOML file of the same form:
     "batch_size" = { grid = [32, 64] }
     "optimizer.warmup_steps" = { choice = [0, 100], when = { "optimizer.schedule" = "cosine" } }
 
-`choice` is sampled, `grid` is enumerated. A key with `when` keeps its default unless the other keys have these values.
+`choice` is sampled, `grid` is enumerated. A key with `when` keeps its default unless the keys in `when`
+have the given values.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ from adadf_dist.config.schema import Config
 from adadf_dist.errors import UserError, did_you_mean
 
 Values = dict[str, Any]
-"""Maps each dotted key that a trial changes to its new value."""
+"""The dotted configuration keys that a trial changes, with their new values."""
 
 KINDS = ("uniform", "loguniform", "choice", "grid")
 
@@ -52,12 +53,12 @@ SPACES: dict[str, dict[str, object]] = {"paper": PAPER, "recipe": RECIPE, "full"
 
 @dataclass(frozen=True)
 class Domain:
-    """Possible values of one key."""
+    """Possible values of one configuration key."""
 
     kind: str
     """One of `KINDS`."""
     values: tuple[Any, ...]
-    """The two limits of continuous kinds; all values of the others."""
+    """Lower and upper limit if the kind is continuous; otherwise all possible values."""
     when: Mapping[str, Any] = field(default_factory=dict)
     """Other keys and the values they must have for this key to be active."""
 
@@ -66,7 +67,7 @@ class Domain:
         return self.kind.endswith("uniform")
 
     def quantile(self, fraction: float) -> Any:
-        """Return the value at quantile `fraction` in [0, 1)."""
+        """Return the value at the quantile `fraction`, a number in [0, 1)."""
         if not self.continuous:
             return self.values[int(fraction * len(self.values))]
         low, high = self.values
@@ -77,7 +78,7 @@ class Domain:
 
 @dataclass(frozen=True)
 class Space:
-    """Validated keys and domains."""
+    """A validated search space: configuration keys and their possible values."""
 
     name: str
     domains: Mapping[str, Domain]
@@ -91,20 +92,20 @@ class Space:
         return self.resolve_conditions({**self.sample_all(seed, number), **points[(number - 1) % len(points)]})
 
     def sample_all(self, seed: int, number: int = 0) -> Values:
-        """Sample every key, regardless of its condition."""
+        """Return a sampled value for every key, even if its `when` condition does not hold."""
         return {
             key: domain.quantile(np.random.default_rng([seed, number, key_hash(key)]).random())
             for key, domain in self.domains.items()
         }
 
     def grid(self) -> Iterator[Values]:
-        """Yield every point of the product of all grids; one empty point if there are none."""
+        """Yield every combination of grid values; one empty combination if the space has no grids."""
         grids = {key: domain.values for key, domain in self.domains.items() if domain.kind == "grid"}
         for point in itertools.product(*grids.values()):
             yield dict(zip(grids, point, strict=True))
 
     def resolve_conditions(self, values: Values) -> Values:
-        """Drop inactive keys (also those that depend on an inactive key) and order the rest as in the space."""
+        """Return only the active keys, in the order of the space. A key that needs an inactive key is also inactive."""
         active = {key: values[key] for key in self.domains if key in values}
         while inactive := [key for key in active if not self._is_active(key, active)]:
             active = {key: value for key, value in active.items() if key not in inactive}
@@ -115,13 +116,13 @@ class Space:
 
     @property
     def points(self) -> int | None:
-        """Number of grid points; None if any key is sampled."""
+        """Number of combinations if every key has a grid; None if any key is sampled instead."""
         if any(domain.kind != "grid" for domain in self.domains.values()):
             return None
         return len(list(self.grid()))
 
     def largest(self, key: str, base: Config) -> Any:
-        """Return the largest value of `key` over all trials and the default."""
+        """Return the largest value that `key` can have in any trial or in the default."""
         domain = self.domains.get(key)
         default = dict(flatten(to_dict(base)))[key]
         return default if domain is None else max(default, *domain.values)
@@ -157,7 +158,7 @@ def read_space(name: str, content: Mapping[str, object], base: Config) -> Space:
     for key, domain in domains.items():
         for other, wanted in domain.when.items():
             if other not in domains or (not domains[other].continuous and wanted not in domains[other].values):
-                raise UserError(f"space {name}: {key} is active when {other} is {wanted!r}, which never happens")
+                raise UserError(f"space {name}: {key} requires {other} = {wanted!r}, which never happens in this space")
         inside = (
             [domain.quantile(0.37)] if domain.continuous else []
         )  # an integer key accepts integer limits but rejects this value
@@ -170,13 +171,13 @@ def read_space(name: str, content: Mapping[str, object], base: Config) -> Space:
 
 
 def parse_entries(space: str, content: Mapping[str, object], prefix: str = "") -> dict[str, Mapping[str, object]]:
-    """Return dotted key -> domain entry, from quoted or nested TOML keys."""
+    """Map each dotted key, whether quoted or nested in the TOML file, to the entry that describes its domain."""
     found: dict[str, Mapping[str, object]] = {}
     for name, value in content.items():
         key = renamed_keys().get(f"{prefix}{name}", f"{prefix}{name}")
         if not isinstance(value, Mapping):
             raise UserError(
-                f"space {space}: invalid {key} = {value!r}: must be {{ KIND = [...] }}, KIND one of {', '.join(KINDS)}"
+                f"space {space}: {key} = {value!r}: must be {{ KIND = [...] }}, where KIND is one of {', '.join(KINDS)}"
             )
         if key in settings() or not any(isinstance(inner, Mapping) for inner in value.values()):
             found[key] = value
@@ -191,17 +192,18 @@ def read_domain(name: str, key: str, content: Mapping[str, object]) -> Domain:
         raise UserError(f"{where}: unknown key{did_you_mean(key, settings())}")
     if key in keys_with(Role.NOT_SEARCHABLE):
         raise UserError(
-            f"{where}: cannot be searched (the search sets it, or it redefines accuracy); set it on the command line"
+            f"{where}: cannot be searched, because the search sets it itself or trials would not be comparable; "
+            "set it on the command line"
         )
     kinds = [kind for kind in content if kind in KINDS]
     others = [word for word in content if word not in (*KINDS, "when")]
     if len(kinds) != 1 or others:
         raise UserError(
-            f"{where}: expected one of {', '.join(KINDS)} and optionally `when`, found {', '.join(content)}"
+            f"{where}: expected exactly one of {', '.join(KINDS)} and optionally `when`, found {', '.join(content)}"
         )
     (kind,), values, when = kinds, content[kinds[0]], content.get("when", {})
     if not isinstance(values, Sequence) or isinstance(values, str) or not values:
-        raise UserError(f"{where}: {kind} must be a list, got {values!r}")
+        raise UserError(f"{where}: {kind} must be a list of at least one value, got {values!r}")
     if not isinstance(when, Mapping):
         raise UserError(f"{where}: when must be a mapping of keys to values, got {when!r}")
     domain = Domain(kind, tuple(upgrade_value(key, value) for value in values), upgrade_keys(when, where))
@@ -212,7 +214,10 @@ def read_domain(name: str, key: str, content: Mapping[str, object]) -> Domain:
 
 
 def key_hash(key: str) -> int:
-    """Return the number that seeds the samples of a key. A renamed key keeps its samples in an older search."""
+    """Return the number that seeds the sampling of a key.
+
+    A renamed key is hashed under its old name, so that resuming an older search samples the same values.
+    """
     return crc32((settings()[key].old_name or key).encode())
 
 

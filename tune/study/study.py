@@ -1,4 +1,4 @@
-"""A search on disk: its settings, fixed when it starts, and the directory from which it can be resumed."""
+"""A search on disk: its settings, fixed when it starts, and the folder from which it can be resumed."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ logger = get_logger(__name__)
 STUDY_FILE = "study.json"
 VERSION = 1
 CHANGEABLE_OPTIONS = ("options.keep", "space.name")
-"""Search settings that may change on resume, besides keys of the base configuration with `Role.INFRASTRUCTURE`."""
+"""Search settings that may change on resume, in addition to configuration keys with `Role.INFRASTRUCTURE`."""
 EXTENDABLE_KEYS = ("options.trials", "options.seeds", "options.finalists")
 """Settings that may be increased on resume; existing trials stay valid."""
 
@@ -36,13 +36,13 @@ class SearchOptions:
     """Settings of a search."""
 
     seeds: int
-    """Held-out seeds per finalist and for the default; the search seed is not among them."""
+    """Number of held-out seeds on which the default and each finalist are retrained; excludes the search seed."""
     trials: int = 0
-    """Configurations besides the default."""
+    """Number of configurations to try besides the default."""
     finalists: int = 0
     searcher: Literal["random", "tpe"] = "random"
     halving: AshaSchedule | None = None
-    """None: no early stopping."""
+    """Schedule for stopping poor trials early; None disables early stopping."""
     keep: Literal["winner", "none", "all"] = "winner"
     """Which finished trials keep their checkpoints; metrics are always kept."""
 
@@ -72,7 +72,7 @@ class Study:
         return Trial(DEFAULT, self.base.seed, "search", {})
 
     def sampled(self, number: int) -> Trial:
-        """Return trial `number` (from 1) of the `random` searcher."""
+        """Return trial number `number` of the `random` searcher, counting from 1."""
         return Trial(number, self.base.seed, "search", self.space.sample(self.base.seed, number))
 
     def search_trials(self) -> list[Trial]:
@@ -80,7 +80,7 @@ class Study:
         return [self.default(), *(self.sampled(number) for number in range(1, self.options.trials + 1))]
 
     def final_trials(self, values: Mapping[int, dict[str, Any]]) -> list[Trial]:
-        """Return one trial per configuration in `values` (number -> values) and final seed."""
+        """Return one trial per held-out seed and configuration; `values` maps numbers to changed values."""
         seeds = range(self.base.seed + 1, self.base.seed + 1 + self.options.seeds)
         return [Trial(number, seed, "final", changed) for seed in seeds for number, changed in values.items()]
 
@@ -95,10 +95,10 @@ class Study:
 
 
 def start(study: Study, resume: bool, source: Source | None = None) -> Study:
-    """Create the study's folder, or check that it contains the same study. Raises `UserError` with the difference.
+    """Create the study's folder, or check that it contains the same study. Raises `UserError` if it differs.
 
-    `source`: the data of the trials, which must match that of earlier trials unless `allow_other_data` is set.
-    Failed trials are retried: the cause, such as a full disk, may be gone. A study without any started trial is
+    `source` identifies the dataset, which must match that of earlier trials unless `allow_other_data` is set. Failed
+    trials are retried, because the cause, such as a full disk, may be gone. A study without any started trial is
     overwritten. The caller must hold the folder's lock (`lock_run_dir`).
     """
     path = study.folder / STUDY_FILE
@@ -130,7 +130,10 @@ def start(study: Study, resume: bool, source: Source | None = None) -> Study:
 
 
 def data_of(before: Mapping[str, Any], source: Source | None, study: Study) -> dict[str, object]:
-    """Return the `study.json` fields for the current and any earlier, allowed data. Raises `UserError`."""
+    """Return the `study.json` fields that identify the dataset and any different datasets of earlier trials.
+
+    Raises `UserError` if the dataset changed and `allow_other_data` is not set.
+    """
     recorded = Source.from_dict(before["data"]) if before.get("data") else None
     earlier = list(before.get("earlier_data", ()))
     if source is None or not source.digests:
@@ -143,13 +146,13 @@ def data_of(before: Mapping[str, Any], source: Source | None, study: Study) -> d
         earlier.append(recorded.to_dict())
     for other in earlier:
         logger.warning(
-            f"{study.folder}: contains trials on other data, {other['shards']}; results may not be comparable"
+            f"{study.folder}: contains trials on another dataset, {other['shards']}; results may not be comparable"
         )
     return {"data": None if source is None else source.to_dict(), "earlier_data": earlier}
 
 
 def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
-    """Return dotted key -> (old, new) for values that differ."""
+    """Map each dotted key whose value differs to its old and new value."""
     old, new = dict(flatten(before)), dict(flatten(now))
     return {
         key: (old.get(key), new.get(key))
@@ -172,7 +175,7 @@ def read_study_file(path: Path) -> dict[str, Any]:
 
 
 def load_study(folder: Path) -> Study:
-    """Load an existing study."""
+    """Load the study saved in `folder`. Raises `UserError` if there is none."""
     content = read_study_file(folder / STUDY_FILE)
     base = build_config([ConfigLayer(STUDY_FILE, content["base"])])
     space = read_space(content["space"]["name"], content["space"]["domains"], base)

@@ -18,17 +18,17 @@ from tune.study.space import Values
 
 TRIAL_FILE = "trial.json"
 DEFAULT = 0
-"""Number of the default configuration, which changes nothing."""
+"""Configuration number of the default, which changes no values."""
 METRIC = "accuracy"
-"""Metric reported by trials: validation accuracy of the epoch's model."""
+"""Name of the metric that trials report after each epoch: validation accuracy."""
 Stage = Literal["search", "final"]
 Status = Literal["", "finished", "pruned", "failed"]
-"""How a trial ended; empty: not ended."""
+"""How a trial ended; empty while it has not ended."""
 
 
 @dataclass(frozen=True)
 class Trial:
-    """A configuration and a seed."""
+    """A training run of a search: a configuration and a seed."""
 
     number: int
     """Configuration number."""
@@ -36,14 +36,14 @@ class Trial:
     stage: Stage
     values: Values
     test: bool = False
-    """Whether the trial is evaluated on the test split at its end."""
+    """Whether to evaluate the trial on the test split when training ends."""
 
     @property
     def name(self) -> str:
         return f"{self.number:04d}-seed{self.seed}"
 
     def satisfies(self, other: Trial) -> bool:
-        """Return whether this trial covers everything that `other` requires."""
+        """Return whether this trial equals `other` and includes a test evaluation if `other` requires one."""
         return replace(self, test=other.test) == other and self.test >= other.test
 
 
@@ -77,29 +77,29 @@ class TrialResult:
 
     @property
     def mean_class_accuracy(self) -> float | None:
-        """Mean class accuracy of the selected epoch on validation; None before the first epoch."""
+        """Validation mean class accuracy of the selected epoch; None before the first epoch."""
         value = self.selected.get("mean_class_accuracy")
         return None if value is None else float(value)
 
 
 @dataclass(frozen=True)
 class TrialStore:
-    """Directory of all trials of a search, one folder `NUMBER-seedSEED` each, on storage shared by all nodes."""
+    """Directory with one folder per trial, named `NUMBER-seedSEED`, on storage shared by all nodes."""
 
     path: Path
     _ended: dict[str, TrialResult] = field(default_factory=dict, compare=False, repr=False)
-    """Cache of final outcomes, so that a large search does not read them repeatedly."""
+    """Cache of the results of ended trials, so that a large search does not read them repeatedly."""
 
     def path_of(self, trial: Trial) -> Path:
         return self.path / trial.name
 
     def begin(self, trial: Trial) -> None:
-        """Record the trial's settings once, so that the folder is readable after a crash."""
+        """Record the trial's settings in its folder, unless they are there. Raises `UserError` if they differ."""
         outcome = self._read(self.path_of(trial))
         if outcome is not None and replace(outcome.trial, test=trial.test) != trial:
             raise UserError(
-                f"{self.path_of(trial)}: contains a trial of {outcome.trial.values}, not {trial.values}; the space "
-                "changed, choose another --out"
+                f"{self.path_of(trial)}: contains a trial with values {outcome.trial.values}, not {trial.values}; "
+                "the search space changed, so choose another --out"
             )
         if outcome is None or not outcome.trial.satisfies(trial):
             self.finish(trial, "")
@@ -110,14 +110,14 @@ class TrialStore:
         write_json(self.path_of(trial) / TRIAL_FILE, {**asdict(trial), "status": status, "error": error})
 
     def result(self, trial: Trial) -> TrialResult:
-        """Return the trial's state; unfinished if the folder's trial did less, such as no test evaluation."""
+        """Return the trial's state, which is unfinished if a required test evaluation is missing."""
         outcome = self._read(self.path_of(trial))
         if outcome is None or not outcome.trial.satisfies(trial):
             return TrialResult(trial, "", "") if outcome is None else replace(outcome, trial=trial, status="", error="")
         return outcome
 
     def classes(self, trial: Trial) -> tuple[str, ...]:
-        """Return the class names that a trial was trained on; empty before it starts."""
+        """Return the names of the classes of a trial's dataset; empty before the trial starts."""
         path = find_file(self.path_of(trial), "run_info.json")
         return tuple(json.loads(path.read_text(encoding="utf-8"))["classes"]) if path.exists() else ()
 
@@ -126,7 +126,7 @@ class TrialStore:
         shutil.rmtree(self.path_of(trial) / "checkpoints", ignore_errors=True)
 
     def get(self, name: str) -> TrialResult:
-        """Return the state of a started trial. Raises `UserError` if there is none (is the folder not shared?)."""
+        """Return the state of a trial by its name. Raises `UserError` if its folder is missing or not shared."""
         outcome = self._read(self.path / name)
         if outcome is None:
             raise UserError(f"{self.path / name}: trial not found; --out must be a directory shared by all nodes")
@@ -158,7 +158,7 @@ class TrialStore:
 
 
 def read_validation(folder: Path) -> tuple[tuple[float, ...], Mapping[str, Any]]:
-    """Return the validation accuracies of a run folder's epochs in order, and all metrics of the best epoch."""
+    """Return the validation accuracy of each epoch in a run folder, and all validation metrics of the best epoch."""
     path = folder / "metrics.jsonl"
     lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
     accuracies: list[float] = []

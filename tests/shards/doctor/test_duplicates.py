@@ -96,9 +96,9 @@ def test_fer2013_sample_equals_its_csv(tmp_path: Path) -> None:
     for number, row in enumerate(rows):
         if row["Usage"] == "Training":
             alike.setdefault(row["pixels"], set()).add(f"fer2013.csv.gz row {number}")
-    leaks = sum(len(twins) for pixels, twins in alike.items() if pixels in test)
+    leaks = sum(len(copies) for pixels, copies in alike.items() if pixels in test)
     [exact] = [finding for finding in output.findings("leaks") if "exact" in finding["message"]]
     assert exact["message"].split()[0] == str(leaks)
-    twins = [found for found in alike.values() if len(found) > 1]
-    assert twins
-    assert same_groups(output.groups("duplicates", "exact", "train"), twins)
+    copies = [found for found in alike.values() if len(found) > 1]
+    assert copies
+    assert same_groups(output.groups("duplicates", "exact", "train"), copies)
