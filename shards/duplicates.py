@@ -65,7 +65,14 @@ class SplitAssignment:
         """Return a table with one row per leak, to be written to leaks.csv."""
         header = ("split", "source", "class", "duplicate_split", "duplicate_source", "duplicate_class")
         lines = [
-            (split, locate(number), classes[labels[number]], duplicate_split, locate(duplicate), classes[labels[duplicate]])
+            (
+                split,
+                locate(number),
+                classes[labels[number]],
+                duplicate_split,
+                locate(duplicate),
+                classes[labels[duplicate]],
+            )
             for number, split, duplicate, duplicate_split in self.leaks
         ]
         return CsvTable(header, lines)

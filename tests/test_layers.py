@@ -59,7 +59,7 @@ def test_every_import_is_detected(tmp_path: Path) -> None:
 def test_environment_is_read_only_in_listed_files() -> None:
     """Worker processes also copy it, without reading it."""
     users = [p.name for p in sources("adadf_dist") if "os.environ" in p.read_text() or "getenv" in p.read_text()]
-    assert sorted(users) == ["environment.py", "old_names.py", "process.py", "world.py"]
+    assert sorted(users) == ["environment.py", "old_options.py", "process.py", "world.py"]
 
 
 @pytest.mark.parametrize("module", ["adadf_dist", "adadf_dist.data.dataset", "shards.build"])

@@ -22,6 +22,7 @@ from shards.verify import verify
 from tests.helpers.old_files import FOLDER, write_checkpoint
 from tests.helpers.runs import ROOT, numbers
 from tune.search import main as search
+from tune.study.trial import TrialStore
 
 RENAMED_KEYS = {
     "data.cache": "data.cache_dir",
@@ -150,3 +151,11 @@ def test_old_study_is_read_without_training(old: Path, capsys: pytest.CaptureFix
     search([*own, "--preset", "demo", *words, "--out", str(old / "study")])
     assert (old / "study" / "trials.csv").read_text() == before.replace('"end"', '"status"', 1)
     assert "28.57% on 2 seeds" in capsys.readouterr().out
+
+
+def test_old_pruned_trial_is_read_as_pruned(old: Path) -> None:
+    store = TrialStore(old / "study" / "trials")
+    path = store.path / "0001-seed0" / "trial.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "end": "halted"}))
+    trial = store.get("0001-seed0")
+    assert (trial.status, trial.epochs) == ("pruned", 2)

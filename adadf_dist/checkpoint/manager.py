@@ -30,7 +30,7 @@ from adadf_dist.data.preprocessing import Preprocessing
 from adadf_dist.distributed.world import World
 from adadf_dist.errors import DiskFullError, UserError
 from adadf_dist.files.disk_space import retry_on_full_disk
-from adadf_dist.files.old_names import upgrade_fields
+from adadf_dist.files.old_formats import upgrade_fields
 
 logger = get_logger(__name__)
 

@@ -10,7 +10,7 @@ from typing import Any, NoReturn, cast
 
 from adadf_dist import __version__
 from adadf_dist.console.exit import exit_with_error
-from adadf_dist.console.old_names import replace_old_names
+from adadf_dist.console.old_options import replace_old_names
 from adadf_dist.errors import did_you_mean
 
 VERSION = f"adadf_dist {__version__}"

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from adadf_dist.errors import UserError
-from adadf_dist.files.old_names import upgrade_fields
+from adadf_dist.files.old_formats import upgrade_fields
 from adadf_dist.files.text import check_path, read_text
 
 FORMAT_VERSION = 1

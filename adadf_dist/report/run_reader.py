@@ -17,7 +17,7 @@ from adadf_dist.config.load import ConfigLayer, build_config, load_config_file
 from adadf_dist.config.schema import Config
 from adadf_dist.data.identity import DATA_FILE, Source
 from adadf_dist.errors import UserError
-from adadf_dist.files.old_names import find_file, upgrade_fields
+from adadf_dist.files.old_formats import find_file, upgrade_fields
 from adadf_dist.tracking.artifacts import (
     SAMPLES_FILE,
     SampleTable,

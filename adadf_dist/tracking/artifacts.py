@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from adadf_dist.data.dataset import Split
 from adadf_dist.data.label_noise import LabelNoise
 from adadf_dist.errors import UserError
-from adadf_dist.files.old_names import RENAMED_FIELDS, find_file
+from adadf_dist.files.old_formats import RENAMED_FIELDS, find_file
 from adadf_dist.metrics.predictions import Predictions
 from adadf_dist.tracking.sample_history import write_arrays
 

@@ -8,7 +8,7 @@ from importlib import import_module
 import pytest
 import torch
 
-from adadf_dist.console.old_names import OLD_OPTIONS, OLD_VALUES
+from adadf_dist.console.old_options import OLD_OPTIONS, OLD_VALUES
 from adadf_dist.console.parser import make_parser
 from adadf_dist.distributed.world import pick_device
 from benchmarks.__main__ import OLD_COMMANDS

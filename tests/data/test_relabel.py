@@ -67,7 +67,9 @@ def test_only_train_changes_and_the_held_out_split_stays(dataset_folder: Path, t
     a, b, c = (str(split.keys[place]) for place in (3, 11, 40))
     held = str(plain.validation_split.keys[2])
     lines = [f"{a},relabel,{other(split, 3)}", f"{b},drop,", f"{c},keep,", f"{held},drop,"]
-    data = opened(dataset_folder, data__relabel_file=str(write(tmp_path / "r.csv", *lines)), data__label_noise_rate=noise)
+    data = opened(
+        dataset_folder, data__relabel_file=str(write(tmp_path / "r.csv", *lines)), data__label_noise_rate=noise
+    )
     assert data.validation_split.keys.tolist() == plain.validation_split.keys.tolist()
     assert data.validation_split.labels.tolist() == plain.validation_split.labels.tolist()
     assert plain.test_split is not None

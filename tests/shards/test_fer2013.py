@@ -172,7 +172,8 @@ def test_leaked_sample_is_dropped_from_train(tmp_path: Path) -> None:
     }
     with (dataset.folder / "leaks.csv").open() as stream:
         lines = [
-            (line["source"], line["class"], line["duplicate_source"], line["duplicate_class"]) for line in csv.DictReader(stream)
+            (line["source"], line["class"], line["duplicate_source"], line["duplicate_class"])
+            for line in csv.DictReader(stream)
         ]
     assert lines == [
         ("fer2013.csv row 1", "angry", "fer2013.csv row 4", "angry"),
@@ -312,6 +313,6 @@ def test_held_out_shares_are_exact_and_keep_duplicates_together(seed: int) -> No
     for label in range(3):
         of_class = [number for number, content in enumerate(faces) if first_label[content] == label]
         for split, fraction in (("test", 0.2), ("validation", 0.1)):
-            got = sum(carved.get(number) == split for number in of_class)
+            got = sum(held_out.get(number) == split for number in of_class)
             assert 0 <= got - round(fraction * len(of_class)) < most_duplicates
-    assert hold_out_splits(range(1000), digests, labels, {"test": 0.2, "validation": 0.1}, seed + 7) != carved
+    assert hold_out_splits(range(1000), digests, labels, {"test": 0.2, "validation": 0.1}, seed + 7) != held_out

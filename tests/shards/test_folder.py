@@ -224,7 +224,11 @@ BAD_TREES: dict[str, tuple[list[str], tuple[object, ...], str]] = {
     ),
     "unknown class": (["train/glad/a.jpg", "test/Glad/b.jpg"], (), "test/Glad: class is not in train"),
     "no classes": (["train/"], (), "train: contains no folders"),
-    "held out twice": (["train/glad/a.jpg", "val/glad/b.jpg"], ("--validation-fraction", 0.1), "already has that split"),
+    "held out twice": (
+        ["train/glad/a.jpg", "val/glad/b.jpg"],
+        ("--validation-fraction", 0.1),
+        "already has that split",
+    ),
     "fraction": (["glad/a.jpg"], ("--test-fraction", 1.5), "--test-fraction 1.5: must be"),
     "nothing left": (
         ["glad/a.jpg"],

@@ -13,7 +13,7 @@ from typing import Any, Literal
 from adadf_dist.config.keys import upgrade_keys
 from adadf_dist.errors import UserError
 from adadf_dist.files.atomic import write_json
-from adadf_dist.files.old_names import find_file, upgrade_fields
+from adadf_dist.files.old_formats import find_file, upgrade_fields
 from tune.study.space import Values
 
 TRIAL_FILE = "trial.json"
