@@ -8,7 +8,7 @@ finding to stdout, with the most severe ones last, and exits with a status that 
 
     format          2
     path            PATH as given
-    kind            "dataset folder", or "raw tree" for an original dataset folder or a csv list
+    kind            "dataset folder", or "original dataset" for an original dataset folder or a csv list
     source          name of the `shards.build` source that built or can read the data
     classes         names in label order
     splits          split -> {faces, class_counts}: number of readable images, and number per class in label order

@@ -57,7 +57,7 @@ def check_splits(context: CheckContext) -> Iterator[Finding]:
             "add a test split, or hold one out when building the dataset, to report accuracy",
         )
     if "validation" not in splits:
-        raw = context.view.kind == "raw tree"
+        raw = context.view.kind == "original dataset"
         yield Finding(
             "splits",
             Severity.INFO if raw else Severity.WARNING,
@@ -165,7 +165,7 @@ def check_color(context: CheckContext) -> Iterator[Finding]:
 
 def check_files(context: CheckContext) -> Iterator[Finding]:
     """Report unreadable images and files with an unexpected size, or content that does not match their name."""
-    raw = context.view.kind == "raw tree"
+    raw = context.view.kind == "original dataset"
     unreadable = [oddity for oddity in context.image_stats.anomalies if oddity.unreadable]
     suspicious = [oddity for oddity in context.image_stats.anomalies if not oddity.unreadable]
     if unreadable:
@@ -213,7 +213,7 @@ def check_blank(context: CheckContext) -> Iterator[Finding]:
 def check_build_stats(context: CheckContext) -> Iterator[Finding]:
     """Report samples that the builder dropped, and files in an original dataset folder that are not images."""
     found: Mapping[str, object] = context.view.stats
-    if context.view.kind == "raw tree":
+    if context.view.kind == "original dataset":
         other = found.get("other_files")
         if isinstance(other, int) and other:
             yield Finding("other files", Severity.INFO, f"{plural(other, 'file')} without an image extension")

@@ -55,8 +55,8 @@ class DatasetView:
     """The dataset to check, with N samples."""
 
     path: Path
-    kind: Literal["dataset folder", "raw tree"]
-    """`raw tree` is an original dataset folder or a csv list."""
+    kind: Literal["dataset folder", "original dataset"]
+    """`original dataset` is an original dataset folder or a csv list."""
     source: str
     """Name of the `shards.build` source that built or can read the data."""
     options: Mapping[str, object]
@@ -246,7 +246,7 @@ def open_tree(root: Path, name: str, source: Source) -> DatasetView:
     splits = tuple(split for split in SPLITS if any(item.split == split for item in items))
     return DatasetView(
         path=root,
-        kind="raw tree",
+        kind="original dataset",
         source=name,
         options=source.provenance.options,
         stats=source.provenance.stats,

@@ -51,7 +51,7 @@ def check_leaks(context: CheckContext) -> Iterator[Finding]:
 def leak_hint(context: CheckContext, kind: Kind) -> str:
     if kind != "exact":
         return "evaluate without these samples, or drop them from training (listed by --json)"
-    if context.view.kind == "raw tree":
+    if context.view.kind == "original dataset":
         return "the builder drops them from training unless --keep-leaks is set"
     return "rebuild without --keep-leaks" if context.view.options.get("keep_leaks") else "drop them from training"
 
