@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import NamedTuple, TypeAlias
 
@@ -86,7 +87,7 @@ def as_count(votes: float) -> int | float:
     return int(votes) if votes == int(votes) else round(votes, DIGITS)
 
 
-class Format:
+class Format(ABC):
     """Base class of the output formats, which convert rows to text."""
 
     def __init__(self, columns: Columns) -> None:
@@ -96,8 +97,9 @@ class Format:
         """Return the text before the rows, including its newline."""
         return ""
 
+    @abstractmethod
     def line(self, row: Row) -> str:
-        raise NotImplementedError
+        """Return the text of one row, including its newline."""
 
 
 class Csv(Format):
