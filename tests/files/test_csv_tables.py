@@ -107,9 +107,9 @@ REFUSED: dict[str, tuple[str | bytes, str]] = {
     "votes of no class": ("path,label,votes_x,Votes_\na.jpg,x,1,0\n", "column Votes_ names no class"),
     "bell in a label": (
         "path,label\na.jpg,x\nb.jpg,y\x07\n",
-        "line 3: class name 'y\\x07' has control",
+        "line 3: class name 'y\\x07' contains control",
     ),
-    "line end in a label": ("path,label\na.jpg,x\nb.jpg,y\u2028z\n", "line 3: class name 'y\\u2028z' has control"),
+    "line end in a label": ("path,label\na.jpg,x\nb.jpg,y\u2028z\n", "line 3: class name 'y\\u2028z' contains control"),
     "splits under another name": (
         "path,label,Usage\na.jpg,x,Training\nb.jpg,y,Training\nc.jpg,y,PublicTest\n",
         "column Usage contains PublicTest, Training; if these are the splits, rename the column to split",
@@ -122,7 +122,7 @@ REFUSED: dict[str, tuple[str | bytes, str]] = {
     "drive of Windows": ("path,label\nC:\\x\\a.jpg,x\n", "line 2: path 'C:\\\\x\\\\a.jpg' is outside the folder"),
     "absolute elsewhere": ("path,label\n/nowhere/a.jpg,x\n", "line 2: path '/nowhere/a.jpg' is outside the folder"),
     "spreadsheet": (b"PK\x03\x04....", "is a zip archive, not text"),
-    "one class": ("path,label\na.jpg,x\n", "contains only class x;"),
+    "one class": ("path,label\na.jpg,x\n", "contains only class x, but"),
 }
 
 

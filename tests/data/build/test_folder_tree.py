@@ -218,7 +218,7 @@ LAYOUTS: dict[str, tuple[list[str], str]] = {
         ["one/happy/1.jpg", "one/sadness/2.jpg", "two/happiness/3.jpg", "two/sad/4.jpg"],
         "one, two contain the same classes (happy, sad), so they are not classes",
     ),
-    "one class": (["a/1.jpg", "a/2.jpg"], "contains only class a;"),
+    "one class": (["a/1.jpg", "a/2.jpg"], "contains only class a, but"),
     "letter case": (["train/Happy/1.jpg", "train/sad/2.jpg", "test/happy/3.jpg"], "(train has Happy)"),
 }
 
