@@ -25,6 +25,7 @@ from adadf_dist.method.model import DualBranch
 from adadf_dist.method.pretrained import load_pretrained
 
 SPLITS = ("train", "test")
+MAX_ITERATIONS = 200
 
 
 def add_options(probe: argparse.ArgumentParser) -> None:
@@ -36,7 +37,7 @@ def add_options(probe: argparse.ArgumentParser) -> None:
     probe.add_argument("--batch-size", type=int, default=64, help="images at a time (default: %(default)s)")
     probe.add_argument("--num-samples", type=int, metavar="N", help="first N samples of each split (default: all)")
     probe.add_argument(
-        "--inverse-l2", type=float, default=1e-4, metavar="C", help="weight of the cross entropy (default: %(default)s)"
+        "--l2", type=float, default=0.1, help="weight of half the squared norm of the weights (default: %(default)s)"
     )
     probe.set_defaults(run=bench_face_probe)
 
@@ -52,12 +53,14 @@ def bench_face_probe(options: argparse.Namespace) -> None:
         np.concatenate(list(extract(extractor, split, preprocessing, options.batch_size))) for split in splits
     )
     scaler = StandardScaler()
-    classifier = LogisticRegression(C=options.inverse_l2, max_iter=200)
+    # scikit-learn sums the cross entropy over the samples, instead of averaging it
+    classifier = LogisticRegression(C=1 / (options.l2 * len(train)), max_iter=MAX_ITERATIONS)
     classifier.fit(scaler.fit_transform(train), splits[0].labels)
     accuracy = float(classifier.score(scaler.transform(test), splits[1].labels))
     report = {
         "dataset": dataset.name,
         "features": train.shape[1],
+        "l2": options.l2,
         "train_samples": len(train),
         "test_samples": len(test),
         "test_accuracy": accuracy,
