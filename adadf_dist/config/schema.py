@@ -100,11 +100,13 @@ class ModelConfig:
 
     backbone: str = setting("resnet18", Role.ARCHITECTURE)
     """resnet10, resnet18, resnet34, resnet50 or resnet101 (`resnet10` is ResNet18 with one block per stage, for demos
-    and tests on a CPU), or `timm:NAME` for a timm model, such as timm:convnext_tiny. See docs/backbones.md."""
+    and tests on a CPU), `dlib_resnet29` (dlib's face recognition network), or `timm:NAME` for a timm model, such as
+    timm:convnext_tiny. See docs/backbones.md."""
     shared_until: str = setting("", old_name="model.split")
     """Last backbone stage of the shared extractor; each branch has its own copy of the later stages. Empty: the first
     stage at 1/4 of the input resolution (`layer1` of a ResNet, as in the paper), or the first quarter of a vision
-    transformer's blocks."""
+    transformer's blocks. `all` (only dlib_resnet29): share the whole backbone; each branch is a small network of
+    random weights on the pooled maps of every stage."""
     pretrained: str = setting("", Role.PATH | Role.INPUT_FILE)
     """Pretrained weights: a file, `imagenet` (from torchvision or timm), or empty for random initialization."""
     freeze: Literal["auto", "always", "never"] = "auto"
