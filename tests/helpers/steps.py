@@ -9,7 +9,7 @@ from adadf_dist.config.schema import LossConfig
 from adadf_dist.distributed.world import World
 from adadf_dist.engine.ddp import Engine
 from adadf_dist.method.class_distributions import ClassDistributions
-from adadf_dist.method.losses import BatchSlice, Losses, adadf_loss, ramp_weights
+from adadf_dist.method.losses import BatchSlice, Losses, TargetInputs, adadf_loss, ramp_weights
 from adadf_dist.method.model import Output
 
 LOSSES = ("total", "kl_divergence", "cross_entropy", "rank_regularization")
@@ -25,7 +25,7 @@ def take_step(
     """A step on this rank's rows, images and labels; `ranks` gives their positions in the global batch."""
     images, labels = batch
     output = engine.forward(images)
-    losses = adadf_loss(output, labels, classes.targets, ramp_weights(2, 3), loss, ranks)
+    losses = adadf_loss(output, labels, TargetInputs(classes.targets), ramp_weights(2, 3), loss, ranks)
     engine.step(losses.total)
     classes.observe(output.auxiliary_logits, labels)
     return output, losses
