@@ -131,6 +131,7 @@ def fuse_distributions(
     Eq 11 scales attention by the extremes of a batch. Here a batch is `batch_size` consecutive samples of the split,
     which was shuffled when written. `loss.supervision` applies as in training: w' has no effect for `label` and
     `class`, and is 1 in the baseline, whose targets are the labels (also of one trained on votes).
+    Averages over epochs (`class_distributions.sample_momentum`) are not known here, so eq 12 uses label distributions.
 
     Returns:
         w' [S] and the fused distributions [S, C].
