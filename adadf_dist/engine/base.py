@@ -43,8 +43,9 @@ def init_model(config: Config, num_classes: int) -> DualBranch:
     """Build the network with random weights drawn from the seed, leaving the global random state unchanged."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
-        auxiliary = config.loss.supervision != "one_hot"
-        return DualBranch(config.model, num_classes, auxiliary=auxiliary, image_size=config.data.image_size)
+        return DualBranch(
+            config.model, num_classes, auxiliary=not config.loss.is_baseline, image_size=config.data.image_size
+        )
 
 
 def build_model(config: Config, num_classes: int) -> tuple[DualBranch, LoadedWeights]:

@@ -100,7 +100,7 @@ def imagenet_weights(backbone: str, image_size: int) -> dict[str, Tensor]:
 
 
 def load_backbone(model: DualBranch, tensors: Mapping[str, Tensor], config: ModelConfig) -> tuple[int, tuple[str, ...]]:
-    """Copy `tensors` into the extractor and target branch. Returns the number loaded and the names of unused ones."""
+    """Copy `tensors` into the extractor and target branch. Returns the number loaded and the names of unused ones.
 
     A `FeatureHead` keeps its random weights if the file has none of its tensors.
     """
