@@ -59,6 +59,14 @@ class Engine(Protocol):
         """Run both branches in evaluation mode; also return the target branch's features [n, F]. No collective."""
         ...
 
+    def extract(self, images: Tensor) -> Tensor:
+        """Return the frozen extractor's outputs [n, ...]. No collective."""
+        ...
+
+    def skip_extractor(self) -> None:
+        """From now on, expect outputs of the frozen extractor in place of images."""
+        ...
+
     def state_dict(self) -> dict[str, object]:
         """Return full weights, buffers and Adam moments by name. Collective: every rank must call this."""
         ...
