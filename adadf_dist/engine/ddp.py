@@ -31,6 +31,11 @@ class Engine(Protocol):
     weights: LoadedWeights
     learning_rate: float
 
+    @property
+    def eval_model(self) -> DualBranch:
+        """The model used for evaluation, with full weights."""
+        ...
+
     def set_schedule_step(self, position: Position) -> None:
         """Set the learning rate for a step."""
         ...

@@ -7,6 +7,7 @@ augmentation are another entry.
 from __future__ import annotations
 
 import hashlib
+import inspect
 import json
 import os
 from collections.abc import Iterator, Sequence
@@ -30,13 +31,18 @@ from adadf_dist.engine.ddp import Engine
 from adadf_dist.errors import UserError
 from adadf_dist.files.atomic import os_errors_as_user_errors
 from adadf_dist.files.locks import shared_lock
-from adadf_dist.training.consistency import source_hash
+from adadf_dist.training.consistency import package_version, source_hash
 from adadf_dist.training.map_filler import MapFiller, NodeRank, StopRequestedError, find_node_rank
 from adadf_dist.training.setup import RunContext
 
 logger = get_logger(__name__)
 
 FORMAT_VERSION = 1
+"""To be raised when the content of a store changes."""
+METHOD = "adadf_dist.method"
+"""Package of our own layers."""
+LIBRARIES = ("torch", "torchvision", "timm", "nvidia-dali-cuda120")
+"""Packages whose versions can change an image or an extractor's output."""
 
 
 @contextmanager
@@ -78,7 +84,11 @@ def plan_stores(context: RunContext, engine: Engine, first_epoch: int, node: Nod
         variants.append((data.test_split, EVALUATION))
     example = engine.extract(torch.zeros(1, 3, size, size, device=context.world.device))[0]
     assert engine.model.extractor_frozen  # `validate` refuses other configurations
-    common = {**describe_extraction(context), "extractor": digest_weights(engine.model.extractor), "node": node.host}
+    common = {
+        **describe_extraction(context),
+        "extractor": digest_network(engine.eval_model.extractor),
+        "node": node.host,
+    }
     entries = cache_folder(config.data) / "entries"
     stores = {}
     for split, number in variants:
@@ -97,7 +107,7 @@ def describe_extraction(context: RunContext) -> dict[str, object]:
     del preprocessing["classes"]
     return {
         "format": FORMAT_VERSION,
-        "torch": torch.__version__,
+        "versions": {name: package_version(name) for name in LIBRARIES},
         "code": [source_hash(package / name) for name in ("augment", "loaders")],
         "device": context.world.device.type,
         "precision": config.runtime.precision,
@@ -115,9 +125,17 @@ def describe_samples(config: Config, split: Split, number: int) -> dict[str, obj
     return {**samples, "augment": asdict(config.augment), "seed": config.seed}
 
 
-def digest_weights(extractor: nn.Module) -> str:
-    """Return the SHA-256 of a network's layers, parameters and buffers."""
-    digest = hashlib.sha256(repr(extractor).encode())
+def digest_network(extractor: nn.Module) -> str:
+    """Return the SHA-256 of a network's layers, parameters and buffers.
+
+    The types of layers are left out, because BatchNorm's depends on the number of ranks; the code of our own is not.
+    """
+    digest = hashlib.sha256()
+    for name, module in extractor.named_modules():
+        digest.update(f"{name} {module.extra_repr()}\n".encode())
+    own = {inspect.getfile(type(m)) for m in extractor.modules() if type(m).__module__.startswith(METHOD)}
+    for path in sorted(own):
+        digest.update(Path(path).read_bytes())
     for name, value in extractor.state_dict().items():
         digest.update(f"{name} {value.dtype} {list(value.shape)}\n".encode())
         digest.update(value.cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())

@@ -137,7 +137,7 @@ def test_finished_run_is_evaluated_and_exported_on_images(two_runs: tuple[Path, 
 
 def test_two_ranks_equal_two_ranks_on_images(faces: Path, weights: Path, tmp_path: Path) -> None:
     for number, name in enumerate(("images", "maps")):
-        values = values_of(faces, tmp_path / name, weights, number, **NO_AUGMENTATION)
+        values = values_of(faces, tmp_path / name, weights, number, epochs="1", **NO_AUGMENTATION)
         done = train_forked(values, 2, timeout=180)
         assert done.returncode == 0, done.stderr
     assert_same_run(tmp_path / "maps", tmp_path / "images")
@@ -315,11 +315,13 @@ def fill_on_rank(world: World, values: dict[str, str]) -> dict[str, Any]:
     return {**fill(values, world), "loaded": sum(loaded)}
 
 
-def test_ranks_share_the_work(faces: Path, weights: Path, tmp_path: Path) -> None:
+def test_ranks_share_the_work(faces: Path, weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Both ranks read all maps, but each loads only its half of every batch, and the batches are those of one."""
     first, second = run_ranks(fill_on_rank, 2, values_of(faces, tmp_path / "run", weights, 1))
     assert first["loaded"] == 4 * 8 + 2 * 5 + 2 * 8  # batches of 16, 10 and 15
     assert second["loaded"] == 4 * 8 + 2 * 5 + 2 * 7
+    fill(values_of(faces, tmp_path / "run", weights, 1))
+    assert "maps: reusing 3 of" in capsys.readouterr().err
     alone = fill(values_of(faces, tmp_path / "alone" / "run", weights, 1))
     for name in ("epochs", "test"):
         whole = alone[name] if name == "test" else alone[name][1]
