@@ -189,8 +189,15 @@ def test_epoch_uses_its_augmentation_of_every_sample(faces: Path, weights: Path,
     assert not torch.equal(wanted[0][0].images, wanted[1][0].images)
 
 
-@pytest.mark.parametrize("precision", ["fp32", "bf16"])
-@pytest.mark.parametrize("backbone", ["resnet10", "timm:vit_tiny_patch16_224"])
+@pytest.mark.parametrize(
+    ("backbone", "precision"),
+    [
+        ("resnet10", "fp32"),
+        ("resnet10", "bf16"),
+        ("timm:vit_tiny_patch16_224", "fp32"),
+        pytest.param("timm:vit_tiny_patch16_224", "bf16", marks=pytest.mark.slow),
+    ],
+)
 def test_outputs_for_maps_equal_those_for_images(
     backbone: str, precision: str, faces: Path, weights: Path, tmp_path: Path
 ) -> None:
