@@ -33,6 +33,7 @@ from adadf_dist.training.evaluation_pass import SplitPass, pass_over
 from adadf_dist.training.final_test import Result, finalize_run
 from adadf_dist.training.out_of_memory import report_out_of_memory
 from adadf_dist.training.setup import RunContext, prepare_run, write_run_info
+from adadf_dist.training.stored_maps import use_stored_maps
 from adadf_dist.training.target_state import TargetState, build_target_state
 from adadf_dist.training.watchdog import run_watchdog
 
@@ -104,8 +105,15 @@ def run(config: Config, on_epoch: Callable[[Record], None] = lambda record: None
         resumed = checkpoints.restore()
         write_run_info(context, engine, state.progress, resumed)
         # --- training
-        with run_watchdog(world, state.progress, config.runtime.timeout_s), report_out_of_memory(config, world):
-            return train_epochs(context, state, checkpoints, on_epoch)
+        with (
+            run_watchdog(world, state.progress, config.runtime.timeout_s),
+            report_out_of_memory(config, world),
+            use_stored_maps(context, engine, state.progress) as ready,
+        ):
+            if ready is None:
+                context.log.log_stopped(state.progress)
+                return Stopped()
+            return train_epochs(ready, state, checkpoints, on_epoch)
 
 
 def train_epochs(

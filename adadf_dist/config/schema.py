@@ -111,6 +111,10 @@ class ModelConfig:
     """Pretrained weights: a file, `imagenet` (from torchvision or timm), or empty for random initialization."""
     freeze: Literal["auto", "always", "never"] = "auto"
     """Freeze the extractor, including its BatchNorm statistics. `auto`: freeze if pretrained weights are loaded."""
+    cached_augmentations: int = setting(0, ge=0)
+    """Number of fixed augmentations per training sample for which the frozen extractor's outputs are computed once,
+    stored in data.cache_dir and reused in every epoch: epoch e uses number e modulo this. 0: augment anew in every
+    epoch. See docs/loaders.md."""
     attention_on: Literal["logits", "features"] = setting("logits", Role.ARCHITECTURE)
     """What each branch's attention weight scales: the logits (the paper's code) or the features (the paper's text)."""
 

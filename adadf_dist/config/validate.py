@@ -32,6 +32,7 @@ def list_rules(config: Config) -> list[Rule]:
     max_magnitude = 30 if augment.policy == "torchvision" else 10
     low, high = augment.erase_scale
     warmup = optimizer.warmup_steps
+    model, cached = config.model, config.model.cached_augmentations
     return [
         (
             "data.loader",
@@ -63,6 +64,24 @@ def list_rules(config: Config) -> list[Rule]:
             data.label_noise_file,
             not (data.label_noise_rate and data.label_noise_file),
             "empty while data.label_noise_rate is not 0",
+        ),
+        (
+            "model.cached_augmentations",
+            cached,
+            not cached or (bool(model.pretrained) and model.freeze != "never"),
+            "0 while the extractor is not frozen; or set model.pretrained, and model.freeze = auto or always",
+        ),
+        (
+            "model.cached_augmentations",
+            cached,
+            not cached or not is_streamed,
+            "0 while data.access is stream; or set data.access = cache",
+        ),
+        (
+            "model.cached_augmentations",
+            cached,
+            not cached or not data.ten_crop_resize,
+            "0 while data.ten_crop_resize takes ten crops; or set data.ten_crop_resize = 0",
         ),
         (
             "augment.magnitude",

@@ -79,6 +79,18 @@ class BaseEngine(InferenceModel):
         """Model used for evaluation, checkpoint selection and export: the weight average, if there is one."""
         return self.average or self.model
 
+    @torch.no_grad()
+    def extract(self, images: Tensor) -> Tensor:
+        """Return the frozen extractor's outputs [n, ...], as the branches receive them."""
+        with self.autocast():
+            maps: Tensor = self.eval_model.extractor(self.to_memory_format(images))
+        return maps
+
+    def skip_extractor(self) -> None:
+        """From now on, expect outputs of the frozen extractor in place of images."""
+        for model in (self.model, self.eval_model):
+            model.skips_extractor = True
+
     def set_schedule_step(self, position: Position) -> None:
         self.learning_rate = learning_rate(self.config, position)
         set_learning_rate(self.optimizer, self.learning_rate)

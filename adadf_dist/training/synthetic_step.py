@@ -27,6 +27,9 @@ class SyntheticTrainer:
         size = config.data.image_size
         self.images = torch.randn((end - first) * crops, 3, size, size, device=world.device)
         self.labels = torch.arange(len(self.images), device=world.device) % num_classes
+        if config.model.cached_augmentations:
+            self.images = self.engine.extract(self.images)
+            self.engine.skip_extractor()
         self._steps = 0
         self._ramp = ramp_weights(1, config.loss.epoch_threshold)
 
