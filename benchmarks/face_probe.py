@@ -20,7 +20,7 @@ from adadf_dist.data.loaders.base import DeviceTransform, decode_image, resize_i
 from adadf_dist.data.preprocessing import Preprocessing
 from adadf_dist.distributed.world import pick_device
 from adadf_dist.files.outputs import write_output
-from adadf_dist.method.dlib_resnet import SHARE_ALL
+from adadf_dist.method.dlib_resnet import POOLED
 from adadf_dist.method.model import DualBranch
 from adadf_dist.method.pretrained import load_pretrained
 
@@ -79,7 +79,7 @@ def first_samples(split: Split, count: int | None) -> Split:
 
 def load_extractor(weights: Path, num_classes: int, image_size: int) -> nn.Module:
     """Return the fully shared network on the GPU, or the CPU if there is none. Raises `UserError`."""
-    config = ModelConfig(backbone=DLIB_RESNET, shared_until=SHARE_ALL, pretrained=str(weights))
+    config = ModelConfig(backbone=DLIB_RESNET, shared_until=POOLED, pretrained=str(weights))
     model = DualBranch(config, num_classes, auxiliary=False, image_size=image_size)
     load_pretrained(model, config)
     return model.extractor.eval().to(pick_device())

@@ -105,8 +105,8 @@ class ModelConfig:
     shared_until: str = setting("", old_name="model.split")
     """Last backbone stage of the shared extractor; each branch has its own copy of the later stages. Empty: the first
     stage at 1/4 of the input resolution (`layer1` of a ResNet, as in the paper), or the first quarter of a vision
-    transformer's blocks. `all` (only dlib_resnet29): share the whole backbone; each branch is a small network of
-    random weights on the pooled maps of every stage."""
+    transformer's blocks. `pooled` (only dlib_resnet29): share the stages up to conv128; each branch is a small
+    network with random weights on the maps of conv64 and conv128, pooled to 4x4."""
     pretrained: str = setting("", Role.PATH | Role.INPUT_FILE)
     """Pretrained weights: a file, `imagenet` (from torchvision or timm), or empty for random initialization."""
     freeze: Literal["auto", "always", "never"] = "auto"

@@ -78,8 +78,8 @@ def build_dlib_resnet(config: ModelConfig, image_size: int) -> Backbone:
         )
     units = dlib_resnet.build_units()
     stages = list(dlib_resnet.STAGES)
-    split = find_split(config, [*stages[:-1], dlib_resnet.SHARE_ALL], stages[0])
-    if split == dlib_resnet.SHARE_ALL:
+    split = find_split(config, [*stages[:-1], dlib_resnet.POOLED], stages[0])
+    if split == dlib_resnet.POOLED:
         pooled, head = dlib_resnet.MultiStagePool(units), dlib_resnet.FeatureHead()
         return Backbone(pooled, head, nn.Identity(), dlib_resnet.HEAD_FEATURES)
     return Backbone(*split_at(units, split), GlobalAveragePool(), dlib_resnet.NUM_FEATURES)

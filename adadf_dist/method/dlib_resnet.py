@@ -14,13 +14,14 @@ from torch import Tensor, nn
 STAGES = {"conv32": (32, 3), "conv64": (64, 4), "conv128": (128, 3), "conv256": (256, 3), "conv256_out": (256, 1)}
 """Stage name -> (channels, number of blocks). The first block of each stage but conv32 halves the resolution."""
 NUM_FEATURES = STAGES["conv256_out"][0]
-SHARE_ALL = "all"
-"""Value of `model.shared_until` with which the whole network is shared, and each branch has only a `FeatureHead`."""
-POOL_GRIDS = {"conv32": 4, "conv64": 4, "conv128": 4, "conv256": 4, "conv256_out": 2}
-"""Stage name -> side of the grid to which `MultiStagePool` pools its maps."""
+POOLED = "pooled"
+"""Value of `model.shared_until` with which the stages up to conv128 are shared, and each branch is a `FeatureHead`."""
+POOL_GRIDS = {"conv64": 4, "conv128": 4}
+"""Stage name -> side of the grid to which `MultiStagePool` pools its maps. Later stages distinguish people
+rather than expressions: a linear classifier on them is less accurate (docs/backbones.md)."""
 NUM_POOLED = sum(STAGES[name][0] * side**2 for name, side in POOL_GRIDS.items())
 """Number of values that `MultiStagePool` returns per image."""
-HEAD_FEATURES = 512
+HEAD_FEATURES = 256
 MIN_IMAGE_SIZE = 55
 """Below it, the maps before the last two stages are smaller than a convolution. The weights were trained on 150."""
 KERNEL = 3
@@ -91,12 +92,12 @@ def build_units() -> dict[str, nn.Module]:
 
 
 class MultiStagePool(nn.Module):
-    """The whole network as an extractor: images [n, 3, H, W] -> [n, `NUM_POOLED`], the pooled maps of every stage."""
+    """The stages up to conv128 as an extractor: images [n, 3, H, W] -> pooled maps of two stages [n, `NUM_POOLED`]."""
 
     def __init__(self, units: dict[str, nn.Module]) -> None:
         super().__init__()
-        for name, unit in units.items():
-            self.add_module(name, unit)
+        for name in ("stem", "conv32", "conv64", "conv128"):
+            self.add_module(name, units[name])
 
     def forward(self, images: Tensor) -> Tensor:
         maps, pooled = images, []
@@ -108,7 +109,7 @@ class MultiStagePool(nn.Module):
 
 
 class FeatureHead(nn.Sequential):
-    """Branch of a fully shared network: pooled maps [n, `NUM_POOLED`] -> features [n, `HEAD_FEATURES`].
+    """Branch on pooled maps: maps [n, `NUM_POOLED`] -> features [n, `HEAD_FEATURES`].
 
     It always starts with random weights. There is no dropout, because its masks would depend on the number of ranks.
     """

@@ -1,4 +1,4 @@
-"""Loss functions (equations 3 and 8 to 16, and the extensions of docs/method.md). Stateless, no host synchronization."""
+"""Loss functions (equations 3 and 8 to 16, and the extensions of docs/method.md). Stateless, without host sync."""
 
 from __future__ import annotations
 

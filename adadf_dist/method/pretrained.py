@@ -14,7 +14,7 @@ from adadf_dist.config.backbone_names import DLIB_RESNET, TIMM
 from adadf_dist.config.schema import ModelConfig
 from adadf_dist.errors import UserError
 from adadf_dist.method.backbones import TIMM_BACKBONES
-from adadf_dist.method.dlib_resnet import FeatureHead
+from adadf_dist.method.dlib_resnet import STAGES, FeatureHead, MultiStagePool
 from adadf_dist.method.model import DualBranch
 from adadf_dist.method.weight_files import read_weights
 from adadf_dist.method.weight_names import find_backbone
@@ -112,6 +112,8 @@ def load_backbone(model: DualBranch, tensors: Mapping[str, Tensor], config: Mode
         raise UserError(f"model.pretrained: {config.pretrained} {error}") from None
     inside = found.inside
     ignored = [key for key in inside if key.split(".")[0] in CLASSIFIERS and key not in wanted]
+    if isinstance(model.extractor, MultiStagePool):  # has no use for the last stages
+        ignored += [key for key in inside if key.split(".")[0] in STAGES and key not in wanted]
     counters = {key for key in wanted if key.endswith("num_batches_tracked")}  # missing in old files
     head = model.target.stages.state_dict().keys() if isinstance(model.target.stages, FeatureHead) else set()
     optional = counters if head & inside.keys() else counters | head

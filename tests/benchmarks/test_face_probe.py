@@ -51,7 +51,7 @@ def test_accuracy_is_that_of_the_best_regularized_softmax(weights: Path, faces: 
     with torch.no_grad():
         accuracy = (linear((test - mean) / std).argmax(dim=1) == truth).double().mean().item()
     assert found["test_accuracy"] == pytest.approx(accuracy, abs=1.01 / len(truth))  # one image may be on the border
-    assert (found["train_samples"], found["test_samples"], found["features"]) == (64, 30, 8704)
+    assert (found["train_samples"], found["test_samples"], found["features"]) == (64, 30, 3072)
 
 
 def test_features_do_not_depend_on_the_batch_size(weights: Path, faces: Path) -> None:
@@ -59,7 +59,7 @@ def test_features_do_not_depend_on_the_batch_size(weights: Path, faces: Path) ->
     split = dataset.split("validation").subset(np.arange(5), "five")
     extractor, preprocessing = load_extractor(weights, 7, 64), Preprocessing(64, dataset.classes, "torch")
     at_once, in_parts = (np.concatenate(list(extract(extractor, split, preprocessing, size))) for size in (8, 2))
-    assert at_once.shape == (5, 8704)
+    assert at_once.shape == (5, 3072)
     np.testing.assert_allclose(in_parts, at_once, rtol=1e-4, atol=1e-5)
 
 

@@ -130,7 +130,7 @@ def test_folder_gives_the_same_tensors(below: str, package: FakePackage, convert
     assert all(torch.equal(found[name], expected[name]) for name in expected)
 
 
-@pytest.mark.parametrize("shared", ["", "all"])
+@pytest.mark.parametrize("shared", ["", "pooled"])
 def test_trainer_loads_the_file(shared: str, converted: Path) -> None:
     config = ModelConfig(backbone="dlib_resnet29", shared_until=shared, pretrained=str(converted))
     model = DualBranch(config, 7, image_size=64)
