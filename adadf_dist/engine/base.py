@@ -1,4 +1,4 @@
-"""Base class of the engines: model, weight average and Adam on a device, and their common checkpoint format."""
+"""Base class of the engines: model, weight average and optimizer on a device, and their common checkpoint format."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def build_model(config: Config, num_classes: int) -> tuple[DualBranch, LoadedWei
 
 
 class BaseEngine(InferenceModel):
-    """Model, weight average and Adam. Subclasses implement the distributed training step."""
+    """Model, weight average and optimizer. Subclasses implement the distributed training step."""
 
     def __init__(self, config: Config, num_classes: int, world: World, weights_as_images: bool = True) -> None:
         self.config = config

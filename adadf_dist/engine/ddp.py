@@ -1,4 +1,4 @@
-"""Engine interface, and the DDP engine: forward, backward, gradient averaging, Adam."""
+"""Engine interface, and the DDP engine: forward, backward, gradient averaging, optimizer step."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ class Engine(Protocol):
         ...
 
     def state_dict(self) -> dict[str, object]:
-        """Return full weights, buffers and Adam moments by name. Collective: every rank must call this."""
+        """Return full weights, buffers and the optimizer's moments by name. Collective: every rank must call this."""
         ...
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:

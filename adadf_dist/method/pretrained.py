@@ -116,7 +116,7 @@ def load_backbone(model: DualBranch, tensors: Mapping[str, Tensor], config: Mode
         if names:
             raise UserError(
                 f"model.pretrained: {config.pretrained} {problem} {first_few(names)}; "
-                f"is it a {config.backbone}? (model.backbone)"
+                f"is it a {describe_backbone(config)}"
             )
     broken = [key for key in matched if inside[key].is_floating_point() and not inside[key].isfinite().all()]
     if broken:
@@ -127,6 +127,13 @@ def load_backbone(model: DualBranch, tensors: Mapping[str, Tensor], config: Mode
     for key in matched:
         wanted[key].copy_(inside[key])
     return len(matched), (*sorted(ignored), *found.outside)
+
+
+def describe_backbone(config: ModelConfig) -> str:
+    """Return a question's end that names the keys which determine the shapes of the backbone."""
+    if (config.stem, config.width) == ("standard", 1.0):
+        return f"{config.backbone}? (model.backbone)"
+    return f"{config.backbone} of width {config.width} with the {config.stem} stem? (model.backbone, .width and .stem)"
 
 
 def first_few(names: Sequence[str]) -> str:
