@@ -31,8 +31,8 @@ class DataConfig:
     )
     """Folder on this node for downloaded shards; shared by all runs."""
     cache_size_gb: float = setting(0.0, Role.INFRASTRUCTURE, ge=0)
-    """Maximum cache size in GB (10^9 bytes). Datasets not in use by a run are evicted, least recently used first.
-    0: no limit."""
+    """Maximum cache size in GB (10^9 bytes); 0: no limit. Above it, datasets that no run is using are deleted, least
+    recently used first."""
     shuffle_buffer: int = setting(1000, ge=1)
     """Shuffle buffer size per worker when streaming, in encoded samples."""
     synthetic_samples: tuple[int, ...] = setting(
@@ -48,9 +48,9 @@ class DataConfig:
     prefetch_batches: int = setting(4, Role.INFRASTRUCTURE, ge=1, old_name="data.prefetch")
     """Batches that each worker decodes in advance; for DALI: batches prefetched on the device."""
     max_bad_samples: int = setting(100, Role.INFRASTRUCTURE, ge=0, old_name="data.max_bad_faces")
-    """Maximum number of training samples per rank that fail to decode. Each is logged and replaced by another sample
-    of its class, sampled from (seed, epoch, sample); one more is an error. In evaluation and streaming, every failure
-    is an error."""
+    """Maximum number of training samples per rank that may fail to decode before the run fails. Each is logged and
+    replaced by another sample of its class, determined by (seed, epoch, sample). In evaluation and streaming, any
+    failure is an error."""
     sampler: Literal["all", "balanced", "oversample", "sqrt"] = "all"
     """`all`: every sample once per epoch; `balanced`: each class subsampled to the size of the rarest (the paper on
     AffectNet); `oversample`: each class repeated to the size of the largest; `sqrt`: class frequencies proportional to
@@ -96,7 +96,7 @@ class AugmentConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig:
-    """The two-branch network (section 3 of the paper)."""
+    """Architecture and initialization of the two-branch network (section 3 of the paper)."""
 
     backbone: str = setting("resnet18", Role.ARCHITECTURE)
     """resnet10, resnet18, resnet34, resnet50 or resnet101 (`resnet10` is ResNet18 with one block per stage, for demos
@@ -123,7 +123,7 @@ class ModelConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class LossConfig:
-    """Losses: equations 3 and 8 to 16."""
+    """Loss settings (equations 3 and 8 to 16 of the paper)."""
 
     lambda_min: float = setting(0.2, ge=0, le=1)
     """Minimum of the normalized attention weights (eq 11)."""
@@ -146,10 +146,11 @@ class LossConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class ClassDistributionConfig:
-    """Class distributions: equations 4 to 7."""
+    """How class distributions are computed (equations 4 to 7 of the paper)."""
 
     threshold: float = setting(0.7, gt=0, lt=1)
-    """t: a class mean with a description degree of its own class below t is replaced by the threshold distribution."""
+    """Threshold t: a class's mean distribution is replaced by the threshold distribution if its probability of that
+    class is below t."""
     off_diagonal: Literal["normalized", "paper"] = setting(
         "normalized", old_values={"normalised": "normalized", "published": "paper"}
     )
@@ -245,12 +246,12 @@ class CheckpointConfig:
     )
     """Save if N minutes have passed since the last checkpoint; 0: off."""
     keep_last: int = setting(2, Role.INFRASTRUCTURE | Role.NOT_SEARCHABLE, ge=1, old_name="checkpoint.keep")
-    """Number of newest checkpoints to keep, in addition to the selected one."""
+    """Number of most recent checkpoints to keep, in addition to the one of the selected epoch."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class RuntimeConfig:
-    """Hardware, logging and fault tolerance. Only `sync_batch_norm` changes the method."""
+    """Hardware, logging and fault-tolerance settings. Only `sync_batch_norm` changes the training method."""
 
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """Compute precision. bf16 is autocast (heads, attention and losses stay fp32). `auto`: bf16 where it is fast."""

@@ -1,4 +1,4 @@
-"""Validation of configuration values beyond their types: declared ranges, and rules about several keys."""
+"""Validation of configuration values beyond their types: allowed ranges, and rules that involve several keys."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from adadf_dist.config.schema import Config
 from adadf_dist.errors import UserError
 
 Rule = tuple[str, object, bool, str]
-"""Key, its value, whether it is valid, and what is allowed."""
+"""A key, its value, whether the value is valid, and a description of the allowed values."""
 
 
 def validate(config: Config) -> None:

@@ -99,9 +99,9 @@ def rank_slice(size: int, rank: int, ranks: int) -> tuple[int, int]:
 
 
 def stratified_holdout(labels: NDArray[np.int64], fraction: float, seed: int) -> tuple[Samples, Samples]:
-    """Randomly split samples into train and validation, stratified by class; return the indices of both, sorted.
+    """Randomly split samples by class and return the sorted indices of the train and validation parts.
 
-    A class with at least two samples has at least one in each part.
+    `fraction` of each class goes to validation; a class with two or more samples has at least one in each part.
     """
     random = np.random.default_rng((seed, HOLDOUT_STREAM))
     validation = []

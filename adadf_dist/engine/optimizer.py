@@ -1,4 +1,4 @@
-"""Adam, AdamW and SGD: parameter groups, and moments by parameter name."""
+"""Build the optimizer with its parameter groups, and save and load its moments by parameter name."""
 
 from __future__ import annotations
 
@@ -11,16 +11,20 @@ from torch import Tensor, nn
 from adadf_dist.config.schema import OptimizerConfig
 
 Moments = dict[str, dict[str, Tensor]]
-"""Parameter name -> `step`, `exp_avg`, `exp_avg_sq` (SGD: `momentum_buffer`), as in the checkpoints of every engine."""
+"""State of the optimizer: for each parameter name, the tensors `step`, `exp_avg` and `exp_avg_sq` of Adam and AdamW, or
+`momentum_buffer` of SGD."""
 
 ATTENTION_HEAD_PARAMS = ("auxiliary.attention.", "target.attention.")
-"""Name prefixes of the attention heads' parameters; a transformer's own attention layers do not match."""
+"""Name prefixes of the attention heads' parameters; the attention layers of a transformer backbone do not match."""
 CLASSIFIER_PARAMS = ("auxiliary.classifier.", "target.classifier.")
 """Name prefixes of the classifiers' parameters, which `model.pretrained` does not load either."""
 
 
 def build_optimizer(model: nn.Module, config: OptimizerConfig, device: torch.device) -> torch.optim.Optimizer:
-    """Build the fused optimizer of the trainable parameters; fused is fast and needs no host synchronization."""
+    """Build the optimizer over the trainable parameters.
+
+    It uses the fused implementation where available, which is fast and needs no host synchronization.
+    """
     groups, fused = group_parameters(model, config), device.type in ("cuda", "cpu")
     optimizer: torch.optim.Optimizer
     if config.name == "sgd":

@@ -1,4 +1,4 @@
-"""Losses (equations 3 and 8 to 16). Pure functions: no state, no host synchronization."""
+"""Loss functions (equations 3 and 8 to 16). They have no state and need no host synchronization."""
 
 from __future__ import annotations
 
@@ -17,32 +17,32 @@ class LossWeights(NamedTuple):
     """Weights of the two branches' losses in one epoch."""
 
     kl: float
-    """w_kl(e), eq 15."""
+    """w_kl(e), weight of the KL divergence of the target branch (eq 15)."""
     ce: float
-    """w_ce(e), eq 16."""
+    """w_ce(e), weight of the cross-entropy of the auxiliary branch (eq 16)."""
 
 
 class Losses(NamedTuple):
-    """Losses of one step on one rank. The *mean over ranks* of each scalar is its value for the global batch."""
+    """Losses of one training step on one rank. The mean of each scalar over ranks is its value for the global batch."""
 
     total: Tensor
-    """[], eq 14."""
+    """Scalar, total loss to minimize (eq 14)."""
     kl_divergence: Tensor
-    """[], eq 13."""
+    """Scalar, KL divergence loss of the target branch (eq 13)."""
     cross_entropy: Tensor
-    """[], eq 3."""
+    """Scalar, cross-entropy loss of the auxiliary branch (eq 3)."""
     rank_regularization: Tensor
-    """[], eq 9."""
+    """Scalar, rank regularization loss of the attention weights (eq 9)."""
     attention_weights: Tensor
-    """[n], w' of eq 11, in [lambda_min, 1]."""
+    """[n], attention weights w', scaled to the range from lambda_min to 1 (eq 11)."""
     fused_distributions: Tensor
-    """[n, C], targets of the target branch (eq 12, or the variant set by `loss.supervision`)."""
+    """[n, C], target distributions of the target branch (eq 12, or the variant set by `loss.supervision`)."""
     per_sample: Tensor
-    """[n], per-sample loss of the target branch, detached."""
+    """[n], loss of each sample in the target branch, without gradients."""
 
 
 class Gatherer(Protocol):
-    """The part of `World` that the losses use: its size, and `gather` from local rows to the global batch."""
+    """Interface that the losses need from `World`: its size, and `gather`, which assembles the global batch."""
 
     @property
     def size(self) -> int: ...
@@ -51,7 +51,7 @@ class Gatherer(Protocol):
 
 
 class BatchSlice(NamedTuple):
-    """Position of a rank's rows in the global batch: index of the first row, total number of rows."""
+    """Position of a rank's rows in the global batch: the index of its first row, and the batch's number of rows."""
 
     first: int
     total: int
@@ -61,8 +61,8 @@ def ramp_weights(epoch: int, epoch_threshold: int) -> LossWeights:
     """Compute the loss weights of an epoch (eq 15 and 16).
 
     Args:
-        epoch: counted from 1.
-        epoch_threshold: E, the first epoch with a weight of 1 for the target branch's loss.
+        epoch: number of the epoch, starting at 1.
+        epoch_threshold: E, the first epoch in which the target branch's loss has weight 1.
     """
     if epoch <= epoch_threshold:
         return LossWeights(kl=math.exp(-((1 - epoch / epoch_threshold) ** 2)), ce=1.0)
@@ -70,14 +70,16 @@ def ramp_weights(epoch: int, epoch_threshold: int) -> LossWeights:
 
 
 def rank_regularization(attention: Tensor, ratio: float, margin: float) -> Tensor:
-    """Compute the hinge loss that separates the mean attention of two groups by `margin` (eq 9 and 10).
+    """Compute the hinge loss that makes the mean attention of two groups differ by `margin` (eq 9 and 10).
 
     Args:
-        attention: [N], mean attention of the two branches (eq 8), of the global batch.
-        ratio: beta; the upper group has M = floor(beta N) samples. Ties keep the original order.
+        attention: [N], attention of each sample in the batch, averaged over the two branches (eq 8).
+        ratio: beta; the M = floor(beta N) samples with the highest attention form the upper group, ties
+            in batch order.
+        margin: minimum difference of the group means that gives zero loss.
 
     Returns:
-        [], zero when one of the groups is empty.
+        Scalar loss, zero if one of the groups is empty.
     """
     upper = math.floor(ratio * len(attention) + 1e-9)
     if upper in (0, len(attention)):
@@ -87,9 +89,9 @@ def rank_regularization(attention: Tensor, ratio: float, margin: float) -> Tenso
 
 
 def normalize_attention(attention: Tensor, batch: Tensor, lambda_min: float) -> Tensor:
-    """Scale attention to [lambda_min, 1] using the minimum and maximum of `batch` (eq 11).
+    """Scale attention weights to the range from `lambda_min` to 1, using the extremes of `batch` (eq 11).
 
-    If all weights in `batch` are equal, w' is 1 for every sample, with zero gradient (0/0 otherwise).
+    If all weights in `batch` are equal, the result is 1 for every sample, with zero gradient, instead of 0/0.
     """
     ordered = batch.sort(stable=True).values
     lowest, spread = ordered[0], ordered[-1] - ordered[0]
@@ -101,7 +103,11 @@ def normalize_attention(attention: Tensor, batch: Tensor, lambda_min: float) -> 
 def make_targets(
     label_distributions: Tensor, class_distributions: Tensor, weights: Tensor, config: LossConfig
 ) -> Tensor:
-    """Return the targets of the target branch [n, C]: eq 12, or one of its two parts (`loss.supervision`)."""
+    """Return the target distributions [n, C] of the target branch.
+
+    By default, they are the fusion of label and class distributions (eq 12); with `loss.supervision` set to `label` or
+    `class`, only one of the two. All inputs have one row per sample.
+    """
     if config.supervision == "label":
         fused = label_distributions
     elif config.supervision == "class":
@@ -112,7 +118,10 @@ def make_targets(
 
 
 def kl_divergence(fused: Tensor, target_logits: Tensor) -> Tensor:
-    """Return the per-sample KL divergence [n] of the prediction from `fused`, both [n, C] (eq 13 before the mean)."""
+    """Return each sample's KL divergence [n] of the prediction from its target distribution (eq 13 before the mean).
+
+    Both `fused`, the target distributions, and `target_logits` are [n, C].
+    """
     # clamp: a probability that underflowed to zero has an infinite log
     safe = fused.clamp_min(torch.finfo(fused.dtype).tiny)
     return (fused * (safe.log() - F.log_softmax(target_logits, dim=1))).sum(dim=1)
@@ -126,18 +135,18 @@ def adadf_loss(
     config: LossConfig,
     ranks: tuple[Gatherer, BatchSlice],
 ) -> Losses:
-    """Compute equation 14 for one rank's rows of a global batch.
+    """Compute all losses (eq 14) for one rank's rows of the global batch.
 
     Args:
-        output: outputs of both branches for this rank's n rows; attention is already applied to the logits.
+        output: outputs of both branches for this rank's n rows; the logits are already weighted by attention.
         labels: [n] int64, annotated classes.
-        class_distributions: [C, C], row c is D_c of eq 5.
+        class_distributions: [C, C], whose row c is the distribution D_c of class c (eq 5).
         ramp: the epoch's loss weights.
-        ranks: the world, and the position of this rank's rows in the global batch of N.
+        ranks: the world of W ranks, and the position of this rank's rows in the global batch of N rows.
 
     Returns:
-        Losses whose mean over ranks is the global loss: sums over this rank's rows times W / N. L_rr is computed on
-        every rank from the gathered attention.
+        Losses whose mean over ranks is the global loss. The KL divergence and cross-entropy are sums over this rank's
+        rows times W / N; every rank computes the rank regularization from the attention of the whole batch.
     """
     world, place = ranks
     share = world.size / place.total

@@ -1,4 +1,4 @@
-"""Load pretrained backbone weights from a file, torchvision or timm, and report what matched."""
+"""Load pretrained backbone weights from a file, torchvision or timm, and record which tensors matched."""
 
 from __future__ import annotations
 
@@ -19,23 +19,23 @@ from adadf_dist.method.weight_files import read_weights
 from adadf_dist.method.weight_names import find_backbone
 
 CLASSIFIERS = ("fc", "classifier", "head")
-"""First name parts of a pretrained backbone's classifier."""
+"""Names of the classifier module in pretrained backbones."""
 
 
 class LoadedWeights(NamedTuple):
-    """Pretrained weights of a run, for its records."""
+    """Record of the pretrained weights that a run started from."""
 
     source: str
-    """File name or `imagenet`; empty for none."""
+    """File name, or `imagenet`; empty if the weights are random."""
     sha256: str
-    """SHA-256 of the file; empty if there is no file."""
+    """SHA-256 of the weight file; empty if there is no file."""
     matched: int
-    """Number of loaded tensors."""
+    """Number of tensors that were loaded."""
     ignored: tuple[str, ...]
-    """Unused tensors of the file: the old classifier, and tensors outside the backbone."""
+    """Names of tensors in the file that were not used: its classifier, and tensors outside the backbone."""
 
     def describe(self) -> str:
-        """Return a human-readable summary."""
+        """Return a one-line summary, such as `resnet18.pth (120 tensors matched)`."""
         if not self.source:
             return "random weights"
         left = f"; ignored: {first_few(self.ignored)}" if self.ignored else ""
@@ -46,10 +46,10 @@ NO_WEIGHTS = LoadedWeights("", "", 0, ())
 
 
 def load_pretrained(model: DualBranch, config: ModelConfig) -> LoadedWeights:
-    """Load `model.pretrained` into the extractor and the target branch, then copy the latter to the auxiliary branch.
+    """Load `model.pretrained` into the extractor and both branches, and freeze the extractor if `model.freeze` says so.
 
-    Freezes the extractor according to `model.freeze`. Raises `UserError` if a backbone tensor is missing, not finite
-    or of another shape, or if the backbone's part of the file has unknown tensors other than a classifier.
+    Raises `UserError` if a backbone tensor is missing, not finite or has the wrong shape, or if the backbone's part of
+    the file has unknown tensors other than a classifier.
     """
     if not config.pretrained:
         if config.freeze == "always":
@@ -94,7 +94,7 @@ def imagenet_weights(backbone: str, image_size: int) -> dict[str, Tensor]:
 
 
 def load_backbone(model: DualBranch, tensors: Mapping[str, Tensor], config: ModelConfig) -> tuple[int, tuple[str, ...]]:
-    """Copy `tensors` into the extractor and target branch. Returns the number loaded and the names ignored."""
+    """Copy `tensors` into the extractor and target branch. Returns the number loaded and the names of unused ones."""
     wanted = dict(model.extractor.state_dict())
     wanted |= model.target.stages.state_dict() | model.target.pool.state_dict()
     try:
@@ -110,7 +110,7 @@ def load_backbone(model: DualBranch, tensors: Mapping[str, Tensor], config: Mode
     misshapen = sorted(key for key in matched if wanted[key].shape != inside[key].shape)
     for problem, names in (
         ("is missing", missing),
-        ("has unknown", unexpected),
+        ("has unknown tensors", unexpected),
         ("has a different shape for", misshapen),
     ):
         if names:
@@ -121,8 +121,8 @@ def load_backbone(model: DualBranch, tensors: Mapping[str, Tensor], config: Mode
     broken = [key for key in matched if inside[key].is_floating_point() and not inside[key].isfinite().all()]
     if broken:
         raise UserError(
-            f"model.pretrained: {config.pretrained} has NaN or infinite values in {first_few(broken)}; its "
-            "training diverged; use an earlier checkpoint or other weights"
+            f"model.pretrained: {config.pretrained} has NaN or infinite values in {first_few(broken)}: its "
+            "training probably diverged; use an earlier checkpoint or other weights"
         )
     for key in matched:
         wanted[key].copy_(inside[key])
@@ -130,10 +130,11 @@ def load_backbone(model: DualBranch, tensors: Mapping[str, Tensor], config: Mode
 
 
 def describe_backbone(config: ModelConfig) -> str:
-    """Return a question's end that names the keys which determine the shapes of the backbone."""
+    """Describe the configured backbone and name the keys that determine it, as the end of a question."""
     if (config.stem, config.width) == ("standard", 1.0):
-        return f"{config.backbone}? (model.backbone)"
-    return f"{config.backbone} of width {config.width} with the {config.stem} stem? (model.backbone, .width and .stem)"
+        return f"{config.backbone}, as set by model.backbone?"
+    keys = "model.backbone, model.width and model.stem"
+    return f"{config.backbone} of width {config.width} with the {config.stem} stem, as set by {keys}?"
 
 
 def first_few(names: Sequence[str]) -> str:

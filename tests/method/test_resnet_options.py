@@ -100,4 +100,4 @@ def test_file_of_the_same_size_loads_and_another_is_one_line(tmp_path: Path) -> 
         with pytest.raises(UserError, match=r"half\.pt has a different shape for .*; is it a resnet18.*\?") as caught:
             load_pretrained(DualBranch(other, 7), other)
         assert "\n" not in str(caught.value)
-    assert "is it a resnet18 of width 0.5 with the standard stem?" in str(caught.value)
+    assert "is it a resnet18 of width 0.5 with the standard stem, as set by model.backbone" in str(caught.value)
