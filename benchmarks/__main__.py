@@ -64,8 +64,8 @@ COMMANDS = {
     "face-probe": (
         face_probe,
         "accuracy of a linear classifier on frozen face recognition features; no timing",
-        "Extract the features of dlib_resnet29 with model.shared_until pooled, fit an L2-regularized softmax regression "
-        "to those of the train split, and print its accuracy on the test split.",
+        "Extract the features of dlib_resnet29 with model.shared_until pooled, fit an L2-regularized softmax "
+        "regression to those of the train split, and print its accuracy on the test split.",
     ),
 }
 OLD_COMMANDS = {"data": "loaders", "pictures": "loader-images", "cost": "comm-cost"}

@@ -19,6 +19,7 @@ from adadf_dist.console.formats import format_gb, format_mib, plural
 from adadf_dist.data.sampling import check_batch_size
 from adadf_dist.diagnostics.run_length import find_problems
 from adadf_dist.distributed.world import World, init_world
+from adadf_dist.engine.optimizer import moments_per_parameter
 from adadf_dist.errors import UserError
 from adadf_dist.training.consistency import check_consistency
 from adadf_dist.training.out_of_memory import report_out_of_memory
@@ -94,9 +95,11 @@ def measure_step(config: Config, dataset: DatasetInfo, world: World) -> Iterator
     size = parameters[0].element_size()
     average = (trained + frozen) * bool(config.optimizer.ema_decay)
     counted = f"weights {format_mib((trained + frozen + average) * size)}, "
-    counted += f"gradients {format_mib(trained * size)}, Adam's moments "
+    counted += f"gradients {format_mib(trained * size)}, "
+    moments = moments_per_parameter(config.optimizer)
+    counted += "SGD's momentum " if config.optimizer.name == "sgd" else "Adam's moments "
     rows = len(trainer.images)
-    yield "memory", f"calculated: {counted}{format_mib(2 * trained * size)} per process"
+    yield "memory", f"calculated: {counted}{format_mib(moments * trained * size)} per process"
     yield "", f"measured: {format_mib(activations)} of activations per step ({rows} images per rank)"
     measured = measure_trainer(trainer)
     owner = "the process" if world.device.type == "cpu" else "the GPU"

@@ -25,6 +25,7 @@ from adadf_dist.data.manifest import read_manifest
 from adadf_dist.data.remote.client import is_remote, local_path
 from adadf_dist.distributed.world import World
 from adadf_dist.engine.base import init_model
+from adadf_dist.engine.optimizer import moments_per_parameter
 from adadf_dist.errors import UserError
 from adadf_dist.files.locks import probe
 from adadf_dist.findings import Finding, Severity, ok, warning
@@ -102,12 +103,13 @@ def check_same_data(config: Config, content: Mapping[str, Any]) -> None:
 
 
 def checkpoint_bytes(config: Config, num_classes: int, train_samples: int) -> int:
-    """Estimate the checkpoint size: weights (and their average), Adam's two moments, and per-sample sums."""
+    """Estimate the checkpoint size: weights (and their average), moments, and per-sample sums."""
     with torch.device("meta"):
         model = init_model(config, num_classes)
     weights = sum(int(tensor.nbytes) for tensor in model.state_dict().values())
     trained = sum(int(parameter.nbytes) for parameter in model.parameters())
-    return weights * (2 if config.optimizer.ema_decay else 1) + 2 * trained + 16 * train_samples
+    moments = moments_per_parameter(config.optimizer) * trained
+    return weights * (2 if config.optimizer.ema_decay else 1) + moments + 16 * train_samples
 
 
 @contextmanager

@@ -46,11 +46,11 @@ def check_config_compatible(
 def rates_follow_epochs(before: Mapping[str, Any], after: Mapping[str, Any], finished: int) -> bool:
     """Return whether changing the number of epochs would change the learning rates.
 
-    True with the cosine schedule, or if a warm-up given as a fraction of the run takes more than `finished` epochs.
+    True with a cosine schedule, or if a warm-up given as a fraction of the run takes more than `finished` epochs.
     """
     warmup = after["optimizer.warmup_steps"]
     under_way = isinstance(warmup, float) and finished < warmup * max(before["epochs"], after["epochs"])
-    return after["optimizer.schedule"] == "cosine" or under_way
+    return after["optimizer.schedule"] in ("cosine", "cosine_by_step") or under_way
 
 
 def same_path(saved: object, now: object) -> bool:

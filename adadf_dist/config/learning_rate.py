@@ -31,6 +31,10 @@ def learning_rate(config: Config, position: Position) -> float:
         rate *= min(1.0, (position.step + 1) / warmup)
     if optimizer.schedule == "cosine":
         return rate * (1 + math.cos(math.pi * position.epoch / config.epochs)) / 2
+    if optimizer.schedule == "cosine_by_step":
+        decay_steps = config.epochs * position.steps_per_epoch - warmup
+        passed = max(0, position.step - warmup) / decay_steps if decay_steps > 0 else 0.0
+        return rate * (1 + math.cos(math.pi * passed)) / 2
     return rate * optimizer.lr_gamma**position.epoch
 
 

@@ -117,6 +117,13 @@ class ModelConfig:
     epoch. See docs/loaders.md."""
     attention_on: Literal["logits", "features"] = setting("logits", Role.ARCHITECTURE)
     """What each branch's attention weight scales: the logits (the paper's code) or the features (the paper's text)."""
+    stem: Literal["standard", "small", "small_stride2"] = setting("standard", Role.ARCHITECTURE)
+    """First layers of a torchvision ResNet: `standard` (7x7 convolution of stride 2, max-pool); for images of about 32
+    to 112 pixels, `small` (3x3 convolution of stride 1, no max-pool: 16 times the multiply-adds for an image of the
+    same size) or `small_stride2` (3x3 convolution of stride 2, no max-pool: 4 times)."""
+    width: float = setting(1.0, Role.ARCHITECTURE)
+    """Factor on the channels of every layer of a torchvision ResNet: 1.0, or 0.5 for a quarter of the parameters and of
+    the multiply-adds. With model.stem small_stride2, the multiply-adds are those of the standard network."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -189,12 +196,18 @@ class ClassDistributionConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class OptimizerConfig:
-    """Adam, learning-rate schedule, and weight averaging."""
+    """Optimizer, learning-rate schedule, and weight averaging."""
 
+    name: Literal["adam", "adamw", "sgd"] = "adam"
+    """`adam`; `adamw`: Adam with decoupled weight decay; `sgd`: stochastic gradient descent with Nesterov momentum,
+    which needs a learning rate about 10 to 100 times Adam's."""
+    momentum: float = setting(0.9, gt=0, lt=1)
+    """Nesterov momentum of `sgd`."""
     lr: float = setting(1e-3, gt=0, le=10)
     """Learning rate of the first epoch."""
-    schedule: Literal["exponential", "cosine"] = "exponential"
-    """`exponential`: lr * lr_gamma^epoch; `cosine`: cosine decay to zero over the run, updated per epoch."""
+    schedule: Literal["exponential", "cosine", "cosine_by_step"] = "exponential"
+    """`exponential`: lr * lr_gamma^epoch; `cosine`: cosine decay to zero over the run, updated per epoch;
+    `cosine_by_step`: cosine decay from the end of the warmup to zero at the end of the run, updated per step."""
     lr_gamma: float = setting(0.9, gt=0, le=1, old_name="optimizer.gamma")
     """Decay factor per epoch of the exponential schedule."""
     warmup_steps: int | float = 0
@@ -203,8 +216,12 @@ class OptimizerConfig:
     attention_lr_mult: float = setting(1.0, ge=0, le=1, old_name="optimizer.attention_lr_factor")
     """Learning-rate multiplier of the attention heads. When training from scratch, 1 is too high: while logits are
     confidently wrong, the heads learn to suppress them, and a suppressed branch barely learns. 0.02 avoids this."""
+    pretrained_lr_mult: float = setting(1.0, gt=0, le=1)
+    """Learning-rate multiplier of all parameters loaded from model.pretrained: the extractor (unless frozen) and the
+    stages of both branches. Below 1, fine-tuning changes them less than the new heads."""
     weight_decay: float = setting(0.0, ge=0)
-    """L2 penalty of Adam."""
+    """`adam`, `sgd`: L2 penalty on all parameters; `adamw`: decoupled weight decay of parameters with at least two
+    dimensions, so not of biases and normalization layers."""
     ema_decay: float = setting(0.0, ge=0, lt=1, old_name="optimizer.ema")
     """Decay per step of an exponential moving average of the weights, used for evaluation; 0: off."""
     max_grad_norm: float = setting(0.0, ge=0, old_name="optimizer.clip_norm")
@@ -239,6 +256,9 @@ class EvaluationConfig:
     )
     """`clean`: select the epoch on validation and test once at the end. `paper`: also test every epoch and report
     the best test epoch, labeled as such."""
+    flip_tta: bool = setting(False, Role.NOT_SEARCHABLE)
+    """Average the logits of each image and its mirror image (test-time augmentation), in validation and test, and by
+    default in `evaluate`. Exported models and `predict` do not average."""
     run_test: bool = setting(True, Role.INFRASTRUCTURE | Role.NOT_SEARCHABLE, old_name="evaluation.test")
     """Evaluate the selected model on the test split at the end of the run."""
     write_report: bool = setting(True, Role.INFRASTRUCTURE | Role.NOT_SEARCHABLE, old_name="evaluation.report")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import asdict
 
-from adadf_dist.config.backbone_names import check_backbone
+from adadf_dist.config.backbone_names import RESNETS, check_backbone
 from adadf_dist.config.keys import flatten, settings
 from adadf_dist.config.schema import Config
 from adadf_dist.errors import UserError
@@ -19,7 +19,8 @@ def validate(config: Config) -> None:
     ranges = [
         (key, values[key], declared.allows(values[key]), declared.range_text) for key, declared in settings().items()
     ]
-    for key, value, is_valid, allowed in (*ranges, *list_rules(config), *list_loss_rules(config)):
+    rules = [*list_rules(config), *list_loss_rules(config), *list_model_rules(config)]
+    for key, value, is_valid, allowed in (*ranges, *rules):
         if not is_valid:
             raise UserError(f"{key} is {value!r}; allowed: {allowed}")
     check_backbone(config.model.backbone)
@@ -97,6 +98,24 @@ def list_rules(config: Config) -> list[Rule]:
             "0, a whole number of steps, or a fraction of the run between 0 and 1",
         ),
         (
+            "optimizer.name",
+            optimizer.name,
+            optimizer.name == "adam" or is_ddp,
+            "adam while engine is deepspeed; or set engine = ddp",
+        ),
+        (
+            "optimizer.pretrained_lr_mult",
+            optimizer.pretrained_lr_mult,
+            optimizer.pretrained_lr_mult == 1 or bool(config.model.pretrained),
+            "1 while model.pretrained is empty",
+        ),
+        (
+            "evaluation.flip_tta",
+            config.evaluation.flip_tta,
+            not (config.evaluation.flip_tta and data.ten_crop_resize),
+            "false while data.ten_crop_resize is not 0: five of the ten crops are mirrored",
+        ),
+        (
             "deepspeed.config_file",
             config.deepspeed.config_file,
             not config.deepspeed.config_file or not is_ddp,
@@ -154,3 +173,21 @@ def list_loss_rules(config: Config) -> list[Rule]:
         text = f"{off} while loss.supervision is votes, because votes do not follow changed labels"
         rules.append((key, value, not (value and has_votes), text))
     return rules
+
+
+def list_model_rules(config: Config) -> list[Rule]:
+    """Return the rules about `model.stem` and `model.width`, which only torchvision's ResNets support."""
+    model = config.model
+    is_resnet = model.backbone in RESNETS
+    is_changed = (model.stem, model.width) != ("standard", 1.0)
+    return [
+        ("model.stem", model.stem, model.stem == "standard" or is_resnet, f"standard for {model.backbone}"),
+        ("model.width", model.width, model.width in (0.5, 1.0), "1.0 or 0.5"),
+        ("model.width", model.width, model.width == 1.0 or is_resnet, f"1.0 for {model.backbone}"),
+        (
+            "model.pretrained",
+            model.pretrained,
+            not is_changed or model.pretrained != "imagenet",
+            "empty or a file, as ImageNet's weights are for model.stem standard and model.width 1.0",
+        ),
+    ]

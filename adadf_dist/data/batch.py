@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
 
@@ -26,6 +27,10 @@ class Batch(NamedTuple):
     def num_crops(self) -> int:
         """Number of views per sample: the number of crops, or 1 if `images` has no dimension for crops."""
         return self.images.shape[1] if self.images.ndim == 5 else 1
+
+    def add_mirror_images(self) -> Batch:
+        """Return a batch with two views per sample: the image and its mirror image. `images` must be [n, 3, H, W]."""
+        return self._replace(images=torch.stack([self.images, self.images.flip(-1)], dim=1))
 
     def flatten_crops(self) -> Batch:
         """Return a batch in which each crop is a separate sample: N in the paper's equations 9 to 13 counts crops."""

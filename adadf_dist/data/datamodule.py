@@ -81,9 +81,13 @@ class DataModule:
         return self.eval_batches(self.test_split)
 
     def eval_batches(self, split: Split, only: Samples | None = None) -> Iterator[Batch]:
-        """Return batches of a split's samples, or only of those in `only`, each once and without augmentation."""
+        """Return batches of a split's samples, or only of those in `only`, each once and without augmentation.
+
+        With `evaluation.flip_tta`, each sample has two views: the image and its mirror image.
+        """
         samples = np.arange(len(split)) if only is None else only
-        return self.loader.batches(split.name, split_batches(samples, self.config.batch_size))
+        batches = self.loader.batches(split.name, split_batches(samples, self.config.batch_size))
+        return map(Batch.add_mirror_images, batches) if self.config.evaluation.flip_tta else batches
 
     def _plan(self, epoch: int) -> list[np.ndarray[tuple[int, ...], np.dtype[np.int64]]]:
         config = self.config

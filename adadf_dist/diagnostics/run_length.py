@@ -146,13 +146,13 @@ def find_vanishing_rate(config: Config, length: Length) -> Iterator[Finding]:
 
 
 def peak_learning_rate(config: Config, steps_per_epoch: int) -> float:
-    """Return the highest learning rate of any step. Within an epoch the rate is monotonic."""
-    positions = (
-        Position(epoch, epoch * steps_per_epoch + batch, epoch + batch / steps_per_epoch, steps_per_epoch)
-        for epoch in range(config.epochs)
-        for batch in (0, steps_per_epoch - 1)
+    """Return the highest learning rate at the first and last step of each epoch and at the end of the warm-up."""
+    steps = {epoch * steps_per_epoch + batch for epoch in range(config.epochs) for batch in (0, steps_per_epoch - 1)}
+    steps |= {step for step in (warmup_steps(config, steps_per_epoch),) if step < config.epochs * steps_per_epoch}
+    return max(
+        learning_rate(config, Position(step // steps_per_epoch, step, step / steps_per_epoch, steps_per_epoch))
+        for step in steps
     )
-    return max(learning_rate(config, position) for position in positions)
 
 
 def fix_divergence(config: Config, steps_per_epoch: int) -> str:

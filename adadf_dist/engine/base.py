@@ -1,4 +1,4 @@
-"""Base class of the engines, with the model, weight average, Adam optimizer and checkpoint format they share."""
+"""Base class of the engines, with the model, weight average, optimizer and checkpoint format they share."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def build_model(config: Config, num_classes: int) -> tuple[DualBranch, LoadedWei
 
 
 class BaseEngine(InferenceModel):
-    """Model, weight average and Adam optimizer. Subclasses implement the distributed training step."""
+    """Model, weight average and optimizer. Subclasses implement the distributed training step."""
 
     def __init__(self, config: Config, num_classes: int, world: World, weights_as_images: bool = True) -> None:
         self.config = config

@@ -73,7 +73,10 @@ class Engine(Protocol):
         ...
 
     def state_dict(self) -> dict[str, object]:
-        """Return the full weights, buffers and Adam moments by name. Collective: every rank must call this."""
+        """Return the full weights, buffers and the optimizer's moments by name.
+
+        Collective: every rank must call this.
+        """
         ...
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:

@@ -73,7 +73,7 @@ class EvalArgs:
     cache_dir: str
     split: str
     class_mapping: Path | None
-    tta: Literal["none", "flip", "tencrop"]
+    tta: Literal["", "none", "flip", "tencrop"]
     group_by: tuple[str, ...]
     require_votes: bool
     loader: str
@@ -104,10 +104,10 @@ def parse_options(argv: Sequence[str]) -> EvalArgs:
     add(
         "--tta",
         choices=("none", "flip", "tencrop"),
-        default="none",
+        default="",
         help="test-time augmentation: mean logits of the image and its mirror image, or of ten crops (taken from the "
-        "image resized to 256/224 of the input size, unless the run sets data.ten_crop_resize; default: none, or ten "
-        "crops if the run uses them)",
+        "image resized to 256/224 of the input size, unless the run sets data.ten_crop_resize; default: as in the "
+        "run, i.e. flip with evaluation.flip_tta, ten crops with data.ten_crop_resize, otherwise none)",
     )
     add(
         "--group-by",
@@ -167,6 +167,7 @@ def with_run_defaults(options: EvalArgs, trained: TrainedModel) -> EvalArgs:
     return replace(
         options,
         shards=shards,
+        tta=options.tta or ("flip" if run.evaluation.flip_tta else "none"),
         cache_dir=options.cache_dir or run.data.cache_dir,
         loader=options.loader or trained.preprocessing.loader,
         batch_size=options.batch_size or run.batch_size,

@@ -8,7 +8,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-import torch
 
 from adadf_dist.checkpoint.trained_model import TrainedModel
 from adadf_dist.config.schema import Config
@@ -102,5 +101,5 @@ def eval_batches(loader: Loader, split: Split, options: EvalArgs) -> Iterator[Ba
     plan = split_batches(np.arange(len(split)), options.batch_size)
     for batch in loader.batches(split.name, plan):
         if options.tta == "flip":
-            batch = batch._replace(images=torch.stack([batch.images, batch.images.flip(-1)], dim=1))
+            batch = batch.add_mirror_images()
         yield batch

@@ -17,6 +17,8 @@ from adadf_dist.errors import UserError
 from adadf_dist.export.licenses import data_license
 from adadf_dist.export.metadata import ExportMetadata
 
+OPTIMIZERS = {"adam": "Adam", "adamw": "AdamW", "sgd": "SGD with Nesterov momentum"}
+"""Names of the optimizers, by `optimizer.name`."""
 LIMITS = """\
 Intended for research on facial expressions: which label annotators would give to a face, and how much they disagree.
 
@@ -160,18 +162,20 @@ def describe_training(config: Config, epoch: int) -> list[str]:
         return [
             "Unknown: the weights were imported, not trained by adadf_dist, and the file does not describe training."
         ]
+    flip = "; metrics average the logits of image and mirror image" if config.evaluation.flip_tta else ""
     optimizer, loss, start = config.optimizer, config.loss, "random weights"
     if config.model.pretrained:
         start = f"pretrained weights `{Path(config.model.pretrained).name}`"
     average = f", weights averaged with decay {optimizer.ema_decay}" if optimizer.ema_decay else ""
     return [
         f"- {epoch} of {config.epochs} epochs with seed {config.seed}, from {start}",
-        f"- Adam, lr {optimizer.lr}, {optimizer.schedule} schedule, global batch {config.batch_size}{average}",
+        f"- {OPTIMIZERS[optimizer.name]}, lr {optimizer.lr}, {optimizer.schedule} schedule, "
+        f"global batch {config.batch_size}{average}",
         f"- Supervision {loss.supervision}; lambda_min {loss.lambda_min}, epoch threshold {loss.epoch_threshold}, "
         f"class threshold {config.class_distributions.threshold}",
         f"- Augmentation {config.augment.policy} ({config.augment.num_ops} operations, magnitude "
         f"{config.augment.magnitude}), flip {config.augment.flip_prob}, erasing {config.augment.erase_prob}",
-        f"- Sampler {config.data.sampler}, precision {config.runtime.precision}",
+        f"- Sampler {config.data.sampler}, precision {config.runtime.precision}{flip}",
     ]
 
 

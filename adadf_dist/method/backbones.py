@@ -51,10 +51,11 @@ def build_backbone(config: ModelConfig, image_size: int) -> Backbone:
         backbone: Backbone = import_module(TIMM_BACKBONES).build(config, image_size)
         return backbone
     resnet = build_resnet(config.backbone)
+    resize_resnet(resnet, config)
     names = ("conv1", "bn1", "relu", "maxpool", "layer1", "layer2", "layer3", "layer4")
     units = {name: getattr(resnet, name) for name in names}
     extractor, stages = split_at(units, find_split(config, ["layer1", "layer2", "layer3"], "layer1"))
-    return Backbone(extractor, stages, GlobalAveragePool(), resnet.fc.in_features)
+    return Backbone(extractor, stages, GlobalAveragePool(), int(resnet.fc.in_features * config.width))
 
 
 def build_resnet(name: str) -> ResNet:
@@ -83,6 +84,34 @@ def build_dlib_resnet(config: ModelConfig, image_size: int) -> Backbone:
         pooled, head = dlib_resnet.MultiStagePool(units), dlib_resnet.FeatureHead()
         return Backbone(pooled, head, nn.Identity(), dlib_resnet.HEAD_FEATURES)
     return Backbone(*split_at(units, split), GlobalAveragePool(), dlib_resnet.NUM_FEATURES)
+
+
+def resize_resnet(resnet: ResNet, config: ModelConfig) -> None:
+    """Apply `model.stem` and `model.width` to a ResNet, whose changed layers get new random weights.
+
+    The classifier is unchanged, since a branch has its own.
+    """
+    if config.width != 1:
+        for parent in list(resnet.modules()):
+            for name, layer in list(parent.named_children()):
+                if isinstance(layer, nn.BatchNorm2d):
+                    setattr(parent, name, nn.BatchNorm2d(int(layer.num_features * config.width)))
+                elif isinstance(layer, nn.Conv2d):
+                    inputs = layer.in_channels if layer is resnet.conv1 else int(layer.in_channels * config.width)
+                    setattr(parent, name, resize_conv(layer, inputs, int(layer.out_channels * config.width)))
+    if config.stem != "standard":
+        outputs = resnet.conv1.out_channels
+        stride = 2 if config.stem == "small_stride2" else 1
+        resnet.conv1 = resize_conv(nn.Conv2d(3, outputs, 3, stride, padding=1, bias=False), 3, outputs)
+        resnet.maxpool = nn.Identity()
+
+
+def resize_conv(like: nn.Conv2d, inputs: int, outputs: int) -> nn.Conv2d:
+    """Return a convolution like that of a ResNet with other channels, initialized as torchvision's."""
+    kernel, stride, padding = like.kernel_size, like.stride, like.padding
+    conv = nn.Conv2d(inputs, outputs, kernel, stride, padding, bias=False)  # type: ignore[arg-type]
+    nn.init.kaiming_normal_(conv.weight, mode="fan_out", nonlinearity="relu")
+    return conv
 
 
 class GlobalAveragePool(nn.Module):

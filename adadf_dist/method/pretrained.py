@@ -129,7 +129,7 @@ def load_backbone(model: DualBranch, tensors: Mapping[str, Tensor], config: Mode
         if names:
             raise UserError(
                 f"model.pretrained: {config.pretrained} {problem} {first_few(names)}; "
-                f"is it a {config.backbone}, as set by model.backbone?"
+                f"is it a {describe_backbone(config)}"
             )
     broken = [key for key in matched if inside[key].is_floating_point() and not inside[key].isfinite().all()]
     if broken:
@@ -140,6 +140,14 @@ def load_backbone(model: DualBranch, tensors: Mapping[str, Tensor], config: Mode
     for key in matched:
         wanted[key].copy_(inside[key])
     return len(matched), (*sorted(ignored), *found.outside)
+
+
+def describe_backbone(config: ModelConfig) -> str:
+    """Describe the configured backbone and name the keys that determine it, as the end of a question."""
+    if (config.stem, config.width) == ("standard", 1.0):
+        return f"{config.backbone}, as set by model.backbone?"
+    keys = "model.backbone, model.width and model.stem"
+    return f"{config.backbone} of width {config.width} with the {config.stem} stem, as set by {keys}?"
 
 
 def first_few(names: Sequence[str]) -> str:

@@ -222,6 +222,7 @@ def check_build_stats(context: CheckContext) -> Iterator[Finding]:
         ("leaks_dropped", "leak", "dropped by the builder", "leaks.csv"),
         ("skipped_images", "image", "skipped as invalid", "skipped_images.csv"),
         ("dropped_without_votes", "sample", "dropped without annotator votes", ""),
+        ("dropped_without_majority", "sample", "dropped without a majority of votes (--label-rule ferplus)", ""),
     ):
         count = found.get(key)
         if isinstance(count, int) and count:

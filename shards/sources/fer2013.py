@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,8 +28,11 @@ list the same faces in the same order.
 
 splits      PublicTest becomes test, and validation is held out from Training; if the csv also has PrivateTest,
             PublicTest becomes validation and PrivateTest test
-labels      fer: FER2013's 7 emotions. ferplus: the one of FER+'s 8 emotions with the most votes, ignoring `unknown`
-            and `NF` (not a face); ties go to the first in FER+'s column order; faces without a vote are dropped
+labels      fer: FER2013's 7 emotions. ferplus: one of FER+'s 8 emotions, according to --label-rule
+label rule  majority: the emotion with the most votes, ignoring `unknown` and `NF` (not a face); ties go to the first in
+            FER+'s column order; faces without a vote are dropped. ferplus: the rule of FER+'s authors: columns with a
+            single vote are set to 0, then the winner must have more than half of the remaining votes, including
+            those for `unknown` and `NF`; all other faces are dropped, as are those won by `unknown` or `NF`
 votes       stored in class order if fer2013new.csv is present (with `fer`, votes for contempt are only in KEY.json)
 images      the csv's pixels as gray JPEGs of quality 100
 leaks       training faces with an exact copy in validation or test are dropped and listed in leaks.csv
@@ -36,10 +40,12 @@ leaks       training faces with an exact copy in validation or test are dropped 
 EPILOG = """\
 examples:
   python -m shards.build fer2013 --root FER2013 --out data/ferplus --labels ferplus
+  python -m shards.build fer2013 --root FER2013 --out data/ferplus-rule --label-rule ferplus
   python -m shards.build fer2013 --csv FER2013/fer2013.csv.gz --out data/fer2013 --labels fer
 """
 
 FERPLUS = VOTE_COLUMNS[:8]
+LabelRule = Literal["majority", "ferplus"]
 _QUALITY = 100  # raw pixels: quality 100 keeps them within a level or two, for 700 bytes per face more than 95
 _FER_NAMES = {"anger": "angry", "happiness": "happy", "sadness": "sad"}
 FER_COLUMNS = tuple(
@@ -56,6 +62,8 @@ class Fer2013Options:
     ferplus: Path | None
     """The csv with FER+'s votes; None if unavailable."""
     labels: Literal["fer", "ferplus"]
+    label_rule: LabelRule = "majority"
+    """How FER+'s votes become a label; see `label_faces`."""
     validation_fraction: float = 0.1
     seed: int = 0
     keep_leaks: bool = False
@@ -127,10 +135,15 @@ def read_fer2013(options: Fer2013Options) -> Fer2013:
     if options.labels == "ferplus":
         if votes is None:
             raise UserError(f"--labels ferplus needs {VOTES_NAME} next to {options.csv}, or --ferplus FILE")
-        labels, classes, columns = votes[:, :8].argmax(axis=1), FERPLUS, tuple(range(8))
-        without = set(np.flatnonzero(votes[:, :8].sum(axis=1) == 0).tolist())
-        splits = {number: split for number, split in splits.items() if number not in without}
-        stats = {"dropped_without_votes": len(without), "tied_votes": count_ties(votes[list(splits), :8])}
+        classes, columns = FERPLUS, tuple(range(8))
+        labels, is_labeled = label_faces(votes, options.label_rule)
+        splits = {number: split for number, split in splits.items() if is_labeled[number]}
+        reason = "votes" if options.label_rule == "majority" else "majority"
+        stats = {
+            f"dropped_without_{reason}": len(labels) - len(splits),
+            "tied_votes": count_ties(votes[list(splits), :8]),
+            "labeled": dict(Counter(splits.values())),
+        }
     fractions = {} if "validation" in splits.values() else {"validation": options.validation_fraction}
     assignment = assign_splits(
         splits,
@@ -147,6 +160,7 @@ def read_fer2013(options: Fer2013Options) -> Fer2013:
             "csv": escape_name(options.csv.name),
             "ferplus": None if options.ferplus is None else escape_name(options.ferplus.name),
             "labels": options.labels,
+            "label_rule": options.label_rule if options.labels == "ferplus" else None,
             "validation_fraction": fractions.get("validation"),
             "keep_leaks": options.keep_leaks,
         },
@@ -163,6 +177,19 @@ def read_splits(faces: Faces) -> dict[int, str]:
     return {number: names[usage] for number, usage in enumerate(faces.usages)}
 
 
+def label_faces(votes: NDArray[np.int64], rule: LabelRule) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
+    """Return the FER+ label of each face [N], and whether it has one [N], from `votes` [N, 10].
+
+    `majority`: the emotion with the most votes. `ferplus`: the majority rule of Barsoum et al., ICMI 2016, which counts
+    single votes as outliers and requires more than half of the remaining votes, including those for `unknown` and `NF`.
+    """
+    if rule == "majority":
+        return votes[:, :8].argmax(axis=1), votes[:, :8].max(axis=1) > 0
+    counts = np.where(votes == 1, 0, votes)
+    labels = counts.argmax(axis=1)
+    return labels, (2 * counts.max(axis=1) > counts.sum(axis=1)) & (labels < len(FERPLUS))
+
+
 def count_ties(votes: NDArray[np.int64]) -> int:
     """Return the number of rows in `votes` [N, C] in which several classes have the most votes."""
     return int(((votes == votes.max(axis=1, keepdims=True)).sum(axis=1) > 1).sum())
@@ -176,6 +203,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--labels", choices=("fer", "ferplus"), default="ferplus", help="labels to store (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--label-rule",
+        choices=("majority", "ferplus"),
+        help="how votes become a label with --labels ferplus: most votes, or the rule of FER+'s authors, which drops "
+        "ambiguous faces (default: majority)",
     )
     parser.add_argument(
         "--validation-fraction",
@@ -197,7 +230,19 @@ def open_source(args: argparse.Namespace) -> Fer2013:
         raise UserError("pass --root DIR, the folder with fer2013.csv, or --csv FILE")
     if not 0 < args.validation_fraction < 1:
         raise UserError(f"--validation-fraction {args.validation_fraction:g}: must be between 0 and 1")
+    if args.labels == "fer" and args.label_rule is not None:
+        raise UserError("--label-rule has no effect with --labels fer, which uses no votes; remove one of them")
     csv = args.csv if args.csv is not None else find_csv(args.root)
     beside = (args.root or csv.parent) / VOTES_NAME
     ferplus = args.ferplus if args.ferplus is not None else (beside if beside.is_file() else None)
-    return read_fer2013(Fer2013Options(csv, ferplus, args.labels, args.validation_fraction, args.seed, args.keep_leaks))
+    return read_fer2013(
+        Fer2013Options(
+            csv,
+            ferplus,
+            args.labels,
+            args.label_rule or "majority",
+            args.validation_fraction,
+            args.seed,
+            args.keep_leaks,
+        )
+    )

@@ -77,6 +77,25 @@ def test_command_line_values_are_parsed_by_type() -> None:
             ["--loss.flip_consistency", "1"],
             r"loss\.flip_consistency is 1\.0; allowed: 0 while optimizer\.ema_decay is 0",
         ),
+        (["--optimizer.name", "lion"], r"optimizer\.name must be one of adam, adamw, sgd, got 'lion'"),
+        (["--optimizer.momentum", "0"], r"optimizer\.momentum is 0\.0; allowed: \(0, 1\)"),
+        (["--optimizer.name", "sgd", "--engine", "deepspeed"], r"optimizer\.name is 'sgd'; allowed: adam while engine"),
+        (["--optimizer.pretrained_lr_mult", "0.1"], r"pretrained_lr_mult is 0\.1; allowed: 1 while model\.pretrained"),
+        (["--optimizer.pretrained_lr_mult", "2"], r"pretrained_lr_mult is 2\.0; allowed: \(0, 1\]"),
+        (["--model.width", "0.75"], r"model\.width is 0\.75; allowed: 1\.0 or 0\.5"),
+        (["--model.stem", "small", "--model.backbone", "timm:vgg11"], r"model\.stem is 'small'; allowed: standard for"),
+        (
+            ["--model.width", "0.5", "--model.backbone", "timm:vgg11"],
+            r"model\.width is 0\.5; allowed: 1\.0 for",
+        ),
+        (
+            ["--model.stem", "small", "--model.pretrained", "imagenet"],
+            r"model\.pretrained is 'imagenet'; allowed: empty",
+        ),
+        (
+            ["--evaluation.flip_tta", "true", "--data.ten_crop_resize", "256"],
+            r"evaluation\.flip_tta is True; allowed: false while data\.ten_crop_resize",
+        ),
     ],
 )
 def test_command_line_errors_are_reported(words: list[str], message: str) -> None:

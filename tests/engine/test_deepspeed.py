@@ -14,6 +14,7 @@ from adadf_dist.config.load import ConfigLayer, build_config
 from adadf_dist.config.schema import Config
 from adadf_dist.data.sampling import rank_slice
 from adadf_dist.distributed.world import World
+from adadf_dist.engine.base import init_model
 from adadf_dist.engine.ddp import Engine, build_engine
 from adadf_dist.method.class_distributions import ClassDistributions
 from adadf_dist.method.losses import BatchSlice
@@ -143,6 +144,15 @@ def test_thirty_steps_equal_ddp() -> None:
 )
 def test_variants_equal_ddp(changed: dict[str, object]) -> None:
     run_ranks(side_by_side, 2, STAGES, 3, changed)
+
+
+@pytest.mark.slow
+def test_own_learning_rate_of_loaded_parameters_equals_ddp(tmp_path: Path) -> None:
+    """Three groups of parameters: loaded, classifiers, attention heads."""
+    model = init_model(config_of(), CLASSES)
+    torch.save(model.extractor.state_dict() | model.target.stages.state_dict(), tmp_path / "weights.pt")
+    changed = {"model__pretrained": str(tmp_path / "weights.pt"), "model__freeze": "never"}
+    run_ranks(side_by_side, 2, STAGES, 3, {**changed, "optimizer__pretrained_lr_mult": 0.5})
 
 
 def clipped_norms(world: World, stages: list[int]) -> list[tuple[float, float]]:

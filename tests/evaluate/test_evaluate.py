@@ -24,9 +24,10 @@ from adadf_dist.evaluate.cli import parse_options
 from adadf_dist.evaluate.data import eval_preprocessing
 from adadf_dist.method.model import DualBranch
 from adadf_dist.tracking.artifacts import load_predictions
+from tests.helpers.dataset_builds import ROOT, run_build
 from tests.helpers.evaluations import build_renamed, evaluate, refused
 from tests.helpers.remote_server import serve
-from tests.helpers.runs import command, finish
+from tests.helpers.runs import command, finish, settings, train_here
 
 MODULE = ("-m", "adadf_dist.evaluate")
 
@@ -127,6 +128,29 @@ def test_baseline_has_no_auxiliary_branch(run: Path, faces: Path) -> None:
         "one-hot",
         "label-smoothed",
     ]
+
+
+def test_run_is_tested_by_both_label_rules_of_ferplus(tmp_path: Path) -> None:
+    files = [
+        ROOT.parent / "shared" / "data" / "fer2013" / name for name in ("mini_fer2013.csv.gz", "mini_fer2013new.csv")
+    ]
+    if not all(file.is_file() for file in files):
+        pytest.skip("FER2013 is not at hand here")
+    rules = {
+        rule: run_build("fer2013", tmp_path / rule, "--csv", files[0], "--ferplus", files[1], "--label-rule", rule)
+        for rule in ("majority", "ferplus")
+    }
+    out = tmp_path / "run"
+    train_here(settings(rules["majority"].folder, out, epochs="1", batch_size="64"))
+    table, answers = load_predictions(out, "test")[:2]
+    predicted = dict(zip(table.keys.tolist(), answers.predicted_labels.tolist(), strict=True))
+    for dataset in rules.values():
+        test = dataset.split("test")
+        found = evaluate(out, "--shards", dataset.folder)
+        correct = [predicted[key] == label for key, label in zip(test.keys.tolist(), test.labels.tolist(), strict=True)]
+        assert found["scores"]["accuracy"]["value"] == pytest.approx(np.mean(correct), abs=1e-12)
+        assert (found["asked"]["faces"], found["asked"]["training_samples"]) == (len(test), 0)
+    assert len(rules["ferplus"].split("test")) < len(table.keys)
 
 
 def test_held_out_validation_equals_the_runs(run: Path, tmp_path: Path) -> None:

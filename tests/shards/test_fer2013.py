@@ -14,6 +14,7 @@ import pytest
 from adadf_dist.data.dataset import Dataset
 from adadf_dist.errors import UserError
 from shards.duplicates import hold_out_splits
+from shards.sources.fer2013 import Fer2013Options, label_faces, read_fer2013
 from tests.helpers.dataset_builds import ROOT, facts, findings, pixels, places, run_build, tree
 
 FER2013 = ROOT.parent / "shared" / "data" / "fer2013"
@@ -67,6 +68,66 @@ def test_ferplus_labels_votes_and_leaks_equal_a_naive_count(
     with (ferplus.folder / "leaks.csv").open() as stream:
         listed = [line["source"] for line in csv.DictReader(stream)]
     assert sorted(listed) == sorted(f"mini_fer2013.csv.gz row {row}" for row in leaks)
+
+
+def label_by_ferplus_rule(cells: dict[str, str]) -> str | None:
+    """The rule of FER+'s authors, written out for one face; None if the face is dropped."""
+    counts = {name: int(cells[name]) for name in (*FERPLUS, "unknown", "NF")}
+    counts = {name: count for name, count in counts.items() if count > 1}
+    winners = [name for name, count in counts.items() if count > sum(counts.values()) / 2]
+    return winners[0] if winners and winners[0] in FERPLUS else None
+
+
+def test_label_rule_of_the_ferplus_authors_equals_a_naive_count(
+    mini: tuple[list[dict[str, str]], list[dict[str, str]]], tmp_path: Path
+) -> None:
+    faces, votes = mini
+    dataset = run_build("fer2013", tmp_path / "rule", *MINI, "--label-rule", "ferplus", "--keep-leaks")
+    names = {row: label_by_ferplus_rule(cells) for row, cells in enumerate(votes)}
+    expected = {row: FERPLUS.index(name) for row, name in names.items() if name is not None}
+    assert {int(source.split()[-1]): label for source, (_, label) in places(dataset).items()} == expected
+    usages = Counter(faces[row]["Usage"] for row in expected)
+    assert findings(dataset)["labeled"] == {"train": usages["Training"], "test": usages["PublicTest"]}
+    assert findings(dataset)["dropped_without_majority"] == len(votes) - len(expected)
+    options = dataset.manifest.provenance["options"]
+    assert isinstance(options, dict)
+    assert options["label_rule"] == "ferplus"
+
+
+def test_label_rule_of_the_ferplus_authors_keeps_the_published_numbers() -> None:
+    """The authors' code keeps 25,060 of all Training and 3,199 of all PublicTest faces."""
+    if not (FER2013 / "fer2013new.csv").is_file():
+        pytest.skip("FER2013 is not at hand here")
+    with (FER2013 / "fer2013new.csv").open() as stream:
+        rows = list(csv.DictReader(stream))
+    votes = np.array([[int(cells[name]) for name in (*FERPLUS, "unknown", "NF")] for cells in rows])
+    labels, kept = label_faces(votes, "ferplus")
+    assert Counter(cells["Usage"] for cells, is_kept in zip(rows, kept, strict=True) if is_kept) == {
+        "Training": 25_060,
+        "PublicTest": 3_199,
+    }
+    assert (labels[kept] == label_faces(votes, "majority")[0][kept]).all()
+
+
+@pytest.mark.slow
+def test_ferplus_rule_drops_copies_of_test_faces_after_counting() -> None:
+    if not (FER2013 / "fer2013.csv.gz").is_file():
+        pytest.skip("FER2013 is not at hand here")
+    files = (FER2013 / "fer2013.csv.gz", FER2013 / "fer2013new.csv")
+    source = read_fer2013(Fer2013Options(*files, "ferplus", "ferplus"))
+    stored = source.splits.items()
+    assert source.provenance.stats["labeled"] == {"train": 25_060, "test": 3_199}
+    pixels_of = [image.tobytes() for image in source.faces.pixels]
+    all_test = {pixels_of[row] for row, usage in enumerate(source.faces.usages) if usage == "PublicTest"}
+    test = {pixels_of[row] for row, split in stored if split == "test"}
+    labeled = label_faces(np.asarray(source.all_votes), "ferplus")[1]
+    copies = sum(
+        usage == "Training" and bool(labeled[row]) and pixels_of[row] in test
+        for row, usage in enumerate(source.faces.usages)
+    )
+    training = [row for row, split in stored if split != "test"]
+    assert len(training) == 25_060 - copies
+    assert not any(pixels_of[row] in all_test for row in training), "may be tested by either rule"
 
 
 def test_ferplus_votes_and_pixels_equal_the_row(
@@ -209,6 +270,37 @@ def test_majority_votes_decide_and_ties_take_the_first_column(tmp_path: Path) ->
     labels = {int(source.split()[-1]): FERPLUS[label] for source, (_, label) in places(dataset).items()}
     assert labels == {0: "surprise", 1: "happiness", 2: "contempt", 4: "neutral", 5: "disgust"}
     assert (findings(dataset)["dropped_without_votes"], findings(dataset)["tied_votes"]) == (1, 2)
+
+
+RULE_CASES = {
+    (0, 1, 9, 0, 0, 0, 0, 0, 0, 0): "surprise",
+    (0, 5, 0, 4, 1, 0, 0, 0, 0, 0): "happiness",  # 5 of 9: the single vote does not count
+    (0, 5, 0, 3, 2, 0, 0, 0, 0, 0): None,  # 5 of 10 is not more than half
+    (0, 4, 0, 4, 2, 0, 0, 0, 0, 0): None,  # a tie
+    (4, 0, 0, 0, 0, 0, 0, 0, 3, 3): None,  # votes for `unknown` and `NF` are in the total
+    (0, 0, 0, 4, 1, 1, 1, 1, 1, 1): "sadness",  # 4 of 4
+    (0, 0, 0, 0, 0, 0, 0, 2, 8, 0): None,  # `unknown` wins
+    (0, 0, 0, 0, 0, 0, 0, 4, 0, 6): None,  # not a face
+    (1, 1, 1, 1, 1, 1, 1, 1, 1, 1): None,  # no vote remains
+    (9, 0, 0, 0, 0, 0, 0, 0, 0, 0): "neutral",  # nine annotators
+}
+
+
+def test_rule_of_the_ferplus_authors_requires_more_than_half_of_the_repeated_votes(tmp_path: Path) -> None:
+    path = write_csv(tmp_path / "fer", [(0, face(n), "Training") for n in range(len(RULE_CASES))])
+    write_votes(path.parent, [("Training", row) for row in RULE_CASES])
+    options = ("--label-rule", "ferplus", "--validation-fraction", 0.01)
+    dataset = run_build("fer2013", tmp_path / "out", "--root", path.parent, *options)
+    labels = {int(source.split()[-1]): FERPLUS[label] for source, (_, label) in places(dataset).items()}
+    assert labels == {row: name for row, name in enumerate(RULE_CASES.values()) if name is not None}
+    assert (findings(dataset)["dropped_without_majority"], findings(dataset)["tied_votes"]) == (6, 0)
+
+
+@pytest.mark.parametrize("rule", ["majority", "ferplus"])
+def test_label_rule_without_votes_is_one_line(tmp_path: Path, rule: str) -> None:
+    path = write_csv(tmp_path / "fer", GOOD)
+    with pytest.raises(UserError, match=r"^--label-rule has no effect with --labels fer[^\n]*$"):
+        build_fer(path.parent, "--label-rule", rule)
 
 
 def test_columns_may_be_in_any_order(tmp_path: Path) -> None:

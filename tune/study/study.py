@@ -170,7 +170,8 @@ def read_study_file(path: Path) -> dict[str, Any]:
         raise UserError(f"{path}: parse error: {error}") from None
     if content.get("version") != VERSION:
         raise UserError(f"{path}: version {content.get('version')} is not supported, expected {VERSION}")
-    content["base"] = unflatten(upgrade_keys(content["base"], str(path)))
+    defaults = dict(flatten(to_dict(Config())))  # keys that did not exist in an older version had these values
+    content["base"] = unflatten({**defaults, **upgrade_keys(content["base"], str(path))})
     return content
 
 
