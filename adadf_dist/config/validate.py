@@ -33,7 +33,6 @@ def list_rules(config: Config) -> list[Rule]:
     max_magnitude = 30 if augment.policy == "torchvision" else 10
     low, high = augment.erase_scale
     warmup = optimizer.warmup_steps
-    model, cached = config.model, config.model.cached_augmentations
     return [
         (
             "data.loader",
@@ -65,24 +64,6 @@ def list_rules(config: Config) -> list[Rule]:
             data.label_noise_file,
             not (data.label_noise_rate and data.label_noise_file),
             "empty while data.label_noise_rate is not 0",
-        ),
-        (
-            "model.cached_augmentations",
-            cached,
-            not cached or (bool(model.pretrained) and model.freeze != "never"),
-            "0 while the extractor is not frozen; or set model.pretrained, and model.freeze = auto or always",
-        ),
-        (
-            "model.cached_augmentations",
-            cached,
-            not cached or not is_streamed,
-            "0 while data.access is stream; or set data.access = cache",
-        ),
-        (
-            "model.cached_augmentations",
-            cached,
-            not cached or not data.ten_crop_resize,
-            "0 while data.ten_crop_resize takes ten crops; or set data.ten_crop_resize = 0",
         ),
         (
             "augment.magnitude",
@@ -176,11 +157,41 @@ def list_loss_rules(config: Config) -> list[Rule]:
 
 
 def list_model_rules(config: Config) -> list[Rule]:
-    """Return the rules about `model.stem` and `model.width`, which only torchvision's ResNets support."""
-    model = config.model
+    """Return the rules about `model.cached_augmentations`, and those about ResNets of other sizes."""
+    model, data, cached = config.model, config.data, config.model.cached_augmentations
     is_resnet = model.backbone in RESNETS
     is_changed = (model.stem, model.width) != ("standard", 1.0)
     return [
+        (
+            "model.cached_augmentations",
+            cached,
+            not cached or (bool(model.pretrained) and model.freeze != "never"),
+            "0 while the extractor is not frozen; or set model.pretrained, and model.freeze = auto or always",
+        ),
+        (
+            "model.cached_augmentations",
+            cached,
+            not cached or data.access != "stream",
+            "0 while data.access is stream; or set data.access = cache",
+        ),
+        (
+            "model.cached_augmentations",
+            cached,
+            not cached or not data.ten_crop_resize,
+            "0 while data.ten_crop_resize takes ten crops; or set data.ten_crop_resize = 0",
+        ),
+        (
+            "evaluation.flip_tta",
+            config.evaluation.flip_tta,
+            not (cached and config.evaluation.flip_tta),
+            "false while model.cached_augmentations stores no mirror images; evaluate the finished run with --tta flip",
+        ),
+        (
+            "loss.flip_consistency",
+            config.loss.flip_consistency,
+            not (cached and config.loss.flip_consistency),
+            "0 while model.cached_augmentations is not 0",
+        ),
         ("model.stem", model.stem, model.stem == "standard" or is_resnet, f"standard for {model.backbone}"),
         ("model.width", model.width, model.width in (0.5, 1.0), "1.0 or 0.5"),
         ("model.width", model.width, model.width == 1.0 or is_resnet, f"1.0 for {model.backbone}"),

@@ -131,7 +131,7 @@ def test_folder_gives_the_same_tensors(below: str, package: FakePackage, convert
 
 
 @pytest.mark.parametrize(
-    ("shared", "matched", "last"), [("", 116, "conv256_out.0.conv2.weight"), ("pooled", 76, "conv128.2.conv2.weight")]
+    ("shared", "matched", "last"), [("", 116, "conv256_out.0.conv2.weight"), ("pooled", 84, "conv128.2.conv2.weight")]
 )
 def test_trainer_loads_the_file(shared: str, matched: int, last: str, converted: Path) -> None:
     config = ModelConfig(backbone="dlib_resnet29", shared_until=shared, pretrained=str(converted))
