@@ -1,4 +1,4 @@
-"""List the commands (`python -m adadf_dist`) or run one (`python -m adadf_dist COMMAND ...`)."""
+"""Entry point: `python -m adadf_dist` lists the commands; `python -m adadf_dist COMMAND ...` runs one."""
 
 from __future__ import annotations
 
@@ -12,13 +12,14 @@ from adadf_dist.errors import did_you_mean
 
 COMMANDS = {
     "train": ("adadf_dist.train", "train Ada-DF, or resume a run"),
-    "check": ("adadf_dist.check.__main__", "check machine, dataset and configuration before a run"),
+    "check": ("adadf_dist.check.__main__", "check the machine, dataset and configuration before a run"),
     "evaluate": ("adadf_dist.evaluate.__main__", "evaluate a trained network on a dataset"),
     "predict": ("adadf_dist.predict.__main__", "predict the expressions in images"),
     "report": ("adadf_dist.report.__main__", "write the HTML report of one or more runs"),
     "audit": ("adadf_dist.audit.__main__", "find training samples that are likely mislabeled"),
     "export": ("adadf_dist.export.__main__", "write ONNX, safetensors or torch.export files"),
-    "convert": ("adadf_dist.convert", "convert a checkpoint of the published code"),
+    "convert": ("adadf_dist.convert", "convert a checkpoint of the paper's published code"),
+    "weights": ("adadf_dist.weights.__main__", "convert publicly available weights for model.pretrained"),
 }
 
 
@@ -28,7 +29,7 @@ def describe_commands() -> str:
         [
             "usage: python -m adadf_dist [--version] [--help] COMMAND ...",
             "",
-            "commands (each has --help):",
+            "commands (for details: COMMAND --help):",
             *lines,
         ]
     )

@@ -56,7 +56,7 @@ example:
 
 STAGES = r"branch_[12](?:_feature)?\."
 LINEAR = r"(?:(?:0|1|fc|linear|classifier)\.)?(?=(?:weight|bias)$)"
-"""A Linear, or the first module of a Sequential."""
+"""Pattern for the weight or bias of a Linear layer, whether it stands alone or inside a Sequential."""
 NAME_MAP = {
     r"feature\.(?:0|conv1)\.": "extractor.conv1.",
     r"feature\.(?:1|bn1)\.": "extractor.bn1.",
@@ -68,12 +68,12 @@ NAME_MAP = {
     rf"branch_[12]_classifier\.{LINEAR}": "BRANCH.classifier.",
     rf"alpha_[12]\.{LINEAR}": "BRANCH.attention.",
 }
-"""Beginning of a published name -> that of the adadf_dist name. The classifier's index depends on pooling and
-flattening."""
+"""Maps patterns for the start of a published tensor name to the corresponding start of the adadf_dist name. The
+classifier's index varies with the pooling and flattening modules before it."""
 
 
 def map_name(name: str) -> str | None:
-    """Map a published tensor name to the adadf_dist name; None if unknown."""
+    """Return the adadf_dist name of a published tensor, or None if the published name is unknown."""
     for pattern, ours in NAME_MAP.items():
         if found := re.match(pattern, name):
             branch = "auxiliary" if "_1" in found[0] else "target"
@@ -100,7 +100,7 @@ def remap_state_dict(tensors: Tensors, path: Path) -> dict[str, Tensor]:
 
 
 def load_published(path: Path) -> dict[str, Tensor]:
-    """Read the tensors of a file without wrapper prefixes (`module.`). Raises `UserError`."""
+    """Read the tensors of a file, removing wrapper prefixes such as `module.` from their names. Raises `UserError`."""
     try:
         tensors, _ = read_weights(path)
     except UserError as error:
@@ -109,7 +109,7 @@ def load_published(path: Path) -> dict[str, Tensor]:
 
 
 def infer_backbone(tensors: Tensors, path: Path) -> str:
-    """Return the ResNet that has these blocks. Raises `UserError`."""
+    """Return the name of the ResNet that matches the blocks in layer3. Raises `UserError` if none does."""
     stage = "target.stages.layer3."
     blocks = {name.removeprefix(stage).partition(".")[0] for name in tensors if name.startswith(stage)}
     bottleneck = f"{stage}0.conv3.weight" in tensors
@@ -131,7 +131,7 @@ def infer_backbone(tensors: Tensors, path: Path) -> str:
 
 
 def load_strict(model: DualBranch, tensors: Tensors, path: Path) -> None:
-    """Load all tensors. Raises `UserError` for unexpected or missing tensors or shape mismatches."""
+    """Load all tensors into the model. Raises `UserError` for missing or unexpected tensors and shape mismatches."""
     own = model.state_dict()
     counters = {name for name in own if name.endswith("num_batches_tracked")}  # missing in old files
     for problem, names in (
@@ -158,7 +158,7 @@ def default_config(backbone: str, image_size: int) -> Config:
 
 
 def make_checkpoint(model: DualBranch, config: Config, classes: tuple[str, ...]) -> dict[str, object]:
-    """Return a checkpoint at epoch 0: the weights (also as their average) and the distributions of eq 7."""
+    """Return a checkpoint at epoch 0 with the weights (also as their average) and initial distributions (eq 7)."""
     weights = model.state_dict()
     distributions = ClassDistributions(len(classes), config.class_distributions, World(torch.device("cpu")))
     return {
@@ -201,7 +201,11 @@ def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--classes", required=True, metavar="NAMES", help="class names in the order of the logits")
     parser.add_argument("--out", type=Path, required=True, metavar="MODEL.pt", help="checkpoint to write")
     parser.add_argument(
-        "--image-size", type=int, default=224, metavar="N", help="side of the network's input (default: %(default)s)"
+        "--image-size",
+        type=int,
+        default=224,
+        metavar="N",
+        help="side of the network input (default: %(default)s)",
     )
     add_overwrite_option(parser, "MODEL.pt")
     return parser.parse_args(argv)

@@ -1,4 +1,4 @@
-"""Errors that a user can fix: each message is one line."""
+"""Errors that the user can fix, each with a one-line message."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from collections.abc import Iterable
 
 
 class UserError(ValueError):
-    """Invalid user input: one line with the problem, its location and, after a semicolon, the hint.
+    """Error that the user can fix. Its text is one line: the problem, its location and, after a semicolon, a hint.
 
-    A hint that is not passed separately is part of `message`.
+    The hint may be passed separately or as part of `message`.
     """
 
     def __init__(self, message: str, hint: str = "") -> None:
@@ -41,14 +41,17 @@ def single_line(error: object, most: int = 200) -> str:
 
 
 def install_or_repair(error: BaseException, extra: str) -> str:
-    """Return a hint for a package of an extra that failed to import: install it, or repair a broken installation."""
+    """Return a hint for a failed import of an optional package: how to install it or repair its installation."""
     if isinstance(error, ModuleNotFoundError):
         return f"install it with pip install 'adadf_dist[{extra}]'"
     return f"it is installed but broken: pip install --force-reinstall 'adadf_dist[{extra}]', or fix the reported cause"
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:
-    """Return `; did you mean X?`, or an empty text. Compares complete keys first, then their last parts."""
+    """Return `; did you mean X?` for the most similar known name, or an empty string if none is similar.
+
+    Dotted keys are compared in full first, then by their last part only.
+    """
     known = list(known)
     close = difflib.get_close_matches(word, known, n=1, cutoff=0.6)
     if not close:

@@ -1,4 +1,4 @@
-"""Findings of the checks, of the diagnostics of a run, and of the doctor of datasets."""
+"""Findings reported by the pre-run checks, the run diagnostics and the dataset doctor."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ class Severity(IntEnum):
 
     @property
     def exit_status(self) -> int:
-        """Exit status of a command with this as its worst finding: 2 for errors, 1 for warnings, otherwise 0."""
+        """Exit status of a command whose worst finding has this severity: 2 for errors, 1 for warnings, otherwise 0."""
         return max(0, self - Severity.INFO)
 
     def count(self, number: int) -> str:
-        """Return `1 error`, `3 warnings`, `2 info` or `9 ok`."""
+        """Return a number of findings with the severity, such as `1 error`, `3 warnings`, `2 info` or `9 ok`."""
         return f"{number} {self.plural(number)}"
 
     def plural(self, number: int) -> str:
@@ -34,7 +34,7 @@ class Severity(IntEnum):
 
 @dataclass(frozen=True)
 class Finding:
-    """What a check or a rule found."""
+    """Result of a check: what was checked, how severe the result is, and how to fix it."""
 
     name: str
     """What was checked, in one or two words."""
@@ -44,16 +44,16 @@ class Finding:
     hint: str = ""
     """Suggested fix; empty if none is needed."""
     location: str = ""
-    """What it concerns, for example a split or class names."""
+    """Part of the run or dataset concerned, such as a split or class names."""
 
     @property
     def line(self) -> str:
-        """Message and hint."""
+        """The message and, after a semicolon, the hint if there is one."""
         return f"{self.message}; {self.hint}" if self.hint else self.message
 
     @property
     def key(self) -> tuple[str, Severity, str]:
-        """Key that stays the same if only the numbers of a finding change."""
+        """Key that identifies the finding even if the numbers in its message change."""
         return self.name, self.severity, self.location
 
     def __str__(self) -> str:
@@ -73,6 +73,6 @@ def worst_severity(findings: Iterable[Finding]) -> Severity:
 
 
 def summarize_severities(findings: Iterable[Finding]) -> str:
-    """Return `1 error, 3 warnings, 2 info, 9 ok`."""
+    """Count findings by severity, such as `1 error, 3 warnings, 2 info, 9 ok`."""
     found = [finding.severity for finding in findings]
     return ", ".join(severity.count(found.count(severity)) for severity in reversed(Severity) if severity in found)

@@ -1,1 +1,1 @@
-"""Face detection and alignment."""
+"""Detect faces in photos, and align them to a standard pose."""

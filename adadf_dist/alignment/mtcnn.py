@@ -1,7 +1,7 @@
-"""Detect faces and their five landmarks in a photo: MTCNN (Zhang et al., 2016), in torch.
+"""Detect faces and their five landmarks in photos, using a torch implementation of MTCNN (Zhang et al., 2016).
 
-The weights of the three networks come from the wheel of the package `mtcnn` (MIT), which itself needs TensorFlow.
-facenet-pytorch has them for torch, but requires outdated versions of torch, NumPy and Pillow.
+The weights of its three networks are read from the installed `mtcnn` package (MIT license), whose own code needs
+TensorFlow. facenet-pytorch also provides them, but requires outdated versions of torch, NumPy and Pillow.
 """
 
 from __future__ import annotations
@@ -24,34 +24,34 @@ from adadf_dist.errors import UserError
 
 INSTALL = "pip install 'adadf_dist[align]'"
 CELL, STRIDE = 12, 2
-"""Input size and stride of the first network, in pixels."""
+"""Side of the first network's input window, and the stride of its output, both in pixels."""
 SHRINK = 0.709
-"""Scale factor between pyramid levels: about half the area."""
+"""Scale factor from one level of the image pyramid to the next, which halves the area."""
 THRESHOLDS = (0.6, 0.7, 0.8)
-"""Minimum score after each network."""
+"""Minimum face score after each of the three networks."""
 MAX_DETECT_SIDE = 1024
-"""Maximum longer side in pixels for detection; larger images are downscaled first."""
+"""Larger images are downscaled before detection until their longer side has this many pixels."""
 
 
 class Face(NamedTuple):
-    """A detected face, in pixels of the image."""
+    """A detected face, in pixel coordinates of the image."""
 
     box: tuple[float, float, float, float]
-    """Left, top, right, bottom."""
+    """Bounding box as left, top, right and bottom."""
     score: float
     landmarks: NDArray[np.float64]
-    """[5, 2], x and y of the left eye (from the viewer), right eye, nose, left and right mouth corner."""
+    """[5, 2], x and y of the left eye, right eye, nose, left and right mouth corner, as seen by the viewer."""
 
 
 class StageSpec(NamedTuple):
-    """Architecture of one of the three networks."""
+    """Architecture of one of MTCNN's three networks."""
 
     channels: tuple[int, ...]
     kernels: tuple[int, ...]
     pools: tuple[int, ...]
-    """Pooling kernel after each convolution, stride 2; 0: none."""
+    """Kernel size of the stride-2 max pooling after each convolution; 0 for none."""
     dense: int
-    """Width of the layer before the heads; 0: fully convolutional."""
+    """Width of the fully connected layer before the heads; 0 for a fully convolutional network."""
     heads: tuple[int, ...]
 
 
@@ -61,7 +61,10 @@ ONET = StageSpec((32, 64, 64, 128), (3, 3, 3, 2), (3, 3, 2, 0), 256, (4, 10, 2))
 
 
 class MtcnnStage(nn.Module):
-    """Convolutions, then heads: box offsets, landmarks (last network only), logits of no face and face."""
+    """One of MTCNN's three networks, with convolutions followed by output heads.
+
+    The heads return box offsets, landmarks (last network only), and the logits of `no face` and `face`.
+    """
 
     def __init__(self, layers: StageSpec, side: int) -> None:
         super().__init__()
@@ -83,7 +86,7 @@ class MtcnnStage(nn.Module):
             self.heads = nn.ModuleList(nn.Conv2d(before, width, 1) for width in layers.heads)
 
     def forward(self, images: Tensor) -> list[Tensor]:
-        """Map [n, 3, H, W] scaled to [-1, 1] to one tensor per head, [n, width] or [n, width, h, w]."""
+        """Return one tensor per head, [n, width] or [n, width, h, w], for images [n, 3, H, W] scaled to [-1, 1]."""
         hidden = self.features(images)
         if self.dense is not None:
             hidden = self.dense(hidden.permute(0, 3, 2, 1).flatten(1))  # the weights expect columns before rows
@@ -91,14 +94,14 @@ class MtcnnStage(nn.Module):
 
 
 def load_network(name: str, layers: StageSpec, side: int) -> MtcnnStage:
-    """Load a network with the weights of the package `mtcnn`. Raises `UserError` if it is not installed."""
+    """Build a network with weights from the `mtcnn` package. Raises `UserError` if that is not installed."""
     try:
         import joblib
 
         path = next(file for file in distribution("mtcnn").files or [] if file.name == f"{name}.lz4")
         values = joblib.load(path.locate())
     except (ImportError, PackageNotFoundError, StopIteration, ValueError):
-        raise UserError(f"face detection needs the weights from the mtcnn package: {INSTALL}") from None
+        raise UserError(f"face detection needs the weights from the mtcnn package; install it with {INSTALL}") from None
     network = MtcnnStage(layers, side)
     for parameter, value in zip(network.parameters(), map(torch.from_numpy, values), strict=True):
         if value.ndim == 4:
@@ -111,10 +114,10 @@ def load_network(name: str, layers: StageSpec, side: int) -> MtcnnStage:
 
 
 class Detector:
-    """MTCNN with its weights, on a device. Raises `UserError` if the package with the weights is not installed."""
+    """MTCNN face detector. Raises `UserError` if the package that contains its weights is not installed."""
 
     def __init__(self, device: torch.device | str = "cpu", smallest: int = 20) -> None:
-        """`smallest`: side in pixels of the smallest face to detect."""
+        """Load the networks onto `device`. `smallest` is the side in pixels of the smallest face to detect."""
         self.device = torch.device(device)
         self.smallest = smallest
         self.propose = load_network("pnet", PNET, 12).to(self.device)
@@ -123,7 +126,7 @@ class Detector:
 
     @torch.inference_mode()
     def detect(self, images: Sequence[Image.Image]) -> list[list[Face]]:
-        """Return the faces of each image, highest score first. Images must be upright and may differ in size."""
+        """Return the faces in each image, highest score first. Images must be upright, but may differ in size."""
         if not images:
             return []
         pixels, ratios = [], []
@@ -157,7 +160,7 @@ class Detector:
         return [sorted(found, key=lambda face: -face.score) for found in faces]
 
     def find_candidates(self, image: Tensor) -> Tensor:
-        """Return [n, 4] square candidate boxes over all scales of an image [3, H, W]."""
+        """Return square candidate boxes [n, 4], found at all scales of an image [3, H, W]."""
         boxes, scores = [torch.zeros(0, 4, device=self.device)], [torch.zeros(0, device=self.device)]
         for scale in self.scales(min(image.shape[1:])):
             size = [max(CELL, math.ceil(side * scale)) for side in image.shape[1:]]
@@ -183,7 +186,10 @@ class Detector:
 def select(
     boxes: Tensor, owners: Tensor, offsets: Tensor, logits: Tensor, threshold: float
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Apply offsets to boxes and keep confident, non-overlapping ones: boxes, owners, scores and former rows."""
+    """Apply offsets to the boxes, then drop boxes with low scores and boxes that overlap a better one.
+
+    Returns the boxes, image indexes (owners) and scores of the remaining rows, and their indexes in the input.
+    """
     scores = logits.softmax(dim=1)[:, 1]
     moved = boxes + offsets * (boxes[:, 2:] - boxes[:, :2]).repeat(1, 2)
     rows = torch.nonzero(scores > threshold).flatten()
@@ -192,13 +198,16 @@ def select(
 
 
 def square_boxes(boxes: Tensor) -> Tensor:
-    """Expand each box to a square with its longer side, keeping its center."""
+    """Expand each box to a square as large as its longer side, with the same center."""
     centers, side = (boxes[:, :2] + boxes[:, 2:]) / 2, (boxes[:, 2:] - boxes[:, :2]).amax(dim=1, keepdim=True)
     return torch.cat([centers - side / 2, centers + side / 2], dim=1)
 
 
 def crop_patches(images: Sequence[Tensor], owners: Tensor, boxes: Tensor, side: int) -> Tensor:
-    """Crop each box from its image: [n, 3, side, side], zero (mid gray) outside the image."""
+    """Return a crop of each box, resized to [n, 3, side, side]; areas outside the image are zero (mid-gray).
+
+    `owners` contains the index of each box's image.
+    """
     patches = []
     for owner, box in zip(owners.tolist(), boxes.round().int().tolist(), strict=True):
         image = images[owner]

@@ -1,4 +1,4 @@
-"""Face alignment: a similarity transform that maps five landmarks to the standard template."""
+"""Align faces using the similarity transform that maps five landmarks to a standard template."""
 
 from __future__ import annotations
 
@@ -16,29 +16,31 @@ Points = NDArray[np.float64]
 TEMPLATE: Points = np.array(
     [[38.2946, 51.6963], [73.5318, 51.5014], [56.0252, 71.7366], [41.5493, 92.3655], [70.7299, 92.2041]]
 )
-"""[5, 2], eyes, nose and mouth corners in 112 x 112 pixels, as in face recognition (ArcFace)."""
+"""[5, 2], standard positions of eyes, nose and mouth corners in a 112 x 112 image, as used by ArcFace."""
 TEMPLATE_SIDE = 112
 FIVE_OF_68 = ((36, 42), (42, 48), (30, 31), (48, 49), (54, 55))
-"""Ranges (first, end) of iBUG's 68 points to average for each of the five points; `end` is exclusive."""
+"""For each of the five landmarks, the range of iBUG's 68 points to average, as (first, end) with exclusive end."""
 
 
 def five_points(points: Sequence[Sequence[float]]) -> Points:
-    """Return [5, 2] from five points or AffectNet's 68. Raises `ValueError` for any other number."""
+    """Return five landmarks [5, 2], given either those or AffectNet's 68 points. Raises `ValueError` otherwise."""
     given = np.asarray(points, dtype=np.float64)
     if given.shape == (68, 2):
         given = np.array([given[first:end].mean(axis=0) for first, end in FIVE_OF_68])
     if given.shape != (5, 2) or not np.isfinite(given).all():
-        raise ValueError(f"landmarks of shape {list(given.shape)}; expected 5 or 68 points")
+        raise ValueError(f"landmarks have shape {list(given.shape)}; expected 5 or 68 points with finite coordinates")
     return given
 
 
 def template(size: int) -> Points:
-    """[5, 2], template positions in an aligned face of `size` pixels."""
+    """Return the template positions [5, 2] for an aligned face of `size` x `size` pixels."""
     return TEMPLATE * (size / TEMPLATE_SIDE)
 
 
 def similarity_transform(points: Points, size: int) -> NDArray[np.float64]:
-    """[2, 3]: rotation, scale and shift that best map `points` to the template (least squares; Umeyama, 1991).
+    """Return the [2, 3] matrix that best maps `points` to the template by rotation, scaling and translation.
+
+    It is the least-squares solution (Umeyama, 1991).
 
     Raises `ValueError` if all points coincide.
     """
@@ -55,13 +57,15 @@ def similarity_transform(points: Points, size: int) -> NDArray[np.float64]:
 
 
 def align(image: Image.Image, points: Points, size: int = 100) -> Image.Image:
-    """Warp the face to the template in size x size pixels; the area outside the image is black.
+    """Warp the face to the template, in an image of `size` x `size` pixels; areas outside the original are black.
 
-    Raises `ValueError` if the points coincide or lie so far outside that the image contains no face.
+    Raises `ValueError` if all points coincide, or if their mean lies outside the image.
     """
     x, y = points.mean(axis=0)
     if not (0 <= x < image.width and 0 <= y < image.height):
-        raise ValueError(f"landmarks lie outside the image, around ({x:.0f}, {y:.0f}) of {image.size}")
+        raise ValueError(
+            f"landmarks lie outside the image: centered at ({x:.0f}, {y:.0f}), but the image size is {image.size}"
+        )
     forward = similarity_transform(points, size)
     scale = math.hypot(forward[0, 0], forward[1, 0])
     factor = max(1, math.floor(1 / scale)) if scale < 1 else 1
@@ -74,16 +78,16 @@ def align(image: Image.Image, points: Points, size: int = 100) -> Image.Image:
 
 
 def center_crop(image: Image.Image, size: int = 100) -> Image.Image:
-    """Return the largest central square, for an image without a detected face."""
+    """Return the largest central square of an image without a detected face, resized to `size` x `size` pixels."""
     side = min(image.size)
     left, top = (image.width - side) // 2, (image.height - side) // 2
     return image.resize((size, size), Image.Resampling.LANCZOS, (left, top, left + side, top + side))
 
 
 def select_face(faces: Sequence[Face], box: Sequence[float] | None = None) -> Face | None:
-    """Select the target face: the largest overlap with an annotated box, or the largest area times score.
+    """Return the face with the largest overlap with an annotated box or, without a box, the largest area times score.
 
-    None if no face is found or none overlaps the box: then the label belongs to another face.
+    Returns None if there are no faces, or if none overlaps the box: the label then belongs to an undetected face.
     """
     if box is not None:
         faces = [face for face in faces if iou(face.box, box) > 0]
@@ -101,6 +105,6 @@ def area(box: Sequence[float]) -> float:
 
 
 def iou(a: Sequence[float], b: Sequence[float]) -> float:
-    """Intersection over union."""
+    """Return the intersection over union of two boxes."""
     common = area((max(a[0], b[0]), max(a[1], b[1]), min(a[2], b[2]), min(a[3], b[3])))
     return common / max(area(a) + area(b) - common, 1e-9)

@@ -1,1 +1,1 @@
-"""Configuration: keys, validation, and the layers that are merged into it."""
+"""Configuration keys, their validation, and the merging of presets, files and the command line."""

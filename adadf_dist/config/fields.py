@@ -12,7 +12,7 @@ T = TypeVar("T")
 
 
 class Role(Flag):
-    """What a key means to code that handles configurations without knowing each key."""
+    """Roles of a configuration key, for code that treats keys by role instead of by name."""
 
     NONE = 0
     RESUMABLE = auto()
@@ -20,7 +20,7 @@ class Role(Flag):
     OPERATIONAL = auto()
     """Does not change what a run learns; ignored when runs are compared."""
     ARCHITECTURE = auto()
-    """Must match a checkpoint that has no training steps (imported weights)."""
+    """Must match the checkpoint even if the checkpoint contains only imported weights and no training steps."""
     PATH = auto()
     """May be a path on this machine."""
     INPUT_FILE = auto()
@@ -28,7 +28,7 @@ class Role(Flag):
     PER_NODE = auto()
     """May differ between nodes."""
     NOT_SEARCHABLE = auto()
-    """Cannot be searched: the search sets it, or it redefines accuracy."""
+    """Cannot be a search parameter: the search sets it itself, or it changes how accuracy is measured."""
     INFRASTRUCTURE = RESUMABLE | OPERATIONAL
     """Concerns the machine or the run folder, not the result."""
 
@@ -50,7 +50,7 @@ class Setting:
     """Mapping from version 0.1 values, which are still accepted, to their current names."""
 
     def allows(self, value: object) -> bool:
-        """Return whether a number is within the range; always true for other values."""
+        """Return whether `value` is within the allowed range; always true for values that are not numbers."""
         if not isinstance(value, int | float) or isinstance(value, bool):
             return True
         return all(
@@ -82,7 +82,7 @@ def setting(
     old_name: str = "",
     old_values: Mapping[str, str] | None = None,
 ) -> T:
-    """Declare a key of a configuration dataclass. `ge`, `gt`, `le`, `lt`: bounds of a number (>=, >, <=, <)."""
+    """Declare a key of a configuration dataclass. `ge`, `gt`, `le` and `lt` are numeric bounds (>=, >, <=, <)."""
     is_flag = isinstance(default, bool)
     declared = Setting(
         roles=roles, ge=ge, gt=gt, le=le, lt=lt, is_flag=is_flag, old_name=old_name, old_values=old_values or {}

@@ -12,19 +12,19 @@ from adadf_dist.errors import UserError
 
 @cache
 def settings() -> Mapping[str, Setting]:
-    """Return the metadata of every key."""
+    """Return the metadata of every configuration key, by dotted key."""
     return collect_settings(Config)
 
 
 @cache
 def keys_with(roles: Role) -> frozenset[str]:
-    """Return the keys that have all of `roles`."""
+    """Return the configuration keys that have all of the given roles."""
     return frozenset(key for key, declared in settings().items() if roles in declared.roles)
 
 
 @cache
 def flags() -> frozenset[str]:
-    """Return the boolean keys; such an option without a value means true."""
+    """Return the boolean keys, whose command-line options mean true when given without a value."""
     return frozenset(key for key, declared in settings().items() if declared.is_flag)
 
 
@@ -55,7 +55,7 @@ def upgrade_value(key: str, value: object) -> object:
 
 
 def describe_renames(values: Mapping[str, object]) -> list[str]:
-    """Describe each key or value of version 0.1 in `values`, such as `data.workers is now data.num_workers`."""
+    """Describe each version 0.1 key or value in `values`, such as `data.workers is now data.num_workers`."""
     found = []
     for given, value in flatten(values):
         key = renamed_keys().get(given, given)
@@ -76,7 +76,7 @@ def flatten(values: Mapping[str, object], prefix: str = "") -> Iterable[tuple[st
 
 
 def unflatten(values: Mapping[str, object]) -> dict[str, object]:
-    """Return nested dictionaries for dotted keys."""
+    """Convert a mapping with dotted keys to nested dictionaries."""
     nested: dict[str, object] = {}
     for key, value in values.items():
         *path, name = key.split(".")

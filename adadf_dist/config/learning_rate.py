@@ -8,23 +8,23 @@ from typing import NamedTuple
 from adadf_dist.config.schema import Config, OptimizerConfig
 
 SCALING = {"none": 0.0, "sqrt": 0.5, "linear": 1.0}
-"""`optimizer.lr_scaling` -> exponent of the ratio of batch sizes."""
+"""Exponent applied to the batch-size ratio, for each value of `optimizer.lr_scaling`."""
 
 
 class Position(NamedTuple):
-    """Position of a step in the run. All values count from 0."""
+    """Position of a training step in the run; all counts start at 0."""
 
     epoch: int
     step: int
-    """Step of the run."""
+    """Number of the step, counted from the start of the run."""
     passed: float
-    """Elapsed epochs, including the fraction of the current one."""
+    """Number of epochs elapsed, including the fraction of the current epoch."""
     steps_per_epoch: int = 0
-    """0: unknown, as for steps on random images; a warmup given as a fraction of the run is then skipped."""
+    """Steps per epoch, or 0 if unknown (steps on random images); 0 disables a warmup given as a fraction of the run."""
 
 
 def learning_rate(config: Config, position: Position) -> float:
-    """Return the learning rate of a step. Pure, so there is no state to save or restore."""
+    """Return the learning rate of a step. The function is pure, so there is no state to save or restore."""
     optimizer = config.optimizer
     rate = optimizer.lr * batch_factor(optimizer, config.batch_size, position.passed)
     if warmup := warmup_steps(config, position.steps_per_epoch):
@@ -54,5 +54,5 @@ def batch_factor(config: OptimizerConfig, batch_size: int, passed: float) -> flo
 
 
 def full_batch_factor(config: OptimizerConfig, batch_size: int) -> float:
-    """Return the learning-rate factor after the warmup of `optimizer.lr_scaling`."""
+    """Return the learning-rate factor for a global batch size once `scaling_warmup_epochs` have passed."""
     return math.pow(batch_size / config.base_batch_size, SCALING[config.lr_scaling])

@@ -1,4 +1,4 @@
-"""Merge layers of dotted keys into one validated `Config`, and convert it back."""
+"""Merge configuration layers into one validated `Config`, and convert a `Config` back to plain values."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ logger = get_logger(__name__)
 
 DEFAULT_PRESET = "demo"
 DRY_RUN = "--dry-run"
-"""Option of train and check besides the configuration keys."""
+"""Option that train and check accept in addition to the configuration keys."""
 
 NON_PATHS = ("", "imagenet", "auto", "never")
 """Values of `Role.PATH` keys that are not paths."""
@@ -55,7 +55,7 @@ CUDA_VISIBLE_DEVICES is empty."""
 
 
 class HelpFormatter(DefaultHelpFormatter, RawDescriptionHelpFormatter):
-    """Help formatter that keeps the line breaks of description and epilog."""
+    """Help formatter that keeps line breaks in the description and epilog."""
 
 
 class ConfigLayer(NamedTuple):
@@ -81,7 +81,7 @@ def load_preset(name: str) -> ConfigLayer:
 
 
 def load_config_file(path: str | Path) -> ConfigLayer:
-    """Read a TOML or YAML file. Raises `UserError` with the file, and the line if the parser reports it."""
+    """Read a TOML, YAML or JSON file. Raises `UserError` with the path, and the line if the parser reports one."""
     path = Path(path)
     if not path.is_file():
         raise UserError(f"{path}: no such configuration file")
@@ -191,7 +191,7 @@ def parse_cli(argv: Sequence[str], own_options: Sequence[str] = ()) -> Config:
 
 
 def warn_of_renames(layers: Iterable[ConfigLayer]) -> None:
-    """Print one line per file or command line with keys of version 0.1."""
+    """Log one warning for each layer that uses version 0.1 keys or values."""
     for layer in layers:
         renames = describe_renames(layer.values)
         if renames:
@@ -200,12 +200,12 @@ def warn_of_renames(layers: Iterable[ConfigLayer]) -> None:
 
 
 def split_dry_run(argv: Sequence[str]) -> tuple[bool, list[str]]:
-    """Return whether a command line contains `--dry-run`, and its other words, for `parse_cli`."""
+    """Return whether a command line contains `--dry-run`, and the remaining arguments for `parse_cli`."""
     return DRY_RUN in argv, [word for word in argv if word != DRY_RUN]
 
 
 def base_config(argv: Sequence[str]) -> tuple[str, Config]:
-    """Return the preset of a command line, or the defaults, as (name, configuration) before its file and keys."""
+    """Return the name and configuration that the user's file and options override: a preset or the defaults."""
     words = parse_overrides(argv)
     preset = words.get("preset", None if "config" in words else DEFAULT_PRESET)
     if preset is None:
@@ -270,7 +270,7 @@ def print_help() -> None:
 
 
 def check_text(key: str, value: object, origin: str) -> None:
-    """Raise `UserError` for bytes that are not UTF-8, which no file of a run could store."""
+    """Raise `UserError` if a value contains bytes that are not UTF-8, because the run's files cannot store them."""
     if isinstance(value, str) and not is_text(value):
         raise UserError(
             f"{origin}: {key}: {value!a} is not UTF-8 text; rename it, or set PYTHONUTF8=1 if your locale is not UTF-8"

@@ -31,8 +31,8 @@ class DataConfig:
     )
     """Folder on this node for downloaded shards; shared by all runs."""
     cache_size_gb: float = setting(0.0, Role.INFRASTRUCTURE, ge=0)
-    """Maximum cache size in GB (10^9 bytes). Datasets not in use by a run are evicted, least recently used first.
-    0: no limit."""
+    """Maximum cache size in GB (10^9 bytes); 0: no limit. Above it, datasets that no run is using are deleted, least
+    recently used first."""
     shuffle_buffer: int = setting(1000, ge=1)
     """Shuffle buffer size per worker when streaming, in encoded samples."""
     synthetic_samples: tuple[int, ...] = setting(
@@ -48,9 +48,9 @@ class DataConfig:
     prefetch_batches: int = setting(4, Role.INFRASTRUCTURE, ge=1, old_name="data.prefetch")
     """Batches that each worker decodes in advance; for DALI: batches prefetched on the device."""
     max_bad_samples: int = setting(100, Role.INFRASTRUCTURE, ge=0, old_name="data.max_bad_faces")
-    """Maximum number of training samples per rank that fail to decode. Each is logged and replaced by another sample
-    of its class, sampled from (seed, epoch, sample); one more is an error. In evaluation and streaming, every failure
-    is an error."""
+    """Maximum number of training samples per rank that may fail to decode before the run fails. Each is logged and
+    replaced by another sample of its class, determined by (seed, epoch, sample). In evaluation and streaming, any
+    failure is an error."""
     sampler: Literal["all", "balanced", "oversample", "sqrt"] = "all"
     """`all`: every sample once per epoch; `balanced`: each class subsampled to the size of the rarest (the paper on
     AffectNet); `oversample`: each class repeated to the size of the largest; `sqrt`: class frequencies proportional to
@@ -96,15 +96,17 @@ class AugmentConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig:
-    """The two-branch network (section 3 of the paper)."""
+    """Architecture and initialization of the two-branch network (section 3 of the paper)."""
 
     backbone: str = setting("resnet18", Role.ARCHITECTURE)
     """resnet10, resnet18, resnet34, resnet50 or resnet101 (`resnet10` is ResNet18 with one block per stage, for demos
-    and tests on a CPU), or `timm:NAME` for a timm model, such as timm:convnext_tiny. See docs/backbones.md."""
+    and tests on a CPU), `dlib_resnet29` (dlib's face recognition network), or `timm:NAME` for a timm model, such as
+    timm:convnext_tiny. See docs/backbones.md."""
     shared_until: str = setting("", old_name="model.split")
     """Last backbone stage of the shared extractor; each branch has its own copy of the later stages. Empty: the first
     stage at 1/4 of the input resolution (`layer1` of a ResNet, as in the paper), or the first quarter of a vision
-    transformer's blocks."""
+    transformer's blocks. `pooled` (only dlib_resnet29): share the stages up to conv128; each branch is a small
+    network with random weights on the maps of conv64 and conv128, pooled to 4x4."""
     pretrained: str = setting("", Role.PATH | Role.INPUT_FILE)
     """Pretrained weights: a file, `imagenet` (from torchvision or timm), or empty for random initialization."""
     freeze: Literal["auto", "always", "never"] = "auto"
@@ -119,7 +121,7 @@ class ModelConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class LossConfig:
-    """Losses: equations 3 and 8 to 16."""
+    """Loss settings (equations 3 and 8 to 16 of the paper)."""
 
     lambda_min: float = setting(0.2, ge=0, le=1)
     """Minimum of the normalized attention weights (eq 11)."""
@@ -130,22 +132,44 @@ class LossConfig:
     """Fraction of a batch in the high-attention group (beta in eq 10)."""
     rank_margin: float = setting(0.07, ge=0, le=1)
     """Margin between the mean attention of the two groups (delta in eq 9)."""
-    supervision: Literal["fused", "label", "class", "one_hot"] = "fused"
+    supervision: Literal["fused", "label", "class", "one_hot", "votes"] = "fused"
     """Supervision of the target branch: the fused distribution (eq 12), only the label distribution, only the class
-    distribution, or the annotated label with cross entropy and no auxiliary branch (baseline)."""
+    distribution, or, with cross entropy and no auxiliary branch, the annotated label (`one_hot`, the baseline) or the
+    distribution of the annotators' votes (`votes`; samples without votes use their label)."""
+    label_smoothing: float = setting(0.0, ge=0, lt=1)
+    """Probability that the cross entropy (eq 3, and the baseline's) moves from the annotated label to the uniform
+    distribution; 0: off."""
+    logit_adjustment: float = setting(0.0, ge=0)
+    """tau_c: adds tau_c * log(class frequency in an epoch) to the logits in the cross entropy (eq 3, and the
+    baseline's), so that predictions favor rare classes more (Menon et al. 2021); 0: off."""
+    target_adjustment: float = setting(0.0, ge=0)
+    """tau_a: adds tau_a * log m to the target branch's logits in eq 13, where m is the mean fused distribution of the
+    previous epoch; 0: off."""
+    min_label_prob: float = setting(0.0, ge=0, lt=1)
+    """Minimum probability of the annotated label in the fused distribution, which is mixed with the label as far as
+    necessary; 0: off."""
+    flip_consistency: float = setting(0.0, ge=0)
+    """Weight of the KL divergence of the target branch from the averaged weights' prediction for the mirrored image;
+    needs optimizer.ema_decay; 0: off."""
     detach_targets: bool = setting(False, old_name="loss.detach")
     """Stop gradients through the fused distribution to the auxiliary branch and the attention weights."""
     batch_scope: Literal["global", "local"] = setting("global", old_name="loss.scope")
     """Batch over which equations 9 to 11 are computed: the global batch (same result for any number of ranks), or each
     rank's local batch (faster)."""
 
+    @property
+    def is_baseline(self) -> bool:
+        """Whether only the target branch is trained, on labels or votes."""
+        return self.supervision in ("one_hot", "votes")
+
 
 @dataclass(frozen=True, kw_only=True)
 class ClassDistributionConfig:
-    """Class distributions: equations 4 to 7."""
+    """How class distributions are computed (equations 4 to 7 of the paper)."""
 
     threshold: float = setting(0.7, gt=0, lt=1)
-    """t: a class mean with a description degree of its own class below t is replaced by the threshold distribution."""
+    """Threshold t: a class's mean distribution is replaced by the threshold distribution if its probability of that
+    class is below t."""
     off_diagonal: Literal["normalized", "paper"] = setting(
         "normalized", old_values={"normalised": "normalized", "published": "paper"}
     )
@@ -155,6 +179,12 @@ class ClassDistributionConfig:
     """Label distributions to average: those computed during training, or those of an extra pass in evaluation mode."""
     sharpen_temperature: float = setting(0.0, ge=0, lt=1, old_name="class_distributions.sharpen")
     """Temperature T in (0, 1) that sharpens the class distributions to p^(1/T), normalized; 0: off."""
+    relative_threshold: float = setting(0.0, ge=0, le=1)
+    """r: lowers the threshold of an epoch to r times the mean degree of all classes, if that is below t (eq 5); 0:
+    off."""
+    sample_momentum: float = setting(0.0, ge=0, lt=1)
+    """Momentum of each sample's average label distribution over epochs, which replaces the label distribution in eq 12
+    from the sample's second epoch on; 0: off."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -228,12 +258,12 @@ class CheckpointConfig:
     )
     """Save if N minutes have passed since the last checkpoint; 0: off."""
     keep_last: int = setting(2, Role.INFRASTRUCTURE | Role.NOT_SEARCHABLE, ge=1, old_name="checkpoint.keep")
-    """Number of newest checkpoints to keep, in addition to the selected one."""
+    """Number of most recent checkpoints to keep, in addition to the one of the selected epoch."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class RuntimeConfig:
-    """Hardware, logging and fault tolerance. Only `sync_batch_norm` changes the method."""
+    """Hardware, logging and fault-tolerance settings. Only `sync_batch_norm` changes the training method."""
 
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """Compute precision. bf16 is autocast (heads, attention and losses stay fp32). `auto`: bf16 where it is fast."""

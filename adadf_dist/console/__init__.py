@@ -1,1 +1,1 @@
-"""Command lines: parsing, progress, exit status, and output that tolerates a closed terminal."""
+"""Command lines: argument parsing, progress display, exit status, and output that survives a closed terminal."""

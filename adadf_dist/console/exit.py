@@ -19,8 +19,9 @@ from adadf_dist.errors import UserError
 def cli_errors(program: str, rank: int = 0, prints: Literal["log", "report", "data"] = "log") -> Iterator[None]:
     """Convert a `UserError` or an operating-system error into one line on stderr and exit status 2 (Ctrl-C: 130).
 
-    `rank` labels the process's errors and selects its log messages (`configure_logging`). `prints` is the kind of
-    standard output: a `log` may be lost silently, a lost `report` is an error at the end, and `data` must not be lost.
+    `rank` labels the process's errors and selects its log messages (see `configure_logging`). `prints` is the kind of
+    standard output: a `log` may be lost silently, losing part of a `report` is an error at the end, and losing any
+    `data` is an error.
     Any other exception is a bug and keeps its traceback.
     """
     configure_logging(rank)
@@ -50,7 +51,7 @@ def cli_errors(program: str, rank: int = 0, prints: Literal["log", "report", "da
 
 
 def fail_for_system(program: str, error: OSError) -> NoReturn:
-    """Exit with one line for an operating-system error; re-raise it if it has no file and no known reason."""
+    """Exit with a one-line message for an operating-system error, or re-raise it if its cause is unclear."""
     if error.filename is not None:
         exit_with_error(program, f"{os.fspath(error.filename)}: {error.strerror}")
     if error.errno == errno.ENOSPC:
@@ -68,7 +69,7 @@ def flush_error() -> OSError | None:
 
 
 def silence() -> None:
-    """Discard the rest of the buffer of standard output, so that Python prints no error at exit."""
+    """Discard unwritten standard output, so that Python prints no error at exit."""
     if sys.stdout is sys.__stdout__ and sys.stdout is not None:
         null = os.open(os.devnull, os.O_WRONLY)
         os.dup2(null, sys.stdout.fileno())

@@ -1,4 +1,4 @@
-"""Messages of commands (warnings, notes, progress) on the standard `logging` module.
+"""Warnings, notes and progress messages of commands, using the standard `logging` module.
 
 Only commands configure it, in `cli_errors`. In other programs the loggers follow the program's own configuration.
 """
@@ -21,12 +21,12 @@ PREFIXES = {logging.WARNING: "warning: ", logging.ERROR: "error: "}
 
 
 def get_logger(name: str) -> logging.Logger:
-    """Return the logger of a module of any package, below `adadf_dist`."""
+    """Return the logger of a module; loggers of other packages also become children of the `adadf_dist` logger."""
     return logging.getLogger(name if name.partition(".")[0] == ROOT else f"{ROOT}.{name}")
 
 
 def configure_logging(rank: int = 0) -> None:
-    """Print the messages of this process as lines. Ranks other than 0 print only errors and `EVERY_RANK` messages."""
+    """Print this process's log messages as lines. Ranks other than 0 print only errors and `EVERY_RANK` messages."""
     logger = logging.getLogger(ROOT)
     for handler in [handler for handler in logger.handlers if isinstance(handler, ConsoleHandler)]:
         logger.removeHandler(handler)

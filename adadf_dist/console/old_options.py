@@ -1,4 +1,4 @@
-"""Option names of the last release: accepted for one more release, with a line on stderr, and not documented."""
+"""Option names of the last release, still accepted for one more release with a note on stderr."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ OLD_VALUES = {"--on-no-face": {"quarantine": "skip", "centre": "center-crop"}}
 
 
 def replace_old_names(words: Sequence[str], options: Collection[str]) -> list[str]:
-    """Return the words with the current names of options and values. `options`: the long options of the command."""
+    """Replace old option names and values in command-line arguments. `options`: the long options of the command."""
     return list(_replace(iter(words), options))
 
 

@@ -18,7 +18,7 @@ TYPE_NAMES = {"int": "an integer", "float": "a number", "Path": "a path"}
 
 
 class Parser(argparse.ArgumentParser):
-    """Argument parser with `--version`. Errors are one line with a hint, and exit status 2.
+    """Argument parser with `--version`. An error prints one line with a hint and exits with status 2.
 
     Options cannot be abbreviated. Description and epilog keep their line breaks. Subparsers also use this class.
     """
@@ -30,7 +30,7 @@ class Parser(argparse.ArgumentParser):
         self._words: list[str] = []
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
-        """Parse as argparse does, accept old names, and keep the arguments for hints in `error`."""
+        """Parse as argparse does, but accept old option names; keep the arguments for the hints in `error`."""
         own = [option for action in self._actions for option in action.option_strings]
         self._words = replace_old_names(sys.argv[1:] if args is None else args, own)
         return super().parse_known_args(self._words, namespace)
@@ -76,7 +76,7 @@ def make_parser(command: str, description: str | None = None, epilog: str | None
 
 
 def add_device_option(parser: argparse.ArgumentParser, default: str = "auto", text: str = "") -> None:
-    """Add `--device`. `text`: what runs there, for the help text."""
+    """Add the `--device` option. `text`: beginning of its help text, which says what runs on the device."""
     shown = "GPU if available" if default == "auto" else default
     parser.add_argument(
         "--device", choices=("auto", "cpu", "cuda"), default=default, help=f"{text} (default: {shown})".lstrip()
@@ -84,7 +84,7 @@ def add_device_option(parser: argparse.ArgumentParser, default: str = "auto", te
 
 
 def plain_message(message: str) -> str:
-    """Rephrase an argparse message like the configuration's errors; other messages are returned unchanged."""
+    """Rephrase an argparse error in the style of configuration errors; return other messages unchanged."""
     found = re.fullmatch(r"argument (\S+?)(?:/\S+)?: invalid (\w+) value: (.*)", message, re.DOTALL)
     if found:
         name, kind, value = found.groups()

@@ -1,6 +1,6 @@
 """Progress display on standard error: a bar on a terminal, a line at intervals in a log file.
 
-Shows only counters on the host, so it never waits for an accelerator.
+Displays only counters kept in host memory, so it never waits for a GPU.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ from adadf_dist.console.logs import get_logger
 logger = get_logger(__name__)
 
 FIRST_LINE_S = 3.0
-"""Delay of a phase's first line in a log file; shorter phases print none."""
+"""Seconds until a phase prints its first line to a log file; shorter phases print none."""
 LINE_EVERY_S = 15.0
-"""Interval between further lines."""
+"""Seconds between subsequent progress lines in a log file."""
 
 
 class Pace:
-    """Timer for progress lines in a log file."""
+    """Timer that decides when to print the next progress line to a log file."""
 
     def __init__(self) -> None:
         self._next = time.monotonic() + FIRST_LINE_S
@@ -39,7 +39,7 @@ class Pace:
 
 
 class Display:
-    """Progress of a phase in units towards `total` (0: unknown). A context manager."""
+    """Context manager that displays the progress of a phase toward `total` units (0: total unknown)."""
 
     def __init__(self, doing: str, total: int, unit: str, visible: bool) -> None:
         self.doing, self.total, self.unit = doing, total, unit

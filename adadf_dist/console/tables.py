@@ -1,4 +1,4 @@
-"""Tables for a terminal or a Markdown file: first column left-aligned, the others right-aligned."""
+"""Tables for the terminal and Markdown, with the first column left-aligned and the others right-aligned."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 
 def align_columns(rows: Sequence[Sequence[str]]) -> list[str]:
-    """Return the rows as lines with minimal column widths."""
+    """Format rows as lines of text, with each column as wide as its longest cell."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = []
     for row in rows:

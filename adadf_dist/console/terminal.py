@@ -1,7 +1,7 @@
 """Standard output and error that never stop or block a long command if the terminal, pipe or log file goes away.
 
-A command's results are files, and its output is only a log. So text that cannot be written (a closed terminal, a pipe
-without a reader, a full disk) is dropped, and characters that cannot be encoded are printed as escapes.
+Commands write their results to files, and their output is only a log. Text that cannot be written (closed terminal,
+pipe without a reader, full disk) is therefore dropped, and characters that cannot be encoded are printed as escapes.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import TextIO
 PATIENCE_S = 30.0
 """Time to wait for a terminal stopped with Ctrl-S, or a pipe with an idle reader, before text is dropped."""
 CHUNK = select.PIPE_BUF
-"""Number of bytes that a ready pipe accepts without blocking."""
+"""Maximum number of bytes per write: a pipe that is ready accepts this many without blocking."""
 
 
 class _TolerantFile(io.RawIOBase):
@@ -26,7 +26,7 @@ class _TolerantFile(io.RawIOBase):
     def __init__(self, stream: TextIO) -> None:
         self.name = stream.name
         self.error: OSError | None = None
-        """First write error."""
+        """First error that occurred while writing, or None."""
         self._stream = stream
         self._ready = select.poll()
         self._ready.register(stream.fileno(), select.POLLOUT)
@@ -69,14 +69,14 @@ def tolerant(stream: TextIO) -> TextIO:
 
 
 def write_error(stream: TextIO | None) -> OSError | None:
-    """Return the error because of which a tolerant stream dropped text; None if none, or for any other stream."""
+    """Return the first error that made a tolerant stream drop text, or None; always None for other streams."""
     raw = getattr(getattr(stream, "buffer", None), "raw", None)
     return raw.error if isinstance(raw, _TolerantFile) else None
 
 
 @contextmanager
 def tolerant_console(streams: tuple[str, ...] = ("stdout", "stderr")) -> Iterator[None]:
-    """Make `sys.stdout` and `sys.stderr` tolerant in the block; streams replaced by the caller are unchanged."""
+    """Make `sys.stdout` and `sys.stderr` tolerate failed writes; leave streams that the caller has replaced alone."""
     occupy_standard_descriptors()
     replaced: dict[str, TextIO | None] = {}
     for name in streams:
@@ -96,9 +96,9 @@ def tolerant_console(streams: tuple[str, ...] = ("stdout", "stderr")) -> Iterato
 
 
 def occupy_standard_descriptors() -> None:
-    """Open the null device for closed standard descriptors.
+    """Open the null device for each closed standard descriptor (0 to 2).
 
-    Otherwise the next opened file gets descriptor 1 or 2, and native code prints into it.
+    Otherwise the next opened file could get descriptor 1 or 2, and native code would print into it.
     """
     while (descriptor := os.open(os.devnull, os.O_RDWR)) <= 2:
         os.set_inheritable(descriptor, True)

@@ -1,1 +1,1 @@
-"""Process groups: ranks, collectives, rendezvous, heartbeats."""
+"""Coordination of the ranks of a run: process group, collectives, rendezvous, heartbeats and stop signals."""

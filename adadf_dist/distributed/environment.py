@@ -1,4 +1,4 @@
-"""Variables that a launcher such as torchrun sets: ranks and nodes, readable before the process group exists."""
+"""Read ranks and nodes from the environment variables set by torchrun, before the process group exists."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from adadf_dist.errors import UserError
 
 
 def world_size_from_env() -> int:
-    """Return the world size. Raises `UserError` for an invalid WORLD_SIZE."""
+    """Return the number of ranks, or 1 if WORLD_SIZE is not set. Raises `UserError` if it is not an integer."""
     return max(number_in_environment("WORLD_SIZE", 1), 1)
 
 
 def rank_from_env() -> int:
-    """Return this rank before the world is initialized, for messages; 0 if the environment does not set it."""
+    """Return this process's rank for use in messages, or 0 if RANK is missing or invalid."""
     try:
         return number_in_environment("RANK", 0) if world_size_from_env() > 1 else 0
     except UserError:
@@ -23,12 +23,12 @@ def rank_from_env() -> int:
 
 
 def local_rank_from_env() -> int:
-    """Return this rank's number on its node; local rank 0 does the work that is done once per node."""
+    """Return this process's rank within its node; local rank 0 does the work needed once per node."""
     return number_in_environment("LOCAL_RANK", 0) if is_one_of_several() else 0
 
 
 def num_nodes_from_env() -> int:
-    """Return the number of nodes (torchrun's agents). If the launcher does not set it, each rank counts as a node."""
+    """Return the number of nodes. If the launcher sets no node variables, each rank counts as a node."""
     if not is_one_of_several():
         return 1
     each = max(number_in_environment("LOCAL_WORLD_SIZE", 1), 1)
@@ -36,12 +36,15 @@ def num_nodes_from_env() -> int:
 
 
 def is_one_of_several() -> bool:
-    """Return whether the launcher's variables apply: a single process ignores those left by an earlier launcher."""
+    """Return whether this process is part of a distributed launch; otherwise leftover rank variables are ignored."""
     return world_size_from_env() > 1 or dist.is_initialized()
 
 
 def number_in_environment(name: str, default: int) -> int:
-    """Return a launcher's variable as an integer, or `default` if empty or not set. Raises `UserError`."""
+    """Return an environment variable as an integer, or `default` if unset or empty.
+
+    Raises `UserError` if the value is not a nonnegative integer.
+    """
     text = os.environ.get(name, "").strip()
     if text and not (text.isascii() and text.isdigit()):
         raise UserError(f"{name} is {text!r}, which is not an integer: unset {name}, or start the ranks with torchrun")

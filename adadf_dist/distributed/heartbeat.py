@@ -1,4 +1,4 @@
-"""Heartbeat of a rank: its current activity, and the time of its own work, for the watchdog and straggler reports."""
+"""Record what a rank is doing and how long its own work takes, for the watchdog and straggler reports."""
 
 from __future__ import annotations
 
@@ -12,22 +12,22 @@ from adadf_dist.console.progress import Display
 T = TypeVar("T")
 
 LOADING, EVALUATION = "loading", "evaluation"
-"""Kinds of timed work."""
+"""Kinds of work that `Heartbeat.timed` measures."""
 
 
 class Activity(NamedTuple):
-    """A heartbeat: what the rank was doing, and when."""
+    """A recorded heartbeat: what the rank was doing, and when."""
 
     doing: str
     at: float
-    """Monotonic clock, in seconds."""
+    """Time of the heartbeat on the monotonic clock, in seconds."""
 
 
 class Heartbeat:
-    """Heartbeat of one rank. A beat costs a microsecond: send one for each batch and each new phase."""
+    """Heartbeat and work timers of one rank. A beat costs about a microsecond; send one per batch and per phase."""
 
     def __init__(self, visible: bool = False) -> None:
-        """`visible`: display the progress of phases, as on rank 0."""
+        """Start the timers. `visible` shows progress bars, as on rank 0."""
         self._visible = visible
         self.last = Activity("starting", time.monotonic())
         self._own: dict[str, float] = {}
@@ -37,7 +37,7 @@ class Heartbeat:
         self.last = Activity(doing, time.monotonic())
 
     def wait_for_disk(self) -> None:
-        """Beat while `files.disk_space.retry_on_full_disk` waits."""
+        """Send a heartbeat saying that the rank is waiting for disk space."""
         self.beat("waiting for disk space")
 
     def wrap(
@@ -48,9 +48,9 @@ class Heartbeat:
         unit: str = "batches",
         count: Callable[[T], int] = lambda item: 1,
     ) -> Iterator[T]:
-        """Yield `items` with a beat for each, and display progress towards `total` units (0: unknown).
+        """Yield `items`, sending a heartbeat after each one and showing progress.
 
-        `count` returns the number of units of an item.
+        `total` is the expected number of units (0 if unknown), and `count` returns the number of units in an item.
         """
         self.beat(doing)
         with Display(doing, total, unit, self._visible) as display:
@@ -61,7 +61,7 @@ class Heartbeat:
 
     @contextmanager
     def timed(self, kind: str) -> Iterator[None]:
-        """Time the block as this rank's own work. It must not contain a collective, which waits for other ranks."""
+        """Add the duration of the block to this rank's own work. The block must not contain a collective."""
         began = time.monotonic()
         try:
             yield
@@ -69,11 +69,11 @@ class Heartbeat:
             self._own[kind] = self.seconds(kind) + time.monotonic() - began
 
     def seconds(self, kind: str) -> float:
-        """Return the seconds of own work of a kind since the last `reset`."""
+        """Return how many seconds this rank has spent on this kind of work since the last `reset`."""
         return self._own.get(kind, 0.0)
 
     def elapsed(self) -> float:
-        """Return the seconds since the last `reset`."""
+        """Return the number of seconds since the last `reset`."""
         return time.monotonic() - self._since
 
     def reset(self) -> None:

@@ -1,4 +1,4 @@
-"""Compare what the nodes of a run find, and name the nodes in messages."""
+"""Collect facts from every node of a run, and report nodes that disagree."""
 
 from __future__ import annotations
 
@@ -13,25 +13,32 @@ from adadf_dist.errors import UserError
 T = TypeVar("T")
 
 MAX_NODES_LISTED = 3
-"""Maximum number of nodes named in a message; the rest are counted."""
+"""Maximum number of nodes listed by name in a message; the rest are only counted."""
 
 
 def rank_label(world: World) -> str:
-    """Return a human-readable label of this rank."""
+    """Return a label for this rank, such as `host1 (rank 3)`."""
     return f"{socket.gethostname()} (rank {world.rank})"
 
 
 def gather_per_node(world: World, probe: Callable[[], T]) -> dict[str, T]:
-    """Call `probe` on each node's first rank; return the results by `HOST (rank R)`, in rank order. Collective.
+    """Call `probe` on the first rank of each node, and return the results by node label, in rank order.
 
-    Plain Python data only, so that nodes with different versions can read it.
+    `probe` must return plain Python data, which nodes with different software versions can exchange. Collective: every
+    rank must call this.
     """
     result = (rank_label(world), probe()) if local_rank_from_env() == 0 else None
     return dict(found for found in world.all_gather_object(result) if found is not None)
 
 
 def describe_mismatch(known: Mapping[str, Mapping[str, Any]], message: str, hint: str) -> UserError | None:
-    """Return an error with the first name whose value differs between nodes, formatted into `message`."""
+    """Return an error about the first name whose value differs between nodes, or None if all nodes agree.
+
+    Args:
+        known: for each node label, the values by name.
+        message: error template with the placeholders `{name}` and `{values}`.
+        hint: how to fix the problem.
+    """
     for name in dict.fromkeys(name for values in known.values() for name in values):
         nodes: dict[str, list[str]] = {}
         for node, values in known.items():

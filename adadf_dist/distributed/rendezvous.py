@@ -1,4 +1,4 @@
-"""Rendezvous of the ranks: wait for rank 0's address, and agree on a unique ID for this start."""
+"""Connect the ranks of a run: wait until rank 0 is reachable, then agree on a unique ID for this start."""
 
 from __future__ import annotations
 
@@ -16,28 +16,30 @@ if TYPE_CHECKING:
 logger = get_logger(__name__)
 
 NOTIFY_AFTER_S = 10.0
-"""Print a message if the wait takes longer than this."""
+"""Seconds to wait for rank 0 before printing a message."""
 RETRY_INTERVAL_S = 0.5
-"""Time between connection attempts."""
+"""Seconds between connection attempts."""
 POLL_INTERVAL_S = 0.05
-"""Time between checks by rank 0 for ranks that joined."""
+"""Seconds between rank 0's checks for new ranks."""
 CONNECT_TIMEOUT_S = 5.0
-"""Timeout of one connection attempt."""
+"""Timeout of one connection attempt, in seconds."""
 
 
 def check_master_addr(host: str, port: int) -> None:
-    """Raise `UserError` if rank 0 cannot resolve the host name: torch would print pages of C++ frames instead."""
+    """Raise `UserError` if the host name cannot be resolved, before torch fails with a long C++ stack trace."""
     try:
         socket.getaddrinfo(host, port)
     except (OSError, UnicodeError) as error:
         reason = str(getattr(error, "strerror", None) or error)
-        raise UserError(f"MASTER_ADDR is {host!r}: {reason}; set it to a name or address of rank 0's node") from None
+        raise UserError(
+            f"MASTER_ADDR is {host!r}: {reason}; set it to the name or IP address of rank 0's node"
+        ) from None
 
 
 def wait_for_address(host: str, port: int, timeout_s: float) -> None:
-    """Wait until something listens at the address. Raises `UserError` after `timeout_s`.
+    """Wait until the address accepts connections. Raises `UserError` after `timeout_s` seconds.
 
-    torch would also wait, but report a timeout with pages of C++ frames.
+    torch would also wait, but would report a timeout with a long C++ stack trace.
     """
     began = time.monotonic()
     notified = False
@@ -53,7 +55,7 @@ def wait_for_address(host: str, port: int, timeout_s: float) -> None:
             raise UserError(
                 f"rank 0 cannot be reached at {host}:{port} (MASTER_ADDR, MASTER_PORT): {reason}; no "
                 f"connection within {timeout_s:g} s (runtime.timeout_s): check that rank 0 is running, that this is "
-                "its address and that no firewall blocks it"
+                "its address, and that no firewall blocks the port"
             )
         if not notified and time.monotonic() - began > NOTIFY_AFTER_S:
             notified = True
@@ -62,11 +64,11 @@ def wait_for_address(host: str, port: int, timeout_s: float) -> None:
 
 
 def exchange_start_id(store: Store, rank: int, size: int, timeout_s: float) -> str:
-    """Return a unique ID of this start, the same on all ranks.
+    """Agree on a unique ID for this start of the run, and return it on every rank.
 
-    torchrun's agents keep their store over restarts, with addresses of processes that no longer exist, and each agent
-    counts its own restarts. So the ranks must not trust values already in the store. Each rank writes a new random
-    name, and rank 0 answers every name that it finds until all ranks of this start have acknowledged.
+    After a restart, torchrun's store still contains addresses of processes that no longer exist, so the ranks must not
+    trust values already in it. Each rank therefore writes a new random name, and rank 0 answers every name it finds
+    until all ranks of this start have acknowledged the ID.
     """
     me, deadline = uuid.uuid4().hex, time.monotonic() + timeout_s
     if rank:

@@ -1,4 +1,4 @@
-"""Signals that ask a run to stop: SIGTERM, SIGINT and SIGHUP."""
+"""Handle the signals that ask a run to stop: SIGTERM, SIGINT and SIGHUP."""
 
 from __future__ import annotations
 
@@ -10,14 +10,15 @@ from contextlib import contextmanager
 from types import FrameType
 
 DUPLICATE_SIGNAL_WINDOW_S = 2.0
-"""Ctrl-C reaches a rank twice, from the terminal and from torchrun: signals within this time count as one."""
+"""Signals within this many seconds count as one: Ctrl-C arrives both from the terminal and from torchrun."""
 
 
 @contextmanager
 def handle_stop_signals(request_stop: Callable[[], None]) -> Iterator[None]:
-    """Call `request_stop` on SIGTERM, SIGINT or SIGHUP (the terminal closed).
+    """Call `request_stop` on SIGTERM, SIGINT or SIGHUP (sent when the terminal closes).
 
-    A second signal after `DUPLICATE_SIGNAL_WINDOW_S` exits immediately. A SIGHUP that `nohup` ignores stays ignored.
+    Another signal more than `DUPLICATE_SIGNAL_WINDOW_S` seconds after the first one ends the process immediately. Under
+    `nohup`, SIGHUP stays ignored.
     """
     requested_at = 0.0
 

@@ -1,7 +1,7 @@
-"""Straggler detection: find the rank that slows down the others.
+"""Detect stragglers: ranks that slow down all the others.
 
-Training steps cannot show it, because their collectives make every rank as slow as the slowest. Time waiting for the
-loader can, and so can evaluation, which runs the same network on equally many samples without collectives.
+Training steps take equally long on every rank, because their collectives wait for the slowest one. The ranks are
+therefore compared by the time spent waiting for the data loader and by evaluation, which needs no collectives.
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ from adadf_dist.distributed.heartbeat import EVALUATION, LOADING
 from adadf_dist.distributed.world import World
 
 SLOW_FACTOR = 1.3
-"""Minimum ratio of a rank's own work to the median of the ranks for a warning."""
+"""Warn only if a rank's own work takes longer than this multiple of the median over ranks."""
 MIN_LOST_FRACTION = 0.02
-"""Minimum fraction of the epoch's time that a straggler must cost for a warning."""
+"""Warn only if the straggler costs at least this fraction of the epoch's duration."""
 
 
 def find_straggler(world: World) -> dict[str, object]:
-    """Find the slowest rank by seconds of loading plus evaluation. Collective: every rank must call this."""
+    """Return the timings of the rank slowest at loading plus evaluation. Collective: every rank must call this."""
     heartbeat = world.heartbeat
     own = (socket.gethostname(), heartbeat.seconds(LOADING), heartbeat.seconds(EVALUATION), heartbeat.elapsed())
     ranks = world.all_gather_object(own)
@@ -39,7 +39,10 @@ def find_straggler(world: World) -> dict[str, object]:
 
 
 def describe_straggler(ranks: Mapping[str, Any]) -> str:
-    """Return a warning about the slowest rank, or an empty text if it is about as fast as the others."""
+    """Return a warning about the slowest rank, or an empty string if no rank is a straggler.
+
+    `ranks` is the result of `find_straggler`.
+    """
     own, median_s = ranks["loading_s"] + ranks["evaluation_s"], ranks["median_s"]
     lost = own - median_s
     if own <= SLOW_FACTOR * median_s or lost < MIN_LOST_FRACTION * ranks["epoch_s"]:
@@ -47,5 +50,5 @@ def describe_straggler(ranks: Mapping[str, Any]) -> str:
     activity = "loading" if ranks["loading_s"] > ranks["evaluation_s"] else "evaluation"
     return (
         f"straggler: rank {ranks['slowest']} on {ranks['host']} took {own:.1f} s for loading and evaluation in this "
-        f"epoch (median of the ranks: {median_s:.1f} s), mostly {activity}; this costs about {lost:.1f} s per epoch"
+        f"epoch (median over ranks: {median_s:.1f} s), mostly {activity}; this costs about {lost:.1f} s per epoch"
     )

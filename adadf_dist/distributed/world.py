@@ -1,7 +1,7 @@
 """The ranks of a run: process group, collectives, and coordinated stop.
 
-All collectives are in this module, except the collectives of DDP, DeepSpeed
-and torch's SyncBatchNorm. A process without torchrun is a world of size 1, in which every collective is the identity.
+The only collectives outside this module are those that DDP, DeepSpeed and torch's SyncBatchNorm run internally. A
+process started without torchrun is a world of size 1, in which no collective communicates.
 """
 
 from __future__ import annotations
@@ -31,7 +31,10 @@ NO_GPU = "--device cuda: no GPU available; pass --device cpu or auto"
 
 
 class World:
-    """Rank `rank` of `size` on `device`. Collectives must be called by every rank in the same order."""
+    """One rank's view of a run: its rank, the world size, its device and the collectives.
+
+    Every rank must call the same collectives in the same order.
+    """
 
     def __init__(self, device: torch.device, rank: int = 0, size: int = 1) -> None:
         self.device = device
@@ -40,10 +43,10 @@ class World:
         self.heartbeat = Heartbeat(visible=rank == 0)
         self._stop_requested = False
         self._control: dist.ProcessGroup | None = None
-        """Gloo group on the CPU, so that control messages never wait for the accelerator's queue."""
+        """CPU process group (Gloo), so that control messages never wait for queued GPU work; None for one rank."""
 
     def __deepcopy__(self, memo: dict[int, Any]) -> World:
-        """Return the same world: a copied model (the weight average) uses the same ranks."""
+        """Return this object itself, because a copied model (the weight average) uses the same ranks."""
         return self
 
     @property
@@ -57,16 +60,16 @@ class World:
         return tensor
 
     def gather(self, values: Tensor, first: int, total: int) -> Tensor:
-        """Gather every rank's rows of a global batch in order. Differentiable. Collective: every rank must call this.
+        """Assemble the global batch from every rank's rows, with gradients. Collective: every rank must call this.
 
         Args:
-            values: [n, ...], this rank's slice.
-            first: index of its first row in the global batch.
+            values: [n, ...], this rank's rows.
+            first: index of this rank's first row in the global batch.
             total: number of rows in the global batch, N.
 
         Returns:
-            [N, ...] on every rank. Backward sums over ranks and returns each rank's slice. Since the engine averages
-            losses over ranks, a loss computed in full on every rank counts once.
+            [N, ...], all rows, on every rank. The backward pass sums gradients over ranks and returns this rank's rows.
+            Since the engine averages losses over ranks, a loss computed in full on every rank counts only once.
         """
         if self.size == 1:
             return values
@@ -78,7 +81,7 @@ class World:
             dist.barrier(group=self._control)
 
     def broadcast_object(self, value: object) -> object:
-        """Return rank 0's value (plain Python data) on every rank. Collective: every rank must call this."""
+        """Return rank 0's `value` (plain Python data) on every rank. Collective: every rank must call this."""
         if self._control is None:
             return value
         box = [value]
@@ -94,18 +97,18 @@ class World:
         return values
 
     def request_stop(self) -> None:
-        """Request a coordinated stop of all ranks, as a first SIGTERM, SIGINT or SIGHUP does."""
+        """Ask all ranks to stop together; stop signals call this too."""
         self._stop_requested = True
 
     def should_stop(self) -> bool:
-        """Return whether any rank was asked to stop, equal on all ranks. Collective: call it at fixed steps."""
+        """Return whether any rank was asked to stop. Collective: every rank must call this at the same step."""
         requested = torch.tensor([int(self._stop_requested)])
         if self._control is not None:
             dist.all_reduce(requested, op=dist.ReduceOp.MAX, group=self._control)
         return bool(requested.item())
 
     def prepare_deepspeed(self) -> None:
-        """Set up what DeepSpeed expects at import and start: a process group, LOCAL_RANK, the accelerator type."""
+        """Create the process group and set the environment variables that DeepSpeed requires."""
         if not dist.is_initialized():
             backend = "nccl" if self.device.type == "cuda" else "gloo"
             dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)  # type: ignore[attr-defined]
@@ -113,7 +116,7 @@ class World:
         os.environ.setdefault("DS_ACCELERATOR", self.device.type)
 
     def init_control_group(self, timeout_s: float) -> None:
-        """Create the control group. A dead peer is detected within `timeout_s`."""
+        """Create the CPU process group for control messages, which detects a dead rank within `timeout_s` seconds."""
         if self.size > 1:
             group = dist.new_group(backend="gloo", timeout=timedelta(seconds=timeout_s))
             assert isinstance(group, dist.ProcessGroup)
@@ -121,7 +124,10 @@ class World:
 
 
 class _Gather(torch.autograd.Function):
-    """All-reduce of a buffer that is zero outside the local slice: exact, no host sync, any slice sizes."""
+    """Gather rows by summing buffers that are zero outside each rank's rows.
+
+    The result is exact, needs no host synchronization, and ranks may have different numbers of rows.
+    """
 
     @staticmethod
     def forward(ctx: Any, values: Tensor, first: int, total: int) -> Tensor:
@@ -142,10 +148,10 @@ class _Gather(torch.autograd.Function):
 def init_world(
     timeout_s: float = 300.0, finish_steps: bool = True, device_name: DeviceName = "auto"
 ) -> Iterator[World]:
-    """Initialize the world from torchrun's environment, an existing process group, or as a single process.
+    """Create the world from an existing process group, from torchrun's environment, or as a single process.
 
-    An existing group (from Ray or a test) is used and left open. With `finish_steps`, stop signals are only reported by
-    `World.should_stop`; without it, they end the process as usual.
+    An existing process group (from Ray or a test) is left open at the end. With `finish_steps`, stop signals do not end
+    the process, but are reported by `World.should_stop`, so that the current step is completed.
     """
     adopted = dist.is_initialized()
     device = pick_device(device_name)
@@ -161,8 +167,8 @@ def init_world(
                 raise
             how = "no response within runtime.timeout_s" if "Timed out" in str(error) else "connection closed"
             raise LostRankError(
-                f"lost contact with another rank ({how}); see the log of that rank. Run the same command to resume "
-                "from the last checkpoint"
+                f"lost contact with another rank ({how}); see that rank's log. Run the same command to resume from "
+                "the last checkpoint"
             ) from None
         finally:
             if dist.is_initialized() and not adopted:
@@ -170,19 +176,21 @@ def init_world(
 
 
 def init_process_group(backend: str, timeout_s: float) -> None:
-    """Join the process group described by the environment. Raises `UserError` with the address on failure."""
+    """Join the process group described by the environment. Raises `UserError` if this fails."""
     size = world_size_from_env()
     for name in ("RANK", "MASTER_ADDR", "MASTER_PORT"):
         if not os.environ.get(name):
             raise UserError(
                 f"WORLD_SIZE is {size}, but {name} is not set: start the ranks with torchrun, or set RANK, WORLD_SIZE, "
-                "LOCAL_RANK, MASTER_ADDR and MASTER_PORT for each"
+                "LOCAL_RANK, MASTER_ADDR and MASTER_PORT for each rank"
             )
     host, port, rank = os.environ["MASTER_ADDR"], os.environ["MASTER_PORT"], os.environ["RANK"]
     if not (rank.isascii() and rank.isdigit()) or int(rank) >= size:
-        raise UserError(f"RANK is {rank!r}: set it to 0 ... {size - 1}, one number per rank (WORLD_SIZE is {size})")
+        raise UserError(
+            f"RANK is {rank!r}: give each rank a different number from 0 to {size - 1} (WORLD_SIZE is {size})"
+        )
     if not (port.isascii() and port.isdigit()) or not 0 < int(port) < 2**16:
-        raise UserError(f"MASTER_PORT is {port!r}: set it to a free port on {host}")
+        raise UserError(f"MASTER_PORT is {port!r}: set it to a free port on {host} (1 to 65535)")
     # torchrun listens there itself; without torchrun, rank 0 does
     has_agent_store = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
     if int(rank) != 0 or has_agent_store:
@@ -207,7 +215,7 @@ def init_process_group(backend: str, timeout_s: float) -> None:
 
 
 def is_peer_failure(error: RuntimeError) -> bool:
-    """Return whether a collective failed because a peer exited or does not respond, not because of a local error."""
+    """Return whether a collective failed because another rank exited or stopped responding."""
     if isinstance(error, (dist.DistBackendError, dist.DistNetworkError)):
         return True
     messages = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "Timed out waiting")
@@ -215,7 +223,10 @@ def is_peer_failure(error: RuntimeError) -> bool:
 
 
 def pick_device(name: DeviceName = "auto") -> torch.device:
-    """Return this rank's GPU, or the CPU. Raises `UserError` without a GPU for `cuda`, or with more ranks than GPUs."""
+    """Return the device of this rank: its GPU or the CPU.
+
+    Raises `UserError` if `cuda` is requested without a GPU, or if the node has more ranks than GPUs.
+    """
     if name == "cuda" and not torch.cuda.is_available():
         raise UserError(NO_GPU)
     if name == "cpu" or not torch.cuda.is_available():
@@ -223,9 +234,8 @@ def pick_device(name: DeviceName = "auto") -> torch.device:
     local_rank = local_rank_from_env()
     if local_rank >= torch.cuda.device_count():
         raise UserError(
-            f"--nproc_per_node: local rank {local_rank} has no GPU, this node has "
-            f"{torch.cuda.device_count()}; start one rank per GPU, or hide the GPUs with CUDA_VISIBLE_DEVICES= "
-            "to train on the CPU"
+            f"--nproc_per_node: no GPU left for local rank {local_rank}, because this node has only "
+            f"{torch.cuda.device_count()}; start one rank per GPU, or set CUDA_VISIBLE_DEVICES= to train on the CPU"
         )
     device = torch.device("cuda", local_rank)
     torch.cuda.set_device(device)

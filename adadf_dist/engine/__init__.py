@@ -1,1 +1,1 @@
-"""Engines: one training step over all ranks, with DDP or DeepSpeed."""
+"""Training engines, which run a training step across all ranks using DDP or DeepSpeed."""

@@ -1,4 +1,4 @@
-"""Base class of the engines: model, weight average and Adam on a device, and their common checkpoint format."""
+"""Base class of the engines, with the model, weight average, Adam optimizer and checkpoint format they share."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ Precision = Literal["fp32", "bf16"]
 
 
 def resolve_precision(config: Config, device: torch.device) -> Precision:
-    """Resolve `runtime.precision` = auto: bf16 if the hardware is fast at it, else fp32."""
+    """Return `runtime.precision`, with `auto` replaced by bf16 if the hardware is fast at it, or else by fp32."""
     if config.runtime.precision != "auto":
         return config.runtime.precision
     if device.type == "cuda":
@@ -40,21 +40,25 @@ def resolve_precision(config: Config, device: torch.device) -> Precision:
 
 
 def init_model(config: Config, num_classes: int) -> DualBranch:
-    """Build the network with random weights from the seed, without changing the global random state."""
+    """Build the network with random weights drawn from the seed, leaving the global random state unchanged."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
-        auxiliary = config.loss.supervision != "one_hot"
-        return DualBranch(config.model, num_classes, auxiliary=auxiliary, image_size=config.data.image_size)
+        return DualBranch(
+            config.model, num_classes, auxiliary=not config.loss.is_baseline, image_size=config.data.image_size
+        )
 
 
 def build_model(config: Config, num_classes: int) -> tuple[DualBranch, LoadedWeights]:
-    """Build the network as at the start of training: random or pretrained weights, extractor frozen if configured."""
+    """Build the network as it is before training, with pretrained weights and a frozen extractor if configured.
+
+    Also returns a record of the pretrained weights.
+    """
     model = init_model(config, num_classes)
     return model, load_pretrained(model, config.model)
 
 
 class BaseEngine(InferenceModel):
-    """Model, weight average and Adam. Subclasses implement the distributed training step."""
+    """Model, weight average and Adam optimizer. Subclasses implement the distributed training step."""
 
     def __init__(self, config: Config, num_classes: int, world: World, weights_as_images: bool = True) -> None:
         self.config = config
@@ -66,13 +70,13 @@ class BaseEngine(InferenceModel):
         if config.runtime.sync_batch_norm:
             synchronize_batch_norm(self.model, world)
         self.average = copy.deepcopy(self.model) if config.optimizer.ema_decay else None
-        """Exponential moving average of the weights, used for evaluation; None if off."""
+        """Model whose weights are an exponential moving average, used for evaluation; None if `ema_decay` is 0."""
         self.optimizer = build_optimizer(self.model, config.optimizer, world.device)
         self.learning_rate = config.optimizer.lr
 
     @property
     def eval_model(self) -> DualBranch:
-        """The model used for evaluation, selection and export."""
+        """Model used for evaluation, checkpoint selection and export: the weight average, if there is one."""
         return self.average or self.model
 
     @torch.no_grad()
@@ -92,7 +96,7 @@ class BaseEngine(InferenceModel):
         set_learning_rate(self.optimizer, self.learning_rate)
 
     def update_average(self) -> None:
-        """Update the weight average, if any, after a step."""
+        """Update the weight average, if there is one, after a training step."""
         if self.average is not None:
             with self.gathered_params():
                 update_ema(self.average, self.model, self.config.optimizer.ema_decay)
@@ -109,11 +113,14 @@ class BaseEngine(InferenceModel):
             average_bn_stats(self.average, self.world)
 
     def gathered_params(self, changed_by: int | None = None) -> AbstractContextManager[object]:
-        """Context in which the model has full weights; partitioned engines then keep those of rank `changed_by`."""
+        """Return a context in which every rank has the model's full weights, even if they are partitioned over ranks.
+
+        If the block changes the weights, `changed_by` is the rank whose values are kept.
+        """
         return nullcontext()
 
     def moments(self) -> Moments:
-        """Return the full moments by parameter name. Collective if the ranks partition them."""
+        """Return Adam's full moments by parameter name. Collective: every rank must call this."""
         return optimizer_moments_by_name(self.model, self.optimizer)
 
     def load_moments(self, moments: Moments) -> None:
@@ -139,24 +146,25 @@ class BaseEngine(InferenceModel):
 
 @torch.no_grad()
 def update_ema(average: nn.Module, model: nn.Module, decay: float) -> None:
-    """Update the average with the model's weights; BatchNorm statistics are copied, not averaged."""
+    """Update the moving average with the model's weights; buffers such as BatchNorm statistics are copied."""
     torch._foreach_lerp_(list(average.parameters()), list(model.parameters()), 1 - decay)
     for buffer, new in zip(average.buffers(), model.buffers(), strict=True):
         buffer.copy_(new)
 
 
 def cpu_state_dict(model: nn.Module) -> dict[str, Tensor]:
-    """Return CPU copies of parameters and buffers by name, as stored in a checkpoint."""
+    """Return CPU copies of all parameters and buffers by name, for a checkpoint."""
     return {key: value.detach().to("cpu", copy=True) for key, value in model.state_dict().items()}
 
 
 def load_model(model: DualBranch, state: object) -> None:
-    """Load a state. Raises `UserError` with the first tensor that does not match the architecture."""
+    """Load a model's state dict. Raises `UserError` naming the first tensor that does not match the architecture."""
     assert isinstance(state, Mapping)
     own = model.state_dict()
     for key in [*own, *state]:
         if key not in state or key not in own or own[key].shape != state[key].shape:
             raise UserError(
-                f"checkpoint architecture mismatch at {key}; set model.backbone and loss.supervision as in training"
+                f"checkpoint does not match the network at tensor {key}; set model.backbone and loss.supervision to "
+                "the values used in training"
             )
     model.load_state_dict(state)

@@ -1,4 +1,4 @@
-"""BatchNorm over the global batch, also on CPU ranks (torch's `SyncBatchNorm` supports only CUDA tensors)."""
+"""BatchNorm over the global batch on GPU and CPU ranks; torch's own `SyncBatchNorm` supports only CUDA tensors."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from adadf_dist.errors import UserError
 
 
 def synchronize_batch_norm(model: nn.Module, world: World) -> nn.Module:
-    """Replace each BatchNorm so that n ranks normalize like one. With one rank, the model is unchanged.
+    """Replace each BatchNorm layer by one that normalizes over the batches of all ranks; a single rank needs none.
 
     Raises `UserError` for an unsupported BatchNorm layer.
     """
@@ -29,7 +29,10 @@ def synchronize_batch_norm(model: nn.Module, world: World) -> nn.Module:
 
 
 def to_sync_batch_norm(norm: _BatchNorm, world: World) -> nn.Module:
-    """Convert one layer, keeping its parameters and, for timm's layers, the activation that they include."""
+    """Return a synchronized version of a BatchNorm layer, with the same parameters.
+
+    The dropout and activation inside timm's BatchNorm layers are kept. Raises `UserError` for an unsupported layer.
+    """
     active = isinstance(getattr(norm, "act", None), nn.Module) and isinstance(getattr(norm, "drop", None), nn.Module)
     plain = type(norm) in (nn.BatchNorm1d, nn.BatchNorm2d) or (active and isinstance(norm, nn.BatchNorm2d))
     if not plain or (world.device.type == "cpu" and not isinstance(norm, nn.BatchNorm2d)):
@@ -50,14 +53,14 @@ def to_sync_batch_norm(norm: _BatchNorm, world: World) -> nn.Module:
 
 
 def activate(norm: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
-    """Apply the dropout and activation that timm's BatchNorm layers include."""
+    """Forward hook that applies the dropout and activation built into timm's BatchNorm layers."""
     activated: Tensor = norm.act(norm.drop(output))  # type: ignore[operator]
     return activated
 
 
 @torch.no_grad()
 def average_bn_stats(model: nn.Module, world: World) -> None:
-    """Average the running statistics of local BatchNorm over ranks. Collective: every rank must call this."""
+    """Average the running statistics of all BatchNorm layers over ranks. Collective: every rank must call this."""
     statistics = [
         statistic
         for module in model.modules()
@@ -73,13 +76,13 @@ def average_bn_stats(model: nn.Module, world: World) -> None:
 
 
 class SyncBatchNorm2d(nn.BatchNorm2d):
-    """BatchNorm2d with training statistics over the rows of all ranks."""
+    """BatchNorm2d that computes its training statistics over the images of all ranks."""
 
     world: World
 
     @classmethod
     def from_batch_norm(cls, norm: nn.BatchNorm2d, world: World) -> SyncBatchNorm2d:
-        """Build from a layer, sharing its parameter and buffer tensors."""
+        """Build a synchronized layer that shares the parameter and buffer tensors of `norm`."""
         assert norm.affine and norm.track_running_stats and norm.momentum is not None
         new = cls(norm.num_features, norm.eps, norm.momentum)
         new.weight, new.bias = norm.weight, norm.bias
@@ -106,10 +109,11 @@ class SyncBatchNorm2d(nn.BatchNorm2d):
 
 
 class _SyncBatchNormFunction(torch.autograd.Function):
-    """Forward: gather every rank's count, mean and M2, merge them using Chan's formula. Backward: one all-reduce.
+    """Differentiable batch normalization over all ranks, with one all-reduce in each direction.
 
-    The passes over the data are native kernels (local statistics, normalization, the two reductions of the
-    backward). The Python code only handles [C] vectors, and two fused multiply-adds for the input's gradient.
+    The forward pass gathers each rank's count, mean and sum of squared deviations, and merges them by Chan's formula.
+    Native kernels make all passes over the data, except for two fused multiply-adds in the input's gradient; the other
+    Python code handles only vectors of length C.
     """
 
     @staticmethod

@@ -1,4 +1,4 @@
-"""torch.compile for the parts of a step without communication: the extractor and the branches' stages."""
+"""Apply torch.compile to the parts of a training step that do not communicate: the extractor and the stages."""
 
 from __future__ import annotations
 
@@ -10,26 +10,31 @@ from adadf_dist.errors import UserError
 from adadf_dist.method.model import DualBranch
 
 COMPILE_MODES = 64
-"""Recompile limit per code object: stages share code, each compiled for training and evaluation at two batch sizes."""
+"""Recompilation limit per code object.
+
+Many stages share one code object, and each is compiled for training and evaluation at two batch sizes.
+"""
 
 
 def check_compile(config: RuntimeConfig, world: World) -> None:
-    """Raise `UserError` if `runtime.compile` is unavailable or would compile nothing."""
+    """Raise `UserError` if the device does not support the `runtime.compile` mode, or if it would compile nothing."""
     if config.compile == "reduce-overhead" and world.device.type != "cuda":
         raise UserError(
-            f"runtime.compile is reduce-overhead, but the device is {world.device.type}; set it to default or off"
+            f"runtime.compile is reduce-overhead, but the device is {world.device.type}; set it to default or "
+            "off, or train on a GPU"
         )
     if config.compile != "off" and world.size > 1 and config.sync_batch_norm:
         raise UserError(
-            f"runtime.compile is {config.compile}, but BatchNorm over {world.size} ranks communicates in every "
-            "layer, so nothing can be compiled; set runtime.sync_batch_norm = false, or runtime.compile = off"
+            f"runtime.compile is {config.compile}, but BatchNorm synchronized over {world.size} ranks communicates "
+            "in every layer, so nothing can be compiled; set runtime.sync_batch_norm = false, or runtime.compile = off"
         )
 
 
 def compile_stages(model: DualBranch, config: RuntimeConfig, world: World) -> None:
-    """Compile the extractor and the branches' stages in place; parameter names do not change.
+    """Compile the extractor and both branches' stages in place, without changing parameter names.
 
-    Heads and losses stay eager: their collectives would break the graph. Raises `UserError`.
+    Heads and losses are not compiled, because their collectives would break the graph. Raises `UserError` if
+    `check_compile` does.
     """
     check_compile(config, world)
     if config.compile == "off":
@@ -43,6 +48,6 @@ def compile_stages(model: DualBranch, config: RuntimeConfig, world: World) -> No
 
 
 def mark_step_begin(mode: str) -> None:
-    """Mark the start of a step, so that CUDA graphs may reuse the outputs of the previous one."""
+    """Mark the start of a training step, so that CUDA graphs can reuse the memory of the previous step's outputs."""
     if mode == "reduce-overhead":
         torch.compiler.cudagraph_mark_step_begin()  # type: ignore[no-untyped-call]

@@ -1,4 +1,4 @@
-"""Engine interface, and the DDP engine: forward, backward, gradient averaging, Adam."""
+"""Interface of the training engines, and the engine that uses DistributedDataParallel (DDP)."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ from adadf_dist.method.model import DualBranch, Output
 from adadf_dist.method.pretrained import LoadedWeights
 
 DEEPSPEED_ENGINE = "adadf_dist.engine.deepspeed"
-"""Imported only when needed, because DeepSpeed is optional."""
+"""Module imported only when needed, because DeepSpeed is an optional dependency."""
 
 
 class Engine(Protocol):
-    """Interface of the engines (DDP, DeepSpeed)."""
+    """Interface of the training engines (DDP and DeepSpeed)."""
 
     model: DualBranch
     weights: LoadedWeights
@@ -37,31 +37,31 @@ class Engine(Protocol):
         ...
 
     def set_schedule_step(self, position: Position) -> None:
-        """Set the learning rate for a step."""
+        """Set the learning rate for the training step at `position`."""
         ...
 
     def forward(self, images: Tensor) -> Output:
-        """Run both branches in training mode, with gradients."""
+        """Run both branches on images [n, 3, H, W] in training mode, with gradients."""
         ...
 
     def step(self, loss: Tensor) -> None:
-        """Run backward and the optimizer step. The mean of `loss` over ranks is the global loss."""
+        """Run the backward pass and the optimizer step. The mean of `loss` over ranks is the global loss."""
         ...
 
     def sync_for_eval(self) -> None:
-        """Synchronize per-rank state for evaluation; call it first. Collective: every rank must call this."""
+        """Synchronize the ranks' models before an evaluation. Collective: every rank must call this."""
         ...
 
     def forward_eval(self, images: Tensor) -> Output:
-        """Run both branches in evaluation mode. No collective, so ranks may have unequal numbers of batches."""
+        """Run both branches in evaluation mode. Not a collective, so ranks may run different numbers of batches."""
         ...
 
     def predict(self, images: Tensor) -> Tensor:
-        """Return the target logits [n, C] in evaluation mode. No collective."""
+        """Return the target branch's logits [n, C] in evaluation mode. Not a collective."""
         ...
 
     def infer_with_features(self, images: Tensor) -> tuple[Output, Tensor]:
-        """Run both branches in evaluation mode; also return the target branch's features [n, F]. No collective."""
+        """Run both branches in evaluation mode; also return the target branch's features [n, F]. Not a collective."""
         ...
 
     def extract(self, images: Tensor) -> Tensor:
@@ -73,25 +73,28 @@ class Engine(Protocol):
         ...
 
     def state_dict(self) -> dict[str, object]:
-        """Return full weights, buffers and Adam moments by name. Collective: every rank must call this."""
+        """Return the full weights, buffers and Adam moments by name. Collective: every rank must call this."""
         ...
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Load the `state_dict` of any engine. Collective. Raises `UserError` for another architecture."""
+        """Load the `state_dict` of any engine. Collective: every rank must call this.
+
+        Raises `UserError` if it belongs to another architecture.
+        """
         ...
 
 
 def check_engine(config: Config, world: World) -> None:
-    """Raise the `UserError` that `build_engine` would raise, before anything is downloaded or opened."""
+    """Raise `UserError` for an invalid engine configuration, before anything is downloaded or opened."""
     check_compile(config.runtime, world)
     if config.engine == "deepspeed":
         make_deepspeed_config(config, world.size)
 
 
 def build_engine(config: Config, num_classes: int, world: World) -> Engine:
-    """Build the engine of a resolved config. Initial weights depend only on the seed, not on rank or world size.
+    """Build the configured engine. Initial weights depend only on the seed, not on the rank or the number of ranks.
 
-    Raises `UserError` if DeepSpeed is configured and cannot be imported, or its JSON conflicts with the config.
+    Raises `UserError` if DeepSpeed is configured but cannot be imported, or if its JSON file contradicts `config`.
     """
     if config.engine == "ddp":
         return DDPEngine(config, num_classes, world)
@@ -102,14 +105,14 @@ def build_engine(config: Config, num_classes: int, world: World) -> Engine:
     except (ImportError, OSError, RuntimeError) as error:
         reason = single_line(error)
         raise UserError(
-            f"engine is deepspeed, but it cannot be imported ({reason}); install it with "
+            f"engine is deepspeed, but DeepSpeed cannot be imported ({reason}); install it with "
             "pip install 'adadf_dist[deepspeed]', or set engine = ddp"
         ) from None
     return module.DeepSpeedEngine(config, num_classes, world, settings)  # type: ignore[no-any-return]
 
 
 class DDPEngine(BaseEngine):
-    """Engine using DistributedDataParallel; the plain model at world size 1."""
+    """Training engine based on DistributedDataParallel; a single rank trains the model without this wrapper."""
 
     def __init__(self, config: Config, num_classes: int, world: World) -> None:
         super().__init__(config, num_classes, world)
@@ -136,10 +139,9 @@ class DDPEngine(BaseEngine):
 
 
 def wrap_ddp(model: nn.Module) -> DistributedDataParallel:
-    """Wrap the model in DDP.
+    """Wrap the model in DistributedDataParallel, without broadcasting buffers or searching for unused parameters.
 
-    Every parameter has a gradient in every step, and buffers are equal on all ranks, so DDP need not search for
-    unused parameters or broadcast buffers.
+    Neither is needed: every parameter has a gradient in every step, and buffers are synchronized elsewhere.
     """
     with warnings.catch_warnings():
         # newer releases rename the argument; the oldest supported one only has this name

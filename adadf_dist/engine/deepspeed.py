@@ -1,7 +1,7 @@
 """Engine using DeepSpeed ZeRO, which partitions Adam's moments, gradients and weights over ranks.
 
-Weights, moments and sums stay in fp32; bf16 is used only by autocast inside the model. Checkpoints contain full tensors
-by name, as with DDP, not DeepSpeed's own format.
+Weights, moments and gradient sums stay in fp32; only autocast inside the model uses bf16. Checkpoints contain full
+tensors by name, as with DDP, rather than DeepSpeed's own format.
 """
 
 from __future__ import annotations
@@ -33,14 +33,14 @@ MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
 class DeepSpeedEngine(BaseEngine):
-    """Engine using DeepSpeed; `settings` comes from `make_deepspeed_config`."""
+    """Training engine based on DeepSpeed ZeRO; `settings` is the result of `make_deepspeed_config`."""
 
     def __init__(self, config: Config, num_classes: int, world: World, settings: dict[str, Any]) -> None:
         # ZeRO flattens weights and communicates them as bytes, which does not support channels last
         super().__init__(config, num_classes, world, weights_as_images=False)
         self.stage = config.deepspeed.zero_stage
         self._copy = copy.deepcopy(self.model) if self.stage == 3 and self.average is None else None
-        """With ZeRO 3: full weights for evaluation, as of the last `sync_for_eval`."""
+        """Model with the full weights, updated by `sync_for_eval`; only for ZeRO stage 3 without a weight average."""
         silence_deepspeed()
         try:
             self._engine, self._zero, _, _ = deepspeed.initialize(
@@ -50,7 +50,7 @@ class DeepSpeedEngine(BaseEngine):
             if not config.deepspeed.config_file:
                 raise
             reason = single_line(error, 300)
-            raise UserError(f"{config.deepspeed.config_file}: DeepSpeed rejects it: {reason}") from None
+            raise UserError(f"{config.deepspeed.config_file}: DeepSpeed rejects this configuration: {reason}") from None
 
     @property
     def eval_model(self) -> DualBranch:
@@ -82,7 +82,7 @@ class DeepSpeedEngine(BaseEngine):
             self._zero.refresh_fp32_params()
 
     def _flat_partitions(self) -> list[Tensor]:
-        """Return the flat parameter partitions that Adam updates on this rank, one per group."""
+        """Return the flat tensors of parameters that Adam updates on this rank, one per parameter group."""
         flats: list[Tensor] = (
             self._zero.fp32_partitioned_groups_flat if self.stage == 3 else self._zero.single_partition_of_fp32_groups
         )
@@ -123,7 +123,7 @@ class DeepSpeedEngine(BaseEngine):
                     self._set_moment(parameter, key, moments[name][key].to(self.world.device))
 
     def _set_moment(self, parameter: nn.Parameter, key: str, value: Tensor) -> None:
-        """Set this rank's partition of a full moment."""
+        """Copy this rank's partition of the full moment `value` into the optimizer. `key` is the moment's name."""
         if self.stage < 3:
             safe_set_full_optimizer_state(parameter, value.contiguous(), key)
             return
@@ -133,14 +133,14 @@ class DeepSpeedEngine(BaseEngine):
         safe_set_local_optimizer_state(parameter, padded[part * self.world.rank :][:part], key)
 
     def _link_moments(self) -> None:
-        """Link each parameter to its part of the moments; DeepSpeed does this too early for the second group."""
+        """Link each parameter to its slice of the moments; DeepSpeed does so too early for the second group."""
         if self.stage < 3:
             for parameters, flat in zip(self._zero.bit16_groups, self._flat_partitions(), strict=True):
                 lazy_init_hp_params_optimizer_state(parameters, flat, self.optimizer.state)
 
 
 class _Autocast(nn.Module):
-    """The model with autocast inside its forward, because DeepSpeed disables an autocast around it."""
+    """Wrapper that enables autocast inside `forward`, because DeepSpeed disables autocast set outside the model."""
 
     def __init__(self, engine: BaseEngine) -> None:
         super().__init__()
@@ -154,6 +154,6 @@ class _Autocast(nn.Module):
 
 
 def silence_deepspeed() -> None:
-    """Log warnings only, and do not compile shared-memory collectives, which training does not use."""
+    """Limit DeepSpeed's log to warnings, and skip compiling its shared-memory collectives, which are unused."""
     logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False

@@ -1,6 +1,6 @@
-"""DeepSpeed configuration, merged from the run's configuration and the user's JSON file.
+"""Build the DeepSpeed configuration from the run's configuration and the user's JSON file.
 
-Does not import DeepSpeed, so conflicts are found before anything starts.
+This module does not import DeepSpeed, so conflicts are reported before anything starts.
 """
 
 from __future__ import annotations
@@ -34,33 +34,36 @@ ALLOWED = (
     "steps_per_print",
     "wall_clock_breakdown",
 )
-"""Allowed keys, or sections (ending in a dot): they change a step's speed or logging, but not its result."""
+"""Keys and sections (ending in a dot) that the JSON file may set: they affect speed or logging, but not results."""
 
-REASON_CASTS = "it casts weights and BatchNorm statistics to 16 bits; runtime.precision bf16 keeps both in fp32"
-REASON_OPTIMIZER = "use the optimizer keys of this configuration"
-REASON_MEMORY = "the network fits any GPU, and checkpoints contain it in full"
+REASON_CASTS = (
+    "it casts weights and BatchNorm statistics to 16 bits; use runtime.precision = bf16, which keeps both in fp32"
+)
+REASON_OPTIMIZER = "use the optimizer.* keys of the run's configuration"
+REASON_MEMORY = "offloading is not supported; the network fits on any GPU without it"
 REJECT_REASONS = {
     "fp16": REASON_CASTS,
     "bf16": REASON_CASTS,
     "amp": "use runtime.precision",
     "torch_autocast": "use runtime.precision; this would also sum gradients in 16 bits",
     "communication_data_type": "gradients are summed in fp32, so that results do not depend on the number of ranks",
-    "prescale_gradients": "gradients are averaged over the ranks after their sum",
-    "gradient_predivide_factor": "gradients are averaged over the ranks after their sum",
+    "prescale_gradients": "gradients are always summed over the ranks before they are divided",
+    "gradient_predivide_factor": "gradients are always summed over the ranks before they are divided",
     "optimizer": REASON_OPTIMIZER,
     "scheduler": REASON_OPTIMIZER,
     "zero_optimization.offload_optimizer": REASON_MEMORY,
     "zero_optimization.offload_param": REASON_MEMORY,
-    "zero_optimization.round_robin_gradients": "checkpoints store moments by parameter, which this prevents",
+    "zero_optimization.round_robin_gradients": "checkpoints could not store Adam's moments by parameter",
 }
-"""Reasons why common keys are rejected."""
+"""For keys that users are likely to set, the reason why they are rejected."""
 ALLOWED_HINT = f"allowed keys: {', '.join(ALLOWED)}"
 
 
 def make_deepspeed_config(config: Config, ranks: int) -> dict[str, Any]:
-    """Build the DeepSpeed configuration for a run with `ranks` ranks.
+    """Build the DeepSpeed configuration of a run with `ranks` ranks.
 
-    Raises `UserError` with both keys if the file `deepspeed.config_file` conflicts with the run's configuration.
+    Raises `UserError` if the file `deepspeed.config_file` sets an unsupported key or contradicts the run's
+    configuration.
     """
     rows = math.ceil(config.batch_size / ranks)
     settings: dict[str, object] = {
@@ -89,7 +92,10 @@ def make_deepspeed_config(config: Config, ranks: int) -> dict[str, Any]:
 
 
 def drop_disabled(content: Mapping[str, object]) -> dict[str, object]:
-    """Return `content` without `auto` and null, sections with `enabled` false, and offloading without a device."""
+    """Return a copy of `content` without entries that have no effect.
+
+    These are the values `auto` and null, sections with `enabled` set to false, and offloading to no device.
+    """
     result: dict[str, object] = {}
     for key, value in content.items():
         if isinstance(value, Mapping):
@@ -103,7 +109,7 @@ def drop_disabled(content: Mapping[str, object]) -> dict[str, object]:
 
 
 def unique_keys(pairs: Sequence[tuple[str, object]]) -> dict[str, object]:
-    """Build a JSON object. Raises `ValueError` for duplicate keys, of which the last would silently win."""
+    """Return a JSON object's key-value pairs as a dict. Raises `ValueError` if a key appears twice."""
     found: dict[str, object] = {}
     for key, value in pairs:
         if key in found:
@@ -124,13 +130,20 @@ def read_json(path: Path) -> Mapping[str, object]:
 
 
 def check_matches_config(path: Path, theirs: tuple[str, object], ours: tuple[str, object], ranks: int) -> None:
-    """Raise `UserError` if a key of the file differs from the value that this configuration sets."""
+    """Raise `UserError` if the JSON file contradicts the run's configuration.
+
+    Args:
+        path: the JSON file.
+        theirs: key and value in the file.
+        ours: key in the run's configuration, and the value it requires in the file.
+        ranks: number of ranks.
+    """
     (key, value), (our_key, our_value) = theirs, ours
     if value != our_value:
-        over = f" over {ranks} ranks, which makes {our_value}" if key.startswith("train_micro") else ""
+        over = f" with {ranks} ranks" if key.startswith("train_micro") else ""
         raise UserError(
             f"{path}: {key} is {json.dumps(value)}, but {our_key} requires {our_value}{over}; "
-            f"remove it from the file, or change --{our_key}"
+            f"remove {key} from the file, or change --{our_key}"
         )
 
 
@@ -138,4 +151,4 @@ def check_allowed(path: Path, key: str) -> None:
     if matches_key(key, ALLOWED):
         return
     reason = next((text for name, text in REJECT_REASONS.items() if f"{key}.".startswith(f"{name}.")), ALLOWED_HINT)
-    raise UserError(f"{path}: {key} cannot be set: {reason}; remove it from the file")
+    raise UserError(f"{path}: {key} cannot be set: {reason}; remove this key from the file")

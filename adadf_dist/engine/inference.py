@@ -1,4 +1,4 @@
-"""Inference with a network, both for evaluation during training and for trained models."""
+"""Base class for inference, used both for evaluation during training and for trained models."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from adadf_dist.method.model import DualBranch, Output
 
 
 class InferenceModel(ABC):
-    """Outputs of a network in evaluation mode for preprocessed images [n, 3, H, W]."""
+    """Run a network in evaluation mode on preprocessed images [n, 3, H, W]."""
 
     def __init__(self, device: torch.device, bf16: bool) -> None:
         self.device = device
@@ -24,24 +24,24 @@ class InferenceModel(ABC):
     @property
     @abstractmethod
     def eval_model(self) -> DualBranch:
-        """The model used for evaluation, selection and export."""
+        """Model used for evaluation, checkpoint selection and export."""
 
     @torch.no_grad()
     def forward_eval(self, images: Tensor) -> Output:
-        """Run both branches."""
+        """Run both branches on images [n, 3, H, W] in evaluation mode."""
         with self.autocast():
             output: Output = self._evaluating()(self.to_memory_format(images))
         return output
 
     @torch.no_grad()
     def predict(self, images: Tensor) -> Tensor:
-        """Return only the target logits [n, C]."""
+        """Return only the target branch's logits [n, C] for images [n, 3, H, W]."""
         with self.autocast():
             return self._evaluating().predict(self.to_memory_format(images))
 
     @torch.no_grad()
     def infer_with_features(self, images: Tensor) -> tuple[Output, Tensor]:
-        """Run both branches; also return the target branch's features [n, F] before its classifier."""
+        """Run both branches, and also return the target branch's features [n, F], the input of its heads."""
         with self.autocast():
             return self._evaluating().forward_with_features(self.to_memory_format(images))
 

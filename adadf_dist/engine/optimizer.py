@@ -1,4 +1,4 @@
-"""Adam: parameter groups, and moments by parameter name."""
+"""Build the Adam optimizer with its parameter groups, and save and load its moments by parameter name."""
 
 from __future__ import annotations
 
@@ -8,15 +8,18 @@ from torch import Tensor, nn
 from adadf_dist.config.schema import OptimizerConfig
 
 Moments = dict[str, dict[str, Tensor]]
-"""Parameter name -> `step`, `exp_avg`, `exp_avg_sq`, as in the checkpoints of every engine."""
+"""Adam's state: for each parameter name, the tensors `step`, `exp_avg` and `exp_avg_sq`."""
 
 
 ATTENTION_HEAD_PARAMS = ("auxiliary.attention.", "target.attention.")
-"""Name prefixes of the attention heads' parameters; a transformer's own attention layers do not match."""
+"""Name prefixes of the attention heads' parameters; the attention layers of a transformer backbone do not match."""
 
 
 def build_optimizer(model: nn.Module, config: OptimizerConfig, device: torch.device) -> torch.optim.Adam:
-    """Build fused Adam over the trainable parameters; fused is fast and needs no host synchronization."""
+    """Build Adam over the trainable parameters, with a separate learning rate factor for the attention heads.
+
+    It uses the fused implementation where available, which is fast and needs no host synchronization.
+    """
     heads: list[nn.Parameter] = []
     others: list[nn.Parameter] = []
     for name, parameter in model.named_parameters():

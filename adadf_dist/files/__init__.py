@@ -1,1 +1,1 @@
-"""Files: atomic writes, locks, CSV tables, output checks, full disks."""
+"""Helpers for files: atomic writes, locks, CSV tables, output checks, and retries on full disks."""

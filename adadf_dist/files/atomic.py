@@ -1,4 +1,4 @@
-"""Atomic writes: a file has either its old or its new content, never a part, also after a kill."""
+"""Atomic writes: even if the process is killed, a file has either its old or its complete new content."""
 
 from __future__ import annotations
 
@@ -19,8 +19,9 @@ DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 def atomic_write(path: Path, *, sync: bool = False, partial: Path | None = None) -> Iterator[Path]:
     """Yield a temporary path next to `path`; it replaces `path` if the block succeeds and is removed if it fails.
 
-    The temporary path is `NAME.partial` by default, so that the next write replaces what a kill left. `sync`: flush the
-    file to disk first. Raises `UserError`, or `DiskFullError` if the disk is full.
+    The temporary path is `NAME.partial` by default, so that the next write replaces a partial file left by a killed
+    process. `sync`: flush the file to disk before the replacement. Raises `UserError`, or `DiskFullError` if the disk
+    is full.
     """
     with os_errors_as_user_errors(path), replace_when_complete(path, sync, partial) as temporary:
         yield temporary
@@ -28,7 +29,7 @@ def atomic_write(path: Path, *, sync: bool = False, partial: Path | None = None)
 
 @contextmanager
 def replace_when_complete(path: Path, sync: bool = False, partial: Path | None = None) -> Iterator[Path]:
-    """Write atomically as `atomic_write`, but without converting operating-system errors."""
+    """Write atomically like `atomic_write`, but without converting operating-system errors."""
     partial = partial or path.with_name(path.name + ".partial")
     try:
         yield partial
@@ -62,7 +63,7 @@ def sync_to_disk(path: Path) -> None:
 
 @contextmanager
 def os_errors_as_user_errors(path: Path) -> Iterator[None]:
-    """Convert an operating-system error while writing into a `UserError` with the file name."""
+    """Convert an operating-system error in the block, which writes `path`, to a `UserError` with the file name."""
     try:
         yield
     except OSError as error:

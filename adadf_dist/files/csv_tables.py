@@ -1,7 +1,7 @@
-"""Read tables and lists written by users: CSV dialects, and lists with a name and a label per line.
+"""Read user-written CSV tables in various dialects, and lists with a name and a label per line.
 
-Separators are detected (comma, semicolon, tab, vertical bar, and blanks if a list allows them), cells are stripped,
-and every error is a `UserError` that names the file and the line.
+The separator (comma, semicolon, tab, vertical bar or, in lists, blanks) is detected, cells are stripped, and every
+error is a `UserError` that names the file and the line.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from adadf_dist.errors import UserError, did_you_mean
 from adadf_dist.files.text import plain_form
 
 SEPARATORS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "vertical bars", " ": "blanks"}
-"""Separator -> name in messages. Blanks only if a list allows them."""
+"""Maps each separator to its name in messages; blanks separate cells only in lists."""
 MAX_CELL = csv.field_size_limit()
 """Maximum length of a cell in characters."""
 
 MAX_NUMBER = 2**24
-"""Largest vote or fraction; integers up to here are exact in the single precision in which they are stored."""
+"""Largest accepted vote or fraction; numbers are stored as float32, which is exact for integers up to this value."""
 
 _WHOLE = re.compile(r"\s*([+-]?[0-9]+)(?:\.0*|,0)?\s*", re.ASCII)
 _DECIMAL_COMMA = re.compile(r"[+-]?[0-9]*,[0-9]+", re.ASCII)
@@ -40,10 +40,10 @@ class NoColumnError(UserError):
 
 
 class Row(NamedTuple):
-    """A row of stripped cells."""
+    """A row of a table or list; its cells have no surrounding whitespace."""
 
     where: str
-    """File and line, for messages."""
+    """File and line number, for error messages."""
     line: int
     cells: list[str]
 
@@ -55,33 +55,33 @@ class Table:
     where: str
     separator: str
     header: tuple[str, ...]
-    """Column names; requested columns are spelled as requested, unnamed columns are empty."""
+    """Column names: requested columns are spelled as in the request, and unnamed columns are empty strings."""
     rows: Iterator[Row]
     """Rows, each with as many cells as the header has columns."""
 
     def select(self, columns: Sequence[str]) -> Iterator[tuple[Row, list[str]]]:
-        """Yield each row with its cells in `columns`."""
+        """Yield each row with its cells of the given columns, in the given order."""
         indices = [self.header.index(name) for name in columns]
         for row in self.rows:
             yield row, [row.cells[index] for index in indices]
 
     def records(self) -> Iterator[tuple[Row, dict[str, str]]]:
-        """Yield each row with its cells by column name, without unnamed columns."""
+        """Yield each row with a dictionary from column names to cells, without unnamed columns."""
         for row in self.rows:
             yield row, {name: cell for name, cell in zip(self.header, row.cells, strict=True) if name}
 
     def note(self) -> str:
-        """Return a note for the user about the separator; empty for commas."""
+        """Return a note that names the separator; empty if it is the comma."""
         return separator_note(self.where, self.separator)
 
 
 def separator_note(where: str, separator: str) -> str:
-    """Return a note for the user about a separator; empty for commas."""
+    """Return a note that names the separator; empty if it is the comma."""
     return "" if separator == "," else f"{where}: cells are separated by {SEPARATORS[separator]}"
 
 
 def open_table(lines: Iterable[str], where: str, required: Sequence[str], optional: Sequence[str] = ()) -> Table:
-    """Read the header of a CSV table: it must have each required column once, in any order and letter case.
+    """Read the header of a CSV table, which must have each required column once, in any order and letter case.
 
     Raises `UserError` for an invalid header; errors in rows are raised when the rows are read.
     """
@@ -91,7 +91,7 @@ def open_table(lines: Iterable[str], where: str, required: Sequence[str], option
     if re.fullmatch("sep=.", header_line.strip(), re.IGNORECASE | re.ASCII):  # written by spreadsheet programs
         separator = header_line.strip()[4]
         if separator not in SEPARATORS:
-            raise UserError(f"{where}: line {number}: separator {separator!r} is unknown; use a comma or a semicolon")
+            raise UserError(f"{where}: line {number}: unsupported separator {separator!r}; use a comma or a semicolon")
         skipped, header_line = _first_line(lines)
         number += skipped
     separator = separator or detect_separator(header_line, (*required, *optional))
@@ -102,7 +102,7 @@ def open_table(lines: Iterable[str], where: str, required: Sequence[str], option
 
 
 def read_rows(lines: Iterable[str], where: str, separator: str, first: int = 1) -> Iterator[Row]:
-    """Yield the rows of text lines, numbered from `first`; skip empty lines. Raises `UserError`."""
+    """Yield the rows of text lines, skipping empty ones; `first` is the first line's number. Raises `UserError`."""
     if separator == " ":
         for number, line in enumerate(lines, start=first):
             if line.strip():
@@ -134,7 +134,7 @@ def read_list(lines: Iterable[str], where: str) -> Iterator[Row]:
 def detect_separator(line: str, columns: Sequence[str] = (), blanks: bool = False) -> str:
     """Return the separator that gives the most expected columns, or else the most cells.
 
-    Without any separator in the line: a comma, or a blank if `blanks` are allowed.
+    If the line contains no separator, return a comma, or a blank if `blanks` is true.
     """
     wanted = {name.casefold() for name in columns}
     best, best_score = " " if blanks else ",", (0, 1)
@@ -154,7 +154,7 @@ def read_votes(cells: Sequence[str], where: str) -> tuple[float, ...]:
 
 
 def read_number(text: str, where: str, what: str) -> float:
-    """Read a finite number of 0 or more, also with a decimal comma. Raises `UserError`."""
+    """Parse a number from 0 to `MAX_NUMBER`, with a decimal point or comma. Raises `UserError` for anything else."""
     value = parse_number(text)
     if not math.isfinite(value) or value < 0:
         raise UserError(f"{where}: {what} must be numbers of 0 or more, not {text[:40]!r}")
@@ -164,7 +164,7 @@ def read_number(text: str, where: str, what: str) -> float:
 
 
 def parse_number(text: str) -> float:
-    """Parse a number, also with a decimal comma; NaN for anything else, and if a comma may separate thousands."""
+    """Parse a number with a decimal point or comma; NaN if it is invalid or the comma might separate thousands."""
     if _THOUSANDS.fullmatch(text):
         return math.nan
     try:
@@ -174,7 +174,7 @@ def parse_number(text: str) -> float:
 
 
 def parse_whole(text: str) -> int | None:
-    """Parse an integer, also written as `3.0`; None for anything else."""
+    """Parse an integer, which may be written as `3.0`; return None for anything else."""
     found = _WHOLE.fullmatch(text)
     return int(found[1]) if found and len(found[1]) < 18 else None
 

@@ -11,13 +11,13 @@ from adadf_dist.errors import DiskFullError
 logger = logging.getLogger(__name__)
 
 FULL_DISK_WAIT_FRACTION = 0.5
-"""Fraction of the ranks' timeout to wait for disk space, because the other ranks wait meanwhile."""
+"""Maximum wait for disk space as a fraction of the rank timeout, so that waiting ranks do not time out."""
 
 
 def retry_on_full_disk(write: Callable[[], None], timeout_s: float, on_wait: Callable[[], None]) -> None:
-    """Call `write`, retrying with backoff while the disk is full; re-raise its `DiskFullError` after the timeout.
+    """Call `write`, retrying with exponential backoff while the disk is full.
 
-    `on_wait` is called before each pause.
+    `on_wait` is called before each pause. Re-raises `DiskFullError` after `FULL_DISK_WAIT_FRACTION` of `timeout_s`.
     """
     began, pause = time.monotonic(), min(1.0, timeout_s / 20)
     while True:

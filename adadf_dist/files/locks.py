@@ -26,8 +26,9 @@ POLL_S = 0.2
 def exclusive_lock(path: Path, setting: str, give_up: Callable[[], bool] | None = None) -> Iterator[bool]:
     """Lock a file while the block runs; yields whether the lock was acquired. Creates the file and its folder.
 
-    `setting`: option that set the folder, for messages. `give_up`: wait for another owner until it returns true;
-    without it, do not wait. Raises `UserError` if the folder cannot be written or has no locks.
+    `setting`: option that sets the folder, for messages. If the lock is held elsewhere, wait until it is released or
+    `give_up` returns true; without `give_up`, do not wait. Raises `UserError` if the folder is not writable or does not
+    support locks.
     """
     lock = FileLock(path, thread_local=False, poll_interval=POLL_S, fallback_to_soft=False)
     acquired = True
@@ -45,7 +46,7 @@ def exclusive_lock(path: Path, setting: str, give_up: Callable[[], bool] | None 
 
 @contextmanager
 def shared_lock(path: Path, setting: str) -> Iterator[None]:
-    """Lock a file against exclusive locks while the block runs; waits for their end. Otherwise as `exclusive_lock`.
+    """Hold a shared lock on a file while the block runs, first waiting until no exclusive lock is held.
 
     `filelock` shares locks only through a database or marker files, neither of which ends with the process everywhere.
     """
@@ -57,14 +58,14 @@ def shared_lock(path: Path, setting: str) -> Iterator[None]:
 
 
 def probe(folder: Path, setting: str) -> None:
-    """Test whether an existing folder supports locks; leaves no file. Raises as `exclusive_lock`."""
+    """Raise `UserError` if an existing folder is not writable or does not support locks. Leaves no file."""
     with tempfile.NamedTemporaryFile(dir=folder, prefix=".lock-") as file, exclusive_lock(Path(file.name), setting):
         pass
 
 
 @contextmanager
 def lock_errors(path: Path, setting: str) -> Iterator[None]:
-    """Convert an operating-system error into a `UserError`; one without a file name comes from locking itself."""
+    """Convert an operating-system error to a `UserError`; an error without a file name comes from locking itself."""
     try:
         yield
     except OSError as error:

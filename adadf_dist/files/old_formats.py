@@ -1,4 +1,4 @@
-"""Names of files and fields that version 0.1 wrote. Readers accept them for one more release."""
+"""File and field names used by version 0.1, which readers still accept for one more release."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ OLD_FILES = {
     "predictions-validation.npz": "answers-validation.npz",
     "predictions-test.npz": "answers-test.npz",
 }
-"""File name in a run folder -> its old name."""
+"""Mapping from current names of files in a run folder to their old names."""
 
 RENAMED_FIELDS = {
     # metrics.jsonl, and the epoch records in checkpoints
@@ -45,14 +45,14 @@ RENAMED_FIELDS = {
 
 
 def find_file(folder: Path, name: str) -> Path:
-    """Return the path of a file of a run folder, under its old name if only that exists."""
+    """Return the path of a file in a run folder, using its old name if only the old file exists."""
     path = folder / name
     old = folder / OLD_FILES.get(name, name)
     return old if old.exists() and not path.exists() else path
 
 
 def upgrade_fields(value: T) -> T:
-    """Return JSON-like data with old field names replaced, at every depth."""
+    """Return JSON-like data with old field names replaced at every nesting level."""
     if isinstance(value, dict):
         return {RENAMED_FIELDS.get(key, key): upgrade_fields(item) for key, item in value.items()}  # type: ignore[return-value]
     if isinstance(value, list):

@@ -1,8 +1,8 @@
-"""Output files and folders, with the same rules for every command.
+"""Rules for output files and folders, shared by all commands.
 
 An existing file, or a folder that is not empty, is replaced only with `--overwrite`. Missing parent folders are
-created. `check_output_path` applies the rule before the work starts; `atomic_file` gives a file its name once it is
-complete.
+created. `check_output_path` applies these rules before the work starts; `atomic_file` gives a file its final name only
+once it is complete.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from adadf_dist.files.atomic import atomic_write, os_errors_as_user_errors
 
 
 def add_overwrite_option(parser: argparse.ArgumentParser | argparse._ArgumentGroup, what: str) -> None:
-    """Add `--overwrite`. `what`: what is replaced, for the help text."""
+    """Add the `--overwrite` option. `what` names the file or folder that it replaces, for the help text."""
     parser.add_argument("--overwrite", action="store_true", help=f"replace {what} if it exists")
 
 
@@ -44,7 +44,7 @@ def check_output_folder(path: Path, overwrite: bool, option: str = "") -> None:
 
 
 def check_writable(path: Path, name: str) -> None:
-    """Raise `UserError` if `path`, or its nearest existing parent, is not writable. Creates nothing."""
+    """Raise `UserError` if `path` or, if it does not exist, its nearest existing parent is not writable."""
     existing = path
     while not existing.exists() and existing != existing.parent:
         existing = existing.parent

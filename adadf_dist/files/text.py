@@ -43,9 +43,9 @@ _BINARY_FILES = (
     (b"version https://git-lfs.", "a Git LFS pointer"),
 )
 TAR_MARK_END = 262
-"""End offset of the five-byte mark of a tar archive."""
+"""Offset at which the five-byte signature `ustar` of a tar archive ends."""
 _UNPRINTABLE = ("Cc", "Cs", "Zl", "Zp")
-"""Unicode categories: control characters, surrogates, line and paragraph separators."""
+"""Unprintable Unicode categories: control characters, surrogates, line and paragraph separators."""
 _SURROGATE = re.compile("[\udc80-\udcff]")
 """Surrogates that `surrogateescape` produces for bytes that are not UTF-8."""
 
@@ -84,7 +84,7 @@ def open_bytes(path: Path | str, option: str = "") -> Iterator[io.BufferedReader
 
 
 def located(path: Path | str, option: str = "") -> str:
-    """Return the option and path of a file, for messages."""
+    """Format a file's option (if any) and path as the beginning of an error message."""
     return f"{option}: {escape_name(str(path))}" if option else escape_name(str(path))
 
 
@@ -96,7 +96,7 @@ def decode_text(content: bytes, where: str) -> str:
 def decode_lines(stream: io.BufferedReader | io.BytesIO, where: str, any_bytes: bool = False) -> Generator[str]:
     """Yield text lines of a binary stream, each with its `\\n`. Raises `UserError` starting with `where`.
 
-    `any_bytes`: lines are file names, which may have bytes that are not UTF-8; `surrogateescape` keeps them.
+    `any_bytes`: accept bytes that are not UTF-8, as in file names, and keep them as surrogates (`surrogateescape`).
     """
     buffered = stream if isinstance(stream, io.BufferedReader) else io.BufferedReader(stream)
     start = buffered.peek(TAR_MARK_END)[:TAR_MARK_END]
@@ -120,7 +120,7 @@ def decode_lines(stream: io.BufferedReader | io.BytesIO, where: str, any_bytes: 
 
 
 def encoding_of(start: bytes) -> str:
-    """Return the encoding of a text by its first bytes."""
+    """Detect the encoding of a text file from its byte order mark; UTF-8 if it has none."""
     return next((name for mark, name in _BYTE_ORDER_MARKS if start.startswith(mark)), "utf-8-sig")
 
 
@@ -137,7 +137,7 @@ def refuse_binary(start: bytes, where: str) -> None:
 
 
 def check_line(line: str, where: str) -> None:
-    """Raise `UserError` for a byte that is not UTF-8, or a NUL."""
+    """Raise `UserError` if a line contains a NUL byte or bytes that are not UTF-8."""
     if "\0" in line:
         raise UserError(f"{where}: contains a NUL byte, so it is not UTF-8 text; save it as UTF-8")
     if not line.isascii() and (wrong := _SURROGATE.search(line)):
@@ -148,7 +148,7 @@ def check_line(line: str, where: str) -> None:
 
 
 def is_text(value: str) -> bool:
-    """Return whether a string is valid text, without surrogates from a file name that is not UTF-8."""
+    """Return whether a string is valid text, with no surrogates that stand for bytes that are not UTF-8."""
     return value.isascii() or not _SURROGATE.search(value)
 
 
@@ -184,7 +184,7 @@ def _escaped(character: str) -> str:
 
 
 def plain_form(name: str) -> str:
-    """Normalize a name like file systems that ignore letter case and Unicode form."""
+    """Normalize the letter case and Unicode form of a name, so that names that differ only in these are equal."""
     return unicodedata.normalize("NFC", name).casefold()
 
 
@@ -195,5 +195,5 @@ def unescape_name(text: str) -> str:
 
 
 def native_name(text: str) -> str:
-    """Convert a file name from a text file for `open`, with the same bytes in every locale."""
+    """Convert a file name read from a text file for `open`, keeping its bytes the same in every locale."""
     return os.fsdecode(text.encode("utf-8", "surrogateescape"))

@@ -1,1 +1,1 @@
-"""HTML pages: one base template, shared macros and styles. Each page's template is next to the code that fills it."""
+"""Base template, macros and styles that all HTML pages share. Each page has its template next to its own code."""

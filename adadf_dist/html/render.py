@@ -1,4 +1,4 @@
-"""Render a page as one self-contained HTML file."""
+"""Render a template as a self-contained HTML page."""
 
 from __future__ import annotations
 
@@ -9,9 +9,10 @@ from markupsafe import Markup
 
 
 def render_page(template: Path, **values: object) -> str:
-    """Render `template`, which extends base.html; its styles are in a CSS file of the same name. Values are escaped.
+    """Return the HTML page for `template`, which extends base.html; `values` are HTML-escaped.
 
-    `file("NAME")` in a template inserts a style sheet or script from the template's folder, or this one, unchanged.
+    The page's style sheet has the same name as the template, but ends with .css. In a template, `file("NAME")` inserts
+    a style sheet or script unchanged, from the template's folder or from this package.
     """
     loader = FileSystemLoader([template.parent, Path(__file__).parent])
     environment = Environment(loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True)

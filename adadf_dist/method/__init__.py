@@ -1,1 +1,1 @@
-"""The paper's method: networks, losses, class distributions, and pretrained weights."""
+"""The method of the Ada-DF paper: networks, losses, class distributions and pretrained weights."""

@@ -1,6 +1,6 @@
-"""Backbones split in two: the extractor shared by both branches, and the stages that each branch has its own copy of.
+"""Build backbones split in two: an extractor that both branches share, and stages that each branch has a copy of.
 
-The parts keep the backbone's parameter names, so pretrained files load without renaming.
+Both parts keep the backbone's parameter names, so pretrained weights load without renaming.
 """
 
 from __future__ import annotations
@@ -12,38 +12,41 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor, nn
 
-from adadf_dist.config.backbone_names import TIMM
+from adadf_dist.config.backbone_names import DLIB_RESNET, TIMM
 from adadf_dist.config.schema import ModelConfig
 from adadf_dist.errors import UserError, did_you_mean
+from adadf_dist.method import dlib_resnet
 
 if TYPE_CHECKING:
     from torchvision.models.resnet import ResNet
 
 TIMM_BACKBONES = "adadf_dist.method.timm_backbones"
-"""Imported only when needed, because timm is optional."""
+"""Module imported only when needed, because timm is an optional dependency."""
 
 Units = Mapping[str, nn.Module]
-"""A network's modules in order of computation, by dotted name: `stem`, `stages.0`, `stages.1`, ..."""
+"""A network's modules by dotted name, in the order they run: `stem`, `stages.0`, `stages.1`, ..."""
 
 
 @dataclass(frozen=True)
 class Backbone:
-    """Network that maps images [n, 3, H, W] to features [n, F]: extractor, then stages, then pool."""
+    """Network that maps images [n, 3, H, W] to features [n, F] by its extractor, stages and pooling, in this order."""
 
     extractor: nn.Module
-    """Shared by both branches; outputs feature maps or tokens."""
+    """First part, shared by both branches; outputs feature maps or tokens."""
     stages: nn.Module
     pool: nn.Module
-    """Pools the last stage's maps or tokens to features [n, F]."""
+    """Last part, which pools the last stage's feature maps or tokens to features [n, F]."""
     num_features: int
 
 
 def build_backbone(config: ModelConfig, image_size: int) -> Backbone:
-    """Build the backbone `model.backbone` with random weights, split after stage `model.shared_until`.
+    """Build the backbone `model.backbone` with random weights, split after the stage `model.shared_until`.
 
-    Raises `UserError` for an unknown split, and for a timm network that cannot be split or does not support the image
-    size.
+    Raises `UserError` for an unknown stage, for an image size that the network does not support, and for a timm
+    network that cannot be split.
     """
+    if config.backbone == DLIB_RESNET:
+        return build_dlib_resnet(config, image_size)
     if config.backbone.startswith(TIMM):
         backbone: Backbone = import_module(TIMM_BACKBONES).build(config, image_size)
         return backbone
@@ -66,21 +69,37 @@ def build_resnet(name: str) -> ResNet:
     return backbone
 
 
+def build_dlib_resnet(config: ModelConfig, image_size: int) -> Backbone:
+    """Build dlib's face recognition network with random weights. Raises `UserError` for a small image size."""
+    if image_size < dlib_resnet.MIN_IMAGE_SIZE:
+        raise UserError(
+            f"data.image_size is {image_size}, too small for model.backbone {config.backbone}",
+            f"use at least {dlib_resnet.MIN_IMAGE_SIZE} (its weights were trained on 150)",
+        )
+    units = dlib_resnet.build_units()
+    stages = list(dlib_resnet.STAGES)
+    split = find_split(config, [*stages[:-1], dlib_resnet.POOLED], stages[0])
+    if split == dlib_resnet.POOLED:
+        pooled, head = dlib_resnet.MultiStagePool(units), dlib_resnet.FeatureHead()
+        return Backbone(pooled, head, nn.Identity(), dlib_resnet.HEAD_FEATURES)
+    return Backbone(*split_at(units, split), GlobalAveragePool(), dlib_resnet.NUM_FEATURES)
+
+
 class GlobalAveragePool(nn.Module):
-    """Average feature maps [n, F, h, w] over space to get features [n, F]."""
+    """Average feature maps [n, F, h, w] over all positions to get features [n, F]."""
 
     def forward(self, maps: Tensor) -> Tensor:
         return maps.mean(dim=(2, 3))
 
 
 def find_split(config: ModelConfig, allowed: list[str], default: str) -> str:
-    """Return the last stage of the extractor. Raises `UserError` with the allowed stages."""
+    """Return the name of the extractor's last stage. Raises `UserError` if the configured stage is not in `allowed`."""
     if not config.shared_until:
         return default
     if config.shared_until not in allowed:
         close = did_you_mean(config.shared_until, allowed)
         raise UserError(
-            f"model.shared_until is {config.shared_until!r}{close}; the extractor of {config.backbone} may end with "
+            f"model.shared_until is {config.shared_until!r}{close}; the extractor of {config.backbone} can end with "
             f"{', '.join(allowed)} (default: {default})"
         )
     return config.shared_until
@@ -89,7 +108,10 @@ def find_split(config: ModelConfig, allowed: list[str], default: str) -> str:
 def split_at(
     units: Units, last: str, extractor: Callable[[Units], nn.Module] | None = None
 ) -> tuple[nn.Module, nn.Module]:
-    """Split units after `last` into two modules; `extractor` builds the first one if it is not a plain sequence."""
+    """Split a network after the unit `last` into two modules.
+
+    `extractor` builds the first module; by default, both run their units in sequence.
+    """
     names = list(units)
     end = names.index(last) + 1
     front, rest = ({name: units[name] for name in part} for part in (names[:end], names[end:]))
@@ -97,7 +119,7 @@ def split_at(
 
 
 def sequential(units: Units) -> nn.Sequential:
-    """Chain units in order; the parameters of `stages.0` keep the names `stages.0.*`."""
+    """Chain units in order, keeping their names: the parameters of `stages.0` are still called `stages.0.*`."""
     nested: dict[str, dict[str, nn.Module]] = {}
     for name, unit in units.items():
         first, _, below = name.partition(".")

@@ -1,4 +1,4 @@
-"""The dual-branch network (section 3.1): a shared extractor and two branches with attention, on any backbone."""
+"""The paper's dual-branch network (section 3.1): a shared extractor and two branches with attention."""
 
 from __future__ import annotations
 
@@ -14,20 +14,20 @@ from adadf_dist.method.backbones import Backbone, build_backbone
 
 
 class Output(NamedTuple):
-    """Outputs of both branches for n images. All float32 or wider."""
+    """Outputs of both branches for n images and C classes, all in float32 or wider."""
 
     auxiliary_logits: Tensor
-    """[n, C]; their softmax is the label distribution (eq 1, 2)."""
+    """[n, C], logits of the auxiliary branch; their softmax is the label distribution (eq 1 and 2)."""
     target_logits: Tensor
-    """[n, C]; the prediction."""
+    """[n, C], logits of the target branch, which give the prediction."""
     auxiliary_attention: Tensor
-    """[n], in (0, 1)."""
+    """[n], attention weight of each image in the auxiliary branch, between 0 and 1."""
     target_attention: Tensor
-    """[n], in (0, 1)."""
+    """[n], attention weight of each image in the target branch, between 0 and 1."""
 
 
 class Branch(nn.Module):
-    """The backbone's stages after the extractor, an attention head and a classifier."""
+    """One branch: the backbone's stages after the extractor, an attention head and a classifier."""
 
     def __init__(self, backbone: Backbone, num_classes: int, attention_on: str) -> None:
         super().__init__()
@@ -38,18 +38,18 @@ class Branch(nn.Module):
         self.attention_on = attention_on
 
     def features(self, maps: Tensor) -> Tensor:
-        """Return features [n, F] of the extractor's feature maps [n, K, h, w] (or tokens); at least float32."""
+        """Return features [n, F], at least float32, for the extractor's feature maps [n, K, h, w] or tokens."""
         features: Tensor = self.pool(self.stages(maps))
         return features.float() if features.dtype in (torch.bfloat16, torch.float16) else features
 
     def forward(self, maps: Tensor) -> tuple[Tensor, Tensor]:
-        """Return logits [n, C] with attention applied, and attention [n]."""
+        """Return attention-weighted logits [n, C] and attention weights [n] for the extractor's output."""
         return self.heads(self.features(maps))
 
     def heads(self, features: Tensor) -> tuple[Tensor, Tensor]:
-        """Return logits and attention, as `forward` does, from `features` [n, F].
+        """Return attention-weighted logits [n, C] and attention weights [n] for `features` [n, F].
 
-        Heads run without autocast: in bf16, attention weights in a batch would often be equal.
+        Autocast is disabled here, because attention weights rounded to bf16 would often be equal within a batch.
         """
         with torch.autocast(features.device.type, enabled=False):
             attention = torch.sigmoid(self.attention(features))
@@ -61,10 +61,10 @@ class Branch(nn.Module):
 
 
 class DualBranch(nn.Module):
-    """Shared extractor, auxiliary branch, target branch.
+    """Network with a shared extractor, an auxiliary branch and a target branch.
 
     The auxiliary branch starts as a copy of the target branch. The baseline (`auxiliary=False`) has only the target
-    branch, which provides both outputs, with attention 1.
+    branch, whose logits are returned for both branches, with all attention weights equal to 1.
     """
 
     auxiliary: Branch | None
@@ -84,13 +84,13 @@ class DualBranch(nn.Module):
         """Whether inputs are outputs of the frozen extractor, computed earlier, instead of images."""
 
     def freeze_extractor(self) -> None:
-        """Freeze the extractor's weights and BatchNorm statistics."""
+        """Exclude the extractor's weights and BatchNorm statistics from training."""
         self.extractor_frozen = True
         self.extractor.requires_grad_(False)
         self.extractor.eval()
 
     def copy_target_to_auxiliary(self) -> None:
-        """Copy the target branch's weights to the auxiliary branch, as after loading pretrained weights."""
+        """Copy the target branch's weights to the auxiliary branch; needed after loading pretrained weights."""
         if self.auxiliary is not None:
             self.auxiliary.load_state_dict(self.target.state_dict())
 
@@ -118,7 +118,7 @@ class DualBranch(nn.Module):
         return Output(auxiliary_logits, target_logits, auxiliary_attention, target_attention), features
 
     def predict(self, images: Tensor) -> Tensor:
-        """Return only the target logits [n, C], for inference."""
+        """Return only the target branch's logits [n, C] for images [n, 3, H, W]."""
         return self.predict_from_features(images if self.skips_extractor else self.extractor(images))
 
     def predict_from_features(self, maps: Tensor) -> Tensor:
@@ -128,6 +128,6 @@ class DualBranch(nn.Module):
         return self._classify(self.target.features(maps))
 
     def _classify(self, features: Tensor) -> Tensor:
-        """Return the baseline's logits: a plain classifier, without the attention head."""
+        """Return the baseline's logits [n, C], computed from features [n, F] without the attention head."""
         with torch.autocast(features.device.type, enabled=False):
             return F.linear(features, self.target.classifier.weight, self.target.classifier.bias)

@@ -1,4 +1,4 @@
-"""Load pretrained backbone weights from a file, torchvision or timm, and report what matched."""
+"""Load pretrained backbone weights from a file, torchvision or timm, and record which tensors matched."""
 
 from __future__ import annotations
 
@@ -10,32 +10,33 @@ from urllib.error import URLError
 
 from torch import Tensor
 
-from adadf_dist.config.backbone_names import TIMM
+from adadf_dist.config.backbone_names import DLIB_RESNET, TIMM
 from adadf_dist.config.schema import ModelConfig
 from adadf_dist.errors import UserError
 from adadf_dist.method.backbones import TIMM_BACKBONES
+from adadf_dist.method.dlib_resnet import STAGES, FeatureHead, MultiStagePool
 from adadf_dist.method.model import DualBranch
 from adadf_dist.method.weight_files import read_weights
 from adadf_dist.method.weight_names import find_backbone
 
 CLASSIFIERS = ("fc", "classifier", "head")
-"""First name parts of a pretrained backbone's classifier."""
+"""Names of the classifier module in pretrained backbones."""
 
 
 class LoadedWeights(NamedTuple):
-    """Pretrained weights of a run, for its records."""
+    """Record of the pretrained weights that a run started from."""
 
     source: str
-    """File name or `imagenet`; empty for none."""
+    """File name, or `imagenet`; empty if the weights are random."""
     sha256: str
-    """SHA-256 of the file; empty if there is no file."""
+    """SHA-256 of the weight file; empty if there is no file."""
     matched: int
-    """Number of loaded tensors."""
+    """Number of tensors that were loaded."""
     ignored: tuple[str, ...]
-    """Unused tensors of the file: the old classifier, and tensors outside the backbone."""
+    """Names of tensors in the file that were not used: its classifier, and tensors outside the backbone."""
 
     def describe(self) -> str:
-        """Return a human-readable summary."""
+        """Return a one-line summary, such as `resnet18.pth (120 tensors matched)`."""
         if not self.source:
             return "random weights"
         left = f"; ignored: {first_few(self.ignored)}" if self.ignored else ""
@@ -46,10 +47,10 @@ NO_WEIGHTS = LoadedWeights("", "", 0, ())
 
 
 def load_pretrained(model: DualBranch, config: ModelConfig) -> LoadedWeights:
-    """Load `model.pretrained` into the extractor and the target branch, then copy the latter to the auxiliary branch.
+    """Load `model.pretrained` into the extractor and both branches, and freeze the extractor if `model.freeze` says so.
 
-    Freezes the extractor according to `model.freeze`. Raises `UserError` if a backbone tensor is missing, not finite
-    or of another shape, or if the backbone's part of the file has unknown tensors other than a classifier.
+    Raises `UserError` if a backbone tensor is missing, not finite or has the wrong shape, or if the backbone's part of
+    the file has unknown tensors other than a classifier.
     """
     if not config.pretrained:
         if config.freeze == "always":
@@ -76,6 +77,11 @@ def imagenet_weights(backbone: str, image_size: int) -> dict[str, Tensor]:
         return fetched
     if backbone == "resnet10":
         raise UserError("model.pretrained imagenet: torchvision has no resnet10 weights; use model.backbone resnet18")
+    if backbone == DLIB_RESNET:
+        raise UserError(
+            f"model.pretrained imagenet: {DLIB_RESNET} has only face recognition weights",
+            "set model.pretrained to the file that `python -m adadf_dist.weights dlib` writes",
+        )
     import torchvision
 
     try:
@@ -94,7 +100,10 @@ def imagenet_weights(backbone: str, image_size: int) -> dict[str, Tensor]:
 
 
 def load_backbone(model: DualBranch, tensors: Mapping[str, Tensor], config: ModelConfig) -> tuple[int, tuple[str, ...]]:
-    """Copy `tensors` into the extractor and target branch. Returns the number loaded and the names ignored."""
+    """Copy `tensors` into the extractor and target branch. Returns the number loaded and the names of unused ones.
+
+    A `FeatureHead` keeps its random weights if the file has none of its tensors.
+    """
     wanted = dict(model.extractor.state_dict())
     wanted |= model.target.stages.state_dict() | model.target.pool.state_dict()
     try:
@@ -103,26 +112,30 @@ def load_backbone(model: DualBranch, tensors: Mapping[str, Tensor], config: Mode
         raise UserError(f"model.pretrained: {config.pretrained} {error}") from None
     inside = found.inside
     ignored = [key for key in inside if key.split(".")[0] in CLASSIFIERS and key not in wanted]
+    if isinstance(model.extractor, MultiStagePool):  # has no use for the last stages
+        ignored += [key for key in inside if key.split(".")[0] in STAGES and key not in wanted]
     counters = {key for key in wanted if key.endswith("num_batches_tracked")}  # missing in old files
-    missing = sorted(wanted.keys() - inside.keys() - counters)
+    head = model.target.stages.state_dict().keys() if isinstance(model.target.stages, FeatureHead) else set()
+    optional = counters if head & inside.keys() else counters | head
+    missing = sorted(wanted.keys() - inside.keys() - optional)
     unexpected = sorted(inside.keys() - wanted.keys() - set(ignored))
     matched = [key for key in wanted if key in inside]
     misshapen = sorted(key for key in matched if wanted[key].shape != inside[key].shape)
     for problem, names in (
         ("is missing", missing),
-        ("has unknown", unexpected),
+        ("has unknown tensors", unexpected),
         ("has a different shape for", misshapen),
     ):
         if names:
             raise UserError(
                 f"model.pretrained: {config.pretrained} {problem} {first_few(names)}; "
-                f"is it a {config.backbone}? (model.backbone)"
+                f"is it a {config.backbone}, as set by model.backbone?"
             )
     broken = [key for key in matched if inside[key].is_floating_point() and not inside[key].isfinite().all()]
     if broken:
         raise UserError(
-            f"model.pretrained: {config.pretrained} has NaN or infinite values in {first_few(broken)}; its "
-            "training diverged; use an earlier checkpoint or other weights"
+            f"model.pretrained: {config.pretrained} has NaN or infinite values in {first_few(broken)}: its "
+            "training probably diverged; use an earlier checkpoint or other weights"
         )
     for key in matched:
         wanted[key].copy_(inside[key])

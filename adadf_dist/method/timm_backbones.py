@@ -1,7 +1,7 @@
-"""Split timm networks in two. The only module that depends on the structure of timm models.
+"""Split timm networks into an extractor and the stages after it. Only this module knows the structure of timm models.
 
-The computation of a forward method cannot be inspected, so each network is assumed to be a sequence of its children.
-The result is then compared with timm's own output for an image, and a network that differs is rejected.
+A network's forward method cannot be inspected, so the network is assumed to run its child modules in sequence. The
+result is then compared with timm's own output for an image, and a network with a different result is rejected.
 """
 
 from __future__ import annotations
@@ -21,21 +21,23 @@ from adadf_dist.errors import UserError, single_line
 from adadf_dist.method.backbones import Backbone, Units, find_split, sequential, split_at
 
 CONTAINERS = ("stages", "blocks", "layers", "features")
-"""Children whose own children are the stages."""
+"""Names of child modules that contain the stages as their own children."""
 NUMBERED = re.compile(r"(layer|stage|block|s)\d+")
-"""Children that are stages themselves, as in ResNet and RegNet."""
+"""Names of child modules that are stages themselves, as in ResNet and RegNet."""
 POOLING = ("global_pool", "pre_logits", "head")
-"""From the first of these on, children pool the last stage's maps to features."""
+"""The first child module with one of these names, and all after it, pool the last stage's output to features."""
 REDUCTION = 4
-"""By default the extractor ends with the first stage that reduces the resolution by this factor, as ResNet's layer1
-does."""
+"""By default, the extractor ends with the first stage whose resolution is lower than the image's by this factor.
+
+For ResNet, that is layer1.
+"""
 VIT_SHARED_FRACTION = 4
-"""Vision transformers have no stages: by default the extractor has 1/4 of the blocks."""
+"""Vision transformers have no stages; by default, the extractor gets one block in this many."""
 TOLERANCE = 1e-6
 
 
 def build(config: ModelConfig, image_size: int) -> Backbone:
-    """Build a split timm network with random weights. Raises `UserError` for an unsupported network or image size."""
+    """Build and split a timm network with random weights. Raises `UserError` if it or the image size is unsupported."""
     whole = create(config.backbone, image_size)
     backbone = split_vit(whole, config) if type(whole) is VisionTransformer else split_sequential(whole, config)
     verify_against_timm(whole, backbone, config, image_size)
@@ -58,7 +60,7 @@ def pretrained_weights(name: str, image_size: int) -> dict[str, Tensor]:
 
 
 def create(name: str, image_size: int, pretrained: bool = False) -> nn.Module:
-    """Create a timm network without a classifier and without dropout, so that runs are deterministic given the seed."""
+    """Create a timm network without a classifier or dropout, so that results are deterministic for a given seed."""
     own = name.removeprefix(TIMM)
     settings = timm.get_pretrained_cfg(own)
     sized: dict[str, Any] = {"img_size": image_size} if settings is not None and settings.fixed_input_size else {}
@@ -85,7 +87,7 @@ def unsupported_size_error(name: str, image_size: int, error: BaseException) -> 
 
 
 def split_sequential(whole: nn.Module, config: ModelConfig) -> Backbone:
-    """Split a network whose children run in sequence: a stem, stages, a norm, a head."""
+    """Split a network whose child modules run in sequence, such as stem, stages, norm and head."""
     units: dict[str, nn.Module] = {}
     stages: list[str] = []
     pooling: dict[str, nn.Module] = {}
@@ -107,14 +109,14 @@ def split_sequential(whole: nn.Module, config: ModelConfig) -> Backbone:
 
 
 def first_stage_at_reduction(whole: nn.Module, stages: list[str]) -> str:
-    """Return the first stage that reduces the resolution by `REDUCTION`, according to timm's feature info."""
+    """Return the first stage at which timm lists a resolution at least `REDUCTION` times lower than the image's."""
     known = getattr(whole, "feature_info", [])
     reductions = {info["module"]: info["reduction"] for info in getattr(known, "info", known)}
     return next((stage for stage in stages if reductions.get(stage, 0) >= REDUCTION), stages[0])
 
 
 def split_vit(whole: VisionTransformer, config: ModelConfig) -> Backbone:
-    """Split a vision transformer: the extractor has the patch embedding and the first blocks."""
+    """Split a vision transformer into an extractor (patch embedding and first blocks) and the remaining blocks."""
     blocks: Units = {f"blocks.{number}": block for number, block in whole.blocks.named_children()}
     names = list(blocks)
     split = find_split(config, names[:-1], names[max(1, len(names) // VIT_SHARED_FRACTION) - 1])
@@ -129,7 +131,10 @@ def count_features(whole: nn.Module) -> int:
 
 
 class Tokens(nn.Module):
-    """Images [n, 3, H, W] -> tokens [n, T, F] after the first blocks; prefix tokens (class, registers) come first."""
+    """Extractor of a vision transformer, which maps images [n, 3, H, W] to tokens [n, T, F].
+
+    It consists of the patch embedding and the first blocks. Prefix tokens (class and register tokens) come first.
+    """
 
     def __init__(self, whole: VisionTransformer, blocks: Units) -> None:
         super().__init__()
@@ -157,7 +162,7 @@ class Tokens(nn.Module):
 
 
 class PooledTokens(nn.Module):
-    """Tokens [n, T, F] -> features [n, F], pooled as in the model (class token, or mean of the patches)."""
+    """Pool tokens [n, T, F] to features [n, F] as the original model does: class token, or mean over patches."""
 
     def __init__(self, whole: VisionTransformer) -> None:
         super().__init__()
@@ -179,14 +184,14 @@ class PooledTokens(nn.Module):
 
 @torch.no_grad()
 def verify_against_timm(whole: nn.Module, backbone: Backbone, config: ModelConfig, image_size: int) -> None:
-    """Raise `UserError` unless the parts contain the complete network and compute the same features for an image.
+    """Raise `UserError` unless the split parts form the complete network and compute the same features for an image.
 
-    On the meta device, only names and shapes are compared.
+    On the meta device, which holds no values, only names and shapes are compared.
     """
     parts = (backbone.extractor, backbone.stages, backbone.pool)
     held = {name for part in parts for name in part.state_dict()}
     if lost := held ^ whole.state_dict().keys():
-        raise not_splittable_error(config.backbone, f"its parts do not include {min(lost)}")
+        raise not_splittable_error(config.backbone, f"its parts and the whole network disagree about {min(lost)}")
     images = torch.linspace(-1, 1, 3 * image_size**2, device=next(whole.parameters()).device)
     images = images.view(1, 3, image_size, image_size)
     whole.eval()
@@ -205,15 +210,15 @@ def verify_against_timm(whole: nn.Module, backbone: Backbone, config: ModelConfi
         raise not_splittable_error(config.backbone, single_line(error)) from None
     if features.shape != expected.shape or features.shape != (1, backbone.num_features):
         raise not_splittable_error(
-            config.backbone, f"features of shape {list(features.shape)}, not {list(expected.shape)}"
+            config.backbone, f"its features have shape {list(features.shape)}, not {list(expected.shape)}"
         )
     if not images.is_meta:
         if not torch.allclose(features, expected, rtol=0, atol=TOLERANCE):
             raise not_splittable_error(config.backbone, "its parts in sequence do not compute the same features")
         if not torch.equal(maps, again):
             raise UserError(
-                f"model.shared_until {config.shared_until!r}: in {config.backbone} the next stage modifies its input "
-                "in place, which both branches share; choose another stage"
+                f"model.shared_until {config.shared_until!r}: in {config.backbone}, the next stage modifies its input "
+                "in place, but both branches share that input; choose another stage"
             )
     whole.train()
     for part in parts:
@@ -223,5 +228,5 @@ def verify_against_timm(whole: nn.Module, backbone: Backbone, config: ModelConfi
 def not_splittable_error(name: str, reason: str) -> UserError:
     return UserError(
         f"model.backbone {name} cannot be split into extractor and branches ({reason}); docs/backbones.md lists "
-        "families that can"
+        "model families that can be split"
     )

@@ -1,4 +1,4 @@
-"""Read files of pretrained weights in the formats of common training code, and detect wrong downloads."""
+"""Read pretrained weights from files saved by common training code, and detect failed downloads."""
 
 from __future__ import annotations
 
@@ -26,38 +26,38 @@ CONTAINERS = (
     "ema",
     "params_ema",
 )
-"""Keys under which training code wraps a state dict; the first match is used, and wrappers may be nested."""
+"""Keys under which training code stores a state dict inside a checkpoint, possibly nested; the first match is used."""
 PREFIXES = ("module.", "_orig_mod.", "backbone.", "model.", "encoder.", "net.")
-"""Prefixes that wrappers add to parameter names."""
-AGAIN = "save it again as torch.save(model.state_dict(), path)"
+"""Prefixes that wrapper modules add to parameter names."""
+AGAIN = "save it again with torch.save(model.state_dict(), path)"
 HTML = re.compile(rb"\s*(<!doctype html|<html|<head|<\?xml)", re.IGNORECASE)
 LFS_POINTER = b"version https://git-lfs."
 
 
 def read_weights(path: Path) -> tuple[dict[str, Tensor], str]:
-    """Return the file's tensors by name, and its SHA-256. Raises `UserError`."""
+    """Return a weight file's tensors by name, and the SHA-256 of the file. Raises `UserError` if it is not readable."""
     if not path.is_file():
         raise UserError(f"model.pretrained: {path}: no such file")
     content = path.read_bytes()
     digest = hashlib.sha256(content).hexdigest()
     if problem := not_weights(content):
-        raise UserError(f"model.pretrained: {path}: {problem}")
+        raise UserError(f"model.pretrained: {path} {problem}")
     del content
     try:
         safe = path.suffix == ".safetensors"
         saved = load_file(path) if safe else torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a corrupt file can raise anything
-        raise UserError(f"model.pretrained: {path}: {describe_failure(error, path.stat().st_size)}") from None
+        raise UserError(f"model.pretrained: {path} {describe_failure(error, path.stat().st_size)}") from None
     tensors = unwrap(saved)
     if not isinstance(tensors, Mapping) or not any(isinstance(v, Tensor) for v in tensors.values()):
         raise UserError(
-            f"model.pretrained: {path}: contains no state dict; save one with torch.save(model.state_dict(), path)"
+            f"model.pretrained: {path} contains no state dict; save one with torch.save(model.state_dict(), path)"
         )
     return {str(key): value for key, value in tensors.items() if isinstance(value, Tensor)}, digest
 
 
 def not_weights(content: bytes) -> str:
-    """Return what the file is if it cannot be weights; empty otherwise."""
+    """Return a description of a file that is clearly not weights, with a fix, or an empty string."""
     head = content[:256].removeprefix(b"\xef\xbb\xbf")
     if not content:
         return "is empty; download or copy it again"
@@ -69,25 +69,25 @@ def not_weights(content: bytes) -> str:
 
 
 def describe_failure(error: Exception, size: int) -> str:
-    """Return why a file failed to load, and a fix."""
+    """Return a message on why a weight file of `size` bytes failed to load, and how to fix it."""
     text = single_line(error, 2000)
     foreign = re.search(
         r"(?:Unsupported (?:global|class)|[Cc]an only build|GLOBAL)[^.]*?([A-Za-z_]\w*(?:\.\w+)+)", text
     )
     if foreign:
         return (
-            f"not a file of plain tensors (it contains {foreign[1]}, and code in a file is never run); where that "
-            f"code is installed, {AGAIN}"
+            f"is not a file of plain tensors (it contains {foreign[1]}, and code in weight files is never run); load "
+            f"it where that code is installed and {AGAIN}"
         )
     if re.search(
         r"central directory|truncated|unexpected EOF|Ran out of input|incomplete|invalid argument|header", text, re.I
     ):
         return f"is truncated or corrupt ({size:,} bytes: {first_sentence(error)}); download or copy it again"
-    return f"not a file of plain tensors ({first_sentence(error)}); {AGAIN}"
+    return f"is not a file of plain tensors ({first_sentence(error)}); {AGAIN}"
 
 
 def unwrap(content: object) -> object:
-    """Return the innermost content of nested containers."""
+    """Return the state dict inside a checkpoint, after removing any number of wrapping dicts."""
     while isinstance(content, Mapping):
         inner = next((content[key] for key in CONTAINERS if isinstance(content.get(key), Mapping)), None)
         if inner is None:
@@ -97,7 +97,7 @@ def unwrap(content: object) -> object:
 
 
 def strip_wrapper_prefix(key: str) -> str:
-    """Return a parameter name without wrapper prefixes."""
+    """Return a parameter name without the prefixes that wrapper modules add."""
     while prefix := next((prefix for prefix in PREFIXES if key.startswith(prefix)), ""):
         key = key.removeprefix(prefix)
     return key

@@ -1,4 +1,4 @@
-"""Find the backbone's tensors in a file, whatever prefixes the saving code added to their names."""
+"""Find the backbone's tensors in a weight file, even if their names have extra prefixes."""
 
 from __future__ import annotations
 
@@ -12,26 +12,26 @@ from adadf_dist.errors import UserError
 from adadf_dist.method.weight_files import strip_wrapper_prefix
 
 TRAINED_COPIES = ("encoder_q", "base_encoder", "online", "student")
-"""Name part of the copy to load if a file has two copies: MoCo, MoCo v3, BYOL, DINO."""
+"""If a file contains two copies of a network (MoCo, MoCo v3, BYOL, DINO), load the one with this in its name."""
 SEQUENTIAL = {"conv1": "0", "bn1": "1", "layer1": "4", "layer2": "5", "layer3": "6", "layer4": "7"}
-"""A ResNet's modules by index in `nn.Sequential(*resnet.children())`, as in SCN's code."""
+"""Index of each ResNet module in `nn.Sequential(*resnet.children())`, the layout that SCN's code saves."""
 FIRST_AFTER = 8
-"""Index of the first module of that sequence after the backbone (pooling, then classifier)."""
+"""Index of the first module after the backbone in `nn.Sequential(*resnet.children())`: pooling, then classifier."""
 
 
 class Found(NamedTuple):
-    """Tensors of a file, divided into backbone and others."""
+    """Tensors of a weight file, divided into those of the backbone and all others."""
 
     inside: dict[str, Tensor]
-    """Tensors of the backbone, by the backbone's parameter names."""
+    """Tensors of the backbone, keyed by the backbone's parameter names."""
     outside: tuple[str, ...]
-    """Names of other tensors: other copies, projection heads, the attention of another method."""
+    """Names of all other tensors, such as projection heads or a second copy of the network."""
 
 
 def find_backbone(tensors: Mapping[str, Tensor], wanted: Iterable[str]) -> Found:
-    """Find the backbone by the prefix with the most `wanted` names.
+    """Find the backbone's tensors: those under the name prefix that matches most of the `wanted` parameter names.
 
-    Raises `UserError` if several prefixes have the same names and it is unknown which one to load.
+    Raises `UserError` if several prefixes match equally well and it is unclear which copy to load.
     """
     wanted = set(wanted)
     best: tuple[int, str, dict[str, str]] = (0, "", {})
@@ -56,7 +56,7 @@ def find_backbone(tensors: Mapping[str, Tensor], wanted: Iterable[str]) -> Found
 
 
 def layouts(wanted: set[str]) -> list[dict[str, str]]:
-    """Return, for each layout in which a backbone is saved, a map from name in the file to parameter name."""
+    """Return a map from names in the file to parameter names for each layout in which a backbone may be saved."""
     plain = {name: name for name in wanted}
     parts = {name: name.partition(".") for name in wanted}
     if not all(first in SEQUENTIAL for first, _, _ in parts.values()):
@@ -65,7 +65,10 @@ def layouts(wanted: set[str]) -> list[dict[str, str]]:
 
 
 def common_prefix(names: Iterable[str], known: Mapping[str, str]) -> tuple[int, str]:
-    """Return the prefix under which the most known names occur, as (number of known names, prefix)."""
+    """Return the prefix under which the most `known` names occur in `names`, as (number of matches, prefix).
+
+    Raises `UserError` if the file contains several copies of the network and it is unclear which one to load.
+    """
     counts: Counter[str] = Counter()
     for name in names:
         pieces = name.split(".")

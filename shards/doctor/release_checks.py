@@ -106,7 +106,7 @@ def check_counts(context: CheckContext) -> Iterator[Finding]:
 
 
 def check_class_order(context: CheckContext) -> Iterator[Finding]:
-    """Check that the label numbers match the release; otherwise third-party predictions would be misread."""
+    """Check that classes are numbered as in the official release, as predictions of third-party models assume."""
     swapped = find_swapped_classes(context)
     if swapped is not None:
         yield swapped

@@ -86,7 +86,7 @@ def check_class_folders(root: Path, folders: Sequence[str]) -> None:
 
 
 def check_parts(root: Path, folders: Sequence[str]) -> None:
-    """Raise `UserError` if all folders contain the same emotions, because they must be parts of a dataset then."""
+    """Raise `UserError` if all folders contain the same emotion classes and so must be splits, not classes."""
     emotions = [{plain_name(name) for name in subfolders(root / folder)} & SYNONYMS.keys() for folder in folders]
     if len(folders) < 2 or any(plain_name(name) in SYNONYMS for name in folders):
         return

@@ -146,7 +146,7 @@ def test_missing_ranks_are_one_line(faces: Path, tmp_path: Path) -> None:
         ({"MASTER_PORT": "99999"}, "MASTER_PORT is '99999': set it to a free port"),
         ({"MASTER_ADDR": "no.such.host.invalid"}, "MASTER_ADDR is 'no.such.host.invalid'"),
         ({"WORLD_SIZE": "two"}, "WORLD_SIZE is 'two'"),
-        ({"RANK": "5"}, "RANK is '5': set it to 0 ... 1"),
+        ({"RANK": "5"}, "RANK is '5': give each rank a different number from 0 to 1"),
     ],
 )
 def test_contradictory_environment_is_one_line(

@@ -82,7 +82,7 @@ def test_slow_rank_is_named() -> None:
     ranks = {"slowest": 5, "host": "n3", "loading_s": 1.0, "evaluation_s": 12.0, "median_s": 9.0, "epoch_s": 60.0}
     output = describe_straggler(ranks)
     assert "straggler: rank 5 on n3 took 13.0 s" in output
-    assert "(median of the ranks: 9.0 s), mostly evaluation" in output
+    assert "(median over ranks: 9.0 s), mostly evaluation" in output
     assert not describe_straggler({**ranks, "median_s": 11.0})  # 1.18 times
     assert not describe_straggler({**ranks, "epoch_s": 600.0})  # 4 s of ten minutes
 

@@ -98,7 +98,7 @@ def test_value_rejected_by_deepspeed_is_one_line(faces: Path, tmp_path: Path) ->
     done = train_forked(values)
     assert done.returncode == 2
     assert "Traceback" not in done.stderr
-    assert f"error: {path}: DeepSpeed rejects it" in done.stderr
+    assert f"error: {path}: DeepSpeed rejects this configuration" in done.stderr
 
 
 def test_json_is_checked_before_shards(tmp_path: Path) -> None:

@@ -195,7 +195,7 @@ class Payload:
             lambda: {k: v for k, v in state().items() if k != "layer3.0.conv1.weight"},
             r"is missing layer3\.0\.conv1\.weight",
         ),
-        (lambda: {**state(), "extra.weight": torch.ones(1)}, r"has unknown extra\.weight"),
+        (lambda: {**state(), "extra.weight": torch.ones(1)}, r"has unknown tensors extra\.weight"),
         (lambda: {**state(), "conv1.weight": torch.ones(1)}, r"different shape for conv1\.weight"),
         (lambda: torchvision.models.resnet50(weights=None).state_dict(), "is it a resnet18"),
         (lambda: {"conv1.weight": torch.ones(1), "x": Payload()}, "not a file of plain tensors"),

@@ -86,9 +86,10 @@ class LocalRunner:
 
 
 def run_subprocess(command: Sequence[str], log: Path, on_update: Callable[[], None]) -> int:
-    """Run a command, calling `on_update` every `POLL_S` seconds, and return its exit status.
+    """Run a command, append its output to `log`, and return its exit status.
 
-    If this process is interrupted, the command is stopped and gets time to save its state.
+    `on_update` is called every `POLL_S` seconds. If this process is interrupted, the command is stopped but first gets
+    time to save its state.
     """
     with log.open("ab") as output:
         # a new process group, so that Ctrl-C reaches only this process; the kernel stops the child if we are killed

@@ -140,7 +140,7 @@ def serve(pipe: Connection, state: S) -> None:
 
 
 def compute(pipe: Connection, task: Callable[[S], Iterator[R]], state: S) -> PassEnd:
-    """Run a task and send its results until it ends or the rank asks to stop. Returns how the pass ended."""
+    """Run one pass: send the task's results until it ends or the rank asks to stop. Return how the pass ended."""
     try:
         for result in task(state):
             pipe.send(result)  # pickles in this thread, so a result that cannot be pickled is an error of the task
