@@ -84,6 +84,12 @@ def list_rules(config: Config) -> list[Rule]:
             "0 while data.ten_crop_resize takes ten crops; or set data.ten_crop_resize = 0",
         ),
         (
+            "model.cached_augmentations",
+            cached,
+            not cached or not config.loss.flip_consistency,
+            "0 while loss.flip_consistency mirrors images; or set loss.flip_consistency = 0",
+        ),
+        (
             "augment.magnitude",
             augment.magnitude,
             0 <= augment.magnitude <= max_magnitude,
