@@ -72,7 +72,7 @@ class MapStore:
 
             def write(first: int, maps: Tensor) -> None:
                 assert maps.dtype == self.dtype and maps.shape[1:] == self.shape
-                content = memoryview(maps.cpu().contiguous().view(-1).view(torch.uint8).numpy())
+                content = maps.cpu().contiguous().view(-1).view(torch.uint8).numpy().data
                 file.seek(first * self.row_bytes)
                 while content:
                     content = content[file.write(content) :]

@@ -37,15 +37,15 @@ POLL_S = 0.5
 class NodeRank(NamedTuple):
     """A rank among the ranks of its node."""
 
-    index: int
-    count: int
+    number: int
+    ranks: int
     """Number of ranks on the node."""
     host: str
     """Name of the node; empty if the run has only one."""
 
     @property
     def is_first(self) -> bool:
-        return self.index == 0
+        return self.number == 0
 
 
 class StopRequestedError(Exception):
@@ -119,7 +119,7 @@ class MapFiller:
         (split, number), world, node = variant, self.context.world, self.node
         for start in range(0, len(plan), ROUND_BATCHES):
             slices = [
-                batch[slice(*rank_slice(len(batch), node.index, node.count))] for batch in plan[start:][:ROUND_BATCHES]
+                batch[slice(*rank_slice(len(batch), node.number, node.ranks))] for batch in plan[start:][:ROUND_BATCHES]
             ]
             own = [samples for samples in slices if len(samples)]
             # a loader takes its rank's slice of each batch: of n copies, that is one copy
