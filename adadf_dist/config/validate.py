@@ -133,6 +133,12 @@ def list_loss_rules(config: Config) -> list[Rule]:
             "0 while optimizer.ema_decay is 0; or set optimizer.ema_decay",
         ),
         (
+            "loss.flip_consistency",
+            loss.flip_consistency,
+            not (loss.flip_consistency and config.model.cached_augmentations),
+            "0 while model.cached_augmentations is not 0, because stored outputs cannot be mirrored",
+        ),
+        (
             "class_distributions.sample_momentum",
             classes.sample_momentum,
             not classes.sample_momentum or loss.supervision in ("fused", "label"),

@@ -77,6 +77,10 @@ def test_command_line_values_are_parsed_by_type() -> None:
             ["--loss.flip_consistency", "1"],
             r"loss\.flip_consistency is 1\.0; allowed: 0 while optimizer\.ema_decay is 0",
         ),
+        (
+            "--loss.flip_consistency 1 --optimizer.ema_decay 0.9 --model.pretrained x --model.cached_augmentations 2".split(),
+            r"loss\.flip_consistency is 1\.0; allowed: 0 while model\.cached_augmentations is not 0",
+        ),
     ],
 )
 def test_command_line_errors_are_reported(words: list[str], message: str) -> None:
