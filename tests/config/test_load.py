@@ -78,7 +78,16 @@ def test_command_line_values_are_parsed_by_type() -> None:
             r"loss\.flip_consistency is 1\.0; allowed: 0 while optimizer\.ema_decay is 0",
         ),
         (
-            "--loss.flip_consistency 1 --optimizer.ema_decay 0.9 --model.pretrained x --model.cached_augmentations 2".split(),
+            [
+                "--loss.flip_consistency",
+                "1",
+                "--optimizer.ema_decay",
+                "0.9",
+                "--model.pretrained",
+                "x",
+                "--model.cached_augmentations",
+                "2",
+            ],
             r"loss\.flip_consistency is 1\.0; allowed: 0 while model\.cached_augmentations is not 0",
         ),
     ],
