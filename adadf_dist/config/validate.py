@@ -133,6 +133,12 @@ def list_loss_rules(config: Config) -> list[Rule]:
             "0 while optimizer.ema_decay is 0; or set optimizer.ema_decay",
         ),
         (
+            "loss.flip_consistency",
+            loss.flip_consistency,
+            not (loss.flip_consistency and config.model.cached_augmentations),
+            "0 while model.cached_augmentations is not 0, because stored outputs cannot be mirrored",
+        ),
+        (
             "class_distributions.sample_momentum",
             classes.sample_momentum,
             not classes.sample_momentum or loss.supervision in ("fused", "label"),
@@ -185,12 +191,6 @@ def list_model_rules(config: Config) -> list[Rule]:
             config.evaluation.flip_tta,
             not (cached and config.evaluation.flip_tta),
             "false while model.cached_augmentations stores no mirror images; evaluate the finished run with --tta flip",
-        ),
-        (
-            "model.cached_augmentations",
-            cached,
-            not cached or not config.loss.flip_consistency,
-            "0 while loss.flip_consistency mirrors images; or set loss.flip_consistency = 0",
         ),
         ("model.stem", model.stem, model.stem == "standard" or is_resnet, f"standard for {model.backbone}"),
         ("model.width", model.width, model.width in (0.5, 1.0), "1.0 or 0.5"),

@@ -96,6 +96,19 @@ def test_command_line_values_are_parsed_by_type() -> None:
             ["--evaluation.flip_tta", "true", "--data.ten_crop_resize", "256"],
             r"evaluation\.flip_tta is True; allowed: false while data\.ten_crop_resize",
         ),
+        (
+            [
+                "--loss.flip_consistency",
+                "1",
+                "--optimizer.ema_decay",
+                "0.9",
+                "--model.pretrained",
+                "x",
+                "--model.cached_augmentations",
+                "2",
+            ],
+            r"loss\.flip_consistency is 1\.0; allowed: 0 while model\.cached_augmentations is not 0",
+        ),
     ],
 )
 def test_command_line_errors_are_reported(words: list[str], message: str) -> None:
