@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import asdict
 
-from adadf_dist.config.backbone_names import TIMM, check_backbone
+from adadf_dist.config.backbone_names import RESNETS, check_backbone
 from adadf_dist.config.keys import flatten, settings
 from adadf_dist.config.schema import Config
 from adadf_dist.errors import UserError
@@ -113,12 +113,12 @@ def list_rules(config: Config) -> list[Rule]:
 def list_model_rules(config: Config) -> list[Rule]:
     """Return the rules about `model.stem` and `model.width`, which only torchvision's ResNets support."""
     model = config.model
-    is_timm = model.backbone.startswith(TIMM)
+    is_resnet = model.backbone in RESNETS
     is_changed = (model.stem, model.width) != ("standard", 1.0)
     return [
-        ("model.stem", model.stem, model.stem == "standard" or not is_timm, f"standard for {model.backbone}"),
+        ("model.stem", model.stem, model.stem == "standard" or is_resnet, f"standard for {model.backbone}"),
         ("model.width", model.width, model.width in (0.5, 1.0), "1.0 or 0.5"),
-        ("model.width", model.width, model.width == 1.0 or not is_timm, f"1.0 for {model.backbone}"),
+        ("model.width", model.width, model.width == 1.0 or is_resnet, f"1.0 for {model.backbone}"),
         (
             "model.pretrained",
             model.pretrained,
