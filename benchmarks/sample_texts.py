@@ -68,7 +68,7 @@ def find_messages(tree: ast.Module) -> Iterator[str]:
             name = getattr(node.func, "id", getattr(node.func, "attr", ""))
             parts = [list(split_placeholders(argument)) for argument in node.args]
             fixed = " ".join(text for part in parts for text, is_fixed in part if is_fixed)
-            if name in MESSAGE_CALLS and len(re.findall("[A-Za-z]+", fixed)) >= MIN_WORDS:
+            if name in MESSAGE_CALLS and len(re.findall(r"\S*[A-Za-z]\S*", fixed)) >= MIN_WORDS:
                 message, *rest = ("".join(text for text, _ in part) for part in parts)
                 if rest and isinstance(node.func, ast.Name) and name == "warning":
                     message = f"{message}: {rest.pop(0)}"  # a finding starts with the name of the check

@@ -27,7 +27,7 @@ class Batch(NamedTuple):
         return self.images.shape[1] if self.images.ndim == 5 else 1
 
     def flatten_crops(self) -> Batch:
-        """Return a batch in which each crop is a separate sample: N in the paper's equations 9 to 13 counts crops."""
+        """Return a batch in which each crop is a separate sample, as counted by N in the paper's equations 9 to 13."""
         if self.images.ndim == 4:
             return self
         k = self.num_crops
