@@ -109,7 +109,10 @@ class RelabelingStats(NamedTuple):
 
 
 def read_decisions(path: Path, classes: Sequence[str], option: str) -> Decisions:
-    """Read a file of relabeling decisions. Raises `UserError` if it is invalid, naming the option, file, line and fix."""
+    """Read a file of relabeling decisions.
+
+    If the file is invalid, raises `UserError` naming the option, file and line, and how to fix the problem.
+    """
     where = located(path, option)
     with open_bytes(path, option) as stream:
         content = stream.read()

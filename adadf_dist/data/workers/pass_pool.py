@@ -118,7 +118,7 @@ def receive(worker: Worker) -> Iterator[Any]:
 
 
 def receive_message(worker: Worker) -> Any:
-    """Receive a worker's message. Kills the worker if the message is unreadable, because its pipe is then out of sync."""
+    """Receive a message. Kills the worker if the message is unreadable, because its pipe is then out of sync."""
     try:
         return pickle.loads(worker.receive())
     except DeadWorkerError:
