@@ -131,7 +131,7 @@ def open_data_of(trained: TrainedModel, shards: str, allow_other_data: bool) -> 
 def export(
     trained: TrainedModel, dataset: Dataset | None, writers: dict[Path, Write], device_name: DeviceName = "cpu"
 ) -> ExportMetadata:
-    """Write and verify the files, and print one line about each. Raises `UserError`."""
+    """Write and verify the files, and print one line about each. Raises `UserError` if a file fails verification."""
     facts, probes = make_metadata(trained), make_sample_inputs(trained, dataset, max(BATCHES))
     network = TargetNetwork(trained.model)
     whole = sum(tensor.nbytes for tensor in trained.model.state_dict().values())

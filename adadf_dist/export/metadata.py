@@ -72,9 +72,9 @@ class ExportMetadata(NamedTuple):
             preprocessing = Preprocessing.from_dict(json.loads(values["preprocessing"]))
             model, epoch = json.loads(values["model"]), int(values["epoch"])
         except (ValueError, TypeError, AttributeError) as error:
-            raise UserError(f"{path}: corrupt metadata ({error}); export again") from None
+            raise UserError(f"{path}: corrupt metadata ({error}); export the model again") from None
         if not isinstance(model, dict) or list(preprocessing.classes) != json.loads(values["classes"]):
-            raise UserError(f"{path}: inconsistent metadata; export again")
+            raise UserError(f"{path}: inconsistent metadata; export the model again")
         rest = values["supervision"], values["checkpoint_sha256"], epoch, values["adadf_dist"]
         return ExportMetadata(preprocessing, model, *rest)
 
