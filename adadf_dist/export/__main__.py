@@ -95,7 +95,7 @@ def find_writers(args: argparse.Namespace) -> dict[Path, Write]:
 
 
 def find_card(args: argparse.Namespace, first: Path) -> Path:
-    """Return the path of the model card. The default avoids the card of an earlier export in another format."""
+    """Return the path of the model card. The default does not overwrite the card of an earlier export."""
     if args.model_card is not None:
         return Path(args.model_card)
     card = first.with_suffix(".md")

@@ -67,7 +67,7 @@ class ExportMetadata(NamedTuple):
         """Parse the metadata. Raises `UserError` for a file that `adadf_dist.export` did not write."""
         missing = [name for name in REQUIRED_KEYS if name not in values]
         if missing:
-            raise UserError(f"{path}: metadata field {missing[0]} is missing; not written by adadf_dist.export")
+            raise UserError(f"{path}: metadata field {missing[0]} is missing; pass a file written by adadf_dist.export")
         try:
             preprocessing = Preprocessing.from_dict(json.loads(values["preprocessing"]))
             model, epoch = json.loads(values["model"]), int(values["epoch"])

@@ -18,7 +18,7 @@ from adadf_dist.report.run_reader import RunData
 
 
 class GroupComparison(NamedTuple):
-    """Comparison of a configuration with the first run's, on the seeds that both were trained with."""
+    """Comparison of a configuration with the first run's, for the seeds that both were trained with."""
 
     name: str
     measure: str

@@ -89,7 +89,7 @@ class RunData:
 
     @cached_property
     def history(self) -> tuple[Arrays, ...]:
-        """Recorded arrays of samples and classes for each finished epoch; empty if any file is missing."""
+        """Recorded per-sample and per-class arrays of each finished epoch; empty if any file is missing."""
         paths = [self.folder / "history" / f"epoch-{number:04d}.npz" for number in self.epoch_numbers]
         if not all(path.is_file() for path in paths):
             return ()

@@ -70,7 +70,7 @@ def name_forms(name: str) -> Iterator[str]:
 def read_entry(row: Row) -> Entry:
     """Parse a `name label` row. Raises `UserError` if it does not have two nonempty cells."""
     if len(row.cells) != 2 or not all(row.cells):
-        raise UserError(f"{row.where} is not `name label`: {' '.join(row.cells)[:60]!r}")
+        raise UserError(f"{row.where} must be `name label`, but is {' '.join(row.cells)[:60]!r}")
     return Entry(row.where, *row.cells)
 
 
