@@ -8,13 +8,16 @@ from __future__ import annotations
 import argparse
 import ast
 import random
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = ("adadf_dist", "shards", "tune")
 MESSAGE_CALLS = ("UserError", "DiskFullError", "RunDirLockedError", "info", "warning", "error")
-"""Names of functions and methods whose first argument is a message for users."""
+"""Names of functions and methods whose arguments are a message for users and, sometimes, a hint."""
+MIN_WORDS = 3
+"""Minimum number of words outside the placeholders of a message: with fewer, there is nothing to judge."""
 
 
 def main() -> None:
@@ -56,12 +59,30 @@ def find_docstrings(tree: ast.Module) -> Iterator[tuple[str, str]]:
 
 
 def find_messages(tree: ast.Module) -> Iterator[str]:
-    """Yield the source of each error, warning and log message."""
+    """Yield each error, warning and log message as it is printed, with placeholders in braces.
+
+    Skips messages with fewer than `MIN_WORDS` words outside the placeholders.
+    """
     for node in ast.walk(tree):
-        if isinstance(node, ast.Call) and node.args:
+        if isinstance(node, ast.Call) and node.args and isinstance(node.args[0], ast.JoinedStr | ast.Constant):
             name = getattr(node.func, "id", getattr(node.func, "attr", ""))
-            if name in MESSAGE_CALLS and isinstance(node.args[0], ast.JoinedStr | ast.Constant):
-                yield " ".join(ast.unparse(argument) for argument in node.args[:2])
+            parts = [list(split_placeholders(argument)) for argument in node.args]
+            fixed = " ".join(text for part in parts for text, is_fixed in part if is_fixed)
+            if name in MESSAGE_CALLS and len(re.findall(r"\S*[A-Za-z]\S*", fixed)) >= MIN_WORDS:
+                message, *rest = ("".join(text for text, _ in part) for part in parts)
+                if rest and isinstance(node.func, ast.Name) and name == "warning":
+                    message = f"{message}: {rest.pop(0)}"  # a finding starts with the name of the check
+                yield "; ".join([message, *rest])
+
+
+def split_placeholders(argument: ast.expr) -> Iterator[tuple[str, bool]]:
+    """Yield the parts of a string expression as (text, whether it is fixed); placeholders are put in braces."""
+    for part in argument.values if isinstance(argument, ast.JoinedStr) else [argument]:
+        if isinstance(part, ast.Constant):
+            yield str(part.value), True
+        else:
+            expression = part.value if isinstance(part, ast.FormattedValue) else part
+            yield f"{{{ast.unparse(expression)}}}", False
 
 
 def first_paragraph(text: str) -> str:

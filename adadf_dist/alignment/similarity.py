@@ -23,7 +23,7 @@ FIVE_OF_68 = ((36, 42), (42, 48), (30, 31), (48, 49), (54, 55))
 
 
 def five_points(points: Sequence[Sequence[float]]) -> Points:
-    """Return five landmarks [5, 2], given either those or AffectNet's 68 points. Raises `ValueError` otherwise."""
+    """Return five landmarks [5, 2], given 5 or AffectNet's 68 points. Raises `ValueError` for any other number."""
     given = np.asarray(points, dtype=np.float64)
     if given.shape == (68, 2):
         given = np.array([given[first:end].mean(axis=0) for first, end in FIVE_OF_68])

@@ -81,7 +81,7 @@ def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
 
 
 def audit(args: argparse.Namespace) -> None:
-    """Score the labels, write the files and print a summary. Raises `UserError`."""
+    """Score the labels, write the files and print a summary. Raises `UserError` if the run or dataset is unsuitable."""
     table, page = (args.run / FOLDER / name for name in ("audit.csv", "audit.html"))
     if not args.overwrite and (table.exists() or page.exists()):
         raise UserError(f"{table.parent}: audit already exists; pass --overwrite to replace it")

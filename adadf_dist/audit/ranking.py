@@ -28,12 +28,12 @@ class AuditResult(NamedTuple):
     """[S], label error score in [0, 1]: 1 minus the label's mean probability over both branches. docs/audit.md
     compares it with other scores on known label errors."""
     suggested_label: NDArray[np.int64]
-    """[S], most likely class by the mean prediction of both branches; equals the label if they agree with it."""
+    """[S], class with the highest mean probability over both branches; equals the label if they agree with it."""
     ranked: NDArray[np.intp]
-    """[S], sample indices, most likely mislabeled first; ties in the order of the split."""
+    """[S], sample indices, most likely mislabeled first; ties are in the order of the split."""
 
     def true_label(self, index: int) -> int:
-        """Return the label from before noise was injected, for display only; -1 if no noise was injected."""
+        """Return the sample's label before noise was injected, for display only; -1 if no noise was injected."""
         return int(self.material.faces.true_labels[index]) if self.material.noisy else -1
 
 
@@ -46,7 +46,7 @@ def score_labels(inputs: AuditInputs) -> AuditResult:
 
 
 def write_table(path: Path, result: AuditResult) -> None:
-    """Write `audit.csv` atomically: one row per sample, most likely mislabeled first. Raises `UserError`."""
+    """Write `audit.csv` atomically: one row per sample, most likely mislabeled first."""
     classes = result.material.classes
     with atomic_write(path) as partial, partial.open("w", newline="", encoding="utf-8") as stream:
         writer = csv.writer(stream, lineterminator="\n")

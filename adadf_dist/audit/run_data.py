@@ -78,7 +78,7 @@ def load_audit_inputs(
     allow_other_data: bool = False,
     precision: Literal["fp32", "bf16"] | None = None,
 ) -> Iterator[AuditInputs]:
-    """Predict the training samples, with the same held-out split, relabeling and label noise as in the run.
+    """Predict the run's training samples, with the same held-out split, relabeling and label noise as in training.
 
     `moved`: configuration keys that differ from the run's, such as the dataset's location. `allow_other_data`:
     audit other images with the same keys and labels. `precision`: as in the run if None. Raises `UserError`.
@@ -124,7 +124,7 @@ def audit_config(config: Config, moved: Mapping[str, str], world: World) -> Conf
 
 
 def check_same_images(data: DataModule, trained: TrainedModel, allow_other_data: bool) -> str:
-    """Describe how the dataset differs from the run's. Raises `UserError` if it does and this is not allowed."""
+    """Describe how the dataset differs from the run's; raise `UserError` if it does and the user has not allowed it."""
     if trained.data is None:
         return ""  # written by an older version; keys and labels were compared
     difference = other_data(trained.data.source, data.source, ["train"])

@@ -22,19 +22,19 @@ class TrainingDynamics(NamedTuple):
 
     epochs: int
     attention_mean: Floats
-    """[S], mean attention weight w' (eq 11) over the epochs that drew the sample."""
+    """[S], mean attention weight w' (eq 11) over the epochs in which the sample was drawn."""
     attention_last: Floats
-    """[S], attention weight w' in the last epoch that drew the sample."""
+    """[S], attention weight w' in the last epoch in which the sample was drawn."""
     loss_mean: Floats
-    """[S], mean loss of the target branch (eq 13) over the epochs that drew the sample."""
+    """[S], mean loss of the target branch (eq 13) over the epochs in which the sample was drawn."""
     loss_last: Floats
-    """[S], loss of the target branch in the last epoch that drew the sample."""
+    """[S], loss of the target branch in the last epoch in which the sample was drawn."""
     forgetting_events: NDArray[np.int64]
-    """[S], transitions from correct to incorrect between epochs that drew the sample (Toneva et al., 2019)."""
+    """[S], number of times the prediction went from correct to incorrect (Toneva et al., 2019)."""
     never_learned: NDArray[np.bool_]
     """[S], whether the sample was drawn in training but never predicted correctly."""
     wrong: Floats
-    """[S], fraction of the epochs that drew the sample in which its prediction was incorrect."""
+    """[S], fraction of incorrect predictions among the epochs in which the sample was drawn."""
 
 
 def load_training_dynamics(run: Path, samples: int) -> TrainingDynamics:
@@ -57,7 +57,7 @@ def load_training_dynamics(run: Path, samples: int) -> TrainingDynamics:
 
 
 def summarize(attention: Floats, loss: Floats, correct: Floats) -> TrainingDynamics:
-    """Summarize arrays [E, S], which are NaN for samples that an epoch did not draw.
+    """Summarize arrays [E, S], which are NaN where a sample was not drawn in an epoch.
 
     A sample with several crops or augmentations in an epoch counts as correct if most of its predictions are.
     """
@@ -79,7 +79,7 @@ def summarize(attention: Floats, loss: Floats, correct: Floats) -> TrainingDynam
 
 
 def count_forgetting(is_correct: NDArray[np.bool_], sampled: NDArray[np.bool_]) -> NDArray[np.int64]:
-    """Return how often each sample, [S], went from correct to incorrect between consecutive epochs that drew it."""
+    """Return how often each sample, [S], went from correct to incorrect, skipping epochs in which it was not drawn."""
     forgetting_events = np.zeros(is_correct.shape[1], dtype=np.int64)
     was_correct = np.zeros(is_correct.shape[1], dtype=bool)
     for now, in_epoch in zip(is_correct, sampled, strict=True):
@@ -89,13 +89,13 @@ def count_forgetting(is_correct: NDArray[np.bool_], sampled: NDArray[np.bool_]) 
 
 
 def mean_of_sampled(values: Floats, times: NDArray[np.int64]) -> Floats:
-    """Return each sample's mean over the epochs that drew it, [S]; NaN if none did."""
+    """Return each sample's mean over the epochs in which it was drawn, [S]; NaN if there are none."""
     means: Floats = np.nansum(values, axis=0) / np.where(times > 0, times, np.nan)
     return means
 
 
 def last_sampled(values: Floats, sampled: NDArray[np.bool_]) -> Floats:
-    """Return each sample's value in the last epoch that drew it, [S]."""
+    """Return each sample's value in the last epoch in which it was drawn, [S]."""
     last = len(sampled) - 1 - sampled[::-1].argmax(axis=0)
     found: Floats = np.take_along_axis(values, last[None], axis=0)[0]
     return found

@@ -86,7 +86,7 @@ def run(config: Config) -> Severity:
 
 
 def examine(config: Config, world: World, report: CheckReport) -> None:
-    """Run all checks in order. Collective: every rank must call this and takes the same branches."""
+    """Run all checks in order. Collective: every rank must call this, and all ranks take the same branches."""
     report.current = "versions"
     mismatches = list(check_versions(config, world))
     report.add(*mismatches)

@@ -33,7 +33,7 @@ class Batch(NamedTuple):
         return self._replace(images=torch.stack([self.images, self.images.flip(-1)], dim=1))
 
     def flatten_crops(self) -> Batch:
-        """Return a batch in which each crop is a separate sample: N in the paper's equations 9 to 13 counts crops."""
+        """Return a batch in which each crop is a separate sample, as counted by N in the paper's equations 9 to 13."""
         if self.images.ndim != 5:
             return self
         k = self.num_crops

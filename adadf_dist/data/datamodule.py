@@ -45,7 +45,7 @@ class DataModule:
     noise: LabelNoise | None = None
     """Label noise applied to the training split (`data.label_noise_rate`)."""
     relabeling: RelabelingStats | None = None
-    """Relabeling applied to the training split before the noise (`data.relabel_file`)."""
+    """Relabeling (`data.relabel_file`) applied to the training split before label noise is added."""
     stream: StreamLoader | None = None
     """Loader of the training samples if `data.access` is `stream`; None otherwise."""
 
@@ -69,7 +69,7 @@ class DataModule:
         return self.train_batches(epoch)
 
     def pop_num_replaced(self) -> int:
-        """Return how many of this rank's training samples were replaced as undecodable since the last call."""
+        """Return how many undecodable training samples this rank has replaced since the last call."""
         replaced, self.loader.num_replaced = self.loader.num_replaced, 0
         return replaced
 
@@ -226,7 +226,7 @@ def make_loader(name: str, recipe: LoaderConfig) -> Loader:
     """Create the `torch` or `dali` loader. Raises `UserError` if DALI cannot be imported."""
     if name == "dali":
         if problem := dali_unavailable_reason():
-            raise UserError(f"data.loader is dali, but {problem}, or set data.loader = torch")
+            raise UserError(f"data.loader is dali, but {problem}; alternatively, set data.loader = torch")
         return import_module(DALI_LOADER).DaliLoader(recipe)  # type: ignore[no-any-return]
     return TorchLoader(recipe)
 

@@ -27,7 +27,7 @@ __all__ = ["FORMAT_VERSION", "Dataset", "Split", "check_files", "check_trainable
 Keys: TypeAlias = NDArray[Any]  # dtype np.dtypes.StringDType: variable width, no Python object per key
 
 MAX_OPEN_MMAPS = 512
-"""Maximum number of tars mapped per split and process: each holds a file descriptor, often limited to 1,024."""
+"""Maximum number of memory-mapped tars per split and process: each needs a file descriptor, often limited to 1,024."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -119,7 +119,7 @@ class Dataset:
         return self.manifest.splits
 
     def split(self, name: str) -> Split:
-        """Open a split by its name. Raises `UserError`."""
+        """Open a split by its name. Raises `UserError` if it does not exist or its index is invalid."""
         if name not in self.splits:
             raise UserError(f"{self.folder}: no {name} split", f"it has {', '.join(self.splits)}")
         split = open_split(self.folder, self.manifest, name)
@@ -143,7 +143,7 @@ def open_dataset(folder: str | Path, streamed: Collection[str] = ()) -> Dataset:
 
 
 def check_files(folder: Path, manifest: Manifest, streamed: Collection[str] = ()) -> Iterator[UserError]:
-    """Yield an error for each file that is missing or differs in size from `dataset.json`."""
+    """Yield an error for each file that is missing or whose size differs from that in `dataset.json`."""
     hint = "re-copy or rebuild the dataset"
     for name, split in manifest.splits.items():
         if not (folder / split.index).is_file():
@@ -158,7 +158,7 @@ def check_files(folder: Path, manifest: Manifest, streamed: Collection[str] = ()
 
 
 def open_split(folder: Path, manifest: Manifest, name: str) -> Split:
-    """Read a split's Parquet index and check it against `dataset.json`. Raises `UserError`."""
+    """Read a split's Parquet index. Raises `UserError` if it is invalid or contradicts `dataset.json`."""
     info, path = manifest.splits[name], folder / manifest.splits[name].index
     num_classes = len(manifest.classes)
     table = _read_table(path)

@@ -24,7 +24,7 @@ def plain_name(name: str) -> str:
 
 
 def find_class(name: str, classes: Sequence[str]) -> int | None:
-    """Return the index of a class in `classes`, by exact name or else by synonym; None if it is unknown."""
+    """Return the index of a class in `classes`, by exact name or else by synonym; None if there is none."""
     if name in classes:
         return list(classes).index(name)
     return next((label for label, known in enumerate(classes) if plain_name(known) == plain_name(name)), None)

@@ -1,4 +1,4 @@
-"""Identity of a run's data (location, digests, samples), used to detect that a run is resumed on other data."""
+"""Identity of a run's data (location, digests, samples), used to detect whether a run is resumed on other data."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ SHOWN_DIGITS = 12
 
 
 class Source(NamedTuple):
-    """A dataset's location and digests at the time when a run used it."""
+    """A dataset's location and digests when a run used it."""
 
     shards: str
     """Absolute path or URL of the dataset."""
@@ -91,7 +91,7 @@ def how_to_fix(option: str = "--data.shards DIR") -> str:
 
 
 def other_data(recorded: Source, found: Source, splits: Collection[str]) -> str:
-    """Return a description of the first of `splits` that differs from the recorded dataset; empty if none differs.
+    """Describe the first of `splits` that differs from the recorded dataset; return an empty string if there is none.
 
     Locations are not compared, because a dataset may be moved. Splits that were not recorded are skipped.
     """
@@ -118,7 +118,7 @@ def count_shared(samples: NDArray[np.int64], split: Split) -> int:
 
 
 def digest_files(settings: Mapping[str, object]) -> dict[str, str]:
-    """Return the SHA-256 of each configured input file, by key (`Role.INPUT_FILE`); unreadable files are skipped."""
+    """Return the SHA-256 of each readable input file in the configuration, by its key (keys with `Role.INPUT_FILE`)."""
     digests = {}
     for key in sorted(keys_with(Role.INPUT_FILE)):
         try:
@@ -130,6 +130,6 @@ def digest_files(settings: Mapping[str, object]) -> dict[str, str]:
 
 
 def moved_files(state: Mapping[str, Any] | None, settings: Mapping[str, object]) -> set[str]:
-    """Return the keys of input files with the same content as in a checkpoint, even if their paths have changed."""
+    """Return the configuration keys of input files with the same content as in a checkpoint, whatever their paths."""
     known = {} if state is None else upgrade_keys(state["files"])
     return {key for key, digest in digest_files(settings).items() if known.get(key) == digest}

@@ -76,7 +76,7 @@ class Box(NamedTuple):
 
 
 def decode(data: bytes) -> Image.Image:
-    """Fully decode an image in any accepted format, keeping its color mode. Raises `InvalidImageError`."""
+    """Fully decode an image in any accepted format, keeping its color mode. Raises `InvalidImageError` on failure."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Pillow warns about large images and odd metadata; both are checked here
         try:
@@ -152,7 +152,7 @@ def make_upright(image: Image.Image) -> Image.Image:
 
 
 def decode_upright(data: bytes) -> Image.Image:
-    """Decode an image and return it upright, in grayscale or RGB. Raises `InvalidImageError`."""
+    """Decode an image and return it upright, in grayscale or RGB. Raises `InvalidImageError` if it is invalid."""
     return to_gray_or_rgb(make_upright(decode(data)))
 
 

@@ -1,4 +1,4 @@
-"""Adding seeded label noise to the training split; the true labels are kept separately."""
+"""Add seeded label noise to the training split, keeping the true labels separately."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ def symmetric_noise(labels: Labels, num_classes: int, rate: float, seed: int) ->
 
 
 def read_noise(split: Split, path: Path, seed: int, others: Iterable[str] = ()) -> LabelNoise:
-    """Read noise from a file. Its first line shows if it is a matrix of probabilities or a list of labels.
+    """Read label noise from a file, whose first line shows whether it is a matrix of probabilities or a list of labels.
 
     Raises `UserError`.
     """
@@ -95,7 +95,7 @@ def read_noise(split: Split, path: Path, seed: int, others: Iterable[str] = ()) 
 
 
 def is_matrix(first: Sequence[str], classes: Sequence[str]) -> bool:
-    """Return whether a file's first row is the header of a matrix. In a list, each row has a name and a label."""
+    """Return whether a file's first row is the header of a matrix rather than a line of a list (a name and a label)."""
     return len(first) > 2 or (len(first) == 2 and all(find_class(cell, classes) is not None for cell in first))
 
 
@@ -110,7 +110,7 @@ def read_matrix(rows: Sequence[Row], classes: Sequence[str]) -> NDArray[np.float
     if len(header.cells) > len(classes) + 1 or sorted(order) != [*range(len(classes))]:
         raise UserError(
             f"{header.where} must name each of the classes {', '.join(classes)} once; in a list of labels, each line "
-            "has a name and a label"
+            "must have a name and a label"
         )
     if len(body) != len(classes):
         raise UserError(

@@ -73,7 +73,7 @@ class Manifest:
 
 
 def read_manifest(folder: Path) -> Manifest:
-    """Read and check the `dataset.json` of a folder, without checking its other files. Raises `UserError`."""
+    """Read a folder's `dataset.json`, without checking other files. Raises `UserError` if it is missing or invalid."""
     path = folder / MANIFEST
     check_path(folder)
     if not folder.is_dir():
@@ -115,7 +115,7 @@ def _read_classes(table: _Table) -> tuple[str, ...]:
 
 
 def check_classes(classes: Sequence[object], where: str, hint: str) -> None:
-    """Raise `UserError` unless the classes are one or more different nonempty names."""
+    """Raise `UserError` unless there is at least one class and all class names are distinct and nonempty."""
     if not classes or not all(isinstance(name, str) and name for name in classes):
         raise UserError(f"{where}: classes must be a list of names", hint)
     repeated = [name for name, count in Counter(classes).items() if count > 1]

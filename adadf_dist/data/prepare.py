@@ -84,7 +84,7 @@ def wait_for_fetch(task: Future[Path] | None, world: World) -> str:
 
 
 def poll_fetch(task: Future[Path] | None) -> tuple[str, str] | None:
-    """Return (problem, cache entry name) of a finished download, ("", "") without a download, None while it runs."""
+    """Return (problem, cache entry name) of a finished download, ("", "") if none was needed, or None while it runs."""
     if task is None:
         time.sleep(POLL_S)
         return "", ""

@@ -49,7 +49,7 @@ class Decisions:
     """The decisions in a file; their labels are valid classes of the dataset."""
 
     where: str
-    """Option and file, with which error messages start."""
+    """Option and file, named at the start of each error message."""
     file: str
     """File name without folders."""
     sha256: str
@@ -59,7 +59,7 @@ class Decisions:
         return UserError(f"{self.where}: line {line}: {problem}")
 
     def check_keys(self, train: Collection[str], others: Mapping[str, str]) -> None:
-        """Raise `UserError` if a decision's key is not that of a training sample.
+        """Raise `UserError` if the key of a decision does not belong to a training sample.
 
         `others` maps the keys of all other samples to their splits.
         """
@@ -96,7 +96,7 @@ class RelabelingStats(NamedTuple):
     """Samples whose label changed."""
     dropped: int
     unused: int
-    """Decisions without effect, because their samples are held out of train for validation."""
+    """Decisions without effect, because their samples are held out of the training split for validation."""
     file: str
 
     def describe(self) -> str:
@@ -109,7 +109,10 @@ class RelabelingStats(NamedTuple):
 
 
 def read_decisions(path: Path, classes: Sequence[str], option: str) -> Decisions:
-    """Read a file of decisions. Raises `UserError` with the option, file, line and how to fix it."""
+    """Read a file of relabeling decisions.
+
+    If the file is invalid, raises `UserError` naming the option, file and line, and how to fix the problem.
+    """
     where = located(path, option)
     with open_bytes(path, option) as stream:
         content = stream.read()

@@ -55,7 +55,7 @@ def epoch_batches(labels: NDArray[np.int64], sampler: str, batch_size: int, seed
 
 
 def sample_indices(labels: NDArray[np.int64], sampler: str, random: np.random.Generator) -> Samples:
-    """Return the indices of the samples in an epoch, in order of class, as selected by `sampler` (`data.sampler`)."""
+    """Return the indices of the samples that `sampler` (`data.sampler`) selects for an epoch, ordered by class."""
     if sampler == "all":
         return np.arange(len(labels))
     members = [np.flatnonzero(labels == c) for c in np.unique(labels)]

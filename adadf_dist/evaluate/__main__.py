@@ -25,7 +25,7 @@ from adadf_dist.metrics.scores import score
 
 
 def run(options: EvalArgs) -> None:
-    """Evaluate a model, and print and write the report. Raises `UserError`, if possible before decoding any sample."""
+    """Evaluate a model, then print and write the report. Where possible, detects user errors before decoding."""
     with init_world(finish_steps=False, device_name=options.device) as world:
         if problem := world.broadcast_object(json_path_error(options)):
             raise UserError(str(problem))
@@ -87,7 +87,7 @@ def check_origin_once(trained: TrainedModel, found: Found, options: EvalArgs, wo
 def make_context(
     options: EvalArgs, trained: TrainedModel, split: Split, excluded: int, mapping: Mapping[str, str], world: World
 ) -> EvalContext:
-    """Return the context for the report. `excluded`: number of samples that the class mapping excludes."""
+    """Return the context for the report; `excluded` is the number of samples excluded by the class mapping."""
     return EvalContext(
         checkpoint=trained.path,
         epoch=trained.epoch,

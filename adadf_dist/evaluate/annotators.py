@@ -17,7 +17,7 @@ from adadf_dist.metrics.scores import Estimate, bootstrap_means
 Floats = NDArray[np.float64]
 
 SMOOTHING = 0.1
-"""Label smoothing: probability mass spread evenly over all classes."""
+"""Fraction of the probability mass that label smoothing spreads evenly over all classes."""
 
 
 class Distances(NamedTuple):

@@ -16,7 +16,7 @@ from adadf_dist.errors import UserError
 
 
 def match_classes(theirs: tuple[str, ...], ours: tuple[str, ...], file: Path | None) -> dict[str, str]:
-    """Return the model class of each dataset class, or "" for a class to exclude. Raises `UserError`."""
+    """Return the model class of each dataset class, or "" to exclude it. Raises `UserError` if one is unmapped."""
     if file is not None:
         return read_mapping(file, theirs, ours)
     if set(theirs) != set(ours):

@@ -177,7 +177,7 @@ def with_run_defaults(options: EvalArgs, trained: TrainedModel) -> EvalArgs:
 
 
 def json_path_error(options: EvalArgs) -> str:
-    """Return the reason why `--json FILE` cannot be written; empty if it can be."""
+    """Return why `--json FILE` cannot be written, or an empty string if it can be."""
     try:
         if options.json is not None:
             check_output_path(options.json, options.overwrite, "--json")

@@ -32,7 +32,7 @@ logger = get_logger(__name__)
 
 @contextmanager
 def open_split(options: EvalArgs, run: Config, world: World) -> Iterator[Found]:
-    """Open the split to evaluate. Collective: every rank must call this. Raises `UserError`.
+    """Open the split to evaluate. Raises `UserError` if it does not exist. Collective: every rank must call this.
 
     Training tars of a remote dataset are downloaded only if they contain samples of the split.
     """
@@ -60,11 +60,11 @@ def absolute(shards: str) -> str:
 
 @contextmanager
 def make_eval_loader(split: Split, trained: TrainedModel, options: EvalArgs, world: World) -> Iterator[Loader]:
-    """Create the data loader for a split, and close it at the end. Raises `UserError` if it is unavailable."""
+    """Yield a data loader for the split, and close it at the end. Raises `UserError` if the loader is unavailable."""
     name, own, run = options.loader, trained.preprocessing, trained.config
     if name == "dali" and (problem := dali_unavailable_reason()):
         origin = "the run's loader" if own.loader == name else "--loader"
-        raise UserError(f"{origin} is dali, but {problem}, or pass --loader torch")
+        raise UserError(f"{origin} is dali, but {problem}; alternatively, pass --loader torch")
     if name != own.loader:
         logger.info(f"note: using loader {name} instead of the run's {own.loader}; pixel values may differ by 1")
     config = LoaderConfig(
@@ -88,7 +88,7 @@ def make_eval_loader(split: Split, trained: TrainedModel, options: EvalArgs, wor
 
 
 def eval_preprocessing(own: Preprocessing, tta: str) -> Preprocessing:
-    """Return the run's preprocessing, with ten crops if `tta` requests them. Raises `UserError` for a conflict."""
+    """Return the run's preprocessing, with ten crops if `tta` requests them. Raises `UserError` if the two conflict."""
     if tta == "flip" and own.ten_crop:
         raise UserError("--tta flip: the run uses ten crops, five of them mirrored; omit --tta")
     if tta == "tencrop" and not own.ten_crop:

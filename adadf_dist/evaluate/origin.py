@@ -39,13 +39,13 @@ class Origin(NamedTuple):
     """Facts about the evaluated samples that the report warns about."""
 
     other_data: str
-    """How the dataset differs from the run's; empty if it does not, or if the user passed another dataset."""
+    """How the dataset differs from the run's; empty if it does not differ or the user explicitly chose another one."""
     training_samples: int
     """Number of evaluated samples that the model was trained on."""
 
 
 def check_origin(trained: TrainedModel, found: Found, options: EvalArgs) -> Origin:
-    """Check that the data is the run's and contains no training samples. Raises `UserError` unless the user allows it.
+    """Raise `UserError` if the data is not the run's or contains training samples, unless the user allows this.
 
     A dataset passed as `--shards` may differ from the run's, and `--split train` may contain training samples.
     """
@@ -83,7 +83,7 @@ def training_samples(trained: TrainedModel) -> NDArray[np.int64] | None:
 
 
 def describe_origin(origin: Origin, samples: int) -> list[str]:
-    """Return the warning lines of the report; empty if there is nothing to report."""
+    """Return warnings for the report, one per line; empty if there are none."""
     lines = []
     if origin.other_data:
         lines.append(f"warning: the run {origin.other_data} ({ALLOW_OTHER_DATA})")

@@ -34,7 +34,7 @@ class EvalContext(NamedTuple):
     """Dataset class -> model class."""
     tta: str
     ten_crop: int
-    """Side in pixels of the image from which ten crops are taken; 0 without ten-crop."""
+    """Side in pixels of the image from which ten crops are taken; 0 if ten-crop is not used."""
     loader: str
     precision: str
     batch_size: int

@@ -30,7 +30,10 @@ class Subgroup(NamedTuple):
 
 
 def read_groups(split: Split, fields: Sequence[str]) -> dict[str, list[str]]:
-    """Return, for each field, the group of every sample. Raises `UserError` that lists the usable fields."""
+    """Return, for each field, the group of every sample.
+
+    If a field cannot be used, raises `UserError` listing the fields that can.
+    """
     if not fields:
         return {}
     metadata = read_sample_metadata(split)

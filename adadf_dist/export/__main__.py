@@ -95,7 +95,7 @@ def find_writers(args: argparse.Namespace) -> dict[Path, Write]:
 
 
 def find_card(args: argparse.Namespace, first: Path) -> Path:
-    """Return the path of the model card. The default avoids the card of an earlier export in another format."""
+    """Return the path of the model card. The default does not overwrite the card of an earlier export."""
     if args.model_card is not None:
         return Path(args.model_card)
     card = first.with_suffix(".md")
@@ -131,7 +131,7 @@ def open_data_of(trained: TrainedModel, shards: str, allow_other_data: bool) -> 
 def export(
     trained: TrainedModel, dataset: Dataset | None, writers: dict[Path, Write], device_name: DeviceName = "cpu"
 ) -> ExportMetadata:
-    """Write and verify the files, and print one line about each. Raises `UserError`."""
+    """Write and verify the files, and print one line about each. Raises `UserError` if a file fails verification."""
     facts, probes = make_metadata(trained), make_sample_inputs(trained, dataset, max(BATCHES))
     network = TargetNetwork(trained.model)
     whole = sum(tensor.nbytes for tensor in trained.model.state_dict().values())

@@ -49,7 +49,10 @@ class ExportedModel(NamedTuple):
 
 
 def load_model(path: Path, device_name: DeviceName = "auto") -> ExportedModel:
-    """Load a model from a run folder (its selected epoch), a checkpoint or an exported file. Raises `UserError`."""
+    """Load a model from a run folder (its selected epoch), a checkpoint or an exported file.
+
+    Raises `UserError` if the file or device is missing, or if the file is invalid.
+    """
     if path.suffix in KINDS and not path.is_file():
         raise UserError(f"{path}: no such file")
     if path.suffix == ".onnx":

@@ -25,7 +25,7 @@ KNOWN_LICENSES = {
 
 
 def data_license(source: str, given: str) -> str:
-    """Return the license text for the model card: `given`, else the known license or a note that it is unknown."""
+    """Return the license text for the model card: `given` if set, else the source's known license or a note."""
     if given:
         return given
     known = KNOWN_LICENSES.get(source)

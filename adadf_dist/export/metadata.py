@@ -67,14 +67,14 @@ class ExportMetadata(NamedTuple):
         """Parse the metadata. Raises `UserError` for a file that `adadf_dist.export` did not write."""
         missing = [name for name in REQUIRED_KEYS if name not in values]
         if missing:
-            raise UserError(f"{path}: metadata field {missing[0]} is missing; not written by adadf_dist.export")
+            raise UserError(f"{path}: metadata field {missing[0]} is missing; pass a file written by adadf_dist.export")
         try:
             preprocessing = Preprocessing.from_dict(json.loads(values["preprocessing"]))
             model, epoch = json.loads(values["model"]), int(values["epoch"])
         except (ValueError, TypeError, AttributeError) as error:
-            raise UserError(f"{path}: corrupt metadata ({error}); export again") from None
+            raise UserError(f"{path}: corrupt metadata ({error}); export the model again") from None
         if not isinstance(model, dict) or list(preprocessing.classes) != json.loads(values["classes"]):
-            raise UserError(f"{path}: inconsistent metadata; export again")
+            raise UserError(f"{path}: inconsistent metadata; export the model again")
         rest = values["supervision"], values["checkpoint_sha256"], epoch, values["adadf_dist"]
         return ExportMetadata(preprocessing, model, *rest)
 

@@ -83,7 +83,7 @@ def write(network: TargetNetwork, metadata: ExportMetadata, path: Path, opset: i
 
 @contextmanager
 def suppress_exporter_warnings() -> Iterator[None]:
-    """Suppress the exporter's warnings; the exported file is verified numerically."""
+    """Suppress the exporter's warnings, because the exported file is verified numerically."""
     logging.disable(logging.WARNING)
     try:
         with warnings.catch_warnings(), redirect_stdout(StringIO()):

@@ -34,6 +34,9 @@ def read(path: Path) -> tuple[TargetNetwork, ExportMetadata]:
     own = network.state_dict()
     for name in [*own, *tensors]:
         if name not in own or name not in tensors or own[name].shape != tensors[name].shape:
-            raise UserError(f"{path}: tensor {name} does not match the network in its metadata; export again")
+            raise UserError(
+                f"{path}: tensor {name} does not match the network described in the file's metadata; "
+                "export the model again"
+            )
     network.load_state_dict(tensors)
     return network, metadata

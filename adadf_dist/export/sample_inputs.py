@@ -62,7 +62,7 @@ def find_dataset(trained: TrainedModel, shards: str) -> Dataset | None:
 
 
 def difference_of(trained: TrainedModel, dataset: Dataset | None) -> str:
-    """Describe how a dataset differs from the run's training data; empty if it does not, or if that is unknown."""
+    """Describe how a dataset differs from the run's training data; return "" if it does not or if this is unknown."""
     if dataset is None or trained.data is None:
         return ""
     found = Source(str(dataset.folder.absolute()), dataset.manifest.digests())

@@ -11,7 +11,7 @@ INPUT, OUTPUT = "images", "logits"
 
 
 class TargetNetwork(nn.Module):
-    """Map images [n, 3, H, W] from `Preprocessing` to attention-weighted logits [n, C], in fp32.
+    """Network that maps images [n, 3, H, W] from `Preprocessing` to attention-weighted logits [n, C], in fp32.
 
     Returns logits instead of probabilities, because ten-crop averages logits and temperature scaling needs them. The
     softmax of the logits is the predicted distribution.

@@ -1,4 +1,4 @@
-"""Export to a torch.export program: weights and graph, usable without adadf_dist. For PyTorch 2.11 and newer."""
+"""Export to a torch.export program: weights and graph, usable without adadf_dist. Requires PyTorch 2.11 or newer."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def read(path: Path, device: torch.device) -> tuple[Callable[[Tensor], Tensor], 
     try:
         stored = json.loads(extra[METADATA] or "{}")
     except ValueError as error:
-        raise UserError(f"{path}: corrupt metadata ({error}); export again") from None
+        raise UserError(f"{path}: corrupt metadata ({error}); export the model again") from None
     if device.type != "cpu":
         program = move_to_device_pass(program, device)
     return program.module(), ExportMetadata.from_metadata(stored, path)

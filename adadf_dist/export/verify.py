@@ -32,7 +32,7 @@ class VerificationResult(NamedTuple):
     on_faces: float
     bytes: int
     seconds: float
-    """Median seconds per image in batches of `TIMED_BATCH`, on the device of the verification."""
+    """Median seconds per image in batches of `TIMED_BATCH`, on the device used for verification."""
 
 
 def verify_export(
@@ -53,7 +53,7 @@ def verify_export(
         if not difference <= TOLERANCE:  # a NaN does not pass either
             raise UserError(
                 f"exported model differs from the checkpoint by {difference:.1e} on {kind} (tolerance {TOLERANCE:g}); "
-                "file discarded. Try another --opset, or report it with the versions of torch and onnxruntime"
+                "file discarded. Try another --opset, or report this as a bug with your torch and onnxruntime versions"
             )
     return VerificationResult(on_random, on_faces, path.stat().st_size, seconds_per_image(logits, probes.random))
 

@@ -134,7 +134,7 @@ def file_image(path: str) -> ImageInput:
 
 
 def load_file(path: str) -> Image.Image:
-    """Read an image file in the same way as the dataset builder. Raises `InvalidImageError`, `OSError`."""
+    """Read an image file like the dataset builder. Raises `InvalidImageError` or `OSError` if it cannot be read."""
     with open(path, "rb") as file:
         data = file.read()
     if not data:
@@ -152,7 +152,7 @@ def failed_image(path: str, reason: str) -> ImageInput:
 
 
 def open_dataset_path(path: str, name: str | None) -> PathImages:
-    """Find the images of a dataset's split (default: test), in stored order. Raises `UserError` if there is none."""
+    """Find the images of a dataset's split (default: test), in stored order. Raises `UserError` if it is missing."""
     try:
         dataset = open_dataset(path)
         if (name or "test") in dataset.splits:

@@ -30,7 +30,7 @@ class Columns(NamedTuple):
     has_faces: bool = False
     """Whether there is a `faces` column with the number of faces found in the image."""
     has_boxes: bool = False
-    """Whether there are `face` (number of the face) and `box_*` (its position in the image) columns."""
+    """Whether the table has the columns `face` (index of the face) and `box_*` (its position in the image)."""
 
 
 class Record(NamedTuple):
@@ -41,7 +41,7 @@ class Record(NamedTuple):
     probabilities: dict[str, float] | None
     """Model class -> probability; None for a row without a prediction."""
     annotation: dict[str, Value]
-    """True `label` of a dataset sample; empty if there is no such column."""
+    """The true `label` of a dataset sample; empty if the output has no such column."""
     votes: dict[str, Value] | None
     """Dataset class -> number of votes; None if the sample has no votes."""
     detection: dict[str, Value]

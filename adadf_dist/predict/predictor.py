@@ -18,7 +18,7 @@ from adadf_dist.predict.inputs import ImageInput
 from adadf_dist.predict.preprocess import Aligner, PreparedImage, load_faces
 
 MAX_BATCH_WAIT_S = 0.05
-"""Maximum wait for the next image before an incomplete batch is predicted: paths may be typed interactively."""
+"""Maximum wait for the next image before an incomplete batch is predicted, because paths may be typed interactively."""
 
 Prepared = Future[list[PreparedImage]]
 

@@ -18,7 +18,7 @@ from adadf_dist.errors import single_line
 from adadf_dist.predict.inputs import ImageInput
 
 LARGE = 512
-"""An image whose shorter side has more pixels is probably a photo, not a cropped face."""
+"""Side length in pixels; an image whose shorter side is longer is probably a photo, not a cropped face."""
 
 
 class PreparedImage(NamedTuple):
@@ -43,7 +43,10 @@ class Aligner:
     """Finds faces in photos and aligns them to the template, like the dataset builder with `--align detect`."""
 
     def __init__(self, device: torch.device, size: int, all_faces: bool = False) -> None:
-        """`size`: side of an aligned face in pixels. Raises `UserError` if the detector's weights are missing."""
+        """Load the face detector; `size` is the side of an aligned face in pixels.
+
+        Raises `UserError` if the detector's weights are missing.
+        """
         self._detector = Detector(device)
         self._size = size
         self._all_faces = all_faces

@@ -18,7 +18,7 @@ from adadf_dist.report.run_reader import RunData
 
 
 class GroupComparison(NamedTuple):
-    """Comparison of a configuration with the first run's, on the seeds that both were trained with."""
+    """Comparison of a configuration with the first run's, for the seeds that both were trained with."""
 
     name: str
     measure: str
@@ -27,7 +27,7 @@ class GroupComparison(NamedTuple):
     first: tuple[float, ...]
     second: tuple[float, ...]
     difference: PairedDifference | None
-    """None if the two configurations share fewer than two seeds."""
+    """Paired difference in accuracy; None if the two configurations share fewer than two seeds."""
 
 
 def recipe_values(run: RunData) -> dict[str, Any]:
@@ -77,7 +77,7 @@ def evaluation_signature(run: RunData) -> tuple[object, ...]:
 
 
 def differently_evaluated(runs: Sequence[RunData]) -> str:
-    """Describe a run whose evaluation data differs from the first run's, by digest; empty if there is none."""
+    """Describe a run evaluated on data with another digest than the first run's; return "" if there is none."""
     reference = runs[0].source
     for run in runs[1:]:
         source = run.source
@@ -114,7 +114,7 @@ def check_comparable(runs: Sequence[RunData], allow_other_data: bool = False) ->
 
 
 def compare_groups(runs: Sequence[RunData]) -> list[GroupComparison]:
-    """Compare each configuration that shares seeds with the first run's. Call `check_comparable` before."""
+    """Compare the first run's configuration with all others that share seeds with it. Call `check_comparable` first."""
     groups = group_by_config(runs)
     comparisons = []
     first = {run.config.seed: run for run in groups[0]}

@@ -89,7 +89,7 @@ class RunData:
 
     @cached_property
     def history(self) -> tuple[Arrays, ...]:
-        """Recorded arrays of samples and classes for each finished epoch; empty if any file is missing."""
+        """Recorded per-sample and per-class arrays of each finished epoch; empty if any file is missing."""
         paths = [self.folder / "history" / f"epoch-{number:04d}.npz" for number in self.epoch_numbers]
         if not all(path.is_file() for path in paths):
             return ()
@@ -115,7 +115,7 @@ def open_run(folder: Path) -> RunData:
     """Read a run folder. Raises `UserError` if it is not a run folder or has no finished epoch."""
     if not (folder / "config.yaml").is_file():
         what = "not a run folder of adadf_dist.train" if folder.is_dir() else "no such run folder"
-        raise UserError(f"{folder}: {what}; pass a folder written by training (its --out)")
+        raise UserError(f"{folder}: {what}; pass a run folder (the --out of a training run)")
     settings = load_config_file(folder / "config.yaml").values
     config = build_config([ConfigLayer(str(folder / "config.yaml"), settings)])
     epochs = tuple(read_epochs(folder / "metrics.jsonl"))

@@ -114,7 +114,7 @@ def test_noise_lists_of_scn_and_eac_load(faces: Path, tmp_path: Path) -> None:
     [
         ("", "is empty"),
         ("someone.jpg 3\n", "line 1: no sample is named someone.jpg"),
-        ("a.jpg 3\nb.jpg\n", "line 2 is not `name label`"),
+        ("a.jpg 3\nb.jpg\n", "line 2 must be `name label`"),
         ("a.jpg 8\n", "label 8 is out of range; the 7 classes are numbered 1 to 7"),
         ("a.jpg 0\nb.jpg 7\n", "label 7 is out of range; the 7 classes are numbered 0 to 6"),
         ("a.jpg joyful\nb.jpg 1\n", "label 'joyful' is neither a number nor a class"),

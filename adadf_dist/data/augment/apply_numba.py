@@ -1,4 +1,4 @@
-"""Augmentation on the CPU with functions compiled by numba; each image passes through all stages while in cache.
+"""Augmentation on the CPU with functions compiled by numba. Each image goes through all stages while in the CPU cache.
 
 The functions release the GIL, so threads run in parallel. Arithmetic and rounding follow the reference, Pillow.
 """
@@ -26,7 +26,7 @@ LUMA_16 = (19595, 38470, 7471)
 
 
 def apply_stages(images: NDArray[np.uint8], batch: AugmentationBatch) -> None:
-    """Apply each sample's stages and flip to its image in `images` [n, H, W, 3], in place."""
+    """Augment `images` [n, H, W, 3] in place by applying each sample's stages and flip."""
     run(images, *batch[:5])
 
 
@@ -204,7 +204,7 @@ def normalize_and_erase(
     boxes: NDArray[np.int64],
     out: NDArray[np.float32],
 ) -> None:
-    """Write images [n, H, W, 3], normalized and with `boxes` erased, to `out` [n, 3, H, W].
+    """Normalize images [n, H, W, 3], erase `boxes`, and write the result to `out` [n, 3, H, W].
 
     `normalized` [3, 256] contains the normalized value of each pixel value, by channel.
     """

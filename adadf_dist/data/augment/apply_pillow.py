@@ -32,7 +32,7 @@ def apply_stages(image: Image.Image, batch: AugmentationBatch, row: int) -> Imag
 
 
 def warp(image: Image.Image, matrix: NDArray[np.float64]) -> Image.Image:
-    """Apply an affine warp that maps output to input positions in unit coordinates; Pillow's matrix uses pixels."""
+    """Warp an image by an affine matrix in unit coordinates, converted to the pixel coordinates that Pillow uses."""
     width, height = image.size
     (a, b, c), (d, e, f) = matrix.tolist()
     pixels = (a, b * width / height, c * width, d * height / width, e, f * height)
@@ -44,7 +44,7 @@ def apply_lut(image: Image.Image, table: NDArray[np.uint8]) -> Image.Image:
 
 
 def adjust_saturation(image: Image.Image, factor: float) -> Image.Image:
-    """Scale the saturation with a 3x4 color matrix, which rounds, whereas Pillow's `ImageEnhance.Color` truncates."""
+    """Scale the saturation with a color matrix, because Pillow's `ImageEnhance.Color` truncates instead of rounding."""
     rows = []
     for channel in range(3):
         row = [(1 - factor) * weight for weight in LUMA]

@@ -1,4 +1,4 @@
-"""Augmentation of a batch with torch, on any device. As in the reference, images are 8-bit between stages.
+"""Augmentation of a batch with torch, on any device. As in the Pillow version, images are 8-bit between stages.
 
 The host knows which samples each stage applies to, so it never waits for the device. DALI has operators for most
 stages, but its affine warp on a CPU takes longer than all stages here, none of its operators accepts a lookup table per
@@ -20,13 +20,13 @@ SMOOTH_CENTER, SMOOTH_SUM = 5, 13
 """Weight of the center pixel, and sum of all nine weights, in the 3x3 mean that `sharpen` uses."""
 
 ROUNDING = 2.0**-10
-"""Added before truncation; larger than the single-precision error of a weighted mean of four 8-bit values."""
+"""Offset added before truncation. It exceeds the float32 rounding error of a weighted mean of four 8-bit values."""
 BOTH_TRUE = 0x0101
-"""Two adjacent true booleans read as one int16, which is faster than reducing over a dimension of length two."""
+"""Two adjacent true booleans, read as one int16: comparing with it is faster than `all` over a dimension of size 2."""
 
 
 def apply_stages(images: Tensor, batch: AugmentationBatch) -> Tensor:
-    """Apply each sample's stages and flip to its image in `images`, uint8 [n, 3, H, W], in place. Returns `images`."""
+    """Augment `images`, uint8 [n, 3, H, W], in place by applying each sample's stages and flip. Returns `images`."""
     for stage in range(batch.kinds.shape[1]):
         kinds = batch.kinds[:, stage]
         for kind in np.unique(kinds):
@@ -43,7 +43,7 @@ def apply_stages(images: Tensor, batch: AugmentationBatch) -> Tensor:
 
 
 def apply_stage(images: Tensor, kind: OpKind, batch: AugmentationBatch, rows: NDArray[np.int64], stage: int) -> Tensor:
-    """Apply a stage of kind `kind` to images [m, 3, H, W]; column `stage` of `batch` holds the parameters in `rows`."""
+    """Apply stage number `stage`, of kind `kind`, to images [m, 3, H, W], whose parameters are in `rows` of `batch`."""
 
     def factors() -> Tensor:
         return to_device_of(batch.factors[rows, stage], images).float().view(-1, 1, 1, 1)
@@ -72,7 +72,7 @@ def to_device_of(values: NDArray[np.generic], images: Tensor) -> Tensor:
 
 
 def warp(images: Tensor, matrices: Tensor) -> Tensor:
-    """Warp images with bilinear interpolation by `matrices` [m, 2, 3]; positions outside the image become `FILL`."""
+    """Warp images by `matrices` [m, 2, 3] with bilinear interpolation. Areas outside the input image become `FILL`."""
     height, width = images.shape[2:]
     # 2 x unit coordinates - 1 (subtracted below): grid_sample's image spans -1 to 1
     x = (torch.arange(width, device=images.device) + 0.5) * (2 / width)
@@ -128,7 +128,7 @@ def auto_contrast(images: Tensor) -> Tensor:
 
 
 def equalize(images: Tensor) -> Tensor:
-    """Equalize each channel's histogram as Pillow does: the highest value present does not count toward the steps."""
+    """Equalize each channel's histogram like Pillow: pixels of the highest value do not count toward the step size."""
     m, channels = images.shape[:2]
     flat = images.view(m * channels, -1).long()
     counts = torch.zeros(m * channels, 256, dtype=torch.int64, device=images.device)

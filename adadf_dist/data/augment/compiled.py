@@ -1,4 +1,4 @@
-"""Compiling functions with numba, with an on-disk cache for later processes if a cache directory is writable."""
+"""Compile functions with numba, and cache them on disk for later processes if a cache directory is writable."""
 
 from __future__ import annotations
 
@@ -18,7 +18,10 @@ _uncached: list[str] = []
 
 
 def compiled(function: Any) -> Any:
-    """Have numba compile a function at its first call. It then releases the GIL, so threads run in parallel."""
+    """Compile a function with numba on its first call.
+
+    The compiled function releases the GIL, so threads run in parallel.
+    """
     try:
         return njit(nogil=True, cache=True, error_model="numpy")(function)
     except RuntimeError:  # numba: cannot cache function, no locator available

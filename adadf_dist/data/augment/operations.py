@@ -12,7 +12,9 @@ from numpy.typing import NDArray
 from adadf_dist.data.augment.rng import Numbers
 
 Matrices = NDArray[np.float64]
-"""[n, 2, 3], one affine map per image in unit coordinates: output position p shows input position matrix @ (p, 1)."""
+"""[n, 2, 3], one affine map per image: output position p gets the color at input position matrix @ (p, 1).
+
+Positions are in unit coordinates."""
 Tables = NDArray[np.uint8]
 """[n, 256], one lookup table for pixel values per image."""
 
@@ -20,23 +22,23 @@ VALUES = np.arange(256)
 
 
 class OpKind(IntEnum):
-    """Kind of an augmentation stage. Each docstring starts with the `AugmentationBatch` field of its parameter."""
+    """Kind of an augmentation stage. Docstrings start with the `AugmentationBatch` field that stores the parameter."""
 
     NOTHING = 0
     WARP = 1
-    """`matrices`: bilinear warp; output position p shows input position matrix @ (p, 1), or `FILL` outside."""
+    """`matrices`: bilinear warp; output position p gets the color at input position matrix @ (p, 1), or else `FILL`."""
     TABLE = 2
     """`tables`: replaces each channel's value v with table[v]."""
     COLOR = 3
-    """`factors`: saturation, luma + factor * (value - luma), rounded and clipped."""
+    """`factors`: saturation; each value becomes luma + factor * (value - luma), rounded and clipped."""
     CONTRAST = 4
-    """`factors`: mean + factor * (value - mean), clipped; mean is the image's rounded mean luma."""
+    """`factors`: each value becomes mean + factor * (value - mean), clipped; mean is the image's rounded mean luma."""
     AUTO_CONTRAST = 5
     """No parameter: stretches each channel linearly so that its lowest value becomes 0 and its highest 255."""
     EQUALIZE = 6
     """No parameter: equalizes each channel's histogram."""
     SHARPNESS = 7
-    """`factors`: smooth + factor * (value - smooth), clipped, except on the border, which does not change.
+    """`factors`: each value off the border becomes smooth + factor * (value - smooth), clipped; smooth is a 3x3 mean.
 
     smooth is the 3x3 mean with the center counted five times.
     """
@@ -53,7 +55,7 @@ class Operation(NamedTuple):
 
 
 def affine(a: Any, b: Any, c: Any, d: Any, e: Any, f: Any) -> Matrices:
-    """Return the matrices [[a, b, c], [d, e, f]]; each entry is one number or an array of n numbers."""
+    """Return n matrices [[a, b, c], [d, e, f]]; each argument is one number or an array of n numbers."""
     entries = np.broadcast_arrays(*(np.asarray(entry, dtype=np.float64) for entry in (a, b, c, d, e, f)))
     return np.stack(entries, axis=-1).reshape(-1, 2, 3)
 
@@ -97,7 +99,7 @@ def invert(levels: Numbers) -> Tables:
 
 
 def posterize(bits: Numbers) -> Tables:
-    """Return tables that keep only the highest `bits` bits of a value."""
+    """Return tables that keep only the `bits` most significant bits of a value."""
     step = 2 ** (8 - bits.astype(np.int64))[:, None]
     return rounded(VALUES // step * step)
 

@@ -48,7 +48,7 @@ class AugmentationBatch(NamedTuple):
     flips: NDArray[np.bool_]
     """[n], whether to mirror each image left to right."""
     boxes: NDArray[np.int64]
-    """[n, 4], pixel box set to 0 after normalization: top, left, bottom, right (last two exclusive); all 0 for none."""
+    """[n, 4], box erased in each image: top, left, bottom, right in pixels (last two exclusive); all 0 for none."""
 
     @property
     def num_samples(self) -> int:
@@ -98,7 +98,7 @@ def sample_augmentations(
 
 
 def sample_erase_boxes(config: AugmentConfig, size: int, rng: SampleRng, boxes: NDArray[np.int64]) -> None:
-    """Sample boxes for random erasing (Zhong et al.) into `boxes`; a box that does not fit is resampled a few times."""
+    """Fill `boxes` with boxes for random erasing (Zhong et al.); a box that does not fit is resampled a few times."""
     unplaced = np.flatnonzero(rng.uniform(np.arange(len(boxes))) < config.erase_prob)
     for _ in range(ERASE_TRIES):
         area = size * size * rng.uniform(unplaced, *config.erase_scale)
@@ -126,7 +126,7 @@ def sample_paper_policy(magnitude: float, rng: SampleRng, stages: OpChainBuilder
 
 
 def sample_torchvision_policy(magnitude: float, rng: SampleRng, stages: OpChainBuilder) -> None:
-    """Add one round of torchvision's RandAugment: one of 14 operations, at bin `magnitude` of 31."""
+    """Add one round of torchvision's RandAugment: one of 14 operations, at magnitude bin `magnitude` of 31."""
     chosen = rng.integers(np.arange(stages.batch.num_samples), len(TORCHVISION_OPS))
     strength = min(int(magnitude), STANDARD_BINS - 1) / (STANDARD_BINS - 1)
     for number, operation in enumerate(TORCHVISION_OPS):

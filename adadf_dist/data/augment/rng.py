@@ -72,7 +72,7 @@ class SampleRng:
 
 
 def philox(counters: NDArray[np.uint64], key: np.uint64, keys: NDArray[np.uint64]) -> NDArray[np.uint64]:
-    """Return Philox blocks [n, b, 4] for `counters` [b]; rows share the key word `key`, and each has one of `keys`."""
+    """Return Philox blocks [n, b, 4] for `counters` [b]; row i uses the key (`key`, `keys[i]`)."""
     shape = (len(keys), len(counters))
     x: list[NDArray[np.uint64]] = [np.broadcast_to(counters, shape), *(np.zeros(shape, dtype=np.uint64),) * 3]
     k0, k1 = np.array([key]), keys[:, None]

@@ -47,7 +47,7 @@ from adadf_dist.errors import UserError
 from adadf_dist.files.atomic import os_errors_as_user_errors
 
 MAX_KEY_LENGTH = 90
-"""Maximum length of a sample key: with a file extension, it must fit the 100-character names of USTAR archives."""
+"""Maximum length of a sample key, because names in USTAR archives have at most 100 characters with the extension."""
 SINGLE_PROCESS = ProcessPool(1)
 
 
@@ -132,7 +132,7 @@ def build_settings(source: Source, options: BuildOptions) -> dict[str, object]:
 
 
 def find_finished(folder: Path, source: Source, tasks: Sequence[ShardTask]) -> dict[Path, ShardResult]:
-    """Return finished shards of an unfinished build that still match `source`. Removes all other files in `folder`."""
+    """Return the finished shards of an unfinished build that still match `source`; remove other files in `folder`."""
     found: dict[Path, ShardResult] = {}
     files: set[Path] = set()
     for task in tasks:
@@ -186,7 +186,7 @@ def shuffle_key(seed: int, key: str) -> bytes:
 
 
 def check_items(items: Sequence[SourceItem]) -> None:
-    """Check that there are training samples, and that keys are valid and unique. Raises `UserError`."""
+    """Check that keys are valid and unique. Raises `UserError` if there are no training samples."""
     if not any(item.split == "train" for item in items):
         raise UserError("the source has no training samples; check --root and the split options")
     keys = Counter(item.key for item in items)
@@ -232,7 +232,7 @@ def too_many_bad_error(folder: Path, bad: Sequence[BuildNote], samples: int) -> 
 def finalize_dataset(
     folder: Path, source: Source, options: BuildOptions, written: Sequence[tuple[ShardTask, ShardResult]]
 ) -> None:
-    """Write the dataset's other files next to the tars: indexes, lists and, last, `dataset.json`."""
+    """Write the files of the dataset other than the tars: indexes, lists and, last, `dataset.json`."""
     bad = [note for _, result in written for note in result.bad]
     remarks = [note for _, result in written for note in result.remarks]
     shards: dict[str, list[WrittenShard]] = {}
@@ -242,7 +242,9 @@ def finalize_dataset(
             stored.append(renumber_shard(folder, result.shard, f"{task.split}-{len(stored):06d}.tar"))
     for split, stored in shards.items():
         if not stored:
-            raise UserError(f"split {split}: all images are invalid (first: {bad[0].source}: {bad[0].reason})")
+            raise UserError(
+                f"split {split}: all images are invalid (first: {bad[0].source}: {bad[0].reason}); fix the source"
+            )
     if bad:
         check_every_class(source.classes, shards["train"], bad)
     provenance, settings = source.provenance, build_settings(source, options)
@@ -270,7 +272,7 @@ def finalize_dataset(
 
 
 def renumber_shard(folder: Path, shard: WrittenShard, file: str) -> WrittenShard:
-    """Rename a shard's files to close a gap left by a shard without valid images."""
+    """Rename a shard's files to close a gap in the numbering left by a shard without valid images."""
     if shard.info.file == file:
         return shard
     # if killed after this point, the next build must not match the renamed tar to its old record

@@ -32,16 +32,16 @@ SYSTEM_FOLDERS = frozenset(
         "_vti_cnf",  # thumbnails of FrontPage
     )
 )
-"""Folders that systems add, in lowercase. Hidden folders (`.ipynb_checkpoints`, `.Trash-1000`, ...) need no entry."""
+"""Lowercase names of folders added by operating systems. Hidden folders (`.Trash-1000`, ...) need no entry."""
 SYSTEM_FILES = frozenset(("thumbs.db", "ehthumbs.db", "ehthumbs_vista.db", "desktop.ini", "icon\r", "folder.jpg.lnk"))
-"""Files that systems add, in lowercase. Hidden files (`.DS_Store`, `._NAME`, ...) need no entry."""
+"""Lowercase names of files added by operating systems. Hidden files (`.DS_Store`, `._NAME`, ...) need no entry."""
 
 ARCHIVES = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".7z", ".rar")
 
 
 @dataclass
 class Skipped:
-    """Paths that a walk skipped, each counted once, even if walked repeatedly."""
+    """Paths skipped while listing folders; a path that is skipped repeatedly counts once."""
 
     kinds: dict[str, str] = field(default_factory=dict)
     """Skipped path -> kind of file or folder, for messages."""
@@ -54,7 +54,7 @@ class Skipped:
         return dict(sorted(Counter(self.kinds.values()).items()))
 
     def describe(self) -> str:
-        """Return a one-line summary; empty if nothing was skipped."""
+        """Return a one-line summary, or an empty string if nothing was skipped."""
         if not self.kinds:
             return ""
         return "skipped " + ", ".join(f"{count:,} {kind}" for kind, count in self.counts().items())
@@ -66,7 +66,7 @@ def is_system_name(name: str) -> bool:
 
 
 def is_known_name(name: str) -> bool:
-    """Return whether a name is a listed system name, `@...` (NAS devices) or FOUND.000 (Windows disk check)."""
+    """Return whether a name is a known system name, such as `@eaDir` (NAS device) or FOUND.000 (Windows disk check)."""
     plain = name.lower()
     return (
         plain in SYSTEM_FOLDERS
@@ -77,7 +77,7 @@ def is_known_name(name: str) -> bool:
 
 
 def system_kind(name: str) -> str:
-    """Return the kind of a system file or folder by its name, for messages."""
+    """Return the category of a system file or folder with this name, as shown in messages."""
     if name.startswith("._"):
         return "._* files"
     return name.strip() if is_known_name(name) or name in (".DS_Store", ".ipynb_checkpoints") else "hidden"
@@ -86,7 +86,7 @@ def system_kind(name: str) -> str:
 def walk_files(
     folder: Path | str, skipped: Skipped, on_unreadable: Callable[[str, UserError], None] | None = None
 ) -> Iterator[str]:
-    """Yield paths of all files in a folder and its subfolders, files first, sorted within each folder.
+    """Yield the paths of all files in a folder, sorted, followed by those of each of its subfolders in turn.
 
     Links to folders are skipped, because they may form a cycle. An unreadable folder is passed to
     `on_unreadable` with its error; without one, the `UserError` is raised.
@@ -112,7 +112,7 @@ def walk_files(
 
 
 def file_names(folder: Path, skipped: Skipped) -> list[str]:
-    """Return the sorted names of files in a folder, without system files. Raises `UserError`."""
+    """Return the sorted names of files, without system files. Raises `UserError` if the folder is unreadable."""
     found = []
     for entry in list_entries(folder):
         kind = kind_of(entry)
@@ -124,7 +124,7 @@ def file_names(folder: Path, skipped: Skipped) -> list[str]:
 
 
 def subfolders(folder: Path, skipped: Skipped | None = None) -> list[str]:
-    """Return the sorted names of a folder's subfolders, without system folders. Raises `UserError`."""
+    """Return the sorted names of subfolders, without system folders. Raises `UserError` if the folder is unreadable."""
     found = []
     for entry in list_entries(folder):
         if not is_folder(entry):
@@ -142,7 +142,7 @@ def subfolders(folder: Path, skipped: Skipped | None = None) -> list[str]:
 
 
 def is_folder(entry: os.DirEntry[str]) -> bool:
-    """Return whether an entry is a folder or a link to a folder. A link to itself is not."""
+    """Return whether an entry is a folder or a link to a folder. A link to itself does not count."""
     try:
         return entry.is_dir()
     except OSError:
@@ -150,12 +150,12 @@ def is_folder(entry: os.DirEntry[str]) -> bool:
 
 
 def check_root(root: Path, fix: str) -> None:
-    """Raise `UserError` unless the root is a folder. `fix`: hint if it is missing."""
+    """Raise `UserError` unless `root` is a folder; `fix` is the hint for a missing folder."""
     if root.is_dir():
         return
     if root.exists():
-        kind = "an archive; unpack it and pass the folder" if is_archive(root.name) else "a file; pass a folder"
-        raise UserError(f"{escape_name(str(root))}: is {kind} as --root")
+        kind = "an archive; unpack it first" if is_archive(root.name) else "a file"
+        raise UserError(f"{escape_name(str(root))}: --root must be a folder, not {kind}")
     raise UserError(f"{escape_name(str(root))}: no such folder; {fix}")
 
 
@@ -165,18 +165,19 @@ def is_archive(name: str) -> bool:
 
 
 def list_entries(folder: Path | str) -> list[os.DirEntry[str]]:
-    """Return all entries of a folder, sorted by name. Raises `UserError` if it cannot be read."""
+    """Return all entries of a folder, sorted by name. Raises `UserError` if the folder cannot be read."""
     try:
         with os.scandir(folder) as entries:
             return sorted(entries, key=lambda entry: os.fsencode(entry.name))  # locale-independent order
     except OSError as error:
         raise UserError(
-            f"{escape_name(str(folder))}: folder not readable ({error.strerror}); fix its permissions or move it away"
+            f"{escape_name(str(folder))}: folder cannot be read ({error.strerror}); "
+            "fix its permissions or move it elsewhere"
         ) from None
 
 
 def kind_of(entry: os.DirEntry[str]) -> str:
-    """Return `file`, `folder`, or a reason to skip the entry. A dangling link is a file, so that reading it fails."""
+    """Return `file`, `folder`, or a reason to skip the entry. Dangling links count as files; reading them fails."""
     if is_system_name(entry.name):
         return system_kind(entry.name)
     try:
@@ -188,7 +189,7 @@ def kind_of(entry: os.DirEntry[str]) -> str:
 
 
 def readable_name(folder: Path, name: str) -> str:
-    """Return a folder's name as a class name. Raises `UserError` if its bytes are not UTF-8."""
+    """Return a folder's name for use as a class name. Raises `UserError` if it is not valid UTF-8."""
     text = os.fsencode(name).decode("utf-8", "replace")
     if escape_name(name) != text:
         raise UserError(

@@ -31,7 +31,7 @@ class NameIndex:
         self.keys = keys
         self.by_key: dict[str, int] = {}
         self.by_ending: dict[str, int] = {}
-        """End of a key after a `-` -> sample, or -1 if ambiguous. Lists may give only the end of a path."""
+        """Part of a key after any `-` -> sample, or -1 if ambiguous. Lists may give only the end of a path."""
         for number, key in enumerate(map(without_suffix, keys)):
             self.by_key[key] = number
             parts = key.split("-")
@@ -40,7 +40,7 @@ class NameIndex:
                 self.by_ending[ending] = -1 if ending in self.by_ending else number
 
     def find(self, entry: Entry) -> int | None:
-        """Return the sample named by a path or file name; None if unknown. Raises `UserError` if it is ambiguous."""
+        """Return the sample named by a path or file name; None if unknown. Raises `UserError` if ambiguous."""
         names = list(name_forms(entry.name))
         for table in (self.by_key, self.by_ending):
             for name in names:
@@ -68,9 +68,9 @@ def name_forms(name: str) -> Iterator[str]:
 
 
 def read_entry(row: Row) -> Entry:
-    """Parse a `name label` row. Raises `UserError`."""
+    """Parse a `name label` row. Raises `UserError` if it does not have two nonempty cells."""
     if len(row.cells) != 2 or not all(row.cells):
-        raise UserError(f"{row.where} is not `name label`: {' '.join(row.cells)[:60]!r}")
+        raise UserError(f"{row.where} must be `name label`, but is {' '.join(row.cells)[:60]!r}")
     return Entry(row.where, *row.cells)
 
 
@@ -81,7 +81,7 @@ def is_header(row: Row, first: Row, classes: Sequence[str]) -> bool:
 
 
 def key_form(name: str) -> str:
-    """Convert a file path to the form used in keys, except for `/`: no extension, plain characters only."""
+    """Convert a file path to the form used in keys (no extension, plain characters only), but keep each `/`."""
     path = name.replace("\\", "/")
     folders, slash, file = path.rpartition("/")
     return re.sub(r"[^A-Za-z0-9_/-]+", "-", folders + slash + (file.rpartition(".")[0] or file))
@@ -93,7 +93,7 @@ def without_suffix(name: str) -> str:
 
 
 def left_out(folder: Path) -> Iterator[str]:
-    """Yield the keys of samples that the builder dropped, as far as recorded. Published lists name them too."""
+    """Yield the recorded keys of samples that the builder dropped, because published lists may name them."""
     for file in ("leaks.csv", "skipped_images.csv"):
         if (folder / file).is_file():
             with open_text(folder / file) as lines:
@@ -102,7 +102,7 @@ def left_out(folder: Path) -> Iterator[str]:
 
 
 def label_numbers(entries: Sequence[Entry], classes: Sequence[str]) -> list[int]:
-    """Return class indices for labels that are class names or numbers, which count from 0 if a 0 occurs, else from 1.
+    """Return class indices for labels that are class names or numbers. Numbers start at 0 if any is 0, otherwise at 1.
 
     Raises `UserError` for a label that is not a class.
     """

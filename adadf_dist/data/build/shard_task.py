@@ -1,4 +1,4 @@
-"""Tasks and results of shards. Results are saved so that a resumed build does not repeat finished shards."""
+"""Shard-writing tasks and their results, which are saved so that a resumed build does not repeat finished shards."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class BuildNote(NamedTuple):
 
 class ShardResult(NamedTuple):
     shard: WrittenShard | None
-    """None if no image could be stored."""
+    """The shard that was written; None if no image could be stored."""
     bad: list[BuildNote]
     """Notes on invalid images."""
     remarks: list[BuildNote]

@@ -58,7 +58,7 @@ class Source(Protocol):
         """Describe where sample `number` is in the source, for messages."""
 
     def label(self, number: int) -> int:
-        """Return the class of sample `number`, known without reading its image."""
+        """Return the class of sample `number` without reading its image."""
 
     def fingerprint(self, number: int) -> bytes:
         """Return a digest of everything that `load(number)` reads: image file, label, votes and annotations.
@@ -67,4 +67,4 @@ class Source(Protocol):
         """
 
     def load(self, number: int) -> Sample:
-        """Read, check and encode sample `number`. Raises `InvalidImageError`, also if its file cannot be read."""
+        """Read, check and encode sample `number`. Raises `InvalidImageError` if it is invalid or cannot be read."""

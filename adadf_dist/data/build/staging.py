@@ -1,4 +1,4 @@
-"""Staging directory, with which a finished folder appears atomically and an unfinished build can be resumed."""
+"""Staging directory, which makes a finished folder appear atomically and lets an unfinished build be resumed."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def check_readable(partial: Path, out: Path) -> None:
             dataset.split(name)
             for shard in info.shards:
                 if not (partial / shard.file).with_suffix(".idx").is_file():
-                    raise UserError(f"{partial / shard.file}: DALI index missing")
+                    raise UserError(f"{partial / shard.file}: its DALI index is missing")
     except UserError as error:
         problem = str(error).replace(str(partial), out.name)
         raise UserError(
@@ -67,7 +67,7 @@ def check_readable(partial: Path, out: Path) -> None:
 
 
 def prepare_folder(partial: Path, settings: Mapping[str, object], restart: bool) -> None:
-    """Empty `partial` unless it contains unfinished work with the same settings. Raises `UserError`."""
+    """Empty `partial` unless it contains unfinished work to resume. Raises `UserError` if its settings differ."""
     upgrade_state(partial)
     earlier = None if restart else read_settings(partial)
     if earlier is None:
@@ -79,7 +79,7 @@ def prepare_folder(partial: Path, settings: Mapping[str, object], restart: bool)
 
 
 def upgrade_state(partial: Path) -> None:
-    """Rename the state files of an unfinished build from version 0.1 to their current names."""
+    """Rename the state files of an unfinished build that version 0.1 started to their current names."""
     old, state = partial / ".unfinished", partial / PARTIAL_STATE_DIR
     if old.is_dir() and not state.exists():
         if (old / "order.json").exists():
@@ -115,7 +115,7 @@ def check_settings(partial: Path, earlier: Mapping[str, object], current: Mappin
 
 @contextmanager
 def lock_folder(folder: Path) -> Iterator[None]:
-    """Create the folder if necessary and lock it while the block runs. Raises `UserError`."""
+    """Create the folder if necessary and lock it for the block. Raises `UserError` if another build holds the lock."""
     with exclusive_lock(folder / _LOCK, "--out") as locked:
         if not locked:
             raise UserError(f"{folder}: locked by another build; wait, or choose another folder")
@@ -123,7 +123,7 @@ def lock_folder(folder: Path) -> Iterator[None]:
 
 
 def check_overwrite(out: Path, overwrite: bool) -> None:
-    """Raise `UserError` if `out` exists and must not be replaced."""
+    """Raise `UserError` if `out` exists and is not empty, unless it is a dataset and `overwrite` is set."""
     if not out.exists() or (out.is_dir() and not any(out.iterdir())):
         return
     if not (out / MANIFEST).is_file():

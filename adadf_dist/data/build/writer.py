@@ -22,7 +22,7 @@ from adadf_dist.data.manifest import Manifest, ShardInfo
 from adadf_dist.files.atomic import os_errors_as_user_errors
 
 LABEL_DIGITS = 4
-"""Number of digits in every KEY.cls file. The fixed width lets readers of raw bytes stack labels."""
+"""Number of digits in every KEY.cls file. The fixed width lets readers of raw bytes stack labels in an array."""
 
 _BLOCK = tarfile.BLOCKSIZE
 _BLANK_HEADER = tarfile.TarInfo().tobuf(tarfile.USTAR_FORMAT)
@@ -151,7 +151,7 @@ class _Tar:
         return offset
 
     def finish(self) -> None:
-        """Write two empty blocks and pad to the record size that `tar` expects."""
+        """End the archive with two empty blocks and padding to the record size that `tar` expects."""
         self._write(bytes(2 * _BLOCK))
         self._write(bytes(-self.position % tarfile.RECORDSIZE))
 
@@ -162,7 +162,7 @@ class _Tar:
 
 
 def ustar_header(name: str, size: int) -> bytes:
-    """Return a USTAR header of mode 0644, owner 0, time 0: nothing depends on the machine.
+    """Return a USTAR header with mode 0644, owner 0 and time 0, so that the bytes do not depend on the machine.
 
     Equals `tarfile`'s header but takes a tenth of the time; `tarfile` takes as long as decoding a small JPEG.
     """

@@ -91,7 +91,7 @@ class Replacement(NamedTuple):
 
 
 def decode_image(encoded: bytes | memoryview) -> Image.Image:
-    """Decode a stored image to RGB. Raises `InvalidImageError`."""
+    """Decode a stored image to RGB. Raises `InvalidImageError` if it is not a valid JPEG."""
     image = decode(bytes(encoded))
     if image.format != "JPEG":
         raise InvalidImageError(f"is a {image.format} image, but shards must contain only JPEGs")
@@ -107,7 +107,7 @@ def resize_image(image: Image.Image, size: int) -> NDArray[np.uint8]:
 def find_replacement(
     split: Split, read: Read, seed: int, epoch: int, bad: tuple[int, InvalidImageError]
 ) -> Replacement:
-    """Find a replacement for a bad sample: the first sample of its class that decodes, in a seeded random order.
+    """Find a replacement for a bad sample: the first decodable sample of its class in a seeded random order.
 
     Raises `UserError` if no other sample of the class decodes. Always raises it in evaluation (epoch -1), where a
     missing or repeated sample would falsify the metrics.
@@ -162,7 +162,7 @@ class DeviceTransform:
         self._std = torch.tensor(preprocessing.std, device=device).mul_(255).view(shape)
 
     def __call__(self, images: Tensor, boxes: Tensor) -> Tensor:
-        """Turn images, uint8 [n, 3, S, S], into network input, in which the areas `boxes`, int64 [n, 4], are erased."""
+        """Turn images, uint8 [n, 3, S, S], into network input and erase `boxes`, int64 [n, 4], from it."""
         pixels = self.normalize(images)
         if self.preprocessing.ten_crop:
             pixels = ten_crop(pixels, self.preprocessing.image_size)

@@ -1,4 +1,4 @@
-"""DALI loader: reads encoded bytes from mapped tars in plan order, decodes and augments them on the device.
+"""DALI loader: reads encoded images from memory-mapped tars in planned order, then decodes and augments them.
 
 DALI decodes ahead in its own threads, a few hundred images at a time, because each batch has the same overhead
 regardless of its size. A background thread augments the images (`dali_backends.py`), builds the batches and keeps

@@ -39,7 +39,7 @@ TARS, BUFFER = 3, 4
 """Keys of the random streams for the order of tars and the shuffle buffer; sampling.py defines the other keys."""
 
 HEADER = tarfile.BLOCKSIZE
-"""Size in bytes of a tar member's header, directly before its data (USTAR). A sample's first member is KEY.jpg."""
+"""Size in bytes of a USTAR member's header, which directly precedes its data. A sample's first member is KEY.jpg."""
 
 
 class SampleRun(NamedTuple):
@@ -83,7 +83,7 @@ class StreamPlan:
         ]
 
     def runs(self, rank: int, ranks: int, worker: int, workers: int) -> list[SampleRun]:
-        """Return the runs that a worker of a rank reads, in order, to fill every `workers`-th slice of its rank."""
+        """Return the runs that worker number `worker` of a rank reads, in order, to fill every `workers`-th slice."""
         lengths = [
             sum(part.rows for part in self.slices(r, ranks)[n::workers]) for r in range(ranks) for n in range(workers)
         ]
@@ -163,7 +163,7 @@ def read_runs(remote: Remote, split: Split, runs: Sequence[SampleRun]) -> Iterat
             if record["__key__"] != key:
                 raise UserError(
                     f"{remote.url_for(file)}: tar does not match its index (expected sample {key}, "
-                    f"found {record['__key__']}); re-upload the dataset, dataset.json last"
+                    f"found {record['__key__']}); re-upload the dataset (dataset.json last)"
                 )
             yield EncodedSample(sample, record["jpg"])
 

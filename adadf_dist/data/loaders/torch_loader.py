@@ -99,7 +99,7 @@ class DecodeDataset:
         return resize_image(decode_image(encoded), self.size)
 
     def augment_images(self, images: NDArray[np.uint8], samples: Samples, epoch: int) -> NDArray[np.int64]:
-        """Apply stages and flips to images [n, H, W, 3] in place. Returns the erasing boxes [n, 4]."""
+        """Apply stages and flips to images [n, H, W, 3] in place. Returns the boxes to erase, [n, 4]."""
         augmentation = sample_augmentations(self.augment, self.image_size, self.seed, epoch, samples)
         for row in np.flatnonzero(augmentation.kinds.any(axis=1)).tolist():
             images[row] = np.asarray(apply_stages(Image.fromarray(images[row]), augmentation, row))
@@ -108,7 +108,7 @@ class DecodeDataset:
 
 
 Task = Callable[[DecodeDataset], Iterator[DecodedBatch]]
-"""Function that yields a worker's results in one pass."""
+"""One worker's share of a pass: a function that takes the worker's state and yields decoded batches."""
 
 
 @dataclass(frozen=True)
@@ -141,7 +141,7 @@ class TorchLoader:
             yield self.finish(decoded, split)
 
     def run(self, tasks: Sequence[Task]) -> Iterator[DecodedBatch]:
-        """Run one task per worker and yield results, one from each worker in turn. Raises `DeadWorkerError`."""
+        """Run one task per worker and yield their results in turn. Raises `DeadWorkerError` if a worker dies."""
         if self._workers is None:
             (task,) = tasks
             yield from task(self.decoder)

@@ -1,4 +1,4 @@
-"""Local cache of remote datasets, shared by all ranks and runs. The least recently used are evicted first.
+"""Local cache of remote datasets, shared by all ranks and runs. The least recently used datasets are evicted first.
 
     CACHE/entries/HASH/   a dataset folder, named by the SHA-256 of its dataset.json: changed content is a new entry
     CACHE/entries/maps-HASH/  stored outputs of a frozen extractor (data/map_store.py)
@@ -159,7 +159,7 @@ def fetch_missing(remote: Remote, entry: Path, content: bytes, data: DataConfig,
 
 
 def create_entry(remote: Remote, entry: Path, content: bytes) -> Manifest:
-    """Create a cache entry with its dataset.json and return the manifest. Raises `UserError` if it is invalid."""
+    """Create a cache entry with its dataset.json and return the manifest. Raises `UserError` if the file is invalid."""
     path = entry / MANIFEST
     with os_errors_as_user_errors(path):
         entry.mkdir(exist_ok=True)
@@ -213,8 +213,8 @@ def evict_to_fit(entry: Path, space: SpaceRequest, data: DataConfig) -> None:
         free = shutil.disk_usage(entries).free
         if missing > free:
             raise UserError(
-                f"data.cache_dir is {data.cache_dir}: {owner} needs {missing / GB:.3g} GB more there and "
-                f"{free / GB:.3g} GB are free; free some space, choose another folder, or set data.cache_size_gb "
+                f"data.cache_dir is {data.cache_dir}: {owner} needs {missing / GB:.3g} GB more there, but "
+                f"only {free / GB:.3g} GB is free; free some space, choose another folder, or set data.cache_size_gb "
                 "to evict unused datasets"
             )
         write_text(entry / RESERVED_SIZE_FILE, str(size))

@@ -1,4 +1,4 @@
-"""Read files of a dataset folder at a URL, with retries: HTTP, S3 and Google Cloud Storage through fsspec.
+"""Read files from a dataset folder at a URL (HTTP, S3 or Google Cloud Storage, through fsspec), with retries.
 
 Requests that stall, are cut off, or return a 5xx status or a wrong hash are retried with exponential backoff. Refused
 (401, 403) and missing (404) files are not. The final error is one line with the URL and the number of attempts.
@@ -34,10 +34,10 @@ class RetryPolicy(NamedTuple):
     """Retry policy and request size of a transfer."""
 
     attempts: int = 6
-    """Attempts per request before giving up: with the waits in between, half a minute or more."""
+    """Number of attempts per request before giving up. The waits in between add up to about half a minute."""
     initial_backoff_s: float = 1.0
-    """Wait after the first failure; doubles with each further one, with 50% jitter so that nodes do not retry
-    simultaneously."""
+    """Wait after the first failure; doubles with each further failure and varies randomly by up to 25%, so that nodes
+    do not retry simultaneously."""
     read_timeout_s: float = 30.0
     """A connection that receives no byte for this long has failed."""
     chunk_bytes: int = 2**22
@@ -65,7 +65,7 @@ class _TransferError(Exception):
 
 
 def scheme_of(shards: str) -> str:
-    """Return the URL scheme, such as `s3`; empty for a plain path. Raises `UserError` for an unsupported scheme."""
+    """Return the URL scheme, such as `s3`, or "" for a plain path. Raises `UserError` for an unsupported scheme."""
     found = re.match(r"([A-Za-z][A-Za-z0-9+.-]*)://", shards)
     if found is None:
         return ""
@@ -93,7 +93,7 @@ class Remote:
     url: str
     transfer: RetryPolicy = DEFAULT_RETRY_POLICY
     cancelled: Event = field(default_factory=Event)
-    """Set it to cancel all transfers; they raise `TransferCancelled`."""
+    """Setting this event cancels all transfers, which then raise `TransferCancelled`."""
 
     def __post_init__(self) -> None:
         scheme = scheme_of(self.url)
@@ -115,7 +115,7 @@ class Remote:
         return f"{self.url.rstrip('/')}/{name}"
 
     def read(self, name: str, start: int = 0, end: int | None = None) -> bytes:
-        """Read bytes `start` to `end` (exclusive) of a file, or as many of them as the server sends; by default all.
+        """Read bytes `start` to `end` (exclusive) of a file, by default the whole file. The server may send fewer.
 
         If the server ignores ranges, returns everything from `start` on.
         Raises `UserError` (`ServerUnreachableError` if a later retry may help) and `TransferCancelled`.
@@ -123,7 +123,10 @@ class Remote:
         return self.with_retries(name, lambda: self._read_once(name, start, end))
 
     def download(self, name: str, path: Path, sha256: str) -> None:
-        """Download a file to `path` atomically after checking its hash. Raises as `read` does, and for a full disk."""
+        """Download a file to `path` atomically after checking its hash.
+
+        Raises the same errors as `read`, and an error if the disk is full.
+        """
 
         def attempt() -> None:
             with atomic_write(path, sync=True) as partial:
@@ -133,7 +136,7 @@ class Remote:
                     found = hashlib.file_digest(file, "sha256").hexdigest()
                 if found != sha256:
                     what = f"checksum mismatch: got {found[:12]}..., expected {sha256[:12]}..."
-                    raise _TransferError(what, "re-upload the dataset, dataset.json last", retry=True)
+                    raise _TransferError(what, "re-upload the dataset (dataset.json last)", retry=True)
 
         cancel = Callback(hooks={"cancel": lambda *size, **more: self._check_cancelled()})
         self.with_retries(name, attempt)
@@ -146,7 +149,7 @@ class Remote:
             yield chunk
 
     def with_retries(self, name: str, attempt: Callable[[], T]) -> T:
-        """Return the result of `attempt()`, repeated while it fails with transient errors. Raises as `read` does."""
+        """Return the result of `attempt()`, retrying it after transient errors. Raises the same errors as `read`."""
         transfer, began = self.transfer, time.monotonic()
         for number in range(transfer.attempts):
             self._check_cancelled()
@@ -186,7 +189,7 @@ class Remote:
         return data
 
     def _call(self, name: str, function: Callable[[Any, str], T]) -> T:
-        """Call a function with fsspec's file system and the URL of a file; classify its errors."""
+        """Call a function with fsspec's file system and the URL of a file, converting errors with `classify_error`."""
         try:
             return function(make_filesystem(scheme_of(self.url), self.transfer), self.url_for(name))
         except Exception as error:  # libraries below fsspec have no common exception base
@@ -194,7 +197,7 @@ class Remote:
 
 
 def make_filesystem(scheme: str, transfer: RetryPolicy) -> Any:
-    """Return the fsspec file system for a scheme. fsspec caches one with its connections per thread and process."""
+    """Return the fsspec file system for a scheme. fsspec caches it and its connections for each thread and process."""
     match scheme:
         case "http" | "https":
             import aiohttp  # optional dependency

@@ -51,7 +51,7 @@ def total_bytes(files: Iterable[FileInfo]) -> int:
 
 
 def fetch_files(remote: Remote, files: Sequence[FileInfo], folder: Path, visible: bool) -> None:
-    """Download `files` into `folder`. After an error, completed files are kept and the next call fetches the others.
+    """Download `files` into `folder`. After an error, completed files are kept, and the next call fetches the rest.
 
     Raises `UserError` for the first file that fails, after the others have stopped, and `TransferCancelled`.
     """

@@ -22,7 +22,7 @@ ID_STRIDE = 10**9
 
 @dataclass(frozen=True)
 class SyntheticSource:
-    """A `Source` that renders its faces."""
+    """A `Source` whose samples are rendered instead of read from files."""
 
     counts: Mapping[str, int]
     """Number of faces per split."""

@@ -96,7 +96,7 @@ class Face(NamedTuple):
     units: NDArray[np.float64]
     """[14], intensity of each of `ACTION_UNITS` from 0 to 1, which together define the expression."""
     nuisance: dict[str, float]
-    """Sampled values of `APPEARANCE`."""
+    """Sampled values of the properties in `APPEARANCE`."""
 
 
 def render_sample(seed: int, index: int, size: int = 64, ambiguity: float = AMBIGUITY) -> Face:
@@ -146,7 +146,7 @@ def bayes_accuracy(distributions: ArrayLike, labels: ArrayLike) -> float:
 
 
 def _sample_units(rng: np.random.Generator, ambiguity: float) -> NDArray[np.float64]:
-    """Return intensities of one emotion at 65% to 100% or of a blend of two. Each varies by about 10%."""
+    """Return action-unit intensities of one emotion at 65% to 100% or of a blend of two, each varied by about 10%."""
     first, second = rng.choice(len(EMOTIONS), size=2, replace=False)
     weight, strength = rng.uniform([0.5, 0.65], [0.62, 1.0])
     weight = weight if rng.random() < ambiguity else 1.0

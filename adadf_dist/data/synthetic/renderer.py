@@ -27,7 +27,7 @@ _FRAMES = (0x151515, 0x5A2D1A, 0x7F8489, 0x1D2C50)
 
 
 class FaceRenderer:
-    """Renders one face, back to front. Planes are [size, size], `image` and `light` [3, size, size].
+    """Renders one face, back to front. Planes are [size, size]; `image` and `light` are [3, size, size].
 
     A pixel maps to (u, v) of the upright frontal head and to (x, y) of its turned surface; y points down. `au` contains
     intensities by action unit, `appearance` the values of `faces.APPEARANCE`.
@@ -67,12 +67,12 @@ class FaceRenderer:
         self.image += (color - self.image) * cover
 
     def fill(self, inside: Plane) -> Plane:
-        """Return the coverage of each pixel by a shape, from the signed distance to its outline."""
+        """Return how much of each pixel a shape covers, from the signed distance to its outline."""
         cover: Plane = np.clip(0.5 + inside / self.pixel, 0, 1)
         return cover
 
     def stroke(self, distance: Plane, half_width: Plane | float) -> Plane:
-        """Return the coverage of each pixel by a line. Lines thinner than a pixel fade instead of vanishing."""
+        """Return how much of each pixel a line covers. Lines thinner than a pixel fade instead of vanishing."""
         cover: Plane = np.minimum(self.fill(half_width - np.abs(distance)), 2 * half_width / self.pixel)
         return cover
 
@@ -260,7 +260,7 @@ class FaceRenderer:
         return bright + 0.3 * look["light_strength"] * lamp
 
     def fringe(self) -> None:
-        """Paint the hair over skull and temples: none, shaved, short or long."""
+        """Paint the hair over the skull and temples: none, shaved, short or long."""
         look, v, out = self.appearance, self.v, np.abs(self.u)
         if look["hair_length"] < 0.06:
             return

@@ -1,4 +1,4 @@
-"""Pool of worker processes that share the work of a pass over the data (each has its own pipe: see `start_worker`)."""
+"""Pool of worker processes that share a pass over the data. Each has its own pipe (see `start_worker`)."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class PassEnd(NamedTuple):
     """Message that a worker sends after the last result of a pass."""
 
     failure: str = ""
-    """Traceback of the error that ended the pass; empty if none."""
+    """Traceback of the error that ended the pass; empty if it ended without one."""
     out_of_memory: bool = False
 
 
@@ -39,7 +39,7 @@ class WorkerPool(Generic[S, R]):
     """
 
     def __init__(self, state: S, workers: int, ahead: int, module: str) -> None:
-        """Prepare the pool; workers start with the first pass and each keeps `ahead` results ready. Raises `UserError`.
+        """Prepare the pool. Workers start with the first pass, and each keeps `ahead` results ready.
 
         `module` is the name of the module that contains the tasks' code.
         """
@@ -118,7 +118,7 @@ def receive(worker: Worker) -> Iterator[Any]:
 
 
 def receive_message(worker: Worker) -> Any:
-    """Receive one message from a worker. Kills the worker if the message cannot be read: its pipe is out of sync."""
+    """Receive a message. Kills the worker if the message is unreadable, because its pipe is then out of sync."""
     try:
         return pickle.loads(worker.receive())
     except DeadWorkerError:

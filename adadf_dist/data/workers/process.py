@@ -1,4 +1,4 @@
-"""Worker processes: forked from a clean server, killed when their parent exits.
+"""Worker processes, which are forked from a clean server process and killed when their parent exits.
 
 A fork of the training process would copy locks that its threads hold (DALI, gloo, CUDA, gRPC, Ray) and objects whose
 destructors then wait forever. So workers are forked from a server process that has imported only this package.
@@ -30,7 +30,7 @@ SOCKET_PATH = 107
 SOCKET_NAME = len("/pymp-01234567/listener-01234567")
 """Length of the socket path that multiprocessing appends to the temporary folder."""
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-"""Signals that request a stop. Only the parent process handles them, not its workers or their server."""
+"""Signals that request a stop. Only the parent process handles them, not its workers or the forkserver."""
 F_SETSIG = 10
 """Command from Linux's fcntl.h that sets which signal a file descriptor's owner receives."""
 
@@ -47,14 +47,14 @@ class WorkerHandle(popen_forkserver.Popen):
 
 
 class WorkerProcess(ForkServerProcess):
-    """A process with its parent's current environment variables, rather than those with which the server started."""
+    """A process with its parent's current environment variables, rather than those the forkserver started with."""
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
         self._environment = dict(os.environ)
 
     def start(self) -> None:
-        """Start the process, and the server if none is running, with stop signals blocked in both.
+        """Start the process, and the forkserver if it is not running, with stop signals blocked in both.
 
         Launchers and terminals send stop signals to the whole process group. If the server died from one, its workers
         would count as dead, and the run would fail instead of stopping. The resource tracker starts first because

@@ -27,7 +27,7 @@ from adadf_dist.report.figures.style import (
 from adadf_dist.report.run_reader import RunData
 
 DARK_CELL = 0.55
-"""A confusion matrix cell with a larger fraction is dark enough for white text."""
+"""A confusion matrix cell with a fraction above this is dark enough for white text."""
 
 
 def plot_confusion(matrices: dict[str, NDArray[np.int64]], classes: Sequence[str]) -> Figure:
@@ -99,7 +99,7 @@ def plot_distributions(run: RunData) -> Figure:
 
 
 def plot_thresholds(run: RunData) -> Figure:
-    """Plot, over the epochs, each class's entry in its own class mean and whether it met the threshold."""
+    """Plot, over the epochs, each class's mean probability for its own samples, and whether it met the threshold."""
     classes, met = run.classes, run.stack_history("class_threshold_met") > 0
     own = np.diagonal(run.stack_history("class_means"), axis1=1, axis2=2)
     figure = new_figure(2.7)

@@ -24,7 +24,7 @@ WIDTH = 7.16
 DPI = 300
 INK, SOFT, LINE, ACCENT, FIRST = "#1d2430", "#5b6675", "#dfe3e9", "#0072b2", "#0173b2"
 THEME_COLORS = {INK: "--ink", SOFT: "--soft", LINE: "--line", ACCENT: "--accent", FIRST: "--first"}
-"""Color -> CSS variable that replaces it on the page, for light and dark themes. All other colors must differ."""
+"""Color -> CSS variable that replaces it on the page, for light and dark themes. No other color may be the same."""
 
 COLORS = (FIRST, "#de8f05", "#029e73", "#cc78bc", "#d55e00", "#56b4e9", "#949449", "#8a8a8a")
 """Color-blind-safe colors for classes and runs, on light and dark backgrounds."""

@@ -27,9 +27,9 @@ class TrackedSample(NamedTuple):
     label: int
     """Label as used in training."""
     distributions: NDArray[np.float64]
-    """[E, 3, C], auxiliary, fused and target distributions; NaN in epochs that did not draw the sample."""
+    """[E, 3, C], auxiliary, fused and target distributions; NaN in epochs in which the sample was not drawn."""
     weights: NDArray[np.float64]
-    """[E], attention weights w' (eq 11); NaN in epochs that did not draw the sample."""
+    """[E], attention weights w' (eq 11); NaN in epochs in which the sample was not drawn."""
     votes: NDArray[np.float64] | None
     """[C], fraction of annotator votes for each class; None if the sample has no votes."""
 
@@ -44,7 +44,7 @@ def find_tracked_sample(run: RunData, key: str = "") -> TrackedSample | None:
     if not len(numbers) or run.samples is None:
         if key:
             raise UserError(
-                f"--sample {key}: {run.folder} tracked no samples; train with runtime.num_tracked_samples set"
+                f"--sample {key}: {run.folder} tracked no samples; set runtime.num_tracked_samples when training"
             )
         return None
     sampled = np.sum([epoch["seen"][numbers] for epoch in run.history], axis=0) > 0

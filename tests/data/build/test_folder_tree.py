@@ -161,8 +161,8 @@ def test_archive_or_file_as_root_is_rejected(source: str, tmp_path: Path) -> Non
     csv = ("--csv", write(tmp_path / "list.csv", "path,label\n1.jpg,a\n")) if source == "csv" else ()
     archive, file = write(tmp_path / "faces.tar.gz", b""), write(tmp_path / "faces", b"")
     for root, reason in (
-        (archive, "is an archive; unpack it and pass the folder as --root"),
-        (file, "is a file; pass a folder as --root"),
+        (archive, "--root must be a folder, not an archive; unpack it first"),
+        (file, "--root must be a folder, not a file"),
         (tmp_path / "nowhere", "no such folder; pass"),
     ):
         with pytest.raises(UserError) as caught:

@@ -26,7 +26,7 @@ def test_unwritable_cache_is_one_line(site: Site, tmp_path: Path, monkeypatch: p
     (tmp_path / "cache").unlink()
     full = shutil.disk_usage(tmp_path)._replace(free=1000)
     monkeypatch.setattr("shutil.disk_usage", lambda path: full)
-    assert "are free; free some" in fetch_error(data_config(site, tmp_path))
+    assert "is free; free some" in fetch_error(data_config(site, tmp_path))
 
 
 def test_full_disk_is_one_line(site: Site, tmp_path: Path) -> None:
