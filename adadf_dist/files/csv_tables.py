@@ -157,7 +157,7 @@ def read_number(text: str, where: str, what: str) -> float:
     """Parse a number from 0 to `MAX_NUMBER`, with a decimal point or comma. Raises `UserError` for anything else."""
     value = parse_number(text)
     if not math.isfinite(value) or value < 0:
-        raise UserError(f"{where}: {what} must be numbers of 0 or more, not {text[:40]!r}")
+        raise UserError(f"{where}: {what} must be nonnegative numbers, not {text[:40]!r}")
     if value > MAX_NUMBER:
         raise UserError(f"{where}: {what} must be at most {MAX_NUMBER:,}, not {text[:40]!r}")
     return value
