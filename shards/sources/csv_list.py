@@ -75,7 +75,8 @@ def list_csv(
     names = tuple(classes or voted or derive_classes(lines, first_label))
     if voted and sorted(voted) != sorted(names):
         raise UserError(
-            f"{path}: the vote columns are for {', '.join(voted)}, but the classes are {', '.join(names)}; they must match"
+            f"{path}: the vote columns are for {', '.join(voted)}, but the classes are {', '.join(names)}; "
+            "they must match"
         )
     order = [voted.index(name) for name in names] if voted else []
     images: dict[str, ImageEntry] = {}
