@@ -1,4 +1,4 @@
-"""Find settings that do not suit the length of a run, before its first step."""
+"""Find settings that do not suit the length of a run, before the run starts."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def find_long_warmup(config: Config, length: Length) -> Iterator[Finding]:
 
 
 def find_long_scaling(config: Config, length: Length) -> Iterator[Finding]:
-    """Find a warm-up of `optimizer.lr_scaling` that takes more than a third of the run."""
+    """Find a warm-up of the batch-size factor (`optimizer.lr_scaling`) that takes more than a third of the run."""
     optimizer = config.optimizer
     full = full_batch_factor(optimizer, config.batch_size)
     if full == 1 or optimizer.scaling_warmup_epochs <= MOST_WARMUP * length.epochs:
@@ -92,7 +92,7 @@ def find_late_threshold(config: Config, length: Length) -> Iterator[Finding]:
 
 
 def find_long_average(config: Config, length: Length) -> Iterator[Finding]:
-    """Find weight averaging with a horizon of more than a third of the run."""
+    """Find weight averaging whose horizon is more than a third of the run."""
     decay = config.optimizer.ema_decay
     if not decay or 1 / (1 - decay) <= MOST_WARMUP * length.steps:
         return
@@ -118,7 +118,7 @@ def find_large_batch(config: Config, length: Length) -> Iterator[Finding]:
 
 
 def find_long_intervals(config: Config, length: Length) -> Iterator[Finding]:
-    """Find non-default intervals that are longer than the run. The defaults are harmless in a short run."""
+    """Find intervals longer than the run. Default values are not reported, because they are harmless in a short run."""
     defaults = Config()
     for key, effect in INTERVALS.items():
         section, _, name = key.partition(".")
@@ -129,7 +129,7 @@ def find_long_intervals(config: Config, length: Length) -> Iterator[Finding]:
 
 
 def find_vanishing_rate(config: Config, length: Length) -> Iterator[Finding]:
-    """Find an exponential schedule with a negligible learning rate for half of the run."""
+    """Find an exponential schedule whose learning rate is negligible for at least half of the run."""
     gamma = config.optimizer.lr_gamma
     if config.optimizer.schedule != "exponential":
         return
@@ -146,7 +146,7 @@ def find_vanishing_rate(config: Config, length: Length) -> Iterator[Finding]:
 
 
 def peak_learning_rate(config: Config, steps_per_epoch: int) -> float:
-    """Return the highest learning rate of any step. Within an epoch the rate is monotonic."""
+    """Return the highest learning rate of any step, using the fact that it is monotonic within an epoch."""
     positions = (
         Position(epoch, epoch * steps_per_epoch + batch, epoch + batch / steps_per_epoch, steps_per_epoch)
         for epoch in range(config.epochs)
