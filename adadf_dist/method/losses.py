@@ -42,7 +42,7 @@ class Losses(NamedTuple):
 
 
 class Gatherer(Protocol):
-    """Interface that the losses need from `World`: its size, and `gather`, which assembles the global batch."""
+    """The part of `World` that the losses use: its size, and `gather`, which assembles the global batch."""
 
     @property
     def size(self) -> int: ...
