@@ -88,7 +88,7 @@ REFUSED: dict[str, tuple[str | bytes, str]] = {
     "header only": ("path,label\n", "no lines after the header"),
     "no header": ("a.jpg,glad\n", "line 1: no column path, label; the header has a.jpg, glad"),
     "a column twice": ("path,label,Label\na.jpg,x,y\n", "line 1: column label appears twice"),
-    "mixed separators": ("path,label\na.jpg;x\n", "line 2: 1 cells where the header has 2 columns"),
+    "mixed separators": ("path,label\na.jpg;x\n", "line 2: 1 cells, but the header has 2 columns"),
     "unclosed quote": ('path,label\na.jpg,x\nb.jpg,"y\nc.jpg,y\n', "line 3: a quotation mark is not closed"),
     "huge cell": ('path,label\na.jpg,"' + "x" * 140_000, "line 2: a cell of more than 131,072 characters"),
     "nul": (b"path,label\na.jpg,x\0\n", "line 2: contains a NUL byte"),
