@@ -84,7 +84,7 @@ def space_of(base: Config) -> Space:
 
 
 def trials_of(study: Study, tables: Sequence[str]) -> list[Trial]:
-    """Return one trial per configuration and seed, ordered so that all rows finish one seed before starting the next."""
+    """Return one trial per configuration and seed, ordered so that all rows finish one seed before the next."""
     numbers = dict.fromkeys(config_id(study.base, row) for name in tables for row in rows_of(study.base, name))
     known = configurations(study.base)
     seeds = range(study.base.seed, study.base.seed + study.options.seeds)

@@ -65,9 +65,7 @@ class Study:
         return self.options.halving if judged else None
 
     def keeps_checkpoints(self, trial: Trial) -> bool:
-        """Return whether a trial keeps its checkpoints when it ends. The search later deletes losing finalists'
-        checkpoints.
-        """
+        """Return whether a trial keeps its checkpoints when it ends. Those of losing finalists are deleted later."""
         return self.options.keep == "all" or (self.options.keep == "winner" and trial.stage == "final")
 
     def default(self) -> Trial:
