@@ -56,7 +56,7 @@ example:
 
 STAGES = r"branch_[12](?:_feature)?\."
 LINEAR = r"(?:(?:0|1|fc|linear|classifier)\.)?(?=(?:weight|bias)$)"
-"""Regular expression for what precedes `weight` or `bias` if a Linear layer is alone or inside a Sequential."""
+"""Regular expression for the optional module name before `weight` or `bias` in a Linear layer's parameter name."""
 NAME_MAP = {
     r"feature\.(?:0|conv1)\.": "extractor.conv1.",
     r"feature\.(?:1|bn1)\.": "extractor.bn1.",

@@ -20,9 +20,7 @@ class Role(Flag):
     OPERATIONAL = auto()
     """The key does not change what a run learns, so it is ignored when runs are compared."""
     ARCHITECTURE = auto()
-    """The value must match the checkpoint's, even if the checkpoint contains only imported weights and no training
-    steps.
-    """
+    """The value must match the checkpoint's, even if the checkpoint contains only imported weights."""
     PATH = auto()
     """The value may be a path on this machine."""
     INPUT_FILE = auto()

@@ -60,7 +60,7 @@ def why_no_collapse_rule(run: RunRecords) -> str:
 
 
 def find_collapse(run: RunRecords) -> Iterator[Finding]:
-    """Find a collapse: predictions at chance level or all of one class. A run can get stuck in this state."""
+    """Yield a finding if predictions are at chance level or all of one class, a state in which a run can get stuck."""
     confusion = run.confusion
     accuracy, _ = class_accuracy(run.newest, run.enough_samples)
     text = describe_collapse(confusion.sum(axis=0), confusion.sum(axis=1), accuracy, run.classes)
@@ -108,7 +108,7 @@ def why_no_dead_class_rule(run: RunRecords) -> str:
 
 
 def find_dead_class(run: RunRecords) -> Iterator[Finding]:
-    """Find validation classes that are never predicted."""
+    """Yield a finding if some validation classes are never predicted."""
     confusions = np.array([record["validation"]["confusion"] for record in run.late[-GRACE_EPOCHS:]])
     samples, predicted = confusions[-1].sum(axis=1), confusions.sum(axis=(0, 1))
     dead = np.flatnonzero((predicted == 0) & run.enough_samples).tolist()
@@ -146,7 +146,7 @@ def why_no_threshold_rule(run: RunRecords) -> str | None:
 
 
 def find_useless_threshold(run: RunRecords) -> Iterator[Finding]:
-    """Find a threshold that almost no class mean reaches (D_c is then the constant T_c), or that all always reach."""
+    """Yield a finding if almost no class mean reaches the threshold (D_c is then the constant T_c), or if all do."""
     threshold, count = run.config.class_distributions.threshold, len(run.classes)
     met = [record["classes_at_threshold"] for record in run.records]
     late = [record["classes_at_threshold"] for record in run.late]

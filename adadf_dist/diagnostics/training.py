@@ -41,7 +41,7 @@ def why_no_attention_rule(run: RunRecords) -> str | None:
 
 
 def find_flat_attention(run: RunRecords) -> Iterator[Finding]:
-    """Find nearly constant attention weights w', with which eq 12 fuses every sample in the same proportion."""
+    """Yield a finding if attention weights w' are nearly constant, since eq 12 then fuses all samples alike."""
     spread, loss = run.newest["attention"], run.config.loss
     if spread["std"] < MIN_ATTENTION_STD * (1 - loss.lambda_min):
         yield Finding(
@@ -80,7 +80,7 @@ def why_no_waiting_rule(run: RunRecords) -> str:
 
 
 def find_loader_waiting(run: RunRecords) -> Iterator[Finding]:
-    """Find training that waits for the data loader."""
+    """Yield a finding if training spends much of the epoch waiting for data."""
     waiting, data = run.newest["data_wait_fraction"], run.config.data
     if waiting < WAITING:
         return
@@ -102,7 +102,7 @@ def why_no_diverging_rule(run: RunRecords) -> str | None:
 
 
 def find_diverging(run: RunRecords) -> Iterator[Finding]:
-    """Find a rising cross entropy of the auxiliary branch, which produces the label distributions."""
+    """Yield a finding if the auxiliary branch, which produces the label distributions, has a rising cross entropy."""
     losses = [record["cross_entropy"] for record in run.records]
     lowest, tail = min(losses), losses[-RISING - 1 :]
     if not all(a < b for a, b in pairwise(tail)) or tail[-1] < RISE * lowest:
@@ -122,7 +122,7 @@ def fix_pull(config: Config) -> str:
 
 
 def find_behind(config: Config, target: float, auxiliary: float, samples: int) -> Iterator[Finding]:
-    """Find an auxiliary branch whose validation accuracy is far and significantly below the target branch's."""
+    """Yield a finding if the auxiliary branch's validation accuracy is far, and significantly, below the target's."""
     error = math.sqrt((target * (1 - target) + auxiliary * (1 - auxiliary)) / samples)
     if target - auxiliary <= max(MAX_AUXILIARY_GAP, OVERFIT_SIGMAS * error):
         return
@@ -138,7 +138,7 @@ def find_behind(config: Config, target: float, auxiliary: float, samples: int) -
 
 
 def find_replaced(run: RunRecords) -> Iterator[Finding]:
-    """Find samples that failed to decode."""
+    """Yield a finding if training samples failed to decode and were replaced in this epoch."""
     count = run.newest.get("num_replaced_samples", 0)
     if count:
         yield Finding(
@@ -155,7 +155,7 @@ def why_no_overfitting_rule(run: RunRecords) -> str:
 
 
 def find_overfitting(run: RunRecords) -> Iterator[Finding]:
-    """Find overfitting: validation accuracy well below its best although the target branch's training loss has fallen.
+    """Yield a finding if validation accuracy is well below its best although the target branch's loss has fallen.
 
     Compares means over `OVERFIT_WINDOW` epochs, because the best of many single epochs is biased upward.
     """

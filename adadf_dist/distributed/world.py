@@ -43,9 +43,7 @@ class World:
         self.heartbeat = Heartbeat(visible=rank == 0)
         self._stop_requested = False
         self._control: dist.ProcessGroup | None = None
-        """CPU process group (Gloo) for control messages, so that they never wait for queued GPU work; None for one
-        rank.
-        """
+        """CPU process group (Gloo) for control messages, which never wait for queued GPU work; None for one rank."""
 
     def __deepcopy__(self, memo: dict[int, Any]) -> World:
         """Return this object itself, because a copy of the model (the weight average) uses the same ranks."""

@@ -40,7 +40,7 @@ class DeepSpeedEngine(BaseEngine):
         super().__init__(config, num_classes, world, weights_as_images=False)
         self.stage = config.deepspeed.zero_stage
         self._copy = copy.deepcopy(self.model) if self.stage == 3 and self.average is None else None
-        """Copy of the model with the full weights, updated by `sync_for_eval`; only with ZeRO stage 3 and no weight
+        """Copy of the model with full weights, updated by `sync_for_eval`; only for ZeRO stage 3 without a weight
         average.
         """
         silence_deepspeed()
@@ -135,9 +135,7 @@ class DeepSpeedEngine(BaseEngine):
         safe_set_local_optimizer_state(parameter, padded[part * self.world.rank :][:part], key)
 
     def _link_moments(self) -> None:
-        """Link each parameter to its slice of the moments, which DeepSpeed does too early for the second parameter
-        group.
-        """
+        """Link each parameter to its slice of the moments. DeepSpeed itself links the second group's too early."""
         if self.stage < 3:
             for parameters, flat in zip(self._zero.bit16_groups, self._flat_partitions(), strict=True):
                 lazy_init_hp_params_optimizer_state(parameters, flat, self.optimizer.state)

@@ -138,7 +138,7 @@ def read_list(lines: Iterable[str], where: str) -> Iterator[Row]:
 
 
 def detect_separator(line: str, columns: Sequence[str] = (), blanks: bool = False) -> str:
-    """Return the separator that gives the most expected columns, or else the most cells.
+    """Return the separator that splits a line into the most expected columns or, if that is a tie, into the most cells.
 
     If the line contains no separator, return a comma, or a blank if `blanks` is true.
     """
@@ -186,7 +186,7 @@ def parse_whole(text: str) -> int | None:
 
 
 def find_class(word: str, classes: Sequence[str]) -> int | None:
-    """Return the index of a class by name, ignoring letter case and Unicode form if only one class matches."""
+    """Return the index of the class with this name, ignoring letter case and Unicode form unless that is ambiguous."""
     if word in classes:
         return classes.index(word)
     plain = plain_form(word)

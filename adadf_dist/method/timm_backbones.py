@@ -32,7 +32,7 @@ REDUCTION = 4
 For ResNet, that is layer1.
 """
 VIT_SHARED_FRACTION = 4
-"""By default, one in this many blocks of a vision transformer belongs to the extractor."""
+"""Default size of a vision transformer's extractor: one in this many of its blocks."""
 TOLERANCE = 1e-6
 
 

@@ -56,7 +56,7 @@ def find_backbone(tensors: Mapping[str, Tensor], wanted: Iterable[str]) -> Found
 
 
 def layouts(wanted: set[str]) -> list[dict[str, str]]:
-    """Return one mapping from file names to parameter names for each layout in which a backbone may be saved."""
+    """Return one mapping from names in the file to parameter names for each layout that a backbone may be saved in."""
     plain = {name: name for name in wanted}
     parts = {name: name.partition(".") for name in wanted}
     if not all(first in SEQUENTIAL for first, _, _ in parts.values()):

@@ -122,7 +122,7 @@ def paired_variance(differences: NDArray[np.float64]) -> float:
 
 
 def unpaired_variance(scores: Sequence[Score]) -> float:
-    """Return an upper bound on the sampling variance of a mean accuracy: binomial, as if all seeds agreed.
+    """Return an upper bound on the sampling variance of a mean accuracy: that of a binomial, as if all seeds agreed.
 
     Adds two successes and two failures (Agresti and Coull, 1998), so the variance is never zero.
     """

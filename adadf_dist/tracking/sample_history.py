@@ -161,7 +161,7 @@ class SampleHistoryRecorder:
 
 
 def write_arrays(path: Path, arrays: Mapping[str, NDArray[Any]]) -> None:
-    """Write an NPZ file atomically. Raises `UserError`, or `DiskFullError` if the disk is full."""
+    """Write an NPZ file atomically. Raises `DiskFullError` if the disk is full, and `UserError` for other errors."""
     with os_errors_as_user_errors(path):
         path.parent.mkdir(exist_ok=True)
     with atomic_write(path) as partial, partial.open("wb") as file:

@@ -50,7 +50,7 @@ def check_consistency(config: Config, world: World) -> None:
 
 
 def find_version_mismatch(world: World) -> UserError | None:
-    """Return an error if package versions differ between nodes. Collective."""
+    """Return a `UserError` if package versions differ between nodes, otherwise None. Collective."""
     return describe_mismatch(
         gather_per_node(world, installed_versions),
         "{name} is {values}",
@@ -59,7 +59,7 @@ def find_version_mismatch(world: World) -> UserError | None:
 
 
 def find_config_mismatch(config: Config, world: World) -> UserError | None:
-    """Return an error if a configuration key differs between nodes. Collective."""
+    """Return a `UserError` if a configuration key differs between nodes, otherwise None. Collective."""
     settings = {key: value for key, value in flatten(to_dict(config)) if key not in keys_with(Role.PER_NODE)}
     shards = config.data.shards  # the following collectives depend on where they are, not on the path
     settings["data.shards"] = shards if is_remote(shards) else "a local folder" if shards else "empty"
@@ -104,7 +104,7 @@ def source_hash(folder: Path = Path(adadf_dist.__file__).parent) -> str:
 
 
 def find_unshared_run_dir(folder: Path, world: World) -> UserError | None:
-    """Return an error if a file that rank 0 writes to the run folder is not visible on every node.
+    """Return a `UserError` if a file that rank 0 writes to the run folder is not visible on every node, otherwise None.
 
     Collective: every rank must call this. Creates the folder if it is missing, and removes the test file at the end.
     """

@@ -64,7 +64,7 @@ class CsvAnnotations:
     file_of: array[int]
     """For each image, the index in `files` of the csv that lists it."""
     start_of: array[int]
-    """For each image, the byte offset of its line in that csv."""
+    """For each image, the byte offset of its line in the csv that lists it."""
 
     def __call__(self, number: int) -> Mapping[str, object]:
         file = self.file_of[number]

@@ -35,13 +35,9 @@ class TableRow(NamedTuple):
     mean_class: dict[int, float]
     """Maps each seed to the mean class accuracy on the split that `measured` uses."""
     interval: Interval | None
-    """95% confidence interval of the mean of `measured`, covering seed and sampling variance; None for fewer than two
-    seeds.
-    """
+    """95% confidence interval of the mean of `measured`, over seeds and samples; None for fewer than two seeds."""
     difference: PairedDifference | None
-    """Accuracy difference from the baseline row, in [-1, 1]; None for the baseline itself or fewer than two shared
-    seeds.
-    """
+    """Accuracy difference from the baseline row, in [-1, 1]; None for the baseline or fewer than two shared seeds."""
     published: float | None
     failed: tuple[str, ...]
     """Error messages of the seeds that failed."""

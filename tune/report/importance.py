@@ -23,9 +23,7 @@ MIN_TRIALS_PER_KEY = 10
 
 class Importance(NamedTuple):
     trials: int
-    """Number of trials used: all except the default and those that an axis cannot show, such as 0 on a logarithmic
-    axis.
-    """
+    """Number of trials used: all but the default and those with a value that an axis cannot show (0 if logarithmic)."""
     shares: dict[str, float]
     """For each key, its fraction of the variance explained by single keys, largest first; empty if not computed."""
     refused: str = ""

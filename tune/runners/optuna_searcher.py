@@ -28,7 +28,7 @@ class OptunaSearcher(Searcher):
         begun = {o.trial.number: o for o in study.trials.outcomes() if o.trial.stage == "search"}
         self._left = [outcome.trial for outcome in begun.values() if not outcome.status]
         self._again: dict[str, Trial] = {}
-        """Resumed trials by the ID that Ray Tune currently uses for them."""
+        """Maps the ID that Ray Tune currently uses for a resumed trial to the trial."""
         if DEFAULT not in begun:
             study.trials.begin(study.default())
             self._left.insert(0, study.default())
