@@ -121,5 +121,8 @@ def checked_trials(space: Space, options: argparse.Namespace) -> int:
     if space.points is None or options.num_trials == 0:
         return DEFAULT_TRIALS if options.num_trials is None else int(options.num_trials)
     if options.num_trials is not None and options.num_trials > space.points:
-        raise UserError(f"--num-trials {options.num_trials}: space {space.name} has only {space.points} grid points")
+        raise UserError(
+            f"--num-trials {options.num_trials}: space {space.name} has only {space.points} grid points; "
+            "lower --num-trials"
+        )
     return space.points if options.num_trials is None else int(options.num_trials)

@@ -63,13 +63,13 @@ def plan(argv: Sequence[str]) -> tuple[Study, argparse.Namespace, str]:
     preset = parse_overrides(words).get("preset", "")
     if options.num_seeds < 2:
         raise UserError(
-            f"--num-seeds {options.num_seeds}: must be at least 2; one run per row does not show how much seeds vary"
+            f"--num-seeds {options.num_seeds}: must be at least 2; one run per row does not show how much results vary"
         )
     check_protocol(base)
     if "backbone" in options.tables and base.model.pretrained not in ("", "imagenet"):
         raise UserError(
-            f"model.pretrained: {base.model.pretrained} contains weights of one backbone, but table backbone trains "
-            "two; set model.pretrained = imagenet or remove it"
+            f"model.pretrained: {base.model.pretrained} contains weights of one backbone, but the table `backbone` "
+            "trains two; set model.pretrained = imagenet or remove it"
         )
     folder = options.out or Path("runs") / f"tables-{study_name(base)}"
     chosen = SearchOptions(options.num_seeds, keep=options.keep_checkpoints)

@@ -89,7 +89,7 @@ def read_checkpoint(path: Path | str) -> dict[str, Any]:
             damaged = archive.testzip()
         content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except FileNotFoundError:
-        raise UserError(f"{path}: no such checkpoint") from None
+        raise UserError(f"{path}: no such checkpoint; check the path") from None
     except IsADirectoryError:
         raise UserError(f"{path}: is a folder; pass one of the checkpoint files in it") from None
     except pickle.UnpicklingError:

@@ -199,7 +199,10 @@ def warn_of_renames(layers: Iterable[ConfigLayer]) -> None:
         renames = describe_renames(layer.values)
         if renames:
             more = f" and {len(renames) - 3} more" if len(renames) > 3 else ""
-            logger.warning(f"{layer.origin}: {', '.join(renames[:3])}{more}; rename before 0.3 (see CHANGELOG.md)")
+            logger.warning(
+                f"{layer.origin}: {', '.join(renames[:3])}{more}; version 0.3 will reject the old names "
+                "(see CHANGELOG.md)"
+            )
 
 
 def split_dry_run(argv: Sequence[str]) -> tuple[bool, list[str]]:

@@ -72,8 +72,8 @@ def find_long_scaling(config: Config, length: Length) -> Iterator[Finding]:
     reached = batch_factor(optimizer, config.batch_size, length.epochs - 1 / length.steps_per_epoch)
     yield warning(
         "optimizer.scaling_warmup_epochs",
-        f"optimizer.scaling_warmup_epochs = {optimizer.scaling_warmup_epochs:g} epochs of {length.epochs}: the "
-        f"batch-size factor on the learning rate is {reached:.2f} at the last step, below its full value of {full:.2f}",
+        f"optimizer.scaling_warmup_epochs = {optimizer.scaling_warmup_epochs:g} of the run's {length.epochs} epochs: "
+        f"the batch-size factor on the learning rate is {reached:.2f} at the last step, below its full {full:.2f}",
         f"set optimizer.scaling_warmup_epochs = {length.epochs / 10:g}, or train longer",
     )
 

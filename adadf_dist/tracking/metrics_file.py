@@ -49,7 +49,7 @@ class MetricsFile:
         try:
             self._flush_pending()
         except DiskFullError as error:
-            logger.warning(f"{error}; {len(self._pending)} metric records lost")
+            logger.warning(f"{error}; {len(self._pending)} metric records could not be written")
 
     def _flush_pending(self) -> None:
         """Write all buffered lines, or none of them if the disk is full."""
