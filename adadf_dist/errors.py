@@ -24,15 +24,15 @@ class UserError(ValueError):
 
 
 class LostRankError(UserError):
-    """Another rank exited or is unreachable. Running the same command resumes from the last checkpoint."""
+    """Raised if another rank exited or is unreachable. Running the same command resumes from the last checkpoint."""
 
 
 class DiskFullError(UserError):
-    """No disk space is left; a retry may succeed."""
+    """Raised if no disk space is left; a retry may succeed."""
 
 
 class RunDirLockedError(UserError):
-    """Another run is writing to the run folder; a retry may succeed."""
+    """Raised if another run is writing to the run folder; a retry may succeed."""
 
 
 def single_line(error: object, most: int = 200) -> str:

@@ -57,7 +57,7 @@ class ImageSourceOptions:
 
     root: Path
     fractions: Mapping[str, float]
-    """Maps each split to hold out from train to its fraction of each class."""
+    """Maps each split that is held out from train to the fraction of each class to hold out."""
     image_size: int | None = None
     """Maximum shorter side in pixels; larger images are downscaled."""
     margin: float | None = None

@@ -122,7 +122,7 @@ def fix_pull(config: Config) -> str:
 
 
 def find_behind(config: Config, target: float, auxiliary: float, samples: int) -> Iterator[Finding]:
-    """Yield a finding if the auxiliary branch's validation accuracy is far, and significantly, below the target's."""
+    """Yield a finding if the auxiliary branch's validation accuracy is significantly below the target branch's."""
     error = math.sqrt((target * (1 - target) + auxiliary * (1 - auxiliary)) / samples)
     if target - auxiliary <= max(MAX_AUXILIARY_GAP, OVERFIT_SIGMAS * error):
         return

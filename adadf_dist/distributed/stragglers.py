@@ -15,9 +15,9 @@ from adadf_dist.distributed.heartbeat import EVALUATION, LOADING
 from adadf_dist.distributed.world import World
 
 SLOW_FACTOR = 1.3
-"""Minimum ratio of a rank's own work to the median over ranks for a warning."""
+"""Minimum ratio of a rank's own working time to the median over ranks that triggers a warning."""
 MIN_LOST_FRACTION = 0.02
-"""Minimum fraction of the epoch's duration that a straggler must cost for a warning."""
+"""Minimum fraction of an epoch's duration lost to a straggler that triggers a warning."""
 
 
 def find_straggler(world: World) -> dict[str, object]:

@@ -86,7 +86,7 @@ class Space:
     domains: Mapping[str, Domain]
 
     def sample(self, seed: int, number: int) -> Values:
-        """Return the values sampled for trial `number`, which are deterministic: a resumed search samples them again.
+        """Return the values sampled for trial `number`. Sampling is deterministic, so a resumed search repeats it.
 
         Grids are enumerated in order; other kinds are sampled.
         """
