@@ -80,7 +80,7 @@ def link_atomically(path: Path, name: Path) -> None:
 
 
 def read_checkpoint(path: Path | str) -> dict[str, Any]:
-    """Read a checkpoint. Raises `UserError` if the file contains anything other than plain data and tensors.
+    """Read a checkpoint. Raises `UserError` if it is invalid or contains anything but plain data and tensors.
 
     Verifies all checksums, because `torch.load` alone accepts files with flipped bits.
     """
